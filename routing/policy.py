@@ -1,0 +1,55 @@
+"""Where a job goes: the class that holds it, never below its type's floor."""
+
+from dataclasses import dataclass
+
+from routing.classes import MemoryClass, smallest_class_holding
+from routing.estimate import Estimate
+from routing.queues import CPU_QUEUE, gpu_queue
+from routing.requirements import FLOOR_CLASS, TrainingType
+
+
+class DoesNotFitError(ValueError):
+    """No memory class holds the job."""
+
+    def __init__(self, needed_gib: float) -> None:
+        largest = max(MemoryClass)
+        self.needed_gib = needed_gib
+        super().__init__(
+            f"the job needs about {needed_gib:.1f} GiB of GPU memory and the largest class, "
+            f"{largest}, is sure to have {largest.floor_gib:.1f} GiB"
+        )
+
+
+@dataclass(frozen=True)
+class Route:
+    """A job's class and the queue of each kind of stage."""
+
+    memory_class: MemoryClass
+    estimate: Estimate
+    reason: str
+
+    @property
+    def gpu_queue(self) -> str:
+        """The queue of the stages that need the GPU."""
+        return gpu_queue(self.memory_class)
+
+    @property
+    def cpu_queue(self) -> str:
+        """The queue of the stages that need no GPU."""
+        return CPU_QUEUE
+
+
+def route(training_type: TrainingType, estimate: Estimate) -> Route:
+    """The route of a job of this type with this estimate.
+
+    Raises:
+        DoesNotFitError: No class holds the estimate.
+    """
+    floor = FLOOR_CLASS[training_type]
+    holding = smallest_class_holding(estimate.needed_gib)
+    if holding is None:
+        raise DoesNotFitError(estimate.needed_gib)
+    needed = f"the estimate of {estimate.needed_gib:.1f} GiB"
+    if holding > floor:
+        return Route(holding, estimate, f"{needed} needs class {holding}")
+    return Route(floor, estimate, f"{training_type} never runs below {floor}; {needed} fits there")

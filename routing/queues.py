@@ -1,0 +1,34 @@
+"""Queue names, and the order in which a worker serves them."""
+
+from routing.classes import MemoryClass
+
+CPU_QUEUE = "cpu"
+
+
+def gpu_queue(memory_class: MemoryClass) -> str:
+    """The queue of the jobs that need a GPU of this class: ``gpu.40gb``."""
+    return f"gpu.{memory_class}"
+
+
+GPU_QUEUES = tuple(gpu_queue(c) for c in MemoryClass)
+ALL_QUEUES = (CPU_QUEUE, *GPU_QUEUES)
+
+
+def served_queues(memory_class: MemoryClass, *, strict: bool = False) -> tuple[str, ...]:
+    """The queues a GPU of this class serves, first served first.
+
+    Its own class comes first, then smaller ones, so that a big card never starves the jobs only
+    it can hold and never stands idle beside smaller jobs either.
+
+    Args:
+        memory_class: The class of the worker's GPU.
+        strict: Serve the own class only.
+    """
+    if strict:
+        return (gpu_queue(memory_class),)
+    return tuple(gpu_queue(c) for c in sorted(MemoryClass, reverse=True) if c <= memory_class)
+
+
+def workers_serving(queue: str, served: dict[str, list[str]]) -> list[str]:
+    """The workers among ``served`` (worker name to queue names) that take from ``queue``."""
+    return sorted(worker for worker, queues in served.items() if queue in queues)

@@ -1,0 +1,174 @@
+"""Errors of a job, as they are raised here and as they travel.
+
+    JobError                 the only one that crosses the wire
+    ├── InvalidJobError      a config that cannot run, with every fault in it
+    ├── DataSetError         a data set that cannot be trained on, with every fault in it
+    ├── BaseModelError       a base model that is missing or incomplete
+    ├── DoesNotFitJobError   no GPU class holds the job
+    ├── TrainerError         the trainer stopped without a result
+    ├── CancelledJobError    somebody cancelled the job
+    └── StoreError           an artifact could not be read or written
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    """Why a job or a command failed; each has an exit code of its own on the command line."""
+
+    INTERNAL = "internal"
+    INVALID_JOB = "invalid_job"
+    INVALID_DATA_SET = "invalid_data_set"
+    INVALID_MODEL = "invalid_model"
+    NO_BROKER = "no_broker"
+    NO_WORKER = "no_worker"
+    DOES_NOT_FIT = "does_not_fit"
+    TRAINER_FAILED = "trainer_failed"
+    CANCELLED = "cancelled"
+    UNKNOWN_JOB = "unknown_job"
+    STORE = "store"
+    OUT_OF_MEMORY = "out_of_memory"
+    DIVERGED = "diverged"
+    SUPERSEDED = "superseded"
+    NOT_INSTALLED = "not_installed"
+    UNREADABLE_FILE = "unreadable_file"
+
+
+EXIT_CODES = {
+    ErrorCode.INTERNAL: 1,
+    # 2 is the shell's convention for a wrong command line.
+    ErrorCode.INVALID_JOB: 3,
+    ErrorCode.INVALID_DATA_SET: 4,
+    ErrorCode.INVALID_MODEL: 5,
+    ErrorCode.NO_BROKER: 6,
+    ErrorCode.NO_WORKER: 7,
+    ErrorCode.DOES_NOT_FIT: 8,
+    ErrorCode.TRAINER_FAILED: 9,
+    ErrorCode.CANCELLED: 10,
+    ErrorCode.UNKNOWN_JOB: 11,
+    ErrorCode.STORE: 12,
+    ErrorCode.OUT_OF_MEMORY: 13,
+    ErrorCode.DIVERGED: 14,
+    ErrorCode.SUPERSEDED: 15,
+    ErrorCode.NOT_INSTALLED: 16,
+    ErrorCode.UNREADABLE_FILE: 17,
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing wrong with what a user gave us.
+
+    Attributes:
+        where: The field (``training.lora_rank_dim``) or the file (``cat.png``).
+        problem: What is wrong, and what would be right.
+    """
+
+    where: str
+    problem: str
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        return f"{self.where}: {self.problem}" if self.where else self.problem
+
+
+class JobError(Exception):
+    """A job's failure in the one form that survives JSON results.
+
+    Args:
+        message: One clear sentence, or a list of faults a line each.
+        code: An ``ErrorCode`` value.
+        stage: The stage it happened in, or ``submit``.
+        retryable: Whether the same job could succeed when tried again.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        code: str = ErrorCode.INTERNAL,
+        stage: str = "submit",
+        retryable: bool = False,
+    ) -> None:
+        super().__init__(message, str(code), stage, retryable)
+        self.message = message
+        self.code = ErrorCode(code)
+        self.stage = stage
+        self.retryable = retryable
+
+    def __str__(self) -> str:
+        """The message alone."""
+        return self.message
+
+    @property
+    def exit_code(self) -> int:
+        """The command line's exit code for this error."""
+        return EXIT_CODES[self.code]
+
+
+class _FaultsError(JobError):
+    """A user's mistakes, reported all at once."""
+
+    _code: ErrorCode
+    _title: str
+
+    def __init__(self, faults: Sequence[Fault], stage: str = "submit") -> None:
+        self.faults = tuple(faults)
+        lines = "\n".join(f"  - {fault}" for fault in faults)
+        super().__init__(f"{self._title}:\n{lines}", self._code, stage)
+
+
+class InvalidJobError(_FaultsError):
+    """A job description that cannot run."""
+
+    _code = ErrorCode.INVALID_JOB
+    _title = "the job cannot run as described"
+
+
+class DataSetError(_FaultsError):
+    """A data set that cannot be trained on."""
+
+    _code = ErrorCode.INVALID_DATA_SET
+    _title = "the data set cannot be trained on"
+
+
+class BaseModelError(_FaultsError):
+    """A base model that is missing or incomplete."""
+
+    _code = ErrorCode.INVALID_MODEL
+    _title = "the base model cannot be used"
+
+
+class DoesNotFitJobError(JobError):
+    """A job that no GPU memory class holds."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, ErrorCode.DOES_NOT_FIT)
+
+
+class TrainerError(JobError):
+    """The trainer stopped without a result."""
+
+    def __init__(
+        self,
+        message: str,
+        stage: str,
+        code: ErrorCode = ErrorCode.TRAINER_FAILED,
+        retryable: bool = False,
+    ) -> None:
+        super().__init__(message, code, stage, retryable)
+
+
+class CancelledJobError(JobError):
+    """Somebody cancelled the job."""
+
+    def __init__(self, job_id: str, stage: str) -> None:
+        super().__init__(f"job {job_id} was cancelled", ErrorCode.CANCELLED, stage)
+
+
+class StoreError(JobError):
+    """An artifact could not be read or written."""
+
+    def __init__(self, message: str, stage: str = "submit", retryable: bool = True) -> None:
+        super().__init__(message, ErrorCode.STORE, stage, retryable)

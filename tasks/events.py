@@ -1,0 +1,167 @@
+"""What is told of a job while it runs: typed, one JSON object each.
+
+The same models travel from the trainer over its pipe (a line each) and to readers over the job's
+stream in Redis.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+
+from tasks.errors import ErrorCode
+from tasks.jobs.base import StrictModel
+
+
+class Artifact(StrictModel):
+    """A file in the store."""
+
+    name: str
+    """Its file name."""
+
+    key: str
+    """Its key in the store."""
+
+    sha256: str
+    """The digest of its bytes, in hex."""
+
+    size: int
+    """Its length in bytes."""
+
+
+class JobAccepted(StrictModel):
+    """The job was checked and its chain dispatched."""
+
+    kind: Literal["accepted"] = "accepted"
+    queue: str
+    """The queue of its GPU stages."""
+    reason: str
+    """Why that queue."""
+
+
+class StageStarted(StrictModel):
+    """A worker began a stage."""
+
+    kind: Literal["stage_started"] = "stage_started"
+    stage: str
+    attempt: int
+    """The fencing token this start holds."""
+    queue: str
+    worker: str
+
+
+class StageFinished(StrictModel):
+    """A stage is done."""
+
+    kind: Literal["stage_finished"] = "stage_finished"
+    stage: str
+    attempt: int
+    seconds: float
+    summary: str
+    """What it did, in a few words."""
+
+
+class Progress(StrictModel):
+    """How far a stage is."""
+
+    kind: Literal["progress"] = "progress"
+    stage: str
+    done: int
+    total: int
+    unit: Literal["images", "captions", "steps", "files"]
+    per_second: float | None = None
+    """Units done per second, smoothed."""
+    loss: float | None = None
+    """The mean loss of this step."""
+    learning_rate: float | None = None
+
+
+class CheckpointSaved(StrictModel):
+    """The run can go on from here."""
+
+    kind: Literal["checkpoint"] = "checkpoint"
+    step: int
+    """Weight updates made."""
+    state_key: str
+    """The store key of the exact training state."""
+    weights: Artifact
+    """The LoRA as of this step, in its published form."""
+
+
+class Note(StrictModel):
+    """Something a person should know."""
+
+    kind: Literal["note"] = "note"
+    level: Literal["info", "warning"]
+    message: str
+
+
+class CacheDone(StrictModel):
+    """The trainer's answer to a ``cache`` request."""
+
+    kind: Literal["cache_done"] = "cache_done"
+    index_key: str
+    """The store key of the index that ``train`` reads: which entry belongs to which sample."""
+    encoded_images: int
+    encoded_captions: int
+    reused_images: int
+    reused_captions: int
+
+
+class TrainDone(StrictModel):
+    """The trainer's answer to a ``train`` request."""
+
+    kind: Literal["train_done"] = "train_done"
+    steps: int
+    final_loss: float
+    checkpoints: tuple[CheckpointSaved, ...]
+    """Those kept, oldest first; the last one is the end of the run."""
+    extras: tuple[Artifact, ...] = ()
+    """Other files to publish: metrics."""
+    versions: dict[str, str] = {}
+    """Library to version, of those that computed the result."""
+    device: str = "cpu"
+    """The device's name."""
+
+
+class TrainFailed(StrictModel):
+    """The trainer's last word when it cannot go on."""
+
+    kind: Literal["failed"] = "failed"
+    code: ErrorCode
+    message: str
+
+
+class JobEnded(StrictModel):
+    """The job is over."""
+
+    kind: Literal["ended"] = "ended"
+    status: Literal["succeeded", "failed", "cancelled"]
+    message: str = ""
+    """Why, where it did not succeed."""
+    code: ErrorCode | None = None
+
+
+Event = Annotated[
+    JobAccepted
+    | StageStarted
+    | StageFinished
+    | Progress
+    | CheckpointSaved
+    | Note
+    | CacheDone
+    | TrainDone
+    | TrainFailed
+    | JobEnded,
+    Field(discriminator="kind"),
+]
+
+_ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
+
+
+def parse_event(line: str | bytes) -> Event:
+    """The event that one line of JSON holds.
+
+    Raises:
+        pydantic.ValidationError: The line is no event.
+    """
+    return _ADAPTER.validate_json(line)

@@ -1,0 +1,1 @@
+"""What a job is: pydantic models only, no Celery and no torch."""

@@ -1,0 +1,147 @@
+"""``TrainingJob``: one job, as a person, a backend or a preset describes it."""
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, ValidationError, field_validator
+
+from routing.estimate import Estimate, FluxShape, estimate_flux_lora
+from routing.policy import DoesNotFitError, Route, route
+from routing.requirements import TrainingType
+from tasks.contract import JOB_SCHEMA_VERSION
+from tasks.errors import DoesNotFitJobError, Fault, InvalidJobError
+from tasks.jobs.base import StrictModel
+from tasks.jobs.flux_lora import ATTENTION_TARGETS, FluxLoraConfig, flux_lora_targets
+from tasks.presets import UnknownPresetError, with_preset
+
+# Job ids and names become parts of store keys and file names.
+_SAFE = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+SafeName = Annotated[str, Field(pattern=_SAFE, max_length=100)]
+
+
+class TrainingJob(StrictModel):
+    """A training job."""
+
+    schema_version: Literal[1] = JOB_SCHEMA_VERSION
+    """The version of this description."""
+
+    id: SafeName | None = None
+    """The job's id. Submitting the same id twice gives one job. Null: one is made at submit."""
+
+    name: SafeName = "lora"
+    """What the published file is called."""
+
+    preset: str | None = None
+    """A preset whose values stand where ``training`` has none."""
+
+    training: FluxLoraConfig
+    """What to train, by its ``type``."""
+
+    @field_validator("name")
+    @classmethod
+    def _not_a_path(cls, name: str) -> str:
+        if ".." in name:
+            raise ValueError("must not hold '..'")
+        return name
+
+    def estimate(self) -> Estimate:
+        """The GPU memory this job needs."""
+        config = self.training
+        targets, _ = flux_lora_targets(config.flux_lora_target_modules)
+        return estimate_flux_lora(
+            FluxShape(
+                pixels=max(size.pixels for size in config.data_loader.sizes()),
+                batch_size=config.train_batch_size,
+                rank=config.lora_rank_dim,
+                weight_dtype=config.weight_dtype,
+                attention_only=targets <= ATTENTION_TARGETS,
+                gradient_checkpointing=config.gradient_checkpointing,
+                text_encoders_resident=not config.cache_text_encoder_outputs,
+            )
+        )
+
+    def route(self) -> Route:
+        """The class and queues of this job.
+
+        Raises:
+            DoesNotFitJobError: No GPU memory class holds it.
+        """
+        try:
+            return route(TrainingType(self.training.type), self.estimate())
+        except DoesNotFitError as error:
+            parts = ", ".join(f"{k} {v:.1f}" for k, v in self.estimate().parts().items())
+            raise DoesNotFitJobError(
+                f"{error} (GiB: {parts}); set gradient_checkpointing, cache_text_encoder_outputs, "
+                "a smaller train_batch_size or a smaller resolution"
+            ) from error
+
+
+def parse_job(document: Any) -> TrainingJob:
+    """The job that a document describes, its preset applied.
+
+    Args:
+        document: A mapping, as read from JSON or YAML. It is not changed.
+
+    Raises:
+        InvalidJobError: With every fault of the document.
+    """
+    if not isinstance(document, dict):
+        raise InvalidJobError([Fault("", "a job is a mapping with the key 'training'")])
+    faults = []
+    try:
+        document = with_preset(document)
+    except UnknownPresetError as error:
+        faults.append(Fault("preset", str(error)))
+    known = _check_type(document)
+    if known is not None:
+        raise InvalidJobError([*faults, known])
+    try:
+        # Through JSON text, so that only what a message can carry is accepted, and in its types.
+        job = TrainingJob.model_validate_json(json.dumps(document, default=str))
+    except ValidationError as error:
+        raise InvalidJobError([*faults, *faults_of(error)]) from error
+    if faults:
+        raise InvalidJobError(faults)
+    return job
+
+
+def faults_of(error: ValidationError) -> list[Fault]:
+    """Every fault that pydantic found, by the path a person would write."""
+    return [
+        Fault(_path(details["loc"]), _problem(dict(details)))
+        for details in error.errors(include_url=False)
+    ]
+
+
+def _check_type(document: dict[str, Any]) -> Fault | None:
+    training = document.get("training")
+    if not isinstance(training, dict):
+        return Fault("training", "is missing; it holds the training type and its options")
+    given = training.get("type")
+    if given == TrainingType.FLUX_LORA:
+        return None
+    if given in list(TrainingType):
+        return Fault("training.type", f"{given} is not built yet; FLUX_LORA is")
+    types = ", ".join(TrainingType)
+    return Fault("training.type", f"{given!r} is no training type; the types are {types}")
+
+
+# The names of union branches appear in pydantic's paths, not in a person's document.
+_BRANCH = re.compile(r"^([A-Z][A-Z_]+|AdamW|Prodigy|int|tuple\[.*)$")
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location if not _BRANCH.match(str(part)))
+
+
+def _problem(details: dict[str, Any]) -> str:
+    kind, message = details["type"], str(details["msg"])
+    if kind == "extra_forbidden":
+        return "is no option; check its spelling"
+    if kind == "missing":
+        return "is missing"
+    message = message.removeprefix("Value error, ")
+    if kind == "value_error" or isinstance(details["input"], dict | list):
+        return message
+    return f"{message} (got {details['input']!r})"

@@ -1,0 +1,91 @@
+"""Presets: data files named family, method, GPUs x memory, and how they join a job.
+
+Order of precedence: field defaults, then the preset, then the job's own fields.
+"""
+
+from copy import deepcopy
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+ALIASES = {
+    "flux_1x24gb": "flux_lora_1x24gb",
+    "flux_1x40gb": "flux_lora_1x40gb",
+    "flux_1x80gb": "flux_lora_1x80gb",
+}
+"""Other names of presets."""
+
+_FOLDER = files("tasks") / "preset_files"
+
+
+class UnknownPresetError(KeyError):
+    """No preset has this name."""
+
+    def __init__(self, name: object) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        """What there is instead."""
+        return f"there is no preset {self.name!r}; there are {', '.join(preset_names())}"
+
+
+@cache
+def preset_names() -> tuple[str, ...]:
+    """The names of all presets, without aliases."""
+    found = (entry.name for entry in _FOLDER.iterdir())
+    return tuple(sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml")))
+
+
+def preset(name: str) -> dict[str, Any]:
+    """A preset's ``training`` values and its ``summary``.
+
+    Raises:
+        UnknownPresetError: No preset has this name.
+    """
+    resolved = ALIASES.get(name, name) if isinstance(name, str) else name
+    if resolved not in preset_names():
+        raise UnknownPresetError(name)
+    values: dict[str, Any] = yaml.safe_load((_FOLDER / f"{resolved}.yaml").read_text("utf-8"))
+    return values
+
+
+def with_preset(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with its preset's values where it has none of its own.
+
+    Of two options that exclude each other (``max_train_steps`` and ``max_train_epochs``), the one
+    that the job sets puts out the preset's.
+
+    Raises:
+        UnknownPresetError: The document names a preset that does not exist.
+    """
+    if document.get("preset") is None:
+        return document
+    training = document.get("training")
+    base = preset(document["preset"])["training"]
+    if training is not None and not isinstance(training, dict):
+        return document
+    for pair in _EXCLUSIVE:
+        if any(option in (training or {}) for option in pair):
+            for option in pair:
+                base.pop(option, None)
+    return {**document, "training": _merged(base, training or {})}
+
+
+_EXCLUSIVE = (
+    ("max_train_steps", "max_train_epochs"),
+    ("save_every_n_steps", "save_every_n_epochs"),
+    ("validate_every_n_steps", "validate_every_n_epochs"),
+)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = deepcopy(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merged(merged[key], value)
+        else:
+            merged[key] = deepcopy(value)
+    return merged

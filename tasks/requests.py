@@ -1,0 +1,60 @@
+"""What a trainer subprocess is asked to do: one JSON line on its standard input."""
+
+from enum import IntEnum
+from typing import Literal
+
+from pydantic import Field
+
+from tasks.jobs.base import StrictModel
+from tasks.jobs.flux_lora import FluxLoraConfig
+
+
+class TrainerRequest(StrictModel):
+    """One run of the trainer. It answers with events, the last one telling how it ended."""
+
+    stage: Literal["cache", "train"]
+    """``cache`` encodes what is not in the cache yet; ``train`` trains."""
+
+    job_id: str
+    attempt: int
+    """The fencing token; part of every key written, so that two starts never share one."""
+
+    name: str
+    """What the published file is called."""
+
+    training: FluxLoraConfig
+    """The resolved config, its seed set."""
+
+    data_set_key: str
+    """The store key of the normalised data set."""
+
+    store_url: str
+    """Where images, cache entries, checkpoints and results are."""
+
+    scratch_dir: str
+    """A folder of this run's own, for files on their way to the store."""
+
+    device: Literal["cpu", "cuda"]
+    """``cuda`` is the one GPU the process is pinned to."""
+
+    cache_index_key: str | None = Field(default=None)
+    """``train``: the index that ``cache`` wrote."""
+
+    resume_state_key: str | None = Field(default=None)
+    """``train``: the state to go on from; null starts at step 0."""
+
+    earlier_checkpoints: tuple[str, ...] = ()
+    """``train``: the checkpoints that exist already, as JSON of ``CheckpointSaved``, oldest first:
+    they count for max_checkpoints."""
+
+
+class TrainerExit(IntEnum):
+    """How a trainer process ends."""
+
+    DONE = 0
+    CRASHED = 1
+    """An error nobody foresaw; the last lines of its standard error tell."""
+    REFUSED = 3
+    """It said why in a ``failed`` event; trying again would not help."""
+    INTERRUPTED = 4
+    """It was asked to stop, saved a checkpoint and stopped."""

@@ -1,0 +1,157 @@
+"""The store of everything that lasts: a local folder, S3, GCS or Azure, by URL.
+
+Knows where each kind of thing lies (all keys are spelled here) and how to write it so that nobody
+ever reads half of it. Knows no Celery and no Redis.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, from_url
+
+from tasks.errors import StoreError
+from tasks.events import Artifact
+
+
+def data_set_key(digest: str) -> str:
+    """The normalised data set with this digest."""
+    return f"datasets/{digest}.json"
+
+
+def image_key(digest: str) -> str:
+    """The picture with this digest, in the file format it came in."""
+    return f"images/{digest[:2]}/{digest}"
+
+
+def text_entry_key(digest: str) -> str:
+    """A caption's cached text-encoder outputs."""
+    return f"cache/text/{digest[:2]}/{digest}.safetensors"
+
+
+def latent_entry_key(digest: str) -> str:
+    """A picture's cached VAE outputs."""
+    return f"cache/latents/{digest[:2]}/{digest}.safetensors"
+
+
+def cache_index_key(job_id: str) -> str:
+    """Which cache entries belong to which samples of a job."""
+    return f"jobs/{job_id}/cache.json"
+
+
+def checkpoint_prefix(job_id: str, step: int, attempt: int) -> str:
+    """The folder of one checkpoint; attempts never share one."""
+    return f"jobs/{job_id}/checkpoints/{step:08d}-{attempt}"
+
+
+def output_prefix(job_id: str, folder: str | None) -> str:
+    """The folder a job's results are published in."""
+    return f"{folder or 'outputs'}/{job_id}"
+
+
+class Store:
+    """Objects by key. Every write is whole or absent.
+
+    Args:
+        url: ``file:///folder``, ``s3://bucket/prefix``, ``gs://...`` or ``az://...``; the
+            credentials come from the environment, as each cloud's own tools read them.
+
+    Raises:
+        StoreError: From every method, when the store cannot do it.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        parts = urlsplit(url)
+        self._folder = Path(unquote(parts.path)) if parts.scheme == "file" else None
+        try:
+            if self._folder is not None:
+                self._store = LocalStore(self._folder, mkdir=True)
+            else:
+                self._store = from_url(url)
+        except (BaseError, ValueError) as error:
+            raise StoreError(f"cannot open the store: {_first_line(error)}", retryable=False) from error
+
+    def put(self, key: str, data: bytes | Path) -> None:
+        """Write an object, over an older one of the same key."""
+        try:
+            obstore.put(self._store, key, data)
+        except (BaseError, OSError) as error:
+            raise StoreError(f"cannot write {key}: {_first_line(error)}") from error
+
+    def put_if_absent(self, key: str, data: bytes | Path) -> bool:
+        """Write an object unless there is one; True where this call wrote it."""
+        try:
+            obstore.put(self._store, key, data, mode="create")
+        except AlreadyExistsError:
+            return False
+        except (BaseError, OSError) as error:
+            raise StoreError(f"cannot write {key}: {_first_line(error)}") from error
+        return True
+
+    def put_artifact(self, key: str, path: Path) -> Artifact:
+        """Write a file and say what it is; safe to repeat with the same file."""
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        self.put(key, path)
+        name = key.rsplit("/", 1)[-1]
+        return Artifact(name=name, key=key, sha256=digest, size=path.stat().st_size)
+
+    def get(self, key: str) -> bytes:
+        """An object's bytes."""
+        try:
+            return bytes(obstore.get(self._store, key).bytes())
+        except (BaseError, OSError) as error:
+            raise StoreError(f"cannot read {key}: {_first_line(error)}") from error
+
+    def exists(self, key: str) -> bool:
+        """Whether there is an object of this key."""
+        try:
+            obstore.head(self._store, key)
+        except FileNotFoundError:
+            return False
+        except (BaseError, OSError) as error:
+            raise StoreError(f"cannot look for {key}: {_first_line(error)}") from error
+        return True
+
+    def copy(self, source: str, target: str) -> None:
+        """Copy an object inside the store, over an older one."""
+        try:
+            obstore.copy(self._store, source, target)
+        except (BaseError, OSError) as error:
+            raise StoreError(f"cannot copy {source} to {target}: {_first_line(error)}") from error
+
+    def keys(self, prefix: str) -> list[str]:
+        """The keys below a prefix, sorted."""
+        try:
+            found = obstore.list(self._store, prefix)
+            return sorted(meta["path"] for batch in found for meta in batch)
+        except (BaseError, OSError) as error:
+            raise StoreError(f"cannot list {prefix}: {_first_line(error)}") from error
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Remove objects; those that are gone already are no error."""
+        for key in keys:
+            try:
+                obstore.delete(self._store, key)
+            except FileNotFoundError:
+                continue
+            except (BaseError, OSError) as error:
+                raise StoreError(f"cannot remove {key}: {_first_line(error)}") from error
+
+    def local_path(self, key: str) -> Path | None:
+        """The object's file, where the store is a local folder."""
+        return None if self._folder is None else self._folder / key
+
+    def locate(self, key: str) -> str:
+        """Where a person finds the object: a path, or a URL."""
+        path = self.local_path(key)
+        return str(path) if path is not None else f"{self.url.rstrip('/')}/{key}"
+
+
+def _first_line(error: Exception) -> str:
+    """obstore's messages end with a dump of their own structures."""
+    return str(error).partition("\n")[0]

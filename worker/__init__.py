@@ -1,0 +1,1 @@
+"""Worker processes: GPUs, pools, the trainer's supervision and the command line."""

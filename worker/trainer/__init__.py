@@ -1,0 +1,1 @@
+"""The trainer subprocess: the only place that imports torch."""
