@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from routing.classes import MemoryClass, smallest_class_holding
 from routing.estimate import Estimate
-from routing.queues import CPU_QUEUE, gpu_queue
+from routing.queues import gpu_queue
 from routing.requirements import FLOOR_CLASS, TrainingType
 
 
@@ -32,11 +32,6 @@ class Route:
     def gpu_queue(self) -> str:
         """The queue of the stages that need the GPU."""
         return gpu_queue(self.memory_class)
-
-    @property
-    def cpu_queue(self) -> str:
-        """The queue of the stages that need no GPU."""
-        return CPU_QUEUE
 
 
 def route(training_type: TrainingType, estimate: Estimate) -> Route:

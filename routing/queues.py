@@ -12,6 +12,12 @@ def gpu_queue(memory_class: MemoryClass) -> str:
 
 GPU_QUEUES = tuple(gpu_queue(c) for c in MemoryClass)
 ALL_QUEUES = (CPU_QUEUE, *GPU_QUEUES)
+_GPU_STAGES = frozenset({"cache", "train"})
+
+
+def stage_queue(stage: str, gpu_queue_name: str) -> str:
+    """The queue of a job's stage, given the queue of its GPU stages."""
+    return gpu_queue_name if stage in _GPU_STAGES else CPU_QUEUE
 
 
 def served_queues(memory_class: MemoryClass, *, strict: bool = False) -> tuple[str, ...]:

@@ -1,7 +1,5 @@
 """The names on the wire. Standard library only, so that a backend may copy this file."""
 
-JOB_SCHEMA_VERSION = 1
-
 SUBMIT = "training.submit"
 PREPARE = "training.prepare"
 CACHE = "training.cache"

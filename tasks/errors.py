@@ -1,13 +1,13 @@
 """Errors of a job, as they are raised here and as they travel.
 
-    JobError                 the only one that crosses the wire
-    ├── InvalidJobError      a config that cannot run, with every fault in it
-    ├── DataSetError         a data set that cannot be trained on, with every fault in it
-    ├── BaseModelError       a base model that is missing or incomplete
-    ├── DoesNotFitJobError   no GPU class holds the job
-    ├── TrainerError         the trainer stopped without a result
-    ├── CancelledJobError    somebody cancelled the job
-    └── StoreError           an artifact could not be read or written
+JobError                 the only one that crosses the wire
+├── InvalidJobError      a config that cannot run, with every fault in it
+├── DataSetError         a data set that cannot be trained on, with every fault in it
+├── BaseModelError       a base model that is missing or incomplete
+├── DoesNotFitJobError   no GPU class holds the job
+├── TrainerError         the trainer stopped without a result
+├── CancelledJobError    somebody cancelled the job
+└── StoreError           an artifact could not be read or written
 """
 
 from collections.abc import Sequence
@@ -101,10 +101,9 @@ class JobError(Exception):
         """The message alone."""
         return self.message
 
-    @property
-    def exit_code(self) -> int:
-        """The command line's exit code for this error."""
-        return EXIT_CODES[self.code]
+    def for_wire(self) -> "JobError":
+        """The same failure as the plain ``JobError`` that JSON results can carry."""
+        return JobError(self.message, self.code, self.stage, self.retryable)
 
 
 class _FaultsError(JobError):

@@ -68,12 +68,12 @@ class Store:
         parts = urlsplit(url)
         self._folder = Path(unquote(parts.path)) if parts.scheme == "file" else None
         try:
-            if self._folder is not None:
-                self._store = LocalStore(self._folder, mkdir=True)
-            else:
-                self._store = from_url(url)
+            folder = self._folder
+            self._store = from_url(url) if folder is None else LocalStore(folder, mkdir=True)
         except (BaseError, ValueError) as error:
-            raise StoreError(f"cannot open the store: {_first_line(error)}", retryable=False) from error
+            raise StoreError(
+                f"cannot open the store: {_first_line(error)}", retryable=False
+            ) from error
 
     def put(self, key: str, data: bytes | Path) -> None:
         """Write an object, over an older one of the same key."""
@@ -153,5 +153,5 @@ class Store:
 
 
 def _first_line(error: Exception) -> str:
-    """obstore's messages end with a dump of their own structures."""
+    """What of an error is for people; obstore adds a dump of its own structures."""
     return str(error).partition("\n")[0]

@@ -9,7 +9,6 @@ from pydantic import Field, ValidationError, field_validator
 from routing.estimate import Estimate, FluxShape, estimate_flux_lora
 from routing.policy import DoesNotFitError, Route, route
 from routing.requirements import TrainingType
-from tasks.contract import JOB_SCHEMA_VERSION
 from tasks.errors import DoesNotFitJobError, Fault, InvalidJobError
 from tasks.jobs.base import StrictModel
 from tasks.jobs.flux_lora import ATTENTION_TARGETS, FluxLoraConfig, flux_lora_targets
@@ -23,7 +22,7 @@ SafeName = Annotated[str, Field(pattern=_SAFE, max_length=100)]
 class TrainingJob(StrictModel):
     """A training job."""
 
-    schema_version: Literal[1] = JOB_SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     """The version of this description."""
 
     id: SafeName | None = None

@@ -1,0 +1,25 @@
+#!/usr/bin/env bash
+# Makes .venv and installs training-worker into it, pinned; quick where that was done already.
+#   bash deploy/install.sh EXTRAS      (for example: train,console)
+# PYTHON names the interpreter (3.11 or newer), VENV the folder.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+extras=${1:?usage: deploy/install.sh EXTRAS}
+python=${PYTHON:-python3}
+venv=${VENV:-.venv}
+
+if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  echo "training-worker needs Python 3.11 or newer; $python is $("$python" --version 2>&1)" >&2
+  exit 1
+fi
+
+wanted=$(echo "$extras $PWD" | cat - pyproject.toml deploy/constraints.txt | cksum)
+if [ "$(cat "$venv/installed" 2>/dev/null)" != "$wanted" ]; then
+  echo "installing training-worker[$extras] into $venv (PyTorch is large, so this takes a while)" >&2
+  "$python" -m venv "$venv"
+  # Byte-compiling every file of PyTorch takes longer than compiling what is imported on first use.
+  "$venv/bin/pip" install --quiet --no-compile --disable-pip-version-check \
+    --constraint deploy/constraints.txt --editable ".[$extras]"
+  echo "$wanted" > "$venv/installed"
+fi

@@ -1,0 +1,141 @@
+"""The Celery application: settings that keep long jobs safe, and the tasks by their wire names."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery, Task
+from celery.exceptions import Ignore, Reject
+from kombu import Queue
+
+from routing.queues import ALL_QUEUES, CPU_QUEUE
+from tasks.cache import cache
+from tasks.chain import job_chain
+from tasks.contract import SUBMIT, task_name
+from tasks.errors import JobError
+from tasks.prepare import prepare
+from tasks.publish import publish
+from tasks.runtime import Runtime
+from tasks.settings import Settings
+from tasks.stage import Delivery, StageBody, StageDropped, StageReleased, run_stage
+from tasks.submit import admit
+from tasks.train import train
+
+logger = logging.getLogger(__name__)
+
+_BODIES: dict[str, StageBody] = {
+    "prepare": prepare,
+    "cache": cache,
+    "train": train,
+    "publish": publish,
+}
+
+
+def make_app(
+    settings: Settings,
+    broker_url: str,
+    runtime: Callable[[], Runtime] | None = None,
+    draining: Callable[[], bool] = lambda: False,
+) -> Celery:
+    """The application.
+
+    Args:
+        settings: The process's settings.
+        broker_url: The broker, which also keeps results.
+        runtime: Gives a worker's means, the same each time; called in the process that runs
+            tasks. None in a process that only sends.
+        draining: Whether the worker is going away.
+    """
+    app = Celery("training", broker=broker_url, backend=broker_url, set_as_current=False)
+    app.conf.update(_configuration(settings))
+    if runtime is not None:
+        for stage, body in _BODIES.items():
+            _add_stage(app, stage, body, runtime, draining)
+        _add_submit(app, runtime)
+    return app
+
+
+def _configuration(settings: Settings) -> dict[str, Any]:
+    visibility_timeout_s = max(1, int(settings.visibility_timeout.total_seconds()))
+    return {
+        # JSON only: a pickle is a program, and a broker is not a place to take programs from.
+        "accept_content": ["json"],
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "result_expires": settings.job_ttl,
+        # A message is acknowledged when its work is done, and only one is held at a time, so that
+        # a lost worker loses nothing and an idle one is never passed over.
+        "task_acks_late": True,
+        "task_reject_on_worker_lost": True,
+        "worker_prefetch_multiplier": 1,
+        "worker_concurrency": 1,
+        "worker_pool": "prefork",
+        # A trainer's memory is given back by its own end; the child only waits for it.
+        "worker_max_tasks_per_child": None,
+        "worker_hijack_root_logger": False,
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_send_task_events": True,
+        "task_send_sent_event": True,
+        "task_track_started": True,
+        "task_create_missing_queues": False,
+        "task_default_queue": CPU_QUEUE,
+        "task_queues": [Queue(name, routing_key=name) for name in ALL_QUEUES],
+        # A broker that is away when a stage ends must not cost the next stage.
+        "task_publish_retry_policy": {
+            "max_retries": 300,
+            "interval_start": 0.2,
+            "interval_step": 0.5,
+            "interval_max": 5,
+        },
+        "result_backend_always_retry": True,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        "broker_transport_options": {
+            # Own class first, then smaller ones, in the order the worker lists its queues.
+            "queue_order_strategy": "priority",
+            "visibility_timeout": visibility_timeout_s,
+            # kombu's own pace, a sweep every 100 s, would more than double the wait; a sweep
+            # whose worker died must not block the others for its default of five minutes.
+            "unacked_restore_interval": max(1, visibility_timeout_s // 12),
+            "unacked_restore_throttle": 1,
+            "unacked_mutex_expire": visibility_timeout_s,
+        },
+    }
+
+
+def _add_stage(
+    app: Celery,
+    stage: str,
+    body: StageBody,
+    runtime: Callable[[], Runtime],
+    draining: Callable[[], bool],
+) -> None:
+    @app.task(name=task_name(stage), bind=True, throws=(JobError,))  # type: ignore[untyped-decorator]
+    def run(self: Task, job_id: str) -> dict[str, Any]:
+        info = self.request.delivery_info or {}
+        delivery = Delivery(
+            queue=str(info.get("routing_key", "")), redelivered=bool(info.get("redelivered"))
+        )
+        try:
+            return run_stage(stage, body, job_id, delivery, runtime(), draining)
+        except StageDropped as dropped:
+            logger.info("dropped: %s", dropped, extra={"job": job_id, "stage": stage})
+            raise Ignore(str(dropped)) from dropped
+        except StageReleased as released:
+            raise Reject(str(released), requeue=True) from released
+        except JobError as error:
+            raise error.for_wire() from error
+
+
+def _add_submit(app: Celery, runtime: Callable[[], Runtime]) -> None:
+    @app.task(name=SUBMIT, bind=True, throws=(JobError,))  # type: ignore[untyped-decorator]
+    def submit(self: Task, job: dict[str, Any]) -> dict[str, Any]:
+        try:
+            job_id, ready, dispatch = admit(job, runtime().state)
+        except JobError as error:
+            raise error.for_wire() from error
+        if not dispatch:
+            return {"job_id": job_id}
+        # The chain takes this task's id, so that the sender's result follows the whole job.
+        replaced: dict[str, Any] = self.replace(job_chain(app, job_id, ready.route()))
+        return replaced

@@ -1,0 +1,74 @@
+"""The ``publish`` stage: the results under their final names, and last of all the manifest."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from tasks.events import Artifact, TrainDone
+from tasks.stage import StageContext, StageResult
+from tasks.store import output_prefix
+from tasks.train import checkpoints_of
+
+MANIFEST_VERSION = 1
+
+
+def publish(context: StageContext) -> StageResult:
+    """Publish a trained job; safe to repeat.
+
+    The manifest is written last and never over another one: where it exists, everything it
+    names does, and whoever wrote it first has published the job.
+    """
+    job, store = context.record.job, context.runtime.store
+    prefix = output_prefix(context.job_id, job.training.base_output_dir)
+    manifest_key = f"{prefix}/manifest.json"
+    if not store.exists(manifest_key):
+        files = _published_files(context, prefix)
+        manifest = _manifest(context, files)
+        # The last moment to notice that another start has taken over.
+        context.check_cancelled()
+        store.put_if_absent(manifest_key, json.dumps(manifest, indent=2).encode())
+    manifest = json.loads(store.get(manifest_key))
+    first = manifest["files"][0]
+    return StageResult(
+        f"{len(manifest['files'])} files",
+        {"manifest": manifest_key},
+        {
+            "published": store.locate(first["key"]),
+            "manifest": store.locate(manifest_key),
+            "sha256": first["sha256"],
+            "files": [file["key"] for file in manifest["files"]],
+        },
+    )
+
+
+def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
+    """Copy the results to their final names: the trained LoRA first, then earlier ones."""
+    refs, name = context.record.refs, context.record.job.name
+    *earlier, last = checkpoints_of(refs)
+    names = {f"{name}.safetensors": last.weights}
+    names |= {f"{name}-{saved.step:06d}.safetensors": saved.weights for saved in earlier}
+    names |= {extra.name: extra for extra in TrainDone.model_validate_json(refs["trained"]).extras}
+    files = []
+    for file_name, artifact in names.items():
+        key = f"{prefix}/{file_name}"
+        context.runtime.store.copy(artifact.key, key)
+        files.append(artifact.model_copy(update={"name": file_name, "key": key}))
+    return files
+
+
+def _manifest(context: StageContext, files: list[Artifact]) -> dict[str, Any]:
+    record = context.record
+    trained = TrainDone.model_validate_json(record.refs["trained"])
+    return {
+        "manifest_version": MANIFEST_VERSION,
+        "job_id": record.id,
+        "job": record.job.model_dump(mode="json"),
+        "created_at": record.created_at.isoformat(),
+        "published_at": datetime.now(UTC).isoformat(),
+        "files": [file.model_dump() for file in files],
+        "data_set": record.refs["data_set"],
+        "steps": trained.steps,
+        "final_loss": trained.final_loss,
+        "stages": {name: stage.model_dump() for name, stage in record.stages.items()},
+        "engine": {"name": "diffusers", "device": trained.device, "versions": trained.versions},
+    }

@@ -1,0 +1,120 @@
+"""What is known of a job, as it is read back from Redis."""
+
+import json
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import ValidationError
+
+from routing.queues import stage_queue
+from tasks.contract import STAGES
+from tasks.errors import ErrorCode, JobError
+from tasks.jobs.base import StrictModel
+from tasks.jobs.job import TrainingJob
+
+
+class JobStatus(StrEnum):
+    """Where a job is."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    CANCELLING = "cancelling"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will happen to the job."""
+        return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
+
+
+class StageRecord(StrictModel):
+    """What happened in one stage."""
+
+    queue: str
+    worker: str
+    attempt: int
+    started_at: float
+    """Seconds since 1970, by the broker's clock."""
+    seconds: float | None = None
+    summary: str | None = None
+
+
+class JobRecord(StrictModel):
+    """All that is known of a job."""
+
+    id: str
+    status: JobStatus
+    stage: str
+    """The stage it is in, or waits for."""
+    waiting_in: str | None
+    """The queue its next stage waits in; None while a stage runs and when the job is over."""
+    attempt: int
+    """The newest fencing token."""
+    job: TrainingJob
+    gpu_queue: str
+    reason: str
+    """Why that queue."""
+    created_at: datetime
+    updated_at: datetime
+    stages: dict[str, StageRecord]
+    refs: dict[str, str]
+    """What the stages leave for each other: store keys."""
+    error: str | None = None
+    error_code: ErrorCode | None = None
+    error_stage: str | None = None
+    result: dict[str, Any] | None = None
+
+
+class UnknownJobError(JobError):
+    """There is no such job, or its life time is over."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"there is no job {job_id}", ErrorCode.UNKNOWN_JOB)
+
+
+class SupersededError(JobError):
+    """Another start of the stage holds a newer attempt number, or the job is over."""
+
+    def __init__(self, job_id: str, attempt: int) -> None:
+        super().__init__(
+            f"attempt {attempt} of job {job_id} is no longer the newest", ErrorCode.SUPERSEDED
+        )
+
+
+def record_of(job_id: str, fields: dict[str, str]) -> JobRecord:
+    """The record that the fields of a job's hash hold."""
+    status, stage = JobStatus(fields["status"]), fields["stage"]
+    if fields["stage_state"] == "done" and stage != STAGES[-1]:
+        stage = STAGES[STAGES.index(stage) + 1]
+    waiting = not status.ended and fields["stage_state"] != "running"
+    stages = {
+        name: StageRecord.model_validate_json(fields[f"stage:{name}"])
+        for name in STAGES
+        if f"stage:{name}" in fields
+    }
+    refs = {k.removeprefix("ref:"): v for k, v in fields.items() if k.startswith("ref:")}
+    try:
+        job = TrainingJob.model_validate_json(fields["job"])
+    except ValidationError as error:
+        raise JobError(f"job {job_id} was written by another version: {error}") from error
+    return JobRecord(
+        id=job_id,
+        status=status,
+        stage=stage,
+        waiting_in=stage_queue(stage, fields["gpu_queue"]) if waiting else None,
+        attempt=int(fields["attempt"]),
+        job=job,
+        gpu_queue=fields["gpu_queue"],
+        reason=fields["reason"],
+        created_at=datetime.fromtimestamp(float(fields["created_at"]), UTC),
+        updated_at=datetime.fromtimestamp(float(fields["updated_at"]), UTC),
+        stages=stages,
+        refs=refs,
+        error=fields.get("error"),
+        error_code=ErrorCode(fields["error_code"]) if "error_code" in fields else None,
+        error_stage=fields.get("error_stage"),
+        result=json.loads(fields["result"]) if "result" in fields else None,
+    )

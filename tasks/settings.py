@@ -1,0 +1,75 @@
+"""The settings of a process, from ``TRAINING_*`` environment variables.
+
+Read once, in ``worker/__main__.py``, and passed on.
+"""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Everything an operator can set; each field's docstring is its documentation."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TRAINING_", frozen=True, extra="ignore", use_attribute_docstrings=True
+    )
+
+    broker_url: SecretStr | None = None
+    """The Redis 6.2+ or Valkey server that holds queues and job state: `redis://`, `rediss://` or
+    `redis+socket://`. Unset: `up` and `demo` start a private server."""
+
+    home: Path = Path("~/.training-worker")
+    """The folder of everything this machine keeps: the embedded broker, the default store, logs."""
+
+    store_url: str | None = None
+    """The store of data sets, cache, checkpoints and results: `file://`, `s3://`, `gs://`, `az://`.
+    Every worker must reach it. Unset: a folder in `TRAINING_HOME`."""
+
+    scratch_dir: Path | None = None
+    """Where trainers keep files on their way to the store. Unset: a folder in `TRAINING_HOME`."""
+
+    gpus: str | None = None
+    """A declared inventory instead of what the driver reports, for emulation on the CPU, such as
+    `40gb,24gb`."""
+
+    flower_port: int = Field(default=5555, ge=0, le=65535)
+    """Flower's port on the loopback address. 0 starts no Flower."""
+
+    flower_basic_auth: SecretStr | None = None
+    """Flower's `user:password`. Unset: user `operator`, and a password made once and kept in
+    `TRAINING_HOME/flower-password`."""
+
+    trainer_restarts: int = Field(default=2, ge=0)
+    """How often a crashed trainer is started again from its last checkpoint before the job fails."""
+
+    stop_grace: timedelta = timedelta(seconds=60)
+    """How long a stopping worker waits for its trainer to save a checkpoint."""
+
+    visibility_timeout: timedelta = timedelta(seconds=60)
+    """How long after a worker is lost its job goes to another one. Live workers renew their hold
+    four times as often; jobs may take as long as they like."""
+
+    job_ttl: timedelta = timedelta(days=30)
+    """How long a job's state and events are kept after their last change."""
+
+    log_format: Literal["text", "json"] = "text"
+    """`text` for a terminal, `json` for a log collector."""
+
+    @property
+    def home_dir(self) -> Path:
+        """The home folder, absolute."""
+        return self.home.expanduser().absolute()
+
+    @property
+    def resolved_store_url(self) -> str:
+        """The store's URL."""
+        return self.store_url or (self.home_dir / "store").as_uri()
+
+    @property
+    def resolved_scratch_dir(self) -> Path:
+        """The scratch folder, absolute."""
+        return (self.scratch_dir or self.home_dir / "scratch").expanduser().absolute()

@@ -1,0 +1,48 @@
+"""Submitting a job: check it, settle what it leaves open, record it. Dispatch follows."""
+
+import secrets
+from typing import Any
+from uuid import uuid4
+
+from tasks.errors import Fault, InvalidJobError
+from tasks.jobs.job import TrainingJob, parse_job
+from tasks.state import JobState
+
+
+def resolved(job: TrainingJob) -> tuple[str, TrainingJob]:
+    """The job's id, and the job with nothing left to chance: its id and seed set."""
+    job_id = job.id or uuid4().hex[:12]
+    seed = job.training.seed if job.training.seed is not None else secrets.randbelow(2**31)
+    training = job.training.model_copy(update={"seed": seed})
+    return job_id, job.model_copy(update={"id": job_id, "training": training})
+
+
+def admit(document: Any, state: JobState) -> tuple[str, TrainingJob, bool]:
+    """Check and record a job.
+
+    Args:
+        document: The job as it was sent.
+        state: Where it is recorded.
+
+    Returns:
+        Its id, the resolved job, and whether its chain is to be dispatched: True until a stage
+        has begun. A chain that is dispatched twice does no harm, since a stage begins once.
+
+    Raises:
+        InvalidJobError: It cannot run, or another job has its id.
+        DoesNotFitJobError: No GPU memory class holds it.
+    """
+    job = parse_job(document)
+    job_id, ready = resolved(job)
+    if state.create(job_id, ready):
+        return job_id, ready, True
+    record = state.get(job_id)
+    known = record.job
+    if job.training.seed is None:
+        ready = ready.model_copy(
+            update={"training": ready.training.model_copy(update={"seed": known.training.seed})}
+        )
+    if ready != known:
+        fault = Fault("id", f"{job_id} is the id of another job; leave it out or choose another")
+        raise InvalidJobError([fault])
+    return job_id, known, not record.stages and not record.status.ended

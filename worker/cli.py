@@ -1,0 +1,130 @@
+"""The command line: names, options and help. What a command does is in ``worker/commands``.
+
+Imports next to nothing, so that ``--help`` answers at once; a command's module is imported when
+the command runs.
+"""
+
+import importlib
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+cli = typer.Typer(
+    name="training-worker",
+    help="Fine-tune image models on a fleet of GPUs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+JobFile = Annotated[Path, typer.Argument(help="The job, as YAML or JSON.", show_default=False)]
+JobId = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _run(command: str, **options: Any) -> None:
+    module = importlib.import_module(f"worker.commands.{command}")
+    session = importlib.import_module("worker.session")
+    raise typer.Exit(session.run(module.run, **options))
+
+
+@cli.command()
+def up() -> None:
+    """Start a fleet on this machine: broker, CPU worker, one worker per GPU, Flower."""
+    _run("up")
+
+
+@cli.command()
+def demo(
+    home: Annotated[
+        Path | None, typer.Option(help="Where the demo keeps its files.", show_default=False)
+    ] = None,
+) -> None:
+    """Run a whole FLUX LoRA job with a tiny model on an emulated fleet."""
+    _run("demo", home=home)
+
+
+@cli.command()
+def submit(
+    job: JobFile,
+    watch: Annotated[bool, typer.Option(help="Follow the job to its end.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Check everything from this machine and send nothing.")
+    ] = False,
+    require_worker: Annotated[
+        bool, typer.Option(help="Refuse unless a live worker can take the job.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Submit a job."""
+    _run("submit", path=job, watch=watch, dry_run=dry_run, require_worker=require_worker, json=json)
+
+
+@cli.command()
+def watch(job: JobId, json: Json = False) -> None:
+    """Follow a job to its end: stage, progress, loss, speed, time left."""
+    _run("watch", job_id=job, json=json)
+
+
+@cli.command()
+def status(job: JobId, json: Json = False) -> None:
+    """Show where a job is, and what it waits for."""
+    _run("status", job_id=job, json=json)
+
+
+@cli.command("list")
+def list_jobs(
+    limit: Annotated[int, typer.Option(min=1, help="How many jobs.")] = 20, json: Json = False
+) -> None:
+    """List the newest jobs."""
+    _run("list", limit=limit, json=json)
+
+
+@cli.command()
+def cancel(job: JobId, json: Json = False) -> None:
+    """Cancel a job, waiting or running."""
+    _run("cancel", job_id=job, json=json)
+
+
+@cli.command()
+def presets(
+    name: Annotated[str | None, typer.Argument(help="Show this one's values.")] = None,
+    json: Json = False,
+) -> None:
+    """List the presets, or show one."""
+    _run("presets", name=name, json=json)
+
+
+@cli.command()
+def route(job: JobFile, json: Json = False) -> None:
+    """Show the GPU memory class a job goes to, and why."""
+    _run("route", path=job, json=json)
+
+
+@cli.command()
+def gpus(json: Json = False) -> None:
+    """List this machine's GPUs and their memory classes."""
+    _run("gpus", json=json)
+
+
+@cli.command()
+def worker(
+    queues: Annotated[
+        str | None,
+        typer.Option(help="Queues to serve, first served first, with commas between."),
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="UUID of the one GPU to use; decides the queues.")
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="Serve the GPU's own class only.")] = False,
+    name: Annotated[str | None, typer.Option(help="The worker's name.")] = None,
+) -> None:
+    """Run one worker process: of one GPU, or of the CPU queue."""
+    _run("worker", queues=queues, gpu=gpu, strict=strict, name=name)
+
+
+@cli.command()
+def flower() -> None:
+    """Run Flower, the operators' view of workers, queues and tasks."""
+    _run("flower")

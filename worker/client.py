@@ -1,0 +1,101 @@
+"""What a command needs to talk to a running fleet."""
+
+from typing import Any
+
+import redis
+from celery import Celery
+
+from routing.queues import workers_serving
+from tasks.app import make_app
+from tasks.chain import job_chain
+from tasks.errors import ErrorCode, JobError
+from tasks.jobs.job import parse_job
+from tasks.settings import Settings
+from tasks.state import JobState, connect
+from tasks.submit import admit
+from worker.broker import find_running
+
+# Celery collects answers to a broadcast for as long as it is told to; live workers answer in
+# a few milliseconds, also while their pool is busy.
+_ANSWER_WITHIN_S = 1.0
+
+
+class NoBrokerError(JobError):
+    """There is no broker to talk to."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, ErrorCode.NO_BROKER)
+
+
+class NoWorkerError(JobError):
+    """No live worker serves the queue that a job needs."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, ErrorCode.NO_WORKER)
+
+
+class Client:
+    """A connection to the fleet: the configured broker, or the embedded one of this home.
+
+    Raises:
+        NoBrokerError: There is none, or it does not answer.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.broker_url = _broker_url(settings)
+        connection = connect(self.broker_url)
+        try:
+            connection.ping()
+        except redis.RedisError as error:
+            raise NoBrokerError(f"the broker does not answer: {error}") from error
+        self.state = JobState(connection, settings.job_ttl)
+        self._app: Celery = make_app(settings, self.broker_url)
+
+    def submit(self, document: dict[str, Any], *, require_worker: bool = False) -> str:
+        """Check, record and dispatch a job.
+
+        Returns:
+            Its id.
+
+        Raises:
+            InvalidJobError: It cannot run as described.
+            DoesNotFitJobError: No GPU memory class holds it.
+            NoWorkerError: ``require_worker``, and no live worker serves its GPU queue.
+        """
+        if require_worker:
+            self._require_worker(document)
+        job_id, job, dispatch = admit(document, self.state)
+        if dispatch:
+            job_chain(self._app, job_id, job.route()).apply_async()
+        return job_id
+
+    def live_workers(self) -> dict[str, list[str]]:
+        """Worker name to the queues it serves, of all workers that answer now."""
+        answers = self._app.control.inspect(timeout=_ANSWER_WITHIN_S).active_queues() or {}
+        return {name: [queue["name"] for queue in queues] for name, queues in answers.items()}
+
+    def why_waiting(self, queue: str) -> str | None:
+        """Why nobody takes from a queue; None where a live worker serves it."""
+        live = self.live_workers()
+        if workers_serving(queue, live):
+            return None
+        served = sorted({name for queues in live.values() for name in queues})
+        there = f"live workers serve {', '.join(served)}" if served else "no worker is live"
+        return f"no live worker serves {queue}: {there}"
+
+    def _require_worker(self, document: dict[str, Any]) -> None:
+        queue = parse_job(document).route().gpu_queue
+        reason = self.why_waiting(queue)
+        if reason is not None:
+            raise NoWorkerError(reason)
+
+
+def _broker_url(settings: Settings) -> str:
+    if settings.broker_url is not None:
+        return settings.broker_url.get_secret_value()
+    found = find_running(settings.home_dir)
+    if found is None:
+        raise NoBrokerError(
+            "there is no broker: start one with 'training-worker up', or set TRAINING_BROKER_URL"
+        )
+    return found

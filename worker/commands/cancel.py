@@ -1,0 +1,14 @@
+"""``training-worker cancel``."""
+
+from tasks.settings import Settings
+from worker.client import Client
+from worker.output import print_json, stdout
+
+
+def run(settings: Settings, *, job_id: str, json: bool) -> None:
+    """Cancel a job, waiting or running."""
+    status = Client(settings).state.cancel(job_id)
+    if json:
+        print_json({"job_id": job_id, "status": status})
+    else:
+        stdout.print(f"job {job_id} is {status}", markup=False)

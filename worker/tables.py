@@ -1,0 +1,58 @@
+"""Jobs and routes as tables for people."""
+
+from rich.table import Table
+
+from routing.policy import Route
+from tasks.contract import STAGES
+from tasks.records import JobRecord
+
+
+def stage_table(record: JobRecord) -> Table:
+    """A job's stages: queue, worker, seconds, what each did."""
+    table = Table("stage", "queue", "worker", "seconds", "what it did", title=f"job {record.id}")
+    for name in STAGES:
+        stage = record.stages.get(name)
+        if stage is None:
+            table.add_row(name, "", "", "", "")
+            continue
+        seconds = "" if stage.seconds is None else f"{stage.seconds:.1f}"
+        table.add_row(name, stage.queue, stage.worker, seconds, stage.summary or "running")
+    return table
+
+
+def job_table(records: list[JobRecord]) -> Table:
+    """Jobs, one a row."""
+    table = Table("id", "name", "type", "status", "stage", "queue", "submitted")
+    for record in records:
+        table.add_row(
+            record.id,
+            record.job.name,
+            record.job.training.type,
+            record.status,
+            record.stage,
+            record.gpu_queue,
+            record.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
+        )
+    return table
+
+
+def route_table(route: Route) -> Table:
+    """An estimate's parts, their sum and the class they lead to."""
+    table = Table("GPU memory", "GiB", title=f"{route.gpu_queue}: {route.reason}")
+    for part, gib in route.estimate.parts().items():
+        table.add_row(part, f"{gib:.1f}")
+    table.add_section()
+    table.add_row("needed", f"{route.estimate.needed_gib:.1f}")
+    table.add_row(f"class {route.memory_class} has at least", f"{route.memory_class.floor_gib:.1f}")
+    return table
+
+
+def route_document(route: Route) -> dict[str, object]:
+    """A route for programs."""
+    return {
+        "queue": route.gpu_queue,
+        "memory_class": str(route.memory_class),
+        "reason": route.reason,
+        "needed_gib": round(route.estimate.needed_gib, 2),
+        "parts_gib": {part: round(gib, 2) for part, gib in route.estimate.parts().items()},
+    }

@@ -1,0 +1,98 @@
+"""Loads the encoders of FLUX, checked, onto a device: CLIP and T5 with tokenizers, and the VAE."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+from tasks.jobs.flux_lora import FluxLoraConfig
+from worker.trainer.base_model import base_model_folder, existing_file
+from worker.trainer.errors import BaseModelFilesError, VocabularyError, WeightsMismatchError
+
+TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+# A tokenizer may hold fewer tokens than its encoder's table, which is padded (T5: 32100 of 32128),
+# but never this few of them.
+_LEAST_SHARE = 0.5
+
+
+def load_text_encoders(config: FluxLoraConfig, device: torch.device) -> FluxPipeline:
+    """A FLUX pipeline of both text encoders and nothing else, for its ``encode_prompt``.
+
+    Raises:
+        BaseModelFilesError: A file is missing or unreadable.
+        VocabularyError: A tokenizer does not belong to its encoder.
+        WeightsMismatchError: An override does not fit.
+    """
+    folder = base_model_folder(config, TEXT_PARTS)
+    dtype = getattr(torch, config.weight_dtype)
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        tokenizer_2 = T5TokenizerFast.from_pretrained(folder / "tokenizer_2")
+        clip = _encoder(CLIPTextModel, folder, "text_encoder", config.text_encoder_1_path, dtype)
+        t5 = _encoder(T5EncoderModel, folder, "text_encoder_2", config.text_encoder_2_path, dtype)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BaseModelFilesError(config.model, str(error).partition("\n")[0]) from error
+    _check_vocabulary(config.model, "tokenizer", tokenizer, clip)
+    _check_vocabulary(config.model, "tokenizer_2", tokenizer_2, t5)
+    pipeline = FluxPipeline(
+        scheduler=None,
+        vae=None,
+        text_encoder=clip.eval().requires_grad_(False).to(device),
+        tokenizer=tokenizer,
+        text_encoder_2=t5.eval().requires_grad_(False).to(device),
+        tokenizer_2=tokenizer_2,
+        transformer=None,
+    )
+    pipeline.tokenizer_max_length = config.clip_tokenizer_max_length
+    return pipeline
+
+
+def load_vae(config: FluxLoraConfig, device: torch.device) -> AutoencoderKL:
+    """The VAE in float32: in half precision FLUX's latents lose what a LoRA should learn.
+
+    Raises:
+        BaseModelFilesError: A file is missing or unreadable.
+    """
+    folder = base_model_folder(config, ("vae",))
+    try:
+        vae = AutoencoderKL.from_pretrained(
+            folder, subfolder="vae", use_safetensors=True, torch_dtype=torch.float32
+        )
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BaseModelFilesError(config.model, str(error).partition("\n")[0]) from error
+    return vae.eval().requires_grad_(False).to(device)
+
+
+def _encoder(kind: Any, folder: Path, part: str, override: str | None, dtype: torch.dtype) -> Any:
+    if override is None:
+        return kind.from_pretrained(folder, subfolder=part, use_safetensors=True, dtype=dtype)
+    path = existing_file(override)
+    config = kind.config_class.from_pretrained(folder / part)
+    # Through from_pretrained, which knows older names of the same keys.
+    model, found = kind.from_pretrained(
+        None,
+        config=config,
+        state_dict=load_file(path),
+        dtype=dtype,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+    )
+    wrong = {str(key[0]) for key in found["mismatched_keys"]}
+    missing, extra = set(found["missing_keys"]) | wrong, set(found["unexpected_keys"])
+    # A buffer that older files hold and newer models compute.
+    extra = {key for key in extra if not key.endswith("position_ids")}
+    if missing or extra:
+        raise WeightsMismatchError(str(path), kind.__name__, missing, extra)
+    return model
+
+
+def _check_vocabulary(model: str, part: str, tokenizer: Any, encoder: Any) -> None:
+    """A tokenizer folder without vocabulary files loads silently, with its special tokens only."""
+    tokens, size = len(tokenizer), encoder.config.vocab_size
+    if not size * _LEAST_SHARE <= tokens <= size:
+        raise VocabularyError(model, part, tokens, size)

@@ -1,0 +1,170 @@
+"""Errors the trainer foresees. Each becomes one ``failed`` event with its code.
+
+RefusedError               the request cannot be carried out as it stands
+├── BaseModelFilesError    files of the base model are missing or unreadable
+├── VocabularyError        a tokenizer does not belong to its text encoder
+├── WeightsMismatchError   a weights file does not fit the model it should replace
+├── PictureError           an image of the data set cannot be read
+├── DamagedFileError       a file of ours in the store cannot be read any more
+├── StaleIndexError        the cache index belongs to another config or data set
+├── ForeignStateError      the training state belongs to another config or data set
+└── NotFiniteError         NaN or infinity where numbers should be
+└── DivergedError      in the loss, at a step
+InterruptedRun             asked to stop, and stopped with everything saved
+"""
+
+from collections.abc import Iterable, Sequence
+
+from tasks.errors import ErrorCode
+
+# Messages list this many names before they say how many more there are.
+_LISTED = 5
+
+
+class RefusedError(Exception):
+    """The request cannot be carried out; trying it again would not help."""
+
+    code = ErrorCode.TRAINER_FAILED
+
+
+class BaseModelFilesError(RefusedError):
+    """Files of the base model are missing or unreadable."""
+
+    code = ErrorCode.INVALID_MODEL
+
+    def __init__(self, model: str, problem: str) -> None:
+        super().__init__(model, problem)
+        self.model, self.problem = model, problem
+
+    def __str__(self) -> str:
+        """The model, and what is wrong with it."""
+        return f"the base model {self.model} cannot be used: {self.problem}"
+
+
+class VocabularyError(RefusedError):
+    """A tokenizer does not belong to its text encoder."""
+
+    code = ErrorCode.INVALID_MODEL
+
+    def __init__(self, model: str, part: str, tokens: int, vocab_size: int) -> None:
+        super().__init__(model, part, tokens, vocab_size)
+        self.model, self.part, self.tokens, self.vocab_size = model, part, tokens, vocab_size
+
+    def __str__(self) -> str:
+        """Both sizes, and the likely cause."""
+        return (
+            f"the base model {self.model} cannot be used: {self.part} has {self.tokens} tokens, "
+            f"its text encoder expects about {self.vocab_size}; the folder's vocabulary files are "
+            "missing or belong to another model"
+        )
+
+
+class WeightsMismatchError(RefusedError):
+    """A weights file does not fit the model it should replace."""
+
+    code = ErrorCode.INVALID_MODEL
+
+    def __init__(self, path: str, part: str, missing: Iterable[str], extra: Iterable[str]) -> None:
+        self.path, self.part = path, part
+        self.missing, self.extra = sorted(missing), sorted(extra)
+        super().__init__(path, part, self.missing, self.extra)
+
+    def __str__(self) -> str:
+        """The file, and the first keys that do not match."""
+        parts = []
+        if self.missing:
+            parts.append(f"it lacks {_listed(self.missing)}")
+        if self.extra:
+            parts.append(f"it holds {_listed(self.extra)}, which the model has not")
+        return f"{self.path} does not hold a {self.part} of this base model: {'; '.join(parts)}"
+
+
+class PictureError(RefusedError):
+    """An image of the data set cannot be read."""
+
+    code = ErrorCode.INVALID_DATA_SET
+
+    def __init__(self, source: str, problem: str) -> None:
+        super().__init__(source, problem)
+        self.source, self.problem = source, problem
+
+    def __str__(self) -> str:
+        """The file it came from, and what is wrong."""
+        return f"the image {self.source} cannot be read: {self.problem}"
+
+
+class DamagedFileError(RefusedError):
+    """A file of ours in the store cannot be read any more."""
+
+    code = ErrorCode.UNREADABLE_FILE
+
+    def __init__(self, what: str, key: str, problem: str, remedy: str) -> None:
+        super().__init__(what, key, problem, remedy)
+        self.what, self.key, self.problem, self.remedy = what, key, problem, remedy
+
+    def __str__(self) -> str:
+        """What it is, what is wrong and what to do."""
+        return f"{self.what} {self.key} is damaged ({self.problem}); {self.remedy}"
+
+
+class StaleIndexError(RefusedError):
+    """The cache index belongs to another config or data set."""
+
+    def __init__(self, key: str, differs: Sequence[str]) -> None:
+        super().__init__(key, differs)
+        self.key, self.differs = key, differs
+
+    def __str__(self) -> str:
+        """What differs, and what to do."""
+        return (
+            f"the cache index {self.key} was made for another {_listed(self.differs)}; "
+            "run the cache stage again"
+        )
+
+
+class ForeignStateError(RefusedError):
+    """The training state belongs to another config or data set."""
+
+    def __init__(self, key: str, differs: Sequence[str]) -> None:
+        super().__init__(key, differs)
+        self.key, self.differs = key, differs
+
+    def __str__(self) -> str:
+        """What differs, and what to do."""
+        return (
+            f"the training state {self.key} is of another run: it differs in "
+            f"{_listed(self.differs)}; make these equal, or start anew without it"
+        )
+
+
+class NotFiniteError(RefusedError):
+    """NaN or infinity where numbers should be."""
+
+    code = ErrorCode.DIVERGED
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(what, advice)
+        self.what, self.advice = what, advice
+
+    def __str__(self) -> str:
+        """Where, and what to try."""
+        return f"{self.what} came out as NaN or infinity; {self.advice}"
+
+
+class DivergedError(NotFiniteError):
+    """The loss or the weights came out as NaN or infinity at a step."""
+
+    def __init__(self, what: str, step: int, sources: Sequence[str], advice: str) -> None:
+        files = f" on {_listed(sources)}" if sources else ""
+        super().__init__(f"{what} of step {step}{files}", advice)
+        self.step, self.sources = step, tuple(sources)
+
+
+class InterruptedRun(Exception):  # noqa: N818 - an outcome, not an error
+    """Asked to stop, and stopped with everything saved."""
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:_LISTED])
+    more = len(names) - _LISTED
+    return f"{shown} and {more} more" if more > 0 else shown

@@ -1,0 +1,70 @@
+"""safetensors files whose bytes depend on nothing but their contents.
+
+``safetensors.save_file`` writes its header in another order each time and the file with mode 0600.
+The format: https://huggingface.co/docs/safetensors/index#format
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+_TYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+}
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write a file whole or not at all, the same bytes for the same contents.
+
+    Args:
+        path: The file; its folder exists.
+        tensors: By name, on any device.
+        metadata: For the header.
+    """
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(_header(tensors, metadata or {}))
+        for _, tensor in sorted(tensors.items()):
+            file.write(_raw(tensor))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.chmod(0o644)
+    partial.replace(path)
+
+
+def safetensors_bytes(
+    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> bytes:
+    """The same, in memory."""
+    parts = [_raw(tensor) for _, tensor in sorted(tensors.items())]
+    return b"".join([_header(tensors, metadata or {}), *parts])
+
+
+def _header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
+    for name, tensor in sorted(tensors.items()):
+        start, end = end, end + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _TYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _raw(tensor: torch.Tensor) -> bytes:
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    # numpy has no bfloat16, so the bytes go through uint8.
+    return flat.view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,162 @@
+"""A tiny, valid FLUX: every part real, every size small, built from configs and a seed.
+
+    python -P -m worker.trainer.tiny_models FOLDER
+
+For trying the whole system without a GPU, and for tests. The default has no single blocks: diffusers
+splits the fused ``linear1`` of a kohya file at FLUX's own width of 3072, whatever the model's is, so
+that it reads the kohya files of a narrower model only where they hold none.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
+    FlowMatchEulerDiscreteScheduler,
+)
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+
+_TEXT_WIDTH = 32
+_HEAD_WIDTH = 16
+_HEADS = 2
+# Tokens longer than one letter, so that both tokenizers have something to merge.
+_WORDS = ("a", "of", "the", "on", "in", "photo", "cat", "dog", "red", "blue", "green", "square")
+
+
+def build_tiny_flux(
+    folder: Path,
+    *,
+    seed: int = 0,
+    double_blocks: int = 2,
+    single_blocks: int = 0,
+    guidance_embeds: bool = True,
+) -> Path:
+    """A diffusers folder of a tiny FLUX, about 1 MB, the same bytes for the same arguments.
+
+    Returns:
+        The folder.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer, tokenizer_2 = _clip_tokenizer(), _t5_tokenizer()
+        pipeline = FluxPipeline(
+            scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+            vae=_vae(),
+            text_encoder=_clip(tokenizer),
+            tokenizer=tokenizer,
+            text_encoder_2=_t5(tokenizer_2),
+            tokenizer_2=tokenizer_2,
+            transformer=FluxTransformer2DModel(
+                in_channels=64,
+                num_layers=double_blocks,
+                num_single_layers=single_blocks,
+                attention_head_dim=_HEAD_WIDTH,
+                num_attention_heads=_HEADS,
+                joint_attention_dim=_TEXT_WIDTH,
+                pooled_projection_dim=_TEXT_WIDTH,
+                guidance_embeds=guidance_embeds,
+                axes_dims_rope=(4, 6, 6),
+            ),
+        )
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+def main() -> None:
+    """Build one from the command line."""
+    parser = argparse.ArgumentParser(description="Build a tiny FLUX for tests and demonstrations.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--double-blocks", type=int, default=2)
+    parser.add_argument("--single-blocks", type=int, default=0)
+    arguments = vars(parser.parse_args())
+    build_tiny_flux(arguments.pop("folder"), **arguments)
+
+
+def _vae() -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 8, 8),
+        layers_per_block=1,
+        latent_channels=16,
+        norm_num_groups=4,
+        # FLUX's own numbers.
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def _clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=_TEXT_WIDTH,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=77,
+            projection_dim=_TEXT_WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def _t5(tokenizer: T5TokenizerFast) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(tokenizer),
+            d_model=_TEXT_WIDTH,
+            d_kv=16,
+            d_ff=64,
+            num_layers=2,
+            num_heads=2,
+            feed_forward_proj="gated-gelu",
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+    )
+
+
+def _clip_tokenizer() -> CLIPTokenizer:
+    """CLIP's byte-level BPE: all bytes, all bytes that end a word, and merges of ``_WORDS``."""
+    letters = sorted(ByteLevel.alphabet())
+    tokens = letters + [letter + "</w>" for letter in letters]
+    merges: list[tuple[str, str]] = []
+    for word in _WORDS:
+        left, rest = word[0], [*word[1:-1], word[-1] + "</w>"]
+        for right in rest if len(word) > 1 else ():
+            if (left, right) not in merges:
+                merges.append((left, right))
+                tokens.append(left + right)
+            left += right
+    tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary = {token: number for number, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+
+
+def _t5_tokenizer() -> T5TokenizerFast:
+    """T5's unigram pieces: printable ASCII and ``_WORDS``."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\N{LOWER ONE EIGHTH BLOCK}", -2.0)]
+    pieces += [(chr(code), -6.0) for code in range(33, 127)]
+    pieces += [(f"\N{LOWER ONE EIGHTH BLOCK}{word}", -4.0) for word in _WORDS]
+    return T5TokenizerFast(vocab=pieces, extra_ids=4, model_max_length=512)
+
+
+if __name__ == "__main__":
+    main()
