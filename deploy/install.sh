@@ -18,8 +18,7 @@ wanted=$(echo "$extras $PWD" | cat - pyproject.toml deploy/constraints.txt | cks
 if [ "$(cat "$venv/installed" 2>/dev/null)" != "$wanted" ]; then
   echo "installing training-worker[$extras] into $venv (PyTorch is large, so this takes a while)" >&2
   "$python" -m venv "$venv"
-  # Byte-compiling every file of PyTorch takes longer than compiling what is imported on first use.
-  "$venv/bin/pip" install --quiet --no-compile --disable-pip-version-check \
+  "$venv/bin/pip" install --quiet --disable-pip-version-check \
     --constraint deploy/constraints.txt --editable ".[$extras]"
   echo "$wanted" > "$venv/installed"
 fi

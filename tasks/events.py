@@ -76,7 +76,11 @@ class Progress(StrictModel):
 
 
 class CheckpointSaved(StrictModel):
-    """The run can go on from here."""
+    """The run can go on from here; the last one of a run is its end.
+
+    The ``train`` stage records it and only then removes those beyond max_checkpoints: the trainer
+    removes none.
+    """
 
     kind: Literal["checkpoint"] = "checkpoint"
     step: int
@@ -113,11 +117,9 @@ class TrainDone(StrictModel):
     kind: Literal["train_done"] = "train_done"
     steps: int
     final_loss: float
-    checkpoints: tuple[CheckpointSaved, ...]
-    """Those kept, oldest first; the last one is the end of the run."""
     extras: tuple[Artifact, ...] = ()
     """Other files to publish: metrics."""
-    versions: dict[str, str] = {}
+    versions: dict[str, str] = Field(default_factory=dict)
     """Library to version, of those that computed the result."""
     device: str = "cpu"
     """The device's name."""

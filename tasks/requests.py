@@ -43,10 +43,6 @@ class TrainerRequest(StrictModel):
     resume_state_key: str | None = Field(default=None)
     """``train``: the state to go on from; null starts at step 0."""
 
-    earlier_checkpoints: tuple[str, ...] = ()
-    """``train``: the checkpoints that exist already, as JSON of ``CheckpointSaved``, oldest first:
-    they count for max_checkpoints."""
-
 
 class TrainerExit(IntEnum):
     """How a trainer process ends."""

@@ -44,7 +44,8 @@ class Settings(BaseSettings):
     `TRAINING_HOME/flower-password`."""
 
     trainer_restarts: int = Field(default=2, ge=0)
-    """How often a crashed trainer is started again from its last checkpoint before the job fails."""
+    """How often a crashed trainer is started again, from its last checkpoint, before the job
+    fails."""
 
     stop_grace: timedelta = timedelta(seconds=60)
     """How long a stopping worker waits for its trainer to save a checkpoint."""

@@ -222,20 +222,18 @@ class JobState:
         """
         message = f"the stage {stage} was started {_MAX_STARTS} times and never ended"
         event = JobEnded(status="failed", message=message, code=ErrorCode.TRAINER_FAILED)
-        answer = self._begin(
-            keys=self._keys(job_id),
-            args=[
-                self._ttl_s,
-                STAGES.index(stage) + 1,
-                stage,
-                int(redelivered),
-                _MAX_STARTS,
-                worker,
-                queue,
-                event.model_dump_json(),
-                message,
-            ],
-        )
+        args: list[str | int] = [
+            self._ttl_s,
+            STAGES.index(stage) + 1,
+            stage,
+            int(redelivered),
+            _MAX_STARTS,
+            worker,
+            queue,
+            event.model_dump_json(),
+            message,
+        ]
+        answer = self._begin(keys=self._keys(job_id), args=args)
         if answer[0] == "unknown":
             raise UnknownJobError(job_id)
         return BeginOutcome(answer[0]), int(answer[1]) if len(answer) > 1 else 0

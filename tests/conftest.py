@@ -1,0 +1,49 @@
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from tasks.state import JobState, connect
+from worker.broker import EmbeddedBroker
+
+
+@pytest.fixture(scope="session")
+def broker_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A real broker of this test session's own."""
+    with EmbeddedBroker(tmp_path_factory.mktemp("broker")) as broker:
+        yield broker.url
+
+
+@pytest.fixture
+def redis_client(broker_url: str) -> Iterator[Redis]:
+    """A connection to an empty broker."""
+    client = connect(broker_url)
+    client.flushall()
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def state(redis_client: Redis) -> JobState:
+    return JobState(redis_client, timedelta(hours=1))
+
+
+@pytest.fixture
+def job_document(tmp_path: Path) -> dict[str, Any]:
+    """A job that validates; its data set and model do not exist."""
+    return {
+        "name": "lamp",
+        "preset": "flux_lora_1x40gb",
+        "training": {
+            "model": str(tmp_path / "model"),
+            "data_loader": {
+                "dataset": {
+                    "type": "IMAGE_CAPTION_DIR_DATASET",
+                    "dataset_dir": str(tmp_path / "pictures"),
+                }
+            },
+        },
+    }

@@ -1,0 +1,72 @@
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.fleets import Fleet
+from worker.demo_pictures import draw_demo_pictures
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.integration)
+            item.add_marker(pytest.mark.timeout(240))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny-flux"
+    subprocess.run([sys.executable, "-P", "-m", "worker.trainer.tiny_models", folder], check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """An emulated 40 GB worker and a 24 GB one, shared by the tests that leave it whole."""
+    with Fleet(tmp_path_factory.mktemp("fleet"), "40gb,24gb") as running:
+        yield running
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    draw_demo_pictures(folder)
+    return folder
+
+
+@pytest.fixture
+def job(tiny_model: Path, pictures: Path) -> dict[str, Any]:
+    """A FLUX LoRA job that takes a few seconds."""
+    return {
+        "name": "shapes",
+        "training": {
+            "type": "FLUX_LORA",
+            "model": str(tiny_model),
+            "seed": 7,
+            "max_train_steps": 12,
+            "save_every_n_steps": 4,
+            "train_batch_size": 2,
+            "weight_dtype": "float32",
+            "cache_text_encoder_outputs": True,
+            "cache_vae_outputs": True,
+            "data_loader": {
+                "type": "IMAGE_CAPTION_FLUX_DATA_LOADER",
+                "resolution": 64,
+                "aspect_ratio_buckets": {
+                    "target_resolution": 64,
+                    "start_dim": 32,
+                    "end_dim": 128,
+                    "divisible_by": 16,
+                },
+                "dataset": {
+                    "type": "IMAGE_CAPTION_DIR_DATASET",
+                    "dataset_dir": str(pictures),
+                },
+            },
+        },
+    }

@@ -1,0 +1,148 @@
+"""A whole fleet in its own home, driven as its users drive it: by the command line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import psutil
+import yaml
+
+from tests.waiting import wait_until
+
+# Coverage of a busy two-core machine, not an expectation of how long things take.
+PATIENCE_S = 90
+
+
+class Fleet:
+    """``training-worker up`` in a process of its own.
+
+    Args:
+        home: Its folder.
+        gpus: The declared inventory, such as ``40gb,24gb``.
+        settings: More ``TRAINING_*`` variables.
+    """
+
+    def __init__(self, home: Path, gpus: str, **settings: str) -> None:
+        self.home = home
+        self.env = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")},
+            "TRAINING_HOME": str(home),
+            "TRAINING_GPUS": gpus,
+            "TRAINING_FLOWER_PORT": "0",
+            "TRAINING_VISIBILITY_TIMEOUT": "4",
+            **settings,
+        }
+        self._lines: list[str] = []
+
+    def __enter__(self) -> Self:
+        self.home.mkdir(parents=True, exist_ok=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "worker", "up"],
+            env=self.env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+        wait_until(
+            lambda: any(line.startswith("ready") for line in self._lines),
+            timeout_s=PATIENCE_S,
+            description="the fleet is ready",
+            detail=self.log,
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        family = self.process_family()
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(PATIENCE_S)
+        wait_until(
+            lambda: not any(member.is_running() for member in family),
+            timeout_s=20,
+            description="no process of the fleet is left",
+            detail=self.log,
+        )
+
+    def log(self) -> str:
+        """What the fleet has printed."""
+        return "".join(self._lines)
+
+    def run(self, *arguments: str, timeout_s: float = PATIENCE_S) -> "Ran":
+        """Run a command of the command line to its end."""
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "worker", *arguments],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+        return Ran(done.returncode, done.stdout, done.stderr)
+
+    def submit(self, job: dict[str, Any], *options: str) -> "Ran":
+        """Submit a job from a file, as JSON."""
+        path = self.home / "job.yaml"
+        path.write_text(yaml.safe_dump(job), "utf-8")
+        return self.run("submit", str(path), "--json", *options)
+
+    def status(self, job_id: str) -> dict[str, Any]:
+        """What ``status`` says of a job."""
+        answer: dict[str, Any] = json.loads(self.run("status", job_id, "--json").stdout)
+        return answer
+
+    def process_family(self) -> list[psutil.Process]:
+        """The fleet's first process and all below it."""
+        first = psutil.Process(self.process.pid)
+        return [first, *first.children(recursive=True)]
+
+    def trainers(self) -> list[psutil.Process]:
+        """The trainer processes that run now."""
+        return self._processes("worker.trainer")
+
+    def workers(self) -> list[psutil.Process]:
+        """The worker processes, parents and pool children."""
+        return self._processes("worker", "worker")
+
+    def _processes(self, module: str, *then: str) -> list[psutil.Process]:
+        wanted = ["-m", module, *then]
+        found = []
+        for child in psutil.Process(self.process.pid).children(recursive=True):
+            try:
+                line = child.cmdline()
+            except psutil.NoSuchProcess:
+                continue
+            if any(line[i : i + len(wanted)] == wanted for i in range(len(line))):
+                found.append(child)
+        return found
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._lines.append(line)
+
+
+class Ran:
+    """A command that ended."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+        self.stdout = out
+
+    @property
+    def documents(self) -> list[dict[str, Any]]:
+        """What it printed with ``--json``, a document a line."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+    def __repr__(self) -> str:
+        return f"exit {self.code}\n{self.out}\n{self.err}"

@@ -1,0 +1,117 @@
+"""What people get wrong: each with a clear message and an exit code, and no GPU used."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.fleets import Fleet, Ran
+
+
+def error_of(ran: Ran) -> str:
+    """The message of a command that failed with ``--json``."""
+    message: str = ran.documents[-1]["error"]["message"]
+    return message
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"type": "FLUX_LORAX"}, "training.type: 'FLUX_LORAX' is no training type"),
+        ({"lora_ranks": 4}, "training.lora_ranks: is no option"),
+        ({"lora_rank_dim": 0}, "training.lora_rank_dim: Input should be greater than 0"),
+        ({"type": "SDXL_LORA"}, "training.type: SDXL_LORA is not built yet"),
+    ],
+)
+def test_an_invalid_job_is_refused_before_it_is_sent(
+    fleet: Fleet, job: dict[str, Any], change: dict[str, Any], said: str
+) -> None:
+    job["training"] |= change
+    ran = fleet.submit(job)
+    assert ran.code == 3, ran
+    assert said in error_of(ran)
+
+
+def test_a_resolution_that_no_model_takes_names_the_next_ones(
+    fleet: Fleet, job: dict[str, Any]
+) -> None:
+    del job["training"]["data_loader"]["aspect_ratio_buckets"]
+    job["training"]["data_loader"]["resolution"] = 570
+    ran = fleet.submit(job)
+    assert ran.code == 3, ran
+    assert "570 is not divisible by 16; use 560 or 576" in error_of(ran)
+
+
+def test_every_fault_of_a_data_set_is_told_at_once(
+    fleet: Fleet, job: dict[str, Any], pictures: Path
+) -> None:
+    (pictures / "01.txt").unlink()
+    (pictures / "02.png").write_bytes(b"no picture at all")
+    whole = (pictures / "03.png").read_bytes()
+    (pictures / "03.png").write_bytes(whole[: len(whole) // 2])
+    for options in ((), ("--dry-run",)):
+        ran = fleet.submit(job, "--watch", *options)
+        assert ran.code == 4, ran
+        for name in ("01.png", "02.png", "03.png"):
+            assert name in error_of(ran)
+
+
+@pytest.mark.parametrize("missing", [True, False])
+def test_a_missing_or_empty_data_set_is_told(
+    fleet: Fleet, job: dict[str, Any], pictures: Path, missing: bool
+) -> None:
+    shutil.rmtree(pictures)
+    if not missing:
+        pictures.mkdir()
+    ran = fleet.submit(job, "--watch")
+    assert ran.code == 4, ran
+    assert str(pictures) in error_of(ran)
+
+
+def test_a_missing_model_is_told(fleet: Fleet, job: dict[str, Any], tmp_path: Path) -> None:
+    job["training"]["model"] = str(tmp_path / "nowhere")
+    ran = fleet.submit(job, "--watch")
+    assert ran.code == 5, ran
+    assert "nowhere" in error_of(ran)
+
+
+def test_a_tokenizer_without_vocabulary_is_told(
+    fleet: Fleet, job: dict[str, Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    model = tmp_path / "no-vocabulary"
+    shutil.copytree(tiny_model, model)
+    for name in ("vocab.json", "merges.txt", "tokenizer.json", "spiece.model"):
+        (model / "tokenizer" / name).unlink(missing_ok=True)
+    job["training"]["model"] = str(model)
+    ran = fleet.submit(job, "--watch")
+    assert ran.code == 5, ran
+    assert "tokenizer" in error_of(ran)
+
+
+def test_without_a_broker_the_way_to_one_is_told(tmp_path: Path, job: dict[str, Any]) -> None:
+    nobody = Fleet(tmp_path / "nobody", "40gb")
+    nobody.home.mkdir()
+    ran = nobody.submit(job)
+    assert ran.code == 6, ran
+    assert "training-worker up" in error_of(ran)
+
+
+def test_an_unknown_job_is_told(fleet: Fleet) -> None:
+    ran = fleet.run("status", "nobody", "--json")
+    assert ran.code == 11, ran
+
+
+def test_a_job_file_that_is_no_yaml_is_told(fleet: Fleet, tmp_path: Path) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text("training: [", "utf-8")
+    ran = fleet.run("submit", str(path), "--json")
+    assert ran.code == 17, ran
+    assert "it is no YAML" in error_of(ran)
+
+
+def test_a_setting_that_cannot_be_is_told(fleet: Fleet) -> None:
+    broken = Fleet(fleet.home, "40gb", TRAINING_TRAINER_RESTARTS="-1")
+    ran = broken.run("list")
+    assert ran.code == 2, ran
+    assert "TRAINING_TRAINER_RESTARTS" in ran.err

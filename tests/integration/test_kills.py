@@ -1,0 +1,113 @@
+"""What is killed goes on where it was, and ends with the same file."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.fleets import PATIENCE_S, Fleet
+from tests.waiting import wait_until
+
+
+@pytest.fixture
+def long_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Long enough to be killed in the middle."""
+    job["training"] |= {"max_train_steps": 60, "save_every_n_steps": 5}
+    return job
+
+
+def undisturbed_sha256(fleet: Fleet, job: dict[str, Any]) -> str:
+    ran = fleet.submit(job, "--watch")
+    assert ran.code == 0, f"{ran}\n{fleet.log()}"
+    sha256: str = ran.documents[-1]["sha256"]
+    return sha256
+
+
+def started(fleet: Fleet, job: dict[str, Any]) -> str:
+    """Submit a job and wait until it has a checkpoint and still trains."""
+    job_id: str = fleet.submit(job).documents[0]["job_id"]
+    wait_until(
+        lambda: "checkpoints" in fleet.status(job_id)["refs"],
+        timeout_s=PATIENCE_S,
+        description="the job has a checkpoint",
+        detail=fleet.log,
+    )
+    return job_id
+
+
+def finished(fleet: Fleet, job_id: str) -> dict[str, Any]:
+    ran = fleet.run("watch", job_id, "--json")
+    assert ran.code == 0, f"{ran}\n{fleet.log()}"
+    return ran.documents[-1]
+
+
+def test_a_killed_trainer_goes_on_from_its_checkpoint_with_the_same_result(
+    fleet: Fleet, long_job: dict[str, Any]
+) -> None:
+    expected = undisturbed_sha256(fleet, long_job)
+    job_id = started(fleet, long_job)
+    [trainer] = fleet.trainers()
+    trainer.kill()
+    assert finished(fleet, job_id)["sha256"] == expected
+
+
+def test_a_killed_worker_child_leaves_no_trainer_and_its_job_goes_on(
+    fleet: Fleet, long_job: dict[str, Any]
+) -> None:
+    expected = undisturbed_sha256(fleet, long_job)
+    job_id = started(fleet, long_job)
+    [trainer] = fleet.trainers()
+    child = trainer.parent()
+    assert child is not None
+    child.kill()
+    wait_until(
+        lambda: not trainer.is_running() or trainer.status() == "zombie",
+        timeout_s=10,
+        description="the trainer ended with its worker",
+    )
+    assert finished(fleet, job_id)["sha256"] == expected
+    assert "from step" in fleet.status(job_id)["stages"]["train"]["summary"]
+
+
+def test_a_fleet_that_is_killed_whole_goes_on_when_it_is_started_again(
+    tmp_path: Path, long_job: dict[str, Any]
+) -> None:
+    home = tmp_path / "home"
+    first = Fleet(home, "40gb")
+    first.__enter__()
+    job_id = started(first, long_job)
+    family = first.process_family()
+    first.process.send_signal(signal.SIGKILL)
+    first.process.wait(PATIENCE_S)
+    wait_until(
+        lambda: not any(member.is_running() for member in family),
+        timeout_s=20,
+        description="everything ended with the fleet's first process",
+        detail=first.log,
+    )
+    with Fleet(home, "40gb") as second:
+        finished(second, job_id)
+        assert "from step" in second.status(job_id)["stages"]["train"]["summary"]
+
+
+def test_a_fleet_that_is_stopped_saves_a_checkpoint_and_goes_on_later(
+    tmp_path: Path, long_job: dict[str, Any]
+) -> None:
+    home = tmp_path / "home"
+    with Fleet(home, "40gb") as first:
+        job_id = started(first, long_job)
+    with Fleet(home, "40gb") as second:
+        finished(second, job_id)
+        assert "from step" in second.status(job_id)["stages"]["train"]["summary"]
+
+
+def test_a_cancelled_job_stops_and_leaves_no_trainer(
+    fleet: Fleet, long_job: dict[str, Any]
+) -> None:
+    job_id = started(fleet, long_job)
+    assert fleet.run("cancel", job_id).code == 0
+    ran = fleet.run("watch", job_id, "--json")
+    assert ran.code == 10, ran
+    assert fleet.status(job_id)["status"] == "cancelled"
+    assert fleet.trainers() == []

@@ -1,0 +1,117 @@
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from celery import Celery
+
+from tests.integration.fleets import PATIENCE_S, Fleet
+from tests.waiting import wait_until
+from worker.broker import find_running
+
+
+def published(fleet: Fleet, job: dict[str, Any]) -> dict[str, Any]:
+    ran = fleet.submit(job, "--watch")
+    assert ran.code == 0, f"{ran}\n{fleet.log()}"
+    return ran.documents[-1]
+
+
+def test_pictures_become_a_published_lora_on_the_right_workers(
+    fleet: Fleet, job: dict[str, Any]
+) -> None:
+    result = published(fleet, job)
+    file = Path(result["published"])
+    assert file.name == "shapes.safetensors"
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == result["sha256"]
+
+    stages = fleet.status(result["job_id"])["stages"]
+    assert [stages[s]["queue"] for s in ("prepare", "cache", "train", "publish")] == [
+        "cpu",
+        "gpu.40gb",
+        "gpu.40gb",
+        "cpu",
+    ]
+    assert "40gb" in stages["train"]["worker"]
+    manifest = json.loads(Path(result["manifest"]).read_text())
+    names = [entry["name"] for entry in manifest["files"]]
+    assert names[:3] == [
+        "shapes.safetensors",
+        "shapes-000004.safetensors",
+        "shapes-000008.safetensors",
+    ]
+    for entry in manifest["files"]:
+        path = file.parent / entry["name"]
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
+
+
+def test_the_same_job_again_encodes_nothing_and_gives_the_same_file(
+    fleet: Fleet, job: dict[str, Any]
+) -> None:
+    first = published(fleet, job)
+    second = published(fleet, job)
+    assert first["job_id"] != second["job_id"]
+    assert first["sha256"] == second["sha256"]
+    summary = fleet.status(second["job_id"])["stages"]["cache"]["summary"]
+    assert summary.startswith("0 images and 0 captions encoded")
+
+
+def test_watching_tells_every_stage_and_the_loss_of_the_steps(
+    fleet: Fleet, job: dict[str, Any]
+) -> None:
+    events = fleet.submit(job, "--watch").documents[1:-1]
+    started = [event["stage"] for event in events if event["kind"] == "stage_started"]
+    assert started == ["prepare", "cache", "train", "publish"]
+    steps = [event for event in events if event["kind"] == "progress" and event["unit"] == "steps"]
+    assert steps[-1]["done"] == steps[-1]["total"] == 12
+    assert all(step["loss"] > 0 for step in steps)
+
+
+def test_a_backend_sends_a_job_by_its_wire_name_and_its_result_follows_the_whole_job(
+    fleet: Fleet, job: dict[str, Any]
+) -> None:
+    url = find_running(fleet.home)
+    backend = Celery(broker=url, backend=url, set_as_current=False)
+    result = backend.send_task("training.submit", args=[job], queue="cpu").get(timeout=PATIENCE_S)
+    assert Path(result["published"]).exists()
+
+
+def test_a_backend_is_told_all_that_is_wrong_with_its_job(
+    fleet: Fleet, job: dict[str, Any]
+) -> None:
+    job["training"] |= {"lora_rank_dim": 0, "colour": "red"}
+    url = find_running(fleet.home)
+    backend = Celery(broker=url, backend=url, set_as_current=False)
+    sent = backend.send_task("training.submit", args=[job], queue="cpu")
+    with pytest.raises(Exception, match=r"(?s)lora_rank_dim.*colour"):
+        sent.get(timeout=PATIENCE_S)
+
+
+def test_the_same_job_id_submitted_twice_is_one_job(fleet: Fleet, job: dict[str, Any]) -> None:
+    job["id"] = "only-once"
+    first = published(fleet, job)
+    again = published(fleet, job)
+    assert first == again
+    assert fleet.status("only-once")["attempt"] == 4
+
+
+def test_a_waiting_job_says_which_worker_is_missing_and_never_lands_lower(
+    tmp_path: Path, job: dict[str, Any]
+) -> None:
+    with Fleet(tmp_path / "small-fleet", "24gb") as small:
+        refused = small.submit(job, "--require-worker")
+        assert refused.code == 7
+        assert "no live worker serves gpu.40gb" in refused.documents[0]["error"]["message"]
+
+        [sent] = small.submit(job).documents
+        job_id = sent["job_id"]
+        wait_until(
+            lambda: small.status(job_id)["waiting_in"] == "gpu.40gb",
+            timeout_s=PATIENCE_S,
+            description="the job waits for a GPU worker",
+            detail=small.log,
+        )
+        status = small.status(job_id)
+        assert "no live worker serves gpu.40gb" in status["waits"]
+        assert set(status["stages"]) == {"prepare"}
+        assert json.loads(small.run("cancel", job_id, "--json").out)["status"] == "cancelled"

@@ -1,0 +1,242 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import events
+from tasks.cache import cache
+from tasks.errors import CancelledJobError, ErrorCode, JobError
+from tasks.publish import publish
+from tasks.records import JobStatus
+from tasks.requests import TrainerRequest
+from tasks.runtime import Runtime, TrainerInterrupted
+from tasks.stage import Delivery, StageBody, StageContext, StageDropped, StageReleased, StageResult
+from tasks.stage import run_stage as run_any_stage
+from tasks.state import JobState
+from tasks.store import Store
+from tasks.submit import admit
+from tasks.train import train
+
+DELIVERY = Delivery(queue="q", redelivered=False)
+
+
+class ScriptedTrainer:
+    """Stands at the Trainer protocol: tells its events, then answers or raises."""
+
+    def __init__(self, *told: events.Event, ends: BaseException | None = None) -> None:
+        self.told, self.ends = told, ends
+        self.requests: list[TrainerRequest] = []
+
+    def run(
+        self,
+        request: TrainerRequest,
+        *,
+        on_event: Callable[[events.Event], None],
+        stop_requested: Callable[[], bool],
+    ) -> events.CacheDone | events.TrainDone:
+        self.requests.append(request)
+        for event in self.told:
+            on_event(event)
+        if self.ends is not None:
+            raise self.ends
+        answer = self.told[-1]
+        assert isinstance(answer, events.CacheDone | events.TrainDone)
+        return answer
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store((tmp_path / "store").as_uri())
+
+
+@pytest.fixture
+def job_id(state: JobState, job_document: dict[str, Any]) -> str:
+    return admit(job_document, state)[0]
+
+
+def runtime_with(
+    state: JobState, store: Store, tmp_path: Path, trainer: ScriptedTrainer
+) -> Runtime:
+    return Runtime(state, store, trainer, tmp_path / "scratch", "gpu@here", "cpu")
+
+
+def run_stage(
+    stage: str,
+    body: StageBody,
+    job_id: str,
+    runtime: Runtime,
+    delivery: Delivery = DELIVERY,
+    draining: bool = False,
+) -> dict[str, Any]:
+    return run_any_stage(stage, body, job_id, delivery, runtime, lambda: draining)
+
+
+def leave(**refs: str) -> StageBody:
+    return lambda context: StageResult("left", refs)
+
+
+def saved(store: Store, step: int) -> events.CheckpointSaved:
+    state_key, weights_key = f"jobs/x/{step}/state", f"jobs/x/{step}/lamp.safetensors"
+    store.put(state_key, b"state")
+    store.put(weights_key, b"weights %d" % step)
+    weights = events.Artifact(name="lamp", key=weights_key, sha256="0" * 64, size=9)
+    return events.CheckpointSaved(step=step, state_key=state_key, weights=weights)
+
+
+CACHED = events.CacheDone(
+    index_key="jobs/x/cache.json",
+    encoded_images=2,
+    encoded_captions=3,
+    reused_images=0,
+    reused_captions=1,
+)
+TRAINED = events.TrainDone(steps=20, final_loss=0.5)
+
+
+def test_a_job_goes_through_its_stages_and_ends_published(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    checkpoints = [saved(store, 10), saved(store, 20)]
+    run_stage(
+        "prepare",
+        leave(data_set="datasets/d.json"),
+        job_id,
+        runtime_with(state, store, tmp_path, ScriptedTrainer()),
+    )
+    caching = ScriptedTrainer(CACHED)
+    run_stage("cache", cache, job_id, runtime_with(state, store, tmp_path, caching))
+    training = ScriptedTrainer(*checkpoints, TRAINED)
+    run_stage("train", train, job_id, runtime_with(state, store, tmp_path, training))
+    result = run_stage(
+        "publish", publish, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer())
+    )
+
+    assert caching.requests[0].data_set_key == "datasets/d.json"
+    assert training.requests[0].cache_index_key == "jobs/x/cache.json"
+    assert training.requests[0].resume_state_key is None
+    assert Path(result["published"]).read_bytes() == b"weights 20"
+    assert result["files"] == [
+        f"outputs/{job_id}/lamp.safetensors",
+        f"outputs/{job_id}/lamp-000010.safetensors",
+    ]
+    record = state.get(job_id)
+    assert record.status == JobStatus.SUCCEEDED
+    assert record.stages["train"].summary == "20 steps, loss 0.5000"
+
+
+def test_a_train_stage_that_begins_again_goes_on_from_the_newest_checkpoint(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    refs = leave(data_set="d", cache_index="c")
+    run_stage("prepare", refs, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
+    run_stage("cache", leave(), job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
+    interrupted = ScriptedTrainer(saved(store, 10), ends=TrainerInterrupted())
+    with pytest.raises(StageReleased):
+        run_stage("train", train, job_id, runtime_with(state, store, tmp_path, interrupted))
+    assert state.get(job_id).waiting_in == "gpu.40gb"
+    resumed = ScriptedTrainer(saved(store, 20), TRAINED)
+    run_stage("train", train, job_id, runtime_with(state, store, tmp_path, resumed))
+    assert resumed.requests[0].resume_state_key == "jobs/x/10/state"
+    assert state.get(job_id).stages["train"].summary == "20 steps, loss 0.5000, from step 10"
+
+
+def test_old_checkpoints_are_removed_only_after_a_newer_one_is_recorded(
+    state: JobState, store: Store, tmp_path: Path, job_document: dict[str, Any]
+) -> None:
+    job_document["training"]["max_checkpoints"] = 1
+    job_id = admit(job_document, state)[0]
+    refs = leave(data_set="d", cache_index="c")
+    run_stage("prepare", refs, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
+    run_stage("cache", leave(), job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
+    trainer = ScriptedTrainer(saved(store, 10), saved(store, 20), TRAINED)
+    run_stage("train", train, job_id, runtime_with(state, store, tmp_path, trainer))
+    assert store.keys("jobs/x") == ["jobs/x/20/lamp.safetensors", "jobs/x/20/state"]
+
+
+def test_a_failing_stage_fails_the_job_with_its_own_words(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    def broken(context: StageContext) -> StageResult:
+        raise JobError("cat.png is no picture", ErrorCode.INVALID_DATA_SET)
+
+    with pytest.raises(JobError, match=r"cat\.png"):
+        run_stage(
+            "prepare", broken, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer())
+        )
+    record = state.get(job_id)
+    assert (record.status, record.error_code, record.error_stage) == (
+        JobStatus.FAILED,
+        ErrorCode.INVALID_DATA_SET,
+        "prepare",
+    )
+    with pytest.raises(StageDropped):
+        run_stage("cache", cache, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
+
+
+def test_an_unforeseen_error_is_told_by_its_type(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    def broken(context: StageContext) -> StageResult:
+        raise ZeroDivisionError("by nothing")
+
+    with pytest.raises(JobError, match="ZeroDivisionError: by nothing"):
+        run_stage(
+            "prepare", broken, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer())
+        )
+    assert state.get(job_id).error_code == ErrorCode.INTERNAL
+
+
+def test_cancelling_a_running_stage_ends_the_job_as_cancelled(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    def cancelled_meanwhile(context: StageContext) -> StageResult:
+        assert not context.stop_requested()
+        state.cancel(context.job_id)
+        assert context.stop_requested()
+        raise TrainerInterrupted
+
+    with pytest.raises(CancelledJobError):
+        run_stage(
+            "prepare",
+            cancelled_meanwhile,
+            job_id,
+            runtime_with(state, store, tmp_path, ScriptedTrainer()),
+        )
+    assert state.get(job_id).status == JobStatus.CANCELLED
+
+
+def test_a_start_that_was_superseded_is_dropped_and_changes_nothing(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    def taken_over(context: StageContext) -> StageResult:
+        state.begin(job_id, "prepare", worker="other", queue="cpu", redelivered=True)
+        return StageResult("too late", {"data_set": "stale"})
+
+    with pytest.raises(StageDropped):
+        run_stage(
+            "prepare", taken_over, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer())
+        )
+    record = state.get(job_id)
+    assert record.refs == {}
+    assert record.stages["prepare"].worker == "other"
+
+
+def test_publishing_twice_gives_the_same_manifest(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    line = saved(store, 20).model_dump_json()
+    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
+    refs = leave(data_set="d", checkpoints=line, trained=TRAINED.model_dump_json())
+    run_stage("prepare", refs, job_id, runtime)
+
+    def publish_and_die(context: StageContext) -> StageResult:
+        publish(context)
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        run_stage("publish", publish_and_die, job_id, runtime)
+    first = store.get(f"outputs/{job_id}/manifest.json")
+    run_stage("publish", publish, job_id, runtime, Delivery(queue="cpu", redelivered=True))
+    assert store.get(f"outputs/{job_id}/manifest.json") == first
+    assert state.get(job_id).status == JobStatus.SUCCEEDED

@@ -1,0 +1,94 @@
+"""The trainer process: ``python -P -m worker.trainer --events-fd N``.
+
+Reads one ``TrainerRequest`` a line on standard input, writes events to the inherited descriptor N,
+and ends with a ``TrainerExit`` code. Standard output and standard error are for people.
+"""
+
+import argparse
+import importlib
+import logging
+import os
+import signal
+import sys
+import traceback
+import warnings
+
+import torch
+from pydantic import ValidationError
+
+from tasks.errors import ErrorCode, StoreError
+from tasks.events import TrainFailed
+from tasks.requests import TrainerExit, TrainerRequest
+from worker.trainer.errors import InterruptedRun, RefusedError
+from worker.trainer.pipe import EventPipe, StopSwitch
+
+# Read by the libraries when they are imported, which the stages do.
+_QUIET = {
+    "DIFFUSERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+# cuBLAS adds in a fixed order only with this set before CUDA starts.
+_DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+
+
+def main() -> int:
+    """Serve requests until standard input ends.
+
+    Returns:
+        A ``TrainerExit`` code.
+    """
+    parser = argparse.ArgumentParser(prog="python -P -m worker.trainer")
+    parser.add_argument("--events-fd", type=int, required=True)
+    pipe = EventPipe(parser.parse_args().events_fd)
+    for name, value in {**_QUIET, **_DETERMINISTIC}.items():
+        os.environ.setdefault(name, value)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    warnings.simplefilter("ignore", FutureWarning)
+    stop = StopSwitch()
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        for line in sys.stdin:
+            stop.waits_for_request = False
+            stop.check()
+            code = _serve(line, pipe, stop)
+            if code != TrainerExit.DONE:
+                return code
+            stop.waits_for_request = True
+    except InterruptedRun:
+        return TrainerExit.INTERRUPTED
+    return TrainerExit.DONE
+
+
+def _serve(line: str, pipe: EventPipe, stop: StopSwitch) -> TrainerExit:
+    """Carry out one request."""
+    try:
+        request = TrainerRequest.model_validate_json(line)
+        # Each stage imports what it needs: a cache request with nothing to encode needs little.
+        stage = importlib.import_module(f"worker.trainer.{request.stage}")
+        stage.run(request, pipe.emit, stop)
+    except ValidationError as error:
+        return _refuse(pipe, ErrorCode.INTERNAL, f"the request is not valid: {error}")
+    except RefusedError as error:
+        return _refuse(pipe, error.code, str(error))
+    except torch.cuda.OutOfMemoryError as error:
+        first_line = str(error).partition("\n")[0]
+        return _refuse(pipe, ErrorCode.OUT_OF_MEMORY, f"the GPU's memory is full: {first_line}")
+    except StoreError as error:
+        traceback.print_exc()
+        _refuse(pipe, error.code, str(error))
+        # Another try may find the store well again.
+        return TrainerExit.CRASHED if error.retryable else TrainerExit.REFUSED
+    return TrainerExit.DONE
+
+
+def _refuse(pipe: EventPipe, code: ErrorCode, message: str) -> TrainerExit:
+    pipe.emit(TrainFailed(code=code, message=message))
+    return TrainerExit.REFUSED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,254 @@
+"""The ``cache`` stage: encodes captions and images that the store has no entry of, and writes the
+index that ``train`` reads.
+
+Encoders load only when something of their kind is missing, one kind after the other.
+"""
+
+import gc
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tasks.buckets import Size
+from tasks.dataset import DataSet
+from tasks.events import CacheDone, Progress
+from tasks.requests import TrainerRequest
+from tasks.store import Store, cache_index_key
+from worker.trainer.base_model import base_model_folder, weights_digest
+from worker.trainer.batches import captions_of, sizes_of
+from worker.trainer.cache_entries import (
+    CacheIndex,
+    Latents,
+    SampleEntries,
+    Text,
+    cache_settings,
+    latents_bytes,
+    latents_key,
+    read_latents,
+    read_text,
+    text_bytes,
+    text_key,
+)
+from worker.trainer.errors import DamagedFileError, NotFiniteError
+from worker.trainer.pictures import CENTRE, cropped, load_picture, pixels, resized_to_cover
+from worker.trainer.pipe import Emit, ProgressMeter, StopSwitch
+
+# Captions of one pass through T5: 8 of 512 tokens keep any GPU busy and need 0.3 GB.
+_CAPTIONS_AT_ONCE = 8
+# Pixels of one pass through the VAE: two images of 1024x1024, 6 GB in float32.
+_PIXELS_AT_ONCE = 2 * 1024 * 1024
+
+_TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+
+
+@dataclass(frozen=True)
+class _Caption:
+    caption: str
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """One image as the VAE is to see it; ``sample`` is one of those that show it."""
+
+    image: str
+    sample: int
+    size: Size
+    flipped: bool
+
+
+def run(request: TrainerRequest, emit: Emit, stop: StopSwitch) -> None:
+    """Carry out a ``cache`` request and tell its end.
+
+    Raises:
+        RefusedError: It cannot be carried out.
+        InterruptedRun: It was asked to stop; the entries made so far stay.
+        StoreError: The store failed.
+    """
+    store = Store(request.store_url)
+    data_set = DataSet.model_validate_json(store.get(request.data_set_key))
+    stage = _CacheStage(request, store, data_set, emit, stop)
+    texts, encoded_captions = stage.texts()
+    latents, encoded_images = stage.latents()
+    index = stage.index(texts, latents)
+    key = cache_index_key(request.job_id)
+    store.put(key, index.model_dump_json(indent=1).encode())
+    images = len({sample.image for sample in data_set.samples}) if latents else 0
+    emit(
+        CacheDone(
+            index_key=key,
+            encoded_images=encoded_images,
+            encoded_captions=encoded_captions,
+            reused_images=images - encoded_images,
+            reused_captions=len(texts) - encoded_captions,
+        )
+    )
+
+
+class _CacheStage:
+    def __init__(
+        self, request: TrainerRequest, store: Store, data_set: DataSet, emit: Emit, stop: StopSwitch
+    ) -> None:
+        self._config = request.training
+        self._store = store
+        self._data_set = data_set
+        self._emit = emit
+        self._stop = stop
+        self._device = torch.device(request.device)
+        self._captions = captions_of(data_set, self._config)
+        self._sizes = sizes_of(data_set, self._config)
+
+    def texts(self) -> tuple[dict[_Caption, str], int]:
+        """The entry of each caption, and how many were encoded now."""
+        config = self._config
+        if not config.cache_text_encoder_outputs:
+            return {}, 0
+        folder = base_model_folder(config, _TEXT_PARTS)
+        overrides = (config.text_encoder_1_path, None, config.text_encoder_2_path, None)
+        digest = weights_digest(folder, _TEXT_PARTS, overrides)
+        # The blank caption stands for a dropped one.
+        keys = {
+            _Caption(caption): text_key(caption, config, digest)
+            for caption in sorted({"", *self._captions})
+        }
+        missing = self._missing(keys, lambda _, key: read_text(self._store, key, config))
+        if not missing:
+            return keys, 0
+        encoders = importlib.import_module("worker.trainer.encoders")
+        flux = importlib.import_module("worker.trainer.flux")
+        pipeline = encoders.load_text_encoders(config, self._device)
+        meter = ProgressMeter(self._emit)
+        done = 0
+        for part in _chunks(list(missing), _CAPTIONS_AT_ONCE):
+            self._stop.check()
+            captions = [item.caption for item in part]
+            encoded: list[Text] = flux.encode_text(
+                pipeline, captions, config.t5_tokenizer_max_length, self._device
+            )
+            for item, text in zip(part, encoded, strict=True):
+                what = f"the text encoders' output of the caption {item.caption!r}"
+                _check_finite(what, text.prompt_embeds, text.pooled)
+                self._write(keys[item], text_bytes(text), damaged=missing[item])
+            done += len(part)
+            meter.tell(
+                Progress(stage="cache", done=done, total=len(missing), unit="captions")
+            )
+        del pipeline
+        _release()
+        return keys, len(missing)
+
+    def latents(self) -> tuple[dict[_Picture, str], int]:
+        """The entry of each picture and mirroring, and how many images were encoded now."""
+        config = self._config
+        if not config.cache_vae_outputs:
+            return {}, 0
+        folder = base_model_folder(config, ("vae",))
+        digest = weights_digest(folder, ("vae",), (None,))
+        keys = {
+            picture: latents_key(picture.image, picture.size, picture.flipped, digest)
+            for picture in self._pictures()
+        }
+        missing = self._missing(keys, lambda it, key: read_latents(self._store, key, it.size))
+        if not missing:
+            return keys, 0
+        encoders = importlib.import_module("worker.trainer.encoders")
+        flux = importlib.import_module("worker.trainer.flux")
+        vae = encoders.load_vae(config, self._device)
+        meter = ProgressMeter(self._emit)
+        done = 0
+        for part in _by_size(missing):
+            self._stop.check()
+            values = torch.stack([self._pixels(item) for item in part])  # (B, 3, H, W)
+            encoded: Latents = flux.encode_pixels(vae, values.to(self._device))
+            for item, mean, logvar in zip(part, encoded.mean, encoded.logvar, strict=True):
+                source = self._data_set.samples[item.sample].source
+                _check_finite(f"the VAE's output of the image {source}", mean, logvar)
+                entry = latents_bytes(Latents(mean, logvar))
+                self._write(keys[item], entry, damaged=missing[item])
+            done += len(part)
+            meter.tell(Progress(stage="cache", done=done, total=len(missing), unit="images"))
+        del vae
+        _release()
+        return keys, len({item.image for item in missing})
+
+    def index(self, texts: dict[_Caption, str], latents: dict[_Picture, str]) -> CacheIndex:
+        """Which entries belong to which samples."""
+        by_picture = {(it.image, it.size, it.flipped): key for it, key in latents.items()}
+        rows = zip(self._data_set.samples, self._captions, self._sizes, strict=True)
+        return CacheIndex(
+            data_set=self._data_set.digest,
+            settings=cache_settings(self._config),
+            samples=tuple(
+                SampleEntries(
+                    text=texts.get(_Caption(caption)),
+                    latents=by_picture.get((sample.image, size, False)),
+                    flipped_latents=by_picture.get((sample.image, size, True)),
+                )
+                for sample, caption, size in rows
+            ),
+            blank_text=texts.get(_Caption("")),
+        )
+
+    def _pictures(self) -> Iterator[_Picture]:
+        seen = set()
+        flips = (False, True) if self._config.data_loader.random_flip else (False,)
+        for number, sample in enumerate(self._data_set.samples):
+            size = self._sizes[number]
+            if (sample.image, size) not in seen:
+                seen.add((sample.image, size))
+                yield from (_Picture(sample.image, number, size, flipped) for flipped in flips)
+
+    def _pixels(self, item: _Picture) -> torch.Tensor:
+        picture = load_picture(self._store, self._data_set.samples[item.sample])
+        picture = cropped(resized_to_cover(picture, item.size), item.size, CENTRE)
+        return pixels(picture, flipped=item.flipped)  # (3, H, W)
+
+    def _missing[Item](
+        self, keys: dict[Item, str], read: Callable[[Item, str], object]
+    ) -> dict[Item, bool]:
+        """The items without a sound entry, and whether theirs is there but damaged."""
+        found = {}
+        for item, key in keys.items():
+            self._stop.check()
+            if not self._store.exists(key):
+                found[item] = False
+                continue
+            try:
+                read(item, key)
+            except DamagedFileError:
+                found[item] = True
+        return found
+
+    def _write(self, key: str, entry: bytes, *, damaged: bool) -> None:
+        if damaged:
+            self._store.put(key, entry)
+        else:
+            # Another job may have made the same entry meanwhile; either will do.
+            self._store.put_if_absent(key, entry)
+
+
+def _chunks(items: Sequence[Any], length: int) -> Iterator[Any]:
+    for start in range(0, len(items), length):
+        yield items[start : start + length]
+
+
+def _by_size(pictures: Iterable[_Picture]) -> Iterator[list[_Picture]]:
+    groups: dict[Size, list[_Picture]] = {}
+    for picture in pictures:
+        groups.setdefault(picture.size, []).append(picture)
+    for size, group in groups.items():
+        yield from _chunks(group, max(1, _PIXELS_AT_ONCE // size.pixels))
+
+
+def _check_finite(what: str, *tensors: torch.Tensor) -> None:
+    if not all(tensor.isfinite().all() for tensor in tensors):
+        raise NotFiniteError(what, "set weight_dtype to bfloat16, whose range is float32's")
+
+
+def _release() -> None:
+    """Give the memory of what was just deleted back to the GPU."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

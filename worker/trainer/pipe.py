@@ -1,0 +1,100 @@
+"""The trainer's side of its two channels: events out, the wish to stop in."""
+
+import os
+import time
+from collections.abc import Callable
+
+from tasks.events import Event, Progress
+from worker.trainer.errors import InterruptedRun
+
+Emit = Callable[[Event], None]
+
+# More events a second than this help nobody and load the broker.
+_MOST_PER_SECOND = 10
+# How much a new speed counts against the smoothed one.
+_NEW_SPEED = 0.1
+
+
+class EventPipe:
+    """Writes events, a JSON line each, to an inherited file descriptor.
+
+    Args:
+        descriptor: Open for writing.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._file = os.fdopen(descriptor, "wb", buffering=0)
+
+    def emit(self, event: Event) -> None:
+        """Write one event, at once."""
+        line = event.model_dump_json().encode() + b"\n"
+        # An unbuffered write may take part of a line only.
+        while line:
+            line = line[self._file.write(line) :]
+
+
+class StopSwitch:
+    """Whether the run was asked to stop; a signal handler sets it."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self.waits_for_request = True
+
+    def __call__(self, *_signal: object) -> None:
+        """Ask the run to stop.
+
+        Raises:
+            InterruptedRun: Nothing runs, so that there is nothing to save first.
+        """
+        self.is_set = True
+        if self.waits_for_request:
+            raise InterruptedRun
+
+    def check(self) -> None:
+        """Stop here if asked to; for places where nothing needs saving.
+
+        Raises:
+            InterruptedRun: It was asked to.
+        """
+        if self.is_set:
+            raise InterruptedRun
+
+
+class ProgressMeter:
+    """Tells progress with its speed, seldom enough.
+
+    Args:
+        emit: Takes the events.
+        clock: Seconds, always rising.
+    """
+
+    def __init__(self, emit: Emit, clock: Callable[[], float] = time.monotonic) -> None:
+        self._emit = emit
+        self._clock = clock
+        self._last_told: float | None = None
+        self._last_seen = clock()
+        self._per_second: float | None = None
+        self._done = 0
+
+    def starts_at(self, done: int) -> None:
+        """What is done already does not count for the speed."""
+        self._done, self._last_seen = done, self._clock()
+
+    def tell(self, progress: Progress, *, always: bool = False) -> None:
+        """Tell it, unless something was told a moment ago and it is not the last.
+
+        Args:
+            progress: Without a speed.
+            always: Tell it in any case.
+        """
+        now = self._clock()
+        elapsed = max(now - self._last_seen, 1e-6)
+        speed = (progress.done - self._done) / elapsed
+        old = self._per_second
+        self._per_second = speed if old is None else old + _NEW_SPEED * (speed - old)
+        self._last_seen, self._done = now, progress.done
+        recent = self._last_told is not None and now - self._last_told < 1 / _MOST_PER_SECOND
+        if recent and not always and progress.done < progress.total:
+            return
+        self._last_told = now
+        self._emit(progress.model_copy(update={"per_second": self._per_second}))
