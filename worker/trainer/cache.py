@@ -8,7 +8,7 @@ import gc
 import importlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -42,6 +42,9 @@ _CAPTIONS_AT_ONCE = 8
 _PIXELS_AT_ONCE = 2 * 1024 * 1024
 
 _TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -132,9 +135,7 @@ class _CacheStage:
                 _check_finite(what, text.prompt_embeds, text.pooled)
                 self._write(keys[item], text_bytes(text), damaged=missing[item])
             done += len(part)
-            meter.tell(
-                Progress(stage="cache", done=done, total=len(missing), unit="captions")
-            )
+            meter.tell(Progress(stage="cache", done=done, total=len(missing), unit="captions"))
         del pipeline
         _release()
         return keys, len(missing)
@@ -205,7 +206,7 @@ class _CacheStage:
         picture = cropped(resized_to_cover(picture, item.size), item.size, CENTRE)
         return pixels(picture, flipped=item.flipped)  # (3, H, W)
 
-    def _missing[Item](
+    def _missing(
         self, keys: dict[Item, str], read: Callable[[Item, str], object]
     ) -> dict[Item, bool]:
         """The items without a sound entry, and whether theirs is there but damaged."""

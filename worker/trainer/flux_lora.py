@@ -145,9 +145,7 @@ class FluxLora:
             raise AssertionError("without cached latents there must be pixels and a VAE")
         return encode_pixels(self._vae, batch.pixels)
 
-    def _drawn(
-        self, kind: str, shape: tuple[int, ...], purpose: str, batch: Batch
-    ) -> torch.Tensor:
+    def _drawn(self, kind: str, shape: tuple[int, ...], purpose: str, batch: Batch) -> torch.Tensor:
         """Draws for each sample of the batch, (B, *shape), the same in whatever batch it is."""
         draw = getattr(self._draws, kind)
         rows = torch.stack([draw(shape, purpose, batch.epoch, sample) for sample in batch.samples])

@@ -108,9 +108,7 @@ def _data(
     plan = BatchPlan(
         reader.sizes, config.train_batch_size, config.gradient_accumulation_steps, draws
     )
-    return TrainingData(
-        reader, plan, data_set, config.data_loader.dataloader_num_workers, device
-    )
+    return TrainingData(reader, plan, data_set, config.data_loader.dataloader_num_workers, device)
 
 
 def _recipe(config: FluxLoraConfig, draws: Draws, device: torch.device) -> FluxLora:
