@@ -20,6 +20,7 @@ cli = typer.Typer(
 
 JobFile = Annotated[Path, typer.Argument(help="The job, as YAML or JSON.", show_default=False)]
 JobId = Annotated[str, typer.Argument(help="The job's id.", show_default=False)]
+ReadyFile = Annotated[Path | None, typer.Option(help="A file to make once ready.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -30,9 +31,9 @@ def _run(command: str, **options: Any) -> None:
 
 
 @cli.command()
-def up() -> None:
+def up(ready_file: ReadyFile = None) -> None:
     """Start a fleet on this machine: broker, CPU worker, one worker per GPU, Flower."""
-    _run("up")
+    _run("up", ready_file=ready_file)
 
 
 @cli.command()
@@ -119,9 +120,10 @@ def worker(
     ] = None,
     strict: Annotated[bool, typer.Option(help="Serve the GPU's own class only.")] = False,
     name: Annotated[str | None, typer.Option(help="The worker's name.")] = None,
+    ready_file: ReadyFile = None,
 ) -> None:
     """Run one worker process: of one GPU, or of the CPU queue."""
-    _run("worker", queues=queues, gpu=gpu, strict=strict, name=name)
+    _run("worker", queues=queues, gpu=gpu, strict=strict, name=name, ready_file=ready_file)
 
 
 @cli.command()

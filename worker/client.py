@@ -42,7 +42,7 @@ class Client:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self.broker_url = _broker_url(settings)
+        self.broker_url = broker_url(settings)
         connection = connect(self.broker_url)
         try:
             connection.ping()

@@ -1,1 +1,36 @@
 """``training-worker up``."""
+
+from pathlib import Path
+
+from tasks.settings import Settings
+from worker.fleet import running_fleet
+from worker.flower import flower_address, flower_credentials, password_file
+from worker.logs import set_up_logging
+from worker.output import stdout
+
+
+def run(settings: Settings, *, ready_file: Path | None) -> None:
+    """Start a fleet on this machine and keep it running until it is stopped."""
+    set_up_logging(settings.log_format, "up")
+    if settings.flower_port:
+        flower_credentials(settings)
+    with running_fleet(settings) as fleet:
+        fleet.wait_until_ready()
+        stdout.print(_introduction(settings, [gpu.name for gpu in fleet.gpus]), soft_wrap=True)
+        if ready_file is not None:
+            ready_file.touch()
+        fleet.run()
+
+
+def _introduction(settings: Settings, gpus: list[str]) -> str:
+    lines = [f"ready: a CPU worker and {len(gpus)} GPU worker(s): {', '.join(gpus)}"]
+    lines.append(f"store:  {settings.resolved_store_url}")
+    if settings.flower_port:
+        auth = (
+            "TRAINING_FLOWER_BASIC_AUTH"
+            if settings.flower_basic_auth
+            else f"user operator, password in {password_file(settings)}"
+        )
+        lines.append(f"flower: {flower_address(settings)} ({auth})")
+    lines.append("submit: training-worker submit JOB.yaml --watch")
+    return "\n".join(lines)

@@ -29,7 +29,7 @@ _VARIANT = re.compile(r"\.(fp16|bf16|non_ema|ema)[.-]")
 
 
 def base_model_folder(config: FluxLoraConfig, parts: Sequence[str]) -> Path:
-    """The diffusers folder that holds these parts of the base model, fetched where it is on the Hub.
+    """The diffusers folder that holds these parts of the base model, fetched if on the Hub.
 
     Args:
         config: Names the model.

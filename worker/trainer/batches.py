@@ -66,10 +66,10 @@ class Batch:
 class BatchPlan:
     """Which samples make which batch of which epoch.
 
-    Samples are drawn in one order an epoch and dealt to their buckets; batches come in the order of
-    their first samples. In one bucket, two batches of 1 are therefore one batch of 2. A bucket's
-    last batch may be incomplete, and so may an epoch's last group of accumulated batches: both count
-    as they are, and no sample is left out or seen twice.
+    Samples are drawn in one order an epoch and dealt to their buckets; batches come in the order
+    of their first samples. In one bucket, two batches of 1 are therefore one batch of 2. A
+    bucket's last batch may be incomplete, and so may an epoch's last group of accumulated
+    batches: both count as they are, and no sample is left out or seen twice.
 
     Args:
         sizes: The size of each sample.
@@ -159,6 +159,8 @@ class SampleReader:
         self._captions = captions_of(data_set, config)
         self.sizes = sizes_of(data_set, config)
         self._kept: dict[int, Image.Image] = {}
+        data_set_config = config.data_loader.dataset
+        self._keep_in_memory = getattr(data_set_config, "keep_in_memory", False)
 
     def read(self, epoch: int, samples: tuple[int, ...]) -> Batch:
         """The batch of these samples."""
@@ -200,7 +202,7 @@ class SampleReader:
             return self._kept[sample]
         picture = load_picture(self._open(), self._data_set.samples[sample])
         picture = resized_to_cover(picture, self.sizes[sample])
-        if self._config.data_loader.dataset.keep_in_memory:
+        if self._keep_in_memory:
             self._kept[sample] = picture
         return picture
 

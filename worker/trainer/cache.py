@@ -1,5 +1,4 @@
-"""The ``cache`` stage: encodes captions and images that the store has no entry of, and writes the
-index that ``train`` reads.
+"""The ``cache`` stage: encodes what the store has no entry of, and writes the index.
 
 Encoders load only when something of their kind is missing, one kind after the other.
 """

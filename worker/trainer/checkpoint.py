@@ -111,7 +111,7 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        request: Says where they go and which there are.
+        request: Says where they go.
         store: Keeps them.
         identity: What a state must agree in to be resumed, by name, as plain JSON.
         versions: Of the libraries that compute.
@@ -135,16 +135,9 @@ class Checkpoints:
         self._write_weights = write_weights
         self._emit = emit
         self._scratch = Path(request.scratch_dir)
-        self.kept = [
-            CheckpointSaved.model_validate_json(text) for text in request.earlier_checkpoints
-        ]
-
-    def has(self, step: int) -> bool:
-        """Whether the newest checkpoint is of this step."""
-        return bool(self.kept) and self.kept[-1].step == step
 
     def save(self, state: TrainingState) -> None:
-        """Write a checkpoint, tell of it, then remove the oldest beyond max_checkpoints."""
+        """Write a checkpoint, then tell of it."""
         step = state.history.steps
         prefix = checkpoint_prefix(self._request.job_id, step, self._request.attempt)
         self._scratch.mkdir(parents=True, exist_ok=True)
@@ -165,16 +158,7 @@ class Checkpoints:
         weights = self._store.put_artifact(f"{prefix}/{weights_path.name}", weights_path)
         weights_path.unlink()
         saved = CheckpointSaved(step=step, state_key=state_key, weights=weights)
-        self.kept = [old for old in self.kept if old.step != step]
-        self.kept.append(saved)
         self._emit(saved)
-        self._prune()
-
-    def _prune(self) -> None:
-        most = self._request.training.max_checkpoints
-        while most is not None and len(self.kept) > most:
-            old = self.kept.pop(0)
-            self._store.delete([old.state_key, old.weights.key])
 
     def resume(self, state: TrainingState, key: str) -> dict[str, str]:
         """Take over a saved state.
@@ -201,8 +185,6 @@ class Checkpoints:
             raise DamagedFileError("the training state", key, problem, _REMEDY) from error
         finally:
             path.unlink()
-        # Steps after this one are about to be made again, and their checkpoints with them.
-        self.kept = [saved for saved in self.kept if saved.step <= state.history.steps]
         return versions
 
     def _check_identity(self, key: str, saved: dict[str, object]) -> None:

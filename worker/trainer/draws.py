@@ -1,8 +1,8 @@
 """Every random draw of a run, as a function of (seed, purpose, place).
 
-No generator lives longer than one draw, so that there is no state to save: a run that starts again
-at step n draws what the undisturbed run would have drawn there. All draws are made on the CPU, whose
-numbers do not depend on the GPU at hand.
+No generator lives longer than one draw, so that there is no state to save: a run that starts
+again at step n draws what the undisturbed run would have drawn there. All draws are made on the
+CPU, whose numbers do not depend on the GPU at hand.
 """
 
 import hashlib

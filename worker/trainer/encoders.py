@@ -8,7 +8,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from tasks.jobs.flux_lora import FluxLoraConfig
 from worker.trainer.base_model import base_model_folder, existing_file
@@ -32,14 +32,16 @@ def load_text_encoders(config: FluxLoraConfig, device: torch.device) -> FluxPipe
     dtype = getattr(torch, config.weight_dtype)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        tokenizer_2 = T5TokenizerFast.from_pretrained(folder / "tokenizer_2")
+        tokenizer_2 = T5Tokenizer.from_pretrained(folder / "tokenizer_2")
         clip = _encoder(CLIPTextModel, folder, "text_encoder", config.text_encoder_1_path, dtype)
         t5 = _encoder(T5EncoderModel, folder, "text_encoder_2", config.text_encoder_2_path, dtype)
     except (OSError, ValueError, SafetensorError) as error:
         raise BaseModelFilesError(config.model, str(error).partition("\n")[0]) from error
     _check_vocabulary(config.model, "tokenizer", tokenizer, clip)
     _check_vocabulary(config.model, "tokenizer_2", tokenizer_2, t5)
-    pipeline = FluxPipeline(
+    # Its signature has no place for a pipeline of a part of the components; its code has.
+    new_pipeline: Any = FluxPipeline
+    pipeline: FluxPipeline = new_pipeline(
         scheduler=None,
         vae=None,
         text_encoder=clip.eval().requires_grad_(False).to(device),
@@ -60,12 +62,13 @@ def load_vae(config: FluxLoraConfig, device: torch.device) -> AutoencoderKL:
     """
     folder = base_model_folder(config, ("vae",))
     try:
-        vae = AutoencoderKL.from_pretrained(
+        vae: AutoencoderKL = AutoencoderKL.from_pretrained(
             folder, subfolder="vae", use_safetensors=True, torch_dtype=torch.float32
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise BaseModelFilesError(config.model, str(error).partition("\n")[0]) from error
-    return vae.eval().requires_grad_(False).to(device)
+    vae.eval().requires_grad_(False).to(device)
+    return vae
 
 
 def _encoder(kind: Any, folder: Path, part: str, override: str | None, dtype: torch.dtype) -> Any:

@@ -1,10 +1,10 @@
 """A FLUX LoRA as a file that others read, in two forms that mean the same weights.
 
-``invoke_peft`` keeps diffusers' layer names, its strength folded into the weights: InvokeAI reads no
-alpha from such a file, and diffusers reads one from adapter metadata only. ``kohya`` has the original
-model's layers, where q, k and v (and the MLP's input in single blocks) are one layer: their LoRAs
-stand block-diagonally in one, of as many times the rank, with alpha scaled alike, so that
-alpha / rank stays the same.
+``invoke_peft`` keeps diffusers' layer names, its strength folded into the weights: InvokeAI reads
+no alpha from such a file, and diffusers reads one from adapter metadata only. ``kohya`` has the
+original model's layers, where q, k and v (and the MLP's input in single blocks) are one layer:
+their LoRAs stand block-diagonally in one, of as many times the rank, with alpha scaled alike, so
+that alpha / rank stays the same.
 """
 
 from collections.abc import Mapping
@@ -119,7 +119,7 @@ def _fused(weights: Weights, names: list[str]) -> tuple[torch.Tensor, torch.Tens
             out = width * _MLP_RATIO if name.endswith("proj_mlp") else width
             downs.append(first.new_zeros(rank, width))
             ups.append(first.new_zeros(out, rank))
-    return torch.cat(downs), torch.block_diag(*ups)
+    return torch.cat(downs), torch.block_diag(*ups)  # type: ignore[no-untyped-call]
 
 
 def _split_scale(scale: float) -> tuple[float, float]:

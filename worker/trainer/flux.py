@@ -5,6 +5,7 @@ inference sees. Rectified flow: Liu et al., 2022; the logit-normal draw of t: Es
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -13,6 +14,10 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
 from tasks.jobs.flux_lora import FluxLoraConfig
 from worker.trainer.cache_entries import Latents, Text
+
+# Static functions without types of their own.
+_pack: Any = FluxPipeline._pack_latents
+_image_ids: Any = FluxPipeline._prepare_latent_image_ids
 
 
 @torch.no_grad()
@@ -98,13 +103,11 @@ def flow_matching_loss(
     batch, channels, height, width = z.shape
     level = sigma.view(-1, 1, 1, 1)
     x = (1 - level) * z + level * noise  # (B, 16, h, w)
-    packed = FluxPipeline._pack_latents(x, batch, channels, height, width)  # (B, hw/4, 64)
-    image_ids = FluxPipeline._prepare_latent_image_ids(
-        batch, height // 2, width // 2, z.device, torch.float32
-    )  # (hw/4, 3)
+    packed = _pack(x, batch, channels, height, width)  # (B, hw/4, 64)
+    image_ids = _image_ids(batch, height // 2, width // 2, z.device, torch.float32)  # (hw/4, 3)
     text_ids = torch.zeros(prompt_embeds.shape[1], 3, device=z.device)  # (tokens, 3)
     guidance = None
-    if transformer.config.guidance_embeds:
+    if transformer.config["guidance_embeds"]:
         guidance = torch.full((batch,), guidance_scale, device=z.device)  # (B,)
     weight_dtype = transformer.x_embedder.weight.dtype
     predicted = transformer(
@@ -117,5 +120,6 @@ def flow_matching_loss(
         guidance=guidance,
         return_dict=False,
     )[0]  # (B, hw/4, 64)
-    target = FluxPipeline._pack_latents(noise - z, batch, channels, height, width)
-    return (predicted.float() - target.float()).pow(2).mean(dim=(1, 2))  # (B,)
+    target = _pack(noise - z, batch, channels, height, width)
+    losses: torch.Tensor = (predicted.float() - target.float()).pow(2).mean(dim=(1, 2))  # (B,)
+    return losses

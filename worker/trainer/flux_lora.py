@@ -83,7 +83,7 @@ class FluxLora:
     @property
     def guided(self) -> bool:
         """Whether the base model takes a guidance, as FLUX.1-dev does."""
-        return bool(self._transformer.config.guidance_embeds)
+        return bool(self._transformer.config["guidance_embeds"])
 
     @property
     def scales_loss(self) -> bool:
@@ -188,7 +188,7 @@ def _add_lora(
     """
     adapter = LoraConfig(
         r=config.lora_rank_dim,
-        lora_alpha=config.lora_alpha(),
+        lora_alpha=config.lora_alpha(),  # type: ignore[arg-type] # any number will do
         target_modules=lora_regex(config),
         lora_dropout=0.0,
         bias="none",

@@ -150,7 +150,7 @@ def train(
             with recipe.autocast():
                 batch_losses = recipe.losses(batch)  # (B,)
             # A mean over all samples of the group, however they are split into batches.
-            state.scaler.scale(batch_losses.sum() / len(samples)).backward()
+            torch.autograd.backward(state.scaler.scale(batch_losses.sum() / len(samples)))
             losses.append(batch_losses.detach())
         # The step's one wait for the GPU.
         values = torch.cat(losses).double().cpu()  # (samples,)

@@ -2,13 +2,14 @@
 
     python -P -m worker.trainer.tiny_models FOLDER
 
-For trying the whole system without a GPU, and for tests. The default has no single blocks: diffusers
-splits the fused ``linear1`` of a kohya file at FLUX's own width of 3072, whatever the model's is, so
-that it reads the kohya files of a narrower model only where they hold none.
+For trying the whole system without a GPU, and for tests. The default has no single blocks:
+diffusers splits the fused ``linear1`` of a kohya file at FLUX's own width of 3072, whatever the
+model's is, so that it reads the kohya files of a narrower model only where they hold none.
 """
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -25,7 +26,7 @@ from transformers import (
     CLIPTokenizer,
     T5Config,
     T5EncoderModel,
-    T5TokenizerFast,
+    T5Tokenizer,
 )
 
 from worker.trainer.safetensors_file import write_safetensors
@@ -91,7 +92,7 @@ def main() -> None:
 
 
 def _vae() -> AutoencoderKL:
-    return AutoencoderKL(
+    vae: AutoencoderKL = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(8, 8, 8, 8),
@@ -104,6 +105,7 @@ def _vae() -> AutoencoderKL:
         use_quant_conv=False,
         use_post_quant_conv=False,
     )
+    return vae
 
 
 def _clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -123,7 +125,7 @@ def _clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
     )
 
 
-def _t5(tokenizer: T5TokenizerFast) -> T5EncoderModel:
+def _t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
     return T5EncoderModel(
         T5Config(
             vocab_size=len(tokenizer),
@@ -143,7 +145,7 @@ def _clip_tokenizer() -> CLIPTokenizer:
     """CLIP's byte-level BPE: all bytes, all bytes that end a word, and merges of ``_WORDS``."""
     letters = sorted(ByteLevel.alphabet())
     tokens = letters + [letter + "</w>" for letter in letters]
-    merges: list[tuple[str, str]] = []
+    merges: list[Any] = []
     for word in _WORDS:
         left, rest = word[0], [*word[1:-1], word[-1] + "</w>"]
         for right in rest if len(word) > 1 else ():
@@ -156,12 +158,12 @@ def _clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
 
 
-def _t5_tokenizer() -> T5TokenizerFast:
+def _t5_tokenizer() -> T5Tokenizer:
     """T5's unigram pieces: printable ASCII and ``_WORDS``."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\N{LOWER ONE EIGHTH BLOCK}", -2.0)]
     pieces += [(chr(code), -6.0) for code in range(33, 127)]
     pieces += [(f"\N{LOWER ONE EIGHTH BLOCK}{word}", -4.0) for word in _WORDS]
-    return T5TokenizerFast(vocab=pieces, extra_ids=4, model_max_length=512)
+    return T5Tokenizer(vocab=pieces, extra_ids=4, model_max_length=512)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from tasks.store import Store, checkpoint_prefix
 from worker.trainer.base_model import base_model_folder, part_config
 from worker.trainer.batches import BatchPlan, SampleReader, TrainingData
 from worker.trainer.cache_entries import CacheIndex, read_index
-from worker.trainer.checkpoint import Checkpoints, History, TrainingState
+from worker.trainer.checkpoint import Checkpoints, History
 from worker.trainer.draws import Draws
 from worker.trainer.encoders import load_text_encoders, load_vae
 from worker.trainer.errors import RefusedError
@@ -56,7 +56,7 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch) -> None:
     # For CUDA, where the fastest kernels add in an order that changes from run to run.
     torch.use_deterministic_algorithms(True, warn_only=True)
     # It would overwrite every new tensor before use, only to make bugs visible.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     store = Store(request.store_url)
     device = torch.device(request.device)
     draws = Draws(config.seed)
@@ -77,12 +77,8 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch) -> None:
     if request.resume_state_key is not None:
         earlier = checkpoints.resume(state, request.resume_state_key)
         _note_other_versions(emit, earlier, versions)
-    else:
-        checkpoints.kept.clear()
     train(recipe, state, data, config, checkpoints, emit, stop)
-    if not checkpoints.has(state.history.steps):
-        checkpoints.save(state)
-    _tell_end(request, store, state, checkpoints, versions, device, emit)
+    _tell_end(request, store, state.history, versions, device, emit)
 
 
 def run_identity(config: FluxLoraConfig, data_set: DataSet) -> dict[str, object]:
@@ -137,13 +133,11 @@ def _note_other_versions(emit: Emit, earlier: dict[str, str], versions: dict[str
 def _tell_end(
     request: TrainerRequest,
     store: Store,
-    state: TrainingState,
-    checkpoints: Checkpoints,
+    history: History,
     versions: dict[str, str],
     device: torch.device,
     emit: Emit,
 ) -> None:
-    history: History = state.history
     folder = Path(request.scratch_dir) / "metrics"
     shutil.rmtree(folder, ignore_errors=True)
     path = write_metrics(folder, history)
@@ -155,7 +149,6 @@ def _tell_end(
         TrainDone(
             steps=history.steps,
             final_loss=history.losses[-1],
-            checkpoints=tuple(checkpoints.kept),
             extras=(metrics,),
             versions=versions,
             device=name,

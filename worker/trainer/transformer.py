@@ -24,14 +24,15 @@ def load_transformer(config: FluxLoraConfig, device: torch.device) -> FluxTransf
     source = config.transformer_path or config.model
     try:
         if config.transformer_path is None:
-            model = FluxTransformer2DModel.from_pretrained(
+            model: FluxTransformer2DModel = FluxTransformer2DModel.from_pretrained(
                 folder, subfolder="transformer", use_safetensors=True, torch_dtype=dtype
             )
         else:
             model = _from_file(existing_file(config.transformer_path), folder, dtype)
     except (OSError, ValueError, SafetensorError) as error:
         raise BaseModelFilesError(source, str(error).partition("\n")[0]) from error
-    return model.requires_grad_(False).to(device)
+    model.requires_grad_(False).to(device)
+    return model
 
 
 def _from_file(path: Path, folder: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
@@ -39,9 +40,10 @@ def _from_file(path: Path, folder: Path, dtype: torch.dtype) -> FluxTransformer2
         names = set(file.keys())
     if any("double_blocks." in name for name in names):
         # Black Forest Labs' own names, which ComfyUI keeps too.
-        return FluxTransformer2DModel.from_single_file(
+        model: FluxTransformer2DModel = FluxTransformer2DModel.from_single_file(
             str(path), config=str(folder), subfolder="transformer", torch_dtype=dtype
         )
+        return model
     with torch.device("meta"):
         model = FluxTransformer2DModel.from_config(part_config(folder, "transformer"))
     expected = model.state_dict()

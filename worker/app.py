@@ -1,0 +1,106 @@
+"""One worker process: the Celery worker of one GPU, or of the CPU queue."""
+
+import os
+import select
+import socket
+from functools import cache
+from pathlib import Path
+
+from celery import Celery
+from celery.signals import setup_logging, worker_ready, worker_shutting_down
+
+from tasks.app import make_app
+from tasks.runtime import Runtime
+from tasks.settings import Settings
+from tasks.state import JobState, connect
+from tasks.store import Store
+from worker.gpus import Gpu
+from worker.leases import LeaseRenewal
+from worker.logs import set_up_logging
+from worker.supervisor import TrainerProcess, trainer_environment
+
+
+def run_worker(
+    settings: Settings,
+    broker_url: str,
+    *,
+    name: str,
+    queues: tuple[str, ...],
+    gpu: Gpu | None,
+    ready_file: Path | None = None,
+) -> int:
+    """Work until stopped.
+
+    Args:
+        settings: The process's settings.
+        broker_url: The fleet's broker.
+        name: The worker's name, unique on this machine.
+        queues: What it serves, first served first.
+        gpu: Its GPU; None on the CPU queue.
+        ready_file: Made when the worker takes messages.
+
+    Returns:
+        The exit code.
+    """
+    set_up_logging(settings.log_format, name)
+    setup_logging.connect(_keep_our_logging)
+    drain = _Drain()
+    worker_name = f"{name}@{socket.gethostname()}"
+
+    @cache
+    def runtime() -> Runtime:
+        """Made in the process that runs tasks: connections do not survive a fork."""
+        real_gpu = gpu is not None and not gpu.emulated
+        env = trainer_environment(dict(os.environ), gpu.uuid if gpu and real_gpu else None)
+        return Runtime(
+            state=JobState(connect(broker_url), settings.job_ttl),
+            store=Store(settings.resolved_store_url),
+            trainer=TrainerProcess(
+                env,
+                restarts=settings.trainer_restarts,
+                stop_grace_s=settings.stop_grace.total_seconds(),
+            ),
+            scratch_dir=settings.resolved_scratch_dir,
+            worker=worker_name,
+            device="cuda" if real_gpu else "cpu",
+        )
+
+    app = make_app(settings, broker_url, runtime, drain.begun)
+    app.steps["consumer"].add(LeaseRenewal)
+    worker_shutting_down.connect(drain.begin)
+    if ready_file is not None:
+        worker_ready.connect(lambda **_: ready_file.touch(), weak=False)
+    return _start(app, worker_name, queues)
+
+
+def _start(app: Celery, worker_name: str, queues: tuple[str, ...]) -> int:
+    worker = app.Worker(
+        hostname=worker_name,
+        queues=list(queues),
+        optimization="fair",
+        without_mingle=True,
+        without_gossip=True,
+        quiet=True,
+    )
+    worker.start()
+    return int(worker.exitcode or 0)
+
+
+def _keep_our_logging(**_: object) -> None:
+    """Celery sets up no logging of its own where somebody listens to this signal."""
+
+
+class _Drain:
+    """Tells the pool's child that the worker is going away, through a pipe made before the fork."""
+
+    def __init__(self) -> None:
+        self._read_fd, self._write_fd = os.pipe()
+
+    def begin(self, **_: object) -> None:
+        """Called in the parent when it is asked to stop."""
+        os.write(self._write_fd, b".")
+
+    def begun(self) -> bool:
+        """Whether the worker is going away; asked in the child."""
+        ready, _, _ = select.select([self._read_fd], [], [], 0)
+        return bool(ready)

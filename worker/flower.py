@@ -1,0 +1,54 @@
+"""Flower, the operators' view, on this fleet's broker.
+
+Address, credentials and broker go in by its options object, never by arguments that other users
+of the machine could read. Flower's ``/metrics`` is open even with basic auth, so it stays on the
+loopback address; a reverse proxy that publishes it must guard that path.
+"""
+
+import os
+import secrets
+from pathlib import Path
+
+from tasks.app import make_app
+from tasks.settings import Settings
+
+_ADDRESS = "127.0.0.1"
+
+
+def flower_credentials(settings: Settings) -> str:
+    """``user:password``: the configured ones, or those made once for this home."""
+    if settings.flower_basic_auth is not None:
+        return settings.flower_basic_auth.get_secret_value()
+    path = password_file(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        return f"operator:{path.read_text('utf-8').strip()}"
+    password = secrets.token_urlsafe(18)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(password + "\n")
+    return f"operator:{password}"
+
+
+def password_file(settings: Settings) -> Path:
+    """Where the password made for this home is kept."""
+    return settings.home_dir / "flower-password"
+
+
+def flower_address(settings: Settings) -> str:
+    """The address of Flower's pages."""
+    return f"http://{_ADDRESS}:{settings.flower_port}"
+
+
+def run_flower(settings: Settings, broker_url: str) -> None:
+    """Serve Flower until stopped."""
+    # Flower reads its options from the environment of its own process.
+    os.environ.update(
+        FLOWER_ADDRESS=_ADDRESS,
+        FLOWER_PORT=str(settings.flower_port),
+        FLOWER_BASIC_AUTH=flower_credentials(settings),
+        FLOWER_MAX_TASKS="10000",
+        FLOWER_PURGE_OFFLINE_WORKERS="300",
+    )
+    make_app(settings, broker_url).start(["flower"])

@@ -1,0 +1,48 @@
+"""Logging of our processes: text for a terminal, a JSON object a line for a log collector."""
+
+import json
+import logging
+import sys
+from typing import Literal
+
+_EXTRAS = ("job", "stage")
+
+
+def set_up_logging(log_format: Literal["text", "json"], process: str) -> None:
+    """Send this process's logs to standard error, under its name."""
+    handler = logging.StreamHandler(sys.stderr)
+    formatter = _JsonFormatter if log_format == "json" else _TextFormatter
+    handler.setFormatter(formatter(process))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    # One line a task that it was received, and one that it succeeded, repeat what we say ourselves.
+    logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
+    logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
+
+
+class _TextFormatter(logging.Formatter):
+    def __init__(self, process: str) -> None:
+        super().__init__(f"%(asctime)s {process:<11} %(levelname)-7s %(message)s", "%H:%M:%S")
+
+    def format(self, record: logging.LogRecord) -> str:
+        facts = " ".join(f"{k}={getattr(record, k)}" for k in _EXTRAS if hasattr(record, k))
+        text = super().format(record)
+        return f"{text} [{facts}]" if facts else text
+
+
+class _JsonFormatter(logging.Formatter):
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
+    def format(self, record: logging.LogRecord) -> str:
+        document = {
+            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
+            "process": self._process,
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+            **{key: getattr(record, key) for key in _EXTRAS if hasattr(record, key)},
+        }
+        if record.exc_info:
+            document["exception"] = self.formatException(record.exc_info)
+        return json.dumps(document, ensure_ascii=False)
