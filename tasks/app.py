@@ -6,7 +6,7 @@ from typing import Any
 
 from celery import Celery, Task
 from celery.exceptions import Ignore, Reject
-from kombu import Queue
+from kombu.entity import Queue
 
 from routing.queues import ALL_QUEUES, CPU_QUEUE
 from tasks.cache import cache

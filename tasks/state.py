@@ -323,7 +323,7 @@ class JobState:
             UnknownJobError: There is no such job.
         """
         event = JobEnded(status="cancelled", code=ErrorCode.CANCELLED)
-        args = [self._ttl_s, event.model_dump_json()]
+        args: list[str | int] = [self._ttl_s, event.model_dump_json()]
         answer = self._cancel(keys=self._keys(job_id), args=args)
         if answer == "unknown":
             raise UnknownJobError(job_id)

@@ -3,10 +3,12 @@
 import os
 import select
 import socket
+import warnings
 from functools import cache
 from pathlib import Path
 
 from celery import Celery
+from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging, worker_ready, worker_shutting_down
 
 from tasks.app import make_app
@@ -43,6 +45,8 @@ def run_worker(
         The exit code.
     """
     set_up_logging(settings.log_format, name)
+    # Celery warns root users of pickles in messages; ours are JSON, and nothing else is accepted.
+    warnings.simplefilter("ignore", SecurityWarning)
     setup_logging.connect(_keep_our_logging)
     drain = _Drain()
     worker_name = f"{name}@{socket.gethostname()}"

@@ -90,7 +90,12 @@ class Client:
             raise NoWorkerError(reason)
 
 
-def _broker_url(settings: Settings) -> str:
+def broker_url(settings: Settings) -> str:
+    """The configured broker, or the embedded one of this home.
+
+    Raises:
+        NoBrokerError: There is none.
+    """
     if settings.broker_url is not None:
         return settings.broker_url.get_secret_value()
     found = find_running(settings.home_dir)

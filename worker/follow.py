@@ -136,7 +136,7 @@ class _Display(AbstractContextManager["_Display"]):
         self._bar, self._printed_tenth = None, -1
 
     def _advance(self, event: events.Progress) -> None:
-        facts = event.unit
+        facts: str = event.unit
         if event.loss is not None:
             facts += f"  loss {event.loss:.4f}"
         if event.per_second is not None:

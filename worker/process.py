@@ -78,9 +78,9 @@ def _launch(parent: int, at_parents_death: int, argv: list[str]) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, at_parents_death, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() != parent:  # it died before we asked
-        return 1
-    os.execvp(argv[0], argv)
+    if os.getppid() == parent:  # otherwise it died before we asked
+        os.execvp(argv[0], argv)
+    return 1
 
 
 def _watch(parent: int, argv: list[str]) -> int:

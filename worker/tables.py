@@ -1,8 +1,10 @@
 """Jobs and routes as tables for people."""
 
+from rich.markup import escape
 from rich.table import Table
 
 from routing.policy import Route
+from tasks.checks import Report
 from tasks.contract import STAGES
 from tasks.records import JobRecord
 
@@ -56,3 +58,13 @@ def route_document(route: Route) -> dict[str, object]:
         "needed_gib": round(route.estimate.needed_gib, 2),
         "parts_gib": {part: round(gib, 2) for part, gib in route.estimate.parts().items()},
     }
+
+
+def report_table(report: Report) -> Table:
+    """What was found in a data set."""
+    table = Table("", "where", "what", title=f"{len(report.samples)} pictures")
+    for warning in report.warnings:
+        table.add_row("warning", escape(warning.where), escape(warning.problem))
+    for size, count in sorted(report.buckets.items()):
+        table.add_row("bucket", str(size), f"{count} pictures")
+    return table

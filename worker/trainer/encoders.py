@@ -67,7 +67,7 @@ def load_vae(config: FluxLoraConfig, device: torch.device) -> AutoencoderKL:
         )
     except (OSError, ValueError, SafetensorError) as error:
         raise BaseModelFilesError(config.model, str(error).partition("\n")[0]) from error
-    vae.eval().requires_grad_(False).to(device)
+    vae.eval().requires_grad_(False).to(device)  # type: ignore[arg-type] # its decorator hides it
     return vae
 
 

@@ -31,7 +31,7 @@ def load_transformer(config: FluxLoraConfig, device: torch.device) -> FluxTransf
             model = _from_file(existing_file(config.transformer_path), folder, dtype)
     except (OSError, ValueError, SafetensorError) as error:
         raise BaseModelFilesError(source, str(error).partition("\n")[0]) from error
-    model.requires_grad_(False).to(device)
+    model.requires_grad_(False).to(device)  # type: ignore[arg-type] # its decorator hides it
     return model
 
 

@@ -1,0 +1,67 @@
+"""Pictures as training sees them: upright RGB, decoded under limits.
+
+One decoder for the whole project, so that a digest taken in ``prepare`` is that of the pixels a
+trainer gets.
+"""
+
+import hashlib
+import io
+import warnings
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# Formats whose decoders are widely fuzzed and that people use for photographs and drawings.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+# 16k x 16k: beyond every camera; decoded it takes 768 MB, which a small CPU worker still has.
+MOST_PIXELS = 16384 * 16384
+
+
+class PictureError(ValueError):
+    """Bytes that are no picture of ours."""
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """The picture in a file's bytes: upright, RGB, on white, an animation's first frame.
+
+    Raises:
+        PictureError: It is none, is broken off, or is too large.
+    """
+    try:
+        with warnings.catch_warnings():
+            # The limit is ours, below; Pillow's own warns at a third of it.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                if image.width * image.height > MOST_PIXELS:
+                    raise PictureError(
+                        f"{image.width}x{image.height} pixels are more than {MOST_PIXELS:,}"
+                    )
+                return _rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise PictureError(f"is no {', '.join(FORMATS)} picture") from error
+    except Image.DecompressionBombError as error:
+        raise PictureError(f"has more than {MOST_PIXELS:,} pixels") from error
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+        if isinstance(error, PictureError):
+            raise
+        raise PictureError(f"cannot be decoded: {error}") from error
+
+
+def picture_digest(picture: Image.Image) -> str:
+    """SHA-256 of an RGB picture's size and pixels, in hex."""
+    digest = hashlib.sha256(f"RGB {picture.width}x{picture.height}\n".encode())
+    digest.update(picture.tobytes())
+    return digest.hexdigest()
+
+
+def has_transparency(data: bytes) -> bool:
+    """Whether a readable picture has an alpha channel or a transparent color."""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        return image.has_transparency_data
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    layer = image.convert("RGBA")
+    white = Image.new("RGBA", layer.size, "white")
+    return Image.alpha_composite(white, layer).convert("RGB")

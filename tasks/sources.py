@@ -1,0 +1,157 @@
+"""Data-set sources: where each picture is, and its caption. Reads no pictures."""
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import assert_never
+
+from tasks.errors import Fault
+from tasks.jobs.data import (
+    HFHubImageCaptionDatasetConfig,
+    ImageCaptionDirDatasetConfig,
+    ImageCaptionJsonlDatasetConfig,
+)
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+# A caption of this many bytes is some 20 times what T5 reads; longer ones are no captions.
+MOST_CAPTION_BYTES = 64 * 1024
+MOST_ITEMS = 1_000_000
+
+DataSetConfig = (
+    ImageCaptionDirDatasetConfig | ImageCaptionJsonlDatasetConfig | HFHubImageCaptionDatasetConfig
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture with its caption.
+
+    Attributes:
+        path: The picture's file.
+        name: What it is called in messages.
+        caption: Its caption, stripped.
+    """
+
+    path: Path
+    name: str
+    caption: str
+
+
+@dataclass
+class Listing:
+    """What a source holds, and what is wrong with it."""
+
+    where: str
+    items: list[Item] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+    warnings: list[Fault] = field(default_factory=list)
+
+
+def list_source(config: DataSetConfig) -> Listing:
+    """Every picture of a data set with its caption, in the order of their names or lines."""
+    match config:
+        case ImageCaptionDirDatasetConfig():
+            return _list_folder(Path(config.dataset_dir))
+        case ImageCaptionJsonlDatasetConfig():
+            return _list_jsonl(config)
+        case HFHubImageCaptionDatasetConfig():
+            raise TypeError("Hub data sets are refused by the job model")
+        case _:
+            assert_never(config)
+
+
+def _list_folder(folder: Path) -> Listing:
+    listing = Listing(str(folder))
+    if not folder.is_dir():
+        listing.faults.append(Fault(str(folder), "there is no such folder on this worker"))
+        return listing
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+    pictures = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+    for name in pictures[:MOST_ITEMS]:
+        caption_path = (folder / name).with_suffix(".txt")
+        if not caption_path.is_file():
+            listing.faults.append(Fault(name, f"has no caption; write it into {caption_path.name}"))
+            continue
+        _add(listing, folder / name, name, _caption_file(caption_path))
+    stems = {Path(name).stem for name in pictures}
+    for name in names:
+        if name.endswith(".txt") and Path(name).stem not in stems:
+            listing.warnings.append(Fault(name, "is the caption of no picture; it is not used"))
+    return _with_size_checked(listing, len(pictures))
+
+
+def _list_jsonl(config: ImageCaptionJsonlDatasetConfig) -> Listing:
+    path = Path(config.jsonl_path)
+    listing = Listing(str(path))
+    try:
+        lines = path.read_text("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        listing.faults.append(Fault(str(path), f"cannot be read: {error}"))
+        return listing
+    numbered = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
+    for number, line in numbered[:MOST_ITEMS]:
+        where = f"{path.name} line {number}"
+        try:
+            image, caption = _row(line, config)
+            file = _inside(path.parent, image)
+        except ValueError as error:
+            listing.faults.append(Fault(where, str(error)))
+            continue
+        if not file.is_file():
+            listing.faults.append(Fault(where, f"there is no picture {image}"))
+            continue
+        _add(listing, file, f"{where} ({image})", caption)
+    return _with_size_checked(listing, len(numbered))
+
+
+def _row(line: str, config: ImageCaptionJsonlDatasetConfig) -> tuple[str, str]:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError("is no JSON object")
+    values = []
+    for column in (config.image_column, config.caption_column):
+        value = row.get(column)
+        if not isinstance(value, str):
+            raise ValueError(f"has no text in the column {column!r}")
+        values.append(value)
+    return values[0], values[1]
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file that a row names, which must lie in the JSONL file's folder, links followed."""
+    file = (folder / name).resolve()
+    if "\0" in name or not file.is_relative_to(folder.resolve()):
+        raise ValueError(f"names {name!r}, which is outside the data set's folder")
+    return file
+
+
+def _caption_file(path: Path) -> str | Fault:
+    if path.stat().st_size > MOST_CAPTION_BYTES:
+        return Fault(path.name, f"is longer than {MOST_CAPTION_BYTES} bytes; captions are short")
+    try:
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        return Fault(path.name, f"cannot be read as UTF-8 text: {error}")
+
+
+def _add(listing: Listing, path: Path, name: str, caption: str | Fault) -> None:
+    if isinstance(caption, Fault):
+        listing.faults.append(caption)
+    elif not caption.strip():
+        listing.faults.append(Fault(name, "has an empty caption; say what the picture shows"))
+    elif len(caption.encode()) > MOST_CAPTION_BYTES:
+        listing.faults.append(Fault(name, f"has a caption of over {MOST_CAPTION_BYTES} bytes"))
+    else:
+        listing.items.append(Item(path, name, caption.strip()))
+
+
+def _with_size_checked(listing: Listing, found: int) -> Listing:
+    if not found:
+        kinds = ", ".join(sorted(SUFFIXES))
+        listing.faults.append(Fault(listing.where, f"holds no picture ({kinds})"))
+    if found > MOST_ITEMS:
+        listing.faults.append(
+            Fault(listing.where, f"holds {found:,} pictures; the most is {MOST_ITEMS:,}")
+        )
+    return listing

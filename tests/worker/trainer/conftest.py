@@ -1,0 +1,36 @@
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.worker.trainer.runs import Pictures, pictures
+from worker.trainer.tiny_models import build_tiny_flux
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As trainers in processes of their own run, so that numbers can be compared bit for bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny FLUX with both kinds of block."""
+    folder = tmp_path_factory.mktemp("tiny-flux")
+    return build_tiny_flux(folder, double_blocks=1, single_blocks=1)
+
+
+@pytest.fixture(scope="session")
+def double_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny FLUX of the demonstration, whose kohya files diffusers reads."""
+    return build_tiny_flux(tmp_path_factory.mktemp("double-flux"))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Pictures:
+    """Five pictures of various shapes in a store of their own."""
+    return pictures(tmp_path)

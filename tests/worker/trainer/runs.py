@@ -1,0 +1,261 @@
+"""Trainer requests on tiny models, in this process or in one of their own."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from PIL import Image
+from safetensors import safe_open
+
+from tasks.dataset import DataSet, Sample, data_set_of
+from tasks.events import CacheDone, CheckpointSaved, Event, TrainDone, parse_event
+from tasks.jobs.flux_lora import FluxLoraConfig
+from tasks.requests import TrainerRequest
+from tasks.store import Store, data_set_key, image_key
+from worker.trainer import cache, train
+from worker.trainer.pipe import StopSwitch
+
+CAPTIONS = ("a photo of a cat", "the red square", "a dog on the green", "blue", "in the photo")
+BUCKETS = {"target_resolution": 64, "start_dim": 32, "end_dim": 128, "divisible_by": 32}
+CACHED = {"cache_text_encoder_outputs": True, "cache_vae_outputs": True}
+
+_Kind = TypeVar("_Kind")
+
+
+@dataclass
+class Pictures:
+    """A data set in a store of its own."""
+
+    folder: Path
+    store: Store
+    data_set: DataSet
+
+    def edited(
+        self, image: int | None = None, caption: int | None = None, seed: int = 99
+    ) -> "Pictures":
+        """The same with another picture, or another caption, in one place."""
+        samples = list(self.data_set.samples)
+        if image is not None:
+            old = samples[image]
+            changed = put_picture(self.store, old.width, old.height, seed)
+            samples[image] = old.model_copy(update={"image": changed})
+        if caption is not None:
+            samples[caption] = samples[caption].model_copy(update={"caption": "another cat"})
+        return Pictures(self.folder, self.store, put_data_set(self.store, samples))
+
+
+def put_picture(store: Store, width: int, height: int, seed: int) -> str:
+    """Store a smooth random picture; its digest."""
+    random = np.random.default_rng(seed)
+    small = Image.fromarray(random.integers(0, 255, (4, 4, 3), dtype=np.uint8))
+    picture = small.resize((width, height), Image.Resampling.BICUBIC)
+    digest = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+    file = io.BytesIO()
+    picture.save(file, "PNG")
+    store.put(image_key(digest), file.getvalue())
+    return digest
+
+
+def put_data_set(store: Store, samples: Sequence[Sample]) -> DataSet:
+    data_set = data_set_of(samples)
+    store.put(data_set_key(data_set.digest), data_set.model_dump_json().encode())
+    return data_set
+
+
+def pictures(
+    folder: Path, sizes: Sequence[tuple[int, int]] = ((64, 64), (96, 48), (48, 96), (70, 64), (99, 50))
+) -> Pictures:
+    """A data set of random pictures of these sizes."""
+    store = Store(f"file://{folder}/store")
+    samples = [
+        Sample(
+            image=put_picture(store, width, height, number),
+            width=width,
+            height=height,
+            caption=f"{CAPTIONS[number % len(CAPTIONS)]} {number}",
+            source=f"picture-{number}.png",
+        )
+        for number, (width, height) in enumerate(sizes)
+    ]
+    return Pictures(folder, store, put_data_set(store, samples))
+
+
+def config_of(model: Path | str, *, loader: dict[str, Any] | None = None, **options: Any) -> Any:
+    """A config whose every value may be overridden."""
+    data_loader = {
+        "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/unused"},
+        "resolution": 64,
+        **(loader or {}),
+    }
+    values: dict[str, Any] = {
+        "seed": 7,
+        "model": str(model),
+        "weight_dtype": "float32",
+        "transformer_learning_rate": 1e-2,
+        "lr_warmup_steps": 0,
+        # Of the tiny tokenizer's captions, none is longer.
+        "t5_tokenizer_max_length": 32,
+        "data_loader": data_loader,
+    }
+    if not {"max_train_steps", "max_train_epochs"} & set(options):
+        values["max_train_steps"] = 4
+    if not {"save_every_n_steps", "save_every_n_epochs"} & set(options):
+        values["save_every_n_steps"] = 1000
+    return FluxLoraConfig.model_validate_json(json.dumps({**values, **options}))
+
+
+def request_of(data: Pictures, stage: str, config: FluxLoraConfig, **fields: Any) -> TrainerRequest:
+    values = {
+        "stage": stage,
+        "job_id": "job",
+        "attempt": 1,
+        "name": "lora",
+        "training": config,
+        "data_set_key": data_set_key(data.data_set.digest),
+        "store_url": data.store.url,
+        "scratch_dir": str(data.folder / "scratch"),
+        "device": "cpu",
+    }
+    return TrainerRequest(**{**values, **fields})
+
+
+class Events(list[Event]):
+    """The events of a run."""
+
+    def of(self, kind: type[_Kind]) -> list[_Kind]:
+        return [event for event in self if isinstance(event, kind)]
+
+
+def run_cache(data: Pictures, config: FluxLoraConfig, **fields: Any) -> CacheDone:
+    events = Events()
+    cache.run(request_of(data, "cache", config, **fields), events.append, StopSwitch())
+    return events.of(CacheDone)[-1]
+
+
+@dataclass
+class Trained:
+    """What a train request came to."""
+
+    data: Pictures
+    events: Events
+
+    @property
+    def checkpoints(self) -> list[CheckpointSaved]:
+        return self.events.of(CheckpointSaved)
+
+    @property
+    def done(self) -> TrainDone:
+        return self.events.of(TrainDone)[-1]
+
+    def state_bytes(self, number: int = -1) -> bytes:
+        return self.data.store.get(self.checkpoints[number].state_key)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The tensors of the last state."""
+        return read_tensors(self.path(self.checkpoints[-1].state_key))[0]
+
+    @property
+    def losses(self) -> list[float]:
+        losses: list[float] = self.state["history"][:, 0].tolist()
+        return losses
+
+    @property
+    def rates(self) -> list[float]:
+        rates: list[float] = self.state["history"][:, 1].tolist()
+        return rates
+
+    @property
+    def weights(self) -> Path:
+        return self.path(self.checkpoints[-1].weights.key)
+
+    def path(self, key: str) -> Path:
+        path = self.data.store.local_path(key)
+        assert path is not None
+        return path
+
+
+def run_train(
+    data: Pictures,
+    config: FluxLoraConfig,
+    *,
+    stop: StopSwitch | None = None,
+    on_event: Callable[[Event], None] = lambda _: None,
+    **fields: Any,
+) -> Trained:
+    """Cache where the config says so, then train, in this process."""
+    if config.cache_text_encoder_outputs or config.cache_vae_outputs:
+        fields.setdefault("cache_index_key", run_cache(data, config).index_key)
+    trained = Trained(data, Events())
+
+    def emit(event: Event) -> None:
+        trained.events.append(event)
+        on_event(event)
+
+    train.run(request_of(data, "train", config, **fields), emit, stop or StopSwitch())
+    return trained
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    """A safetensors file's tensors and metadata."""
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
+
+
+class TrainerProcess:
+    """A trainer in a process of its own."""
+
+    def __init__(self, *requests: TrainerRequest | str) -> None:
+        read, write = os.pipe()
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "worker.trainer", "--events-fd", str(write)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            pass_fds=[write],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        os.close(write)
+        self._events = os.fdopen(read, "rb")
+        lines = [r if isinstance(r, str) else r.model_dump_json() for r in requests]
+        assert self.process.stdin is not None
+        self.process.stdin.write("".join(f"{line}\n" for line in lines).encode())
+        self.process.stdin.flush()
+
+    def events(self) -> Iterator[Event]:
+        for line in self._events:
+            if line.endswith(b"\n"):
+                yield parse_event(line)
+
+    def finish(self) -> tuple[Events, int, str]:
+        """The rest of the events, the exit code and the standard error."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        events = Events(self.events())
+        self._events.close()
+        assert self.process.stderr is not None
+        assert self.process.stdout is not None
+        errors = self.process.stderr.read().decode()
+        assert self.process.stdout.read() == b""
+        self.process.stderr.close()
+        self.process.stdout.close()
+        return events, self.process.wait(), errors
+
+    def signal_when(self, number: signal.Signals, ready: Callable[[Event], bool]) -> Events:
+        """Send a signal as soon as an event says it is time; the events until then."""
+        seen = Events()
+        for event in self.events():
+            seen.append(event)
+            if ready(event):
+                self.process.send_signal(number)
+                return seen
+        raise AssertionError(f"the trainer ended first: {seen}")

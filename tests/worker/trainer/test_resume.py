@@ -1,0 +1,215 @@
+import hashlib
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tasks.events import CheckpointSaved, Event, Note, Progress, TrainDone
+from tasks.requests import TrainerExit
+from tests.worker.trainer.runs import (
+    BUCKETS,
+    CACHED,
+    Pictures,
+    Trained,
+    TrainerProcess,
+    config_of,
+    read_tensors,
+    request_of,
+    run_cache,
+    run_train,
+)
+from worker.trainer.errors import DamagedFileError, ForeignStateError, InterruptedRun
+from worker.trainer.pipe import StopSwitch
+
+LOADER = {"aspect_ratio_buckets": BUCKETS, "random_flip": True}
+# Five pictures in three buckets, two batches an update: step 10 lies within an epoch.
+FULL: dict[str, Any] = {
+    "max_train_steps": 20,
+    "save_every_n_steps": 10,
+    "gradient_accumulation_steps": 2,
+    "train_batch_size": 2,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 3,
+    "max_grad_norm": 1.0,
+}
+
+
+def is_checkpoint(event: Event) -> bool:
+    return isinstance(event, CheckpointSaved)
+
+
+def after_step_three(event: Event) -> bool:
+    return isinstance(event, Progress) and event.done >= 3
+
+
+def assert_same_end(straight: Trained, last: CheckpointSaved) -> None:
+    """Bit for bit: LoRA, optimizer, history and both files."""
+    resumed_state = read_tensors(straight.path(last.state_key))[0]
+    for name, tensor in straight.state.items():
+        assert torch.equal(tensor, resumed_state[name]), name
+    assert straight.state_bytes() == straight.data.store.get(last.state_key)
+    assert straight.checkpoints[-1].weights.sha256 == last.weights.sha256
+
+
+@pytest.mark.timeout(180)
+def test_a_killed_run_ends_as_if_nothing_had_happened(tiny_flux: Path, data: Pictures) -> None:
+    config = config_of(tiny_flux, loader=LOADER, **CACHED, **FULL)
+    straight = run_train(data, config)
+    request = request_of(
+        data, "train", config, attempt=2, cache_index_key=run_cache(data, config).index_key
+    )
+    killed = TrainerProcess(request)
+    saved = killed.signal_when(signal.SIGKILL, is_checkpoint).of(CheckpointSaved)[-1]
+    assert killed.finish()[1] == -signal.SIGKILL
+    assert saved.step == 10
+    resumed = TrainerProcess(
+        request.model_copy(update={"attempt": 3, "resume_state_key": saved.state_key})
+    )
+    events, code, errors = resumed.finish()
+    assert code == TrainerExit.DONE, errors
+    assert_same_end(straight, events.of(CheckpointSaved)[-1])
+    assert events.of(TrainDone)[-1].final_loss == straight.done.final_loss
+
+
+@pytest.mark.timeout(180)
+def test_a_stopped_run_saves_and_ends_as_if_nothing_had_happened(
+    tiny_flux: Path, data: Pictures
+) -> None:
+    config = config_of(tiny_flux, loader={**LOADER, "center_crop": False}, **FULL)
+    straight = run_train(data, config)
+    request = request_of(data, "train", config, attempt=2)
+    stopped = TrainerProcess(request)
+    stopped.signal_when(signal.SIGTERM, after_step_three)
+    events, code, errors = stopped.finish()
+    assert code == TrainerExit.INTERRUPTED, errors
+    saved = events.of(CheckpointSaved)[-1]
+    assert 3 <= saved.step < 20
+    resumed = TrainerProcess(
+        request.model_copy(update={"attempt": 3, "resume_state_key": saved.state_key})
+    )
+    events, code, errors = resumed.finish()
+    assert code == TrainerExit.DONE, errors
+    assert_same_end(straight, events.of(CheckpointSaved)[-1])
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 4])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"weight_dtype": "float16"},
+        {"weight_dtype": "bfloat16", "gradient_checkpointing": True},
+        {"max_train_steps": None, "max_train_epochs": 3, "gradient_accumulation_steps": 2},
+    ],
+    ids=["float16", "bfloat16", "epochs"],
+)
+def test_a_run_resumes_exactly_at_any_step(
+    tiny_flux: Path, data: Pictures, stop_at: int, options: dict[str, Any]
+) -> None:
+    values = {"max_train_steps": 6, **CACHED, **options}
+    config = config_of(tiny_flux, loader=LOADER, **values)
+    straight = run_train(data, config)
+    stop = StopSwitch()
+    stop.waits_for_request = False
+    seen: list[CheckpointSaved] = []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Progress) and event.done == stop_at - 1:
+            stop()
+        if isinstance(event, CheckpointSaved):
+            seen.append(event)
+
+    if stop_at == 1:
+        config_to_stop = config.model_copy(update={"save_every_n_steps": 1})
+        run_train(data, config_to_stop, on_event=on_event, attempt=2)
+    else:
+        # Every step is told of only when steps are slow; ask for a checkpoint at each instead.
+        slow = config.model_copy(update={"save_every_n_steps": 1})
+        with pytest.raises(InterruptedRun):
+            run_train(data, slow, stop=stop, on_event=on_event, attempt=2)
+        assert seen[-1].step == stop_at
+    resume_from = next(saved for saved in seen if saved.step == stop_at)
+    resumed = run_train(data, config, attempt=3, resume_state_key=resume_from.state_key)
+    assert_same_end(straight, resumed.checkpoints[-1])
+
+
+def test_a_finished_run_resumed_only_says_so(tiny_flux: Path, data: Pictures) -> None:
+    config = config_of(tiny_flux)
+    straight = run_train(data, config)
+    key = straight.checkpoints[-1].state_key
+    again = run_train(data, config, attempt=2, resume_state_key=key)
+    assert again.checkpoints == []
+    assert again.done.steps == 4
+    assert again.done.final_loss == straight.done.final_loss
+
+
+def test_the_metrics_file_holds_the_steps_before_a_resume(tiny_flux: Path, data: Pictures) -> None:
+    config = config_of(tiny_flux, save_every_n_steps=2)
+    straight = run_train(data, config)
+    key = straight.checkpoints[0].state_key
+    resumed = run_train(data, config, attempt=2, resume_state_key=key)
+    metrics = [run.data.store.get(run.done.extras[0].key) for run in (straight, resumed)]
+    assert hashlib.sha256(metrics[0]).hexdigest() == straight.done.extras[0].sha256
+    assert metrics[0].count(b"train/loss") == 4
+    assert metrics[1].count(b"train/loss") == 4
+    assert "tfevents" in straight.done.extras[0].name
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"transformer_learning_rate": 1e-3}, "transformer_learning_rate"),
+        ({"seed": 8}, "seed"),
+        ({"cache_vae_outputs": True}, "cache_vae_outputs"),
+        ({"lora_rank_dim": 8}, "lora_rank_dim"),
+    ],
+)
+def test_a_state_of_another_config_is_refused_by_the_names_of_what_differs(
+    tiny_flux: Path, data: Pictures, change: dict[str, Any], name: str
+) -> None:
+    key = run_train(data, config_of(tiny_flux, max_train_steps=1)).checkpoints[-1].state_key
+    other = config_of(tiny_flux, max_train_steps=1, **change)
+    with pytest.raises(ForeignStateError, match=name):
+        run_train(data, other, resume_state_key=key)
+
+
+def test_a_state_of_another_data_set_is_refused(tiny_flux: Path, data: Pictures) -> None:
+    config = config_of(tiny_flux, max_train_steps=1)
+    key = run_train(data, config).checkpoints[-1].state_key
+    with pytest.raises(ForeignStateError, match="data set"):
+        run_train(data.edited(caption=0), config, resume_state_key=key)
+
+
+def test_options_that_change_no_number_may_differ(tiny_flux: Path, data: Pictures) -> None:
+    key = run_train(data, config_of(tiny_flux, max_train_steps=1)).checkpoints[-1].state_key
+    other = config_of(
+        tiny_flux, max_train_steps=1, max_checkpoints=1, lora_checkpoint_format="invoke_peft"
+    )
+    assert run_train(data, other, resume_state_key=key).done.steps == 1
+
+
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "another kind of file"])
+def test_a_damaged_state_is_a_clear_error(tiny_flux: Path, data: Pictures, damage: str) -> None:
+    config = config_of(tiny_flux, max_train_steps=1)
+    straight = run_train(data, config)
+    whole = straight.state_bytes()
+    broken = {
+        "truncated": whole[: len(whole) // 2],
+        "garbage": b"\x00\x01" * 5000,
+        "empty": b"",
+        "another kind of file": straight.weights.read_bytes(),
+    }[damage]
+    data.store.put("broken.safetensors", broken)
+    with pytest.raises(DamagedFileError, match="the training state broken.safetensors is damaged"):
+        run_train(data, config, resume_state_key="broken.safetensors")
+
+
+def test_resuming_under_other_versions_says_so(
+    tiny_flux: Path, data: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of(tiny_flux, save_every_n_steps=2)
+    key = run_train(data, config).checkpoints[0].state_key
+    monkeypatch.setattr("worker.trainer.train.version", lambda _: "0.0.1")
+    notes = run_train(data, config, attempt=2, resume_state_key=key).events.of(Note)
+    assert "torch" in notes[0].message

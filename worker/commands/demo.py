@@ -1,0 +1,124 @@
+"""``training-worker demo``."""
+
+import os
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from routing.classes import MemoryClass
+from tasks.errors import ErrorCode, JobError
+from tasks.settings import Settings
+from worker.client import Client
+from worker.commands.watch import show_to_the_end
+from worker.demo_pictures import draw_demo_pictures
+from worker.flower import flower_address, flower_credentials, password_file
+from worker.output import stdout
+from worker.process import spawn, stop
+
+_READY_WITHIN_S = 90.0
+# FLUX needs the first; the second is there to be passed over.
+_GPUS = (MemoryClass.GB40, MemoryClass.GB24)
+
+
+def run(settings: Settings, *, home: Path | None) -> None:
+    """Run a whole FLUX LoRA job with a tiny model on an emulated fleet of its own."""
+    if find_spec("torch") is None:
+        raise JobError(
+            "PyTorch is not installed: pip install 'training-worker[train]'",
+            ErrorCode.NOT_INSTALLED,
+        )
+    home = (home or settings.home_dir / "demo").absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    settings = Settings(
+        home=home,
+        broker_url=None,
+        store_url=None,
+        scratch_dir=None,
+        gpus=",".join(str(memory_class) for memory_class in _GPUS),
+        flower_port=settings.flower_port,
+        flower_basic_auth=settings.flower_basic_auth,
+    )
+    document = _prepare_job(home)
+    fleet = _start_fleet(settings)
+    try:
+        stdout.print("fleet: an emulated 40 GB worker, a 24 GB one, and a CPU worker")
+        if settings.flower_port:
+            flower_credentials(settings)
+            stdout.print(f"flower: {flower_address(settings)}, user operator, password in", end=" ")
+            stdout.print(password_file(settings), soft_wrap=True)
+        client = Client(settings)
+        job_id = client.submit(document)
+        stdout.print(f"job {job_id}: {home / 'job.yaml'}", soft_wrap=True, markup=False)
+        show_to_the_end(client, job_id, json=False)
+    finally:
+        stop(fleet, grace_s=settings.stop_grace.total_seconds())
+
+
+def _prepare_job(home: Path) -> dict[str, Any]:
+    """Make the tiny model, the pictures and the job file where they are not there yet."""
+    model, pictures = home / "tiny-flux", home / "pictures"
+    if not (model / "model_index.json").exists():
+        stdout.print("making a tiny FLUX model")
+        command = [sys.executable, "-P", "-m", "worker.trainer.tiny_models", str(model)]
+        subprocess.run(command, check=True)
+    draw_demo_pictures(pictures)
+    document = {
+        "name": "demo-lora",
+        "training": {
+            "type": "FLUX_LORA",
+            "seed": 1,
+            "model": str(model),
+            "max_train_steps": 40,
+            "save_every_n_steps": 20,
+            "train_batch_size": 2,
+            "weight_dtype": "bfloat16",
+            "gradient_checkpointing": True,
+            "cache_text_encoder_outputs": True,
+            "cache_vae_outputs": True,
+            "data_loader": {
+                "type": "IMAGE_CAPTION_FLUX_DATA_LOADER",
+                "resolution": 128,
+                "aspect_ratio_buckets": {
+                    "target_resolution": 128,
+                    "start_dim": 96,
+                    "end_dim": 192,
+                    "divisible_by": 32,
+                },
+                "dataset": {
+                    "type": "IMAGE_CAPTION_DIR_DATASET",
+                    "dataset_dir": str(pictures),
+                },
+            },
+        },
+    }
+    (home / "job.yaml").write_text(yaml.safe_dump(document, sort_keys=False), "utf-8")
+    return document
+
+
+def _start_fleet(settings: Settings) -> "subprocess.Popen[bytes]":
+    """Start ``up`` in a process of its own and wait until it is ready."""
+    ready, log = settings.home_dir / "ready", settings.home_dir / "fleet.log"
+    ready.unlink(missing_ok=True)
+    env = {key: value for key, value in os.environ.items() if not key.startswith("TRAINING_")}
+    env |= {
+        "TRAINING_HOME": str(settings.home),
+        "TRAINING_GPUS": settings.gpus or "",
+        "TRAINING_FLOWER_PORT": str(settings.flower_port),
+    }
+    if settings.flower_basic_auth is not None:
+        env["TRAINING_FLOWER_BASIC_AUTH"] = settings.flower_basic_auth.get_secret_value()
+    command = [sys.executable, "-P", "-m", "worker", "up", "--ready-file", str(ready)]
+    with log.open("wb") as output:
+        fleet = spawn(command, env=env, stdout=output, stderr=output)
+    deadline = time.monotonic() + _READY_WITHIN_S
+    while not ready.exists():
+        if fleet.poll() is not None or time.monotonic() > deadline:
+            stop(fleet, grace_s=5)
+            raise JobError(f"the fleet does not start; {log} tells why")
+        time.sleep(0.05)
+    return fleet
