@@ -5,10 +5,21 @@ Read once, in ``worker/__main__.py``, and passed on.
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, SecretStr
+from pydantic import BeforeValidator, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+def _seconds(value: Any) -> Any:
+    """A bare number is seconds; anything else is left to pydantic (ISO 8601: ``P30D``)."""
+    try:
+        return timedelta(seconds=float(value)) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+Duration = Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0))]
 
 
 class Settings(BaseSettings):
@@ -47,14 +58,14 @@ class Settings(BaseSettings):
     """How often a crashed trainer is started again, from its last checkpoint, before the job
     fails."""
 
-    stop_grace: timedelta = timedelta(seconds=60)
+    stop_grace: Duration = timedelta(seconds=60)
     """How long a stopping worker waits for its trainer to save a checkpoint."""
 
-    visibility_timeout: timedelta = timedelta(seconds=60)
+    visibility_timeout: Duration = timedelta(seconds=60)
     """How long after a worker is lost its job goes to another one. Live workers renew their hold
     four times as often; jobs may take as long as they like."""
 
-    job_ttl: timedelta = timedelta(days=30)
+    job_ttl: Duration = timedelta(days=30)
     """How long a job's state and events are kept after their last change."""
 
     log_format: Literal["text", "json"] = "text"

@@ -4,10 +4,14 @@ Knows nothing of Celery; ``tasks/app.py`` calls it and turns its outcome into Ce
 """
 
 import logging
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
+
+import redis
 
 from tasks.errors import CancelledJobError, ErrorCode, JobError
 from tasks.events import Event, Note
@@ -74,10 +78,14 @@ class StageContext:
         if self.runtime.state.cancel_requested(self.job_id):
             raise CancelledJobError(self.job_id, self.stage)
 
+    @property
+    def scratch_dir(self) -> Path:
+        """A folder of this start's own, removed at its end."""
+        return self.runtime.scratch_dir / f"{self.job_id}-{self.attempt}"
+
     def trainer_request(self, **fields: Any) -> TrainerRequest:
         """A request to the trainer on behalf of this start."""
         job = self.record.job
-        scratch = self.runtime.scratch_dir / f"{self.job_id}-{self.attempt}"
         return TrainerRequest(
             job_id=self.job_id,
             attempt=self.attempt,
@@ -85,7 +93,7 @@ class StageContext:
             training=job.training,
             data_set_key=self.record.refs["data_set"],
             store_url=self.runtime.store.url,
-            scratch_dir=str(scratch),
+            scratch_dir=str(self.scratch_dir),
             device=self.runtime.device,
             **fields,
         )
@@ -147,6 +155,10 @@ def run_stage(
         raise StageDropped(str(error)) from error
     except TrainerInterrupted as error:
         raise _interrupted(context) from error
+    except redis.RedisError as error:
+        # Nothing can be written; whoever gets the message next goes on from the last checkpoint.
+        logger.warning("lost the broker: %s", error, extra={"job": job_id, "stage": stage})
+        raise StageReleased(f"{stage} of job {job_id} lost the broker") from error
     except JobError as error:
         error.stage = stage
         _fail(context, error)
@@ -156,6 +168,8 @@ def run_stage(
         foreseen = JobError(f"{type(error).__name__}: {error}", ErrorCode.INTERNAL, stage)
         _fail(context, foreseen)
         raise foreseen from error
+    finally:
+        shutil.rmtree(context.scratch_dir, ignore_errors=True)
     _finish(context, result, time.monotonic() - started)
     return {"job_id": job_id, "stage": stage, **(result.result or {})}
 

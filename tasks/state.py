@@ -11,7 +11,10 @@ from datetime import timedelta
 from enum import StrEnum
 from typing import Any, cast
 
+import redis
 from redis import Redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from tasks.contract import STAGES
 from tasks.errors import ErrorCode, JobError
@@ -32,6 +35,7 @@ _MAX_EVENTS = 2000
 # A stage that takes its worker down with it (out of memory in the host, say) must not do so
 # for ever; five also leaves room for an unlucky night of restarts.
 _MAX_STARTS = 5
+_RETRY_PAUSE_S = 0.5
 
 
 def _job_key(job_id: str) -> str:
@@ -363,9 +367,20 @@ class JobState:
         return [_job_key(job_id), _events_key(job_id)]
 
 
-def connect(broker_url: str) -> "Redis":
-    """A connection to the server that Celery calls ``broker_url``; lazy, as redis-py's are."""
+def connect(broker_url: str, *, patience: timedelta = timedelta(0)) -> "Redis":
+    """A connection to the server that Celery calls ``broker_url``; made when it is first used.
+
+    Args:
+        broker_url: A ``redis://``, ``rediss://`` or ``redis+socket://`` URL.
+        patience: For how long a command is tried again while the server is away.
+    """
     url = broker_url.replace("redis+socket://", "unix://", 1)
+    retries = int(patience.total_seconds() / _RETRY_PAUSE_S)
     return Redis.from_url(
-        url, decode_responses=True, socket_connect_timeout=5, health_check_interval=30
+        url,
+        decode_responses=True,
+        socket_connect_timeout=5,
+        health_check_interval=30,
+        retry=Retry(ConstantBackoff(_RETRY_PAUSE_S), retries),
+        retry_on_error=[redis.ConnectionError, redis.TimeoutError],
     )

@@ -4,6 +4,7 @@ import os
 import select
 import socket
 import warnings
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 
@@ -20,6 +21,10 @@ from worker.gpus import Gpu
 from worker.leases import LeaseRenewal
 from worker.logs import set_up_logging
 from worker.supervisor import TrainerProcess, trainer_environment
+
+# How long a stage waits for a broker that is away before it is given back. Its trainer goes on
+# meanwhile, until some hundred of its events wait to be told.
+_PATIENCE = timedelta(minutes=10)
 
 
 def run_worker(
@@ -57,7 +62,7 @@ def run_worker(
         real_gpu = gpu is not None and not gpu.emulated
         env = trainer_environment(dict(os.environ), gpu.uuid if gpu and real_gpu else None)
         return Runtime(
-            state=JobState(connect(broker_url), settings.job_ttl),
+            state=JobState(connect(broker_url, patience=_PATIENCE), settings.job_ttl),
             store=Store(settings.resolved_store_url),
             trainer=TrainerProcess(
                 env,

@@ -54,8 +54,7 @@ class _Child:
 
     def start(self) -> None:
         self.started_at = time.monotonic()
-        # SIGTERM at our death, so that a worker can still save its trainer's checkpoint.
-        self.process = spawn(self.argv, env=self.env, at_parents_death=signal.SIGTERM)
+        self.process = spawn(self.argv, env=self.env)
 
     def tend(self) -> None:
         """Start it again, after a pause, where it has ended."""

@@ -1,10 +1,10 @@
 """Child processes that never outlive us.
 
 ``spawn`` starts every child of ours: broker, workers, Flower, trainers. The child is started
-through this module as a launcher: on Linux it asks the kernel for a signal at its parent's death
+through this module as a launcher: on Linux it asks the kernel to be killed at its parent's death
 and becomes the command; elsewhere it stays, watches its parent and ends the command with it.
 
-The kernel sends that signal when the *thread* that started the child ends, so ``spawn`` is to be
+The kernel does so when the *thread* that started the child ends, so ``spawn`` is to be
 called from a thread that lives as long as the process, as the main thread does.
 """
 
@@ -30,7 +30,6 @@ def spawn(
     stdout: int | IO[Any] | None = None,
     stderr: int | IO[Any] | None = None,
     pass_fds: Sequence[int] = (),
-    at_parents_death: signal.Signals = signal.SIGKILL,
 ) -> "subprocess.Popen[bytes]":
     """Start a command in a process group of its own that ends when this process does.
 
@@ -41,12 +40,10 @@ def spawn(
         stdout: As in ``subprocess.Popen``.
         stderr: As in ``subprocess.Popen``.
         pass_fds: Descriptors it inherits.
-        at_parents_death: The signal it gets when we are gone; one that can be caught lets it
-            take its own children down in order.
     """
     launcher = [sys.executable, "-P", "-m", "worker.process"]
     return subprocess.Popen(
-        [*launcher, str(os.getpid()), str(int(at_parents_death)), *argv],
+        [*launcher, str(os.getpid()), *argv],
         env=env,
         stdin=stdin,
         stdout=stdout,
@@ -72,11 +69,11 @@ def kill_group(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _launch(parent: int, at_parents_death: int, argv: list[str]) -> int:
+def _launch(parent: int, argv: list[str]) -> int:
     if sys.platform != "linux":
         return _watch(parent, argv)
     libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, at_parents_death, 0, 0, 0) != 0:
+    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
     if os.getppid() == parent:  # otherwise it died before we asked
         os.execvp(argv[0], argv)
@@ -94,4 +91,4 @@ def _watch(parent: int, argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_launch(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]))
+    sys.exit(_launch(int(sys.argv[1]), sys.argv[2:]))

@@ -41,6 +41,10 @@ def pictures(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def job(tiny_model: Path, pictures: Path) -> dict[str, Any]:
+    return short_job(tiny_model, pictures)
+
+
+def short_job(tiny_model: Path, pictures: Path) -> dict[str, Any]:
     """A FLUX LoRA job that takes a few seconds."""
     return {
         "name": "shapes",
@@ -51,7 +55,8 @@ def job(tiny_model: Path, pictures: Path) -> dict[str, Any]:
             "max_train_steps": 12,
             "save_every_n_steps": 4,
             "train_batch_size": 2,
-            "weight_dtype": "float32",
+            "weight_dtype": "bfloat16",
+            "t5_tokenizer_max_length": 32,
             "cache_text_encoder_outputs": True,
             "cache_vae_outputs": True,
             "data_loader": {

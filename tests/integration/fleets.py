@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,7 +14,10 @@ from typing import Any, Self
 import psutil
 import yaml
 
+from tasks.records import JobRecord
+from tasks.state import JobState, connect
 from tests.waiting import wait_until
+from worker.broker import find_running
 
 # Coverage of a busy two-core machine, not an expectation of how long things take.
 PATIENCE_S = 90
@@ -51,11 +55,12 @@ class Fleet:
         )
         threading.Thread(target=self._read, daemon=True).start()
         wait_until(
-            lambda: any(line.startswith("ready") for line in self._lines),
+            lambda: self._ready() or self.process.poll() is not None,
             timeout_s=PATIENCE_S,
             description="the fleet is ready",
             detail=self.log,
         )
+        assert self._ready(), self.log()
         return self
 
     def __exit__(
@@ -106,6 +111,13 @@ class Fleet:
         first = psutil.Process(self.process.pid)
         return [first, *first.children(recursive=True)]
 
+    def record(self, job_id: str) -> JobRecord:
+        """What is known of a job, read from the broker itself."""
+        url = find_running(self.home)
+        assert url is not None
+        with connect(url) as client:
+            return JobState(client, timedelta(hours=1)).get(job_id)
+
     def trainers(self) -> list[psutil.Process]:
         """The trainer processes that run now."""
         return self._processes("worker.trainer")
@@ -126,10 +138,14 @@ class Fleet:
                 found.append(child)
         return found
 
+    def _ready(self) -> bool:
+        return any(line.startswith("ready") for line in self._lines)
+
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._lines.append(line)
+        with self.process.stdout as output:
+            for line in output:
+                self._lines.append(line)
 
 
 class Ran:

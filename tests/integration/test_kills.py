@@ -6,19 +6,26 @@ from typing import Any
 
 import pytest
 
+from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.waiting import wait_until
+from worker.demo_pictures import draw_demo_pictures
 
 
-@pytest.fixture
-def long_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Long enough to be killed in the middle."""
-    job["training"] |= {"max_train_steps": 60, "save_every_n_steps": 5}
+@pytest.fixture(scope="module")
+def long_job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Long enough to be killed in the middle, mid-epoch."""
+    pictures = tmp_path_factory.mktemp("data") / "pictures"
+    draw_demo_pictures(pictures)
+    job = short_job(tiny_model, pictures)
+    job["training"] |= {"max_train_steps": 150, "save_every_n_steps": 10}
     return job
 
 
-def undisturbed_sha256(fleet: Fleet, job: dict[str, Any]) -> str:
-    ran = fleet.submit(job, "--watch")
+@pytest.fixture(scope="module")
+def expected_sha256(fleet: Fleet, long_job: dict[str, Any]) -> str:
+    """The digest of the file that the undisturbed job gives."""
+    ran = fleet.submit(long_job, "--watch")
     assert ran.code == 0, f"{ran}\n{fleet.log()}"
     sha256: str = ran.documents[-1]["sha256"]
     return sha256
@@ -28,12 +35,16 @@ def started(fleet: Fleet, job: dict[str, Any]) -> str:
     """Submit a job and wait until it has a checkpoint and still trains."""
     job_id: str = fleet.submit(job).documents[0]["job_id"]
     wait_until(
-        lambda: "checkpoints" in fleet.status(job_id)["refs"],
+        lambda: "checkpoints" in fleet.record(job_id).refs,
         timeout_s=PATIENCE_S,
         description="the job has a checkpoint",
         detail=fleet.log,
     )
     return job_id
+
+
+def resumed(fleet: Fleet, job_id: str) -> bool:
+    return "from step" in (fleet.record(job_id).stages["train"].summary or "")
 
 
 def finished(fleet: Fleet, job_id: str) -> dict[str, Any]:
@@ -43,19 +54,17 @@ def finished(fleet: Fleet, job_id: str) -> dict[str, Any]:
 
 
 def test_a_killed_trainer_goes_on_from_its_checkpoint_with_the_same_result(
-    fleet: Fleet, long_job: dict[str, Any]
+    fleet: Fleet, long_job: dict[str, Any], expected_sha256: str
 ) -> None:
-    expected = undisturbed_sha256(fleet, long_job)
     job_id = started(fleet, long_job)
     [trainer] = fleet.trainers()
     trainer.kill()
-    assert finished(fleet, job_id)["sha256"] == expected
+    assert finished(fleet, job_id)["sha256"] == expected_sha256
 
 
 def test_a_killed_worker_child_leaves_no_trainer_and_its_job_goes_on(
-    fleet: Fleet, long_job: dict[str, Any]
+    fleet: Fleet, long_job: dict[str, Any], expected_sha256: str
 ) -> None:
-    expected = undisturbed_sha256(fleet, long_job)
     job_id = started(fleet, long_job)
     [trainer] = fleet.trainers()
     child = trainer.parent()
@@ -66,12 +75,12 @@ def test_a_killed_worker_child_leaves_no_trainer_and_its_job_goes_on(
         timeout_s=10,
         description="the trainer ended with its worker",
     )
-    assert finished(fleet, job_id)["sha256"] == expected
-    assert "from step" in fleet.status(job_id)["stages"]["train"]["summary"]
+    assert finished(fleet, job_id)["sha256"] == expected_sha256
+    assert resumed(fleet, job_id)
 
 
 def test_a_fleet_that_is_killed_whole_goes_on_when_it_is_started_again(
-    tmp_path: Path, long_job: dict[str, Any]
+    tmp_path: Path, long_job: dict[str, Any], expected_sha256: str
 ) -> None:
     home = tmp_path / "home"
     first = Fleet(home, "40gb")
@@ -87,19 +96,19 @@ def test_a_fleet_that_is_killed_whole_goes_on_when_it_is_started_again(
         detail=first.log,
     )
     with Fleet(home, "40gb") as second:
-        finished(second, job_id)
-        assert "from step" in second.status(job_id)["stages"]["train"]["summary"]
+        assert finished(second, job_id)["sha256"] == expected_sha256
+        assert resumed(second, job_id)
 
 
 def test_a_fleet_that_is_stopped_saves_a_checkpoint_and_goes_on_later(
-    tmp_path: Path, long_job: dict[str, Any]
+    tmp_path: Path, long_job: dict[str, Any], expected_sha256: str
 ) -> None:
     home = tmp_path / "home"
     with Fleet(home, "40gb") as first:
         job_id = started(first, long_job)
     with Fleet(home, "40gb") as second:
-        finished(second, job_id)
-        assert "from step" in second.status(job_id)["stages"]["train"]["summary"]
+        assert finished(second, job_id)["sha256"] == expected_sha256
+        assert resumed(second, job_id)
 
 
 def test_a_cancelled_job_stops_and_leaves_no_trainer(

@@ -78,6 +78,7 @@ def _prepare_job(home: Path) -> dict[str, Any]:
             "train_batch_size": 2,
             "weight_dtype": "bfloat16",
             "gradient_checkpointing": True,
+            "t5_tokenizer_max_length": 128,
             "cache_text_encoder_outputs": True,
             "cache_vae_outputs": True,
             "data_loader": {

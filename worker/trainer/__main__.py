@@ -12,6 +12,7 @@ import signal
 import sys
 import traceback
 import warnings
+from contextlib import closing
 
 import torch
 from pydantic import ValidationError
@@ -43,23 +44,30 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(prog="python -P -m worker.trainer")
     parser.add_argument("--events-fd", type=int, required=True)
-    pipe = EventPipe(parser.parse_args().events_fd)
+    descriptor = parser.parse_args().events_fd
     for name, value in {**_QUIET, **_DETERMINISTIC}.items():
         os.environ.setdefault(name, value)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     warnings.simplefilter("ignore", FutureWarning)
     stop = StopSwitch()
     signal.signal(signal.SIGTERM, stop)
-    try:
-        for line in sys.stdin:
-            stop.waits_for_request = False
-            stop.check()
-            code = _serve(line, pipe, stop)
-            if code != TrainerExit.DONE:
-                return code
-            stop.waits_for_request = True
-    except InterruptedRun:
-        return TrainerExit.INTERRUPTED
+    with closing(EventPipe(descriptor)) as pipe:
+        try:
+            return _serve_all(pipe, stop)
+        except InterruptedRun:
+            return TrainerExit.INTERRUPTED
+
+
+def _serve_all(pipe: EventPipe, stop: StopSwitch) -> TrainerExit:
+    for line in sys.stdin:
+        stop.waits_for_request = False
+        code = _serve(line, pipe, stop)
+        if code != TrainerExit.DONE:
+            return code
+        # In this order: from here on the signal itself ends the wait for the next line.
+        stop.waits_for_request = True
+        if stop.is_set:
+            break
     return TrainerExit.DONE
 
 

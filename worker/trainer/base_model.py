@@ -102,7 +102,8 @@ def part_config(folder: Path, part: str) -> dict[str, object]:
     try:
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise BaseModelFilesError(str(folder), f"{part}/config.json: {error}") from error
+        reason = getattr(error, "strerror", None) or str(error)
+        raise BaseModelFilesError(str(folder), f"{part}/config.json: {reason}") from error
     if not isinstance(values, dict):
         raise BaseModelFilesError(str(folder), f"{part}/config.json is no JSON object")
     return values

@@ -1,13 +1,16 @@
 """The ``cache`` stage: encodes what the store has no entry of, and writes the index.
 
-Encoders load only when something of their kind is missing, one kind after the other.
+Encoders load only when something of their kind is missing, one kind after the other. They see
+one caption or image at a time: in a batch, the last bits of an entry would depend on what else
+was missing that day, and an entry made anew would not be the one a run was trained on. One image,
+or 512 tokens, fills a GPU already.
 """
 
 import gc
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -22,7 +25,6 @@ from worker.trainer.cache_entries import (
     CacheIndex,
     Latents,
     SampleEntries,
-    Text,
     cache_settings,
     latents_bytes,
     latents_key,
@@ -34,11 +36,6 @@ from worker.trainer.cache_entries import (
 from worker.trainer.errors import DamagedFileError, NotFiniteError
 from worker.trainer.pictures import CENTRE, cropped, load_picture, pixels, resized_to_cover
 from worker.trainer.pipe import Emit, ProgressMeter, StopSwitch
-
-# Captions of one pass through T5: 8 of 512 tokens keep any GPU busy and need 0.3 GB.
-_CAPTIONS_AT_ONCE = 8
-# Pixels of one pass through the VAE: two images of 1024x1024, 6 GB in float32.
-_PIXELS_AT_ONCE = 2 * 1024 * 1024
 
 _TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
@@ -122,18 +119,14 @@ class _CacheStage:
         flux = importlib.import_module("worker.trainer.flux")
         pipeline = encoders.load_text_encoders(config, self._device)
         meter = ProgressMeter(self._emit)
-        done = 0
-        for part in _chunks(list(missing), _CAPTIONS_AT_ONCE):
+        for done, item in enumerate(missing, start=1):
             self._stop.check()
-            captions = [item.caption for item in part]
-            encoded: list[Text] = flux.encode_text(
-                pipeline, captions, config.t5_tokenizer_max_length, self._device
+            (text,) = flux.encode_text(
+                pipeline, [item.caption], config.t5_tokenizer_max_length, self._device
             )
-            for item, text in zip(part, encoded, strict=True):
-                what = f"the text encoders' output of the caption {item.caption!r}"
-                _check_finite(what, text.prompt_embeds, text.pooled)
-                self._write(keys[item], text_bytes(text), damaged=missing[item])
-            done += len(part)
+            what = f"the text encoders' output of the caption {item.caption!r}"
+            _check_finite(what, text.prompt_embeds, text.pooled)
+            self._write(keys[item], text_bytes(text), damaged=missing[item])
             meter.tell(Progress(stage="cache", done=done, total=len(missing), unit="captions"))
         del pipeline
         _release()
@@ -157,17 +150,15 @@ class _CacheStage:
         flux = importlib.import_module("worker.trainer.flux")
         vae = encoders.load_vae(config, self._device)
         meter = ProgressMeter(self._emit)
-        done = 0
-        for part in _by_size(missing):
+        # One size after the other: cuDNN looks for its fastest kernels once a size.
+        for done, item in enumerate(sorted(missing, key=lambda item: item.size), start=1):
             self._stop.check()
-            values = torch.stack([self._pixels(item) for item in part])  # (B, 3, H, W)
+            values = self._pixels(item)[None]  # (1, 3, H, W)
             encoded: Latents = flux.encode_pixels(vae, values.to(self._device))
-            for item, mean, logvar in zip(part, encoded.mean, encoded.logvar, strict=True):
-                source = self._data_set.samples[item.sample].source
-                _check_finite(f"the VAE's output of the image {source}", mean, logvar)
-                entry = latents_bytes(Latents(mean, logvar))
-                self._write(keys[item], entry, damaged=missing[item])
-            done += len(part)
+            source = self._data_set.samples[item.sample].source
+            _check_finite(f"the VAE's output of the image {source}", encoded.mean, encoded.logvar)
+            entry = latents_bytes(Latents(encoded.mean[0], encoded.logvar[0]))
+            self._write(keys[item], entry, damaged=missing[item])
             meter.tell(Progress(stage="cache", done=done, total=len(missing), unit="images"))
         del vae
         _release()
@@ -227,19 +218,6 @@ class _CacheStage:
         else:
             # Another job may have made the same entry meanwhile; either will do.
             self._store.put_if_absent(key, entry)
-
-
-def _chunks(items: Sequence[Any], length: int) -> Iterator[Any]:
-    for start in range(0, len(items), length):
-        yield items[start : start + length]
-
-
-def _by_size(pictures: Iterable[_Picture]) -> Iterator[list[_Picture]]:
-    groups: dict[Size, list[_Picture]] = {}
-    for picture in pictures:
-        groups.setdefault(picture.size, []).append(picture)
-    for size, group in groups.items():
-        yield from _chunks(group, max(1, _PIXELS_AT_ONCE // size.pixels))
 
 
 def _check_finite(what: str, *tensors: torch.Tensor) -> None:

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from tasks.jobs.flux_lora import FluxLoraConfig
-from worker.trainer.base_model import base_model_folder, existing_file
+from worker.trainer.base_model import base_model_folder, existing_file, part_config
 from worker.trainer.errors import BaseModelFilesError, VocabularyError, WeightsMismatchError
 
 TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
@@ -61,6 +61,7 @@ def load_vae(config: FluxLoraConfig, device: torch.device) -> AutoencoderKL:
         BaseModelFilesError: A file is missing or unreadable.
     """
     folder = base_model_folder(config, ("vae",))
+    part_config(folder, "vae")
     try:
         vae: AutoencoderKL = AutoencoderKL.from_pretrained(
             folder, subfolder="vae", use_safetensors=True, torch_dtype=torch.float32
@@ -72,6 +73,7 @@ def load_vae(config: FluxLoraConfig, device: torch.device) -> AutoencoderKL:
 
 
 def _encoder(kind: Any, folder: Path, part: str, override: str | None, dtype: torch.dtype) -> Any:
+    part_config(folder, part)
     if override is None:
         return kind.from_pretrained(folder, subfolder=part, use_safetensors=True, dtype=dtype)
     path = existing_file(override)

@@ -164,8 +164,10 @@ def train(
         history.add(values.mean().item(), rate)
 
         done = step + 1
-        due = done == schedule.total_steps or done % schedule.save_every == 0
-        if due or stop.is_set:
+        # Asked once: a signal that comes while this step is being saved ends the next one.
+        stopping = stop.is_set
+        due = stopping or done == schedule.total_steps or done % schedule.save_every == 0
+        if due:
             if not all_finite(state.parameters):
                 raise DivergedError("a weight after the update", done, (), _ADVICE)
             checkpoints.save(state)
@@ -178,9 +180,9 @@ def train(
                 loss=history.losses[-1],
                 learning_rate=rate,
             ),
-            always=due or stop.is_set,
+            always=due,
         )
-        if stop.is_set and done < schedule.total_steps:
+        if stopping and done < schedule.total_steps:
             raise InterruptedRun
 
 

@@ -32,6 +32,10 @@ class EventPipe:
         while line:
             line = line[self._file.write(line) :]
 
+    def close(self) -> None:
+        """Close the descriptor: readers see the end."""
+        self._file.close()
+
 
 class StopSwitch:
     """Whether the run was asked to stop; a signal handler sets it."""

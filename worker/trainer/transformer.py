@@ -20,6 +20,7 @@ def load_transformer(config: FluxLoraConfig, device: torch.device) -> FluxTransf
         WeightsMismatchError: The override does not fit.
     """
     folder = base_model_folder(config, ("transformer",))
+    part_config(folder, "transformer")
     dtype = getattr(torch, config.weight_dtype)
     source = config.transformer_path or config.model
     try:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import signal
@@ -26,9 +27,12 @@ from worker.trainer.pipe import StopSwitch
 
 CAPTIONS = ("a photo of a cat", "the red square", "a dog on the green", "blue", "in the photo")
 BUCKETS = {"target_resolution": 64, "start_dim": 32, "end_dim": 128, "divisible_by": 32}
-CACHED = {"cache_text_encoder_outputs": True, "cache_vae_outputs": True}
+CACHED: dict[str, Any] = {"cache_text_encoder_outputs": True, "cache_vae_outputs": True}
 
 _Kind = TypeVar("_Kind")
+
+# Attempts never share a checkpoint; without one of its own, a run gets the next.
+_attempts = itertools.count(100)
 
 
 @dataclass
@@ -72,7 +76,8 @@ def put_data_set(store: Store, samples: Sequence[Sample]) -> DataSet:
 
 
 def pictures(
-    folder: Path, sizes: Sequence[tuple[int, int]] = ((64, 64), (96, 48), (48, 96), (70, 64), (99, 50))
+    folder: Path,
+    sizes: Sequence[tuple[int, int]] = ((64, 64), (96, 48), (48, 96), (70, 64), (99, 50)),
 ) -> Pictures:
     """A data set of random pictures of these sizes."""
     store = Store(f"file://{folder}/store")
@@ -89,7 +94,7 @@ def pictures(
     return Pictures(folder, store, put_data_set(store, samples))
 
 
-def config_of(model: Path | str, *, loader: dict[str, Any] | None = None, **options: Any) -> Any:
+def config_of(model: Path | str, *, loader: Any = None, **options: Any) -> Any:
     """A config whose every value may be overridden."""
     data_loader = {
         "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/unused"},
@@ -193,14 +198,16 @@ def run_train(
     **fields: Any,
 ) -> Trained:
     """Cache where the config says so, then train, in this process."""
-    if config.cache_text_encoder_outputs or config.cache_vae_outputs:
-        fields.setdefault("cache_index_key", run_cache(data, config).index_key)
+    cached = config.cache_text_encoder_outputs or config.cache_vae_outputs
+    if cached and "cache_index_key" not in fields:
+        fields["cache_index_key"] = run_cache(data, config).index_key
     trained = Trained(data, Events())
 
     def emit(event: Event) -> None:
         trained.events.append(event)
         on_event(event)
 
+    fields.setdefault("attempt", next(_attempts))
     train.run(request_of(data, "train", config, **fields), emit, stop or StopSwitch())
     return trained
 

@@ -131,7 +131,10 @@ def test_a_sample_has_its_own_noise_level_in_whatever_batch_it_is(tiny_flux: Pat
 
 
 def test_the_shift_sampler_shifts_towards_noise(tiny_flux: Path) -> None:
-    normal, uniform = torch.randn(1000, generator=torch.Generator().manual_seed(0)), torch.rand(1000)
+    normal, uniform = (
+        torch.randn(1000, generator=torch.Generator().manual_seed(0)),
+        torch.rand(1000),
+    )
 
     def drawn(**options: Any) -> torch.Tensor:
         return sigmas(config_of(tiny_flux, **options), normal, uniform)

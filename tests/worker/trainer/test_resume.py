@@ -24,12 +24,11 @@ from worker.trainer.errors import DamagedFileError, ForeignStateError, Interrupt
 from worker.trainer.pipe import StopSwitch
 
 LOADER = {"aspect_ratio_buckets": BUCKETS, "random_flip": True}
-# Five pictures in three buckets, two batches an update: step 10 lies within an epoch.
+# Five batches in groups of two are three updates an epoch: step 10 is the first of its epoch.
 FULL: dict[str, Any] = {
     "max_train_steps": 20,
     "save_every_n_steps": 10,
     "gradient_accumulation_steps": 2,
-    "train_batch_size": 2,
     "lr_scheduler": "cosine",
     "lr_warmup_steps": 3,
     "max_grad_norm": 1.0,
@@ -77,7 +76,9 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(tiny_flux: Path, data: Pic
 def test_a_stopped_run_saves_and_ends_as_if_nothing_had_happened(
     tiny_flux: Path, data: Pictures
 ) -> None:
-    config = config_of(tiny_flux, loader={**LOADER, "center_crop": False}, **FULL)
+    config = config_of(
+        tiny_flux, loader={**LOADER, "center_crop": False}, train_batch_size=2, **FULL
+    )
     straight = run_train(data, config)
     request = request_of(data, "train", config, attempt=2)
     stopped = TrainerProcess(request)
@@ -201,7 +202,7 @@ def test_a_damaged_state_is_a_clear_error(tiny_flux: Path, data: Pictures, damag
         "another kind of file": straight.weights.read_bytes(),
     }[damage]
     data.store.put("broken.safetensors", broken)
-    with pytest.raises(DamagedFileError, match="the training state broken.safetensors is damaged"):
+    with pytest.raises(DamagedFileError, match=r"training state broken\.safetensors is damaged"):
         run_train(data, config, resume_state_key="broken.safetensors")
 
 

@@ -1,0 +1,209 @@
+"""A training step's time over that of its bare forward, backward and optimizer, as a ratio.
+
+Run it with: OMP_NUM_THREADS=1 python -P benchmarks/step_overhead.py
+
+Both sides run in this process, in turns, on one FLUX of about 20 million parameters with the same
+LoRA. Ours reads cache entries, draws, computes the loss, checks it, clips nothing and steps; the
+bare side has all its tensors ready.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+
+from tasks.buckets import Size
+from tasks.dataset import Sample, data_set_of
+from tasks.jobs.flux_lora import FluxLoraConfig
+from tasks.requests import TrainerRequest
+from tasks.store import Store
+from worker.trainer.batches import Batch, BatchPlan, SampleReader, TrainingData
+from worker.trainer.cache_entries import (
+    CacheIndex,
+    Latents,
+    SampleEntries,
+    Text,
+    cache_settings,
+    latents_bytes,
+    text_bytes,
+)
+from worker.trainer.checkpoint import Checkpoints
+from worker.trainer.draws import Draws
+from worker.trainer.flux import VaeNumbers
+from worker.trainer.flux_lora import FluxLora
+from worker.trainer.loop import new_state, train
+from worker.trainer.pipe import StopSwitch
+
+STEPS = 40
+WARM_UP = 3
+SIDE = 256
+TOKENS = 128
+TEXT_WIDTH = 256
+CPU = torch.device("cpu")
+
+
+class TimedRecipe:
+    """A recipe that times its steps, and makes a bare step before each of them.
+
+    Turn about, so that whatever else the machine does falls on both sides alike.
+    """
+
+    def __init__(self, recipe: FluxLora, bare_step: Callable[[], None]) -> None:
+        self._recipe = recipe
+        self._bare_step = bare_step
+        self.parameters = recipe.parameters
+        self.scales_loss = recipe.scales_loss
+        self.autocast = recipe.autocast
+        self.ours: list[float] = []
+        self.bare: list[float] = []
+        self._began: float | None = None
+
+    def losses(self, batch: Batch) -> torch.Tensor:
+        """The recipe's losses; from here to the next call is all there is to a step."""
+        start = time.perf_counter()
+        if self._began is not None:
+            self.ours.append(start - self._began)
+        self._bare_step()
+        self._began = time.perf_counter()
+        self.bare.append(self._began - start)
+        return self._recipe.losses(batch)
+
+
+def main() -> None:
+    """Print the ratio."""
+    torch.manual_seed(0)
+    transformer = FluxTransformer2DModel(
+        num_layers=6,
+        num_single_layers=5,
+        attention_head_dim=32,
+        num_attention_heads=8,
+        joint_attention_dim=TEXT_WIDTH,
+        pooled_projection_dim=TEXT_WIDTH,
+        guidance_embeds=True,
+        axes_dims_rope=(8, 12, 12),
+    ).requires_grad_(False)
+    size = sum(parameter.numel() for parameter in transformer.parameters())
+    with tempfile.TemporaryDirectory() as folder:
+        ours, bare = measure(transformer, Path(folder))
+    ratio = statistics.median(ours) / statistics.median(bare)
+    print(
+        f"{size / 1e6:.1f} M parameters: step {statistics.median(ours) * 1e3:.1f} ms, "
+        f"bare {statistics.median(bare) * 1e3:.1f} ms, ratio {ratio:.3f}"
+    )
+
+
+def measure(transformer: FluxTransformer2DModel, folder: Path) -> tuple[list[float], list[float]]:
+    """Seconds of each step, ours and bare, without the first few of both."""
+    config = config_of(STEPS)
+    recipe = FluxLora(
+        config,
+        transformer,
+        VaeNumbers({"scaling_factor": 0.3611, "shift_factor": 0.1159}),
+        None,
+        None,
+        Draws(0),
+    )
+    timed = TimedRecipe(recipe, bare_step_of(transformer, list(recipe.parameters.values())))
+    data, checkpoints = run_in(folder, config)
+    state = new_state(recipe, config, CPU)
+    train(timed, state, data, config, checkpoints, lambda _: None, StopSwitch())
+    return timed.ours[WARM_UP:], timed.bare[WARM_UP:]
+
+
+def bare_step_of(transformer: Any, parameters: list[torch.nn.Parameter]) -> Callable[[], None]:
+    """Forward, backward and optimizer on tensors that are ready; it changes no weight."""
+    patches = SIDE // 16
+    inputs = {
+        "hidden_states": torch.randn(1, patches * patches, 64),
+        "encoder_hidden_states": torch.randn(1, TOKENS, TEXT_WIDTH),
+        "pooled_projections": torch.randn(1, TEXT_WIDTH),
+        "timestep": torch.rand(1),
+        "img_ids": torch.zeros(patches * patches, 3),
+        "txt_ids": torch.zeros(TOKENS, 3),
+        "guidance": torch.ones(1),
+    }
+    target = torch.randn(1, patches * patches, 64)
+    optimizer = torch.optim.AdamW(parameters, lr=0.0)
+
+    def step() -> None:
+        predicted = transformer(**inputs, return_dict=False)[0]
+        torch.autograd.backward((predicted - target).pow(2).mean())
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return step
+
+
+def config_of(steps: int) -> FluxLoraConfig:
+    """A run whose encoder outputs are all cached."""
+    return FluxLoraConfig.model_validate(
+        {
+            "seed": 0,
+            "max_train_steps": steps,
+            "save_every_n_steps": steps * 10,
+            "weight_dtype": "float32",
+            "cache_text_encoder_outputs": True,
+            "cache_vae_outputs": True,
+            "t5_tokenizer_max_length": TOKENS,
+            "lora_rank_dim": 16,
+            "data_loader": {
+                "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "unused"},
+                "resolution": SIDE,
+            },
+        }
+    )
+
+
+def run_in(folder: Path, config: FluxLoraConfig) -> tuple[TrainingData, Checkpoints]:
+    """Eight samples with random cache entries, and a place for checkpoints."""
+    store = Store(f"file://{folder}/store")
+    side = SIDE // 8
+    samples, entries = [], []
+    for number in range(8):
+        latents = Latents(torch.randn(16, side, side), torch.full((16, side, side), -6.0))
+        text = Text(torch.randn(TOKENS, TEXT_WIDTH), torch.randn(TEXT_WIDTH))
+        store.put(f"latents/{number}", latents_bytes(latents))
+        store.put(f"text/{number}", text_bytes(text))
+        entry = SampleEntries(
+            text=f"text/{number}", latents=f"latents/{number}", flipped_latents=None
+        )
+        entries.append(entry)
+        samples.append(
+            Sample(image=str(number), width=SIDE, height=SIDE, caption="", source=str(number))
+        )
+    data_set = data_set_of(samples)
+    index = CacheIndex(
+        data_set=data_set.digest,
+        settings=cache_settings(config),
+        samples=tuple(entries),
+        blank_text=None,
+    )
+    draws = Draws(0)
+    reader = SampleReader(store.url, data_set, config, index, draws)
+    plan = BatchPlan([Size(SIDE, SIDE)] * len(samples), 1, 1, draws)
+    request = TrainerRequest(
+        stage="train",
+        job_id="benchmark",
+        attempt=1,
+        name="lora",
+        training=config,
+        data_set_key="unused",
+        store_url=store.url,
+        scratch_dir=str(folder / "scratch"),
+        device="cpu",
+    )
+
+    def write_weights(path: Path, _step: int) -> None:
+        path.touch()
+
+    checkpoints = Checkpoints(request, store, {}, {}, write_weights, lambda _: None)
+    return TrainingData(reader, plan, data_set, 0, CPU), checkpoints
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.worker.trainer.runs import CACHED, Pictures, config_of, run_cache, run_train
+from worker.trainer.base_model import file_digest
+from worker.trainer.errors import BaseModelFilesError, WeightsMismatchError
+from worker.trainer.safetensors_file import safetensors_bytes, write_safetensors
+
+PARTS = {
+    "transformer_path": "transformer/diffusion_pytorch_model.safetensors",
+    "text_encoder_1_path": "text_encoder/model.safetensors",
+    "text_encoder_2_path": "text_encoder_2/model.safetensors",
+}
+
+
+@pytest.mark.parametrize("option", PARTS)
+def test_an_override_of_the_same_weights_changes_nothing(
+    tiny_flux: Path, data: Pictures, option: str
+) -> None:
+    plain = run_train(data, config_of(tiny_flux))
+    overridden = run_train(data, config_of(tiny_flux, **{option: str(tiny_flux / PARTS[option])}))
+    assert overridden.losses == plain.losses
+
+
+@pytest.mark.parametrize("option", PARTS)
+def test_an_override_of_other_weights_changes_the_loss(
+    tiny_flux: Path, tmp_path: Path, data: Pictures, option: str
+) -> None:
+    tensors = {name: t * 1.1 for name, t in load_file(tiny_flux / PARTS[option]).items()}
+    path = tmp_path / "other.safetensors"
+    write_safetensors(path, tensors)
+    plain = run_train(data, config_of(tiny_flux))
+    overridden = run_train(data, config_of(tiny_flux, **{option: str(path)}))
+    assert overridden.losses[0] != plain.losses[0]
+
+
+@pytest.mark.parametrize("option", PARTS)
+@pytest.mark.parametrize("fault", ["lacks a key", "holds another key", "wrong shape"])
+def test_an_override_that_does_not_fit_is_refused_by_its_keys(
+    tiny_flux: Path, tmp_path: Path, data: Pictures, option: str, fault: str
+) -> None:
+    tensors = load_file(tiny_flux / PARTS[option])
+    name = next(name for name in sorted(tensors) if name.endswith("weight"))
+    if fault == "lacks a key":
+        del tensors[name]
+    elif fault == "holds another key":
+        name = "stranger.weight"
+        tensors[name] = torch.zeros(1)
+    else:
+        tensors[name] = torch.zeros(1, 1)
+    path = tmp_path / "other.safetensors"
+    write_safetensors(path, tensors)
+    with pytest.raises(WeightsMismatchError) as caught:
+        run_train(data, config_of(tiny_flux, **{option: str(path)}))
+    # transformers renames old keys as it reads them, so that only the end of a name is sure.
+    assert name.split(".")[-2] in str(caught.value)
+
+
+@pytest.mark.parametrize("option", PARTS)
+def test_an_override_that_is_not_there_or_no_safetensors_is_refused(
+    tiny_flux: Path, tmp_path: Path, data: Pictures, option: str
+) -> None:
+    path = tmp_path / "other.safetensors"
+    with pytest.raises(BaseModelFilesError, match="no such file"):
+        run_train(data, config_of(tiny_flux, **{option: str(path)}))
+    path.write_bytes(b"not safetensors at all")
+    with pytest.raises(BaseModelFilesError):
+        run_train(data, config_of(tiny_flux, **{option: str(path)}))
+
+
+def test_an_overridden_encoder_has_entries_of_its_own(
+    tiny_flux: Path, tmp_path: Path, data: Pictures
+) -> None:
+    tensors = {n: t * 1.1 for n, t in load_file(tiny_flux / PARTS["text_encoder_1_path"]).items()}
+    path = tmp_path / "other.safetensors"
+    write_safetensors(path, tensors)
+    run_cache(data, config_of(tiny_flux, **CACHED))
+    options: dict[str, Any] = {**CACHED, "text_encoder_1_path": str(path)}
+    done = run_cache(data, config_of(tiny_flux, **options))
+    assert (done.encoded_captions, done.encoded_images) == (6, 0)
+
+
+def test_a_file_of_the_hubs_cache_is_known_by_its_name(tmp_path: Path) -> None:
+    name = hashlib.sha256(b"large").hexdigest()
+    blob = tmp_path / "blobs" / name
+    blob.parent.mkdir()
+    blob.write_bytes(b"never read")
+    link = tmp_path / "model.safetensors"
+    link.symlink_to(blob)
+    assert file_digest(link) == name
+    plain = tmp_path / "config.json"
+    plain.write_bytes(b"small")
+    assert file_digest(plain) == hashlib.sha256(b"small").hexdigest()
+
+
+def test_a_safetensors_file_is_the_same_bytes_for_the_same_contents(tmp_path: Path) -> None:
+    tensors = {"b": torch.ones(2, 3, dtype=torch.bfloat16), "a": torch.arange(5)}
+    reordered = dict(reversed(tensors.items()))
+    path = tmp_path / "file.safetensors"
+    write_safetensors(path, tensors, {"y": "1", "x": "2"})
+    assert path.read_bytes() == safetensors_bytes(reordered, {"x": "2", "y": "1"})
+    read = load_file(path)
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,221 @@
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tasks.events import CheckpointSaved, Note, Progress
+from tests.worker.trainer.runs import BUCKETS, CACHED, Pictures, Trained, config_of, run_train
+from worker.trainer.checkpoint import all_finite
+from worker.trainer.errors import DivergedError
+from worker.trainer.loop import learning_rates
+
+
+def trained(data: Pictures, model: Path, **options: Any) -> Trained:
+    return run_train(data, config_of(model, **options))
+
+
+def weights(run: Trained) -> dict[str, torch.Tensor]:
+    return {name: t for name, t in run.state.items() if name.startswith("weights/")}
+
+
+def distance(one: Trained, other: Trained) -> float:
+    pairs = [(tensor, weights(other)[name]) for name, tensor in weights(one).items()]
+    return math.sqrt(sum(float((a - b).square().sum()) for a, b in pairs))
+
+
+def test_training_lowers_the_loss(double_flux: Path, data: Pictures) -> None:
+    run = trained(data, double_flux, max_train_steps=60, train_batch_size=5, **CACHED)
+    assert sum(run.losses[-10:]) < 0.9 * sum(run.losses[:10])
+
+
+@pytest.mark.parametrize("loader", [{}, {"aspect_ratio_buckets": BUCKETS}], ids=["one", "buckets"])
+def test_two_accumulated_batches_of_one_are_a_batch_of_two(
+    tiny_flux: Path, data: Pictures, loader: dict[str, Any]
+) -> None:
+    if loader:
+        # In several buckets the two are other groups of samples; each sample still counts alike.
+        options = {"max_train_steps": None, "max_train_epochs": 1}
+        whole = trained(data, tiny_flux, loader=loader, gradient_accumulation_steps=5, **options)
+        split = trained(
+            data,
+            tiny_flux,
+            loader=loader,
+            train_batch_size=3,
+            gradient_accumulation_steps=9,
+            **options,
+        )
+    else:
+        whole = trained(data, tiny_flux, train_batch_size=2, max_train_steps=6)
+        split = trained(data, tiny_flux, gradient_accumulation_steps=2, max_train_steps=6)
+    assert split.losses == pytest.approx(whole.losses, rel=1e-5)
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(split)[name], tensor, rtol=1e-3, atol=1e-6)
+
+
+def test_the_same_seed_gives_the_same_file_and_another_seed_another(
+    tiny_flux: Path, data: Pictures
+) -> None:
+    hashes = [
+        trained(data, tiny_flux, seed=seed).checkpoints[-1].weights.sha256 for seed in (7, 7, 8)
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+# torch's word on its normalization layers, once a process: float32 weights, bfloat16 inputs.
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"guidance_scale": 4.0},
+        {"timestep_sampler": "uniform"},
+        {"discrete_flow_shift": 1.0},
+        {"sigmoid_scale": 3.0},
+        {"min_snr_gamma": 1.0},
+        {"loader": {"caption_prefix": "a drawing of"}},
+        {"loader": {"random_flip": True}},
+        {"loader": {"center_crop": False}},
+        {"weight_dtype": "bfloat16"},
+        {"mixed_precision": "bf16"},
+        {"mixed_precision": "fp16"},
+    ],
+    ids=str,
+)
+def test_an_option_of_the_loss_changes_the_loss_from_the_first_step(
+    tiny_flux: Path, data: Pictures, options: dict[str, Any]
+) -> None:
+    plain = trained(data, tiny_flux, max_train_steps=2)
+    changed = trained(data, tiny_flux, max_train_steps=2, **options)
+    assert changed.losses[:2] != plain.losses[:2]
+    assert all(math.isfinite(loss) for loss in changed.losses)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_grad_norm": 1e-6, "optimizer": {"optimizer_type": "AdamW", "epsilon": 1e-3}},
+        {"optimizer": {"optimizer_type": "AdamW", "weight_decay": 5.0}},
+        {"optimizer": {"optimizer_type": "AdamW", "beta1": 0.0}},
+        {"optimizer": {"optimizer_type": "AdamW", "beta2": 0.5}},
+        {"transformer_learning_rate": 1e-3},
+        {"transformer_learning_rate": None},
+        {"lr_warmup_steps": 2},
+        {"lora_scale": 0.5},
+    ],
+    ids=str,
+)
+def test_an_option_of_the_update_changes_the_weights_and_not_the_first_loss(
+    tiny_flux: Path, data: Pictures, options: dict[str, Any]
+) -> None:
+    plain = trained(data, tiny_flux)
+    changed = trained(data, tiny_flux, **options)
+    assert changed.losses[0] == plain.losses[0]
+    assert distance(changed, plain) > 1e-4
+
+
+def test_lora_scale_is_alpha_over_rank(tiny_flux: Path, data: Pictures) -> None:
+    one = trained(data, tiny_flux, max_train_steps=2, lora_scale=None)
+    same = trained(data, tiny_flux, max_train_steps=2, lora_scale=1.0)
+    assert distance(one, same) == 0
+
+
+def test_gradient_checkpointing_changes_no_loss(tiny_flux: Path, data: Pictures) -> None:
+    plain = trained(data, tiny_flux)
+    saved = trained(data, tiny_flux, gradient_checkpointing=True)
+    assert saved.losses == pytest.approx(plain.losses, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("cached", [{}, CACHED], ids=["live", "cached"])
+def test_half_precision_trains_float32_weights_that_stay_finite(
+    tiny_flux: Path, data: Pictures, dtype: str, cached: dict[str, Any]
+) -> None:
+    run = trained(data, tiny_flux, max_train_steps=10, weight_dtype=dtype, **cached)
+    exact = trained(data, tiny_flux, max_train_steps=10)
+    assert all(tensor.dtype == torch.float32 for tensor in weights(run).values())
+    assert all(tensor.isfinite().all() for tensor in weights(run).values())
+    assert run.losses == pytest.approx(exact.losses, rel=0.05)
+    # float16 scales its loss; a scale too large skips a step, and none may be skipped for ever.
+    assert any(name.startswith("optimizer/exp_avg/") for name in run.state)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("constant", [1.0, 1.0, 1.0, 1.0]),
+        ("constant_with_warmup", [0.0, 0.5, 1.0, 1.0]),
+        ("linear", [0.0, 0.5, 1.0, 0.5]),
+        ("cosine", [0.0, 0.5, 1.0, 0.5]),
+        ("polynomial", [0.0, 0.5, 1.0, 0.5]),
+        ("cosine_with_restarts", [0.0, 0.5, 1.0, 0.5]),
+    ],
+)
+def test_schedulers_move_the_learning_rate(name: str, expected: list[float]) -> None:
+    config = config_of("unused", lr_scheduler=name, lr_warmup_steps=2)
+    rate_of = learning_rates(config, 4)
+    rates = [rate_of(step) / config.learning_rate() for step in range(4)]
+    assert rates == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_rates_used_are_the_schedulers(tiny_flux: Path, data: Pictures) -> None:
+    run = trained(data, tiny_flux, lr_scheduler="linear", lr_warmup_steps=1)
+    rate_of = learning_rates(config_of("unused", lr_scheduler="linear", lr_warmup_steps=1), 4)
+    assert run.rates == [rate_of(step) for step in range(4)]
+
+
+def test_epochs_count_batches_of_all_buckets_in_groups(tiny_flux: Path, data: Pictures) -> None:
+    run = trained(
+        data,
+        tiny_flux,
+        loader={"aspect_ratio_buckets": BUCKETS},
+        max_train_epochs=2,
+        save_every_n_epochs=1,
+        gradient_accumulation_steps=2,
+    )
+    # Five batches of one, in groups of two: three updates an epoch.
+    assert [saved.step for saved in run.checkpoints] == [3, 6]
+    assert run.done.steps == 6
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"), [(1, [1, 2, 3, 4]), (2, [2, 4]), (3, [3, 4]), (9, [4])]
+)
+def test_checkpoints_come_when_due_and_always_at_the_end(
+    tiny_flux: Path, data: Pictures, every: int, expected: list[int]
+) -> None:
+    run = trained(data, tiny_flux, save_every_n_steps=every, max_checkpoints=1)
+    assert [saved.step for saved in run.checkpoints] == expected
+    # The stage removes old ones, and only after recording the new.
+    assert all(data.store.exists(saved.state_key) for saved in run.checkpoints)
+    assert all(saved.weights.name == "lora.safetensors" for saved in run.checkpoints)
+
+
+def test_progress_ends_with_the_last_step_and_comes_after_its_checkpoint(
+    tiny_flux: Path, data: Pictures
+) -> None:
+    run = trained(data, tiny_flux, save_every_n_steps=2)
+    kinds = [e for e in run.events if isinstance(e, Progress | CheckpointSaved | Note)]
+    last = run.events.of(Progress)[-1]
+    assert (last.done, last.total) == (4, 4)
+    assert last.loss == run.losses[-1] == run.done.final_loss
+    assert {event.done for event in run.events.of(Progress)} >= {2, 4}
+    assert isinstance(kinds[-2], CheckpointSaved)
+
+
+def test_a_loss_that_is_no_number_names_step_files_and_a_remedy(
+    tiny_flux: Path, data: Pictures
+) -> None:
+    with pytest.raises(DivergedError) as caught:
+        trained(data, tiny_flux, transformer_learning_rate=1e30, max_train_steps=5)
+    message = str(caught.value)
+    assert "picture-" in message or "a weight after the update" in message
+    assert "of step" in message
+    assert "transformer_learning_rate" in message
+
+
+def test_weights_that_are_no_numbers_are_never_saved() -> None:
+    good = torch.nn.Parameter(torch.ones(3))
+    bad = torch.nn.Parameter(torch.tensor([1.0, math.inf]))
+    assert all_finite({"good": good})
+    assert not all_finite({"good": good, "bad": bad})

@@ -1,0 +1,161 @@
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tasks.errors import ErrorCode, StoreError
+from tasks.events import CacheDone, Event, TrainDone, TrainFailed
+from tasks.requests import TrainerExit
+from tests.worker.trainer.runs import (
+    CACHED,
+    Pictures,
+    TrainerProcess,
+    config_of,
+    request_of,
+)
+from worker.trainer.__main__ import _serve
+from worker.trainer.pipe import EventPipe, StopSwitch
+
+
+class Heard(EventPipe):
+    """A pipe that keeps its events."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def emit(self, event: Event) -> None:
+        self.events.append(event)
+
+
+def serve(line: str) -> tuple[TrainerExit, TrainFailed]:
+    pipe = Heard()
+    code = _serve(line, pipe, StopSwitch())
+    last = pipe.events[-1]
+    assert isinstance(last, TrainFailed)
+    return code, last
+
+
+@pytest.mark.timeout(180)
+def test_one_process_serves_requests_until_its_input_ends(tiny_flux: Path, data: Pictures) -> None:
+    # Reading ahead in processes of their own, which must not take part in this one's channels.
+    loader = {"dataloader_num_workers": 1}
+    config = config_of(tiny_flux, loader=loader, max_train_steps=1, **CACHED)
+    cache = request_of(data, "cache", config)
+    train = request_of(data, "train", config, cache_index_key="jobs/job/cache.json")
+    process = TrainerProcess(cache, train)
+    events, code, errors = process.finish()
+    assert code == TrainerExit.DONE
+    assert errors == ""
+    assert len(events.of(CacheDone)) == 1
+    assert len(events.of(TrainDone)) == 1
+
+
+@pytest.mark.timeout(60)
+def test_a_stop_while_it_waits_ends_it_at_once(tiny_flux: Path, data: Pictures) -> None:
+    config = config_of(tiny_flux, **CACHED)
+    process = TrainerProcess(request_of(data, "cache", config))
+    process.signal_when(signal.SIGTERM, lambda event: isinstance(event, CacheDone))
+    # Its input stays open. Whether the signal comes just before or after it waits is chance.
+    code = process.process.wait(timeout=30)
+    assert code in (TrainerExit.INTERRUPTED, TrainerExit.DONE)
+    process.finish()
+
+
+@pytest.mark.timeout(60)
+def test_an_error_nobody_foresaw_leaves_its_traceback(
+    tiny_flux: Path, tmp_path: Path, data: Pictures
+) -> None:
+    # A scratch folder that is a file.
+    (tmp_path / "scratch").write_text("")
+    process = TrainerProcess(request_of(data, "train", config_of(tiny_flux, max_train_steps=1)))
+    _, code, errors = process.finish()
+    assert code == TrainerExit.CRASHED
+    assert "Traceback" in errors
+    assert "FileExistsError" in errors
+
+
+def test_a_request_that_is_none_is_refused() -> None:
+    code, failed = serve('{"stage": "dance"}')
+    assert code == TrainerExit.REFUSED
+    assert failed.code == ErrorCode.INTERNAL
+
+
+def broken_model(tiny_flux: Path, folder: Path, remove: str) -> Path:
+    model = folder / "model"
+    shutil.copytree(tiny_flux, model)
+    for path in model.glob(remove):
+        path.unlink()
+    return model
+
+
+@pytest.mark.parametrize(
+    ("remove", "stage", "expected"),
+    [
+        ("tokenizer/tokenizer.json", "cache", "tokenizer"),
+        ("tokenizer_2/tokenizer.json", "cache", "tokenizer_2"),
+        ("text_encoder_2/*.safetensors", "cache", "model.safetensors"),
+        ("vae/config.json", "cache", "vae"),
+        ("transformer/*.safetensors", "train", "diffusion_pytorch_model"),
+        ("transformer/*", "train", "config.json"),
+    ],
+)
+def test_a_base_model_that_lacks_a_file_is_refused_by_its_name(
+    tiny_flux: Path, tmp_path: Path, data: Pictures, remove: str, stage: str, expected: str
+) -> None:
+    cached = CACHED if stage == "cache" else {}
+    config = config_of(broken_model(tiny_flux, tmp_path, remove), **cached)
+    code, failed = serve(request_of(data, stage, config).model_dump_json())
+    assert (code, failed.code) == (TrainerExit.REFUSED, ErrorCode.INVALID_MODEL)
+    assert expected in failed.message
+
+
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, data: Pictures) -> None:
+    config = config_of(tmp_path / "nothing")
+    code, failed = serve(request_of(data, "train", config).model_dump_json())
+    assert (code, failed.code) == (TrainerExit.REFUSED, ErrorCode.INVALID_MODEL)
+    assert "no such folder" in failed.message
+
+
+def test_a_loss_that_is_no_number_is_told_as_diverged(tiny_flux: Path, data: Pictures) -> None:
+    config = config_of(tiny_flux, transformer_learning_rate=1e30)
+    code, failed = serve(request_of(data, "train", config).model_dump_json())
+    assert (code, failed.code) == (TrainerExit.REFUSED, ErrorCode.DIVERGED)
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "expected"),
+    [
+        (torch.cuda.OutOfMemoryError("CUDA: 5 GiB"), ErrorCode.OUT_OF_MEMORY, TrainerExit.REFUSED),
+        (StoreError("bucket away"), ErrorCode.STORE, TrainerExit.CRASHED),
+        (StoreError("no access", retryable=False), ErrorCode.STORE, TrainerExit.REFUSED),
+    ],
+)
+def test_errors_from_outside_have_codes_of_their_own(
+    tiny_flux: Path,
+    data: Pictures,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    code: ErrorCode,
+    expected: TrainerExit,
+) -> None:
+    def fail(*_: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("worker.trainer.train.run", fail)
+    line = request_of(data, "train", config_of(tiny_flux)).model_dump_json()
+    assert (serve(line)[0], serve(line)[1].code) == (expected, code)
+
+
+def test_events_are_lines_of_json(tmp_path: Path) -> None:
+    path = tmp_path / "events"
+    with path.open("wb") as file:
+        pipe = EventPipe(os.dup(file.fileno()))
+        pipe.emit(TrainFailed(code=ErrorCode.INTERNAL, message="a\nb"))
+        pipe.close()
+    (line,) = path.read_text().splitlines()
+    assert json.loads(line)["message"] == "a\nb"
