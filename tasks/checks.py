@@ -12,7 +12,7 @@ from tasks.buckets import Size, nearest_bucket
 from tasks.dataset import Sample
 from tasks.errors import Fault
 from tasks.jobs.flux_lora import FluxLoraConfig
-from tasks.pictures import PictureError, has_transparency, open_picture, picture_digest
+from tasks.pictures import UnreadablePictureError, has_transparency, open_picture, picture_digest
 from tasks.sources import Item, list_source
 
 # No picture that people train on is larger; reading one holds a worker's memory.
@@ -96,7 +96,7 @@ def _check(item: Item) -> Fault | tuple[Sample, list[Fault]]:
         return Fault(item.name, f"cannot be read: {error}")
     try:
         picture = open_picture(data)
-    except PictureError as error:
+    except UnreadablePictureError as error:
         return Fault(item.name, str(error))
     warnings = []
     if has_transparency(data):

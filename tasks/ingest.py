@@ -3,7 +3,7 @@
 from tasks.checks import Report
 from tasks.dataset import DataSet, data_set_of
 from tasks.errors import DataSetError, Fault
-from tasks.pictures import PictureError, open_picture, picture_digest
+from tasks.pictures import UnreadablePictureError, open_picture, picture_digest
 from tasks.sources import Item
 from tasks.store import Store, data_set_key, image_key
 
@@ -39,5 +39,5 @@ def _bytes_of(item: Item, digest: str) -> bytes | None:
     try:
         data = item.path.read_bytes()
         return data if picture_digest(open_picture(data)) == digest else None
-    except (OSError, PictureError):
+    except (OSError, UnreadablePictureError):
         return None

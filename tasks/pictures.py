@@ -16,7 +16,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MOST_PIXELS = 16384 * 16384
 
 
-class PictureError(ValueError):
+class UnreadablePictureError(ValueError):
     """Bytes that are no picture of ours."""
 
 
@@ -24,7 +24,7 @@ def open_picture(data: bytes) -> Image.Image:
     """The picture in a file's bytes: upright, RGB, on white, an animation's first frame.
 
     Raises:
-        PictureError: It is none, is broken off, or is too large.
+        UnreadablePictureError: It is none, is broken off, or is too large.
     """
     try:
         with warnings.catch_warnings():
@@ -32,18 +32,18 @@ def open_picture(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 if image.width * image.height > MOST_PIXELS:
-                    raise PictureError(
+                    raise UnreadablePictureError(
                         f"{image.width}x{image.height} pixels are more than {MOST_PIXELS:,}"
                     )
                 return _rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
-        raise PictureError(f"is no {', '.join(FORMATS)} picture") from error
+        raise UnreadablePictureError(f"is no {', '.join(FORMATS)} picture") from error
     except Image.DecompressionBombError as error:
-        raise PictureError(f"has more than {MOST_PIXELS:,} pixels") from error
+        raise UnreadablePictureError(f"has more than {MOST_PIXELS:,} pixels") from error
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
-        if isinstance(error, PictureError):
+        if isinstance(error, UnreadablePictureError):
             raise
-        raise PictureError(f"cannot be decoded: {error}") from error
+        raise UnreadablePictureError(f"cannot be decoded: {error}") from error
 
 
 def picture_digest(picture: Image.Image) -> str:

@@ -12,4 +12,5 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 "$venv/bin/ruff" format --check .
 "$venv/bin/lint-imports" --no-cache
 "$venv/bin/mypy"
-"$venv/bin/pytest" "$@"
+# A file stays on one process, so that tests that share a fleet or a model share it there.
+"$venv/bin/pytest" --numprocesses 2 --dist loadfile "$@"

@@ -221,11 +221,8 @@ def trainer_environment(
     return {
         **kept,
         "CUDA_VISIBLE_DEVICES": cuda_visible_devices or "",
-        # cuBLAS gives the same sums each time only with a workspace of fixed size.
-        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         # Buckets of different sizes fragment the allocator's fixed segments.
         "PYTORCH_ALLOC_CONF": "expandable_segments:True",
-        "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONUNBUFFERED": "1",
     }

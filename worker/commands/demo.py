@@ -65,7 +65,9 @@ def _prepare_job(home: Path) -> dict[str, Any]:
     if not (model / "model_index.json").exists():
         stdout.print("making a tiny FLUX model")
         command = [sys.executable, "-P", "-m", "worker.trainer.tiny_models", str(model)]
-        subprocess.run(command, check=True)
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if made.returncode:
+            raise JobError(f"cannot make the tiny model:\n{made.stderr}")
     draw_demo_pictures(pictures)
     document = {
         "name": "demo-lora",

@@ -128,7 +128,7 @@ def _from_hub(model: str, parts: Sequence[str]) -> Path:
         ) from error
     except GatedRepoError as error:
         raise BaseModelFilesError(
-            model, "its license must be accepted on huggingface.co by the owner of HF_TOKEN"
+            model, "its license must be accepted on the Hub by the owner of HF_TOKEN"
         ) from error
     except RepositoryNotFoundError as error:
         raise BaseModelFilesError(

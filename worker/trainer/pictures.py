@@ -1,15 +1,14 @@
 """Pictures of the data set as tensors of a training size."""
 
-import io
 import math
-import warnings
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from tasks.buckets import Size
 from tasks.dataset import Sample
+from tasks.pictures import UnreadablePictureError, open_picture
 from tasks.store import Store, image_key
 from worker.trainer.errors import PictureError
 
@@ -23,14 +22,9 @@ def load_picture(store: Store, sample: Sample) -> Image.Image:
     Raises:
         PictureError: It cannot be read as an image.
     """
-    data = store.get(image_key(sample.image))
     try:
-        with warnings.catch_warnings():
-            # ``prepare`` has judged the size already; Pillow only warns where it is large.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data)) as image:
-                return ImageOps.exif_transpose(image).convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, ValueError) as error:
+        return open_picture(store.get(image_key(sample.image)))
+    except UnreadablePictureError as error:
         raise PictureError(sample.source, str(error)) from error
 
 
