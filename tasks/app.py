@@ -79,7 +79,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "task_track_started": True,
         "task_create_missing_queues": False,
         "task_default_queue": CPU_QUEUE,
-        "task_queues": [Queue(name, routing_key=name) for name in ALL_QUEUES],
+        "task_queues": [Queue(name, routing_key=name) for name in ALL_QUEUES],  # type: ignore[no-untyped-call]
         # A broker that is away when a stage ends must not cost the next stage.
         "task_publish_retry_policy": {
             "max_retries": 300,

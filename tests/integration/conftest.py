@@ -21,7 +21,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny-flux"
-    command = [sys.executable, "-P", "-m", "worker.trainer.tiny_models", folder]
+    command = [sys.executable, "-P", "-m", "worker.trainer.tiny_models", str(folder)]
     subprocess.run(command, check=True, capture_output=True)
     return folder
 

@@ -14,9 +14,10 @@ from routing.classes import MemoryClass
 from tasks.errors import ErrorCode, JobError
 from tasks.settings import Settings
 from worker.client import Client
-from worker.commands.watch import show_to_the_end
+from worker.commands.watch import show_result
 from worker.demo_pictures import draw_demo_pictures
 from worker.flower import flower_address, flower_credentials, password_file
+from worker.follow import follow
 from worker.output import stdout
 from worker.process import spawn, stop
 
@@ -54,7 +55,10 @@ def run(settings: Settings, *, home: Path | None) -> None:
         client = Client(settings)
         job_id = client.submit(document)
         stdout.print(f"job {job_id}: {home / 'job.yaml'}", soft_wrap=True, markup=False)
-        show_to_the_end(client, job_id, json=False)
+        record = follow(client, job_id, as_json=False)
+        on_24gb = sum(s.worker.startswith("gpu-24gb") for s in record.stages.values())
+        stdout.print(f"stages of this FLUX job on the 24 GB worker: {on_24gb}")
+        show_result(record)
     finally:
         stop(fleet, grace_s=settings.stop_grace.total_seconds())
 

@@ -1,5 +1,6 @@
 """``training-worker watch``."""
 
+from tasks.records import JobRecord
 from tasks.settings import Settings
 from worker.client import Client
 from worker.follow import follow
@@ -15,9 +16,14 @@ def run(settings: Settings, *, job_id: str, json: bool) -> None:
 def show_to_the_end(client: Client, job_id: str, *, json: bool) -> None:
     """Follow a job, then tell what came of it."""
     record = follow(client, job_id, as_json=json)
-    result = record.result or {}
     if json:
-        print_json({"job_id": job_id, "status": record.status, **result})
-        return
+        print_json({"job_id": job_id, "status": record.status, **(record.result or {})})
+    else:
+        show_result(record)
+
+
+def show_result(record: JobRecord) -> None:
+    """Tell a person what came of a job that succeeded."""
     stdout.print(stage_table(record))
-    stdout.print(f"published: {result['published']}", soft_wrap=True, markup=False)
+    published = (record.result or {})["published"]
+    stdout.print(f"published: {published}", soft_wrap=True, markup=False)
