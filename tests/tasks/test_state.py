@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -87,13 +88,14 @@ def test_a_superseded_start_can_write_nothing(
     begin(state, job_id, "prepare", redelivered=True)
     before = state.get(job_id)
     note = events.Note(level="info", message="late")
-    for write in (
+    writes: list[Callable[[], object]] = [
         lambda: state.emit(job_id, old, note),
         lambda: state.set_refs(job_id, old, {"checkpoints": "stale"}, note),
         lambda: finish(state, job_id, old, "prepare"),
         lambda: state.release(job_id, old, note),
         lambda: state.fail(job_id, old, JobError("late")),
-    ):
+    ]
+    for write in writes:
         with pytest.raises(SupersededError):
             write()
     assert state.get(job_id) == before
