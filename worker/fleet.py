@@ -83,6 +83,7 @@ class Fleet:
 
     gpus: list[Gpu]
     broker_url: str
+    _broker: EmbeddedBroker | None
     _children: list[_Child]
     _ready_files: dict[str, Path]
     _stop_grace_s: float
@@ -126,6 +127,8 @@ class Fleet:
             kill_group(process)
 
     def _tend_all(self) -> None:
+        if self._broker is not None:
+            self._broker.tend()
         for child in self._children:
             child.tend()
         time.sleep(0.05)
@@ -145,18 +148,22 @@ def running_fleet(settings: Settings) -> Iterator[Fleet]:
         settings = settings.model_copy(update={"gpus": "40gb"})
         gpus = find_gpus(settings.gpus)
     with ExitStack() as stack:
+        broker = None
         if settings.broker_url is None:
-            url = stack.enter_context(EmbeddedBroker(settings.home_dir)).url
-            settings = settings.model_copy(update={"broker_url": SecretStr(url)})
+            broker = stack.enter_context(EmbeddedBroker(settings.home_dir))
+            settings = settings.model_copy(update={"broker_url": SecretStr(broker.url)})
         ready = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="training-worker-")))
-        fleet = _fleet(settings, [gpu for gpu in gpus if gpu.memory_class is not None], ready)
+        usable = [gpu for gpu in gpus if gpu.memory_class is not None]
+        fleet = _fleet(settings, broker, usable, ready)
         stack.callback(fleet.stop)
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signal_number, fleet.ask_to_stop)
         yield fleet
 
 
-def _fleet(settings: Settings, gpus: list[Gpu], ready: Path) -> Fleet:
+def _fleet(
+    settings: Settings, broker: EmbeddedBroker | None, gpus: list[Gpu], ready: Path
+) -> Fleet:
     assert settings.broker_url is not None
     url = settings.broker_url.get_secret_value()
     env = {**os.environ, "TRAINING_BROKER_URL": url}
@@ -171,7 +178,7 @@ def _fleet(settings: Settings, gpus: list[Gpu], ready: Path) -> Fleet:
         children.append(_Child(name, _command(*arguments), env))
     if settings.flower_port:
         children.append(_Child("flower", _command("flower"), env))
-    return Fleet(gpus, url, children, ready_files, settings.stop_grace.total_seconds() + 10)
+    return Fleet(gpus, url, broker, children, ready_files, settings.stop_grace.total_seconds() + 10)
 
 
 def _command(*arguments: str) -> list[str]:

@@ -24,7 +24,9 @@ def stage_table(record: JobRecord) -> Table:
 
 def job_table(records: list[JobRecord]) -> Table:
     """Jobs, one a row."""
-    table = Table("id", "name", "type", "status", "stage", "queue", "submitted")
+    table = Table()
+    for heading in ("id", "name", "type", "status", "stage", "submitted"):
+        table.add_column(heading, no_wrap=heading == "id")
     for record in records:
         table.add_row(
             record.id,
@@ -32,8 +34,7 @@ def job_table(records: list[JobRecord]) -> Table:
             record.job.training.type,
             record.status,
             record.stage,
-            record.gpu_queue,
-            record.created_at.astimezone().strftime("%Y-%m-%d %H:%M:%S"),
+            record.created_at.astimezone().strftime("%m-%d %H:%M"),
         )
     return table
 

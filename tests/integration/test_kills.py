@@ -9,6 +9,7 @@ import pytest
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.waiting import wait_until
+from worker.broker import find_running
 from worker.demo_pictures import draw_demo_pictures
 
 
@@ -77,6 +78,21 @@ def test_a_killed_worker_child_leaves_no_trainer_and_its_job_goes_on(
     )
     assert finished(fleet, job_id)["sha256"] == expected_sha256
     assert resumed(fleet, job_id)
+
+
+def test_a_killed_broker_comes_back_and_its_job_ends_with_the_same_result(
+    fleet: Fleet, long_job: dict[str, Any], expected_sha256: str
+) -> None:
+    job_id = started(fleet, long_job)
+    [broker] = [p for p in fleet.process_family() if p.name() == "valkey-server"]
+    broker.kill()
+    wait_until(
+        lambda: find_running(fleet.home) is not None,
+        timeout_s=PATIENCE_S,
+        description="the broker is back",
+        detail=fleet.log,
+    )
+    assert finished(fleet, job_id)["sha256"] == expected_sha256
 
 
 def test_a_fleet_that_is_killed_whole_goes_on_when_it_is_started_again(
