@@ -89,3 +89,61 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = deepcopy(value)
     return merged
+
+
+def get_flux_lora_config(
+    model: str = "black-forest-labs/FLUX.1-dev",
+    resolution: int = 768,
+    batch_size: int = 1,
+    learning_rate: float = 1e-4,
+    lora_rank: int = 4,
+    max_train_steps: int = 1000,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """A job's ``training`` part for a FLUX LoRA; it validates once it has a data set.
+
+    Args:
+        model: The base model.
+        resolution: The training images' side in pixels, and the buckets' target.
+        batch_size: Samples of one forward pass.
+        learning_rate: The transformer's.
+        lora_rank: The LoRA's rank.
+        max_train_steps: Weight updates.
+        **kwargs: Further options, merged into the rest:
+            ``data_loader={"dataset": {...}}`` adds the data set.
+    """
+    sides = (resolution, resolution // 2, resolution * 2)
+    divisor = next((d for d in (128, 64, 32) if not any(side % d for side in sides)), 16)
+    config = {
+        "type": "FLUX_LORA",
+        "model": model,
+        "lora_rank_dim": lora_rank,
+        "train_batch_size": batch_size,
+        "max_train_steps": max_train_steps,
+        "save_every_n_steps": max(1, max_train_steps // 4),
+        "transformer_learning_rate": learning_rate,
+        "lr_scheduler": "constant_with_warmup",
+        "lr_warmup_steps": 10,
+        "weight_dtype": "bfloat16",
+        "gradient_checkpointing": True,
+        "lora_checkpoint_format": "kohya",
+        "timestep_sampler": "shift",
+        "discrete_flow_shift": 3.0,
+        "data_loader": {
+            "type": "IMAGE_CAPTION_FLUX_DATA_LOADER",
+            "resolution": resolution,
+            "aspect_ratio_buckets": {
+                "target_resolution": resolution,
+                "start_dim": resolution // 2,
+                "end_dim": resolution * 2,
+                "divisible_by": divisor,
+            },
+            "dataloader_num_workers": 4,
+        },
+        "optimizer": {"optimizer_type": "AdamW", "learning_rate": learning_rate},
+    }
+    return _merged(config, kwargs)
+
+
+SUPPORTED_TRAINING_TYPES = {"FLUX_LORA": get_flux_lora_config}
+"""Training type to the function that makes its config."""

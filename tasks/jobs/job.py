@@ -4,7 +4,7 @@ import json
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
 from routing.estimate import Estimate, FluxShape, estimate_flux_lora
 from routing.policy import DoesNotFitError, Route, route
@@ -15,7 +15,7 @@ from tasks.jobs.flux_lora import ATTENTION_TARGETS, FluxLoraConfig, flux_lora_ta
 from tasks.presets import UnknownPresetError, with_preset
 
 # Job ids and names become parts of store keys and file names.
-_SAFE = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+_SAFE = r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$"
 SafeName = Annotated[str, Field(pattern=_SAFE, max_length=100)]
 
 
@@ -36,13 +36,6 @@ class TrainingJob(StrictModel):
 
     training: FluxLoraConfig
     """What to train, by its ``type``."""
-
-    @field_validator("name")
-    @classmethod
-    def _not_a_path(cls, name: str) -> str:
-        if ".." in name:
-            raise ValueError("must not hold '..'")
-        return name
 
     def estimate(self) -> Estimate:
         """The GPU memory this job needs."""

@@ -1,0 +1,210 @@
+from copy import deepcopy
+from typing import Any
+
+import pytest
+
+from tasks.errors import InvalidJobError
+from tasks.jobs.flux_lora import FluxLoraConfig, flux_lora_targets
+from tasks.jobs.job import TrainingJob, parse_job
+
+# invoke-training's FluxLoraConfig: every field but the two required ones, and its default.
+INVOKE_DEFAULTS: dict[str, Any] = {
+    "type": "FLUX_LORA",
+    "seed": None,
+    "report_to": "tensorboard",
+    "max_train_steps": None,
+    "max_train_epochs": None,
+    "save_every_n_epochs": None,
+    "save_every_n_steps": None,
+    "validate_every_n_epochs": None,
+    "validate_every_n_steps": None,
+    "model": "black-forest-labs/FLUX.1-dev",
+    "transformer_path": None,
+    "text_encoder_1_path": None,
+    "text_encoder_2_path": None,
+    "lora_checkpoint_format": "kohya",
+    "train_transformer": True,
+    "train_text_encoder": False,
+    "text_encoder_learning_rate": 1e-4,
+    "transformer_learning_rate": 4e-4,
+    "lr_scheduler": "constant_with_warmup",
+    "lr_warmup_steps": 10,
+    "min_snr_gamma": None,
+    "lora_rank_dim": 4,
+    "cache_text_encoder_outputs": False,
+    "cache_vae_outputs": False,
+    "enable_cpu_offload_during_validation": False,
+    "gradient_accumulation_steps": 1,
+    "weight_dtype": "float16",
+    "mixed_precision": "no",
+    "gradient_checkpointing": False,
+    "max_checkpoints": None,
+    "prediction_type": None,
+    "max_grad_norm": None,
+    "validation_prompts": (),
+    "num_validation_images_per_prompt": 4,
+    "train_batch_size": 1,
+    "use_masks": False,
+    "timestep_sampler": "shift",
+    "discrete_flow_shift": 3.0,
+    "sigmoid_scale": 1.0,
+    "lora_scale": 1.0,
+    "guidance_scale": 1.0,
+    "clip_tokenizer_max_length": 77,
+    "t5_tokenizer_max_length": 512,
+}
+INVOKE_TARGETS = [
+    *["attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out"],
+    *["attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0"],
+    *["ff.net.0.proj", "ff.net.2.0", "ff_context.net.0.proj", "ff_context.net.2.0"],
+    *["attn.to_k", "attn.to_q", "attn.to_v", "proj_mlp", "proj_out", "proj_in"],
+]
+GOOD: dict[str, Any] = {
+    "training": {
+        "type": "FLUX_LORA",
+        "max_train_steps": 100,
+        "save_every_n_steps": 50,
+        "weight_dtype": "bfloat16",
+        "data_loader": {
+            "type": "IMAGE_CAPTION_FLUX_DATA_LOADER",
+            "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"},
+        },
+    }
+}
+
+
+def with_values(**values: Any) -> dict[str, Any]:
+    """The good job with fields set by their dotted names, double underscores for dots."""
+    document = deepcopy(GOOD)
+    for path, value in values.items():
+        *folders, name = path.split("__")
+        place = document["training"]
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[name] = value
+    return document
+
+
+def faults(**values: Any) -> str:
+    with pytest.raises(InvalidJobError) as caught:
+        parse_job(with_values(**values))
+    return str(caught.value)
+
+
+def test_every_field_of_invoke_training_is_there_with_its_default() -> None:
+    training = parse_job(GOOD).training
+    fields = set(FluxLoraConfig.model_fields)
+    rest = {"base_output_dir", "data_loader", "optimizer", "flux_lora_target_modules"}
+    assert fields == {*INVOKE_DEFAULTS, *rest, "text_encoder_lora_target_modules"}
+    defaults = {name: FluxLoraConfig.model_fields[name].default for name in INVOKE_DEFAULTS}
+    assert defaults == INVOKE_DEFAULTS
+    assert list(training.flux_lora_target_modules) == INVOKE_TARGETS
+    assert training.optimizer.model_dump() == {
+        "optimizer_type": "AdamW",
+        "learning_rate": 1e-4,
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "weight_decay": 0.01,
+        "epsilon": 1e-8,
+        "use_8bit": False,
+    }
+
+
+def test_every_field_is_documented() -> None:
+    for model in (FluxLoraConfig, TrainingJob):
+        undocumented = [n for n, field in model.model_fields.items() if not field.description]
+        assert undocumented == []
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"max_train_epochs": 2}, "max_train_epochs"),
+        ({"max_train_steps": None}, "max_train_epochs"),
+        ({"save_every_n_epochs": 2}, "save_every_n_steps"),
+        ({"save_every_n_steps": None}, "save_every_n_steps"),
+        ({"validate_every_n_epochs": 1, "validate_every_n_steps": 1}, "validate_every_n_steps"),
+        ({"max_train_steps": 0}, "max_train_steps"),
+        ({"save_every_n_steps": 0}, "save_every_n_steps"),
+        ({"lora_rank_dim": 0}, "lora_rank_dim"),
+        ({"train_batch_size": 0}, "train_batch_size"),
+        ({"gradient_accumulation_steps": 0}, "gradient_accumulation_steps"),
+        ({"lr_warmup_steps": -1}, "lr_warmup_steps"),
+        ({"max_grad_norm": 0}, "max_grad_norm"),
+        ({"transformer_learning_rate": float("nan")}, "transformer_learning_rate"),
+        ({"transformer_learning_rate": float("inf")}, "transformer_learning_rate"),
+        ({"optimizer__learning_rate": -1, "optimizer__optimizer_type": "AdamW"}, "learning_rate"),
+        ({"optimizer__beta1": 1, "optimizer__optimizer_type": "AdamW"}, "optimizer.beta1"),
+        ({"discrete_flow_shift": 0}, "discrete_flow_shift"),
+        ({"clip_tokenizer_max_length": 78}, "clip_tokenizer_max_length"),
+        ({"t5_tokenizer_max_length": 513}, "t5_tokenizer_max_length"),
+        ({"data_loader__resolution": 570}, "use 560 or 576"),
+        ({"data_loader__resolution": [512, 500]}, "500 is not divisible by 16"),
+        ({"data_loader__resolution": 0}, "data_loader.resolution"),
+        ({"cache_vae_outputs": True, "data_loader__center_crop": False}, "center_crop"),
+        ({"base_output_dir": "/etc"}, "base_output_dir"),
+        ({"base_output_dir": "a/../../b"}, "base_output_dir"),
+        ({"transformer_path": "model.ckpt"}, "pickle checkpoints are refused"),
+        ({"flux_lora_target_modules": ["to_q", "nothing"]}, "match no layer of FLUX: nothing"),
+        ({"flux_lora_target_modules": []}, "names no layer"),
+        ({"prediction_type": "epsilon"}, "no prediction type"),
+        ({"report_to": "wandb"}, "only 'tensorboard'"),
+        ({"train_transformer": False}, "train_transformer"),
+        ({"train_text_encoder": True}, "train_text_encoder: not built yet"),
+        ({"use_masks": True}, "use_masks: not built yet"),
+        ({"mixed_precision": "fp8"}, "fp8 is not built yet"),
+        ({"optimizer": {"optimizer_type": "AdamW", "use_8bit": True}}, "use_8bit"),
+        (
+            {"data_loader__dataset": {"type": "HF_HUB_IMAGE_CAPTION_DATASET", "dataset_name": "a"}},
+            "Hub data sets are not built yet",
+        ),
+    ],
+)
+def test_a_trap_is_refused_at_submit_by_its_field(values: dict[str, Any], named: str) -> None:
+    assert named in faults(**values)
+
+
+@pytest.mark.parametrize(
+    ("buckets", "said"),
+    [
+        ((768, 384, 1536, 100), "must itself be a multiple of 16"),
+        ((576, 288, 1152, 128), "target_resolution (576) is not a multiple of it"),
+        ((512, 512, 256, 64), "must be at least start_dim (512)"),
+        ((512, 256, 8192, 64), "leaves no room for the other side"),
+    ],
+)
+def test_buckets_that_cannot_be_are_refused(buckets: tuple[int, ...], said: str) -> None:
+    names = ("target_resolution", "start_dim", "end_dim", "divisible_by")
+    values = dict(zip(names, buckets, strict=True))
+    assert said in faults(data_loader__aspect_ratio_buckets=values)
+
+
+def test_all_faults_are_told_at_once() -> None:
+    told = faults(lora_rank_dim=0, bogus=1, max_train_epochs=2, data_loader__resolution=570)
+    for name in ("lora_rank_dim", "bogus: is no option", "max_train_epochs", "570"):
+        assert name in told
+
+
+def test_target_names_stand_for_the_layers_whose_names_end_with_them() -> None:
+    assert flux_lora_targets(("to_k",)) == ({"attn.to_k"}, ())
+    assert flux_lora_targets(("ff.net.2.0",)) == ({"ff.net.2"}, ())
+    assert flux_lora_targets(("proj_in",)) == (frozenset(), ())
+    assert flux_lora_targets(("k",)) == (frozenset(), ("k",))
+
+
+def test_a_loras_strength_does_not_depend_on_its_rank() -> None:
+    for rank in (1, 4, 64):
+        training = parse_job(with_values(lora_rank_dim=rank, lora_scale=0.5)).training
+        assert training.lora_alpha() / rank == 0.5
+
+
+def test_warnings_tell_what_is_likely_not_meant() -> None:
+    told = " ".join(parse_job(with_values(train_batch_size=4)).training.warnings())
+    assert "768" in told
+    assert "train_batch_size above 2" in told
+    quiet = with_values(
+        data_loader__resolution=768,
+        cache_vae_outputs=True,
+        cache_text_encoder_outputs=True,
+    )
+    assert parse_job(quiet).training.warnings() == []
