@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import httpx2
 from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
@@ -142,7 +142,7 @@ def _check_hub_id(model: str, hub: HfApi) -> list[Fault]:
         return [Fault(where, f"{model} is gated: accept its license and set HF_TOKEN on workers")]
     except RepositoryNotFoundError:
         return [Fault(where, f"{model} is no folder here and no repository HF_TOKEN can see")]
-    except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+    except (httpx2.HTTPError, OfflineModeIsEnabled, OSError) as error:
         if _is_in_local_cache(model):
             return []
         first_line = str(error).partition("\n")[0]

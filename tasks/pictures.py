@@ -60,6 +60,9 @@ def has_transparency(data: bytes) -> bool:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):
+        # 16 bits a pixel: Pillow's own conversion cuts all above 255 to white.
+        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
     if not image.has_transparency_data:
         return image.convert("RGB")
     layer = image.convert("RGBA")

@@ -1,0 +1,84 @@
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routing.classes import GIB
+from routing.estimate import FluxShape, estimate_flux_lora
+from tests.routing.shapes import SHAPES
+
+USUAL = FluxShape(
+    pixels=1024 * 1024,
+    batch_size=1,
+    rank=16,
+    weight_dtype="bfloat16",
+    attention_only=False,
+    gradient_checkpointing=True,
+    text_encoders_resident=False,
+)
+
+
+def needed_gb(shape: FluxShape) -> float:
+    """Decimal gigabytes, as measurements are published."""
+    return estimate_flux_lora(shape).needed_gib * GIB / 1e9
+
+
+def test_the_frozen_weights_take_what_the_published_files_take() -> None:
+    assert estimate_flux_lora(USUAL).weights_gib * GIB == pytest.approx(23.8e9)
+    full = replace(USUAL, weight_dtype="float32")
+    assert estimate_flux_lora(full).weights_gib * GIB == pytest.approx(47.6e9)
+
+
+@pytest.mark.parametrize(
+    ("shape", "published_gb"),
+    [
+        (replace(USUAL, batch_size=2), 31),
+        (replace(USUAL, gradient_checkpointing=False), 64),
+    ],
+)
+def test_an_estimate_lies_within_a_tenth_of_what_is_published(
+    shape: FluxShape, published_gb: float
+) -> None:
+    assert needed_gb(shape) == pytest.approx(published_gb, rel=0.1)
+
+
+def test_flux_in_bfloat16_never_fits_24_gb() -> None:
+    least = replace(USUAL, pixels=16 * 16, rank=1, attention_only=True)
+    assert needed_gb(least) > 24
+
+
+def test_resident_text_encoders_take_their_weights() -> None:
+    resident = estimate_flux_lora(replace(USUAL, text_encoders_resident=True))
+    assert resident.text_encoders_gib * GIB == pytest.approx(9.9e9)
+    assert estimate_flux_lora(USUAL).text_encoders_gib == 0
+
+
+@given(SHAPES)
+def test_the_parts_are_positive_and_make_up_the_whole(shape: FluxShape) -> None:
+    estimate = estimate_flux_lora(shape)
+    parts = estimate.parts()
+    assert estimate.needed_gib == pytest.approx(sum(parts.values()))
+    assert len(parts) == 5
+    optional = {"text encoders"} if not shape.text_encoders_resident else set()
+    assert all(gib > 0 for name, gib in parts.items() if name not in optional)
+
+
+@given(SHAPES)
+def test_checkpointing_lowers_the_estimate(shape: FluxShape) -> None:
+    kept = estimate_flux_lora(replace(shape, gradient_checkpointing=False))
+    recomputed = estimate_flux_lora(replace(shape, gradient_checkpointing=True))
+    assert recomputed.needed_gib < kept.needed_gib
+
+
+@given(SHAPES, st.sampled_from(["batch_size", "pixels", "rank"]), st.integers(1, 100))
+def test_more_of_anything_needs_more_memory(shape: FluxShape, name: str, more: int) -> None:
+    larger = replace(shape, **{name: getattr(shape, name) + more})
+    assert estimate_flux_lora(larger).needed_gib > estimate_flux_lora(shape).needed_gib
+
+
+@given(SHAPES)
+def test_a_narrower_lora_and_narrower_weights_need_no_more(shape: FluxShape) -> None:
+    wide = replace(shape, attention_only=False, weight_dtype="float32")
+    narrow = replace(shape, attention_only=True, weight_dtype="bfloat16")
+    assert estimate_flux_lora(narrow).needed_gib < estimate_flux_lora(wide).needed_gib

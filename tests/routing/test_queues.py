@@ -1,0 +1,27 @@
+from routing.classes import MemoryClass
+from routing.queues import ALL_QUEUES, served_queues, workers_serving
+
+
+def test_a_worker_serves_its_own_class_first_and_then_smaller_ones() -> None:
+    assert served_queues(MemoryClass.GB40) == ("gpu.40gb", "gpu.24gb", "gpu.16gb", "gpu.8gb")
+    assert served_queues(MemoryClass.GB8) == ("gpu.8gb",)
+
+
+def test_a_strict_worker_serves_its_own_class_only() -> None:
+    assert served_queues(MemoryClass.GB80, strict=True) == ("gpu.80gb",)
+
+
+def test_no_worker_below_40_gb_serves_the_queues_of_flux() -> None:
+    for memory_class in MemoryClass:
+        serves_flux = {"gpu.40gb", "gpu.80gb"} & set(served_queues(memory_class))
+        assert bool(serves_flux) == (memory_class >= MemoryClass.GB40)
+
+
+def test_there_is_a_queue_for_the_cpu_and_for_each_class() -> None:
+    assert ALL_QUEUES == ("cpu", "gpu.8gb", "gpu.16gb", "gpu.24gb", "gpu.40gb", "gpu.80gb")
+
+
+def test_workers_are_found_by_the_queues_they_serve() -> None:
+    live = {"b": ["gpu.80gb", "gpu.40gb"], "a": ["gpu.40gb"], "c": ["cpu"]}
+    assert workers_serving("gpu.40gb", live) == ["a", "b"]
+    assert workers_serving("gpu.16gb", live) == []

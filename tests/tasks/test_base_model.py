@@ -1,0 +1,149 @@
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi
+
+from tasks.base_model import check_base_model
+from tasks.jobs.job import parse_job
+from tests.tasks.jobs.test_flux_lora import with_values
+
+
+def safetensors_bytes() -> bytes:
+    header = json.dumps({"w": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    return len(header).to_bytes(8, "little") + header + b"data"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The files of a base model, as far as a check without loading sees them."""
+    folder = tmp_path / "model"
+    for part in ("transformer", "text_encoder", "text_encoder_2", "vae"):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text('{"vocab_size": 8}', "utf-8")
+        (folder / part / "model.safetensors").write_bytes(safetensors_bytes())
+    for part in ("tokenizer", "tokenizer_2", "scheduler"):
+        (folder / part).mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text("{}", "utf-8")
+    vocabulary = {f"t{n}": n for n in range(8)}
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
+    tokenizer = {"model": {"vocab": vocabulary}}
+    (folder / "tokenizer_2" / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}', "utf-8")
+    return folder
+
+
+def told(model: Path | str, hub: HfApi | None = None, **values: Any) -> list[str]:
+    config = parse_job(with_values(model=str(model), **values)).training
+    return [str(fault) for fault in check_base_model(config, hub)]
+
+
+def test_a_whole_model_has_no_faults(model: Path) -> None:
+    assert told(model) == []
+
+
+def test_a_folder_in_another_layout_is_told(model: Path) -> None:
+    (model / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    assert "describes a StableDiffusionXLPipeline" in told(model)[0]
+    (model / "model_index.json").unlink()
+    assert "holds no model_index.json" in told(model)[0]
+
+
+def test_every_missing_part_is_told_at_once(model: Path) -> None:
+    for part in ("vae", "text_encoder_2", "tokenizer", "scheduler"):
+        shutil.rmtree(model / part)
+    assert len(told(model)) == 4
+
+
+def test_pickled_weights_are_refused(model: Path) -> None:
+    weights = model / "vae" / "model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    assert "only pickled weights" in told(model)[0]
+
+
+@pytest.mark.parametrize("keep", [0, 5, 20, -1])
+def test_weights_that_are_broken_off_are_told(model: Path, keep: int) -> None:
+    weights = model / "transformer" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    [fault] = told(model)
+    assert "model.safetensors" in fault
+
+
+def test_a_missing_shard_is_told(model: Path) -> None:
+    index = {"weight_map": {"w": "model.safetensors", "v": "model-2.safetensors"}}
+    path = model / "transformer" / "model.safetensors.index.json"
+    path.write_text(json.dumps(index), "utf-8")
+    [fault] = told(model)
+    assert "model-2.safetensors" in fault
+
+
+def test_a_tokenizer_without_its_vocabulary_is_told(model: Path) -> None:
+    (model / "tokenizer" / "vocab.json").write_text('{"a": 0, "b": 1}', "utf-8")
+    (model / "tokenizer_2" / "tokenizer.json").unlink()
+    small, none = told(model)
+    assert "knows 2 tokens, its encoder 8" in small
+    assert "holds no vocabulary" in none
+
+
+def test_a_file_that_stands_in_for_a_part_is_checked_in_its_place(
+    model: Path, tmp_path: Path
+) -> None:
+    (model / "transformer" / "model.safetensors").unlink()
+    stand_in = tmp_path / "mine.safetensors"
+    assert "there is no file" in told(model, transformer_path=str(stand_in))[0]
+    stand_in.write_bytes(safetensors_bytes())
+    assert told(model, transformer_path=str(stand_in)) == []
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """Answers as the Hub does for a good, a gated and a missing repository."""
+
+    def do_GET(self) -> None:
+        if "good/model" in self.path:
+            body = json.dumps({"id": "good/model", "siblings": []}).encode()
+            self.send_response(200)
+        else:
+            body = b"{}"
+            gated = "gated/model" in self.path
+            self.send_response(403 if gated else 404)
+            self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HfApi]:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield HfApi(endpoint=f"http://127.0.0.1:{server.server_port}")
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_hub_id_is_asked_for_at_the_hub(hub: HfApi) -> None:
+    assert told("good/model", hub) == []
+    assert "gated/model is gated" in told("gated/model", hub)[0]
+    assert "no repository HF_TOKEN can see" in told("missing/model", hub)[0]
+
+
+def test_a_hub_that_cannot_be_asked_is_told() -> None:
+    [fault] = told("some/model", HfApi(endpoint="http://127.0.0.1:9"))
+    assert "the Hub cannot be asked" in fault
+
+
+def test_what_is_neither_a_folder_nor_a_hub_id_is_told(tmp_path: Path) -> None:
+    [fault] = told(tmp_path / "nowhere")
+    assert "there is no folder" in fault

@@ -1,0 +1,192 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tasks.checks import Report, check_data_set
+from tasks.dataset import DataSet, data_set_of
+from tasks.errors import DataSetError
+from tasks.ingest import ingest
+from tasks.jobs.job import parse_job
+from tasks.store import Store, data_set_key, image_key
+from tests.tasks.jobs.test_flux_lora import with_values
+
+Check = Callable[..., Report]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three pictures that nothing is wrong with."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, color in (("a.png", "red"), ("b.jpg", "green"), ("c.webp", "blue")):
+        Image.new("RGB", (512, 512), color).save(folder / name)
+        (folder / name).with_suffix(".txt").write_text(f"a {color} field\n", "utf-8")
+    return folder
+
+
+def check_folder(folder: Path, **values: Any) -> Report:
+    dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)}
+    return check_data_set(parse_job(with_values(data_loader__dataset=dataset, **values)).training)
+
+
+def check_jsonl(path: Path, *rows: Any, **columns: str) -> Report:
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows), "utf-8")
+    dataset = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": str(path), **columns}
+    return check_data_set(parse_job(with_values(data_loader__dataset=dataset)).training)
+
+
+def told(report: Report) -> list[str]:
+    return [str(fault) for fault in report.faults]
+
+
+def warned(report: Report) -> list[str]:
+    return [str(warning) for warning in report.warnings]
+
+
+def test_a_good_folder_has_no_faults_and_no_warnings(folder: Path) -> None:
+    report = check_folder(folder)
+    assert (told(report), warned(report)) == ([], [])
+    assert [sample.caption for sample in report.samples] == [
+        "a red field",
+        "a green field",
+        "a blue field",
+    ]
+    assert report.document()["buckets"] == {"512x512": 3}
+
+
+def test_every_fault_is_told_at_once_by_its_file(folder: Path) -> None:
+    (folder / "a.txt").unlink()
+    (folder / "b.txt").write_text("  \n", "utf-8")
+    (folder / "c.txt").write_bytes(b"caf\xe9")
+    (folder / "d.png").write_bytes(b"not a picture")
+    (folder / "d.txt").write_text("d", "utf-8")
+    report = check_folder(folder)
+    assert len(told(report)) == 4
+    for part in (
+        "a.png: has no caption; write it into a.txt",
+        "b.jpg: has an empty caption",
+        "c.txt: cannot be read as UTF-8 text",
+        "d.png: is no JPEG, PNG, WEBP, BMP picture",
+    ):
+        assert any(part in line for line in told(report)), part
+
+
+def test_a_caption_may_start_with_a_byte_order_mark(folder: Path) -> None:
+    (folder / "a.txt").write_bytes(b"\xef\xbb\xbfa red field")
+    assert check_folder(folder).samples[0].caption == "a red field"
+
+
+def test_a_caption_without_a_picture_is_only_warned_of(folder: Path) -> None:
+    (folder / "z.txt").write_text("nothing", "utf-8")
+    report = check_folder(folder)
+    assert told(report) == []
+    assert warned(report) == ["z.txt: is the caption of no picture; it is not used"]
+
+
+def test_an_overlong_caption_is_refused(folder: Path) -> None:
+    (folder / "a.txt").write_text("word " * 20000, "utf-8")
+    assert "longer than" in told(check_folder(folder))[0]
+
+
+def test_missing_and_empty_folders_are_told(tmp_path: Path) -> None:
+    assert "there is no such folder" in told(check_folder(tmp_path / "nowhere"))[0]
+    (tmp_path / "empty").mkdir()
+    assert "holds no picture" in told(check_folder(tmp_path / "empty"))[0]
+
+
+def test_what_is_not_as_meant_is_warned_of(folder: Path) -> None:
+    Image.new("RGB", (64, 64), "white").save(folder / "small.png")
+    Image.new("RGB", (4000, 600), "grey").save(folder / "wide.png")
+    Image.new("RGBA", (512, 512), (0, 0, 0, 10)).save(folder / "clear.png")
+    Image.new("RGB", (512, 512), "red").save(folder / "twin.png")
+    for name in ("small", "wide", "clear", "twin"):
+        (folder / f"{name}.txt").write_text(name, "utf-8")
+    report = check_folder(folder, train_batch_size=8)
+    assert told(report) == []
+    for part in (
+        "small.png: is 64x64, smaller than 512x512; it is enlarged",
+        "wide.png: keeps 15% of its 4000x600 when cut to 512x512",
+        "clear.png: is partly transparent",
+        "a.png: is the same picture as twin.png",
+        "7 pictures are less than train_batch_size (8)",
+    ):
+        assert any(part in line for line in warned(report)), part
+
+
+def test_a_jsonl_names_pictures_and_captions_by_its_columns(folder: Path) -> None:
+    report = check_jsonl(
+        folder / "data.jsonl",
+        {"file": "a.png", "says": "red"},
+        {"file": "b.jpg", "says": "green"},
+        image_column="file",
+        caption_column="says",
+    )
+    assert told(report) == []
+    assert [sample.caption for sample in report.samples] == ["red", "green"]
+
+
+def test_every_wrong_line_of_a_jsonl_is_told(folder: Path) -> None:
+    report = check_jsonl(
+        folder / "data.jsonl",
+        "{no json",
+        "[1]",
+        {"image": "a.png"},
+        {"image": 3, "text": "x"},
+        {"image": "missing.png", "text": "x"},
+        {"image": "a.png", "text": ""},
+    )
+    assert len(told(report)) == 6
+    assert all(f"line {n}" in line for n, line in enumerate(told(report), start=1))
+
+
+def test_a_jsonl_cannot_name_files_outside_its_folder(folder: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (8, 8)).save(secret)
+    (folder / "link.png").symlink_to(secret)
+    names = ["../secret.png", str(secret), "link.png", "a/../../secret.png", "a\0.png"]
+    report = check_jsonl(folder / "data.jsonl", *({"image": n, "text": "x"} for n in names))
+    assert len(told(report)) == len(names)
+    assert report.samples == []
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store((tmp_path / "store").as_uri())
+
+
+def test_the_store_holds_pictures_and_samples_by_their_digests(folder: Path, store: Store) -> None:
+    report = check_folder(folder)
+    data_set = ingest(report, store)
+    assert DataSet.model_validate_json(store.get(data_set_key(data_set.digest))) == data_set
+    by_source = {sample.source: sample for sample in data_set.samples}
+    for name in ("a.png", "b.jpg", "c.webp"):
+        assert store.get(image_key(by_source[name].image)) == (folder / name).read_bytes()
+
+
+def test_the_digest_is_that_of_pictures_and_captions_wherever_they_came_from(
+    folder: Path, store: Store, tmp_path: Path
+) -> None:
+    digest = ingest(check_folder(folder), store).digest
+    other = tmp_path / "other"
+    other.mkdir()
+    rows = []
+    for number, name in enumerate(("c.webp", "a.png", "b.jpg")):
+        Image.open(folder / name).convert("RGB").save(other / f"{number}.bmp")
+        caption = (folder / name).with_suffix(".txt").read_text("utf-8").strip()
+        rows.append({"image": f"{number}.bmp", "text": caption})
+    moved = check_jsonl(other / "list.jsonl", *rows)
+    assert data_set_of(moved.samples).digest == digest
+    (folder / "a.txt").write_text("another caption", "utf-8")
+    assert data_set_of(check_folder(folder).samples).digest != digest
+
+
+def test_a_picture_that_changes_after_its_check_is_told(folder: Path, store: Store) -> None:
+    report = check_folder(folder)
+    Image.new("RGB", (512, 512), "black").save(folder / "a.png")
+    with pytest.raises(DataSetError, match=r"a\.png: changed while it was checked"):
+        ingest(report, store)
+    assert store.keys("datasets") == []
