@@ -15,7 +15,7 @@ def _seconds(value: Any) -> Any:
     """A bare number is seconds; anything else is left to pydantic (ISO 8601: ``P30D``)."""
     try:
         return timedelta(seconds=float(value)) if isinstance(value, str) else value
-    except ValueError:
+    except (ValueError, OverflowError):
         return value
 
 

@@ -70,7 +70,7 @@ class Store:
         try:
             folder = self._folder
             self._store = from_url(url) if folder is None else LocalStore(folder, mkdir=True)
-        except (BaseError, ValueError) as error:
+        except (BaseError, OSError, ValueError) as error:
             raise StoreError(
                 f"cannot open the store: {_first_line(error)}", retryable=False
             ) from error

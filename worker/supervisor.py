@@ -134,11 +134,17 @@ class _Run:
                 self._send_request(process)
                 for event in self._events(process, read_fd, stop_requested):
                     self._take(event, on_event)
-                process.wait()
+                self._wait_for_end(process)
             finally:
                 kill_group(process)
                 os.close(read_fd)
             return self._outcome(process.returncode, _tail(stderr))
+
+    def _wait_for_end(self, process: "subprocess.Popen[bytes]") -> None:
+        try:
+            process.wait(self._stop_grace_s)
+        except subprocess.TimeoutExpired:
+            raise self._crashed("closed its pipe and did not end") from None
 
     def _send_request(self, process: "subprocess.Popen[bytes]") -> None:
         assert process.stdin is not None

@@ -186,8 +186,8 @@ def test_all_faults_are_told_at_once() -> None:
 
 
 def test_target_names_stand_for_the_layers_whose_names_end_with_them() -> None:
-    assert flux_lora_targets(("to_k",)) == ({"attn.to_k"}, ())
-    assert flux_lora_targets(("ff.net.2.0",)) == ({"ff.net.2"}, ())
+    assert flux_lora_targets(("to_k",)) == (frozenset({"attn.to_k"}), ())
+    assert flux_lora_targets(("ff.net.2.0",)) == (frozenset({"ff.net.2"}), ())
     assert flux_lora_targets(("proj_in",)) == (frozenset(), ())
     assert flux_lora_targets(("k",)) == (frozenset(), ("k",))
 

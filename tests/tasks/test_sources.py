@@ -1,0 +1,228 @@
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.jobs.data import (
+    HFHubImageCaptionDatasetConfig,
+    ImageCaptionDirDatasetConfig,
+    ImageCaptionJsonlDatasetConfig,
+)
+from tasks.sources import MOST_CAPTION_BYTES, Listing, list_source
+
+# Sources are listed without reading a picture, so any bytes do.
+PICTURE = b"a picture"
+
+
+def listing_of(folder: Path) -> Listing:
+    return list_source(ImageCaptionDirDatasetConfig(dataset_dir=str(folder)))
+
+
+def jsonl_listing(folder: Path, text: str | bytes, **columns: str) -> Listing:
+    path = folder / "data.jsonl"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return list_source(ImageCaptionJsonlDatasetConfig(jsonl_path=str(path), **columns))
+
+
+def line(**row: Any) -> str:
+    return json.dumps(row) + "\n"
+
+
+def told(listing: Listing) -> list[str]:
+    return [str(fault) for fault in listing.faults]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A data set's folder, with a secret beside it."""
+    (tmp_path / "secret.png").write_bytes(PICTURE)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    return folder
+
+
+def add(folder: Path, captions: Mapping[str, str | bytes | None]) -> None:
+    """Write pictures with their captions; None for a picture without one."""
+    for name, caption in captions.items():
+        (folder / name).write_bytes(PICTURE)
+        if caption is not None:
+            text = caption if isinstance(caption, bytes) else caption.encode()
+            (folder / name).with_suffix(".txt").write_bytes(text)
+
+
+def test_a_folders_pictures_are_listed_by_name_with_their_captions_stripped(folder: Path) -> None:
+    add(
+        folder, {"b.png": "two\n", "a.JPG": "  one ", "c.webp": "dräi", "d.jpeg": "4", "e.bmp": "5"}
+    )
+    (folder / "notes.md").write_text("not a picture")
+    (folder / "sub.png").mkdir()
+    listing = listing_of(folder)
+    assert [(item.name, item.caption) for item in listing.items] == [
+        ("a.JPG", "one"),
+        ("b.png", "two"),
+        ("c.webp", "dräi"),
+        ("d.jpeg", "4"),
+        ("e.bmp", "5"),
+    ]
+    assert [item.path for item in listing.items][0] == folder / "a.JPG"
+    assert (listing.faults, listing.warnings) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("caption", "fault"),
+    [
+        (None, "cat.png: has no caption; write it into cat.txt"),
+        (b"", "cat.png: has an empty caption; say what the picture shows"),
+        (b" \n\t", "cat.png: has an empty caption; say what the picture shows"),
+        (b"\xef\xbb\xbf", "cat.png: has an empty caption; say what the picture shows"),
+        ("café".encode("latin-1"), "cat.txt: cannot be read as UTF-8 text"),
+        ("a cat".encode("utf-16"), "cat.txt: cannot be read as UTF-8 text"),
+        (b"x" * (MOST_CAPTION_BYTES + 1), "cat.txt: is longer than 65536 bytes"),
+    ],
+)
+def test_a_caption_that_cannot_be_used_is_told_by_its_file(
+    folder: Path, caption: bytes | None, fault: str
+) -> None:
+    add(folder, {"cat.png": caption, "dog.png": "a dog"})
+    listing = listing_of(folder)
+    assert [item.name for item in listing.items] == ["dog.png"]
+    [message] = told(listing)
+    assert message.startswith(fault)
+
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(folder: Path) -> None:
+    add(folder, {"cat.png": b"\xef\xbb\xbfa cat"})
+    [item] = listing_of(folder).items
+    assert item.caption == "a cat"
+
+
+def test_a_caption_of_no_picture_is_told_and_does_no_harm(folder: Path) -> None:
+    add(folder, {"cat.png": "a cat"})
+    (folder / "dog.txt").write_text("a dog")
+    listing = listing_of(folder)
+    assert listing.faults == []
+    assert [str(warning) for warning in listing.warnings] == [
+        "dog.txt: is the caption of no picture; it is not used"
+    ]
+
+
+def test_every_fault_of_a_folder_is_told_at_once(folder: Path) -> None:
+    add(folder, {"a.png": None, "b.png": "", "c.png": b"\xff"})
+    assert [fault.where for fault in listing_of(folder).faults] == ["a.png", "b.png", "c.txt"]
+
+
+def test_a_folder_that_is_missing_empty_or_a_file_is_refused(folder: Path) -> None:
+    assert told(listing_of(folder)) == [
+        f"{folder}: holds no picture (.bmp, .jpeg, .jpg, .png, .webp)"
+    ]
+    for path in (folder / "none", folder.parent / "secret.png"):
+        assert told(listing_of(path)) == [f"{path}: there is no such folder on this worker"]
+
+
+def test_a_jsonl_files_rows_are_listed_in_their_order(folder: Path) -> None:
+    (folder / "sub").mkdir()
+    add(folder, {"a.png": None, "sub/b.png": None})
+    text = line(image="sub/b.png", text=" two ") + "\n" + line(image="a.png", text="one", more=1)
+    listing = jsonl_listing(folder, text)
+    assert [(item.name, item.caption) for item in listing.items] == [
+        ("data.jsonl line 1 (sub/b.png)", "two"),
+        ("data.jsonl line 3 (a.png)", "one"),
+    ]
+    assert listing.faults == []
+
+
+def test_a_jsonl_file_may_name_its_columns_and_begin_with_a_byte_order_mark(folder: Path) -> None:
+    add(folder, {"a.png": None})
+    text = b"\xef\xbb\xbf" + line(file="a.png", prompt="one").encode()
+    listing = jsonl_listing(folder, text, image_column="file", caption_column="prompt")
+    assert [item.caption for item in listing.items] == ["one"]
+    assert listing.faults == []
+
+
+@pytest.mark.parametrize(
+    ("row", "problem"),
+    [
+        (line(image="../secret.png", text="x"), "outside the data set's folder"),
+        (line(image="sub/../../secret.png", text="x"), "outside the data set's folder"),
+        (line(image="/etc/passwd", text="x"), "outside the data set's folder"),
+        (line(image="link.png", text="x"), "outside the data set's folder"),
+        (line(image="linked/secret.png", text="x"), "outside the data set's folder"),
+        (line(image="a\0.png", text="x"), "outside the data set's folder"),
+        (line(image="none.png", text="x"), "there is no picture none.png"),
+        (line(image="", text="x"), "there is no picture"),
+        (line(image="x" * 5000, text="x"), ""),
+        (line(image="loop.png", text="x"), ""),
+        (line(image="a\ud800.png", text="x"), ""),
+        (line(image="a.png"), "has no text in the column 'text'"),
+        (line(image=1, text="x"), "has no text in the column 'image'"),
+        (line(image="a.png", text=None), "has no text in the column 'text'"),
+        (line(image="a.png", text=" "), "has an empty caption"),
+        (line(image="a.png", text="x" * 70_000), "has a caption of over 65536 bytes"),
+        (line(image="a.png", text="half \ud800"), ""),
+        ("[1, 2]\n", "is no JSON object"),
+        ("{'image': 'a.png'}\n", ""),
+        ("[" * 100_000 + "\n", ""),
+        ("1" * 5_000 + "\n", ""),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else None,
+)
+def test_a_row_that_cannot_be_used_is_told_by_its_line(
+    folder: Path, row: str, problem: str
+) -> None:
+    add(folder, {"a.png": None})
+    (folder / "link.png").symlink_to(folder.parent / "secret.png")
+    (folder / "linked").symlink_to(folder.parent)
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    listing = jsonl_listing(folder, line(image="a.png", text="one") + row)
+    assert [item.caption for item in listing.items] == ["one"]
+    [fault] = listing.faults
+    assert fault.where.startswith("data.jsonl line 2")
+    assert problem in fault.problem
+    assert len(str(fault)) < 6000
+    str(fault).encode()
+
+
+def test_a_line_separator_in_a_caption_does_not_end_its_row(folder: Path) -> None:
+    add(folder, {"a.png": None})
+    row = json.dumps({"image": "a.png", "text": "one\u2028two\x85three"}, ensure_ascii=False)
+    listing = jsonl_listing(folder, row + "\r\n")
+    assert listing.faults == []
+    assert [item.caption for item in listing.items] == ["one\u2028two\x85three"]
+
+
+def test_a_link_inside_the_folder_is_followed(folder: Path) -> None:
+    add(folder, {"a.png": None})
+    (folder / "link.png").symlink_to(folder / "a.png")
+    listing = jsonl_listing(folder, line(image="link.png", text="one"))
+    assert [item.caption for item in listing.items] == ["one"]
+
+
+@pytest.mark.parametrize("text", ["", "\n \n"])
+def test_a_jsonl_file_without_rows_is_refused(folder: Path, text: str) -> None:
+    [message] = told(jsonl_listing(folder, text))
+    assert "holds no picture" in message
+
+
+def test_a_jsonl_file_that_cannot_be_read_is_refused(folder: Path) -> None:
+    [message] = told(jsonl_listing(folder, b"\xff\xfe"))
+    assert "data.jsonl: cannot be read" in message
+    for path in (folder, folder / "none.jsonl"):
+        config = ImageCaptionJsonlDatasetConfig(jsonl_path=str(path))
+        [message] = told(list_source(config))
+        assert message.startswith(f"{path}: cannot be read")
+
+
+@pytest.mark.parametrize("path", ["a\0b", "x" * 5000])
+def test_a_path_that_no_file_can_have_is_told_as_missing(path: str) -> None:
+    [fault] = list_source(ImageCaptionDirDatasetConfig(dataset_dir=path)).faults
+    assert fault.problem == "there is no such folder on this worker"
+    [fault] = list_source(ImageCaptionJsonlDatasetConfig(jsonl_path=path)).faults
+    assert "cannot be read" in fault.problem
+
+
+def test_a_hub_data_set_never_gets_here() -> None:
+    config = HFHubImageCaptionDatasetConfig.model_construct(dataset_name="a/b")
+    with pytest.raises(TypeError, match="refused"):
+        list_source(config)

@@ -1,0 +1,183 @@
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tasks.errors import ErrorCode, TrainerError
+from tasks.events import Event, TrainDone
+from tasks.jobs.job import parse_job
+from tasks.requests import TrainerExit, TrainerRequest
+from tasks.runtime import TrainerInterrupted
+from tests.tasks.jobs.test_flux_lora import GOOD
+from tests.waiting import wait_until
+from worker.supervisor import TrainerProcess, trainer_environment
+
+# What stands for the trainer: a real program that speaks its protocol.
+PREAMBLE = """
+import json, os, signal, sys, time
+fd = int(sys.argv[sys.argv.index("--events-fd") + 1])
+request = json.loads(sys.stdin.readline())
+def tell(**event): os.write(fd, json.dumps(event).encode() + b"\\n")
+def note(text): tell(kind="note", level="info", message=text)
+def checkpoint(step):
+    weights = dict(name="w", key="w", sha256="0", size=1)
+    tell(kind="checkpoint", step=step, state_key=f"state-{step}", weights=weights)
+def done(): tell(kind="train_done", steps=3, final_loss=0.5)
+"""
+
+
+@pytest.fixture
+def request_line() -> TrainerRequest:
+    return TrainerRequest(
+        stage="train",
+        job_id="job",
+        attempt=1,
+        name="lora",
+        training=parse_job(GOOD).training,
+        data_set_key="d",
+        store_url="file:///nowhere",
+        scratch_dir="/nowhere",
+        device="cpu",
+    )
+
+
+@pytest.fixture
+def trainer(tmp_path: Path) -> Callable[..., TrainerProcess]:
+    def make(program: str, *, restarts: int = 0, grace_s: float = 20) -> TrainerProcess:
+        path = tmp_path / "trainer.py"
+        path.write_text(PREAMBLE + program, "utf-8")
+        command = (sys.executable, str(path))
+        env = {**os.environ, "PYTHONWARNINGS": "ignore"}
+        return TrainerProcess(env, restarts=restarts, stop_grace_s=grace_s, command=command)
+
+    return make
+
+
+def run(
+    trainer: TrainerProcess,
+    request: TrainerRequest,
+    on_event: Callable[[Event], None] = lambda event: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> TrainDone:
+    answer = trainer.run(request, on_event=on_event, stop_requested=stop)
+    assert isinstance(answer, TrainDone)
+    return answer
+
+
+def no_child_left() -> bool:
+    return psutil.Process().children(recursive=True) == []
+
+
+def test_events_come_in_order_and_the_answer_at_the_end(
+    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+) -> None:
+    told: list[Event] = []
+    program = "note(request['job_id']); checkpoint(2); done()"
+    answer = run(trainer(program), request_line, told.append)
+    assert [event.kind for event in told] == ["note", "checkpoint"]
+    assert (answer.steps, answer.final_loss) == (3, 0.5)
+    assert no_child_left()
+
+
+def test_a_crash_is_started_again_from_the_last_checkpoint_it_told(
+    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+) -> None:
+    told: list[Event] = []
+    program = """
+note(str(request["resume_state_key"]))
+if request["resume_state_key"] is None:
+    checkpoint(1); checkpoint(2); os.kill(os.getpid(), signal.SIGKILL)
+done()
+"""
+    run(trainer(program, restarts=1), request_line, told.append)
+    notes = [event.message for event in told if event.kind == "note"]
+    assert notes == [
+        "None",
+        "the trainer was ended by SIGKILL; it is started again",
+        "state-2",
+    ]
+
+
+def test_a_trainer_that_always_crashes_is_an_error_with_its_last_words(
+    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+) -> None:
+    program = "print('the disk is full', file=sys.stderr); sys.exit(1)"
+    with pytest.raises(TrainerError, match=r"(?s)exit code 1.*the disk is full") as caught:
+        run(trainer(program, restarts=2), request_line)
+    assert caught.value.retryable
+
+
+def test_a_failure_it_foresaw_is_told_in_its_own_words_and_not_tried_again(
+    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+) -> None:
+    program = f"""
+tell(kind="failed", code="out_of_memory", message="the GPU's memory is full")
+sys.exit({int(TrainerExit.REFUSED)})
+"""
+    with pytest.raises(TrainerError, match="memory is full") as caught:
+        run(trainer(program, restarts=5), request_line)
+    assert caught.value.code == ErrorCode.OUT_OF_MEMORY
+    assert not caught.value.retryable
+
+
+def test_a_stop_lets_it_save_a_checkpoint(
+    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+) -> None:
+    told: list[Event] = []
+    program = f"""
+def save(*_): checkpoint(7); sys.exit({int(TrainerExit.INTERRUPTED)})
+signal.signal(signal.SIGTERM, save)
+note("running"); time.sleep(600)
+"""
+    with pytest.raises(TrainerInterrupted):
+        run(trainer(program), request_line, told.append, stop=lambda: bool(told))
+    assert told[-1].kind == "checkpoint"
+
+
+def test_one_that_does_not_stop_is_ended_after_its_grace(
+    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+) -> None:
+    told: list[Event] = []
+    program = "signal.signal(signal.SIGTERM, signal.SIG_IGN); note('deaf'); time.sleep(600)"
+    with pytest.raises(TrainerInterrupted):
+        run(trainer(program, grace_s=0.5), request_line, told.append, stop=lambda: bool(told))
+    assert no_child_left()
+
+
+def test_an_error_of_the_reader_ends_the_trainer(
+    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+) -> None:
+    def refuse(event: Event) -> None:
+        raise LookupError(event.kind)
+
+    with pytest.raises(LookupError):
+        run(trainer("note('x'); time.sleep(600)"), request_line, refuse)
+    wait_until(no_child_left, timeout_s=10, description="the trainer ended")
+
+
+@pytest.mark.parametrize(
+    ("program", "said"),
+    [
+        ("os.write(fd, b'not json\\n'); time.sleep(600)", "sent what is no event"),
+        ("while True: os.write(fd, b'x' * 65536)", "sent an event longer than"),
+        ("os.close(fd); time.sleep(600)", "closed its pipe and did not end"),
+        ("pass", "ended with exit code 0 and no answer"),
+    ],
+)
+def test_one_that_breaks_the_protocol_is_ended_and_told(
+    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest, program: str, said: str
+) -> None:
+    with pytest.raises(TrainerError, match=said):
+        run(trainer(program, grace_s=1), request_line)
+    assert no_child_left()
+
+
+def test_its_environment_holds_none_of_our_settings_and_only_its_gpu() -> None:
+    ours = {"TRAINING_BROKER_URL": "redis://:secret@host", "HF_TOKEN": "t", "AWS_REGION": "r"}
+    env = trainer_environment(ours, "GPU-1")
+    assert "secret" not in str(env)
+    assert (env["HF_TOKEN"], env["AWS_REGION"], env["CUDA_VISIBLE_DEVICES"]) == ("t", "r", "GPU-1")
+    assert trainer_environment(ours, None)["CUDA_VISIBLE_DEVICES"] == ""
