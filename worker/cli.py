@@ -16,6 +16,7 @@ cli = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # Rich's help alone takes longer to import than all the rest
 )
 
 JobFile = Annotated[Path, typer.Argument(help="The job, as YAML or JSON.", show_default=False)]
@@ -32,7 +33,11 @@ def _run(command: str, **options: Any) -> None:
 
 @cli.command()
 def up(ready_file: ReadyFile = None) -> None:
-    """Start a fleet on this machine: broker, CPU worker, one worker per GPU, Flower."""
+    """Start a fleet on this machine and keep it running.
+
+    A private broker (unless TRAINING_BROKER_URL is set), a CPU worker, one worker for each GPU
+    or an emulated one, and Flower.
+    """
     _run("up", ready_file=ready_file)
 
 
@@ -49,12 +54,12 @@ def demo(
 @cli.command()
 def submit(
     job: JobFile,
-    watch: Annotated[bool, typer.Option(help="Follow the job to its end.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
     dry_run: Annotated[
-        bool, typer.Option(help="Check everything from this machine and send nothing.")
+        bool, typer.Option("--dry-run", help="Check everything from here and send nothing.")
     ] = False,
     require_worker: Annotated[
-        bool, typer.Option(help="Refuse unless a live worker can take the job.")
+        bool, typer.Option("--require-worker", help="Refuse unless a live worker can take it.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -118,7 +123,9 @@ def worker(
     gpu: Annotated[
         str | None, typer.Option(help="UUID of the one GPU to use; decides the queues.")
     ] = None,
-    strict: Annotated[bool, typer.Option(help="Serve the GPU's own class only.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Serve the GPU's own class only.")
+    ] = False,
     name: Annotated[str | None, typer.Option(help="The worker's name.")] = None,
     ready_file: ReadyFile = None,
 ) -> None:
