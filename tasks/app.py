@@ -110,7 +110,8 @@ def _add_stage(
     runtime: Callable[[], Runtime],
     draining: Callable[[], bool],
 ) -> None:
-    @app.task(name=task_name(stage), bind=True, throws=(JobError,))  # type: ignore[untyped-decorator]
+    # Not shared: Celery would give this task, with this runtime, to every other app of the process.
+    @app.task(name=task_name(stage), bind=True, shared=False, throws=(JobError,))  # type: ignore[untyped-decorator]
     def run(self: Task, job_id: str) -> dict[str, Any]:
         info = self.request.delivery_info or {}
         delivery = Delivery(
@@ -128,7 +129,7 @@ def _add_stage(
 
 
 def _add_submit(app: Celery, runtime: Callable[[], Runtime]) -> None:
-    @app.task(name=SUBMIT, bind=True, throws=(JobError,))  # type: ignore[untyped-decorator]
+    @app.task(name=SUBMIT, bind=True, shared=False, throws=(JobError,))  # type: ignore[untyped-decorator]
     def submit(self: Task, job: dict[str, Any]) -> dict[str, Any]:
         try:
             job_id, ready, dispatch = admit(job, runtime().state)

@@ -1,6 +1,7 @@
 """Checking a base model before any GPU is used. Reads small files and headers only, no weights."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def check_base_model(config: FluxLoraConfig, hub: HfApi | None = None) -> list[F
         if path is not None:
             faults += _check_weights_file(Path(path), f"training.{option}")
     folder = Path(config.model)
-    if folder.is_dir():
+    if _holds(folder.is_dir):
         return faults + _check_folder(folder, config)
     return faults + _check_hub_id(config.model, hub or HfApi())
 
@@ -70,14 +71,17 @@ def _check_folder(folder: Path, config: FluxLoraConfig) -> list[Fault]:
 def _check_part(folder: Path, replaced: bool) -> list[Fault]:
     if not (folder / "config.json").is_file():
         return [Fault(str(folder), "holds no config.json")]
+    if not _json(folder / "config.json"):
+        return [Fault(str(folder / "config.json"), "is damaged; fetch it again")]
     if replaced:
         return []
     weights = sorted(folder.glob("*.safetensors"))
-    shards = {
-        folder / str(name)
-        for index in folder.glob("*.safetensors.index.json")
-        for name in _json(index).get("weight_map", {}).values()
-    }
+    shards = set()
+    for index in folder.glob("*.safetensors.index.json"):
+        names = _mapping(_json(index).get("weight_map")).values()
+        if not names:
+            return [Fault(str(index), "is damaged; fetch it again")]
+        shards |= {folder / str(name) for name in names}
     if not weights and not shards:
         if any(file.suffix in _PICKLES for file in folder.iterdir()):
             problem = "holds only pickled weights, which are programs; only .safetensors is read"
@@ -88,7 +92,7 @@ def _check_part(folder: Path, replaced: bool) -> list[Fault]:
 
 def _check_weights_file(path: Path, where: str) -> list[Fault]:
     """Whether a safetensors file is there and whole, judged by its header."""
-    if not path.is_file():
+    if not _holds(path.is_file):
         return [Fault(where, f"there is no file {path} on this worker")]
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -97,8 +101,8 @@ def _check_weights_file(path: Path, where: str) -> list[Fault]:
             return [Fault(where, f"{path} is no safetensors file, or is broken off")]
         try:
             header = json.loads(file.read(length))
-            ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError):
+            ends = [int(v["data_offsets"][1]) for k, v in header.items() if k != "__metadata__"]
+        except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
             return [Fault(where, f"{path} has a damaged safetensors header")]
     if 8 + length + max(ends, default=0) != size:
         return [Fault(where, f"{path} is broken off or damaged; fetch it again")]
@@ -125,8 +129,11 @@ def _check_tokenizer(folder: Path, encoder: Path) -> list[Fault]:
 def _vocabulary_size(folder: Path) -> int | None:
     """How many tokens a tokenizer knows; None where only loading it would tell."""
     if (folder / "tokenizer.json").is_file():
-        vocabulary = _json(folder / "tokenizer.json").get("model", {}).get("vocab")
-        return len(vocabulary) if vocabulary is not None else None
+        values = _json(folder / "tokenizer.json")
+        vocabulary = _mapping(values.get("model")).get("vocab")
+        if not values or isinstance(vocabulary, dict | list):
+            return len(vocabulary or ())
+        return None
     if (folder / "vocab.json").is_file():
         return len(_json(folder / "vocab.json"))
     return None
@@ -142,7 +149,8 @@ def _check_hub_id(model: str, hub: HfApi) -> list[Fault]:
         return [Fault(where, f"{model} is gated: accept its license and set HF_TOKEN on workers")]
     except RepositoryNotFoundError:
         return [Fault(where, f"{model} is no folder here and no repository HF_TOKEN can see")]
-    except (httpx2.HTTPError, OfflineModeIsEnabled, OSError) as error:
+    # ValueError and KeyError: a proxy's page instead of the Hub's answer.
+    except (httpx2.HTTPError, OfflineModeIsEnabled, OSError, ValueError, KeyError) as error:
         if _is_in_local_cache(model):
             return []
         first_line = str(error).partition("\n")[0]
@@ -164,6 +172,19 @@ def _json(path: Path) -> dict[str, Any]:
     """A JSON object's values; none where the file is missing or is no object."""
     try:
         values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return values if isinstance(values, dict) else {}
+    return _mapping(values)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """A JSON object, or an empty one in place of anything else."""
+    return value if isinstance(value, dict) else {}
+
+
+def _holds(is_there: Callable[[], bool]) -> bool:
+    """Whether a path is there; one too long for any file is not."""
+    try:
+        return is_there()
+    except OSError:
+        return False

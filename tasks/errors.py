@@ -171,3 +171,13 @@ class StoreError(JobError):
 
     def __init__(self, message: str, stage: str = "submit", retryable: bool = True) -> None:
         super().__init__(message, ErrorCode.STORE, stage, retryable)
+
+
+class NotInstalledError(JobError):
+    """An optional part of this package is missing."""
+
+    def __init__(self, what: str, extra: str) -> None:
+        super().__init__(
+            f"{what} is not installed: pip install 'training-worker[{extra}]'",
+            ErrorCode.NOT_INSTALLED,
+        )

@@ -6,6 +6,7 @@ trainer gets.
 
 import hashlib
 import io
+import struct
 import warnings
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -40,7 +41,8 @@ def open_picture(data: bytes) -> Image.Image:
         raise UnreadablePictureError(f"is no {', '.join(FORMATS)} picture") from error
     except Image.DecompressionBombError as error:
         raise UnreadablePictureError(f"has more than {MOST_PIXELS:,} pixels") from error
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as error:
+    # struct.error: Pillow turns pictures by rewriting their EXIF data, which may be damaged.
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error) as error:
         if isinstance(error, UnreadablePictureError):
             raise
         raise UnreadablePictureError(f"cannot be decoded: {error}") from error

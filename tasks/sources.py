@@ -63,10 +63,18 @@ def list_source(config: DataSetConfig) -> Listing:
 
 def _list_folder(folder: Path) -> Listing:
     listing = Listing(str(folder))
-    if not folder.is_dir():
+    try:
+        found = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         listing.faults.append(Fault(str(folder), "there is no such folder on this worker"))
         return listing
-    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
+    except OSError as error:
+        listing.faults.append(Fault(str(folder), f"cannot be read: {error.strerror}"))
+        return listing
+    names = [name for name in found if _is_unicode(name)]
+    for name in sorted(set(found) - set(names)):
+        shown = os.fsencode(name).decode("utf-8", "replace")
+        listing.faults.append(Fault(shown, "has a name that is not UTF-8; rename it"))
     pictures = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
     for name in pictures[:MOST_ITEMS]:
         caption_path = (folder / name).with_suffix(".txt")
@@ -85,7 +93,11 @@ def _list_jsonl(config: ImageCaptionJsonlDatasetConfig) -> Listing:
     path = Path(config.jsonl_path)
     listing = Listing(str(path))
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        if not path.is_file():
+            listing.faults.append(Fault(str(path), "there is no such file on this worker"))
+            return listing
+        # Not splitlines(): captions may hold line separators that end no line of JSONL.
+        lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         listing.faults.append(Fault(str(path), f"cannot be read: {error}"))
         return listing
@@ -98,15 +110,17 @@ def _list_jsonl(config: ImageCaptionJsonlDatasetConfig) -> Listing:
         except ValueError as error:
             listing.faults.append(Fault(where, str(error)))
             continue
-        if not file.is_file():
-            listing.faults.append(Fault(where, f"there is no picture {image}"))
-            continue
         _add(listing, file, f"{where} ({image})", caption)
     return _with_size_checked(listing, len(numbered))
 
 
 def _row(line: str, config: ImageCaptionJsonlDatasetConfig) -> tuple[str, str]:
-    row = json.loads(line)
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"is no JSON: {error.msg} at column {error.colno}") from error
+    except RecursionError as error:
+        raise ValueError("is nested too deeply") from error
     if not isinstance(row, dict):
         raise ValueError("is no JSON object")
     values = []
@@ -114,22 +128,36 @@ def _row(line: str, config: ImageCaptionJsonlDatasetConfig) -> tuple[str, str]:
         value = row.get(column)
         if not isinstance(value, str):
             raise ValueError(f"has no text in the column {column!r}")
+        if not _is_unicode(value):
+            raise ValueError(f"has half a character (a lone surrogate) in the column {column!r}")
         values.append(value)
     return values[0], values[1]
 
 
 def _inside(folder: Path, name: str) -> Path:
     """The file that a row names, which must lie in the JSONL file's folder, links followed."""
-    file = (folder / name).resolve()
-    if "\0" in name or not file.is_relative_to(folder.resolve()):
+    try:
+        file = (folder / name).resolve()
+        is_inside, is_there = file.is_relative_to(folder.resolve()), file.is_file()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a circle of links, a NUL
+        raise ValueError(f"names {name!r}, which cannot be opened") from error
+    if not is_inside:
         raise ValueError(f"names {name!r}, which is outside the data set's folder")
+    if not is_there:
+        raise ValueError(f"there is no picture {name}")
     return file
 
 
+def _is_unicode(text: str) -> bool:
+    """Whether text can be written as UTF-8, as JSON and the store need it."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def _caption_file(path: Path) -> str | Fault:
-    if path.stat().st_size > MOST_CAPTION_BYTES:
-        return Fault(path.name, f"is longer than {MOST_CAPTION_BYTES} bytes; captions are short")
     try:
+        if path.stat().st_size > MOST_CAPTION_BYTES:
+            problem = f"is longer than {MOST_CAPTION_BYTES} bytes; captions are short"
+            return Fault(path.name, problem)
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         return Fault(path.name, f"cannot be read as UTF-8 text: {error}")

@@ -9,6 +9,10 @@ from tasks.jobs.base import NonNegativeInt, PositiveInt, StrictModel
 
 # FLUX's VAE halves three times and its transformer takes 2x2 patches of the latents.
 FLUX_DIVISOR = 16
+# As large as the pictures that are read. Buckets are stepped through one by one at submit, so an
+# unbounded side would hold up the worker that checks the job.
+MOST_SIDE = 16384
+Side = Annotated[int, Field(gt=0, le=MOST_SIDE, strict=True)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 
 
@@ -83,13 +87,13 @@ ImageCaptionDatasetConfig = Annotated[
 class AspectRatioBucketConfig(StrictModel):
     """The set of image sizes a data set is sorted into."""
 
-    target_resolution: PositiveInt
+    target_resolution: Side
     """Each bucket's area comes close to this side's square, in pixels, and never above it."""
 
-    start_dim: PositiveInt
+    start_dim: Side
     """The shortest side stepped through, in pixels."""
 
-    end_dim: PositiveInt
+    end_dim: Side
     """The longest side stepped through, in pixels."""
 
     divisible_by: PositiveInt
@@ -140,7 +144,7 @@ class ImageCaptionFluxDataLoaderConfig(StrictModel):
     aspect_ratio_buckets: AspectRatioBucketConfig | None = None
     """Sort images into sizes near their own aspect ratio. Null: crop all to ``resolution``."""
 
-    resolution: PositiveInt | tuple[PositiveInt, PositiveInt] = 512
+    resolution: Side | tuple[Side, Side] = 512
     """The size of training images in pixels: a square's side, or (height, width). With buckets,
     their sizes hold; leave this out then, or make it equal to target_resolution."""
 

@@ -85,6 +85,8 @@ def parse_job(document: Any) -> TrainingJob:
         document = with_preset(document)
     except UnknownPresetError as error:
         faults.append(Fault("preset", str(error)))
+    except RecursionError as error:
+        raise InvalidJobError([Fault("", "a job is not nested this deeply")]) from error
     known = _check_type(document)
     if known is not None:
         raise InvalidJobError([*faults, known])
@@ -93,6 +95,10 @@ def parse_job(document: Any) -> TrainingJob:
         job = TrainingJob.model_validate_json(json.dumps(document, default=str))
     except ValidationError as error:
         raise InvalidJobError([*faults, *faults_of(error)]) from error
+    except RecursionError as error:
+        raise InvalidJobError([*faults, Fault("", "a job is not nested this deeply")]) from error
+    except (TypeError, ValueError) as error:  # keys that are no text, a mapping inside itself
+        raise InvalidJobError([*faults, Fault("", f"is no JSON: {error}")]) from error
     if faults:
         raise InvalidJobError(faults)
     return job
@@ -101,7 +107,7 @@ def parse_job(document: Any) -> TrainingJob:
 def faults_of(error: ValidationError) -> list[Fault]:
     """Every fault that pydantic found, by the path a person would write."""
     return [
-        Fault(_path(details["loc"]), _problem(dict(details)))
+        Fault(_path(dict(details)), _problem(dict(details)))
         for details in error.errors(include_url=False)
     ]
 
@@ -120,11 +126,14 @@ def _check_type(document: dict[str, Any]) -> Fault | None:
 
 
 # The names of union branches appear in pydantic's paths, not in a person's document.
-_BRANCH = re.compile(r"^([A-Z][A-Z_]+|AdamW|Prodigy|int|tuple\[.*)$")
+_BRANCH = re.compile(r"^([A-Z][A-Z_]+|AdamW|Prodigy|(constrained-)?int|tuple\[.*)$")
 
 
-def _path(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location if not _BRANCH.match(str(part)))
+def _path(details: dict[str, Any]) -> str:
+    *folders, last = map(str, details["loc"] or ("",))
+    # An option that a person made up may be spelled like a branch.
+    is_theirs = details["type"] == "extra_forbidden" or not _BRANCH.match(last)
+    return ".".join([part for part in folders if not _BRANCH.match(part)] + [last] * is_theirs)
 
 
 def _problem(details: dict[str, Any]) -> str:
@@ -134,6 +143,6 @@ def _problem(details: dict[str, Any]) -> str:
     if kind == "missing":
         return "is missing"
     message = message.removeprefix("Value error, ")
-    if kind == "value_error" or isinstance(details["input"], dict | list):
+    if kind in ("value_error", "json_invalid") or isinstance(details["input"], dict | list):
         return message
     return f"{message} (got {details['input']!r})"

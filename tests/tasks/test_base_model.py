@@ -107,6 +107,12 @@ class _Hub(BaseHTTPRequestHandler):
         if "good/model" in self.path:
             body = json.dumps({"id": "good/model", "siblings": []}).encode()
             self.send_response(200)
+        elif "page/model" in self.path:
+            body = b"<html>Please log in</html>"
+            self.send_response(200)
+        elif "failing/model" in self.path:
+            body = b"{}"
+            self.send_response(400)
         else:
             body = b"{}"
             gated = "gated/model" in self.path
@@ -147,3 +153,66 @@ def test_a_hub_that_cannot_be_asked_is_told() -> None:
 def test_what_is_neither_a_folder_nor_a_hub_id_is_told(tmp_path: Path) -> None:
     [fault] = told(tmp_path / "nowhere")
     assert "there is no folder" in fault
+
+
+HOSTILE_HEADERS = [
+    *[{"w": {"data_offsets": offsets}} for offsets in (["a", "b"], [0, None], [0], 3, {"1": 4})],
+    {"w": {"data_offsets": [0, 4]}, "v": {"data_offsets": [0, "b"]}},
+    {"w": 1},
+    [1],
+    None,
+]
+
+
+@pytest.mark.parametrize("header", [*map(json.dumps, HOSTILE_HEADERS), "[" * 100_000, "\xff", ""])
+def test_a_header_that_is_none_is_a_fault_of_its_file(model: Path, header: str) -> None:
+    text = header.encode("latin-1")
+    weights = model / "vae" / "model.safetensors"
+    weights.write_bytes(len(text).to_bytes(8, "little") + text + b"data")
+    [fault] = told(model)
+    assert fault.startswith(f"{weights}: ")
+
+
+@pytest.mark.parametrize(
+    "index", ["{", "[" * 100_000, "[]", '{"weight_map": [1]}', '{"weight_map": null}']
+)
+def test_a_damaged_list_of_shards_is_told(model: Path, index: str) -> None:
+    path = model / "vae" / "model.safetensors.index.json"
+    path.write_text(index, "utf-8")
+    assert told(model) == [f"{path}: is damaged; fetch it again"]
+
+
+@pytest.mark.parametrize("tokenizer", ["", "{", "[]", '{"model": {"vocab": [["a", 0]]}}'])
+def test_a_damaged_tokenizer_is_told(model: Path, tokenizer: str) -> None:
+    (model / "tokenizer_2" / "tokenizer.json").write_text(tokenizer, "utf-8")
+    [fault] = told(model)
+    assert "tokens, its encoder 8; fetch the tokenizer again" in fault
+
+
+@pytest.mark.parametrize("tokenizer", [{"model": [1]}, {"model": None}, {"model": {"vocab": 3}}])
+def test_a_tokenizer_that_only_loading_would_count_is_left_to_that(
+    model: Path, tokenizer: dict[str, Any]
+) -> None:
+    (model / "tokenizer_2" / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    assert told(model) == []
+
+
+def test_a_damaged_config_of_a_part_is_told(model: Path) -> None:
+    path = model / "transformer" / "config.json"
+    path.write_text("{", "utf-8")
+    assert told(model) == [f"{path}: is damaged; fetch it again"]
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "a/b/c", " "])
+def test_a_name_that_no_folder_can_have_is_told(model: Path, name: str) -> None:
+    assert "there is no folder" in told(name)[0]
+    path = f"{name}.safetensors"
+    assert "there is no file" in told(model, transformer_path=path)[0]
+
+
+def test_a_proxys_page_in_place_of_the_hubs_answer_is_told(hub: HfApi) -> None:
+    [fault] = told("page/model", hub)
+    assert "the Hub cannot be asked" in fault
+    [fault] = told("failing/model", hub)
+    assert "the Hub cannot be asked" in fault
+    assert "\n" not in fault

@@ -1,58 +1,70 @@
-import ast
+import subprocess
 import sys
 from pathlib import Path
 
-from routing.queues import CPU_QUEUE
+import tasks.contract
 from tasks import contract
 from tasks.app import make_app
+from tasks.errors import EXIT_CODES, ErrorCode, Fault, InvalidJobError, JobError
 from tasks.runtime import Runtime
 from tasks.settings import Settings
 
-BROKER_URL = "memory://"
-
 
 def no_runtime() -> Runtime:
-    raise AssertionError("no task is run here")
+    raise AssertionError("no task runs here")
 
 
-def wire_names() -> set[str]:
-    names = {contract.SUBMIT, contract.PREPARE, contract.CACHE, contract.TRAIN, contract.PUBLISH}
-    assert len(names) == 5
-    return names
+def test_the_contract_is_one_file_that_needs_only_the_standard_library(tmp_path: Path) -> None:
+    copy = tmp_path / "their_contract.py"
+    copy.write_bytes(Path(tasks.contract.__file__).read_bytes())
+    program = "import their_contract; print(their_contract.SUBMIT)"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-I",
+            "-S",
+            "-c",
+            f"import sys; sys.path.append({str(tmp_path)!r});{program}",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "training.submit"
 
 
-def test_a_backend_can_copy_the_contract_since_it_needs_only_the_standard_library() -> None:
-    tree = ast.parse(Path(contract.__file__).read_text("utf-8"))
-    imported = {
-        name.partition(".")[0]
-        for node in ast.walk(tree)
-        for name in (
-            [alias.name for alias in node.names]
-            if isinstance(node, ast.Import)
-            else [node.module or "."]
-            if isinstance(node, ast.ImportFrom)
-            else []
-        )
-    }
-    assert imported <= sys.stdlib_module_names
+def test_every_task_is_registered_by_its_wire_name(broker_url: str) -> None:
+    app = make_app(Settings(), broker_url, no_runtime)
+    ours = {name for name in app.tasks if not name.startswith("celery.")}
+    assert ours == {contract.SUBMIT, *map(contract.task_name, contract.STAGES)}
+    assert {contract.PREPARE, contract.CACHE, contract.TRAIN, contract.PUBLISH} < ours
 
 
-def test_the_tasks_that_a_worker_registers_are_those_of_the_contract() -> None:
-    app = make_app(Settings(), BROKER_URL, no_runtime)
-    registered = {name for name in app.tasks if not name.startswith("celery.")}
-    assert registered == wire_names()
+def test_nothing_but_json_is_accepted(broker_url: str) -> None:
+    conf = make_app(Settings(), broker_url).conf
+    assert conf.accept_content == ["json"]
+    assert (conf.task_serializer, conf.result_serializer) == ("json", "json")
 
 
-def test_a_process_that_only_sends_registers_no_task() -> None:
-    app = make_app(Settings(), BROKER_URL)
-    assert {name for name in app.tasks if not name.startswith("celery.")} == set()
+def test_a_message_is_held_until_its_work_is_done_and_one_at_a_time(broker_url: str) -> None:
+    conf = make_app(Settings(), broker_url).conf
+    assert conf.task_acks_late
+    assert conf.task_reject_on_worker_lost
+    assert (conf.worker_prefetch_multiplier, conf.worker_concurrency) == (1, 1)
+    assert conf.worker_pool == "prefork"
 
 
-def test_every_stage_has_the_name_that_the_contract_spells_out() -> None:
-    assert [contract.task_name(stage) for stage in contract.STAGES] == [
-        contract.PREPARE,
-        contract.CACHE,
-        contract.TRAIN,
-        contract.PUBLISH,
-    ]
-    assert contract.SUBMIT_QUEUE == CPU_QUEUE
+def test_every_error_code_has_an_exit_code_of_its_own() -> None:
+    assert set(EXIT_CODES) == set(ErrorCode)
+    assert len(set(EXIT_CODES.values())) == len(EXIT_CODES)
+    # 0 is success, 2 a wrong command line, 126 and more are the shell's.
+    assert not {0, 2} & set(EXIT_CODES.values())
+    assert max(EXIT_CODES.values()) < 126
+
+
+def test_an_error_on_the_wire_keeps_all_that_it_says() -> None:
+    error = InvalidJobError([Fault("a", "is wrong"), Fault("b", "too")], "submit")
+    sent = error.for_wire()
+    received = JobError(*sent.args)
+    assert str(received) == "the job cannot run as described:\n  - a: is wrong\n  - b: too"
+    assert (received.code, received.stage) == (ErrorCode.INVALID_JOB, "submit")

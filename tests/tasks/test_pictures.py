@@ -1,6 +1,8 @@
 import io
 import struct
+import warnings
 import zlib
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -106,3 +108,21 @@ def test_a_decompression_bomb_is_refused_without_decoding_it() -> None:
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(bytes(1000))) + chunk(b"IEND", b"")
     with pytest.raises(UnreadablePictureError, match="pixels"):
         open_picture(b"\x89PNG\r\n\x1a\n" + body)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_a_damaged_exif_block_never_escapes_as_another_error(
+    picture: Image.Image, kind: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x010E] = "a description"
+    whole = encoded(picture, kind, exif=exif)
+    start = whole.index(b"MM\0*") if b"MM\0*" in whole else whole.index(b"II*\0")
+    for position in range(start, min(start + 60, len(whole))):
+        for value in (0, 1, 2, 5, 10, 255):
+            damaged = bytearray(whole)
+            damaged[position] = value
+            with suppress(UnreadablePictureError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                open_picture(bytes(damaged))

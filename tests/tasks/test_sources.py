@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def test_a_folders_pictures_are_listed_by_name_with_their_captions_stripped(fold
         ("d.jpeg", "4"),
         ("e.bmp", "5"),
     ]
-    assert [item.path for item in listing.items][0] == folder / "a.JPG"
+    assert listing.items[0].path == folder / "a.JPG"
     assert (listing.faults, listing.warnings) == ([], [])
 
 
@@ -149,22 +150,22 @@ def test_a_jsonl_file_may_name_its_columns_and_begin_with_a_byte_order_mark(fold
         (line(image="/etc/passwd", text="x"), "outside the data set's folder"),
         (line(image="link.png", text="x"), "outside the data set's folder"),
         (line(image="linked/secret.png", text="x"), "outside the data set's folder"),
-        (line(image="a\0.png", text="x"), "outside the data set's folder"),
+        (line(image="a\0.png", text="x"), "which cannot be opened"),
         (line(image="none.png", text="x"), "there is no picture none.png"),
         (line(image="", text="x"), "there is no picture"),
-        (line(image="x" * 5000, text="x"), ""),
-        (line(image="loop.png", text="x"), ""),
-        (line(image="a\ud800.png", text="x"), ""),
+        (line(image="x" * 5000, text="x"), "which cannot be opened"),
+        (line(image="loop.png", text="x"), "which cannot be opened"),
+        (line(image="a\ud800.png", text="x"), "has half a character"),
         (line(image="a.png"), "has no text in the column 'text'"),
         (line(image=1, text="x"), "has no text in the column 'image'"),
         (line(image="a.png", text=None), "has no text in the column 'text'"),
         (line(image="a.png", text=" "), "has an empty caption"),
         (line(image="a.png", text="x" * 70_000), "has a caption of over 65536 bytes"),
-        (line(image="a.png", text="half \ud800"), ""),
+        (line(image="a.png", text="half \ud800"), "has half a character"),
         ("[1, 2]\n", "is no JSON object"),
-        ("{'image': 'a.png'}\n", ""),
-        ("[" * 100_000 + "\n", ""),
-        ("1" * 5_000 + "\n", ""),
+        ("{'image': 'a.png'}\n", "is no JSON: "),
+        ("[" * 100_000 + "\n", "is nested too deeply"),
+        ("1" * 5_000 + "\n", "digits"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else None,
 )
@@ -210,16 +211,26 @@ def test_a_jsonl_file_that_cannot_be_read_is_refused(folder: Path) -> None:
     assert "data.jsonl: cannot be read" in message
     for path in (folder, folder / "none.jsonl"):
         config = ImageCaptionJsonlDatasetConfig(jsonl_path=str(path))
-        [message] = told(list_source(config))
-        assert message.startswith(f"{path}: cannot be read")
+        assert told(list_source(config)) == [f"{path}: there is no such file on this worker"]
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 5000])
-def test_a_path_that_no_file_can_have_is_told_as_missing(path: str) -> None:
-    [fault] = list_source(ImageCaptionDirDatasetConfig(dataset_dir=path)).faults
-    assert fault.problem == "there is no such folder on this worker"
-    [fault] = list_source(ImageCaptionJsonlDatasetConfig(jsonl_path=path)).faults
-    assert "cannot be read" in fault.problem
+def test_a_path_that_no_file_can_have_is_told(path: str) -> None:
+    for config in (
+        ImageCaptionDirDatasetConfig(dataset_dir=path),
+        ImageCaptionJsonlDatasetConfig(jsonl_path=path),
+    ):
+        [fault] = list_source(config).faults
+        assert fault.where == path
+        assert "cannot be read" in fault.problem or "there is no such" in fault.problem
+
+
+def test_a_file_name_that_is_not_utf_8_is_told(folder: Path) -> None:
+    add(folder, {"a.png": "one"})
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(PICTURE)
+    listing = listing_of(folder)
+    assert [item.name for item in listing.items] == ["a.png"]
+    assert told(listing) == ["caf\ufffd.png: has a name that is not UTF-8; rename it"]
 
 
 def test_a_hub_data_set_never_gets_here() -> None:

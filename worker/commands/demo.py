@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from routing.classes import MemoryClass
-from tasks.errors import ErrorCode, JobError
+from tasks.errors import JobError, NotInstalledError
 from tasks.settings import Settings
 from worker.client import Client
 from worker.commands.watch import show_result
@@ -29,10 +29,7 @@ _GPUS = (MemoryClass.GB40, MemoryClass.GB24)
 def run(settings: Settings, *, home: Path | None) -> None:
     """Run a whole FLUX LoRA job with a tiny model on an emulated fleet of its own."""
     if find_spec("torch") is None:
-        raise JobError(
-            "PyTorch is not installed: pip install 'training-worker[train]'",
-            ErrorCode.NOT_INSTALLED,
-        )
+        raise NotInstalledError("PyTorch", "train")
     home = (home or settings.home_dir / "demo").absolute()
     home.mkdir(parents=True, exist_ok=True)
     settings = Settings(

@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-from tasks.errors import ErrorCode, JobError
+from tasks.errors import NotInstalledError
 from tasks.settings import Settings
 from worker.client import broker_url
 from worker.flower import run_flower
@@ -12,9 +12,6 @@ from worker.logs import set_up_logging
 def run(settings: Settings) -> None:
     """Run Flower until it is stopped."""
     if find_spec("flower") is None:
-        raise JobError(
-            "Flower is not installed: pip install 'training-worker[console]'",
-            ErrorCode.NOT_INSTALLED,
-        )
+        raise NotInstalledError("Flower", "console")
     set_up_logging(settings.log_format, "flower")
     run_flower(settings, broker_url(settings))

@@ -1,17 +1,25 @@
 """``training-worker up``."""
 
+import logging
+from importlib.util import find_spec
 from pathlib import Path
 
+from tasks.errors import NotInstalledError
 from tasks.settings import Settings
 from worker.fleet import running_fleet
 from worker.flower import flower_address, flower_credentials, password_file
 from worker.logs import set_up_logging
 from worker.output import stdout
 
+logger = logging.getLogger(__name__)
+
 
 def run(settings: Settings, *, ready_file: Path | None) -> None:
     """Start a fleet on this machine and keep it running until it is stopped."""
     set_up_logging(settings.log_format, "up")
+    if settings.flower_port and find_spec("flower") is None:
+        logger.warning("%s", NotInstalledError("Flower", "console"))
+        settings = settings.model_copy(update={"flower_port": 0})
     if settings.flower_port:
         flower_credentials(settings)
     with running_fleet(settings) as fleet:

@@ -1,9 +1,10 @@
 """``training-worker worker``."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from routing.queues import CPU_QUEUE, served_queues
-from tasks.errors import Fault, InvalidJobError
+from tasks.errors import Fault, InvalidJobError, NotInstalledError
 from tasks.settings import Settings
 from worker.app import run_worker
 from worker.client import broker_url
@@ -37,5 +38,7 @@ def run(
             raise InvalidJobError(faults)
     else:
         served = possible[:1] if strict else possible
+    if card is not None and find_spec("torch") is None:
+        raise NotInstalledError("PyTorch", "train")
     label = name or (f"gpu-{card.memory_class}-{card.uuid[-8:]}" if card else "cpu")
     return run_worker(settings, url, name=label, queues=served, gpu=card, ready_file=ready_file)

@@ -51,3 +51,58 @@ def test_a_job_that_fits_no_class_is_refused_with_the_numbers() -> None:
     job = parse_job(with_values(train_batch_size=8, data_loader__resolution=1024))
     with pytest.raises(DoesNotFitJobError, match=r"needs about \d+.* GiB.*activations"):
         job.route()
+
+
+def nested(levels: int) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for _ in range(levels):
+        document = {"a": document}
+    return document
+
+
+def inside_itself() -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    document["a"] = document
+    return document
+
+
+@pytest.mark.parametrize("preset", [None, "flux_1x40gb"])
+@pytest.mark.parametrize(
+    "value",
+    [nested(900), nested(5000), inside_itself(), {(1, 2): 3}, 10**5000, "half \ud800"],
+    ids=["deep", "deeper", "inside itself", "no text for a key", "long number", "half character"],
+)
+def test_what_json_cannot_hold_is_refused_in_a_few_words(value: Any, preset: str | None) -> None:
+    with pytest.raises(InvalidJobError) as caught:
+        parse_job({**with_values(seed=value), "preset": preset})
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("lora_rank_dim", 10**400),
+        ("train_batch_size", 10**400),
+        ("seed", 2**63),
+        ("data_loader__resolution", 16 * 10**400),
+        ("data_loader__resolution", [16, 16 * 10**400]),
+        ("data_loader__resolution", 16400),
+    ],
+)
+def test_numbers_beyond_all_use_are_refused_by_their_field(name: str, value: Any) -> None:
+    with pytest.raises(InvalidJobError, match=name.replace("__", r"\.") + ":"):
+        parse_job(with_values(**{name: value}))
+
+
+def test_buckets_too_many_to_step_through_are_refused_at_once() -> None:
+    sides = {"target_resolution": 16 * 10**12, "start_dim": 16, "end_dim": 16 * 10**12}
+    with pytest.raises(InvalidJobError, match=r"aspect_ratio_buckets\.target_resolution"):
+        parse_job(with_values(data_loader__aspect_ratio_buckets={**sides, "divisible_by": 16}))
+
+
+@pytest.mark.parametrize("name", ["SEED", "AdamW", "int", "tuple[x]", "seeed"])
+def test_an_unknown_option_is_named_however_it_is_spelled(name: str) -> None:
+    with pytest.raises(InvalidJobError) as caught:
+        parse_job({**with_values(**{name: 1}), name: 1})
+    assert f"- {name}: is no option" in str(caught.value)
+    assert f"- training.{name}: is no option" in str(caught.value)
