@@ -2,7 +2,7 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from kombu import Connection
+from kombu.connection import Connection
 from kombu.entity import Queue
 from redis import Redis
 
