@@ -15,7 +15,7 @@ from tasks.jobs.base import (
 from tasks.jobs.data import ImageCaptionFluxDataLoaderConfig
 from tasks.jobs.optimizers import AdamOptimizerConfig, ProdigyOptimizerConfig
 
-# The linear layers of FluxTransformer2DModel's blocks, by the end of their names.
+# The linear layers of FluxTransformer2DModel's two kinds of blocks, by the end of their names.
 ATTENTION_TARGETS = frozenset(
     {
         "attn.to_q",
@@ -28,14 +28,14 @@ ATTENTION_TARGETS = frozenset(
         "attn.to_add_out",
     }
 )
-BLOCK_TARGETS = ATTENTION_TARGETS | {
+DOUBLE_BLOCK_TARGETS = ATTENTION_TARGETS | {
     "ff.net.0.proj",
     "ff.net.2",
     "ff_context.net.0.proj",
     "ff_context.net.2",
-    "proj_mlp",
-    "proj_out",
 }
+SINGLE_BLOCK_TARGETS = frozenset({"attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out"})
+BLOCK_TARGETS = DOUBLE_BLOCK_TARGETS | SINGLE_BLOCK_TARGETS
 # Names in invoke-training's default list that match no layer: two are misspelt, one does not exist.
 _MISSPELT_TARGETS = {"ff.net.2.0": "ff.net.2", "ff_context.net.2.0": "ff_context.net.2"}
 _ABSENT_TARGETS = frozenset({"proj_in"})

@@ -11,7 +11,12 @@ from diffusers.models.transformers.transformer_flux import FluxTransformer2DMode
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from peft import LoraConfig
 
-from tasks.jobs.flux_lora import FluxLoraConfig, flux_lora_targets
+from tasks.jobs.flux_lora import (
+    DOUBLE_BLOCK_TARGETS,
+    SINGLE_BLOCK_TARGETS,
+    FluxLoraConfig,
+    flux_lora_targets,
+)
 from worker.trainer.batches import Batch
 from worker.trainer.cache_entries import Latents
 from worker.trainer.draws import Draws
@@ -25,24 +30,6 @@ from worker.trainer.flux import (
     sigmas,
 )
 
-# The layers of each kind of block. The ``proj_out`` after the last block is in neither.
-_DOUBLE_LAYERS = frozenset(
-    {
-        "attn.to_q",
-        "attn.to_k",
-        "attn.to_v",
-        "attn.to_out.0",
-        "attn.add_q_proj",
-        "attn.add_k_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
-        "ff.net.0.proj",
-        "ff.net.2",
-        "ff_context.net.0.proj",
-        "ff_context.net.2",
-    }
-)
-_SINGLE_LAYERS = frozenset({"attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out"})
 _AUTOCAST_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -162,8 +149,8 @@ def lora_regex(config: FluxLoraConfig) -> str:
     targets, _ = flux_lora_targets(config.flux_lora_target_modules)
     branches = []
     for blocks, layers in (
-        ("transformer_blocks", _DOUBLE_LAYERS & targets),
-        ("single_transformer_blocks", _SINGLE_LAYERS & targets),
+        ("transformer_blocks", DOUBLE_BLOCK_TARGETS & targets),
+        ("single_transformer_blocks", SINGLE_BLOCK_TARGETS & targets),
     ):
         if layers:
             names = "|".join(re.escape(layer) for layer in sorted(layers))

@@ -4,8 +4,17 @@ from typing import Any
 import pytest
 
 from tasks.errors import InvalidJobError
+from tasks.jobs.base import StrictModel
+from tasks.jobs.data import (
+    AspectRatioBucketConfig,
+    HFHubImageCaptionDatasetConfig,
+    ImageCaptionDirDatasetConfig,
+    ImageCaptionFluxDataLoaderConfig,
+    ImageCaptionJsonlDatasetConfig,
+)
 from tasks.jobs.flux_lora import FluxLoraConfig, flux_lora_targets
 from tasks.jobs.job import TrainingJob, parse_job
+from tasks.jobs.optimizers import AdamOptimizerConfig, ProdigyOptimizerConfig
 
 # invoke-training's FluxLoraConfig: every field but the two required ones, and its default.
 INVOKE_DEFAULTS: dict[str, Any] = {
@@ -208,3 +217,95 @@ def test_warnings_tell_what_is_likely_not_meant() -> None:
         cache_text_encoder_outputs=True,
     )
     assert parse_job(quiet).training.warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"validation_prompts": ["a lamp"]}, "training.validation_prompts: "),
+        ({"optimizer": {"optimizer_type": "Prodigy"}}, "Prodigy is not built yet"),
+        ({"optimizer": {"optimizer_type": "SGD"}}, "training.optimizer"),
+        ({"lr_scheduler": "sometimes"}, "training.lr_scheduler: "),
+        ({"text_encoder_1_path": "clip.bin"}, "training.text_encoder_1_path: "),
+        ({"text_encoder_2_path": "t5.pt"}, "training.text_encoder_2_path: "),
+        ({"base_output_dir": ""}, "training.base_output_dir: "),
+        ({"base_output_dir": "a\\b"}, "training.base_output_dir: "),
+        ({"model": ""}, "training.model: "),
+        ({"data_loader__resolution": [512]}, "training.data_loader.resolution"),
+        ({"data_loader__center_crop": "perhaps"}, "training.data_loader.center_crop: "),
+        ({"data_loader__bogus": 1}, "training.data_loader.bogus: is no option"),
+        ({"data_loader__dataset__bogus": 1}, "training.data_loader.dataset.bogus: is no option"),
+        ({"data_loader__dataset__dataset_dir": ""}, "dataset.dataset_dir: "),
+        ({"data_loader__dataloader_num_workers": -1}, "dataloader_num_workers: "),
+    ],
+)
+def test_what_cannot_be_is_refused_by_its_whole_name(values: dict[str, Any], named: str) -> None:
+    assert named in faults(**values)
+
+
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), float("-inf"), "a lot", [1]])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "transformer_learning_rate",
+        "text_encoder_learning_rate",
+        "min_snr_gamma",
+        "max_grad_norm",
+        "discrete_flow_shift",
+        "sigmoid_scale",
+        "lora_scale",
+        "guidance_scale",
+        "max_train_steps",
+        "max_checkpoints",
+        "num_validation_images_per_prompt",
+    ],
+)
+def test_no_number_field_takes_what_is_no_positive_number(name: str, value: Any) -> None:
+    assert f"training.{name}: " in faults(**{name: value})
+
+
+def test_every_field_of_every_part_is_documented() -> None:
+    parts: list[type[StrictModel]] = [
+        AdamOptimizerConfig,
+        ProdigyOptimizerConfig,
+        AspectRatioBucketConfig,
+        HFHubImageCaptionDatasetConfig,
+        ImageCaptionDirDatasetConfig,
+        ImageCaptionFluxDataLoaderConfig,
+        ImageCaptionJsonlDatasetConfig,
+    ]
+    undocumented = [
+        f"{part.__name__}.{name}"
+        for part in parts
+        for name, field in part.model_fields.items()
+        if not field.description
+    ]
+    assert undocumented == []
+
+
+def test_the_parts_have_invoke_trainings_defaults() -> None:
+    loader = parse_job(GOOD).training.data_loader
+    assert loader.model_dump(exclude={"dataset"}) == {
+        "type": "IMAGE_CAPTION_FLUX_DATA_LOADER",
+        "aspect_ratio_buckets": None,
+        "resolution": 512,
+        "center_crop": True,
+        "random_flip": False,
+        "caption_prefix": None,
+        "dataloader_num_workers": 0,
+    }
+    assert ImageCaptionJsonlDatasetConfig(jsonl_path="a").model_dump() == {
+        "type": "IMAGE_CAPTION_JSONL_DATASET",
+        "jsonl_path": "a",
+        "image_column": "image",
+        "caption_column": "text",
+        "keep_in_memory": False,
+    }
+    prodigy = {name: field.default for name, field in ProdigyOptimizerConfig.model_fields.items()}
+    assert prodigy == {
+        "optimizer_type": "Prodigy",
+        "learning_rate": 1.0,
+        "weight_decay": 0.0,
+        "use_bias_correction": False,
+        "safeguard_warmup": False,
+    }

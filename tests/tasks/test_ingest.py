@@ -1,0 +1,81 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tasks.checks import Report, check_data_set
+from tasks.errors import DataSetError, ErrorCode
+from tasks.ingest import ingest
+from tasks.jobs.job import parse_job
+from tasks.store import Store, image_key
+from tests.tasks.jobs.test_flux_lora import with_values
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store((tmp_path / "store").as_uri())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, color in (("a.png", "red"), ("b.png", "blue")):
+        add(folder, name, color, f"a {color} field")
+    return folder
+
+
+def add(folder: Path, name: str, color: str, caption: str) -> None:
+    Image.new("RGB", (512, 512), color).save(folder / name)
+    (folder / name).with_suffix(".txt").write_text(caption, "utf-8")
+
+
+def checked(folder: Path) -> Report:
+    dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)}
+    report = check_data_set(parse_job(with_values(data_loader__dataset=dataset)).training)
+    assert report.faults == []
+    return report
+
+
+def test_the_same_data_set_twice_is_stored_once(folder: Path, store: Store) -> None:
+    first = ingest(checked(folder), store)
+    keys = store.keys("")
+    assert ingest(checked(folder), store) == first
+    assert store.keys("") == keys
+    assert len(keys) == 3
+
+
+def test_a_picture_with_two_captions_is_stored_once(folder: Path, store: Store) -> None:
+    add(folder, "c.bmp", "red", "another red field")
+    data_set = ingest(checked(folder), store)
+    assert len(data_set.samples) == 3
+    assert len(store.keys("images")) == 2
+
+
+def test_a_file_that_is_not_what_its_name_says_is_read_by_its_bytes(
+    folder: Path, store: Store
+) -> None:
+    before = ingest(checked(folder), store)
+    (folder / "a.png").rename(folder / "a.jpg")
+    assert ingest(checked(folder), store).digest == before.digest
+
+
+def test_every_picture_that_changed_or_went_is_told_and_no_data_set_is_stored(
+    folder: Path, store: Store
+) -> None:
+    report = checked(folder)
+    Image.new("RGB", (512, 512), "green").save(folder / "a.png")
+    (folder / "b.png").unlink()
+    with pytest.raises(DataSetError) as caught:
+        ingest(report, store)
+    assert [fault.where for fault in caught.value.faults] == ["a.png", "b.png"]
+    assert (caught.value.code, caught.value.stage) == (ErrorCode.INVALID_DATA_SET, "prepare")
+    assert store.keys("") == []
+
+
+def test_a_picture_that_is_stored_already_is_not_needed_again(folder: Path, store: Store) -> None:
+    report = checked(folder)
+    first = ingest(report, store)
+    (folder / "a.png").unlink()
+    assert ingest(report, store) == first
+    assert all(store.exists(image_key(sample.image)) for sample in first.samples)
