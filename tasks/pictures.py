@@ -7,7 +7,6 @@ trainer gets.
 import hashlib
 import io
 import struct
-import warnings
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -15,6 +14,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 # 16k x 16k: beyond every camera; decoded it takes 768 MB, which a small CPU worker still has.
 MOST_PIXELS = 16384 * 16384
+# Pillow's own limit warns at a third of ours, and warnings cannot be silenced safely in threads.
+Image.MAX_IMAGE_PIXELS = None
 
 
 class UnreadablePictureError(ValueError):
@@ -28,19 +29,14 @@ def open_picture(data: bytes) -> Image.Image:
         UnreadablePictureError: It is none, is broken off, or is too large.
     """
     try:
-        with warnings.catch_warnings():
-            # The limit is ours, below; Pillow's own warns at a third of it.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                if image.width * image.height > MOST_PIXELS:
-                    raise UnreadablePictureError(
-                        f"{image.width}x{image.height} pixels are more than {MOST_PIXELS:,}"
-                    )
-                return _rgb(ImageOps.exif_transpose(image))
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise UnreadablePictureError(
+                    f"{image.width}x{image.height} pixels are more than {MOST_PIXELS:,}"
+                )
+            return _rgb(ImageOps.exif_transpose(image))
     except UnidentifiedImageError as error:
         raise UnreadablePictureError(f"is no {', '.join(FORMATS)} picture") from error
-    except Image.DecompressionBombError as error:
-        raise UnreadablePictureError(f"has more than {MOST_PIXELS:,} pixels") from error
     # struct.error: Pillow turns pictures by rewriting their EXIF data, which may be damaged.
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error) as error:
         if isinstance(error, UnreadablePictureError):

@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,5 +29,49 @@ def test_an_image_goes_to_a_bucket_of_nearly_its_own_shape(width: int, height: i
     found = nearest_bucket(Size(width, height), buckets)
     turned = nearest_bucket(Size(height, width), buckets)
     assert found.pixels == turned.pixels
-    assert (found.width >= found.height) or (width < height) or found in buckets
     assert nearest_bucket(found, buckets) == found
+    if width > height:
+        assert found.width >= found.height
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> tuple[int, int, int, int]:
+    """Valid target_resolution, start_dim, end_dim and divisible_by."""
+    divisor = draw(st.sampled_from([16, 32, 64, 128]))
+    target = draw(st.integers(1, 16))
+    start = draw(st.integers(1, target))
+    end = draw(st.integers(start, target**2))
+    return target * divisor, start * divisor, end * divisor, divisor
+
+
+@given(steps())
+def test_one_more_step_would_pass_the_target(step: tuple[int, int, int, int]) -> None:
+    target, start, end, divisor = step
+    sizes = bucket_sizes(*step)
+    assert sizes
+    for size in sizes:
+        pairs = ((size.width, size.height), (size.height, size.width))
+        stepped = [(side, other) for side, other in pairs if start <= side <= end]
+        assert any(side * (other + divisor) > target**2 for side, other in stepped)
+
+
+@given(steps())
+def test_buckets_are_there_once_narrowest_first(step: tuple[int, int, int, int]) -> None:
+    sizes = bucket_sizes(*step)
+    assert len(set(sizes)) == len(sizes)
+    ratios = [size.width / size.height for size in sizes]
+    assert ratios == sorted(ratios)
+
+
+@given(steps(), st.integers(1, 20000), st.integers(1, 20000))
+def test_the_nearest_bucket_is_nearest(
+    step: tuple[int, int, int, int], width: int, height: int
+) -> None:
+    def quotient(bucket: Size) -> float:
+        ratios = bucket.width * height, bucket.height * width
+        return max(ratios) / min(ratios)
+
+    sizes = bucket_sizes(*step)
+    chosen = nearest_bucket(Size(width, height), sizes)
+    assert chosen in sizes
+    assert quotient(chosen) == pytest.approx(min(map(quotient, sizes)))

@@ -2,6 +2,7 @@ import io
 import struct
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -126,3 +127,19 @@ def test_a_damaged_exif_block_never_escapes_as_another_error(
             with suppress(UnreadablePictureError), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 open_picture(bytes(damaged))
+
+
+def test_a_large_picture_below_the_limit_is_read_without_a_warning() -> None:
+    large = encoded(Image.new("1", (10000, 9000)), "PNG")
+    assert not has_transparency(large)
+
+
+def test_reading_in_threads_leaves_the_processs_warning_filters_alone(
+    picture: Image.Image,
+) -> None:
+    data = encoded(picture, "PNG")
+    before = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        digests = set(pool.map(lambda _: picture_digest(open_picture(data)), range(500)))
+    assert digests == {picture_digest(picture)}
+    assert list(warnings.filters) == before

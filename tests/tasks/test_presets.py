@@ -100,3 +100,45 @@ def test_what_is_supported_is_a_training_type_and_every_type_has_its_requirement
     assert set(SUPPORTED_TRAINING_TYPES) <= set(TrainingType)
     assert set(RESOURCE_REQUIREMENTS) == set(TrainingType)
     assert RESOURCE_REQUIREMENTS["FLUX_LORA"] == {"gpu_memory": "40GB", "system_memory": "64GB"}
+
+
+@pytest.mark.parametrize(
+    ("resolution", "divisor"),
+    [(512, 128), (576, 32), (640, 64), (768, 128), (1024, 128), (528, 16), (570, 16)],
+)
+def test_the_config_functions_buckets_take_the_largest_step_that_divides_them(
+    resolution: int, divisor: int
+) -> None:
+    assert get_flux_lora_config(resolution=resolution)["data_loader"]["aspect_ratio_buckets"] == {
+        "target_resolution": resolution,
+        "start_dim": resolution // 2,
+        "end_dim": resolution * 2,
+        "divisible_by": divisor,
+    }
+
+
+def test_the_config_function_gives_the_values_it_was_planned_with() -> None:
+    config = get_flux_lora_config()
+    loader = config.pop("data_loader")
+    assert loader["dataloader_num_workers"] == 4
+    assert config == {
+        "type": "FLUX_LORA",
+        "model": "black-forest-labs/FLUX.1-dev",
+        "lora_rank_dim": 4,
+        "train_batch_size": 1,
+        "max_train_steps": 1000,
+        "save_every_n_steps": 250,
+        "transformer_learning_rate": 1e-4,
+        "lr_scheduler": "constant_with_warmup",
+        "lr_warmup_steps": 10,
+        "weight_dtype": "bfloat16",
+        "gradient_checkpointing": True,
+        "lora_checkpoint_format": "kohya",
+        "timestep_sampler": "shift",
+        "discrete_flow_shift": 3.0,
+        "optimizer": {"optimizer_type": "AdamW", "learning_rate": 1e-4},
+    }
+
+
+def test_the_config_function_saves_even_in_the_shortest_run() -> None:
+    assert get_flux_lora_config(max_train_steps=1)["save_every_n_steps"] == 1
