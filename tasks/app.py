@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import redis
 from celery import Celery, Task
 from celery.exceptions import Ignore, Reject
 from kombu.entity import Queue
@@ -122,7 +123,8 @@ def _add_stage(
         except StageDropped as dropped:
             logger.info("dropped: %s", dropped, extra={"job": job_id, "stage": stage})
             raise Ignore(str(dropped)) from dropped
-        except StageReleased as released:
+        except (StageReleased, redis.RedisError) as released:
+            logger.info("handed back: %s", released, extra={"job": job_id, "stage": stage})
             raise Reject(str(released), requeue=True) from released
         except JobError as error:
             raise error.for_wire() from error

@@ -136,6 +136,8 @@ def run_stage(
     Raises:
         StageDropped: There is nothing to do for this message.
         StageReleased: The worker is going away; hand the message back.
+        redis.RedisError: The broker is away; hand the message back, and whoever gets it next goes
+            on from the last checkpoint.
         JobError: The stage failed, and the job with it.
     """
     outcome, attempt = runtime.state.begin(
@@ -155,10 +157,8 @@ def run_stage(
         raise StageDropped(str(error)) from error
     except TrainerInterrupted as error:
         raise _interrupted(context) from error
-    except redis.RedisError as error:
-        # Nothing can be written; whoever gets the message next goes on from the last checkpoint.
-        logger.warning("lost the broker: %s", error, extra={"job": job_id, "stage": stage})
-        raise StageReleased(f"{stage} of job {job_id} lost the broker") from error
+    except redis.RedisError:
+        raise  # nothing can be written, and the job is not to blame
     except JobError as error:
         error.stage = stage
         _fail(context, error)
@@ -190,6 +190,8 @@ def _finish(context: StageContext, result: StageResult, seconds: float) -> None:
 
 
 def _fail(context: StageContext, error: JobError) -> None:
+    extra = {"job": context.job_id, "stage": context.stage}
+    logger.warning("%s ends the job: %s", context.stage, error, extra=extra)
     try:
         context.runtime.state.fail(context.job_id, context.attempt, error)
     except SupersededError as superseded:
@@ -205,6 +207,8 @@ def _interrupted(context: StageContext) -> Exception:
             return cancelled
         note = Note(level="info", message=f"{context.runtime.worker} stops; {context.stage} waits")
         context.runtime.state.release(context.job_id, context.attempt, note)
+        extra = {"job": context.job_id, "stage": context.stage}
+        logger.info("%s goes back to its queue", context.stage, extra=extra)
     except SupersededError as error:
         return StageDropped(str(error))
     return StageReleased(f"{context.stage} of job {context.job_id}")

@@ -14,9 +14,9 @@ def set_up_logging(log_format: Literal["text", "json"], process: str) -> None:
     formatter = _JsonFormatter if log_format == "json" else _TextFormatter
     handler.setFormatter(formatter(process))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    # One line a task that it was received, and one that it succeeded, repeat what we say ourselves.
+    # Celery's own lines on how tasks come and end repeat what stages say of themselves.
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
-    logging.getLogger("celery.app.trace").setLevel(logging.WARNING)
+    logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
 
 
 class _TextFormatter(logging.Formatter):

@@ -5,7 +5,6 @@ from pathlib import Path
 import tasks.contract
 from tasks import contract
 from tasks.app import make_app
-from tasks.errors import EXIT_CODES, ErrorCode, Fault, InvalidJobError, JobError
 from tasks.runtime import Runtime
 from tasks.settings import Settings
 
@@ -52,19 +51,3 @@ def test_a_message_is_held_until_its_work_is_done_and_one_at_a_time(broker_url: 
     assert conf.task_reject_on_worker_lost
     assert (conf.worker_prefetch_multiplier, conf.worker_concurrency) == (1, 1)
     assert conf.worker_pool == "prefork"
-
-
-def test_every_error_code_has_an_exit_code_of_its_own() -> None:
-    assert set(EXIT_CODES) == set(ErrorCode)
-    assert len(set(EXIT_CODES.values())) == len(EXIT_CODES)
-    # 0 is success, 2 a wrong command line, 126 and more are the shell's.
-    assert not {0, 2} & set(EXIT_CODES.values())
-    assert max(EXIT_CODES.values()) < 126
-
-
-def test_an_error_on_the_wire_keeps_all_that_it_says() -> None:
-    error = InvalidJobError([Fault("a", "is wrong"), Fault("b", "too")], "submit")
-    sent = error.for_wire()
-    received = JobError(*sent.args)
-    assert str(received) == "the job cannot run as described:\n  - a: is wrong\n  - b: too"
-    assert (received.code, received.stage) == (ErrorCode.INVALID_JOB, "submit")

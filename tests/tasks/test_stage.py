@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from tasks import events
 from tasks.cache import cache
@@ -185,6 +186,21 @@ def test_an_unforeseen_error_is_told_by_its_type(
             "prepare", broken, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer())
         )
     assert state.get(job_id).error_code == ErrorCode.INTERNAL
+
+
+def test_a_broker_that_is_away_fails_no_job(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    def cut_off(context: StageContext) -> StageResult:
+        raise redis.ConnectionError("away")
+
+    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
+    with pytest.raises(redis.ConnectionError):
+        run_stage("prepare", cut_off, job_id, runtime)
+    assert not state.get(job_id).status.ended
+    again = Delivery(queue="cpu", redelivered=True)
+    run_stage("prepare", leave(data_set="d"), job_id, runtime, again)
+    assert state.get(job_id).waiting_in == "gpu.40gb"
 
 
 def test_cancelling_a_running_stage_ends_the_job_as_cancelled(
