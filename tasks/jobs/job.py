@@ -106,10 +106,16 @@ def parse_job(document: Any) -> TrainingJob:
 
 def faults_of(error: ValidationError) -> list[Fault]:
     """Every fault that pydantic found, by the path a person would write."""
-    return [
-        Fault(_path(dict(details)), _problem(dict(details)))
-        for details in error.errors(include_url=False)
-    ]
+    by_path: dict[str, list[dict[str, Any]]] = {}
+    for details in map(dict, error.errors(include_url=False)):
+        by_path.setdefault(_path(details), []).append(details)
+    faults = []
+    for path, found in by_path.items():
+        # A field of two forms is told of for both; where one form went beyond its type, that is it.
+        further = [d for d in found if d["type"] not in ("int_type", "tuple_type")]
+        told_within = any(other.startswith(f"{path}.") for other in by_path)
+        faults += [Fault(path, _problem(d)) for d in further or ([] if told_within else found)]
+    return faults
 
 
 def _check_type(document: dict[str, Any]) -> Fault | None:

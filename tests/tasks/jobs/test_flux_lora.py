@@ -194,6 +194,11 @@ def test_all_faults_are_told_at_once() -> None:
         assert name in told
 
 
+def test_a_field_of_two_forms_is_told_of_once() -> None:
+    assert faults(data_loader__resolution=0).count("resolution") == 1
+    assert faults(data_loader__resolution=[512, 0]).count("resolution") == 1
+
+
 def test_target_names_stand_for_the_layers_whose_names_end_with_them() -> None:
     assert flux_lora_targets(("to_k",)) == (frozenset({"attn.to_k"}), ())
     assert flux_lora_targets(("ff.net.2.0",)) == (frozenset({"ff.net.2"}), ())

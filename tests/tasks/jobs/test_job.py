@@ -79,19 +79,22 @@ def test_what_json_cannot_hold_is_refused_in_a_few_words(value: Any, preset: str
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "where"),
     [
-        ("lora_rank_dim", 10**400),
-        ("train_batch_size", 10**400),
-        ("seed", 2**63),
-        ("data_loader__resolution", 16 * 10**400),
-        ("data_loader__resolution", [16, 16 * 10**400]),
-        ("data_loader__resolution", 16400),
+        ("lora_rank_dim", 10**400, "lora_rank_dim"),
+        ("train_batch_size", 10**400, "train_batch_size"),
+        ("seed", 2**63, "seed"),
+        ("data_loader__resolution", 16 * 10**400, "data_loader.resolution"),
+        ("data_loader__resolution", [16, 16 * 10**400], "data_loader.resolution.1"),
+        ("data_loader__resolution", 16400, "data_loader.resolution"),
     ],
 )
-def test_numbers_beyond_all_use_are_refused_by_their_field(name: str, value: Any) -> None:
-    with pytest.raises(InvalidJobError, match=name.replace("__", r"\.") + ":"):
+def test_numbers_beyond_all_use_are_refused_by_their_field(
+    name: str, value: Any, where: str
+) -> None:
+    with pytest.raises(InvalidJobError) as caught:
         parse_job(with_values(**{name: value}))
+    assert f"training.{where}: " in str(caught.value)
 
 
 def test_buckets_too_many_to_step_through_are_refused_at_once() -> None:
