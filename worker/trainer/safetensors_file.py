@@ -1,7 +1,7 @@
 """safetensors files whose bytes depend on nothing but their contents.
 
 ``safetensors.save_file`` writes its header in another order each time and the file with mode 0600.
-The format: https://huggingface.co/docs/safetensors/index#format
+The format is that of the safetensors project: a length, a JSON header, the data.
 """
 
 import json
