@@ -1,9 +1,10 @@
-"""How much GPU memory a FLUX LoRA run needs, with its parts.
+"""How much GPU memory a run needs, with its parts.
 
 The model is linear in what a run keeps on the card: frozen weights, resident text encoders, the
 trained weights with gradient and optimizer state, activations, and a constant for the CUDA
-context and allocator. It lies within 10 % of ten of the eleven published measurements it was
-checked against; it is an estimate, not a measurement of the card at hand.
+context and allocator. For FLUX it lies within 10 % of ten of the eleven published measurements it
+was checked against, for SDXL within the published ranges; it is an estimate, not a measurement of
+the card at hand.
 """
 
 from dataclasses import dataclass
@@ -19,8 +20,22 @@ _ALL_LINEARS = (4.086e6, 24)
 _ATTENTION_ONLY = (1.634e6, 12)
 _BLOCKS = 57
 _WIDTH = 3072
-_TRAINED_BYTES = 16  # fp32 weight, gradient and AdamW's two moments
+# What is left of the bf16 weights: torchao's and bitsandbytes' files of FLUX.
+_QUANTIZED_BYTES = {"fp8": 12.2e9, "int8": 12.2e9, "nf4": 6.7e9}
+_TRAINED_BYTES = 8  # fp32 weight and gradient, beside what the optimizer keeps
 _OVERHEAD_BYTES = 1.2e9  # CUDA context, cuBLAS workspaces, allocator slack
+
+# SDXL: the UNet, both text encoders and the VAE, in parameters.
+_UNET = 2.567e9
+_SDXL_ENCODERS = 0.818e9
+_SDXL_VAE = 0.084e9
+# Bytes of activations that the UNet keeps for its backward pass, for each pixel of an image, in a
+# half precision; without and with gradient checkpointing.
+_UNET_BYTES_PER_PIXEL = 9000
+_UNET_CHECKPOINTED_BYTES_PER_PIXEL = 1000
+# The VAE's own peak for each pixel of one image, in float32.
+_VAE_BYTES_PER_PIXEL = 1600
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -35,6 +50,8 @@ class FluxShape:
         attention_only: LoRA on the attention projections only, not on every linear layer.
         gradient_checkpointing: Recompute each block's activations in the backward pass.
         text_encoders_resident: The encoders stay on the GPU (their outputs are not cached).
+        optimizer_bytes: Kept by the optimizer for each trained weight; AdamW's 8.
+        quantization: ``fp8``, ``int8`` or ``nf4`` of the frozen transformer; None for none.
     """
 
     pixels: int
@@ -44,6 +61,37 @@ class FluxShape:
     attention_only: bool
     gradient_checkpointing: bool
     text_encoders_resident: bool
+    optimizer_bytes: float = 8
+    quantization: str | None = None
+
+
+@dataclass(frozen=True)
+class SdxlShape:
+    """What of an SDXL config decides its memory.
+
+    Attributes:
+        pixels: Width times height of the largest training image after bucketing.
+        batch_size: Samples of one forward pass.
+        weight_dtype: ``float32``, ``bfloat16`` or ``float16``, of the frozen weights.
+        trained_parameters: Trained weights beside the UNet's own.
+        trains_unet: The UNet's own weights are trained: they are float32 then.
+        optimizer_bytes: Kept by the optimizer for each trained weight.
+        weight_copies: Further float32 copies of the trained weights: 1 for a moving average.
+        gradient_checkpointing: Recompute each block's activations in the backward pass.
+        text_encoders_resident: The encoders stay on the GPU.
+        vae_resident: The VAE encodes at each step.
+    """
+
+    pixels: int
+    batch_size: int
+    weight_dtype: str
+    trained_parameters: float
+    trains_unet: bool
+    optimizer_bytes: float
+    weight_copies: int
+    gradient_checkpointing: bool
+    text_encoders_resident: bool
+    vae_resident: bool
 
 
 @dataclass(frozen=True)
@@ -66,7 +114,7 @@ class Estimate:
         return {
             "weights": self.weights_gib,
             "text encoders": self.text_encoders_gib,
-            "adapters and optimizer": self.adapters_gib,
+            "trained weights and optimizer": self.adapters_gib,
             "activations": self.activations_gib,
             "overhead": self.overhead_gib,
         }
@@ -80,10 +128,36 @@ def estimate_flux_lora(shape: FluxShape) -> Estimate:
     block = shape.batch_size * tokens * _WIDTH * activation_bytes
     live = (_BLOCKS + copies + 12) if shape.gradient_checkpointing else _BLOCKS * copies
     encoders = _TEXT_ENCODERS_BYTES[shape.weight_dtype] if shape.text_encoders_resident else 0
+    weights = _FLUX_WEIGHT_BYTES[shape.weight_dtype]
+    if shape.quantization is not None:
+        weights = _QUANTIZED_BYTES[shape.quantization]
+    trained_bytes = _TRAINED_BYTES + shape.optimizer_bytes
     return Estimate(
-        weights_gib=_FLUX_WEIGHT_BYTES[shape.weight_dtype] / GIB,
+        weights_gib=weights / GIB,
         text_encoders_gib=encoders / GIB,
-        adapters_gib=params_per_rank * shape.rank * _TRAINED_BYTES / GIB,
+        adapters_gib=params_per_rank * shape.rank * trained_bytes / GIB,
         activations_gib=live * block / GIB,
+        overhead_gib=_OVERHEAD_BYTES / GIB,
+    )
+
+
+def estimate_sdxl(shape: SdxlShape) -> Estimate:
+    """The GPU memory an SDXL run of this shape needs."""
+    dtype_bytes = _DTYPE_BYTES[shape.weight_dtype]
+    # Trained in float32, the UNet is also there in the precision of the computation.
+    unet = _UNET * dtype_bytes
+    trained = shape.trained_parameters + _UNET * shape.trains_unet
+    trained_bytes = _TRAINED_BYTES + shape.optimizer_bytes + 4 * shape.weight_copies
+    vae = (_SDXL_VAE * 4 + shape.pixels * _VAE_BYTES_PER_PIXEL) * shape.vae_resident
+    per_pixel = (
+        _UNET_CHECKPOINTED_BYTES_PER_PIXEL
+        if shape.gradient_checkpointing
+        else _UNET_BYTES_PER_PIXEL
+    )
+    return Estimate(
+        weights_gib=(unet + vae) / GIB,
+        text_encoders_gib=_SDXL_ENCODERS * dtype_bytes * shape.text_encoders_resident / GIB,
+        adapters_gib=trained * trained_bytes / GIB,
+        activations_gib=shape.batch_size * shape.pixels * per_pixel * dtype_bytes / 2 / GIB,
         overhead_gib=_OVERHEAD_BYTES / GIB,
     )

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
 )
 
 from tasks.errors import Fault
-from tasks.jobs.flux_lora import FluxLoraConfig
+from tasks.jobs.pipeline import PipelineConfig
 
 # Parts with weights: the option whose file stands in for the part's own weights.
 _WEIGHTS = {
@@ -32,7 +32,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _LONGEST_HEADER = 100_000_000
 
 
-def check_base_model(config: FluxLoraConfig, hub: HfApi | None = None) -> list[Fault]:
+def check_base_model(config: PipelineConfig, hub: HfApi | None = None) -> list[Fault]:
     """Everything that is wrong with a job's base model, as seen from this machine.
 
     Args:
@@ -50,7 +50,7 @@ def check_base_model(config: FluxLoraConfig, hub: HfApi | None = None) -> list[F
     return faults + _check_hub_id(config.model, hub or HfApi())
 
 
-def _check_folder(folder: Path, config: FluxLoraConfig) -> list[Fault]:
+def _check_folder(folder: Path, config: PipelineConfig) -> list[Fault]:
     index = folder / "model_index.json"
     if not index.is_file():
         return [Fault(str(folder), "holds no model_index.json; it must be in diffusers' layout")]

@@ -11,7 +11,7 @@ from typing import Any
 from tasks.buckets import Size, nearest_bucket
 from tasks.dataset import Sample
 from tasks.errors import Fault
-from tasks.jobs.flux_lora import FluxLoraConfig
+from tasks.jobs.pipeline import PipelineConfig
 from tasks.pictures import UnreadablePictureError, has_transparency, open_picture, picture_digest
 from tasks.sources import Item, list_source
 
@@ -49,7 +49,7 @@ class Report:
         }
 
 
-def check_data_set(config: FluxLoraConfig) -> Report:
+def check_data_set(config: PipelineConfig) -> Report:
     """Check every picture and caption of a job's data set."""
     listing = list_source(config.data_loader.dataset)
     report = Report(faults=listing.faults, warnings=listing.warnings)

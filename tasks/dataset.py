@@ -17,6 +17,10 @@ class Sample(StrictModel):
     caption: str
     source: str
     """The file it came from, for messages."""
+    mask: str | None = None
+    """SHA-256 of its mask, a picture of the same size; null where all of it counts."""
+    part: int = 0
+    """Which of the data loader's data sets it is of."""
 
     @property
     def size(self) -> Size:
@@ -34,9 +38,15 @@ class DataSet(StrictModel):
 
 def data_set_of(samples: Iterable[Sample]) -> DataSet:
     """The data set of these samples, in any order."""
-    ordered = tuple(sorted(samples, key=lambda sample: (sample.image, sample.caption)))
+    ordered = tuple(sorted(samples, key=_place))
     digest = hashlib.sha256(b"training-worker data set 1")
     for sample in ordered:
         caption = sample.caption.encode()
         digest.update(f"\n{sample.image} {len(caption)} ".encode() + caption)
+        if sample.mask or sample.part:
+            digest.update(f"\n mask {sample.mask} part {sample.part}".encode())
     return DataSet(digest=digest.hexdigest(), samples=ordered)
+
+
+def _place(sample: Sample) -> tuple[str, str, str, int]:
+    return sample.image, sample.caption, sample.mask or "", sample.part

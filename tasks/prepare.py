@@ -5,7 +5,7 @@ from tasks.checks import Report, check_data_set
 from tasks.errors import BaseModelError, DataSetError
 from tasks.events import Note
 from tasks.ingest import ingest
-from tasks.jobs.flux_lora import FluxLoraConfig
+from tasks.jobs.pipeline import PipelineConfig
 from tasks.stage import StageContext, StageResult
 from tasks.store import data_set_key
 
@@ -13,7 +13,7 @@ from tasks.store import data_set_key
 _MOST_NOTES = 20
 
 
-def check(config: FluxLoraConfig) -> Report:
+def check(config: PipelineConfig) -> Report:
     """Check all that later stages need, as seen from this machine.
 
     Raises:

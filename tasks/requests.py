@@ -6,7 +6,7 @@ from typing import Literal
 from pydantic import Field
 
 from tasks.jobs.base import StrictModel
-from tasks.jobs.flux_lora import FluxLoraConfig
+from tasks.jobs.job import TrainingConfig
 
 
 class TrainerRequest(StrictModel):
@@ -22,7 +22,7 @@ class TrainerRequest(StrictModel):
     name: str
     """What the published file is called."""
 
-    training: FluxLoraConfig
+    training: TrainingConfig
     """The resolved config, its seed set."""
 
     data_set_key: str

@@ -1,22 +1,34 @@
 """Data sets and data loaders, with invoke-training's names and defaults."""
 
-from typing import Annotated, Literal
+from abc import abstractmethod
+from collections.abc import Sequence
+from random import Random
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from tasks.buckets import Size, bucket_sizes
-from tasks.jobs.base import NonNegativeInt, PositiveInt, StrictModel
+from tasks.dataset import Sample
+from tasks.jobs.base import NonNegativeFloat, NonNegativeInt, PositiveInt, StrictModel
 
-# FLUX's VAE halves three times and its transformer takes 2x2 patches of the latents.
-FLUX_DIVISOR = 16
 # As large as the pictures that are read. Buckets are stepped through one by one at submit, so an
 # unbounded side would hold up the worker that checks the job.
 MOST_SIDE = 16384
 Side = Annotated[int, Field(gt=0, le=MOST_SIDE, strict=True)]
 NonEmpty = Annotated[str, Field(min_length=1)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+# Where a template's placeholder token goes.
+PLACE = "{}"
 
 
-class ImageCaptionDirDatasetConfig(StrictModel):
+class DataSetConfig(StrictModel):
+    """Where pictures come from."""
+
+    has_captions: ClassVar[bool] = True
+    has_masks: ClassVar[bool] = False
+
+
+class ImageCaptionDirDatasetConfig(DataSetConfig):
     """A folder of images, each with a ``.txt`` caption of the same name."""
 
     type: Literal["IMAGE_CAPTION_DIR_DATASET"] = "IMAGE_CAPTION_DIR_DATASET"
@@ -29,8 +41,25 @@ class ImageCaptionDirDatasetConfig(StrictModel):
     """Keep decoded images in memory through the run instead of decoding them at each use."""
 
 
-class ImageCaptionJsonlDatasetConfig(StrictModel):
+class ImageDirDatasetConfig(DataSetConfig):
+    """A folder of images without captions."""
+
+    has_captions: ClassVar[bool] = False
+
+    type: Literal["IMAGE_DIR_DATASET"] = "IMAGE_DIR_DATASET"
+    """Selects this kind of data set."""
+
+    dataset_dir: NonEmpty
+    """The folder, as the workers see it."""
+
+    keep_in_memory: bool = False
+    """Keep decoded images in memory through the run instead of decoding them at each use."""
+
+
+class ImageCaptionJsonlDatasetConfig(DataSetConfig):
     """A JSONL file: one object a line, naming an image and its caption."""
+
+    has_masks: ClassVar[bool] = True
 
     type: Literal["IMAGE_CAPTION_JSONL_DATASET"] = "IMAGE_CAPTION_JSONL_DATASET"
     """Selects this kind of data set."""
@@ -44,11 +73,15 @@ class ImageCaptionJsonlDatasetConfig(StrictModel):
     caption_column: NonEmpty = "text"
     """The key of the caption."""
 
+    mask_column: NonEmpty = "mask"
+    """The key of the mask's path: a grey picture of the image's size, white where the loss counts
+    fully. Rows may lack it. Read with use_masks only; invoke-training has this name fixed."""
+
     keep_in_memory: bool = False
     """Keep decoded images in memory through the run instead of decoding them at each use."""
 
 
-class HFHubImageCaptionDatasetConfig(StrictModel):
+class HFHubImageCaptionDatasetConfig(DataSetConfig):
     """A data set on the Hugging Face Hub. Not built yet: refused."""
 
     type: Literal["HF_HUB_IMAGE_CAPTION_DATASET"] = "HF_HUB_IMAGE_CAPTION_DATASET"
@@ -87,6 +120,8 @@ ImageCaptionDatasetConfig = Annotated[
 class AspectRatioBucketConfig(StrictModel):
     """The set of image sizes a data set is sorted into."""
 
+    divisor: ClassVar[int] = 8
+
     target_resolution: Side
     """Each bucket's area comes close to this side's square, in pixels, and never above it."""
 
@@ -115,8 +150,8 @@ class AspectRatioBucketConfig(StrictModel):
             for name in ("target_resolution", "start_dim", "end_dim")
             if info.data.get(name, 0) % divisible_by
         ]
-        if divisible_by % FLUX_DIVISOR:
-            problems.append(f"must itself be a multiple of {FLUX_DIVISOR}")
+        if divisible_by % cls.divisor:
+            problems.append(f"must itself be a multiple of {cls.divisor}")
         target, end = info.data.get("target_resolution"), info.data.get("end_dim")
         if target and end and target**2 // end < divisible_by:
             problems.append(
@@ -132,14 +167,20 @@ class AspectRatioBucketConfig(StrictModel):
         return bucket_sizes(self.target_resolution, self.start_dim, self.end_dim, self.divisible_by)
 
 
-class ImageCaptionFluxDataLoaderConfig(StrictModel):
-    """How images and captions become FLUX training samples."""
+class FluxAspectRatioBucketConfig(AspectRatioBucketConfig):
+    """The same for FLUX."""
 
-    type: Literal["IMAGE_CAPTION_FLUX_DATA_LOADER"] = "IMAGE_CAPTION_FLUX_DATA_LOADER"
-    """The only data loader that FLUX takes."""
+    divisor: ClassVar[int] = 16
 
-    dataset: ImageCaptionDatasetConfig
-    """Where the images and captions are."""
+
+class DataLoaderConfig(StrictModel):
+    """How pictures become training samples."""
+
+    # SDXL's VAE halves three times; FLUX's transformer takes 2x2 patches of such latents too.
+    divisor: ClassVar[int] = 8
+
+    type: str
+    """Selects the kind of data loader."""
 
     aspect_ratio_buckets: AspectRatioBucketConfig | None = None
     """Sort images into sizes near their own aspect ratio. Null: crop all to ``resolution``."""
@@ -154,11 +195,26 @@ class ImageCaptionFluxDataLoaderConfig(StrictModel):
     random_flip: bool = False
     """Mirror half of the samples, drawn for each sample and step."""
 
-    caption_prefix: str | None = None
-    """Put before every caption, with a space between."""
-
     dataloader_num_workers: NonNegativeInt = 0
     """Processes that read and decode ahead of the GPU; 0 reads in the training process."""
+
+    @abstractmethod
+    def sources(self) -> Sequence[DataSetConfig]:
+        """The data sets, in order."""
+
+    @abstractmethod
+    def caption(self, sample: Sample, chances: Sequence[float]) -> str:
+        """A sample's caption.
+
+        Args:
+            sample: With its caption from the data set.
+            chances: As many draws in [0, 1) as ``caption_draws`` says.
+        """
+
+    @property
+    def caption_draws(self) -> int:
+        """How many draws a caption takes; 0 where it is always the same."""
+        return 0
 
     @field_validator("resolution")
     @classmethod
@@ -167,10 +223,10 @@ class ImageCaptionFluxDataLoaderConfig(StrictModel):
     ) -> int | tuple[int, int]:
         sides = (resolution,) if isinstance(resolution, int) else resolution
         for side in sides:
-            if side % FLUX_DIVISOR:
-                below = side // FLUX_DIVISOR * FLUX_DIVISOR
-                near = f"{below} or {below + FLUX_DIVISOR}" if below else str(FLUX_DIVISOR)
-                raise ValueError(f"{side} is not divisible by {FLUX_DIVISOR}; use {near}")
+            if side % cls.divisor:
+                below = side // cls.divisor * cls.divisor
+                near = f"{below} or {below + cls.divisor}" if below else str(cls.divisor)
+                raise ValueError(f"{side} is not divisible by {cls.divisor}; use {near}")
         buckets = info.data.get("aspect_ratio_buckets")
         # The default counts as not given: invoke-training's own samples leave it out.
         if buckets is not None and resolution not in (512, buckets.target_resolution):
@@ -180,6 +236,14 @@ class ImageCaptionFluxDataLoaderConfig(StrictModel):
             )
         return resolution
 
+    def target_size(self) -> Size:
+        """The size that training aims at: the buckets' square, or that of every image."""
+        if self.aspect_ratio_buckets is not None:
+            side = self.aspect_ratio_buckets.target_resolution
+            return Size(side, side)
+        (size,) = self.sizes()
+        return size
+
     def sizes(self) -> tuple[Size, ...]:
         """Every size a training image can have."""
         if self.aspect_ratio_buckets is not None:
@@ -188,3 +252,220 @@ class ImageCaptionFluxDataLoaderConfig(StrictModel):
             return (Size(self.resolution, self.resolution),)
         height, width = self.resolution
         return (Size(width, height),)
+
+
+class _ImageCaptionDataLoaderConfig(DataLoaderConfig):
+    dataset: ImageCaptionDatasetConfig
+    """Where the images and captions are."""
+
+    caption_prefix: str | None = None
+    """Put before every caption, with a space between."""
+
+    caption_dropout: Share = 0.0
+    """The share of samples trained under the blank caption, drawn for each sample and pass, so
+    that the model keeps what classifier-free guidance needs. invoke-training has none."""
+
+    @property
+    def caption_draws(self) -> int:
+        """One, where captions are dropped."""
+        return 1 if self.caption_dropout else 0
+
+    def sources(self) -> Sequence[DataSetConfig]:
+        """The data set."""
+        return (self.dataset,)
+
+    def caption(self, sample: Sample, chances: Sequence[float]) -> str:
+        """The caption after the prefix, or none."""
+        if chances and chances[0] < self.caption_dropout:
+            return ""
+        prefix = "" if self.caption_prefix is None else f"{self.caption_prefix} "
+        return prefix + sample.caption
+
+
+class ImageCaptionFluxDataLoaderConfig(_ImageCaptionDataLoaderConfig):
+    """How images and captions become FLUX training samples."""
+
+    divisor: ClassVar[int] = 16
+
+    type: Literal["IMAGE_CAPTION_FLUX_DATA_LOADER"] = "IMAGE_CAPTION_FLUX_DATA_LOADER"
+    """The only data loader that FLUX takes."""
+
+    aspect_ratio_buckets: FluxAspectRatioBucketConfig | None = None
+    """Sort images into sizes near their own aspect ratio. Null: crop all to ``resolution``."""
+
+
+class ImageCaptionSDDataLoaderConfig(_ImageCaptionDataLoaderConfig):
+    """How images and captions become SDXL training samples."""
+
+    type: Literal["IMAGE_CAPTION_SD_DATA_LOADER"] = "IMAGE_CAPTION_SD_DATA_LOADER"
+    """Selects this kind of data loader."""
+
+
+class DreamboothSDDataLoaderConfig(DataLoaderConfig):
+    """DreamBooth (Ruiz et al., 2022): images of one thing, and of its class to keep it apart."""
+
+    type: Literal["DREAMBOOTH_SD_DATA_LOADER"] = "DREAMBOOTH_SD_DATA_LOADER"
+    """Selects this kind of data loader."""
+
+    instance_caption: NonEmpty
+    """The caption of every image of instance_dataset."""
+
+    class_caption: NonEmpty | None = None
+    """The caption of every image of class_dataset; the two go together."""
+
+    instance_dataset: ImageDirDatasetConfig
+    """Images of the thing."""
+
+    class_dataset: ImageDirDatasetConfig | None = None
+    """Images of its class. Whichever set is smaller is repeated until there are as many of both: a
+    pass sees all of both."""
+
+    class_data_loss_weight: NonNegativeFloat = 1.0
+    """The weight of their loss; that of the instance's images is 1."""
+
+    @field_validator("class_dataset")
+    @classmethod
+    def _both_or_none(
+        cls, value: ImageDirDatasetConfig | None, info: ValidationInfo
+    ) -> ImageDirDatasetConfig | None:
+        if "class_caption" in info.data and (value is None) != (info.data["class_caption"] is None):
+            raise ValueError("set both class_dataset and class_caption, or neither")
+        return value
+
+    def sources(self) -> Sequence[DataSetConfig]:
+        """The instance's, and that of the class where there is one."""
+        return tuple(filter(None, (self.instance_dataset, self.class_dataset)))
+
+    def caption(self, sample: Sample, chances: Sequence[float]) -> str:
+        """The caption of the sample's data set."""
+        return self.instance_caption if sample.part == 0 else (self.class_caption or "")
+
+
+class TextualInversionSDDataLoaderConfig(DataLoaderConfig):
+    """How images become samples of a new word: templates with the word in them."""
+
+    type: Literal["TEXTUAL_INVERSION_SD_DATA_LOADER"] = "TEXTUAL_INVERSION_SD_DATA_LOADER"
+    """The only data loader that textual inversion takes."""
+
+    dataset: Annotated[
+        ImageDirDatasetConfig
+        | ImageCaptionDirDatasetConfig
+        | ImageCaptionJsonlDatasetConfig
+        | HFHubImageCaptionDatasetConfig,
+        Field(discriminator="type"),
+    ]
+    """Where the images are, and captions with keep_original_captions."""
+
+    caption_preset: Literal["style", "object"] | None = None
+    """Built-in templates for a style or a thing. Exactly one of this and caption_templates."""
+
+    caption_templates: tuple[str, ...] | None = None
+    """Captions with ``{}`` where the placeholder token goes, such as ``a photo of {}``; one is
+    drawn for each sample and pass. Exactly one of this and caption_preset."""
+
+    keep_original_captions: bool = False
+    """Put the template before the image's own caption instead of in its place."""
+
+    shuffle_caption_delimiter: NonEmpty | None = None
+    """Split captions at this, such as a comma, and put the parts in an order drawn for each
+    sample and pass."""
+
+    @property
+    def caption_draws(self) -> int:
+        """One for the template, and one for the order of parts."""
+        return 2
+
+    @field_validator("caption_templates")
+    @classmethod
+    def _hold_the_place(
+        cls, templates: tuple[str, ...] | None, info: ValidationInfo
+    ) -> tuple[str, ...] | None:
+        if "caption_preset" in info.data:
+            if (templates is None) == (info.data["caption_preset"] is None):
+                raise ValueError("set exactly one of caption_templates and caption_preset")
+        if templates is None:
+            return None
+        if not templates:
+            raise ValueError("holds no template")
+        bare = [template for template in templates if PLACE not in template]
+        if bare:
+            shown = ", ".join(repr(template) for template in bare[:5])
+            raise ValueError(f"lack {PLACE}, where the placeholder token goes: {shown}")
+        return templates
+
+    @field_validator("keep_original_captions")
+    @classmethod
+    def _there_are_captions(cls, value: bool, info: ValidationInfo) -> bool:
+        dataset = info.data.get("dataset")
+        if value and dataset is not None and not dataset.has_captions:
+            raise ValueError("an IMAGE_DIR_DATASET has no captions to keep")
+        return value
+
+    def sources(self) -> Sequence[DataSetConfig]:
+        """The data set."""
+        return (self.dataset,)
+
+    def templates(self) -> tuple[str, ...]:
+        """The templates that captions are drawn from."""
+        if self.caption_templates is not None:
+            return self.caption_templates
+        return STYLE_TEMPLATES if self.caption_preset == "style" else OBJECT_TEMPLATES
+
+    def caption(self, sample: Sample, chances: Sequence[float]) -> str:
+        """A template, still with ``{}``, before the image's own caption where it is kept."""
+        template, order = chances
+        templates = self.templates()
+        caption = templates[int(template * len(templates))]
+        if self.keep_original_captions:
+            caption = f"{caption} {sample.caption}"
+        if self.shuffle_caption_delimiter is None:
+            return caption
+        parts = caption.split(self.shuffle_caption_delimiter)
+        return self.shuffle_caption_delimiter.join(_permuted(parts, order))
+
+
+def _permuted(parts: list[str], chance: float) -> list[str]:
+    """The parts in an order that one draw in [0, 1) decides."""
+    random = Random(chance)
+    return random.sample(parts, len(parts))
+
+
+# After the templates of Gal et al., 2022, in words of our own.
+OBJECT_TEMPLATES = tuple(
+    template.format(article=article, place=PLACE)
+    for template in (
+        "{article} photo of {place}",
+        "{article} close photo of {place}",
+        "{article} cropped photo of {place}",
+        "{article} bright photo of {place}",
+        "{article} dark photo of {place}",
+        "{article} good photo of {place}",
+        "{article} rendering of {place}",
+        "{article} detailed picture of {place}",
+        "{article} picture of one {place}",
+        "{article} picture of the small {place}",
+        "{article} picture of the large {place}",
+    )
+    for article in ("a", "the")
+)
+STYLE_TEMPLATES = tuple(
+    f"{kind} in the style of {PLACE}"
+    for kind in (
+        "a painting",
+        "the painting",
+        "a picture",
+        "an image",
+        "a photo",
+        "a drawing",
+        "a sketch",
+        "a rendering",
+        "a digital work",
+        "a detailed painting",
+        "a close painting",
+        "a bright painting",
+        "a dark painting",
+        "a small painting",
+        "a large painting",
+        "a good painting",
+    )
+)

@@ -1,19 +1,21 @@
 """The FLUX LoRA config: invoke-training's ``FluxLoraConfig``, every field acting or refused."""
 
-from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from tasks.jobs.base import (
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    StrictModel,
-)
+from routing.estimate import Estimate, FluxShape, estimate_flux_lora
+from tasks.jobs.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from tasks.jobs.data import ImageCaptionFluxDataLoaderConfig
-from tasks.jobs.optimizers import AdamOptimizerConfig, ProdigyOptimizerConfig
+from tasks.jobs.pipeline import (
+    CLIP_TARGETS,
+    ClipTargets,
+    LoraFormat,
+    PipelineConfig,
+    WeightDtype,
+    not_cached_if_trained,
+    refuse_unequal_prodigy_rates,
+)
 
 # The linear layers of FluxTransformer2DModel's two kinds of blocks, by the end of their names.
 ATTENTION_TARGETS = frozenset(
@@ -82,44 +84,15 @@ def flux_lora_targets(names: tuple[str, ...]) -> tuple[frozenset[str], tuple[str
     return frozenset(found), tuple(unmatched)
 
 
-class FluxLoraConfig(StrictModel):
+class FluxLoraConfig(PipelineConfig):
     """A FLUX.1 LoRA training run."""
 
     type: Literal["FLUX_LORA"] = "FLUX_LORA"
     """Selects this training type."""
 
-    seed: NonNegativeInt | None = None
-    """Decides every random draw of the run. Null: one is drawn at submit and recorded."""
-
-    base_output_dir: str | None = None
-    """A folder inside the store under which the results are published. Null: ``outputs``."""
-
-    report_to: Literal["all", "tensorboard", "wandb", "comet_ml"] = "tensorboard"
-    """Where metrics go beside the job's events: a TensorBoard file among the results. The other
-    values would need secrets on the workers: refused."""
-
-    max_train_steps: PositiveInt | None = None
-    """Weight updates to make. Exactly one of this and max_train_epochs."""
-
-    max_train_epochs: PositiveInt | None = None
-    """Passes over the data set to make. Exactly one of this and max_train_steps."""
-
-    save_every_n_epochs: PositiveInt | None = None
-    """Keep a checkpoint after every n passes. Exactly one of this and save_every_n_steps."""
-
-    save_every_n_steps: PositiveInt | None = None
-    """Keep a checkpoint after every n updates. Exactly one of this and save_every_n_epochs."""
-
-    validate_every_n_epochs: PositiveInt | None = None
-    """Make validation images after every n passes. At most one of this and
-    validate_every_n_steps; without validation_prompts there is nothing to make."""
-
-    validate_every_n_steps: PositiveInt | None = None
-    """Make validation images after every n updates. At most one of this and
-    validate_every_n_epochs; without validation_prompts there is nothing to make."""
-
     model: Annotated[str, Field(min_length=1)] = "black-forest-labs/FLUX.1-dev"
-    """The base model: a diffusers folder, as the workers see it, or a Hub id."""
+    """The base model: a diffusers folder, as the workers see it, a Hub id, or one
+    ``.safetensors`` file that holds the whole model."""
 
     transformer_path: str | None = None
     """A ``.safetensors`` file whose transformer replaces the base model's."""
@@ -130,26 +103,31 @@ class FluxLoraConfig(StrictModel):
     text_encoder_2_path: str | None = None
     """A ``.safetensors`` file whose T5 text encoder replaces the base model's."""
 
-    lora_checkpoint_format: Literal["invoke_peft", "kohya"] = "kohya"
+    quantization: Literal["fp8", "int8", "nf4"] | None = None
+    """Keep the frozen transformer's linear layers in 8 bits (``fp8``, ``int8``, by torchao) or 4
+    (``nf4``, by bitsandbytes) and compute in weight_dtype's precision: half or a quarter of its
+    memory. Null: as they are. invoke-training has no such option."""
+
+    lora_checkpoint_format: LoraFormat = "kohya"
     """How the LoRA is written. Both forms hold the same weights; InvokeAI, ComfyUI and diffusers
     read both."""
 
     train_transformer: bool = True
-    """Put LoRA layers on the transformer. It is all there is to train yet: false is refused."""
+    """Put LoRA layers on the transformer."""
 
     train_text_encoder: bool = False
-    """Put LoRA layers on the CLIP text encoder. Not built yet: true is refused."""
-
-    optimizer: Annotated[
-        AdamOptimizerConfig | ProdigyOptimizerConfig, Field(discriminator="optimizer_type")
-    ] = AdamOptimizerConfig()
-    """The optimizer and its settings."""
+    """Put LoRA layers on the CLIP text encoder; T5 is never trained. Needs
+    cache_text_encoder_outputs false."""
 
     text_encoder_learning_rate: PositiveFloat | None = 1e-4
-    """The text encoder's learning rate; it acts with train_text_encoder."""
+    """The text encoder's learning rate; it acts with train_text_encoder. It overrides
+    optimizer.learning_rate; null leaves that, and so does leaving it out with Prodigy."""
 
     transformer_learning_rate: PositiveFloat | None = 4e-4
-    """The transformer's learning rate. It overrides optimizer.learning_rate; null leaves that."""
+    """The transformer's learning rate. It overrides optimizer.learning_rate; null leaves that.
+    Left out with Prodigy it is null, not 4e-4: Prodigy's rate is a factor on the step size it
+    finds, and invoke-training, where the default overrides it too, trains 2500 times too slowly.
+    A value that is given overrides Prodigy's as well."""
 
     lr_scheduler: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
@@ -173,68 +151,31 @@ class FluxLoraConfig(StrictModel):
     read as ``ff.net.2`` and ``ff_context.net.2``, ``proj_in`` is passed over. The model's last
     layer, also called ``proj_out``, never gets one."""
 
-    text_encoder_lora_target_modules: tuple[str, ...] = (
-        "fc1",
-        "fc2",
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "out_proj",
-    )
+    text_encoder_lora_target_modules: ClipTargets = CLIP_TARGETS
     """The text encoder's layers that get a LoRA; it acts with train_text_encoder."""
 
     cache_text_encoder_outputs: bool = False
     """Encode captions once, ahead of training, and share the outputs with every later job. False
     keeps both text encoders on the GPU and encodes at each step."""
 
-    cache_vae_outputs: bool = False
-    """Encode images once, ahead of training, and share the latents with every later job. False
-    keeps the VAE on the GPU and encodes at each step. Needs center_crop."""
-
-    enable_cpu_offload_during_validation: bool = False
-    """Bring models to the GPU one by one while making validation images; it acts with
-    validation_prompts."""
-
-    gradient_accumulation_steps: PositiveInt = 1
-    """Batches whose gradients make one weight update."""
-
-    weight_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    weight_dtype: WeightDtype = "float16"
     """The precision of the frozen weights. LoRA weights and their optimizer state are always
     float32; float16 trains with a dynamic loss scale, so that gradients do not vanish."""
-
-    mixed_precision: Literal["no", "fp16", "bf16", "fp8"] = "no"
-    """The precision of the computation; ``no`` takes weight_dtype's. ``fp8`` is not built yet."""
-
-    gradient_checkpointing: bool = False
-    """Recompute each block in the backward pass: far less memory, about 20 % slower."""
-
-    max_checkpoints: PositiveInt | None = None
-    """How many checkpoints to keep, newest last. Null keeps all."""
 
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """FLUX predicts the flow's velocity and nothing else: only null is accepted."""
 
-    max_grad_norm: PositiveFloat | None = None
-    """Clip the gradients' norm to this. Null: no clipping."""
-
-    validation_prompts: tuple[str, ...] = ()
-    """Prompts to make images from through the run. Not built yet: refused."""
-
-    num_validation_images_per_prompt: PositiveInt = 4
-    """Images for each of validation_prompts."""
-
     train_batch_size: PositiveInt = 1
     """Samples of one forward pass."""
-
-    use_masks: bool = False
-    """Weight the loss by the data set's masks. Not built yet: true is refused."""
 
     data_loader: ImageCaptionFluxDataLoaderConfig
     """The data set, and how it becomes samples."""
 
-    timestep_sampler: Literal["shift", "uniform"] = "shift"
+    timestep_sampler: Literal["shift", "uniform", "resolution_shift"] = "shift"
     """How noise levels are drawn: ``shift`` draws sigmoid(sigmoid_scale * N(0, 1)) and shifts it
-    towards noise, ``uniform`` draws evenly."""
+    towards noise by discrete_flow_shift, ``uniform`` draws evenly, ``resolution_shift`` (not in
+    invoke-training) shifts by what FLUX samples such a size with: exp(0.5) at 256 patches (256 x
+    256 pixels) to exp(1.15) at 4096 (1024 x 1024), the exponent linear in the patches."""
 
     discrete_flow_shift: PositiveFloat = 3.0
     """``shift`` maps t to shift * t / (1 + (shift - 1) * t); 1 leaves it."""
@@ -255,38 +196,6 @@ class FluxLoraConfig(StrictModel):
     t5_tokenizer_max_length: Annotated[int, Field(ge=1, le=512, strict=True)] = 512
     """Tokens of a caption that T5 sees; FLUX was trained with 512."""
 
-    @field_validator("base_output_dir")
-    @classmethod
-    def _inside_the_store(cls, folder: str | None) -> str | None:
-        if folder is None:
-            return None
-        path = PurePosixPath(folder)
-        if path.is_absolute() or ".." in path.parts or "\\" in folder or not path.parts:
-            raise ValueError("must be a relative folder inside the store, without '..'")
-        return str(path)
-
-    @field_validator("report_to")
-    @classmethod
-    def _only_tensorboard(cls, value: str) -> str:
-        if value != "tensorboard":
-            raise ValueError("only 'tensorboard' is built; the others need secrets on the workers")
-        return value
-
-    @field_validator("max_train_epochs", "save_every_n_steps")
-    @classmethod
-    def _exactly_one(cls, value: int | None, info: ValidationInfo) -> int | None:
-        other = _PARTNER[str(info.field_name)]
-        if other in info.data and (value is None) == (info.data[other] is None):
-            raise ValueError(f"set exactly one of {info.field_name} and {other}")
-        return value
-
-    @field_validator("validate_every_n_steps")
-    @classmethod
-    def _at_most_one(cls, value: int | None, info: ValidationInfo) -> int | None:
-        if value is not None and info.data.get("validate_every_n_epochs") is not None:
-            raise ValueError("set at most one of validate_every_n_steps and _epochs")
-        return value
-
     @field_validator("transformer_path", "text_encoder_1_path", "text_encoder_2_path")
     @classmethod
     def _safetensors_only(cls, path: str | None) -> str | None:
@@ -294,35 +203,23 @@ class FluxLoraConfig(StrictModel):
             raise ValueError("must be a .safetensors file; pickle checkpoints are refused")
         return path
 
-    @field_validator("train_transformer", "train_text_encoder", "use_masks")
+    @field_validator("train_text_encoder")
     @classmethod
-    def _refuse_unbuilt(cls, value: bool, info: ValidationInfo) -> bool:
-        if info.field_name == "train_transformer":
-            if not value:
-                raise ValueError("false leaves nothing to train: text encoders are not built yet")
-        elif value:
-            raise ValueError("not built yet; leave it false")
+    def _trains_something(cls, value: bool, info: ValidationInfo) -> bool:
+        if not value and info.data.get("train_transformer") is False:
+            raise ValueError("with train_transformer false too, there is nothing to train")
         return value
 
-    @field_validator("mixed_precision")
+    @field_validator("cache_text_encoder_outputs")
     @classmethod
-    def _refuse_fp8(cls, value: str) -> str:
-        if value == "fp8":
-            raise ValueError("fp8 is not built yet; use no, fp16 or bf16")
-        return value
+    def _trained_is_not_cached(cls, value: bool, info: ValidationInfo) -> bool:
+        return not_cached_if_trained(value, info)
 
     @field_validator("prediction_type")
     @classmethod
     def _refuse_prediction_type(cls, value: str | None) -> str | None:
         if value is not None:
             raise ValueError("FLUX is trained by flow matching and has no prediction type")
-        return value
-
-    @field_validator("validation_prompts")
-    @classmethod
-    def _refuse_validation(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if value:
-            raise ValueError("validation images are not built yet; leave it empty")
         return value
 
     @field_validator("flux_lora_target_modules")
@@ -336,25 +233,50 @@ class FluxLoraConfig(StrictModel):
             raise ValueError("names no layer; there would be nothing to train")
         return names
 
-    @field_validator("data_loader")
-    @classmethod
-    def _cacheable(
-        cls, loader: ImageCaptionFluxDataLoaderConfig, info: ValidationInfo
-    ) -> ImageCaptionFluxDataLoaderConfig:
-        if info.data.get("cache_vae_outputs") and not loader.center_crop:
-            raise ValueError(
-                "center_crop false draws another crop at each step, which no cache can hold; "
-                "set center_crop true or cache_vae_outputs false"
-            )
-        return loader
+    @model_validator(mode="after")
+    def _one_prodigy_rate(self) -> Self:
+        refuse_unequal_prodigy_rates(self.learning_rates(), self.optimizer)
+        return self
 
-    def learning_rate(self) -> float:
-        """The transformer's learning rate."""
-        return self.transformer_learning_rate or self.optimizer.learning_rate
+    @property
+    def loader(self) -> ImageCaptionFluxDataLoaderConfig:
+        """The data loader."""
+        return self.data_loader
+
+    @property
+    def caches_text(self) -> bool:
+        """Whether text-encoder outputs are cached."""
+        return self.cache_text_encoder_outputs
+
+    def learning_rates(self) -> dict[str, float]:
+        """Base learning rate by trained model."""
+        rates = {}
+        if self.train_transformer:
+            rates["transformer"] = self.transformer_learning_rate or self.optimizer.learning_rate
+        if self.train_text_encoder:
+            rates["text_encoder"] = self.text_encoder_learning_rate or self.optimizer.learning_rate
+        return rates
 
     def lora_alpha(self) -> float:
         """The LoRA's alpha: lora_scale times rank, so that strength does not fall with rank."""
         return (self.lora_scale or 1.0) * self.lora_rank_dim
+
+    def estimate(self) -> Estimate:
+        """The GPU memory this run needs."""
+        targets, _ = flux_lora_targets(self.flux_lora_target_modules)
+        return estimate_flux_lora(
+            FluxShape(
+                pixels=max(size.pixels for size in self.data_loader.sizes()),
+                batch_size=self.train_batch_size,
+                rank=self.lora_rank_dim,
+                weight_dtype=self.weight_dtype,
+                quantization=self.quantization,
+                attention_only=targets <= ATTENTION_TARGETS,
+                gradient_checkpointing=self.gradient_checkpointing,
+                text_encoders_resident=not self.cache_text_encoder_outputs,
+                optimizer_bytes=self.optimizer.state_bytes,
+            )
+        )
 
     def warnings(self) -> list[str]:
         """What runs as described and is likely not what its author wants."""
@@ -366,9 +288,4 @@ class FluxLoraConfig(StrictModel):
             found.append("train_batch_size above 2 needs a lot of memory with FLUX")
         if not (self.cache_text_encoder_outputs and self.cache_vae_outputs):
             found.append("uncached encoder outputs are computed at every step; caching is faster")
-        if self.validate_every_n_epochs or self.validate_every_n_steps:
-            found.append("no validation images are made without validation_prompts")
-        return found
-
-
-_PARTNER = {"max_train_epochs": "max_train_steps", "save_every_n_steps": "save_every_n_epochs"}
+        return [*found, *super().warnings()]

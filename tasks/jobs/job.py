@@ -6,17 +6,23 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from routing.estimate import Estimate, FluxShape, estimate_flux_lora
+from routing.estimate import Estimate
 from routing.policy import DoesNotFitError, Route, route
 from routing.requirements import TrainingType
 from tasks.errors import DoesNotFitJobError, Fault, InvalidJobError
 from tasks.jobs.base import StrictModel
-from tasks.jobs.flux_lora import ATTENTION_TARGETS, FluxLoraConfig, flux_lora_targets
+from tasks.jobs.flux_lora import FluxLoraConfig
+from tasks.jobs.sdxl import SdxlFinetuneConfig, SdxlLoraConfig, SdxlTextualInversionConfig
 from tasks.presets import UnknownPresetError, with_preset
 
 # Job ids and names become parts of store keys and file names.
 _SAFE = r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$"
 SafeName = Annotated[str, Field(pattern=_SAFE, max_length=100)]
+
+TrainingConfig = Annotated[
+    SdxlLoraConfig | SdxlTextualInversionConfig | SdxlFinetuneConfig | FluxLoraConfig,
+    Field(discriminator="type"),
+]
 
 
 class TrainingJob(StrictModel):
@@ -34,24 +40,12 @@ class TrainingJob(StrictModel):
     preset: str | None = None
     """A preset whose values stand where ``training`` has none."""
 
-    training: FluxLoraConfig
+    training: TrainingConfig
     """What to train, by its ``type``."""
 
     def estimate(self) -> Estimate:
         """The GPU memory this job needs."""
-        config = self.training
-        targets, _ = flux_lora_targets(config.flux_lora_target_modules)
-        return estimate_flux_lora(
-            FluxShape(
-                pixels=max(size.pixels for size in config.data_loader.sizes()),
-                batch_size=config.train_batch_size,
-                rank=config.lora_rank_dim,
-                weight_dtype=config.weight_dtype,
-                attention_only=targets <= ATTENTION_TARGETS,
-                gradient_checkpointing=config.gradient_checkpointing,
-                text_encoders_resident=not config.cache_text_encoder_outputs,
-            )
-        )
+        return self.training.estimate()
 
     def route(self) -> Route:
         """The class and queues of this job.
@@ -123,16 +117,14 @@ def _check_type(document: dict[str, Any]) -> Fault | None:
     if not isinstance(training, dict):
         return Fault("training", "is missing; it holds the training type and its options")
     given = training.get("type")
-    if given == TrainingType.FLUX_LORA:
-        return None
     if given in list(TrainingType):
-        return Fault("training.type", f"{given} is not built yet; FLUX_LORA is")
+        return None
     types = ", ".join(TrainingType)
     return Fault("training.type", f"{given!r} is no training type; the types are {types}")
 
 
 # The names of union branches appear in pydantic's paths, not in a person's document.
-_BRANCH = re.compile(r"^([A-Z][A-Z_]+|AdamW|Prodigy|(constrained-)?int|tuple\[.*)$")
+_BRANCH = re.compile(r"^([A-Z][A-Z_]+|AdamW|Prodigy|Adafactor|(constrained-)?int|tuple\[.*)$")
 
 
 def _path(details: dict[str, Any]) -> str:

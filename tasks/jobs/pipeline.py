@@ -1,0 +1,300 @@
+"""What all training types have in common: invoke-training's names, checked across fields."""
+
+from abc import abstractmethod
+from collections.abc import Collection
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+
+from routing.estimate import Estimate
+from tasks.jobs.base import NonNegativeInt, PositiveFloat, PositiveInt, StrictModel
+from tasks.jobs.data import DataLoaderConfig
+from tasks.jobs.optimizers import AdamOptimizerConfig, OptimizerConfig, ProdigyOptimizerConfig
+
+WeightDtype = Literal["float32", "float16", "bfloat16"]
+LoraFormat = Literal["invoke_peft", "kohya"]
+# The linear layers of a CLIP text encoder's blocks.
+CLIP_TARGETS = ("fc1", "fc2", "q_proj", "k_proj", "v_proj", "out_proj")
+# One event tells of all images of a step, some 350 bytes each; a worker takes lines of 256 KiB.
+MOST_VALIDATION_IMAGES = 256
+# Prodigy's author advises 1, and 0.1 to 3 for experiments; below, a rate meant for AdamW is likely.
+_LEAST_PRODIGY_RATE = 0.1
+
+
+def known_names(names: tuple[str, ...], known: Collection[str], model: str) -> tuple[str, ...]:
+    """The names, each of which ends one of the known layer names at a dot.
+
+    Raises:
+        ValueError: One ends none, or there are none.
+    """
+    unmatched = [n for n in names if not any(k == n or k.endswith(f".{n}") for k in known)]
+    if unmatched:
+        raise ValueError(
+            f"match no layer of {model}: {', '.join(unmatched)}; known are "
+            f"{', '.join(sorted(known))}"
+        )
+    if not names:
+        raise ValueError("names no layer; there would be nothing to train")
+    return names
+
+
+ClipTargets = Annotated[
+    tuple[str, ...],
+    AfterValidator(lambda names: known_names(names, CLIP_TARGETS, "the text encoder")),
+]
+
+
+class PipelineConfig(StrictModel):
+    """A training run of any type."""
+
+    type: str
+    """Selects the training type."""
+
+    seed: NonNegativeInt | None = None
+    """Decides every random draw of the run. Null: one is drawn at submit and recorded."""
+
+    base_output_dir: str | None = None
+    """A folder inside the store under which the results are published. Null: ``outputs``."""
+
+    report_to: Literal["all", "tensorboard", "wandb", "comet_ml"] = "tensorboard"
+    """Where metrics go beside the job's events: a TensorBoard file among the results. The other
+    values would need secrets on the workers: refused."""
+
+    max_train_steps: PositiveInt | None = None
+    """Weight updates to make. Exactly one of this and max_train_epochs."""
+
+    max_train_epochs: PositiveInt | None = None
+    """Passes over the data set to make. Exactly one of this and max_train_steps."""
+
+    save_every_n_epochs: PositiveInt | None = None
+    """Keep a checkpoint after every n passes. Exactly one of this and save_every_n_steps."""
+
+    save_every_n_steps: PositiveInt | None = None
+    """Keep a checkpoint after every n updates. Exactly one of this and save_every_n_epochs."""
+
+    validate_every_n_epochs: PositiveInt | None = None
+    """Make validation images after every n passes. With validation_prompts, exactly one of this
+    and validate_every_n_steps; without prompts at most one, and there is nothing to make."""
+
+    validate_every_n_steps: PositiveInt | None = None
+    """Make validation images after every n updates. With validation_prompts, exactly one of this
+    and validate_every_n_epochs; without prompts at most one, and there is nothing to make."""
+
+    model: Annotated[str, Field(min_length=1)]
+    """The base model: a diffusers folder, as the workers see it, a Hub id, or one
+    ``.safetensors`` file that holds the whole model."""
+
+    single_file_config: Annotated[str, Field(min_length=1)] | None = None
+    """Where ``model`` is a single file: the diffusers folder or Hub id whose configs and
+    tokenizers describe it. Null: the type's default model."""
+
+    optimizer: OptimizerConfig = AdamOptimizerConfig()
+    """The optimizer and its settings."""
+
+    lr_scheduler: Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
+    ] = "constant"
+    """How the learning rate moves over the run."""
+
+    lr_warmup_steps: NonNegativeInt = 0
+    """Updates over which the rate rises from 0; every scheduler but ``constant`` takes it."""
+
+    cache_vae_outputs: bool = False
+    """Encode images once, ahead of training, and share the latents with every later job. False
+    keeps the VAE on the GPU and encodes at each step. Needs center_crop."""
+
+    enable_cpu_offload_during_validation: bool = False
+    """Keep on the GPU only the model in use while making validation images. Slower, and takes
+    less memory; it acts with validation_prompts."""
+
+    gradient_accumulation_steps: PositiveInt = 1
+    """Batches whose gradients make one weight update."""
+
+    weight_dtype: WeightDtype = "bfloat16"
+    """The precision of the frozen weights. Trained weights and their optimizer state are always
+    float32; float16 trains with a dynamic loss scale, so that gradients do not vanish."""
+
+    mixed_precision: Literal["no", "fp16", "bf16", "fp8"] = "no"
+    """The precision of the computation; ``no`` takes weight_dtype's. ``fp8`` would need
+    TransformerEngine: refused."""
+
+    gradient_checkpointing: bool = False
+    """Recompute each block in the backward pass: far less memory, about 20 % slower."""
+
+    max_checkpoints: PositiveInt | None = None
+    """How many checkpoints to keep, newest last. Null keeps all. An old one is removed only once
+    the new one is recorded."""
+
+    max_grad_norm: PositiveFloat | None = None
+    """Clip the gradients' norm to this. Null: no clipping."""
+
+    validation_prompts: tuple[str, ...] = ()
+    """Prompts to make images from through the run, as they stand: without caption_prefix. The
+    images have the training resolution and are published in ``validation/``."""
+
+    num_validation_images_per_prompt: PositiveInt = 4
+    """Images for each of validation_prompts. The noise they start from is decided by seed, prompt
+    and number, so that the images of different steps compare."""
+
+    train_batch_size: PositiveInt = 4
+    """Samples of one forward pass."""
+
+    use_masks: bool = False
+    """Weight the loss by the data set's masks, in latent space: white counts fully, black not at
+    all. Images without a mask count fully. Only JSONL data sets hold masks."""
+
+    @property
+    @abstractmethod
+    def loader(self) -> DataLoaderConfig:
+        """The data loader."""
+
+    @property
+    @abstractmethod
+    def caches_text(self) -> bool:
+        """Whether text-encoder outputs are cached."""
+
+    @abstractmethod
+    def learning_rates(self) -> dict[str, float]:
+        """Base learning rate by trained model (``unet``, ``text_encoder``), trained ones only."""
+
+    @abstractmethod
+    def estimate(self) -> Estimate:
+        """The GPU memory this run needs."""
+
+    def warnings(self) -> list[str]:
+        """What runs as described and is likely not what its author wants."""
+        found = []
+        validates = self.validate_every_n_epochs or self.validate_every_n_steps
+        if validates and not self.validation_prompts:
+            found.append("no validation images are made without validation_prompts")
+        rates = self.learning_rates().values()
+        if isinstance(self.optimizer, ProdigyOptimizerConfig) and min(rates) < _LEAST_PRODIGY_RATE:
+            found.append(
+                f"Prodigy's rate is a factor on the step size it finds, usually 1; at "
+                f"{min(rates):g} it hardly trains: leave the model's own learning rate out"
+            )
+        return found
+
+    @field_validator("base_output_dir")
+    @classmethod
+    def _inside_the_store(cls, folder: str | None) -> str | None:
+        if folder is None:
+            return None
+        path = PurePosixPath(folder)
+        if path.is_absolute() or ".." in path.parts or "\\" in folder or not path.parts:
+            raise ValueError("must be a relative folder inside the store, without '..'")
+        return str(path)
+
+    @field_validator("report_to")
+    @classmethod
+    def _only_tensorboard(cls, value: str) -> str:
+        if value != "tensorboard":
+            raise ValueError("only 'tensorboard' is built; the others need secrets on the workers")
+        return value
+
+    @field_validator("max_train_epochs", "save_every_n_steps")
+    @classmethod
+    def _exactly_one(cls, value: int | None, info: ValidationInfo) -> int | None:
+        other = _PARTNER[str(info.field_name)]
+        if other in info.data and (value is None) == (info.data[other] is None):
+            raise ValueError(f"set exactly one of {info.field_name} and {other}")
+        return value
+
+    @field_validator("validate_every_n_steps")
+    @classmethod
+    def _at_most_one(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("validate_every_n_epochs") is not None:
+            raise ValueError("set at most one of validate_every_n_steps and _epochs")
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _no_pickle_model(cls, model: str) -> str:
+        if model.endswith(PICKLE_ENDINGS):
+            raise ValueError("is a pickle checkpoint, which is a program; use a .safetensors file")
+        return model
+
+    @field_validator("single_file_config")
+    @classmethod
+    def _describes_a_file(cls, value: str | None, info: ValidationInfo) -> str | None:
+        if value is not None and not str(info.data.get("model", "")).endswith(".safetensors"):
+            raise ValueError("acts only where model is a single .safetensors file; leave it out")
+        return value
+
+    @field_validator("mixed_precision")
+    @classmethod
+    def _refuse_fp8(cls, value: str) -> str:
+        if value == "fp8":
+            raise ValueError("computing in fp8 needs TransformerEngine; use no, fp16 or bf16")
+        return value
+
+    @field_validator("validation_prompts")
+    @classmethod
+    def _with_an_interval(cls, prompts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        intervals = ("validate_every_n_steps", "validate_every_n_epochs")
+        # One that is absent was refused by itself.
+        if prompts and all(info.data.get(name, 0) is None for name in intervals):
+            raise ValueError("set one of validate_every_n_steps and validate_every_n_epochs too")
+        return prompts
+
+    @field_validator("num_validation_images_per_prompt")
+    @classmethod
+    def _not_too_many(cls, number: int, info: ValidationInfo) -> int:
+        prompts = len(info.data.get("validation_prompts", ()))
+        if prompts * number > MOST_VALIDATION_IMAGES:
+            raise ValueError(
+                f"{prompts} prompts of {number} images each are {prompts * number} images at a "
+                f"time; at most {MOST_VALIDATION_IMAGES} are made"
+            )
+        return number
+
+    @field_validator("data_loader", check_fields=False)
+    @classmethod
+    def _goes_with_the_options(
+        cls, loader: DataLoaderConfig, info: ValidationInfo
+    ) -> DataLoaderConfig:
+        problems = []
+        if info.data.get("cache_vae_outputs") and not loader.center_crop:
+            problems.append(
+                "center_crop false draws another crop at each step, which no cache can hold; "
+                "set center_crop true or cache_vae_outputs false"
+            )
+        if info.data.get("use_masks") and not any(source.has_masks for source in loader.sources()):
+            problems.append("use_masks needs an IMAGE_CAPTION_JSONL_DATASET, which can hold masks")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return loader
+
+    @model_validator(mode="before")
+    @classmethod
+    def _prodigy_keeps_its_rate(cls, values: Any) -> Any:
+        """Leave Prodigy its own rate where a model's rate is left out and not null by default."""
+        if not isinstance(values, dict):
+            return values
+        given = values.get("optimizer")
+        kind = given.get("optimizer_type") if isinstance(given, dict) else type(given)
+        if kind not in ("Prodigy", ProdigyOptimizerConfig):
+            return values
+        rates = [name for name in cls.model_fields if name.endswith("_learning_rate")]
+        return {**dict.fromkeys(rates), **values}
+
+
+PICKLE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+_PARTNER = {"max_train_epochs": "max_train_steps", "save_every_n_steps": "save_every_n_epochs"}
+
+
+def not_cached_if_trained(cached: bool, info: ValidationInfo) -> bool:
+    """The value of cache_text_encoder_outputs, refused where the text encoder is trained."""
+    if cached and info.data.get("train_text_encoder"):
+        raise ValueError("a trained text encoder's outputs change; set train_text_encoder false")
+    return cached
+
+
+def refuse_unequal_prodigy_rates(rates: dict[str, float], optimizer: OptimizerConfig) -> None:
+    """Raise ValueError where Prodigy, which finds one step size for all, is given two rates."""
+    if isinstance(optimizer, ProdigyOptimizerConfig) and len(set(rates.values())) > 1:
+        shown = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+        raise ValueError(
+            f"Prodigy takes one rate for all models, and gets {shown}; make them equal"
+        )

@@ -1,0 +1,363 @@
+"""The three SDXL configs: invoke-training's, every field acting or refused."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from routing.estimate import Estimate, SdxlShape, estimate_sdxl
+from tasks.jobs.base import Decay, PositiveFloat, PositiveInt
+from tasks.jobs.data import (
+    DreamboothSDDataLoaderConfig,
+    ImageCaptionSDDataLoaderConfig,
+    TextualInversionSDDataLoaderConfig,
+)
+from tasks.jobs.pipeline import (
+    CLIP_TARGETS,
+    ClipTargets,
+    LoraFormat,
+    PipelineConfig,
+    WeightDtype,
+    known_names,
+    not_cached_if_trained,
+    refuse_unequal_prodigy_rates,
+)
+
+# Every layer of SDXL's UNet that can take a LoRA, by the end of its name.
+UNET_TARGETS = frozenset(
+    {
+        "attn1.to_q",
+        "attn1.to_k",
+        "attn1.to_v",
+        "attn1.to_out.0",
+        "attn2.to_q",
+        "attn2.to_k",
+        "attn2.to_v",
+        "attn2.to_out.0",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "proj_in",
+        "proj_out",
+        "conv1",
+        "conv2",
+        "conv_shortcut",
+        "time_emb_proj",
+        "downsamplers.0.conv",
+        "upsamplers.0.conv",
+    }
+)
+_DEFAULT_TARGETS = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "proj",
+    "proj_in",
+    "proj_out",
+    "conv",
+    "conv1",
+    "conv2",
+    "conv_shortcut",
+    "to_out.0",
+    "time_emb_proj",
+    "ff.net.2",
+)
+# A token of letters, digits and signs in one piece: what every reader can find in a prompt.
+_TOKEN = r"^[^\s,]+$"
+
+
+class SdxlConfig(PipelineConfig):
+    """An SDXL training run."""
+
+    model: Annotated[str, Field(min_length=1)] = "stabilityai/stable-diffusion-xl-base-1.0"
+    """The base model: a diffusers folder, as the workers see it, a Hub id, or one
+    ``.safetensors`` file that holds the whole model."""
+
+    hf_variant: str | None = "fp16"
+    """The variant of a Hub repository's files to fetch (``fp16`` is half the download); weights
+    without that variant are taken where there is none. For folders the same."""
+
+    vae_model: Annotated[str, Field(min_length=1)] | None = None
+    """A diffusers folder or Hub id of a VAE to use instead of the base model's. The published
+    file does not hold it, but full_diffusers and single_file do."""
+
+    prediction_type: Literal["epsilon", "v_prediction"] | None = None
+    """What the UNet predicts: the noise, or the velocity (Salimans & Ho, 2022). Null: what the
+    base model's scheduler says."""
+
+    min_snr_gamma: PositiveFloat | None = 5.0
+    """Weight each sample's loss by min(snr, gamma) / snr, and with v-prediction by
+    min(snr, gamma) / (snr + 1): Min-SNR (Hang et al., 2023). Null: no weighting."""
+
+    xformers: bool = False
+    """PyTorch's own attention is as fast and exact to repeat: true is refused."""
+
+    negative_validation_prompts: tuple[str, ...] | None = None
+    """What each validation image should not show: one for each of validation_prompts."""
+
+    @field_validator("xformers")
+    @classmethod
+    def _refuse_xformers(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("PyTorch's own attention is as fast, and used; leave it false")
+        return value
+
+    @field_validator("negative_validation_prompts")
+    @classmethod
+    def _one_for_each(
+        cls, prompts: tuple[str, ...] | None, info: ValidationInfo
+    ) -> tuple[str, ...] | None:
+        wanted = info.data.get("validation_prompts")
+        if prompts is not None and wanted is not None and len(prompts) != len(wanted):
+            raise ValueError(f"are {len(prompts)} for {len(wanted)} validation_prompts")
+        return prompts
+
+    def _estimate(
+        self, *, trained: float, resident_encoders: bool, copies: int = 0, trains_unet: bool = False
+    ) -> Estimate:
+        return estimate_sdxl(
+            SdxlShape(
+                pixels=max(size.pixels for size in self.loader.sizes()),
+                batch_size=self.train_batch_size,
+                weight_dtype=self.weight_dtype,
+                trained_parameters=trained,
+                trains_unet=trains_unet,
+                optimizer_bytes=self.optimizer.state_bytes,
+                weight_copies=copies,
+                gradient_checkpointing=self.gradient_checkpointing,
+                text_encoders_resident=resident_encoders,
+                vae_resident=not self.cache_vae_outputs,
+            )
+        )
+
+
+class SdxlLoraConfig(SdxlConfig):
+    """An SDXL LoRA training run."""
+
+    type: Literal["SDXL_LORA"] = "SDXL_LORA"
+    """Selects this training type."""
+
+    base_embeddings: dict[str, str] = {}
+    """Token to textual-inversion file (``.safetensors`` with ``clip_l`` and ``clip_g``): embeddings
+    that captions may use, and that are not trained."""
+
+    lora_checkpoint_format: LoraFormat = "kohya"
+    """How the LoRA is written. Both forms hold the same weights; InvokeAI, ComfyUI and diffusers
+    read both."""
+
+    train_unet: bool = True
+    """Put LoRA layers on the UNet."""
+
+    train_text_encoder: bool = True
+    """Put LoRA layers on both text encoders. Needs cache_text_encoder_outputs false."""
+
+    text_encoder_learning_rate: PositiveFloat | None = None
+    """The text encoders' learning rate. It overrides optimizer.learning_rate; null leaves that."""
+
+    unet_learning_rate: PositiveFloat | None = None
+    """The UNet's learning rate. It overrides optimizer.learning_rate; null leaves that."""
+
+    lora_rank_dim: PositiveInt = 4
+    """The rank of the LoRA matrices. Alpha equals it, so that a LoRA's strength does not fall with
+    its rank; in invoke-training alpha is 1."""
+
+    unet_lora_target_modules: tuple[str, ...] = _DEFAULT_TARGETS
+    """The UNet's layers that get a LoRA, each by the end of its name."""
+
+    text_encoder_lora_target_modules: ClipTargets = CLIP_TARGETS
+    """The text encoders' layers that get a LoRA; it acts with train_text_encoder."""
+
+    cache_text_encoder_outputs: bool = False
+    """Encode captions once, ahead of training, and share the outputs with every later job. False
+    keeps both text encoders on the GPU and encodes at each step."""
+
+    data_loader: Annotated[
+        ImageCaptionSDDataLoaderConfig | DreamboothSDDataLoaderConfig, Field(discriminator="type")
+    ]
+    """The data set, and how it becomes samples."""
+
+    @field_validator("base_embeddings")
+    @classmethod
+    def _embedding_files(cls, files: dict[str, str]) -> dict[str, str]:
+        wrong = [path for path in files.values() if not path.endswith(".safetensors")]
+        if wrong:
+            raise ValueError(f"must be .safetensors files; pickles are refused: {', '.join(wrong)}")
+        return files
+
+    @field_validator("train_text_encoder")
+    @classmethod
+    def _trains_something(cls, value: bool, info: ValidationInfo) -> bool:
+        if not value and info.data.get("train_unet") is False:
+            raise ValueError("with train_unet false too, there is nothing to train")
+        return value
+
+    @field_validator("unet_lora_target_modules")
+    @classmethod
+    def _known_targets(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return known_names(names, UNET_TARGETS, "SDXL's UNet")
+
+    @field_validator("cache_text_encoder_outputs")
+    @classmethod
+    def _trained_is_not_cached(cls, value: bool, info: ValidationInfo) -> bool:
+        return not_cached_if_trained(value, info)
+
+    @model_validator(mode="after")
+    def _one_prodigy_rate(self) -> Self:
+        refuse_unequal_prodigy_rates(self.learning_rates(), self.optimizer)
+        return self
+
+    @property
+    def loader(self) -> ImageCaptionSDDataLoaderConfig | DreamboothSDDataLoaderConfig:
+        """The data loader."""
+        return self.data_loader
+
+    @property
+    def caches_text(self) -> bool:
+        """Whether text-encoder outputs are cached."""
+        return self.cache_text_encoder_outputs
+
+    def learning_rates(self) -> dict[str, float]:
+        """Base learning rate by trained model."""
+        rates = {}
+        if self.train_unet:
+            rates["unet"] = self.unet_learning_rate or self.optimizer.learning_rate
+        if self.train_text_encoder:
+            rate = self.text_encoder_learning_rate or self.optimizer.learning_rate
+            rates |= {"text_encoder": rate, "text_encoder_2": rate}
+        return rates
+
+    def lora_alpha(self) -> float:
+        """The LoRA's alpha: its rank."""
+        return float(self.lora_rank_dim)
+
+    def estimate(self) -> Estimate:
+        """The GPU memory this run needs."""
+        # Trained weights for each unit of rank, all default layers of the UNet and both encoders.
+        per_rank = 2.9e6 * self.train_unet + 0.9e6 * self.train_text_encoder
+        return self._estimate(
+            trained=per_rank * self.lora_rank_dim,
+            resident_encoders=not self.cache_text_encoder_outputs,
+        )
+
+
+class SdxlTextualInversionConfig(SdxlConfig):
+    """An SDXL textual-inversion run (Gal et al., 2022): new words for both text encoders."""
+
+    type: Literal["SDXL_TEXTUAL_INVERSION"] = "SDXL_TEXTUAL_INVERSION"
+    """Selects this training type."""
+
+    num_vectors: PositiveInt = 1
+    """Embedding vectors of the new word; it takes as many tokens of a prompt. With initial_phrase,
+    the phrase decides: leave it 1."""
+
+    placeholder_token: Annotated[str, Field(pattern=_TOKEN, max_length=100)]
+    """The new word. The tokenizers must not have it yet."""
+
+    initializer_token: Annotated[str, Field(min_length=1)] | None = None
+    """A word whose embedding the vectors start from. Exactly one of this, initial_embedding_file
+    and initial_phrase."""
+
+    initial_embedding_file: str | None = None
+    """A ``.safetensors`` file with ``clip_l`` and ``clip_g`` to go on from. Exactly one of this,
+    initializer_token and initial_phrase."""
+
+    initial_phrase: Annotated[str, Field(min_length=1)] | None = None
+    """A phrase whose tokens' embeddings the vectors start from, one each. Exactly one of this,
+    initializer_token and initial_embedding_file."""
+
+    data_loader: TextualInversionSDDataLoaderConfig
+    """The data set, and how it becomes samples."""
+
+    @field_validator("initial_embedding_file")
+    @classmethod
+    def _safetensors_only(cls, path: str | None) -> str | None:
+        if path is not None and not path.endswith(".safetensors"):
+            raise ValueError("must be a .safetensors file; pickles are refused")
+        return path
+
+    @field_validator("initial_phrase")
+    @classmethod
+    def _exactly_one_start(cls, phrase: str | None, info: ValidationInfo) -> str | None:
+        others = [info.data.get(name) for name in ("initializer_token", "initial_embedding_file")]
+        if sum(value is not None for value in (phrase, *others)) != 1:
+            raise ValueError(
+                "set exactly one of initializer_token, initial_embedding_file and initial_phrase"
+            )
+        if phrase is not None and info.data.get("num_vectors", 1) != 1:
+            raise ValueError("decides how many vectors there are; leave num_vectors out")
+        return phrase
+
+    @property
+    def loader(self) -> TextualInversionSDDataLoaderConfig:
+        """The data loader."""
+        return self.data_loader
+
+    @property
+    def caches_text(self) -> bool:
+        """Never: the embeddings under the text encoders' outputs are trained."""
+        return False
+
+    def learning_rates(self) -> dict[str, float]:
+        """Base learning rate by trained model."""
+        rate = self.optimizer.learning_rate
+        return {"text_encoder": rate, "text_encoder_2": rate}
+
+    def estimate(self) -> Estimate:
+        """The GPU memory this run needs."""
+        vectors = self.num_vectors * (768 + 1280)
+        return self._estimate(trained=float(vectors), resident_encoders=True)
+
+
+class SdxlFinetuneConfig(SdxlConfig):
+    """An SDXL finetune: every weight of the UNet."""
+
+    type: Literal["SDXL_FINETUNE"] = "SDXL_FINETUNE"
+    """Selects this training type."""
+
+    save_checkpoint_format: Literal["full_diffusers", "trained_only_diffusers", "single_file"] = (
+        "trained_only_diffusers"
+    )
+    """What is published: the whole pipeline as a diffusers folder, the UNet's part of it alone, or
+    the whole pipeline in one ``.safetensors`` file as InvokeAI and ComfyUI load it (not in
+    invoke-training)."""
+
+    save_dtype: WeightDtype = "float16"
+    """The precision of the published weights."""
+
+    use_ema: bool = False
+    """Publish a moving average of the weights (EMA) instead of the last ones; its warmup is
+    diffusers'. Takes 4 more bytes for each weight. invoke-training has none."""
+
+    ema_decay: Decay = 0.9999
+    """How much of the average is kept at each step, once it has warmed up; it acts with
+    use_ema."""
+
+    cache_text_encoder_outputs: bool = False
+    """Encode captions once, ahead of training, and share the outputs with every later job. False
+    keeps both text encoders on the GPU and encodes at each step."""
+
+    data_loader: Annotated[
+        ImageCaptionSDDataLoaderConfig | DreamboothSDDataLoaderConfig, Field(discriminator="type")
+    ]
+    """The data set, and how it becomes samples."""
+
+    @property
+    def loader(self) -> ImageCaptionSDDataLoaderConfig | DreamboothSDDataLoaderConfig:
+        """The data loader."""
+        return self.data_loader
+
+    @property
+    def caches_text(self) -> bool:
+        """Whether text-encoder outputs are cached."""
+        return self.cache_text_encoder_outputs
+
+    def learning_rates(self) -> dict[str, float]:
+        """Base learning rate by trained model."""
+        return {"unet": self.optimizer.learning_rate}
+
+    def estimate(self) -> Estimate:
+        """The GPU memory this run needs."""
+        return self._estimate(
+            trained=0,
+            trains_unet=True,
+            copies=int(self.use_ema),
+            resident_encoders=not self.cache_text_encoder_outputs,
+        )
