@@ -88,7 +88,27 @@ class CheckpointSaved(StrictModel):
     state_key: str
     """The store key of the exact training state."""
     weights: Artifact
-    """The LoRA as of this step, in its published form."""
+    """What was trained, as of this step, in its published form; the file to name first."""
+    others: tuple[Artifact, ...] = ()
+    """The rest of it, where it is a folder."""
+
+    @property
+    def files(self) -> tuple[Artifact, ...]:
+        """All published files; their names start with the job's name."""
+        return (self.weights, *self.others)
+
+
+class ValidationImages(StrictModel):
+    """Images of the validation prompts were made.
+
+    A run that goes on from an earlier step tells of the same step again; the later one holds.
+    """
+
+    kind: Literal["validation_images"] = "validation_images"
+    step: int
+    """Weight updates made."""
+    images: tuple[Artifact, ...]
+    """By prompt, then by number; one that came out as no picture is left out."""
 
 
 class Note(StrictModel):
@@ -149,6 +169,7 @@ Event = Annotated[
     | StageFinished
     | Progress
     | CheckpointSaved
+    | ValidationImages
     | Note
     | CacheDone
     | TrainDone

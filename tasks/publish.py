@@ -7,7 +7,7 @@ from typing import Any
 from tasks.events import Artifact, TrainDone
 from tasks.stage import StageContext, StageResult
 from tasks.store import output_prefix
-from tasks.train import checkpoints_of
+from tasks.train import checkpoints_of, validations_of
 
 MANIFEST_VERSION = 1
 
@@ -42,12 +42,19 @@ def publish(context: StageContext) -> StageResult:
 
 
 def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
-    """Copy the results to their final names: the trained LoRA first, then earlier ones."""
+    """Copy the results to their final names: the trained weights first, then earlier ones.
+
+    Validation images get a folder of their own.
+    """
     refs, name = context.record.refs, context.record.job.name
     *earlier, last = checkpoints_of(refs)
-    names = {f"{name}.safetensors": last.weights}
-    names |= {f"{name}-{saved.step:06d}.safetensors": saved.weights for saved in earlier}
+    names = {file.name: file for file in last.files}
+    for saved in earlier:
+        rest = {file.name.removeprefix(name): file for file in saved.files}
+        names |= {f"{name}-{saved.step:06d}{end}": file for end, file in rest.items()}
     names |= {extra.name: extra for extra in TrainDone.model_validate_json(refs["trained"]).extras}
+    for made in validations_of(refs):
+        names |= {f"validation/{image.name}": image for image in made.images}
     files = []
     for file_name, artifact in names.items():
         key = f"{prefix}/{file_name}"

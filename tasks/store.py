@@ -47,6 +47,11 @@ def checkpoint_prefix(job_id: str, step: int, attempt: int) -> str:
     return f"jobs/{job_id}/checkpoints/{step:08d}-{attempt}"
 
 
+def validation_prefix(job_id: str, step: int, attempt: int) -> str:
+    """The folder of one step's validation images; attempts never share one."""
+    return f"jobs/{job_id}/validation/{step:08d}-{attempt}"
+
+
 def output_prefix(job_id: str, folder: str | None) -> str:
     """The folder a job's results are published in."""
     return f"{folder or 'outputs'}/{job_id}"
@@ -104,6 +109,15 @@ class Store:
         """An object's bytes."""
         try:
             return bytes(obstore.get(self._store, key).bytes())
+        except (BaseError, OSError) as error:
+            raise StoreError(f"cannot read {key}: {_first_line(error)}") from error
+
+    def download(self, key: str, path: Path) -> None:
+        """Write an object to a file, piece by piece: it may be larger than memory."""
+        try:
+            with path.open("wb") as file:
+                for piece in obstore.get(self._store, key).stream():
+                    file.write(piece)
         except (BaseError, OSError) as error:
             raise StoreError(f"cannot read {key}: {_first_line(error)}") from error
 

@@ -122,6 +122,8 @@ class _Display(AbstractContextManager["_Display"]):
                 self._advance(event)
             case events.CheckpointSaved():
                 self._line(f"checkpoint at step {event.step}")
+            case events.ValidationImages():
+                self._line(f"{len(event.images)} validation images at step {event.step}")
             case events.Note():
                 self._line(event.message, "yellow" if event.level == "warning" else "dim")
             case _:

@@ -17,11 +17,28 @@ from torch.utils.data import DataLoader, Dataset
 
 from tasks.buckets import Size, nearest_bucket
 from tasks.dataset import DataSet
-from tasks.jobs.flux_lora import FluxLoraConfig
+from tasks.jobs.data import DataLoaderConfig, DreamboothSDDataLoaderConfig
+from tasks.jobs.pipeline import PipelineConfig
 from tasks.store import Store
-from worker.trainer.cache_entries import CacheIndex, read_latents, read_text
+from worker.trainer.cache_entries import (
+    VAE_FACTOR,
+    CacheIndex,
+    read_latents,
+    read_text,
+    text_tokens,
+)
 from worker.trainer.draws import Draws
-from worker.trainer.pictures import CENTRE, cropped, load_picture, pixels, resized_to_cover
+from worker.trainer.pictures import (
+    CENTRE,
+    covering_size,
+    crop_corner,
+    cropped,
+    latent_mask,
+    load_mask,
+    load_picture,
+    pixels,
+    resized_to_cover,
+)
 
 
 @dataclass(frozen=True)
@@ -31,17 +48,24 @@ class Batch:
     Attributes:
         epoch: Which pass over the data set.
         samples: Their numbers in the data set; with ``epoch`` they place every random draw.
+        captions: As they are encoded.
+        weights: (B,), of the samples' losses.
+        time_ids: (B, 6): original height and width, top and left of the crop, height and width;
+            what SDXL is told of a picture's size.
+        masks: (B, 1, h, w) in [0, 1] at the latents' size, where the config uses masks.
         pixels: (B, 3, H, W) in [-1, 1].
-        latent_mean: (B, 16, h, w).
-        latent_logvar: (B, 16, h, w).
-        captions: After the prefix.
-        prompt_embeds: (B, tokens, 4096).
-        pooled: (B, 768).
+        latent_mean: (B, C, h, w).
+        latent_logvar: (B, C, h, w).
+        prompt_embeds: (B, tokens, width).
+        pooled: (B, width).
     """
 
     epoch: int
     samples: tuple[int, ...]
     captions: tuple[str, ...]
+    weights: torch.Tensor
+    time_ids: torch.Tensor
+    masks: torch.Tensor | None = None
     pixels: torch.Tensor | None = None
     latent_mean: torch.Tensor | None = None
     latent_logvar: torch.Tensor | None = None
@@ -118,16 +142,9 @@ class BatchPlan:
         return epoch, self.epoch(epoch)[place]
 
 
-def captions_of(data_set: DataSet, config: FluxLoraConfig) -> tuple[str, ...]:
-    """The caption of each sample after the prefix."""
-    prefix = config.data_loader.caption_prefix
-    start = "" if prefix is None else f"{prefix} "
-    return tuple(start + sample.caption for sample in data_set.samples)
-
-
-def sizes_of(data_set: DataSet, config: FluxLoraConfig) -> tuple[Size, ...]:
+def sizes_of(data_set: DataSet, loader: DataLoaderConfig) -> tuple[Size, ...]:
     """The training size of each sample."""
-    buckets = config.data_loader.sizes()
+    buckets = loader.sizes()
     return tuple(nearest_bucket(sample.size, buckets) for sample in data_set.samples)
 
 
@@ -139,14 +156,14 @@ class SampleReader:
         data_set: Which there are.
         config: How they become training samples.
         index: Their cache entries, where something is cached.
-        draws: Decide flips and crops.
+        draws: Decide flips, crops and captions.
     """
 
     def __init__(
         self,
         store_url: str,
         data_set: DataSet,
-        config: FluxLoraConfig,
+        config: PipelineConfig,
         index: CacheIndex | None,
         draws: Draws,
     ) -> None:
@@ -156,53 +173,98 @@ class SampleReader:
         self._config = config
         self._index = index
         self._draws = draws
-        self._captions = captions_of(data_set, config)
-        self.sizes = sizes_of(data_set, config)
+        self.sizes = sizes_of(data_set, config.loader)
         self._kept: dict[int, Image.Image] = {}
-        data_set_config = config.data_loader.dataset
-        self._keep_in_memory = getattr(data_set_config, "keep_in_memory", False)
+        self._keep_in_memory = [
+            getattr(source, "keep_in_memory", False) for source in config.loader.sources()
+        ]
 
     def read(self, epoch: int, samples: tuple[int, ...]) -> Batch:
         """The batch of these samples."""
-        parts = [self._sample(epoch, sample) for sample in samples]
+        captions = tuple(self._caption(epoch, sample) for sample in samples)
+        parts = [self._sample(epoch, *pair) for pair in zip(samples, captions, strict=True)]
         return Batch(
             epoch,
             samples,
-            tuple(self._captions[sample] for sample in samples),
+            captions,
             **{name: torch.stack([part[name] for part in parts]) for name in parts[0]},
         )
 
-    def _sample(self, epoch: int, sample: int) -> dict[str, torch.Tensor]:
-        loader = self._config.data_loader
+    def _caption(self, epoch: int, sample: int) -> str:
+        loader = self._config.loader
+        chances: list[float] = []
+        if loader.caption_draws:
+            draws = self._draws.uniform((loader.caption_draws,), "caption", epoch, sample)
+            chances = draws.tolist()
+        return loader.caption(self._data_set.samples[sample], chances)
+
+    def _sample(self, epoch: int, sample: int, caption: str) -> dict[str, torch.Tensor]:
+        loader = self._config.loader
         # One draw in [0, 1) for each sample and epoch: the same whether latents are cached or not.
         chance = self._draws.uniform((1,), "flip", epoch, sample).item()
         flipped = loader.random_flip and chance < 0.5
-        found: dict[str, torch.Tensor] = {}
+        place = self._place(epoch, sample)
+        found = {
+            "weights": torch.tensor(self._weight(sample)),
+            "time_ids": self._time_ids(sample, place),
+        }
+        if self._config.use_masks:
+            found["masks"] = self._mask(sample, place, flipped=flipped)
         entries = self._index.samples[sample] if self._index is not None else None
         key = entries and (entries.flipped_latents if flipped else entries.latents)
         if key:
             latents = read_latents(self._open(), key, self.sizes[sample])
             found |= {"latent_mean": latents.mean, "latent_logvar": latents.logvar}
         else:
-            found["pixels"] = pixels(self._cropped(epoch, sample), flipped=flipped)
-        if entries and entries.text:
-            text = read_text(self._open(), entries.text, self._config)
+            picture = cropped(self._resized(sample), self.sizes[sample], place)
+            found["pixels"] = pixels(picture, flipped=flipped)
+        text_key = entries and entries.text
+        if text_key and self._index is not None:
+            # A dropped caption is the blank one.
+            key = text_key if caption else self._index.blank_text
+            text = read_text(self._open(), key or text_key, text_tokens(self._config))
             found |= {"prompt_embeds": text.prompt_embeds, "pooled": text.pooled}
         return found
 
-    def _cropped(self, epoch: int, sample: int) -> Image.Image:
-        place = CENTRE
-        if not self._config.data_loader.center_crop:
-            across, down = self._draws.uniform((2,), "crop", epoch, sample).tolist()
-            place = (across, down)
-        return cropped(self._resized(sample), self.sizes[sample], place)
+    def _place(self, epoch: int, sample: int) -> tuple[float, float]:
+        if self._config.loader.center_crop:
+            return CENTRE
+        across, down = self._draws.uniform((2,), "crop", epoch, sample).tolist()
+        return across, down
+
+    def _weight(self, sample: int) -> float:
+        """The weight of a sample's loss: DreamBooth's class images may count less."""
+        loader = self._config.loader
+        is_of_class = self._data_set.samples[sample].part == 1
+        if isinstance(loader, DreamboothSDDataLoaderConfig) and is_of_class:
+            return loader.class_data_loss_weight
+        return 1.0
+
+    def _time_ids(self, sample: int, place: tuple[float, float]) -> torch.Tensor:
+        """What SDXL is told of the picture's size before and after the crop, (6,) float32."""
+        original, size = self._data_set.samples[sample].size, self.sizes[sample]
+        left, top = crop_corner(covering_size(original, size), size, place)
+        return torch.tensor(
+            [original.height, original.width, top, left, size.height, size.width],
+            dtype=torch.float32,
+        )
+
+    def _mask(self, sample: int, place: tuple[float, float], *, flipped: bool) -> torch.Tensor:
+        """The sample's mask at the latents' size, (1, h, w); ones where it has none."""
+        size = self.sizes[sample]
+        mask = self._data_set.samples[sample].mask
+        if mask is None:
+            return torch.ones(1, size.height // VAE_FACTOR, size.width // VAE_FACTOR)
+        picture = load_mask(self._open(), self._data_set.samples[sample].source, mask)
+        picture = cropped(resized_to_cover(picture, size), size, place)
+        return latent_mask(picture, VAE_FACTOR, flipped=flipped)
 
     def _resized(self, sample: int) -> Image.Image:
         if sample in self._kept:
             return self._kept[sample]
         picture = load_picture(self._open(), self._data_set.samples[sample])
         picture = resized_to_cover(picture, self.sizes[sample])
-        if self._keep_in_memory:
+        if self._keep_in_memory[self._data_set.samples[sample].part]:
             self._kept[sample] = picture
         return picture
 

@@ -6,7 +6,6 @@ was missing that day, and an entry made anew would not be the one a run was trai
 or 512 tokens, fills a GPU already.
 """
 
-import gc
 import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,12 +18,13 @@ from tasks.dataset import DataSet
 from tasks.events import CacheDone, Progress
 from tasks.requests import TrainerRequest
 from tasks.store import Store, cache_index_key
-from worker.trainer.base_model import base_model_folder, weights_digest
-from worker.trainer.batches import captions_of, sizes_of
+from worker.trainer.base_model import text_digest, vae_digest
+from worker.trainer.batches import sizes_of
 from worker.trainer.cache_entries import (
     CacheIndex,
     Latents,
     SampleEntries,
+    Text,
     cache_settings,
     latents_bytes,
     latents_key,
@@ -32,13 +32,12 @@ from worker.trainer.cache_entries import (
     read_text,
     text_bytes,
     text_key,
+    text_tokens,
 )
 from worker.trainer.errors import DamagedFileError, NotFiniteError
+from worker.trainer.memory import release_memory
 from worker.trainer.pictures import CENTRE, cropped, load_picture, pixels, resized_to_cover
 from worker.trainer.pipe import Emit, ProgressMeter, StopSwitch
-
-_TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
-
 
 Item = TypeVar("Item")
 
@@ -96,40 +95,43 @@ class _CacheStage:
         self._emit = emit
         self._stop = stop
         self._device = torch.device(request.device)
-        self._captions = captions_of(data_set, self._config)
-        self._sizes = sizes_of(data_set, self._config)
+        loader = self._config.loader
+        self._sizes = sizes_of(data_set, loader)
+        # A cached caption is always the same one: only drops are drawn, and their entry is blank.
+        self._captions = (
+            [loader.caption(sample, ()) for sample in data_set.samples]
+            if self._config.caches_text
+            else [""] * len(data_set.samples)
+        )
+        negative = getattr(self._config, "negative_validation_prompts", None)
+        self._prompts = (self._config.validation_prompts, tuple(negative or ()))
 
     def texts(self) -> tuple[dict[_Caption, str], int]:
-        """The entry of each caption, and how many were encoded now."""
+        """The entry of each caption and prompt, and how many were encoded now."""
         config = self._config
-        if not config.cache_text_encoder_outputs:
+        if not config.caches_text:
             return {}, 0
-        folder = base_model_folder(config, _TEXT_PARTS)
-        overrides = (config.text_encoder_1_path, None, config.text_encoder_2_path, None)
-        digest = weights_digest(folder, _TEXT_PARTS, overrides)
-        # The blank caption stands for a dropped one.
-        keys = {
-            _Caption(caption): text_key(caption, config, digest)
-            for caption in sorted({"", *self._captions})
-        }
-        missing = self._missing(keys, lambda _, key: read_text(self._store, key, config))
+        digest = text_digest(config)
+        # The blank caption stands for a dropped one; prompts are encoded as captions are.
+        wanted = {"", *self._captions, *self._prompts[0], *self._prompts[1]}
+        keys = {_Caption(it): text_key(it, config, digest) for it in sorted(wanted)}
+        tokens = text_tokens(config)
+        missing = self._missing(keys, lambda _, key: read_text(self._store, key, tokens))
         if not missing:
             return keys, 0
-        encoders = importlib.import_module("worker.trainer.encoders")
-        flux = importlib.import_module("worker.trainer.flux")
-        pipeline = encoders.load_text_encoders(config, self._device)
+        models = importlib.import_module("worker.trainer.models")
+        encoders = models.load_text(config, self._device)
         meter = ProgressMeter(self._emit)
         for done, item in enumerate(missing, start=1):
             self._stop.check()
-            (text,) = flux.encode_text(
-                pipeline, [item.caption], config.t5_tokenizer_max_length, self._device
-            )
+            with torch.no_grad():
+                text: Text = encoders.encode([item.caption])[0]
             what = f"the text encoders' output of the caption {item.caption!r}"
             _check_finite(what, text.prompt_embeds, text.pooled)
             self._write(keys[item], text_bytes(text), damaged=missing[item])
             meter.tell(Progress(stage="cache", done=done, total=len(missing), unit="captions"))
-        del pipeline
-        _release()
+        del encoders
+        release_memory()
         return keys, len(missing)
 
     def latents(self) -> tuple[dict[_Picture, str], int]:
@@ -137,8 +139,7 @@ class _CacheStage:
         config = self._config
         if not config.cache_vae_outputs:
             return {}, 0
-        folder = base_model_folder(config, ("vae",))
-        digest = weights_digest(folder, ("vae",), (None,))
+        digest = vae_digest(config)
         keys = {
             picture: latents_key(picture.image, picture.size, picture.flipped, digest)
             for picture in self._pictures()
@@ -146,22 +147,21 @@ class _CacheStage:
         missing = self._missing(keys, lambda it, key: read_latents(self._store, key, it.size))
         if not missing:
             return keys, 0
-        encoders = importlib.import_module("worker.trainer.encoders")
-        flux = importlib.import_module("worker.trainer.flux")
-        vae = encoders.load_vae(config, self._device)
+        models = importlib.import_module("worker.trainer.models")
+        vae = models.load_vae(config, self._device)
         meter = ProgressMeter(self._emit)
         # One size after the other: cuDNN looks for its fastest kernels once a size.
         for done, item in enumerate(sorted(missing, key=lambda item: item.size), start=1):
             self._stop.check()
             values = self._pixels(item)[None]  # (1, 3, H, W)
-            encoded: Latents = flux.encode_pixels(vae, values.to(self._device))
+            encoded: Latents = models.encode_pixels(vae, values.to(self._device))
             source = self._data_set.samples[item.sample].source
             _check_finite(f"the VAE's output of the image {source}", encoded.mean, encoded.logvar)
             entry = latents_bytes(Latents(encoded.mean[0], encoded.logvar[0]))
             self._write(keys[item], entry, damaged=missing[item])
             meter.tell(Progress(stage="cache", done=done, total=len(missing), unit="images"))
         del vae
-        _release()
+        release_memory()
         return keys, len({item.image for item in missing})
 
     def index(self, texts: dict[_Caption, str], latents: dict[_Picture, str]) -> CacheIndex:
@@ -180,11 +180,13 @@ class _CacheStage:
                 for sample, caption, size in rows
             ),
             blank_text=texts.get(_Caption("")),
+            prompt_texts=tuple(texts[_Caption(it)] for it in self._prompts[0] if texts),
+            negative_texts=tuple(texts[_Caption(it)] for it in self._prompts[1] if texts),
         )
 
     def _pictures(self) -> Iterator[_Picture]:
         seen = set()
-        flips = (False, True) if self._config.data_loader.random_flip else (False,)
+        flips = (False, True) if self._config.loader.random_flip else (False,)
         for number, sample in enumerate(self._data_set.samples):
             size = self._sizes[number]
             if (sample.image, size) not in seen:
@@ -223,10 +225,3 @@ class _CacheStage:
 def _check_finite(what: str, *tensors: torch.Tensor) -> None:
     if not all(tensor.isfinite().all() for tensor in tensors):
         raise NotFiniteError(what, "set weight_dtype to bfloat16, whose range is float32's")
-
-
-def _release() -> None:
-    """Give the memory of what was just deleted back to the GPU."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

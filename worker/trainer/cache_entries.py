@@ -15,6 +15,7 @@ from safetensors.torch import load
 from tasks.buckets import Size
 from tasks.jobs.base import StrictModel
 from tasks.jobs.flux_lora import FluxLoraConfig
+from tasks.jobs.pipeline import PipelineConfig
 from tasks.store import Store, latent_entry_key, text_entry_key
 from worker.trainer.errors import DamagedFileError, StaleIndexError
 from worker.trainer.safetensors_file import safetensors_bytes
@@ -22,7 +23,7 @@ from worker.trainer.safetensors_file import safetensors_bytes
 # Raise it when the code that makes entries changes what is in them.
 CODE_VERSION = 1
 
-# FLUX's VAE makes one latent of 8x8 pixels.
+# FLUX's and SDXL's VAEs make one latent of 8x8 pixels.
 VAE_FACTOR = 8
 
 
@@ -46,6 +47,10 @@ class CacheIndex(StrictModel):
     """In the data set's order."""
     blank_text: str | None
     """The blank caption's entry."""
+    prompt_texts: tuple[str, ...] = ()
+    """The entries of validation_prompts, in their order; none where text is not cached."""
+    negative_texts: tuple[str, ...] = ()
+    """Those of negative_validation_prompts."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +58,9 @@ class Text:
     """What the text encoders make of one caption.
 
     Attributes:
-        prompt_embeds: T5's states, (tokens, 4096) in FLUX.
-        pooled: CLIP's pooled state, (768,) in FLUX.
+        prompt_embeds: Token states: T5's (tokens, 4096) in FLUX, those of both encoders side by
+            side (77, 2048) in SDXL.
+        pooled: The pooled state: CLIP's (768,) in FLUX, the second encoder's (1280,) in SDXL.
     """
 
     prompt_embeds: torch.Tensor
@@ -66,44 +72,63 @@ class Latents:
     """The distribution that the VAE makes of one image.
 
     Attributes:
-        mean: (16, h, w) float32.
-        logvar: (16, h, w) float32.
+        mean: (C, h, w) float32; C is 16 in FLUX, 4 in SDXL.
+        logvar: (C, h, w) float32.
     """
 
     mean: torch.Tensor
     logvar: torch.Tensor
 
 
-def cache_settings(config: FluxLoraConfig) -> dict[str, object]:
+# Tokens that SDXL's text encoders see.
+_SDXL_TOKENS = 77
+
+
+def text_tokens(config: PipelineConfig) -> int:
+    """How many tokens a text entry holds."""
+    return config.t5_tokenizer_max_length if isinstance(config, FluxLoraConfig) else _SDXL_TOKENS
+
+
+def cache_settings(config: PipelineConfig) -> dict[str, object]:
     """The options that cache entries depend on, as plain JSON."""
-    loader = config.data_loader
+    loader = config.loader
+    values = config.model_dump(mode="json", include=set(_SETTINGS))
+    loader_values = loader.model_dump(mode="json", include=set(_LOADER_SETTINGS))
     return {
-        "model": config.model,
-        "text_encoder_1_path": config.text_encoder_1_path,
-        "text_encoder_2_path": config.text_encoder_2_path,
-        "weight_dtype": config.weight_dtype,
-        "clip_tokenizer_max_length": config.clip_tokenizer_max_length,
-        "t5_tokenizer_max_length": config.t5_tokenizer_max_length,
-        "caption_prefix": loader.caption_prefix,
+        **values,
+        **loader_values,
         "sizes": [list(size) for size in loader.sizes()],
-        "random_flip": loader.random_flip,
-        "cache_text_encoder_outputs": config.cache_text_encoder_outputs,
-        "cache_vae_outputs": config.cache_vae_outputs,
         "code_version": CODE_VERSION,
     }
 
 
-def text_key(caption: str, config: FluxLoraConfig, encoders_digest: str) -> str:
+_SETTINGS = (
+    "type",
+    "model",
+    "single_file_config",
+    "hf_variant",
+    "vae_model",
+    "base_embeddings",
+    "text_encoder_1_path",
+    "text_encoder_2_path",
+    "weight_dtype",
+    "clip_tokenizer_max_length",
+    "t5_tokenizer_max_length",
+    "validation_prompts",
+    "negative_validation_prompts",
+    "cache_text_encoder_outputs",
+    "cache_vae_outputs",
+)
+_LOADER_SETTINGS = ("caption_prefix", "instance_caption", "class_caption", "random_flip")
+
+
+def text_key(caption: str, config: PipelineConfig, encoders_digest: str) -> str:
     """The store key of a caption's entry."""
-    digest = _digest(
-        "text",
-        caption,
-        config.clip_tokenizer_max_length,
-        config.t5_tokenizer_max_length,
-        encoders_digest,
-        config.weight_dtype,
-    )
-    return text_entry_key(digest)
+    limits = [
+        getattr(config, name, None)
+        for name in ("clip_tokenizer_max_length", "t5_tokenizer_max_length")
+    ]
+    return text_entry_key(_digest("text", caption, *limits, encoders_digest, config.weight_dtype))
 
 
 def latents_key(image: str, size: Size, flipped: bool, vae_digest: str) -> str:
@@ -122,17 +147,16 @@ def latents_bytes(latents: Latents) -> bytes:
     return safetensors_bytes({"mean": latents.mean, "logvar": latents.logvar})
 
 
-def read_text(store: Store, key: str, config: FluxLoraConfig) -> Text:
-    """A text entry.
+def read_text(store: Store, key: str, tokens: int) -> Text:
+    """A text entry of so many tokens.
 
     Raises:
         DamagedFileError: It is not what was written.
     """
-    tensors = _read(store, key, "prompt_embeds", "pooled")
-    text = Text(**tensors)
+    text = Text(**_read(store, key, "prompt_embeds", "pooled"))
     if text.prompt_embeds.ndim != 2 or text.pooled.ndim != 1:
         raise _damaged(key, "wrong shapes")
-    if len(text.prompt_embeds) != config.t5_tokenizer_max_length:
+    if len(text.prompt_embeds) != tokens:
         raise _damaged(key, "wrong number of tokens")
     return text
 
@@ -151,7 +175,7 @@ def read_latents(store: Store, key: str, size: Size) -> Latents:
     return latents
 
 
-def read_index(store: Store, key: str, config: FluxLoraConfig, data_set: str) -> CacheIndex:
+def read_index(store: Store, key: str, config: PipelineConfig, data_set: str) -> CacheIndex:
     """A job's cache index.
 
     Raises:

@@ -6,23 +6,28 @@ tensors and a little JSON.
 
 import json
 import math
-from collections.abc import Callable, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError, safe_open
 
-from tasks.events import CheckpointSaved
+from tasks.events import Artifact, CheckpointSaved
 from tasks.requests import TrainerRequest
 from tasks.store import Store, checkpoint_prefix
 from worker.trainer.errors import DamagedFileError, ForeignStateError
+from worker.trainer.optimizer import optimizer_tensors, restore_optimizer
 from worker.trainer.pipe import Emit
 from worker.trainer.safetensors_file import write_safetensors
 
 _FORMAT = "training-worker state 1"
 STATE_FILE = "state.safetensors"
+WriteResults = Callable[[Path, str, int, Mapping[str, torch.Tensor]], list[Path]]
 _REMEDY = "resume from an earlier checkpoint, or start anew"
 
 
@@ -59,50 +64,66 @@ class TrainingState:
 
     Attributes:
         parameters: The trained weights by name, float32.
-        optimizer: Over exactly these, in this order.
+        optimizer: Over exactly these.
         scaler: Scales the loss where the computation is float16.
         history: The steps so far.
+        average: The moving average of the weights, where the config asks for one.
     """
 
     parameters: dict[str, torch.nn.Parameter]
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     history: History
+    average: EMAModel | None = None
+
+    def published(self) -> dict[str, torch.Tensor]:
+        """The weights to publish by name: the average where there is one."""
+        if self.average is None:
+            return {name: parameter.detach() for name, parameter in self.parameters.items()}
+        return dict(zip(self.parameters, self.average.shadow_params, strict=True))
+
+    @contextmanager
+    def published_in_place(self) -> Iterator[None]:
+        """The models hold the weights that are published, until the context ends."""
+        if self.average is None:
+            yield
+            return
+        parameters = list(self.parameters.values())
+        self.average.store(parameters)
+        self.average.copy_to(parameters)
+        try:
+            yield
+        finally:
+            self.average.restore(parameters)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors of the state by name."""
         tensors: dict[str, torch.Tensor] = {"history": self.history.tensor()}
         for name, parameter in self.parameters.items():
             tensors[f"weights/{name}"] = parameter
-            for moment, value in self.optimizer.state[parameter].items():
-                tensors[f"optimizer/{moment}/{name}"] = value
-        return tensors
+        if self.average is not None:
+            tensors |= {f"average/{name}": tensor for name, tensor in self.published().items()}
+        return tensors | optimizer_tensors(self.optimizer, self.parameters)
 
     def restore(self, tensors: Mapping[str, torch.Tensor], scaler: dict[str, Any]) -> None:
         """Take over a saved state.
 
         Raises:
-            KeyError: A trained weight is not in it.
+            KeyError: A trained weight, or a number of the optimizer's, is not in it.
             ValueError: A tensor's shape is not the weight's.
         """
-        moments: dict[str, dict[str, torch.Tensor]] = {name: {} for name in self.parameters}
-        for key, tensor in tensors.items():
-            kind, _, rest = key.partition("/")
-            if kind == "optimizer":
-                moment, _, name = rest.partition("/")
-                moments[name][moment] = tensor
         for name, parameter in self.parameters.items():
             saved = tensors[f"weights/{name}"]
             if saved.shape != parameter.shape:
                 raise ValueError(f"{name} has shape {tuple(saved.shape)}")
             parameter.data.copy_(saved)
-            if moments[name]:
-                self.optimizer.state[parameter] = {
-                    # The step count stays on the CPU, as AdamW itself keeps it.
-                    moment: value if moment == "step" else value.to(parameter.device)
-                    for moment, value in moments[name].items()
-                }
+        restore_optimizer(self.optimizer, self.parameters, tensors)
         self.history.restore(tensors["history"])
+        if self.average is not None:
+            for name, average in self.published().items():
+                average.copy_(tensors[f"average/{name}"])
+            # Its decay depends on the steps it has seen.
+            self.average.optimization_step = self.history.steps
         if scaler:
             self.scaler.load_state_dict(scaler)
 
@@ -115,7 +136,9 @@ class Checkpoints:
         store: Keeps them.
         identity: What a state must agree in to be resumed, by name, as plain JSON.
         versions: Of the libraries that compute.
-        write_weights: Writes the weights in their published form to a path, given the steps made.
+        write_results: Writes what is published into a folder, given the job's name, the steps made
+            and the weights; returns the files, the one to name first first. Their names start
+            with the job's.
         emit: Takes the events.
     """
 
@@ -125,14 +148,14 @@ class Checkpoints:
         store: Store,
         identity: dict[str, object],
         versions: dict[str, str],
-        write_weights: Callable[[Path, int], None],
+        write_results: WriteResults,
         emit: Emit,
     ) -> None:
         self._request = request
         self._store = store
         self._identity = identity
         self._versions = versions
-        self._write_weights = write_weights
+        self._write_results = write_results
         self._emit = emit
         self._scratch = Path(request.scratch_dir)
 
@@ -153,12 +176,23 @@ class Checkpoints:
         state_key = f"{prefix}/{STATE_FILE}"
         self._store.put(state_key, state_path)
         state_path.unlink()
-        weights_path = self._scratch / f"{self._request.name}.safetensors"
-        self._write_weights(weights_path, step)
-        weights = self._store.put_artifact(f"{prefix}/{weights_path.name}", weights_path)
-        weights_path.unlink()
-        saved = CheckpointSaved(step=step, state_key=state_key, weights=weights)
-        self._emit(saved)
+        weights, *others = self._put_results(state, prefix)
+        self._emit(
+            CheckpointSaved(step=step, state_key=state_key, weights=weights, others=tuple(others))
+        )
+
+    def _put_results(self, state: TrainingState, prefix: str) -> list[Artifact]:
+        folder = self._scratch / "results"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        steps = state.history.steps
+        artifacts = []
+        for path in self._write_results(folder, self._request.name, steps, state.published()):
+            name = path.relative_to(folder).as_posix()
+            artifact = self._store.put_artifact(f"{prefix}/{name}", path)
+            artifacts.append(artifact.model_copy(update={"name": name}))
+        shutil.rmtree(folder)
+        return artifacts
 
     def resume(self, state: TrainingState, key: str) -> dict[str, str]:
         """Take over a saved state.
@@ -172,7 +206,7 @@ class Checkpoints:
         """
         self._scratch.mkdir(parents=True, exist_ok=True)
         path = self._scratch / f"resumed-{STATE_FILE}"
-        path.write_bytes(self._store.get(key))
+        self._store.download(key, path)
         try:
             metadata, tensors = _read(path)
             self._check_identity(key, json.loads(metadata["identity"]))

@@ -22,11 +22,15 @@ class Draws:
 
     def generator(self, purpose: str, *place: int | str) -> torch.Generator:
         """A generator of its own for one purpose (``noise``) at one place (epoch, sample)."""
+        return torch.Generator().manual_seed(self.number(purpose, *place))
+
+    def number(self, purpose: str, *place: int | str) -> int:
+        """A seed of 63 bits for one purpose at one place."""
         text = "/".join(str(part) for part in (self.seed, purpose, *place))
         digest = hashlib.sha256(text.encode()).digest()
         # manual_seed takes 64 bits; Generator's own streams of nearby seeds are not independent,
         # those of hashes are.
-        return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+        return int.from_bytes(digest[:8], "little") >> 1
 
     def normal(self, shape: tuple[int, ...], purpose: str, *place: int | str) -> torch.Tensor:
         """Standard normal numbers, float32."""

@@ -4,6 +4,9 @@ RefusedError               the request cannot be carried out as it stands
 ├── BaseModelFilesError    files of the base model are missing or unreadable
 ├── VocabularyError        a tokenizer does not belong to its text encoder
 ├── WeightsMismatchError   a weights file does not fit the model it should replace
+├── TargetError            a LoRA target matches no layer of the model
+├── PlaceholderError       a placeholder token, or what it starts from, cannot be used
+├── MissingLibraryError    an option needs a library that is not installed
 ├── PictureError           an image of the data set cannot be read
 ├── DamagedFileError       a file of ours in the store cannot be read any more
 ├── StaleIndexError        the cache index belongs to another config or data set
@@ -77,6 +80,41 @@ class WeightsMismatchError(RefusedError):
         if self.extra:
             parts.append(f"it holds {_listed(self.extra)}, which the model has not")
         return f"{self.path} does not hold a {self.part} of this base model: {'; '.join(parts)}"
+
+
+class TargetError(RefusedError):
+    """A LoRA target matches no layer of the model."""
+
+    code = ErrorCode.INVALID_MODEL
+
+    def __init__(self, model: str, names: Sequence[str]) -> None:
+        super().__init__(model, names)
+        self.model, self.names = model, names
+
+    def __str__(self) -> str:
+        """The targets and the model."""
+        return f"these LoRA targets match no layer of the {self.model}: {', '.join(self.names)}"
+
+
+class PlaceholderError(RefusedError):
+    """A placeholder token, or what it starts from, cannot be used with the base model."""
+
+    code = ErrorCode.INVALID_MODEL
+
+
+class MissingLibraryError(RefusedError):
+    """An option needs a library that is not installed on this worker."""
+
+    def __init__(self, library: str) -> None:
+        super().__init__(library)
+        self.library = library
+
+    def __str__(self) -> str:
+        """The library and how to get it."""
+        return (
+            f"this worker has no {self.library}, which an option of the job needs; install it with "
+            "pip install 'training-worker[quantization]'"
+        )
 
 
 class PictureError(RefusedError):

@@ -56,7 +56,8 @@ def write_lora(
 
     Args:
         path: The file.
-        weights: By name (``transformer_blocks.0.attn.to_q.lora_A``), A (r, in), B (out, r).
+        weights: By name (``transformer.transformer_blocks.0.attn.to_q.lora_A``), A (r, in),
+            B (out, r); those of CLIP begin with ``text_encoder.``.
         config: The run's.
         name: The LoRA's title.
         step: Weight updates made.
@@ -77,13 +78,18 @@ def peft_tensors(weights: Weights, alpha: float) -> dict[str, torch.Tensor]:
         rank = weight.shape[0] if name.endswith("lora_A") else weight.shape[1]
         down, up = _split_scale(alpha / rank)
         factor = down if name.endswith("lora_A") else up
-        tensors[f"transformer.{name}.weight"] = weight.detach() * factor
+        tensors[f"{name}.weight"] = weight.detach() * factor
     return tensors
 
 
 def kohya_tensors(weights: Weights, alpha: float) -> dict[str, torch.Tensor]:
     """The tensors of the ``kohya`` form."""
-    tensors: dict[str, torch.Tensor] = {}
+    tensors = _clip_tensors(weights, alpha)
+    weights = {
+        name.removeprefix("transformer."): weight
+        for name, weight in weights.items()
+        if name.startswith("transformer.")
+    }
     layers = {name.rpartition(".lora_")[0] for name in weights}
     blocks = sorted({tuple(layer.split(".", 2)[:2]) for layer in layers})
     for kind, number in blocks:
@@ -97,6 +103,20 @@ def kohya_tensors(weights: Weights, alpha: float) -> dict[str, torch.Tensor]:
             tensors[f"{key}.lora_down.weight"] = down
             tensors[f"{key}.lora_up.weight"] = up
             tensors[f"{key}.alpha"] = torch.tensor(alpha * len(names), dtype=torch.float32)
+    return tensors
+
+
+def _clip_tensors(weights: Weights, alpha: float) -> dict[str, torch.Tensor]:
+    """CLIP's layers, which the original model has by the same names."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        if not name.startswith("text_encoder."):
+            continue
+        layer, _, matrix = name.removeprefix("text_encoder.").rpartition(".")
+        key = f"lora_te1_{layer.replace('.', '_')}"
+        end = "lora_down" if matrix == "lora_A" else "lora_up"
+        tensors[f"{key}.{end}.weight"] = weight.detach()
+        tensors[f"{key}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
     return tensors
 
 
@@ -154,6 +174,6 @@ def _metadata(
         "ss_output_name": name,
         "ss_steps": str(step),
         "ss_seed": str(config.seed),
-        "ss_learning_rate": str(config.learning_rate()),
+        "ss_learning_rate": str(max(config.learning_rates().values())),
         "ss_resolution": f"({size.width}, {size.height})",
     }

@@ -1,15 +1,12 @@
-"""The FLUX LoRA recipe: which layers get a LoRA, how it starts, and the loss of a batch."""
+"""The FLUX LoRA recipe: which layers get a LoRA, and the loss of a batch."""
 
-import math
 import re
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
 
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
-from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
-from peft import LoraConfig
 
 from tasks.jobs.flux_lora import (
     DOUBLE_BLOCK_TARGETS,
@@ -18,19 +15,14 @@ from tasks.jobs.flux_lora import (
     flux_lora_targets,
 )
 from worker.trainer.batches import Batch
-from worker.trainer.cache_entries import Latents
+from worker.trainer.cache_entries import Text
 from worker.trainer.draws import Draws
-from worker.trainer.flux import (
-    VaeNumbers,
-    encode_pixels,
-    encode_text,
-    flow_matching_loss,
-    min_snr_weight,
-    sample_latents,
-    sigmas,
-)
-
-_AUTOCAST_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+from worker.trainer.export import write_lora
+from worker.trainer.flux import FluxText, flow_matching_errors, min_snr_weight, sigmas
+from worker.trainer.inputs import Inputs, sample_losses
+from worker.trainer.lora import add_lora, remove_lora
+from worker.trainer.models import FluxModels
+from worker.trainer.precision import Precision
 
 
 class FluxLora:
@@ -38,107 +30,93 @@ class FluxLora:
 
     Args:
         config: The run's.
-        transformer: Frozen, on the device; it is given LoRA layers.
-        vae_numbers: The shift and scale of its latents.
-        vae: Encodes images at each step; None where latents are cached.
-        text_pipeline: Encodes captions at each step; None where text outputs are cached.
+        models: Frozen, on the device; they are given LoRA layers.
         draws: Decide everything random.
     """
 
-    def __init__(
-        self,
-        config: FluxLoraConfig,
-        transformer: FluxTransformer2DModel,
-        vae_numbers: VaeNumbers,
-        vae: AutoencoderKL | None,
-        text_pipeline: FluxPipeline | None,
-        draws: Draws,
-    ) -> None:
+    def __init__(self, config: FluxLoraConfig, models: FluxModels, draws: Draws) -> None:
         self._config = config
-        self._transformer = transformer
-        self._vae_numbers = vae_numbers
-        self._vae = vae
-        self._text_pipeline = text_pipeline
-        self._draws = draws
-        self._device = transformer.device
-        self._autocast_dtype = _autocast_dtype(config)
-        self.parameters = _add_lora(transformer, config, draws)
+        self._transformer = models.transformer
+        self._text = models.text
+        device = models.transformer.device
+        self._inputs = Inputs(device, draws, models.vae_numbers, models.vae, models.text)
+        self._precision = Precision(config, device)
+        self.parameters: dict[str, torch.nn.Parameter] = {}
+        rank, alpha = config.lora_rank_dim, config.lora_alpha()
+        if config.train_transformer:
+            targets = lora_regex(config)
+            self.parameters |= add_lora(
+                self._transformer, "transformer", targets, rank, alpha, draws
+            )
+        if config.train_text_encoder:
+            names = config.text_encoder_lora_target_modules
+            self.parameters |= add_lora(self._clip, "text_encoder", names, rank, alpha, draws)
         if config.gradient_checkpointing:
-            transformer.enable_gradient_checkpointing()
-        transformer.train()
+            self._transformer.enable_gradient_checkpointing()
+        self._transformer.train()
 
     @property
-    def guided(self) -> bool:
-        """Whether the base model takes a guidance, as FLUX.1-dev does."""
-        return bool(self._transformer.config["guidance_embeds"])
+    def _clip(self) -> torch.nn.Module:
+        if not isinstance(self._text, FluxText):
+            raise AssertionError("a trained text encoder is not cached")
+        clip: torch.nn.Module = self._text.pipeline.text_encoder
+        return clip
 
     @property
     def scales_loss(self) -> bool:
         """Whether it computes in float16."""
-        return self._autocast_dtype == torch.float16
+        return self._precision.scales_loss
 
     def autocast(self) -> AbstractContextManager[object]:
         """The precision of the forward pass; none for float32."""
-        if self._autocast_dtype is None:
-            return nullcontext()
-        context: AbstractContextManager[object] = torch.autocast(
-            self._device.type, dtype=self._autocast_dtype
-        )
-        return context
+        return self._precision.autocast()
 
     def losses(self, batch: Batch) -> torch.Tensor:
         """The flow-matching loss of each sample, (B,), with Min-SNR's weight where asked for."""
-        with torch.autocast(self._device.type, enabled=False):
-            prompt_embeds, pooled = self._text(batch)  # (B, tokens, 4096), (B, 768)
-            latents = self._latents(batch)  # (B, 16, h, w) each
-            shape = tuple(latents.mean.shape[1:])
-            # One sigma for each sample: a batch of 2 is two samples, not one level of noise.
-            sigma = sigmas(
-                self._config,
-                self._drawn("normal", (), "sigma", batch),
-                self._drawn("uniform", (), "sigma", batch),
-            )  # (B,)
-            z = sample_latents(
-                latents, self._drawn("normal", shape, "vae", batch), self._vae_numbers
-            )
-            noise = self._drawn("normal", shape, "noise", batch)
-        losses = flow_matching_loss(
-            self._transformer, z, noise, sigma, prompt_embeds, pooled, self._config.guidance_scale
+        text = self._batch_text(batch)
+        z = self._inputs.latents(batch)  # (B, 16, h, w)
+        shape = tuple(z.shape[1:])
+        noise = self._inputs.drawn("normal", shape, "noise", batch)
+        # One sigma for each sample: a batch of 2 is two samples, not one level of noise.
+        sigma = sigmas(
+            self._config,
+            self._inputs.drawn("normal", (), "sigma", batch),
+            self._inputs.drawn("uniform", (), "sigma", batch),
+            patches=z.shape[2] * z.shape[3] // 4,
+        )  # (B,)
+        errors = flow_matching_errors(
+            self._transformer, z, noise, sigma, text, self._config.guidance_scale
         )
+        losses = sample_losses(errors, batch)
         if self._config.min_snr_gamma is not None:
             losses = losses * min_snr_weight(sigma, self._config.min_snr_gamma)
         return losses
 
-    def _text(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        if batch.prompt_embeds is not None and batch.pooled is not None:
-            return batch.prompt_embeds, batch.pooled
-        if self._text_pipeline is None:
-            raise AssertionError("without cached text there must be encoders")
-        texts = encode_text(
-            self._text_pipeline,
-            batch.captions,
-            self._config.t5_tokenizer_max_length,
-            self._device,
-        )
-        return (
-            torch.stack([text.prompt_embeds for text in texts]),
-            torch.stack([text.pooled for text in texts]),
-        )
+    def write(
+        self, folder: Path, name: str, steps: int, weights: Mapping[str, torch.Tensor]
+    ) -> list[Path]:
+        """Write the LoRA, one file."""
+        path = folder / f"{name}.safetensors"
+        guided = bool(self._transformer.config["guidance_embeds"])
+        write_lora(path, weights, self._config, name=name, step=steps, guided=guided)
+        return [path]
 
-    def _latents(self, batch: Batch) -> Latents:
-        if batch.latent_mean is not None and batch.latent_logvar is not None:
-            return Latents(batch.latent_mean, batch.latent_logvar)
-        if self._vae is None or batch.pixels is None:
-            raise AssertionError("without cached latents there must be pixels and a VAE")
-        return encode_pixels(self._vae, batch.pixels)
+    def close(self) -> None:
+        """Leave the models as they were."""
+        if self._config.train_transformer:
+            remove_lora(self._transformer)
+        if self._config.train_text_encoder:
+            remove_lora(self._clip)
+        self._transformer.disable_gradient_checkpointing()
+        self._transformer.eval()
 
-    def _drawn(self, kind: str, shape: tuple[int, ...], purpose: str, batch: Batch) -> torch.Tensor:
-        """Draws for each sample of the batch, (B, *shape), the same in whatever batch it is."""
-        draw = getattr(self._draws, kind)
-        rows = torch.stack([draw(shape, purpose, batch.epoch, sample) for sample in batch.samples])
-        if self._device.type == "cuda":
-            rows = rows.pin_memory()
-        return rows.to(self._device, non_blocking=True)
+    def _batch_text(self, batch: Batch) -> Text:
+        text = self._inputs.frozen_text(batch)
+        if not self._config.train_text_encoder or self._text is None:
+            return text
+        # T5 stays frozen; only CLIP's pooled state has a gradient.
+        pooled = self._text.encode_pooled(batch.captions)
+        return replace(text, pooled=pooled)
 
 
 def lora_regex(config: FluxLoraConfig) -> str:
@@ -156,49 +134,3 @@ def lora_regex(config: FluxLoraConfig) -> str:
             names = "|".join(re.escape(layer) for layer in sorted(layers))
             branches.append(rf"{blocks}\.\d+\.(?:{names})")
     return "|".join(branches)
-
-
-def _autocast_dtype(config: FluxLoraConfig) -> torch.dtype | None:
-    """The dtype to compute in; None computes in float32 without autocast."""
-    weight_dtype: torch.dtype = getattr(torch, config.weight_dtype)
-    dtype = _AUTOCAST_DTYPES.get(config.mixed_precision, weight_dtype)
-    return None if dtype == torch.float32 else dtype
-
-
-def _add_lora(
-    transformer: FluxTransformer2DModel, config: FluxLoraConfig, draws: Draws
-) -> dict[str, torch.nn.Parameter]:
-    """Give the transformer its LoRA layers, in float32, as Hu et al., 2021 start them.
-
-    Returns:
-        The trained weights by name (``transformer_blocks.0.attn.to_q.lora_A``), sorted.
-    """
-    adapter = LoraConfig(
-        r=config.lora_rank_dim,
-        lora_alpha=config.lora_alpha(),  # type: ignore[arg-type] # any number will do
-        target_modules=lora_regex(config),
-        lora_dropout=0.0,
-        bias="none",
-    )
-    # peft fills the layers from the global generator first; fork it, so that nobody else's draws
-    # depend on how many layers there are.
-    with torch.random.fork_rng(devices=[]):
-        transformer.add_adapter(adapter)
-    found: dict[str, torch.nn.Parameter] = {}
-    for full_name, parameter in transformer.named_parameters():
-        if ".lora_" not in full_name:
-            continue
-        name = full_name.removesuffix(".default.weight")
-        parameter.data = _start_of(name, parameter, draws)
-        parameter.requires_grad_(True)
-        found[name] = parameter
-    return dict(sorted(found.items()))
-
-
-def _start_of(name: str, parameter: Any, draws: Draws) -> torch.Tensor:
-    """B starts at zero, so that the first step trains the base model; A as a linear layer does."""
-    if name.endswith("lora_B"):
-        return torch.zeros(parameter.shape, device=parameter.device)
-    bound = 1 / math.sqrt(parameter.shape[1])  # kaiming_uniform with a = sqrt(5)
-    values = draws.uniform(tuple(parameter.shape), "lora", name) * (2 * bound) - bound
-    return values.to(parameter.device)

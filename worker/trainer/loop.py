@@ -1,27 +1,31 @@
 """The training loop, the same for every recipe.
 
-One step: the gradients of a group of batches, averaged over their samples; clip; AdamW. It says
-when to save and when to stop, and knows nothing of what is trained.
+One step: the gradients of a group of batches, averaged over their samples; clip; the optimizer. It
+says when to save, to validate and to stop, and knows nothing of what is trained.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
 from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
 
 from tasks.dataset import DataSet
 from tasks.events import Progress
-from tasks.jobs.flux_lora import FluxLoraConfig
+from tasks.jobs.pipeline import PipelineConfig
 from worker.trainer.batches import Batch, BatchPlan, TrainingData
 from worker.trainer.checkpoint import Checkpoints, History, TrainingState, all_finite
+from worker.trainer.draws import Draws
 from worker.trainer.errors import DivergedError, InterruptedRun
+from worker.trainer.optimizer import new_optimizer, set_rates
 from worker.trainer.pipe import Emit, ProgressMeter, StopSwitch
 
 _ADVICE = (
-    "lower transformer_learning_rate, set max_grad_norm to 1.0, "
+    "lower the learning rate, set max_grad_norm to 1.0, "
     "or set weight_dtype to bfloat16 where it is float16"
 )
 
@@ -31,7 +35,10 @@ class Recipe(Protocol):
 
     @property
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """The trained weights by name, float32, in an order that never changes."""
+        """The trained weights by name, float32, in an order that never changes.
+
+        A name begins with its model's (``unet.``), in the order of the config's learning rates.
+        """
         ...
 
     def autocast(self) -> AbstractContextManager[object]:
@@ -47,6 +54,22 @@ class Recipe(Protocol):
         """The weighted loss of each sample, (B,), float32."""
         ...
 
+    def write(
+        self, folder: Path, name: str, steps: int, weights: Mapping[str, torch.Tensor]
+    ) -> list[Path]:
+        """Write the results into a folder, the same bytes for the same weights.
+
+        Args:
+            folder: Empty.
+            name: The job's; the files' names begin with it.
+            steps: Weight updates made.
+            weights: To write, by the names of ``parameters``.
+
+        Returns:
+            The files, the one to name first first.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -55,30 +78,43 @@ class Schedule:
     Attributes:
         total_steps: The run's length.
         save_every: A checkpoint after every so many.
+        validate_every: Validation after every so many; 0 for never.
     """
 
     total_steps: int
     save_every: int
+    validate_every: int = 0
+
+    def saves_at(self, done: int) -> bool:
+        """Whether a checkpoint is due once so many updates are made."""
+        return done == self.total_steps or done % self.save_every == 0
+
+    def validates_at(self, done: int) -> bool:
+        """Whether validation is due once so many updates are made."""
+        return self.validate_every > 0 and done > 0 and done % self.validate_every == 0
 
 
-def schedule_of(config: FluxLoraConfig, plan: BatchPlan) -> Schedule:
+def schedule_of(config: PipelineConfig, plan: BatchPlan) -> Schedule:
     """The schedule, its epochs counted in steps."""
     per_epoch = plan.steps_per_epoch
+    validate_every = config.validate_every_n_steps or (
+        (config.validate_every_n_epochs or 0) * per_epoch
+    )
     return Schedule(
         config.max_train_steps or (config.max_train_epochs or 0) * per_epoch,
         config.save_every_n_steps or (config.save_every_n_epochs or 0) * per_epoch,
+        validate_every if config.validation_prompts else 0,
     )
 
 
-def learning_rates(config: FluxLoraConfig, total_steps: int) -> Callable[[int], float]:
-    """The learning rate of each step, counted from 0, by diffusers' own schedulers.
+def rate_factors(config: PipelineConfig, total_steps: int) -> Callable[[int], float]:
+    """What the base learning rates are multiplied by at each step, by diffusers' own schedulers.
 
-    A scheduler's state is its step and nothing else, so that asking for a step's rate is all there
-    is to resuming it.
+    A scheduler's state is its step, counted from 0, and nothing else, so that asking for a step's
+    factor is all there is to resuming it.
     """
-    base = config.learning_rate()
     # The scheduler insists on an optimizer; what it multiplies is one number.
-    stand_in = torch.optim.SGD([torch.zeros(1)], lr=base)
+    stand_in = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     scheduler = get_scheduler(
         config.lr_scheduler,
         stand_in,
@@ -86,31 +122,37 @@ def learning_rates(config: FluxLoraConfig, total_steps: int) -> Callable[[int], 
         num_training_steps=total_steps,
     )
     factor = scheduler.lr_lambdas[0]
-    return lambda step: base * float(factor(step))
+    return lambda step: float(factor(step))
 
 
-def new_state(recipe: Recipe, config: FluxLoraConfig, device: torch.device) -> TrainingState:
-    """The state of a run before its first step."""
-    settings = config.optimizer
-    if settings.optimizer_type != "AdamW":
-        raise AssertionError("the config refuses other optimizers")
-    optimizer = torch.optim.AdamW(
-        list(recipe.parameters.values()),
-        lr=config.learning_rate(),
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.epsilon,
-        weight_decay=settings.weight_decay,
-    )
+def new_state(
+    recipe: Recipe, config: PipelineConfig, device: torch.device, ema_decay: float | None = None
+) -> TrainingState:
+    """The state of a run before its first step.
+
+    Args:
+        recipe: What is trained.
+        config: The run's.
+        device: What it is trained on.
+        ema_decay: Of the moving average of the weights; None keeps none.
+    """
+    parameters = recipe.parameters
+    optimizer = new_optimizer(parameters, config.optimizer, config.learning_rates())
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.scales_loss)
-    return TrainingState(recipe.parameters, optimizer, scaler, History())
+    average = None
+    if ema_decay is not None:
+        average = EMAModel(parameters.values(), decay=ema_decay)
+    return TrainingState(parameters, optimizer, scaler, History(), average)
 
 
 def train(
     recipe: Recipe,
     state: TrainingState,
     data: TrainingData,
-    config: FluxLoraConfig,
+    draws: Draws,
+    config: PipelineConfig,
     checkpoints: Checkpoints,
+    validate: Callable[[int], None],
     emit: Emit,
     stop: StopSwitch,
 ) -> None:
@@ -120,8 +162,12 @@ def train(
         recipe: What to train.
         state: Changed in place.
         data: The batches.
+        draws: Decide everything random.
         config: The rest.
         checkpoints: Where the state is saved: at the schedule's steps, at the end and on a stop.
+        validate: Called with the step at the schedule's, after its checkpoint; may say, by
+            InterruptedRun, that it stopped in the middle. A run that goes on from such a step
+            calls it first: whether it came to an end there is not in the state.
         emit: Takes progress.
         stop: Asked after each step.
 
@@ -130,19 +176,23 @@ def train(
         InterruptedRun: It was asked to stop; the state is saved.
     """
     schedule = schedule_of(config, data.plan)
-    rate_of = learning_rates(config, schedule.total_steps)
+    factor_of, rates = rate_factors(config, schedule.total_steps), config.learning_rates()
     parameters = list(state.parameters.values())
     history = state.history
     meter = ProgressMeter(emit)
     stop.check()
+    if schedule.validates_at(history.steps):
+        with state.published_in_place():
+            validate(history.steps)
     batches = data.batches(history.steps, schedule.total_steps)
     meter.starts_at(history.steps)
     for step in range(history.steps, schedule.total_steps):
         first, end = data.plan.of_step(step)
         group = [data.plan.batch(number)[1] for number in range(first, end)]
         samples = [sample for members in group for sample in members]
-        rate = rate_of(step)
-        state.optimizer.param_groups[0]["lr"] = rate
+        # For whatever a model draws by itself, such as dropout.
+        torch.manual_seed(draws.number("step", step))
+        rate = set_rates(state.optimizer, factor_of(step), rates)
 
         losses = []
         for _ in group:
@@ -161,16 +211,16 @@ def train(
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
+        if state.average is not None:
+            state.average.step(parameters)
         history.add(values.mean().item(), rate)
 
         done = step + 1
         # Asked once: a signal that comes while this step is being saved ends the next one.
         stopping = stop.is_set
-        due = stopping or done == schedule.total_steps or done % schedule.save_every == 0
+        due = stopping or schedule.saves_at(done)
         if due:
-            if not all_finite(state.parameters):
-                raise DivergedError("a weight after the update", done, (), _ADVICE)
-            checkpoints.save(state)
+            _save(state, checkpoints)
         meter.tell(
             Progress(
                 stage="train",
@@ -184,6 +234,28 @@ def train(
         )
         if stopping and done < schedule.total_steps:
             raise InterruptedRun
+        if schedule.validates_at(done):
+            _validate(state, checkpoints, validate, saved=due)
+            meter.starts_at(done)
+
+
+def _save(state: TrainingState, checkpoints: Checkpoints) -> None:
+    if not all_finite(state.parameters):
+        raise DivergedError("a weight after the update", state.history.steps, (), _ADVICE)
+    checkpoints.save(state)
+
+
+def _validate(
+    state: TrainingState, checkpoints: Checkpoints, validate: Callable[[int], None], *, saved: bool
+) -> None:
+    """Validate what is published; on a stop in the middle of it, save what is not saved yet."""
+    try:
+        with state.published_in_place():
+            validate(state.history.steps)
+    except InterruptedRun:
+        if not saved:
+            _save(state, checkpoints)
+        raise
 
 
 def _check_finite(

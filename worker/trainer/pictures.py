@@ -8,7 +8,7 @@ from PIL import Image
 
 from tasks.buckets import Size
 from tasks.dataset import Sample
-from tasks.pictures import UnreadablePictureError, open_picture
+from tasks.pictures import UnreadablePictureError, open_mask, open_picture
 from tasks.store import Store, image_key
 from worker.trainer.errors import PictureError
 
@@ -28,29 +28,62 @@ def load_picture(store: Store, sample: Sample) -> Image.Image:
         raise PictureError(sample.source, str(error)) from error
 
 
+def load_mask(store: Store, source: str, mask: str) -> Image.Image:
+    """A mask, grey, of its picture's size.
+
+    Raises:
+        PictureError: It cannot be read as an image.
+    """
+    try:
+        return open_mask(store.get(image_key(mask)))
+    except UnreadablePictureError as error:
+        raise PictureError(f"{source} (its mask)", str(error)) from error
+
+
+def covering_size(original: Size, size: Size) -> Size:
+    """The smallest size of the original's shape that covers ``size`` on both sides."""
+    scale = max(size.width / original.width, size.height / original.height)
+    return Size(
+        max(size.width, round(original.width * scale)),
+        max(size.height, round(original.height * scale)),
+    )
+
+
 def resized_to_cover(picture: Image.Image, size: Size) -> Image.Image:
     """The smallest resize of the picture that covers ``size`` on both sides."""
-    scale = max(size.width / picture.width, size.height / picture.height)
-    covering = (
-        max(size.width, round(picture.width * scale)),
-        max(size.height, round(picture.height * scale)),
-    )
+    covering = covering_size(Size(*picture.size), size)
     if covering == picture.size:
         return picture
     return picture.resize(covering, Image.Resampling.LANCZOS)
 
 
-def cropped(picture: Image.Image, size: Size, place: tuple[float, float]) -> Image.Image:
-    """The picture cut to ``size``.
+def crop_corner(covering: Size, size: Size, place: tuple[float, float]) -> tuple[int, int]:
+    """Left and top of what is cut out.
 
     Args:
-        picture: At least of that size.
+        covering: The size that is cut from.
         size: What to cut out.
         place: Where, from 0 (left, top) to 1 (right, bottom), on each axis.
     """
-    left = math.floor((picture.width - size.width) * place[0])
-    top = math.floor((picture.height - size.height) * place[1])
+    left = math.floor((covering.width - size.width) * place[0])
+    top = math.floor((covering.height - size.height) * place[1])
+    return left, top
+
+
+def cropped(picture: Image.Image, size: Size, place: tuple[float, float]) -> Image.Image:
+    """The picture, at least of ``size``, cut to it; see ``crop_corner``."""
+    left, top = crop_corner(Size(*picture.size), size, place)
     return picture.crop((left, top, left + size.width, top + size.height))
+
+
+def latent_mask(mask: Image.Image, factor: int, *, flipped: bool) -> torch.Tensor:
+    """A grey mask at the latents' size, (1, h, w) in [0, 1], mirrored where ``flipped``.
+
+    Each latent gets the mean of the ``factor`` x ``factor`` pixels it stands for.
+    """
+    values = torch.from_numpy(np.array(mask)).to(torch.float32)[None] / 255  # (1, H, W)
+    small = torch.nn.functional.avg_pool2d(values, factor)  # (1, h, w)
+    return small.flip(-1) if flipped else small
 
 
 def pixels(picture: Image.Image, *, flipped: bool) -> torch.Tensor:

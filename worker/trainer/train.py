@@ -1,4 +1,4 @@
-"""The ``train`` stage: puts a FLUX LoRA run together, trains it, and tells what came of it."""
+"""The ``train`` stage: puts a run together, trains it, and tells what came of it."""
 
 import json
 import shutil
@@ -9,23 +9,20 @@ import torch
 
 from tasks.dataset import DataSet
 from tasks.events import Note, TrainDone
-from tasks.jobs.flux_lora import FluxLoraConfig
+from tasks.jobs.pipeline import PipelineConfig
 from tasks.requests import TrainerRequest
 from tasks.store import Store, checkpoint_prefix
-from worker.trainer.base_model import base_model_folder, part_config
 from worker.trainer.batches import BatchPlan, SampleReader, TrainingData
 from worker.trainer.cache_entries import CacheIndex, read_index
 from worker.trainer.checkpoint import Checkpoints, History
 from worker.trainer.draws import Draws
-from worker.trainer.encoders import load_text_encoders, load_vae
 from worker.trainer.errors import RefusedError
-from worker.trainer.export import write_lora
-from worker.trainer.flux import VaeNumbers
-from worker.trainer.flux_lora import FluxLora
 from worker.trainer.loop import new_state, train
 from worker.trainer.metrics import write_metrics
+from worker.trainer.models import load_models
 from worker.trainer.pipe import Emit, StopSwitch
-from worker.trainer.transformer import load_transformer
+from worker.trainer.recipes import new_recipe
+from worker.trainer.validation import Validation
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
 
@@ -37,8 +34,20 @@ _WITHOUT_EFFECT = (
     "save_every_n_epochs",
     "validate_every_n_steps",
     "validate_every_n_epochs",
+    "validation_prompts",
+    "negative_validation_prompts",
+    "num_validation_images_per_prompt",
+    "enable_cpu_offload_during_validation",
     "lora_checkpoint_format",
+    "save_checkpoint_format",
+    "save_dtype",
     "report_to",
+)
+_WITHOUT_EFFECT_IN_LOADER = (
+    "dataset",
+    "instance_dataset",
+    "class_dataset",
+    "dataloader_num_workers",
 )
 
 
@@ -61,62 +70,64 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch) -> None:
     device = torch.device(request.device)
     draws = Draws(config.seed)
     data_set = DataSet.model_validate_json(store.get(request.data_set_key))
-    data = _data(request, store, data_set, draws, device)
+    index = _index(request, store, data_set)
+    data = _data(request, data_set, index, draws, device)
     stop.check()
-    recipe = _recipe(config, draws, device)
-    state = new_state(recipe, config, device)
+    models = load_models(config, device)
+    recipe = new_recipe(config, models, draws)
+    ema_decay = getattr(config, "ema_decay", None) if getattr(config, "use_ema", False) else None
+    state = new_state(recipe, config, device, ema_decay)
     versions = {library: version(library) for library in _LIBRARIES}
-    guided = recipe.guided
-
-    def write_weights(path: Path, step: int) -> None:
-        write_lora(path, recipe.parameters, config, name=request.name, step=step, guided=guided)
-
     checkpoints = Checkpoints(
-        request, store, run_identity(config, data_set), versions, write_weights, emit
+        request, store, run_identity(config, data_set), versions, recipe.write, emit
     )
     if request.resume_state_key is not None:
         earlier = checkpoints.resume(state, request.resume_state_key)
         _note_other_versions(emit, earlier, versions)
-    train(recipe, state, data, config, checkpoints, emit, stop)
+    validate = _never
+    if config.validation_prompts:
+        validate = Validation(
+            request, store, models, index, recipe.autocast, draws, emit, stop
+        ).make
+    train(recipe, state, data, draws, config, checkpoints, validate, emit, stop)
     _tell_end(request, store, state.history, versions, device, emit)
 
 
-def run_identity(config: FluxLoraConfig, data_set: DataSet) -> dict[str, object]:
+def run_identity(config: PipelineConfig, data_set: DataSet) -> dict[str, object]:
     """What a training state must agree in to be resumed: every option that changes a number."""
     values: dict[str, object] = json.loads(config.model_dump_json(exclude=set(_WITHOUT_EFFECT)))
-    loader = dict(config.data_loader.model_dump(mode="json"))
     # What is in the data set counts, not where it lay.
-    for name in ("dataset", "dataloader_num_workers"):
-        del loader[name]
+    loader = config.loader.model_dump(mode="json", exclude=set(_WITHOUT_EFFECT_IN_LOADER))
     return {**values, "data_loader": loader, "data set": data_set.digest}
 
 
+def _never(_step: int) -> None:
+    raise AssertionError("without prompts no validation is due")
+
+
+def _index(request: TrainerRequest, store: Store, data_set: DataSet) -> CacheIndex | None:
+    """The cache index; None where nothing is cached."""
+    config = request.training
+    if not (config.caches_text or config.cache_vae_outputs):
+        return None
+    if request.cache_index_key is None:
+        raise RefusedError("the config caches encoder outputs, and there is no cache index")
+    return read_index(store, request.cache_index_key, config, data_set.digest)
+
+
 def _data(
-    request: TrainerRequest, store: Store, data_set: DataSet, draws: Draws, device: torch.device
+    request: TrainerRequest,
+    data_set: DataSet,
+    index: CacheIndex | None,
+    draws: Draws,
+    device: torch.device,
 ) -> TrainingData:
     config = request.training
-    index: CacheIndex | None = None
-    if config.cache_text_encoder_outputs or config.cache_vae_outputs:
-        if request.cache_index_key is None:
-            raise RefusedError("the config caches encoder outputs, and there is no cache index")
-        index = read_index(store, request.cache_index_key, config, data_set.digest)
     reader = SampleReader(request.store_url, data_set, config, index, draws)
     plan = BatchPlan(
         reader.sizes, config.train_batch_size, config.gradient_accumulation_steps, draws
     )
-    return TrainingData(reader, plan, data_set, config.data_loader.dataloader_num_workers, device)
-
-
-def _recipe(config: FluxLoraConfig, draws: Draws, device: torch.device) -> FluxLora:
-    folder = base_model_folder(config, ("vae",))
-    return FluxLora(
-        config,
-        load_transformer(config, device),
-        VaeNumbers(part_config(folder, "vae")),
-        None if config.cache_vae_outputs else load_vae(config, device),
-        None if config.cache_text_encoder_outputs else load_text_encoders(config, device),
-        draws,
-    )
+    return TrainingData(reader, plan, data_set, config.loader.dataloader_num_workers, device)
 
 
 def _note_other_versions(emit: Emit, earlier: dict[str, str], versions: dict[str, str]) -> None:

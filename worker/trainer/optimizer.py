@@ -1,0 +1,161 @@
+"""The optimizer of a run: made from its config, and its state as tensors and back.
+
+Knows the kinds of optimizer by what they keep: tensors and counts for each weight, and with
+Prodigy a few numbers for all of them. Must not know where a state is kept.
+"""
+
+import contextlib
+import io
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+import torch
+
+from tasks.jobs.optimizers import (
+    AdafactorOptimizerConfig,
+    AdamOptimizerConfig,
+    OptimizerConfig,
+    ProdigyOptimizerConfig,
+)
+from worker.trainer.errors import MissingLibraryError
+
+Parameters = Mapping[str, torch.nn.Parameter]
+
+# What a Prodigy step reads of the steps before it, and what it says of itself.
+_PRODIGY_NUMBERS = ("d", "d0", "d_max", "d_numerator", "d_denom", "d_hat", "k")
+
+
+def model_of(name: str) -> str:
+    """The trained model a weight is of: ``unet`` of ``unet.conv_in.lora_A``."""
+    return name.partition(".")[0]
+
+
+def new_optimizer(
+    parameters: Parameters, settings: OptimizerConfig, rates: Mapping[str, float]
+) -> torch.optim.Optimizer:
+    """The config's optimizer over these weights, before its first step.
+
+    Args:
+        parameters: By name, which begins with that of its model.
+        settings: Of the optimizer.
+        rates: Base learning rate by model; each model is a parameter group.
+
+    Raises:
+        MissingLibraryError: The optimizer's library is not installed.
+    """
+    groups = [
+        {"params": [p for name, p in parameters.items() if model_of(name) == model], "lr": rate}
+        for model, rate in rates.items()
+    ]
+    match settings:
+        case AdamOptimizerConfig():
+            return _adam(groups, settings)
+        case ProdigyOptimizerConfig():
+            return _prodigy(groups, settings)
+        case AdafactorOptimizerConfig():
+            return torch.optim.Adafactor(
+                groups,
+                beta2_decay=settings.beta2_decay,
+                d=settings.clipping_threshold,
+                weight_decay=settings.weight_decay,
+            )
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float, rates: Mapping[str, float]) -> float:
+    """Set each group's learning rate to ``factor`` times its base rate.
+
+    Returns:
+        The rate that the first group's next step takes: with Prodigy, times the step size it
+        found.
+    """
+    for group, rate in zip(optimizer.param_groups, rates.values(), strict=True):
+        group["lr"] = rate * factor
+    first = optimizer.param_groups[0]
+    return float(first["lr"]) * float(first.get("d", 1.0))
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Parameters
+) -> dict[str, torch.Tensor]:
+    """All that a step changes, as ``optimizer/<moment>/<weight>`` and ``group/<number>``.
+
+    A Python number becomes a scalar of float64 or int64, which hold it exactly.
+    """
+    # Prodigy keeps its numbers alike in all groups.
+    first = optimizer.param_groups[0]
+    tensors = {f"group/{name}": _tensor(first[name]) for name in _PRODIGY_NUMBERS if name in first}
+    for name, parameter in parameters.items():
+        for moment, value in optimizer.state[parameter].items():
+            tensors[f"optimizer/{moment}/{name}"] = _tensor(value)
+    return tensors
+
+
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Parameters, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Take over what ``optimizer_tensors`` gave; other tensors are left alone.
+
+    Raises:
+        KeyError: It is of other weights, or lacks one of Prodigy's numbers.
+    """
+    counts_in_tensors = isinstance(optimizer, torch.optim.AdamW | torch.optim.Adafactor)
+    moments: dict[str, dict[str, Any]] = {name: {} for name in parameters}
+    for key, tensor in tensors.items():
+        kind, _, rest = key.partition("/")
+        if kind != "optimizer":
+            continue
+        moment, _, name = rest.partition("/")
+        if moment == "step":
+            # torch counts in a tensor that stays on the CPU, the others in a Python number.
+            moments[name][moment] = tensor if counts_in_tensors else tensor.item()
+        else:
+            moments[name][moment] = tensor.to(parameters[name].device)
+    for name, parameter in parameters.items():
+        if moments[name]:
+            optimizer.state[parameter] = moments[name]
+    for group in optimizer.param_groups:
+        for name in _PRODIGY_NUMBERS:
+            # Only a step makes d_denom and d_hat; a state may lack those, and no others.
+            if name in group or f"group/{name}" in tensors:
+                group[name] = tensors[f"group/{name}"].item()
+
+
+def _adam(groups: list[dict[str, Any]], settings: AdamOptimizerConfig) -> torch.optim.Optimizer:
+    values: dict[str, Any] = {
+        "betas": (settings.beta1, settings.beta2),
+        "eps": settings.epsilon,
+        "weight_decay": settings.weight_decay,
+    }
+    if not settings.use_8bit:
+        return torch.optim.AdamW(groups, **values)
+    optimizer: torch.optim.Optimizer = _library("bitsandbytes.optim").AdamW8bit(groups, **values)
+    return optimizer
+
+
+def _prodigy(
+    groups: list[dict[str, Any]], settings: ProdigyOptimizerConfig
+) -> torch.optim.Optimizer:
+    # It prints that its weight decay is decoupled.
+    with contextlib.redirect_stdout(io.StringIO()):
+        optimizer: torch.optim.Optimizer = _library("prodigyopt").Prodigy(
+            groups,
+            weight_decay=settings.weight_decay,
+            decouple=True,
+            use_bias_correction=settings.use_bias_correction,
+            safeguard_warmup=settings.safeguard_warmup,
+        )
+    return optimizer
+
+
+def _library(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise MissingLibraryError(name.partition(".")[0]) from error
+
+
+def _tensor(value: object) -> torch.Tensor:
+    if isinstance(value, torch.Tensor):
+        return value
+    return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float64)
