@@ -21,6 +21,7 @@ from tasks.errors import ErrorCode, StoreError
 from tasks.events import TrainFailed
 from tasks.requests import TrainerExit, TrainerRequest
 from worker.trainer.errors import InterruptedRun, RefusedError
+from worker.trainer.kept import KeptModels
 from worker.trainer.pipe import EventPipe, StopSwitch
 
 # Read by the libraries when they are imported, which the stages do.
@@ -48,6 +49,9 @@ def main() -> int:
     for name, value in {**_QUIET, **_DETERMINISTIC}.items():
         os.environ.setdefault(name, value)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    # They speak of kernels for other machines whenever diffusers is imported beside torchao.
+    for chatty in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)
     stop = StopSwitch()
     signal.signal(signal.SIGTERM, stop)
@@ -59,9 +63,10 @@ def main() -> int:
 
 
 def _serve_all(pipe: EventPipe, stop: StopSwitch) -> TrainerExit:
+    kept = KeptModels()
     for line in sys.stdin:
         stop.waits_for_request = False
-        code = _serve(line, pipe, stop)
+        code = _serve(line, pipe, stop, kept)
         if code != TrainerExit.DONE:
             return code
         # In this order: from here on the signal itself ends the wait for the next line.
@@ -71,13 +76,13 @@ def _serve_all(pipe: EventPipe, stop: StopSwitch) -> TrainerExit:
     return TrainerExit.DONE
 
 
-def _serve(line: str, pipe: EventPipe, stop: StopSwitch) -> TrainerExit:
+def _serve(line: str, pipe: EventPipe, stop: StopSwitch, kept: KeptModels) -> TrainerExit:
     """Carry out one request."""
     try:
         request = TrainerRequest.model_validate_json(line)
         # Each stage imports what it needs: a cache request with nothing to encode needs little.
         stage = importlib.import_module(f"worker.trainer.{request.stage}")
-        stage.run(request, pipe.emit, stop)
+        stage.run(request, pipe.emit, stop, kept)
     except ValidationError as error:
         return _refuse(pipe, ErrorCode.INTERNAL, f"the request is not valid: {error}")
     except RefusedError as error:

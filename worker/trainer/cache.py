@@ -35,7 +35,7 @@ from worker.trainer.cache_entries import (
     text_tokens,
 )
 from worker.trainer.errors import DamagedFileError, NotFiniteError
-from worker.trainer.memory import release_memory
+from worker.trainer.kept import KeptModels
 from worker.trainer.pictures import CENTRE, cropped, load_picture, pixels, resized_to_cover
 from worker.trainer.pipe import Emit, ProgressMeter, StopSwitch
 
@@ -57,7 +57,7 @@ class _Picture:
     flipped: bool
 
 
-def run(request: TrainerRequest, emit: Emit, stop: StopSwitch) -> None:
+def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, kept: KeptModels) -> None:
     """Carry out a ``cache`` request and tell its end.
 
     Raises:
@@ -67,7 +67,7 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch) -> None:
     """
     store = Store(request.store_url)
     data_set = DataSet.model_validate_json(store.get(request.data_set_key))
-    stage = _CacheStage(request, store, data_set, emit, stop)
+    stage = _CacheStage(request, store, data_set, emit, stop, kept)
     texts, encoded_captions = stage.texts()
     latents, encoded_images = stage.latents()
     index = stage.index(texts, latents)
@@ -87,13 +87,20 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch) -> None:
 
 class _CacheStage:
     def __init__(
-        self, request: TrainerRequest, store: Store, data_set: DataSet, emit: Emit, stop: StopSwitch
+        self,
+        request: TrainerRequest,
+        store: Store,
+        data_set: DataSet,
+        emit: Emit,
+        stop: StopSwitch,
+        kept: KeptModels,
     ) -> None:
         self._config = request.training
         self._store = store
         self._data_set = data_set
         self._emit = emit
         self._stop = stop
+        self._kept = kept
         self._device = torch.device(request.device)
         loader = self._config.loader
         self._sizes = sizes_of(data_set, loader)
@@ -120,18 +127,17 @@ class _CacheStage:
         if not missing:
             return keys, 0
         models = importlib.import_module("worker.trainer.models")
-        encoders = models.load_text(config, self._device)
+        encoders = models.take_text(config, self._device, self._kept)
         meter = ProgressMeter(self._emit)
         for done, item in enumerate(missing, start=1):
             self._stop.check()
             with torch.no_grad():
-                text: Text = encoders.encode([item.caption])[0]
+                encoded: Text = encoders.encode([item.caption])
+            text = Text(encoded.prompt_embeds[0], encoded.pooled[0])
             what = f"the text encoders' output of the caption {item.caption!r}"
             _check_finite(what, text.prompt_embeds, text.pooled)
             self._write(keys[item], text_bytes(text), damaged=missing[item])
             meter.tell(Progress(stage="cache", done=done, total=len(missing), unit="captions"))
-        del encoders
-        release_memory()
         return keys, len(missing)
 
     def latents(self) -> tuple[dict[_Picture, str], int]:
@@ -148,20 +154,19 @@ class _CacheStage:
         if not missing:
             return keys, 0
         models = importlib.import_module("worker.trainer.models")
-        vae = models.load_vae(config, self._device)
+        inputs = importlib.import_module("worker.trainer.inputs")
+        vae = models.take_vae(config, self._device, self._kept)
         meter = ProgressMeter(self._emit)
         # One size after the other: cuDNN looks for its fastest kernels once a size.
         for done, item in enumerate(sorted(missing, key=lambda item: item.size), start=1):
             self._stop.check()
             values = self._pixels(item)[None]  # (1, 3, H, W)
-            encoded: Latents = models.encode_pixels(vae, values.to(self._device))
+            encoded: Latents = inputs.encode_pixels(vae, values.to(self._device))
             source = self._data_set.samples[item.sample].source
             _check_finite(f"the VAE's output of the image {source}", encoded.mean, encoded.logvar)
             entry = latents_bytes(Latents(encoded.mean[0], encoded.logvar[0]))
             self._write(keys[item], entry, damaged=missing[item])
             meter.tell(Progress(stage="cache", done=done, total=len(missing), unit="images"))
-        del vae
-        release_memory()
         return keys, len({item.image for item in missing})
 
     def index(self, texts: dict[_Caption, str], latents: dict[_Picture, str]) -> CacheIndex:

@@ -35,6 +35,11 @@ class FluxText:
         self._t5_length = t5_length
         self._device = device
 
+    def to(self, device: torch.device | str) -> None:
+        """Move the encoders."""
+        self.pipeline.text_encoder.to(device)
+        self.pipeline.text_encoder_2.to(device)
+
     def encode(self, captions: Sequence[str]) -> Text:
         """What both make of captions: (B, t5_length, 4096), (B, 768)."""
         prompt_embeds, pooled, _ = self.pipeline.encode_prompt(

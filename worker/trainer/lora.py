@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from worker.trainer.draws import Draws
 from worker.trainer.errors import TargetError
@@ -61,7 +62,12 @@ def add_lora(
 
 def remove_lora(model: Any) -> None:
     """Take the LoRA layers off again: the model is what it was."""
-    model.delete_adapters("default")
+    for path, module in list(model.named_modules()):
+        if isinstance(module, BaseTunerLayer):
+            model.set_submodule(path, module.get_base_layer())
+    # What tells diffusers and transformers that there are adapters.
+    del model.peft_config
+    model._hf_peft_config_loaded = False
 
 
 def saved_path(name: str, path: str) -> str:

@@ -1,4 +1,4 @@
-"""The frozen models of a run, by the family of its config."""
+"""The frozen models of a run, by the family of its config; kept from earlier requests or loaded."""
 
 from dataclasses import dataclass
 
@@ -10,16 +10,21 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.pipeline import PipelineConfig
-from tasks.jobs.sdxl import SdxlConfig, SdxlFinetuneConfig
-from worker.trainer.base_model import vae_config
+from tasks.jobs.sdxl import (
+    SdxlConfig,
+    SdxlFinetuneConfig,
+    SdxlLoraConfig,
+    SdxlTextualInversionConfig,
+)
+from worker.trainer.base_model import fingerprint, vae_config
+from worker.trainer.embeddings import add_embeddings
 from worker.trainer.encoders import load_text_encoders, load_vae
 from worker.trainer.flux import FluxText
-from worker.trainer.inputs import TextEncoders, VaeNumbers, encode_pixels
+from worker.trainer.inputs import TextEncoders, VaeNumbers
+from worker.trainer.kept import KeptModels, Wanted
 from worker.trainer.sdxl import SdxlText
 from worker.trainer.sdxl_models import load_noise_scheduler, load_sdxl_text_encoders, load_unet
 from worker.trainer.transformer import load_transformer
-
-__all__ = ["FluxModels", "SdxlModels", "encode_pixels", "load_models", "load_text", "load_vae"]
 
 
 @dataclass(frozen=True)
@@ -53,41 +58,102 @@ class SdxlModels:
         return self.unet
 
 
-def load_text(config: PipelineConfig, device: torch.device) -> TextEncoders:
-    """The text encoders, frozen."""
-    if isinstance(config, FluxLoraConfig):
-        return _flux_text(config, device)
-    if isinstance(config, SdxlConfig):
-        return SdxlText(load_sdxl_text_encoders(config, device), device)
-    raise TypeError(f"no models for {config.type}")
+def take_text(config: PipelineConfig, device: torch.device, kept: KeptModels) -> TextEncoders:
+    """The text encoders, frozen; nothing else is on the device."""
+    encoders: TextEncoders = kept.take(device, {"text": _wanted_text(config, device)})["text"]
+    return encoders
 
 
-def load_models(config: PipelineConfig, device: torch.device) -> FluxModels | SdxlModels:
-    """All that a run of this config needs.
+def take_vae(config: PipelineConfig, device: torch.device, kept: KeptModels) -> AutoencoderKL:
+    """The VAE, frozen; nothing else is on the device."""
+    vae: AutoencoderKL = kept.take(device, {"vae": _wanted_vae(config, device)})["vae"]
+    return vae
+
+
+def take_models(
+    config: PipelineConfig, device: torch.device, kept: KeptModels
+) -> FluxModels | SdxlModels:
+    """All that training needs.
 
     Raises:
         RefusedError: The base model's files cannot be used.
     """
-    vae = None if config.cache_vae_outputs else load_vae(config, device)
+    # Small files first: what is wrong with them is told before any weights are loaded.
     numbers = VaeNumbers(vae_config(config))
+    wanted = {"denoiser": _wanted_denoiser(config, device)}
+    if not config.cache_vae_outputs:
+        wanted["vae"] = _wanted_vae(config, device)
+    if not config.caches_text:
+        wanted["text"] = _wanted_text(config, device)
     if isinstance(config, FluxLoraConfig):
-        text = None if config.caches_text else _flux_text(config, device)
-        return FluxModels(load_transformer(config, device), numbers, vae, text)
-    if isinstance(config, SdxlConfig):
-        # A finetune trains the UNet's own weights, in float32.
-        trains = isinstance(config, SdxlFinetuneConfig)
-        dtype = torch.float32 if trains else getattr(torch, config.weight_dtype)
-        encoders = None if config.caches_text else load_sdxl_text_encoders(config, device)
-        return SdxlModels(
-            load_unet(config, device, dtype),
-            load_noise_scheduler(config),
-            numbers,
-            vae,
-            None if encoders is None else SdxlText(encoders, device),
+        found = kept.take(device, wanted)
+        return FluxModels(found["denoiser"], numbers, found.get("vae"), found.get("text"))
+    scheduler = load_noise_scheduler(_sdxl(config))
+    found = kept.take(device, wanted)
+    return SdxlModels(found["denoiser"], scheduler, numbers, found.get("vae"), found.get("text"))
+
+
+def forget_changed(config: PipelineConfig, kept: KeptModels) -> None:
+    """Drop the models that a run of this config leaves changed."""
+    if isinstance(config, SdxlFinetuneConfig):
+        kept.forget("denoiser")
+    if isinstance(config, SdxlTextualInversionConfig):
+        kept.forget("text")
+
+
+def _wanted_denoiser(config: PipelineConfig, device: torch.device) -> Wanted:
+    if isinstance(config, FluxLoraConfig):
+        identity = (
+            config.transformer_path,
+            config.weight_dtype,
+            config.quantization,
+            fingerprint(config, ("transformer",), (config.transformer_path,)),
         )
-    raise TypeError(f"no models for {config.type}")
+        movable = config.quantization is None
+        return Wanted(identity, lambda: load_transformer(config, device), movable)
+    sdxl = _sdxl(config)
+    # A finetune trains the UNet's own weights, in float32.
+    trains = isinstance(config, SdxlFinetuneConfig)
+    dtype: torch.dtype = torch.float32 if trains else getattr(torch, config.weight_dtype)
+    identity = (str(dtype), fingerprint(config, ("unet",)))
+    return Wanted(identity, lambda: load_unet(sdxl, device, dtype))
 
 
-def _flux_text(config: FluxLoraConfig, device: torch.device) -> FluxText:
-    pipeline = load_text_encoders(config, device)
-    return FluxText(pipeline, config.t5_tokenizer_max_length, device)
+def _wanted_text(config: PipelineConfig, device: torch.device) -> Wanted:
+    def load() -> TextEncoders:
+        if isinstance(config, FluxLoraConfig):
+            pipeline = load_text_encoders(config, device)
+            return FluxText(pipeline, config.t5_tokenizer_max_length, device)
+        sdxl = _sdxl(config)
+        text = SdxlText(load_sdxl_text_encoders(sdxl, device), device)
+        if isinstance(sdxl, SdxlLoraConfig):
+            add_embeddings(text, sdxl.base_embeddings)
+        return text
+
+    options = config.model_dump(include=set(_TEXT_OPTIONS))
+    overrides = [options.get(name) for name in ("text_encoder_1_path", "text_encoder_2_path")]
+    embeddings = list(options.get("base_embeddings", {}).values())
+    files = fingerprint(config, ("text_encoder", "text_encoder_2"), [*overrides, *embeddings])
+    return Wanted((str(options), files), load)
+
+
+def _wanted_vae(config: PipelineConfig, device: torch.device) -> Wanted:
+    other = getattr(config, "vae_model", None)
+    return Wanted((other, fingerprint(config, ("vae",))), lambda: load_vae(config, device))
+
+
+_TEXT_OPTIONS = (
+    "type",
+    "weight_dtype",
+    "text_encoder_1_path",
+    "text_encoder_2_path",
+    "clip_tokenizer_max_length",
+    "t5_tokenizer_max_length",
+    "base_embeddings",
+)
+
+
+def _sdxl(config: PipelineConfig) -> SdxlConfig:
+    if not isinstance(config, SdxlConfig):
+        raise TypeError(f"no models for {config.type}")
+    return config

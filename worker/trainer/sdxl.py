@@ -31,6 +31,11 @@ class SdxlText:
         self.pipeline = pipeline
         self._device = device
 
+    def to(self, device: torch.device | str) -> None:
+        """Move the encoders."""
+        for encoder in self.encoders.values():
+            encoder.to(device)
+
     @property
     def encoders(self) -> dict[str, torch.nn.Module]:
         """Both by the names that weights and folders have."""

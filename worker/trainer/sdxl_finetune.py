@@ -54,6 +54,9 @@ class SdxlFinetune:
         gamma = self._config.min_snr_gamma
         return denoising_losses(self._unet, self._scheduler, self._inputs, batch, text, gamma)
 
+    def close(self) -> None:
+        """Nothing: the UNet is another one now."""
+
     def write(
         self, folder: Path, name: str, steps: int, weights: Mapping[str, torch.Tensor]
     ) -> list[Path]:

@@ -60,7 +60,7 @@ class SdxlLora:
         for name, model in self._adapted.items():
             if name != "unet":
                 # The other form needs inputs with a gradient, which token ids have not.
-                model.gradient_checkpointing_enable({"use_reentrant": False})
+                model.activation_checkpointing_enable({"use_reentrant": False})
                 model.train()
 
     @property
@@ -110,6 +110,6 @@ class SdxlLora:
             remove_lora(model)
             model.eval()
             if name != "unet":
-                model.gradient_checkpointing_disable()
+                model.activation_checkpointing_disable()
         self._unet.disable_gradient_checkpointing()
         self._unet.eval()

@@ -1,8 +1,8 @@
-"""A tiny, valid FLUX: every part real, every size small, built from configs and a seed.
+"""A tiny, valid FLUX or SDXL: every part real, every size small, built from configs and a seed.
 
-    python -P -m worker.trainer.tiny_models FOLDER
+    python -P -m worker.trainer.tiny_models FOLDER [--family sdxl]
 
-For trying the whole system without a GPU, and for tests. The default has no single blocks:
+For trying the whole system without a GPU, and for tests. FLUX's default has no single blocks:
 diffusers splits the fused ``linear1`` of a kohya file at FLUX's own width of 3072, whatever the
 model's is, so that it reads the kohya files of a narrower model only where they hold none.
 """
@@ -14,7 +14,13 @@ from typing import Any
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
+    StableDiffusionXLPipeline,
+)
+from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
@@ -23,6 +29,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
+    CLIPTextModelWithProjection,
     CLIPTokenizer,
     T5Config,
     T5EncoderModel,
@@ -56,8 +63,15 @@ def build_tiny_flux(
         tokenizer, tokenizer_2 = _clip_tokenizer(), _t5_tokenizer()
         pipeline = FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=_vae(),
-            text_encoder=_clip(tokenizer),
+            # FLUX's own numbers.
+            vae=_vae(
+                latent_channels=16,
+                scaling_factor=0.3611,
+                shift_factor=0.1159,
+                use_quant_conv=False,
+                use_post_quant_conv=False,
+            ),
+            text_encoder=CLIPTextModel(_clip_config(tokenizer)),
             tokenizer=tokenizer,
             text_encoder_2=_t5(tokenizer_2),
             tokenizer_2=tokenizer_2,
@@ -73,6 +87,69 @@ def build_tiny_flux(
                 axes_dims_rope=(4, 6, 6),
             ),
         )
+    return _save(pipeline, folder)
+
+
+def build_tiny_sdxl(folder: Path, *, seed: int = 0, prediction_type: str = "epsilon") -> Path:
+    """A diffusers folder of a tiny SDXL, about 4 MB, the same bytes for the same arguments.
+
+    Returns:
+        The folder.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        tokenizer, tokenizer_2 = _clip_tokenizer(), _clip_tokenizer()
+        # As in SDXL's second tokenizer.
+        tokenizer_2.pad_token = "!"
+        unet = UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(16, 32, 32),
+            layers_per_block=2,
+            norm_num_groups=8,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 1, 2),
+            attention_head_dim=(1, 2, 2),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            # Six numbers of size and crop, and the pooled text.
+            projection_class_embeddings_input_dim=6 * 8 + _TEXT_WIDTH,
+            cross_attention_dim=2 * _TEXT_WIDTH,
+        )
+        pipeline = StableDiffusionXLPipeline(
+            scheduler=EulerDiscreteScheduler(
+                beta_start=0.00085,
+                beta_end=0.012,
+                beta_schedule="scaled_linear",
+                timestep_spacing="leading",
+                steps_offset=1,
+                prediction_type=prediction_type,
+            ),
+            vae=_vae(latent_channels=4, scaling_factor=0.13025, force_upcast=True),
+            text_encoder=CLIPTextModel(_clip_config(tokenizer)),
+            tokenizer=tokenizer,
+            # SDXL's second encoder has this end token in its config, which is none of its own.
+            text_encoder_2=CLIPTextModelWithProjection(_clip_config(tokenizer_2, eos_token_id=2)),
+            tokenizer_2=tokenizer_2,
+            unet=unet,
+            add_watermarker=False,
+        )
+    return _save(pipeline, folder)
+
+
+def main() -> None:
+    """Build one from the command line."""
+    parser = argparse.ArgumentParser(description="Build a tiny model for tests and demonstrations.")
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--family", choices=("flux", "sdxl"), default="flux")
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    build = build_tiny_sdxl if arguments.family == "sdxl" else build_tiny_flux
+    build(arguments.folder, seed=arguments.seed)
+
+
+def _save(pipeline: DiffusionPipeline, folder: Path) -> Path:
     pipeline.save_pretrained(folder, safe_serialization=True)
     for path in sorted(folder.rglob("*.safetensors")):
         # save_pretrained's header order changes from run to run, and with it every digest.
@@ -80,48 +157,33 @@ def build_tiny_flux(
     return folder
 
 
-def main() -> None:
-    """Build one from the command line."""
-    parser = argparse.ArgumentParser(description="Build a tiny FLUX for tests and demonstrations.")
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--double-blocks", type=int, default=2)
-    parser.add_argument("--single-blocks", type=int, default=0)
-    arguments = vars(parser.parse_args())
-    build_tiny_flux(arguments.pop("folder"), **arguments)
-
-
-def _vae() -> AutoencoderKL:
+def _vae(**values: Any) -> AutoencoderKL:
     vae: AutoencoderKL = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(8, 8, 8, 8),
         layers_per_block=1,
-        latent_channels=16,
         norm_num_groups=4,
-        # FLUX's own numbers.
-        scaling_factor=0.3611,
-        shift_factor=0.1159,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
+        **values,
     )
     return vae
 
 
-def _clip(tokenizer: CLIPTokenizer) -> CLIPTextModel:
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=_TEXT_WIDTH,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=77,
-            projection_dim=_TEXT_WIDTH,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
+def _clip_config(tokenizer: CLIPTokenizer, **values: Any) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        **{
+            "vocab_size": len(tokenizer),
+            "hidden_size": _TEXT_WIDTH,
+            "intermediate_size": 64,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": 77,
+            "projection_dim": _TEXT_WIDTH,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+            **values,
+        }
     )
 
 

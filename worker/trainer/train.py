@@ -17,9 +17,10 @@ from worker.trainer.cache_entries import CacheIndex, read_index
 from worker.trainer.checkpoint import Checkpoints, History
 from worker.trainer.draws import Draws
 from worker.trainer.errors import RefusedError
+from worker.trainer.kept import KeptModels
 from worker.trainer.loop import new_state, train
 from worker.trainer.metrics import write_metrics
-from worker.trainer.models import load_models
+from worker.trainer.models import forget_changed, take_models
 from worker.trainer.pipe import Emit, StopSwitch
 from worker.trainer.recipes import new_recipe
 from worker.trainer.validation import Validation
@@ -51,7 +52,7 @@ _WITHOUT_EFFECT_IN_LOADER = (
 )
 
 
-def run(request: TrainerRequest, emit: Emit, stop: StopSwitch) -> None:
+def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, kept: KeptModels) -> None:
     """Carry out a ``train`` request and tell its end.
 
     Raises:
@@ -73,7 +74,7 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch) -> None:
     index = _index(request, store, data_set)
     data = _data(request, data_set, index, draws, device)
     stop.check()
-    models = load_models(config, device)
+    models = take_models(config, device, kept)
     recipe = new_recipe(config, models, draws)
     ema_decay = getattr(config, "ema_decay", None) if getattr(config, "use_ema", False) else None
     state = new_state(recipe, config, device, ema_decay)
@@ -90,6 +91,8 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch) -> None:
             request, store, models, index, recipe.autocast, draws, emit, stop
         ).make
     train(recipe, state, data, draws, config, checkpoints, validate, emit, stop)
+    recipe.close()
+    forget_changed(config, kept)
     _tell_end(request, store, state.history, versions, device, emit)
 
 

@@ -23,6 +23,7 @@ from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.requests import TrainerRequest
 from tasks.store import Store, data_set_key, image_key
 from worker.trainer import cache, train
+from worker.trainer.kept import KeptModels
 from worker.trainer.pipe import StopSwitch
 
 CAPTIONS = ("a photo of a cat", "the red square", "a dog on the green", "blue", "in the photo")
@@ -142,7 +143,8 @@ class Events(list[Event]):
 
 def run_cache(data: Pictures, config: FluxLoraConfig, **fields: Any) -> CacheDone:
     events = Events()
-    cache.run(request_of(data, "cache", config, **fields), events.append, StopSwitch())
+    request = request_of(data, "cache", config, **fields)
+    cache.run(request, events.append, StopSwitch(), KeptModels())
     return events.of(CacheDone)[-1]
 
 
@@ -194,11 +196,12 @@ def run_train(
     config: FluxLoraConfig,
     *,
     stop: StopSwitch | None = None,
+    kept: KeptModels | None = None,
     on_event: Callable[[Event], None] = lambda _: None,
     **fields: Any,
 ) -> Trained:
     """Cache where the config says so, then train, in this process."""
-    cached = config.cache_text_encoder_outputs or config.cache_vae_outputs
+    cached = config.caches_text or config.cache_vae_outputs
     if cached and "cache_index_key" not in fields:
         fields["cache_index_key"] = run_cache(data, config).index_key
     trained = Trained(data, Events())
@@ -208,7 +211,8 @@ def run_train(
         on_event(event)
 
     fields.setdefault("attempt", next(_attempts))
-    train.run(request_of(data, "train", config, **fields), emit, stop or StopSwitch())
+    request = request_of(data, "train", config, **fields)
+    train.run(request, emit, stop or StopSwitch(), kept or KeptModels())
     return trained
 
 

@@ -191,7 +191,7 @@ def test_encodings_that_are_no_numbers_are_refused(
     def not_finite(*_: Any) -> Any:
         return Latents(torch.full((1, 16, 8, 8), torch.nan), torch.zeros(1, 16, 8, 8))
 
-    monkeypatch.setattr("worker.trainer.flux.encode_pixels", not_finite)
+    monkeypatch.setattr("worker.trainer.inputs.encode_pixels", not_finite)
     with pytest.raises(NotFiniteError, match=r"picture-\d.png"):
         run_cache(data, config_of(tiny_flux, cache_vae_outputs=True))
     assert data.store.keys("cache/latents") == []

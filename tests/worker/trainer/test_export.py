@@ -147,7 +147,7 @@ def test_single_blocks_of_fluxs_own_width_make_the_same_image_in_both_formats(
 
 
 def random_lora(width: int) -> dict[str, torch.Tensor]:
-    block = "single_transformer_blocks.0"
+    block = "transformer.single_transformer_blocks.0"
     shapes = {
         "attn.to_q": (width, width),
         "attn.to_k": (width, width),
@@ -206,12 +206,9 @@ def test_kohya_names_and_shapes_are_those_of_the_original_model() -> None:
 def test_the_peft_form_needs_no_alpha() -> None:
     weights = random_lora(32)
     tensors = peft_tensors(weights, alpha=2.0)
-    block = "single_transformer_blocks.0.proj_out"
+    block = "transformer.single_transformer_blocks.0.proj_out"
     expected = weights[f"{block}.lora_B"] @ weights[f"{block}.lora_A"] * 0.5
-    found = (
-        tensors[f"transformer.{block}.lora_B.weight"]
-        @ tensors[f"transformer.{block}.lora_A.weight"]
-    )
+    found = tensors[f"{block}.lora_B.weight"] @ tensors[f"{block}.lora_A.weight"]
     torch.testing.assert_close(found, expected)
 
 
@@ -220,7 +217,7 @@ def test_the_last_layer_never_gets_a_lora_and_each_layer_is_in_its_own_kind_of_b
 ) -> None:
     trained = run_train(data, config_of(tiny_flux, max_train_steps=1))
     layers = {
-        key.removeprefix("weights/").rpartition(".")[0]
+        key.removeprefix("weights/transformer.").rpartition(".")[0]
         for key in trained.state
         if key.startswith("weights/")
     }

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,13 @@ from PIL import Image
 
 from tasks.buckets import Size
 from tests.worker.trainer.runs import config_of
-from worker.trainer.base_model import part_config
 from worker.trainer.batches import Batch
 from worker.trainer.draws import Draws
-from worker.trainer.encoders import load_text_encoders, load_vae
-from worker.trainer.flux import VaeNumbers, encode_text, min_snr_weight, sigmas
+from worker.trainer.flux import min_snr_weight, sigmas
 from worker.trainer.flux_lora import FluxLora
+from worker.trainer.kept import KeptModels
+from worker.trainer.models import FluxModels, take_models, take_text
 from worker.trainer.pictures import CENTRE, cropped, pixels, resized_to_cover
-from worker.trainer.transformer import load_transformer
 
 CPU = torch.device("cpu")
 
@@ -28,14 +28,9 @@ def pipeline_of(folder: Path) -> Any:
 
 def recipe_of(folder: Path, **options: Any) -> FluxLora:
     config = config_of(folder, **options)
-    recipe = FluxLora(
-        config,
-        load_transformer(config, CPU),
-        VaeNumbers(part_config(folder, "vae")),
-        load_vae(config, CPU),
-        load_text_encoders(config, CPU),
-        Draws(config.seed),
-    )
+    models = take_models(config, CPU, KeptModels())
+    assert isinstance(models, FluxModels)
+    recipe = FluxLora(config, models, Draws(config.seed))
     generator = torch.Generator().manual_seed(3)
     for name, parameter in recipe.parameters.items():
         if name.endswith("lora_B"):
@@ -47,7 +42,8 @@ def batch_of(size: Size, samples: tuple[int, ...], epoch: int = 2) -> Batch:
     generator = torch.Generator().manual_seed(size.width)
     values = torch.rand((len(samples), 3, size.height, size.width), generator=generator) * 2 - 1
     captions = tuple(f"a photo of cat {sample}" for sample in samples)
-    return Batch(epoch, samples, captions, pixels=values)
+    ones, ids = torch.ones(len(samples)), torch.zeros(len(samples), 6)
+    return Batch(epoch, samples, captions, ones, ids, pixels=values)
 
 
 @pytest.mark.parametrize("size", [Size(64, 64), Size(96, 32)])
@@ -97,23 +93,23 @@ def test_a_steps_loss_is_what_diffusers_own_functions_come_to(
 
 def test_embeddings_are_fluxpipelines_bit_for_bit(tiny_flux: Path) -> None:
     captions = ["a photo of the cat", "red"]
-    config = config_of(tiny_flux)
-    texts = encode_text(load_text_encoders(config, CPU), captions, 32, CPU)
     with torch.no_grad():  # as FluxPipeline itself calls it
+        text = take_text(config_of(tiny_flux), CPU, KeptModels()).encode(captions)
         prompt_embeds, pooled, _ = pipeline_of(tiny_flux).encode_prompt(
             captions, max_sequence_length=32
         )
-    assert torch.equal(torch.stack([text.prompt_embeds for text in texts]), prompt_embeds)
-    assert torch.equal(torch.stack([text.pooled for text in texts]), pooled)
+    assert torch.equal(text.prompt_embeds, prompt_embeds)
+    assert torch.equal(text.pooled, pooled)
 
 
+@torch.no_grad()
 def test_token_lengths_reach_both_tokenizers(tiny_flux: Path) -> None:
     long = "a cat " * 60
     short = config_of(tiny_flux, clip_tokenizer_max_length=5, t5_tokenizer_max_length=8)
-    (text,) = encode_text(load_text_encoders(short, CPU), [long], 8, CPU)
-    (full,) = encode_text(load_text_encoders(config_of(tiny_flux), CPU), [long], 32, CPU)
-    assert text.prompt_embeds.shape == (8, 32)
-    assert full.prompt_embeds.shape == (32, 32)
+    text = take_text(short, CPU, KeptModels()).encode([long])
+    full = take_text(config_of(tiny_flux), CPU, KeptModels()).encode([long])
+    assert text.prompt_embeds.shape == (1, 8, 32)
+    assert full.prompt_embeds.shape == (1, 32, 32)
     assert not torch.equal(text.pooled, full.pooled)
 
 
@@ -123,10 +119,18 @@ def test_a_sample_has_its_own_noise_level_in_whatever_batch_it_is(tiny_flux: Pat
     assert batch.pixels is not None
     with torch.no_grad():
         together = recipe.losses(batch)
-        alone = [
-            recipe.losses(Batch(2, (sample,), (caption,), pixels=batch.pixels[row : row + 1]))
-            for row, (sample, caption) in enumerate(zip(batch.samples, batch.captions, strict=True))
-        ]
+        alone = []
+        for row in range(2):
+            one = slice(row, row + 1)
+            single = Batch(
+                2,
+                batch.samples[one],
+                batch.captions[one],
+                batch.weights[one],
+                batch.time_ids[one],
+                pixels=batch.pixels[one],
+            )
+            alone.append(recipe.losses(single))
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=0)
 
 
@@ -137,13 +141,17 @@ def test_the_shift_sampler_shifts_towards_noise(tiny_flux: Path) -> None:
     )
 
     def drawn(**options: Any) -> torch.Tensor:
-        return sigmas(config_of(tiny_flux, **options), normal, uniform)
+        return sigmas(config_of(tiny_flux, **options), normal, uniform, patches=4096)
 
     unshifted = drawn(discrete_flow_shift=1.0)
     assert torch.equal(unshifted, torch.sigmoid(normal))
     assert torch.allclose(drawn(), 3 * unshifted / (1 + 2 * unshifted))
     assert drawn(sigmoid_scale=2.0).std() > drawn().std()
     assert torch.equal(drawn(timestep_sampler="uniform"), uniform)
+    # What FLUX samples 1024 x 1024 pixels with.
+    shift = math.exp(1.15)
+    by_size = drawn(timestep_sampler="resolution_shift")
+    torch.testing.assert_close(by_size, shift * unshifted / (1 + (shift - 1) * unshifted))
 
 
 def test_min_snr_weighs_as_the_paper_says() -> None:

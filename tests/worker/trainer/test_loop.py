@@ -9,7 +9,7 @@ from tasks.events import CheckpointSaved, Note, Progress
 from tests.worker.trainer.runs import BUCKETS, CACHED, Pictures, Trained, config_of, run_train
 from worker.trainer.checkpoint import all_finite
 from worker.trainer.errors import DivergedError
-from worker.trainer.loop import learning_rates
+from worker.trainer.loop import rate_factors
 
 
 def trained(data: Pictures, model: Path, **options: Any) -> Trained:
@@ -47,8 +47,13 @@ def test_two_accumulated_batches_of_one_are_a_batch_of_two(
             **options,
         )
     else:
-        whole = trained(data, tiny_flux, train_batch_size=2, max_train_steps=6)
-        split = trained(data, tiny_flux, gradient_accumulation_steps=2, max_train_steps=6)
+        # Under Adam's usual epsilon, a gradient of nearly zero moves its weight by its sign alone.
+        options = {
+            "max_train_steps": 6,
+            "optimizer": {"optimizer_type": "AdamW", "epsilon": 1e-4},
+        }
+        whole = trained(data, tiny_flux, train_batch_size=2, **options)
+        split = trained(data, tiny_flux, gradient_accumulation_steps=2, **options)
     assert split.losses == pytest.approx(whole.losses, rel=1e-5)
     for name, tensor in weights(whole).items():
         torch.testing.assert_close(weights(split)[name], tensor, rtol=1e-3, atol=1e-6)
@@ -153,15 +158,14 @@ def test_half_precision_trains_float32_weights_that_stay_finite(
 )
 def test_schedulers_move_the_learning_rate(name: str, expected: list[float]) -> None:
     config = config_of("unused", lr_scheduler=name, lr_warmup_steps=2)
-    rate_of = learning_rates(config, 4)
-    rates = [rate_of(step) / config.learning_rate() for step in range(4)]
-    assert rates == pytest.approx(expected, abs=1e-4)
+    factor_of = rate_factors(config, 4)
+    assert [factor_of(step) for step in range(4)] == pytest.approx(expected, abs=1e-4)
 
 
 def test_the_rates_used_are_the_schedulers(tiny_flux: Path, data: Pictures) -> None:
     run = trained(data, tiny_flux, lr_scheduler="linear", lr_warmup_steps=1)
-    rate_of = learning_rates(config_of("unused", lr_scheduler="linear", lr_warmup_steps=1), 4)
-    assert run.rates == [rate_of(step) for step in range(4)]
+    factor_of = rate_factors(config_of("unused", lr_scheduler="linear", lr_warmup_steps=1), 4)
+    assert run.rates == [1e-2 * factor_of(step) for step in range(4)]
 
 
 def test_epochs_count_batches_of_all_buckets_in_groups(tiny_flux: Path, data: Pictures) -> None:
@@ -211,7 +215,7 @@ def test_a_loss_that_is_no_number_names_step_files_and_a_remedy(
     message = str(caught.value)
     assert "picture-" in message or "a weight after the update" in message
     assert "of step" in message
-    assert "transformer_learning_rate" in message
+    assert "lower the learning rate" in message
 
 
 def test_weights_that_are_no_numbers_are_never_saved() -> None:

@@ -19,6 +19,7 @@ from tests.worker.trainer.runs import (
     request_of,
 )
 from worker.trainer.__main__ import _serve
+from worker.trainer.kept import KeptModels
 from worker.trainer.pipe import EventPipe, StopSwitch
 
 
@@ -34,7 +35,7 @@ class Heard(EventPipe):
 
 def serve(line: str) -> tuple[TrainerExit, TrainFailed]:
     pipe = Heard()
-    code = _serve(line, pipe, StopSwitch())
+    code = _serve(line, pipe, StopSwitch(), KeptModels())
     last = pipe.events[-1]
     assert isinstance(last, TrainFailed)
     return code, last
