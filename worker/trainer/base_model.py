@@ -19,17 +19,31 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from tasks.jobs.flux_lora import FluxLoraConfig
+from tasks.jobs.pipeline import PipelineConfig
 from worker.trainer.errors import BaseModelFilesError
 
 # Pickle files and the single-file copies at the top of a repository are never fetched.
-_PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")
+_SETTINGS = ("*.json", "*.txt", "*.model")
+_WEIGHTS = "*.safetensors"
 _SHA256_NAME = re.compile(r"^[0-9a-f]{64}$")
 _VARIANT = re.compile(r"\.(fp16|bf16|non_ema|ema)[.-]")
+_VARIANTS = ("*.fp16*", "*.bf16*", "*.non_ema*", "*.ema*")
+_TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
 
-def base_model_folder(config: FluxLoraConfig, parts: Sequence[str]) -> Path:
+def single_file(config: PipelineConfig) -> Path | None:
+    """The file that holds the whole base model; None where it is a folder or a Hub id.
+
+    Raises:
+        BaseModelFilesError: It is not there.
+    """
+    return existing_file(config.model) if config.model.endswith(_WEIGHTS[1:]) else None
+
+
+def base_model_folder(config: PipelineConfig, parts: Sequence[str]) -> Path:
     """The diffusers folder that holds these parts of the base model, fetched if on the Hub.
+
+    Of a single-file model, the folder holds the configs and tokenizers.
 
     Args:
         config: Names the model.
@@ -38,15 +52,68 @@ def base_model_folder(config: FluxLoraConfig, parts: Sequence[str]) -> Path:
     Raises:
         BaseModelFilesError: The model, or one of the parts, is not there.
     """
-    folder = Path(config.model)
+    if single_file(config) is None:
+        return _folder(config.model, parts, getattr(config, "hf_variant", None))
+    described = config.single_file_config or type(config).model_fields["model"].default
+    return _folder(described, parts, None, weights=False)
+
+
+def variant(config: PipelineConfig, part: Path) -> str | None:
+    """The variant of a part's weights to load: hf_variant, where there are such files."""
+    wanted: str | None = getattr(config, "hf_variant", None)
+    return wanted if wanted and any(part.glob(f"*.{wanted}{_WEIGHTS[1:]}")) else None
+
+
+def vae_folder(config: PipelineConfig) -> Path:
+    """The folder of the VAE's files: ``vae_model``'s where there is one.
+
+    Of a single-file model without ``vae_model``, it holds the VAE's config only.
+    """
+    other: str | None = getattr(config, "vae_model", None)
+    if other is None:
+        return base_model_folder(config, ("vae",)) / "vae"
+    folder = Path(other)
     if not folder.is_dir():
-        folder = _from_hub(config.model, parts)
-    missing = [part for part in parts if not (folder / part).is_dir()]
-    if missing:
-        raise BaseModelFilesError(
-            config.model, f"it has no folder {', '.join(missing)}; it must be in diffusers' layout"
-        )
-    return folder
+        folder = _from_hub(other, (".", "vae"), None)
+    return folder / "vae" if (folder / "vae").is_dir() else folder
+
+
+def vae_config(config: PipelineConfig) -> dict[str, object]:
+    """The VAE's ``config.json``."""
+    return json_object(vae_folder(config), "config.json")
+
+
+def text_digest(config: PipelineConfig) -> str:
+    """SHA-256 over all the files that decide what the text encoders put out."""
+    folder = base_model_folder(config, _TEXT_PARTS)
+    paths = (getattr(config, f"text_encoder_{number}_path", None) for number in (1, 2))
+    first, second = (path or _file_instead(config) for path in paths)
+    embeddings = getattr(config, "base_embeddings", {})
+    digest = _digest(config, folder, _TEXT_PARTS, (first, None, second, None))
+    for token, path in sorted(embeddings.items()):
+        digest.update(f"{token} {file_digest(existing_file(path))}\n".encode())
+    return digest.hexdigest()
+
+
+def vae_digest(config: PipelineConfig) -> str:
+    """SHA-256 over all the files that decide what the VAE puts out."""
+    folder = vae_folder(config)
+    own = getattr(config, "vae_model", None) is None
+    override = _file_instead(config) if own else None
+    return _digest(config, folder.parent, (folder.name,), (override,)).hexdigest()
+
+
+def fingerprint(config: PipelineConfig, parts: Sequence[str], others: Sequence[str]) -> str:
+    """What tells whether these parts' files, and some others, are still the same ones.
+
+    Made of names, sizes and times of change: quicker than a digest, for the life of a process.
+    """
+    folder = base_model_folder(config, parts)
+    own = single_file(config)
+    files = [file for part in parts for file in _files(folder / part, config)]
+    files += [Path(path) for path in others] + ([own] if own else [])
+    stats = ((str(file), file.stat()) for file in files)
+    return str([(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats])
 
 
 def existing_file(path: str) -> Path:
@@ -58,26 +125,6 @@ def existing_file(path: str) -> Path:
     if not Path(path).is_file():
         raise BaseModelFilesError(path, "there is no such file on this worker")
     return Path(path)
-
-
-def weights_digest(folder: Path, parts: Sequence[str], overrides: Sequence[str | None]) -> str:
-    """SHA-256 over all the files that decide what encoders put out.
-
-    Args:
-        folder: The base model's.
-        parts: Its subfolders in question: encoders with their tokenizers.
-        overrides: Single files, each of which replaces the weights of the part at its place.
-    """
-    digest = hashlib.sha256()
-    for part, override in zip(parts, overrides, strict=True):
-        files = [file for file in _files(folder / part) if not (override and _is_weights(file))]
-        if override:
-            files.append(existing_file(override))
-        for file in files:
-            # An override's own name says nothing about its contents.
-            name = "override" if _is_weights(file) and override else file.name
-            digest.update(f"{part}/{name} {file_digest(file)}\n".encode())
-    return digest.hexdigest()
 
 
 def file_digest(file: Path) -> str:
@@ -98,30 +145,101 @@ def part_config(folder: Path, part: str) -> dict[str, object]:
     Raises:
         BaseModelFilesError: It is missing or no JSON object.
     """
-    path = folder / part / "config.json"
+    return json_object(folder, f"{part}/config.json")
+
+
+def json_object(folder: Path, name: str) -> dict[str, object]:
+    """A JSON file of a base model.
+
+    Raises:
+        BaseModelFilesError: It is missing or no JSON object.
+    """
     try:
-        values = json.loads(path.read_text("utf-8"))
+        values = json.loads((folder / name).read_text("utf-8"))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise BaseModelFilesError(str(folder), f"{part}/config.json: {reason}") from error
+        raise BaseModelFilesError(str(folder), f"{name}: {reason}") from error
     if not isinstance(values, dict):
-        raise BaseModelFilesError(str(folder), f"{part}/config.json is no JSON object")
+        raise BaseModelFilesError(str(folder), f"{name} is no JSON object")
     return values
 
 
-def _files(part: Path) -> list[Path]:
-    found = (file for pattern in _PATTERNS for file in part.glob(pattern))
-    return sorted(file for file in found if not _VARIANT.search(file.name))
+def _file_instead(config: PipelineConfig) -> str | None:
+    file = single_file(config)
+    return None if file is None else str(file)
+
+
+def _digest(
+    config: PipelineConfig, folder: Path, parts: Sequence[str], overrides: Sequence[str | None]
+) -> "hashlib._Hash":
+    """Over parts' files; an override is a single file in place of a part's weights."""
+    digest = hashlib.sha256()
+    for part, override in zip(parts, overrides, strict=True):
+        files = _files(folder / part, config)
+        if override:
+            files = [file for file in files if not _is_weights(file)]
+            files.append(existing_file(override))
+        for file in files:
+            # An override's own name says nothing about its contents.
+            name = "override" if _is_weights(file) and override else file.name
+            digest.update(f"{part}/{name} {file_digest(file)}\n".encode())
+    return digest
+
+
+def _files(part: Path, config: PipelineConfig) -> list[Path]:
+    """A part's files, of all variants of its weights those that are loaded."""
+    settings = [file for pattern in _SETTINGS for file in part.glob(pattern)]
+    wanted = variant(config, part)
+    weights = [
+        file
+        for file in [*part.glob(_WEIGHTS), *part.glob("*.safetensors.index*.json")]
+        if (f".{wanted}." in file.name if wanted else not _VARIANT.search(file.name))
+    ]
+    others = [file for file in settings if ".safetensors.index" not in file.name]
+    return sorted({*weights, *others})
 
 
 def _is_weights(file: Path) -> bool:
-    return file.suffix == ".safetensors" or file.name.endswith(".safetensors.index.json")
+    return file.suffix == ".safetensors" or ".safetensors.index" in file.name
 
 
-def _from_hub(model: str, parts: Sequence[str]) -> Path:
-    patterns = ["model_index.json", *(f"{part}/{end}" for part in parts for end in _PATTERNS)]
+def _folder(model: str, parts: Sequence[str], wanted: str | None, *, weights: bool = True) -> Path:
+    folder = Path(model)
+    if not folder.is_dir():
+        folder = _from_hub(model, parts, wanted, weights=weights)
+    missing = [part for part in parts if not (folder / part).is_dir()]
+    if missing:
+        raise BaseModelFilesError(
+            model, f"it has no folder {', '.join(missing)}; it must be in diffusers' layout"
+        )
+    return folder
+
+
+def _from_hub(
+    model: str, parts: Sequence[str], wanted: str | None, *, weights: bool = True
+) -> Path:
+    """The snapshot of a Hub repository with these parts in it, no more than one variant of each."""
+    settings = ["model_index.json", *(f"{part}/{end}" for part in parts for end in _SETTINGS)]
+    settings = [pattern.removeprefix("./") for pattern in settings]
+    folder = _fetched(model, settings, ())
+    if not weights:
+        return folder
+    if wanted:
+        _fetched(model, [f"{part}/*.{wanted}*.safetensors" for part in parts], ())
+    rest = [
+        p for p in parts if not (wanted and any((folder / p).glob(f"*.{wanted}*{_WEIGHTS[1:]}")))
+    ]
+    plain = [f"{part}/{_WEIGHTS}".removeprefix("./") for part in rest]
+    return _fetched(model, plain, _VARIANTS) if plain else folder
+
+
+def _fetched(model: str, patterns: Sequence[str], ignored: Sequence[str]) -> Path:
     try:
-        return Path(huggingface_hub.snapshot_download(model, allow_patterns=patterns))
+        return Path(
+            huggingface_hub.snapshot_download(
+                model, allow_patterns=list(patterns), ignore_patterns=list(ignored)
+            )
+        )
     except HFValidationError as error:
         raise BaseModelFilesError(
             model, "there is no such folder on this worker, and it is no Hub id"

@@ -1,9 +1,10 @@
-"""Loads the encoders of FLUX, checked, onto a device: CLIP and T5 with tokenizers, and the VAE."""
+"""Loads FLUX's text encoders with their tokenizers, and any VAE, checked, onto a device."""
 
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from safetensors import SafetensorError
@@ -11,7 +12,15 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from tasks.jobs.flux_lora import FluxLoraConfig
-from worker.trainer.base_model import base_model_folder, existing_file, part_config
+from tasks.jobs.pipeline import PipelineConfig
+from worker.trainer.base_model import (
+    base_model_folder,
+    existing_file,
+    part_config,
+    single_file,
+    vae_folder,
+    variant,
+)
 from worker.trainer.errors import BaseModelFilesError, VocabularyError, WeightsMismatchError
 
 TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
@@ -33,12 +42,11 @@ def load_text_encoders(config: FluxLoraConfig, device: torch.device) -> FluxPipe
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         tokenizer_2 = T5Tokenizer.from_pretrained(folder / "tokenizer_2")
-        clip = _encoder(CLIPTextModel, folder, "text_encoder", config.text_encoder_1_path, dtype)
-        t5 = _encoder(T5EncoderModel, folder, "text_encoder_2", config.text_encoder_2_path, dtype)
-    except (OSError, ValueError, SafetensorError) as error:
+        clip, t5 = _own_encoders(config, folder, dtype)
+    except (OSError, ValueError, SafetensorError, SingleFileComponentError) as error:
         raise BaseModelFilesError(config.model, str(error).partition("\n")[0]) from error
-    _check_vocabulary(config.model, "tokenizer", tokenizer, clip)
-    _check_vocabulary(config.model, "tokenizer_2", tokenizer_2, t5)
+    check_vocabulary(config.model, "tokenizer", tokenizer, clip)
+    check_vocabulary(config.model, "tokenizer_2", tokenizer_2, t5)
     # Its signature has no place for a pipeline of a part of the components; its code has.
     new_pipeline: Any = FluxPipeline
     pipeline: FluxPipeline = new_pipeline(
@@ -54,22 +62,57 @@ def load_text_encoders(config: FluxLoraConfig, device: torch.device) -> FluxPipe
     return pipeline
 
 
-def load_vae(config: FluxLoraConfig, device: torch.device) -> AutoencoderKL:
-    """The VAE in float32: in half precision FLUX's latents lose what a LoRA should learn.
+def load_vae(config: PipelineConfig, device: torch.device) -> AutoencoderKL:
+    """The VAE in float32: in half precision SDXL's overflows, and FLUX's loses what matters.
 
     Raises:
         BaseModelFilesError: A file is missing or unreadable.
     """
-    folder = base_model_folder(config, ("vae",))
-    part_config(folder, "vae")
+    folder = vae_folder(config)
+    part_config(folder.parent, folder.name)
+    file = None if getattr(config, "vae_model", None) else single_file(config)
     try:
-        vae: AutoencoderKL = AutoencoderKL.from_pretrained(
-            folder, subfolder="vae", use_safetensors=True, torch_dtype=torch.float32
-        )
-    except (OSError, ValueError, SafetensorError) as error:
+        if file is None:
+            vae: AutoencoderKL = AutoencoderKL.from_pretrained(
+                folder,
+                use_safetensors=True,
+                variant=variant(config, folder),
+                torch_dtype=torch.float32,
+            )
+        else:
+            vae = AutoencoderKL.from_single_file(
+                str(file),
+                config=str(folder.parent),
+                subfolder=folder.name,
+                local_files_only=True,
+                torch_dtype=torch.float32,
+            )
+    except (OSError, ValueError, SafetensorError, SingleFileComponentError) as error:
         raise BaseModelFilesError(config.model, str(error).partition("\n")[0]) from error
     vae.eval().requires_grad_(False).to(device)  # type: ignore[arg-type] # its decorator hides it
     return vae
+
+
+def _own_encoders(config: FluxLoraConfig, folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """CLIP and T5: of the overrides, of the single file, or of the folder."""
+    file, paths = single_file(config), (config.text_encoder_1_path, config.text_encoder_2_path)
+    found: dict[str, Any] = {}
+    if file is not None and None in paths:
+        # Only what is not overridden; parts that are passed as None are not loaded.
+        skipped = {"transformer": None, "vae": None, "scheduler": None}
+        names = zip(("text_encoder", "text_encoder_2"), paths, strict=True)
+        skipped |= {name: None for name, path in names if path is not None}
+        pipeline: Any = FluxPipeline.from_single_file(
+            str(file), config=str(folder), local_files_only=True, torch_dtype=dtype, **skipped
+        )
+        found = {"text_encoder": pipeline.text_encoder, "text_encoder_2": pipeline.text_encoder_2}
+    clip = found.get("text_encoder") or _encoder(
+        CLIPTextModel, folder, "text_encoder", paths[0], dtype
+    )
+    t5 = found.get("text_encoder_2") or _encoder(
+        T5EncoderModel, folder, "text_encoder_2", paths[1], dtype
+    )
+    return clip, t5
 
 
 def _encoder(kind: Any, folder: Path, part: str, override: str | None, dtype: torch.dtype) -> Any:
@@ -96,7 +139,7 @@ def _encoder(kind: Any, folder: Path, part: str, override: str | None, dtype: to
     return model
 
 
-def _check_vocabulary(model: str, part: str, tokenizer: Any, encoder: Any) -> None:
+def check_vocabulary(model: str, part: str, tokenizer: Any, encoder: Any) -> None:
     """A tokenizer folder without vocabulary files loads silently, with its special tokens only."""
     tokens, size = len(tokenizer), encoder.config.vocab_size
     if not size * _LEAST_SHARE <= tokens <= size:

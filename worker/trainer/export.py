@@ -76,7 +76,7 @@ def peft_tensors(weights: Weights, alpha: float) -> dict[str, torch.Tensor]:
     tensors = {}
     for name, weight in weights.items():
         rank = weight.shape[0] if name.endswith("lora_A") else weight.shape[1]
-        down, up = _split_scale(alpha / rank)
+        down, up = split_scale(alpha / rank)
         factor = down if name.endswith("lora_A") else up
         tensors[f"{name}.weight"] = weight.detach() * factor
     return tensors
@@ -142,7 +142,7 @@ def _fused(weights: Weights, names: list[str]) -> tuple[torch.Tensor, torch.Tens
     return torch.cat(downs), torch.block_diag(*ups)  # type: ignore[no-untyped-call]
 
 
-def _split_scale(scale: float) -> tuple[float, float]:
+def split_scale(scale: float) -> tuple[float, float]:
     """The factors of down and up, as near to each other as halving goes.
 
     The same as diffusers' kohya reader takes, so that it makes the same numbers of both forms.

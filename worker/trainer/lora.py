@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from worker.trainer.clip_names import clip_path
 from worker.trainer.draws import Draws
 from worker.trainer.errors import TargetError
 
@@ -53,7 +54,8 @@ def add_lora(
     for path, parameter in model.named_parameters():
         if ".lora_" not in path:
             continue
-        weight = f"{name}.{saved_path(name, path.removesuffix('.default.weight'))}"
+        path = path.removesuffix(".default.weight")
+        weight = f"{name}.{clip_path(path) if name.startswith('text_encoder') else path}"
         parameter.data = _start_of(weight, parameter, draws)
         parameter.requires_grad_(True)
         found[weight] = parameter
@@ -68,13 +70,6 @@ def remove_lora(model: Any) -> None:
     # What tells diffusers and transformers that there are adapters.
     del model.peft_config
     model._hf_peft_config_loaded = False
-
-
-def saved_path(name: str, path: str) -> str:
-    """A weight's path as files have it: transformers 5 leaves out ``text_model.`` in memory."""
-    if name.startswith("text_encoder") and not path.startswith("text_model."):
-        return f"text_model.{path}"
-    return path
 
 
 def _start_of(name: str, parameter: torch.nn.Parameter, draws: Draws) -> torch.Tensor:

@@ -16,7 +16,7 @@ from tasks.jobs.sdxl import (
     SdxlLoraConfig,
     SdxlTextualInversionConfig,
 )
-from worker.trainer.base_model import fingerprint, vae_config
+from worker.trainer.base_model import existing_file, fingerprint, vae_config, vae_folder
 from worker.trainer.embeddings import add_embeddings
 from worker.trainer.encoders import load_text_encoders, load_vae
 from worker.trainer.flux import FluxText
@@ -107,7 +107,7 @@ def _wanted_denoiser(config: PipelineConfig, device: torch.device) -> Wanted:
             config.transformer_path,
             config.weight_dtype,
             config.quantization,
-            fingerprint(config, ("transformer",), (config.transformer_path,)),
+            fingerprint(config, ("transformer",), _paths(config.transformer_path)),
         )
         movable = config.quantization is None
         return Wanted(identity, lambda: load_transformer(config, device), movable)
@@ -115,7 +115,7 @@ def _wanted_denoiser(config: PipelineConfig, device: torch.device) -> Wanted:
     # A finetune trains the UNet's own weights, in float32.
     trains = isinstance(config, SdxlFinetuneConfig)
     dtype: torch.dtype = torch.float32 if trains else getattr(torch, config.weight_dtype)
-    identity = (str(dtype), fingerprint(config, ("unet",)))
+    identity = (str(dtype), fingerprint(config, ("unet",), ()))
     return Wanted(identity, lambda: load_unet(sdxl, device, dtype))
 
 
@@ -133,13 +133,13 @@ def _wanted_text(config: PipelineConfig, device: torch.device) -> Wanted:
     options = config.model_dump(include=set(_TEXT_OPTIONS))
     overrides = [options.get(name) for name in ("text_encoder_1_path", "text_encoder_2_path")]
     embeddings = list(options.get("base_embeddings", {}).values())
-    files = fingerprint(config, ("text_encoder", "text_encoder_2"), [*overrides, *embeddings])
+    files = fingerprint(config, ("text_encoder", "text_encoder_2"), _paths(*overrides, *embeddings))
     return Wanted((str(options), files), load)
 
 
 def _wanted_vae(config: PipelineConfig, device: torch.device) -> Wanted:
-    other = getattr(config, "vae_model", None)
-    return Wanted((other, fingerprint(config, ("vae",))), lambda: load_vae(config, device))
+    files = sorted(map(str, vae_folder(config).glob("*.safetensors")))
+    return Wanted(fingerprint(config, (), files), lambda: load_vae(config, device))
 
 
 _TEXT_OPTIONS = (
@@ -151,6 +151,15 @@ _TEXT_OPTIONS = (
     "t5_tokenizer_max_length",
     "base_embeddings",
 )
+
+
+def _paths(*paths: str | None) -> list[str]:
+    """Those that are given, and there.
+
+    Raises:
+        BaseModelFilesError: One is not there.
+    """
+    return [str(existing_file(path)) for path in paths if path is not None]
 
 
 def _sdxl(config: PipelineConfig) -> SdxlConfig:

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from tasks.jobs.sdxl import SdxlFinetuneConfig
 from worker.trainer.base_model import base_model_folder
+from worker.trainer.clip_names import clip_path
 from worker.trainer.encoders import load_vae
 from worker.trainer.export_sdxl import single_file_tensors
 from worker.trainer.safetensors_file import write_safetensors
@@ -56,8 +57,9 @@ def write_checkpoint(
     if config.save_checkpoint_format == "full_diffusers":
         _write_frozen_parts(whole, config)
         for path in sorted(whole.rglob("*.safetensors")):
-            # save_pretrained's header order changes from run to run.
-            write_safetensors(path, _cast(load_file(path), dtype), {"format": "pt"})
+            # Again: save_pretrained's header order changes from run to run.
+            tensors = _as_others_name(path.parent.name, load_file(path))
+            write_safetensors(path, _cast(tensors, dtype), {"format": "pt"})
     unet.save_config(whole / "unet")
     first = whole / "unet" / _UNET_FILE
     write_safetensors(first, weights, {"format": "pt"})
@@ -84,7 +86,13 @@ def _part_weights(folder: Path) -> dict[str, torch.Tensor]:
     tensors: dict[str, torch.Tensor] = {}
     for path in sorted(folder.glob("*.safetensors")):
         tensors |= load_file(path)
-    return tensors
+    return _as_others_name(folder.name, tensors)
+
+
+def _as_others_name(part: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A part's tensors by the names that every reader knows."""
+    is_clip = part.startswith("text_encoder")
+    return {clip_path(name) if is_clip else name: tensor for name, tensor in tensors.items()}
 
 
 def _cast(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

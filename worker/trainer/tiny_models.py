@@ -36,9 +36,12 @@ from transformers import (
     T5Tokenizer,
 )
 
+from worker.trainer.clip_names import clip_path
 from worker.trainer.safetensors_file import write_safetensors
 
 _TEXT_WIDTH = 32
+# Another one: diffusers tells SDXL's encoders in a single file apart by their widths.
+_SECOND_WIDTH = 48
 _HEAD_WIDTH = 16
 _HEADS = 2
 # Tokens longer than one letter, so that both tokenizers have something to merge.
@@ -114,8 +117,8 @@ def build_tiny_sdxl(folder: Path, *, seed: int = 0, prediction_type: str = "epsi
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
             # Six numbers of size and crop, and the pooled text.
-            projection_class_embeddings_input_dim=6 * 8 + _TEXT_WIDTH,
-            cross_attention_dim=2 * _TEXT_WIDTH,
+            projection_class_embeddings_input_dim=6 * 8 + _SECOND_WIDTH,
+            cross_attention_dim=_TEXT_WIDTH + _SECOND_WIDTH,
         )
         pipeline = StableDiffusionXLPipeline(
             scheduler=EulerDiscreteScheduler(
@@ -129,8 +132,15 @@ def build_tiny_sdxl(folder: Path, *, seed: int = 0, prediction_type: str = "epsi
             vae=_vae(latent_channels=4, scaling_factor=0.13025, force_upcast=True),
             text_encoder=CLIPTextModel(_clip_config(tokenizer)),
             tokenizer=tokenizer,
-            # SDXL's second encoder has this end token in its config, which is none of its own.
-            text_encoder_2=CLIPTextModelWithProjection(_clip_config(tokenizer_2, eos_token_id=2)),
+            text_encoder_2=CLIPTextModelWithProjection(
+                _clip_config(
+                    tokenizer_2,
+                    hidden_size=_SECOND_WIDTH,
+                    projection_dim=_SECOND_WIDTH,
+                    # SDXL's second encoder has this end token in its config; its own is another.
+                    eos_token_id=2,
+                )
+            ),
             tokenizer_2=tokenizer_2,
             unet=unet,
             add_watermarker=False,
@@ -152,8 +162,11 @@ def main() -> None:
 def _save(pipeline: DiffusionPipeline, folder: Path) -> Path:
     pipeline.save_pretrained(folder, safe_serialization=True)
     for path in sorted(folder.rglob("*.safetensors")):
-        # save_pretrained's header order changes from run to run, and with it every digest.
-        write_safetensors(path, load_file(path), {"format": "pt"})
+        # save_pretrained's header order changes from run to run, and with it every digest; and
+        # published models have CLIP's older names.
+        is_clip = isinstance(getattr(pipeline, path.parent.name), CLIPTextModel)
+        tensors = {clip_path(k) if is_clip else k: v for k, v in load_file(path).items()}
+        write_safetensors(path, tensors, {"format": "pt"})
     return folder
 
 

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from tasks.jobs.flux_lora import FluxLoraConfig
-from worker.trainer.base_model import base_model_folder, existing_file, part_config
+from worker.trainer.base_model import base_model_folder, existing_file, part_config, single_file
 from worker.trainer.errors import BaseModelFilesError, WeightsMismatchError
 
 
@@ -23,9 +23,12 @@ def load_transformer(config: FluxLoraConfig, device: torch.device) -> FluxTransf
     part_config(folder, "transformer")
     dtype = getattr(torch, config.weight_dtype)
     source = config.transformer_path or config.model
+    file = single_file(config)
     try:
-        if config.transformer_path is None:
-            model: FluxTransformer2DModel = FluxTransformer2DModel.from_pretrained(
+        if config.transformer_path is None and file is not None:
+            model: FluxTransformer2DModel = _from_original(file, folder, dtype)
+        elif config.transformer_path is None:
+            model = FluxTransformer2DModel.from_pretrained(
                 folder, subfolder="transformer", use_safetensors=True, torch_dtype=dtype
             )
         else:
@@ -36,15 +39,24 @@ def load_transformer(config: FluxLoraConfig, device: torch.device) -> FluxTransf
     return model
 
 
+def _from_original(path: Path, folder: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
+    """From a file with the original model's names."""
+    model: FluxTransformer2DModel = FluxTransformer2DModel.from_single_file(
+        str(path),
+        config=str(folder),
+        subfolder="transformer",
+        local_files_only=True,
+        torch_dtype=dtype,
+    )
+    return model
+
+
 def _from_file(path: Path, folder: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
     if any("double_blocks." in name for name in names):
         # Black Forest Labs' own names, which ComfyUI keeps too.
-        model: FluxTransformer2DModel = FluxTransformer2DModel.from_single_file(
-            str(path), config=str(folder), subfolder="transformer", torch_dtype=dtype
-        )
-        return model
+        return _from_original(path, folder, dtype)
     with torch.device("meta"):
         model = FluxTransformer2DModel.from_config(part_config(folder, "transformer"))
     expected = model.state_dict()

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.worker.trainer.runs import Pictures, pictures
-from worker.trainer.tiny_models import build_tiny_flux
+from worker.trainer.tiny_models import build_tiny_flux, build_tiny_sdxl
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -28,6 +28,12 @@ def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def double_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny FLUX of the demonstration, whose kohya files diffusers reads."""
     return build_tiny_flux(tmp_path_factory.mktemp("double-flux"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SDXL."""
+    return build_tiny_sdxl(tmp_path_factory.mktemp("tiny-sdxl"))
 
 
 @pytest.fixture

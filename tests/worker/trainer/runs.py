@@ -3,7 +3,6 @@
 import hashlib
 import io
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -19,7 +18,8 @@ from safetensors import safe_open
 
 from tasks.dataset import DataSet, Sample, data_set_of
 from tasks.events import CacheDone, CheckpointSaved, Event, TrainDone, parse_event
-from tasks.jobs.flux_lora import FluxLoraConfig
+from tasks.jobs.job import parse_job
+from tasks.jobs.pipeline import PipelineConfig
 from tasks.requests import TrainerRequest
 from tasks.store import Store, data_set_key, image_key
 from worker.trainer import cache, train
@@ -116,10 +116,51 @@ def config_of(model: Path | str, *, loader: Any = None, **options: Any) -> Any:
         values["max_train_steps"] = 4
     if not {"save_every_n_steps", "save_every_n_epochs"} & set(options):
         values["save_every_n_steps"] = 1000
-    return FluxLoraConfig.model_validate_json(json.dumps({**values, **options}))
+    return parse_job({"training": {"type": "FLUX_LORA", **values, **options}}).training
 
 
-def request_of(data: Pictures, stage: str, config: FluxLoraConfig, **fields: Any) -> TrainerRequest:
+# The least of each type that trains on the tiny SDXL.
+SDXL_TYPES: dict[str, dict[str, Any]] = {
+    "SDXL_LORA": {"data_loader": {"type": "IMAGE_CAPTION_SD_DATA_LOADER"}},
+    "SDXL_FINETUNE": {"data_loader": {"type": "IMAGE_CAPTION_SD_DATA_LOADER"}},
+    "SDXL_TEXTUAL_INVERSION": {
+        "placeholder_token": "<thing>",
+        "initial_phrase": "red cat",
+        "data_loader": {
+            "type": "TEXTUAL_INVERSION_SD_DATA_LOADER",
+            "caption_templates": ["a photo of {}", "the {}"],
+        },
+    },
+}
+
+
+def sdxl_config_of(kind: str, model: Path | str, *, loader: Any = None, **options: Any) -> Any:
+    """An SDXL config of a type whose every value may be overridden; null takes one out."""
+    base = SDXL_TYPES[kind]
+    values: dict[str, Any] = {
+        "type": kind,
+        "seed": 7,
+        "model": str(model),
+        "hf_variant": None,
+        "weight_dtype": "float32",
+        "optimizer": {"optimizer_type": "AdamW", "learning_rate": 1e-3},
+        "train_batch_size": 2,
+        **base,
+        "data_loader": {
+            "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/unused"},
+            "resolution": 64,
+            **base["data_loader"],
+            **(loader or {}),
+        },
+    }
+    if not {"max_train_steps", "max_train_epochs"} & set(options):
+        values["max_train_steps"] = 4
+    if not {"save_every_n_steps", "save_every_n_epochs"} & set(options):
+        values["save_every_n_steps"] = 1000
+    return parse_job({"training": {**values, **options}}).training
+
+
+def request_of(data: Pictures, stage: str, config: PipelineConfig, **fields: Any) -> TrainerRequest:
     values = {
         "stage": stage,
         "job_id": "job",
@@ -141,7 +182,7 @@ class Events(list[Event]):
         return [event for event in self if isinstance(event, kind)]
 
 
-def run_cache(data: Pictures, config: FluxLoraConfig, **fields: Any) -> CacheDone:
+def run_cache(data: Pictures, config: PipelineConfig, **fields: Any) -> CacheDone:
     events = Events()
     request = request_of(data, "cache", config, **fields)
     cache.run(request, events.append, StopSwitch(), KeptModels())
@@ -193,7 +234,7 @@ class Trained:
 
 def run_train(
     data: Pictures,
-    config: FluxLoraConfig,
+    config: PipelineConfig,
     *,
     stop: StopSwitch | None = None,
     kept: KeptModels | None = None,

@@ -24,6 +24,7 @@ from worker.trainer.errors import (
     RefusedError,
     StaleIndexError,
 )
+from worker.trainer.kept import KeptModels
 from worker.trainer.pipe import StopSwitch
 
 
@@ -141,7 +142,7 @@ def test_a_damaged_entry_is_made_anew_by_cache_and_refused_by_train(
 def test_progress_counts_what_is_encoded(tiny_flux: Path, data: Pictures) -> None:
     events = Events()
     config = config_of(tiny_flux, **CACHED)
-    cache.run(request_of(data, "cache", config), events.append, StopSwitch())
+    cache.run(request_of(data, "cache", config), events.append, StopSwitch(), KeptModels())
     last = {event.unit: event for event in events.of(Progress)}
     assert (last["captions"].done, last["captions"].total) == (6, 6)
     assert (last["images"].done, last["images"].total) == (5, 5)
@@ -152,7 +153,7 @@ def test_a_stop_keeps_what_is_encoded(tiny_flux: Path, data: Pictures) -> None:
     stop = StopSwitch()
     stop.waits_for_request = False
     with pytest.raises(InterruptedRun):
-        cache.run(request_of(data, "cache", config), stop, stop)
+        cache.run(request_of(data, "cache", config), stop, stop, KeptModels())
     assert counts(run_cache(data, config)) == (5, 5, 0, 1)
 
 

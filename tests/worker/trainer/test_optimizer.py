@@ -1,0 +1,119 @@
+from typing import Any
+
+import pytest
+import torch
+from pydantic import TypeAdapter
+
+from tasks.jobs.optimizers import OptimizerConfig
+from worker.trainer.optimizer import (
+    model_of,
+    new_optimizer,
+    optimizer_tensors,
+    restore_optimizer,
+    set_rates,
+)
+
+RATES = {"unet": 1e-2, "text_encoder": 1e-3}
+KINDS: list[dict[str, Any]] = [
+    {"optimizer_type": "AdamW"},
+    {"optimizer_type": "AdamW", "use_8bit": True},
+    {"optimizer_type": "Prodigy"},
+    {"optimizer_type": "Prodigy", "use_bias_correction": True, "safeguard_warmup": True},
+    {"optimizer_type": "Adafactor"},
+]
+
+
+def settings_of(values: dict[str, Any]) -> OptimizerConfig:
+    adapter: TypeAdapter[OptimizerConfig] = TypeAdapter(OptimizerConfig)
+    return adapter.validate_python(values)
+
+
+def weights() -> dict[str, torch.nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    # Above bitsandbytes' 4096 numbers and below.
+    shapes = {"unet.a": (80, 80), "unet.b": (8,), "text_encoder.c": (70, 70)}
+    return {
+        name: torch.nn.Parameter(torch.randn(shape, generator=generator))
+        for name, shape in shapes.items()
+    }
+
+
+def steps(
+    optimizer: torch.optim.Optimizer, parameters: dict[str, torch.nn.Parameter], rates: Any, n: int
+) -> None:
+    for number in range(n):
+        set_rates(optimizer, 1.0 / (1 + number % 2), rates)
+        loss = sum((p - 1).pow(2).sum() for p in parameters.values())
+        assert isinstance(loss, torch.Tensor)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+
+@pytest.mark.parametrize("values", KINDS, ids=str)
+def test_a_restored_optimizer_goes_on_bit_for_bit(values: dict[str, Any]) -> None:
+    settings = settings_of(values)
+    rates = dict.fromkeys(RATES, 1.0) if settings.optimizer_type == "Prodigy" else RATES
+    straight = weights()
+    steps(optimizer := new_optimizer(straight, settings, rates), straight, rates, 4)
+    saved = {name: p.detach().clone() for name, p in straight.items()}
+    tensors = {k: v.detach().clone() for k, v in optimizer_tensors(optimizer, straight).items()}
+    steps(optimizer, straight, rates, 4)
+
+    resumed = weights()
+    for name, parameter in resumed.items():
+        parameter.data.copy_(saved[name])
+    restore_optimizer(other := new_optimizer(resumed, settings, rates), resumed, tensors)
+    steps(other, resumed, rates, 4)
+    for name, parameter in straight.items():
+        assert torch.equal(parameter, resumed[name]), name
+
+
+def test_each_model_has_its_rate() -> None:
+    optimizer = new_optimizer(weights(), settings_of(KINDS[0]), RATES)
+    assert set_rates(optimizer, 0.5, RATES) == 5e-3
+    assert [group["lr"] for group in optimizer.param_groups] == [5e-3, 5e-4]
+    assert model_of("text_encoder_2.text_model.a") == "text_encoder_2"
+
+
+def test_8_bit_state_takes_a_quarter_and_a_byte_a_number() -> None:
+    parameters = weights()
+    optimizer = new_optimizer(parameters, settings_of(KINDS[1]), RATES)
+    steps(optimizer, parameters, RATES, 1)
+    assert optimizer.state[parameters["unet.a"]]["state1"].dtype == torch.uint8
+
+
+def test_prodigys_rate_is_told_with_the_step_size_it_found() -> None:
+    rates = dict.fromkeys(RATES, 1.0)
+    parameters = weights()
+    optimizer = new_optimizer(parameters, settings_of(KINDS[2]), rates)
+    before = set_rates(optimizer, 1.0, rates)
+    steps(optimizer, parameters, rates, 5)
+    assert set_rates(optimizer, 1.0, rates) > before
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"optimizer_type": "AdamW", "beta1": 0.5},
+        {"optimizer_type": "AdamW", "beta2": 0.5},
+        {"optimizer_type": "AdamW", "epsilon": 1.0},
+        {"optimizer_type": "AdamW", "weight_decay": 1.0},
+        {"optimizer_type": "AdamW", "use_8bit": True},
+        {"optimizer_type": "Prodigy", "weight_decay": 1e5},
+        {"optimizer_type": "Prodigy", "use_bias_correction": True},
+        {"optimizer_type": "Prodigy", "safeguard_warmup": True},
+        {"optimizer_type": "Adafactor", "beta2_decay": -0.1},
+        {"optimizer_type": "Adafactor", "clipping_threshold": 50.0},
+        {"optimizer_type": "Adafactor", "weight_decay": 1.0},
+    ],
+    ids=str,
+)
+def test_every_setting_changes_the_update(values: dict[str, Any]) -> None:
+    rates = dict.fromkeys(RATES, 0.5)
+    ends = []
+    for given in ({"optimizer_type": values["optimizer_type"]}, values):
+        parameters = weights()
+        steps(new_optimizer(parameters, settings_of(given), rates), parameters, rates, 6)
+        ends.append(torch.cat([p.detach().flatten() for p in parameters.values()]))
+    assert not torch.equal(*ends)
