@@ -4,16 +4,24 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from tasks.buckets import Size, nearest_bucket
 from tasks.dataset import Sample
 from tasks.errors import Fault
 from tasks.jobs.pipeline import PipelineConfig
-from tasks.pictures import UnreadablePictureError, has_transparency, open_picture, picture_digest
-from tasks.sources import Item, list_source
+from tasks.pictures import (
+    UnreadablePictureError,
+    has_transparency,
+    mask_digest,
+    open_mask,
+    open_picture,
+    picture_digest,
+)
+from tasks.sources import Item, Listing, list_source
 
 # No picture that people train on is larger; reading one holds a worker's memory.
 _MOST_FILE_BYTES = 512 * 2**20
@@ -50,10 +58,10 @@ class Report:
 
 
 def check_data_set(config: PipelineConfig) -> Report:
-    """Check every picture and caption of a job's data set."""
-    listing = list_source(config.data_loader.dataset)
+    """Check every picture, caption and mask of a job's data sets."""
+    listing = _listed(config)
     report = Report(faults=listing.faults, warnings=listing.warnings)
-    sizes = config.data_loader.sizes()
+    sizes = config.loader.sizes()
     for item, found in _in_threads(listing.items):
         if isinstance(found, Fault):
             report.faults.append(found)
@@ -69,7 +77,35 @@ def check_data_set(config: PipelineConfig) -> Report:
     if 0 < len(report.samples) < batch:
         few = f"{len(report.samples)} pictures are less than train_batch_size ({batch})"
         report.warnings.append(Fault(listing.where, few))
+    if config.use_masks and report.samples and not any(s.mask for s in report.samples):
+        report.warnings.append(Fault(listing.where, "no row has a mask; use_masks does nothing"))
+    report.warnings += _placeholder_in_captions(config, report.samples)
     return report
+
+
+def _listed(config: PipelineConfig) -> Listing:
+    """What all sources hold, each item with its source's number."""
+    loader, sources = config.loader, config.loader.sources()
+    captions = getattr(loader, "keep_original_captions", True)
+    whole = Listing(where="")
+    for part, source in enumerate(sources):
+        found = list_source(source, captions=captions, masks=config.use_masks)
+        # With two folders, a file's name alone would not say whose it is.
+        start = f"{Path(found.where).name}/" if len(sources) > 1 else ""
+        whole.where = whole.where or found.where
+        whole.items += [replace(it, name=start + it.name, part=part) for it in found.items]
+        whole.faults += found.faults
+        whole.warnings += found.warnings
+    return whole
+
+
+def _placeholder_in_captions(config: PipelineConfig, samples: list[Sample]) -> Iterable[Fault]:
+    """A token that templates put in is there twice where captions hold it too."""
+    token = getattr(config, "placeholder_token", None)
+    for sample in samples:
+        if token is not None and token in sample.caption:
+            problem = f"has the placeholder token {token!r} in its caption; the template adds it"
+            yield Fault(sample.source, problem)
 
 
 def _in_threads(
@@ -89,14 +125,10 @@ def _in_threads(
 
 def _check(item: Item) -> Fault | tuple[Sample, list[Fault]]:
     try:
-        if item.path.stat().st_size > _MOST_FILE_BYTES:
-            return Fault(item.name, f"is larger than {_MOST_FILE_BYTES // 2**20} MiB")
-        data = item.path.read_bytes()
-    except OSError as error:
-        return Fault(item.name, f"cannot be read: {error}")
-    try:
+        data = _read(item.path)
         picture = open_picture(data)
-    except UnreadablePictureError as error:
+        mask = None if item.mask is None else _checked_mask(item.mask, picture.size)
+    except (UnreadablePictureError, _UnusableFileError) as error:
         return Fault(item.name, str(error))
     warnings = []
     if has_transparency(data):
@@ -107,8 +139,37 @@ def _check(item: Item) -> Fault | tuple[Sample, list[Fault]]:
         height=picture.height,
         caption=item.caption,
         source=item.name,
+        mask=mask,
+        part=item.part,
     )
     return sample, warnings
+
+
+class _UnusableFileError(ValueError):
+    """A picture's or mask's file cannot be used."""
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > _MOST_FILE_BYTES:
+            raise _UnusableFileError(f"is larger than {_MOST_FILE_BYTES // 2**20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise _UnusableFileError(f"cannot be read: {error}") from error
+
+
+def _checked_mask(path: Path, size: tuple[int, int]) -> str:
+    """A mask's digest."""
+    try:
+        mask = open_mask(_read(path))
+    except (UnreadablePictureError, _UnusableFileError) as error:
+        raise _UnusableFileError(f"has a mask, {path.name}, that {error}") from error
+    if mask.size != size:
+        told = f"{mask.width}x{mask.height}, and it is {size[0]}x{size[1]}"
+        raise _UnusableFileError(f"has a mask, {path.name}, of another size: {told}")
+    if mask.getextrema() == (0, 0):
+        raise _UnusableFileError(f"has a mask, {path.name}, that is all black: it counts nowhere")
+    return mask_digest(mask)
 
 
 def _size_warnings(sample: Sample, bucket: Size) -> Iterable[Fault]:

@@ -48,5 +48,14 @@ def data_set_of(samples: Iterable[Sample]) -> DataSet:
     return DataSet(digest=digest.hexdigest(), samples=ordered)
 
 
+def balanced(samples: Iterable[Sample]) -> list[Sample]:
+    """As many samples of each part: those of the smaller ones again and again, in their order."""
+    parts: dict[int, list[Sample]] = {}
+    for sample in sorted(samples, key=_place):
+        parts.setdefault(sample.part, []).append(sample)
+    most = max(map(len, parts.values()), default=0)
+    return [part[number % len(part)] for part in parts.values() for number in range(most)]
+
+
 def _place(sample: Sample) -> tuple[str, str, str, int]:
     return sample.image, sample.caption, sample.mask or "", sample.part

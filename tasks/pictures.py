@@ -51,6 +51,22 @@ def picture_digest(picture: Image.Image) -> str:
     return digest.hexdigest()
 
 
+def open_mask(data: bytes) -> Image.Image:
+    """The mask in a file's bytes: upright and grey.
+
+    Raises:
+        UnreadablePictureError: It is no picture.
+    """
+    return open_picture(data).convert("L")
+
+
+def mask_digest(mask: Image.Image) -> str:
+    """SHA-256 of a grey mask's size and pixels, in hex."""
+    digest = hashlib.sha256(f"L {mask.width}x{mask.height}\n".encode())
+    digest.update(mask.tobytes())
+    return digest.hexdigest()
+
+
 def has_transparency(data: bytes) -> bool:
     """Whether a readable picture has an alpha channel or a transparent color."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:

@@ -4,23 +4,20 @@ import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import assert_never
 
 from tasks.errors import Fault
 from tasks.jobs.data import (
+    DataSetConfig,
     HFHubImageCaptionDatasetConfig,
     ImageCaptionDirDatasetConfig,
     ImageCaptionJsonlDatasetConfig,
+    ImageDirDatasetConfig,
 )
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 # A caption of this many bytes is some 20 times what T5 reads; longer ones are no captions.
 MOST_CAPTION_BYTES = 64 * 1024
 MOST_ITEMS = 1_000_000
-
-DataSetConfig = (
-    ImageCaptionDirDatasetConfig | ImageCaptionJsonlDatasetConfig | HFHubImageCaptionDatasetConfig
-)
 
 
 @dataclass(frozen=True)
@@ -30,12 +27,16 @@ class Item:
     Attributes:
         path: The picture's file.
         name: What it is called in messages.
-        caption: Its caption, stripped.
+        caption: Its caption, stripped; empty where none is used.
+        mask: Its mask's file, where it has one that is used.
+        part: Which of the data loader's sources it is of.
     """
 
     path: Path
     name: str
     caption: str
+    mask: Path | None = None
+    part: int = 0
 
 
 @dataclass
@@ -48,20 +49,27 @@ class Listing:
     warnings: list[Fault] = field(default_factory=list)
 
 
-def list_source(config: DataSetConfig) -> Listing:
-    """Every picture of a data set with its caption, in the order of their names or lines."""
+def list_source(config: DataSetConfig, *, captions: bool = True, masks: bool = False) -> Listing:
+    """Every picture of a data set, in the order of their names or lines.
+
+    Args:
+        config: The data set.
+        captions: Whether captions are used: they must be there then.
+        masks: Whether masks are used: they may be there then.
+    """
     match config:
+        case ImageDirDatasetConfig():
+            return _list_folder(Path(config.dataset_dir), captions=False)
         case ImageCaptionDirDatasetConfig():
-            return _list_folder(Path(config.dataset_dir))
+            return _list_folder(Path(config.dataset_dir), captions=captions)
         case ImageCaptionJsonlDatasetConfig():
-            return _list_jsonl(config)
+            return _list_jsonl(config, captions=captions, masks=masks)
         case HFHubImageCaptionDatasetConfig():
             raise TypeError("Hub data sets are refused by the job model")
-        case _:
-            assert_never(config)
+    raise TypeError(f"no source of this kind: {config}")
 
 
-def _list_folder(folder: Path) -> Listing:
+def _list_folder(folder: Path, *, captions: bool) -> Listing:
     listing = Listing(str(folder))
     try:
         found = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
@@ -76,6 +84,9 @@ def _list_folder(folder: Path) -> Listing:
         shown = os.fsencode(name).decode("utf-8", "replace")
         listing.faults.append(Fault(shown, "has a name that is not UTF-8; rename it"))
     pictures = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+    if not captions:
+        listing.items = [Item(folder / name, name, "") for name in pictures[:MOST_ITEMS]]
+        return _with_size_checked(listing, len(pictures))
     for name in pictures[:MOST_ITEMS]:
         caption_path = (folder / name).with_suffix(".txt")
         if not caption_path.is_file():
@@ -89,7 +100,7 @@ def _list_folder(folder: Path) -> Listing:
     return _with_size_checked(listing, len(pictures))
 
 
-def _list_jsonl(config: ImageCaptionJsonlDatasetConfig) -> Listing:
+def _list_jsonl(config: ImageCaptionJsonlDatasetConfig, *, captions: bool, masks: bool) -> Listing:
     path = Path(config.jsonl_path)
     listing = Listing(str(path))
     try:
@@ -105,16 +116,20 @@ def _list_jsonl(config: ImageCaptionJsonlDatasetConfig) -> Listing:
     for number, line in numbered[:MOST_ITEMS]:
         where = f"{path.name} line {number}"
         try:
-            image, caption = _row(line, config)
+            row = _row(line)
+            image = _text(row, config.image_column)
+            caption = _text(row, config.caption_column) if captions else None
             file = _inside(path.parent, image)
+            mask = _text(row, config.mask_column) if masks and row.get(config.mask_column) else None
+            mask_file = None if mask is None else _inside(path.parent, mask)
         except ValueError as error:
             listing.faults.append(Fault(where, str(error)))
             continue
-        _add(listing, file, f"{where} ({image})", caption)
+        _add(listing, file, f"{where} ({image})", caption, mask_file)
     return _with_size_checked(listing, len(numbered))
 
 
-def _row(line: str, config: ImageCaptionJsonlDatasetConfig) -> tuple[str, str]:
+def _row(line: str) -> dict[str, object]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -123,15 +138,16 @@ def _row(line: str, config: ImageCaptionJsonlDatasetConfig) -> tuple[str, str]:
         raise ValueError("is nested too deeply") from error
     if not isinstance(row, dict):
         raise ValueError("is no JSON object")
-    values = []
-    for column in (config.image_column, config.caption_column):
-        value = row.get(column)
-        if not isinstance(value, str):
-            raise ValueError(f"has no text in the column {column!r}")
-        if not _is_unicode(value):
-            raise ValueError(f"has half a character (a lone surrogate) in the column {column!r}")
-        values.append(value)
-    return values[0], values[1]
+    return row
+
+
+def _text(row: dict[str, object], column: str) -> str:
+    value = row.get(column)
+    if not isinstance(value, str):
+        raise ValueError(f"has no text in the column {column!r}")
+    if not _is_unicode(value):
+        raise ValueError(f"has half a character (a lone surrogate) in the column {column!r}")
+    return value
 
 
 def _inside(folder: Path, name: str) -> Path:
@@ -163,15 +179,23 @@ def _caption_file(path: Path) -> str | Fault:
         return Fault(path.name, f"cannot be read as UTF-8 text: {error}")
 
 
-def _add(listing: Listing, path: Path, name: str, caption: str | Fault) -> None:
-    if isinstance(caption, Fault):
+def _add(
+    listing: Listing,
+    path: Path,
+    name: str,
+    caption: str | Fault | None,
+    mask: Path | None = None,
+) -> None:
+    if caption is None:
+        listing.items.append(Item(path, name, "", mask))
+    elif isinstance(caption, Fault):
         listing.faults.append(caption)
     elif not caption.strip():
         listing.faults.append(Fault(name, "has an empty caption; say what the picture shows"))
     elif len(caption.encode()) > MOST_CAPTION_BYTES:
         listing.faults.append(Fault(name, f"has a caption of over {MOST_CAPTION_BYTES} bytes"))
     else:
-        listing.items.append(Item(path, name, caption.strip()))
+        listing.items.append(Item(path, name, caption.strip(), mask))
 
 
 def _with_size_checked(listing: Listing, found: int) -> Listing:

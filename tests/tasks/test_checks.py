@@ -190,3 +190,128 @@ def test_a_picture_that_changes_after_its_check_is_told(folder: Path, store: Sto
     with pytest.raises(DataSetError, match=r"a\.png: changed while it was checked"):
         ingest(report, store)
     assert store.keys("datasets") == []
+
+
+def sdxl(loader: dict[str, Any], **values: Any) -> Any:
+    """An SDXL config over a data loader; a textual inversion where that is one."""
+    kind = "SDXL_LORA"
+    if loader["type"] == "TEXTUAL_INVERSION_SD_DATA_LOADER":
+        kind = "SDXL_TEXTUAL_INVERSION"
+        values |= {"placeholder_token": "<thing>", "initializer_token": "cat"}
+    base = {"type": kind, "max_train_steps": 1, "save_every_n_steps": 1, "train_batch_size": 1}
+    return parse_job({"training": {**base, "data_loader": loader, **values}}).training
+
+
+def dreambooth(instance: Path, others: Path | None = None) -> Any:
+    loader: dict[str, Any] = {
+        "type": "DREAMBOOTH_SD_DATA_LOADER",
+        "instance_caption": "a sks cat",
+        "instance_dataset": {"type": "IMAGE_DIR_DATASET", "dataset_dir": str(instance)},
+    }
+    if others is not None:
+        loader["class_caption"] = "a cat"
+        loader["class_dataset"] = {"type": "IMAGE_DIR_DATASET", "dataset_dir": str(others)}
+    return sdxl(loader)
+
+
+def test_a_folder_of_pictures_alone_needs_no_captions(folder: Path) -> None:
+    for caption in folder.glob("*.txt"):
+        caption.unlink()
+    report = check_data_set(dreambooth(folder))
+    assert told(report) == []
+    assert [sample.caption for sample in report.samples] == ["", "", ""]
+
+
+def test_the_smaller_of_two_sets_is_repeated_evenly(folder: Path, tmp_path: Path) -> None:
+    others = tmp_path / "others"
+    others.mkdir()
+    for number in range(7):
+        Image.new("RGB", (512, 512), (number, 9, 9)).save(others / f"{number}.png")
+    (others / "broken.png").write_bytes(b"no picture")
+    report = check_data_set(dreambooth(folder, others))
+    # With two folders, a fault says in which.
+    assert told(report)[0].startswith("others/broken.png: ")
+    (others / "broken.png").unlink()
+    report = check_data_set(dreambooth(folder, others))
+    assert (len(report.samples), warned(report)) == (10, [])
+    store = Store(f"file://{tmp_path}/store")
+    parts: dict[int, list[str]] = {0: [], 1: []}
+    for sample in ingest(report, store).samples:
+        parts[sample.part].append(sample.image)
+    assert len(parts[0]) == len(parts[1]) == len(set(parts[1])) == 7
+    assert sorted(parts[0].count(image) for image in set(parts[0])) == [2, 2, 3]
+
+
+def test_captions_that_are_not_used_are_not_asked_for(folder: Path) -> None:
+    (folder / "a.txt").unlink()
+    (folder / "b.txt").write_text("", "utf-8")
+    loader = {
+        "type": "TEXTUAL_INVERSION_SD_DATA_LOADER",
+        "caption_preset": "style",
+        "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)},
+    }
+    assert told(check_data_set(sdxl(loader))) == []
+    assert len(told(check_data_set(sdxl({**loader, "keep_original_captions": True})))) == 2
+
+
+def test_a_placeholder_in_a_caption_is_warned_of(folder: Path) -> None:
+    (folder / "a.txt").write_text("a red <thing>", "utf-8")
+    loader = {
+        "type": "TEXTUAL_INVERSION_SD_DATA_LOADER",
+        "caption_preset": "object",
+        "keep_original_captions": True,
+        "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)},
+    }
+    [warning] = warned(check_data_set(sdxl(loader)))
+    assert warning.startswith("a.png: has the placeholder token '<thing>'")
+
+
+def masked(folder: Path, **columns: Any) -> Report:
+    """What is found in a.png with this mask in its row, and b.jpg without."""
+    rows = [{"image": "a.png", "text": "red", **columns}, {"image": "b.jpg", "text": "green"}]
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    dataset = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": str(path)}
+    loader = {"type": "IMAGE_CAPTION_SD_DATA_LOADER", "dataset": dataset}
+    return check_data_set(sdxl(loader, use_masks=True))
+
+
+def test_a_mask_is_stored_by_its_grey_pixels(folder: Path, tmp_path: Path) -> None:
+    mask = Image.new("L", (512, 512), 0)
+    mask.paste(200, (0, 0, 256, 512))
+    mask.save(folder / "mask.png")
+    report = masked(folder, mask="mask.png")
+    assert (told(report), warned(report)) == ([], [])
+    digests = [sample.mask for sample in report.samples]
+    assert digests[0] is not None
+    assert digests[1] is None
+    store = Store(f"file://{tmp_path}/store")
+    plain = masked(folder)
+    assert ingest(report, store).digest != ingest(plain, store).digest
+    assert store.get(image_key(digests[0])) == (folder / "mask.png").read_bytes()
+    assert "no row has a mask" in warned(plain)[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda f: Image.new("L", (512, 511), 9).save(f / "mask.png"), "of another size: 512x511"),
+        (lambda f: Image.new("L", (512, 512), 0).save(f / "mask.png"), "is all black"),
+        (lambda f: (f / "mask.png").write_bytes(b"none"), "mask.png, that is no JPEG"),
+        (lambda f: None, "there is no picture mask.png"),
+    ],
+)
+def test_a_mask_that_cannot_be_used_is_told_by_its_picture(
+    folder: Path, make: Callable[[Path], Any], said: str
+) -> None:
+    make(folder)
+    [fault] = told(masked(folder, mask="mask.png"))
+    assert "a.png" in fault or "line 1" in fault
+    assert said in fault
+
+
+@pytest.mark.parametrize("mask", ["../mask.png", "/etc/passwd", 3, ["mask.png"], "\ud800"])
+def test_a_hostile_mask_is_refused(folder: Path, mask: Any) -> None:
+    Image.new("L", (512, 512), 9).save(folder.parent / "mask.png")
+    [fault] = told(masked(folder, mask=mask))
+    assert "line 1" in fault
