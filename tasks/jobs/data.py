@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from random import Random
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -380,9 +380,10 @@ class TextualInversionSDDataLoaderConfig(DataLoaderConfig):
     def _hold_the_place(
         cls, templates: tuple[str, ...] | None, info: ValidationInfo
     ) -> tuple[str, ...] | None:
-        if "caption_preset" in info.data:
-            if (templates is None) == (info.data["caption_preset"] is None):
-                raise ValueError("set exactly one of caption_templates and caption_preset")
+        # A preset that is absent was refused by itself.
+        known = "caption_preset" in info.data
+        if known and (templates is None) == (info.data["caption_preset"] is None):
+            raise ValueError("set exactly one of caption_templates and caption_preset")
         if templates is None:
             return None
         if not templates:
@@ -392,6 +393,21 @@ class TextualInversionSDDataLoaderConfig(DataLoaderConfig):
             shown = ", ".join(repr(template) for template in bare[:5])
             raise ValueError(f"lack {PLACE}, where the placeholder token goes: {shown}")
         return templates
+
+    @field_validator("dataset", mode="before")
+    @classmethod
+    def _folder_if_not_said(cls, value: Any) -> Any:
+        # As in invoke-training, where this union has no discriminator.
+        if isinstance(value, dict) and "type" not in value:
+            return {"type": "IMAGE_DIR_DATASET", **value}
+        return value
+
+    @field_validator("shuffle_caption_delimiter")
+    @classmethod
+    def _keeps_the_place(cls, delimiter: str | None) -> str | None:
+        if delimiter is not None and delimiter in PLACE:
+            raise ValueError(f"would split {PLACE}, where the placeholder token goes")
+        return delimiter
 
     @field_validator("keep_original_captions")
     @classmethod

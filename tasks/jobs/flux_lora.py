@@ -1,12 +1,13 @@
 """The FLUX LoRA config: invoke-training's ``FluxLoraConfig``, every field acting or refused."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from routing.estimate import Estimate, FluxShape, estimate_flux_lora
 from tasks.jobs.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from tasks.jobs.data import ImageCaptionFluxDataLoaderConfig
+from tasks.jobs.effects import Effect, Effects
 from tasks.jobs.pipeline import (
     CLIP_TARGETS,
     ClipTargets,
@@ -14,7 +15,7 @@ from tasks.jobs.pipeline import (
     PipelineConfig,
     WeightDtype,
     not_cached_if_trained,
-    refuse_unequal_prodigy_rates,
+    one_prodigy_rate,
 )
 
 # The linear layers of FluxTransformer2DModel's two kinds of blocks, by the end of their names.
@@ -233,10 +234,10 @@ class FluxLoraConfig(PipelineConfig):
             raise ValueError("names no layer; there would be nothing to train")
         return names
 
-    @model_validator(mode="after")
-    def _one_prodigy_rate(self) -> Self:
-        refuse_unequal_prodigy_rates(self.learning_rates(), self.optimizer)
-        return self
+    @field_validator("transformer_learning_rate")
+    @classmethod
+    def _one_prodigy_rate(cls, rate: float | None, info: ValidationInfo) -> float | None:
+        return one_prodigy_rate(rate, info, trains="train_transformer")
 
     @property
     def loader(self) -> ImageCaptionFluxDataLoaderConfig:
@@ -260,6 +261,21 @@ class FluxLoraConfig(PipelineConfig):
     def lora_alpha(self) -> float:
         """The LoRA's alpha: lora_scale times rank, so that strength does not fall with rank."""
         return (self.lora_scale or 1.0) * self.lora_rank_dim
+
+    def effects(self) -> Effects:
+        """Which options act here, of those that do not always."""
+        transformer = Effect(self.train_transformer, "train_transformer is false")
+        text_encoder = Effect(self.train_text_encoder, "train_text_encoder is false")
+        sampler = f"timestep_sampler is {self.timestep_sampler!r}"
+        return {
+            **super().effects(),
+            "transformer_learning_rate": transformer,
+            "flux_lora_target_modules": transformer,
+            "text_encoder_learning_rate": text_encoder,
+            "text_encoder_lora_target_modules": text_encoder,
+            "discrete_flow_shift": Effect(self.timestep_sampler == "shift", sampler),
+            "sigmoid_scale": Effect(self.timestep_sampler != "uniform", sampler),
+        }
 
     def estimate(self) -> Estimate:
         """The GPU memory this run needs."""

@@ -124,7 +124,9 @@ def _check_type(document: dict[str, Any]) -> Fault | None:
 
 
 # The names of union branches appear in pydantic's paths, not in a person's document.
-_BRANCH = re.compile(r"^([A-Z][A-Z_]+|AdamW|Prodigy|Adafactor|(constrained-)?int|tuple\[.*)$")
+_BRANCH = re.compile(
+    r"^([A-Z][A-Z_]+|AdamW|Prodigy|Adafactor|(constrained-)?int|tuple\[.*|\[key\])$"
+)
 
 
 def _path(details: dict[str, Any]) -> str:

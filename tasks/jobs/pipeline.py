@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 from routing.estimate import Estimate
 from tasks.jobs.base import NonNegativeInt, PositiveFloat, PositiveInt, StrictModel
 from tasks.jobs.data import DataLoaderConfig
+from tasks.jobs.effects import Effect, Effects, without_effect
 from tasks.jobs.optimizers import AdamOptimizerConfig, OptimizerConfig, ProdigyOptimizerConfig
 
 WeightDtype = Literal["float32", "float16", "bfloat16"]
@@ -164,10 +165,13 @@ class PipelineConfig(StrictModel):
 
     def warnings(self) -> list[str]:
         """What runs as described and is likely not what its author wants."""
-        found = []
-        validates = self.validate_every_n_epochs or self.validate_every_n_steps
-        if validates and not self.validation_prompts:
-            found.append("no validation images are made without validation_prompts")
+        found = without_effect(self, self.effects())
+        warmup, steps = self.lr_warmup_steps, self.max_train_steps
+        if self.lr_scheduler != "constant" and steps is not None and warmup >= steps:
+            found.append(
+                f"lr_warmup_steps ({warmup}) takes all of max_train_steps ({steps}): the learning "
+                "rate never gets to its full value"
+            )
         rates = self.learning_rates().values()
         if isinstance(self.optimizer, ProdigyOptimizerConfig) and min(rates) < _LEAST_PRODIGY_RATE:
             found.append(
@@ -175,6 +179,41 @@ class PipelineConfig(StrictModel):
                 f"{min(rates):g} it hardly trains: leave the model's own learning rate out"
             )
         return found
+
+    def effects(self) -> Effects:
+        """Which options act here, of those that do not always."""
+        validates = Effect(bool(self.validation_prompts), "there are no validation_prompts")
+        warms_up = Effect(
+            self.lr_scheduler != "constant", "lr_scheduler 'constant' neither rises nor falls"
+        )
+        overridden = Effect(
+            self.optimizer.learning_rate in self.learning_rates().values(),
+            "every trained model has a learning rate of its own, given or by default; "
+            "null leaves this one",
+        )
+        with_buckets = self.loader.aspect_ratio_buckets
+        return {
+            "validate_every_n_epochs": validates,
+            "validate_every_n_steps": validates,
+            "num_validation_images_per_prompt": validates,
+            "enable_cpu_offload_during_validation": validates,
+            "lr_warmup_steps": warms_up,
+            "optimizer.safeguard_warmup": warms_up,
+            "lr_scheduler": Effect(
+                self.lr_scheduler != "constant_with_warmup" or self.lr_warmup_steps > 0,
+                "without lr_warmup_steps, 'constant_with_warmup' is 'constant'",
+            ),
+            "optimizer.learning_rate": overridden,
+            "data_loader.resolution": Effect(
+                with_buckets is None or self.loader.resolution == with_buckets.target_resolution,
+                "aspect_ratio_buckets decide the sizes",
+            ),
+            "data_loader.dataset.mask_column": Effect(self.use_masks, "use_masks is false"),
+            **dict.fromkeys(
+                _KEPT_IN_MEMORY,
+                Effect(not self.cache_vae_outputs, "with cache_vae_outputs no image is decoded"),
+            ),
+        }
 
     @field_validator("base_output_dir")
     @classmethod
@@ -211,15 +250,27 @@ class PipelineConfig(StrictModel):
     @field_validator("model")
     @classmethod
     def _no_pickle_model(cls, model: str) -> str:
-        if model.endswith(PICKLE_ENDINGS):
+        if model.lower().endswith(PICKLE_ENDINGS):
             raise ValueError("is a pickle checkpoint, which is a program; use a .safetensors file")
         return model
 
     @field_validator("single_file_config")
     @classmethod
     def _describes_a_file(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is not None and not str(info.data.get("model", "")).endswith(".safetensors"):
+        # A model that is absent was refused by itself.
+        model = info.data.get("model")
+        if value is not None and model is not None and not model.endswith(".safetensors"):
             raise ValueError("acts only where model is a single .safetensors file; leave it out")
+        if value is not None and value.lower().endswith((".safetensors", *PICKLE_ENDINGS)):
+            raise ValueError("must be a diffusers folder or a Hub id")
+        return value
+
+    @field_validator("optimizer", mode="before")
+    @classmethod
+    def _adamw_if_not_said(cls, value: Any) -> Any:
+        # As in invoke-training, whose union has no discriminator.
+        if isinstance(value, dict) and "optimizer_type" not in value:
+            return {"optimizer_type": "AdamW", **value}
         return value
 
     @field_validator("mixed_precision")
@@ -281,6 +332,10 @@ class PipelineConfig(StrictModel):
 
 
 PICKLE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+_KEPT_IN_MEMORY = tuple(
+    f"data_loader.{name}.keep_in_memory"
+    for name in ("dataset", "instance_dataset", "class_dataset")
+)
 _PARTNER = {"max_train_epochs": "max_train_steps", "save_every_n_steps": "save_every_n_epochs"}
 
 
@@ -291,10 +346,25 @@ def not_cached_if_trained(cached: bool, info: ValidationInfo) -> bool:
     return cached
 
 
-def refuse_unequal_prodigy_rates(rates: dict[str, float], optimizer: OptimizerConfig) -> None:
-    """Raise ValueError where Prodigy, which finds one step size for all, is given two rates."""
-    if isinstance(optimizer, ProdigyOptimizerConfig) and len(set(rates.values())) > 1:
-        shown = ", ".join(f"{name} {rate:g}" for name, rate in rates.items())
+def one_prodigy_rate(rate: float | None, info: ValidationInfo, *, trains: str) -> float | None:
+    """A model's rate, refused where Prodigy would get this and another for the text encoder.
+
+    Prodigy finds one step size for all models.
+
+    Args:
+        rate: The model's own rate, checked after the text encoder's.
+        info: The fields before it.
+        trains: The field that says whether the model is trained.
+    """
+    optimizer = info.data.get("optimizer")
+    both = info.data.get(trains) and info.data.get("train_text_encoder")
+    if not isinstance(optimizer, ProdigyOptimizerConfig) or not both:
+        return rate
+    other = info.data.get("text_encoder_learning_rate", rate)
+    own, other = (r or optimizer.learning_rate for r in (rate, other))
+    if own != other:
         raise ValueError(
-            f"Prodigy takes one rate for all models, and gets {shown}; make them equal"
+            f"Prodigy takes one rate for all models, and gets {own:g} here and {other:g} for the "
+            "text encoder; make them equal"
         )
+    return rate

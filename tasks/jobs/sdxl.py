@@ -1,8 +1,8 @@
 """The three SDXL configs: invoke-training's, every field acting or refused."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from routing.estimate import Estimate, SdxlShape, estimate_sdxl
 from tasks.jobs.base import Decay, PositiveFloat, PositiveInt
@@ -11,15 +11,17 @@ from tasks.jobs.data import (
     ImageCaptionSDDataLoaderConfig,
     TextualInversionSDDataLoaderConfig,
 )
+from tasks.jobs.effects import Effect, Effects
 from tasks.jobs.pipeline import (
     CLIP_TARGETS,
+    PICKLE_ENDINGS,
     ClipTargets,
     LoraFormat,
     PipelineConfig,
     WeightDtype,
     known_names,
     not_cached_if_trained,
-    refuse_unequal_prodigy_rates,
+    one_prodigy_rate,
 )
 
 # Every layer of SDXL's UNet that can take a LoRA, by the end of its name.
@@ -61,7 +63,7 @@ _DEFAULT_TARGETS = (
     "ff.net.2",
 )
 # A token of letters, digits and signs in one piece: what every reader can find in a prompt.
-_TOKEN = r"^[^\s,]+$"
+Token = Annotated[str, Field(pattern=r"^[^\s,]+$", max_length=100)]
 
 
 class SdxlConfig(PipelineConfig):
@@ -100,6 +102,13 @@ class SdxlConfig(PipelineConfig):
             raise ValueError("PyTorch's own attention is as fast, and used; leave it false")
         return value
 
+    @field_validator("vae_model")
+    @classmethod
+    def _no_single_file(cls, model: str | None) -> str | None:
+        if model is not None and model.lower().endswith((".safetensors", *PICKLE_ENDINGS)):
+            raise ValueError("must be a diffusers folder or a Hub id")
+        return model
+
     @field_validator("negative_validation_prompts")
     @classmethod
     def _one_for_each(
@@ -109,6 +118,20 @@ class SdxlConfig(PipelineConfig):
         if prompts is not None and wanted is not None and len(prompts) != len(wanted):
             raise ValueError(f"are {len(prompts)} for {len(wanted)} validation_prompts")
         return prompts
+
+    def effects(self) -> Effects:
+        """Which options act here, of those that do not always."""
+        dreambooth = self.loader.type == "DREAMBOOTH_SD_DATA_LOADER"
+        return {
+            **super().effects(),
+            "hf_variant": Effect(
+                not self.model.endswith(".safetensors") or self.vae_model is not None,
+                "model is a single file",
+            ),
+            "data_loader.class_data_loss_weight": Effect(
+                dreambooth and len(self.loader.sources()) > 1, "there is no class_dataset"
+            ),
+        }
 
     def _estimate(
         self, *, trained: float, resident_encoders: bool, copies: int = 0, trains_unet: bool = False
@@ -135,7 +158,7 @@ class SdxlLoraConfig(SdxlConfig):
     type: Literal["SDXL_LORA"] = "SDXL_LORA"
     """Selects this training type."""
 
-    base_embeddings: dict[str, str] = {}
+    base_embeddings: dict[Token, str] = Field(default={})
     """Token to textual-inversion file (``.safetensors`` with ``clip_l`` and ``clip_g``): embeddings
     that captions may use, and that are not trained."""
 
@@ -199,10 +222,10 @@ class SdxlLoraConfig(SdxlConfig):
     def _trained_is_not_cached(cls, value: bool, info: ValidationInfo) -> bool:
         return not_cached_if_trained(value, info)
 
-    @model_validator(mode="after")
-    def _one_prodigy_rate(self) -> Self:
-        refuse_unequal_prodigy_rates(self.learning_rates(), self.optimizer)
-        return self
+    @field_validator("unet_learning_rate")
+    @classmethod
+    def _one_prodigy_rate(cls, rate: float | None, info: ValidationInfo) -> float | None:
+        return one_prodigy_rate(rate, info, trains="train_unet")
 
     @property
     def loader(self) -> ImageCaptionSDDataLoaderConfig | DreamboothSDDataLoaderConfig:
@@ -223,6 +246,18 @@ class SdxlLoraConfig(SdxlConfig):
             rate = self.text_encoder_learning_rate or self.optimizer.learning_rate
             rates |= {"text_encoder": rate, "text_encoder_2": rate}
         return rates
+
+    def effects(self) -> Effects:
+        """Which options act here, of those that do not always."""
+        unet = Effect(self.train_unet, "train_unet is false")
+        text_encoder = Effect(self.train_text_encoder, "train_text_encoder is false")
+        return {
+            **super().effects(),
+            "unet_learning_rate": unet,
+            "unet_lora_target_modules": unet,
+            "text_encoder_learning_rate": text_encoder,
+            "text_encoder_lora_target_modules": text_encoder,
+        }
 
     def lora_alpha(self) -> float:
         """The LoRA's alpha: its rank."""
@@ -248,7 +283,7 @@ class SdxlTextualInversionConfig(SdxlConfig):
     """Embedding vectors of the new word; it takes as many tokens of a prompt. With initial_phrase,
     the phrase decides: leave it 1."""
 
-    placeholder_token: Annotated[str, Field(pattern=_TOKEN, max_length=100)]
+    placeholder_token: Token
     """The new word. The tokenizers must not have it yet."""
 
     initializer_token: Annotated[str, Field(min_length=1)] | None = None
@@ -266,6 +301,13 @@ class SdxlTextualInversionConfig(SdxlConfig):
     data_loader: TextualInversionSDDataLoaderConfig
     """The data set, and how it becomes samples."""
 
+    @field_validator("initializer_token")
+    @classmethod
+    def _another_word(cls, token: str | None, info: ValidationInfo) -> str | None:
+        if token is not None and token == info.data.get("placeholder_token"):
+            raise ValueError("is the new word itself; name one that the tokenizers have")
+        return token
+
     @field_validator("initial_embedding_file")
     @classmethod
     def _safetensors_only(cls, path: str | None) -> str | None:
@@ -276,7 +318,10 @@ class SdxlTextualInversionConfig(SdxlConfig):
     @field_validator("initial_phrase")
     @classmethod
     def _exactly_one_start(cls, phrase: str | None, info: ValidationInfo) -> str | None:
-        others = [info.data.get(name) for name in ("initializer_token", "initial_embedding_file")]
+        names = ("initializer_token", "initial_embedding_file")
+        if any(name not in info.data for name in names):
+            return phrase  # it was refused by itself
+        others = [info.data[name] for name in names]
         if sum(value is not None for value in (phrase, *others)) != 1:
             raise ValueError(
                 "set exactly one of initializer_token, initial_embedding_file and initial_phrase"
@@ -299,6 +344,30 @@ class SdxlTextualInversionConfig(SdxlConfig):
         """Base learning rate by trained model."""
         rate = self.optimizer.learning_rate
         return {"text_encoder": rate, "text_encoder_2": rate}
+
+    def effects(self) -> Effects:
+        """Which options act here, of those that do not always."""
+        loader = self.data_loader
+        delimiter = loader.shuffle_caption_delimiter or ""
+        return {
+            **super().effects(),
+            "data_loader.dataset.caption_column": Effect(
+                loader.keep_original_captions, "keep_original_captions is false"
+            ),
+            "data_loader.shuffle_caption_delimiter": Effect(
+                loader.keep_original_captions or any(delimiter in t for t in loader.templates()),
+                "no template holds it",
+            ),
+        }
+
+    def warnings(self) -> list[str]:
+        """What runs as described and is likely not what its author wants."""
+        found = super().warnings()
+        if any(self.placeholder_token not in prompt for prompt in self.validation_prompts):
+            found.append(
+                f"validation_prompts without {self.placeholder_token} do not show the new word"
+            )
+        return found
 
     def estimate(self) -> Estimate:
         """The GPU memory this run needs."""
@@ -352,6 +421,13 @@ class SdxlFinetuneConfig(SdxlConfig):
     def learning_rates(self) -> dict[str, float]:
         """Base learning rate by trained model."""
         return {"unet": self.optimizer.learning_rate}
+
+    def effects(self) -> Effects:
+        """Which options act here, of those that do not always."""
+        return {
+            **super().effects(),
+            "ema_decay": Effect(self.use_ema, "use_ema is false"),
+        }
 
     def estimate(self) -> Estimate:
         """The GPU memory this run needs."""
