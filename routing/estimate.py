@@ -144,8 +144,10 @@ def estimate_flux_lora(shape: FluxShape) -> Estimate:
 def estimate_sdxl(shape: SdxlShape) -> Estimate:
     """The GPU memory an SDXL run of this shape needs."""
     dtype_bytes = _DTYPE_BYTES[shape.weight_dtype]
-    # Trained in float32, the UNet is also there in the precision of the computation.
+    # Trained in float32, the UNet is also there in the precision of the computation, if another.
     unet = _UNET * dtype_bytes
+    if shape.trains_unet and shape.weight_dtype == "float32":
+        unet = 0.0
     trained = shape.trained_parameters + _UNET * shape.trains_unet
     trained_bytes = _TRAINED_BYTES + shape.optimizer_bytes + 4 * shape.weight_copies
     vae = (_SDXL_VAE * 4 + shape.pixels * _VAE_BYTES_PER_PIXEL) * shape.vae_resident
