@@ -122,13 +122,14 @@ class FluxLoraConfig(PipelineConfig):
 
     text_encoder_learning_rate: PositiveFloat | None = 1e-4
     """The text encoder's learning rate; it acts with train_text_encoder. It overrides
-    optimizer.learning_rate; null leaves that, and so does leaving it out with Prodigy."""
+    optimizer.learning_rate; null leaves that, and so does leaving it out with Prodigy or
+    Adafactor."""
 
     transformer_learning_rate: PositiveFloat | None = 4e-4
     """The transformer's learning rate. It overrides optimizer.learning_rate; null leaves that.
-    Left out with Prodigy it is null, not 4e-4: Prodigy's rate is a factor on the step size it
-    finds, and invoke-training, where the default overrides it too, trains 2500 times too slowly.
-    A value that is given overrides Prodigy's as well."""
+    Left out with Prodigy or Adafactor it is null, not 4e-4: their rates are relative, and
+    invoke-training, where the default overrides Prodigy's, trains 2500 times too slowly. A value
+    that is given overrides theirs as well."""
 
     lr_scheduler: Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
@@ -302,6 +303,8 @@ class FluxLoraConfig(PipelineConfig):
             found.append("FLUX works best from 768 px up; data_loader.resolution is below that")
         if self.train_batch_size > 2:
             found.append("train_batch_size above 2 needs a lot of memory with FLUX")
-        if not (self.cache_text_encoder_outputs and self.cache_vae_outputs):
+        text_done = self.cache_text_encoder_outputs or self.train_text_encoder
+        latents_done = self.cache_vae_outputs or not self.data_loader.center_crop
+        if not (text_done and latents_done):
             found.append("uncached encoder outputs are computed at every step; caching is faster")
         return [*found, *super().warnings()]

@@ -128,9 +128,14 @@ _BRANCH = re.compile(
     r"^([A-Z][A-Z_]+|AdamW|Prodigy|Adafactor|(constrained-)?int|tuple\[.*|\[key\])$"
 )
 
+_NO_BRANCH = ("union_tag_invalid", "union_tag_not_found")
+
 
 def _path(details: dict[str, Any]) -> str:
     *folders, last = map(str, details["loc"] or ("",))
+    if details["type"] in _NO_BRANCH:
+        # Told of the whole, though it is the field that selects a branch.
+        folders, last = [*folders, last], details["ctx"]["discriminator"].strip("'")
     # An option that a person made up may be spelled like a branch.
     is_theirs = details["type"] == "extra_forbidden" or not _BRANCH.match(last)
     return ".".join([part for part in folders if not _BRANCH.match(part)] + [last] * is_theirs)
@@ -140,8 +145,10 @@ def _problem(details: dict[str, Any]) -> str:
     kind, message = details["type"], str(details["msg"])
     if kind == "extra_forbidden":
         return "is no option; check its spelling"
-    if kind == "missing":
+    if kind in ("missing", "union_tag_not_found"):
         return "is missing"
+    if kind == "union_tag_invalid":
+        return f"{details['ctx']['tag']!r} is none of {details['ctx']['expected_tags']}"
     message = message.removeprefix("Value error, ")
     if kind in ("value_error", "json_invalid") or isinstance(details["input"], dict | list):
         return message

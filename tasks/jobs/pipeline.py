@@ -11,7 +11,12 @@ from routing.estimate import Estimate
 from tasks.jobs.base import NonNegativeInt, PositiveFloat, PositiveInt, StrictModel
 from tasks.jobs.data import DataLoaderConfig
 from tasks.jobs.effects import Effect, Effects, without_effect
-from tasks.jobs.optimizers import AdamOptimizerConfig, OptimizerConfig, ProdigyOptimizerConfig
+from tasks.jobs.optimizers import (
+    AdafactorOptimizerConfig,
+    AdamOptimizerConfig,
+    OptimizerConfig,
+    ProdigyOptimizerConfig,
+)
 
 WeightDtype = Literal["float32", "float16", "bfloat16"]
 LoraFormat = Literal["invoke_peft", "kohya"]
@@ -319,13 +324,17 @@ class PipelineConfig(StrictModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _prodigy_keeps_its_rate(cls, values: Any) -> Any:
-        """Leave Prodigy its own rate where a model's rate is left out and not null by default."""
+    def _relative_rates_are_kept(cls, values: Any) -> Any:
+        """Leave such an optimizer its own rate where a model's is left out, whatever its default.
+
+        The defaults are meant for AdamW, and mean something else to Prodigy and Adafactor.
+        """
         if not isinstance(values, dict):
             return values
         given = values.get("optimizer")
         kind = given.get("optimizer_type") if isinstance(given, dict) else type(given)
-        if kind not in ("Prodigy", ProdigyOptimizerConfig):
+        relative = ("Prodigy", ProdigyOptimizerConfig, "Adafactor", AdafactorOptimizerConfig)
+        if kind not in relative:
             return values
         rates = [name for name in cls.model_fields if name.endswith("_learning_rate")]
         return {**dict.fromkeys(rates), **values}

@@ -62,6 +62,8 @@ INVOKE_DEFAULTS: dict[str, Any] = {
     "clip_tokenizer_max_length": 77,
     "t5_tokenizer_max_length": 512,
 }
+# What this project adds, in the same way.
+OWN_DEFAULTS: dict[str, Any] = {"single_file_config": None, "quantization": None}
 INVOKE_TARGETS = [
     *["attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out"],
     *["attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0"],
@@ -100,13 +102,21 @@ def faults(**values: Any) -> str:
     return str(caught.value)
 
 
+def parsed(**values: Any) -> FluxLoraConfig:
+    training = parse_job(with_values(**values)).training
+    assert isinstance(training, FluxLoraConfig)
+    return training
+
+
 def test_every_field_of_invoke_training_is_there_with_its_default() -> None:
     training = parse_job(GOOD).training
     fields = set(FluxLoraConfig.model_fields)
     rest = {"base_output_dir", "data_loader", "optimizer", "flux_lora_target_modules"}
-    assert fields == {*INVOKE_DEFAULTS, *rest, "text_encoder_lora_target_modules"}
-    defaults = {name: FluxLoraConfig.model_fields[name].default for name in INVOKE_DEFAULTS}
-    assert defaults == INVOKE_DEFAULTS
+    wanted = INVOKE_DEFAULTS | OWN_DEFAULTS
+    assert fields == {*wanted, *rest, "text_encoder_lora_target_modules"}
+    defaults = {name: FluxLoraConfig.model_fields[name].default for name in wanted}
+    assert defaults == wanted
+    assert isinstance(training, FluxLoraConfig)
     assert list(training.flux_lora_target_modules) == INVOKE_TARGETS
     assert training.optimizer.model_dump() == {
         "optimizer_type": "AdamW",
@@ -159,10 +169,12 @@ def test_every_field_is_documented() -> None:
         ({"prediction_type": "epsilon"}, "no prediction type"),
         ({"report_to": "wandb"}, "only 'tensorboard'"),
         ({"train_transformer": False}, "train_transformer"),
-        ({"train_text_encoder": True}, "train_text_encoder: not built yet"),
-        ({"use_masks": True}, "use_masks: not built yet"),
-        ({"mixed_precision": "fp8"}, "fp8 is not built yet"),
-        ({"optimizer": {"optimizer_type": "AdamW", "use_8bit": True}}, "use_8bit"),
+        (
+            {"train_text_encoder": True, "cache_text_encoder_outputs": True},
+            "cache_text_encoder_outputs: a trained text encoder's outputs change",
+        ),
+        ({"use_masks": True}, "use_masks needs an IMAGE_CAPTION_JSONL_DATASET"),
+        ({"mixed_precision": "fp8"}, "computing in fp8 needs TransformerEngine"),
         (
             {"data_loader__dataset": {"type": "HF_HUB_IMAGE_CAPTION_DATASET", "dataset_name": "a"}},
             "Hub data sets are not built yet",
@@ -208,7 +220,7 @@ def test_target_names_stand_for_the_layers_whose_names_end_with_them() -> None:
 
 def test_a_loras_strength_does_not_depend_on_its_rank() -> None:
     for rank in (1, 4, 64):
-        training = parse_job(with_values(lora_rank_dim=rank, lora_scale=0.5)).training
+        training = parsed(lora_rank_dim=rank, lora_scale=0.5)
         assert training.lora_alpha() / rank == 0.5
 
 
@@ -224,12 +236,173 @@ def test_warnings_tell_what_is_likely_not_meant() -> None:
     assert parse_job(quiet).training.warnings() == []
 
 
+JSONL = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": "/pictures.jsonl"}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"optimizer": {"optimizer_type": "Prodigy"}},
+        {"optimizer": {"optimizer_type": "Adafactor"}},
+        {"optimizer": {"optimizer_type": "AdamW", "use_8bit": True}},
+        {"optimizer": {"use_8bit": True}},
+        {"use_masks": True, "data_loader__dataset": JSONL},
+        {"use_masks": True, "data_loader__dataset": {**JSONL, "mask_column": "m"}},
+        {"validation_prompts": ["a lamp"], "validate_every_n_steps": 5},
+        {"train_text_encoder": True},
+        {"train_text_encoder": True, "train_transformer": False},
+        {"quantization": "fp8"},
+        {"quantization": "int8"},
+        {"quantization": "nf4"},
+        {"timestep_sampler": "resolution_shift", "sigmoid_scale": 2.0},
+        {"data_loader__caption_dropout": 0.1},
+        {"model": "flux.safetensors", "single_file_config": "black-forest-labs/FLUX.1-dev"},
+        {"lora_checkpoint_format": "invoke_peft"},
+    ],
+)
+def test_what_is_built_is_taken_without_a_word(values: dict[str, Any]) -> None:
+    quiet = {
+        "data_loader__resolution": 768,
+        "cache_vae_outputs": True,
+        "cache_text_encoder_outputs": "train_text_encoder" not in values,
+    }
+    assert parsed(**quiet, **values).warnings() == []
+
+
+def test_a_relative_rate_is_kept_unless_one_is_given() -> None:
+    prodigy = {"optimizer": {"optimizer_type": "Prodigy"}}
+    assert parsed(**prodigy, train_text_encoder=True).learning_rates() == {
+        "transformer": 1.0,
+        "text_encoder": 1.0,
+    }
+    assert parsed(**prodigy, transformer_learning_rate=0.5).learning_rates() == {"transformer": 0.5}
+    adafactor = parsed(optimizer={"optimizer_type": "Adafactor"})
+    assert adafactor.learning_rates() == {"transformer": 1e-2}
+    told = parsed(**prodigy, transformer_learning_rate=4e-4).warnings()
+    assert any("at 0.0004 it hardly trains" in warning for warning in told)
+
+
+def test_an_optimizer_without_its_type_is_adamw_as_in_invoke_training() -> None:
+    optimizer = parsed(optimizer={"learning_rate": 1e-3}).optimizer
+    assert optimizer == AdamOptimizerConfig(learning_rate=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("values", "option"),
+    [
+        ({"validate_every_n_steps": 5}, "validate_every_n_steps"),
+        ({"validate_every_n_epochs": 5}, "validate_every_n_epochs"),
+        ({"num_validation_images_per_prompt": 2}, "num_validation_images_per_prompt"),
+        ({"enable_cpu_offload_during_validation": True}, "enable_cpu_offload_during_validation"),
+        ({"lr_scheduler": "constant", "lr_warmup_steps": 5}, "lr_warmup_steps"),
+        ({"lr_scheduler": "constant_with_warmup", "lr_warmup_steps": 0}, "lr_scheduler"),
+        (
+            {
+                "optimizer": {"optimizer_type": "Prodigy", "safeguard_warmup": True},
+                "lr_scheduler": "constant",
+            },
+            "optimizer.safeguard_warmup",
+        ),
+        ({"optimizer": {"learning_rate": 1e-3}}, "optimizer.learning_rate"),
+        ({"text_encoder_learning_rate": 1e-3}, "text_encoder_learning_rate"),
+        ({"text_encoder_lora_target_modules": ["fc1"]}, "text_encoder_lora_target_modules"),
+        (
+            {
+                "train_transformer": False,
+                "train_text_encoder": True,
+                "transformer_learning_rate": 1.0,
+            },
+            "transformer_learning_rate",
+        ),
+        (
+            {
+                "train_transformer": False,
+                "train_text_encoder": True,
+                "flux_lora_target_modules": ["to_q"],
+            },
+            "flux_lora_target_modules",
+        ),
+        (
+            {"timestep_sampler": "resolution_shift", "discrete_flow_shift": 2.0},
+            "discrete_flow_shift",
+        ),
+        ({"timestep_sampler": "uniform", "sigmoid_scale": 2.0}, "sigmoid_scale"),
+        (
+            {"data_loader__dataset": {**JSONL, "mask_column": "m"}},
+            "data_loader.dataset.mask_column",
+        ),
+        (
+            {"data_loader__dataset__keep_in_memory": True, "cache_vae_outputs": True},
+            "data_loader.dataset.keep_in_memory",
+        ),
+        (
+            {
+                "data_loader__resolution": 512,
+                "data_loader__aspect_ratio_buckets": {
+                    "target_resolution": 768,
+                    "start_dim": 384,
+                    "end_dim": 1536,
+                    "divisible_by": 64,
+                },
+            },
+            "data_loader.resolution",
+        ),
+    ],
+)
+def test_a_given_option_without_effect_is_told_of(values: dict[str, Any], option: str) -> None:
+    told = [w for w in parsed(**values).warnings() if "has no effect" in w]
+    assert [warning.partition(" has no effect: ")[0] for warning in told] == [option]
+
+
+def test_a_warmup_longer_than_the_run_is_told_of() -> None:
+    assert "never gets to its full value" in " ".join(parsed(lr_warmup_steps=100).warnings())
+    assert "never gets" not in " ".join(parsed(lr_warmup_steps=99).warnings())
+
+
+def test_every_option_that_may_have_no_effect_is_an_option() -> None:
+    for path in parsed().effects():
+        first, _, rest = path.partition(".")
+        assert first in FluxLoraConfig.model_fields
+        assert bool(rest) == (first in ("optimizer", "data_loader"))
+
+
 @pytest.mark.parametrize(
     ("values", "named"),
     [
         ({"validation_prompts": ["a lamp"]}, "training.validation_prompts: "),
-        ({"optimizer": {"optimizer_type": "Prodigy"}}, "Prodigy is not built yet"),
         ({"optimizer": {"optimizer_type": "SGD"}}, "training.optimizer"),
+        (
+            {
+                "optimizer": {"optimizer_type": "Prodigy"},
+                "train_text_encoder": True,
+                "transformer_learning_rate": 2.0,
+            },
+            "training.transformer_learning_rate: Prodigy takes one rate for all models",
+        ),
+        ({"quantization": "int4"}, "training.quantization: "),
+        ({"timestep_sampler": "logit"}, "training.timestep_sampler: "),
+        ({"data_loader__caption_dropout": 1.1}, "training.data_loader.caption_dropout: "),
+        ({"model": "flux.ckpt"}, "training.model: is a pickle checkpoint"),
+        ({"model": "flux.CKPT"}, "training.model: is a pickle checkpoint"),
+        ({"single_file_config": "a/b"}, "training.single_file_config: acts only where model"),
+        (
+            {"model": "flux.safetensors", "single_file_config": "b.safetensors"},
+            "training.single_file_config: must be a diffusers folder",
+        ),
+        (
+            {
+                "num_validation_images_per_prompt": 257,
+                "validation_prompts": ["a lamp"],
+                "validate_every_n_steps": 5,
+            },
+            "training.num_validation_images_per_prompt: 1 prompts of 257 images",
+        ),
+        ({"text_encoder_lora_target_modules": []}, "training.text_encoder_lora_target_modules: "),
+        (
+            {"text_encoder_lora_target_modules": ["fc1", "to_q"]},
+            "training.text_encoder_lora_target_modules: match no layer of the text encoder: to_q",
+        ),
+        ({"xformers": False}, "training.xformers: is no option"),
         ({"lr_scheduler": "sometimes"}, "training.lr_scheduler: "),
         ({"text_encoder_1_path": "clip.bin"}, "training.text_encoder_1_path: "),
         ({"text_encoder_2_path": "t5.pt"}, "training.text_encoder_2_path: "),
@@ -297,6 +470,7 @@ def test_the_parts_have_invoke_trainings_defaults() -> None:
         "center_crop": True,
         "random_flip": False,
         "caption_prefix": None,
+        "caption_dropout": 0.0,
         "dataloader_num_workers": 0,
     }
     assert ImageCaptionJsonlDatasetConfig(jsonl_path="a").model_dump() == {
@@ -304,6 +478,7 @@ def test_the_parts_have_invoke_trainings_defaults() -> None:
         "jsonl_path": "a",
         "image_column": "image",
         "caption_column": "text",
+        "mask_column": "mask",
         "keep_in_memory": False,
     }
     prodigy = {name: field.default for name, field in ProdigyOptimizerConfig.model_fields.items()}

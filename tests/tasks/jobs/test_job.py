@@ -36,10 +36,13 @@ def test_a_name_or_id_that_is_no_file_name_is_refused(name: str) -> None:
         parse_job({**GOOD, "id": name})
 
 
-@pytest.mark.parametrize("given_type", ["SDXL_LORA", "SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE"])
-def test_a_type_that_is_planned_is_refused_as_not_built(given_type: str) -> None:
-    with pytest.raises(InvalidJobError, match="not built yet"):
+@pytest.mark.parametrize("given_type", [None, "", "SD_LORA", "sdxl_lora", 1, ["FLUX_LORA"]])
+def test_what_is_no_training_type_is_refused_with_all_there_are(given_type: Any) -> None:
+    with pytest.raises(InvalidJobError) as caught:
         parse_job(with_values(type=given_type))
+    assert f"training.type: {given_type!r} is no training type" in str(caught.value)
+    for known in ("SDXL_LORA", "SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE", "FLUX_LORA"):
+        assert known in str(caught.value)
 
 
 def test_a_job_survives_its_way_through_json() -> None:
