@@ -70,18 +70,11 @@ def with_preset(document: dict[str, Any]) -> dict[str, Any]:
     base = preset(document["preset"])["training"]
     if training is not None and not isinstance(training, dict):
         return document
-    return {**document, "training": _joined(base, training or {})}
+    return {**document, "training": joined(base, training or {})}
 
 
-_EXCLUSIVE = (
-    ("max_train_steps", "max_train_epochs"),
-    ("save_every_n_steps", "save_every_n_epochs"),
-    ("validate_every_n_steps", "validate_every_n_epochs"),
-)
-
-
-def _joined(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """The two merged, without what of the base is of no use beside the other."""
+def joined(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Two ``training`` parts merged, without what of the base is of no use beside the other."""
     useless = {name for pair in _EXCLUSIVE if any(n in over for n in pair) for name in pair}
     optimizer = over.get("optimizer")
     if isinstance(optimizer, dict):
@@ -90,6 +83,13 @@ def _joined(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         if optimizer.get("optimizer_type", kind) != kind:
             useless |= {"optimizer", *(n for n in base if n.endswith("_learning_rate"))}
     return _merged({k: v for k, v in base.items() if k not in useless}, over)
+
+
+_EXCLUSIVE = (
+    ("max_train_steps", "max_train_epochs"),
+    ("save_every_n_steps", "save_every_n_epochs"),
+    ("validate_every_n_steps", "validate_every_n_epochs"),
+)
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def get_flux_lora_config(
         "optimizer": {"optimizer_type": "AdamW", "learning_rate": learning_rate},
     }
     config["data_loader"] = _loader("IMAGE_CAPTION_FLUX_DATA_LOADER", resolution, least_step=16)
-    return _joined(config, kwargs)
+    return joined(config, kwargs)
 
 
 def get_sdxl_lora_config(
@@ -167,7 +167,7 @@ def get_sdxl_lora_config(
         "optimizer": {"optimizer_type": "AdamW", "learning_rate": learning_rate},
     }
     config["data_loader"] = _loader("IMAGE_CAPTION_SD_DATA_LOADER", resolution)
-    return _joined(config, kwargs)
+    return joined(config, kwargs)
 
 
 def get_sdxl_textual_inversion_config(
@@ -206,7 +206,7 @@ def get_sdxl_textual_inversion_config(
         },
     }
     config["data_loader"] = _loader("TEXTUAL_INVERSION_SD_DATA_LOADER", resolution)
-    return _joined(config, kwargs)
+    return joined(config, kwargs)
 
 
 def get_sdxl_finetune_config(
@@ -234,7 +234,7 @@ def get_sdxl_finetune_config(
         "optimizer": {"optimizer_type": "AdamW", "learning_rate": learning_rate},
     }
     config["data_loader"] = _loader("IMAGE_CAPTION_SD_DATA_LOADER", resolution)
-    return _joined(config, kwargs)
+    return joined(config, kwargs)
 
 
 def _common(

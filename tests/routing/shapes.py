@@ -1,8 +1,8 @@
-"""FLUX LoRA shapes for property tests."""
+"""FLUX LoRA and SDXL shapes for property tests."""
 
 from hypothesis import strategies as st
 
-from routing.estimate import FluxShape
+from routing.estimate import FluxShape, SdxlShape
 
 SIDES = st.integers(1, 256).map(lambda patches: 16 * patches)
 SHAPES = st.builds(
@@ -14,4 +14,20 @@ SHAPES = st.builds(
     attention_only=st.booleans(),
     gradient_checkpointing=st.booleans(),
     text_encoders_resident=st.booleans(),
+    # AdamW's 8 bytes, its 8-bit form's 2, Prodigy's 16, Adafactor's next to none.
+    optimizer_bytes=st.sampled_from([0, 2, 8, 16]),
+    quantization=st.sampled_from([None, "fp8", "int8", "nf4"]),
+)
+SDXL_SHAPES = st.builds(
+    SdxlShape,
+    pixels=st.builds(lambda width, height: width * height, SIDES, SIDES),
+    batch_size=st.integers(1, 64),
+    weight_dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
+    trained_parameters=st.floats(1, 1e9),
+    trains_unet=st.booleans(),
+    optimizer_bytes=st.sampled_from([0, 2, 8, 16]),
+    weight_copies=st.integers(0, 2),
+    gradient_checkpointing=st.booleans(),
+    text_encoders_resident=st.booleans(),
+    vae_resident=st.booleans(),
 )

@@ -48,6 +48,34 @@ def test_flux_in_bfloat16_never_fits_24_gb() -> None:
     assert needed_gb(least) > 24
 
 
+@pytest.mark.parametrize(
+    ("quantization", "weights_gb"), [("fp8", 12.2), ("int8", 12.2), ("nf4", 6.7)]
+)
+@pytest.mark.parametrize("weight_dtype", ["float32", "bfloat16", "float16"])
+def test_quantised_weights_take_what_the_quantised_files_take(
+    quantization: str, weights_gb: float, weight_dtype: str
+) -> None:
+    shape = replace(USUAL, quantization=quantization, weight_dtype=weight_dtype)
+    assert estimate_flux_lora(shape).weights_gib * GIB == pytest.approx(weights_gb * 1e9)
+
+
+@pytest.mark.parametrize("quantization", ["fp8", "int8", "nf4"])
+def test_quantised_flux_fits_24_gb(quantization: str) -> None:
+    assert needed_gb(replace(USUAL, quantization=quantization)) < 22
+
+
+@given(SHAPES)
+def test_fewer_bits_need_less(shape: FluxShape) -> None:
+    needed = [needed_gb(replace(shape, quantization=kind)) for kind in ("nf4", "int8", "fp8", None)]
+    assert needed[0] < needed[1] == needed[2] < needed[3]
+
+
+@given(SHAPES)
+def test_an_optimizer_that_keeps_more_needs_more(shape: FluxShape) -> None:
+    needed = [needed_gb(replace(shape, optimizer_bytes=kept)) for kept in (0, 2, 8, 16)]
+    assert needed == sorted(set(needed))
+
+
 def test_resident_text_encoders_take_their_weights() -> None:
     resident = estimate_flux_lora(replace(USUAL, text_encoders_resident=True))
     assert resident.text_encoders_gib * GIB == pytest.approx(9.9e9)

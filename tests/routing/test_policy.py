@@ -3,21 +3,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing.classes import MemoryClass
-from routing.estimate import FluxShape, estimate_flux_lora
+from routing.estimate import FluxShape, SdxlShape, estimate_flux_lora, estimate_sdxl
 from routing.policy import DoesNotFitError, route
 from routing.queues import stage_queue
 from routing.requirements import FLOOR_CLASS, TrainingType
-
-SHAPES = st.builds(
-    FluxShape,
-    pixels=st.integers(16 * 16, 4096 * 4096),
-    batch_size=st.integers(1, 64),
-    rank=st.integers(1, 512),
-    weight_dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
-    attention_only=st.booleans(),
-    gradient_checkpointing=st.booleans(),
-    text_encoders_resident=st.booleans(),
-)
+from tests.routing.shapes import SDXL_SHAPES, SHAPES
 
 
 @given(SHAPES)
@@ -41,6 +31,32 @@ def test_a_class_is_never_below_its_types_floor(shape: FluxShape, kind: Training
     estimate = estimate_flux_lora(shape)
     if estimate.needed_gib <= max(MemoryClass).floor_gib:
         assert route(kind, estimate).memory_class >= FLOOR_CLASS[kind]
+
+
+@given(SDXL_SHAPES, st.sampled_from([t for t in TrainingType if t != TrainingType.FLUX_LORA]))
+def test_sdxl_goes_where_it_fits_and_never_below_its_floor(
+    shape: SdxlShape, kind: TrainingType
+) -> None:
+    estimate = estimate_sdxl(shape)
+    try:
+        found = route(kind, estimate)
+    except DoesNotFitError:
+        assert estimate.needed_gib > max(MemoryClass).floor_gib
+        return
+    assert found.memory_class.floor_gib >= estimate.needed_gib
+    # The smallest that holds it, or the floor.
+    smaller = [c for c in MemoryClass if FLOOR_CLASS[kind] <= c < found.memory_class]
+    assert all(c.floor_gib < estimate.needed_gib for c in smaller)
+    assert found.memory_class >= FLOOR_CLASS[kind]
+
+
+@pytest.mark.parametrize("quantization", ["fp8", "int8", "nf4"])
+def test_quantised_flux_fits_24_gb_and_is_sent_to_40_all_the_same(quantization: str) -> None:
+    shape = FluxShape(1024 * 1024, 1, 16, "bfloat16", False, True, False, quantization=quantization)
+    found = route(TrainingType.FLUX_LORA, estimate_flux_lora(shape))
+    assert found.estimate.needed_gib < MemoryClass.GB24.floor_gib
+    assert found.memory_class == MemoryClass.GB40
+    assert "never runs below 40gb" in found.reason
 
 
 # LoRA rank 16 on all linear layers in bfloat16 with checkpointing, as published: 1024 px, batch
