@@ -6,7 +6,7 @@ the command runs.
 
 import importlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -100,6 +100,20 @@ def presets(
 ) -> None:
     """List the presets, or show one."""
     _run("presets", name=name, json=json)
+
+
+@cli.command()
+def options(
+    training_type: Annotated[
+        str | None, typer.Argument(metavar="TYPE", help="Show this training type's only.")
+    ] = None,
+    form: Annotated[
+        Literal["table", "markdown", "json"], typer.Option("--format", help="How to show them.")
+    ] = "table",
+    json: Json = False,
+) -> None:
+    """List every option of the training types, with type, default and meaning."""
+    _run("options", training_type=training_type, form="json" if json else form)
 
 
 @cli.command()

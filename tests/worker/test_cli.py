@@ -10,12 +10,17 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from routing.requirements import TrainingType
 from tasks.errors import EXIT_CODES
+from tasks.jobs.job import parse_job
+from tasks.presets import preset_names
 from tasks.settings import Settings
 from tests.tasks.jobs.test_flux_lora import with_values
 from worker.cli import cli
+from worker.commands.options import COMMAND
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
+DATA_SET = {"dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"}}
 COMMANDS = [command.name or command.callback.__name__ for command in cli.registered_commands]  # type: ignore[union-attr]
 
 
@@ -101,6 +106,40 @@ def test_presets_are_listed_and_shown(tmp_path: Path) -> None:
     shown = yaml.safe_load(run("presets", "flux_1x40gb", home=tmp_path).stdout)
     assert shown["training"]["train_batch_size"] == 2
     assert "there is no preset 'x'" in run("presets", "x", home=tmp_path, code=3).stderr
+
+
+def test_options_are_listed_by_type(tmp_path: Path) -> None:
+    listed = json.loads(run("options", "--json", home=tmp_path).stdout)
+    assert set(listed) == set(TrainingType)
+    only = json.loads(run("options", "SDXL_LORA", "--format", "json", home=tmp_path).stdout)
+    assert only == {"SDXL_LORA": listed["SDXL_LORA"]}
+    [rank] = [o for o in only["SDXL_LORA"]["options"] if o["path"] == "lora_rank_dim"]
+    assert (rank["type"], rank["default"], rank["required"]) == ("whole number above 0", "4", False)
+    shown = " ".join(run("options", "FLUX_LORA", home=tmp_path, COLUMNS="200").stdout.split())
+    assert "timestep_sampler" in shown
+    assert "with optimizer.optimizer_type: Prodigy" in shown
+    assert "'X' is no training type" in run("options", "X", home=tmp_path, code=3).stderr
+
+
+def test_the_page_of_options_is_not_stale(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "options.md").read_text("utf-8")
+    made = run("options", "--format", "markdown", home=tmp_path).stdout
+    assert made == page, f"docs/options.md is stale; run: {COMMAND} > docs/options.md"
+
+
+def test_the_readmes_jobs_are_jobs_of_every_kind() -> None:
+    jobs = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)]
+    assert [parse_job(job).training.type for job in jobs] == [
+        "FLUX_LORA",
+        "SDXL_TEXTUAL_INVERSION",
+        "SDXL_LORA",
+    ]
+    for name in preset_names():
+        mine = jobs[1] if "inversion" in name else {"training": {"data_loader": DATA_SET}}
+        queue = parse_job({**mine, "preset": name}).route().gpu_queue
+        assert re.search(rf"^\| `{queue}` .*`{name}`", README, re.MULTILINE), name
+    for training_type in TrainingType:
+        assert f"| `{training_type}` |" in README
 
 
 def test_a_route_is_told_with_its_reason_and_parts(tmp_path: Path, job_file: Path) -> None:
