@@ -39,8 +39,8 @@ def markdown(types: Iterable[TypeOptions]) -> str:
     lines = [
         "# Options",
         "",
-        "What `training` takes, by its `type`. Made from the models that jobs are checked against, by",
-        f"`{COMMAND}`; do not edit it.",
+        "What `training` takes, by its `type`. Made from the models that jobs are checked against,",
+        f"by `{COMMAND}`; do not edit it.",
     ]
     for options in types:
         lines += ["", f"## {options.name}", "", options.description]

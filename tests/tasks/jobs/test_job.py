@@ -1,4 +1,5 @@
 from contextlib import suppress
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -7,8 +8,14 @@ from hypothesis import strategies as st
 
 from tasks.errors import DoesNotFitJobError, InvalidJobError
 from tasks.jobs.job import TrainingJob, parse_job
+from tasks.jobs.options import training_options
 from tests.tasks.jobs.test_flux_lora import GOOD, with_values
+from tests.tasks.jobs.test_sdxl import EVERY
 
+OPTIONS = {
+    name: sorted({option.path for option in found.options if option.path != "type"})
+    for name, found in training_options().items()
+}
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
@@ -26,6 +33,25 @@ def test_whatever_a_document_is_the_only_error_is_an_invalid_job(document: Any) 
 def test_whatever_an_option_is_it_is_taken_or_refused(name: str, value: Any) -> None:
     with suppress(InvalidJobError):
         parse_job(with_values(**{name: value}))
+
+
+@given(st.data(), st.sampled_from(list(OPTIONS)), JSON)
+def test_whatever_an_option_of_any_type_is_it_is_taken_and_judged_or_refused(
+    data: st.DataObject, training_type: str, value: Any
+) -> None:
+    [training] = [t for t in (*EVERY, GOOD["training"]) if t["type"] == training_type]
+    path = data.draw(st.sampled_from(OPTIONS[training_type]))
+    *folders, name = path.split(".")
+    changed = place = deepcopy(training)
+    for folder in folders:
+        place[folder] = dict(place.get(folder) or {})
+        place = place[folder]
+    place[name] = value
+    with suppress(InvalidJobError, DoesNotFitJobError):
+        job = parse_job({"training": changed})
+        assert TrainingJob.model_validate_json(job.model_dump_json()) == job
+        job.training.warnings()
+        job.route()
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a..b", "x" * 101, ".hidden", "a b", "a\n"])
