@@ -10,7 +10,7 @@ bare side has all its tensors ready.
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +34,10 @@ from worker.trainer.cache_entries import (
 )
 from worker.trainer.checkpoint import Checkpoints
 from worker.trainer.draws import Draws
-from worker.trainer.flux import VaeNumbers
 from worker.trainer.flux_lora import FluxLora
+from worker.trainer.inputs import VaeNumbers
 from worker.trainer.loop import new_state, train
+from worker.trainer.models import FluxModels
 from worker.trainer.pipe import StopSwitch
 
 STEPS = 40
@@ -59,6 +60,7 @@ class TimedRecipe:
         self.parameters = recipe.parameters
         self.scales_loss = recipe.scales_loss
         self.autocast = recipe.autocast
+        self.write = write_nothing
         self.ours: list[float] = []
         self.bare: list[float] = []
         self._began: float | None = None
@@ -100,19 +102,24 @@ def main() -> None:
 def measure(transformer: FluxTransformer2DModel, folder: Path) -> tuple[list[float], list[float]]:
     """Seconds of each step, ours and bare, without the first few of both."""
     config = config_of(STEPS)
-    recipe = FluxLora(
-        config,
-        transformer,
-        VaeNumbers({"scaling_factor": 0.3611, "shift_factor": 0.1159}),
-        None,
-        None,
-        Draws(0),
-    )
+    numbers = VaeNumbers({"scaling_factor": 0.3611, "shift_factor": 0.1159})
+    draws = Draws(0)
+    recipe = FluxLora(config, FluxModels(transformer, numbers, None, None), draws)
     timed = TimedRecipe(recipe, bare_step_of(transformer, list(recipe.parameters.values())))
     data, checkpoints = run_in(folder, config)
     state = new_state(recipe, config, CPU)
-    train(timed, state, data, config, checkpoints, lambda _: None, StopSwitch())
+    nothing: Callable[[Any], None] = lambda _: None  # noqa: E731
+    train(timed, state, data, draws, config, checkpoints, nothing, nothing, StopSwitch())
     return timed.ours[WARM_UP:], timed.bare[WARM_UP:]
+
+
+def write_nothing(
+    folder: Path, name: str, _steps: int, _weights: Mapping[str, torch.Tensor]
+) -> list[Path]:
+    """A result without contents."""
+    path = folder / f"{name}.safetensors"
+    path.touch()
+    return [path]
 
 
 def bare_step_of(transformer: Any, parameters: list[torch.nn.Parameter]) -> Callable[[], None]:
@@ -198,10 +205,7 @@ def run_in(folder: Path, config: FluxLoraConfig) -> tuple[TrainingData, Checkpoi
         device="cpu",
     )
 
-    def write_weights(path: Path, _step: int) -> None:
-        path.touch()
-
-    checkpoints = Checkpoints(request, store, {}, {}, write_weights, lambda _: None)
+    checkpoints = Checkpoints(request, store, {}, {}, write_nothing, lambda _: None)
     return TrainingData(reader, plan, data_set, 0, CPU), checkpoints
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,49 @@ from huggingface_hub.errors import (
 
 from tasks.errors import Fault
 from tasks.jobs.pipeline import PipelineConfig
+from tasks.jobs.sdxl import SdxlConfig
 
-# Parts with weights: the option whose file stands in for the part's own weights.
-_WEIGHTS = {
-    "transformer": "transformer_path",
-    "text_encoder": "text_encoder_1_path",
-    "text_encoder_2": "text_encoder_2_path",
-    "vae": None,
-}
+
+@dataclass(frozen=True)
+class _Family:
+    """What a base model of a family holds.
+
+    Attributes:
+        pipeline: How the names of its pipelines begin.
+        weights: Parts with weights: the option whose file stands in for the part's own weights.
+        file_keys: What the names of tensors in a single file begin with, by what they are.
+    """
+
+    pipeline: str
+    weights: dict[str, str | None]
+    file_keys: dict[str, tuple[str, ...]]
+
+
+_FLUX = _Family(
+    "Flux",
+    {
+        "transformer": "transformer_path",
+        "text_encoder": "text_encoder_1_path",
+        "text_encoder_2": "text_encoder_2_path",
+        "vae": None,
+    },
+    {
+        "no transformer": ("model.diffusion_model.double_blocks.", "double_blocks."),
+        "no CLIP text encoder": ("text_encoders.clip_l.",),
+        "no T5 text encoder": ("text_encoders.t5xxl.",),
+        "no VAE": ("vae.", "first_stage_model."),
+    },
+)
+_SDXL = _Family(
+    "StableDiffusionXL",
+    {"unet": None, "text_encoder": None, "text_encoder_2": None, "vae": None},
+    {
+        "no UNet": ("model.diffusion_model.input_blocks.",),
+        "no first text encoder": ("conditioner.embedders.0.transformer.",),
+        "no second text encoder": ("conditioner.embedders.1.model.",),
+        "no VAE": ("first_stage_model.",),
+    },
+)
 _TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -39,28 +75,84 @@ def check_base_model(config: PipelineConfig, hub: HfApi | None = None) -> list[F
         config: Names the model and the files that stand in for parts of it.
         hub: The Hub to ask; None is the public one, or the one that ``HF_ENDPOINT`` names.
     """
+    hub = hub or HfApi()
+    family = _SDXL if isinstance(config, SdxlConfig) else _FLUX
     faults = []
-    for option in filter(None, _WEIGHTS.values()):
+    for option in filter(None, family.weights.values()):
         path = getattr(config, option)
         if path is not None:
             faults += _check_weights_file(Path(path), f"training.{option}")
-    folder = Path(config.model)
-    if _holds(folder.is_dir):
-        return faults + _check_folder(folder, config)
-    return faults + _check_hub_id(config.model, hub or HfApi())
+    for where, path in _embedding_files(config).items():
+        faults += _check_embedding(Path(path), where)
+    vae_model: str | None = getattr(config, "vae_model", None)
+    if vae_model is not None:
+        faults += _check_vae_model(vae_model, hub)
+    if config.model.endswith(".safetensors"):
+        return faults + _check_single_file(config, family, hub)
+    if _is_folder(config.model):
+        return faults + _check_folder(Path(config.model), config, family)
+    return faults + _check_hub_id(config.model, "training.model", family.pipeline, hub)
 
 
-def _check_folder(folder: Path, config: PipelineConfig) -> list[Fault]:
+def _embedding_files(config: PipelineConfig) -> dict[str, str]:
+    """The textual-inversion files that a config reads, by its fields."""
+    tokens: dict[str, str] = getattr(config, "base_embeddings", {})
+    files = {f"training.base_embeddings.{token}": path for token, path in tokens.items()}
+    initial: str | None = getattr(config, "initial_embedding_file", None)
+    return files | ({"training.initial_embedding_file": initial} if initial else {})
+
+
+def _check_embedding(path: Path, where: str) -> list[Fault]:
+    faults = _check_weights_file(path, where)
+    if faults:
+        return faults
+    shapes = {name: entry.get("shape") for name, entry in _header(path).items()}
+    for name in ("clip_l", "clip_g"):
+        shape = shapes.get(name)
+        if not isinstance(shape, list) or len(shape) != 2:
+            problem = f"{path} holds no {name}, rows of vectors; it is no SDXL textual inversion"
+            faults.append(Fault(where, problem))
+    return faults
+
+
+def _check_vae_model(model: str, hub: HfApi) -> list[Fault]:
+    where = "training.vae_model"
+    if not _is_folder(model):
+        return _check_hub_id(model, where, None, hub)
+    folder = Path(model)
+    return _check_part(folder / "vae" if (folder / "vae").is_dir() else folder, False)
+
+
+def _check_single_file(config: PipelineConfig, family: _Family, hub: HfApi) -> list[Fault]:
+    """A whole model in one file, and the configs and tokenizers that describe it."""
+    path, where = Path(config.model), "training.model"
+    faults = _check_weights_file(path, where)
+    if not faults:
+        names = list(_header(path))
+        for what, starts in family.file_keys.items():
+            if not any(name.startswith(starts) for name in names):
+                faults.append(Fault(where, f"{path} holds {what}; it is no whole model"))
+    described = config.single_file_config or type(config).model_fields["model"].default
+    if _is_folder(described):
+        return faults + _check_folder(Path(described), config, family, weights=False)
+    return faults + _check_hub_id(described, "training.single_file_config", family.pipeline, hub)
+
+
+def _check_folder(
+    folder: Path, config: PipelineConfig, family: _Family, *, weights: bool = True
+) -> list[Fault]:
     index = folder / "model_index.json"
     if not index.is_file():
         return [Fault(str(folder), "holds no model_index.json; it must be in diffusers' layout")]
     pipeline = str(_json(index).get("_class_name"))
-    if not pipeline.startswith("Flux"):
-        return [Fault(str(index), f"describes a {pipeline}; FLUX_LORA needs a FluxPipeline")]
+    if not pipeline.startswith(family.pipeline):
+        wanted = f"{config.type} needs a {family.pipeline}Pipeline"
+        return [Fault(str(index), f"describes a {pipeline}; {wanted}")]
     faults = []
-    for part, option in _WEIGHTS.items():
+    for part, option in family.weights.items():
         replaced = option is not None and getattr(config, option) is not None
-        faults += _check_part(folder / part, replaced)
+        replaced |= part == "vae" and getattr(config, "vae_model", None) is not None
+        faults += _check_part(folder / part, replaced or not weights)
     for part, encoder in _TOKENIZERS.items():
         faults += _check_tokenizer(folder / part, folder / encoder)
     if not (folder / "scheduler" / "scheduler_config.json").is_file():
@@ -109,6 +201,13 @@ def _check_weights_file(path: Path, where: str) -> list[Fault]:
     return []
 
 
+def _header(path: Path) -> dict[str, Any]:
+    """The tensors of a sound safetensors file by name."""
+    with path.open("rb") as file:
+        header = _mapping(json.loads(file.read(int.from_bytes(file.read(8), "little"))))
+    return {name: _mapping(entry) for name, entry in header.items() if name != "__metadata__"}
+
+
 def _check_tokenizer(folder: Path, encoder: Path) -> list[Fault]:
     """Whether a tokenizer knows the words its encoder was trained with.
 
@@ -139,10 +238,13 @@ def _vocabulary_size(folder: Path) -> int | None:
     return None
 
 
-def _check_hub_id(model: str, hub: HfApi) -> list[Fault]:
-    where = "training.model"
+def _check_hub_id(model: str, where: str, pipeline: str | None, hub: HfApi) -> list[Fault]:
+    """Whether a repository is there, and one of the pipelines whose names begin so."""
     try:
-        hub.model_info(model)
+        found = hub.model_info(model)
+        described = _mapping(_mapping(found.config).get("diffusers")).get("_class_name")
+        if pipeline and described and not str(described).startswith(pipeline):
+            return [Fault(where, f"{model} is a {described}; a {pipeline}Pipeline is needed")]
     except HFValidationError:
         return [Fault(where, f"there is no folder {model} on this worker, and it is no Hub id")]
     except GatedRepoError:
@@ -180,6 +282,10 @@ def _json(path: Path) -> dict[str, Any]:
 def _mapping(value: Any) -> dict[str, Any]:
     """A JSON object, or an empty one in place of anything else."""
     return value if isinstance(value, dict) else {}
+
+
+def _is_folder(path: str) -> bool:
+    return _holds(Path(path).is_dir)
 
 
 def _holds(is_there: Callable[[], bool]) -> bool:

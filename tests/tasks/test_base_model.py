@@ -1,4 +1,5 @@
 import json
+import math
 import shutil
 import threading
 from collections.abc import Iterator
@@ -41,6 +42,95 @@ def model(tmp_path: Path) -> Path:
 def told(model: Path | str, hub: HfApi | None = None, **values: Any) -> list[str]:
     config = parse_job(with_values(model=str(model), **values)).training
     return [str(fault) for fault in check_base_model(config, hub)]
+
+
+def told_sdxl(model: Path | str, hub: HfApi | None = None, **values: Any) -> list[str]:
+    loader = {
+        "type": "IMAGE_CAPTION_SD_DATA_LOADER",
+        "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"},
+    }
+    base = {"type": "SDXL_LORA", "max_train_steps": 1, "save_every_n_steps": 1}
+    document = {"training": {**base, "model": str(model), "data_loader": loader, **values}}
+    return [str(fault) for fault in check_base_model(parse_job(document).training, hub)]
+
+
+@pytest.fixture
+def sdxl(model: Path) -> Path:
+    """The same of an SDXL."""
+    (model / "transformer").rename(model / "unet")
+    (model / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}', "utf-8")
+    return model
+
+
+def tensors_file(path: Path, *names: str, shape: tuple[int, ...] = (1, 1)) -> Path:
+    """A sound safetensors file of tensors of one byte a number."""
+    header, end = {}, 0
+    for name in names:
+        start, end = end, end + math.prod(shape)
+        header[name] = {"dtype": "U8", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
+    return path
+
+
+def test_an_sdxl_folder_is_checked_part_by_part(sdxl: Path) -> None:
+    assert told_sdxl(sdxl) == []
+    shutil.rmtree(sdxl / "unet")
+    (sdxl / "vae" / "model.safetensors").unlink()
+    unet, vae = told_sdxl(sdxl)
+    assert "unet: holds no config.json" in unet
+    assert "holds no .safetensors weights" in vae
+
+
+def test_another_vae_stands_in_for_the_models(sdxl: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.move(sdxl / "vae" / "model.safetensors", tmp_path / "vae.safetensors")
+    other.mkdir()
+    [fault] = told_sdxl(sdxl, vae_model=str(other))
+    assert "other: holds no config.json" in fault
+    (other / "config.json").write_text('{"vocab_size": 8}', "utf-8")
+    shutil.move(tmp_path / "vae.safetensors", other / "model.safetensors")
+    assert told_sdxl(sdxl, vae_model=str(other)) == []
+
+
+def test_embedding_files_are_checked_by_their_tensors(sdxl: Path, tmp_path: Path) -> None:
+    good = tensors_file(tmp_path / "good.safetensors", "clip_l", "clip_g")
+    half = tensors_file(tmp_path / "half.safetensors", "clip_l")
+    flat = tensors_file(tmp_path / "flat.safetensors", "clip_l", "clip_g", shape=(4,))
+    files = {"<a>": str(good), "<b>": str(half), "<c>": str(flat), "<d>": "/no.safetensors"}
+    faults = told_sdxl(sdxl, base_embeddings=files)
+    assert [fault.partition(": ")[0] for fault in faults] == [
+        "training.base_embeddings.<b>",
+        "training.base_embeddings.<c>",
+        "training.base_embeddings.<c>",
+        "training.base_embeddings.<d>",
+    ]
+    assert "holds no clip_g" in faults[0]
+
+
+WHOLE = (
+    "model.diffusion_model.input_blocks.0.0.weight",
+    "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias",
+    "conditioner.embedders.1.model.ln_final.bias",
+    "first_stage_model.encoder.conv_in.bias",
+)
+
+
+def test_a_whole_model_in_one_file_is_checked_with_what_describes_it(
+    sdxl: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "whole.safetensors"
+    assert "there is no file" in told_sdxl(file, single_file_config=str(sdxl))[0]
+    tensors_file(file, *WHOLE[:2])
+    second, vae = told_sdxl(file, single_file_config=str(sdxl))
+    assert "holds no second text encoder" in second
+    assert "holds no VAE" in vae
+    tensors_file(file, *WHOLE)
+    for weights in sdxl.rglob("*.safetensors"):
+        weights.unlink()  # the file has them
+    assert told_sdxl(file, single_file_config=str(sdxl)) == []
+    shutil.rmtree(sdxl / "tokenizer_2")
+    assert "holds no vocabulary" in told_sdxl(file, single_file_config=str(sdxl))[0]
 
 
 def test_a_whole_model_has_no_faults(model: Path) -> None:
@@ -105,7 +195,8 @@ class _Hub(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if "good/model" in self.path:
-            body = json.dumps({"id": "good/model", "siblings": []}).encode()
+            config = {"diffusers": {"_class_name": "FluxPipeline"}}
+            body = json.dumps({"id": "good/model", "siblings": [], "config": config}).encode()
             self.send_response(200)
         elif "page/model" in self.path:
             body = b"<html>Please log in</html>"
@@ -141,6 +232,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HfApi]:
 
 def test_a_hub_id_is_asked_for_at_the_hub(hub: HfApi) -> None:
     assert told("good/model", hub) == []
+    [other] = told_sdxl("good/model", hub)
+    assert "is a FluxPipeline; a StableDiffusionXLPipeline is needed" in other
     assert "gated/model is gated" in told("gated/model", hub)[0]
     assert "no repository HF_TOKEN can see" in told("missing/model", hub)[0]
 

@@ -1,7 +1,7 @@
 """Frozen models kept between the requests of one process.
 
-A job's cache and train stages, and the next job of the same base model, find them loaded. Those that
-a request does not use lie in main memory meanwhile, so that the GPU is free for the others.
+A job's cache and train stages, and the next job of the same base model, find them loaded. Those
+that a request does not use lie in main memory meanwhile, so that the GPU is free for the others.
 """
 
 from collections.abc import Callable, Hashable, Mapping

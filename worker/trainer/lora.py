@@ -1,6 +1,7 @@
 """LoRA layers (Hu et al., 2021) on a frozen model: added, started and named."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,7 +49,9 @@ def add_lora(
     )
     # peft fills the layers from the global generator first; fork it, so that nobody else's draws
     # depend on how many layers there are.
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # Of merging into a quantised layer, which is never done here.
+        warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated")
         model.add_adapter(adapter)
     found: dict[str, torch.nn.Parameter] = {}
     for path, parameter in model.named_parameters():

@@ -1,5 +1,6 @@
 """The frozen models of a run, by the family of its config; kept from earlier requests or loaded."""
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import torch
@@ -103,7 +104,7 @@ def forget_changed(config: PipelineConfig, kept: KeptModels) -> None:
 
 def _wanted_denoiser(config: PipelineConfig, device: torch.device) -> Wanted:
     if isinstance(config, FluxLoraConfig):
-        identity = (
+        identity: Hashable = (
             config.transformer_path,
             config.weight_dtype,
             config.quantization,

@@ -5,6 +5,7 @@ that training sees exactly what inference sees.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -46,7 +47,8 @@ class SdxlText:
 
     def encode(self, captions: Sequence[str]) -> Text:
         """Penultimate states of both, (B, 77, 2048), and the second's pooled state, (B, 1280)."""
-        prompt_embeds, _, pooled, _ = self.pipeline.encode_prompt(
+        pipeline: Any = self.pipeline
+        prompt_embeds, _, pooled, _ = pipeline.encode_prompt(
             prompt=list(captions), device=self._device, do_classifier_free_guidance=False
         )
         return Text(prompt_embeds, pooled)
@@ -90,7 +92,7 @@ def denoising_losses(
     losses = sample_losses((predicted.float() - target.float()).pow(2), batch)
     if min_snr_gamma is None:
         return losses
-    snr = compute_snr(scheduler, t)  # (B,)
+    snr: torch.Tensor = compute_snr(scheduler, t)  # type: ignore[no-untyped-call] # (B,)
     return losses * min_snr_weight(snr, min_snr_gamma, velocity=predicts_velocity)
 
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
@@ -69,7 +70,7 @@ def write_checkpoint(
 
 def _write_frozen_parts(folder: Path, config: SdxlFinetuneConfig) -> None:
     """The base model as a diffusers folder, but for the UNet's."""
-    pipeline = load_sdxl_text_encoders(config, _CPU)
+    pipeline: Any = load_sdxl_text_encoders(config, _CPU)
     pipeline.register_modules(vae=load_vae(config, _CPU))
     pipeline.save_pretrained(folder, safe_serialization=True)
     base = base_model_folder(config, ("scheduler",))

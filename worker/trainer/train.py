@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, kept: KeptModels)
     if request.resume_state_key is not None:
         earlier = checkpoints.resume(state, request.resume_state_key)
         _note_other_versions(emit, earlier, versions)
-    validate = _never
+    validate: Callable[[int], None] = _never
     if config.validation_prompts:
         validate = Validation(
             request, store, models, index, recipe.autocast, draws, emit, stop

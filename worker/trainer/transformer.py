@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from tasks.jobs.flux_lora import FluxLoraConfig
 from worker.trainer.base_model import base_model_folder, existing_file, part_config, single_file
 from worker.trainer.errors import BaseModelFilesError, WeightsMismatchError
+from worker.trainer.quantization import quantize
 
 
 def load_transformer(config: FluxLoraConfig, device: torch.device) -> FluxTransformer2DModel:
@@ -18,6 +19,7 @@ def load_transformer(config: FluxLoraConfig, device: torch.device) -> FluxTransf
     Raises:
         BaseModelFilesError: A file is missing or unreadable.
         WeightsMismatchError: The override does not fit.
+        MissingLibraryError: It is to be quantised, and the library for it is not installed.
     """
     folder = base_model_folder(config, ("transformer",))
     part_config(folder, "transformer")
@@ -35,7 +37,10 @@ def load_transformer(config: FluxLoraConfig, device: torch.device) -> FluxTransf
             model = _from_file(existing_file(config.transformer_path), folder, dtype)
     except (OSError, ValueError, SafetensorError) as error:
         raise BaseModelFilesError(source, str(error).partition("\n")[0]) from error
-    model.requires_grad_(False).to(device)  # type: ignore[arg-type] # its decorator hides it
+    model.requires_grad_(False)
+    if config.quantization is not None:
+        quantize(model, config.quantization, device)
+    model.to(device)  # type: ignore[arg-type] # its decorator hides it
     return model
 
 

@@ -36,19 +36,19 @@ def test_two_accumulated_batches_of_one_are_a_batch_of_two(
 ) -> None:
     if loader:
         # In several buckets the two are other groups of samples; each sample still counts alike.
-        options = {"max_train_steps": None, "max_train_epochs": 1}
-        whole = trained(data, tiny_flux, loader=loader, gradient_accumulation_steps=5, **options)
+        epoch = {"max_train_steps": None, "max_train_epochs": 1}
+        whole = trained(data, tiny_flux, loader=loader, gradient_accumulation_steps=5, **epoch)
         split = trained(
             data,
             tiny_flux,
             loader=loader,
             train_batch_size=3,
             gradient_accumulation_steps=9,
-            **options,
+            **epoch,
         )
     else:
         # Under Adam's usual epsilon, a gradient of nearly zero moves its weight by its sign alone.
-        options = {
+        options: dict[str, Any] = {
             "max_train_steps": 6,
             "optimizer": {"optimizer_type": "AdamW", "epsilon": 1e-4},
         }

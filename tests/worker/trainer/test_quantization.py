@@ -1,0 +1,100 @@
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.worker.trainer.runs import CACHED, Pictures, config_of, run_train
+from worker.trainer.errors import MissingLibraryError
+from worker.trainer.tiny_models import build_tiny_flux
+from worker.trainer.transformer import load_transformer
+
+CPU = torch.device("cpu")
+KINDS = ("fp8", "int8", "nf4")
+# Bytes of each weight, of the two that bfloat16 takes, and how far an output may be off.
+EXPECTED = {"fp8": (1.3, 0.1), "int8": (1.3, 0.05), "nf4": (0.9, 0.25)}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_tiny_flux(tmp_path_factory.mktemp("flux"), double_blocks=1, single_blocks=1)
+
+
+def linear_of(model: Path, kind: str | None) -> Any:
+    config = config_of(model, quantization=kind, weight_dtype="bfloat16")
+    return load_transformer(config, CPU).transformer_blocks[0].ff.net[2]
+
+
+def size_of(weight: Any) -> float:
+    """Bytes that a weight takes, its scales included."""
+    if hasattr(weight, "quant_state"):
+        state = weight.quant_state
+        return float(weight.numel() * weight.element_size() + state.absmax.numel() * 4)
+    if hasattr(weight, "qdata"):
+        parts = (weight.qdata, weight.scale)
+        return float(sum(part.numel() * part.element_size() for part in parts))
+    return float(weight.numel() * weight.element_size())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quantised_layer_is_smaller_and_puts_out_nearly_the_same(model: Path, kind: str) -> None:
+    full, small = linear_of(model, None), linear_of(model, kind)
+    x = torch.randn(64, full.in_features, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.no_grad():
+        expected, found = full(x).float(), small(x).float()
+    bytes_each, error = EXPECTED[kind]
+    assert size_of(full.weight) == 2 * full.weight.numel()
+    assert size_of(small.weight) <= bytes_each * full.weight.numel()
+    assert (found - expected).norm() < error * expected.norm()
+    with torch.no_grad():
+        assert torch.equal(linear_of(model, kind)(x).float(), found)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_blocks_own_layers_are_quantised(model: Path, kind: str) -> None:
+    config = config_of(model, quantization=kind, weight_dtype="bfloat16")
+    plain = load_transformer(config_of(model, weight_dtype="bfloat16"), CPU)
+    transformer = load_transformer(config, CPU)
+    assert not any(parameter.requires_grad for parameter in transformer.parameters())
+    changed = {
+        path
+        for path, module in transformer.named_modules()
+        if hasattr(module, "weight")
+        and type(module.weight) is not type(plain.get_submodule(path).weight)
+    }
+    assert len(changed) == 12 + 5
+    assert all(path.split(".")[0].endswith("transformer_blocks") for path in changed)
+
+
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lora_trains_on_a_quantised_base_and_resumes_exactly(
+    model: Path, data: Pictures, kind: str
+) -> None:
+    options: dict[str, Any] = {**CACHED, "weight_dtype": "bfloat16", "save_every_n_steps": 2}
+    full = run_train(data, config_of(model, **options))
+    config = config_of(model, quantization=kind, **options)
+    run = run_train(data, config)
+    assert run.losses == pytest.approx(full.losses, rel=0.05)
+    assert run.losses != full.losses
+    moved = [t for name, t in run.state.items() if name.startswith("weights/") and "lora_B" in name]
+    assert len(moved) == 17
+    assert all(tensor.abs().sum() > 0 for tensor in moved)
+    resumed = run_train(data, config, resume_state_key=run.checkpoints[0].state_key)
+    assert resumed.state_bytes() == run.state_bytes()
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for library in ("torchao", "torchao.quantization", "bitsandbytes", "bitsandbytes.optim"):
+        monkeypatch.setitem(sys.modules, library, None)
+    yield
+
+
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_missing_library_is_told_with_how_to_get_it(model: Path, kind: str) -> None:
+    with pytest.raises(MissingLibraryError, match=r"training-worker\[quantization\]"):
+        load_transformer(config_of(model, quantization=kind), CPU)
