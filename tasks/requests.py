@@ -43,6 +43,11 @@ class TrainerRequest(StrictModel):
     resume_state_key: str | None = Field(default=None)
     """``train``: the state to go on from; null starts at step 0."""
 
+    @property
+    def base_model(self) -> tuple[str, ...]:
+        """What a trainer that serves another such request has loaded already."""
+        return self.device, self.training.model
+
 
 class TrainerExit(IntEnum):
     """How a trainer process ends."""

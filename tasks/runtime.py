@@ -41,6 +41,10 @@ class Trainer(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """End what is kept for later requests."""
+        ...
+
 
 class TrainerInterrupted(Exception):  # noqa: N818 - an outcome, not an error
     """The trainer stopped as it was asked to; its last checkpoint was told as an event."""

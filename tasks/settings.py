@@ -58,6 +58,13 @@ class Settings(BaseSettings):
     """How often a crashed trainer is started again, from its last checkpoint, before the job
     fails."""
 
+    trainer_requests: int = Field(default=32, ge=1)
+    """How many requests a trainer process serves, its base model loaded, before it is replaced.
+    1 starts a process for each."""
+
+    trainer_idle: Duration = timedelta(minutes=10)
+    """How long a trainer process is kept without work before it ends and frees its GPU's memory."""
+
     stop_grace: Duration = timedelta(seconds=60)
     """How long a stopping worker waits for its trainer to save a checkpoint."""
 

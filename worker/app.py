@@ -10,7 +10,12 @@ from pathlib import Path
 
 from celery import Celery
 from celery.exceptions import SecurityWarning
-from celery.signals import setup_logging, worker_ready, worker_shutting_down
+from celery.signals import (
+    setup_logging,
+    worker_process_shutdown,
+    worker_ready,
+    worker_shutting_down,
+)
 
 from tasks.app import make_app
 from tasks.runtime import Runtime
@@ -68,6 +73,8 @@ def run_worker(
                 env,
                 restarts=settings.trainer_restarts,
                 stop_grace_s=settings.stop_grace.total_seconds(),
+                most_requests=settings.trainer_requests,
+                idle_s=settings.trainer_idle.total_seconds(),
             ),
             scratch_dir=settings.resolved_scratch_dir,
             worker=worker_name,
@@ -77,6 +84,13 @@ def run_worker(
     app = make_app(settings, broker_url, runtime, drain.begun)
     app.steps["consumer"].add(LeaseRenewal)
     worker_shutting_down.connect(drain.begin)
+
+    def end_kept_trainer(**_: object) -> None:
+        """Called in the pool's child; one that never ran a task has no runtime yet."""
+        if runtime.cache_info().currsize:
+            runtime().trainer.close()
+
+    worker_process_shutdown.connect(end_kept_trainer, weak=False)
     if ready_file is not None:
         worker_ready.connect(lambda **_: ready_file.touch(), weak=False)
     return _start(app, worker_name, queues)

@@ -1,4 +1,4 @@
-"""Trainer supervision: one trainer process a request, its events read, its end understood.
+"""Trainer supervision: requests given to a trainer process, its events read, its end understood.
 
 Knows processes and pipes; must not know Celery, Redis or torch.
 """
@@ -7,13 +7,9 @@ import logging
 import os
 import select
 import signal
-import subprocess
 import sys
-import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
-from typing import IO
 
 from pydantic import ValidationError
 
@@ -29,25 +25,30 @@ from tasks.events import (
 )
 from tasks.requests import TrainerExit, TrainerRequest
 from tasks.runtime import TrainerInterrupted
-from worker.process import kill_group, spawn
+from worker.running_trainer import RunningTrainer
 
 logger = logging.getLogger(__name__)
 
 # An event is a line of a few hundred bytes; a longer one is no event of ours.
 _LONGEST_LINE = 256 * 1024
 _ASK_EVERY_S = 0.5
-_STDERR_LINES = 30
 _COMMAND = (sys.executable, "-P", "-m", "worker.trainer")
 
 
 class TrainerProcess:
-    """Runs trainer requests, each in a process of its own: the ``Trainer`` of ``tasks.runtime``.
+    """Runs trainer requests: the ``Trainer`` of ``tasks.runtime``.
+
+    A trainer that has answered well is kept, with its libraries and models loaded, for the next
+    request of the same base model; any error, a stop, or another base model ends it.
 
     Args:
         env: The trainer's environment.
         restarts: How often a trainer that crashed is started again, from its last checkpoint.
         stop_grace_s: How long it may take to save a checkpoint and stop.
-        command: What is started; it gets ``--events-fd N`` and a request line on its input.
+        most_requests: How many requests one trainer serves; 1 keeps none.
+        idle_s: How long a trainer waits for the next request before it ends by itself.
+        command: What is started; it gets ``--events-fd N --idle-s S`` and request lines on its
+            input.
     """
 
     def __init__(
@@ -56,12 +57,17 @@ class TrainerProcess:
         *,
         restarts: int,
         stop_grace_s: float,
+        most_requests: int = 1,
+        idle_s: float = 60.0,
         command: tuple[str, ...] = _COMMAND,
     ) -> None:
         self._env = env
         self._restarts = restarts
         self._stop_grace_s = stop_grace_s
+        self._most_requests = most_requests
+        self._idle_s = idle_s
         self._command = command
+        self._kept: RunningTrainer | None = None
 
     def run(
         self,
@@ -73,8 +79,7 @@ class TrainerProcess:
         """Run a request to its end; see ``tasks.runtime.Trainer``."""
         for restart in range(self._restarts + 1):
             try:
-                run = _Run(self._command, self._env, request, self._stop_grace_s)
-                return run.to_its_end(on_event, stop_requested)
+                return self._run_once(request, on_event, stop_requested)
             except _TrainerCrashedError as crash:
                 if restart == self._restarts:
                     raise TrainerError(str(crash), request.stage, retryable=True) from crash
@@ -86,6 +91,47 @@ class TrainerProcess:
                 on_event(Note(level="warning", message=f"{first_line}; it is started again"))
         raise AssertionError("unreachable")
 
+    def close(self) -> None:
+        """End the trainer that is kept, if there is one."""
+        if self._kept is not None:
+            self._kept.end(self._stop_grace_s)
+            self._kept = None
+
+    def _run_once(
+        self,
+        request: TrainerRequest,
+        on_event: Callable[[Event], None],
+        stop_requested: Callable[[], bool],
+    ) -> CacheDone | TrainDone:
+        process = self._take(request)
+        run = _Run(process, request, self._stop_grace_s)
+        try:
+            answer = run.to_its_end(on_event, stop_requested)
+        except _EndedIdleError:
+            return self._run_once(request, on_event, stop_requested)
+        finally:
+            if not run.left_well:
+                process.kill()
+        if run.left_well and process.served < self._most_requests:
+            self._kept = process
+        elif run.left_well:
+            process.end(self._stop_grace_s)
+        return answer
+
+    def _take(self, request: TrainerRequest) -> "RunningTrainer":
+        """The kept trainer where it will do, or a new one; it is nobody else's from here on."""
+        kept, self._kept = self._kept, None
+        if kept is not None:
+            if kept.base_model == request.base_model and kept.is_alive():
+                return kept
+            kept.end(self._stop_grace_s)
+        command = [*self._command, "--idle-s", str(self._idle_s)]
+        return RunningTrainer(command, self._env, request.base_model)
+
+
+class _EndedIdleError(Exception):
+    """A kept trainer ended by itself before it read the request."""
+
 
 class _TrainerCrashedError(Exception):
     """The trainer ended without an answer."""
@@ -96,70 +142,36 @@ class _TrainerCrashedError(Exception):
 
 
 class _Run:
-    """One trainer process."""
+    """One request to a trainer process."""
 
     def __init__(
-        self,
-        command: tuple[str, ...],
-        env: dict[str, str],
-        request: TrainerRequest,
-        stop_grace_s: float,
+        self, process: RunningTrainer, request: TrainerRequest, stop_grace_s: float
     ) -> None:
-        self._command = command
-        self._env = env
+        self._process = process
         self._request = request
         self._stop_grace_s = stop_grace_s
         self._checkpoint: CheckpointSaved | None = None
         self._answer: CacheDone | TrainDone | TrainFailed | None = None
+        self._heard_anything = False
+        self.left_well = False
+        """Whether the process answered and waits for another request."""
         self._kill_at: float | None = None
         """When its grace time is over; None until it is asked to stop."""
 
     def to_its_end(
         self, on_event: Callable[[Event], None], stop_requested: Callable[[], bool]
     ) -> CacheDone | TrainDone:
-        read_fd, write_fd = os.pipe()
-        with tempfile.TemporaryFile() as stderr:
-            try:
-                process = spawn(
-                    [*self._command, "--events-fd", str(write_fd)],
-                    env=self._env,
-                    stdin=subprocess.PIPE,
-                    stdout=stderr,
-                    stderr=stderr,
-                    pass_fds=(write_fd,),
-                )
-            finally:
-                os.close(write_fd)
-            try:
-                self._send_request(process)
-                for event in self._events(process, read_fd, stop_requested):
-                    self._take(event, on_event)
-                self._wait_for_end(process)
-            finally:
-                kill_group(process)
-                os.close(read_fd)
-            return self._outcome(process.returncode, _tail(stderr))
+        self._process.send(self._request)
+        for event in self._events(stop_requested):
+            self._take(event, on_event)
+            if isinstance(self._answer, CacheDone | TrainDone) and self._kill_at is None:
+                self.left_well = True
+                return self._answer
+        if not self._process.wait(self._stop_grace_s):
+            raise self._crashed("closed its pipe and did not end")
+        return self._outcome(self._process.returncode, self._process.stderr_tail())
 
-    def _wait_for_end(self, process: "subprocess.Popen[bytes]") -> None:
-        try:
-            process.wait(self._stop_grace_s)
-        except subprocess.TimeoutExpired:
-            raise self._crashed("closed its pipe and did not end") from None
-
-    def _send_request(self, process: "subprocess.Popen[bytes]") -> None:
-        assert process.stdin is not None
-        try:
-            with process.stdin as stdin:
-                stdin.write(self._request.model_dump_json().encode() + b"\n")
-        except BrokenPipeError:
-            logger.debug("the trainer ended before it read its request")  # its exit code tells
-
-    def _events(
-        self,
-        process: "subprocess.Popen[bytes]",
-        read_fd: int,
-        stop_requested: Callable[[], bool],
-    ) -> Iterator[Event]:
+    def _events(self, stop_requested: Callable[[], bool]) -> Iterator[Event]:
         """Each event as it comes, until the trainer closes the pipe."""
         buffer = b""
         ask_at = time.monotonic()
@@ -168,19 +180,24 @@ class _Run:
             if self._kill_at is None and now >= ask_at:
                 ask_at = now + _ASK_EVERY_S
                 if stop_requested():
-                    process.send_signal(signal.SIGTERM)
+                    self._process.ask_to_stop()
                     self._kill_at = now + self._stop_grace_s
             if self._kill_at is not None and now >= self._kill_at:
-                kill_group(process)
-            ready, _, _ = select.select([read_fd], [], [], _ASK_EVERY_S)
+                self._process.kill_group()
+            ready, _, _ = select.select([self._process.events_fd], [], [], _ASK_EVERY_S)
             if not ready:
                 continue
-            chunk = os.read(read_fd, 65536)
+            chunk = os.read(self._process.events_fd, 65536)
             if not chunk:
                 return
+            self._heard_anything = True
             *lines, buffer = (buffer + chunk).split(b"\n")
-            for line in lines:
-                yield self._parsed(line)
+            for number, line in enumerate(lines, start=1):
+                event = self._parsed(line)
+                is_last = number == len(lines) and not buffer
+                if isinstance(event, CacheDone | TrainDone) and not is_last:
+                    raise self._crashed("went on after its answer")
+                yield event
             if len(buffer) > _LONGEST_LINE:
                 raise self._crashed(f"sent an event longer than {_LONGEST_LINE} bytes")
 
@@ -198,8 +215,14 @@ class _Run:
         if isinstance(event, CheckpointSaved):
             self._checkpoint = event
 
-    def _outcome(self, code: int, stderr: str) -> CacheDone | TrainDone:
+    def _outcome(self, code: int | None, stderr: str) -> CacheDone | TrainDone:
         answer = self._answer
+        if code is None:
+            raise AssertionError("the trainer has ended")
+        # A kept one whose time was over as the request came.
+        was_kept = self._process.served > 1
+        if was_kept and code == TrainerExit.DONE and not self._heard_anything:
+            raise _EndedIdleError
         if code == TrainerExit.DONE and isinstance(answer, CacheDone | TrainDone):
             return answer
         if isinstance(answer, TrainFailed):
@@ -232,11 +255,3 @@ def trainer_environment(
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONUNBUFFERED": "1",
     }
-
-
-def _tail(stderr: IO[bytes]) -> str:
-    """The last lines of what a trainer wrote."""
-    size = stderr.seek(0, os.SEEK_END)
-    stderr.seek(max(0, size - 16384))
-    lines = stderr.read().decode(errors="replace").splitlines()
-    return "\n".join(deque(lines, maxlen=_STDERR_LINES))

@@ -45,6 +45,9 @@ class ScriptedTrainer:
         assert isinstance(answer, events.CacheDone | events.TrainDone)
         return answer
 
+    def close(self) -> None:
+        """It keeps nothing."""
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:

@@ -1,7 +1,8 @@
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -46,12 +47,20 @@ def request_line() -> TrainerRequest:
 
 @pytest.fixture
 def trainer(tmp_path: Path) -> Callable[..., TrainerProcess]:
-    def make(program: str, *, restarts: int = 0, grace_s: float = 20) -> TrainerProcess:
+    def make(
+        program: str, *, restarts: int = 0, grace_s: float = 20, most_requests: int = 1
+    ) -> TrainerProcess:
         path = tmp_path / "trainer.py"
         path.write_text(PREAMBLE + program, "utf-8")
         command = (sys.executable, str(path))
         env = {**os.environ, "PYTHONWARNINGS": "ignore"}
-        return TrainerProcess(env, restarts=restarts, stop_grace_s=grace_s, command=command)
+        return TrainerProcess(
+            env,
+            restarts=restarts,
+            stop_grace_s=grace_s,
+            most_requests=most_requests,
+            command=command,
+        )
 
     return make
 
@@ -69,7 +78,8 @@ def run(
 
 def no_child_left() -> bool:
     children = psutil.Process().children(recursive=True)
-    return not any("--events-fd" in child.cmdline() for child in children)
+    alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    return not any("--events-fd" in child.cmdline() for child in alive)
 
 
 def test_events_come_in_order_and_the_answer_at_the_end(
@@ -182,3 +192,156 @@ def test_its_environment_holds_none_of_our_settings_and_only_its_gpu() -> None:
     assert "secret" not in str(env)
     assert (env["HF_TOKEN"], env["AWS_REGION"], env["CUDA_VISIBLE_DEVICES"]) == ("t", "r", "GPU-1")
     assert trainer_environment(ours, None)["CUDA_VISIBLE_DEVICES"] == ""
+
+
+# Serves requests one after the other, and tells which process it is.
+SERVES = """
+number = 0
+while request:
+    number += 1
+    note(f"{os.getpid()} {request['job_id']}")
+    {each}
+    done()
+    line = sys.stdin.readline()
+    request = json.loads(line) if line else None
+"""
+
+
+def serving(each: str = "pass") -> str:
+    return SERVES.replace("{each}", each.replace("\n", "\n    "))
+
+
+class Served:
+    """Runs requests and hears which process served each."""
+
+    def __init__(self, trainer: TrainerProcess, request: TrainerRequest) -> None:
+        self.trainer = trainer
+        self._request = request
+        self.processes: list[str] = []
+
+    def run(self, job_id: str = "job", **changes: object) -> None:
+        told: list[Event] = []
+        request = self._request.model_copy(update={"job_id": job_id, **changes})
+        try:
+            run(self.trainer, request, told.append)
+        finally:
+            first = next(event for event in told if event.kind == "note")
+            process, told_job = first.message.split()
+            assert told_job == job_id
+            self.processes.append(process)
+
+
+@pytest.fixture
+def served(
+    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+) -> Iterator[Callable[..., Served]]:
+    made: list[Served] = []
+
+    def make(each: str = "pass", **options: Any) -> Served:
+        made.append(Served(trainer(serving(each), most_requests=3, **options), request_line))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.trainer.close()
+    assert no_child_left()
+
+
+def test_a_trainer_that_answered_well_serves_the_next_request(
+    served: Callable[..., Served],
+) -> None:
+    kept = served()
+    for job_id in ("a", "b", "c", "d"):
+        kept.run(job_id)
+    # After three requests, another one.
+    assert kept.processes[:3] == kept.processes[:1] * 3
+    assert kept.processes[3] != kept.processes[0]
+
+
+def test_another_base_model_gets_another_trainer(
+    served: Callable[..., Served], request_line: TrainerRequest
+) -> None:
+    kept = served()
+    other = request_line.training.model_copy(update={"model": "another/model"})
+    kept.run()
+    kept.run(training=other)
+    kept.run(training=other)
+    assert kept.processes[1] == kept.processes[2] != kept.processes[0]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "tell(kind='failed', code='diverged', message='NaN'); sys.exit(3)",
+        "sys.exit(1)",
+        "os.write(fd, b'nonsense\\n')",
+    ],
+)
+def test_after_an_error_there_is_a_new_one(served: Callable[..., Served], fault: str) -> None:
+    kept = served(f"if request['job_id'] == 'bad': {fault}")
+    kept.run("good")
+    with pytest.raises(TrainerError):
+        kept.run("bad")
+    kept.run("good")
+    assert kept.processes[0] == kept.processes[1] != kept.processes[2]
+
+
+def test_its_last_words_are_those_on_this_request(served: Callable[..., Served]) -> None:
+    kept = served(
+        "print(request['job_id'], file=sys.stderr, flush=True)\nif number == 2: sys.exit(1)"
+    )
+    kept.run("first")
+    with pytest.raises(TrainerError) as caught:
+        kept.run("second")
+    assert "second" in str(caught.value)
+    assert "first" not in str(caught.value)
+
+
+def test_one_that_ended_idle_costs_no_restart(served: Callable[..., Served]) -> None:
+    kept = served("if request['job_id'] == 'last': done(); sys.exit(0)")
+    kept.run("last")
+    wait_until(no_child_left, timeout_s=10, description="the idle trainer ended")
+    kept.run("next")
+    assert kept.processes[0] != kept.processes[1]
+
+
+def test_one_that_ends_as_the_request_comes_costs_no_restart(
+    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+) -> None:
+    # It answers, and leaves without reading on while its process is still there.
+    kept = trainer("note(str(os.getpid())); done(); time.sleep(0.5)", most_requests=9)
+    told: list[Event] = []
+    run(kept, request_line, told.append)
+    run(kept, request_line, told.append)
+    kept.close()
+    processes = [event.message for event in told if event.kind == "note"]
+    assert len(set(processes)) == len(processes) == 2
+    assert no_child_left()
+
+
+def test_one_that_speaks_unasked_is_not_kept(served: Callable[..., Served]) -> None:
+    kept = served("if number == 1: done(); time.sleep(0.2); note('unasked')")
+    kept.run()
+    wait_until(
+        lambda: not kept.trainer._kept or not kept.trainer._kept.is_alive(),
+        timeout_s=10,
+        description="it spoke",
+    )
+    kept.run()
+    assert kept.processes[0] != kept.processes[1]
+
+
+def test_a_stop_is_not_left_to_the_next_request(
+    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+) -> None:
+    asked: list[Event] = []
+    program = """
+def heard(*_): done(); sys.exit(0)
+signal.signal(signal.SIGTERM, heard)
+note("running"); time.sleep(600)
+"""
+    stopped = trainer(program, most_requests=9)
+    # It answered while it was being stopped: the answer counts, and the process is gone.
+    answer = stopped.run(request_line, on_event=asked.append, stop_requested=lambda: bool(asked))
+    assert isinstance(answer, TrainDone)
+    assert no_child_left()

@@ -8,10 +8,12 @@ import argparse
 import importlib
 import logging
 import os
+import select
 import signal
 import sys
 import traceback
 import warnings
+from collections.abc import Iterator
 from contextlib import closing
 
 import torch
@@ -45,7 +47,8 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(prog="python -P -m worker.trainer")
     parser.add_argument("--events-fd", type=int, required=True)
-    descriptor = parser.parse_args().events_fd
+    parser.add_argument("--idle-s", type=float, help="end after so long without a request")
+    arguments = parser.parse_args()
     for name, value in {**_QUIET, **_DETERMINISTIC}.items():
         os.environ.setdefault(name, value)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
@@ -55,16 +58,16 @@ def main() -> int:
     warnings.simplefilter("ignore", FutureWarning)
     stop = StopSwitch()
     signal.signal(signal.SIGTERM, stop)
-    with closing(EventPipe(descriptor)) as pipe:
+    with closing(EventPipe(arguments.events_fd)) as pipe:
         try:
-            return _serve_all(pipe, stop)
+            return _serve_all(_lines(arguments.idle_s), pipe, stop)
         except InterruptedRun:
             return TrainerExit.INTERRUPTED
 
 
-def _serve_all(pipe: EventPipe, stop: StopSwitch) -> TrainerExit:
+def _serve_all(lines: Iterator[str], pipe: EventPipe, stop: StopSwitch) -> TrainerExit:
     kept = KeptModels()
-    for line in sys.stdin:
+    for line in lines:
         stop.waits_for_request = False
         code = _serve(line, pipe, stop, kept)
         if code != TrainerExit.DONE:
@@ -74,6 +77,22 @@ def _serve_all(pipe: EventPipe, stop: StopSwitch) -> TrainerExit:
         if stop.is_set:
             break
     return TrainerExit.DONE
+
+
+def _lines(idle_s: float | None) -> Iterator[str]:
+    """The lines of standard input, until it ends or none comes for so long."""
+    descriptor, buffer = sys.stdin.fileno(), b""
+    while True:
+        line, newline, rest = buffer.partition(b"\n")
+        if newline:
+            buffer = rest
+            yield line.decode()
+            continue
+        ready, _, _ = select.select([descriptor], [], [], idle_s)
+        chunk = os.read(descriptor, 65536) if ready else b""
+        if not chunk:
+            return
+        buffer += chunk
 
 
 def _serve(line: str, pipe: EventPipe, stop: StopSwitch, kept: KeptModels) -> TrainerExit:

@@ -63,7 +63,9 @@ def _from_file(path: Path, folder: Path, dtype: torch.dtype) -> FluxTransformer2
         # Black Forest Labs' own names, which ComfyUI keeps too.
         return _from_original(path, folder, dtype)
     with torch.device("meta"):
-        model = FluxTransformer2DModel.from_config(part_config(folder, "transformer"))
+        model: FluxTransformer2DModel = FluxTransformer2DModel.from_config(
+            part_config(folder, "transformer")
+        )
     expected = model.state_dict()
     tensors = load_file(path)
     wrong = {name for name in names & set(expected) if tensors[name].shape != expected[name].shape}

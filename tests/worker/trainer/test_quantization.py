@@ -1,5 +1,4 @@
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def linear_of(model: Path, kind: str | None) -> Any:
     config = config_of(model, quantization=kind, weight_dtype="bfloat16")
-    return load_transformer(config, CPU).transformer_blocks[0].ff.net[2]
+    transformer: Any = load_transformer(config, CPU)
+    return transformer.transformer_blocks[0].ff.net[2]
 
 
 def size_of(weight: Any) -> float:
@@ -87,10 +87,9 @@ def test_a_lora_trains_on_a_quantised_base_and_resumes_exactly(
 
 
 @pytest.fixture
-def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     for library in ("torchao", "torchao.quantization", "bitsandbytes", "bitsandbytes.optim"):
         monkeypatch.setitem(sys.modules, library, None)
-    yield
 
 
 @pytest.mark.usefixtures("bare")

@@ -1,0 +1,282 @@
+"""What holds for every training type, on tiny models."""
+
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tasks.events import CheckpointSaved, Event, Progress, TrainDone, ValidationImages
+from tasks.requests import TrainerExit
+from tests.worker.trainer.runs import (
+    BUCKETS,
+    CACHED,
+    SDXL_TYPES,
+    Pictures,
+    Trained,
+    TrainerProcess,
+    config_of,
+    pictures,
+    request_of,
+    run_cache,
+    run_train,
+    sdxl_config_of,
+)
+from worker.trainer.errors import InterruptedRun
+from worker.trainer.kept import KeptModels
+from worker.trainer.pipe import StopSwitch
+from worker.trainer.tiny_models import build_tiny_sdxl
+
+# torch's word on its normalization layers, once a process: float32 weights, bfloat16 inputs.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Mismatch dtype between input and weight:UserWarning",
+    "ignore:__array__ implementation:DeprecationWarning",
+)
+
+Models = dict[str, Path]
+TYPES = ("FLUX_LORA", *SDXL_TYPES)
+# Everything that makes a resume hard: five batches in groups of two are three updates a pass, so
+# that a stop after the second comes in the middle of one.
+HARD: dict[str, Any] = {
+    "max_train_steps": 7,
+    "train_batch_size": 1,
+    "gradient_accumulation_steps": 2,
+    "lr_scheduler": "cosine",
+    "lr_warmup_steps": 2,
+    "max_grad_norm": 1.0,
+}
+LOADER: dict[str, Any] = {"aspect_ratio_buckets": BUCKETS, "random_flip": True}
+CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "FLUX_LORA with CLIP": ("FLUX_LORA", {"train_text_encoder": True}, {"caption_dropout": 0.4}),
+    "FLUX_LORA Prodigy": (
+        "FLUX_LORA",
+        {**CACHED, "optimizer": {"optimizer_type": "Prodigy"}, "transformer_learning_rate": 1.0},
+        {"caption_dropout": 0.4},
+    ),
+    "SDXL_LORA": ("SDXL_LORA", {}, {"caption_dropout": 0.4, "center_crop": False}),
+    "SDXL_LORA cached": (
+        "SDXL_LORA",
+        {**CACHED, "train_text_encoder": False, "weight_dtype": "float16"},
+        {"caption_dropout": 0.4},
+    ),
+    "SDXL_FINETUNE EMA": (
+        "SDXL_FINETUNE",
+        {**CACHED, "use_ema": True, "ema_decay": 0.9, "weight_dtype": "bfloat16"},
+        {"caption_dropout": 0.4},
+    ),
+    "SDXL_FINETUNE Adafactor": (
+        "SDXL_FINETUNE",
+        {"optimizer": {"optimizer_type": "Adafactor"}, "gradient_checkpointing": True},
+        {},
+    ),
+    "SDXL_TEXTUAL_INVERSION": (
+        "SDXL_TEXTUAL_INVERSION",
+        {"cache_vae_outputs": True},
+        {"keep_original_captions": True, "shuffle_caption_delimiter": " "},
+    ),
+}
+
+
+@pytest.fixture(scope="session")
+def models(tiny_flux: Path, tiny_sdxl: Path) -> Models:
+    return {"FLUX_LORA": tiny_flux, **dict.fromkeys(SDXL_TYPES, tiny_sdxl)}
+
+
+def any_config(kind: str, models: Models, **options: Any) -> Any:
+    if kind == "FLUX_LORA":
+        return config_of(models[kind], **options)
+    return sdxl_config_of(kind, models[kind], **options)
+
+
+def stopping_after(step: int) -> tuple[StopSwitch, Any]:
+    """A switch that is set while the step after this one is made."""
+    stop = StopSwitch()
+    stop.waits_for_request = False
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Progress) and event.done == step:
+            stop()
+
+    return stop, on_event
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_stopped_mid_epoch_ends_as_if_nothing_had_happened(
+    models: Models, data: Pictures, case: str
+) -> None:
+    kind, options, loader = CASES[case]
+    config = any_config(kind, models, loader={**LOADER, **loader}, **{**HARD, **options})
+    straight = run_train(data, config)
+    # Each step is told of where each is saved.
+    stop, on_event = stopping_after(1)
+    with pytest.raises(InterruptedRun):
+        run_train(
+            data,
+            config.model_copy(update={"save_every_n_steps": 1}),
+            stop=stop,
+            on_event=(seen := Seen(on_event)),
+        )
+    assert seen.last.step == 2
+    resumed = run_train(data, config, resume_state_key=seen.last.state_key)
+    assert resumed.state_bytes() == straight.state_bytes()
+    assert resumed.checkpoints[-1].weights.sha256 == straight.checkpoints[-1].weights.sha256
+    assert resumed.done.final_loss == straight.done.final_loss
+
+
+class Seen:
+    """Hears events on their way, and keeps the last checkpoint."""
+
+    def __init__(self, on_event: Any) -> None:
+        self._on_event = on_event
+        self.last: CheckpointSaved
+
+    def __call__(self, event: Event) -> None:
+        if isinstance(event, CheckpointSaved):
+            self.last = event
+        self._on_event(event)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("kind", SDXL_TYPES)
+def test_a_killed_process_is_gone_on_with_bit_for_bit(
+    models: Models, data: Pictures, kind: str
+) -> None:
+    config = any_config(kind, models, max_train_steps=6, save_every_n_steps=2)
+    straight = run_train(data, config)
+    request = request_of(data, "train", config, attempt=2)
+    killed = TrainerProcess(request)
+    is_saved = lambda event: isinstance(event, CheckpointSaved)  # noqa: E731
+    saved = killed.signal_when(signal.SIGKILL, is_saved).of(CheckpointSaved)[-1]
+    assert killed.finish()[1] == -signal.SIGKILL
+    changes = {"attempt": 3, "resume_state_key": saved.state_key}
+    events, code, errors = TrainerProcess(request.model_copy(update=changes)).finish()
+    assert code == TrainerExit.DONE, errors
+    assert events.of(CheckpointSaved)[-1].weights.sha256 == straight.checkpoints[-1].weights.sha256
+    assert events.of(TrainDone)[-1].final_loss == straight.done.final_loss
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_same_seed_gives_the_same_file_and_another_seed_another(
+    models: Models, data: Pictures, kind: str
+) -> None:
+    hashes = [
+        run_train(data, any_config(kind, models, seed=seed, max_train_steps=2))
+        .checkpoints[-1]
+        .weights.sha256
+        for seed in (7, 7, 8)
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
+GOLDEN = {
+    "FLUX_LORA": (1.6249135, 1.5691769, 1.5482649),
+    "SDXL_LORA": (1.0817744, 1.1334746, 1.1773311),
+    "SDXL_FINETUNE": (1.0817744, 1.1014856, 1.0818194),
+    "SDXL_TEXTUAL_INVERSION": (1.0806556, 1.1354423, 1.1767410),
+}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_first_losses_are_what_they_have_always_been(
+    models: Models, data: Pictures, kind: str
+) -> None:
+    run = run_train(data, any_config(kind, models, max_train_steps=3))
+    assert run.losses == pytest.approx(GOLDEN[kind], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_validation_shows_what_is_published_and_disturbs_nothing(
+    models: Models, data: Pictures, kind: str
+) -> None:
+    plain = run_train(data, any_config(kind, models))
+    negative = {} if kind == "FLUX_LORA" else {"negative_validation_prompts": ["blue"]}
+    watched = run_train(
+        data,
+        any_config(
+            kind,
+            models,
+            validation_prompts=["a photo of <thing>"],
+            num_validation_images_per_prompt=2,
+            validate_every_n_steps=2,
+            enable_cpu_offload_during_validation=True,
+            **negative,
+        ),
+    )
+    assert watched.state_bytes() == plain.state_bytes()
+    second, fourth = watched.events.of(ValidationImages)
+    assert (second.step, fourth.step) == (2, 4)
+    names = [image.name for image in second.images]
+    assert names == ["validation-000002-1-1.png", "validation-000002-1-2.png"]
+    digests = [image.sha256 for image in (*second.images, *fourth.images)]
+    # Two images of a prompt differ, and training changes both.
+    assert len(set(digests)) == 4
+
+
+def test_validation_of_a_finetune_with_ema_shows_the_average(
+    models: Models, data: Pictures
+) -> None:
+    options = {
+        "validation_prompts": ["a cat"],
+        "validate_every_n_steps": 4,
+        "num_validation_images_per_prompt": 1,
+    }
+    images, states = [], []
+    for ema in (False, True):
+        run = run_train(data, any_config("SDXL_FINETUNE", models, use_ema=ema, **options))
+        images.append(run.events.of(ValidationImages)[0].images[0].sha256)
+        states.append({n: t for n, t in run.state.items() if n.startswith("weights/")})
+    assert images[0] != images[1]
+    # The trained weights themselves are the same ones.
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_the_average_follows_the_weights(models: Models, data: Pictures) -> None:
+    run = run_train(data, any_config("SDXL_FINETUNE", models, use_ema=True, ema_decay=0.5))
+    plain = run_train(data, any_config("SDXL_FINETUNE", models, use_ema=True, ema_decay=0.0))
+
+    def distance(run: Trained) -> float:
+        state = run.state
+        names = [name for name in state if name.startswith("weights/")]
+        gaps = (state[n] - state[n.replace("weights/", "average/", 1)] for n in names)
+        return math.sqrt(sum(float(gap.square().sum()) for gap in gaps))
+
+    assert distance(plain) < 1e-3 < distance(run)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_kept_models_train_as_fresh_ones_do(models: Models, data: Pictures, kind: str) -> None:
+    kept = KeptModels()
+    for each in (kind, "SDXL_LORA", kind):
+        config = any_config(each, models, max_train_steps=2)
+        fresh = run_train(data, config)
+        assert run_train(data, config, kept=kept).state_bytes() == fresh.state_bytes()
+
+
+def test_a_model_is_loaded_again_where_its_files_changed(models: Models, tmp_path: Path) -> None:
+    data, kept = pictures(tmp_path), KeptModels()
+    folder = build_tiny_sdxl(tmp_path / "model", seed=1)
+    before = run_train(data, sdxl_config_of("SDXL_LORA", folder), kept=kept)
+    build_tiny_sdxl(folder, seed=2)
+    after = run_train(data, sdxl_config_of("SDXL_LORA", folder), kept=kept)
+    assert after.losses[0] != before.losses[0]
+
+
+@pytest.mark.parametrize("kind", ["FLUX_LORA", "SDXL_LORA", "SDXL_FINETUNE"])
+def test_cached_and_live_encoders_train_alike(models: Models, data: Pictures, kind: str) -> None:
+    frozen = {"train_text_encoder": False} if kind == "SDXL_LORA" else {}
+    loader = {**LOADER, "caption_dropout": 0.5, "caption_prefix": "a drawing of"}
+    live = run_train(data, any_config(kind, models, loader=loader, **frozen))
+    cached = run_train(data, any_config(kind, models, loader=loader, **frozen, **CACHED))
+    assert cached.losses == pytest.approx(live.losses, rel=1e-3)
+
+
+def test_a_cache_is_shared_by_types_of_one_base_model(models: Models, data: Pictures) -> None:
+    frozen = {"train_text_encoder": False}
+    first = run_cache(data, any_config("SDXL_LORA", models, **frozen, **CACHED))
+    second = run_cache(data, any_config("SDXL_FINETUNE", models, **CACHED))
+    third = run_cache(data, any_config("SDXL_TEXTUAL_INVERSION", models, cache_vae_outputs=True))
+    assert (first.encoded_images, first.encoded_captions) == (5, 6)
+    assert (second.encoded_images, second.encoded_captions) == (0, 0)
+    assert (third.encoded_images, third.reused_images) == (0, 5)
