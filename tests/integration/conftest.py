@@ -27,6 +27,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "tiny-sdxl"
+    module = ["-m", "worker.trainer.tiny_models", str(folder), "--family", "sdxl"]
+    subprocess.run([sys.executable, "-P", *module], check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
     """An emulated 40 GB worker and a 24 GB one, shared by the tests that leave it whole."""
     with Fleet(tmp_path_factory.mktemp("fleet"), "40gb,24gb") as running:

@@ -72,6 +72,8 @@ def _write_frozen_parts(folder: Path, config: SdxlFinetuneConfig) -> None:
     """The base model as a diffusers folder, but for the UNet's."""
     pipeline: Any = load_sdxl_text_encoders(config, _CPU)
     pipeline.register_modules(vae=load_vae(config, _CPU))
+    # The encoders' configs say their precision, and loaders take it from there.
+    pipeline.to(getattr(torch, config.save_dtype))
     pipeline.save_pretrained(folder, safe_serialization=True)
     base = base_model_folder(config, ("scheduler",))
     shutil.copytree(base / "scheduler", folder / "scheduler")

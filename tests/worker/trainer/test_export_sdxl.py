@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,19 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 from safetensors.torch import load_file
 
 from tasks.jobs.sdxl import UNET_TARGETS
-from tests.worker.trainer.runs import Pictures, read_tensors, run_train, sdxl_config_of
+from tests.worker.trainer.runs import (
+    SDXL_TYPES,
+    Pictures,
+    read_tensors,
+    run_train,
+    sdxl_config_of,
+)
 from worker.trainer.clip_names import clip_path
 from worker.trainer.draws import Draws
 from worker.trainer.export_sdxl import kohya_tensors, peft_tensors, single_file_tensors
 from worker.trainer.lora import add_lora
 from worker.trainer.safetensors_file import write_safetensors
+from worker.trainer.tiny_models import build_tiny_sdxl
 
 # diffusers' Euler scheduler asks torch for an array in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -176,5 +185,84 @@ def test_a_finetune_is_loaded_by_diffusers_in_every_form(
 
 
 def test_a_finetune_is_saved_in_the_precision_asked_for(tiny_sdxl: Path, data: Pictures) -> None:
-    run = run_train(data, sdxl_config_of("SDXL_FINETUNE", tiny_sdxl, max_train_steps=1))
-    assert {t.dtype for t in read_tensors(run.weights)[0].values()} == {torch.float16}
+    options = {"max_train_steps": 1, "save_checkpoint_format": "full_diffusers"}
+    run = run_train(data, sdxl_config_of("SDXL_FINETUNE", tiny_sdxl, **options))
+    files = {file.name: run.path(file.key) for file in run.checkpoints[-1].files}
+    weights = [path for name, path in files.items() if name.endswith(".safetensors")]
+    assert len(weights) == 4
+    for path in weights:
+        assert {t.dtype for t in read_tensors(path)[0].values()} == {torch.float16}
+    config = json.loads(files["lora/text_encoder/config.json"].read_text())
+    assert config["dtype"] == "float16"
+
+
+def test_a_whole_model_in_one_file_trains_as_its_folder_does(
+    tiny_sdxl: Path, tmp_path: Path, data: Pictures
+) -> None:
+    parts = {
+        part: load_file(next((tiny_sdxl / part).glob("*.safetensors"))) for part in (*MODELS, "vae")
+    }
+    path = tmp_path / "whole.safetensors"
+    write_safetensors(path, single_file_tensors(**parts))
+    one_file = {"model": str(path), "single_file_config": str(tiny_sdxl)}
+    for kind in SDXL_TYPES:
+        folder = run_train(data, sdxl_config_of(kind, tiny_sdxl, max_train_steps=2))
+        file = run_train(data, sdxl_config_of(kind, tiny_sdxl, max_train_steps=2, **one_file))
+        assert file.losses == folder.losses
+    cached = {"cache_vae_outputs": True, "max_train_steps": 2}
+    run = run_train(data, sdxl_config_of("SDXL_FINETUNE", tiny_sdxl, **cached, **one_file))
+    assert run.losses == pytest.approx(folder_losses(data, tiny_sdxl), rel=1e-3)
+
+
+def folder_losses(data: Pictures, model: Path) -> list[float]:
+    return run_train(data, sdxl_config_of("SDXL_FINETUNE", model, max_train_steps=2)).losses
+
+
+def test_a_variant_is_taken_where_it_is_there(
+    tiny_sdxl: Path, tmp_path: Path, data: Pictures
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(tiny_sdxl, model)
+    plain = run_train(data, sdxl_config_of("SDXL_FINETUNE", model, max_train_steps=1))
+    unet = model / "unet" / "diffusion_pytorch_model.safetensors"
+    changed = {name: tensor * 1.1 for name, tensor in load_file(unet).items()}
+    write_safetensors(unet.with_name("diffusion_pytorch_model.fp16.safetensors"), changed)
+    same = run_train(data, sdxl_config_of("SDXL_FINETUNE", model, max_train_steps=1))
+    other = {"hf_variant": "fp16", "max_train_steps": 1}
+    taken = run_train(data, sdxl_config_of("SDXL_FINETUNE", model, **other))
+    assert same.losses == plain.losses != taken.losses
+
+
+def test_another_vae_is_used_in_place_of_the_models(
+    tiny_sdxl: Path, tmp_path: Path, data: Pictures
+) -> None:
+    other = build_tiny_sdxl(tmp_path / "other", seed=5)
+    for cached in (False, True):
+        options = {"max_train_steps": 1, "cache_vae_outputs": cached}
+        plain = run_train(data, sdxl_config_of("SDXL_FINETUNE", tiny_sdxl, **options))
+        for vae in (other, other / "vae"):
+            config = sdxl_config_of("SDXL_FINETUNE", tiny_sdxl, vae_model=str(vae), **options)
+            assert run_train(data, config).losses != plain.losses
+
+
+def test_captions_may_use_words_of_textual_inversions(
+    tiny_sdxl: Path, tmp_path: Path, data: Pictures
+) -> None:
+    word = run_train(data, sdxl_config_of("SDXL_TEXTUAL_INVERSION", tiny_sdxl)).weights
+    loader = {"caption_prefix": "<word>"}
+    plain = sdxl_config_of("SDXL_LORA", tiny_sdxl, loader=loader, max_train_steps=1)
+    words = {"base_embeddings": {"<word>": str(word)}}
+    known = sdxl_config_of("SDXL_LORA", tiny_sdxl, loader=loader, max_train_steps=1, **words)
+    assert run_train(data, known).losses != run_train(data, plain).losses
+    # A word goes on from where it was saved.
+    again = sdxl_config_of(
+        "SDXL_TEXTUAL_INVERSION",
+        tiny_sdxl,
+        initial_phrase=None,
+        initial_embedding_file=str(word),
+        max_train_steps=1,
+        optimizer={"optimizer_type": "AdamW", "learning_rate": 1e-12},
+    )
+    saved, before = (read_tensors(path)[0] for path in (run_train(data, again).weights, word))
+    for key in ("clip_l", "clip_g"):
+        torch.testing.assert_close(saved[key], before[key])
