@@ -55,7 +55,8 @@ def add_tokens(tokenizer: Any, token: str, vectors: int) -> None:
         PlaceholderError: It has one of them.
     """
     names = [token, *(f"{token}_{number}" for number in range(1, vectors))]
-    if tokenizer.add_tokens(names) != len(names):
+    known = tokenizer.get_vocab()
+    if any(name in known for name in names) or tokenizer.add_tokens(names) != len(names):
         raise PlaceholderError(
             f"the base model's tokenizer has {token!r} already; choose another placeholder_token"
         )
