@@ -210,7 +210,7 @@ def test_masks_weigh_the_loss_where_they_are_used(
         }
         make = config_of if kind == "FLUX_LORA" else sdxl_config_of
         model = (tiny_flux,) if kind == "FLUX_LORA" else (kind, tiny_sdxl)
-        return run_train(pictures, make(*model, **options)).losses  # type: ignore[operator]
+        return run_train(pictures, make(*model, **options)).losses
 
     plain = losses(masked, use=False)
     # Without use_masks they change nothing; without masks use_masks does not.
