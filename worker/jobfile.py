@@ -1,5 +1,6 @@
-"""Job files: a job as YAML or JSON, its data-set paths taken from the file's folder."""
+"""Job files: a job as YAML or JSON, its paths taken from the file's folder."""
 
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,15 @@ import yaml
 
 from tasks.errors import ErrorCode, JobError
 
+_DATA_SETS = ("dataset", "instance_dataset", "class_dataset")
 _PATHS = ("dataset_dir", "jsonl_path")
+_FILES = (
+    "transformer_path",
+    "text_encoder_1_path",
+    "text_encoder_2_path",
+    "initial_embedding_file",
+)
+_MODELS = ("model", "single_file_config", "vae_model")
 
 
 class UnreadableJobFileError(JobError):
@@ -40,12 +49,27 @@ def _anchor_paths(document: dict[str, Any], folder: Path) -> None:
     training = document.get("training")
     if not isinstance(training, dict):
         return
-    model = training.get("model")
-    if isinstance(model, str) and model.startswith("."):
-        training["model"] = str((folder / model).resolve())
+    _anchor(training, _FILES, folder)
+    _anchor(training, _MODELS, folder, only=_is_local)
+    _anchor(training.get("base_embeddings"), None, folder)
     loader = training.get("data_loader")
-    dataset = loader.get("dataset") if isinstance(loader, dict) else None
-    if isinstance(dataset, dict):
-        for key in _PATHS:
-            if isinstance(dataset.get(key), str):
-                dataset[key] = str((folder / dataset[key]).resolve())
+    if isinstance(loader, dict):
+        for name in _DATA_SETS:
+            _anchor(loader.get(name), _PATHS, folder)
+
+
+def _anchor(
+    values: Any,
+    names: Collection[str] | None,
+    folder: Path,
+    only: Callable[[str], bool] = lambda _: True,
+) -> None:
+    """Make the paths under these names absolute; None is all names."""
+    for name, value in values.items() if isinstance(values, dict) else ():
+        if (names is None or name in names) and isinstance(value, str) and only(value):
+            values[name] = str((folder / value).resolve())
+
+
+def _is_local(model: str) -> bool:
+    """Whether a model is surely no Hub id."""
+    return model.startswith(".") or model.endswith(".safetensors")

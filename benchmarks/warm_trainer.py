@@ -1,0 +1,124 @@
+"""Seconds from a request to its first step, of a warm trainer over a cold one, as a ratio.
+
+    OMP_NUM_THREADS=1 python -P benchmarks/warm_trainer.py
+
+The same job of a tiny FLUX, caches filled, is given to our trainer supervision several times: to a
+new process each time, and to one that is kept. The first progress event ends the time. With a tiny
+model it is the libraries' import that a warm trainer saves; of a real one, its 24 GB are not read
+again either. Goal: 0.2 or less.
+"""
+
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from tasks.dataset import Sample, data_set_of
+from tasks.events import CacheDone, Event, Progress
+from tasks.jobs.job import parse_job
+from tasks.pictures import open_picture, picture_digest
+from tasks.requests import TrainerRequest
+from tasks.store import Store, data_set_key, image_key
+from worker.demo_pictures import draw_demo_pictures
+from worker.supervisor import TrainerProcess, trainer_environment
+from worker.trainer.tiny_models import build_tiny_flux
+
+RUNS = 5
+
+
+def main() -> None:
+    """Print the ratio."""
+    with tempfile.TemporaryDirectory() as name:
+        request = request_in(Path(name))
+        cold = statistics.median(seconds_to_first_step(request, kept=1) for _ in range(RUNS))
+        supervision = supervision_of(kept=RUNS + 1)
+        seconds_to_first_step(request, supervision=supervision)
+        warm = statistics.median(
+            seconds_to_first_step(request, supervision=supervision) for _ in range(RUNS)
+        )
+        supervision.close()
+    print(f"cold {cold:.2f} s, warm {warm:.2f} s, ratio {warm / cold:.3f}")
+
+
+def supervision_of(kept: int) -> TrainerProcess:
+    """Our trainer supervision, with the trainer's environment of a worker without a GPU."""
+    env = trainer_environment(dict(os.environ), None)
+    return TrainerProcess(env, restarts=0, stop_grace_s=20, most_requests=kept)
+
+
+def seconds_to_first_step(
+    request: TrainerRequest, *, kept: int = 1, supervision: TrainerProcess | None = None
+) -> float:
+    """From giving the request to the first step told."""
+    first: list[float] = []
+
+    def on_event(event: Event) -> None:
+        if isinstance(event, Progress) and event.unit == "steps" and not first:
+            first.append(time.perf_counter())
+
+    start = time.perf_counter()
+    (supervision or supervision_of(kept)).run(
+        request, on_event=on_event, stop_requested=lambda: False
+    )
+    return first[0] - start
+
+
+def request_in(folder: Path) -> TrainerRequest:
+    """A train request whose cache entries are all there."""
+    store, model = Store(f"file://{folder}/store"), build_tiny_flux(folder / "model")
+    draw_demo_pictures(folder / "pictures")
+    samples = []
+    for path in sorted((folder / "pictures").glob("*.png")):
+        picture = open_picture(path.read_bytes())
+        digest = picture_digest(picture)
+        store.put(image_key(digest), path)
+        samples.append(
+            Sample(
+                image=digest,
+                width=picture.width,
+                height=picture.height,
+                caption=path.with_suffix(".txt").read_text("utf-8"),
+                source=path.name,
+            )
+        )
+    data_set = data_set_of(samples)
+    store.put(data_set_key(data_set.digest), data_set.model_dump_json().encode())
+    dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "unused"}
+    training = {
+        "type": "FLUX_LORA",
+        "seed": 0,
+        "model": str(model),
+        "max_train_steps": 2,
+        "save_every_n_steps": 2,
+        "weight_dtype": "bfloat16",
+        "t5_tokenizer_max_length": 128,
+        "cache_text_encoder_outputs": True,
+        "cache_vae_outputs": True,
+        "data_loader": {
+            "type": "IMAGE_CAPTION_FLUX_DATA_LOADER",
+            "resolution": 128,
+            "dataset": dataset,
+        },
+    }
+    request = TrainerRequest(
+        stage="cache",
+        job_id="benchmark",
+        attempt=1,
+        name="lora",
+        training=parse_job({"training": training}).training,
+        data_set_key=data_set_key(data_set.digest),
+        store_url=store.url,
+        scratch_dir=str(folder / "scratch"),
+        device="cpu",
+    )
+    done = supervision_of(kept=1).run(
+        request, on_event=lambda _: None, stop_requested=lambda: False
+    )
+    if not isinstance(done, CacheDone):
+        raise TypeError(f"a cache request was answered with {done.kind}")
+    return request.model_copy(update={"stage": "train", "cache_index_key": done.index_key})
+
+
+if __name__ == "__main__":
+    main()
