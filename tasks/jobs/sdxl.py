@@ -163,8 +163,8 @@ class SdxlLoraConfig(SdxlConfig):
     that captions may use, and that are not trained."""
 
     lora_checkpoint_format: LoraFormat = "kohya"
-    """How the LoRA is written. Both forms hold the same weights; InvokeAI, ComfyUI and diffusers
-    read both."""
+    """How the LoRA is written. Both forms hold the same weights: ``kohya`` is what InvokeAI,
+    ComfyUI and diffusers read, ``invoke_peft`` has diffusers' own names."""
 
     train_unet: bool = True
     """Put LoRA layers on the UNet."""
