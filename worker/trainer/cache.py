@@ -36,6 +36,7 @@ from worker.trainer.cache_entries import (
 )
 from worker.trainer.errors import DamagedFileError, NotFiniteError
 from worker.trainer.kept import KeptModels
+from worker.trainer.libraries import check_libraries
 from worker.trainer.pictures import CENTRE, cropped, load_picture, pixels, resized_to_cover
 from worker.trainer.pipe import Emit, ProgressMeter, StopSwitch
 
@@ -65,6 +66,8 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, kept: KeptModels)
         InterruptedRun: It was asked to stop; the entries made so far stay.
         StoreError: The store failed.
     """
+    # What training will lack is told before anything is encoded for it.
+    check_libraries(request.training)
     store = Store(request.store_url)
     data_set = DataSet.model_validate_json(store.get(request.data_set_key))
     stage = _CacheStage(request, store, data_set, emit, stop, kept)

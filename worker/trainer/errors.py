@@ -113,7 +113,7 @@ class MissingLibraryError(RefusedError):
         """The library and how to get it."""
         return (
             f"this worker has no {self.library}, which an option of the job needs; install it with "
-            "pip install 'training-worker[quantization]'"
+            "pip install 'training-worker[train,quantization]'"
         )
 
 

@@ -18,7 +18,6 @@ from tasks.jobs.optimizers import (
     OptimizerConfig,
     ProdigyOptimizerConfig,
 )
-from worker.trainer.errors import MissingLibraryError
 
 Parameters = Mapping[str, torch.nn.Parameter]
 
@@ -40,9 +39,6 @@ def new_optimizer(
         parameters: By name, which begins with that of its model.
         settings: Of the optimizer.
         rates: Base learning rate by model; each model is a parameter group.
-
-    Raises:
-        MissingLibraryError: The optimizer's library is not installed.
     """
     groups = [
         {"params": [p for name, p in parameters.items() if model_of(name) == model], "lr": rate}
@@ -129,7 +125,8 @@ def _adam(groups: list[dict[str, Any]], settings: AdamOptimizerConfig) -> torch.
     }
     if not settings.use_8bit:
         return torch.optim.AdamW(groups, **values)
-    optimizer: torch.optim.Optimizer = _library("bitsandbytes.optim").AdamW8bit(groups, **values)
+    bitsandbytes: Any = import_module("bitsandbytes.optim")
+    optimizer: torch.optim.Optimizer = bitsandbytes.AdamW8bit(groups, **values)
     return optimizer
 
 
@@ -138,7 +135,7 @@ def _prodigy(
 ) -> torch.optim.Optimizer:
     # It prints that its weight decay is decoupled.
     with contextlib.redirect_stdout(io.StringIO()):
-        optimizer: torch.optim.Optimizer = _library("prodigyopt").Prodigy(
+        optimizer: torch.optim.Optimizer = import_module("prodigyopt").Prodigy(
             groups,
             weight_decay=settings.weight_decay,
             decouple=True,
@@ -146,13 +143,6 @@ def _prodigy(
             safeguard_warmup=settings.safeguard_warmup,
         )
     return optimizer
-
-
-def _library(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise MissingLibraryError(name.partition(".")[0]) from error
 
 
 def _tensor(value: object) -> torch.Tensor:

@@ -9,8 +9,6 @@ from typing import Any
 
 import torch
 
-from worker.trainer.errors import MissingLibraryError
-
 _BLOCKS = ("transformer_blocks", "single_transformer_blocks")
 
 
@@ -23,9 +21,6 @@ def quantize(model: torch.nn.Module, kind: str, device: torch.device) -> None:
         model: FLUX's transformer, frozen.
         kind: ``fp8``, ``int8`` or ``nf4``.
         device: Where its blocks go; the rest stays where it is.
-
-    Raises:
-        MissingLibraryError: The library is not installed.
     """
     for name in _BLOCKS:
         for block in getattr(model, name):
@@ -42,7 +37,7 @@ def _is_quantized(module: torch.nn.Module, path: str) -> bool:
 
 def _to_8_bits(block: torch.nn.Module, kind: str) -> None:
     """Weights of 8 bits with a scale for each row, multiplied out at each use."""
-    torchao = _library("torchao.quantization")
+    torchao = import_module("torchao.quantization")
     config = torchao.Float8WeightOnlyConfig if kind == "fp8" else torchao.Int8WeightOnlyConfig
     torchao.quantize_(block, config(), filter_fn=_is_quantized)
     # The new weights are parameters like any others, and they are frozen.
@@ -51,7 +46,7 @@ def _to_8_bits(block: torch.nn.Module, kind: str) -> None:
 
 def _to_nf4(block: torch.nn.Module, device: torch.device) -> None:
     """4-bit normal floats with a scale for each 64 weights (Dettmers et al., 2023)."""
-    bitsandbytes = _library("bitsandbytes")
+    bitsandbytes = import_module("bitsandbytes")
     for path, linear in list(block.named_modules()):
         if not isinstance(linear, torch.nn.Linear) or not _is_quantized(linear, path):
             continue
@@ -67,10 +62,3 @@ def _to_nf4(block: torch.nn.Module, device: torch.device) -> None:
         layer.bias = linear.bias
         # It quantises as it moves.
         block.set_submodule(path, layer.to(device))
-
-
-def _library(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise MissingLibraryError(name.partition(".")[0]) from error

@@ -11,6 +11,7 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
     StableDiffusionXLPipeline,
 )
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from tasks.buckets import Size
 from tasks.jobs.pipeline import PipelineConfig
@@ -124,7 +125,8 @@ def _scheduler(config: PipelineConfig) -> Any:
     values = json_object(folder, "scheduler/scheduler_config.json")
     name = str(values.get("_class_name"))
     kind = getattr(diffusers, name, None)
-    if kind is None:
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
         raise BaseModelFilesError(config.model, f"diffusers has no scheduler {name}")
     prediction = getattr(config, "prediction_type", None)
-    return kind.from_config(values, **({"prediction_type": prediction} if prediction else {}))
+    new: Any = kind
+    return new.from_config(values, **({"prediction_type": prediction} if prediction else {}))

@@ -19,6 +19,7 @@ from worker.trainer.checkpoint import Checkpoints, History
 from worker.trainer.draws import Draws
 from worker.trainer.errors import RefusedError
 from worker.trainer.kept import KeptModels
+from worker.trainer.libraries import check_libraries
 from worker.trainer.loop import new_state, train
 from worker.trainer.metrics import write_metrics
 from worker.trainer.models import forget_changed, take_models
@@ -64,6 +65,7 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, kept: KeptModels)
     config = request.training
     if config.seed is None:
         raise RefusedError("the config has no seed; submit draws one")
+    check_libraries(config)
     # For CUDA, where the fastest kernels add in an order that changes from run to run.
     torch.use_deterministic_algorithms(True, warn_only=True)
     # It would overwrite every new tensor before use, only to make bugs visible.

@@ -19,7 +19,6 @@ def load_transformer(config: FluxLoraConfig, device: torch.device) -> FluxTransf
     Raises:
         BaseModelFilesError: A file is missing or unreadable.
         WeightsMismatchError: The override does not fit.
-        MissingLibraryError: It is to be quantised, and the library for it is not installed.
     """
     folder = base_model_folder(config, ("transformer",))
     part_config(folder, "transformer")

@@ -1,4 +1,3 @@
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,14 +85,23 @@ def test_a_lora_trains_on_a_quantised_base_and_resumes_exactly(
     assert resumed.state_bytes() == run.state_bytes()
 
 
-@pytest.fixture
-def bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    for library in ("torchao", "torchao.quantization", "bitsandbytes", "bitsandbytes.optim"):
-        monkeypatch.setitem(sys.modules, library, None)
-
-
-@pytest.mark.usefixtures("bare")
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_missing_library_is_told_with_how_to_get_it(model: Path, kind: str) -> None:
-    with pytest.raises(MissingLibraryError, match=r"training-worker\[quantization\]"):
-        load_transformer(config_of(model, quantization=kind), CPU)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"quantization": "fp8"},
+        {"quantization": "int8"},
+        {"quantization": "nf4"},
+        {"optimizer": {"optimizer_type": "AdamW", "use_8bit": True}},
+        {"optimizer": {"optimizer_type": "Prodigy"}, "transformer_learning_rate": 1.0},
+    ],
+    ids=str,
+)
+def test_a_missing_library_is_told_before_anything_is_encoded(
+    model: Path, data: Pictures, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr("worker.trainer.libraries.find_spec", lambda _: None)
+    with pytest.raises(MissingLibraryError, match=r"training-worker\[train,quantization\]"):
+        run_train(data, config_of(model, **CACHED, **options))
+    assert data.store.keys("cache") == []
+    with pytest.raises(MissingLibraryError):
+        run_train(data, config_of(model, **options))
