@@ -30,7 +30,9 @@ class VaeNumbers:
 @torch.no_grad()
 def encode_pixels(vae: AutoencoderKL, pixels: torch.Tensor) -> Latents:
     """The VAE's distribution of images (B, 3, H, W) in [-1, 1]: mean and logvar (B, C, h, w)."""
-    distribution = vae.encode(pixels.to(vae.dtype)).latent_dist
+    # Not vae.dtype, which walks through all modules at each step.
+    dtype = vae.encoder.conv_in.weight.dtype
+    distribution = vae.encode(pixels.to(dtype)).latent_dist
     return Latents(distribution.mean.float(), distribution.logvar.float())
 
 

@@ -79,13 +79,15 @@ def denoising_losses(
     x = scheduler.add_noise(z, noise, t)  # (B, 4, h, w)
     predicts_velocity = scheduler.config["prediction_type"] == "v_prediction"
     target = scheduler.get_velocity(z, noise, t) if predicts_velocity else noise
+    # Not unet.dtype, which walks through all modules: of SDXL, longer than some of its blocks take.
+    dtype = unet.conv_in.weight.dtype
     predicted = unet(
-        x.to(unet.dtype),
+        x.to(dtype),
         t,
-        encoder_hidden_states=text.prompt_embeds.to(unet.dtype),
+        encoder_hidden_states=text.prompt_embeds.to(dtype),
         added_cond_kwargs={
-            "text_embeds": text.pooled.to(unet.dtype),
-            "time_ids": batch.time_ids.to(unet.dtype),
+            "text_embeds": text.pooled.to(dtype),
+            "time_ids": batch.time_ids.to(dtype),
         },
         return_dict=False,
     )[0]  # (B, 4, h, w)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +32,10 @@ BUCKETS = {"target_resolution": 64, "start_dim": 32, "end_dim": 128, "divisible_
 CACHED: dict[str, Any] = {"cache_text_encoder_outputs": True, "cache_vae_outputs": True}
 
 _Kind = TypeVar("_Kind")
+
+# Most runs of a test process share their models, as those of a trainer do: loading takes longer
+# than a few tiny steps. A run that fails leaves none behind.
+_shared = [KeptModels()]
 
 # Attempts never share a checkpoint; without one of its own, a run gets the next.
 _attempts = itertools.count(100)
@@ -185,8 +190,18 @@ class Events(list[Event]):
 def run_cache(data: Pictures, config: PipelineConfig, **fields: Any) -> CacheDone:
     events = Events()
     request = request_of(data, "cache", config, **fields)
-    cache.run(request, events.append, StopSwitch(), KeptModels())
+    with _models(None) as kept:
+        cache.run(request, events.append, StopSwitch(), kept)
     return events.of(CacheDone)[-1]
+
+
+@contextmanager
+def _models(given: KeptModels | None) -> Iterator[KeptModels]:
+    try:
+        yield given or _shared[0]
+    except BaseException:
+        _shared[0] = KeptModels()
+        raise
 
 
 @dataclass
@@ -241,7 +256,10 @@ def run_train(
     on_event: Callable[[Event], None] = lambda _: None,
     **fields: Any,
 ) -> Trained:
-    """Cache where the config says so, then train, in this process."""
+    """Cache where the config says so, then train, in this process.
+
+    ``kept`` are models of the run's own; without them it takes the ones that all share.
+    """
     cached = config.caches_text or config.cache_vae_outputs
     if cached and "cache_index_key" not in fields:
         fields["cache_index_key"] = run_cache(data, config).index_key
@@ -253,7 +271,8 @@ def run_train(
 
     fields.setdefault("attempt", next(_attempts))
     request = request_of(data, "train", config, **fields)
-    train.run(request, emit, stop or StopSwitch(), kept or KeptModels())
+    with _models(kept) as models:
+        train.run(request, emit, stop or StopSwitch(), models)
     return trained
 
 

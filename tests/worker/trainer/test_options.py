@@ -1,6 +1,8 @@
 """Each option changes what it should, and nothing else. Those of FLUX's own: ``test_loop``."""
 
 import math
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from tests.worker.trainer.runs import (
     Pictures,
     Trained,
     config_of,
+    pictures,
     put_data_set,
     read_tensors,
     run_train,
@@ -30,6 +33,26 @@ from worker.trainer.models import take_models
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Mismatch dtype between input and weight:UserWarning"
 )
+
+
+Plain = Callable[..., Trained]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
+    """The usual pictures, once for all of these tests: no run changes them."""
+    return pictures(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_sdxl: Path, data: Pictures) -> Plain:
+    """Runs without any option, each kind made once."""
+
+    @cache
+    def run(kind: str = "SDXL_LORA", steps: int = 4) -> Trained:
+        return run_train(data, sdxl_config_of(kind, tiny_sdxl, max_train_steps=steps))
+
+    return run
 
 
 def weights(run: Trained) -> dict[str, torch.Tensor]:
@@ -63,11 +86,10 @@ def lora(data: Pictures, model: Path, **options: Any) -> Trained:
     ids=str,
 )
 def test_an_option_of_sdxls_loss_changes_it_from_the_first_step(
-    tiny_sdxl: Path, data: Pictures, options: dict[str, Any]
+    tiny_sdxl: Path, data: Pictures, plain: Plain, options: dict[str, Any]
 ) -> None:
-    plain = lora(data, tiny_sdxl, max_train_steps=2)
     changed = lora(data, tiny_sdxl, max_train_steps=2, **options)
-    assert changed.losses[:2] != plain.losses[:2]
+    assert changed.losses != plain(steps=2).losses
     assert all(math.isfinite(loss) for loss in changed.losses)
 
 
@@ -86,19 +108,20 @@ def test_an_option_of_sdxls_loss_changes_it_from_the_first_step(
     ids=str,
 )
 def test_an_option_of_the_update_changes_the_weights_and_not_the_first_loss(
-    tiny_sdxl: Path, data: Pictures, options: dict[str, Any]
+    tiny_sdxl: Path, data: Pictures, plain: Plain, options: dict[str, Any]
 ) -> None:
-    plain, changed = lora(data, tiny_sdxl), lora(data, tiny_sdxl, **options)
-    assert changed.losses[0] == plain.losses[0]
-    before, after = weights(plain), weights(changed)
+    changed = lora(data, tiny_sdxl, **options)
+    assert changed.losses[0] == plain().losses[0]
+    before, after = weights(plain()), weights(changed)
     assert before.keys() == after.keys()
     assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
-def test_a_rate_of_one_model_moves_that_model(tiny_sdxl: Path, data: Pictures) -> None:
-    plain = lora(data, tiny_sdxl, max_train_steps=1)
+def test_a_rate_of_one_model_moves_that_model(
+    tiny_sdxl: Path, data: Pictures, plain: Plain
+) -> None:
     other = lora(data, tiny_sdxl, max_train_steps=1, text_encoder_learning_rate=1e-2)
-    before, after = weights(plain), weights(other)
+    before, after = weights(plain(steps=1)), weights(other)
     moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
     assert {name.removeprefix("weights/").partition(".")[0] for name in moved} == {
         "text_encoder",
@@ -151,22 +174,22 @@ def test_a_target_that_the_model_has_not_is_refused(tiny_flux: Path) -> None:
         add_lora(models.denoiser, "transformer", ["to_q", "conv_shortcut"], 4, 4, Draws(0))
 
 
-def test_gradient_checkpointing_changes_no_loss(tiny_sdxl: Path, data: Pictures) -> None:
-    plain = lora(data, tiny_sdxl)
+def test_gradient_checkpointing_changes_no_loss(
+    tiny_sdxl: Path, data: Pictures, plain: Plain
+) -> None:
     saved = lora(data, tiny_sdxl, gradient_checkpointing=True)
-    assert saved.losses == pytest.approx(plain.losses, rel=1e-5)
+    assert saved.losses == pytest.approx(plain().losses, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["SDXL_LORA", "SDXL_FINETUNE", "SDXL_TEXTUAL_INVERSION"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_trains_float32_weights_that_stay_finite(
-    tiny_sdxl: Path, data: Pictures, kind: str, dtype: str
+    tiny_sdxl: Path, data: Pictures, plain: Plain, kind: str, dtype: str
 ) -> None:
-    exact = run_train(data, sdxl_config_of(kind, tiny_sdxl))
     run = run_train(data, sdxl_config_of(kind, tiny_sdxl, weight_dtype=dtype))
     assert all(tensor.dtype == torch.float32 for tensor in weights(run).values())
     assert all(tensor.isfinite().all() for tensor in weights(run).values())
-    assert run.losses == pytest.approx(exact.losses, rel=0.05)
+    assert run.losses == pytest.approx(plain(kind).losses, rel=0.05)
 
 
 def test_a_dropped_caption_is_the_blank_one(tiny_sdxl: Path, data: Pictures) -> None:
@@ -180,8 +203,9 @@ def test_a_dropped_caption_is_the_blank_one(tiny_sdxl: Path, data: Pictures) -> 
     bare = Pictures(data.folder, data.store, put_data_set(data.store, blank.samples))
     frozen = {"train_text_encoder": False}
     for cached in ({}, CACHED):
-        dropped = lora(data, tiny_sdxl, loader={"caption_dropout": 1.0}, **frozen, **cached)
-        assert dropped.losses == lora(bare, tiny_sdxl, **frozen, **cached).losses
+        options = {**frozen, **cached, "max_train_steps": 1}
+        dropped = lora(data, tiny_sdxl, loader={"caption_dropout": 1.0}, **options)
+        assert dropped.losses == lora(bare, tiny_sdxl, **options).losses
 
 
 @pytest.mark.parametrize("kind", ["FLUX_LORA", "SDXL_FINETUNE"])
@@ -229,12 +253,11 @@ def test_masks_weigh_the_loss_where_they_are_used(
     ids=str,
 )
 def test_an_option_of_the_templates_changes_what_a_word_is_trained_on(
-    tiny_sdxl: Path, data: Pictures, options: dict[str, Any]
+    tiny_sdxl: Path, data: Pictures, plain: Plain, options: dict[str, Any]
 ) -> None:
     kind = "SDXL_TEXTUAL_INVERSION"
-    plain = run_train(data, sdxl_config_of(kind, tiny_sdxl, max_train_steps=2))
     other = run_train(data, sdxl_config_of(kind, tiny_sdxl, loader=options, max_train_steps=2))
-    assert other.losses != plain.losses
+    assert other.losses != plain(kind, 2).losses
 
 
 def test_a_word_starts_from_what_is_said(tiny_sdxl: Path, data: Pictures) -> None:

@@ -84,6 +84,12 @@ def models(tiny_flux: Path, tiny_sdxl: Path) -> Models:
     return {"FLUX_LORA": tiny_flux, **dict.fromkeys(SDXL_TYPES, tiny_sdxl)}
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
+    """The usual pictures, once for all of these tests: no run changes them."""
+    return pictures(tmp_path_factory.mktemp("data"))
+
+
 def any_config(kind: str, models: Models, **options: Any) -> Any:
     if kind == "FLUX_LORA":
         return config_of(models[kind], **options)
@@ -250,11 +256,11 @@ def test_kept_models_train_as_fresh_ones_do(models: Models, data: Pictures, kind
     kept = KeptModels()
     for each in (kind, "SDXL_LORA", kind):
         config = any_config(each, models, max_train_steps=2)
-        fresh = run_train(data, config)
+        fresh = run_train(data, config, kept=KeptModels())
         assert run_train(data, config, kept=kept).state_bytes() == fresh.state_bytes()
 
 
-def test_a_model_is_loaded_again_where_its_files_changed(models: Models, tmp_path: Path) -> None:
+def test_a_model_is_loaded_again_where_its_files_changed(tmp_path: Path) -> None:
     data, kept = pictures(tmp_path), KeptModels()
     folder = build_tiny_sdxl(tmp_path / "model", seed=1)
     before = run_train(data, sdxl_config_of("SDXL_LORA", folder), kept=kept)
@@ -272,7 +278,8 @@ def test_cached_and_live_encoders_train_alike(models: Models, data: Pictures, ki
     assert cached.losses == pytest.approx(live.losses, rel=1e-3)
 
 
-def test_a_cache_is_shared_by_types_of_one_base_model(models: Models, data: Pictures) -> None:
+def test_a_cache_is_shared_by_types_of_one_base_model(models: Models, tmp_path: Path) -> None:
+    data = pictures(tmp_path)
     frozen = {"train_text_encoder": False}
     first = run_cache(data, any_config("SDXL_LORA", models, **frozen, **CACHED))
     second = run_cache(data, any_config("SDXL_FINETUNE", models, **CACHED))
