@@ -13,4 +13,4 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 "$venv/bin/lint-imports" --no-cache
 "$venv/bin/mypy"
 # A file stays on one process, so that tests that share a fleet or a model share it there.
-"$venv/bin/pytest" --numprocesses 2 --dist loadfile "$@"
+"$venv/bin/pytest" --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
