@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
-from tasks.buckets import Size
-from tasks.dataset import Sample, data_set_of
+from tasks.data.buckets import Size
+from tasks.data.dataset import Sample, data_set_of
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.requests import TrainerRequest
 from tasks.store import Store

@@ -14,10 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from tasks.dataset import Sample, data_set_of
+from tasks.data.dataset import Sample, data_set_of
+from tasks.data.pictures import open_picture, picture_digest
 from tasks.events import CacheDone, Event, Progress
 from tasks.jobs.job import parse_job
-from tasks.pictures import open_picture, picture_digest
 from tasks.requests import TrainerRequest
 from tasks.store import Store, data_set_key, image_key
 from worker.demo_pictures import draw_demo_pictures

@@ -1,10 +1,10 @@
 """The ``prepare`` stage: check the base model and every image and caption, store the data set."""
 
 from tasks.base_model import check_base_model
-from tasks.checks import Report, check_data_set
+from tasks.data.checks import Report, check_data_set
+from tasks.data.ingest import ingest
 from tasks.errors import BaseModelError, DataSetError
 from tasks.events import Note
-from tasks.ingest import ingest
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.stage import StageContext, StageResult
 from tasks.store import data_set_key

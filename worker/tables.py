@@ -4,8 +4,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from routing.policy import Route
-from tasks.checks import Report
 from tasks.contract import STAGES
+from tasks.data.checks import Report
 from tasks.records import JobRecord
 
 

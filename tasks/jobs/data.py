@@ -7,8 +7,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from tasks.buckets import Size, bucket_sizes
-from tasks.dataset import Sample
+from tasks.data.buckets import Size, bucket_sizes
+from tasks.data.dataset import Sample
 from tasks.jobs.base import NonNegativeFloat, NonNegativeInt, PositiveInt, StrictModel
 
 # As large as the pictures that are read. Buckets are stepped through one by one at submit, so an

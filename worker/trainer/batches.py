@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from tasks.buckets import Size, nearest_bucket
-from tasks.dataset import DataSet
+from tasks.data.buckets import Size, nearest_bucket
+from tasks.data.dataset import DataSet
 from tasks.jobs.data import DataLoaderConfig, DreamboothSDDataLoaderConfig
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.store import Store

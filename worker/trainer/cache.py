@@ -13,8 +13,8 @@ from typing import TypeVar
 
 import torch
 
-from tasks.buckets import Size
-from tasks.dataset import DataSet
+from tasks.data.buckets import Size
+from tasks.data.dataset import DataSet
 from tasks.events import CacheDone, Progress
 from tasks.requests import TrainerRequest
 from tasks.store import Store, cache_index_key

@@ -14,7 +14,7 @@ import torch
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from tasks.dataset import DataSet
+from tasks.data.dataset import DataSet
 from tasks.events import Progress
 from tasks.jobs.pipeline import PipelineConfig
 from worker.trainer.batches import Batch, BatchPlan, TrainingData

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tasks.buckets import Size
-from tasks.dataset import Sample
-from tasks.pictures import UnreadablePictureError, open_mask, open_picture
+from tasks.data.buckets import Size
+from tasks.data.dataset import Sample
+from tasks.data.pictures import UnreadablePictureError, open_mask, open_picture
 from tasks.store import Store, image_key
 from worker.trainer.errors import PictureError
 

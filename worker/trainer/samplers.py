@@ -13,7 +13,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 )
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from tasks.buckets import Size
+from tasks.data.buckets import Size
 from tasks.jobs.pipeline import PipelineConfig
 from worker.trainer.base_model import base_model_folder, json_object
 from worker.trainer.cache_entries import VAE_FACTOR, Text

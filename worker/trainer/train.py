@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from tasks.dataset import DataSet
+from tasks.data.dataset import DataSet
 from tasks.events import Note, TrainDone
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.requests import TrainerRequest

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from safetensors import safe_open
 
-from tasks.dataset import DataSet, Sample, data_set_of
+from tasks.data.dataset import DataSet, Sample, data_set_of
 from tasks.events import CacheDone, CheckpointSaved, Event, TrainDone, parse_event
 from tasks.jobs.job import parse_job
 from tasks.jobs.pipeline import PipelineConfig

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.buckets import Size
+from tasks.data.buckets import Size
 from tests.worker.trainer.runs import BUCKETS, Pictures, config_of
 from worker.trainer.batches import Batch, BatchPlan, SampleReader, TrainingData
 from worker.trainer.draws import Draws

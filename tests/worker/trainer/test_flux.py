@@ -7,7 +7,7 @@ import torch
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from PIL import Image
 
-from tasks.buckets import Size
+from tasks.data.buckets import Size
 from tests.worker.trainer.runs import config_of
 from worker.trainer.batches import Batch
 from worker.trainer.draws import Draws

@@ -8,7 +8,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 )
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from tasks.buckets import Size
+from tasks.data.buckets import Size
 from tasks.jobs.sdxl import SdxlFinetuneConfig
 from tests.worker.trainer.runs import Pictures, pictures, run_train, sdxl_config_of
 from worker.trainer.batches import Batch, SampleReader

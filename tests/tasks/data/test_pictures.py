@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tasks.pictures import (
+from tasks.data.pictures import (
     UnreadablePictureError,
     has_transparency,
     open_picture,

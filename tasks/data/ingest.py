@@ -3,16 +3,16 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from tasks.checks import Report
-from tasks.dataset import DataSet, balanced, data_set_of
-from tasks.errors import DataSetError, Fault
-from tasks.pictures import (
+from tasks.data.checks import Report
+from tasks.data.dataset import DataSet, balanced, data_set_of
+from tasks.data.pictures import (
     UnreadablePictureError,
     mask_digest,
     open_mask,
     open_picture,
     picture_digest,
 )
+from tasks.errors import DataSetError, Fault
 from tasks.store import Store, data_set_key, image_key
 
 

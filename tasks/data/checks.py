@@ -9,11 +9,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tasks.buckets import Size, nearest_bucket
-from tasks.dataset import Sample
-from tasks.errors import Fault
-from tasks.jobs.pipeline import PipelineConfig
-from tasks.pictures import (
+from tasks.data.buckets import Size, nearest_bucket
+from tasks.data.dataset import Sample
+from tasks.data.pictures import (
     UnreadablePictureError,
     has_transparency,
     mask_digest,
@@ -21,7 +19,9 @@ from tasks.pictures import (
     open_picture,
     picture_digest,
 )
-from tasks.sources import Item, Listing, list_source
+from tasks.data.sources import Item, Listing, list_source
+from tasks.errors import Fault
+from tasks.jobs.pipeline import PipelineConfig
 
 # No picture that people train on is larger; reading one holds a worker's memory.
 _MOST_FILE_BYTES = 512 * 2**20

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 
-from tasks.buckets import Size
+from tasks.data.buckets import Size
 from tasks.jobs.base import StrictModel
 
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tasks.checks import Report, check_data_set
-from tasks.dataset import DataSet, data_set_of
+from tasks.data.checks import Report, check_data_set
+from tasks.data.dataset import DataSet, data_set_of
+from tasks.data.ingest import ingest
 from tasks.errors import DataSetError
-from tasks.ingest import ingest
 from tasks.jobs.job import parse_job
 from tasks.store import Store, data_set_key, image_key
 from tests.tasks.jobs.test_flux_lora import with_values

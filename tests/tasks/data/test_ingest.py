@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tasks.checks import Report, check_data_set
+from tasks.data.checks import Report, check_data_set
+from tasks.data.ingest import ingest
 from tasks.errors import DataSetError, ErrorCode
-from tasks.ingest import ingest
 from tasks.jobs.job import parse_job
 from tasks.store import Store, image_key
 from tests.tasks.jobs.test_flux_lora import with_values

@@ -3,7 +3,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.dataset import DataSet, Sample, data_set_of
+from tasks.data.dataset import DataSet, Sample, data_set_of
 
 HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
 SAMPLES = st.lists(

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.buckets import Size, bucket_sizes, nearest_bucket
+from tasks.data.buckets import Size, bucket_sizes, nearest_bucket
 
 SIDES = st.integers(2, 32)
 

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
+from tasks.data.sources import MOST_CAPTION_BYTES, Listing, list_source
 from tasks.jobs.data import (
     HFHubImageCaptionDatasetConfig,
     ImageCaptionDirDatasetConfig,
     ImageCaptionJsonlDatasetConfig,
 )
-from tasks.sources import MOST_CAPTION_BYTES, Listing, list_source
 
 # Sources are listed without reading a picture, so any bytes do.
 PICTURE = b"a picture"
