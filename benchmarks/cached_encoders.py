@@ -13,11 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.filled_cache import with_filled_cache
 from benchmarks.warm_trainer import request_in
-from tasks.events import CacheDone, Event, Progress
+from tasks.events import Event, Progress
 from tasks.jobs.job import parse_job
 from tasks.requests import TrainerRequest
-from worker.trainer import cache, train
+from worker.trainer import train
 from worker.trainer.kept import KeptModels
 from worker.trainer.pipe import StopSwitch
 from worker.trainer.tiny_models import build_tiny_sdxl
@@ -65,11 +66,7 @@ def request_of(base: TrainerRequest, model: Path, *, cached: bool) -> TrainerReq
         },
     }
     values = {"training": parse_job({"training": training}).training, "cache_index_key": None}
-    request = base.model_copy(update={**values, "stage": "cache"})
-    events: list[Event] = []
-    cache.run(request, events.append, StopSwitch(), KeptModels())
-    (done,) = (event for event in events if isinstance(event, CacheDone))
-    return request.model_copy(update={"stage": "train", "cache_index_key": done.index_key})
+    return with_filled_cache(base.model_copy(update=values))
 
 
 def seconds_of_steps(request: TrainerRequest, kept: KeptModels) -> list[float]:

@@ -17,21 +17,15 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
+from tasks.cache_packs import pack_id
+from tasks.cache_plan import CacheIndex, SampleEntries, cache_settings
 from tasks.data.buckets import Size
 from tasks.data.dataset import Sample, data_set_of
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.requests import TrainerRequest
 from tasks.store import Store
 from worker.trainer.batches import Batch, BatchPlan, SampleReader, TrainingData
-from worker.trainer.cache_entries import (
-    CacheIndex,
-    Latents,
-    SampleEntries,
-    Text,
-    cache_settings,
-    latents_bytes,
-    text_bytes,
-)
+from worker.trainer.cache_entries import Latents, Text, pack_bytes
 from worker.trainer.checkpoint import Checkpoints
 from worker.trainer.draws import Draws
 from worker.trainer.flux_lora import FluxLora
@@ -171,15 +165,15 @@ def run_in(folder: Path, config: FluxLoraConfig) -> tuple[TrainingData, Checkpoi
     store = Store(f"file://{folder}/store")
     side = SIDE // 8
     samples, entries = [], []
+    packs: dict[str, str] = {}
     for number in range(8):
         latents = Latents(torch.randn(16, side, side), torch.full((16, side, side), -6.0))
         text = Text(torch.randn(TOKENS, TEXT_WIDTH), torch.randn(TEXT_WIDTH))
-        store.put(f"latents/{number}", latents_bytes(latents))
-        store.put(f"text/{number}", text_bytes(text))
-        entry = SampleEntries(
-            text=f"text/{number}", latents=f"latents/{number}", flipped_latents=None
-        )
-        entries.append(entry)
+        names = {"text": f"text-{number}", "latents": f"latents-{number}"}
+        for name, entry in ((names["text"], text), (names["latents"], latents)):
+            packs[name] = pack_id([name])
+            store.put(packs[name], pack_bytes({name: entry}))
+        entries.append(SampleEntries(**names, flipped_latents=None))
         samples.append(
             Sample(image=str(number), width=SIDE, height=SIDE, caption="", source=str(number))
         )
@@ -189,6 +183,7 @@ def run_in(folder: Path, config: FluxLoraConfig) -> tuple[TrainingData, Checkpoi
         settings=cache_settings(config),
         samples=tuple(entries),
         blank_text=None,
+        packs=packs,
     )
     draws = Draws(0)
     reader = SampleReader(store.url, data_set, config, index, draws)

@@ -14,9 +14,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.filled_cache import with_filled_cache
 from tasks.data.dataset import Sample, data_set_of
 from tasks.data.pictures import open_picture, picture_digest
-from tasks.events import CacheDone, Event, Progress
+from tasks.events import Event, Progress
 from tasks.jobs.job import parse_job
 from tasks.requests import TrainerRequest
 from tasks.store import Store, data_set_key, image_key
@@ -112,12 +113,7 @@ def request_in(folder: Path) -> TrainerRequest:
         scratch_dir=str(folder / "scratch"),
         device="cpu",
     )
-    done = supervision_of(kept=1).run(
-        request, on_event=lambda _: None, stop_requested=lambda: False
-    )
-    if not isinstance(done, CacheDone):
-        raise TypeError(f"a cache request was answered with {done.kind}")
-    return request.model_copy(update={"stage": "train", "cache_index_key": done.index_key})
+    return with_filled_cache(request)
 
 
 if __name__ == "__main__":

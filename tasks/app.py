@@ -18,7 +18,7 @@ from tasks.prepare import prepare
 from tasks.publish import publish
 from tasks.runtime import Runtime
 from tasks.settings import Settings
-from tasks.stage import Delivery, StageBody, StageDropped, StageReleased, run_stage
+from tasks.stage import Delivery, StageBody, StageDropped, StageMoved, StageReleased, run_stage
 from tasks.submit import admit
 from tasks.train import train
 
@@ -119,7 +119,12 @@ def _add_stage(
             queue=str(info.get("routing_key", "")), redelivered=bool(info.get("redelivered"))
         )
         try:
-            return run_stage(stage, body, job_id, delivery, runtime(), draining)
+            result = run_stage(stage, body, job_id, delivery, runtime(), draining)
+            _route_next(self.request, runtime().state.get(job_id).waiting_in)
+            return result
+        except StageMoved as moved:
+            logger.info("moved: %s", moved.reason, extra={"job": job_id, "stage": stage})
+            raise self.retry(queue=moved.queue, countdown=0, max_retries=None) from None
         except StageDropped as dropped:
             logger.info("dropped: %s", dropped, extra={"job": job_id, "stage": stage})
             raise Ignore(str(dropped)) from dropped
@@ -128,6 +133,13 @@ def _add_stage(
             raise Reject(str(released), requeue=True) from released
         except JobError as error:
             raise error.for_wire() from error
+
+
+def _route_next(request: Any, queue: str | None) -> None:
+    """Send the chain's next stage to the queue that the job's record says it waits in."""
+    if request.chain and queue is not None:
+        # The chain's signatures as Celery keeps them in a message, the next one last.
+        request.chain[-1]["options"]["queue"] = queue
 
 
 def _add_submit(app: Celery, runtime: Callable[[], Runtime]) -> None:

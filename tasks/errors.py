@@ -4,10 +4,12 @@ JobError                 the only one that crosses the wire
 ├── InvalidJobError      a config that cannot run, with every fault in it
 ├── DataSetError         a data set that cannot be trained on, with every fault in it
 ├── BaseModelError       a base model that is missing or incomplete
+├── BaseModelFilesError  a base model whose files cannot be used
 ├── DoesNotFitJobError   no GPU class holds the job
 ├── TrainerError         the trainer stopped without a result
 ├── CancelledJobError    somebody cancelled the job
 └── StoreError           an artifact could not be read or written
+    └── MissingObjectError   there is no such object
 """
 
 from collections.abc import Sequence
@@ -139,6 +141,14 @@ class BaseModelError(_FaultsError):
     _title = "the base model cannot be used"
 
 
+class BaseModelFilesError(JobError):
+    """A base model whose files cannot be used."""
+
+    def __init__(self, model: str, problem: str) -> None:
+        message = f"the base model {model} cannot be used: {problem}"
+        super().__init__(message, ErrorCode.INVALID_MODEL)
+
+
 class DoesNotFitJobError(JobError):
     """A job that no GPU memory class holds."""
 
@@ -171,6 +181,13 @@ class StoreError(JobError):
 
     def __init__(self, message: str, stage: str = "submit", retryable: bool = True) -> None:
         super().__init__(message, ErrorCode.STORE, stage, retryable)
+
+
+class MissingObjectError(StoreError):
+    """There is no such object in the store."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"the store holds no {key}", retryable=False)
 
 
 class NotInstalledError(JobError):

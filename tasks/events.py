@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
+from tasks.cache_plan import EncoderDigests
 from tasks.errors import ErrorCode
 from tasks.jobs.base import StrictModel
 
@@ -67,7 +68,7 @@ class Progress(StrictModel):
     stage: str
     done: int
     total: int
-    unit: Literal["images", "captions", "steps", "files"]
+    unit: Literal["entries", "steps", "files"]
     per_second: float | None = None
     """Units done per second, smoothed."""
     loss: float | None = None
@@ -119,16 +120,24 @@ class Note(StrictModel):
     message: str
 
 
+class PackStored(StrictModel):
+    """Cache entries were made and are in the store; for the stage, not for the job's readers."""
+
+    kind: Literal["pack_stored"] = "pack_stored"
+    key: str
+    """The store key of their pack."""
+    size: int
+    """The pack's, in bytes."""
+    entries: tuple[str, ...]
+    """The digests of the entries in it."""
+
+
 class CacheDone(StrictModel):
-    """The trainer's answer to a ``cache`` request."""
+    """The trainer's answer to a ``cache`` request: all it was asked for is stored."""
 
     kind: Literal["cache_done"] = "cache_done"
-    index_key: str
-    """The store key of the index that ``train`` reads: which entry belongs to which sample."""
-    encoded_images: int
-    encoded_captions: int
-    reused_images: int
-    reused_captions: int
+    encoders: EncoderDigests | None = None
+    """Where the request did not name them: the encoders' digests, and nothing is stored."""
 
 
 class TrainDone(StrictModel):
@@ -171,6 +180,7 @@ Event = Annotated[
     | CheckpointSaved
     | ValidationImages
     | Note
+    | PackStored
     | CacheDone
     | TrainDone
     | TrainFailed

@@ -1,11 +1,14 @@
 """The ``prepare`` stage: check the base model and every image and caption, store the data set."""
 
+from routing.queues import CPU_QUEUE
 from tasks.base_model import check_base_model
+from tasks.cache import is_cached
 from tasks.data.checks import Report, check_data_set
 from tasks.data.ingest import ingest
 from tasks.errors import BaseModelError, DataSetError
 from tasks.events import Note
 from tasks.jobs.pipeline import PipelineConfig
+from tasks.records import NEXT_QUEUE
 from tasks.stage import StageContext, StageResult
 from tasks.store import data_set_key
 
@@ -40,6 +43,8 @@ def prepare(context: StageContext) -> StageResult:
     context.check_cancelled()
     data_set = ingest(report, context.runtime.store)
     counts = ", ".join(f"{n} x {size}" for size, n in sorted(report.buckets.items()))
-    return StageResult(
-        f"{len(data_set.samples)} pictures: {counts}", {"data_set": data_set_key(data_set.digest)}
-    )
+    refs = {"data_set": data_set_key(data_set.digest)}
+    if is_cached(context.runtime, context.record.job.training, data_set):
+        # No GPU is needed to find that out again.
+        refs[NEXT_QUEUE] = CPU_QUEUE
+    return StageResult(f"{len(data_set.samples)} pictures: {counts}", refs)

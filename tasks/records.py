@@ -13,6 +13,9 @@ from tasks.errors import ErrorCode, JobError
 from tasks.jobs.base import StrictModel
 from tasks.jobs.job import TrainingJob
 
+# The ref of the queue that the cache stage goes to, where it is not the job's GPU queue.
+NEXT_QUEUE = "cache_queue"
+
 
 class JobStatus(StrEnum):
     """Where a job is."""
@@ -104,7 +107,7 @@ def record_of(job_id: str, fields: dict[str, str]) -> JobRecord:
         id=job_id,
         status=status,
         stage=stage,
-        waiting_in=stage_queue(stage, fields["gpu_queue"]) if waiting else None,
+        waiting_in=_queue_of(stage, fields["gpu_queue"], refs) if waiting else None,
         attempt=int(fields["attempt"]),
         job=job,
         gpu_queue=fields["gpu_queue"],
@@ -118,3 +121,8 @@ def record_of(job_id: str, fields: dict[str, str]) -> JobRecord:
         error_stage=fields.get("error_stage"),
         result=json.loads(fields["result"]) if "result" in fields else None,
     )
+
+
+def _queue_of(stage: str, gpu_queue: str, refs: dict[str, str]) -> str:
+    given = refs.get(NEXT_QUEUE) if stage == "cache" else None
+    return given or stage_queue(stage, gpu_queue)

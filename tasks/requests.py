@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from tasks.cache_plan import EncoderDigests
 from tasks.jobs.base import StrictModel
 from tasks.jobs.job import TrainingConfig
 
@@ -13,7 +14,7 @@ class TrainerRequest(StrictModel):
     """One run of the trainer. It answers with events, the last one telling how it ended."""
 
     stage: Literal["cache", "train"]
-    """``cache`` encodes what is not in the cache yet; ``train`` trains."""
+    """``cache`` makes cache entries; ``train`` trains."""
 
     job_id: str
     attempt: int
@@ -37,8 +38,14 @@ class TrainerRequest(StrictModel):
     device: Literal["cpu", "cuda"]
     """``cuda`` is the one GPU the process is pinned to."""
 
+    encoders: EncoderDigests | None = None
+    """``cache``: of the encoders whose outputs are wanted; null asks for their digests."""
+
+    cache_entries: tuple[str, ...] = ()
+    """``cache``: the digests of the entries to make, text first."""
+
     cache_index_key: str | None = Field(default=None)
-    """``train``: the index that ``cache`` wrote."""
+    """``train``: the index that the cache stage left."""
 
     resume_state_key: str | None = Field(default=None)
     """``train``: the state to go on from; null starts at step 0."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from tasks.cache_registry import CacheRegistry
 from tasks.events import CacheDone, Event, TrainDone
 from tasks.requests import TrainerRequest
 from tasks.state import JobState
@@ -60,6 +61,7 @@ class Runtime:
     """
 
     state: JobState
+    cache: CacheRegistry
     store: Store
     trainer: Trainer
     scratch_dir: Path

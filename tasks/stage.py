@@ -15,7 +15,7 @@ import redis
 
 from tasks.errors import CancelledJobError, ErrorCode, JobError
 from tasks.events import Event, Note
-from tasks.records import JobRecord, StageRecord, SupersededError
+from tasks.records import NEXT_QUEUE, JobRecord, StageRecord, SupersededError
 from tasks.requests import TrainerRequest
 from tasks.runtime import Runtime, TrainerInterrupted
 from tasks.state import BeginOutcome
@@ -55,6 +55,7 @@ class StageContext:
     record: JobRecord
     runtime: Runtime
     draining: Callable[[], bool]
+    queue: str
 
     @property
     def job_id(self) -> str:
@@ -116,6 +117,14 @@ class StageReleased(Exception):  # noqa: N818 - an outcome, not an error
     """The worker is going away: the message goes back, and another start goes on from here."""
 
 
+class StageMoved(Exception):  # noqa: N818 - an outcome, not an error
+    """The stage must be done elsewhere: its message goes to another queue."""
+
+    def __init__(self, queue: str, reason: str) -> None:
+        super().__init__(queue, reason)
+        self.queue, self.reason = queue, reason
+
+
 class StageDropped(Exception):  # noqa: N818 - an outcome, not an error
     """The message is not to be worked on: a duplicate, or one of a job that is over."""
 
@@ -136,6 +145,7 @@ def run_stage(
     Raises:
         StageDropped: There is nothing to do for this message.
         StageReleased: The worker is going away; hand the message back.
+        StageMoved: Send the message to another queue.
         redis.RedisError: The broker is away; hand the message back, and whoever gets it next goes
             on from the last checkpoint.
         JobError: The stage failed, and the job with it.
@@ -148,7 +158,7 @@ def run_stage(
     if outcome != BeginOutcome.BEGUN:
         raise StageDropped(f"{stage} of job {job_id} is {outcome}")
     record = runtime.state.get(job_id)
-    context = StageContext(stage, attempt, record, runtime, draining)
+    context = StageContext(stage, attempt, record, runtime, draining, delivery.queue)
     logger.info("%s begins", stage, extra={"job": job_id, "stage": stage})
     started = time.monotonic()
     try:
@@ -157,6 +167,9 @@ def run_stage(
         raise StageDropped(str(error)) from error
     except TrainerInterrupted as error:
         raise _interrupted(context) from error
+    except StageMoved as moved:
+        _move(context, moved)
+        raise
     except redis.RedisError:
         raise  # nothing can be written, and the job is not to blame
     except JobError as error:
@@ -196,6 +209,15 @@ def _fail(context: StageContext, error: JobError) -> None:
         context.runtime.state.fail(context.job_id, context.attempt, error)
     except SupersededError as superseded:
         raise StageDropped(str(superseded)) from error
+
+
+def _move(context: StageContext, moved: StageMoved) -> None:
+    try:
+        note = Note(level="info", message=f"{context.stage} moves to {moved.queue}: {moved.reason}")
+        refs = {NEXT_QUEUE: moved.queue}
+        context.runtime.state.release(context.job_id, context.attempt, note, refs)
+    except SupersededError as error:
+        raise StageDropped(str(error)) from error
 
 
 def _interrupted(context: StageContext) -> Exception:

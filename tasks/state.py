@@ -6,7 +6,7 @@ All keys of ours are spelled here, and all have a life time.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, cast
@@ -289,13 +289,16 @@ class JobState:
             fields |= {"status": JobStatus.SUCCEEDED, "result": json.dumps(result)}
             self._fenced(job_id, attempt, fields, finished, JobEnded(status="succeeded"))
 
-    def release(self, job_id: str, attempt: int, event: Event) -> None:
+    def release(
+        self, job_id: str, attempt: int, event: Event, refs: Mapping[str, str] | None = None
+    ) -> None:
         """Give a stage back to the queue, so that its next message may begin it.
 
         Raises:
             SupersededError: The attempt is not the newest.
         """
-        self._fenced(job_id, attempt, {"stage_state": "queued", "starts": "0"}, event)
+        fields = {f"ref:{key}": value for key, value in (refs or {}).items()}
+        self._fenced(job_id, attempt, {"stage_state": "queued", "starts": "0", **fields}, event)
 
     def fail(self, job_id: str, attempt: int, error: JobError) -> None:
         """End the job with an error; a cancelled one as cancelled.

@@ -13,8 +13,11 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
 from obstore.store import LocalStore, from_url
 
-from tasks.errors import StoreError
+from tasks.errors import MissingObjectError, StoreError
 from tasks.events import Artifact
+
+# Below it lie all packs of cache entries, those of text and those of latents.
+PACKS = "cache"
 
 
 def data_set_key(digest: str) -> str:
@@ -27,14 +30,9 @@ def image_key(digest: str) -> str:
     return f"images/{digest[:2]}/{digest}"
 
 
-def text_entry_key(digest: str) -> str:
-    """A caption's cached text-encoder outputs."""
-    return f"cache/text/{digest[:2]}/{digest}.safetensors"
-
-
-def latent_entry_key(digest: str) -> str:
-    """A picture's cached VAE outputs."""
-    return f"cache/latents/{digest[:2]}/{digest}.safetensors"
+def pack_key(kind: str, pack_id: str) -> str:
+    """A pack of cache entries."""
+    return f"{PACKS}/{kind}/{pack_id[:2]}/{pack_id}.safetensors"
 
 
 def cache_index_key(job_id: str) -> str:
@@ -66,6 +64,7 @@ class Store:
 
     Raises:
         StoreError: From every method, when the store cannot do it.
+        MissingObjectError: From those that read, where there is no such object.
     """
 
     def __init__(self, url: str) -> None:
@@ -109,6 +108,17 @@ class Store:
         """An object's bytes."""
         try:
             return bytes(obstore.get(self._store, key).bytes())
+        except FileNotFoundError as error:
+            raise MissingObjectError(key) from error
+        except (BaseError, OSError) as error:
+            raise StoreError(f"cannot read {key}: {_first_line(error)}") from error
+
+    def get_range(self, key: str, start: int, end: int) -> bytes:
+        """Some of an object's bytes, up to its end where that comes before ``end``."""
+        try:
+            return bytes(obstore.get_range(self._store, key, start=start, end=end))
+        except FileNotFoundError as error:
+            raise MissingObjectError(key) from error
         except (BaseError, OSError) as error:
             raise StoreError(f"cannot read {key}: {_first_line(error)}") from error
 
@@ -140,9 +150,13 @@ class Store:
 
     def keys(self, prefix: str) -> list[str]:
         """The keys below a prefix, sorted."""
+        return sorted(self.sizes(prefix))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """The objects below a prefix, each with its size in bytes."""
         try:
             found = obstore.list(self._store, prefix)
-            return sorted(meta["path"] for batch in found for meta in batch)
+            return {meta["path"]: meta["size"] for batch in found for meta in batch}
         except (BaseError, OSError) as error:
             raise StoreError(f"cannot list {prefix}: {_first_line(error)}") from error
 

@@ -1,68 +1,106 @@
 """The ``train`` stage: run the trainer, from the newest checkpoint where there is one."""
 
+import time
 from collections.abc import Iterable
 
-from tasks.events import CheckpointSaved, Event, TrainDone, ValidationImages
+from tasks.cache import cache, forget_damaged, packs_of
+from tasks.errors import ErrorCode, TrainerError
+from tasks.events import CacheDone, CheckpointSaved, Event, Note, TrainDone, ValidationImages
 from tasks.jobs.base import StrictModel
 from tasks.stage import StageContext, StageResult
+
+# Far less than the time after which an unused pack may be removed.
+_TOUCH_EVERY_S = 600
 
 
 def train(context: StageContext) -> StageResult:
     """Train, keeping what the record says of the run up to date so that any start can go on."""
-    refs = context.record.refs
-    kept = checkpoints_of(refs)
-    made = {event.step: event for event in validations_of(refs)}
-    resumed_at = kept[-1].step if kept else 0
-    limit = context.record.job.training.max_checkpoints
-
-    def on_event(event: Event) -> None:
-        match event:
-            case CheckpointSaved():
-                checkpoint_saved(event)
-            case ValidationImages():
-                images_made(event)
-            case _:
-                context.emit(event)
-
-    def checkpoint_saved(event: CheckpointSaved) -> None:
-        kept.append(event)
-        pruned = kept[:-limit] if limit else []
-        del kept[: len(pruned)]
-        record("checkpoints", kept, event)
-        # Only now does nobody need the old ones any more.
-        for old in pruned:
-            context.runtime.store.delete([old.state_key, *(file.key for file in old.files)])
-
-    def images_made(event: ValidationImages) -> None:
-        replaced = made.get(event.step)
-        made[event.step] = event
-        record("validations", [made[step] for step in sorted(made)], event)
-        if replaced is not None:
-            # A trainer that was started again in the same attempt wrote over its own.
-            new = {image.key for image in event.images}
-            old = [image.key for image in replaced.images if image.key not in new]
-            context.runtime.store.delete(old)
-
-    def record(ref: str, models: Iterable[StrictModel], event: Event) -> None:
-        lines = "\n".join(model.model_dump_json() for model in models)
-        context.runtime.state.set_refs(context.job_id, context.attempt, {ref: lines}, event)
-
-    done = context.runtime.trainer.run(
-        context.trainer_request(
-            stage="train",
-            cache_index_key=refs["cache_index"],
-            resume_state_key=kept[-1].state_key if kept else None,
-        ),
-        on_event=on_event,
-        stop_requested=context.stop_requested,
-    )
+    run = _Run(context)
+    resumed = f", from step {run.resumed_at}" if run.resumed_at else ""
+    try:
+        done = run.to_its_end()
+    except TrainerError as error:
+        damaged = error.code == ErrorCode.UNREADABLE_FILE and forget_damaged(
+            context.runtime, run.packs
+        )
+        if not damaged:
+            raise
+        message = f"{error.message}; what was damaged is encoded again"
+        context.emit(Note(level="warning", message=message))
+        cache(context)
+        done = run.to_its_end()
     if not isinstance(done, TrainDone):
         raise TypeError(f"the trainer answered a train request with {done.kind}")
-    resumed = f", from step {resumed_at}" if resumed_at else ""
     return StageResult(
         f"{done.steps} steps, loss {done.final_loss:.4f}{resumed}",
         {"trained": done.model_dump_json()},
     )
+
+
+class _Run:
+    """One start's run: what it goes on from, and what the record is told of it."""
+
+    def __init__(self, context: StageContext) -> None:
+        self._context = context
+        refs = context.record.refs
+        self._kept = checkpoints_of(refs)
+        self._made = {event.step: event for event in validations_of(refs)}
+        self.resumed_at = self._kept[-1].step if self._kept else 0
+        self.packs = packs_of(context)
+        self._touched_at = time.monotonic()
+
+    def to_its_end(self) -> CacheDone | TrainDone:
+        """Train from the newest checkpoint."""
+        request = self._context.trainer_request(
+            stage="train",
+            cache_index_key=self._context.record.refs["cache_index"],
+            resume_state_key=self._kept[-1].state_key if self._kept else None,
+        )
+        return self._context.runtime.trainer.run(
+            request, on_event=self._on_event, stop_requested=self._stop_requested
+        )
+
+    def _stop_requested(self) -> bool:
+        """Asked about twice a second: a good time to note that the cache is still in use."""
+        if time.monotonic() - self._touched_at > _TOUCH_EVERY_S:
+            self._touched_at = time.monotonic()
+            self._context.runtime.cache.use(self.packs)
+        return self._context.stop_requested()
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case CheckpointSaved():
+                self._checkpoint_saved(event)
+            case ValidationImages():
+                self._images_made(event)
+            case _:
+                self._context.emit(event)
+
+    def _checkpoint_saved(self, event: CheckpointSaved) -> None:
+        kept, limit = self._kept, self._context.record.job.training.max_checkpoints
+        kept.append(event)
+        pruned = kept[:-limit] if limit else []
+        del kept[: len(pruned)]
+        self._record("checkpoints", kept, event)
+        # Only now does nobody need the old ones any more.
+        for old in pruned:
+            self._context.runtime.store.delete([old.state_key, *(file.key for file in old.files)])
+
+    def _images_made(self, event: ValidationImages) -> None:
+        made = self._made
+        replaced = made.get(event.step)
+        made[event.step] = event
+        self._record("validations", [made[step] for step in sorted(made)], event)
+        if replaced is not None:
+            # A trainer that was started again in the same attempt wrote over its own.
+            new = {image.key for image in event.images}
+            old = [image.key for image in replaced.images if image.key not in new]
+            self._context.runtime.store.delete(old)
+
+    def _record(self, ref: str, models: Iterable[StrictModel], event: Event) -> None:
+        context = self._context
+        lines = "\n".join(model.model_dump_json() for model in models)
+        context.runtime.state.set_refs(context.job_id, context.attempt, {ref: lines}, event)
 
 
 def checkpoints_of(refs: dict[str, str]) -> list[CheckpointSaved]:

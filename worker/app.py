@@ -18,6 +18,7 @@ from celery.signals import (
 )
 
 from tasks.app import make_app
+from tasks.cache_registry import CacheRegistry
 from tasks.runtime import Runtime
 from tasks.settings import Settings
 from tasks.state import JobState, connect
@@ -66,8 +67,10 @@ def run_worker(
         """Made in the process that runs tasks: connections do not survive a fork."""
         real_gpu = gpu is not None and not gpu.emulated
         env = trainer_environment(dict(os.environ), gpu.uuid if gpu and real_gpu else None)
+        client = connect(broker_url, patience=_PATIENCE)
         return Runtime(
-            state=JobState(connect(broker_url, patience=_PATIENCE), settings.job_ttl),
+            state=JobState(client, settings.job_ttl),
+            cache=CacheRegistry(client, settings.job_ttl, settings.visibility_timeout),
             store=Store(settings.resolved_store_url),
             trainer=TrainerProcess(
                 env,

@@ -19,6 +19,7 @@ from tasks.events import (
     CheckpointSaved,
     Event,
     Note,
+    PackStored,
     TrainDone,
     TrainFailed,
     parse_event,
@@ -84,9 +85,7 @@ class TrainerProcess:
                 if restart == self._restarts:
                     raise TrainerError(str(crash), request.stage, retryable=True) from crash
                 logger.warning("%s", crash, extra={"job": request.job_id, "stage": request.stage})
-                if crash.checkpoint is not None:
-                    resume = {"resume_state_key": crash.checkpoint.state_key}
-                    request = request.model_copy(update=resume)
+                request = crash.rest_of(request)
                 first_line = str(crash).partition("\n")[0]
                 on_event(Note(level="warning", message=f"{first_line}; it is started again"))
         raise AssertionError("unreachable")
@@ -136,9 +135,20 @@ class _EndedIdleError(Exception):
 class _TrainerCrashedError(Exception):
     """The trainer ended without an answer."""
 
-    def __init__(self, how: str, stderr: str, checkpoint: CheckpointSaved | None) -> None:
+    def __init__(
+        self, how: str, stderr: str, checkpoint: CheckpointSaved | None, stored: set[str]
+    ) -> None:
         super().__init__(f"the trainer {how}" + (f"; it said:\n{stderr}" if stderr else ""))
-        self.checkpoint = checkpoint
+        self._checkpoint = checkpoint
+        self._stored = stored
+
+    def rest_of(self, request: TrainerRequest) -> TrainerRequest:
+        """What is left of the request: from the last checkpoint, without the entries stored."""
+        entries = tuple(it for it in request.cache_entries if it not in self._stored)
+        changes: dict[str, object] = {"cache_entries": entries}
+        if self._checkpoint is not None:
+            changes["resume_state_key"] = self._checkpoint.state_key
+        return request.model_copy(update=changes)
 
 
 class _Run:
@@ -151,6 +161,7 @@ class _Run:
         self._request = request
         self._stop_grace_s = stop_grace_s
         self._checkpoint: CheckpointSaved | None = None
+        self._stored: set[str] = set()
         self._answer: CacheDone | TrainDone | TrainFailed | None = None
         self._heard_anything = False
         self.left_well = False
@@ -214,6 +225,8 @@ class _Run:
         on_event(event)
         if isinstance(event, CheckpointSaved):
             self._checkpoint = event
+        if isinstance(event, PackStored):
+            self._stored.update(event.entries)
 
     def _outcome(self, code: int | None, stderr: str) -> CacheDone | TrainDone:
         answer = self._answer
@@ -234,7 +247,7 @@ class _Run:
         raise self._crashed(f"ended with exit code {code} and no answer", stderr)
 
     def _crashed(self, how: str, stderr: str = "") -> _TrainerCrashedError:
-        return _TrainerCrashedError(how, stderr, self._checkpoint)
+        return _TrainerCrashedError(how, stderr, self._checkpoint, self._stored)
 
 
 def trainer_environment(

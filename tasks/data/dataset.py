@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 
-from tasks.data.buckets import Size
+from tasks.data.buckets import Size, nearest_bucket
 from tasks.jobs.base import StrictModel
 
 
@@ -34,6 +34,10 @@ class DataSet(StrictModel):
     digest: str
     """SHA-256 of the pictures and captions, whatever the files were called."""
     samples: tuple[Sample, ...]
+
+    def sizes_in(self, buckets: tuple[Size, ...]) -> tuple[Size, ...]:
+        """The training size of each sample, of these."""
+        return tuple(nearest_bucket(sample.size, buckets) for sample in self.samples)
 
 
 def data_set_of(samples: Iterable[Sample]) -> DataSet:

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ import redis
 
 from tasks import events
 from tasks.cache import cache
+from tasks.cache_registry import CacheRegistry
+from tasks.data.dataset import data_set_of
 from tasks.errors import CancelledJobError, ErrorCode, JobError
 from tasks.publish import publish
 from tasks.records import JobStatus
@@ -15,10 +18,11 @@ from tasks.runtime import Runtime, TrainerInterrupted
 from tasks.stage import Delivery, StageBody, StageContext, StageDropped, StageReleased, StageResult
 from tasks.stage import run_stage as run_any_stage
 from tasks.state import JobState
-from tasks.store import Store
+from tasks.store import Store, data_set_key
 from tasks.submit import admit
 from tasks.train import train
 
+CACHES = ("cache_text_encoder_outputs", "cache_vae_outputs")
 DELIVERY = Delivery(queue="q", redelivered=False)
 
 
@@ -56,13 +60,16 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def job_id(state: JobState, job_document: dict[str, Any]) -> str:
+    """A job that caches nothing: its base model does not exist."""
+    job_document["training"] |= dict.fromkeys(CACHES, False)
     return admit(job_document, state)[0]
 
 
 def runtime_with(
     state: JobState, store: Store, tmp_path: Path, trainer: ScriptedTrainer
 ) -> Runtime:
-    return Runtime(state, store, trainer, tmp_path / "scratch", "gpu@here", "cpu")
+    cache = CacheRegistry(state._redis, timedelta(hours=1), timedelta(seconds=4))
+    return Runtime(state, cache, store, trainer, tmp_path / "scratch", "gpu@here", "cpu")
 
 
 def run_stage(
@@ -80,6 +87,12 @@ def leave(**refs: str) -> StageBody:
     return lambda context: StageResult("left", refs)
 
 
+def empty_data_set(store: Store) -> str:
+    data_set = data_set_of([])
+    store.put(data_set_key(data_set.digest), data_set.model_dump_json().encode())
+    return data_set_key(data_set.digest)
+
+
 def saved(store: Store, step: int) -> events.CheckpointSaved:
     state_key, weights_key = f"jobs/x/{step}/state", f"jobs/x/{step}/lamp.safetensors"
     store.put(state_key, b"state")
@@ -88,13 +101,6 @@ def saved(store: Store, step: int) -> events.CheckpointSaved:
     return events.CheckpointSaved(step=step, state_key=state_key, weights=weights)
 
 
-CACHED = events.CacheDone(
-    index_key="jobs/x/cache.json",
-    encoded_images=2,
-    encoded_captions=3,
-    reused_images=0,
-    reused_captions=1,
-)
 TRAINED = events.TrainDone(steps=20, final_loss=0.5)
 
 
@@ -104,20 +110,20 @@ def test_a_job_goes_through_its_stages_and_ends_published(
     checkpoints = [saved(store, 10), saved(store, 20)]
     run_stage(
         "prepare",
-        leave(data_set="datasets/d.json"),
+        leave(data_set=empty_data_set(store)),
         job_id,
         runtime_with(state, store, tmp_path, ScriptedTrainer()),
     )
-    caching = ScriptedTrainer(CACHED)
-    run_stage("cache", cache, job_id, runtime_with(state, store, tmp_path, caching))
+    idle = ScriptedTrainer()
+    run_stage("cache", cache, job_id, runtime_with(state, store, tmp_path, idle))
     training = ScriptedTrainer(*checkpoints, TRAINED)
     run_stage("train", train, job_id, runtime_with(state, store, tmp_path, training))
     result = run_stage(
         "publish", publish, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer())
     )
 
-    assert caching.requests[0].data_set_key == "datasets/d.json"
-    assert training.requests[0].cache_index_key == "jobs/x/cache.json"
+    assert idle.requests == []
+    assert training.requests[0].cache_index_key == f"jobs/{job_id}/cache.json"
     assert training.requests[0].resume_state_key is None
     assert Path(result["published"]).read_bytes() == b"weights 20"
     assert result["files"] == [
@@ -132,9 +138,9 @@ def test_a_job_goes_through_its_stages_and_ends_published(
 def test_a_train_stage_that_begins_again_goes_on_from_the_newest_checkpoint(
     state: JobState, store: Store, tmp_path: Path, job_id: str
 ) -> None:
-    refs = leave(data_set="d", cache_index="c")
+    refs = leave(data_set=empty_data_set(store))
     run_stage("prepare", refs, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
-    run_stage("cache", leave(), job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
+    run_stage("cache", cache, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
     interrupted = ScriptedTrainer(saved(store, 10), ends=TrainerInterrupted())
     with pytest.raises(StageReleased):
         run_stage("train", train, job_id, runtime_with(state, store, tmp_path, interrupted))
@@ -148,11 +154,12 @@ def test_a_train_stage_that_begins_again_goes_on_from_the_newest_checkpoint(
 def test_old_checkpoints_are_removed_only_after_a_newer_one_is_recorded(
     state: JobState, store: Store, tmp_path: Path, job_document: dict[str, Any]
 ) -> None:
-    job_document["training"]["max_checkpoints"] = 1
+    changes = {"max_checkpoints": 1, **dict.fromkeys(CACHES, False)}
+    job_document["training"] |= changes
     job_id = admit(job_document, state)[0]
-    refs = leave(data_set="d", cache_index="c")
+    refs = leave(data_set=empty_data_set(store))
     run_stage("prepare", refs, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
-    run_stage("cache", leave(), job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
+    run_stage("cache", cache, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
     trainer = ScriptedTrainer(saved(store, 10), saved(store, 20), TRAINED)
     run_stage("train", train, job_id, runtime_with(state, store, tmp_path, trainer))
     assert store.keys("jobs/x") == ["jobs/x/20/lamp.safetensors", "jobs/x/20/state"]

@@ -19,7 +19,7 @@ from contextlib import closing
 import torch
 from pydantic import ValidationError
 
-from tasks.errors import ErrorCode, StoreError
+from tasks.errors import ErrorCode, JobError
 from tasks.events import TrainFailed
 from tasks.requests import TrainerExit, TrainerRequest
 from worker.trainer.errors import InterruptedRun, RefusedError
@@ -109,7 +109,7 @@ def _serve(line: str, pipe: EventPipe, stop: StopSwitch, kept: KeptModels) -> Tr
     except torch.cuda.OutOfMemoryError as error:
         first_line = str(error).partition("\n")[0]
         return _refuse(pipe, ErrorCode.OUT_OF_MEMORY, f"the GPU's memory is full: {first_line}")
-    except StoreError as error:
+    except JobError as error:
         traceback.print_exc()
         _refuse(pipe, error.code, str(error))
         # Another try may find the store well again.

@@ -15,18 +15,13 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from tasks.data.buckets import Size, nearest_bucket
+from tasks.cache_plan import CacheIndex
+from tasks.data.buckets import Size
 from tasks.data.dataset import DataSet
-from tasks.jobs.data import DataLoaderConfig, DreamboothSDDataLoaderConfig
+from tasks.jobs.data import DreamboothSDDataLoaderConfig
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.store import Store
-from worker.trainer.cache_entries import (
-    VAE_FACTOR,
-    CacheIndex,
-    read_latents,
-    read_text,
-    text_tokens,
-)
+from worker.trainer.cache_entries import VAE_FACTOR, CachedEntries, text_tokens
 from worker.trainer.draws import Draws
 from worker.trainer.pictures import (
     CENTRE,
@@ -142,12 +137,6 @@ class BatchPlan:
         return epoch, self.epoch(epoch)[place]
 
 
-def sizes_of(data_set: DataSet, loader: DataLoaderConfig) -> tuple[Size, ...]:
-    """The training size of each sample."""
-    buckets = loader.sizes()
-    return tuple(nearest_bucket(sample.size, buckets) for sample in data_set.samples)
-
-
 class SampleReader:
     """Reads samples at their training size; safe to send to another process.
 
@@ -172,8 +161,9 @@ class SampleReader:
         self._data_set = data_set
         self._config = config
         self._index = index
+        self._cached: CachedEntries | None = None
         self._draws = draws
-        self.sizes = sizes_of(data_set, config.loader)
+        self.sizes = data_set.sizes_in(config.loader.sizes())
         self._kept: dict[int, Image.Image] = {}
         self._keep_in_memory = [
             getattr(source, "keep_in_memory", False) for source in config.loader.sources()
@@ -213,7 +203,7 @@ class SampleReader:
         entries = self._index.samples[sample] if self._index is not None else None
         key = entries and (entries.flipped_latents if flipped else entries.latents)
         if key:
-            latents = read_latents(self._open(), key, self.sizes[sample])
+            latents = self._open_cache().latents(key, self.sizes[sample])
             found |= {"latent_mean": latents.mean, "latent_logvar": latents.logvar}
         else:
             picture = cropped(self._resized(sample), self.sizes[sample], place)
@@ -222,7 +212,7 @@ class SampleReader:
         if text_key and self._index is not None:
             # A dropped caption is the blank one.
             key = text_key if caption else self._index.blank_text
-            text = read_text(self._open(), key or text_key, text_tokens(self._config))
+            text = self._open_cache().text(key or text_key, text_tokens(self._config))
             found |= {"prompt_embeds": text.prompt_embeds, "pooled": text.pooled}
         return found
 
@@ -273,9 +263,15 @@ class SampleReader:
             self._store = Store(self._store_url)
         return self._store
 
+    def _open_cache(self) -> CachedEntries:
+        if self._cached is None:
+            packs = self._index.packs if self._index is not None else {}
+            self._cached = CachedEntries(self._open(), packs)
+        return self._cached
+
     def __getstate__(self) -> dict[str, Any]:
         # A store's connections belong to its process.
-        return {**self.__dict__, "_store": None, "_kept": {}}
+        return {**self.__dict__, "_store": None, "_cached": None, "_kept": {}}
 
 
 class _NumberedBatches(Dataset[Batch]):

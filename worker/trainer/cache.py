@@ -1,61 +1,44 @@
-"""The ``cache`` stage: encodes what the store has no entry of, and writes the index.
+"""The ``cache`` stage's requests: makes the entries it is asked for.
 
-Encoders load only when something of their kind is missing, one kind after the other. They see
-one caption or image at a time: in a batch, the last bits of an entry would depend on what else
-was missing that day, and an entry made anew would not be the one a run was trained on. One image,
-or 512 tokens, fills a GPU already.
+One kind after the other, so that one encoder at a time is on the GPU. Pictures are decoded ahead of
+the encoder, and packs are written behind it. Batches of a kind and size always have one shape, the
+last one filled up with its own last item: the bits of an entry then depend on the item alone, not
+on what else was missing that day, and one made anew is the one a run was trained on.
 """
 
 import importlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, groupby, islice
 from typing import TypeVar
 
 import torch
 
+from tasks.cache_packs import pack_id
+from tasks.cache_plan import CachePlan, Kind, Picture, encoder_digests
 from tasks.data.buckets import Size
 from tasks.data.dataset import DataSet
-from tasks.events import CacheDone, Progress
+from tasks.events import CacheDone, PackStored
 from tasks.requests import TrainerRequest
-from tasks.store import Store, cache_index_key
-from worker.trainer.base_model import text_digest, vae_digest
-from worker.trainer.batches import sizes_of
-from worker.trainer.cache_entries import (
-    CacheIndex,
-    Latents,
-    SampleEntries,
-    Text,
-    cache_settings,
-    latents_bytes,
-    latents_key,
-    read_latents,
-    read_text,
-    text_bytes,
-    text_key,
-    text_tokens,
-)
-from worker.trainer.errors import DamagedFileError, NotFiniteError
+from tasks.store import Store, pack_key
+from worker.trainer.cache_entries import Latents, Text, pack_bytes
+from worker.trainer.errors import NotFiniteError
 from worker.trainer.kept import KeptModels
 from worker.trainer.libraries import check_libraries
 from worker.trainer.pictures import CENTRE, cropped, load_picture, pixels, resized_to_cover
-from worker.trainer.pipe import Emit, ProgressMeter, StopSwitch
+from worker.trainer.pipe import Emit, StopSwitch
 
-Item = TypeVar("Item")
+# T5 with 512 tokens of each: enough to fill a GPU, and a pack of some 32 MiB.
+_CAPTIONS = 8
+# As many pixels as fill a GPU, while the VAE's activations fit the smallest class.
+_PIXELS = 1024 * 1024
+_MOST_PICTURES = 8
+# Encoded batches on their way to the store; more would only take memory.
+_UPLOADS = 2
 
-
-@dataclass(frozen=True)
-class _Caption:
-    caption: str
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """One image as the VAE is to see it; ``sample`` is one of those that show it."""
-
-    image: str
-    sample: int
-    size: Size
-    flipped: bool
+_Item = TypeVar("_Item")
 
 
 def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, kept: KeptModels) -> None:
@@ -68,168 +51,178 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, kept: KeptModels)
     """
     # What training will lack is told before anything is encoded for it.
     check_libraries(request.training)
+    if request.encoders is None:
+        # Large files are fetched and read here, in a process that may be ended at any time.
+        emit(CacheDone(encoders=encoder_digests(request.training)))
+        return
     store = Store(request.store_url)
     data_set = DataSet.model_validate_json(store.get(request.data_set_key))
-    stage = _CacheStage(request, store, data_set, emit, stop, kept)
-    texts, encoded_captions = stage.texts()
-    latents, encoded_images = stage.latents()
-    index = stage.index(texts, latents)
-    key = cache_index_key(request.job_id)
-    store.put(key, index.model_dump_json(indent=1).encode())
-    images = len({sample.image for sample in data_set.samples}) if latents else 0
-    emit(
-        CacheDone(
-            index_key=key,
-            encoded_images=encoded_images,
-            encoded_captions=encoded_captions,
-            reused_images=images - encoded_images,
-            reused_captions=len(texts) - encoded_captions,
-        )
-    )
+    plan = CachePlan(request.training, data_set, request.encoders)
+    texts = [digest for digest in request.cache_entries if digest in plan.texts]
+    latents = [digest for digest in request.cache_entries if digest in plan.latents]
+    encoder = _Encoder(request, store, data_set, plan, kept)
+    with _Writer(store, emit) as writer:
+        batches: Iterator[tuple[list[str], Text | Latents]]
+        batches = chain(encoder.texts(texts), encoder.latents(latents))
+        for digests, encoded in batches:
+            stop.check()
+            writer.write(plan.kind(digests[0]), digests, encoded, encoder.names(digests))
+    emit(CacheDone())
 
 
-class _CacheStage:
+def batch_size(size: Size) -> int:
+    """How many pictures of a size are encoded at once."""
+    return max(1, min(_MOST_PICTURES, _PIXELS // size.pixels))
+
+
+class _Encoder:
+    """Encodes batches of entries; yields their digests with what came out, still on the device."""
+
     def __init__(
         self,
         request: TrainerRequest,
         store: Store,
         data_set: DataSet,
-        emit: Emit,
-        stop: StopSwitch,
+        plan: CachePlan,
         kept: KeptModels,
     ) -> None:
         self._config = request.training
+        self._device = torch.device(request.device)
         self._store = store
         self._data_set = data_set
-        self._emit = emit
-        self._stop = stop
+        self._plan = plan
         self._kept = kept
-        self._device = torch.device(request.device)
-        loader = self._config.loader
-        self._sizes = sizes_of(data_set, loader)
-        # A cached caption is always the same one: only drops are drawn, and their entry is blank.
-        self._captions = (
-            [loader.caption(sample, ()) for sample in data_set.samples]
-            if self._config.caches_text
-            else [""] * len(data_set.samples)
-        )
-        negative = getattr(self._config, "negative_validation_prompts", None)
-        self._prompts = (self._config.validation_prompts, tuple(negative or ()))
 
-    def texts(self) -> tuple[dict[_Caption, str], int]:
-        """The entry of each caption and prompt, and how many were encoded now."""
-        config = self._config
-        if not config.caches_text:
-            return {}, 0
-        digest = text_digest(config)
-        # The blank caption stands for a dropped one; prompts are encoded as captions are.
-        wanted = {"", *self._captions, *self._prompts[0], *self._prompts[1]}
-        keys = {_Caption(it): text_key(it, config, digest) for it in sorted(wanted)}
-        tokens = text_tokens(config)
-        missing = self._missing(keys, lambda _, key: read_text(self._store, key, tokens))
-        if not missing:
-            return keys, 0
+    def names(self, digests: Sequence[str]) -> list[str]:
+        """What entries are of, for messages."""
+        plan, samples = self._plan, self._data_set.samples
+        return [
+            f"the text encoders' output of the caption {plan.texts[digest]!r}"
+            if digest in plan.texts
+            else f"the VAE's output of the image {samples[plan.latents[digest].sample].source}"
+            for digest in digests
+        ]
+
+    @torch.no_grad()
+    def texts(self, digests: Sequence[str]) -> Iterator[tuple[list[str], Text]]:
+        if not digests:
+            return
         models = importlib.import_module("worker.trainer.models")
-        encoders = models.take_text(config, self._device, self._kept)
-        meter = ProgressMeter(self._emit)
-        for done, item in enumerate(missing, start=1):
-            self._stop.check()
-            with torch.no_grad():
-                encoded: Text = encoders.encode([item.caption])
-            text = Text(encoded.prompt_embeds[0], encoded.pooled[0])
-            what = f"the text encoders' output of the caption {item.caption!r}"
-            _check_finite(what, text.prompt_embeds, text.pooled)
-            self._write(keys[item], text_bytes(text), damaged=missing[item])
-            meter.tell(Progress(stage="cache", done=done, total=len(missing), unit="captions"))
-        return keys, len(missing)
+        encoders = models.take_text(self._config, self._device, self._kept)
+        for batch in _in_batches(digests, _CAPTIONS):
+            captions = [self._plan.texts[digest] for digest in batch]
+            yield batch, encoders.encode(_filled(captions, _CAPTIONS))
 
-    def latents(self) -> tuple[dict[_Picture, str], int]:
-        """The entry of each picture and mirroring, and how many images were encoded now."""
-        config = self._config
-        if not config.cache_vae_outputs:
-            return {}, 0
-        digest = vae_digest(config)
-        keys = {
-            picture: latents_key(picture.image, picture.size, picture.flipped, digest)
-            for picture in self._pictures()
-        }
-        missing = self._missing(keys, lambda it, key: read_latents(self._store, key, it.size))
-        if not missing:
-            return keys, 0
+    @torch.no_grad()
+    def latents(self, digests: Sequence[str]) -> Iterator[tuple[list[str], Latents]]:
+        if not digests:
+            return
         models = importlib.import_module("worker.trainer.models")
         inputs = importlib.import_module("worker.trainer.inputs")
-        vae = models.take_vae(config, self._device, self._kept)
-        meter = ProgressMeter(self._emit)
-        # One size after the other: cuDNN looks for its fastest kernels once a size.
-        for done, item in enumerate(sorted(missing, key=lambda item: item.size), start=1):
-            self._stop.check()
-            values = self._pixels(item)[None]  # (1, 3, H, W)
-            encoded: Latents = inputs.encode_pixels(vae, values.to(self._device))
-            source = self._data_set.samples[item.sample].source
-            _check_finite(f"the VAE's output of the image {source}", encoded.mean, encoded.logvar)
-            entry = latents_bytes(Latents(encoded.mean[0], encoded.logvar[0]))
-            self._write(keys[item], entry, damaged=missing[item])
-            meter.tell(Progress(stage="cache", done=done, total=len(missing), unit="images"))
-        return keys, len({item.image for item in missing})
+        vae = models.take_vae(self._config, self._device, self._kept)
+        for batch, values in self._decoded(list(self._batches(digests))):
+            size = self._plan.latents[batch[0]].size
+            stacked = torch.stack(_filled(values, batch_size(size)))  # (B, 3, H, W)
+            if self._device.type == "cuda":
+                stacked = stacked.pin_memory()
+            yield batch, inputs.encode_pixels(vae, stacked.to(self._device, non_blocking=True))
 
-    def index(self, texts: dict[_Caption, str], latents: dict[_Picture, str]) -> CacheIndex:
-        """Which entries belong to which samples."""
-        by_picture = {(it.image, it.size, it.flipped): key for it, key in latents.items()}
-        rows = zip(self._data_set.samples, self._captions, self._sizes, strict=True)
-        return CacheIndex(
-            data_set=self._data_set.digest,
-            settings=cache_settings(self._config),
-            samples=tuple(
-                SampleEntries(
-                    text=texts.get(_Caption(caption)),
-                    latents=by_picture.get((sample.image, size, False)),
-                    flipped_latents=by_picture.get((sample.image, size, True)),
-                )
-                for sample, caption, size in rows
-            ),
-            blank_text=texts.get(_Caption("")),
-            prompt_texts=tuple(texts[_Caption(it)] for it in self._prompts[0] if texts),
-            negative_texts=tuple(texts[_Caption(it)] for it in self._prompts[1] if texts),
-        )
+    def _batches(self, digests: Sequence[str]) -> Iterator[list[str]]:
+        """Batches of one size; cuDNN looks for its fastest kernels once a size."""
 
-    def _pictures(self) -> Iterator[_Picture]:
-        seen = set()
-        flips = (False, True) if self._config.loader.random_flip else (False,)
-        for number, sample in enumerate(self._data_set.samples):
-            size = self._sizes[number]
-            if (sample.image, size) not in seen:
-                seen.add((sample.image, size))
-                yield from (_Picture(sample.image, number, size, flipped) for flipped in flips)
+        def size_of(digest: str) -> Size:
+            return self._plan.latents[digest].size
 
-    def _pixels(self, item: _Picture) -> torch.Tensor:
+        for size, group in groupby(sorted(digests, key=size_of), key=size_of):
+            yield from _in_batches(group, batch_size(size))
+
+    def _decoded(
+        self, batches: Sequence[list[str]]
+    ) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
+        """Each batch with its pictures, decoded ahead: Pillow releases Python's lock."""
+        rest = iter(batches)
+        waiting: deque[tuple[list[str], list[Future[torch.Tensor]]]] = deque()
+        with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+
+            def submit(count: int) -> None:
+                for batch in islice(rest, count):
+                    pictures = [self._plan.latents[digest] for digest in batch]
+                    waiting.append((batch, [pool.submit(self._pixels, it) for it in pictures]))
+
+            submit(2)
+            while waiting:
+                batch, futures = waiting.popleft()
+                values = [future.result() for future in futures]
+                submit(1)
+                yield batch, values
+
+    def _pixels(self, item: Picture) -> torch.Tensor:
         picture = load_picture(self._store, self._data_set.samples[item.sample])
         picture = cropped(resized_to_cover(picture, item.size), item.size, CENTRE)
         return pixels(picture, flipped=item.flipped)  # (3, H, W)
 
-    def _missing(
-        self, keys: dict[Item, str], read: Callable[[Item, str], object]
-    ) -> dict[Item, bool]:
-        """The items without a sound entry, and whether theirs is there but damaged."""
-        found = {}
-        for item, key in keys.items():
-            self._stop.check()
-            if not self._store.exists(key):
-                found[item] = False
-                continue
-            try:
-                read(item, key)
-            except DamagedFileError:
-                found[item] = True
-        return found
 
-    def _write(self, key: str, entry: bytes, *, damaged: bool) -> None:
-        if damaged:
-            self._store.put(key, entry)
-        else:
-            # Another job may have made the same entry meanwhile; either will do.
-            self._store.put_if_absent(key, entry)
+class _Writer:
+    """Writes packs while the encoder goes on, and tells of each once it is in the store."""
+
+    def __init__(self, store: Store, emit: Emit) -> None:
+        self._store = store
+        self._emit = emit
+        self._pool = ThreadPoolExecutor(_UPLOADS)
+        self._waiting: deque[Future[PackStored]] = deque()
+
+    def __enter__(self) -> "_Writer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Tell of all that was written, whatever ends the request."""
+        with self._pool:
+            while self._waiting:
+                self._tell_oldest()
+
+    def write(
+        self, kind: Kind, digests: Sequence[str], encoded: Text | Latents, names: Sequence[str]
+    ) -> None:
+        """Write one batch's pack; waits while others are on their way.
+
+        Args:
+            kind: What its entries are.
+            digests: Theirs, in the batch's order.
+            encoded: The batch, perhaps filled up.
+            names: What the entries are of, for messages.
+        """
+        while len(self._waiting) >= _UPLOADS:
+            self._tell_oldest()
+        self._waiting.append(self._pool.submit(self._stored, kind, digests, encoded, names))
+
+    def _tell_oldest(self) -> None:
+        self._emit(self._waiting.popleft().result())
+
+    def _stored(
+        self, kind: Kind, digests: Sequence[str], encoded: Text | Latents, names: Sequence[str]
+    ) -> PackStored:
+        # Waits for this batch only: the next one is queued on the GPU already.
+        batch = {name: tensor.cpu() for name, tensor in vars(encoded).items()}
+        entries = {}
+        for row, (digest, name) in enumerate(zip(digests, names, strict=True)):
+            tensors = {key: tensor[row] for key, tensor in batch.items()}
+            if not all(tensor.isfinite().all() for tensor in tensors.values()):
+                advice = "set weight_dtype to bfloat16, whose range is float32's"
+                raise NotFiniteError(name, advice)
+            entries[digest] = type(encoded)(**tensors)
+        data = pack_bytes(entries)
+        key = pack_key(kind, pack_id(digests))
+        # Over what is there: it would be the same, or damaged.
+        self._store.put(key, data)
+        return PackStored(key=key, size=len(data), entries=tuple(digests))
 
 
-def _check_finite(what: str, *tensors: torch.Tensor) -> None:
-    if not all(tensor.isfinite().all() for tensor in tensors):
-        raise NotFiniteError(what, "set weight_dtype to bfloat16, whose range is float32's")
+def _in_batches(digests: Iterable[str], most: int) -> Iterator[list[str]]:
+    rest = iter(digests)
+    while batch := list(islice(rest, most)):
+        yield batch
+
+
+def _filled(items: list[_Item], count: int) -> list[_Item]:
+    """As many items, the last one again and again."""
+    return items + items[-1:] * (count - len(items))

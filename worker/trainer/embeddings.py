@@ -7,8 +7,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from worker.trainer.base_model import existing_file
-from worker.trainer.errors import BaseModelFilesError, PlaceholderError
+from tasks.base_model_files import existing_file
+from tasks.errors import BaseModelFilesError
+from worker.trainer.errors import PlaceholderError
 from worker.trainer.sdxl import SdxlText
 
 # The encoders' names in the file that InvokeAI, ComfyUI and diffusers' examples read.

@@ -11,9 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from tasks.jobs.flux_lora import FluxLoraConfig
-from tasks.jobs.pipeline import PipelineConfig
-from worker.trainer.base_model import (
+from tasks.base_model_files import (
     base_model_folder,
     existing_file,
     part_config,
@@ -21,7 +19,10 @@ from worker.trainer.base_model import (
     vae_folder,
     variant,
 )
-from worker.trainer.errors import BaseModelFilesError, VocabularyError, WeightsMismatchError
+from tasks.errors import BaseModelFilesError
+from tasks.jobs.flux_lora import FluxLoraConfig
+from tasks.jobs.pipeline import PipelineConfig
+from worker.trainer.errors import VocabularyError, WeightsMismatchError
 
 TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 # A tokenizer may hold fewer tokens than its encoder's table, which is padded (T5: 32100 of 32128),

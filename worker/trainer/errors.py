@@ -1,7 +1,6 @@
 """Errors the trainer foresees. Each becomes one ``failed`` event with its code.
 
 RefusedError               the request cannot be carried out as it stands
-├── BaseModelFilesError    files of the base model are missing or unreadable
 ├── VocabularyError        a tokenizer does not belong to its text encoder
 ├── WeightsMismatchError   a weights file does not fit the model it should replace
 ├── TargetError            a LoRA target matches no layer of the model
@@ -28,20 +27,6 @@ class RefusedError(Exception):
     """The request cannot be carried out; trying it again would not help."""
 
     code = ErrorCode.TRAINER_FAILED
-
-
-class BaseModelFilesError(RefusedError):
-    """Files of the base model are missing or unreadable."""
-
-    code = ErrorCode.INVALID_MODEL
-
-    def __init__(self, model: str, problem: str) -> None:
-        super().__init__(model, problem)
-        self.model, self.problem = model, problem
-
-    def __str__(self) -> str:
-        """The model, and what is wrong with it."""
-        return f"the base model {self.model} cannot be used: {self.problem}"
 
 
 class VocabularyError(RefusedError):

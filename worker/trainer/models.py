@@ -9,6 +9,7 @@ from diffusers.models.transformers.transformer_flux import FluxTransformer2DMode
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
+from tasks.base_model_files import existing_file, fingerprint, vae_config, vae_folder
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.jobs.sdxl import (
@@ -17,7 +18,6 @@ from tasks.jobs.sdxl import (
     SdxlLoraConfig,
     SdxlTextualInversionConfig,
 )
-from worker.trainer.base_model import existing_file, fingerprint, vae_config, vae_folder
 from worker.trainer.embeddings import add_embeddings
 from worker.trainer.encoders import load_text_encoders, load_vae
 from worker.trainer.flux import FluxText

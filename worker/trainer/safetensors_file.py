@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-_TYPE_NAMES = {
+TYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -33,9 +33,9 @@ def write_safetensors(
     """
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
-        file.write(_header(tensors, metadata or {}))
+        file.write(header_bytes(tensors, metadata or {}))
         for _, tensor in sorted(tensors.items()):
-            file.write(_raw(tensor))
+            file.write(raw_bytes(tensor))
         file.flush()
         os.fsync(file.fileno())
     partial.chmod(0o644)
@@ -46,17 +46,18 @@ def safetensors_bytes(
     tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> bytes:
     """The same, in memory."""
-    parts = [_raw(tensor) for _, tensor in sorted(tensors.items())]
-    return b"".join([_header(tensors, metadata or {}), *parts])
+    parts = [raw_bytes(tensor) for _, tensor in sorted(tensors.items())]
+    return b"".join([header_bytes(tensors, metadata or {}), *parts])
 
 
-def _header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+def header_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """What a file starts with; the tensors' raw bytes follow, sorted by name."""
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for name, tensor in sorted(tensors.items()):
         start, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {
-            "dtype": _TYPE_NAMES[tensor.dtype],
+            "dtype": TYPE_NAMES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
@@ -65,7 +66,8 @@ def _header(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) ->
     return len(text).to_bytes(8, "little") + text
 
 
-def _raw(tensor: torch.Tensor) -> bytes:
+def raw_bytes(tensor: torch.Tensor) -> bytes:
+    """A tensor's bytes as they lie in a file."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     # numpy has no bfloat16, so the bytes go through uint8.
     return flat.view(torch.uint8).numpy().tobytes()

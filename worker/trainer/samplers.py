@@ -13,11 +13,11 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 )
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from tasks.base_model_files import base_model_folder, json_object
 from tasks.data.buckets import Size
+from tasks.errors import BaseModelFilesError
 from tasks.jobs.pipeline import PipelineConfig
-from worker.trainer.base_model import base_model_folder, json_object
 from worker.trainer.cache_entries import VAE_FACTOR, Text
-from worker.trainer.errors import BaseModelFilesError
 
 # FluxPipeline's own defaults: what FLUX.1-dev is shown with everywhere. The guidance_scale option
 # is that of training, where it is 1.

@@ -10,8 +10,8 @@ import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file
 
+from tasks.base_model_files import base_model_folder
 from tasks.jobs.sdxl import SdxlFinetuneConfig
-from worker.trainer.base_model import base_model_folder
 from worker.trainer.clip_names import clip_path
 from worker.trainer.encoders import load_vae
 from worker.trainer.export_sdxl import single_file_tensors

@@ -13,16 +13,16 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from tasks.jobs.sdxl import SdxlConfig
-from worker.trainer.base_model import (
+from tasks.base_model_files import (
     base_model_folder,
     json_object,
     part_config,
     single_file,
     variant,
 )
+from tasks.errors import BaseModelFilesError
+from tasks.jobs.sdxl import SdxlConfig
 from worker.trainer.encoders import TEXT_PARTS, check_vocabulary
-from worker.trainer.errors import BaseModelFilesError
 
 _UNREADABLE = (OSError, ValueError, SafetensorError, SingleFileComponentError)
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import torch
 
+from tasks.cache_plan import CacheIndex
 from tasks.data.dataset import DataSet
 from tasks.events import Note, TrainDone
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.requests import TrainerRequest
 from tasks.store import Store, checkpoint_prefix
 from worker.trainer.batches import BatchPlan, SampleReader, TrainingData
-from worker.trainer.cache_entries import CacheIndex, read_index
+from worker.trainer.cache_entries import read_index
 from worker.trainer.checkpoint import Checkpoints, History
 from worker.trainer.draws import Draws
 from worker.trainer.errors import RefusedError

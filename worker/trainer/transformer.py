@@ -7,9 +7,10 @@ from diffusers.models.transformers.transformer_flux import FluxTransformer2DMode
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from tasks.base_model_files import base_model_folder, existing_file, part_config, single_file
+from tasks.errors import BaseModelFilesError
 from tasks.jobs.flux_lora import FluxLoraConfig
-from worker.trainer.base_model import base_model_folder, existing_file, part_config, single_file
-from worker.trainer.errors import BaseModelFilesError, WeightsMismatchError
+from worker.trainer.errors import WeightsMismatchError
 from worker.trainer.quantization import quantize
 
 

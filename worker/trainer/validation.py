@@ -14,10 +14,11 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
+from tasks.cache_plan import CacheIndex
 from tasks.events import Artifact, Note, ValidationImages
 from tasks.requests import TrainerRequest
 from tasks.store import Store, validation_prefix
-from worker.trainer.cache_entries import VAE_FACTOR, CacheIndex, Text, read_text, text_tokens
+from worker.trainer.cache_entries import VAE_FACTOR, CachedEntries, Text, text_tokens
 from worker.trainer.draws import Draws
 from worker.trainer.encoders import load_vae
 from worker.trainer.memory import release_memory
@@ -98,9 +99,10 @@ class Validation:
         negative = getattr(self._config, "negative_validation_prompts", None)
         if self._index is not None and self._config.caches_text:
             tokens = text_tokens(self._config)
+            entries = CachedEntries(self._store, self._index.packs)
             cached = [
-                [_batch_of_one(read_text(self._store, key, tokens)) for key in keys]
-                for keys in (self._index.prompt_texts, self._index.negative_texts)
+                [_batch_of_one(entries.text(digest, tokens)) for digest in digests]
+                for digests in (self._index.prompt_texts, self._index.negative_texts)
             ]
             return cached[0], list(cached[1]) or [None] * len(prompts)
         return self._encoded(prompts), (

@@ -17,12 +17,14 @@ import numpy as np
 from PIL import Image
 from safetensors import safe_open
 
+from tasks.cache_packs import read_header
+from tasks.cache_plan import CachePlan, encoder_digests
 from tasks.data.dataset import DataSet, Sample, data_set_of
-from tasks.events import CacheDone, CheckpointSaved, Event, TrainDone, parse_event
+from tasks.events import CheckpointSaved, Event, PackStored, TrainDone, parse_event
 from tasks.jobs.job import parse_job
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.requests import TrainerRequest
-from tasks.store import Store, data_set_key, image_key
+from tasks.store import PACKS, Store, cache_index_key, data_set_key, image_key
 from worker.trainer import cache, train
 from worker.trainer.kept import KeptModels
 from worker.trainer.pipe import StopSwitch
@@ -187,12 +189,48 @@ class Events(list[Event]):
         return [event for event in self if isinstance(event, kind)]
 
 
-def run_cache(data: Pictures, config: PipelineConfig, **fields: Any) -> CacheDone:
-    events = Events()
-    request = request_of(data, "cache", config, **fields)
-    with _models(None) as kept:
-        cache.run(request, events.append, StopSwitch(), kept)
-    return events.of(CacheDone)[-1]
+@dataclass
+class Cached:
+    """What a cache stage came to."""
+
+    index_key: str
+    encoded_images: int
+    encoded_captions: int
+    reused_images: int
+    reused_captions: int
+
+
+def run_cache(data: Pictures, config: PipelineConfig) -> Cached:
+    """Make what the store has no entry of, and the job's index, as the stage does."""
+    encoders = encoder_digests(config)
+    plan = CachePlan(config, data.data_set, encoders)
+    packs = packs_in(data.store)
+    missing = tuple(digest for digest in plan.digests if digest not in packs)
+    if missing:
+        events = Events()
+        request = request_of(data, "cache", config, encoders=encoders, cache_entries=missing)
+        with _models(None) as kept:
+            cache.run(request, events.append, StopSwitch(), kept)
+        assert sorted(it for event in events.of(PackStored) for it in event.entries) == sorted(
+            missing
+        )
+    key = cache_index_key("job")
+    data.store.put(key, plan.index(packs_in(data.store)).model_dump_json().encode())
+    images = {plan.latents[it].image for it in missing if it in plan.latents}
+    captions = [it for it in missing if it in plan.texts]
+    all_images = {picture.image for picture in plan.latents.values()}
+    return Cached(
+        key,
+        len(images),
+        len(captions),
+        len(all_images) - len(images),
+        len(plan.texts) - len(captions),
+    )
+
+
+def packs_in(store: Store) -> dict[str, str]:
+    """The pack of each entry in a store."""
+    return {digest: key for key in store.keys(PACKS) for digest in read_header(store, key)}
 
 
 @contextmanager

@@ -4,19 +4,23 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.events import CacheDone, Progress
+from tasks.cache_packs import DamagedPackError, read_header, verify_pack
+from tasks.cache_plan import CacheIndex, CachePlan, encoder_digests
+from tasks.events import CacheDone, Event, PackStored
 from tests.worker.trainer.runs import (
     BUCKETS,
     CACHED,
+    Cached,
     Events,
     Pictures,
     config_of,
     request_of,
     run_cache,
     run_train,
+    sdxl_config_of,
 )
 from worker.trainer import cache
-from worker.trainer.cache_entries import CacheIndex, Latents
+from worker.trainer.cache_entries import Latents
 from worker.trainer.errors import (
     DamagedFileError,
     InterruptedRun,
@@ -28,7 +32,7 @@ from worker.trainer.kept import KeptModels
 from worker.trainer.pipe import StopSwitch
 
 
-def counts(done: CacheDone) -> tuple[int, int, int, int]:
+def counts(done: Cached) -> tuple[int, int, int, int]:
     return (
         done.encoded_images,
         done.encoded_captions,
@@ -95,7 +99,7 @@ def test_a_kind_whose_flag_is_off_is_left_out(
     flag = name if images else "cache_text_encoder_outputs"
     done = run_cache(data, config_of(tiny_flux, **{flag: True}))
     assert counts(done) == ((5, 0, 0, 0) if images else (0, 6, 0, 0))
-    index = CacheIndex.model_validate_json(data.store.get(done.index_key))
+    index = index_of(data, done)
     assert all((entry.latents is None) != bool(images) for entry in index.samples)
     assert all((entry.text is None) == bool(images) for entry in index.samples)
 
@@ -118,43 +122,108 @@ def test_cached_training_equals_uncached(tiny_flux: Path, data: Pictures) -> Non
             torch.testing.assert_close(cached.state[name], tensor, rtol=1e-3, atol=1e-5)
 
 
+def index_of(data: Pictures, cached: Cached) -> CacheIndex:
+    return CacheIndex.model_validate_json(data.store.get(cached.index_key))
+
+
 @pytest.mark.parametrize("kind", ["text", "latents"])
-@pytest.mark.parametrize("damage", ["truncated", "another entry"])
-def test_a_damaged_entry_is_made_anew_by_cache_and_refused_by_train(
+@pytest.mark.parametrize("damage", ["truncated", "another pack", "one bit", "gone"])
+def test_a_damaged_pack_is_told_by_train_and_made_anew_with_the_same_bits(
     tiny_flux: Path, data: Pictures, kind: str, damage: str
 ) -> None:
     config = config_of(tiny_flux, max_train_steps=5, **CACHED)
     done = run_cache(data, config)
-    entries = CacheIndex.model_validate_json(data.store.get(done.index_key)).samples[0]
-    keys = {"text": str(entries.text), "latents": str(entries.latents)}
-    key = keys.pop(kind)
+    index = index_of(data, done)
+    digests = {"text": str(index.samples[0].text), "latents": str(index.samples[0].latents)}
+    key = index.packs[digests.pop(kind)]
     whole = data.store.get(key)
-    (other,) = keys.values()
-    data.store.put(key, whole[:200] if damage == "truncated" else data.store.get(other))
+    (other,) = digests.values()
+    data.store.put(
+        key,
+        {
+            "truncated": whole[:-200],
+            "another pack": data.store.get(index.packs[other]),
+            "one bit": whole[:-1] + bytes([whole[-1] ^ 1]),
+            "gone": b"",
+        }[damage],
+    )
+    if damage == "gone":
+        data.store.delete([key])
+    with pytest.raises(DamagedPackError):
+        verify_pack(data.store, key)
     with pytest.raises(DamagedFileError, match="run the cache stage again"):
         run_train(data, config, cache_index_key=done.index_key)
-    data.store.put(key, b"damaged")
-    again = run_cache(data, config)
-    assert again.encoded_images + again.encoded_captions == 1
+    data.store.delete([key])
+    run_cache(data, config)
     assert data.store.get(key) == whole
 
 
-def test_progress_counts_what_is_encoded(tiny_flux: Path, data: Pictures) -> None:
-    events = Events()
+@pytest.mark.parametrize("kind", ["FLUX_LORA", "SDXL_LORA"])
+def test_an_entry_is_the_same_whatever_it_is_made_with(
+    tiny_flux: Path, tiny_sdxl: Path, data: Pictures, kind: str
+) -> None:
+    frozen = {"train_text_encoder": False, **CACHED}
+    config = (
+        config_of(tiny_flux, **CACHED)
+        if kind == "FLUX_LORA"
+        else sdxl_config_of(kind, tiny_sdxl, **frozen)
+    )
+    encoders = encoder_digests(config)
+    plan = CachePlan(config, data.data_set, encoders)
+
+    def made(digests: list[str]) -> dict[str, str]:
+        request = request_of(data, "cache", config, encoders=encoders, cache_entries=tuple(digests))
+        events = Events()
+        cache.run(request, events.append, StopSwitch(), KeptModels())
+        return {
+            digest: entry.sha256
+            for event in events.of(PackStored)
+            for digest, entry in read_header(data.store, event.key).items()
+        }
+
+    together = made(plan.digests)
+    assert len(together) == 11
+    assert made(plan.digests[::-1]) == together
+    for digest in (plan.digests[0], plan.digests[3], plan.digests[-1]):
+        assert made([digest])[digest] == together[digest]
+
+
+def test_the_digests_of_encoders_are_told_where_none_are_given(
+    tiny_flux: Path, data: Pictures
+) -> None:
     config = config_of(tiny_flux, **CACHED)
+    events = Events()
     cache.run(request_of(data, "cache", config), events.append, StopSwitch(), KeptModels())
-    last = {event.unit: event for event in events.of(Progress)}
-    assert (last["captions"].done, last["captions"].total) == (6, 6)
-    assert (last["images"].done, last["images"].total) == (5, 5)
+    assert events == [CacheDone(encoders=encoder_digests(config))]
 
 
 def test_a_stop_keeps_what_is_encoded(tiny_flux: Path, data: Pictures) -> None:
     config = config_of(tiny_flux, **CACHED)
+    encoders = encoder_digests(config)
+    digests = CachePlan(config, data.data_set, encoders).digests
+    stop, events = StopSwitch(), Events()
+    stop.waits_for_request = False
+    stop()
+    request = request_of(data, "cache", config, encoders=encoders, cache_entries=tuple(digests))
+    with pytest.raises(InterruptedRun):
+        cache.run(request, events.append, stop, KeptModels())
+    assert events == []
+
+    def after_first(event: Event) -> None:
+        events.append(event)
+        stop()
+
     stop = StopSwitch()
     stop.waits_for_request = False
+    many = config_of(tiny_flux, loader={"random_flip": True, "resolution": 512}, **CACHED)
+    digests = CachePlan(many, data.data_set, encoders).digests
+    request = request_of(data, "cache", many, encoders=encoders, cache_entries=tuple(digests))
     with pytest.raises(InterruptedRun):
-        cache.run(request_of(data, "cache", config), stop, stop, KeptModels())
-    assert counts(run_cache(data, config)) == (5, 5, 0, 1)
+        cache.run(request, after_first, stop, KeptModels())
+    stored = [digest for event in events.of(PackStored) for digest in event.entries]
+    assert 0 < len(stored) < len(digests)
+    again = run_cache(data, many)
+    assert again.encoded_captions == 0
 
 
 @pytest.mark.parametrize(
@@ -190,7 +259,7 @@ def test_encodings_that_are_no_numbers_are_refused(
 ) -> None:
     # The tiny VAE cannot overflow by itself.
     def not_finite(*_: Any) -> Any:
-        return Latents(torch.full((1, 16, 8, 8), torch.nan), torch.zeros(1, 16, 8, 8))
+        return Latents(torch.full((8, 16, 8, 8), torch.nan), torch.zeros(8, 16, 8, 8))
 
     monkeypatch.setattr("worker.trainer.inputs.encode_pixels", not_finite)
     with pytest.raises(NotFiniteError, match=r"picture-\d.png"):

@@ -17,6 +17,7 @@ from tests.worker.trainer.runs import (
     TrainerProcess,
     config_of,
     request_of,
+    run_cache,
 )
 from worker.trainer.__main__ import _serve
 from worker.trainer.kept import KeptModels
@@ -47,7 +48,7 @@ def test_one_process_serves_requests_until_its_input_ends(tiny_flux: Path, data:
     loader = {"dataloader_num_workers": 1}
     config = config_of(tiny_flux, loader=loader, max_train_steps=1, **CACHED)
     cache = request_of(data, "cache", config)
-    train = request_of(data, "train", config, cache_index_key="jobs/job/cache.json")
+    train = request_of(data, "train", config, cache_index_key=run_cache(data, config).index_key)
     process = TrainerProcess(cache, train)
     events, code, errors = process.finish()
     assert code == TrainerExit.DONE

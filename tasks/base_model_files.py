@@ -19,8 +19,8 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from tasks.errors import BaseModelFilesError
 from tasks.jobs.pipeline import PipelineConfig
-from worker.trainer.errors import BaseModelFilesError
 
 # Pickle files and the single-file copies at the top of a repository are never fetched.
 _SETTINGS = ("*.json", "*.txt", "*.model")
@@ -28,6 +28,7 @@ _WEIGHTS = "*.safetensors"
 _SHA256_NAME = re.compile(r"^[0-9a-f]{64}$")
 _VARIANT = re.compile(r"\.(fp16|bf16|non_ema|ema)[.-]")
 _VARIANTS = ("*.fp16*", "*.bf16*", "*.non_ema*", "*.ema*")
+_PLACES = ("vae_model", "text_encoder_1_path", "text_encoder_2_path")
 _TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
 
@@ -103,6 +104,31 @@ def vae_digest(config: PipelineConfig) -> str:
     return _digest(config, folder.parent, (folder.name,), (override,)).hexdigest()
 
 
+def encoders_identity(config: PipelineConfig) -> str:
+    """What tells whether the encoders are the same ones, on any machine, without reading weights.
+
+    Made of the commits of Hub repositories, and of local files' paths, sizes and times of change.
+
+    Raises:
+        BaseModelFilesError: Something is not there.
+    """
+    single = config.single_file_config or type(config).model_fields["model"].default
+    embeddings: dict[str, str] = getattr(config, "base_embeddings", {})
+    places = [
+        config.model,
+        single if config.model.endswith(_WEIGHTS[1:]) else None,
+        *(getattr(config, name, None) for name in _PLACES),
+        *(part for item in sorted(embeddings.items()) for part in item[1:]),
+    ]
+    variant_and_kinds = (
+        getattr(config, "hf_variant", None),
+        config.caches_text,
+        config.cache_vae_outputs,
+        sorted(embeddings),
+    )
+    return json.dumps([variant_and_kinds, [place and [place, _stamp(place)] for place in places]])
+
+
 def fingerprint(config: PipelineConfig, parts: Sequence[str], others: Sequence[str]) -> str:
     """What tells whether these parts' files, and some others, are still the same ones.
 
@@ -162,6 +188,16 @@ def json_object(folder: Path, name: str) -> dict[str, object]:
     if not isinstance(values, dict):
         raise BaseModelFilesError(str(folder), f"{name} is no JSON object")
     return values
+
+
+def _stamp(place: str) -> object:
+    """What changes when a file, a folder's files or a Hub repository does."""
+    path = Path(place)
+    if path.is_file() or path.is_dir():
+        files = sorted(it for it in path.rglob("*") if it.is_file()) if path.is_dir() else [path]
+        stats = [(str(file), file.stat()) for file in files]
+        return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    return _fetched(place, ("model_index.json", "config.json"), ()).name
 
 
 def _file_instead(config: PipelineConfig) -> str | None:

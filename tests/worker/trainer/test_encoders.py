@@ -9,6 +9,8 @@ import torch
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 from safetensors.torch import load_file
 
+from tasks.base_model_files import base_model_folder, file_digest
+from tasks.errors import BaseModelFilesError
 from tests.worker.trainer.runs import (
     CACHED,
     Pictures,
@@ -17,8 +19,7 @@ from tests.worker.trainer.runs import (
     run_train,
     sdxl_config_of,
 )
-from worker.trainer.base_model import base_model_folder, file_digest
-from worker.trainer.errors import BaseModelFilesError, WeightsMismatchError
+from worker.trainer.errors import WeightsMismatchError
 from worker.trainer.safetensors_file import safetensors_bytes, write_safetensors
 
 PARTS = {

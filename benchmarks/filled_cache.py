@@ -1,0 +1,26 @@
+"""A cache filled in this process, for benchmarks of what comes after it. Measures nothing."""
+
+from tasks.cache_plan import CachePlan, encoder_digests
+from tasks.data.dataset import DataSet
+from tasks.events import Event, PackStored
+from tasks.requests import TrainerRequest
+from tasks.store import Store, cache_index_key
+from worker.trainer import cache
+from worker.trainer.kept import KeptModels
+from worker.trainer.pipe import StopSwitch
+
+
+def with_filled_cache(request: TrainerRequest) -> TrainerRequest:
+    """A train request like this one, all its cache entries there."""
+    store = Store(request.store_url)
+    data_set = DataSet.model_validate_json(store.get(request.data_set_key))
+    encoders = encoder_digests(request.training)
+    plan = CachePlan(request.training, data_set, encoders)
+    wanted = {"stage": "cache", "encoders": encoders, "cache_entries": tuple(plan.digests)}
+    events: list[Event] = []
+    cache.run(request.model_copy(update=wanted), events.append, StopSwitch(), KeptModels())
+    stored = (event for event in events if isinstance(event, PackStored))
+    packs = {digest: event.key for event in stored for digest in event.entries}
+    key = cache_index_key(request.job_id)
+    store.put(key, plan.index(packs).model_dump_json().encode())
+    return request.model_copy(update={"stage": "train", "cache_index_key": key})
