@@ -6,13 +6,12 @@ start was killed, is free again after a while.
 """
 
 import time
-from collections.abc import Callable, Collection
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 
 from routing.queues import CPU_QUEUE
 from tasks.base_model_files import encoders_identity
-from tasks.cache_packs import DamagedPackError, verify_pack
 from tasks.cache_plan import CacheIndex, CachePlan, EncoderDigests
+from tasks.cache_upkeep import drop_where
 from tasks.data.dataset import DataSet
 from tasks.errors import BaseModelFilesError
 from tasks.events import CacheDone, Event, PackStored, Progress
@@ -26,8 +25,6 @@ from tasks.store import cache_index_key
 _CLAIMED_AT_ONCE = 256
 # How often a job looks whether another one has made what it waits for.
 _LOOK_EVERY_S = 0.5
-# Requests at a time to a store that may be far away.
-_THREADS = 16
 
 
 def cache(context: StageContext) -> StageResult:
@@ -55,37 +52,10 @@ def is_cached(runtime: Runtime, config: PipelineConfig, data_set: DataSet) -> bo
     return len(runtime.cache.locate(wanted)) == len(wanted)
 
 
-def forget_damaged(runtime: Runtime, keys: Collection[str]) -> list[str]:
-    """Read packs whole, and drop those that are damaged or gone, so that they are made anew.
-
-    Returns:
-        Those.
-    """
-
-    def is_damaged(key: str) -> bool:
-        try:
-            verify_pack(runtime.store, key)
-        except DamagedPackError:
-            return True
-        return False
-
-    return _dropped(runtime, keys, is_damaged)
-
-
 def packs_of(context: StageContext) -> set[str]:
     """The packs that the job's training reads."""
     data = context.runtime.store.get(context.runtime.state.get(context.job_id).refs["cache_index"])
     return set(CacheIndex.model_validate_json(data).packs.values())
-
-
-def _dropped(runtime: Runtime, keys: Collection[str], is_bad: Callable[[str], bool]) -> list[str]:
-    with ThreadPoolExecutor(_THREADS) as pool:
-        flags = pool.map(is_bad, keys)
-        bad = [key for key, is_one in zip(keys, flags, strict=True) if is_one]
-    if bad:
-        runtime.cache.forget(bad)
-        runtime.store.delete(bad)
-    return bad
 
 
 def _encoders(context: StageContext) -> EncoderDigests:
@@ -154,7 +124,9 @@ class _Work:
                 self._make(missing)
                 continue
             new = set(packs.values()) - checked
-            if not _dropped(runtime, new, lambda key: not runtime.store.exists(key)):
+            if not drop_where(
+                self._registry, runtime.store, new, lambda key: not runtime.store.exists(key)
+            ):
                 self._registry.use(set(packs.values()))
                 return packs
             checked |= new

@@ -3,7 +3,8 @@
 import time
 from collections.abc import Iterable
 
-from tasks.cache import cache, forget_damaged, packs_of
+from tasks.cache import cache, packs_of
+from tasks.cache_upkeep import drop_damaged
 from tasks.errors import ErrorCode, TrainerError
 from tasks.events import CacheDone, CheckpointSaved, Event, Note, TrainDone, ValidationImages
 from tasks.jobs.base import StrictModel
@@ -20,10 +21,10 @@ def train(context: StageContext) -> StageResult:
     try:
         done = run.to_its_end()
     except TrainerError as error:
-        damaged = error.code == ErrorCode.UNREADABLE_FILE and forget_damaged(
-            context.runtime, run.packs
-        )
-        if not damaged:
+        runtime = context.runtime
+        if error.code != ErrorCode.UNREADABLE_FILE or not drop_damaged(
+            runtime.cache, runtime.store, run.packs
+        ):
             raise
         message = f"{error.message}; what was damaged is encoded again"
         context.emit(Note(level="warning", message=message))

@@ -147,6 +147,45 @@ def worker(
     _run("worker", queues=queues, gpu=gpu, strict=strict, name=name, ready_file=ready_file)
 
 
+_cache = typer.Typer(help="Look after the fleet's cache of encoder outputs.", no_args_is_help=True)
+cli.add_typer(_cache, name="cache")
+
+
+@_cache.command("ls")
+def cache_ls(json: Json = False) -> None:
+    """Show what the cache holds: packs, size, last use."""
+    _run("cache", action="ls", json=json)
+
+
+@_cache.command("gc")
+def cache_gc(
+    unused_days: Annotated[
+        float | None, typer.Option(min=0, help="Remove what no job has used for so many days.")
+    ] = None,
+    max_size: Annotated[
+        str | None,
+        typer.Option(help="Remove what was used longest ago until it is no larger, like 500GB."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go.")] = False,
+    json: Json = False,
+) -> None:
+    """Remove packs that nobody uses; those of the last hour stay."""
+    _run(
+        "cache",
+        action="gc",
+        unused_days=unused_days,
+        max_size=max_size,
+        dry_run=dry_run,
+        json=json,
+    )
+
+
+@_cache.command("verify")
+def cache_verify(json: Json = False) -> None:
+    """Read every pack and remove the damaged ones; they are made anew when a job needs them."""
+    _run("cache", action="verify", json=json)
+
+
 @cli.command()
 def flower() -> None:
     """Run Flower, the operators' view of workers, queues and tasks."""

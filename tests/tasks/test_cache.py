@@ -10,9 +10,10 @@ from redis import Redis
 
 from routing.queues import CPU_QUEUE
 from tasks import events
-from tasks.cache import cache, forget_damaged, is_cached
+from tasks.cache import cache, is_cached
 from tasks.cache_plan import CacheIndex, CachePlan, EncoderDigests
 from tasks.cache_registry import CacheRegistry
+from tasks.cache_upkeep import drop_damaged
 from tasks.data.dataset import DataSet, Sample, data_set_of
 from tasks.jobs.job import parse_job
 from tasks.requests import TrainerRequest
@@ -256,8 +257,8 @@ def test_damaged_and_lost_packs_are_encoded_again_and_no_others(
     damaged, lost, sound = store.keys("cache")[:3]
     store.put(damaged, store.get(damaged)[:-1] + b"?")
     store.delete([lost])
-    runtime = job.runtime(Encoder(store))
-    assert sorted(forget_damaged(runtime, [damaged, lost, sound])) == sorted([damaged, lost])
+    dropped = drop_damaged(job.registry, store, [damaged, lost, sound])
+    assert sorted(dropped) == sorted([damaged, lost])
     again = Encoder(store)
     job_of().cache(again)
     assert 0 < len(again.encoded) <= 16

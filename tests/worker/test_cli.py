@@ -21,7 +21,14 @@ from worker.commands.options import COMMAND
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")
 DATA_SET = {"dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"}}
-COMMANDS = [command.name or command.callback.__name__ for command in cli.registered_commands]  # type: ignore[union-attr]
+COMMANDS = [
+    *(command.name or command.callback.__name__ for command in cli.registered_commands),  # type: ignore[union-attr]
+    *(
+        f"{group.name} {command.name}"
+        for group in cli.registered_groups
+        for command in group.typer_instance.registered_commands  # type: ignore[union-attr]
+    ),
+]
 
 
 def run(
@@ -49,7 +56,7 @@ def job_file(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help_and_is_in_the_readme(command: str) -> None:
-    shown = CliRunner().invoke(cli, [command, "--help"], env={"COLUMNS": "200"})
+    shown = CliRunner().invoke(cli, [*command.split(), "--help"], env={"COLUMNS": "200"})
     assert shown.exit_code == 0
     assert re.search(rf"^\| `{command}[ `]", README, re.MULTILINE), command
 
