@@ -66,14 +66,17 @@ class Fault:
     Attributes:
         where: The field (``training.lora_rank_dim``) or the file (``cat.png``).
         problem: What is wrong, and what would be right.
+        remedy: What to do, where that is more than to put it right.
     """
 
     where: str
     problem: str
+    remedy: str = ""
 
     def __str__(self) -> str:
         """One line for a person."""
-        return f"{self.where}: {self.problem}" if self.where else self.problem
+        told = f"{self.problem}; {self.remedy}" if self.remedy else self.problem
+        return f"{self.where}: {told}" if self.where else told
 
 
 class JobError(Exception):
@@ -108,6 +111,10 @@ class JobError(Exception):
         return JobError(self.message, self.code, self.stage, self.retryable)
 
 
+# A message of more lines is read by nobody, and is copied wherever the error goes.
+_MOST_TOLD = 100
+
+
 class _FaultsError(JobError):
     """A user's mistakes, reported all at once."""
 
@@ -116,7 +123,10 @@ class _FaultsError(JobError):
 
     def __init__(self, faults: Sequence[Fault], stage: str = "submit") -> None:
         self.faults = tuple(faults)
-        lines = "\n".join(f"  - {fault}" for fault in faults)
+        told = [f"  - {fault}" for fault in faults[:_MOST_TOLD]]
+        if len(faults) > _MOST_TOLD:
+            told.append(f"  - and {len(faults) - _MOST_TOLD} more")
+        lines = "\n".join(told)
         super().__init__(f"{self._title}:\n{lines}", self._code, stage)
 
 

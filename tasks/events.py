@@ -68,12 +68,24 @@ class Progress(StrictModel):
     stage: str
     done: int
     total: int
-    unit: Literal["entries", "steps", "files"]
+    unit: Literal["entries", "steps", "files", "bytes"]
     per_second: float | None = None
     """Units done per second, smoothed."""
     loss: float | None = None
     """The mean loss of this step."""
     learning_rate: float | None = None
+
+
+class DataSetChecked(StrictModel):
+    """The data set was checked; errors end the job."""
+
+    kind: Literal["data_set_checked"] = "data_set_checked"
+    pictures: int
+    """Good ones."""
+    errors: int
+    warnings: int
+    report_key: str
+    """The store key of the report: every finding with its file, and the pictures of each size."""
 
 
 class CheckpointSaved(StrictModel):
@@ -177,6 +189,7 @@ Event = Annotated[
     | StageStarted
     | StageFinished
     | Progress
+    | DataSetChecked
     | CheckpointSaved
     | ValidationImages
     | Note

@@ -1,40 +1,91 @@
 """The ``prepare`` stage: check the base model and every image and caption, store the data set."""
 
+import json
+import time
+from collections.abc import Callable
+
 from routing.queues import CPU_QUEUE
 from tasks.base_model import check_base_model
 from tasks.cache import is_cached
 from tasks.data.checks import Report, check_data_set
 from tasks.data.ingest import ingest
+from tasks.data.sources import Sources
 from tasks.errors import BaseModelError, DataSetError
-from tasks.events import Note
+from tasks.events import DataSetChecked, Note, Progress
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.records import NEXT_QUEUE
+from tasks.runtime import TrainerInterrupted
 from tasks.stage import StageContext, StageResult
-from tasks.store import data_set_key
+from tasks.store import data_set_key, report_key
 
 # Each is an event; a data set with more of them has one systematic cause.
 _MOST_NOTES = 20
 
 
-def check(config: PipelineConfig) -> Report:
+def check(
+    config: PipelineConfig, sources: Sources, between: Callable[[], object] = lambda: None
+) -> Report:
     """Check all that later stages need, as seen from this machine.
+
+    Args:
+        config: The job's training.
+        sources: Reads its data sets.
+        between: Called before each picture; what it raises ends the check.
 
     Raises:
         BaseModelError: With every fault of the base model.
-        DataSetError: With every fault of the data set.
     """
     model_faults = check_base_model(config)
     if model_faults:
         raise BaseModelError(model_faults, "prepare")
-    report = check_data_set(config)
-    if report.faults:
-        raise DataSetError(report.faults, "prepare")
-    return report
+    return check_data_set(config, sources, between=between)
+
+
+class _Watch:
+    """Stops the stage where it should, and tells of downloads; asks once a second at the most."""
+
+    def __init__(self, context: StageContext) -> None:
+        self._context = context
+        self._looked_at = 0.0
+
+    def look(self) -> bool:
+        """Whether it was time to look.
+
+        Raises:
+            TrainerInterrupted: The job is cancelled, or the worker is going away.
+        """
+        now = time.monotonic()
+        if now - self._looked_at < 1:
+            return False
+        self._looked_at = now
+        if self._context.stop_requested():
+            raise TrainerInterrupted
+        return True
+
+    def downloaded(self, done: int, total: int | None) -> None:
+        """Told after each piece of a download."""
+        if self.look() and total is not None:
+            progress = Progress(stage="prepare", done=done, total=total, unit="bytes")
+            self._context.emit(progress)
 
 
 def prepare(context: StageContext) -> StageResult:
     """Check everything, and store the data set under its digest."""
-    report = check(context.record.job.training)
+    runtime = context.runtime
+    watch = _Watch(context)
+    sources = Sources(runtime.access, runtime.downloads_dir, context.scratch_dir, watch.downloaded)
+    report = check(context.record.job.training, sources, watch.look)
+    key = report_key(context.job_id)
+    runtime.store.put(key, json.dumps(report.document(), ensure_ascii=False).encode())
+    checked = DataSetChecked(
+        pictures=len(report.samples),
+        errors=len(report.faults),
+        warnings=len(report.warnings),
+        report_key=key,
+    )
+    runtime.state.set_refs(context.job_id, context.attempt, {"report": key}, checked)
+    if report.faults:
+        raise DataSetError(report.faults, "prepare")
     for warning in report.warnings[:_MOST_NOTES]:
         context.emit(Note(level="warning", message=str(warning)))
     if len(report.warnings) > _MOST_NOTES:

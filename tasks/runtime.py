@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from tasks.cache_registry import CacheRegistry
+from tasks.data.access import Access
 from tasks.events import CacheDone, Event, TrainDone
 from tasks.requests import TrainerRequest
 from tasks.state import JobState
@@ -64,6 +65,8 @@ class Runtime:
     cache: CacheRegistry
     store: Store
     trainer: Trainer
+    access: Access
+    downloads_dir: Path
     scratch_dir: Path
     worker: str
     device: Device

@@ -7,8 +7,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr
+from pydantic import BeforeValidator, ByteSize, Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from tasks.data.access import Access
 
 
 def _seconds(value: Any) -> Any:
@@ -17,6 +19,10 @@ def _seconds(value: Any) -> Any:
         return timedelta(seconds=float(value)) if isinstance(value, str) else value
     except (ValueError, OverflowError):
         return value
+
+
+def _listed(text: str | None) -> tuple[str, ...]:
+    return tuple(part.strip() for part in (text or "").split(",") if part.strip())
 
 
 Duration = Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0))]
@@ -42,6 +48,19 @@ class Settings(BaseSettings):
 
     scratch_dir: Path | None = None
     """Where trainers keep files on their way to the store. Unset: a folder in `TRAINING_HOME`."""
+
+    data_roots: str | None = None
+    """Where data sets may lie beside public `https://` addresses: folders and prefixes such as
+    `s3://bucket/people`, with commas between. Unset: anywhere with the embedded broker, whose
+    users are this machine's own; with `TRAINING_BROKER_URL` nowhere."""
+
+    data_hosts: str | None = None
+    """Hosts that data sets may be fetched from although their addresses are not public, or by
+    `http://`: `name` or `name:port`, with commas between."""
+
+    data_max_bytes: ByteSize = ByteSize(50_000_000_000)
+    """The most that a data set may take, as it comes and unpacked. Downloads are kept in
+    `TRAINING_SCRATCH_DIR` for later jobs, in twice as much room."""
 
     gpus: str | None = None
     """A declared inventory instead of what the driver reports, for emulation on the CPU, such as
@@ -87,6 +106,20 @@ class Settings(BaseSettings):
     def resolved_store_url(self) -> str:
         """The store's URL."""
         return self.store_url or (self.home_dir / "store").as_uri()
+
+    def data_access(self) -> Access:
+        """What data sets may be read."""
+        roots = _listed(self.data_roots)
+        return Access(
+            roots=roots if roots or self.broker_url else None,
+            hosts=frozenset(_listed(self.data_hosts)),
+            most_bytes=self.data_max_bytes,
+        )
+
+    @property
+    def downloads_dir(self) -> Path:
+        """The folder of data sets that were downloaded."""
+        return self.resolved_scratch_dir / "downloads"
 
     @property
     def resolved_scratch_dir(self) -> Path:

@@ -35,6 +35,11 @@ def pack_key(kind: str, pack_id: str) -> str:
     return f"{PACKS}/{kind}/{pack_id[:2]}/{pack_id}.safetensors"
 
 
+def report_key(job_id: str) -> str:
+    """What was found in a job's data set."""
+    return f"jobs/{job_id}/data_set_report.json"
+
+
 def cache_index_key(job_id: str) -> str:
     """Which cache entries belong to which samples of a job."""
     return f"jobs/{job_id}/cache.json"

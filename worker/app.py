@@ -79,6 +79,8 @@ def run_worker(
                 most_requests=settings.trainer_requests,
                 idle_s=settings.trainer_idle.total_seconds(),
             ),
+            access=settings.data_access(),
+            downloads_dir=settings.downloads_dir,
             scratch_dir=settings.resolved_scratch_dir,
             worker=worker_name,
             device="cuda" if real_gpu else "cpu",

@@ -15,6 +15,7 @@ from types import FrameType
 
 from pydantic import SecretStr
 
+from tasks.data.access import ANYWHERE
 from tasks.errors import ErrorCode, JobError
 from tasks.settings import Settings
 from worker.broker import EmbeddedBroker
@@ -151,7 +152,11 @@ def running_fleet(settings: Settings) -> Iterator[Fleet]:
         broker = None
         if settings.broker_url is None:
             broker = stack.enter_context(EmbeddedBroker(settings.home_dir))
-            settings = settings.model_copy(update={"broker_url": SecretStr(broker.url)})
+            # Whoever reaches this broker may read this machine's files anyway.
+            roots = settings.data_roots or ANYWHERE
+            settings = settings.model_copy(
+                update={"broker_url": SecretStr(broker.url), "data_roots": roots}
+            )
         ready = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="training-worker-")))
         usable = [gpu for gpu in gpus if gpu.memory_class is not None]
         fleet = _fleet(settings, broker, usable, ready)
@@ -169,6 +174,8 @@ def _fleet(
     env = {**os.environ, "TRAINING_BROKER_URL": url}
     if settings.gpus is not None:
         env["TRAINING_GPUS"] = settings.gpus
+    if settings.data_roots is not None:
+        env["TRAINING_DATA_ROOTS"] = settings.data_roots
     children, ready_files = [], {}
     options = {"cpu": ["--queues", "cpu"]}
     options |= {f"gpu-{gpu.memory_class}-{i}": ["--gpu", gpu.uuid] for i, gpu in enumerate(gpus)}

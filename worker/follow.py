@@ -120,6 +120,9 @@ class _Display(AbstractContextManager["_Display"]):
                 self._line(f"{event.stage:<8} done in {event.seconds:.1f} s: {event.summary}")
             case events.Progress():
                 self._advance(event)
+            case events.DataSetChecked():
+                counts = f"{event.errors} errors, {event.warnings} warnings"
+                self._line(f"{event.pictures} pictures, {counts}")
             case events.CheckpointSaved():
                 self._line(f"checkpoint at step {event.step}")
             case events.ValidationImages():

@@ -9,7 +9,7 @@ import yaml
 from tasks.errors import ErrorCode, JobError
 
 _DATA_SETS = ("dataset", "instance_dataset", "class_dataset")
-_PATHS = ("dataset_dir", "jsonl_path")
+_PATHS = ("dataset_dir", "jsonl_path", "archive", "hf_cache_dir")
 _FILES = (
     "transformer_path",
     "text_encoder_1_path",
@@ -55,7 +55,7 @@ def _anchor_paths(document: dict[str, Any], folder: Path) -> None:
     loader = training.get("data_loader")
     if isinstance(loader, dict):
         for name in _DATA_SETS:
-            _anchor(loader.get(name), _PATHS, folder)
+            _anchor(loader.get(name), _PATHS, folder, only=_is_no_address)
 
 
 def _anchor(
@@ -68,6 +68,10 @@ def _anchor(
     for name, value in values.items() if isinstance(values, dict) else ():
         if (names is None or name in names) and isinstance(value, str) and only(value):
             values[name] = str((folder / value).resolve())
+
+
+def _is_no_address(path: str) -> bool:
+    return "://" not in path
 
 
 def _is_local(model: str) -> bool:

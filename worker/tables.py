@@ -63,9 +63,10 @@ def route_document(route: Route) -> dict[str, object]:
 
 def report_table(report: Report) -> Table:
     """What was found in a data set."""
-    table = Table("", "where", "what", title=f"{len(report.samples)} pictures")
-    for warning in report.warnings:
-        table.add_row("warning", escape(warning.where), escape(warning.problem))
+    table = Table("", "file", "what", "what to do", title=f"{len(report.samples)} pictures")
+    for severity, findings in (("error", report.faults), ("warning", report.warnings)):
+        for it in findings:
+            table.add_row(severity, *map(escape, (it.where, it.problem, it.remedy)))
     for size, count in sorted(report.buckets.items()):
-        table.add_row("bucket", str(size), f"{count} pictures")
+        table.add_row("size", str(size), f"{count} pictures", "")
     return table

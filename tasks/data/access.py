@@ -5,6 +5,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 CLOUD_SCHEMES = ("s3", "gs", "az")
+# All folders, and all buckets that the worker's credentials reach.
+ANYWHERE = ",".join(["/", *(f"{scheme}://" for scheme in CLOUD_SCHEMES)])
 _GIB = 2**30
 
 

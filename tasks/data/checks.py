@@ -2,31 +2,42 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tasks.data.buckets import Size, nearest_bucket
 from tasks.data.dataset import Sample
+from tasks.data.likeness import likeness_hash, near_pairs
 from tasks.data.pictures import (
+    PictureFacts,
     UnreadablePictureError,
-    has_transparency,
     mask_digest,
     open_mask,
     open_picture,
     picture_digest,
+    picture_facts,
 )
-from tasks.data.sources import Item, Listing, list_source
-from tasks.errors import Fault
+from tasks.data.sources import Item, Listing, Sources
+from tasks.data.tokens import TokenLimit, token_limits
+from tasks.errors import BaseModelFilesError, Fault
 from tasks.jobs.pipeline import PipelineConfig
 
 # No picture that people train on is larger; reading one holds a worker's memory.
 _MOST_FILE_BYTES = 512 * 2**20
 # A crop that throws away more than half of a picture loses what its caption speaks of.
 _MOST_CROPPED = 0.5
+# Beyond it no model was trained on pictures that were not cut.
+_MOST_ASPECT = 3.0
+_SUFFIXES_OF = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+}
 
 
 @dataclass
@@ -49,49 +60,72 @@ class Report:
 
     def document(self) -> dict[str, Any]:
         """The report for programs."""
+        found = [("error", it) for it in self.faults] + [("warning", it) for it in self.warnings]
         return {
             "pictures": len(self.samples),
-            "faults": [{"where": f.where, "problem": f.problem} for f in self.faults],
-            "warnings": [{"where": f.where, "problem": f.problem} for f in self.warnings],
+            "findings": [
+                {"severity": severity, "file": it.where, "problem": it.problem, "remedy": it.remedy}
+                for severity, it in found
+            ],
             "buckets": {str(size): count for size, count in sorted(self.buckets.items())},
         }
 
 
-def check_data_set(config: PipelineConfig) -> Report:
-    """Check every picture, caption and mask of a job's data sets."""
-    listing = _listed(config)
+@dataclass(frozen=True)
+class _Checked:
+    sample: Sample
+    warnings: list[Fault]
+    likeness: int | None
+
+
+def check_data_set(
+    config: PipelineConfig,
+    sources: Sources,
+    *,
+    limits: Callable[[PipelineConfig], list[TokenLimit]] = token_limits,
+    between: Callable[[], object] = lambda: None,
+) -> Report:
+    """Check every picture, caption and mask of a job's data sets.
+
+    Args:
+        config: The job's training.
+        sources: Reads its data sets.
+        limits: Gives the text encoders' limits.
+        between: Called before each picture; what it raises ends the check.
+    """
+    listing = _listed(config, sources)
     report = Report(faults=listing.faults, warnings=listing.warnings)
     sizes = config.loader.sizes()
+    likenesses = []
     for item, found in _in_threads(listing.items):
+        between()
         if isinstance(found, Fault):
             report.faults.append(found)
             continue
-        sample, warnings = found
-        bucket = nearest_bucket(sample.size, sizes)
+        bucket = nearest_bucket(found.sample.size, sizes)
         report.items.append(item)
-        report.samples.append(sample)
+        report.samples.append(found.sample)
+        likenesses.append(found.likeness)
         report.buckets[bucket] += 1
-        report.warnings += [*warnings, *_size_warnings(sample, bucket)]
-    report.warnings += _duplicates(report.samples)
-    batch = config.train_batch_size
-    if 0 < len(report.samples) < batch:
-        few = f"{len(report.samples)} pictures are less than train_batch_size ({batch})"
-        report.warnings.append(Fault(listing.where, few))
+        report.warnings += [*found.warnings, *_size_warnings(found.sample, bucket)]
+    report.warnings += _duplicates(report.samples, likenesses)
+    report.warnings += _batch_warnings(config.train_batch_size, report, listing.where)
     if config.use_masks and report.samples and not any(s.mask for s in report.samples):
         report.warnings.append(Fault(listing.where, "no row has a mask; use_masks does nothing"))
     report.warnings += _placeholder_in_captions(config, report.samples)
+    report.warnings += _token_warnings(config, limits, report.samples, listing.where)
     return report
 
 
-def _listed(config: PipelineConfig) -> Listing:
+def _listed(config: PipelineConfig, sources: Sources) -> Listing:
     """What all sources hold, each item with its source's number."""
-    loader, sources = config.loader, config.loader.sources()
+    loader, parts = config.loader, config.loader.sources()
     captions = getattr(loader, "keep_original_captions", True)
     whole = Listing(where="")
-    for part, source in enumerate(sources):
-        found = list_source(source, captions=captions, masks=config.use_masks)
+    for part, source in enumerate(parts):
+        found = sources.listing(source, captions=captions, masks=config.use_masks)
         # With two folders, a file's name alone would not say whose it is.
-        start = f"{Path(found.where).name}/" if len(sources) > 1 else ""
+        start = f"{Path(found.where).name}/" if len(parts) > 1 else ""
         whole.where = whole.where or found.where
         whole.items += [replace(it, name=start + it.name, part=part) for it in found.items]
         whole.faults += found.faults
@@ -99,18 +133,7 @@ def _listed(config: PipelineConfig) -> Listing:
     return whole
 
 
-def _placeholder_in_captions(config: PipelineConfig, samples: list[Sample]) -> Iterable[Fault]:
-    """A token that templates put in is there twice where captions hold it too."""
-    token = getattr(config, "placeholder_token", None)
-    for sample in samples:
-        if token is not None and token in sample.caption:
-            problem = f"has the placeholder token {token!r} in its caption; the template adds it"
-            yield Fault(sample.source, problem)
-
-
-def _in_threads(
-    items: list[Item],
-) -> Iterator[tuple[Item, Fault | tuple[Sample, list[Fault]]]]:
+def _in_threads(items: list[Item]) -> Iterator[tuple[Item, Fault | _Checked]]:
     """Check items in their order, a few ahead: decoding releases Python's lock."""
     threads = min(32, os.cpu_count() or 1)
     with ThreadPoolExecutor(threads) as pool:
@@ -123,16 +146,13 @@ def _in_threads(
             waiting += [(item, pool.submit(_check, item)) for item in islice(rest, 1)]
 
 
-def _check(item: Item) -> Fault | tuple[Sample, list[Fault]]:
+def _check(item: Item) -> Fault | _Checked:
     try:
         data = _read(item.path)
         picture = open_picture(data)
         mask = None if item.mask is None else _checked_mask(item.mask, picture.size)
     except (UnreadablePictureError, _UnusableFileError) as error:
-        return Fault(item.name, str(error))
-    warnings = []
-    if has_transparency(data):
-        warnings.append(Fault(item.name, "is partly transparent; it is put on white"))
+        return Fault(item.name, str(error), "replace it or leave it out")
     sample = Sample(
         image=picture_digest(picture),
         width=picture.width,
@@ -142,7 +162,8 @@ def _check(item: Item) -> Fault | tuple[Sample, list[Fault]]:
         mask=mask,
         part=item.part,
     )
-    return sample, warnings
+    warnings = list(_kind_warnings(item, picture_facts(data)))
+    return _Checked(sample, warnings, likeness_hash(picture))
 
 
 class _UnusableFileError(ValueError):
@@ -172,19 +193,104 @@ def _checked_mask(path: Path, size: tuple[int, int]) -> str:
     return mask_digest(mask)
 
 
+def _kind_warnings(item: Item, facts: PictureFacts) -> Iterable[Fault]:
+    """What is lost as a picture becomes upright RGB of 8 bits."""
+    suffix = PurePosixPath(item.path).suffix.lower()
+    if suffix not in _SUFFIXES_OF[facts.format]:
+        yield Fault(item.name, f"is a {facts.format} picture; it is read as one", "rename it")
+    if facts.is_transparent:
+        yield Fault(item.name, "is partly transparent; it is put on white")
+    if facts.frames > 1:
+        yield Fault(item.name, f"is animated; of its {facts.frames} pictures the first is used")
+    if facts.mode == "CMYK":
+        problem = "is CMYK; without its profile, colors may come out otherwise"
+        yield Fault(item.name, problem, "save it as RGB")
+    if facts.mode.startswith("I"):
+        yield Fault(item.name, "has 16 bits a pixel, of which 8 are used")
+    if facts.mode == "P":
+        yield Fault(item.name, "has no more than 256 colors", "use the original, if there is one")
+
+
 def _size_warnings(sample: Sample, bucket: Size) -> Iterable[Fault]:
     scale = max(bucket.width / sample.width, bucket.height / sample.height)
     if scale > 1:
         yield Fault(sample.source, f"is {sample.size}, smaller than {bucket}; it is enlarged")
     kept = bucket.pixels / (sample.size.pixels * scale**2)
+    aspect = max(sample.width / sample.height, sample.height / sample.width)
     if kept < 1 - _MOST_CROPPED:
-        yield Fault(sample.source, f"keeps {kept:.0%} of its {sample.size} when cut to {bucket}")
+        problem = f"keeps {kept:.0%} of its {sample.size} when cut to {bucket}"
+        yield Fault(sample.source, problem, "cut it yourself, or use aspect_ratio_buckets")
+    elif aspect > _MOST_ASPECT:
+        problem = f"is {sample.size}, more than {_MOST_ASPECT:.0f} times as long as wide"
+        yield Fault(sample.source, problem, "cut it to what its caption speaks of")
 
 
-def _duplicates(samples: list[Sample]) -> Iterable[Fault]:
+def _duplicates(samples: list[Sample], likenesses: list[int | None]) -> Iterable[Fault]:
     same: dict[str, list[str]] = defaultdict(list)
     for sample in samples:
         same[sample.image].append(sample.source)
     for first, *others in same.values():
         if others:
             yield Fault(first, f"is the same picture as {', '.join(others)}")
+    for first_number, number in near_pairs(likenesses):
+        one, other = samples[first_number], samples[number]
+        if one.image != other.image:
+            problem = f"looks the same as {other.source}, {other.size} and {one.size}"
+            yield Fault(one.source, problem, "keep the better one")
+
+
+def _batch_warnings(batch: int, report: Report, where: str) -> Iterable[Fault]:
+    if not report.samples:
+        return
+    if len(report.samples) < batch:
+        few = f"{len(report.samples)} pictures are less than train_batch_size ({batch})"
+        yield Fault(where, few)
+    elif len(report.buckets) > 1:
+        small = sum(count < batch for count in report.buckets.values())
+        if small:
+            problem = (
+                f"{small} of {len(report.buckets)} sizes have fewer pictures than "
+                f"train_batch_size ({batch}); their batches are smaller"
+            )
+            yield Fault(where, problem)
+
+
+def _placeholder_in_captions(config: PipelineConfig, samples: list[Sample]) -> Iterable[Fault]:
+    """A token that templates put in is there twice where captions hold it too."""
+    token = getattr(config, "placeholder_token", None)
+    for sample in samples:
+        if token is not None and token in sample.caption:
+            problem = f"has the placeholder token {token!r} in its caption; the template adds it"
+            yield Fault(sample.source, problem)
+
+
+def _token_warnings(
+    config: PipelineConfig,
+    limits: Callable[[PipelineConfig], list[TokenLimit]],
+    samples: list[Sample],
+    where: str,
+) -> Iterable[Fault]:
+    """Captions of which the text encoders see a part only."""
+    # Templates with a placeholder are drawn at each step, and are short.
+    if not samples or getattr(config, "placeholder_token", None) is not None:
+        return
+    try:
+        found = limits(config)
+    except BaseModelFilesError as error:
+        yield Fault(where, f"captions were not counted in tokens: {error.message}")
+        return
+    captions = [config.loader.caption(sample, ()) for sample in samples]
+    for limit in found:
+        counts = {caption: limit.count(caption) for caption in set(captions)}
+        over = [(it, counts[c]) for it, c in zip(samples, captions, strict=True)]
+        over = [(sample, count) for sample, count in over if count > limit.most]
+        if limit.is_all:
+            for sample, count in over:
+                problem = f"has a caption of {count} tokens; {limit.encoder} reads {limit.most}"
+                yield Fault(sample.source, problem, "put what matters first, or shorten it")
+        elif over:
+            problem = (
+                f"{len(over)} captions have more tokens than the {limit.most} that "
+                f"{limit.encoder} reads; it sees their start, the other encoder all of them"
+            )
+            yield Fault(where, problem)

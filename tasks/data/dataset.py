@@ -6,6 +6,11 @@ from collections.abc import Iterable
 from tasks.data.buckets import Size, nearest_bucket
 from tasks.jobs.base import StrictModel
 
+# More would not be looked at by anybody, and take a gigabyte as JSON.
+MOST_ITEMS = 1_000_000
+# A caption of this many bytes is some 20 times what T5 reads; longer ones are no captions.
+MOST_CAPTION_BYTES = 64 * 1024
+
 
 class Sample(StrictModel):
     """One image with its caption."""

@@ -7,11 +7,13 @@ trainer gets.
 import hashlib
 import io
 import struct
+from dataclasses import dataclass
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Formats whose decoders are widely fuzzed and that people use for photographs and drawings.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 # 16k x 16k: beyond every camera; decoded it takes 768 MB, which a small CPU worker still has.
 MOST_PIXELS = 16384 * 16384
 # Pillow's own limit warns at a third of ours, and warnings cannot be silenced safely in threads.
@@ -67,10 +69,28 @@ def mask_digest(mask: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def has_transparency(data: bytes) -> bool:
-    """Whether a readable picture has an alpha channel or a transparent color."""
+@dataclass(frozen=True)
+class PictureFacts:
+    """What a picture's file is, before it becomes upright RGB.
+
+    Attributes:
+        format: One of ``FORMATS``.
+        mode: Pillow's name of its pixels' kind, such as ``CMYK``.
+        is_transparent: Whether it has an alpha channel or a transparent color.
+        frames: How many pictures it shows one after the other.
+    """
+
+    format: str
+    mode: str
+    is_transparent: bool
+    frames: int
+
+
+def picture_facts(data: bytes) -> PictureFacts:
+    """What a readable picture's file is; decodes nothing."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        return image.has_transparency_data
+        frames = getattr(image, "n_frames", 1)
+        return PictureFacts(str(image.format), image.mode, image.has_transparency_data, frames)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -1,12 +1,27 @@
-"""Data-set sources: where each picture is, and its caption. Reads no pictures."""
+"""Data-set sources: where each picture is, and its caption. Fetches, unpacks, reads no pictures.
 
+Whatever the source, it becomes a mapping from names to local files, and names are never used as
+paths of ours.
+"""
+
+import hashlib
 import json
 import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from urllib.parse import quote
 
+from tasks.data.access import CLOUD_SCHEMES, Access, DeniedError
+from tasks.data.archives import unpack
+from tasks.data.dataset import MOST_CAPTION_BYTES, MOST_ITEMS
+from tasks.data.downloads import DownloadError, Downloads
+from tasks.data.hub import fetch_hub
+from tasks.data.pictures import SUFFIXES
 from tasks.errors import Fault
 from tasks.jobs.data import (
+    ArchiveDatasetConfig,
     DataSetConfig,
     HFHubImageCaptionDatasetConfig,
     ImageCaptionDirDatasetConfig,
@@ -14,10 +29,10 @@ from tasks.jobs.data import (
     ImageDirDatasetConfig,
 )
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-# A caption of this many bytes is some 20 times what T5 reads; longer ones are no captions.
-MOST_CAPTION_BYTES = 64 * 1024
-MOST_ITEMS = 1_000_000
+# A JSONL file is read whole; a million rows with long captions stay below this.
+_MOST_JSONL_BYTES = 2**30
+# Downloads at a time.
+_THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -49,84 +64,287 @@ class Listing:
     warnings: list[Fault] = field(default_factory=list)
 
 
-def list_source(config: DataSetConfig, *, captions: bool = True, masks: bool = False) -> Listing:
-    """Every picture of a data set, in the order of their names or lines.
+class _SourceError(Exception):
+    """Nothing of the source can be read."""
+
+
+class Sources:
+    """Reads data sets from wherever they are.
 
     Args:
-        config: The data set.
-        captions: Whether captions are used: they must be there then.
-        masks: Whether masks are used: they may be there then.
+        access: What may be read.
+        downloads_dir: Where downloads are kept for later jobs.
+        scratch_dir: Where archives are unpacked; the caller removes it.
+        on_progress: Told how many bytes of a download are there, and how many there will be.
     """
-    match config:
-        case ImageDirDatasetConfig():
-            return _list_folder(Path(config.dataset_dir), captions=False)
-        case ImageCaptionDirDatasetConfig():
-            return _list_folder(Path(config.dataset_dir), captions=captions)
-        case ImageCaptionJsonlDatasetConfig():
-            return _list_jsonl(config, captions=captions, masks=masks)
-        case HFHubImageCaptionDatasetConfig():
-            raise TypeError("Hub data sets are refused by the job model")
-    raise TypeError(f"no source of this kind: {config}")
+
+    def __init__(
+        self,
+        access: Access,
+        downloads_dir: Path,
+        scratch_dir: Path,
+        on_progress: Callable[[int, int | None], None] | None = None,
+    ) -> None:
+        self._access = access
+        self._downloads = Downloads(downloads_dir, access)
+        self._scratch_dir = scratch_dir
+        self._on_progress = on_progress
+        self._folders = 0
+
+    def listing(
+        self, config: DataSetConfig, *, captions: bool = True, masks: bool = False
+    ) -> Listing:
+        """Every picture of a data set, in the order of their names or lines.
+
+        Args:
+            config: The data set.
+            captions: Whether captions are used: they must be there then.
+            masks: Whether masks are used: they may be there then.
+        """
+        try:
+            match config:
+                case ImageDirDatasetConfig():
+                    return self._folder(config.dataset_dir, captions=False)
+                case ImageCaptionDirDatasetConfig():
+                    return self._folder(config.dataset_dir, captions=captions)
+                case ImageCaptionJsonlDatasetConfig():
+                    return self._jsonl(config, captions=captions, masks=masks)
+                case ArchiveDatasetConfig():
+                    return self._archive(config, captions=captions, masks=masks)
+                case HFHubImageCaptionDatasetConfig():
+                    return self._hub(config, captions=captions)
+        except _SourceError as error:
+            return Listing(_where(config), faults=[Fault(_where(config), str(error))])
+        except (DeniedError, DownloadError) as error:
+            return Listing(_where(config), faults=[Fault("", str(error))])
+        raise TypeError(f"no source of this kind: {config}")
+
+    def _folder(self, place: str, *, captions: bool) -> Listing:
+        listing = Listing(place)
+        if _is_cloud(place):
+            prefix = place.rstrip("/")
+            names = [name for name in self._downloads.list_cloud(prefix) if _is_of_use(name)]
+            found = self._fetched(prefix, names, listing)
+            return _pairs(listing, found, captions=captions)
+        if "://" in place:
+            raise _SourceError("an address of this kind has no list of files; use an ARCHIVE")
+        folder = Path(place)
+        self._access.check_path(folder)
+        names, not_unicode = _names_in(folder)
+        for name in not_unicode:
+            shown = os.fsencode(name).decode("utf-8", "replace")
+            listing.faults.append(Fault(shown, "has a name that is not UTF-8", "rename it"))
+        files = {}
+        for name in names:
+            try:
+                # Of interest for links only.
+                self._access.check_path(folder / name)
+                files[name] = folder / name
+            except DeniedError:
+                listing.faults.append(Fault(name, "is a link to where data sets may not lie"))
+        return _pairs(listing, files, captions=captions)
+
+    def _jsonl(
+        self, config: ImageCaptionJsonlDatasetConfig, *, captions: bool, masks: bool
+    ) -> Listing:
+        place = config.jsonl_path
+        listing = Listing(place)
+        if "://" in place:
+            path = self._downloads.fetch(place, on_progress=self._on_progress)
+            rows = _Rows(listing, config, path, PurePosixPath(place).name, captions, masks)
+            base = place.rsplit("/", 1)[0]
+            wanted = sorted({name for row in rows.found for name in row.files if _is_inside(name)})
+            files = self._fetched(base, wanted, listing)
+            return rows.resolved(lambda name: _of_mapping(files, PurePosixPath(), name))
+        path = Path(place)
+        self._access.check_path(path)
+        rows = _Rows(listing, config, path, path.name, captions, masks)
+        return rows.resolved(lambda name: _inside(path.parent, name))
+
+    def _archive(self, config: ArchiveDatasetConfig, *, captions: bool, masks: bool) -> Listing:
+        listing = Listing(config.archive)
+        if "://" in config.archive:
+            path = self._downloads.fetch(
+                config.archive, sha256=config.sha256, on_progress=self._on_progress
+            )
+        else:
+            path = Path(config.archive)
+            self._access.check_path(path)
+            _check_archive(path, config.sha256)
+        unpacked = unpack(path, self._new_folder(), most_bytes=self._access.most_bytes)
+        listing.faults += unpacked.faults
+        if config.jsonl is None:
+            return _pairs(listing, unpacked.files, captions=captions)
+        rows_file = unpacked.files.get(config.jsonl)
+        if rows_file is None:
+            raise _SourceError(f"holds no file {config.jsonl}")
+        rows = _Rows(listing, config, rows_file, config.jsonl, captions, masks)
+        folder = PurePosixPath(config.jsonl).parent
+        return rows.resolved(lambda name: _of_mapping(unpacked.files, folder, name))
+
+    def _hub(self, config: HFHubImageCaptionDatasetConfig, *, captions: bool) -> Listing:
+        if config.hf_cache_dir is not None:
+            self._access.check_path(Path(config.hf_cache_dir))
+        found = fetch_hub(
+            config, self._new_folder(), captions=captions, most_bytes=self._access.most_bytes
+        )
+        listing = Listing(config.dataset_name, faults=found.faults, warnings=found.warnings)
+        for name, path, caption in found.files:
+            _add(listing, path, name, caption)
+        return listing if found.faults else _with_size_checked(listing, len(found.files))
+
+    def _fetched(self, base: str, names: Sequence[str], listing: Listing) -> dict[str, Path]:
+        """The files of these names below an address; what cannot be fetched is a fault."""
+
+        def fetch(name: str) -> Path | Fault:
+            try:
+                # An object's key is no URL: only an address of the web is quoted.
+                return self._downloads.fetch(
+                    f"{base}/{name if _is_cloud(base) else quote(name)}",
+                    on_progress=self._on_progress,
+                )
+            except (DeniedError, DownloadError) as error:
+                return Fault(name, str(error))
+
+        with ThreadPoolExecutor(_THREADS) as pool:
+            found = dict(zip(names, pool.map(fetch, names), strict=True))
+        listing.faults += [it for it in found.values() if isinstance(it, Fault)]
+        return {name: it for name, it in found.items() if isinstance(it, Path)}
+
+    def _new_folder(self) -> Path:
+        self._folders += 1
+        folder = self._scratch_dir / f"source-{self._folders}"
+        folder.mkdir(parents=True)
+        return folder
 
 
-def _list_folder(folder: Path, *, captions: bool) -> Listing:
-    listing = Listing(str(folder))
+@dataclass(frozen=True)
+class _Row:
+    where: str
+    image: str
+    caption: str | None
+    mask: str | None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        return (self.image,) if self.mask is None else (self.image, self.mask)
+
+
+class _Rows:
+    """The rows of a JSONL file."""
+
+    def __init__(
+        self,
+        listing: Listing,
+        config: ImageCaptionJsonlDatasetConfig | ArchiveDatasetConfig,
+        path: Path,
+        name: str,
+        captions: bool,
+        masks: bool,
+    ) -> None:
+        self._listing = listing
+        numbered = list(_lines(path))
+        self._count = len(numbered)
+        self.found: list[_Row] = []
+        for number, line in numbered[:MOST_ITEMS]:
+            where = f"{name} line {number}"
+            try:
+                row = _row(line)
+                mask = masks and row.get(config.mask_column)
+                self.found.append(
+                    _Row(
+                        where,
+                        _text(row, config.image_column),
+                        _text(row, config.caption_column) if captions else None,
+                        _text(row, config.mask_column) if mask else None,
+                    )
+                )
+            except ValueError as error:
+                listing.faults.append(Fault(where, str(error)))
+
+    def resolved(self, find: Callable[[str], Path]) -> Listing:
+        """The listing, each name found by ``find``, which raises ValueError where it is not."""
+        for row in self.found:
+            try:
+                mask = None if row.mask is None else find(row.mask)
+                file = find(row.image)
+            except ValueError as error:
+                self._listing.faults.append(Fault(row.where, str(error)))
+                continue
+            _add(self._listing, file, f"{row.where} ({row.image})", row.caption, mask)
+        return _with_size_checked(self._listing, self._count)
+
+
+def _where(config: DataSetConfig) -> str:
+    names = ("dataset_dir", "jsonl_path", "archive", "dataset_name")
+    return next(str(getattr(config, name)) for name in names if hasattr(config, name))
+
+
+def _is_cloud(place: str) -> bool:
+    return place.partition("://")[0] in CLOUD_SCHEMES and "://" in place
+
+
+def _is_of_use(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in {*SUFFIXES, ".txt"}
+
+
+def _names_in(folder: Path) -> tuple[list[str], list[str]]:
+    """The names of a folder's files, and those that are not UTF-8."""
     try:
         found = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        listing.faults.append(Fault(str(folder), "there is no such folder on this worker"))
-        return listing
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise _SourceError("there is no such folder on this worker") from error
     except OSError as error:
-        listing.faults.append(Fault(str(folder), f"cannot be read: {error.strerror}"))
-        return listing
+        raise _SourceError(f"cannot be read: {error.strerror}") from error
     names = [name for name in found if _is_unicode(name)]
-    for name in sorted(set(found) - set(names)):
-        shown = os.fsencode(name).decode("utf-8", "replace")
-        listing.faults.append(Fault(shown, "has a name that is not UTF-8; rename it"))
-    pictures = [name for name in names if Path(name).suffix.lower() in SUFFIXES]
+    return names, sorted(set(found) - set(names))
+
+
+def _check_archive(path: Path, sha256: str | None) -> None:
+    try:
+        with path.open("rb") as file:
+            digest = sha256 and hashlib.file_digest(file, "sha256").hexdigest()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError) as error:
+        raise _SourceError("there is no such file on this worker") from error
+    except OSError as error:
+        raise _SourceError(f"cannot be read: {error.strerror}") from error
+    if digest != sha256:
+        raise _SourceError(f"has the SHA-256 {digest}, and not that of the job")
+
+
+def _pairs(listing: Listing, files: Mapping[str, Path], *, captions: bool) -> Listing:
+    """Pictures with the captions beside them."""
+    pictures = [name for name in sorted(files) if PurePosixPath(name).suffix.lower() in SUFFIXES]
     if not captions:
-        listing.items = [Item(folder / name, name, "") for name in pictures[:MOST_ITEMS]]
+        listing.items = [Item(files[name], name, "") for name in pictures[:MOST_ITEMS]]
         return _with_size_checked(listing, len(pictures))
     for name in pictures[:MOST_ITEMS]:
-        caption_path = (folder / name).with_suffix(".txt")
-        if not caption_path.is_file():
-            listing.faults.append(Fault(name, f"has no caption; write it into {caption_path.name}"))
+        caption = str(PurePosixPath(name).with_suffix(".txt"))
+        if caption not in files:
+            remedy = f"write it into {PurePosixPath(caption).name}"
+            listing.faults.append(Fault(name, "has no caption", remedy))
             continue
-        _add(listing, folder / name, name, _caption_file(caption_path))
-    stems = {Path(name).stem for name in pictures}
-    for name in names:
-        if name.endswith(".txt") and Path(name).stem not in stems:
-            listing.warnings.append(Fault(name, "is the caption of no picture; it is not used"))
+        _add(listing, files[name], name, _caption_file(files[caption], caption))
+    stems = {str(PurePosixPath(name).with_suffix("")) for name in pictures}
+    for name in sorted(files):
+        if name.endswith(".txt") and str(PurePosixPath(name).with_suffix("")) not in stems:
+            problem = "is the caption of no picture; it is not used"
+            listing.warnings.append(Fault(name, problem))
     return _with_size_checked(listing, len(pictures))
 
 
-def _list_jsonl(config: ImageCaptionJsonlDatasetConfig, *, captions: bool, masks: bool) -> Listing:
-    path = Path(config.jsonl_path)
-    listing = Listing(str(path))
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a JSONL file that hold something, with their numbers."""
     try:
         if not path.is_file():
-            listing.faults.append(Fault(str(path), "there is no such file on this worker"))
-            return listing
+            raise _SourceError("there is no such file on this worker")
+        if path.stat().st_size > _MOST_JSONL_BYTES:
+            raise _SourceError(f"is larger than {_MOST_JSONL_BYTES // 2**20} MiB")
         # Not splitlines(): captions may hold line separators that end no line of JSONL.
         lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
-        listing.faults.append(Fault(str(path), f"cannot be read: {error}"))
-        return listing
-    numbered = [(n, line) for n, line in enumerate(lines, start=1) if line.strip()]
-    for number, line in numbered[:MOST_ITEMS]:
-        where = f"{path.name} line {number}"
-        try:
-            row = _row(line)
-            image = _text(row, config.image_column)
-            caption = _text(row, config.caption_column) if captions else None
-            file = _inside(path.parent, image)
-            mask = _text(row, config.mask_column) if masks and row.get(config.mask_column) else None
-            mask_file = None if mask is None else _inside(path.parent, mask)
-        except ValueError as error:
-            listing.faults.append(Fault(where, str(error)))
-            continue
-        _add(listing, file, f"{where} ({image})", caption, mask_file)
-    return _with_size_checked(listing, len(numbered))
+        raise _SourceError(f"cannot be read: {error}") from error
+    return ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
 
 
 def _row(line: str) -> dict[str, object]:
@@ -164,19 +382,35 @@ def _inside(folder: Path, name: str) -> Path:
     return file
 
 
+def _of_mapping(files: Mapping[str, Path], folder: PurePosixPath, name: str) -> Path:
+    """The file that a row names, of those there are."""
+    if not _is_inside(name):
+        raise ValueError(f"names {name!r}, which is outside the data set's folder")
+    file = files.get(str(folder / name))
+    if file is None:
+        raise ValueError(f"there is no picture {name}")
+    return file
+
+
+def _is_inside(name: str) -> bool:
+    """Whether a name stays below where it starts."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and "://" not in name
+
+
 def _is_unicode(text: str) -> bool:
     """Whether text can be written as UTF-8, as JSON and the store need it."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _caption_file(path: Path) -> str | Fault:
+def _caption_file(path: Path, name: str) -> str | Fault:
     try:
         if path.stat().st_size > MOST_CAPTION_BYTES:
             problem = f"is longer than {MOST_CAPTION_BYTES} bytes; captions are short"
-            return Fault(path.name, problem)
+            return Fault(name, problem)
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        return Fault(path.name, f"cannot be read as UTF-8 text: {error}")
+        return Fault(name, f"cannot be read as UTF-8 text: {error}", "save it as UTF-8")
 
 
 def _add(
@@ -191,7 +425,7 @@ def _add(
     elif isinstance(caption, Fault):
         listing.faults.append(caption)
     elif not caption.strip():
-        listing.faults.append(Fault(name, "has an empty caption; say what the picture shows"))
+        listing.faults.append(Fault(name, "has an empty caption", "say what the picture shows"))
     elif len(caption.encode()) > MOST_CAPTION_BYTES:
         listing.faults.append(Fault(name, f"has a caption of over {MOST_CAPTION_BYTES} bytes"))
     else:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from tasks.data.buckets import Size, bucket_sizes
 from tasks.data.dataset import Sample
@@ -35,7 +35,8 @@ class ImageCaptionDirDatasetConfig(DataSetConfig):
     """Selects this kind of data set."""
 
     dataset_dir: NonEmpty
-    """The folder, as the workers see it."""
+    """The folder, as the workers see it, or ``s3://``, ``gs://`` or ``az://`` with bucket and
+    prefix."""
 
     keep_in_memory: bool = False
     """Keep decoded images in memory through the run instead of decoding them at each use."""
@@ -50,7 +51,8 @@ class ImageDirDatasetConfig(DataSetConfig):
     """Selects this kind of data set."""
 
     dataset_dir: NonEmpty
-    """The folder, as the workers see it."""
+    """The folder, as the workers see it, or ``s3://``, ``gs://`` or ``az://`` with bucket and
+    prefix."""
 
     keep_in_memory: bool = False
     """Keep decoded images in memory through the run instead of decoding them at each use."""
@@ -65,7 +67,8 @@ class ImageCaptionJsonlDatasetConfig(DataSetConfig):
     """Selects this kind of data set."""
 
     jsonl_path: NonEmpty
-    """The file, as the workers see it. Relative image paths start at its folder."""
+    """The file, as the workers see it, or its ``https://``, ``s3://``, ``gs://`` or ``az://``
+    address. Image paths are relative and stay below its folder."""
 
     image_column: NonEmpty = "image"
     """The key of the image's path."""
@@ -82,7 +85,7 @@ class ImageCaptionJsonlDatasetConfig(DataSetConfig):
 
 
 class HFHubImageCaptionDatasetConfig(DataSetConfig):
-    """A data set on the Hugging Face Hub. Not built yet: refused."""
+    """A data set on the Hugging Face Hub, read from its parquet files; its code is never run."""
 
     type: Literal["HF_HUB_IMAGE_CAPTION_DATASET"] = "HF_HUB_IMAGE_CAPTION_DATASET"
     """Selects this kind of data set."""
@@ -94,7 +97,7 @@ class HFHubImageCaptionDatasetConfig(DataSetConfig):
     """Its configuration, where it has several."""
 
     hf_cache_dir: str | None = None
-    """Where downloads are kept."""
+    """Where downloads are kept. Null: the Hub's own cache folder."""
 
     image_column: NonEmpty = "image"
     """The column of the images."""
@@ -102,19 +105,57 @@ class HFHubImageCaptionDatasetConfig(DataSetConfig):
     caption_column: NonEmpty = "text"
     """The column of the captions."""
 
-    @field_validator("type")
-    @classmethod
-    def _refuse(cls, value: str) -> str:
-        raise ValueError(
-            "Hub data sets are not built yet; "
-            "use IMAGE_CAPTION_DIR_DATASET or IMAGE_CAPTION_JSONL_DATASET"
-        )
+
+class ArchiveDatasetConfig(DataSetConfig):
+    """A zip, tar or tar.gz archive: of images with ``.txt`` captions, or with a JSONL file."""
+
+    has_masks: ClassVar[bool] = True
+
+    type: Literal["ARCHIVE"] = "ARCHIVE"
+    """Selects this kind of data set. invoke-training has none."""
+
+    archive: NonEmpty
+    """The file, as the workers see it, or its ``https://``, ``s3://``, ``gs://`` or ``az://``
+    address."""
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
+    """The archive's SHA-256 in hex; one with another is refused. Null: not checked."""
+
+    jsonl: NonEmpty | None = None
+    """The JSONL file in it that names images and captions; image paths start at its folder. Null:
+    each image has a ``.txt`` of the same name."""
+
+    image_column: NonEmpty = "image"
+    """The key of the image's path, with jsonl."""
+
+    caption_column: NonEmpty = "text"
+    """The key of the caption, with jsonl."""
+
+    mask_column: NonEmpty = "mask"
+    """The key of the mask's path, with jsonl; see IMAGE_CAPTION_JSONL_DATASET."""
+
+    keep_in_memory: bool = False
+    """Keep decoded images in memory through the run instead of decoding them at each use."""
 
 
 ImageCaptionDatasetConfig = Annotated[
-    ImageCaptionDirDatasetConfig | ImageCaptionJsonlDatasetConfig | HFHubImageCaptionDatasetConfig,
+    ImageCaptionDirDatasetConfig
+    | ImageCaptionJsonlDatasetConfig
+    | HFHubImageCaptionDatasetConfig
+    | ArchiveDatasetConfig,
     Field(discriminator="type"),
 ]
+# Images whose captions, if there are any, are not used.
+BareImagesConfig = Annotated[
+    ImageDirDatasetConfig | ArchiveDatasetConfig, Field(discriminator="type")
+]
+
+
+def _folder_if_not_said(value: Any) -> Any:
+    """As in invoke-training, where data sets of images alone have no discriminator."""
+    if isinstance(value, dict) and "type" not in value:
+        return {"type": "IMAGE_DIR_DATASET", **value}
+    return value
 
 
 class AspectRatioBucketConfig(StrictModel):
@@ -313,10 +354,10 @@ class DreamboothSDDataLoaderConfig(DataLoaderConfig):
     class_caption: NonEmpty | None = None
     """The caption of every image of class_dataset; the two go together."""
 
-    instance_dataset: ImageDirDatasetConfig
+    instance_dataset: Annotated[BareImagesConfig, BeforeValidator(_folder_if_not_said)]
     """Images of the thing."""
 
-    class_dataset: ImageDirDatasetConfig | None = None
+    class_dataset: Annotated[BareImagesConfig, BeforeValidator(_folder_if_not_said)] | None = None
     """Images of its class. Whichever set is smaller is repeated until there are as many of both: a
     pass sees all of both."""
 
@@ -326,8 +367,8 @@ class DreamboothSDDataLoaderConfig(DataLoaderConfig):
     @field_validator("class_dataset")
     @classmethod
     def _both_or_none(
-        cls, value: ImageDirDatasetConfig | None, info: ValidationInfo
-    ) -> ImageDirDatasetConfig | None:
+        cls, value: BareImagesConfig | None, info: ValidationInfo
+    ) -> BareImagesConfig | None:
         if "class_caption" in info.data and (value is None) != (info.data["class_caption"] is None):
             raise ValueError("set both class_dataset and class_caption, or neither")
         return value
@@ -351,8 +392,10 @@ class TextualInversionSDDataLoaderConfig(DataLoaderConfig):
         ImageDirDatasetConfig
         | ImageCaptionDirDatasetConfig
         | ImageCaptionJsonlDatasetConfig
-        | HFHubImageCaptionDatasetConfig,
+        | HFHubImageCaptionDatasetConfig
+        | ArchiveDatasetConfig,
         Field(discriminator="type"),
+        BeforeValidator(_folder_if_not_said),
     ]
     """Where the images are, and captions with keep_original_captions."""
 
@@ -393,14 +436,6 @@ class TextualInversionSDDataLoaderConfig(DataLoaderConfig):
             shown = ", ".join(repr(template) for template in bare[:5])
             raise ValueError(f"lack {PLACE}, where the placeholder token goes: {shown}")
         return templates
-
-    @field_validator("dataset", mode="before")
-    @classmethod
-    def _folder_if_not_said(cls, value: Any) -> Any:
-        # As in invoke-training, where this union has no discriminator.
-        if isinstance(value, dict) and "type" not in value:
-            return {"type": "IMAGE_DIR_DATASET", **value}
-        return value
 
     @field_validator("shuffle_caption_delimiter")
     @classmethod

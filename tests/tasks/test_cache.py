@@ -14,6 +14,7 @@ from tasks.cache import cache, is_cached
 from tasks.cache_plan import CacheIndex, CachePlan, EncoderDigests
 from tasks.cache_registry import CacheRegistry
 from tasks.cache_upkeep import drop_damaged
+from tasks.data.access import Access
 from tasks.data.dataset import DataSet, Sample, data_set_of
 from tasks.jobs.job import parse_job
 from tasks.requests import TrainerRequest
@@ -127,7 +128,17 @@ class Job:
 
     def runtime(self, encoder: Encoder) -> Runtime:
         scratch = Path(self.store.url.removeprefix("file://")) / "scratch"
-        return Runtime(self.state, self.registry, self.store, encoder, scratch, "gpu@here", "cpu")
+        return Runtime(
+            state=self.state,
+            cache=self.registry,
+            store=self.store,
+            trainer=encoder,
+            access=Access(),
+            downloads_dir=scratch / "downloads",
+            scratch_dir=scratch,
+            worker="gpu@here",
+            device="cpu",
+        )
 
     def cache(self, encoder: Encoder, delivery: Delivery = GPU) -> str:
         run_stage("cache", cache, self.id, delivery, self.runtime(encoder), lambda: False)

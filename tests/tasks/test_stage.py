@@ -9,6 +9,7 @@ import redis
 from tasks import events
 from tasks.cache import cache
 from tasks.cache_registry import CacheRegistry
+from tasks.data.access import Access
 from tasks.data.dataset import data_set_of
 from tasks.errors import CancelledJobError, ErrorCode, JobError
 from tasks.publish import publish
@@ -69,7 +70,17 @@ def runtime_with(
     state: JobState, store: Store, tmp_path: Path, trainer: ScriptedTrainer
 ) -> Runtime:
     cache = CacheRegistry(state._redis, timedelta(hours=1), timedelta(seconds=4))
-    return Runtime(state, cache, store, trainer, tmp_path / "scratch", "gpu@here", "cpu")
+    return Runtime(
+        state=state,
+        cache=cache,
+        store=store,
+        trainer=trainer,
+        access=Access(),
+        downloads_dir=tmp_path / "downloads",
+        scratch_dir=tmp_path / "scratch",
+        worker="gpu@here",
+        device="cpu",
+    )
 
 
 def run_stage(

@@ -45,7 +45,7 @@ def test_copying_and_deleting_can_be_repeated(store: Store) -> None:
 
 
 def test_what_is_missing_is_told_in_one_line(store: Store) -> None:
-    with pytest.raises(StoreError, match="cannot read nothing") as caught:
+    with pytest.raises(StoreError, match="holds no nothing") as caught:
         store.get("nothing")
     assert "\n" not in str(caught.value)
     with pytest.raises(StoreError, match="cannot copy nothing"):

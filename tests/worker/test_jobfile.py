@@ -42,6 +42,11 @@ def test_every_data_set_is_looked_for_beside_the_job_file(tmp_path: Path) -> Non
         "class_dataset": {"dataset_dir": "cats"},
         "dataset": {"jsonl_path": "rows.jsonl"},
     }
+    archives = {"dataset": {"archive": "set.zip"}, "class_dataset": {"archive": "s3://a/b.zip"}}
+    assert read(tmp_path, {"data_loader": archives})["data_loader"] == {
+        "dataset": {"archive": str(tmp_path / "set.zip")},
+        "class_dataset": {"archive": "s3://a/b.zip"},
+    }
     loader = read(tmp_path, {"data_loader": sets})["data_loader"]
     assert loader == {
         "instance_dataset": {"dataset_dir": str(tmp_path / "cat")},

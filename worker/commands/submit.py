@@ -1,7 +1,10 @@
 """``training-worker submit``."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from tasks.data.sources import Sources
+from tasks.errors import EXIT_CODES, ErrorCode
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.prepare import check
 from tasks.settings import Settings
@@ -20,13 +23,16 @@ def run(
     dry_run: bool,
     require_worker: bool,
     json: bool,
-) -> None:
-    """Submit a job, or check it from this machine and send nothing."""
+) -> int:
+    """Submit a job, or check it from this machine and send nothing.
+
+    Returns:
+        The exit code.
+    """
     document = read_job_file(path)
     job = parse_job(document)
     if dry_run:
-        _dry_run(job, json=json)
-        return
+        return _dry_run(settings, job, json=json)
     if not json:
         for warning in job.training.warnings():
             stderr.print(f"warning: {warning}", style="yellow", markup=False)
@@ -38,18 +44,31 @@ def run(
         stdout.print(f"job {job_id}", markup=False)
     if watch:
         show_to_the_end(client, job_id, json=json)
+    return 0
 
 
-def _dry_run(job: TrainingJob, *, json: bool) -> None:
+def _dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
+    """Check a job from here.
+
+    Returns:
+        The exit code.
+    """
     route = job.route()
-    report = check(job.training)
+    with TemporaryDirectory() as scratch:
+        sources = Sources(settings.data_access(), settings.downloads_dir, Path(scratch))
+        report = check(job.training, sources)
     warnings = job.training.warnings()
+    code = EXIT_CODES[ErrorCode.INVALID_DATA_SET] if report.faults else 0
     if json:
         document = {"job": job.model_dump(mode="json"), "route": route_document(route)}
         print_json({**document, "warnings": warnings, "data_set": report.document()})
-        return
+        return code
     stdout.print(route_table(route))
     stdout.print(report_table(report))
     for warning in warnings:
         stderr.print(f"warning: {warning}", style="yellow", markup=False)
-    stdout.print("the job can run; nothing was sent")
+    if code:
+        stderr.print(f"[red]error[/]: the data set has {len(report.faults)} faults")
+    else:
+        stdout.print("the job can run; nothing was sent")
+    return code

@@ -6,12 +6,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tasks.data.checks import Report, check_data_set
+from tasks.data.checks import Report
 from tasks.data.dataset import DataSet, data_set_of
 from tasks.data.ingest import ingest
 from tasks.errors import DataSetError
 from tasks.jobs.job import parse_job
 from tasks.store import Store, data_set_key, image_key
+from tests.tasks.data.reading import check_local
 from tests.tasks.jobs.test_flux_lora import with_values
 
 Check = Callable[..., Report]
@@ -30,13 +31,13 @@ def folder(tmp_path: Path) -> Path:
 
 def check_folder(folder: Path, **values: Any) -> Report:
     dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)}
-    return check_data_set(parse_job(with_values(data_loader__dataset=dataset, **values)).training)
+    return check_local(parse_job(with_values(data_loader__dataset=dataset, **values)).training)
 
 
 def check_jsonl(path: Path, *rows: Any, **columns: str) -> Report:
     path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows), "utf-8")
     dataset = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": str(path), **columns}
-    return check_data_set(parse_job(with_values(data_loader__dataset=dataset)).training)
+    return check_local(parse_job(with_values(data_loader__dataset=dataset)).training)
 
 
 def told(report: Report) -> list[str]:
@@ -217,7 +218,7 @@ def dreambooth(instance: Path, others: Path | None = None) -> Any:
 def test_a_folder_of_pictures_alone_needs_no_captions(folder: Path) -> None:
     for caption in folder.glob("*.txt"):
         caption.unlink()
-    report = check_data_set(dreambooth(folder))
+    report = check_local(dreambooth(folder))
     assert told(report) == []
     assert [sample.caption for sample in report.samples] == ["", "", ""]
 
@@ -228,11 +229,11 @@ def test_the_smaller_of_two_sets_is_repeated_evenly(folder: Path, tmp_path: Path
     for number in range(7):
         Image.new("RGB", (512, 512), (number, 9, 9)).save(others / f"{number}.png")
     (others / "broken.png").write_bytes(b"no picture")
-    report = check_data_set(dreambooth(folder, others))
+    report = check_local(dreambooth(folder, others))
     # With two folders, a fault says in which.
     assert told(report)[0].startswith("others/broken.png: ")
     (others / "broken.png").unlink()
-    report = check_data_set(dreambooth(folder, others))
+    report = check_local(dreambooth(folder, others))
     assert (len(report.samples), warned(report)) == (10, [])
     store = Store(f"file://{tmp_path}/store")
     parts: dict[int, list[str]] = {0: [], 1: []}
@@ -250,8 +251,8 @@ def test_captions_that_are_not_used_are_not_asked_for(folder: Path) -> None:
         "caption_preset": "style",
         "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)},
     }
-    assert told(check_data_set(sdxl(loader))) == []
-    assert len(told(check_data_set(sdxl({**loader, "keep_original_captions": True})))) == 2
+    assert told(check_local(sdxl(loader))) == []
+    assert len(told(check_local(sdxl({**loader, "keep_original_captions": True})))) == 2
 
 
 def test_a_placeholder_in_a_caption_is_warned_of(folder: Path) -> None:
@@ -262,7 +263,7 @@ def test_a_placeholder_in_a_caption_is_warned_of(folder: Path) -> None:
         "keep_original_captions": True,
         "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)},
     }
-    [warning] = warned(check_data_set(sdxl(loader)))
+    [warning] = warned(check_local(sdxl(loader)))
     assert warning.startswith("a.png: has the placeholder token '<thing>'")
 
 
@@ -273,7 +274,7 @@ def masked(folder: Path, **columns: Any) -> Report:
     path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
     dataset = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": str(path)}
     loader = {"type": "IMAGE_CAPTION_SD_DATA_LOADER", "dataset": dataset}
-    return check_data_set(sdxl(loader, use_masks=True))
+    return check_local(sdxl(loader, use_masks=True))
 
 
 def test_a_mask_is_stored_by_its_grey_pixels(folder: Path, tmp_path: Path) -> None:

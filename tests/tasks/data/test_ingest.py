@@ -3,11 +3,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tasks.data.checks import Report, check_data_set
+from tasks.data.checks import Report
 from tasks.data.ingest import ingest
 from tasks.errors import DataSetError, ErrorCode
 from tasks.jobs.job import parse_job
 from tasks.store import Store, image_key
+from tests.tasks.data.reading import check_local
 from tests.tasks.jobs.test_flux_lora import with_values
 
 
@@ -32,7 +33,7 @@ def add(folder: Path, name: str, color: str, caption: str) -> None:
 
 def checked(folder: Path) -> Report:
     dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)}
-    report = check_data_set(parse_job(with_values(data_loader__dataset=dataset)).training)
+    report = check_local(parse_job(with_values(data_loader__dataset=dataset)).training)
     assert report.faults == []
     return report
 

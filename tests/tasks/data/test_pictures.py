@@ -11,9 +11,9 @@ from PIL import Image
 
 from tasks.data.pictures import (
     UnreadablePictureError,
-    has_transparency,
     open_picture,
     picture_digest,
+    picture_facts,
 )
 
 
@@ -75,8 +75,8 @@ def test_a_16_bit_picture_keeps_its_brightness() -> None:
 def test_transparency_is_put_on_white_and_told() -> None:
     clear = encoded(Image.new("RGBA", (8, 8), (10, 20, 30, 0)), "PNG")
     assert open_picture(clear).getpixel((0, 0)) == (255, 255, 255)
-    assert has_transparency(clear)
-    assert not has_transparency(encoded(Image.new("RGB", (8, 8)), "PNG"))
+    assert picture_facts(clear).is_transparent
+    assert not picture_facts(encoded(Image.new("RGB", (8, 8)), "PNG")).is_transparent
 
 
 def test_of_an_animation_the_first_frame_is_taken() -> None:
@@ -131,7 +131,7 @@ def test_a_damaged_exif_block_never_escapes_as_another_error(
 
 def test_a_large_picture_below_the_limit_is_read_without_a_warning() -> None:
     large = encoded(Image.new("1", (10000, 9000)), "PNG")
-    assert not has_transparency(large)
+    assert not picture_facts(large).is_transparent
 
 
 def test_reading_in_threads_leaves_the_processs_warning_filters_alone(

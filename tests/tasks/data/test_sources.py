@@ -6,25 +6,26 @@ from typing import Any
 
 import pytest
 
-from tasks.data.sources import MOST_CAPTION_BYTES, Listing, list_source
+from tasks.data.dataset import MOST_CAPTION_BYTES
+from tasks.data.sources import Listing
 from tasks.jobs.data import (
-    HFHubImageCaptionDatasetConfig,
     ImageCaptionDirDatasetConfig,
     ImageCaptionJsonlDatasetConfig,
 )
+from tests.tasks.data.reading import list_local
 
 # Sources are listed without reading a picture, so any bytes do.
 PICTURE = b"a picture"
 
 
 def listing_of(folder: Path) -> Listing:
-    return list_source(ImageCaptionDirDatasetConfig(dataset_dir=str(folder)))
+    return list_local(ImageCaptionDirDatasetConfig(dataset_dir=str(folder)))
 
 
 def jsonl_listing(folder: Path, text: str | bytes, **columns: str) -> Listing:
     path = folder / "data.jsonl"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return list_source(ImageCaptionJsonlDatasetConfig(jsonl_path=str(path), **columns))
+    return list_local(ImageCaptionJsonlDatasetConfig(jsonl_path=str(path), **columns))
 
 
 def line(**row: Any) -> str:
@@ -211,7 +212,7 @@ def test_a_jsonl_file_that_cannot_be_read_is_refused(folder: Path) -> None:
     assert "data.jsonl: cannot be read" in message
     for path in (folder, folder / "none.jsonl"):
         config = ImageCaptionJsonlDatasetConfig(jsonl_path=str(path))
-        assert told(list_source(config)) == [f"{path}: there is no such file on this worker"]
+        assert told(list_local(config)) == [f"{path}: there is no such file on this worker"]
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 5000])
@@ -220,7 +221,7 @@ def test_a_path_that_no_file_can_have_is_told(path: str) -> None:
         ImageCaptionDirDatasetConfig(dataset_dir=path),
         ImageCaptionJsonlDatasetConfig(jsonl_path=path),
     ):
-        [fault] = list_source(config).faults
+        [fault] = list_local(config).faults
         assert fault.where == path
         assert "cannot be read" in fault.problem or "there is no such" in fault.problem
 
@@ -231,9 +232,3 @@ def test_a_file_name_that_is_not_utf_8_is_told(folder: Path) -> None:
     listing = listing_of(folder)
     assert [item.name for item in listing.items] == ["a.png"]
     assert told(listing) == ["caf\ufffd.png: has a name that is not UTF-8; rename it"]
-
-
-def test_a_hub_data_set_never_gets_here() -> None:
-    config = HFHubImageCaptionDatasetConfig.model_construct(dataset_name="a/b")
-    with pytest.raises(TypeError, match="refused"):
-        list_source(config)

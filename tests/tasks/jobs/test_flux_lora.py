@@ -6,6 +6,7 @@ import pytest
 from tasks.errors import InvalidJobError
 from tasks.jobs.base import StrictModel
 from tasks.jobs.data import (
+    ArchiveDatasetConfig,
     AspectRatioBucketConfig,
     HFHubImageCaptionDatasetConfig,
     ImageCaptionDirDatasetConfig,
@@ -176,8 +177,8 @@ def test_every_field_is_documented() -> None:
         ({"use_masks": True}, "use_masks needs an IMAGE_CAPTION_JSONL_DATASET"),
         ({"mixed_precision": "fp8"}, "computing in fp8 needs TransformerEngine"),
         (
-            {"data_loader__dataset": {"type": "HF_HUB_IMAGE_CAPTION_DATASET", "dataset_name": "a"}},
-            "Hub data sets are not built yet",
+            {"data_loader__dataset": {"type": "ARCHIVE", "archive": "a.zip", "sha256": "abc"}},
+            "data_loader.dataset.sha256",
         ),
     ],
 )
@@ -446,8 +447,10 @@ def test_every_field_of_every_part_is_documented() -> None:
     parts: list[type[StrictModel]] = [
         AdamOptimizerConfig,
         ProdigyOptimizerConfig,
+        ArchiveDatasetConfig,
         AspectRatioBucketConfig,
         HFHubImageCaptionDatasetConfig,
+        ArchiveDatasetConfig,
         ImageCaptionDirDatasetConfig,
         ImageCaptionFluxDataLoaderConfig,
         ImageCaptionJsonlDatasetConfig,

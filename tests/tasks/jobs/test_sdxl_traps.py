@@ -195,17 +195,6 @@ def test_a_trap_of_every_type_is_refused_at_submit_by_its_full_path(
             "data_loader.dataset.type",
             "IMAGE_CAPTION_DIR_DATASET",
         ),
-        (
-            LORA,
-            {
-                "data_loader__dataset": {
-                    "type": "HF_HUB_IMAGE_CAPTION_DATASET",
-                    "dataset_name": "a",
-                }
-            },
-            "data_loader.dataset.type",
-            "Hub data sets are not built yet",
-        ),
         (FINETUNE, {"ema_decay": 1}, "ema_decay", "less than 1"),
         (FINETUNE, {"save_checkpoint_format": "ckpt"}, "save_checkpoint_format", "single_file"),
         (FINETUNE, {"lora_rank_dim": 4}, "lora_rank_dim", "is no option"),

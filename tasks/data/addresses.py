@@ -1,0 +1,117 @@
+"""Which addresses a download may connect to: public ones, and hosts that the operator allows.
+
+A URL of a job must not reach what only this machine reaches: its own services, its network's, or
+a cloud's metadata service with the machine's credentials.
+"""
+
+import socket
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+
+import httpcore2
+
+_NAT64 = IPv6Network("64:ff9b::/96")
+# Public by their number, but only machines of Azure and of Oracle's cloud reach them.
+_METADATA = frozenset({IPv4Address("168.63.129.16"), IPv4Address("192.0.0.192")})
+
+
+class AddressError(ValueError):
+    """A host may not be connected to; says which, and at which address."""
+
+
+class PublicNetwork(httpcore2.NetworkBackend):
+    """Connects to hosts all of whose addresses are public, and to those that are allowed.
+
+    A host is resolved once, and the address that was checked is connected to, so that a second
+    DNS answer cannot differ from it. TLS still asks for the host's name: httpcore takes that from
+    the URL.
+
+    Args:
+        hosts: Hosts that may have any address, as ``name`` or ``name:port``.
+    """
+
+    def __init__(self, hosts: frozenset[str]) -> None:
+        self._hosts = hosts
+        self._sockets = httpcore2.SyncBackend()
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.NetworkStream:
+        """Connect to a host, at the first of its addresses that answers.
+
+        Raises:
+            AddressError: One of its addresses is not public.
+            httpcore2.ConnectError: It has no address, or none that answers.
+        """
+        is_free = is_allowed(host, port, self._hosts)
+        addresses = [host] if is_free else _public_addresses(host, port)
+        for address in addresses[:-1]:
+            try:
+                return self._sockets.connect_tcp(
+                    address, port, timeout, local_address, socket_options
+                )
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
+                continue
+        return self._sockets.connect_tcp(
+            addresses[-1], port, timeout, local_address, socket_options
+        )
+
+
+def is_allowed(host: str, port: int, hosts: frozenset[str]) -> bool:
+    """Whether the operator allows a host, by its name or by its name and port."""
+    name = host.lower()
+    bracketed = f"[{name}]" if ":" in name else name
+    allowed = {entry.lower() for entry in hosts}
+    return not allowed.isdisjoint({name, bracketed, f"{bracketed}:{port}"})
+
+
+def is_public(address: IPv4Address | IPv6Address) -> bool:
+    """Whether an address, and the IPv4 address it stands for, is one of the public internet."""
+    if isinstance(address, IPv6Address) and (inner := _inner(address)):
+        return all(is_public(each) for each in inner)
+    if isinstance(address, IPv6Address) and address.is_site_local:
+        return False
+    # Each is asked for: what is_global means differs between versions of Python.
+    return address.is_global and not (
+        address.is_private
+        or address.is_loopback
+        or address.is_link_local
+        or address.is_multicast
+        or address.is_reserved
+        or address.is_unspecified
+        or address in _METADATA
+    )
+
+
+def _inner(address: IPv6Address) -> tuple[IPv4Address, ...]:
+    """The IPv4 addresses that an IPv6 address is translated or tunnelled to."""
+    if address.ipv4_mapped is not None:
+        return (address.ipv4_mapped,)
+    if address.sixtofour is not None:
+        return (address.sixtofour,)
+    if address.teredo is not None:
+        return address.teredo
+    if address in _NAT64:
+        return (IPv4Address(int(address) & 0xFFFF_FFFF),)
+    return ()
+
+
+def _public_addresses(host: str, port: int) -> list[str]:
+    try:
+        answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no name of a host"
+        raise httpcore2.ConnectError(f"{host} cannot be resolved: {reason}") from error
+    addresses = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+    for address in addresses:
+        if not is_public(ip_address(address)):
+            raise AddressError(
+                f"{host} has the address {address}, which is not public; "
+                "the operator may allow the host in TRAINING_DATA_HOSTS"
+            )
+    return addresses

@@ -1,0 +1,54 @@
+import io
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageDraw
+
+from tasks.data.likeness import likeness_hash, near_pairs
+
+
+def drawing(seed: int, side: int = 256) -> Image.Image:
+    image = Image.new("RGB", (side, side), "white")
+    draw = ImageDraw.Draw(image)
+    for number in range(6):
+        x, y = (
+            (seed * 37 + number * 61) % 97 / 97 * side,
+            (seed * 53 + number * 29) % 89 / 89 * side,
+        )
+        color = tuple((seed * k + number * 40) % 256 for k in (3, 5, 7))
+        draw.ellipse((x, y, x + side / 3, y + side / 4), fill=color)
+    return image
+
+
+def compressed(image: Image.Image, quality: int) -> Image.Image:
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=quality)
+    return Image.open(file).convert("RGB")
+
+
+def test_a_picture_scaled_or_compressed_again_looks_the_same_and_another_does_not() -> None:
+    pictures = [
+        drawing(1),
+        drawing(2),
+        drawing(1).resize((190, 190)),
+        compressed(drawing(1), 60),
+        drawing(3),
+        compressed(drawing(3, 200), 90),
+    ]
+    found = list(near_pairs([likeness_hash(picture) for picture in pictures]))
+    assert found == [(0, 2), (0, 3), (4, 5)]
+
+
+def test_flat_pictures_are_not_compared() -> None:
+    flat = [likeness_hash(Image.new("RGB", (64, 64), color)) for color in ("red", "blue")]
+    assert flat == [None, None]
+    assert list(near_pairs(flat)) == []
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**128 - 1), st.sets(st.integers(0, 127), max_size=8))
+def test_hashes_are_near_up_to_four_bits(bits: int, flipped: set[int]) -> None:
+    other = bits
+    for place in flipped:
+        other ^= 1 << place
+    assert bool(list(near_pairs([bits, other]))) == (len(flipped) <= 4)
