@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from tasks.errors import EXIT_CODES, ErrorCode, JobError
 from tasks.settings import Settings
-from worker.output import print_json, stderr
+from worker.output import error_document, print_json, stderr
 
 _INTERRUPTED = 130  # the shell's code for a command that Ctrl-C ended
 _USAGE = 2
@@ -42,7 +42,7 @@ def run(command: Callable[..., int | None], **options: Any) -> int:
 
 def _told(error: JobError, as_json: bool) -> int:
     if as_json:
-        print_json({"error": {"code": error.code, "stage": error.stage, "message": error.message}})
+        print_json({"error": error_document(error)})
     else:
         stderr.print(f"[red]error[/]: {escape(error.message)}")
     return EXIT_CODES[error.code]

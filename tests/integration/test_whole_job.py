@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from tasks.store import Store, cache_index_key
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.waiting import wait_until
 from worker.broker import find_running
@@ -18,8 +19,10 @@ def published(fleet: Fleet, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_pictures_become_a_published_lora_on_the_right_workers(
-    fleet: Fleet, job: dict[str, Any]
+    fleet: Fleet, job: dict[str, Any], pictures: Path
 ) -> None:
+    # What no other job of this fleet has cached.
+    (pictures / "01.txt").write_text("an edited caption", "utf-8")
     result = published(fleet, job)
     file = Path(result["published"])
     assert file.name == "shapes.safetensors"
@@ -52,8 +55,30 @@ def test_the_same_job_again_encodes_nothing_and_gives_the_same_file(
     second = published(fleet, job)
     assert first["job_id"] != second["job_id"]
     assert first["sha256"] == second["sha256"]
-    summary = fleet.status(second["job_id"])["stages"]["cache"]["summary"]
-    assert summary.startswith("0 images and 0 captions encoded")
+    stage = fleet.status(second["job_id"])["stages"]["cache"]
+    assert stage["summary"].startswith("0 images and 0 captions encoded")
+    # Nor does it wait for a GPU to find that out.
+    assert stage["queue"] == "cpu"
+
+
+def test_a_pack_that_is_damaged_is_made_anew_while_a_job_runs(
+    fleet: Fleet, job: dict[str, Any], pictures: Path
+) -> None:
+    (pictures / "02.txt").write_text("a caption that no other job has", "utf-8")
+    first = published(fleet, job)
+    store = Store((fleet.home / "store").as_uri())
+    index = json.loads(store.get(cache_index_key(first["job_id"])))
+    for key in set(index["packs"].values()):
+        data = store.get(key)
+        store.put(key, data[:-1] + bytes([data[-1] ^ 1]))
+    second = published(fleet, job)
+    assert second["sha256"] == first["sha256"]
+    assert fleet.run("cache", "verify", "--json").code == 0
+    listed = fleet.run("cache", "ls", "--json").documents[0]
+    assert listed["latents"]["packs"] > 0
+    told = fleet.run("cache", "gc", "--max-size", "0", "--json").documents[0]
+    # All of it was used within the hour.
+    assert told["removed"] == 0
 
 
 def test_watching_tells_every_stage_and_the_loss_of_the_steps(

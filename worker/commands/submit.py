@@ -4,14 +4,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tasks.data.sources import Sources
-from tasks.errors import EXIT_CODES, ErrorCode
+from tasks.errors import EXIT_CODES, DataSetError
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.prepare import check
 from tasks.settings import Settings
 from worker.client import Client
 from worker.commands.watch import show_to_the_end
 from worker.jobfile import read_job_file
-from worker.output import print_json, stderr, stdout
+from worker.output import error_document, print_json, stderr, stdout
 from worker.tables import report_table, route_document, route_table
 
 
@@ -58,17 +58,19 @@ def _dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
         sources = Sources(settings.data_access(), settings.downloads_dir, Path(scratch))
         report = check(job.training, sources)
     warnings = job.training.warnings()
-    code = EXIT_CODES[ErrorCode.INVALID_DATA_SET] if report.faults else 0
+    error = DataSetError(report.faults, "prepare") if report.faults else None
+    code = EXIT_CODES[error.code] if error else 0
     if json:
         document = {"job": job.model_dump(mode="json"), "route": route_document(route)}
-        print_json({**document, "warnings": warnings, "data_set": report.document()})
+        failed = {"error": error_document(error)} if error else {}
+        print_json({**document, "warnings": warnings, "data_set": report.document(), **failed})
         return code
     stdout.print(route_table(route))
     stdout.print(report_table(report))
     for warning in warnings:
         stderr.print(f"warning: {warning}", style="yellow", markup=False)
-    if code:
-        stderr.print(f"[red]error[/]: the data set has {len(report.faults)} faults")
+    if error:
+        stderr.print(f"[red]error[/]: the data set has {len(report.faults)} faults; see above")
     else:
         stdout.print("the job can run; nothing was sent")
     return code

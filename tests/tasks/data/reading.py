@@ -1,11 +1,13 @@
 """Data sets on this machine, read as a job's are."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tasks.data.access import Access
 from tasks.data.checks import Report, check_data_set
 from tasks.data.sources import Listing, Sources
+from tasks.data.tokens import TokenLimit
 from tasks.jobs.data import DataSetConfig
 from tasks.jobs.pipeline import PipelineConfig
 
@@ -17,6 +19,6 @@ def list_local(config: DataSetConfig, **flags: Any) -> Listing:
     return _LOCAL.listing(config, **flags)
 
 
-def check_local(config: PipelineConfig) -> Report:
-    """Without counting tokens: there is no base model."""
-    return check_data_set(config, _LOCAL, limits=lambda _: [])
+def check_local(config: PipelineConfig, limits: Sequence[TokenLimit] = ()) -> Report:
+    """With limits given by the test: there is no base model."""
+    return check_data_set(config, _LOCAL, limits=lambda _: list(limits))

@@ -9,6 +9,7 @@ from PIL import Image
 from tasks.data.checks import Report
 from tasks.data.dataset import DataSet, data_set_of
 from tasks.data.ingest import ingest
+from tasks.data.tokens import TokenLimit
 from tasks.errors import DataSetError
 from tasks.jobs.job import parse_job
 from tasks.store import Store, data_set_key, image_key
@@ -116,6 +117,94 @@ def test_what_is_not_as_meant_is_warned_of(folder: Path) -> None:
         "7 pictures are less than train_batch_size (8)",
     ):
         assert any(part in line for line in warned(report)), part
+
+
+def save(folder: Path, name: str, image: Image.Image, **options: Any) -> None:
+    image.save(folder / name, **options)
+    (folder / name).with_suffix(".txt").write_text(name, "utf-8")
+
+
+def test_what_is_lost_on_the_way_to_rgb_is_warned_of_by_the_files_name(folder: Path) -> None:
+    gradient = Image.linear_gradient("L").resize((512, 512))
+    save(folder, "cmyk.jpg", gradient.convert("RGB").convert("CMYK"))
+    save(folder, "deep.png", gradient.convert("I").point(lambda v: v * 257).convert("I;16"))
+    save(folder, "few.png", gradient.convert("P"))
+    frames = [gradient.convert("RGB"), gradient.convert("RGB").rotate(90)]
+    save(folder, "moving.webp", frames[0], save_all=True, append_images=frames[1:])
+    save(folder, "lying.png", gradient.convert("RGB"), format="JPEG")
+    report = check_folder(folder)
+    assert told(report) == []
+    for part in (
+        "cmyk.jpg: is CMYK",
+        "deep.png: has 16 bits a pixel",
+        "few.png: has no more than 256 colors",
+        "moving.webp: is animated; of its 2 pictures the first is used",
+        "lying.png: is a JPEG picture; it is read as one; rename it",
+    ):
+        assert any(part in line for line in warned(report)), part
+
+
+def test_pictures_that_look_the_same_are_warned_of(folder: Path) -> None:
+    gradient = Image.radial_gradient("L").convert("RGB")
+    save(folder, "one.png", gradient.resize((600, 600)))
+    save(folder, "other.jpg", gradient.resize((512, 512)), quality=70)
+    [warning] = warned(check_folder(folder))
+    assert warning == (
+        "one.png: looks the same as other.jpg, 512x512 and 600x600; keep the better one"
+    )
+
+
+def test_sizes_with_fewer_pictures_than_a_batch_are_told(folder: Path) -> None:
+    Image.new("RGB", (512, 1024), "white").save(folder / "tall.png")
+    (folder / "tall.txt").write_text("tall", "utf-8")
+    buckets = {"target_resolution": 512, "start_dim": 256, "end_dim": 1024, "divisible_by": 64}
+    report = check_folder(folder, train_batch_size=2, data_loader__aspect_ratio_buckets=buckets)
+    [warning] = warned(report)
+    assert "1 of 2 sizes have fewer pictures than train_batch_size (2)" in warning
+    assert report.document()["buckets"] == {"320x704": 1, "512x512": 3}
+
+
+def test_captions_that_encoders_read_a_part_of_are_told(folder: Path) -> None:
+    def words(text: str) -> int:
+        return len(text.split())
+
+    (folder / "a.txt").write_text("one two three four five six", "utf-8")
+    limits = [
+        TokenLimit("CLIP", 3, words, is_all=False),
+        TokenLimit("T5", 5, words, is_all=True),
+    ]
+    dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)}
+    values = {"data_loader__dataset": dataset, "data_loader__caption_prefix": "so"}
+    config = parse_job(with_values(**values)).training
+    report = check_local(config, limits)
+    assert warned(report) == [
+        f"{folder}: 3 captions have more tokens than the 3 that CLIP reads; it sees their start, "
+        "the other encoder all of them",
+        "a.png: has a caption of 7 tokens; T5 reads 5; put what matters first, or shorten it",
+    ]
+
+
+def test_the_report_for_programs_tells_severity_file_problem_and_remedy(folder: Path) -> None:
+    (folder / "a.txt").unlink()
+    (folder / "z.txt").write_text("nothing", "utf-8")
+    assert check_folder(folder).document() == {
+        "pictures": 2,
+        "buckets": {"512x512": 2},
+        "findings": [
+            {
+                "severity": "error",
+                "file": "a.png",
+                "problem": "has no caption",
+                "remedy": "write it into a.txt",
+            },
+            {
+                "severity": "warning",
+                "file": "z.txt",
+                "problem": "is the caption of no picture; it is not used",
+                "remedy": "",
+            },
+        ],
+    }
 
 
 def test_a_jsonl_names_pictures_and_captions_by_its_columns(folder: Path) -> None:

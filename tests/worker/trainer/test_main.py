@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tasks.cache_plan import CachePlan, EncoderDigests
 from tasks.errors import ErrorCode, StoreError
 from tasks.events import CacheDone, Event, TrainDone, TrainFailed
 from tasks.requests import TrainerExit
@@ -111,7 +112,12 @@ def test_a_base_model_that_lacks_a_file_is_refused_by_its_name(
 ) -> None:
     cached = CACHED if stage == "cache" else {}
     config = config_of(broken_model(tiny_flux, tmp_path, remove), **cached)
-    code, failed = serve(request_of(data, stage, config).model_dump_json())
+    encoders = EncoderDigests(text="0" * 64, vae="0" * 64)
+    wanted = CachePlan(config, data.data_set, encoders).digests if cached else []
+    if remove.startswith("vae"):
+        wanted = wanted[-1:]
+    request = request_of(data, stage, config, encoders=encoders, cache_entries=tuple(wanted))
+    code, failed = serve(request.model_dump_json())
     assert (code, failed.code) == (TrainerExit.REFUSED, ErrorCode.INVALID_MODEL)
     assert expected in failed.message
 

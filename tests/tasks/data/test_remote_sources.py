@@ -1,0 +1,260 @@
+"""The same pictures and captions, wherever they come from, are the same data set."""
+
+import io
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+from pydantic import TypeAdapter
+
+from tasks.data import sources as sources_module
+from tasks.data.access import Access
+from tasks.data.checks import Report, check_data_set
+from tasks.data.dataset import data_set_of
+from tasks.data.hub import HubRows, fetch_hub
+from tasks.data.sources import Sources
+from tasks.jobs.data import ImageCaptionDatasetConfig
+from tasks.jobs.job import parse_job
+from tests.tasks.data.hub_site import Hub
+from tests.tasks.data.site import Served, Site
+from tests.tasks.jobs.test_flux_lora import with_values
+
+CAPTIONS = {"a.png": "a red field", "b.jpg": "a green field", "sub/c.webp": "a blue field"}
+ROWS = "\n".join(json.dumps({"image": name, "text": text}) for name, text in CAPTIONS.items())
+
+
+def picture(name: str) -> bytes:
+    image = Image.linear_gradient("L").convert("RGB").resize((512, 512))
+    kind = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[name.rpartition(".")[2]]
+    for _ in range(list(CAPTIONS).index(name)):
+        image = image.transpose(Image.Transpose.ROTATE_90)
+    file = io.BytesIO()
+    image.save(file, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    return file.getvalue()
+
+
+PICTURES = {name: picture(name) for name in CAPTIONS}
+
+
+def files(*, captions: bool) -> dict[str, bytes]:
+    """A data set's files: with captions beside the pictures, or in a JSONL file."""
+    if not captions:
+        return {**PICTURES, "rows.jsonl": ROWS.encode()}
+    beside = {name.rpartition(".")[0] + ".txt": text.encode() for name, text in CAPTIONS.items()}
+    return {**PICTURES, **beside}
+
+
+def zipped(found: dict[str, bytes], top: str = "") -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, data in found.items():
+            archive.writestr(top + name, data)
+    return file.getvalue()
+
+
+def tarred(found: dict[str, bytes], mode: str) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode=mode) as archive:  # type: ignore[call-overload]
+        for name, data in found.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return file.getvalue()
+
+
+@pytest.fixture
+def check(tmp_path: Path, bucket: Site) -> Callable[..., Report]:
+    """What is found in a data set, each time by new ``Sources`` over the same downloads."""
+    folders = (tmp_path / f"scratch-{number}" for number in range(99))
+
+    def check(roots: tuple[str, ...] | None = None, **dataset: Any) -> Report:
+        access = Access(roots=roots, hosts=frozenset({bucket.host}))
+        sources = Sources(access, tmp_path / "downloads", next(folders))
+        job = parse_job(with_values(data_loader__dataset=dataset))
+        return check_data_set(job.training, sources, limits=lambda _: [])
+
+    return check
+
+
+@pytest.fixture
+def digest(tmp_path: Path, check: Callable[..., Report]) -> str:
+    """The data set's digest, from a folder."""
+    folder = tmp_path / "folder"
+    for name, data in files(captions=True).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    (folder / "rows.jsonl").write_text(ROWS, "utf-8")
+    report = check(type="IMAGE_CAPTION_JSONL_DATASET", jsonl_path=str(folder / "rows.jsonl"))
+    assert report.faults == []
+    assert len(report.samples) == 3
+    return data_set_of(report.samples).digest
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "options"),
+    [
+        ("set.zip", zipped(files(captions=True)), {}),
+        ("set.tar", tarred(files(captions=True), "w"), {}),
+        ("set.tar.gz", tarred(files(captions=True), "w:gz"), {}),
+        ("named otherwise", zipped(files(captions=True), "top folder/"), {}),
+        ("rows.zip", zipped(files(captions=False)), {"jsonl": "rows.jsonl"}),
+        ("below.zip", zipped(files(captions=False), "x/"), {"jsonl": "x/rows.jsonl"}),
+    ],
+)
+@pytest.mark.parametrize("place", ["file", "web", "s3"])
+def test_an_archive_is_its_pictures(
+    tmp_path: Path,
+    site: Site,
+    check: Callable[..., Report],
+    digest: str,
+    name: str,
+    data: bytes,
+    options: dict[str, str],
+    place: str,
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    site.files[f"/bucket/{name}".replace(" ", "%20")] = Served(data)
+    archive = {
+        "file": str(tmp_path / name),
+        "web": site.url(f"/bucket/{name}".replace(" ", "%20")),
+        "s3": f"s3://bucket/{name}",
+    }[place]
+    report = check(type="ARCHIVE", archive=archive, **options)
+    assert report.faults == []
+    assert data_set_of(report.samples).digest == digest
+
+
+def test_a_folder_in_a_bucket_is_its_pictures(
+    site: Site, check: Callable[..., Report], digest: str
+) -> None:
+    for name, data in files(captions=True).items():
+        site.files[f"/bucket/some/{name}"] = Served(data)
+    found = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "s3://bucket/some/"}
+    assert data_set_of(check(**found).samples).digest == digest
+    sent = sum(asked.sent for asked in site.asked)
+    again = check(**found)
+    assert data_set_of(again.samples).digest == digest
+    # Asked for once more, and not sent once more.
+    assert sum(asked.sent for asked in site.asked) - sent < sum(map(len, PICTURES.values()))
+    denied = check(roots=("s3://bucket/other",), **found)
+    assert "TRAINING_DATA_ROOTS" in str(denied.faults[0])
+
+
+@pytest.mark.parametrize("place", ["web", "s3"])
+def test_a_jsonl_elsewhere_names_pictures_beside_it(
+    site: Site, check: Callable[..., Report], digest: str, place: str
+) -> None:
+    for name, data in files(captions=False).items():
+        site.files[f"/bucket/{name}"] = Served(data)
+    base = site.url("/bucket") if place == "web" else "s3://bucket"
+    found = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": f"{base}/rows.jsonl"}
+    assert data_set_of(check(**found).samples).digest == digest
+    hostile = ["../secret.png", "/secret.png", "https://else.where/a.png", "missing.png"]
+    rows = "\n".join(json.dumps({"image": name, "text": "x"}) for name in hostile)
+    site.files["/bucket/rows.jsonl"] = Served(rows.encode(), etag='"2"')
+    asked = len(site.asked)
+    report = check(**found)
+    assert len(report.faults) >= 4
+    assert report.samples == []
+    assert all("secret" not in request.path for request in site.asked[asked:])
+
+
+def test_a_hub_data_set_is_its_pictures(
+    tmp_path: Path,
+    hub: Hub,
+    check: Callable[..., Report],
+    digest: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    images = [{"bytes": data, "path": name} for name, data in PICTURES.items()]
+    kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    table = {"image": pyarrow.array(images, kind), "text": list(CAPTIONS.values())}
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(table), file)
+    hub.holds(converted={"default/train/0000.parquet": file.getvalue()})
+
+    def from_here(*arguments: Any, **options: Any) -> HubRows:
+        return fetch_hub(*arguments, **options, hub=hub.api)
+
+    monkeypatch.setattr(sources_module, "fetch_hub", from_here)
+    report = check(
+        type="HF_HUB_IMAGE_CAPTION_DATASET",
+        dataset_name="owner/pictures",
+        hf_cache_dir=str(tmp_path / "hub"),
+    )
+    assert report.faults == []
+    assert data_set_of(report.samples).digest == digest
+
+
+@pytest.mark.parametrize(
+    ("dataset", "told"),
+    [
+        ({"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "https://a.b/c"}, "use an ARCHIVE"),
+        ({"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "ftp://a.b/c"}, "use an ARCHIVE"),
+        ({"type": "ARCHIVE", "archive": "ftp://a.b/c.zip"}, "ftp"),
+        ({"type": "ARCHIVE", "archive": "file:///etc/passwd"}, "file"),
+        ({"type": "ARCHIVE", "archive": "http://169.254.169.254/latest"}, "http"),
+        ({"type": "ARCHIVE", "archive": "https://127.0.0.1/a.zip"}, "not public"),
+        ({"type": "ARCHIVE", "archive": "/nowhere/a.zip"}, "there is no such file"),
+        ({"type": "ARCHIVE", "archive": "/tmp"}, "there is no such file"),
+        ({"type": "ARCHIVE", "archive": "a\0b"}, "there is no such file"),
+        ({"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": "https://[::1]/r"}, "not public"),
+    ],
+)
+def test_what_cannot_be_read_is_told(
+    check: Callable[..., Report], dataset: dict[str, str], told: str
+) -> None:
+    [fault] = check(**dataset).faults
+    assert told in str(fault)
+
+
+def test_an_archive_of_another_checksum_is_refused(
+    tmp_path: Path, site: Site, check: Callable[..., Report]
+) -> None:
+    (tmp_path / "set.zip").write_bytes(zipped(files(captions=True)))
+    site.files["/set.zip"] = Served(zipped(files(captions=True)))
+    for archive in (str(tmp_path / "set.zip"), site.url("/set.zip")):
+        [fault] = check(type="ARCHIVE", archive=archive, sha256="0" * 64).faults
+        assert "SHA-256" in str(fault) or "sha256" in str(fault).lower()
+
+
+def test_outside_the_roots_nothing_on_this_machine_is_read(
+    tmp_path: Path, digest: str, check: Callable[..., Report]
+) -> None:
+    folder = tmp_path / "folder"
+    (tmp_path / "set.zip").write_bytes(zipped(files(captions=True)))
+    roots = (str(folder),)
+    rows = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": str(folder / "rows.jsonl")}
+    assert check(roots=roots, **rows).faults == []
+    for dataset in (
+        {"type": "ARCHIVE", "archive": str(tmp_path / "set.zip")},
+        {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(tmp_path)},
+        {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": str(tmp_path / "rows.jsonl")},
+        {"type": "HF_HUB_IMAGE_CAPTION_DATASET", "dataset_name": "a/b", "hf_cache_dir": "/etc"},
+    ):
+        [fault] = check(roots=roots, **dataset).faults
+        assert "TRAINING_DATA_ROOTS" in str(fault)
+    (tmp_path / "secret.png").write_bytes(PICTURES["a.png"])
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    (folder / "link.txt").write_text("a link", "utf-8")
+    dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)}
+    assert [str(fault) for fault in check(roots=roots, **dataset).faults] == [
+        "link.png: is a link to where data sets may not lie"
+    ]
+
+
+def test_every_data_set_with_captions_is_among_these(digest: str) -> None:
+    schema = TypeAdapter(ImageCaptionDatasetConfig).json_schema()
+    assert set(schema["discriminator"]["mapping"]) == {
+        "ARCHIVE",
+        "HF_HUB_IMAGE_CAPTION_DATASET",
+        "IMAGE_CAPTION_DIR_DATASET",
+        "IMAGE_CAPTION_JSONL_DATASET",
+    }
