@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from tasks.errors import ErrorCode, TrainerError
-from tasks.events import Event, TrainDone
+from tasks.events import CacheDone, Event, TrainDone
 from tasks.jobs.job import parse_job
 from tasks.requests import TrainerExit, TrainerRequest
 from tasks.runtime import TrainerInterrupted
@@ -110,6 +110,28 @@ done()
         "the trainer was ended by SIGKILL; it is started again",
         "state-2",
     ]
+
+
+def test_entries_that_were_stored_before_a_crash_are_not_asked_for_again(
+    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+) -> None:
+    told: list[Event] = []
+    program = """
+note(",".join(request["cache_entries"]))
+if "a" in request["cache_entries"]:
+    tell(kind="pack_stored", key="p", size=1, entries=["a", "c"])
+    os.kill(os.getpid(), signal.SIGKILL)
+tell(kind="cache_done")
+"""
+    request = request_line.model_copy(
+        update={"stage": "cache", "cache_entries": ("a", "b", "c", "d")}
+    )
+    answer = trainer(program, restarts=1).run(
+        request, on_event=told.append, stop_requested=lambda: False
+    )
+    assert isinstance(answer, CacheDone)
+    notes = [event.message for event in told if event.kind == "note"]
+    assert (notes[0], notes[-1]) == ("a,b,c,d", "b,d")
 
 
 def test_a_trainer_that_always_crashes_is_an_error_with_its_last_words(

@@ -31,10 +31,10 @@ from worker.trainer.pictures import CENTRE, cropped, load_picture, pixels, resiz
 from worker.trainer.pipe import Emit, StopSwitch
 
 # T5 with 512 tokens of each: enough to fill a GPU, and a pack of some 32 MiB.
-_CAPTIONS = 8
+CAPTIONS = 8
 # As many pixels as fill a GPU, while the VAE's activations fit the smallest class.
 _PIXELS = 1024 * 1024
-_MOST_PICTURES = 8
+MOST_PICTURES = 8
 # Encoded batches on their way to the store; more would only take memory.
 _UPLOADS = 2
 
@@ -72,7 +72,7 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, kept: KeptModels)
 
 def batch_size(size: Size) -> int:
     """How many pictures of a size are encoded at once."""
-    return max(1, min(_MOST_PICTURES, _PIXELS // size.pixels))
+    return max(1, min(MOST_PICTURES, _PIXELS // size.pixels))
 
 
 class _Encoder:
@@ -109,9 +109,9 @@ class _Encoder:
             return
         models = importlib.import_module("worker.trainer.models")
         encoders = models.take_text(self._config, self._device, self._kept)
-        for batch in _in_batches(digests, _CAPTIONS):
+        for batch in _in_batches(digests, CAPTIONS):
             captions = [self._plan.texts[digest] for digest in batch]
-            yield batch, encoders.encode(_filled(captions, _CAPTIONS))
+            yield batch, encoders.encode(_filled(captions, CAPTIONS))
 
     @torch.no_grad()
     def latents(self, digests: Sequence[str]) -> Iterator[tuple[list[str], Latents]]:

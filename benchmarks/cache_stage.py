@@ -1,0 +1,173 @@
+"""The cache stage's time over that of the bare encoders on the same batches, as a ratio.
+
+    OMP_NUM_THREADS=1 python -P benchmarks/cache_stage.py [IMAGES]
+
+A tiny FLUX with a VAE of some 2 M parameters, on the CPU, in this process. The stage reads,
+decodes, resizes, checks, packs and stores beside encoding; the bare encoders get ready tensors.
+Goal: 1.15 or less. Also: the same one by one, and the second job, which encodes nothing.
+"""
+
+import random
+import sys
+import tempfile
+import time
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from PIL import Image
+
+from benchmarks.warm_trainer import request_in
+from tasks.cache_plan import CachePlan, EncoderDigests, encoder_digests
+from tasks.cache_registry import CacheRegistry
+from tasks.data.dataset import DataSet, Sample, data_set_of
+from tasks.data.pictures import picture_digest
+from tasks.events import Event, PackStored
+from tasks.requests import TrainerRequest
+from tasks.state import connect
+from tasks.store import PACKS, Store, data_set_key, image_key
+from worker.broker import EmbeddedBroker
+from worker.trainer import cache
+from worker.trainer.inputs import encode_pixels
+from worker.trainer.kept import KeptModels
+from worker.trainer.models import take_text, take_vae
+from worker.trainer.pipe import StopSwitch
+
+ROUNDS = 3
+SIDE = 256
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    """Print the ratios."""
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 64
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        request = request_of(folder, count)
+        store = Store(request.store_url)
+        encoders = encoder_digests(request.training)
+        data_set = DataSet.model_validate_json(store.get(request.data_set_key))
+        plan = CachePlan(request.training, data_set, encoders)
+        kept = KeptModels()
+        seconds: dict[str, float] = {}
+        for _ in range(ROUNDS):
+            for what, run in (
+                ("bare", lambda: bare(request, plan, kept)),
+                ("stage", lambda: stage(request, plan, encoders, kept)),
+                ("one by one", lambda: one_by_one(request, plan, encoders, kept)),
+            ):
+                store.delete(store.keys(PACKS))
+                taken = run()
+                seconds[what] = min(taken, seconds.get(what, taken))
+        seconds["second job"] = second_job(folder, request, plan, encoders, kept)
+    print(f"{count} images, {len(plan.texts)} captions:")
+    for what, taken in seconds.items():
+        print(f"  {what}: {taken:.3f} s, {taken / seconds['bare']:.3f} of the bare encoders")
+
+
+def request_of(folder: Path, count: int) -> TrainerRequest:
+    """A cache request of noisy JPEGs somewhat larger than they are trained at."""
+    base = request_in(folder)
+    kind: Any = AutoencoderKL
+    config = kind.load_config(folder / "model" / "vae")
+    wider = {**config, "block_out_channels": (32, 64, 128, 128), "norm_num_groups": 8}
+    kind.from_config(wider).save_pretrained(folder / "model" / "vae")
+    store, draw = Store(base.store_url), random.Random(0)
+    samples = []
+    for number in range(count):
+        noise = Image.frombytes("RGB", (40, 30), draw.randbytes(3600)).resize((480, 360))
+        path = folder / f"{number}.jpg"
+        noise.save(path, quality=90)
+        digest = picture_digest(Image.open(path).convert("RGB"))
+        store.put(image_key(digest), path)
+        samples.append(
+            Sample(
+                image=digest, width=480, height=360, caption=f"a photo {number}", source=path.name
+            )
+        )
+    data_set = data_set_of(samples)
+    store.put(data_set_key(data_set.digest), data_set.model_dump_json().encode())
+    loader = base.training.loader.model_copy(update={"resolution": SIDE})
+    training = base.training.model_copy(update={"data_loader": loader})
+    changes = {"training": training, "data_set_key": data_set_key(data_set.digest)}
+    return base.model_copy(update={**changes, "stage": "cache"})
+
+
+def bare(request: TrainerRequest, plan: CachePlan, kept: KeptModels) -> float:
+    """Seconds of the encoders alone."""
+    captions = list(plan.texts.values())
+    (size,) = {picture.size for picture in plan.latents.values()}
+    batch = cache.batch_size(size)
+    pixels = torch.randn(batch, 3, size.height, size.width).clamp(-1, 1)
+    text = take_text(request.training, CPU, kept)
+    start = time.perf_counter()
+    with torch.no_grad():
+        for first in range(0, len(captions), cache.CAPTIONS):
+            text.encode(captions[first : first + cache.CAPTIONS])
+    seconds = time.perf_counter() - start
+    vae = take_vae(request.training, CPU, kept)
+    start = time.perf_counter()
+    for _ in range(0, len(plan.latents), batch):
+        encode_pixels(vae, pixels)
+    return seconds + time.perf_counter() - start
+
+
+def stage(
+    request: TrainerRequest, plan: CachePlan, encoders: EncoderDigests, kept: KeptModels
+) -> float:
+    """Seconds of the trainer's part of the stage, models loaded."""
+    return timed(request, encoders, plan.digests, kept)
+
+
+def one_by_one(
+    request: TrainerRequest, plan: CachePlan, encoders: EncoderDigests, kept: KeptModels
+) -> float:
+    """The same in batches of one."""
+    most = cache.CAPTIONS, cache.MOST_PICTURES
+    cache.CAPTIONS, cache.MOST_PICTURES = 1, 1
+    try:
+        return timed(request, encoders, plan.digests, kept)
+    finally:
+        cache.CAPTIONS, cache.MOST_PICTURES = most
+
+
+def timed(
+    request: TrainerRequest, encoders: EncoderDigests, digests: list[str], kept: KeptModels
+) -> float:
+    """Seconds of a cache request."""
+    wanted = {"encoders": encoders, "cache_entries": tuple(digests)}
+    start = time.perf_counter()
+    cache.run(request.model_copy(update=wanted), lambda _: None, StopSwitch(), kept)
+    return time.perf_counter() - start
+
+
+def second_job(
+    folder: Path,
+    request: TrainerRequest,
+    plan: CachePlan,
+    encoders: EncoderDigests,
+    kept: KeptModels,
+) -> float:
+    """Seconds of finding out, over a real broker, that there is nothing to encode."""
+    events: list[Event] = []
+    wanted = {"encoders": encoders, "cache_entries": tuple(plan.digests)}
+    cache.run(request.model_copy(update=wanted), events.append, StopSwitch(), kept)
+    with EmbeddedBroker(folder / "broker") as broker:
+        registry = CacheRegistry(connect(broker.url), timedelta(hours=1), timedelta(minutes=1))
+        for event in events:
+            if isinstance(event, PackStored):
+                registry.add(event.key, event.size, event.entries)
+        store = Store(request.store_url)
+        start = time.perf_counter()
+        data_set = DataSet.model_validate_json(store.get(request.data_set_key))
+        found = registry.locate(CachePlan(request.training, data_set, encoders).digests)
+        seconds = time.perf_counter() - start
+    if len(found) != len(plan.digests):
+        raise AssertionError("something was not found")
+    return seconds
+
+
+if __name__ == "__main__":
+    main()
