@@ -1,6 +1,7 @@
 """The SDXL types through the whole chain, from the command line to files that diffusers loads."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,36 @@ def picture(pipeline: Any, prompt: str = "a red square") -> bytes:
 def captioned(pictures: Path) -> dict[str, Any]:
     dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(pictures)}
     return {"type": "IMAGE_CAPTION_SD_DATA_LOADER", "dataset": dataset}
+
+
+def test_two_workers_with_the_same_data_set_encode_each_item_once(
+    fleet: Fleet, tiny_sdxl: Path, pictures: Path
+) -> None:
+    for number, path in enumerate(sorted(pictures.glob("*.txt"))):
+        path.write_text(f"what no other job has, {number}", "utf-8")
+    loader = captioned(pictures)
+    # One goes to each of the fleet's two GPU workers.
+    jobs = [
+        sdxl_job(
+            "SDXL_LORA",
+            tiny_sdxl,
+            loader,
+            train_text_encoder=False,
+            cache_text_encoder_outputs=True,
+            max_train_steps=steps,
+            save_every_n_steps=steps,
+        )
+        for steps in (1, 2)
+    ]
+    ids = [fleet.submit(job).documents[0]["job_id"] for job in jobs]
+    for job_id in ids:
+        assert fleet.run("watch", job_id, "--json").code == 0, fleet.log()
+    stages = [fleet.status(job_id)["stages"]["cache"] for job_id in ids]
+    encoded = [re.findall(r"\d+", stage["summary"]) for stage in stages]
+    images, captions = len(list(pictures.glob("*.png"))), len(list(pictures.glob("*.txt")))
+    # Another test may have made the pictures' latents and the blank caption's entry.
+    assert sum(int(numbers[0]) for numbers in encoded) in (0, images)
+    assert sum(int(numbers[1]) for numbers in encoded) in (captions, captions + 1)
 
 
 def test_a_lora_with_masks_and_validation_images(
