@@ -79,7 +79,7 @@ def unpack(archive: Path, folder: Path, *, most_bytes: int) -> Unpacked:
     Args:
         archive: The archive.
         folder: Where to unpack it, as ``00000001.png`` and so on; an empty folder, or none yet.
-        most_bytes: The most that may be unpacked.
+        most_bytes: The most that may be unpacked; of a tar, with headers and unused members.
 
     Raises:
         OSError: The archive cannot be opened, or the folder not be written to.
@@ -93,7 +93,7 @@ def unpack(archive: Path, folder: Path, *, most_bytes: int) -> Unpacked:
             unpacking.run(file, _Meter(size, most_bytes))
     except _StopError as error:
         unpacking.remove()
-        return unpacking.outcome(Fault(archive.name, str(error)))
+        return unpacking.outcome(str(error))
     return unpacking.outcome()
 
 
@@ -177,10 +177,10 @@ class _Unpacking:
             path.unlink(missing_ok=True)
         self._files.clear()
 
-    def outcome(self, *last: Fault) -> Unpacked:
-        """All that was found, with faults that ended the search."""
-        more = [Fault(self._where, f"{self._more_faults:,} more members are at fault")]
-        faults = [*self._faults, *(more if self._more_faults else ()), *last]
+    def outcome(self, last: str = "") -> Unpacked:
+        """All that was found, with the problem that ended the search, if one did."""
+        more = f"{self._more_faults:,} more members are at fault" if self._more_faults else ""
+        faults = [*self._faults, *(Fault(self._where, text) for text in (more, last) if text)]
         return Unpacked(dict(sorted(self._files.items())), faults, self._unused)
 
     def _unpack_zip(self, file: io.BufferedReader, meter: _Meter) -> None:
@@ -399,7 +399,7 @@ class _Tar:
             info = _tar_header(block)
             if info.type not in _EXTENSIONS:
                 break
-            header_bytes += _BLOCK + info.size
+            header_bytes += _BLOCK + _in_blocks(info.size)
             if header_bytes > MOST_HEADER_BYTES:
                 raise _StopError(f"has a header of over {MOST_HEADER_BYTES // _MIB} MiB")
             data = self._exactly(_in_blocks(info.size))[: info.size]

@@ -13,6 +13,7 @@ from tasks.data.buckets import Size, nearest_bucket
 from tasks.data.dataset import Sample
 from tasks.data.likeness import likeness_hash, near_pairs
 from tasks.data.pictures import (
+    SUFFIXES,
     PictureFacts,
     UnreadablePictureError,
     mask_digest,
@@ -196,7 +197,8 @@ def _checked_mask(path: Path, size: tuple[int, int]) -> str:
 def _kind_warnings(item: Item, facts: PictureFacts) -> Iterable[Fault]:
     """What is lost as a picture becomes upright RGB of 8 bits."""
     suffix = PurePosixPath(item.path).suffix.lower()
-    if suffix not in _SUFFIXES_OF[facts.format]:
+    # Downloads have no suffix.
+    if suffix in SUFFIXES and suffix not in _SUFFIXES_OF[facts.format]:
         yield Fault(item.name, f"is a {facts.format} picture; it is read as one", "rename it")
     if facts.is_transparent:
         yield Fault(item.name, "is partly transparent; it is put on white")

@@ -16,9 +16,10 @@ from urllib.parse import quote
 from tasks.data.access import CLOUD_SCHEMES, Access, DeniedError
 from tasks.data.archives import unpack
 from tasks.data.dataset import MOST_CAPTION_BYTES, MOST_ITEMS
-from tasks.data.downloads import DownloadError, Downloads
+from tasks.data.downloads import Downloads
 from tasks.data.hub import fetch_hub
 from tasks.data.pictures import SUFFIXES
+from tasks.data.remote import DownloadError
 from tasks.errors import Fault
 from tasks.jobs.data import (
     ArchiveDatasetConfig,

@@ -4,14 +4,20 @@ import random
 import stat
 import struct
 import tarfile
+import tempfile
+import tracemalloc
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from tasks.data.archives import Unpacked, unpack
+from tasks.data import archives
+from tasks.data.archives import MOST_FAULTS, Unpacked, unpack
+from tasks.errors import Fault
 
 # Archives are unpacked without reading a picture, so any bytes do; these do not shrink.
 PICTURE = random.Random(0).randbytes(3000)
@@ -61,6 +67,15 @@ def pax(*records: bytes) -> bytes:
     """An extended header, its records as they are."""
     data = b"".join(records)
     return header("pax", len(data), tarfile.XHDTYPE) + data + bytes(-len(data) % 512)
+
+
+def sparse(name: str) -> bytes:
+    """A sparse file whose map goes on in a second block, and then a block of data."""
+    block = bytearray(header(name, 512, tarfile.GNUTYPE_SPARSE))
+    block[482] = 1
+    block[148:156] = b" " * 8
+    block[148:155] = b"%06o\0" % sum(block)
+    return bytes(block) + b"x" * 504 + bytes(8) + b"x" * 512
 
 
 def zip_link(name: str, mode: int = stat.S_IFLNK) -> zipfile.ZipInfo:
@@ -230,10 +245,6 @@ def test_a_bad_name_is_told_and_the_others_still_unpacked(
         found.files["ok.png"].unlink()
 
 
-def encrypted(data: bytearray) -> None:
-    in_directory(8, b"\x01\x00")(data)
-
-
 BAD_MEMBERS = {
     "zip NUL": (
         zipped(("a_.png.sh.png", PICTURE), ("ok.png", b"")).replace(b"a_.png.sh", b"a\0.png.sh"),
@@ -284,20 +295,19 @@ BAD_MEMBERS = {
         "a.png: is of an unknown kind (b'V'); pack it as a plain file",
     ),
     "tar sparse": (
-        # Its map goes on in a block of its own; its data are a third one.
-        patched_sparse := b"",
-        "",
+        sparse("a.png") + tarred(member("ok.png", b"")),
+        "a.png: is packed as a sparse file; pack it without --sparse",
     ),
     "tar pax sparse": (
         pax(b"25 GNU.sparse.size=99999\n") + tarred(member("a.png"), member("ok.png", b"")),
         "a.png: is packed as a sparse file; pack it without --sparse",
     ),
     "zip encrypted": (
-        patched(zipped(("a.png", PICTURE), ("ok.png", b"")), encrypted),
+        patched(zipped(("a.png", PICTURE), ("ok.png", b"")), in_directory(8, b"\x01")),
         "a.png: is encrypted; pack it without a password",
     ),
     "zip bzip2": (
-        zipped(("a.png", PICTURE), (zipfile.ZipInfo("ok.png"), b""), compression=zipfile.ZIP_BZIP2),
+        patched(zipped(("a.png", PICTURE), ("ok.png", b"")), in_directory(10, b"\x0c")),
         "a.png: is not compressed by 'deflate'; pack it with that, or without compression",
     ),
     "zip twice": (
@@ -339,3 +349,288 @@ BAD_MEMBERS = {
         "a.png: is damaged or cut off (Truncated file header); pack it again",
     ),
 }
+
+
+@pytest.mark.parametrize(("data", "fault"), BAD_MEMBERS.values(), ids=BAD_MEMBERS)
+def test_a_bad_member_is_told_and_the_others_still_unpacked(
+    place: Place, data: bytes, fault: str
+) -> None:
+    found = place.unpack(data)
+    assert (read(found), told(found)) == ({"ok.png": b""}, [fault])
+
+
+def test_a_member_of_a_tar_that_is_too_large_is_told_unread(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "MOST_MEMBER_BYTES", 2**20)
+    found = place.unpack(tarred(member("a.png", bytes(2**20 + 1)), member("ok.png")))
+    assert told(found) == ["a.png: has over 1 MiB; no picture needs as much"]
+    assert list(found.files) == ["ok.png"]
+
+
+def test_all_faults_are_told_at_once_but_not_more_than_can_be_read(place: Place) -> None:
+    names = [f"../{n}.png" for n in range(MOST_FAULTS + 5)]
+    for data in (
+        zipped(("ok.png", b""), *((name, b"") for name in names)),
+        tarred(member("ok.png", b""), *(member(name, b"") for name in names)),
+    ):
+        found = place.unpack(data)
+        assert [fault.where for fault in found.faults] == [*names[:MOST_FAULTS], "data.bin"]
+        assert found.faults[-1] == Fault("data.bin", "5 more members are at fault")
+        found.files["ok.png"].unlink()
+
+
+def claim_much(data: bytearray) -> None:
+    """Let a zip's directory claim 257 MiB."""
+    start = data.index(b"PK\x05\x06") + 12
+    data[start : start + 4] = struct.pack("<L", 257 * 2**20)
+
+
+def with_bad_utf8(data: bytes) -> bytes:
+    return data.replace("é".encode(), b"\xe9\xe9")
+
+
+TWO_ZIPPED = zipped(("a.png", PICTURE), ("b.png", PICTURE))
+TWO_TARRED = tarred(member("a.png"), member("b.png"))
+END_OF_TAR = TWO_TARRED.rindex(b"ustar") - 257 + 512 + 6 * 512
+HUGE = 2**40
+STOPPING = {
+    "nothing": (b"", "is no zip, tar or tar.gz archive"),
+    "text": (b"a cat" * 1000, "is no zip, tar or tar.gz archive"),
+    "7z": (b"7z\xbc\xaf\x27\x1c" + bytes(600), "is no zip, tar or tar.gz archive"),
+    "zip behind a program": (b"MZ" + TWO_ZIPPED, "is no zip, tar or tar.gz archive"),
+    "gzip of text": (gzip.compress(b"a cat" * 1000), "is gzip but holds no tar"),
+    "gzip of gzip": (gzip.compress(gzip.compress(TWO_TARRED)), "is gzip but holds no tar"),
+    "gzip damaged": (b"\x1f\x8b" + bytes(100), "is damaged or cut off"),
+    "zip cut off": (TWO_ZIPPED[:-30], "is damaged or cut off (its directory is missing)"),
+    "zip of a huge directory": (
+        patched(TWO_ZIPPED, claim_much),
+        "has a directory of over 256 MiB",
+    ),
+    "zip name not UTF-8": (
+        with_bad_utf8(zipped(("é.png", PICTURE))),
+        "holds a name that is not UTF-8",
+    ),
+    "zip of a new version": (
+        patched(TWO_ZIPPED, in_directory(6, b"\xff")),
+        "is damaged or cut off (zip file version 25.5)",
+    ),
+    "zip of shared bytes": (
+        patched(TWO_ZIPPED, in_directory(20, struct.pack("<L", len(TWO_ZIPPED)))),
+        "has members that share their bytes",
+    ),
+    "tar cut off in a member": (TWO_TARRED[: END_OF_TAR - 700], "is damaged or cut off"),
+    "tar cut off between members": (TWO_TARRED[:END_OF_TAR], "is damaged or cut off"),
+    "tar with a bad header": (
+        patched(TWO_TARRED, lambda data: data.__setitem__(3584 + 8, 1)),
+        "is damaged or cut off (bad checksum)",
+    ),
+    "tar of a negative size": (
+        tarred(member("ok.png")).removesuffix(bytes(1024))[:3584] + header("a.png", -512, b"0"),
+        "is damaged or cut off (a size below 0)",
+    ),
+    "tar of a short member": (header("a.png", 2**20, b"0") + PICTURE, "is damaged or cut off"),
+    "tar of a huge long name": (header("x", HUGE, b"L") + PICTURE, "has a header of over 1 MiB"),
+    "tar of a huge attribute": (header("x", HUGE, b"x") + PICTURE, "has a header of over 1 MiB"),
+    "tar of a huge global header": (header("x", HUGE, b"g"), "has a header of over 1 MiB"),
+    "tar of many headers": (
+        pax(b"9 path=a\n") * 2000 + TWO_TARRED,
+        "has a header of over 1 MiB",
+    ),
+    "tar of a bad pax size": (pax(b"10 size=-1\n") + TWO_TARRED, "is damaged or cut off"),
+    "tar of a bad pax record": (pax(b"2 2 2 2 =x\n") + TWO_TARRED, "is damaged or cut off"),
+    "tar.gz cut off": (gzip.compress(TWO_TARRED)[:-100], "is damaged or cut off"),
+    "tar.gz with a bad checksum": (
+        patched(gzip.compress(TWO_TARRED), lambda data: data.__setitem__(-8, data[-8] ^ 1)),
+        "is damaged or cut off (CRC check failed",
+    ),
+}
+
+
+@pytest.mark.parametrize(("data", "problem"), STOPPING.values(), ids=STOPPING)
+def test_what_cannot_be_gone_on_with_is_told_and_leaves_no_file(
+    place: Place, data: bytes, problem: str
+) -> None:
+    found = place.unpack(data)
+    assert found.files == {}
+    [message] = told(found)
+    assert message.startswith(f"data.bin: {problem}")
+
+
+def test_the_faults_before_the_last_one_are_told_too(place: Place) -> None:
+    found = place.unpack(tarred(member("../a.png"), member("b.png"))[:END_OF_TAR])
+    assert [fault.where for fault in found.faults] == ["../a.png", "data.bin"]
+    assert found.files == {}
+
+
+def test_too_many_members_are_refused_a_zips_before_they_are_listed(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archives, "MOST_ENTRIES", 2)
+    assert len(place.unpack(TWO_ZIPPED).files) == 2
+    for path in place.folder.iterdir():
+        path.unlink()
+    problem = ["data.bin: has over 2 entries; split it into several data sets"]
+    three = tarred(*(member(name) for name in ("a.png", "b.md", "c.png")))
+    assert told(place.unpack(three)) == problem
+    # What the record at the end says of their number is not believed.
+    data = patched(
+        zipped(("a", b""), ("b", b""), ("c", b"")),
+        lambda data: data.__setitem__(slice(-12, -10), b"\1\0"),
+    )
+    monkeypatch.setattr(zipfile, "ZipFile", None)
+    assert told(place.unpack(data)) == problem
+
+
+ZEROS = bytes(16 * 2**20)
+ZEROS_TARRED = gzip.compress(tarred(member("a.png"), member("b.png", ZEROS)), 1)
+OVER_MOST = "data.bin: unpacks to over 10,485,760 bytes, the most that is allowed here"
+BOMBS = {
+    "zip": zipped(("a.png", PICTURE), ("b.png", ZEROS)),
+    "zip of many": zipped(("a.png", PICTURE), *((f"{n}.png", ZEROS[: 2**20]) for n in range(11))),
+    "tar.gz": ZEROS_TARRED,
+    "tar.gz of what is not used": gzip.compress(tarred(member("a.md", ZEROS)), 1),
+    "tar.gz of a huge member": gzip.compress(header("a.png", 2**28, b"0") + ZEROS, 1),
+    "tar.gz with zeros behind its end": gzip.compress(TWO_TARRED + ZEROS, 1),
+    "tar.gz of a sparse file's map": gzip.compress(
+        sparse("a.png")[:512] + (b"7" * 11 + b"\0") * 1_000_000, 1
+    ),
+}
+
+
+def in_memory(run: Callable[[], Unpacked]) -> tuple[Unpacked, int]:
+    """What something finds, and the most memory that it takes."""
+    tracemalloc.start()
+    try:
+        return run(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("data", BOMBS.values(), ids=BOMBS)
+def test_a_bomb_is_stopped_early_in_little_memory(
+    place: Place, monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
+    written = 0
+    unlink = Path.unlink
+
+    def measure(path: Path, missing_ok: bool = False) -> None:
+        nonlocal written
+        written += path.stat().st_size
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", measure)
+    found, memory = in_memory(lambda: place.unpack(data))
+    assert (found.files, told(found)) == ({}, [OVER_MOST])
+    assert written <= MOST
+    # Some four chunks of 256 KiB, whatever is claimed.
+    assert memory < 4 * 2**20
+
+
+def test_what_grows_more_than_pictures_do_is_a_bomb_even_where_there_is_room(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = (
+        "data.bin: unpacks to over 200 times its size, as no pictures do; "
+        "it is taken for a decompression bomb"
+    )
+    monkeypatch.setattr(archives, "SMALL_BYTES", 2**20)
+    for data in (BOMBS["zip"], ZEROS_TARRED):
+        assert told(place.unpack(data, most_bytes=2**40)) == [problem]
+    # Small ones may grow as they like.
+    found = place.unpack(zipped(("a.txt", bytes(2**20))), most_bytes=2**40)
+    assert found.faults == []
+
+
+def test_just_as_much_as_is_allowed_may_be_unpacked(place: Place) -> None:
+    assert place.unpack(TWO_ZIPPED, most_bytes=6000).faults == []
+    for path in place.folder.iterdir():
+        path.unlink()
+    assert place.unpack(TWO_ZIPPED, most_bytes=5999).files == {}
+
+
+def test_the_headers_of_a_tars_members_are_not_kept(place: Place) -> None:
+    comment = b"65000 comment=".ljust(65000 - 1, b"x") + b"\n"
+    data = (pax(comment) + header("a.md", 0, b"0")) * 1000 + bytes(1024)
+    found, memory = in_memory(lambda: place.unpack(data, most_bytes=2**30))
+    assert (found.files, found.unused, found.faults) == ({}, 1000, [])
+    assert memory < 4 * 2**20
+
+
+def test_an_archive_that_cannot_be_opened_or_written_is_no_fault_of_its_sender(
+    place: Place,
+) -> None:
+    with pytest.raises(FileNotFoundError):
+        unpack(place.top / "none.zip", place.folder, most_bytes=MOST)
+    place.folder.mkdir(exist_ok=True)
+    (place.folder / "00000001.png").symlink_to(place.top / "secret.png")
+    place.archive.write_bytes(TWO_ZIPPED)
+    with pytest.raises(FileExistsError):
+        unpack(place.archive, place.folder, most_bytes=MOST)
+    assert (place.top / "secret.png").read_bytes() == b"secret"
+
+
+def check_any(data: bytes) -> None:
+    with tempfile.TemporaryDirectory() as top:
+        found = Place(Path(top)).unpack(data, most_bytes=2**20)
+    assert len(found.faults) <= MOST_FAULTS + 2
+    for fault in found.faults:
+        str(fault).encode()
+
+
+SEEDS = [
+    zipped(*GOOD.items()),
+    GOOD_TAR,
+    tarred(*(member(name, data) for name, data in GOOD.items()), kind=tarfile.GNU_FORMAT),
+    gzip.compress(GOOD_TAR),
+    pax(b"16 path=a\0b.png\n") + TWO_TARRED,
+]
+
+
+def mutated(seed: bytes, changes: Iterable[tuple[float, bytes, bool]]) -> bytes:
+    data = bytearray(seed)
+    for position, new, is_longer in changes:
+        # Most from the ends, where headers are.
+        start = int(position**3 * len(data)) * (-1 if new[:1] > b"\x7f" else 1)
+        data[start : start if is_longer else start + len(new)] = new
+    return bytes(data)
+
+
+CHANGES = st.lists(
+    st.tuples(st.floats(0, 1), st.binary(min_size=1, max_size=8), st.booleans()), max_size=5
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.sampled_from(SEEDS), CHANGES, st.none() | st.integers(0, 5000))
+def test_no_damage_makes_it_fail_or_write_elsewhere(
+    seed: bytes, changes: list[tuple[float, bytes, bool]], cut: int | None
+) -> None:
+    check_any(mutated(seed, changes)[:cut])
+
+
+NAMES = st.one_of(
+    st.text(max_size=20),
+    st.lists(
+        st.sampled_from(["..", ".", "", "a.png", "C:", "b.txt", "\0", "\udce9", "é"]), max_size=5
+    ).map("/".join),
+)
+KINDS = st.sampled_from([bytes([kind]) for kind in (*range(0x30, 0x38), *b"ADKLMNSVXgxz\0")])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.lists(st.tuples(NAMES, KINDS, st.integers(0, 600), st.binary(max_size=40)), max_size=5),
+    st.booleans(),
+)
+def test_no_member_of_a_tar_makes_it_fail_or_write_elsewhere(
+    members: list[tuple[str, bytes, int, bytes]], is_gzip: bool
+) -> None:
+    data = b""
+    for name, kind, size, content in members:
+        info = tarfile.TarInfo(name)
+        info.type, info.size, info.linkname = kind, size, "../secret.png"
+        data += info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogatepass")
+        data += content.ljust(-(-size // 512) * 512, b"\0")
+    data += bytes(1024)
+    check_any(gzip.compress(data, 1) if is_gzip else data)

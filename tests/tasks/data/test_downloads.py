@@ -15,10 +15,11 @@ from urllib.parse import urlsplit
 import httpcore2
 import pytest
 
-from tasks.data import downloads
+from tasks.data import cloud, downloads
 from tasks.data.access import Access, DeniedError
 from tasks.data.addresses import AddressError, PublicNetwork, is_allowed, is_public
-from tasks.data.downloads import DownloadError, Downloads, shown
+from tasks.data.downloads import Downloads
+from tasks.data.remote import DownloadError, shown
 from tests.tasks.data.site import DATA, Served, Site, serving
 
 
@@ -552,7 +553,7 @@ def test_an_object_is_gone_on_with(bucket: Site, tmp_path: Path) -> None:
 def test_an_object_comes_by_several_requests(
     bucket: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads, "_CLOUD_REQUEST", 2**21)
+    monkeypatch.setattr(cloud, "_CLOUD_REQUEST", 2**21)
     bucket.files["/people/a"] = Served(headers=MODIFIED)
     bucket.files["/people/empty"] = Served(b"", headers=MODIFIED)
     kept = Downloads(tmp_path, Access())
@@ -564,7 +565,7 @@ def test_an_object_comes_by_several_requests(
 def test_an_object_that_changes_while_it_comes_starts_anew(
     bucket: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(downloads, "_CLOUD_REQUEST", 2**20)
+    monkeypatch.setattr(cloud, "_CLOUD_REQUEST", 2**20)
     bucket.files["/people/a"] = Served(headers=MODIFIED)
 
     def change(so_far: int, size: int | None) -> None:

@@ -1,0 +1,77 @@
+"""What downloads from the web and from clouds have in common: versions of files, and errors."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+
+class DownloadError(Exception):
+    """A download that failed: what was wrong with which URL, without what is secret in it."""
+
+
+class BrokenError(Exception):
+    """The download may be gone on with."""
+
+
+class OtherPartError(BrokenError):
+    """What came so far and what comes now are not of one file."""
+
+
+@dataclass(frozen=True)
+class FileMeta:
+    """What is known of a file.
+
+    Attributes:
+        etag: Its ETag, as the server spells it.
+        last_modified: Its Last-Modified, as the server spells it.
+        size: Its bytes, where the server said so.
+        sha256: Its digest, once it is here as a whole.
+    """
+
+    etag: str | None
+    last_modified: str | None
+    size: int | None
+    sha256: str | None = None
+
+    @property
+    def strong_etag(self) -> str | None:
+        """The ETag, if the same one means the same bytes."""
+        return None if self.etag is None or self.etag.startswith("W/") else self.etag
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server sends: the file's pieces from an offset on."""
+
+    meta: FileMeta
+    offset: int
+    pieces: Iterable[bytes]
+
+
+def shown(url: str) -> str:
+    """A URL as messages show it: without query, fragment, user and password."""
+    scheme = scheme_of(url)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:  # an odd password may look like a port
+        return f"{scheme}://..."
+    if not host:
+        return f"{scheme}:..." if scheme else "..."
+    host = f"[{host}]" if ":" in host else host
+    text = f"{scheme}://{host}{'' if port is None else f':{port}'}{parts.path}"
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
+def scheme_of(url: str) -> str:
+    """A URL's scheme in lower case; empty where it has none."""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]{0,15}):", url)
+    return "" if match is None else match[1].lower()
+
+
+def is_same(one: FileMeta, other: FileMeta) -> bool:
+    """Whether two answers are about one version of a file."""
+    if one.etag is not None or other.etag is not None:
+        return one.etag == other.etag
+    return (one.last_modified, one.size) == (other.last_modified, other.size)
