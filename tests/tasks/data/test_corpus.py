@@ -1,0 +1,81 @@
+"""Hostile files that were met or made once, and what comes of changing them at random."""
+
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.data.access import Access
+from tasks.data.checks import Report, check_data_set
+from tasks.data.hub import _batches, _RefusedError
+from tasks.data.sources import Sources
+from tasks.jobs.job import parse_job
+from tests.tasks.jobs.test_flux_lora import with_values
+
+CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
+# Pillow warns of damaged fields that nobody reads.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+# Far below what the bombs unpack to.
+MOST = 4 * 2**20
+
+
+def checked(path: Path) -> Report:
+    """What is found where the file is a data set, or the one picture of a folder."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        file = folder / "set" / path.name
+        file.parent.mkdir()
+        shutil.copy(path, file)
+        dataset = {"type": "ARCHIVE", "archive": str(file)}
+        if path.suffix == ".jsonl":
+            dataset = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": str(file)}
+        elif path.suffix in (".png", ".jpg", ".webp"):
+            file.with_suffix(".txt").write_text("a caption", "utf-8")
+            dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(file.parent)}
+        config = parse_job(with_values(data_loader__dataset=dataset)).training
+        sources = Sources(Access(most_bytes=MOST), folder / "downloads", folder / "scratch")
+        report = check_data_set(config, sources, limits=lambda _: [])
+        outside = {it.name for it in folder.iterdir()} - {"set", "downloads", "scratch"}
+        assert outside == set()
+        assert sum(it.stat().st_size for it in folder.rglob("*") if it.is_file()) < 2 * MOST
+        return report
+
+
+@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.name)
+def test_every_hostile_file_is_refused_with_a_reason(path: Path) -> None:
+    if path.suffix == ".parquet":
+        with pytest.raises(_RefusedError):
+            list(_batches(path, path.name, {"image_column": "image"}))
+        return
+    report = checked(path)
+    # Odd, and a picture all the same.
+    assert bool(report.faults) == (path.name != "damaged-exif.jpg")
+    assert all(fault.problem for fault in report.faults)
+    assert not Path("/etc/escaped.png").exists()
+
+
+@cache
+def contents() -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in CORPUS if path.suffix != ".parquet"}
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_whatever_is_changed_in_them_nothing_but_faults_comes_of_it(data: st.DataObject) -> None:
+    name = data.draw(st.sampled_from(sorted(contents())))
+    whole = bytearray(contents()[name])
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.integers(0, len(whole) - 1))
+        whole[at : at + data.draw(st.integers(1, 4))] = data.draw(st.binary(max_size=4))
+        if not whole:
+            break
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        path.write_bytes(bytes(whole))
+        report = checked(path)
+    # A change may heal the file; then it is a picture like any other.
+    assert report.faults or len(report.samples) >= 1
