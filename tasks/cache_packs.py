@@ -6,7 +6,7 @@ checked, and an index that was lost can be made anew from the packs alone. Knows
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -18,6 +18,7 @@ from tasks.store import Store
 CHECKSUMS = "sha256"
 # A header takes some 400 bytes an entry, and a pack holds no more entries than an encoder's batch.
 _LONGEST_HEADER = 2**20
+_LONGEST_ENTRY = 2**40
 
 
 class DamagedPackError(Exception):
@@ -53,7 +54,7 @@ class PackedEntry:
 
     Attributes:
         start: Its first byte, counted from the file's.
-        sha256: Of its bytes.
+        sha256: See ``checksum``.
         tensors: By name.
     """
 
@@ -66,6 +67,14 @@ class PackedEntry:
 def pack_id(digests: Iterable[str]) -> str:
     """The name of a pack of these entries: the same entries always make the same pack."""
     return hashlib.sha256("\n".join(sorted(digests)).encode()).hexdigest()[:32]
+
+
+def checksum(tensors: Mapping[str, TensorPlace], data: bytes) -> str:
+    """The SHA-256 of an entry: of its tensors' names, types and shapes, and of its bytes."""
+    described = [[name, it.dtype, *it.shape, it.start, it.end] for name, it in tensors.items()]
+    digest = hashlib.sha256(json.dumps(sorted(described)).encode())
+    digest.update(data)
+    return digest.hexdigest()
 
 
 def read_header(store: Store, key: str) -> dict[str, PackedEntry]:
@@ -95,7 +104,7 @@ def read_entry(store: Store, key: str, entry: PackedEntry) -> bytes:
         StoreError: The store failed.
     """
     data = _read(store, key, entry.start, entry.end)
-    if hashlib.sha256(data).hexdigest() != entry.sha256:
+    if checksum(entry.tensors, data) != entry.sha256:
         raise DamagedPackError(key, "the checksum differs")
     return data
 
@@ -119,8 +128,10 @@ def _entries(header: dict[str, Any], start: int) -> dict[str, PackedEntry]:
         tensors[digest][tensor] = value
     found = {}
     for digest, parts in tensors.items():
-        first = min(part["data_offsets"][0] for part in parts.values())
-        last = max(part["data_offsets"][1] for part in parts.values())
+        offsets = [at for part in parts.values() for at in part["data_offsets"]]
+        first, last = min(offsets), max(offsets)
+        if not all(type(at) is int for at in offsets) or not 0 <= first <= last <= _LONGEST_ENTRY:
+            raise ValueError("offsets that are none")
         places = {
             name: TensorPlace(
                 part["dtype"], tuple(part["shape"]), *(at - first for at in part["data_offsets"])
@@ -138,7 +149,7 @@ def _read(store: Store, key: str, start: int, end: int) -> bytes:
         raise DamagedPackError(key, "it is gone") from error
     except StoreError as error:
         # Stores have no word of their own for a range behind the end.
-        if store.sizes(key).get(key, 0) < end:
+        if store.size(key) < end:
             raise DamagedPackError(key, "it is broken off") from error
         raise
     if len(data) != end - start:

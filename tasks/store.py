@@ -146,6 +146,15 @@ class Store:
             raise StoreError(f"cannot look for {key}: {_first_line(error)}") from error
         return True
 
+    def size(self, key: str) -> int:
+        """An object's size in bytes."""
+        try:
+            return int(obstore.head(self._store, key)["size"])
+        except FileNotFoundError as error:
+            raise MissingObjectError(key) from error
+        except (BaseError, OSError) as error:
+            raise StoreError(f"cannot look for {key}: {_first_line(error)}") from error
+
     def copy(self, source: str, target: str) -> None:
         """Copy an object inside the store, over an older one."""
         try:

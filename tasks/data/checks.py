@@ -13,6 +13,7 @@ from tasks.data.buckets import Size, nearest_bucket
 from tasks.data.dataset import Sample
 from tasks.data.likeness import likeness_hash, near_pairs
 from tasks.data.pictures import (
+    MOST_PIXELS,
     SUFFIXES,
     PictureFacts,
     UnreadablePictureError,
@@ -21,7 +22,9 @@ from tasks.data.pictures import (
     open_picture,
     picture_digest,
     picture_facts,
+    pixel_count,
 )
+from tasks.data.room import Room
 from tasks.data.sources import Item, Listing, Sources
 from tasks.data.tokens import TokenLimit, token_limits
 from tasks.errors import BaseModelFilesError, Fault
@@ -134,26 +137,43 @@ def _listed(config: PipelineConfig, sources: Sources) -> Listing:
     return whole
 
 
+class _Memory:
+    """What checking takes, so that a few huge pictures do not take a worker's whole memory."""
+
+    def __init__(self) -> None:
+        # Two: whoever holds a file's bytes waits for pixels, and never the other way round.
+        self.files = Room(_MOST_FILE_BYTES)
+        self.pixels = Room(4 * MOST_PIXELS)
+
+
 def _in_threads(items: list[Item]) -> Iterator[tuple[Item, Fault | _Checked]]:
     """Check items in their order, a few ahead: decoding releases Python's lock."""
-    threads = min(32, os.cpu_count() or 1)
+    threads, memory = min(32, os.cpu_count() or 1), _Memory()
     with ThreadPoolExecutor(threads) as pool:
         rest = iter(items)
         # Submitting all at once would hold a future, and its result, for each of a million.
-        waiting = [(item, pool.submit(_check, item)) for item in islice(rest, 2 * threads)]
+        waiting = [(item, pool.submit(_check, item, memory)) for item in islice(rest, 2 * threads)]
         while waiting:
             item, future = waiting.pop(0)
             yield item, future.result()
-            waiting += [(item, pool.submit(_check, item)) for item in islice(rest, 1)]
+            waiting += [(item, pool.submit(_check, item, memory)) for item in islice(rest, 1)]
 
 
-def _check(item: Item) -> Fault | _Checked:
+def _check(item: Item, memory: _Memory) -> Fault | _Checked:
     try:
-        data = _read(item.path)
-        picture = open_picture(data)
-        mask = None if item.mask is None else _checked_mask(item.mask, picture.size)
+        with memory.files.taken(_size(item.path)):
+            data = item.path.read_bytes()
+            with memory.pixels.taken(4 * pixel_count(data)):
+                return _checked(item, data)
+    except OSError as error:
+        return Fault(item.name, f"cannot be read: {error}")
     except (UnreadablePictureError, _UnusableFileError) as error:
         return Fault(item.name, str(error), "replace it or leave it out")
+
+
+def _checked(item: Item, data: bytes) -> _Checked:
+    picture = open_picture(data)
+    mask = None if item.mask is None else _checked_mask(item.mask, picture.size)
     sample = Sample(
         image=picture_digest(picture),
         width=picture.width,
@@ -171,20 +191,19 @@ class _UnusableFileError(ValueError):
     """A picture's or mask's file cannot be used."""
 
 
-def _read(path: Path) -> bytes:
-    try:
-        if path.stat().st_size > _MOST_FILE_BYTES:
-            raise _UnusableFileError(f"is larger than {_MOST_FILE_BYTES // 2**20} MiB")
-        return path.read_bytes()
-    except OSError as error:
-        raise _UnusableFileError(f"cannot be read: {error}") from error
+def _size(path: Path) -> int:
+    size = path.stat().st_size
+    if size > _MOST_FILE_BYTES:
+        raise _UnusableFileError(f"is larger than {_MOST_FILE_BYTES // 2**20} MiB")
+    return size
 
 
 def _checked_mask(path: Path, size: tuple[int, int]) -> str:
     """A mask's digest."""
     try:
-        mask = open_mask(_read(path))
-    except (UnreadablePictureError, _UnusableFileError) as error:
+        _size(path)
+        mask = open_mask(path.read_bytes())
+    except (OSError, UnreadablePictureError, _UnusableFileError) as error:
         raise _UnusableFileError(f"has a mask, {path.name}, that {error}") from error
     if mask.size != size:
         told = f"{mask.width}x{mask.height}, and it is {size[0]}x{size[1]}"

@@ -76,6 +76,16 @@ def mask_digest(mask: Image.Image) -> str:
     return digest.hexdigest()
 
 
+def pixel_count(data: bytes) -> int:
+    """How many pixels a file claims to have, no more than are read; 0 where it is no picture."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return min(MOST_PIXELS, image.width * image.height)
+    # As ``open_picture`` will tell.
+    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error):
+        return 0
+
+
 @dataclass(frozen=True)
 class PictureFacts:
     """What a picture's file is, before it becomes upright RGB.

@@ -196,19 +196,27 @@ class Sources:
 
     def _fetched(self, base: str, names: Sequence[str], listing: Listing) -> dict[str, Path]:
         """The files of these names below an address; what cannot be fetched is a fault."""
+        came = 0
 
         def fetch(name: str) -> Path | Fault:
+            nonlocal came
+            if came > self._access.most_bytes:
+                return Fault(name, "is not fetched any more")
             try:
                 # An object's key is no URL: only an address of the web is quoted.
-                return self._downloads.fetch(
+                path = self._downloads.fetch(
                     f"{base}/{name if _is_cloud(base) else quote(name)}",
                     on_progress=self._on_progress,
                 )
             except (DeniedError, DownloadError) as error:
                 return Fault(name, str(error))
+            came += path.stat().st_size
+            return path
 
         with ThreadPoolExecutor(_THREADS) as pool:
             found = dict(zip(names, pool.map(fetch, names), strict=True))
+        if came > self._access.most_bytes:
+            raise _SourceError(f"holds over {self._access.most_bytes:,} bytes, the most")
         listing.faults += [it for it in found.values() if isinstance(it, Fault)]
         return {name: it for name, it in found.items() if isinstance(it, Path)}
 

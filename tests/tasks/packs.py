@@ -1,11 +1,10 @@
 """Packs of random bytes, for tests that need no tensors."""
 
-import hashlib
 import json
 import os
 from collections.abc import Sequence
 
-from tasks.cache_packs import CHECKSUMS, pack_id
+from tasks.cache_packs import CHECKSUMS, TensorPlace, checksum, pack_id
 from tasks.cache_plan import Kind
 from tasks.events import PackStored
 from tasks.store import Store, pack_key
@@ -14,7 +13,8 @@ from tasks.store import Store, pack_key
 def put_pack(store: Store, kind: Kind, digests: Sequence[str], size: int = 64) -> PackStored:
     """Store a pack whose entries have one tensor each."""
     entries = {digest: os.urandom(size) for digest in sorted(digests)}
-    sums = {digest: hashlib.sha256(data).hexdigest() for digest, data in entries.items()}
+    place = {"mean": TensorPlace("U8", (size,), 0, size)}
+    sums = {digest: checksum(place, data) for digest, data in entries.items()}
     header: dict[str, object] = {"__metadata__": {CHECKSUMS: json.dumps(sums)}}
     for number, digest in enumerate(entries):
         offsets = [number * size, (number + 1) * size]

@@ -1,6 +1,5 @@
 """Cache entries as tensors: written in packs, read one by one, checked."""
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from tasks.cache_packs import (
     DamagedPackError,
     PackedEntry,
     TensorPlace,
+    checksum,
     read_entry,
     read_header,
 )
@@ -69,13 +69,18 @@ def pack_bytes(entries: Mapping[str, Text | Latents]) -> bytes:
         for digest, entry in entries.items()
         for name, tensor in vars(entry).items()
     }
-    names = sorted(tensors)
-    raw = {name: raw_bytes(tensors[name]) for name in names}
-    sums = {digest: hashlib.sha256() for digest in sorted(entries)}
-    for name in names:
-        sums[name.partition("/")[0]].update(raw[name])
-    checksums = json.dumps({digest: found.hexdigest() for digest, found in sums.items()})
-    return b"".join([header_bytes(tensors, {CHECKSUMS: checksums}), *raw.values()])
+    raw = {name: raw_bytes(tensors[name]) for name in sorted(tensors)}
+    checksums = {digest: _checksum(digest, entries[digest], raw) for digest in sorted(entries)}
+    header = header_bytes(tensors, {CHECKSUMS: json.dumps(checksums)})
+    return b"".join([header, *raw.values()])
+
+
+def _checksum(digest: str, entry: Text | Latents, raw: Mapping[str, bytes]) -> str:
+    places, end = {}, 0
+    for name, tensor in sorted(vars(entry).items()):
+        start, end = end, end + len(raw[f"{digest}/{name}"])
+        places[name] = TensorPlace(TYPE_NAMES[tensor.dtype], tuple(tensor.shape), start, end)
+    return checksum(places, b"".join(raw[f"{digest}/{name}"] for name in places))
 
 
 class CachedEntries:

@@ -147,6 +147,17 @@ def test_a_folder_in_a_bucket_is_its_pictures(
     assert "TRAINING_DATA_ROOTS" in str(denied.faults[0])
 
 
+def test_a_folder_larger_than_may_be_is_told(tmp_path: Path, bucket: Site, digest: str) -> None:
+    for name, data in files(captions=True).items():
+        bucket.files[f"/bucket/some/{name}"] = Served(data)
+    most = max(map(len, PICTURES.values())) + 1000
+    sources = Sources(Access(most_bytes=most), tmp_path / "kept", tmp_path / "scratch")
+    dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "s3://bucket/some"}
+    config = parse_job(with_values(data_loader__dataset=dataset)).training
+    [fault] = check_data_set(config, sources, limits=lambda _: []).faults
+    assert str(fault) == f"s3://bucket/some: holds over {most:,} bytes, the most"
+
+
 @pytest.mark.parametrize("place", ["web", "s3"])
 def test_a_jsonl_elsewhere_names_pictures_beside_it(
     site: Site, check: Callable[..., Report], digest: str, place: str
