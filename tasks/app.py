@@ -146,7 +146,7 @@ def _add_submit(app: Celery, runtime: Callable[[], Runtime]) -> None:
     @app.task(name=SUBMIT, bind=True, shared=False, throws=(JobError,))  # type: ignore[untyped-decorator]
     def submit(self: Task, job: dict[str, Any]) -> dict[str, Any]:
         try:
-            job_id, ready, dispatch = admit(job, runtime().state)
+            job_id, ready, dispatch = admit(job, runtime().state, self.request.id)
         except JobError as error:
             raise error.for_wire() from error
         if not dispatch:

@@ -8,8 +8,14 @@ from routing.queues import stage_queue
 from tasks.contract import STAGES, task_name
 
 
-def job_chain(app: Celery, job_id: str, route: Route) -> Signature:
-    """The job's chain.
+def job_chain(
+    app: Celery,
+    job_id: str,
+    route: Route,
+    first: str = STAGES[0],
+    first_queue: str | None = None,
+) -> Signature:
+    """The job's chain, from a stage on.
 
     Its messages carry the job's id and nothing else: what stages leave for each other is in the
     job's record, where it is fenced. An explicit queue wins over every router, and retries keep
@@ -19,8 +25,8 @@ def job_chain(app: Celery, job_id: str, route: Route) -> Signature:
         app.signature(
             task_name(stage),
             args=(job_id,),
-            queue=stage_queue(stage, route.gpu_queue),
+            queue=(stage == first and first_queue) or stage_queue(stage, route.gpu_queue),
             immutable=True,
         )
-        for stage in STAGES
+        for stage in STAGES[STAGES.index(first) :]
     )

@@ -57,6 +57,8 @@ class JobRecord(StrictModel):
     attempt: int
     """The newest fencing token."""
     job: TrainingJob
+    result_id: str
+    """The id of the Celery result that follows the whole job."""
     gpu_queue: str
     reason: str
     """Why that queue."""
@@ -110,6 +112,7 @@ def record_of(job_id: str, fields: dict[str, str]) -> JobRecord:
         waiting_in=_queue_of(stage, fields["gpu_queue"], refs) if waiting else None,
         attempt=int(fields["attempt"]),
         job=job,
+        result_id=fields["result_id"],
         gpu_queue=fields["gpu_queue"],
         reason=fields["reason"],
         created_at=datetime.fromtimestamp(float(fields["created_at"]), UTC),

@@ -18,7 +18,7 @@ from redis.retry import Retry
 
 from tasks.contract import STAGES
 from tasks.errors import ErrorCode, JobError
-from tasks.events import Event, JobAccepted, JobEnded, StageFinished, parse_event
+from tasks.events import Event, JobAccepted, JobEnded, Note, StageFinished, parse_event
 from tasks.jobs.job import TrainingJob
 from tasks.records import (
     JobRecord,
@@ -150,6 +150,19 @@ return redis.call('HGET', KEYS[1], 'status')
 """
 
 
+# ARGV: 2 attempt, 3 stage, 4 event. A stage that is done stays so: its successor is what is lost.
+_REQUEUE = """
+if redis.call('HGET', KEYS[1], 'attempt') ~= ARGV[2] or ended() then return 0 end
+if redis.call('HGET', KEYS[1], 'stage_state') == 'running' then
+  if redis.call('HGET', KEYS[1], 'stage') ~= ARGV[3] then return 0 end
+  redis.call('HSET', KEYS[1], 'stage_state', 'queued')
+end
+tell(ARGV[4])
+keep()
+return 1
+"""
+
+
 class JobState:
     """Reads and writes jobs.
 
@@ -165,8 +178,9 @@ class JobState:
         self._begin = client.register_script(_PRELUDE + _BEGIN)
         self._write = client.register_script(_PRELUDE + _WRITE)
         self._cancel = client.register_script(_PRELUDE + _CANCEL)
+        self._requeue = client.register_script(_PRELUDE + _REQUEUE)
 
-    def create(self, job_id: str, job: TrainingJob) -> bool:
+    def create(self, job_id: str, job: TrainingJob, result_id: str) -> bool:
         """Record a checked job; False where there is one of this id already."""
         route = job.route()
         fields = {
@@ -176,6 +190,7 @@ class JobState:
             "stage_state": "queued",
             "attempt": 0,
             "job": job.model_dump_json(),
+            "result_id": result_id,
             "gpu_queue": route.gpu_queue,
             "reason": route.reason,
         }
@@ -204,6 +219,27 @@ class JobState:
             if fields:
                 found.append(record_of(job_id, fields))
         return found
+
+    def unfinished(self) -> list[JobRecord]:
+        """All jobs that are not over."""
+        ids = cast("list[str]", self._redis.zrange(_INDEX, 0, -1))
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hget(_job_key(job_id), "status")
+            statuses = cast("list[str | None]", pipe.execute())
+        found = []
+        for job_id, status in zip(ids, statuses, strict=True):
+            if status is not None and not JobStatus(status).ended:
+                fields = cast("dict[str, str]", self._redis.hgetall(_job_key(job_id)))
+                if fields:
+                    found.append(record_of(job_id, fields))
+        return found
+
+    def requeue(self, job_id: str, attempt: int, stage: str) -> bool:
+        """Let a stage whose message was lost begin again; False where it has gone on meanwhile."""
+        note = Note(level="warning", message=f"the message of {stage} was lost; it is sent again")
+        args: list[str | int] = [self._ttl_s, attempt, stage, note.model_dump_json()]
+        return bool(self._requeue(keys=self._keys(job_id), args=args))
 
     def begin(
         self, job_id: str, stage: str, *, worker: str, queue: str, redelivered: bool

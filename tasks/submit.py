@@ -17,12 +17,13 @@ def resolved(job: TrainingJob) -> tuple[str, TrainingJob]:
     return job_id, job.model_copy(update={"id": job_id, "training": training})
 
 
-def admit(document: Any, state: JobState) -> tuple[str, TrainingJob, bool]:
+def admit(document: Any, state: JobState, result_id: str) -> tuple[str, TrainingJob, bool]:
     """Check and record a job.
 
     Args:
         document: The job as it was sent.
         state: Where it is recorded.
+        result_id: The id of the Celery result that follows it.
 
     Returns:
         Its id, the resolved job, and whether its chain is to be dispatched: True until a stage
@@ -34,7 +35,7 @@ def admit(document: Any, state: JobState) -> tuple[str, TrainingJob, bool]:
     """
     job = parse_job(document)
     job_id, ready = resolved(job)
-    if state.create(job_id, ready):
+    if state.create(job_id, ready, result_id):
         return job_id, ready, True
     record = state.get(job_id)
     known = record.job

@@ -26,6 +26,7 @@ from tasks.store import Store
 from worker.gpus import Gpu
 from worker.leases import LeaseRenewal
 from worker.logs import set_up_logging
+from worker.reconciler import reconcile_for_ever
 from worker.supervisor import TrainerProcess, trainer_environment
 
 # How long a stage waits for a broker that is away before it is given back. Its trainer goes on
@@ -96,6 +97,7 @@ def run_worker(
             runtime().trainer.close()
 
     worker_process_shutdown.connect(end_kept_trainer, weak=False)
+    worker_ready.connect(lambda **_: reconcile_for_ever(app, settings, worker_name), weak=False)
     if ready_file is not None:
         worker_ready.connect(lambda **_: ready_file.touch(), weak=False)
     return _start(app, worker_name, queues)

@@ -1,6 +1,7 @@
 """What a command needs to talk to a running fleet."""
 
 from typing import Any
+from uuid import uuid4
 
 import redis
 from celery import Celery
@@ -64,9 +65,10 @@ class Client:
         """
         if require_worker:
             self._require_worker(document)
-        job_id, job, dispatch = admit(document, self.state)
+        result_id = uuid4().hex
+        job_id, job, dispatch = admit(document, self.state, result_id)
         if dispatch:
-            job_chain(self._app, job_id, job.route()).apply_async()
+            job_chain(self._app, job_id, job.route()).apply_async(task_id=result_id)
         return job_id
 
     def live_workers(self) -> dict[str, list[str]]:

@@ -1,12 +1,15 @@
 import hashlib
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from celery import Celery
 
+from tasks.state import JobState, connect
 from tasks.store import Store, cache_index_key
+from tasks.submit import admit
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.waiting import wait_until
 from worker.broker import find_running
@@ -59,6 +62,19 @@ def test_the_same_job_again_encodes_nothing_and_gives_the_same_file(
     assert stage["summary"].startswith("0 images and 0 captions encoded")
     # Nor does it wait for a GPU to find that out.
     assert stage["queue"] == "cpu"
+
+
+def test_a_job_whose_message_was_lost_goes_on_under_the_id_its_sender_waits_for(
+    fleet: Fleet, job: dict[str, Any]
+) -> None:
+    url = find_running(fleet.home)
+    assert url is not None
+    with connect(url) as client:
+        job_id = admit(job, JobState(client, timedelta(hours=1)), "lost-and-found")[0]
+    backend = Celery(broker=url, backend=url, set_as_current=False)
+    result = backend.AsyncResult("lost-and-found").get(timeout=PATIENCE_S)
+    assert result["job_id"] == job_id
+    assert fleet.status(job_id)["status"] == "succeeded"
 
 
 def test_a_pack_that_is_damaged_is_made_anew_while_a_job_runs(

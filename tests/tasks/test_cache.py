@@ -120,7 +120,7 @@ class Job:
         pictures: DataSet,
     ) -> None:
         self.state, self.registry, self.store = state, registry, store
-        self.id = admit(document, state)[0]
+        self.id = admit(document, state, "result")[0]
         key = put(store, pictures)
         body = lambda _: StageResult("left", {"data_set": key})  # noqa: E731
         runtime = self.runtime(Encoder(store))

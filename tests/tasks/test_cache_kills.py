@@ -96,7 +96,7 @@ def test_twenty_kills_leave_no_damaged_pack_and_encode_no_more_than_the_batches_
     (tmp_path / "model").mkdir()
     job_document["training"] |= {"cache_vae_outputs": True, "cache_text_encoder_outputs": True}
     runtime = runtime_of(broker_url, tmp_path)
-    job_id = admit(job_document, runtime.state)[0]
+    job_id = admit(job_document, runtime.state, "result")[0]
     data_set = data_set_of(
         Sample(image=f"{n:04}", width=512, height=512, caption=f"picture {n}", source=f"{n}.png")
         for n in range(600)

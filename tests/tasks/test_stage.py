@@ -63,7 +63,7 @@ def store(tmp_path: Path) -> Store:
 def job_id(state: JobState, job_document: dict[str, Any]) -> str:
     """A job that caches nothing: its base model does not exist."""
     job_document["training"] |= dict.fromkeys(CACHES, False)
-    return admit(job_document, state)[0]
+    return admit(job_document, state, "result")[0]
 
 
 def runtime_with(
@@ -167,7 +167,7 @@ def test_old_checkpoints_are_removed_only_after_a_newer_one_is_recorded(
 ) -> None:
     changes = {"max_checkpoints": 1, **dict.fromkeys(CACHES, False)}
     job_document["training"] |= changes
-    job_id = admit(job_document, state)[0]
+    job_id = admit(job_document, state, "result")[0]
     refs = leave(data_set=empty_data_set(store))
     run_stage("prepare", refs, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
     run_stage("cache", cache, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))

@@ -12,7 +12,7 @@ from tasks.submit import admit
 
 
 def admitted(state: JobState, document: dict[str, Any]) -> str:
-    job_id, _, dispatch = admit(document, state)
+    job_id, _, dispatch = admit(document, state, "result")
     assert dispatch
     return job_id
 
@@ -59,15 +59,15 @@ def test_the_same_id_twice_is_one_job_and_another_job_of_that_id_is_refused(
     state: JobState, job_document: dict[str, Any]
 ) -> None:
     document = {**job_document, "id": "mine"}
-    _, first, dispatch_first = admit(document, state)
-    _, second, dispatch_again = admit(document, state)
+    _, first, dispatch_first = admit(document, state, "result")
+    _, second, dispatch_again = admit(document, state, "result")
     assert first == second
     assert dispatch_first
     assert dispatch_again
     begin(state, "mine", "prepare")
-    assert not admit(document, state)[2]
+    assert not admit(document, state, "result")[2]
     with pytest.raises(InvalidJobError, match="id of another job"):
-        admit({**document, "name": "other"}, state)
+        admit({**document, "name": "other"}, state, "result")
 
 
 def test_a_second_message_does_not_start_a_running_stage_but_a_redelivered_one_does(

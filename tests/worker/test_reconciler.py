@@ -1,0 +1,144 @@
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from celery import Celery
+from redis import Redis
+
+from tasks.app import make_app
+from tasks.chain import job_chain
+from tasks.records import JobRecord, StageRecord, SupersededError
+from tasks.settings import Settings
+from tasks.state import BeginOutcome, JobState
+from tasks.submit import admit
+from worker.reconciler import Reconciler, messages, send_rest
+
+PATIENCE = timedelta(milliseconds=1)
+
+
+@pytest.fixture
+def app(broker_url: str) -> Celery:
+    return make_app(Settings(), broker_url)
+
+
+@pytest.fixture
+def sent() -> list[JobRecord]:
+    return []
+
+
+@pytest.fixture
+def reconciler(
+    redis_client: Redis, state: JobState, app: Celery, sent: list[JobRecord]
+) -> Reconciler:
+    def send(record: JobRecord) -> None:
+        sent.append(record)
+        send_rest(app, record)
+
+    return Reconciler(redis_client, state, send, PATIENCE)
+
+
+@pytest.fixture
+def job_id(state: JobState, job_document: dict[str, Any]) -> str:
+    return admit(job_document, state, "the-result")[0]
+
+
+def begin(state: JobState, job_id: str, stage: str, *, redelivered: bool = False) -> int:
+    outcome, attempt = state.begin(job_id, stage, worker="w", queue="q", redelivered=redelivered)
+    assert outcome == BeginOutcome.BEGUN
+    return attempt
+
+
+def finish(state: JobState, job_id: str, stage: str, attempt: int, **refs: str) -> None:
+    record = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0.0, seconds=1.0)
+    state.finish_stage(job_id, attempt, stage, record, refs, None)
+
+
+def test_a_job_whose_message_was_never_sent_is_sent_once(
+    reconciler: Reconciler, redis_client: Redis, job_id: str, sent: list[JobRecord]
+) -> None:
+    assert reconciler.sweep() == []
+    assert reconciler.sweep() == [job_id]
+    assert list(messages(redis_client)) == [(job_id, "prepare")]
+    assert reconciler.sweep() == []
+    assert reconciler.sweep() == []
+    assert [record.result_id for record in sent] == ["the-result"]
+
+
+def test_a_job_with_a_message_is_left_alone_wherever_that_is(
+    reconciler: Reconciler, redis_client: Redis, app: Celery, state: JobState, job_id: str
+) -> None:
+    job_chain(app, job_id, state.get(job_id).job.route()).apply_async()
+    assert reconciler.sweep() == reconciler.sweep() == []
+    with app.connection_for_read() as connection:
+        held: Any = connection.default_channel.basic_get("cpu")
+        assert list(messages(redis_client)) == [(job_id, "prepare")]
+        assert reconciler.sweep() == reconciler.sweep() == []
+        connection.default_channel.basic_ack(held.delivery_tag)
+        assert reconciler.sweep() == []
+        assert reconciler.sweep() == [job_id]
+
+
+@pytest.mark.parametrize("priority", [0, 3, 6, 9])
+def test_messages_of_every_priority_are_seen(
+    redis_client: Redis, app: Celery, job_id: str, priority: int
+) -> None:
+    app.send_task("training.train", args=(job_id,), queue="gpu.80gb", priority=priority)
+    app.send_task("training.submit", args=({},), queue="cpu")
+    assert list(messages(redis_client)) == [(job_id, "train")]
+
+
+def test_a_successor_that_was_never_sent_goes_to_the_queue_it_waits_in(
+    reconciler: Reconciler, redis_client: Redis, state: JobState, job_id: str
+) -> None:
+    finish(state, job_id, "prepare", begin(state, job_id, "prepare"), cache_queue="cpu")
+    reconciler.sweep()
+    assert reconciler.sweep() == [job_id]
+    assert list(messages(redis_client)) == [(job_id, "cache")]
+    assert redis_client.llen("cpu") == 1
+
+
+def test_a_running_stage_whose_message_is_gone_begins_again_and_fences_the_old_start(
+    reconciler: Reconciler, redis_client: Redis, state: JobState, job_id: str
+) -> None:
+    first = begin(state, job_id, "prepare")
+    reconciler.sweep()
+    assert reconciler.sweep() == [job_id]
+    second = begin(state, job_id, "prepare")
+    assert second == first + 1
+    with pytest.raises(SupersededError):
+        finish(state, job_id, "prepare", first)
+    finish(state, job_id, "prepare", second)
+
+
+def test_a_job_that_goes_on_between_two_looks_is_left_alone(
+    reconciler: Reconciler, state: JobState, job_id: str
+) -> None:
+    reconciler.sweep()
+    attempt = begin(state, job_id, "prepare")
+    assert reconciler.sweep() == []
+    finish(state, job_id, "prepare", attempt)
+    assert reconciler.sweep() == []
+
+
+def test_jobs_that_are_over_are_left_alone(
+    reconciler: Reconciler, state: JobState, job_id: str
+) -> None:
+    state.cancel(job_id)
+    assert reconciler.sweep() == reconciler.sweep() == []
+    assert state.unfinished() == []
+
+
+def test_one_worker_at_a_time_sweeps(reconciler: Reconciler, job_id: str) -> None:
+    patient = Reconciler(reconciler._redis, reconciler._state, reconciler._send, timedelta(hours=1))
+    reconciler.sweep()
+    assert patient.sweep_if_due("one") == []
+    assert patient.sweep_if_due("another") == []
+    assert reconciler._redis.get("training:reconciler") == "one"
+    assert reconciler._redis.pttl("training:reconciler") > 0
+
+
+def test_what_it_keeps_has_a_life_time(
+    reconciler: Reconciler, redis_client: Redis, job_id: str
+) -> None:
+    reconciler.sweep()
+    assert 0 < redis_client.ttl("training:reconciler:missed") < 10

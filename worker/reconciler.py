@@ -1,0 +1,146 @@
+"""The reconciler: a job whose message was lost goes on.
+
+The job's record is the truth, and messages are only how workers hear of it. A message can be lost
+between two of kombu's steps (popped by a worker that died before it was noted as unacknowledged),
+or never be sent (the broker was away when a stage ended). One worker at a time therefore compares
+the jobs that are not over with the messages there are; where a stage has had none for a while, it
+is sent anew, with the rest of its chain and under the result id that its sender waits for.
+"""
+
+import base64
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, cast
+
+import redis
+from celery import Celery
+from kombu.exceptions import OperationalError
+from redis import Redis
+
+from routing.queues import ALL_QUEUES
+from tasks.chain import job_chain
+from tasks.contract import STAGES, task_name
+from tasks.records import JobRecord
+from tasks.settings import Settings
+from tasks.state import JobState, connect
+
+logger = logging.getLogger(__name__)
+
+_LEASE = "training:reconciler"
+# Job id to what it waited for and since when, of jobs that had no message at the last look.
+_MISSED = "training:reconciler:missed"
+_STAGE_OF = {task_name(stage): stage for stage in STAGES}
+
+
+class Reconciler:
+    """Compares jobs with messages, and sends what is missing.
+
+    Args:
+        client: A connection to the broker that decodes responses.
+        state: The jobs.
+        send: Sends a job's chain from the stage that its record says it waits for.
+        patience: For how long a message must be missing: longer than any of kombu's steps takes.
+    """
+
+    def __init__(
+        self,
+        client: Redis,
+        state: JobState,
+        send: Callable[[JobRecord], None],
+        patience: timedelta,
+    ) -> None:
+        self._redis = client
+        self._state = state
+        self._send = send
+        self._patience_s = patience.total_seconds()
+
+    def sweep_if_due(self, owner: str) -> list[str]:
+        """Sweep, unless another worker did a moment ago.
+
+        Returns:
+            The jobs that were sent anew.
+        """
+        life_ms = int(self._patience_s * 500)
+        if not self._redis.set(_LEASE, owner, nx=True, px=life_ms):
+            return []
+        return self.sweep()
+
+    def sweep(self) -> list[str]:
+        """Look at every job that is not over.
+
+        Returns:
+            Those that were sent anew.
+        """
+        jobs = self._state.unfinished()
+        # After the jobs: what they wait for was sent before, or not at all.
+        there = set(messages(self._redis))
+        missed = cast("dict[str, str]", self._redis.hgetall(_MISSED))
+        now, still, sent = time.time(), {}, []
+        for job in jobs:
+            if (job.id, job.stage) in there:
+                continue
+            waits_for = f"{job.stage} {job.attempt} {job.waiting_in}"
+            known, _, since = missed.get(job.id, "").rpartition(" ")
+            since_s = float(since) if known == waits_for else now
+            if now - since_s < self._patience_s:
+                still[job.id] = f"{waits_for} {since_s}"
+            elif self._state.requeue(job.id, job.attempt, job.stage):
+                logger.warning("its message was lost; sent anew", extra={"job": job.id})
+                self._send(self._state.get(job.id))
+                sent.append(job.id)
+        with self._redis.pipeline() as pipe:
+            pipe.delete(_MISSED)
+            if still:
+                pipe.hset(_MISSED, mapping=cast("dict[Any, Any]", still))
+                pipe.expire(_MISSED, int(self._patience_s * 10) + 1)
+            pipe.execute()
+        return sent
+
+
+def messages(client: Redis) -> Iterator[tuple[str, str]]:
+    """The job and the stage of every message: waiting, or held by a worker.
+
+    Reads what kombu's Redis transport writes: lists named by queue and priority, and a hash of
+    what was delivered and not acknowledged.
+    """
+    for queue in ALL_QUEUES:
+        for key in (queue, *(f"{queue}\x06\x16{priority}" for priority in (3, 6, 9))):
+            for line in cast("list[str]", client.lrange(key, 0, -1)):
+                yield from _job_of(json.loads(line))
+    for line in cast("list[str]", client.hvals("unacked")):
+        yield from _job_of(json.loads(line)[0])
+
+
+def _job_of(message: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    stage = _STAGE_OF.get(message["headers"].get("task", ""))
+    if stage is not None:
+        arguments, _, _ = json.loads(base64.b64decode(message["body"]))
+        yield arguments[0], stage
+
+
+def send_rest(app: Celery, record: JobRecord) -> None:
+    """Send a job's chain from the stage it waits for on."""
+    rest = job_chain(app, record.id, record.job.route(), record.stage, record.waiting_in)
+    rest.apply_async(task_id=record.result_id)
+
+
+def reconcile_for_ever(app: Celery, settings: Settings, worker: str) -> None:
+    """Start a thread that takes its turns at sweeping for as long as the process lives."""
+    patience = settings.visibility_timeout
+    client = connect(app.conf.broker_url)
+    state = JobState(client, settings.job_ttl)
+    reconciler = Reconciler(client, state, lambda record: send_rest(app, record), patience)
+
+    def sweep() -> None:
+        while True:
+            time.sleep(patience.total_seconds() / 2)
+            try:
+                reconciler.sweep_if_due(worker)
+            except (redis.RedisError, OperationalError) as error:
+                logger.warning("cannot compare jobs with messages: %s", error)
+
+    threading.Thread(target=sweep, name="reconciler", daemon=True).start()
