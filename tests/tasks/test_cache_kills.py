@@ -1,10 +1,7 @@
 """A cache stage that is killed with SIGKILL, again and again, in a process of its own."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
+import multiprocessing
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -113,16 +110,18 @@ def test_twenty_kills_leave_no_damaged_pack_and_encode_no_more_than_the_batches_
         lambda: False,
     )
     draw, log, killed = Random(0), tmp_path / "encoded", 0
-    command = [sys.executable, "-P", "-m", "tests.tasks.test_cache_kills", broker_url]
-    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload([__name__])
     while killed < KILLS:
-        child = subprocess.Popen([*command, str(tmp_path), job_id], env=env)
+        child = processes.Process(target=run_cache, args=(broker_url, tmp_path, job_id))
+        child.start()
         before = log.stat().st_size if log.exists() else 0
-        while child.poll() is None and (not log.exists() or log.stat().st_size == before):
+        while child.is_alive() and (not log.exists() or log.stat().st_size == before):
             time.sleep(0.005)
         time.sleep(draw.uniform(0, 0.1))
-        child.send_signal(signal.SIGKILL)
-        if child.wait() == 0:
+        child.kill()
+        child.join()
+        if child.exitcode == 0:
             break
         killed += 1
     run_cache(broker_url, tmp_path, job_id)
@@ -135,7 +134,3 @@ def test_twenty_kills_leave_no_damaged_pack_and_encode_no_more_than_the_batches_
         verify_pack(runtime.store, pack)
     index = CacheIndex.model_validate_json(runtime.store.get(cache_index_key(job_id)))
     assert set(index.packs) == set(encoded)
-
-
-if __name__ == "__main__":
-    run_cache(sys.argv[1], Path(sys.argv[2]), sys.argv[3])

@@ -1,3 +1,4 @@
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +14,11 @@ def one_thread() -> Iterator[None]:
     """As trainers in processes of their own run, so that numbers can be compared bit for bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
+    # Every run collects garbage; what the libraries made on import need not be looked through.
+    gc.collect()
+    gc.freeze()
     yield
+    gc.unfreeze()
     torch.set_num_threads(before)
 
 

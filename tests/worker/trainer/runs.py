@@ -23,6 +23,7 @@ from tasks.data.dataset import DataSet, Sample, data_set_of
 from tasks.events import CheckpointSaved, Event, PackStored, TrainDone, parse_event
 from tasks.jobs.job import parse_job
 from tasks.jobs.pipeline import PipelineConfig
+from tasks.jobs.sdxl import SdxlLoraConfig
 from tasks.requests import TrainerRequest
 from tasks.store import PACKS, Store, cache_index_key, data_set_key, image_key
 from worker.trainer import cache, train
@@ -127,8 +128,13 @@ def config_of(model: Path | str, *, loader: Any = None, **options: Any) -> Any:
 
 
 # The least of each type that trains on the tiny SDXL.
+ALL_TARGETS = SdxlLoraConfig.model_fields["unet_lora_target_modules"].default
 SDXL_TYPES: dict[str, dict[str, Any]] = {
-    "SDXL_LORA": {"data_loader": {"type": "IMAGE_CAPTION_SD_DATA_LOADER"}},
+    "SDXL_LORA": {
+        # Putting a LoRA into each of the 281 layers takes longer than a few tiny steps.
+        "unet_lora_target_modules": ["to_q", "to_v"],
+        "data_loader": {"type": "IMAGE_CAPTION_SD_DATA_LOADER"},
+    },
     "SDXL_FINETUNE": {"data_loader": {"type": "IMAGE_CAPTION_SD_DATA_LOADER"}},
     "SDXL_TEXTUAL_INVERSION": {
         "placeholder_token": "<thing>",

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from tasks.jobs.sdxl import UNET_TARGETS
 from tests.worker.trainer.runs import (
+    ALL_TARGETS,
     SDXL_TYPES,
     Pictures,
     read_tensors,
@@ -124,7 +125,8 @@ def test_one_file_of_the_whole_model_is_read_back_bit_for_bit(
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_trained_lora_changes_the_picture(tiny_sdxl: Path, data: Pictures, form: str) -> None:
-    config = sdxl_config_of("SDXL_LORA", tiny_sdxl, lora_checkpoint_format=form)
+    options = {"lora_checkpoint_format": form, "unet_lora_target_modules": ALL_TARGETS}
+    config = sdxl_config_of("SDXL_LORA", tiny_sdxl, **options)
     path = run_train(data, config).weights
     pipeline = pipeline_of(tiny_sdxl)
     before = picture_of(pipeline)

@@ -10,6 +10,7 @@ import torch
 
 from tasks.events import CheckpointSaved, Event, Progress, ValidationImages
 from tests.worker.trainer.runs import (
+    ALL_TARGETS,
     BUCKETS,
     CACHED,
     SDXL_TYPES,
@@ -185,7 +186,8 @@ GOLDEN = {
 def test_the_first_losses_are_what_they_have_always_been(
     models: Models, data: Pictures, kind: str
 ) -> None:
-    run = run_train(data, any_config(kind, models, max_train_steps=3))
+    targets = {"unet_lora_target_modules": ALL_TARGETS} if kind == "SDXL_LORA" else {}
+    run = run_train(data, any_config(kind, models, max_train_steps=3, **targets))
     assert run.losses == pytest.approx(GOLDEN[kind], rel=1e-3)
 
 
