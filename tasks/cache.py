@@ -102,6 +102,8 @@ class _Work:
         )
         self._registry = context.runtime.cache
         self._made: set[str] = set()
+        self._stored: set[str] = set()
+        """Of those that are claimed now."""
         self._claimed: list[str] = []
         self._renewed_at = 0.0
         self._total = 0
@@ -153,7 +155,10 @@ class _Work:
             request = self._context.trainer_request(
                 stage="cache", encoders=self._encoders, cache_entries=tuple(self._claimed)
             )
+            self._stored.clear()
             _answer(self._context, request, self._on_event, self._stop_requested)
+            if not self._stored.issuperset(self._claimed):
+                raise TypeError("the trainer was asked for more entries than it stored")
         finally:
             self._registry.release(self._claimed, self._context.job_id)
 
@@ -163,6 +168,7 @@ class _Work:
             return
         self._registry.add(event.key, event.size, event.entries)
         self._registry.release(event.entries, self._context.job_id)
+        self._stored.update(event.entries)
         self._made.update(event.entries)
         done = len(self._made)
         self._context.emit(
@@ -180,7 +186,7 @@ class _Work:
         now = time.monotonic()
         if now - self._renewed_at > self._registry.renew_every_s:
             self._renewed_at = now
-            left = [digest for digest in self._claimed if digest not in self._made]
+            left = [digest for digest in self._claimed if digest not in self._stored]
             self._registry.renew(left, self._context.job_id)
         return self._context.stop_requested()
 

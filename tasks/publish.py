@@ -4,6 +4,7 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+from tasks.data.remote import without_queries
 from tasks.events import Artifact, TrainDone
 from tasks.stage import StageContext, StageResult
 from tasks.store import output_prefix
@@ -69,7 +70,7 @@ def _manifest(context: StageContext, files: list[Artifact]) -> dict[str, Any]:
     return {
         "manifest_version": MANIFEST_VERSION,
         "job_id": record.id,
-        "job": record.job.model_dump(mode="json"),
+        "job": without_queries(record.job.model_dump(mode="json")),
         "created_at": record.created_at.isoformat(),
         "published_at": datetime.now(UTC).isoformat(),
         "files": [file.model_dump() for file in files],

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 
@@ -62,6 +63,15 @@ def shown(url: str) -> str:
     host = f"[{host}]" if ":" in host else host
     text = f"{scheme}://{host}{'' if port is None else f':{port}'}{parts.path}"
     return "".join(each if each.isprintable() else "?" for each in text)
+
+
+def without_queries(value: Any) -> Any:
+    """A JSON value with its URLs as messages show them: signatures are not for keeping."""
+    if isinstance(value, dict):
+        return {key: without_queries(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_queries(item) for item in value]
+    return shown(value) if isinstance(value, str) and "://" in value else value
 
 
 def scheme_of(url: str) -> str:

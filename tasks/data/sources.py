@@ -19,7 +19,7 @@ from tasks.data.dataset import MOST_CAPTION_BYTES, MOST_ITEMS
 from tasks.data.downloads import Downloads
 from tasks.data.hub import fetch_hub
 from tasks.data.pictures import SUFFIXES
-from tasks.data.remote import DownloadError
+from tasks.data.remote import DownloadError, without_queries
 from tasks.errors import Fault
 from tasks.jobs.data import (
     ArchiveDatasetConfig,
@@ -121,7 +121,7 @@ class Sources:
         raise TypeError(f"no source of this kind: {config}")
 
     def _folder(self, place: str, *, captions: bool) -> Listing:
-        listing = Listing(place)
+        listing = Listing(without_queries(place))
         if _is_cloud(place):
             prefix = place.rstrip("/")
             names = [name for name in self._downloads.list_cloud(prefix) if _is_of_use(name)]
@@ -149,11 +149,11 @@ class Sources:
         self, config: ImageCaptionJsonlDatasetConfig, *, captions: bool, masks: bool
     ) -> Listing:
         place = config.jsonl_path
-        listing = Listing(place)
+        listing = Listing(without_queries(place))
         if "://" in place:
             path = self._downloads.fetch(place, on_progress=self._on_progress)
-            rows = _Rows(listing, config, path, PurePosixPath(place).name, captions, masks)
-            base = place.rsplit("/", 1)[0]
+            rows = _Rows(listing, config, path, PurePosixPath(listing.where).name, captions, masks)
+            base = place.partition("?")[0].rpartition("/")[0]
             wanted = sorted({name for row in rows.found for name in row.files if _is_inside(name)})
             files = self._fetched(base, wanted, listing)
             return rows.resolved(lambda name: _of_mapping(files, PurePosixPath(), name))
@@ -163,7 +163,7 @@ class Sources:
         return rows.resolved(lambda name: _inside(path.parent, name))
 
     def _archive(self, config: ArchiveDatasetConfig, *, captions: bool, masks: bool) -> Listing:
-        listing = Listing(config.archive)
+        listing = Listing(_where(config))
         if "://" in config.archive:
             path = self._downloads.fetch(
                 config.archive, sha256=config.sha256, on_progress=self._on_progress
@@ -286,7 +286,8 @@ class _Rows:
 
 def _where(config: DataSetConfig) -> str:
     names = ("dataset_dir", "jsonl_path", "archive", "dataset_name")
-    return next(str(getattr(config, name)) for name in names if hasattr(config, name))
+    place = next(getattr(config, name) for name in names if hasattr(config, name))
+    return str(without_queries(place))
 
 
 def _is_cloud(place: str) -> bool:

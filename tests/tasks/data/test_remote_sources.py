@@ -19,6 +19,7 @@ from tasks.data.access import Access
 from tasks.data.checks import Report, check_data_set
 from tasks.data.dataset import data_set_of
 from tasks.data.hub import HubRows, fetch_hub
+from tasks.data.remote import without_queries
 from tasks.data.sources import Sources
 from tasks.jobs.data import ImageCaptionDatasetConfig
 from tasks.jobs.job import parse_job
@@ -224,6 +225,26 @@ def test_what_cannot_be_read_is_told(
 ) -> None:
     [fault] = check(**dataset).faults
     assert told in str(fault)
+
+
+def test_no_signature_of_an_address_is_told(site: Site, check: Callable[..., Report]) -> None:
+    signed = "?X-Amz-Signature=s3cret"
+    site.files["/empty.zip"] = Served(zipped({"notes.md": b"none"}))
+    site.files["/rows.jsonl"] = Served(b'{"image": "missing.png", "text": "x"}')
+    for dataset in (
+        {"type": "ARCHIVE", "archive": site.url("/empty.zip") + signed},
+        {"type": "ARCHIVE", "archive": site.url("/none.zip") + signed},
+        {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": site.url("/rows.jsonl") + signed},
+    ):
+        report = check(**dataset)
+        assert report.faults
+        assert "s3cret" not in json.dumps(report.document())
+    job = {"archive": site.url("/a.zip") + signed, "names": ["a?b", "https://u:p@h/x"], "n": 3}
+    assert without_queries(job) == {
+        "archive": site.url("/a.zip"),
+        "names": ["a?b", "https://h/x"],
+        "n": 3,
+    }
 
 
 def test_an_archive_of_another_checksum_is_refused(
