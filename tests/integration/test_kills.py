@@ -1,6 +1,7 @@
 """What is killed goes on where it was, and ends with the same file."""
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,13 @@ from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.waiting import wait_until
 from worker.broker import find_running
 from worker.demo_pictures import draw_demo_pictures
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+    """One GPU worker, so that the trainer there is the job's: a second one would keep its own."""
+    with Fleet(tmp_path_factory.mktemp("fleet"), "40gb") as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
