@@ -77,10 +77,20 @@ def run(
 
 
 def no_child_left() -> bool:
-    children = psutil.Process().children(recursive=True)
-    alive = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
     # Those of these tests: a fleet of other tests may be running below this process too.
-    return not any(part.endswith("trainer.py") for child in alive for part in child.cmdline())
+    return not any(
+        part.endswith("trainer.py")
+        for child in psutil.Process().children(recursive=True)
+        for part in _command_line(child)
+    )
+
+
+def _command_line(process: psutil.Process) -> list[str]:
+    """Empty where it has ended, waited for or not."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
 
 
 def test_events_come_in_order_and_the_answer_at_the_end(

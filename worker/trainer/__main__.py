@@ -52,8 +52,8 @@ def main() -> int:
     for name, value in {**_QUIET, **_DETERMINISTIC}.items():
         os.environ.setdefault(name, value)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    # They speak of kernels for other machines whenever diffusers is imported beside torchao.
-    for chatty in ("torchao", "torch.utils._pytree"):
+    # They speak of kernels for other machines whenever diffusers or peft is imported.
+    for chatty in ("bitsandbytes", "torchao", "torch.utils._pytree"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)
     stop = StopSwitch()
