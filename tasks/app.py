@@ -115,9 +115,8 @@ def _add_stage(
     @app.task(name=task_name(stage), bind=True, shared=False, throws=(JobError,))  # type: ignore[untyped-decorator]
     def run(self: Task, job_id: str) -> dict[str, Any]:
         info = self.request.delivery_info or {}
-        delivery = Delivery(
-            queue=str(info.get("routing_key", "")), redelivered=bool(info.get("redelivered"))
-        )
+        tag = (self.request.properties or {}).get("delivery_tag", "")
+        delivery = Delivery(queue=str(info.get("routing_key", "")), tag=str(tag))
         try:
             result = run_stage(stage, body, job_id, delivery, runtime(), draining)
             _route_next(self.request, runtime().state.get(job_id).waiting_in)
@@ -152,5 +151,5 @@ def _add_submit(app: Celery, runtime: Callable[[], Runtime]) -> None:
         if not dispatch:
             return {"job_id": job_id}
         # The chain takes this task's id, so that the sender's result follows the whole job.
-        replaced: dict[str, Any] = self.replace(job_chain(app, job_id, ready.route()))
+        replaced: dict[str, Any] = self.replace(job_chain(app, job_id, ready.route().gpu_queue))
         return replaced

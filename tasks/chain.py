@@ -3,15 +3,15 @@
 from celery import Celery
 from celery.canvas import Signature, chain
 
-from routing.policy import Route
 from routing.queues import stage_queue
 from tasks.contract import STAGES, task_name
+from tasks.records import JobRecord
 
 
 def job_chain(
     app: Celery,
     job_id: str,
-    route: Route,
+    gpu_queue: str,
     first: str = STAGES[0],
     first_queue: str | None = None,
 ) -> Signature:
@@ -25,8 +25,18 @@ def job_chain(
         app.signature(
             task_name(stage),
             args=(job_id,),
-            queue=(stage == first and first_queue) or stage_queue(stage, route.gpu_queue),
+            queue=(stage == first and first_queue) or stage_queue(stage, gpu_queue),
             immutable=True,
         )
         for stage in STAGES[STAGES.index(first) :]
     )
+
+
+def send_rest(app: Celery, record: JobRecord) -> None:
+    """Send a job's chain from the stage it waits for on, under the id that its sender waits for.
+
+    A chain that is sent twice does no harm, since a stage begins once.
+    """
+    first_queue = record.waiting_in or stage_queue(record.stage, record.gpu_queue)
+    rest = job_chain(app, record.id, record.gpu_queue, record.stage, first_queue)
+    rest.apply_async(task_id=record.result_id)

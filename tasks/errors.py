@@ -36,6 +36,7 @@ class ErrorCode(StrEnum):
     SUPERSEDED = "superseded"
     NOT_INSTALLED = "not_installed"
     UNREADABLE_FILE = "unreadable_file"
+    NOT_NOW = "not_now"
 
 
 EXIT_CODES = {
@@ -56,7 +57,14 @@ EXIT_CODES = {
     ErrorCode.SUPERSEDED: 15,
     ErrorCode.NOT_INSTALLED: 16,
     ErrorCode.UNREADABLE_FILE: 17,
+    ErrorCode.NOT_NOW: 18,
 }
+
+
+DEAD_CODES = frozenset(
+    {ErrorCode.INTERNAL, ErrorCode.TRAINER_FAILED, ErrorCode.STORE, ErrorCode.OUT_OF_MEMORY}
+)
+"""Failures that are not the job's own fault: once the cause is mended, it can be replayed."""
 
 
 @dataclass(frozen=True)
@@ -179,11 +187,16 @@ class TrainerError(JobError):
         super().__init__(message, code, stage, retryable)
 
 
+def cancelled_message(job_id: str) -> str:
+    """What is told of a job that somebody cancelled."""
+    return f"job {job_id} was cancelled"
+
+
 class CancelledJobError(JobError):
     """Somebody cancelled the job."""
 
     def __init__(self, job_id: str, stage: str) -> None:
-        super().__init__(f"job {job_id} was cancelled", ErrorCode.CANCELLED, stage)
+        super().__init__(cancelled_message(job_id), ErrorCode.CANCELLED, stage)
 
 
 class StoreError(JobError):

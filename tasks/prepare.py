@@ -83,7 +83,7 @@ def prepare(context: StageContext) -> StageResult:
         warnings=len(report.warnings),
         report_key=key,
     )
-    runtime.state.set_refs(context.job_id, context.attempt, {"report": key}, checked)
+    context.emit(checked, {"report": key})
     if report.faults:
         raise DataSetError(report.faults, "prepare")
     for warning in report.warnings[:_MOST_NOTES]:
@@ -91,7 +91,7 @@ def prepare(context: StageContext) -> StageResult:
     if len(report.warnings) > _MOST_NOTES:
         more = f"{len(report.warnings) - _MOST_NOTES} more warnings; --dry-run shows all"
         context.emit(Note(level="warning", message=more))
-    context.check_cancelled()
+    context.check_wanted()
     data_set = ingest(report, context.runtime.store)
     counts = ", ".join(f"{n} x {size}" for size, n in sorted(report.buckets.items()))
     refs = {"data_set": data_set_key(data_set.digest)}

@@ -26,7 +26,7 @@ def publish(context: StageContext) -> StageResult:
         files = _published_files(context, prefix)
         manifest = _manifest(context, files)
         # The last moment to notice that another start has taken over.
-        context.check_cancelled()
+        context.check_wanted()
         store.put_if_absent(manifest_key, json.dumps(manifest, indent=2).encode())
     manifest = json.loads(store.get(manifest_key))
     first = manifest["files"][0]
@@ -53,7 +53,9 @@ def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
     for saved in earlier:
         rest = {file.name.removeprefix(name): file for file in saved.files}
         names |= {f"{name}-{saved.step:06d}{end}": file for end, file in rest.items()}
-    names |= {extra.name: extra for extra in TrainDone.model_validate_json(refs["trained"]).extras}
+    trained = _trained(refs)
+    if trained is not None:
+        names |= {extra.name: extra for extra in trained.extras}
     for made in validations_of(refs):
         names |= {f"validation/{image.name}": image for image in made.images}
     files = []
@@ -66,7 +68,8 @@ def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
 
 def _manifest(context: StageContext, files: list[Artifact]) -> dict[str, Any]:
     record = context.record
-    trained = TrainDone.model_validate_json(record.refs["trained"])
+    trained = _trained(record.refs)
+    engine = {"device": trained.device, "versions": trained.versions} if trained else {}
     return {
         "manifest_version": MANIFEST_VERSION,
         "job_id": record.id,
@@ -75,8 +78,13 @@ def _manifest(context: StageContext, files: list[Artifact]) -> dict[str, Any]:
         "published_at": datetime.now(UTC).isoformat(),
         "files": [file.model_dump() for file in files],
         "data_set": record.refs["data_set"],
-        "steps": trained.steps,
-        "final_loss": trained.final_loss,
+        "steps": checkpoints_of(record.refs)[-1].step,
+        "final_loss": trained.final_loss if trained else None,
         "stages": {name: stage.model_dump() for name, stage in record.stages.items()},
-        "engine": {"name": "diffusers", "device": trained.device, "versions": trained.versions},
+        "engine": {"name": "diffusers", **engine},
     }
+
+
+def _trained(refs: dict[str, str]) -> TrainDone | None:
+    """How training ended; None where it was cancelled and its last checkpoint is the result."""
+    return TrainDone.model_validate_json(refs["trained"]) if "trained" in refs else None

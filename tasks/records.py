@@ -23,6 +23,8 @@ class JobStatus(StrEnum):
     QUEUED = "queued"
     RUNNING = "running"
     CANCELLING = "cancelling"
+    PAUSING = "pausing"
+    PAUSED = "paused"
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
@@ -64,6 +66,14 @@ class JobRecord(StrictModel):
     """Why that queue."""
     created_at: datetime
     updated_at: datetime
+    due_at: datetime | None
+    """When a stage that met a passing fault is tried again."""
+    tries: int
+    """How often the stage was tried again after such a fault."""
+    saves: bool
+    """Somebody cancelled it and wants what there is published."""
+    enlarged: bool
+    """It ran out of GPU memory once and went to the next larger class."""
     stages: dict[str, StageRecord]
     refs: dict[str, str]
     """What the stages leave for each other: store keys."""
@@ -95,6 +105,7 @@ def record_of(job_id: str, fields: dict[str, str]) -> JobRecord:
     if fields["stage_state"] == "done" and stage != STAGES[-1]:
         stage = STAGES[STAGES.index(stage) + 1]
     waiting = not status.ended and fields["stage_state"] != "running"
+    due_at = fields.get("due_at")
     stages = {
         name: StageRecord.model_validate_json(fields[f"stage:{name}"])
         for name in STAGES
@@ -117,6 +128,10 @@ def record_of(job_id: str, fields: dict[str, str]) -> JobRecord:
         reason=fields["reason"],
         created_at=datetime.fromtimestamp(float(fields["created_at"]), UTC),
         updated_at=datetime.fromtimestamp(float(fields["updated_at"]), UTC),
+        due_at=datetime.fromtimestamp(float(due_at), UTC) if due_at else None,
+        tries=int(fields.get("tries", 0)),
+        saves=fields.get("saves") == "1",
+        enlarged="enlarged" in fields,
         stages=stages,
         refs=refs,
         error=fields.get("error"),

@@ -1,10 +1,12 @@
 """What a stage needs from the worker it runs in. ``worker/`` fills it in."""
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
+from routing.classes import MemoryClass
 from tasks.cache_registry import CacheRegistry
 from tasks.data.access import Access
 from tasks.events import CacheDone, Event, TrainDone
@@ -13,6 +15,7 @@ from tasks.state import JobState
 from tasks.store import Store
 
 Device = Literal["cpu", "cuda"]
+_LONGEST_PAUSE_S = 600.0
 
 
 class Trainer(Protocol):
@@ -32,7 +35,7 @@ class Trainer(Protocol):
             on_event: Called in this thread with each event as it comes. An error it raises ends
                 the trainer and is raised on.
             stop_requested: Asked at least once a second; True makes the trainer save a checkpoint
-                and stop.
+                and stop. An error it raises ends the trainer and is raised on.
 
         Returns:
             The trainer's answer.
@@ -53,12 +56,33 @@ class TrainerInterrupted(Exception):  # noqa: N818 - an outcome, not an error
 
 
 @dataclass(frozen=True)
+class Backoff:
+    """How a stage that met a passing fault is tried again.
+
+    Attributes:
+        tries: How often.
+        first_s: Seconds before the first try, more or less; each later pause is twice as long.
+    """
+
+    tries: int
+    first_s: float
+
+    def delay_s(self, tries: int) -> float:
+        """Seconds to wait after so many tries; at random, so that jobs do not come back at once."""
+        nominal: float = self.first_s * 2**tries
+        return min(_LONGEST_PAUSE_S, nominal * random.uniform(0.5, 1.5))
+
+
+@dataclass(frozen=True)
 class Runtime:
     """One worker process's means.
 
     Attributes:
         worker: The worker's name, for people.
         device: What its trainers compute on.
+        backoff: How stages that met a passing fault are tried again.
+        next_larger_class: The next class above this worker's own that a live worker has, for a
+            job that ran out of GPU memory here.
     """
 
     state: JobState
@@ -70,3 +94,5 @@ class Runtime:
     scratch_dir: Path
     worker: str
     device: Device
+    backoff: Backoff = Backoff(tries=0, first_s=1.0)
+    next_larger_class: Callable[[], MemoryClass | None] = lambda: None

@@ -91,6 +91,14 @@ class Settings(BaseSettings):
     """How long after a worker is lost its job goes to another one. Live workers renew their hold
     four times as often; jobs may take as long as they like."""
 
+    retries: int = Field(default=6, ge=0)
+    """How often a stage that met a passing fault (the store or a network away) is tried again
+    before the job fails. The pauses take no worker; each is twice as long as the one before, up
+    to 10 minutes."""
+
+    retry_pause: Duration = timedelta(seconds=10)
+    """The first of these pauses, more or less."""
+
     job_ttl: Duration = timedelta(days=30)
     """How long a job's state and events are kept after their last change."""
 

@@ -9,18 +9,27 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import redis
 
+from routing.queues import gpu_queue
 from tasks.errors import CancelledJobError, ErrorCode, JobError
 from tasks.events import Event, Note
-from tasks.records import NEXT_QUEUE, JobRecord, StageRecord, SupersededError
+from tasks.outbox import Outbox
+from tasks.records import NEXT_QUEUE, JobRecord, JobStatus, SupersededError
 from tasks.requests import TrainerRequest
 from tasks.runtime import Runtime, TrainerInterrupted
 from tasks.state import BeginOutcome
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
+
+_WISHES_TO_STOP = (JobStatus.CANCELLING, JobStatus.PAUSING)
+_ASK_AGAIN_S = 1.0
+# A trainer that crashed has been started again on this machine already; one more try, which
+# another machine may get, tells a bad machine from a bad job.
+_TRIES_AFTER_CRASHES = 1
 
 
 @dataclass(frozen=True)
@@ -28,7 +37,8 @@ class Delivery:
     """How the message that starts a stage came."""
 
     queue: str
-    redelivered: bool
+    tag: str
+    """Its delivery tag: the name under which the broker knows that this worker holds it."""
 
 
 @dataclass(frozen=True)
@@ -56,27 +66,47 @@ class StageContext:
     runtime: Runtime
     draining: Callable[[], bool]
     queue: str
+    outbox: Outbox
 
     @property
     def job_id(self) -> str:
         """The job's id."""
         return self.record.id
 
-    def emit(self, event: Event) -> None:
-        """Tell the job's readers something.
+    def emit(
+        self,
+        event: Event,
+        refs: dict[str, str] | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """Tell the job's readers something, now or when the broker is back; see ``Outbox.put``.
 
         Raises:
             SupersededError: Another start of this stage has taken over.
         """
-        self.runtime.state.emit(self.job_id, self.attempt, event)
+        self.outbox.put(event, refs, then)
 
     def stop_requested(self) -> bool:
-        """Whether the stage should stop: the job is cancelled, or the worker is going away."""
-        return self.draining() or self.runtime.state.cancel_requested(self.job_id)
+        """Whether the stage should stop: for the job, or because the worker is going away.
 
-    def check_cancelled(self) -> None:
-        """Raise CancelledJobError where somebody wants the job to stop."""
-        if self.runtime.state.cancel_requested(self.job_id):
+        A broker that is away is no reason.
+
+        Raises:
+            SupersededError: Another start of this stage has taken over.
+        """
+        return self.draining() or self.outbox.ask() in _WISHES_TO_STOP
+
+    def check_wanted(self) -> None:
+        """Go on only where this start is the newest and nobody has cancelled the job.
+
+        Raises:
+            SupersededError: Another start of this stage has taken over.
+            CancelledJobError: Somebody cancelled the job, and wants nothing of it.
+        """
+        self.outbox.flush()
+        if self.runtime.state.wish(self.job_id, self.attempt) != JobStatus.CANCELLING:
+            return
+        if not self.runtime.state.get(self.job_id).saves:
             raise CancelledJobError(self.job_id, self.stage)
 
     @property
@@ -151,86 +181,148 @@ def run_stage(
         JobError: The stage failed, and the job with it.
     """
     outcome, attempt = runtime.state.begin(
-        job_id, stage, worker=runtime.worker, queue=delivery.queue, redelivered=delivery.redelivered
+        job_id, stage, worker=runtime.worker, queue=delivery.queue, tag=delivery.tag
     )
+    record = runtime.state.get(job_id)
     if outcome == BeginOutcome.DONE:
         return {"job_id": job_id, "stage": stage}
     if outcome != BeginOutcome.BEGUN:
+        if record.error_code is not None:
+            # Whoever waits for the result of this very message hears of the end, too.
+            raise JobError(record.error or "", record.error_code, record.error_stage or stage)
         raise StageDropped(f"{stage} of job {job_id} is {outcome}")
-    record = runtime.state.get(job_id)
-    context = StageContext(stage, attempt, record, runtime, draining, delivery.queue)
+    outbox = Outbox(runtime.state, job_id, attempt)
+    context = StageContext(stage, attempt, record, runtime, draining, delivery.queue, outbox)
     logger.info("%s begins", stage, extra={"job": job_id, "stage": stage})
-    started = time.monotonic()
     try:
-        result = body(context)
+        return _ended(context, body, time.monotonic())
     except SupersededError as error:
         raise StageDropped(str(error)) from error
-    except TrainerInterrupted as error:
-        raise _interrupted(context) from error
-    except StageMoved as moved:
-        _move(context, moved)
-        raise
-    except redis.RedisError:
-        raise  # nothing can be written, and the job is not to blame
-    except JobError as error:
-        error.stage = stage
-        _fail(context, error)
-        raise
-    except Exception as error:
-        logger.exception("%s failed", stage, extra={"job": job_id, "stage": stage})
-        foreseen = JobError(f"{type(error).__name__}: {error}", ErrorCode.INTERNAL, stage)
-        _fail(context, foreseen)
-        raise foreseen from error
     finally:
         shutil.rmtree(context.scratch_dir, ignore_errors=True)
+
+
+def _ended(context: StageContext, body: StageBody, started: float) -> dict[str, Any]:
+    """Do the work and record what came of it."""
+    extra = {"job": context.job_id, "stage": context.stage}
+    try:
+        result = body(context)
+    except TrainerInterrupted:
+        result = _interrupted(context)
+    except StageMoved as moved:
+        raise _move(context, moved, {f"ref:{NEXT_QUEUE}": moved.queue}) from None
+    except (redis.RedisError, SupersededError):
+        raise  # nothing can be written, and the job is not to blame
+    except JobError as error:
+        error.stage = context.stage
+        raise _failed(context, error) from error
+    except Exception as error:
+        logger.exception("%s failed", context.stage, extra=extra)
+        message = f"{type(error).__name__}: {error}"
+        raise _failed(context, JobError(message, ErrorCode.INTERNAL, context.stage)) from error
     _finish(context, result, time.monotonic() - started)
-    return {"job_id": job_id, "stage": stage, **(result.result or {})}
+    return {"job_id": context.job_id, "stage": context.stage, **(result.result or {})}
 
 
 def _finish(context: StageContext, result: StageResult, seconds: float) -> None:
-    begun = context.runtime.state.get(context.job_id).stages[context.stage]
-    record = StageRecord(
-        **begun.model_dump(exclude={"seconds", "summary"}),
-        seconds=round(seconds, 3),
-        summary=result.summary,
+    state = context.runtime.state
+    record = _patiently(context, lambda: state.get(context.job_id))
+    stage = record.stages[context.stage].model_copy(
+        update={"seconds": round(seconds, 3), "summary": result.summary}
     )
-    try:
-        context.runtime.state.finish_stage(
-            context.job_id, context.attempt, context.stage, record, result.refs, result.result
-        )
-    except SupersededError as error:
-        raise StageDropped(str(error)) from error
+    cancelled = record.status == JobStatus.CANCELLING and record.saves
+    _patiently(context, context.outbox.flush)
+    _patiently(
+        context,
+        lambda: state.finish_stage(
+            context.job_id,
+            context.attempt,
+            context.stage,
+            stage,
+            result.refs,
+            result.result,
+            cancelled=cancelled,
+        ),
+    )
 
 
-def _fail(context: StageContext, error: JobError) -> None:
+def _failed(context: StageContext, error: JobError) -> Exception:
+    """What a failure means: another try where that may help, or else the job's end."""
     extra = {"job": context.job_id, "stage": context.stage}
+    if error.code == ErrorCode.OUT_OF_MEMORY and not context.record.enlarged:
+        larger = context.runtime.next_larger_class()
+        if larger is not None:
+            moved = StageMoved(gpu_queue(larger), error.message)
+            fields = {"gpu_queue": moved.queue, "reason": error.message, "enlarged": "1"}
+            return _move(context, moved, {**fields, f"ref:{NEXT_QUEUE}": moved.queue})
+    backoff, tries = context.runtime.backoff, context.record.tries
+    most = _TRIES_AFTER_CRASHES if error.code == ErrorCode.TRAINER_FAILED else backoff.tries
+    if error.retryable and tries < min(most, backoff.tries):
+        delay_s = backoff.delay_s(tries)
+        told = f"{error.message}; try {tries + 1} of {backoff.tries} in {delay_s:.0f} s"
+        note = Note(level="warning", message=f"{context.stage}: {told}")
+        if _release(context, note, {"tries": str(tries + 1)}, delay_s):
+            return StageDropped(told)
+        return _cancelled(context)
     logger.warning("%s ends the job: %s", context.stage, error, extra=extra)
-    try:
-        context.runtime.state.fail(context.job_id, context.attempt, error)
-    except SupersededError as superseded:
-        raise StageDropped(str(superseded)) from error
+    state = context.runtime.state
+    _patiently(context, lambda: state.fail(context.job_id, context.attempt, error))
+    return error
 
 
-def _move(context: StageContext, moved: StageMoved) -> None:
-    try:
-        note = Note(level="info", message=f"{context.stage} moves to {moved.queue}: {moved.reason}")
-        refs = {NEXT_QUEUE: moved.queue}
-        context.runtime.state.release(context.job_id, context.attempt, note, refs)
-    except SupersededError as error:
-        raise StageDropped(str(error)) from error
+def _move(context: StageContext, moved: StageMoved, fields: dict[str, str]) -> Exception:
+    note = Note(level="info", message=f"{context.stage} moves to {moved.queue}: {moved.reason}")
+    return moved if _release(context, note, fields) else _cancelled(context)
 
 
-def _interrupted(context: StageContext) -> Exception:
-    """What an interrupted trainer means for the stage."""
-    try:
-        if context.runtime.state.cancel_requested(context.job_id):
-            cancelled = CancelledJobError(context.job_id, context.stage)
-            _fail(context, cancelled)
-            return cancelled
-        note = Note(level="info", message=f"{context.runtime.worker} stops; {context.stage} waits")
-        context.runtime.state.release(context.job_id, context.attempt, note)
+def _interrupted(context: StageContext) -> StageResult:
+    """What an interrupted trainer means for the stage.
+
+    Returns:
+        Where somebody wants what there is of a cancelled job: that, as the stage's result.
+    """
+    worker = context.runtime.worker
+    note = Note(level="info", message=f"{worker} stops; {context.stage} waits")
+    if _release(context, note):
         extra = {"job": context.job_id, "stage": context.stage}
         logger.info("%s goes back to its queue", context.stage, extra=extra)
-    except SupersededError as error:
-        return StageDropped(str(error))
-    return StageReleased(f"{context.stage} of job {context.job_id}")
+        raise StageReleased(f"{context.stage} of job {context.job_id}")
+    record = context.runtime.state.get(context.job_id)
+    if record.saves and context.stage == "train" and "checkpoints" in record.refs:
+        return StageResult("cancelled; what there is is published")
+    raise _cancelled(context)
+
+
+def _cancelled(context: StageContext) -> CancelledJobError:
+    error = CancelledJobError(context.job_id, context.stage)
+    state = context.runtime.state
+    _patiently(context, lambda: state.fail(context.job_id, context.attempt, error))
+    return error
+
+
+def _release(
+    context: StageContext,
+    note: Note,
+    fields: dict[str, str] | None = None,
+    delay_s: float | None = None,
+) -> bool:
+    """Give the stage back; False where the job is to be cancelled instead."""
+    state, job_id, attempt = context.runtime.state, context.job_id, context.attempt
+    _patiently(context, context.outbox.flush)
+    status = _patiently(
+        context, lambda: state.release(job_id, attempt, note, fields, delay_s=delay_s)
+    )
+    if status == JobStatus.PAUSED:
+        raise StageDropped(f"job {job_id} is paused")
+    return status != JobStatus.CANCELLING
+
+
+def _patiently(context: StageContext, write: Callable[[], T]) -> T:
+    """Do it as soon as the broker is there: work that is done is not to be lost."""
+    while True:
+        try:
+            return write()
+        except (redis.ConnectionError, redis.TimeoutError):
+            if context.draining():
+                raise
+            time.sleep(_ASK_AGAIN_S)

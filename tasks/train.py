@@ -1,7 +1,7 @@
 """The ``train`` stage: run the trainer, from the newest checkpoint where there is one."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from tasks.cache import cache, packs_of
 from tasks.cache_upkeep import drop_damaged
@@ -63,10 +63,12 @@ class _Run:
 
     def _stop_requested(self) -> bool:
         """Asked about twice a second: a good time to note that the cache is still in use."""
-        if time.monotonic() - self._touched_at > _TOUCH_EVERY_S:
+        stop = self._context.stop_requested()
+        due = time.monotonic() - self._touched_at > _TOUCH_EVERY_S
+        if due and not self._context.outbox.away:
             self._touched_at = time.monotonic()
             self._context.runtime.cache.use(self.packs)
-        return self._context.stop_requested()
+        return stop
 
     def _on_event(self, event: Event) -> None:
         match event:
@@ -82,26 +84,34 @@ class _Run:
         kept.append(event)
         pruned = kept[:-limit] if limit else []
         del kept[: len(pruned)]
-        self._record("checkpoints", kept, event)
-        # Only now does nobody need the old ones any more.
-        for old in pruned:
-            self._context.runtime.store.delete([old.state_key, *(file.key for file in old.files)])
+
+        def prune() -> None:
+            """Once it is recorded: only then does nobody need the old ones any more."""
+            for old in pruned:
+                files = [file.key for file in old.files]
+                self._context.runtime.store.delete([old.state_key, *files])
+
+        self._record("checkpoints", kept, event, prune)
 
     def _images_made(self, event: ValidationImages) -> None:
         made = self._made
         replaced = made.get(event.step)
         made[event.step] = event
-        self._record("validations", [made[step] for step in sorted(made)], event)
-        if replaced is not None:
-            # A trainer that was started again in the same attempt wrote over its own.
-            new = {image.key for image in event.images}
-            old = [image.key for image in replaced.images if image.key not in new]
-            self._context.runtime.store.delete(old)
 
-    def _record(self, ref: str, models: Iterable[StrictModel], event: Event) -> None:
-        context = self._context
+        def remove() -> None:
+            if replaced is not None:
+                # A trainer that was started again in the same attempt wrote over its own.
+                new = {image.key for image in event.images}
+                old = [image.key for image in replaced.images if image.key not in new]
+                self._context.runtime.store.delete(old)
+
+        self._record("validations", [made[step] for step in sorted(made)], event, remove)
+
+    def _record(
+        self, ref: str, models: Iterable[StrictModel], event: Event, then: Callable[[], None]
+    ) -> None:
         lines = "\n".join(model.model_dump_json() for model in models)
-        context.runtime.state.set_refs(context.job_id, context.attempt, {ref: lines}, event)
+        self._context.emit(event, {ref: lines}, then)
 
 
 def checkpoints_of(refs: dict[str, str]) -> list[CheckpointSaved]:

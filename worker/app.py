@@ -19,7 +19,7 @@ from celery.signals import (
 
 from tasks.app import make_app
 from tasks.cache_registry import CacheRegistry
-from tasks.runtime import Runtime
+from tasks.runtime import Backoff, Runtime
 from tasks.settings import Settings
 from tasks.state import JobState, connect
 from tasks.store import Store
@@ -29,9 +29,9 @@ from worker.logs import set_up_logging
 from worker.reconciler import reconcile_for_ever
 from worker.supervisor import TrainerProcess, trainer_environment
 
-# How long a stage waits for a broker that is away before it is given back. Its trainer goes on
-# meanwhile, until some hundred of its events wait to be told.
-_PATIENCE = timedelta(minutes=10)
+# Enough for the restart of a broker while cache entries are looked up; a stage whose trainer
+# runs does not wait for a broker.
+_PATIENCE = timedelta(seconds=15)
 
 
 def run_worker(
@@ -68,10 +68,10 @@ def run_worker(
         """Made in the process that runs tasks: connections do not survive a fork."""
         real_gpu = gpu is not None and not gpu.emulated
         env = trainer_environment(dict(os.environ), gpu.uuid if gpu and real_gpu else None)
-        client = connect(broker_url, patience=_PATIENCE)
+        patient = connect(broker_url, patience=_PATIENCE)
         return Runtime(
-            state=JobState(client, settings.job_ttl),
-            cache=CacheRegistry(client, settings.job_ttl, settings.visibility_timeout),
+            state=JobState(connect(broker_url), settings.job_ttl),
+            cache=CacheRegistry(patient, settings.job_ttl, settings.visibility_timeout),
             store=Store(settings.resolved_store_url),
             trainer=TrainerProcess(
                 env,
@@ -85,6 +85,7 @@ def run_worker(
             scratch_dir=settings.resolved_scratch_dir,
             worker=worker_name,
             device="cuda" if real_gpu else "cpu",
+            backoff=Backoff(settings.retries, settings.retry_pause.total_seconds()),
         )
 
     app = make_app(settings, broker_url, runtime, drain.begun)

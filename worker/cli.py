@@ -88,9 +88,27 @@ def list_jobs(
 
 
 @cli.command()
-def cancel(job: JobId, json: Json = False) -> None:
+def cancel(
+    job: JobId,
+    save: Annotated[
+        bool, typer.Option("--save", help="Save a checkpoint first, and publish what there is.")
+    ] = False,
+    json: Json = False,
+) -> None:
     """Cancel a job, waiting or running."""
-    _run("cancel", job_id=job, json=json)
+    _run("cancel", job_id=job, save=save, json=json)
+
+
+@cli.command()
+def pause(job: JobId, json: Json = False) -> None:
+    """Keep a job from going on; a running one saves a checkpoint and frees its GPU."""
+    _run("pause", action="pause", job_id=job, json=json)
+
+
+@cli.command()
+def resume(job: JobId, json: Json = False) -> None:
+    """Let a paused job go on from its checkpoint."""
+    _run("pause", action="resume", job_id=job, json=json)
 
 
 @cli.command()
@@ -184,6 +202,35 @@ def cache_gc(
 def cache_verify(json: Json = False) -> None:
     """Read every pack and remove the damaged ones; they are made anew when a job needs them."""
     _run("cache", action="verify", json=json)
+
+
+_dead = typer.Typer(
+    help="Look after jobs that failed through no fault of their own.", no_args_is_help=True
+)
+cli.add_typer(_dead, name="dead")
+
+DeadJobs = Annotated[
+    list[str] | None, typer.Argument(metavar="JOB...", help="The jobs' ids.", show_default=False)
+]
+AllDead = Annotated[bool, typer.Option("--all", help="All of them.")]
+
+
+@_dead.command("ls")
+def dead_ls(json: Json = False) -> None:
+    """List them, the oldest end first; with --json, each with its history."""
+    _run("dead", action="ls", json=json)
+
+
+@_dead.command("replay")
+def dead_replay(jobs: DeadJobs = None, all_jobs: AllDead = False, json: Json = False) -> None:
+    """Let jobs go on from the stage and the checkpoint where they failed."""
+    _run("dead", action="replay", job_ids=tuple(jobs or ()), all_jobs=all_jobs, json=json)
+
+
+@_dead.command("drop")
+def dead_drop(jobs: DeadJobs = None, all_jobs: AllDead = False, json: Json = False) -> None:
+    """Take jobs off the list; what is known of them stays for its life time."""
+    _run("dead", action="drop", job_ids=tuple(jobs or ()), all_jobs=all_jobs, json=json)
 
 
 @cli.command()

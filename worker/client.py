@@ -8,9 +8,11 @@ from celery import Celery
 
 from routing.queues import workers_serving
 from tasks.app import make_app
-from tasks.chain import job_chain
+from tasks.chain import job_chain, send_rest
+from tasks.control import JobControl
 from tasks.errors import ErrorCode, JobError
 from tasks.jobs.job import parse_job
+from tasks.records import JobStatus
 from tasks.settings import Settings
 from tasks.state import JobState, connect
 from tasks.submit import admit
@@ -50,6 +52,7 @@ class Client:
         except redis.RedisError as error:
             raise NoBrokerError(f"the broker does not answer: {error}") from error
         self.state = JobState(connection, settings.job_ttl)
+        self.control = JobControl(connection, settings.job_ttl)
         self._app: Celery = make_app(settings, self.broker_url)
 
     def submit(self, document: dict[str, Any], *, require_worker: bool = False) -> str:
@@ -68,8 +71,30 @@ class Client:
         result_id = uuid4().hex
         job_id, job, dispatch = admit(document, self.state, result_id)
         if dispatch:
-            job_chain(self._app, job_id, job.route()).apply_async(task_id=result_id)
+            job_chain(self._app, job_id, job.route().gpu_queue).apply_async(task_id=result_id)
         return job_id
+
+    def cancel(self, job_id: str, *, save: bool = False) -> JobStatus:
+        """Cancel a job; see ``JobControl.cancel``. Whoever waits for its result is told."""
+        status = self.control.cancel(job_id, save=save)
+        record = self.state.get(job_id)
+        if status == JobStatus.CANCELLED and record.error is not None:
+            # Nothing runs that could tell it.
+            error = JobError(record.error, ErrorCode.CANCELLED, record.error_stage or "")
+            self._app.backend.store_result(record.result_id, error, "FAILURE")
+        elif status == JobStatus.CANCELLING and record.waiting_in is not None:
+            send_rest(self._app, record)
+        return status
+
+    def resume(self, job_id: str) -> None:
+        """Let a paused job go on; see ``JobControl.resume``."""
+        if self.control.resume(job_id):
+            send_rest(self._app, self.state.get(job_id))
+
+    def replay(self, job_id: str) -> None:
+        """Let a failed job go on; see ``JobControl.replay``."""
+        self.control.replay(job_id)
+        send_rest(self._app, self.state.get(job_id))
 
     def live_workers(self) -> dict[str, list[str]]:
         """Worker name to the queues it serves, of all workers that answer now."""

@@ -31,7 +31,7 @@ def follow(client: Client, job_id: str, *, as_json: bool) -> JobRecord:
     """Show a job's events until it is over.
 
     Returns:
-        The record of the job, which succeeded.
+        The record of the job, which has a result: it succeeded, or was cancelled and saved.
 
     Raises:
         UnknownJobError: There is no such job.
@@ -60,8 +60,8 @@ def _events(client: Client, job_id: str) -> Iterator[events.Event]:
         batch = list(client.state.events(job_id, after=position, block_ms=_BLOCK_MS))
         for _, event in batch:
             yield event
-            if isinstance(event, events.JobEnded):
-                return
+        if batch and isinstance(batch[-1][1], events.JobEnded):
+            return  # a job that was replayed has ended before, with more to come
         if batch:
             position = batch[-1][0]
             told, ask_at = "", time.monotonic() + _ASK_AFTER_S

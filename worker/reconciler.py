@@ -22,11 +22,12 @@ from kombu.exceptions import OperationalError
 from redis import Redis
 
 from routing.queues import ALL_QUEUES
-from tasks.chain import job_chain
+from tasks.chain import send_rest
 from tasks.contract import STAGES, task_name
-from tasks.records import JobRecord
+from tasks.control import JobControl
+from tasks.records import JobRecord, JobStatus
 from tasks.settings import Settings
-from tasks.state import JobState, connect
+from tasks.state import connect
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Reconciler:
 
     Args:
         client: A connection to the broker that decodes responses.
-        state: The jobs.
+        control: The jobs.
         send: Sends a job's chain from the stage that its record says it waits for.
         patience: For how long a message must be missing: longer than any of kombu's steps takes.
     """
@@ -49,12 +50,12 @@ class Reconciler:
     def __init__(
         self,
         client: Redis,
-        state: JobState,
+        control: JobControl,
         send: Callable[[JobRecord], None],
         patience: timedelta,
     ) -> None:
         self._redis = client
-        self._state = state
+        self._control = control
         self._send = send
         self._patience_s = patience.total_seconds()
 
@@ -75,22 +76,23 @@ class Reconciler:
         Returns:
             Those that were sent anew.
         """
-        jobs = self._state.unfinished()
+        jobs = self._control.unfinished()
         # After the jobs: what they wait for was sent before, or not at all.
         there = set(messages(self._redis))
         missed = cast("dict[str, str]", self._redis.hgetall(_MISSED))
         now, still, sent = time.time(), {}, []
         for job in jobs:
-            if (job.id, job.stage) in there:
+            waits_on_purpose = job.status == JobStatus.PAUSED or job.due_at is not None
+            if (job.id, job.stage) in there or waits_on_purpose:
                 continue
             waits_for = f"{job.stage} {job.attempt} {job.waiting_in}"
             known, _, since = missed.get(job.id, "").rpartition(" ")
             since_s = float(since) if known == waits_for else now
             if now - since_s < self._patience_s:
                 still[job.id] = f"{waits_for} {since_s}"
-            elif self._state.requeue(job.id, job.attempt, job.stage):
+            elif self._control.requeue(job.id, job.attempt, job.stage):
                 logger.warning("its message was lost; sent anew", extra={"job": job.id})
-                self._send(self._state.get(job.id))
+                self._send(job)
                 sent.append(job.id)
         with self._redis.pipeline() as pipe:
             pipe.delete(_MISSED)
@@ -99,6 +101,17 @@ class Reconciler:
                 pipe.expire(_MISSED, int(self._patience_s * 10) + 1)
             pipe.execute()
         return sent
+
+    def send_due(self) -> list[str]:
+        """Send the jobs that have waited out a fault.
+
+        Returns:
+            Their ids.
+        """
+        due = self._control.take_due()
+        for job in due:
+            self._send(job)
+        return [job.id for job in due]
 
 
 def messages(client: Redis) -> Iterator[tuple[str, str]]:
@@ -122,23 +135,18 @@ def _job_of(message: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield arguments[0], stage
 
 
-def send_rest(app: Celery, record: JobRecord) -> None:
-    """Send a job's chain from the stage it waits for on."""
-    rest = job_chain(app, record.id, record.job.route(), record.stage, record.waiting_in)
-    rest.apply_async(task_id=record.result_id)
-
-
 def reconcile_for_ever(app: Celery, settings: Settings, worker: str) -> None:
     """Start a thread that takes its turns at sweeping for as long as the process lives."""
     patience = settings.visibility_timeout
     client = connect(app.conf.broker_url)
-    state = JobState(client, settings.job_ttl)
-    reconciler = Reconciler(client, state, lambda record: send_rest(app, record), patience)
+    control = JobControl(client, settings.job_ttl)
+    reconciler = Reconciler(client, control, lambda record: send_rest(app, record), patience)
 
     def sweep() -> None:
         while True:
             time.sleep(patience.total_seconds() / 2)
             try:
+                reconciler.send_due()
                 reconciler.sweep_if_due(worker)
             except (redis.RedisError, OperationalError) as error:
                 logger.warning("cannot compare jobs with messages: %s", error)

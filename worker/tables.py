@@ -39,6 +39,21 @@ def job_table(records: list[JobRecord]) -> Table:
     return table
 
 
+def dead_table(records: list[JobRecord]) -> Table:
+    """Dead jobs, one a row: where and why they ended."""
+    table = Table("id", "name", "ended", "stage", "starts", "why")
+    for record in records:
+        table.add_row(
+            record.id,
+            record.job.name,
+            record.updated_at.astimezone().strftime("%m-%d %H:%M"),
+            record.error_stage,
+            str(record.attempt),
+            escape(f"{record.error_code}: {record.error}"),
+        )
+    return table
+
+
 def route_table(route: Route) -> Table:
     """An estimate's parts, their sum and the class they lead to."""
     table = Table("GPU memory", "GiB", title=f"{route.gpu_queue}: {route.reason}")

@@ -1,5 +1,6 @@
 """What is killed goes on where it was, and ends with the same file."""
 
+import json
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,3 +145,33 @@ def test_a_cancelled_job_stops_and_leaves_no_trainer(
     assert ran.code == 10, ran
     assert fleet.status(job_id)["status"] == "cancelled"
     assert fleet.trainers() == []
+
+
+def test_a_cancelled_job_that_is_saved_is_published_as_far_as_it_came(
+    fleet: Fleet, long_job: dict[str, Any]
+) -> None:
+    job_id = started(fleet, long_job)
+    assert fleet.run("cancel", job_id, "--save").code == 0
+    told = finished(fleet, job_id)
+    assert told["status"] == "cancelled"
+    manifest = json.loads(Path(told["manifest"]).read_text())
+    assert 10 <= manifest["steps"] < 150
+    assert Path(told["published"]).is_file()
+
+
+def test_a_paused_job_frees_its_worker_and_ends_with_the_same_result_when_resumed(
+    fleet: Fleet, long_job: dict[str, Any], expected_sha256: str
+) -> None:
+    job_id = started(fleet, long_job)
+    assert fleet.run("pause", job_id).code == 0
+    wait_until(
+        lambda: fleet.record(job_id).status == "paused",
+        timeout_s=PATIENCE_S,
+        description="the job is paused",
+        detail=fleet.log,
+    )
+    assert fleet.trainers() == []
+    assert "resumes the job" in fleet.status(job_id)["waits"]
+    assert fleet.run("resume", job_id).code == 0
+    assert finished(fleet, job_id)["sha256"] == expected_sha256
+    assert resumed(fleet, job_id)

@@ -27,7 +27,7 @@ from tests.tasks.packs import put_pack
 from tests.waiting import wait_until
 
 ENCODERS = EncoderDigests(text="t" * 64, vae="v" * 64)
-GPU = Delivery(queue="gpu.40gb", redelivered=False)
+GPU = Delivery(queue="gpu.40gb", tag="t")
 
 
 class Encoder:
@@ -124,7 +124,7 @@ class Job:
         key = put(store, pictures)
         body = lambda _: StageResult("left", {"data_set": key})  # noqa: E731
         runtime = self.runtime(Encoder(store))
-        run_stage("prepare", body, self.id, Delivery("cpu", False), runtime, lambda: False)
+        run_stage("prepare", body, self.id, Delivery("cpu", "t"), runtime, lambda: False)
 
     def runtime(self, encoder: Encoder) -> Runtime:
         scratch = Path(self.store.url.removeprefix("file://")) / "scratch"
@@ -287,7 +287,7 @@ def test_without_a_gpu_a_stage_that_lacks_something_moves_to_the_jobs_queue(
     job_of: Callable[..., Job], store: Store
 ) -> None:
     job_of(10).cache(Encoder(store))
-    cpu = Delivery(CPU_QUEUE, redelivered=False)
+    cpu = Delivery(CPU_QUEUE, tag="t")
     whole, lacking = job_of(10), job_of(11)
     assert whole.cache(Encoder(store), cpu).startswith("0 images")
     with pytest.raises(StageMoved) as moved:

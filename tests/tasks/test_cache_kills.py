@@ -79,7 +79,7 @@ def runtime_of(broker_url: str, folder: Path) -> Runtime:
 
 def run_cache(broker_url: str, folder: Path, job_id: str) -> None:
     """One start of the job's cache stage, as a message that the broker gives again."""
-    delivery = Delivery(queue="gpu.40gb", redelivered=True)
+    delivery = Delivery(queue="gpu.40gb", tag="t")
     runtime = runtime_of(broker_url, folder)
     # No more starts than there may be are spent on kills.
     runtime.state._redis.hset(f"training:job:{job_id}", "starts", "0")
@@ -100,7 +100,7 @@ def test_twenty_kills_leave_no_damaged_pack_and_encode_no_more_than_the_batches_
     )
     key = data_set_key(data_set.digest)
     runtime.store.put(key, data_set.model_dump_json().encode())
-    prepared = Delivery(queue="cpu", redelivered=False)
+    prepared = Delivery(queue="cpu", tag="t")
     run_stage(
         "prepare",
         lambda _: StageResult("left", {"data_set": key}),

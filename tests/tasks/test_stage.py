@@ -1,22 +1,34 @@
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
-from tasks import events
+from routing.classes import MemoryClass
+from tasks import events, outbox
 from tasks.cache import cache
 from tasks.cache_registry import CacheRegistry
+from tasks.control import JobControl
 from tasks.data.access import Access
 from tasks.data.dataset import data_set_of
-from tasks.errors import CancelledJobError, ErrorCode, JobError
+from tasks.errors import CancelledJobError, ErrorCode, JobError, StoreError, TrainerError
 from tasks.publish import publish
 from tasks.records import JobStatus
 from tasks.requests import TrainerRequest
-from tasks.runtime import Runtime, TrainerInterrupted
-from tasks.stage import Delivery, StageBody, StageContext, StageDropped, StageReleased, StageResult
+from tasks.runtime import Backoff, Runtime, TrainerInterrupted
+from tasks.stage import (
+    Delivery,
+    StageBody,
+    StageContext,
+    StageDropped,
+    StageMoved,
+    StageReleased,
+    StageResult,
+)
 from tasks.stage import run_stage as run_any_stage
 from tasks.state import JobState
 from tasks.store import Store, data_set_key
@@ -24,7 +36,7 @@ from tasks.submit import admit
 from tasks.train import train
 
 CACHES = ("cache_text_encoder_outputs", "cache_vae_outputs")
-DELIVERY = Delivery(queue="q", redelivered=False)
+DELIVERY = Delivery(queue="q", tag="first")
 
 
 class ScriptedTrainer:
@@ -192,7 +204,8 @@ def test_a_failing_stage_fails_the_job_with_its_own_words(
         ErrorCode.INVALID_DATA_SET,
         "prepare",
     )
-    with pytest.raises(StageDropped):
+    # A message that comes after the end tells whoever waits for its result the same.
+    with pytest.raises(JobError, match=r"cat\.png"):
         run_stage("cache", cache, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
 
 
@@ -219,9 +232,190 @@ def test_a_broker_that_is_away_fails_no_job(
     with pytest.raises(redis.ConnectionError):
         run_stage("prepare", cut_off, job_id, runtime)
     assert not state.get(job_id).status.ended
-    again = Delivery(queue="cpu", redelivered=True)
+    again = Delivery(queue="cpu", tag="second")
     run_stage("prepare", leave(data_set="d"), job_id, runtime, again)
     assert state.get(job_id).waiting_in == "gpu.40gb"
+
+
+class Away(JobState):
+    """The jobs of a broker that can be taken away."""
+
+    away = False
+
+    def write(self, *args: Any) -> None:
+        self._check()
+        super().write(*args)
+
+    def wish(self, *args: Any) -> JobStatus:
+        self._check()
+        return super().wish(*args)
+
+    def _check(self) -> None:
+        if self.away:
+            raise redis.ConnectionError("away")
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that was away is asked again at once."""
+    monkeypatch.setattr(outbox, "_PAUSE_S", 0.0)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_start_that_is_cut_off_goes_on_and_tells_all_when_the_broker_is_back(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    broker = Away(state._redis, timedelta(hours=1))
+    pruned: list[int] = []
+
+    def cut_off(context: StageContext) -> StageResult:
+        broker.away = True
+        for step in (1, 2, 3):
+            context.emit(events.Progress(stage="train", done=step, total=3, unit="steps"))
+        for step in (10, 20):
+            then = partial(pruned.append, step)
+            context.emit(saved(store, step), {"checkpoints": str(step)}, then)
+        assert not context.stop_requested()
+        assert pruned == []
+        broker.away = False
+        assert not context.stop_requested()
+        return StageResult("done", {})
+
+    run_stage("prepare", cut_off, job_id, runtime_with(broker, store, tmp_path, ScriptedTrainer()))
+    assert pruned == [10, 20]
+    assert state.get(job_id).refs == {"checkpoints": "20"}
+    told = [event for _, event in state.events(job_id)]
+    assert [event.done for event in told if isinstance(event, events.Progress)] == [3]
+    assert [event.step for event in told if isinstance(event, events.CheckpointSaved)] == [10, 20]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_start_that_was_cut_off_and_taken_over_stops_and_has_written_nothing(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    broker = Away(state._redis, timedelta(hours=1))
+
+    def cut_off(context: StageContext) -> StageResult:
+        broker.away = True
+        context.emit(saved(store, 10), {"checkpoints": "stale"})
+        state.begin(job_id, "prepare", worker="other", queue="cpu", tag="second")
+        broker.away = False
+        context.stop_requested()
+        raise AssertionError("it went on")
+
+    with pytest.raises(StageDropped):
+        run_stage(
+            "prepare", cut_off, job_id, runtime_with(broker, store, tmp_path, ScriptedTrainer())
+        )
+    assert state.get(job_id).refs == {}
+
+
+def failing(error: JobError) -> StageBody:
+    def body(context: StageContext) -> StageResult:
+        raise error
+
+    return body
+
+
+def test_a_passing_fault_is_waited_out_and_in_the_end_fails_the_job(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    backoff = Backoff(tries=2, first_s=100.0)
+    runtime = replace(runtime_with(state, store, tmp_path, ScriptedTrainer()), backoff=backoff)
+    away = failing(StoreError("the store is away"))
+    for pause_s in (100, 200):
+        with pytest.raises(StageDropped, match="the store is away; try"):
+            run_stage("prepare", away, job_id, runtime)
+        record = state.get(job_id)
+        assert record.due_at is not None
+        waits_s = (record.due_at - record.updated_at).total_seconds()
+        assert 0.5 * pause_s <= waits_s <= 1.5 * pause_s
+    with pytest.raises(JobError, match="the store is away"):
+        run_stage("prepare", away, job_id, runtime)
+    assert state.get(job_id).error_code == ErrorCode.STORE
+
+
+def test_a_fault_of_the_job_itself_is_not_tried_again(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    backoff = Backoff(tries=2, first_s=100.0)
+    runtime = replace(runtime_with(state, store, tmp_path, ScriptedTrainer()), backoff=backoff)
+    with pytest.raises(JobError, match="no picture"):
+        run_stage("prepare", failing(JobError("no picture")), job_id, runtime)
+    assert state.get(job_id).status == JobStatus.FAILED
+
+
+def test_a_job_that_runs_out_of_gpu_memory_goes_to_the_next_larger_class_once(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    full = TrainerError("the GPU's memory is full", "train", ErrorCode.OUT_OF_MEMORY)
+    runtime = replace(
+        runtime_with(state, store, tmp_path, ScriptedTrainer()),
+        next_larger_class=lambda: MemoryClass.GB80,
+    )
+    with pytest.raises(StageMoved) as moved:
+        run_stage("train", failing(full), job_id, runtime)
+    assert moved.value.queue == "gpu.80gb"
+    record = state.get(job_id)
+    assert (record.gpu_queue, record.waiting_in) == ("gpu.80gb", "gpu.80gb")
+    assert "memory is full" in record.reason
+    with pytest.raises(TrainerError):
+        run_stage("train", failing(full), job_id, runtime)
+    assert state.get(job_id).error_code == ErrorCode.OUT_OF_MEMORY
+
+
+def test_without_a_larger_class_in_the_fleet_it_fails(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    full = TrainerError("the GPU's memory is full", "train", ErrorCode.OUT_OF_MEMORY)
+    with pytest.raises(TrainerError):
+        run_stage(
+            "train", failing(full), job_id, runtime_with(state, store, tmp_path, ScriptedTrainer())
+        )
+
+
+def test_a_paused_job_gives_its_stage_back_and_its_message_is_dropped(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    control = JobControl(state._redis, timedelta(hours=1))
+
+    def paused_meanwhile(context: StageContext) -> StageResult:
+        assert control.pause(job_id) == JobStatus.PAUSING
+        assert context.stop_requested()
+        raise TrainerInterrupted
+
+    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
+    with pytest.raises(StageDropped, match="paused"):
+        run_stage("prepare", paused_meanwhile, job_id, runtime)
+    assert state.get(job_id).status == JobStatus.PAUSED
+    with pytest.raises(StageDropped, match="paused"):
+        run_stage("prepare", leave(data_set="d"), job_id, runtime)
+    assert control.resume(job_id)
+    run_stage("prepare", leave(data_set="d"), job_id, runtime)
+
+
+def test_a_job_cancelled_with_save_publishes_its_last_checkpoint(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    control = JobControl(state._redis, timedelta(hours=1))
+    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
+    refs = leave(data_set=empty_data_set(store))
+    run_stage("prepare", refs, job_id, runtime)
+    run_stage("cache", cache, job_id, runtime)
+
+    def cancelled_meanwhile(context: StageContext) -> StageResult:
+        context.emit(saved(store, 10), {"checkpoints": saved(store, 10).model_dump_json()})
+        control.cancel(job_id, save=True)
+        assert context.stop_requested()
+        raise TrainerInterrupted
+
+    run_stage("train", cancelled_meanwhile, job_id, runtime)
+    result = run_stage("publish", publish, job_id, runtime)
+    assert Path(result["published"]).read_bytes() == b"weights 10"
+    record = state.get(job_id)
+    assert record.status == JobStatus.CANCELLED
+    assert record.result is not None
+    assert control.unfinished() == []
 
 
 def test_cancelling_a_running_stage_ends_the_job_as_cancelled(
@@ -229,7 +423,7 @@ def test_cancelling_a_running_stage_ends_the_job_as_cancelled(
 ) -> None:
     def cancelled_meanwhile(context: StageContext) -> StageResult:
         assert not context.stop_requested()
-        state.cancel(context.job_id)
+        JobControl(state._redis, timedelta(hours=1)).cancel(context.job_id)
         assert context.stop_requested()
         raise TrainerInterrupted
 
@@ -247,7 +441,7 @@ def test_a_start_that_was_superseded_is_dropped_and_changes_nothing(
     state: JobState, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     def taken_over(context: StageContext) -> StageResult:
-        state.begin(job_id, "prepare", worker="other", queue="cpu", redelivered=True)
+        state.begin(job_id, "prepare", worker="other", queue="cpu", tag="second")
         return StageResult("too late", {"data_set": "stale"})
 
     with pytest.raises(StageDropped):
@@ -274,6 +468,6 @@ def test_publishing_twice_gives_the_same_manifest(
     with pytest.raises(SystemExit):
         run_stage("publish", publish_and_die, job_id, runtime)
     first = store.get(f"outputs/{job_id}/manifest.json")
-    run_stage("publish", publish, job_id, runtime, Delivery(queue="cpu", redelivered=True))
+    run_stage("publish", publish, job_id, runtime, Delivery(queue="cpu", tag="second"))
     assert store.get(f"outputs/{job_id}/manifest.json") == first
     assert state.get(job_id).status == JobStatus.SUCCEEDED

@@ -1,14 +1,18 @@
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from redis import Redis
 
 from tasks import events
+from tasks.control import JobControl
 from tasks.errors import ErrorCode, InvalidJobError, JobError
 from tasks.records import JobStatus, StageRecord, SupersededError, UnknownJobError
 from tasks.state import BeginOutcome, JobState
 from tasks.submit import admit
+
+HOUR = timedelta(hours=1)
 
 
 def admitted(state: JobState, document: dict[str, Any]) -> str:
@@ -17,14 +21,19 @@ def admitted(state: JobState, document: dict[str, Any]) -> str:
     return job_id
 
 
-def begin(state: JobState, job_id: str, stage: str, *, redelivered: bool = False) -> int:
-    outcome, attempt = state.begin(job_id, stage, worker="w", queue="q", redelivered=redelivered)
+def begin(state: JobState, job_id: str, stage: str, *, tag: str = "t") -> int:
+    outcome, attempt = state.begin(job_id, stage, worker="w", queue="q", tag=tag)
     assert outcome == BeginOutcome.BEGUN
     return attempt
 
 
-def outcome_of(state: JobState, job_id: str, stage: str, *, redelivered: bool) -> BeginOutcome:
-    return state.begin(job_id, stage, worker="w2", queue="q", redelivered=redelivered)[0]
+def outcome_of(state: JobState, job_id: str, stage: str) -> BeginOutcome:
+    return state.begin(job_id, stage, worker="w2", queue="q", tag="another")[0]
+
+
+def hold(redis_client: Redis, tag: str) -> None:
+    """What kombu does when it delivers a message."""
+    redis_client.zadd("unacked_index", {tag: 1.0})
 
 
 def finish(state: JobState, job_id: str, attempt: int, stage: str, **result: Any) -> None:
@@ -46,11 +55,11 @@ def test_a_submitted_job_waits_in_the_cpu_queue_and_then_in_its_gpu_queue(
     assert record.stages["prepare"].seconds == 1.5
 
 
-def test_an_unknown_job_is_an_error_in_every_call(state: JobState) -> None:
+def test_an_unknown_job_is_an_error_in_every_call(state: JobState, redis_client: Redis) -> None:
     with pytest.raises(UnknownJobError):
         state.get("nobody")
     with pytest.raises(UnknownJobError):
-        state.cancel("nobody")
+        JobControl(redis_client, HOUR).cancel("nobody")
     with pytest.raises(UnknownJobError):
         begin(state, "nobody", "prepare")
 
@@ -70,13 +79,15 @@ def test_the_same_id_twice_is_one_job_and_another_job_of_that_id_is_refused(
         admit({**document, "name": "other"}, state, "result")
 
 
-def test_a_second_message_does_not_start_a_running_stage_but_a_redelivered_one_does(
-    state: JobState, job_document: dict[str, Any]
+def test_a_running_stage_is_taken_over_only_when_its_worker_has_lost_its_message(
+    state: JobState, redis_client: Redis, job_document: dict[str, Any]
 ) -> None:
     job_id = admitted(state, job_document)
-    first = begin(state, job_id, "prepare")
-    assert outcome_of(state, job_id, "prepare", redelivered=False) == BeginOutcome.DUPLICATE
-    second = begin(state, job_id, "prepare", redelivered=True)
+    hold(redis_client, "first")
+    first = begin(state, job_id, "prepare", tag="first")
+    assert outcome_of(state, job_id, "prepare") == BeginOutcome.DUPLICATE
+    redis_client.zrem("unacked_index", "first")
+    second = begin(state, job_id, "prepare", tag="second")
     assert second > first
 
 
@@ -85,12 +96,13 @@ def test_a_superseded_start_can_write_nothing(
 ) -> None:
     job_id = admitted(state, job_document)
     old = begin(state, job_id, "prepare")
-    begin(state, job_id, "prepare", redelivered=True)
+    begin(state, job_id, "prepare")
     before = state.get(job_id)
     note = events.Note(level="info", message="late")
     writes: list[Callable[[], object]] = [
-        lambda: state.emit(job_id, old, note),
-        lambda: state.set_refs(job_id, old, {"checkpoints": "stale"}, note),
+        lambda: state.write(job_id, old, [note], {}),
+        lambda: state.write(job_id, old, [note], {"checkpoints": "stale"}),
+        lambda: state.wish(job_id, old),
         lambda: finish(state, job_id, old, "prepare"),
         lambda: state.release(job_id, old, note),
         lambda: state.fail(job_id, old, JobError("late")),
@@ -106,9 +118,9 @@ def test_a_finished_stage_lets_the_chain_go_on_until_its_successor_has_begun(
 ) -> None:
     job_id = admitted(state, job_document)
     finish(state, job_id, begin(state, job_id, "prepare"), "prepare")
-    assert outcome_of(state, job_id, "prepare", redelivered=True) == BeginOutcome.DONE
+    assert outcome_of(state, job_id, "prepare") == BeginOutcome.DONE
     begin(state, job_id, "cache")
-    assert outcome_of(state, job_id, "prepare", redelivered=True) == BeginOutcome.DUPLICATE
+    assert outcome_of(state, job_id, "prepare") == BeginOutcome.DUPLICATE
 
 
 def test_a_stage_that_always_loses_its_worker_fails_the_job(
@@ -117,8 +129,8 @@ def test_a_stage_that_always_loses_its_worker_fails_the_job(
     job_id = admitted(state, job_document)
     begin(state, job_id, "prepare")
     for _ in range(4):
-        begin(state, job_id, "prepare", redelivered=True)
-    assert outcome_of(state, job_id, "prepare", redelivered=True) == BeginOutcome.EXHAUSTED
+        begin(state, job_id, "prepare")
+    assert outcome_of(state, job_id, "prepare") == BeginOutcome.EXHAUSTED
     record = state.get(job_id)
     assert record.status == JobStatus.FAILED
     assert record.error_code == ErrorCode.TRAINER_FAILED
@@ -133,20 +145,6 @@ def test_a_released_stage_may_begin_again_without_having_spent_a_try(
         attempt = begin(state, job_id, "prepare")
         state.release(job_id, attempt, events.Note(level="info", message="the worker stops"))
     assert state.get(job_id).waiting_in == "cpu"
-
-
-def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_is_asked_to_stop(
-    state: JobState, job_document: dict[str, Any]
-) -> None:
-    waiting, running = admitted(state, job_document), admitted(state, job_document)
-    attempt = begin(state, running, "prepare")
-    assert state.cancel(waiting) == JobStatus.CANCELLED
-    assert outcome_of(state, waiting, "prepare", redelivered=False) == BeginOutcome.ENDED
-    assert state.cancel(running) == JobStatus.CANCELLING
-    assert state.cancel_requested(running)
-    state.fail(running, attempt, JobError("cancelled", ErrorCode.CANCELLED, "prepare"))
-    assert state.get(running).status == JobStatus.CANCELLED
-    assert state.cancel(running) == JobStatus.CANCELLED
 
 
 def test_the_last_stage_ends_the_job_with_its_result(
@@ -175,11 +173,41 @@ def test_jobs_are_listed_newest_first(state: JobState, job_document: dict[str, A
     assert [record.id for record in state.newest(2)] == [ids[2], ids[1]]
 
 
+def test_what_leaves_something_for_later_starts_was_not_started_in_vain(
+    state: JobState, job_document: dict[str, Any]
+) -> None:
+    job_id = admitted(state, job_document)
+    for _ in range(20):
+        attempt = begin(state, job_id, "prepare")
+        note = events.Note(level="info", message="a checkpoint")
+        state.write(job_id, attempt, [note], {"checkpoints": "one"})
+    assert not state.get(job_id).status.ended
+
+
+def test_a_released_stage_may_wait_for_its_time(
+    state: JobState, job_document: dict[str, Any]
+) -> None:
+    job_id = admitted(state, job_document)
+    note = events.Note(level="info", message="later")
+    state.release(job_id, begin(state, job_id, "prepare"), note, {"tries": "1"}, delay_s=100)
+    record = state.get(job_id)
+    assert record.due_at is not None
+    assert 99 < (record.due_at - record.updated_at).total_seconds() < 101
+    assert record.tries == 1
+    begin(state, job_id, "prepare")
+    assert state.get(job_id).due_at is None
+
+
 def test_every_key_has_a_life_time(
     state: JobState, redis_client: Redis, job_document: dict[str, Any]
 ) -> None:
     job_id = admitted(state, job_document)
     finish(state, job_id, begin(state, job_id, "prepare"), "prepare")
+    other = admitted(state, job_document)
+    attempt = begin(state, other, "prepare")
+    state.release(other, attempt, events.Note(level="info", message="later"), delay_s=1)
+    dead = admitted(state, job_document)
+    state.fail(dead, begin(state, dead, "prepare"), JobError("broken"))
     ttls = {key: redis_client.ttl(key) for key in redis_client.scan_iter()}
-    assert len(ttls) == 3
+    assert len(ttls) == 2 * 3 + 4
     assert all(3590 < ttl <= 3600 for ttl in ttls.values()), ttls

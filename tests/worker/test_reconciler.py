@@ -6,12 +6,15 @@ from celery import Celery
 from redis import Redis
 
 from tasks.app import make_app
-from tasks.chain import job_chain
+from tasks.chain import job_chain, send_rest
+from tasks.control import JobControl
+from tasks.events import Note
 from tasks.records import JobRecord, StageRecord, SupersededError
 from tasks.settings import Settings
 from tasks.state import BeginOutcome, JobState
 from tasks.submit import admit
-from worker.reconciler import Reconciler, messages, send_rest
+from tests.waiting import wait_until
+from worker.reconciler import Reconciler, messages
 
 PATIENCE = timedelta(milliseconds=1)
 
@@ -27,14 +30,19 @@ def sent() -> list[JobRecord]:
 
 
 @pytest.fixture
+def control(redis_client: Redis) -> JobControl:
+    return JobControl(redis_client, timedelta(hours=1))
+
+
+@pytest.fixture
 def reconciler(
-    redis_client: Redis, state: JobState, app: Celery, sent: list[JobRecord]
+    redis_client: Redis, control: JobControl, app: Celery, sent: list[JobRecord]
 ) -> Reconciler:
     def send(record: JobRecord) -> None:
         sent.append(record)
         send_rest(app, record)
 
-    return Reconciler(redis_client, state, send, PATIENCE)
+    return Reconciler(redis_client, control, send, PATIENCE)
 
 
 @pytest.fixture
@@ -42,8 +50,8 @@ def job_id(state: JobState, job_document: dict[str, Any]) -> str:
     return admit(job_document, state, "the-result")[0]
 
 
-def begin(state: JobState, job_id: str, stage: str, *, redelivered: bool = False) -> int:
-    outcome, attempt = state.begin(job_id, stage, worker="w", queue="q", redelivered=redelivered)
+def begin(state: JobState, job_id: str, stage: str) -> int:
+    outcome, attempt = state.begin(job_id, stage, worker="w", queue="q", tag="t")
     assert outcome == BeginOutcome.BEGUN
     return attempt
 
@@ -67,7 +75,7 @@ def test_a_job_whose_message_was_never_sent_is_sent_once(
 def test_a_job_with_a_message_is_left_alone_wherever_that_is(
     reconciler: Reconciler, redis_client: Redis, app: Celery, state: JobState, job_id: str
 ) -> None:
-    job_chain(app, job_id, state.get(job_id).job.route()).apply_async()
+    job_chain(app, job_id, state.get(job_id).gpu_queue).apply_async()
     assert reconciler.sweep() == reconciler.sweep() == []
     with app.connection_for_read() as connection:
         held: Any = connection.default_channel.basic_get("cpu")
@@ -121,15 +129,30 @@ def test_a_job_that_goes_on_between_two_looks_is_left_alone(
 
 
 def test_jobs_that_are_over_are_left_alone(
-    reconciler: Reconciler, state: JobState, job_id: str
+    reconciler: Reconciler, control: JobControl, job_id: str
 ) -> None:
-    state.cancel(job_id)
+    control.cancel(job_id)
     assert reconciler.sweep() == reconciler.sweep() == []
-    assert state.unfinished() == []
+    assert control.unfinished() == []
+
+
+def test_what_waits_on_purpose_is_left_alone(
+    reconciler: Reconciler, control: JobControl, state: JobState, job_id: str
+) -> None:
+    control.pause(job_id)
+    assert reconciler.sweep() == reconciler.sweep() == []
+    control.resume(job_id)
+    note = Note(level="warning", message="the store is away")
+    state.release(job_id, begin(state, job_id, "prepare"), note, delay_s=0.01)
+    assert reconciler.sweep() == reconciler.sweep() == []
+    wait_until(lambda: reconciler.send_due() == [job_id], timeout_s=5, description="it is due")
+    assert reconciler.send_due() == []
 
 
 def test_one_worker_at_a_time_sweeps(reconciler: Reconciler, job_id: str) -> None:
-    patient = Reconciler(reconciler._redis, reconciler._state, reconciler._send, timedelta(hours=1))
+    patient = Reconciler(
+        reconciler._redis, reconciler._control, reconciler._send, timedelta(hours=1)
+    )
     reconciler.sweep()
     assert patient.sweep_if_due("one") == []
     assert patient.sweep_if_due("another") == []

@@ -5,9 +5,9 @@ from worker.client import Client
 from worker.output import print_json, stdout
 
 
-def run(settings: Settings, *, job_id: str, json: bool) -> None:
+def run(settings: Settings, *, job_id: str, save: bool, json: bool) -> None:
     """Cancel a job, waiting or running."""
-    status = Client(settings).state.cancel(job_id)
+    status = Client(settings).cancel(job_id, save=save)
     if json:
         print_json({"job_id": job_id, "status": status})
     else:

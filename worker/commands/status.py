@@ -1,5 +1,6 @@
 """``training-worker status``."""
 
+from tasks.records import JobStatus
 from tasks.settings import Settings
 from worker.client import Client
 from worker.output import print_json, stdout
@@ -11,7 +12,11 @@ def run(settings: Settings, *, job_id: str, json: bool) -> None:
     client = Client(settings)
     record = client.state.get(job_id)
     waits = None
-    if record.waiting_in is not None:
+    if record.status == JobStatus.PAUSED:
+        waits = f"{record.stage} waits until somebody resumes the job"
+    elif record.due_at is not None:
+        waits = f"{record.stage} is tried again at {record.due_at.astimezone():%H:%M:%S}"
+    elif record.waiting_in is not None:
         reason = client.why_waiting(record.waiting_in)
         waits = reason or f"{record.stage} waits in {record.waiting_in} for a free worker"
     if json:

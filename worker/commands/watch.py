@@ -23,7 +23,7 @@ def show_to_the_end(client: Client, job_id: str, *, json: bool) -> None:
 
 
 def show_result(record: JobRecord) -> None:
-    """Tell a person what came of a job that succeeded."""
+    """Tell a person what came of a job that has a result."""
     stdout.print(stage_table(record))
     published = (record.result or {})["published"]
     stdout.print(f"published: {published}", soft_wrap=True, markup=False)

@@ -1,0 +1,148 @@
+"""What people and sweepers do to jobs: cancel, pause, replay, send what is due or was lost."""
+
+from datetime import timedelta
+from typing import Any, cast
+
+from redis import Redis
+
+from tasks import job_scripts
+from tasks.errors import ErrorCode, JobError, cancelled_message
+from tasks.events import Event, JobEnded, Note
+from tasks.records import JobRecord, JobStatus, UnknownJobError
+from tasks.state import JobState, keys_of
+
+
+class NotNowError(JobError):
+    """A job is not where this can be done to it."""
+
+    def __init__(self, job_id: str, status: str, wanted: str) -> None:
+        super().__init__(f"job {job_id} is {status}, not {wanted}", ErrorCode.NOT_NOW)
+
+
+class JobControl:
+    """Changes jobs from outside their stages; a running stage learns of it within a second.
+
+    Args:
+        client: A connection to Redis 6.2 or newer that decodes responses.
+        ttl: How long a job is kept after its last change.
+    """
+
+    def __init__(self, client: Redis, ttl: timedelta) -> None:
+        self._redis = client
+        self._ttl_s = int(ttl.total_seconds())
+        self._state = JobState(client, ttl)
+        self._cancel = client.register_script(job_scripts.CANCEL)
+        self._pause = client.register_script(job_scripts.PAUSE)
+        self._resume = client.register_script(job_scripts.RESUME)
+        self._requeue = client.register_script(job_scripts.REQUEUE)
+        self._take_due = client.register_script(job_scripts.TAKE_DUE)
+
+    def cancel(self, job_id: str, *, save: bool = False) -> JobStatus:
+        """Cancel a job: at once while it waits, within a step while it runs.
+
+        Args:
+            job_id: The job.
+            save: Publish what there is: where the trainer runs, it saves a checkpoint first.
+
+        Returns:
+            Its status now; an ended job keeps its own. CANCELLING with nothing running means that
+            the chain is to be sent from ``publish`` on.
+
+        Raises:
+            UnknownJobError: There is no such job.
+        """
+        message = cancelled_message(job_id)
+        event = JobEnded(status="cancelled", message=message, code=ErrorCode.CANCELLED)
+        return JobStatus(self._run(self._cancel, job_id, event, message, int(save)))
+
+    def pause(self, job_id: str) -> JobStatus:
+        """Keep a job from going on: at once while it waits, from a checkpoint while it runs.
+
+        Returns:
+            Its status now: PAUSED, or PAUSING until its trainer has saved a checkpoint.
+
+        Raises:
+            UnknownJobError: There is no such job.
+            NotNowError: It is over, or being cancelled.
+        """
+        note = Note(level="info", message="somebody paused the job")
+        status = JobStatus(self._run(self._pause, job_id, note))
+        if status not in (JobStatus.PAUSING, JobStatus.PAUSED):
+            raise NotNowError(job_id, status, "waiting or running")
+        return status
+
+    def resume(self, job_id: str) -> bool:
+        """Let a paused job go on.
+
+        Returns:
+            Whether its chain is to be sent anew; False where it had not stopped yet.
+
+        Raises:
+            UnknownJobError: There is no such job.
+            NotNowError: It is not paused.
+        """
+        return self._reopened(job_id, JobStatus.PAUSED, "somebody resumed the job")
+
+    def replay(self, job_id: str) -> None:
+        """Let a failed job go on from the stage and the checkpoint it has; its chain is to be sent.
+
+        Raises:
+            UnknownJobError: There is no such job.
+            NotNowError: It has not failed.
+        """
+        self._reopened(job_id, JobStatus.FAILED, "somebody replayed the job")
+
+    def dead(self) -> list[JobRecord]:
+        """The jobs that failed through no fault of their own, the oldest end first."""
+        ids = cast("list[str]", self._redis.zrange(job_scripts.DEAD, 0, -1))
+        return self._state.get_all(ids)
+
+    def drop_dead(self, job_id: str) -> None:
+        """Take a job off the list of the dead.
+
+        Raises:
+            NotNowError: It is not on it.
+        """
+        if not self._redis.zrem(job_scripts.DEAD, job_id):
+            raise NotNowError(job_id, "not", "on the list of the dead")
+
+    def unfinished(self) -> list[JobRecord]:
+        """All jobs that are not over."""
+        ids = sorted(cast("set[str]", self._redis.smembers(job_scripts.OPEN)))
+        records = self._state.get_all(ids)
+        gone = set(ids) - {record.id for record in records}
+        if gone:
+            self._redis.srem(job_scripts.OPEN, *gone)
+        return [record for record in records if not record.status.ended]
+
+    def requeue(self, job_id: str, attempt: int, stage: str) -> bool:
+        """Let a stage whose message was lost begin again; False where it has gone on meanwhile."""
+        note = Note(level="warning", message=f"the message of {stage} was lost; it is sent again")
+        args: list[str | int] = [self._ttl_s, attempt, stage, note.model_dump_json()]
+        return bool(self._requeue(keys=keys_of(job_id), args=args))
+
+    def take_due(self) -> list[JobRecord]:
+        """The jobs whose next try is due; each is given out once, for the caller to send."""
+        now = self._redis.time()[0]
+        due = cast("list[str]", self._redis.zrangebyscore(job_scripts.DUE, "-inf", now))
+        taken = [
+            job_id for job_id in due if self._take_due(keys=keys_of(job_id), args=[self._ttl_s])
+        ]
+        return self._state.get_all(taken)
+
+    def _reopened(self, job_id: str, status: JobStatus, message: str) -> bool:
+        note = Note(level="info", message=message)
+        args: list[str | int] = [self._ttl_s, status.value, note.model_dump_json()]
+        answer = self._resume(keys=keys_of(job_id), args=args)
+        if answer == "unknown":
+            raise UnknownJobError(job_id)
+        if answer not in ("resumed", JobStatus.PAUSING):
+            raise NotNowError(job_id, answer, status)
+        return bool(answer == "resumed")
+
+    def _run(self, script: Any, job_id: str, event: Event, *more: str | int) -> str:
+        args = [self._ttl_s, event.model_dump_json(), *more]
+        answer: str = script(keys=keys_of(job_id), args=args)
+        if answer == "unknown":
+            raise UnknownJobError(job_id)
+        return answer

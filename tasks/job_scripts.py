@@ -1,0 +1,239 @@
+"""The Lua that changes a job in Redis: each script is whole or absent.
+
+``KEYS[1]`` is the job's hash, ``KEYS[2]`` its stream of events and ``ARGV[1]`` the life time in
+seconds, in every script. Indexes of all jobs are spelled here and nowhere else; all have a life
+time.
+"""
+
+PREFIX = "training:job:"
+INDEX = "training:jobs"
+"""Every job's id by the time it was submitted."""
+OPEN = "training:jobs:open"
+"""The ids of the jobs that are not over."""
+DUE = "training:jobs:due"
+"""Ids of jobs that wait out a fault, by the time of the next try."""
+DEAD = "training:jobs:dead"
+"""Ids of jobs that failed through no fault of their own, by the time of their end."""
+
+# Some 60 bytes of overhead and 200 of JSON an event: half a megabyte a job at the most.
+_MAX_EVENTS = 2000
+
+_PRELUDE = f"""
+local INDEX, OPEN, DUE, DEAD = '{INDEX}', '{OPEN}', '{DUE}', '{DEAD}'
+local id = string.sub(KEYS[1], #'{PREFIX}' + 1)
+local time = redis.call('TIME')
+local now = string.format('%d.%06d', time[1], time[2])
+local function get(field) return redis.call('HGET', KEYS[1], field) end
+local function set(...) redis.call('HSET', KEYS[1], ...) end
+local function tell(event)
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', {_MAX_EVENTS}, '*', 'event', event)
+end
+local function keep()
+  set('updated_at', now)
+  redis.call('EXPIRE', KEYS[1], ARGV[1])
+  redis.call('EXPIRE', KEYS[2], ARGV[1])
+end
+local function add(index, score)
+  redis.call('ZADD', index, score, id)
+  redis.call('ZREMRANGEBYSCORE', index, '-inf', time[1] - ARGV[1])
+  redis.call('EXPIRE', index, ARGV[1])
+end
+local function ended()
+  local status = get('status')
+  return status == 'succeeded' or status == 'failed' or status == 'cancelled'
+end
+local function is_due_no_more()
+  redis.call('ZREM', DUE, id)
+  redis.call('HDEL', KEYS[1], 'due_at')
+end
+-- The one way in which a job ends.
+local function finish(status, dead)
+  set('status', status)
+  is_due_no_more()
+  redis.call('SREM', OPEN, id)
+  if dead then add(DEAD, now) end
+end
+local function open()
+  redis.call('SADD', OPEN, id)
+  redis.call('EXPIRE', OPEN, ARGV[1])
+end
+-- Whether the worker that runs the stage still holds its message: whoever takes the message away
+-- from it takes its delivery tag from this index, and every delivery has a tag of its own.
+local function is_held()
+  local tag = get('held_tag')
+  return tag and redis.call('ZSCORE', 'unacked_index', tag)
+end
+"""
+
+# ARGV: 2 event, 3... fields of the hash.
+CREATE = f"""{_PRELUDE}
+if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+set('created_at', now, unpack(ARGV, 3))
+tell(ARGV[2])
+keep()
+open()
+add(INDEX, now)
+return 1
+"""
+
+# ARGV: 2 stage number (1 is the first), 3 stage, 4 delivery tag, 5 most starts, 6 worker,
+# 7 queue, 8 event of exhaustion, 9 its message.
+BEGIN = f"""{_PRELUDE}
+if redis.call('EXISTS', KEYS[1]) == 0 then return {{'unknown'}} end
+if ended() then return {{'ended'}} end
+local wanted = tonumber(ARGV[2])
+local current = tonumber(get('stage_number'))
+local state = get('stage_state')
+if wanted < current then return {{'duplicate'}} end
+if wanted == current and state == 'done' then return {{'done'}} end
+if wanted == current and state == 'running' and is_held() then return {{'duplicate'}} end
+local status = get('status')
+if status == 'pausing' or status == 'paused' then
+  set('status', 'paused')
+  if state == 'running' then set('stage_state', 'queued') end
+  keep()
+  return {{'paused'}}
+end
+if wanted > current then set('starts', 0, 'tries', 0) end
+if redis.call('HINCRBY', KEYS[1], 'starts', 1) > tonumber(ARGV[5]) then
+  set('error_code', 'trainer_failed', 'error_stage', ARGV[3], 'error', ARGV[9])
+  finish('failed', true)
+  tell(ARGV[8])
+  keep()
+  return {{'exhausted'}}
+end
+local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
+if status == 'queued' then set('status', 'running') end
+is_due_no_more()
+set('stage', ARGV[3], 'stage_number', wanted, 'stage_state', 'running', 'held_tag', ARGV[4],
+  'stage:' .. ARGV[3], cjson.encode({{
+    queue = ARGV[7], worker = ARGV[6], attempt = attempt, started_at = tonumber(now)}}))
+tell(cjson.encode({{kind = 'stage_started', stage = ARGV[3], attempt = attempt,
+  queue = ARGV[7], worker = ARGV[6]}}))
+keep()
+return {{'begun', attempt}}
+"""
+
+# ARGV: 2 attempt, 3 number of events, then those, then fields of the hash.
+WRITE = f"""{_PRELUDE}
+if get('attempt') ~= ARGV[2] or ended() then return 0 end
+local first_field = 4 + ARGV[3]
+if ARGV[first_field] then set(unpack(ARGV, first_field)) end
+for i = 4, first_field - 1 do tell(ARGV[i]) end
+keep()
+return 1
+"""
+
+# ARGV: 2 attempt, 3 status, 4 whether it is dead (0/1), 5 number of events, then those, then
+# fields of the hash.
+END = f"""{_PRELUDE}
+if get('attempt') ~= ARGV[2] or ended() then return 0 end
+local first_field = 6 + ARGV[5]
+set(unpack(ARGV, first_field))
+finish(ARGV[3], ARGV[4] == '1')
+for i = 6, first_field - 1 do tell(ARGV[i]) end
+keep()
+return 1
+"""
+
+# ARGV: 2 attempt, 3 event, 4 seconds until it may begin again ('' at once), 5... fields.
+RELEASE = f"""{_PRELUDE}
+if get('attempt') ~= ARGV[2] or ended() then return 'superseded' end
+local status = get('status')
+if status == 'cancelling' then return status end
+set('stage_state', 'queued', 'starts', 0)
+if ARGV[5] then set(unpack(ARGV, 5)) end
+tell(ARGV[3])
+if status == 'pausing' then
+  status = 'paused'
+  set('status', status)
+elseif ARGV[4] ~= '' then
+  local due_at = string.format('%.6f', now + ARGV[4])
+  set('due_at', due_at)
+  add(DUE, due_at)
+end
+keep()
+return status
+"""
+
+# ARGV: 2 attempt. Whether this start should go on, as one question.
+WISH = f"""{_PRELUDE}
+if get('attempt') ~= ARGV[2] or ended() then return 'superseded' end
+return get('status')
+"""
+
+# ARGV: 2 event of the end, 3 its message, 4 whether to save (0/1). Between two stages there is
+# nothing to stop: the next message finds the job ended. A job that waits is saved by publishing
+# the checkpoints it has.
+CANCEL = f"""{_PRELUDE}
+if redis.call('EXISTS', KEYS[1]) == 0 then return 'unknown' end
+if ended() then return get('status') end
+local running = get('stage_state') == 'running'
+local saves = ARGV[4] == '1' and redis.call('HEXISTS', KEYS[1], 'ref:checkpoints') == 1
+if running or saves then set('status', 'cancelling', 'saves', ARGV[4]) end
+if not running and saves and tonumber(get('stage_number')) < 4 then
+  set('stage', 'train', 'stage_number', 3, 'stage_state', 'done')
+  is_due_no_more()
+elseif not running and not saves then
+  set('error_code', 'cancelled', 'error_stage', get('stage'), 'error', ARGV[3])
+  finish('cancelled')
+  tell(ARGV[2])
+end
+keep()
+return get('status')
+"""
+
+# ARGV: 2 event.
+PAUSE = f"""{_PRELUDE}
+if redis.call('EXISTS', KEYS[1]) == 0 then return 'unknown' end
+local status = get('status')
+if status ~= 'queued' and status ~= 'running' then return status end
+status = get('stage_state') == 'running' and 'pausing' or 'paused'
+set('status', status)
+is_due_no_more()
+tell(ARGV[2])
+keep()
+return status
+"""
+
+# ARGV: 2 status to be resumed from, 3 event. What an earlier end has left is forgotten.
+RESUME = f"""{_PRELUDE}
+if redis.call('EXISTS', KEYS[1]) == 0 then return 'unknown' end
+local status = get('status')
+if status == 'pausing' and ARGV[2] == 'paused' then
+  set('status', 'running')
+elseif status ~= ARGV[2] then
+  return status
+else
+  set('status', get('attempt') == '0' and 'queued' or 'running', 'starts', 0, 'tries', 0)
+  if get('stage_state') == 'running' then set('stage_state', 'queued') end
+  redis.call('HDEL', KEYS[1], 'error', 'error_code', 'error_stage')
+  redis.call('ZREM', DEAD, id)
+  open()
+  status = 'resumed'
+end
+tell(ARGV[3])
+keep()
+return status
+"""
+
+# ARGV: 2 attempt, 3 stage, 4 event. A stage that is done stays so: its successor is what is lost.
+REQUEUE = f"""{_PRELUDE}
+if get('attempt') ~= ARGV[2] or ended() then return 0 end
+if get('stage_state') == 'running' then
+  if get('stage') ~= ARGV[3] or is_held() then return 0 end
+  set('stage_state', 'queued')
+end
+tell(ARGV[4])
+keep()
+return 1
+"""
+
+# Whether the job's next try is due now, and for this caller to send.
+TAKE_DUE = f"""{_PRELUDE}
+if redis.call('ZSCORE', DUE, id) == false then return 0 end
+is_due_no_more()
+if redis.call('EXISTS', KEYS[1]) == 0 or ended() then return 0 end
+keep()
+return 1
+"""

@@ -1,0 +1,21 @@
+"""``training-worker pause`` and ``training-worker resume``."""
+
+from typing import Literal
+
+from tasks.settings import Settings
+from worker.client import Client
+from worker.output import print_json, stdout
+
+
+def run(settings: Settings, *, action: Literal["pause", "resume"], job_id: str, json: bool) -> None:
+    """Pause a job, or let it go on."""
+    client = Client(settings)
+    if action == "pause":
+        client.control.pause(job_id)
+    else:
+        client.resume(job_id)
+    status = client.state.get(job_id).status
+    if json:
+        print_json({"job_id": job_id, "status": status})
+    else:
+        stdout.print(f"job {job_id} is {status}", markup=False)
