@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
+from tasks.data.remote import is_passing
 from tasks.errors import Fault
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.jobs.sdxl import SdxlConfig
@@ -256,9 +257,8 @@ def _check_hub_id(model: str, where: str, pipeline: str | None, hub: HfApi) -> l
         if _is_in_local_cache(model):
             return []
         first_line = str(error).partition("\n")[0]
-        return [
-            Fault(where, f"{model} is no folder here and the Hub cannot be asked: {first_line}")
-        ]
+        problem = f"{model} is no folder here and the Hub cannot be asked: {first_line}"
+        return [Fault(where, problem, passing=is_passing(error))]
     return []
 
 

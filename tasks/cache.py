@@ -11,6 +11,7 @@ from collections.abc import Callable
 from routing.queues import CPU_QUEUE
 from tasks.base_model_files import encoders_identity
 from tasks.cache_plan import CacheIndex, CachePlan, EncoderDigests
+from tasks.cache_registry import owner_of
 from tasks.cache_upkeep import drop_where
 from tasks.data.dataset import DataSet
 from tasks.errors import BaseModelFilesError
@@ -101,6 +102,7 @@ class _Work:
             context.record.job.training, DataSet.model_validate_json(data_set), encoders
         )
         self._registry = context.runtime.cache
+        self._owner = owner_of(context.job_id, context.attempt)
         self._made: set[str] = set()
         self._stored: set[str] = set()
         """Of those that are claimed now."""
@@ -145,7 +147,7 @@ class _Work:
         if self._context.queue == CPU_QUEUE:
             raise StageMoved(self._context.record.gpu_queue, f"{len(missing)} entries are missing")
         self._total = max(self._total, len(self._made) + len(missing))
-        self._claimed = self._registry.claim(missing, self._context.job_id, _CLAIMED_AT_ONCE)
+        self._claimed = self._registry.claim(missing, self._owner, _CLAIMED_AT_ONCE)
         if not self._claimed:
             if self._context.stop_requested():
                 raise TrainerInterrupted
@@ -160,14 +162,14 @@ class _Work:
             if not self._stored.issuperset(self._claimed):
                 raise TypeError("the trainer was asked for more entries than it stored")
         finally:
-            self._registry.release(self._claimed, self._context.job_id)
+            self._registry.release(self._claimed, self._owner)
 
     def _on_event(self, event: Event) -> None:
         if not isinstance(event, PackStored):
             self._context.emit(event)
             return
         self._registry.add(event.key, event.size, event.entries)
-        self._registry.release(event.entries, self._context.job_id)
+        self._registry.release(event.entries, self._owner)
         self._stored.update(event.entries)
         self._made.update(event.entries)
         done = len(self._made)
@@ -187,7 +189,7 @@ class _Work:
         if now - self._renewed_at > self._registry.renew_every_s:
             self._renewed_at = now
             left = [digest for digest in self._claimed if digest not in self._stored]
-            self._registry.renew(left, self._context.job_id)
+            self._registry.renew(left, self._owner)
         return self._context.stop_requested()
 
     def _counts(self, digests: set[str]) -> tuple[int, int]:

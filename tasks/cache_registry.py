@@ -27,20 +27,30 @@ _REBUILDING = "training:cache:rebuilding"
 _SLICE = 1000
 
 
+def owner_of(job_id: str, attempt: int) -> str:
+    """What a start of a job's stage claims entries as."""
+    return f"{job_id} {attempt}"
+
+
 def _claim_key(digest: str) -> str:
     return f"training:cache:claim:{digest}"
 
 
-# KEYS: entries. ARGV: owner, life in ms, most, claim key prefix, digests. A job keeps what it
-# claimed by an earlier start: that start is over, or fenced.
+# KEYS: entries. ARGV: owner, life in ms, most, claim key prefix, digests. A start takes over what
+# an earlier one of its job has claimed, never the other way round.
 _CLAIM = """
+local job, attempt = string.match(ARGV[1], '^(.*) (%d+)$')
+local function is_free(owner)
+  if not owner then return true end
+  local its_job, its_attempt = string.match(owner, '^(.*) (%d+)$')
+  return its_job == job and tonumber(its_attempt) <= tonumber(attempt)
+end
 local claimed = {}
 for i = 5, #ARGV do
   if #claimed >= tonumber(ARGV[3]) then break end
   local key = ARGV[4] .. ARGV[i]
   if redis.call('HEXISTS', KEYS[1], ARGV[i]) == 0 then
-    local owner = redis.call('GET', key)
-    if not owner or owner == ARGV[1] then
+    if is_free(redis.call('GET', key)) then
       redis.call('SET', key, ARGV[1], 'PX', ARGV[2])
       claimed[#claimed + 1] = ARGV[i]
     end
@@ -116,7 +126,7 @@ class CacheRegistry:
 
         Args:
             digests: Wanted, in the order of preference.
-            owner: The job.
+            owner: The job's id and the number of its start, as ``owner_of`` makes it.
             most: How many at the most.
         """
         claimed: list[str] = []

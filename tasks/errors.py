@@ -75,11 +75,13 @@ class Fault:
         where: The field (``training.lora_rank_dim``) or the file (``cat.png``).
         problem: What is wrong, and what would be right.
         remedy: What to do, where that is more than to put it right.
+        passing: It may be gone after a while: a server was away.
     """
 
     where: str
     problem: str
     remedy: str = ""
+    passing: bool = False
 
     def __str__(self) -> str:
         """One line for a person."""
@@ -135,7 +137,8 @@ class _FaultsError(JobError):
         if len(faults) > _MOST_TOLD:
             told.append(f"  - and {len(faults) - _MOST_TOLD} more")
         lines = "\n".join(told)
-        super().__init__(f"{self._title}:\n{lines}", self._code, stage)
+        passing = bool(faults) and all(fault.passing for fault in faults)
+        super().__init__(f"{self._title}:\n{lines}", self._code, stage, retryable=passing)
 
 
 class InvalidJobError(_FaultsError):

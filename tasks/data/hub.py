@@ -23,6 +23,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from tasks.data.dataset import MOST_CAPTION_BYTES, MOST_ITEMS
 from tasks.data.pictures import SUFFIXES
+from tasks.data.remote import is_passing
 from tasks.errors import Fault
 from tasks.jobs.data import HFHubImageCaptionDatasetConfig
 
@@ -53,9 +54,11 @@ class HubRows:
 class _RefusedError(Exception):
     """A data set of which no more is read."""
 
-    def __init__(self, problem: str, option: str = "dataset_name") -> None:
+    def __init__(
+        self, problem: str, option: str = "dataset_name", *, passing: bool = False
+    ) -> None:
         super().__init__(problem)
-        self.fault = Fault(f"{_WHERE}.{option}", problem)
+        self.fault = Fault(f"{_WHERE}.{option}", problem, passing=passing)
 
 
 @dataclass(frozen=True)
@@ -333,7 +336,7 @@ def _asked(name: str) -> Iterator[None]:
         *(ValueError, LookupError, TypeError, AttributeError),
     ) as error:
         problem = f"the Hub cannot be asked for {name}: {_first_line(error)}"
-        raise _RefusedError(problem) from error
+        raise _RefusedError(problem, passing=is_passing(error)) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -6,9 +6,26 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+import httpx2
+
+from tasks.errors import Fault
+
 
 class DownloadError(Exception):
-    """A download that failed: what was wrong with which URL, without what is secret in it."""
+    """A download that failed: what was wrong with which URL, without what is secret in it.
+
+    Args:
+        message: What was wrong.
+        passing: It may succeed after a while.
+    """
+
+    def __init__(self, message: str, *, passing: bool = False) -> None:
+        super().__init__(message)
+        self.passing = passing
+
+    def fault(self, where: str) -> Fault:
+        """The same for a report."""
+        return Fault(where, str(self), passing=self.passing)
 
 
 class BrokenError(Exception):
@@ -85,3 +102,11 @@ def is_same(one: FileMeta, other: FileMeta) -> bool:
     if one.etag is not None or other.etag is not None:
         return one.etag == other.etag
     return (one.last_modified, one.size) == (other.last_modified, other.size)
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether a request to the Hub that failed so may succeed after a while."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(status, int):
+        return status == 429 or status >= 500
+    return isinstance(error, httpx2.TransportError)

@@ -116,7 +116,9 @@ class Sources:
                     return self._hub(config, captions=captions)
         except _SourceError as error:
             return Listing(_where(config), faults=[Fault(_where(config), str(error))])
-        except (DeniedError, DownloadError) as error:
+        except DownloadError as error:
+            return Listing(_where(config), faults=[error.fault("")])
+        except DeniedError as error:
             return Listing(_where(config), faults=[Fault("", str(error))])
         raise TypeError(f"no source of this kind: {config}")
 
@@ -208,7 +210,9 @@ class Sources:
                     f"{base}/{name if _is_cloud(base) else quote(name)}",
                     on_progress=self._on_progress,
                 )
-            except (DeniedError, DownloadError) as error:
+            except DownloadError as error:
+                return error.fault(name)
+            except DeniedError as error:
                 return Fault(name, str(error))
             came += path.stat().st_size
             return path

@@ -12,7 +12,7 @@ from routing.queues import CPU_QUEUE
 from tasks import events
 from tasks.cache import cache, is_cached
 from tasks.cache_plan import CacheIndex, CachePlan, EncoderDigests
-from tasks.cache_registry import CacheRegistry
+from tasks.cache_registry import CacheRegistry, owner_of
 from tasks.cache_upkeep import drop_damaged
 from tasks.data.access import Access
 from tasks.data.dataset import DataSet, Sample, data_set_of
@@ -227,20 +227,21 @@ def test_claims_of_a_killed_job_end_by_themselves(
 ) -> None:
     job = job_of()
     plan = CachePlan(job.state.get(job.id).job.training, data_set(20), ENCODERS)
-    assert len(registry.claim(plan.digests, "a killed job", 1000)) == 41
-    assert registry.claim(plan.digests, job.id, 1000) == []
+    assert len(registry.claim(plan.digests, owner_of("killed", 1), 1000)) == 41
+    assert registry.claim(plan.digests, owner_of(job.id, 1), 1000) == []
     job.cache(Encoder(store))
     assert len(job.index().packs) == 41
 
 
 def test_claims_are_held_by_renewal_and_by_their_owner_only(registry: CacheRegistry) -> None:
-    assert registry.claim(["a", "b", "c"], "one", 2) == ["a", "b"]
-    assert registry.claim(["a", "b", "c"], "two", 5) == ["c"]
-    registry.release(["a"], "two")
-    assert registry.claim(["a"], "two", 5) == []
-    registry.release(["a"], "one")
-    assert registry.claim(["a"], "two", 5) == ["a"]
-    assert registry.claim(["b"], "one", 5) == ["b"]
+    assert registry.claim(["a", "b", "c"], "one 1", 2) == ["a", "b"]
+    assert registry.claim(["a", "b", "c"], "two 1", 5) == ["c"]
+    registry.release(["a"], "two 1")
+    assert registry.claim(["a"], "two 1", 5) == []
+    registry.release(["a"], "one 1")
+    assert registry.claim(["a"], "two 1", 5) == ["a"]
+    assert registry.claim(["b"], "one 2", 5) == ["b"]
+    assert registry.claim(["b"], "one 1", 5) == []
 
 
 def test_all_that_is_kept_in_redis_has_a_life_time(

@@ -30,6 +30,18 @@ ERRORS = [
         True,
     ),
     (CancelledJobError("j1", "train"), ErrorCode.CANCELLED, "train", False),
+    (
+        DataSetError([Fault("a.zip", "broke off", passing=True)], "prepare"),
+        ErrorCode.INVALID_DATA_SET,
+        "prepare",
+        True,
+    ),
+    (
+        DataSetError([Fault("a.zip", "broke off", passing=True), *FAULTS], "prepare"),
+        ErrorCode.INVALID_DATA_SET,
+        "prepare",
+        False,
+    ),
     (StoreError("cannot write k"), ErrorCode.STORE, "submit", True),
     (JobError("plain"), ErrorCode.INTERNAL, "submit", False),
 ]
