@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tasks.train import checkpoints_of
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.waiting import wait_until
@@ -104,36 +105,33 @@ def test_a_killed_broker_comes_back_and_its_job_ends_with_the_same_result(
     assert finished(fleet, job_id)["sha256"] == expected_sha256
 
 
-def test_a_fleet_that_is_killed_whole_goes_on_when_it_is_started_again(
-    tmp_path: Path, long_job: dict[str, Any], expected_sha256: str
-) -> None:
-    home = tmp_path / "home"
-    first = Fleet(home, "40gb")
-    first.__enter__()
-    job_id = started(first, long_job)
-    family = first.process_family()
-    first.process.send_signal(signal.SIGKILL)
-    first.process.wait(PATIENCE_S)
-    wait_until(
-        lambda: not any(member.is_running() for member in family),
-        timeout_s=20,
-        description="everything ended with the fleet's first process",
-        detail=first.log,
-    )
-    with Fleet(home, "40gb") as second:
-        assert finished(second, job_id)["sha256"] == expected_sha256
-        assert resumed(second, job_id)
-
-
-def test_a_fleet_that_is_stopped_saves_a_checkpoint_and_goes_on_later(
+def test_a_fleet_that_is_stopped_or_killed_whole_goes_on_when_it_is_started_again(
     tmp_path: Path, long_job: dict[str, Any], expected_sha256: str
 ) -> None:
     home = tmp_path / "home"
     with Fleet(home, "40gb") as first:
         job_id = started(first, long_job)
-    with Fleet(home, "40gb") as second:
-        assert finished(second, job_id)["sha256"] == expected_sha256
-        assert resumed(second, job_id)
+    second = Fleet(home, "40gb")
+    second.__enter__()
+    stopped_at = checkpoints_of(second.record(job_id).refs)[-1].step
+    wait_until(
+        lambda: checkpoints_of(second.record(job_id).refs)[-1].step > stopped_at,
+        timeout_s=PATIENCE_S,
+        description="it goes on from there",
+        detail=second.log,
+    )
+    family = second.process_family()
+    second.process.send_signal(signal.SIGKILL)
+    second.process.wait(PATIENCE_S)
+    wait_until(
+        lambda: not any(member.is_running() for member in family),
+        timeout_s=20,
+        description="everything ended with the fleet's first process",
+        detail=second.log,
+    )
+    with Fleet(home, "40gb") as third:
+        assert finished(third, job_id)["sha256"] == expected_sha256
+        assert resumed(third, job_id)
 
 
 def test_a_cancelled_job_stops_and_leaves_no_trainer(
