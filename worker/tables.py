@@ -12,13 +12,14 @@ from tasks.records import JobRecord
 def stage_table(record: JobRecord) -> Table:
     """A job's stages: queue, worker, seconds, what each did."""
     table = Table("stage", "queue", "worker", "seconds", "what it did", title=f"job {record.id}")
+    unfinished = "stopped" if record.status.ended or record.waiting_in else "running"
     for name in STAGES:
         stage = record.stages.get(name)
         if stage is None:
             table.add_row(name, "", "", "", "")
             continue
         seconds = "" if stage.seconds is None else f"{stage.seconds:.1f}"
-        table.add_row(name, stage.queue, stage.worker, seconds, stage.summary or "running")
+        table.add_row(name, stage.queue, stage.worker, seconds, stage.summary or unfinished)
     return table
 
 
