@@ -57,7 +57,6 @@ def make_app(
 
 
 def _configuration(settings: Settings) -> dict[str, Any]:
-    visibility_timeout_s = max(1, int(settings.visibility_timeout.total_seconds()))
     return {
         # JSON only: a pickle is a program, and a broker is not a place to take programs from.
         "accept_content": ["json"],
@@ -94,12 +93,11 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "broker_transport_options": {
             # Own class first, then smaller ones, in the order the worker lists its queues.
             "queue_order_strategy": "priority",
-            "visibility_timeout": visibility_timeout_s,
-            # kombu's own pace, a sweep every 100 s, would more than double the wait; a sweep
-            # whose worker died must not block the others for its default of five minutes.
-            "unacked_restore_interval": max(1, visibility_timeout_s // 12),
-            "unacked_restore_throttle": 1,
-            "unacked_mutex_expire": visibility_timeout_s,
+            "visibility_timeout": settings.visibility_timeout.total_seconds(),
+            # A network that swallows everything is noticed.
+            "socket_keepalive": True,
+            "socket_timeout": 15,
+            "health_check_interval": 10,
         },
     }
 

@@ -323,12 +323,16 @@ def connect(broker_url: str, *, patience: timedelta = timedelta(0)) -> "Redis":
         patience: For how long a command is tried again while the server is away.
     """
     url = broker_url.replace("redis+socket://", "unix://", 1)
+    # A network that swallows everything is noticed; a socket in the file system has none.
+    network = {} if url.startswith("unix") else {"socket_keepalive": True}
     retries = int(patience.total_seconds() / _RETRY_PAUSE_S)
     return Redis.from_url(
         url,
         decode_responses=True,
         socket_connect_timeout=5,
+        socket_timeout=10,
         health_check_interval=30,
         retry=Retry(ConstantBackoff(_RETRY_PAUSE_S), retries),
         retry_on_error=[redis.ConnectionError, redis.TimeoutError],
+        **network,
     )

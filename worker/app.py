@@ -5,7 +5,7 @@ import select
 import socket
 import warnings
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from celery import Celery
@@ -14,11 +14,15 @@ from celery.signals import (
     setup_logging,
     worker_process_shutdown,
     worker_ready,
+    worker_shutdown,
     worker_shutting_down,
 )
 
 from tasks.app import make_app
 from tasks.cache_registry import CacheRegistry
+from tasks.chain import send_rest
+from tasks.control import JobControl
+from tasks.presence import Presence, forget_presence, next_larger_class, note_presence
 from tasks.runtime import Backoff, Runtime
 from tasks.settings import Settings
 from tasks.state import JobState, connect
@@ -26,8 +30,11 @@ from tasks.store import Store
 from worker.gpus import Gpu
 from worker.leases import LeaseRenewal
 from worker.logs import set_up_logging
-from worker.reconciler import reconcile_for_ever
+from worker.reconciler import Reconciler
 from worker.supervisor import TrainerProcess, trainer_environment
+from worker.sweep import Sweep
+from worker.transport import use_for_redis
+from worker.upkeep import Upkeep
 
 # Enough for the restart of a broker while cache entries are looked up; a stage whose trainer
 # runs does not wait for a broker.
@@ -85,11 +92,17 @@ def run_worker(
             scratch_dir=settings.resolved_scratch_dir,
             worker=worker_name,
             device="cuda" if real_gpu else "cpu",
+            next_larger_class=lambda: next_larger_class(patient, gpu.memory_class if gpu else None),
             backoff=Backoff(settings.retries, settings.retry_pause.total_seconds()),
         )
 
+    use_for_redis()
     app = make_app(settings, broker_url, runtime, drain.begun)
-    app.steps["consumer"].add(LeaseRenewal)
+    presence = Presence(queues=queues, memory_class=gpu.memory_class if gpu else None)
+    life = settings.visibility_timeout * 2
+    leases = connect(broker_url)
+    note = partial(note_presence, leases, worker_name, presence, life)
+    app.steps["consumer"].add(LeaseRenewal.with_client(leases, note))
     worker_shutting_down.connect(drain.begin)
 
     def end_kept_trainer(**_: object) -> None:
@@ -98,10 +111,20 @@ def run_worker(
             runtime().trainer.close()
 
     worker_process_shutdown.connect(end_kept_trainer, weak=False)
-    worker_ready.connect(lambda **_: reconcile_for_ever(app, settings, worker_name), weak=False)
+    worker_ready.connect(lambda **_: _upkeep(app, settings).start(), weak=False)
+    worker_shutdown.connect(lambda **_: forget_presence(leases, worker_name), weak=False)
     if ready_file is not None:
         worker_ready.connect(lambda **_: ready_file.touch(), weak=False)
     return _start(app, worker_name, queues)
+
+
+def _upkeep(app: Celery, settings: Settings) -> Upkeep:
+    timeout = settings.visibility_timeout
+    client = connect(app.conf.broker_url)
+    control = JobControl(client, settings.job_ttl)
+    reconciler = Reconciler(client, control, lambda record: send_rest(app, record), timeout)
+    duties = (reconciler.send_due, reconciler.sweep_if_due)
+    return Upkeep(client, timeout, duties, Sweep(client, timeout).restore_expired)
 
 
 def _start(app: Celery, worker_name: str, queues: tuple[str, ...]) -> int:

@@ -6,64 +6,139 @@ have to be longer still, and a dead host's job would wait that long. This step r
 the messages held by this process, so that the timeout can be a minute.
 
 A thread with a connection of its own does it: timers of the worker's main loop stop with the
-consumer, while its jobs still run through a warm shutdown.
+consumer, while its jobs still run through a warm shutdown. The thread in turn would outlive a main
+loop that hangs, so the loop tells it that it turns.
+
+A lost connection takes no message from its job either: kombu gives back what a closed channel
+held; here the next channel takes it over.
 """
 
 import logging
 import threading
 import time
-from datetime import timedelta
+from collections.abc import Callable
 from typing import Any
 
 import redis
 from celery import bootsteps
-
-from tasks.state import connect
+from celery.worker.state import active_requests
 
 logger = logging.getLogger(__name__)
 
 
 class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Renews this worker's unacknowledged messages four times in each visibility timeout."""
+    """Renews this worker's unacknowledged messages four times in each visibility timeout.
+
+    The timeout is that of ``broker_transport_options``. Add what ``with_client`` gives to the
+    application's ``steps["consumer"]``.
+    """
+
+    client: "redis.Redis"
+    on_renewal: Callable[[], None]
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
+        options = consumer.app.conf.broker_transport_options
+        self._timeout_s: float = options["visibility_timeout"]
         self._channel: Any = None
         self._thread: threading.Thread | None = None
+        self._loop_turned_at: float | None = None
+        """None while the loop is not meant to turn: on a lost connection, and in a shutdown."""
+
+    @classmethod
+    def with_client(
+        cls, client: "redis.Redis", on_renewal: Callable[[], None] = lambda: None
+    ) -> type["LeaseRenewal"]:
+        """The step with a connection of its own.
+
+        Args:
+            client: To the broker.
+            on_renewal: Called in each round.
+        """
+        return type(
+            cls.__name__, (cls,), {"client": client, "on_renewal": staticmethod(on_renewal)}
+        )
 
     def start(self, consumer: Any) -> None:
         """Take over the consumer's channel, a new one after each reconnection."""
-        self._channel = consumer.task_consumer.channel
+        old, self._channel = self._channel, consumer.task_consumer.channel
+        # Its messages are not given back when it is closed, which a lost connection does too.
+        self._channel.do_restore = False
+        if old is not None:
+            adopt(old, self._channel)
+        self._loop_turns()
+        consumer.timer.call_repeatedly(self._timeout_s / 4, self._loop_turns)
         if self._thread is None:
-            connection = consumer.app.conf
-            timeout_s = connection.broker_transport_options["visibility_timeout"]
             self._thread = threading.Thread(
                 target=self._renew_for_ever,
-                args=(connect(connection.broker_url), timedelta(seconds=timeout_s) / 4),
                 name="lease-renewal",
                 daemon=True,  # it ends with the process, not before: jobs outlive the consumer
             )
             self._thread.start()
 
-    def _renew_for_ever(self, client: "redis.Redis", interval: timedelta) -> None:
+    def stop(self, consumer: Any) -> None:
+        """The loop stops, here or to reconnect; the jobs go on."""
+        self._loop_turned_at = None
+
+    def shutdown(self, consumer: Any) -> None:
+        """The pool has stopped: what is not acknowledged now never will be here."""
+        if self._channel is not None:
+            self._channel.do_restore = True
+
+    def _loop_turns(self) -> None:
+        self._loop_turned_at = time.monotonic()
+
+    def _renew_for_ever(self) -> None:
+        lost: set[str] = set()
         while True:
-            time.sleep(interval.total_seconds())
+            time.sleep(self._timeout_s / 4)
+            turned_at = self._loop_turned_at
+            if turned_at is not None and time.monotonic() - turned_at > self._timeout_s:
+                logger.error("the main loop hangs; this worker's jobs are left to others")
+                continue
             try:
-                renew(client, self._channel)
+                gone = renew(self.client, self._channel)
+                self.on_renewal()
             except redis.RedisError as error:
                 logger.warning("cannot renew leases: %s", error)
+                continue
+            for tag in gone - lost:
+                logger.warning("another worker took over the message %s", tag)
+            lost = gone
 
 
-def renew(client: "redis.Redis", channel: Any) -> int:
+def renew(client: "redis.Redis", channel: Any) -> set[str]:
     """Make the messages a channel has delivered look as if they had been delivered now.
 
     Returns:
-        How many there were.
+        The delivery tags of those that are another's now, or acknowledged this moment.
     """
-    tags = tuple(channel.qos._delivered)
-    if tags:
+    qos = channel.qos
+    tags = [tag for tag in tuple(qos._delivered) if tag not in qos._dirty]
+    if not tags:
+        return set()
+    with client.pipeline() as pipe:
         # XX: a message that is acknowledged meanwhile must not come back.
-        client.zadd(channel.unacked_index_key, dict.fromkeys(tags, time.time()), xx=True)
-    return len(tags)
+        pipe.zadd(channel.unacked_index_key, dict.fromkeys(tags, time.time()), xx=True)
+        pipe.zmscore(channel.unacked_index_key, tags)
+        _, scores = pipe.execute()
+    there = {tag for tag, score in zip(tags, scores, strict=True) if score is not None}
+    return set(tags) - there
+
+
+def adopt(old: Any, new: Any) -> None:
+    """Let a new channel hold the messages whose jobs run on; the others go back to their queues.
+
+    Celery forgets what it has not begun when the connection is lost.
+    """
+    old.qos._flush()
+    running = {request.message.delivery_tag for request in active_requests}
+    for tag, message in old.qos._delivered.items():
+        if tag in running:
+            message.channel = new
+            new.qos._delivered[tag] = message
+        else:
+            new.qos.restore_by_tag(tag, leftmost=True)
+    old.qos._delivered.clear()

@@ -10,28 +10,20 @@ is sent anew, with the rest of its chain and under the result id that its sender
 import base64
 import json
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any, cast
 
-import redis
-from celery import Celery
-from kombu.exceptions import OperationalError
 from redis import Redis
 
 from routing.queues import ALL_QUEUES
-from tasks.chain import send_rest
 from tasks.contract import STAGES, task_name
 from tasks.control import JobControl
 from tasks.records import JobRecord, JobStatus
-from tasks.settings import Settings
-from tasks.state import connect
 
 logger = logging.getLogger(__name__)
 
-_LEASE = "training:reconciler"
 # Job id to what it waited for and since when, of jobs that had no message at the last look.
 _MISSED = "training:reconciler:missed"
 _STAGE_OF = {task_name(stage): stage for stage in STAGES}
@@ -58,16 +50,13 @@ class Reconciler:
         self._control = control
         self._send = send
         self._patience_s = patience.total_seconds()
+        self._due_at = 0.0
 
-    def sweep_if_due(self, owner: str) -> list[str]:
-        """Sweep, unless another worker did a moment ago.
-
-        Returns:
-            The jobs that were sent anew.
-        """
-        life_ms = int(self._patience_s * 500)
-        if not self._redis.set(_LEASE, owner, nx=True, px=life_ms):
+    def sweep_if_due(self) -> list[str]:
+        """Sweep, where the last one was half of the patience ago."""
+        if time.monotonic() < self._due_at:
             return []
+        self._due_at = time.monotonic() + self._patience_s / 2
         return self.sweep()
 
     def sweep(self) -> list[str]:
@@ -133,22 +122,3 @@ def _job_of(message: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if stage is not None:
         arguments, _, _ = json.loads(base64.b64decode(message["body"]))
         yield arguments[0], stage
-
-
-def reconcile_for_ever(app: Celery, settings: Settings, worker: str) -> None:
-    """Start a thread that takes its turns at sweeping for as long as the process lives."""
-    patience = settings.visibility_timeout
-    client = connect(app.conf.broker_url)
-    control = JobControl(client, settings.job_ttl)
-    reconciler = Reconciler(client, control, lambda record: send_rest(app, record), patience)
-
-    def sweep() -> None:
-        while True:
-            time.sleep(patience.total_seconds() / 2)
-            try:
-                reconciler.send_due()
-                reconciler.sweep_if_due(worker)
-            except (redis.RedisError, OperationalError) as error:
-                logger.warning("cannot compare jobs with messages: %s", error)
-
-    threading.Thread(target=sweep, name="reconciler", daemon=True).start()

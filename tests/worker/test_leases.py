@@ -1,35 +1,133 @@
 import time
+from collections.abc import Iterator
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from kombu.connection import Connection
 from kombu.entity import Queue
 from redis import Redis
 
-from worker.leases import renew
+from worker import leases
+from worker.leases import LeaseRenewal, adopt, renew
+from worker.transport import Transport
+
+LONG_AGO = time.time() - timedelta(hours=5).total_seconds()
+
+
+@pytest.fixture
+def connection(broker_url: str, redis_client: Redis) -> Iterator[Any]:
+    # kombu has no types, so nor has this.
+    connect: Any = Connection
+    with connect(broker_url) as connection:
+        connection.transport_cls = Transport
+        yield connection
+
+
+def consuming(connection: Any) -> tuple[Any, Any]:
+    """A channel as workers have it, and its queue."""
+    channel = connection.channel()
+    queue: Any = Queue("work", channel=channel)  # type: ignore[no-untyped-call]
+    queue.declare()
+    return channel, queue
+
+
+def send(connection: Any, count: int) -> None:
+    for number in range(count):
+        connection.Producer().publish({"number": number}, routing_key="work", headers={})
 
 
 def test_held_messages_are_renewed_and_acknowledged_ones_do_not_come_back(
-    broker_url: str, redis_client: Redis
+    connection: Any, redis_client: Redis
 ) -> None:
-    # kombu has no types, so nor have these.
-    connect: Any = Connection
-    with connect(broker_url) as connection, connection.channel() as channel:
-        queue: Any = Queue("work", channel=channel)  # type: ignore[no-untyped-call]
-        queue.declare()
-        producer = connection.Producer(channel)
-        for number in range(2):
-            producer.publish({"number": number}, routing_key="work")
-        held, done = queue.get(), queue.get()
-        index = channel.unacked_index_key
-        long_ago = time.time() - timedelta(hours=5).total_seconds()
-        for message in (held, done):
-            redis_client.zadd(index, {message.delivery_tag: long_ago})
-        done.ack()
-        channel.qos._delivered[done.delivery_tag] = done  # a renewal that comes just too late
-        assert renew(redis_client, channel) == 2
-        scores: dict[str, float] = dict(redis_client.zrange(index, 0, -1, withscores=True))  # type: ignore[arg-type]
-        assert set(scores) == {held.delivery_tag}
-        assert scores[held.delivery_tag] > time.time() - 60
-        del channel.qos._delivered[done.delivery_tag]
-        held.ack()
+    channel, queue = consuming(connection)
+    send(connection, 2)
+    held, done = queue.get(), queue.get()
+    for message in (held, done):
+        redis_client.zadd("unacked_index", {message.delivery_tag: LONG_AGO})
+    done.ack()
+    channel.qos._delivered[done.delivery_tag] = done  # a renewal that comes just too late
+    channel.qos._dirty.clear()
+    assert renew(redis_client, channel) == {done.delivery_tag}
+    scores: dict[str, float] = dict(redis_client.zrange("unacked_index", 0, -1, withscores=True))  # type: ignore[arg-type]
+    assert set(scores) == {held.delivery_tag}
+    assert scores[held.delivery_tag] > time.time() - 60
+    del channel.qos._delivered[done.delivery_tag]
+    held.ack()
+
+
+def test_who_lost_a_message_can_do_nothing_to_it_any_more(
+    connection: Any, redis_client: Redis
+) -> None:
+    stale, queue = consuming(connection)
+    send(connection, 1)
+    lost = queue.get()
+    stale.qos.restore_by_tag(lost.delivery_tag)
+    _, queue = consuming(connection)
+    taken = queue.get()
+    assert taken.delivery_tag != lost.delivery_tag
+    assert taken.headers["redelivered"]
+    redis_client.zadd("unacked_index", {taken.delivery_tag: LONG_AGO})
+    assert renew(redis_client, stale) == {lost.delivery_tag}
+    lost.ack()
+    assert redis_client.zscore("unacked_index", taken.delivery_tag) == pytest.approx(LONG_AGO)
+    assert redis_client.hkeys("unacked") == [taken.delivery_tag]
+    taken.ack()
+    assert redis_client.hkeys("unacked") == []
+
+
+def test_a_new_channel_takes_over_what_runs_and_gives_back_what_does_not(
+    connection: Any, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, queue = consuming(connection)
+    send(connection, 3)
+    running, waiting, done = queue.get(), queue.get(), queue.get()
+    done.ack()
+    monkeypatch.setattr(leases, "active_requests", [SimpleNamespace(message=running)])
+    old.do_restore = False
+    old.close()
+    new, _ = consuming(connection)
+    adopt(old, new)
+    assert list(new.qos._delivered) == [running.delivery_tag]
+    assert redis_client.hkeys("unacked") == [running.delivery_tag]
+    assert redis_client.llen("work") == 1
+    running.ack()
+    assert redis_client.hkeys("unacked") == []
+    assert waiting.delivery_tag not in str(redis_client.lrange("work", 0, -1))
+
+
+class Timer:
+    """The main loop's, as far as the step uses it; it never turns."""
+
+    def call_repeatedly(self, seconds: float, call: Any) -> None:
+        """Forget it."""
+
+
+def test_a_worker_whose_main_loop_hangs_is_left_by_its_leases(
+    connection: Any, redis_client: Redis
+) -> None:
+    channel, queue = consuming(connection)
+    send(connection, 1)
+    held = queue.get()
+    options = {"visibility_timeout": 0.4}
+    consumer = SimpleNamespace(
+        app=SimpleNamespace(conf=SimpleNamespace(broker_transport_options=options)),
+        task_consumer=SimpleNamespace(channel=channel),
+        timer=Timer(),
+    )
+    step = LeaseRenewal.with_client(redis_client)(consumer)
+    step.start(consumer)
+
+    def is_renewed() -> bool:
+        redis_client.zadd("unacked_index", {held.delivery_tag: LONG_AGO})
+        time.sleep(0.25)
+        score = redis_client.zscore("unacked_index", held.delivery_tag)
+        return score is not None and score > LONG_AGO + 1
+
+    assert is_renewed()
+    time.sleep(0.4)
+    assert not is_renewed()
+    step.stop(consumer)  # as in a warm shutdown, in which the loop is not meant to turn
+    assert is_renewed()
+    held.ack()

@@ -149,17 +149,6 @@ def test_what_waits_on_purpose_is_left_alone(
     assert reconciler.send_due() == []
 
 
-def test_one_worker_at_a_time_sweeps(reconciler: Reconciler, job_id: str) -> None:
-    patient = Reconciler(
-        reconciler._redis, reconciler._control, reconciler._send, timedelta(hours=1)
-    )
-    reconciler.sweep()
-    assert patient.sweep_if_due("one") == []
-    assert patient.sweep_if_due("another") == []
-    assert reconciler._redis.get("training:reconciler") == "one"
-    assert reconciler._redis.pttl("training:reconciler") > 0
-
-
 def test_what_it_keeps_has_a_life_time(
     reconciler: Reconciler, redis_client: Redis, job_id: str
 ) -> None:

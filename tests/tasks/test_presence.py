@@ -1,0 +1,39 @@
+from datetime import timedelta
+
+from redis import Redis
+
+from routing.classes import MemoryClass
+from tasks.presence import (
+    Presence,
+    forget_presence,
+    live_workers,
+    next_larger_class,
+    note_presence,
+)
+
+SOON = timedelta(minutes=1)
+
+
+def note(client: Redis, name: str, memory_class: MemoryClass | None) -> None:
+    note_presence(client, name, Presence(queues=("q",), memory_class=memory_class), SOON)
+
+
+def test_workers_are_there_until_they_go_or_their_time_is_over(redis_client: Redis) -> None:
+    assert live_workers(redis_client) == {}
+    note(redis_client, "cpu@here", None)
+    note(redis_client, "gpu@here", MemoryClass.GB24)
+    assert live_workers(redis_client) == {
+        "cpu@here": Presence(queues=("q",), memory_class=None),
+        "gpu@here": Presence(queues=("q",), memory_class=MemoryClass.GB24),
+    }
+    assert 0 < redis_client.ttl("training:worker:cpu@here") <= 60
+    forget_presence(redis_client, "cpu@here")
+    assert list(live_workers(redis_client)) == ["gpu@here"]
+
+
+def test_the_next_larger_class_is_one_that_the_fleet_has(redis_client: Redis) -> None:
+    for number, memory_class in enumerate((None, MemoryClass.GB24, MemoryClass.GB80)):
+        note(redis_client, f"w{number}", memory_class)
+    assert next_larger_class(redis_client, MemoryClass.GB24) == MemoryClass.GB80
+    assert next_larger_class(redis_client, MemoryClass.GB80) is None
+    assert next_larger_class(redis_client, None) is None
