@@ -144,6 +144,12 @@ class PackStored(StrictModel):
     """The digests of the entries in it."""
 
 
+class Heartbeat(StrictModel):
+    """The trainer is at work; for its supervisor, not for the job's readers."""
+
+    kind: Literal["heartbeat"] = "heartbeat"
+
+
 class CacheDone(StrictModel):
     """The trainer's answer to a ``cache`` request: all it was asked for is stored."""
 
@@ -194,6 +200,7 @@ Event = Annotated[
     | ValidationImages
     | Note
     | PackStored
+    | Heartbeat
     | CacheDone
     | TrainDone
     | TrainFailed

@@ -84,6 +84,19 @@ class Settings(BaseSettings):
     trainer_idle: Duration = timedelta(minutes=10)
     """How long a trainer process is kept without work before it ends and frees its GPU's memory."""
 
+    trainer_silence: Duration = timedelta(minutes=30)
+    """How long a trainer may give no sign of life before it counts as hung and is started again
+    from its checkpoint. Longer than its longest step, and than it takes to load or download the
+    base model."""
+
+    trainer_memory: ByteSize | None = None
+    """The most of the host's memory that a trainer and its children may take, such as `48GiB`; one
+    that takes more fails its job. Unset: no limit."""
+
+    stage_timeout: Duration | None = None
+    """The most time that a GPU stage may take on one worker; then its trainer saves a checkpoint
+    and the job fails. Unset: no limit."""
+
     stop_grace: Duration = timedelta(seconds=60)
     """How long a stopping worker waits for its trainer to save a checkpoint."""
 

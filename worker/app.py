@@ -31,7 +31,7 @@ from worker.gpus import Gpu
 from worker.leases import LeaseRenewal
 from worker.logs import set_up_logging
 from worker.reconciler import Reconciler
-from worker.supervisor import TrainerProcess, trainer_environment
+from worker.supervisor import Limits, TrainerProcess, trainer_environment
 from worker.sweep import Sweep
 from worker.transport import use_for_redis
 from worker.upkeep import Upkeep
@@ -84,6 +84,7 @@ def run_worker(
                 env,
                 restarts=settings.trainer_restarts,
                 stop_grace_s=settings.stop_grace.total_seconds(),
+                limits=_limits(settings),
                 most_requests=settings.trainer_requests,
                 idle_s=settings.trainer_idle.total_seconds(),
             ),
@@ -116,6 +117,15 @@ def run_worker(
     if ready_file is not None:
         worker_ready.connect(lambda **_: ready_file.touch(), weak=False)
     return _start(app, worker_name, queues)
+
+
+def _limits(settings: Settings) -> Limits:
+    total = settings.stage_timeout
+    return Limits(
+        silence_s=settings.trainer_silence.total_seconds(),
+        memory=settings.trainer_memory,
+        total_s=total.total_seconds() if total else None,
+    )
 
 
 def _upkeep(app: Celery, settings: Settings) -> Upkeep:

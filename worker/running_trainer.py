@@ -12,6 +12,8 @@ import subprocess
 import tempfile
 from collections import deque
 
+import psutil
+
 from tasks.requests import TrainerRequest
 from worker.process import kill_group, spawn
 
@@ -73,6 +75,23 @@ class RunningTrainer:
     def ask_to_stop(self) -> None:
         """Let it save a checkpoint and end."""
         self._popen.send_signal(signal.SIGTERM)
+
+    def ask_where_it_is(self) -> None:
+        """Let it write to its standard error where it is."""
+        self._popen.send_signal(signal.SIGUSR1)
+
+    def memory(self) -> int:
+        """What it and its children keep in memory, in bytes."""
+        try:
+            process = psutil.Process(self._popen.pid)
+            family = [process, *process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return 0
+        total = 0
+        for member in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                total += member.memory_info().rss
+        return total
 
     def wait(self, timeout_s: float) -> bool:
         """Whether it ends within this time."""

@@ -4,12 +4,14 @@ Knows processes and pipes; must not know Celery, Redis or torch.
 """
 
 import logging
+import math
 import os
 import select
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 from pydantic import ValidationError
 
@@ -18,6 +20,7 @@ from tasks.events import (
     CacheDone,
     CheckpointSaved,
     Event,
+    Heartbeat,
     Note,
     PackStored,
     TrainDone,
@@ -32,8 +35,29 @@ logger = logging.getLogger(__name__)
 
 # An event is a line of a few hundred bytes; a longer one is no event of ours.
 _LONGEST_LINE = 256 * 1024
+_SAID = "; it said:\n"
 _ASK_EVERY_S = 0.5
+_WEIGH_EVERY_S = 5.0
+_LAST_WORDS_S = 1.0
 _COMMAND = (sys.executable, "-P", "-m", "worker.trainer")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a trainer may take.
+
+    Attributes:
+        silence_s: Seconds without a sign of life after which it counts as hung.
+        memory: Bytes that it and its children may keep in the host's memory; None is no limit.
+        total_s: Seconds that one request may take, restarts included; None is no limit.
+    """
+
+    silence_s: float = 1800.0
+    memory: int | None = None
+    total_s: float | None = None
+
+
+_USUAL = Limits()
 
 
 class TrainerProcess:
@@ -46,6 +70,7 @@ class TrainerProcess:
         env: The trainer's environment.
         restarts: How often a trainer that crashed is started again, from its last checkpoint.
         stop_grace_s: How long it may take to save a checkpoint and stop.
+        limits: What it may take.
         most_requests: How many requests one trainer serves; 1 keeps none.
         idle_s: How long a trainer waits for the next request before it ends by itself.
         command: What is started; it gets ``--events-fd N --idle-s S`` and request lines on its
@@ -58,6 +83,7 @@ class TrainerProcess:
         *,
         restarts: int,
         stop_grace_s: float,
+        limits: Limits = _USUAL,
         most_requests: int = 1,
         idle_s: float = 60.0,
         command: tuple[str, ...] = _COMMAND,
@@ -65,6 +91,7 @@ class TrainerProcess:
         self._env = env
         self._restarts = restarts
         self._stop_grace_s = stop_grace_s
+        self._limits = limits
         self._most_requests = most_requests
         self._idle_s = idle_s
         self._command = command
@@ -78,16 +105,17 @@ class TrainerProcess:
         stop_requested: Callable[[], bool],
     ) -> CacheDone | TrainDone:
         """Run a request to its end; see ``tasks.runtime.Trainer``."""
+        end_at = time.monotonic() + (self._limits.total_s or math.inf)
         for restart in range(self._restarts + 1):
             try:
-                return self._run_once(request, on_event, stop_requested)
+                return self._run_once(request, on_event, stop_requested, end_at)
             except _TrainerCrashedError as crash:
                 if restart == self._restarts:
                     raise TrainerError(str(crash), request.stage, retryable=True) from crash
                 logger.warning("%s", crash, extra={"job": request.job_id, "stage": request.stage})
                 request = crash.rest_of(request)
-                first_line = str(crash).partition("\n")[0]
-                on_event(Note(level="warning", message=f"{first_line}; it is started again"))
+                how = str(crash).partition(_SAID)[0]
+                on_event(Note(level="warning", message=f"{how}; it is started again"))
         raise AssertionError("unreachable")
 
     def close(self) -> None:
@@ -101,13 +129,14 @@ class TrainerProcess:
         request: TrainerRequest,
         on_event: Callable[[Event], None],
         stop_requested: Callable[[], bool],
+        end_at: float,
     ) -> CacheDone | TrainDone:
         process = self._take(request)
-        run = _Run(process, request, self._stop_grace_s)
+        run = _Run(process, request, self._stop_grace_s, self._limits, end_at)
         try:
             answer = run.to_its_end(on_event, stop_requested)
         except _EndedIdleError:
-            return self._run_once(request, on_event, stop_requested)
+            return self._run_once(request, on_event, stop_requested, end_at)
         finally:
             if not run.left_well:
                 process.kill()
@@ -138,7 +167,7 @@ class _TrainerCrashedError(Exception):
     def __init__(
         self, how: str, stderr: str, checkpoint: CheckpointSaved | None, stored: set[str]
     ) -> None:
-        super().__init__(f"the trainer {how}" + (f"; it said:\n{stderr}" if stderr else ""))
+        super().__init__(f"the trainer {how}" + (f"{_SAID}{stderr}" if stderr else ""))
         self._checkpoint = checkpoint
         self._stored = stored
 
@@ -155,11 +184,20 @@ class _Run:
     """One request to a trainer process."""
 
     def __init__(
-        self, process: RunningTrainer, request: TrainerRequest, stop_grace_s: float
+        self,
+        process: RunningTrainer,
+        request: TrainerRequest,
+        stop_grace_s: float,
+        limits: Limits,
+        end_at: float,
     ) -> None:
         self._process = process
         self._request = request
         self._stop_grace_s = stop_grace_s
+        self._limits = limits
+        self._end_at = end_at
+        self._out_of_time = False
+        self._heard_at = self._weighed_at = time.monotonic()
         self._checkpoint: CheckpointSaved | None = None
         self._stored: set[str] = set()
         self._answer: CacheDone | TrainDone | TrainFailed | None = None
@@ -188,11 +226,13 @@ class _Run:
         ask_at = time.monotonic()
         while True:
             now = time.monotonic()
+            self._out_of_time |= now >= self._end_at
             if self._kill_at is None and now >= ask_at:
                 ask_at = now + _ASK_EVERY_S
-                if stop_requested():
+                if stop_requested() or self._out_of_time:
                     self._process.ask_to_stop()
                     self._kill_at = now + self._stop_grace_s
+            self._check_limits(now)
             if self._kill_at is not None and now >= self._kill_at:
                 self._process.kill_group()
             ready, _, _ = select.select([self._process.events_fd], [], [], _ASK_EVERY_S)
@@ -202,6 +242,7 @@ class _Run:
             if not chunk:
                 return
             self._heard_anything = True
+            self._heard_at = time.monotonic()
             *lines, buffer = (buffer + chunk).split(b"\n")
             for number, line in enumerate(lines, start=1):
                 event = self._parsed(line)
@@ -212,6 +253,23 @@ class _Run:
             if len(buffer) > _LONGEST_LINE:
                 raise self._crashed(f"sent an event longer than {_LONGEST_LINE} bytes")
 
+    def _check_limits(self, now: float) -> None:
+        if now - self._heard_at > self._limits.silence_s:
+            self._process.ask_where_it_is()
+            self._process.wait(_LAST_WORDS_S)
+            silent = f"gave no sign of life for {self._limits.silence_s:g} s"
+            raise self._crashed(silent, self._process.stderr_tail())
+        if self._limits.memory is None or now - self._weighed_at < _WEIGH_EVERY_S:
+            return
+        self._weighed_at = now
+        memory = self._process.memory()
+        if memory > self._limits.memory:
+            message = (
+                f"the trainer takes {memory:,} bytes of this machine's memory; "
+                f"TRAINING_TRAINER_MEMORY allows {self._limits.memory:,}"
+            )
+            raise TrainerError(message, self._request.stage)
+
     def _parsed(self, line: bytes) -> Event:
         try:
             return parse_event(line)
@@ -221,6 +279,8 @@ class _Run:
     def _take(self, event: Event, on_event: Callable[[Event], None]) -> None:
         if isinstance(event, CacheDone | TrainDone | TrainFailed):
             self._answer = event
+            return
+        if isinstance(event, Heartbeat):
             return
         on_event(event)
         if isinstance(event, CheckpointSaved):
@@ -239,11 +299,18 @@ class _Run:
         if code == TrainerExit.DONE and isinstance(answer, CacheDone | TrainDone):
             return answer
         if isinstance(answer, TrainFailed):
-            raise TrainerError(answer.message, self._request.stage, answer.code)
+            crashed = code == TrainerExit.CRASHED  # of what may pass, such as a store that is away
+            raise TrainerError(answer.message, self._request.stage, answer.code, crashed)
+        if self._out_of_time:
+            came = f"; it came to step {self._checkpoint.step}" if self._checkpoint else ""
+            message = f"took longer than the {self._limits.total_s:g} s of TRAINING_STAGE_TIMEOUT"
+            raise TrainerError(f"the trainer {message}{came}", self._request.stage)
         if code == TrainerExit.INTERRUPTED or self._kill_at is not None:
             raise TrainerInterrupted
         if code < 0:
-            raise self._crashed(f"was ended by {signal.Signals(-code).name}", stderr)
+            name = signal.Signals(-code).name
+            hint = " (so does the kernel where memory is short)" if name == "SIGKILL" else ""
+            raise self._crashed(f"was ended by {name}{hint}", stderr)
         raise self._crashed(f"ended with exit code {code} and no answer", stderr)
 
     def _crashed(self, how: str, stderr: str = "") -> _TrainerCrashedError:

@@ -10,11 +10,13 @@ import pytest
 from tasks.errors import ErrorCode, TrainerError
 from tasks.events import CacheDone, Event, TrainDone
 from tasks.jobs.job import parse_job
+from tasks.records import SupersededError
 from tasks.requests import TrainerExit, TrainerRequest
 from tasks.runtime import TrainerInterrupted
 from tests.tasks.jobs.test_flux_lora import GOOD
 from tests.waiting import wait_until
-from worker.supervisor import TrainerProcess, trainer_environment
+from worker import supervisor
+from worker.supervisor import Limits, TrainerProcess, trainer_environment
 
 # What stands for the trainer: a real program that speaks its protocol.
 PREAMBLE = """
@@ -28,6 +30,8 @@ def checkpoint(step):
     tell(kind="checkpoint", step=step, state_key=f"state-{step}", weights=weights)
 def done(): tell(kind="train_done", steps=3, final_loss=0.5)
 """
+
+NO_LIMITS = Limits()
 
 
 @pytest.fixture
@@ -48,7 +52,12 @@ def request_line() -> TrainerRequest:
 @pytest.fixture
 def trainer(tmp_path: Path) -> Callable[..., TrainerProcess]:
     def make(
-        program: str, *, restarts: int = 0, grace_s: float = 20, most_requests: int = 1
+        program: str,
+        *,
+        restarts: int = 0,
+        grace_s: float = 20,
+        most_requests: int = 1,
+        limits: Limits = NO_LIMITS,
     ) -> TrainerProcess:
         path = tmp_path / "trainer.py"
         path.write_text(PREAMBLE + program, "utf-8")
@@ -59,6 +68,7 @@ def trainer(tmp_path: Path) -> Callable[..., TrainerProcess]:
             restarts=restarts,
             stop_grace_s=grace_s,
             most_requests=most_requests,
+            limits=limits,
             command=command,
         )
 
@@ -118,7 +128,8 @@ done()
     notes = [event.message for event in told if event.kind == "note"]
     assert notes == [
         "None",
-        "the trainer was ended by SIGKILL; it is started again",
+        "the trainer was ended by SIGKILL (so does the kernel where memory is short); "
+        "it is started again",
         "state-2",
     ]
 
@@ -377,4 +388,75 @@ note("running"); time.sleep(600)
     # It answered while it was being stopped: the answer counts, and the process is gone.
     answer = stopped.run(request_line, on_event=asked.append, stop_requested=lambda: bool(asked))
     assert isinstance(answer, TrainDone)
+    assert no_child_left()
+
+
+def test_a_hung_trainer_is_started_again_from_its_checkpoint_and_says_where_it_hung(
+    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+) -> None:
+    told: list[Event] = []
+    program = """
+import faulthandler
+faulthandler.register(signal.SIGUSR1)
+def hang_here(): time.sleep(600)
+if request["resume_state_key"] is None:
+    checkpoint(7); hang_here()
+note(request["resume_state_key"])
+done()
+"""
+    hung = trainer(program, restarts=1, limits=Limits(silence_s=1.0))
+    run(hung, request_line, told.append)
+    notes = [event.message for event in told if event.kind == "note"]
+    assert notes == ["the trainer gave no sign of life for 1 s; it is started again", "state-7"]
+    with pytest.raises(TrainerError, match="hang_here"):
+        run(trainer(program, limits=Limits(silence_s=1.0)), request_line)
+    assert no_child_left()
+
+
+def test_a_trainer_that_beats_is_not_hung_and_its_beats_are_told_to_nobody(
+    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+) -> None:
+    told: list[Event] = []
+    program = "for _ in range(15): tell(kind='heartbeat'); time.sleep(0.1)\ndone()"
+    run(trainer(program, limits=Limits(silence_s=1.0)), request_line, told.append)
+    assert told == []
+
+
+def test_a_trainer_that_takes_too_much_memory_fails_its_job(
+    trainer: Callable[..., TrainerProcess],
+    request_line: TrainerRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(supervisor, "_WEIGH_EVERY_S", 0.1)
+    program = "kept = bytearray(200_000_000); time.sleep(600)"
+    greedy = trainer(program, restarts=1, limits=Limits(memory=100_000_000))
+    with pytest.raises(TrainerError, match="TRAINING_TRAINER_MEMORY allows 100,000,000") as told:
+        run(greedy, request_line)
+    assert not told.value.retryable
+    assert no_child_left()
+
+
+def test_a_trainer_that_takes_too_long_saves_and_its_job_fails(
+    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+) -> None:
+    program = f"""
+def stop(*_):
+    checkpoint(5); sys.exit({int(TrainerExit.INTERRUPTED)})
+signal.signal(signal.SIGTERM, stop)
+time.sleep(600)
+"""
+    slow = trainer(program, restarts=1, limits=Limits(total_s=1.0))
+    with pytest.raises(TrainerError, match="TRAINING_STAGE_TIMEOUT; it came to step 5"):
+        run(slow, request_line)
+    assert no_child_left()
+
+
+def test_a_start_that_was_superseded_ends_its_trainer_at_once(
+    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+) -> None:
+    def superseded() -> bool:
+        raise SupersededError("job", 1)
+
+    with pytest.raises(SupersededError):
+        run(trainer("time.sleep(600)"), request_line, stop=superseded)
     assert no_child_left()

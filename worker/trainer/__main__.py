@@ -5,6 +5,7 @@ and ends with a ``TrainerExit`` code. Standard output and standard error are for
 """
 
 import argparse
+import faulthandler
 import importlib
 import logging
 import os
@@ -56,9 +57,12 @@ def main() -> int:
     for chatty in ("bitsandbytes", "torchao", "torch.utils._pytree"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)
+    # Where it hangs, for the supervisor that is about to end it.
+    faulthandler.register(signal.SIGUSR1)
     stop = StopSwitch()
     signal.signal(signal.SIGTERM, stop)
     with closing(EventPipe(arguments.events_fd)) as pipe:
+        stop.beat = pipe.beat
         try:
             return _serve_all(_lines(arguments.idle_s), pipe, stop)
         except InterruptedRun:

@@ -4,13 +4,14 @@ import os
 import time
 from collections.abc import Callable
 
-from tasks.events import Event, Progress
+from tasks.events import Event, Heartbeat, Progress
 from worker.trainer.errors import InterruptedRun
 
 Emit = Callable[[Event], None]
 
 # More events a second than this help nobody and load the broker.
 _MOST_PER_SECOND = 10
+_BEAT_EVERY_S = 1.0
 # How much a new speed counts against the smoothed one.
 _NEW_SPEED = 0.1
 
@@ -24,13 +25,20 @@ class EventPipe:
 
     def __init__(self, descriptor: int) -> None:
         self._file = os.fdopen(descriptor, "wb", buffering=0)
+        self._written_at = 0.0
 
     def emit(self, event: Event) -> None:
         """Write one event, at once."""
+        self._written_at = time.monotonic()
         line = event.model_dump_json().encode() + b"\n"
         # An unbuffered write may take part of a line only.
         while line:
             line = line[self._file.write(line) :]
+
+    def beat(self) -> None:
+        """Tell that the trainer is at work, unless it said something a moment ago."""
+        if time.monotonic() - self._written_at > _BEAT_EVERY_S:
+            self.emit(Heartbeat())
 
     def close(self) -> None:
         """Close the descriptor: readers see the end."""
@@ -38,9 +46,14 @@ class EventPipe:
 
 
 class StopSwitch:
-    """Whether the run was asked to stop; a signal handler sets it."""
+    """Whether the run was asked to stop; a signal handler sets it.
 
-    def __init__(self) -> None:
+    Args:
+        beat: Called whenever the run asks: it is at work.
+    """
+
+    def __init__(self, beat: Callable[[], None] = lambda: None) -> None:
+        self.beat = beat
         self.is_set = False
         self.waits_for_request = True
 
@@ -60,6 +73,7 @@ class StopSwitch:
         Raises:
             InterruptedRun: It was asked to.
         """
+        self.beat()
         if self.is_set:
             raise InterruptedRun
 
