@@ -15,11 +15,14 @@ DUE = "training:jobs:due"
 DEAD = "training:jobs:dead"
 """Ids of jobs that failed through no fault of their own, by the time of their end."""
 
+UNTOLD = "training:webhooks"
+"""Ids of jobs whose end is to be told by webhook, by the time of the next try."""
+
 # Some 60 bytes of overhead and 200 of JSON an event: half a megabyte a job at the most.
 _MAX_EVENTS = 2000
 
 _PRELUDE = f"""
-local INDEX, OPEN, DUE, DEAD = '{INDEX}', '{OPEN}', '{DUE}', '{DEAD}'
+local INDEX, OPEN, DUE, DEAD, UNTOLD = '{INDEX}', '{OPEN}', '{DUE}', '{DEAD}', '{UNTOLD}'
 local id = string.sub(KEYS[1], #'{PREFIX}' + 1)
 local time = redis.call('TIME')
 local now = string.format('%d.%06d', time[1], time[2])
@@ -52,6 +55,7 @@ local function finish(status, dead)
   is_due_no_more()
   redis.call('SREM', OPEN, id)
   if dead then add(DEAD, now) end
+  add(UNTOLD, now)
 end
 local function open()
   redis.call('SADD', OPEN, id)
@@ -209,6 +213,7 @@ else
   if get('stage_state') == 'running' then set('stage_state', 'queued') end
   redis.call('HDEL', KEYS[1], 'error', 'error_code', 'error_stage')
   redis.call('ZREM', DEAD, id)
+  redis.call('ZREM', UNTOLD, id)
   open()
   status = 'resumed'
 end

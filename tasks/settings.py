@@ -3,14 +3,26 @@
 Read once, in ``worker/__main__.py``, and passed on.
 """
 
+from base64 import b64decode
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, ByteSize, Field, SecretStr
+from pydantic import (
+    BeforeValidator,
+    ByteSize,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tasks.data.access import Access
+
+# What the specification of webhooks asks for.
+_SHORTEST_SECRET = 24
 
 
 def _seconds(value: Any) -> Any:
@@ -115,8 +127,47 @@ class Settings(BaseSettings):
     job_ttl: Duration = timedelta(days=30)
     """How long a job's state and events are kept after their last change."""
 
+    webhook_url: str | None = None
+    """Where the end of each job is told, in the form of standardwebhooks.com: `https://`, or
+    `http://` on this machine. Unset: nowhere."""
+
+    webhook_secrets: Annotated[SecretStr | None, Field(validate_default=True)] = None
+    """The secrets that sign webhooks, `whsec_` and base64; several with commas between, so that the
+    receiver can change over from one to another."""
+
     log_format: Literal["text", "json"] = "text"
     """`text` for a terminal, `json` for a log collector."""
+
+    @field_validator("webhook_url")
+    @classmethod
+    def _is_safe(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "https://unset")
+        local = parts.hostname in ("localhost", "127.0.0.1", "::1")
+        if not parts.hostname or parts.scheme not in (("https", "http") if local else ("https",)):
+            raise ValueError("is no https:// address, nor http:// on this machine")
+        return url
+
+    @field_validator("webhook_secrets")
+    @classmethod
+    def _can_sign(cls, secrets: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        listed = _listed(secrets.get_secret_value() if secrets else None)
+        if info.data.get("webhook_url") and not listed:
+            raise ValueError("is needed with TRAINING_WEBHOOK_URL")
+        for number, secret in enumerate(listed, start=1):
+            try:
+                decoded = b64decode(secret.removeprefix("whsec_"), validate=True)
+            except ValueError:
+                decoded = b""
+            if not secret.startswith("whsec_") or len(decoded) < _SHORTEST_SECRET:
+                raise ValueError(
+                    f"secret {number} is not whsec_ and the base64 of {_SHORTEST_SECRET} bytes "
+                    "or more"
+                )
+        return secrets
+
+    def webhook_signing_secrets(self) -> tuple[str, ...]:
+        """The secrets that sign webhooks, the first one first."""
+        return _listed(self.webhook_secrets.get_secret_value() if self.webhook_secrets else None)
 
     @property
     def home_dir(self) -> Path:

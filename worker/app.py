@@ -35,6 +35,7 @@ from worker.supervisor import Limits, TrainerProcess, trainer_environment
 from worker.sweep import Sweep
 from worker.transport import use_for_redis
 from worker.upkeep import Upkeep
+from worker.webhooks import Webhooks
 
 # Enough for the restart of a broker while cache entries are looked up; a stage whose trainer
 # runs does not wait for a broker.
@@ -112,7 +113,7 @@ def run_worker(
             runtime().trainer.close()
 
     worker_process_shutdown.connect(end_kept_trainer, weak=False)
-    worker_ready.connect(lambda **_: _upkeep(app, settings).start(), weak=False)
+    worker_ready.connect(lambda **_: _start_upkeep(app, settings), weak=False)
     worker_shutdown.connect(lambda **_: forget_presence(leases, worker_name), weak=False)
     if ready_file is not None:
         worker_ready.connect(lambda **_: ready_file.touch(), weak=False)
@@ -128,13 +129,23 @@ def _limits(settings: Settings) -> Limits:
     )
 
 
-def _upkeep(app: Celery, settings: Settings) -> Upkeep:
+def _start_upkeep(app: Celery, settings: Settings) -> None:
     timeout = settings.visibility_timeout
     client = connect(app.conf.broker_url)
     control = JobControl(client, settings.job_ttl)
     reconciler = Reconciler(client, control, lambda record: send_rest(app, record), timeout)
     duties = (reconciler.send_due, reconciler.sweep_if_due)
-    return Upkeep(client, timeout, duties, Sweep(client, timeout).restore_expired)
+    restore = Sweep(client, timeout).restore_expired
+    Upkeep(client, timeout, duties, restore=restore).start()
+    # By itself: whoever is told may be slow.
+    client = connect(app.conf.broker_url)
+    webhooks = Webhooks(
+        client,
+        JobState(client, settings.job_ttl),
+        settings.webhook_url,
+        settings.webhook_signing_secrets(),
+    )
+    Upkeep(client, timeout, [webhooks.tell_due], lease="training:webhooks:lease").start()
 
 
 def _start(app: Celery, worker_name: str, queues: tuple[str, ...]) -> int:

@@ -12,7 +12,6 @@ from redis.exceptions import LockError
 
 logger = logging.getLogger(__name__)
 
-_LEASE = "training:upkeep"
 _LONGEST_PAUSE_S = 5.0
 
 Duty = Callable[[], object]
@@ -25,17 +24,24 @@ class Upkeep:
         client: A connection to the broker.
         timeout: The visibility timeout; a worker that is lost is replaced after half of it.
         duties: What is done in each turn.
+        lease: The key of the lease in Redis.
         restore: A duty that takes messages from workers that do not renew them. It waits for
             half of ``timeout`` after a start or an outage, in which live workers renew theirs.
     """
 
     def __init__(
-        self, client: "redis.Redis", timeout: timedelta, duties: Sequence[Duty], restore: Duty
+        self,
+        client: "redis.Redis",
+        timeout: timedelta,
+        duties: Sequence[Duty],
+        *,
+        lease: str = "training:upkeep",
+        restore: Duty = lambda: None,
     ) -> None:
         self._duties, self._restore = duties, restore
         self._hold_back_s = timeout.total_seconds() / 2
         self._pause_s = min(timeout.total_seconds() / 6, _LONGEST_PAUSE_S)
-        self._lock = client.lock(_LEASE, timeout=self._hold_back_s, thread_local=False)
+        self._lock = client.lock(lease, timeout=self._hold_back_s, thread_local=False)
         self._steady_since = time.monotonic()
 
     def start(self) -> None:

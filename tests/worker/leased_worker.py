@@ -53,7 +53,7 @@ def main(url: str, name: str, seconds: str) -> None:
     app = make(url, name, timeout)
     app.steps["consumer"].add(LeaseRenewal.with_client(connect(url)))
     client = connect(url)
-    upkeep = Upkeep(client, timeout, (), Sweep(client, timeout).restore_expired)
+    upkeep = Upkeep(client, timeout, (), restore=Sweep(client, timeout).restore_expired)
 
     def ready(**_: Any) -> None:
         upkeep.start()

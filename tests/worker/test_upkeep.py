@@ -15,7 +15,7 @@ TIMEOUT = timedelta(seconds=0.4)
 @pytest.fixture
 def upkeep(redis_client: Redis) -> Callable[..., Upkeep]:
     def make(*duties: Any, restore: Any = lambda: None) -> Upkeep:
-        return Upkeep(redis_client, TIMEOUT, duties, restore)
+        return Upkeep(redis_client, TIMEOUT, duties, restore=restore)
 
     return make
 
