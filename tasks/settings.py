@@ -112,6 +112,12 @@ class Settings(BaseSettings):
     stop_grace: Duration = timedelta(seconds=60)
     """How long a stopping worker waits for its trainer to save a checkpoint."""
 
+    stop_notice: str | None = None
+    """Where a worker learns that its machine is about to be taken away; it then hands its job back
+    from a checkpoint and ends. A file that appears, an address that answers 200 with anything but
+    `FALSE` or `NONE` then and 404 before, or `aws` or `gcp` for their spot instances. Unset: only a
+    signal ends a worker."""
+
     visibility_timeout: Duration = timedelta(seconds=60)
     """How long after a worker is lost its job goes to another one. Live workers renew their hold
     four times as often; jobs may take as long as they like."""

@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import socket
 import warnings
 from datetime import timedelta
@@ -17,6 +18,7 @@ from celery.signals import (
     worker_shutdown,
     worker_shutting_down,
 )
+from celery.worker.control import control_command
 
 from tasks.app import make_app
 from tasks.cache_registry import CacheRegistry
@@ -30,6 +32,7 @@ from tasks.store import Store
 from worker.gpus import Gpu
 from worker.leases import LeaseRenewal
 from worker.logs import set_up_logging
+from worker.notice import watch_for_notice
 from worker.reconciler import Reconciler
 from worker.supervisor import Limits, TrainerProcess, trainer_environment
 from worker.sweep import Sweep
@@ -115,9 +118,24 @@ def run_worker(
     worker_process_shutdown.connect(end_kept_trainer, weak=False)
     worker_ready.connect(lambda **_: _start_upkeep(app, settings), weak=False)
     worker_shutdown.connect(lambda **_: forget_presence(leases, worker_name), weak=False)
+    if settings.stop_notice is not None:
+        notice = settings.stop_notice
+        worker_ready.connect(lambda **_: watch_for_notice(notice, _end_this_worker), weak=False)
     if ready_file is not None:
         worker_ready.connect(lambda **_: ready_file.touch(), weak=False)
     return _start(app, worker_name, queues)
+
+
+@control_command(name="drain")  # type: ignore[untyped-decorator]
+def _drain(state: object) -> dict[str, str]:
+    """What ``training-worker drain`` asks of a worker."""
+    _end_this_worker()
+    return {"ok": "drains"}
+
+
+def _end_this_worker() -> None:
+    """As its supervisor would: its job goes back from a checkpoint."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _limits(settings: Settings) -> Limits:

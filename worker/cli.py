@@ -165,6 +165,20 @@ def worker(
     _run("worker", queues=queues, gpu=gpu, strict=strict, name=name, ready_file=ready_file)
 
 
+@cli.command()
+def drain(
+    workers: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="WORKER...", help="Their names.", show_default=False),
+    ] = None,
+    all_workers: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+    wait: Annotated[bool, typer.Option(help="Return when they have ended.")] = True,
+    json: Json = False,
+) -> None:
+    """Let workers hand their jobs back, from a checkpoint, and end."""
+    _run("drain", workers=tuple(workers or ()), all_workers=all_workers, wait=wait, json=json)
+
+
 _cache = typer.Typer(help="Look after the fleet's cache of encoder outputs.", no_args_is_help=True)
 cli.add_typer(_cache, name="cache")
 

@@ -12,6 +12,7 @@ from tasks.chain import job_chain, send_rest
 from tasks.control import JobControl
 from tasks.errors import ErrorCode, JobError
 from tasks.jobs.job import parse_job
+from tasks.presence import Presence, live_workers
 from tasks.records import JobStatus
 from tasks.settings import Settings
 from tasks.state import JobState, connect
@@ -51,6 +52,7 @@ class Client:
             connection.ping()
         except redis.RedisError as error:
             raise NoBrokerError(f"the broker does not answer: {error}") from error
+        self._redis = connection
         self.state = JobState(connection, settings.job_ttl)
         self.control = JobControl(connection, settings.job_ttl)
         self._app: Celery = make_app(settings, self.broker_url)
@@ -100,6 +102,14 @@ class Client:
         """Worker name to the queues it serves, of all workers that answer now."""
         answers = self._app.control.inspect(timeout=_ANSWER_WITHIN_S).active_queues() or {}
         return {name: [queue["name"] for queue in queues] for name, queues in answers.items()}
+
+    def present_workers(self) -> dict[str, Presence]:
+        """The workers that have noted themselves lately, busy or not."""
+        return live_workers(self._redis)
+
+    def drain(self, workers: list[str]) -> None:
+        """Let workers hand their jobs back and end."""
+        self._app.control.broadcast("drain", destination=workers)
 
     def why_waiting(self, queue: str) -> str | None:
         """Why nobody takes from a queue; None where a live worker serves it."""

@@ -1,6 +1,7 @@
 """A fleet on one machine: broker, workers and Flower, started, kept alive and stopped together."""
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -67,6 +68,11 @@ class _Child:
             if now - self.started_at > _WELL_AFTER_S:
                 self.pause_s = _FIRST_PAUSE_S
             code = self.process.returncode
+            if code == 0:
+                # Nobody ends so without being asked to.
+                logger.info("%s has drained; it is not started again", self.name)
+                self.process, self.start_at = None, math.inf
+                return
             logger.warning("%s ended (%s); again in %g s", self.name, code, self.pause_s)
             self.process = None
             self.start_at = now + self.pause_s

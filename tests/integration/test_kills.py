@@ -105,12 +105,20 @@ def test_a_killed_broker_comes_back_and_its_job_ends_with_the_same_result(
     assert finished(fleet, job_id)["sha256"] == expected_sha256
 
 
-def test_a_fleet_that_is_stopped_or_killed_whole_goes_on_when_it_is_started_again(
+def test_a_fleet_that_is_drained_or_killed_whole_goes_on_when_it_is_started_again(
     tmp_path: Path, long_job: dict[str, Any], expected_sha256: str
 ) -> None:
     home = tmp_path / "home"
     with Fleet(home, "40gb") as first:
         job_id = started(first, long_job)
+        unknown = first.run("drain", "nobody@nowhere", "--json")
+        assert unknown.code == 7
+        assert "there is: cpu@" in unknown.documents[0]["error"]["message"]
+        drained = first.run("drain", "--all", "--json")
+        assert [told["state"] for told in drained.documents] == ["gone", "gone"], drained
+        wait_until(lambda: first.workers() == [], timeout_s=20, description="both have ended")
+        assert first.record(job_id).waiting_in == "gpu.40gb"
+        assert first.log().count("has drained") == 2
     second = Fleet(home, "40gb")
     second.__enter__()
     stopped_at = checkpoints_of(second.record(job_id).refs)[-1].step
