@@ -166,6 +166,12 @@ def worker(
 
 
 @cli.command()
+def doctor(json: Json = False) -> None:
+    """Look at broker, store, clock, GPUs, workers and leases, and say what to mend."""
+    _run("doctor", json=json)
+
+
+@cli.command()
 def drain(
     workers: Annotated[
         list[str] | None,
