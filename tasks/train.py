@@ -17,19 +17,14 @@ _TOUCH_EVERY_S = 600
 def train(context: StageContext) -> StageResult:
     """Train, keeping what the record says of the run up to date so that any start can go on."""
     run = _Run(context)
+    while True:
+        try:
+            done = run.to_its_end()
+            break
+        except TrainerError as error:
+            if error.code != ErrorCode.UNREADABLE_FILE or not run.mend(error):
+                raise
     resumed = f", from step {run.resumed_at}" if run.resumed_at else ""
-    try:
-        done = run.to_its_end()
-    except TrainerError as error:
-        runtime = context.runtime
-        if error.code != ErrorCode.UNREADABLE_FILE or not drop_damaged(
-            runtime.cache, runtime.store, run.packs
-        ):
-            raise
-        message = f"{error.message}; what was damaged is encoded again"
-        context.emit(Note(level="warning", message=message))
-        cache(context)
-        done = run.to_its_end()
     if not isinstance(done, TrainDone):
         raise TypeError(f"the trainer answered a train request with {done.kind}")
     return StageResult(
@@ -47,7 +42,7 @@ class _Run:
         self._kept = checkpoints_of(refs)
         self._made = {event.step: event for event in validations_of(refs)}
         self.resumed_at = self._kept[-1].step if self._kept else 0
-        self.packs = packs_of(context)
+        self._packs = packs_of(context)
         self._touched_at = time.monotonic()
 
     def to_its_end(self) -> CacheDone | TrainDone:
@@ -61,13 +56,29 @@ class _Run:
             request, on_event=self._on_event, stop_requested=self._stop_requested
         )
 
+    def mend(self, error: TrainerError) -> bool:
+        """Do without the file that cannot be read; False where it is none of the job's own."""
+        context, runtime = self._context, self._context.runtime
+        if drop_damaged(runtime.cache, runtime.store, self._packs):
+            message = f"{error.message}; what was damaged is encoded again"
+            context.emit(Note(level="warning", message=message))
+            cache(context)
+            return True
+        if not self._kept or self._kept[-1].state_key not in error.message:
+            return False
+        self._kept.pop()
+        self.resumed_at = self._kept[-1].step if self._kept else 0
+        message = f"{error.message}; the run goes on from step {self.resumed_at}"
+        self._record("checkpoints", self._kept, Note(level="warning", message=message))
+        return True
+
     def _stop_requested(self) -> bool:
         """Asked about twice a second: a good time to note that the cache is still in use."""
         stop = self._context.stop_requested()
         due = time.monotonic() - self._touched_at > _TOUCH_EVERY_S
         if due and not self._context.outbox.away:
             self._touched_at = time.monotonic()
-            self._context.runtime.cache.use(self.packs)
+            self._context.runtime.cache.use(self._packs)
         return stop
 
     def _on_event(self, event: Event) -> None:
@@ -108,7 +119,11 @@ class _Run:
         self._record("validations", [made[step] for step in sorted(made)], event, remove)
 
     def _record(
-        self, ref: str, models: Iterable[StrictModel], event: Event, then: Callable[[], None]
+        self,
+        ref: str,
+        models: Iterable[StrictModel],
+        event: Event,
+        then: Callable[[], None] | None = None,
     ) -> None:
         lines = "\n".join(model.model_dump_json() for model in models)
         self._context.emit(event, {ref: lines}, then)

@@ -471,3 +471,27 @@ def test_publishing_twice_gives_the_same_manifest(
     run_stage("publish", publish, job_id, runtime, Delivery(queue="cpu", tag="second"))
     assert store.get(f"outputs/{job_id}/manifest.json") == first
     assert state.get(job_id).status == JobStatus.SUCCEEDED
+
+
+def test_a_damaged_checkpoint_is_done_without(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
+    run_stage("prepare", leave(data_set=empty_data_set(store)), job_id, runtime)
+    run_stage("cache", cache, job_id, runtime)
+    interrupted = ScriptedTrainer(saved(store, 10), saved(store, 20), ends=TrainerInterrupted())
+    with pytest.raises(StageReleased):
+        run_stage("train", train, job_id, replace(runtime, trainer=interrupted))
+
+    class Reader(ScriptedTrainer):
+        def run(self, request: TrainerRequest, **calls: Any) -> events.CacheDone | events.TrainDone:
+            if request.resume_state_key == "jobs/x/20/state":
+                self.requests.append(request)
+                message = "the training state jobs/x/20/state cannot be read"
+                raise TrainerError(message, "train", ErrorCode.UNREADABLE_FILE)
+            return super().run(request, **calls)
+
+    reader = Reader(saved(store, 20), TRAINED)
+    run_stage("train", train, job_id, replace(runtime, trainer=reader))
+    assert [it.resume_state_key for it in reader.requests] == ["jobs/x/20/state", "jobs/x/10/state"]
+    assert (state.get(job_id).stages["train"].summary or "").endswith("from step 10")
