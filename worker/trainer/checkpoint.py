@@ -4,6 +4,7 @@ No random state and no pickle: draws are functions of the step (``draws``), and 
 tensors and a little JSON.
 """
 
+import hashlib
 import json
 import math
 import shutil
@@ -23,9 +24,9 @@ from tasks.store import Store, checkpoint_prefix
 from worker.trainer.errors import DamagedFileError, ForeignStateError
 from worker.trainer.optimizer import optimizer_tensors, restore_optimizer
 from worker.trainer.pipe import Emit
-from worker.trainer.safetensors_file import write_safetensors
+from worker.trainer.safetensors_file import raw_bytes, write_safetensors
 
-_FORMAT = "training-worker state 1"
+_FORMAT = "training-worker state 2"
 STATE_FILE = "state.safetensors"
 WriteResults = Callable[[Path, str, int, Mapping[str, torch.Tensor]], list[Path]]
 _REMEDY = "resume from an earlier checkpoint, or start anew"
@@ -165,14 +166,16 @@ class Checkpoints:
         prefix = checkpoint_prefix(self._request.job_id, step, self._request.attempt)
         self._scratch.mkdir(parents=True, exist_ok=True)
         state_path = self._scratch / STATE_FILE
+        tensors = {name: tensor.detach().cpu() for name, tensor in state.tensors().items()}
         metadata = {
             "format": _FORMAT,
+            "sha256": _digest(tensors),
             "identity": json.dumps(self._identity, sort_keys=True),
             "scaler": json.dumps(state.scaler.state_dict(), sort_keys=True),
             "step": str(step),
             "versions": json.dumps(self._versions, sort_keys=True),
         }
-        write_safetensors(state_path, state.tensors(), metadata)
+        write_safetensors(state_path, tensors, metadata)
         state_key = f"{prefix}/{STATE_FILE}"
         self._store.put(state_key, state_path)
         state_path.unlink()
@@ -241,4 +244,15 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
         metadata = file.metadata() or {}
         if metadata.get("format") != _FORMAT:
             raise ValueError("it is no training state of this version")
-        return metadata, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if metadata.get("sha256") != _digest(tensors):
+        raise ValueError("its bytes have changed")
+    return metadata, tensors
+
+
+def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
+    """Of all bytes: a flipped bit would otherwise become a weight."""
+    sha256 = hashlib.sha256()
+    for _, tensor in sorted(tensors.items()):
+        sha256.update(raw_bytes(tensor))
+    return sha256.hexdigest()

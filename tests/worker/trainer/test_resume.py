@@ -190,13 +190,16 @@ def test_options_that_change_no_number_may_differ(tiny_flux: Path, data: Picture
     assert run_train(data, other, resume_state_key=key).done.steps == 1
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "empty", "another kind of file"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "a bit", "garbage", "empty", "another kind of file"]
+)
 def test_a_damaged_state_is_a_clear_error(tiny_flux: Path, data: Pictures, damage: str) -> None:
     config = config_of(tiny_flux, max_train_steps=1)
     straight = run_train(data, config)
     whole = straight.state_bytes()
     broken = {
         "truncated": whole[: len(whole) // 2],
+        "a bit": whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:],
         "garbage": b"\x00\x01" * 5000,
         "empty": b"",
         "another kind of file": straight.weights.read_bytes(),
