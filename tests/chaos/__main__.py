@@ -1,0 +1,109 @@
+"""Many runs by command: ``python -m tests.chaos --runs 200 --seed N [--report FILE]``.
+
+Each run is one job on a standing cluster of two hosts, with one to three faults. The same seed
+strikes with the same faults; when they strike in a process's life is up to the machine.
+"""
+
+import argparse
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from datetime import UTC, datetime
+from pathlib import Path
+
+from tests.chaos.cluster import TIMEOUT_S, Cluster
+from tests.chaos.faults import ALL
+from tests.chaos.runs import CHECKPOINT_EVERY, BrokenPromiseError, Outcome, new_jobs, run
+from worker.demo_pictures import draw_demo_pictures
+
+_BEGIN, _END = "<!-- chaos -->", "<!-- /chaos -->"
+
+
+def main() -> int:
+    """Run, print a line for each run, and report.
+
+    Returns:
+        The exit code: 1 where a promise was broken.
+    """
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    parser.add_argument("--faults", help="only those whose names contain this")
+    parser.add_argument("--report", type=Path, help="a Markdown file to write the result into")
+    arguments = parser.parse_args()
+    faults = [it for it in ALL if (arguments.faults or "") in it.name]
+    outcomes, broken = [], []
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="chaos-") as name, Cluster(Path(name)) as cluster:
+        model, pictures = prepare(Path(name))
+        jobs = new_jobs(cluster, model, pictures)
+        for number in range(arguments.runs):
+            chance = random.Random(f"{arguments.seed} {number}")
+            chosen = chance.sample(faults, min(len(faults), chance.choice((1, 1, 2, 3))))
+            try:
+                outcome = run(cluster, jobs, chosen, chance)
+            except BrokenPromiseError as error:
+                broken.append(f"run {number}: {str(error).splitlines()[0]}")
+                print(f"run {number} BROKE A PROMISE: {error}", flush=True)
+                cluster.heal()
+                continue
+            outcomes.append(outcome)
+            print(f"run {number}: {outcome}", flush=True)
+    report = _report(arguments.seed, outcomes, broken, time.monotonic() - began)
+    print(report)
+    if arguments.report:
+        _write(arguments.report, report)
+    return 1 if broken else 0
+
+
+def prepare(folder: Path) -> tuple[Path, Path]:
+    """A tiny base model and some pictures."""
+    model, pictures = folder / "model", folder / "pictures"
+    command = [sys.executable, "-P", "-m", "worker.trainer.tiny_models", str(model)]
+    subprocess.run(command, check=True, capture_output=True)
+    draw_demo_pictures(pictures)
+    return model, pictures
+
+
+def _report(seed: int, outcomes: list[Outcome], broken: list[str], seconds: float) -> str:
+    struck = Counter(name.partition(" at ")[0] for it in outcomes for name in it.faults)
+    resumed = [it.resumed_after_s / TIMEOUT_S for it in outcomes if it.resumed_after_s]
+    lost = [it.steps_lost for it in outcomes if it.steps_lost is not None]
+    total = len(outcomes) + len(broken)
+    lines = [
+        "## Chaos",
+        "",
+        f"`python -m tests.chaos --runs {total} --seed {seed}`, {datetime.now(UTC):%Y-%m-%d}, "
+        f"{os.cpu_count()} cores, {seconds / 60:.0f} minutes, visibility timeout {TIMEOUT_S:g} s.",
+        "",
+        f"- Runs that kept every promise: {len(outcomes)} of {total}.",
+        f"- Stage starts: {sum(it.starts for it in outcomes)}.",
+    ]
+    if resumed:
+        lines.append(
+            f"- From the fault to the next step, where training began anew: median "
+            f"{statistics.median(resumed):.1f}, worst {max(resumed):.1f} visibility timeouts, "
+            f"the start of the trainer and later faults of the same run included ({len(resumed)})."
+        )
+    if lost:
+        lines.append(f"- Steps lost: at most {max(lost)}; a checkpoint every {CHECKPOINT_EVERY}.")
+    lines += ["", "| fault | times |", "| --- | --- |"]
+    lines += [f"| {name} | {count} |" for name, count in sorted(struck.items())]
+    lines += ["", *(f"- Broken: {it}" for it in broken)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _write(path: Path, report: str) -> None:
+    text = path.read_text("utf-8") if path.exists() else f"# Results\n\n{_BEGIN}\n{_END}\n"
+    before, rest = text.split(_BEGIN) if _BEGIN in text else (f"{text}\n", f"{_END}\n")
+    after = rest.split(_END)[1]
+    path.write_text(f"{before}{_BEGIN}\n{report}{_END}{after}", "utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

