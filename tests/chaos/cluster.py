@@ -30,6 +30,7 @@ TIMEOUT_S = 4.0
 """The visibility timeout."""
 _READY_WITHIN_S = 60.0
 _MARK = "CHAOS_CLUSTER"
+_WORKERS = {"cpu": ["--queues", "cpu"], "gpu": ["--gpu", "EMULATED-40gb-0"]}
 
 
 class Broker:
@@ -88,10 +89,7 @@ class Host:
 
     def start(self) -> None:
         """Start what does not run."""
-        for kind, which in {
-            "cpu": ["--queues", "cpu"],
-            "gpu": ["--gpu", "EMULATED-40gb-0"],
-        }.items():
+        for kind, which in _WORKERS.items():
             process = self._processes.get(kind)
             if process is not None and process.poll() is None:
                 continue
@@ -103,7 +101,7 @@ class Host:
 
     def wait_until_ready(self) -> None:
         """Return when its workers have taken messages since they were started."""
-        for kind in ("cpu", "gpu"):
+        for kind in _WORKERS:
             wait_until(
                 self._ready(kind).exists,
                 timeout_s=_READY_WITHIN_S,

@@ -82,7 +82,6 @@ def run(cluster: Cluster, jobs: Jobs, faults: list[Fault], chance: random.Random
         BrokenPromiseError: Something that must be true after it is not.
     """
     which = chance.randrange(len(jobs.documents))
-    # Now and then a data set that nothing is cached of, so that the cache stage has work.
     document = jobs.documents[which]
     began = time.time()
     job_id = cluster.client.submit({**document, "id": f"chaos-{chance.getrandbits(48):012x}"})
@@ -115,13 +114,17 @@ def _wait_for(cluster: Cluster, job_id: str, moment: str, step: int) -> bool:
             if cluster.client.state.get(job_id).status.ended:
                 return False
             for _, event in cluster.client.state.events(job_id):
-                if isinstance(event, StageStarted) and event.stage == moment:
+                if _is_there(event, moment, step):
                     return True
-                if moment == "step" and isinstance(event, Progress) and event.unit == "steps":
-                    if event.done >= step:
-                        return True
         time.sleep(0.02)
     raise AssertionError(f"the job never came to {moment}")
+
+
+def _is_there(event: Event, moment: str, step: int) -> bool:
+    if isinstance(event, StageStarted):
+        return event.stage == moment
+    is_step = isinstance(event, Progress) and event.unit == "steps" and event.done >= step
+    return moment == "step" and is_step
 
 
 def _ended(cluster: Cluster, job_id: str) -> JobRecord:
