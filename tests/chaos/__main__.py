@@ -21,8 +21,6 @@ from tests.chaos.faults import ALL
 from tests.chaos.runs import CHECKPOINT_EVERY, BrokenPromiseError, Outcome, new_jobs, run
 from worker.demo_pictures import draw_demo_pictures
 
-_BEGIN, _END = "<!-- chaos -->", "<!-- /chaos -->"
-
 
 def main() -> int:
     """Run, print a line for each run, and report.
@@ -57,7 +55,7 @@ def main() -> int:
     report = _report(arguments.seed, outcomes, broken, time.monotonic() - began)
     print(report)
     if arguments.report:
-        _write(arguments.report, report)
+        write_section(arguments.report, "chaos", report)
     return 1 if broken else 0
 
 
@@ -98,11 +96,14 @@ def _report(seed: int, outcomes: list[Outcome], broken: list[str], seconds: floa
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _write(path: Path, report: str) -> None:
-    text = path.read_text("utf-8") if path.exists() else f"# Results\n\n{_BEGIN}\n{_END}\n"
-    before, rest = text.split(_BEGIN) if _BEGIN in text else (f"{text}\n", f"{_END}\n")
-    after = rest.split(_END)[1]
-    path.write_text(f"{before}{_BEGIN}\n{report}{_END}{after}", "utf-8")
+def write_section(path: Path, name: str, section: str) -> None:
+    """Put a section into a file of results, in place of the one of this name."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    text = path.read_text("utf-8") if path.exists() else "# Results\n"
+    if begin not in text:
+        text = f"{text}\n{begin}\n{end}\n"
+    before, rest = text.split(begin)
+    path.write_text(f"{before}{begin}\n{section}{end}{rest.split(end)[1]}", "utf-8")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from tests.chaos.faults import Fault, Strike
 from tests.integration.conftest import short_job
 from tests.waiting import wait_until
 
-STEPS, CHECKPOINT_EVERY = 120, 10
+STEPS, CHECKPOINT_EVERY = 400, 20
 _ENDS_WITHIN_S = 180.0
 _MOMENTS = ("prepare", "cache", "train", "step", "publish")
 

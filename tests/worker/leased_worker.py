@@ -1,5 +1,6 @@
-"""A Celery worker with our leases and a task that only works: ``python -P -m ... URL NAME VT``.
+"""A Celery worker with our leases and a task that only works: ``python -m ... URL NAME VT``.
 
+With a sweep interval in seconds behind, stock Celery instead: no leases of ours, kombu's own sweep.
 Each start and end of the task is noted in the list ``log`` of the broker, as ``NAME begins ID``.
 """
 
@@ -21,9 +22,7 @@ from worker.transport import use_for_redis
 from worker.upkeep import Upkeep
 
 
-def make(url: str, name: str, timeout: timedelta, *, ours: bool = True) -> Celery:
-    if ours:
-        use_for_redis()
+def make(url: str, name: str, timeout: timedelta) -> Celery:
     app = Celery("leased", broker=url, backend=url, set_as_current=False)
     app.conf.update(
         task_acks_late=True,
@@ -47,16 +46,21 @@ def make(url: str, name: str, timeout: timedelta, *, ours: bool = True) -> Celer
     return app
 
 
-def main(url: str, name: str, seconds: str) -> None:
+def main(url: str, name: str, seconds: str, sweep_interval: str | None = None) -> None:
     warnings.simplefilter("ignore", SecurityWarning)
     timeout = timedelta(seconds=float(seconds))
     app = make(url, name, timeout)
-    app.steps["consumer"].add(LeaseRenewal.with_client(connect(url)))
     client = connect(url)
-    upkeep = Upkeep(client, timeout, (), restore=Sweep(client, timeout).restore_expired)
+    if sweep_interval is None:
+        use_for_redis()
+        app.steps["consumer"].add(LeaseRenewal.with_client(connect(url)))
+    else:
+        options = {"unacked_restore_interval": float(sweep_interval), "unacked_restore_throttle": 1}
+        app.conf.broker_transport_options |= options
 
     def ready(**_: Any) -> None:
-        upkeep.start()
+        if sweep_interval is None:
+            Upkeep(client, timeout, (), restore=Sweep(client, timeout).restore_expired).start()
         client.rpush("log", f"{name} is ready")
 
     worker_ready.connect(ready, weak=False)

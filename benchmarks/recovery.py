@@ -1,0 +1,260 @@
+"""What a lost worker costs, and what is run twice: ours against stock Celery, in the same run.
+
+    python -m benchmarks.recovery [--kills 5] [--jobs 100] [--report benchmarks/RESULTS.md]
+
+- From ``kill -9`` of a whole host to the job's next start and to its next training step, on another
+  host, in visibility timeouts (goal: a median under 1.5), and the steps that were lost (at most
+  those since the last checkpoint). The job is a tiny FLUX LoRA on the CPU; stock Celery gets a task
+  that sleeps, with acknowledgement at its end and the same visibility timeout.
+- Tasks that last longer than the visibility timeout and are begun twice: none of ours.
+- Redis commands a minute of an idle worker, and of the renewal of a held message.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+import psutil
+from celery import Celery
+from redis import Redis
+
+from tasks.events import CheckpointSaved, Progress, StageStarted
+from tasks.state import connect
+from tests.chaos import cluster as chaos
+from tests.chaos.__main__ import prepare, write_section
+from tests.chaos.cluster import Cluster, signal_all
+from tests.integration.conftest import short_job
+from tests.waiting import wait_until
+from worker.broker import EmbeddedBroker
+from worker.process import spawn
+
+_TIMEOUT_S = 10.0
+_PATIENCE_S = 300.0
+# kombu's own default, and the shortest.
+_DEFAULT_SWEEP, _SHORT_SWEEP = "10", "1"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.recovery")
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=100)
+    parser.add_argument("--report", type=Path)
+    arguments = parser.parse_args()
+    lines = [
+        "## Recovery",
+        "",
+        f"`python -m benchmarks.recovery --kills {arguments.kills} --jobs {arguments.jobs}`, "
+        f"{datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores, visibility timeout "
+        f"{_TIMEOUT_S:g} s.",
+        "",
+    ]
+    for line in chain(
+        _kills(arguments.kills),
+        _stock_kills(max(1, arguments.kills // 2)),
+        _duplicates(arguments.jobs),
+        _commands(),
+    ):
+        print(line, flush=True)
+        lines.append(f"- {line}")
+    if arguments.report:
+        write_section(arguments.report, "recovery", "\n".join(lines) + "\n")
+
+
+def _kills(count: int) -> Iterator[str]:
+    chaos.TIMEOUT_S = _TIMEOUT_S
+    begun, stepped, lost = [], [], []
+    with tempfile.TemporaryDirectory(prefix="recovery-") as name, Cluster(Path(name)) as cluster:
+        job = short_job(*prepare(Path(name)))
+        job["training"] |= {"max_train_steps": 100_000, "save_every_n_steps": 50}
+        job["training"] |= {"max_checkpoints": 2}
+        job_id = cluster.client.submit(job)
+        for number in range(count):
+            _wait_until_it_trains(cluster, job_id, starts=number + 1)
+            # Into the middle of a renewal's period and of a checkpoint's.
+            time.sleep(2.0)
+            host = cluster.host_of(job_id)
+            checkpoint = _last(cluster, job_id, CheckpointSaved).step
+            done = _last(cluster, job_id, Progress).done
+            lost.append(max(0, done - checkpoint))
+            killed_at = time.time()
+            host.kill()
+            started, step = _next(cluster, job_id, number + 2)
+            begun.append((started - killed_at) / _TIMEOUT_S)
+            stepped.append((step - killed_at) / _TIMEOUT_S)
+            cluster.heal()
+        cluster.client.cancel(job_id)
+    yield (
+        f"host killed, ours: the stage begins elsewhere after {_told(begun)} visibility timeouts, "
+        f"its next step is made after {_told(stepped)}, the trainer's start included "
+        f"({count} kills); at most {max(lost)} steps lost, a checkpoint every 50"
+    )
+
+
+def _wait_until_it_trains(cluster: Cluster, job_id: str, starts: int) -> None:
+    """Return when the job trains in its n-th start and has a checkpoint."""
+    wait_until(
+        lambda: (
+            _next(cluster, job_id, starts)[1] > 0
+            and "checkpoints" in cluster.client.state.get(job_id).refs
+        ),
+        timeout_s=_PATIENCE_S,
+        description="the job trains",
+        detail=cluster.log,
+    )
+
+
+def _last(cluster: Cluster, job_id: str, kind: Any) -> Any:
+    found = [event for _, event in cluster.client.state.events(job_id) if isinstance(event, kind)]
+    return found[-1]
+
+
+def _next(cluster: Cluster, job_id: str, start: int) -> tuple[float, float]:
+    """When the n-th start of training was, and its first step, in seconds since 1970."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < deadline:
+        starts, started = 0, 0.0
+        for position, event in cluster.client.state.events(job_id):
+            at = int(position.partition("-")[0]) / 1000
+            if isinstance(event, StageStarted) and event.stage == "train":
+                starts += 1
+                started = at
+            if starts == start and isinstance(event, Progress) and event.unit == "steps":
+                return started, at
+        time.sleep(0.05)
+    raise AssertionError(f"the job's start {start} makes no step\n{cluster.log()}")
+
+
+@contextmanager
+def _workers(count: int, timeout_s: float, *more: str) -> Iterator[tuple[Redis, Celery, list[Any]]]:
+    """Workers with a task that sleeps, on a broker of their own."""
+    with tempfile.TemporaryDirectory() as folder, EmbeddedBroker(Path(folder)) as broker:
+        client = connect(broker.url)
+        worker = [sys.executable, "-m", "tests.worker.leased_worker"]
+        started = [
+            spawn(
+                [*worker, broker.url, f"w{number}", str(timeout_s), *more],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+            )
+            for number in range(count)
+        ]
+        wait_until(
+            lambda: sum("is ready" in line for line in _log(client)) == count,
+            timeout_s=_PATIENCE_S,
+            description="the workers are ready",
+        )
+        yield client, Celery("sender", broker=broker.url, set_as_current=False), started
+        for process in started:
+            _kill(process)
+
+
+def _kill(process: "subprocess.Popen[bytes]") -> None:
+    if process.poll() is None:
+        first = psutil.Process(process.pid)
+        signal_all("kill", [first, *first.children(recursive=True)])
+    process.wait()
+
+
+def _log(client: Redis) -> list[str]:
+    return cast("list[str]", client.lrange("log", 0, -1))
+
+
+def _stock_kills(count: int) -> Iterator[str]:
+    for told, sweep in (("its default sweep", _DEFAULT_SWEEP), ("a sweep a second", _SHORT_SWEEP)):
+        after = []
+        for _ in range(count):
+            with _workers(2, _TIMEOUT_S, sweep) as (client, app, started):
+                app.send_task("work", args=(600,), queue="work")
+                wait_until(partial(_has_begun, client, 1), timeout_s=60, description="it begins")
+                time.sleep(2.0)
+                first = next(line for line in _log(client) if "begins" in line)
+                at = time.monotonic()
+                _kill(started[int(first[1])])
+                wait_until(
+                    partial(_has_begun, client, 2),
+                    timeout_s=_PATIENCE_S,
+                    description="it begins again",
+                )
+                after.append((time.monotonic() - at) / _TIMEOUT_S)
+        yield (
+            f"host killed, stock Celery with {told}: the task begins elsewhere after "
+            f"{_told(after)} visibility timeouts ({count} kills), from its first step"
+        )
+
+
+def _has_begun(client: Redis, times: int) -> bool:
+    return sum("begins" in line for line in _log(client)) == times
+
+
+def _have_ended(client: Redis, count: int) -> bool:
+    return len({line.split()[2] for line in _log(client) if "ends" in line}) == count
+
+
+def _duplicates(count: int) -> Iterator[str]:
+    timeout_s, lasts_s, workers = 1.5, 4.0, 8
+    found = {}
+    kinds = {"ours": (), "stock Celery, a sweep a second": (_SHORT_SWEEP,)}
+    for kind, more in kinds.items():
+        with _workers(workers, timeout_s, *more) as (client, app, _):
+            for _ in range(count):
+                app.send_task("work", args=(lasts_s,), queue="work")
+            wait_until(
+                partial(_have_ended, client, count),
+                timeout_s=10 * _PATIENCE_S,
+                description="all have ended",
+            )
+            starts = Counter(line.split()[2] for line in _log(client) if "begins" in line)
+            found[kind] = sum(starts.values()) - len(starts)
+    told = ", ".join(f"{kind} {number}" for kind, number in found.items())
+    yield (
+        f"starts beyond the first of {count} tasks of {lasts_s:g} s with a visibility timeout of "
+        f"{timeout_s:g} s: {told}"
+    )
+
+
+def _commands() -> Iterator[str]:
+    told = {}
+    for kind, more in {"ours": (), "stock Celery": (_DEFAULT_SWEEP,)}.items():
+        with _workers(1, 60.0, *more) as (client, app, _):
+            idle = _per_minute(client)
+            app.send_task("work", args=(600,), queue="work")
+            wait_until(partial(_has_begun, client, 1), timeout_s=60, description="it begins")
+            told[kind] = (idle, _per_minute(client))
+    shown = ", ".join(
+        f"{kind} {idle:.0f} idle and {busy:.0f} with a job" for kind, (idle, busy) in told.items()
+    )
+    yield f"Redis commands a minute of a worker, visibility timeout 60 s: {shown}"
+
+
+def _per_minute(client: Redis) -> float:
+    """Of all commands but this measurement's own two."""
+
+    def calls() -> int:
+        stats = cast("dict[str, dict[str, Any]]", client.info("commandstats"))
+        return sum(int(it["calls"]) for name, it in stats.items() if "info" not in name)
+
+    seconds = 60.0
+    before = calls()
+    time.sleep(seconds)
+    return (calls() - before) * 60 / seconds
+
+
+def _told(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} (worst {max(values):.2f})"
+
+
+if __name__ == "__main__":
+    main()
