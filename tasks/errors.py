@@ -210,10 +210,10 @@ class StoreError(JobError):
 
 
 class MissingObjectError(StoreError):
-    """There is no such object in the store."""
+    """There is no such object in the store, or the store is not mounted."""
 
     def __init__(self, key: str) -> None:
-        super().__init__(f"the store holds no {key}", retryable=False)
+        super().__init__(f"the store holds no {key}")
 
 
 class NotInstalledError(JobError):

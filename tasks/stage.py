@@ -232,18 +232,24 @@ def _finish(context: StageContext, result: StageResult, seconds: float) -> None:
     )
     cancelled = record.status == JobStatus.CANCELLING and record.saves
     _patiently(context, context.outbox.flush)
-    _patiently(
-        context,
-        lambda: state.finish_stage(
-            context.job_id,
-            context.attempt,
-            context.stage,
-            stage,
-            result.refs,
-            result.result,
-            cancelled=cancelled,
-        ),
-    )
+    try:
+        _patiently(
+            context,
+            lambda: state.finish_stage(
+                context.job_id,
+                context.attempt,
+                context.stage,
+                stage,
+                result.refs,
+                result.result,
+                cancelled=cancelled,
+            ),
+        )
+    except SupersededError:
+        # Where the connection broke between the write and its answer, the job has ended just so.
+        ended = state.get(context.job_id)
+        if result.result is None or ended.result != result.result:
+            raise
 
 
 def _failed(context: StageContext, error: JobError) -> Exception:

@@ -163,6 +163,17 @@ def _damage_checkpoint(it: Strike) -> None:
     _kill(trainer)
 
 
+def _store_away(it: Strike) -> None:
+    """As a network file system that is not mounted any more."""
+    folder = it.cluster.folder / "store"
+    away = folder.with_name("store.away")
+    folder.rename(away)
+    folder.touch()
+    time.sleep(it.chance.uniform(0.5, 4))
+    folder.unlink()
+    away.rename(folder)
+
+
 def _lose_message(it: Strike) -> None:
     """As a worker does that dies between taking a message and noting that it has it."""
     for queue in ("cpu", "gpu.40gb"):
@@ -188,6 +199,7 @@ ALL = (
     Fault("network cut", _cut),
     Fault("network cut for long", _cut_for_long),
     Fault("network swallows", _swallow),
+    Fault("store away", _store_away),
     Fault("delivered twice", _deliver_twice, restarts=False),
     Fault("submitted twice", _submit_twice, restarts=False),
     Fault("checkpoint damaged", _damage_checkpoint, only_train=True),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import redis
 
 from tasks.events import CheckpointSaved, Event, JobEnded, Progress, StageStarted
@@ -85,24 +86,26 @@ def run(cluster: Cluster, jobs: Jobs, faults: list[Fault], chance: random.Random
     document = jobs.documents[which]
     began = time.time()
     job_id = cluster.client.submit({**document, "id": f"chaos-{chance.getrandbits(48):012x}"})
-    struck, struck_at = [], 0.0
-    for fault in faults:
-        moment = "step" if fault.only_train else chance.choice(_MOMENTS)
-        if not _wait_for(cluster, job_id, moment, chance.randrange(STEPS * 3 // 4)):
-            break  # the job was over before
-        struck.append(f"{fault.name} at {moment}")
-        struck_at = struck_at or time.time()
-        fault.strike(Strike(cluster, job_id, chance))
-    cluster.heal()
+    struck: list[str] = []
+    struck_at = 0.0
     try:
+        for fault in faults:
+            moment = "step" if fault.only_train else chance.choice(_MOMENTS)
+            if not _wait_for(cluster, job_id, moment, chance.randrange(STEPS * 3 // 4)):
+                break  # the job was over before
+            struck.append(f"{fault.name} at {moment}")
+            struck_at = struck_at or time.time()
+            fault.strike(Strike(cluster, job_id, chance))
+        cluster.heal()
         record = _ended(cluster, job_id)
         events = list(cluster.client.state.events(job_id))
         outcome = Outcome(struck, time.time() - began, _starts(events))
         _measure(outcome, events, struck_at)
         _check(cluster, record, events, jobs.expected[which], faults)
-    except (AssertionError, redis.RedisError) as error:
+    except (AssertionError, redis.RedisError, psutil.Error) as error:
+        cluster.heal()
         told = "\n".join(f"{at} {event}" for at, event in cluster.client.state.events(job_id))
-        raise BrokenPromiseError(f"{struck}: {error}\n{told}\n{cluster.log()}") from error
+        raise BrokenPromiseError(f"{struck}: {error!r}\n{told}\n{cluster.log()}") from error
     return outcome
 
 

@@ -495,3 +495,24 @@ def test_a_damaged_checkpoint_is_done_without(
     run_stage("train", train, job_id, replace(runtime, trainer=reader))
     assert [it.resume_state_key for it in reader.requests] == ["jobs/x/20/state", "jobs/x/10/state"]
     assert (state.get(job_id).stages["train"].summary or "").endswith("from step 10")
+
+
+def test_an_end_whose_answer_was_lost_is_an_end(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    class Deaf(JobState):
+        def finish_stage(self, *args: Any, **kwargs: Any) -> None:
+            super().finish_stage(*args, **kwargs)
+            if not self.deaf:
+                return
+            self.deaf = False
+            raise redis.ConnectionError("the answer is lost")
+
+        deaf = True
+
+    broker = Deaf(state._redis, timedelta(hours=1))
+    body: StageBody = lambda _: StageResult("published", {}, {"published": "/lamp"})  # noqa: E731
+    runtime = runtime_with(broker, store, tmp_path, ScriptedTrainer())
+    assert run_stage("publish", body, job_id, runtime)["published"] == "/lamp"
+    ends = [event for _, event in state.events(job_id) if isinstance(event, events.JobEnded)]
+    assert len(ends) == 1
