@@ -9,11 +9,13 @@ from redis import Redis
 from tasks.state import JobState, connect
 from worker.broker import EmbeddedBroker
 
+_SLOW = {"integration", "chaos", "test_broken_connections.py"}
+
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow ones first, so that no process is left with them at the end."""
-    items.sort(key=lambda item: "integration" not in item.path.parts)
+    items.sort(key=lambda item: not _SLOW & set(item.path.parts))
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,7 @@ from worker.process import spawn
 TIMEOUT_S = 4.0
 """The visibility timeout."""
 _READY_WITHIN_S = 60.0
+_DISK_BYTES = 256 * 2**20
 _MARK = "CHAOS_CLUSTER"
 _WORKERS = {"cpu": ["--queues", "cpu"], "gpu": ["--gpu", "EMULATED-40gb-0"]}
 
@@ -150,6 +151,14 @@ class Host:
         return self._home / f"{kind}.ready"
 
 
+def _mount_small(folder: Path) -> bool:
+    """Whether a disk of its own could be mounted there, small enough to be filled."""
+    if os.geteuid() != 0 or sys.platform != "linux":
+        return False
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(folder)]
+    return subprocess.run(mount, capture_output=True, check=False).returncode == 0
+
+
 def signal_all(what: str, processes: Iterable[psutil.Process]) -> None:
     """``kill``, ``suspend`` or ``resume`` processes, as far as they still are."""
     for process in processes:
@@ -169,7 +178,11 @@ class Cluster:
         self.mark = uuid.uuid4().hex
         self.folder = folder
         self.broker = Broker(folder / "broker")
-        store = folder / "store"
+        self.disk = folder / "disk"
+        self.disk.mkdir()
+        self.disk_is_small = _mount_small(self.disk)
+        store = self.disk / "store"
+        store.mkdir()
         self.store = Store(store.as_uri())
         env = {
             **{k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")},
@@ -205,6 +218,8 @@ class Cluster:
             host.kill()
             host.network.close()
         self.broker.kill()
+        if self.disk_is_small:
+            subprocess.run(["umount", "--lazy", str(self.disk)], check=True)
 
     def heal(self) -> None:
         """Everything runs again."""

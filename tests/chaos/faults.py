@@ -34,6 +34,8 @@ class Fault:
         restarts: Whether stages may begin anew for it.
         cancels: Whether the job is to end as cancelled.
         only_train: Whether it needs a job that trains.
+        needs_small_disk: Whether the store must be on a disk that can be filled.
+        takes_long: Whether it is made only when asked for.
     """
 
     name: str
@@ -41,6 +43,8 @@ class Fault:
     restarts: bool = True
     cancels: bool = False
     only_train: bool = False
+    needs_small_disk: bool = False
+    takes_long: bool = False
 
 
 def _kill(process: psutil.Process | None) -> None:
@@ -113,6 +117,12 @@ def _broker_away(it: Strike) -> None:
     it.cluster.broker.start()
 
 
+def _broker_away_for_a_minute(it: Strike) -> None:
+    it.cluster.broker.kill()
+    time.sleep(60)
+    it.cluster.broker.start()
+
+
 def _cut(it: Strike) -> None:
     network = it.cluster.host_of(it.job_id).network
     network.cut()
@@ -165,13 +175,23 @@ def _damage_checkpoint(it: Strike) -> None:
 
 def _store_away(it: Strike) -> None:
     """As a network file system that is not mounted any more."""
-    folder = it.cluster.folder / "store"
+    folder = it.cluster.disk / "store"
     away = folder.with_name("store.away")
     folder.rename(away)
     folder.touch()
     time.sleep(it.chance.uniform(0.5, 4))
     folder.unlink()
     away.rename(folder)
+
+
+def _fill_disk(it: Strike) -> None:
+    filler = it.cluster.disk / "filler"
+    with filler.open("wb") as file, suppress(OSError):
+        while True:
+            file.write(bytes(2**20))
+            file.flush()
+    time.sleep(it.chance.uniform(0.5, 4))
+    filler.unlink()
 
 
 def _lose_message(it: Strike) -> None:
@@ -196,10 +216,12 @@ ALL = (
     Fault("host frozen for long", _freeze_host_for_long),
     Fault("broker restarted", _restart_broker),
     Fault("broker away", _broker_away),
+    Fault("broker away for a minute", _broker_away_for_a_minute, takes_long=True),
     Fault("network cut", _cut),
     Fault("network cut for long", _cut_for_long),
     Fault("network swallows", _swallow),
     Fault("store away", _store_away),
+    Fault("disk full", _fill_disk, needs_small_disk=True),
     Fault("delivered twice", _deliver_twice, restarts=False),
     Fault("submitted twice", _submit_twice, restarts=False),
     Fault("checkpoint damaged", _damage_checkpoint, only_train=True),

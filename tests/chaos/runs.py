@@ -194,6 +194,9 @@ def _check(
     mortal = [key for key in map(str, cluster.redis.scan_iter()) if _must_end(key)]
     for_ever = [key for key in mortal if cluster.redis.ttl(key) == -1]
     assert not for_ever, f"they have no life time: {for_ever}"
+    # The disk is small.
+    for prefix in (f"jobs/{record.id}", f"outputs/{record.id}"):
+        cluster.store.delete(cluster.store.keys(prefix))
 
 
 def _is_quiet(cluster: Cluster) -> bool:
