@@ -16,9 +16,9 @@ def test_a_password_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) 
 
 
 def test_configured_credentials_win_and_are_never_shown(tmp_path: Path) -> None:
-    settings = Settings(home=tmp_path, flower_basic_auth="me:secret")
-    assert flower_credentials(settings) == "me:secret"
-    assert "secret" not in repr(settings)
+    settings = Settings(home=tmp_path, flower_basic_auth="me:hidden")
+    assert flower_credentials(settings) == "me:hidden"
+    assert "hidden" not in repr(settings)
 
 
 def test_it_is_on_the_loopback_address(tmp_path: Path) -> None:
