@@ -11,6 +11,8 @@ export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 "$venv/bin/lint-imports" --no-cache
-"$venv/bin/mypy"
+"$venv/bin/mypy" &
+types=$!
 # A file stays on one process, so that tests that share a fleet or a model share it there.
 "$venv/bin/pytest" --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
+wait "$types"

@@ -56,10 +56,12 @@ class Jobs:
     expected: list[str] = field(default_factory=list)
 
 
-def new_jobs(cluster: Cluster, model: Path, pictures: Path) -> Jobs:
-    """Two jobs that differ in their rank, run once in peace."""
+def new_jobs(
+    cluster: Cluster, model: Path, pictures: Path, ranks: tuple[int, ...] = (2, 4)
+) -> Jobs:
+    """Jobs that differ in their rank, run once in peace."""
     documents = []
-    for rank in (2, 4):
+    for rank in ranks:
         job = short_job(model, pictures)
         job["training"] |= {
             "max_train_steps": STEPS,

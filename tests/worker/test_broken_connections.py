@@ -105,19 +105,13 @@ def cut_connections(broker: EmbeddedBroker, client: Redis) -> None:
     client.client_kill_filter(_type="normal", skipme=True)
 
 
-def restart(broker: EmbeddedBroker, client: Redis) -> None:
-    broker.stop()
-    time.sleep(1)
-    broker.start()
-
-
 def be_away_for_long(broker: EmbeddedBroker, client: Redis) -> None:
     broker.stop()
     time.sleep(1.5 * TIMEOUT_S)
     broker.start()
 
 
-@pytest.mark.parametrize("fault", [cut_connections, restart, be_away_for_long])
+@pytest.mark.parametrize("fault", [cut_connections, be_away_for_long])
 def test_a_task_runs_once_through_a_connection_that_breaks(
     broker: EmbeddedBroker,
     client: Redis,
@@ -148,7 +142,7 @@ def test_a_lost_workers_task_begins_on_another_one_in_little_more_than_a_timeout
     wait_for(client, f"second begins {task}")
     # Half a timeout until the lost one's upkeep passes on is over by then; the rest is for the
     # sweeper's pauses and a busy machine.
-    assert time.monotonic() - killed_at < 3 * TIMEOUT_S
+    assert time.monotonic() - killed_at < 4 * TIMEOUT_S
 
 
 def test_a_task_is_held_to_its_end_through_a_warm_shutdown(

@@ -9,6 +9,7 @@ from kombu.connection import Connection
 from kombu.entity import Queue
 from redis import Redis
 
+from tests.waiting import wait_until
 from worker import leases
 from worker.leases import LeaseRenewal, adopt, renew
 from worker.transport import Transport
@@ -110,7 +111,7 @@ def test_a_worker_whose_main_loop_hangs_is_left_by_its_leases(
     channel, queue = consuming(connection)
     send(connection, 1)
     held = queue.get()
-    options = {"visibility_timeout": 0.4}
+    options = {"visibility_timeout": 1.0}
     consumer = SimpleNamespace(
         app=SimpleNamespace(conf=SimpleNamespace(broker_transport_options=options)),
         task_consumer=SimpleNamespace(channel=channel),
@@ -120,14 +121,18 @@ def test_a_worker_whose_main_loop_hangs_is_left_by_its_leases(
     step.start(consumer)
 
     def is_renewed() -> bool:
-        redis_client.zadd("unacked_index", {held.delivery_tag: LONG_AGO})
-        time.sleep(0.25)
         score = redis_client.zscore("unacked_index", held.delivery_tag)
         return score is not None and score > LONG_AGO + 1
 
-    assert is_renewed()
-    time.sleep(0.4)
+    def forget() -> None:
+        redis_client.zadd("unacked_index", {held.delivery_tag: LONG_AGO})
+
+    forget()
+    wait_until(is_renewed, timeout_s=10, description="it is renewed")
+    time.sleep(1.3)  # and the loop has not turned
+    forget()
+    time.sleep(0.6)
     assert not is_renewed()
     step.stop(consumer)  # as in a warm shutdown, in which the loop is not meant to turn
-    assert is_renewed()
+    wait_until(is_renewed, timeout_s=10, description="it is renewed again")
     held.ack()

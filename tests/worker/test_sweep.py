@@ -55,7 +55,7 @@ def test_what_nobody_renews_is_delivered_again_under_a_new_tag(
 def test_what_is_renewed_stays_with_its_worker(
     sweep: Sweep, connection: Any, redis_client: Redis
 ) -> None:
-    message = held(connection, redis_client, age_s=59)
+    message = held(connection, redis_client, age_s=30)
     assert sweep.restore_expired() == []
     assert redis_client.hkeys("unacked") == [message.delivery_tag]
     message.ack()

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.events import CheckpointSaved, Event, Note, Progress, TrainDone
+from tasks.events import CheckpointSaved, Event, Note, Progress
 from tasks.requests import TrainerExit
 from tests.worker.trainer.runs import (
     BUCKETS,
@@ -63,13 +63,9 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(tiny_flux: Path, data: Pic
     saved = killed.signal_when(signal.SIGKILL, is_checkpoint).of(CheckpointSaved)[-1]
     assert killed.finish()[1] == -signal.SIGKILL
     assert saved.step == 10
-    resumed = TrainerProcess(
-        request.model_copy(update={"attempt": 3, "resume_state_key": saved.state_key})
-    )
-    events, code, errors = resumed.finish()
-    assert code == TrainerExit.DONE, errors
-    assert_same_end(straight, events.of(CheckpointSaved)[-1])
-    assert events.of(TrainDone)[-1].final_loss == straight.done.final_loss
+    resumed = run_train(data, config, attempt=3, resume_state_key=saved.state_key)
+    assert_same_end(straight, resumed.checkpoints[-1])
+    assert resumed.done.final_loss == straight.done.final_loss
 
 
 @pytest.mark.timeout(180)
@@ -87,12 +83,8 @@ def test_a_stopped_run_saves_and_ends_as_if_nothing_had_happened(
     assert code == TrainerExit.INTERRUPTED, errors
     saved = events.of(CheckpointSaved)[-1]
     assert 3 <= saved.step < 20
-    resumed = TrainerProcess(
-        request.model_copy(update={"attempt": 3, "resume_state_key": saved.state_key})
-    )
-    events, code, errors = resumed.finish()
-    assert code == TrainerExit.DONE, errors
-    assert_same_end(straight, events.of(CheckpointSaved)[-1])
+    resumed = run_train(data, config, attempt=3, resume_state_key=saved.state_key)
+    assert_same_end(straight, resumed.checkpoints[-1])
 
 
 @pytest.mark.parametrize("stop_at", [1, 4])
