@@ -116,6 +116,7 @@ def run_worker(
             runtime().trainer.close()
 
     worker_process_shutdown.connect(end_kept_trainer, weak=False)
+    worker_ready.connect(lambda **_: note(), weak=False)
     worker_ready.connect(lambda **_: _start_upkeep(app, settings), weak=False)
     worker_shutdown.connect(lambda **_: forget_presence(leases, worker_name), weak=False)
     if settings.stop_notice is not None:
