@@ -1,9 +1,10 @@
 """Which workers are there: each notes itself in Redis for as long as it lives."""
 
+import contextlib
 from datetime import timedelta
 from typing import cast
 
-from redis import Redis
+from redis import Redis, RedisError
 
 from routing.classes import MemoryClass
 from tasks.jobs.base import StrictModel
@@ -16,21 +17,48 @@ class Presence(StrictModel):
 
     Attributes:
         queues: What it serves, first served first.
-        memory_class: Its GPU's; null on the CPU queue.
+        memory_class: Its GPU's; null on the CPU queue, as all of the GPU.
+        gpu_uuid: The GPU that it is pinned to.
+        gpu_name: The product's name.
+        gpu_mib: The GPU's memory; 0 where it is emulated.
+        quarantined: Why the worker takes no messages now.
     """
 
     queues: tuple[str, ...]
     memory_class: MemoryClass | None
+    gpu_uuid: str | None = None
+    gpu_name: str | None = None
+    gpu_mib: int = 0
+    quarantined: str | None = None
 
 
-def note_presence(client: Redis, worker: str, presence: Presence, life: timedelta) -> None:
-    """Note that a worker is there, for a while."""
-    client.set(f"{_PREFIX}{worker}", presence.model_dump_json(), px=life)
+class PresenceNote:
+    """A worker's own note that it is there.
 
+    Args:
+        client: A connection to the broker.
+        worker: The worker's name.
+        presence: What is noted.
+        life: How long the note lasts; renew it before.
+    """
 
-def forget_presence(client: Redis, worker: str) -> None:
-    """Note that a worker is gone."""
-    client.delete(f"{_PREFIX}{worker}")
+    def __init__(self, client: Redis, worker: str, presence: Presence, life: timedelta) -> None:
+        self._redis, self._key, self._life = client, f"{_PREFIX}{worker}", life
+        self._presence = presence
+
+    def renew(self) -> None:
+        """Note it for a while longer."""
+        self._redis.set(self._key, self._presence.model_dump_json(), px=self._life)
+
+    def quarantined(self, reason: str | None) -> None:
+        """Note that the worker takes no messages, and why; or, with None, that it does again."""
+        self._presence = self._presence.model_copy(update={"quarantined": reason})
+        with contextlib.suppress(RedisError):  # the next renewal tells it
+            self.renew()
+
+    def forget(self) -> None:
+        """Note that the worker is gone."""
+        self._redis.delete(self._key)
 
 
 def live_workers(client: Redis) -> dict[str, Presence]:
@@ -48,5 +76,6 @@ def next_larger_class(client: Redis, memory_class: MemoryClass | None) -> Memory
     """The smallest class above this one that a live worker has; None where there is none."""
     if memory_class is None:
         return None
-    there = {worker.memory_class for worker in live_workers(client).values()}
+    live = live_workers(client).values()
+    there = {worker.memory_class for worker in live if worker.quarantined is None}
     return min((it for it in there if it and it > memory_class), default=None)

@@ -55,6 +55,10 @@ class TrainerInterrupted(Exception):  # noqa: N818 - an outcome, not an error
     """The trainer stopped as it was asked to; its last checkpoint was told as an event."""
 
 
+class GpuUnfit(Exception):  # noqa: N818 - an outcome, not an error
+    """The worker's GPU cannot take the job now: another worker's may."""
+
+
 @dataclass(frozen=True)
 class Backoff:
     """How a stage that met a passing fault is tried again.
@@ -83,6 +87,8 @@ class Runtime:
         backoff: How stages that met a passing fault are tried again.
         next_larger_class: The next class above this worker's own that a live worker has, for a
             job that ran out of GPU memory here.
+        check_gpu: Asked before each stage that needs the GPU, with the GiB it needs; raises
+            ``GpuUnfit``.
     """
 
     state: JobState
@@ -96,3 +102,4 @@ class Runtime:
     device: Device
     backoff: Backoff = Backoff(tries=0, first_s=1.0)
     next_larger_class: Callable[[], MemoryClass | None] = lambda: None
+    check_gpu: Callable[[float], None] = lambda needed_gib: None

@@ -78,6 +78,10 @@ class Settings(BaseSettings):
     """A declared inventory instead of what the driver reports, for emulation on the CPU, such as
     `40gb,24gb`."""
 
+    cuda_visible_devices: str | None = Field(default=None, validation_alias="CUDA_VISIBLE_DEVICES")
+    """The GPUs that may be used, as CUDA itself reads it: indices in the order of `nvidia-smi`, or
+    UUIDs, with commas between. Unset: all."""
+
     flower_port: int = Field(default=5555, ge=0, le=65535)
     """Flower's port on the loopback address. 0 starts no Flower."""
 

@@ -13,13 +13,13 @@ from typing import Any, Protocol, TypeVar
 
 import redis
 
-from routing.queues import gpu_queue
+from routing.queues import CPU_QUEUE, gpu_queue
 from tasks.errors import CancelledJobError, ErrorCode, JobError
 from tasks.events import Event, Note
 from tasks.outbox import Outbox
 from tasks.records import NEXT_QUEUE, JobRecord, JobStatus, SupersededError
 from tasks.requests import TrainerRequest
-from tasks.runtime import Runtime, TrainerInterrupted
+from tasks.runtime import GpuUnfit, Runtime, TrainerInterrupted
 from tasks.state import BeginOutcome
 
 T = TypeVar("T")
@@ -205,10 +205,17 @@ def run_stage(
 def _ended(context: StageContext, body: StageBody, started: float) -> dict[str, Any]:
     """Do the work and record what came of it."""
     extra = {"job": context.job_id, "stage": context.stage}
+    worker = context.runtime.worker
     try:
+        if context.queue != CPU_QUEUE:
+            context.runtime.check_gpu(context.record.job.estimate().needed_gib)
         result = body(context)
     except TrainerInterrupted:
-        result = _interrupted(context)
+        note = Note(level="info", message=f"{worker} stops; {context.stage} waits")
+        result = _interrupted(context, note)
+    except GpuUnfit as unfit:
+        message = f"{context.stage} waits for another GPU than that of {worker}: {unfit}"
+        result = _interrupted(context, Note(level="warning", message=message))
     except StageMoved as moved:
         raise _move(context, moved, {f"ref:{NEXT_QUEUE}": moved.queue}) from None
     except (redis.RedisError, SupersededError):
@@ -281,14 +288,12 @@ def _move(context: StageContext, moved: StageMoved, fields: dict[str, str]) -> E
     return moved if _release(context, note, fields) else _cancelled(context)
 
 
-def _interrupted(context: StageContext) -> StageResult:
-    """What an interrupted trainer means for the stage.
+def _interrupted(context: StageContext, note: Note) -> StageResult:
+    """What it means for the stage that this worker cannot go on with it.
 
     Returns:
         Where somebody wants what there is of a cancelled job: that, as the stage's result.
     """
-    worker = context.runtime.worker
-    note = Note(level="info", message=f"{worker} stops; {context.stage} waits")
     if _release(context, note):
         extra = {"job": context.job_id, "stage": context.stage}
         logger.info("%s goes back to its queue", context.stage, extra=extra)

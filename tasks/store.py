@@ -80,8 +80,10 @@ class Store:
             folder = self._folder
             self._store = from_url(url) if folder is None else LocalStore(folder, mkdir=True)
         except (BaseError, OSError, ValueError) as error:
+            # A file system that is away may come back; a wrong address stays wrong.
+            passing = isinstance(error, OSError)
             raise StoreError(
-                f"cannot open the store: {_first_line(error)}", retryable=False
+                f"cannot open the store: {_first_line(error)}", retryable=passing
             ) from error
 
     def put(self, key: str, data: bytes | Path) -> None:

@@ -6,7 +6,7 @@ import signal
 import socket
 import warnings
 from datetime import timedelta
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 from celery import Celery
@@ -24,7 +24,7 @@ from tasks.app import make_app
 from tasks.cache_registry import CacheRegistry
 from tasks.chain import send_rest
 from tasks.control import JobControl
-from tasks.presence import Presence, forget_presence, next_larger_class, note_presence
+from tasks.presence import Presence, PresenceNote, next_larger_class
 from tasks.runtime import Backoff, Runtime
 from tasks.settings import Settings
 from tasks.state import JobState, connect
@@ -33,6 +33,7 @@ from worker.gpus import Gpu
 from worker.leases import LeaseRenewal
 from worker.logs import set_up_logging
 from worker.notice import watch_for_notice
+from worker.quarantine import Quarantine, Reports, make_gate
 from worker.reconciler import Reconciler
 from worker.supervisor import Limits, TrainerProcess, trainer_environment
 from worker.sweep import Sweep
@@ -71,27 +72,28 @@ def run_worker(
     # Celery warns root users of pickles in messages; ours are JSON, and nothing else is accepted.
     warnings.simplefilter("ignore", SecurityWarning)
     setup_logging.connect(_keep_our_logging)
-    drain = _Drain()
+    drain, reports = _Drain(), Reports()
     worker_name = f"{name}@{socket.gethostname()}"
+    real_gpu = None if gpu is None or gpu.emulated else gpu
 
     @cache
     def runtime() -> Runtime:
         """Made in the process that runs tasks: connections do not survive a fork."""
-        real_gpu = gpu is not None and not gpu.emulated
-        env = trainer_environment(dict(os.environ), gpu.uuid if gpu and real_gpu else None)
+        env = trainer_environment(dict(os.environ), real_gpu.uuid if real_gpu else None)
+        trainer = TrainerProcess(
+            env,
+            restarts=settings.trainer_restarts,
+            stop_grace_s=settings.stop_grace.total_seconds(),
+            limits=_limits(settings),
+            most_requests=settings.trainer_requests,
+            idle_s=settings.trainer_idle.total_seconds(),
+        )
         patient = connect(broker_url, patience=_PATIENCE)
         return Runtime(
             state=JobState(connect(broker_url), settings.job_ttl),
             cache=CacheRegistry(patient, settings.job_ttl, settings.visibility_timeout),
             store=Store(settings.resolved_store_url),
-            trainer=TrainerProcess(
-                env,
-                restarts=settings.trainer_restarts,
-                stop_grace_s=settings.stop_grace.total_seconds(),
-                limits=_limits(settings),
-                most_requests=settings.trainer_requests,
-                idle_s=settings.trainer_idle.total_seconds(),
-            ),
+            trainer=trainer,
             access=settings.data_access(),
             downloads_dir=settings.downloads_dir,
             scratch_dir=settings.resolved_scratch_dir,
@@ -99,15 +101,24 @@ def run_worker(
             device="cuda" if real_gpu else "cpu",
             next_larger_class=lambda: next_larger_class(patient, gpu.memory_class if gpu else None),
             backoff=Backoff(settings.retries, settings.retry_pause.total_seconds()),
+            check_gpu=make_gate(real_gpu, reports, trainer.close),
         )
 
     use_for_redis()
     app = make_app(settings, broker_url, runtime, drain.begun)
-    presence = Presence(queues=queues, memory_class=gpu.memory_class if gpu else None)
-    life = settings.visibility_timeout * 2
+    presence = Presence(
+        queues=queues,
+        memory_class=gpu.memory_class if gpu else None,
+        gpu_uuid=gpu.uuid if gpu else None,
+        gpu_name=gpu.name if gpu else None,
+        gpu_mib=gpu.memory_mib if gpu else 0,
+    )
     leases = connect(broker_url)
-    note = partial(note_presence, leases, worker_name, presence, life)
-    app.steps["consumer"].add(LeaseRenewal.with_client(leases, note))
+    note = PresenceNote(leases, worker_name, presence, settings.visibility_timeout * 2)
+    app.steps["consumer"].add(LeaseRenewal.with_client(leases, note.renew))
+    if real_gpu is not None:
+        watch = Quarantine.of(real_gpu, reports, note.quarantined, drain.begin)
+        app.steps["consumer"].add(watch)
     worker_shutting_down.connect(drain.begin)
 
     def end_kept_trainer(**_: object) -> None:
@@ -116,9 +127,9 @@ def run_worker(
             runtime().trainer.close()
 
     worker_process_shutdown.connect(end_kept_trainer, weak=False)
-    worker_ready.connect(lambda **_: note(), weak=False)
+    worker_ready.connect(lambda **_: note.renew(), weak=False)
     worker_ready.connect(lambda **_: _start_upkeep(app, settings), weak=False)
-    worker_shutdown.connect(lambda **_: forget_presence(leases, worker_name), weak=False)
+    worker_shutdown.connect(lambda **_: note.forget(), weak=False)
     if settings.stop_notice is not None:
         notice = settings.stop_notice
         worker_ready.connect(lambda **_: watch_for_notice(notice, _end_this_worker), weak=False)

@@ -151,7 +151,10 @@ def _workers(client: Redis) -> Iterator[Finding]:
     names = ", ".join(sorted(live)) or "none"
     level: Level = "ok" if live else "warning"
     yield Finding(level, "workers", names, "" if live else "start them: training-worker up")
-    served = {queue for worker in live.values() for queue in worker.queues}
+    for name, worker in live.items():
+        if worker.quarantined is not None:
+            yield Finding("fault", name, f"quarantined: {worker.quarantined}", "look at its GPU")
+    served = {q for worker in live.values() if worker.quarantined is None for q in worker.queues}
     for queue in ALL_QUEUES:
         waiting = int(client.llen(queue))
         if waiting and queue not in served:
@@ -231,14 +234,16 @@ def _room(folder: Path, wanted: int) -> Finding:
 
 def _gpus(settings: Settings) -> Iterator[Finding]:
     try:
-        gpus = find_gpus(settings.gpus)
+        gpus = find_gpus(settings.gpus, settings.cuda_visible_devices)
     except JobError as error:
         yield Finding("fault", "GPUs", str(error))
         return
     if not gpus:
         yield Finding("warning", "GPUs", "none", "an emulated one computes on the CPU")
     for gpu in gpus:
-        if gpu.memory_class is None:
+        if gpu.fault is not None:
+            yield Finding("fault", "GPU", f"{gpu.name}: {gpu.fault}", "reset it, or the machine")
+        elif gpu.memory_class is None:
             found = f"{gpu.name}: {gpu.memory_mib} MiB"
             yield Finding("warning", "GPU", found, "below the smallest class; it gets no jobs")
         else:

@@ -141,9 +141,14 @@ def route(job: JobFile, json: Json = False) -> None:
 
 
 @cli.command()
-def gpus(json: Json = False) -> None:
-    """List this machine's GPUs and their memory classes."""
-    _run("gpus", json=json)
+def gpus(
+    fleet: Annotated[
+        bool, typer.Option("--fleet", help="Those of all live workers, with any quarantine.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """List this machine's GPUs and their memory classes, or those of the whole fleet."""
+    _run("gpus", fleet=fleet, json=json)
 
 
 @cli.command()

