@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
 
-bash deploy/install.sh train,quantization,console,dev
+bash deploy/install.sh train,quantization,console,plot,dev
 # One thread: many small tensors on a busy machine are ten times slower with more.
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 

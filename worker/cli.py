@@ -152,6 +152,39 @@ def gpus(
 
 
 @cli.command()
+def simulate(
+    fleet: Annotated[
+        Path,
+        typer.Argument(help="The GPUs: CSV with the columns class, count.", show_default=False),
+    ],
+    workload: Annotated[
+        Path | None,
+        typer.Option(help="CSV: arrival_s, duration_s, needed_gib, tenant. Unset: one is drawn."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="How many are drawn.")] = 2000,
+    load: Annotated[
+        float, typer.Option(min=0.01, help="Their work over what the fleet can do.")
+    ] = 0.8,
+    seed: Annotated[int, typer.Option(help="The same draws the same.")] = 1,
+    save: Annotated[Path | None, typer.Option(help="Write the workload here, as CSV.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw the waits into this PNG.")] = None,
+    json: Json = False,
+) -> None:
+    """Run a workload on a fleet that is not there, under our queues and others."""
+    _run(
+        "simulate",
+        fleet_path=fleet,
+        workload_path=workload,
+        jobs=jobs,
+        load=load,
+        seed=seed,
+        save=save,
+        plot=plot,
+        json=json,
+    )
+
+
+@cli.command()
 def worker(
     queues: Annotated[
         str | None,

@@ -116,8 +116,10 @@ class Host:
 
     def child(self, kind: str) -> psutil.Process | None:
         """The process that runs a worker's tasks."""
-        children = self.worker(kind).children()
-        return children[0] if children else None
+        with suppress(psutil.NoSuchProcess):  # an earlier fault may have ended the worker
+            for child in self.worker(kind).children():
+                return child
+        return None
 
     def trainer(self) -> psutil.Process | None:
         """The GPU worker's trainer."""

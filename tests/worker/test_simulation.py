@@ -1,0 +1,162 @@
+import json
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from typer.testing import CliRunner
+
+from routing.classes import MemoryClass
+from routing.queues import served_queues
+from tasks.errors import InvalidJobError
+from worker.cli import cli
+from worker.simulation import OURS, POLICIES, Policy, Run, least_makespan_s, simulate
+from worker.workload import (
+    Arrival,
+    draw_workload,
+    read_fleet,
+    read_workload,
+    write_workload,
+)
+
+GB8, GB24, GB40, GB80 = (MemoryClass(size) for size in (8, 24, 40, 80))
+FLEET = [GB8] * 4 + [GB24] * 6 + [GB40] * 2 + [GB80] * 2
+DEDICATED, FIFO, ROUND_ROBIN, STOCK = POLICIES[1:]
+
+
+def job(arrival_s: float, duration_s: float, memory_class: MemoryClass) -> Arrival:
+    return Arrival(arrival_s, duration_s, memory_class.floor_gib, "a")
+
+
+def waits(policy: Policy, fleet: list[MemoryClass], *jobs: Arrival) -> dict[Arrival, float]:
+    return {run.job: run.wait_s for run in simulate(policy, fleet, list(jobs))}
+
+
+def test_a_gpu_takes_its_own_class_before_smaller_ones() -> None:
+    running, small, big = job(0, 10, GB40), job(1, 10, GB8), job(2, 10, GB40)
+    assert waits(OURS, [GB40], running, small, big) == {running: 0, big: 8, small: 19}
+
+
+def test_a_dedicated_gpu_takes_no_smaller_job_and_ours_does() -> None:
+    first, second = job(0, 10, GB8), job(1, 10, GB8)
+    assert waits(DEDICATED, [GB8, GB40], first, second)[second] == 9
+    assert waits(OURS, [GB8, GB40], first, second)[second] == 0
+
+
+def test_the_head_of_one_fifo_blocks_what_could_run() -> None:
+    big, other, small = job(0, 10, GB40), job(1, 10, GB40), job(2, 10, GB8)
+    assert waits(FIFO, [GB8, GB40], big, other, small)[small] == 8
+    assert waits(OURS, [GB8, GB40], big, other, small)[small] == 0
+
+
+def test_a_worker_of_stock_celery_sits_on_messages_that_others_could_do() -> None:
+    jobs = [job(0, 100, GB8), job(0, 1, GB8), job(0, 1, GB8), job(0, 1, GB8)]
+    stock, ours = waits(STOCK, [GB8, GB8], *jobs), waits(OURS, [GB8, GB8], *jobs)
+    assert max(stock.values()) >= 100
+    assert max(ours.values()) == 2
+
+
+@given(st.integers(0, 10_000), st.sampled_from(POLICIES), st.floats(0.1, 2))
+def test_every_job_runs_once_on_a_gpu_that_holds_it_and_no_gpu_does_two_at_once(
+    seed: int, policy: Policy, load: float
+) -> None:
+    jobs = draw_workload(FLEET, 60, load, seed)
+    runs = simulate(policy, FLEET, jobs)
+    assert sorted((run.job for run in runs), key=lambda it: it.arrival_s) == jobs
+    by_gpu: dict[int, list[Run]] = {}
+    for run in runs:
+        assert run.wait_s >= 0
+        assert FLEET[run.gpu] >= run.job.memory_class
+        by_gpu.setdefault(run.gpu, []).append(run)
+    for of in by_gpu.values():
+        assert all(one.ended_s <= two.started_s for one, two in pairwise(of))
+    assert max(run.ended_s for run in runs) >= least_makespan_s(FLEET, jobs) * (1 - 1e-9)
+
+
+def test_our_queues_beat_the_others_on_a_mixed_fleet() -> None:
+    """Over all jobs, that is; the largest ones pay for it."""
+    workloads = [draw_workload(FLEET, 2000, 0.8, seed) for seed in (1, 2, 3)]
+    mean = {
+        policy.name: fmean(
+            run.wait_s for jobs in workloads for run in simulate(policy, FLEET, jobs)
+        )
+        for policy in POLICIES
+    }
+    assert mean[OURS.name] < 0.8 * mean[DEDICATED.name]
+    assert mean[OURS.name] < 0.35 * mean[ROUND_ROBIN.name]
+    assert mean[OURS.name] < 0.5 * mean[STOCK.name]
+    assert mean[OURS.name] < 0.05 * mean[FIFO.name]
+
+
+def test_the_queues_are_those_of_production() -> None:
+    assert (OURS.serves, OURS.order, OURS.held) == (served_queues, "priority", 1)
+
+
+def test_the_generator_keeps_what_it_promises(tmp_path: Path) -> None:
+    jobs = draw_workload(FLEET, 20_000, 0.8, seed=3)
+    assert fmean(it.duration_s for it in jobs) == pytest.approx(3600, rel=0.05)
+    offered = sum(it.duration_s for it in jobs) / (jobs[-1].arrival_s * len(FLEET))
+    assert offered == pytest.approx(0.8, rel=0.05)
+    for memory_class in (GB8, GB24, GB40, GB80):
+        share = sum(it.memory_class == memory_class for it in jobs) / len(jobs)
+        assert share == pytest.approx(FLEET.count(memory_class) / len(FLEET), rel=0.1)
+    first = sum(it.tenant == "tenant-1" for it in jobs) / sum(
+        it.tenant == "tenant-4" for it in jobs
+    )
+    assert first == pytest.approx(4, rel=0.15)
+    assert draw_workload(FLEET, 50, 0.8, seed=3) == jobs[:50]
+    write_workload(tmp_path / "w.csv", jobs[:50])
+    again = read_workload(tmp_path / "w.csv")
+    assert [it.tenant for it in again] == [it.tenant for it in jobs[:50]]
+    assert again[49].arrival_s == pytest.approx(jobs[49].arrival_s, abs=1e-3)
+
+
+def test_files_are_refused_with_all_their_faults_by_line(tmp_path: Path) -> None:
+    workload, fleet = tmp_path / "w.csv", tmp_path / "f.csv"
+    workload.write_text("arrival_s,duration_s,needed_gib,tenant\n0,-1,8,a\n0,1,500,a\n0,x,8,a\n")
+    with pytest.raises(InvalidJobError) as caught:
+        read_workload(workload)
+    message = str(caught.value)
+    assert f"{workload}:2" in message
+    assert f"{workload}:3: no memory class holds 500 GiB" in message
+    assert f"{workload}:4: could not convert" in message
+    fleet.write_text("class,count\n7gb,1\n40gb,two\n")
+    with pytest.raises(InvalidJobError, match="'7gb' is no memory class") as caught:
+        read_fleet(fleet)
+    assert f"{fleet}:3" in str(caught.value)
+    fleet.write_text("kind\n40gb\n")
+    with pytest.raises(InvalidJobError, match="has no column class, count"):
+        read_fleet(fleet)
+    with pytest.raises(InvalidJobError, match="No such file"):
+        read_fleet(tmp_path / "none.csv")
+
+
+def test_the_command_reports_and_draws(tmp_path: Path) -> None:
+    fleet, picture, saved = tmp_path / "f.csv", tmp_path / "w.png", tmp_path / "w.csv"
+    fleet.write_text("class,count\n8gb,2\n40gb,1\n")
+    options = ["simulate", str(fleet), "--jobs", "100", "--json"]
+    first = CliRunner().invoke(cli, [*options, "--plot", str(picture), "--save", str(saved)])
+    assert first.exit_code == 0, first.output
+    told = json.loads(first.stdout)
+    assert set(told) == {policy.name for policy in POLICIES}
+    assert told["training-worker"]["all"]["jobs"] == 100
+    assert {"8gb", "40gb", "tenant-1"} <= set(told["training-worker"])
+    with Image.open(picture) as drawn:
+        assert drawn.size == (960, 600)
+    again = CliRunner().invoke(cli, [*options, "--workload", str(saved)])
+    mean = "mean_wait_s"
+    assert json.loads(again.stdout)["one FIFO"]["all"][mean] == pytest.approx(
+        told["one FIFO"]["all"][mean], rel=1e-3
+    )
+
+
+def test_a_workload_that_the_fleet_cannot_hold_is_refused(tmp_path: Path) -> None:
+    fleet, workload = tmp_path / "f.csv", tmp_path / "w.csv"
+    fleet.write_text("class,count\n8gb,2\n")
+    write_workload(workload, [job(0, 1, GB40)])
+    done = CliRunner().invoke(cli, ["simulate", str(fleet), "--workload", str(workload), "--json"])
+    assert done.exit_code != 0
+    assert "the fleet's largest class is 8gb" in done.output
