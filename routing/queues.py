@@ -33,8 +33,3 @@ def served_queues(memory_class: MemoryClass, *, strict: bool = False) -> tuple[s
     if strict:
         return (gpu_queue(memory_class),)
     return tuple(gpu_queue(c) for c in sorted(MemoryClass, reverse=True) if c <= memory_class)
-
-
-def workers_serving(queue: str, served: dict[str, list[str]]) -> list[str]:
-    """The workers among ``served`` (worker name to queue names) that take from ``queue``."""
-    return sorted(worker for worker, queues in served.items() if queue in queues)

@@ -72,6 +72,22 @@ def live_workers(client: Redis) -> dict[str, Presence]:
     }
 
 
+def why_unserved(client: Redis, queue: str) -> str | None:
+    """Why nobody takes from a queue, with what there is; None where a live worker serves it."""
+    live = live_workers(client)
+    at_work = {name: worker for name, worker in live.items() if worker.quarantined is None}
+    served = {queue for worker in at_work.values() for queue in worker.queues}
+    if queue in served:
+        return None
+    there = f"live workers serve {', '.join(sorted(served))}" if served else "no worker is live"
+    out = [
+        f"; {name} is quarantined: {worker.quarantined}"
+        for name, worker in live.items()
+        if worker.quarantined is not None and queue in worker.queues
+    ]
+    return f"no live worker serves {queue}: {there}{''.join(out)}"
+
+
 def next_larger_class(client: Redis, memory_class: MemoryClass | None) -> MemoryClass | None:
     """The smallest class above this one that a live worker has; None where there is none."""
     if memory_class is None:

@@ -6,22 +6,17 @@ from uuid import uuid4
 import redis
 from celery import Celery
 
-from routing.queues import workers_serving
 from tasks.app import make_app
 from tasks.chain import job_chain, send_rest
 from tasks.control import JobControl
 from tasks.errors import ErrorCode, JobError
 from tasks.jobs.job import parse_job
-from tasks.presence import Presence, live_workers
+from tasks.presence import Presence, live_workers, why_unserved
 from tasks.records import JobStatus
 from tasks.settings import Settings
 from tasks.state import JobState, connect
 from tasks.submit import admit
 from worker.broker import find_running
-
-# Celery collects answers to a broadcast for as long as it is told to; live workers answer in
-# a few milliseconds, also while their pool is busy.
-_ANSWER_WITHIN_S = 1.0
 
 
 class NoBrokerError(JobError):
@@ -98,11 +93,6 @@ class Client:
         self.control.replay(job_id)
         send_rest(self._app, self.state.get(job_id))
 
-    def live_workers(self) -> dict[str, list[str]]:
-        """Worker name to the queues it serves, of all workers that answer now."""
-        answers = self._app.control.inspect(timeout=_ANSWER_WITHIN_S).active_queues() or {}
-        return {name: [queue["name"] for queue in queues] for name, queues in answers.items()}
-
     def present_workers(self) -> dict[str, Presence]:
         """The workers that have noted themselves lately, busy or not."""
         return live_workers(self._redis)
@@ -112,13 +102,8 @@ class Client:
         self._app.control.broadcast("drain", destination=workers)
 
     def why_waiting(self, queue: str) -> str | None:
-        """Why nobody takes from a queue; None where a live worker serves it."""
-        live = self.live_workers()
-        if workers_serving(queue, live):
-            return None
-        served = sorted({name for queues in live.values() for name in queues})
-        there = f"live workers serve {', '.join(served)}" if served else "no worker is live"
-        return f"no live worker serves {queue}: {there}"
+        """Why nobody takes from a queue, with what there is; None where a live worker serves it."""
+        return why_unserved(self._redis, queue)
 
     def _require_worker(self, document: dict[str, Any]) -> None:
         queue = parse_job(document).route().gpu_queue

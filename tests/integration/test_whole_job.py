@@ -145,6 +145,7 @@ def test_a_waiting_job_says_which_worker_is_missing_and_never_lands_lower(
         assert "no live worker serves gpu.40gb" in refused.documents[0]["error"]["message"]
 
         [sent] = small.submit(job).documents
+        assert "no live worker serves gpu.40gb: live workers serve cpu, gpu" in sent["waits"]
         job_id = sent["job_id"]
         wait_until(
             lambda: small.status(job_id)["waiting_in"] == "gpu.40gb",

@@ -1,5 +1,5 @@
 from routing.classes import MemoryClass
-from routing.queues import ALL_QUEUES, served_queues, workers_serving
+from routing.queues import ALL_QUEUES, served_queues
 
 
 def test_a_worker_serves_its_own_class_first_and_then_smaller_ones() -> None:
@@ -19,9 +19,3 @@ def test_no_worker_below_40_gb_serves_the_queues_of_flux() -> None:
 
 def test_there_is_a_queue_for_the_cpu_and_for_each_class() -> None:
     assert ALL_QUEUES == ("cpu", "gpu.8gb", "gpu.16gb", "gpu.24gb", "gpu.40gb", "gpu.80gb")
-
-
-def test_workers_are_found_by_the_queues_they_serve() -> None:
-    live = {"b": ["gpu.80gb", "gpu.40gb"], "a": ["gpu.40gb"], "c": ["cpu"]}
-    assert workers_serving("gpu.40gb", live) == ["a", "b"]
-    assert workers_serving("gpu.16gb", live) == []

@@ -3,7 +3,7 @@ from datetime import timedelta
 from redis import Redis
 
 from routing.classes import MemoryClass
-from tasks.presence import Presence, PresenceNote, live_workers, next_larger_class
+from tasks.presence import Presence, PresenceNote, live_workers, next_larger_class, why_unserved
 
 SOON = timedelta(minutes=1)
 
@@ -44,3 +44,14 @@ def test_a_quarantined_worker_says_why_and_is_nobodys_next_larger_class(
     assert next_larger_class(redis_client, MemoryClass.GB24) is None
     big.quarantined(None)
     assert next_larger_class(redis_client, MemoryClass.GB24) == MemoryClass.GB80
+
+
+def test_a_queue_that_nobody_serves_is_told_with_what_there_is(redis_client: Redis) -> None:
+    assert why_unserved(redis_client, "q") == "no live worker serves q: no worker is live"
+    here = note(redis_client, "here", MemoryClass.GB24)
+    assert why_unserved(redis_client, "q") is None
+    assert why_unserved(redis_client, "r") == "no live worker serves r: live workers serve q"
+    here.quarantined("XID 79")
+    assert why_unserved(redis_client, "q") == (
+        "no live worker serves q: no worker is live; here is quarantined: XID 79"
+    )

@@ -38,10 +38,13 @@ def run(
             stderr.print(f"warning: {warning}", style="yellow", markup=False)
     client = Client(settings)
     job_id = client.submit(document, require_worker=require_worker)
+    waits = client.why_waiting(job.route().gpu_queue)
     if json:
-        print_json({"job_id": job_id})
+        print_json({"job_id": job_id, "waits": waits})
     else:
         stdout.print(f"job {job_id}", markup=False)
+        if waits:
+            stderr.print(f"warning: {waits}", style="yellow", markup=False, soft_wrap=True)
     if watch:
         show_to_the_end(client, job_id, json=json)
     return 0
