@@ -19,6 +19,7 @@ from tasks.publish import publish
 from tasks.runtime import Runtime
 from tasks.settings import Settings
 from tasks.stage import Delivery, StageBody, StageDropped, StageMoved, StageReleased, run_stage
+from tasks.state import Admission
 from tasks.submit import admit
 from tasks.train import train
 
@@ -115,9 +116,10 @@ def _add_stage(
         info = self.request.delivery_info or {}
         tag = (self.request.properties or {}).get("delivery_tag", "")
         delivery = Delivery(queue=str(info.get("routing_key", "")), tag=str(tag))
+        means = runtime()
         try:
-            result = run_stage(stage, body, job_id, delivery, runtime(), draining)
-            _route_next(self.request, runtime().state.get(job_id).waiting_in)
+            result = run_stage(stage, body, job_id, delivery, means, draining)
+            _route_next(self.request, means.state.next_queue(job_id))
             return result
         except StageMoved as moved:
             logger.info("moved: %s", moved.reason, extra={"job": job_id, "stage": stage})
@@ -130,11 +132,22 @@ def _add_stage(
             raise Reject(str(released), requeue=True) from released
         except JobError as error:
             raise error.for_wire() from error
+        finally:
+            means.dispatch()
 
 
 def _route_next(request: Any, queue: str | None) -> None:
-    """Send the chain's next stage to the queue that the job's record says it waits in."""
-    if request.chain and queue is not None:
+    """Send the chain's next stage to the queue that the job's record says it waits in.
+
+    Args:
+        request: The task's.
+        queue: None where the chain ends here: what is left of it is sent when the job may go on.
+    """
+    if not request.chain:
+        return
+    if queue is None:
+        request.chain.clear()
+    else:
         # The chain's signatures as Celery keeps them in a message, the next one last.
         request.chain[-1]["options"]["queue"] = queue
 
@@ -143,10 +156,13 @@ def _add_submit(app: Celery, runtime: Callable[[], Runtime]) -> None:
     @app.task(name=SUBMIT, bind=True, shared=False, throws=(JobError,))  # type: ignore[untyped-decorator]
     def submit(self: Task, job: dict[str, Any]) -> dict[str, Any]:
         try:
-            job_id, ready, dispatch = admit(job, runtime().state, self.request.id)
+            job_id, ready, admission = admit(job, runtime().state, self.request.id)
         except JobError as error:
             raise error.for_wire() from error
-        if not dispatch:
+        runtime().dispatch()
+        if admission == Admission.WAITS:
+            raise Ignore(f"job {job_id} waits for its turn, and has this task's result")
+        if admission == Admission.KNOWN:
             return {"job_id": job_id}
         # The chain takes this task's id, so that the sender's result follows the whole job.
         replaced: dict[str, Any] = self.replace(job_chain(app, job_id, ready.route().gpu_queue))

@@ -39,4 +39,6 @@ def send_rest(app: Celery, record: JobRecord) -> None:
     """
     first_queue = record.waiting_in or stage_queue(record.stage, record.gpu_queue)
     rest = job_chain(app, record.id, record.gpu_queue, record.stage, first_queue)
-    rest.apply_async(task_id=record.result_id)
+    # Named as its own parent: it is sent from the tasks of other jobs, too.
+    own = record.result_id
+    rest.apply_async(task_id=own, root_id=own, parent_id=own)

@@ -8,8 +8,8 @@ from redis import Redis
 from tasks import job_scripts
 from tasks.errors import ErrorCode, JobError, cancelled_message
 from tasks.events import Event, JobEnded, Note
-from tasks.records import JobRecord, JobStatus, UnknownJobError
-from tasks.state import JobState, keys_of
+from tasks.records import NEXT_QUEUE, JobRecord, JobStatus, UnknownJobError, queue_of
+from tasks.state import Admission, JobState, keys_of
 
 
 class NotNowError(JobError):
@@ -75,7 +75,8 @@ class JobControl:
         """Let a paused job go on.
 
         Returns:
-            Whether its chain is to be sent anew; False where it had not stopped yet.
+            Whether its chain is to be sent anew; False where it had not stopped yet, or waits for
+            its tenant's turn.
 
         Raises:
             UnknownJobError: There is no such job.
@@ -83,14 +84,17 @@ class JobControl:
         """
         return self._reopened(job_id, JobStatus.PAUSED, "somebody resumed the job")
 
-    def replay(self, job_id: str) -> None:
-        """Let a failed job go on from the stage and the checkpoint it has; its chain is to be sent.
+    def replay(self, job_id: str) -> bool:
+        """Let a failed job go on from the stage and the checkpoint it has.
+
+        Returns:
+            Whether its chain is to be sent; False where it waits for its tenant's turn.
 
         Raises:
             UnknownJobError: There is no such job.
             NotNowError: It has not failed.
         """
-        self._reopened(job_id, JobStatus.FAILED, "somebody replayed the job")
+        return self._reopened(job_id, JobStatus.FAILED, "somebody replayed the job")
 
     def dead(self) -> list[JobRecord]:
         """The jobs that failed through no fault of their own, the oldest end first."""
@@ -106,14 +110,14 @@ class JobControl:
         if not self._redis.zrem(job_scripts.DEAD, job_id):
             raise NotNowError(job_id, "not", "on the list of the dead")
 
-    def unfinished(self) -> list[JobRecord]:
-        """All jobs that are not over."""
-        ids = sorted(cast("set[str]", self._redis.smembers(job_scripts.OPEN)))
+    def in_flight(self) -> list[JobRecord]:
+        """The jobs that have a message, or should have one, and those whose stage runs."""
+        ids = sorted(cast("list[str]", self._redis.hkeys(job_scripts.IN_FLIGHT)))
         records = self._state.get_all(ids)
         gone = set(ids) - {record.id for record in records}
         if gone:
-            self._redis.srem(job_scripts.OPEN, *gone)
-        return [record for record in records if not record.status.ended]
+            self._redis.hdel(job_scripts.IN_FLIGHT, *gone)
+        return records
 
     def requeue(self, job_id: str, attempt: int, stage: str) -> bool:
         """Let a stage whose message was lost begin again; False where it has gone on meanwhile."""
@@ -132,13 +136,15 @@ class JobControl:
 
     def _reopened(self, job_id: str, status: JobStatus, message: str) -> bool:
         note = Note(level="info", message=message)
-        args: list[str | int] = [self._ttl_s, status.value, note.model_dump_json()]
+        record = self._state.get(job_id)
+        queue = queue_of(record.stage, record.gpu_queue, record.refs.get(NEXT_QUEUE))
+        args: list[str | int] = [self._ttl_s, status.value, note.model_dump_json(), queue]
         answer = self._resume(keys=keys_of(job_id), args=args)
         if answer == "unknown":
             raise UnknownJobError(job_id)
-        if answer not in ("resumed", JobStatus.PAUSING):
+        if answer not in (*Admission, JobStatus.PAUSING):
             raise NotNowError(job_id, answer, status)
-        return bool(answer == "resumed")
+        return bool(answer == Admission.GOES)
 
     def _run(self, script: Any, job_id: str, event: Event, *more: str | int) -> str:
         args = [self._ttl_s, event.model_dump_json(), *more]

@@ -8,8 +8,13 @@ time.
 PREFIX = "training:job:"
 INDEX = "training:jobs"
 """Every job's id by the time it was submitted."""
-OPEN = "training:jobs:open"
-"""The ids of the jobs that are not over."""
+IN_FLIGHT = "training:jobs:in_flight"
+"""The ids of the jobs that have a message, or whose stage runs, each with its tenant."""
+LANES = "training:lanes"
+"""The queues in front of which jobs wait for their tenant's turn."""
+FLEET = "training:fleet"
+"""What the fleet has room for, and what tenants get: ``room:QUEUE``, ``weight:TENANT``,
+``limit:TENANT`` (empty for none)."""
 DUE = "training:jobs:due"
 """Ids of jobs that wait out a fault, by the time of the next try."""
 DEAD = "training:jobs:dead"
@@ -22,7 +27,8 @@ UNTOLD = "training:webhooks"
 _MAX_EVENTS = 2000
 
 _PRELUDE = f"""
-local INDEX, OPEN, DUE, DEAD, UNTOLD = '{INDEX}', '{OPEN}', '{DUE}', '{DEAD}', '{UNTOLD}'
+local INDEX, IN_FLIGHT, DUE, DEAD, UNTOLD = '{INDEX}', '{IN_FLIGHT}', '{DUE}', '{DEAD}', '{UNTOLD}'
+local LANES, FLEET = '{LANES}', '{FLEET}'
 local id = string.sub(KEYS[1], #'{PREFIX}' + 1)
 local time = redis.call('TIME')
 local now = string.format('%d.%06d', time[1], time[2])
@@ -31,15 +37,16 @@ local function set(...) redis.call('HSET', KEYS[1], ...) end
 local function tell(event)
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', {_MAX_EVENTS}, '*', 'event', event)
 end
+local function expire(key) redis.call('EXPIRE', key, ARGV[1]) end
 local function keep()
   set('updated_at', now)
-  redis.call('EXPIRE', KEYS[1], ARGV[1])
-  redis.call('EXPIRE', KEYS[2], ARGV[1])
+  expire(KEYS[1])
+  expire(KEYS[2])
 end
 local function add(index, score)
   redis.call('ZADD', index, score, id)
   redis.call('ZREMRANGEBYSCORE', index, '-inf', time[1] - ARGV[1])
-  redis.call('EXPIRE', index, ARGV[1])
+  expire(index)
 end
 local function ended()
   local status = get('status')
@@ -49,17 +56,63 @@ local function is_due_no_more()
   redis.call('ZREM', DUE, id)
   redis.call('HDEL', KEYS[1], 'due_at')
 end
+-- A job that is not over is in flight, in a lane, due later, or paused.
+local function put_in_flight()
+  redis.call('HSET', IN_FLIGHT, id, get('tenant'))
+  expire(IN_FLIGHT)
+end
+local function take_from_flight() redis.call('HDEL', IN_FLIGHT, id) end
+local function leave(queue, tenant)
+  local lanes = LANES .. ':' .. queue
+  redis.call('ZREM', lanes .. ':' .. tenant, id)
+  if redis.call('EXISTS', lanes .. ':' .. tenant) == 0 then redis.call('ZREM', lanes, tenant) end
+  if redis.call('EXISTS', lanes) == 0 then redis.call('SREM', LANES, queue) end
+end
+local function leave_lane()
+  local queue = get('lane')
+  if not queue then return end
+  leave(queue, get('tenant'))
+  redis.call('HDEL', KEYS[1], 'lane')
+end
+local function has_room(queue)
+  local room = redis.call('HGET', FLEET, 'room:' .. queue)
+  return room and redis.call('LLEN', queue) < tonumber(room)
+end
+local function is_below_limit(tenant)
+  local limit = redis.call('HGET', FLEET, 'limit:' .. tenant)
+  if limit == false then limit = redis.call('HGET', FLEET, 'limit:*') end
+  if limit == false or limit == '' then return true end
+  local there = 0
+  for _, its in ipairs(redis.call('HVALS', IN_FLIGHT)) do
+    if its == tenant then there = there + 1 end
+  end
+  return there < tonumber(limit)
+end
+-- Lets the job go to a queue, or wait in front of it for its tenant's turn; tells which.
+local function queue_up(queue)
+  local lanes, tenant = LANES .. ':' .. queue, get('tenant')
+  if redis.call('EXISTS', lanes) == 0 and has_room(queue) and is_below_limit(tenant) then
+    put_in_flight()
+    return 'goes'
+  end
+  take_from_flight()
+  local lane = lanes .. ':' .. tenant
+  -- By priority, then by age.
+  redis.call('ZADD', lane, (9 - get('priority')) * 1e10 + get('created_at'), id)
+  redis.call('ZADD', lanes, 'NX', now, tenant)
+  redis.call('SADD', LANES, queue)
+  for _, key in ipairs({{lane, lanes, LANES}}) do expire(key) end
+  set('lane', queue)
+  return 'waits'
+end
 -- The one way in which a job ends.
 local function finish(status, dead)
   set('status', status)
   is_due_no_more()
-  redis.call('SREM', OPEN, id)
+  leave_lane()
+  take_from_flight()
   if dead then add(DEAD, now) end
   add(UNTOLD, now)
-end
-local function open()
-  redis.call('SADD', OPEN, id)
-  redis.call('EXPIRE', OPEN, ARGV[1])
 end
 -- Whether the worker that runs the stage still holds its message: whoever takes the message away
 -- from it takes its delivery tag from this index, and every delivery has a tag of its own.
@@ -69,15 +122,14 @@ local function is_held()
 end
 """
 
-# ARGV: 2 event, 3... fields of the hash.
+# ARGV: 2 event, 3 queue of the first stage, 4... fields of the hash.
 CREATE = f"""{_PRELUDE}
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-set('created_at', now, unpack(ARGV, 3))
+if redis.call('EXISTS', KEYS[1]) == 1 then return 'known' end
+set('created_at', now, unpack(ARGV, 4))
 tell(ARGV[2])
 keep()
-open()
 add(INDEX, now)
-return 1
+return queue_up(ARGV[3])
 """
 
 # ARGV: 2 stage number (1 is the first), 3 stage, 4 delivery tag, 5 most starts, 6 worker,
@@ -95,6 +147,8 @@ local status = get('status')
 if status == 'pausing' or status == 'paused' then
   set('status', 'paused')
   if state == 'running' then set('stage_state', 'queued') end
+  leave_lane()
+  take_from_flight()
   keep()
   return {{'paused'}}
 end
@@ -109,6 +163,8 @@ end
 local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
 if status == 'queued' then set('status', 'running') end
 is_due_no_more()
+leave_lane()
+put_in_flight()
 set('stage', ARGV[3], 'stage_number', wanted, 'stage_state', 'running', 'held_tag', ARGV[4],
   'stage:' .. ARGV[3], cjson.encode({{
     queue = ARGV[7], worker = ARGV[6], attempt = attempt, started_at = tonumber(now)}}))
@@ -124,6 +180,17 @@ if get('attempt') ~= ARGV[2] or ended() then return 0 end
 local first_field = 4 + ARGV[3]
 if ARGV[first_field] then set(unpack(ARGV, first_field)) end
 for i = 4, first_field - 1 do tell(ARGV[i]) end
+keep()
+return 1
+"""
+
+# ARGV: 2 attempt, 3 event, 4 the next stage's queue where the job needs a turn for it ('' where it
+# goes on), 5... fields of the hash.
+FINISH_STAGE = f"""{_PRELUDE}
+if get('attempt') ~= ARGV[2] or ended() then return 0 end
+set('stage_state', 'done', unpack(ARGV, 5))
+tell(ARGV[3])
+if ARGV[4] ~= '' then queue_up(ARGV[4]) end
 keep()
 return 1
 """
@@ -151,10 +218,12 @@ tell(ARGV[3])
 if status == 'pausing' then
   status = 'paused'
   set('status', status)
+  take_from_flight()
 elseif ARGV[4] ~= '' then
   local due_at = string.format('%.6f', now + ARGV[4])
   set('due_at', due_at)
   add(DUE, due_at)
+  take_from_flight()
 end
 keep()
 return status
@@ -178,6 +247,8 @@ if running or saves then set('status', 'cancelling', 'saves', ARGV[4]) end
 if not running and saves and tonumber(get('stage_number')) < 4 then
   set('stage', 'train', 'stage_number', 3, 'stage_state', 'done')
   is_due_no_more()
+  leave_lane()
+  put_in_flight()
 elseif not running and not saves then
   set('error_code', 'cancelled', 'error_stage', get('stage'), 'error', ARGV[3])
   finish('cancelled')
@@ -195,12 +266,15 @@ if status ~= 'queued' and status ~= 'running' then return status end
 status = get('stage_state') == 'running' and 'pausing' or 'paused'
 set('status', status)
 is_due_no_more()
+leave_lane()
+if status == 'paused' then take_from_flight() end
 tell(ARGV[2])
 keep()
 return status
 """
 
-# ARGV: 2 status to be resumed from, 3 event. What an earlier end has left is forgotten.
+# ARGV: 2 status to be resumed from, 3 event, 4 queue of the stage it waits for. What an earlier end
+# has left is forgotten.
 RESUME = f"""{_PRELUDE}
 if redis.call('EXISTS', KEYS[1]) == 0 then return 'unknown' end
 local status = get('status')
@@ -214,8 +288,7 @@ else
   redis.call('HDEL', KEYS[1], 'error', 'error_code', 'error_stage')
   redis.call('ZREM', DEAD, id)
   redis.call('ZREM', UNTOLD, id)
-  open()
-  status = 'resumed'
+  status = queue_up(ARGV[4])
 end
 tell(ARGV[3])
 keep()
@@ -224,7 +297,7 @@ return status
 
 # ARGV: 2 attempt, 3 stage, 4 event. A stage that is done stays so: its successor is what is lost.
 REQUEUE = f"""{_PRELUDE}
-if get('attempt') ~= ARGV[2] or ended() then return 0 end
+if get('attempt') ~= ARGV[2] or redis.call('HEXISTS', IN_FLIGHT, id) == 0 then return 0 end
 if get('stage_state') == 'running' then
   if get('stage') ~= ARGV[3] or is_held() then return 0 end
   set('stage_state', 'queued')
@@ -239,6 +312,21 @@ TAKE_DUE = f"""{_PRELUDE}
 if redis.call('ZSCORE', DUE, id) == false then return 0 end
 is_due_no_more()
 if redis.call('EXISTS', KEYS[1]) == 0 or ended() then return 0 end
+put_in_flight()
 keep()
 return 1
+"""
+
+# ARGV: 2 queue, 3 tenant. Whether the job leaves its lane now, for this caller to send.
+TAKE_TURN = f"""{_PRELUDE}
+if get('lane') ~= ARGV[2] then
+  leave(ARGV[2], ARGV[3]) -- its life time is over
+  return 'gone'
+end
+if not has_room(ARGV[2]) or not is_below_limit(ARGV[3]) then return 'waits' end
+leave_lane()
+redis.call('ZADD', LANES .. ':' .. ARGV[2], 'XX', now, ARGV[3])
+put_in_flight()
+keep()
+return 'goes'
 """

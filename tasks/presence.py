@@ -10,6 +10,7 @@ from routing.classes import MemoryClass
 from tasks.jobs.base import StrictModel
 
 _PREFIX = "training:worker:"
+_NAMES = "training:workers"
 
 
 class Presence(StrictModel):
@@ -48,7 +49,11 @@ class PresenceNote:
 
     def renew(self) -> None:
         """Note it for a while longer."""
-        self._redis.set(self._key, self._presence.model_dump_json(), px=self._life)
+        with self._redis.pipeline() as pipe:
+            pipe.set(self._key, self._presence.model_dump_json(), px=self._life)
+            pipe.sadd(_NAMES, self._key.removeprefix(_PREFIX))
+            pipe.pexpire(_NAMES, self._life)
+            pipe.execute()
 
     def quarantined(self, reason: str | None) -> None:
         """Note that the worker takes no messages, and why; or, with None, that it does again."""
@@ -63,11 +68,16 @@ class PresenceNote:
 
 def live_workers(client: Redis) -> dict[str, Presence]:
     """The workers that are there, by name."""
-    keys = sorted(cast("list[str]", list(client.scan_iter(f"{_PREFIX}*"))))
+    names = sorted(cast("set[str]", client.smembers(_NAMES)))
+    keys = [f"{_PREFIX}{name}" for name in names]
     values = cast("list[str | None]", client.mget(keys)) if keys else []
+    found = dict(zip(names, values, strict=True))
+    gone = [name for name, value in found.items() if value is None]
+    if gone:
+        client.srem(_NAMES, *gone)
     return {
-        key.removeprefix(_PREFIX): Presence.model_validate_json(value)
-        for key, value in zip(keys, values, strict=True)
+        name: Presence.model_validate_json(value)
+        for name, value in found.items()
         if value is not None
     }
 

@@ -1,6 +1,7 @@
 """What is known of a job, as it is read back from Redis."""
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any
@@ -61,6 +62,8 @@ class JobRecord(StrictModel):
     job: TrainingJob
     result_id: str
     """The id of the Celery result that follows the whole job."""
+    in_lane: bool
+    """It waits for its tenant's turn, and has no message until then."""
     gpu_queue: str
     reason: str
     """Why that queue."""
@@ -101,10 +104,6 @@ class SupersededError(JobError):
 
 def record_of(job_id: str, fields: dict[str, str]) -> JobRecord:
     """The record that the fields of a job's hash hold."""
-    status, stage = JobStatus(fields["status"]), fields["stage"]
-    if fields["stage_state"] == "done" and stage != STAGES[-1]:
-        stage = STAGES[STAGES.index(stage) + 1]
-    waiting = not status.ended and fields["stage_state"] != "running"
     due_at = fields.get("due_at")
     stages = {
         name: StageRecord.model_validate_json(fields[f"stage:{name}"])
@@ -118,12 +117,13 @@ def record_of(job_id: str, fields: dict[str, str]) -> JobRecord:
         raise JobError(f"job {job_id} was written by another version: {error}") from error
     return JobRecord(
         id=job_id,
-        status=status,
-        stage=stage,
-        waiting_in=_queue_of(stage, fields["gpu_queue"], refs) if waiting else None,
+        status=JobStatus(fields["status"]),
+        stage=_stage_of(fields),
+        waiting_in=waiting_queue(fields),
         attempt=int(fields["attempt"]),
         job=job,
         result_id=fields["result_id"],
+        in_lane="lane" in fields,
         gpu_queue=fields["gpu_queue"],
         reason=fields["reason"],
         created_at=datetime.fromtimestamp(float(fields["created_at"]), UTC),
@@ -141,6 +141,21 @@ def record_of(job_id: str, fields: dict[str, str]) -> JobRecord:
     )
 
 
-def _queue_of(stage: str, gpu_queue: str, refs: dict[str, str]) -> str:
-    given = refs.get(NEXT_QUEUE) if stage == "cache" else None
-    return given or stage_queue(stage, gpu_queue)
+def waiting_queue(fields: Mapping[str, str]) -> str | None:
+    """The queue that a job's next stage waits in; None while one runs and when it is over."""
+    if JobStatus(fields["status"]).ended or fields["stage_state"] == "running":
+        return None
+    return queue_of(_stage_of(fields), fields["gpu_queue"], fields.get(f"ref:{NEXT_QUEUE}"))
+
+
+def queue_of(stage: str, gpu_queue: str, cache_queue: str | None) -> str:
+    """The queue of a job's stage, given those that its record names."""
+    return (stage == "cache" and cache_queue) or stage_queue(stage, gpu_queue)
+
+
+def _stage_of(fields: Mapping[str, str]) -> str:
+    """The stage a job is in, or waits for."""
+    stage = fields["stage"]
+    if fields["stage_state"] != "done" or stage == STAGES[-1]:
+        return stage
+    return STAGES[STAGES.index(stage) + 1]

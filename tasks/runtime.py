@@ -89,6 +89,7 @@ class Runtime:
             job that ran out of GPU memory here.
         check_gpu: Asked before each stage that needs the GPU, with the GiB it needs; raises
             ``GpuUnfit``.
+        dispatch: Lets waiting jobs take the room that there is; see ``tasks/lanes.py``.
     """
 
     state: JobState
@@ -103,3 +104,4 @@ class Runtime:
     backoff: Backoff = Backoff(tries=0, first_s=1.0)
     next_larger_class: Callable[[], MemoryClass | None] = lambda: None
     check_gpu: Callable[[float], None] = lambda needed_gib: None
+    dispatch: Callable[[], object] = lambda: None

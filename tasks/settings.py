@@ -19,6 +19,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from routing.shares import AllTerms, parse_terms
 from tasks.data.access import Access
 
 # What the specification of webhooks asks for.
@@ -137,6 +138,11 @@ class Settings(BaseSettings):
     job_ttl: Duration = timedelta(days=30)
     """How long a job's state and events are kept after their last change."""
 
+    tenants: str | None = None
+    """What tenants get where GPUs are short, beside others: `tenant=weight`, or
+    `tenant=weight:limit` with the most jobs of it at a time, with commas between; `*` is every
+    tenant not named. The same on all workers, such as `acme=3,zoo=1:4,*=1:8`. Unset: all alike."""
+
     webhook_url: str | None = None
     """Where the end of each job is told, in the form of standardwebhooks.com: `https://`, or
     `http://` on this machine. Unset: nowhere."""
@@ -147,6 +153,12 @@ class Settings(BaseSettings):
 
     log_format: Literal["text", "json"] = "text"
     """`text` for a terminal, `json` for a log collector."""
+
+    @field_validator("tenants")
+    @classmethod
+    def _are_terms(cls, text: str | None) -> str | None:
+        parse_terms(text or "")
+        return text
 
     @field_validator("webhook_url")
     @classmethod
@@ -174,6 +186,10 @@ class Settings(BaseSettings):
                     "or more"
                 )
         return secrets
+
+    def tenant_terms(self) -> AllTerms:
+        """What tenants get."""
+        return parse_terms(self.tenants or "")
 
     def webhook_signing_secrets(self) -> tuple[str, ...]:
         """The secrets that sign webhooks, the first one first."""

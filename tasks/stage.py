@@ -14,10 +14,11 @@ from typing import Any, Protocol, TypeVar
 import redis
 
 from routing.queues import CPU_QUEUE, gpu_queue
+from tasks.contract import STAGES
 from tasks.errors import CancelledJobError, ErrorCode, JobError
 from tasks.events import Event, Note
 from tasks.outbox import Outbox
-from tasks.records import NEXT_QUEUE, JobRecord, JobStatus, SupersededError
+from tasks.records import NEXT_QUEUE, JobRecord, JobStatus, SupersededError, queue_of
 from tasks.requests import TrainerRequest
 from tasks.runtime import GpuUnfit, Runtime, TrainerInterrupted
 from tasks.state import BeginOutcome
@@ -183,6 +184,7 @@ def run_stage(
     outcome, attempt = runtime.state.begin(
         job_id, stage, worker=runtime.worker, queue=delivery.queue, tag=delivery.tag
     )
+    runtime.dispatch()  # the queue has room for another one
     record = runtime.state.get(job_id)
     if outcome == BeginOutcome.DONE:
         return {"job_id": job_id, "stage": stage}
@@ -238,6 +240,7 @@ def _finish(context: StageContext, result: StageResult, seconds: float) -> None:
         update={"seconds": round(seconds, 3), "summary": result.summary}
     )
     cancelled = record.status == JobStatus.CANCELLING and record.saves
+    turn_for = _turn_for(context, result) if result.result is None else None
     _patiently(context, context.outbox.flush)
     try:
         _patiently(
@@ -249,6 +252,7 @@ def _finish(context: StageContext, result: StageResult, seconds: float) -> None:
                 stage,
                 result.refs,
                 result.result,
+                turn_for=turn_for,
                 cancelled=cancelled,
             ),
         )
@@ -257,6 +261,14 @@ def _finish(context: StageContext, result: StageResult, seconds: float) -> None:
         ended = state.get(context.job_id)
         if result.result is None or ended.result != result.result:
             raise
+
+
+def _turn_for(context: StageContext, result: StageResult) -> str | None:
+    """The GPU queue that the job needs a turn for; None where it has had it, or needs no GPU."""
+    following = STAGES[STAGES.index(context.stage) + 1]
+    cache_queue = result.refs.get(NEXT_QUEUE)
+    queue = queue_of(following, context.record.gpu_queue, cache_queue)
+    return queue if context.queue == CPU_QUEUE != queue else None
 
 
 def _failed(context: StageContext, error: JobError) -> Exception:

@@ -16,18 +16,21 @@ from redis import Redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
+from routing.queues import stage_queue
 from tasks import job_scripts
 from tasks.contract import STAGES
 from tasks.errors import DEAD_CODES, ErrorCode, JobError
 from tasks.events import Event, JobAccepted, JobEnded, StageFinished, parse_event
 from tasks.jobs.job import TrainingJob
 from tasks.records import (
+    NEXT_QUEUE,
     JobRecord,
     JobStatus,
     StageRecord,
     SupersededError,
     UnknownJobError,
     record_of,
+    waiting_queue,
 )
 
 # A stage that takes its worker down with it (out of memory in the host, say) must not do so
@@ -54,6 +57,17 @@ class BeginOutcome(StrEnum):
     """It was begun too often without an end; the job has failed now."""
 
 
+class Admission(StrEnum):
+    """What became of a job that wants to begin or go on."""
+
+    KNOWN = "known"
+    """There is a job of this id already."""
+    GOES = "goes"
+    """Its chain is to be sent."""
+    WAITS = "waits"
+    """It waits for its tenant's turn; ``tasks/lanes.py`` sends its chain then."""
+
+
 class JobState:
     """Reads jobs, and writes what their stages do.
 
@@ -68,12 +82,13 @@ class JobState:
         self._create = client.register_script(job_scripts.CREATE)
         self._begin = client.register_script(job_scripts.BEGIN)
         self._write = client.register_script(job_scripts.WRITE)
+        self._finish_stage = client.register_script(job_scripts.FINISH_STAGE)
         self._end = client.register_script(job_scripts.END)
         self._release = client.register_script(job_scripts.RELEASE)
         self._wish = client.register_script(job_scripts.WISH)
 
-    def create(self, job_id: str, job: TrainingJob, result_id: str) -> bool:
-        """Record a checked job; False where there is one of this id already."""
+    def create(self, job_id: str, job: TrainingJob, result_id: str) -> Admission:
+        """Record a checked job, and let it begin or wait."""
         route = job.route()
         fields = {
             "status": JobStatus.QUEUED,
@@ -81,14 +96,16 @@ class JobState:
             "stage_number": 0,
             "stage_state": "queued",
             "attempt": 0,
+            "tenant": job.tenant,
+            "priority": job.priority,
             "job": job.model_dump_json(),
             "result_id": result_id,
             "gpu_queue": route.gpu_queue,
             "reason": route.reason,
         }
         event = JobAccepted(queue=route.gpu_queue, reason=route.reason)
-        args = self._args(event.model_dump_json(), fields=fields)
-        return bool(self._create(keys=keys_of(job_id), args=args))
+        args = self._args(event.model_dump_json(), stage_queue(STAGES[0], ""), fields=fields)
+        return Admission(self._create(keys=keys_of(job_id), args=args))
 
     def get(self, job_id: str) -> JobRecord:
         """All that is known of a job.
@@ -108,6 +125,13 @@ class JobState:
                 pipe.hgetall(keys_of(job_id)[0])
             hashes = cast("list[dict[str, str]]", pipe.execute())
         return [record_of(it, hash_) for it, hash_ in zip(job_ids, hashes, strict=True) if hash_]
+
+    def next_queue(self, job_id: str) -> str | None:
+        """The queue that the job's next stage is to be sent to; None where that is not now."""
+        names = ("status", "stage", "stage_state", "gpu_queue", "lane", f"ref:{NEXT_QUEUE}")
+        values = cast("list[str | None]", self._redis.hmget(keys_of(job_id)[0], list(names)))
+        fields = {name: value for name, value in zip(names, values, strict=True) if value}
+        return None if not fields or "lane" in fields else waiting_queue(fields)
 
     def newest(self, limit: int) -> list[JobRecord]:
         """The jobs submitted last, newest first."""
@@ -176,6 +200,7 @@ class JobState:
         refs: dict[str, str],
         result: dict[str, Any] | None,
         *,
+        turn_for: str | None = None,
         cancelled: bool = False,
     ) -> None:
         """Record that a stage is done; the last stage's ``result`` ends the job.
@@ -187,6 +212,7 @@ class JobState:
             record: What happened in it.
             refs: Store keys for later stages.
             result: The job's; the last stage's only.
+            turn_for: The queue that the job may not go on to without its tenant's turn.
             cancelled: The result is what was saved of a job that somebody cancelled.
 
         Raises:
@@ -198,19 +224,15 @@ class JobState:
             seconds=record.seconds or 0.0,
             summary=record.summary or "",
         )
-        fields = {
-            "stage_state": "done",
-            f"stage:{stage}": record.model_dump_json(),
-            **_refs(refs),
-        }
+        fields = {f"stage:{stage}": record.model_dump_json(), **_refs(refs)}
         if result is not None:
-            fields["result"] = json.dumps(result)
+            fields |= {"stage_state": "done", "result": json.dumps(result)}
             code = ErrorCode.CANCELLED if cancelled else None
             ended = JobEnded(status="cancelled" if cancelled else "succeeded", code=code)
             self._ended(job_id, attempt, [finished, ended], fields)
             return
-        args = self._args(attempt, 1, finished.model_dump_json(), fields=fields)
-        if not self._write(keys=keys_of(job_id), args=args):
+        args = self._args(attempt, finished.model_dump_json(), turn_for or "", fields=fields)
+        if not self._finish_stage(keys=keys_of(job_id), args=args):
             raise SupersededError(job_id, attempt)
 
     def release(

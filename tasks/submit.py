@@ -1,4 +1,4 @@
-"""Submitting a job: check it, settle what it leaves open, record it. Dispatch follows."""
+"""Submitting a job: check it, settle what it leaves open, record it. Its chain is sent after."""
 
 import secrets
 from typing import Any
@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from tasks.errors import Fault, InvalidJobError
 from tasks.jobs.job import TrainingJob, parse_job
-from tasks.state import JobState
+from tasks.state import Admission, JobState
 
 
 def resolved(job: TrainingJob) -> tuple[str, TrainingJob]:
@@ -17,8 +17,8 @@ def resolved(job: TrainingJob) -> tuple[str, TrainingJob]:
     return job_id, job.model_copy(update={"id": job_id, "training": training})
 
 
-def admit(document: Any, state: JobState, result_id: str) -> tuple[str, TrainingJob, bool]:
-    """Check and record a job.
+def admit(document: Any, state: JobState, result_id: str) -> tuple[str, TrainingJob, Admission]:
+    """Check and record a job, and let it begin or wait.
 
     Args:
         document: The job as it was sent.
@@ -26,8 +26,9 @@ def admit(document: Any, state: JobState, result_id: str) -> tuple[str, Training
         result_id: The id of the Celery result that follows it.
 
     Returns:
-        Its id, the resolved job, and whether its chain is to be dispatched: True until a stage
-        has begun. A chain that is dispatched twice does no harm, since a stage begins once.
+        Its id, the resolved job, and what becomes of it. A job that was submitted before GOES
+        until a stage has begun: a chain that is sent twice does no harm, since a stage begins
+        once.
 
     Raises:
         InvalidJobError: It cannot run, or another job has its id.
@@ -35,8 +36,9 @@ def admit(document: Any, state: JobState, result_id: str) -> tuple[str, Training
     """
     job = parse_job(document)
     job_id, ready = resolved(job)
-    if state.create(job_id, ready, result_id):
-        return job_id, ready, True
+    admission = state.create(job_id, ready, result_id)
+    if admission != Admission.KNOWN:
+        return job_id, ready, admission
     record = state.get(job_id)
     known = record.job
     if job.training.seed is None:
@@ -46,4 +48,5 @@ def admit(document: Any, state: JobState, result_id: str) -> tuple[str, Training
     if ready != known:
         fault = Fault("id", f"{job_id} is the id of another job; leave it out or choose another")
         raise InvalidJobError([fault])
-    return job_id, known, not record.stages and not record.status.ended
+    begins = not record.stages and not record.status.ended and not record.in_lane
+    return job_id, known, Admission.GOES if begins else Admission.KNOWN

@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from routing.queues import ALL_QUEUES
+from tasks.lanes import Lanes
+from tasks.presence import Presence
 from tasks.state import JobState, connect
 from worker.broker import EmbeddedBroker
 
@@ -36,6 +39,9 @@ def redis_client(broker_url: str) -> Iterator[Redis]:
 
 @pytest.fixture
 def state(redis_client: Redis) -> JobState:
+    """Jobs of a fleet that has room for all."""
+    large = [Presence(queues=ALL_QUEUES, memory_class=None)] * 4000
+    Lanes(redis_client, timedelta(hours=1)).note_fleet(large, {}, timedelta(hours=1))
     return JobState(redis_client, timedelta(hours=1))
 
 

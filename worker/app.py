@@ -24,7 +24,8 @@ from tasks.app import make_app
 from tasks.cache_registry import CacheRegistry
 from tasks.chain import send_rest
 from tasks.control import JobControl
-from tasks.presence import Presence, PresenceNote, next_larger_class
+from tasks.lanes import Lanes
+from tasks.presence import Presence, PresenceNote, live_workers, next_larger_class
 from tasks.runtime import Backoff, Runtime
 from tasks.settings import Settings
 from tasks.state import JobState, connect
@@ -102,6 +103,7 @@ def run_worker(
             next_larger_class=lambda: next_larger_class(patient, gpu.memory_class if gpu else None),
             backoff=Backoff(settings.retries, settings.retry_pause.total_seconds()),
             check_gpu=make_gate(real_gpu, reports, trainer.close),
+            dispatch=_lanes(app, settings).dispatch,
         )
 
     use_for_redis()
@@ -164,7 +166,13 @@ def _start_upkeep(app: Celery, settings: Settings) -> None:
     client = connect(app.conf.broker_url)
     control = JobControl(client, settings.job_ttl)
     reconciler = Reconciler(client, control, lambda record: send_rest(app, record), timeout)
-    duties = (reconciler.send_due, reconciler.sweep_if_due)
+    lanes = _lanes(app, settings)
+
+    def note_fleet() -> None:
+        live = [it for it in live_workers(client).values() if it.quarantined is None]
+        lanes.note_fleet(live, settings.tenant_terms(), timeout * 2)
+
+    duties = (note_fleet, lanes.dispatch, reconciler.send_due, reconciler.sweep_if_due)
     restore = Sweep(client, timeout).restore_expired
     Upkeep(client, timeout, duties, restore=restore).start()
     # By itself: whoever is told may be slow.
@@ -176,6 +184,11 @@ def _start_upkeep(app: Celery, settings: Settings) -> None:
         settings.webhook_signing_secrets(),
     )
     Upkeep(client, timeout, [webhooks.tell_due], lease="training:webhooks:lease").start()
+
+
+def _lanes(app: Celery, settings: Settings) -> Lanes:
+    client = connect(app.conf.broker_url)
+    return Lanes(client, settings.job_ttl, lambda record: send_rest(app, record))
 
 
 def _start(app: Celery, worker_name: str, queues: tuple[str, ...]) -> int:

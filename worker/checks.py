@@ -22,6 +22,7 @@ from redis import Redis
 from routing.queues import ALL_QUEUES, CPU_QUEUE
 from tasks.control import JobControl
 from tasks.errors import JobError, StoreError
+from tasks.lanes import Lanes
 from tasks.presence import live_workers
 from tasks.settings import Settings
 from tasks.state import connect
@@ -73,7 +74,7 @@ def check_all(settings: Settings) -> list[Finding]:
         lambda: _eviction_and_persistence(client),
         lambda: _clock(client, settings.visibility_timeout),
         lambda: _network(url),
-        lambda: _workers(client),
+        lambda: _workers(client, settings),
         lambda: _leases(client, settings),
         lambda: _flower(settings),
     ]
@@ -146,7 +147,7 @@ def _network(url: str) -> Iterator[Finding]:
         )
 
 
-def _workers(client: Redis) -> Iterator[Finding]:
+def _workers(client: Redis, settings: Settings) -> Iterator[Finding]:
     live = live_workers(client)
     names = ", ".join(sorted(live)) or "none"
     level: Level = "ok" if live else "warning"
@@ -155,11 +156,12 @@ def _workers(client: Redis) -> Iterator[Finding]:
         if worker.quarantined is not None:
             yield Finding("fault", name, f"quarantined: {worker.quarantined}", "look at its GPU")
     served = {q for worker in live.values() if worker.quarantined is None for q in worker.queues}
+    in_lanes = Lanes(client, settings.job_ttl).waiting()
     for queue in ALL_QUEUES:
-        waiting = int(client.llen(queue))
+        waiting = int(client.llen(queue)) + sum(in_lanes.get(queue, {}).values())
         if waiting and queue not in served:
             remedy = "start a worker of that class" if queue != CPU_QUEUE else "start a CPU worker"
-            yield Finding("fault", queue, f"{waiting} messages and no live worker", remedy)
+            yield Finding("fault", queue, f"{waiting} jobs wait and no live worker serves", remedy)
 
 
 def _leases(client: Redis, settings: Settings) -> Iterator[Finding]:
@@ -173,8 +175,8 @@ def _leases(client: Redis, settings: Settings) -> Iterator[Finding]:
     there = set(messages(client))
     lost = [
         job.id
-        for job in JobControl(client, settings.job_ttl).unfinished()
-        if (job.id, job.stage) not in there and job.due_at is None and job.status != "paused"
+        for job in JobControl(client, settings.job_ttl).in_flight()
+        if (job.id, job.stage) not in there
     ]
     if lost:
         remedy = "a live worker sends them again within two minutes"

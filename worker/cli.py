@@ -292,6 +292,12 @@ def dead_drop(jobs: DeadJobs = None, all_jobs: AllDead = False, json: Json = Fal
 
 
 @cli.command()
+def tenants(json: Json = False) -> None:
+    """List the tenants: what each gets, what is in flight, and what waits where."""
+    _run("tenants", json=json)
+
+
+@cli.command()
 def flower() -> None:
     """Run Flower, the operators' view of workers, queues and tasks."""
     _run("flower")

@@ -11,10 +11,11 @@ from tasks.chain import job_chain, send_rest
 from tasks.control import JobControl
 from tasks.errors import ErrorCode, JobError
 from tasks.jobs.job import parse_job
+from tasks.lanes import Lanes
 from tasks.presence import Presence, live_workers, why_unserved
 from tasks.records import JobStatus
 from tasks.settings import Settings
-from tasks.state import JobState, connect
+from tasks.state import Admission, JobState, connect
 from tasks.submit import admit
 from worker.broker import find_running
 
@@ -51,6 +52,9 @@ class Client:
         self.state = JobState(connection, settings.job_ttl)
         self.control = JobControl(connection, settings.job_ttl)
         self._app: Celery = make_app(settings, self.broker_url)
+        self.lanes = Lanes(
+            connection, settings.job_ttl, lambda record: send_rest(self._app, record)
+        )
 
     def submit(self, document: dict[str, Any], *, require_worker: bool = False) -> str:
         """Check, record and dispatch a job.
@@ -66,9 +70,10 @@ class Client:
         if require_worker:
             self._require_worker(document)
         result_id = uuid4().hex
-        job_id, job, dispatch = admit(document, self.state, result_id)
-        if dispatch:
+        job_id, job, admission = admit(document, self.state, result_id)
+        if admission == Admission.GOES:
             job_chain(self._app, job_id, job.route().gpu_queue).apply_async(task_id=result_id)
+        self.lanes.dispatch()
         return job_id
 
     def cancel(self, job_id: str, *, save: bool = False) -> JobStatus:
@@ -85,13 +90,11 @@ class Client:
 
     def resume(self, job_id: str) -> None:
         """Let a paused job go on; see ``JobControl.resume``."""
-        if self.control.resume(job_id):
-            send_rest(self._app, self.state.get(job_id))
+        self._go_on(job_id, self.control.resume(job_id))
 
     def replay(self, job_id: str) -> None:
         """Let a failed job go on; see ``JobControl.replay``."""
-        self.control.replay(job_id)
-        send_rest(self._app, self.state.get(job_id))
+        self._go_on(job_id, self.control.replay(job_id))
 
     def present_workers(self) -> dict[str, Presence]:
         """The workers that have noted themselves lately, busy or not."""
@@ -104,6 +107,11 @@ class Client:
     def why_waiting(self, queue: str) -> str | None:
         """Why nobody takes from a queue, with what there is; None where a live worker serves it."""
         return why_unserved(self._redis, queue)
+
+    def _go_on(self, job_id: str, goes: bool) -> None:
+        if goes:
+            send_rest(self._app, self.state.get(job_id))
+        self.lanes.dispatch()
 
     def _require_worker(self, document: dict[str, Any]) -> None:
         queue = parse_job(document).route().gpu_queue

@@ -20,7 +20,7 @@ from redis import Redis
 from routing.queues import ALL_QUEUES
 from tasks.contract import STAGES, task_name
 from tasks.control import JobControl
-from tasks.records import JobRecord, JobStatus
+from tasks.records import JobRecord
 
 logger = logging.getLogger(__name__)
 
@@ -60,19 +60,18 @@ class Reconciler:
         return self.sweep()
 
     def sweep(self) -> list[str]:
-        """Look at every job that is not over.
+        """Look at every job in flight.
 
         Returns:
             Those that were sent anew.
         """
-        jobs = self._control.unfinished()
+        jobs = self._control.in_flight()
         # After the jobs: what they wait for was sent before, or not at all.
         there = set(messages(self._redis))
         missed = cast("dict[str, str]", self._redis.hgetall(_MISSED))
         now, still, sent = time.time(), {}, []
         for job in jobs:
-            waits_on_purpose = job.status == JobStatus.PAUSED or job.due_at is not None
-            if (job.id, job.stage) in there or waits_on_purpose:
+            if (job.id, job.stage) in there:
                 continue
             waits_for = f"{job.stage} {job.attempt} {job.waiting_in}"
             known, _, since = missed.get(job.id, "").rpartition(" ")

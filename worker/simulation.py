@@ -5,9 +5,10 @@ the one that has waited longest is served first, from its queues in the order th
 cycle says. The queues of a GPU and of a job are those of ``routing``, not a model of them.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import simpy
@@ -15,6 +16,7 @@ from kombu.utils.scheduling import cycle_by_name
 
 from routing.classes import MemoryClass
 from routing.queues import gpu_queue, served_queues
+from routing.shares import next_tenant, room
 from worker.workload import Arrival
 
 
@@ -28,6 +30,7 @@ class Policy:
         queue_of: The queue of a job.
         order: kombu's ``queue_order_strategy``.
         held: Messages that a worker may hold, the one it works on included.
+        lanes: Whether tenants have lanes in front of the queues.
     """
 
     name: str
@@ -35,9 +38,10 @@ class Policy:
     queue_of: Callable[[MemoryClass], str] = gpu_queue
     order: str = "priority"
     held: int = 1
+    lanes: bool = False
 
 
-OURS = Policy("training-worker")
+OURS = Policy("training-worker", lanes=True)
 POLICIES = (
     OURS,
     Policy("dedicated pools", serves=lambda memory_class: (gpu_queue(memory_class),)),
@@ -87,7 +91,7 @@ def simulate(policy: Policy, fleet: list[MemoryClass], jobs: list[Arrival]) -> l
     env = simpy.Environment()
     broker = _Broker(policy)
     workers = [_Worker(env, broker, place, gpu) for place, gpu in enumerate(fleet)]
-    broker.waiting.extend(workers)
+    broker.serve(workers)
 
     def arrive() -> Generator[Any, Any, None]:
         for job in jobs:
@@ -100,30 +104,59 @@ def simulate(policy: Policy, fleet: list[MemoryClass], jobs: list[Arrival]) -> l
 
 
 class _Broker:
-    """Queues, and the workers that wait for messages, the longest wait first."""
+    """Queues with lanes in front, and workers that wait, the longest wait first."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.queues: dict[str, deque[Arrival]] = {}
-        self.waiting: deque[_Worker] = deque()
+        self._lanes: dict[str, dict[str, deque[Arrival]]] = {}
+        self._rooms: dict[str, float] = {}
+        self._in_flight: Counter[str] = Counter()
+        self._waiting: deque[_Worker] = deque()
+
+    def serve(self, workers: list["_Worker"]) -> None:
+        self._waiting.extend(workers)
+        served = Counter(queue for worker in workers for queue in self.policy.serves(worker.gpu))
+        lanes = self.policy.lanes
+        self._rooms = {queue: room(count) if lanes else inf for queue, count in served.items()}
 
     def put(self, job: Arrival) -> None:
         queue = self.policy.queue_of(job.memory_class)
-        self.queues.setdefault(queue, deque()).append(job)
+        self.queues.setdefault(queue, deque())
+        self._lanes.setdefault(queue, {}).setdefault(job.tenant, deque()).append(job)
+        self.hand_out()
+
+    def ended(self, job: Arrival) -> None:
+        self._in_flight[job.tenant] -= 1
         self.hand_out()
 
     def hand_out(self) -> None:
         """Give out messages for as long as a worker that waits can take one."""
-        while taker := next((w for w in self.waiting if w.takes_one()), None):
-            self.waiting.remove(taker)
-            self.waiting.append(taker)
+        self._let_go()
+        while taker := next((w for w in self._waiting if w.takes_one()), None):
+            self._waiting.remove(taker)
+            self._waiting.append(taker)
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Let jobs leave their lanes for as long as there is room in their queues."""
+        for queue, lanes in self._lanes.items():
+            while len(self.queues[queue]) < self._rooms[queue]:
+                tenant = next_tenant(list(lanes), self._in_flight, {})
+                if tenant is None:
+                    break
+                jobs = lanes.pop(tenant)
+                self.queues[queue].append(jobs.popleft())
+                self._in_flight[tenant] += 1
+                if jobs:
+                    lanes[tenant] = jobs  # behind the others: it had its turn
 
 
 class _Worker:
     def __init__(
         self, env: simpy.Environment, broker: _Broker, place: int, gpu: MemoryClass
     ) -> None:
-        self._env, self._broker, self._place, self._gpu = env, broker, place, gpu
+        self._env, self._broker, self._place, self.gpu = env, broker, place, gpu
         self._cycle = cycle_by_name(broker.policy.order)()  # type: ignore[no-untyped-call]
         self._cycle.update(list(broker.policy.serves(gpu)))
         self._held = 0
@@ -137,7 +170,7 @@ class _Worker:
             return False
         for queue in self._cycle.consume(len(self._cycle.items)):
             jobs = self._broker.queues.get(queue)
-            if jobs and jobs[0].memory_class <= self._gpu:
+            if jobs and jobs[0].memory_class <= self.gpu:
                 self._cycle.rotate(queue)
                 self._messages.put(jobs.popleft())
                 self._held += 1
@@ -150,7 +183,7 @@ class _Worker:
             self.runs.append(Run(job, self._env.now, self._place))
             yield self._env.timeout(job.duration_s)
             self._held -= 1
-            self._broker.hand_out()
+            self._broker.ended(job)
 
 
 def least_makespan_s(fleet: list[MemoryClass], jobs: list[Arrival]) -> float:

@@ -40,6 +40,12 @@ class TrainingJob(StrictModel):
     preset: str | None = None
     """A preset whose values stand where ``training`` has none."""
 
+    tenant: SafeName = "default"
+    """Whose job it is. Tenants get fair shares of the fleet."""
+
+    priority: Annotated[int, Field(ge=0, le=9, strict=True)] = 0
+    """Among its tenant's waiting jobs: 9 goes first."""
+
     training: TrainingConfig
     """What to train, by its ``type``."""
 

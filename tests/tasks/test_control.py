@@ -124,12 +124,12 @@ def test_jobs_that_failed_through_no_fault_of_their_own_can_be_replayed(
     fail(state, wrong, ErrorCode.INVALID_DATA_SET)
     fail(state, job_id, ErrorCode.STORE)
     assert [record.id for record in control.dead()] == [job_id]
-    assert control.unfinished() == []
+    assert control.in_flight() == []
     control.replay(job_id)
     record = state.get(job_id)
     assert (record.status, record.stage, record.error) == (JobStatus.RUNNING, "prepare", None)
     assert control.dead() == []
-    assert [record.id for record in control.unfinished()] == [job_id]
+    assert [record.id for record in control.in_flight()] == [job_id]
     finish(state, job_id, "prepare")
 
 
@@ -174,9 +174,9 @@ def test_a_job_of_an_unknown_id_is_an_error(control: JobControl) -> None:
             call("nobody")
 
 
-def test_a_job_whose_life_time_is_over_is_not_unfinished(
+def test_a_job_whose_life_time_is_over_is_not_in_flight(
     control: JobControl, redis_client: Redis, job_id: str
 ) -> None:
     redis_client.delete(f"training:job:{job_id}")
-    assert control.unfinished() == []
-    assert redis_client.scard("training:jobs:open") == 0
+    assert control.in_flight() == []
+    assert redis_client.exists("training:jobs:in_flight") == 0

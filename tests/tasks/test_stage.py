@@ -415,7 +415,7 @@ def test_a_job_cancelled_with_save_publishes_its_last_checkpoint(
     record = state.get(job_id)
     assert record.status == JobStatus.CANCELLED
     assert record.result is not None
-    assert control.unfinished() == []
+    assert control.in_flight() == []
 
 
 def test_cancelling_a_running_stage_ends_the_job_as_cancelled(

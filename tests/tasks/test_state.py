@@ -9,7 +9,7 @@ from tasks import events
 from tasks.control import JobControl
 from tasks.errors import ErrorCode, InvalidJobError, JobError
 from tasks.records import JobStatus, StageRecord, SupersededError, UnknownJobError
-from tasks.state import BeginOutcome, JobState
+from tasks.state import Admission, BeginOutcome, JobState
 from tasks.submit import admit
 
 HOUR = timedelta(hours=1)
@@ -71,10 +71,9 @@ def test_the_same_id_twice_is_one_job_and_another_job_of_that_id_is_refused(
     _, first, dispatch_first = admit(document, state, "result")
     _, second, dispatch_again = admit(document, state, "result")
     assert first == second
-    assert dispatch_first
-    assert dispatch_again
+    assert dispatch_first == dispatch_again == Admission.GOES
     begin(state, "mine", "prepare")
-    assert not admit(document, state, "result")[2]
+    assert admit(document, state, "result")[2] == Admission.KNOWN
     with pytest.raises(InvalidJobError, match="id of another job"):
         admit({**document, "name": "other"}, state, "result")
 
@@ -209,5 +208,5 @@ def test_every_key_has_a_life_time(
     dead = admitted(state, job_document)
     state.fail(dead, begin(state, dead, "prepare"), JobError("broken"))
     ttls = {key: redis_client.ttl(key) for key in redis_client.scan_iter()}
-    assert len(ttls) == 2 * 3 + 5
+    assert len(ttls) == 2 * 3 + 6
     assert all(3590 < ttl <= 3600 for ttl in ttls.values()), ttls

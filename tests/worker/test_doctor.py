@@ -55,7 +55,7 @@ def test_work_that_nobody_does_is_told(
     redis_client.rpush("gpu.80gb", '{"headers": {}}')
     redis_client.zadd("unacked_index", {"lost": time.time() - 3600})
     assert of(settings, "workers").level == "warning"
-    assert of(settings, "gpu.80gb").found == "1 messages and no live worker"
+    assert of(settings, "gpu.80gb").found == "1 jobs wait and no live worker serves"
     assert of(settings, "leases").found == "1 messages of lost workers"
     assert job_id in of(settings, "jobs").found
 

@@ -133,7 +133,7 @@ def test_jobs_that_are_over_are_left_alone(
 ) -> None:
     control.cancel(job_id)
     assert reconciler.sweep() == reconciler.sweep() == []
-    assert control.unfinished() == []
+    assert control.in_flight() == []
 
 
 def test_what_waits_on_purpose_is_left_alone(

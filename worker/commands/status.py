@@ -16,6 +16,10 @@ def run(settings: Settings, *, job_id: str, json: bool) -> None:
         waits = f"{record.stage} waits until somebody resumes the job"
     elif record.due_at is not None:
         waits = f"{record.stage} is tried again at {record.due_at.astimezone():%H:%M:%S}"
+    elif record.in_lane:
+        before = client.lanes.before(record) or 0
+        turn = f"a turn of tenant {record.job.tenant}, after {before} other jobs of it"
+        waits = client.why_waiting(record.waiting_in or "") or f"{record.stage} waits for {turn}"
     elif record.waiting_in is not None:
         reason = client.why_waiting(record.waiting_in)
         waits = reason or f"{record.stage} waits in {record.waiting_in} for a free worker"

@@ -1,0 +1,90 @@
+"""Fair shares: whose job goes next, and how many jobs a queue holds.
+
+Jobs wait in a lane of their tenant's own in front of each queue, and the queue itself is kept
+short, so that a thousand jobs of one tenant do not stand before the first one of another.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+OTHERS = "*"
+"""Stands for every tenant that is not named."""
+
+# One message waits for every so many workers of a queue: a worker that is free finds one, and what
+# waits there, in the order of its coming, is little.
+_WORKERS_A_MESSAGE = 4
+
+_TERMS = re.compile(r"^(?P<tenant>[\w.-]+|\*)=(?P<weight>\d+(\.\d+)?)(:(?P<limit>\d+))?$", re.ASCII)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a tenant gets.
+
+    Attributes:
+        weight: Its share beside the others', above 0.
+        limit: Most jobs of it in flight at a time; None is no limit.
+    """
+
+    weight: float = 1.0
+    limit: int | None = None
+
+
+AllTerms = Mapping[str, Terms]
+_USUAL = Terms()
+
+
+def parse_terms(text: str) -> dict[str, Terms]:
+    """The terms of tenants, as an operator writes them: ``acme=3,zoo=1:4,*=1:8``.
+
+    Args:
+        text: ``tenant=weight`` or ``tenant=weight:limit``, with commas between.
+
+    Raises:
+        ValueError: It is none.
+    """
+    terms: dict[str, Terms] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = _TERMS.match(part)
+        if match is None or not float(match["weight"]):
+            raise ValueError(f"{part!r} is not tenant=weight or tenant=weight:limit, above 0")
+        if match["tenant"] in terms:
+            raise ValueError(f"{match['tenant']} is there twice")
+        limit = int(match["limit"]) if match["limit"] else None
+        if limit == 0:
+            raise ValueError(f"the limit of {match['tenant']} is 0; leave it out for none")
+        terms[match["tenant"]] = Terms(float(match["weight"]), limit)
+    return terms
+
+
+def terms_of(tenant: str, terms: AllTerms) -> Terms:
+    """A tenant's own terms, or those of all others."""
+    return terms.get(tenant) or terms.get(OTHERS) or _USUAL
+
+
+def room(workers: int) -> int:
+    """How many messages a queue that so many workers serve should hold."""
+    return math.ceil(workers / _WORKERS_A_MESSAGE)
+
+
+def next_tenant(
+    waiting: Sequence[str], in_flight: Mapping[str, int], terms: AllTerms
+) -> str | None:
+    """The tenant whose job goes next: the one with the fewest in flight for its weight.
+
+    Args:
+        waiting: Tenants with jobs waiting, the longest without a turn first; it decides ties.
+        in_flight: Tenant to its jobs that have left their lane and are not over, on any queue.
+        terms: What tenants get.
+
+    Returns:
+        None where nobody waits, or all are at their limit.
+    """
+    best, least = None, math.inf
+    for tenant in waiting:
+        there, its = in_flight.get(tenant, 0), terms_of(tenant, terms)
+        if (its.limit is None or there < its.limit) and there / its.weight < least:
+            best, least = tenant, there / its.weight
+    return best

@@ -1,0 +1,138 @@
+"""Lanes: jobs wait in front of the queues for their tenant's turn.
+
+What is decided here is decided by ``routing/shares.py``; that a job leaves its lane once, and only
+where there is room, is seen to by ``tasks/job_scripts.py``. Anybody may let jobs go at any time.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from typing import Any, cast
+
+from kombu.exceptions import OperationalError
+from redis import Redis, RedisError
+
+from routing.shares import AllTerms, Terms, next_tenant, room
+from tasks.job_scripts import FLEET, IN_FLIGHT, LANES, TAKE_TURN
+from tasks.presence import Presence
+from tasks.records import JobRecord, UnknownJobError
+from tasks.state import Admission, JobState, keys_of
+
+logger = logging.getLogger(__name__)
+
+
+class Lanes:
+    """Lets waiting jobs go, and tells who waits.
+
+    Args:
+        client: A connection to Redis 6.2 or newer that decodes responses.
+        ttl: How long a job is kept after its last change.
+        send: Sends a job's chain from the stage that its record says it waits for.
+    """
+
+    def __init__(
+        self, client: Redis, ttl: timedelta, send: Callable[[JobRecord], None] = lambda _: None
+    ) -> None:
+        self._redis, self._send = client, send
+        self._ttl_s = int(ttl.total_seconds())
+        self._state = JobState(client, ttl)
+        self._take_turn = client.register_script(TAKE_TURN)
+
+    def dispatch(self) -> list[str]:
+        """Let jobs go for as long as their queues have room; never fails.
+
+        Returns:
+            Their ids.
+        """
+        sent: list[str] = []
+        try:
+            for queue in sorted(cast("set[str]", self._redis.smembers(LANES))):
+                while (job_id := self._take_next(queue)) is not None:
+                    self._send(self._state.get(job_id))
+                    sent.append(job_id)
+        except (RedisError, OperationalError, UnknownJobError) as error:
+            # Whoever comes next does it; what was taken and not sent is the reconciler's.
+            logger.warning("jobs wait on: %s", error)
+        return sent
+
+    def note_fleet(self, workers: Iterable[Presence], terms: AllTerms, life: timedelta) -> None:
+        """Note what the live workers have room for, and what tenants get.
+
+        Args:
+            workers: Those that take messages.
+            terms: What the operator says.
+            life: How long the note lasts; without one, no job goes.
+        """
+        served = Counter(queue for worker in workers for queue in worker.queues)
+        fields = {f"room:{queue}": str(room(workers)) for queue, workers in served.items()}
+        for tenant, its in terms.items():
+            fields |= {f"weight:{tenant}": str(its.weight), f"limit:{tenant}": str(its.limit or "")}
+        with self._redis.pipeline() as pipe:
+            pipe.delete(FLEET)
+            if fields:
+                pipe.hset(FLEET, mapping=cast("dict[Any, Any]", fields))
+                pipe.pexpire(FLEET, life)
+            pipe.execute()
+
+    def terms(self) -> dict[str, Terms]:
+        """What tenants get, as a live worker noted it."""
+        return _terms_in(cast("dict[str, str]", self._redis.hgetall(FLEET)))
+
+    def in_flight(self) -> Counter[str]:
+        """Tenant to its jobs that have left their lane and are not over."""
+        return Counter(cast("list[str]", self._redis.hvals(IN_FLIGHT)))
+
+    def waiting(self) -> dict[str, dict[str, int]]:
+        """Queue to tenant to jobs that wait."""
+        found: dict[str, dict[str, int]] = {}
+        for queue in sorted(cast("set[str]", self._redis.smembers(LANES))):
+            tenants = cast("list[str]", self._redis.zrange(_lanes_of(queue), 0, -1))
+            with self._redis.pipeline(transaction=False) as pipe:
+                for tenant in tenants:
+                    pipe.zcard(_lane_of(queue, tenant))
+                found[queue] = dict(zip(tenants, pipe.execute(), strict=True))
+        return found
+
+    def before(self, record: JobRecord) -> int | None:
+        """How many jobs of its tenant go before a job that waits in a lane."""
+        lane = _lane_of(record.waiting_in or "", record.job.tenant)
+        return cast("int | None", self._redis.zrank(lane, record.id))
+
+    def _take_next(self, queue: str) -> str | None:
+        """The job that leaves its lane now; None where none does."""
+        while True:
+            with self._redis.pipeline() as pipe:
+                pipe.zrange(_lanes_of(queue), 0, -1)
+                pipe.hvals(IN_FLIGHT)
+                pipe.hgetall(FLEET)
+                tenants, in_flight, fleet = pipe.execute()
+            tenant = next_tenant(tenants, Counter(in_flight), _terms_in(fleet))
+            if tenant is None:
+                return None
+            jobs = cast("list[str]", self._redis.zrange(_lane_of(queue, tenant), 0, 0))
+            if not jobs:
+                return None  # somebody else took it just now
+            answer = self._take_turn(keys=keys_of(jobs[0]), args=[self._ttl_s, queue, tenant])
+            if answer == Admission.GOES:
+                return jobs[0]
+            if answer == Admission.WAITS:
+                return None
+
+
+def _lanes_of(queue: str) -> str:
+    """The tenants with jobs in front of a queue, the longest without a turn first."""
+    return f"{LANES}:{queue}"
+
+
+def _lane_of(queue: str, tenant: str) -> str:
+    """A tenant's jobs in front of a queue, the next one first."""
+    return f"{LANES}:{queue}:{tenant}"
+
+
+def _terms_in(fleet: Mapping[str, str]) -> dict[str, Terms]:
+    limits = {k.partition(":")[2]: v for k, v in fleet.items() if k.startswith("limit:")}
+    return {
+        tenant: Terms(float(fleet[f"weight:{tenant}"]), int(limit) if limit else None)
+        for tenant, limit in limits.items()
+    }
