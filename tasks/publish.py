@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tasks.data.remote import without_queries
+from tasks.durations import Made
 from tasks.events import Artifact, TrainDone
 from tasks.stage import StageContext, StageResult
 from tasks.store import output_prefix
@@ -39,6 +40,7 @@ def publish(context: StageContext) -> StageResult:
             "sha256": first["sha256"],
             "files": [file["key"] for file in manifest["files"]],
         },
+        Made(1),
     )
 
 

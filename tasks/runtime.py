@@ -9,7 +9,9 @@ from typing import Literal, Protocol
 from routing.classes import MemoryClass
 from tasks.cache_registry import CacheRegistry
 from tasks.data.access import Access
+from tasks.durations import Made
 from tasks.events import CacheDone, Event, TrainDone
+from tasks.records import JobRecord, StageRecord
 from tasks.requests import TrainerRequest
 from tasks.state import JobState
 from tasks.store import Store
@@ -89,6 +91,7 @@ class Runtime:
             job that ran out of GPU memory here.
         check_gpu: Asked before each stage that needs the GPU, with the GiB it needs; raises
             ``GpuUnfit``.
+        learn: Told of each stage that is done; see ``Durations.record``.
     """
 
     state: JobState
@@ -103,3 +106,4 @@ class Runtime:
     backoff: Backoff = Backoff(tries=0, first_s=1.0)
     next_larger_class: Callable[[], MemoryClass | None] = lambda: None
     check_gpu: Callable[[float], None] = lambda needed_gib: None
+    learn: Callable[[JobRecord, str, StageRecord, Made], None] = lambda job, stage, done, made: None

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 import redis
 
 from routing.queues import CPU_QUEUE, gpu_queue
+from tasks.durations import Made
 from tasks.errors import CancelledJobError, ErrorCode, JobError
 from tasks.events import Event, Note
 from tasks.outbox import Outbox
@@ -49,11 +50,13 @@ class StageResult:
         summary: What it did, in a few words for people.
         refs: Store keys for later stages.
         result: The job's result; the last stage's only.
+        made: What later jobs' times are learned from.
     """
 
     summary: str
     refs: dict[str, str] = field(default_factory=dict)
     result: dict[str, Any] | None = None
+    made: Made = field(default_factory=Made)
 
 
 @dataclass(frozen=True)
@@ -257,6 +260,7 @@ def _finish(context: StageContext, result: StageResult, seconds: float) -> None:
         ended = state.get(context.job_id)
         if result.result is None or ended.result != result.result:
             raise
+    context.runtime.learn(record, context.stage, stage, result.made)
 
 
 def _failed(context: StageContext, error: JobError) -> Exception:

@@ -9,6 +9,7 @@ from celery import Celery
 from tasks.app import make_app
 from tasks.chain import job_chain, send_rest
 from tasks.control import JobControl
+from tasks.durations import Durations
 from tasks.errors import ErrorCode, JobError
 from tasks.jobs.job import parse_job
 from tasks.presence import Presence, live_workers, why_unserved
@@ -50,6 +51,7 @@ class Client:
         self._redis = connection
         self.state = JobState(connection, settings.job_ttl)
         self.control = JobControl(connection, settings.job_ttl)
+        self.durations = Durations(connection, settings.job_ttl)
         self._app: Celery = make_app(settings, self.broker_url)
 
     def submit(self, document: dict[str, Any], *, require_worker: bool = False) -> str:
