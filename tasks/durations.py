@@ -190,6 +190,10 @@ class Learned:
     runs: Mapping[Work, Sequence[Run]]
     waits: Mapping[str, Sequence[float]]
 
+    def figures(self) -> list[Figure]:
+        """What each kind of work takes that was ever done."""
+        return [_figure(work, work, runs) for work, runs in self.runs.items()]
+
     def figure(self, work: Work) -> Figure | None:
         """What this work takes; None where there is no finished run to learn from."""
         near = [
@@ -201,10 +205,7 @@ class Learned:
         if not near:
             return None
         nearest = min(near, key=work.distance)
-        runs, scale = self.runs[nearest], work.over(nearest)
-        each = [run.unit_s * scale for run in runs]
-        rest_s = statistics.median(run.rest_s for run in runs)
-        return Figure(statistics.median(each), p90(each), rest_s, len(runs), nearest)
+        return _figure(work, nearest, self.runs[nearest])
 
 
 class Durations:
@@ -277,6 +278,12 @@ class Durations:
 def p90(values: Sequence[float]) -> float:
     """The smallest of the values that 90 % of them do not exceed."""
     return sorted(values)[math.ceil(0.9 * len(values)) - 1]
+
+
+def _figure(work: Work, nearest: Work, runs: Sequence[Run]) -> Figure:
+    each = [run.unit_s * work.over(nearest) for run in runs]
+    rest_s = statistics.median(run.rest_s for run in runs)
+    return Figure(statistics.median(each), p90(each), rest_s, len(runs), nearest)
 
 
 def _run(work: Work, seconds: float, made: Made) -> Run | None:

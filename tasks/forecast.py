@@ -19,6 +19,7 @@ from tasks.jobs.pipeline import PipelineConfig
 from tasks.records import NEXT_QUEUE, JobRecord, JobStatus
 
 NO_RUN = "no finished run to learn from"
+TAKES_LONGER = "takes longer than the runs before it"
 NO_PICTURES = "how many pictures there are is not known yet"
 
 _CLASS_OF = {gpu_queue(it): it for it in MemoryClass}
@@ -145,9 +146,16 @@ def time_left(
         if stage == "cache" and record.refs.get(NEXT_QUEUE) == CPU_QUEUE:
             queue, units = CPU_QUEUE, 0
         if stage == record.stage and progress is not None and progress.unit != "bytes":
-            units = progress.total - (progress.done if record.waiting_in else 0)
+            units = max(0, progress.total - (progress.done if record.waiting_in else 0))
         parts.append(_stage(training, stage, queue, learned, units))
-    parts[0] = _from_now(parts[0], record, now.timestamp(), progress)
+    waits = record.waiting_in is not None
+    since = record.updated_at.timestamp() if waits else record.stages[record.stage].started_at
+    # Another machine's clock may be behind the broker's.
+    gone_s = max(0.0, now.timestamp() - since)
+    if waits:
+        parts[0] = _after_waiting(parts[0], learned, gone_s)
+    else:
+        parts[0] = _after_running(parts[0], gone_s, progress)
     return Forecast(tuple(parts))
 
 
@@ -216,22 +224,24 @@ def _stage(
     )
 
 
-def _from_now(
-    part: StageForecast, record: JobRecord, now_s: float, progress: Progress | None
-) -> StageForecast:
-    """What is left of the stage that a job is in."""
-    if record.waiting_in is not None:
-        waited_s = now_s - record.updated_at.timestamp()
-        left_s = None if part.wait_s is None else max(0.0, part.wait_s - max(0.0, waited_s))
-        return replace(part, wait_s=left_s)
+def _after_waiting(part: StageForecast, learned: Learned, waited_s: float) -> StageForecast:
+    """A stage that has waited so long: what those that waited longer say of the rest."""
+    waits = learned.waits.get(part.queue, ())
+    longer = [it - waited_s for it in waits if it > waited_s]
+    return replace(part, wait_s=median(longer) if longer else None, waits=len(longer))
+
+
+def _after_running(part: StageForecast, ran_s: float, progress: Progress | None) -> StageForecast:
+    """A stage that has run so long: its own speed says more of the rest than other runs."""
     begun = replace(part, wait_s=0.0, waits=0)
     if progress is not None and progress.per_second:
-        left_s = (progress.total - progress.done) / progress.per_second
-        return replace(begun, seconds=max(0.0, left_s), unknown=None)
+        left_s = max(0, progress.total - progress.done) / progress.per_second
+        return replace(begun, seconds=left_s, unknown=None)
     if part.seconds is None:
         return begun
-    ran_s = now_s - record.stages[record.stage].started_at
-    return replace(begun, seconds=max(0.0, part.seconds - max(0.0, ran_s)))
+    if ran_s > part.seconds:
+        return replace(begun, seconds=None, unknown=TAKES_LONGER)
+    return replace(begun, seconds=part.seconds - ran_s)
 
 
 def _document(part: StageForecast) -> dict[str, Any]:

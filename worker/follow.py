@@ -73,13 +73,13 @@ def _events(client: Client, job_id: str) -> Iterator[events.Event]:
             record = client.state.get(job_id)
             if record.status.ended:
                 return
-            note = _why_waiting(client, record)
+            note = waiting_note(client, record)
             if note is not None and note.message != told:
                 told = note.message
                 yield note
 
 
-def _why_waiting(client: Client, record: JobRecord) -> events.Note | None:
+def waiting_note(client: Client, record: JobRecord) -> events.Note | None:
     """Why a job waits for nobody, or how long others have waited where it does."""
     if record.waiting_in is None:
         return None
@@ -89,10 +89,10 @@ def _why_waiting(client: Client, record: JobRecord) -> events.Note | None:
     waits = client.durations.learned().waits.get(record.waiting_in)
     if waits is None or record.status not in (JobStatus.QUEUED, JobStatus.RUNNING):
         return None
-    usual = f"the last {len(waits)} waits there took {span(median(waits))}"
-    if len(waits) > 1:
-        usual += f", 90 % no more than {span(p90(waits))}"
-    message = f"{record.stage} waits in {record.waiting_in} for a free worker; {usual}"
+    message = (
+        f"{record.stage} waits in {record.waiting_in} for a free worker; the last {len(waits)} "
+        f"wait(s) there: median {span(median(waits))}, 90 % within {span(p90(waits))}"
+    )
     return events.Note(level="info", message=message)
 
 

@@ -8,13 +8,11 @@ import redis
 from rich.table import Table
 
 from tasks.durations import Work
-from tasks.forecast import Forecast, StageForecast, forecast
+from tasks.forecast import NO_RUN, Forecast, StageForecast, forecast
 from tasks.jobs.job import TrainingJob
 from tasks.settings import Settings
 from worker.client import Client, NoBrokerError
 from worker.output import stdout
-
-_MINUTE_S, _HOUR_S, _DAY_S = 60, 3600, 86400
 
 
 class Outlook:
@@ -49,37 +47,32 @@ class Outlook:
         if self._forecast is None:
             message = f"no fleet was asked how long the job takes: {self._no_fleet}"
             stdout.print(message, markup=False, soft_wrap=True)
+        elif self._forecast.at_least_s == 0:
+            stdout.print(f"how long it takes is not known: there is {NO_RUN}")
         else:
             stdout.print(_table(self._forecast))
 
 
 def left_line(left: Forecast, now: datetime) -> str:
     """What is left of a job, in a line."""
-    current, parts = left.stages[0], []
-    if current.wait_s:
-        parts.append(f"{span(current.wait_s)} until {current.stage} begins")
-    elif current.seconds is not None:
-        parts.append(f"{span(current.seconds)} of {current.stage}")
-    if left.total_s is not None:
-        end = (now + timedelta(seconds=left.total_s)).astimezone()
-        parts.append(f"{span(left.total_s)} in all, until {end:%m-%d %H:%M}")
-    else:
-        parts.append(f"not known: {', '.join(left.unknown)}")
-    return ", ".join(parts)
+    if left.total_s is None:
+        return f"at least {span(left.at_least_s)}; not known: {', '.join(left.unknown)}"
+    current = left.stages[0]
+    begins = f"{span(current.wait_s)} until {current.stage} begins" if current.wait_s else None
+    first = begins or f"{span(current.seconds or 0.0)} of {current.stage}"
+    end = (now + timedelta(seconds=left.total_s)).astimezone()
+    return f"{first}, {span(left.total_s)} in all, until {end:%m-%d %H:%M}"
 
 
 def span(seconds: float) -> str:
-    """A span of time as people say it, with two figures or so."""
+    """A span of time as people say it: ``2 h 5 min``."""
     if seconds < 10:
         return f"{seconds:.2g} s"
-    minutes = round(seconds / _MINUTE_S)
-    if seconds < 2 * _MINUTE_S:
-        return f"{seconds:.0f} s"
-    if seconds < 2 * _HOUR_S:
-        return f"{minutes} min"
-    if seconds < 2 * _DAY_S:
-        return f"{minutes // 60} h {minutes % 60} min"
-    return f"{seconds / _DAY_S:.1f} days"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = ((days, "d"), (hours, "h"), (minutes, "min"), (rest, "s"))
+    return " ".join([f"{n} {unit}" for n, unit in parts if n][:2])
 
 
 def work_text(work: Work) -> str:
@@ -109,7 +102,7 @@ def _source(stage: StageForecast) -> str:
         return stage.unknown
     if stage.seconds == 0:
         return "nothing to do"
-    runs = f"{stage.runs} run{'' if stage.runs == 1 else 's'}"
-    if stage.scaled_from is None:
-        return runs
-    return f"{runs}, scaled from {work_text(stage.scaled_from)}"
+    source = f"{stage.runs} run{'' if stage.runs == 1 else 's'}"
+    if stage.scaled_from is not None:
+        source += f", scaled from {work_text(stage.scaled_from)}"
+    return source + ("; less where it is cached" if stage.stage == "cache" else "")
