@@ -14,10 +14,10 @@ from tasks.cache_plan import CacheIndex, CachePlan, EncoderDigests
 from tasks.cache_registry import owner_of
 from tasks.cache_upkeep import drop_where
 from tasks.data.dataset import DataSet
-from tasks.durations import Made, Pace
 from tasks.errors import BaseModelFilesError
 from tasks.events import CacheDone, Event, PackStored, Progress
 from tasks.jobs.pipeline import PipelineConfig
+from tasks.pace import Made, Pace
 from tasks.requests import TrainerRequest
 from tasks.runtime import Runtime, TrainerInterrupted
 from tasks.stage import StageContext, StageMoved, StageResult

@@ -19,7 +19,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
@@ -31,6 +31,7 @@ from routing.queues import ALL_QUEUES
 from tasks.contract import STAGES
 from tasks.jobs.base import StrictModel
 from tasks.jobs.pipeline import PipelineConfig
+from tasks.pace import Made
 from tasks.records import JobRecord, StageRecord
 
 logger = logging.getLogger(__name__)
@@ -101,49 +102,6 @@ def work_of(training: PipelineConfig, stage: str, memory_class: MemoryClass | No
         size=training.loader.target_size(),
         samples=samples if stage == "train" else 1,
     )
-
-
-@dataclass(frozen=True)
-class Made:
-    """What one start of a stage made.
-
-    Attributes:
-        units: How many.
-        unit_s: Seconds each of them took; None where that was not measured apart from the rest.
-    """
-
-    units: int = 0
-    unit_s: float | None = None
-
-
-class Pace:
-    """Measures what a unit takes between reports of how many are done.
-
-    Args:
-        clock: Seconds, always rising.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._last: tuple[int, float] | None = None
-        self._units, self._seconds = 0, 0.0
-
-    def at(self, done: int) -> None:
-        """So many are done; fewer than before where something was begun anew."""
-        now = self._clock()
-        if self._last is not None and done > self._last[0]:
-            self._units += done - self._last[0]
-            self._seconds += now - self._last[1]
-        self._last = (done, now)
-
-    def pause(self) -> None:
-        """Something else is done until the next report."""
-        self._last = None
-
-    @property
-    def unit_s(self) -> float | None:
-        """Seconds a unit; None before the second report."""
-        return self._seconds / self._units if self._units else None
 
 
 class Run(StrictModel):
@@ -306,5 +264,6 @@ def _waited_s(job: JobRecord, stage: str, done: StageRecord) -> float | None:
         before = job.stages.get(STAGES[number - 1])
         if before is None or before.seconds is None:
             return None
+        # A job that somebody paused here counts, too: one of many, which no median minds.
         queued_at, attempt = before.started_at + before.seconds, before.attempt
     return max(0.0, done.started_at - queued_at) if done.attempt == attempt + 1 else None

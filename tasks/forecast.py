@@ -148,14 +148,13 @@ def time_left(
         if stage == record.stage and progress is not None and progress.unit != "bytes":
             units = max(0, progress.total - (progress.done if record.waiting_in else 0))
         parts.append(_stage(training, stage, queue, learned, units))
-    waits = record.waiting_in is not None
-    since = record.updated_at.timestamp() if waits else record.stages[record.stage].started_at
-    # Another machine's clock may be behind the broker's.
-    gone_s = max(0.0, now.timestamp() - since)
-    if waits:
-        parts[0] = _after_waiting(parts[0], learned, gone_s)
+    if record.waiting_in is not None:
+        # Less than nothing where it is not even due.
+        waited_s = now.timestamp() - (record.due_at or record.updated_at).timestamp()
+        parts[0] = _after_waiting(parts[0], learned, waited_s)
     else:
-        parts[0] = _after_running(parts[0], gone_s, progress)
+        ran_s = now.timestamp() - record.stages[record.stage].started_at
+        parts[0] = _after_running(parts[0], ran_s, progress)
     return Forecast(tuple(parts))
 
 

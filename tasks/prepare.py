@@ -10,10 +10,10 @@ from tasks.cache import is_cached
 from tasks.data.checks import Report, check_data_set
 from tasks.data.ingest import ingest
 from tasks.data.sources import Sources
-from tasks.durations import Made
 from tasks.errors import BaseModelError, DataSetError
 from tasks.events import DataSetChecked, Note, Progress
 from tasks.jobs.pipeline import PipelineConfig
+from tasks.pace import Made
 from tasks.records import NEXT_QUEUE
 from tasks.runtime import TrainerInterrupted
 from tasks.stage import StageContext, StageResult

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tasks.data.remote import without_queries
-from tasks.durations import Made
 from tasks.events import Artifact, TrainDone
+from tasks.pace import Made
 from tasks.stage import StageContext, StageResult
 from tasks.store import output_prefix
 from tasks.train import checkpoints_of, validations_of

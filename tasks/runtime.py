@@ -9,8 +9,8 @@ from typing import Literal, Protocol
 from routing.classes import MemoryClass
 from tasks.cache_registry import CacheRegistry
 from tasks.data.access import Access
-from tasks.durations import Made
 from tasks.events import CacheDone, Event, TrainDone
+from tasks.pace import Made
 from tasks.records import JobRecord, StageRecord
 from tasks.requests import TrainerRequest
 from tasks.state import JobState

@@ -14,10 +14,10 @@ from typing import Any, Protocol, TypeVar
 import redis
 
 from routing.queues import CPU_QUEUE, gpu_queue
-from tasks.durations import Made
 from tasks.errors import CancelledJobError, ErrorCode, JobError
 from tasks.events import Event, Note
 from tasks.outbox import Outbox
+from tasks.pace import Made
 from tasks.records import NEXT_QUEUE, JobRecord, JobStatus, SupersededError
 from tasks.requests import TrainerRequest
 from tasks.runtime import GpuUnfit, Runtime, TrainerInterrupted

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable
 
 from tasks.cache import cache, packs_of
 from tasks.cache_upkeep import drop_damaged
-from tasks.durations import Made, Pace
 from tasks.errors import ErrorCode, TrainerError
 from tasks.events import (
     CacheDone,
@@ -17,6 +16,7 @@ from tasks.events import (
     ValidationImages,
 )
 from tasks.jobs.base import StrictModel
+from tasks.pace import Made, Pace
 from tasks.stage import StageContext, StageResult
 
 # Far less than the time after which an unused pack may be removed.

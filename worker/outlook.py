@@ -8,7 +8,7 @@ import redis
 from rich.table import Table
 
 from tasks.durations import Work
-from tasks.forecast import NO_RUN, Forecast, StageForecast, forecast
+from tasks.forecast import NO_RUN, TAKES_LONGER, Forecast, StageForecast, forecast
 from tasks.jobs.job import TrainingJob
 from tasks.settings import Settings
 from worker.client import Client, NoBrokerError
@@ -55,9 +55,10 @@ class Outlook:
 
 def left_line(left: Forecast, now: datetime) -> str:
     """What is left of a job, in a line."""
-    if left.total_s is None:
-        return f"at least {span(left.at_least_s)}; not known: {', '.join(left.unknown)}"
     current = left.stages[0]
+    if left.total_s is None:
+        why = f"; {current.stage} {current.unknown}" if current.unknown == TAKES_LONGER else ""
+        return f"at least {span(left.at_least_s)}; not known: {', '.join(left.unknown)}{why}"
     begins = f"{span(current.wait_s)} until {current.stage} begins" if current.wait_s else None
     first = begins or f"{span(current.seconds or 0.0)} of {current.stage}"
     end = (now + timedelta(seconds=left.total_s)).astimezone()

@@ -17,8 +17,8 @@ from tasks.cache_registry import CacheRegistry, owner_of
 from tasks.cache_upkeep import drop_damaged
 from tasks.data.access import Access
 from tasks.data.dataset import DataSet, Sample, data_set_of
-from tasks.durations import Made
 from tasks.jobs.job import parse_job
+from tasks.pace import Made
 from tasks.requests import TrainerRequest
 from tasks.runtime import Runtime, TrainerInterrupted
 from tasks.stage import Delivery, StageMoved, StageResult, run_stage

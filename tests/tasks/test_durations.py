@@ -1,6 +1,6 @@
 import logging
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from routing.classes import MemoryClass
-from tasks.durations import Durations, Learned, Made, Pace, Run, Work, p90, work_of
+from tasks.durations import Durations, Learned, Run, Work, p90, work_of
 from tasks.jobs.job import parse_job
+from tasks.pace import Made
 from tasks.records import JobRecord, JobStatus, StageRecord
 from tasks.state import connect
 
@@ -113,7 +114,7 @@ def test_a_kind_of_work_that_nobody_does_any_more_is_forgotten(
     durations = Durations(redis_client, HOUR)
     job = record_with(job_document)
     durations.record(job, "prepare", begun(1, 1000, 8, "cpu"), Made(1))
-    [member] = redis_client.zrange("training:times", 0, -1)
+    [member] = cast("list[str]", redis_client.zrange("training:times", 0, -1))
     redis_client.delete(f"training:times:{member}")
     assert durations.learned().runs == {}
     redis_client.zadd("training:times", {member: 1.0})
@@ -211,17 +212,3 @@ def test_nine_in_ten_values_do_not_exceed_p90(values: list[float]) -> None:
     bound = p90(values)
     assert bound in values
     assert sum(it <= bound for it in values) >= 0.9 * len(values)
-
-
-def test_a_pace_counts_only_what_was_made_between_two_reports() -> None:
-    times = iter([100.0, 104.0, 190.0, 192.0, 500.0, 501.0])
-    pace = Pace(lambda: next(times))
-    pace.at(11)
-    assert pace.unit_s is None
-    pace.at(13)  # 4 s for 2
-    pace.pause()
-    pace.at(14)
-    pace.at(15)  # 2 s for 1
-    pace.at(12)  # begun anew
-    pace.at(13)  # 1 s for 1
-    assert pace.unit_s == 7 / 4

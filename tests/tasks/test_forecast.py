@@ -170,6 +170,8 @@ def test_a_job_that_waits_is_told_what_those_waited_who_waited_longer(
     assert (left.stages[0].wait_s, left.stages[0].waits) == (20, 1)
     # Longer than any before it.
     assert expected_end(queued, learned, at(1031), told) is None
+    tried_again = queued.model_copy(update={"due_at": at(1600)})
+    assert expected_end(tried_again, learned, at(1000), told) == at(1600 + 431)
 
 
 def test_a_train_stage_that_goes_on_counts_from_where_it_stopped(

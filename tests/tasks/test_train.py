@@ -6,7 +6,7 @@ import pytest
 
 from tasks import events
 from tasks.cache import cache
-from tasks.durations import Made
+from tasks.pace import Made
 from tasks.runtime import Runtime, TrainerInterrupted
 from tasks.stage import StageReleased
 from tasks.state import JobState

@@ -9,9 +9,10 @@ from pydantic import SecretStr
 from redis import Redis
 
 from routing.classes import MemoryClass
-from tasks.durations import Durations, Made
+from tasks.durations import Durations
 from tasks.events import Note
-from tasks.forecast import Forecast, StageForecast
+from tasks.forecast import TAKES_LONGER, Forecast, StageForecast
+from tasks.pace import Made
 from tasks.presence import Presence, PresenceNote
 from tasks.records import JobStatus
 from tasks.settings import Settings
@@ -147,7 +148,11 @@ def test_what_is_left_is_told_in_a_line() -> None:
         f"10 min of train, 11 min in all, until {end:%m-%d %H:%M}"
     )
     assert left_line(Forecast((waits, soon)), now).startswith("30 s until train begins, 11 min")
-    assert left_line(Forecast((train, publish)), now) == ("at least 11 min; not known: wait in cpu")
+    assert left_line(Forecast((train, publish)), now) == "at least 11 min; not known: wait in cpu"
+    late = StageForecast("train", "gpu.40gb", 0.0, 0, None, unknown=TAKES_LONGER)
+    assert left_line(Forecast((late, soon)), now) == (
+        "at least 1 min; not known: train; train takes longer than the runs before it"
+    )
 
 
 @pytest.mark.parametrize(
