@@ -17,6 +17,7 @@ from tasks.data.dataset import DataSet
 from tasks.errors import BaseModelFilesError
 from tasks.events import CacheDone, Event, PackStored, Progress
 from tasks.jobs.pipeline import PipelineConfig
+from tasks.pace import Made, Pace
 from tasks.requests import TrainerRequest
 from tasks.runtime import Runtime, TrainerInterrupted
 from tasks.stage import StageContext, StageMoved, StageResult
@@ -35,7 +36,7 @@ def cache(context: StageContext) -> StageResult:
     packs = work.filled()
     key = cache_index_key(context.job_id)
     runtime.store.put(key, work.plan.index(packs).model_dump_json().encode())
-    return StageResult(work.summary(), {"cache_index": key})
+    return StageResult(work.summary(), {"cache_index": key}, made=work.made())
 
 
 def is_cached(runtime: Runtime, config: PipelineConfig, data_set: DataSet) -> bool:
@@ -104,6 +105,7 @@ class _Work:
         self._registry = context.runtime.cache
         self._owner = owner_of(context.job_id, context.attempt)
         self._made: set[str] = set()
+        self._pace = Pace()
         self._stored: set[str] = set()
         """Of those that are claimed now."""
         self._claimed: list[str] = []
@@ -142,6 +144,10 @@ class _Work:
         reused = f"{all_images - images} and {all_captions - captions} reused"
         return f"{images} images and {captions} captions encoded, {reused}"
 
+    def made(self) -> Made:
+        """How many entries, and what each took."""
+        return Made(len(self._made), self._pace.unit_s)
+
     def _make(self, missing: list[str]) -> None:
         """Make what can be claimed of it, or wait a moment for those who make it."""
         if self._context.queue == CPU_QUEUE:
@@ -162,6 +168,7 @@ class _Work:
             if not self._stored.issuperset(self._claimed):
                 raise TypeError("the trainer was asked for more entries than it stored")
         finally:
+            self._pace.pause()
             self._registry.release(self._claimed, self._owner)
 
     def _on_event(self, event: Event) -> None:
@@ -173,6 +180,7 @@ class _Work:
         self._stored.update(event.entries)
         self._made.update(event.entries)
         done = len(self._made)
+        self._pace.at(done)
         self._context.emit(
             Progress(
                 stage="cache",

@@ -13,6 +13,7 @@ from tasks.data.sources import Sources
 from tasks.errors import BaseModelError, DataSetError
 from tasks.events import DataSetChecked, Note, Progress
 from tasks.jobs.pipeline import PipelineConfig
+from tasks.pace import Made
 from tasks.records import NEXT_QUEUE
 from tasks.runtime import TrainerInterrupted
 from tasks.stage import StageContext, StageResult
@@ -98,4 +99,5 @@ def prepare(context: StageContext) -> StageResult:
     if is_cached(context.runtime, context.record.job.training, data_set):
         # No GPU is needed to find that out again.
         refs[NEXT_QUEUE] = CPU_QUEUE
-    return StageResult(f"{len(data_set.samples)} pictures: {counts}", refs)
+    pictures = len(data_set.samples)
+    return StageResult(f"{pictures} pictures: {counts}", refs, made=Made(pictures))

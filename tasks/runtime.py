@@ -10,6 +10,8 @@ from routing.classes import MemoryClass
 from tasks.cache_registry import CacheRegistry
 from tasks.data.access import Access
 from tasks.events import CacheDone, Event, TrainDone
+from tasks.pace import Made
+from tasks.records import JobRecord, StageRecord
 from tasks.requests import TrainerRequest
 from tasks.state import JobState
 from tasks.store import Store
@@ -90,6 +92,7 @@ class Runtime:
         check_gpu: Asked before each stage that needs the GPU, with the GiB it needs; raises
             ``GpuUnfit``.
         dispatch: Lets waiting jobs take the room that there is; see ``tasks/lanes.py``.
+        learn: Told of each stage that is done; see ``Durations.record``.
     """
 
     state: JobState
@@ -105,3 +108,4 @@ class Runtime:
     next_larger_class: Callable[[], MemoryClass | None] = lambda: None
     check_gpu: Callable[[float], None] = lambda needed_gib: None
     dispatch: Callable[[], object] = lambda: None
+    learn: Callable[[JobRecord, str, StageRecord, Made], None] = lambda job, stage, done, made: None

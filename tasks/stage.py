@@ -18,6 +18,7 @@ from tasks.contract import STAGES
 from tasks.errors import CancelledJobError, ErrorCode, JobError
 from tasks.events import Event, Note
 from tasks.outbox import Outbox
+from tasks.pace import Made
 from tasks.records import NEXT_QUEUE, JobRecord, JobStatus, SupersededError, queue_of
 from tasks.requests import TrainerRequest
 from tasks.runtime import GpuUnfit, Runtime, TrainerInterrupted
@@ -50,11 +51,13 @@ class StageResult:
         summary: What it did, in a few words for people.
         refs: Store keys for later stages.
         result: The job's result; the last stage's only.
+        made: What later jobs' times are learned from.
     """
 
     summary: str
     refs: dict[str, str] = field(default_factory=dict)
     result: dict[str, Any] | None = None
+    made: Made = field(default_factory=Made)
 
 
 @dataclass(frozen=True)
@@ -261,6 +264,7 @@ def _finish(context: StageContext, result: StageResult, seconds: float) -> None:
         ended = state.get(context.job_id)
         if result.result is None or ended.result != result.result:
             raise
+    context.runtime.learn(record, context.stage, stage, result.made)
 
 
 def _turn_for(context: StageContext, result: StageResult) -> str | None:

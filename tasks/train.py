@@ -6,8 +6,17 @@ from collections.abc import Callable, Iterable
 from tasks.cache import cache, packs_of
 from tasks.cache_upkeep import drop_damaged
 from tasks.errors import ErrorCode, TrainerError
-from tasks.events import CacheDone, CheckpointSaved, Event, Note, TrainDone, ValidationImages
+from tasks.events import (
+    CacheDone,
+    CheckpointSaved,
+    Event,
+    Note,
+    Progress,
+    TrainDone,
+    ValidationImages,
+)
 from tasks.jobs.base import StrictModel
+from tasks.pace import Made, Pace
 from tasks.stage import StageContext, StageResult
 
 # Far less than the time after which an unused pack may be removed.
@@ -30,6 +39,7 @@ def train(context: StageContext) -> StageResult:
     return StageResult(
         f"{done.steps} steps, loss {done.final_loss:.4f}{resumed}",
         {"trained": done.model_dump_json()},
+        made=Made(done.steps - run.resumed_at, run.pace.unit_s),
     )
 
 
@@ -42,6 +52,7 @@ class _Run:
         self._kept = checkpoints_of(refs)
         self._made = {event.step: event for event in validations_of(refs)}
         self.resumed_at = self._kept[-1].step if self._kept else 0
+        self.pace = Pace()
         self._packs = packs_of(context)
         self._touched_at = time.monotonic()
 
@@ -82,6 +93,11 @@ class _Run:
         return stop
 
     def _on_event(self, event: Event) -> None:
+        if isinstance(event, Progress):
+            self.pace.at(event.done)
+        elif not isinstance(event, CheckpointSaved):
+            # Validation images, or a trainer that is started again: no part of a step.
+            self.pace.pause()
         match event:
             case CheckpointSaved():
                 self._checkpoint_saved(event)

@@ -24,6 +24,7 @@ from tasks.app import make_app
 from tasks.cache_registry import CacheRegistry
 from tasks.chain import send_rest
 from tasks.control import JobControl
+from tasks.durations import Durations
 from tasks.lanes import Lanes
 from tasks.presence import Presence, PresenceNote, live_workers, next_larger_class
 from tasks.runtime import Backoff, Runtime
@@ -90,6 +91,7 @@ def run_worker(
             idle_s=settings.trainer_idle.total_seconds(),
         )
         patient = connect(broker_url, patience=_PATIENCE)
+        own_class = gpu.memory_class if gpu else None
         return Runtime(
             state=JobState(connect(broker_url), settings.job_ttl),
             cache=CacheRegistry(patient, settings.job_ttl, settings.visibility_timeout),
@@ -100,10 +102,11 @@ def run_worker(
             scratch_dir=settings.resolved_scratch_dir,
             worker=worker_name,
             device="cuda" if real_gpu else "cpu",
-            next_larger_class=lambda: next_larger_class(patient, gpu.memory_class if gpu else None),
+            next_larger_class=lambda: next_larger_class(patient, own_class),
             backoff=Backoff(settings.retries, settings.retry_pause.total_seconds()),
             check_gpu=make_gate(real_gpu, reports, trainer.close),
             dispatch=_lanes(app, settings).dispatch,
+            learn=Durations(connect(broker_url), settings.job_ttl, own_class).record,
         )
 
     use_for_redis()

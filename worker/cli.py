@@ -75,7 +75,7 @@ def watch(job: JobId, json: Json = False) -> None:
 
 @cli.command()
 def status(job: JobId, json: Json = False) -> None:
-    """Show where a job is, and what it waits for."""
+    """Show where a job is, what it waits for, and the time left."""
     _run("status", job_id=job, json=json)
 
 
@@ -136,8 +136,14 @@ def options(
 
 @cli.command()
 def route(job: JobFile, json: Json = False) -> None:
-    """Show the GPU memory class a job goes to, and why."""
+    """Show the GPU memory class a job goes to, why, and how long it may take there."""
     _run("route", path=job, json=json)
+
+
+@cli.command()
+def times(json: Json = False) -> None:
+    """Show what finished runs have taught: seconds a step, and waits by queue."""
+    _run("times", json=json)
 
 
 @cli.command()

@@ -9,6 +9,7 @@ from celery import Celery
 from tasks.app import make_app
 from tasks.chain import job_chain, send_rest
 from tasks.control import JobControl
+from tasks.durations import Durations
 from tasks.errors import ErrorCode, JobError
 from tasks.jobs.job import parse_job
 from tasks.lanes import Lanes
@@ -51,6 +52,7 @@ class Client:
         self._redis = connection
         self.state = JobState(connection, settings.job_ttl)
         self.control = JobControl(connection, settings.job_ttl)
+        self.durations = Durations(connection, settings.job_ttl)
         self._app: Celery = make_app(settings, self.broker_url)
         self.lanes = Lanes(
             connection, settings.job_ttl, lambda record: send_rest(self._app, record)

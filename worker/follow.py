@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from statistics import median
 from types import TracebackType
 
 from rich.progress import (
@@ -16,9 +17,11 @@ from rich.progress import (
 )
 
 from tasks import events
+from tasks.durations import p90
 from tasks.errors import ErrorCode, JobError
-from tasks.records import JobRecord
+from tasks.records import JobRecord, JobStatus
 from worker.client import Client
+from worker.outlook import span
 from worker.output import print_json, stdout
 
 _BLOCK_MS = 1000
@@ -53,7 +56,7 @@ def follow(client: Client, job_id: str, *, as_json: bool) -> JobRecord:
 
 
 def _events(client: Client, job_id: str) -> Iterator[events.Event]:
-    """Every event from the first one, and a note whenever the job waits for nobody."""
+    """Every event from the first one, and a note whenever the job waits for long."""
     client.state.get(job_id)
     position, told, ask_at = "0", "", time.monotonic() + _ASK_AFTER_S
     while True:
@@ -70,11 +73,27 @@ def _events(client: Client, job_id: str) -> Iterator[events.Event]:
             record = client.state.get(job_id)
             if record.status.ended:
                 return
-            reason = client.why_waiting(record.waiting_in) if record.waiting_in else None
-            if reason is not None and reason != told:
-                told = reason
-                message = f"{record.stage} waits: {reason}"
-                yield events.Note(level="warning", message=message)
+            note = waiting_note(client, record)
+            if note is not None and note.message != told:
+                told = note.message
+                yield note
+
+
+def waiting_note(client: Client, record: JobRecord) -> events.Note | None:
+    """Why a job waits for nobody, or how long others have waited where it does."""
+    if record.waiting_in is None:
+        return None
+    reason = client.why_waiting(record.waiting_in)
+    if reason is not None:
+        return events.Note(level="warning", message=f"{record.stage} waits: {reason}")
+    waits = client.durations.learned().waits.get(record.waiting_in)
+    if waits is None or record.status not in (JobStatus.QUEUED, JobStatus.RUNNING):
+        return None
+    message = (
+        f"{record.stage} waits in {record.waiting_in} for a free worker; the last {len(waits)} "
+        f"wait(s) there: median {span(median(waits))}, 90 % within {span(p90(waits))}"
+    )
+    return events.Note(level="info", message=message)
 
 
 class _Display(AbstractContextManager["_Display"]):

@@ -50,6 +50,22 @@ def test_pictures_become_a_published_lora_on_the_right_workers(
         path = file.parent / entry["name"]
         assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
 
+    # What it took is known to later ones.
+    learned = fleet.run("times", "--json").documents[0]
+    assert {it["stage"]: it["unit"] for it in learned["stages"]} == {
+        "prepare": "picture",
+        "cache": "entry",
+        "train": "step",
+        "publish": "job",
+    }
+    assert {it["queue"] for it in learned["waits"]} == {"cpu", "gpu.40gb"}
+    expected = fleet.submit(job, "--dry-run").documents[0]["expected"]
+    assert expected["unknown"] == []
+    train = expected["stages"][2]
+    assert train["runs"] > 0
+    assert train["scaled_from"] is None
+    assert expected["total_s"] > train["seconds"] > 0
+
 
 def test_the_same_job_again_encodes_nothing_and_gives_the_same_file(
     fleet: Fleet, job: dict[str, Any]

@@ -1,6 +1,7 @@
 import threading
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tasks.cache_upkeep import drop_damaged
 from tasks.data.access import Access
 from tasks.data.dataset import DataSet, Sample, data_set_of
 from tasks.jobs.job import parse_job
+from tasks.pace import Made
 from tasks.requests import TrainerRequest
 from tasks.runtime import Runtime, TrainerInterrupted
 from tasks.stage import Delivery, StageMoved, StageResult, run_stage
@@ -170,6 +172,18 @@ def test_everything_is_encoded_once_and_nothing_the_second_time(
     again = Encoder(store)
     assert job_of().cache(again) == "0 images and 0 captions encoded, 20 and 21 reused"
     assert not again.encoded
+
+
+def test_what_was_encoded_tells_what_an_entry_takes(
+    job_of: Callable[..., Job], store: Store
+) -> None:
+    told: list[Made] = []
+    job = job_of()
+    runtime = replace(job.runtime(Encoder(store)), learn=lambda *args: told.append(args[-1]))
+    run_stage("cache", cache, job.id, GPU, runtime, lambda: False)
+    [made] = told
+    assert made.units == 41
+    assert made.unit_s is not None
 
 
 def test_an_edited_picture_is_one_picture(job_of: Callable[..., Job], store: Store) -> None:

@@ -1,8 +1,12 @@
 """``training-worker status``."""
 
+from datetime import UTC, datetime
+
+from tasks.forecast import time_left, told_by
 from tasks.records import JobStatus
 from tasks.settings import Settings
 from worker.client import Client
+from worker.outlook import left_line
 from worker.output import print_json, stdout
 from worker.tables import stage_table
 
@@ -23,13 +27,19 @@ def run(settings: Settings, *, job_id: str, json: bool) -> None:
     elif record.waiting_in is not None:
         reason = client.why_waiting(record.waiting_in)
         waits = reason or f"{record.stage} waits in {record.waiting_in} for a free worker"
+    told = told_by(event for _, event in client.state.events(job_id))
+    now = datetime.now(UTC)
+    left = time_left(record, client.durations.learned(), now, told)
     if json:
-        print_json({**record.model_dump(mode="json"), "waits": waits})
+        document = {**record.model_dump(mode="json"), "waits": waits}
+        print_json({**document, "expected": left and left.document()})
         return
     stdout.print(stage_table(record))
     stdout.print(f"status: {record.status}")
     if waits:
         stdout.print(f"waits: {waits}", soft_wrap=True, markup=False)
+    if left is not None:
+        stdout.print(f"time left: {left_line(left, now)}", soft_wrap=True, markup=False)
     if record.error:
         stdout.print(f"{record.error_code} in {record.error_stage}: {record.error}", markup=False)
     if record.result:

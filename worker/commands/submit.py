@@ -11,6 +11,7 @@ from tasks.settings import Settings
 from worker.client import Client
 from worker.commands.watch import show_to_the_end
 from worker.jobfile import read_job_file
+from worker.outlook import Outlook
 from worker.output import error_document, print_json, stderr, stdout
 from worker.tables import report_table, route_document, route_table
 
@@ -63,8 +64,13 @@ def _dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
     warnings = job.training.warnings()
     error = DataSetError(report.faults, "prepare") if report.faults else None
     code = EXIT_CODES[error.code] if error else 0
+    outlook = Outlook(settings, job, report.buckets.values())
     if json:
-        document = {"job": job.model_dump(mode="json"), "route": route_document(route)}
+        document = {
+            "job": job.model_dump(mode="json"),
+            "route": route_document(route),
+            **outlook.document(),
+        }
         failed = {"error": error_document(error)} if error else {}
         print_json({**document, "warnings": warnings, "data_set": report.document(), **failed})
         return code
@@ -75,5 +81,6 @@ def _dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
     if error:
         stderr.print(f"[red]error[/]: the data set has {len(report.faults)} faults; see above")
     else:
+        outlook.show()
         stdout.print("the job can run; nothing was sent")
     return code
