@@ -1,4 +1,4 @@
-"""Fair shares: whose job goes next, and how many jobs a queue holds.
+"""Fair shares: whose job goes next.
 
 Jobs wait in a lane of their tenant's own in front of each queue, and the queue itself is kept
 short, so that a thousand jobs of one tenant do not stand before the first one of another.
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 OTHERS = "*"
 """Stands for every tenant that is not named."""
 
-# One message waits for every so many workers of a queue: a worker that is free finds one, and what
-# waits there, in the order of its coming, is little.
-_WORKERS_A_MESSAGE = 4
+ROOM = 1
+"""Messages that wait in a queue. One is enough: whoever takes it lets the next one come. Each more
+stands before a tenant whose turn it would be."""
 
 _TERMS = re.compile(r"^(?P<tenant>[\w.-]+|\*)=(?P<weight>\d+(\.\d+)?)(:(?P<limit>\d+))?$", re.ASCII)
 
@@ -62,11 +62,6 @@ def parse_terms(text: str) -> dict[str, Terms]:
 def terms_of(tenant: str, terms: AllTerms) -> Terms:
     """A tenant's own terms, or those of all others."""
     return terms.get(tenant) or terms.get(OTHERS) or _USUAL
-
-
-def room(workers: int) -> int:
-    """How many messages a queue that so many workers serve should hold."""
-    return math.ceil(workers / _WORKERS_A_MESSAGE)
 
 
 def next_tenant(

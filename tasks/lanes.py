@@ -13,7 +13,7 @@ from typing import Any, cast
 from kombu.exceptions import OperationalError
 from redis import Redis, RedisError
 
-from routing.shares import AllTerms, Terms, next_tenant, room
+from routing.shares import ROOM, AllTerms, Terms, next_tenant
 from tasks.job_scripts import FLEET, IN_FLIGHT, LANES, TAKE_TURN
 from tasks.presence import Presence
 from tasks.records import JobRecord, UnknownJobError
@@ -64,8 +64,8 @@ class Lanes:
             terms: What the operator says.
             life: How long the note lasts; without one, no job goes.
         """
-        served = Counter(queue for worker in workers for queue in worker.queues)
-        fields = {f"room:{queue}": str(room(workers)) for queue, workers in served.items()}
+        served = {queue for worker in workers for queue in worker.queues}
+        fields = {f"room:{queue}": str(ROOM) for queue in served}
         for tenant, its in terms.items():
             fields |= {f"weight:{tenant}": str(its.weight), f"limit:{tenant}": str(its.limit or "")}
         with self._redis.pipeline() as pipe:

@@ -7,8 +7,6 @@ import pytest
 from redis import Redis
 
 from routing.queues import ALL_QUEUES
-from tasks.lanes import Lanes
-from tasks.presence import Presence
 from tasks.state import JobState, connect
 from worker.broker import EmbeddedBroker
 
@@ -40,8 +38,8 @@ def redis_client(broker_url: str) -> Iterator[Redis]:
 @pytest.fixture
 def state(redis_client: Redis) -> JobState:
     """Jobs of a fleet that has room for all."""
-    large = [Presence(queues=ALL_QUEUES, memory_class=None)] * 4000
-    Lanes(redis_client, timedelta(hours=1)).note_fleet(large, {}, timedelta(hours=1))
+    redis_client.hset("training:fleet", mapping={f"room:{queue}": 1000 for queue in ALL_QUEUES})
+    redis_client.expire("training:fleet", 3600)
     return JobState(redis_client, timedelta(hours=1))
 
 

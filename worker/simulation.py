@@ -16,7 +16,7 @@ from kombu.utils.scheduling import cycle_by_name
 
 from routing.classes import MemoryClass
 from routing.queues import gpu_queue, served_queues
-from routing.shares import next_tenant, room
+from routing.shares import ROOM, next_tenant
 from worker.workload import Arrival
 
 
@@ -91,7 +91,7 @@ def simulate(policy: Policy, fleet: list[MemoryClass], jobs: list[Arrival]) -> l
     env = simpy.Environment()
     broker = _Broker(policy)
     workers = [_Worker(env, broker, place, gpu) for place, gpu in enumerate(fleet)]
-    broker.serve(workers)
+    broker.waiting.extend(workers)
 
     def arrive() -> Generator[Any, Any, None]:
         for job in jobs:
@@ -110,15 +110,9 @@ class _Broker:
         self.policy = policy
         self.queues: dict[str, deque[Arrival]] = {}
         self._lanes: dict[str, dict[str, deque[Arrival]]] = {}
-        self._rooms: dict[str, float] = {}
+        self._room = ROOM if policy.lanes else inf
         self._in_flight: Counter[str] = Counter()
-        self._waiting: deque[_Worker] = deque()
-
-    def serve(self, workers: list["_Worker"]) -> None:
-        self._waiting.extend(workers)
-        served = Counter(queue for worker in workers for queue in self.policy.serves(worker.gpu))
-        lanes = self.policy.lanes
-        self._rooms = {queue: room(count) if lanes else inf for queue, count in served.items()}
+        self.waiting: deque[_Worker] = deque()
 
     def put(self, job: Arrival) -> None:
         queue = self.policy.queue_of(job.memory_class)
@@ -133,15 +127,15 @@ class _Broker:
     def hand_out(self) -> None:
         """Give out messages for as long as a worker that waits can take one."""
         self._let_go()
-        while taker := next((w for w in self._waiting if w.takes_one()), None):
-            self._waiting.remove(taker)
-            self._waiting.append(taker)
+        while taker := next((w for w in self.waiting if w.takes_one()), None):
+            self.waiting.remove(taker)
+            self.waiting.append(taker)
             self._let_go()
 
     def _let_go(self) -> None:
         """Let jobs leave their lanes for as long as there is room in their queues."""
         for queue, lanes in self._lanes.items():
-            while len(self.queues[queue]) < self._rooms[queue]:
+            while len(self.queues[queue]) < self._room:
                 tenant = next_tenant(list(lanes), self._in_flight, {})
                 if tenant is None:
                     break

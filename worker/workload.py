@@ -24,6 +24,9 @@ FLEET_COLUMNS = ("class", "count")
 _MEDIAN_S = 2400.0
 _SIGMA = 0.9
 _TENANTS = 8
+# Work of a class over that of its GPUs' share: two of FLUX's three presets go to the 40 GB class,
+# one to that of 80, so that the fleet's largest GPUs have some room for others' jobs.
+_DEMAND = {MemoryClass.GB40: 1.2, MemoryClass.GB80: 0.8}
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,8 @@ def draw_workload(fleet: list[MemoryClass], count: int, load: float, seed: int) 
 
     - Arrivals are a Poisson process.
     - Durations are lognormal, median 40 minutes, sigma 0.9 (mean 60 minutes).
-    - A job's class is drawn in proportion to the fleet's GPUs of each class, so that dedicated
-      pools would all be loaded alike; its memory is uniform between the class below and its own.
+    - A job's class is drawn in proportion to the fleet's GPUs of each class, but for a fifth more
+      of 40 GB and a fifth less of 80; its memory is uniform between the class below and its own.
     - Tenants are drawn by Zipf's law: the n-th of eight sends 1/n as many jobs as the first.
 
     Args:
@@ -100,7 +103,7 @@ def draw_workload(fleet: list[MemoryClass], count: int, load: float, seed: int) 
         seed: The same gives the same.
     """
     chance = random.Random(seed)
-    classes = sorted(Counter(fleet).items())
+    weights = {c: n * _DEMAND.get(c, 1.0) for c, n in sorted(Counter(fleet).items())}
     mean_s = _MEDIAN_S * math.exp(_SIGMA**2 / 2)
     rate = load * len(fleet) / mean_s
     tenants = [f"tenant-{n}" for n in range(1, _TENANTS + 1)]
@@ -108,7 +111,7 @@ def draw_workload(fleet: list[MemoryClass], count: int, load: float, seed: int) 
     now, jobs = 0.0, []
     for _ in range(count):
         now += chance.expovariate(rate)
-        [chosen] = chance.choices([c for c, _ in classes], [n for _, n in classes])
+        [chosen] = chance.choices(list(weights), list(weights.values()))
         below = max((c.floor_gib for c in MemoryClass if c < chosen), default=2.0)
         jobs.append(
             Arrival(

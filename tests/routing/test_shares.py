@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.shares import Terms, next_tenant, parse_terms, room, terms_of
+from routing.shares import Terms, next_tenant, parse_terms, terms_of
 
 NAMES = st.sampled_from(["a", "b", "c", "d", "e"])
 TERMS = st.dictionaries(
@@ -86,9 +86,3 @@ def test_a_limit_of_nothing_and_terms_twice_are_refused() -> None:
         parse_terms("acme=1:0")
     with pytest.raises(ValueError, match="acme is there twice"):
         parse_terms("acme=1,acme=2")
-
-
-@given(st.integers(1, 1000))
-def test_a_queue_that_is_served_has_room_and_holds_little(workers: int) -> None:
-    assert 1 <= room(workers) <= workers
-    assert room(0) == 0
