@@ -1,7 +1,9 @@
 """``training-worker status``."""
 
-from tasks.records import JobStatus
+from routing.classes import GIB
+from tasks.records import JobRecord, JobStatus
 from tasks.settings import Settings
+from tasks.train import memory_of
 from worker.client import Client
 from worker.output import print_json, stdout
 from worker.tables import stage_table
@@ -20,13 +22,23 @@ def run(settings: Settings, *, job_id: str, json: bool) -> None:
         reason = client.why_waiting(record.waiting_in)
         waits = reason or f"{record.stage} waits in {record.waiting_in} for a free worker"
     if json:
-        print_json({**record.model_dump(mode="json"), "waits": waits})
+        document = {**record.model_dump(mode="json"), "waits": waits}
+        print_json({**document, "gpu_memory": memory_of(record)})
         return
     stdout.print(stage_table(record))
     stdout.print(f"status: {record.status}")
+    stdout.print(f"GPU memory: {_memory(record)}")
     if waits:
         stdout.print(f"waits: {waits}", soft_wrap=True, markup=False)
     if record.error:
         stdout.print(f"{record.error_code} in {record.error_stage}: {record.error}", markup=False)
     if record.result:
         stdout.print(f"published: {record.result['published']}", soft_wrap=True, markup=False)
+
+
+def _memory(record: JobRecord) -> str:
+    told = [f"{record.estimate.needed_gib:.1f} GiB estimated"]
+    peak = memory_of(record)["peak_bytes"]
+    if peak is not None:
+        told.append(f"{peak / GIB:.1f} GiB at its peak")
+    return ", ".join(told)

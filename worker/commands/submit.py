@@ -12,7 +12,7 @@ from worker.client import Client
 from worker.commands.watch import show_to_the_end
 from worker.jobfile import read_job_file
 from worker.output import error_document, print_json, stderr, stdout
-from worker.tables import report_table, route_document, route_table
+from worker.tables import report_table, route_table
 
 
 def run(
@@ -38,7 +38,7 @@ def run(
             stderr.print(f"warning: {warning}", style="yellow", markup=False)
     client = Client(settings)
     job_id = client.submit(document, require_worker=require_worker)
-    waits = client.why_waiting(job.route().gpu_queue)
+    waits = client.why_waiting(client.state.get(job_id).gpu_queue)
     if json:
         print_json({"job_id": job_id, "waits": waits})
     else:
@@ -56,7 +56,7 @@ def _dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
     Returns:
         The exit code.
     """
-    route = job.route()
+    route = job.route(settings.constants)
     with TemporaryDirectory() as scratch:
         sources = Sources(settings.data_access(), settings.downloads_dir, Path(scratch))
         report = check(job.training, sources)
@@ -64,7 +64,7 @@ def _dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
     error = DataSetError(report.faults, "prepare") if report.faults else None
     code = EXIT_CODES[error.code] if error else 0
     if json:
-        document = {"job": job.model_dump(mode="json"), "route": route_document(route)}
+        document = {"job": job.model_dump(mode="json"), "route": route.document()}
         failed = {"error": error_document(error)} if error else {}
         print_json({**document, "warnings": warnings, "data_set": report.document(), **failed})
         return code
