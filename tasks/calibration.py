@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, JsonValue, ValidationError, field_validator
 
 from routing.estimate import PUBLISHED, Constants
 from tasks.jobs.base import StrictModel
@@ -21,7 +21,7 @@ Constant = Annotated[float, Field(ge=0, le=_MOST, allow_inf_nan=False, strict=Tr
 class Measurement(StrictModel):
     """One shape's run."""
 
-    options: dict[str, str | int | bool]
+    options: dict[str, JsonValue]
     """What sets it apart from the other shapes: training options."""
 
     measured_bytes: int | None
@@ -64,6 +64,14 @@ class Calibration(StrictModel):
             known = ", ".join(_NAMES)
             raise ValueError(f"no such constant: {', '.join(unknown)}; there are {known}")
         return constants
+
+    def with_later(self, later: "Calibration") -> "Calibration":
+        """This with another one, whose constants win."""
+        return Calibration(
+            version=1,
+            constants={**self.constants, **later.constants},
+            sessions=(*self.sessions, *later.sessions),
+        )
 
     def replaced(self) -> Constants:
         """The constants, with those that it names replaced."""
