@@ -69,7 +69,8 @@ def route_table(route: Route) -> Table:
     table.add_section()
     table.add_row("needed", f"{route.estimate.needed_gib:.1f}")
     table.add_row(f"class {route.memory_class} has at least", f"{route.memory_class.floor_gib:.1f}")
-    table.caption = f"its machine should have {route.system_memory_gb} GB of system memory"
+    table.add_section()
+    table.add_row("system memory of its machine, GB", str(route.system_memory_gb))
     return table
 
 
