@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +27,16 @@ def status(job_id: str, *options: str, home: Path, broker_url: str) -> str:
 def test_a_jobs_memory_is_shown_as_estimated_and_as_measured(
     state: JobState, job_document: dict[str, Any], tmp_path: Path, broker_url: str
 ) -> None:
-    where = {"home": tmp_path, "broker_url": broker_url}
+    shown = partial(status, home=tmp_path, broker_url=broker_url)
     job_id = admit(job_document, state, "result")[0]
     estimate = state.get(job_id).estimate
-    assert f"GPU memory: {estimate.needed_gib:.1f} GiB estimated\n" in status(job_id, **where)
+    assert f"GPU memory: {estimate.needed_gib:.1f} GiB estimated\n" in shown(job_id)
     _, attempt = state.begin(job_id, "prepare", worker="w", queue="q", tag="t")
     done = TrainDone(steps=1, final_loss=1, peak_memory_bytes=30 * GIB)
     note = Note(level="info", message="done")
     state.write(job_id, attempt, [note], {"trained": done.model_dump_json()})
-    assert " GiB estimated, 30.0 GiB at its peak\n" in status(job_id, **where)
-    told = json.loads(status(job_id, "--json", **where))
+    assert " GiB estimated, 30.0 GiB at its peak\n" in shown(job_id)
+    told = json.loads(shown(job_id, "--json"))
     assert told["gpu_memory"] == {
         "estimated_bytes": estimate.needed_bytes,
         "peak_bytes": 30 * GIB,

@@ -12,7 +12,7 @@ from routing.estimate import PUBLISHED, Constants
 from tasks.jobs.pipeline import PipelineConfig
 
 _OVERHEAD = "_overhead_bytes"
-# Columns of length 1 that leave less than this of a further one tell it from themselves by noise.
+# A column of length 1 of which the others leave less than this would be fitted to noise.
 _LEAST_NEW = 0.01
 
 
