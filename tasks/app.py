@@ -156,7 +156,7 @@ def _add_submit(app: Celery, runtime: Callable[[], Runtime]) -> None:
     @app.task(name=SUBMIT, bind=True, shared=False, throws=(JobError,))  # type: ignore[untyped-decorator]
     def submit(self: Task, job: dict[str, Any]) -> dict[str, Any]:
         try:
-            job_id, ready, admission = admit(job, runtime().state, self.request.id)
+            job_id, _, admission = admit(job, runtime().state, self.request.id)
         except JobError as error:
             raise error.for_wire() from error
         runtime().dispatch()
@@ -165,5 +165,6 @@ def _add_submit(app: Celery, runtime: Callable[[], Runtime]) -> None:
         if admission == Admission.KNOWN:
             return {"job_id": job_id}
         # The chain takes this task's id, so that the sender's result follows the whole job.
-        replaced: dict[str, Any] = self.replace(job_chain(app, job_id, ready.route().gpu_queue))
+        queue = runtime().state.get(job_id).gpu_queue
+        replaced: dict[str, Any] = self.replace(job_chain(app, job_id, queue))
         return replaced

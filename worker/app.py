@@ -1,5 +1,6 @@
 """One worker process: the Celery worker of one GPU, or of the CPU queue."""
 
+import logging
 import os
 import select
 import signal
@@ -20,6 +21,8 @@ from celery.signals import (
 )
 from celery.worker.control import control_command
 
+from routing.classes import MemoryClass
+from routing.queues import gpu_queue
 from tasks.app import make_app
 from tasks.cache_registry import CacheRegistry
 from tasks.chain import send_rest
@@ -32,6 +35,7 @@ from tasks.settings import Settings
 from tasks.state import JobState, connect
 from tasks.store import Store
 from worker.gpus import Gpu
+from worker.host_memory import host_memory_bytes, too_little_memory
 from worker.leases import LeaseRenewal
 from worker.logs import set_up_logging
 from worker.notice import watch_for_notice
@@ -42,6 +46,8 @@ from worker.sweep import Sweep
 from worker.transport import use_for_redis
 from worker.upkeep import Upkeep
 from worker.webhooks import Webhooks
+
+logger = logging.getLogger(__name__)
 
 # Enough for the restart of a broker while cache entries are looked up; a stage whose trainer
 # runs does not wait for a broker.
@@ -77,6 +83,8 @@ def run_worker(
     drain, reports = _Drain(), Reports()
     worker_name = f"{name}@{socket.gethostname()}"
     real_gpu = None if gpu is None or gpu.emulated else gpu
+    if real_gpu is not None:
+        _warn_of_memory(queues)
 
     @cache
     def runtime() -> Runtime:
@@ -93,7 +101,7 @@ def run_worker(
         patient = connect(broker_url, patience=_PATIENCE)
         own_class = gpu.memory_class if gpu else None
         return Runtime(
-            state=JobState(connect(broker_url), settings.job_ttl),
+            state=JobState(connect(broker_url), settings.job_ttl, settings.constants),
             cache=CacheRegistry(patient, settings.job_ttl, settings.visibility_timeout),
             store=Store(settings.resolved_store_url),
             trainer=trainer,
@@ -153,6 +161,13 @@ def _drain(state: object) -> dict[str, str]:
 def _end_this_worker() -> None:
     """As its supervisor would: its job goes back from a checkpoint."""
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _warn_of_memory(queues: tuple[str, ...]) -> None:
+    largest = max(c for c in MemoryClass if gpu_queue(c) in queues)
+    problem = too_little_memory(largest, host_memory_bytes())
+    if problem is not None:
+        logger.warning("this machine has %s", problem)
 
 
 def _limits(settings: Settings) -> Limits:
