@@ -63,7 +63,7 @@ def test_flux_never_goes_below_40_gb_whatever_anybody_says(
     assert route.memory_class.floor_gib >= route.estimate.needed_gib
 
 
-@pytest.mark.parametrize("name", ["queue", "gpu_queue", "memory_class", "tenant", "gpu_memory"])
+@pytest.mark.parametrize("name", ["queue", "gpu_queue", "memory_class", "pool", "gpu_memory"])
 @given(FLUX_JOBS, st.sampled_from(["8gb", "gpu.24gb", 24]))
 def test_there_is_no_option_that_names_a_smaller_gpu(
     name: str, document: dict[str, Any], value: Any
@@ -73,6 +73,21 @@ def test_there_is_no_option_that_names_a_smaller_gpu(
         with pytest.raises(InvalidJobError, match="is no option"):
             parse_job(document)
         del place[name]
+
+
+@given(FLUX_JOBS, st.sampled_from(["acme", "8gb"]), st.integers(0, 9))
+def test_no_tenant_and_no_priority_moves_a_job(
+    document: dict[str, Any], tenant: str, priority: int
+) -> None:
+    theirs = parse_job({**document, "tenant": tenant, "priority": priority})
+    mine = parse_job(document)
+    try:
+        expected = mine.route()
+    except DoesNotFitJobError:
+        with pytest.raises(DoesNotFitJobError):
+            theirs.route()
+        return
+    assert theirs.route() == expected
 
 
 @pytest.mark.parametrize("name", preset_names())
