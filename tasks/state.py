@@ -67,7 +67,7 @@ class Admission(StrEnum):
     GOES = "goes"
     """Its chain is to be sent."""
     WAITS = "waits"
-    """It waits for its tenant's turn; ``tasks/lanes.py`` sends its chain then."""
+    """Nothing is to be sent: ``tasks/lanes.py`` does that at its tenant's turn, or has done so."""
 
 
 class JobState:
