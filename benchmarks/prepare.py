@@ -4,10 +4,10 @@
 
 JPEGs of 1024x1024 with captions, in one folder, on all cores both times: every picture decoded,
 turned, hashed by its pixels and compared with all others, then stored, against
-``Image.open(path).convert("RGB")`` in as many threads. That copies each picture, which costs little
-or much as the process's heap happens to lie; so also against ``load()``, which copies nothing. In
-pictures a second, and a second of processor time, which other work on the machine disturbs less.
-Goal: 0.7 or more, and memory that does not grow with the number of pictures.
+``Image.open(path).convert("RGB")`` in as many threads, and against ``load()``, which lacks its copy
+of each picture. Each measurement has a process of its own, or the one would leave the other a heap
+in which copies cost more. In pictures a second, and a second of processor time, which other work on
+the machine disturbs less. Goal: 0.7 or more, and memory that does not grow with the pictures.
 """
 
 import os
@@ -17,9 +17,10 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple
 
 from PIL import Image
 
@@ -31,8 +32,14 @@ from tasks.data.sources import Sources
 from tasks.jobs.job import parse_job
 from tasks.store import Store
 
-ROUNDS = 5
-_Made = TypeVar("_Made")
+ROUNDS = 3
+
+
+class Cost(NamedTuple):
+    """What some work took: seconds, and those of the processors."""
+
+    seconds: float
+    cpu_seconds: float
 
 
 def main() -> None:
@@ -41,58 +48,42 @@ def main() -> None:
     parser.add_argument("images", type=int, nargs="?", default=2000)
     arguments = parser.parse_args()
     count = arguments.images
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        paths = pictures_in(folder, count)
-        stored(checked(folder, paths[: count // 10]))
-        few = peak_mib()
-        rounds = [one_round(folder, paths) for _ in range(ROUNDS)]
-        many = peak_mib()
+    with (
+        tempfile.TemporaryDirectory() as name,
+        ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool,
+    ):
+        paths = pictures_in(Path(name), count)
+        few_mib = pool.submit(prepared, paths[: count // 10]).result()[-1]
+        rounds = []
+        for _ in range(ROUNDS):
+            convert = pool.submit(decoded, paths, copied).result()
+            load = pool.submit(decoded, paths, loaded).result()
+            check, whole, many_mib = pool.submit(prepared, paths).result()
+            rounds.append((convert, load, check, whole))
     lines = []
-    for place, unit in enumerate(("a second", "a second of processor time")):
-        convert, load, check, store = (
-            [kind[place] for kind in it] for it in zip(*rounds, strict=True)
-        )
-        whole = [sum(pair) for pair in zip(check, store, strict=True)]
+    for unit, place in (("a second", 0), ("a second of processor time", 1)):
+        sides = [[cost[place] for cost in costs] for costs in zip(*rounds, strict=True)]
+        rates = [f"{count / statistics.median(seconds):.1f}" for seconds in sides]
+        convert_s, load_s, *ours = sides
         lines.append(
-            f"pictures {unit}: Pillow's convert {rate(count, convert)}, its load "
-            f"{rate(count, load)}, checked {rate(count, check)}, checked and stored "
-            f"{rate(count, whole)}"
+            f"pictures {unit}: Pillow's convert {rates[0]}, its load {rates[1]}, "
+            f"checked {rates[2]}, checked and stored {rates[3]}"
         )
-        lines.append(
-            f"ratio, checked: {ratio(convert, check)} of convert, {ratio(load, check)} of load; "
-            f"and stored: {ratio(convert, whole)} of convert, {ratio(load, whole)} of load"
-        )
-    lines.append(f"peak memory: {few:.0f} MiB with {count // 10} pictures, {many:.0f} with {count}")
+        for what, seconds in zip(("checked", "checked and stored"), ours, strict=True):
+            lines.append(
+                f"{what}, {unit}: ratio {ratio(convert_s, seconds):.3f} to convert, "
+                f"{ratio(load_s, seconds):.3f} to load"
+            )
+    lines.append(
+        f"peak memory: {few_mib:.0f} MiB with {count // 10} pictures, {many_mib:.0f} with {count}"
+    )
     goal = "0.7 or more, memory that does not grow"
     tell(arguments.report, "Prepare", f"python -P benchmarks/prepare.py {count}", goal, lines)
 
 
-def one_round(folder: Path, paths: list[Path]) -> list[tuple[float, float]]:
-    """Seconds, and of processor time, of converting, loading, checking and storing."""
-    convert, _ = timed(lambda: decoded(paths, lambda image: image.convert("RGB")))
-    load, _ = timed(lambda: decoded(paths, lambda image: image.load()))
-    check, report = timed(lambda: checked(folder, paths))
-    store, _ = timed(lambda: stored(report))
-    return [convert, load, check, store]
-
-
-def timed(function: Callable[[], _Made]) -> tuple[tuple[float, float], _Made]:
-    """Seconds, seconds of processor time, and what was made."""
-    start = time.perf_counter(), time.process_time()
-    made = function()
-    return (time.perf_counter() - start[0], time.process_time() - start[1]), made
-
-
-def rate(count: int, seconds: list[float]) -> str:
-    """How many a second; the median of the rounds."""
-    return f"{count / statistics.median(seconds):.1f}"
-
-
-def ratio(plain: list[float], ours: list[float]) -> str:
+def ratio(plain: list[float], ours: list[float]) -> float:
     """The median of the rounds' ratios."""
-    pairs = zip(plain, ours, strict=True)
-    return f"{statistics.median(one / other for one, other in pairs):.3f}"
+    return statistics.median(one / other for one, other in zip(plain, ours, strict=True))
 
 
 def pictures_in(folder: Path, count: int) -> list[Path]:
@@ -105,20 +96,55 @@ def pictures_in(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def decoded(paths: list[Path], decode: Callable[[Image.Image], object]) -> None:
-    """Decode them all."""
+def copied(image: Image.Image) -> None:
+    """Decode as most programs do."""
+    image.convert("RGB")
+
+
+def loaded(image: Image.Image) -> None:
+    """Decode and do no more."""
+    image.load()
+
+
+def decoded(paths: list[Path], decode: Callable[[Image.Image], None]) -> Cost:
+    """The cost of decoding them all."""
 
     def work(path: Path) -> None:
         with Image.open(path) as image:
             decode(image)
 
+    start = now()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(work, paths):
             pass
+    return since(start)
 
 
-def checked(folder: Path, paths: list[Path]) -> Report:
+def prepared(paths: list[Path]) -> tuple[Cost, Cost, float]:
+    """The cost of checking, that with storing, and the most memory in MiB."""
+    start = now()
+    report = checked(paths)
+    check = since(start)
+    with tempfile.TemporaryDirectory() as name:
+        ingest(report, Store(Path(name).as_uri()))
+        whole = since(start)
+    return check, whole, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def now() -> Cost:
+    """Where the clocks stand."""
+    return Cost(time.perf_counter(), time.process_time())
+
+
+def since(start: Cost) -> Cost:
+    """What was taken since then."""
+    end = now()
+    return Cost(end.seconds - start.seconds, end.cpu_seconds - start.cpu_seconds)
+
+
+def checked(paths: list[Path]) -> Report:
     """Check these pictures of a folder."""
+    folder = paths[0].parent
     rows = "\n".join(
         f'{{"image": "{path.name}", "text": "picture {number}"}}'
         for number, path in enumerate(paths)
@@ -142,17 +168,6 @@ def checked(folder: Path, paths: list[Path]) -> Report:
     if len(report.samples) != len(paths) or report.faults:
         raise AssertionError(str(report.faults[:3]))
     return report
-
-
-def stored(report: Report) -> None:
-    """Store them in an empty folder."""
-    with tempfile.TemporaryDirectory() as name:
-        ingest(report, Store(Path(name).as_uri()))
-
-
-def peak_mib() -> float:
-    """The most memory that this process has had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 if __name__ == "__main__":
