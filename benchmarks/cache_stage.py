@@ -67,7 +67,7 @@ def main() -> None:
     lines = [f"{count} images, {len(plan.texts)} captions, bare encoders: {bare_seconds:.3f} s"]
     for what, least in seconds.items():
         lines.append(f"{what}: {least:.3f} s, ratio {least / bare_seconds:.3f}")
-    command = f"python -P benchmarks/cache_stage.py {count}"
+    command = f"OMP_NUM_THREADS=1 python -P benchmarks/cache_stage.py {count}"
     tell(arguments.report, "Cache stage", command, "1.15 or less for the stage", lines)
 
 

@@ -46,7 +46,7 @@ def main() -> None:
         f"a step: live {medians['live'] * 1e3:.1f} ms, cached {medians['cached'] * 1e3:.1f} ms, "
         f"ratio {medians['cached'] / medians['live']:.3f}"
     )
-    command = "python -P benchmarks/cached_encoders.py"
+    command = "OMP_NUM_THREADS=1 python -P benchmarks/cached_encoders.py"
     tell(arguments.report, "Cached encoders", command, "well below 1", [line])
 
 

@@ -56,7 +56,7 @@ def main() -> None:
         f"a step: ours {medians['ours'] * 1e3:.1f} ms, the script {medians['theirs'] * 1e3:.1f} "
         f"ms, ratio {medians['ours'] / medians['theirs']:.3f}"
     )
-    command = "python -P benchmarks/diffusers_script.py PYTHON SCRIPT"
+    command = "OMP_NUM_THREADS=1 python -P benchmarks/diffusers_script.py PYTHON SCRIPT"
     tell(arguments.report, "Against diffusers' script", command, "1.0 or less", [line])
 
 

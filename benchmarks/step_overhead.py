@@ -93,7 +93,7 @@ def main() -> None:
         f"{size / 1e6:.1f} M parameters: step {statistics.median(ours) * 1e3:.1f} ms, "
         f"bare {statistics.median(bare) * 1e3:.1f} ms, ratio {ratio:.3f}"
     )
-    command = "python -P benchmarks/step_overhead.py"
+    command = "OMP_NUM_THREADS=1 python -P benchmarks/step_overhead.py"
     tell(arguments.report, "Step overhead", command, "near 1", [line])
 
 

@@ -42,7 +42,7 @@ def main() -> None:
         )
         supervision.close()
     line = f"to the first step: cold {cold:.2f} s, warm {warm:.2f} s, ratio {warm / cold:.3f}"
-    command = "python -P benchmarks/warm_trainer.py"
+    command = "OMP_NUM_THREADS=1 python -P benchmarks/warm_trainer.py"
     tell(arguments.report, "Warm trainer", command, "0.2 or less", [line])
 
 

@@ -19,7 +19,8 @@ _BITS = 2 * _SIDE * _SIDE
 _MOST_ALIKE = 200
 # A flat picture's hash says nothing: all flat ones look alike.
 _LEAST_CONTRAST = 8
-# Pillow averages fastest by some 8x8 pixels of a usual picture; the rest is small by then.
+# Of how many parts a cell is made, across and down. With fewer, cells overlap their neighbours and
+# scaled copies differ in more bits; with more, Pillow takes longer.
 _GAP = 16.0
 
 
