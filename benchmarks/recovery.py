@@ -30,10 +30,11 @@ import psutil
 from celery import Celery
 from redis import Redis
 
+from benchmarks.results import write_section
 from tasks.events import CheckpointSaved, Progress, StageStarted
 from tasks.state import connect
 from tests.chaos import cluster as chaos
-from tests.chaos.__main__ import prepare, write_section
+from tests.chaos.__main__ import prepare
 from tests.chaos.cluster import Cluster, signal_all
 from tests.integration.conftest import short_job
 from tests.waiting import wait_until

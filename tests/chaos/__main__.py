@@ -16,6 +16,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks.results import write_section
 from tests.chaos.cluster import TIMEOUT_S, Cluster
 from tests.chaos.faults import ALL
 from tests.chaos.runs import CHECKPOINT_EVERY, BrokenPromiseError, Outcome, new_jobs, run
@@ -103,16 +104,6 @@ def _report(seed: int, outcomes: list[Outcome], broken: list[str], seconds: floa
     lines += [f"| {name} | {count} |" for name, count in sorted(struck.items())]
     lines += ["", *(f"- Broken: {it}" for it in broken)]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def write_section(path: Path, name: str, section: str) -> None:
-    """Put a section into a file of results, in place of the one of this name."""
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    text = path.read_text("utf-8") if path.exists() else "# Results\n"
-    if begin not in text:
-        text = f"{text}\n{begin}\n{end}\n"
-    before, rest = text.split(begin)
-    path.write_text(f"{before}{begin}\n{section}{end}{rest.split(end)[1]}", "utf-8")
 
 
 if __name__ == "__main__":
