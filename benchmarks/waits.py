@@ -7,13 +7,11 @@ GPUs (4 of 8 GB, 6 of 24, 2 of 40, 2 of 80). Goals: at most 0.6 of the wait in d
 all jobs and for those of 40 GB and more, and 0.35 of that with kombu's order.
 """
 
-import argparse
 from datetime import UTC, datetime
-from pathlib import Path
 from statistics import fmean
 
+from benchmarks.results import parser_of, write_section
 from routing.classes import MemoryClass
-from tests.chaos.__main__ import write_section
 from worker.simulation import OURS, POLICIES, Run, simulate
 from worker.workload import draw_workload
 
@@ -23,9 +21,7 @@ _SEEDS = range(1, 9)
 
 def main() -> None:
     """Simulate and print."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.waits")
-    parser.add_argument("--report", type=Path)
-    arguments = parser.parse_args()
+    report_to = parser_of(__doc__).parse_args().report
     workloads = [draw_workload(FLEET, 2000, 0.8, seed) for seed in _SEEDS]
     waits = {
         policy.name: _means([run for jobs in workloads for run in simulate(policy, FLEET, jobs)])
@@ -46,8 +42,8 @@ def main() -> None:
         lines.append(f"| {name} | {every:.1f} | {large:.1f} | {ratios} |")
     report = "\n".join(lines) + "\n"
     print(report)
-    if arguments.report:
-        write_section(arguments.report, "waits", report)
+    if report_to:
+        write_section(report_to, "waits", report)
 
 
 def _means(runs: list[Run]) -> tuple[float, float]:
