@@ -37,7 +37,7 @@ from worker.quarantine import Quarantine, Reports, make_gate
 from worker.reconciler import Reconciler
 from worker.supervisor import Limits, TrainerProcess, trainer_environment
 from worker.sweep import Sweep
-from worker.transport import use_for_redis
+from worker.transport import Keys, use_for_redis
 from worker.upkeep import Upkeep
 from worker.webhooks import Webhooks
 
@@ -165,7 +165,8 @@ def _start_upkeep(app: Celery, settings: Settings) -> None:
     control = JobControl(client, settings.job_ttl)
     reconciler = Reconciler(client, control, lambda record: send_rest(app, record), timeout)
     duties = (reconciler.send_due, reconciler.sweep_if_due)
-    restore = Sweep(client, timeout).restore_expired
+    keys = Keys.of(app.conf.broker_transport_options)
+    restore = Sweep(client, timeout, keys).restore_expired
     Upkeep(client, timeout, duties, restore=restore).start()
     # By itself: whoever is told may be slow.
     client = connect(app.conf.broker_url)
