@@ -71,6 +71,7 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
         self._channel.do_restore = False
         if old is not None:
             adopt(old, self._channel)
+        self._loop_turned_at = time.monotonic()
         self._loop_turns()
         consumer.timer.call_repeatedly(self._timeout_s / 4, self._loop_turns)
         if self._thread is None:
@@ -91,7 +92,8 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
             self._channel.do_restore = True
 
     def _loop_turns(self) -> None:
-        self._loop_turned_at = time.monotonic()
+        if self._loop_turned_at is not None:  # in a shutdown it turns, but not to its end
+            self._loop_turned_at = time.monotonic()
         self._channel.qos.tell_again()
 
     def _renew_for_ever(self) -> None:

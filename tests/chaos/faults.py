@@ -35,6 +35,7 @@ class Fault:
         cancels: Whether the job is to end as cancelled.
         only_train: Whether it needs a job that trains.
         needs_small_disk: Whether the store must be on a disk that can be filled.
+        needs_slow_store: Whether the store must be one that can be slow.
         takes_long: Whether it is made only when asked for.
     """
 
@@ -44,6 +45,7 @@ class Fault:
     cancels: bool = False
     only_train: bool = False
     needs_small_disk: bool = False
+    needs_slow_store: bool = False
     takes_long: bool = False
 
 
@@ -184,6 +186,14 @@ def _store_away(it: Strike) -> None:
     away.rename(folder)
 
 
+def _slow_store(it: Strike) -> None:
+    """As one that is far away: each step of reading or writing an object takes half a second."""
+    slow = it.cluster.disk / "store.slow"
+    slow.touch()
+    time.sleep(it.chance.uniform(2, 8))
+    slow.unlink()
+
+
 def _fill_disk(it: Strike) -> None:
     filler = it.cluster.disk / "filler"
     with filler.open("wb") as file, suppress(OSError):
@@ -221,6 +231,7 @@ ALL = (
     Fault("network cut for long", _cut_for_long),
     Fault("network swallows", _swallow),
     Fault("store away", _store_away),
+    Fault("store slow", _slow_store, restarts=False, needs_slow_store=True),
     Fault("disk full", _fill_disk, needs_small_disk=True),
     Fault("delivered twice", _deliver_twice, restarts=False),
     Fault("submitted twice", _submit_twice, restarts=False),

@@ -82,26 +82,6 @@ def test_who_lost_a_message_can_do_nothing_to_it_any_more(
     assert redis_client.hkeys("unacked") == []
 
 
-def test_a_new_channel_takes_over_what_runs_and_gives_back_what_does_not(
-    connection: Any, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old, queue = consuming(connection)
-    send(connection, 3)
-    running, waiting, done = queue.get(), queue.get(), queue.get()
-    done.ack()
-    monkeypatch.setattr(leases, "active_requests", [SimpleNamespace(message=running)])
-    old.do_restore = False
-    old.close()
-    new, _ = consuming(connection)
-    adopt(old, new)
-    assert list(new.qos._delivered) == [running.delivery_tag]
-    assert redis_client.hkeys("unacked") == [running.delivery_tag]
-    assert redis_client.llen("work") == 1
-    running.ack()
-    assert redis_client.hkeys("unacked") == []
-    assert waiting.delivery_tag not in str(redis_client.lrange("work", 0, -1))
-
-
 def test_what_runs_is_held_even_where_the_connection_is_lost_again_at_once(
     connection: Any, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,6 +119,30 @@ def consumer_of(channel: Any, timeout_s: float) -> Any:
         task_consumer=SimpleNamespace(channel=channel),
         timer=Timer(),
     )
+
+
+def test_a_new_channel_takes_over_what_runs_and_gives_back_what_does_not(
+    connection: Any, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, queue = consuming(connection)
+    send(connection, 3)
+    running, waiting, done = queue.get(), queue.get(), queue.get()
+    done.ack()
+    monkeypatch.setattr(leases, "active_requests", [SimpleNamespace(message=running)])
+    consumer = consumer_of(old, timeout_s=3600)
+    step = LeaseRenewal.with_client(redis_client)(consumer)
+    step.start(consumer)
+    old.close()  # as kombu does when a connection is lost
+    assert set(redis_client.hkeys("unacked")) == {running.delivery_tag, waiting.delivery_tag}
+    new, _ = consuming(connection)
+    consumer.task_consumer.channel = new
+    step.start(consumer)
+    assert list(new.qos._delivered) == [running.delivery_tag]
+    assert redis_client.hkeys("unacked") == [running.delivery_tag]
+    assert redis_client.llen("work") == 1
+    running.ack()
+    assert redis_client.hkeys("unacked") == []
+    assert waiting.delivery_tag not in str(redis_client.lrange("work", 0, -1))
 
 
 @pytest.mark.parametrize("reconnects", [False, True])
