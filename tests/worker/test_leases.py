@@ -176,7 +176,7 @@ def test_what_the_broker_was_not_there_to_hear_is_told_again(
 
 
 def test_a_worker_whose_main_loop_hangs_is_left_by_its_leases(
-    connection: Any, redis_client: Redis
+    connection: Any, redis_client: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     channel, queue = consuming(connection)
     send(connection, 1)
@@ -192,11 +192,23 @@ def test_a_worker_whose_main_loop_hangs_is_left_by_its_leases(
     def forget() -> None:
         redis_client.zadd("unacked_index", {held.delivery_tag: LONG_AGO})
 
+    def rounds_that_found_it_hanging() -> int:
+        return caplog.text.count("the main loop hangs")
+
+    def wait_for_round(number: int) -> None:
+        wait_until(
+            lambda: rounds_that_found_it_hanging() >= number,
+            timeout_s=10,
+            description=f"it is found to hang {number} times",
+        )
+
     forget()
-    wait_until(is_renewed, timeout_s=10, description="it is renewed")
-    time.sleep(1.3)  # and the loop has not turned
+    wait_until(
+        lambda: consumer.timer.turn() or is_renewed(), timeout_s=10, description="it is renewed"
+    )
+    wait_for_round(1)
     forget()
-    time.sleep(0.6)
+    wait_for_round(3)
     assert not is_renewed()
     step.stop(consumer)  # as in a warm shutdown, in which the loop is not meant to turn
     wait_until(is_renewed, timeout_s=10, description="it is renewed again")
