@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from uuid import uuid4
 
 import psutil
@@ -205,9 +206,18 @@ def _fill_disk(it: Strike) -> None:
 
 
 def _lose_message(it: Strike) -> None:
-    """As a worker does that dies between taking a message and noting that it has it."""
-    for queue in ("cpu", "gpu.40gb"):
-        it.cluster.redis.delete(queue)
+    """The next one, as a worker does that dies between taking it and noting that it has it."""
+    workers = []
+    for host, kind in product(it.cluster.hosts, ("cpu", "gpu")):
+        with suppress(psutil.NoSuchProcess):  # an earlier fault may have ended it
+            workers.append(host.worker(kind))
+    signal_all("suspend", workers)  # their children work on, and send the next stage
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if it.cluster.redis.rpop("cpu") or it.cluster.redis.rpop("gpu.40gb"):
+            break
+        time.sleep(0.05)
+    signal_all("resume", workers)
 
 
 def _cancel(it: Strike) -> None:

@@ -29,6 +29,14 @@ from worker.transport import Keys, QoS, use_for_redis
 from worker.upkeep import Upkeep
 
 QUEUES = ("cpu", "gpu.8gb")
+# Everything that kombu lets one choose about its keys, for ``TRANSPORT_OPTIONS``.
+KEYS = {
+    "global_keyprefix": "ours:",
+    "unacked_key": "held",
+    "unacked_index_key": "held_since",
+    "sep": ":",
+    "priority_steps": [0, 5],
+}
 
 
 def ours(url: str, timeout: timedelta) -> Celery:

@@ -19,19 +19,11 @@ from redis import Redis
 
 from tasks.state import connect
 from tests.waiting import wait_until
-from tests.worker.leased_worker import QUEUES
+from tests.worker.leased_worker import KEYS, QUEUES
 from worker.broker import EmbeddedBroker
 
 TIMEOUT_S = 2.0
 PATIENCE_S = 40.0
-# Everything that kombu lets one choose about its keys.
-KEYS = {
-    "global_keyprefix": "ours:",
-    "unacked_key": "held",
-    "unacked_index_key": "held_since",
-    "sep": ":",
-    "priority_steps": [0, 5],
-}
 
 
 class Fleet:

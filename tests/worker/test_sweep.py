@@ -8,23 +8,14 @@ import pytest
 from kombu.connection import Connection
 from redis import Redis
 
+from tests.worker.leased_worker import KEYS
 from worker.sweep import Sweep
 from worker.transport import Keys, Transport
 
 TIMEOUT = timedelta(seconds=60)
-OPTIONS: tuple[dict[str, Any], ...] = (
-    {},
-    {
-        "global_keyprefix": "ours:",
-        "unacked_key": "held",
-        "unacked_index_key": "held_since",
-        "sep": ":",
-        "priority_steps": [0, 5],
-    },
-)
 
 
-@pytest.fixture(params=OPTIONS, ids=["default", "chosen"])
+@pytest.fixture(params=({}, KEYS), ids=["default", "chosen"])
 def options(request: pytest.FixtureRequest) -> dict[str, Any]:
     found: dict[str, Any] = request.param
     return found
