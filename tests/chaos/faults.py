@@ -213,7 +213,7 @@ def _lose_message(it: Strike) -> None:
             workers.append(host.worker(kind))
     signal_all("suspend", workers)  # their children work on, and send the next stage
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and not it.cluster.client.state.get(it.job_id).status.ended:
         if it.cluster.redis.rpop("cpu") or it.cluster.redis.rpop("gpu.40gb"):
             break
         time.sleep(0.05)
