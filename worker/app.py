@@ -43,7 +43,7 @@ from worker.quarantine import Quarantine, Reports, make_gate
 from worker.reconciler import Reconciler
 from worker.supervisor import Limits, TrainerProcess, trainer_environment
 from worker.sweep import Sweep
-from worker.transport import use_for_redis
+from worker.transport import Keys, use_for_redis
 from worker.upkeep import Upkeep
 from worker.webhooks import Webhooks
 
@@ -191,7 +191,8 @@ def _start_upkeep(app: Celery, settings: Settings) -> None:
         lanes.note_fleet(live, settings.tenant_terms(), timeout * 2)
 
     duties = (note_fleet, lanes.dispatch, reconciler.send_due, reconciler.sweep_if_due)
-    restore = Sweep(client, timeout).restore_expired
+    keys = Keys.of(app.conf.broker_transport_options)
+    restore = Sweep(client, timeout, keys).restore_expired
     Upkeep(client, timeout, duties, restore=restore).start()
     # By itself: whoever is told may be slow.
     client = connect(app.conf.broker_url)

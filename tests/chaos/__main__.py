@@ -45,9 +45,12 @@ def main() -> int:
             if (arguments.faults or "") in it.name
             and (arguments.long or not it.takes_long)
             and (cluster.disk_is_small or not it.needs_small_disk)
+            and (cluster.store_can_be_slow or not it.needs_slow_store)
         ]
         if not cluster.disk_is_small:
             print("no disk can be filled: that takes Linux and root", flush=True)
+        if not cluster.store_can_be_slow:
+            print("no store can be slow: that takes Linux and a C compiler", flush=True)
         model, pictures = prepare(Path(name))
         jobs = new_jobs(cluster, model, pictures)
         for number in range(arguments.runs):
