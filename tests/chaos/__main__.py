@@ -65,7 +65,10 @@ def main() -> int:
                 continue
             outcomes.append(outcome)
             print(f"run {number}: {outcome}", flush=True)
-    report = _report(arguments.seed, outcomes, broken, time.monotonic() - began)
+    command = f"--runs {arguments.runs} --seed {arguments.seed}"
+    command += f" --faults '{arguments.faults}'" if arguments.faults else ""
+    command += " --long" if arguments.long else ""
+    report = _report(command, outcomes, broken, time.monotonic() - began)
     print(report)
     if arguments.report:
         write_section(arguments.report, "chaos", report)
@@ -81,7 +84,7 @@ def prepare(folder: Path) -> tuple[Path, Path]:
     return model, pictures
 
 
-def _report(seed: int, outcomes: list[Outcome], broken: list[str], seconds: float) -> str:
+def _report(command: str, outcomes: list[Outcome], broken: list[str], seconds: float) -> str:
     struck = Counter(name.partition(" at ")[0] for it in outcomes for name in it.faults)
     resumed = [it.resumed_after_s / TIMEOUT_S for it in outcomes if it.resumed_after_s]
     lost = [it.steps_lost for it in outcomes if it.steps_lost is not None]
@@ -89,7 +92,7 @@ def _report(seed: int, outcomes: list[Outcome], broken: list[str], seconds: floa
     lines = [
         "## Chaos",
         "",
-        f"`python -m tests.chaos --runs {total} --seed {seed}`, {datetime.now(UTC):%Y-%m-%d}, "
+        f"`python -m tests.chaos {command}`, {datetime.now(UTC):%Y-%m-%d}, "
         f"{os.cpu_count()} cores, {seconds / 60:.0f} minutes, visibility timeout {TIMEOUT_S:g} s.",
         "",
         f"- Runs that kept every promise: {len(outcomes)} of {total}.",
