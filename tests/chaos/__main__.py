@@ -1,7 +1,8 @@
 """Many runs by command: ``python -m tests.chaos --runs 200 --seed N [--report FILE]``.
 
 Each run is one job on a standing cluster of two hosts, with one to three faults. The same seed
-strikes with the same faults; when they strike in a process's life is up to the machine.
+strikes with the same faults; when they strike in a process's life is up to the machine. Ctrl-C ends
+the runs early, and they are reported.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -53,18 +55,17 @@ def main() -> int:
             print("no store can be slow: that takes Linux and a C compiler", flush=True)
         model, pictures = prepare(Path(name))
         jobs = new_jobs(cluster, model, pictures)
-        for number in range(arguments.runs):
-            chance = random.Random(f"{arguments.seed} {number}")
-            chosen = chance.sample(faults, min(len(faults), chance.choice((1, 1, 2, 3))))
-            try:
-                outcome = run(cluster, jobs, chosen, chance)
-            except BrokenPromiseError as error:
-                broken.append(f"run {number}: {str(error).splitlines()[0]}")
-                print(f"run {number} BROKE A PROMISE: {error}", flush=True)
-                cluster.heal()
-                continue
-            outcomes.append(outcome)
-            print(f"run {number}: {outcome}", flush=True)
+        with suppress(KeyboardInterrupt):
+            for number in range(arguments.runs):
+                chance = random.Random(f"{arguments.seed} {number}")
+                chosen = chance.sample(faults, min(len(faults), chance.choice((1, 1, 2, 3))))
+                try:
+                    outcomes.append(run(cluster, jobs, chosen, chance))
+                    print(f"run {number}: {outcomes[-1]}", flush=True)
+                except BrokenPromiseError as error:
+                    broken.append(f"run {number}: {str(error).splitlines()[0]}")
+                    print(f"run {number} BROKE A PROMISE: {error}", flush=True)
+                    cluster.heal()
     command = f"--runs {arguments.runs} --seed {arguments.seed}"
     command += f" --faults '{arguments.faults}'" if arguments.faults else ""
     command += " --long" if arguments.long else ""
@@ -95,7 +96,8 @@ def _report(command: str, outcomes: list[Outcome], broken: list[str], seconds: f
         f"`python -m tests.chaos {command}`, {datetime.now(UTC):%Y-%m-%d}, "
         f"{os.cpu_count()} cores, {seconds / 60:.0f} minutes, visibility timeout {TIMEOUT_S:g} s.",
         "",
-        f"- Runs that kept every promise: {len(outcomes)} of {total}.",
+        f"- Runs that kept every promise: {len(outcomes)} of {total}; in "
+        f"{sum(not it.faults for it in outcomes)} the job was over before a fault could strike.",
         f"- Stage starts: {sum(it.starts for it in outcomes)}.",
     ]
     if resumed:
