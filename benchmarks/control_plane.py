@@ -1,0 +1,178 @@
+"""What the control plane costs: our chain beside a bare Celery one, and many jobs and workers.
+
+    python -m benchmarks.control_plane [--chains N] [--jobs N] [--workers N] [--report FILE]
+
+- Throughput and latency of jobs whose stages do nothing, over those of a bare Celery chain of four
+  empty tasks, with the same two worker processes and queues: in turns, within one run. Goal: a
+  ratio of 0.6 or more.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import SecretStr
+from redis import Redis
+
+from benchmarks.noop_worker import GPU_QUEUE, bare_app, bare_chain
+from routing.queues import CPU_QUEUE
+from tasks.contract import STAGES
+from tasks.settings import Settings
+from tasks.state import connect
+from tests.chaos.__main__ import write_section
+from tests.waiting import wait_until
+from worker.broker import EmbeddedBroker
+from worker.client import Client
+from worker.process import spawn, stop
+
+_ROUNDS = 5
+_ONE_BY_ONE = 20
+_PATIENCE_S = 600.0
+
+
+@dataclass
+class Side:
+    """One of the two that are compared.
+
+    Attributes:
+        submit: Submits a chain, and gives the id of the result that follows it.
+        redis: A connection to its broker.
+    """
+
+    submit: Callable[[], str]
+    redis: Redis
+
+    def burst(self, chains: int) -> float:
+        """Chains a second, from the first one's submission to the last one's end."""
+        began = time.perf_counter()
+        for result_id in [self.submit() for _ in range(chains)]:
+            self._wait(result_id)
+        return chains / (time.perf_counter() - began)
+
+    def latency_s(self) -> float:
+        """Seconds from a chain's submission to its end, with nothing else to do."""
+        began = time.perf_counter()
+        self._wait(self.submit())
+        return time.perf_counter() - began
+
+    def _wait(self, result_id: str) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while '"SUCCESS"' not in str(self.redis.get(f"celery-task-meta-{result_id}")):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no end of {result_id}")
+            time.sleep(0.001)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.control_plane")
+    parser.add_argument("--chains", type=int, default=100)
+    parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--workers", type=int, default=200)
+    parser.add_argument("--report", type=Path)
+    arguments = parser.parse_args()
+    lines = [
+        "## Control plane",
+        "",
+        f"`python -m benchmarks.control_plane --chains {arguments.chains} --jobs {arguments.jobs} "
+        f"--workers {arguments.workers}`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores.",
+        "",
+    ]
+    for line in _beside_bare_celery(arguments.chains):
+        print(line, flush=True)
+        lines.append(f"- {line}")
+    if arguments.report:
+        write_section(arguments.report, "control plane", "\n".join(lines) + "\n")
+
+
+def job(tenant: str = "default") -> dict[str, Any]:
+    """A job for a GPU of 40 GB; its stages do nothing."""
+    data_set = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"}
+    training = {"model": "/model", "data_loader": {"dataset": data_set}}
+    return {"preset": "flux_lora_1x40gb", "tenant": tenant, "training": training}
+
+
+def _beside_bare_celery(chains: int) -> Iterator[str]:
+    with _side("ours") as ours, _side("bare") as bare:
+        sides = (ours, bare)
+        for side in sides:
+            side.burst(10)  # warms up
+        rates, times = [], []
+        for number in range(_ROUNDS):
+            order = sides if number % 2 else sides[::-1]
+            rate = {id(side): side.burst(chains) for side in order}
+            rates.append((rate[id(ours)], rate[id(bare)]))
+        for number in range(_ROUNDS * _ONE_BY_ONE):
+            order = sides if number % 2 else sides[::-1]
+            time_s = {id(side): side.latency_s() for side in order}
+            times.append((time_s[id(ours)], time_s[id(bare)]))
+    each = [[f"{r[s]:.1f}" for r in rates] for s in (0, 1)]
+    print(each)
+    ratio = statistics.median(ours / bare for ours, bare in rates)
+    yield (
+        f"chains a second in a burst of {chains}: ours {statistics.median(r for r, _ in rates):.1f}"
+        f", bare Celery {statistics.median(r for _, r in rates):.1f}; ratio {ratio:.2f} (median of "
+        f"{_ROUNDS}; goal 0.6)"
+    )
+    p50 = [statistics.median(column) for column in zip(*times, strict=True)]
+    p95 = [statistics.quantiles(column, n=20)[-1] for column in zip(*times, strict=True)]
+    added = statistics.median(ours - bare for ours, bare in times) / len(STAGES)
+    yield (
+        f"milliseconds of a chain by itself, median and 95 %: ours {p50[0] * 1e3:.0f} and "
+        f"{p95[0] * 1e3:.0f}, bare Celery {p50[1] * 1e3:.0f} and {p95[1] * 1e3:.0f}; added to each "
+        f"of its four steps {added * 1e3:.1f} ms"
+    )
+
+
+@contextmanager
+def _side(kind: str) -> Iterator[Side]:
+    """A broker, a worker of the CPU queue and one of a 40 GB GPU."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{kind}-")))
+        broker = stack.enter_context(EmbeddedBroker(folder))
+        env = {k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")}
+        env |= {"TRAINING_BROKER_URL": broker.url, "TRAINING_HOME": str(folder)}
+        readies = []
+        for name, queue in {"cpu": CPU_QUEUE, "gpu": GPU_QUEUE}.items():
+            readies.append(folder / f"{name}.ready")
+            command = [sys.executable, "-m", "benchmarks.noop_worker", kind, name, queue]
+            log = stack.enter_context((folder / f"{name}.log").open("wb"))
+            worker = spawn([*command, str(readies[-1])], env=env, stdout=log, stderr=log)
+            stack.callback(stop, worker, 10)
+        wait_until(
+            lambda: all(it.exists() for it in readies),
+            timeout_s=60,
+            description=f"the workers of {kind} are ready",
+            detail=lambda: "".join(it.read_text() for it in folder.glob("*.log")),
+        )
+        yield Side(_ours(broker.url) if kind == "ours" else _bare(broker.url), connect(broker.url))
+
+
+def _ours(url: str) -> Callable[[], str]:
+    client = Client(Settings(broker_url=SecretStr(url)))
+    redis = connect(url)
+
+    def submit() -> str:
+        return str(redis.hget(f"training:job:{client.submit(job())}", "result_id"))
+
+    return submit
+
+
+def _bare(url: str) -> Callable[[], str]:
+    app = bare_app(url)
+    return lambda: str(bare_chain(app, "a-job").apply_async().id)
+
+
+if __name__ == "__main__":
+    main()
