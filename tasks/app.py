@@ -76,8 +76,6 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "worker_hijack_root_logger": False,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_send_task_events": True,
-        "task_send_sent_event": True,
-        "task_track_started": True,
         "task_create_missing_queues": False,
         "task_default_queue": CPU_QUEUE,
         "task_queues": [Queue(name, routing_key=name) for name in ALL_QUEUES],  # type: ignore[no-untyped-call]
@@ -153,7 +151,10 @@ def _route_next(request: Any, queue: str | None) -> None:
 
 
 def _add_submit(app: Celery, runtime: Callable[[], Runtime]) -> None:
-    @app.task(name=SUBMIT, bind=True, shared=False, throws=(JobError,))  # type: ignore[untyped-decorator]
+    # Its result, which follows the job, says STARTED from here on; what stages do is in the record.
+    @app.task(  # type: ignore[untyped-decorator]
+        name=SUBMIT, bind=True, shared=False, throws=(JobError,), track_started=True
+    )
     def submit(self: Task, job: dict[str, Any]) -> dict[str, Any]:
         try:
             job_id, ready, admission = admit(job, runtime().state, self.request.id)

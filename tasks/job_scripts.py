@@ -1,7 +1,7 @@
 """The Lua that changes a job in Redis: each script is whole or absent.
 
 ``KEYS[1]`` is the job's hash, ``KEYS[2]`` its stream of events and ``ARGV[1]`` the life time in
-seconds, in every script. Indexes of all jobs are spelled here and nowhere else; all have a life
+seconds, in every script but ``TURNS``. Indexes of all jobs are spelled here and nowhere else; all have a life
 time.
 """
 
@@ -26,9 +26,16 @@ UNTOLD = "training:webhooks"
 # Some 60 bytes of overhead and 200 of JSON an event: half a megabyte a job at the most.
 _MAX_EVENTS = 2000
 
-_PRELUDE = f"""
-local INDEX, IN_FLIGHT, DUE, DEAD, UNTOLD = '{INDEX}', '{IN_FLIGHT}', '{DUE}', '{DEAD}', '{UNTOLD}'
-local LANES, FLEET = '{LANES}', '{FLEET}'
+_FLEET = f"""
+local IN_FLIGHT, LANES, FLEET = '{IN_FLIGHT}', '{LANES}', '{FLEET}'
+local function has_room(queue)
+  local room = redis.call('HGET', FLEET, 'room:' .. queue)
+  return room and redis.call('LLEN', queue) < tonumber(room)
+end
+"""
+
+_PRELUDE = f"""{_FLEET}
+local INDEX, DUE, DEAD, UNTOLD = '{INDEX}', '{DUE}', '{DEAD}', '{UNTOLD}'
 local id = string.sub(KEYS[1], #'{PREFIX}' + 1)
 local time = redis.call('TIME')
 local now = string.format('%d.%06d', time[1], time[2])
@@ -73,10 +80,6 @@ local function leave_lane()
   if not queue then return end
   leave(queue, get('tenant'))
   redis.call('HDEL', KEYS[1], 'lane')
-end
-local function has_room(queue)
-  local room = redis.call('HGET', FLEET, 'room:' .. queue)
-  return room and redis.call('LLEN', queue) < tonumber(room)
 end
 local function is_below_limit(tenant)
   local limit = redis.call('HGET', FLEET, 'limit:' .. tenant)
@@ -315,6 +318,20 @@ if redis.call('EXISTS', KEYS[1]) == 0 or ended() then return 0 end
 put_in_flight()
 keep()
 return 1
+"""
+
+# What it takes to say whose turn it is, asked at every start and end of a stage: so in one piece,
+# and empty where no queue that jobs wait for has room. The queues with their tenants, the longest
+# without a turn first; the tenants of all jobs in flight; the fleet.
+TURNS = f"""{_FLEET}
+local queues = {{}}
+for _, queue in ipairs(redis.call('SMEMBERS', LANES)) do
+  if has_room(queue) then
+    table.insert(queues, {{queue, redis.call('ZRANGE', LANES .. ':' .. queue, 0, -1)}})
+  end
+end
+if #queues == 0 then return {{}} end
+return {{queues, redis.call('HVALS', IN_FLIGHT), redis.call('HGETALL', FLEET)}}
 """
 
 # ARGV: 2 queue, 3 tenant. Whether the job leaves its lane now, for this caller to send.

@@ -14,12 +14,15 @@ from kombu.exceptions import OperationalError
 from redis import Redis, RedisError
 
 from routing.shares import ROOM, AllTerms, Terms, next_tenant
-from tasks.job_scripts import FLEET, IN_FLIGHT, LANES, TAKE_TURN
+from tasks.job_scripts import FLEET, IN_FLIGHT, LANES, TAKE_TURN, TURNS
 from tasks.presence import Presence
 from tasks.records import JobRecord, UnknownJobError
 from tasks.state import Admission, JobState, keys_of
 
 logger = logging.getLogger(__name__)
+
+# What TAKE_TURN says of a job whose life time is over.
+_GONE = "gone"
 
 
 class Lanes:
@@ -37,6 +40,7 @@ class Lanes:
         self._redis, self._send = client, send
         self._ttl_s = int(ttl.total_seconds())
         self._state = JobState(client, ttl)
+        self._turns = client.register_script(TURNS)
         self._take_turn = client.register_script(TAKE_TURN)
 
     def dispatch(self) -> list[str]:
@@ -47,10 +51,9 @@ class Lanes:
         """
         sent: list[str] = []
         try:
-            for queue in sorted(cast("set[str]", self._redis.smembers(LANES))):
-                while (job_id := self._take_next(queue)) is not None:
-                    self._send(self._state.get(job_id))
-                    sent.append(job_id)
+            while (job_id := self._take_next()) is not None:
+                self._send(self._state.get(job_id))
+                sent.append(job_id)
         except (RedisError, OperationalError, UnknownJobError) as error:
             # Whoever comes next does it; what was taken and not sent is the reconciler's.
             logger.warning("jobs wait on: %s", error)
@@ -99,25 +102,29 @@ class Lanes:
         lane = _lane_of(record.waiting_in or "", record.job.tenant)
         return cast("int | None", self._redis.zrank(lane, record.id))
 
-    def _take_next(self, queue: str) -> str | None:
+    def _take_next(self) -> str | None:
         """The job that leaves its lane now; None where none does."""
-        while True:
-            with self._redis.pipeline() as pipe:
-                pipe.zrange(_lanes_of(queue), 0, -1)
-                pipe.hvals(IN_FLIGHT)
-                pipe.hgetall(FLEET)
-                tenants, in_flight, fleet = pipe.execute()
-            tenant = next_tenant(tenants, Counter(in_flight), _terms_in(fleet))
-            if tenant is None:
+        while turns := self._turns():
+            queues, tenants, (*fleet,) = turns
+            in_flight = Counter(tenants)
+            terms = _terms_in(dict(zip(fleet[::2], fleet[1::2], strict=True)))
+            for queue, waiting in sorted(queues):
+                tenant = next_tenant(waiting, in_flight, terms)
+                answer, job_id = self._take_first(queue, tenant) if tenant else (None, "")
+                if answer == Admission.GOES:
+                    return job_id
+                if answer == _GONE:
+                    break
+            else:
                 return None
-            jobs = cast("list[str]", self._redis.zrange(_lane_of(queue, tenant), 0, 0))
-            if not jobs:
-                return None  # somebody else took it just now
-            answer = self._take_turn(keys=keys_of(jobs[0]), args=[self._ttl_s, queue, tenant])
-            if answer == Admission.GOES:
-                return jobs[0]
-            if answer == Admission.WAITS:
-                return None
+        return None
+
+    def _take_first(self, queue: str, tenant: str) -> tuple[str | None, str]:
+        """What became of the tenant's next job, and its id."""
+        jobs = cast("list[str]", self._redis.zrange(_lane_of(queue, tenant), 0, 0))
+        if not jobs:
+            return None, ""  # somebody else took it just now
+        return self._take_turn(keys=keys_of(jobs[0]), args=[self._ttl_s, queue, tenant]), jobs[0]
 
 
 def _lanes_of(queue: str) -> str:

@@ -237,12 +237,15 @@ def _ended(context: StageContext, body: StageBody, started: float) -> dict[str, 
 
 
 def _finish(context: StageContext, result: StageResult, seconds: float) -> None:
-    state = context.runtime.state
-    record = _patiently(context, lambda: state.get(context.job_id))
+    state, record = context.runtime.state, context.record
+    # As ``begin`` wrote it: nobody else does while this start is the newest.
     stage = record.stages[context.stage].model_copy(
         update={"seconds": round(seconds, 3), "summary": result.summary}
     )
-    cancelled = record.status == JobStatus.CANCELLING and record.saves
+    cancelled = False
+    if result.result is not None:
+        latest = _patiently(context, lambda: state.get(context.job_id))
+        cancelled = latest.status == JobStatus.CANCELLING and latest.saves
     turn_for = _turn_for(context, result) if result.result is None else None
     _patiently(context, context.outbox.flush)
     try:
