@@ -116,9 +116,9 @@ def _add_stage(
         delivery = Delivery(queue=str(info.get("routing_key", "")), tag=str(tag))
         means = runtime()
         try:
-            result = run_stage(stage, body, job_id, delivery, means, draining)
-            _route_next(self.request, means.state.next_queue(job_id))
-            return result
+            end = run_stage(stage, body, job_id, delivery, means, draining)
+            _route_next(self.request, end.next_queue)
+            return end.answer
         except StageMoved as moved:
             logger.info("moved: %s", moved.reason, extra={"job": job_id, "stage": stage})
             raise self.retry(queue=moved.queue, countdown=0, max_retries=None) from None

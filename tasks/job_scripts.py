@@ -174,7 +174,7 @@ set('stage', ARGV[3], 'stage_number', wanted, 'stage_state', 'running', 'held_ta
 tell(cjson.encode({{kind = 'stage_started', stage = ARGV[3], attempt = attempt,
   queue = ARGV[7], worker = ARGV[6]}}))
 keep()
-return {{'begun', attempt}}
+return {{'begun', attempt, redis.call('HGETALL', KEYS[1])}}
 """
 
 # ARGV: 2 attempt, 3 number of events, then those, then fields of the hash.
@@ -190,12 +190,12 @@ return 1
 # ARGV: 2 attempt, 3 event, 4 the next stage's queue where the job needs a turn for it ('' where it
 # goes on), 5... fields of the hash.
 FINISH_STAGE = f"""{_PRELUDE}
-if get('attempt') ~= ARGV[2] or ended() then return 0 end
+if get('attempt') ~= ARGV[2] or ended() then return 'superseded' end
 set('stage_state', 'done', unpack(ARGV, 5))
 tell(ARGV[3])
-if ARGV[4] ~= '' then queue_up(ARGV[4]) end
+local goes = ARGV[4] == '' and 'goes' or queue_up(ARGV[4])
 keep()
-return 1
+return goes
 """
 
 # ARGV: 2 attempt, 3 status, 4 whether it is dead (0/1), 5 number of events, then those, then

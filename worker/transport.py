@@ -11,6 +11,7 @@ kombu's own sweep for messages of lost workers is off: ``worker/sweep.py`` has o
 from typing import Any
 
 from kombu.transport import TRANSPORT_ALIASES, redis
+from redis import Redis
 
 
 class QoS(redis.QoS):
@@ -24,6 +25,16 @@ class Channel(redis.Channel):
     """A channel that gives messages new tags when they go back to their queues."""
 
     QoS = QoS
+    _client: Redis | None = None
+
+    def _create_client(self, asynchronous: bool = False) -> Redis:
+        """One client for a pool: to make one takes longer than to send a command."""
+        if asynchronous:
+            made: Redis = super()._create_client(asynchronous=True)  # type: ignore[no-untyped-call]
+            return made
+        if self._client is None or self._client.connection_pool is not self.pool:
+            self._client = super()._create_client()  # type: ignore[no-untyped-call]
+        return self._client
 
     def _do_restore_message(self, payload: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         payload["properties"]["delivery_tag"] = self._next_delivery_tag()  # type: ignore[no-untyped-call]

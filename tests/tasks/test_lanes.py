@@ -58,7 +58,7 @@ def fill(client: Redis, queue: str = "cpu") -> None:
 
 
 def begin(jobs: JobState, job_id: str, stage: str = "prepare") -> int:
-    outcome, attempt = jobs.begin(job_id, stage, worker="w", queue="cpu", tag="t")
+    outcome, attempt, _ = jobs.begin(job_id, stage, worker="w", queue="cpu", tag="t")
     assert outcome == BeginOutcome.BEGUN
     return attempt
 

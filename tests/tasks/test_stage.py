@@ -103,7 +103,7 @@ def run_stage(
     delivery: Delivery = DELIVERY,
     draining: bool = False,
 ) -> dict[str, Any]:
-    return run_any_stage(stage, body, job_id, delivery, runtime, lambda: draining)
+    return run_any_stage(stage, body, job_id, delivery, runtime, lambda: draining).answer
 
 
 def leave(**refs: str) -> StageBody:

@@ -22,7 +22,7 @@ def admitted(state: JobState, document: dict[str, Any]) -> str:
 
 
 def begin(state: JobState, job_id: str, stage: str, *, tag: str = "t") -> int:
-    outcome, attempt = state.begin(job_id, stage, worker="w", queue="q", tag=tag)
+    outcome, attempt, _ = state.begin(job_id, stage, worker="w", queue="q", tag=tag)
     assert outcome == BeginOutcome.BEGUN
     return attempt
 
