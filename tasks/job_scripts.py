@@ -1,7 +1,7 @@
 """The Lua that changes a job in Redis: each script is whole or absent.
 
 ``KEYS[1]`` is the job's hash, ``KEYS[2]`` its stream of events and ``ARGV[1]`` the life time in
-seconds, in every script but ``TURNS``. Indexes of all jobs are spelled here and nowhere else; all have a life
+seconds, unless a script says otherwise. Indexes of all jobs are spelled here and nowhere else; all have a life
 time.
 """
 
@@ -320,7 +320,7 @@ keep()
 return 1
 """
 
-# What it takes to say whose turn it is, asked at every start and end of a stage: so in one piece,
+# No KEYS, no ARGV. What it takes to say whose turn it is, asked at every start and end of a stage: so in one piece,
 # and empty where no queue that jobs wait for has room. The queues with their tenants, the longest
 # without a turn first; the tenants of all jobs in flight; the fleet.
 TURNS = f"""{_FLEET}
@@ -334,16 +334,22 @@ if #queues == 0 then return {{}} end
 return {{queues, redis.call('HVALS', IN_FLIGHT), redis.call('HGETALL', FLEET)}}
 """
 
-# ARGV: 2 queue, 3 tenant. Whether the job leaves its lane now, for this caller to send.
-TAKE_TURN = f"""{_PRELUDE}
+# KEYS: 1 the lane; the job is the first in it. ARGV: 2 queue, 3 tenant. Whether the job leaves its
+# lane now, for this caller to send, its id and its fields.
+TAKE_TURN = f"""
+local first = redis.call('ZRANGE', KEYS[1], 0, 0)[1]
+if not first then return {{'waits'}} end -- somebody else took it just now
+KEYS[1] = '{PREFIX}' .. first
+KEYS[2] = KEYS[1] .. ':events'
+{_PRELUDE}
 if get('lane') ~= ARGV[2] then
   leave(ARGV[2], ARGV[3]) -- its life time is over
-  return 'gone'
+  return {{'gone'}}
 end
-if not has_room(ARGV[2]) or not is_below_limit(ARGV[3]) then return 'waits' end
+if not has_room(ARGV[2]) or not is_below_limit(ARGV[3]) then return {{'waits'}} end
 leave_lane()
 redis.call('ZADD', LANES .. ':' .. ARGV[2], 'XX', now, ARGV[3])
 put_in_flight()
 keep()
-return 'goes'
+return {{'goes', id, redis.call('HGETALL', KEYS[1])}}
 """

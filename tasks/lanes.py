@@ -15,10 +15,11 @@ from kombu.exceptions import OperationalError
 from redis import Redis, RedisError
 
 from routing.shares import ROOM, AllTerms, Terms, next_tenant
+from tasks.errors import JobError
 from tasks.job_scripts import FLEET, IN_FLIGHT, LANES, TAKE_TURN, TURNS
 from tasks.presence import Presence
-from tasks.records import JobRecord, UnknownJobError
-from tasks.state import Admission, JobState, keys_of
+from tasks.records import JobRecord, record_of
+from tasks.state import Admission, paired
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,6 @@ class Lanes:
     ) -> None:
         self._redis, self._send = client, send
         self._ttl_s = int(ttl.total_seconds())
-        self._state = JobState(client, ttl)
         self._turns = client.register_script(TURNS)
         self._take_turn = client.register_script(TAKE_TURN)
 
@@ -52,10 +52,10 @@ class Lanes:
         """
         sent: list[str] = []
         try:
-            while (job_id := self._take_next()) is not None:
-                self._send(self._state.get(job_id))
-                sent.append(job_id)
-        except (RedisError, OperationalError, UnknownJobError) as error:
+            while (record := self._take_next()) is not None:
+                self._send(record)
+                sent.append(record.id)
+        except (RedisError, OperationalError, JobError) as error:
             # Whoever comes next does it; what was taken and not sent is the reconciler's.
             logger.warning("jobs wait on: %s", error)
         return sent
@@ -115,29 +115,24 @@ class Lanes:
         lane = _lane_of(record.waiting_in or "", record.job.tenant)
         return cast("int | None", self._redis.zrank(lane, record.id))
 
-    def _take_next(self) -> str | None:
+    def _take_next(self) -> JobRecord | None:
         """The job that leaves its lane now; None where none does."""
         while turns := self._turns():
-            queues, tenants, (*fleet,) = turns
-            in_flight = Counter(tenants)
-            terms = _terms_in(dict(zip(fleet[::2], fleet[1::2], strict=True)))
+            queues, tenants, fleet = turns
+            in_flight, terms = Counter(tenants), _terms_in(paired(fleet))
             for queue, waiting in sorted(queues):
                 tenant = next_tenant(waiting, in_flight, terms)
-                answer, job_id = self._take_first(queue, tenant) if tenant else (None, "")
+                if tenant is None:
+                    continue
+                args = [self._ttl_s, queue, tenant]
+                answer, *job = self._take_turn(keys=[_lane_of(queue, tenant), ""], args=args)
                 if answer == Admission.GOES:
-                    return job_id
+                    return record_of(job[0], paired(job[1]))
                 if answer == _GONE:
                     break
             else:
                 return None
         return None
-
-    def _take_first(self, queue: str, tenant: str) -> tuple[str | None, str]:
-        """What became of the tenant's next job, and its id."""
-        jobs = cast("list[str]", self._redis.zrange(_lane_of(queue, tenant), 0, 0))
-        if not jobs:
-            return None, ""  # somebody else took it just now
-        return self._take_turn(keys=keys_of(jobs[0]), args=[self._ttl_s, queue, tenant]), jobs[0]
 
 
 def _lanes_of(queue: str) -> str:

@@ -177,9 +177,7 @@ class JobState:
         outcome = BeginOutcome(answer[0])
         if outcome != BeginOutcome.BEGUN:
             return outcome, 0, None
-        names_and_values = answer[2]
-        fields = dict(zip(names_and_values[::2], names_and_values[1::2], strict=True))
-        return outcome, int(answer[1]), record_of(job_id, fields)
+        return outcome, int(answer[1]), record_of(job_id, paired(answer[2]))
 
     def write(
         self, job_id: str, attempt: int, events: Sequence[Event], refs: Mapping[str, str]
@@ -335,6 +333,11 @@ class JobState:
         if answer == "superseded":
             raise SupersededError(job_id, attempt)
         return JobStatus(answer)
+
+
+def paired(flat: Sequence[str]) -> dict[str, str]:
+    """A hash as a script gives it: names and values in turns."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def keys_of(job_id: str) -> list[str]:
