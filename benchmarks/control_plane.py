@@ -5,6 +5,9 @@
 - Throughput and latency of jobs whose stages do nothing, over those of a bare Celery chain of four
   empty tasks, with the same two worker processes and queues: in turns, within one run. Goal: a
   ratio of 0.6 or more.
+- Redis memory and commands of a job, and commands of the upkeep, as more and more jobs of 20 tenants
+  are queued before a fleet of emulated workers. Goal: all flat.
+- Microseconds of a decision: which tenant is next, and where a job goes. Goal: under 50.
 """
 
 import argparse
@@ -14,10 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import timeit
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any, cast
@@ -25,9 +29,13 @@ from typing import Any, cast
 from pydantic import SecretStr
 from redis import Redis
 
+from benchmarks.emulated_fleet import EmulatedFleet
 from benchmarks.noop_worker import GPU_QUEUE, bare_app, bare_chain
 from routing.queues import CPU_QUEUE
+from routing.shares import Terms, next_tenant
 from tasks.contract import STAGES
+from tasks.jobs.job import parse_job
+from tasks.presence import live_workers
 from tasks.settings import Settings
 from tasks.state import connect
 from tests.chaos.__main__ import write_section
@@ -35,10 +43,14 @@ from tests.waiting import wait_until
 from worker.broker import EmbeddedBroker
 from worker.client import Client
 from worker.process import spawn, stop
+from worker.reconciler import Reconciler
 
 _ROUNDS = 5
 _ONE_BY_ONE = 20
 _PATIENCE_S = 600.0
+_TENANTS = 20
+# Of the queued jobs, as many are run to their end.
+_RUN_JOBS = 1000
 
 
 @dataclass
@@ -89,7 +101,11 @@ def main() -> None:
         f"--workers {arguments.workers}`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores.",
         "",
     ]
-    for line in _beside_bare_celery(arguments.chains):
+    for line in chain(
+        _beside_bare_celery(arguments.chains),
+        _decisions(),
+        _depths(arguments.jobs, arguments.workers),
+    ):
         print(line, flush=True)
         lines.append(f"- {line}")
     if arguments.report:
@@ -117,8 +133,6 @@ def _beside_bare_celery(chains: int) -> Iterator[str]:
             order = sides if number % 2 else sides[::-1]
             time_s = {id(side): side.latency_s() for side in order}
             times.append((time_s[id(ours)], time_s[id(bare)]))
-    each = [[f"{r[s]:.1f}" for r in rates] for s in (0, 1)]
-    print(each)
     ratio = statistics.median(ours / bare for ours, bare in rates)
     yield (
         f"chains a second in a burst of {chains}: ours {statistics.median(r for r, _ in rates):.1f}"
@@ -172,6 +186,92 @@ def _ours(url: str) -> Callable[[], str]:
 def _bare(url: str) -> Callable[[], str]:
     app = bare_app(url)
     return lambda: str(bare_chain(app, "a-job").apply_async().id)
+
+
+def _decisions() -> Iterator[str]:
+    told = []
+    for count in (8, 100, 1000):
+        tenants = [f"tenant-{number}" for number in range(count)]
+        # At its slowest: all of them have jobs in flight.
+        in_flight = {tenant: 1 + number % 7 for number, tenant in enumerate(tenants)}
+        terms = {tenant: Terms(2.0, 50) for tenant in tenants[::10]}
+        alike = _microseconds(lambda: next_tenant(tenants, in_flight, {}))  # noqa: B023
+        unlike = _microseconds(lambda: next_tenant(tenants, in_flight, terms))  # noqa: B023
+        told.append(f"{count} tenants {alike:.1f} ({unlike:.1f} with terms of their own)")
+    routed = _microseconds(parse_job(job()).route)
+    yield (
+        f"microseconds of a decision (goal 50): next_tenant, all with jobs in flight, "
+        f"{', '.join(told)}; route {routed:.1f}"
+    )
+
+
+def _microseconds(call: Callable[[], object]) -> float:
+    return min(timeit.repeat(call, number=200, repeat=7)) / 200 * 1e6
+
+
+def _depths(most: int, workers: int) -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as name, EmbeddedBroker(Path(name)) as broker:
+        settings = Settings(broker_url=SecretStr(broker.url), home=Path(name))
+        client, redis = Client(settings), connect(broker.url)
+        fleet = EmulatedFleet(client, settings, workers, Path(name))
+        for depth in (most // 10, most * 3 // 10, most):
+            redis.flushall()
+            fleet.present()
+            yield _at_depth(depth, settings, client, redis, fleet)
+
+
+def _at_depth(
+    depth: int, settings: Settings, client: Client, redis: Redis, fleet: EmulatedFleet
+) -> str:
+    reconciler = Reconciler(redis, client.control, lambda _: None, timedelta(hours=1))
+    duties: dict[str, Callable[[], object]] = {
+        "note_fleet": lambda: client.lanes.note_fleet(
+            live_workers(redis).values(), settings.tenant_terms(), timedelta(hours=1)
+        ),
+        "dispatch": client.lanes.dispatch,
+        "sweep": reconciler.sweep,
+    }
+    duties["note_fleet"]()
+    memory, commands = _memory(redis), _commands(redis)
+    for number in range(depth):
+        client.submit(job(f"tenant-{number % _TENANTS}"))
+    kib = (_memory(redis) - memory) / depth / 1024
+    submitted = (_commands(redis) - commands) / depth
+    first, begun, sent = fleet.done, _commands(redis), _bytes_sent(redis)
+    stages = min(depth, _RUN_JOBS) * len(STAGES)
+    in_flight = 0
+    with fleet.working():
+        while fleet.done - first < stages:
+            time.sleep(0.5)
+            in_flight = max(in_flight, sum(client.lanes.in_flight().values()))
+    jobs = (fleet.done - first) / len(STAGES)
+    ran, kib_sent = (_commands(redis) - begun) / jobs, (_bytes_sent(redis) - sent) / jobs / 1024
+    told = []
+    for name, duty in duties.items():
+        commands, began = _commands(redis), time.perf_counter()
+        duty()
+        seconds = time.perf_counter() - began
+        told.append(f"{name} {_commands(redis) - commands:.0f} ({seconds * 1e3:.0f} ms)")
+    return (
+        f"{depth} jobs queued: {kib:.1f} KiB of Redis memory a job; commands a job {submitted:.0f} "
+        f"to submit and {ran:.0f} to run, with {kib_sent:.0f} KiB read; at most {in_flight} in flight; "
+        f"commands of the upkeep's duties: {', '.join(told)}"
+    )
+
+
+def _memory(redis: Redis) -> int:
+    return int(cast("dict[str, Any]", redis.info("memory"))["used_memory"])
+
+
+def _bytes_sent(redis: Redis) -> int:
+    return int(cast("dict[str, Any]", redis.info("stats"))["total_net_output_bytes"])
+
+
+def _commands(redis: Redis) -> int:
+    """Of all but the measurement itself, and of idle workers asking; those of scripts included."""
+    stats = cast("dict[str, dict[str, Any]]", redis.info("commandstats"))
+    left_out = {"cmdstat_info", "cmdstat_brpop"}
+    return sum(int(it["calls"]) for name, it in stats.items() if name not in left_out)
 
 
 if __name__ == "__main__":
