@@ -114,9 +114,10 @@ def _add_stage(
         info = self.request.delivery_info or {}
         tag = (self.request.properties or {}).get("delivery_tag", "")
         delivery = Delivery(queue=str(info.get("routing_key", "")), tag=str(tag))
-        means = runtime()
+        means, goes_on = runtime(), False
         try:
             end = run_stage(stage, body, job_id, delivery, means, draining)
+            goes_on = end.next_queue is not None
             _route_next(self.request, end.next_queue)
             return end.answer
         except StageMoved as moved:
@@ -131,7 +132,9 @@ def _add_stage(
         except JobError as error:
             raise error.for_wire() from error
         finally:
-            means.dispatch()
+            # A job that goes on makes room for none.
+            if not goes_on:
+                means.dispatch()
 
 
 def _route_next(request: Any, queue: str | None) -> None:
