@@ -40,6 +40,8 @@ local id = string.sub(KEYS[1], #'{PREFIX}' + 1)
 local time = redis.call('TIME')
 local now = string.format('%d.%06d', time[1], time[2])
 local function get(field) return redis.call('HGET', KEYS[1], field) end
+-- As one text: the client takes long over an answer of many parts.
+local function all_fields() return cjson.encode(redis.call('HGETALL', KEYS[1])) end
 local function set(...) redis.call('HSET', KEYS[1], ...) end
 local function tell(event)
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', {_MAX_EVENTS}, '*', 'event', event)
@@ -174,7 +176,7 @@ set('stage', ARGV[3], 'stage_number', wanted, 'stage_state', 'running', 'held_ta
 tell(cjson.encode({{kind = 'stage_started', stage = ARGV[3], attempt = attempt,
   queue = ARGV[7], worker = ARGV[6]}}))
 keep()
-return {{'begun', attempt, redis.call('HGETALL', KEYS[1])}}
+return {{'begun', attempt, all_fields()}}
 """
 
 # ARGV: 2 attempt, 3 number of events, then those, then fields of the hash.
@@ -351,5 +353,5 @@ leave_lane()
 redis.call('ZADD', LANES .. ':' .. ARGV[2], 'XX', now, ARGV[3])
 put_in_flight()
 keep()
-return {{'goes', id, redis.call('HGETALL', KEYS[1])}}
+return {{'goes', id, all_fields()}}
 """

@@ -4,6 +4,7 @@ What is decided here is decided by ``routing/shares.py``; that a job leaves its 
 where there is room, is seen to by ``tasks/job_scripts.py``. Anybody may let jobs go at any time.
 """
 
+import json
 import logging
 import threading
 from collections import Counter
@@ -127,7 +128,7 @@ class Lanes:
                 args = [self._ttl_s, queue, tenant]
                 answer, *job = self._take_turn(keys=[_lane_of(queue, tenant), ""], args=args)
                 if answer == Admission.GOES:
-                    return record_of(job[0], paired(job[1]))
+                    return record_of(job[0], paired(json.loads(job[1])))
                 if answer == _GONE:
                     break
             else:

@@ -177,7 +177,7 @@ class JobState:
         outcome = BeginOutcome(answer[0])
         if outcome != BeginOutcome.BEGUN:
             return outcome, 0, None
-        return outcome, int(answer[1]), record_of(job_id, paired(answer[2]))
+        return outcome, int(answer[1]), record_of(job_id, paired(json.loads(answer[2])))
 
     def write(
         self, job_id: str, attempt: int, events: Sequence[Event], refs: Mapping[str, str]
@@ -336,7 +336,7 @@ class JobState:
 
 
 def paired(flat: Sequence[str]) -> dict[str, str]:
-    """A hash as a script gives it: names and values in turns."""
+    """A hash as Lua gives it: names and values in turns."""
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
