@@ -1,4 +1,4 @@
-"""Many workers in the threads of one process: everything of a worker but its processes and its work.
+"""Many workers in the threads of one process: all of a worker but its processes and its work.
 
 Each notes its presence, takes messages by a kombu consumer of its own and runs Celery's task, whose
 stage does nothing for a while.
@@ -14,7 +14,7 @@ from threading import Event, Lock, Thread, current_thread, local
 from typing import Any
 
 from celery.app.trace import build_tracer
-from kombu import Queue
+from kombu.entity import Queue
 
 from routing.classes import MemoryClass
 from routing.queues import CPU_QUEUE, served_queues

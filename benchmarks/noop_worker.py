@@ -1,6 +1,6 @@
 """Workers whose work is nothing: ours with empty stages, and a bare Celery one.
 
-    python -m benchmarks.noop_worker ours|bare NAME QUEUES READY_FILE
+    python -m benchmarks.noop_worker ours|bare|bare-events NAME QUEUES READY_FILE
 
 Both take the broker from ``TRAINING_BROKER_URL``, and their messages from the same queues.
 """
@@ -81,6 +81,7 @@ def main() -> int:
     warnings.simplefilter("ignore")
     worker_ready.connect(lambda **_: Path(ready_file).touch(), weak=False)
     worker = bare_app(url).Worker(
+        task_events=kind == "bare-events",
         hostname=f"{name}@bare",
         queues=list(served),
         optimization="fair",

@@ -1,8 +1,8 @@
 """The Lua that changes a job in Redis: each script is whole or absent.
 
 ``KEYS[1]`` is the job's hash, ``KEYS[2]`` its stream of events and ``ARGV[1]`` the life time in
-seconds, unless a script says otherwise. Indexes of all jobs are spelled here and nowhere else; all have a life
-time.
+seconds, unless a script says otherwise. Indexes of all jobs are spelled here and nowhere else; all
+have a life time.
 """
 
 PREFIX = "training:job:"
@@ -322,9 +322,9 @@ keep()
 return 1
 """
 
-# No KEYS, no ARGV. What it takes to say whose turn it is, asked at every start and end of a stage: so in one piece,
-# and empty where no queue that jobs wait for has room. The queues with their tenants, the longest
-# without a turn first; the tenants of all jobs in flight; the fleet.
+# No KEYS, no ARGV. What it takes to say whose turn it is; asked at every start of a stage, so in one
+# piece, and empty where no queue that jobs wait for has room. The queues with their tenants, the
+# longest without a turn first; the tenants of all jobs in flight; the fleet.
 TURNS = f"""{_FLEET}
 local queues = {{}}
 for _, queue in ipairs(redis.call('SMEMBERS', LANES)) do

@@ -6,7 +6,6 @@ where there is room, is seen to by ``tasks/job_scripts.py``. Anybody may let job
 
 import json
 import logging
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from datetime import timedelta
@@ -60,18 +59,6 @@ class Lanes:
             # Whoever comes next does it; what was taken and not sent is the reconciler's.
             logger.warning("jobs wait on: %s", error)
         return sent
-
-    def in_background(self) -> Callable[[], object]:
-        """A ``dispatch`` that returns at once: a thread does it, once for all calls meanwhile."""
-        wanted = threading.Event()
-
-        def run() -> None:
-            while wanted.wait():
-                wanted.clear()
-                self.dispatch()
-
-        threading.Thread(target=run, name="lanes", daemon=True).start()
-        return wanted.set
 
     def note_fleet(self, workers: Iterable[Presence], terms: AllTerms, life: timedelta) -> None:
         """Note what the live workers have room for, and what tenants get.

@@ -106,7 +106,7 @@ def run_worker(
             next_larger_class=lambda: next_larger_class(patient, own_class),
             backoff=Backoff(settings.retries, settings.retry_pause.total_seconds()),
             check_gpu=make_gate(real_gpu, reports, trainer.close),
-            dispatch=_lanes(app, settings).in_background(),
+            dispatch=_lanes(app, settings).dispatch,
             learn=Durations(connect(broker_url), settings.job_ttl, own_class).record,
         )
 

@@ -1,4 +1,4 @@
-"""Task events, which Flower shows, go out in batches: one message for each costs more than its task.
+"""Task events, which Flower shows, go out in batches: each by itself costs more than its task.
 
 Knows nothing of jobs; their own events are in their records.
 """
