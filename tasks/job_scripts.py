@@ -322,9 +322,9 @@ keep()
 return 1
 """
 
-# No KEYS, no ARGV. What it takes to say whose turn it is; asked at every start of a stage, so in one
-# piece, and empty where no queue that jobs wait for has room. The queues with their tenants, the
-# longest without a turn first; the tenants of all jobs in flight; the fleet.
+# No KEYS, no ARGV. All it takes to say whose turn it is, and nothing where no queue that jobs wait
+# for has room: it is asked at each start of a stage. The queues with their tenants, the longest
+# without a turn first; the tenants of all jobs in flight; the fleet.
 TURNS = f"""{_FLEET}
 local queues = {{}}
 for _, queue in ipairs(redis.call('SMEMBERS', LANES)) do
