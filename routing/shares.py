@@ -77,6 +77,11 @@ def next_tenant(
     Returns:
         None where nobody waits, or all are at their limit.
     """
+    # With nothing in flight it is below every limit, and nobody has less. At each start of a stage
+    # hundreds of tenants may wait.
+    idle = next((tenant for tenant in waiting if not in_flight.get(tenant)), None)
+    if idle is not None or not terms:
+        return idle or min(waiting, key=in_flight.__getitem__, default=None)
     best, least = None, math.inf
     for tenant in waiting:
         there, its = in_flight.get(tenant, 0), terms_of(tenant, terms)

@@ -76,8 +76,6 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "worker_hijack_root_logger": False,
         "worker_cancel_long_running_tasks_on_connection_loss": False,
         "worker_send_task_events": True,
-        "task_send_sent_event": True,
-        "task_track_started": True,
         "task_create_missing_queues": False,
         "task_default_queue": CPU_QUEUE,
         "task_queues": [Queue(name, routing_key=name) for name in ALL_QUEUES],  # type: ignore[no-untyped-call]
@@ -116,11 +114,12 @@ def _add_stage(
         info = self.request.delivery_info or {}
         tag = (self.request.properties or {}).get("delivery_tag", "")
         delivery = Delivery(queue=str(info.get("routing_key", "")), tag=str(tag))
-        means = runtime()
+        means, goes_on = runtime(), False
         try:
-            result = run_stage(stage, body, job_id, delivery, means, draining)
-            _route_next(self.request, means.state.next_queue(job_id))
-            return result
+            end = run_stage(stage, body, job_id, delivery, means, draining)
+            goes_on = end.next_queue is not None
+            _route_next(self.request, end.next_queue)
+            return end.answer
         except StageMoved as moved:
             logger.info("moved: %s", moved.reason, extra={"job": job_id, "stage": stage})
             raise self.retry(queue=moved.queue, countdown=0, max_retries=None) from None
@@ -133,7 +132,9 @@ def _add_stage(
         except JobError as error:
             raise error.for_wire() from error
         finally:
-            means.dispatch()
+            # A job that goes on makes room for none.
+            if not goes_on:
+                means.dispatch()
 
 
 def _route_next(request: Any, queue: str | None) -> None:
@@ -153,7 +154,10 @@ def _route_next(request: Any, queue: str | None) -> None:
 
 
 def _add_submit(app: Celery, runtime: Callable[[], Runtime]) -> None:
-    @app.task(name=SUBMIT, bind=True, shared=False, throws=(JobError,))  # type: ignore[untyped-decorator]
+    # Its result, which follows the job, says STARTED from here on; what stages do is in the record.
+    @app.task(  # type: ignore[untyped-decorator]
+        name=SUBMIT, bind=True, shared=False, throws=(JobError,), track_started=True
+    )
     def submit(self: Task, job: dict[str, Any]) -> dict[str, Any]:
         try:
             own = self.request.id

@@ -25,6 +25,7 @@ from datetime import timedelta
 from typing import Any, cast
 
 from redis import Redis, RedisError
+from redis.client import Pipeline
 
 from routing.classes import MemoryClass
 from routing.queues import ALL_QUEUES
@@ -185,10 +186,12 @@ class Durations:
         work = work_of(job.job.training, stage, self._memory_class)
         run, waited_s = _run(work, done.seconds or 0.0, made), _waited_s(job, stage, done)
         try:
-            if run is not None:
-                self._keep_run(work, run)
-            if waited_s is not None:
-                self._push(f"{_WAITS}{done.queue}", f"{waited_s:.3f}")
+            with self._redis.pipeline(transaction=False) as pipe:
+                if run is not None:
+                    self._keep_run(pipe, work, run)
+                if waited_s is not None:
+                    self._push(pipe, f"{_WAITS}{done.queue}", f"{waited_s:.3f}")
+                pipe.execute()
         except RedisError as error:
             extra = {"job": job.id, "stage": stage}
             logger.warning("cannot keep how long %s took: %s", stage, error, extra=extra)
@@ -216,21 +219,17 @@ class Durations:
             },
         )
 
-    def _keep_run(self, work: Work, run: Run) -> None:
+    def _keep_run(self, pipe: Pipeline, work: Work, run: Run) -> None:
         member, now = work.model_dump_json(), time.time()
-        self._push(f"{_INDEX}:{member}", run.model_dump_json())
-        with self._redis.pipeline() as pipe:
-            pipe.zadd(_INDEX, {member: now})
-            pipe.zremrangebyscore(_INDEX, "-inf", now - self._ttl.total_seconds())
-            pipe.expire(_INDEX, self._ttl)
-            pipe.execute()
+        self._push(pipe, f"{_INDEX}:{member}", run.model_dump_json())
+        pipe.zadd(_INDEX, {member: now})
+        pipe.zremrangebyscore(_INDEX, "-inf", now - self._ttl.total_seconds())
+        pipe.expire(_INDEX, self._ttl)
 
-    def _push(self, key: str, value: str) -> None:
-        with self._redis.pipeline() as pipe:
-            pipe.lpush(key, value)
-            pipe.ltrim(key, 0, _KEPT - 1)
-            pipe.expire(key, self._ttl)
-            pipe.execute()
+    def _push(self, pipe: Pipeline, key: str, value: str) -> None:
+        pipe.lpush(key, value)
+        pipe.ltrim(key, 0, _KEPT - 1)
+        pipe.expire(key, self._ttl)
 
 
 def p90(values: Sequence[float]) -> float:

@@ -1,8 +1,8 @@
 """The Lua that changes a job in Redis: each script is whole or absent.
 
 ``KEYS[1]`` is the job's hash, ``KEYS[2]`` its stream of events and ``ARGV[1]`` the life time in
-seconds, in every script. Indexes of all jobs are spelled here and nowhere else; all have a life
-time.
+seconds, unless a script says otherwise. Indexes of all jobs are spelled here and nowhere else; all
+have a life time.
 """
 
 PREFIX = "training:job:"
@@ -26,13 +26,22 @@ UNTOLD = "training:webhooks"
 # Some 60 bytes of overhead and 200 of JSON an event: half a megabyte a job at the most.
 _MAX_EVENTS = 2000
 
-_PRELUDE = f"""
-local INDEX, IN_FLIGHT, DUE, DEAD, UNTOLD = '{INDEX}', '{IN_FLIGHT}', '{DUE}', '{DEAD}', '{UNTOLD}'
-local LANES, FLEET = '{LANES}', '{FLEET}'
+_FLEET = f"""
+local IN_FLIGHT, LANES, FLEET = '{IN_FLIGHT}', '{LANES}', '{FLEET}'
+local function has_room(queue)
+  local room = redis.call('HGET', FLEET, 'room:' .. queue)
+  return room and redis.call('LLEN', queue) < tonumber(room)
+end
+"""
+
+_PRELUDE = f"""{_FLEET}
+local INDEX, DUE, DEAD, UNTOLD = '{INDEX}', '{DUE}', '{DEAD}', '{UNTOLD}'
 local id = string.sub(KEYS[1], #'{PREFIX}' + 1)
 local time = redis.call('TIME')
 local now = string.format('%d.%06d', time[1], time[2])
 local function get(field) return redis.call('HGET', KEYS[1], field) end
+-- As one text: the client takes long over an answer of many parts.
+local function all_fields() return cjson.encode(redis.call('HGETALL', KEYS[1])) end
 local function set(...) redis.call('HSET', KEYS[1], ...) end
 local function tell(event)
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', {_MAX_EVENTS}, '*', 'event', event)
@@ -73,10 +82,6 @@ local function leave_lane()
   if not queue then return end
   leave(queue, get('tenant'))
   redis.call('HDEL', KEYS[1], 'lane')
-end
-local function has_room(queue)
-  local room = redis.call('HGET', FLEET, 'room:' .. queue)
-  return room and redis.call('LLEN', queue) < tonumber(room)
 end
 local function is_below_limit(tenant)
   local limit = redis.call('HGET', FLEET, 'limit:' .. tenant)
@@ -171,7 +176,7 @@ set('stage', ARGV[3], 'stage_number', wanted, 'stage_state', 'running', 'held_ta
 tell(cjson.encode({{kind = 'stage_started', stage = ARGV[3], attempt = attempt,
   queue = ARGV[7], worker = ARGV[6]}}))
 keep()
-return {{'begun', attempt}}
+return {{'begun', attempt, all_fields()}}
 """
 
 # ARGV: 2 attempt, 3 number of events, then those, then fields of the hash.
@@ -187,12 +192,12 @@ return 1
 # ARGV: 2 attempt, 3 event, 4 the next stage's queue where the job needs a turn for it ('' where it
 # goes on), 5... fields of the hash.
 FINISH_STAGE = f"""{_PRELUDE}
-if get('attempt') ~= ARGV[2] or ended() then return 0 end
+if get('attempt') ~= ARGV[2] or ended() then return 'superseded' end
 set('stage_state', 'done', unpack(ARGV, 5))
 tell(ARGV[3])
-if ARGV[4] ~= '' then queue_up(ARGV[4]) end
+local goes = ARGV[4] == '' and 'goes' or queue_up(ARGV[4])
 keep()
-return 1
+return goes
 """
 
 # ARGV: 2 attempt, 3 status, 4 whether it is dead (0/1), 5 number of events, then those, then
@@ -317,16 +322,36 @@ keep()
 return 1
 """
 
-# ARGV: 2 queue, 3 tenant. Whether the job leaves its lane now, for this caller to send.
-TAKE_TURN = f"""{_PRELUDE}
+# No KEYS, no ARGV. All it takes to say whose turn it is, and nothing where no queue that jobs wait
+# for has room: it is asked at each start of a stage. The queues with their tenants, the longest
+# without a turn first; the tenants of all jobs in flight; the fleet.
+TURNS = f"""{_FLEET}
+local queues = {{}}
+for _, queue in ipairs(redis.call('SMEMBERS', LANES)) do
+  if has_room(queue) then
+    table.insert(queues, {{queue, redis.call('ZRANGE', LANES .. ':' .. queue, 0, -1)}})
+  end
+end
+if #queues == 0 then return {{}} end
+return {{queues, redis.call('HVALS', IN_FLIGHT), redis.call('HGETALL', FLEET)}}
+"""
+
+# KEYS: 1 the lane; the job is the first in it. ARGV: 2 queue, 3 tenant. Whether the job leaves its
+# lane now, for this caller to send, its id and its fields.
+TAKE_TURN = f"""
+local first = redis.call('ZRANGE', KEYS[1], 0, 0)[1]
+if not first then return {{'waits'}} end -- somebody else took it just now
+KEYS[1] = '{PREFIX}' .. first
+KEYS[2] = KEYS[1] .. ':events'
+{_PRELUDE}
 if get('lane') ~= ARGV[2] then
   leave(ARGV[2], ARGV[3]) -- its life time is over
-  return 'gone'
+  return {{'gone'}}
 end
-if not has_room(ARGV[2]) or not is_below_limit(ARGV[3]) then return 'waits' end
+if not has_room(ARGV[2]) or not is_below_limit(ARGV[3]) then return {{'waits'}} end
 leave_lane()
 redis.call('ZADD', LANES .. ':' .. ARGV[2], 'XX', now, ARGV[3])
 put_in_flight()
 keep()
-return 'goes'
+return {{'goes', id, all_fields()}}
 """

@@ -4,6 +4,7 @@ What is decided here is decided by ``routing/shares.py``; that a job leaves its 
 where there is room, is seen to by ``tasks/job_scripts.py``. Anybody may let jobs go at any time.
 """
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -14,12 +15,16 @@ from kombu.exceptions import OperationalError
 from redis import Redis, RedisError
 
 from routing.shares import ROOM, AllTerms, Terms, next_tenant
-from tasks.job_scripts import FLEET, IN_FLIGHT, LANES, TAKE_TURN
+from tasks.errors import JobError
+from tasks.job_scripts import FLEET, IN_FLIGHT, LANES, TAKE_TURN, TURNS
 from tasks.presence import Presence
-from tasks.records import JobRecord, UnknownJobError
-from tasks.state import Admission, JobState, keys_of
+from tasks.records import JobRecord, record_of
+from tasks.state import Admission, paired
 
 logger = logging.getLogger(__name__)
+
+# What TAKE_TURN says of a job whose life time is over.
+_GONE = "gone"
 
 
 class Lanes:
@@ -36,7 +41,7 @@ class Lanes:
     ) -> None:
         self._redis, self._send = client, send
         self._ttl_s = int(ttl.total_seconds())
-        self._state = JobState(client, ttl)
+        self._turns = client.register_script(TURNS)
         self._take_turn = client.register_script(TAKE_TURN)
 
     def dispatch(self) -> list[str]:
@@ -47,11 +52,10 @@ class Lanes:
         """
         sent: list[str] = []
         try:
-            for queue in sorted(cast("set[str]", self._redis.smembers(LANES))):
-                while (job_id := self._take_next(queue)) is not None:
-                    self._send(self._state.get(job_id))
-                    sent.append(job_id)
-        except (RedisError, OperationalError, UnknownJobError) as error:
+            while (record := self._take_next()) is not None:
+                self._send(record)
+                sent.append(record.id)
+        except (RedisError, OperationalError, JobError) as error:
             # Whoever comes next does it; what was taken and not sent is the reconciler's.
             logger.warning("jobs wait on: %s", error)
         return sent
@@ -99,25 +103,24 @@ class Lanes:
         lane = _lane_of(record.waiting_in or "", record.job.tenant)
         return cast("int | None", self._redis.zrank(lane, record.id))
 
-    def _take_next(self, queue: str) -> str | None:
+    def _take_next(self) -> JobRecord | None:
         """The job that leaves its lane now; None where none does."""
-        while True:
-            with self._redis.pipeline() as pipe:
-                pipe.zrange(_lanes_of(queue), 0, -1)
-                pipe.hvals(IN_FLIGHT)
-                pipe.hgetall(FLEET)
-                tenants, in_flight, fleet = pipe.execute()
-            tenant = next_tenant(tenants, Counter(in_flight), _terms_in(fleet))
-            if tenant is None:
+        while turns := self._turns():
+            queues, tenants, fleet = turns
+            in_flight, terms = Counter(tenants), _terms_in(paired(fleet))
+            for queue, waiting in sorted(queues):
+                tenant = next_tenant(waiting, in_flight, terms)
+                if tenant is None:
+                    continue
+                args = [self._ttl_s, queue, tenant]
+                answer, *job = self._take_turn(keys=[_lane_of(queue, tenant), ""], args=args)
+                if answer == Admission.GOES:
+                    return record_of(job[0], paired(json.loads(job[1])))
+                if answer == _GONE:
+                    break
+            else:
                 return None
-            jobs = cast("list[str]", self._redis.zrange(_lane_of(queue, tenant), 0, 0))
-            if not jobs:
-                return None  # somebody else took it just now
-            answer = self._take_turn(keys=keys_of(jobs[0]), args=[self._ttl_s, queue, tenant])
-            if answer == Admission.GOES:
-                return jobs[0]
-            if answer == Admission.WAITS:
-                return None
+        return None
 
 
 def _lanes_of(queue: str) -> str:

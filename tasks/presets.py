@@ -50,7 +50,12 @@ def preset(name: str) -> dict[str, Any]:
     resolved = ALIASES.get(name, name) if isinstance(name, str) else name
     if resolved not in preset_names():
         raise UnknownPresetError(name)
-    values: dict[str, Any] = yaml.safe_load((_FOLDER / f"{resolved}.yaml").read_text("utf-8"))
+    return deepcopy(_values_in(f"{resolved}.yaml"))
+
+
+@cache
+def _values_in(file_name: str) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load((_FOLDER / file_name).read_text("utf-8"))
     return values
 
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -115,7 +116,7 @@ def record_of(job_id: str, fields: dict[str, str]) -> JobRecord:
     }
     refs = {k.removeprefix("ref:"): v for k, v in fields.items() if k.startswith("ref:")}
     try:
-        job = TrainingJob.model_validate_json(fields["job"])
+        job = _job_in(fields["job"])
         estimate = Estimate(**json.loads(fields["estimate"]))
     except (ValidationError, KeyError, TypeError) as error:
         raise JobError(f"job {job_id} was written by another version: {error}") from error
@@ -144,6 +145,12 @@ def record_of(job_id: str, fields: dict[str, str]) -> JobRecord:
         error_stage=fields.get("error_stage"),
         result=json.loads(fields["result"]) if "result" in fields else None,
     )
+
+
+@lru_cache(maxsize=64)
+def _job_in(text: str) -> TrainingJob:
+    """The job that a text holds; a worker reads the same one several times in each stage."""
+    return TrainingJob.model_validate_json(text)
 
 
 def waiting_queue(fields: Mapping[str, str]) -> str | None:

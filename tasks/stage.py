@@ -61,6 +61,19 @@ class StageResult:
 
 
 @dataclass(frozen=True)
+class StageEnd:
+    """How a stage ended well.
+
+    Attributes:
+        answer: What Celery keeps as the task's result: references only.
+        next_queue: Where the next stage's message goes; None where that is not now.
+    """
+
+    answer: dict[str, Any]
+    next_queue: str | None
+
+
+@dataclass(frozen=True)
 class StageContext:
     """What a stage's body works with."""
 
@@ -170,11 +183,8 @@ def run_stage(
     delivery: Delivery,
     runtime: Runtime,
     draining: Callable[[], bool],
-) -> dict[str, Any]:
+) -> StageEnd:
     """Start a stage and see it to an end.
-
-    Returns:
-        What Celery keeps as the task's result: references only.
 
     Raises:
         StageDropped: There is nothing to do for this message.
@@ -184,19 +194,20 @@ def run_stage(
             on from the last checkpoint.
         JobError: The stage failed, and the job with it.
     """
-    outcome, attempt = runtime.state.begin(
+    state = runtime.state
+    outcome, attempt, begun = state.begin(
         job_id, stage, worker=runtime.worker, queue=delivery.queue, tag=delivery.tag
     )
     runtime.dispatch()  # the queue has room for another one
-    record = runtime.state.get(job_id)
     if outcome == BeginOutcome.DONE:
-        return {"job_id": job_id, "stage": stage}
+        return StageEnd({"job_id": job_id, "stage": stage}, state.next_queue(job_id))
+    record = begun or state.get(job_id)
     if outcome != BeginOutcome.BEGUN:
         if record.error_code is not None:
             # Whoever waits for the result of this very message hears of the end, too.
             raise JobError(record.error or "", record.error_code, record.error_stage or stage)
         raise StageDropped(f"{stage} of job {job_id} is {outcome}")
-    outbox = Outbox(runtime.state, job_id, attempt)
+    outbox = Outbox(state, job_id, attempt)
     context = StageContext(stage, attempt, record, runtime, draining, delivery.queue, outbox)
     logger.info("%s begins", stage, extra={"job": job_id, "stage": stage})
     try:
@@ -207,7 +218,7 @@ def run_stage(
         shutil.rmtree(context.scratch_dir, ignore_errors=True)
 
 
-def _ended(context: StageContext, body: StageBody, started: float) -> dict[str, Any]:
+def _ended(context: StageContext, body: StageBody, started: float) -> StageEnd:
     """Do the work and record what came of it."""
     extra = {"job": context.job_id, "stage": context.stage}
     worker = context.runtime.worker
@@ -232,21 +243,31 @@ def _ended(context: StageContext, body: StageBody, started: float) -> dict[str, 
         logger.exception("%s failed", context.stage, extra=extra)
         message = f"{type(error).__name__}: {error}"
         raise _failed(context, JobError(message, ErrorCode.INTERNAL, context.stage)) from error
-    _finish(context, result, time.monotonic() - started)
-    return {"job_id": context.job_id, "stage": context.stage, **(result.result or {})}
+    next_queue = _finish(context, result, time.monotonic() - started)
+    answer = {"job_id": context.job_id, "stage": context.stage, **(result.result or {})}
+    return StageEnd(answer, next_queue)
 
 
-def _finish(context: StageContext, result: StageResult, seconds: float) -> None:
-    state = context.runtime.state
-    record = _patiently(context, lambda: state.get(context.job_id))
+def _finish(context: StageContext, result: StageResult, seconds: float) -> str | None:
+    """Record that the stage is done.
+
+    Returns:
+        Where the next one's message goes; None where that is not now.
+    """
+    state, record = context.runtime.state, context.record
+    # As ``begin`` wrote it: nobody else does while this start is the newest.
     stage = record.stages[context.stage].model_copy(
         update={"seconds": round(seconds, 3), "summary": result.summary}
     )
-    cancelled = record.status == JobStatus.CANCELLING and record.saves
-    turn_for = _turn_for(context, result) if result.result is None else None
+    ends = result.result is not None
+    cancelled = ends and _patiently(context, lambda: _is_saved(context))
+    following = None if ends else _following_queue(context, result)
+    # A job that comes from the CPU queue has had no turn on a GPU yet.
+    turn_for = following if context.queue == CPU_QUEUE != following else None
+    goes = False
     _patiently(context, context.outbox.flush)
     try:
-        _patiently(
+        goes = _patiently(
             context,
             lambda: state.finish_stage(
                 context.job_id,
@@ -265,14 +286,19 @@ def _finish(context: StageContext, result: StageResult, seconds: float) -> None:
         if result.result is None or ended.result != result.result:
             raise
     context.runtime.learn(record, context.stage, stage, result.made)
+    return following if goes else None
 
 
-def _turn_for(context: StageContext, result: StageResult) -> str | None:
-    """The GPU queue that the job needs a turn for; None where it has had it, or needs no GPU."""
+def _is_saved(context: StageContext) -> bool:
+    """Whether somebody cancelled the job, and wants what there is of it."""
+    state, job_id = context.runtime.state, context.job_id
+    is_cancelled = state.wish(job_id, context.attempt) == JobStatus.CANCELLING
+    return is_cancelled and state.get(job_id).saves
+
+
+def _following_queue(context: StageContext, result: StageResult) -> str:
     following = STAGES[STAGES.index(context.stage) + 1]
-    cache_queue = result.refs.get(NEXT_QUEUE)
-    queue = queue_of(following, context.record.gpu_queue, cache_queue)
-    return queue if context.queue == CPU_QUEUE != queue else None
+    return queue_of(following, context.record.gpu_queue, result.refs.get(NEXT_QUEUE))
 
 
 def _failed(context: StageContext, error: JobError) -> Exception:

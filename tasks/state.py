@@ -146,7 +146,7 @@ class JobState:
 
     def begin(
         self, job_id: str, stage: str, *, worker: str, queue: str, tag: str
-    ) -> tuple[BeginOutcome, int]:
+    ) -> tuple[BeginOutcome, int, JobRecord | None]:
         """Ask to begin a stage.
 
         Args:
@@ -158,7 +158,7 @@ class JobState:
                 its start is no longer held under the tag it was given.
 
         Returns:
-            What to do, and the attempt number where that is BEGUN (0 otherwise).
+            What to do; and where that is BEGUN, the attempt number (0 otherwise) and the record.
 
         Raises:
             UnknownJobError: There is no such job.
@@ -179,7 +179,10 @@ class JobState:
         answer = self._begin(keys=keys_of(job_id), args=args)
         if answer[0] == "unknown":
             raise UnknownJobError(job_id)
-        return BeginOutcome(answer[0]), int(answer[1]) if len(answer) > 1 else 0
+        outcome = BeginOutcome(answer[0])
+        if outcome != BeginOutcome.BEGUN:
+            return outcome, 0, None
+        return outcome, int(answer[1]), record_of(job_id, paired(json.loads(answer[2])))
 
     def write(
         self, job_id: str, attempt: int, events: Sequence[Event], refs: Mapping[str, str]
@@ -207,7 +210,7 @@ class JobState:
         *,
         turn_for: str | None = None,
         cancelled: bool = False,
-    ) -> None:
+    ) -> bool:
         """Record that a stage is done; the last stage's ``result`` ends the job.
 
         Args:
@@ -219,6 +222,9 @@ class JobState:
             result: The job's; the last stage's only.
             turn_for: The queue that the job may not go on to without its tenant's turn.
             cancelled: The result is what was saved of a job that somebody cancelled.
+
+        Returns:
+            Whether the next stage's message is to be sent now.
 
         Raises:
             SupersededError: The attempt is not the newest.
@@ -235,10 +241,12 @@ class JobState:
             code = ErrorCode.CANCELLED if cancelled else None
             ended = JobEnded(status="cancelled" if cancelled else "succeeded", code=code)
             self._ended(job_id, attempt, [finished, ended], fields)
-            return
+            return False
         args = self._args(attempt, finished.model_dump_json(), turn_for or "", fields=fields)
-        if not self._finish_stage(keys=keys_of(job_id), args=args):
+        answer = self._finish_stage(keys=keys_of(job_id), args=args)
+        if answer == "superseded":
             raise SupersededError(job_id, attempt)
+        return bool(answer == Admission.GOES)
 
     def release(
         self,
@@ -330,6 +338,11 @@ class JobState:
         if answer == "superseded":
             raise SupersededError(job_id, attempt)
         return JobStatus(answer)
+
+
+def paired(flat: Sequence[str]) -> dict[str, str]:
+    """A hash as Lua gives it: names and values in turns."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def keys_of(job_id: str) -> list[str]:

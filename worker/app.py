@@ -34,6 +34,7 @@ from tasks.runtime import Backoff, Runtime
 from tasks.settings import Settings
 from tasks.state import JobState, connect
 from tasks.store import Store
+from worker.event_batches import EventBatches
 from worker.gpus import Gpu
 from worker.host_memory import host_memory_bytes, too_little_memory
 from worker.leases import LeaseRenewal
@@ -129,6 +130,7 @@ def run_worker(
     leases = connect(broker_url)
     note = PresenceNote(leases, worker_name, presence, settings.visibility_timeout * 2)
     app.steps["consumer"].add(LeaseRenewal.with_client(leases, note.renew))
+    app.steps["consumer"].add(EventBatches)
     if real_gpu is not None:
         watch = Quarantine.of(real_gpu, reports, note.quarantined, drain.begin)
         app.steps["consumer"].add(watch)

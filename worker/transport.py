@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from kombu.transport import TRANSPORT_ALIASES, redis
+from redis import Redis
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,16 @@ class Channel(redis.Channel):
     """A channel that gives messages new tags when they go back to their queues."""
 
     QoS = QoS
+    _kept_client: Redis | None = None
+
+    def _create_client(self, asynchronous: bool = False) -> Redis:
+        """One client for a pool: to make one takes longer than to send a command."""
+        if asynchronous:
+            made: Redis = super()._create_client(asynchronous=True)  # type: ignore[no-untyped-call]
+            return made
+        if self._kept_client is None or self._kept_client.connection_pool is not self.pool:
+            self._kept_client = super()._create_client()  # type: ignore[no-untyped-call]
+        return self._kept_client
 
     def _do_restore_message(self, payload: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         payload["properties"]["delivery_tag"] = self._next_delivery_tag()  # type: ignore[no-untyped-call]

@@ -4,6 +4,7 @@ The rule is invoke-training's: step one side from ``start_dim`` to ``end_dim`` b
 and choose the other so that the area stays at or just below the target's.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -23,6 +24,7 @@ class Size(NamedTuple):
         return f"{self.width}x{self.height}"
 
 
+@lru_cache(maxsize=64)
 def bucket_sizes(
     target_resolution: int, start_dim: int, end_dim: int, divisible_by: int
 ) -> tuple[Size, ...]:

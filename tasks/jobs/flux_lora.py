@@ -1,5 +1,6 @@
 """The FLUX LoRA config: invoke-training's ``FluxLoraConfig``, every field acting or refused."""
 
+from functools import lru_cache
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
@@ -65,6 +66,7 @@ _DEFAULT_TARGETS = (
 )
 
 
+@lru_cache(maxsize=64)
 def flux_lora_targets(names: tuple[str, ...]) -> tuple[frozenset[str], tuple[str, ...]]:
     """The block layers that target names stand for, and the names that stand for none.
 

@@ -86,3 +86,11 @@ def test_a_limit_of_nothing_and_terms_twice_are_refused() -> None:
         parse_terms("acme=1:0")
     with pytest.raises(ValueError, match="acme is there twice"):
         parse_terms("acme=1,acme=2")
+
+
+@given(st.permutations("abcde"), st.dictionaries(NAMES, st.integers(0, 5)))
+def test_where_all_are_alike_terms_that_say_so_change_nothing(
+    waiting: list[str], in_flight: dict[str, int]
+) -> None:
+    alike = {"*": Terms()}
+    assert next_tenant(waiting, in_flight, {}) == next_tenant(waiting, in_flight, alike)

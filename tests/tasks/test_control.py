@@ -24,7 +24,7 @@ def job_id(state: JobState, job_document: dict[str, Any]) -> str:
 
 
 def begin(state: JobState, job_id: str, stage: str = "prepare") -> tuple[BeginOutcome, int]:
-    return state.begin(job_id, stage, worker="w", queue="q", tag="t")
+    return state.begin(job_id, stage, worker="w", queue="q", tag="t")[:2]
 
 
 def finish(state: JobState, job_id: str, stage: str) -> None:

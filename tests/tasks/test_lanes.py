@@ -58,7 +58,7 @@ def fill(client: Redis, queue: str = "cpu") -> None:
 
 
 def begin(jobs: JobState, job_id: str, stage: str = "prepare") -> int:
-    outcome, attempt = jobs.begin(job_id, stage, worker="w", queue="cpu", tag="t")
+    outcome, attempt, _ = jobs.begin(job_id, stage, worker="w", queue="cpu", tag="t")
     assert outcome == BeginOutcome.BEGUN
     return attempt
 
@@ -235,3 +235,17 @@ def test_every_key_has_a_life_time(
     keys = list(map(str, redis_client.scan_iter("training:*")))
     assert {"training:lanes", "training:lanes:cpu", "training:lanes:cpu:a"} < set(keys)
     assert [key for key in keys if redis_client.ttl(key) == -1] == []
+
+
+def test_where_no_queue_has_room_it_takes_one_question_to_know(
+    submit: Callable[..., str], redis_client: Redis, lanes: Lanes
+) -> None:
+    fill(redis_client)
+    for tenant in "abc":
+        submit(tenant)
+    lanes.dispatch()  # the server knows the script from here on
+    redis_client.config_resetstat()
+    lanes.dispatch()
+    asked = redis_client.info("commandstats")
+    assert asked["cmdstat_evalsha"]["calls"] == 1
+    assert not asked.keys() & {"cmdstat_zrange", "cmdstat_hvals", "cmdstat_hgetall"}

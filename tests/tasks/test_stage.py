@@ -104,7 +104,7 @@ def run_stage(
     delivery: Delivery = DELIVERY,
     draining: bool = False,
 ) -> dict[str, Any]:
-    return run_any_stage(stage, body, job_id, delivery, runtime, lambda: draining)
+    return run_any_stage(stage, body, job_id, delivery, runtime, lambda: draining).answer
 
 
 def leave(**refs: str) -> StageBody:
@@ -523,10 +523,10 @@ def test_an_end_whose_answer_was_lost_is_an_end(
     state: JobState, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     class Deaf(JobState):
-        def finish_stage(self, *args: Any, **kwargs: Any) -> None:
-            super().finish_stage(*args, **kwargs)
+        def finish_stage(self, *args: Any, **kwargs: Any) -> bool:
+            goes = super().finish_stage(*args, **kwargs)
             if not self.deaf:
-                return
+                return goes
             self.deaf = False
             raise redis.ConnectionError("the answer is lost")
 

@@ -22,7 +22,7 @@ def admitted(state: JobState, document: dict[str, Any]) -> str:
 
 
 def begin(state: JobState, job_id: str, stage: str, *, tag: str = "t") -> int:
-    outcome, attempt = state.begin(job_id, stage, worker="w", queue="q", tag=tag)
+    outcome, attempt, _ = state.begin(job_id, stage, worker="w", queue="q", tag=tag)
     assert outcome == BeginOutcome.BEGUN
     return attempt
 
@@ -222,3 +222,20 @@ def test_every_key_has_a_life_time(
     ttls = {key: redis_client.ttl(key) for key in redis_client.scan_iter()}
     assert len(ttls) == 2 * 3 + 6
     assert all(3590 < ttl <= 3600 for ttl in ttls.values()), ttls
+
+
+def test_a_job_that_is_read_again_is_not_parsed_again(
+    state: JobState, job_document: dict[str, Any]
+) -> None:
+    job_id = admitted(state, job_document)
+    assert state.get(job_id).job is state.get(job_id).job
+
+
+def test_a_start_is_given_the_record_as_it_is_then(
+    state: JobState, job_document: dict[str, Any]
+) -> None:
+    job_id = admitted(state, {**job_document, "name": "caf_1"})
+    _, attempt, record = state.begin(job_id, "prepare", worker="wörker", queue="q", tag="t")
+    assert record == state.get(job_id)
+    assert record.stages["prepare"].worker == "wörker"
+    assert record.attempt == attempt

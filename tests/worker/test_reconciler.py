@@ -56,7 +56,7 @@ def job_id(state: JobState, job_document: dict[str, Any]) -> str:
 
 
 def begin(state: JobState, job_id: str, stage: str) -> int:
-    outcome, attempt = state.begin(job_id, stage, worker="w", queue="q", tag="t")
+    outcome, attempt, _ = state.begin(job_id, stage, worker="w", queue="q", tag="t")
     assert outcome == BeginOutcome.BEGUN
     return attempt
 

@@ -31,7 +31,7 @@ def test_a_jobs_memory_is_shown_as_estimated_and_as_measured(
     job_id = admit(job_document, state, "result")[0]
     estimate = state.get(job_id).estimate
     assert f"GPU memory: {estimate.needed_gib:.1f} GiB estimated\n" in shown(job_id)
-    _, attempt = state.begin(job_id, "prepare", worker="w", queue="q", tag="t")
+    _, attempt, _ = state.begin(job_id, "prepare", worker="w", queue="q", tag="t")
     done = TrainDone(steps=1, final_loss=1, peak_memory_bytes=30 * GIB)
     note = Note(level="info", message="done")
     state.write(job_id, attempt, [note], {"trained": done.model_dump_json()})

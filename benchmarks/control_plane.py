@@ -1,0 +1,280 @@
+"""What the control plane costs: our chain beside a bare Celery one, and many jobs and workers.
+
+    python -m benchmarks.control_plane [--chains N] [--jobs N] [--workers N] [--report FILE]
+
+- Throughput and latency of jobs whose stages do nothing, over those of a bare Celery chain of four
+  empty tasks, with the same two worker processes and queues: in turns, within one run. Goal: a
+  ratio of 0.6 or more. Beside it, Celery with task events, which Flower needs and ours always send.
+- Redis memory and commands of a job, and commands of the upkeep, as more and more jobs of 20
+  tenants are queued before a fleet of emulated workers. Goal: all flat.
+- Microseconds of a decision: which tenant is next, and where a job goes. Goal: under 50.
+"""
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+import timeit
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import chain
+from pathlib import Path
+from typing import Any, cast
+
+from pydantic import SecretStr
+from redis import Redis
+
+from benchmarks.emulated_fleet import EmulatedFleet
+from benchmarks.noop_worker import GPU_QUEUE, bare_app, bare_chain
+from benchmarks.results import write_section
+from routing.queues import CPU_QUEUE
+from routing.shares import Terms, next_tenant
+from tasks.contract import STAGES
+from tasks.jobs.job import parse_job
+from tasks.presence import live_workers
+from tasks.settings import Settings
+from tasks.state import connect
+from tests.waiting import wait_until
+from worker.broker import EmbeddedBroker
+from worker.client import Client
+from worker.process import spawn, stop
+from worker.reconciler import Reconciler
+
+# The first is what the others are compared with; each is a kind of ``benchmarks.noop_worker``.
+_SIDES = ("ours", "bare", "bare-events")
+_ROUNDS = 7
+_ONE_BY_ONE = 20
+_PATIENCE_S = 600.0
+_TENANTS = 20
+# Of the queued jobs, as many are run to their end.
+_RUN_JOBS = 1000
+
+
+@dataclass
+class Side:
+    """One of the two that are compared.
+
+    Attributes:
+        submit: Submits a chain, and gives the id of the result that follows it.
+        redis: A connection to its broker.
+    """
+
+    submit: Callable[[], str]
+    redis: Redis
+
+    def burst(self, chains: int) -> float:
+        """Chains a second, from the first one's submission to the last one's end."""
+        began = time.perf_counter()
+        for result_id in [self.submit() for _ in range(chains)]:
+            self._wait(result_id)
+        return chains / (time.perf_counter() - began)
+
+    def latency_s(self) -> float:
+        """Seconds from a chain's submission to its end, with nothing else to do."""
+        began = time.perf_counter()
+        self._wait(self.submit())
+        return time.perf_counter() - began
+
+    def _wait(self, result_id: str) -> None:
+        deadline = time.monotonic() + _PATIENCE_S
+        while '"SUCCESS"' not in str(self.redis.get(f"celery-task-meta-{result_id}")):
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"no end of {result_id}")
+            time.sleep(0.001)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.control_plane")
+    parser.add_argument("--chains", type=int, default=100)
+    parser.add_argument("--jobs", type=int, default=10_000)
+    parser.add_argument("--workers", type=int, default=200)
+    parser.add_argument("--report", type=Path)
+    arguments = parser.parse_args()
+    lines = [
+        "## Control plane",
+        "",
+        f"`python -m benchmarks.control_plane --chains {arguments.chains} --jobs {arguments.jobs} "
+        f"--workers {arguments.workers}`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores.",
+        "",
+    ]
+    for line in chain(
+        _beside_bare_celery(arguments.chains),
+        _decisions(),
+        _depths(arguments.jobs, arguments.workers),
+    ):
+        print(line, flush=True)
+        lines.append(f"- {line}")
+    if arguments.report:
+        write_section(arguments.report, "control plane", "\n".join(lines) + "\n")
+
+
+def job(tenant: str = "default") -> dict[str, Any]:
+    """A job for a GPU of 40 GB; its stages do nothing."""
+    data_set = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"}
+    training = {"model": "/model", "data_loader": {"dataset": data_set}}
+    return {"preset": "flux_lora_1x40gb", "tenant": tenant, "training": training}
+
+
+def _beside_bare_celery(chains: int) -> Iterator[str]:
+    with ExitStack() as stack:
+        sides = [stack.enter_context(_side(kind)) for kind in _SIDES]
+        for side in sides:
+            side.burst(10)  # warms up
+        rates = [_in_turns(sides, lambda it: it.burst(chains), n) for n in range(_ROUNDS)]
+        times = [_in_turns(sides, Side.latency_s, n) for n in range(_ROUNDS * _ONE_BY_ONE)]
+    rate = dict(zip(_SIDES, map(statistics.median, zip(*rates, strict=True)), strict=True))
+    for place, name in enumerate(_SIDES[1:], 1):
+        ratio = statistics.median(it[0] / it[place] for it in rates)
+        added = statistics.median(it[0] - it[place] for it in times) / len(STAGES)
+        yield (
+            f"beside {name}, bursts of {chains} chains: {rate['ours']:.0f} and {rate[name]:.0f} a "
+            f"second, ratio {ratio:.2f} (median of {_ROUNDS} rounds; goal 0.6); one by one, "
+            f"{added * 1e3:.1f} ms added to each step (median of {len(times)})"
+        )
+    told = [
+        f"{name} {statistics.median(column) * 1e3:.0f} and "
+        f"{statistics.quantiles(column, n=20)[-1] * 1e3:.0f}"
+        for name, column in zip(_SIDES, zip(*times, strict=True), strict=True)
+    ]
+    yield f"milliseconds of a chain by itself, median and 95 %: {', '.join(told)}"
+
+
+def _in_turns(sides: list[Side], measure: Callable[[Side], float], number: int) -> list[float]:
+    """The measure of each side; every other time in the other order."""
+    order = sides if number % 2 else sides[::-1]
+    found = {id(side): measure(side) for side in order}
+    return [found[id(side)] for side in sides]
+
+
+@contextmanager
+def _side(kind: str) -> Iterator[Side]:
+    """A broker, a worker of the CPU queue and one of a 40 GB GPU."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{kind}-")))
+        broker = stack.enter_context(EmbeddedBroker(folder))
+        env = {k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")}
+        env |= {"TRAINING_BROKER_URL": broker.url, "TRAINING_HOME": str(folder)}
+        readies = []
+        for name, queue in {"cpu": CPU_QUEUE, "gpu": GPU_QUEUE}.items():
+            readies.append(folder / f"{name}.ready")
+            command = [sys.executable, "-m", "benchmarks.noop_worker", kind, name, queue]
+            log = stack.enter_context((folder / f"{name}.log").open("wb"))
+            worker = spawn([*command, str(readies[-1])], env=env, stdout=log, stderr=log)
+            stack.callback(stop, worker, 10)
+        wait_until(
+            lambda: all(it.exists() for it in readies),
+            timeout_s=60,
+            description=f"the workers of {kind} are ready",
+            detail=lambda: "".join(it.read_text() for it in folder.glob("*.log")),
+        )
+        yield Side(_ours(broker.url) if kind == "ours" else _bare(broker.url), connect(broker.url))
+
+
+def _ours(url: str) -> Callable[[], str]:
+    client = Client(Settings(broker_url=SecretStr(url)))
+    redis = connect(url)
+
+    def submit() -> str:
+        return str(redis.hget(f"training:job:{client.submit(job())}", "result_id"))
+
+    return submit
+
+
+def _bare(url: str) -> Callable[[], str]:
+    app = bare_app(url)
+    return lambda: str(bare_chain(app, "a-job").apply_async().id)
+
+
+def _decisions() -> Iterator[str]:
+    told = []
+    for count in (8, 100, 1000):
+        tenants = [f"tenant-{number}" for number in range(count)]
+        # At its slowest: all of them have jobs in flight.
+        in_flight = {tenant: 1 + number % 7 for number, tenant in enumerate(tenants)}
+        terms = {tenant: Terms(2.0, 50) for tenant in tenants[::10]}
+        alike = _microseconds(lambda: next_tenant(tenants, in_flight, {}))  # noqa: B023
+        unlike = _microseconds(lambda: next_tenant(tenants, in_flight, terms))  # noqa: B023
+        told.append(f"{count} tenants {alike:.1f} ({unlike:.1f} with terms of their own)")
+    routed = _microseconds(parse_job(job()).route)
+    yield (
+        f"microseconds of a decision (goal 50): next_tenant, all with jobs in flight, "
+        f"{', '.join(told)}; route {routed:.1f}"
+    )
+
+
+def _microseconds(call: Callable[[], object]) -> float:
+    return min(timeit.repeat(call, number=200, repeat=7)) / 200 * 1e6
+
+
+def _depths(most: int, workers: int) -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as name, EmbeddedBroker(Path(name)) as broker:
+        settings = Settings(broker_url=SecretStr(broker.url), home=Path(name))
+        client, redis = Client(settings), connect(broker.url)
+        fleet = EmulatedFleet(client, settings, workers, Path(name))
+        for depth in (most // 10, most * 3 // 10, most):
+            redis.flushall()
+            fleet.present()
+            yield _at_depth(depth, settings, client, redis, fleet)
+
+
+def _at_depth(
+    depth: int, settings: Settings, client: Client, redis: Redis, fleet: EmulatedFleet
+) -> str:
+    reconciler = Reconciler(redis, client.control, lambda _: None, timedelta(hours=1))
+    duties: dict[str, Callable[[], object]] = {
+        "note_fleet": lambda: client.lanes.note_fleet(
+            live_workers(redis).values(), settings.tenant_terms(), timedelta(hours=1)
+        ),
+        "dispatch": client.lanes.dispatch,
+        "sweep": reconciler.sweep,
+    }
+    duties["note_fleet"]()
+    memory, commands = _memory(redis), _commands(redis)
+    for number in range(depth):
+        client.submit(job(f"tenant-{number % _TENANTS}"))
+    kib = (_memory(redis) - memory) / depth / 1024
+    submitted = (_commands(redis) - commands) / depth
+    first, begun, sent = fleet.done, _commands(redis), _bytes_sent(redis)
+    stages = min(depth, _RUN_JOBS) * len(STAGES)
+    in_flight = 0
+    with fleet.working():
+        while fleet.done - first < stages:
+            time.sleep(0.5)
+            in_flight = max(in_flight, sum(client.lanes.in_flight().values()))
+    jobs = (fleet.done - first) / len(STAGES)
+    ran, kib_sent = (_commands(redis) - begun) / jobs, (_bytes_sent(redis) - sent) / jobs / 1024
+    told = []
+    for name, duty in duties.items():
+        commands, began = _commands(redis), time.perf_counter()
+        duty()
+        seconds = time.perf_counter() - began
+        told.append(f"{name} {_commands(redis) - commands:.0f} ({seconds * 1e3:.0f} ms)")
+    return (
+        f"{depth} jobs queued: {kib:.1f} KiB of Redis memory a job; commands a job {submitted:.0f} "
+        f"to submit and {ran:.0f} to run, with {kib_sent:.0f} KiB read; at most {in_flight} in "
+        f"flight; commands of the upkeep's duties: {', '.join(told)}"
+    )
+
+
+def _memory(redis: Redis) -> int:
+    return int(redis.info("memory")["used_memory"])
+
+
+def _bytes_sent(redis: Redis) -> int:
+    return int(redis.info("stats")["total_net_output_bytes"])
+
+
+def _commands(redis: Redis) -> int:
+    """Of all but the measurement itself, and of idle workers asking; those of scripts included."""
+    stats = cast("dict[str, dict[str, Any]]", redis.info("commandstats"))
+    left_out = {"cmdstat_info", "cmdstat_brpop"}
+    return sum(int(it["calls"]) for name, it in stats.items() if name not in left_out)
+
+
+if __name__ == "__main__":
+    main()

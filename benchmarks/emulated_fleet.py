@@ -1,0 +1,141 @@
+"""Many workers in the threads of one process: all of a worker but its processes and its work.
+
+Each notes its presence, takes messages by a kombu consumer of its own and runs Celery's task, whose
+stage does nothing for a while.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import cycle, islice
+from pathlib import Path
+from threading import Event, Lock, Thread, current_thread, local
+from typing import Any
+
+from celery.app.trace import build_tracer
+from kombu.entity import Queue
+
+from routing.classes import MemoryClass
+from routing.queues import CPU_QUEUE, served_queues
+from tasks.app import _BODIES, make_app
+from tasks.cache_registry import CacheRegistry
+from tasks.chain import send_rest
+from tasks.contract import STAGES
+from tasks.data.access import Access
+from tasks.durations import Durations
+from tasks.lanes import Lanes
+from tasks.presence import Presence, PresenceNote
+from tasks.runtime import Runtime
+from tasks.settings import Settings
+from tasks.stage import StageContext, StageResult
+from tasks.state import JobState, connect
+from tasks.store import Store
+from worker.client import Client
+from worker.transport import use_for_redis
+
+# Long enough that all workers are busy at once, at the rate at which one process can serve them.
+_HOLD_S = 1.0
+_CLASSES = (MemoryClass.GB40, MemoryClass.GB80)
+
+
+class EmulatedFleet:
+    """Half of the workers on the CPU queue, the others on GPUs of 40 and 80 GB.
+
+    Args:
+        client: To the fleet's broker.
+        settings: Of the workers.
+        workers: How many.
+        folder: For the store that no stage uses.
+    """
+
+    def __init__(self, client: Client, settings: Settings, workers: int, folder: Path) -> None:
+        use_for_redis()
+        _BODIES.update(dict.fromkeys(STAGES, self._do_nothing))
+        self._client, self._settings, self._folder = client, settings, folder
+        self._own = local()
+        self._app = make_app(settings, client.broker_url, self._runtime)
+        self._tracers = {
+            name: build_tracer(name, task, app=self._app) for name, task in self._app.tasks.items()
+        }
+        gpus = [served_queues(it) for it in islice(cycle(_CLASSES), workers // 2)]
+        self._served = [*[(CPU_QUEUE,)] * (workers - len(gpus)), *gpus]
+        self.done = 0
+        self._lock = Lock()
+
+    def present(self) -> None:
+        """Note all of them for an hour."""
+        redis = connect(self._client.broker_url)
+        for number, queues in enumerate(self._served):
+            presence = Presence(queues=queues, memory_class=None)
+            name = f"emulated-{number}"
+            PresenceNote(redis, name, presence, timedelta(hours=1)).renew()
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """All of them take messages; at the end they finish the stages they are in."""
+        stopped = Event()
+        threads = [Thread(target=self._work, args=(queues, stopped)) for queues in self._served]
+        for thread in threads:
+            thread.start()
+        yield
+        stopped.set()
+        for thread in threads:
+            thread.join()
+
+    def _work(self, queues: tuple[str, ...], stopped: Event) -> None:
+        with self._app.connection_for_read() as connection:
+            consumer = connection.Consumer(
+                [Queue(name, routing_key=name) for name in queues],  # type: ignore[no-untyped-call]
+                callbacks=[self._run],
+                accept=["json"],
+                prefetch_count=1,
+            )
+            with consumer:
+                while not stopped.is_set():
+                    try:
+                        connection.drain_events(timeout=1)
+                    except TimeoutError:
+                        continue
+
+    def _run(self, body: Any, message: Any) -> None:
+        """What a worker's child does with a message."""
+        arguments, keywords, embedded = body
+        request = {
+            **message.headers,
+            **embedded,
+            "args": arguments,
+            "kwargs": keywords,
+            "delivery_info": message.delivery_info,
+            "properties": message.properties,
+            "is_eager": False,
+        }
+        tracer = self._tracers[message.headers["task"]]
+        tracer(message.headers["id"], arguments, keywords, request)
+        message.ack()
+
+    def _do_nothing(self, context: StageContext) -> StageResult:
+        time.sleep(_HOLD_S)
+        with self._lock:
+            self.done += 1
+        return StageResult("nothing", result={} if context.stage == STAGES[-1] else None)
+
+    def _runtime(self) -> Runtime:
+        """The thread's own, as each process has one."""
+        if not hasattr(self._own, "runtime"):
+            redis, ttl = connect(self._client.broker_url), self._settings.job_ttl
+            self._own.runtime = Runtime(
+                state=JobState(redis, ttl),
+                cache=CacheRegistry(redis, ttl, self._settings.visibility_timeout),
+                store=Store(self._folder.as_uri()),
+                trainer=None,  # type: ignore[arg-type]  # no stage asks for it
+                access=Access(),
+                downloads_dir=self._folder,
+                scratch_dir=self._folder / "scratch",
+                worker=current_thread().name,
+                device="cpu",
+                dispatch=Lanes(redis, ttl, lambda record: send_rest(self._app, record)).dispatch,
+                learn=Durations(redis, ttl).record,
+            )
+        runtime: Runtime = self._own.runtime
+        return runtime
