@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from redis import Redis
 
-from tasks import job_scripts
+from tasks import control_scripts, job_scripts
 from tasks.errors import ErrorCode, JobError, cancelled_message
 from tasks.events import Event, JobEnded, Note
 from tasks.records import NEXT_QUEUE, JobRecord, JobStatus, UnknownJobError, queue_of
@@ -31,11 +31,11 @@ class JobControl:
         self._redis = client
         self._ttl_s = int(ttl.total_seconds())
         self._state = JobState(client, ttl)
-        self._cancel = client.register_script(job_scripts.CANCEL)
-        self._pause = client.register_script(job_scripts.PAUSE)
-        self._resume = client.register_script(job_scripts.RESUME)
-        self._requeue = client.register_script(job_scripts.REQUEUE)
-        self._take_due = client.register_script(job_scripts.TAKE_DUE)
+        self._cancel = client.register_script(control_scripts.CANCEL)
+        self._pause = client.register_script(control_scripts.PAUSE)
+        self._resume = client.register_script(control_scripts.RESUME)
+        self._requeue = client.register_script(control_scripts.REQUEUE)
+        self._take_due = client.register_script(control_scripts.TAKE_DUE)
 
     def cancel(self, job_id: str, *, save: bool = False) -> JobStatus:
         """Cancel a job: at once while it waits, within a step while it runs.

@@ -1,7 +1,7 @@
 """Lanes: jobs wait in front of the queues for their tenant's turn.
 
-What is decided here is decided by ``routing/shares.py``; that a job leaves its lane once, and only
-where there is room, is seen to by ``tasks/job_scripts.py``. Anybody may let jobs go at any time.
+Whose turn it is is decided by ``routing/shares.py``; that a job leaves its lane once, and only
+where there is room, is seen to by ``tasks/control_scripts.py``. Anybody may let jobs go.
 """
 
 import json
@@ -15,8 +15,9 @@ from kombu.exceptions import OperationalError
 from redis import Redis, RedisError
 
 from routing.shares import ROOM, AllTerms, Terms, next_tenant
+from tasks.control_scripts import TAKE_TURN, TURNS
 from tasks.errors import JobError
-from tasks.job_scripts import FLEET, IN_FLIGHT, LANES, TAKE_TURN, TURNS
+from tasks.job_scripts import FLEET, IN_FLIGHT, LANES
 from tasks.presence import Presence
 from tasks.records import JobRecord, record_of
 from tasks.state import Admission, paired
