@@ -1,4 +1,5 @@
 from types import SimpleNamespace
+from typing import Any
 
 from celery import Celery
 from kombu.asynchronous.timer import Timer
@@ -12,10 +13,10 @@ from worker.event_batches import EventBatches
 
 def test_events_of_a_moment_are_one_message(broker_url: str, redis_client: Redis) -> None:
     app: Celery = make_app(Settings(), broker_url)
-    timer = Timer()
+    timer: Any = Timer()  # type: ignore[no-untyped-call]
     turns = iter(timer)
     with (
-        redis_client.pubsub() as heard,
+        redis_client.pubsub() as heard,  # type: ignore[no-untyped-call]
         app.connection_for_write() as connection,
         app.events.Dispatcher(connection, buffer_group=["task"]) as dispatcher,
     ):
@@ -28,7 +29,7 @@ def test_events_of_a_moment_are_one_message(broker_url: str, redis_client: Redis
             _, entry = next(turns)
             if entry is not None:
                 timer.apply_entry(entry)
-            return redis_client.info("commandstats")["cmdstat_publish"]["calls"]
+            return int(redis_client.info("commandstats")["cmdstat_publish"]["calls"])
 
         redis_client.publish("nobody", "so that there is a count")
         before = told()
@@ -41,5 +42,5 @@ def test_events_of_a_moment_are_one_message(broker_url: str, redis_client: Redis
         assert message["channel"].endswith("task.multi")
 
         dispatcher.send("task-received", uuid="another")
-        step.stop(None)
+        step.shutdown(None)
         assert told() == before + 2
