@@ -1,6 +1,6 @@
 """The cache stage's time over that of the bare encoders on the same batches, as a ratio.
 
-    OMP_NUM_THREADS=1 python -P benchmarks/cache_stage.py [IMAGES]
+    OMP_NUM_THREADS=1 python -P benchmarks/cache_stage.py [IMAGES] [--report FILE]
 
 A tiny FLUX with a VAE of some 2 M parameters, on the CPU, in this process. The stage reads,
 decodes, resizes, checks, packs and stores beside encoding; the bare encoders get ready tensors.
@@ -8,7 +8,6 @@ Goal: 1.15 or less. Also: the same one by one, and the second job, which encodes
 """
 
 import random
-import sys
 import tempfile
 import time
 from datetime import timedelta
@@ -19,6 +18,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
+from benchmarks.results import parser_of, tell
 from benchmarks.warm_trainer import request_in
 from tasks.cache_plan import CachePlan, EncoderDigests, encoder_digests
 from tasks.cache_registry import CacheRegistry
@@ -42,7 +42,10 @@ CPU = torch.device("cpu")
 
 def main() -> None:
     """Print the ratios."""
-    count = int(sys.argv[1]) if len(sys.argv) > 1 else 64
+    parser = parser_of(__doc__)
+    parser.add_argument("images", type=int, nargs="?", default=64)
+    arguments = parser.parse_args()
+    count = arguments.images
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         request = request_of(folder, count)
@@ -60,9 +63,12 @@ def main() -> None:
             }
             seconds = {what: min(it, seconds.get(what, it)) for what, it in taken.items()}
         seconds["second job"] = second_job(folder, request, plan, encoders, kept)
-    print(f"{count} images, {len(plan.texts)} captions:")
+    bare_seconds = seconds.pop("bare")
+    lines = [f"{count} images, {len(plan.texts)} captions, bare encoders: {bare_seconds:.3f} s"]
     for what, least in seconds.items():
-        print(f"  {what}: {least:.3f} s, {least / seconds['bare']:.3f} of the bare encoders")
+        lines.append(f"{what}: {least:.3f} s, ratio {least / bare_seconds:.3f}")
+    command = f"OMP_NUM_THREADS=1 python -P benchmarks/cache_stage.py {count}"
+    tell(arguments.report, "Cache stage", command, "1.15 or less for the stage", lines)
 
 
 def request_of(folder: Path, count: int) -> TrainerRequest:

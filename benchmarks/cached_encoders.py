@@ -1,6 +1,6 @@
 """A training step's time with cached encoder outputs over that without, as a ratio.
 
-    OMP_NUM_THREADS=1 python -P benchmarks/cached_encoders.py
+    OMP_NUM_THREADS=1 python -P benchmarks/cached_encoders.py [--report FILE]
 
 Two runs of one SDXL LoRA job on a tiny model, in this process, in turns: one reads latents and text
 outputs from the store, the other encodes pictures and captions at each step. Goal: well below 1; of
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.filled_cache import with_filled_cache
+from benchmarks.results import parser_of, tell
 from benchmarks.warm_trainer import request_in
 from tasks.events import Event, Progress
 from tasks.jobs.job import parse_job
@@ -29,6 +30,7 @@ STEPS = 12
 
 def main() -> None:
     """Print the ratio."""
+    arguments = parser_of(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model, base = build_tiny_sdxl(folder / "sdxl"), request_in(folder)
@@ -40,10 +42,12 @@ def main() -> None:
             steps["live"] += seconds_of_steps(live, kept)
             steps["cached"] += seconds_of_steps(cached, kept)
     medians = {name: statistics.median(values) for name, values in steps.items()}
-    print(
-        f"live {medians['live'] * 1e3:.1f} ms, cached {medians['cached'] * 1e3:.1f} ms, "
+    line = (
+        f"a step: live {medians['live'] * 1e3:.1f} ms, cached {medians['cached'] * 1e3:.1f} ms, "
         f"ratio {medians['cached'] / medians['live']:.3f}"
     )
+    command = "OMP_NUM_THREADS=1 python -P benchmarks/cached_encoders.py"
+    tell(arguments.report, "Cached encoders", command, "well below 1", [line])
 
 
 def request_of(base: TrainerRequest, model: Path, *, cached: bool) -> TrainerRequest:

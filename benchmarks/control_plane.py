@@ -30,6 +30,7 @@ from redis import Redis
 
 from benchmarks.emulated_fleet import EmulatedFleet
 from benchmarks.noop_worker import GPU_QUEUE, bare_app, bare_chain
+from benchmarks.results import write_section
 from routing.queues import CPU_QUEUE
 from routing.shares import Terms, next_tenant
 from tasks.contract import STAGES
@@ -37,7 +38,6 @@ from tasks.jobs.job import parse_job
 from tasks.presence import live_workers
 from tasks.settings import Settings
 from tasks.state import connect
-from tests.chaos.__main__ import write_section
 from tests.waiting import wait_until
 from worker.broker import EmbeddedBroker
 from worker.client import Client

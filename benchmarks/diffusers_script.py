@@ -1,6 +1,6 @@
 """A training step's time over that of diffusers' SDXL LoRA example script, as a ratio.
 
-    OMP_NUM_THREADS=1 python -P benchmarks/diffusers_script.py PYTHON SCRIPT
+    OMP_NUM_THREADS=1 python -P benchmarks/diffusers_script.py PYTHON SCRIPT [--report FILE]
 
 SCRIPT is ``examples/text_to_image/train_text_to_image_lora_sdxl.py`` of the diffusers project, and
 PYTHON an interpreter that has what it needs. Both train one tiny SDXL on the same pictures: the
@@ -8,7 +8,6 @@ UNet's attention, rank 4, batch 1, float32, nothing cached. Each side runs as a 
 few steps and with many, in turns; the difference is the steps' time. Goal: 1.0 or less.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -20,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.results import parser_of, tell
 from benchmarks.warm_trainer import request_in, supervision_of
 from tasks.jobs.job import parse_job
 from tasks.requests import TrainerRequest
@@ -33,7 +33,7 @@ TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 def main() -> None:
     """Print the ratio."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument("python", type=Path)
     parser.add_argument("script", type=Path)
     arguments = parser.parse_args()
@@ -52,10 +52,12 @@ def main() -> None:
             seconds["ours"].append((ours[1] - ours[0]) / (MANY - FEW))
             seconds["theirs"].append((theirs[1] - theirs[0]) / (MANY - FEW))
     medians = {side: statistics.median(values) for side, values in seconds.items()}
-    print(
-        f"ours {medians['ours'] * 1e3:.1f} ms a step, the script {medians['theirs'] * 1e3:.1f} ms, "
-        f"ratio {medians['ours'] / medians['theirs']:.3f}"
+    line = (
+        f"a step: ours {medians['ours'] * 1e3:.1f} ms, the script {medians['theirs'] * 1e3:.1f} "
+        f"ms, ratio {medians['ours'] / medians['theirs']:.3f}"
     )
+    command = "OMP_NUM_THREADS=1 python -P benchmarks/diffusers_script.py PYTHON SCRIPT"
+    tell(arguments.report, "Against diffusers' script", command, "1.0 or less", [line])
 
 
 def image_folder(folder: Path) -> Path:

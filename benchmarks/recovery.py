@@ -17,9 +17,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
@@ -30,21 +30,23 @@ import psutil
 from celery import Celery
 from redis import Redis
 
+from benchmarks.results import write_section
 from tasks.events import CheckpointSaved, Progress, StageStarted
 from tasks.state import connect
 from tests.chaos import cluster as chaos
-from tests.chaos.__main__ import prepare, write_section
+from tests.chaos.__main__ import prepare
 from tests.chaos.cluster import Cluster, signal_all
 from tests.integration.conftest import short_job
 from tests.waiting import wait_until
+from tests.worker.leased_worker import QUEUES
 from worker.broker import EmbeddedBroker
 from worker.process import spawn
 
 # Half of the default, so that the trainer's own start does not hide what is measured.
 _TIMEOUT_S = 30.0
 _PATIENCE_S = 300.0
-# kombu's own default, and the shortest.
-_DEFAULT_SWEEP, _SHORT_SWEEP = "10", "1"
+# kombu's own default (it tries every 10 s and sweeps at each tenth try), and the shortest.
+_DEFAULT_SWEEP, _SHORT_SWEEP = "100", "1"
 
 
 def main() -> None:
@@ -138,28 +140,52 @@ def _next(cluster: Cluster, job_id: str, start: int) -> tuple[float, float]:
     raise AssertionError(f"the job's start {start} makes no step\n{cluster.log()}")
 
 
-@contextmanager
-def _workers(count: int, timeout_s: float, *more: str) -> Iterator[tuple[Redis, Celery, list[Any]]]:
+@dataclass(frozen=True)
+class _Workers:
     """Workers with a task that sleeps, on a broker of their own."""
-    with tempfile.TemporaryDirectory() as folder, EmbeddedBroker(Path(folder)) as broker:
-        client = connect(broker.url)
-        worker = [sys.executable, "-m", "tests.worker.leased_worker"]
+
+    client: Redis
+    app: Celery
+    started: list["subprocess.Popen[bytes]"]
+    log_file: Path
+
+    def send(self, seconds: float) -> None:
+        self.app.send_task("work", args=(seconds,), queue=QUEUES[0])
+
+    def log(self, word: str) -> list[str]:
+        return [line for line in self.log_file.read_text().splitlines() if word in line]
+
+    def wait(self, word: str, times: int) -> None:
+        """Return when so many tasks have begun, or ended."""
+        wait_until(
+            lambda: len(self.log(word)) >= times,
+            timeout_s=_PATIENCE_S,
+            description=f"{times} lines with {word!r}",
+        )
+
+
+@contextmanager
+def _workers(count: int, timeout_s: float, *more: str) -> Iterator[_Workers]:
+    with tempfile.TemporaryDirectory() as name, EmbeddedBroker(Path(name)) as broker:
+        log = Path(name) / "log"
+        log.touch()
+        command = [sys.executable, "-m", "tests.worker.leased_worker", broker.url, str(log)]
         started = [
             spawn(
-                [*worker, broker.url, f"w{number}", str(timeout_s), *more],
+                [*command, f"w{number}", str(timeout_s), *more],
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
             )
             for number in range(count)
         ]
-        wait_until(
-            lambda: sum("is ready" in line for line in _log(client)) == count,
-            timeout_s=_PATIENCE_S,
-            description="the workers are ready",
-        )
-        yield client, Celery("sender", broker=broker.url, set_as_current=False), started
-        for process in started:
-            _kill(process)
+        app = Celery("sender", broker=broker.url, set_as_current=False)
+        workers = _Workers(connect(broker.url), app, started, log)
+        try:
+            workers.wait("is ready", count)
+            yield workers
+        finally:
+            for process in started:
+                _kill(process)
 
 
 def _kill(process: "subprocess.Popen[bytes]") -> None:
@@ -169,26 +195,18 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _log(client: Redis) -> list[str]:
-    return cast("list[str]", client.lrange("log", 0, -1))
-
-
 def _stock_kills(count: int) -> Iterator[str]:
     for told, sweep in (("its default sweep", _DEFAULT_SWEEP), ("a sweep a second", _SHORT_SWEEP)):
         after = []
         for _ in range(count):
-            with _workers(2, _TIMEOUT_S, sweep) as (client, app, started):
-                app.send_task("work", args=(600,), queue="work")
-                wait_until(partial(_has_begun, client, 1), timeout_s=60, description="it begins")
+            with _workers(2, _TIMEOUT_S, sweep) as workers:
+                workers.send(600)
+                workers.wait("begins", 1)
                 time.sleep(2.0)
-                first = next(line for line in _log(client) if "begins" in line)
+                [line] = workers.log("begins")
                 at = time.monotonic()
-                _kill(started[int(first[1])])
-                wait_until(
-                    partial(_has_begun, client, 2),
-                    timeout_s=_PATIENCE_S,
-                    description="it begins again",
-                )
+                _kill(workers.started[int(line[1])])
+                workers.wait("begins", 2)
                 after.append((time.monotonic() - at) / _TIMEOUT_S)
         yield (
             f"host killed, stock Celery with {told}: the task begins elsewhere after "
@@ -196,29 +214,21 @@ def _stock_kills(count: int) -> Iterator[str]:
         )
 
 
-def _has_begun(client: Redis, times: int) -> bool:
-    return sum("begins" in line for line in _log(client)) == times
-
-
-def _have_ended(client: Redis, count: int) -> bool:
-    return len({line.split()[2] for line in _log(client) if "ends" in line}) == count
-
-
 def _duplicates(count: int) -> Iterator[str]:
-    timeout_s, lasts_s, workers = 1.5, 4.0, 8
+    timeout_s, lasts_s = 1.5, 4.0
     found = {}
     kinds = {"ours": (), "stock Celery, a sweep a second": (_SHORT_SWEEP,)}
     for kind, more in kinds.items():
-        with _workers(workers, timeout_s, *more) as (client, app, _):
+        with _workers(8, timeout_s, *more) as workers:
             for _ in range(count):
-                app.send_task("work", args=(lasts_s,), queue="work")
+                workers.send(lasts_s)
             wait_until(
-                partial(_have_ended, client, count),
+                partial(_have_ended, workers, count),
                 timeout_s=10 * _PATIENCE_S,
                 description="all have ended",
             )
-            starts = Counter(line.split()[2] for line in _log(client) if "begins" in line)
-            found[kind] = sum(starts.values()) - len(starts)
+            starts = [line.split()[2] for line in workers.log("begins")]
+            found[kind] = len(starts) - len(set(starts))
     told = ", ".join(f"{kind} {number}" for kind, number in found.items())
     yield (
         f"starts beyond the first of {count} tasks of {lasts_s:g} s with a visibility timeout of "
@@ -226,14 +236,18 @@ def _duplicates(count: int) -> Iterator[str]:
     )
 
 
+def _have_ended(workers: _Workers, count: int) -> bool:
+    return len({line.split()[2] for line in workers.log("ends")}) == count
+
+
 def _commands() -> Iterator[str]:
     told = {}
     for kind, more in {"ours": (), "stock Celery": (_DEFAULT_SWEEP,)}.items():
-        with _workers(1, 60.0, *more) as (client, app, _):
-            idle = _per_minute(client)
-            app.send_task("work", args=(600,), queue="work")
-            wait_until(partial(_has_begun, client, 1), timeout_s=60, description="it begins")
-            told[kind] = (idle, _per_minute(client))
+        with _workers(1, 60.0, *more) as workers:
+            idle = _per_minute(workers.client)
+            workers.send(600)
+            workers.wait("begins", 1)
+            told[kind] = (idle, _per_minute(workers.client))
     shown = ", ".join(
         f"{kind} {idle:.0f} idle and {busy:.0f} with a job" for kind, (idle, busy) in told.items()
     )
@@ -241,7 +255,7 @@ def _commands() -> Iterator[str]:
 
 
 def _per_minute(client: Redis) -> float:
-    """Of all commands but this measurement's own two."""
+    """Of all commands but this measurement's own."""
 
     def calls() -> int:
         stats = cast("dict[str, dict[str, Any]]", client.info("commandstats"))

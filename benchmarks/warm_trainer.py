@@ -1,6 +1,6 @@
 """Seconds from a request to its first step, of a warm trainer over a cold one, as a ratio.
 
-    OMP_NUM_THREADS=1 python -P benchmarks/warm_trainer.py
+    OMP_NUM_THREADS=1 python -P benchmarks/warm_trainer.py [--report FILE]
 
 The same job of a tiny FLUX, caches filled, is given to our trainer supervision several times: to a
 new process each time, and to one that is kept. The first progress event ends the time. With a tiny
@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 from benchmarks.filled_cache import with_filled_cache
+from benchmarks.results import parser_of, tell
 from tasks.data.dataset import Sample, data_set_of
 from tasks.data.pictures import open_picture, picture_digest
 from tasks.events import Event, Progress
@@ -30,6 +31,7 @@ RUNS = 5
 
 def main() -> None:
     """Print the ratio."""
+    arguments = parser_of(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as name:
         request = request_in(Path(name))
         cold = statistics.median(seconds_to_first_step(request, kept=1) for _ in range(RUNS))
@@ -39,7 +41,9 @@ def main() -> None:
             seconds_to_first_step(request, supervision=supervision) for _ in range(RUNS)
         )
         supervision.close()
-    print(f"cold {cold:.2f} s, warm {warm:.2f} s, ratio {warm / cold:.3f}")
+    line = f"to the first step: cold {cold:.2f} s, warm {warm:.2f} s, ratio {warm / cold:.3f}"
+    command = "OMP_NUM_THREADS=1 python -P benchmarks/warm_trainer.py"
+    tell(arguments.report, "Warm trainer", command, "0.2 or less", [line])
 
 
 def supervision_of(kept: int) -> TrainerProcess:

@@ -1,6 +1,6 @@
 """A worker's parent process: seconds until it takes messages, and resident memory while idle.
 
-    python benchmarks/worker_process.py
+    python -P benchmarks/worker_process.py [--report FILE]
 
 Runs our worker and a bare Celery worker with the same options in turn, five times each, on an
 embedded broker, and prints medians and their ratio. Goals: ready in under 3 s, under 120 MB.
@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.results import parser_of, tell
 from worker.broker import EmbeddedBroker
 from worker.process import spawn, stop
 
@@ -36,6 +37,7 @@ app.Worker(queues=["bare"], without_mingle=True, without_gossip=True, quiet=True
 
 def main() -> None:
     """Measure and print."""
+    arguments = parser_of(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder, EmbeddedBroker(Path(folder)) as broker:
         env = {**os.environ, "TRAINING_BROKER_URL": broker.url, "TRAINING_HOME": folder}
 
@@ -50,12 +52,15 @@ def main() -> None:
         for _ in range(_RUNS):
             measured["ours"].append(_measure(ours, env, Path(folder) / "ready"))
             measured["bare Celery"].append(_measure(bare, env, Path(folder) / "ready"))
+    lines = []
     for unit, place in (("s to ready", 0), ("MB resident", 1)):
         medians = {
             name: statistics.median(run[place] for run in runs) for name, runs in measured.items()
         }
         shown = ", ".join(f"{name} {value:.2f}" for name, value in medians.items())
-        print(f"{unit}: {shown}, ratio {medians['ours'] / medians['bare Celery']:.2f}")
+        lines.append(f"{unit}: {shown}, ratio {medians['ours'] / medians['bare Celery']:.2f}")
+    command = "python -P benchmarks/worker_process.py"
+    tell(arguments.report, "Worker process", command, "ready in under 3 s, under 120 MB", lines)
 
 
 def _measure(

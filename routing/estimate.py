@@ -2,40 +2,81 @@
 
 The model is linear in what a run keeps on the card: frozen weights, resident text encoders, the
 trained weights with gradient and optimizer state, activations, and a constant for the CUDA
-context and allocator. For FLUX it lies within 10 % of ten of the eleven published measurements it
-was checked against, for SDXL within the published ranges; it is an estimate, not a measurement of
-the card at hand.
+context and allocator. With the published constants it lies within 10 % of ten of the eleven
+published measurements of FLUX it was checked against, for SDXL within the published ranges; it is
+an estimate, not a measurement of the card at hand. ``training-worker calibrate`` makes one.
 """
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from routing.classes import GIB
 
-# FLUX.1: 11.9e9 parameters; the T5-XXL and CLIP-L encoders together 9.9 GB in bf16.
-_FLUX_WEIGHT_BYTES = {"float32": 47.6e9, "bfloat16": 23.8e9, "float16": 23.8e9}
-_TEXT_ENCODERS_BYTES = {"float32": 19.8e9, "bfloat16": 9.9e9, "float16": 9.9e9}
-# Trained parameters for each unit of rank, and the live copies of a (tokens, 3072) activation that
-# one of the 57 blocks keeps for its backward pass.
-_ALL_LINEARS = (4.086e6, 24)
-_ATTENTION_ONLY = (1.634e6, 12)
+# Counted in the published files: parameters, trained parameters for each unit of rank, and FLUX's
+# blocks and their width.
+_FLUX = 11.9e9
+_ALL_LINEARS = 4.086e6
+_ATTENTION_ONLY = 1.634e6
 _BLOCKS = 57
 _WIDTH = 3072
-# What is left of the bf16 weights: torchao's and bitsandbytes' files of FLUX.
-_QUANTIZED_BYTES = {"fp8": 12.2e9, "int8": 12.2e9, "nf4": 6.7e9}
-_TRAINED_BYTES = 8  # fp32 weight and gradient, beside what the optimizer keeps
-_OVERHEAD_BYTES = 1.2e9  # CUDA context, cuBLAS workspaces, allocator slack
-
-# SDXL: the UNet, both text encoders and the VAE, in parameters.
 _UNET = 2.567e9
-_SDXL_ENCODERS = 0.818e9
 _SDXL_VAE = 0.084e9
-# Bytes of activations that the UNet keeps for its backward pass, for each pixel of an image, in a
-# half precision; without and with gradient checkpointing.
-_UNET_BYTES_PER_PIXEL = 9000
-_UNET_CHECKPOINTED_BYTES_PER_PIXEL = 1000
-# The VAE's own peak for each pixel of one image, in float32.
-_VAE_BYTES_PER_PIXEL = 1600
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Constants:
+    """What a run of a given shape takes, as far as that is measured and not counted.
+
+    A calibration replaces those that it names. Every estimate is linear in them, so that they can
+    be fitted to measurements by least squares.
+    """
+
+    flux_text_encoder_bytes: float = 9.9e9
+    """T5-XXL and CLIP-L in a half precision, and what they take while they encode."""
+
+    flux_8bit_bytes: float = 12.2e9
+    """The transformer quantised to 8 bits: torchao's files."""
+
+    flux_4bit_bytes: float = 6.7e9
+    """The transformer quantised to 4 bits: bitsandbytes' files."""
+
+    flux_trained_bytes: float = 8
+    """For each trained weight, beside the optimizer's state: itself and its gradient, float32."""
+
+    flux_kept_copies: float = 24
+    """(tokens, 3072) activations that a block with a LoRA on every linear layer keeps."""
+
+    flux_attention_kept_copies: float = 12
+    """The same where only the attention has a LoRA."""
+
+    flux_checkpointed_copies: float = 12
+    """Such activations with gradient checkpointing, beside one a block and those that the block at
+    work keeps."""
+
+    flux_overhead_bytes: float = 1.2e9
+    """CUDA's context, cuBLAS's workspaces, the allocator's slack."""
+
+    sdxl_text_encoder_bytes: float = 1.636e9
+    """Both CLIPs in a half precision, and what they take while they encode."""
+
+    sdxl_trained_bytes: float = 8
+    """For each trained weight, beside the optimizer's state: itself and its gradient, float32."""
+
+    sdxl_pixel_bytes: float = 9000
+    """Activations that the UNet keeps in a half precision, for each pixel of an image."""
+
+    sdxl_checkpointed_pixel_bytes: float = 1000
+    """The same with gradient checkpointing."""
+
+    sdxl_vae_pixel_bytes: float = 1600
+    """The VAE's own peak, in float32, for each pixel of one image."""
+
+    sdxl_overhead_bytes: float = 1.2e9
+    """CUDA's context, cuBLAS's workspaces, the allocator's slack."""
+
+
+PUBLISHED = Constants()
+"""From published measurements; what holds without a calibration."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +137,22 @@ class SdxlShape:
 
 @dataclass(frozen=True)
 class Estimate:
-    """GPU memory of a run in GiB, by what takes it."""
+    """GPU memory of a run in GiB, by what takes it.
+
+    Attributes:
+        weights_gib: The frozen base model.
+        text_encoders_gib: Where their outputs are not cached.
+        adapters_gib: Trained weights (an adapter's, or the model's own) and their gradients, and
+            a moving average of them.
+        optimizer_gib: The optimizer's state.
+        activations_gib: Kept for the backward pass.
+        overhead_gib: CUDA's context and the allocator's slack.
+    """
 
     weights_gib: float
     text_encoders_gib: float
     adapters_gib: float
+    optimizer_gib: float
     activations_gib: float
     overhead_gib: float
 
@@ -109,39 +161,43 @@ class Estimate:
         """The sum of the parts."""
         return sum(self.parts().values())
 
+    @property
+    def needed_bytes(self) -> int:
+        """The sum of the parts, in bytes."""
+        return round(self.needed_gib * GIB)
+
     def parts(self) -> dict[str, float]:
         """Part name to GiB, in the order people read them."""
-        return {
-            "weights": self.weights_gib,
-            "text encoders": self.text_encoders_gib,
-            "trained weights and optimizer": self.adapters_gib,
-            "activations": self.activations_gib,
-            "overhead": self.overhead_gib,
-        }
+        return {name.removesuffix("_gib"): gib for name, gib in asdict(self).items()}
 
 
-def estimate_flux_lora(shape: FluxShape) -> Estimate:
+def estimate_flux_lora(shape: FluxShape, constants: Constants = PUBLISHED) -> Estimate:
     """The GPU memory a FLUX LoRA run of this shape needs."""
-    params_per_rank, copies = _ATTENTION_ONLY if shape.attention_only else _ALL_LINEARS
-    tokens = shape.pixels / 256 + 512  # 2x2 patches of 8x8-pixel latents, plus T5's tokens
-    activation_bytes = 4 if shape.weight_dtype == "float32" else 2
-    block = shape.batch_size * tokens * _WIDTH * activation_bytes
-    live = (_BLOCKS + copies + 12) if shape.gradient_checkpointing else _BLOCKS * copies
-    encoders = _TEXT_ENCODERS_BYTES[shape.weight_dtype] if shape.text_encoders_resident else 0
-    weights = _FLUX_WEIGHT_BYTES[shape.weight_dtype]
+    dtype_bytes = _DTYPE_BYTES[shape.weight_dtype]
+    weights = _FLUX * dtype_bytes
     if shape.quantization is not None:
-        weights = _QUANTIZED_BYTES[shape.quantization]
-    trained_bytes = _TRAINED_BYTES + shape.optimizer_bytes
+        eight = shape.quantization in ("fp8", "int8")
+        weights = constants.flux_8bit_bytes if eight else constants.flux_4bit_bytes
+    trained, copies = _ALL_LINEARS * shape.rank, constants.flux_kept_copies
+    if shape.attention_only:
+        trained, copies = _ATTENTION_ONLY * shape.rank, constants.flux_attention_kept_copies
+    live = _BLOCKS * copies
+    if shape.gradient_checkpointing:
+        live = _BLOCKS + copies + constants.flux_checkpointed_copies
+    tokens = shape.pixels / 256 + 512  # 2x2 patches of 8x8-pixel latents, plus T5's tokens
+    block = shape.batch_size * tokens * _WIDTH * dtype_bytes
+    encoders = constants.flux_text_encoder_bytes * dtype_bytes / 2
     return Estimate(
         weights_gib=weights / GIB,
-        text_encoders_gib=encoders / GIB,
-        adapters_gib=params_per_rank * shape.rank * trained_bytes / GIB,
+        text_encoders_gib=encoders * shape.text_encoders_resident / GIB,
+        adapters_gib=trained * constants.flux_trained_bytes / GIB,
+        optimizer_gib=trained * shape.optimizer_bytes / GIB,
         activations_gib=live * block / GIB,
-        overhead_gib=_OVERHEAD_BYTES / GIB,
+        overhead_gib=constants.flux_overhead_bytes / GIB,
     )
 
 
-def estimate_sdxl(shape: SdxlShape) -> Estimate:
+def estimate_sdxl(shape: SdxlShape, constants: Constants = PUBLISHED) -> Estimate:
     """The GPU memory an SDXL run of this shape needs."""
     dtype_bytes = _DTYPE_BYTES[shape.weight_dtype]
     # Trained in float32, the UNet is also there in the precision of the computation, if another.
@@ -149,17 +205,17 @@ def estimate_sdxl(shape: SdxlShape) -> Estimate:
     if shape.trains_unet and shape.weight_dtype == "float32":
         unet = 0.0
     trained = shape.trained_parameters + _UNET * shape.trains_unet
-    trained_bytes = _TRAINED_BYTES + shape.optimizer_bytes + 4 * shape.weight_copies
-    vae = (_SDXL_VAE * 4 + shape.pixels * _VAE_BYTES_PER_PIXEL) * shape.vae_resident
-    per_pixel = (
-        _UNET_CHECKPOINTED_BYTES_PER_PIXEL
-        if shape.gradient_checkpointing
-        else _UNET_BYTES_PER_PIXEL
-    )
+    per_pixel = constants.sdxl_pixel_bytes
+    if shape.gradient_checkpointing:
+        per_pixel = constants.sdxl_checkpointed_pixel_bytes
+    kept = shape.batch_size * shape.pixels * per_pixel * dtype_bytes / 2
+    encodes = shape.pixels * constants.sdxl_vae_pixel_bytes * shape.vae_resident
+    encoders = constants.sdxl_text_encoder_bytes * dtype_bytes / 2
     return Estimate(
-        weights_gib=(unet + vae) / GIB,
-        text_encoders_gib=_SDXL_ENCODERS * dtype_bytes * shape.text_encoders_resident / GIB,
-        adapters_gib=trained * trained_bytes / GIB,
-        activations_gib=shape.batch_size * shape.pixels * per_pixel * dtype_bytes / 2 / GIB,
-        overhead_gib=_OVERHEAD_BYTES / GIB,
+        weights_gib=(unet + _SDXL_VAE * 4 * shape.vae_resident) / GIB,
+        text_encoders_gib=encoders * shape.text_encoders_resident / GIB,
+        adapters_gib=trained * (constants.sdxl_trained_bytes + 4 * shape.weight_copies) / GIB,
+        optimizer_gib=trained * shape.optimizer_bytes / GIB,
+        activations_gib=(kept + encodes) / GIB,
+        overhead_gib=constants.sdxl_overhead_bytes / GIB,
     )

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from routing.classes import MemoryClass, smallest_class_holding
 from routing.estimate import Estimate
 from routing.queues import gpu_queue
-from routing.requirements import FLOOR_CLASS, TrainingType
+from routing.requirements import FLOOR_CLASS, TrainingType, system_memory_gb
 
 
 class DoesNotFitError(ValueError):
@@ -22,16 +22,35 @@ class DoesNotFitError(ValueError):
 
 @dataclass(frozen=True)
 class Route:
-    """A job's class and the queue of each kind of stage."""
+    """A job's class and the queue of each kind of stage.
+
+    Attributes:
+        memory_class: The class of its GPU.
+        estimate: Of its GPU memory.
+        reason: Why that class.
+        system_memory_gb: The system memory that its machine should have.
+    """
 
     memory_class: MemoryClass
     estimate: Estimate
     reason: str
+    system_memory_gb: int
 
     @property
     def gpu_queue(self) -> str:
         """The queue of the stages that need the GPU."""
         return gpu_queue(self.memory_class)
+
+    def document(self) -> dict[str, object]:
+        """The route for programs."""
+        return {
+            "queue": self.gpu_queue,
+            "memory_class": str(self.memory_class),
+            "reason": self.reason,
+            "needed_gib": round(self.estimate.needed_gib, 2),
+            "parts_gib": {part: round(gib, 2) for part, gib in self.estimate.parts().items()},
+            "system_memory_gb": self.system_memory_gb,
+        }
 
 
 def route(training_type: TrainingType, estimate: Estimate) -> Route:
@@ -45,6 +64,7 @@ def route(training_type: TrainingType, estimate: Estimate) -> Route:
     if holding is None:
         raise DoesNotFitError(estimate.needed_gib)
     needed = f"the estimate of {estimate.needed_gib:.1f} GiB"
+    reason = f"{training_type} never runs below {floor}; {needed} fits there"
     if holding > floor:
-        return Route(holding, estimate, f"{needed} needs class {holding}")
-    return Route(floor, estimate, f"{training_type} never runs below {floor}; {needed} fits there")
+        reason = f"{needed} needs class {holding}"
+    return Route(max(floor, holding), estimate, reason, system_memory_gb(training_type))

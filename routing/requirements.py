@@ -30,3 +30,13 @@ RESOURCE_REQUIREMENTS = {
     "FLUX_LORA": {"gpu_memory": "40GB", "system_memory": "64GB"},
 }
 """What operators should provide for each type, as published for people to read."""
+
+
+def system_memory_gb(training_type: TrainingType) -> int:
+    """The system memory, in GB, of a machine that trains this type."""
+    return int(RESOURCE_REQUIREMENTS[training_type]["system_memory"].removesuffix("GB"))
+
+
+def types_on(memory_class: MemoryClass) -> list[TrainingType]:
+    """The types whose jobs a worker that serves up to this class may get."""
+    return [kind for kind in TrainingType if FLOOR_CLASS[kind] <= memory_class]

@@ -20,7 +20,7 @@ from tasks.runtime import Runtime
 from tasks.settings import Settings
 from tasks.stage import Delivery, StageBody, StageDropped, StageMoved, StageReleased, run_stage
 from tasks.state import Admission
-from tasks.submit import admit
+from tasks.submit import admit, with_id
 from tasks.train import train
 
 logger = logging.getLogger(__name__)
@@ -160,14 +160,16 @@ def _add_submit(app: Celery, runtime: Callable[[], Runtime]) -> None:
     )
     def submit(self: Task, job: dict[str, Any]) -> dict[str, Any]:
         try:
-            job_id, ready, admission = admit(job, runtime().state, self.request.id)
+            own = self.request.id
+            job_id, _, admission = admit(with_id(job, own), runtime().state, own)
         except JobError as error:
             raise error.for_wire() from error
         runtime().dispatch()
         if admission == Admission.WAITS:
-            raise Ignore(f"job {job_id} waits for its turn, and has this task's result")
+            raise Ignore(f"job {job_id} goes on without this task, and has its result")
         if admission == Admission.KNOWN:
             return {"job_id": job_id}
         # The chain takes this task's id, so that the sender's result follows the whole job.
-        replaced: dict[str, Any] = self.replace(job_chain(app, job_id, ready.route().gpu_queue))
+        queue = runtime().state.get(job_id).gpu_queue
+        replaced: dict[str, Any] = self.replace(job_chain(app, job_id, queue))
         return replaced

@@ -170,6 +170,9 @@ class TrainDone(StrictModel):
     """Library to version, of those that computed the result."""
     device: str = "cpu"
     """The device's name."""
+    peak_memory_bytes: int | None = None
+    """The most GPU memory that PyTorch held once the base model was loaded, without CUDA's context;
+    null on the CPU."""
 
 
 class TrainFailed(StrictModel):

@@ -5,11 +5,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from tasks.data.remote import without_queries
-from tasks.events import Artifact, TrainDone
+from tasks.events import Artifact
 from tasks.pace import Made
 from tasks.stage import StageContext, StageResult
 from tasks.store import output_prefix
-from tasks.train import checkpoints_of, validations_of
+from tasks.train import checkpoints_of, memory_of, trained_of, validations_of
 
 MANIFEST_VERSION = 1
 
@@ -55,7 +55,7 @@ def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
     for saved in earlier:
         rest = {file.name.removeprefix(name): file for file in saved.files}
         names |= {f"{name}-{saved.step:06d}{end}": file for end, file in rest.items()}
-    trained = _trained(refs)
+    trained = trained_of(refs)
     if trained is not None:
         names |= {extra.name: extra for extra in trained.extras}
     for made in validations_of(refs):
@@ -70,7 +70,7 @@ def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
 
 def _manifest(context: StageContext, files: list[Artifact]) -> dict[str, Any]:
     record = context.record
-    trained = _trained(record.refs)
+    trained = trained_of(record.refs)
     engine = {"device": trained.device, "versions": trained.versions} if trained else {}
     return {
         "manifest_version": MANIFEST_VERSION,
@@ -82,11 +82,7 @@ def _manifest(context: StageContext, files: list[Artifact]) -> dict[str, Any]:
         "data_set": record.refs["data_set"],
         "steps": checkpoints_of(record.refs)[-1].step,
         "final_loss": trained.final_loss if trained else None,
+        "gpu_memory": memory_of(record),
         "stages": {name: stage.model_dump() for name, stage in record.stages.items()},
         "engine": {"name": "diffusers", **engine},
     }
-
-
-def _trained(refs: dict[str, str]) -> TrainDone | None:
-    """How training ended; None where it was cancelled and its last checkpoint is the result."""
-    return TrainDone.model_validate_json(refs["trained"]) if "trained" in refs else None

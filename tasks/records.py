@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from routing.estimate import Estimate
 from routing.queues import stage_queue
 from tasks.contract import STAGES
 from tasks.errors import ErrorCode, JobError
@@ -68,6 +69,8 @@ class JobRecord(StrictModel):
     gpu_queue: str
     reason: str
     """Why that queue."""
+    estimate: Estimate
+    """Of its GPU memory, as it was routed by."""
     created_at: datetime
     updated_at: datetime
     due_at: datetime | None
@@ -114,7 +117,8 @@ def record_of(job_id: str, fields: dict[str, str]) -> JobRecord:
     refs = {k.removeprefix("ref:"): v for k, v in fields.items() if k.startswith("ref:")}
     try:
         job = _job_in(fields["job"])
-    except ValidationError as error:
+        estimate = Estimate(**json.loads(fields["estimate"]))
+    except (ValidationError, KeyError, TypeError) as error:
         raise JobError(f"job {job_id} was written by another version: {error}") from error
     return JobRecord(
         id=job_id,
@@ -127,6 +131,7 @@ def record_of(job_id: str, fields: dict[str, str]) -> JobRecord:
         in_lane="lane" in fields,
         gpu_queue=fields["gpu_queue"],
         reason=fields["reason"],
+        estimate=estimate,
         created_at=datetime.fromtimestamp(float(fields["created_at"]), UTC),
         updated_at=datetime.fromtimestamp(float(fields["updated_at"]), UTC),
         due_at=datetime.fromtimestamp(float(due_at), UTC) if due_at else None,

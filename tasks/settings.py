@@ -17,9 +17,11 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from routing.estimate import PUBLISHED, Constants
 from routing.shares import AllTerms, parse_terms
+from tasks.calibration import read_calibration
 from tasks.data.access import Access
 
 # What the specification of webhooks asks for.
@@ -36,6 +38,11 @@ def _seconds(value: Any) -> Any:
 
 def _listed(text: str | None) -> tuple[str, ...]:
     return tuple(part.strip() for part in (text or "").split(",") if part.strip())
+
+
+def _calibrated(path: Any) -> Any:
+    """What a calibration's file makes of the estimates' constants."""
+    return read_calibration(Path(path)).replaced() if isinstance(path, str) else path
 
 
 Duration = Annotated[timedelta, BeforeValidator(_seconds), Field(gt=timedelta(0))]
@@ -82,6 +89,11 @@ class Settings(BaseSettings):
     cuda_visible_devices: str | None = Field(default=None, validation_alias="CUDA_VISIBLE_DEVICES")
     """The GPUs that may be used, as CUDA itself reads it: indices in the order of `nvidia-smi`, or
     UUIDs, with commas between. Unset: all."""
+
+    calibration: Annotated[Constants | None, NoDecode, BeforeValidator(_calibrated)] = None
+    """A file that `training-worker calibrate` made: its constants replace the published ones in
+    estimates of GPU memory. It counts where jobs are submitted: on the machines that run
+    `training-worker submit` and, for a backend's jobs, the CPU workers. Unset: published ones."""
 
     flower_port: int = Field(default=5555, ge=0, le=65535)
     """Flower's port on the loopback address. 0 starts no Flower."""
@@ -194,6 +206,11 @@ class Settings(BaseSettings):
     def webhook_signing_secrets(self) -> tuple[str, ...]:
         """The secrets that sign webhooks, the first one first."""
         return _listed(self.webhook_secrets.get_secret_value() if self.webhook_secrets else None)
+
+    @property
+    def constants(self) -> Constants:
+        """What estimates of GPU memory are made with."""
+        return self.calibration or PUBLISHED
 
     @property
     def home_dir(self) -> Path:

@@ -224,7 +224,7 @@ def _ended(context: StageContext, body: StageBody, started: float) -> StageEnd:
     worker = context.runtime.worker
     try:
         if context.queue != CPU_QUEUE:
-            context.runtime.check_gpu(context.record.job.estimate().needed_gib)
+            context.runtime.check_gpu(context.record.estimate.needed_gib)
         result = body(context)
     except TrainerInterrupted:
         note = Note(level="info", message=f"{worker} stops; {context.stage} waits")

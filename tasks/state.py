@@ -7,6 +7,7 @@ newest number may write. What people and sweepers do to jobs is in ``tasks/contr
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any, cast
@@ -16,6 +17,7 @@ from redis import Redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
+from routing.estimate import PUBLISHED, Constants
 from routing.queues import stage_queue
 from tasks import job_scripts
 from tasks.contract import STAGES
@@ -65,7 +67,7 @@ class Admission(StrEnum):
     GOES = "goes"
     """Its chain is to be sent."""
     WAITS = "waits"
-    """It waits for its tenant's turn; ``tasks/lanes.py`` sends its chain then."""
+    """Nothing is to be sent: ``tasks/lanes.py`` does that at its tenant's turn, or has done so."""
 
 
 class JobState:
@@ -74,9 +76,11 @@ class JobState:
     Args:
         client: A connection to Redis 6.2 or newer that decodes responses.
         ttl: How long a job is kept after its last change.
+        constants: What the jobs that are recorded here are routed with.
     """
 
-    def __init__(self, client: "Redis", ttl: timedelta) -> None:
+    def __init__(self, client: "Redis", ttl: timedelta, constants: Constants = PUBLISHED) -> None:
+        self._constants = constants
         self._redis = client
         self._ttl_s = int(ttl.total_seconds())
         self._create = client.register_script(job_scripts.CREATE)
@@ -89,7 +93,7 @@ class JobState:
 
     def create(self, job_id: str, job: TrainingJob, result_id: str) -> Admission:
         """Record a checked job, and let it begin or wait."""
-        route = job.route()
+        route = job.route(self._constants)
         fields = {
             "status": JobStatus.QUEUED,
             "stage": STAGES[0],
@@ -102,6 +106,7 @@ class JobState:
             "result_id": result_id,
             "gpu_queue": route.gpu_queue,
             "reason": route.reason,
+            "estimate": json.dumps(asdict(route.estimate)),
         }
         event = JobAccepted(queue=route.gpu_queue, reason=route.reason)
         args = self._args(event.model_dump_json(), stage_queue(STAGES[0], ""), fields=fields)

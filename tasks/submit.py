@@ -1,5 +1,6 @@
 """Submitting a job: check it, settle what it leaves open, record it. Its chain is sent after."""
 
+import hashlib
 import secrets
 from typing import Any
 from uuid import uuid4
@@ -15,6 +16,16 @@ def resolved(job: TrainingJob) -> tuple[str, TrainingJob]:
     seed = job.training.seed if job.training.seed is not None else secrets.randbelow(2**31)
     training = job.training.model_copy(update={"seed": seed})
     return job_id, job.model_copy(update={"id": job_id, "training": training})
+
+
+def with_id(document: Any, message_id: str) -> Any:
+    """The document with an id of its message's own, where it has none, so that it is one job.
+
+    A message comes again where its worker was lost.
+    """
+    if not isinstance(document, dict) or document.get("id") is not None:
+        return document
+    return {**document, "id": hashlib.sha256(message_id.encode()).hexdigest()[:12]}
 
 
 def admit(document: Any, state: JobState, result_id: str) -> tuple[str, TrainingJob, Admission]:
@@ -48,5 +59,8 @@ def admit(document: Any, state: JobState, result_id: str) -> tuple[str, Training
     if ready != known:
         fault = Fault("id", f"{job_id} is the id of another job; leave it out or choose another")
         raise InvalidJobError([fault])
-    begins = not record.stages and not record.status.ended and not record.in_lane
-    return job_id, known, Admission.GOES if begins else Admission.KNOWN
+    if record.in_lane or record.stages or record.status.ended:
+        # The very same message may come twice; the job is to have its result.
+        again = record.result_id == result_id
+        return job_id, known, Admission.WAITS if again else Admission.KNOWN
+    return job_id, known, Admission.GOES

@@ -1,8 +1,10 @@
 """The ``train`` stage: run the trainer, from the newest checkpoint where there is one."""
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 
+from routing.classes import GIB
 from tasks.cache import cache, packs_of
 from tasks.cache_upkeep import drop_damaged
 from tasks.errors import ErrorCode, TrainerError
@@ -17,8 +19,12 @@ from tasks.events import (
 )
 from tasks.jobs.base import StrictModel
 from tasks.pace import Made, Pace
+from tasks.records import JobRecord
 from tasks.stage import StageContext, StageResult
 
+logger = logging.getLogger(__name__)
+
+_MORE_THAN_ESTIMATED = 1.1
 # Far less than the time after which an unused pack may be removed.
 _TOUCH_EVERY_S = 600
 
@@ -36,11 +42,25 @@ def train(context: StageContext) -> StageResult:
     resumed = f", from step {run.resumed_at}" if run.resumed_at else ""
     if not isinstance(done, TrainDone):
         raise TypeError(f"the trainer answered a train request with {done.kind}")
+    _warn_of_memory(context, done.peak_memory_bytes)
     return StageResult(
         f"{done.steps} steps, loss {done.final_loss:.4f}{resumed}",
         {"trained": done.model_dump_json()},
         made=Made(done.steps - run.resumed_at, run.pace.unit_s),
     )
+
+
+def _warn_of_memory(context: StageContext, peak: int | None) -> None:
+    """Say where a run took more of its GPU than the estimate that it was routed by."""
+    estimated = context.record.estimate.needed_bytes
+    if peak is None or peak <= _MORE_THAN_ESTIMATED * estimated:
+        return
+    message = (
+        f"training took {peak / GIB:.1f} GiB of GPU memory at its peak, and the estimate was "
+        f"{estimated / GIB:.1f} GiB; measure this card with 'training-worker calibrate'"
+    )
+    logger.warning("%s", message, extra={"job": context.job_id, "stage": context.stage})
+    context.emit(Note(level="warning", message=message))
 
 
 class _Run:
@@ -149,6 +169,18 @@ def checkpoints_of(refs: dict[str, str]) -> list[CheckpointSaved]:
     """The checkpoints a record holds, oldest first."""
     lines = refs.get("checkpoints", "").splitlines()
     return [CheckpointSaved.model_validate_json(line) for line in lines]
+
+
+def trained_of(refs: dict[str, str]) -> TrainDone | None:
+    """How training ended; None where it has not, or somebody cancelled it."""
+    return TrainDone.model_validate_json(refs["trained"]) if "trained" in refs else None
+
+
+def memory_of(record: JobRecord) -> dict[str, int | None]:
+    """A job's GPU memory in bytes: as it was estimated, and the peak of its training."""
+    trained = trained_of(record.refs)
+    peak = trained.peak_memory_bytes if trained else None
+    return {"estimated_bytes": record.estimate.needed_bytes, "peak_bytes": peak}
 
 
 def validations_of(refs: dict[str, str]) -> list[ValidationImages]:

@@ -1,5 +1,6 @@
 """One worker process: the Celery worker of one GPU, or of the CPU queue."""
 
+import logging
 import os
 import select
 import signal
@@ -20,6 +21,8 @@ from celery.signals import (
 )
 from celery.worker.control import control_command
 
+from routing.classes import MemoryClass
+from routing.queues import gpu_queue
 from tasks.app import make_app
 from tasks.cache_registry import CacheRegistry
 from tasks.chain import send_rest
@@ -33,6 +36,7 @@ from tasks.state import JobState, connect
 from tasks.store import Store
 from worker.event_batches import EventBatches
 from worker.gpus import Gpu
+from worker.host_memory import host_memory_bytes, too_little_memory
 from worker.leases import LeaseRenewal
 from worker.logs import set_up_logging
 from worker.notice import watch_for_notice
@@ -40,9 +44,11 @@ from worker.quarantine import Quarantine, Reports, make_gate
 from worker.reconciler import Reconciler
 from worker.supervisor import Limits, TrainerProcess, trainer_environment
 from worker.sweep import Sweep
-from worker.transport import use_for_redis
+from worker.transport import Keys, use_for_redis
 from worker.upkeep import Upkeep
 from worker.webhooks import Webhooks
+
+logger = logging.getLogger(__name__)
 
 # Enough for the restart of a broker while cache entries are looked up; a stage whose trainer
 # runs does not wait for a broker.
@@ -78,6 +84,8 @@ def run_worker(
     drain, reports = _Drain(), Reports()
     worker_name = f"{name}@{socket.gethostname()}"
     real_gpu = None if gpu is None or gpu.emulated else gpu
+    if real_gpu is not None:
+        _warn_of_memory(queues)
 
     @cache
     def runtime() -> Runtime:
@@ -94,7 +102,7 @@ def run_worker(
         patient = connect(broker_url, patience=_PATIENCE)
         own_class = gpu.memory_class if gpu else None
         return Runtime(
-            state=JobState(connect(broker_url), settings.job_ttl),
+            state=JobState(connect(broker_url), settings.job_ttl, settings.constants),
             cache=CacheRegistry(patient, settings.job_ttl, settings.visibility_timeout),
             store=Store(settings.resolved_store_url),
             trainer=trainer,
@@ -157,6 +165,13 @@ def _end_this_worker() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def _warn_of_memory(queues: tuple[str, ...]) -> None:
+    largest = max(c for c in MemoryClass if gpu_queue(c) in queues)
+    problem = too_little_memory(largest, host_memory_bytes())
+    if problem is not None:
+        logger.warning("this machine has %s", problem)
+
+
 def _limits(settings: Settings) -> Limits:
     total = settings.stage_timeout
     return Limits(
@@ -178,7 +193,8 @@ def _start_upkeep(app: Celery, settings: Settings) -> None:
         lanes.note_fleet(live, settings.tenant_terms(), timeout * 2)
 
     duties = (note_fleet, lanes.dispatch, reconciler.send_due, reconciler.sweep_if_due)
-    restore = Sweep(client, timeout).restore_expired
+    keys = Keys.of(app.conf.broker_transport_options)
+    restore = Sweep(client, timeout, keys).restore_expired
     Upkeep(client, timeout, duties, restore=restore).start()
     # By itself: whoever is told may be slow.
     client = connect(app.conf.broker_url)

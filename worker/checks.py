@@ -19,6 +19,7 @@ import httpx2
 import redis
 from redis import Redis
 
+from routing.classes import MemoryClass
 from routing.queues import ALL_QUEUES, CPU_QUEUE
 from tasks.control import JobControl
 from tasks.errors import JobError, StoreError
@@ -30,6 +31,7 @@ from tasks.store import Store
 from worker.client import broker_url
 from worker.flower import flower_address
 from worker.gpus import find_gpus
+from worker.host_memory import host_memory_bytes, too_little_memory
 from worker.reconciler import messages
 
 Level = Literal["ok", "warning", "fault"]
@@ -250,6 +252,18 @@ def _gpus(settings: Settings) -> Iterator[Finding]:
             yield Finding("warning", "GPU", found, "below the smallest class; it gets no jobs")
         else:
             yield Finding("ok", "GPU", f"{gpu.name}: class {gpu.memory_class}")
+    # Emulated ones train tiny models.
+    classes = [gpu.memory_class for gpu in gpus if not gpu.emulated and gpu.memory_class]
+    if classes:
+        yield _system_memory(max(classes), host_memory_bytes())
+
+
+def _system_memory(memory_class: MemoryClass, total_bytes: int) -> Finding:
+    problem = too_little_memory(memory_class, total_bytes)
+    if problem is None:
+        return Finding("ok", "system memory", f"{total_bytes:,} bytes")
+    remedy = "add memory, or serve the queues of smaller classes only (worker --queues)"
+    return Finding("warning", "system memory", problem, remedy)
 
 
 def _packages() -> Iterator[Finding]:

@@ -158,6 +158,26 @@ def gpus(
 
 
 @cli.command()
+def calibrate(
+    training_type: Annotated[
+        Literal["FLUX_LORA", "SDXL_LORA"], typer.Option("--type", help="What is trained.")
+    ] = "FLUX_LORA",
+    model: Annotated[
+        str | None, typer.Option(help="The base model: a folder, a file or a Hub id.")
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="UUID of the GPU. Unset: this machine's largest.")
+    ] = None,
+    output: Annotated[
+        Path, typer.Option(help="The file; one that is there keeps what is not measured anew.")
+    ] = Path("calibration.json"),
+    json: Json = False,
+) -> None:
+    """Measure what training takes of a GPU, for TRAINING_CALIBRATION."""
+    _run("calibrate", training_type=training_type, model=model, gpu=gpu, output=output, json=json)
+
+
+@cli.command()
 def simulate(
     fleet: Annotated[
         Path,

@@ -50,7 +50,8 @@ class Client:
         except redis.RedisError as error:
             raise NoBrokerError(f"the broker does not answer: {error}") from error
         self._redis = connection
-        self.state = JobState(connection, settings.job_ttl)
+        self._constants = settings.constants
+        self.state = JobState(connection, settings.job_ttl, settings.constants)
         self.control = JobControl(connection, settings.job_ttl)
         self.durations = Durations(connection, settings.job_ttl)
         self._app: Celery = make_app(settings, self.broker_url)
@@ -72,9 +73,10 @@ class Client:
         if require_worker:
             self._require_worker(document)
         result_id = uuid4().hex
-        job_id, job, admission = admit(document, self.state, result_id)
+        job_id, _, admission = admit(document, self.state, result_id)
         if admission == Admission.GOES:
-            job_chain(self._app, job_id, job.route().gpu_queue).apply_async(task_id=result_id)
+            queue = self.state.get(job_id).gpu_queue
+            job_chain(self._app, job_id, queue).apply_async(task_id=result_id)
         self.lanes.dispatch()
         return job_id
 
@@ -116,7 +118,7 @@ class Client:
         self.lanes.dispatch()
 
     def _require_worker(self, document: dict[str, Any]) -> None:
-        queue = parse_job(document).route().gpu_queue
+        queue = parse_job(document).route(self._constants).gpu_queue
         reason = self.why_waiting(queue)
         if reason is not None:
             raise NoWorkerError(reason)

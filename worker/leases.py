@@ -11,6 +11,9 @@ loop that hangs, so the loop tells it that it turns.
 
 A lost connection takes no message from its job either: kombu gives back what a closed channel
 held; here the next channel takes it over.
+
+To use it elsewhere, take ``transport.py`` and ``sweep.py`` along: call ``use_for_redis`` first, add
+the step, acknowledge late, and let one worker at a time call ``Sweep.restore_expired``.
 """
 
 import logging
@@ -22,6 +25,8 @@ from typing import Any
 import redis
 from celery import bootsteps
 from celery.worker.state import active_requests
+
+from worker.transport import Keys
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +45,9 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
 
     def __init__(self, consumer: Any, **options: Any) -> None:
         super().__init__(consumer, **options)
-        options = consumer.app.conf.broker_transport_options
-        self._timeout_s: float = options["visibility_timeout"]
+        transport = consumer.app.conf.broker_transport_options
+        self._timeout_s: float = transport["visibility_timeout"]
+        self._index = Keys.of(transport).unacked_index
         self._channel: Any = None
         self._thread: threading.Thread | None = None
         self._loop_turned_at: float | None = None
@@ -68,6 +74,7 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
         self._channel.do_restore = False
         if old is not None:
             adopt(old, self._channel)
+        self._loop_turned_at = time.monotonic()
         self._loop_turns()
         consumer.timer.call_repeatedly(self._timeout_s / 4, self._loop_turns)
         if self._thread is None:
@@ -88,7 +95,9 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
             self._channel.do_restore = True
 
     def _loop_turns(self) -> None:
-        self._loop_turned_at = time.monotonic()
+        if self._loop_turned_at is not None:  # in a shutdown it turns, but not to its end
+            self._loop_turned_at = time.monotonic()
+        self._channel.qos.tell_again()
 
     def _renew_for_ever(self) -> None:
         lost: set[str] = set()
@@ -99,7 +108,7 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
                 logger.error("the main loop hangs; this worker's jobs are left to others")
                 continue
             try:
-                gone = renew(self.client, self._channel)
+                gone = renew(self.client, self._index, self._channel)
                 self.on_renewal()
             except redis.RedisError as error:
                 logger.warning("cannot renew leases: %s", error)
@@ -109,8 +118,13 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
             lost = gone
 
 
-def renew(client: "redis.Redis", channel: Any) -> set[str]:
+def renew(client: "redis.Redis", index: str, channel: Any) -> set[str]:
     """Make the messages a channel has delivered look as if they had been delivered now.
+
+    Args:
+        client: To the broker; one that puts no prefix before its keys.
+        index: The key of kombu's index of delivered messages.
+        channel: A channel of kombu's Redis transport.
 
     Returns:
         The delivery tags of those that are another's now, or acknowledged this moment.
@@ -121,8 +135,8 @@ def renew(client: "redis.Redis", channel: Any) -> set[str]:
         return set()
     with client.pipeline() as pipe:
         # XX: a message that is acknowledged meanwhile must not come back.
-        pipe.zadd(channel.unacked_index_key, dict.fromkeys(tags, time.time()), xx=True)
-        pipe.zmscore(channel.unacked_index_key, tags)
+        pipe.zadd(index, dict.fromkeys(tags, time.time()), xx=True)
+        pipe.zmscore(index, tags)
         _, scores = pipe.execute()
     there = {tag for tag, score in zip(tags, scores, strict=True) if score is not None}
     return set(tags) - there
@@ -131,14 +145,16 @@ def renew(client: "redis.Redis", channel: Any) -> set[str]:
 def adopt(old: Any, new: Any) -> None:
     """Let a new channel hold the messages whose jobs run on; the others go back to their queues.
 
-    Celery forgets what it has not begun when the connection is lost.
+    Celery forgets what it has not begun when the connection is lost. Should that be lost again
+    here, what could not go back is not renewed any more, and so is swept.
     """
     old.qos._flush()
-    running = {request.message.delivery_tag for request in active_requests}
-    for tag, message in old.qos._delivered.items():
-        if tag in running:
-            message.channel = new
-            new.qos._delivered[tag] = message
-        else:
-            new.qos.restore_by_tag(tag, leftmost=True)
+    new.qos.untold.update(old.qos.untold)
+    kept = {request.message.delivery_tag for request in active_requests} | set(old.qos.untold)
+    held = dict(old.qos._delivered)
     old.qos._delivered.clear()
+    for tag in held.keys() & kept:
+        held[tag].channel = new
+        new.qos._delivered[tag] = held[tag]
+    for tag in held.keys() - kept:
+        new.qos.restore_by_tag(tag, leftmost=True)

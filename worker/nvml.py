@@ -71,6 +71,21 @@ def devices() -> list[Device]:
         return [device for i in range(pynvml.nvmlDeviceGetCount()) for device in _card(i)]
 
 
+def driver_version() -> str:
+    """The driver's version; empty where it does not tell.
+
+    Raises:
+        DriverError: The driver does not answer.
+    """
+    with _driver() as there:
+        if not there:
+            return ""
+        try:
+            return str(pynvml.nvmlSystemGetDriverVersion())
+        except pynvml.NVMLError_FunctionNotFound:
+            return ""
+
+
 class XidListener:
     """Hears the errors that the driver reports of a device (XIDs), for as long as it lives.
 

@@ -34,7 +34,9 @@ class Outlook:
         except (NoBrokerError, redis.ConnectionError, redis.TimeoutError) as error:
             self._no_fleet = str(error)
         else:
-            self._forecast = forecast(job.training, job.route().gpu_queue, learned, sizes)
+            self._forecast = forecast(
+                job.training, job.route(settings.constants).gpu_queue, learned, sizes
+            )
 
     def document(self) -> dict[str, Any]:
         """For programs: ``expected`` is null where no fleet was asked, with ``no_fleet``'s why."""

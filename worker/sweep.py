@@ -9,11 +9,10 @@ from uuid import uuid4
 
 from redis import Redis
 
+from worker.transport import Keys
+
 logger = logging.getLogger(__name__)
 
-# kombu's: what was delivered and not acknowledged, by delivery tag, and since when.
-_UNACKED, _INDEX = "unacked", "unacked_index"
-_PRIORITIES = (9, 6, 3, 0)
 _AT_ONCE = 100
 
 # KEYS: unacked, its index, the queue. ARGV: tag, latest time of the last renewal, the entry, the
@@ -35,10 +34,11 @@ class Sweep:
     Args:
         client: A connection to the broker that decodes responses.
         timeout: The visibility timeout.
+        keys: kombu's. Queues are named by their routing keys, as Celery does by itself.
     """
 
-    def __init__(self, client: Redis, timeout: timedelta) -> None:
-        self._redis = client
+    def __init__(self, client: Redis, timeout: timedelta, keys: Keys) -> None:
+        self._redis, self._keys = client, keys
         self._timeout_s = timeout.total_seconds()
         self._restore = client.register_script(_RESTORE)
 
@@ -50,30 +50,32 @@ class Sweep:
         """
         # By this machine's clock, as kombu and the renewal write it.
         latest = time.time() - self._timeout_s
+        unacked, index = self._keys.unacked, self._keys.unacked_index
         tags = cast(
-            "list[str]", self._redis.zrangebyscore(_INDEX, "-inf", latest, start=0, num=_AT_ONCE)
+            "list[str]", self._redis.zrangebyscore(index, "-inf", latest, start=0, num=_AT_ONCE)
         )
         restored = []
-        for tag, entry in zip(tags, self._redis.hmget(_UNACKED, tags) if tags else [], strict=True):
+        for tag, entry in zip(tags, self._redis.hmget(unacked, tags) if tags else [], strict=True):
             if entry is None:
-                self._redis.zrem(_INDEX, tag)
+                self._redis.zrem(index, tag)
                 continue
-            message, queue = _redelivered(cast("str", entry))
-            keys = [_UNACKED, _INDEX, queue]
-            if self._restore(keys=keys, args=[tag, latest, entry, json.dumps(message)]):
+            message, _, routing_key = json.loads(entry)
+            keys = [unacked, index, self._keys.queue(routing_key, _priority_of(message))]
+            if self._restore(keys=keys, args=[tag, latest, str(entry), _redelivered(message)]):
                 restored.append(str(message["headers"].get("id")))
         if restored:
             logger.warning("their worker is lost, they go back: %s", ", ".join(restored))
         return restored
 
 
-def _redelivered(entry: str) -> tuple[dict[str, Any], str]:
-    """The message of an entry as it is delivered next, and the key of its queue's list."""
-    message, _, queue = json.loads(entry)
+def _priority_of(message: dict[str, Any]) -> int:
+    return int(message["properties"].get("priority") or 0)
+
+
+def _redelivered(message: dict[str, Any]) -> str:
+    """The message as it is delivered next."""
     message["headers"]["redelivered"] = True
     properties = message["properties"]
     properties["delivery_info"]["redelivered"] = True
     properties["delivery_tag"] = str(uuid4())
-    priority = next(p for p in _PRIORITIES if p <= (properties.get("priority") or 0))
-    # Our queues are named by their routing keys.
-    return message, f"{queue}\x06\x16{priority}" if priority else queue
+    return json.dumps(message)

@@ -8,6 +8,12 @@ from tasks.contract import STAGES
 from tasks.data.checks import Report
 from tasks.records import JobRecord
 
+_PARTS = {
+    "text_encoders": "text encoders",
+    "adapters": "trained weights and gradients",
+    "optimizer": "optimizer state",
+}
+
 
 def stage_table(record: JobRecord) -> Table:
     """A job's stages: queue, worker, seconds, what each did."""
@@ -59,22 +65,13 @@ def route_table(route: Route) -> Table:
     """An estimate's parts, their sum and the class they lead to."""
     table = Table("GPU memory", "GiB", title=f"{route.gpu_queue}: {route.reason}")
     for part, gib in route.estimate.parts().items():
-        table.add_row(part, f"{gib:.1f}")
+        table.add_row(_PARTS.get(part, part), f"{gib:.1f}")
     table.add_section()
     table.add_row("needed", f"{route.estimate.needed_gib:.1f}")
     table.add_row(f"class {route.memory_class} has at least", f"{route.memory_class.floor_gib:.1f}")
+    table.add_section()
+    table.add_row("system memory of its machine, GB", str(route.system_memory_gb))
     return table
-
-
-def route_document(route: Route) -> dict[str, object]:
-    """A route for programs."""
-    return {
-        "queue": route.gpu_queue,
-        "memory_class": str(route.memory_class),
-        "reason": route.reason,
-        "needed_gib": round(route.estimate.needed_gib, 2),
-        "parts_gib": {part: round(gib, 2) for part, gib in route.estimate.parts().items()},
-    }
 
 
 def report_table(report: Report) -> Table:

@@ -1,11 +1,10 @@
 """Checking a data set: every picture decoded, every fault found before it costs a GPU."""
 
-import os
+import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -17,21 +16,20 @@ from tasks.data.pictures import (
     SUFFIXES,
     PictureFacts,
     UnreadablePictureError,
-    mask_digest,
     open_mask,
     open_picture,
     picture_digest,
     picture_facts,
     pixel_count,
 )
-from tasks.data.room import Room
+from tasks.data.room import Room, in_threads
 from tasks.data.sources import Item, Listing, Sources
 from tasks.data.tokens import TokenLimit, token_limits
 from tasks.errors import BaseModelFilesError, Fault
 from tasks.jobs.pipeline import PipelineConfig
 
 # No picture that people train on is larger; reading one holds a worker's memory.
-_MOST_FILE_BYTES = 512 * 2**20
+MOST_FILE_BYTES = 512 * 2**20
 # A crop that throws away more than half of a picture loses what its caption speaks of.
 _MOST_CROPPED = 0.5
 # Beyond it no model was trained on pictures that were not cut.
@@ -44,20 +42,37 @@ _SUFFIXES_OF = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class CheckedFile:
+    """A file of a data set as it was when it was checked.
+
+    Attributes:
+        path: The file.
+        name: What its picture is called in messages.
+        picture: The digest of the picture or mask in it.
+        sha256: That of its bytes.
+    """
+
+    path: Path
+    name: str
+    picture: str
+    sha256: bytes
+
+
 @dataclass
 class Report:
     """What was found in a data set.
 
     Attributes:
-        items: The good pictures with their captions, by their place in the source.
-        samples: The same, as they are stored.
+        samples: The good pictures with their captions, by their place in the source.
+        files: Those pictures' files, and their masks'.
         faults: What stops the job.
         warnings: What does not.
         buckets: How many pictures go to each training size.
     """
 
-    items: list[Item] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
+    files: list[CheckedFile] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
     warnings: list[Fault] = field(default_factory=list)
     buckets: Counter[Size] = field(default_factory=Counter)
@@ -78,6 +93,7 @@ class Report:
 @dataclass(frozen=True)
 class _Checked:
     sample: Sample
+    files: list[CheckedFile]
     warnings: list[Fault]
     likeness: int | None
 
@@ -101,14 +117,14 @@ def check_data_set(
     report = Report(faults=listing.faults, warnings=listing.warnings)
     sizes = config.loader.sizes()
     likenesses = []
-    for item, found in _in_threads(listing.items):
+    for found in in_threads(partial(_check, memory=_Memory()), listing.items):
         between()
         if isinstance(found, Fault):
             report.faults.append(found)
             continue
         bucket = nearest_bucket(found.sample.size, sizes)
-        report.items.append(item)
         report.samples.append(found.sample)
+        report.files += found.files
         likenesses.append(found.likeness)
         report.buckets[bucket] += 1
         report.warnings += [*found.warnings, *_size_warnings(found.sample, bucket)]
@@ -142,21 +158,8 @@ class _Memory:
 
     def __init__(self) -> None:
         # Two: whoever holds a file's bytes waits for pixels, and never the other way round.
-        self.files = Room(_MOST_FILE_BYTES)
+        self.files = Room(MOST_FILE_BYTES)
         self.pixels = Room(4 * MOST_PIXELS)
-
-
-def _in_threads(items: list[Item]) -> Iterator[tuple[Item, Fault | _Checked]]:
-    """Check items in their order, a few ahead: decoding releases Python's lock."""
-    threads, memory = min(32, os.cpu_count() or 1), _Memory()
-    with ThreadPoolExecutor(threads) as pool:
-        rest = iter(items)
-        # Submitting all at once would hold a future, and its result, for each of a million.
-        waiting = [(item, pool.submit(_check, item, memory)) for item in islice(rest, 2 * threads)]
-        while waiting:
-            item, future = waiting.pop(0)
-            yield item, future.result()
-            waiting += [(item, pool.submit(_check, item, memory)) for item in islice(rest, 1)]
 
 
 def _check(item: Item, memory: _Memory) -> Fault | _Checked:
@@ -173,18 +176,21 @@ def _check(item: Item, memory: _Memory) -> Fault | _Checked:
 
 def _checked(item: Item, data: bytes) -> _Checked:
     picture = open_picture(data)
-    mask = None if item.mask is None else _checked_mask(item.mask, picture.size)
+    image = picture_digest(picture)
+    files = [CheckedFile(item.path, item.name, image, hashlib.sha256(data).digest())]
+    if item.mask is not None:
+        files.append(_checked_mask(item.mask, item.name, picture.size))
     sample = Sample(
-        image=picture_digest(picture),
+        image=image,
         width=picture.width,
         height=picture.height,
         caption=item.caption,
         source=item.name,
-        mask=mask,
+        mask=None if item.mask is None else files[-1].picture,
         part=item.part,
     )
     warnings = list(_kind_warnings(item, picture_facts(data)))
-    return _Checked(sample, warnings, likeness_hash(picture))
+    return _Checked(sample, files, warnings, likeness_hash(picture))
 
 
 class _UnusableFileError(ValueError):
@@ -193,16 +199,16 @@ class _UnusableFileError(ValueError):
 
 def _size(path: Path) -> int:
     size = path.stat().st_size
-    if size > _MOST_FILE_BYTES:
-        raise _UnusableFileError(f"is larger than {_MOST_FILE_BYTES // 2**20} MiB")
+    if size > MOST_FILE_BYTES:
+        raise _UnusableFileError(f"is larger than {MOST_FILE_BYTES // 2**20} MiB")
     return size
 
 
-def _checked_mask(path: Path, size: tuple[int, int]) -> str:
-    """A mask's digest."""
+def _checked_mask(path: Path, name: str, size: tuple[int, int]) -> CheckedFile:
     try:
         _size(path)
-        mask = open_mask(path.read_bytes())
+        data = path.read_bytes()
+        mask = open_mask(data)
     except (OSError, UnreadablePictureError, _UnusableFileError) as error:
         raise _UnusableFileError(f"has a mask, {path.name}, that {error}") from error
     if mask.size != size:
@@ -210,7 +216,7 @@ def _checked_mask(path: Path, size: tuple[int, int]) -> str:
         raise _UnusableFileError(f"has a mask, {path.name}, of another size: {told}")
     if mask.getextrema() == (0, 0):
         raise _UnusableFileError(f"has a mask, {path.name}, that is all black: it counts nowhere")
-    return mask_digest(mask)
+    return CheckedFile(path, name, picture_digest(mask), hashlib.sha256(data).digest())
 
 
 def _kind_warnings(item: Item, facts: PictureFacts) -> Iterable[Fault]:

@@ -1,17 +1,11 @@
 """Storing a checked data set: its pictures by their digests, and the list of its samples."""
 
-from collections.abc import Callable
-from pathlib import Path
+import hashlib
+from functools import partial
 
-from tasks.data.checks import Report
+from tasks.data.checks import MOST_FILE_BYTES, CheckedFile, Report
 from tasks.data.dataset import DataSet, balanced, data_set_of
-from tasks.data.pictures import (
-    UnreadablePictureError,
-    mask_digest,
-    open_mask,
-    open_picture,
-    picture_digest,
-)
+from tasks.data.room import Room, in_threads
 from tasks.errors import DataSetError, Fault
 from tasks.store import Store, data_set_key, image_key
 
@@ -25,39 +19,29 @@ def ingest(report: Report, store: Store) -> DataSet:
         DataSetError: A picture is no longer what was checked.
         StoreError: The store cannot be written.
     """
-    changed = []
-    for item, sample in zip(report.items, report.samples, strict=True):
-        wanted = [(sample.image, item.path, _picture_digest)]
-        if sample.mask is not None and item.mask is not None:
-            wanted.append((sample.mask, item.mask, _mask_digest))
-        for digest, path, digest_of in wanted:
-            key = image_key(digest)
-            if store.exists(key):
-                continue
-            data = _bytes_of(path, digest, digest_of)
-            if data is None:
-                changed.append(Fault(item.name, "changed while it was checked; submit again"))
-                break
-            store.put_if_absent(key, data)
+    put = partial(_put, store=store, memory=Room(MOST_FILE_BYTES))
+    stored = zip(report.files, in_threads(put, report.files), strict=True)
+    # Once each, though a picture's mask may have changed too.
+    changed = dict.fromkeys(file.name for file, is_stored in stored if not is_stored)
     if changed:
-        raise DataSetError(changed, "prepare")
+        problem = "changed while it was checked; submit again"
+        raise DataSetError([Fault(name, problem) for name in changed], "prepare")
     data_set = data_set_of(balanced(report.samples))
     store.put_if_absent(data_set_key(data_set.digest), data_set.model_dump_json().encode())
     return data_set
 
 
-def _bytes_of(path: Path, digest: str, digest_of: Callable[[bytes], str]) -> bytes | None:
-    """A file's bytes, or None where they are not those of the checked picture any more."""
+def _put(file: CheckedFile, store: Store, memory: Room) -> bool:
+    """Whether a file is what was checked; then it is in the store."""
+    key = image_key(file.picture)
+    if store.exists(key):
+        return True
     try:
-        data = path.read_bytes()
-        return data if digest_of(data) == digest else None
-    except (OSError, UnreadablePictureError):
-        return None
-
-
-def _picture_digest(data: bytes) -> str:
-    return picture_digest(open_picture(data))
-
-
-def _mask_digest(data: bytes) -> str:
-    return mask_digest(open_mask(data))
+        with memory.taken(file.path.stat().st_size):
+            data = file.path.read_bytes()
+            if hashlib.sha256(data).digest() != file.sha256:
+                return False
+            store.put_if_absent(key, data)
+            return True
+    except OSError:
+        return False

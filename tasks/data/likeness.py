@@ -19,11 +19,14 @@ _BITS = 2 * _SIDE * _SIDE
 _MOST_ALIKE = 200
 # A flat picture's hash says nothing: all flat ones look alike.
 _LEAST_CONTRAST = 8
+# Of how many parts a cell is made, across and down. With fewer, cells overlap their neighbours and
+# scaled copies differ in more bits; with more, Pillow takes longer.
+_GAP = 16.0
 
 
 def likeness_hash(picture: Image.Image) -> int | None:
     """A picture's hash of 128 bits; None where it has too little contrast for one."""
-    small = picture.resize((_SIDE + 1, _SIDE + 1), Image.Resampling.BOX, reducing_gap=2.0)
+    small = picture.resize((_SIDE + 1, _SIDE + 1), Image.Resampling.BOX, reducing_gap=_GAP)
     grey = small.convert("L")
     darkest, brightest = grey.getextrema()
     if not isinstance(darkest, int) or not isinstance(brightest, int):

@@ -7,6 +7,7 @@ trainer gets.
 import hashlib
 import io
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -16,7 +17,8 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 # 16k x 16k: beyond every camera; decoded it takes 768 MB, which a small CPU worker still has.
 MOST_PIXELS = 16384 * 16384
-_STRIP = 32
+# Small enough to be hashed while it is still in the processor's cache.
+_PIECE_BYTES = 64 * 1024
 # Pillow's own limit warns at a third of ours, and warnings cannot be silenced safely in threads.
 Image.MAX_IMAGE_PIXELS = None
 
@@ -51,13 +53,26 @@ def open_picture(data: bytes) -> Image.Image:
 
 
 def picture_digest(picture: Image.Image) -> str:
-    """SHA-256 of an RGB picture's size and pixels, in hex."""
-    digest = hashlib.sha256(f"RGB {picture.width}x{picture.height}\n".encode())
-    # By strips, which stay in the processor's cache.
-    for top in range(0, picture.height, _STRIP):
-        strip = (0, top, picture.width, min(top + _STRIP, picture.height))
-        digest.update(picture.crop(strip).tobytes())
+    """SHA-256 of the kind, size and pixels of a picture or mask, in hex."""
+    digest = hashlib.sha256(f"{picture.mode} {picture.width}x{picture.height}\n".encode())
+    for piece in _pixels(picture):
+        digest.update(piece)
     return digest.hexdigest()
+
+
+def _pixels(picture: Image.Image) -> Iterator[bytes]:
+    """What ``tobytes`` gives, in pieces: it would copy all of a large picture twice."""
+    picture.load()
+    encoder = Image._getencoder(picture.mode, "raw", (picture.mode,))
+    encoder.setimage(picture.im, (0, 0, *picture.size))
+    # A row at least, or the encoder makes no progress.
+    most, end = max(_PIECE_BYTES, 4 * picture.width), 0
+    while not end:
+        _, end, piece = encoder.encode(most)
+        yield piece
+    encoder.cleanup()
+    if end < 0:
+        raise OSError(f"Pillow's raw encoder failed ({end})")
 
 
 def open_mask(data: bytes) -> Image.Image:
@@ -67,13 +82,6 @@ def open_mask(data: bytes) -> Image.Image:
         UnreadablePictureError: It is no picture.
     """
     return open_picture(data).convert("L")
-
-
-def mask_digest(mask: Image.Image) -> str:
-    """SHA-256 of a grey mask's size and pixels, in hex."""
-    digest = hashlib.sha256(f"L {mask.width}x{mask.height}\n".encode())
-    digest.update(mask.tobytes())
-    return digest.hexdigest()
 
 
 def pixel_count(data: bytes) -> int:

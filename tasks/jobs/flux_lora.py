@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from routing.estimate import Estimate, FluxShape, estimate_flux_lora
+from routing.estimate import PUBLISHED, Constants, Estimate, FluxShape, estimate_flux_lora
 from tasks.jobs.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from tasks.jobs.data import ImageCaptionFluxDataLoaderConfig
 from tasks.jobs.effects import Effect, Effects
@@ -280,7 +280,7 @@ class FluxLoraConfig(PipelineConfig):
             "sigmoid_scale": Effect(self.timestep_sampler != "uniform", sampler),
         }
 
-    def estimate(self) -> Estimate:
+    def estimate(self, constants: Constants = PUBLISHED) -> Estimate:
         """The GPU memory this run needs."""
         targets, _ = flux_lora_targets(self.flux_lora_target_modules)
         return estimate_flux_lora(
@@ -294,7 +294,8 @@ class FluxLoraConfig(PipelineConfig):
                 gradient_checkpointing=self.gradient_checkpointing,
                 text_encoders_resident=not self.cache_text_encoder_outputs,
                 optimizer_bytes=self.optimizer.state_bytes,
-            )
+            ),
+            constants,
         )
 
     def warnings(self) -> list[str]:

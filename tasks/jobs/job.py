@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from routing.estimate import Estimate
+from routing.estimate import PUBLISHED, Constants
 from routing.policy import DoesNotFitError, Route, route
 from routing.requirements import TrainingType
 from tasks.errors import DoesNotFitJobError, Fault, InvalidJobError
@@ -49,20 +49,23 @@ class TrainingJob(StrictModel):
     training: TrainingConfig
     """What to train, by its ``type``."""
 
-    def estimate(self) -> Estimate:
-        """The GPU memory this job needs."""
-        return self.training.estimate()
-
-    def route(self) -> Route:
+    def route(self, constants: Constants = PUBLISHED) -> Route:
         """The class and queues of this job.
+
+        Decided once, by the process that records the job, and kept in the record with the
+        estimate: whatever calibration other processes have does not change it any more.
+
+        Args:
+            constants: The recording process's, from its TRAINING_CALIBRATION.
 
         Raises:
             DoesNotFitJobError: No GPU memory class holds it.
         """
+        estimate = self.training.estimate(constants)
         try:
-            return route(TrainingType(self.training.type), self.estimate())
+            return route(TrainingType(self.training.type), estimate)
         except DoesNotFitError as error:
-            parts = ", ".join(f"{k} {v:.1f}" for k, v in self.estimate().parts().items())
+            parts = ", ".join(f"{k} {v:.1f}" for k, v in estimate.parts().items())
             raise DoesNotFitJobError(
                 f"{error} (GiB: {parts}); set gradient_checkpointing, cache_text_encoder_outputs, "
                 "a smaller train_batch_size or a smaller resolution"

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from routing.estimate import Estimate
+from routing.estimate import PUBLISHED, Constants, Estimate
 from tasks.jobs.base import NonNegativeInt, PositiveFloat, PositiveInt, StrictModel
 from tasks.jobs.data import DataLoaderConfig
 from tasks.jobs.effects import Effect, Effects, without_effect
@@ -165,7 +165,7 @@ class PipelineConfig(StrictModel):
         """Base learning rate by trained model (``unet``, ``text_encoder``), trained ones only."""
 
     @abstractmethod
-    def estimate(self) -> Estimate:
+    def estimate(self, constants: Constants = PUBLISHED) -> Estimate:
         """The GPU memory this run needs."""
 
     def warnings(self) -> list[str]:

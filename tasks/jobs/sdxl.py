@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from routing.estimate import Estimate, SdxlShape, estimate_sdxl
+from routing.estimate import PUBLISHED, Constants, Estimate, SdxlShape, estimate_sdxl
 from tasks.jobs.base import Decay, PositiveFloat, PositiveInt
 from tasks.jobs.data import (
     DreamboothSDDataLoaderConfig,
@@ -134,7 +134,13 @@ class SdxlConfig(PipelineConfig):
         }
 
     def _estimate(
-        self, *, trained: float, resident_encoders: bool, copies: int = 0, trains_unet: bool = False
+        self,
+        constants: Constants,
+        *,
+        trained: float,
+        resident_encoders: bool,
+        copies: int = 0,
+        trains_unet: bool = False,
     ) -> Estimate:
         return estimate_sdxl(
             SdxlShape(
@@ -148,7 +154,8 @@ class SdxlConfig(PipelineConfig):
                 gradient_checkpointing=self.gradient_checkpointing,
                 text_encoders_resident=resident_encoders,
                 vae_resident=not self.cache_vae_outputs,
-            )
+            ),
+            constants,
         )
 
 
@@ -263,11 +270,12 @@ class SdxlLoraConfig(SdxlConfig):
         """The LoRA's alpha: its rank."""
         return float(self.lora_rank_dim)
 
-    def estimate(self) -> Estimate:
+    def estimate(self, constants: Constants = PUBLISHED) -> Estimate:
         """The GPU memory this run needs."""
         # Trained weights for each unit of rank, all default layers of the UNet and both encoders.
         per_rank = 2.9e6 * self.train_unet + 0.9e6 * self.train_text_encoder
         return self._estimate(
+            constants,
             trained=per_rank * self.lora_rank_dim,
             resident_encoders=not self.cache_text_encoder_outputs,
         )
@@ -369,10 +377,10 @@ class SdxlTextualInversionConfig(SdxlConfig):
             )
         return found
 
-    def estimate(self) -> Estimate:
+    def estimate(self, constants: Constants = PUBLISHED) -> Estimate:
         """The GPU memory this run needs."""
         vectors = self.num_vectors * (768 + 1280)
-        return self._estimate(trained=float(vectors), resident_encoders=True)
+        return self._estimate(constants, trained=float(vectors), resident_encoders=True)
 
 
 class SdxlFinetuneConfig(SdxlConfig):
@@ -429,9 +437,10 @@ class SdxlFinetuneConfig(SdxlConfig):
             "ema_decay": Effect(self.use_ema, "use_ema is false"),
         }
 
-    def estimate(self) -> Estimate:
+    def estimate(self, constants: Constants = PUBLISHED) -> Estimate:
         """The GPU memory this run needs."""
         return self._estimate(
+            constants,
             trained=0,
             trains_unet=True,
             copies=int(self.use_ema),

@@ -1,7 +1,8 @@
 """Many runs by command: ``python -m tests.chaos --runs 200 --seed N [--report FILE]``.
 
 Each run is one job on a standing cluster of two hosts, with one to three faults. The same seed
-strikes with the same faults; when they strike in a process's life is up to the machine.
+strikes with the same faults; when they strike in a process's life is up to the machine. Ctrl-C ends
+the runs early, and they are reported.
 """
 
 import argparse
@@ -13,9 +14,11 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
+from benchmarks.results import write_section
 from tests.chaos.cluster import TIMEOUT_S, Cluster
 from tests.chaos.faults import ALL
 from tests.chaos.runs import CHECKPOINT_EVERY, BrokenPromiseError, Outcome, new_jobs, run
@@ -44,24 +47,29 @@ def main() -> int:
             if (arguments.faults or "") in it.name
             and (arguments.long or not it.takes_long)
             and (cluster.disk_is_small or not it.needs_small_disk)
+            and (cluster.store_can_be_slow or not it.needs_slow_store)
         ]
         if not cluster.disk_is_small:
             print("no disk can be filled: that takes Linux and root", flush=True)
+        if not cluster.store_can_be_slow:
+            print("no store can be slow: that takes Linux and a C compiler", flush=True)
         model, pictures = prepare(Path(name))
         jobs = new_jobs(cluster, model, pictures)
-        for number in range(arguments.runs):
-            chance = random.Random(f"{arguments.seed} {number}")
-            chosen = chance.sample(faults, min(len(faults), chance.choice((1, 1, 2, 3))))
-            try:
-                outcome = run(cluster, jobs, chosen, chance)
-            except BrokenPromiseError as error:
-                broken.append(f"run {number}: {str(error).splitlines()[0]}")
-                print(f"run {number} BROKE A PROMISE: {error}", flush=True)
-                cluster.heal()
-                continue
-            outcomes.append(outcome)
-            print(f"run {number}: {outcome}", flush=True)
-    report = _report(arguments.seed, outcomes, broken, time.monotonic() - began)
+        with suppress(KeyboardInterrupt):
+            for number in range(arguments.runs):
+                chance = random.Random(f"{arguments.seed} {number}")
+                chosen = chance.sample(faults, min(len(faults), chance.choice((1, 1, 2, 3))))
+                try:
+                    outcomes.append(run(cluster, jobs, chosen, chance))
+                    print(f"run {number}: {outcomes[-1]}", flush=True)
+                except BrokenPromiseError as error:
+                    broken.append(f"run {number}: {str(error).splitlines()[0]}")
+                    print(f"run {number} BROKE A PROMISE: {error}", flush=True)
+                    cluster.heal()
+    command = f"--runs {arguments.runs} --seed {arguments.seed}"
+    command += f" --faults '{arguments.faults}'" if arguments.faults else ""
+    command += " --long" if arguments.long else ""
+    report = _report(command, outcomes, broken, time.monotonic() - began)
     print(report)
     if arguments.report:
         write_section(arguments.report, "chaos", report)
@@ -77,7 +85,7 @@ def prepare(folder: Path) -> tuple[Path, Path]:
     return model, pictures
 
 
-def _report(seed: int, outcomes: list[Outcome], broken: list[str], seconds: float) -> str:
+def _report(command: str, outcomes: list[Outcome], broken: list[str], seconds: float) -> str:
     struck = Counter(name.partition(" at ")[0] for it in outcomes for name in it.faults)
     resumed = [it.resumed_after_s / TIMEOUT_S for it in outcomes if it.resumed_after_s]
     lost = [it.steps_lost for it in outcomes if it.steps_lost is not None]
@@ -85,10 +93,11 @@ def _report(seed: int, outcomes: list[Outcome], broken: list[str], seconds: floa
     lines = [
         "## Chaos",
         "",
-        f"`python -m tests.chaos --runs {total} --seed {seed}`, {datetime.now(UTC):%Y-%m-%d}, "
+        f"`python -m tests.chaos {command}`, {datetime.now(UTC):%Y-%m-%d}, "
         f"{os.cpu_count()} cores, {seconds / 60:.0f} minutes, visibility timeout {TIMEOUT_S:g} s.",
         "",
-        f"- Runs that kept every promise: {len(outcomes)} of {total}.",
+        f"- Runs that kept every promise: {len(outcomes)} of {total}; in "
+        f"{sum(not it.faults for it in outcomes)} the job was over before a fault could strike.",
         f"- Stage starts: {sum(it.starts for it in outcomes)}.",
     ]
     if resumed:
@@ -103,16 +112,6 @@ def _report(seed: int, outcomes: list[Outcome], broken: list[str], seconds: floa
     lines += [f"| {name} | {count} |" for name, count in sorted(struck.items())]
     lines += ["", *(f"- Broken: {it}" for it in broken)]
     return "\n".join(lines).rstrip() + "\n"
-
-
-def write_section(path: Path, name: str, section: str) -> None:
-    """Put a section into a file of results, in place of the one of this name."""
-    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
-    text = path.read_text("utf-8") if path.exists() else "# Results\n"
-    if begin not in text:
-        text = f"{text}\n{begin}\n{end}\n"
-    before, rest = text.split(begin)
-    path.write_text(f"{before}{begin}\n{section}{end}{rest.split(end)[1]}", "utf-8")
 
 
 if __name__ == "__main__":

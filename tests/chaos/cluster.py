@@ -1,6 +1,7 @@
 """A broker, a store and some hosts, each with its network, that faults can be made in."""
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -31,6 +32,7 @@ TIMEOUT_S = 4.0
 _READY_WITHIN_S = 60.0
 _DISK_BYTES = 256 * 2**20
 _MARK = "CHAOS_CLUSTER"
+_SLOW_STORE = Path(__file__).with_name("slow_store.c")
 _WORKERS = {"cpu": ["--queues", "cpu"], "gpu": ["--gpu", "EMULATED-40gb-0"]}
 
 
@@ -161,6 +163,17 @@ def _mount_small(folder: Path) -> bool:
     return subprocess.run(mount, capture_output=True, check=False).returncode == 0
 
 
+def _build_slow_store(folder: Path) -> Path | None:
+    """The library that slows down a store; None where it cannot be had."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        return None
+    library = folder / "slow_store.so"
+    command = [compiler, "-shared", "-fPIC", "-Wall", "-Werror", "-o", str(library)]
+    subprocess.run([*command, str(_SLOW_STORE), "-ldl"], check=True)
+    return library
+
+
 def signal_all(what: str, processes: Iterable[psutil.Process]) -> None:
     """``kill``, ``suspend`` or ``resume`` processes, as far as they still are."""
     for process in processes:
@@ -186,6 +199,8 @@ class Cluster:
         store = self.disk / "store"
         store.mkdir()
         self.store = Store(store.as_uri())
+        slow_store = _build_slow_store(folder)
+        self.store_can_be_slow = slow_store is not None
         env = {
             **{k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")},
             _MARK: self.mark,
@@ -198,6 +213,8 @@ class Cluster:
             "TRAINING_TRAINER_SILENCE": "30",
             "TRAINING_TRAINER_RESTARTS": "5",
             "OMP_NUM_THREADS": "1",
+            "SLOW_STORE": str(store),
+            "LD_PRELOAD": str(slow_store or ""),
         }
         self.hosts = [
             Host(name, self.broker.port, folder / name, env) for name in "abcdefgh"[:hosts]

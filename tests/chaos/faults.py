@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import product
 from uuid import uuid4
 
 import psutil
@@ -35,6 +36,7 @@ class Fault:
         cancels: Whether the job is to end as cancelled.
         only_train: Whether it needs a job that trains.
         needs_small_disk: Whether the store must be on a disk that can be filled.
+        needs_slow_store: Whether the store must be one that can be slow.
         takes_long: Whether it is made only when asked for.
     """
 
@@ -44,6 +46,7 @@ class Fault:
     cancels: bool = False
     only_train: bool = False
     needs_small_disk: bool = False
+    needs_slow_store: bool = False
     takes_long: bool = False
 
 
@@ -184,6 +187,14 @@ def _store_away(it: Strike) -> None:
     away.rename(folder)
 
 
+def _slow_store(it: Strike) -> None:
+    """As one that is far away: each step of reading or writing an object takes half a second."""
+    slow = it.cluster.disk / "store.slow"
+    slow.touch()
+    time.sleep(it.chance.uniform(2, 8))
+    slow.unlink()
+
+
 def _fill_disk(it: Strike) -> None:
     filler = it.cluster.disk / "filler"
     with filler.open("wb") as file, suppress(OSError):
@@ -195,9 +206,18 @@ def _fill_disk(it: Strike) -> None:
 
 
 def _lose_message(it: Strike) -> None:
-    """As a worker does that dies between taking a message and noting that it has it."""
-    for queue in ("cpu", "gpu.40gb"):
-        it.cluster.redis.delete(queue)
+    """The next one, as a worker does that dies between taking it and noting that it has it."""
+    workers = []
+    for host, kind in product(it.cluster.hosts, ("cpu", "gpu")):
+        with suppress(psutil.NoSuchProcess):  # an earlier fault may have ended it
+            workers.append(host.worker(kind))
+    signal_all("suspend", workers)  # their children work on, and send the next stage
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline and not it.cluster.client.state.get(it.job_id).status.ended:
+        if it.cluster.redis.rpop("cpu") or it.cluster.redis.rpop("gpu.40gb"):
+            break
+        time.sleep(0.05)
+    signal_all("resume", workers)
 
 
 def _cancel(it: Strike) -> None:
@@ -221,6 +241,7 @@ ALL = (
     Fault("network cut for long", _cut_for_long),
     Fault("network swallows", _swallow),
     Fault("store away", _store_away),
+    Fault("store slow", _slow_store, restarts=False, needs_slow_store=True),
     Fault("disk full", _fill_disk, needs_small_disk=True),
     Fault("delivered twice", _deliver_twice, restarts=False),
     Fault("submitted twice", _submit_twice, restarts=False),

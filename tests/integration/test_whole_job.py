@@ -124,13 +124,20 @@ def test_watching_tells_every_stage_and_the_loss_of_the_steps(
     assert all(step["loss"] > 0 for step in steps)
 
 
-def test_a_backend_sends_a_job_by_its_wire_name_and_its_result_follows_the_whole_job(
+def test_a_backend_sends_jobs_by_their_wire_name_and_each_result_follows_a_whole_job(
     fleet: Fleet, job: dict[str, Any]
 ) -> None:
+    """Most of them wait for a turn."""
     url = find_running(fleet.home)
     backend = Celery(broker=url, backend=url, set_as_current=False)
-    result = backend.send_task("training.submit", args=[job], queue="cpu").get(timeout=PATIENCE_S)
-    assert Path(result["published"]).exists()
+    sent = [
+        backend.send_task("training.submit", args=[{**job, "tenant": tenant}], queue="cpu")
+        for tenant in ("a", "a", "a", "b")
+    ]
+    results = [it.get(timeout=PATIENCE_S) for it in sent]
+    assert len({result["job_id"] for result in results}) == len(sent)
+    assert all(Path(result["published"]).exists() for result in results)
+    assert json.loads(fleet.run("tenants", "--json").out) == []
 
 
 def test_a_backend_is_told_all_that_is_wrong_with_its_job(

@@ -1,8 +1,10 @@
-"""FLUX LoRA and SDXL shapes for property tests."""
+"""FLUX LoRA and SDXL shapes, and calibrations, for property tests."""
+
+from dataclasses import fields
 
 from hypothesis import strategies as st
 
-from routing.estimate import FluxShape, SdxlShape
+from routing.estimate import Constants, FluxShape, SdxlShape
 
 SIDES = st.integers(1, 256).map(lambda patches: 16 * patches)
 SHAPES = st.builds(
@@ -30,4 +32,8 @@ SDXL_SHAPES = st.builds(
     gradient_checkpointing=st.booleans(),
     text_encoders_resident=st.booleans(),
     vae_resident=st.booleans(),
+)
+# From nothing to what no card will ever have: the most that a calibration's file may say.
+CONSTANTS = st.builds(
+    Constants, **{field.name: st.floats(0, 1e15) | st.floats(0, 1e4) for field in fields(Constants)}
 )

@@ -87,8 +87,9 @@ def test_the_parts_are_positive_and_make_up_the_whole(shape: FluxShape) -> None:
     estimate = estimate_flux_lora(shape)
     parts = estimate.parts()
     assert estimate.needed_gib == pytest.approx(sum(parts.values()))
-    assert len(parts) == 5
-    optional = {"text encoders"} if not shape.text_encoders_resident else set()
+    assert len(parts) == 6
+    optional = set() if shape.text_encoders_resident else {"text_encoders"}
+    optional |= set() if shape.optimizer_bytes else {"optimizer"}
     assert all(gib > 0 for name, gib in parts.items() if name not in optional)
 
 

@@ -1,18 +1,36 @@
+from dataclasses import fields, replace
+from math import isfinite
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from routing.classes import MemoryClass
-from routing.estimate import FluxShape, SdxlShape, estimate_flux_lora, estimate_sdxl
+from routing.estimate import (
+    PUBLISHED,
+    Constants,
+    FluxShape,
+    SdxlShape,
+    estimate_flux_lora,
+    estimate_sdxl,
+)
 from routing.policy import DoesNotFitError, route
 from routing.queues import stage_queue
-from routing.requirements import FLOOR_CLASS, TrainingType
-from tests.routing.shapes import SDXL_SHAPES, SHAPES
+from routing.requirements import (
+    FLOOR_CLASS,
+    RESOURCE_REQUIREMENTS,
+    TrainingType,
+    system_memory_gb,
+    types_on,
+)
+from tests.routing.shapes import CONSTANTS, SDXL_SHAPES, SHAPES
 
 
-@given(SHAPES)
-def test_flux_never_goes_below_40_gb_and_never_where_it_does_not_fit(shape: FluxShape) -> None:
-    estimate = estimate_flux_lora(shape)
+@given(SHAPES, CONSTANTS | st.just(PUBLISHED))
+def test_flux_never_goes_below_40_gb_and_never_where_it_does_not_fit(
+    shape: FluxShape, constants: Constants
+) -> None:
+    estimate = estimate_flux_lora(shape, constants)
     try:
         found = route(TrainingType.FLUX_LORA, estimate)
     except DoesNotFitError:
@@ -33,11 +51,15 @@ def test_a_class_is_never_below_its_types_floor(shape: FluxShape, kind: Training
         assert route(kind, estimate).memory_class >= FLOOR_CLASS[kind]
 
 
-@given(SDXL_SHAPES, st.sampled_from([t for t in TrainingType if t != TrainingType.FLUX_LORA]))
+@given(
+    SDXL_SHAPES,
+    st.sampled_from([t for t in TrainingType if t != TrainingType.FLUX_LORA]),
+    CONSTANTS | st.just(PUBLISHED),
+)
 def test_sdxl_goes_where_it_fits_and_never_below_its_floor(
-    shape: SdxlShape, kind: TrainingType
+    shape: SdxlShape, kind: TrainingType, constants: Constants
 ) -> None:
-    estimate = estimate_sdxl(shape)
+    estimate = estimate_sdxl(shape, constants)
     try:
         found = route(kind, estimate)
     except DoesNotFitError:
@@ -78,10 +100,44 @@ def test_the_parts_of_an_estimate_add_up_and_each_option_moves_its_own() -> None
         FluxShape(512 * 512, 1, 4, "bfloat16", False, False, text_encoders_resident=True)
     )
     changed = {k for k, v in resident.parts().items() if v != before.parts()[k]}
-    assert changed == {"text encoders"}
+    assert changed == {"text_encoders"}
 
 
 def test_a_job_too_large_for_every_class_is_told_the_numbers() -> None:
     shape = FluxShape(2048 * 2048, 8, 4, "bfloat16", False, False, False)
     with pytest.raises(DoesNotFitError, match=r"about \d+\.\d GiB.*80gb"):
         route(TrainingType.FLUX_LORA, estimate_flux_lora(shape))
+
+
+@given(SHAPES, SDXL_SHAPES, CONSTANTS)
+def test_no_calibration_makes_an_estimate_that_is_no_number(
+    flux: FluxShape, sdxl: SdxlShape, constants: Constants
+) -> None:
+    for estimate in (estimate_flux_lora(flux, constants), estimate_sdxl(sdxl, constants)):
+        assert all(isfinite(gib) and gib >= 0 for gib in estimate.parts().values())
+
+
+@given(SHAPES, st.sampled_from([field.name for field in fields(Constants)]), st.floats(1, 1e15))
+def test_no_constant_that_grows_lowers_an_estimate(
+    shape: FluxShape, name: str, value: float
+) -> None:
+    larger = replace(PUBLISHED, **{name: getattr(PUBLISHED, name) + value})
+    assert estimate_flux_lora(shape, larger).needed_gib >= estimate_flux_lora(shape).needed_gib
+
+
+def test_the_system_memory_of_each_type_is_what_is_published() -> None:
+    told = {kind: system_memory_gb(kind) for kind in TrainingType}
+    assert told == {
+        "SDXL_LORA": 16,
+        "SDXL_TEXTUAL_INVERSION": 12,
+        "SDXL_FINETUNE": 32,
+        "FLUX_LORA": 64,
+    }
+    for kind, asked in RESOURCE_REQUIREMENTS.items():
+        least = int(asked["gpu_memory"].removesuffix("GB"))
+        assert FLOOR_CLASS[TrainingType(kind)] >= least
+
+
+def test_a_worker_may_get_the_types_whose_floor_it_serves() -> None:
+    assert TrainingType.FLUX_LORA not in types_on(MemoryClass.GB24)
+    assert set(types_on(MemoryClass.GB40)) == set(TrainingType)

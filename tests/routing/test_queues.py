@@ -1,4 +1,7 @@
-from routing.classes import MemoryClass
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routing.classes import MemoryClass, class_for
 from routing.queues import ALL_QUEUES, served_queues
 
 
@@ -19,3 +22,20 @@ def test_no_worker_below_40_gb_serves_the_queues_of_flux() -> None:
 
 def test_there_is_a_queue_for_the_cpu_and_for_each_class() -> None:
     assert ALL_QUEUES == ("cpu", "gpu.8gb", "gpu.16gb", "gpu.24gb", "gpu.40gb", "gpu.80gb")
+
+
+@given(st.lists(st.integers(0, 200_000), max_size=20), st.booleans())
+def test_whatever_a_fleet_is_made_of_each_card_serves_its_own_class_first_and_no_larger_one(
+    fleet: list[int], strict: bool
+) -> None:
+    for reported_mib in fleet:
+        memory_class = class_for(reported_mib)
+        if memory_class is None:
+            continue
+        first, *others = served_queues(memory_class, strict=strict)
+        assert first == f"gpu.{memory_class}"
+        sizes = [int(queue.removeprefix("gpu.").removesuffix("gb")) for queue in others]
+        assert sizes == ([] if strict else sorted(c for c in MemoryClass if c < memory_class)[::-1])
+        # So that FLUX, whose jobs are in the queues of 40 GB and above, stays off smaller cards.
+        if reported_mib < MemoryClass.GB40.floor_mib:
+            assert not {"gpu.40gb", "gpu.80gb"} & {first, *others}

@@ -28,16 +28,19 @@ def begun(attempt: int, started_at: float, seconds: float | None, queue: str) ->
 
 def record_with(document: dict[str, Any], **changes: Any) -> JobRecord:
     """A job that was submitted at second 1000."""
+    job = parse_job(document)
     values: dict[str, Any] = {
         "id": "job",
         "status": JobStatus.RUNNING,
         "stage": "prepare",
         "waiting_in": None,
+        "in_lane": False,
         "attempt": 1,
-        "job": parse_job(document),
+        "job": job,
         "result_id": "result",
         "gpu_queue": "gpu.40gb",
         "reason": "",
+        "estimate": job.training.estimate(),
         "created_at": datetime.fromtimestamp(1000, UTC),
         "updated_at": datetime.fromtimestamp(1000, UTC),
         "due_at": None,

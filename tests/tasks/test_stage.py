@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -156,6 +157,27 @@ def test_a_job_goes_through_its_stages_and_ends_published(
     record = state.get(job_id)
     assert record.status == JobStatus.SUCCEEDED
     assert record.stages["train"].summary == "20 steps, loss 0.5000"
+
+
+@pytest.mark.parametrize(("over", "warned"), [(1.0, False), (1.09, False), (1.2, True)])
+def test_a_run_that_took_more_memory_than_estimated_is_told(
+    state: JobState, store: Store, tmp_path: Path, job_id: str, over: float, warned: bool
+) -> None:
+    estimated = state.get(job_id).estimate.needed_bytes
+    peak = int(over * estimated)
+    trained = TRAINED.model_copy(update={"peak_memory_bytes": peak})
+    refs = leave(data_set=empty_data_set(store))
+    for stage, body, trainer in (
+        ("prepare", refs, ScriptedTrainer()),
+        ("cache", cache, ScriptedTrainer()),
+        ("train", train, ScriptedTrainer(saved(store, 20), trained)),
+        ("publish", publish, ScriptedTrainer()),
+    ):
+        run_stage(stage, body, job_id, runtime_with(state, store, tmp_path, trainer))
+    manifest = json.loads(store.get(f"outputs/{job_id}/manifest.json"))
+    assert manifest["gpu_memory"] == {"estimated_bytes": estimated, "peak_bytes": peak}
+    told = [event for _, event in state.events(job_id) if isinstance(event, events.Note)]
+    assert any("GiB of GPU memory at its peak" in note.message for note in told) == warned
 
 
 def test_a_train_stage_that_begins_again_goes_on_from_the_newest_checkpoint(

@@ -10,7 +10,7 @@ from tasks.control import JobControl
 from tasks.errors import ErrorCode, InvalidJobError, JobError
 from tasks.records import JobStatus, StageRecord, SupersededError, UnknownJobError
 from tasks.state import Admission, BeginOutcome, JobState
-from tasks.submit import admit
+from tasks.submit import admit, with_id
 
 HOUR = timedelta(hours=1)
 
@@ -73,9 +73,21 @@ def test_the_same_id_twice_is_one_job_and_another_job_of_that_id_is_refused(
     assert first == second
     assert dispatch_first == dispatch_again == Admission.GOES
     begin(state, "mine", "prepare")
-    assert admit(document, state, "result")[2] == Admission.KNOWN
+    assert admit(document, state, "another result")[2] == Admission.KNOWN
     with pytest.raises(InvalidJobError, match="id of another job"):
         admit({**document, "name": "other"}, state, "result")
+
+
+def test_a_message_that_comes_again_is_the_same_job_and_leaves_it_its_result(
+    state: JobState, job_document: dict[str, Any]
+) -> None:
+    first, again, other = (with_id(job_document, it) for it in ("message", "message", "another"))
+    assert first == again != other
+    assert with_id({**job_document, "id": "mine"}, "message")["id"] == "mine"
+    job_id, _, admission = admit(first, state, "message")
+    assert admission == Admission.GOES
+    begin(state, job_id, "prepare")
+    assert admit(again, state, "message")[::2] == (job_id, Admission.WAITS)
 
 
 def test_a_running_stage_is_taken_over_only_when_its_worker_has_lost_its_message(

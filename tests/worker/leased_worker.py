@@ -1,79 +1,103 @@
-"""A Celery worker with our leases and a task that only works: ``python -m ... URL NAME VT``.
+"""A worker with our leases and a task that only works: ``python -m ... URL LOG NAME VT``.
 
 With a sweep interval in seconds behind, stock Celery instead: no leases of ours, kombu's own sweep.
-Each start and end of the task is noted in the list ``log`` of the broker, as ``NAME begins ID``.
+Each start and end of the task is a line in the file LOG, as ``NAME begins ID``. In the environment,
+``TRANSPORT_OPTIONS`` adds to the broker's options, in JSON; ``HANGS_S`` lets the main loop hang for
+so long; ``DIES_ON_DELIVERY`` kills the worker with a message that it has not noted down yet.
 """
 
+import json
 import os
+import signal
 import sys
 import time
 import warnings
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 from celery import Celery, Task
 from celery.exceptions import SecurityWarning
 from celery.signals import worker_ready
 
+from tasks.app import make_app
+from tasks.settings import Settings
 from tasks.state import connect
 from worker.leases import LeaseRenewal
 from worker.sweep import Sweep
-from worker.transport import use_for_redis
+from worker.transport import Keys, QoS, use_for_redis
 from worker.upkeep import Upkeep
 
+QUEUES = ("cpu", "gpu.8gb")
+# Everything that kombu lets one choose about its keys, for ``TRANSPORT_OPTIONS``.
+KEYS = {
+    "global_keyprefix": "ours:",
+    "unacked_key": "held",
+    "unacked_index_key": "held_since",
+    "sep": ":",
+    "priority_steps": [0, 5],
+}
 
-def make(url: str, name: str, timeout: timedelta) -> Celery:
-    app = Celery("leased", broker=url, backend=url, set_as_current=False)
+
+def ours(url: str, timeout: timedelta) -> Celery:
+    app = make_app(Settings(visibility_timeout=timeout), url)
+    options = app.conf.broker_transport_options
+    options |= json.loads(os.environ.get("TRANSPORT_OPTIONS", "{}"))
+    use_for_redis()
+    client = connect(url)
+    app.steps["consumer"].add(LeaseRenewal.with_client(client))
+    sweep = Sweep(client, timeout, Keys.of(options))
+    upkeep = Upkeep(client, timeout, (), restore=sweep.restore_expired)
+    worker_ready.connect(lambda **_: upkeep.start(), weak=False)
+    return app
+
+
+def stock(url: str, timeout: timedelta, sweep_interval_s: float) -> Celery:
+    app = Celery("stock", broker=url, backend=url, set_as_current=False)
     app.conf.update(
         task_acks_late=True,
         task_reject_on_worker_lost=True,
         worker_prefetch_multiplier=1,
         worker_concurrency=1,
-        worker_cancel_long_running_tasks_on_connection_loss=False,
-        task_default_queue="work",
         broker_connection_retry_on_startup=True,
-        broker_connection_max_retries=None,
-        broker_transport_options={"visibility_timeout": timeout.total_seconds()},
+        broker_transport_options={
+            "visibility_timeout": timeout.total_seconds(),
+            "unacked_restore_interval": sweep_interval_s,
+            "unacked_restore_throttle": 1,
+        },
     )
-
-    @app.task(name="work", bind=True)  # type: ignore[untyped-decorator]
-    def work(self: Task, seconds: float) -> None:
-        client = connect(url, patience=timedelta(minutes=1))
-        client.rpush("log", f"{name} begins {self.request.id}")
-        time.sleep(seconds)
-        client.rpush("log", f"{name} ends {self.request.id}")
-
     return app
 
 
-def main(url: str, name: str, seconds: str, sweep_interval: str | None = None) -> None:
+def main(url: str, log: str, name: str, timeout_s: str, sweep_interval_s: str = "") -> None:
     warnings.simplefilter("ignore", SecurityWarning)
-    timeout = timedelta(seconds=float(seconds))
-    app = make(url, name, timeout)
-    client = connect(url)
-    if sweep_interval is None:
-        use_for_redis()
-        app.steps["consumer"].add(LeaseRenewal.with_client(connect(url)))
-    else:
-        options = {"unacked_restore_interval": float(sweep_interval), "unacked_restore_throttle": 1}
-        app.conf.broker_transport_options |= options
+    timeout = timedelta(seconds=float(timeout_s))
+    app = stock(url, timeout, float(sweep_interval_s)) if sweep_interval_s else ours(url, timeout)
 
-    def ready(**_: Any) -> None:
-        if sweep_interval is None:
-            Upkeep(client, timeout, (), restore=Sweep(client, timeout).restore_expired).start()
-        client.rpush("log", f"{name} is ready")
+    def note(line: str) -> None:
+        with Path(log).open("a") as file:
+            file.write(f"{name} {line}\n")
 
-    worker_ready.connect(ready, weak=False)
-
-    def hang(seconds: float) -> None:
+    @app.task(name="work", bind=True, shared=False)  # type: ignore[untyped-decorator]
+    def work(self: Task, seconds: float) -> None:
+        note(f"begins {self.request.id}")
         time.sleep(seconds)
+        note(f"ends {self.request.id}")
 
+    worker_ready.connect(lambda **_: note("is ready"), weak=False)
     if hangs := os.environ.get("HANGS_S"):
         # In the main loop, once it turns.
         worker_ready.connect(
-            lambda sender, **_: sender.timer.call_after(1, hang, (float(hangs),)), weak=False
+            lambda sender, **_: sender.timer.call_after(1, time.sleep, (float(hangs),)), weak=False
         )
-    app.Worker(hostname=f"{name}@here", without_mingle=True, without_gossip=True).start()
+    if "DIES_ON_DELIVERY" in os.environ:
+        QoS.append = _die  # type: ignore[method-assign]
+    hostname = f"{name}@here"
+    app.Worker(hostname=hostname, queues=QUEUES, without_mingle=True, without_gossip=True).start()
+
+
+def _die(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,9 @@
+import os
+import signal
+import subprocess
+import sys
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +21,7 @@ from tasks.submit import admit
 from tests.waiting import wait_until
 from worker.reconciler import Reconciler, messages
 
-PATIENCE = timedelta(milliseconds=1)
+PATIENCE = timedelta(microseconds=1)
 
 
 @pytest.fixture
@@ -84,6 +89,31 @@ def test_a_job_with_a_message_is_left_alone_wherever_that_is(
         connection.default_channel.basic_ack(held.delivery_tag)
         assert reconciler.sweep() == []
         assert reconciler.sweep() == [job_id]
+
+
+def test_a_message_whose_worker_died_before_it_noted_it_down_is_sent_anew(
+    reconciler: Reconciler,
+    redis_client: Redis,
+    broker_url: str,
+    app: Celery,
+    state: JobState,
+    job_id: str,
+    tmp_path: Path,
+) -> None:
+    job_chain(app, job_id, state.get(job_id).gpu_queue).apply_async()
+    worker = [sys.executable, "-m", "tests.worker.leased_worker"]
+    died = subprocess.run(
+        [*worker, broker_url, str(tmp_path / "log"), "w", "60"],
+        env={**os.environ, "DIES_ON_DELIVERY": "1"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert list(messages(redis_client)) == []
+    assert reconciler.sweep() == []
+    assert reconciler.sweep() == [job_id]
+    assert list(messages(redis_client)) == [(job_id, "prepare")]
 
 
 @pytest.mark.parametrize("priority", [0, 3, 6, 9])

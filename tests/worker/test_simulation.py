@@ -25,7 +25,7 @@ from worker.workload import (
 
 GB8, GB24, GB40, GB80 = (MemoryClass(size) for size in (8, 24, 40, 80))
 FLEET = [GB8] * 4 + [GB24] * 6 + [GB40] * 2 + [GB80] * 2
-DEDICATED, FIFO, ROUND_ROBIN, STOCK = POLICIES[1:]
+SPILLS_LATE, DEDICATED, FIFO, ROUND_ROBIN, STOCK = POLICIES[1:]
 
 
 def job(arrival_s: float, duration_s: float, memory_class: MemoryClass) -> Arrival:
@@ -45,6 +45,18 @@ def test_a_dedicated_gpu_takes_no_smaller_job_and_ours_does() -> None:
     first, second = job(0, 10, GB8), job(1, 10, GB8)
     assert waits(DEDICATED, [GB8, GB40], first, second)[second] == 9
     assert waits(OURS, [GB8, GB40], first, second)[second] == 0
+
+
+def test_a_larger_gpu_takes_a_small_job_late_where_that_is_the_policy() -> None:
+    first, second = job(0, 1000, GB8), job(1, 10, GB8)
+    waits_s = waits(SPILLS_LATE, [GB8, GB40], first, second)
+    assert waits_s[second] == pytest.approx(600, abs=0.01)
+
+
+def test_spilling_late_would_save_less_than_a_tenth_of_the_wait(
+    workloads: list[list[Arrival]],
+) -> None:
+    assert mean_wait_s(SPILLS_LATE, workloads) > 0.9 * mean_wait_s(OURS, workloads)
 
 
 def test_the_head_of_one_fifo_blocks_what_could_run() -> None:

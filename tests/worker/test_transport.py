@@ -1,5 +1,3 @@
-from typing import Any
-
 from kombu.connection import Connection
 
 from worker.transport import Transport
@@ -8,7 +6,7 @@ from worker.transport import Transport
 def test_a_channel_keeps_one_client_for_as_long_as_its_connections(broker_url: str) -> None:
     with Connection(broker_url) as connection:  # type: ignore[no-untyped-call]
         connection.transport_cls = Transport
-        channel: Any = connection.default_channel
+        channel = connection.default_channel
         first = channel._create_client()
         assert first.ping()
         assert channel._create_client() is first

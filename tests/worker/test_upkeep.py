@@ -9,7 +9,7 @@ from redis import Redis
 from tests.waiting import wait_until
 from worker.upkeep import Upkeep
 
-TIMEOUT = timedelta(seconds=2)
+TIMEOUT = timedelta(seconds=3)
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ from tasks.settings import Settings
 from worker.jobfile import read_job_file
 from worker.outlook import Outlook
 from worker.output import print_json, stdout
-from worker.tables import route_document, route_table
+from worker.tables import route_table
 
 
 def run(settings: Settings, *, path: Path, json: bool) -> None:
     """Show the GPU memory class a job goes to, and why, and what it would take there."""
     job = parse_job(read_job_file(path))
-    route, outlook = job.route(), Outlook(settings, job)
+    route, outlook = job.route(settings.constants), Outlook(settings, job)
     if json:
-        print_json({**route_document(route), **outlook.document()})
+        print_json({**route.document(), **outlook.document()})
     else:
         stdout.print(route_table(route))
         outlook.show()

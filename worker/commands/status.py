@@ -2,9 +2,11 @@
 
 from datetime import UTC, datetime
 
+from routing.classes import GIB
 from tasks.forecast import time_left, told_by
-from tasks.records import JobStatus
+from tasks.records import JobRecord, JobStatus
 from tasks.settings import Settings
+from tasks.train import memory_of
 from worker.client import Client
 from worker.outlook import left_line
 from worker.output import print_json, stdout
@@ -32,10 +34,12 @@ def run(settings: Settings, *, job_id: str, json: bool) -> None:
     left = time_left(record, client.durations.learned(), now, told)
     if json:
         document = {**record.model_dump(mode="json"), "waits": waits}
-        print_json({**document, "expected": left and left.document()})
+        expected = left and left.document()
+        print_json({**document, "gpu_memory": memory_of(record), "expected": expected})
         return
     stdout.print(stage_table(record))
     stdout.print(f"status: {record.status}")
+    stdout.print(f"GPU memory: {_memory(record)}")
     if waits:
         stdout.print(f"waits: {waits}", soft_wrap=True, markup=False)
     if left is not None:
@@ -44,3 +48,11 @@ def run(settings: Settings, *, job_id: str, json: bool) -> None:
         stdout.print(f"{record.error_code} in {record.error_stage}: {record.error}", markup=False)
     if record.result:
         stdout.print(f"published: {record.result['published']}", soft_wrap=True, markup=False)
+
+
+def _memory(record: JobRecord) -> str:
+    told = [f"{record.estimate.needed_gib:.1f} GiB estimated"]
+    peak = memory_of(record)["peak_bytes"]
+    if peak is not None:
+        told.append(f"{peak / GIB:.1f} GiB at its peak")
+    return ", ".join(told)

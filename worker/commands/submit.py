@@ -13,7 +13,7 @@ from worker.commands.watch import show_to_the_end
 from worker.jobfile import read_job_file
 from worker.outlook import Outlook
 from worker.output import error_document, print_json, stderr, stdout
-from worker.tables import report_table, route_document, route_table
+from worker.tables import report_table, route_table
 
 
 def run(
@@ -39,7 +39,7 @@ def run(
             stderr.print(f"warning: {warning}", style="yellow", markup=False)
     client = Client(settings)
     job_id = client.submit(document, require_worker=require_worker)
-    waits = client.why_waiting(job.route().gpu_queue)
+    waits = client.why_waiting(client.state.get(job_id).gpu_queue)
     if json:
         print_json({"job_id": job_id, "waits": waits})
     else:
@@ -57,7 +57,7 @@ def _dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
     Returns:
         The exit code.
     """
-    route = job.route()
+    route = job.route(settings.constants)
     with TemporaryDirectory() as scratch:
         sources = Sources(settings.data_access(), settings.downloads_dir, Path(scratch))
         report = check(job.training, sources)
@@ -68,7 +68,7 @@ def _dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
     if json:
         document = {
             "job": job.model_dump(mode="json"),
-            "route": route_document(route),
+            "route": route.document(),
             **outlook.document(),
         }
         failed = {"error": error_document(error)} if error else {}

@@ -7,13 +7,11 @@ and ends with a ``TrainerExit`` code. Standard output and standard error are for
 import argparse
 import faulthandler
 import importlib
-import logging
 import os
 import select
 import signal
 import sys
 import traceback
-import warnings
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -23,21 +21,10 @@ from pydantic import ValidationError
 from tasks.errors import ErrorCode, JobError
 from tasks.events import TrainFailed
 from tasks.requests import TrainerExit, TrainerRequest
+from worker.trainer.environment import set_up
 from worker.trainer.errors import InterruptedRun, RefusedError
 from worker.trainer.kept import KeptModels
 from worker.trainer.pipe import EventPipe, StopSwitch
-
-# Read by the libraries when they are imported, which the stages do.
-_QUIET = {
-    "DIFFUSERS_VERBOSITY": "error",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "TQDM_DISABLE": "1",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-}
-# cuBLAS adds in a fixed order only with this set before CUDA starts.
-_DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 
 def main() -> int:
@@ -50,13 +37,7 @@ def main() -> int:
     parser.add_argument("--events-fd", type=int, required=True)
     parser.add_argument("--idle-s", type=float, help="end after so long without a request")
     arguments = parser.parse_args()
-    for name, value in {**_QUIET, **_DETERMINISTIC}.items():
-        os.environ.setdefault(name, value)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    # They speak of kernels for other machines whenever diffusers or peft is imported.
-    for chatty in ("bitsandbytes", "torchao", "torch.utils._pytree"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
-    warnings.simplefilter("ignore", FutureWarning)
+    set_up()
     # Where it hangs, for the supervisor that is about to end it.
     faulthandler.register(signal.SIGUSR1)
     stop = StopSwitch()

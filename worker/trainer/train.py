@@ -22,6 +22,7 @@ from worker.trainer.errors import RefusedError
 from worker.trainer.kept import KeptModels
 from worker.trainer.libraries import check_libraries
 from worker.trainer.loop import new_state, train
+from worker.trainer.memory import CudaMeter, MemoryMeter
 from worker.trainer.metrics import write_metrics
 from worker.trainer.models import forget_changed, take_models
 from worker.trainer.pipe import Emit, StopSwitch
@@ -55,8 +56,21 @@ _WITHOUT_EFFECT_IN_LOADER = (
 )
 
 
-def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, kept: KeptModels) -> None:
+def run(
+    request: TrainerRequest,
+    emit: Emit,
+    stop: StopSwitch,
+    kept: KeptModels,
+    meter: MemoryMeter | None = None,
+) -> None:
     """Carry out a ``train`` request and tell its end.
+
+    Args:
+        request: What to do.
+        emit: Takes the events.
+        stop: Whether to stop.
+        kept: Models from earlier requests.
+        meter: Measures the run's memory; None measures the GPU's, and on the CPU nothing.
 
     Raises:
         RefusedError: It cannot be carried out.
@@ -79,6 +93,10 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, kept: KeptModels)
     data = _data(request, data_set, index, draws, device)
     stop.check()
     models = take_models(config, device, kept)
+    if meter is None and device.type == "cuda":
+        meter = CudaMeter()
+    if meter is not None:
+        meter.reset()
     recipe = new_recipe(config, models, draws)
     ema_decay = getattr(config, "ema_decay", None) if getattr(config, "use_ema", False) else None
     state = new_state(recipe, config, device, ema_decay)
@@ -95,9 +113,10 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, kept: KeptModels)
             request, store, models, index, recipe.autocast, draws, emit, stop
         ).make
     train(recipe, state, data, draws, config, checkpoints, validate, emit, stop)
+    peak = meter.peak_bytes() if meter is not None else None
     recipe.close()
     forget_changed(config, kept)
-    _tell_end(request, store, state.history, versions, device, emit)
+    _tell_end(request, store, state.history, versions, device, peak, emit)
 
 
 def run_identity(config: PipelineConfig, data_set: DataSet) -> dict[str, object]:
@@ -154,6 +173,7 @@ def _tell_end(
     history: History,
     versions: dict[str, str],
     device: torch.device,
+    peak: int | None,
     emit: Emit,
 ) -> None:
     folder = Path(request.scratch_dir) / "metrics"
@@ -170,5 +190,6 @@ def _tell_end(
             extras=(metrics,),
             versions=versions,
             device=name,
+            peak_memory_bytes=peak,
         )
     )

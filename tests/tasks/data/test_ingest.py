@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,24 @@ def test_every_picture_that_changed_or_went_is_told_and_no_data_set_is_stored(
     assert [fault.where for fault in caught.value.faults] == ["a.png", "b.png"]
     assert (caught.value.code, caught.value.stage) == (ErrorCode.INVALID_DATA_SET, "prepare")
     assert store.keys("") == []
+
+
+def test_a_file_written_anew_is_told_though_its_pixels_are_the_same(
+    folder: Path, store: Store
+) -> None:
+    report = checked(folder)
+    Image.open(folder / "a.png").save(folder / "a.png", compress_level=0)
+    with pytest.raises(DataSetError, match=r"a\.png: changed while it was checked"):
+        ingest(report, store)
+
+
+def test_a_picture_whose_mask_changed_too_is_told_once(folder: Path, store: Store) -> None:
+    report = checked(folder)
+    report.files.append(replace(report.files[0], path=folder / "b.png"))
+    (folder / "a.png").unlink()
+    with pytest.raises(DataSetError) as caught:
+        ingest(report, store)
+    assert [fault.where for fault in caught.value.faults] == ["a.png"]
 
 
 def test_a_picture_that_is_stored_already_is_not_needed_again(folder: Path, store: Store) -> None:

@@ -1,4 +1,5 @@
 import io
+import random
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,3 +53,16 @@ def test_hashes_are_near_up_to_four_bits(bits: int, flipped: set[int]) -> None:
     for place in flipped:
         other ^= 1 << place
     assert bool(list(near_pairs([bits, other]))) == (len(flipped) <= 4)
+
+
+def test_a_scaled_copy_of_noise_is_nearer_than_any_other_picture() -> None:
+    draw = random.Random(0)
+    noise = [Image.frombytes("RGB", (96, 96), draw.randbytes(27648)) for _ in range(8)]
+    hashes = [likeness_hash(picture.resize((1024, 1024))) for picture in noise]
+    copies = [likeness_hash(compressed(picture.resize((900, 900)), 80)) for picture in noise]
+    for number, copy in enumerate(copies):
+        assert copy is not None
+        distances = [(copy ^ it).bit_count() for it in hashes if it is not None]
+        assert len(distances) == len(noise)
+        # The averages of its cells are exact enough that chance moves few of the bits.
+        assert distances[number] <= 11 < 28 <= min(distances[:number] + distances[number + 1 :])

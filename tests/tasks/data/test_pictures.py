@@ -1,3 +1,4 @@
+import hashlib
 import io
 import struct
 import warnings
@@ -36,6 +37,14 @@ def test_the_same_pixels_have_the_same_digest_in_every_lossless_format(
     forms = [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True})]
     digests = {picture_digest(open_picture(encoded(picture, k, **o))) for k, o in forms}
     assert digests == {picture_digest(picture)}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 70000), (70000, 3), (640, 480)])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_digest_is_of_the_kind_the_size_and_all_pixels(mode: str, size: tuple[int, int]) -> None:
+    picture = Image.radial_gradient("L").resize(size).convert(mode)
+    header = f"{mode} {size[0]}x{size[1]}\n".encode()
+    assert picture_digest(picture) == hashlib.sha256(header + picture.tobytes()).hexdigest()
 
 
 def test_other_pixels_or_another_size_have_another_digest(picture: Image.Image) -> None:

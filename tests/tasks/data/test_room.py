@@ -1,7 +1,9 @@
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
-from tasks.data.room import Room
+import pytest
+
+from tasks.data.room import Room, in_threads
 
 
 def test_no_more_is_held_at_a_time_than_there_is_but_by_one_alone() -> None:
@@ -22,3 +24,28 @@ def test_no_more_is_held_at_a_time_than_there_is_but_by_one_alone() -> None:
     assert most[0] <= 10
     with room.taken(10):
         pass
+
+
+def test_work_in_threads_comes_in_its_order_and_only_a_little_ahead() -> None:
+    begun = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        return number
+
+    for done, number in enumerate(in_threads(work, range(1000))):
+        assert number == done
+        assert len(begun) <= done + 100
+    assert sorted(begun) == list(range(1000))
+
+
+def test_what_work_in_a_thread_raises_ends_the_rest() -> None:
+    begun = []
+
+    def work(number: int) -> int:
+        begun.append(number)
+        return 1 // (number - 3)
+
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(work, range(1000)))
+    assert len(begun) < 200

@@ -1,0 +1,109 @@
+"""Routes of whole jobs: any preset, any options over it, any calibration."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routing.classes import MemoryClass
+from routing.estimate import PUBLISHED, Constants
+from routing.requirements import FLOOR_CLASS, TrainingType
+from tasks.errors import DoesNotFitJobError, InvalidJobError
+from tasks.jobs.job import parse_job
+from tasks.presets import preset_names
+from tests.routing.shapes import CONSTANTS
+
+FLUX_PRESETS = [name for name in preset_names() if name.startswith("flux")]
+DATA_SET = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"}
+LOADER = st.fixed_dictionaries(
+    {
+        "dataset": st.just(DATA_SET),
+        "resolution": st.sampled_from([256, 512, 768, 1024, [512, 1024]]),
+        "aspect_ratio_buckets": st.none(),
+    },
+)
+OPTIMIZERS = st.sampled_from(["AdamW", "Prodigy", "Adafactor"]).map(
+    lambda name: {"optimizer_type": name}
+) | st.just({"optimizer_type": "AdamW", "use_8bit": True})
+# Of FLUX's options, all that act on memory.
+OVERRIDES: dict[str, st.SearchStrategy[Any]] = {
+    "train_batch_size": st.integers(1, 8),
+    "lora_rank_dim": st.integers(1, 256),
+    "weight_dtype": st.sampled_from(["float32", "float16", "bfloat16"]),
+    "quantization": st.sampled_from([None, "fp8", "int8", "nf4"]),
+    "gradient_checkpointing": st.booleans(),
+    "cache_text_encoder_outputs": st.booleans(),
+    "cache_vae_outputs": st.booleans(),
+    "flux_lora_target_modules": st.sampled_from([["to_q"], ["attn.to_q", "proj_mlp"]]),
+    "optimizer": OPTIMIZERS,
+}
+FLUX_JOBS = st.fixed_dictionaries(
+    {
+        "training": st.fixed_dictionaries(
+            {"max_train_steps": st.just(9), "data_loader": LOADER}, optional=OVERRIDES
+        ),
+        "preset": st.sampled_from(FLUX_PRESETS),
+    }
+)
+
+
+@given(FLUX_JOBS, CONSTANTS | st.just(PUBLISHED))
+def test_flux_never_goes_below_40_gb_whatever_anybody_says(
+    document: dict[str, Any], constants: Constants
+) -> None:
+    job = parse_job(document)
+    try:
+        route = job.route(constants)
+    except DoesNotFitJobError:
+        needed_gib = job.training.estimate(constants).needed_gib
+        assert needed_gib > MemoryClass.GB80.floor_gib
+        return
+    assert route.gpu_queue in ("gpu.40gb", "gpu.80gb")
+    assert route.memory_class.floor_gib >= route.estimate.needed_gib
+
+
+@pytest.mark.parametrize("name", ["queue", "gpu_queue", "memory_class", "pool", "gpu_memory"])
+@given(FLUX_JOBS, st.sampled_from(["8gb", "gpu.24gb", 24]))
+def test_there_is_no_option_that_names_a_smaller_gpu(
+    name: str, document: dict[str, Any], value: Any
+) -> None:
+    for place in (document, document["training"]):
+        place[name] = value
+        with pytest.raises(InvalidJobError, match="is no option"):
+            parse_job(document)
+        del place[name]
+
+
+@given(FLUX_JOBS, st.sampled_from(["acme", "8gb"]), st.integers(0, 9))
+def test_no_tenant_and_no_priority_moves_a_job(
+    document: dict[str, Any], tenant: str, priority: int
+) -> None:
+    theirs = parse_job({**document, "tenant": tenant, "priority": priority})
+    mine = parse_job(document)
+    try:
+        expected = mine.route()
+    except DoesNotFitJobError:
+        with pytest.raises(DoesNotFitJobError):
+            theirs.route()
+        return
+    assert theirs.route() == expected
+
+
+@pytest.mark.parametrize("name", preset_names())
+@given(constants=CONSTANTS)
+def test_no_calibration_moves_a_preset_below_its_types_floor_or_where_it_does_not_fit(
+    name: str, constants: Constants
+) -> None:
+    training: dict[str, Any] = {"data_loader": {"dataset": DATA_SET}}
+    if "inversion" in name:
+        word = {"placeholder_token": "<cat>", "initializer_token": "cat"}
+        loader = {"dataset": {**DATA_SET, "type": "IMAGE_DIR_DATASET"}, "caption_preset": "object"}
+        training = {**word, "data_loader": loader}
+    job = parse_job({"preset": name, "training": training})
+    try:
+        route = job.route(constants)
+    except DoesNotFitJobError:
+        return
+    assert route.memory_class >= FLOOR_CLASS[TrainingType(job.training.type)]
+    assert route.memory_class.floor_gib >= route.estimate.needed_gib

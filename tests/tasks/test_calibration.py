@@ -1,0 +1,86 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from routing.classes import MemoryClass
+from routing.estimate import PUBLISHED
+from tasks.calibration import read_calibration
+from tasks.settings import Settings
+from tasks.state import JobState
+from tasks.submit import admit
+
+TOO_MUCH = {"version": 1, "constants": {"flux_overhead_bytes": 45e9}}
+
+
+def file_of(folder: Path, content: Any) -> Path:
+    path = folder / "calibration.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content), "utf-8")
+    return path
+
+
+def test_a_calibration_replaces_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+    replaced = read_calibration(file_of(tmp_path, TOO_MUCH)).replaced()
+    assert replaced.flux_overhead_bytes == 45e9
+    same = {name: value for name, value in vars(replaced).items() if name != "flux_overhead_bytes"}
+    assert same.items() <= vars(PUBLISHED).items()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("{", "Invalid JSON"),
+        ([], "is no calibration"),
+        ({"constants": {}}, "version: Field required"),
+        ({"version": 2, "constants": {}}, "version: Input should be 1"),
+        ({"version": 1}, "constants: Field required"),
+        (
+            {"version": 1, "constants": {"overhead": 1}},
+            "no such constant: overhead",
+        ),
+        ({"version": 1, "constants": {"flux_overhead_bytes": -1}}, "greater than or equal to 0"),
+        ({"version": 1, "constants": {"flux_overhead_bytes": "1"}}, "should be a valid number"),
+        ({"version": 1, "constants": {"flux_overhead_bytes": 1e16}}, "less than or equal to"),
+        ('{"version": 1, "constants": {"flux_overhead_bytes": NaN}}', "flux_overhead_bytes"),
+        ({"version": 1, "constants": {}, "more": 1}, "more: Extra inputs"),
+    ],
+)
+def test_what_is_no_calibration_is_refused_by_its_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, said: str
+) -> None:
+    monkeypatch.setenv("TRAINING_CALIBRATION", str(file_of(tmp_path, content)))
+    with pytest.raises(ValidationError, match="calibration") as caught:
+        Settings()
+    assert said in str(caught.value)
+    assert "calibration.json" in str(caught.value)
+
+
+def test_a_calibration_that_is_not_there_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAINING_CALIBRATION", str(tmp_path / "nowhere.json"))
+    with pytest.raises(ValidationError, match="No such file"):
+        Settings()
+
+
+def test_without_one_the_published_constants_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRAINING_CALIBRATION", raising=False)
+    assert Settings().constants is PUBLISHED
+
+
+def test_a_job_stays_on_the_route_of_the_process_that_recorded_it(
+    state: JobState,
+    job_document: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRAINING_CALIBRATION", str(file_of(tmp_path, TOO_MUCH)))
+    settings = Settings()
+    calibrated = JobState(state._redis, settings.job_ttl, settings.constants)
+    job_id, job, _ = admit(job_document, calibrated, "result")
+    assert job.route().memory_class == MemoryClass.GB40
+    record = state.get(job_id)  # as one reads it who has no calibration
+    assert record.gpu_queue == "gpu.80gb"
+    assert record.estimate == job.training.estimate(settings.constants)
