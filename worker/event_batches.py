@@ -21,7 +21,7 @@ class EventBatches(bootsteps.StartStopStep):  # type: ignore[misc]
         self._dispatcher, self._timer, self._due = consumer.event_dispatcher, consumer.timer, False
         self._dispatcher.on_send_buffered = self._flush_soon
 
-    def stop(self, consumer: Any) -> None:
+    def shutdown(self, consumer: Any) -> None:
         """Tell what there is."""
         self._dispatcher.flush()
 

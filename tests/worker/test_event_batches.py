@@ -42,5 +42,5 @@ def test_events_of_a_moment_are_one_message(broker_url: str, redis_client: Redis
         assert message["channel"].endswith("task.multi")
 
         dispatcher.send("task-received", uuid="another")
-        step.stop(None)
+        step.shutdown(None)
         assert told() == before + 2
