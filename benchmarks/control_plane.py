@@ -136,7 +136,8 @@ def _beside_bare_celery(chains: int) -> Iterator[str]:
         yield (
             f"beside {name}, bursts of {chains} chains: {rate['ours']:.0f} and {rate[name]:.0f} a "
             f"second; ratio {ratio:.2f}, half of {_ROUNDS} rounds from {low:.2f} to {high:.2f} "
-            f"(goal 0.6); one by one, {added * 1e3:.1f} ms added to each step (median of {len(times)})"
+            f"(goal 0.6); one by one, {added * 1e3:.1f} ms added to each step "
+            f"(median of {len(times)})"
         )
     told = [
         f"{name} {statistics.median(column) * 1e3:.0f} and "
