@@ -2,6 +2,7 @@
 
 from celery import Celery
 from celery.canvas import Signature, chain
+from celery.result import denied_join_result
 
 from routing.queues import stage_queue
 from tasks.contract import STAGES, task_name
@@ -41,4 +42,6 @@ def send_rest(app: Celery, record: JobRecord) -> None:
     rest = job_chain(app, record.id, record.gpu_queue, record.stage, first_queue)
     # Named as its own parent: it is sent from the tasks of other jobs, too.
     own = record.result_id
-    rest.apply_async(task_id=own, root_id=own, parent_id=own)
+    # Or Celery would listen for a result here, over a connection that nobody reads.
+    with denied_join_result():
+        rest.apply_async(task_id=own, root_id=own, parent_id=own)

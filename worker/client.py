@@ -7,7 +7,7 @@ import redis
 from celery import Celery
 
 from tasks.app import make_app
-from tasks.chain import job_chain, send_rest
+from tasks.chain import send_rest
 from tasks.control import JobControl
 from tasks.durations import Durations
 from tasks.errors import ErrorCode, JobError
@@ -72,12 +72,8 @@ class Client:
         """
         if require_worker:
             self._require_worker(document)
-        result_id = uuid4().hex
-        job_id, _, admission = admit(document, self.state, result_id)
-        if admission == Admission.GOES:
-            queue = self.state.get(job_id).gpu_queue
-            job_chain(self._app, job_id, queue).apply_async(task_id=result_id)
-        self.lanes.dispatch()
+        job_id, _, admission = admit(document, self.state, uuid4().hex)
+        self._go_on(job_id, admission == Admission.GOES)
         return job_id
 
     def cancel(self, job_id: str, *, save: bool = False) -> JobStatus:

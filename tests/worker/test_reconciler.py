@@ -184,3 +184,12 @@ def test_what_it_keeps_has_a_life_time(
 ) -> None:
     reconciler.sweep()
     assert 0 < redis_client.ttl("training:reconciler:missed") < 10
+
+
+def test_nobody_listens_for_the_result_of_what_is_sent(
+    app: Celery, state: JobState, redis_client: Redis, job_id: str
+) -> None:
+    redis_client.config_resetstat()
+    send_rest(app, state.get(job_id))
+    assert list(messages(redis_client)) == [(job_id, "prepare")]
+    assert "cmdstat_subscribe" not in redis_client.info("commandstats")
