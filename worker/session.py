@@ -28,7 +28,8 @@ def run(command: Callable[..., int | None], **options: Any) -> int:
     except ValidationError as error:
         for fault in error.errors(include_url=False, include_input=False):
             name = "TRAINING_" + "_".join(str(part) for part in fault["loc"]).upper()
-            stderr.print(f"[red]error[/]: {name}: {escape(fault['msg'])}")
+            problem = fault["msg"].removeprefix("Value error, ")
+            stderr.print(f"[red]error[/]: {name}: {escape(problem)}")
         return _USAGE
     try:
         return command(settings, **options) or 0
