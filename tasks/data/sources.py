@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from threading import Lock
 from urllib.parse import quote
 
 from tasks.data.access import CLOUD_SCHEMES, Access, DeniedError
@@ -198,7 +199,7 @@ class Sources:
 
     def _fetched(self, base: str, names: Sequence[str], listing: Listing) -> dict[str, Path]:
         """The files of these names below an address; what cannot be fetched is a fault."""
-        came = 0
+        came, counting = 0, Lock()
 
         def fetch(name: str) -> Path | Fault:
             nonlocal came
@@ -214,7 +215,9 @@ class Sources:
                 return error.fault(name)
             except DeniedError as error:
                 return Fault(name, str(error))
-            came += path.stat().st_size
+            size = path.stat().st_size
+            with counting:
+                came += size
             return path
 
         with ThreadPoolExecutor(_THREADS) as pool:

@@ -3,6 +3,8 @@
 import json
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,17 @@ def started(fleet: Fleet, job: dict[str, Any]) -> str:
         detail=fleet.log,
     )
     return job_id
+
+
+@contextmanager
+def held_up(fleet: Fleet) -> Iterator[None]:
+    """The trainer makes no step, so that the job cannot end before a command is there."""
+    [trainer] = fleet.trainers()
+    trainer.suspend()
+    try:
+        yield
+    finally:
+        trainer.resume()
 
 
 def resumed(fleet: Fleet, job_id: str) -> bool:
@@ -114,11 +127,24 @@ def test_a_fleet_that_is_drained_or_killed_whole_goes_on_when_it_is_started_agai
         assert unknown.code == 7
         assert "there is: cpu@" in unknown.documents[0]["error"]["message"]
         job_id = started(first, long_job)
-        drained = first.run("drain", "--all", "--json")
+        with ThreadPoolExecutor(1) as pool:
+            with held_up(first):
+                draining = pool.submit(first.run, "drain", "--all", "--json")
+                wait_until(
+                    lambda: "has drained" in first.log(),
+                    timeout_s=PATIENCE_S,
+                    description="the idle worker has ended, so both have been asked to",
+                    detail=first.log,
+                )
+            drained = draining.result()
         assert [told["state"] for told in drained.documents] == ["gone", "gone"], drained
-        wait_until(lambda: first.workers() == [], timeout_s=20, description="both have ended")
+        wait_until(
+            lambda: first.workers() == [] and first.log().count("has drained") == 2,
+            timeout_s=20,
+            description="both have ended, and are not started again",
+            detail=first.log,
+        )
         assert first.record(job_id).waiting_in == "gpu.40gb"
-        assert first.log().count("has drained") == 2
     second = Fleet(home, "40gb")
     second.__enter__()
     stopped_at = checkpoints_of(second.record(job_id).refs)[-1].step
@@ -146,7 +172,8 @@ def test_a_cancelled_job_stops_and_leaves_no_trainer(
     fleet: Fleet, long_job: dict[str, Any]
 ) -> None:
     job_id = started(fleet, long_job)
-    assert fleet.run("cancel", job_id).code == 0
+    with held_up(fleet):
+        assert fleet.run("cancel", job_id).code == 0
     ran = fleet.run("watch", job_id, "--json")
     assert ran.code == 10, ran
     assert fleet.status(job_id)["status"] == "cancelled"
@@ -157,7 +184,8 @@ def test_a_cancelled_job_that_is_saved_is_published_as_far_as_it_came(
     fleet: Fleet, long_job: dict[str, Any]
 ) -> None:
     job_id = started(fleet, long_job)
-    assert fleet.run("cancel", job_id, "--save").code == 0
+    with held_up(fleet):
+        assert fleet.run("cancel", job_id, "--save").code == 0
     told = finished(fleet, job_id)
     assert told["status"] == "cancelled"
     manifest = json.loads(Path(told["manifest"]).read_text())
@@ -169,7 +197,8 @@ def test_a_paused_job_frees_its_worker_and_ends_with_the_same_result_when_resume
     fleet: Fleet, long_job: dict[str, Any], expected_sha256: str
 ) -> None:
     job_id = started(fleet, long_job)
-    assert fleet.run("pause", job_id).code == 0
+    with held_up(fleet):
+        assert fleet.run("pause", job_id).code == 0
     wait_until(
         lambda: fleet.record(job_id).status == "paused",
         timeout_s=PATIENCE_S,
