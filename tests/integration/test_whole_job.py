@@ -58,7 +58,8 @@ def test_pictures_become_a_published_lora_on_the_right_workers(
         "train": "step",
         "publish": "job",
     }
-    assert {it["queue"] for it in learned["waits"]} == {"cpu", "gpu.40gb"}
+    # Other tests' jobs may have waited elsewhere.
+    assert {it["queue"] for it in learned["waits"]} >= {"cpu", "gpu.40gb"}
     expected = fleet.submit(job, "--dry-run").documents[0]["expected"]
     assert expected["unknown"] == []
     train = expected["stages"][2]
