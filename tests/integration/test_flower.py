@@ -54,6 +54,13 @@ def test_flower_shows_workers_queues_and_the_jobs_tasks_to_those_with_the_passwo
         assert "gpu.40gb" not in queues["gpu-24gb-1"]
 
         job_id = fleet.submit(job, "--watch").documents[0]["job_id"]
+        # Events go out a moment after what they tell of.
+        wait_until(
+            lambda: ask("/api/tasks", password)[1].count('"state": "SUCCESS"') == 4,
+            timeout_s=PATIENCE_S,
+            description="Flower has heard of the four ends",
+            detail=fleet.log,
+        )
         tasks = json.loads(ask("/api/tasks", password)[1]).values()
         assert {task["name"] for task in tasks} == {
             "training.prepare",
