@@ -33,6 +33,7 @@ from benchmarks.noop_worker import GPU_QUEUE, bare_app, bare_chain
 from benchmarks.results import write_section
 from routing.queues import CPU_QUEUE
 from routing.shares import Terms, next_tenant
+from tasks.client import Client
 from tasks.contract import STAGES
 from tasks.jobs.job import parse_job
 from tasks.presence import live_workers
@@ -40,7 +41,7 @@ from tasks.settings import Settings
 from tasks.state import connect
 from tests.waiting import wait_until
 from worker.broker import EmbeddedBroker
-from worker.client import Client
+from worker.client import client_of
 from worker.process import spawn, stop
 from worker.reconciler import Reconciler
 
@@ -179,7 +180,7 @@ def _side(kind: str) -> Iterator[Side]:
 
 
 def _ours(url: str) -> Callable[[], str]:
-    client = Client(Settings(broker_url=SecretStr(url)))
+    client = client_of(Settings(broker_url=SecretStr(url)))
     redis = connect(url)
 
     def submit() -> str:
@@ -217,7 +218,7 @@ def _microseconds(call: Callable[[], object]) -> float:
 def _depths(most: int, workers: int) -> Iterator[str]:
     with tempfile.TemporaryDirectory() as name, EmbeddedBroker(Path(name)) as broker:
         settings = Settings(broker_url=SecretStr(broker.url), home=Path(name))
-        client, redis = Client(settings), connect(broker.url)
+        client, redis = client_of(settings), connect(broker.url)
         fleet = EmulatedFleet(client, settings, workers, Path(name))
         for depth in (most // 10, most * 3 // 10, most):
             redis.flushall()

@@ -21,6 +21,7 @@ from routing.queues import CPU_QUEUE, served_queues
 from tasks.app import _BODIES, make_app
 from tasks.cache_registry import CacheRegistry
 from tasks.chain import send_rest
+from tasks.client import Client
 from tasks.contract import STAGES
 from tasks.data.access import Access
 from tasks.durations import Durations
@@ -31,7 +32,6 @@ from tasks.settings import Settings
 from tasks.stage import StageContext, StageResult
 from tasks.state import JobState, connect
 from tasks.store import Store
-from worker.client import Client
 from worker.transport import use_for_redis
 
 # Long enough that all workers are busy at once, at the rate at which one process can serve them.

@@ -1,123 +1,17 @@
-"""What a command needs to talk to a running fleet."""
+"""The fleet that a command of this machine talks to."""
 
-from typing import Any
-from uuid import uuid4
-
-import redis
-from celery import Celery
-
-from tasks.app import make_app
-from tasks.chain import send_rest
-from tasks.control import JobControl
-from tasks.durations import Durations
-from tasks.errors import ErrorCode, JobError
-from tasks.jobs.job import parse_job
-from tasks.lanes import Lanes
-from tasks.presence import Presence, live_workers, why_unserved
-from tasks.records import JobStatus
+from tasks.client import Client, NoBrokerError
 from tasks.settings import Settings
-from tasks.state import Admission, JobState, connect
-from tasks.submit import admit
 from worker.broker import find_running
 
 
-class NoBrokerError(JobError):
-    """There is no broker to talk to."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, ErrorCode.NO_BROKER)
-
-
-class NoWorkerError(JobError):
-    """No live worker serves the queue that a job needs."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, ErrorCode.NO_WORKER)
-
-
-class Client:
-    """A connection to the fleet: the configured broker, or the embedded one of this home.
+def client_of(settings: Settings) -> Client:
+    """A connection to the configured broker, or to the embedded one of this home.
 
     Raises:
         NoBrokerError: There is none, or it does not answer.
     """
-
-    def __init__(self, settings: Settings) -> None:
-        self.broker_url = broker_url(settings)
-        connection = connect(self.broker_url)
-        try:
-            connection.ping()
-        except redis.RedisError as error:
-            raise NoBrokerError(f"the broker does not answer: {error}") from error
-        self._redis = connection
-        self._constants = settings.constants
-        self.state = JobState(connection, settings.job_ttl, settings.constants)
-        self.control = JobControl(connection, settings.job_ttl)
-        self.durations = Durations(connection, settings.job_ttl)
-        self._app: Celery = make_app(settings, self.broker_url)
-        self.lanes = Lanes(
-            connection, settings.job_ttl, lambda record: send_rest(self._app, record)
-        )
-
-    def submit(self, document: dict[str, Any], *, require_worker: bool = False) -> str:
-        """Check, record and dispatch a job.
-
-        Returns:
-            Its id.
-
-        Raises:
-            InvalidJobError: It cannot run as described.
-            DoesNotFitJobError: No GPU memory class holds it.
-            NoWorkerError: ``require_worker``, and no live worker serves its GPU queue.
-        """
-        if require_worker:
-            self._require_worker(document)
-        job_id, _, admission = admit(document, self.state, uuid4().hex)
-        self._go_on(job_id, admission == Admission.GOES)
-        return job_id
-
-    def cancel(self, job_id: str, *, save: bool = False) -> JobStatus:
-        """Cancel a job; see ``JobControl.cancel``. Whoever waits for its result is told."""
-        status = self.control.cancel(job_id, save=save)
-        record = self.state.get(job_id)
-        if status == JobStatus.CANCELLED and record.error is not None:
-            # Nothing runs that could tell it.
-            error = JobError(record.error, ErrorCode.CANCELLED, record.error_stage or "")
-            self._app.backend.store_result(record.result_id, error, "FAILURE")
-        elif status == JobStatus.CANCELLING and record.waiting_in is not None:
-            send_rest(self._app, record)
-        return status
-
-    def resume(self, job_id: str) -> None:
-        """Let a paused job go on; see ``JobControl.resume``."""
-        self._go_on(job_id, self.control.resume(job_id))
-
-    def replay(self, job_id: str) -> None:
-        """Let a failed job go on; see ``JobControl.replay``."""
-        self._go_on(job_id, self.control.replay(job_id))
-
-    def present_workers(self) -> dict[str, Presence]:
-        """The workers that have noted themselves lately, busy or not."""
-        return live_workers(self._redis)
-
-    def drain(self, workers: list[str]) -> None:
-        """Let workers hand their jobs back and end."""
-        self._app.control.broadcast("drain", destination=workers)
-
-    def why_waiting(self, queue: str) -> str | None:
-        """Why nobody takes from a queue, with what there is; None where a live worker serves it."""
-        return why_unserved(self._redis, queue)
-
-    def _go_on(self, job_id: str, goes: bool) -> None:
-        if goes:
-            send_rest(self._app, self.state.get(job_id))
-        self.lanes.dispatch()
-
-    def _require_worker(self, document: dict[str, Any]) -> None:
-        queue = parse_job(document).route(self._constants).gpu_queue
-        reason = self.why_waiting(queue)
-        if reason is not None:
-            raise NoWorkerError(reason)
+    return Client(settings, broker_url(settings))
 
 
 def broker_url(settings: Settings) -> str:

@@ -17,10 +17,10 @@ from rich.progress import (
 )
 
 from tasks import events
+from tasks.client import Client
 from tasks.durations import p90
 from tasks.errors import ErrorCode, JobError
 from tasks.records import JobRecord, JobStatus
-from worker.client import Client
 from worker.outlook import span
 from worker.output import print_json, stdout
 

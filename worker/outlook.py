@@ -7,11 +7,12 @@ from typing import Any
 import redis
 from rich.table import Table
 
+from tasks.client import NoBrokerError
 from tasks.durations import Work
 from tasks.forecast import NO_RUN, TAKES_LONGER, Forecast, StageForecast, forecast
 from tasks.jobs.job import TrainingJob
 from tasks.settings import Settings
-from worker.client import Client, NoBrokerError
+from worker.client import client_of
 from worker.output import stdout
 
 
@@ -30,7 +31,7 @@ class Outlook:
         self._forecast: Forecast | None = None
         self._no_fleet = ""
         try:
-            learned = Client(settings).durations.learned()
+            learned = client_of(settings).durations.learned()
         except (NoBrokerError, redis.ConnectionError, redis.TimeoutError) as error:
             self._no_fleet = str(error)
         else:

@@ -24,7 +24,7 @@ from tasks.state import connect
 from tasks.store import Store
 from tests.chaos.proxy import Proxy
 from tests.waiting import wait_until
-from worker.client import Client
+from worker.client import client_of
 from worker.process import spawn
 
 TIMEOUT_S = 4.0
@@ -223,7 +223,7 @@ class Cluster:
     def __enter__(self) -> Self:
         self.heal()
         settings = Settings(broker_url=SecretStr(self.broker.url))
-        self.client = Client(settings)
+        self.client = client_of(settings)
         self.redis = connect(self.broker.url)
         return self
 

@@ -17,7 +17,7 @@ from tasks.presence import Presence, PresenceNote
 from tasks.records import JobStatus
 from tasks.settings import Settings
 from tests.tasks.test_durations import begun, record_with
-from worker.client import Client
+from worker.client import client_of
 from worker.commands import route, times
 from worker.follow import waiting_note
 from worker.outlook import left_line, span
@@ -119,7 +119,7 @@ def test_without_a_broker_a_route_is_told_all_the_same(
 def test_a_job_that_waits_is_told_how_long_others_have_waited(
     settings: Settings, redis_client: Redis, document: dict[str, Any]
 ) -> None:
-    client = Client(settings)
+    client = client_of(settings)
     waiting = record_with(document, stage="train", waiting_in="gpu.40gb")
     unserved = waiting_note(client, waiting)
     assert unserved is not None

@@ -14,7 +14,7 @@ from tasks.errors import ErrorCode, JobError
 from tasks.settings import Settings
 from tasks.state import connect
 from tasks.store import Store
-from worker.client import Client
+from worker.client import client_of
 from worker.output import print_json, stdout
 
 
@@ -32,7 +32,7 @@ def run(
     Returns:
         The exit code: 1 where ``verify`` found damage.
     """
-    client, store = Client(settings), Store(settings.resolved_store_url)
+    client, store = client_of(settings), Store(settings.resolved_store_url)
     connection = connect(client.broker_url)
     registry = CacheRegistry(connection, settings.job_ttl, settings.visibility_timeout)
     # What the index does not know lies in the store all the same.

@@ -2,11 +2,12 @@
 
 from typing import Any, Literal
 
+from tasks.client import Client
 from tasks.errors import ErrorCode, JobError
 from tasks.events import Progress
 from tasks.records import JobRecord
 from tasks.settings import Settings
-from worker.client import Client
+from worker.client import client_of
 from worker.output import print_json, stdout
 from worker.tables import dead_table
 
@@ -20,7 +21,7 @@ def run(
     json: bool,
 ) -> None:
     """List dead jobs, let some go on where they failed, or take them off the list."""
-    client = Client(settings)
+    client = client_of(settings)
     records = client.control.dead()
     if action == "ls":
         if json:

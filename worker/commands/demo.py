@@ -13,7 +13,7 @@ import yaml
 from routing.classes import MemoryClass
 from tasks.errors import JobError, NotInstalledError
 from tasks.settings import Settings
-from worker.client import Client
+from worker.client import client_of
 from worker.commands.watch import show_result
 from worker.demo_pictures import draw_demo_pictures
 from worker.flower import flower_address, flower_credentials, password_file
@@ -49,7 +49,7 @@ def run(settings: Settings, *, home: Path | None) -> None:
             flower_credentials(settings)
             stdout.print(f"flower: {flower_address(settings)}, user operator, password in", end=" ")
             stdout.print(password_file(settings), soft_wrap=True)
-        client = Client(settings)
+        client = client_of(settings)
         job_id = client.submit(document)
         stdout.print(f"job {job_id}: {home / 'job.yaml'}", soft_wrap=True, markup=False)
         record = follow(client, job_id, as_json=False)

@@ -4,7 +4,7 @@ import time
 
 from tasks.errors import ErrorCode, JobError
 from tasks.settings import Settings
-from worker.client import Client
+from worker.client import client_of
 from worker.output import print_json, stdout
 
 # Beyond the grace for a checkpoint: until a worker has heard of it, and until it has ended.
@@ -15,7 +15,7 @@ def run(
     settings: Settings, *, workers: tuple[str, ...], all_workers: bool, wait: bool, json: bool
 ) -> None:
     """Let workers hand their jobs back, from a checkpoint, and end."""
-    client = Client(settings)
+    client = client_of(settings)
     live = sorted(client.present_workers())
     if all_workers == bool(workers):
         raise JobError("name the workers, or give --all", ErrorCode.NO_WORKER)

@@ -6,8 +6,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from routing.queues import served_queues
+from tasks.client import Client
 from tasks.settings import Settings
-from worker.client import Client
+from worker.client import client_of
 from worker.gpus import Gpu, find_gpus
 from worker.output import print_json, stdout
 
@@ -18,7 +19,7 @@ _AMPERE = (8, 0)
 def run(settings: Settings, *, fleet: bool, json: bool) -> None:
     """List this machine's GPUs, or the whole fleet's."""
     if fleet:
-        _fleet(Client(settings), json)
+        _fleet(client_of(settings), json)
         return
     gpus = find_gpus(settings.gpus, settings.cuda_visible_devices)
     if json:

@@ -1,14 +1,14 @@
 """``training-worker list``."""
 
 from tasks.settings import Settings
-from worker.client import Client
+from worker.client import client_of
 from worker.output import print_json, stdout
 from worker.tables import job_table
 
 
 def run(settings: Settings, *, limit: int, json: bool) -> None:
     """List the newest jobs."""
-    records = Client(settings).state.newest(limit)
+    records = client_of(settings).state.newest(limit)
     if json:
         print_json([record.model_dump(mode="json") for record in records])
     else:

@@ -3,13 +3,13 @@
 from typing import Literal
 
 from tasks.settings import Settings
-from worker.client import Client
+from worker.client import client_of
 from worker.output import print_json, stdout
 
 
 def run(settings: Settings, *, action: Literal["pause", "resume"], job_id: str, json: bool) -> None:
     """Pause a job, or let it go on."""
-    client = Client(settings)
+    client = client_of(settings)
     if action == "pause":
         client.control.pause(job_id)
     else:

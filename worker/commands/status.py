@@ -4,10 +4,10 @@ from datetime import UTC, datetime
 
 from routing.classes import GIB
 from tasks.forecast import time_left, told_by
-from tasks.records import JobRecord, JobStatus
+from tasks.records import JobRecord
 from tasks.settings import Settings
 from tasks.train import memory_of
-from worker.client import Client
+from worker.client import client_of
 from worker.outlook import left_line
 from worker.output import print_json, stdout
 from worker.tables import stage_table
@@ -15,20 +15,9 @@ from worker.tables import stage_table
 
 def run(settings: Settings, *, job_id: str, json: bool) -> None:
     """Show where a job is, and what it waits for."""
-    client = Client(settings)
+    client = client_of(settings)
     record = client.state.get(job_id)
-    waits = None
-    if record.status == JobStatus.PAUSED:
-        waits = f"{record.stage} waits until somebody resumes the job"
-    elif record.due_at is not None:
-        waits = f"{record.stage} is tried again at {record.due_at.astimezone():%H:%M:%S}"
-    elif record.in_lane:
-        before = client.lanes.before(record) or 0
-        turn = f"a turn of tenant {record.job.tenant}, after {before} other jobs of it"
-        waits = client.why_waiting(record.waiting_in or "") or f"{record.stage} waits for {turn}"
-    elif record.waiting_in is not None:
-        reason = client.why_waiting(record.waiting_in)
-        waits = reason or f"{record.stage} waits in {record.waiting_in} for a free worker"
+    waits = client.waits_for(record)
     told = told_by(event for _, event in client.state.events(job_id))
     now = datetime.now(UTC)
     left = time_left(record, client.durations.learned(), now, told)

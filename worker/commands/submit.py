@@ -8,7 +8,7 @@ from tasks.errors import EXIT_CODES, DataSetError
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.prepare import check
 from tasks.settings import Settings
-from worker.client import Client
+from worker.client import client_of
 from worker.commands.watch import show_to_the_end
 from worker.jobfile import read_job_file
 from worker.outlook import Outlook
@@ -37,7 +37,7 @@ def run(
     if not json:
         for warning in job.training.warnings():
             stderr.print(f"warning: {warning}", style="yellow", markup=False)
-    client = Client(settings)
+    client = client_of(settings)
     job_id = client.submit(document, require_worker=require_worker)
     waits = client.why_waiting(client.state.get(job_id).gpu_queue)
     if json:

@@ -8,7 +8,7 @@ from rich.table import Table
 from routing.shares import OTHERS, terms_of
 from tasks.lanes import Lanes
 from tasks.settings import Settings
-from worker.client import Client
+from worker.client import client_of
 from worker.output import print_json, stdout
 
 
@@ -24,7 +24,7 @@ class _Tenant:
 
 def run(settings: Settings, *, json: bool) -> None:
     """List the tenants."""
-    tenants = list(_tenants(Client(settings).lanes))
+    tenants = list(_tenants(client_of(settings).lanes))
     if json:
         print_json([asdict(it) for it in tenants])
         return

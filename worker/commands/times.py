@@ -9,14 +9,14 @@ from rich.table import Table
 
 from tasks.durations import UNITS, Figure, Work, p90
 from tasks.settings import Settings
-from worker.client import Client
+from worker.client import client_of
 from worker.outlook import span, work_text
 from worker.output import print_json, stdout
 
 
 def run(settings: Settings, *, json: bool) -> None:
     """List what finished runs have taught: what each kind of work takes, and the waits."""
-    learned = Client(settings).durations.learned()
+    learned = client_of(settings).durations.learned()
     figures = sorted(learned.figures(), key=lambda it: _order(it.learned_from))
     if json:
         waits = [_wait_document(queue, of) for queue, of in learned.waits.items()]

@@ -1,8 +1,9 @@
 """``training-worker watch``."""
 
+from tasks.client import Client
 from tasks.records import JobRecord
 from tasks.settings import Settings
-from worker.client import Client
+from worker.client import client_of
 from worker.follow import follow
 from worker.output import print_json, stdout
 from worker.tables import stage_table
@@ -10,7 +11,7 @@ from worker.tables import stage_table
 
 def run(settings: Settings, *, job_id: str, json: bool) -> None:
     """Follow a job to its end."""
-    show_to_the_end(Client(settings), job_id, json=json)
+    show_to_the_end(client_of(settings), job_id, json=json)
 
 
 def show_to_the_end(client: Client, job_id: str, *, json: bool) -> None:
