@@ -4,7 +4,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
 
-bash deploy/install.sh train,quantization,console,plot,dev
+bash deploy/install.sh train,quantization,console,tracing,plot,docs,dev
+# The tests of the console drive a real browser; without one they say that they did not run.
+if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+  apt-get -qq update
+  DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium >/dev/null
+fi
 # One thread: many small tensors on a busy machine are ten times slower with more.
 export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 

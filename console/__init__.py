@@ -1,0 +1,1 @@
+"""The web console and the HTTP API: NiceGUI on FastAPI, over ``tasks`` and ``routing`` only."""
