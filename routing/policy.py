@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from routing.classes import MemoryClass, smallest_class_holding
+from routing.engines import DIFFUSERS, Engine
 from routing.estimate import Estimate
 from routing.queues import gpu_queue
 from routing.requirements import FLOOR_CLASS, TrainingType, system_memory_gb
@@ -29,23 +30,26 @@ class Route:
         estimate: Of its GPU memory.
         reason: Why that class.
         system_memory_gb: The system memory that its machine should have.
+        engine: What trains it; a worker needs to have it.
     """
 
     memory_class: MemoryClass
     estimate: Estimate
     reason: str
     system_memory_gb: int
+    engine: Engine = DIFFUSERS
 
     @property
     def gpu_queue(self) -> str:
         """The queue of the stages that need the GPU."""
-        return gpu_queue(self.memory_class)
+        return gpu_queue(self.memory_class, self.engine)
 
     def document(self) -> dict[str, object]:
         """The route for programs."""
         return {
             "queue": self.gpu_queue,
             "memory_class": str(self.memory_class),
+            "engine": self.engine,
             "reason": self.reason,
             "needed_gib": round(self.estimate.needed_gib, 2),
             "parts_gib": {part: round(gib, 2) for part, gib in self.estimate.parts().items()},
@@ -53,8 +57,8 @@ class Route:
         }
 
 
-def route(training_type: TrainingType, estimate: Estimate) -> Route:
-    """The route of a job of this type with this estimate.
+def route(training_type: TrainingType, estimate: Estimate, engine: Engine = DIFFUSERS) -> Route:
+    """The route of a job of this type with this estimate, trained by this engine.
 
     Raises:
         DoesNotFitError: No class holds the estimate.
@@ -67,4 +71,7 @@ def route(training_type: TrainingType, estimate: Estimate) -> Route:
     reason = f"{training_type} never runs below {floor}; {needed} fits there"
     if holding > floor:
         reason = f"{needed} needs class {holding}"
-    return Route(max(floor, holding), estimate, reason, system_memory_gb(training_type))
+    if engine != DIFFUSERS:
+        reason = f"{reason}; the engine {engine} trains it"
+    memory_gb = system_memory_gb(training_type)
+    return Route(max(floor, holding), estimate, reason, memory_gb, engine)

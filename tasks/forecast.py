@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from routing.classes import MemoryClass
+from routing.engines import DIFFUSERS, EXTRA_ENGINES
 from routing.queues import CPU_QUEUE, gpu_queue, stage_queue
 from tasks.contract import STAGES
 from tasks.durations import Learned, Work, work_of
@@ -22,7 +23,9 @@ NO_RUN = "no finished run to learn from"
 TAKES_LONGER = "takes longer than the runs before it"
 NO_PICTURES = "how many pictures there are is not known yet"
 
-_CLASS_OF = {gpu_queue(it): it for it in MemoryClass}
+_CLASS_OF = {
+    gpu_queue(it, engine): it for it in MemoryClass for engine in (DIFFUSERS, *EXTRA_ENGINES)
+}
 
 
 @dataclass(frozen=True)

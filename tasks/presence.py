@@ -7,10 +7,15 @@ from typing import cast
 from redis import Redis, RedisError
 
 from routing.classes import MemoryClass
+from routing.engines import DIFFUSERS, INVOKE, Engine
+from routing.queues import engine_of
 from tasks.jobs.base import StrictModel
 
 _PREFIX = "training:worker:"
 _NAMES = "training:workers"
+_REMEDIES: dict[Engine, str] = {
+    INVOKE: "; set TRAINING_INVOKE_PYTHON on a GPU worker, and see 'training-worker engines' there"
+}
 
 
 class Presence(StrictModel):
@@ -23,6 +28,7 @@ class Presence(StrictModel):
         gpu_name: The product's name.
         gpu_mib: The GPU's memory; 0 where it is emulated.
         quarantined: Why the worker takes no messages now.
+        engines: What it can train with.
     """
 
     queues: tuple[str, ...]
@@ -31,6 +37,7 @@ class Presence(StrictModel):
     gpu_name: str | None = None
     gpu_mib: int = 0
     quarantined: str | None = None
+    engines: tuple[Engine, ...] = (DIFFUSERS,)
 
 
 class PresenceNote:
@@ -95,13 +102,17 @@ def why_unserved(client: Redis, queue: str) -> str | None:
         for name, worker in live.items()
         if worker.quarantined is not None and queue in worker.queues
     ]
-    return f"no live worker serves {queue}: {there}{''.join(out)}"
+    found = f"no live worker serves {queue}: {there}{''.join(out)}"
+    return found + _REMEDIES.get(engine_of(queue), "")
 
 
-def next_larger_class(client: Redis, memory_class: MemoryClass | None) -> MemoryClass | None:
-    """The smallest class above this one that a live worker has; None where there is none."""
+def next_larger_class(
+    client: Redis, memory_class: MemoryClass | None, engine: Engine = DIFFUSERS
+) -> MemoryClass | None:
+    """The smallest class above this one that a live worker with this engine has, if any."""
     if memory_class is None:
         return None
     live = live_workers(client).values()
-    there = {worker.memory_class for worker in live if worker.quarantined is None}
+    able = [it for it in live if it.quarantined is None and engine in it.engines]
+    there = {worker.memory_class for worker in able}
     return min((it for it in there if it and it > memory_class), default=None)

@@ -71,7 +71,11 @@ def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
 def _manifest(context: StageContext, files: list[Artifact]) -> dict[str, Any]:
     record = context.record
     trained = trained_of(record.refs)
-    engine = {"device": trained.device, "versions": trained.versions} if trained else {}
+    engine: dict[str, Any] = {}
+    if trained is not None:
+        engine = {"device": trained.device, "versions": trained.versions}
+        if trained.repairs is not None:
+            engine["repairs"] = list(trained.repairs)
     return {
         "manifest_version": MANIFEST_VERSION,
         "job_id": record.id,
@@ -84,5 +88,5 @@ def _manifest(context: StageContext, files: list[Artifact]) -> dict[str, Any]:
         "final_loss": trained.final_loss if trained else None,
         "gpu_memory": memory_of(record),
         "stages": {name: stage.model_dump() for name, stage in record.stages.items()},
-        "engine": {"name": "diffusers", **engine},
+        "engine": {"name": record.job.engine, **engine},
     }

@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from routing.engines import DIFFUSERS, Engine
 from tasks.cache_plan import EncoderDigests
 from tasks.jobs.base import StrictModel
 from tasks.jobs.job import TrainingConfig
@@ -19,6 +20,9 @@ class TrainerRequest(StrictModel):
     job_id: str
     attempt: int
     """The fencing token; part of every key written, so that two starts never share one."""
+
+    engine: Engine = DIFFUSERS
+    """What carries it out."""
 
     name: str
     """What the published file is called."""
@@ -49,6 +53,9 @@ class TrainerRequest(StrictModel):
 
     resume_state_key: str | None = Field(default=None)
     """``train``: the state to go on from; null starts at step 0."""
+
+    repairs: tuple[str, ...] = ()
+    """``train`` by engine ``invoke-training``: which of its faults are repaired."""
 
     @property
     def base_model(self) -> tuple[str, ...]:

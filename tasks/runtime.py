@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from routing.classes import MemoryClass
+from routing.engines import Engine
 from tasks.cache_registry import CacheRegistry
 from tasks.data.access import Access
 from tasks.events import CacheDone, Event, TrainDone
@@ -87,8 +88,8 @@ class Runtime:
         worker: The worker's name, for people.
         device: What its trainers compute on.
         backoff: How stages that met a passing fault are tried again.
-        next_larger_class: The next class above this worker's own that a live worker has, for a
-            job that ran out of GPU memory here.
+        next_larger_class: The next class above this worker's own that a live worker with this
+            engine has, for a job that ran out of GPU memory here.
         check_gpu: Asked before each stage that needs the GPU, with the GiB it needs; raises
             ``GpuUnfit``.
         dispatch: Lets waiting jobs take the room that there is; see ``tasks/lanes.py``.
@@ -105,7 +106,7 @@ class Runtime:
     worker: str
     device: Device
     backoff: Backoff = Backoff(tries=0, first_s=1.0)
-    next_larger_class: Callable[[], MemoryClass | None] = lambda: None
+    next_larger_class: Callable[[Engine], MemoryClass | None] = lambda engine: None
     check_gpu: Callable[[float], None] = lambda needed_gib: None
     dispatch: Callable[[], object] = lambda: None
     learn: Callable[[JobRecord, str, StageRecord, Made], None] = lambda job, stage, done, made: None

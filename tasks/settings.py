@@ -23,6 +23,7 @@ from routing.estimate import PUBLISHED, Constants
 from routing.shares import AllTerms, parse_terms
 from tasks.calibration import read_calibration
 from tasks.data.access import Access
+from tasks.invoke_repairs import parse_repairs
 
 # What the specification of webhooks asks for.
 _SHORTEST_SECRET = 24
@@ -150,6 +151,14 @@ class Settings(BaseSettings):
     job_ttl: Duration = timedelta(days=30)
     """How long a job's state and events are kept after their last change."""
 
+    invoke_python: Path | None = None
+    """The Python of an environment that holds invoke-training: GPU workers then take jobs with
+    `engine: invoke-training`. Unset: such jobs wait for a worker that has it."""
+
+    invoke_repairs: str = "all"
+    """Which faults of that library are repaired: `all`, `none`, or names to leave out, such as
+    `-noise,-buckets`; `training-worker engines` lists them. To compare, not to train."""
+
     tenants: str | None = None
     """What tenants get where GPUs are short, beside others: `tenant=weight`, or
     `tenant=weight:limit` with the most jobs of it at a time, with commas between; `*` is every
@@ -165,6 +174,12 @@ class Settings(BaseSettings):
 
     log_format: Literal["text", "json"] = "text"
     """`text` for a terminal, `json` for a log collector."""
+
+    @field_validator("invoke_repairs")
+    @classmethod
+    def _are_repairs(cls, text: str) -> str:
+        parse_repairs(text)
+        return text
 
     @field_validator("tenants")
     @classmethod

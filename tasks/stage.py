@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import redis
 
+from routing.engines import DIFFUSERS
 from routing.queues import CPU_QUEUE, gpu_queue
 from tasks.contract import STAGES
 from tasks.errors import CancelledJobError, ErrorCode, JobError
@@ -131,10 +132,13 @@ class StageContext:
         """A folder of this start's own, removed at its end."""
         return self.runtime.scratch_dir / f"{self.job_id}-{self.attempt}"
 
-    def trainer_request(self, **fields: Any) -> TrainerRequest:
+    def trainer_request(self, *, stage: Literal["cache", "train"], **fields: Any) -> TrainerRequest:
         """A request to the trainer on behalf of this start."""
         job = self.record.job
         return TrainerRequest(
+            stage=stage,
+            # Encoder outputs are the same for all: one engine makes them.
+            engine=job.engine if stage == "train" else DIFFUSERS,
             job_id=self.job_id,
             attempt=self.attempt,
             name=job.name,
@@ -305,9 +309,9 @@ def _failed(context: StageContext, error: JobError) -> Exception:
     """What a failure means: another try where that may help, or else the job's end."""
     extra = {"job": context.job_id, "stage": context.stage}
     if error.code == ErrorCode.OUT_OF_MEMORY and not context.record.enlarged:
-        larger = context.runtime.next_larger_class()
+        larger = context.runtime.next_larger_class(context.record.job.engine)
         if larger is not None:
-            moved = StageMoved(gpu_queue(larger), error.message)
+            moved = StageMoved(gpu_queue(larger, context.record.job.engine), error.message)
             fields = {"gpu_queue": moved.queue, "reason": error.message, "enlarged": "1"}
             return _move(context, moved, {**fields, f"ref:{NEXT_QUEUE}": moved.queue})
     backoff, tries = context.runtime.backoff, context.record.tries

@@ -7,8 +7,9 @@ import signal
 import socket
 import warnings
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from celery import Celery
 from celery.exceptions import SecurityWarning
@@ -22,6 +23,7 @@ from celery.signals import (
 from celery.worker.control import control_command
 
 from routing.classes import MemoryClass
+from routing.engines import DIFFUSERS, INVOKE, Engine
 from routing.queues import gpu_queue
 from tasks.app import make_app
 from tasks.cache_registry import CacheRegistry
@@ -34,6 +36,7 @@ from tasks.runtime import Backoff, Runtime
 from tasks.settings import Settings
 from tasks.state import JobState, connect
 from tasks.store import Store
+from worker.engines import EngineTrainers, invoke_command, invoke_environment
 from worker.event_batches import EventBatches
 from worker.gpus import Gpu
 from worker.host_memory import host_memory_bytes, too_little_memory
@@ -62,6 +65,7 @@ def run_worker(
     name: str,
     queues: tuple[str, ...],
     gpu: Gpu | None,
+    engines: tuple[Engine, ...] = (DIFFUSERS,),
     ready_file: Path | None = None,
 ) -> int:
     """Work until stopped.
@@ -72,6 +76,7 @@ def run_worker(
         name: The worker's name, unique on this machine.
         queues: What it serves, first served first.
         gpu: Its GPU; None on the CPU queue.
+        engines: What it can train with.
         ready_file: Made when the worker takes messages.
 
     Returns:
@@ -91,14 +96,7 @@ def run_worker(
     def runtime() -> Runtime:
         """Made in the process that runs tasks: connections do not survive a fork."""
         env = trainer_environment(dict(os.environ), real_gpu.uuid if real_gpu else None)
-        trainer = TrainerProcess(
-            env,
-            restarts=settings.trainer_restarts,
-            stop_grace_s=settings.stop_grace.total_seconds(),
-            limits=_limits(settings),
-            most_requests=settings.trainer_requests,
-            idle_s=settings.trainer_idle.total_seconds(),
-        )
+        trainer = _trainers(settings, env)
         patient = connect(broker_url, patience=_PATIENCE)
         own_class = gpu.memory_class if gpu else None
         return Runtime(
@@ -111,7 +109,7 @@ def run_worker(
             scratch_dir=settings.resolved_scratch_dir,
             worker=worker_name,
             device="cuda" if real_gpu else "cpu",
-            next_larger_class=lambda: next_larger_class(patient, own_class),
+            next_larger_class=partial(next_larger_class, patient, own_class),
             backoff=Backoff(settings.retries, settings.retry_pause.total_seconds()),
             check_gpu=make_gate(real_gpu, reports, trainer.close),
             dispatch=_lanes(app, settings).dispatch,
@@ -126,6 +124,7 @@ def run_worker(
         gpu_uuid=gpu.uuid if gpu else None,
         gpu_name=gpu.name if gpu else None,
         gpu_mib=gpu.memory_mib if gpu else 0,
+        engines=engines if gpu else (),
     )
     leases = connect(broker_url)
     note = PresenceNote(leases, worker_name, presence, settings.visibility_timeout * 2)
@@ -166,10 +165,26 @@ def _end_this_worker() -> None:
 
 
 def _warn_of_memory(queues: tuple[str, ...]) -> None:
-    largest = max(c for c in MemoryClass if gpu_queue(c) in queues)
+    largest = max(
+        c for c in MemoryClass if {gpu_queue(c), gpu_queue(c, INVOKE)}.intersection(queues)
+    )
     problem = too_little_memory(largest, host_memory_bytes())
     if problem is not None:
         logger.warning("this machine has %s", problem)
+
+
+def _trainers(settings: Settings, env: dict[str, str]) -> EngineTrainers:
+    common: dict[str, Any] = {
+        "restarts": settings.trainer_restarts,
+        "stop_grace_s": settings.stop_grace.total_seconds(),
+        "limits": _limits(settings),
+        "idle_s": settings.trainer_idle.total_seconds(),
+    }
+    own = TrainerProcess(env, most_requests=settings.trainer_requests, **common)
+    # A process for each: the library trains once.
+    command = invoke_command(settings)
+    invoke = TrainerProcess(invoke_environment(env), command=command, **common)
+    return EngineTrainers(own, invoke, settings.invoke_repairs)
 
 
 def _limits(settings: Settings) -> Limits:

@@ -6,10 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from routing.engines import DIFFUSERS, INVOKE, Engine
 from routing.estimate import PUBLISHED, Constants
 from routing.policy import DoesNotFitError, Route, route
 from routing.requirements import TrainingType
 from tasks.errors import DoesNotFitJobError, Fault, InvalidJobError
+from tasks.jobs import invoke_limits
 from tasks.jobs.base import StrictModel
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.sdxl import SdxlFinetuneConfig, SdxlLoraConfig, SdxlTextualInversionConfig
@@ -46,8 +48,17 @@ class TrainingJob(StrictModel):
     priority: Annotated[int, Field(ge=0, le=9, strict=True)] = 0
     """Among its tenant's waiting jobs: 9 goes first."""
 
+    engine: Engine = DIFFUSERS
+    """What trains it. ``diffusers`` is this package's own; ``invoke-training`` is that library, on
+    the workers that have it: see docs/guides/invoke-training.md."""
+
     training: TrainingConfig
     """What to train, by its ``type``."""
+
+    def warnings(self) -> list[str]:
+        """What runs as described and is likely not what its author wants."""
+        of_engine = invoke_limits.warnings_of(self.training) if self.engine == INVOKE else []
+        return [*self.training.warnings(), *of_engine]
 
     def route(self, constants: Constants = PUBLISHED) -> Route:
         """The class and queues of this job.
@@ -63,13 +74,17 @@ class TrainingJob(StrictModel):
         """
         estimate = self.training.estimate(constants)
         try:
-            return route(TrainingType(self.training.type), estimate)
+            return route(TrainingType(self.training.type), estimate, self.engine)
         except DoesNotFitError as error:
             parts = ", ".join(f"{k} {v:.1f}" for k, v in estimate.parts().items())
             raise DoesNotFitJobError(
                 f"{error} (GiB: {parts}); set gradient_checkpointing, cache_text_encoder_outputs, "
                 "a smaller train_batch_size or a smaller resolution"
             ) from error
+
+
+def _engine_faults(job: TrainingJob) -> list[Fault]:
+    return invoke_limits.faults_of(job.training) if job.engine == INVOKE else []
 
 
 def parse_job(document: Any) -> TrainingJob:
@@ -102,6 +117,7 @@ def parse_job(document: Any) -> TrainingJob:
         raise InvalidJobError([*faults, Fault("", "a job is not nested this deeply")]) from error
     except (TypeError, ValueError) as error:  # keys that are no text, a mapping inside itself
         raise InvalidJobError([*faults, Fault("", f"is no JSON: {error}")]) from error
+    faults += _engine_faults(job)
     if faults:
         raise InvalidJobError(faults)
     return job

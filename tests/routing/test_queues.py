@@ -2,7 +2,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing.classes import MemoryClass, class_for
-from routing.queues import ALL_QUEUES, served_queues
+from routing.engines import DIFFUSERS, INVOKE
+from routing.queues import ALL_QUEUES, ENGINE_QUEUES, engine_of, served_queues
 
 
 def test_a_worker_serves_its_own_class_first_and_then_smaller_ones() -> None:
@@ -20,8 +21,21 @@ def test_no_worker_below_40_gb_serves_the_queues_of_flux() -> None:
         assert bool(serves_flux) == (memory_class >= MemoryClass.GB40)
 
 
-def test_there_is_a_queue_for_the_cpu_and_for_each_class() -> None:
-    assert ALL_QUEUES == ("cpu", "gpu.8gb", "gpu.16gb", "gpu.24gb", "gpu.40gb", "gpu.80gb")
+def test_there_is_a_queue_for_the_cpu_and_for_each_class_and_engine() -> None:
+    assert ALL_QUEUES[:6] == ("cpu", "gpu.8gb", "gpu.16gb", "gpu.24gb", "gpu.40gb", "gpu.80gb")
+    assert ALL_QUEUES[6:] == tuple(f"{queue}.invoke-training" for queue in ALL_QUEUES[1:6])
+    assert engine_of("gpu.8gb.invoke-training") == INVOKE
+    assert engine_of("gpu.8gb") == engine_of("cpu") == DIFFUSERS
+
+
+def test_a_worker_with_an_engine_serves_its_jobs_first_and_others_never() -> None:
+    assert served_queues(MemoryClass.GB16, engines=[DIFFUSERS, INVOKE]) == (
+        "gpu.16gb.invoke-training",
+        "gpu.16gb",
+        "gpu.8gb.invoke-training",
+        "gpu.8gb",
+    )
+    assert not set(served_queues(MemoryClass.GB80)) & set(ENGINE_QUEUES)
 
 
 @given(st.lists(st.integers(0, 200_000), max_size=20), st.booleans())

@@ -373,7 +373,7 @@ def test_a_job_that_runs_out_of_gpu_memory_goes_to_the_next_larger_class_once(
     full = TrainerError("the GPU's memory is full", "train", ErrorCode.OUT_OF_MEMORY)
     runtime = replace(
         runtime_with(state, store, tmp_path, ScriptedTrainer()),
-        next_larger_class=lambda: MemoryClass.GB80,
+        next_larger_class=lambda engine: MemoryClass.GB80,
     )
     with pytest.raises(StageMoved) as moved:
         run_stage("train", failing(full), job_id, runtime)

@@ -35,7 +35,7 @@ def run(
     if dry_run:
         return _dry_run(settings, job, json=json)
     if not json:
-        for warning in job.training.warnings():
+        for warning in job.warnings():
             stderr.print(f"warning: {warning}", style="yellow", markup=False)
     client = client_of(settings)
     job_id = client.submit(document, require_worker=require_worker)
@@ -61,7 +61,7 @@ def _dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
     with TemporaryDirectory() as scratch:
         sources = Sources(settings.data_access(), settings.downloads_dir, Path(scratch))
         report = check(job.training, sources)
-    warnings = job.training.warnings()
+    warnings = job.warnings()
     error = DataSetError(report.faults, "prepare") if report.faults else None
     code = EXIT_CODES[error.code] if error else 0
     outlook = Outlook(settings, job, report.buckets.values())

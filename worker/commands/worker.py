@@ -1,14 +1,19 @@
 """``training-worker worker``."""
 
+import logging
 from importlib.util import find_spec
 from pathlib import Path
 
+from routing.engines import DIFFUSERS, INVOKE, Engine
 from routing.queues import CPU_QUEUE, served_queues
 from tasks.errors import Fault, InvalidJobError, NotInstalledError
 from tasks.settings import Settings
 from worker.app import run_worker
 from worker.client import broker_url
+from worker.engines import find_invoke
 from worker.gpus import gpu_by_uuid
+
+logger = logging.getLogger(__name__)
 
 
 def run(
@@ -23,9 +28,11 @@ def run(
     """Run one worker process until it is stopped."""
     url = broker_url(settings)
     card = gpu_by_uuid(gpu, settings.gpus, settings.cuda_visible_devices) if gpu else None
-    possible = (
-        served_queues(card.memory_class) if card and card.memory_class is not None else (CPU_QUEUE,)
-    )
+    engines: tuple[Engine, ...] = ()
+    possible: tuple[str, ...] = (CPU_QUEUE,)
+    if card and card.memory_class is not None:
+        engines = _engines(settings)
+        possible = served_queues(card.memory_class, engines=engines)
     if queues is not None:
         served = tuple(queue.strip() for queue in queues.split(","))
         known = ", ".join(possible)
@@ -36,9 +43,29 @@ def run(
                 Fault("--queues", f"{who} cannot serve {q!r}, only {known}") for q in unserved
             ]
             raise InvalidJobError(faults)
+    elif strict and card and card.memory_class is not None:
+        served = served_queues(card.memory_class, strict=True, engines=engines)
     else:
-        served = possible[:1] if strict else possible
+        served = possible
     if card is not None and find_spec("torch") is None:
         raise NotInstalledError("PyTorch", "train")
     label = name or (f"gpu-{card.memory_class}-{card.uuid[-8:]}" if card else "cpu")
-    return run_worker(settings, url, name=label, queues=served, gpu=card, ready_file=ready_file)
+    return run_worker(
+        settings,
+        url,
+        name=label,
+        queues=served,
+        gpu=card,
+        engines=engines,
+        ready_file=ready_file,
+    )
+
+
+def _engines(settings: Settings) -> tuple[Engine, ...]:
+    """The engines that jobs can be trained with here."""
+    if settings.invoke_python is None:
+        return (DIFFUSERS,)
+    found = find_invoke(settings.invoke_python)
+    for fault in found.faults:
+        logger.warning("no jobs of engine %s: %s; %s", INVOKE, fault, found.remedy)
+    return (DIFFUSERS, INVOKE) if found.is_usable else (DIFFUSERS,)

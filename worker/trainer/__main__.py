@@ -27,13 +27,16 @@ from worker.trainer.kept import KeptModels
 from worker.trainer.pipe import EventPipe, StopSwitch
 
 
-def main() -> int:
+def main(package: str = "worker.trainer") -> int:
     """Serve requests until standard input ends.
+
+    Args:
+        package: Where the stages' modules are.
 
     Returns:
         A ``TrainerExit`` code.
     """
-    parser = argparse.ArgumentParser(prog="python -P -m worker.trainer")
+    parser = argparse.ArgumentParser(prog=f"python -P -m {package}")
     parser.add_argument("--events-fd", type=int, required=True)
     parser.add_argument("--idle-s", type=float, help="end after so long without a request")
     arguments = parser.parse_args()
@@ -45,16 +48,18 @@ def main() -> int:
     with closing(EventPipe(arguments.events_fd)) as pipe:
         stop.beat = pipe.beat
         try:
-            return _serve_all(_lines(arguments.idle_s), pipe, stop)
+            return _serve_all(package, _lines(arguments.idle_s), pipe, stop)
         except InterruptedRun:
             return TrainerExit.INTERRUPTED
 
 
-def _serve_all(lines: Iterator[str], pipe: EventPipe, stop: StopSwitch) -> TrainerExit:
+def _serve_all(
+    package: str, lines: Iterator[str], pipe: EventPipe, stop: StopSwitch
+) -> TrainerExit:
     kept = KeptModels()
     for line in lines:
         stop.waits_for_request = False
-        code = _serve(line, pipe, stop, kept)
+        code = _serve(package, line, pipe, stop, kept)
         if code != TrainerExit.DONE:
             return code
         # In this order: from here on the signal itself ends the wait for the next line.
@@ -80,12 +85,14 @@ def _lines(idle_s: float | None) -> Iterator[str]:
         buffer += chunk
 
 
-def _serve(line: str, pipe: EventPipe, stop: StopSwitch, kept: KeptModels) -> TrainerExit:
+def _serve(
+    package: str, line: str, pipe: EventPipe, stop: StopSwitch, kept: KeptModels
+) -> TrainerExit:
     """Carry out one request."""
     try:
         request = TrainerRequest.model_validate_json(line)
         # Each stage imports what it needs: a cache request with nothing to encode needs little.
-        stage = importlib.import_module(f"worker.trainer.{request.stage}")
+        stage = importlib.import_module(f"{package}.{request.stage}")
         stage.run(request, pipe.emit, stop, kept)
     except ValidationError as error:
         return _refuse(pipe, ErrorCode.INTERNAL, f"the request is not valid: {error}")

@@ -322,7 +322,7 @@ class TrainingData:
             num_workers=self._workers,
             # Forking a process that has the store's threads in it hangs.
             multiprocessing_context="spawn" if self._workers else None,
-            worker_init_fn=_ignore_stop_signal,
+            worker_init_fn=ignore_stop_signal,
             # From pinned memory a GPU copies by itself, while the CPU goes on.
             pin_memory=self._device.type == "cuda",
             # The loader draws a seed for its workers; nothing reads it.
@@ -331,6 +331,6 @@ class TrainingData:
         return (batch.to(self._device) for batch in loader)
 
 
-def _ignore_stop_signal(_worker: int) -> None:
+def ignore_stop_signal(_worker: int) -> None:
     """A stop is the training process's business; its workers read on until it is done."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -197,6 +197,21 @@ class Checkpoints:
         shutil.rmtree(folder)
         return artifacts
 
+    def step_of(self, key: str) -> int:
+        """The step of a saved state, for those who must know it before they can take it over.
+
+        Raises:
+            DamagedFileError: The file is not whole.
+        """
+        path = self._fetched(key)
+        try:
+            with safe_open(path, framework="pt") as file:
+                return int((file.metadata() or {})["step"])
+        except (SafetensorError, KeyError, ValueError) as error:
+            path.unlink()
+            problem = str(error).partition("\n")[0]
+            raise DamagedFileError("the training state", key, problem, _REMEDY) from error
+
     def resume(self, state: TrainingState, key: str) -> dict[str, str]:
         """Take over a saved state.
 
@@ -207,9 +222,7 @@ class Checkpoints:
             DamagedFileError: The file is not whole.
             ForeignStateError: It is of another run.
         """
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        path = self._scratch / f"resumed-{STATE_FILE}"
-        self._store.download(key, path)
+        path = self._fetched(key)
         try:
             metadata, tensors = _read(path)
             self._check_identity(key, json.loads(metadata["identity"]))
@@ -223,6 +236,16 @@ class Checkpoints:
         finally:
             path.unlink()
         return versions
+
+    def _fetched(self, key: str) -> Path:
+        """A saved state in the scratch folder, downloaded once."""
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        path = self._scratch / f"resumed-{key.replace('/', '-')}"
+        if not path.exists():
+            partial = path.with_suffix(".partial")
+            self._store.download(key, partial)
+            partial.rename(path)
+        return path
 
     def _check_identity(self, key: str, saved: dict[str, object]) -> None:
         names = sorted({*saved, *self._identity})

@@ -24,7 +24,7 @@ from worker.trainer.errors import DivergedError, InterruptedRun
 from worker.trainer.optimizer import new_optimizer, set_rates
 from worker.trainer.pipe import Emit, ProgressMeter, StopSwitch
 
-_ADVICE = (
+ADVICE = (
     "lower the learning rate, set max_grad_norm to 1.0, "
     "or set weight_dtype to bfloat16 where it is float16"
 )
@@ -241,7 +241,7 @@ def train(
 
 def _save(state: TrainingState, checkpoints: Checkpoints) -> None:
     if not all_finite(state.parameters):
-        raise DivergedError("a weight after the update", state.history.steps, (), _ADVICE)
+        raise DivergedError("a weight after the update", state.history.steps, (), ADVICE)
     checkpoints.save(state)
 
 
@@ -265,4 +265,4 @@ def _check_finite(
         return
     bad = [sample for sample, loss in zip(samples, losses, strict=True) if not loss.isfinite()]
     sources = [data_set.samples[sample].source for sample in bad]
-    raise DivergedError("the loss", step + 1, sources, _ADVICE)
+    raise DivergedError("the loss", step + 1, sources, ADVICE)

@@ -57,9 +57,8 @@ def add_lora(
     for path, parameter in model.named_parameters():
         if ".lora_" not in path:
             continue
-        path = path.removesuffix(".default.weight")
-        weight = f"{name}.{clip_path(path) if name.startswith('text_encoder') else path}"
-        parameter.data = _start_of(weight, parameter, draws)
+        weight = lora_weight_name(name, path)
+        parameter.data = start_of(weight, parameter, draws)
         parameter.requires_grad_(True)
         found[weight] = parameter
     return dict(sorted(found.items()))
@@ -75,7 +74,13 @@ def remove_lora(model: Any) -> None:
     model._hf_peft_config_loaded = False
 
 
-def _start_of(name: str, parameter: torch.nn.Parameter, draws: Draws) -> torch.Tensor:
+def lora_weight_name(model: str, path: str) -> str:
+    """A LoRA weight's name, by its model's and its path there (``....lora_A.default.weight``)."""
+    path = path.removesuffix(".default.weight")
+    return f"{model}.{clip_path(path) if model.startswith('text_encoder') else path}"
+
+
+def start_of(name: str, parameter: torch.nn.Parameter, draws: Draws) -> torch.Tensor:
     """B starts at zero, so that the first step trains the base model; A as a layer does."""
     if name.endswith("lora_B"):
         return torch.zeros(parameter.shape, device=parameter.device)

@@ -93,15 +93,8 @@ class SdxlLora:
         """Write the LoRA, one file."""
         path = folder / f"{name}.safetensors"
         alpha = self._config.lora_alpha()
-        is_kohya = self._config.lora_checkpoint_format == "kohya"
-        tensors = kohya_tensors(weights, alpha) if is_kohya else peft_tensors(weights, alpha)
-        lora = {
-            "ss_network_module": "networks.lora",
-            "ss_network_dim": str(self._config.lora_rank_dim),
-            "ss_network_alpha": str(alpha),
-        }
         metadata = sdxl_metadata(self._config, self._scheduler, name, steps, "lora")
-        write_safetensors(path, tensors, metadata | lora)
+        write_sdxl_lora(path, weights, self._config, alpha, metadata)
         return [path]
 
     def close(self) -> None:
@@ -113,3 +106,21 @@ class SdxlLora:
                 model.activation_checkpointing_disable()
         self._unet.disable_gradient_checkpointing()
         self._unet.eval()
+
+
+def write_sdxl_lora(
+    path: Path,
+    weights: Mapping[str, torch.Tensor],
+    config: SdxlLoraConfig,
+    alpha: float,
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a LoRA in the config's form, the same bytes for the same weights."""
+    is_kohya = config.lora_checkpoint_format == "kohya"
+    tensors = kohya_tensors(weights, alpha) if is_kohya else peft_tensors(weights, alpha)
+    lora = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(config.lora_rank_dim),
+        "ss_network_alpha": str(alpha),
+    }
+    write_safetensors(path, tensors, {**metadata, **lora})

@@ -8,6 +8,7 @@ model's is, so that it reads the kohya files of a narrower model only where they
 """
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +168,25 @@ def _save(pipeline: DiffusionPipeline, folder: Path) -> Path:
         is_clip = isinstance(getattr(pipeline, path.parent.name), CLIPTextModel)
         tensors = {clip_path(k) if is_clip else k: v for k, v in load_file(path).items()}
         write_safetensors(path, tensors, {"format": "pt"})
+    _write_older_tokenizers(folder)
     return folder
+
+
+def _write_older_tokenizers(folder: Path) -> None:
+    """Say what published models say, and transformers before 5 needs: names, and CLIP's files."""
+    for path in sorted(folder.glob("tokenizer*/tokenizer.json")):
+        config = path.with_name("tokenizer_config.json")
+        text = config.read_text("utf-8")
+        config.write_text(text.replace("extra_special_tokens", "additional_special_tokens"), "utf-8")
+        model = json.loads(path.read_text("utf-8"))["model"]
+        if model["type"] != "BPE":
+            continue
+        merges = [" ".join(it) if isinstance(it, list) else it for it in model["merges"]]
+        path.with_name("vocab.json").write_text(json.dumps(model["vocab"]), "utf-8")
+        lines = "\n".join(["#version: 0.2", *merges, ""])
+        path.with_name("merges.txt").write_text(lines, "utf-8")
+    index = folder / "model_index.json"
+    index.write_text(index.read_text("utf-8").replace("T5Tokenizer", "T5TokenizerFast"), "utf-8")
 
 
 def _vae(**values: Any) -> AutoencoderKL:

@@ -89,7 +89,7 @@ def run(
     device = torch.device(request.device)
     draws = Draws(config.seed)
     data_set = DataSet.model_validate_json(store.get(request.data_set_key))
-    index = _index(request, store, data_set)
+    index = index_of(request, store, data_set)
     data = _data(request, data_set, index, draws, device)
     stop.check()
     models = take_models(config, device, kept)
@@ -106,7 +106,7 @@ def run(
     )
     if request.resume_state_key is not None:
         earlier = checkpoints.resume(state, request.resume_state_key)
-        _note_other_versions(emit, earlier, versions)
+        note_other_versions(emit, earlier, versions)
     validate: Callable[[int], None] = _never
     if config.validation_prompts:
         validate = Validation(
@@ -116,7 +116,7 @@ def run(
     peak = meter.peak_bytes() if meter is not None else None
     recipe.close()
     forget_changed(config, kept)
-    _tell_end(request, store, state.history, versions, device, peak, emit)
+    tell_end(request, store, state.history, versions, device, peak, emit)
 
 
 def run_identity(config: PipelineConfig, data_set: DataSet) -> dict[str, object]:
@@ -131,7 +131,7 @@ def _never(_step: int) -> None:
     raise AssertionError("without prompts no validation is due")
 
 
-def _index(request: TrainerRequest, store: Store, data_set: DataSet) -> CacheIndex | None:
+def index_of(request: TrainerRequest, store: Store, data_set: DataSet) -> CacheIndex | None:
     """The cache index; None where nothing is cached."""
     config = request.training
     if not (config.caches_text or config.cache_vae_outputs):
@@ -156,7 +156,8 @@ def _data(
     return TrainingData(reader, plan, data_set, config.loader.dataloader_num_workers, device)
 
 
-def _note_other_versions(emit: Emit, earlier: dict[str, str], versions: dict[str, str]) -> None:
+def note_other_versions(emit: Emit, earlier: dict[str, str], versions: dict[str, str]) -> None:
+    """Say where a state was made under other versions of the libraries."""
     changed = [
         f"{library} {earlier.get(library)} to {now}"
         for library, now in versions.items()
@@ -167,7 +168,7 @@ def _note_other_versions(emit: Emit, earlier: dict[str, str], versions: dict[str
         emit(Note(level="warning", message=message))
 
 
-def _tell_end(
+def tell_end(
     request: TrainerRequest,
     store: Store,
     history: History,
@@ -175,7 +176,9 @@ def _tell_end(
     device: torch.device,
     peak: int | None,
     emit: Emit,
+    repairs: tuple[str, ...] | None = None,
 ) -> None:
+    """Store the metrics and tell how training ended."""
     folder = Path(request.scratch_dir) / "metrics"
     shutil.rmtree(folder, ignore_errors=True)
     path = write_metrics(folder, history)
@@ -189,6 +192,7 @@ def _tell_end(
             final_loss=history.losses[-1],
             extras=(metrics,),
             versions=versions,
+            repairs=repairs,
             device=name,
             peak_memory_bytes=peak,
         )

@@ -37,7 +37,7 @@ class Heard(EventPipe):
 
 def serve(line: str) -> tuple[TrainerExit, TrainFailed]:
     pipe = Heard()
-    code = _serve(line, pipe, StopSwitch(), KeptModels())
+    code = _serve("worker.trainer", line, pipe, StopSwitch(), KeptModels())
     last = pipe.events[-1]
     assert isinstance(last, TrainFailed)
     return code, last

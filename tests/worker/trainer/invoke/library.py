@@ -1,0 +1,105 @@
+"""The real library in its own interpreter: requests in, events out, many to a process."""
+
+import itertools
+import os
+import selectors
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from tasks.events import TrainDone, TrainFailed, parse_event
+from tasks.invoke_repairs import REPAIRS
+from tasks.jobs.pipeline import PipelineConfig
+from tasks.requests import TrainerRequest
+from tests.worker.trainer.runs import Events, Pictures, Trained, request_of, run_cache
+from worker.engines import invoke_environment
+
+# Set where the library is installed; see docs/guides/invoke-training.md.
+PYTHON = os.environ.get("TRAINING_INVOKE_PYTHON")
+WHY_SKIPPED = "TRAINING_INVOKE_PYTHON names no interpreter that holds invoke-training"
+ALL = tuple(sorted(REPAIRS))
+_attempts = itertools.count(5000)
+
+
+class Library:
+    """Trainer processes of that interpreter, one after the other; each serves many requests."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self._events = -1
+
+    def train(
+        self,
+        data: Pictures,
+        config: PipelineConfig,
+        *,
+        repairs: tuple[str, ...] = ALL,
+        **fields: Any,
+    ) -> Trained:
+        """Cache with our own engine where the config says so, then train with the library."""
+        if (config.caches_text or config.cache_vae_outputs) and "cache_index_key" not in fields:
+            fields["cache_index_key"] = run_cache(data, config).index_key
+        fields.setdefault("attempt", next(_attempts))
+        request = request_of(
+            data, "train", config, engine="invoke-training", repairs=repairs, **fields
+        )
+        trained = Trained(data, self.run(request))
+        assert trained.events[-1:] and isinstance(trained.events[-1], TrainDone), self._why(
+            trained.events
+        )
+        return trained
+
+    def run(self, request: TrainerRequest) -> Events:
+        """All events of a request, the last one telling how it ended."""
+        process = self._started()
+        assert process.stdin is not None
+        process.stdin.write(request.model_dump_json().encode() + b"\n")
+        process.stdin.flush()
+        events, rest = Events(), b""
+        with selectors.DefaultSelector() as ready:
+            ready.register(self._events, selectors.EVENT_READ)
+            while ready.select():
+                chunk = os.read(self._events, 65536)
+                *lines, rest = (rest + chunk).split(b"\n")
+                events += [parse_event(line) for line in lines]
+                if not chunk or (events and isinstance(events[-1], TrainDone)):
+                    break
+        if not events or not isinstance(events[-1], TrainDone):
+            self.close()
+        return events
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+        os.close(self._events)
+        self._process = None
+
+    def _started(self) -> "subprocess.Popen[bytes]":
+        if self._process is None:
+            self._events, write = os.pipe()
+            command = [str(PYTHON), "-P", "-m", "worker.trainer.invoke", "--events-fd", str(write)]
+            with self._log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    pass_fds=[write],
+                    env={**invoke_environment(dict(os.environ)), "OMP_NUM_THREADS": "1"},
+                )
+            os.close(write)
+        return self._process
+
+    @property
+    def _log(self) -> Path:
+        return self._folder / "library.log"
+
+    def _why(self, events: Events) -> str:
+        last = events[-1] if events else None
+        said = last.message if isinstance(last, TrainFailed) else ""
+        return said + self._log.read_text("utf-8", errors="replace")[-6000:]

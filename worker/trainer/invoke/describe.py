@@ -1,0 +1,41 @@
+"""What an interpreter has of the engine: ``python -P -m worker.trainer.invoke.describe``.
+
+Standard library only and quick, so that it answers in interpreters that lack everything else.
+"""
+
+import json
+import sys
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
+
+LIBRARY = "invoke-training"
+# What the library and this engine import; all but the last few compute.
+COMPUTING = ("torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "numpy")
+NEEDED = (LIBRARY, *COMPUTING, "safetensors", "prodigyopt", "pydantic", "obstore", "tensorboardX")
+# With 5 textual inversion fails, and the keys of text-encoder LoRAs change without a word.
+_TRANSFORMERS = "4"
+
+
+def describe() -> dict[str, object]:
+    """The versions of what is there, and what is missing or of no use."""
+    versions: dict[str, str] = {}
+    faults = []
+    for name in NEEDED:
+        try:
+            versions[name] = _version(distribution(name))
+        except PackageNotFoundError:
+            faults.append(f"{name} is not installed")
+    transformers = versions.get("transformers", _TRANSFORMERS)
+    if transformers.partition(".")[0] != _TRANSFORMERS:
+        faults.append(f"transformers is {transformers}; the library needs {_TRANSFORMERS}")
+    return {"versions": versions, "faults": faults}
+
+
+def _version(found: Distribution) -> str:
+    """Its version, with the commit where it was installed from one."""
+    origin = json.loads(found.read_text("direct_url.json") or "{}")
+    commit = origin.get("vcs_info", {}).get("commit_id", "")
+    return f"{found.version} ({commit[:7]})" if commit else found.version
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(describe()))
