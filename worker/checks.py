@@ -20,7 +20,8 @@ import redis
 from redis import Redis
 
 from routing.classes import MemoryClass
-from routing.queues import ALL_QUEUES, CPU_QUEUE
+from routing.engines import INVOKE
+from routing.queues import ALL_QUEUES, CPU_QUEUE, engine_of
 from tasks.control import JobControl
 from tasks.errors import JobError, StoreError
 from tasks.lanes import Lanes
@@ -29,6 +30,7 @@ from tasks.settings import Settings
 from tasks.state import connect
 from tasks.store import Store
 from worker.client import broker_url
+from worker.engines import find_invoke
 from worker.flower import flower_address
 from worker.gpus import find_gpus
 from worker.host_memory import host_memory_bytes, too_little_memory
@@ -61,7 +63,7 @@ class Finding:
 
 def check_all(settings: Settings) -> list[Finding]:
     """Look at everything, from this machine."""
-    findings = [*_store(settings), *_scratch(settings), *_gpus(settings), *_packages()]
+    findings = [*_store(settings), *_scratch(settings), *_gpus(settings), *_packages(settings)]
     try:
         url = broker_url(settings)
         client = connect(url)
@@ -163,6 +165,8 @@ def _workers(client: Redis, settings: Settings) -> Iterator[Finding]:
         waiting = int(client.llen(queue)) + sum(in_lanes.get(queue, {}).values())
         if waiting and queue not in served:
             remedy = "start a worker of that class" if queue != CPU_QUEUE else "start a CPU worker"
+            if engine_of(queue) == INVOKE:
+                remedy += " with TRAINING_INVOKE_PYTHON set"
             yield Finding("fault", queue, f"{waiting} jobs wait and no live worker serves", remedy)
 
 
@@ -266,9 +270,18 @@ def _system_memory(memory_class: MemoryClass, total_bytes: int) -> Finding:
     return Finding("warning", "system memory", problem, remedy)
 
 
-def _packages() -> Iterator[Finding]:
+def _packages(settings: Settings) -> Iterator[Finding]:
     if find_spec("torch") is None:
         remedy = "pip install 'training-worker[train]' where GPU workers run"
         yield Finding("warning", "trainer", "PyTorch is not installed", remedy)
     else:
         yield Finding("ok", "trainer", "PyTorch is installed")
+    if settings.invoke_python is None:
+        guide = "docs/guides/invoke-training.md tells how; it is needed by no other job"
+        yield Finding("ok", f"engine {INVOKE}", "not set up here", guide)
+        return
+    invoke = find_invoke(settings.invoke_python)
+    if invoke.is_usable:
+        yield Finding("ok", f"engine {INVOKE}", f"version {invoke.versions[INVOKE]}")
+    for fault in invoke.faults:
+        yield Finding("fault", f"engine {INVOKE}", fault, invoke.remedy)

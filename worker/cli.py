@@ -158,6 +158,12 @@ def gpus(
 
 
 @cli.command()
+def engines(json: Json = False) -> None:
+    """Show this machine's engines: what is installed, what each can do, what is repaired."""
+    _run("engines", json=json)
+
+
+@cli.command()
 def calibrate(
     training_type: Annotated[
         Literal["FLUX_LORA", "SDXL_LORA"], typer.Option("--type", help="What is trained.")

@@ -14,7 +14,7 @@ from typing import Any, Self
 import psutil
 import yaml
 
-from tasks.events import Note
+from tasks.events import Event, Note
 from tasks.records import JobRecord
 from tasks.state import JobState, connect
 from tests.waiting import wait_until
@@ -120,13 +120,16 @@ class Fleet:
         with connect(url) as client:
             return JobState(client, timedelta(hours=1)).get(job_id)
 
-    def notes(self, job_id: str) -> list[str]:
-        """What a job's readers were told in words."""
+    def events(self, job_id: str) -> list[Event]:
+        """What a job's readers were told."""
         url = find_running(self.home)
         assert url is not None
         with connect(url) as client:
-            events = [event for _, event in JobState(client, timedelta(hours=1)).events(job_id)]
-        return [event.message for event in events if isinstance(event, Note)]
+            return [event for _, event in JobState(client, timedelta(hours=1)).events(job_id)]
+
+    def notes(self, job_id: str) -> list[str]:
+        """What a job's readers were told in words."""
+        return [event.message for event in self.events(job_id) if isinstance(event, Note)]
 
     def trainers(self) -> list[psutil.Process]:
         """The trainer processes that run now."""

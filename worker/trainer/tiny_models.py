@@ -177,7 +177,9 @@ def _write_older_tokenizers(folder: Path) -> None:
     for path in sorted(folder.glob("tokenizer*/tokenizer.json")):
         config = path.with_name("tokenizer_config.json")
         text = config.read_text("utf-8")
-        config.write_text(text.replace("extra_special_tokens", "additional_special_tokens"), "utf-8")
+        config.write_text(
+            text.replace("extra_special_tokens", "additional_special_tokens"), "utf-8"
+        )
         model = json.loads(path.read_text("utf-8"))["model"]
         if model["type"] != "BPE":
             continue

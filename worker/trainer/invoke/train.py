@@ -11,6 +11,7 @@ from typing import Any
 
 import accelerate
 import torch
+from accelerate.logging import get_logger
 from invoke_training.config.pipeline_config import PipelineConfig as AnyLibraryConfig
 from invoke_training.pipelines.callbacks import PipelineCallbacks
 from pydantic import TypeAdapter, ValidationError
@@ -173,6 +174,8 @@ def _enter_seams(
     optimizer = _optimizer(module.initialize_optimizer, run, getattr(torch, config.weight_dtype))
     names |= {
         **dict.fromkeys(pipeline.encodes, _nothing),
+        "tqdm": _quiet(module.tqdm),
+        "initialize_logging": lambda name, _accelerator: get_logger(name),
         "train_forward": lambda **arguments: run.loss(forward.loss, arguments),
         "initialize_optimizer": optimizer,
         pipeline.load: _loading(getattr(module, pipeline.load), pipeline, run),
@@ -188,6 +191,11 @@ def _enter_seams(
 
 def _nothing(*_positional: Any, **_named: Any) -> None:
     """In the place of what is done elsewhere."""
+
+
+def _quiet(tqdm: Any) -> Any:
+    """Its bar would be in the trainer's last words, where an error should be."""
+    return lambda *positional, **named: tqdm(*positional, **{**named, "disable": True})
 
 
 def _no_pickle(*_positional: Any, **_named: Any) -> None:

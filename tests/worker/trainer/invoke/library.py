@@ -45,9 +45,8 @@ class Library:
             data, "train", config, engine="invoke-training", repairs=repairs, **fields
         )
         trained = Trained(data, self.run(request))
-        assert trained.events[-1:] and isinstance(trained.events[-1], TrainDone), self._why(
-            trained.events
-        )
+        last = trained.events[-1] if trained.events else None
+        assert isinstance(last, TrainDone), self._why(trained.events)
         return trained
 
     def run(self, request: TrainerRequest) -> Events:

@@ -1,0 +1,208 @@
+"""Each repair: with it the library does as it should, without it it has the fault.
+
+What it should do is what engine ``diffusers`` does, loss by loss, wherever the two do the same.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from routing.requirements import TrainingType
+from tasks.events import TrainDone
+from tasks.invoke_repairs import REPAIRS
+from tasks.store import image_key
+from tests.worker.trainer.invoke.library import ALL, Library
+from tests.worker.trainer.runs import (
+    BUCKETS,
+    CACHED,
+    Pictures,
+    config_of,
+    pictures,
+    put_data_set,
+    read_tensors,
+    request_of,
+    run_cache,
+    run_train,
+    sdxl_config_of,
+)
+
+pytestmark = pytest.mark.timeout(240)
+
+# Losses that agree so far come from the same numbers, summed in another order.
+SAME = 1e-5
+CLOSE = {"max_train_steps": 4, "train_batch_size": 2}
+
+
+def without(*repairs: str) -> tuple[str, ...]:
+    assert set(repairs) <= set(ALL)
+    return tuple(sorted(set(ALL) - set(repairs)))
+
+
+def with_masks(data: Pictures) -> Pictures:
+    """The same, the right half of each picture masked out."""
+    samples = []
+    for sample in data.data_set.samples:
+        mask = Image.new("L", sample.size, 0)
+        mask.paste(255, (0, 0, sample.width // 2, sample.height))
+        path = data.folder / "mask.png"
+        mask.save(path)
+        key = f"mask-{sample.width}x{sample.height}"
+        data.store.put(image_key(key), path)
+        samples.append(sample.model_copy(update={"mask": key}))
+    return Pictures(data.folder, data.store, put_data_set(data.store, samples))
+
+
+MASKED = {"dataset": {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": "/unused"}}
+LOSSES: list[tuple[str, dict[str, Any]]] = [
+    ("latent_shift", CACHED),
+    ("latent_shift", {"cache_text_encoder_outputs": True}),
+    ("noise", CACHED),
+    ("noise", {**CACHED, "timestep_sampler": "uniform"}),
+    ("weighted_loss", {**CACHED, "min_snr_gamma": 0.5}),
+    ("weighted_loss", {**CACHED, "use_masks": True, "loader": MASKED}),
+    ("buckets", {"cache_text_encoder_outputs": True, "loader": {"aspect_ratio_buckets": BUCKETS}}),
+    ("lora_alpha", CACHED),
+    ("lora_start", CACHED),
+    ("group_mean", {**CACHED, "gradient_accumulation_steps": 2}),
+]
+
+
+@pytest.mark.parametrize(("repair", "options"), LOSSES)
+def test_losses_are_those_of_engine_diffusers_with_a_repair_and_others_without(
+    repair: str, options: dict[str, Any], tiny_flux: Path, data: Pictures, library: Library
+) -> None:
+    data = with_masks(data) if "use_masks" in options else data
+    config = config_of(tiny_flux, **{**CLOSE, **options})
+    expected = torch.tensor(run_train(data, config).losses)
+    repaired = torch.tensor(library.train(data, config).losses)
+    assert (repaired - expected).abs().max() < SAME
+    faulty = torch.tensor(library.train(data, config, repairs=without(repair)).losses)
+    assert (faulty - expected).abs().max() > 20 * SAME
+
+
+@pytest.mark.parametrize("repair", ["cached_latents", "cached_text"])
+def test_cached_outputs_cannot_be_trained_on_without_a_repair(
+    repair: str, tiny_flux: Path, data: Pictures, library: Library
+) -> None:
+    config = config_of(tiny_flux, **CLOSE, **CACHED)
+    assert len(library.train(data, config).losses) == 4
+    assert not ended_well(library, data, config, without(repair))
+
+
+def test_a_transformer_without_guidance_cannot_be_trained_without_a_repair(
+    unguided_flux: Path, data: Pictures, library: Library
+) -> None:
+    config = config_of(unguided_flux, **CLOSE, **CACHED)
+    expected = torch.tensor(run_train(data, config).losses)
+    assert (torch.tensor(library.train(data, config).losses) - expected).abs().max() < SAME
+    assert not ended_well(library, data, config, without("guidance"))
+
+
+def ended_well(library: Library, data: Pictures, config: Any, repairs: tuple[str, ...]) -> bool:
+    key = run_cache(data, config).index_key
+    request = request_of(
+        data,
+        "train",
+        config,
+        attempt=4999,
+        engine="invoke-training",
+        repairs=repairs,
+        cache_index_key=key,
+    )
+    return any(isinstance(event, TrainDone) for event in library.run(request))
+
+
+def test_the_feed_forward_outputs_are_trained_with_a_repair_and_the_last_layer_without(
+    tiny_flux: Path, data: Pictures, library: Library
+) -> None:
+    config = config_of(tiny_flux, **CLOSE, **CACHED)
+    trained = trained_layers(library.train(data, config).state)
+    assert trained == trained_layers(run_train(data, config).state)
+    faulty = trained_layers(library.train(data, config, repairs=without("lora_targets")).state)
+    assert trained - faulty == {
+        f"transformer.transformer_blocks.0.{ff}.net.2" for ff in ("ff", "ff_context")
+    }
+    assert faulty - trained == {"transformer.proj_out"}
+
+
+def trained_layers(state: dict[str, torch.Tensor]) -> set[str]:
+    names = {name.removeprefix("weights/") for name in state if name.startswith("weights/")}
+    return {name.rpartition(".lora_")[0] for name in names}
+
+
+def delta_w(path: Path) -> dict[str, torch.Tensor]:
+    """What a kohya file adds to each layer; a KeyError or RuntimeError where it holds no LoRA."""
+    tensors, _ = read_tensors(path)
+    found = {}
+    for name in {key.partition(".")[0] for key in tensors}:
+        up, down = (tensors[f"{name}.lora_{it}.weight"] for it in ("up", "down"))
+        found[name] = up @ down * (tensors[f"{name}.alpha"] / down.shape[0])
+    return found
+
+
+def test_its_kohya_file_and_ours_change_the_model_alike_with_a_repair_only(
+    tiny_flux: Path, data: Pictures, library: Library
+) -> None:
+    config = config_of(tiny_flux, **CLOSE, **CACHED)
+    ours = delta_w(run_train(data, config).weights)
+    theirs = delta_w(library.train(data, config).weights)
+    assert set(theirs) == set(ours)
+    for name, change in ours.items():
+        torch.testing.assert_close(theirs[name], change, rtol=1e-3, atol=1e-6)
+        assert change.abs().max() > 1e-4, name
+    faulty = library.train(data, config, repairs=without("lora_file")).weights
+    with pytest.raises((KeyError, RuntimeError)):
+        delta_w(faulty)
+
+
+def test_the_end_of_a_run_is_saved_with_a_repair_whatever_the_interval(
+    tiny_flux: Path, data: Pictures, library: Library
+) -> None:
+    config = config_of(tiny_flux, **CACHED, max_train_steps=5, save_every_n_steps=3)
+    repaired = library.train(data, config)
+    assert [it.step for it in repaired.checkpoints] == [3, 5]
+    faulty = library.train(data, config, repairs=without("final_save"))
+    assert [it.step for it in faulty.checkpoints] == [3]
+    assert faulty.done.steps == 5
+
+
+@pytest.mark.parametrize("kind", ["SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE"])
+def test_bfloat16_weights_are_trained_in_float32_with_a_repair_only(
+    kind: str, tiny_sdxl: Path, data: Pictures, library: Library
+) -> None:
+    config = sdxl_config_of(
+        kind, tiny_sdxl, weight_dtype="bfloat16", max_train_steps=2, cache_vae_outputs=True
+    )
+    for repairs, dtype in ((ALL, torch.float32), (without("float32_weights"), torch.bfloat16)):
+        library.close()  # another mixed precision needs a process of its own
+        state = library.train(data, config, repairs=repairs).state
+        found = {it.dtype for name, it in state.items() if name.startswith("weights/")}
+        assert found == {dtype}
+    library.close()
+
+
+def test_sdxl_is_told_the_size_of_a_bucket_with_a_repair_only(
+    tiny_sdxl: Path, tmp_path: Path, library: Library
+) -> None:
+    buckets = {"aspect_ratio_buckets": BUCKETS}
+    options = {"max_train_steps": 1, "cache_vae_outputs": True, "loader": buckets}
+    config = sdxl_config_of("SDXL_LORA", tiny_sdxl, **options)
+    square = pictures(tmp_path / "square", [(64, 64)] * 2)
+    wide = pictures(tmp_path / "wide", [(96, 48)] * 2)
+    alike, differing = (
+        [library.train(data, config, repairs=it).losses for it in (ALL, without("target_size"))]
+        for data in (square, wide)
+    )
+    assert alike[0] == alike[1]
+    assert differing[0] != differing[1]
+
+
+def test_every_repair_is_tested_and_says_what_it_repairs() -> None:
+    tested = Path(__file__).read_text("utf-8")
+    for name, repair in REPAIRS.items():
+        assert f'"{name}"' in tested, name
+        assert repair.types <= set(TrainingType)
+        assert repair.fault
