@@ -62,6 +62,10 @@ REPAIRS: dict[str, Repair] = {
     "group_mean": Repair(
         _ALL, "samples of incomplete batches count more, those of incomplete groups less"
     ),
+    "exact_save": Repair(
+        frozenset({TrainingType.SDXL_FINETUNE}),
+        "each checkpoint rounds the weights in training to save_dtype",
+    ),
     "final_save": Repair(
         _ALL, "the end of a run is saved only where the interval divides its steps"
     ),

@@ -82,7 +82,7 @@ class Run:
         """What may be trained, by its name in the names of weights."""
         self._state: TrainingState | None = None
         self.results: Path | None = None
-        """What the library wrote at its last save: a file or a folder."""
+        """What the library told that it wrote at its last save: a file or a folder."""
 
     @property
     def repairs(self) -> frozenset[str]:
@@ -200,20 +200,21 @@ class Run:
         self._meter.starts_at(self._done)
 
     def save(self, save: Callable[..., None], **arguments: Any) -> None:
-        """Let the library save, unless this step is saved already."""
-        if self._done > self._saved:
-            save(**arguments)
-
-    def saved(self, path: Path) -> None:
-        """The library has saved: keep the state, and what is published.
+        """Let the library save, unless this step is saved already; then keep the state.
 
         Raises:
             DivergedError: A weight is no number.
             InterruptedRun: It was asked to stop.
         """
+        if self._done <= self._saved:
+            return
+        models = [it for it in arguments.values() if isinstance(it, torch.nn.Module)]
+        if "exact_save" not in self.repairs or self._request.training.type != "SDXL_FINETUNE":
+            models = []
         if not all_finite(self.state.parameters):
             raise DivergedError("a weight after the update", self._done, (), ADVICE)
-        self.results = path
+        with _weights_kept(models):
+            save(**arguments)
         self._checkpoints.save(self.state)
         self._saved = self._done
         if self._stopping and self._done < self._schedule.total_steps:
@@ -244,6 +245,15 @@ class Run:
         self._emit(ValidationImages(step=self._done, images=tuple(images)))
         if self._saved == self._done:
             self._stop.check()
+
+
+@contextmanager
+def _weights_kept(models: list[torch.nn.Module]) -> Iterator[None]:
+    """The models' weights are what they were, bit for bit, whatever they are cast to meanwhile."""
+    before = [(it, it.data) for model in models for it in model.parameters()]
+    yield
+    for parameter, values in before:
+        parameter.data = values
 
 
 @contextmanager

@@ -255,7 +255,7 @@ class _Callbacks(PipelineCallbacks):  # type: ignore[misc] # the library has no 
 
     def on_save_checkpoint(self, checkpoint: Any) -> None:
         """A checkpoint was saved."""
-        self._run.saved(Path(checkpoint.models[0].file_path))
+        self._run.results = Path(checkpoint.models[0].file_path)
 
     def on_save_validation_images(self, images: Any) -> None:
         """Validation images were made; each prompt's in a folder of its number."""

@@ -18,6 +18,13 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Library]:
 
 
 @pytest.fixture(scope="session")
+def deep_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny FLUX of as many blocks as the library's own kohya writer expects."""
+    folder = tmp_path_factory.mktemp("deep-flux")
+    return build_tiny_flux(folder, double_blocks=19, single_blocks=38)
+
+
+@pytest.fixture(scope="session")
 def unguided_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny FLUX whose transformer takes no guidance, as FLUX.1-schnell's."""
     folder = tmp_path_factory.mktemp("unguided-flux")

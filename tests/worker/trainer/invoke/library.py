@@ -3,11 +3,13 @@
 import itertools
 import os
 import selectors
+import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tasks.events import TrainDone, TrainFailed, parse_event
+from tasks.events import Event, TrainDone, TrainFailed, parse_event
 from tasks.invoke_repairs import REPAIRS
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.requests import TrainerRequest
@@ -28,6 +30,8 @@ class Library:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._events = -1
+        self.exit_code: int | None = None
+        """Of the process that ended last."""
 
     def train(
         self,
@@ -49,7 +53,9 @@ class Library:
         assert isinstance(last, TrainDone), self._why(trained.events)
         return trained
 
-    def run(self, request: TrainerRequest) -> Events:
+    def run(
+        self, request: TrainerRequest, on_event: Callable[[Event], None] = lambda _: None
+    ) -> Events:
         """All events of a request, the last one telling how it ended."""
         process = self._started()
         assert process.stdin is not None
@@ -61,12 +67,19 @@ class Library:
             while ready.select():
                 chunk = os.read(self._events, 65536)
                 *lines, rest = (rest + chunk).split(b"\n")
-                events += [parse_event(line) for line in lines]
+                for line in lines:
+                    events.append(parse_event(line))
+                    on_event(events[-1])
                 if not chunk or (events and isinstance(events[-1], TrainDone)):
                     break
         if not events or not isinstance(events[-1], TrainDone):
             self.close()
         return events
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send the process a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def close(self) -> None:
         """End the process."""
@@ -74,7 +87,7 @@ class Library:
             return
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait()
+        self.exit_code = self._process.wait()
         os.close(self._events)
         self._process = None
 

@@ -144,9 +144,9 @@ def delta_w(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_its_kohya_file_and_ours_change_the_model_alike_with_a_repair_only(
-    tiny_flux: Path, data: Pictures, library: Library
+    deep_flux: Path, data: Pictures, library: Library
 ) -> None:
-    config = config_of(tiny_flux, **CLOSE, **CACHED)
+    config = config_of(deep_flux, **CLOSE, **CACHED)
     ours = delta_w(run_train(data, config).weights)
     theirs = delta_w(library.train(data, config).weights)
     assert set(theirs) == set(ours)
