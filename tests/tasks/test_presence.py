@@ -55,3 +55,24 @@ def test_a_queue_that_nobody_serves_is_told_with_what_there_is(redis_client: Red
     assert why_unserved(redis_client, "q") == (
         "no live worker serves q: no worker is live; here is quarantined: XID 79"
     )
+
+
+def test_a_queue_of_an_engine_that_nobody_has_is_told_with_what_to_set(
+    redis_client: Redis,
+) -> None:
+    note(redis_client, "here", MemoryClass.GB40)
+    told = why_unserved(redis_client, "gpu.40gb.invoke-training")
+    assert told is not None
+    assert told.startswith("no live worker serves gpu.40gb.invoke-training")
+    assert "TRAINING_INVOKE_PYTHON" in told
+
+
+def test_the_next_larger_class_is_of_a_worker_that_has_the_engine(redis_client: Redis) -> None:
+    note(redis_client, "without", MemoryClass.GB40)
+    assert next_larger_class(redis_client, MemoryClass.GB24, "invoke-training") is None
+    presence = Presence(
+        queues=("q",), memory_class=MemoryClass.GB80, engines=("diffusers", "invoke-training")
+    )
+    PresenceNote(redis_client, "with", presence, SOON).renew()
+    found = next_larger_class(redis_client, MemoryClass.GB24, "invoke-training")
+    assert found == MemoryClass.GB80

@@ -184,6 +184,22 @@ def test_bfloat16_weights_are_trained_in_float32_with_a_repair_only(
     library.close()
 
 
+def test_saving_changes_no_weight_with_a_repair_only(
+    tiny_sdxl: Path, data: Pictures, library: Library
+) -> None:
+    options = {"max_train_steps": 4, "save_dtype": "float16", "cache_vae_outputs": True}
+    for repairs, alike in ((ALL, True), (without("exact_save"), False)):
+        often, seldom = (
+            library.train(
+                data,
+                sdxl_config_of("SDXL_FINETUNE", tiny_sdxl, save_every_n_steps=every, **options),
+                repairs=repairs,
+            ).losses
+            for every in (1, 4)
+        )
+        assert (often == seldom) == alike
+
+
 def test_sdxl_is_told_the_size_of_a_bucket_with_a_repair_only(
     tiny_sdxl: Path, tmp_path: Path, library: Library
 ) -> None:

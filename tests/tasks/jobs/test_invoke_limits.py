@@ -1,0 +1,88 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.errors import InvalidJobError
+from tasks.jobs.invoke_limits import LIMITS
+from tasks.jobs.job import TrainingJob, parse_job
+from tests.tasks.jobs.test_flux_lora import with_values
+from tests.worker.trainer.runs_options import SDXL_OPTIONS
+
+GUIDE = Path(__file__).parents[3] / "docs" / "guides" / "invoke-training.md"
+
+
+def flux(**training: Any) -> dict[str, Any]:
+    document = with_values(weight_dtype="bfloat16", gradient_checkpointing=True)
+    document["training"] |= training
+    return {"engine": "invoke-training", **document}
+
+
+def sdxl(kind: str, **training: Any) -> dict[str, Any]:
+    return {"engine": "invoke-training", "training": {**SDXL_OPTIONS[kind], **training}}
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "weight_dtype": flux(weight_dtype="float16"),
+    "mixed_precision": flux(mixed_precision="fp16"),
+    "model": flux(model="flux.safetensors"),
+    "transformer_path": flux(transformer_path="t.safetensors"),
+    "text_encoder_1_path": flux(text_encoder_1_path="t.safetensors"),
+    "text_encoder_2_path": flux(text_encoder_2_path="t.safetensors"),
+    "quantization": flux(quantization="nf4"),
+    "optimizer.optimizer_type": flux(optimizer={"optimizer_type": "Adafactor"}),
+    "optimizer.use_8bit": flux(optimizer={"optimizer_type": "AdamW", "use_8bit": True}),
+    "timestep_sampler": flux(timestep_sampler="resolution_shift"),
+    "min_snr_gamma": sdxl("SDXL_LORA", prediction_type="v_prediction"),
+    "initial_embedding_file": sdxl(
+        "SDXL_TEXTUAL_INVERSION", initial_phrase=None, initial_embedding_file="e.safetensors"
+    ),
+    "use_ema": sdxl("SDXL_FINETUNE", use_ema=True),
+    "save_checkpoint_format": sdxl("SDXL_FINETUNE", save_checkpoint_format="single_file"),
+}
+
+
+@pytest.mark.parametrize("option", REFUSED)
+def test_what_the_library_cannot_do_is_refused_with_the_reason(option: str) -> None:
+    with pytest.raises(InvalidJobError) as refused:
+        parse_job(REFUSED[option])
+    [fault] = refused.value.faults
+    assert fault.where == f"training.{option}"
+    [limit] = [it for it in LIMITS if it.option == option]
+    assert limit.reason in fault.problem
+    # The engine that is the default takes it.
+    assert parse_job({**REFUSED[option], "engine": "diffusers"}).engine == "diffusers"
+
+
+def test_all_that_is_refused_is_told_at_once_and_nothing_is_refused_untested() -> None:
+    document = flux(weight_dtype="float16", quantization="nf4", timestep_sampler="resolution_shift")
+    with pytest.raises(InvalidJobError) as refused:
+        parse_job(document)
+    assert len(refused.value.faults) == 3
+    assert {limit.option for limit in LIMITS} == set(REFUSED)
+
+
+def test_a_job_of_the_engine_goes_to_queues_of_its_own_and_is_warned_of() -> None:
+    job = parse_job(flux())
+    route = job.route()
+    assert route.gpu_queue == "gpu.40gb.invoke-training"
+    assert route.document()["engine"] == "invoke-training"
+    assert "the engine invoke-training trains it" in route.reason
+    assert any("resumes" in warning for warning in job.warnings())
+    other = parse_job({**flux(), "engine": "diffusers"})
+    assert other.route().gpu_queue == "gpu.40gb"
+    assert other.warnings() == other.training.warnings()
+    word = parse_job(sdxl("SDXL_TEXTUAL_INVERSION"))
+    assert any("embedding tables" in warning for warning in word.warnings())
+
+
+def test_an_unknown_engine_is_refused() -> None:
+    with pytest.raises(InvalidJobError, match="engine"):
+        parse_job({**flux(), "engine": "kohya"})
+    assert TrainingJob.model_fields["engine"].default == "diffusers"
+
+
+def test_the_guide_names_all_that_is_refused() -> None:
+    guide = GUIDE.read_text("utf-8")
+    for limit in LIMITS:
+        assert f"| `{limit.option}` |" in guide, limit.option
