@@ -20,7 +20,7 @@ from redis.retry import Retry
 from routing.estimate import PUBLISHED, Constants
 from routing.queues import stage_queue
 from tasks import job_scripts
-from tasks.contract import STAGES
+from tasks.contract import EVENT_FIELD, STAGES, events_key, record_key
 from tasks.errors import DEAD_CODES, ErrorCode, JobError
 from tasks.events import Event, JobAccepted, JobEnded, StageFinished, parse_event
 from tasks.jobs.job import TrainingJob
@@ -317,7 +317,7 @@ class JobState:
         answer = self._redis.xread({keys_of(job_id)[1]: after}, block=block_ms)
         for _, entries in cast("list[tuple[str, list[tuple[str, dict[str, str]]]]]", answer):
             for position, fields in entries:
-                yield position, parse_event(fields["event"])
+                yield position, parse_event(fields[EVENT_FIELD])
 
     def _ended(
         self, job_id: str, attempt: int, events: Sequence[Event], fields: dict[str, str]
@@ -347,8 +347,7 @@ def paired(flat: Sequence[str]) -> dict[str, str]:
 
 def keys_of(job_id: str) -> list[str]:
     """The keys of a job: its hash and its stream of events."""
-    key = f"{job_scripts.PREFIX}{job_id}"
-    return [key, f"{key}:events"]
+    return [record_key(job_id), events_key(job_id)]
 
 
 def _refs(refs: Mapping[str, str]) -> dict[str, str]:

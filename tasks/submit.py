@@ -1,10 +1,10 @@
 """Submitting a job: check it, settle what it leaves open, record it. Its chain is sent after."""
 
-import hashlib
 import secrets
 from typing import Any
 from uuid import uuid4
 
+from tasks.contract import job_id_of
 from tasks.errors import Fault, InvalidJobError
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.state import Admission, JobState
@@ -25,7 +25,7 @@ def with_id(document: Any, message_id: str) -> Any:
     """
     if not isinstance(document, dict) or document.get("id") is not None:
         return document
-    return {**document, "id": hashlib.sha256(message_id.encode()).hexdigest()[:12]}
+    return {**document, "id": job_id_of(message_id)}
 
 
 def admit(document: Any, state: JobState, result_id: str) -> tuple[str, TrainingJob, Admission]:

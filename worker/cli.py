@@ -135,6 +135,16 @@ def options(
 
 
 @cli.command()
+def contract(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Where to put them.", show_default=False)
+    ],
+) -> None:
+    """Write what backends and front ends of others need: names, JSON schemas, TypeScript."""
+    _run("contract", folder=folder)
+
+
+@cli.command()
 def route(job: JobFile, json: Json = False) -> None:
     """Show the GPU memory class a job goes to, why, and how long it may take there."""
     _run("route", path=job, json=json)
