@@ -98,9 +98,17 @@ class Settings(BaseSettings):
     flower_port: int = Field(default=5555, ge=0, le=65535)
     """Flower's port on the loopback address. 0 starts no Flower."""
 
+    flower_prefix: Annotated[str | None, Field(pattern=r"^[\w-]+(/[\w-]+)*$")] = None
+    """The path below which a reverse proxy shows Flower, such as `ops/flower`. Flower's `/metrics`
+    and `/healthcheck` ask for no password, so the proxy should not pass them on. Unset: none."""
+
     flower_basic_auth: SecretStr | None = None
     """Flower's `user:password`. Unset: user `operator`, and a password made once and kept in
     `TRAINING_HOME/flower-password`."""
+
+    console_url: Annotated[str | None, Field(pattern="^https?://")] = None
+    """Where operators' browsers find the console, for the link on Flower's pages. Unset: no
+    link."""
 
     trainer_restarts: int = Field(default=2, ge=0)
     """How often a crashed trainer is started again, from its last checkpoint, before the job
