@@ -36,6 +36,7 @@ def record_with(document: dict[str, Any], **changes: Any) -> JobRecord:
         "waiting_in": None,
         "in_lane": False,
         "attempt": 1,
+        "name": job.name,
         "job": job,
         "result_id": "result",
         "gpu_queue": "gpu.40gb",
