@@ -1,6 +1,7 @@
 """The entry point: ``python -P -m console``, which ``training-worker console`` runs."""
 
 import sys
+from urllib.parse import urlsplit
 
 import uvicorn
 
@@ -8,6 +9,9 @@ from console.app import make_app
 from console.service import Service
 from tasks.errors import EXIT_CODES, JobError
 from tasks.settings import Settings
+
+# Streams of events would keep it from ending.
+_END_WITHIN_S = 3
 
 
 def main() -> int:
@@ -29,7 +33,10 @@ def main() -> int:
         make_app(settings, service),
         host=settings.console_address,
         port=settings.console_port,
+        root_path=urlsplit(settings.console_base_url).path,
         server_header=False,
+        access_log=False,
+        timeout_graceful_shutdown=_END_WITHIN_S,
     )
     return 0
 
