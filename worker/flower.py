@@ -70,8 +70,8 @@ def run_flower(settings: Settings, broker_url: str) -> None:
     if settings.flower_prefix is not None:
         os.environ["FLOWER_URL_PREFIX"] = settings.flower_prefix
     app = make_app(settings, broker_url)
-    if settings.console_url is not None:
+    if settings.console_url or settings.console_port:
         # Imported only here, since Flower may be missing where this module is of use.
         templates = importlib.import_module("worker.flower_templates")
-        templates.with_link("Console", settings.console_url)
+        templates.with_link("Console", settings.console_base_url)
     app.start(["flower"])
