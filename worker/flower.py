@@ -1,8 +1,8 @@
 """Flower, the operators' view, on this fleet's broker.
 
 Address, credentials and broker go in by its options object, never by arguments that other users
-of the machine could read. Flower's ``/metrics`` is open even with basic auth, so it stays on the
-loopback address; a reverse proxy that publishes it must guard that path.
+of the machine could read. Flower's ``/metrics`` is open even with basic auth, so it is on the
+loopback address unless an operator says otherwise; a proxy that publishes it must guard that path.
 """
 
 import os
@@ -11,8 +11,6 @@ from pathlib import Path
 
 from tasks.app import make_app
 from tasks.settings import Settings
-
-_ADDRESS = "127.0.0.1"
 
 
 def flower_credentials(settings: Settings) -> str:
@@ -38,14 +36,16 @@ def password_file(settings: Settings) -> Path:
 
 def flower_address(settings: Settings) -> str:
     """The address of Flower's pages."""
-    return f"http://{_ADDRESS}:{settings.flower_port}"
+    everywhere = settings.flower_address in ("0.0.0.0", "::")
+    host = "127.0.0.1" if everywhere else settings.flower_address
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.flower_port}"
 
 
 def run_flower(settings: Settings, broker_url: str) -> None:
     """Serve Flower until stopped."""
     # Flower reads its options from the environment of its own process.
     os.environ.update(
-        FLOWER_ADDRESS=_ADDRESS,
+        FLOWER_ADDRESS=settings.flower_address,
         FLOWER_PORT=str(settings.flower_port),
         FLOWER_BASIC_AUTH=flower_credentials(settings),
         FLOWER_MAX_TASKS="10000",

@@ -24,3 +24,8 @@ def test_configured_credentials_win_and_are_never_shown(tmp_path: Path) -> None:
 def test_it_is_on_the_loopback_address(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, flower_port=5999)
     assert flower_address(settings) == "http://127.0.0.1:5999"
+
+
+def test_where_it_listens_everywhere_it_is_asked_on_the_loopback_address(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, flower_port=5999, flower_address="0.0.0.0")
+    assert flower_address(settings) == "http://127.0.0.1:5999"
