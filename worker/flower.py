@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tasks.app import make_app
 from tasks.settings import Settings
+from worker.transport import use_for_redis
 
 
 def flower_credentials(settings: Settings) -> str:
@@ -51,4 +52,6 @@ def run_flower(settings: Settings, broker_url: str) -> None:
         FLOWER_MAX_TASKS="10000",
         FLOWER_PURGE_OFFLINE_WORKERS="300",
     )
+    # kombu's own transport would give back messages that it takes for those of lost workers.
+    use_for_redis()
     make_app(settings, broker_url).start(["flower"])
