@@ -10,6 +10,8 @@ from tasks.contract import EVENT_FIELD, JOB_KEY
 
 INDEX = "training:jobs"
 """Every job's id by the time it was submitted."""
+OF_TENANT = "training:tenant_jobs:"
+"""A tenant's follows: the same for its jobs."""
 IN_FLIGHT = "training:jobs:in_flight"
 """The ids of the jobs that have a message, or whose stage runs, each with its tenant."""
 LANES = "training:lanes"
@@ -144,6 +146,7 @@ set('created_at', now, unpack(ARGV, 4))
 tell(ARGV[2])
 keep()
 add(INDEX, now)
+add('{OF_TENANT}' .. get('tenant'), now)
 return queue_up(ARGV[3])
 """
 

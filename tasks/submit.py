@@ -1,6 +1,7 @@
 """Submitting a job: check it, settle what it leaves open, record it. Its chain is sent after."""
 
 import secrets
+from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -37,13 +38,16 @@ def newer_than_known(document: Any) -> bool:
     return isinstance(version, int) and version > _SCHEMA_VERSION
 
 
-def admit(document: Any, state: JobState, result_id: str) -> tuple[str, TrainingJob, Admission]:
+def admit(
+    document: Any, state: JobState, result_id: str, refs: Mapping[str, str] | None = None
+) -> tuple[str, TrainingJob, Admission]:
     """Check and record a job, and let it begin or wait.
 
     Args:
         document: The job as it was sent.
         state: Where it is recorded.
         result_id: The id of the Celery result that follows it.
+        refs: What its record tells the stages from the start.
 
     Returns:
         Its id, the resolved job, and what becomes of it. A job that was submitted before GOES
@@ -56,7 +60,7 @@ def admit(document: Any, state: JobState, result_id: str) -> tuple[str, Training
     """
     job = parse_job(document)
     job_id, ready = resolved(job)
-    admission = state.create(job_id, ready, result_id)
+    admission = state.create(job_id, ready, result_id, refs)
     if admission != Admission.KNOWN:
         return job_id, ready, admission
     head = state.head(job_id)

@@ -55,3 +55,8 @@ def test_a_flower_without_a_place_for_a_link_is_left_as_it_is(
     flower_templates.with_link("Console", "http://console.example")
     assert "template_loader" not in flower_settings
     assert "no place for a link" in caplog.text
+
+
+def test_where_it_listens_everywhere_it_is_asked_on_the_loopback_address(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, flower_port=5999, flower_address="0.0.0.0")
+    assert flower_address(settings) == "http://127.0.0.1:5999"
