@@ -5,7 +5,6 @@ standard input and writes one answer to its standard output, both JSON.
 """
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -57,7 +56,6 @@ class CheckRequest(StrictModel):
 
 def main() -> None:
     """Answer one request."""
-    logging.basicConfig(level=logging.WARNING)
     os.nice(_NICE)
     request = CheckRequest.model_validate_json(sys.stdin.buffer.read())
     try:
