@@ -24,8 +24,11 @@ logger = logging.getLogger(__name__)
 
 _AT_A_TIME = 2
 _MOST_WAITING = 20
-_WITHIN_S = 300.0
-_TOO_LONG = f"looking into the data set takes more than {_WITHIN_S:g} s; submit the job instead"
+WITHIN_S = 300.0
+"""How long one may take."""
+COMMAND = (sys.executable, "-P", "-m", "console.checker")
+"""The process."""
+_TOO_LONG = "looking into the data set takes too long; submit the job instead"
 
 
 class Checked:
@@ -132,13 +135,13 @@ class Checks:
 
 async def _answer(request: CheckRequest) -> dict[str, Any]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "console.checker"),
+        *COMMAND,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
     try:
         asked = request.model_dump_json().encode()
-        out, _ = await asyncio.wait_for(process.communicate(asked), _WITHIN_S)
+        out, _ = await asyncio.wait_for(process.communicate(asked), WITHIN_S)
     except TimeoutError:
         return _failed(_TOO_LONG)
     finally:
