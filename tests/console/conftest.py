@@ -49,7 +49,7 @@ class Console:
     def publish(self, job_id: str, files: dict[str, bytes]) -> None:
         """Let a job end with these files, and one validation image."""
         listed = [self.keep(f"outputs/{job_id}/{name}", name, data) for name, data in files.items()]
-        image = self.keep(f"jobs/{job_id}/validation/1.png", "validation-000004-0-0.png", PNG)
+        image = self.keep(f"jobs/{job_id}/validation/1.png", "validation-000004-1-1.png", PNG)
         made = ValidationImages(step=4, images=(image,)).model_dump_json()
         for stage in ("prepare", "cache", "train"):
             self.stage(job_id, stage, {"validations": made})
