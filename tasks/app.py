@@ -169,7 +169,12 @@ def _route_next(request: Any, queue: str | None) -> None:
 def _add_submit(app: Celery, runtime: Callable[[], Runtime]) -> None:
     # Its result, which follows the job, says STARTED from here on; what stages do is in the record.
     @app.task(  # type: ignore[untyped-decorator]
-        name=SUBMIT, bind=True, shared=False, throws=(JobError,), track_started=True
+        name=SUBMIT,
+        bind=True,
+        shared=False,
+        throws=(JobError,),
+        track_started=True,
+        Request="tasks.submit_request:SubmitRequest",
     )
     def submit(self: Task, job: dict[str, Any]) -> dict[str, Any]:
         try:
