@@ -11,7 +11,7 @@ from tasks.settings import Settings
 from worker.app import run_worker
 from worker.client import broker_url
 from worker.engines import find_invoke
-from worker.gpus import gpu_by_uuid
+from worker.gpus import chosen_gpu
 
 logger = logging.getLogger(__name__)
 
@@ -23,11 +23,12 @@ def run(
     gpu: str | None,
     strict: bool,
     name: str | None,
+    exit_when_idle: float | None,
     ready_file: Path | None,
 ) -> int:
     """Run one worker process until it is stopped."""
     url = broker_url(settings)
-    card = gpu_by_uuid(gpu, settings.gpus, settings.cuda_visible_devices) if gpu else None
+    card = chosen_gpu(gpu, settings.gpus, settings.cuda_visible_devices) if gpu else None
     engines: tuple[Engine, ...] = ()
     possible: tuple[str, ...] = (CPU_QUEUE,)
     if card and card.memory_class is not None:
@@ -58,6 +59,7 @@ def run(
         gpu=card,
         engines=engines,
         ready_file=ready_file,
+        exit_when_idle_s=exit_when_idle,
     )
 
 
