@@ -114,7 +114,10 @@ class Lanes:
                 if tenant is None:
                     continue
                 args = [self._ttl_s, queue, tenant]
-                answer, *job = self._take_turn(keys=[_lane_of(queue, tenant), ""], args=args)
+                # The second one is the job's stream once it is known; a key that one may not
+                # touch, such as '', would be refused.
+                lane = _lane_of(queue, tenant)
+                answer, *job = self._take_turn(keys=[lane, lane], args=args)
                 if answer == Admission.GOES:
                     return head_of(job[0], paired(json.loads(job[1])))
                 if answer == _GONE:

@@ -29,6 +29,7 @@ from tasks.chain import send_rest
 from tasks.control import JobControl
 from tasks.durations import Durations
 from tasks.lanes import Lanes
+from tasks.logs import set_up_logging
 from tasks.presence import (
     Presence,
     PresenceNote,
@@ -47,7 +48,6 @@ from worker.health import ReadyFile
 from worker.host_memory import host_memory_bytes, too_little_memory
 from worker.idle import IdleEnd
 from worker.leases import LeaseRenewal
-from worker.logs import set_up_logging
 from worker.notice import watch_for_notice
 from worker.quarantine import Quarantine, Reports, make_gate
 from worker.reconciler import Reconciler
