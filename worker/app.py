@@ -29,7 +29,15 @@ from tasks.chain import send_rest
 from tasks.control import JobControl
 from tasks.durations import Durations
 from tasks.lanes import Lanes
-from tasks.presence import Presence, PresenceNote, live_workers, next_larger_class
+from tasks.logs import set_up_logging
+from tasks.presence import (
+    Presence,
+    PresenceNote,
+    live_workers,
+    newest_version,
+    next_larger_class,
+)
+from tasks.records import VERSION
 from tasks.runtime import Backoff, Runtime
 from tasks.settings import Settings
 from tasks.state import JobState, connect
@@ -40,7 +48,6 @@ from worker.health import ReadyFile
 from worker.host_memory import host_memory_bytes, too_little_memory
 from worker.idle import IdleEnd
 from worker.leases import LeaseRenewal
-from worker.logs import set_up_logging
 from worker.notice import watch_for_notice
 from worker.quarantine import Quarantine, Reports, make_gate
 from worker.reconciler import Reconciler
@@ -119,12 +126,14 @@ def run_worker(
             backoff=Backoff(settings.retries, settings.retry_pause.total_seconds()),
             check_gpu=make_gate(real_gpu, reports, trainer.close),
             dispatch=_lanes(app, settings).dispatch,
+            newest_version=lambda: newest_version(patient),
             learn=Durations(connect(broker_url), settings.job_ttl, own_class).record,
         )
 
     use_for_redis()
     app = make_app(settings, broker_url, runtime, drain.begun)
     presence = Presence(
+        version=VERSION,
         queues=queues,
         memory_class=gpu.memory_class if gpu else None,
         gpu_uuid=gpu.uuid if gpu else None,
