@@ -115,6 +115,7 @@ class Started:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")}
         self.env = {**kept, "TRAINING_GPUS": "40gb", **env, **settings}
         self._log = folder / "log"
+        self._popen: subprocess.Popen[bytes] | None = None
         (folder / "home").mkdir(parents=True)
         if self.ready_file is not None:
             self.ready_file.parent.mkdir(parents=True)
@@ -133,6 +134,7 @@ class Started:
 
     def is_ready(self) -> bool:
         """Whether it takes messages, or its port answers."""
+        assert self._popen is not None
         assert self._popen.poll() is None, self.log()
         if self.ready_file is not None:
             return self.ready_file.exists()
@@ -146,15 +148,17 @@ class Started:
 
     def ask_to_stop(self) -> None:
         """As a supervisor does."""
+        assert self._popen is not None
         self._popen.send_signal(signal.SIGTERM)
 
     def end(self) -> int:
         """Its exit code."""
+        assert self._popen is not None
         return self._popen.wait(PATIENCE_S)
 
     def kill(self) -> None:
         """End it where a test has failed before."""
-        if self._popen.poll() is None:
+        if self._popen is not None and self._popen.poll() is None:
             self._popen.kill()
             self._popen.wait()
 
