@@ -39,8 +39,8 @@ class Broker:
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self.secrets = folder / "secrets"
-        self._data = folder / "data"
-        self._data.mkdir(parents=True)
+        self.data = folder / "data"
+        self.data.mkdir(parents=True, exist_ok=True)
         make = ["bash", str(DEPLOY / "secrets.sh"), str(self.secrets)]
         subprocess.run([*make, f"redis://127.0.0.1:{self.port}/0"], check=True)
 
@@ -55,10 +55,10 @@ class Broker:
     def __enter__(self) -> Self:
         command = compose()["services"]["valkey"]["command"]
         assert command[0] == "valkey-server"
-        paths = {"/data": str(self._data), "/run/secrets": str(self.secrets)}
+        paths = {"/data": str(self.data), "/run/secrets": str(self.secrets)}
         argv = [_moved(word, paths) for word in command[1:]]
         argv += ["--port", str(self.port), "--bind", "127.0.0.1"]
-        with (self._data / "log").open("wb") as log:
+        with (self.data / "log").open("wb") as log:
             self._process = subprocess.Popen([str(get_binary_path()), *argv], stdout=log)
         wait_until(self._answers, timeout_s=PATIENCE_S, description="the broker", detail=self.log)
         return self
@@ -74,7 +74,7 @@ class Broker:
 
     def log(self) -> str:
         """What the server has written."""
-        return (self._data / "log").read_text("utf-8")
+        return (self.data / "log").read_text("utf-8")
 
     def _answers(self) -> bool:
         assert self._process.poll() is None, self.log()
