@@ -143,11 +143,34 @@ def test_what_kustomizations_refer_to_is_there() -> None:
     named = set()
     for path in files:
         content = yaml.safe_load(path.read_text("utf-8"))
-        for name in [*content["resources"], *content.get("configurations", ())]:
+        patches = [it["path"] for it in content.get("patches", ())]
+        others = [*content.get("configurations", ()), *patches]
+        for name in [*content.get("resources", ()), *others]:
             there = (path.parent / name).resolve()
             assert there.is_file() or (there / "kustomization.yaml").is_file(), name
             named.add(there)
     assert set(kubernetes_files()) - {DEPLOY / "k8s" / "secrets.example.yaml"} <= named
+
+
+def test_the_broker_may_speak_tls_only() -> None:
+    documents_ = documents(DEPLOY / "k8s" / "base" / "valkey.yaml")
+    [stateful] = [it for it in documents_ if it["kind"] == "StatefulSet"]
+    for patch in yaml.safe_load((DEPLOY / "k8s" / "tls" / "valkey.yaml").read_text("utf-8")):
+        *way, last = patch["path"].strip("/").split("/")
+        place = stateful
+        for step in way:
+            place = place[int(step) if isinstance(place, list) else step]
+        assert isinstance(place, list)
+        if patch["op"] == "add":
+            assert last == "-"
+            place.append(patch["value"])
+        else:
+            place[int(last)] = patch["value"]
+    kubernetes_validate.validate(stateful, kubernetes_validate.latest_version(), strict=True)
+    over = yaml.safe_load((DEPLOY / "compose.tls.yaml").read_text("utf-8"))["services"]["valkey"]
+    [container] = stateful["spec"]["template"]["spec"]["containers"]
+    options = [argument.split()[0] for argument in container["args"]]
+    assert options == [argument.split()[0] for argument in over["command"]]
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
