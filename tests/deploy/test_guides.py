@@ -9,15 +9,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.main import get_command
 
 from tests.deploy.manifests import ROOT
 from tests.deploy.servers import PATIENCE_S
 from tests.waiting import wait_until
+from worker.cli import cli
 from worker.demo_pictures import draw_demo_pictures
 
 BLOCK = re.compile(r"^```(bash|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+OURS = re.compile(
+    r"(?:^|bin/|-- |restored |exec \w+ )training-worker (\w[^#\n&|>)]*)", re.MULTILINE
+)
 NEEDS = "# needs "
 ASIDE = "# in a terminal of its own\n"
 GUIDES = ("laptop", "one-gpu", "ten-hosts", "kubernetes", "backup", "capacity")
@@ -147,3 +153,20 @@ def test_the_other_guides_do_what_they_say(tmp_path: Path) -> None:
 
     plan = Shell(tmp_path / "capacity")
     assert "ours" in plan.follow("capacity") or (plan.folder / "larger.json").stat().st_size
+
+
+def test_what_is_not_run_here_has_commands_and_options_that_exist() -> None:
+    there: Any = get_command(cli)
+    seen = 0
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        for _, body in BLOCK.findall(path.read_text("utf-8")):
+            for line in OURS.findall(body):
+                command, words = there, line.replace("`", " ").split()
+                while words and words[0] in getattr(command, "commands", {}):
+                    command = command.commands[words.pop(0)]
+                assert command is not there, f"{path.name}: training-worker {line}"
+                known = {name for it in command.params for name in (*it.opts, *it.secondary_opts)}
+                options = {word for word in words if word.startswith("--") and len(word) > 2}
+                assert options <= known | {"--help"}, f"{path.name}: training-worker {line}"
+                seen += 1
+    assert seen > 30
