@@ -55,6 +55,22 @@ def test_what_compose_services_refer_to_is_there(name: str) -> None:
         assert over["command"][: len(ours)] == ours
 
 
+def test_compose_scrapes_and_shows_what_prometheus_and_grafana_have_here() -> None:
+    services, ours = compose()["services"], DEPLOY / "prometheus" / "prometheus.yml"
+    for name in ("prometheus", "grafana"):
+        for mount in services[name]["volumes"]:
+            source = mount.partition(":")[0]
+            if source.startswith("./") and (DEPLOY / name).exists():
+                assert (DEPLOY / source).is_dir(), source
+    if ours.exists():
+        here = yaml.safe_load(ours.read_text("utf-8"))
+        there = yaml.safe_load(compose()["configs"]["prometheus.yml"]["content"])
+        assert there["rule_files"] == here["rule_files"]
+        assert [it["job_name"] for it in there["scrape_configs"]] == [
+            it["job_name"] for it in here["scrape_configs"]
+        ]
+
+
 def test_compose_has_a_service_for_each_class_of_gpu_and_writes_nothing_to_images() -> None:
     services = compose()["services"]
     assert {name for name in services if name.startswith("gpu-")} == {
