@@ -6,7 +6,7 @@ How options are shown is for others to say.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -25,6 +25,7 @@ class Option:
         description: Its documentation, on one line.
         only_with: Where it belongs to one branch of a union: the options that select it, by their
             paths, with their values.
+        schema: Its JSON schema, for whoever makes a form.
     """
 
     path: str
@@ -32,6 +33,7 @@ class Option:
     default: str | None
     description: str
     only_with: dict[str, str]
+    schema: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,7 @@ def _options(
             None if name in required else _default(field),
             _one_line(field["description"]),
             only_with,
+            field,
         )
         yield from _options_within(field, definitions, path, only_with)
 

@@ -1,0 +1,1 @@
+"""The pages of the console: what people see, over the service."""
