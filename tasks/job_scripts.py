@@ -8,6 +8,8 @@ have a life time. What people and sweepers do is in ``tasks/control_scripts.py``
 PREFIX = "training:job:"
 INDEX = "training:jobs"
 """Every job's id by the time it was submitted."""
+OF_TENANT = "training:tenant_jobs:"
+"""A tenant's follows: the same for its jobs."""
 IN_FLIGHT = "training:jobs:in_flight"
 """The ids of the jobs that have a message, or whose stage runs, each with its tenant."""
 LANES = "training:lanes"
@@ -136,6 +138,7 @@ set('created_at', now, unpack(ARGV, 4))
 tell(ARGV[2])
 keep()
 add(INDEX, now)
+add('{OF_TENANT}' .. get('tenant'), now)
 return queue_up(ARGV[3])
 """
 

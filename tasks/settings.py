@@ -19,7 +19,9 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from routing.classes import MemoryClass
 from routing.estimate import PUBLISHED, Constants
+from routing.prices import parse_prices
 from routing.shares import AllTerms, parse_terms
 from tasks.calibration import read_calibration
 from tasks.data.access import Access
@@ -102,6 +104,39 @@ class Settings(BaseSettings):
     """Flower's `user:password`. Unset: user `operator`, and a password made once and kept in
     `TRAINING_HOME/flower-password`."""
 
+    console_port: int = Field(default=8080, ge=0, le=65535)
+    """The port of the web console and its API. 0 starts none."""
+
+    console_address: str = "127.0.0.1"
+    """The address that the console listens on. Others than this machine's own are for servers
+    behind a proxy that encrypts."""
+
+    console_url: str | None = None
+    """The address that people use where a proxy stands before the console, such as
+    `https://gpu.example.org/training`; the proxy takes the path away. Unset: the console is asked
+    directly, and on a loopback address only under the names of this machine."""
+
+    api_keys: Path | None = None
+    """The file of the console's API keys, which `training-worker keys` writes: their digests, names
+    and tenants. Unset: `api-keys.json` in `TRAINING_HOME`."""
+
+    api_rate: int = Field(default=600, ge=1)
+    """How many requests a minute an API key may make."""
+
+    upload_max_bytes: ByteSize = ByteSize(5_000_000_000)
+    """The most that one upload to the console may take; the unfinished ones of a tenant may take
+    four times as much. They are kept in `TRAINING_HOME` until they are whole, a day at most, and
+    then in the store for `TRAINING_JOB_TTL`."""
+
+    tenant_roots: str | None = None
+    """What jobs that come with a tenant's API key may name as data set or model beside uploads, Hub
+    ids and public `https://` addresses: folders and prefixes such as `s3://bucket/people`, with
+    commas between. Unset: nothing."""
+
+    gpu_prices: str | None = None
+    """What an hour of a GPU costs by its class, such as `24gb=0.6,40gb=1.8`: the console's previews
+    tell what a job would cost. Unset: nothing is told."""
+
     trainer_restarts: int = Field(default=2, ge=0)
     """How often a crashed trainer is started again, from its last checkpoint, before the job
     fails."""
@@ -172,6 +207,20 @@ class Settings(BaseSettings):
         parse_terms(text or "")
         return text
 
+    @field_validator("console_url")
+    @classmethod
+    def _is_an_address(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "https://unset")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+            raise ValueError("is no https:// or http:// address")
+        return url
+
+    @field_validator("gpu_prices")
+    @classmethod
+    def _are_prices(cls, text: str | None) -> str | None:
+        parse_prices(text or "")
+        return text
+
     @field_validator("webhook_url")
     @classmethod
     def _is_safe(cls, url: str | None) -> str | None:
@@ -202,6 +251,25 @@ class Settings(BaseSettings):
     def tenant_terms(self) -> AllTerms:
         """What tenants get."""
         return parse_terms(self.tenants or "")
+
+    def prices(self) -> dict[MemoryClass, float]:
+        """What an hour of a GPU costs, by its class."""
+        return parse_prices(self.gpu_prices or "")
+
+    @property
+    def listed_tenant_roots(self) -> tuple[str, ...]:
+        """What a tenant's job may name beside what is public."""
+        return _listed(self.tenant_roots)
+
+    @property
+    def api_keys_file(self) -> Path:
+        """The file of API keys."""
+        return (self.api_keys or self.home_dir / "api-keys.json").expanduser().absolute()
+
+    @property
+    def console_key_file(self) -> Path:
+        """The file of the key that this machine's operator opens the console with."""
+        return self.home_dir / "console-key"
 
     def webhook_signing_secrets(self) -> tuple[str, ...]:
         """The secrets that sign webhooks, the first one first."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import secrets
+from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
@@ -28,13 +29,16 @@ def with_id(document: Any, message_id: str) -> Any:
     return {**document, "id": hashlib.sha256(message_id.encode()).hexdigest()[:12]}
 
 
-def admit(document: Any, state: JobState, result_id: str) -> tuple[str, TrainingJob, Admission]:
+def admit(
+    document: Any, state: JobState, result_id: str, refs: Mapping[str, str] | None = None
+) -> tuple[str, TrainingJob, Admission]:
     """Check and record a job, and let it begin or wait.
 
     Args:
         document: The job as it was sent.
         state: Where it is recorded.
         result_id: The id of the Celery result that follows it.
+        refs: What its record tells the stages from the start.
 
     Returns:
         Its id, the resolved job, and what becomes of it. A job that was submitted before GOES
@@ -47,7 +51,7 @@ def admit(document: Any, state: JobState, result_id: str) -> tuple[str, Training
     """
     job = parse_job(document)
     job_id, ready = resolved(job)
-    admission = state.create(job_id, ready, result_id)
+    admission = state.create(job_id, ready, result_id, refs)
     if admission != Admission.KNOWN:
         return job_id, ready, admission
     record = state.get(job_id)

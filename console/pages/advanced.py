@@ -49,7 +49,7 @@ class AdvancedPart:
         """Show what is wrong, and which values are the job's own."""
         self.errors = errors
         for path, field in self._fields.items():
-            field.mark(errors.get(path, ""), self._draft.is_own(path))
+            field.flag(errors.get(path, ""), self._draft.is_own(path))
         own = [it for it in self._draft.own() if self._is_here(it)]
         wrong = [it.path for it in self._all() if it.path in errors]
         told = f"{len(self._all())} options, {len(own)} changed"
@@ -78,7 +78,11 @@ class AdvancedPart:
     def _build(self) -> None:
         with Tag("div", classes="filters", style="margin: 20px 0 0"):
             Field(
-                "Find an option", "text", self._filter, self._find, placeholder="such as rate, cache"
+                "Find an option",
+                "text",
+                self._filter,
+                self._find,
+                placeholder="such as rate, cache",
             )
             with Tag("div", style="padding-bottom: 6px; flex: none"):
                 Field("Changed only", "switch", self._only_own, self._show_own)
@@ -155,7 +159,9 @@ class AdvancedPart:
 
 
 def _told_of(control: Control) -> str:
-    default = "required" if control.required else f"default {control.show(control.default) or 'none'}"
+    default = (
+        "required" if control.required else f"default {control.show(control.default) or 'none'}"
+    )
     if control.kind == Kind.SWITCH:
         default = f"default {'on' if control.default else 'off'}"
     if control.kind in (Kind.CHOICE, Kind.SWITCH):

@@ -104,17 +104,17 @@ def controls(training_type: str) -> tuple[Control, ...]:
     return tuple(found.values())
 
 
+_NO_CHOICES: tuple[str, ...] = ()
+
+
 def _control(option: Option, options: tuple[Option, ...]) -> Control | None:
     schema, nullable = _without_null(option.schema)
+    kind, choices = Kind.SWITCH, _NO_CHOICES
     if "oneOf" in schema and not nullable:
         return None
-    if "$ref" in schema:
-        if not nullable:
-            return None
-        kind, choices = Kind.SWITCH, ()
-    elif option.path == "type":
+    if option.path == "type" or ("$ref" in schema and not nullable):
         return None
-    else:
+    if "$ref" not in schema:
         kind, choices = _form(option, schema, options)
     if nullable and kind == Kind.CHOICE:
         choices = ("", *choices)

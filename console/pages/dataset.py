@@ -1,15 +1,15 @@
 """The pictures of a job: gathered here, or named by where they are; and what was found in them."""
 
+import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from nicegui import run
 from nicegui.elements.upload_files import FileUpload
 
-from console.errors import ConsoleError
+from console.errors import ConsoleError, NotFoundError
 from console.pages.collection import ACCEPTED, NotAddedError
 from console.pages.controls import Kind
 from console.pages.draft import Draft
@@ -20,6 +20,7 @@ from console.pages.markup import Tag, panel
 from console.pages.picture_drop import PictureDrop
 from console.pages.report import Report
 from console.service import Service
+from console.views import DataSetView, PictureView, UploadView
 from tasks.errors import InvalidJobError, JobError
 
 _HERE = "here"
@@ -45,7 +46,8 @@ class DataSetPart:
     def __init__(
         self, frame: Frame, service: Service, begun: Begun, on_changed: Callable[[], None]
     ) -> None:
-        self._service, self._begun, self._on_changed = service, begun, on_changed
+        self._frame, self._service, self._begun = frame, service, begun
+        self._on_changed = on_changed
         self._fields: dict[str, Field] = {}
         self._errors: Mapping[str, str] = {}
         self._rejected: list[str] = []
@@ -92,7 +94,7 @@ class DataSetPart:
         self._errors = errors
         folder = self._draft.dataset_path
         for name, field in self._fields.items():
-            field.mark(errors.get(f"{folder}.{name}", ""))
+            field.flag(errors.get(f"{folder}.{name}", ""))
         here = [text for path, text in errors.items() if self._is_here(path)]
         self._fault.say("; ".join(here))
 
@@ -125,22 +127,32 @@ class DataSetPart:
 
     async def _send(self) -> None:
         begun = self._begun
-        packed = await run.io_bound(begun.collection.pack)
+        packed = await asyncio.to_thread(begun.collection.pack)
         name = begun.collection.archive or f"{self._draft.name}.zip"
         former = begun.upload
-        begun.upload = await self._service.put_upload(begun.account, name, packed)
+        begun.upload = await self._service.put_upload(self._frame.account, name, packed)
         self._draft.dataset = {"type": "ARCHIVE", "archive": begun.upload.source}
-        begun.listed = tuple(await self._service.pictures(begun.account, begun.upload.id))
         if former is not None and former.id != begun.upload.id:
-            await self._service.delete_upload(begun.account, former.id)
-        begun.checked = None
+            await self._service.delete_upload(self._frame.account, former.id)
+        begun.listed, begun.checked = await asyncio.gather(self._list(begun.upload), self._check())
+
+    async def _list(self, upload: UploadView) -> tuple[PictureView, ...]:
+        try:
+            return await self._service.pictures(self._frame.account, upload.id)
+        except NotFoundError as error:
+            self._tell([f"{upload.name}: {error}"])
+            return ()
+
+    async def _check(self) -> DataSetView | None:
         try:
             document = self._draft.document()
-            preview = await self._service.preview(begun.account, document, check=True)
-            begun.checked = preview.data_set
+            preview = await self._service.preview(self._frame.account, document)
         except InvalidJobError:
             # Another part of the form is to be mended first; that is told beside it.
-            return
+            return None
+        if preview.data_set is None and preview.error is not None:
+            self._tell([preview.error.message])
+        return preview.data_set
 
     async def _take(self, file: FileUpload) -> None:
         scratch = self._begun.collection.scratch
@@ -149,7 +161,7 @@ class DataSetPart:
             path = Path(kept.name)
         try:
             await file.save(path)
-            await run.io_bound(self._begun.collection.add, file.name, path)
+            await asyncio.to_thread(self._begun.collection.add, file.name, path)
         except NotAddedError as error:
             self._rejected.append(str(error))
         finally:
@@ -200,7 +212,9 @@ class DataSetPart:
         with self._elsewhere:
             for control in self._draft.dataset_controls(place):
                 name = control.path.removeprefix(f"{folder}.")
-                kind = str(control.kind if control.choices or control.kind != Kind.CHOICE else "text")
+                kind = str(
+                    control.kind if control.choices or control.kind != Kind.CHOICE else "text"
+                )
                 value = (self._draft.dataset or {}).get(name, control.default)
                 self._fields[name] = Field(
                     name, kind, control.show(value), partial(self._give, name), help=control.help
@@ -226,5 +240,3 @@ class DataSetPart:
         return path == folder or (
             path.startswith(f"{folder}.") and path.removeprefix(f"{folder}.") not in self._fields
         )
-
-

@@ -1,6 +1,7 @@
-"""What people are filling in, kept for a while, so that a page that is loaded anew shows it again."""
+"""What people are filling in, kept for a while: a page that is loaded anew shows it again."""
 
 import secrets
+import shutil
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,8 @@ class Drafts:
     """
 
     def __init__(self, scratch: Path, most_bytes: int) -> None:
+        # What a console left that was killed; one process only has this folder.
+        shutil.rmtree(scratch, ignore_errors=True)
         self._scratch, self._most_bytes = scratch, most_bytes
         self._begun: OrderedDict[str, Begun] = OrderedDict()
 
@@ -78,4 +81,3 @@ class Drafts:
         """Forget all of them."""
         for draft_id in list(self._begun):
             self.end(draft_id)
-

@@ -51,7 +51,7 @@ class Field(Element, component="field.js"):
         *,
         on_reset: Callable[[], Any] | None = None,
         choices: Sequence[Choice] = (),
-        help: str = "",  # noqa: A002 - what it is called everywhere
+        help: str = "",
         unit: str = "",
         placeholder: str = "",
         suggestions: Sequence[str] = (),
@@ -83,7 +83,7 @@ class Field(Element, component="field.js"):
         """Offer something else to choose from."""
         self._change("choices", _documents(choices))
 
-    def mark(self, error: str = "", own: bool = False) -> None:
+    def flag(self, error: str = "", own: bool = False) -> None:
         """Show what is wrong with the value, and whether it is the person's own."""
         self._change("error", error)
         self._change("own", own)

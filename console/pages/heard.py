@@ -90,4 +90,6 @@ def _line(told: JobEvent) -> Line | None:
         case JobEnded(status=status):
             text = f"the job {status}"
     milliseconds = int(told.id.partition("-")[0])
-    return Line(datetime.fromtimestamp(milliseconds / 1000, UTC), text, is_warning) if text else None
+    return (
+        Line(datetime.fromtimestamp(milliseconds / 1000, UTC), text, is_warning) if text else None
+    )

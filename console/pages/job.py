@@ -39,6 +39,7 @@ class JobPage:
     def __init__(self, frame: Frame, service: Service, view: JobView) -> None:
         self._frame, self._service, self._view = frame, service, view
         self._heard = Heard()
+        self._ask: ui.dialog | None = None
         self._asked_at, self._tenth = 0.0, -1
         self._shown_files = False
 
@@ -74,7 +75,7 @@ class JobPage:
             with Tag("div", classes="actions"):
                 self._pause = button("Pause").on("click", self._pause_it)
                 self._resume = button("Resume", "primary").on("click", self._resume_it)
-                self._cancel = button("Cancel", "danger").on("click", lambda: self._ask.open())
+                self._cancel = button("Cancel", "danger").on("click", self._open_question)
                 again = self._frame.link(f"/new?again={quote(view.id)}")
                 Tag("a", "Run again with changes", "btn", href=again)
         self._ask = dialog(
@@ -86,20 +87,23 @@ class JobPage:
             },
         )
 
+    def _open_question(self) -> None:
+        assert self._ask is not None
+        self._ask.open()
+
     def _build_about(self, view: JobView) -> None:
-        with panel("About"):
-            with Tag("dl", classes="facts"):
-                fact("Preset", view.preset or "none")
-                fact("Tenant", view.tenant)
-                fact("Priority", str(view.priority))
-                fact("Queue", view.queue)
-                fact("Submitted", f"{view.created:%Y-%m-%d %H:%M} UTC")
-                self._ends = fact("Ends")
+        with panel("About"), Tag("dl", classes="facts"):
+            fact("Preset", view.preset or "none")
+            fact("Tenant", view.tenant)
+            fact("Priority", str(view.priority))
+            fact("Queue", view.queue)
+            fact("Submitted", f"{view.created:%Y-%m-%d %H:%M} UTC")
+            self._ends = fact("Ends")
         classes = {gpu_queue(it): it.floor_gib for it in MemoryClass}
-        with panel("GPU memory", f"{view.needed_gib:.1f} GiB expected"):
-            with Tag("div", classes="stack-small"):
-                memory_bar(view.memory_gib, classes.get(view.queue, view.needed_gib))
-                Tag("p", f"{view.reason[:1].upper()}{view.reason[1:]}.", "help")
+        expected = f"{view.needed_gib:.1f} GiB expected"
+        with panel("GPU memory", expected), Tag("div", classes="stack-small"):
+            memory_bar(view.memory_gib, classes.get(view.queue, view.needed_gib))
+            Tag("p", f"{view.reason[:1].upper()}{view.reason[1:]}.", "help")
 
     async def _follow(self) -> None:
         """Hear all events, also those that come after the broker was away."""
@@ -175,7 +179,9 @@ class JobPage:
         tenth = 10 * progress.done // progress.total
         if tenth != self._tenth:
             self._tenth = tenth
-            self._frame.tell(f"{progress.stage}: {progress.done} of {progress.total} {progress.unit}")
+            self._frame.tell(
+                f"{progress.stage}: {progress.done} of {progress.total} {progress.unit}"
+            )
 
     async def _pause_it(self) -> None:
         await self._do(lambda: self._service.pause(self._frame.account, self._view.id))

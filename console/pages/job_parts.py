@@ -14,6 +14,7 @@ from tasks.records import JobStatus
 
 # A page of pictures; the newest matter.
 _MOST_SAMPLES = 48
+_NOTHING = "-"
 
 
 class StagesPart:
@@ -54,10 +55,10 @@ class StagesPart:
         else:
             self._done.say(f"{progress.done:,} / {progress.total:,}")
         speed = progress.per_second
-        self._speed.say("–" if not speed else _speed(speed, progress.unit))
+        self._speed.say(_NOTHING if not speed else _speed(speed, progress.unit))
         left = None if not speed else (progress.total - progress.done) / speed
-        self._left.say("–" if left is None else span(max(left, 0.0)))
-        self._loss.say("–" if progress.loss is None else f"{progress.loss:.4f}")
+        self._left.say(_NOTHING if left is None else span(max(left, 0.0)))
+        self._loss.say(_NOTHING if progress.loss is None else f"{progress.loss:.4f}")
 
     def _row(self, name: str) -> tuple[Tag, Tag, Tag]:
         with Tag("li", classes="stage") as box:
@@ -188,7 +189,7 @@ class LogPart:
 def _figure(name: str) -> Tag:
     with Tag("div"):
         Tag("div", name, "figure-name")
-        return Tag("div", "–", "figure-value")
+        return Tag("div", _NOTHING, "figure-value")
 
 
 def _speed(per_second: float, unit: str) -> str:

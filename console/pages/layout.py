@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import Request
 from nicegui import ui
 
+from console.errors import UnauthorizedError
 from console.pages.markup import Tag, button
 from tasks.accounts import Account
 
@@ -36,12 +37,25 @@ class Frame:
 
     Args:
         request: Asks for it.
-        account: Who asks.
+        whose: Whose session it is; None once it is over.
     """
 
-    def __init__(self, request: Request, account: Account) -> None:
-        self.account = account
+    def __init__(self, request: Request, whose: Callable[[], Account | None]) -> None:
+        self._whose = whose
         self._prefix = prefix_of(request)
+
+    @property
+    def account(self) -> Account:
+        """Who asks, as of now.
+
+        Raises:
+            UnauthorizedError: The session is over; the page leads to the way in.
+        """
+        account = self._whose()
+        if account is None:
+            ui.navigate.to(self.link("/login"))
+            raise UnauthorizedError("the session is over; log in again")
+        return account
 
     def link(self, path: str) -> str:
         """The address of a path of the console, also behind a proxy that takes a path away."""

@@ -16,7 +16,7 @@ from console.pages.markup import Tag, panel
 from console.pages.outlook import Outlook
 from console.pages.wording import TYPE_NAMES
 from console.service import Service
-from console.views import Preview, PresetView
+from console.views import PresetView, Preview
 from tasks.errors import Fault, InvalidJobError, JobError
 
 _TYPE_NOTES = {
@@ -85,7 +85,11 @@ class NewJob:
         """Make the page."""
         with Tag("div", classes="page-head"), Tag("div", classes="page-head-title"):
             Tag("h1", "New job")
-            Tag("p", "Pictures in, a trained file out. What you leave alone has a good value.", "muted")
+            Tag(
+                "p",
+                "Pictures in, a trained file out. What you leave alone has a good value.",
+                "muted",
+            )
         with Tag("div", classes="columns"):
             with Tag("div", classes="stack"):
                 self._add_type_and_model()
@@ -140,7 +144,7 @@ class NewJob:
             self._outlook.go_to_first_fault()
             return
         try:
-            job = await self._service.submit(self._begun.account, self.draft.document())
+            job = await self._service.submit(self._frame.account, self.draft.document())
         except InvalidJobError as error:
             self._show_faults(list(error.faults))
             self._outlook.show(None, list(error.faults), self.draft)
@@ -152,7 +156,9 @@ class NewJob:
 
     async def _asked(self, document: dict[str, Any]) -> tuple[Preview | None, list[Fault]]:
         try:
-            preview = await self._service.preview(self._begun.account, document)
+            preview = await self._service.preview(
+                self._frame.account, document, check_data_set=False
+            )
         except InvalidJobError as error:
             return None, list(error.faults)
         except ConsoleError as error:
@@ -251,7 +257,7 @@ class NewJob:
     def _mark_own(self) -> None:
         self._advanced.mark(self._advanced.errors)
         for path, field in self._fields.items():
-            field.mark(str(field.props["error"]), self.draft.is_own(path))
+            field.flag(str(field.props["error"]), self.draft.is_own(path))
 
     def _show_faults(self, faults: list[Fault]) -> None:
         """Each fault beside its field."""
@@ -260,7 +266,7 @@ class NewJob:
             path = fault.where.removeprefix("training.")
             told[path] = "; ".join(filter(None, (told.get(path), fault.problem)))
         for path, field in self._fields.items():
-            field.mark(told.get(path, ""), self.draft.is_own(path))
+            field.flag(told.get(path, ""), self.draft.is_own(path))
         self._advanced.mark(told)
         self._dataset.mark(told)
 

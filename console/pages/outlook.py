@@ -44,7 +44,9 @@ class Outlook:
                             self._yaml = Tag("button", "YAML", type="button", aria_pressed="true")
                             self._json = Tag("button", "JSON", type="button", aria_pressed="false")
                         copy = button("Copy", "quiet small")
-                    self._code = Tag("pre", "", "code", tabindex="0", aria_label="The job as a file")
+                    self._code = Tag(
+                        "pre", "", "code", tabindex="0", aria_label="The job as a file"
+                    )
         box.have("aria_label", "What this job needs")
         source.classes("source")
         self._as_json = False

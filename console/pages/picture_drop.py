@@ -35,5 +35,3 @@ class PictureDrop(ui.upload, component="picture_drop.js"):
         with self.client:
             for file in files:
                 await self._on_file(file)
-
-

@@ -1,6 +1,7 @@
 """What was found in pictures, and the pictures themselves with their captions, to be mended."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol
 
 from console.pages.drafts import Begun
@@ -91,15 +92,15 @@ class Report:
 
     def _show_findings(self, findings: tuple[Finding, ...]) -> None:
         numbers = {it.name: it.number for it in self._begun.listed if it.problem is None}
-        with Tag("div", classes="table-box", style="margin-bottom: 0"):
-            with Tag("table", classes="table table-rows"):
-                Tag("caption", "What was found in the pictures", "sr-only")
-                with Tag("thead"), Tag("tr"):
-                    for heading in ("Severity", "Picture", "File", "Problem", "What to do", ""):
-                        Tag("th", heading, scope="col")
-                with Tag("tbody"):
-                    for finding in findings[:_MOST_FINDINGS]:
-                        self._show_finding(finding, numbers.get(finding.file))
+        box = Tag("div", classes="table-box", style="margin-bottom: 0")
+        with box, Tag("table", classes="table table-rows"):
+            Tag("caption", "What was found in the pictures", "sr-only")
+            with Tag("thead"), Tag("tr"):
+                for heading in ("Severity", "Picture", "File", "Problem", "What to do", ""):
+                    Tag("th", heading, scope="col")
+            with Tag("tbody"):
+                for finding in findings[:_MOST_FINDINGS]:
+                    self._show_finding(finding, numbers.get(finding.file))
         if len(findings) > _MOST_FINDINGS:
             Tag("p", f"and {len(findings) - _MOST_FINDINGS} more", "muted small")
 
@@ -115,8 +116,7 @@ class Report:
             Tag("td", finding.remedy, "wide muted")
             with Tag("td", classes="right"):
                 if self._begun.collection.path_of(finding.file) is not None:
-                    remove = button("Remove", "small", aria_label=f"Remove {finding.file}")
-                    remove.on("click", lambda _, name=finding.file: self._remove(name))
+                    self._add_remove(finding.file, "small")
 
     def _show_pictures(self) -> None:
         listed = self._begun.listed
@@ -137,28 +137,37 @@ class Report:
                 Tag("div", picture.problem or "", "thumb-none")
             else:
                 source = self._thumbnail(picture.number)
-                Tag("img", classes="thumb-image", src=source, alt=picture.caption or "", loading="lazy")
+                Tag(
+                    "img",
+                    classes="thumb-image",
+                    src=source,
+                    alt=picture.caption or "",
+                    loading="lazy",
+                )
             with Tag("div", classes="thumb-body"):
                 loose = self._begun.collection.path_of(picture.name) is not None
                 with Tag("div", classes="thumb-head"):
                     Tag("span", picture.name, "thumb-name", title=picture.name)
                     if loose:
-                        remove = button("Remove", "quiet small", aria_label=f"Remove {picture.name}")
-                        remove.on("click", lambda _, name=picture.name: self._remove(name))
+                        self._add_remove(picture.name, "quiet small")
                 if loose:
                     Field(
                         f"Caption of {picture.name}", "lines", picture.caption or "",
-                        lambda text, name=picture.name: self._write(name, text),
+                        partial(self._write, picture.name),
                         placeholder="no caption yet", hide_label=True,
                     )  # fmt: skip
                 else:
                     Tag("p", picture.caption or "no caption", "small break")
 
+    def _add_remove(self, name: str, look: str) -> None:
+        remove = button("Remove", look, aria_label=f"Remove {name}")
+        remove.on("click", partial(self._remove, name), [])
+
     async def _show_more(self) -> None:
         self._shown += 4 * _AT_A_TIME
         self.show()
 
-    async def _remove(self, name: str) -> None:
+    async def _remove(self, name: str, _event: object) -> None:
         self._begun.collection.remove(name)
         self._frame.tell(f"{name} removed")
         await self._on_edited(at_once=True)

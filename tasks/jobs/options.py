@@ -61,17 +61,17 @@ def _options(
     model: dict[str, Any], definitions: dict[str, Any], folder: str, only_with: dict[str, str]
 ) -> Iterator[Option]:
     required = model.get("required", ())
-    for name, field in model["properties"].items():
+    for name, form in model["properties"].items():
         path = f"{folder}{name}"
         yield Option(
             path,
-            _type(field, definitions),
-            None if name in required else _default(field),
-            _one_line(field["description"]),
+            _type(form, definitions),
+            None if name in required else _default(form),
+            _one_line(form["description"]),
             only_with,
-            field,
+            form,
         )
-        yield from _options_within(field, definitions, path, only_with)
+        yield from _options_within(form, definitions, path, only_with)
 
 
 def _options_within(

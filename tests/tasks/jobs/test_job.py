@@ -62,6 +62,14 @@ def test_a_name_or_id_that_is_no_file_name_is_refused(name: str) -> None:
         parse_job({**GOOD, "id": name})
 
 
+def test_a_name_that_is_refused_is_told_what_names_may_hold() -> None:
+    with pytest.raises(InvalidJobError) as caught:
+        parse_job({**GOOD, "tenant": "a b"})
+    assert "tenant: takes letters, digits, '-' and '_'" in str(caught.value)
+    assert "(got 'a b')" in str(caught.value)
+    assert "pattern" not in str(caught.value)
+
+
 @pytest.mark.parametrize("given_type", [None, "", "SD_LORA", "sdxl_lora", 1, ["FLUX_LORA"]])
 def test_what_is_no_training_type_is_refused_with_all_there_are(given_type: Any) -> None:
     with pytest.raises(InvalidJobError) as caught:
