@@ -68,7 +68,7 @@ class FleetPage:
             if not view.workers:
                 with Tag("div", classes="empty"):
                     Tag("p", "No worker is live. Start one with: training-worker worker")
-            for worker in sorted(view.workers, key=lambda it: (it.memory_class is None, it.name)):
+            for worker in sorted(view.workers, key=_rank):
                 self._show_worker(worker)
         self._queues.clear()
         with self._queues:
@@ -99,6 +99,11 @@ class FleetPage:
             if worker.quarantined:
                 reason = worker.quarantine_reason or "an operator has been told why"
                 Tag("p", f"Takes no jobs: {reason}", "note note-warning small")
+
+
+def _rank(worker: WorkerView) -> tuple[int, str]:
+    """The largest first."""
+    return -int((worker.memory_class or "0gb").removesuffix("gb")), worker.name
 
 
 def _title(worker: WorkerView) -> str:

@@ -93,7 +93,7 @@ class NewJob:
         with Tag("div", classes="columns"):
             with Tag("div", classes="stack"):
                 self._add_type_and_model()
-                self._presets_panel = panel("Memory preset", "What fits a GPU, tried out.")
+                self._presets_panel = panel("Memory preset", "Values that fit a class of GPUs.")
                 with self._presets_panel:
                     self._preset_box = Tag("div")
                 with panel("Basics"):

@@ -108,9 +108,9 @@ class Outlook:
 
     def _show_notes(self, preview: Preview) -> None:
         if preview.waits:
-            Tag("p", f"It would wait: {preview.waits}", "note note-warning small")
+            Tag("p", _sentence(f"it would wait: {preview.waits}"), "note note-warning small")
         for warning in preview.warnings:
-            Tag("p", warning, "note note-warning small")
+            Tag("p", _sentence(warning), "note note-warning small")
 
     def _show_route(self, preview: Preview) -> None:
         route = preview.route
