@@ -5,7 +5,6 @@ standard input and writes one answer to its standard output, both JSON.
 """
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -14,15 +13,16 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from tasks.base_model import check_base_model
 from tasks.data.access import Access
 from tasks.data.archives import unpack
+from tasks.data.checks import check_data_set
 from tasks.data.pictures import SUFFIXES, UnreadablePictureError, open_picture
 from tasks.data.sources import Sources
 from tasks.data.uploads import NoUploadError, StoredUploads
-from tasks.errors import JobError
+from tasks.errors import BaseModelError, DataSetError, Fault, JobError
 from tasks.jobs.base import StrictModel
 from tasks.jobs.job import TrainingConfig
-from tasks.prepare import check
 from tasks.store import Store
 
 # Whoever waits for pages comes first.
@@ -56,16 +56,19 @@ class CheckRequest(StrictModel):
 
 def main() -> None:
     """Answer one request."""
-    logging.basicConfig(level=logging.WARNING)
     os.nice(_NICE)
     request = CheckRequest.model_validate_json(sys.stdin.buffer.read())
     try:
         answer = _checked(request) if request.kind == "check" else _pictures(request)
     except JobError as error:
-        answer = {"error": {"code": error.code, "stage": error.stage, "message": error.message}}
+        answer = _error(error)
     except NoUploadError as error:
-        answer = {"error": {"code": "invalid_data_set", "stage": None, "message": str(error)}}
+        answer = _error(DataSetError([Fault("", str(error))], "prepare"))
     sys.stdout.write(json.dumps(answer))
+
+
+def _error(error: JobError) -> dict[str, Any]:
+    return {"error": {"code": error.code, "stage": error.stage, "message": error.message}}
 
 
 def _checked(request: CheckRequest) -> dict[str, Any]:
@@ -73,8 +76,14 @@ def _checked(request: CheckRequest) -> dict[str, Any]:
     uploads = StoredUploads(Store(request.store_url), request.tenant)
     scratch = Path(request.scratch_dir)
     sources = Sources(access, Path(request.downloads_dir), scratch, uploads=uploads)
-    report = check(_CONFIG.validate_python(request.training), sources)
-    return {"report": report.document(), "sizes": list(report.buckets.values())}
+    config = _CONFIG.validate_python(request.training)
+    # Not one after the other: whoever asks wants to hear of both.
+    model_faults = check_base_model(config)
+    report = check_data_set(config, sources)
+    answer = {"report": report.document(), "sizes": list(report.buckets.values())}
+    if model_faults:
+        return {**answer, **_error(BaseModelError(model_faults, "prepare"))}
+    return answer | (_error(DataSetError(report.faults, "prepare")) if report.faults else {})
 
 
 def _pictures(request: CheckRequest) -> dict[str, Any]:

@@ -41,11 +41,6 @@ class Checked:
         self.report = None if report is None else DataSetView.model_validate(report)
         self.sizes: Sequence[int] | None = answer.get("sizes")
         self.error = ErrorView.model_validate(answer["error"]) if "error" in answer else None
-        if self.report is not None:
-            errors = sum(it.severity == "error" for it in self.report.findings)
-            if errors:
-                message = f"the data set has {errors} faults"
-                self.error = ErrorView(code="invalid_data_set", stage="prepare", message=message)
 
 
 class Checks:

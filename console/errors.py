@@ -6,6 +6,7 @@ ConsoleError
 ├── NotFoundError        there is no such thing, for this account
 ├── ConflictError        the thing is not where this can be done to it
 ├── BadRequestError      the request says nothing that could be done
+├── ChecksumError        other bytes came than were sent
 ├── TooLargeError        more bytes than are taken
 └── TooManyError         too often, or too many at a time
 """
@@ -65,6 +66,13 @@ class BadRequestError(ConsoleError):
 
     status = 400
     code = "bad_request"
+
+
+class ChecksumError(ConsoleError):
+    """Other bytes came than were sent; tus has a status of its own for it."""
+
+    status = 460
+    code = "checksum_mismatch"
 
 
 class TooLargeError(ConsoleError):

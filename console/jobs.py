@@ -1,5 +1,6 @@
 """Jobs as they are shown: the record, what its events told, what it waits for, when it ends."""
 
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -8,19 +9,27 @@ from datetime import UTC, datetime
 from threading import Lock
 from typing import Any
 
-from console.views import ErrorView, JobView, ProgressView, StageView
+from console.errors import BadRequestError
+from console.job_ids import own_id
+from console.views import ErrorView, JobPage, JobView, ProgressView, StageView
 from tasks.accounts import Account
 from tasks.client import Client
 from tasks.contract import STAGES
 from tasks.durations import Learned
 from tasks.events import DataSetChecked, Progress
 from tasks.forecast import Told, expected_end
-from tasks.records import JobRecord
+from tasks.records import JobRecord, UnknownJobError
 
 # Jobs whose events are not read from the start again.
 _MOST_KNOWN = 2000
 # What finished runs have taught changes slowly, and takes many keys.
 _LEARNED_FOR_S = 5.0
+# A search gives what it has found after so many.
+_LOOKED_THROUGH = 2000
+_ID = re.compile(r"[\w.-]{1,100}", re.ASCII)
+_CURSOR = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)~([\w.-]{1,100})", re.ASCII)
+
+Matches = Callable[[JobRecord], bool]
 
 
 @dataclass
@@ -71,6 +80,58 @@ class JobViews:
             result=_result(record, account),
         )
 
+    def record(self, account: Account, job_id: str) -> JobRecord:
+        """A job that the account may see.
+
+        Raises:
+            UnknownJobError: There is none of this id, for this account.
+        """
+        if not _ID.fullmatch(job_id):
+            raise UnknownJobError(job_id)
+        ids = [job_id]
+        if account.tenant is not None:
+            ids.append(own_id(account.tenant, job_id))
+        for record in self._client.state.get_all(ids):
+            if account.sees(record.job.tenant):
+                return record
+        raise UnknownJobError(job_id)
+
+    def page(
+        self,
+        account: Account,
+        tenant: str | None,
+        matches: Matches,
+        limit: int,
+        cursor: str | None,
+    ) -> JobPage:
+        """Some of the jobs, newest first; see ``Service.jobs``.
+
+        Raises:
+            BadRequestError: The cursor is none.
+        """
+        found: list[JobRecord] = []
+        looked = 0
+        position = None if cursor is None else _position_in(cursor)
+        while len(found) < limit and looked < _LOOKED_THROUGH:
+            wanted = max(limit - len(found), 50)
+            entries = self._client.state.submitted(tenant, position, wanted)
+            if not entries:
+                position = None
+                break
+            looked += len(entries)
+            records = {it.id: it for it in self._client.state.get_all([it[1] for it in entries])}
+            for entry in entries:
+                position = entry
+                record = records.get(entry[1])
+                if record is not None and matches(record):
+                    found.append(record)
+                    if len(found) == limit:
+                        break
+        views = tuple(self.view(record, account) for record in found)
+        return JobPage(
+            jobs=views, next=None if position is None else f"{position[0]}~{position[1]}"
+        )
+
     def learned(self) -> Learned:
         """What finished runs have taught, as of a few seconds ago."""
         known, now = self._learned, time.monotonic()
@@ -96,6 +157,13 @@ class JobViews:
                 told = replace(told, progress=event)
         heard.position, heard.told = last, told
         return told
+
+
+def _position_in(cursor: str) -> tuple[float, str]:
+    match = _CURSOR.fullmatch(cursor)
+    if match is None:
+        raise BadRequestError("the cursor is none that a page of jobs gave")
+    return float(match[1]), match[2]
 
 
 def _progress(record: JobRecord, told: Told) -> ProgressView | None:
@@ -141,9 +209,6 @@ def _result(record: JobRecord, account: Account) -> dict[str, Any] | None:
 def for_tenants(waits: str | None, account: Account) -> str | None:
     """Why something waits, without the reasons of quarantines, which are the operator's."""
     return waits if waits is None or account.tenant is None else waits.partition(";")[0]
-
-
-Matches = Callable[[JobRecord], bool]
 
 
 def matching(search: str | None, status: str | None) -> Matches:

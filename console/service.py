@@ -4,10 +4,9 @@ A job or an upload of another tenant is told of in the very words of one that is
 """
 
 import asyncio
-import hashlib
-import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,14 +14,14 @@ from anyio import to_thread
 
 from console.archive import NewFile, write_archive
 from console.checks import Checked, Checks
-from console.errors import BadRequestError, ConflictError, ForbiddenError
+from console.errors import ConflictError, ForbiddenError
 from console.files import JobFiles, OpenFile
 from console.fleet import FleetViews
-from console.jobs import JobViews, for_tenants, matching
-from console.permission import Permission
+from console.jobs import JobViews, matching
 from console.sessions import Sessions
 from console.streams import Streams
-from console.uploads import Uploads
+from console.submissions import Submissions
+from console.uploads import Checksum, Uploads
 from console.views import (
     FilesView,
     FleetView,
@@ -32,17 +31,12 @@ from console.views import (
     PictureView,
     PresetView,
     Preview,
-    PriceView,
     Sample,
     UploadView,
 )
-from routing.classes import MemoryClass
 from tasks.accounts import Account, Accounts
 from tasks.client import Client
-from tasks.errors import Fault, InvalidJobError
-from tasks.forecast import Forecast, forecast
-from tasks.jobs.job import TrainingJob, parse_job
-from tasks.records import JobRecord, UnknownJobError
+from tasks.jobs.job import TrainingJob
 from tasks.settings import Settings
 from tasks.store import Store
 
@@ -75,6 +69,7 @@ class Service:
         self.accounts = Accounts(settings.api_keys_file)
         self.sessions = Sessions(self.accounts)
         self._jobs = JobViews(self._client)
+        self._submissions = Submissions(self._client, settings, self._jobs)
         self._fleet = FleetViews(self._client, settings, self._jobs)
         self._files = JobFiles(store)
         self._uploads = Uploads(
@@ -83,7 +78,6 @@ class Service:
         self._home = home
         self._checks = Checks(settings, home / "thumbnails")
         self._streams = Streams(broker_url)
-        self._permission = Permission(settings.listed_tenant_roots, settings.data_access().hosts)
 
     # Jobs
 
@@ -102,8 +96,7 @@ class Service:
             DoesNotFitJobError: No GPU memory class holds it.
             BadRequestError: The key is none.
         """
-        ready = _with_id(account, self._as_theirs(account, document), idempotency_key)
-        return await _in_thread(self._submit, account, ready, idempotency_key)
+        return await _in_thread(self._submissions.submit, account, document, idempotency_key)
 
     async def preview(
         self, account: Account, document: Any, *, check_data_set: bool = True
@@ -120,14 +113,11 @@ class Service:
             DoesNotFitJobError: No GPU memory class holds it.
             TooManyError: Too many data sets are looked into.
         """
-        job = await _in_thread(self._checked, account, document)
+        job = await _in_thread(self._submissions.checked, account, document)
         found: Checked | None = None
         if check_data_set:
-            access = self.settings.data_access()
-            if account.tenant is not None:
-                access = access.narrowed(self.settings.listed_tenant_roots)
-            found = await self._checks.check(job, access)
-        return await _in_thread(self._preview, account, job, found)
+            found = await self._checks.check(job, self._submissions.access(account))
+        return await _in_thread(self._submissions.preview, account, job, found)
 
     async def job(self, account: Account, job_id: str) -> JobView:
         """A job.
@@ -135,7 +125,9 @@ class Service:
         Raises:
             UnknownJobError: There is none of this id, for this account.
         """
-        return await _in_thread(lambda: self._jobs.view(self._record(account, job_id), account))
+        return await _in_thread(
+            lambda: self._jobs.view(self._jobs.record(account, job_id), account)
+        )
 
     async def description(self, account: Account, job_id: str) -> TrainingJob:
         """What a job was submitted as, with its preset's values and all defaults.
@@ -143,7 +135,7 @@ class Service:
         Raises:
             UnknownJobError: There is none of this id, for this account.
         """
-        return await _in_thread(lambda: self._record(account, job_id).job)
+        return await _in_thread(lambda: self._jobs.record(account, job_id).job)
 
     async def jobs(
         self,
@@ -173,7 +165,7 @@ class Service:
             raise ForbiddenError("this key shows the jobs of its own tenant only")
         matches = matching(search, status)
         return await _in_thread(
-            self._page, account, account.tenant or tenant, matches, limit, cursor
+            self._jobs.page, account, account.tenant or tenant, matches, limit, cursor
         )
 
     async def cancel(self, account: Account, job_id: str, *, save: bool = False) -> JobView:
@@ -204,7 +196,7 @@ class Service:
 
     async def events(
         self, account: Account, job_id: str, after: str = "0"
-    ) -> AsyncIterator[JobEvent]:
+    ) -> AsyncGenerator[JobEvent, None]:
         """A job's events, those that are there first; ends when the job has.
 
         Args:
@@ -217,17 +209,19 @@ class Service:
             BadRequestError: ``after`` is no event's id.
             NoBrokerError: The broker went away.
         """
-        async for batch in self.event_batches(account, job_id, after):
-            for event in batch:
-                yield event
+        async with aclosing(self.event_batches(account, job_id, after)) as batches:
+            async for batch in batches:
+                for event in batch:
+                    yield event
 
     async def event_batches(
         self, account: Account, job_id: str, after: str = "0", patience_s: float = 15.0
-    ) -> AsyncIterator[Sequence[JobEvent]]:
+    ) -> AsyncGenerator[Sequence[JobEvent], None]:
         """The same in batches; an empty one where nothing has happened for ``patience_s``."""
-        record = await _in_thread(self._record, account, job_id)
-        async for batch in self._streams.follow(record.id, after, patience_s):
-            yield batch
+        record = await _in_thread(self._jobs.record, account, job_id)
+        async with aclosing(self._streams.follow(record.id, after, patience_s)) as batches:
+            async for batch in batches:
+                yield batch
 
     # What jobs leave
 
@@ -237,7 +231,7 @@ class Service:
         Raises:
             UnknownJobError: There is none of this id, for this account.
         """
-        return await _in_thread(lambda: self._files.published(self._record(account, job_id)))
+        return await _in_thread(lambda: self._files.published(self._jobs.record(account, job_id)))
 
     async def open_file(self, account: Account, job_id: str, name: str) -> OpenFile:
         """A published file.
@@ -246,7 +240,7 @@ class Service:
             UnknownJobError: There is none of this id, for this account.
             NotFoundError: The job has published none of this name.
         """
-        return await _in_thread(lambda: self._files.open(self._record(account, job_id), name))
+        return await _in_thread(lambda: self._files.open(self._jobs.record(account, job_id), name))
 
     async def samples(self, account: Account, job_id: str) -> tuple[Sample, ...]:
         """A job's validation images so far.
@@ -254,7 +248,7 @@ class Service:
         Raises:
             UnknownJobError: There is none of this id, for this account.
         """
-        return await _in_thread(lambda: self._files.samples(self._record(account, job_id)))
+        return await _in_thread(lambda: self._files.samples(self._jobs.record(account, job_id)))
 
     async def open_sample(self, account: Account, job_id: str, name: str) -> OpenFile:
         """A validation image, a PNG.
@@ -264,7 +258,7 @@ class Service:
             NotFoundError: The job has none of this name.
         """
         return await _in_thread(
-            lambda: self._files.open_sample(self._record(account, job_id), name)
+            lambda: self._files.open_sample(self._jobs.record(account, job_id), name)
         )
 
     # Uploads
@@ -288,7 +282,12 @@ class Service:
         return await _in_thread(self._uploads.create, _tenant_of(account, tenant), name, length)
 
     async def write_upload(
-        self, account: Account, upload_id: str, offset: int, pieces: AsyncIterator[bytes]
+        self,
+        account: Account,
+        upload_id: str,
+        offset: int,
+        pieces: AsyncIterator[bytes],
+        checksum: Checksum | None = None,
     ) -> UploadView:
         """Go on with an upload; what came is kept, however this ends.
 
@@ -296,9 +295,10 @@ class Service:
             NotFoundError: There is none of this id, for this account.
             ConflictError: Other bytes are here than ``offset`` says, or another request writes.
             TooLargeError: More came than was said.
+            ChecksumError: Other bytes came than were sent.
         """
         tenant = await _in_thread(self._uploads_tenant, account, upload_id)
-        return await self._uploads.write(tenant, upload_id, offset, pieces)
+        return await self._uploads.write(tenant, upload_id, offset, pieces, checksum)
 
     async def upload(self, account: Account, upload_id: str) -> UploadView:
         """An upload.
@@ -401,110 +401,23 @@ class Service:
         """Let go of the broker."""
         await self._streams.close()
 
-    def is_well(self) -> bool:
-        """Whether the broker answers."""
-        self._client.lanes.terms()
-        return True
-
-    def _as_theirs(self, account: Account, document: Any) -> Any:
-        """The document with the account's tenant."""
-        if account.tenant is None or not isinstance(document, dict):
-            return document
-        given = document.get("tenant", account.tenant)
-        if given != account.tenant:
-            problem = f"this key submits as {account.tenant}, not as {given!r}; leave it out"
-            raise InvalidJobError([Fault("tenant", problem), *_faults_in(document)])
-        return {**document, "tenant": account.tenant}
-
-    def _checked(self, account: Account, document: Any) -> TrainingJob:
-        """The job, where this account may submit it."""
-        job = parse_job(self._as_theirs(account, document))
-        faults = [] if account.tenant is None else self._permission.faults(job)
-        if faults:
-            raise InvalidJobError(faults)
-        return job
-
-    def _submit(self, account: Account, document: Any, idempotency_key: str | None) -> JobView:
-        self._checked(account, document)
-        reads = None if account.tenant is None else self.settings.listed_tenant_roots
-        try:
-            job_id = self._client.submit(document, reads=reads)
-        except InvalidJobError as error:
-            if idempotency_key is None or [it.where for it in error.faults] != ["id"]:
-                raise
-            fault = Fault("Idempotency-Key", "was used for another job; use a new one")
-            raise InvalidJobError([fault]) from error
-        return self._jobs.view(self._client.state.get(job_id), account)
-
-    def _preview(self, account: Account, job: TrainingJob, found: Checked | None) -> Preview:
-        route = job.route(self.settings.constants)
-        sizes = found.sizes if found is not None else None
-        expected = forecast(job.training, route.gpu_queue, self._jobs.learned(), sizes)
-        return Preview(
-            job=job,
-            route=route.document(),
-            warnings=tuple(job.training.warnings()),
-            waits=for_tenants(self._client.why_waiting(route.gpu_queue), account),
-            expected=expected.document(),
-            price=_price(self.settings.prices(), route.memory_class, expected),
-            data_set=found and found.report,
-            error=found and found.error,
-        )
-
-    def _record(self, account: Account, job_id: str) -> JobRecord:
-        """A job that the account may see.
+    async def look_after(self) -> None:
+        """Ask the broker something.
 
         Raises:
-            UnknownJobError: There is none of this id, for this account.
+            redis.RedisError: It does not answer.
         """
-        ids = [job_id]
-        if account.tenant is not None:
-            ids.append(_own_id(account.tenant, job_id))
-        for record in self._client.state.get_all(ids):
-            if account.sees(record.job.tenant):
-                return record
-        raise UnknownJobError(job_id)
+        await _in_thread(self._client.lanes.terms)
 
     async def _change(
         self, account: Account, job_id: str, change: Callable[[str], object]
     ) -> JobView:
         def changed() -> JobView:
-            record = self._record(account, job_id)
+            record = self._jobs.record(account, job_id)
             change(record.id)
             return self._jobs.view(self._client.state.get(record.id), account)
 
         return await _in_thread(changed)
-
-    def _page(
-        self,
-        account: Account,
-        tenant: str | None,
-        matches: Callable[[JobRecord], bool],
-        limit: int,
-        cursor: str | None,
-    ) -> JobPage:
-        found: list[JobRecord] = []
-        looked = 0
-        position = None if cursor is None else _position_in(cursor)
-        while len(found) < limit and looked < _LOOKED_THROUGH:
-            wanted = max(limit - len(found), 50)
-            entries = self._client.state.submitted(tenant, position, wanted)
-            if not entries:
-                position = None
-                break
-            looked += len(entries)
-            records = {it.id: it for it in self._client.state.get_all([it[1] for it in entries])}
-            for entry in entries:
-                position = entry
-                record = records.get(entry[1])
-                if record is not None and matches(record):
-                    found.append(record)
-                    if len(found) == limit:
-                        break
-        views = tuple(self._jobs.view(record, account) for record in found)
-        return JobPage(
-            jobs=views, next=None if position is None else f"{position[0]}~{position[1]}"
-        )
 
     def _uploads_tenant(self, account: Account, upload_id: str) -> str:
         """Whose upload this is, as far as the account may know."""
@@ -525,37 +438,6 @@ async def _in_thread(function: Callable[..., Answer], *arguments: Any) -> Answer
     return await to_thread.run_sync(function, *arguments)
 
 
-def _own_id(tenant: str, job_id: str) -> str:
-    """The id of a tenant's job that it calls so: those of two tenants never meet."""
-    digest = hashlib.sha256(f"{tenant}/{job_id}".encode("utf-8", "surrogatepass")).hexdigest()
-    return f"{job_id}-{digest[:_OWN_DIGITS]}"
-
-
-def _with_id(account: Account, document: Any, idempotency_key: str | None) -> Any:
-    """The document with the id that its job is to have."""
-    if idempotency_key is not None and not _KEY.fullmatch(idempotency_key):
-        raise BadRequestError("an Idempotency-Key is 1 to 255 visible ASCII characters")
-    if not isinstance(document, dict):
-        return document
-    given = document.get("id")
-    if given is None and idempotency_key is not None:
-        named = json.dumps([account.tenant, account.name, idempotency_key])
-        return {**document, "id": hashlib.sha256(named.encode()).hexdigest()[:24]}
-    if account.tenant is None or not isinstance(given, str):
-        return document
-    if len(given) > _LONGEST_ID:
-        raise InvalidJobError([Fault("id", f"may have {_LONGEST_ID} characters")])
-    return {**document, "id": _own_id(account.tenant, given)}
-
-
-def _faults_in(document: Any) -> Sequence[Fault]:
-    try:
-        parse_job(document)
-    except InvalidJobError as error:
-        return error.faults
-    return ()
-
-
 def _tenant_of(account: Account, tenant: str | None) -> str:
     """Whose something is that an account makes."""
     if account.tenant is None:
@@ -563,23 +445,3 @@ def _tenant_of(account: Account, tenant: str | None) -> str:
     if tenant not in (None, account.tenant):
         raise ForbiddenError("this key uploads for its own tenant only")
     return account.tenant
-
-
-def _position_in(cursor: str) -> tuple[float, str]:
-    match = _CURSOR.fullmatch(cursor)
-    if match is None:
-        raise BadRequestError("the cursor is none that a page of jobs gave")
-    return float(match[1]), match[2]
-
-
-def _price(
-    prices: dict[MemoryClass, float], memory_class: MemoryClass, expected: Forecast
-) -> PriceView | None:
-    per_hour = prices.get(memory_class)
-    if per_hour is None:
-        return None
-    taken = [it.seconds for it in expected.stages if it.stage in ("cache", "train")]
-    known = [it for it in taken if it is not None]
-    hours = sum(known) / 3600 if len(known) == len(taken) else None
-    amount = None if hours is None else round(hours * per_hour, 4)
-    return PriceView(amount=amount, per_hour=per_hour, gpu_hours=hours)

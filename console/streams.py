@@ -3,7 +3,7 @@
 import asyncio
 import re
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import cast
 
 import redis
@@ -39,7 +39,7 @@ class Streams:
 
     async def follow(
         self, job_id: str, after: str, patience_s: float
-    ) -> AsyncIterator[Sequence[JobEvent]]:
+    ) -> AsyncGenerator[Sequence[JobEvent], None]:
         """A job's events as they come, those that are there first; ends when the job has.
 
         Args:

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from uuid import uuid4
 
 from anyio import to_thread
 
-from console.errors import ConflictError, NotFoundError, TooLargeError, TooManyError
+from console.errors import ChecksumError, ConflictError, NotFoundError, TooLargeError, TooManyError
 from console.views import UploadView
 from tasks.data.uploads import (
     StoredUpload,
@@ -34,6 +35,23 @@ _MOST_UNFINISHED = 20
 _TIMES_THE_MOST = 4
 _WRITE_BYTES = 2**20
 _LONGEST_NAME = 200
+
+
+CHECKSUMS = ("sha1", "sha256")
+"""What pieces may be checked by."""
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """What a piece should have.
+
+    Attributes:
+        algorithm: One of ``CHECKSUMS``.
+        digest: Its digest.
+    """
+
+    algorithm: str
+    digest: bytes
 
 
 class Uploads:
@@ -109,20 +127,27 @@ class Uploads:
         return sorted({*here, *tenants_with_uploads(self._store)})
 
     async def write(
-        self, tenant: str, upload_id: str, offset: int, pieces: AsyncIterator[bytes]
+        self,
+        tenant: str,
+        upload_id: str,
+        offset: int,
+        pieces: AsyncIterator[bytes],
+        checksum: Checksum | None = None,
     ) -> UploadView:
-        """Go on with one; what came is kept, however this ends.
+        """Go on with one; what came is kept, however this ends, unless it had to be checked.
 
         Args:
             tenant: Whose.
             upload_id: Which.
             offset: How many bytes the sender believes to be here.
             pieces: What follows.
+            checksum: That of all that follows now.
 
         Raises:
             NotFoundError: There is no such upload.
             ConflictError: Others are here, or another request writes to it.
             TooLargeError: More came than was said.
+            ChecksumError: Other bytes came than were sent.
         """
         with self._alone(upload_id):
             view = await to_thread.run_sync(self.get, tenant, upload_id)
@@ -131,7 +156,7 @@ class Uploads:
             if view.whole:
                 return view
             data = self._path(tenant, upload_id) / "data"
-            await _append(data, pieces, view.length - view.offset)
+            await _append(data, pieces, view.length - view.offset, checksum)
             return await to_thread.run_sync(self._finished, tenant, upload_id)
 
     async def finished(self, tenant: str, upload_id: str) -> UploadView:
@@ -230,18 +255,33 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-async def _append(path: Path, pieces: AsyncIterator[bytes], most: int) -> None:
+async def _append(
+    path: Path, pieces: AsyncIterator[bytes], most: int, checksum: Checksum | None
+) -> None:
     """Write what comes to the end of a file, also where it breaks off."""
-    batch = bytearray()
+    digest = None if checksum is None else hashlib.new(checksum.algorithm, usedforsecurity=False)
+    batch, is_good = bytearray(), checksum is None
     with path.open("ab") as file:
+        start = file.tell()
         try:
             async for piece in pieces:
                 most -= len(piece)
                 if most < 0:
                     raise TooLargeError("more bytes came than Upload-Length says")
                 batch += piece
+                if digest is not None:
+                    digest.update(piece)
                 if len(batch) >= _WRITE_BYTES:
                     await to_thread.run_sync(file.write, bytes(batch))
                     batch.clear()
+            if checksum is not None and digest is not None:
+                is_good = digest.digest() == checksum.digest
+                if not is_good:
+                    raise ChecksumError(
+                        "other bytes came than Upload-Checksum says; send them again"
+                    )
         finally:
             file.write(batch)
+            file.flush()
+            if not is_good:
+                file.truncate(start)

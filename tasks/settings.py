@@ -267,6 +267,12 @@ class Settings(BaseSettings):
         return (self.api_keys or self.home_dir / "api-keys.json").expanduser().absolute()
 
     @property
+    def console_base_url(self) -> str:
+        """The address that people find the console under, without a slash at its end."""
+        host = f"[{self.console_address}]" if ":" in self.console_address else self.console_address
+        return (self.console_url or f"http://{host}:{self.console_port}").rstrip("/")
+
+    @property
     def console_key_file(self) -> Path:
         """The file of the key that this machine's operator opens the console with."""
         return self.home_dir / "console-key"

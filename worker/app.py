@@ -29,6 +29,7 @@ from tasks.chain import send_rest
 from tasks.control import JobControl
 from tasks.durations import Durations
 from tasks.lanes import Lanes
+from tasks.logs import set_up_logging
 from tasks.presence import Presence, PresenceNote, live_workers, next_larger_class
 from tasks.runtime import Backoff, Runtime
 from tasks.settings import Settings
@@ -38,7 +39,6 @@ from worker.event_batches import EventBatches
 from worker.gpus import Gpu
 from worker.host_memory import host_memory_bytes, too_little_memory
 from worker.leases import LeaseRenewal
-from worker.logs import set_up_logging
 from worker.notice import watch_for_notice
 from worker.quarantine import Quarantine, Reports, make_gate
 from worker.reconciler import Reconciler

@@ -36,7 +36,7 @@ def up(ready_file: ReadyFile = None) -> None:
     """Start a fleet on this machine and keep it running.
 
     A private broker (unless TRAINING_BROKER_URL is set), a CPU worker, one worker for each GPU
-    or an emulated one, and Flower.
+    or an emulated one, Flower and the web console.
     """
     _run("up", ready_file=ready_file)
 
@@ -327,3 +327,44 @@ def tenants(json: Json = False) -> None:
 def flower() -> None:
     """Run Flower, the operators' view of workers, queues and tasks."""
     _run("flower")
+
+
+@cli.command()
+def console() -> None:
+    """Run the web console and its HTTP API."""
+    _run("console")
+
+
+_keys = typer.Typer(help="Make and revoke keys of the console and its API.", no_args_is_help=True)
+cli.add_typer(_keys, name="keys")
+
+KeyName = Annotated[str, typer.Argument(help="What the key is called.", show_default=False)]
+
+
+@_keys.command("add")
+def keys_add(
+    name: KeyName,
+    tenant: Annotated[
+        str | None, typer.Option(help="Whose jobs it is for: it sees and sends no others.")
+    ] = None,
+    operator: Annotated[
+        bool, typer.Option("--operator", help="It sees the jobs of all tenants.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Make a key and print it, once; only its digest is kept."""
+    if (tenant is None) != operator:
+        raise typer.BadParameter("give either --tenant or --operator")
+    _run("keys", action="add", name=name, tenant=tenant, json=json)
+
+
+@_keys.command("ls")
+def keys_ls(json: Json = False) -> None:
+    """List the keys by name."""
+    _run("keys", action="ls", name="", tenant=None, json=json)
+
+
+@_keys.command("revoke")
+def keys_revoke(name: KeyName, json: Json = False) -> None:
+    """Make a key worthless, at once."""
+    _run("keys", action="revoke", name=name, tenant=None, json=json)

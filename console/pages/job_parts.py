@@ -4,6 +4,7 @@ from urllib.parse import quote
 
 from nicegui import ui
 
+from console.guard import API
 from console.pages.heard import Heard, Line
 from console.pages.layout import Frame
 from console.pages.loss import LossCurve, chart_options
@@ -84,7 +85,7 @@ class LossPart:
             return
         self._shown = curve.last
         step, loss = curve.last
-        self._words.say(f"{loss:.4f} at step {step:,}; the strong line is the moving average.")
+        self._words.say(f"{loss:.4f} at step {step:,}; the strong line is its trend.")
         options = chart_options(curve)
         if self._chart is None:
             with self._box:
@@ -115,7 +116,7 @@ class SamplesPart:
         self._box.clear()
         with self._box:
             for sample in newest:
-                path = f"/api/v1/jobs/{quote(self._job_id)}/samples/{quote(sample.name)}"
+                path = f"{API}/jobs/{quote(self._job_id)}/samples/{quote(sample.name)}"
                 words = sample.prompt or "a validation prompt"
                 with Tag("figure", classes="sample"):
                     with Tag("a", href=self._frame.link(path), target="_blank"):
@@ -149,7 +150,7 @@ class FilesPart:
                     Tag("th", heading, look, scope="col")
             with Tag("tbody"):
                 for number, file in enumerate(view.files):
-                    path = f"/api/v1/jobs/{quote(self._job_id)}/files/{quote(file.name)}"
+                    path = f"{API}/jobs/{quote(self._job_id)}/files/{quote(file.name)}"
                     with Tag("tr"):
                         Tag("td", file.name, "break")
                         Tag("td", size(file.size), "right nowrap")

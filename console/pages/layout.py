@@ -6,7 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 from fastapi import Request
-from nicegui import ui
+from nicegui import Client, ui
 
 from console.errors import UnauthorizedError
 from console.pages.markup import Tag, button
@@ -42,6 +42,7 @@ class Frame:
 
     def __init__(self, request: Request, whose: Callable[[], Account | None]) -> None:
         self._whose = whose
+        self._client: Client | None = None
         self._prefix = prefix_of(request)
 
     @property
@@ -53,7 +54,8 @@ class Frame:
         """
         account = self._whose()
         if account is None:
-            ui.navigate.to(self.link("/login"))
+            if self._client is not None:
+                self._client.open(self.link("/login"))
             raise UnauthorizedError("the session is over; log in again")
         return account
 
@@ -72,7 +74,7 @@ class Frame:
         ui.page_title(f"{title} · training-worker")
         ui.add_head_html(f"<script>{THEME_SCRIPT}</script>")
         ui.add_head_html(f'<link rel="stylesheet" href="{self.link(style_sheet())}">')
-        client = ui.context.client
+        client = self._client = ui.context.client
         self._bar(current)
         with client.content:
             main = Tag("div", classes="stack")

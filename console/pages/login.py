@@ -1,14 +1,13 @@
-"""The way in: a plain form that needs no script, and the way out."""
+"""The way in: a plain form that needs no script."""
 
 from html import escape
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
-from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from fastapi.responses import HTMLResponse, Response
 
+from console.login import inside
 from console.pages.layout import THEME_SCRIPT, prefix_of, style_sheet
-from console.service import Service
-from console.sessions import COOKIE, LIFE_S
 
 _PAGE = """<!doctype html>
 <html lang="en">
@@ -46,38 +45,12 @@ _WRONG = (
 )
 
 
-def add_login(app: FastAPI, service: Service) -> None:
-    """Put the way in and the way out on the application."""
+def add_login(app: FastAPI) -> None:
+    """Put the way in on the application; what it sends is answered elsewhere."""
 
     @app.get("/login", include_in_schema=False)
     async def show(request: Request) -> Response:
-        return _page(request, is_wrong=False)
-
-    @app.post("/login", include_in_schema=False)
-    async def log_in(request: Request) -> Response:
-        form = await request.form(max_files=0, max_fields=4, max_part_size=4096)
-        cookie = service.sessions.begin(str(form.get("key", "")).strip())
-        if cookie is None:
-            return _page(request, is_wrong=True)
-        target = _inside(request.query_params.get("next", ""))
-        answer = RedirectResponse(f"{prefix_of(request)}{target}", status_code=303)
-        answer.set_cookie(
-            COOKIE,
-            cookie,
-            max_age=LIFE_S,
-            httponly=True,
-            samesite="strict",
-            secure=_is_encrypted(request, service),
-            path=f"{prefix_of(request)}/",
-        )
-        return answer
-
-    @app.post("/logout", include_in_schema=False)
-    async def log_out(request: Request) -> Response:
-        service.sessions.end(request.cookies.get(COOKIE))
-        answer = RedirectResponse(f"{prefix_of(request)}/login", status_code=303)
-        answer.delete_cookie(COOKIE, path=f"{prefix_of(request)}/")
-        return answer
+        return _page(request, is_wrong=request.query_params.get("wrong") is not None)
 
 
 def login_address(request: Request) -> str:
@@ -89,7 +62,7 @@ def login_address(request: Request) -> str:
 
 
 def _page(request: Request, *, is_wrong: bool) -> HTMLResponse:
-    target = _inside(request.query_params.get("next", ""))
+    target = inside(request.query_params.get("next", ""))
     prefix = prefix_of(request)
     page = _PAGE.format(
         script=THEME_SCRIPT,
@@ -101,16 +74,3 @@ def _page(request: Request, *, is_wrong: bool) -> HTMLResponse:
         fault=_WRONG if is_wrong else "",
     )
     return HTMLResponse(page, status_code=401 if is_wrong else 200)
-
-
-def _inside(target: str) -> str:
-    """A path of the console's; whatever leads elsewhere is its start."""
-    parts = urlsplit(target)
-    leads_out = parts.scheme or parts.netloc or "\\" in target or target.startswith("//")
-    is_path = target.startswith("/") and target.isprintable() and not leads_out
-    return target if is_path else "/"
-
-
-def _is_encrypted(request: Request, service: Service) -> bool:
-    url = service.settings.console_url or str(request.url)
-    return url.startswith("https://")

@@ -5,8 +5,8 @@ from typing import Any
 
 # Points that are kept; twice as many make no line that anybody could tell apart.
 MOST_POINTS = 400
-# Of the moving average: what is left of a point after as many.
-_SMOOTHED_OVER = 20
+# The trend looks at as large a part of the line to either side.
+_TREND_SHARE = 30
 
 
 class LossCurve:
@@ -38,12 +38,16 @@ class LossCurve:
         return [[step, _short(total / number)] for step, total, number in self._sums]
 
     def trend(self) -> list[list[float]]:
-        """Step and the loss's moving average, without the bias of its start."""
-        keep = 1 - 1 / min(_SMOOTHED_OVER, max(2, len(self._sums) // 4))
-        mean, weight, trend = 0.0, 0.0, []
-        for step, loss in self.points():
-            mean, weight = keep * mean + (1 - keep) * loss, keep * weight + (1 - keep)
-            trend.append([step, _short(mean / weight)])
+        """Step and the loss's weighted mean around it: centred, so that it does not lag."""
+        points = self.points()
+        reach = max(2, len(points) // _TREND_SHARE)
+        trend = []
+        for middle, (step, _) in enumerate(points):
+            first = max(0, middle - reach)
+            near = points[first : middle + reach + 1]
+            weights = [1 + reach - abs(first + i - middle) for i in range(len(near))]
+            total = sum(w * loss for w, (_, loss) in zip(weights, near, strict=True))
+            trend.append([step, _short(total / sum(weights))])
         return trend
 
     def _halve(self) -> None:

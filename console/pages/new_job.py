@@ -1,9 +1,10 @@
 """The form of a new job, from its type to its start."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from nicegui import ui
+from nicegui import background_tasks, ui
 
 from console.errors import ConsoleError
 from console.pages.advanced import AdvancedPart
@@ -27,6 +28,8 @@ _TYPE_NOTES = {
 }
 _ORDER = ("FLUX_LORA", "SDXL_LORA", "SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE")
 _NO_PRESET = "none"
+# What was changed rests for as long before it is looked at.
+_REST_S = 0.15
 _RESOLUTION = "data_loader.resolution"
 
 # Option, label, a sentence, unit; those that a type does not have are left out.
@@ -116,10 +119,11 @@ class NewJob:
         version = self._version
 
         async def look_unless_changed() -> None:
+            await asyncio.sleep(_REST_S)
             if version == self._version:
                 await self.look()
 
-        ui.timer(0.15, look_unless_changed, once=True)
+        background_tasks.create(look_unless_changed(), name="look at a draft")
 
     async def look(self) -> None:
         """Show what would become of the job as it is now."""

@@ -181,4 +181,6 @@ def _price(amount: float | None) -> str:
 
 
 def _sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}."
+    # An option's name stays as it is.
+    first = text.split(" ", 1)[0]
+    return f"{text}." if "_" in first else f"{text[:1].upper()}{text[1:]}."

@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Protocol
 
+from console.guard import API
 from console.pages.drafts import Begun
 from console.pages.field import Field
 from console.pages.layout import Frame
@@ -178,4 +179,4 @@ class Report:
 
     def _thumbnail(self, number: int) -> str:
         assert self._begun.upload is not None
-        return self._frame.link(f"/api/v1/uploads/{self._begun.upload.id}/thumbnails/{number}")
+        return self._frame.link(f"{API}/uploads/{self._begun.upload.id}/thumbnails/{number}")

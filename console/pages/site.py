@@ -35,7 +35,7 @@ def add_pages(app: FastAPI, service: Service) -> None:
     settings = service.settings
     drafts = Drafts(settings.resolved_scratch_dir / "drafts", settings.upload_max_bytes)
     app.mount(ASSETS, StaticFiles(directory=Path(__file__).parent / "assets"))
-    add_login(app, service)
+    add_login(app)
     _add_job_pages(service, drafts)
     _add_new_job(service, drafts)
     ui.run_with(

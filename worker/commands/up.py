@@ -4,11 +4,12 @@ import logging
 from importlib.util import find_spec
 from pathlib import Path
 
+from tasks.accounts import Accounts, console_key
 from tasks.errors import NotInstalledError
+from tasks.logs import set_up_logging
 from tasks.settings import Settings
 from worker.fleet import running_fleet
 from worker.flower import flower_address, flower_credentials, password_file
-from worker.logs import set_up_logging
 from worker.output import stdout
 
 logger = logging.getLogger(__name__)
@@ -22,6 +23,11 @@ def run(settings: Settings, *, ready_file: Path | None) -> None:
         settings = settings.model_copy(update={"flower_port": 0})
     if settings.flower_port:
         flower_credentials(settings)
+    if settings.console_port and find_spec("fastapi") is None:
+        logger.warning("%s", NotInstalledError("the web console", "console"))
+        settings = settings.model_copy(update={"console_port": 0})
+    if settings.console_port:
+        console_key(Accounts(settings.api_keys_file), settings.console_key_file)
     with running_fleet(settings) as fleet:
         fleet.wait_until_ready()
         stdout.print(_introduction(settings, [gpu.name for gpu in fleet.gpus]), soft_wrap=True)
@@ -40,5 +46,7 @@ def _introduction(settings: Settings, gpus: list[str]) -> str:
             else f"user operator, password in {password_file(settings)}"
         )
         lines.append(f"flower: {flower_address(settings)} ({auth})")
+    if settings.console_port:
+        lines.append(f"console: {settings.console_base_url} (key in {settings.console_key_file})")
     lines.append("submit: training-worker submit JOB.yaml --watch")
     return "\n".join(lines)
