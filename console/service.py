@@ -5,7 +5,7 @@ A job or an upload of another tenant is told of in the very words of one that is
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, TypeVar
@@ -99,7 +99,12 @@ class Service:
         return await _in_thread(self._submissions.submit, account, document, idempotency_key)
 
     async def preview(
-        self, account: Account, document: Any, *, check_data_set: bool = True
+        self,
+        account: Account,
+        document: Any,
+        *,
+        check_data_set: bool = True,
+        sizes: Collection[int] | None = None,
     ) -> Preview:
         """What would become of a job; nothing is sent.
 
@@ -107,6 +112,7 @@ class Service:
             account: Who asks.
             document: The job.
             check_data_set: Whether to read its data set and base model, from this machine.
+            sizes: How many pictures are of each training size, where that is known already.
 
         Raises:
             InvalidJobError: It cannot run as described, with every fault.
@@ -117,7 +123,7 @@ class Service:
         found: Checked | None = None
         if check_data_set:
             found = await self._checks.check(job, self._submissions.access(account))
-        return await _in_thread(self._submissions.preview, account, job, found)
+        return await _in_thread(self._submissions.preview, account, job, found, sizes)
 
     async def job(self, account: Account, job_id: str) -> JobView:
         """A job.

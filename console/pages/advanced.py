@@ -1,15 +1,12 @@
 """Every option of a training type, by what it is about, with a box to find one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from console.pages.controls import GROUPS, Control, Kind
 from console.pages.draft import Draft
 from console.pages.field import Choice, Field
 from console.pages.markup import Tag, button
-
-# Shown elsewhere on the form, and of which there is no choice.
-_ELSEWHERE = ("model", "data_loader.resolution")
 
 
 class AdvancedPart:
@@ -18,10 +15,16 @@ class AdvancedPart:
     Args:
         draft: What is filled in.
         on_changed: Called with the option that was.
+        elsewhere: The options that the form shows above.
     """
 
-    def __init__(self, draft: Draft, on_changed: Callable[[str], None]) -> None:
-        self._draft, self._on_changed = draft, on_changed
+    def __init__(
+        self,
+        draft: Draft,
+        on_changed: Callable[[str], None],
+        elsewhere: Callable[[], Collection[str]],
+    ) -> None:
+        self._draft, self._on_changed, self._elsewhere = draft, on_changed, elsewhere
         self._fields: dict[str, Field] = {}
         self._controls: dict[str, Control] = {}
         self._groups: list[tuple[Tag, list[str]]] = []
@@ -44,6 +47,13 @@ class AdvancedPart:
             with self._body:
                 self._build()
         self.mark(self.errors)
+
+    def show_values(self, but: str) -> None:
+        """Show the values that changed with another one."""
+        for path, field in self._fields.items():
+            control = self._draft.control(path)
+            if path != but and control is not None:
+                field.show(self._shown(control))
 
     def mark(self, errors: Mapping[str, str]) -> None:
         """Show what is wrong, and which values are the job's own."""
@@ -152,7 +162,7 @@ class AdvancedPart:
         control = self._draft.control(path)
         return (
             control is not None
-            and path not in _ELSEWHERE
+            and path not in self._elsewhere()
             and not path.startswith(f"{self._draft.dataset_path}.")
             and not (control.kind == Kind.CHOICE and len(control.choices) < 2)
         )

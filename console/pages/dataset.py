@@ -9,7 +9,6 @@ from typing import Any
 
 from nicegui.elements.upload_files import FileUpload
 
-from console.errors import ConsoleError, NotFoundError
 from console.pages.collection import ACCEPTED, NotAddedError
 from console.pages.controls import Kind
 from console.pages.draft import Draft
@@ -18,10 +17,9 @@ from console.pages.field import Choice, Field
 from console.pages.layout import Frame
 from console.pages.markup import Tag, panel
 from console.pages.picture_drop import PictureDrop
+from console.pages.pictures import Pictures
 from console.pages.report import Report
 from console.service import Service
-from console.views import DataSetView, PictureView, UploadView
-from tasks.errors import InvalidJobError, JobError
 
 _HERE = "here"
 _PLACE_NAMES = {
@@ -46,17 +44,19 @@ class DataSetPart:
     def __init__(
         self, frame: Frame, service: Service, begun: Begun, on_changed: Callable[[], None]
     ) -> None:
-        self._frame, self._service, self._begun = frame, service, begun
-        self._on_changed = on_changed
+        self._begun, self._on_changed = begun, on_changed
         self._fields: dict[str, Field] = {}
         self._errors: Mapping[str, str] = {}
         self._rejected: list[str] = []
-        self._is_stale = False
+        self.pictures = Pictures(frame, service, begun)
         with panel("Pictures", "Ten to fifty good ones do for a subject or a style."):
             self._place_box = Tag("div", style="max-width: 320px; margin-bottom: 16px")
             self._here = Tag("div", classes="stack")
             self._elsewhere = Tag("div", classes="grid-2")
             self._fault = Tag("p", "", "fault", role="alert")
+            self._told = Tag("p", "", "note note-warning pre-line small", role="status")
+            with Tag("div", classes="stack"):
+                self._report = Report(frame, begun, self._edited, self.check)
         with self._here:
             accept = ",".join(ACCEPTED)
             self._drop = PictureDrop(
@@ -65,8 +65,6 @@ class DataSetPart:
                 "name. Or one .zip of all that.",
                 accept, self._take, self._taken,
             )  # fmt: skip
-            self._told = Tag("p", "", "note note-warning pre-line small", role="status")
-            self._report = Report(frame, service, begun, self._edited, self.check)
         self._told.set_visibility(False)
 
     @property
@@ -100,59 +98,34 @@ class DataSetPart:
 
     def focus(self) -> None:
         """Bring it into view."""
-        self._drop.run_method("$el.scrollIntoView")
+        if self._fields:
+            next(iter(self._fields.values())).focus()
+        else:
+            self._drop.run_method("focus")
 
     async def settle(self) -> None:
-        """Send what is gathered, if that is not done yet."""
-        if self._is_stale:
+        """Send and check what is not yet, or not as it is now."""
+        if self.pictures.is_stale:
             await self.check()
 
     async def check(self) -> None:
         """Send the pictures, and show what is found in them."""
-        self._is_stale = False
-        begun = self._begun
-        if begun.collection.is_empty:
-            begun.upload, begun.listed, begun.checked = None, (), None
-            self._draft.dataset = None
-        else:
-            self._report.busy(True)
-            try:
-                await self._send()
-            except (ConsoleError, JobError, OSError) as error:
-                self._tell([f"The pictures could not be sent: {error}"])
-            finally:
-                self._report.busy(False)
+        self._report.busy()
+        await self.pictures.update()
+        self._tell([self.pictures.problem] if self.pictures.problem else [])
         self._report.show()
         self._on_changed()
 
-    async def _send(self) -> None:
-        begun = self._begun
-        packed = await asyncio.to_thread(begun.collection.pack)
-        name = begun.collection.archive or f"{self._draft.name}.zip"
-        former = begun.upload
-        begun.upload = await self._service.put_upload(self._frame.account, name, packed)
-        self._draft.dataset = {"type": "ARCHIVE", "archive": begun.upload.source}
-        if former is not None and former.id != begun.upload.id:
-            await self._service.delete_upload(self._frame.account, former.id)
-        begun.listed, begun.checked = await asyncio.gather(self._list(begun.upload), self._check())
+    def offer_check(self) -> None:
+        """Say that what was found is of another job by now."""
+        self._report.offer_check()
 
-    async def _list(self, upload: UploadView) -> tuple[PictureView, ...]:
-        try:
-            return await self._service.pictures(self._frame.account, upload.id)
-        except NotFoundError as error:
-            self._tell([f"{upload.name}: {error}"])
-            return ()
-
-    async def _check(self) -> DataSetView | None:
-        try:
-            document = self._draft.document()
-            preview = await self._service.preview(self._frame.account, document)
-        except InvalidJobError:
-            # Another part of the form is to be mended first; that is told beside it.
-            return None
-        if preview.data_set is None and preview.error is not None:
-            self._tell([preview.error.message])
-        return preview.data_set
+    async def find(self) -> None:
+        """Show the pictures that an earlier job had."""
+        await self.pictures.find()
+        self._tell([self.pictures.problem] if self.pictures.problem else [])
+        self._report.show()
+        self._on_changed()
 
     async def _take(self, file: FileUpload) -> None:
         scratch = self._begun.collection.scratch
@@ -168,13 +141,16 @@ class DataSetPart:
             path.unlink(missing_ok=True)
 
     async def _taken(self) -> None:
-        self._tell([f"Not taken: {it}" for it in self._rejected])
+        rejected = [f"Not taken: {it}" for it in self._rejected]
         self._rejected.clear()
+        self.pictures.edited()
         await self.check()
+        if rejected:
+            self._tell(rejected)
 
     async def _edited(self, *, at_once: bool) -> None:
         """A picture was removed, or a caption written."""
-        self._is_stale = True
+        self.pictures.edited()
         if at_once:
             await self.check()
         else:
@@ -190,8 +166,9 @@ class DataSetPart:
             return _HERE
         return str(dataset.get("type"))
 
-    def _choose_place(self, place: str) -> None:
+    async def _choose_place(self, place: str) -> None:
         upload = self._begun.upload
+        self._begun.listed, self._begun.checked = (), None
         if place != _HERE:
             self._draft.dataset = {"type": place}
         elif upload is not None:
@@ -199,6 +176,12 @@ class DataSetPart:
         else:
             self._draft.dataset = None
         self._show_place(place)
+        if self._draft.dataset is not None and place == _HERE:
+            await self.check()
+            return
+        self._report.show()
+        if place != _HERE:
+            self._report.offer_check()
         self._on_changed()
 
     def _show_place(self, place: str) -> None:

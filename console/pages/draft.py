@@ -135,6 +135,11 @@ class Draft:
             for name, value in self._buckets(side).items():
                 self.set(f"{_BUCKETS}.{name}", value)
 
+    def values(self, beginnings: tuple[str, ...]) -> dict[str, Any]:
+        """The values of the options whose paths begin so, and the data set."""
+        paths = [it.path for it in self.controls() if it.path.startswith(beginnings)]
+        return {**{path: self.value(path) for path in paths}, "dataset": self.dataset}
+
     def document(self) -> dict[str, Any]:
         """The job."""
         training: dict[str, Any] = {}

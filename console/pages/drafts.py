@@ -26,6 +26,8 @@ class Begun:
         upload: The archive that was made of them; None until they are sent.
         listed: What is in it.
         checked: What was found in it; None until it is checked.
+        checked_for: What of the job that rests on.
+        is_own_upload: The upload was made for this draft; no job has it yet.
     """
 
     account: Account
@@ -34,6 +36,8 @@ class Begun:
     upload: UploadView | None = None
     listed: tuple[PictureView, ...] = ()
     checked: DataSetView | None = None
+    checked_for: str = ""
+    is_own_upload: bool = False
 
 
 class Drafts:

@@ -129,10 +129,11 @@ def _show_queues(queues: tuple[QueueView, ...]) -> None:
         with Tag("tbody"):
             for queue in queues:
                 with Tag("tr"):
-                    Tag("td", queue.name)
-                    Tag("td", _waiting(queue), "right")
+                    Tag("td", queue.name, "wide", style="font-weight: 500")
+                    Tag("td", _waiting(queue), "right", data_label="Waiting")
                     wait = queue.usual_wait_s
-                    Tag("td", "not known yet" if wait is None else span(wait), "right muted")
+                    usual = "not known yet" if wait is None else span(wait)
+                    Tag("td", usual, "right muted", data_label="Usual wait")
                     with Tag("td", classes="wide"):
                         if queue.unserved is None:
                             Tag("span", "by live workers", "muted")

@@ -155,7 +155,7 @@ class FilesPart:
                         Tag("td", file.name, "break")
                         Tag("td", size(file.size), "right nowrap")
                         Tag("td", file.sha256, "mono mono-small muted wide break")
-                        with Tag("td", classes="right"):
+                        with Tag("td", classes="right act"):
                             look = "btn btn-small" + ("" if number else " btn-primary")
                             Tag(
                                 "a", "Download", look, href=self._frame.link(path),

@@ -101,19 +101,25 @@ class NewJob:
                     self._preset_box = Tag("div")
                 with panel("Basics"):
                     self._basics = Tag("div", classes="grid-3")
-                self._advanced = AdvancedPart(self.draft, self.changed)
+                self._advanced = AdvancedPart(self.draft, self.changed, self._fields.keys)
                 self._dataset = DataSetPart(
                     self._frame, self._service, self._begun, lambda: self.changed()
                 )
             with Tag("aside", classes="aside", aria_label="This job"):
                 self._outlook = Outlook(self._frame, self.start, self._go_to)
         self._build_for_type()
-        ui.timer(0.05, self.look, once=True)
+        ui.timer(0.05, self._first_look, once=True)
+
+    async def _first_look(self) -> None:
+        await self.look()
+        await self._dataset.find()
 
     def changed(self, path: str = "") -> None:
         """Something was filled in: show what becomes of it once more is not said for a moment."""
         if path in self.draft.selectors():
             self._advanced.rebuild()
+        self._show_values(but=path)
+        self._advanced.show_values(but=path)
         self._mark_own()
         self._version += 1
         version = self._version
@@ -136,8 +142,13 @@ class NewJob:
             return  # a newer one is on its way
         if not pictures and self._insists:
             faults = [*faults, Fault(f"training.{self.draft.dataset_path}", "add pictures first")]
+        if self._insists and self._dataset.pictures.errors:
+            problem = f"has {self._dataset.pictures.errors} errors; mend or remove what is named"
+            faults = [*faults, Fault(f"training.{self.draft.dataset_path}", problem)]
         self._show_faults(faults)
         self._outlook.show(preview, faults, self.draft)
+        if preview is not None and self._dataset.pictures.is_stale:
+            self._dataset.offer_check()
 
     async def start(self) -> None:
         """Start the job, unless something is to be mended first."""
@@ -161,7 +172,10 @@ class NewJob:
     async def _asked(self, document: dict[str, Any]) -> tuple[Preview | None, list[Fault]]:
         try:
             preview = await self._service.preview(
-                self._frame.account, document, check_data_set=False
+                self._frame.account,
+                document,
+                check_data_set=False,
+                sizes=self._dataset.pictures.sizes,
             )
         except InvalidJobError as error:
             return None, list(error.faults)
@@ -187,7 +201,8 @@ class NewJob:
 
     def _build_for_type(self) -> None:
         """What another training type has other options for."""
-        self._fields = {"name": self._name}
+        self._fields.clear()
+        self._fields["name"] = self._name
         self._model_box.clear()
         with self._model_box:
             self._add_option("model", "Base model", "A Hub id, or a folder that the workers see.")
@@ -252,10 +267,10 @@ class NewJob:
         self.draft.name = name
         self.changed()
 
-    def _show_values(self) -> None:
+    def _show_values(self, but: str = "") -> None:
         for path, field in self._fields.items():
             control = self.draft.control(path)
-            if control is not None:
+            if path != but and control is not None:
                 field.show(control.show(self.draft.value(path)))
 
     def _mark_own(self) -> None:

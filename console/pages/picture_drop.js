@@ -22,6 +22,10 @@ export default {
     return { over: false, sending: false, sent: 0, total: 0, problem: "" };
   },
   methods: {
+    focus() {
+      this.$el.scrollIntoView({ block: "center" });
+      this.$el.querySelector("input").focus();
+    },
     chosen(event) {
       const files = [...event.target.files];
       event.target.value = "";

@@ -10,7 +10,6 @@ from console.pages.field import Field
 from console.pages.layout import Frame
 from console.pages.markup import Tag, button
 from console.pages.wording import count
-from console.service import Service
 from console.views import Finding, PictureView
 
 # More at once make a page heavy; the rest comes when it is asked for.
@@ -30,7 +29,6 @@ class Report:
 
     Args:
         frame: The page around it.
-        service: Has the thumbnails.
         begun: The pictures.
         on_edited: Called when they were changed.
         on_check: Checks them again.
@@ -39,29 +37,29 @@ class Report:
     def __init__(
         self,
         frame: Frame,
-        service: Service,
         begun: Begun,
         on_edited: OnEdited,
         on_check: Callable[[], Awaitable[None]],
     ) -> None:
-        self._frame, self._service, self._begun = frame, service, begun
+        self._frame, self._begun = frame, begun
         self._on_edited, self._on_check = on_edited, on_check
         self._shown = _AT_A_TIME
         self._status = Tag("p", "", "small", role="status")
-        self._again = button("Check again", "small")
+        self._again = button("Check the pictures", "small")
         self._again.on("click", lambda: on_check())
         self._findings = Tag("div")
         self._pictures = Tag("div", classes="stack-small")
         self._again.set_visibility(False)
 
-    def busy(self, is_busy: bool) -> None:
+    def busy(self) -> None:
         """Say that the pictures are being checked."""
-        if is_busy:
-            self._status.say("Checking the pictures…")
+        self._again.set_visibility(False)
+        self._status.say("Checking the pictures…")
 
     def offer_check(self) -> None:
-        """Say that the report is of what was there before."""
-        self._status.say("Captions were changed; they are checked when the job starts, or now:")
+        """Offer to check what was changed, or was not checked yet."""
+        known = self._begun.checked is not None
+        self._status.say("Changed since it was checked." if known else "Not checked yet.")
         self._again.set_visibility(True)
 
     def show(self) -> None:
@@ -80,7 +78,7 @@ class Report:
 
     def _summary(self) -> str:
         begun = self._begun
-        if begun.collection.is_empty:
+        if begun.checked is None and not begun.listed:
             return ""
         if begun.checked is None:
             return f"{count(len(begun.listed), 'picture')}, not checked yet"
@@ -112,10 +110,10 @@ class Report:
             with Tag("td"):
                 if number is not None:
                     Tag("img", classes="mini", src=self._thumbnail(number), alt="", loading="lazy")
-            Tag("td", finding.file, "break mono")
-            Tag("td", finding.problem, "wide")
-            Tag("td", finding.remedy, "wide muted")
-            with Tag("td", classes="right"):
+            Tag("td", _file(finding), "break mono")
+            Tag("td", finding.problem, "wide problem")
+            Tag("td", finding.remedy, "wide muted problem")
+            with Tag("td", classes="right act"):
                 if self._begun.collection.path_of(finding.file) is not None:
                     self._add_remove(finding.file, "small")
 
@@ -179,4 +177,9 @@ class Report:
 
     def _thumbnail(self, number: int) -> str:
         assert self._begun.upload is not None
-        return self._frame.link(f"{API}/uploads/{self._begun.upload.id}/thumbnails/{number}")
+        return self._frame.link(f"{API}/uploads/{self._begun.upload.id}/pictures/{number}")
+
+
+def _file(finding: Finding) -> str:
+    """The file's name; what is of all of them is of no file."""
+    return "all of them" if finding.file.startswith("upload:") else finding.file
