@@ -38,14 +38,19 @@ class Draft:
         draft = cls(job.training.type, known if known in preset_names() else None)
         draft.name, draft.priority = job.name, job.priority
         values = job.training.model_dump(mode="json")
-        found = _found(values, draft.dataset_path)
         for control in controls(draft.training_type):
-            if control.path.startswith(draft.dataset_path):
+            if control.path.startswith(("data_loader.dataset.", "data_loader.instance_dataset.")):
                 continue
             value = _found(values, control.path, default=_NOTHING)
             if value is not _NOTHING and not isinstance(value, dict):
                 draft.set(control.path, value)
-        draft.dataset = _found(values, draft.dataset_path) if found is None else found
+        dataset = _found(values, draft.dataset_path)
+        known = {it.path: it for it in draft.dataset_controls(dataset["type"])}
+        for name, value in list(dataset.items()):
+            control = known.get(f"{draft.dataset_path}.{name}")
+            if control is not None and not control.required and control.default == value:
+                del dataset[name]
+        draft.dataset = dataset
         return draft
 
     @property

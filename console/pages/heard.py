@@ -88,7 +88,7 @@ def _line(told: JobEvent) -> Line | None:
         case Note(level=level, message=message):
             text, is_warning = message, level == "warning"
         case JobEnded(status=status):
-            text = f"the job {status}"
+            text = f"the job is over: {status}"
     milliseconds = int(told.id.partition("-")[0])
     return (
         Line(datetime.fromtimestamp(milliseconds / 1000, UTC), text, is_warning) if text else None

@@ -71,14 +71,22 @@ def chart_options(curve: LossCurve) -> dict[str, Any]:
     axis = {
         "axisLine": {"lineStyle": {"color": "var(--line)"}},
         "axisTick": {"show": False},
-        "axisLabel": {"color": "var(--muted)", "fontFamily": "Roboto, sans-serif", "fontSize": 12},
+        "axisLabel": {
+            "color": "var(--muted)",
+            "fontFamily": "Roboto, sans-serif",
+            "fontSize": 12,
+            "hideOverlap": True,
+        },
         "splitLine": {"lineStyle": {"color": "var(--line)"}},
     }
+    points = curve.points()
+    # What was before is not known where the first points are gone.
+    begins = 0 if not points or points[0][0] <= points[-1][0] / 10 else "dataMin"
     line = {"type": "line", "showSymbol": False, "animation": False, "silent": True}
     return {
         "animation": False,
         "grid": {"left": 8, "right": 16, "top": 16, "bottom": 4, "containLabel": True},
-        "xAxis": {**axis, "type": "value", "min": "dataMin", "max": "dataMax",
+        "xAxis": {**axis, "type": "value", "min": begins, "max": "dataMax",
                   "splitLine": {"show": False}},
         "yAxis": {**axis, "type": "value", "scale": True, "splitNumber": 4,
                   "axisLine": {"show": False}},
@@ -87,7 +95,7 @@ def chart_options(curve: LossCurve) -> dict[str, Any]:
             "borderColor": "var(--line)", "textStyle": {"color": "var(--ink)", "fontSize": 13},
         },
         "series": [
-            {**line, "name": "loss", "data": curve.points(), "color": "var(--part-2)",
+            {**line, "name": "loss", "data": points, "color": "var(--part-2)",
              "lineStyle": {"width": 1, "color": "var(--part-2)", "opacity": 0.55}},
             {**line, "name": "trend", "data": curve.trend(), "color": "var(--accent)",
              "lineStyle": {"width": 2, "color": "var(--accent)"}},
