@@ -45,10 +45,10 @@ class Draft:
             if value is not _NOTHING and not isinstance(value, dict):
                 draft.set(control.path, value)
         dataset = _found(values, draft.dataset_path)
-        known = {it.path: it for it in draft.dataset_controls(dataset["type"])}
+        there = {it.path: it for it in draft.dataset_controls(dataset["type"])}
         for name, value in list(dataset.items()):
-            control = known.get(f"{draft.dataset_path}.{name}")
-            if control is not None and not control.required and control.default == value:
+            option = there.get(f"{draft.dataset_path}.{name}")
+            if option is not None and not option.required and option.default == value:
                 del dataset[name]
         draft.dataset = dataset
         return draft
@@ -207,7 +207,9 @@ class Draft:
         word = {"placeholder_token": ""} if "INVERSION" in self.training_type else {}
         config = SUPPORTED_TRAINING_TYPES[self.training_type](resolution=side, **word)
         buckets: dict[str, int] = config["data_loader"]["aspect_ratio_buckets"]
-        return buckets
+        # Half of a side is not always on the step.
+        step = buckets["divisible_by"]
+        return {**buckets, "start_dim": max(step, buckets["start_dim"] // step * step)}
 
 
 _NOTHING = object()

@@ -51,7 +51,7 @@ def test_what_is_no_picture_or_leads_elsewhere_is_not_added(tmp_path: Path, name
 def test_more_bytes_than_are_allowed_are_not_added(tmp_path: Path) -> None:
     pictures = collection(tmp_path, most_bytes=10)
     pictures.add("a.png", given(tmp_path, "a", b"x" * 8))
-    with pytest.raises(NotAddedError, match="b.png makes more than 10 bytes"):
+    with pytest.raises(NotAddedError, match=r"b\.png makes more than 10 bytes"):
         pictures.add("b.png", given(tmp_path, "b", b"x" * 3))
     assert [it.name for it in pictures.pictures()] == ["a.png"]
 
