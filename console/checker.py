@@ -90,7 +90,10 @@ def _pictures(request: CheckRequest) -> dict[str, Any]:
     scratch, folder = Path(request.scratch_dir), Path(request.folder)
     uploads = StoredUploads(Store(request.store_url), request.tenant)
     archive = uploads.path_of(request.upload, scratch / "uploads")
-    files = unpack(archive, scratch / "unpacked", most_bytes=request.most_bytes).files
+    found = unpack(archive, scratch / "unpacked", most_bytes=request.most_bytes)
+    files = found.files
+    if found.faults and not files:
+        raise DataSetError(found.faults, "prepare")
     folder.mkdir(parents=True, exist_ok=True)
     return {"pictures": list(_thumbnails(files, folder))}
 

@@ -16,6 +16,7 @@ from console.checker import CheckRequest
 from console.errors import NotFoundError, TooManyError
 from console.views import DataSetView, ErrorView, PictureView
 from tasks.data.access import Access
+from tasks.errors import JobError
 from tasks.jobs.job import TrainingJob
 from tasks.settings import Settings
 
@@ -70,7 +71,7 @@ class Checks:
 
         Raises:
             TooManyError: Too many others are looked into.
-            NotFoundError: It cannot be read as an archive.
+            JobError: It cannot be read as an archive.
         """
         folder = self._thumbnails / tenant / upload_id
         listed = folder / "pictures.json"
@@ -84,7 +85,7 @@ class Checks:
                 folder=str(folder),
             )
             if "error" in answer:
-                raise NotFoundError(answer["error"]["message"])
+                raise JobError(**answer["error"])
             await to_thread.run_sync(listed.write_text, json.dumps(answer["pictures"]))
         found = json.loads(await to_thread.run_sync(listed.read_bytes))
         return tuple(PictureView.model_validate(it) for it in found)
