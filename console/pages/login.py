@@ -73,4 +73,4 @@ def _page(request: Request, *, is_wrong: bool) -> HTMLResponse:
         invalid=' aria-invalid="true"' if is_wrong else "",
         fault=_WRONG if is_wrong else "",
     )
-    return HTMLResponse(page, status_code=401 if is_wrong else 200)
+    return HTMLResponse(page)
