@@ -6,6 +6,7 @@ import logging
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,13 @@ from tasks.settings import Settings
 logger = logging.getLogger(__name__)
 
 _AT_A_TIME = 2
-_MOST_WAITING = 20
-_WITHIN_S = 300.0
-_TOO_LONG = f"looking into the data set takes more than {_WITHIN_S:g} s; submit the job instead"
+# At work or waiting: nobody should have to wait for all of another tenant's.
+_MOST, _MOST_OF_A_TENANT = 20, 5
+WITHIN_S = 300.0
+"""How long one may take."""
+COMMAND = (sys.executable, "-P", "-m", "console.checker")
+"""The process."""
+_TOO_LONG = "looking into the data set takes too long; submit the job instead"
 
 
 class Checked:
@@ -55,7 +60,7 @@ class Checks:
     def __init__(self, settings: Settings, thumbnails: Path) -> None:
         self._settings, self._thumbnails = settings, thumbnails
         self._room = asyncio.Semaphore(_AT_A_TIME)
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()
 
     async def check(self, job: TrainingJob, access: Access) -> Checked:
         """Check a job's data set and base model.
@@ -106,9 +111,9 @@ class Checks:
         shutil.rmtree(self._thumbnails / tenant / upload_id, ignore_errors=True)
 
     async def _ask(self, tenant: str, access: Access, **request: Any) -> dict[str, Any]:
-        if self._waiting >= _MOST_WAITING:
+        if self._waiting[tenant] >= _MOST_OF_A_TENANT or self._waiting.total() >= _MOST:
             raise TooManyError("too many data sets are looked into", 30)
-        self._waiting += 1
+        self._waiting[tenant] += 1
         settings = self._settings
         scratch_dir = settings.resolved_scratch_dir / "console"
         try:
@@ -127,18 +132,18 @@ class Checks:
                     )
                     return await _answer(asked)
         finally:
-            self._waiting -= 1
+            self._waiting[tenant] -= 1
 
 
 async def _answer(request: CheckRequest) -> dict[str, Any]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "console.checker"),
+        *COMMAND,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
     try:
         asked = request.model_dump_json().encode()
-        out, _ = await asyncio.wait_for(process.communicate(asked), _WITHIN_S)
+        out, _ = await asyncio.wait_for(process.communicate(asked), WITHIN_S)
     except TimeoutError:
         return _failed(_TOO_LONG)
     finally:

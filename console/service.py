@@ -4,7 +4,8 @@ A job or an upload of another tenant is told of in the very words of one that is
 """
 
 import asyncio
-import re
+import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -14,7 +15,7 @@ from anyio import to_thread
 
 from console.archive import NewFile, write_archive
 from console.checks import Checked, Checks
-from console.errors import ConflictError, ForbiddenError
+from console.errors import ConflictError, ForbiddenError, TooManyError
 from console.files import JobFiles, OpenFile
 from console.fleet import FleetViews
 from console.jobs import JobViews, matching
@@ -36,17 +37,18 @@ from console.views import (
 )
 from tasks.accounts import Account, Accounts
 from tasks.client import Client
+from tasks.errors import JobError
 from tasks.jobs.job import TrainingJob
 from tasks.settings import Settings
 from tasks.store import Store
 
+logger = logging.getLogger(__name__)
+
 Answer = TypeVar("Answer")
 
-_OWN_DIGITS = 12
-_LONGEST_ID = 100 - _OWN_DIGITS - 1
-_LOOKED_THROUGH = 2000
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_CURSOR = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)~([\w.-]{1,100})", re.ASCII)
+_UPKEEP_EVERY_S = 3600.0
+# Each holds a socket.
+_MOST_STREAMS = 500
 _DEFAULT_TENANT: str = TrainingJob.model_fields["tenant"].default
 
 
@@ -78,6 +80,7 @@ class Service:
         self._home = home
         self._checks = Checks(settings, home / "thumbnails")
         self._streams = Streams(broker_url)
+        self._followed: Counter[Account] = Counter()
 
     # Jobs
 
@@ -225,9 +228,23 @@ class Service:
     ) -> AsyncGenerator[Sequence[JobEvent], None]:
         """The same in batches; an empty one where nothing has happened for ``patience_s``."""
         record = await _in_thread(self._jobs.record, account, job_id)
-        async with aclosing(self._streams.follow(record.id, after, patience_s)) as batches:
-            async for batch in batches:
-                yield batch
+        self.check_streams(account)
+        self._followed[account] += 1
+        try:
+            async with aclosing(self._streams.follow(record.id, after, patience_s)) as batches:
+                async for batch in batches:
+                    yield batch
+        finally:
+            self._followed[account] -= 1
+
+    def check_streams(self, account: Account) -> None:
+        """Refuse one more stream where an account has too many.
+
+        Raises:
+            TooManyError: It has.
+        """
+        if self._followed[account] >= _MOST_STREAMS:
+            raise TooManyError(f"{_MOST_STREAMS} streams are open for this key", 10)
 
     # What jobs leave
 
@@ -399,10 +416,13 @@ class Service:
     # The console itself
 
     async def upkeep(self) -> None:
-        """Once an hour, remove uploads that nobody needs; ends when it is cancelled."""
+        """Once an hour, remove what nobody needs; ends when it is cancelled."""
         while True:
-            await _in_thread(self._uploads.sweep)
-            await asyncio.sleep(3600)
+            try:
+                await _in_thread(self._sweep)
+            except (JobError, OSError):
+                logger.warning("the upkeep of uploads waits", exc_info=True)
+            await asyncio.sleep(_UPKEEP_EVERY_S)
 
     async def close(self) -> None:
         """Let go of the broker."""
@@ -415,6 +435,10 @@ class Service:
             redis.RedisError: It does not answer.
         """
         await _in_thread(self._client.lanes.terms)
+
+    def _sweep(self) -> None:
+        for view in self._uploads.sweep():
+            self._checks.forget(view.tenant, view.id)
 
     async def _change(
         self, account: Account, job_id: str, change: Callable[[str], object]

@@ -123,6 +123,10 @@ def _price(
         return None
     seconds = [it.seconds for it in expected.stages if it.stage in _GPU_STAGES]
     known = [it for it in seconds if it is not None]
-    hours = sum(known) / 3600 if len(known) == len(seconds) else None
-    amount = None if hours is None else hours * per_hour
-    return PriceView(amount=amount, per_hour=per_hour, gpu_hours=hours)
+    hours, is_all = sum(known) / 3600, len(known) == len(seconds)
+    return PriceView(
+        amount=hours * per_hour if is_all else None,
+        at_least=hours * per_hour,
+        per_hour=per_hour,
+        gpu_hours=hours if is_all else None,
+    )

@@ -189,8 +189,9 @@ class Uploads:
             shutil.rmtree(self._path(tenant, upload_id), ignore_errors=True)
             StoredUploads(self._store, tenant).delete(upload_id)
 
-    def sweep(self) -> None:
-        """Remove what was given up, and what has been kept for its life time."""
+    def sweep(self) -> list[UploadView]:
+        """Remove what was given up, and what has been kept for its life time; tells which."""
+        gone = []
         for tenant in self.tenants():
             for view in self.all(tenant):
                 if view.whole:
@@ -202,6 +203,8 @@ class Uploads:
                 if old and view.id not in self._at_work:
                     logger.info("removing the upload %s of %s", view.id, tenant)
                     self.delete(tenant, view.id)
+                    gone.append(view)
+        return gone
 
     def _unfinished(self, tenant: str) -> list[UploadView]:
         folder = self._folder / tenant

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import redis
 from celery import Celery, Task
@@ -16,11 +17,20 @@ from tasks.contract import SUBMIT, task_name
 from tasks.errors import JobError
 from tasks.prepare import prepare
 from tasks.publish import publish
+from tasks.records import VERSION, VERSION_HEADER
 from tasks.runtime import Runtime
 from tasks.settings import Settings
-from tasks.stage import Delivery, StageBody, StageDropped, StageMoved, StageReleased, run_stage
+from tasks.stage import (
+    Delivery,
+    StageBody,
+    StageDropped,
+    StageMoved,
+    StagePassedOn,
+    StageReleased,
+    run_stage,
+)
 from tasks.state import Admission
-from tasks.submit import admit, with_id
+from tasks.submit import admit, newer_than_known, with_id
 from tasks.train import train
 
 logger = logging.getLogger(__name__)
@@ -31,6 +41,8 @@ _BODIES: dict[str, StageBody] = {
     "train": train,
     "publish": publish,
 }
+# As redis-py reads them from the URL's query.
+_TLS_OPTIONS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
 def make_app(
@@ -49,7 +61,7 @@ def make_app(
         draining: Whether the worker is going away.
     """
     app = Celery("training", broker=broker_url, backend=broker_url, set_as_current=False)
-    app.conf.update(_configuration(settings))
+    app.conf.update(_configuration(settings) | _tls(broker_url))
     if runtime is not None:
         for stage, body in _BODIES.items():
             _add_stage(app, stage, body, runtime, draining)
@@ -101,6 +113,16 @@ def _configuration(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _tls(broker_url: str) -> dict[str, Any]:
+    """How a ``rediss://`` server is checked: kombu would not, and Celery's backend must be told."""
+    parts = urlsplit(broker_url)
+    if parts.scheme != "rediss":
+        return {}
+    named = {name: value for name, value in parse_qsl(parts.query) if name in _TLS_OPTIONS}
+    options = {"ssl_cert_reqs": "required", **named}
+    return {"broker_use_ssl": options, "redis_backend_use_ssl": options}
+
+
 def _add_stage(
     app: Celery,
     stage: str,
@@ -113,7 +135,8 @@ def _add_stage(
     def run(self: Task, job_id: str) -> dict[str, Any]:
         info = self.request.delivery_info or {}
         tag = (self.request.properties or {}).get("delivery_tag", "")
-        delivery = Delivery(queue=str(info.get("routing_key", "")), tag=str(tag))
+        version = int(self.request.get(VERSION_HEADER) or 1)
+        delivery = Delivery(str(info.get("routing_key", "")), str(tag), version)
         means, goes_on = runtime(), False
         try:
             end = run_stage(stage, body, job_id, delivery, means, draining)
@@ -123,6 +146,8 @@ def _add_stage(
         except StageMoved as moved:
             logger.info("moved: %s", moved.reason, extra={"job": job_id, "stage": stage})
             raise self.retry(queue=moved.queue, countdown=0, max_retries=None) from None
+        except StagePassedOn as passed:
+            raise Ignore(str(passed)) from passed
         except StageDropped as dropped:
             logger.info("dropped: %s", dropped, extra={"job": job_id, "stage": stage})
             raise Ignore(str(dropped)) from dropped
@@ -156,9 +181,18 @@ def _route_next(request: Any, queue: str | None) -> None:
 def _add_submit(app: Celery, runtime: Callable[[], Runtime]) -> None:
     # Its result, which follows the job, says STARTED from here on; what stages do is in the record.
     @app.task(  # type: ignore[untyped-decorator]
-        name=SUBMIT, bind=True, shared=False, throws=(JobError,), track_started=True
+        name=SUBMIT,
+        bind=True,
+        shared=False,
+        throws=(JobError,),
+        track_started=True,
+        Request="tasks.submit_request:SubmitRequest",
     )
     def submit(self: Task, job: dict[str, Any]) -> dict[str, Any]:
+        if newer_than_known(job) and runtime().newest_version() > VERSION:
+            # It waits in this worker for a moment, and then for whoever is next.
+            pause_s = 0.0 if self.request.eta else runtime().backoff.delay_s(0)
+            raise self.retry(countdown=pause_s, max_retries=None)
         try:
             own = self.request.id
             job_id, _, admission = admit(with_id(job, own), runtime().state, own)

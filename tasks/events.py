@@ -193,7 +193,7 @@ class JobEnded(StrictModel):
     code: ErrorCode | None = None
 
 
-Event = Annotated[
+_ForReaders = (
     JobAccepted
     | StageStarted
     | StageFinished
@@ -202,12 +202,13 @@ Event = Annotated[
     | CheckpointSaved
     | ValidationImages
     | Note
-    | PackStored
-    | Heartbeat
-    | CacheDone
-    | TrainDone
-    | TrainFailed
-    | JobEnded,
+    | JobEnded
+)
+JobEvent = Annotated[_ForReaders, Field(discriminator="kind")]
+"""What a job's readers are told."""
+
+Event = Annotated[
+    _ForReaders | PackStored | Heartbeat | CacheDone | TrainDone | TrainFailed,
     Field(discriminator="kind"),
 ]
 

@@ -1,8 +1,9 @@
 """The settings of a process, from ``TRAINING_*`` environment variables.
 
-Read once, in ``worker/__main__.py``, and passed on.
+Or from files of these names, for secrets. Read once, in ``worker/__main__.py``, and passed on.
 """
 
+import os
 from base64 import b64decode
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +18,13 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
 from routing.classes import MemoryClass
 from routing.estimate import PUBLISHED, Constants
@@ -59,7 +66,13 @@ class Settings(BaseSettings):
 
     broker_url: SecretStr | None = None
     """The Redis 6.2+ or Valkey server that holds queues and job state: `redis://`, `rediss://` or
-    `redis+socket://`. Unset: `up` and `demo` start a private server."""
+    `redis+socket://`. A `rediss://` server's certificate is checked, by the CA of `?ssl_ca_certs=`
+    where it is no public one; `ssl_certfile=` and `ssl_keyfile=` name our own. Unset: `up` and
+    `demo` start a private server."""
+
+    secrets_dir: Path | None = None
+    """A folder of files named like these settings, such as `TRAINING_BROKER_URL`, with what is not
+    to be in the environment. What is in the environment goes before. Unset: none."""
 
     home: Path = Path("~/.training-worker")
     """The folder of everything this machine keeps: the embedded broker, the default store, logs."""
@@ -98,7 +111,15 @@ class Settings(BaseSettings):
     `training-worker submit` and, for a backend's jobs, the CPU workers. Unset: published ones."""
 
     flower_port: int = Field(default=5555, ge=0, le=65535)
-    """Flower's port on the loopback address. 0 starts no Flower."""
+    """Flower's port. 0 starts no Flower."""
+
+    flower_address: str = "127.0.0.1"
+    """The address that Flower listens on. Its `/metrics` asks for no password: on another address
+    than this machine's own, let a proxy or a network policy guard it."""
+
+    flower_prefix: Annotated[str | None, Field(pattern=r"^[\w-]+(/[\w-]+)*$")] = None
+    """The path below which a reverse proxy shows Flower, such as `ops/flower`. Flower's `/metrics`
+    and `/healthcheck` ask for no password, so the proxy should not pass them on. Unset: none."""
 
     flower_basic_auth: SecretStr | None = None
     """Flower's `user:password`. Unset: user `operator`, and a password made once and kept in
@@ -113,8 +134,9 @@ class Settings(BaseSettings):
 
     console_url: str | None = None
     """The address that people use where a proxy stands before the console, such as
-    `https://gpu.example.org/training`; the proxy takes the path away. Unset: the console is asked
-    directly, and on a loopback address only under the names of this machine."""
+    `https://gpu.example.org/training`; the proxy takes the path away. Flower's pages link to
+    the console. Unset: the console is asked directly, and on a loopback address only under the
+    names of this machine."""
 
     api_keys: Path | None = None
     """The file of the console's API keys, which `training-worker keys` writes: their digests, names
@@ -200,6 +222,28 @@ class Settings(BaseSettings):
 
     log_format: Literal["text", "json"] = "text"
     """`text` for a terminal, `json` for a log collector."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Where settings come from, the first one first."""
+        folder = os.environ.get("TRAINING_SECRETS_DIR")
+        there = folder and Path(folder).is_dir()
+        files = (SecretsSettingsSource(settings_cls, folder),) if there else ()
+        return init_settings, env_settings, *files
+
+    @field_validator("secrets_dir")
+    @classmethod
+    def _is_a_folder(cls, folder: Path | None) -> Path | None:
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"there is no folder {folder}")
+        return folder
 
     @field_validator("tenants")
     @classmethod

@@ -30,14 +30,23 @@ from tasks.control import JobControl
 from tasks.durations import Durations
 from tasks.lanes import Lanes
 from tasks.logs import set_up_logging
-from tasks.presence import Presence, PresenceNote, live_workers, next_larger_class
+from tasks.presence import (
+    Presence,
+    PresenceNote,
+    live_workers,
+    newest_version,
+    next_larger_class,
+)
+from tasks.records import VERSION
 from tasks.runtime import Backoff, Runtime
 from tasks.settings import Settings
 from tasks.state import JobState, connect
 from tasks.store import Store
 from worker.event_batches import EventBatches
 from worker.gpus import Gpu
+from worker.health import ReadyFile
 from worker.host_memory import host_memory_bytes, too_little_memory
+from worker.idle import IdleEnd
 from worker.leases import LeaseRenewal
 from worker.notice import watch_for_notice
 from worker.quarantine import Quarantine, Reports, make_gate
@@ -63,6 +72,7 @@ def run_worker(
     queues: tuple[str, ...],
     gpu: Gpu | None,
     ready_file: Path | None = None,
+    exit_when_idle_s: float | None = None,
 ) -> int:
     """Work until stopped.
 
@@ -72,7 +82,8 @@ def run_worker(
         name: The worker's name, unique on this machine.
         queues: What it serves, first served first.
         gpu: Its GPU; None on the CPU queue.
-        ready_file: Made when the worker takes messages.
+        ready_file: Made when the worker takes messages, and touched for as long as it is well.
+        exit_when_idle_s: Ends a worker that has had nothing to do for so long.
 
     Returns:
         The exit code.
@@ -115,12 +126,14 @@ def run_worker(
             backoff=Backoff(settings.retries, settings.retry_pause.total_seconds()),
             check_gpu=make_gate(real_gpu, reports, trainer.close),
             dispatch=_lanes(app, settings).dispatch,
+            newest_version=lambda: newest_version(patient),
             learn=Durations(connect(broker_url), settings.job_ttl, own_class).record,
         )
 
     use_for_redis()
     app = make_app(settings, broker_url, runtime, drain.begun)
     presence = Presence(
+        version=VERSION,
         queues=queues,
         memory_class=gpu.memory_class if gpu else None,
         gpu_uuid=gpu.uuid if gpu else None,
@@ -129,7 +142,10 @@ def run_worker(
     )
     leases = connect(broker_url)
     note = PresenceNote(leases, worker_name, presence, settings.visibility_timeout * 2)
-    app.steps["consumer"].add(LeaseRenewal.with_client(leases, note.renew))
+    ready = ReadyFile(ready_file)
+    app.steps["consumer"].add(LeaseRenewal.with_client(leases, note.renew, ready.touch))
+    if exit_when_idle_s is not None:
+        app.steps["consumer"].add(IdleEnd.after(exit_when_idle_s, _end_this_worker))
     app.steps["consumer"].add(EventBatches)
     if real_gpu is not None:
         watch = Quarantine.of(real_gpu, reports, note.quarantined, drain.begin)
@@ -148,8 +164,7 @@ def run_worker(
     if settings.stop_notice is not None:
         notice = settings.stop_notice
         worker_ready.connect(lambda **_: watch_for_notice(notice, _end_this_worker), weak=False)
-    if ready_file is not None:
-        worker_ready.connect(lambda **_: ready_file.touch(), weak=False)
+    worker_ready.connect(lambda **_: ready.make(), weak=False)
     return _start(app, worker_name, queues)
 
 

@@ -135,6 +135,16 @@ def options(
 
 
 @cli.command()
+def contract(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Where to put them.", show_default=False)
+    ],
+) -> None:
+    """Write what backends and front ends of others need: names, JSON schemas, TypeScript."""
+    _run("contract", folder=folder)
+
+
+@cli.command()
 def route(job: JobFile, json: Json = False) -> None:
     """Show the GPU memory class a job goes to, why, and how long it may take there."""
     _run("route", path=job, json=json)
@@ -217,16 +227,43 @@ def worker(
         typer.Option(help="Queues to serve, first served first, with commas between."),
     ] = None,
     gpu: Annotated[
-        str | None, typer.Option(help="UUID of the one GPU to use; decides the queues.")
+        str | None,
+        typer.Option(
+            help="UUID of the one GPU to use, or auto where there is only one; decides the queues."
+        ),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Serve the GPU's own class only.")
     ] = False,
     name: Annotated[str | None, typer.Option(help="The worker's name.")] = None,
+    exit_when_idle: Annotated[
+        float | None,
+        typer.Option(
+            min=1, metavar="SECONDS", help="End where there was nothing to do for so long."
+        ),
+    ] = None,
     ready_file: ReadyFile = None,
 ) -> None:
     """Run one worker process: of one GPU, or of the CPU queue."""
-    _run("worker", queues=queues, gpu=gpu, strict=strict, name=name, ready_file=ready_file)
+    _run(
+        "worker",
+        queues=queues,
+        gpu=gpu,
+        strict=strict,
+        name=name,
+        exit_when_idle=exit_when_idle,
+        ready_file=ready_file,
+    )
+
+
+@cli.command()
+def health(
+    ready_file: Annotated[
+        Path, typer.Argument(help="The worker's --ready-file.", show_default=False)
+    ],
+) -> None:
+    """End with 0 where a worker of this machine is ready and well, broker or no broker."""
+    _run("health", ready_file=ready_file)
 
 
 @cli.command()

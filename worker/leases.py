@@ -40,6 +40,7 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
 
     client: "redis.Redis"
     on_renewal: Callable[[], None]
+    on_turn: Callable[[], None]
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -55,17 +56,20 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
 
     @classmethod
     def with_client(
-        cls, client: "redis.Redis", on_renewal: Callable[[], None] = lambda: None
+        cls,
+        client: "redis.Redis",
+        on_renewal: Callable[[], None] = lambda: None,
+        on_turn: Callable[[], None] = lambda: None,
     ) -> type["LeaseRenewal"]:
         """The step with a connection of its own.
 
         Args:
             client: To the broker.
-            on_renewal: Called in each round.
+            on_renewal: Called in each round in which the broker answers.
+            on_turn: Called in each round in which the main loop does not hang.
         """
-        return type(
-            cls.__name__, (cls,), {"client": client, "on_renewal": staticmethod(on_renewal)}
-        )
+        calls = {"on_renewal": staticmethod(on_renewal), "on_turn": staticmethod(on_turn)}
+        return type(cls.__name__, (cls,), {"client": client, **calls})
 
     def start(self, consumer: Any) -> None:
         """Take over the consumer's channel, a new one after each reconnection."""
@@ -107,6 +111,7 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
             if turned_at is not None and time.monotonic() - turned_at > self._timeout_s:
                 logger.error("the main loop hangs; this worker's jobs are left to others")
                 continue
+            self.on_turn()
             try:
                 gone = renew(self.client, self._index, self._channel)
                 self.on_renewal()

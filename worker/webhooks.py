@@ -4,22 +4,22 @@ That a job has ended and is to be told is one change of its record, so no end go
 told until the receiver takes it, so the receiver may hear of it twice: under the same id.
 """
 
-import json
 import logging
 import random
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import cast
 
 import httpx2
 from redis import Redis
 from standardwebhooks import Webhook
 
 from tasks.job_scripts import UNTOLD
-from tasks.records import JobRecord
+from tasks.records import JobHead
 from tasks.state import JobState
+from tasks.wire import documents as wire
 
 logger = logging.getLogger(__name__)
 
@@ -76,10 +76,10 @@ class Webhooks:
             return []
         claimed = [
             (record, tries)
-            for record in self._state.get_all(due)
+            for record in self._state.heads(due)
             if (tries := self._claimed(record.id, now)) >= 0
         ]
-        self._drop(set(due) - {record.id for record in self._state.get_all(due)})
+        self._drop(set(due) - self._state.there_are(due))
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             told = list(pool.map(lambda it: self._tell(*it), claimed))
         return [record.id for (record, _), taken in zip(claimed, told, strict=True) if taken]
@@ -92,10 +92,10 @@ class Webhooks:
             self._redis.zrem(UNTOLD, *job_ids)
             self._redis.hdel(_TRIES, *job_ids)
 
-    def _tell(self, record: JobRecord, tries: int) -> bool:
+    def _tell(self, record: JobHead, tries: int) -> bool:
         """Try once; True where the receiver took it."""
         assert self._url is not None
-        body = json.dumps(_document(record), ensure_ascii=False)
+        body = _document(record).model_dump_json()
         try:
             answer = self._http.post(self._url, content=body, headers=self._headers(record, body))
         except httpx2.HTTPError as error:
@@ -117,7 +117,7 @@ class Webhooks:
         self._redis.zadd(UNTOLD, {record.id: time.time() + pause_s}, xx=True)
         return False
 
-    def _headers(self, record: JobRecord, body: str) -> dict[str, str]:
+    def _headers(self, record: JobHead, body: str) -> dict[str, str]:
         # A job that was replayed ends again, under another attempt.
         message, now = f"msg_{record.id}_{record.attempt}", datetime.now(UTC)
         signatures = [signer.sign(message, now, body) for signer in self._signers]
@@ -130,7 +130,7 @@ class Webhooks:
         }
 
 
-def _document(record: JobRecord) -> dict[str, Any]:
+def _document(record: JobHead) -> wire.Webhook:
     error = None
     if record.error_code is not None:
         error = {
@@ -138,17 +138,15 @@ def _document(record: JobRecord) -> dict[str, Any]:
             "stage": record.error_stage,
             "message": record.error,
         }
-    return {
-        "type": f"job.{record.status}",
-        "timestamp": record.updated_at.isoformat(),
-        "data": {
-            "job_id": record.id,
-            "name": record.job.name,
-            "status": record.status,
-            "result": record.result,
-            "error": error,
-        },
+    end = {
+        "job_id": record.id,
+        "name": record.name,
+        "status": record.status.value,
+        "result": record.result,
+        "error": error,
     }
+    told = {"type": f"job.{record.status}", "timestamp": record.updated_at, "data": end}
+    return wire.Webhook.model_validate(told)
 
 
 def _retry_after_s(answer: httpx2.Response) -> float | None:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from datetime import UTC, datetime
 from urllib.parse import quote
 
@@ -107,13 +108,15 @@ class JobPage:
 
     async def _follow(self) -> None:
         """Hear all events, also those that come after the broker was away."""
-        account, job_id = self._frame.account, self._view.id
+        job_id = self._view.id
         while True:
             try:
-                batches = self._service.event_batches(account, job_id, self._heard.position)
-                async for batch in batches:
-                    for event in batch:
-                        self._heard.hear(event)
+                account = self._frame.account
+                told = self._service.event_batches(account, job_id, self._heard.position)
+                async with aclosing(told) as batches:
+                    async for batch in batches:
+                        for event in batch:
+                            self._heard.hear(event)
                 return
             except (ConsoleError, JobError):
                 await asyncio.sleep(_TRY_AGAIN_S)

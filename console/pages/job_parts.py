@@ -9,13 +9,14 @@ from console.pages.heard import Heard, Line
 from console.pages.layout import Frame
 from console.pages.loss import LossCurve, chart_options
 from console.pages.markup import Tag, panel
-from console.pages.wording import STAGE_NAMES, size, span
-from console.views import FilesView, JobView, Sample, StageView
+from console.pages.wording import STAGE_NAMES, count, size, span
+from console.views import FilesView, FileView, JobView, Sample, StageView
 from tasks.records import JobStatus
 
 # A page of pictures; the newest matter.
 _MOST_SAMPLES = 48
 _NOTHING = "-"
+_SAMPLES = "validation/"
 
 
 class StagesPart:
@@ -136,20 +137,31 @@ class FilesPart:
         self._frame, self._job_id = frame, job_id
         self._panel = panel("Results", "The first file is the trained one.")
         with self._panel:
-            self._box = Tag("div", classes="table-box")
+            self._box = Tag("div")
         self._panel.set_visibility(False)
 
     def show(self, view: FilesView) -> None:
-        """Show the files."""
+        """Show the files; samples, which are many and seen above, behind a line that opens."""
         self._panel.set_visibility(bool(view.files))
+        samples = [it for it in view.files if it.name.startswith(_SAMPLES)]
+        others = [it for it in view.files if not it.name.startswith(_SAMPLES)]
         self._box.clear()
-        with self._box, Tag("table", classes="table table-rows"):
-            Tag("caption", "Published files", "sr-only")
+        with self._box:
+            self._show(others, "Published files")
+            if samples:
+                with Tag("details", style="padding-top: 40px"):
+                    with Tag("summary"):
+                        Tag("h3", f"{count(len(samples), 'sample')}")
+                    self._show(samples, "Published samples")
+
+    def _show(self, files: list[FileView], caption: str) -> None:
+        with Tag("div", classes="table-box"), Tag("table", classes="table table-rows"):
+            Tag("caption", caption, "sr-only")
             with Tag("thead"), Tag("tr"):
                 for heading, look in (("File", ""), ("Size", "right"), ("SHA-256", ""), ("", "")):
                     Tag("th", heading, look, scope="col")
             with Tag("tbody"):
-                for number, file in enumerate(view.files):
+                for number, file in enumerate(files):
                     path = f"{API}/jobs/{quote(self._job_id)}/files/{quote(file.name)}"
                     with Tag("tr"):
                         Tag("td", file.name, "break")

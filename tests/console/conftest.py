@@ -4,6 +4,7 @@ import json
 import threading
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import httpx2
@@ -28,9 +29,11 @@ TENANTS = {"operator": None, "acme": "acme", "zoo": "zoo"}
 class Console:
     """A console that is served, and what its tests need beside it."""
 
-    def __init__(self, settings: Settings, url: str, keys: dict[str, str], state: JobState) -> None:
-        self.settings, self.url, self.keys, self.state = settings, url, keys, state
-        self.store = Store(settings.resolved_store_url)
+    def __init__(self, served: "Served", state: JobState, client: Redis) -> None:
+        self.settings, self.url, self.keys = served.settings, served.url, served.keys
+        self.state, self.redis = state, client
+        served.service._jobs._learned = None  # as of the test before
+        self.store = Store(served.settings.resolved_store_url)
 
     def client(self, who: str) -> httpx2.Client:
         headers = {"Authorization": f"Bearer {self.keys[who]}"}
@@ -46,7 +49,7 @@ class Console:
     def publish(self, job_id: str, files: dict[str, bytes]) -> None:
         """Let a job end with these files, and one validation image."""
         listed = [self.keep(f"outputs/{job_id}/{name}", name, data) for name, data in files.items()]
-        image = self.keep(f"jobs/{job_id}/validation/1.png", "validation-000004-0-0.png", PNG)
+        image = self.keep(f"jobs/{job_id}/validation/1.png", "validation-000004-1-1.png", PNG)
         made = ValidationImages(step=4, images=(image,)).model_dump_json()
         for stage in ("prepare", "cache", "train"):
             self.stage(job_id, stage, {"validations": made})
@@ -70,15 +73,23 @@ class Console:
         return self.store.put_artifact(key, path).model_copy(update={"name": name})
 
 
+@dataclass(frozen=True)
+class Served:
+    """The one console of all tests."""
+
+    settings: Settings
+    service: Service
+    url: str
+    keys: dict[str, str]
+
+
 class _Server(uvicorn.Server):
     def install_signal_handlers(self) -> None:
         """Not in a thread."""
 
 
 @pytest.fixture(scope="session")
-def served(
-    tmp_path_factory: pytest.TempPathFactory, broker_url: str
-) -> Iterator[tuple[Settings, str, dict[str, str]]]:
+def served(tmp_path_factory: pytest.TempPathFactory, broker_url: str) -> Iterator[Served]:
     home = tmp_path_factory.mktemp("console")
     settings = Settings(
         home=home,
@@ -100,17 +111,15 @@ def served(
     thread.start()
     wait_until(lambda: server.started, timeout_s=30, description="the console is served")
     port = server.servers[0].sockets[0].getsockname()[1]
-    yield settings, f"http://127.0.0.1:{port}", keys
+    yield Served(settings, service, f"http://127.0.0.1:{port}", keys)
     server.should_exit = True
     thread.join(10)
     assert not thread.is_alive()
 
 
 @pytest.fixture
-def console(
-    served: tuple[Settings, str, dict[str, str]], redis_client: Redis, state: JobState
-) -> Console:
-    return Console(*served, state)
+def console(served: Served, redis_client: Redis, state: JobState) -> Console:
+    return Console(served, state, redis_client)
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ LORA = bytes(range(256)) * 5000  # more than one piece of those that are read at
 
 @pytest.fixture
 def published(console: Console, acme: httpx2.Client) -> str:
-    job_id: str = acme.post("/jobs", json=job(name="cat")).json()["id"]
+    training = {"validation_prompts": ["a cat"], "validate_every_n_steps": 4}
+    job_id: str = acme.post("/jobs", json=job(name="cat", training=training)).json()["id"]
     console.publish(job_id, {"cat.safetensors": LORA, "validation/a b.png": PNG, "empty.txt": b""})
     return job_id
 
@@ -107,8 +108,8 @@ def test_validation_images_are_there_before_the_end(acme: httpx2.Client, publish
     [sample] = acme.get(f"/jobs/{published}/samples").json()
     assert sample == {
         "step": 4,
-        "name": "validation-000004-0-0.png",
-        "prompt": None,
+        "name": "validation-000004-1-1.png",
+        "prompt": "a cat",
         "size": len(PNG),
     }
     answer = acme.get(f"/jobs/{published}/samples/{sample['name']}")

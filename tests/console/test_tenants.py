@@ -29,7 +29,7 @@ OF_JOBS: dict[str, Ask] = {
     "file": lambda client, job_id: client.get(f"/jobs/{job_id}/files/cat.safetensors"),
     "samples": lambda client, job_id: client.get(f"/jobs/{job_id}/samples"),
     "sample": lambda client, job_id: client.get(
-        f"/jobs/{job_id}/samples/validation-000004-0-0.png"
+        f"/jobs/{job_id}/samples/validation-000004-1-1.png"
     ),
 }
 OF_UPLOADS: dict[str, Ask] = {
