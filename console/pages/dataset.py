@@ -49,13 +49,14 @@ class DataSetPart:
         self._errors: Mapping[str, str] = {}
         self._rejected: list[str] = []
         self.pictures = Pictures(frame, service, begun)
-        with panel("Pictures", "Ten to fifty good ones do for a subject or a style."):
-            self._place_box = Tag("div", style="max-width: 320px; margin-bottom: 16px")
-            self._here = Tag("div", classes="stack")
+        hint = "Ten to fifty good ones do for a subject or a style."
+        with panel("Pictures", hint), Tag("div", classes="stack"):
+            self._place_box = Tag("div", style="max-width: 320px")
+            self._here = Tag("div")
             self._elsewhere = Tag("div", classes="grid-2")
             self._fault = Tag("p", "", "fault", role="alert")
             self._told = Tag("p", "", "note note-warning pre-line small", role="status")
-            with Tag("div", classes="stack"):
+            with Tag("div", classes="stack-small"):
                 self._report = Report(frame, begun, self._edited, self.check)
         with self._here:
             accept = ",".join(ACCEPTED)

@@ -122,6 +122,9 @@ class Outlook:
             fact("Takes", _expected(expected))
             if preview.price is not None:
                 fact("Costs", _price(preview.price.amount))
+        if expected["unknown"] and expected["at_least_s"]:
+            unknown = [STAGE_NAMES.get(it, it).lower() for it in expected["unknown"]]
+            Tag("p", f"Not known yet: {', '.join(unknown)}.", "help")
         needed, there = float(route["needed_gib"]), memory_class.floor_gib
         with Tag("div", classes="stack-small", style="padding: 8px 0"):
             with Tag("div", classes="field-head"):
@@ -167,13 +170,10 @@ def memory_bar(parts: dict[str, float], there_gib: float) -> None:
 
 
 def _expected(expected: dict[str, Any]) -> str:
-    if expected.get("total_s") is not None:
+    if expected["total_s"] is not None:
         return f"about {span(expected['total_s'])}"
-    known = float(expected.get("at_least_s") or 0.0)
-    if known == 0:
-        return "not known yet"
-    unknown = [STAGE_NAMES.get(it, it) for it in expected.get("unknown", ())]
-    return f"{span(known)} and more" + (f" (not known: {', '.join(unknown)})" if unknown else "")
+    known = float(expected["at_least_s"])
+    return f"at least {span(known)}" if known else "not known yet"
 
 
 def _price(amount: float | None) -> str:
