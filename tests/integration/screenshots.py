@@ -101,7 +101,8 @@ def _fill_in(page: Page) -> None:
 def _add_pictures(page: Page, model: Path, pictures: Path) -> None:
     (pictures / "09.png").write_bytes((pictures / "01.png").read_bytes()[:200])
     (pictures / "09.txt").write_text("a picture that broke off", "utf-8")
-    (pictures / "08.txt").unlink()
+    for name in ("03.txt", *(f"0{it}.{end}" for it in (6, 7, 8) for end in ("png", "txt"))):
+        (pictures / name).unlink()
     field(page, "Base model").fill(str(model))
     field(page, "Resolution").fill("192")
     page.get_by_role("heading", level=1).click()
@@ -130,11 +131,14 @@ def _save_part(part: Locator, name: str) -> None:
     # The bar would lie over it.
     part.page.add_style_tag(content=".topbar { position: static !important; }")
     part.page.evaluate("scrollTo(0, 0)")
-    _write(part.screenshot(), name)
+    _write(part.screenshot(), name, colours=0)
 
 
-def _write(data: bytes, name: str) -> None:
+def _write(data: bytes, name: str, colours: int = 256) -> None:
+    """A palette is enough for a page without pictures, and a third of the size."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
+    if colours:
+        image = image.quantize(colours, dither=Image.Dither.NONE)
     image.save(IMAGES / f"{name}.png", optimize=True)
 
 
