@@ -11,6 +11,7 @@ from console.pages.wording import count, span
 from console.service import Service
 from console.views import FleetView, QueueView, WorkerView
 from tasks.errors import JobError
+from tasks.settings import Settings
 
 _ASK_EVERY_S = 3.0
 
@@ -41,13 +42,9 @@ class FleetPage:
         ui.timer(_ASK_EVERY_S, self._refresh)
 
     def _add_flower(self) -> None:
-        settings = self._service.settings
-        # Flower listens on the console's own machine only: for others the link leads nowhere.
-        host = urlsplit(str(ui.context.client.request.base_url)).hostname
-        if self._frame.account.tenant is not None or not settings.flower_port:
-            return
-        if host in ("127.0.0.1", "localhost", "::1"):
-            address = f"http://127.0.0.1:{settings.flower_port}"
+        host = urlsplit(str(ui.context.client.request.base_url)).hostname or ""
+        address = flower_address(self._service.settings, host)
+        if self._frame.account.tenant is None and address is not None:
             Tag("a", "Open Flower", "btn", href=address, target="_blank", rel="noopener noreferrer")
 
     async def _refresh(self) -> None:
@@ -104,6 +101,20 @@ class FleetPage:
 def _rank(worker: WorkerView) -> tuple[int, str]:
     """The largest first."""
     return -int((worker.memory_class or "0gb").removesuffix("gb")), worker.name
+
+
+def flower_address(settings: Settings, host: str) -> str | None:
+    """Where somebody who asked for ``host`` finds Flower; None where it cannot be reached."""
+    if not settings.flower_port:
+        return None
+    path = f"/{settings.flower_prefix}" if settings.flower_prefix else ""
+    if settings.console_url and path:
+        # The proxy before the console shows Flower, too.
+        parts = urlsplit(settings.console_url)
+        return f"{parts.scheme}://{parts.netloc}{path}"
+    # Flower listens on its own machine, as a rule.
+    local = host in ("127.0.0.1", "localhost", "::1")
+    return f"http://127.0.0.1:{settings.flower_port}{path}" if local else None
 
 
 def _title(worker: WorkerView) -> str:

@@ -251,6 +251,8 @@ class NewJob:
         )
 
     def _choose_type(self, training_type: str) -> None:
+        if training_type not in TYPE_NAMES:
+            return  # no browser of ours says so
         of_type = [it for it in self._presets if it.type == training_type]
         best = next((it.name for it in of_type if it.recommended), of_type[0].name)
         self.draft.choose_type(training_type, best)
@@ -258,6 +260,8 @@ class NewJob:
         self.changed()
 
     def _choose_preset(self, name: str) -> None:
+        if name not in {_NO_PRESET, *(it.name for it in self._presets)}:
+            return
         self.draft.choose_preset(None if name == _NO_PRESET else name)
         self._show_values()
         self._advanced.rebuild()

@@ -29,6 +29,7 @@ class Outlook:
     ) -> None:
         self._on_start, self._go_to = on_start, go_to
         self._faults: list[Fault] = []
+        self._is_starting = False
         self._told: Any = None
         with Tag("section", classes="panel stack-small") as box:
             Tag("h2", "This job")
@@ -86,11 +87,15 @@ class Outlook:
             self._go_to(self._faults[0].where)
 
     async def _clicked(self) -> None:
-        self._start.have("disabled", True)
+        if self._is_starting:
+            return
+        self._is_starting = True
+        self._start.have("aria_disabled", "true")
         try:
             await self._on_start()
         finally:
-            self._start.have("disabled", None)
+            self._is_starting = False
+            self._start.have("aria_disabled", None)
 
     def _show_faults(self, faults: list[Fault]) -> None:
         if not faults:
