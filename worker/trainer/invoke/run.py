@@ -127,8 +127,8 @@ class Run:
 
         # The learning-rate scheduler wraps it once more, and wants a method.
         optimizer.step = MethodType(step_or_not, optimizer)  # type: ignore[method-assign]
-        if self._first_step == 0:
-            self._stop.check()
+        self._stop.check()
+        self._meter.starts_at(0)
         return optimizer
 
     def loss(self, forward: Forward, arguments: dict[str, Any]) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """The ``train`` stage of this engine: the library's own loop over the fleet's data and cache."""
 
 import importlib
-import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -12,6 +11,7 @@ from typing import Any
 import accelerate
 import torch
 from accelerate.logging import get_logger
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from invoke_training.config.pipeline_config import PipelineConfig as AnyLibraryConfig
 from invoke_training.pipelines.callbacks import PipelineCallbacks
 from pydantic import TypeAdapter, ValidationError
@@ -32,8 +32,9 @@ from worker.trainer.invoke.config import library_config
 from worker.trainer.invoke.data import library_loader
 from worker.trainer.invoke.describe import COMPUTING, LIBRARY, describe
 from worker.trainer.invoke.flux import FluxForward
-from worker.trainer.invoke.lora import RepairedPeft, alpha_of, write_lora_file
+from worker.trainer.invoke.lora import RepairedPeft
 from worker.trainer.invoke.pipelines import PIPELINES, Pipeline, replaced
+from worker.trainer.invoke.results import Results
 from worker.trainer.invoke.run import Run
 from worker.trainer.invoke.sdxl import SdxlForward
 from worker.trainer.kept import KeptModels
@@ -43,6 +44,9 @@ from worker.trainer.memory import CudaMeter
 from worker.trainer.pipe import Emit, StopSwitch
 from worker.trainer.sdxl_models import load_noise_scheduler
 from worker.trainer.train import index_of, note_other_versions, run_identity, tell_end
+
+# The library's, whatever the base model says.
+_SCHEDULE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 
 
 def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, _kept: KeptModels) -> None:
@@ -69,7 +73,7 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, _kept: KeptModels
         "engine": LIBRARY,
         "repairs": sorted(repairs),
     }
-    results = _Results(config, repairs)
+    results = Results(config, repairs)
     checkpoints = Checkpoints(request, store, identity, versions, results.write, emit)
 
     def resume(state: TrainingState) -> None:
@@ -117,8 +121,14 @@ def _checked(request: TrainerRequest, repairs: frozenset[str]) -> Any:
     """The library's own config of a request."""
     config, values = request.training, library_config(request, repairs)
     if isinstance(config, SdxlConfig):
-        # The library takes every model for one that predicts noise, unless it is told.
-        prediction = load_noise_scheduler(config).config["prediction_type"]
+        scheduler = load_noise_scheduler(config)
+        if not torch.allclose(scheduler.alphas_cumprod, _SCHEDULE.alphas_cumprod, atol=1e-6):
+            raise RefusedError(
+                "the base model has a noise schedule of its own, and engine invoke-training trains "
+                "every model with that of SDXL"
+            )
+        # It also takes every model for one that predicts noise, unless it is told.
+        prediction = scheduler.config["prediction_type"]
         values["prediction_type"] = prediction
         if prediction == "v_prediction" and config.min_snr_gamma is not None:
             raise RefusedError(
@@ -269,47 +279,3 @@ class _Callbacks(PipelineCallbacks):  # type: ignore[misc] # the library has no 
 
 def _number(folder: Path) -> int:
     return int(folder.name.rpartition("_")[2]) + 1
-
-
-class _Results:
-    """Writes what is published of a checkpoint."""
-
-    run: Run
-
-    def __init__(self, config: PipelineConfig, repairs: frozenset[str]) -> None:
-        self._config = config
-        self._repairs = repairs
-
-    def write(
-        self, folder: Path, name: str, steps: int, weights: Mapping[str, torch.Tensor]
-    ) -> list[Path]:
-        """See ``worker.trainer.checkpoint.WriteResults``."""
-        config, path = self._config, folder / f"{name}.safetensors"
-        if isinstance(config, FluxLoraConfig | SdxlLoraConfig) and "lora_file" in self._repairs:
-            transformer = self.run.models.get("transformer")
-            write_lora_file(
-                path,
-                weights,
-                config,
-                name=name,
-                step=steps,
-                guided=transformer is not None and bool(transformer.config["guidance_embeds"]),
-                alpha=alpha_of(config, self._repairs),
-            )
-            return [path]
-        written = self.run.results
-        assert written is not None
-        if written.is_file():
-            written.rename(path)
-            return [path]
-        shutil.move(written, folder / name)
-        files = sorted(it for it in (folder / name).rglob("*") if it.is_file())
-        # The trained weights first.
-        return sorted(files, key=_rank)
-
-
-def _rank(path: Path) -> tuple[bool, bool, str]:
-    """Weights before configs, those of what is trained before others."""
-    is_weights = path.suffix == ".safetensors"
-    others = ("text_encoder", "text_encoder_2", "vae")
-    return not is_weights, path.parent.name in others, str(path)

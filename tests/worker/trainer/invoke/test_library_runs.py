@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tasks.errors import ErrorCode
@@ -225,6 +226,22 @@ def test_validation_images_are_made_at_their_steps_and_again_after_a_resume(
     again = library.train(data, config_of(tiny_flux, **CACHED, **options), resume_state_key=key)
     assert [it.step for it in again.events.of(ValidationImages)] == [2, 4]
     assert torch.equal(again.state["history"], straight.state["history"])
+
+
+def test_a_resolution_of_two_sides_is_trained_at_and_shown(
+    tiny_flux: Path, data: Pictures, library: Library
+) -> None:
+    options = {
+        "loader": {"resolution": [32, 96], "random_flip": True},
+        "validation_prompts": ["a cat"],
+        "num_validation_images_per_prompt": 1,
+        "validate_every_n_steps": 4,
+    }
+    config = config_of(tiny_flux, **CACHED, **options)
+    theirs = library.train(data, config)
+    assert theirs.losses == pytest.approx(run_train(data, config).losses, abs=1e-5)
+    [made] = theirs.events.of(ValidationImages)
+    assert Image.open(theirs.path(made.images[0].key)).size == (96, 32)
 
 
 def test_passes_decide_when_to_save_and_to_end(
