@@ -241,7 +241,34 @@ def test_a_resolution_of_two_sides_is_trained_at_and_shown(
     theirs = library.train(data, config)
     assert theirs.losses == pytest.approx(run_train(data, config).losses, abs=1e-5)
     [made] = theirs.events.of(ValidationImages)
-    assert Image.open(theirs.path(made.images[0].key)).size == (96, 32)
+    with Image.open(theirs.path(made.images[0].key)) as picture:
+        assert picture.size == (96, 32)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"prediction_type": "v_prediction"}, "min_snr_gamma"),
+        ({"rescale_betas_zero_snr": True}, "noise schedule of its own"),
+    ],
+)
+def test_a_base_model_that_the_library_would_train_wrongly_is_refused(
+    changes: dict[str, Any],
+    expected: str,
+    tiny_sdxl: Path,
+    data: Pictures,
+    tmp_path: Path,
+    library: Library,
+) -> None:
+    copy = tmp_path / "sdxl"
+    shutil.copytree(tiny_sdxl, copy)
+    path = copy / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), "utf-8")
+    config = sdxl_config_of("SDXL_FINETUNE", copy)
+    request = request_of(data, "train", config, attempt=11, engine="invoke-training", repairs=ALL)
+    [failed] = library.run(request)
+    assert isinstance(failed, TrainFailed)
+    assert expected in failed.message
 
 
 def test_passes_decide_when_to_save_and_to_end(
