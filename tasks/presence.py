@@ -1,6 +1,7 @@
 """Which workers are there: each notes itself in Redis for as long as it lives."""
 
 import contextlib
+from collections.abc import Callable
 from datetime import timedelta
 from typing import cast
 
@@ -13,6 +14,22 @@ _PREFIX = "training:worker:"
 _NAMES = "training:workers"
 
 
+class GpuFigures(StrictModel):
+    """What the driver told of a GPU a moment ago.
+
+    Attributes:
+        memory_bytes: All of its memory.
+        used_bytes: What of it is in use.
+        utilization: The share of the time that it computes; null where that is not told.
+        temperature_c: In degrees Celsius; null where that is not told.
+    """
+
+    memory_bytes: int
+    used_bytes: int
+    utilization: float | None = None
+    temperature_c: int | None = None
+
+
 class Presence(StrictModel):
     """A worker.
 
@@ -23,6 +40,7 @@ class Presence(StrictModel):
         gpu_name: The product's name.
         gpu_mib: The GPU's memory; 0 where it is emulated.
         quarantined: Why the worker takes no messages now.
+        figures: The GPU's, where the driver tells them.
     """
 
     queues: tuple[str, ...]
@@ -31,6 +49,7 @@ class Presence(StrictModel):
     gpu_name: str | None = None
     gpu_mib: int = 0
     quarantined: str | None = None
+    figures: GpuFigures | None = None
 
 
 class PresenceNote:
@@ -41,16 +60,25 @@ class PresenceNote:
         worker: The worker's name.
         presence: What is noted.
         life: How long the note lasts; renew it before.
+        figures: Gives the GPU's newest figures, at once.
     """
 
-    def __init__(self, client: Redis, worker: str, presence: Presence, life: timedelta) -> None:
+    def __init__(
+        self,
+        client: Redis,
+        worker: str,
+        presence: Presence,
+        life: timedelta,
+        figures: Callable[[], GpuFigures | None] = lambda: None,
+    ) -> None:
         self._redis, self._key, self._life = client, f"{_PREFIX}{worker}", life
-        self._presence = presence
+        self._presence, self._figures = presence, figures
 
     def renew(self) -> None:
         """Note it for a while longer."""
+        presence = self._presence.model_copy(update={"figures": self._figures()})
         with self._redis.pipeline() as pipe:
-            pipe.set(self._key, self._presence.model_dump_json(), px=self._life)
+            pipe.set(self._key, presence.model_dump_json(), px=self._life)
             pipe.sadd(_NAMES, self._key.removeprefix(_PREFIX))
             pipe.pexpire(_NAMES, self._life)
             pipe.execute()

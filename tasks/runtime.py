@@ -13,6 +13,7 @@ from tasks.events import CacheDone, Event, TrainDone
 from tasks.pace import Made
 from tasks.records import JobRecord, StageRecord
 from tasks.requests import TrainerRequest
+from tasks.spans import Trace
 from tasks.state import JobState
 from tasks.store import Store
 
@@ -93,6 +94,8 @@ class Runtime:
             ``GpuUnfit``.
         dispatch: Lets waiting jobs take the room that there is; see ``tasks/lanes.py``.
         learn: Told of each stage that is done; see ``Durations.record``.
+        memory_class: That of the worker's GPU.
+        trace: Sends the spans of jobs' traces; None where nobody wants them.
     """
 
     state: JobState
@@ -109,3 +112,5 @@ class Runtime:
     check_gpu: Callable[[float], None] = lambda needed_gib: None
     dispatch: Callable[[], object] = lambda: None
     learn: Callable[[JobRecord, str, StageRecord, Made], None] = lambda job, stage, done, made: None
+    memory_class: MemoryClass | None = None
+    trace: Trace | None = None

@@ -16,13 +16,16 @@ import redis
 from routing.queues import CPU_QUEUE, gpu_queue
 from tasks.contract import STAGES
 from tasks.errors import CancelledJobError, ErrorCode, JobError
-from tasks.events import Event, Note
+from tasks.events import CacheDone, Event, Note, TrainDone
+from tasks.metrics import ENLARGEMENTS, STAGE_FAILURES
 from tasks.outbox import Outbox
 from tasks.pace import Made
 from tasks.records import NEXT_QUEUE, JobRecord, JobStatus, SupersededError, queue_of
 from tasks.requests import TrainerRequest
 from tasks.runtime import GpuUnfit, Runtime, TrainerInterrupted
+from tasks.spans import job_span
 from tasks.state import BeginOutcome
+from tasks.telemetry import Telemetry
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -84,6 +87,7 @@ class StageContext:
     draining: Callable[[], bool]
     queue: str
     outbox: Outbox
+    telemetry: Telemetry
 
     @property
     def job_id(self) -> str:
@@ -102,6 +106,16 @@ class StageContext:
             SupersededError: Another start of this stage has taken over.
         """
         self.outbox.put(event, refs, then)
+
+    def run_trainer(
+        self,
+        request: TrainerRequest,
+        on_event: Callable[[Event], None],
+        stop_requested: Callable[[], bool],
+    ) -> CacheDone | TrainDone:
+        """Run a request to its end; see ``tasks.runtime.Trainer``."""
+        hears = self.telemetry.hears(on_event)
+        return self.runtime.trainer.run(request, on_event=hears, stop_requested=stop_requested)
 
     def stop_requested(self) -> bool:
         """Whether the stage should stop: for the job, or because the worker is going away.
@@ -203,12 +217,20 @@ def run_stage(
         return StageEnd({"job_id": job_id, "stage": stage}, state.next_queue(job_id))
     record = begun or state.get(job_id)
     if outcome != BeginOutcome.BEGUN:
+        if outcome == BeginOutcome.EXHAUSTED and runtime.trace is not None:
+            ended_at = record.updated_at.timestamp()
+            runtime.trace([job_span(record, record.status, ended_at, record.error_code)])
         if record.error_code is not None:
             # Whoever waits for the result of this very message hears of the end, too.
             raise JobError(record.error or "", record.error_code, record.error_stage or stage)
         raise StageDropped(f"{stage} of job {job_id} is {outcome}")
     outbox = Outbox(state, job_id, attempt)
-    context = StageContext(stage, attempt, record, runtime, draining, delivery.queue, outbox)
+    telemetry = Telemetry(
+        record, stage, delivery.queue, runtime.memory_class, outbox, runtime.trace
+    )
+    context = StageContext(
+        stage, attempt, record, runtime, draining, delivery.queue, outbox, telemetry
+    )
     logger.info("%s begins", stage, extra={"job": job_id, "stage": stage})
     try:
         return _ended(context, body, time.monotonic())
@@ -266,6 +288,11 @@ def _finish(context: StageContext, result: StageResult, seconds: float) -> str |
     turn_for = following if context.queue == CPU_QUEUE != following else None
     goes = False
     _patiently(context, context.outbox.flush)
+    counts = {
+        **context.outbox.take_counts(),
+        **context.telemetry.end_counts("done"),
+        **context.telemetry.seconds_counts(seconds),
+    }
     try:
         goes = _patiently(
             context,
@@ -278,6 +305,7 @@ def _finish(context: StageContext, result: StageResult, seconds: float) -> str |
                 result.result,
                 turn_for=turn_for,
                 cancelled=cancelled,
+                counts=counts,
             ),
         )
     except SupersededError:
@@ -285,8 +313,13 @@ def _finish(context: StageContext, result: StageResult, seconds: float) -> str |
         ended = state.get(context.job_id)
         if result.result is None or ended.result != result.result:
             raise
+    context.telemetry.ended("done", status=_status(cancelled) if ends else None)
     context.runtime.learn(record, context.stage, stage, result.made)
     return following if goes else None
+
+
+def _status(cancelled: bool) -> JobStatus:
+    return JobStatus.CANCELLED if cancelled else JobStatus.SUCCEEDED
 
 
 def _is_saved(context: StageContext) -> bool:
@@ -304,10 +337,14 @@ def _following_queue(context: StageContext, result: StageResult) -> str:
 def _failed(context: StageContext, error: JobError) -> Exception:
     """What a failure means: another try where that may help, or else the job's end."""
     extra = {"job": context.job_id, "stage": context.stage}
+    if error.code == ErrorCode.CANCELLED:
+        return _end(context, error)
+    context.telemetry.count(STAGE_FAILURES.one(context.stage, error.code))
     if error.code == ErrorCode.OUT_OF_MEMORY and not context.record.enlarged:
         larger = context.runtime.next_larger_class()
         if larger is not None:
             moved = StageMoved(gpu_queue(larger), error.message)
+            context.telemetry.count(ENLARGEMENTS.one(moved.queue))
             fields = {"gpu_queue": moved.queue, "reason": error.message, "enlarged": "1"}
             return _move(context, moved, {**fields, f"ref:{NEXT_QUEUE}": moved.queue})
     backoff, tries = context.runtime.backoff, context.record.tries
@@ -316,18 +353,16 @@ def _failed(context: StageContext, error: JobError) -> Exception:
         delay_s = backoff.delay_s(tries)
         told = f"{error.message}; try {tries + 1} of {backoff.tries} in {delay_s:.0f} s"
         note = Note(level="warning", message=f"{context.stage}: {told}")
-        if _release(context, note, {"tries": str(tries + 1)}, delay_s):
+        if _release(context, "retried", note, {"tries": str(tries + 1)}, delay_s):
             return StageDropped(told)
         return _cancelled(context)
     logger.warning("%s ends the job: %s", context.stage, error, extra=extra)
-    state = context.runtime.state
-    _patiently(context, lambda: state.fail(context.job_id, context.attempt, error))
-    return error
+    return _end(context, error)
 
 
 def _move(context: StageContext, moved: StageMoved, fields: dict[str, str]) -> Exception:
     note = Note(level="info", message=f"{context.stage} moves to {moved.queue}: {moved.reason}")
-    return moved if _release(context, note, fields) else _cancelled(context)
+    return moved if _release(context, "moved", note, fields) else _cancelled(context)
 
 
 def _interrupted(context: StageContext, note: Note) -> StageResult:
@@ -336,7 +371,7 @@ def _interrupted(context: StageContext, note: Note) -> StageResult:
     Returns:
         Where somebody wants what there is of a cancelled job: that, as the stage's result.
     """
-    if _release(context, note):
+    if _release(context, "handed_back", note):
         extra = {"job": context.job_id, "stage": context.stage}
         logger.info("%s goes back to its queue", context.stage, extra=extra)
         raise StageReleased(f"{context.stage} of job {context.job_id}")
@@ -346,15 +381,24 @@ def _interrupted(context: StageContext, note: Note) -> StageResult:
     raise _cancelled(context)
 
 
-def _cancelled(context: StageContext) -> CancelledJobError:
-    error = CancelledJobError(context.job_id, context.stage)
+def _cancelled(context: StageContext) -> JobError:
+    return _end(context, CancelledJobError(context.job_id, context.stage))
+
+
+def _end(context: StageContext, error: JobError) -> JobError:
+    """End the job with an error."""
+    cancelled = error.code == ErrorCode.CANCELLED
+    outcome = status = JobStatus.CANCELLED if cancelled else JobStatus.FAILED
     state = context.runtime.state
-    _patiently(context, lambda: state.fail(context.job_id, context.attempt, error))
+    counts = {**context.outbox.take_counts(), **context.telemetry.end_counts(outcome)}
+    _patiently(context, lambda: state.fail(context.job_id, context.attempt, error, counts))
+    context.telemetry.ended(outcome, error.code, status)
     return error
 
 
 def _release(
     context: StageContext,
+    outcome: str,
     note: Note,
     fields: dict[str, str] | None = None,
     delay_s: float | None = None,
@@ -362,12 +406,19 @@ def _release(
     """Give the stage back; False where the job is to be cancelled instead."""
     state, job_id, attempt = context.runtime.state, context.job_id, context.attempt
     _patiently(context, context.outbox.flush)
+    counts = context.outbox.take_counts()
+    told = {**counts, **context.telemetry.end_counts(outcome)}
     status = _patiently(
-        context, lambda: state.release(job_id, attempt, note, fields, delay_s=delay_s)
+        context,
+        lambda: state.release(job_id, attempt, note, fields, delay_s=delay_s, counts=told),
     )
+    if status == JobStatus.CANCELLING:
+        context.telemetry.count(counts)
+        return False
+    context.telemetry.ended(outcome)
     if status == JobStatus.PAUSED:
         raise StageDropped(f"job {job_id} is paused")
-    return status != JobStatus.CANCELLING
+    return True
 
 
 def _patiently(context: StageContext, write: Callable[[], T]) -> T:
