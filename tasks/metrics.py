@@ -263,11 +263,8 @@ EXPORTER_ERRORS = Metric(
     "training_exporter_errors_total", "counter", "Answers of this exporter without the fleet.", {}
 )
 
-METRICS: tuple[Metric, ...] = tuple(
-    it for it in globals().copy().values() if isinstance(it, Metric)
-)
+METRICS = tuple(it for it in globals().copy().values() if isinstance(it, Metric))
 """All of them, in the order of their declaration."""
-BY_NAME = {metric.name: metric for metric in METRICS}
 
 
 def class_label(memory_class: MemoryClass | None) -> str:

@@ -10,10 +10,9 @@ from dataclasses import dataclass
 
 from routing.classes import MemoryClass
 from tasks.durations import waited_s
-from tasks.events import Event, Progress, TrainerPhase, TrainerStarted
+from tasks.events import CheckpointSaved, Event, Progress, TrainerPhase, TrainerStarted
 from tasks.metrics import (
     STAGE_ENDS,
-    STAGE_FAILURES,
     STAGE_SECONDS,
     STEPS,
     TRAINER_STARTS,
@@ -70,7 +69,8 @@ class Telemetry:
         self._free_at = self._start.started_at
         """Since when the trainer does nothing that has a span yet."""
         self._children = 0
-        self._steps: int | None = None
+        self._steps = self._saved = 0
+        """Weight updates made, and those in the newest checkpoint."""
         self._chunk: _Chunk | None = None
         self._waited_s = waited_s(record, stage, self._start)
         if self._waited_s is not None:
@@ -90,26 +90,25 @@ class Telemetry:
                     self._close_chunk()
                     self._free_at = self._now()
                     if event.how == "restart":
-                        self._steps = None  # it goes on from a checkpoint
+                        self._steps = self._saved
                 case TrainerPhase():
                     self._phase(event)
                 case _:
                     if isinstance(event, Progress) and event.unit == "steps":
-                        self._stepped(event.done)
+                        self._stepped(event.done, self._now())
+                    elif isinstance(event, CheckpointSaved):
+                        self._saved = event.step
                     on_event(event)
 
         return take
 
     def resumed_at(self, step: int) -> None:
         """The trainer goes on from here."""
-        self._steps = step
+        self._steps = self._saved = step
 
-    def end_counts(self, outcome: str, code: str | None = None) -> Counts:
+    def end_counts(self, outcome: str) -> Counts:
         """What is counted where the start ends so."""
-        counts = STAGE_ENDS.one(self._stage, outcome)
-        if code is not None:
-            counts |= STAGE_FAILURES.one(self._stage, code)
-        return counts
+        return STAGE_ENDS.one(self._stage, outcome)
 
     def seconds_counts(self, seconds: float) -> Counts:
         """What is counted where the stage is done."""
@@ -154,30 +153,23 @@ class Telemetry:
 
     def _phase(self, phase: TrainerPhase) -> None:
         began_at = phase.began_at + self._ahead_s
-        if self._chunk is not None:
-            self._chunk.ended_at = began_at
-            self._chunk.done = max(self._chunk.done, phase.step or 0)
+        if phase.step is not None:
+            self._stepped(phase.step, began_at)
         self._close_chunk()
         attributes = {} if phase.step is None else {"training.step": phase.step}
         self._free_at = began_at + phase.seconds
         self._child(phase.name, began_at, self._free_at, attributes)
 
-    def _stepped(self, done: int) -> None:
-        """The trainer has made steps; fewer than before where it was started again."""
-        before = done - 1 if self._steps is None else self._steps
-        self._steps = done
+    def _stepped(self, done: int, at: float) -> None:
+        """The trainer has made so many steps in all."""
+        before, self._steps = self._steps, max(self._steps, done)
         if done <= before:
             return
         self.count(STEPS.one(self._type, self._class, by=done - before))
-        if self._trace is None:
-            return
-        now = self._now()
-        chunk = self._chunk
-        if chunk is None:
-            self._chunk = _Chunk(self._free_at, before + 1, done, now)
-            return
-        chunk.done, chunk.ended_at = done, now
-        if now - chunk.began_at > _LONGEST_CHUNK_S:
+        if self._chunk is None:
+            self._chunk = _Chunk(self._free_at, before + 1, done, at)
+        self._chunk.done, self._chunk.ended_at = done, at
+        if at - self._chunk.began_at > _LONGEST_CHUNK_S:
             self._close_chunk()
 
     def _close_chunk(self) -> None:

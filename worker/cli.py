@@ -324,9 +324,13 @@ def tenants(json: Json = False) -> None:
 
 
 @cli.command()
-def metrics() -> None:
+def metrics(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="List every metric instead, as docs/metrics.md does.")
+    ] = False,
+) -> None:
     """Serve the fleet's metrics for Prometheus."""
-    _run("metrics")
+    _run("metrics", markdown=markdown)
 
 
 @cli.command()

@@ -151,6 +151,7 @@ def _named(now: Standing) -> dict[str, str]:
     of: Counter[str] = Counter()
     for (_, tenant), count in now.waiting.items():
         of[tenant] += count
+    del of[metrics.UNREAD]
     largest = sorted(of, key=lambda it: (-of[it], it))[:MOST_TENANTS]
     return {tenant: tenant for tenant in (metrics.UNREAD, *largest)}
 
