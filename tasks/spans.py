@@ -42,7 +42,7 @@ class Span:
     @property
     def trace_id(self) -> int:
         """128 bits, of the job."""
-        return _number(f"trace {self.job_id}", 16)
+        return trace_id(self.job_id)
 
     @property
     def span_id(self) -> int:
@@ -52,6 +52,11 @@ class Span:
 
 Trace = Callable[[Sequence[Span]], None]
 """Sends spans, now or later; never waits and never fails."""
+
+
+def trace_id(job_id: str) -> int:
+    """The id of a job's trace, 128 bits."""
+    return _number(f"trace {job_id}", 16)
 
 
 def span_id(job_id: str, path: str) -> int:

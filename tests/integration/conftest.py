@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.integration.fleets import Fleet
+from tests.integration.fleets import Fleet, free_port
+from tests.otlp import Receiver, receiving
 from worker.demo_pictures import draw_demo_pictures
 
 
@@ -35,9 +36,17 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def traces() -> Iterator[Receiver]:
+    """Where the shared fleet sends its traces."""
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory, traces: Receiver) -> Iterator[Fleet]:
     """An emulated 40 GB worker and a 24 GB one, shared by the tests that leave it whole."""
-    with Fleet(tmp_path_factory.mktemp("fleet"), "40gb,24gb") as running:
+    watched = {"TRAINING_METRICS_PORT": str(free_port()), "TRAINING_TRACES_URL": traces.url}
+    with Fleet(tmp_path_factory.mktemp("fleet"), "40gb,24gb", **watched) as running:
         yield running
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any, Self
 import psutil
 import yaml
 
+from tasks.counters import Counters
 from tasks.events import Note
 from tasks.records import JobRecord
 from tasks.state import JobState, connect
@@ -22,6 +24,14 @@ from worker.broker import find_running
 
 # Coverage of a busy two-core machine, not an expectation of how long things take.
 PATIENCE_S = 90
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class Fleet:
@@ -80,6 +90,18 @@ class Fleet:
             description="no process of the fleet is left",
             detail=self.log,
         )
+
+    @property
+    def metrics_url(self) -> str:
+        """Where its metrics are, given a port."""
+        return f"http://127.0.0.1:{self.env['TRAINING_METRICS_PORT']}/metrics"
+
+    def counts(self) -> dict[str, float]:
+        """What the fleet has counted."""
+        url = find_running(self.home)
+        assert url is not None
+        with connect(url) as client:
+            return Counters(client, timedelta(hours=1)).read()
 
     def log(self) -> str:
         """What the fleet has printed."""

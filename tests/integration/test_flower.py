@@ -1,20 +1,12 @@
 import json
-import socket
 import urllib.error
 import urllib.request
 from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
-from tests.integration.fleets import PATIENCE_S, Fleet
+from tests.integration.fleets import PATIENCE_S, Fleet, free_port
 from tests.waiting import wait_until
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def test_flower_shows_workers_queues_and_the_jobs_tasks_to_those_with_the_password(

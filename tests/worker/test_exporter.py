@@ -1,6 +1,6 @@
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -82,12 +82,12 @@ def test_the_oldest_wait_counts_from_when_the_job_came_to_its_lane(
     for tenant in ("a", "a", "b"):
         submit(tenant)
     assert ask("oldest_wait_seconds", queue="gpu.40gb") == 0
-    [oldest, _] = redis_client.zrange("training:lanes_since:cpu:a", 0, -1, withscores=True)
-    redis_client.zadd("training:lanes_since:cpu:a", {oldest[0]: oldest[1] - 1000})
+    [oldest, _] = cast("list[str]", redis_client.zrange("training:lanes_since:cpu:a", 0, -1))
+    redis_client.zincrby("training:lanes_since:cpu:a", -1000, oldest)
     assert 1000 < (ask("oldest_wait_seconds", queue="cpu") or 0) < 1100
     assert 1000 < (ask("tenant_oldest_wait_seconds", queue="cpu", tenant="a") or 0) < 1100
     assert (ask("tenant_oldest_wait_seconds", queue="cpu", tenant="b") or 0) < 100
-    JobControl(redis_client, HOUR).cancel(oldest[0])
+    JobControl(redis_client, HOUR).cancel(oldest)
     assert (ask("oldest_wait_seconds", queue="cpu") or 0) < 100
     assert ask("queue_jobs", queue="cpu", tenant="a") == 1
 
