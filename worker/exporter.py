@@ -35,6 +35,7 @@ from tasks.store import pack_prefix
 logger = logging.getLogger(__name__)
 
 Values = Iterable[tuple[tuple[object, ...], float]]
+_STATES = ("idle", "busy", "quarantined")
 # More tenants than these are one line: whoever sends jobs names tenants as they like.
 MOST_TENANTS = 50
 # Reading the names of all packs is the one thing that grows with a fleet's age.
@@ -168,6 +169,7 @@ def _workers(now: Standing) -> dict[str, Values]:
 
     for name, worker in now.workers.items():
         label, out = class_label(worker.memory_class), worker.quarantined is not None
+        states.update({(label, state): 0 for state in _STATES})
         states[label, "quarantined" if out else "busy" if name in busy else "idle"] += 1
         for queue in () if out else worker.queues:
             serving[queue] += 1

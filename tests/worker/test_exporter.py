@@ -113,6 +113,7 @@ def test_stages_that_run_and_jobs_that_wait_out_a_fault_are_told(
     note = Presence(queues=("cpu",), memory_class=None)
     PresenceNote(redis_client, "cpu@here", note, HOUR).renew()
     assert ask("workers", **{"class": "cpu", "state": "idle"}) == 1
+    assert ask("workers", **{"class": "cpu", "state": "busy"}) == 0
     attempt = jobs.begin(job_id, "prepare", worker="cpu@here", queue="cpu", tag="t")[1]
     assert ask("jobs_running", queue="cpu") == 1
     assert ask("workers", **{"class": "cpu", "state": "busy"}) == 1

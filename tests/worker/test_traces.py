@@ -41,7 +41,10 @@ def test_a_receiver_that_swallows_everything_holds_up_nobody(
         tracer.close()
 
 
-def test_what_was_sent_before_a_receiver_was_there_is_no_fault_later() -> None:
+def test_what_was_sent_before_a_receiver_was_there_is_no_fault_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("worker.tracing._TIMEOUT_S", 0.5)
     with receiving() as gone:
         url = gone.url
     tracer = Tracer(url, "w")
