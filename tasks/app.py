@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import redis
 from celery import Celery, Task
@@ -31,6 +32,8 @@ _BODIES: dict[str, StageBody] = {
     "train": train,
     "publish": publish,
 }
+# As redis-py reads them from the URL's query.
+_TLS_OPTIONS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
 def make_app(
@@ -49,7 +52,7 @@ def make_app(
         draining: Whether the worker is going away.
     """
     app = Celery("training", broker=broker_url, backend=broker_url, set_as_current=False)
-    app.conf.update(_configuration(settings))
+    app.conf.update(_configuration(settings) | _tls(broker_url))
     if runtime is not None:
         for stage, body in _BODIES.items():
             _add_stage(app, stage, body, runtime, draining)
@@ -99,6 +102,16 @@ def _configuration(settings: Settings) -> dict[str, Any]:
             "health_check_interval": 10,
         },
     }
+
+
+def _tls(broker_url: str) -> dict[str, Any]:
+    """How a ``rediss://`` server is checked: kombu would not, and Celery's backend must be told."""
+    parts = urlsplit(broker_url)
+    if parts.scheme != "rediss":
+        return {}
+    named = {name: value for name, value in parse_qsl(parts.query) if name in _TLS_OPTIONS}
+    options = {"ssl_cert_reqs": "required", **named}
+    return {"broker_use_ssl": options, "redis_backend_use_ssl": options}
 
 
 def _add_stage(
@@ -156,7 +169,12 @@ def _route_next(request: Any, queue: str | None) -> None:
 def _add_submit(app: Celery, runtime: Callable[[], Runtime]) -> None:
     # Its result, which follows the job, says STARTED from here on; what stages do is in the record.
     @app.task(  # type: ignore[untyped-decorator]
-        name=SUBMIT, bind=True, shared=False, throws=(JobError,), track_started=True
+        name=SUBMIT,
+        bind=True,
+        shared=False,
+        throws=(JobError,),
+        track_started=True,
+        Request="tasks.submit_request:SubmitRequest",
     )
     def submit(self: Task, job: dict[str, Any]) -> dict[str, Any]:
         try:

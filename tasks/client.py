@@ -1,5 +1,6 @@
 """What commands, the console and its API need to talk to a running fleet."""
 
+from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -14,7 +15,7 @@ from tasks.errors import ErrorCode, JobError
 from tasks.jobs.job import parse_job
 from tasks.lanes import Lanes
 from tasks.presence import Presence, live_workers, why_unserved
-from tasks.records import JobRecord, JobStatus
+from tasks.records import READS, JobRecord, JobStatus
 from tasks.settings import Settings
 from tasks.spans import Trace, job_span
 from tasks.state import Admission, JobState, connect
@@ -65,8 +66,20 @@ class Client:
             connection, settings.job_ttl, lambda record: send_rest(self._app, record)
         )
 
-    def submit(self, document: dict[str, Any], *, require_worker: bool = False) -> str:
+    def submit(
+        self,
+        document: dict[str, Any],
+        *,
+        require_worker: bool = False,
+        reads: Sequence[str] | None = None,
+    ) -> str:
         """Check, record and dispatch a job.
+
+        Args:
+            document: The job.
+            require_worker: Refuse it unless a live worker can take it.
+            reads: Where its data sets may lie beside what is public; None: wherever the workers
+                may read.
 
         Returns:
             Its id.
@@ -78,7 +91,8 @@ class Client:
         """
         if require_worker:
             self._require_worker(document)
-        job_id, _, admission = admit(document, self.state, uuid4().hex)
+        refs = None if reads is None else {READS: "\n".join(reads)}
+        job_id, _, admission = admit(document, self.state, uuid4().hex, refs)
         self._go_on(job_id, admission == Admission.GOES)
         return job_id
 

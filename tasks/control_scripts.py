@@ -4,7 +4,8 @@ As in ``tasks/job_scripts.py``: ``KEYS[1]`` is the job's hash, ``KEYS[2]`` its s
 ``ARGV[1]`` the life time in seconds, unless a script says otherwise.
 """
 
-from tasks.job_scripts import PREFIX, PRELUDE, ROOM
+from tasks.contract import EVENTS_SUFFIX, JOB_KEY
+from tasks.job_scripts import PRELUDE, ROOM
 from tasks.metrics import REQUEUES
 
 # ARGV: 2 event of the end, 3 its message, 4 whether to save (0/1). Between two stages there is
@@ -109,8 +110,8 @@ return {{queues, redis.call('HVALS', IN_FLIGHT), redis.call('HGETALL', FLEET)}}
 TAKE_TURN = f"""
 local first = redis.call('ZRANGE', KEYS[1], 0, 0)[1]
 if not first then return {{'waits'}} end -- somebody else took it just now
-KEYS[1] = '{PREFIX}' .. first
-KEYS[2] = KEYS[1] .. ':events'
+KEYS[1] = '{JOB_KEY}' .. first
+KEYS[2] = KEYS[1] .. '{EVENTS_SUFFIX}'
 {PRELUDE}
 if get('lane') ~= ARGV[2] then
   leave(ARGV[2], ARGV[3]) -- its life time is over

@@ -216,7 +216,7 @@ class JobEnded(StrictModel):
     code: ErrorCode | None = None
 
 
-Event = Annotated[
+_ForReaders = (
     JobAccepted
     | StageStarted
     | StageFinished
@@ -225,14 +225,20 @@ Event = Annotated[
     | CheckpointSaved
     | ValidationImages
     | Note
+    | JobEnded
+)
+JobEvent = Annotated[_ForReaders, Field(discriminator="kind")]
+"""What a job's readers are told."""
+
+Event = Annotated[
+    _ForReaders
     | PackStored
     | Heartbeat
     | TrainerStarted
     | TrainerPhase
     | CacheDone
     | TrainDone
-    | TrainFailed
-    | JobEnded,
+    | TrainFailed,
     Field(discriminator="kind"),
 ]
 

@@ -1,15 +1,18 @@
 """The Lua by which stages change a job in Redis, and what all such scripts begin with.
 
 Each script is whole or absent. ``KEYS[1]`` is the job's hash, ``KEYS[2]`` its stream of events and
-``ARGV[1]`` the life time in seconds. Indexes of all jobs are spelled here and nowhere else; all
-have a life time. What people and sweepers do is in ``tasks/control_scripts.py``.
+``ARGV[1]`` the life time in seconds. A job's keys are spelled in
+``tasks/contract.py``, indexes of all jobs here; all have a life time. What people and sweepers do
+is in ``tasks/control_scripts.py``.
 """
 
+from tasks.contract import EVENT_FIELD, JOB_KEY
 from tasks.metrics import DEAD_LETTERS, JOBS, STAGE_STARTS, TAKEOVERS
 
-PREFIX = "training:job:"
 INDEX = "training:jobs"
 """Every job's id by the time it was submitted."""
+OF_TENANT = "training:tenant_jobs:"
+"""A tenant's follows: the same for its jobs."""
 IN_FLIGHT = "training:jobs:in_flight"
 """The ids of the jobs that have a message, or whose stage runs, each with its tenant."""
 LANES = "training:lanes"
@@ -46,7 +49,7 @@ end
 PRELUDE = f"""{ROOM}
 local INDEX, DUE, DEAD, UNTOLD = '{INDEX}', '{DUE}', '{DEAD}', '{UNTOLD}'
 local COUNTS, LANES_SINCE = '{COUNTS}', '{LANES_SINCE}'
-local id = string.sub(KEYS[1], #'{PREFIX}' + 1)
+local id = string.sub(KEYS[1], #'{JOB_KEY}' + 1)
 local time = redis.call('TIME')
 local now = string.format('%d.%06d', time[1], time[2])
 local function get(field) return redis.call('HGET', KEYS[1], field) end
@@ -54,7 +57,7 @@ local function get(field) return redis.call('HGET', KEYS[1], field) end
 local function all_fields() return cjson.encode(redis.call('HGETALL', KEYS[1])) end
 local function set(...) redis.call('HSET', KEYS[1], ...) end
 local function tell(event)
-  redis.call('XADD', KEYS[2], 'MAXLEN', '~', {_MAX_EVENTS}, '*', 'event', event)
+  redis.call('XADD', KEYS[2], 'MAXLEN', '~', {_MAX_EVENTS}, '*', '{EVENT_FIELD}', event)
 end
 local function expire(key) redis.call('EXPIRE', key, ARGV[1]) end
 -- Fields of the counts and what is added to each.
@@ -156,6 +159,7 @@ set('created_at', now, unpack(ARGV, 4))
 tell(ARGV[2])
 keep()
 add(INDEX, now)
+add('{OF_TENANT}' .. get('tenant'), now)
 return queue_up(ARGV[3])
 """
 

@@ -7,14 +7,16 @@ from collections.abc import Callable
 from routing.queues import CPU_QUEUE
 from tasks.base_model import check_base_model
 from tasks.cache import is_cached
+from tasks.data.access import Access
 from tasks.data.checks import Report, check_data_set
 from tasks.data.ingest import ingest
 from tasks.data.sources import Sources
+from tasks.data.uploads import StoredUploads
 from tasks.errors import BaseModelError, DataSetError
 from tasks.events import DataSetChecked, Note, Progress
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.pace import Made
-from tasks.records import NEXT_QUEUE
+from tasks.records import NEXT_QUEUE, READS
 from tasks.runtime import TrainerInterrupted
 from tasks.stage import StageContext, StageResult
 from tasks.store import data_set_key, report_key
@@ -70,11 +72,24 @@ class _Watch:
             self._context.emit(progress)
 
 
+def _access(context: StageContext) -> Access:
+    """What this job may read: less than others where a tenant's key sent it."""
+    reads = context.record.refs.get(READS)
+    access = context.runtime.access
+    return access if reads is None else access.narrowed(reads.splitlines())
+
+
 def prepare(context: StageContext) -> StageResult:
     """Check everything, and store the data set under its digest."""
     runtime = context.runtime
     watch = _Watch(context)
-    sources = Sources(runtime.access, runtime.downloads_dir, context.scratch_dir, watch.downloaded)
+    sources = Sources(
+        _access(context),
+        runtime.downloads_dir,
+        context.scratch_dir,
+        watch.downloaded,
+        StoredUploads(runtime.store, context.record.job.tenant),
+    )
     report = check(context.record.job.training, sources, watch.look)
     key = report_key(context.job_id)
     runtime.store.put(key, json.dumps(report.document(), ensure_ascii=False).encode())

@@ -2,7 +2,6 @@
 
 import json
 from datetime import UTC, datetime
-from typing import Any
 
 from tasks.data.remote import without_queries
 from tasks.events import Artifact
@@ -11,8 +10,7 @@ from tasks.pace import Made
 from tasks.stage import StageContext, StageResult
 from tasks.store import output_prefix
 from tasks.train import checkpoints_of, memory_of, trained_of, validations_of
-
-MANIFEST_VERSION = 1
+from tasks.wire.documents import Engine, GpuMemory, Manifest, Published
 
 
 def publish(context: StageContext) -> StageResult:
@@ -26,22 +24,23 @@ def publish(context: StageContext) -> StageResult:
     manifest_key = f"{prefix}/manifest.json"
     if not store.exists(manifest_key):
         files = _published_files(context, prefix)
-        manifest = _manifest(context, files)
+        written = _manifest(context, files)
         # The last moment to notice that another start has taken over.
         context.check_wanted()
-        store.put_if_absent(manifest_key, json.dumps(manifest, indent=2).encode())
+        store.put_if_absent(manifest_key, written.model_dump_json(indent=2).encode())
         context.telemetry.count(PUBLISHED_BYTES.one(by=sum(file.size for file in files)))
     manifest = json.loads(store.get(manifest_key))
     first = manifest["files"][0]
+    published = Published(
+        published=store.locate(first["key"]),
+        manifest=store.locate(manifest_key),
+        sha256=first["sha256"],
+        files=tuple(file["key"] for file in manifest["files"]),
+    )
     return StageResult(
         f"{len(manifest['files'])} files",
         {"manifest": manifest_key},
-        {
-            "published": store.locate(first["key"]),
-            "manifest": store.locate(manifest_key),
-            "sha256": first["sha256"],
-            "files": [file["key"] for file in manifest["files"]],
-        },
+        published.model_dump(mode="json"),
         Made(1),
     )
 
@@ -70,21 +69,20 @@ def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
     return files
 
 
-def _manifest(context: StageContext, files: list[Artifact]) -> dict[str, Any]:
+def _manifest(context: StageContext, files: list[Artifact]) -> Manifest:
     record = context.record
     trained = trained_of(record.refs)
     engine = {"device": trained.device, "versions": trained.versions} if trained else {}
-    return {
-        "manifest_version": MANIFEST_VERSION,
-        "job_id": record.id,
-        "job": without_queries(record.job.model_dump(mode="json")),
-        "created_at": record.created_at.isoformat(),
-        "published_at": datetime.now(UTC).isoformat(),
-        "files": [file.model_dump() for file in files],
-        "data_set": record.refs["data_set"],
-        "steps": checkpoints_of(record.refs)[-1].step,
-        "final_loss": trained.final_loss if trained else None,
-        "gpu_memory": memory_of(record),
-        "stages": {name: stage.model_dump() for name, stage in record.stages.items()},
-        "engine": {"name": "diffusers", **engine},
-    }
+    return Manifest(
+        job_id=record.id,
+        job=without_queries(record.job.model_dump(mode="json")),
+        created_at=record.created_at,
+        published_at=datetime.now(UTC),
+        files=tuple(files),
+        data_set=record.refs["data_set"],
+        steps=checkpoints_of(record.refs)[-1].step,
+        final_loss=trained.final_loss if trained else None,
+        gpu_memory=GpuMemory.model_validate(memory_of(record)),
+        stages=record.stages,
+        engine=Engine.model_validate({"name": "diffusers", **engine}),
+    )

@@ -1,8 +1,9 @@
 """The settings of a process, from ``TRAINING_*`` environment variables.
 
-Read once, in ``worker/__main__.py``, and passed on.
+Or from files of these names, for secrets. Read once, in ``worker/__main__.py``, and passed on.
 """
 
+import os
 from base64 import b64decode
 from datetime import timedelta
 from pathlib import Path
@@ -17,9 +18,17 @@ from pydantic import (
     ValidationInfo,
     field_validator,
 )
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SecretsSettingsSource,
+    SettingsConfigDict,
+)
 
+from routing.classes import MemoryClass
 from routing.estimate import PUBLISHED, Constants
+from routing.prices import parse_prices
 from routing.shares import AllTerms, parse_terms
 from tasks.calibration import read_calibration
 from tasks.data.access import Access
@@ -57,7 +66,13 @@ class Settings(BaseSettings):
 
     broker_url: SecretStr | None = None
     """The Redis 6.2+ or Valkey server that holds queues and job state: `redis://`, `rediss://` or
-    `redis+socket://`. Unset: `up` and `demo` start a private server."""
+    `redis+socket://`. A `rediss://` server's certificate is checked, by the CA of `?ssl_ca_certs=`
+    where it is no public one; `ssl_certfile=` and `ssl_keyfile=` name our own. Unset: `up` and
+    `demo` start a private server."""
+
+    secrets_dir: Path | None = None
+    """A folder of files named like these settings, such as `TRAINING_BROKER_URL`, with what is not
+    to be in the environment. What is in the environment goes before. Unset: none."""
 
     home: Path = Path("~/.training-worker")
     """The folder of everything this machine keeps: the embedded broker, the default store, logs."""
@@ -96,7 +111,15 @@ class Settings(BaseSettings):
     `training-worker submit` and, for a backend's jobs, the CPU workers. Unset: published ones."""
 
     flower_port: int = Field(default=5555, ge=0, le=65535)
-    """Flower's port on the loopback address. 0 starts no Flower."""
+    """Flower's port. 0 starts no Flower."""
+
+    flower_address: str = "127.0.0.1"
+    """The address that Flower listens on. Its `/metrics` asks for no password: on another address
+    than this machine's own, let a proxy or a network policy guard it."""
+
+    flower_prefix: Annotated[str | None, Field(pattern=r"^[\w-]+(/[\w-]+)*$")] = None
+    """The path below which a reverse proxy shows Flower, such as `ops/flower`. Flower's `/metrics`
+    and `/healthcheck` ask for no password, so the proxy should not pass them on. Unset: none."""
 
     flower_basic_auth: SecretStr | None = None
     """Flower's `user:password`. Unset: user `operator`, and a password made once and kept in
@@ -113,6 +136,40 @@ class Settings(BaseSettings):
     """Where workers send traces of jobs by OTLP over HTTP, the whole address, such as
     `http://127.0.0.1:4318/v1/traces`; headers go into `OTEL_EXPORTER_OTLP_HEADERS`. It needs the
     `tracing` extra. Unset: nowhere."""
+
+    console_port: int = Field(default=8080, ge=0, le=65535)
+    """The port of the web console and its API. 0 starts none."""
+
+    console_address: str = "127.0.0.1"
+    """The address that the console listens on. Others than this machine's own are for servers
+    behind a proxy that encrypts."""
+
+    console_url: str | None = None
+    """The address that people use where a proxy stands before the console, such as
+    `https://gpu.example.org/training`; the proxy takes the path away. Flower's pages link to
+    the console. Unset: the console is asked directly, and on a loopback address only under the
+    names of this machine."""
+
+    api_keys: Path | None = None
+    """The file of the console's API keys, which `training-worker keys` writes: their digests, names
+    and tenants. Unset: `api-keys.json` in `TRAINING_HOME`."""
+
+    api_rate: int = Field(default=600, ge=1)
+    """How many requests a minute an API key may make."""
+
+    upload_max_bytes: ByteSize = ByteSize(5_000_000_000)
+    """The most that one upload to the console may take; the unfinished ones of a tenant may take
+    four times as much. They are kept in `TRAINING_HOME` until they are whole, a day at most, and
+    then in the store for `TRAINING_JOB_TTL`."""
+
+    tenant_roots: str | None = None
+    """What jobs that come with a tenant's API key may name as data set or model beside uploads, Hub
+    ids and public `https://` addresses: folders and prefixes such as `s3://bucket/people`, with
+    commas between. Unset: nothing."""
+
+    gpu_prices: str | None = None
+    """What an hour of a GPU costs by its class, such as `24gb=0.6,40gb=1.8`: the console's previews
+    tell what a job would cost. Unset: nothing is told."""
 
     trainer_restarts: int = Field(default=2, ge=0)
     """How often a crashed trainer is started again, from its last checkpoint, before the job
@@ -178,6 +235,28 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     """`text` for a terminal, `json` for a log collector."""
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Where settings come from, the first one first."""
+        folder = os.environ.get("TRAINING_SECRETS_DIR")
+        there = folder and Path(folder).is_dir()
+        files = (SecretsSettingsSource(settings_cls, folder),) if there else ()
+        return init_settings, env_settings, *files
+
+    @field_validator("secrets_dir")
+    @classmethod
+    def _is_a_folder(cls, folder: Path | None) -> Path | None:
+        if folder is not None and not folder.is_dir():
+            raise ValueError(f"there is no folder {folder}")
+        return folder
+
     @field_validator("tenants")
     @classmethod
     def _are_terms(cls, text: str | None) -> str | None:
@@ -193,6 +272,20 @@ class Settings(BaseSettings):
         if parts.username or parts.password:
             raise ValueError("holds a password; put it into OTEL_EXPORTER_OTLP_HEADERS")
         return url
+
+    @field_validator("console_url")
+    @classmethod
+    def _is_an_address(cls, url: str | None) -> str | None:
+        parts = urlsplit(url or "https://unset")
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+            raise ValueError("is no https:// or http:// address")
+        return url
+
+    @field_validator("gpu_prices")
+    @classmethod
+    def _are_prices(cls, text: str | None) -> str | None:
+        parse_prices(text or "")
+        return text
 
     @field_validator("webhook_url")
     @classmethod
@@ -224,6 +317,31 @@ class Settings(BaseSettings):
     def tenant_terms(self) -> AllTerms:
         """What tenants get."""
         return parse_terms(self.tenants or "")
+
+    def prices(self) -> dict[MemoryClass, float]:
+        """What an hour of a GPU costs, by its class."""
+        return parse_prices(self.gpu_prices or "")
+
+    @property
+    def listed_tenant_roots(self) -> tuple[str, ...]:
+        """What a tenant's job may name beside what is public."""
+        return _listed(self.tenant_roots)
+
+    @property
+    def api_keys_file(self) -> Path:
+        """The file of API keys."""
+        return (self.api_keys or self.home_dir / "api-keys.json").expanduser().absolute()
+
+    @property
+    def console_base_url(self) -> str:
+        """The address that people find the console under, without a slash at its end."""
+        host = f"[{self.console_address}]" if ":" in self.console_address else self.console_address
+        return (self.console_url or f"http://{host}:{self.console_port}").rstrip("/")
+
+    @property
+    def console_key_file(self) -> Path:
+        """The file of the key that this machine's operator opens the console with."""
+        return self.home_dir / "console-key"
 
     def webhook_signing_secrets(self) -> tuple[str, ...]:
         """The secrets that sign webhooks, the first one first."""

@@ -14,13 +14,14 @@ from typing import Any, cast
 
 import redis
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from routing.estimate import PUBLISHED, Constants
 from routing.queues import stage_queue
 from tasks import job_scripts
-from tasks.contract import STAGES
+from tasks.contract import EVENT_FIELD, STAGES, events_key, record_key
 from tasks.errors import DEAD_CODES, ErrorCode, JobError
 from tasks.events import Event, JobAccepted, JobEnded, StageFinished, parse_event
 from tasks.jobs.job import TrainingJob
@@ -92,7 +93,13 @@ class JobState:
         self._release = client.register_script(job_scripts.RELEASE)
         self._wish = client.register_script(job_scripts.WISH)
 
-    def create(self, job_id: str, job: TrainingJob, result_id: str) -> Admission:
+    def create(
+        self,
+        job_id: str,
+        job: TrainingJob,
+        result_id: str,
+        refs: Mapping[str, str] | None = None,
+    ) -> Admission:
         """Record a checked job, and let it begin or wait."""
         route = job.route(self._constants)
         fields = {
@@ -109,6 +116,7 @@ class JobState:
             "gpu_queue": route.gpu_queue,
             "reason": route.reason,
             "estimate": json.dumps(asdict(route.estimate)),
+            **_refs(refs or {}),
         }
         event = JobAccepted(queue=route.gpu_queue, reason=route.reason)
         args = self._args(event.model_dump_json(), stage_queue(STAGES[0], ""), fields=fields)
@@ -145,6 +153,30 @@ class JobState:
         return self.get_all(
             cast("list[str]", self._redis.zrevrange(job_scripts.INDEX, 0, limit - 1))
         )
+
+    def submitted(
+        self, tenant: str | None, after: tuple[float, str] | None, limit: int
+    ) -> list[tuple[float, str]]:
+        """When jobs were submitted, and their ids, newest first.
+
+        Args:
+            tenant: Whose; None: of all.
+            after: One of those before: only older ones than that.
+            limit: How many.
+        """
+        index = job_scripts.INDEX if tenant is None else f"{job_scripts.OF_TENANT}{tenant}"
+        most = "+inf" if after is None else repr(after[0])
+        # Those of the very same time come in the order of their ids, the last first.
+        start = 0
+        while True:
+            found = self._redis.zrevrangebyscore(
+                index, most, "-inf", start=start, num=limit, withscores=True
+            )
+            entries = [(score, job_id) for job_id, score in cast("list[tuple[str, float]]", found)]
+            older = [it for it in entries if after is None or it < after]
+            if older or len(entries) < limit:
+                return older
+            start += limit
 
     def begin(
         self, job_id: str, stage: str, *, worker: str, queue: str, tag: str
@@ -334,7 +366,7 @@ class JobState:
         answer = self._redis.xread({keys_of(job_id)[1]: after}, block=block_ms)
         for _, entries in cast("list[tuple[str, list[tuple[str, dict[str, str]]]]]", answer):
             for position, fields in entries:
-                yield position, parse_event(fields["event"])
+                yield position, parse_event(fields[EVENT_FIELD])
 
     def _ended(
         self,
@@ -371,8 +403,7 @@ def paired(flat: Sequence[str]) -> dict[str, str]:
 
 def keys_of(job_id: str) -> list[str]:
     """The keys of a job: its hash and its stream of events."""
-    key = f"{job_scripts.PREFIX}{job_id}"
-    return [key, f"{key}:events"]
+    return [record_key(job_id), events_key(job_id)]
 
 
 def _counted(counts: Counts | None) -> str:
@@ -390,17 +421,23 @@ def connect(broker_url: str, *, patience: timedelta = timedelta(0)) -> "Redis":
         broker_url: A ``redis://``, ``rediss://`` or ``redis+socket://`` URL.
         patience: For how long a command is tried again while the server is away.
     """
+    retries = int(patience.total_seconds() / _RETRY_PAUSE_S)
+    return Redis.from_url(
+        **_connection(broker_url),
+        socket_timeout=10,
+        retry=Retry(ConstantBackoff(_RETRY_PAUSE_S), retries),
+        retry_on_error=[redis.ConnectionError, redis.TimeoutError],
+    )
+
+
+def connect_async(broker_url: str) -> AsyncRedis:
+    """The same for an event loop, for one who waits for answers longer than others."""
+    return AsyncRedis.from_url(**_connection(broker_url), socket_timeout=30)
+
+
+def _connection(broker_url: str) -> dict[str, Any]:
     url = broker_url.replace("redis+socket://", "unix://", 1)
     # A network that swallows everything is noticed; a socket in the file system has none.
     network = {} if url.startswith("unix") else {"socket_keepalive": True}
-    retries = int(patience.total_seconds() / _RETRY_PAUSE_S)
-    return Redis.from_url(
-        url,
-        decode_responses=True,
-        socket_connect_timeout=5,
-        socket_timeout=10,
-        health_check_interval=30,
-        retry=Retry(ConstantBackoff(_RETRY_PAUSE_S), retries),
-        retry_on_error=[redis.ConnectionError, redis.TimeoutError],
-        **network,
-    )
+    always = {"decode_responses": True, "socket_connect_timeout": 5, "health_check_interval": 30}
+    return {"url": url, **always, **network}

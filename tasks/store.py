@@ -18,6 +18,8 @@ from tasks.events import Artifact
 
 # Below it lie all packs of cache entries, those of text and those of latents.
 PACKS = "cache"
+# Below it lie the uploads of each tenant.
+UPLOADS = "uploads"
 
 
 def data_set_key(digest: str) -> str:
@@ -58,6 +60,11 @@ def checkpoint_prefix(job_id: str, step: int, attempt: int) -> str:
 def validation_prefix(job_id: str, step: int, attempt: int) -> str:
     """The folder of one step's validation images; attempts never share one."""
     return f"jobs/{job_id}/validation/{step:08d}-{attempt}"
+
+
+def upload_key(tenant: str, upload_id: str) -> str:
+    """A tenant's upload; ``.json`` after it is what is known of it."""
+    return f"{UPLOADS}/{tenant}/{upload_id}"
 
 
 def output_prefix(job_id: str, folder: str | None) -> str:

@@ -1,10 +1,11 @@
 """Submitting a job: check it, settle what it leaves open, record it. Its chain is sent after."""
 
-import hashlib
 import secrets
+from collections.abc import Mapping
 from typing import Any
 from uuid import uuid4
 
+from tasks.contract import job_id_of
 from tasks.errors import Fault, InvalidJobError
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.state import Admission, JobState
@@ -25,16 +26,19 @@ def with_id(document: Any, message_id: str) -> Any:
     """
     if not isinstance(document, dict) or document.get("id") is not None:
         return document
-    return {**document, "id": hashlib.sha256(message_id.encode()).hexdigest()[:12]}
+    return {**document, "id": job_id_of(message_id)}
 
 
-def admit(document: Any, state: JobState, result_id: str) -> tuple[str, TrainingJob, Admission]:
+def admit(
+    document: Any, state: JobState, result_id: str, refs: Mapping[str, str] | None = None
+) -> tuple[str, TrainingJob, Admission]:
     """Check and record a job, and let it begin or wait.
 
     Args:
         document: The job as it was sent.
         state: Where it is recorded.
         result_id: The id of the Celery result that follows it.
+        refs: What its record tells the stages from the start.
 
     Returns:
         Its id, the resolved job, and what becomes of it. A job that was submitted before GOES
@@ -47,7 +51,7 @@ def admit(document: Any, state: JobState, result_id: str) -> tuple[str, Training
     """
     job = parse_job(document)
     job_id, ready = resolved(job)
-    admission = state.create(job_id, ready, result_id)
+    admission = state.create(job_id, ready, result_id, refs)
     if admission != Admission.KNOWN:
         return job_id, ready, admission
     record = state.get(job_id)

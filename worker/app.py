@@ -40,7 +40,9 @@ from tasks.store import Store
 from worker.event_batches import EventBatches
 from worker.gpu_meter import GpuMeter
 from worker.gpus import Gpu
+from worker.health import ReadyFile
 from worker.host_memory import host_memory_bytes, too_little_memory
+from worker.idle import IdleEnd
 from worker.leases import LeaseRenewal
 from worker.logs import set_up_logging
 from worker.notice import watch_for_notice
@@ -68,6 +70,7 @@ def run_worker(
     queues: tuple[str, ...],
     gpu: Gpu | None,
     ready_file: Path | None = None,
+    exit_when_idle_s: float | None = None,
 ) -> int:
     """Work until stopped.
 
@@ -77,7 +80,8 @@ def run_worker(
         name: The worker's name, unique on this machine.
         queues: What it serves, first served first.
         gpu: Its GPU; None on the CPU queue.
-        ready_file: Made when the worker takes messages.
+        ready_file: Made when the worker takes messages, and touched for as long as it is well.
+        exit_when_idle_s: Ends a worker that has had nothing to do for so long.
 
     Returns:
         The exit code.
@@ -144,7 +148,10 @@ def run_worker(
         note.renew()
         counters.count(LEASE_RENEWALS.one(by=held) | LEASE_LOSSES.one(by=lost))
 
-    app.steps["consumer"].add(LeaseRenewal.with_client(leases, renewed))
+    ready = ReadyFile(ready_file)
+    app.steps["consumer"].add(LeaseRenewal.with_client(leases, renewed, ready.touch))
+    if exit_when_idle_s is not None:
+        app.steps["consumer"].add(IdleEnd.after(exit_when_idle_s, _end_this_worker))
     app.steps["consumer"].add(EventBatches)
     if real_gpu is not None:
         watch = Quarantine.of(real_gpu, reports, note.quarantined, drain.begin)
@@ -165,8 +172,7 @@ def run_worker(
     if settings.stop_notice is not None:
         notice = settings.stop_notice
         worker_ready.connect(lambda **_: watch_for_notice(notice, _end_this_worker), weak=False)
-    if ready_file is not None:
-        worker_ready.connect(lambda **_: ready_file.touch(), weak=False)
+    worker_ready.connect(lambda **_: ready.make(), weak=False)
     return _start(app, worker_name, queues)
 
 

@@ -36,7 +36,7 @@ def up(ready_file: ReadyFile = None) -> None:
     """Start a fleet on this machine and keep it running.
 
     A private broker (unless TRAINING_BROKER_URL is set), a CPU worker, one worker for each GPU
-    or an emulated one, Flower, and metrics where TRAINING_METRICS_PORT is set.
+    or an emulated one, Flower, the web console, and metrics where TRAINING_METRICS_PORT is set.
     """
     _run("up", ready_file=ready_file)
 
@@ -135,6 +135,16 @@ def options(
 
 
 @cli.command()
+def contract(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Where to put them.", show_default=False)
+    ],
+) -> None:
+    """Write what backends and front ends of others need: names, JSON schemas, TypeScript."""
+    _run("contract", folder=folder)
+
+
+@cli.command()
 def route(job: JobFile, json: Json = False) -> None:
     """Show the GPU memory class a job goes to, why, and how long it may take there."""
     _run("route", path=job, json=json)
@@ -217,16 +227,43 @@ def worker(
         typer.Option(help="Queues to serve, first served first, with commas between."),
     ] = None,
     gpu: Annotated[
-        str | None, typer.Option(help="UUID of the one GPU to use; decides the queues.")
+        str | None,
+        typer.Option(
+            help="UUID of the one GPU to use, or auto where there is only one; decides the queues."
+        ),
     ] = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="Serve the GPU's own class only.")
     ] = False,
     name: Annotated[str | None, typer.Option(help="The worker's name.")] = None,
+    exit_when_idle: Annotated[
+        float | None,
+        typer.Option(
+            min=1, metavar="SECONDS", help="End where there was nothing to do for so long."
+        ),
+    ] = None,
     ready_file: ReadyFile = None,
 ) -> None:
     """Run one worker process: of one GPU, or of the CPU queue."""
-    _run("worker", queues=queues, gpu=gpu, strict=strict, name=name, ready_file=ready_file)
+    _run(
+        "worker",
+        queues=queues,
+        gpu=gpu,
+        strict=strict,
+        name=name,
+        exit_when_idle=exit_when_idle,
+        ready_file=ready_file,
+    )
+
+
+@cli.command()
+def health(
+    ready_file: Annotated[
+        Path, typer.Argument(help="The worker's --ready-file.", show_default=False)
+    ],
+) -> None:
+    """End with 0 where a worker of this machine is ready and well, broker or no broker."""
+    _run("health", ready_file=ready_file)
 
 
 @cli.command()
@@ -337,3 +374,44 @@ def metrics(
 def flower() -> None:
     """Run Flower, the operators' view of workers, queues and tasks."""
     _run("flower")
+
+
+@cli.command()
+def console() -> None:
+    """Run the web console and its HTTP API."""
+    _run("console")
+
+
+_keys = typer.Typer(help="Make and revoke keys of the console and its API.", no_args_is_help=True)
+cli.add_typer(_keys, name="keys")
+
+KeyName = Annotated[str, typer.Argument(help="What the key is called.", show_default=False)]
+
+
+@_keys.command("add")
+def keys_add(
+    name: KeyName,
+    tenant: Annotated[
+        str | None, typer.Option(help="Whose jobs it is for: it sees and sends no others.")
+    ] = None,
+    operator: Annotated[
+        bool, typer.Option("--operator", help="It sees the jobs of all tenants.")
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Make a key and print it, once; only its digest is kept."""
+    if (tenant is None) != operator:
+        raise typer.BadParameter("give either --tenant or --operator")
+    _run("keys", action="add", name=name, tenant=tenant, json=json)
+
+
+@_keys.command("ls")
+def keys_ls(json: Json = False) -> None:
+    """List the keys by name."""
+    _run("keys", action="ls", name="", tenant=None, json=json)
+
+
+@_keys.command("revoke")
+def keys_revoke(name: KeyName, json: Json = False) -> None:
+    """Make a key worthless, at once."""
+    _run("keys", action="revoke", name=name, tenant=None, json=json)

@@ -1,4 +1,4 @@
-"""A fleet on one machine: broker, workers and Flower, started, kept alive and stopped together."""
+"""A fleet on one machine: broker, workers, Flower and console, kept alive and ended together."""
 
 import logging
 import math
@@ -144,7 +144,7 @@ class Fleet:
 @contextmanager
 def running_fleet(settings: Settings) -> Iterator[Fleet]:
     """A fleet, stopped at the end: an embedded broker unless one is configured, a CPU worker, a
-    worker for each GPU (an emulated one of 40 GB where there is none), Flower and metrics.
+    worker for each GPU (an emulated one of 40 GB where there is none), Flower, the console, metrics.
 
     Raises:
         BrokerStartError: The embedded broker cannot run.
@@ -193,6 +193,8 @@ def _fleet(
         children.append(_Child("flower", _command("flower"), env))
     if settings.metrics_port:
         children.append(_Child("metrics", _command("metrics"), env))
+    if settings.console_port:
+        children.append(_Child("console", _command("console"), env))
     return Fleet(gpus, url, broker, children, ready_files, settings.stop_grace.total_seconds() + 10)
 
 

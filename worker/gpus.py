@@ -7,6 +7,8 @@ from routing.classes import MemoryClass, class_for
 from tasks.errors import ErrorCode, JobError
 from worker.nvml import Device, DriverError, devices
 
+AUTO = "auto"
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -77,17 +79,25 @@ def declared_gpus(declaration: str) -> list[Gpu]:
     return gpus
 
 
-def gpu_by_uuid(uuid: str, declared: str | None, visible: str | None = None) -> Gpu:
+def chosen_gpu(which: str, declared: str | None, visible: str | None = None) -> Gpu:
     """One of this machine's GPUs.
 
+    Args:
+        which: Its UUID; or ``auto`` for the only one, such as a container has.
+        declared: As in ``find_gpus``.
+        visible: As in ``find_gpus``.
+
     Raises:
-        InventoryError: It is not there, or too small for any class.
+        InventoryError: It is not there, or too small for any class; or there are several.
     """
     gpus = find_gpus(declared, visible)
-    gpu = next((gpu for gpu in gpus if gpu.uuid == uuid), None)
+    there = ", ".join(gpu.uuid for gpu in gpus) or "none"
+    if which == AUTO and len(gpus) != 1:
+        raise InventoryError(f"--gpu auto is for one GPU, and there is: {there}")
+    gpu = next((gpu for gpu in gpus if which in (gpu.uuid, AUTO)), None)
     if gpu is None:
-        there = ", ".join(gpu.uuid for gpu in gpus) or "none"
-        raise InventoryError(f"there is no GPU {uuid} here; there is: {there}")
+        raise InventoryError(f"there is no GPU {which} here; there is: {there}")
+    uuid = gpu.uuid
     if gpu.fault is not None:
         raise InventoryError(f"GPU {uuid} cannot be used: {gpu.fault}")
     if gpu.memory_class is None:

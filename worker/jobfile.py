@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from tasks.data.uploads import is_upload
 from tasks.errors import ErrorCode, JobError
 
 _DATA_SETS = ("dataset", "instance_dataset", "class_dataset")
@@ -71,7 +72,7 @@ def _anchor(
 
 
 def _is_no_address(path: str) -> bool:
-    return "://" not in path
+    return "://" not in path and not is_upload(path)
 
 
 def _is_local(model: str) -> bool:

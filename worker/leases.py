@@ -40,6 +40,7 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
 
     client: "redis.Redis"
     on_renewal: Callable[[int, int], None]
+    on_turn: Callable[[], None]
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
@@ -58,16 +59,18 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
         cls,
         client: "redis.Redis",
         on_renewal: Callable[[int, int], None] = lambda held, lost: None,
+        on_turn: Callable[[], None] = lambda: None,
     ) -> type["LeaseRenewal"]:
         """The step with a connection of its own.
 
         Args:
             client: To the broker.
-            on_renewal: Called in each round with the messages held, and those newly lost.
+            on_renewal: Called in each round in which the broker answers, with the messages held
+                and those newly lost.
+            on_turn: Called in each round in which the main loop does not hang.
         """
-        return type(
-            cls.__name__, (cls,), {"client": client, "on_renewal": staticmethod(on_renewal)}
-        )
+        calls = {"on_renewal": staticmethod(on_renewal), "on_turn": staticmethod(on_turn)}
+        return type(cls.__name__, (cls,), {"client": client, **calls})
 
     def start(self, consumer: Any) -> None:
         """Take over the consumer's channel, a new one after each reconnection."""
@@ -109,6 +112,7 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
             if turned_at is not None and time.monotonic() - turned_at > self._timeout_s:
                 logger.error("the main loop hangs; this worker's jobs are left to others")
                 continue
+            self.on_turn()
             try:
                 held, gone = renew(self.client, self._index, self._channel)
                 self.on_renewal(len(held), len(gone - lost))

@@ -4,14 +4,13 @@ That a job has ended and is to be told is one change of its record, so no end go
 told until the receiver takes it, so the receiver may hear of it twice: under the same id.
 """
 
-import json
 import logging
 import random
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import cast
 
 import httpx2
 from redis import Redis
@@ -20,6 +19,7 @@ from standardwebhooks import Webhook
 from tasks.job_scripts import UNTOLD
 from tasks.records import JobRecord
 from tasks.state import JobState
+from tasks.wire import documents as wire
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class Webhooks:
     def _tell(self, record: JobRecord, tries: int) -> bool:
         """Try once; True where the receiver took it."""
         assert self._url is not None
-        body = json.dumps(_document(record), ensure_ascii=False)
+        body = _document(record).model_dump_json()
         try:
             answer = self._http.post(self._url, content=body, headers=self._headers(record, body))
         except httpx2.HTTPError as error:
@@ -140,7 +140,7 @@ class Webhooks:
         }
 
 
-def _document(record: JobRecord) -> dict[str, Any]:
+def _document(record: JobRecord) -> wire.Webhook:
     error = None
     if record.error_code is not None:
         error = {
@@ -148,17 +148,15 @@ def _document(record: JobRecord) -> dict[str, Any]:
             "stage": record.error_stage,
             "message": record.error,
         }
-    return {
-        "type": f"job.{record.status}",
-        "timestamp": record.updated_at.isoformat(),
-        "data": {
-            "job_id": record.id,
-            "name": record.job.name,
-            "status": record.status,
-            "result": record.result,
-            "error": error,
-        },
+    end = {
+        "job_id": record.id,
+        "name": record.job.name,
+        "status": record.status.value,
+        "result": record.result,
+        "error": error,
     }
+    told = {"type": f"job.{record.status}", "timestamp": record.updated_at, "data": end}
+    return wire.Webhook.model_validate(told)
 
 
 def _retry_after_s(answer: httpx2.Response) -> float | None:

@@ -1,6 +1,7 @@
 """Which data sets a worker may read, and how much of them: the operator's rules."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -28,6 +29,24 @@ class Access:
     roots: tuple[str, ...] | None = None
     hosts: frozenset[str] = frozenset()
     most_bytes: int = 50 * _GIB
+
+    def narrowed(self, roots: Sequence[str]) -> "Access":
+        """The rules for somebody who may read less: only what lies below ``roots``, too.
+
+        Args:
+            roots: As those of the rules; an address opens its host, where the rules allow it.
+        """
+        named = {urlsplit(root).netloc for root in roots if root.startswith(("https:", "http:"))}
+        kept = tuple(root for root in roots if self._allows(root))
+        return replace(self, roots=kept, hosts=self.hosts & named)
+
+    def _allows(self, root: str) -> bool:
+        check = self.check_cloud if "://" in root else lambda it: self.check_path(Path(it))
+        try:
+            check(root)
+        except DeniedError:
+            return False
+        return True
 
     def check_path(self, path: Path) -> None:
         """Refuse a local path outside all roots, links followed.

@@ -21,6 +21,7 @@ from tasks.data.downloads import Downloads
 from tasks.data.hub import fetch_hub
 from tasks.data.pictures import SUFFIXES
 from tasks.data.remote import DownloadError, without_queries
+from tasks.data.uploads import NoUploadError, StoredUploads, is_upload
 from tasks.errors import Fault
 from tasks.jobs.data import (
     ArchiveDatasetConfig,
@@ -78,6 +79,7 @@ class Sources:
         downloads_dir: Where downloads are kept for later jobs.
         scratch_dir: Where archives are unpacked; the caller removes it.
         on_progress: Told how many bytes of a download are there, and how many there will be.
+        uploads: What the job's tenant has uploaded; None where there is no store to look in.
     """
 
     def __init__(
@@ -86,8 +88,9 @@ class Sources:
         downloads_dir: Path,
         scratch_dir: Path,
         on_progress: Callable[[int, int | None], None] | None = None,
+        uploads: StoredUploads | None = None,
     ) -> None:
-        self._access = access
+        self._access, self._uploads = access, uploads
         self._downloads = Downloads(downloads_dir, access)
         self._scratch_dir = scratch_dir
         self._on_progress = on_progress
@@ -121,6 +124,8 @@ class Sources:
             return Listing(_where(config), faults=[error.fault("")])
         except DeniedError as error:
             return Listing(_where(config), faults=[Fault("", str(error))])
+        except NoUploadError as error:
+            return Listing(_where(config), faults=[Fault(_where(config), str(error))])
         raise TypeError(f"no source of this kind: {config}")
 
     def _folder(self, place: str, *, captions: bool) -> Listing:
@@ -167,7 +172,10 @@ class Sources:
 
     def _archive(self, config: ArchiveDatasetConfig, *, captions: bool, masks: bool) -> Listing:
         listing = Listing(_where(config))
-        if "://" in config.archive:
+        if is_upload(config.archive):
+            path = self._upload(config.archive)
+            _check_archive(path, config.sha256)
+        elif "://" in config.archive:
             path = self._downloads.fetch(
                 config.archive, sha256=config.sha256, on_progress=self._on_progress
             )
@@ -185,6 +193,11 @@ class Sources:
         rows = _Rows(listing, config, rows_file, config.jsonl, captions, masks)
         folder = PurePosixPath(config.jsonl).parent
         return rows.resolved(lambda name: _of_mapping(unpacked.files, folder, name))
+
+    def _upload(self, place: str) -> Path:
+        if self._uploads is None:
+            raise NoUploadError("uploads are read from the store, and there is none here")
+        return self._uploads.path_of(place, self._scratch_dir / "uploads")
 
     def _hub(self, config: HFHubImageCaptionDatasetConfig, *, captions: bool) -> Listing:
         if config.hf_cache_dir is not None:

@@ -1,11 +1,12 @@
 """Data sets and data loaders, with invoke-training's names and defaults."""
 
+import re
 from abc import abstractmethod
 from collections.abc import Sequence
 from random import Random
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 
 from tasks.data.buckets import Size, bucket_sizes
 from tasks.data.dataset import Sample
@@ -17,6 +18,20 @@ MOST_SIDE = 16384
 Side = Annotated[int, Field(gt=0, le=MOST_SIDE, strict=True)]
 NonEmpty = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+def _without_credentials(place: str) -> str:
+    """They would be kept with the job, and are of no use: none is sent."""
+    _, _, rest = place.partition("://")
+    if "@" in re.split(r"[/?#\\]", rest, maxsplit=1)[0]:
+        raise ValueError(
+            "has a user or a password in it, which is not used; let its query be signed, or the "
+            "workers may read it by their own credentials"
+        )
+    return place
+
+
+Place = Annotated[NonEmpty, AfterValidator(_without_credentials)]
 # Where a template's placeholder token goes.
 PLACE = "{}"
 
@@ -34,7 +49,7 @@ class ImageCaptionDirDatasetConfig(DataSetConfig):
     type: Literal["IMAGE_CAPTION_DIR_DATASET"] = "IMAGE_CAPTION_DIR_DATASET"
     """Selects this kind of data set."""
 
-    dataset_dir: NonEmpty
+    dataset_dir: Place
     """The folder, as the workers see it, or ``s3://``, ``gs://`` or ``az://`` with bucket and
     prefix."""
 
@@ -50,7 +65,7 @@ class ImageDirDatasetConfig(DataSetConfig):
     type: Literal["IMAGE_DIR_DATASET"] = "IMAGE_DIR_DATASET"
     """Selects this kind of data set."""
 
-    dataset_dir: NonEmpty
+    dataset_dir: Place
     """The folder, as the workers see it, or ``s3://``, ``gs://`` or ``az://`` with bucket and
     prefix."""
 
@@ -66,7 +81,7 @@ class ImageCaptionJsonlDatasetConfig(DataSetConfig):
     type: Literal["IMAGE_CAPTION_JSONL_DATASET"] = "IMAGE_CAPTION_JSONL_DATASET"
     """Selects this kind of data set."""
 
-    jsonl_path: NonEmpty
+    jsonl_path: Place
     """The file, as the workers see it, or its ``https://``, ``s3://``, ``gs://`` or ``az://``
     address. Image paths are relative and stay below its folder."""
 
@@ -114,7 +129,7 @@ class ArchiveDatasetConfig(DataSetConfig):
     type: Literal["ARCHIVE"] = "ARCHIVE"
     """Selects this kind of data set. invoke-training has none."""
 
-    archive: NonEmpty
+    archive: Place
     """The file, as the workers see it, or its ``https://``, ``s3://``, ``gs://`` or ``az://``
     address."""
 

@@ -137,6 +137,12 @@ _BRANCH = re.compile(
     r"^([A-Z][A-Z_]+|AdamW|Prodigy|Adafactor|(constrained-)?int|tuple\[.*|\[key\])$"
 )
 
+# What a pattern asks for, in words.
+_PATTERNS = {
+    _SAFE: "takes letters, digits, '-' and '_', and single dots between them, and begins with a "
+    "letter or digit"
+}
+
 _NO_BRANCH = ("union_tag_invalid", "union_tag_not_found")
 
 
@@ -158,6 +164,8 @@ def _problem(details: dict[str, Any]) -> str:
         return "is missing"
     if kind == "union_tag_invalid":
         return f"{details['ctx']['tag']!r} is none of {details['ctx']['expected_tags']}"
+    if kind == "string_pattern_mismatch":
+        message = _PATTERNS.get(details["ctx"]["pattern"], message)
     message = message.removeprefix("Value error, ")
     if kind in ("value_error", "json_invalid") or isinstance(details["input"], dict | list):
         return message

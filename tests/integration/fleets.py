@@ -49,6 +49,7 @@ class Fleet:
             **{k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")},
             "TRAINING_HOME": str(home),
             "TRAINING_FLOWER_PORT": "0",
+            "TRAINING_CONSOLE_PORT": "0",
             "TRAINING_VISIBILITY_TIMEOUT": "4",
             **settings,
         }

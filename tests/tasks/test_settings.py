@@ -93,3 +93,25 @@ def test_store_and_scratch_lie_in_the_home_folder_unless_set(
     monkeypatch.setenv("TRAINING_SCRATCH_DIR", "~/fast")
     assert Settings().resolved_store_url == "s3://bucket/prefix"
     assert Settings().resolved_scratch_dir == Path.home() / "fast"
+
+
+def test_a_secret_comes_from_a_file_of_its_name_and_the_environment_goes_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "TRAINING_BROKER_URL").write_text("redis://:hidden@broker/0\n")
+    (tmp_path / "TRAINING_RETRIES").write_text("3")
+    monkeypatch.setenv("TRAINING_SECRETS_DIR", str(tmp_path))
+    monkeypatch.setenv("TRAINING_RETRIES", "4")
+    settings = Settings()
+    assert settings.broker_url is not None
+    assert settings.broker_url.get_secret_value() == "redis://:hidden@broker/0"
+    assert settings.retries == 4
+    assert "hidden" not in repr(settings)
+
+
+def test_a_folder_of_secrets_that_is_not_there_is_refused_by_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TRAINING_SECRETS_DIR", "/nowhere/at/all")
+    with pytest.raises(ValidationError, match="there is no folder /nowhere/at/all"):
+        Settings()

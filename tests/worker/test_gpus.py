@@ -1,7 +1,7 @@
 import pytest
 
 from routing.classes import MemoryClass
-from worker.gpus import InventoryError, declared_gpus, find_gpus, gpu_by_uuid
+from worker.gpus import InventoryError, chosen_gpu, declared_gpus, find_gpus
 
 
 def test_a_declared_inventory_is_emulated() -> None:
@@ -17,6 +17,14 @@ def test_an_inventory_that_is_none_names_its_bad_entry(declaration: str) -> None
 
 
 def test_a_gpu_is_found_by_its_uuid_or_told_what_there_is() -> None:
-    assert gpu_by_uuid("EMULATED-40gb-0", "40gb").memory_class == MemoryClass.GB40
+    assert chosen_gpu("EMULATED-40gb-0", "40gb").memory_class == MemoryClass.GB40
     with pytest.raises(InventoryError, match="no GPU GPU-1 here; there is: EMULATED-40gb-0"):
-        gpu_by_uuid("GPU-1", "40gb")
+        chosen_gpu("GPU-1", "40gb")
+
+
+def test_auto_is_the_only_gpu_there_is() -> None:
+    assert chosen_gpu("auto", "40gb").uuid == "EMULATED-40gb-0"
+    with pytest.raises(InventoryError, match="one GPU, and there is: EMULATED-40gb-0, EMUL"):
+        chosen_gpu("auto", "40gb,24gb")
+    with pytest.raises(InventoryError, match="one GPU, and there is: none"):
+        chosen_gpu("auto", "")

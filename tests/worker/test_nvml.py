@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.nvml.machine import A100, RTX_3090, SPLIT_A100, T4, Machine
-from worker.gpus import InventoryError, gpu_by_uuid
+from worker.gpus import InventoryError, chosen_gpu
 
 Gpus = Callable[..., list[dict[str, Any]]]
 
@@ -138,4 +138,4 @@ def test_a_worker_is_refused_for_a_card_it_cannot_have(machine: Machine, tmp_pat
 
 def test_a_declared_inventory_needs_no_driver() -> None:
     with pytest.raises(InventoryError, match="no GPU GPU-1 here"):
-        gpu_by_uuid("GPU-1", "24gb")
+        chosen_gpu("GPU-1", "24gb")

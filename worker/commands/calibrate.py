@@ -15,7 +15,7 @@ from tasks.calibration import Calibration, read_calibration
 from tasks.calibration_shapes import described, shapes
 from tasks.errors import BaseModelError, ErrorCode, JobError, NotInstalledError
 from tasks.settings import Settings
-from worker.gpus import Gpu, find_gpus, gpu_by_uuid
+from worker.gpus import Gpu, chosen_gpu, find_gpus
 from worker.nvml import driver_version
 from worker.output import print_json, stdout
 from worker.process import kill_group, spawn
@@ -90,7 +90,7 @@ def _card(settings: Settings, uuid: str | None) -> Gpu:
         raise NotHereError("there is no CUDA GPU here to measure; emulated ones have no memory")
     card = max(usable, key=lambda gpu: gpu.memory_mib)
     if uuid is not None:
-        card = gpu_by_uuid(uuid, settings.gpus, settings.cuda_visible_devices)
+        card = chosen_gpu(uuid, settings.gpus, settings.cuda_visible_devices)
     reason = why_unfit(card.uuid, 0, set())
     if reason is not None:
         raise NotHereError(f"GPU {card.uuid} cannot be measured now: {reason}")

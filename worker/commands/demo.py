@@ -113,6 +113,7 @@ def _start_fleet(settings: Settings) -> "subprocess.Popen[bytes]":
         "TRAINING_HOME": str(settings.home),
         "TRAINING_GPUS": settings.gpus or "",
         "TRAINING_FLOWER_PORT": str(settings.flower_port),
+        "TRAINING_CONSOLE_PORT": "0",
     }
     if settings.flower_basic_auth is not None:
         env["TRAINING_FLOWER_BASIC_AUTH"] = settings.flower_basic_auth.get_secret_value()

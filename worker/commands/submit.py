@@ -4,10 +4,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from tasks.data.sources import Sources
+from tasks.data.uploads import StoredUploads
 from tasks.errors import EXIT_CODES, DataSetError
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.prepare import check
 from tasks.settings import Settings
+from tasks.store import Store
 from worker.client import client_of
 from worker.commands.watch import show_to_the_end
 from worker.jobfile import read_job_file
@@ -59,7 +61,10 @@ def _dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
     """
     route = job.route(settings.constants)
     with TemporaryDirectory() as scratch:
-        sources = Sources(settings.data_access(), settings.downloads_dir, Path(scratch))
+        uploads = StoredUploads(Store(settings.resolved_store_url), job.tenant)
+        sources = Sources(
+            settings.data_access(), settings.downloads_dir, Path(scratch), uploads=uploads
+        )
         report = check(job.training, sources)
     warnings = job.training.warnings()
     error = DataSetError(report.faults, "prepare") if report.faults else None

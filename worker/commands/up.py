@@ -4,6 +4,7 @@ import logging
 from importlib.util import find_spec
 from pathlib import Path
 
+from tasks.accounts import Accounts, console_key
 from tasks.errors import NotInstalledError
 from tasks.settings import Settings
 from worker.commands.metrics import metrics_address
@@ -28,6 +29,11 @@ def run(settings: Settings, *, ready_file: Path | None) -> None:
     tracer_of(settings, "up")  # or every worker would say so by itself
     if settings.flower_port:
         flower_credentials(settings)
+    if settings.console_port and find_spec("fastapi") is None:
+        logger.warning("%s", NotInstalledError("the web console", "console"))
+        settings = settings.model_copy(update={"console_port": 0})
+    if settings.console_port:
+        console_key(Accounts(settings.api_keys_file), settings.console_key_file)
     with running_fleet(settings) as fleet:
         fleet.wait_until_ready()
         stdout.print(_introduction(settings, [gpu.name for gpu in fleet.gpus]), soft_wrap=True)
@@ -48,5 +54,7 @@ def _introduction(settings: Settings, gpus: list[str]) -> str:
         lines.append(f"flower: {flower_address(settings)} ({auth})")
     if settings.metrics_port:
         lines.append(f"metrics: {metrics_address(settings)}")
+    if settings.console_port:
+        lines.append(f"console: {settings.console_base_url} (key in {settings.console_key_file})")
     lines.append("submit: training-worker submit JOB.yaml --watch")
     return "\n".join(lines)

@@ -8,7 +8,7 @@ from tasks.errors import Fault, InvalidJobError, NotInstalledError
 from tasks.settings import Settings
 from worker.app import run_worker
 from worker.client import broker_url
-from worker.gpus import gpu_by_uuid
+from worker.gpus import chosen_gpu
 
 
 def run(
@@ -18,11 +18,12 @@ def run(
     gpu: str | None,
     strict: bool,
     name: str | None,
+    exit_when_idle: float | None,
     ready_file: Path | None,
 ) -> int:
     """Run one worker process until it is stopped."""
     url = broker_url(settings)
-    card = gpu_by_uuid(gpu, settings.gpus, settings.cuda_visible_devices) if gpu else None
+    card = chosen_gpu(gpu, settings.gpus, settings.cuda_visible_devices) if gpu else None
     possible = (
         served_queues(card.memory_class) if card and card.memory_class is not None else (CPU_QUEUE,)
     )
@@ -41,4 +42,12 @@ def run(
     if card is not None and find_spec("torch") is None:
         raise NotInstalledError("PyTorch", "train")
     label = name or (f"gpu-{card.memory_class}-{card.uuid[-8:]}" if card else "cpu")
-    return run_worker(settings, url, name=label, queues=served, gpu=card, ready_file=ready_file)
+    return run_worker(
+        settings,
+        url,
+        name=label,
+        queues=served,
+        gpu=card,
+        ready_file=ready_file,
+        exit_when_idle_s=exit_when_idle,
+    )

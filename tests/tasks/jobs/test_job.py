@@ -62,6 +62,14 @@ def test_a_name_or_id_that_is_no_file_name_is_refused(name: str) -> None:
         parse_job({**GOOD, "id": name})
 
 
+def test_a_name_that_is_refused_is_told_what_names_may_hold() -> None:
+    with pytest.raises(InvalidJobError) as caught:
+        parse_job({**GOOD, "tenant": "a b"})
+    assert "tenant: takes letters, digits, '-' and '_'" in str(caught.value)
+    assert "(got 'a b')" in str(caught.value)
+    assert "pattern" not in str(caught.value)
+
+
 @pytest.mark.parametrize("given_type", [None, "", "SD_LORA", "sdxl_lora", 1, ["FLUX_LORA"]])
 def test_what_is_no_training_type_is_refused_with_all_there_are(given_type: Any) -> None:
     with pytest.raises(InvalidJobError) as caught:
@@ -138,3 +146,41 @@ def test_an_unknown_option_is_named_however_it_is_spelled(name: str) -> None:
         parse_job({**with_values(**{name: 1}), name: 1})
     assert f"- {name}: is no option" in str(caught.value)
     assert f"- training.{name}: is no option" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "field"),
+    [
+        ({"type": "ARCHIVE", "archive": "https://me:hidden@host/a.zip"}, "archive"),
+        ({"type": "ARCHIVE", "archive": "https://hidden@host?x"}, "archive"),
+        (
+            {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": "http://me:hidden@[/x"},
+            "jsonl_path",
+        ),
+        (
+            {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "s3://key:hidden@b/x"},
+            "dataset_dir",
+        ),
+    ],
+    ids=["password", "user", "no URL", "bucket"],
+)
+def test_credentials_in_an_address_are_refused_and_not_repeated(
+    dataset: dict[str, Any], field: str
+) -> None:
+    document = with_values()
+    document["training"]["data_loader"]["dataset"] = dataset
+    with pytest.raises(InvalidJobError) as error:
+        parse_job(document)
+    [fault] = error.value.faults
+    assert fault.where == f"training.data_loader.dataset.{field}"
+    assert "has a user or a password in it" in fault.problem
+    assert "hidden" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "address", ["https://host/a@b.zip", "https://host?by=me@host", "/pictures/a@b", "a@b://c"]
+)
+def test_an_address_may_have_an_at_sign_elsewhere(address: str) -> None:
+    document = with_values()
+    document["training"]["data_loader"]["dataset"] = {"type": "ARCHIVE", "archive": address}
+    parse_job(document)

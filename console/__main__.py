@@ -1,0 +1,45 @@
+"""The entry point: ``python -P -m console``, which ``training-worker console`` runs."""
+
+import sys
+from urllib.parse import urlsplit
+
+import uvicorn
+
+from console.app import make_app
+from console.service import Service
+from tasks.errors import EXIT_CODES, JobError
+from tasks.settings import Settings
+
+# Streams of events would keep it from ending.
+_END_WITHIN_S = 3
+
+
+def main() -> int:
+    """Serve the console until it is stopped.
+
+    Returns:
+        The exit code.
+    """
+    settings = Settings()
+    if settings.broker_url is None:
+        sys.stderr.write("error: run 'training-worker console', which finds the broker\n")
+        return 2
+    try:
+        service = Service(settings, settings.broker_url.get_secret_value())
+    except JobError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_CODES[error.code]
+    uvicorn.run(
+        make_app(settings, service),
+        host=settings.console_address,
+        port=settings.console_port,
+        root_path=urlsplit(settings.console_base_url).path,
+        server_header=False,
+        access_log=False,
+        timeout_graceful_shutdown=_END_WITHIN_S,
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Errors as RFC 9457 describes them: ``application/problem+json``, with every fault."""
+
+import http
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import redis
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from kombu.exceptions import OperationalError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from console.errors import ConsoleError, TooManyError, UnauthorizedError
+from tasks.errors import ErrorCode, Fault, JobError, MissingObjectError
+
+logger = logging.getLogger(__name__)
+
+_STATUS = {
+    ErrorCode.INVALID_JOB: 422,
+    ErrorCode.INVALID_DATA_SET: 422,
+    ErrorCode.INVALID_MODEL: 422,
+    ErrorCode.DOES_NOT_FIT: 422,
+    ErrorCode.UNKNOWN_JOB: 404,
+    ErrorCode.NOT_NOW: 409,
+    ErrorCode.NO_BROKER: 503,
+    ErrorCode.NO_WORKER: 503,
+    ErrorCode.STORE: 503,
+}
+
+
+class FaultView(BaseModel):
+    """One thing that is wrong."""
+
+    where: str
+    problem: str
+    remedy: str
+
+
+class Problem(BaseModel):
+    """Why a request was not done."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    faults: list[FaultView]
+
+
+def problem(
+    status: int,
+    code: str,
+    detail: str,
+    faults: Sequence[Fault] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """The answer that tells of an error."""
+    document = {
+        "type": f"urn:training-worker:{code}",
+        "title": http.HTTPStatus(status).phrase if status in _PHRASES else "Checksum Mismatch",
+        "status": status,
+        "detail": detail,
+        "code": code,
+        "faults": [
+            {"where": it.where, "problem": it.problem, "remedy": it.remedy} for it in faults
+        ],
+    }
+    media_type = "application/problem+json"
+    return Response(json.dumps(document), status, media_type=media_type, headers=headers)
+
+
+_PHRASES = frozenset(it.value for it in http.HTTPStatus)
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Let an application answer every error so."""
+    app.add_exception_handler(ConsoleError, _console_error)
+    app.add_exception_handler(JobError, _job_error)
+    app.add_exception_handler(RequestValidationError, _invalid_request)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(redis.ConnectionError, _no_broker)
+    app.add_exception_handler(redis.TimeoutError, _no_broker)
+    app.add_exception_handler(OperationalError, _no_broker)
+    app.add_exception_handler(Exception, _internal)
+
+
+async def _console_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ConsoleError)
+    headers = {}
+    if isinstance(error, TooManyError):
+        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, UnauthorizedError):
+        headers["WWW-Authenticate"] = "Bearer"
+    return problem(error.status, error.code, error.message, error.faults, headers)
+
+
+async def _job_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, JobError)
+    if isinstance(error, MissingObjectError):
+        return problem(404, "not_found", "the file is not in the store any more")
+    status = _STATUS.get(error.code, 500)
+    if status >= 500:
+        logger.error("%s", error, exc_info=error)
+    if status == 500:
+        return _unexpected()
+    faults: Sequence[Fault] = getattr(error, "faults", ())
+    headers = {"Retry-After": "5"} if status == 503 else None
+    return problem(status, error.code, error.message, faults, headers)
+
+
+async def _invalid_request(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    faults = [_fault(details) for details in error.errors()]
+    return problem(422, "invalid_request", "the request is not as described", faults)
+
+
+def _fault(details: Mapping[str, Any]) -> Fault:
+    return Fault(".".join(str(part) for part in details["loc"]), str(details["msg"]))
+
+
+async def _http_error(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = {404: "not_found", 405: "not_allowed", 413: "too_large"}.get(
+        error.status_code, "bad_request"
+    )
+    return problem(error.status_code, code, str(error.detail), headers=error.headers)
+
+
+async def _no_broker(_request: Request, error: Exception) -> Response:
+    logger.error("lost the broker: %s", error)
+    return problem(
+        503, ErrorCode.NO_BROKER, "the broker does not answer", headers={"Retry-After": "5"}
+    )
+
+
+async def _internal(_request: Request, error: Exception) -> Response:
+    # Logged by the server, which is given the error, too.
+    return _unexpected()
+
+
+def _unexpected() -> Response:
+    return problem(500, ErrorCode.INTERNAL, "something went wrong; the console's log tells what")

@@ -1,0 +1,155 @@
+"""Looks into data sets, each in a process of its own, a few at a time."""
+
+import asyncio
+import json
+import logging
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from anyio import to_thread
+
+from console.checker import CheckRequest
+from console.errors import NotFoundError, TooManyError
+from console.views import DataSetView, ErrorView, PictureView
+from tasks.data.access import Access
+from tasks.jobs.job import TrainingJob
+from tasks.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+_AT_A_TIME = 2
+_MOST_WAITING = 20
+_WITHIN_S = 300.0
+_TOO_LONG = f"looking into the data set takes more than {_WITHIN_S:g} s; submit the job instead"
+
+
+class Checked:
+    """What was found in a data set.
+
+    Attributes:
+        report: All of it; None where it could not be looked into.
+        sizes: How many pictures are of each training size.
+        error: Why a job would fail.
+    """
+
+    def __init__(self, answer: dict[str, Any]) -> None:
+        report = answer.get("report")
+        self.report = None if report is None else DataSetView.model_validate(report)
+        self.sizes: Sequence[int] | None = answer.get("sizes")
+        self.error = ErrorView.model_validate(answer["error"]) if "error" in answer else None
+
+
+class Checks:
+    """Starts the processes.
+
+    Args:
+        settings: Tell what may be read.
+        thumbnails: Where thumbnails are kept.
+    """
+
+    def __init__(self, settings: Settings, thumbnails: Path) -> None:
+        self._settings, self._thumbnails = settings, thumbnails
+        self._room = asyncio.Semaphore(_AT_A_TIME)
+        self._waiting = 0
+
+    async def check(self, job: TrainingJob, access: Access) -> Checked:
+        """Check a job's data set and base model.
+
+        Raises:
+            TooManyError: Too many others are checked.
+        """
+        training = job.training.model_dump(mode="json")
+        return Checked(await self._ask(job.tenant, access, kind="check", training=training))
+
+    async def pictures(self, tenant: str, upload_id: str) -> tuple[PictureView, ...]:
+        """The pictures of a whole upload, their thumbnails made.
+
+        Raises:
+            TooManyError: Too many others are looked into.
+            NotFoundError: It cannot be read as an archive.
+        """
+        folder = self._thumbnails / tenant / upload_id
+        listed = folder / "pictures.json"
+        if not listed.exists():
+            access = Access(most_bytes=self._settings.data_max_bytes)
+            answer = await self._ask(
+                tenant,
+                access,
+                kind="thumbnails",
+                upload=f"upload:{upload_id}",
+                folder=str(folder),
+            )
+            if "error" in answer:
+                raise NotFoundError(answer["error"]["message"])
+            await to_thread.run_sync(listed.write_text, json.dumps(answer["pictures"]))
+        found = json.loads(await to_thread.run_sync(listed.read_bytes))
+        return tuple(PictureView.model_validate(it) for it in found)
+
+    def thumbnail(self, tenant: str, upload_id: str, number: int) -> bytes:
+        """A thumbnail, as JPEG.
+
+        Raises:
+            NotFoundError: There is none, or it was not made yet.
+        """
+        try:
+            return (self._thumbnails / tenant / upload_id / f"{number}.jpg").read_bytes()
+        except OSError as error:
+            raise NotFoundError("there is no such picture") from error
+
+    def forget(self, tenant: str, upload_id: str) -> None:
+        """Remove an upload's thumbnails."""
+        shutil.rmtree(self._thumbnails / tenant / upload_id, ignore_errors=True)
+
+    async def _ask(self, tenant: str, access: Access, **request: Any) -> dict[str, Any]:
+        if self._waiting >= _MOST_WAITING:
+            raise TooManyError("too many data sets are looked into", 30)
+        self._waiting += 1
+        settings = self._settings
+        scratch_dir = settings.resolved_scratch_dir / "console"
+        try:
+            async with self._room:
+                scratch_dir.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryDirectory(dir=scratch_dir) as scratch:
+                    asked = CheckRequest(
+                        tenant=tenant,
+                        store_url=settings.resolved_store_url,
+                        downloads_dir=str(settings.downloads_dir),
+                        scratch_dir=scratch,
+                        roots=access.roots,
+                        hosts=tuple(sorted(access.hosts)),
+                        most_bytes=access.most_bytes,
+                        **request,
+                    )
+                    return await _answer(asked)
+        finally:
+            self._waiting -= 1
+
+
+async def _answer(request: CheckRequest) -> dict[str, Any]:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-P", "-m", "console.checker"),
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+    )
+    try:
+        asked = request.model_dump_json().encode()
+        out, _ = await asyncio.wait_for(process.communicate(asked), _WITHIN_S)
+    except TimeoutError:
+        return _failed(_TOO_LONG)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        logger.error("looking into a data set ended with %s", process.returncode)
+        return _failed("the data set cannot be looked into; the console's log tells why")
+    answer: dict[str, Any] = json.loads(out)
+    return answer
+
+
+def _failed(message: str) -> dict[str, Any]:
+    return {"error": {"code": "internal", "stage": "prepare", "message": message}}

@@ -1,0 +1,434 @@
+"""What the console's pages and its API do for an account: one place that decides who sees what.
+
+A job or an upload of another tenant is told of in the very words of one that is not there.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from typing import Any, TypeVar
+
+from anyio import to_thread
+
+from console.archive import NewFile, write_archive
+from console.checks import Checked, Checks
+from console.errors import ConflictError, ForbiddenError
+from console.files import JobFiles, OpenFile
+from console.fleet import FleetViews
+from console.jobs import JobViews, matching
+from console.sessions import Sessions
+from console.streams import Streams
+from console.submissions import Submissions
+from console.uploads import Checksum, Uploads
+from console.views import (
+    FilesView,
+    FleetView,
+    JobEvent,
+    JobPage,
+    JobView,
+    PictureView,
+    PresetView,
+    Preview,
+    Sample,
+    UploadView,
+)
+from tasks.accounts import Account, Accounts
+from tasks.client import Client
+from tasks.jobs.job import TrainingJob
+from tasks.settings import Settings
+from tasks.store import Store
+
+Answer = TypeVar("Answer")
+
+_OWN_DIGITS = 12
+_LONGEST_ID = 100 - _OWN_DIGITS - 1
+_LOOKED_THROUGH = 2000
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_CURSOR = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)~([\w.-]{1,100})", re.ASCII)
+_DEFAULT_TENANT: str = TrainingJob.model_fields["tenant"].default
+
+
+class Service:
+    """All that an account can do.
+
+    Args:
+        settings: The console's.
+        broker_url: The fleet's broker.
+
+    Raises:
+        NoBrokerError: It does not answer.
+    """
+
+    def __init__(self, settings: Settings, broker_url: str) -> None:
+        self.settings = settings
+        self._client = Client(settings, broker_url)
+        store = Store(settings.resolved_store_url)
+        home = settings.home_dir / "console"
+        self.accounts = Accounts(settings.api_keys_file)
+        self.sessions = Sessions(self.accounts)
+        self._jobs = JobViews(self._client)
+        self._submissions = Submissions(self._client, settings, self._jobs)
+        self._fleet = FleetViews(self._client, settings, self._jobs)
+        self._files = JobFiles(store)
+        self._uploads = Uploads(
+            home / "uploads", store, settings.upload_max_bytes, settings.job_ttl
+        )
+        self._home = home
+        self._checks = Checks(settings, home / "thumbnails")
+        self._streams = Streams(broker_url)
+
+    # Jobs
+
+    async def submit(
+        self, account: Account, document: Any, *, idempotency_key: str | None = None
+    ) -> JobView:
+        """Submit a job; the same one twice is one job.
+
+        Args:
+            account: Who submits it.
+            document: The job. A tenant's key submits as its tenant.
+            idempotency_key: Stands for the job where it has no id: the same key is the same job.
+
+        Raises:
+            InvalidJobError: It cannot run, with every fault.
+            DoesNotFitJobError: No GPU memory class holds it.
+            BadRequestError: The key is none.
+        """
+        return await _in_thread(self._submissions.submit, account, document, idempotency_key)
+
+    async def preview(
+        self, account: Account, document: Any, *, check_data_set: bool = True
+    ) -> Preview:
+        """What would become of a job; nothing is sent.
+
+        Args:
+            account: Who asks.
+            document: The job.
+            check_data_set: Whether to read its data set and base model, from this machine.
+
+        Raises:
+            InvalidJobError: It cannot run as described, with every fault.
+            DoesNotFitJobError: No GPU memory class holds it.
+            TooManyError: Too many data sets are looked into.
+        """
+        job = await _in_thread(self._submissions.checked, account, document)
+        found: Checked | None = None
+        if check_data_set:
+            found = await self._checks.check(job, self._submissions.access(account))
+        return await _in_thread(self._submissions.preview, account, job, found)
+
+    async def job(self, account: Account, job_id: str) -> JobView:
+        """A job.
+
+        Raises:
+            UnknownJobError: There is none of this id, for this account.
+        """
+        return await _in_thread(
+            lambda: self._jobs.view(self._jobs.record(account, job_id), account)
+        )
+
+    async def jobs(
+        self,
+        account: Account,
+        *,
+        search: str | None = None,
+        status: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+        tenant: str | None = None,
+    ) -> JobPage:
+        """Some of the jobs, newest first.
+
+        Args:
+            account: Who asks: a tenant is shown its own.
+            search: Only those with this in their id or name.
+            status: Only those of this status.
+            limit: How many; fewer may come although there are more.
+            cursor: ``next`` of the page before.
+            tenant: Only this tenant's; operators may ask for any.
+
+        Raises:
+            BadRequestError: The cursor is none.
+            ForbiddenError: The tenant is another's.
+        """
+        if tenant is not None and not account.sees(tenant):
+            raise ForbiddenError("this key shows the jobs of its own tenant only")
+        matches = matching(search, status)
+        return await _in_thread(
+            self._jobs.page, account, account.tenant or tenant, matches, limit, cursor
+        )
+
+    async def cancel(self, account: Account, job_id: str, *, save: bool = False) -> JobView:
+        """Cancel a job.
+
+        Raises:
+            UnknownJobError: There is none of this id, for this account.
+        """
+        return await self._change(account, job_id, lambda it: self._client.cancel(it, save=save))
+
+    async def pause(self, account: Account, job_id: str) -> JobView:
+        """Keep a job from going on.
+
+        Raises:
+            UnknownJobError: There is none of this id, for this account.
+            NotNowError: It is over, or being cancelled.
+        """
+        return await self._change(account, job_id, self._client.control.pause)
+
+    async def resume(self, account: Account, job_id: str) -> JobView:
+        """Let a paused job go on.
+
+        Raises:
+            UnknownJobError: There is none of this id, for this account.
+            NotNowError: It is not paused.
+        """
+        return await self._change(account, job_id, self._client.resume)
+
+    async def events(
+        self, account: Account, job_id: str, after: str = "0"
+    ) -> AsyncGenerator[JobEvent, None]:
+        """A job's events, those that are there first; ends when the job has.
+
+        Args:
+            account: Who asks.
+            job_id: The job.
+            after: The id of an event: those after it.
+
+        Raises:
+            UnknownJobError: There is none of this id, for this account.
+            BadRequestError: ``after`` is no event's id.
+            NoBrokerError: The broker went away.
+        """
+        async with aclosing(self.event_batches(account, job_id, after)) as batches:
+            async for batch in batches:
+                for event in batch:
+                    yield event
+
+    async def event_batches(
+        self, account: Account, job_id: str, after: str = "0", patience_s: float = 15.0
+    ) -> AsyncGenerator[Sequence[JobEvent], None]:
+        """The same in batches; an empty one where nothing has happened for ``patience_s``."""
+        record = await _in_thread(self._jobs.record, account, job_id)
+        async with aclosing(self._streams.follow(record.id, after, patience_s)) as batches:
+            async for batch in batches:
+                yield batch
+
+    # What jobs leave
+
+    async def files(self, account: Account, job_id: str) -> FilesView:
+        """What a job has published.
+
+        Raises:
+            UnknownJobError: There is none of this id, for this account.
+        """
+        return await _in_thread(lambda: self._files.published(self._jobs.record(account, job_id)))
+
+    async def open_file(self, account: Account, job_id: str, name: str) -> OpenFile:
+        """A published file.
+
+        Raises:
+            UnknownJobError: There is none of this id, for this account.
+            NotFoundError: The job has published none of this name.
+        """
+        return await _in_thread(lambda: self._files.open(self._jobs.record(account, job_id), name))
+
+    async def samples(self, account: Account, job_id: str) -> tuple[Sample, ...]:
+        """A job's validation images so far.
+
+        Raises:
+            UnknownJobError: There is none of this id, for this account.
+        """
+        return await _in_thread(lambda: self._files.samples(self._jobs.record(account, job_id)))
+
+    async def open_sample(self, account: Account, job_id: str, name: str) -> OpenFile:
+        """A validation image, a PNG.
+
+        Raises:
+            UnknownJobError: There is none of this id, for this account.
+            NotFoundError: The job has none of this name.
+        """
+        return await _in_thread(
+            lambda: self._files.open_sample(self._jobs.record(account, job_id), name)
+        )
+
+    # Uploads
+
+    async def create_upload(
+        self, account: Account, name: str, length: int, tenant: str | None = None
+    ) -> UploadView:
+        """Begin an upload; it is written in pieces.
+
+        Args:
+            account: Who uploads.
+            name: What it is called.
+            length: Its bytes.
+            tenant: Whose jobs may name it; an operator's own choice.
+
+        Raises:
+            TooLargeError: It would take more than is allowed.
+            TooManyError: Too many are not finished.
+            ForbiddenError: The tenant is another's.
+        """
+        return await _in_thread(self._uploads.create, _tenant_of(account, tenant), name, length)
+
+    async def write_upload(
+        self,
+        account: Account,
+        upload_id: str,
+        offset: int,
+        pieces: AsyncIterator[bytes],
+        checksum: Checksum | None = None,
+    ) -> UploadView:
+        """Go on with an upload; what came is kept, however this ends.
+
+        Raises:
+            NotFoundError: There is none of this id, for this account.
+            ConflictError: Other bytes are here than ``offset`` says, or another request writes.
+            TooLargeError: More came than was said.
+            ChecksumError: Other bytes came than were sent.
+        """
+        tenant = await _in_thread(self._uploads_tenant, account, upload_id)
+        return await self._uploads.write(tenant, upload_id, offset, pieces, checksum)
+
+    async def upload(self, account: Account, upload_id: str) -> UploadView:
+        """An upload.
+
+        Raises:
+            NotFoundError: There is none of this id, for this account.
+        """
+        tenant = await _in_thread(self._uploads_tenant, account, upload_id)
+        return await self._uploads.finished(tenant, upload_id)
+
+    async def uploads(self, account: Account) -> tuple[UploadView, ...]:
+        """An account's uploads, the newest first; an operator's are those of all."""
+        return await _in_thread(self._all_uploads, account)
+
+    async def delete_upload(self, account: Account, upload_id: str) -> None:
+        """Remove an upload. Jobs whose ``prepare`` stage is done do not need it any more.
+
+        Raises:
+            NotFoundError: There is none of this id, for this account.
+            ConflictError: A request writes to it.
+        """
+        tenant = await _in_thread(self._uploads_tenant, account, upload_id)
+        await _in_thread(self._uploads.delete, tenant, upload_id)
+        await _in_thread(self._checks.forget, tenant, upload_id)
+
+    async def upload_files(
+        self,
+        account: Account,
+        files: Iterable[NewFile],
+        *,
+        name: str = "pictures.zip",
+        tenant: str | None = None,
+    ) -> UploadView:
+        """Make one upload of several pictures and captions.
+
+        Args:
+            account: Who uploads.
+            files: The files; a text beside a picture of the same name is its caption.
+            name: What the upload is called.
+            tenant: Whose jobs may name it; an operator's own choice.
+
+        Raises:
+            TooLargeError: They take more than is allowed.
+            ForbiddenError: The tenant is another's.
+        """
+        whose = _tenant_of(account, tenant)
+        folder = self._home / "packing"
+        async with write_archive(folder, files, self._uploads.most_bytes) as path:
+            return await _in_thread(self._uploads.put, whose, name, path)
+
+    async def pictures(self, account: Account, upload_id: str) -> tuple[PictureView, ...]:
+        """The pictures of an upload, with their captions.
+
+        Raises:
+            NotFoundError: There is none of this id, for this account, or it is no archive.
+            ConflictError: It is not whole.
+            TooManyError: Too many others are looked into.
+        """
+        upload = await self.upload(account, upload_id)
+        if not upload.whole:
+            raise ConflictError("the upload is not whole yet")
+        return await self._checks.pictures(upload.tenant, upload.id)
+
+    async def thumbnail(self, account: Account, upload_id: str, number: int) -> bytes:
+        """A picture of an upload, small, as JPEG; after ``pictures`` was asked.
+
+        Raises:
+            NotFoundError: There is none, for this account.
+        """
+        tenant = await _in_thread(self._uploads_tenant, account, upload_id)
+        return await _in_thread(self._checks.thumbnail, tenant, upload_id, number)
+
+    # The fleet
+
+    async def fleet(self, account: Account) -> FleetView:
+        """The fleet as it is now."""
+        return await _in_thread(self._fleet.fleet, account)
+
+    async def presets(self, account: Account) -> tuple[PresetView, ...]:
+        """All presets; of each type, the one is marked that suits this fleet."""
+        return await _in_thread(self._fleet.presets)
+
+    def schema(self) -> dict[str, Any]:
+        """The JSON schema of a job."""
+        return TrainingJob.model_json_schema()
+
+    # The console itself
+
+    async def upkeep(self) -> None:
+        """Once an hour, remove uploads that nobody needs; ends when it is cancelled."""
+        while True:
+            await _in_thread(self._uploads.sweep)
+            await asyncio.sleep(3600)
+
+    async def close(self) -> None:
+        """Let go of the broker."""
+        await self._streams.close()
+
+    async def look_after(self) -> None:
+        """Ask the broker something.
+
+        Raises:
+            redis.RedisError: It does not answer.
+        """
+        await _in_thread(self._client.lanes.terms)
+
+    async def _change(
+        self, account: Account, job_id: str, change: Callable[[str], object]
+    ) -> JobView:
+        def changed() -> JobView:
+            record = self._jobs.record(account, job_id)
+            change(record.id)
+            return self._jobs.view(self._client.state.get(record.id), account)
+
+        return await _in_thread(changed)
+
+    def _uploads_tenant(self, account: Account, upload_id: str) -> str:
+        """Whose upload this is, as far as the account may know."""
+        if account.tenant is not None:
+            return account.tenant
+        for tenant in self._uploads.tenants():
+            if any(it.id == upload_id for it in self._uploads.all(tenant)):
+                return tenant
+        return _DEFAULT_TENANT
+
+    def _all_uploads(self, account: Account) -> tuple[UploadView, ...]:
+        tenants = [account.tenant] if account.tenant else self._uploads.tenants()
+        found = [it for tenant in tenants for it in self._uploads.all(tenant)]
+        return tuple(sorted(found, key=lambda it: it.created, reverse=True))
+
+
+async def _in_thread(function: Callable[..., Answer], *arguments: Any) -> Answer:
+    return await to_thread.run_sync(function, *arguments)
+
+
+def _tenant_of(account: Account, tenant: str | None) -> str:
+    """Whose something is that an account makes."""
+    if account.tenant is None:
+        return tenant or _DEFAULT_TENANT
+    if tenant not in (None, account.tenant):
+        raise ForbiddenError("this key uploads for its own tenant only")
+    return account.tenant

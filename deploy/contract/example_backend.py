@@ -1,0 +1,70 @@
+"""A backend in one file: sends a job, follows it, prints its result.
+
+    python example_backend.py redis://broker:6379/0 job.json
+
+Needs ``celery[redis]`` and ``contract.py`` beside it, and nothing of training-worker.
+"""
+
+import json
+import sys
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import contract
+from celery import Celery
+from celery.result import AsyncResult
+from redis import Redis
+
+
+def send(app: Celery, job: dict[str, Any]) -> AsyncResult:
+    """Send a job; the result's id follows it to its end."""
+    # What Flower and logs show in place of the job: its id, and nothing that may be secret in it.
+    shown = repr((job["id"],))
+    return app.send_task(contract.SUBMIT, (job,), queue=contract.SUBMIT_QUEUE, argsrepr=shown)
+
+
+def follow(redis: Redis, job_id: str, result: AsyncResult) -> Iterator[dict[str, Any]]:
+    """The job's events as they come, until it is over; none where it is refused at once."""
+    stream, position = contract.events_key(job_id), "0"
+    while True:
+        over = result.ready()
+        answer = redis.xread({stream: position}, block=1000)
+        for entry, fields in answer[0][1] if answer else ():
+            position = entry
+            yield json.loads(fields[contract.EVENT_FIELD])
+        if over and not answer:
+            return
+
+
+def shown(event: dict[str, Any]) -> str:
+    """An event in a line."""
+    kind = event.pop("kind")
+    if kind == "progress":
+        return f"{event['stage']}: {event['done']} of {event['total']} {event['unit']}"
+    return f"{kind}: {json.dumps(event)}"
+
+
+def main() -> int:
+    """Returns the exit code: 1 for a job that failed."""
+    url, path = sys.argv[1:]
+    app = Celery(broker=url, backend=url)
+    app.conf.update(accept_content=["json"], result_accept_content=["json"])
+    redis = Redis.from_url(url.replace("redis+socket:", "unix:", 1), decode_responses=True)
+    job = {"id": uuid.uuid4().hex[:12], **json.loads(Path(path).read_text("utf-8"))}
+    result = send(app, job)
+    for event in follow(redis, job["id"], result):
+        print(shown(event), flush=True)
+    outcome = result.get(propagate=False)
+    if not isinstance(outcome, Exception):
+        print(f"result: {json.dumps(outcome)}")
+        return 0
+    failure = dict(zip(contract.ERROR_FIELDS, outcome.args, strict=True))
+    print(f"{failure['code']} in {failure['stage']}: {failure['message']}")
+    print(f"({contract.ERROR_CODES[failure['code']]})")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Makes the fleet's passwords, once, and what holds them; a file that is there stays as it is.
+#   bash deploy/secrets.sh [FOLDER] [SCHEME://HOST:PORT/DB]
+# FOLDER (deploy/secrets) then holds users.acl for the broker and, for each role, a folder of files
+# named like settings, for TRAINING_SECRETS_DIR. The address is the broker's, as the roles see it.
+# FOLDER can be entered by its owner only; the files in it can be read by a container's user.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+folder=${1:-$here/secrets}
+address=${2:-redis://valkey:6379/0}
+mkdir -p "$folder"
+chmod 700 "$folder"
+
+made() { head -c 24 /dev/urandom | od -An -v -tx1 | tr -d ' \n'; }
+once() { [ -e "$1" ] || printf '%s' "$2" > "$1"; }
+
+rules=$(cat "$here/valkey/users.acl.in")
+for role in admin worker backend console metrics flower; do
+  mkdir -p "$folder/$role"
+  once "$folder/$role/password" "$(made)"
+  password=$(cat "$folder/$role/password")
+  once "$folder/$role/TRAINING_BROKER_URL" "${address%%://*}://$role:$password@${address#*://}"
+  hash=$(printf '%s' "$password" | sha256sum | cut -d ' ' -f 1)
+  rules=${rules//#${role^^}_SHA256/#$hash}
+done
+mkdir -p "$folder/grafana" "$folder/huggingface"
+once "$folder/flower/TRAINING_FLOWER_BASIC_AUTH" "operator:$(made)"
+once "$folder/grafana/password" "$(made)"
+once "$folder/huggingface/token" ""  # for models that are to be had with an account only
+# The server reads no comments.
+grep '^user ' <<< "$rules" > "$folder/users.acl.new"
+mv "$folder/users.acl.new" "$folder/users.acl"
+find "$folder" -type f -exec chmod 444 {} +
+find "$folder" -mindepth 1 -type d -exec chmod 755 {} +

@@ -1,0 +1,26 @@
+"""``training-worker console``."""
+
+import os
+import sys
+from importlib.util import find_spec
+
+from tasks.data.access import ANYWHERE
+from tasks.errors import NotInstalledError
+from tasks.settings import Settings
+from worker.client import broker_url
+
+
+def run(settings: Settings) -> None:
+    """Become the web console of the configured fleet, or of this home's.
+
+    Raises:
+        NotInstalledError: What it needs is not installed.
+        NoBrokerError: There is no fleet.
+    """
+    if find_spec("fastapi") is None:
+        raise NotInstalledError("the web console", "console")
+    env = {**os.environ, "TRAINING_BROKER_URL": broker_url(settings)}
+    if settings.broker_url is None:
+        # As on the fleet that 'up' started here.
+        env["TRAINING_DATA_ROOTS"] = settings.data_roots or ANYWHERE
+    os.execve(sys.executable, [sys.executable, "-P", "-m", "console"], env)
