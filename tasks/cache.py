@@ -147,7 +147,7 @@ class _Work:
 
     def counts(self) -> Counts:
         """How many entries were there, and how many were not, by kind."""
-        counts: dict[str, float] = {}
+        counts: dict[str, int] = {}
         for kind, wanted in (("text", self.plan.texts), ("latents", self.plan.latents)):
             made = len(self._made & wanted.keys())
             counts |= CACHE_ENTRIES.one(kind, "miss", by=made)

@@ -30,13 +30,13 @@ class Counters:
         try:
             with self._redis.pipeline(transaction=False) as pipe:
                 for field, by in counts.items():
-                    pipe.hincrbyfloat(COUNTS, field, by)
+                    pipe.hincrby(COUNTS, field, by)
                 pipe.expire(COUNTS, self._ttl)
                 pipe.execute()
         except RedisError as error:
             logger.warning("cannot count %s: %s", ", ".join(counts), error)
 
-    def read(self) -> dict[str, float]:
+    def read(self) -> dict[str, int]:
         """All counts by their fields."""
         found = cast("dict[str, str]", self._redis.hgetall(COUNTS))
-        return {field: float(value) for field, value in found.items()}
+        return {field: int(value) for field, value in found.items()}

@@ -7,7 +7,7 @@ is in ``tasks/control_scripts.py``.
 """
 
 from tasks.contract import EVENT_FIELD, JOB_KEY
-from tasks.metrics import DEAD_LETTERS, JOBS, STAGE_STARTS, TAKEOVERS
+from tasks.metrics import DEAD_LETTERS, JOBS, TAKEOVERS
 
 INDEX = "training:jobs"
 """Every job's id by the time it was submitted."""
@@ -62,7 +62,7 @@ end
 local function expire(key) redis.call('EXPIRE', key, ARGV[1]) end
 -- Fields of the counts and what is added to each.
 local function count_all(counts)
-  for field, by in pairs(counts) do redis.call('HINCRBYFLOAT', COUNTS, field, by) end
+  for field, by in pairs(counts) do redis.call('HINCRBY', COUNTS, field, by) end
   expire(COUNTS)
 end
 local function count(...) count_all({{[table.concat({{...}}, '|')] = 1}}) end
@@ -192,7 +192,6 @@ if redis.call('HINCRBY', KEYS[1], 'starts', 1) > tonumber(ARGV[5]) then
   return {{'exhausted'}}
 end
 local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
-count('{STAGE_STARTS.name}', ARGV[3], ARGV[7])
 if wanted == current and state == 'running' then count('{TAKEOVERS.name}', ARGV[3]) end
 if status == 'queued' then set('status', 'running') end
 is_due_no_more()

@@ -13,13 +13,13 @@ from itertools import product
 from typing import Literal
 
 from routing.classes import MemoryClass
-from routing.queues import ALL_QUEUES, GPU_QUEUES
+from routing.queues import GPU_QUEUES
 from routing.requirements import TrainingType
 from tasks.contract import STAGES
 from tasks.errors import ErrorCode
 
 Kind = Literal["counter", "gauge", "histogram"]
-Counts = Mapping[str, float]
+Counts = Mapping[str, int]
 """Fields of the hash, and what is added to each."""
 
 CPU = "cpu"
@@ -42,7 +42,7 @@ _CODES = (
     ErrorCode.DIVERGED,
     ErrorCode.UNREADABLE_FILE,
 )
-_SUM = "sum"
+_SUM_MS = "ms"
 
 
 @dataclass(frozen=True)
@@ -71,40 +71,40 @@ class Metric:
         assert len(values) == len(self.labels)
         return "|".join([self.name, *map(str, values)])
 
-    def one(self, *values: object, by: float = 1) -> dict[str, float]:
+    def one(self, *values: object, by: int = 1) -> dict[str, int]:
         """What is added when it happened; nothing where it happened 0 times."""
         return {self.field(*values): by} if by else {}
 
-    def observed(self, value: float, *values: object) -> dict[str, float]:
-        """What is added to a histogram."""
-        place = bisect_left(self.buckets, value)
+    def observed(self, seconds: float, *values: object) -> dict[str, int]:
+        """What is added to a histogram; its sum is kept in milliseconds."""
+        place = bisect_left(self.buckets, seconds)
         bound = f"{self.buckets[place]:g}" if place < len(self.buckets) else "+Inf"
         field = self.field(*values)
-        return {f"{field}|{bound}": 1, f"{field}|{_SUM}": round(value, 3)}
+        return {f"{field}|{bound}": 1, f"{field}|{_SUM_MS}": round(seconds * 1000)}
 
-    def samples(self, counts: Counts) -> Iterator[tuple[tuple[str, ...], float]]:
+    def samples(self, counts: Counts) -> Iterator[tuple[tuple[str, ...], int]]:
         """A counter's values by those of its labels."""
         known = [values for values in self.labels.values() if values is not None]
-        found: dict[tuple[str, ...], float] = {}
+        found: dict[tuple[str, ...], int] = {}
         if len(known) == len(self.labels):
-            found = dict.fromkeys(product(*known), 0.0)
+            found = dict.fromkeys(product(*known), 0)
         yield from (found | dict(self._own(counts))).items()
 
     def histograms(
         self, counts: Counts
-    ) -> Iterator[tuple[tuple[str, ...], list[tuple[str, float]], float]]:
+    ) -> Iterator[tuple[tuple[str, ...], list[tuple[str, int]], float]]:
         """A histogram's values by those of its labels: bounds with cumulated counts, and a sum."""
-        rows: dict[tuple[str, ...], dict[str, float]] = {}
+        rows: dict[tuple[str, ...], dict[str, int]] = {}
         for (*values, part), value in self._own(counts):
             rows.setdefault(tuple(values), {})[part] = value
         for values_of, parts in rows.items():
-            total, buckets = 0.0, []
+            total, buckets = 0, list[tuple[str, int]]()
             for bound in [*(f"{it:g}" for it in self.buckets), "+Inf"]:
-                total += parts.get(bound, 0.0)
+                total += parts.get(bound, 0)
                 buckets.append((bound, total))
-            yield values_of, buckets, parts.get(_SUM, 0.0)
+            yield values_of, buckets, parts.get(_SUM_MS, 0) / 1000
 
-    def _own(self, counts: Counts) -> Iterator[tuple[tuple[str, ...], float]]:
+    def _own(self, counts: Counts) -> Iterator[tuple[tuple[str, ...], int]]:
         for field, value in counts.items():
             name, *values = field.split("|")
             if name == self.name:
@@ -135,7 +135,6 @@ JOBS = _counter(
 DEAD_LETTERS = _counter(
     "dead_letters_total", "Jobs that failed through no fault of their own, and can be replayed."
 )
-STAGE_STARTS = _counter("stage_starts_total", "Starts of stages.", stage=STAGES, queue=ALL_QUEUES)
 TAKEOVERS = _counter(
     "stage_takeovers_total",
     "Starts of stages whose worker was lost in the middle.",

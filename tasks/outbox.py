@@ -35,7 +35,7 @@ class Outbox:
         self._events: list[Event] = []
         self._refs: dict[str, str] = {}
         self._then: list[Callable[[], None]] = []
-        self._counts: dict[str, float] = {}
+        self._counts: dict[str, int] = {}
         self._try_at = 0.0
 
     @property

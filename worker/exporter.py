@@ -65,7 +65,7 @@ class FleetCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Every metric, some without values while the broker is away."""
         began, up = time.perf_counter(), True
-        counts, read = dict[str, float](), dict[str, Values]()
+        counts, read = dict[str, int](), dict[str, Values]()
         with self._lock:
             try:
                 counts, read = self._counters.read(), dict(self._read())

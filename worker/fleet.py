@@ -144,7 +144,7 @@ class Fleet:
 @contextmanager
 def running_fleet(settings: Settings) -> Iterator[Fleet]:
     """A fleet, stopped at the end: an embedded broker unless one is configured, a CPU worker, a
-    worker for each GPU (an emulated one of 40 GB where there is none), Flower, the console, metrics.
+    worker for each GPU (an emulated one of 40 GB where there is none), Flower, console, metrics.
 
     Raises:
         BrokerStartError: The embedded broker cannot run.

@@ -97,7 +97,7 @@ class Fleet:
         """Where its metrics are, given a port."""
         return f"http://127.0.0.1:{self.env['TRAINING_METRICS_PORT']}/metrics"
 
-    def counts(self) -> dict[str, float]:
+    def counts(self) -> dict[str, int]:
         """What the fleet has counted."""
         url = find_running(self.home)
         assert url is not None

@@ -125,7 +125,7 @@ def test_what_is_counted_is_told_with_zeros_for_what_was_not() -> None:
 
 
 def test_a_histogram_counts_each_value_in_all_buckets_that_hold_it() -> None:
-    counts: dict[str, float] = {}
+    counts: dict[str, int] = {}
     for seconds in (0.1, 0.11, 3600, 1e6):
         for field, by in STAGE_SECONDS.observed(seconds, "train", "FLUX_LORA", "40gb").items():
             counts[field] = counts.get(field, 0) + by
