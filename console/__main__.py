@@ -8,6 +8,7 @@ import uvicorn
 from console.app import make_app
 from console.service import Service
 from tasks.errors import EXIT_CODES, JobError
+from tasks.logs import set_up_logging
 from tasks.settings import Settings
 
 # Streams of events would keep it from ending.
@@ -24,6 +25,7 @@ def main() -> int:
     if settings.broker_url is None:
         sys.stderr.write("error: run 'training-worker console', which finds the broker\n")
         return 2
+    set_up_logging(settings.log_format, "console")
     try:
         service = Service(settings, settings.broker_url.get_secret_value())
     except JobError as error:
@@ -35,6 +37,7 @@ def main() -> int:
         port=settings.console_port,
         root_path=urlsplit(settings.console_base_url).path,
         server_header=False,
+        log_config=None,
         access_log=False,
         timeout_graceful_shutdown=_END_WITHIN_S,
     )

@@ -5,7 +5,6 @@ standard input and writes one answer to its standard output, both JSON.
 """
 
 import json
-import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -57,7 +56,6 @@ class CheckRequest(StrictModel):
 
 def main() -> None:
     """Answer one request."""
-    logging.basicConfig(level=logging.WARNING)
     os.nice(_NICE)
     request = CheckRequest.model_validate_json(sys.stdin.buffer.read())
     try:
@@ -92,7 +90,10 @@ def _pictures(request: CheckRequest) -> dict[str, Any]:
     scratch, folder = Path(request.scratch_dir), Path(request.folder)
     uploads = StoredUploads(Store(request.store_url), request.tenant)
     archive = uploads.path_of(request.upload, scratch / "uploads")
-    files = unpack(archive, scratch / "unpacked", most_bytes=request.most_bytes).files
+    found = unpack(archive, scratch / "unpacked", most_bytes=request.most_bytes)
+    files = found.files
+    if found.faults and not files:
+        raise DataSetError(found.faults, "prepare")
     folder.mkdir(parents=True, exist_ok=True)
     return {"pictures": list(_thumbnails(files, folder))}
 

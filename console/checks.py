@@ -16,6 +16,7 @@ from console.checker import CheckRequest
 from console.errors import NotFoundError, TooManyError
 from console.views import DataSetView, ErrorView, PictureView
 from tasks.data.access import Access
+from tasks.errors import JobError
 from tasks.jobs.job import TrainingJob
 from tasks.settings import Settings
 
@@ -23,8 +24,11 @@ logger = logging.getLogger(__name__)
 
 _AT_A_TIME = 2
 _MOST_WAITING = 20
-_WITHIN_S = 300.0
-_TOO_LONG = f"looking into the data set takes more than {_WITHIN_S:g} s; submit the job instead"
+WITHIN_S = 300.0
+"""How long one may take."""
+COMMAND = (sys.executable, "-P", "-m", "console.checker")
+"""The process."""
+_TOO_LONG = "looking into the data set takes too long; submit the job instead"
 
 
 class Checked:
@@ -70,7 +74,7 @@ class Checks:
 
         Raises:
             TooManyError: Too many others are looked into.
-            NotFoundError: It cannot be read as an archive.
+            JobError: It cannot be read as an archive.
         """
         folder = self._thumbnails / tenant / upload_id
         listed = folder / "pictures.json"
@@ -84,7 +88,7 @@ class Checks:
                 folder=str(folder),
             )
             if "error" in answer:
-                raise NotFoundError(answer["error"]["message"])
+                raise JobError(**answer["error"])
             await to_thread.run_sync(listed.write_text, json.dumps(answer["pictures"]))
         found = json.loads(await to_thread.run_sync(listed.read_bytes))
         return tuple(PictureView.model_validate(it) for it in found)
@@ -131,13 +135,13 @@ class Checks:
 
 async def _answer(request: CheckRequest) -> dict[str, Any]:
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-P", "-m", "console.checker"),
+        *COMMAND,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
     try:
         asked = request.model_dump_json().encode()
-        out, _ = await asyncio.wait_for(process.communicate(asked), _WITHIN_S)
+        out, _ = await asyncio.wait_for(process.communicate(asked), WITHIN_S)
     except TimeoutError:
         return _failed(_TOO_LONG)
     finally:

@@ -16,7 +16,7 @@ from tasks.store import Store
 from tasks.train import validations_of
 
 _PIECE = 2**20
-# validation-STEP-PROMPT-NUMBER.png
+# validation-STEP-PROMPT-NUMBER.png, both numbers from 1 on.
 _IMAGE = re.compile(r"validation-\d+-(\d+)-\d+\.png", re.ASCII)
 
 
@@ -117,5 +117,5 @@ def _files_in(manifest: dict[str, Any] | None) -> list[Artifact]:
 def _prompt(prompts: tuple[str, ...], image: Artifact) -> str | None:
     """Whose image this is; None where its name does not tell."""
     match = _IMAGE.fullmatch(image.name)
-    number = None if match is None else int(match[1])
-    return prompts[number] if number is not None and number < len(prompts) else None
+    number = 0 if match is None else int(match[1])
+    return prompts[number - 1] if 1 <= number <= len(prompts) else None

@@ -344,8 +344,9 @@ class Service:
         """The pictures of an upload, with their captions.
 
         Raises:
-            NotFoundError: There is none of this id, for this account, or it is no archive.
+            NotFoundError: There is none of this id, for this account.
             ConflictError: It is not whole.
+            JobError: It is no archive.
             TooManyError: Too many others are looked into.
         """
         upload = await self.upload(account, upload_id)

@@ -150,12 +150,13 @@ class _Reader:
                 for position, fields in entries:
                     self._add(position, fields["event"])
                     last = position
+            has_ended = bool(self._events) and self._events[-1].event.kind == "ended"
             if streams:
                 self._tell()
+                if has_ended:
+                    block_ms = None  # nothing should follow
                 continue
-            if self._events and self._events[-1].event.kind == "ended":
-                return
-            if not await self._redis.exists(self._keys[0]):
+            if has_ended or not await self._redis.exists(self._keys[0]):
                 return
             block_ms = _BLOCK_MS
 

@@ -17,11 +17,20 @@ from tasks.contract import SUBMIT, task_name
 from tasks.errors import JobError
 from tasks.prepare import prepare
 from tasks.publish import publish
+from tasks.records import VERSION, VERSION_HEADER
 from tasks.runtime import Runtime
 from tasks.settings import Settings
-from tasks.stage import Delivery, StageBody, StageDropped, StageMoved, StageReleased, run_stage
+from tasks.stage import (
+    Delivery,
+    StageBody,
+    StageDropped,
+    StageMoved,
+    StagePassedOn,
+    StageReleased,
+    run_stage,
+)
 from tasks.state import Admission
-from tasks.submit import admit, with_id
+from tasks.submit import admit, newer_than_known, with_id
 from tasks.train import train
 
 logger = logging.getLogger(__name__)
@@ -126,7 +135,8 @@ def _add_stage(
     def run(self: Task, job_id: str) -> dict[str, Any]:
         info = self.request.delivery_info or {}
         tag = (self.request.properties or {}).get("delivery_tag", "")
-        delivery = Delivery(queue=str(info.get("routing_key", "")), tag=str(tag))
+        version = int(self.request.get(VERSION_HEADER) or 1)
+        delivery = Delivery(str(info.get("routing_key", "")), str(tag), version)
         means, goes_on = runtime(), False
         try:
             end = run_stage(stage, body, job_id, delivery, means, draining)
@@ -136,6 +146,8 @@ def _add_stage(
         except StageMoved as moved:
             logger.info("moved: %s", moved.reason, extra={"job": job_id, "stage": stage})
             raise self.retry(queue=moved.queue, countdown=0, max_retries=None) from None
+        except StagePassedOn as passed:
+            raise Ignore(str(passed)) from passed
         except StageDropped as dropped:
             logger.info("dropped: %s", dropped, extra={"job": job_id, "stage": stage})
             raise Ignore(str(dropped)) from dropped
@@ -177,6 +189,10 @@ def _add_submit(app: Celery, runtime: Callable[[], Runtime]) -> None:
         Request="tasks.submit_request:SubmitRequest",
     )
     def submit(self: Task, job: dict[str, Any]) -> dict[str, Any]:
+        if newer_than_known(job) and runtime().newest_version() > VERSION:
+            # It waits in this worker for a moment, and then for whoever is next.
+            pause_s = 0.0 if self.request.eta else runtime().backoff.delay_s(0)
+            raise self.retry(countdown=pause_s, max_retries=None)
         try:
             own = self.request.id
             job_id, _, admission = admit(with_id(job, own), runtime().state, own)

@@ -99,7 +99,7 @@ class Client:
     def cancel(self, job_id: str, *, save: bool = False) -> JobStatus:
         """Cancel a job; see ``JobControl.cancel``. Whoever waits for its result is told."""
         status = self.control.cancel(job_id, save=save)
-        record = self.state.get(job_id)
+        record = self.state.head(job_id)
         if status == JobStatus.CANCELLED and record.error is not None:
             # Nothing runs that could tell it.
             error = JobError(record.error, ErrorCode.CANCELLED, record.error_stage or "")
@@ -150,7 +150,7 @@ class Client:
 
     def _go_on(self, job_id: str, goes: bool) -> None:
         if goes:
-            send_rest(self._app, self.state.get(job_id))
+            send_rest(self._app, self.state.head(job_id))
         self.lanes.dispatch()
 
     def _require_worker(self, document: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ from redis import Redis
 from tasks import control_scripts, job_scripts
 from tasks.errors import ErrorCode, JobError, cancelled_message
 from tasks.events import Event, JobEnded, Note
-from tasks.records import NEXT_QUEUE, JobRecord, JobStatus, UnknownJobError, queue_of
+from tasks.records import NEXT_QUEUE, JobHead, JobRecord, JobStatus, UnknownJobError, queue_of
 from tasks.state import Admission, JobState, keys_of
 
 
@@ -112,12 +112,11 @@ class JobControl:
 
     def in_flight(self) -> list[JobRecord]:
         """The jobs that have a message, or should have one, and those whose stage runs."""
-        ids = sorted(cast("list[str]", self._redis.hkeys(job_scripts.IN_FLIGHT)))
-        records = self._state.get_all(ids)
-        gone = set(ids) - {record.id for record in records}
-        if gone:
-            self._redis.hdel(job_scripts.IN_FLIGHT, *gone)
-        return records
+        return self._state.get_all(self._ids_in_flight())
+
+    def heads_in_flight(self) -> list[JobHead]:
+        """What every version can read of them."""
+        return self._state.heads(self._ids_in_flight())
 
     def requeue(self, job_id: str, attempt: int, stage: str) -> bool:
         """Let a stage whose message was lost begin again; False where it has gone on meanwhile."""
@@ -125,18 +124,26 @@ class JobControl:
         args: list[str | int] = [self._ttl_s, attempt, stage, note.model_dump_json()]
         return bool(self._requeue(keys=keys_of(job_id), args=args))
 
-    def take_due(self) -> list[JobRecord]:
+    def take_due(self) -> list[JobHead]:
         """The jobs whose next try is due; each is given out once, for the caller to send."""
         now = self._redis.time()[0]
         due = cast("list[str]", self._redis.zrangebyscore(job_scripts.DUE, "-inf", now))
         taken = [
             job_id for job_id in due if self._take_due(keys=keys_of(job_id), args=[self._ttl_s])
         ]
-        return self._state.get_all(taken)
+        return self._state.heads(taken)
+
+    def _ids_in_flight(self) -> list[str]:
+        ids = sorted(cast("list[str]", self._redis.hkeys(job_scripts.IN_FLIGHT)))
+        there = self._state.there_are(ids)
+        gone = set(ids) - there
+        if gone:
+            self._redis.hdel(job_scripts.IN_FLIGHT, *gone)
+        return [job_id for job_id in ids if job_id in there]
 
     def _reopened(self, job_id: str, status: JobStatus, message: str) -> bool:
         note = Note(level="info", message=message)
-        record = self._state.get(job_id)
+        record = self._state.head(job_id)
         queue = queue_of(record.stage, record.gpu_queue, record.refs.get(NEXT_QUEUE))
         args: list[str | int] = [self._ttl_s, status.value, note.model_dump_json(), queue]
         answer = self._resume(keys=keys_of(job_id), args=args)

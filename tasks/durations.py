@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
 
+from pydantic import ValidationError
 from redis import Redis, RedisError
 from redis.client import Pipeline
 
@@ -206,12 +207,17 @@ class Durations:
                 pipe.lrange(f"{_WAITS}{queue}", 0, -1)
             lists = cast("list[list[str]]", pipe.execute())
         works, waits = lists[: len(members)], lists[len(members) :]
+        runs = {}
+        for member, found in zip(members, works, strict=True):
+            try:
+                work, its = _read(member, found)
+            except ValidationError:
+                logger.warning("what another version has learned is left out: %s", member)
+                continue
+            if its:
+                runs[work] = its
         return Learned(
-            runs={
-                Work.model_validate_json(member): [Run.model_validate_json(it) for it in found]
-                for member, found in zip(members, works, strict=True)
-                if found
-            },
+            runs=runs,
             waits={
                 queue: [float(it) for it in found]
                 for queue, found in zip(ALL_QUEUES, waits, strict=True)
@@ -230,6 +236,11 @@ class Durations:
         pipe.lpush(key, value)
         pipe.ltrim(key, 0, _KEPT - 1)
         pipe.expire(key, self._ttl)
+
+
+def _read(member: str, runs: Sequence[str]) -> tuple[Work, list[Run]]:
+    work = Work.model_validate_json(member)
+    return work, [Run.model_validate_json(run) for run in runs]
 
 
 def p90(values: Sequence[float]) -> float:

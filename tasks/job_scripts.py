@@ -90,6 +90,12 @@ local function put_in_flight()
   expire(IN_FLIGHT)
 end
 local function take_from_flight() redis.call('HDEL', IN_FLIGHT, id) end
+local function be_due_in(seconds)
+  local due_at = string.format('%.6f', now + seconds)
+  set('due_at', due_at)
+  add(DUE, due_at)
+  take_from_flight()
+end
 local function leave(queue, tenant)
   local lanes = LANES .. ':' .. queue
   redis.call('ZREM', lanes .. ':' .. tenant, id)
@@ -164,7 +170,8 @@ return queue_up(ARGV[3])
 """
 
 # ARGV: 2 stage number (1 is the first), 3 stage, 4 delivery tag, 5 most starts, 6 worker,
-# 7 queue, 8 event of exhaustion, 9 its message.
+# 7 queue, 8 event of exhaustion, 9 its message, 10 the worker's version, 11 the message's,
+# 12 seconds until another message follows where the worker's is too old.
 BEGIN = f"""{PRELUDE}
 if redis.call('EXISTS', KEYS[1]) == 0 then return {{'unknown'}} end
 if ended() then return {{'ended'}} end
@@ -183,6 +190,22 @@ if status == 'pausing' or status == 'paused' then
   keep()
   return {{'paused'}}
 end
+local version = math.max(tonumber(get('version') or 1), tonumber(ARGV[11]))
+if version > tonumber(ARGV[10]) then
+  -- For a worker of that version, which may take the next message.
+  if state == 'running' then set('stage_state', 'queued') end
+  leave_lane()
+  be_due_in(ARGV[12])
+  local first = redis.call('HSETNX', KEYS[1], 'passed_on', ARGV[6]) == 1
+  if first then
+    tell(cjson.encode({{kind = 'note', level = 'info', message = string.format(
+      '%s waits for a worker of version %d; %s is of version %d',
+      ARGV[3], version, ARGV[6], ARGV[10])}}))
+  end
+  keep()
+  return {{first and 'newer' or 'still_newer'}}
+end
+set('version', ARGV[10])
 if wanted > current then set('starts', 0, 'tries', 0) end
 if redis.call('HINCRBY', KEYS[1], 'starts', 1) > tonumber(ARGV[5]) then
   set('error_code', 'trainer_failed', 'error_stage', ARGV[3], 'error', ARGV[9])
@@ -257,10 +280,7 @@ if status == 'pausing' then
   set('status', status)
   take_from_flight()
 elseif ARGV[5] ~= '' then
-  local due_at = string.format('%.6f', now + ARGV[5])
-  set('due_at', due_at)
-  add(DUE, due_at)
-  take_from_flight()
+  be_due_in(ARGV[5])
 end
 keep()
 return status

@@ -19,7 +19,7 @@ from tasks.control_scripts import TAKE_TURN, TURNS
 from tasks.errors import JobError
 from tasks.job_scripts import FLEET, IN_FLIGHT, LANES
 from tasks.presence import Presence
-from tasks.records import JobRecord, record_of
+from tasks.records import JobHead, JobRecord, head_of
 from tasks.state import Admission, paired
 
 logger = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ class Lanes:
     """
 
     def __init__(
-        self, client: Redis, ttl: timedelta, send: Callable[[JobRecord], None] = lambda _: None
+        self, client: Redis, ttl: timedelta, send: Callable[[JobHead], None] = lambda _: None
     ) -> None:
         self._redis, self._send = client, send
         self._ttl_s = int(ttl.total_seconds())
@@ -104,7 +104,7 @@ class Lanes:
         lane = _lane_of(record.waiting_in or "", record.job.tenant)
         return cast("int | None", self._redis.zrank(lane, record.id))
 
-    def _take_next(self) -> JobRecord | None:
+    def _take_next(self) -> JobHead | None:
         """The job that leaves its lane now; None where none does."""
         while turns := self._turns():
             queues, tenants, fleet = turns
@@ -114,9 +114,12 @@ class Lanes:
                 if tenant is None:
                     continue
                 args = [self._ttl_s, queue, tenant]
-                answer, *job = self._take_turn(keys=[_lane_of(queue, tenant), ""], args=args)
+                # The second one is the job's stream once it is known; a key that one may not
+                # touch, such as '', would be refused.
+                lane = _lane_of(queue, tenant)
+                answer, *job = self._take_turn(keys=[lane, lane], args=args)
                 if answer == Admission.GOES:
-                    return record_of(job[0], paired(json.loads(job[1])))
+                    return head_of(job[0], paired(json.loads(job[1])))
                 if answer == _GONE:
                     break
             else:

@@ -1,14 +1,18 @@
 """Which workers are there: each notes itself in Redis for as long as it lives."""
 
 import contextlib
+import logging
 from collections.abc import Callable
 from datetime import timedelta
 from typing import cast
 
+from pydantic import ConfigDict, ValidationError
 from redis import Redis, RedisError
 
 from routing.classes import MemoryClass
 from tasks.jobs.base import StrictModel
+
+logger = logging.getLogger(__name__)
 
 _PREFIX = "training:worker:"
 _NAMES = "training:workers"
@@ -34,6 +38,7 @@ class Presence(StrictModel):
     """A worker.
 
     Attributes:
+        version: Its program's, as jobs have one.
         queues: What it serves, first served first.
         memory_class: Its GPU's; null on the CPU queue, as all of the GPU.
         gpu_uuid: The GPU that it is pinned to.
@@ -43,6 +48,10 @@ class Presence(StrictModel):
         figures: The GPU's, where the driver tells them.
     """
 
+    # Other versions of the program may note more.
+    model_config = ConfigDict(extra="ignore")
+
+    version: int = 1
     queues: tuple[str, ...]
     memory_class: MemoryClass | None
     gpu_uuid: str | None = None
@@ -77,8 +86,10 @@ class PresenceNote:
     def renew(self) -> None:
         """Note it for a while longer."""
         presence = self._presence.model_copy(update={"figures": self._figures()})
+        # Versions that know fewer fields refuse them, even at their defaults.
+        note = presence.model_dump_json(exclude_defaults=True)
         with self._redis.pipeline() as pipe:
-            pipe.set(self._key, presence.model_dump_json(), px=self._life)
+            pipe.set(self._key, note, px=self._life)
             pipe.sadd(_NAMES, self._key.removeprefix(_PREFIX))
             pipe.pexpire(_NAMES, self._life)
             pipe.execute()
@@ -104,10 +115,15 @@ def live_workers(client: Redis) -> dict[str, Presence]:
     if gone:
         client.srem(_NAMES, *gone)
     return {
-        name: Presence.model_validate_json(value)
+        name: presence
         for name, value in found.items()
-        if value is not None
+        if value is not None and (presence := _read(name, value)) is not None
     }
+
+
+def newest_version(client: Redis) -> int:
+    """The newest version of the program that a live worker is of; 0 where none is live."""
+    return max((worker.version for worker in live_workers(client).values()), default=0)
 
 
 def why_unserved(client: Redis, queue: str) -> str | None:
@@ -124,6 +140,14 @@ def why_unserved(client: Redis, queue: str) -> str | None:
         if worker.quarantined is not None and queue in worker.queues
     ]
     return f"no live worker serves {queue}: {there}{''.join(out)}"
+
+
+def _read(name: str, note: str) -> Presence | None:
+    try:
+        return Presence.model_validate_json(note)
+    except ValidationError:
+        logger.warning("worker %s notes itself in a form of another version; left out", name)
+        return None
 
 
 def next_larger_class(client: Redis, memory_class: MemoryClass | None) -> MemoryClass | None:

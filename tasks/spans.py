@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tasks.records import JobRecord
+from tasks.records import JobHead
 
 ROOT = ""
 """The path of the job's own span."""
@@ -64,16 +64,15 @@ def span_id(job_id: str, path: str) -> int:
     return _number(f"span {job_id} {path}", 8)
 
 
-def job_span(record: JobRecord, status: str, ended_at: float, error: str | None) -> Span:
+def job_span(head: JobHead, status: str, ended_at: float, error: str | None) -> Span:
     """A job's own span, the root of its trace."""
     attributes: dict[str, str | int | float] = {
-        "training.job.id": record.id,
-        "training.job.type": record.job.training.type,
+        "training.job.id": head.id,
         "training.job.status": status,
-        "training.job.queue": record.gpu_queue,
+        "training.job.queue": head.gpu_queue,
     }
-    began_at = record.created_at.timestamp()
-    return Span(record.id, "job", ROOT, None, began_at, ended_at, attributes, error)
+    began_at = head.created_at.timestamp()
+    return Span(head.id, "job", ROOT, None, began_at, ended_at, attributes, error)
 
 
 def _number(text: str, length: int) -> int:

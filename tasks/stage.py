@@ -20,7 +20,14 @@ from tasks.events import CacheDone, Event, Note, TrainDone
 from tasks.metrics import ENLARGEMENTS, STAGE_FAILURES
 from tasks.outbox import Outbox
 from tasks.pace import Made
-from tasks.records import NEXT_QUEUE, JobRecord, JobStatus, SupersededError, queue_of
+from tasks.records import (
+    NEXT_QUEUE,
+    VERSION,
+    JobRecord,
+    JobStatus,
+    SupersededError,
+    queue_of,
+)
 from tasks.requests import TrainerRequest
 from tasks.runtime import GpuUnfit, Runtime, TrainerInterrupted
 from tasks.spans import job_span
@@ -44,6 +51,8 @@ class Delivery:
     queue: str
     tag: str
     """Its delivery tag: the name under which the broker knows that this worker holds it."""
+    version: int = 1
+    """The version of its job, as its sender knew it."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +199,10 @@ class StageDropped(Exception):  # noqa: N818 - an outcome, not an error
     """The message is not to be worked on: a duplicate, or one of a job that is over."""
 
 
+class StagePassedOn(StageDropped):
+    """The same, since the job is for workers of a newer version."""
+
+
 def run_stage(
     stage: str,
     body: StageBody,
@@ -210,26 +223,35 @@ def run_stage(
     """
     state = runtime.state
     outcome, attempt, begun = state.begin(
-        job_id, stage, worker=runtime.worker, queue=delivery.queue, tag=delivery.tag
+        job_id,
+        stage,
+        worker=runtime.worker,
+        queue=delivery.queue,
+        tag=delivery.tag,
+        version=delivery.version,
+        again_in_s=runtime.backoff.delay_s(0),
     )
     runtime.dispatch()  # the queue has room for another one
     if outcome == BeginOutcome.DONE:
         return StageEnd({"job_id": job_id, "stage": stage}, state.next_queue(job_id))
-    record = begun or state.get(job_id)
-    if outcome != BeginOutcome.BEGUN:
+    if outcome in (BeginOutcome.NEWER, BeginOutcome.STILL_NEWER):
+        told = f"{stage} waits for a worker of a newer version than {VERSION}"
+        if outcome == BeginOutcome.NEWER:
+            logger.warning("%s", told, extra={"job": job_id, "stage": stage})
+        raise StagePassedOn(told)
+    if begun is None:
+        head = state.head(job_id)
         if outcome == BeginOutcome.EXHAUSTED and runtime.trace is not None:
-            ended_at = record.updated_at.timestamp()
-            runtime.trace([job_span(record, record.status, ended_at, record.error_code)])
-        if record.error_code is not None:
-            # Whoever waits for the result of this very message hears of the end, too.
-            raise JobError(record.error or "", record.error_code, record.error_stage or stage)
+            ended_at = head.updated_at.timestamp()
+            runtime.trace([job_span(head, head.status, ended_at, head.error_code)])
+        failure = head.failure()
+        if failure is not None:
+            raise failure  # whoever waits for the result of this very message hears of it, too
         raise StageDropped(f"{stage} of job {job_id} is {outcome}")
     outbox = Outbox(state, job_id, attempt)
-    telemetry = Telemetry(
-        record, stage, delivery.queue, runtime.memory_class, outbox, runtime.trace
-    )
+    telemetry = Telemetry(begun, stage, delivery.queue, runtime.memory_class, outbox, runtime.trace)
     context = StageContext(
-        stage, attempt, record, runtime, draining, delivery.queue, outbox, telemetry
+        stage, attempt, begun, runtime, draining, delivery.queue, outbox, telemetry
     )
     logger.info("%s begins", stage, extra={"job": job_id, "stage": stage})
     try:

@@ -6,13 +6,15 @@ newest number may write. What people and sweepers do to jobs is in ``tasks/contr
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import redis
+from pydantic import ValidationError
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.backoff import ConstantBackoff
@@ -23,19 +25,26 @@ from routing.queues import stage_queue
 from tasks import job_scripts
 from tasks.contract import EVENT_FIELD, STAGES, events_key, record_key
 from tasks.errors import DEAD_CODES, ErrorCode, JobError
-from tasks.events import Event, JobAccepted, JobEnded, StageFinished, parse_event
+from tasks.events import Event, JobAccepted, JobEnded, Note, StageFinished, parse_event
 from tasks.jobs.job import TrainingJob
 from tasks.metrics import Counts
 from tasks.records import (
     NEXT_QUEUE,
+    VERSION,
+    JobHead,
     JobRecord,
     JobStatus,
     StageRecord,
     SupersededError,
     UnknownJobError,
+    UnreadableJobError,
+    head_of,
     record_of,
     waiting_queue,
 )
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
 # A stage that takes its worker down with it (out of memory in the host, say) must not do so
 # for ever; five also leaves room for an unlucky night of restarts. A checkpoint starts the count
@@ -59,6 +68,10 @@ class BeginOutcome(StrEnum):
     """The job is over."""
     EXHAUSTED = "exhausted"
     """It was begun too often without an end; the job has failed now."""
+    NEWER = "newer"
+    """It is for a worker of a newer version, and is sent again in a while: drop this message."""
+    STILL_NEWER = "still_newer"
+    """The same, and the job's readers were told before."""
 
 
 class Admission(StrEnum):
@@ -109,6 +122,7 @@ class JobState:
             "stage_state": "queued",
             "attempt": 0,
             "type": job.training.type,
+            "version": VERSION,
             "tenant": job.tenant,
             "priority": job.priority,
             "job": job.model_dump_json(),
@@ -127,19 +141,46 @@ class JobState:
 
         Raises:
             UnknownJobError: There is no such job.
+            UnreadableJobError: This version cannot read it.
         """
-        found = self.get_all([job_id])
-        if not found:
-            raise UnknownJobError(job_id)
-        return found[0]
+        for found, fields in self._fields([job_id]).items():
+            return record_of(found, fields)
+        raise UnknownJobError(job_id)
 
     def get_all(self, job_ids: Sequence[str]) -> list[JobRecord]:
-        """Those of the jobs that there are."""
+        """Those of the jobs that there are, without those that this version cannot read."""
+        return _readable(record_of, self._fields(job_ids))
+
+    def head(self, job_id: str) -> JobHead:
+        """What every version can read of a job.
+
+        Raises:
+            UnknownJobError: There is no such job.
+            UnreadableJobError: It says nothing that this version knows.
+        """
+        for found, fields in self._fields([job_id]).items():
+            return head_of(found, fields)
+        raise UnknownJobError(job_id)
+
+    def heads(self, job_ids: Sequence[str]) -> list[JobHead]:
+        """The same of those of the jobs that there are."""
+        return _readable(head_of, self._fields(job_ids))
+
+    def there_are(self, job_ids: Collection[str]) -> set[str]:
+        """Those of the ids that are of a job, readable or not."""
+        ids = list(job_ids)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.exists(keys_of(job_id)[0])
+            return {it for it, there in zip(ids, pipe.execute(), strict=True) if there}
+
+    def _fields(self, job_ids: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Job to the fields of its hash, of those that there are."""
         with self._redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.hgetall(keys_of(job_id)[0])
             hashes = cast("list[dict[str, str]]", pipe.execute())
-        return [record_of(it, hash_) for it, hash_ in zip(job_ids, hashes, strict=True) if hash_]
+        return {it: fields for it, fields in zip(job_ids, hashes, strict=True) if fields}
 
     def next_queue(self, job_id: str) -> str | None:
         """The queue that the job's next stage is to be sent to; None where that is not now."""
@@ -179,7 +220,15 @@ class JobState:
             start += limit
 
     def begin(
-        self, job_id: str, stage: str, *, worker: str, queue: str, tag: str
+        self,
+        job_id: str,
+        stage: str,
+        *,
+        worker: str,
+        queue: str,
+        tag: str,
+        version: int = 1,
+        again_in_s: float = 10.0,
     ) -> tuple[BeginOutcome, int, JobRecord | None]:
         """Ask to begin a stage.
 
@@ -190,12 +239,15 @@ class JobState:
             queue: Where the message came from.
             tag: The message's delivery tag. A stage that runs is taken over where the message of
                 its start is no longer held under the tag it was given.
+            version: The message's.
+            again_in_s: Seconds until a message that is for newer workers is sent again.
 
         Returns:
             What to do; and where that is BEGUN, the attempt number (0 otherwise) and the record.
 
         Raises:
             UnknownJobError: There is no such job.
+            UnreadableJobError: It began, and this version cannot read it; the job has failed now.
         """
         message = f"the stage {stage} was started {_MAX_STARTS} times and never ended"
         event = JobEnded(status="failed", message=message, code=ErrorCode.TRAINER_FAILED)
@@ -208,6 +260,9 @@ class JobState:
             queue,
             event.model_dump_json(),
             message,
+            VERSION,
+            version,
+            f"{again_in_s:.3f}",
             fields={},
         )
         answer = self._begin(keys=keys_of(job_id), args=args)
@@ -216,7 +271,13 @@ class JobState:
         outcome = BeginOutcome(answer[0])
         if outcome != BeginOutcome.BEGUN:
             return outcome, 0, None
-        return outcome, int(answer[1]), record_of(job_id, paired(json.loads(answer[2])))
+        attempt = int(answer[1])
+        try:
+            return outcome, attempt, record_of(job_id, paired(json.loads(answer[2])))
+        except UnreadableJobError as error:
+            error.stage = stage
+            self.fail(job_id, attempt, error)
+            raise
 
     def write(
         self,
@@ -366,7 +427,7 @@ class JobState:
         answer = self._redis.xread({keys_of(job_id)[1]: after}, block=block_ms)
         for _, entries in cast("list[tuple[str, list[tuple[str, dict[str, str]]]]]", answer):
             for position, fields in entries:
-                yield position, parse_event(fields[EVENT_FIELD])
+                yield position, _event_in(fields[EVENT_FIELD])
 
     def _ended(
         self,
@@ -394,6 +455,27 @@ class JobState:
         if answer == "superseded":
             raise SupersededError(job_id, attempt)
         return JobStatus(answer)
+
+
+def _readable(
+    read: Callable[[str, dict[str, str]], T], found: dict[str, dict[str, str]]
+) -> list[T]:
+    read_ones = []
+    for job_id, fields in found.items():
+        try:
+            read_ones.append(read(job_id, fields))
+        except UnreadableJobError as error:
+            logger.warning("%s; left out", error)
+    return read_ones
+
+
+def _event_in(text: str) -> Event:
+    """An event; of one that a newer version tells, that it does."""
+    try:
+        return parse_event(text)
+    except ValidationError:
+        kind = json.loads(text).get("kind")
+        return Note(level="info", message=f"a newer version tells of {kind!r}")
 
 
 def paired(flat: Sequence[str]) -> dict[str, str]:

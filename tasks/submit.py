@@ -8,7 +8,10 @@ from uuid import uuid4
 from tasks.contract import job_id_of
 from tasks.errors import Fault, InvalidJobError
 from tasks.jobs.job import TrainingJob, parse_job
+from tasks.records import UnreadableJobError
 from tasks.state import Admission, JobState
+
+_SCHEMA_VERSION: int = TrainingJob.model_fields["schema_version"].default
 
 
 def resolved(job: TrainingJob) -> tuple[str, TrainingJob]:
@@ -27,6 +30,12 @@ def with_id(document: Any, message_id: str) -> Any:
     if not isinstance(document, dict) or document.get("id") is not None:
         return document
     return {**document, "id": job_id_of(message_id)}
+
+
+def newer_than_known(document: Any) -> bool:
+    """Whether a document says that it is for a newer version of the program."""
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    return isinstance(version, int) and version > _SCHEMA_VERSION
 
 
 def admit(
@@ -54,7 +63,13 @@ def admit(
     admission = state.create(job_id, ready, result_id, refs)
     if admission != Admission.KNOWN:
         return job_id, ready, admission
-    record = state.get(job_id)
+    head = state.head(job_id)
+    # The very same message may come twice; the job is to have its result.
+    again = Admission.WAITS if head.result_id == result_id else Admission.KNOWN
+    try:
+        record = state.get(job_id)
+    except UnreadableJobError:
+        return job_id, ready, again  # whether it is the same job is not for this version to say
     known = record.job
     if job.training.seed is None:
         ready = ready.model_copy(
@@ -64,7 +79,5 @@ def admit(
         fault = Fault("id", f"{job_id} is the id of another job; leave it out or choose another")
         raise InvalidJobError([fault])
     if record.in_lane or record.stages or record.status.ended:
-        # The very same message may come twice; the job is to have its result.
-        again = record.result_id == result_id
-        return job_id, known, Admission.WAITS if again else Admission.KNOWN
+        return job_id, known, again
     return job_id, known, Admission.GOES

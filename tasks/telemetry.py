@@ -128,6 +128,7 @@ class Telemetry:
         record, start, now = self._record, self._start, self._now()
         attributes: dict[str, str | int | float] = {
             "training.stage": self._stage,
+            "training.type": self._type,
             "training.queue": self._queue,
             "training.class": self._class,
             "training.worker": start.worker,

@@ -31,8 +31,17 @@ from tasks.control import JobControl
 from tasks.counters import Counters
 from tasks.durations import Durations
 from tasks.lanes import Lanes
+from tasks.logs import set_up_logging
 from tasks.metrics import LEASE_LOSSES, LEASE_RENEWALS, SWEEP_RESTORES, WEBHOOKS
-from tasks.presence import GpuFigures, Presence, PresenceNote, live_workers, next_larger_class
+from tasks.presence import (
+    GpuFigures,
+    Presence,
+    PresenceNote,
+    live_workers,
+    newest_version,
+    next_larger_class,
+)
+from tasks.records import VERSION
 from tasks.runtime import Backoff, Runtime
 from tasks.settings import Settings
 from tasks.state import JobState, connect
@@ -44,7 +53,6 @@ from worker.health import ReadyFile
 from worker.host_memory import host_memory_bytes, too_little_memory
 from worker.idle import IdleEnd
 from worker.leases import LeaseRenewal
-from worker.logs import set_up_logging
 from worker.notice import watch_for_notice
 from worker.quarantine import Quarantine, Reports, make_gate
 from worker.reconciler import Reconciler
@@ -125,6 +133,7 @@ def run_worker(
             backoff=Backoff(settings.retries, settings.retry_pause.total_seconds()),
             check_gpu=make_gate(real_gpu, reports, trainer.close),
             dispatch=_lanes(app, settings).dispatch,
+            newest_version=lambda: newest_version(patient),
             learn=Durations(connect(broker_url), settings.job_ttl, own_class).record,
             memory_class=own_class,
             trace=tracer.send if tracer is not None else None,
@@ -133,6 +142,7 @@ def run_worker(
     use_for_redis()
     app = make_app(settings, broker_url, runtime, drain.begun)
     presence = Presence(
+        version=VERSION,
         queues=queues,
         memory_class=gpu.memory_class if gpu else None,
         gpu_uuid=gpu.uuid if gpu else None,

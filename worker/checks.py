@@ -177,7 +177,7 @@ def _leases(client: Redis, settings: Settings) -> Iterator[Finding]:
     there = set(messages(client))
     lost = [
         job.id
-        for job in JobControl(client, settings.job_ttl).in_flight()
+        for job in JobControl(client, settings.job_ttl).heads_in_flight()
         if (job.id, job.stage) not in there
     ]
     if lost:

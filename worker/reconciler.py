@@ -20,7 +20,7 @@ from redis import Redis
 from routing.queues import ALL_QUEUES
 from tasks.contract import STAGES, task_name
 from tasks.control import JobControl
-from tasks.records import JobRecord
+from tasks.records import JobHead
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Reconciler:
         self,
         client: Redis,
         control: JobControl,
-        send: Callable[[JobRecord], None],
+        send: Callable[[JobHead], None],
         patience: timedelta,
     ) -> None:
         self._redis = client
@@ -65,7 +65,7 @@ class Reconciler:
         Returns:
             Those that were sent anew.
         """
-        jobs = self._control.in_flight()
+        jobs = self._control.heads_in_flight()
         # After the jobs: what they wait for was sent before, or not at all.
         there = set(messages(self._redis))
         missed = cast("dict[str, str]", self._redis.hgetall(_MISSED))

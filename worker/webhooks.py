@@ -17,7 +17,7 @@ from redis import Redis
 from standardwebhooks import Webhook
 
 from tasks.job_scripts import UNTOLD
-from tasks.records import JobRecord
+from tasks.records import JobHead
 from tasks.state import JobState
 from tasks.wire import documents as wire
 
@@ -83,10 +83,10 @@ class Webhooks:
             return []
         claimed = [
             (record, tries)
-            for record in self._state.get_all(due)
+            for record in self._state.heads(due)
             if (tries := self._claimed(record.id, now)) >= 0
         ]
-        self._drop(set(due) - {record.id for record in self._state.get_all(due)})
+        self._drop(set(due) - self._state.there_are(due))
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             told = list(pool.map(lambda it: self._tell(*it), claimed))
         return [record.id for (record, _), taken in zip(claimed, told, strict=True) if taken]
@@ -99,7 +99,7 @@ class Webhooks:
             self._redis.zrem(UNTOLD, *job_ids)
             self._redis.hdel(_TRIES, *job_ids)
 
-    def _tell(self, record: JobRecord, tries: int) -> bool:
+    def _tell(self, record: JobHead, tries: int) -> bool:
         """Try once; True where the receiver took it."""
         assert self._url is not None
         body = _document(record).model_dump_json()
@@ -127,7 +127,7 @@ class Webhooks:
         self._count("failed")
         return False
 
-    def _headers(self, record: JobRecord, body: str) -> dict[str, str]:
+    def _headers(self, record: JobHead, body: str) -> dict[str, str]:
         # A job that was replayed ends again, under another attempt.
         message, now = f"msg_{record.id}_{record.attempt}", datetime.now(UTC)
         signatures = [signer.sign(message, now, body) for signer in self._signers]
@@ -140,7 +140,7 @@ class Webhooks:
         }
 
 
-def _document(record: JobRecord) -> wire.Webhook:
+def _document(record: JobHead) -> wire.Webhook:
     error = None
     if record.error_code is not None:
         error = {
@@ -150,7 +150,7 @@ def _document(record: JobRecord) -> wire.Webhook:
         }
     end = {
         "job_id": record.id,
-        "name": record.job.name,
+        "name": record.name,
         "status": record.status.value,
         "result": record.result,
         "error": error,

@@ -31,12 +31,8 @@ async def files(account: Asking, service: Served, job_id: str) -> FilesView:
     return await service.files(account, job_id)
 
 
-@router.api_route(
-    "/jobs/{job_id}/files/{name:path}",
-    methods=["GET", "HEAD"],
-    response_class=StreamingResponse,
-    responses=_PARTS,
-)
+@router.head("/jobs/{job_id}/files/{name:path}", response_class=Response)
+@router.get("/jobs/{job_id}/files/{name:path}", response_class=StreamingResponse, responses=_PARTS)
 async def file(
     account: Asking,
     service: Served,
@@ -57,12 +53,8 @@ async def samples(account: Asking, service: Served, job_id: str) -> tuple[Sample
     return await service.samples(account, job_id)
 
 
-@router.api_route(
-    "/jobs/{job_id}/samples/{name}",
-    methods=["GET", "HEAD"],
-    response_class=StreamingResponse,
-    responses=_PARTS,
-)
+@router.head("/jobs/{job_id}/samples/{name}", response_class=Response)
+@router.get("/jobs/{job_id}/samples/{name}", response_class=StreamingResponse, responses=_PARTS)
 async def sample(
     account: Asking,
     service: Served,

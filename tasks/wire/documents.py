@@ -6,7 +6,7 @@ What is told of a job while it runs is in ``tasks/events.py``.
 from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from tasks.errors import ErrorCode
 from tasks.events import Artifact
@@ -16,6 +16,9 @@ from tasks.records import StageRecord
 
 class Published(StrictModel):
     """What a job has published."""
+
+    # Where a newer version did.
+    model_config = ConfigDict(extra="allow")
 
     published: str
     """Where its first file is: a path, or an address in the store's cloud."""

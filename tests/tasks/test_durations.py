@@ -36,6 +36,7 @@ def record_with(document: dict[str, Any], **changes: Any) -> JobRecord:
         "waiting_in": None,
         "in_lane": False,
         "attempt": 1,
+        "name": job.name,
         "job": job,
         "result_id": "result",
         "gpu_queue": "gpu.40gb",
@@ -215,3 +216,19 @@ def test_nine_in_ten_values_do_not_exceed_p90(values: list[float]) -> None:
     bound = p90(values)
     assert bound in values
     assert sum(it <= bound for it in values) >= 0.9 * len(values)
+
+
+def test_what_another_version_has_learned_is_left_out(
+    redis_client: Redis, job_document: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    durations = Durations(redis_client, HOUR, GB40)
+    durations.record(
+        record_with(job_document), "train", begun(1, 1000, 60, "gpu.40gb"), Made(20, 2)
+    )
+    known = durations.learned()
+    [work] = known.runs
+    other = work.model_dump_json().replace("{", '{"mood":"good",', 1)
+    redis_client.zadd("training:times", {other: 1.0})
+    redis_client.lpush(f"training:times:{other}", "{}")
+    assert durations.learned() == known
+    assert "mood" in caplog.text

@@ -12,8 +12,8 @@ from tasks.control import JobControl
 from tasks.events import Note
 from tasks.lanes import Lanes
 from tasks.presence import Presence
-from tasks.records import JobRecord, JobStatus, StageRecord
-from tasks.state import Admission, BeginOutcome, JobState
+from tasks.records import JobHead, JobStatus, StageRecord
+from tasks.state import Admission, BeginOutcome, JobState, keys_of
 from tasks.submit import admit
 
 HOUR = timedelta(hours=1)
@@ -21,12 +21,12 @@ NOTE = Note(level="info", message="it stops")
 
 
 @pytest.fixture
-def sent() -> list[JobRecord]:
+def sent() -> list[JobHead]:
     return []
 
 
 @pytest.fixture
-def lanes(redis_client: Redis, sent: list[JobRecord]) -> Lanes:
+def lanes(redis_client: Redis, sent: list[JobHead]) -> Lanes:
     """Before a queue that one worker serves: it has room for one message."""
     it = Lanes(redis_client, HOUR, sent.append)
     it.note_fleet([Presence(queues=ALL_QUEUES, memory_class=None)], {}, HOUR)
@@ -80,7 +80,7 @@ def test_a_job_goes_at_once_where_there_is_room_and_nobody_waits(
 
 
 def test_a_job_that_waits_goes_when_there_is_room_and_once(
-    submit: Callable[..., str], redis_client: Redis, lanes: Lanes, sent: list[JobRecord]
+    submit: Callable[..., str], redis_client: Redis, lanes: Lanes, sent: list[JobHead]
 ) -> None:
     fill(redis_client)
     job_id = submit()
@@ -100,8 +100,8 @@ def test_tenants_take_turns_however_many_jobs_one_of_them_has(
 ) -> None:
     gone: list[str] = []
 
-    def send(record: JobRecord) -> None:
-        gone.append(record.job.tenant)
+    def send(head: JobHead) -> None:
+        gone.append(str(redis_client.hget(keys_of(head.id)[0], "tenant")))
         fill(redis_client)
 
     lanes = Lanes(redis_client, HOUR, send)
@@ -216,7 +216,7 @@ def test_a_job_whose_life_time_is_over_holds_nobody_up(
 def test_what_cannot_be_sent_is_left_to_the_reconciler(
     submit: Callable[..., str], redis_client: Redis, control: JobControl, lanes: Lanes
 ) -> None:
-    def away(_: JobRecord) -> None:
+    def away(_: JobHead) -> None:
         raise Away("the broker is away")
 
     fill(redis_client)

@@ -3,7 +3,8 @@
 With a sweep interval in seconds behind, stock Celery instead: no leases of ours, kombu's own sweep.
 Each start and end of the task is a line in the file LOG, as ``NAME begins ID``. In the environment,
 ``TRANSPORT_OPTIONS`` adds to the broker's options, in JSON; ``HANGS_S`` lets the main loop hang for
-so long; ``DIES_ON_DELIVERY`` kills the worker with a message that it has not noted down yet.
+so long; ``DIES_ON_DELIVERY`` kills the worker with a message that it has not noted down yet;
+``IDLE_S`` ends one of ours that has had nothing to do for so long.
 """
 
 import json
@@ -13,6 +14,7 @@ import sys
 import time
 import warnings
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from celery.signals import worker_ready
 from tasks.app import make_app
 from tasks.settings import Settings
 from tasks.state import connect
+from worker.idle import IdleEnd
 from worker.leases import LeaseRenewal
 from worker.sweep import Sweep
 from worker.transport import Keys, QoS, use_for_redis
@@ -46,6 +49,9 @@ def ours(url: str, timeout: timedelta) -> Celery:
     use_for_redis()
     client = connect(url)
     app.steps["consumer"].add(LeaseRenewal.with_client(client))
+    if idle := os.environ.get("IDLE_S"):
+        end = partial(os.kill, os.getpid(), signal.SIGTERM)
+        app.steps["consumer"].add(IdleEnd.after(float(idle), end))
     sweep = Sweep(client, timeout, Keys.of(options))
     upkeep = Upkeep(client, timeout, (), restore=sweep.restore_expired)
     worker_ready.connect(lambda **_: upkeep.start(), weak=False)

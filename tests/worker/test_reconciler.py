@@ -14,7 +14,7 @@ from tasks.app import make_app
 from tasks.chain import job_chain, send_rest
 from tasks.control import JobControl
 from tasks.events import Note
-from tasks.records import JobRecord, StageRecord, SupersededError
+from tasks.records import JobHead, StageRecord, SupersededError
 from tasks.settings import Settings
 from tasks.state import BeginOutcome, JobState
 from tasks.submit import admit
@@ -30,7 +30,7 @@ def app(broker_url: str) -> Celery:
 
 
 @pytest.fixture
-def sent() -> list[JobRecord]:
+def sent() -> list[JobHead]:
     return []
 
 
@@ -41,9 +41,9 @@ def control(redis_client: Redis) -> JobControl:
 
 @pytest.fixture
 def reconciler(
-    redis_client: Redis, control: JobControl, app: Celery, sent: list[JobRecord]
+    redis_client: Redis, control: JobControl, app: Celery, sent: list[JobHead]
 ) -> Reconciler:
-    def send(record: JobRecord) -> None:
+    def send(record: JobHead) -> None:
         sent.append(record)
         send_rest(app, record)
 
@@ -67,7 +67,7 @@ def finish(state: JobState, job_id: str, stage: str, attempt: int, **refs: str) 
 
 
 def test_a_job_whose_message_was_never_sent_is_sent_once(
-    reconciler: Reconciler, redis_client: Redis, job_id: str, sent: list[JobRecord]
+    reconciler: Reconciler, redis_client: Redis, job_id: str, sent: list[JobHead]
 ) -> None:
     assert reconciler.sweep() == []
     assert reconciler.sweep() == [job_id]

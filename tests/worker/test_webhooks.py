@@ -1,3 +1,4 @@
+import json
 import threading
 import time
 from base64 import b64encode
@@ -124,6 +125,18 @@ def test_every_kind_of_end_is_told_and_only_ends(
         state.begin(exhausted, "prepare", worker="w", queue="q", tag="t")
     state.begin(waiting, "prepare", worker="w", queue="q", tag="t")
     assert sorted(webhooks.tell_due()) == sorted([cancelled, exhausted])
+
+
+def test_the_end_of_a_job_of_a_newer_version_is_told_as_well(
+    webhooks: Webhooks, state: JobState, receiver: Receiver, redis_client: Redis, job_id: str
+) -> None:
+    fail(state, job_id)
+    result = {"published": "p", "manifest": "m", "sha256": "0", "files": ["f"], "mood": "good"}
+    fields: dict[Any, Any] = {"version": 99, "result": json.dumps(result)}
+    redis_client.hset(f"training:job:{job_id}", mapping=fields)
+    assert webhooks.tell_due() == [job_id]
+    [(_, body)] = receiver.told
+    assert json.loads(body)["data"]["result"] == result
 
 
 def test_a_receiver_that_fails_is_told_again_under_the_same_id(

@@ -3,10 +3,10 @@
 from importlib.util import find_spec
 
 from tasks.errors import NotInstalledError
+from tasks.logs import set_up_logging
 from tasks.settings import Settings
 from worker.client import broker_url
 from worker.flower import run_flower
-from worker.logs import set_up_logging
 
 
 def run(settings: Settings) -> None:

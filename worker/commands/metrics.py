@@ -5,11 +5,11 @@ import sys
 from importlib.util import find_spec
 
 from tasks.errors import ErrorCode, JobError, NotInstalledError
+from tasks.logs import set_up_logging
 from tasks.metrics import METRICS, Metric
 from tasks.settings import Settings
 from tasks.state import connect
 from worker.client import broker_url
-from worker.logs import set_up_logging
 from worker.output import stdout
 
 COMMAND = "training-worker metrics --markdown"

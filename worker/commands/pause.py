@@ -14,7 +14,7 @@ def run(settings: Settings, *, action: Literal["pause", "resume"], job_id: str, 
         client.control.pause(job_id)
     else:
         client.resume(job_id)
-    status = client.state.get(job_id).status
+    status = client.state.head(job_id).status
     if json:
         print_json({"job_id": job_id, "status": status})
     else:

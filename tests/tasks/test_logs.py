@@ -6,7 +6,7 @@ import sys
 def logged(log_format: str) -> list[str]:
     program = (
         "import logging\n"
-        "from worker.logs import set_up_logging\n"
+        "from tasks.logs import set_up_logging\n"
         f"set_up_logging({log_format!r}, 'gpu-40gb-0')\n"
         "log = logging.getLogger('tasks.stage')\n"
         "log.info('%s begins', 'train', extra={'job': 'j1', 'stage': 'train'})\n"

@@ -1,0 +1,191 @@
+import asyncio
+import io
+import json
+import threading
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import pytest
+import uvicorn
+from PIL import Image
+from pydantic import SecretStr
+from redis import Redis
+
+from console.app import make_app
+from console.service import Service
+from tasks.events import Artifact, ValidationImages
+from tasks.records import StageRecord
+from tasks.settings import Settings
+from tasks.state import BeginOutcome, JobState
+from tasks.store import Store
+from tests.waiting import wait_until
+
+TENANTS = {"operator": None, "acme": "acme", "zoo": "zoo"}
+
+
+class Console:
+    """A console that is served, and what its tests need beside it."""
+
+    def __init__(self, served: "Served", state: JobState, client: Redis) -> None:
+        self.settings, self.url, self.keys = served.settings, served.url, served.keys
+        self.state, self.redis = state, client
+        served.service._jobs._learned = None  # as of the test before
+        self.store = Store(served.settings.resolved_store_url)
+
+    def client(self, who: str) -> httpx2.Client:
+        headers = {"Authorization": f"Bearer {self.keys[who]}"}
+        return httpx2.Client(base_url=f"{self.url}/v1", headers=headers, timeout=30)
+
+    def stage(self, job_id: str, stage: str, refs: dict[str, str], **result: Any) -> None:
+        """Let a job's stage begin and end, as a worker does."""
+        outcome, attempt, _ = self.state.begin(job_id, stage, worker="w", queue="q", tag="t")
+        assert outcome == BeginOutcome.BEGUN
+        done = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0, seconds=1)
+        self.state.finish_stage(job_id, attempt, stage, done, refs, result or None)
+
+    def publish(self, job_id: str, files: dict[str, bytes]) -> None:
+        """Let a job end with these files, and one validation image."""
+        listed = [self.keep(f"outputs/{job_id}/{name}", name, data) for name, data in files.items()]
+        image = self.keep(f"jobs/{job_id}/validation/1.png", "validation-000004-1-1.png", PNG)
+        made = ValidationImages(step=4, images=(image,)).model_dump_json()
+        for stage in ("prepare", "cache", "train"):
+            self.stage(job_id, stage, {"validations": made})
+        manifest = f"outputs/{job_id}/manifest.json"
+        document = {"files": [it.model_dump() for it in listed]}
+        self.store.put(manifest, json.dumps(document).encode())
+        keys = [it.key for it in listed]
+        self.stage(
+            job_id,
+            "publish",
+            {"manifest": manifest},
+            published="/secret/place",
+            manifest=f"/secret/{manifest}",
+            sha256=listed[0].sha256,
+            files=keys,
+        )
+
+    def keep(self, key: str, name: str, data: bytes) -> Artifact:
+        path = self.settings.home_dir / "kept"
+        path.write_bytes(data)
+        return self.store.put_artifact(key, path).model_copy(update={"name": name})
+
+
+@dataclass(frozen=True)
+class Served:
+    """The one console of all tests."""
+
+    settings: Settings
+    service: Service
+    url: str
+    keys: dict[str, str]
+
+
+class _Server(uvicorn.Server):
+    def install_signal_handlers(self) -> None:
+        """Not in a thread."""
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory, broker_url: str) -> Iterator[Served]:
+    home = tmp_path_factory.mktemp("console")
+    settings = Settings(
+        home=home,
+        broker_url=SecretStr(broker_url),
+        data_roots="/",
+        data_hosts="intern.example",
+        api_rate=100_000,
+        upload_max_bytes=1_000_000,
+        tenant_roots=f"{home}/open,s3://open/people",
+        gpu_prices="40gb=1.8",
+    )
+    service = Service(settings, broker_url)
+    keys = {name: service.accounts.add(name, tenant) for name, tenant in TENANTS.items()}
+    config = uvicorn.Config(
+        make_app(settings, service), port=0, log_config=None, timeout_graceful_shutdown=1
+    )
+    server = _Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    thread.start()
+    wait_until(lambda: server.started, timeout_s=30, description="the console is served")
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield Served(settings, service, f"http://127.0.0.1:{port}", keys)
+    server.should_exit = True
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def console(served: Served, redis_client: Redis, state: JobState) -> Console:
+    return Console(served, state, redis_client)
+
+
+@pytest.fixture
+def operator(console: Console) -> Iterator[httpx2.Client]:
+    with console.client("operator") as client:
+        yield client
+
+
+@pytest.fixture
+def acme(console: Console) -> Iterator[httpx2.Client]:
+    with console.client("acme") as client:
+        yield client
+
+
+@pytest.fixture
+def zoo(console: Console) -> Iterator[httpx2.Client]:
+    with console.client("zoo") as client:
+        yield client
+
+
+def job(**more: Any) -> dict[str, Any]:
+    """A job that any key may submit."""
+    data_set = {"type": "ARCHIVE", "archive": "https://example.org/pictures.zip"}
+    training = {"data_loader": {"dataset": data_set}, **more.pop("training", {})}
+    return {"preset": "flux_lora_1x40gb", "training": training, **more}
+
+
+def picture(color: str = "red", size: tuple[int, int] = (96, 96), kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, color).save(buffer, kind)
+    return buffer.getvalue()
+
+
+PNG = picture()
+
+
+def zipped(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+def upload(client: httpx2.Client, data: bytes) -> str:
+    """Upload by tus, at once; its id."""
+    begun = client.post(
+        "/uploads", headers={"Tus-Resumable": "1.0.0", "Upload-Length": str(len(data))}
+    )
+    assert begun.status_code == 201, begun.text
+    upload_id = begun.headers["location"].rpartition("/")[2]
+    sent = send(client, upload_id, 0, data)
+    assert sent.status_code == 204, sent.text
+    return str(upload_id)
+
+
+def send(
+    client: httpx2.Client, upload_id: str, offset: int, data: Any, **headers: str
+) -> httpx2.Response:
+    return client.patch(
+        f"/uploads/{upload_id}",
+        content=data,
+        headers={
+            "Tus-Resumable": "1.0.0",
+            "Upload-Offset": str(offset),
+            "Content-Type": "application/offset+octet-stream",
+            **headers,
+        },
+    )

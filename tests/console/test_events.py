@@ -1,0 +1,86 @@
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import pytest
+from redis import Redis
+
+from tasks.errors import JobError
+from tasks.events import Note
+from tests.console.conftest import Console, job
+
+
+def read(client: httpx2.Client, job_id: str, **headers: str) -> list[dict[str, Any]]:
+    """A job's events, to the end of the stream."""
+    found = []
+    with client.stream("GET", f"/jobs/{job_id}/events", headers=headers) as answer:
+        if answer.status_code == 204:
+            return []
+        assert answer.status_code == 200
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        for block in answer.read().decode().split("\n\n"):
+            lines = dict(line.split(": ", 1) for line in block.splitlines() if ": " in line)
+            if "data" in lines:
+                found.append({"id": lines["id"], **json.loads(lines["data"])})
+                assert lines["event"] == found[-1]["kind"]
+    return found
+
+
+def test_events_are_told_from_the_first_to_the_jobs_end(console: Console) -> None:
+    with console.client("acme") as client:
+        job_id = client.post("/jobs", json=job()).json()["id"]
+        with ThreadPoolExecutor() as pool:
+            readers = [pool.submit(read, client, job_id) for _ in range(5)]
+            _, attempt, _ = console.state.begin(job_id, "prepare", worker="w", queue="c", tag="t")
+            console.state.write(job_id, attempt, [Note(level="info", message="hello")], {})
+            console.state.fail(job_id, attempt, JobError("broken"))
+            told = [reader.result(30) for reader in readers]
+    kinds = [event["kind"] for event in told[0]]
+    assert kinds[:3] == ["accepted", "stage_started", "note"]
+    assert kinds[-1] == "ended"
+    assert all(other == told[0] for other in told)
+
+
+def test_a_reader_goes_on_after_the_event_it_has_seen(acme: httpx2.Client) -> None:
+    job_id = acme.post("/jobs", json=job()).json()["id"]
+    acme.post(f"/jobs/{job_id}:pause")
+    acme.post(f"/jobs/{job_id}:cancel")
+    whole = read(acme, job_id)
+    assert len(whole) >= 3
+    for number, event in enumerate(whole):
+        rest = whole[number + 1 :]
+        assert read(acme, job_id, **{"Last-Event-ID": event["id"]}) == rest
+    with acme.stream("GET", f"/jobs/{job_id}/events?after={whole[0]['id']}") as answer:
+        assert len(answer.read().decode().split("data:")) - 1 == len(whole) - 1
+
+
+def test_a_browser_is_told_not_to_ask_again_when_all_is_told(acme: httpx2.Client) -> None:
+    job_id = acme.post("/jobs", json=job()).json()["id"]
+    acme.post(f"/jobs/{job_id}:cancel")
+    last = read(acme, job_id)[-1]["id"]
+    headers = {"Last-Event-ID": last}
+    assert acme.get(f"/jobs/{job_id}/events", headers=headers).status_code == 204
+
+
+def test_many_readers_of_a_job_are_one_reader_of_redis(
+    console: Console, redis_client: Redis
+) -> None:
+    def blocked() -> int:
+        return int(redis_client.info("clients")["blocked_clients"])
+
+    before = blocked()
+    with console.client("acme") as client, ThreadPoolExecutor(20) as pool:
+        job_id = client.post("/jobs", json=job()).json()["id"]
+        streams = [pool.submit(read, client, job_id) for _ in range(15)]
+        while blocked() == before:
+            assert not any(stream.done() for stream in streams)
+        assert blocked() == before + 1
+        client.post(f"/jobs/{job_id}:cancel")
+        assert all(stream.result(30)[-1]["kind"] == "ended" for stream in streams)
+
+
+@pytest.mark.parametrize("position", ["x", "-1", "1-2-3", "1" * 30, "$", "0-0\t1"])
+def test_a_position_that_is_none_is_refused(acme: httpx2.Client, position: str) -> None:
+    job_id = acme.post("/jobs", json=job()).json()["id"]
+    assert acme.get(f"/jobs/{job_id}/events", params={"after": position}).status_code == 400

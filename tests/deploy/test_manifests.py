@@ -1,0 +1,212 @@
+"""The manifests are what Compose, Kubernetes, KEDA, systemd and Docker take."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import kubernetes_validate
+import pytest
+import yaml
+
+from routing.classes import MemoryClass
+from tests.deploy.manifests import (
+    DEPLOY,
+    ROOT,
+    SYSTEMD,
+    compose,
+    documents,
+    kubernetes_files,
+    pod_of,
+    unit,
+)
+
+MANIFESTS = [(path, document) for path in kubernetes_files() for document in documents(path)]
+PODS = [(path, document) for path, document in MANIFESTS if pod_of(document)]
+DOCKERFILE = (DEPLOY / "Dockerfile").read_text("utf-8")
+
+
+def name_of(value: Any) -> str:
+    if isinstance(value, Path):
+        return str(value.relative_to(DEPLOY))
+    return f"{value['kind']}-{value['metadata']['name']}" if isinstance(value, dict) else ""
+
+
+def test_compose_files_follow_the_compose_specification() -> None:
+    checker = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    files = [str(DEPLOY / name) for name in ("compose.yaml", "compose.tls.yaml")]
+    done = subprocess.run([*checker, *files], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "compose.tls.yaml"])
+def test_what_compose_services_refer_to_is_there(name: str) -> None:
+    document = yaml.safe_load((DEPLOY / name).read_text("utf-8"))
+    for service in document["services"].values():
+        for secret in service.get("secrets", ()):
+            assert (secret if isinstance(secret, str) else secret["source"]) in document["secrets"]
+    if name == "compose.tls.yaml":
+        assert document["services"].keys() <= compose()["services"].keys()
+        ours, over = compose()["services"]["valkey"]["command"], document["services"]["valkey"]
+        assert over["command"][: len(ours)] == ours
+
+
+def test_compose_has_a_service_for_each_class_of_gpu_and_writes_nothing_to_images() -> None:
+    services = compose()["services"]
+    assert {name for name in services if name.startswith("gpu-")} == {
+        f"gpu-{memory_class}" for memory_class in MemoryClass
+    }
+    for name, service in services.items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert not any(str(port)[:3] not in ("127",) for port in service.get("ports", ())), name
+        assert re.search(r":v?\d", service["image"]), name
+
+
+@pytest.mark.parametrize(("path", "document"), MANIFESTS, ids=name_of)
+def test_a_manifest_follows_its_schema(path: Path, document: dict[str, Any]) -> None:
+    if document["kind"] == "ScaledJob":
+        schema = json.loads((Path(__file__).parent / "keda.schema.json").read_text("utf-8"))
+        jsonschema.validate(document, schema)
+        document = {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": document["metadata"],
+            "spec": document["spec"]["jobTargetRef"],
+        }
+    kubernetes_validate.validate(document, kubernetes_validate.latest_version(), strict=True)
+
+
+@pytest.mark.parametrize(("path", "document"), PODS, ids=name_of)
+def test_a_pod_is_closed_and_what_it_refers_to_is_there(
+    path: Path, document: dict[str, Any]
+) -> None:
+    pod = pod_of(document)
+    assert pod is not None
+    spec = pod["spec"]
+    there = {(it["kind"], it["metadata"]["name"]) for _, it in MANIFESTS}
+    assert spec["securityContext"]["runAsNonRoot"]
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert ("PriorityClass", spec["priorityClassName"]) in there
+    templates = document["spec"].get("volumeClaimTemplates", ())
+    volumes = {it["name"] for it in [*spec["volumes"], *(it["metadata"] for it in templates)]}
+    for volume in spec["volumes"]:
+        if "secret" in volume:
+            assert ("Secret", volume["secret"]["secretName"]) in there
+        if "persistentVolumeClaim" in volume:
+            claim = volume["persistentVolumeClaim"]["claimName"]
+            assert ("PersistentVolumeClaim", claim) in there
+    for container in spec["containers"]:
+        closed = container["securityContext"]
+        assert closed["readOnlyRootFilesystem"]
+        assert not closed["allowPrivilegeEscalation"]
+        assert closed["capabilities"] == {"drop": ["ALL"]}
+        assert {it["name"] for it in container["volumeMounts"]} <= volumes
+        assert "memory" in container["resources"]["limits"]
+
+
+@pytest.mark.parametrize("folder", ["gpu", "keda"])
+def test_gpu_workers_go_to_the_nodes_of_their_class(folder: str) -> None:
+    found = {}
+    for document in documents(DEPLOY / "k8s" / folder / "workers.yaml"):
+        if (pod := pod_of(document)) is not None:
+            required = pod["spec"]["affinity"]["nodeAffinity"]
+            [term] = required["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
+            bounds = {it["operator"]: int(it["values"][0]) for it in term["matchExpressions"]}
+            found[document["metadata"]["name"]] = bounds
+    floors = [memory_class.floor_mib for memory_class in MemoryClass]
+    expected: dict[str, dict[str, int]] = {
+        f"gpu-{memory_class}": {"Gt": memory_class.floor_mib - 1} for memory_class in MemoryClass
+    }
+    for bounds, above in zip(expected.values(), floors[1:], strict=False):
+        bounds["Lt"] = above
+    assert found == expected
+
+
+def test_keda_counts_the_work_of_the_queue_that_its_workers_serve() -> None:
+    for document in documents(DEPLOY / "k8s" / "keda" / "workers.yaml"):
+        queue = document["metadata"]["name"].replace("gpu-", "gpu.")
+        [trigger] = document["spec"]["triggers"]
+        query = trigger["metadata"]["query"]
+        assert f'training_queue_jobs{{queue="{queue}"}}' in query
+        assert f'training_jobs_running{{queue="{queue}"}}' in query
+        [container] = document["spec"]["jobTargetRef"]["template"]["spec"]["containers"]
+        assert {"--strict", "--exit-when-idle"} <= set(container["args"])
+
+
+def test_what_kustomizations_refer_to_is_there() -> None:
+    files = sorted((DEPLOY / "k8s").rglob("kustomization.yaml"))
+    named = set()
+    for path in files:
+        content = yaml.safe_load(path.read_text("utf-8"))
+        for name in [*content["resources"], *content.get("configurations", ())]:
+            there = (path.parent / name).resolve()
+            assert there.is_file() or (there / "kustomization.yaml").is_file(), name
+            named.add(there)
+    assert set(kubernetes_files()) - {DEPLOY / "k8s" / "secrets.example.yaml"} <= named
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
+@pytest.mark.parametrize("folder", ["gpu", "keda"])
+def test_kustomize_builds_it(folder: str) -> None:
+    command = ["kubectl", "kustomize", str(DEPLOY / "k8s" / folder)]
+    built = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    images = set(re.findall(r"image: (.+)", built))
+    assert not any(image.startswith("training-worker") for image in images)
+
+
+@pytest.mark.parametrize("path", SYSTEMD, ids=lambda path: path.name)
+def test_a_unit_is_whole_and_closed(path: Path) -> None:
+    sections = unit(path)
+    assert list(sections) == ["Unit", "Service", "Install"]
+    service = sections["Service"]
+    assert service["KillMode"] == ["mixed"]
+    assert service["NoNewPrivileges"] == ["true"]
+    assert service["ProtectSystem"] == ["strict"]
+    assert service["CapabilityBoundingSet"] == [""]
+    assert service["Restart"] == ["on-failure"]
+    assert sections["Install"]["WantedBy"] == ["training-worker.target"]
+    assert sections["Unit"]["PartOf"] == ["training-worker.target"]
+    document = sections["Unit"]["Documentation"][0].removeprefix("file:///opt/training-worker/")
+    assert (ROOT / document).is_file()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd here")
+def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    program = tmp_path / "training-worker"
+    program.symlink_to("/bin/true")
+    for path in (DEPLOY / "systemd").glob("training-worker*"):
+        text = path.read_text("utf-8")
+        (tmp_path / path.name).write_text(
+            text.replace("/opt/training-worker/.venv/bin/training-worker", str(program)), "utf-8"
+        )
+    units = [str(it) for it in sorted(tmp_path.glob("training-worker?*.*")) if it.suffix]
+    command = ["systemd-analyze", "verify", "--man=no", *units]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_the_dockerfile_copies_and_builds_on_is_there() -> None:
+    stages: set[str] = set()
+    allowed = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+    text = DOCKERFILE.replace("\\\n", " ")
+    for line in text.splitlines():
+        word, _, rest = line.partition(" ")
+        if word == "FROM":
+            source, name = re.fullmatch(r"(\S+) AS (\S+)", rest).groups()  # type: ignore[union-attr]
+            assert source in {"${PYTHON}", *stages}
+            stages.add(name)
+        elif word == "COPY" and "--from=" in rest:
+            assert re.search(r"--from=(\S+)", rest).group(1) in stages  # type: ignore[union-attr]
+        elif word == "COPY":
+            for source in rest.split()[:-1]:
+                assert (ROOT / source).exists(), source
+                assert f"!{source}" in allowed, source
+    wanted = {it["build"]["target"] for it in compose()["services"].values() if "build" in it}
+    assert wanted <= stages
+    assert re.search(r"^ARG PYTHON=python:\d+\.\d+\.\d+-", DOCKERFILE, re.MULTILINE)
+    assert "USER 10001:10001" in DOCKERFILE

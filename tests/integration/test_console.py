@@ -1,0 +1,207 @@
+import hashlib
+import io
+import json
+import re
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.integration.conftest import short_job
+from tests.integration.fleets import PATIENCE_S, Fleet, free_port
+from tests.waiting import wait_until
+
+TUS = {"Tus-Resumable": "1.0.0"}
+
+
+@pytest.fixture(scope="module")
+def console(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator["Served"]:
+    port, home = free_port(), tmp_path_factory.mktemp("console-fleet")
+    settings = {
+        "TRAINING_CONSOLE_PORT": str(port),
+        "TRAINING_TENANT_ROOTS": str(tiny_model.parent),
+    }
+    with Fleet(home, "40gb", **settings) as fleet:
+        url = f"http://127.0.0.1:{port}"
+        assert f"console: {url} (key in {home}/console-key)" in fleet.log()
+        wait_until(
+            lambda: is_served(url),
+            timeout_s=PATIENCE_S,
+            description="the console is served",
+            detail=fleet.log,
+        )
+        keys = {
+            name: fleet.run("keys", "add", name, "--tenant", name).out.strip()
+            for name in ("acme", "zoo")
+        }
+        yield Served(fleet, url, keys | {"operator": (home / "console-key").read_text().strip()})
+        assert not any(key in fleet.log() for key in keys.values())
+
+
+class Served:
+    """A fleet with a console, and keys to it."""
+
+    def __init__(self, fleet: Fleet, url: str, keys: dict[str, str]) -> None:
+        self.fleet, self.url, self.keys = fleet, url, keys
+
+    def client(self, who: str) -> httpx2.Client:
+        headers = {"Authorization": f"Bearer {self.keys[who]}"}
+        return httpx2.Client(base_url=f"{self.url}/v1", headers=headers, timeout=PATIENCE_S)
+
+
+def is_served(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/v1/health").status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def uploaded_in_pieces(client: httpx2.Client, data: bytes) -> str:
+    """By tus, with a connection that breaks off on the way."""
+    begun = client.post("/uploads", headers={**TUS, "Upload-Length": str(len(data))})
+    path = begun.headers["location"].removeprefix("/v1")
+
+    def send(offset: int, content: Any) -> httpx2.Response:
+        kind = {"Content-Type": "application/offset+octet-stream"}
+        headers = {**TUS, **kind, "Upload-Offset": str(offset)}
+        return client.patch(path, content=content, headers=headers)
+
+    def breaks_off() -> Iterator[bytes]:
+        yield data[:1000]
+        raise ConnectionError("the network is gone")
+
+    with pytest.raises(ConnectionError):
+        send(0, breaks_off())
+    while True:
+        offset = int(client.head(path, headers=TUS).headers["upload-offset"])
+        if offset == len(data):
+            return str(path.rpartition("/")[2])
+        # While the server has not noticed the break, this is refused.
+        send(offset, data[offset : offset + len(data) // 3 + 1])
+
+
+def job_of(tiny_model: Path, upload_id: str) -> dict[str, Any]:
+    job = short_job(tiny_model, Path("/unused"))
+    data_set = {"type": "ARCHIVE", "archive": f"upload:{upload_id}"}
+    job["training"]["data_loader"]["dataset"] = data_set
+    job["training"] |= {
+        "validation_prompts": ["a shape"],
+        "num_validation_images_per_prompt": 1,
+        "validate_every_n_steps": 12,
+    }
+    return job
+
+
+def archive_of(pictures: Path, broken: bool) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for path in sorted(pictures.iterdir()):
+            archive.write(path, path.name)
+        if broken:
+            archive.writestr("torn.png", b"\x89PNG torn")
+            archive.writestr("torn.txt", "a torn picture")
+    return buffer.getvalue()
+
+
+def test_a_job_by_http_from_the_upload_to_the_file(
+    console: Served, tiny_model: Path, pictures: Path
+) -> None:
+    with console.client("acme") as acme:
+        broken = uploaded_in_pieces(acme, archive_of(pictures, broken=True))
+        found = acme.post("/jobs:preview", json=job_of(tiny_model, broken)).json()
+        errors = [it for it in found["data_set"]["findings"] if it["severity"] == "error"]
+        assert [it["file"] for it in errors] == ["torn.png"]
+        assert found["error"]["code"] == "invalid_data_set"
+
+        whole = uploaded_in_pieces(acme, archive_of(pictures, broken=False))
+        found = acme.post("/jobs:preview", json=job_of(tiny_model, whole)).json()
+        assert (found["error"], found["waits"]) == (None, None)
+
+        submitted = acme.post("/jobs", json=job_of(tiny_model, whole))
+        assert submitted.status_code == 201, submitted.text
+        job_id = submitted.json()["id"]
+        events = list(events_of(acme, job_id))
+        assert events[-1]["status"] == "succeeded", events[-1]
+        assert [it["stage"] for it in events if it["kind"] == "stage_finished"] == [
+            "prepare",
+            "cache",
+            "train",
+            "publish",
+        ]
+
+        listed = acme.get(f"/jobs/{job_id}/files").json()
+        file = listed["files"][0]
+        assert file["name"] == "shapes.safetensors"
+        assert file == {k: listed["manifest"]["files"][0][k] for k in ("name", "size", "sha256")}
+        parts = [
+            acme.get(f"/jobs/{job_id}/files/{file['name']}", headers={"Range": f"bytes={part}"})
+            for part in ("0-99", "100-4999", "5000-")
+        ]
+        assert [it.status_code for it in parts] == [206] * 3
+        assert hashlib.sha256(b"".join(it.content for it in parts)).hexdigest() == file["sha256"]
+
+        [sample] = acme.get(f"/jobs/{job_id}/samples").json()
+        assert sample["prompt"] == "a shape"
+        image = acme.get(f"/jobs/{job_id}/samples/{sample['name']}").content
+        assert image.startswith(b"\x89PNG")
+
+        view = acme.get(f"/jobs/{job_id}").json()
+        assert (view["status"], view["tenant"]) == ("succeeded", "acme")
+        assert str(console.fleet.home) not in json.dumps(view)
+    with console.client("zoo") as zoo:
+        assert zoo.get(f"/jobs/{job_id}").status_code == 404
+        assert zoo.get(f"/jobs/{job_id}/files/shapes.safetensors").status_code == 404
+        stolen = zoo.post("/jobs", json=job_of(tiny_model, whole)).json()["id"]
+        last = list(events_of(zoo, stolen))[-1]
+        assert last["status"] == "failed"
+        assert "no such upload" in last["message"]
+
+
+def events_of(client: httpx2.Client, job_id: str) -> Iterator[dict[str, Any]]:
+    with client.stream("GET", f"/jobs/{job_id}/events") as stream:
+        for line in stream.iter_lines():
+            if line.startswith("data: "):
+                yield json.loads(line.removeprefix("data: "))
+
+
+def test_the_command_line_checks_an_upload_too(
+    console: Served, tiny_model: Path, pictures: Path
+) -> None:
+    with console.client("acme") as acme:
+        upload_id = uploaded_in_pieces(acme, archive_of(pictures, broken=False))
+    job = {**job_of(tiny_model, upload_id), "tenant": "acme"}
+    checked = console.fleet.submit(job, "--dry-run")
+    assert checked.code == 0, checked
+    refused = console.fleet.submit({**job, "tenant": "zoo"}, "--dry-run")
+    assert refused.code == 4
+    assert "no such upload" in refused.out
+
+
+def test_keys_are_listed_without_what_they_are_and_revoked_at_once(console: Served) -> None:
+    fleet = console.fleet
+    listed = json.loads(fleet.run("keys", "ls", "--json").out)
+    assert {(it["name"], it["tenant"]) for it in listed} >= {("console", None), ("acme", "acme")}
+    assert not re.search(r"twk_|[0-9a-f]{64}", json.dumps(listed))
+    added = fleet.run("keys", "add", "short", "--operator", "--json").documents[0]
+    headers = {"Authorization": f"Bearer {added['key']}"}
+    assert httpx2.get(f"{console.url}/v1/fleet", headers=headers).status_code == 200
+    assert fleet.run("keys", "revoke", "short").code == 0
+    assert httpx2.get(f"{console.url}/v1/fleet", headers=headers).status_code == 401
+    assert fleet.run("keys", "add", "both").code == 2
+    assert fleet.run("keys", "revoke", "nobody").code == 18
+
+
+def test_the_fleet_shows_its_gpu_and_recommends_what_suits_it(console: Served) -> None:
+    with console.client("operator") as operator:
+        workers = operator.get("/fleet").json()["workers"]
+        assert [it["memory_class"] for it in workers if it["gpu"]] == ["40gb"]
+        best = {it["name"] for it in operator.get("/presets").json() if it["recommended"]}
+    assert best == {
+        "flux_lora_1x40gb",
+        "sdxl_finetune_1x40gb",
+        "sdxl_lora_1x24gb",
+        "sdxl_textual_inversion_1x16gb",
+    }
