@@ -2,7 +2,7 @@
 
 All ids are derived from the job's, so that nothing is to be handed on: a retry, another worker or a
 replay joins the same trace. Attributes hold no prompt, caption, path or message, only names of
-ours and numbers. Knows nothing of OpenTelemetry; ``worker/tracing.py`` sends spans.
+ours and numbers. Knows nothing of OpenTelemetry; ``tasks/tracing.py`` sends spans.
 """
 
 import hashlib

@@ -46,6 +46,7 @@ from tasks.runtime import Backoff, Runtime
 from tasks.settings import Settings
 from tasks.state import JobState, connect
 from tasks.store import Store
+from tasks.traces import tracer_of
 from worker.event_batches import EventBatches
 from worker.gpu_meter import GpuMeter
 from worker.gpus import Gpu
@@ -58,7 +59,6 @@ from worker.quarantine import Quarantine, Reports, make_gate
 from worker.reconciler import Reconciler
 from worker.supervisor import Limits, TrainerProcess, trainer_environment
 from worker.sweep import Sweep
-from worker.traces import tracer_of
 from worker.transport import Keys, use_for_redis
 from worker.upkeep import Upkeep
 from worker.webhooks import Webhooks

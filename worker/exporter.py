@@ -5,6 +5,7 @@ Reads the broker and nothing else, so one exporter is enough for a fleet, and mo
 
 import logging
 import platform
+import signal
 import threading
 import time
 from collections import Counter
@@ -110,15 +111,17 @@ class FleetCollector(Collector):
 
 
 def serve(client: Redis, ttl: timedelta, address: str, port: int) -> None:
-    """Answer scrapes until the process ends.
+    """Answer scrapes until the process is asked to end.
 
     Raises:
         OSError: The address cannot be had.
     """
     registry = CollectorRegistry()
     registry.register(FleetCollector(client, ttl))
-    _, thread = start_http_server(port, address, registry)
+    server, thread = start_http_server(port, address, registry)
+    signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
     thread.join()
+    server.server_close()
 
 
 def _one(metric: metrics.Metric, value: float) -> dict[str, Values]:

@@ -13,6 +13,7 @@ from redis import Redis
 from routing.classes import MemoryClass
 from tasks import events
 from tasks.cache import cache
+from tasks.client import Client
 from tasks.control import JobControl
 from tasks.counters import Counters
 from tasks.errors import ErrorCode, JobError, StoreError, TrainerError
@@ -20,6 +21,7 @@ from tasks.metrics import METRICS
 from tasks.publish import publish
 from tasks.records import JobStatus
 from tasks.runtime import Backoff, Runtime, TrainerInterrupted
+from tasks.settings import Settings
 from tasks.spans import Span
 from tasks.stage import (
     StageBody,
@@ -289,3 +291,11 @@ def test_a_job_that_was_begun_too_often_ends_its_trace(
         with pytest.raises(JobError, match="5 times"):
             run_stage("prepare", leave(), job_id, runtime())
     assert [(it.name, it.error) for it in spans] == [("job", "trainer_failed")]
+
+
+def test_a_waiting_job_that_somebody_cancels_ends_its_trace(
+    job_id: str, broker_url: str, spans: list[Span]
+) -> None:
+    settings = Settings.model_validate({"broker_url": broker_url})
+    assert Client(settings, broker_url, spans.extend).cancel(job_id) == JobStatus.CANCELLED
+    assert [(it.name, it.error) for it in spans] == [("job", "cancelled")]

@@ -1,9 +1,9 @@
 """``training-worker cancel``."""
 
 from tasks.settings import Settings
+from tasks.traces import tracer_of
 from worker.client import client_of
 from worker.output import print_json, stdout
-from worker.traces import tracer_of
 
 
 def run(settings: Settings, *, job_id: str, save: bool, json: bool) -> None:

@@ -8,11 +8,11 @@ from tasks.accounts import Accounts, console_key
 from tasks.errors import NotInstalledError
 from tasks.logs import set_up_logging
 from tasks.settings import Settings
+from tasks.traces import tracer_of
 from worker.commands.metrics import metrics_address
 from worker.fleet import running_fleet
 from worker.flower import flower_address, flower_credentials, password_file
 from worker.output import stdout
-from worker.traces import tracer_of
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from tasks.settings import Settings
 
 
 def tracer_of(settings: Settings, worker: str) -> Any:
-    """The ``worker.tracing.Tracer`` of this process; None where traces go nowhere.
+    """The ``tasks.tracing.Tracer`` of this process; None where traces go nowhere.
 
     Args:
         settings: Say where they go.
@@ -20,7 +20,7 @@ def tracer_of(settings: Settings, worker: str) -> Any:
     if settings.traces_url is None:
         return None
     try:
-        tracing = importlib.import_module("worker.tracing")
+        tracing = importlib.import_module("tasks.tracing")
     except ModuleNotFoundError as error:
         what = "OpenTelemetry, which TRAINING_TRACES_URL needs,"
         raise NotInstalledError(what, "tracing") from error

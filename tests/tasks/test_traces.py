@@ -5,13 +5,13 @@ import socket
 import pytest
 from pydantic import ValidationError
 
+from tasks import traces
 from tasks.errors import NotInstalledError
 from tasks.settings import Settings
 from tasks.spans import Span
+from tasks.tracing import Tracer
 from tests.otlp import receiving
 from tests.waiting import wait_until
-from worker import traces
-from worker.tracing import Tracer
 
 SPAN = Span("job", "train", "train 1", "", 1.0, 2.5, {"training.attempt": 1}, "store")
 
@@ -33,8 +33,8 @@ def test_a_receiver_that_swallows_everything_holds_up_nobody(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Were it waited for, this test would not end.
-    monkeypatch.setattr("worker.tracing._TIMEOUT_S", 1000.0)
-    monkeypatch.setattr("worker.tracing._CLOSE_WITHIN_S", 0.2)
+    monkeypatch.setattr("tasks.tracing._TIMEOUT_S", 1000.0)
+    monkeypatch.setattr("tasks.tracing._CLOSE_WITHIN_S", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         tracer = Tracer(f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces", "w")
         tracer.send([SPAN] * 5000)
@@ -44,7 +44,7 @@ def test_a_receiver_that_swallows_everything_holds_up_nobody(
 def test_what_was_sent_before_a_receiver_was_there_is_no_fault_later(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("worker.tracing._TIMEOUT_S", 0.5)
+    monkeypatch.setattr("tasks.tracing._TIMEOUT_S", 0.5)
     with receiving() as gone:
         url = gone.url
     tracer = Tracer(url, "w")
@@ -65,7 +65,7 @@ def test_without_a_receiver_nothing_is_made_and_without_the_extra_it_is_told(
     def missing(name: str) -> object:
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr("worker.traces.importlib.import_module", missing)
+    monkeypatch.setattr("tasks.traces.importlib.import_module", missing)
     with pytest.raises(NotInstalledError, match=r"training-worker\[tracing\]"):
         traces.tracer_of(Settings(traces_url="http://here:4318/v1/traces"), "w")
 
