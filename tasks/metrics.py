@@ -29,7 +29,6 @@ OTHER_TENANTS = "*"
 UNREAD = ""
 """Stands for the tenant of jobs that were sent, and that no CPU worker has read yet."""
 
-_CLASSES = (CPU, *map(str, MemoryClass))
 _TYPES = tuple(TrainingType)
 # Of the failures that a stage can have.
 _CODES = (
