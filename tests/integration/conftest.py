@@ -44,9 +44,15 @@ def traces() -> Iterator[Receiver]:
 
 @pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory, traces: Receiver) -> Iterator[Fleet]:
-    """An emulated 40 GB worker and a 24 GB one, shared by the tests that leave it whole."""
-    watched = {"TRAINING_METRICS_PORT": str(free_port()), "TRAINING_TRACES_URL": traces.url}
-    with Fleet(tmp_path_factory.mktemp("fleet"), "40gb,24gb", **watched) as running:
+    """An emulated 40 GB worker and a 24 GB one, the web console, metrics and traces, shared by the
+    tests that leave it whole.
+    """
+    settings = {
+        "TRAINING_CONSOLE_PORT": str(free_port()),
+        "TRAINING_METRICS_PORT": str(free_port()),
+        "TRAINING_TRACES_URL": traces.url,
+    }
+    with Fleet(tmp_path_factory.mktemp("fleet"), "40gb,24gb", **settings) as running:
         yield running
 
 
