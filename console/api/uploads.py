@@ -93,20 +93,20 @@ async def write(
     upload_offset: Text = None,
     upload_checksum: Text = None,
     content_type: Text = None,
-    content_length: Text = None,
 ) -> Response:
     """Go on with an upload."""
     if tus_resumable != _VERSION:
         return _other_version()
     if content_type != _PIECE:
         return problem(415, "bad_request", f"Content-Type must be {_PIECE}")
+    length = request.headers.get("content-length")
     written = await service.write_upload(
         account,
         upload_id,
         _number("Upload-Offset", upload_offset),
         request.stream(),
         None if upload_checksum is None else _checksum(upload_checksum),
-        None if content_length is None else _number("Content-Length", content_length),
+        _number("Content-Length", length) if length is not None else None,
     )
     return _done(204, _state(written))
 
