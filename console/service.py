@@ -6,8 +6,9 @@ A job or an upload of another tenant is told of in the very words of one that is
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any, TypeVar
 
 from anyio import to_thread
@@ -101,7 +102,12 @@ class Service:
         return await _in_thread(self._submissions.submit, account, document, idempotency_key)
 
     async def preview(
-        self, account: Account, document: Any, *, check_data_set: bool = True
+        self,
+        account: Account,
+        document: Any,
+        *,
+        check_data_set: bool = True,
+        sizes: Collection[int] | None = None,
     ) -> Preview:
         """What would become of a job; nothing is sent.
 
@@ -109,6 +115,7 @@ class Service:
             account: Who asks.
             document: The job.
             check_data_set: Whether to read its data set and base model, from this machine.
+            sizes: How many pictures are of each training size, where that is known already.
 
         Raises:
             InvalidJobError: It cannot run as described, with every fault.
@@ -119,7 +126,7 @@ class Service:
         found: Checked | None = None
         if check_data_set:
             found = await self._checks.check(job, self._submissions.access(account))
-        return await _in_thread(self._submissions.preview, account, job, found)
+        return await _in_thread(self._submissions.preview, account, job, found, sizes)
 
     async def job(self, account: Account, job_id: str) -> JobView:
         """A job.
@@ -130,6 +137,14 @@ class Service:
         return await _in_thread(
             lambda: self._jobs.view(self._jobs.record(account, job_id), account)
         )
+
+    async def description(self, account: Account, job_id: str) -> TrainingJob:
+        """What a job was submitted as, with its preset's values and all defaults.
+
+        Raises:
+            UnknownJobError: There is none of this id, for this account.
+        """
+        return await _in_thread(lambda: self._jobs.record(account, job_id).job)
 
     async def jobs(
         self,
@@ -365,6 +380,10 @@ class Service:
         folder = self._home / "packing"
         async with write_archive(folder, files, self._uploads.most_bytes) as path:
             return await _in_thread(self._uploads.put, whose, name, path)
+
+    async def put_upload(self, account: Account, name: str, path: Path) -> UploadView:
+        """Take a whole file of this machine's as an upload, for the account's own jobs."""
+        return await _in_thread(self._uploads.put, _tenant_of(account, None), name, path)
 
     async def pictures(self, account: Account, upload_id: str) -> tuple[PictureView, ...]:
         """The pictures of an upload, with their captions.

@@ -1,5 +1,6 @@
 """Submitting a job, or only looking at what would become of it."""
 
+from collections.abc import Collection
 from typing import Any
 
 from console.checks import Checked
@@ -74,19 +75,26 @@ class Submissions:
         access = self._settings.data_access()
         return access if account.tenant is None else access.narrowed(self._roots)
 
-    def preview(self, account: Account, job: TrainingJob, found: Checked | None) -> Preview:
+    def preview(
+        self,
+        account: Account,
+        job: TrainingJob,
+        found: Checked | None,
+        sizes: Collection[int] | None = None,
+    ) -> Preview:
         """What would become of a job.
 
         Args:
             account: Who asks.
             job: The job.
             found: What its data set is like; None where nobody has looked.
+            sizes: How many pictures are of each training size, where that is known without.
 
         Raises:
             DoesNotFitJobError: No GPU memory class holds it.
         """
         route = job.route(self._settings.constants)
-        sizes = None if found is None else found.sizes
+        sizes = sizes if found is None else found.sizes
         expected = forecast(job.training, route.gpu_queue, self._jobs.learned(), sizes)
         return Preview(
             job=job,
