@@ -145,8 +145,11 @@ class NewJob:
         if self._insists and self._dataset.pictures.errors:
             problem = f"has {self._dataset.pictures.errors} errors; mend or remove what is named"
             faults = [*faults, Fault(f"training.{self.draft.dataset_path}", problem)]
+        still_open = [] if self._insists else [it for it in faults if _is_open(it)]
+        faults = [it for it in faults if it not in still_open]
         self._show_faults(faults)
-        self._outlook.show(preview, faults, self.draft)
+        named = [it.where.removeprefix("training.") for it in still_open]
+        self._outlook.show(preview, faults, self.draft, named)
         if preview is not None and self._dataset.pictures.is_stale:
             self._dataset.offer_check()
 
@@ -251,6 +254,7 @@ class NewJob:
         )
 
     def _choose_type(self, training_type: str) -> None:
+        self._insists = False
         if training_type not in TYPE_NAMES:
             return  # no browser of ours says so
         of_type = [it for it in self._presets if it.type == training_type]
@@ -318,3 +322,8 @@ def _set_data_set(document: dict[str, Any], path: str) -> None:
     for name in folders:
         part = part.setdefault(name, {})
     part[last] = dict(_STAND_IN)
+
+
+def _is_open(fault: Fault) -> bool:
+    """Whether something was only not filled in yet; nobody is blamed before the start."""
+    return fault.problem.startswith(("is missing", "set exactly one of"))
