@@ -3,15 +3,16 @@
 import asyncio
 import json
 import logging
+import os
 import shutil
 import sys
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anyio import to_thread
+from anyio import CancelScope, to_thread
 
 from console.checker import CheckRequest
 from console.errors import NotFoundError, TooManyError
@@ -61,6 +62,8 @@ class Checks:
         self._settings, self._thumbnails = settings, thumbnails
         self._room = asyncio.Semaphore(_AT_A_TIME)
         self._waiting: Counter[str] = Counter()
+        # One at a time of each tenant, or one with slow servers would keep all others waiting.
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def check(self, job: TrainingJob, access: Access) -> Checked:
         """Check a job's data set and base model.
@@ -114,30 +117,41 @@ class Checks:
         if self._waiting[tenant] >= _MOST_OF_A_TENANT or self._waiting.total() >= _MOST:
             raise TooManyError("too many data sets are looked into", 30)
         self._waiting[tenant] += 1
-        settings = self._settings
-        scratch_dir = settings.resolved_scratch_dir / "console"
         try:
-            async with self._room:
-                scratch_dir.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(dir=scratch_dir) as scratch:
-                    asked = CheckRequest(
-                        tenant=tenant,
-                        store_url=settings.resolved_store_url,
-                        downloads_dir=str(settings.downloads_dir),
-                        scratch_dir=scratch,
-                        roots=access.roots,
-                        hosts=tuple(sorted(access.hosts)),
-                        most_bytes=access.most_bytes,
-                        **request,
-                    )
-                    return await _answer(asked)
+            async with self._turns[tenant], self._room:
+                scratch = await to_thread.run_sync(self._new_scratch)
+                try:
+                    return await _answer(self._request(tenant, access, scratch, **request))
+                finally:
+                    # It may hold a whole unpacked archive.
+                    with CancelScope(shield=True):
+                        await to_thread.run_sync(shutil.rmtree, scratch, True)
         finally:
             self._waiting[tenant] -= 1
+
+    def _new_scratch(self) -> str:
+        folder = self._settings.resolved_scratch_dir / "console"
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.mkdtemp(dir=folder)
+
+    def _request(self, tenant: str, access: Access, scratch: str, **more: Any) -> CheckRequest:
+        return CheckRequest(
+            tenant=tenant,
+            store_url=self._settings.resolved_store_url,
+            downloads_dir=str(self._settings.downloads_dir),
+            scratch_dir=scratch,
+            roots=access.roots,
+            hosts=tuple(sorted(access.hosts)),
+            most_bytes=access.most_bytes,
+            **more,
+        )
 
 
 async def _answer(request: CheckRequest) -> dict[str, Any]:
     process = await asyncio.create_subprocess_exec(
         *COMMAND,
+        # The broker's password is none of its business.
+        env={name: it for name, it in os.environ.items() if not name.startswith("TRAINING_")},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )

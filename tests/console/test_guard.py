@@ -1,6 +1,7 @@
 import asyncio
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -13,6 +14,7 @@ from console.sessions import COOKIE
 from tasks.accounts import Accounts
 from tasks.settings import Settings
 from tests.console.conftest import PNG, Console, Served, job
+from worker.broker import EmbeddedBroker
 
 
 @pytest.fixture
@@ -208,6 +210,27 @@ def test_behind_a_proxy_addresses_begin_with_the_path_it_takes_away(served: Serv
             assert (await client.get("/v1/jobs")).status_code == 200
             long = b"x" * (MOST_BODY_BYTES + 1)
             assert (await client.post("/v1/jobs", content=long, headers=headers)).status_code == 413
+        await service.close()
+
+    asyncio.run(ask())
+
+
+def test_a_broker_that_is_away_is_told_as_a_passing_problem(served: Served, tmp_path: Path) -> None:
+    with EmbeddedBroker(tmp_path) as broker:
+        service = Service(served.settings, broker.url)
+    app = make_app(served.settings, service)
+    headers = {"Authorization": f"Bearer {served.keys['acme']}"}
+
+    async def ask() -> None:
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            for path in ("/v1/health", "/v1/jobs", "/v1/fleet", "/v1/jobs/x/events"):
+                answer = await client.get(path, headers=headers)
+                assert (answer.status_code, answer.json()["code"]) == (503, "no_broker"), path
+                assert answer.headers["retry-after"]
+            answer = await client.post("/v1/jobs", json=job(), headers=headers)
+            assert answer.status_code == 503
+            assert "socket" not in answer.text
         await service.close()
 
     asyncio.run(ask())
