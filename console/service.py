@@ -314,8 +314,17 @@ class Service:
         offset: int,
         pieces: AsyncIterator[bytes],
         checksum: Checksum | None = None,
+        coming: int | None = None,
     ) -> UploadView:
         """Go on with an upload; what came is kept, however this ends.
+
+        Args:
+            account: Who writes.
+            upload_id: The upload.
+            offset: How many bytes the sender believes to be here.
+            pieces: What follows.
+            checksum: That of all that follows now.
+            coming: How many bytes that is, where the sender says so before.
 
         Raises:
             NotFoundError: There is none of this id, for this account.
@@ -324,7 +333,7 @@ class Service:
             ChecksumError: Other bytes came than were sent.
         """
         tenant = await _in_thread(self._uploads_tenant, account, upload_id)
-        return await self._uploads.write(tenant, upload_id, offset, pieces, checksum)
+        return await self._uploads.write(tenant, upload_id, offset, pieces, checksum, coming)
 
     async def upload(self, account: Account, upload_id: str) -> UploadView:
         """An upload.
