@@ -13,7 +13,7 @@ from kombu.entity import Queue
 from routing.queues import ALL_QUEUES, CPU_QUEUE
 from tasks.cache import cache
 from tasks.chain import job_chain
-from tasks.contract import SUBMIT, task_name
+from tasks.contract import SUBMIT, SUBMIT_QUEUE, task_name
 from tasks.errors import JobError
 from tasks.prepare import prepare
 from tasks.publish import publish
@@ -189,7 +189,7 @@ def _add_submit(app: Celery, runtime: Callable[[], Runtime]) -> None:
         Request="tasks.submit_request:SubmitRequest",
     )
     def submit(self: Task, job: dict[str, Any]) -> dict[str, Any]:
-        if newer_than_known(job) and runtime().newest_version() > VERSION:
+        if newer_than_known(job) and runtime().newest_versions().get(SUBMIT_QUEUE, 0) > VERSION:
             # It waits in this worker for a moment, and then for whoever is next.
             pause_s = 0.0 if self.request.eta else runtime().backoff.delay_s(0)
             raise self.retry(countdown=pause_s, max_retries=None)
