@@ -143,6 +143,9 @@ def _network(url: str) -> Iterator[Finding]:
     local = parts.hostname in (None, "localhost", "127.0.0.1", "::1")
     if not local and parts.scheme != "rediss":
         yield Finding("warning", "broker network", "not encrypted", "use rediss://")
+    if "ssl_cert_reqs=none" in parts.query.lower():
+        remedy = "name its CA by ssl_ca_certs instead of ssl_cert_reqs=none"
+        yield Finding("warning", "broker network", "its certificate is not checked", remedy)
     if not local and not parts.password:
         yield Finding(
             "warning", "broker network", "no password", "whoever reaches it owns the fleet"

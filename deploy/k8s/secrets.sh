@@ -4,13 +4,20 @@
 set -euo pipefail
 folder=${1:-$(dirname "$0")/../secrets}
 
-secret() {  # NAME FILE...
+secret() {  # NAME [KEY=]FILE...
   printf -- '---\napiVersion: v1\nkind: Secret\nmetadata: { name: %s, namespace: training }\ndata:\n' "$1"
-  for file in "${@:2}"; do
-    printf '  %s: %s\n' "$(basename "$file")" "$(base64 < "$file" | tr -d '\n')"
+  for it in "${@:2}"; do
+    file=${it#*=}
+    [ "$file" = "$it" ] && key=$(basename "$file") || key=${it%%=*}
+    printf '  %s: %s\n' "$key" "$(base64 < "$file" | tr -d '\n')"
   done
 }
+ca=()
+if [ -e "$folder/broker.crt" ]; then
+  ca=("$folder/ca.crt")
+  secret broker-certificate "${ca[@]}" "tls.crt=$folder/broker.crt" "tls.key=$folder/broker.key"
+fi
 secret broker-users "$folder/users.acl"
 for role in worker console metrics flower; do
-  secret "broker-$role" "$folder/$role"/TRAINING_*
+  secret "broker-$role" "$folder/$role"/TRAINING_* "${ca[@]}"
 done

@@ -55,8 +55,8 @@ def documents(path: Path) -> list[dict[str, Any]]:
 
 def kubernetes_files() -> list[Path]:
     """The manifests, without what is kustomize's own."""
-    own = ("kustomization.yaml", "fields.yaml")
-    return [it for it in sorted((DEPLOY / "k8s").rglob("*.yaml")) if it.name not in own]
+    own = {"kustomization.yaml", "fields.yaml", "tls"}
+    return [it for it in sorted((DEPLOY / "k8s").rglob("*.yaml")) if not own & set(it.parts)]
 
 
 def pod_of(document: dict[str, Any]) -> dict[str, Any] | None:

@@ -39,8 +39,8 @@ class Broker:
     def __init__(self, folder: Path) -> None:
         self.port = free_port()
         self.secrets = folder / "secrets"
-        self._data = folder / "data"
-        self._data.mkdir(parents=True)
+        self.data = folder / "data"
+        self.data.mkdir(parents=True, exist_ok=True)
         make = ["bash", str(DEPLOY / "secrets.sh"), str(self.secrets)]
         subprocess.run([*make, f"redis://127.0.0.1:{self.port}/0"], check=True)
 
@@ -55,10 +55,10 @@ class Broker:
     def __enter__(self) -> Self:
         command = compose()["services"]["valkey"]["command"]
         assert command[0] == "valkey-server"
-        paths = {"/data": str(self._data), "/run/secrets": str(self.secrets)}
+        paths = {"/data": str(self.data), "/run/secrets": str(self.secrets)}
         argv = [_moved(word, paths) for word in command[1:]]
         argv += ["--port", str(self.port), "--bind", "127.0.0.1"]
-        with (self._data / "log").open("wb") as log:
+        with (self.data / "log").open("wb") as log:
             self._process = subprocess.Popen([str(get_binary_path()), *argv], stdout=log)
         wait_until(self._answers, timeout_s=PATIENCE_S, description="the broker", detail=self.log)
         return self
@@ -74,7 +74,7 @@ class Broker:
 
     def log(self) -> str:
         """What the server has written."""
-        return (self._data / "log").read_text("utf-8")
+        return (self.data / "log").read_text("utf-8")
 
     def _answers(self) -> bool:
         assert self._process.poll() is None, self.log()
@@ -115,6 +115,7 @@ class Started:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")}
         self.env = {**kept, "TRAINING_GPUS": "40gb", **env, **settings}
         self._log = folder / "log"
+        self._popen: subprocess.Popen[bytes] | None = None
         (folder / "home").mkdir(parents=True)
         if self.ready_file is not None:
             self.ready_file.parent.mkdir(parents=True)
@@ -133,6 +134,7 @@ class Started:
 
     def is_ready(self) -> bool:
         """Whether it takes messages, or its port answers."""
+        assert self._popen is not None
         assert self._popen.poll() is None, self.log()
         if self.ready_file is not None:
             return self.ready_file.exists()
@@ -146,15 +148,17 @@ class Started:
 
     def ask_to_stop(self) -> None:
         """As a supervisor does."""
+        assert self._popen is not None
         self._popen.send_signal(signal.SIGTERM)
 
     def end(self) -> int:
         """Its exit code."""
+        assert self._popen is not None
         return self._popen.wait(PATIENCE_S)
 
     def kill(self) -> None:
         """End it where a test has failed before."""
-        if self._popen.poll() is None:
+        if self._popen is not None and self._popen.poll() is None:
             self._popen.kill()
             self._popen.wait()
 

@@ -55,6 +55,22 @@ def test_what_compose_services_refer_to_is_there(name: str) -> None:
         assert over["command"][: len(ours)] == ours
 
 
+def test_compose_scrapes_and_shows_what_prometheus_and_grafana_have_here() -> None:
+    services, ours = compose()["services"], DEPLOY / "prometheus" / "prometheus.yml"
+    for name in ("prometheus", "grafana"):
+        for mount in services[name]["volumes"]:
+            source = mount.partition(":")[0]
+            if source.startswith("./") and (DEPLOY / name).exists():
+                assert (DEPLOY / source).is_dir(), source
+    if ours.exists():
+        here = yaml.safe_load(ours.read_text("utf-8"))
+        there = yaml.safe_load(compose()["configs"]["prometheus.yml"]["content"])
+        assert there["rule_files"] == here["rule_files"]
+        assert [it["job_name"] for it in there["scrape_configs"]] == [
+            it["job_name"] for it in here["scrape_configs"]
+        ]
+
+
 def test_compose_has_a_service_for_each_class_of_gpu_and_writes_nothing_to_images() -> None:
     services = compose()["services"]
     assert {name for name in services if name.startswith("gpu-")} == {
@@ -143,11 +159,34 @@ def test_what_kustomizations_refer_to_is_there() -> None:
     named = set()
     for path in files:
         content = yaml.safe_load(path.read_text("utf-8"))
-        for name in [*content["resources"], *content.get("configurations", ())]:
+        patches = [it["path"] for it in content.get("patches", ())]
+        others = [*content.get("configurations", ()), *patches]
+        for name in [*content.get("resources", ()), *others]:
             there = (path.parent / name).resolve()
             assert there.is_file() or (there / "kustomization.yaml").is_file(), name
             named.add(there)
     assert set(kubernetes_files()) - {DEPLOY / "k8s" / "secrets.example.yaml"} <= named
+
+
+def test_the_broker_may_speak_tls_only() -> None:
+    documents_ = documents(DEPLOY / "k8s" / "base" / "valkey.yaml")
+    [stateful] = [it for it in documents_ if it["kind"] == "StatefulSet"]
+    for patch in yaml.safe_load((DEPLOY / "k8s" / "tls" / "valkey.yaml").read_text("utf-8")):
+        *way, last = patch["path"].strip("/").split("/")
+        place = stateful
+        for step in way:
+            place = place[int(step) if isinstance(place, list) else step]
+        assert isinstance(place, list)
+        if patch["op"] == "add":
+            assert last == "-"
+            place.append(patch["value"])
+        else:
+            place[int(last)] = patch["value"]
+    kubernetes_validate.validate(stateful, kubernetes_validate.latest_version(), strict=True)
+    over = yaml.safe_load((DEPLOY / "compose.tls.yaml").read_text("utf-8"))["services"]["valkey"]
+    [container] = stateful["spec"]["template"]["spec"]["containers"]
+    options = [argument.split()[0] for argument in container["args"]]
+    assert options == [argument.split()[0] for argument in over["command"]]
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 from kombu.exceptions import OperationalError
+from pydantic import SecretStr
 
 from tasks.app import make_app
 from tasks.settings import Settings
@@ -16,6 +17,7 @@ from tasks.state import connect
 from tests.deploy.manifests import DEPLOY
 from tests.deploy.servers import Broker
 from tests.deploy.tls import TlsProxy
+from worker.checks import check_all
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +82,16 @@ def test_results_and_messages_go_over_tls_for_a_client_as_well(
     assert app.backend.client.ping()
     with app.connection_for_write() as connection:
         connection.ensure_connection(max_retries=1)
+
+
+def test_the_doctor_tells_of_a_certificate_that_is_not_checked(
+    url: str, certificates: Path, tmp_path: Path
+) -> None:
+    def told(query: str) -> set[str]:
+        address = SecretStr(f"{url}?{query}")
+        found = check_all(Settings(broker_url=address, home=tmp_path, gpus="", flower_port=0))
+        assert not any("does not answer" in it.found for it in found)
+        return {it.found for it in found if it.what == "broker network"}
+
+    assert told(f"ssl_ca_certs={certificates / 'ca.crt'}") == set()
+    assert told("ssl_cert_reqs=none") == {"its certificate is not checked"}

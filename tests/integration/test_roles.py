@@ -4,6 +4,8 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from celery import Celery
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
+from tasks.lanes import Lanes
 from tests.deploy.manifests import processes
-from tests.deploy.servers import Broker, Started
+from tests.deploy.servers import PATIENCE_S, Broker, Started
+from tests.waiting import wait_until
 
-SERVICES = {it.where.removeprefix("compose.yaml "): it for it in processes()}
+PROCESSES = {it.where: it for it in processes()}
 
 
 @pytest.fixture
@@ -26,28 +30,34 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 
 
 @pytest.fixture
-def workers(broker: Broker, tmp_path: Path, pictures: Path) -> Iterator[dict[str, str]]:
-    """The workers of the compose file, as its ``worker`` role; gives settings of the fleet."""
-    fleet = {
+def settings(tmp_path: Path, pictures: Path) -> dict[str, str]:
+    """The fleet's."""
+    return {
         "TRAINING_STORE_URL": (tmp_path / "store").as_uri(),
         "TRAINING_DATA_ROOTS": str(pictures),
         "TRAINING_VISIBILITY_TIMEOUT": "4",
     }
-    started = [
-        Started(SERVICES[name], broker, tmp_path / name, **fleet) for name in ("cpu", "gpu-40gb")
-    ]
+
+
+@pytest.fixture
+def workers(
+    broker: Broker, settings: dict[str, str], tmp_path: Path
+) -> Iterator[tuple[Started, Started]]:
+    """The CPU worker of the compose file, which runs, and KEDA's of a GPU, which does not."""
+    cpu = Started(PROCESSES["compose.yaml cpu"], broker, tmp_path / "cpu", **settings)
+    keda = PROCESSES["k8s ScaledJob gpu-40gb"]
+    # It may be idle for two seconds instead of five minutes.
+    short = replace(keda, argv=tuple("2" if it == "300" else it for it in keda.argv))
+    gpu = Started(short, broker, tmp_path / "gpu", **settings)
     try:
-        for it in started:
-            it.start()
-        for it in started:
-            it.wait_until_ready()
-        yield fleet
-        for it in started:
-            it.ask_to_stop()
-        assert [it.end() for it in started] == [0, 0]
+        cpu.start()
+        cpu.wait_until_ready()
+        yield cpu, gpu
+        cpu.ask_to_stop()
+        assert cpu.end() == 0, cpu.log()
     finally:
-        for it in started:
-            it.kill()
+        cpu.kill()
+        gpu.kill()
 
 
 def refused(*commands: Callable[[], object]) -> None:
@@ -57,12 +67,29 @@ def refused(*commands: Callable[[], object]) -> None:
 
 
 def test_each_role_does_its_work_and_nothing_else(
-    broker: Broker, workers: dict[str, str], job: dict[str, Any], tmp_path: Path
+    broker: Broker,
+    workers: tuple[Started, Started],
+    settings: dict[str, str],
+    job: dict[str, Any],
+    tmp_path: Path,
 ) -> None:
+    _, gpu = workers
     url = broker.url("backend")
     app: Any = Celery(broker=url, backend=url, set_as_current=False)
     # As the README shows it.
-    result = app.send_task("training.submit", args=[job], queue="cpu").get(timeout=90)
+    sent = app.send_task("training.submit", args=[job], queue="cpu")
+    # There is no GPU worker: the job waits in its lane, where metrics count it, and one is started.
+    with broker.client("metrics") as metrics:
+        wait_until(
+            lambda: Lanes(metrics, timedelta(days=1)).waiting() == {"gpu.40gb": {"default": 1}},
+            timeout_s=PATIENCE_S,
+            description="the job waits for a GPU",
+        )
+    gpu.start()
+    result = sent.get(timeout=90)
+    # Nobody ends it: it has nothing more to do.
+    assert gpu.end() == 0, gpu.log()
+    assert "nothing to do for 2 s" in gpu.log()
     key = f"training:job:{result['job_id']}"
     with broker.client("backend") as backend:
         assert "succeeded" in str(backend.xrevrange(f"{key}:events", count=1))
@@ -86,7 +113,9 @@ def test_each_role_does_its_work_and_nothing_else(
 
     file = tmp_path / "job.yaml"
     file.write_text(yaml.safe_dump(job), "utf-8")
-    console_env = Started(SERVICES["console"], broker, tmp_path / "console", **workers).env
+    console_env = Started(
+        PROCESSES["compose.yaml console"], broker, tmp_path / "console", **settings
+    ).env
 
     def console_says(*command: str) -> dict[str, Any]:
         ran = subprocess.run(

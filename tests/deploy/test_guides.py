@@ -1,0 +1,172 @@
+"""The guides' commands run as they stand, but those whose first line says what they need."""
+
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.main import get_command
+
+from tests.deploy.manifests import ROOT
+from tests.deploy.servers import PATIENCE_S
+from tests.waiting import wait_until
+from worker.cli import cli
+from worker.demo_pictures import draw_demo_pictures
+
+BLOCK = re.compile(r"^```(bash|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+OURS = re.compile(
+    r"(?:^|bin/|-- |restored |exec \w+ )training-worker (\w[^#\n&|>)]*)", re.MULTILINE
+)
+NEEDS = "# needs "
+ASIDE = "# in a terminal of its own\n"
+GUIDES = ("laptop", "one-gpu", "ten-hosts", "kubernetes", "backup", "capacity")
+
+
+def blocks(guide: str) -> list[tuple[str, str]]:
+    """A guide's commands and files, with their language, in their order."""
+    text = (ROOT / "docs" / "guides" / f"{guide}.md").read_text("utf-8")
+    found = BLOCK.findall(text)
+    assert text.count("```") == 2 * len(found), "a block of another language, or none"
+    return [(language, body) for language, body in found if not body.startswith(NEEDS)]
+
+
+class Shell:
+    """A person's, in a folder of the project's looks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        programs = folder / "programs"
+        programs.mkdir(parents=True)
+        for name, command in {"training-worker": "-P -m worker", "python": ""}.items():
+            path = programs / name
+            path.write_text(f'#!/bin/sh\nexec "{sys.executable}" {command} "$@"\n', "utf-8")
+            path.chmod(path.stat().st_mode | stat.S_IXUSR)
+        (folder / "deploy").mkdir()
+        for name in ("secrets.sh", "certificates.sh", "valkey", "k8s"):
+            (folder / "deploy" / name).symlink_to(ROOT / "deploy" / name)
+        draw_demo_pictures(folder / "pictures")
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")}
+        self.env = {
+            **kept,
+            "PATH": f"{programs}:{kept['PATH']}",
+            "PYTHONPATH": str(ROOT),
+            "TRAINING_HOME": str(folder / "home"),
+            "TRAINING_FLOWER_PORT": "0",
+            "TRAINING_CONSOLE_PORT": "0",
+        }
+
+    def follow(self, guide: str) -> str:
+        """Do what a guide says; gives what was printed."""
+        printed = ""
+        for language, body in blocks(guide):
+            if language == "yaml":
+                name = re.match(r"# (\S+\.yaml)\n", body)
+                if name is not None:
+                    (self.folder / name[1]).write_text(body, "utf-8")
+            elif not body.startswith(ASIDE):
+                printed += self.run(body)
+        return printed
+
+    def run(self, script: str) -> str:
+        """Run commands, each of which must do."""
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=self.folder,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{script}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    @contextmanager
+    def aside(self, guide: str) -> Iterator[None]:
+        """Run what a guide wants in a terminal of its own, until Ctrl-C."""
+        [script] = [body for _, body in blocks(guide) if body.startswith(ASIDE)]
+        log = self.folder / f"{guide}.log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                ["bash", "-c", f"exec env {script.removeprefix(ASIDE)}"],
+                cwd=self.folder,
+                env=self.env,
+                stdout=output,
+                stderr=output,
+            )
+        try:
+            wait_until(
+                lambda: "ready:" in log.read_text("utf-8") or process.poll() is not None,
+                timeout_s=PATIENCE_S,
+                description=f"{script} is ready",
+            )
+            assert process.poll() is None, log.read_text("utf-8")
+            yield
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(PATIENCE_S)
+
+
+@pytest.mark.parametrize("guide", GUIDES)
+def test_a_guide_says_what_is_not_run_here(guide: str) -> None:
+    text = (ROOT / "docs" / "guides" / f"{guide}.md").read_text("utf-8")
+    for _, body in BLOCK.findall(text):
+        if body.startswith(NEEDS):
+            assert re.match(r"# needs \w", body)
+    assert blocks(guide)
+
+
+def test_a_laptop_trains_and_its_backup_brings_the_job_back(tmp_path: Path) -> None:
+    shell = Shell(tmp_path / "here")
+    with shell.aside("laptop"):
+        printed = shell.follow("laptop")
+    assert "published: " in printed
+    [job] = re.findall(r"^job (\w+)$", printed, re.MULTILINE)
+    *before, after = [body for _, body in blocks("backup") if not body.startswith(ASIDE)]
+    for script in before:
+        shell.run(script)
+    with shell.aside("backup"):
+        assert job in shell.run(after)
+
+
+def test_the_other_guides_do_what_they_say(tmp_path: Path) -> None:
+    Shell(tmp_path / "one-gpu").follow("one-gpu")
+
+    hosts = Shell(tmp_path / "ten-hosts")
+    hosts.follow("ten-hosts")
+    url = (hosts.folder / "deploy/secrets/worker/TRAINING_BROKER_URL").read_text("utf-8")
+    assert re.fullmatch(
+        r"rediss://worker:\w{48}@broker\.example:6379/0\?ssl_ca_certs=/run/secrets/ca\.crt", url
+    )
+    assert (hosts.folder / "deploy/secrets/broker.crt").exists()
+
+    cluster = Shell(tmp_path / "kubernetes")
+    cluster.follow("kubernetes")
+    secrets = (cluster.folder / "secrets.yaml").read_text("utf-8")
+    assert secrets.count("kind: Secret") == 5
+
+    plan = Shell(tmp_path / "capacity")
+    assert "ours" in plan.follow("capacity") or (plan.folder / "larger.json").stat().st_size
+
+
+def test_what_is_not_run_here_has_commands_and_options_that_exist() -> None:
+    there: Any = get_command(cli)
+    seen = 0
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
+        for _, body in BLOCK.findall(path.read_text("utf-8")):
+            for line in OURS.findall(body):
+                command, words = there, line.replace("`", " ").split()
+                while words and words[0] in getattr(command, "commands", {}):
+                    command = command.commands[words.pop(0)]
+                assert command is not there, f"{path.name}: training-worker {line}"
+                known = {name for it in command.params for name in (*it.opts, *it.secondary_opts)}
+                options = {word for word in words if word.startswith("--") and len(word) > 2}
+                assert options <= known | {"--help"}, f"{path.name}: training-worker {line}"
+                seen += 1
+    assert seen > 30
