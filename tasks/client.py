@@ -14,7 +14,7 @@ from tasks.durations import Durations
 from tasks.errors import ErrorCode, JobError
 from tasks.jobs.job import parse_job
 from tasks.lanes import Lanes
-from tasks.presence import Presence, live_workers, why_unserved
+from tasks.presence import Presence, live_workers, newest_versions, why_unserved
 from tasks.records import READS, JobRecord, JobStatus
 from tasks.settings import Settings
 from tasks.spans import Trace, job_span
@@ -136,6 +136,10 @@ class Client:
         if record.status == JobStatus.PAUSED:
             return f"{record.stage} waits until somebody resumes the job"
         if record.due_at is not None:
+            newest = newest_versions(self._redis).get(record.waiting_in or "", record.version)
+            if newest < record.version:
+                wanted = f"{record.stage} waits for a worker of version {record.version}"
+                return f"{wanted}; those of {record.waiting_in} are of version {newest}"
             return f"{record.stage} is tried again at {record.due_at.astimezone():%H:%M:%S}"
         if record.waiting_in is None:
             return None

@@ -121,9 +121,13 @@ def live_workers(client: Redis) -> dict[str, Presence]:
     }
 
 
-def newest_version(client: Redis) -> int:
-    """The newest version of the program that a live worker is of; 0 where none is live."""
-    return max((worker.version for worker in live_workers(client).values()), default=0)
+def newest_versions(client: Redis) -> dict[str, int]:
+    """Queue to the newest version of the program that a live worker of it is of."""
+    found: dict[str, int] = {}
+    for worker in live_workers(client).values():
+        for queue in worker.queues:
+            found[queue] = max(worker.version, found.get(queue, 0))
+    return found
 
 
 def why_unserved(client: Redis, queue: str) -> str | None:

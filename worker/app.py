@@ -38,7 +38,7 @@ from tasks.presence import (
     Presence,
     PresenceNote,
     live_workers,
-    newest_version,
+    newest_versions,
     next_larger_class,
 )
 from tasks.records import VERSION
@@ -133,7 +133,7 @@ def run_worker(
             backoff=Backoff(settings.retries, settings.retry_pause.total_seconds()),
             check_gpu=make_gate(real_gpu, reports, trainer.close),
             dispatch=_lanes(app, settings).dispatch,
-            newest_version=lambda: newest_version(patient),
+            newest_versions=lambda: newest_versions(patient),
             learn=Durations(connect(broker_url), settings.job_ttl, own_class).record,
             memory_class=own_class,
             trace=tracer.send if tracer is not None else None,
