@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -57,6 +58,9 @@ class CheckRequest(StrictModel):
 def main() -> None:
     """Answer one request."""
     os.nice(_NICE)
+    with suppress(OSError):
+        # Where memory runs out, this process is the one to end.
+        Path("/proc/self/oom_score_adj").write_text("1000", "utf-8")
     request = CheckRequest.model_validate_json(sys.stdin.buffer.read())
     try:
         answer = _checked(request) if request.kind == "check" else _pictures(request)

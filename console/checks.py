@@ -3,14 +3,16 @@
 import asyncio
 import json
 import logging
+import os
 import shutil
 import sys
 import tempfile
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from anyio import to_thread
+from anyio import CancelScope, to_thread
 
 from console.checker import CheckRequest
 from console.errors import NotFoundError, TooManyError
@@ -23,7 +25,8 @@ from tasks.settings import Settings
 logger = logging.getLogger(__name__)
 
 _AT_A_TIME = 2
-_MOST_WAITING = 20
+# At work or waiting: nobody should have to wait for all of another tenant's.
+_MOST, _MOST_OF_A_TENANT = 20, 5
 WITHIN_S = 300.0
 """How long one may take."""
 COMMAND = (sys.executable, "-P", "-m", "console.checker")
@@ -58,7 +61,9 @@ class Checks:
     def __init__(self, settings: Settings, thumbnails: Path) -> None:
         self._settings, self._thumbnails = settings, thumbnails
         self._room = asyncio.Semaphore(_AT_A_TIME)
-        self._waiting = 0
+        self._waiting: Counter[str] = Counter()
+        # One at a time of each tenant, or one with slow servers would keep all others waiting.
+        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def check(self, job: TrainingJob, access: Access) -> Checked:
         """Check a job's data set and base model.
@@ -109,33 +114,44 @@ class Checks:
         shutil.rmtree(self._thumbnails / tenant / upload_id, ignore_errors=True)
 
     async def _ask(self, tenant: str, access: Access, **request: Any) -> dict[str, Any]:
-        if self._waiting >= _MOST_WAITING:
+        if self._waiting[tenant] >= _MOST_OF_A_TENANT or self._waiting.total() >= _MOST:
             raise TooManyError("too many data sets are looked into", 30)
-        self._waiting += 1
-        settings = self._settings
-        scratch_dir = settings.resolved_scratch_dir / "console"
+        self._waiting[tenant] += 1
         try:
-            async with self._room:
-                scratch_dir.mkdir(parents=True, exist_ok=True)
-                with tempfile.TemporaryDirectory(dir=scratch_dir) as scratch:
-                    asked = CheckRequest(
-                        tenant=tenant,
-                        store_url=settings.resolved_store_url,
-                        downloads_dir=str(settings.downloads_dir),
-                        scratch_dir=scratch,
-                        roots=access.roots,
-                        hosts=tuple(sorted(access.hosts)),
-                        most_bytes=access.most_bytes,
-                        **request,
-                    )
-                    return await _answer(asked)
+            async with self._turns[tenant], self._room:
+                scratch = await to_thread.run_sync(self._new_scratch)
+                try:
+                    return await _answer(self._request(tenant, access, scratch, **request))
+                finally:
+                    # It may hold a whole unpacked archive.
+                    with CancelScope(shield=True):
+                        await to_thread.run_sync(shutil.rmtree, scratch, True)
         finally:
-            self._waiting -= 1
+            self._waiting[tenant] -= 1
+
+    def _new_scratch(self) -> str:
+        folder = self._settings.resolved_scratch_dir / "console"
+        folder.mkdir(parents=True, exist_ok=True)
+        return tempfile.mkdtemp(dir=folder)
+
+    def _request(self, tenant: str, access: Access, scratch: str, **more: Any) -> CheckRequest:
+        return CheckRequest(
+            tenant=tenant,
+            store_url=self._settings.resolved_store_url,
+            downloads_dir=str(self._settings.downloads_dir),
+            scratch_dir=scratch,
+            roots=access.roots,
+            hosts=tuple(sorted(access.hosts)),
+            most_bytes=access.most_bytes,
+            **more,
+        )
 
 
 async def _answer(request: CheckRequest) -> dict[str, Any]:
     process = await asyncio.create_subprocess_exec(
         *COMMAND,
+        # The broker's password is none of its business.
+        env={name: it for name, it in os.environ.items() if not name.startswith("TRAINING_")},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )

@@ -7,6 +7,8 @@ ConsoleError
 ├── ConflictError        the thing is not where this can be done to it
 ├── BadRequestError      the request says nothing that could be done
 ├── ChecksumError        other bytes came than were sent
+├── TooSlowError         nothing comes any more
+├── NoRoomError          the disk is full
 ├── TooLargeError        more bytes than are taken
 └── TooManyError         too often, or too many at a time
 """
@@ -73,6 +75,20 @@ class ChecksumError(ConsoleError):
 
     status = 460
     code = "checksum_mismatch"
+
+
+class TooSlowError(ConsoleError):
+    """Nothing comes any more."""
+
+    status = 408
+    code = "too_slow"
+
+
+class NoRoomError(ConsoleError):
+    """The disk is full."""
+
+    status = 507
+    code = "no_room"
 
 
 class TooLargeError(ConsoleError):

@@ -18,7 +18,7 @@ from tasks.contract import STAGES
 from tasks.durations import Learned
 from tasks.events import DataSetChecked, Progress
 from tasks.forecast import Told, expected_end
-from tasks.records import JobRecord, UnknownJobError
+from tasks.records import JobHead, JobRecord, UnknownJobError
 
 # Jobs whose events are not read from the start again.
 _MOST_KNOWN = 2000
@@ -26,10 +26,11 @@ _MOST_KNOWN = 2000
 _LEARNED_FOR_S = 5.0
 # A search gives what it has found after so many.
 _LOOKED_THROUGH = 2000
+_AT_A_TIME = 50
 _ID = re.compile(r"[\w.-]{1,100}", re.ASCII)
 _CURSOR = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)~([\w.-]{1,100})", re.ASCII)
 
-Matches = Callable[[JobRecord], bool]
+Matches = Callable[[JobHead], bool]
 
 
 @dataclass
@@ -109,28 +110,23 @@ class JobViews:
         Raises:
             BadRequestError: The cursor is none.
         """
-        found: list[JobRecord] = []
-        looked = 0
-        position = None if cursor is None else _position_in(cursor)
-        while len(found) < limit and looked < _LOOKED_THROUGH:
-            wanted = max(limit - len(found), 50)
-            entries = self._client.state.submitted(tenant, position, wanted)
-            if not entries:
-                position = None
-                break
+        state = self._client.state
+        found: list[tuple[float, str]] = []
+        looked, last = 0, None if cursor is None else _position_in(cursor)
+        # One more than is shown tells whether there are more.
+        while len(found) <= limit and looked < _LOOKED_THROUGH:
+            entries = state.submitted(tenant, last, max(limit + 1, _AT_A_TIME))
+            heads = {it.id: it for it in state.heads([job_id for _, job_id in entries])}
+            found += [it for it in entries if it[1] in heads and matches(heads[it[1]])]
             looked += len(entries)
-            records = {it.id: it for it in self._client.state.get_all([it[1] for it in entries])}
-            for entry in entries:
-                position = entry
-                record = records.get(entry[1])
-                if record is not None and matches(record):
-                    found.append(record)
-                    if len(found) == limit:
-                        break
-        views = tuple(self.view(record, account) for record in found)
-        return JobPage(
-            jobs=views, next=None if position is None else f"{position[0]}~{position[1]}"
-        )
+            last = entries[-1] if entries else None
+            if last is None:
+                break
+        shown = found[:limit]
+        if len(found) > limit:
+            last = shown[-1]
+        views = tuple(self.view(it, account) for it in state.get_all([it[1] for it in shown]))
+        return JobPage(jobs=views, next=last and f"{last[0]!r}~{last[1]}")
 
     def learned(self) -> Learned:
         """What finished runs have taught, as of a few seconds ago."""
@@ -220,8 +216,8 @@ def matching(search: str | None, status: str | None) -> Matches:
     """
     wanted = (search or "").lower()
 
-    def matches(record: JobRecord) -> bool:
-        named = wanted in record.id.lower() or wanted in record.job.name.lower()
-        return named and status in (None, record.status)
+    def matches(head: JobHead) -> bool:
+        named = wanted in head.id.lower() or wanted in head.name.lower()
+        return named and status in (None, head.status)
 
     return matches

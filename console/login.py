@@ -1,6 +1,6 @@
 """Logging in: a browser shows a key once, and has a cookie from then on."""
 
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote, urlsplit
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import RedirectResponse
@@ -17,7 +17,8 @@ _TRIES_A_MINUTE = 60
 def login_routes(service: Service) -> APIRouter:
     """``POST /login`` with the form field ``key``, and ``POST /logout``.
 
-    Both answer with a redirect: to the first page, or back to ``/login?wrong=1``.
+    Both answer with a redirect: to the page that ``next`` names or the first
+    one, or back to ``/login?wrong=1``.
     """
     router = APIRouter(include_in_schema=False)
     limiter = RateLimiter(_TRIES_A_MINUTE)
@@ -25,13 +26,15 @@ def login_routes(service: Service) -> APIRouter:
     @router.post("/login")
     async def login(request: Request) -> Response:
         home = request.scope.get("root_path", "")
+        target = inside(request.query_params.get("next", ""))
+        again = f"{home}/login?wrong=1&next={quote(target, safe='')}"
         who = request.client.host if request.client else ""
         if limiter.take(who).retry_after_s or not is_same_origin(request):
-            return RedirectResponse(f"{home}/login?wrong=1", 303)
+            return RedirectResponse(again, 303)
         cookie = service.sessions.begin(await _key_in(request))
         if cookie is None:
-            return RedirectResponse(f"{home}/login?wrong=1", 303)
-        answer = RedirectResponse(f"{home}/", 303)
+            return RedirectResponse(again, 303)
+        answer = RedirectResponse(f"{home}{target}", 303)
         answer.set_cookie(
             COOKIE,
             cookie,
@@ -53,6 +56,14 @@ def login_routes(service: Service) -> APIRouter:
         return answer
 
     return router
+
+
+def inside(target: str) -> str:
+    """A path of the console's own; whatever leads elsewhere is its start."""
+    parts = urlsplit(target)
+    leads_out = parts.scheme or parts.netloc or "\\" in target or target.startswith("//")
+    is_path = target.startswith("/") and target.isprintable() and not leads_out
+    return target if is_path else "/"
 
 
 async def _key_in(request: Request) -> str:

@@ -4,16 +4,18 @@ A job or an upload of another tenant is told of in the very words of one that is
 """
 
 import asyncio
-import re
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+import logging
+from collections import Counter
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any, TypeVar
 
 from anyio import to_thread
 
 from console.archive import NewFile, write_archive
 from console.checks import Checked, Checks
-from console.errors import ConflictError, ForbiddenError
+from console.errors import ConflictError, ForbiddenError, TooManyError
 from console.files import JobFiles, OpenFile
 from console.fleet import FleetViews
 from console.jobs import JobViews, matching
@@ -35,17 +37,18 @@ from console.views import (
 )
 from tasks.accounts import Account, Accounts
 from tasks.client import Client
+from tasks.errors import JobError
 from tasks.jobs.job import TrainingJob
 from tasks.settings import Settings
 from tasks.store import Store
 
+logger = logging.getLogger(__name__)
+
 Answer = TypeVar("Answer")
 
-_OWN_DIGITS = 12
-_LONGEST_ID = 100 - _OWN_DIGITS - 1
-_LOOKED_THROUGH = 2000
-_KEY = re.compile(r"[\x21-\x7e]{1,255}")
-_CURSOR = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)~([\w.-]{1,100})", re.ASCII)
+_UPKEEP_EVERY_S = 3600.0
+# Each holds a socket.
+_MOST_STREAMS = 500
 _DEFAULT_TENANT: str = TrainingJob.model_fields["tenant"].default
 
 
@@ -77,6 +80,7 @@ class Service:
         self._home = home
         self._checks = Checks(settings, home / "thumbnails")
         self._streams = Streams(broker_url)
+        self._followed: Counter[Account] = Counter()
 
     # Jobs
 
@@ -98,7 +102,12 @@ class Service:
         return await _in_thread(self._submissions.submit, account, document, idempotency_key)
 
     async def preview(
-        self, account: Account, document: Any, *, check_data_set: bool = True
+        self,
+        account: Account,
+        document: Any,
+        *,
+        check_data_set: bool = True,
+        sizes: Collection[int] | None = None,
     ) -> Preview:
         """What would become of a job; nothing is sent.
 
@@ -106,6 +115,7 @@ class Service:
             account: Who asks.
             document: The job.
             check_data_set: Whether to read its data set and base model, from this machine.
+            sizes: How many pictures are of each training size, where that is known already.
 
         Raises:
             InvalidJobError: It cannot run as described, with every fault.
@@ -116,7 +126,7 @@ class Service:
         found: Checked | None = None
         if check_data_set:
             found = await self._checks.check(job, self._submissions.access(account))
-        return await _in_thread(self._submissions.preview, account, job, found)
+        return await _in_thread(self._submissions.preview, account, job, found, sizes)
 
     async def job(self, account: Account, job_id: str) -> JobView:
         """A job.
@@ -127,6 +137,14 @@ class Service:
         return await _in_thread(
             lambda: self._jobs.view(self._jobs.record(account, job_id), account)
         )
+
+    async def description(self, account: Account, job_id: str) -> TrainingJob:
+        """What a job was submitted as, with its preset's values and all defaults.
+
+        Raises:
+            UnknownJobError: There is none of this id, for this account.
+        """
+        return await _in_thread(lambda: self._jobs.record(account, job_id).job)
 
     async def jobs(
         self,
@@ -210,9 +228,23 @@ class Service:
     ) -> AsyncGenerator[Sequence[JobEvent], None]:
         """The same in batches; an empty one where nothing has happened for ``patience_s``."""
         record = await _in_thread(self._jobs.record, account, job_id)
-        async with aclosing(self._streams.follow(record.id, after, patience_s)) as batches:
-            async for batch in batches:
-                yield batch
+        self.check_streams(account)
+        self._followed[account] += 1
+        try:
+            async with aclosing(self._streams.follow(record.id, after, patience_s)) as batches:
+                async for batch in batches:
+                    yield batch
+        finally:
+            self._followed[account] -= 1
+
+    def check_streams(self, account: Account) -> None:
+        """Refuse one more stream where an account has too many.
+
+        Raises:
+            TooManyError: It has.
+        """
+        if self._followed[account] >= _MOST_STREAMS:
+            raise TooManyError(f"{_MOST_STREAMS} streams are open for this key", 10)
 
     # What jobs leave
 
@@ -340,6 +372,10 @@ class Service:
         async with write_archive(folder, files, self._uploads.most_bytes) as path:
             return await _in_thread(self._uploads.put, whose, name, path)
 
+    async def put_upload(self, account: Account, name: str, path: Path) -> UploadView:
+        """Take a whole file of this machine's as an upload, for the account's own jobs."""
+        return await _in_thread(self._uploads.put, _tenant_of(account, None), name, path)
+
     async def pictures(self, account: Account, upload_id: str) -> tuple[PictureView, ...]:
         """The pictures of an upload, with their captions.
 
@@ -380,10 +416,13 @@ class Service:
     # The console itself
 
     async def upkeep(self) -> None:
-        """Once an hour, remove uploads that nobody needs; ends when it is cancelled."""
+        """Once an hour, remove what nobody needs; ends when it is cancelled."""
         while True:
-            await _in_thread(self._uploads.sweep)
-            await asyncio.sleep(3600)
+            try:
+                await _in_thread(self._sweep)
+            except (JobError, OSError):
+                logger.warning("the upkeep of uploads waits", exc_info=True)
+            await asyncio.sleep(_UPKEEP_EVERY_S)
 
     async def close(self) -> None:
         """Let go of the broker."""
@@ -396,6 +435,10 @@ class Service:
             redis.RedisError: It does not answer.
         """
         await _in_thread(self._client.lanes.terms)
+
+    def _sweep(self) -> None:
+        for view in self._uploads.sweep():
+            self._checks.forget(view.tenant, view.id)
 
     async def _change(
         self, account: Account, job_id: str, change: Callable[[str], object]

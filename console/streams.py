@@ -12,8 +12,8 @@ from redis.asyncio import Redis
 from console.errors import BadRequestError, TooManyError
 from console.views import JobEvent
 from tasks.client import NoBrokerError
-from tasks.events import parse_event
-from tasks.state import connect_async, keys_of
+from tasks.contract import EVENT_FIELD
+from tasks.state import connect_async, event_in, keys_of
 
 _POSITION = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?", re.ASCII)
 _BLOCK_MS = 5000
@@ -148,7 +148,7 @@ class _Reader:
             streams = cast("list[tuple[str, list[tuple[str, dict[str, str]]]]]", answer or [])
             for _, entries in streams:
                 for position, fields in entries:
-                    self._add(position, fields["event"])
+                    self._add(position, fields[EVENT_FIELD])
                     last = position
             has_ended = bool(self._events) and self._events[-1].event.kind == "ended"
             if streams:
@@ -161,7 +161,7 @@ class _Reader:
             block_ms = _BLOCK_MS
 
     def _add(self, position: str, text: str) -> None:
-        self._events.append(JobEvent(id=position, event=parse_event(text), text=text))
+        self._events.append(JobEvent(id=position, event=event_in(text), text=text))
         self._positions.append(position_of(position))
         if len(self._events) > _MOST_KEPT:
             del self._events[: _MOST_KEPT // 2], self._positions[: _MOST_KEPT // 2]

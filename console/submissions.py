@@ -1,5 +1,6 @@
 """Submitting a job, or only looking at what would become of it."""
 
+from collections.abc import Collection
 from typing import Any
 
 from console.checks import Checked
@@ -74,19 +75,26 @@ class Submissions:
         access = self._settings.data_access()
         return access if account.tenant is None else access.narrowed(self._roots)
 
-    def preview(self, account: Account, job: TrainingJob, found: Checked | None) -> Preview:
+    def preview(
+        self,
+        account: Account,
+        job: TrainingJob,
+        found: Checked | None,
+        sizes: Collection[int] | None = None,
+    ) -> Preview:
         """What would become of a job.
 
         Args:
             account: Who asks.
             job: The job.
             found: What its data set is like; None where nobody has looked.
+            sizes: How many pictures are of each training size, where that is known without.
 
         Raises:
             DoesNotFitJobError: No GPU memory class holds it.
         """
         route = job.route(self._settings.constants)
-        sizes = None if found is None else found.sizes
+        sizes = sizes if found is None else found.sizes
         expected = forecast(job.training, route.gpu_queue, self._jobs.learned(), sizes)
         return Preview(
             job=job,
@@ -115,6 +123,10 @@ def _price(
         return None
     seconds = [it.seconds for it in expected.stages if it.stage in _GPU_STAGES]
     known = [it for it in seconds if it is not None]
-    hours = sum(known) / 3600 if len(known) == len(seconds) else None
-    amount = None if hours is None else hours * per_hour
-    return PriceView(amount=amount, per_hour=per_hour, gpu_hours=hours)
+    hours, is_all = sum(known) / 3600, len(known) == len(seconds)
+    return PriceView(
+        amount=hours * per_hour if is_all else None,
+        at_least=hours * per_hour,
+        per_hour=per_hour,
+        gpu_hours=hours if is_all else None,
+    )

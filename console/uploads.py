@@ -1,5 +1,7 @@
 """Uploads: kept on this machine while they come, piece by piece, and in the store once whole."""
 
+import asyncio
+import errno
 import hashlib
 import json
 import logging
@@ -15,7 +17,15 @@ from uuid import uuid4
 
 from anyio import to_thread
 
-from console.errors import ChecksumError, ConflictError, NotFoundError, TooLargeError, TooManyError
+from console.errors import (
+    ChecksumError,
+    ConflictError,
+    NoRoomError,
+    NotFoundError,
+    TooLargeError,
+    TooManyError,
+    TooSlowError,
+)
 from console.views import UploadView
 from tasks.data.uploads import (
     StoredUpload,
@@ -30,6 +40,10 @@ logger = logging.getLogger(__name__)
 
 # An upload that nobody goes on with for so long is given up.
 UNFINISHED_FOR = timedelta(days=1)
+SILENCE_S = 60.0
+"""A sender that is silent for so long is gone, and another request may go on."""
+# So that others can still write their logs.
+_KEPT_FREE_BYTES = 100_000_000
 # Beside the one at work: several at a time, but no disk full of them.
 _MOST_UNFINISHED = 20
 _TIMES_THE_MOST = 4
@@ -75,6 +89,7 @@ class Uploads:
         Raises:
             TooLargeError: It would take more than is allowed.
             TooManyError: The tenant has too many that are not whole.
+            NoRoomError: The disk would be full.
         """
         if length <= 0:
             raise InvalidJobError([Fault("Upload-Length", "must be above 0")])
@@ -90,6 +105,9 @@ class Uploads:
         upload_id = uuid4().hex
         folder = self._path(tenant, upload_id)
         folder.mkdir(parents=True)
+        if shutil.disk_usage(folder).free < length + _KEPT_FREE_BYTES:
+            folder.rmdir()
+            raise NoRoomError("there is no room for this upload now")
         now = datetime.now(UTC)
         about = {"name": _shown(name), "length": length, "created": now.isoformat()}
         (folder / "data").touch()
@@ -148,6 +166,8 @@ class Uploads:
             ConflictError: Others are here, or another request writes to it.
             TooLargeError: More came than was said.
             ChecksumError: Other bytes came than were sent.
+            TooSlowError: Nothing came for long.
+            NoRoomError: The disk is full.
         """
         with self._alone(upload_id):
             view = await to_thread.run_sync(self.get, tenant, upload_id)
@@ -156,7 +176,12 @@ class Uploads:
             if view.whole:
                 return view
             data = self._path(tenant, upload_id) / "data"
-            await _append(data, pieces, view.length - view.offset, checksum)
+            try:
+                await _append(data, _in_time(pieces), view.length - view.offset, checksum)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                raise NoRoomError("there is no room for more of this upload now") from error
             return await to_thread.run_sync(self._finished, tenant, upload_id)
 
     async def finished(self, tenant: str, upload_id: str) -> UploadView:
@@ -189,8 +214,9 @@ class Uploads:
             shutil.rmtree(self._path(tenant, upload_id), ignore_errors=True)
             StoredUploads(self._store, tenant).delete(upload_id)
 
-    def sweep(self) -> None:
-        """Remove what was given up, and what has been kept for its life time."""
+    def sweep(self) -> list[UploadView]:
+        """Remove what was given up, and what has been kept for its life time; tells which."""
+        gone = []
         for tenant in self.tenants():
             for view in self.all(tenant):
                 if view.whole:
@@ -202,6 +228,8 @@ class Uploads:
                 if old and view.id not in self._at_work:
                     logger.info("removing the upload %s of %s", view.id, tenant)
                     self.delete(tenant, view.id)
+                    gone.append(view)
+        return gone
 
     def _unfinished(self, tenant: str) -> list[UploadView]:
         folder = self._folder / tenant
@@ -253,6 +281,17 @@ def _shown(name: str) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+async def _in_time(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """What comes, until nothing comes for long: a connection may be gone and not know it."""
+    while True:
+        try:
+            yield await asyncio.wait_for(anext(pieces), SILENCE_S)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise TooSlowError("nothing came for too long; go on from Upload-Offset") from error
 
 
 async def _append(

@@ -97,6 +97,8 @@ class PriceView(View):
 
     amount: float | None
     """Null where it is not known how long the job takes."""
+    at_least: float
+    """For the stages of which that is known."""
     per_hour: float
     gpu_hours: float | None
 

@@ -72,7 +72,7 @@ class _Watch:
             self._context.emit(progress)
 
 
-def _access(context: StageContext) -> Access:
+def access_of(context: StageContext) -> Access:
     """What this job may read: less than others where a tenant's key sent it."""
     reads = context.record.refs.get(READS)
     access = context.runtime.access
@@ -84,7 +84,7 @@ def prepare(context: StageContext) -> StageResult:
     runtime = context.runtime
     watch = _Watch(context)
     sources = Sources(
-        _access(context),
+        access_of(context),
         runtime.downloads_dir,
         context.scratch_dir,
         watch.downloaded,

@@ -410,7 +410,7 @@ class JobState:
         answer = self._redis.xread({keys_of(job_id)[1]: after}, block=block_ms)
         for _, entries in cast("list[tuple[str, list[tuple[str, dict[str, str]]]]]", answer):
             for position, fields in entries:
-                yield position, _event_in(fields[EVENT_FIELD])
+                yield position, event_in(fields[EVENT_FIELD])
 
     def _ended(
         self, job_id: str, attempt: int, events: Sequence[Event], fields: dict[str, str]
@@ -445,8 +445,8 @@ def _readable(
     return read_ones
 
 
-def _event_in(text: str) -> Event:
-    """An event; of one that a newer version tells, that it does."""
+def event_in(text: str) -> Event:
+    """An event of a job's stream; of one that a newer version tells, that it does."""
     try:
         return parse_event(text)
     except ValidationError:

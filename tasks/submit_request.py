@@ -4,11 +4,15 @@ Task events go to whoever watches the fleet, and a job's addresses may be signed
 what the sender's Celery wrote of the arguments.
 """
 
+import re
 from typing import Any
 
 from celery.worker.request import Request
 
 from tasks.contract import job_id_of
+
+# What may be an id; the rest is refused by the task, and may be anything.
+_ID = re.compile(r"[\w.-]{1,100}")
 
 
 class SubmitRequest(Request):  # type: ignore[misc]
@@ -28,4 +32,4 @@ class SubmitRequest(Request):  # type: ignore[misc]
 def _job_id(message_id: str, args: Any) -> str:
     document = args[0] if args else None
     own = document.get("id") if isinstance(document, dict) else None
-    return own if isinstance(own, str) and "://" not in own else job_id_of(message_id)
+    return own if isinstance(own, str) and _ID.fullmatch(own) else job_id_of(message_id)

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Query, Response
 from starlette.responses import StreamingResponse
 
 from console.api.access import Asking, Served
+from console.errors import TooManyError
 from console.service import Service
 from console.streams import position_of
 from tasks.accounts import Account
@@ -46,6 +47,7 @@ async def events(
             if await anext(batches, None) is None:
                 # Tells a browser not to ask again.
                 return Response(status_code=204)
+    service.check_streams(account)
     stream = _stream(service, account, view.id, start)
     return StreamingResponse(stream, media_type="text/event-stream", headers=_HEADERS)
 
@@ -60,6 +62,6 @@ async def _stream(
             async for batch in batches:
                 told = [f"id: {it.id}\nevent: {it.event.kind}\ndata: {it.text}\n\n" for it in batch]
                 yield "".join(told) or ":\n\n"
-        except NoBrokerError:
-            # The reader asks again from where it is.
+        except (NoBrokerError, TooManyError):
+            # It has begun; the reader asks again from where it is, and is told.
             return

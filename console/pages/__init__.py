@@ -1,1 +1,1 @@
-"""The pages of the web console."""
+"""The pages of the web console: what people see, over the service."""

@@ -125,8 +125,8 @@ export interface ArchiveDatasetConfig {
    */
   type: "ARCHIVE";
   /**
-   * The file, as the workers see it, or its `https://`, `s3://`, `gs://` or `az://`
-   * address.
+   * The file, as the workers see it, its `https://`, `s3://`, `gs://` or `az://` address,
+   * or an upload to the console: `upload:` and its id.
    */
   archive: string;
   /** The archive's SHA-256 in hex; one with another is refused. Null: not checked. */

@@ -130,8 +130,8 @@ class ArchiveDatasetConfig(DataSetConfig):
     """Selects this kind of data set. invoke-training has none."""
 
     archive: Place
-    """The file, as the workers see it, or its ``https://``, ``s3://``, ``gs://`` or ``az://``
-    address."""
+    """The file, as the workers see it, its ``https://``, ``s3://``, ``gs://`` or ``az://`` address,
+    or an upload to the console: ``upload:`` and its id."""
 
     sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = None
     """The archive's SHA-256 in hex; one with another is refused. Null: not checked."""

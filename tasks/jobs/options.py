@@ -6,7 +6,7 @@ How options are shown is for others to say.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -25,6 +25,7 @@ class Option:
         description: Its documentation, on one line.
         only_with: Where it belongs to one branch of a union: the options that select it, by their
             paths, with their values.
+        schema: Its JSON schema, for whoever makes a form.
     """
 
     path: str
@@ -32,6 +33,7 @@ class Option:
     default: str | None
     description: str
     only_with: dict[str, str]
+    schema: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -59,16 +61,17 @@ def _options(
     model: dict[str, Any], definitions: dict[str, Any], folder: str, only_with: dict[str, str]
 ) -> Iterator[Option]:
     required = model.get("required", ())
-    for name, field in model["properties"].items():
+    for name, form in model["properties"].items():
         path = f"{folder}{name}"
         yield Option(
             path,
-            _type(field, definitions),
-            None if name in required else _default(field),
-            _one_line(field["description"]),
+            _type(form, definitions),
+            None if name in required else _default(form),
+            _one_line(form["description"]),
             only_with,
+            form,
         )
-        yield from _options_within(field, definitions, path, only_with)
+        yield from _options_within(form, definitions, path, only_with)
 
 
 def _options_within(

@@ -1,15 +1,20 @@
+import asyncio
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx2
 import pytest
 
 from console.api.limits import MOST_BODY_BYTES, RateLimiter
+from console.app import make_app
 from console.guard import Guard
+from console.service import Service
 from console.sessions import COOKIE
 from tasks.accounts import Accounts
 from tasks.settings import Settings
-from tests.console.conftest import PNG, Console, job
+from tests.console.conftest import PNG, Console, Served, job
+from worker.broker import EmbeddedBroker
 
 
 @pytest.fixture
@@ -175,3 +180,57 @@ def test_an_unknown_path_and_a_wrong_method_are_problems(acme: httpx2.Client) ->
         assert answer.status_code == status
         assert answer.headers["content-type"] == "application/problem+json"
         assert answer.json()["status"] == status
+
+
+def test_behind_a_proxy_addresses_begin_with_the_path_it_takes_away(served: Served) -> None:
+    settings = served.settings.model_copy(
+        update={"console_url": "https://gpu.example.org/training"}
+    )
+    assert settings.broker_url is not None
+    service = Service(settings, settings.broker_url.get_secret_value())
+
+    async def ask() -> None:
+        transport = httpx2.ASGITransport(make_app(settings, service), root_path="/training")
+        async with httpx2.AsyncClient(
+            transport=transport, base_url="https://gpu.example.org/training"
+        ) as client:
+            headers = {"Authorization": f"Bearer {served.keys['acme']}"}
+            tus = {"Tus-Resumable": "1.0.0", "Upload-Length": "5"}
+            begun = await client.post("/v1/uploads", headers=headers | tus)
+            location = begun.headers["location"]
+            assert location.startswith("/training/v1/uploads/")
+            path = location.removeprefix("/training")
+            assert (await client.delete(path, headers=headers)).status_code == 204
+            origin = {"Origin": "https://gpu.example.org"}
+            key = {"key": served.keys["acme"]}
+            logged_in = await client.post("/login", data=key, headers=origin)
+            assert logged_in.headers["location"] == "/training/"
+            assert "Path=/training/" in logged_in.headers["set-cookie"]
+            assert "Secure" in logged_in.headers["set-cookie"]
+            assert (await client.get("/v1/jobs")).status_code == 200
+            long = b"x" * (MOST_BODY_BYTES + 1)
+            assert (await client.post("/v1/jobs", content=long, headers=headers)).status_code == 413
+        await service.close()
+
+    asyncio.run(ask())
+
+
+def test_a_broker_that_is_away_is_told_as_a_passing_problem(served: Served, tmp_path: Path) -> None:
+    with EmbeddedBroker(tmp_path) as broker:
+        service = Service(served.settings, broker.url)
+    app = make_app(served.settings, service)
+    headers = {"Authorization": f"Bearer {served.keys['acme']}"}
+
+    async def ask() -> None:
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            for path in ("/v1/health", "/v1/jobs", "/v1/fleet", "/v1/jobs/x/events"):
+                answer = await client.get(path, headers=headers)
+                assert (answer.status_code, answer.json()["code"]) == (503, "no_broker"), path
+                assert answer.headers["retry-after"]
+            answer = await client.post("/v1/jobs", json=job(), headers=headers)
+            assert answer.status_code == 503
+            assert "socket" not in answer.text
+        await service.close()
+
+    asyncio.run(ask())

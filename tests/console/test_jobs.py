@@ -89,6 +89,7 @@ def test_jobs_are_listed_newest_first_page_by_page(acme: httpx2.Client) -> None:
         cursor = page.json()["next"]
     assert found == ids[::-1]
     assert cursor is None
+    assert acme.get("/jobs", params={"limit": 7}).json()["next"] is None
 
 
 def test_jobs_of_the_very_same_time_are_each_listed_once(

@@ -1,4 +1,7 @@
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +71,8 @@ def test_a_preview_tells_memory_by_parts_class_and_who_would_take_it(acme: httpx
     assert found["error"] is None
     assert found["job"]["training"]["lora_rank_dim"] == 4
     assert found["expected"]["unknown"]
-    assert found["price"] == {"amount": None, "per_hour": 1.8, "gpu_hours": None}
+    price = {"amount": None, "at_least": 0.0, "per_hour": 1.8, "gpu_hours": None}
+    assert found["price"] == price
 
 
 def test_a_preview_tells_time_and_price_by_what_finished_jobs_took(
@@ -117,3 +121,30 @@ def test_a_check_that_takes_too_long_or_dies_is_ended_and_told(
     monkeypatch.setattr(checks, "WITHIN_S", 30.0)
     assert "cannot be looked into" in preview(acme, of_upload(upload_id))["error"]["message"]
     acme.delete(f"/uploads/{upload_id}")
+
+
+def test_a_tenant_cannot_keep_others_from_having_their_data_sets_checked(
+    acme: httpx2.Client,
+    zoo: httpx2.Client,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    program = f"import sys; sys.stdin.read(); open({str(gate)!r}).read(); raise SystemExit(3)"
+    monkeypatch.setattr(checks, "COMMAND", (sys.executable, "-c", program))
+
+    def ask(client: httpx2.Client) -> int:
+        return client.post("/jobs:preview", json=job()).status_code
+
+    with ThreadPoolExecutor() as pool:
+        asked = [pool.submit(ask, acme) for _ in range(8)]
+        refused = next(as_completed(asked)).result()
+        theirs = pool.submit(ask, zoo)
+        while not all(it.done() for it in (*asked, theirs)):
+            # Whoever waits at the gate goes on.
+            with suppress(OSError):
+                os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
+    assert refused == 429
+    assert sorted(it.result() for it in asked) == [200] * 5 + [429] * 3
+    assert theirs.result() == 200

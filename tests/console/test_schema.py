@@ -11,7 +11,7 @@ from schemathesis.core.result import Ok
 
 from tests.console.conftest import Console, job, upload
 
-_EXAMPLES = 10
+_EXAMPLES = 6
 
 
 @schemathesis.serializer("application/offset+octet-stream")

@@ -1,14 +1,17 @@
 import base64
 import hashlib
 import os
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import httpx2
 import pytest
 
+from console import uploads
 from console.uploads import UNFINISHED_FOR, Uploads
 from tasks.data.uploads import NoUploadError, StoredUploads
 from tasks.store import Store
@@ -196,25 +199,25 @@ def test_what_is_no_archive_has_no_pictures(acme: httpx2.Client) -> None:
 
 def test_what_nobody_goes_on_with_is_given_up_and_old_ones_go(tmp_path: Path) -> None:
     store = Store((tmp_path / "store").as_uri())
-    uploads = Uploads(tmp_path / "coming", store, 1000, timedelta(days=30))
-    left, fresh = uploads.create("acme", "a", 10), uploads.create("acme", "b", 10)
+    kept_30_days = Uploads(tmp_path / "coming", store, 1000, timedelta(days=30))
+    left, fresh = (kept_30_days.create("acme", name, 10) for name in "ab")
     (tmp_path / "whole").write_bytes(b"x")
-    kept = uploads.put("acme", "c", tmp_path / "whole")
+    kept = kept_30_days.put("acme", "c", tmp_path / "whole")
     long_ago = time.time() - UNFINISHED_FOR.total_seconds() - 60
     os.utime(tmp_path / "coming" / "acme" / left.id / "data", (long_ago, long_ago))
-    uploads.sweep()
-    assert {it.id for it in uploads.all("acme")} == {fresh.id, kept.id}
+    assert [it.id for it in kept_30_days.sweep()] == [left.id]
+    assert {it.id for it in kept_30_days.all("acme")} == {fresh.id, kept.id}
     Uploads(tmp_path / "coming", store, 1000, timedelta(0)).sweep()
-    assert [it.id for it in uploads.all("acme")] == [fresh.id]
+    assert [it.id for it in kept_30_days.all("acme")] == [fresh.id]
 
 
 def test_tenants_whose_names_begin_alike_have_nothing_in_common(tmp_path: Path) -> None:
     store = Store((tmp_path / "store").as_uri())
     (tmp_path / "whole").write_bytes(b"x")
-    uploads = Uploads(tmp_path / "coming", store, 1000, timedelta(days=30))
-    ids = {name: uploads.put(name, "x", tmp_path / "whole").id for name in ("acme", "acme2")}
+    of_all = Uploads(tmp_path / "coming", store, 1000, timedelta(days=30))
+    ids = {name: of_all.put(name, "x", tmp_path / "whole").id for name in ("acme", "acme2")}
     for name, upload_id in ids.items():
-        assert [it.id for it in uploads.all(name)] == [upload_id]
+        assert [it.id for it in of_all.all(name)] == [upload_id]
     with pytest.raises(NoUploadError):
         StoredUploads(store, "acme2").path_of(f"upload:{ids['acme']}", tmp_path)
 
@@ -225,3 +228,31 @@ def test_tenants_whose_names_begin_alike_have_nothing_in_common(tmp_path: Path) 
 def test_what_names_no_upload_opens_nothing(tmp_path: Path, place: str) -> None:
     with pytest.raises(NoUploadError):
         StoredUploads(Store((tmp_path / "store").as_uri()), "acme").path_of(place, tmp_path)
+
+
+def test_a_sender_that_is_silent_for_long_keeps_nobody_from_going_on(
+    acme: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_id = begin(acme, 100)
+    monkeypatch.setattr(uploads, "SILENCE_S", 0.1)
+    over = threading.Event()
+
+    def falls_silent() -> Iterator[bytes]:
+        yield b"x" * 40
+        over.wait(30)
+
+    with ThreadPoolExecutor() as pool:
+        stuck = pool.submit(send, acme, upload_id, 0, falls_silent())
+        assert _settled(acme, upload_id) == 40
+        assert send(acme, upload_id, 40, b"y" * 60).status_code == 204
+        over.set()
+        assert stuck.result(30).status_code == 408
+
+
+def test_an_upload_that_the_disk_has_no_room_for_is_not_begun(
+    acme: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "_KEPT_FREE_BYTES", 10**18)
+    answer = acme.post("/uploads", headers={**TUS, "Upload-Length": "1"})
+    assert (answer.status_code, answer.json()["code"]) == (507, "no_room")
+    assert acme.get("/uploads").json() == []

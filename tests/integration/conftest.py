@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.fleets import Fleet
+from tests.integration.fleets import Fleet, free_port
 from worker.demo_pictures import draw_demo_pictures
 
 
@@ -36,8 +36,10 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """An emulated 40 GB worker and a 24 GB one, shared by the tests that leave it whole."""
-    with Fleet(tmp_path_factory.mktemp("fleet"), "40gb,24gb") as running:
+    """An emulated 40 GB worker and a 24 GB one, and the web console, shared by the tests that
+    leave it whole."""
+    home, port = tmp_path_factory.mktemp("fleet"), str(free_port())
+    with Fleet(home, "40gb,24gb", TRAINING_CONSOLE_PORT=port) as running:
         yield running
 
 

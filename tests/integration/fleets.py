@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -109,6 +110,11 @@ class Fleet:
         answer: dict[str, Any] = json.loads(self.run("status", job_id, "--json").stdout)
         return answer
 
+    @property
+    def console(self) -> str:
+        """The address of the web console."""
+        return f"http://127.0.0.1:{self.env['TRAINING_CONSOLE_PORT']}"
+
     def process_family(self) -> list[psutil.Process]:
         """The fleet's first process and all below it."""
         first = psutil.Process(self.process.pid)
@@ -157,6 +163,14 @@ class Fleet:
         with self.process.stdout as output:
             for line in output:
                 self._lines.append(line)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class Ran:

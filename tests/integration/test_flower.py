@@ -67,7 +67,7 @@ def watched(
         "TRAINING_BROKER_URL": broker_with_password,
         "TRAINING_DATA_ROOTS": str(folder),
         "TRAINING_FLOWER_PREFIX": "ops/flower",
-        "TRAINING_CONSOLE_URL": "http://127.0.0.1:1/console?a=1&b={{2}}",
+        "TRAINING_CONSOLE_URL": "http://127.0.0.1:1/console/{{2}}",
     }
     draw_demo_pictures(folder / "pictures")
     with Fleet(folder / "home", "40gb,24gb", **settings) as fleet, Watched(fleet) as found:

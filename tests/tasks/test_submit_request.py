@@ -34,10 +34,11 @@ def request_of(*args: Any) -> SubmitRequest:
         ({"id": "mine", "archive": URL}, "mine"),
         ({"archive": URL}, job_id_of("the-message")),
         ({"id": URL}, job_id_of("the-message")),
+        ({"id": "secret" * 20}, job_id_of("the-message")),
         (URL, job_id_of("the-message")),
         ([URL], job_id_of("the-message")),
     ],
-    ids=["own id", "no id", "an address as id", "no mapping", "a list"],
+    ids=["own id", "no id", "an address as id", "a long id", "no mapping", "a list"],
 )
 def test_a_worker_tells_which_job_was_submitted_and_nothing_else_of_it(
     document: Any, shown: str

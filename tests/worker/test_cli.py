@@ -182,6 +182,21 @@ def test_a_broker_that_does_not_answer_is_told(tmp_path: Path) -> None:
     assert "the broker does not answer" in told
 
 
+def test_a_console_without_a_fleet_says_so(tmp_path: Path) -> None:
+    assert "there is no broker" in run("console", home=tmp_path, code=6).stderr
+    url = "redis://127.0.0.1:9/0"
+    told = run("console", home=tmp_path, code=6, TRAINING_BROKER_URL=url).stderr
+    assert "the broker does not answer" in told
+
+
+def test_prices_and_addresses_that_are_none_are_refused_by_their_settings_names(
+    tmp_path: Path,
+) -> None:
+    wrong = {"TRAINING_GPU_PRICES": "25gb=1", "TRAINING_CONSOLE_URL": "gpu.example.org"}
+    told = run("list", home=tmp_path, code=2, **wrong).stderr
+    assert all(name in told for name in wrong)
+
+
 def test_relative_paths_of_a_job_file_start_at_its_folder(tmp_path: Path, job_file: Path) -> None:
     document = with_values(data_loader__dataset__dataset_dir="pictures")
     job_file.write_text(yaml.safe_dump(document), "utf-8")

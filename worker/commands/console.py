@@ -19,8 +19,9 @@ def run(settings: Settings) -> None:
     """
     if find_spec("fastapi") is None:
         raise NotInstalledError("the web console", "console")
-    env = {**os.environ, "TRAINING_BROKER_URL": broker_url(settings)}
+    env, url = dict(os.environ), broker_url(settings)
     if settings.broker_url is None:
         # As on the fleet that 'up' started here.
+        env["TRAINING_BROKER_URL"] = url
         env["TRAINING_DATA_ROOTS"] = settings.data_roots or ANYWHERE
     os.execve(sys.executable, [sys.executable, "-P", "-m", "console"], env)

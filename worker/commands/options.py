@@ -56,7 +56,11 @@ def markdown(types: Iterable[TypeOptions]) -> str:
 
 
 def _document(options: TypeOptions) -> dict[str, object]:
-    listed = [{**asdict(option), "required": option.default is None} for option in options.options]
+    listed = [
+        {k: v for k, v in asdict(option).items() if k != "schema"}
+        | {"required": option.default is None}
+        for option in options.options
+    ]
     return {"description": options.description, "options": listed}
 
 

@@ -50,3 +50,33 @@ def test_no_roots_at_all_is_nowhere_and_there_is_a_word_for_anywhere(tmp_path: P
     anywhere.check_path(tmp_path)
     for url in ("s3://any/thing", "gs://any/thing", "az://any/thing"):
         anywhere.check_cloud(url)
+
+
+def test_somebody_who_may_read_less_reads_what_both_rules_allow(tmp_path: Path) -> None:
+    for name in ("all/open", "all/shut", "other"):
+        (tmp_path / name).mkdir(parents=True)
+    access = Access(
+        roots=(f"{tmp_path}/all", "s3://bucket/people"),
+        hosts=frozenset({"intern.example", "other.example:8443"}),
+        most_bytes=7,
+    )
+    roots = (f"{tmp_path}/all/open", f"{tmp_path}/other", "s3://bucket/people/a", "s3://more")
+    less = access.narrowed((*roots, "https://other.example:8443/x"))
+    less.check_path(tmp_path / "all" / "open" / "a.png")
+    less.check_cloud("s3://bucket/people/a/1.png")
+    for name in ("all/shut/a.png", "other/a.png"):
+        with pytest.raises(DeniedError):
+            less.check_path(tmp_path / name)
+    for url in ("s3://bucket/people/b", "s3://more/x"):
+        with pytest.raises(DeniedError):
+            less.check_cloud(url)
+    assert (less.hosts, less.most_bytes) == (frozenset({"other.example:8443"}), 7)
+
+
+def test_who_may_read_nothing_reads_nothing(tmp_path: Path) -> None:
+    less = Access(hosts=frozenset({"intern.example"})).narrowed(())
+    assert less.hosts == frozenset()
+    with pytest.raises(DeniedError):
+        less.check_path(tmp_path)
+    with pytest.raises(DeniedError):
+        less.check_cloud("s3://any/thing")

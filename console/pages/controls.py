@@ -1,0 +1,205 @@
+"""The controls of the form: one for each option, made from its schema.
+
+Knows how an option is shown and how what was typed is read; what is allowed is for the job's own
+models to say, so that nothing is told twice.
+"""
+
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache
+from typing import Any
+
+from tasks.jobs.options import Option, training_options
+
+
+class Kind(StrEnum):
+    """How a control looks."""
+
+    CHOICE = "choice"
+    SWITCH = "switch"
+    INTEGER = "integer"
+    NUMBER = "number"
+    TEXT = "text"
+    LINES = "lines"
+    JSON = "json"
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control.
+
+    Attributes:
+        path: The option's dotted path below ``training``.
+        kind: How it looks.
+        choices: What there is to choose from; ``""`` is null.
+        nullable: Whether nothing typed is null.
+        default: The option's; None where it is null or required.
+        required: It has no default.
+        type: What it takes, in words.
+        help: What it does.
+        only_with: The options that select its branch, with their values.
+        group: The heading it stands under.
+    """
+
+    path: str
+    kind: Kind
+    choices: tuple[str, ...]
+    nullable: bool
+    default: Any
+    required: bool
+    type: str
+    help: str
+    only_with: dict[str, str]
+    group: str
+
+    def read(self, typed: Any) -> Any:
+        """The value that was typed; what cannot be read as one stays as it is, to be refused."""
+        if not isinstance(typed, str):
+            return typed
+        if typed.strip() == "" and self.nullable:
+            return None
+        match self.kind:
+            case Kind.INTEGER:
+                return _number(typed, int)
+            case Kind.NUMBER:
+                return _number(typed, float)
+            case Kind.LINES:
+                return [line.strip() for line in typed.splitlines() if line.strip()]
+            case Kind.JSON:
+                try:
+                    return json.loads(typed)
+                except (ValueError, RecursionError):
+                    return typed
+            case _:
+                return typed
+
+    def show(self, value: Any) -> str | bool:
+        """A value as its control shows it."""
+        if self.kind == Kind.SWITCH:
+            return bool(value)
+        if value is None:
+            return ""
+        if self.kind == Kind.LINES and isinstance(value, list | tuple):
+            return "\n".join(map(str, value))
+        if isinstance(value, float):
+            return f"{value:.12g}"
+        return value if isinstance(value, str) else json.dumps(value)
+
+
+@cache
+def controls(training_type: str) -> tuple[Control, ...]:
+    """The controls of a training type, in the order of its options.
+
+    A part that only holds others has none; a discriminator has one, with all its branches.
+    """
+    options = training_options()[training_type].options
+    found: dict[tuple[str, str], Control] = {}
+    for option in options:
+        control = _control(option, options)
+        if control is not None:
+            # One for a discriminator, whose every branch names it.
+            only_with = {k: v for k, v in control.only_with.items() if k != option.path}
+            found.setdefault((option.path, str(only_with)), control)
+    return tuple(found.values())
+
+
+_NO_CHOICES: tuple[str, ...] = ()
+
+
+def _control(option: Option, options: tuple[Option, ...]) -> Control | None:
+    schema, nullable = _without_null(option.schema)
+    kind, choices = Kind.SWITCH, _NO_CHOICES
+    if "oneOf" in schema and not nullable:
+        return None
+    if option.path == "type" or ("$ref" in schema and not nullable):
+        return None
+    if "$ref" not in schema:
+        kind, choices = _form(option, schema, options)
+    if nullable and kind == Kind.CHOICE:
+        choices = ("", *choices)
+    only_with = {k: v for k, v in option.only_with.items() if k != option.path}
+    return Control(
+        path=option.path,
+        kind=kind,
+        choices=choices,
+        nullable=nullable,
+        default=None if option.default is None else json.loads(option.default),
+        required=option.default is None,
+        type=option.type,
+        help=option.description.replace("``", ""),
+        only_with=only_with,
+        group=group_of(option.path),
+    )
+
+
+def _without_null(schema: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    forms = schema.get("anyOf")
+    if forms is None:
+        return schema, False
+    others = [form for form in forms if form.get("type") != "null"]
+    return (others[0] if len(others) == 1 else schema), len(others) < len(forms)
+
+
+def _form(
+    option: Option, schema: dict[str, Any], options: tuple[Option, ...]
+) -> tuple[Kind, tuple[str, ...]]:
+    if "const" in schema:
+        values = {it.schema["const"]: None for it in options if it.path == option.path}
+        return Kind.CHOICE, tuple(values)
+    if "enum" in schema:
+        return Kind.CHOICE, tuple(schema["enum"])
+    match schema.get("type"):
+        case "boolean":
+            return Kind.SWITCH, ()
+        case "integer":
+            return Kind.INTEGER, ()
+        case "number":
+            return Kind.NUMBER, ()
+        case "string":
+            return Kind.TEXT, ()
+        case "array" if schema.get("items") == {"type": "string"}:
+            return Kind.LINES, ()
+        case _:
+            return Kind.JSON, ()
+
+
+def _number(typed: str, kind: type[int] | type[float]) -> int | float | str:
+    try:
+        return kind(typed.strip())
+    except (ValueError, OverflowError):
+        return typed
+
+
+GROUPS = (
+    "Optimizer and learning rate",
+    "Length and checkpoints",
+    "Memory and speed",
+    "What is trained",
+    "Noise and loss",
+    "Pictures and captions",
+    "Samples while it trains",
+    "Model files",
+    "Output",
+)
+"""The headings, in their order."""
+
+_BEGINNINGS = {
+    "optimizer": 0, "lr_": 0, "max_grad": 0, "text_encoder_learning": 0, "unet_learning": 0,
+    "transformer_learning": 0,
+    "max_": 1, "save_every": 1, "seed": 1,
+    "cache": 2, "weight_dtype": 2, "mixed": 2, "gradient": 2, "quant": 2, "xformers": 2,
+    "train_batch_size": 2,
+    "train_": 3, "lora_rank": 3, "lora_scale": 3, "flux_lora": 3, "unet_lora": 3,
+    "text_encoder_lora": 3, "num_vectors": 3, "placeholder": 3, "init": 3, "use_ema": 3, "ema": 3,
+    "timestep": 4, "discrete": 4, "sigmoid": 4, "guidance": 4, "min_snr": 4, "prediction": 4,
+    "data_loader": 5, "use_masks": 5, "clip_tok": 5, "t5_tok": 5, "base_emb": 5,
+    "valid": 6, "num_valid": 6, "negative": 6, "enable_cpu": 6,
+    "model": 7, "single_file": 7, "transformer_path": 7, "text_encoder_": 7, "hf_": 7, "vae_": 7,
+}  # fmt: skip
+
+
+def group_of(path: str) -> str:
+    """The heading that an option stands under."""
+    fitting = [begin for begin in _BEGINNINGS if path.startswith(begin)]
+    return GROUPS[_BEGINNINGS[max(fitting, key=len)]] if fitting else GROUPS[-1]

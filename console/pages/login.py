@@ -1,0 +1,76 @@
+"""The way in: a plain form that needs no script."""
+
+from html import escape
+from urllib.parse import quote
+
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, Response
+
+from console.login import inside
+from console.pages.layout import THEME_SCRIPT, prefix_of, style_sheet
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Log in · training-worker</title>
+<link rel="icon" href="data:,">
+<script>{script}</script>
+<link rel="stylesheet" href="{style}">
+</head>
+<body>
+<main class="nicegui-content">
+<div class="login panel">
+<div class="brand">training-worker</div>
+<h1>Log in</h1>
+<form method="post" action="{action}">
+<div class="field{look}">
+<label for="key">Key</label>
+<input id="key" name="key" type="password" autocomplete="current-password" required autofocus
+ aria-describedby="help{described}"{invalid}>
+{fault}<p class="help" id="help">An operator makes one with <code>training-worker keys add</code>.
+On the machine of <code>training-worker up</code>, one lies in the file <code>console-key</code> of
+<code>TRAINING_HOME</code>.</p>
+</div>
+<button class="btn btn-primary" type="submit">Log in</button>
+</form>
+</div>
+</main>
+</body>
+</html>
+"""
+_WRONG = (
+    '<p class="fault" id="fault" role="alert">This key is nobody\'s. Look for a missing part.</p>\n'
+)
+
+
+def add_login(app: FastAPI) -> None:
+    """Put the way in on the application; what it sends is answered elsewhere."""
+
+    @app.get("/login", include_in_schema=False)
+    async def show(request: Request) -> Response:
+        return _page(request, is_wrong=request.query_params.get("wrong") is not None)
+
+
+def login_address(request: Request) -> str:
+    """Where to log in, to come back to what was asked for."""
+    wanted = request.url.path.removeprefix(prefix_of(request))
+    if request.url.query:
+        wanted += f"?{request.url.query}"
+    return f"{prefix_of(request)}/login?next={quote(wanted, safe='')}"
+
+
+def _page(request: Request, *, is_wrong: bool) -> HTMLResponse:
+    target = inside(request.query_params.get("next", ""))
+    prefix = prefix_of(request)
+    page = _PAGE.format(
+        script=THEME_SCRIPT,
+        style=escape(f"{prefix}{style_sheet()}"),
+        action=escape(f"{prefix}/login?next={quote(target, safe='')}"),
+        look=" field-wrong" if is_wrong else "",
+        described=" fault" if is_wrong else "",
+        invalid=' aria-invalid="true"' if is_wrong else "",
+        fault=_WRONG if is_wrong else "",
+    )
+    return HTMLResponse(page)

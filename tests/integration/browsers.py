@@ -1,0 +1,142 @@
+"""A real browser on the console, which takes note of everything that a page must not do."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
+
+CHROMIUM = Path("/usr/bin/chromium")
+_ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+# What nobody can use without knowing what it is called.
+_NAMED = ("button", "link", "textbox", "combobox", "checkbox", "switch", "radio", "progressbar")
+# Coverage of a busy machine.
+_PATIENCE_MS = 60_000
+
+
+@contextmanager
+def chromium() -> Iterator[Browser]:
+    """A browser; without one the tests that need it are not run, and say so."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"not run: there is no {CHROMIUM}")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_ARGUMENTS))
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def visit(
+    browser: Browser,
+    address: str,
+    *,
+    width: int = 1280,
+    height: int = 900,
+    scheme: Literal["light", "dark"] = "light",
+) -> Iterator[Page]:
+    """A page of a browser that has seen nothing before.
+
+    At the end: nothing was told in its console, nothing was asked of another host, no script of
+    anybody's text ran.
+    """
+    context = browser.new_context(
+        viewport={"width": width, "height": height},
+        color_scheme=scheme,
+        base_url=address,
+        reduced_motion="reduce",
+    )
+    context.set_default_timeout(_PATIENCE_MS)
+    problems: list[str] = []
+    host = urlsplit(address).netloc
+
+    def asked(url: str) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("data", "blob") and parts.netloc != host:
+            problems.append(f"asked {url}")
+
+    page = context.new_page()
+    page.on("console", lambda it: problems.append(it.text) if it.type in _LOUD else None)
+    page.on("pageerror", lambda it: problems.append(str(it)))
+    page.on("request", lambda it: asked(it.url))
+    page.on("websocket", lambda it: asked(it.url))
+    page.on("dialog", lambda it: problems.append(f"dialog {it.message}"))
+    try:
+        yield page
+    finally:
+        context.close()
+    assert not problems, problems
+
+
+_LOUD = ("error", "warning", "assert")
+
+
+def log_in(page: Page, key: str) -> None:
+    """Show the key, as a person does."""
+    page.goto("/")
+    page.get_by_label("Key").fill(key)
+    page.get_by_role("button", name="Log in").click()
+    page.get_by_role("heading", level=1, name="Jobs").wait_for()
+
+
+def field(page: Page, label: str) -> Locator:
+    """The field with this label."""
+    return page.get_by_role("textbox", name=label, exact=True)
+
+
+def tab_to(page: Page, name: str, *, most: int = 150) -> None:
+    """Press Tab until what has the focus is called so; each stop can be seen to have it."""
+    stops = []
+    for _ in range(most):
+        page.keyboard.press("Tab")
+        stop: dict[str, Any] = page.evaluate(_FOCUSED)
+        assert stop["seen"], f"nothing shows that {stop['name']!r} has the focus"
+        stops.append(stop["name"])
+        if stop["name"] == name:
+            return
+    raise AssertionError(f"Tab does not come to {name!r}, only to {stops}")
+
+
+# The focus is seen on the element itself, on its label, or on the box around it.
+_FOCUSED = """() => {
+  const it = document.activeElement;
+  const label = it.labels && it.labels[0] ? it.labels[0].innerText : '';
+  const name = it.getAttribute('aria-label') || label || it.innerText || '';
+  const outlined = (e) => e && getComputedStyle(e).outlineStyle !== 'none'
+    && parseFloat(getComputedStyle(e).outlineWidth) > 0;
+  const seen = [it, it.closest('label'), it.closest('.drop')?.querySelector('.btn')].some(outlined);
+  return { name: name.trim().split('\\n')[0], seen };
+}"""
+
+
+def nameless(page: Page) -> list[str]:
+    """The controls of a page that a screen reader has no name for."""
+    roles = "|".join(_NAMED)
+    lines = page.locator("body").aria_snapshot().splitlines()
+    return [line for line in lines if re.match(rf"\s*- ({roles})(?! \")", line)]
+
+
+def outline(page: Page) -> tuple[list[int], set[str]]:
+    """The levels of a page's headings in their order, and its landmarks."""
+    snapshot = page.locator("body").aria_snapshot()
+    levels = [int(it) for it in re.findall(r"- heading .*\[level=(\d)\]", snapshot)]
+    return levels, set(re.findall(r"- (banner|navigation|main|complementary)\b", snapshot))
+
+
+def is_wider_than_its_screen(page: Page) -> bool:
+    """Whether it must be scrolled sideways."""
+    wider: bool = page.evaluate(
+        "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+    )
+    return wider

@@ -1,0 +1,146 @@
+"""Makes the pictures of the console: ``python -m tests.integration.screenshots``.
+
+A whole fleet is emulated on the CPU, with a tiny model; nothing in the pictures is drawn by hand.
+"""
+
+import io
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import Browser, Locator, Page
+
+from tests.integration.browsers import chromium, field, log_in, visit
+from tests.integration.conftest import short_job
+from tests.integration.fleets import PATIENCE_S, Fleet, free_port
+from tests.waiting import wait_until
+from worker.demo_pictures import draw_demo_pictures
+
+IMAGES = Path("docs/images")
+_PHONE = {"width": 390, "height": 844}
+_STEPS_SHOWN = 120
+
+
+def main() -> None:
+    """Make all of them."""
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, chromium() as browser:
+        scratch = Path(folder)
+        model, pictures = scratch / "tiny-flux", scratch / "pictures"
+        command = [sys.executable, "-P", "-m", "worker.trainer.tiny_models", str(model)]
+        subprocess.run(command, check=True, capture_output=True)
+        draw_demo_pictures(pictures)
+        settings = {"TRAINING_CONSOLE_PORT": str(free_port()), "TRAINING_GPU_PRICES": "40gb=1.8"}
+        with Fleet(scratch / "home", "40gb,40gb,24gb", **settings) as fleet:
+            _make(browser, fleet, model, pictures)
+
+
+def _make(browser: Browser, fleet: Fleet, model: Path, pictures: Path) -> None:
+    key = (fleet.home / "console-key").read_text("utf-8").strip()
+    job = short_job(model, pictures)
+    job["preset"] = "flux_lora_1x40gb"
+    finished = job | {"name": "shapes-draft", "training": job["training"] | _SAMPLES}
+    assert fleet.submit(finished, "--watch").code == 0
+    job["name"] = "shapes"
+    job["training"] |= {"max_train_steps": 1000, "save_every_n_steps": 250, **_RATE}
+    job_id = fleet.submit(job).documents[0]["job_id"]
+    with visit(browser, fleet.console) as page:
+        log_in(page, key)
+        page.goto(f"/jobs/{job_id}")
+        wait_until(
+            lambda: _step(page) >= _STEPS_SHOWN, timeout_s=8 * PATIENCE_S, description="a curve"
+        )
+        _save(page, "job")
+        page.goto("/fleet")
+        page.get_by_role("article").first.wait_for()
+        _save(page, "fleet", height=760)
+        _fill_in(page)
+        _save(page, "new-job", height=1180)
+        _add_pictures(page, model, pictures)
+        _save_part(page.get_by_role("region", name="Pictures"), "report")
+    with visit(browser, fleet.console, scheme="dark") as page:
+        log_in(page, key)
+        page.goto(f"/jobs/{job_id}")
+        page.locator(".chart svg").wait_for()
+        _save(page, "job-dark")
+        _fill_in(page)
+        _save(page, "new-job-dark", height=1180)
+    with visit(browser, fleet.console, **_PHONE) as page:  # type: ignore[arg-type]
+        log_in(page, key)
+        page.goto(f"/jobs/{job_id}")
+        page.locator(".chart svg").wait_for()
+        _save(page, "job-phone", height=1000)
+        _fill_in(page)
+        _save(page, "new-job-phone", height=1000)
+    assert fleet.run("cancel", job_id).code == 0
+
+
+_RATE = {"transformer_learning_rate": 0.003}
+_SAMPLES: dict[str, Any] = {
+    **_RATE,
+    "validation_prompts": ["a red square"],
+    "validate_every_n_steps": 6,
+    "num_validation_images_per_prompt": 2,
+}
+
+
+def _fill_in(page: Page) -> None:
+    page.goto("/new")
+    page.locator(".legend").wait_for()
+    field(page, "Name").fill("my-cat")
+    field(page, "Resolution").fill("512")
+    field(page, "LoRA rank").fill("16")
+    page.get_by_text("FLUX works best from 768 px up").wait_for()
+    page.get_by_role("heading", level=1).click()
+
+
+def _add_pictures(page: Page, model: Path, pictures: Path) -> None:
+    (pictures / "09.png").write_bytes((pictures / "01.png").read_bytes()[:200])
+    (pictures / "09.txt").write_text("a picture that broke off", "utf-8")
+    for name in ("03.txt", *(f"0{it}.{end}" for it in (6, 7, 8) for end in ("png", "txt"))):
+        (pictures / name).unlink()
+    field(page, "Base model").fill(str(model))
+    field(page, "Resolution").fill("192")
+    page.get_by_role("heading", level=1).click()
+    page.get_by_text("FLUX works best from 768 px up").wait_for()
+    page.locator("input[type=file]").set_input_files(sorted(pictures.iterdir()))
+    page.get_by_role("button", name="Remove 09.png").first.wait_for()
+    for image in page.locator("img").all():
+        image.scroll_into_view_if_needed()
+        image.evaluate("it => it.decode()")
+
+
+def _step(page: Page) -> int:
+    found = re.search(r"at step ([\d,]+)", page.get_by_role("region", name="Loss").inner_text())
+    return int(found.group(1).replace(",", "")) if found else 0
+
+
+def _save(page: Page, name: str, height: int = 900) -> None:
+    page.set_viewport_size({"width": page.viewport_size["width"], "height": height})  # type: ignore[index]
+    page.evaluate("scrollTo(0, 0)")
+    page.evaluate("document.fonts.ready")
+    page.evaluate("new Promise(done => setTimeout(done, 400))")
+    _write(page.screenshot(), name)
+
+
+def _save_part(part: Locator, name: str) -> None:
+    # The bar would lie over it.
+    part.page.add_style_tag(content=".topbar { position: static !important; }")
+    part.page.evaluate("scrollTo(0, 0)")
+    _write(part.screenshot(), name, colours=0)
+
+
+def _write(data: bytes, name: str, colours: int = 256) -> None:
+    """A palette is enough for a page without pictures, and a third of the size."""
+    image = Image.open(io.BytesIO(data)).convert("RGB")
+    if colours:
+        image = image.quantize(colours, dither=Image.Dither.NONE)
+    image.save(IMAGES / f"{name}.png", optimize=True)
+
+
+if __name__ == "__main__":
+    main()

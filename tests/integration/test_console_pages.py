@@ -1,0 +1,353 @@
+import hashlib
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tasks.presence import Presence, PresenceNote
+from tasks.state import connect
+from tests.integration.browsers import (
+    chromium,
+    field,
+    is_wider_than_its_screen,
+    log_in,
+    nameless,
+    outline,
+    tab_to,
+    visit,
+)
+from tests.integration.conftest import short_job
+from tests.integration.fleets import PATIENCE_S, Fleet
+from tests.integration.test_published_file import picture
+from tests.waiting import wait_until
+from worker.broker import find_running
+from worker.demo_pictures import draw_demo_pictures
+
+HOSTILE = "<img src=x onerror=alert(1)> <script>alert(2)</script>"
+expect.set_options(timeout=60_000)
+
+
+@dataclass
+class Console:
+    """The console of a fleet, and what opens it."""
+
+    address: str
+    key: str
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def console(fleet: Fleet) -> Console:
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen(f"{fleet.console}/login", timeout=5) as answer:
+                return bool(answer.status == 200)
+        except urllib.error.URLError:
+            return False
+
+    wait_until(answers, timeout_s=PATIENCE_S, description="the console", detail=fleet.log)
+    return Console(fleet.console, (fleet.home / "console-key").read_text("utf-8").strip())
+
+
+@pytest.fixture(scope="module")
+def finished(
+    fleet: Fleet, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Any]:
+    """What was published of a job that is over."""
+    pictures = tmp_path_factory.mktemp("finished")
+    draw_demo_pictures(pictures)
+    job = short_job(tiny_model, pictures)
+    job["training"] |= {
+        "validation_prompts": ["a red square"],
+        "num_validation_images_per_prompt": 1,
+        "validate_every_n_steps": 6,
+    }
+    ran = fleet.submit(job, "--watch")
+    assert ran.code == 0, f"{ran}\n{fleet.log()}"
+    return ran.documents[-1]
+
+
+@pytest.fixture
+def page(browser: Browser, console: Console) -> Iterator[Page]:
+    with visit(browser, console.address) as opened:
+        log_in(opened, console.key)
+        yield opened
+
+
+def fill_in_a_short_flux_job(page: Page, tiny_model: Path, steps: int) -> None:
+    page.get_by_role("link", name="New job").first.click()
+    page.get_by_role("heading", level=1, name="New job").wait_for()
+    field(page, "Name").fill("my-shapes")
+    field(page, "Base model").fill(str(tiny_model))
+    field(page, "Resolution").fill("64")
+    field(page, "Steps").fill(str(steps))
+    field(page, "Learning rate").fill("0.01")
+
+
+def step_of_the_loss(page: Page) -> int:
+    told = page.get_by_role("region", name="Loss").inner_text()
+    found = re.search(r"at step ([\d,]+)", told)
+    return int(found.group(1).replace(",", "")) if found else 0
+
+
+@pytest.mark.filterwarnings("ignore")  # of diffusers and transformers, while they load
+def test_a_person_makes_a_lora_from_pictures(
+    page: Page, tiny_model: Path, pictures: Path, tmp_path: Path
+) -> None:
+    (pictures / "broken.png").write_bytes((pictures / "01.png").read_bytes()[:200])
+    (pictures / "broken.txt").write_text("a broken one", "utf-8")
+    (pictures / "01.txt").write_text(HOSTILE, "utf-8")
+    fill_in_a_short_flux_job(page, tiny_model, steps=40)
+    expect(page.get_by_text("FLUX works best from 768 px up")).to_be_visible()
+    expect(page.get_by_role("complementary", name="This job")).to_contain_text("40 GB class")
+
+    # The pictures, and the report of what is wrong with them.
+    page.locator("input[type=file]").set_input_files(sorted(pictures.iterdir()))
+    report = page.get_by_role("table", name="What was found in the pictures")
+    row = report.get_by_role("row", name="broken.png")
+    expect(row).to_contain_text("error")
+    expect(row).to_contain_text("cannot be decoded")
+    expect(page.get_by_label("Caption of 01.png")).to_have_value(HOSTILE)
+    image = page.get_by_role("img", name=HOSTILE)
+    assert image.evaluate("it => it.decode().then(() => it.naturalWidth)") == 256
+
+    # It does not start with that picture, and says where to look.
+    page.get_by_role("button", name="Start training").click()
+    expect(page.get_by_text("1 thing to mend")).to_be_visible()
+    row.get_by_role("button", name="Remove broken.png").click()
+    expect(page.get_by_text("8 good pictures")).to_be_visible()
+    page.get_by_label("Caption of 02.png").fill("a caption written in the browser")
+    expect(page.get_by_text("Changed since it was checked")).to_be_visible()
+    page.get_by_role("button", name="Start training").click()
+    page.wait_for_url("**/jobs/*")
+
+    # The loss moves, also after the page is loaded anew.
+    wait_until(lambda: step_of_the_loss(page) > 0, timeout_s=PATIENCE_S, description="a loss")
+    first = step_of_the_loss(page)
+    page.reload()
+    wait_until(lambda: step_of_the_loss(page) > first, timeout_s=PATIENCE_S, description="it moves")
+    expect(page.locator(".chart svg")).to_be_visible()
+    expect(page.get_by_text("succeeded", exact=True)).to_be_visible()
+
+    # The file that is downloaded is the one that is described, and it changes a picture.
+    with page.expect_download() as told:
+        page.get_by_role("link", name="Download my-shapes.safetensors", exact=True).click()
+    file = tmp_path / told.value.suggested_filename
+    told.value.save_as(file)
+    assert file.name == "my-shapes.safetensors"
+    expect(page.get_by_text(hashlib.sha256(file.read_bytes()).hexdigest())).to_be_visible()
+    assert np.abs(picture(tiny_model, file) - picture(tiny_model, None)).max() > 1 / 255
+
+
+def test_everything_wrong_is_told_at_once_beside_its_field(page: Page, tiny_model: Path) -> None:
+    fill_in_a_short_flux_job(page, tiny_model, steps=0)
+    field(page, "Name").fill("no name")
+    field(page, "LoRA rank").fill("many")
+    page.get_by_text("Advanced options").click()
+    page.get_by_label("Find an option").fill("clip tokenizer")
+    field(page, "clip_tokenizer_max_length").fill("78")
+    page.get_by_role("button", name="Start training").click()
+    expect(page.get_by_text("5 things to mend")).to_be_visible()
+    for label in ("Name", "Steps", "LoRA rank", "clip_tokenizer_max_length"):
+        expect(field(page, label)).to_have_attribute("aria-invalid", "true")
+        told = field(page, label).get_attribute("aria-describedby") or ""
+        assert page.locator(f"#{told.split()[0]}").inner_text()
+    expect(page.get_by_text("add pictures first").first).to_be_visible()
+
+
+def test_only_what_differs_from_the_preset_is_in_the_file_of_the_job(page: Page) -> None:
+    page.goto("/new")
+    expect(page.get_by_role("radio", name=re.compile("flux_lora_1x40gb"))).to_be_checked()
+    field(page, "LoRA rank").fill("16")
+    page.get_by_text("Show as a file").click()
+    expect(page.get_by_label("The job as a file")).to_have_text(
+        "name: lora\npreset: flux_lora_1x40gb\ntraining:\n  lora_rank_dim: 16\n"
+    )
+    # It is still there when the page is loaded anew.
+    page.reload()
+    expect(field(page, "LoRA rank")).to_have_value("16")
+    page.get_by_role("button", name="Reset LoRA rank").click()
+    expect(field(page, "LoRA rank")).to_have_value("4")
+    page.get_by_role("radio", name=re.compile("SDXL textual inversion")).check()
+    expect(field(page, "New word")).to_be_visible()
+    expect(page.get_by_role("radio", name=re.compile("sdxl_textual_inversion"))).to_be_checked()
+    expect(page.get_by_text("16 GB class").first).to_be_visible()
+
+
+def test_a_job_is_cancelled_with_what_it_has_and_run_again_with_changes(
+    page: Page, fleet: Fleet, job: dict[str, Any]
+) -> None:
+    job["name"] = "long"
+    job["training"] |= {"max_train_steps": 5000, "save_every_n_steps": 1000}
+    job_id = fleet.submit(job).documents[0]["job_id"]
+    page.goto(f"/jobs/{job_id}")
+    wait_until(lambda: step_of_the_loss(page) > 0, timeout_s=PATIENCE_S, description="it trains")
+    page.get_by_role("button", name="Pause").click()
+    expect(page.get_by_text("paused", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Resume").click()
+    expect(page.get_by_text("running", exact=True).first).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+    page.get_by_role("button", name="Cancel and keep what there is").click()
+    expect(page.get_by_text("cancelled", exact=True)).to_be_visible()
+    expect(page.get_by_role("link", name="Download long.safetensors", exact=True)).to_be_visible()
+
+    page.get_by_role("link", name="Run again with changes").click()
+    page.get_by_role("heading", level=1, name="New job").wait_for()
+    expect(field(page, "Steps")).to_have_value("5000")
+    expect(field(page, "Resolution")).to_have_value("64")
+    expect(page.get_by_label("Where they are")).to_have_value("IMAGE_CAPTION_DIR_DATASET")
+    field(page, "Steps").fill("4")
+    field(page, "save_every_n_steps").or_(page.get_by_text("Advanced options")).first.click()
+    field(page, "save_every_n_steps").fill("4")
+    page.get_by_role("button", name="Start training").click()
+    page.wait_for_url(re.compile(rf"/jobs/(?!{job_id})"))
+    expect(page.get_by_text("succeeded", exact=True)).to_be_visible()
+    new_id = page.url.rpartition("/")[2]
+    assert fleet.record(new_id).job.training.max_train_steps == 4
+    assert fleet.record(new_id).job.training.seed == fleet.record(job_id).job.training.seed
+
+
+def test_jobs_are_searched_and_the_samples_of_one_are_shown(
+    page: Page, finished: dict[str, Any]
+) -> None:
+    page.get_by_label("Search").fill(finished["job_id"][:10])
+    expect(page.get_by_role("link", name="shapes")).to_have_count(1)
+    page.get_by_label("Status").select_option("failed")
+    expect(page.get_by_text("No job is like that")).to_be_visible()
+    page.get_by_label("Status").select_option("succeeded")
+    page.get_by_role("link", name="shapes").click()
+    image = page.get_by_role("img", name="a red square, at step 12")
+    expect(image).to_be_visible()
+    assert image.evaluate("it => it.decode().then(() => it.naturalWidth)") == 64
+
+
+def test_the_fleet_shows_each_gpu_and_why_one_is_quarantined(page: Page, fleet: Fleet) -> None:
+    url = find_running(fleet.home)
+    assert url is not None
+    with connect(url) as client:
+        away = Presence(
+            queues=("gpu.80gb",), memory_class=80, gpu_name="NVIDIA A100", gpu_mib=81920,
+            quarantined="XID 79: the GPU has fallen off the bus",
+        )  # fmt: skip
+        note = PresenceNote(client, "gpu-80gb-9@elsewhere", away, timedelta(minutes=2))
+        note.renew()
+        page.get_by_role("link", name="Fleet").click()
+        gpu = page.get_by_role("article", name="gpu-80gb-9@elsewhere")
+        expect(gpu).to_contain_text("quarantined")
+        expect(gpu).to_contain_text("XID 79: the GPU has fallen off the bus")
+        expect(gpu).to_contain_text("80.0 GiB")
+        note.forget()
+        expect(gpu).to_have_count(0)
+    expect(page.get_by_role("article")).to_have_count(3)
+    row = page.get_by_role("table", name="Queues").get_by_role("row", name="gpu.80gb")
+    expect(row).to_contain_text("by nobody")
+
+
+def test_all_of_it_is_done_with_the_keyboard_alone(
+    browser: Browser, console: Console, tiny_model: Path, pictures: Path
+) -> None:
+    with visit(browser, console.address) as page:
+        page.goto("/")
+        page.keyboard.type(console.key)
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", level=1, name="Jobs").wait_for()
+        tab_to(page, "New job")
+        page.keyboard.press("Enter")
+        page.get_by_role("heading", level=1, name="New job").wait_for()
+        tab_to(page, "Skip to main content")
+        page.keyboard.press("Enter")
+        tab_to(page, "FLUX LoRA")
+        for label, text in (
+            ("Name", "by-keyboard"),
+            ("Base model", str(tiny_model)),
+            ("Resolution", "64"),
+            ("Steps", "4"),
+        ):
+            tab_to(page, label)
+            page.keyboard.press("Control+a")
+            page.keyboard.type(text)
+        tab_to(page, "Advanced options")
+        page.keyboard.press("Enter")
+        page.get_by_label("Find an option").wait_for()
+        tab_to(page, "Find an option")
+        page.keyboard.type("cache")
+        tab_to(page, "cache_vae_outputs")
+        page.keyboard.press("Space")
+        tab_to(page, "Choose pictures")
+        with page.expect_file_chooser() as chooser:
+            page.keyboard.press("Enter")
+        chooser.value.set_files(sorted(pictures.iterdir()))
+        expect(page.get_by_text("8 good pictures")).to_be_visible()
+        tab_to(page, "Start training")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/jobs/*")
+        expect(page.get_by_text("succeeded", exact=True)).to_be_visible()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_is_whole_on_a_phone_and_for_a_screen_reader(
+    browser: Browser, console: Console, finished: dict[str, Any], scheme: Any
+) -> None:
+    with visit(browser, console.address, width=390, height=844, scheme=scheme) as page:
+        log_in(page, console.key)
+        for path, heading, settled in (
+            ("/jobs", "Jobs", "table"),
+            (f"/jobs/{finished['job_id']}", "shapes", ".chart svg"),
+            ("/fleet", "Fleet", "article"),
+            ("/new", "New job", ".legend"),
+        ):
+            page.goto(path)
+            page.get_by_role("heading", level=1, name=heading).wait_for()
+            page.locator(settled).first.wait_for()
+            if path == "/new":
+                page.get_by_text("Advanced options").click()
+                page.get_by_label("Find an option").wait_for()
+            assert not is_wider_than_its_screen(page), path
+            assert nameless(page) == [], path
+            levels, landmarks = outline(page)
+            assert levels.count(1) == 1, path
+            assert all(b - a <= 1 for a, b in pairwise(levels)), path
+            assert {"banner", "navigation", "main"} <= landmarks, path
+        # The system's theme, until somebody chooses the other one.
+        dark = scheme == "dark"
+        assert is_dark(page) == dark
+        page.get_by_role("button", name="Switch between light and dark").click()
+        assert is_dark(page) != dark
+        page.reload()
+        assert is_dark(page) != dark
+
+
+def is_dark(page: Page) -> bool:
+    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    return sum(int(it) for it in re.findall(r"\d+", colour)[:3]) < 3 * 128
+
+
+def test_nobody_comes_in_without_a_key(browser: Browser, console: Console) -> None:
+    with visit(browser, console.address) as page:
+        for path in ("/", "/new", "/jobs", "/fleet", "/jobs/any"):
+            page.goto(path)
+            expect(page).to_have_url(re.compile("/login"))
+        page.get_by_label("Key").fill("twk_wrong")
+        page.get_by_role("button", name="Log in").click()
+        expect(page.get_by_role("alert")).to_contain_text("nobody's")
+        log_in(page, console.key)
+        [cookie] = page.context.cookies()
+        assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")
+        page.get_by_role("button", name="Log out").click()
+        expect(page).to_have_url(re.compile("/login"))
+        page.goto("/jobs")
+        expect(page).to_have_url(re.compile("/login"))

@@ -1,0 +1,69 @@
+import hashlib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tasks.data.access import Access
+from tasks.data.sources import Listing, Sources
+from tasks.data.uploads import StoredUploads
+from tasks.jobs.data import ArchiveDatasetConfig
+from tasks.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store((tmp_path / "store").as_uri())
+
+
+def listed(tmp_path: Path, uploads: StoredUploads | None, archive: str, **more: str) -> Listing:
+    # No folder may be read: an upload is no file of this machine.
+    sources = Sources(
+        Access(roots=()), tmp_path / "downloads", tmp_path / "scratch", uploads=uploads
+    )
+    return sources.listing(ArchiveDatasetConfig(archive=archive, **more))
+
+
+def put(store: Store, tmp_path: Path) -> tuple[str, str]:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("cat.png", b"a picture")
+        archive.writestr("cat.txt", b"a cat")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    upload_id = "0123456789abcdef" * 2
+    StoredUploads(store, "acme").put(upload_id, "a.zip", path, digest)
+    return f"upload:{upload_id}", digest
+
+
+def test_an_upload_is_read_out_of_the_store(store: Store, tmp_path: Path) -> None:
+    place, digest = put(store, tmp_path)
+    found = listed(tmp_path, StoredUploads(store, "acme"), place, sha256=digest)
+    assert [(it.name, it.caption) for it in found.items] == [("cat.png", "a cat")]
+    assert found.faults == []
+
+
+def test_an_upload_with_another_digest_than_the_jobs_is_refused(
+    store: Store, tmp_path: Path
+) -> None:
+    place, _ = put(store, tmp_path)
+    [fault] = listed(tmp_path, StoredUploads(store, "acme"), place, sha256="0" * 64).faults
+    assert "SHA-256" in fault.problem
+
+
+def test_an_upload_is_of_its_own_tenant_only(store: Store, tmp_path: Path) -> None:
+    place, _ = put(store, tmp_path)
+    for uploads in (StoredUploads(store, "zoo"), None):
+        found = listed(tmp_path, uploads, place)
+        assert found.items == []
+        assert found.faults[0].where == place
+
+
+def test_a_store_that_is_no_folder_is_read_by_a_copy(tmp_path: Path) -> None:
+    place, _ = put(Store((tmp_path / "store").as_uri()), tmp_path)
+
+    class Elsewhere(Store):
+        def local_path(self, key: str) -> Path | None:
+            return None
+
+    store = Elsewhere((tmp_path / "store").as_uri())
+    assert len(listed(tmp_path, StoredUploads(store, "acme"), place).items) == 1
