@@ -181,6 +181,9 @@ local state = get('stage_state')
 if wanted < current then return {{'duplicate'}} end
 if wanted == current and state == 'done' then return {{'done'}} end
 if wanted == current and state == 'running' and is_held() then return {{'duplicate'}} end
+-- A message that is ahead of its job is nobody's of ours.
+local is_next = wanted == current + 1 and (current == 0 or state == 'done')
+if wanted > current and not is_next then return {{'duplicate'}} end
 local status = get('status')
 if status == 'pausing' or status == 'paused' then
   set('status', 'paused')

@@ -266,6 +266,10 @@ def _ended(context: StageContext, body: StageBody, started: float) -> StageEnd:
     """Do the work and record what came of it."""
     extra = {"job": context.job_id, "stage": context.stage}
     worker = context.runtime.worker
+    own = queue_of(context.stage, context.record.gpu_queue, context.record.refs.get(NEXT_QUEUE))
+    if context.queue != own:
+        # Made up, or left from before: whoever may write to one queue does not choose the GPU.
+        raise _move(context, StageMoved(own, f"its message came by {context.queue}"), {})
     try:
         if context.queue != CPU_QUEUE:
             context.runtime.check_gpu(context.record.estimate.needed_gib)
