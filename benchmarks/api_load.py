@@ -32,7 +32,7 @@ from tasks.settings import Settings
 from tasks.state import JobState, connect
 from tasks.submit import admit
 from tests.console.conftest import job
-from tests.integration.test_flower import free_port
+from tests.integration.fleets import free_port
 from tests.waiting import wait_until
 from worker.broker import EmbeddedBroker
 from worker.process import spawn, stop

@@ -39,6 +39,8 @@ def main() -> int:
         server_header=False,
         log_config=None,
         access_log=False,
+        # Its lines of opened connections name pages by what opens them.
+        log_level="warning",
         timeout_graceful_shutdown=_END_WITHIN_S,
     )
     return 0

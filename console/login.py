@@ -27,7 +27,8 @@ def login_routes(service: Service) -> APIRouter:
     async def login(request: Request) -> Response:
         home = request.scope.get("root_path", "")
         target = inside(request.query_params.get("next", ""))
-        again = f"{home}/login?wrong=1&next={quote(target, safe='')}"
+        back = "" if target == "/" else f"&next={quote(target, safe='')}"
+        again = f"{home}/login?wrong=1{back}"
         who = request.client.host if request.client else ""
         if limiter.take(who).retry_after_s or not is_same_origin(request):
             return RedirectResponse(again, 303)

@@ -41,6 +41,7 @@ from tasks.errors import JobError
 from tasks.jobs.job import TrainingJob
 from tasks.settings import Settings
 from tasks.store import Store
+from tasks.traces import tracer_of
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,9 @@ class Service:
 
     def __init__(self, settings: Settings, broker_url: str) -> None:
         self.settings = settings
-        self._client = Client(settings, broker_url)
+        self._tracer = tracer_of(settings, "console")
+        trace = None if self._tracer is None else self._tracer.send
+        self._client = Client(settings, broker_url, trace)
         store = Store(settings.resolved_store_url)
         home = settings.home_dir / "console"
         self.accounts = Accounts(settings.api_keys_file)
@@ -311,8 +314,17 @@ class Service:
         offset: int,
         pieces: AsyncIterator[bytes],
         checksum: Checksum | None = None,
+        coming: int | None = None,
     ) -> UploadView:
         """Go on with an upload; what came is kept, however this ends.
+
+        Args:
+            account: Who writes.
+            upload_id: The upload.
+            offset: How many bytes the sender believes to be here.
+            pieces: What follows.
+            checksum: That of all that follows now.
+            coming: How many bytes that is, where the sender says so before.
 
         Raises:
             NotFoundError: There is none of this id, for this account.
@@ -321,7 +333,7 @@ class Service:
             ChecksumError: Other bytes came than were sent.
         """
         tenant = await _in_thread(self._uploads_tenant, account, upload_id)
-        return await self._uploads.write(tenant, upload_id, offset, pieces, checksum)
+        return await self._uploads.write(tenant, upload_id, offset, pieces, checksum, coming)
 
     async def upload(self, account: Account, upload_id: str) -> UploadView:
         """An upload.
@@ -425,8 +437,10 @@ class Service:
             await asyncio.sleep(_UPKEEP_EVERY_S)
 
     async def close(self) -> None:
-        """Let go of the broker."""
+        """Let go of the broker, and send the last spans."""
         await self._streams.close()
+        if self._tracer is not None:
+            await _in_thread(self._tracer.close)
 
     async def look_after(self) -> None:
         """Ask the broker something.

@@ -151,6 +151,7 @@ class Uploads:
         offset: int,
         pieces: AsyncIterator[bytes],
         checksum: Checksum | None = None,
+        coming: int | None = None,
     ) -> UploadView:
         """Go on with one; what came is kept, however this ends, unless it had to be checked.
 
@@ -160,6 +161,7 @@ class Uploads:
             offset: How many bytes the sender believes to be here.
             pieces: What follows.
             checksum: That of all that follows now.
+            coming: How many bytes that is, where the sender says so before.
 
         Raises:
             NotFoundError: There is no such upload.

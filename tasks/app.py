@@ -13,7 +13,7 @@ from kombu.entity import Queue
 from routing.queues import ALL_QUEUES, CPU_QUEUE
 from tasks.cache import cache
 from tasks.chain import job_chain
-from tasks.contract import SUBMIT, task_name
+from tasks.contract import SUBMIT, SUBMIT_QUEUE, task_name
 from tasks.errors import JobError
 from tasks.prepare import prepare
 from tasks.publish import publish
@@ -131,7 +131,10 @@ def _add_stage(
     draining: Callable[[], bool],
 ) -> None:
     # Not shared: Celery would give this task, with this runtime, to every other app of the process.
-    @app.task(name=task_name(stage), bind=True, shared=False, throws=(JobError,))  # type: ignore[untyped-decorator]
+    # Moves to other queues are counted by nobody: none leads back.
+    @app.task(  # type: ignore[untyped-decorator]
+        name=task_name(stage), bind=True, shared=False, throws=(JobError,), max_retries=None
+    )
     def run(self: Task, job_id: str) -> dict[str, Any]:
         info = self.request.delivery_info or {}
         tag = (self.request.properties or {}).get("delivery_tag", "")
@@ -145,7 +148,7 @@ def _add_stage(
             return end.answer
         except StageMoved as moved:
             logger.info("moved: %s", moved.reason, extra={"job": job_id, "stage": stage})
-            raise self.retry(queue=moved.queue, countdown=0, max_retries=None) from None
+            raise self.retry(queue=moved.queue, countdown=0) from None
         except StagePassedOn as passed:
             raise Ignore(str(passed)) from passed
         except StageDropped as dropped:
@@ -186,13 +189,14 @@ def _add_submit(app: Celery, runtime: Callable[[], Runtime]) -> None:
         shared=False,
         throws=(JobError,),
         track_started=True,
+        max_retries=None,
         Request="tasks.submit_request:SubmitRequest",
     )
     def submit(self: Task, job: dict[str, Any]) -> dict[str, Any]:
-        if newer_than_known(job) and runtime().newest_version() > VERSION:
+        if newer_than_known(job) and runtime().newest_versions().get(SUBMIT_QUEUE, 0) > VERSION:
             # It waits in this worker for a moment, and then for whoever is next.
             pause_s = 0.0 if self.request.eta else runtime().backoff.delay_s(0)
-            raise self.retry(countdown=pause_s, max_retries=None)
+            raise self.retry(countdown=pause_s)
         try:
             own = self.request.id
             job_id, _, admission = admit(with_id(job, own), runtime().state, own)

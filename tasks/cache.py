@@ -17,6 +17,7 @@ from tasks.data.dataset import DataSet
 from tasks.errors import BaseModelFilesError
 from tasks.events import CacheDone, Event, PackStored, Progress
 from tasks.jobs.pipeline import PipelineConfig
+from tasks.metrics import CACHE_ENTRIES, Counts
 from tasks.pace import Made, Pace
 from tasks.requests import TrainerRequest
 from tasks.runtime import Runtime, TrainerInterrupted
@@ -34,6 +35,7 @@ def cache(context: StageContext) -> StageResult:
     runtime = context.runtime
     work = _Work(context, _encoders(context))
     packs = work.filled()
+    context.telemetry.count(work.counts())
     key = cache_index_key(context.job_id)
     runtime.store.put(key, work.plan.index(packs).model_dump_json().encode())
     return StageResult(work.summary(), {"cache_index": key}, made=work.made())
@@ -85,8 +87,7 @@ def _answer(
     on_event: Callable[[Event], None],
     stop_requested: Callable[[], bool],
 ) -> CacheDone:
-    trainer = context.runtime.trainer
-    done = trainer.run(request, on_event=on_event, stop_requested=stop_requested)
+    done = context.run_trainer(request, on_event, stop_requested)
     if not isinstance(done, CacheDone):
         raise TypeError(f"the trainer answered a cache request with {done.kind}")
     return done
@@ -143,6 +144,15 @@ class _Work:
         (images, captions), (all_images, all_captions) = encoded
         reused = f"{all_images - images} and {all_captions - captions} reused"
         return f"{images} images and {captions} captions encoded, {reused}"
+
+    def counts(self) -> Counts:
+        """How many entries were there, and how many were not, by kind."""
+        counts: dict[str, int] = {}
+        for kind, wanted in (("text", self.plan.texts), ("latents", self.plan.latents)):
+            made = len(self._made & wanted.keys())
+            counts |= CACHE_ENTRIES.one(kind, "miss", by=made)
+            counts |= CACHE_ENTRIES.one(kind, "hit", by=len(wanted) - made)
+        return counts
 
     def made(self) -> Made:
         """How many entries, and what each took."""

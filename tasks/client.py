@@ -14,9 +14,10 @@ from tasks.durations import Durations
 from tasks.errors import ErrorCode, JobError
 from tasks.jobs.job import parse_job
 from tasks.lanes import Lanes
-from tasks.presence import Presence, live_workers, why_unserved
+from tasks.presence import Presence, live_workers, newest_versions, why_unserved
 from tasks.records import READS, JobRecord, JobStatus
 from tasks.settings import Settings
+from tasks.spans import Trace, job_span
 from tasks.state import Admission, JobState, connect
 from tasks.submit import admit
 
@@ -41,12 +42,14 @@ class Client:
     Args:
         settings: The process's settings.
         broker_url: The fleet's broker.
+        trace: Takes the spans of jobs that end here; None where nobody wants them.
 
     Raises:
         NoBrokerError: It does not answer.
     """
 
-    def __init__(self, settings: Settings, broker_url: str) -> None:
+    def __init__(self, settings: Settings, broker_url: str, trace: Trace | None = None) -> None:
+        self._trace = trace
         self.broker_url = broker_url
         connection = connect(broker_url)
         try:
@@ -101,6 +104,9 @@ class Client:
             # Nothing runs that could tell it.
             error = JobError(record.error, ErrorCode.CANCELLED, record.error_stage or "")
             self._app.backend.store_result(record.result_id, error, "FAILURE")
+            if self._trace is not None:
+                ended_at = record.updated_at.timestamp()
+                self._trace([job_span(record, status, ended_at, record.error_code)])
         elif status == JobStatus.CANCELLING and record.waiting_in is not None:
             send_rest(self._app, record)
         return status
@@ -130,6 +136,10 @@ class Client:
         if record.status == JobStatus.PAUSED:
             return f"{record.stage} waits until somebody resumes the job"
         if record.due_at is not None:
+            newest = newest_versions(self._redis).get(record.waiting_in or "", record.version)
+            if newest < record.version:
+                wanted = f"{record.stage} waits for a worker of version {record.version}"
+                return f"{wanted}; those of {record.waiting_in} are of version {newest}"
             return f"{record.stage} is tried again at {record.due_at.astimezone():%H:%M:%S}"
         if record.waiting_in is None:
             return None

@@ -8,7 +8,16 @@ from redis import Redis
 from tasks import control_scripts, job_scripts
 from tasks.errors import ErrorCode, JobError, cancelled_message
 from tasks.events import Event, JobEnded, Note
-from tasks.records import NEXT_QUEUE, JobHead, JobRecord, JobStatus, UnknownJobError, queue_of
+from tasks.presence import newest_versions
+from tasks.records import (
+    NEXT_QUEUE,
+    VERSION,
+    JobHead,
+    JobRecord,
+    JobStatus,
+    UnknownJobError,
+    queue_of,
+)
 from tasks.state import Admission, JobState, keys_of
 
 
@@ -125,13 +134,27 @@ class JobControl:
         return bool(self._requeue(keys=keys_of(job_id), args=args))
 
     def take_due(self) -> list[JobHead]:
-        """The jobs whose next try is due; each is given out once, for the caller to send."""
+        """The jobs whose next try is due; each is given out once, for the caller to send.
+
+        Those that are for newer workers than there are wait on.
+        """
         now = self._redis.time()[0]
         due = cast("list[str]", self._redis.zrangebyscore(job_scripts.DUE, "-inf", now))
-        taken = [
-            job_id for job_id in due if self._take_due(keys=keys_of(job_id), args=[self._ttl_s])
-        ]
-        return self._state.heads(taken)
+        if not due:
+            return []
+        known = {head.id: head for head in self._state.heads(due)}
+        versions = newest_versions(self._redis)
+        taken = []
+        for job_id in due:
+            head = known.get(job_id)
+            if head is None:
+                wanted = job_id not in self._state.there_are([job_id])  # or cannot be read
+            else:
+                # Whoever asks is of this version itself.
+                wanted = head.version <= max(VERSION, versions.get(head.waiting_in or "", 0))
+            if wanted and self._take_due(keys=keys_of(job_id), args=[self._ttl_s]) and head:
+                taken.append(head)
+        return taken
 
     def _ids_in_flight(self) -> list[str]:
         ids = sorted(cast("list[str]", self._redis.hkeys(job_scripts.IN_FLIGHT)))

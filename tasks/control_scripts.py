@@ -6,6 +6,7 @@ As in ``tasks/job_scripts.py``: ``KEYS[1]`` is the job's hash, ``KEYS[2]`` its s
 
 from tasks.contract import EVENTS_SUFFIX, JOB_KEY
 from tasks.job_scripts import PRELUDE, ROOM
+from tasks.metrics import REQUEUES
 
 # ARGV: 2 event of the end, 3 its message, 4 whether to save (0/1). Between two stages there is
 # nothing to stop: the next message finds the job ended. A job that waits is saved by publishing
@@ -75,6 +76,7 @@ if get('stage_state') == 'running' then
   set('stage_state', 'queued')
 end
 tell(ARGV[4])
+count('{REQUEUES.name}', ARGV[3])
 keep()
 return 1
 """

@@ -185,13 +185,13 @@ class Durations:
     def record(self, job: JobRecord, stage: str, done: StageRecord, made: Made) -> None:
         """Learn from a stage that is done; a broker that is away only costs the figure."""
         work = work_of(job.job.training, stage, self._memory_class)
-        run, waited_s = _run(work, done.seconds or 0.0, made), _waited_s(job, stage, done)
+        run, waited = _run(work, done.seconds or 0.0, made), waited_s(job, stage, done)
         try:
             with self._redis.pipeline(transaction=False) as pipe:
                 if run is not None:
                     self._keep_run(pipe, work, run)
-                if waited_s is not None:
-                    self._push(pipe, f"{_WAITS}{done.queue}", f"{waited_s:.3f}")
+                if waited is not None:
+                    self._push(pipe, f"{_WAITS}{done.queue}", f"{waited:.3f}")
                 pipe.execute()
         except RedisError as error:
             extra = {"job": job.id, "stage": stage}
@@ -248,6 +248,20 @@ def p90(values: Sequence[float]) -> float:
     return sorted(values)[math.ceil(0.9 * len(values)) - 1]
 
 
+def waited_s(job: JobRecord, stage: str, done: StageRecord) -> float | None:
+    """From queued to begun; None where that is not known: in any start but the first."""
+    number = STAGES.index(stage)
+    if number == 0:
+        queued_at, attempt = job.created_at.timestamp(), 0
+    else:
+        before = job.stages.get(STAGES[number - 1])
+        if before is None or before.seconds is None:
+            return None
+        # A job that somebody paused here counts, too: one of many, which no median minds.
+        queued_at, attempt = before.started_at + before.seconds, before.attempt
+    return max(0.0, done.started_at - queued_at) if done.attempt == attempt + 1 else None
+
+
 def _figure(work: Work, nearest: Work, runs: Sequence[Run]) -> Figure:
     each = [run.unit_s * work.over(nearest) for run in runs]
     rest_s = statistics.median(run.rest_s for run in runs)
@@ -263,17 +277,3 @@ def _run(work: Work, seconds: float, made: Made) -> Run | None:
     if not made.units or unit_s is None:
         return None
     return Run(unit_s=unit_s, rest_s=max(0.0, seconds - made.units * unit_s))
-
-
-def _waited_s(job: JobRecord, stage: str, done: StageRecord) -> float | None:
-    """From queued to begun; None where that is not known: in any start but the first."""
-    number = STAGES.index(stage)
-    if number == 0:
-        queued_at, attempt = job.created_at.timestamp(), 0
-    else:
-        before = job.stages.get(STAGES[number - 1])
-        if before is None or before.seconds is None:
-            return None
-        # A job that somebody paused here counts, too: one of many, which no median minds.
-        queued_at, attempt = before.started_at + before.seconds, before.attempt
-    return max(0.0, done.started_at - queued_at) if done.attempt == attempt + 1 else None

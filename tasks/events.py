@@ -150,6 +150,29 @@ class Heartbeat(StrictModel):
     kind: Literal["heartbeat"] = "heartbeat"
 
 
+class TrainerStarted(StrictModel):
+    """A trainer process was given a request; for those who watch the fleet."""
+
+    kind: Literal["trainer_started"] = "trainer_started"
+    how: Literal["cold", "warm", "restart"]
+    """A new process, a kept one, or a new one after a crash."""
+
+
+PhaseName = Literal["load", "encode", "checkpoint", "export", "validate"]
+
+
+class TrainerPhase(StrictModel):
+    """The trainer has done a part of its work; for those who watch the fleet."""
+
+    kind: Literal["trainer_phase"] = "trainer_phase"
+    name: PhaseName
+    began_at: float
+    """Seconds since the epoch, by the trainer's clock."""
+    seconds: float
+    step: int | None = None
+    """Weight updates made."""
+
+
 class CacheDone(StrictModel):
     """The trainer's answer to a ``cache`` request: all it was asked for is stored."""
 
@@ -210,7 +233,14 @@ JobEvent = Annotated[_ForReaders, Field(discriminator="kind")]
 """What a job's readers are told."""
 
 Event = Annotated[
-    _ForReaders | PackStored | Heartbeat | CacheDone | TrainDone | TrainFailed,
+    _ForReaders
+    | PackStored
+    | Heartbeat
+    | TrainerStarted
+    | TrainerPhase
+    | CacheDone
+    | TrainDone
+    | TrainFailed,
     Field(discriminator="kind"),
 ]
 

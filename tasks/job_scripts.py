@@ -7,6 +7,7 @@ is in ``tasks/control_scripts.py``.
 """
 
 from tasks.contract import EVENT_FIELD, JOB_KEY
+from tasks.metrics import DEAD_LETTERS, JOBS, TAKEOVERS
 
 INDEX = "training:jobs"
 """Every job's id by the time it was submitted."""
@@ -16,6 +17,8 @@ IN_FLIGHT = "training:jobs:in_flight"
 """The ids of the jobs that have a message, or whose stage runs, each with its tenant."""
 LANES = "training:lanes"
 """The queues in front of which jobs wait for their tenant's turn."""
+LANES_SINCE = "training:lanes_since"
+"""The jobs in each lane by the time since when they wait."""
 FLEET = "training:fleet"
 """What the fleet has room for, and what tenants get: ``room:QUEUE``, ``weight:TENANT``,
 ``limit:TENANT`` (empty for none)."""
@@ -26,6 +29,9 @@ DEAD = "training:jobs:dead"
 
 UNTOLD = "training:webhooks"
 """Ids of jobs whose end is to be told by webhook, by the time of the next try."""
+
+COUNTS = "training:counts"
+"""What happened: a number for each field that ``tasks/metrics.py`` gives."""
 
 # Some 60 bytes of overhead and 200 of JSON an event: half a megabyte a job at the most.
 _MAX_EVENTS = 2000
@@ -42,6 +48,7 @@ end
 # What every script of a job may call.
 PRELUDE = f"""{ROOM}
 local INDEX, DUE, DEAD, UNTOLD = '{INDEX}', '{DUE}', '{DEAD}', '{UNTOLD}'
+local COUNTS, LANES_SINCE = '{COUNTS}', '{LANES_SINCE}'
 local id = string.sub(KEYS[1], #'{JOB_KEY}' + 1)
 local time = redis.call('TIME')
 local now = string.format('%d.%06d', time[1], time[2])
@@ -53,6 +60,12 @@ local function tell(event)
   redis.call('XADD', KEYS[2], 'MAXLEN', '~', {_MAX_EVENTS}, '*', '{EVENT_FIELD}', event)
 end
 local function expire(key) redis.call('EXPIRE', key, ARGV[1]) end
+-- Fields of the counts and what is added to each.
+local function count_all(counts)
+  for field, by in pairs(counts) do redis.call('HINCRBY', COUNTS, field, by) end
+  expire(COUNTS)
+end
+local function count(...) count_all({{[table.concat({{...}}, '|')] = 1}}) end
 local function keep()
   set('updated_at', now)
   expire(KEYS[1])
@@ -86,6 +99,7 @@ end
 local function leave(queue, tenant)
   local lanes = LANES .. ':' .. queue
   redis.call('ZREM', lanes .. ':' .. tenant, id)
+  redis.call('ZREM', LANES_SINCE .. ':' .. queue .. ':' .. tenant, id)
   if redis.call('EXISTS', lanes .. ':' .. tenant) == 0 then redis.call('ZREM', lanes, tenant) end
   if redis.call('EXISTS', lanes) == 0 then redis.call('SREM', LANES, queue) end
 end
@@ -113,12 +127,13 @@ local function queue_up(queue)
     return 'goes'
   end
   take_from_flight()
-  local lane = lanes .. ':' .. tenant
+  local lane, since = lanes .. ':' .. tenant, LANES_SINCE .. ':' .. queue .. ':' .. tenant
   -- By priority, then by age.
   redis.call('ZADD', lane, (9 - get('priority')) * 1e10 + get('created_at'), id)
+  redis.call('ZADD', since, now, id)
   redis.call('ZADD', lanes, 'NX', now, tenant)
   redis.call('SADD', LANES, queue)
-  for _, key in ipairs({{lane, lanes, LANES}}) do expire(key) end
+  for _, key in ipairs({{lane, since, lanes, LANES}}) do expire(key) end
   set('lane', queue)
   return 'waits'
 end
@@ -128,7 +143,11 @@ local function finish(status, dead)
   is_due_no_more()
   leave_lane()
   take_from_flight()
-  if dead then add(DEAD, now) end
+  count('{JOBS.name}', get('type') or 'unknown', status)
+  if dead then
+    add(DEAD, now)
+    count('{DEAD_LETTERS.name}')
+  end
   add(UNTOLD, now)
 end
 -- Whether the worker that runs the stage still holds its message: whoever takes the message away
@@ -162,6 +181,9 @@ local state = get('stage_state')
 if wanted < current then return {{'duplicate'}} end
 if wanted == current and state == 'done' then return {{'done'}} end
 if wanted == current and state == 'running' and is_held() then return {{'duplicate'}} end
+-- A message that is ahead of its job is nobody's of ours.
+local is_next = wanted == current + 1 and (current == 0 or state == 'done')
+if wanted > current and not is_next then return {{'duplicate'}} end
 local status = get('status')
 if status == 'pausing' or status == 'paused' then
   set('status', 'paused')
@@ -196,6 +218,7 @@ if redis.call('HINCRBY', KEYS[1], 'starts', 1) > tonumber(ARGV[5]) then
   return {{'exhausted'}}
 end
 local attempt = redis.call('HINCRBY', KEYS[1], 'attempt', 1)
+if wanted == current and state == 'running' then count('{TAKEOVERS.name}', ARGV[3]) end
 if status == 'queued' then set('status', 'running') end
 is_due_no_more()
 leave_lane()
@@ -209,53 +232,58 @@ keep()
 return {{'begun', attempt, all_fields()}}
 """
 
-# ARGV: 2 attempt, 3 number of events, then those, then fields of the hash.
+# ARGV: 2 attempt, 3 what is counted, 4 number of events, then those, then fields of the hash.
 WRITE = f"""{PRELUDE}
 if get('attempt') ~= ARGV[2] or ended() then return 0 end
-local first_field = 4 + ARGV[3]
+local first_field = 5 + ARGV[4]
 if ARGV[first_field] then set(unpack(ARGV, first_field)) end
-for i = 4, first_field - 1 do tell(ARGV[i]) end
+for i = 5, first_field - 1 do tell(ARGV[i]) end
+count_all(cjson.decode(ARGV[3]))
 keep()
 return 1
 """
 
-# ARGV: 2 attempt, 3 event, 4 the next stage's queue where the job needs a turn for it ('' where it
-# goes on), 5... fields of the hash.
+# ARGV: 2 attempt, 3 what is counted, 4 event, 5 the next stage's queue where the job needs a turn
+# for it ('' where it goes on), 6... fields of the hash.
 FINISH_STAGE = f"""{PRELUDE}
 if get('attempt') ~= ARGV[2] or ended() then return 'superseded' end
-set('stage_state', 'done', unpack(ARGV, 5))
-tell(ARGV[3])
-local goes = ARGV[4] == '' and 'goes' or queue_up(ARGV[4])
+set('stage_state', 'done', unpack(ARGV, 6))
+tell(ARGV[4])
+local goes = ARGV[5] == '' and 'goes' or queue_up(ARGV[5])
+count_all(cjson.decode(ARGV[3]))
 keep()
 return goes
 """
 
-# ARGV: 2 attempt, 3 status, 4 whether it is dead (0/1), 5 number of events, then those, then
-# fields of the hash.
+# ARGV: 2 attempt, 3 what is counted, 4 status, 5 whether it is dead (0/1), 6 number of events, then
+# those, then fields of the hash.
 END = f"""{PRELUDE}
 if get('attempt') ~= ARGV[2] or ended() then return 0 end
-local first_field = 6 + ARGV[5]
+local first_field = 7 + ARGV[6]
 set(unpack(ARGV, first_field))
-finish(ARGV[3], ARGV[4] == '1')
-for i = 6, first_field - 1 do tell(ARGV[i]) end
+finish(ARGV[4], ARGV[5] == '1')
+for i = 7, first_field - 1 do tell(ARGV[i]) end
+count_all(cjson.decode(ARGV[3]))
 keep()
 return 1
 """
 
-# ARGV: 2 attempt, 3 event, 4 seconds until it may begin again ('' at once), 5... fields.
+# ARGV: 2 attempt, 3 what is counted, 4 event, 5 seconds until it may begin again ('' at once),
+# 6... fields.
 RELEASE = f"""{PRELUDE}
 if get('attempt') ~= ARGV[2] or ended() then return 'superseded' end
 local status = get('status')
 if status == 'cancelling' then return status end
 set('stage_state', 'queued', 'starts', 0)
-if ARGV[5] then set(unpack(ARGV, 5)) end
-tell(ARGV[3])
+if ARGV[6] then set(unpack(ARGV, 6)) end
+tell(ARGV[4])
+count_all(cjson.decode(ARGV[3]))
 if status == 'pausing' then
   status = 'paused'
   set('status', status)
   take_from_flight()
-elseif ARGV[4] ~= '' then
-  be_due_in(ARGV[4])
+elseif ARGV[5] ~= '' then
+  be_due_in(ARGV[5])
 end
 keep()
 return status

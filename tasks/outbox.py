@@ -11,6 +11,7 @@ from typing import TypeVar
 import redis
 
 from tasks.events import Event, Progress
+from tasks.metrics import Counts
 from tasks.records import JobStatus
 from tasks.state import JobState
 
@@ -34,6 +35,7 @@ class Outbox:
         self._events: list[Event] = []
         self._refs: dict[str, str] = {}
         self._then: list[Callable[[], None]] = []
+        self._counts: dict[str, int] = {}
         self._try_at = 0.0
 
     @property
@@ -65,6 +67,16 @@ class Outbox:
             self._then.append(then)
         self._try(self.flush)
 
+    def count(self, counts: Counts) -> None:
+        """Count something with whatever is told next."""
+        for field, by in counts.items():
+            self._counts[field] = self._counts.get(field, 0) + by
+
+    def take_counts(self) -> Counts:
+        """What is still to be counted, for the caller to tell."""
+        counts, self._counts = self._counts, {}
+        return counts
+
     def ask(self) -> JobStatus | None:
         """Tell what waits, and ask for the job's status; None where the broker is away.
 
@@ -82,7 +94,8 @@ class Outbox:
             redis.RedisError: The broker is away; everything waits on.
         """
         if self._events:
-            self._state.write(self._job_id, self._attempt, self._events, self._refs)
+            self._state.write(self._job_id, self._attempt, self._events, self._refs, self._counts)
+            self._counts = {}
         done, self._then = self._then, []
         self._events, self._refs = [], {}
         for callback in done:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from collections.abc import Callable
 from datetime import timedelta
 from typing import cast
 
@@ -22,6 +23,22 @@ _REMEDIES: dict[Engine, str] = {
 }
 
 
+class GpuFigures(StrictModel):
+    """What the driver told of a GPU a moment ago.
+
+    Attributes:
+        memory_bytes: All of its memory.
+        used_bytes: What of it is in use.
+        utilization: The share of the time that it computes; null where that is not told.
+        temperature_c: In degrees Celsius; null where that is not told.
+    """
+
+    memory_bytes: int
+    used_bytes: int
+    utilization: float | None = None
+    temperature_c: int | None = None
+
+
 class Presence(StrictModel):
     """A worker.
 
@@ -34,6 +51,7 @@ class Presence(StrictModel):
         gpu_mib: The GPU's memory; 0 where it is emulated.
         quarantined: Why the worker takes no messages now.
         engines: What it can train with.
+        figures: The GPU's, where the driver tells them.
     """
 
     # Other versions of the program may note more.
@@ -47,6 +65,7 @@ class Presence(StrictModel):
     gpu_mib: int = 0
     quarantined: str | None = None
     engines: tuple[Engine, ...] = (DIFFUSERS,)
+    figures: GpuFigures | None = None
 
 
 class PresenceNote:
@@ -57,16 +76,25 @@ class PresenceNote:
         worker: The worker's name.
         presence: What is noted.
         life: How long the note lasts; renew it before.
+        figures: Gives the GPU's newest figures, at once.
     """
 
-    def __init__(self, client: Redis, worker: str, presence: Presence, life: timedelta) -> None:
+    def __init__(
+        self,
+        client: Redis,
+        worker: str,
+        presence: Presence,
+        life: timedelta,
+        figures: Callable[[], GpuFigures | None] = lambda: None,
+    ) -> None:
         self._redis, self._key, self._life = client, f"{_PREFIX}{worker}", life
-        self._presence = presence
+        self._presence, self._figures = presence, figures
 
     def renew(self) -> None:
         """Note it for a while longer."""
+        presence = self._presence.model_copy(update={"figures": self._figures()})
         # Versions that know fewer fields refuse them, even at their defaults.
-        note = self._presence.model_dump_json(exclude_defaults=True)
+        note = presence.model_dump_json(exclude_defaults=True)
         with self._redis.pipeline() as pipe:
             pipe.set(self._key, note, px=self._life)
             pipe.sadd(_NAMES, self._key.removeprefix(_PREFIX))
@@ -100,9 +128,13 @@ def live_workers(client: Redis) -> dict[str, Presence]:
     }
 
 
-def newest_version(client: Redis) -> int:
-    """The newest version of the program that a live worker is of; 0 where none is live."""
-    return max((worker.version for worker in live_workers(client).values()), default=0)
+def newest_versions(client: Redis) -> dict[str, int]:
+    """Queue to the newest version of the program that a live worker of it is of."""
+    found: dict[str, int] = {}
+    for worker in live_workers(client).values():
+        for queue in worker.queues:
+            found[queue] = max(worker.version, found.get(queue, 0))
+    return found
 
 
 def why_unserved(client: Redis, queue: str) -> str | None:

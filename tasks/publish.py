@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 
 from tasks.data.remote import without_queries
 from tasks.events import Artifact
+from tasks.metrics import PUBLISHED_BYTES
 from tasks.pace import Made
 from tasks.stage import StageContext, StageResult
 from tasks.store import output_prefix
@@ -27,6 +28,7 @@ def publish(context: StageContext) -> StageResult:
         # The last moment to notice that another start has taken over.
         context.check_wanted()
         store.put_if_absent(manifest_key, written.model_dump_json(indent=2).encode())
+        context.telemetry.count(PUBLISHED_BYTES.one(by=sum(file.size for file in files)))
     manifest = json.loads(store.get(manifest_key))
     first = manifest["files"][0]
     published = Published(

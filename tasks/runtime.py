@@ -14,6 +14,7 @@ from tasks.events import CacheDone, Event, TrainDone
 from tasks.pace import Made
 from tasks.records import JobRecord, StageRecord
 from tasks.requests import TrainerRequest
+from tasks.spans import Trace
 from tasks.state import JobState
 from tasks.store import Store
 
@@ -93,8 +94,10 @@ class Runtime:
         check_gpu: Asked before each stage that needs the GPU, with the GiB it needs; raises
             ``GpuUnfit``.
         dispatch: Lets waiting jobs take the room that there is; see ``tasks/lanes.py``.
-        newest_version: The newest version of the program that a live worker is of.
+        newest_versions: Queue to the newest version of the program that a live worker of it is of.
         learn: Told of each stage that is done; see ``Durations.record``.
+        memory_class: That of the worker's GPU.
+        trace: Sends the spans of jobs' traces; None where nobody wants them.
     """
 
     state: JobState
@@ -110,5 +113,7 @@ class Runtime:
     next_larger_class: Callable[[Engine], MemoryClass | None] = lambda engine: None
     check_gpu: Callable[[float], None] = lambda needed_gib: None
     dispatch: Callable[[], object] = lambda: None
-    newest_version: Callable[[], int] = lambda: 0
+    newest_versions: Callable[[], dict[str, int]] = dict
     learn: Callable[[JobRecord, str, StageRecord, Made], None] = lambda job, stage, done, made: None
+    memory_class: MemoryClass | None = None
+    trace: Trace | None = None

@@ -17,7 +17,8 @@ from routing.engines import DIFFUSERS
 from routing.queues import CPU_QUEUE, gpu_queue
 from tasks.contract import STAGES
 from tasks.errors import CancelledJobError, ErrorCode, JobError
-from tasks.events import Event, Note
+from tasks.events import CacheDone, Event, Note, TrainDone
+from tasks.metrics import ENLARGEMENTS, STAGE_FAILURES
 from tasks.outbox import Outbox
 from tasks.pace import Made
 from tasks.records import (
@@ -30,7 +31,9 @@ from tasks.records import (
 )
 from tasks.requests import TrainerRequest
 from tasks.runtime import GpuUnfit, Runtime, TrainerInterrupted
+from tasks.spans import job_span
 from tasks.state import BeginOutcome
+from tasks.telemetry import Telemetry
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -94,6 +97,7 @@ class StageContext:
     draining: Callable[[], bool]
     queue: str
     outbox: Outbox
+    telemetry: Telemetry
 
     @property
     def job_id(self) -> str:
@@ -112,6 +116,16 @@ class StageContext:
             SupersededError: Another start of this stage has taken over.
         """
         self.outbox.put(event, refs, then)
+
+    def run_trainer(
+        self,
+        request: TrainerRequest,
+        on_event: Callable[[Event], None],
+        stop_requested: Callable[[], bool],
+    ) -> CacheDone | TrainDone:
+        """Run a request to its end; see ``tasks.runtime.Trainer``."""
+        hears = self.telemetry.hears(on_event)
+        return self.runtime.trainer.run(request, on_event=hears, stop_requested=stop_requested)
 
     def stop_requested(self) -> bool:
         """Whether the stage should stop: for the job, or because the worker is going away.
@@ -230,12 +244,19 @@ def run_stage(
             logger.warning("%s", told, extra={"job": job_id, "stage": stage})
         raise StagePassedOn(told)
     if begun is None:
-        failure = state.head(job_id).failure()
+        head = state.head(job_id)
+        if outcome == BeginOutcome.EXHAUSTED and runtime.trace is not None:
+            ended_at = head.updated_at.timestamp()
+            runtime.trace([job_span(head, head.status, ended_at, head.error_code)])
+        failure = head.failure()
         if failure is not None:
             raise failure  # whoever waits for the result of this very message hears of it, too
         raise StageDropped(f"{stage} of job {job_id} is {outcome}")
     outbox = Outbox(state, job_id, attempt)
-    context = StageContext(stage, attempt, begun, runtime, draining, delivery.queue, outbox)
+    telemetry = Telemetry(begun, stage, delivery.queue, runtime.memory_class, outbox, runtime.trace)
+    context = StageContext(
+        stage, attempt, begun, runtime, draining, delivery.queue, outbox, telemetry
+    )
     logger.info("%s begins", stage, extra={"job": job_id, "stage": stage})
     try:
         return _ended(context, body, time.monotonic())
@@ -249,6 +270,10 @@ def _ended(context: StageContext, body: StageBody, started: float) -> StageEnd:
     """Do the work and record what came of it."""
     extra = {"job": context.job_id, "stage": context.stage}
     worker = context.runtime.worker
+    own = queue_of(context.stage, context.record.gpu_queue, context.record.refs.get(NEXT_QUEUE))
+    if context.queue != own:
+        # Made up, or left from before: whoever may write to one queue does not choose the GPU.
+        raise _move(context, StageMoved(own, f"its message came by {context.queue}"), {})
     try:
         if context.queue != CPU_QUEUE:
             context.runtime.check_gpu(context.record.estimate.needed_gib)
@@ -293,6 +318,11 @@ def _finish(context: StageContext, result: StageResult, seconds: float) -> str |
     turn_for = following if context.queue == CPU_QUEUE != following else None
     goes = False
     _patiently(context, context.outbox.flush)
+    counts = {
+        **context.outbox.take_counts(),
+        **context.telemetry.end_counts("done"),
+        **context.telemetry.seconds_counts(seconds),
+    }
     try:
         goes = _patiently(
             context,
@@ -305,6 +335,7 @@ def _finish(context: StageContext, result: StageResult, seconds: float) -> str |
                 result.result,
                 turn_for=turn_for,
                 cancelled=cancelled,
+                counts=counts,
             ),
         )
     except SupersededError:
@@ -312,8 +343,13 @@ def _finish(context: StageContext, result: StageResult, seconds: float) -> str |
         ended = state.get(context.job_id)
         if result.result is None or ended.result != result.result:
             raise
+    context.telemetry.ended("done", status=_status(cancelled) if ends else None)
     context.runtime.learn(record, context.stage, stage, result.made)
     return following if goes else None
+
+
+def _status(cancelled: bool) -> JobStatus:
+    return JobStatus.CANCELLED if cancelled else JobStatus.SUCCEEDED
 
 
 def _is_saved(context: StageContext) -> bool:
@@ -331,10 +367,14 @@ def _following_queue(context: StageContext, result: StageResult) -> str:
 def _failed(context: StageContext, error: JobError) -> Exception:
     """What a failure means: another try where that may help, or else the job's end."""
     extra = {"job": context.job_id, "stage": context.stage}
+    if error.code == ErrorCode.CANCELLED:
+        return _end(context, error)
+    context.telemetry.count(STAGE_FAILURES.one(context.stage, error.code))
     if error.code == ErrorCode.OUT_OF_MEMORY and not context.record.enlarged:
         larger = context.runtime.next_larger_class(context.record.job.engine)
         if larger is not None:
             moved = StageMoved(gpu_queue(larger, context.record.job.engine), error.message)
+            context.telemetry.count(ENLARGEMENTS.one(moved.queue))
             fields = {"gpu_queue": moved.queue, "reason": error.message, "enlarged": "1"}
             return _move(context, moved, {**fields, f"ref:{NEXT_QUEUE}": moved.queue})
     backoff, tries = context.runtime.backoff, context.record.tries
@@ -343,18 +383,16 @@ def _failed(context: StageContext, error: JobError) -> Exception:
         delay_s = backoff.delay_s(tries)
         told = f"{error.message}; try {tries + 1} of {backoff.tries} in {delay_s:.0f} s"
         note = Note(level="warning", message=f"{context.stage}: {told}")
-        if _release(context, note, {"tries": str(tries + 1)}, delay_s):
+        if _release(context, "retried", note, {"tries": str(tries + 1)}, delay_s):
             return StageDropped(told)
         return _cancelled(context)
     logger.warning("%s ends the job: %s", context.stage, error, extra=extra)
-    state = context.runtime.state
-    _patiently(context, lambda: state.fail(context.job_id, context.attempt, error))
-    return error
+    return _end(context, error)
 
 
 def _move(context: StageContext, moved: StageMoved, fields: dict[str, str]) -> Exception:
     note = Note(level="info", message=f"{context.stage} moves to {moved.queue}: {moved.reason}")
-    return moved if _release(context, note, fields) else _cancelled(context)
+    return moved if _release(context, "moved", note, fields) else _cancelled(context)
 
 
 def _interrupted(context: StageContext, note: Note) -> StageResult:
@@ -363,7 +401,7 @@ def _interrupted(context: StageContext, note: Note) -> StageResult:
     Returns:
         Where somebody wants what there is of a cancelled job: that, as the stage's result.
     """
-    if _release(context, note):
+    if _release(context, "handed_back", note):
         extra = {"job": context.job_id, "stage": context.stage}
         logger.info("%s goes back to its queue", context.stage, extra=extra)
         raise StageReleased(f"{context.stage} of job {context.job_id}")
@@ -373,15 +411,24 @@ def _interrupted(context: StageContext, note: Note) -> StageResult:
     raise _cancelled(context)
 
 
-def _cancelled(context: StageContext) -> CancelledJobError:
-    error = CancelledJobError(context.job_id, context.stage)
+def _cancelled(context: StageContext) -> JobError:
+    return _end(context, CancelledJobError(context.job_id, context.stage))
+
+
+def _end(context: StageContext, error: JobError) -> JobError:
+    """End the job with an error."""
+    cancelled = error.code == ErrorCode.CANCELLED
+    outcome = status = JobStatus.CANCELLED if cancelled else JobStatus.FAILED
     state = context.runtime.state
-    _patiently(context, lambda: state.fail(context.job_id, context.attempt, error))
+    counts = {**context.outbox.take_counts(), **context.telemetry.end_counts(outcome)}
+    _patiently(context, lambda: state.fail(context.job_id, context.attempt, error, counts))
+    context.telemetry.ended(outcome, error.code, status)
     return error
 
 
 def _release(
     context: StageContext,
+    outcome: str,
     note: Note,
     fields: dict[str, str] | None = None,
     delay_s: float | None = None,
@@ -389,12 +436,19 @@ def _release(
     """Give the stage back; False where the job is to be cancelled instead."""
     state, job_id, attempt = context.runtime.state, context.job_id, context.attempt
     _patiently(context, context.outbox.flush)
+    counts = context.outbox.take_counts()
+    told = {**counts, **context.telemetry.end_counts(outcome)}
     status = _patiently(
-        context, lambda: state.release(job_id, attempt, note, fields, delay_s=delay_s)
+        context,
+        lambda: state.release(job_id, attempt, note, fields, delay_s=delay_s, counts=told),
     )
+    if status == JobStatus.CANCELLING:
+        context.telemetry.count(counts)
+        return False
+    context.telemetry.ended(outcome)
     if status == JobStatus.PAUSED:
         raise StageDropped(f"job {job_id} is paused")
-    return status != JobStatus.CANCELLING
+    return True
 
 
 def _patiently(context: StageContext, write: Callable[[], T]) -> T:

@@ -27,6 +27,7 @@ from tasks.contract import EVENT_FIELD, STAGES, events_key, record_key
 from tasks.errors import DEAD_CODES, ErrorCode, JobError
 from tasks.events import Event, JobAccepted, JobEnded, Note, StageFinished, parse_event
 from tasks.jobs.job import TrainingJob
+from tasks.metrics import Counts
 from tasks.records import (
     NEXT_QUEUE,
     VERSION,
@@ -120,6 +121,7 @@ class JobState:
             "stage_number": 0,
             "stage_state": "queued",
             "attempt": 0,
+            "type": job.training.type,
             "version": VERSION,
             "tenant": job.tenant,
             "priority": job.priority,
@@ -278,9 +280,16 @@ class JobState:
             raise
 
     def write(
-        self, job_id: str, attempt: int, events: Sequence[Event], refs: Mapping[str, str]
+        self,
+        job_id: str,
+        attempt: int,
+        events: Sequence[Event],
+        refs: Mapping[str, str],
+        counts: Counts | None = None,
     ) -> None:
         """Tell the job's readers something, and record store keys for later stages and starts.
+
+        As in all that a start writes, what it counted counts with it, once.
 
         Raises:
             SupersededError: The attempt is not the newest.
@@ -288,7 +297,7 @@ class JobState:
         # What leaves something for later starts has not been started in vain.
         fields = {**_refs(refs), "starts": "0"} if refs else {}
         told = [event.model_dump_json() for event in events]
-        args = self._args(attempt, len(told), *told, fields=fields)
+        args = self._args(attempt, _counted(counts), len(told), *told, fields=fields)
         if not self._write(keys=keys_of(job_id), args=args):
             raise SupersededError(job_id, attempt)
 
@@ -303,6 +312,7 @@ class JobState:
         *,
         turn_for: str | None = None,
         cancelled: bool = False,
+        counts: Counts | None = None,
     ) -> bool:
         """Record that a stage is done; the last stage's ``result`` ends the job.
 
@@ -315,6 +325,7 @@ class JobState:
             result: The job's; the last stage's only.
             turn_for: The queue that the job may not go on to without its tenant's turn.
             cancelled: The result is what was saved of a job that somebody cancelled.
+            counts: What the start counted.
 
         Returns:
             Whether the next stage's message is to be sent now.
@@ -333,9 +344,10 @@ class JobState:
             fields |= {"stage_state": "done", "result": json.dumps(result)}
             code = ErrorCode.CANCELLED if cancelled else None
             ended = JobEnded(status="cancelled" if cancelled else "succeeded", code=code)
-            self._ended(job_id, attempt, [finished, ended], fields)
+            self._ended(job_id, attempt, [finished, ended], fields, counts)
             return False
-        args = self._args(attempt, finished.model_dump_json(), turn_for or "", fields=fields)
+        event = finished.model_dump_json()
+        args = self._args(attempt, _counted(counts), event, turn_for or "", fields=fields)
         answer = self._finish_stage(keys=keys_of(job_id), args=args)
         if answer == "superseded":
             raise SupersededError(job_id, attempt)
@@ -349,6 +361,7 @@ class JobState:
         fields: Mapping[str, str] | None = None,
         *,
         delay_s: float | None = None,
+        counts: Counts | None = None,
     ) -> JobStatus:
         """Give a stage back, so that a later message may begin it.
 
@@ -359,6 +372,7 @@ class JobState:
             fields: Fields of the record to change with it.
             delay_s: Seconds until ``JobControl.take_due`` gives it out; None leaves the next
                 message to the caller.
+            counts: What the start counted.
 
         Returns:
             The job's status now: PAUSED where somebody wanted that meanwhile, CANCELLING where
@@ -368,10 +382,13 @@ class JobState:
             SupersededError: The attempt is not the newest.
         """
         delay = "" if delay_s is None else f"{delay_s:.3f}"
-        args = self._args(attempt, event.model_dump_json(), delay, fields=fields or {})
+        told = event.model_dump_json()
+        args = self._args(attempt, _counted(counts), told, delay, fields=fields or {})
         return self._status(job_id, attempt, self._release(keys=keys_of(job_id), args=args))
 
-    def fail(self, job_id: str, attempt: int, error: JobError) -> None:
+    def fail(
+        self, job_id: str, attempt: int, error: JobError, counts: Counts | None = None
+    ) -> None:
         """End the job with an error; a cancelled one as cancelled.
 
         Raises:
@@ -385,7 +402,7 @@ class JobState:
         }
         status: Any = JobStatus.CANCELLED if cancelled else JobStatus.FAILED
         ended = JobEnded(status=status.value, message=error.message, code=error.code)
-        self._ended(job_id, attempt, [ended], fields)
+        self._ended(job_id, attempt, [ended], fields, counts)
 
     def wish(self, job_id: str, attempt: int) -> JobStatus:
         """The job's status: whether somebody wants this start to stop.
@@ -413,13 +430,20 @@ class JobState:
                 yield position, event_in(fields[EVENT_FIELD])
 
     def _ended(
-        self, job_id: str, attempt: int, events: Sequence[Event], fields: dict[str, str]
+        self,
+        job_id: str,
+        attempt: int,
+        events: Sequence[Event],
+        fields: dict[str, str],
+        counts: Counts | None,
     ) -> None:
         ended = events[-1]
         assert isinstance(ended, JobEnded)
         dead = int(ended.code in DEAD_CODES)
         told = [event.model_dump_json() for event in events]
-        args = self._args(attempt, ended.status, dead, len(told), *told, fields=fields)
+        args = self._args(
+            attempt, _counted(counts), ended.status, dead, len(told), *told, fields=fields
+        )
         if not self._end(keys=keys_of(job_id), args=args):
             raise SupersededError(job_id, attempt)
 
@@ -462,6 +486,10 @@ def paired(flat: Sequence[str]) -> dict[str, str]:
 def keys_of(job_id: str) -> list[str]:
     """The keys of a job: its hash and its stream of events."""
     return [record_key(job_id), events_key(job_id)]
+
+
+def _counted(counts: Counts | None) -> str:
+    return json.dumps(counts or {})
 
 
 def _refs(refs: Mapping[str, str]) -> dict[str, str]:

@@ -32,9 +32,14 @@ def image_key(digest: str) -> str:
     return f"images/{digest[:2]}/{digest}"
 
 
+def pack_prefix(kind: str) -> str:
+    """Below it lie the packs of a kind."""
+    return f"{PACKS}/{kind}/"
+
+
 def pack_key(kind: str, pack_id: str) -> str:
     """A pack of cache entries."""
-    return f"{PACKS}/{kind}/{pack_id[:2]}/{pack_id}.safetensors"
+    return f"{pack_prefix(kind)}{pack_id[:2]}/{pack_id}.safetensors"
 
 
 def report_key(job_id: str) -> str:

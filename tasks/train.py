@@ -83,9 +83,8 @@ class _Run:
             cache_index_key=self._context.record.refs["cache_index"],
             resume_state_key=self._kept[-1].state_key if self._kept else None,
         )
-        return self._context.runtime.trainer.run(
-            request, on_event=self._on_event, stop_requested=self._stop_requested
-        )
+        self._context.telemetry.resumed_at(self.resumed_at)
+        return self._context.run_trainer(request, self._on_event, self._stop_requested)
 
     def mend(self, error: TrainerError) -> bool:
         """Do without the file that cannot be read; False where it is none of the job's own."""

@@ -6,6 +6,7 @@ import select
 import signal
 import socket
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
@@ -29,14 +30,17 @@ from tasks.app import make_app
 from tasks.cache_registry import CacheRegistry
 from tasks.chain import send_rest
 from tasks.control import JobControl
+from tasks.counters import Counters
 from tasks.durations import Durations
 from tasks.lanes import Lanes
 from tasks.logs import set_up_logging
+from tasks.metrics import LEASE_LOSSES, LEASE_RENEWALS, SWEEP_RESTORES, WEBHOOKS
 from tasks.presence import (
+    GpuFigures,
     Presence,
     PresenceNote,
     live_workers,
-    newest_version,
+    newest_versions,
     next_larger_class,
 )
 from tasks.records import VERSION
@@ -44,8 +48,10 @@ from tasks.runtime import Backoff, Runtime
 from tasks.settings import Settings
 from tasks.state import JobState, connect
 from tasks.store import Store
+from tasks.traces import tracer_of
 from worker.engines import EngineTrainers, invoke_command, invoke_environment
 from worker.event_batches import EventBatches
+from worker.gpu_meter import GpuMeter
 from worker.gpus import Gpu
 from worker.health import ReadyFile
 from worker.host_memory import host_memory_bytes, too_little_memory
@@ -99,6 +105,7 @@ def run_worker(
     setup_logging.connect(_keep_our_logging)
     drain, reports = _Drain(), Reports()
     worker_name = f"{name}@{socket.gethostname()}"
+    tracer = tracer_of(settings, worker_name)
     real_gpu = None if gpu is None or gpu.emulated else gpu
     if real_gpu is not None:
         _warn_of_memory(queues)
@@ -124,8 +131,10 @@ def run_worker(
             backoff=Backoff(settings.retries, settings.retry_pause.total_seconds()),
             check_gpu=make_gate(real_gpu, reports, trainer.close),
             dispatch=_lanes(app, settings).dispatch,
-            newest_version=lambda: newest_version(patient),
+            newest_versions=lambda: newest_versions(patient),
             learn=Durations(connect(broker_url), settings.job_ttl, own_class).record,
+            memory_class=own_class,
+            trace=tracer.send if tracer is not None else None,
         )
 
     use_for_redis()
@@ -140,9 +149,16 @@ def run_worker(
         engines=engines if gpu else (),
     )
     leases = connect(broker_url)
-    note = PresenceNote(leases, worker_name, presence, settings.visibility_timeout * 2)
+    figures = _figures_of(real_gpu, settings.visibility_timeout)
+    note = PresenceNote(leases, worker_name, presence, settings.visibility_timeout * 2, figures)
+    counters = Counters(leases, settings.job_ttl)
+
+    def renewed(held: int, lost: int) -> None:
+        note.renew()
+        counters.count(LEASE_RENEWALS.one(by=held) | LEASE_LOSSES.one(by=lost))
+
     ready = ReadyFile(ready_file)
-    app.steps["consumer"].add(LeaseRenewal.with_client(leases, note.renew, ready.touch))
+    app.steps["consumer"].add(LeaseRenewal.with_client(leases, renewed, ready.touch))
     if exit_when_idle_s is not None:
         app.steps["consumer"].add(IdleEnd.after(exit_when_idle_s, _end_this_worker))
     app.steps["consumer"].add(EventBatches)
@@ -155,6 +171,8 @@ def run_worker(
         """Called in the pool's child; one that never ran a task has no runtime yet."""
         if runtime.cache_info().currsize:
             runtime().trainer.close()
+        if tracer is not None:
+            tracer.close()
 
     worker_process_shutdown.connect(end_kept_trainer, weak=False)
     worker_ready.connect(lambda **_: note.renew(), weak=False)
@@ -177,6 +195,15 @@ def _drain(state: object) -> dict[str, str]:
 def _end_this_worker() -> None:
     """As its supervisor would: its job goes back from a checkpoint."""
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _figures_of(gpu: Gpu | None, timeout: timedelta) -> Callable[[], GpuFigures | None]:
+    """What gives a GPU's newest figures, once the worker is ready."""
+    if gpu is None:
+        return lambda: None
+    meter = GpuMeter(gpu.uuid, timeout / 4)
+    worker_ready.connect(lambda **_: meter.start(), weak=False)
+    return meter.newest
 
 
 def _warn_of_memory(queues: tuple[str, ...]) -> None:
@@ -224,7 +251,11 @@ def _start_upkeep(app: Celery, settings: Settings) -> None:
 
     duties = (note_fleet, lanes.dispatch, reconciler.send_due, reconciler.sweep_if_due)
     keys = Keys.of(app.conf.broker_transport_options)
-    restore = Sweep(client, timeout, keys).restore_expired
+    sweep, counters = Sweep(client, timeout, keys), Counters(client, settings.job_ttl)
+
+    def restore() -> None:
+        counters.count(SWEEP_RESTORES.one(by=len(sweep.restore_expired())))
+
     Upkeep(client, timeout, duties, restore=restore).start()
     # By itself: whoever is told may be slow.
     client = connect(app.conf.broker_url)
@@ -233,6 +264,7 @@ def _start_upkeep(app: Celery, settings: Settings) -> None:
         JobState(client, settings.job_ttl),
         settings.webhook_url,
         settings.webhook_signing_secrets(),
+        lambda result: counters.count(WEBHOOKS.one(result)),
     )
     Upkeep(client, timeout, [webhooks.tell_due], lease="training:webhooks:lease").start()
 

@@ -36,7 +36,7 @@ def up(ready_file: ReadyFile = None) -> None:
     """Start a fleet on this machine and keep it running.
 
     A private broker (unless TRAINING_BROKER_URL is set), a CPU worker, one worker for each GPU
-    or an emulated one, Flower and the web console.
+    or an emulated one, Flower, the web console, and metrics where TRAINING_METRICS_PORT is set.
     """
     _run("up", ready_file=ready_file)
 
@@ -364,6 +364,16 @@ def dead_drop(jobs: DeadJobs = None, all_jobs: AllDead = False, json: Json = Fal
 def tenants(json: Json = False) -> None:
     """List the tenants: what each gets, what is in flight, and what waits where."""
     _run("tenants", json=json)
+
+
+@cli.command()
+def metrics(
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="List every metric instead, as docs/metrics.md does.")
+    ] = False,
+) -> None:
+    """Serve the fleet's metrics for Prometheus."""
+    _run("metrics", markdown=markdown)
 
 
 @cli.command()

@@ -2,16 +2,21 @@
 
 from tasks.client import Client, NoBrokerError
 from tasks.settings import Settings
+from tasks.spans import Trace
 from worker.broker import find_running
 
 
-def client_of(settings: Settings) -> Client:
+def client_of(settings: Settings, trace: Trace | None = None) -> Client:
     """A connection to the configured broker, or to the embedded one of this home.
+
+    Args:
+        settings: This process's.
+        trace: Takes the spans of jobs that end here.
 
     Raises:
         NoBrokerError: There is none, or it does not answer.
     """
-    return Client(settings, broker_url(settings))
+    return Client(settings, broker_url(settings), trace)
 
 
 def broker_url(settings: Settings) -> str:

@@ -144,7 +144,7 @@ class Fleet:
 @contextmanager
 def running_fleet(settings: Settings) -> Iterator[Fleet]:
     """A fleet, stopped at the end: an embedded broker unless one is configured, a CPU worker, a
-    worker for each GPU (an emulated one of 40 GB where there is none), Flower and the console.
+    worker for each GPU (an emulated one of 40 GB where there is none), Flower, console, metrics.
 
     Raises:
         BrokerStartError: The embedded broker cannot run.
@@ -191,6 +191,8 @@ def _fleet(
         children.append(_Child(name, _command(*arguments), env))
     if settings.flower_port:
         children.append(_Child("flower", _command("flower"), env))
+    if settings.metrics_port:
+        children.append(_Child("metrics", _command("metrics"), env))
     if settings.console_port:
         children.append(_Child("console", _command("console"), env))
     return Fleet(gpus, url, broker, children, ready_files, settings.stop_grace.total_seconds() + 10)

@@ -39,7 +39,7 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
     """
 
     client: "redis.Redis"
-    on_renewal: Callable[[], None]
+    on_renewal: Callable[[int, int], None]
     on_turn: Callable[[], None]
 
     requires = ("celery.worker.consumer.tasks:Tasks",)
@@ -58,14 +58,15 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
     def with_client(
         cls,
         client: "redis.Redis",
-        on_renewal: Callable[[], None] = lambda: None,
+        on_renewal: Callable[[int, int], None] = lambda held, lost: None,
         on_turn: Callable[[], None] = lambda: None,
     ) -> type["LeaseRenewal"]:
         """The step with a connection of its own.
 
         Args:
             client: To the broker.
-            on_renewal: Called in each round in which the broker answers.
+            on_renewal: Called in each round in which the broker answers, with the messages held
+                and those newly lost.
             on_turn: Called in each round in which the main loop does not hang.
         """
         calls = {"on_renewal": staticmethod(on_renewal), "on_turn": staticmethod(on_turn)}
@@ -113,8 +114,8 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
                 continue
             self.on_turn()
             try:
-                gone = renew(self.client, self._index, self._channel)
-                self.on_renewal()
+                held, gone = renew(self.client, self._index, self._channel)
+                self.on_renewal(len(held), len(gone - lost))
             except redis.RedisError as error:
                 logger.warning("cannot renew leases: %s", error)
                 continue
@@ -123,7 +124,7 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
             lost = gone
 
 
-def renew(client: "redis.Redis", index: str, channel: Any) -> set[str]:
+def renew(client: "redis.Redis", index: str, channel: Any) -> tuple[set[str], set[str]]:
     """Make the messages a channel has delivered look as if they had been delivered now.
 
     Args:
@@ -132,19 +133,21 @@ def renew(client: "redis.Redis", index: str, channel: Any) -> set[str]:
         channel: A channel of kombu's Redis transport.
 
     Returns:
-        The delivery tags of those that are another's now, or acknowledged this moment.
+        The delivery tags of those that are held, and of those that are another's now.
     """
     qos = channel.qos
     tags = [tag for tag in tuple(qos._delivered) if tag not in qos._dirty]
     if not tags:
-        return set()
+        return set(), set()
     with client.pipeline() as pipe:
         # XX: a message that is acknowledged meanwhile must not come back.
         pipe.zadd(index, dict.fromkeys(tags, time.time()), xx=True)
         pipe.zmscore(index, tags)
         _, scores = pipe.execute()
     there = {tag for tag, score in zip(tags, scores, strict=True) if score is not None}
-    return set(tags) - there
+    # Not those that were acknowledged this moment.
+    gone = set(tags) - there - qos._dirty - qos.untold.keys()
+    return there, gone & qos._delivered.keys()
 
 
 def adopt(old: Any, new: Any) -> None:

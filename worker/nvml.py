@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import pynvml
 
 from routing.classes import MIB
+from tasks.presence import GpuFigures
 
 T = TypeVar("T")
 
@@ -84,6 +85,31 @@ def driver_version() -> str:
             return str(pynvml.nvmlSystemGetDriverVersion())
         except pynvml.NVMLError_FunctionNotFound:
             return ""
+
+
+def figures(uuid: str) -> GpuFigures:
+    """What the driver tells of a device now; call it where a driver that hangs holds up nothing.
+
+    Raises:
+        DriverError: The driver does not tell.
+    """
+    with _driver() as there, _told():
+        if not there:
+            raise DriverError("there is no NVIDIA driver")
+        handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
+        rates = _or_none(pynvml.nvmlDeviceGetUtilizationRates, handle)
+        temperature = _or_none(_temperature, handle)
+    return GpuFigures(
+        memory_bytes=memory.total,
+        used_bytes=memory.used,
+        utilization=None if rates is None else rates.gpu / 100,
+        temperature_c=temperature,
+    )
+
+
+def _temperature(handle: Any) -> int:
+    return int(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))
 
 
 class XidListener:

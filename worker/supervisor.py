@@ -24,6 +24,7 @@ from tasks.events import (
     Note,
     PackStored,
     TrainDone,
+    TrainerStarted,
     TrainFailed,
     parse_event,
 )
@@ -108,7 +109,7 @@ class TrainerProcess:
         end_at = time.monotonic() + (self._limits.total_s or math.inf)
         for restart in range(self._restarts + 1):
             try:
-                return self._run_once(request, on_event, stop_requested, end_at)
+                return self._run_once(request, on_event, stop_requested, end_at, restart > 0)
             except _TrainerCrashedError as crash:
                 if restart == self._restarts:
                     raise TrainerError(str(crash), request.stage, retryable=True) from crash
@@ -130,13 +131,16 @@ class TrainerProcess:
         on_event: Callable[[Event], None],
         stop_requested: Callable[[], bool],
         end_at: float,
+        restarted: bool,
     ) -> CacheDone | TrainDone:
         process = self._take(request)
+        how = "warm" if process.served else "restart" if restarted else "cold"
+        on_event(TrainerStarted(how=how))
         run = _Run(process, request, self._stop_grace_s, self._limits, end_at)
         try:
             answer = run.to_its_end(on_event, stop_requested)
         except _EndedIdleError:
-            return self._run_once(request, on_event, stop_requested, end_at)
+            return self._run_once(request, on_event, stop_requested, end_at, restarted)
         finally:
             if not run.left_well:
                 process.kill()

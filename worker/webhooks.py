@@ -7,7 +7,7 @@ told until the receiver takes it, so the receiver may hear of it twice: under th
 import logging
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import cast
@@ -51,11 +51,18 @@ class Webhooks:
         state: The jobs.
         url: Where they are told; None tells nobody.
         secrets: ``whsec_...``; each signs, so that the receiver can change over to another.
+        count: Told of each try: ``taken``, ``failed`` or ``given_up``.
     """
 
     def __init__(
-        self, client: Redis, state: JobState, url: str | None, secrets: Sequence[str]
+        self,
+        client: Redis,
+        state: JobState,
+        url: str | None,
+        secrets: Sequence[str],
+        count: Callable[[str], None] = lambda result: None,
     ) -> None:
+        self._count = count
         self._redis, self._state, self._url = client, state, url
         self._signers = [Webhook(secret) for secret in secrets]
         self._claim = client.register_script(_CLAIM)
@@ -103,6 +110,7 @@ class Webhooks:
         else:
             if answer.is_success:
                 self._drop([record.id])
+                self._count("taken")
                 return True
             problem, wait_s = f"the answer was {answer.status_code}", _retry_after_s(answer)
             if answer.status_code == httpx2.codes.GONE:
@@ -111,10 +119,12 @@ class Webhooks:
         if tries >= len(_PAUSES_S):
             logger.error("nobody takes its webhook; given up: %s", problem, extra=extra)
             self._drop([record.id])
+            self._count("given_up")
             return False
         pause_s = wait_s or _PAUSES_S[tries] * random.uniform(0.9, 1.1)
         logger.warning("its webhook is told again in %.0f s: %s", pause_s, problem, extra=extra)
         self._redis.zadd(UNTOLD, {record.id: time.time() + pause_s}, xx=True)
+        self._count("failed")
         return False
 
     def _headers(self, record: JobHead, body: str) -> dict[str, str]:

@@ -99,12 +99,14 @@ async def write(
         return _other_version()
     if content_type != _PIECE:
         return problem(415, "bad_request", f"Content-Type must be {_PIECE}")
+    length = request.headers.get("content-length")
     written = await service.write_upload(
         account,
         upload_id,
         _number("Upload-Offset", upload_offset),
         request.stream(),
         None if upload_checksum is None else _checksum(upload_checksum),
+        _number("Content-Length", length) if length is not None else None,
     )
     return _done(204, _state(written))
 

@@ -50,19 +50,20 @@ class AdvancedPart:
 
     def show_values(self, but: str) -> None:
         """Show the values that changed with another one."""
+        there = {it.path for it in self._draft.controls()}
         for path, field in self._fields.items():
-            control = self._draft.control(path)
-            if path != but and control is not None:
-                field.show(self._shown(control))
+            if path != but and path in there:
+                field.show(self._shown(self._controls[path]))
 
     def mark(self, errors: Mapping[str, str]) -> None:
         """Show what is wrong, and which values are the job's own."""
         self.errors = errors
         for path, field in self._fields.items():
             field.flag(errors.get(path, ""), self._draft.is_own(path))
-        own = [it for it in self._draft.own() if self._is_here(it)]
-        wrong = [it.path for it in self._all() if it.path in errors]
-        told = f"{len(self._all())} options, {len(own)} changed"
+        there = [it.path for it in self._all()]
+        own = [it for it in there if self._draft.is_own(it)]
+        wrong = [it for it in there if it in errors]
+        told = f"{len(there)} options, {len(own)} changed"
         self._count.say(told + (f", {len(wrong)} to mend" if wrong else ""))
 
     def go_to(self, path: str) -> bool:
@@ -96,8 +97,9 @@ class AdvancedPart:
             )
             with Tag("div", style="padding-bottom: 6px; flex: none"):
                 Field("Changed only", "switch", self._only_own, self._show_own)
+        there = self._all()
         for group in GROUPS:
-            found = [it for it in self._all() if it.group == group]
+            found = [it for it in there if it.group == group]
             if not found:
                 continue
             part = Tag("section", classes="options-group")
@@ -156,16 +158,14 @@ class AdvancedPart:
         self._nothing.set_visibility(not any(part.visible for part, _ in self._groups))
 
     def _all(self) -> list[Control]:
-        return [it for it in self._draft.controls() if self._is_here(it.path)]
-
-    def _is_here(self, path: str) -> bool:
-        control = self._draft.control(path)
-        return (
-            control is not None
-            and path not in self._elsewhere()
-            and not path.startswith(f"{self._draft.dataset_path}.")
-            and not (control.kind == Kind.CHOICE and len(control.choices) < 2)
-        )
+        elsewhere, pictures = self._elsewhere(), f"{self._draft.dataset_path}."
+        return [
+            it
+            for it in self._draft.controls()
+            if it.path not in elsewhere
+            and not it.path.startswith(pictures)
+            and not (it.kind == Kind.CHOICE and len(it.choices) < 2)
+        ]
 
 
 def _told_of(control: Control) -> str:

@@ -30,6 +30,8 @@ class Draft:
         self.priority: Any = 0
         self.dataset: dict[str, Any] | None = None
         self._own: dict[str, Any] = {}
+        # With the preset's; None once something was changed.
+        self._merged: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, job: TrainingJob) -> "Draft":
@@ -63,10 +65,11 @@ class Draft:
         """Train something else: values of the former type are no good for it."""
         self.training_type, self.preset_name = training_type, preset_name
         self._own.clear()
+        self._merged = None
 
     def choose_preset(self, preset_name: str | None) -> None:
         """Take another preset; the job's own values stay."""
-        self.preset_name = preset_name
+        self.preset_name, self._merged = preset_name, None
         for path, value in list(self._own.items()):
             self.set(path, value)
 
@@ -101,7 +104,9 @@ class Draft:
 
     def value(self, path: str) -> Any:
         """A value: the job's own, else the preset's, else the default."""
-        found = _found(self._effective(), path, default=_NOTHING)
+        if self._merged is None:
+            self._merged = self._effective(self._own)
+        found = _found(self._merged, path, default=_NOTHING)
         return self._default(path) if found is _NOTHING else found
 
     def base(self, path: str) -> Any:
@@ -127,11 +132,13 @@ class Draft:
             self._own.pop(path, None)
         else:
             self._own[path] = value
+        self._merged = None
 
     def reset(self, path: str) -> None:
         """Take back the job's own value."""
         for own in [k for k in self._own if k == path or k.startswith(f"{path}.")]:
             del self._own[own]
+        self._merged = None
 
     def set_resolution(self, side: Any) -> None:
         """Give the resolution, and sizes of buckets that go with it."""
@@ -183,12 +190,12 @@ class Draft:
             return None  # theirs are relative: no default of AdamW's holds
         return found.default
 
-    def _effective(self, own: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _effective(self, own: dict[str, Any]) -> dict[str, Any]:
         base: dict[str, Any] = {}
         if self.preset_name is not None:
             base = preset(self.preset_name)["training"]
         over: dict[str, Any] = {}
-        for path, value in (self._own if own is None else own).items():
+        for path, value in own.items():
             _put(over, path, value)
         return joined(base, over)
 
@@ -197,7 +204,7 @@ class Draft:
         if wanted == (self.value(_BUCKETS) is not None):
             return
         if not wanted:
-            self._own[_BUCKETS] = None
+            self._own[_BUCKETS], self._merged = None, None
             return
         side = self.value(_RESOLUTION)
         for name, value in self._buckets(side if isinstance(side, int) else 512).items():

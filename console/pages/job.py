@@ -148,7 +148,7 @@ class JobPage:
         self._show_error(view)
         self._ends.say(_end(view))
         self._stages.show(view, self._heard)
-        self._loss.show(self._heard.curve)
+        self._loss.show(self._heard.curve, is_over=status.ended)
         self._log.show(self._heard.lines)
         self._tell_progress()
 

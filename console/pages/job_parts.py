@@ -80,8 +80,10 @@ class LossPart:
         self._chart: ui.echart | None = None
         self._shown: object = None
 
-    def show(self, curve: LossCurve) -> None:
+    def show(self, curve: LossCurve, *, is_over: bool) -> None:
         """Show the curve as it is now."""
+        if curve.last is None and is_over:
+            self._words.say("There is none: no step of training was made, or it is long ago.")
         if curve.last is None or curve.last == self._shown:
             return
         self._shown = curve.last

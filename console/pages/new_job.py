@@ -8,6 +8,7 @@ from nicegui import background_tasks, ui
 
 from console.errors import ConsoleError
 from console.pages.advanced import AdvancedPart
+from console.pages.basics import BASICS, ORDER, RESOLUTION, TYPE_NOTES, preset_choice, rate_path
 from console.pages.dataset import DataSetPart
 from console.pages.draft import Draft
 from console.pages.drafts import Begun
@@ -20,38 +21,11 @@ from console.service import Service
 from console.views import PresetView, Preview
 from tasks.errors import Fault, InvalidJobError, JobError
 
-_TYPE_NOTES = {
-    "FLUX_LORA": "A small file that teaches FLUX.1 a subject or a style. Needs 40 GB or more.",
-    "SDXL_LORA": "The same for Stable Diffusion XL, on smaller GPUs.",
-    "SDXL_TEXTUAL_INVERSION": "A new word for SDXL's text encoders; the model stays as it is.",
-    "SDXL_FINETUNE": "SDXL's UNet itself. The largest result, and the most memory.",
-}
-_ORDER = ("FLUX_LORA", "SDXL_LORA", "SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE")
 _NO_PRESET = "none"
 # What was changed rests for as long before it is looked at.
 _REST_S = 0.15
-_RESOLUTION = "data_loader.resolution"
-
-# Option, label, a sentence, unit; those that a type does not have are left out.
-_BASICS = (
-    (_RESOLUTION, "Resolution", "The side of training pictures; their shapes are kept.", "px"),
-    ("train_batch_size", "Batch size", "Samples of one pass. More takes more memory.", ""),
-    ("max_train_steps", "Steps", "How often the weights are updated.", "steps"),
-    ("{rate}", "Learning rate", "How far a step goes.", ""),
-    ("lora_rank_dim", "LoRA rank", "Higher holds more, and makes a larger file.", ""),
-    ("placeholder_token", "New word", "What prompts will say, such as <my-cat>.", ""),
-    ("initializer_token", "Starts from", "A word that comes near it, such as cat.", ""),
-    ("data_loader.caption_preset", "Captions speak of", "A thing, or a style.", ""),
-)
 # So that the estimate does not wait for pictures. Nobody fetches it.
 _STAND_IN = {"type": "ARCHIVE", "archive": "https://example.org/pictures.zip"}
-
-
-def rate_path(draft: Draft) -> str:
-    """The option that people mean by the learning rate."""
-    return "transformer_learning_rate" if "FLUX" in draft.training_type else (
-        "optimizer.learning_rate"
-    )  # fmt: skip
 
 
 class NewJob:
@@ -145,8 +119,11 @@ class NewJob:
         if self._insists and self._dataset.pictures.errors:
             problem = f"has {self._dataset.pictures.errors} errors; mend or remove what is named"
             faults = [*faults, Fault(f"training.{self.draft.dataset_path}", problem)]
+        still_open = [] if self._insists else [it for it in faults if _is_open(it)]
+        faults = [it for it in faults if it not in still_open]
         self._show_faults(faults)
-        self._outlook.show(preview, faults, self.draft)
+        named = [it.where.removeprefix("training.") for it in still_open]
+        self._outlook.show(preview, faults, self.draft, named)
         if preview is not None and self._dataset.pictures.is_stale:
             self._dataset.offer_check()
 
@@ -187,7 +164,7 @@ class NewJob:
 
     def _add_type_and_model(self) -> None:
         with panel("What to train"), Tag("div", classes="stack"):
-            types = [Choice(it, TYPE_NAMES[it], _TYPE_NOTES[it]) for it in _ORDER]
+            types = [Choice(it, TYPE_NAMES[it], TYPE_NOTES[it]) for it in ORDER]
             Field(
                 "Training type", "cards", self.draft.training_type, self._choose_type,
                 choices=types, hide_label=True,
@@ -212,12 +189,12 @@ class NewJob:
             nothing = Choice(_NO_PRESET, "No preset", "Every option starts from its default.")
             Field(
                 "Memory preset", "cards", self.draft.preset_name or _NO_PRESET,
-                self._choose_preset, choices=[*map(_preset_choice, fitting), nothing],
+                self._choose_preset, choices=[*map(preset_choice, fitting), nothing],
                 hide_label=True,
             )  # fmt: skip
         self._basics.clear()
         with self._basics:
-            for path, label, sentence, unit in _BASICS:
+            for path, label, sentence, unit in BASICS:
                 self._add_option(path.format(rate=rate_path(self.draft)), label, sentence, unit)
         self._advanced.rebuild()
         self._dataset.rebuild()
@@ -228,11 +205,11 @@ class NewJob:
         if control is None:
             return
         choices = [Choice(it, it or "choose") for it in control.choices]
-        kind = "integer" if path == _RESOLUTION else str(control.kind)
+        kind = "integer" if path == RESOLUTION else str(control.kind)
         shown = control.show(self.draft.value(path))
 
         def told(typed: Any) -> None:
-            if path == _RESOLUTION:
+            if path == RESOLUTION:
                 self.draft.set_resolution(control.read(typed))
             else:
                 self.draft.set(path, control.read(typed))
@@ -240,7 +217,7 @@ class NewJob:
 
         def reset() -> None:
             self.draft.reset(path)
-            if path == _RESOLUTION:
+            if path == RESOLUTION:
                 self.draft.set("data_loader.aspect_ratio_buckets", True)
                 self.draft.reset("data_loader.aspect_ratio_buckets")
             self._fields[path].show(control.show(self.draft.value(path)))
@@ -251,6 +228,7 @@ class NewJob:
         )
 
     def _choose_type(self, training_type: str) -> None:
+        self._insists = False
         if training_type not in TYPE_NAMES:
             return  # no browser of ours says so
         of_type = [it for it in self._presets if it.type == training_type]
@@ -302,19 +280,14 @@ class NewJob:
             self._dataset.focus()
 
 
-def _preset_choice(view: PresetView) -> Choice:
-    tags = [f"{view.memory_class.removesuffix('gb')} GB class"]
-    if view.recommended:
-        tags.append("recommended")
-    elif not view.served:
-        tags.append("no such GPU here")
-    note = f"{view.summary}. About {view.needed_gib:.0f} GiB."
-    return Choice(view.name, view.name, note, tuple(tags))
-
-
 def _set_data_set(document: dict[str, Any], path: str) -> None:
     part = document["training"]
     *folders, last = path.split(".")
     for name in folders:
         part = part.setdefault(name, {})
     part[last] = dict(_STAND_IN)
+
+
+def _is_open(fault: Fault) -> bool:
+    """Whether something was only not filled in yet; nobody is blamed before the start."""
+    return fault.problem.startswith(("is missing", "set exactly one of"))

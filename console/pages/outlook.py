@@ -63,19 +63,37 @@ class Outlook:
         """Whether something stops the job."""
         return bool(self._faults)
 
-    def show(self, preview: Preview | None, faults: list[Fault], draft: Draft) -> None:
-        """Show what would become of a job; only what has changed is sent."""
+    def show(
+        self,
+        preview: Preview | None,
+        faults: list[Fault],
+        draft: Draft,
+        still_open: list[str] | None = None,
+    ) -> None:
+        """Show what would become of a job; only what has changed is sent.
+
+        Args:
+            preview: What would; None where that cannot be told.
+            faults: What is to be mended first.
+            draft: What was filled in.
+            still_open: Options that nobody has come to yet.
+        """
         self._draft, self._faults = draft, faults
         self._show_code()
-        told = (preview and preview.model_dump_json(exclude={"job"}), tuple(faults))
+        dumped = preview and preview.model_dump_json(exclude={"job"})
+        told = (dumped, tuple(faults), tuple(still_open or ()))
         if told == self._told:
             return
         self._told = told
         self._notes.clear()
         with self._notes:
             self._show_faults(faults)
+            if still_open:
+                Tag("p", f"Still open: {', '.join(still_open)}.", "note small")
             if preview is not None:
                 self._show_notes(preview)
+        # What is shown is of before.
+        self._route.look("stack-small" if preview is not None else "stack-small stale")
         if preview is not None:
             self._route.clear()
             with self._route:
@@ -127,7 +145,7 @@ class Outlook:
             fact("Takes", _expected(expected))
             if preview.price is not None:
                 fact("Costs", _price(preview.price.amount))
-        if expected["unknown"] and expected["at_least_s"]:
+        if expected["unknown"] and expected["at_least_s"] >= 1:
             unknown = [STAGE_NAMES.get(it, it).lower() for it in expected["unknown"]]
             Tag("p", f"Not known yet: {', '.join(unknown)}.", "help")
         needed, there = float(route["needed_gib"]), memory_class.floor_gib
@@ -178,7 +196,7 @@ def _expected(expected: dict[str, Any]) -> str:
     if expected["total_s"] is not None:
         return f"about {span(expected['total_s'])}"
     known = float(expected["at_least_s"])
-    return f"at least {span(known)}" if known else "not known yet"
+    return f"at least {span(known)}" if known >= 1 else "not known yet"
 
 
 def _price(amount: float | None) -> str:

@@ -51,7 +51,7 @@ OTHER_REMEDY = "Run it again. If it fails the same way, ask an operator and name
 def span(seconds: float) -> str:
     """A span of time: ``2 h 5 min``."""
     if seconds < 0.1:
-        return "under 0.1 s"
+        return "<0.1 s"
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

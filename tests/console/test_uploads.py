@@ -106,6 +106,8 @@ def test_what_is_too_long_is_refused_before_and_while_it_comes(
     answer = acme.post("/uploads", headers={**TUS, "Upload-Length": "1000001"})
     assert answer.status_code == 413
     upload_id = begin(acme, 1000)
+    assert send(acme, upload_id, 0, DATA[:2000]).status_code == 413
+    assert acme.head(f"/uploads/{upload_id}").headers["upload-offset"] == "0"
     assert send(acme, upload_id, 0, iter([DATA[:500], DATA[500:2000]])).status_code == 413
     assert int(acme.head(f"/uploads/{upload_id}").headers["upload-offset"]) <= 1000
     folder = console.settings.home_dir / "console" / "uploads" / "acme" / upload_id

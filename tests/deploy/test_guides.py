@@ -26,7 +26,15 @@ OURS = re.compile(
 )
 NEEDS = "# needs "
 ASIDE = "# in a terminal of its own\n"
-GUIDES = ("laptop", "one-gpu", "ten-hosts", "kubernetes", "backup", "capacity")
+GUIDES = (
+    "laptop",
+    "one-gpu",
+    "ten-hosts",
+    "kubernetes",
+    "backup",
+    "capacity",
+    "invoke-training",
+)
 
 
 def blocks(guide: str) -> list[tuple[str, str]]:

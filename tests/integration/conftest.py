@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.integration.fleets import Fleet, free_port
+from tests.otlp import Receiver, receiving
 from worker.demo_pictures import draw_demo_pictures
 
 
@@ -35,11 +36,23 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """An emulated 40 GB worker and a 24 GB one, and the web console, shared by the tests that
-    leave it whole."""
-    home, port = tmp_path_factory.mktemp("fleet"), str(free_port())
-    with Fleet(home, "40gb,24gb", TRAINING_CONSOLE_PORT=port) as running:
+def traces() -> Iterator[Receiver]:
+    """Where the shared fleet sends its traces."""
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="session")
+def fleet(tmp_path_factory: pytest.TempPathFactory, traces: Receiver) -> Iterator[Fleet]:
+    """An emulated 40 GB worker and a 24 GB one, the web console, metrics and traces, shared by the
+    tests that leave it whole.
+    """
+    settings = {
+        "TRAINING_CONSOLE_PORT": str(free_port()),
+        "TRAINING_METRICS_PORT": str(free_port()),
+        "TRAINING_TRACES_URL": traces.url,
+    }
+    with Fleet(tmp_path_factory.mktemp("fleet"), "40gb,24gb", **settings) as running:
         yield running
 
 

@@ -15,6 +15,7 @@ from typing import Any, Self
 import psutil
 import yaml
 
+from tasks.counters import Counters
 from tasks.events import Event, Note
 from tasks.records import JobRecord
 from tasks.state import JobState, connect
@@ -82,6 +83,18 @@ class Fleet:
             description="no process of the fleet is left",
             detail=self.log,
         )
+
+    @property
+    def metrics_url(self) -> str:
+        """Where its metrics are, given a port."""
+        return f"http://127.0.0.1:{self.env['TRAINING_METRICS_PORT']}/metrics"
+
+    def counts(self) -> dict[str, int]:
+        """What the fleet has counted."""
+        url = find_running(self.home)
+        assert url is not None
+        with connect(url) as client:
+            return Counters(client, timedelta(hours=1)).read()
 
     def log(self) -> str:
         """What the fleet has printed."""

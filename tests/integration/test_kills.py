@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from tasks.metrics import TAKEOVERS
 from tasks.train import checkpoints_of
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
@@ -93,6 +94,8 @@ def test_a_killed_worker_child_leaves_no_trainer_and_its_job_goes_on(
     [trainer] = fleet.trainers()
     child = trainer.parent()
     assert child is not None
+    takeovers = TAKEOVERS.field("train")
+    before = fleet.counts().get(takeovers, 0)
     child.kill()
     wait_until(
         lambda: not trainer.is_running() or trainer.status() == "zombie",
@@ -101,6 +104,7 @@ def test_a_killed_worker_child_leaves_no_trainer_and_its_job_goes_on(
     )
     assert finished(fleet, job_id)["sha256"] == expected_sha256
     assert resumed(fleet, job_id)
+    assert fleet.counts()[takeovers] == before + 1
 
 
 def test_a_killed_broker_comes_back_and_its_job_ends_with_the_same_result(

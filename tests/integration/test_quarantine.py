@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from routing.classes import MIB
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.nvml.machine import A100, Machine
@@ -13,6 +14,7 @@ from tests.waiting import wait_until
 from worker.demo_pictures import draw_demo_pictures
 
 FULL = A100.replace(" 81000 ", " 3000 ")
+BUSY = "busy GPU-a100 98 71"
 
 
 @pytest.fixture
@@ -20,7 +22,7 @@ def machine(tmp_path: Path) -> Machine:
     folder = tmp_path / "driver"
     folder.mkdir()
     machine = Machine(folder)
-    machine.has(FULL)
+    machine.has(FULL, BUSY)
     return machine
 
 
@@ -47,6 +49,18 @@ def test_a_gpu_that_is_not_fit_gives_its_job_back_and_gets_none_until_it_is(
     with Fleet(tmp_path / "home", None, **machine.env, **settings) as fleet:
         assert told(fleet)["gpu_uuid"] == "GPU-a100"
         assert told(fleet)["quarantined"] is None
+        wait_until(
+            lambda: told(fleet)["figures"] is not None,
+            timeout_s=PATIENCE_S,
+            description="the worker tells its GPU's figures",
+            detail=fleet.log,
+        )
+        assert told(fleet)["figures"] == {
+            "memory_bytes": 81920 * MIB,
+            "used_bytes": (81920 - 3000) * MIB,
+            "utilization": 0.98,
+            "temperature_c": 71,
+        }
         [sent] = fleet.submit(short_job(tiny_model, tmp_path / "pictures")).documents
         job_id = sent["job_id"]
         quarantined(fleet, "3000 MiB are free and the job needs ")

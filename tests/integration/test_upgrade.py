@@ -160,6 +160,42 @@ def site(tmp_path: Path, newer: Path) -> Iterator[Site]:
         yield Site(tmp_path, broker.url, newer)
 
 
+def assert_people_are_told(site: Site, old_jobs: list[str], new_jobs: list[str]) -> None:
+    listed = site.run("old", "-m", "worker", "list", "--limit", "99", "--json")
+    assert {job["id"] for job in json.loads(listed.stdout)} == set(old_jobs)
+    refusal = f"is of version {VERSION + 1}, and this program of version {VERSION}"
+    assert listed.stderr.count(refusal) == len(new_jobs)
+    status = site.run("old", "-m", "worker", "status", new_jobs[0])
+    assert (status.returncode, refusal in status.stderr) == (1, True)
+    told = site.run("new", "-m", "worker", "status", new_jobs[0]).stdout
+    wanted = f"waits: prepare waits for a worker of version {VERSION + 1}; those of cpu are of"
+    assert wanted in told
+
+
+def assert_done_once(site: Site, job_id: str) -> None:
+    told = site.told(job_id)
+    started = Counter(it.stage for it in told if isinstance(it, events.StageStarted))
+    assert started == dict.fromkeys(STAGES, 1), told
+    finished = Counter(it.stage for it in told if isinstance(it, events.StageFinished))
+    assert finished == dict.fromkeys(STAGES, 1), told
+    assert [it.status for it in told if isinstance(it, events.JobEnded)] == ["succeeded"]
+    head = site.client.state.head(job_id)
+    assert (head.status, head.tries) == (JobStatus.SUCCEEDED, 0)
+
+
+def assert_left_to_newer_workers(site: Site, job_id: str) -> bool:
+    """Whether an older worker has met it."""
+    told = site.told(job_id)
+    workers = {it.worker for it in told if isinstance(it, events.StageStarted)}
+    assert all(name.startswith("new-") for name in workers), workers
+    notes = [it.message for it in told if isinstance(it, events.Note)]
+    waits = [note for note in notes if f"waits for a worker of version {VERSION + 1}" in note]
+    assert len(waits) <= 1, notes
+    logged = [line for line in site.logs().splitlines() if f"job={job_id}" in line]
+    assert sum("waits for a worker of a newer version" in line for line in logged) == len(waits)
+    return bool(waits)
+
+
 def test_no_job_is_lost_or_done_twice_while_a_fleet_is_upgraded(site: Site) -> None:
     document = job_of(site.folder)
     newer_document = {**document, "schema_version": 2}
@@ -176,13 +212,7 @@ def test_no_job_is_lost_or_done_twice_while_a_fleet_is_upgraded(site: Site) -> N
         waiting = site.client.state.heads(new_jobs)
         assert [head.attempt for head in waiting] == [0] * NEW_JOBS
         assert not any(head.status.ended for head in waiting)
-        listed = site.run("old", "-m", "worker", "list", "--limit", "99", "--json")
-        assert {job["id"] for job in json.loads(listed.stdout)} == set(old_jobs)
-        refusal = f"is of version {VERSION + 1}, and this program of version {VERSION}"
-        assert listed.stderr.count(refusal) == NEW_JOBS
-        status = site.run("old", "-m", "worker", "status", new_jobs[0])
-        assert (status.returncode, refusal in status.stderr) == (1, True)
-
+        assert_people_are_told(site, old_jobs, new_jobs)
         # A document that nobody there is new enough for is refused.
         result = backend.send_task(SUBMIT, (newer_document,), queue=SUBMIT_QUEUE)
         refused = result.get(timeout=PATIENCE_S, propagate=False)
@@ -195,31 +225,14 @@ def test_no_job_is_lost_or_done_twice_while_a_fleet_is_upgraded(site: Site) -> N
                 for _ in range(NEW_MESSAGES)
             ]
             new_jobs += [result.get(timeout=PATIENCE_S)["job_id"] for result in results]
-            old_jobs += [site.client.submit(document)]
+            old_jobs.append(site.client.submit(document))
             site.wait_for([*new_jobs, *old_jobs])
             old.close()
             # What they held is gone on with by the new ones.
-            last = site.client.submit(document)
-            site.wait_for([last])
+            old_jobs.append(site.client.submit(document))
+            site.wait_for(old_jobs)
 
-    for job_id in [*old_jobs, last, *new_jobs]:
-        told = site.told(job_id)
-        started = Counter(it.stage for it in told if isinstance(it, events.StageStarted))
-        assert started == dict.fromkeys(STAGES, 1), told
-        finished = Counter(it.stage for it in told if isinstance(it, events.StageFinished))
-        assert finished == dict.fromkeys(STAGES, 1), told
-        assert [it.status for it in told if isinstance(it, events.JobEnded)] == ["succeeded"]
-        head = site.client.state.head(job_id)
-        assert (head.status, head.tries) == (JobStatus.SUCCEEDED, 0)
-    passed_on = 0
-    for job_id in new_jobs:
-        told = site.told(job_id)
-        workers = {it.worker for it in told if isinstance(it, events.StageStarted)}
-        assert all(name.startswith("new-") for name in workers), workers
-        notes = [it.message for it in told if isinstance(it, events.Note)]
-        waits = [note for note in notes if f"waits for a worker of version {VERSION + 1}" in note]
-        assert len(waits) <= 1, notes
-        passed_on += len(waits)
-        logged = [line for line in site.logs().splitlines() if f"job={job_id}" in line]
-        assert sum("waits for a worker of a newer version" in line for line in logged) == len(waits)
+    for job_id in [*old_jobs, *new_jobs]:
+        assert_done_once(site, job_id)
+    passed_on = sum(assert_left_to_newer_workers(site, job_id) for job_id in new_jobs)
     assert passed_on >= NEW_JOBS, site.logs()

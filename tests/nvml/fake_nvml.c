@@ -4,6 +4,7 @@
  *   card UUID NAME TOTAL_MIB FREE_MIB MAJOR MINOR ECC MIG   (ECC -1: has none; MIG 1: is split)
  *   mig CARD UUID TOTAL_MIB FREE_MIB INSTANCE
  *   process UUID PID MIB
+ *   busy UUID PERCENT CELSIUS (without it, the card does not tell)
  *   lost UUID                the card has fallen off the bus
  *   xid CARD INSTANCE NUMBER an error of the driver (INSTANCE -1: of the whole card)
  *   broken CODE              the driver does not answer
@@ -19,15 +20,17 @@ enum { OK = 0, INVALID = 2, UNSUPPORTED = 3, NOT_FOUND = 6, SMALL = 7, TIMEOUT =
 typedef struct {
     char uuid[80], name[80], card[80];
     unsigned long long total, free;
-    int major, minor, ecc, split, instance, lost;
+    int major, minor, ecc, split, instance, lost, tells;
+    unsigned percent, celsius;
 } Device;
 typedef struct { char uuid[80]; unsigned pid; unsigned long long mib; } Process;
 typedef struct { char card[80]; int instance; unsigned long long number; } Xid;
 
-static Device devices[MOST];
-static Process processes[MOST];
-static Xid xids[MOST];
-static int n_devices, n_processes, n_xids, n_told, broken;
+/* A thread's own, as several ask at once. */
+static _Thread_local Device devices[MOST];
+static _Thread_local Process processes[MOST];
+static _Thread_local Xid xids[MOST];
+static _Thread_local int n_devices, n_processes, n_xids, n_told, broken;
 
 static Device *by_uuid(const char *uuid) {
     for (int i = 0; i < n_devices; i++)
@@ -42,6 +45,7 @@ static void look(void) {
     while (file && fgets(line, sizeof line, file)) {
         Device d = {0};
         Process p;
+        unsigned percent, celsius;
         Xid x;
         if (sscanf(line, "card %79s %79s %llu %llu %d %d %d %d", d.uuid, d.name, &d.total, &d.free,
                    &d.major, &d.minor, &d.ecc, &d.split) == 8) {
@@ -54,6 +58,10 @@ static void look(void) {
             processes[n_processes++] = p;
         } else if (sscanf(line, "xid %79s %d %llu", x.card, &x.instance, &x.number) == 3) {
             xids[n_xids++] = x;
+        } else if (sscanf(line, "busy %79s %u %u", a, &percent, &celsius) == 3 && by_uuid(a)) {
+            by_uuid(a)->tells = 1;
+            by_uuid(a)->percent = percent;
+            by_uuid(a)->celsius = celsius;
         } else if (sscanf(line, "lost %79s", a) == 1 && by_uuid(a)) {
             by_uuid(a)->lost = 1;
         } else if (sscanf(line, "broken %79s", b) == 1) {
@@ -166,6 +174,21 @@ int nvmlDeviceGetMemoryInfo(void *handle, unsigned long long *memory) {
     memory[0] = device->total * MIB;
     memory[1] = device->free * MIB;
     memory[2] = memory[0] - memory[1];
+    return OK;
+}
+
+int nvmlDeviceGetUtilizationRates(void *handle, unsigned *rates) {
+    DEVICE(handle);
+    if (!device->tells) return UNSUPPORTED;
+    rates[0] = device->percent;
+    rates[1] = 0;
+    return OK;
+}
+
+int nvmlDeviceGetTemperature(void *handle, int sensor, unsigned *celsius) {
+    DEVICE(handle);
+    if (!device->tells || sensor != 0) return UNSUPPORTED;
+    *celsius = device->celsius;
     return OK;
 }
 

@@ -33,3 +33,11 @@ def test_a_process_that_only_sends_has_no_task_even_beside_a_worker() -> None:
     assert SUBMIT in worker.tasks
     sender = make_app(Settings(), BROKER_URL)
     assert [name for name in sender.tasks if not name.startswith("celery.")] == []
+
+
+def test_a_message_may_go_to_other_workers_as_often_as_it_takes() -> None:
+    def unused() -> Runtime:
+        raise AssertionError("no task runs here")
+
+    app = make_app(Settings(), BROKER_URL, unused)
+    assert {app.tasks[name].max_retries for name in (SUBMIT, *map(task_name, STAGES))} == {None}

@@ -19,6 +19,7 @@ from tasks.data.access import Access
 from tasks.data.dataset import DataSet, Sample, data_set_of
 from tasks.jobs.job import parse_job
 from tasks.pace import Made
+from tasks.records import NEXT_QUEUE
 from tasks.requests import TrainerRequest
 from tasks.runtime import Runtime, TrainerInterrupted
 from tasks.stage import Delivery, StageMoved, StageResult, run_stage
@@ -120,11 +121,12 @@ class Job:
         store: Store,
         document: dict[str, Any],
         pictures: DataSet,
+        refs: dict[str, str],
     ) -> None:
         self.state, self.registry, self.store = state, registry, store
         self.id = admit(document, state, "result")[0]
         key = put(store, pictures)
-        body = lambda _: StageResult("left", {"data_set": key})  # noqa: E731
+        body = lambda _: StageResult("left", {"data_set": key, **refs})  # noqa: E731
         runtime = self.runtime(Encoder(store))
         run_stage("prepare", body, self.id, Delivery("cpu", "t"), runtime, lambda: False)
 
@@ -154,9 +156,14 @@ class Job:
 def job_of(
     state: JobState, registry: CacheRegistry, store: Store, document: dict[str, Any]
 ) -> Callable[..., Job]:
-    def make(count: int = 20, edited: int | None = None, **training: Any) -> Job:
+    def make(
+        count: int = 20,
+        edited: int | None = None,
+        refs: dict[str, str] = {},  # noqa: B006 - nobody changes it
+        **training: Any,
+    ) -> Job:
         changed = {**document, "training": {**document["training"], **training}}
-        return Job(state, registry, store, changed, data_set(count, edited))
+        return Job(state, registry, store, changed, data_set(count, edited), refs)
 
     return make
 
@@ -303,7 +310,8 @@ def test_without_a_gpu_a_stage_that_lacks_something_moves_to_the_jobs_queue(
 ) -> None:
     job_of(10).cache(Encoder(store))
     cpu = Delivery(CPU_QUEUE, tag="t")
-    whole, lacking = job_of(10), job_of(11)
+    without_gpu = {NEXT_QUEUE: CPU_QUEUE}
+    whole, lacking = job_of(10, refs=without_gpu), job_of(11, refs=without_gpu)
     assert whole.cache(Encoder(store), cpu).startswith("0 images")
     with pytest.raises(StageMoved) as moved:
         lacking.cache(Encoder(store), cpu)

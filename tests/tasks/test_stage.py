@@ -18,7 +18,7 @@ from tasks.data.access import Access
 from tasks.data.dataset import data_set_of
 from tasks.errors import CancelledJobError, ErrorCode, JobError, StoreError, TrainerError
 from tasks.publish import publish
-from tasks.records import JobStatus
+from tasks.records import JobStatus, queue_of
 from tasks.requests import TrainerRequest
 from tasks.runtime import Backoff, Runtime, TrainerInterrupted
 from tasks.stage import (
@@ -37,7 +37,6 @@ from tasks.submit import admit
 from tasks.train import train
 
 CACHES = ("cache_text_encoder_outputs", "cache_vae_outputs")
-DELIVERY = Delivery(queue="q", tag="first")
 
 
 class ScriptedTrainer:
@@ -101,10 +100,19 @@ def run_stage(
     body: StageBody,
     job_id: str,
     runtime: Runtime,
-    delivery: Delivery = DELIVERY,
+    delivery: Delivery | None = None,
     draining: bool = False,
 ) -> dict[str, Any]:
+    if delivery is None:
+        queue = queue_of(stage, runtime.state.get(job_id).gpu_queue, None)
+        delivery = Delivery(queue=queue, tag="first")
     return run_any_stage(stage, body, job_id, delivery, runtime, lambda: draining).answer
+
+
+def run_all(stages: tuple[str, ...], job_id: str, runtime: Runtime) -> None:
+    """Stages that do nothing, so that a later one may begin."""
+    for stage in stages:
+        run_stage(stage, leave(), job_id, runtime)
 
 
 def leave(**refs: str) -> StageBody:
@@ -375,6 +383,7 @@ def test_a_job_that_runs_out_of_gpu_memory_goes_to_the_next_larger_class_once(
         runtime_with(state, store, tmp_path, ScriptedTrainer()),
         next_larger_class=lambda engine: MemoryClass.GB80,
     )
+    run_all(("prepare", "cache"), job_id, runtime)
     with pytest.raises(StageMoved) as moved:
         run_stage("train", failing(full), job_id, runtime)
     assert moved.value.queue == "gpu.80gb"
@@ -390,10 +399,10 @@ def test_without_a_larger_class_in_the_fleet_it_fails(
     state: JobState, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     full = TrainerError("the GPU's memory is full", "train", ErrorCode.OUT_OF_MEMORY)
+    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
+    run_all(("prepare", "cache"), job_id, runtime)
     with pytest.raises(TrainerError):
-        run_stage(
-            "train", failing(full), job_id, runtime_with(state, store, tmp_path, ScriptedTrainer())
-        )
+        run_stage("train", failing(full), job_id, runtime)
 
 
 def test_a_paused_job_gives_its_stage_back_and_its_message_is_dropped(
@@ -482,6 +491,7 @@ def test_publishing_twice_gives_the_same_manifest(
     runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
     refs = leave(data_set="d", checkpoints=line, trained=TRAINED.model_dump_json())
     run_stage("prepare", refs, job_id, runtime)
+    run_all(("cache", "train"), job_id, runtime)
 
     def publish_and_die(context: StageContext) -> StageResult:
         publish(context)
@@ -535,6 +545,34 @@ def test_an_end_whose_answer_was_lost_is_an_end(
     broker = Deaf(state._redis, timedelta(hours=1))
     body: StageBody = lambda _: StageResult("published", {}, {"published": "/lamp"})  # noqa: E731
     runtime = runtime_with(broker, store, tmp_path, ScriptedTrainer())
+    run_all(("prepare", "cache", "train"), job_id, replace(runtime, state=state))
     assert run_stage("publish", body, job_id, runtime)["published"] == "/lamp"
     ends = [event for _, event in state.events(job_id) if isinstance(event, events.JobEnded)]
     assert len(ends) == 1
+
+
+def test_a_message_that_is_ahead_of_its_job_starts_nothing(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
+    for stage in ("cache", "train", "publish"):
+        with pytest.raises(StageDropped, match="duplicate"):
+            run_stage(stage, leave(), job_id, runtime)
+    run_stage("prepare", leave(data_set="d"), job_id, runtime)
+    with pytest.raises(StageDropped, match="duplicate"):
+        run_stage("publish", leave(), job_id, runtime)
+    assert state.get(job_id).waiting_in == "gpu.40gb"
+
+
+def test_a_message_in_a_queue_of_another_class_goes_to_the_jobs_own(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
+    run_all(("prepare", "cache"), job_id, runtime)
+    for queue in ("cpu", "gpu.8gb", "gpu.80gb"):
+        with pytest.raises(StageMoved) as moved:
+            run_stage("train", leave(), job_id, runtime, Delivery(queue, "tag"))
+        assert moved.value.queue == "gpu.40gb"
+    assert state.get(job_id).waiting_in == "gpu.40gb"
+    assert state.get(job_id).tries == 0
+    run_all(("train",), job_id, runtime)

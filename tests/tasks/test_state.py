@@ -220,7 +220,7 @@ def test_every_key_has_a_life_time(
     dead = admitted(state, job_document)
     state.fail(dead, begin(state, dead, "prepare"), JobError("broken"))
     ttls = {key: redis_client.ttl(key) for key in redis_client.scan_iter()}
-    assert len(ttls) == 2 * 3 + 7
+    assert len(ttls) == 2 * 3 + 8
     assert all(3590 < ttl <= 3600 for ttl in ttls.values()), ttls
 
 

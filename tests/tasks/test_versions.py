@@ -13,7 +13,7 @@ from tasks.control import JobControl
 from tasks.errors import ErrorCode, JobError
 from tasks.events import Note, StageStarted
 from tasks.lanes import Lanes
-from tasks.presence import Presence, PresenceNote, live_workers, newest_version
+from tasks.presence import Presence, PresenceNote, live_workers, newest_versions
 from tasks.records import VERSION, JobHead, JobStatus, UnreadableJobError
 from tasks.state import Admission, BeginOutcome, JobState, keys_of
 from tasks.submit import admit, newer_than_known
@@ -60,6 +60,11 @@ def begin(state: JobState, job_id: str, stage: str = "prepare", **more: Any) -> 
     return state.begin(job_id, stage, **given)[0]
 
 
+def note_worker(client: Redis, version: int, queue: str) -> None:
+    note = Presence(version=version, queues=(queue,), memory_class=None)
+    PresenceNote(client, f"{version}-{queue}", note, HOUR).renew()
+
+
 def notes(state: JobState, job_id: str) -> list[str]:
     return [event.message for _, event in state.events(job_id) if isinstance(event, Note)]
 
@@ -78,7 +83,13 @@ def test_a_newer_job_is_passed_on_after_a_while_and_costs_no_try(
     assert control.heads_in_flight() == []
     assert control.take_due() == []
     redis_client.zadd(job_scripts.DUE, {newer: 1})
+    # Nobody is there who could take it.
+    note_worker(redis_client, VERSION, "cpu")
+    note_worker(redis_client, NEWER, "gpu.40gb")
+    assert control.take_due() == []
+    note_worker(redis_client, NEWER, "cpu")
     assert [head.id for head in control.take_due()] == [newer]
+    assert control.take_due() == []
     assert [head.id for head in control.heads_in_flight()] == [newer]
 
     assert begin(state, newer) == BeginOutcome.STILL_NEWER
@@ -219,7 +230,7 @@ def test_notes_of_workers_of_other_versions_are_read_or_left_out(
     redis_client.set("training:worker:odd@here", '{"queues": ["gpu.160gb"], "memory_class": "9"}')
     assert live_workers(redis_client) == {"new@here": note}
     assert "odd@here" in caplog.text
-    assert newest_version(redis_client) == NEWER
+    assert newest_versions(redis_client) == {"cpu": NEWER}
 
 
 def test_a_worker_notes_nothing_that_the_first_version_does_not_know(redis_client: Redis) -> None:

@@ -54,7 +54,8 @@ def test_held_messages_are_renewed_and_acknowledged_ones_do_not_come_back(
     done.ack()
     channel.qos._delivered[done.delivery_tag] = done  # a renewal that comes just too late
     channel.qos._dirty.clear()
-    assert renew(redis_client, "unacked_index", channel) == {done.delivery_tag}
+    renewed = renew(redis_client, "unacked_index", channel)
+    assert renewed == ({held.delivery_tag}, {done.delivery_tag})
     scores: dict[str, float] = dict(redis_client.zrange("unacked_index", 0, -1, withscores=True))  # type: ignore[arg-type]
     assert set(scores) == {held.delivery_tag}
     assert scores[held.delivery_tag] > time.time() - 60
@@ -74,7 +75,7 @@ def test_who_lost_a_message_can_do_nothing_to_it_any_more(
     assert taken.delivery_tag != lost.delivery_tag
     assert taken.headers["redelivered"]
     redis_client.zadd("unacked_index", {taken.delivery_tag: LONG_AGO})
-    assert renew(redis_client, "unacked_index", stale) == {lost.delivery_tag}
+    assert renew(redis_client, "unacked_index", stale)[1] == {lost.delivery_tag}
     lost.ack()
     assert redis_client.zscore("unacked_index", taken.delivery_tag) == pytest.approx(LONG_AGO)
     assert redis_client.hkeys("unacked") == [taken.delivery_tag]

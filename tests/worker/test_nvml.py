@@ -61,6 +61,29 @@ def test_a_split_card_is_its_instances_each_classed_by_its_own_memory(gpus: Gpus
     assert two["device"]["compute_capability"] == [8, 0]
 
 
+def figures(machine: Machine, uuid: str) -> "subprocess.CompletedProcess[str]":
+    program = f"from worker.nvml import figures; print(figures({uuid!r}).model_dump_json())"
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **machine.env},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_a_cards_figures_are_told_as_far_as_it_tells_them(machine: Machine) -> None:
+    machine.has(A100, T4, "busy GPU-a100 98 71", "lost GPU-gone")
+    assert json.loads(figures(machine, "GPU-a100").stdout) == {
+        "memory_bytes": 81920 * 2**20,
+        "used_bytes": 920 * 2**20,
+        "utilization": 0.98,
+        "temperature_c": 71,
+    }
+    assert json.loads(figures(machine, "GPU-t4").stdout)["utilization"] is None
+    assert "DriverError" in figures(machine, "GPU-gone").stderr
+
+
 def test_a_card_that_fell_off_the_bus_does_not_hide_the_others(gpus: Gpus) -> None:
     a100, t4 = gpus(A100, T4, "lost GPU-a100")
     assert a100["device"]["fault"] == "GPU is lost"

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from tasks.errors import ErrorCode, TrainerError
-from tasks.events import CacheDone, Event, TrainDone
+from tasks.events import CacheDone, Event, TrainDone, TrainerStarted
 from tasks.jobs.job import parse_job
 from tasks.records import SupersededError
 from tasks.requests import TrainerExit, TrainerRequest
@@ -81,9 +81,14 @@ def run(
     on_event: Callable[[Event], None] = lambda event: None,
     stop: Callable[[], bool] = lambda: False,
 ) -> TrainDone:
-    answer = trainer.run(request, on_event=on_event, stop_requested=stop)
+    answer = trainer.run(request, on_event=but_its_start(on_event), stop_requested=stop)
     assert isinstance(answer, TrainDone)
     return answer
+
+
+def but_its_start(on_event: Callable[[Event], None]) -> Callable[[Event], None]:
+    """What only the trainer's own events get to."""
+    return lambda event: None if isinstance(event, TrainerStarted) else on_event(event)
 
 
 def no_child_left() -> bool:
@@ -349,6 +354,19 @@ def test_one_that_ended_idle_costs_no_restart(served: Callable[..., Served]) -> 
     assert kept.processes[0] != kept.processes[1]
 
 
+def test_every_start_is_told_as_cold_warm_or_after_a_crash(
+    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+) -> None:
+    crashes = "if request['resume_state_key'] is None: checkpoint(1); os._exit(9)"
+    told: list[Event] = []
+    kept = trainer(serving(crashes), most_requests=3, restarts=1)
+    for _ in range(2):
+        kept.run(request_line, on_event=told.append, stop_requested=lambda: False)
+    kept.close()
+    starts = [event.how for event in told if isinstance(event, TrainerStarted)]
+    assert starts == ["cold", "restart", "warm", "restart"]
+
+
 def test_one_that_ends_as_the_request_comes_costs_no_restart(
     trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
 ) -> None:
@@ -386,7 +404,7 @@ note("running"); time.sleep(600)
 """
     stopped = trainer(program, most_requests=9)
     # It answered while it was being stopped: the answer counts, and the process is gone.
-    answer = stopped.run(request_line, on_event=asked.append, stop_requested=lambda: bool(asked))
+    answer = run(stopped, request_line, asked.append, stop=lambda: bool(asked))
     assert isinstance(answer, TrainDone)
     assert no_child_left()
 

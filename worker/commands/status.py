@@ -6,6 +6,7 @@ from routing.classes import GIB
 from tasks.forecast import time_left, told_by
 from tasks.records import JobRecord
 from tasks.settings import Settings
+from tasks.spans import trace_id
 from tasks.train import memory_of
 from worker.client import client_of
 from worker.outlook import left_line
@@ -20,9 +21,10 @@ def run(settings: Settings, *, job_id: str, json: bool) -> None:
     waits = client.waits_for(record)
     told = told_by(event for _, event in client.state.events(job_id))
     now = datetime.now(UTC)
+    trace = f"{trace_id(job_id):032x}"
     left = time_left(record, client.durations.learned(), now, told)
     if json:
-        document = {**record.model_dump(mode="json"), "waits": waits}
+        document = {**record.model_dump(mode="json"), "waits": waits, "trace_id": trace}
         expected = left and left.document()
         print_json({**document, "gpu_memory": memory_of(record), "expected": expected})
         return
@@ -33,6 +35,8 @@ def run(settings: Settings, *, job_id: str, json: bool) -> None:
         stdout.print(f"waits: {waits}", soft_wrap=True, markup=False)
     if left is not None:
         stdout.print(f"time left: {left_line(left, now)}", soft_wrap=True, markup=False)
+    if settings.traces_url is not None:
+        stdout.print(f"trace: {trace}")
     if record.error:
         stdout.print(f"{record.error_code} in {record.error_stage}: {record.error}", markup=False)
     if record.result:

@@ -8,6 +8,8 @@ from tasks.accounts import Accounts, console_key
 from tasks.errors import NotInstalledError
 from tasks.logs import set_up_logging
 from tasks.settings import Settings
+from tasks.traces import tracer_of
+from worker.commands.metrics import metrics_address
 from worker.fleet import running_fleet
 from worker.flower import flower_address, flower_credentials, password_file
 from worker.output import stdout
@@ -21,6 +23,10 @@ def run(settings: Settings, *, ready_file: Path | None) -> None:
     if settings.flower_port and find_spec("flower") is None:
         logger.warning("%s", NotInstalledError("Flower", "console"))
         settings = settings.model_copy(update={"flower_port": 0})
+    if settings.metrics_port and find_spec("prometheus_client") is None:
+        logger.warning("%s", NotInstalledError("prometheus-client", "console"))
+        settings = settings.model_copy(update={"metrics_port": 0})
+    tracer_of(settings, "up")  # or every worker would say so by itself
     if settings.flower_port:
         flower_credentials(settings)
     if settings.console_port and find_spec("fastapi") is None:
@@ -46,6 +52,8 @@ def _introduction(settings: Settings, gpus: list[str]) -> str:
             else f"user operator, password in {password_file(settings)}"
         )
         lines.append(f"flower: {flower_address(settings)} ({auth})")
+    if settings.metrics_port:
+        lines.append(f"metrics: {metrics_address(settings)}")
     if settings.console_port:
         lines.append(f"console: {settings.console_base_url} (key in {settings.console_key_file})")
     lines.append("submit: training-worker submit JOB.yaml --watch")

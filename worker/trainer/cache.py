@@ -28,7 +28,7 @@ from worker.trainer.errors import NotFiniteError
 from worker.trainer.kept import KeptModels
 from worker.trainer.libraries import check_libraries
 from worker.trainer.pictures import CENTRE, cropped, load_picture, pixels, resized_to_cover
-from worker.trainer.pipe import Emit, StopSwitch
+from worker.trainer.pipe import Emit, StopSwitch, phase
 
 # T5 with 512 tokens of each: enough to fill a GPU, and a pack of some 32 MiB.
 CAPTIONS = 8
@@ -60,8 +60,8 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, kept: KeptModels)
     plan = CachePlan(request.training, data_set, request.encoders)
     texts = [digest for digest in request.cache_entries if digest in plan.texts]
     latents = [digest for digest in request.cache_entries if digest in plan.latents]
-    encoder = _Encoder(request, store, data_set, plan, kept)
-    with _Writer(store, emit) as writer:
+    encoder = _Encoder(request, store, data_set, plan, kept, emit)
+    with phase(emit, "encode"), _Writer(store, emit) as writer:
         batches: Iterator[tuple[list[str], Text | Latents]]
         batches = chain(encoder.texts(texts), encoder.latents(latents))
         for digests, encoded in batches:
@@ -85,7 +85,9 @@ class _Encoder:
         data_set: DataSet,
         plan: CachePlan,
         kept: KeptModels,
+        emit: Emit,
     ) -> None:
+        self._emit = emit
         self._config = request.training
         self._device = torch.device(request.device)
         self._store = store
@@ -108,7 +110,8 @@ class _Encoder:
         if not digests:
             return
         models = importlib.import_module("worker.trainer.models")
-        encoders = models.take_text(self._config, self._device, self._kept)
+        with phase(self._emit, "load"):
+            encoders = models.take_text(self._config, self._device, self._kept)
         for batch in _in_batches(digests, CAPTIONS):
             captions = [self._plan.texts[digest] for digest in batch]
             yield batch, encoders.encode(_filled(captions, CAPTIONS))
@@ -119,7 +122,8 @@ class _Encoder:
             return
         models = importlib.import_module("worker.trainer.models")
         inputs = importlib.import_module("worker.trainer.inputs")
-        vae = models.take_vae(self._config, self._device, self._kept)
+        with phase(self._emit, "load"):
+            vae = models.take_vae(self._config, self._device, self._kept)
         for batch, values in self._decoded(list(self._batches(digests))):
             size = self._plan.latents[batch[0]].size
             stacked = torch.stack(_filled(values, batch_size(size)))  # (B, 3, H, W)

@@ -23,7 +23,7 @@ from tasks.requests import TrainerRequest
 from tasks.store import Store, checkpoint_prefix
 from worker.trainer.errors import DamagedFileError, ForeignStateError
 from worker.trainer.optimizer import optimizer_tensors, restore_optimizer
-from worker.trainer.pipe import Emit
+from worker.trainer.pipe import Emit, phase
 from worker.trainer.safetensors_file import raw_bytes, write_safetensors
 
 _FORMAT = "training-worker state 2"
@@ -164,6 +164,15 @@ class Checkpoints:
         """Write a checkpoint, then tell of it."""
         step = state.history.steps
         prefix = checkpoint_prefix(self._request.job_id, step, self._request.attempt)
+        with phase(self._emit, "checkpoint", step):
+            state_key = self._put_state(state, prefix)
+        with phase(self._emit, "export", step):
+            weights, *others = self._put_results(state, prefix)
+        self._emit(
+            CheckpointSaved(step=step, state_key=state_key, weights=weights, others=tuple(others))
+        )
+
+    def _put_state(self, state: TrainingState, prefix: str) -> str:
         self._scratch.mkdir(parents=True, exist_ok=True)
         state_path = self._scratch / STATE_FILE
         tensors = {name: tensor.detach().cpu() for name, tensor in state.tensors().items()}
@@ -172,17 +181,14 @@ class Checkpoints:
             "sha256": _digest(tensors),
             "identity": json.dumps(self._identity, sort_keys=True),
             "scaler": json.dumps(state.scaler.state_dict(), sort_keys=True),
-            "step": str(step),
+            "step": str(state.history.steps),
             "versions": json.dumps(self._versions, sort_keys=True),
         }
         write_safetensors(state_path, tensors, metadata)
         state_key = f"{prefix}/{STATE_FILE}"
         self._store.put(state_key, state_path)
         state_path.unlink()
-        weights, *others = self._put_results(state, prefix)
-        self._emit(
-            CheckpointSaved(step=step, state_key=state_key, weights=weights, others=tuple(others))
-        )
+        return state_key
 
     def _put_results(self, state: TrainingState, prefix: str) -> list[Artifact]:
         folder = self._scratch / "results"

@@ -2,9 +2,10 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
-from tasks.events import Event, Heartbeat, Progress
+from tasks.events import Event, Heartbeat, PhaseName, Progress, TrainerPhase
 from worker.trainer.errors import InterruptedRun
 
 Emit = Callable[[Event], None]
@@ -14,6 +15,15 @@ _MOST_PER_SECOND = 10
 _BEAT_EVERY_S = 1.0
 # How much a new speed counts against the smoothed one.
 _NEW_SPEED = 0.1
+
+
+@contextmanager
+def phase(emit: Emit, name: PhaseName, step: int | None = None) -> Iterator[None]:
+    """Tell, once it is done, how long a part of the work took."""
+    began_at, began = time.time(), time.monotonic()
+    yield
+    seconds = time.monotonic() - began
+    emit(TrainerPhase(name=name, began_at=began_at, seconds=seconds, step=step))
 
 
 class EventPipe:

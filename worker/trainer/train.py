@@ -25,7 +25,7 @@ from worker.trainer.loop import new_state, train
 from worker.trainer.memory import CudaMeter, MemoryMeter
 from worker.trainer.metrics import write_metrics
 from worker.trainer.models import forget_changed, take_models
-from worker.trainer.pipe import Emit, StopSwitch
+from worker.trainer.pipe import Emit, StopSwitch, phase
 from worker.trainer.recipes import new_recipe
 from worker.trainer.validation import Validation
 
@@ -92,7 +92,8 @@ def run(
     index = index_of(request, store, data_set)
     data = _data(request, data_set, index, draws, device)
     stop.check()
-    models = take_models(config, device, kept)
+    with phase(emit, "load"):
+        models = take_models(config, device, kept)
     if meter is None and device.type == "cuda":
         meter = CudaMeter()
     if meter is not None:

@@ -23,7 +23,7 @@ from worker.trainer.draws import Draws
 from worker.trainer.encoders import load_vae
 from worker.trainer.memory import release_memory
 from worker.trainer.models import FluxModels, SdxlModels
-from worker.trainer.pipe import Emit, StopSwitch
+from worker.trainer.pipe import Emit, StopSwitch, phase
 from worker.trainer.samplers import FluxSampler, SdxlSampler
 
 Place = tuple[int, int]
@@ -84,7 +84,7 @@ class Validation:
             DamagedFileError: A prompt's cache entry is not what was written.
         """
         encoders, vae = self._encoders(), self._models.vae
-        with _in_eval_mode(self._denoiser, *encoders):
+        with phase(self._emit, "validate", step), _in_eval_mode(self._denoiser, *encoders):
             with self._off_the_gpu(self._denoiser, *([vae] if vae else [])):
                 texts = self._texts()
             with self._off_the_gpu(*encoders, *([vae] if vae else [])):
