@@ -145,6 +145,8 @@ def test_a_laptop_trains_and_its_backup_brings_the_job_back(tmp_path: Path) -> N
 
 def test_the_other_guides_do_what_they_say(tmp_path: Path) -> None:
     Shell(tmp_path / "one-gpu").follow("one-gpu")
+    routed = Shell(tmp_path / "invoke-training").follow("invoke-training")
+    assert "gpu.40gb.invoke-training" in routed
 
     hosts = Shell(tmp_path / "ten-hosts")
     hosts.follow("ten-hosts")
