@@ -1,6 +1,7 @@
 import asyncio
 import io
 import json
+import shutil
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -119,6 +120,9 @@ def served(tmp_path_factory: pytest.TempPathFactory, broker_url: str) -> Iterato
 
 @pytest.fixture
 def console(served: Served, redis_client: Redis, state: JobState) -> Console:
+    # The broker is empty at each test's start; so is what was uploaded.
+    for folder in ("store/uploads", "console/uploads"):
+        shutil.rmtree(served.settings.home_dir / folder, ignore_errors=True)
     return Console(served, state, redis_client)
 
 

@@ -63,7 +63,7 @@ def test_a_revoked_key_is_worth_nothing_at_once(console: Console, anyone: httpx2
 def test_a_browser_logs_in_with_a_key_and_out(console: Console, anyone: httpx2.Client) -> None:
     origin = {"Origin": console.url}
     wrong = anyone.post("/login", data={"key": "twk_wrong"}, headers=origin)
-    assert wrong.headers["location"] == "/login?wrong=1"
+    assert wrong.headers["location"].startswith("/login?wrong=1")
     assert "set-cookie" not in wrong.headers
     right = anyone.post("/login", data={"key": console.keys["acme"]}, headers=origin)
     assert right.status_code == 303

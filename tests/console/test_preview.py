@@ -2,6 +2,7 @@ import os
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -137,14 +138,14 @@ def test_a_tenant_cannot_keep_others_from_having_their_data_sets_checked(
     def ask(client: httpx2.Client) -> int:
         return client.post("/jobs:preview", json=job()).status_code
 
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(10) as pool:
         asked = [pool.submit(ask, acme) for _ in range(8)]
-        refused = next(as_completed(asked)).result()
+        refused = [it.result() for it in islice(as_completed(asked), 3)]
         theirs = pool.submit(ask, zoo)
         while not all(it.done() for it in (*asked, theirs)):
             # Whoever waits at the gate goes on.
             with suppress(OSError):
                 os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
-    assert refused == 429
-    assert sorted(it.result() for it in asked) == [200] * 5 + [429] * 3
+    assert refused == [429] * 3
+    assert [it.result() for it in asked].count(200) == 5
     assert theirs.result() == 200
