@@ -97,7 +97,7 @@ def field(page: Page, label: str) -> Locator:
 
 def tab_to(page: Page, name: str, *, most: int = 150) -> None:
     """Press Tab until what has the focus is called so; each stop can be seen to have it."""
-    stops = []
+    stops: list[str] = []
     for _ in range(most):
         page.keyboard.press("Tab")
         stop: dict[str, Any] = page.evaluate(_FOCUSED)
