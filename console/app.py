@@ -34,6 +34,7 @@ def make_app(settings: Settings, service: Service) -> FastAPI:
     )
     app.mount(API, make_api(service))
     app.include_router(login_routes(service))
-    app.add_middleware(Guard, settings=settings)
     add_pages(app, service)
+    # The last one is asked first.
+    app.add_middleware(Guard, settings=settings)
     return app

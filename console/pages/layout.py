@@ -1,7 +1,9 @@
 """What every page has: the bar on top with the ways to go, the look, and a place for messages."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -112,9 +114,11 @@ def prefix_of(request: Request) -> str:
     return prefix.rstrip("/")
 
 
+@cache
 def style_sheet() -> str:
     """The path of the style sheet, another one whenever it changes."""
-    return f"{ASSETS}/console.css"
+    digest = hashlib.sha256((FOLDER / "console.css").read_bytes()).hexdigest()
+    return f"{ASSETS}/console.css?v={digest[:8]}"
 
 
 def dialog(title: str, text: str, choices: dict[str, tuple[str, Callable[[], Any]]]) -> ui.dialog:

@@ -3,6 +3,7 @@
 from html import escape
 from urllib.parse import quote
 
+import nicegui
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
 
@@ -17,6 +18,7 @@ _PAGE = """<!doctype html>
 <title>Log in · training-worker</title>
 <link rel="icon" href="data:,">
 <script>{script}</script>
+<link rel="stylesheet" href="{fonts}">
 <link rel="stylesheet" href="{style}">
 </head>
 <body>
@@ -66,6 +68,8 @@ def _page(request: Request, *, is_wrong: bool) -> HTMLResponse:
     prefix = prefix_of(request)
     page = _PAGE.format(
         script=THEME_SCRIPT,
+        # The other pages have it, too.
+        fonts=escape(f"{prefix}/_nicegui/{nicegui.__version__}/static/fonts.css"),
         style=escape(f"{prefix}{style_sheet()}"),
         action=escape(f"{prefix}/login?next={quote(target, safe='')}"),
         look=" field-wrong" if is_wrong else "",

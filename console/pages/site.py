@@ -17,6 +17,7 @@ from console.pages.layout import ASSETS, Frame, prefix_of
 from console.pages.login import add_login, login_address
 from console.pages.markup import Tag
 from console.pages.new_job import NewJob
+from console.pages.upload_limit import UploadLimit
 from console.service import Service
 from console.sessions import COOKIE
 from console.views import PresetView
@@ -35,6 +36,7 @@ def add_pages(app: FastAPI, service: Service) -> None:
     settings = service.settings
     drafts = Drafts(settings.resolved_scratch_dir / "drafts", settings.upload_max_bytes)
     app.mount(ASSETS, StaticFiles(directory=Path(__file__).parent / "assets"))
+    app.add_middleware(UploadLimit, most_bytes=settings.upload_max_bytes)
     add_login(app)
     _add_job_pages(service, drafts)
     _add_new_job(service, drafts)

@@ -97,10 +97,11 @@ def field(page: Page, label: str) -> Locator:
 
 def tab_to(page: Page, name: str, *, most: int = 150) -> None:
     """Press Tab until what has the focus is called so; each stop can be seen to have it."""
-    stops = []
+    stops: list[str] = []
     for _ in range(most):
         page.keyboard.press("Tab")
         stop: dict[str, Any] = page.evaluate(_FOCUSED)
+        assert stop["is"], f"the focus is lost after {stops}"
         assert stop["seen"], f"nothing shows that {stop['name']!r} has the focus"
         stops.append(stop["name"])
         if stop["name"] == name:
@@ -116,7 +117,7 @@ _FOCUSED = """() => {
   const outlined = (e) => e && getComputedStyle(e).outlineStyle !== 'none'
     && parseFloat(getComputedStyle(e).outlineWidth) > 0;
   const seen = [it, it.closest('label'), it.closest('.drop')?.querySelector('.btn')].some(outlined);
-  return { name: name.trim().split('\\n')[0], seen };
+  return { name: name.trim().split('\\n')[0], seen, is: it !== document.body };
 }"""
 
 

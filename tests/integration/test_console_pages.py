@@ -285,6 +285,7 @@ def test_all_of_it_is_done_with_the_keyboard_alone(
         page.get_by_label("Find an option").wait_for()
         tab_to(page, "Find an option")
         page.keyboard.type("cache")
+        expect(field(page, "optimizer.beta1")).to_be_hidden()
         tab_to(page, "cache_vae_outputs")
         page.keyboard.press("Space")
         tab_to(page, "Choose pictures")
