@@ -142,7 +142,7 @@ def test_a_job_that_succeeds_is_counted_once_with_its_steps_and_bytes(
     }
     counts = Counters(redis_client, HOUR).read()
     assert counts["training_stage_seconds|train|FLUX_LORA|40gb|0.1"] == 1
-    assert 0 < counts["training_wait_seconds|q|ms"] < 60_000
+    assert 0 < counts["training_wait_seconds|gpu.40gb|ms"] < 60_000
     assert 0 < redis_client.ttl("training:counts") <= 3600
 
 
