@@ -131,19 +131,20 @@ def index_of(data: Pictures, cached: Cached) -> CacheIndex:
 def test_a_damaged_pack_is_told_by_train_and_made_anew_with_the_same_bits(
     tiny_flux: Path, data: Pictures, kind: str, damage: str
 ) -> None:
-    config = config_of(tiny_flux, max_train_steps=5, **CACHED)
+    config = config_of(tiny_flux, max_train_steps=len(data.data_set.samples), **CACHED)
     done = run_cache(data, config)
     index = index_of(data, done)
     digests = {"text": str(index.samples[0].text), "latents": str(index.samples[0].latents)}
-    key = index.packs[digests.pop(kind)]
-    whole = data.store.get(key)
+    digest = digests.pop(kind)
+    key = index.packs[digest]
+    whole, end = data.store.get(key), read_header(data.store, key)[digest].end
     (other,) = digests.values()
     data.store.put(
         key,
         {
-            "truncated": whole[:-200],
+            "truncated": whole[: end - 200],
             "another pack": data.store.get(index.packs[other]),
-            "one bit": whole[:-1] + bytes([whole[-1] ^ 1]),
+            "one bit": whole[: end - 1] + bytes([whole[end - 1] ^ 1]) + whole[end:],
             "gone": b"",
         }[damage],
     )
