@@ -5,7 +5,7 @@ from typing import Any
 
 from console.jobs import JobViews, for_tenants
 from console.views import FleetView, PresetView, QueueView, WorkerView
-from routing.queues import ALL_QUEUES
+from routing.queues import ALL_QUEUES, ENGINE_QUEUES
 from tasks.accounts import Account
 from tasks.client import Client
 from tasks.jobs.job import TrainingJob, parse_job
@@ -71,6 +71,9 @@ class FleetViews:
                 if record.waiting_in == queue:
                     tenants[record.job.tenant] = tenants.get(record.job.tenant, 0) + 1
             waiting, is_operator = sum(tenants.values()), account.tenant is None
+            unserved = self._client.why_waiting(queue)
+            if queue in ENGINE_QUEUES and unserved is not None and not waiting:
+                continue
             views.append(
                 QueueView(
                     name=queue,
@@ -78,7 +81,7 @@ class FleetViews:
                     own=waiting if is_operator else tenants.get(account.tenant or "", 0),
                     tenants=tenants if is_operator else None,
                     usual_wait_s=median(waits[queue]) if waits.get(queue) else None,
-                    unserved=for_tenants(self._client.why_waiting(queue), account),
+                    unserved=for_tenants(unserved, account),
                 )
             )
         return tuple(views)

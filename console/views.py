@@ -249,6 +249,7 @@ class FleetView(View):
 
     workers: tuple[WorkerView, ...]
     queues: tuple[QueueView, ...]
+    """Those of an engine that no live worker has only where a job waits in them."""
 
 
 class PresetView(View):

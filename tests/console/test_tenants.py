@@ -213,11 +213,26 @@ def test_a_quarantines_reason_is_the_operators(
     assert "XID" in operator.get(f"/jobs/{job_id}").json()["waits"]
 
 
-def note_worker(console: Console, name: str) -> None:
+def test_queues_of_an_engine_are_shown_where_a_worker_has_it(
+    console: Console, operator: httpx2.Client
+) -> None:
+    def engines_queues() -> dict[str, int]:
+        queues = operator.get("/fleet").json()["queues"]
+        return {it["name"]: it["waiting"] for it in queues if "invoke" in it["name"]}
+
+    assert engines_queues() == {}
+    note_worker(console, "gpu-1", ("gpu.24gb.invoke-training",), quarantined=None)
+    assert engines_queues() == {"gpu.24gb.invoke-training": 0}
+
+
+def note_worker(
+    console: Console,
+    name: str,
+    queues: tuple[str, ...] = ("cpu", "gpu.40gb"),
+    quarantined: str | None = "had an XID 79",
+) -> None:
     assert console.settings.broker_url is not None
-    presence = Presence(
-        queues=("cpu", "gpu.40gb"), memory_class=MemoryClass.GB40, quarantined="had an XID 79"
-    )
+    presence = Presence(queues=queues, memory_class=MemoryClass.GB40, quarantined=quarantined)
     client = connect(console.settings.broker_url.get_secret_value())
     PresenceNote(client, name, presence, timedelta(minutes=1)).renew()
     client.close()
