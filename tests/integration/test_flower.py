@@ -87,6 +87,8 @@ def watched(
             description="Flower has heard of the four ends",
             detail=fleet.log,
         )
+        # They count from Flower's start, and a test restarts it.
+        found.metrics = found.ask("/metrics")[1]
         yield found
 
 
@@ -94,6 +96,7 @@ class Watched:
     """Flower, as its users reach it."""
 
     job_id: str
+    metrics: str
 
     def __init__(self, fleet: Fleet) -> None:
         self.fleet, self.port = fleet, free_port()
@@ -178,8 +181,8 @@ def test_flower_is_for_those_with_the_password_and_knows_the_workers_and_their_q
 def test_its_metrics_are_in_prometheus_form_and_on_the_loopback_address_only(
     watched: Watched,
 ) -> None:
-    told = watched.ask("/metrics")[1]
-    assert 'flower_task_runtime_seconds_count{task="training.train",worker="gpu-40gb-0@' in told
+    runtimes = 'flower_task_runtime_seconds_count{task="training.train",worker="gpu-40gb-0@'
+    assert runtimes in watched.metrics
     listening = [
         connection.laddr
         for connection in psutil.Process(watched.process.pid).net_connections("tcp")
