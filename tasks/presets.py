@@ -259,14 +259,15 @@ def _common(
 def _loader(loader_type: str, resolution: int, least_step: int = 8) -> dict[str, Any]:
     sides = (resolution, resolution // 2, resolution * 2)
     steps = (step for step in (128, 64, 32, 16) if not any(side % step for side in sides))
+    step = next(steps, least_step)
     return {
         "type": loader_type,
         "resolution": resolution,
         "aspect_ratio_buckets": {
             "target_resolution": resolution,
-            "start_dim": resolution // 2,
+            "start_dim": resolution // 2 // step * step,
             "end_dim": resolution * 2,
-            "divisible_by": next(steps, least_step),
+            "divisible_by": step,
         },
         "dataloader_num_workers": 4,
     }

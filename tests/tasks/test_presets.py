@@ -170,7 +170,7 @@ def test_an_unknown_preset_is_told_together_with_all_else_that_is_wrong() -> Non
         )
 
 
-@pytest.mark.parametrize("resolution", [512, 576, 640, 768, 1024])
+@pytest.mark.parametrize("resolution", [512, 528, 576, 640, 768, 1024])
 def test_the_config_function_gives_configs_that_validate(resolution: int) -> None:
     config = get_flux_lora_config(resolution=resolution, data_loader=DATA_SET)
     training = flux_of({"training": config})
@@ -232,7 +232,7 @@ def test_the_config_functions_buckets_take_the_largest_step_that_divides_them(
 ) -> None:
     assert get_flux_lora_config(resolution=resolution)["data_loader"]["aspect_ratio_buckets"] == {
         "target_resolution": resolution,
-        "start_dim": resolution // 2,
+        "start_dim": resolution // 2 // divisor * divisor,
         "end_dim": resolution * 2,
         "divisible_by": divisor,
     }
