@@ -82,11 +82,12 @@ def check_all(settings: Settings) -> list[Finding]:
         lambda: _leases(client, settings),
         lambda: _flower(settings),
     ]
-    for check in checks:
-        try:
-            findings += check()
-        except redis.RedisError as error:
-            findings.append(Finding("warning", "broker", f"could not be asked: {error}"))
+    with client:
+        for check in checks:
+            try:
+                findings += check()
+            except redis.RedisError as error:
+                findings.append(Finding("warning", "broker", f"could not be asked: {error}"))
     return findings
 
 

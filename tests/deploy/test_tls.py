@@ -80,6 +80,7 @@ def test_results_and_messages_go_over_tls_for_a_client_as_well(
     trusted = f"{url}?ssl_ca_certs={certificates / 'ca.crt'}"
     app = make_app(Settings(), trusted)
     assert app.backend.client.ping()
+    app.backend.client.connection_pool.disconnect()
     with app.connection_for_write() as connection:
         connection.ensure_connection(max_retries=1)
 

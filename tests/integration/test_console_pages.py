@@ -262,6 +262,7 @@ def test_all_of_it_is_done_with_the_keyboard_alone(
 ) -> None:
     with visit(browser, console.address) as page:
         page.goto("/")
+        expect(page.get_by_label("Key")).to_be_focused()
         page.keyboard.type(console.key)
         page.keyboard.press("Enter")
         page.get_by_role("heading", level=1, name="Jobs").wait_for()

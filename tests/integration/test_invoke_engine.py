@@ -90,9 +90,9 @@ def test_without_a_worker_that_has_the_engine_a_job_says_what_it_waits_for(
     told = fleet.submit(job).documents[0]
     assert "TRAINING_INVOKE_PYTHON" in told["waits"]
     wait_until(
-        lambda: fleet.record(told["job_id"]).stage == "cache",
+        lambda: fleet.record(told["job_id"]).waiting_in == "gpu.40gb.invoke-training",
         timeout_s=PATIENCE_S,
-        description="the job is prepared",
+        description="the job waits for the engine",
         detail=fleet.log,
     )
     assert fleet.run("cancel", told["job_id"]).code == 0
