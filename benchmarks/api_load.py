@@ -26,16 +26,16 @@ import uvicorn
 from fastapi import FastAPI, Response
 
 from benchmarks.results import parser_of, tell
-from tasks.accounts import Accounts
+from tasks.api_keys import Accounts
 from tasks.events import Progress
-from tasks.settings import Settings
-from tasks.state import JobState, connect
-from tasks.submit import admit
+from tasks.settings.settings import Settings
+from tasks.stages.submit import admit
+from tasks.state.job_store import JobState, connect
 from tests.console.conftest import job
 from tests.integration.fleets import free_port
 from tests.waiting import wait_until
-from worker.broker import EmbeddedBroker
-from worker.process import spawn, stop
+from worker.local.embedded_broker import EmbeddedBroker
+from worker.supervision.process import spawn, stop
 
 _PATIENCE_S = 60.0
 _EVENTS_A_SECOND = 10

@@ -20,20 +20,20 @@ from PIL import Image
 
 from benchmarks.results import parser_of, tell
 from benchmarks.warm_trainer import request_in
-from tasks.cache_plan import CachePlan, EncoderDigests, encoder_digests
-from tasks.cache_registry import CacheRegistry
-from tasks.data.dataset import DataSet, Sample, data_set_of
-from tasks.data.pictures import picture_digest
-from tasks.events import Event, PackStored
-from tasks.requests import TrainerRequest
-from tasks.state import connect
+from tasks.cache.index import CacheRegistry
+from tasks.cache.plan import CachePlan, encoder_digests
+from tasks.data.images import picture_digest
+from tasks.dataset import DataSet, Sample, data_set_of
+from tasks.events import EncoderDigests, Event, PackStored
+from tasks.stages.trainer_protocol import TrainerRequest
+from tasks.state.job_store import connect
 from tasks.store import PACKS, Store, data_set_key, image_key
-from worker.broker import EmbeddedBroker
+from worker.local.embedded_broker import EmbeddedBroker
 from worker.trainer import cache
-from worker.trainer.inputs import encode_pixels
-from worker.trainer.kept import KeptModels
+from worker.trainer.data.inputs import encode_pixels
+from worker.trainer.event_pipe import StopSwitch
+from worker.trainer.model_cache import KeptModels
 from worker.trainer.models import take_text, take_vae
-from worker.trainer.pipe import StopSwitch
 
 ROUNDS = 3
 SIDE = 256

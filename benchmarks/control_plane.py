@@ -31,19 +31,19 @@ from redis import Redis
 from benchmarks.emulated_fleet import EmulatedFleet
 from benchmarks.noop_worker import GPU_QUEUE, bare_app, bare_chain
 from benchmarks.results import write_section
+from routing.fair_share import Terms, next_tenant
 from routing.queues import CPU_QUEUE
-from routing.shares import Terms, next_tenant
 from tasks.client import Client
 from tasks.contract import STAGES
 from tasks.jobs.job import parse_job
-from tasks.presence import live_workers
-from tasks.settings import Settings
-from tasks.state import connect
+from tasks.settings.settings import Settings
+from tasks.state.job_store import connect
+from tasks.state.workers import live_workers
 from tests.waiting import wait_until
-from worker.broker import EmbeddedBroker
-from worker.client import client_of
-from worker.process import spawn, stop
-from worker.reconciler import Reconciler
+from worker.cli.client import client_of
+from worker.local.embedded_broker import EmbeddedBroker
+from worker.maintenance.reconciler import Reconciler
+from worker.supervision.process import spawn, stop
 
 # The first is what the others are compared with; each is a kind of ``benchmarks.noop_worker``.
 _SIDES = ("ours", "bare", "bare-events")

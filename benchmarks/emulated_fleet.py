@@ -19,20 +19,20 @@ from kombu.entity import Queue
 from routing.classes import MemoryClass
 from routing.queues import CPU_QUEUE, served_queues
 from tasks.app import _BODIES, make_app
-from tasks.cache_registry import CacheRegistry
-from tasks.chain import send_rest
+from tasks.cache.index import CacheRegistry
 from tasks.client import Client
 from tasks.contract import STAGES
-from tasks.data.access import Access
-from tasks.durations import Durations
-from tasks.lanes import Lanes
-from tasks.presence import Presence, PresenceNote
-from tasks.runtime import Runtime
-from tasks.settings import Settings
-from tasks.stage import StageContext, StageResult
-from tasks.state import JobState, connect
+from tasks.data.read_policy import Access
+from tasks.eta.history import Durations
+from tasks.settings.settings import Settings
+from tasks.stages.dispatch import send_rest
+from tasks.stages.runner import StageContext, StageResult
+from tasks.stages.worker_context import Runtime
+from tasks.state.job_store import JobState, connect
+from tasks.state.tenant_queues import Lanes
+from tasks.state.workers import Presence, PresenceNote
 from tasks.store import Store
-from worker.transport import use_for_redis
+from worker.kombu_redis.transport import use_for_redis
 
 # Long enough that all workers are busy at once, at the rate at which one process can serve them.
 _HOLD_S = 1.0

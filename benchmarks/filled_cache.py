@@ -1,13 +1,13 @@
 """A cache filled in this process, for benchmarks of what comes after it. Measures nothing."""
 
-from tasks.cache_plan import CachePlan, encoder_digests
-from tasks.data.dataset import DataSet
+from tasks.cache.plan import CachePlan, encoder_digests
+from tasks.dataset import DataSet
 from tasks.events import Event, PackStored
-from tasks.requests import TrainerRequest
+from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, cache_index_key
 from worker.trainer import cache
-from worker.trainer.kept import KeptModels
-from worker.trainer.pipe import StopSwitch
+from worker.trainer.event_pipe import StopSwitch
+from worker.trainer.model_cache import KeptModels
 
 
 def with_filled_cache(request: TrainerRequest) -> TrainerRequest:

@@ -17,10 +17,10 @@ from celery.signals import worker_ready
 from routing.queues import CPU_QUEUE, stage_queue
 from tasks.app import _BODIES
 from tasks.contract import STAGES, task_name
-from tasks.settings import Settings
-from tasks.stage import StageContext, StageResult
-from worker.app import run_worker
-from worker.gpus import declared_gpus
+from tasks.settings.settings import Settings
+from tasks.stages.runner import StageContext, StageResult
+from worker.gpu.inventory import declared_gpus
+from worker.worker import run_worker
 
 GPU = "40gb"
 GPU_QUEUE = f"gpu.{GPU}"

@@ -25,10 +25,10 @@ from typing import NamedTuple
 from PIL import Image
 
 from benchmarks.results import parser_of, tell
-from tasks.data.access import Access
-from tasks.data.checks import Report, check_data_set
 from tasks.data.ingest import ingest
+from tasks.data.read_policy import Access
 from tasks.data.sources import Sources
+from tasks.data.validation import Report, check_data_set
 from tasks.jobs.job import parse_job
 from tasks.store import Store
 

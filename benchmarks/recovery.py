@@ -32,15 +32,15 @@ from redis import Redis
 
 from benchmarks.results import write_section
 from tasks.events import CheckpointSaved, Progress, StageStarted
-from tasks.state import connect
+from tasks.state.job_store import connect
 from tests.chaos import cluster as chaos
 from tests.chaos.__main__ import prepare
 from tests.chaos.cluster import Cluster, signal_all
 from tests.integration.conftest import short_job
 from tests.waiting import wait_until
-from tests.worker.leased_worker import QUEUES
-from worker.broker import EmbeddedBroker
-from worker.process import spawn
+from tests.worker.kombu_redis.leased_worker import QUEUES
+from worker.local.embedded_broker import EmbeddedBroker
+from worker.supervision.process import spawn
 
 # Half of the default, so that the trainer's own start does not hide what is measured.
 _TIMEOUT_S = 30.0
@@ -169,7 +169,13 @@ def _workers(count: int, timeout_s: float, *more: str) -> Iterator[_Workers]:
     with tempfile.TemporaryDirectory() as name, EmbeddedBroker(Path(name)) as broker:
         log = Path(name) / "log"
         log.touch()
-        command = [sys.executable, "-m", "tests.worker.leased_worker", broker.url, str(log)]
+        command = [
+            sys.executable,
+            "-m",
+            "tests.worker.kombu_redis.leased_worker",
+            broker.url,
+            str(log),
+        ]
         started = [
             spawn(
                 [*command, f"w{number}", str(timeout_s), *more],

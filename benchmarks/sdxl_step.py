@@ -20,10 +20,10 @@ from typing import Any
 from benchmarks.warm_trainer import request_in
 from tasks.events import Event, Progress
 from tasks.jobs.job import parse_job
-from tasks.requests import TrainerRequest
+from tasks.stages.trainer_protocol import TrainerRequest
 from worker.trainer import train
-from worker.trainer.kept import KeptModels
-from worker.trainer.pipe import StopSwitch
+from worker.trainer.event_pipe import StopSwitch
+from worker.trainer.model_cache import KeptModels
 from worker.trainer.tiny_models import build_tiny_sdxl
 
 STEPS = 100

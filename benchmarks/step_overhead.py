@@ -18,22 +18,22 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
 from benchmarks.results import parser_of, tell
-from tasks.cache_packs import pack_id
-from tasks.cache_plan import CacheIndex, SampleEntries, cache_settings
-from tasks.data.buckets import Size
-from tasks.data.dataset import Sample, data_set_of
+from tasks.buckets import Size
+from tasks.cache.packs import pack_id
+from tasks.cache.plan import CacheIndex, SampleEntries, cache_settings
+from tasks.dataset import Sample, data_set_of
 from tasks.jobs.flux_lora import FluxLoraConfig
-from tasks.requests import TrainerRequest
+from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store
-from worker.trainer.batches import Batch, BatchPlan, SampleReader, TrainingData
-from worker.trainer.cache_entries import Latents, Text, pack_bytes
 from worker.trainer.checkpoint import Checkpoints
-from worker.trainer.draws import Draws
-from worker.trainer.flux_lora import FluxLora
-from worker.trainer.inputs import VaeNumbers
+from worker.trainer.data.batches import Batch, BatchPlan, SampleReader, TrainingData
+from worker.trainer.data.cache_entries import Latents, Text, pack_bytes
+from worker.trainer.data.inputs import VaeNumbers
+from worker.trainer.event_pipe import StopSwitch
+from worker.trainer.flux.lora_recipe import FluxLora
 from worker.trainer.loop import new_state, train
 from worker.trainer.models import FluxModels
-from worker.trainer.pipe import StopSwitch
+from worker.trainer.rng import Draws
 
 STEPS = 40
 WARM_UP = 3

@@ -12,8 +12,8 @@ from statistics import fmean
 
 from benchmarks.results import parser_of, write_section
 from routing.classes import MemoryClass
-from worker.simulation import OURS, POLICIES, Run, simulate
-from worker.workload import draw_workload
+from worker.simulation.simulator import OURS, POLICIES, Run, simulate
+from worker.simulation.workload import draw_workload
 
 FLEET = [MemoryClass(size) for size in (8, 8, 8, 8, *[24] * 6, 40, 40, 80, 80)]
 _SEEDS = range(1, 9)

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from benchmarks.filled_cache import with_filled_cache
 from benchmarks.results import parser_of, tell
-from tasks.data.dataset import Sample, data_set_of
-from tasks.data.pictures import open_picture, picture_digest
+from tasks.data.images import open_picture, picture_digest
+from tasks.dataset import Sample, data_set_of
 from tasks.events import Event, Progress
 from tasks.jobs.job import parse_job
-from tasks.requests import TrainerRequest
+from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, data_set_key, image_key
-from worker.demo_pictures import draw_demo_pictures
-from worker.supervisor import TrainerProcess, trainer_environment
+from worker.local.demo_images import draw_demo_pictures
+from worker.supervision.trainer_pool import TrainerProcess, trainer_environment
 from worker.trainer.tiny_models import build_tiny_flux
 
 RUNS = 5

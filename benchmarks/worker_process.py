@@ -18,8 +18,8 @@ from pathlib import Path
 import psutil
 
 from benchmarks.results import parser_of, tell
-from worker.broker import EmbeddedBroker
-from worker.process import spawn, stop
+from worker.local.embedded_broker import EmbeddedBroker
+from worker.supervision.process import spawn, stop
 
 _RUNS = 5
 _BARE = """

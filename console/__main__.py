@@ -6,10 +6,10 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from console.app import make_app
-from console.service import Service
+from console.services.service import Service
 from tasks.errors import EXIT_CODES, JobError
-from tasks.logs import set_up_logging
-from tasks.settings import Settings
+from tasks.logging_setup import set_up_logging
+from tasks.settings.settings import Settings
 
 # Streams of events would keep it from ending.
 _END_WITHIN_S = 3

@@ -7,11 +7,11 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from console.api.site import make_api
-from console.guard import API, Guard
 from console.login import login_routes
 from console.pages.site import add_pages
-from console.service import Service
-from tasks.settings import Settings
+from console.security_headers import API, Guard
+from console.services.service import Service
+from tasks.settings.settings import Settings
 
 
 def make_app(settings: Settings, service: Service) -> FastAPI:

@@ -7,8 +7,8 @@ from starlette.responses import RedirectResponse
 
 from console.api.access import is_same_origin
 from console.api.limits import MOST_BODY_BYTES, RateLimiter
-from console.service import Service
-from console.sessions import COOKIE, LIFE_S
+from console.services.service import Service
+from console.services.sessions import COOKIE, LIFE_S
 
 # A key has 256 bits and is not found by trying; this keeps those who try from taking our time.
 _TRIES_A_MINUTE = 60

@@ -11,16 +11,14 @@ from celery.exceptions import Ignore, Reject
 from kombu.entity import Queue
 
 from routing.queues import ALL_QUEUES, CPU_QUEUE
-from tasks.cache import cache
-from tasks.chain import job_chain
 from tasks.contract import SUBMIT, SUBMIT_QUEUE, task_name
 from tasks.errors import JobError
-from tasks.prepare import prepare
-from tasks.publish import publish
-from tasks.records import VERSION, VERSION_HEADER
-from tasks.runtime import Runtime
-from tasks.settings import Settings
-from tasks.stage import (
+from tasks.settings.settings import Settings
+from tasks.stages.cache import cache
+from tasks.stages.dispatch import job_chain
+from tasks.stages.prepare import prepare
+from tasks.stages.publish import publish
+from tasks.stages.runner import (
     Delivery,
     StageBody,
     StageDropped,
@@ -29,9 +27,11 @@ from tasks.stage import (
     StageReleased,
     run_stage,
 )
-from tasks.state import Admission
-from tasks.submit import admit, newer_than_known, with_id
-from tasks.train import train
+from tasks.stages.submit import admit, newer_than_known, with_id
+from tasks.stages.train import train
+from tasks.stages.worker_context import Runtime
+from tasks.state.job_store import Admission
+from tasks.state.record import VERSION, VERSION_HEADER
 
 logger = logging.getLogger(__name__)
 
@@ -190,7 +190,7 @@ def _add_submit(app: Celery, runtime: Callable[[], Runtime]) -> None:
         throws=(JobError,),
         track_started=True,
         max_retries=None,
-        Request="tasks.submit_request:SubmitRequest",
+        Request="tasks.stages.submit_request:SubmitRequest",
     )
     def submit(self: Task, job: dict[str, Any]) -> dict[str, Any]:
         if newer_than_known(job) and runtime().newest_versions().get(SUBMIT_QUEUE, 0) > VERSION:

@@ -1,6 +1,6 @@
 """A calibration: what ``training-worker calibrate`` measured on a GPU, and the constants it fits.
 
-``TRAINING_CALIBRATION`` names its file; ``tasks/settings.py`` reads it once at a process's start.
+``TRAINING_CALIBRATION`` names its file; ``tasks/settings/settings.py`` reads it once at a process's start.
 """
 
 from dataclasses import fields
@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, JsonValue, ValidationError, field_validator
 
 from routing.estimate import PUBLISHED, Constants
-from tasks.jobs.base import StrictModel
+from tasks.strict_model import StrictModel
 
 _NAMES = tuple(field.name for field in fields(Constants))
 # Far above any card, and far below where the estimate's floats end.

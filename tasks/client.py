@@ -8,18 +8,18 @@ import redis
 from celery import Celery
 
 from tasks.app import make_app
-from tasks.chain import send_rest
-from tasks.control import JobControl
-from tasks.durations import Durations
 from tasks.errors import ErrorCode, JobError
+from tasks.eta.history import Durations
 from tasks.jobs.job import parse_job
-from tasks.lanes import Lanes
-from tasks.presence import Presence, live_workers, newest_versions, why_unserved
-from tasks.records import READS, JobRecord, JobStatus
-from tasks.settings import Settings
-from tasks.spans import Trace, job_span
-from tasks.state import Admission, JobState, connect
-from tasks.submit import admit
+from tasks.settings.settings import Settings
+from tasks.stages.dispatch import send_rest
+from tasks.stages.submit import admit
+from tasks.state.control import JobControl
+from tasks.state.job_store import Admission, JobState, connect
+from tasks.state.record import READS, JobRecord, JobStatus
+from tasks.state.tenant_queues import Lanes
+from tasks.state.workers import Presence, live_workers, newest_versions, why_unserved
+from tasks.tracing.spans import Trace, job_span
 
 
 class NoBrokerError(JobError):

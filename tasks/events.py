@@ -8,9 +8,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from tasks.cache_plan import EncoderDigests
 from tasks.errors import ErrorCode
-from tasks.jobs.base import StrictModel
+from tasks.strict_model import StrictModel
+
+
+class EncoderDigests(StrictModel):
+    """The SHA-256 of all files that decide what the encoders put out; null where not cached."""
+
+    text: str | None = None
+    vae: str | None = None
 
 
 class Artifact(StrictModel):

@@ -1,7 +1,7 @@
 """Every metric of a fleet: its name, type, help and labels are declared here and nowhere else.
 
 Those of the first kind tell what happened. They are counted in one hash in Redis, in the scripts
-that change jobs or beside them, so that they outlive every process (``tasks/counters.py``). Those
+that change jobs or beside them, so that they outlive every process (``tasks/state/counters.py``). Those
 of the second kind tell what is, and are read when somebody asks. Knows neither Redis nor
 Prometheus.
 """

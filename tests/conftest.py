@@ -7,8 +7,8 @@ import pytest
 from redis import Redis
 
 from routing.queues import ALL_QUEUES
-from tasks.state import JobState, connect
-from worker.broker import EmbeddedBroker
+from tasks.state.job_store import JobState, connect
+from worker.local.embedded_broker import EmbeddedBroker
 
 _SLOW = {"integration", "chaos", "test_broken_connections.py"}
 

@@ -1,6 +1,6 @@
 """The entry point: ``training-worker`` and ``python -P -m worker``."""
 
-from worker.cli import cli
+from worker.cli.app import cli
 
 
 def main() -> None:

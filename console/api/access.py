@@ -8,9 +8,9 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from console.api.limits import RateLimiter
 from console.errors import ForbiddenError, TooManyError, UnauthorizedError
-from console.service import Service
-from console.sessions import COOKIE
-from tasks.accounts import Account
+from console.services.service import Service
+from console.services.sessions import COOKIE
+from tasks.api_keys import Account
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _BEARER = HTTPBearer(auto_error=False, description="A key of `training-worker keys add`.")

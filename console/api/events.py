@@ -9,11 +9,11 @@ from starlette.responses import StreamingResponse
 
 from console.api.access import Asking, Served
 from console.errors import TooManyError
-from console.service import Service
-from console.streams import position_of
-from tasks.accounts import Account
+from console.services.event_hub import position_of
+from console.services.service import Service
+from tasks.api_keys import Account
 from tasks.client import NoBrokerError
-from tasks.records import JobStatus
+from tasks.state.record import JobStatus
 
 router = APIRouter(tags=["jobs"])
 

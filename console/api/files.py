@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Response
 from starlette.responses import StreamingResponse
 
 from console.api.access import Asking, Served
-from console.files import OpenFile
+from console.services.job_files import OpenFile
 from console.views import FilesView, Sample
 
 router = APIRouter(tags=["files"])

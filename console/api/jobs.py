@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, Header, Query, Response
 
 from console.api.access import Asking, Served
 from console.views import JobPage, JobView, Preview
-from tasks.records import JobStatus
+from tasks.state.record import JobStatus
 
 router = APIRouter(tags=["jobs"])
 

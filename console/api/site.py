@@ -7,7 +7,7 @@ from fastapi import FastAPI
 from console.api import catalog, events, files, jobs, uploads
 from console.api.limits import BodyLimit, RateLimiter
 from console.api.problems import Problem, add_problem_handlers
-from console.service import Service
+from console.services.service import Service
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": told, "content": {"application/problem+json": {}}, "model": Problem}

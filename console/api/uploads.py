@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Path, Request, Response
 from console.api.access import Asking, Served
 from console.api.problems import problem
 from console.errors import BadRequestError
-from console.uploads import CHECKSUMS, Checksum
+from console.services.uploads import CHECKSUMS, Checksum
 from console.views import PictureView, UploadView
 
 router = APIRouter(tags=["uploads"])

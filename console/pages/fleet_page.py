@@ -5,13 +5,13 @@ from urllib.parse import quote, urlsplit
 from nicegui import ui
 
 from console.errors import ConsoleError
+from console.pages.formatting import count, span
 from console.pages.layout import Frame
 from console.pages.markup import Tag, fact, panel
-from console.pages.wording import count, span
-from console.service import Service
+from console.services.service import Service
 from console.views import FleetView, QueueView, WorkerView
 from tasks.errors import JobError
-from tasks.settings import Settings
+from tasks.settings.settings import Settings
 
 _ASK_EVERY_S = 3.0
 

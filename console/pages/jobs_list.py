@@ -7,14 +7,14 @@ from nicegui import ui
 
 from console.errors import ConsoleError
 from console.pages.field import Choice, Field
+from console.pages.formatting import STAGE_NAMES, TYPE_NAMES, ago
 from console.pages.layout import Frame
 from console.pages.markup import Tag, button
-from console.pages.wording import STAGE_NAMES, TYPE_NAMES, ago
-from console.service import Service
+from console.services.service import Service
 from console.views import JobPage as Found
 from console.views import JobView
 from tasks.errors import JobError
-from tasks.records import JobStatus
+from tasks.state.record import JobStatus
 
 _AT_A_TIME = 25
 _ASK_EVERY_S = 3.0

@@ -12,7 +12,7 @@ from nicegui import Client, ui
 
 from console.errors import UnauthorizedError
 from console.pages.markup import Tag, button
-from tasks.accounts import Account
+from tasks.api_keys import Account
 
 ASSETS = "/console-assets"
 """Where the style sheet is."""

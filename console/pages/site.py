@@ -8,18 +8,18 @@ from nicegui import ui
 from starlette.staticfiles import StaticFiles
 
 from console.errors import ConsoleError
-from console.pages.draft import Draft
-from console.pages.drafts import Drafts
 from console.pages.fleet_page import FleetPage
-from console.pages.job import JobPage
+from console.pages.form.draft import Draft
+from console.pages.form.drafts import Drafts
+from console.pages.form.new_job import NewJob
+from console.pages.form.upload_limit import UploadLimit
+from console.pages.job.job_page import JobPage
 from console.pages.jobs_list import JobsList
 from console.pages.layout import ASSETS, Frame, prefix_of
-from console.pages.login import add_login, login_address
+from console.pages.login_page import add_login, login_address
 from console.pages.markup import Tag
-from console.pages.new_job import NewJob
-from console.pages.upload_limit import UploadLimit
-from console.service import Service
-from console.sessions import COOKIE
+from console.services.service import Service
+from console.services.sessions import COOKIE
 from console.views import PresetView
 from tasks.errors import JobError
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tasks.data.pictures import SUFFIXES
+from tasks.data.images import SUFFIXES
 from tasks.errors import Fault
 
 KEPT_SUFFIXES = SUFFIXES | {".txt", ".jsonl"}

@@ -21,11 +21,11 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-from tasks.data.dataset import MOST_CAPTION_BYTES, MOST_ITEMS
-from tasks.data.pictures import SUFFIXES
-from tasks.data.remote import is_passing
+from tasks.data.images import SUFFIXES
+from tasks.dataset import MOST_CAPTION_BYTES, MOST_ITEMS
 from tasks.errors import Fault
-from tasks.jobs.data import HFHubImageCaptionDatasetConfig
+from tasks.jobs.datasets import HFHubImageCaptionDatasetConfig
+from tasks.transient import is_passing
 
 # Where the Hub keeps what it made of a data set: <config>/<split>/0000.parquet.
 CONVERTED = "refs/convert/parquet"

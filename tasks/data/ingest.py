@@ -3,9 +3,9 @@
 import hashlib
 from functools import partial
 
-from tasks.data.checks import MOST_FILE_BYTES, CheckedFile, Report
-from tasks.data.dataset import DataSet, balanced, data_set_of
-from tasks.data.room import Room, in_threads
+from tasks.data.memory_budget import Room, in_threads
+from tasks.data.validation import MOST_FILE_BYTES, CheckedFile, Report
+from tasks.dataset import DataSet, balanced, data_set_of
 from tasks.errors import DataSetError, Fault
 from tasks.store import Store, data_set_key, image_key
 

@@ -14,16 +14,16 @@ from pathlib import Path, PurePosixPath
 from threading import Lock
 from urllib.parse import quote
 
-from tasks.data.access import CLOUD_SCHEMES, Access, DeniedError
 from tasks.data.archives import unpack
-from tasks.data.dataset import MOST_CAPTION_BYTES, MOST_ITEMS
-from tasks.data.downloads import Downloads
+from tasks.data.download.downloads import Downloads
+from tasks.data.download.protocol import DownloadError
 from tasks.data.hub import fetch_hub
-from tasks.data.pictures import SUFFIXES
-from tasks.data.remote import DownloadError, without_queries
+from tasks.data.images import SUFFIXES
+from tasks.data.read_policy import CLOUD_SCHEMES, Access, DeniedError
 from tasks.data.uploads import NoUploadError, StoredUploads, is_upload
+from tasks.dataset import MOST_CAPTION_BYTES, MOST_ITEMS
 from tasks.errors import Fault
-from tasks.jobs.data import (
+from tasks.jobs.datasets import (
     ArchiveDatasetConfig,
     DataSetConfig,
     HFHubImageCaptionDatasetConfig,
@@ -31,6 +31,7 @@ from tasks.jobs.data import (
     ImageCaptionJsonlDatasetConfig,
     ImageDirDatasetConfig,
 )
+from tasks.urls import without_queries
 
 # A JSONL file is read whole; a million rows with long captions stay below this.
 _MOST_JSONL_BYTES = 2**30

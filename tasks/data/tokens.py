@@ -8,7 +8,7 @@ from pathlib import Path
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from tasks.base_model_files import base_model_folder
+from tasks.base_models.files import base_model_folder
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.pipeline import PipelineConfig
 

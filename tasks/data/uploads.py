@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from tasks.errors import MissingObjectError
-from tasks.jobs.base import StrictModel
 from tasks.store import UPLOADS, Store, upload_key
+from tasks.strict_model import StrictModel
 
 _SCHEME = "upload:"
 _ID = re.compile(r"[0-9a-f]{32}")

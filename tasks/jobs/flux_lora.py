@@ -6,9 +6,8 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from routing.estimate import PUBLISHED, Constants, Estimate, FluxShape, estimate_flux_lora
-from tasks.jobs.base import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
-from tasks.jobs.data import ImageCaptionFluxDataLoaderConfig
-from tasks.jobs.effects import Effect, Effects
+from tasks.jobs.datasets import ImageCaptionFluxDataLoaderConfig
+from tasks.jobs.inert_options import Effect, Effects
 from tasks.jobs.pipeline import (
     CLIP_TARGETS,
     ClipTargets,
@@ -18,6 +17,7 @@ from tasks.jobs.pipeline import (
     not_cached_if_trained,
     one_prodigy_rate,
 )
+from tasks.strict_model import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 # The linear layers of FluxTransformer2DModel's two kinds of blocks, by the end of their names.
 ATTENTION_TARGETS = frozenset(

@@ -12,10 +12,10 @@ from routing.policy import DoesNotFitError, Route, route
 from routing.requirements import TrainingType
 from tasks.errors import DoesNotFitJobError, Fault, InvalidJobError
 from tasks.jobs import invoke_limits
-from tasks.jobs.base import StrictModel
 from tasks.jobs.flux_lora import FluxLoraConfig
+from tasks.jobs.presets import UnknownPresetError, with_preset
 from tasks.jobs.sdxl import SdxlFinetuneConfig, SdxlLoraConfig, SdxlTextualInversionConfig
-from tasks.presets import UnknownPresetError, with_preset
+from tasks.strict_model import StrictModel
 
 # Job ids and names become parts of store keys and file names.
 _SAFE = r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$"

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from tasks.jobs.base import Decay, NonNegativeFloat, PositiveFloat, StrictModel
+from tasks.strict_model import Decay, NonNegativeFloat, PositiveFloat, StrictModel
 
 
 class AdamOptimizerConfig(StrictModel):

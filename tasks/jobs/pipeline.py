@@ -8,15 +8,15 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from routing.estimate import PUBLISHED, Constants, Estimate
-from tasks.jobs.base import NonNegativeInt, PositiveFloat, PositiveInt, StrictModel
-from tasks.jobs.data import DataLoaderConfig
-from tasks.jobs.effects import Effect, Effects, without_effect
+from tasks.jobs.datasets import DataLoaderConfig
+from tasks.jobs.inert_options import Effect, Effects, without_effect
 from tasks.jobs.optimizers import (
     AdafactorOptimizerConfig,
     AdamOptimizerConfig,
     OptimizerConfig,
     ProdigyOptimizerConfig,
 )
+from tasks.strict_model import NonNegativeInt, PositiveFloat, PositiveInt, StrictModel
 
 WeightDtype = Literal["float32", "float16", "bfloat16"]
 LoraFormat = Literal["invoke_peft", "kohya"]

@@ -5,13 +5,12 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from routing.estimate import PUBLISHED, Constants, Estimate, SdxlShape, estimate_sdxl
-from tasks.jobs.base import Decay, PositiveFloat, PositiveInt
-from tasks.jobs.data import (
+from tasks.jobs.datasets import (
     DreamboothSDDataLoaderConfig,
     ImageCaptionSDDataLoaderConfig,
     TextualInversionSDDataLoaderConfig,
 )
-from tasks.jobs.effects import Effect, Effects
+from tasks.jobs.inert_options import Effect, Effects
 from tasks.jobs.pipeline import (
     CLIP_TARGETS,
     PICKLE_ENDINGS,
@@ -23,6 +22,7 @@ from tasks.jobs.pipeline import (
     not_cached_if_trained,
     one_prodigy_rate,
 )
+from tasks.strict_model import Decay, PositiveFloat, PositiveInt
 
 # Every layer of SDXL's UNet that can take a LoRA, by the end of its name.
 UNET_TARGETS = frozenset(

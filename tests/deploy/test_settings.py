@@ -5,9 +5,9 @@ import re
 import pytest
 from typer.testing import CliRunner
 
-from tasks.settings import Settings
+from tasks.settings.settings import Settings
 from tests.deploy.manifests import DEPLOY, ROOT, Process, processes
-from worker.cli import cli
+from worker.cli.app import cli
 
 COMMANDS = {command.name or command.callback.__name__ for command in cli.registered_commands}  # type: ignore[union-attr]
 OURS = [process for process in processes() if process.command in COMMANDS]

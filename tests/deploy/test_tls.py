@@ -12,12 +12,12 @@ from kombu.exceptions import OperationalError
 from pydantic import SecretStr
 
 from tasks.app import make_app
-from tasks.settings import Settings
-from tasks.state import connect
+from tasks.settings.settings import Settings
+from tasks.state.job_store import connect
 from tests.deploy.manifests import DEPLOY
 from tests.deploy.servers import Broker
 from tests.deploy.tls import TlsProxy
-from worker.checks import check_all
+from worker.maintenance.doctor import check_all
 
 
 @pytest.fixture(scope="module")

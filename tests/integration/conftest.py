@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration.fleets import Fleet, free_port
 from tests.otlp import Receiver, receiving
-from worker.demo_pictures import draw_demo_pictures
+from worker.local.demo_images import draw_demo_pictures
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,12 +15,12 @@ from typing import Any, Self
 import psutil
 import yaml
 
-from tasks.counters import Counters
 from tasks.events import Event, Note
-from tasks.records import JobRecord
-from tasks.state import JobState, connect
+from tasks.state.counters import Counters
+from tasks.state.job_store import JobState, connect
+from tasks.state.record import JobRecord
 from tests.waiting import wait_until
-from worker.broker import find_running
+from worker.local.embedded_broker import find_running
 
 # Coverage of a busy two-core machine, not an expectation of how long things take.
 PATIENCE_S = 90

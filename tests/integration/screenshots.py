@@ -18,7 +18,7 @@ from tests.integration.browsers import chromium, field, log_in, visit
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet, free_port
 from tests.waiting import wait_until
-from worker.demo_pictures import draw_demo_pictures
+from worker.local.demo_images import draw_demo_pictures
 
 IMAGES = Path("docs/images")
 _PHONE = {"width": 390, "height": 844}

@@ -12,7 +12,7 @@ from jsonschema import Draft202012Validator
 from referencing import Registry, Resource
 
 from tests.integration.fleets import PATIENCE_S, Fleet
-from worker.broker import find_running
+from worker.local.embedded_broker import find_running
 
 ROOT = Path(__file__).parents[2]
 CONTRACT = ROOT / "deploy" / "contract"

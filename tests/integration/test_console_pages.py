@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tasks.presence import Presence, PresenceNote
-from tasks.state import connect
+from tasks.state.job_store import connect
+from tasks.state.workers import Presence, PresenceNote
 from tests.integration.browsers import (
     chromium,
     field,
@@ -29,8 +29,8 @@ from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.integration.test_published_file import picture
 from tests.waiting import wait_until
-from worker.broker import find_running
-from worker.demo_pictures import draw_demo_pictures
+from worker.local.demo_images import draw_demo_pictures
+from worker.local.embedded_broker import find_running
 
 HOSTILE = "<img src=x onerror=alert(1)> <script>alert(2)</script>"
 expect.set_options(timeout=60_000)

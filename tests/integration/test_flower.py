@@ -20,8 +20,8 @@ from tasks.contract import SUBMIT, SUBMIT_QUEUE
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet, free_port
 from tests.waiting import wait_until
-from worker.demo_pictures import draw_demo_pictures
-from worker.process import spawn, stop
+from worker.local.demo_images import draw_demo_pictures
+from worker.supervision.process import spawn, stop
 
 CHROMIUM = "/usr/bin/chromium"
 FLAGS = [

@@ -17,7 +17,7 @@ from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.integration.test_published_file import picture as flux_picture
 from tests.integration.test_sdxl_jobs import captioned, picture, pipeline_of, sdxl_job
 from tests.waiting import wait_until
-from worker.demo_pictures import draw_demo_pictures
+from worker.local.demo_images import draw_demo_pictures
 
 PYTHON = os.environ.get("TRAINING_INVOKE_PYTHON")
 MODULE = "worker.trainer.invoke"

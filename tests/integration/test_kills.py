@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from tasks.metrics import TAKEOVERS
-from tasks.train import checkpoints_of
+from tasks.stages.train import checkpoints_of
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.waiting import wait_until
-from worker.broker import find_running
-from worker.demo_pictures import draw_demo_pictures
+from worker.local.demo_images import draw_demo_pictures
+from worker.local.embedded_broker import find_running
 
 
 @pytest.fixture(scope="module")

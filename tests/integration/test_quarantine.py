@@ -11,7 +11,7 @@ from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.nvml.machine import A100, Machine
 from tests.waiting import wait_until
-from worker.demo_pictures import draw_demo_pictures
+from worker.local.demo_images import draw_demo_pictures
 
 FULL = A100.replace(" 81000 ", " 3000 ")
 BUSY = "busy GPU-a100 98 71"

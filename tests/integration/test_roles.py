@@ -15,7 +15,7 @@ from celery import Celery
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
-from tasks.lanes import Lanes
+from tasks.state.tenant_queues import Lanes
 from tests.deploy.manifests import processes
 from tests.deploy.servers import PATIENCE_S, Broker, Started
 from tests.waiting import wait_until

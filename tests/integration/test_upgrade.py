@@ -18,18 +18,18 @@ from pydantic import SecretStr
 from tasks import events
 from tasks.client import Client
 from tasks.contract import STAGES, SUBMIT, SUBMIT_QUEUE
-from tasks.records import VERSION, JobStatus
-from tasks.settings import Settings
+from tasks.settings.settings import Settings
+from tasks.state.record import VERSION, JobStatus
 from tests.integration.fleets import PATIENCE_S
 from tests.waiting import wait_until
-from worker.broker import EmbeddedBroker
-from worker.process import spawn, stop
+from worker.local.embedded_broker import EmbeddedBroker
+from worker.supervision.process import spawn, stop
 
 ROOT = Path(__file__).parents[2]
 OLD_JOBS, NEW_JOBS, NEW_MESSAGES = 25, 20, 5
 # What makes a version newer: its number, and fields that the version before refuses.
 CHANGES = {
-    "tasks/records.py": [
+    "tasks/state/record.py": [
         (f"VERSION = {VERSION}\n", f"VERSION = {VERSION + 1}\n"),
         (
             "    summary: str | None = None\n",
@@ -44,7 +44,7 @@ CHANGES = {
 SUBMIT_MANY = """
 import json, sys
 from tasks.client import Client
-from tasks.settings import Settings
+from tasks.settings.settings import Settings
 settings = Settings()
 client = Client(settings, settings.broker_url.get_secret_value())
 print(json.dumps([client.submit(job) for job in json.load(sys.stdin)]))

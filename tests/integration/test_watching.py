@@ -10,7 +10,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from prometheus_client.parser import text_string_to_metric_families
 
 from tasks.metrics import METRICS
-from tasks.spans import span_id
+from tasks.tracing.spans import span_id
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.otlp import Receiver
 from tests.waiting import wait_until

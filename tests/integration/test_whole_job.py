@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from tasks.state import JobState, connect
+from tasks.stages.submit import admit
+from tasks.state.job_store import JobState, connect
 from tasks.store import Store, cache_index_key
-from tasks.submit import admit
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.waiting import wait_until
-from worker.broker import find_running
+from worker.local.embedded_broker import find_running
 
 
 def published(fleet: Fleet, job: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 from tasks.app import make_app
 from tasks.contract import STAGES, SUBMIT, task_name
-from tasks.runtime import Runtime
-from tasks.settings import Settings
+from tasks.settings.settings import Settings
+from tasks.stages.worker_context import Runtime
 
 # Nothing is sent here; the result backend must exist all the same.
 BROKER_URL = "redis://127.0.0.1:1/0"

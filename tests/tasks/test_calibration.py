@@ -8,9 +8,9 @@ from pydantic import ValidationError
 from routing.classes import MemoryClass
 from routing.estimate import PUBLISHED
 from tasks.calibration import read_calibration
-from tasks.settings import Settings
-from tasks.state import JobState
-from tasks.submit import admit
+from tasks.settings.settings import Settings
+from tasks.stages.submit import admit
+from tasks.state.job_store import JobState
 
 TOO_MUCH = {"version": 1, "constants": {"flux_overhead_bytes": 45e9}}
 

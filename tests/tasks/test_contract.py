@@ -5,8 +5,8 @@ from pathlib import Path
 import tasks.contract
 from tasks import contract
 from tasks.app import make_app
-from tasks.runtime import Runtime
-from tasks.settings import Settings
+from tasks.settings.settings import Settings
+from tasks.stages.worker_context import Runtime
 
 
 def no_runtime() -> Runtime:

@@ -6,8 +6,8 @@ import pytest
 
 from tasks.metrics import METRICS, STAGE_ENDS, STAGE_SECONDS, STEPS, Metric
 from tests.promql import DASHBOARDS, Asked, asked, expressions, panels, rules
-from tests.worker.test_cli import COMMANDS
-from worker.commands.metrics import document
+from tests.worker.cli.test_cli import COMMANDS
+from worker.cli.commands.metrics import document
 
 DOCS = Path(__file__).parents[2] / "docs"
 RUN_BOOK = DOCS / "runbook"

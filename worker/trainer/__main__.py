@@ -20,11 +20,11 @@ from pydantic import ValidationError
 
 from tasks.errors import ErrorCode, JobError
 from tasks.events import TrainFailed
-from tasks.requests import TrainerExit, TrainerRequest
+from tasks.stages.trainer_protocol import TrainerExit, TrainerRequest
 from worker.trainer.environment import set_up
 from worker.trainer.errors import InterruptedRun, RefusedError
-from worker.trainer.kept import KeptModels
-from worker.trainer.pipe import EventPipe, StopSwitch
+from worker.trainer.event_pipe import EventPipe, StopSwitch
+from worker.trainer.model_cache import KeptModels
 
 
 def main(package: str = "worker.trainer") -> int:

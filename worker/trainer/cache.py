@@ -16,19 +16,19 @@ from typing import TypeVar
 
 import torch
 
-from tasks.cache_packs import pack_id
-from tasks.cache_plan import CachePlan, Kind, Picture, encoder_digests
-from tasks.data.buckets import Size
-from tasks.data.dataset import DataSet
+from tasks.buckets import Size
+from tasks.cache.packs import pack_id
+from tasks.cache.plan import CachePlan, Kind, Picture, encoder_digests
+from tasks.dataset import DataSet
 from tasks.events import CacheDone, PackStored
-from tasks.requests import TrainerRequest
+from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, pack_key
-from worker.trainer.cache_entries import Latents, Text, pack_bytes
+from worker.trainer.data.cache_entries import Latents, Text, pack_bytes
+from worker.trainer.data.images import CENTRE, cropped, load_picture, pixels, resized_to_cover
 from worker.trainer.errors import NotFiniteError
-from worker.trainer.kept import KeptModels
+from worker.trainer.event_pipe import Emit, StopSwitch, phase
 from worker.trainer.libraries import check_libraries
-from worker.trainer.pictures import CENTRE, cropped, load_picture, pixels, resized_to_cover
-from worker.trainer.pipe import Emit, StopSwitch, phase
+from worker.trainer.model_cache import KeptModels
 
 # T5 with 512 tokens of each: enough to fill a GPU, and a pack of some 32 MiB.
 CAPTIONS = 8
@@ -121,7 +121,7 @@ class _Encoder:
         if not digests:
             return
         models = importlib.import_module("worker.trainer.models")
-        inputs = importlib.import_module("worker.trainer.inputs")
+        inputs = importlib.import_module("worker.trainer.data.inputs")
         with phase(self._emit, "load"):
             vae = models.take_vae(self._config, self._device, self._kept)
         for batch, values in self._decoded(list(self._batches(digests))):

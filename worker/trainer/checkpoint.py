@@ -19,12 +19,12 @@ from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError, safe_open
 
 from tasks.events import Artifact, CheckpointSaved
-from tasks.requests import TrainerRequest
+from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, checkpoint_prefix
 from worker.trainer.errors import DamagedFileError, ForeignStateError
+from worker.trainer.event_pipe import Emit, phase
+from worker.trainer.export.safetensors_file import raw_bytes, write_safetensors
 from worker.trainer.optimizer import optimizer_tensors, restore_optimizer
-from worker.trainer.pipe import Emit, phase
-from worker.trainer.safetensors_file import raw_bytes, write_safetensors
 
 _FORMAT = "training-worker state 2"
 STATE_FILE = "state.safetensors"

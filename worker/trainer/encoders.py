@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from tasks.base_model_files import (
+from tasks.base_models.files import (
     base_model_folder,
     existing_file,
     part_config,

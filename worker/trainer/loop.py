@@ -14,15 +14,15 @@ import torch
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from tasks.data.dataset import DataSet
+from tasks.dataset import DataSet
 from tasks.events import Progress
 from tasks.jobs.pipeline import PipelineConfig
-from worker.trainer.batches import Batch, BatchPlan, TrainingData
 from worker.trainer.checkpoint import Checkpoints, History, TrainingState, all_finite
-from worker.trainer.draws import Draws
+from worker.trainer.data.batches import Batch, BatchPlan, TrainingData
 from worker.trainer.errors import DivergedError, InterruptedRun
+from worker.trainer.event_pipe import Emit, ProgressMeter, StopSwitch
 from worker.trainer.optimizer import new_optimizer, set_rates
-from worker.trainer.pipe import Emit, ProgressMeter, StopSwitch
+from worker.trainer.rng import Draws
 
 ADVICE = (
     "lower the learning rate, set max_grad_norm to 1.0, "

@@ -9,9 +9,9 @@ import torch
 from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from worker.trainer.clip_names import clip_path
-from worker.trainer.draws import Draws
 from worker.trainer.errors import TargetError
+from worker.trainer.export.clip_names import clip_path
+from worker.trainer.rng import Draws
 
 
 def add_lora(

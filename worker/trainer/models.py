@@ -9,7 +9,7 @@ from diffusers.models.transformers.transformer_flux import FluxTransformer2DMode
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from tasks.base_model_files import existing_file, fingerprint, vae_config, vae_folder
+from tasks.base_models.files import existing_file, fingerprint, vae_config, vae_folder
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.jobs.sdxl import (
@@ -18,14 +18,14 @@ from tasks.jobs.sdxl import (
     SdxlLoraConfig,
     SdxlTextualInversionConfig,
 )
-from worker.trainer.embeddings import add_embeddings
+from worker.trainer.data.inputs import TextEncoders, VaeNumbers
 from worker.trainer.encoders import load_text_encoders, load_vae
-from worker.trainer.flux import FluxText
-from worker.trainer.inputs import TextEncoders, VaeNumbers
-from worker.trainer.kept import KeptModels, Wanted
-from worker.trainer.sdxl import SdxlText
-from worker.trainer.sdxl_models import load_noise_scheduler, load_sdxl_text_encoders, load_unet
-from worker.trainer.transformer import load_transformer
+from worker.trainer.flux.flow_matching import FluxText
+from worker.trainer.flux.transformer import load_transformer
+from worker.trainer.model_cache import KeptModels, Wanted
+from worker.trainer.sdxl.denoising import SdxlText
+from worker.trainer.sdxl.embeddings import add_embeddings
+from worker.trainer.sdxl.models import load_noise_scheduler, load_sdxl_text_encoders, load_unet
 
 
 @dataclass(frozen=True)

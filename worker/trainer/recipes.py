@@ -3,12 +3,12 @@
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.jobs.sdxl import SdxlFinetuneConfig, SdxlLoraConfig, SdxlTextualInversionConfig
-from worker.trainer.draws import Draws
-from worker.trainer.flux_lora import FluxLora
+from worker.trainer.flux.lora_recipe import FluxLora
 from worker.trainer.models import FluxModels, SdxlModels
-from worker.trainer.sdxl_finetune import SdxlFinetune
-from worker.trainer.sdxl_lora import SdxlLora
-from worker.trainer.sdxl_textual_inversion import SdxlTextualInversion
+from worker.trainer.rng import Draws
+from worker.trainer.sdxl.finetune_recipe import SdxlFinetune
+from worker.trainer.sdxl.lora_recipe import SdxlLora
+from worker.trainer.sdxl.textual_inversion_recipe import SdxlTextualInversion
 
 AnyRecipe = FluxLora | SdxlLora | SdxlTextualInversion | SdxlFinetune
 

@@ -37,8 +37,8 @@ from transformers import (
     T5Tokenizer,
 )
 
-from worker.trainer.clip_names import clip_path
-from worker.trainer.safetensors_file import write_safetensors
+from worker.trainer.export.clip_names import clip_path
+from worker.trainer.export.safetensors_file import write_safetensors
 
 _TEXT_WIDTH = 32
 # Another one: diffusers tells SDXL's encoders in a single file apart by their widths.

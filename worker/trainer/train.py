@@ -8,26 +8,26 @@ from pathlib import Path
 
 import torch
 
-from tasks.cache_plan import CacheIndex
-from tasks.data.dataset import DataSet
+from tasks.cache.plan import CacheIndex
+from tasks.dataset import DataSet
 from tasks.events import Note, TrainDone
 from tasks.jobs.pipeline import PipelineConfig
-from tasks.requests import TrainerRequest
+from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, checkpoint_prefix
-from worker.trainer.batches import BatchPlan, SampleReader, TrainingData
-from worker.trainer.cache_entries import read_index
 from worker.trainer.checkpoint import Checkpoints, History
-from worker.trainer.draws import Draws
+from worker.trainer.data.batches import BatchPlan, SampleReader, TrainingData
+from worker.trainer.data.cache_entries import read_index
 from worker.trainer.errors import RefusedError
-from worker.trainer.kept import KeptModels
+from worker.trainer.event_pipe import Emit, StopSwitch, phase
+from worker.trainer.export.tensorboard import write_metrics
 from worker.trainer.libraries import check_libraries
 from worker.trainer.loop import new_state, train
 from worker.trainer.memory import CudaMeter, MemoryMeter
-from worker.trainer.metrics import write_metrics
+from worker.trainer.model_cache import KeptModels
 from worker.trainer.models import forget_changed, take_models
-from worker.trainer.pipe import Emit, StopSwitch, phase
 from worker.trainer.recipes import new_recipe
-from worker.trainer.validation import Validation
+from worker.trainer.rng import Draws
+from worker.trainer.validation.validation_images import Validation
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
 

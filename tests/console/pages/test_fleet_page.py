@@ -1,7 +1,7 @@
 import pytest
 
 from console.pages.fleet_page import flower_address
-from tasks.settings import Settings
+from tasks.settings.settings import Settings
 
 
 @pytest.mark.parametrize(

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.data.access import Access
-from tasks.data.checks import Report, check_data_set
+from tasks.data.read_policy import Access
 from tasks.data.sources import Listing, Sources
 from tasks.data.tokens import TokenLimit
-from tasks.jobs.data import DataSetConfig
+from tasks.data.validation import Report, check_data_set
+from tasks.jobs.datasets import DataSetConfig
 from tasks.jobs.pipeline import PipelineConfig
 
 # Folders and files are read where they are.

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tasks.data.access import Access
-from tasks.data.checks import Report, check_data_set
 from tasks.data.hub import _batches, _RefusedError
+from tasks.data.read_policy import Access
 from tasks.data.sources import Sources
+from tasks.data.validation import Report, check_data_set
 from tasks.jobs.job import parse_job
 from tests.tasks.jobs.test_flux_lora import with_values
 

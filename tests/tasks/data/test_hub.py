@@ -12,7 +12,7 @@ from huggingface_hub import HfApi
 
 from tasks.data import hub as hub_module
 from tasks.data.hub import HubRows, fetch_hub
-from tasks.jobs.data import HFHubImageCaptionDatasetConfig
+from tasks.jobs.datasets import HFHubImageCaptionDatasetConfig
 from tests.tasks.data.hub_site import NAME, Hub, sha_of
 
 IMAGE = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])

@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tasks.data.checks import Report
 from tasks.data.ingest import ingest
+from tasks.data.validation import Report
 from tasks.errors import DataSetError, ErrorCode
 from tasks.jobs.job import parse_job
 from tasks.store import Store, image_key

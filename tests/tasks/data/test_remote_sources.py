@@ -15,14 +15,14 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from tasks.data import sources as sources_module
-from tasks.data.access import Access
-from tasks.data.checks import Report, check_data_set
-from tasks.data.dataset import data_set_of
 from tasks.data.hub import HubRows, fetch_hub
-from tasks.data.remote import without_queries
+from tasks.data.read_policy import Access
 from tasks.data.sources import Sources
-from tasks.jobs.data import ImageCaptionDatasetConfig
+from tasks.data.validation import Report, check_data_set
+from tasks.dataset import data_set_of
+from tasks.jobs.datasets import ImageCaptionDatasetConfig
 from tasks.jobs.job import parse_job
+from tasks.urls import without_queries
 from tests.tasks.data.hub_site import Hub
 from tests.tasks.data.site import Served, Site
 from tests.tasks.jobs.test_flux_lora import with_values

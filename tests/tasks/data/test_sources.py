@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from tasks.data.dataset import MOST_CAPTION_BYTES
 from tasks.data.sources import Listing
-from tasks.jobs.data import (
+from tasks.dataset import MOST_CAPTION_BYTES
+from tasks.jobs.datasets import (
     ImageCaptionDirDatasetConfig,
     ImageCaptionJsonlDatasetConfig,
 )

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from tasks.data.access import Access
+from tasks.data.read_policy import Access
 from tasks.data.sources import Listing, Sources
 from tasks.data.uploads import StoredUploads
-from tasks.jobs.data import ArchiveDatasetConfig
+from tasks.jobs.datasets import ArchiveDatasetConfig
 from tasks.store import Store
 
 

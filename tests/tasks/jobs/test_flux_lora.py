@@ -4,8 +4,7 @@ from typing import Any
 import pytest
 
 from tasks.errors import InvalidJobError
-from tasks.jobs.base import StrictModel
-from tasks.jobs.data import (
+from tasks.jobs.datasets import (
     ArchiveDatasetConfig,
     AspectRatioBucketConfig,
     HFHubImageCaptionDatasetConfig,
@@ -16,6 +15,7 @@ from tasks.jobs.data import (
 from tasks.jobs.flux_lora import FluxLoraConfig, flux_lora_targets
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.jobs.optimizers import AdamOptimizerConfig, ProdigyOptimizerConfig
+from tasks.strict_model import StrictModel
 
 # invoke-training's FluxLoraConfig: every field but the two required ones, and its default.
 INVOKE_DEFAULTS: dict[str, Any] = {

@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from routing.requirements import TrainingType
-from tasks.jobs.data import (
+from tasks.jobs.datasets import (
     DreamboothSDDataLoaderConfig,
     ImageCaptionSDDataLoaderConfig,
     ImageDirDatasetConfig,

@@ -11,7 +11,7 @@ from routing.estimate import PUBLISHED, Constants
 from routing.requirements import FLOOR_CLASS, TrainingType
 from tasks.errors import DoesNotFitJobError, InvalidJobError
 from tasks.jobs.job import parse_job
-from tasks.presets import preset_names
+from tasks.jobs.presets import preset_names
 from tests.routing.shapes import CONSTANTS
 
 FLUX_PRESETS = [name for name in preset_names() if name.startswith("flux")]

@@ -4,8 +4,7 @@ from typing import Any
 import pytest
 
 from tasks.errors import InvalidJobError
-from tasks.jobs.base import StrictModel
-from tasks.jobs.data import (
+from tasks.jobs.datasets import (
     OBJECT_TEMPLATES,
     STYLE_TEMPLATES,
     AspectRatioBucketConfig,
@@ -26,6 +25,7 @@ from tasks.jobs.sdxl import (
     SdxlLoraConfig,
     SdxlTextualInversionConfig,
 )
+from tasks.strict_model import StrictModel
 
 # invoke-training's three SDXL configs: every field but the required ones, and its default.
 INVOKE_COMMON: dict[str, Any] = {

@@ -17,18 +17,18 @@ import numpy as np
 from PIL import Image
 from safetensors import safe_open
 
-from tasks.cache_packs import read_header
-from tasks.cache_plan import CachePlan, encoder_digests
-from tasks.data.dataset import DataSet, Sample, data_set_of
+from tasks.cache.packs import read_header
+from tasks.cache.plan import CachePlan, encoder_digests
+from tasks.dataset import DataSet, Sample, data_set_of
 from tasks.events import CheckpointSaved, Event, PackStored, TrainDone, parse_event
 from tasks.jobs.job import parse_job
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.jobs.sdxl import SdxlLoraConfig
-from tasks.requests import TrainerRequest
+from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import PACKS, Store, cache_index_key, data_set_key, image_key
 from worker.trainer import cache, train
-from worker.trainer.kept import KeptModels
-from worker.trainer.pipe import StopSwitch
+from worker.trainer.event_pipe import StopSwitch
+from worker.trainer.model_cache import KeptModels
 
 CAPTIONS = ("a photo of a cat", "the red square", "a dog on the green", "blue", "in the photo")
 BUCKETS = {"target_resolution": 64, "start_dim": 32, "end_dim": 128, "divisible_by": 32}

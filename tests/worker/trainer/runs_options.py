@@ -3,7 +3,7 @@
 from typing import Any
 
 from tasks.jobs.job import parse_job
-from tasks.requests import TrainerRequest
+from tasks.stages.trainer_protocol import TrainerRequest
 
 _DATA_SET = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"}
 _COMMON: dict[str, Any] = {

@@ -4,8 +4,8 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.cache_packs import DamagedPackError, read_header, verify_pack
-from tasks.cache_plan import CacheIndex, CachePlan, encoder_digests
+from tasks.cache.packs import DamagedPackError, read_header, verify_pack
+from tasks.cache.plan import CacheIndex, CachePlan, encoder_digests
 from tasks.events import CacheDone, Event, PackStored
 from tests.worker.trainer.runs import (
     BUCKETS,
@@ -20,7 +20,7 @@ from tests.worker.trainer.runs import (
     sdxl_config_of,
 )
 from worker.trainer import cache
-from worker.trainer.cache_entries import Latents
+from worker.trainer.data.cache_entries import Latents
 from worker.trainer.errors import (
     DamagedFileError,
     InterruptedRun,
@@ -28,8 +28,8 @@ from worker.trainer.errors import (
     RefusedError,
     StaleIndexError,
 )
-from worker.trainer.kept import KeptModels
-from worker.trainer.pipe import StopSwitch
+from worker.trainer.event_pipe import StopSwitch
+from worker.trainer.model_cache import KeptModels
 
 
 def counts(done: Cached) -> tuple[int, int, int, int]:
@@ -264,7 +264,7 @@ def test_encodings_that_are_no_numbers_are_refused(
     def not_finite(*_: Any) -> Any:
         return Latents(torch.full((8, 16, 8, 8), torch.nan), torch.zeros(8, 16, 8, 8))
 
-    monkeypatch.setattr("worker.trainer.inputs.encode_pixels", not_finite)
+    monkeypatch.setattr("worker.trainer.data.inputs.encode_pixels", not_finite)
     with pytest.raises(NotFiniteError, match=r"picture-\d.png"):
         run_cache(data, config_of(tiny_flux, cache_vae_outputs=True))
     assert data.store.keys("cache/latents") == []

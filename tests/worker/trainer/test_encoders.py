@@ -9,7 +9,7 @@ import torch
 from huggingface_hub.utils import filter_repo_objects  # type: ignore[attr-defined]
 from safetensors.torch import load_file
 
-from tasks.base_model_files import base_model_folder, file_digest
+from tasks.base_models.files import base_model_folder, file_digest
 from tasks.errors import BaseModelFilesError
 from tests.worker.trainer.runs import (
     CACHED,
@@ -20,7 +20,7 @@ from tests.worker.trainer.runs import (
     sdxl_config_of,
 )
 from worker.trainer.errors import WeightsMismatchError
-from worker.trainer.safetensors_file import safetensors_bytes, write_safetensors
+from worker.trainer.export.safetensors_file import safetensors_bytes, write_safetensors
 
 PARTS = {
     "transformer_path": "transformer/diffusion_pytorch_model.safetensors",

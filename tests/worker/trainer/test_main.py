@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.cache_plan import CachePlan, EncoderDigests
+from tasks.cache.plan import CachePlan
 from tasks.errors import ErrorCode, StoreError
-from tasks.events import CacheDone, Event, TrainDone, TrainFailed
-from tasks.requests import TrainerExit
+from tasks.events import CacheDone, EncoderDigests, Event, TrainDone, TrainFailed
+from tasks.stages.trainer_protocol import TrainerExit
 from tests.worker.trainer.runs import (
     CACHED,
     Pictures,
@@ -21,8 +21,8 @@ from tests.worker.trainer.runs import (
     run_cache,
 )
 from worker.trainer.__main__ import _serve
-from worker.trainer.kept import KeptModels
-from worker.trainer.pipe import EventPipe, StopSwitch
+from worker.trainer.event_pipe import EventPipe, StopSwitch
+from worker.trainer.model_cache import KeptModels
 
 
 class Heard(EventPipe):

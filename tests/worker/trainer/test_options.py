@@ -23,11 +23,11 @@ from tests.worker.trainer.runs import (
     run_train,
     sdxl_config_of,
 )
-from worker.trainer.draws import Draws
 from worker.trainer.errors import PlaceholderError, TargetError
-from worker.trainer.kept import KeptModels
 from worker.trainer.lora import add_lora
+from worker.trainer.model_cache import KeptModels
 from worker.trainer.models import take_models
+from worker.trainer.rng import Draws
 
 # torch's word on its normalization layers, once a process: float32 weights, bfloat16 inputs.
 pytestmark = pytest.mark.filterwarnings(

@@ -6,8 +6,8 @@ import torch
 
 from tests.worker.trainer.runs import CACHED, Pictures, config_of, run_train
 from worker.trainer.errors import MissingLibraryError
+from worker.trainer.flux.transformer import load_transformer
 from worker.trainer.tiny_models import build_tiny_flux
-from worker.trainer.transformer import load_transformer
 
 CPU = torch.device("cpu")
 KINDS = ("fp8", "int8", "nf4")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tasks.events import CheckpointSaved, Event, Note, Progress
-from tasks.requests import TrainerExit
+from tasks.stages.trainer_protocol import TrainerExit
 from tests.worker.trainer.runs import (
     BUCKETS,
     CACHED,
@@ -21,7 +21,7 @@ from tests.worker.trainer.runs import (
     run_train,
 )
 from worker.trainer.errors import DamagedFileError, ForeignStateError, InterruptedRun
-from worker.trainer.pipe import StopSwitch
+from worker.trainer.event_pipe import StopSwitch
 
 LOADER = {"aspect_ratio_buckets": BUCKETS, "random_flip": True}
 # Five batches in groups of two are three updates an epoch: step 10 is the first of its epoch.

@@ -25,8 +25,8 @@ from tests.worker.trainer.runs import (
     sdxl_config_of,
 )
 from worker.trainer.errors import InterruptedRun
-from worker.trainer.kept import KeptModels
-from worker.trainer.pipe import StopSwitch
+from worker.trainer.event_pipe import StopSwitch
+from worker.trainer.model_cache import KeptModels
 from worker.trainer.tiny_models import build_tiny_sdxl
 
 # torch's word on its normalization layers, once a process: float32 weights, bfloat16 inputs.

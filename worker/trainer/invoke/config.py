@@ -7,10 +7,10 @@ key in the store: the library reads no picture, cached or not, but gets its batc
 
 from typing import Any
 
-from tasks.invoke_repairs import REPAIRS
+from tasks.jobs.invoke_patches import REPAIRS
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.jobs.sdxl import SdxlFinetuneConfig
-from tasks.requests import TrainerRequest
+from tasks.stages.trainer_protocol import TrainerRequest
 
 # Options of ours that the library has none of: they act in our part, or are refused.
 _OURS = ("single_file_config", "quantization", "use_ema", "ema_decay")

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from worker.trainer.batches import Batch, BatchPlan, SampleReader, ignore_stop_signal
+from worker.trainer.data.batches import Batch, BatchPlan, SampleReader, ignore_stop_signal
 
 
 class NumberedBatches(Dataset[dict[str, Any]]):
@@ -60,7 +60,7 @@ class PassByPass(Sampler[list[int]]):
 def library_loader(
     reader: SampleReader, plan: BatchPlan, first: int, workers: int, *, on_gpu: bool
 ) -> DataLoader[dict[str, Any]]:
-    """The loader; see ``worker.trainer.batches.TrainingData`` for its settings."""
+    """The loader; see ``worker.trainer.data.batches.TrainingData`` for its settings."""
     return DataLoader(
         NumberedBatches(reader, plan, first),
         batch_sampler=PassByPass(plan.batches_per_epoch),

@@ -13,11 +13,11 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
 from tasks.jobs.flux_lora import FluxLoraConfig
-from worker.trainer.batches import Batch
-from worker.trainer.cache_entries import Latents
-from worker.trainer.draws import Draws
-from worker.trainer.flux import min_snr_weight, sigmas
-from worker.trainer.inputs import VaeNumbers, encode_pixels
+from worker.trainer.data.batches import Batch
+from worker.trainer.data.cache_entries import Latents
+from worker.trainer.data.inputs import VaeNumbers, encode_pixels
+from worker.trainer.flux.flow_matching import min_snr_weight, sigmas
+from worker.trainer.rng import Draws
 
 _pack: Any = FluxPipeline._pack_latents
 

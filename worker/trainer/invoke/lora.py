@@ -12,14 +12,14 @@ from diffusers.models.transformers.transformer_flux import FluxTransformer2DMode
 
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.sdxl import SdxlLoraConfig
-from worker.trainer.draws import Draws
-from worker.trainer.export import write_lora
-from worker.trainer.flux_lora import lora_regex
+from worker.trainer.flux.lora_export import write_lora
+from worker.trainer.flux.lora_recipe import lora_regex
 from worker.trainer.invoke.run import Run
 from worker.trainer.lora import lora_weight_name, start_of
-from worker.trainer.metadata import sdxl_metadata
-from worker.trainer.sdxl_lora import write_sdxl_lora
-from worker.trainer.sdxl_models import load_noise_scheduler
+from worker.trainer.rng import Draws
+from worker.trainer.sdxl.lora_recipe import write_sdxl_lora
+from worker.trainer.sdxl.metadata import sdxl_metadata
+from worker.trainer.sdxl.models import load_noise_scheduler
 
 LoraConfig = FluxLoraConfig | SdxlLoraConfig
 # In the library, whatever the rank.

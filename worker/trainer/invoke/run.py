@@ -14,17 +14,17 @@ from typing import Any
 
 import torch
 
-from tasks.data.dataset import DataSet
+from tasks.dataset import DataSet
 from tasks.events import Artifact, Progress, ValidationImages
-from tasks.requests import TrainerRequest
+from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, validation_prefix
-from worker.trainer.batches import Batch, BatchPlan
 from worker.trainer.checkpoint import Checkpoints, History, TrainingState, all_finite
-from worker.trainer.draws import Draws
+from worker.trainer.data.batches import Batch, BatchPlan
 from worker.trainer.errors import DivergedError, InterruptedRun
+from worker.trainer.event_pipe import Emit, ProgressMeter, StopSwitch
 from worker.trainer.loop import ADVICE, Schedule
 from worker.trainer.lora import lora_weight_name
-from worker.trainer.pipe import Emit, ProgressMeter, StopSwitch
+from worker.trainer.rng import Draws
 
 Forward = Callable[[Batch, dict[str, Any]], torch.Tensor]
 

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 
 from tasks.jobs.sdxl import SdxlConfig
-from worker.trainer.batches import Batch
-from worker.trainer.cache_entries import Latents
-from worker.trainer.draws import Draws
-from worker.trainer.inputs import VaeNumbers, sample_latents
+from worker.trainer.data.batches import Batch
+from worker.trainer.data.cache_entries import Latents
+from worker.trainer.data.inputs import VaeNumbers, sample_latents
+from worker.trainer.rng import Draws
 
 
 class SdxlForward:

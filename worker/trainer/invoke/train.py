@@ -16,18 +16,18 @@ from invoke_training.config.pipeline_config import PipelineConfig as AnyLibraryC
 from invoke_training.pipelines.callbacks import PipelineCallbacks
 from pydantic import TypeAdapter, ValidationError
 
-from tasks.base_model_files import vae_config
-from tasks.data.dataset import DataSet
+from tasks.base_models.files import vae_config
+from tasks.dataset import DataSet
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.jobs.sdxl import SdxlConfig, SdxlLoraConfig
-from tasks.requests import TrainerRequest
+from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store
-from worker.trainer.batches import BatchPlan, SampleReader
 from worker.trainer.checkpoint import Checkpoints, TrainingState
-from worker.trainer.draws import Draws
+from worker.trainer.data.batches import BatchPlan, SampleReader
+from worker.trainer.data.inputs import VaeNumbers
 from worker.trainer.errors import RefusedError
-from worker.trainer.inputs import VaeNumbers
+from worker.trainer.event_pipe import Emit, StopSwitch
 from worker.trainer.invoke.config import library_config
 from worker.trainer.invoke.data import library_loader
 from worker.trainer.invoke.describe import COMPUTING, LIBRARY, describe
@@ -37,12 +37,12 @@ from worker.trainer.invoke.pipelines import PIPELINES, Pipeline, replaced
 from worker.trainer.invoke.results import Results
 from worker.trainer.invoke.run import Run
 from worker.trainer.invoke.sdxl import SdxlForward
-from worker.trainer.kept import KeptModels
 from worker.trainer.libraries import check_libraries
 from worker.trainer.loop import schedule_of
 from worker.trainer.memory import CudaMeter
-from worker.trainer.pipe import Emit, StopSwitch
-from worker.trainer.sdxl_models import load_noise_scheduler
+from worker.trainer.model_cache import KeptModels
+from worker.trainer.rng import Draws
+from worker.trainer.sdxl.models import load_noise_scheduler
 from worker.trainer.train import index_of, note_other_versions, run_identity, tell_end
 
 # The library's, whatever the base model says.

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from tasks.events import Event, TrainDone, TrainFailed, parse_event
-from tasks.invoke_repairs import REPAIRS
+from tasks.jobs.invoke_patches import REPAIRS
 from tasks.jobs.pipeline import PipelineConfig
-from tasks.requests import TrainerRequest
+from tasks.stages.trainer_protocol import TrainerRequest
 from tests.worker.trainer.runs import Events, Pictures, Trained, request_of, run_cache
-from worker.engines import invoke_environment
+from worker.supervision.engines import invoke_environment
 
 # Set where the library is installed; see docs/guides/invoke-training.md.
 PYTHON = os.environ.get("TRAINING_INVOKE_PYTHON")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tasks.errors import ErrorCode
 from tasks.events import CheckpointSaved, Event, Progress, TrainDone, TrainFailed, ValidationImages
-from tasks.requests import TrainerExit
+from tasks.stages.trainer_protocol import TrainerExit
 from tests.worker.trainer.invoke.library import ALL, Library
 from tests.worker.trainer.runs import (
     ALL_TARGETS,

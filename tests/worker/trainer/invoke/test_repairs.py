@@ -12,7 +12,7 @@ from PIL import Image
 
 from routing.requirements import TrainingType
 from tasks.events import TrainDone
-from tasks.invoke_repairs import REPAIRS
+from tasks.jobs.invoke_patches import REPAIRS
 from tasks.store import image_key
 from tests.worker.trainer.invoke.library import ALL, Library
 from tests.worker.trainer.runs import (

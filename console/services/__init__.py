@@ -1,0 +1,1 @@
+"""What pages and API share: jobs, uploads, dataset checks, sessions."""

@@ -1,0 +1,123 @@
+"""The process that looks into a data set: pictures that nobody vouches for are read here only.
+
+Started anew for each data set, and ended where it takes too long. Reads one request from its
+standard input and writes one answer to its standard output, both JSON.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import TypeAdapter
+
+from tasks.base_models.check import check_base_model
+from tasks.data.archives import unpack
+from tasks.data.images import SUFFIXES, UnreadablePictureError, open_picture
+from tasks.data.read_policy import Access
+from tasks.data.sources import Sources
+from tasks.data.uploads import NoUploadError, StoredUploads
+from tasks.data.validation import check_data_set
+from tasks.errors import BaseModelError, DataSetError, Fault, JobError
+from tasks.jobs.job import TrainingConfig
+from tasks.store import Store
+from tasks.strict_model import StrictModel
+
+# Whoever waits for pages comes first.
+_NICE = 10
+_THUMBNAIL = (256, 256)
+_LONGEST_CAPTION = 2000
+_MOST_PICTURES = 500
+
+_CONFIG: TypeAdapter[TrainingConfig] = TypeAdapter(TrainingConfig)
+
+
+class CheckRequest(StrictModel):
+    """What to look into."""
+
+    kind: Literal["check", "thumbnails"]
+    training: dict[str, Any] | None = None
+    """What to check: a job's training part, resolved."""
+    upload: str = ""
+    """Of which to make thumbnails, as a job names it."""
+    folder: str = ""
+    """Where they go."""
+    tenant: str
+    store_url: str
+    downloads_dir: str
+    scratch_dir: str
+    roots: tuple[str, ...] | None
+    """Where data sets may lie; null: anywhere."""
+    hosts: tuple[str, ...]
+    most_bytes: int
+
+
+def main() -> None:
+    """Answer one request."""
+    os.nice(_NICE)
+    with suppress(OSError):
+        # Where memory runs out, this process is the one to end.
+        Path("/proc/self/oom_score_adj").write_text("1000", "utf-8")
+    request = CheckRequest.model_validate_json(sys.stdin.buffer.read())
+    try:
+        answer = _checked(request) if request.kind == "check" else _pictures(request)
+    except JobError as error:
+        answer = _error(error)
+    except NoUploadError as error:
+        answer = _error(DataSetError([Fault("", str(error))], "prepare"))
+    sys.stdout.write(json.dumps(answer))
+
+
+def _error(error: JobError) -> dict[str, Any]:
+    return {"error": {"code": error.code, "stage": error.stage, "message": error.message}}
+
+
+def _checked(request: CheckRequest) -> dict[str, Any]:
+    access = Access(request.roots, frozenset(request.hosts), request.most_bytes)
+    uploads = StoredUploads(Store(request.store_url), request.tenant)
+    scratch = Path(request.scratch_dir)
+    sources = Sources(access, Path(request.downloads_dir), scratch, uploads=uploads)
+    config = _CONFIG.validate_python(request.training)
+    # Not one after the other: whoever asks wants to hear of both.
+    model_faults = check_base_model(config)
+    report = check_data_set(config, sources)
+    answer = {"report": report.document(), "sizes": list(report.buckets.values())}
+    if model_faults:
+        return {**answer, **_error(BaseModelError(model_faults, "prepare"))}
+    return answer | (_error(DataSetError(report.faults, "prepare")) if report.faults else {})
+
+
+def _pictures(request: CheckRequest) -> dict[str, Any]:
+    scratch, folder = Path(request.scratch_dir), Path(request.folder)
+    uploads = StoredUploads(Store(request.store_url), request.tenant)
+    archive = uploads.path_of(request.upload, scratch / "uploads")
+    found = unpack(archive, scratch / "unpacked", most_bytes=request.most_bytes)
+    files = found.files
+    if found.faults and not files:
+        raise DataSetError(found.faults, "prepare")
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"pictures": list(_thumbnails(files, folder))}
+
+
+def _thumbnails(files: dict[str, Path], folder: Path) -> Iterator[dict[str, Any]]:
+    names = [name for name in sorted(files) if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    for number, name in enumerate(names[:_MOST_PICTURES]):
+        caption = files.get(str(PurePosixPath(name).with_suffix(".txt")))
+        text, problem = None, None
+        if caption is not None:
+            with caption.open("rb") as file:
+                text = file.read(_LONGEST_CAPTION).decode("utf-8", "replace").strip()
+        try:
+            picture = open_picture(files[name].read_bytes())
+            picture.thumbnail(_THUMBNAIL)
+            picture.save(folder / f"{number}.jpg", "JPEG", quality=80)
+        except (UnreadablePictureError, OSError) as error:
+            problem = str(error)
+        yield {"number": number, "name": name, "caption": text, "problem": problem}
+
+
+if __name__ == "__main__":
+    main()

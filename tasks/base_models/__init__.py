@@ -1,0 +1,1 @@
+"""Base models: their files and the checks that need no GPU."""

@@ -1,0 +1,1 @@
+"""The cache of encoder outputs: keys, packs, index and eviction."""

@@ -1,0 +1,206 @@
+"""What a job needs of the cache: the key of each entry, and the index that its training reads.
+
+An entry's digest is the SHA-256 of everything the entry depends on. An edited image, another
+encoder or another length gives another one, so that no entry is ever stale and all jobs of a fleet
+can share them. Knows neither torch nor Redis: any machine that sees the base model's files can
+tell what is missing.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from tasks.base_models.files import text_digest, vae_digest
+from tasks.buckets import Size
+from tasks.dataset import DataSet
+from tasks.events import EncoderDigests
+from tasks.jobs.pipeline import PipelineConfig
+from tasks.strict_model import StrictModel
+
+# Raise it when the code that makes entries changes what is in them.
+CODE_VERSION = 2
+
+Kind = Literal["text", "latents"]
+KINDS: tuple[Kind, ...] = ("text", "latents")
+
+
+class SampleEntries(StrictModel):
+    """The digests of one sample's entries; null where its kind is not cached."""
+
+    text: str | None
+    latents: str | None
+    flipped_latents: str | None
+    """Where the config mirrors samples."""
+
+
+class CacheIndex(StrictModel):
+    """Which cache entries belong to which samples of a job, and where they are."""
+
+    data_set: str
+    """The data set's digest."""
+    settings: dict[str, object]
+    """The options that entries depend on."""
+    samples: tuple[SampleEntries, ...]
+    """In the data set's order."""
+    blank_text: str | None
+    """The blank caption's entry."""
+    prompt_texts: tuple[str, ...] = ()
+    """The entries of validation_prompts, in their order; none where text is not cached."""
+    negative_texts: tuple[str, ...] = ()
+    """Those of negative_validation_prompts."""
+    packs: dict[str, str]
+    """The store key of each entry's pack."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image as the VAE is to see it; ``sample`` is one of those that show it."""
+
+    image: str
+    sample: int
+    size: Size
+    flipped: bool
+
+
+def encoder_digests(config: PipelineConfig) -> EncoderDigests:
+    """The digests of the encoders whose outputs a job caches, as this machine sees their files.
+
+    Raises:
+        BaseModelFilesError: A file is missing.
+    """
+    return EncoderDigests(
+        text=text_digest(config) if config.caches_text else None,
+        vae=vae_digest(config) if config.cache_vae_outputs else None,
+    )
+
+
+class CachePlan:
+    """The entries that a job needs.
+
+    Args:
+        config: The job's training.
+        data_set: Its data set.
+        encoders: Of its base model.
+
+    Attributes:
+        texts: Each caption and prompt by its entry's digest.
+        latents: Each picture and mirroring by its entry's digest.
+    """
+
+    def __init__(self, config: PipelineConfig, data_set: DataSet, encoders: EncoderDigests) -> None:
+        self._config = config
+        self._data_set = data_set
+        self._sizes = data_set.sizes_in(config.loader.sizes())
+        # A cached caption is always the same one: only drops are drawn, and their entry is blank.
+        self._captions = [
+            config.loader.caption(sample, ()) if encoders.text else ""
+            for sample in data_set.samples
+        ]
+        negative = getattr(config, "negative_validation_prompts", None)
+        self._prompts = (config.validation_prompts, tuple(negative or ()))
+        self._text_of = {it: self._text_digest(it, encoders) for it in self._all_captions(encoders)}
+        self.texts = {digest: caption for caption, digest in self._text_of.items()}
+        self._latents_of = {it: _latents_digest(it, encoders) for it in self._pictures(encoders)}
+        self.latents = {digest: picture for picture, digest in self._latents_of.items()}
+
+    def kind(self, digest: str) -> Kind:
+        """What an entry is of."""
+        return "text" if digest in self.texts else "latents"
+
+    @property
+    def digests(self) -> list[str]:
+        """All entries: text first, then latents size by size, as encoders work best."""
+        by_size = sorted(self.latents, key=lambda digest: (self.latents[digest].size, digest))
+        return [*sorted(self.texts), *by_size]
+
+    def index(self, packs: Mapping[str, str]) -> CacheIndex:
+        """The index of the job.
+
+        Args:
+            packs: The store key of each entry's pack.
+        """
+        by_picture = {(it.image, it.size, it.flipped): key for it, key in self._latents_of.items()}
+        rows = zip(self._data_set.samples, self._captions, self._sizes, strict=True)
+        return CacheIndex(
+            data_set=self._data_set.digest,
+            settings=cache_settings(self._config),
+            samples=tuple(
+                SampleEntries(
+                    text=self._text_of.get(caption),
+                    latents=by_picture.get((sample.image, size, False)),
+                    flipped_latents=by_picture.get((sample.image, size, True)),
+                )
+                for sample, caption, size in rows
+            ),
+            blank_text=self._text_of.get(""),
+            prompt_texts=tuple(self._text_of[it] for it in self._prompts[0] if self._text_of),
+            negative_texts=tuple(self._text_of[it] for it in self._prompts[1] if self._text_of),
+            packs={digest: packs[digest] for digest in self.digests},
+        )
+
+    def _all_captions(self, encoders: EncoderDigests) -> list[str]:
+        if not encoders.text:
+            return []
+        # The blank caption stands for a dropped one; prompts are encoded as captions are.
+        return sorted({"", *self._captions, *self._prompts[0], *self._prompts[1]})
+
+    def _pictures(self, encoders: EncoderDigests) -> Iterator[Picture]:
+        if not encoders.vae:
+            return
+        seen = set()
+        flips = (False, True) if self._config.loader.random_flip else (False,)
+        for number, sample in enumerate(self._data_set.samples):
+            size = self._sizes[number]
+            if (sample.image, size) not in seen:
+                seen.add((sample.image, size))
+                yield from (Picture(sample.image, number, size, flipped) for flipped in flips)
+
+    def _text_digest(self, caption: str, encoders: EncoderDigests) -> str:
+        names = ("clip_tokenizer_max_length", "t5_tokenizer_max_length")
+        limits = [getattr(self._config, name, None) for name in names]
+        return _digest("text", caption, *limits, encoders.text, self._config.weight_dtype)
+
+
+def cache_settings(config: PipelineConfig) -> dict[str, object]:
+    """The options that cache entries depend on, as plain JSON."""
+    loader = config.loader
+    values = config.model_dump(mode="json", include=set(_SETTINGS))
+    loader_values = loader.model_dump(mode="json", include=set(_LOADER_SETTINGS))
+    return {
+        **values,
+        **loader_values,
+        "sizes": [list(size) for size in loader.sizes()],
+        "code_version": CODE_VERSION,
+    }
+
+
+_SETTINGS = (
+    "type",
+    "model",
+    "single_file_config",
+    "hf_variant",
+    "vae_model",
+    "base_embeddings",
+    "text_encoder_1_path",
+    "text_encoder_2_path",
+    "weight_dtype",
+    "clip_tokenizer_max_length",
+    "t5_tokenizer_max_length",
+    "validation_prompts",
+    "negative_validation_prompts",
+    "cache_text_encoder_outputs",
+    "cache_vae_outputs",
+)
+_LOADER_SETTINGS = ("caption_prefix", "instance_caption", "class_caption", "random_flip")
+
+
+def _latents_digest(picture: Picture, encoders: EncoderDigests) -> str:
+    place = (list(picture.size), "centre", picture.flipped)
+    return _digest("latents", picture.image, *place, encoders.vae, "float32")
+
+
+def _digest(*parts: object) -> str:
+    text = json.dumps([CODE_VERSION, *parts], ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()

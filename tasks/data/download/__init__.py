@@ -1,0 +1,1 @@
+"""Downloads over HTTPS and from object stores."""

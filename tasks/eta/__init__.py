@@ -1,0 +1,1 @@
+"""Run history, and the estimates made from it."""

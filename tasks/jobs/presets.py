@@ -1,0 +1,282 @@
+"""Presets: data files named family, method, GPUs x memory, and how they join a job.
+
+Order of precedence: field defaults, then the preset, then the job's own fields.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+ALIASES = {
+    "flux_1x24gb": "flux_lora_1x24gb",
+    "flux_1x40gb": "flux_lora_1x40gb",
+    "flux_1x80gb": "flux_lora_1x80gb",
+}
+"""Other names of presets."""
+
+_SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+_FOLDER = files("tasks.jobs") / "preset_files"
+
+
+class UnknownPresetError(KeyError):
+    """No preset has this name."""
+
+    def __init__(self, name: object) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        """What there is instead."""
+        return f"there is no preset {self.name!r}; there are {', '.join(preset_names())}"
+
+
+@cache
+def preset_names() -> tuple[str, ...]:
+    """The names of all presets, without aliases."""
+    found = (entry.name for entry in _FOLDER.iterdir())
+    return tuple(sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml")))
+
+
+def preset(name: str) -> dict[str, Any]:
+    """A preset's ``training`` values and its ``summary``.
+
+    Raises:
+        UnknownPresetError: No preset has this name.
+    """
+    resolved = ALIASES.get(name, name) if isinstance(name, str) else name
+    if resolved not in preset_names():
+        raise UnknownPresetError(name)
+    return deepcopy(_values_in(f"{resolved}.yaml"))
+
+
+@cache
+def _values_in(file_name: str) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load((_FOLDER / file_name).read_text("utf-8"))
+    return values
+
+
+def with_preset(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with its preset's values where it has none of its own.
+
+    Of two options that exclude each other (``max_train_steps`` and ``max_train_epochs``), the one
+    that the job sets puts out the preset's. Where the job takes another optimizer, the preset's
+    settings of its own and its learning rates do not apply.
+
+    Raises:
+        UnknownPresetError: The document names a preset that does not exist.
+    """
+    if document.get("preset") is None:
+        return document
+    training = document.get("training")
+    base = preset(document["preset"])["training"]
+    if training is not None and not isinstance(training, dict):
+        return document
+    return {**document, "training": joined(base, training or {})}
+
+
+def joined(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Two ``training`` parts merged, without what of the base is of no use beside the other."""
+    useless = {name for pair in _EXCLUSIVE if any(n in over for n in pair) for name in pair}
+    optimizer = over.get("optimizer")
+    if isinstance(optimizer, dict):
+        kind = base.get("optimizer", {}).get("optimizer_type", "AdamW")
+        # Rates of one optimizer are none of another's: Prodigy's is some 1, AdamW's some 1e-4.
+        if optimizer.get("optimizer_type", kind) != kind:
+            useless |= {"optimizer", *(n for n in base if n.endswith("_learning_rate"))}
+    return _merged({k: v for k, v in base.items() if k not in useless}, over)
+
+
+_EXCLUSIVE = (
+    ("max_train_steps", "max_train_epochs"),
+    ("save_every_n_steps", "save_every_n_epochs"),
+    ("validate_every_n_steps", "validate_every_n_epochs"),
+)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = deepcopy(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merged(merged[key], value)
+        else:
+            merged[key] = deepcopy(value)
+    return merged
+
+
+def get_flux_lora_config(
+    model: str = "black-forest-labs/FLUX.1-dev",
+    resolution: int = 768,
+    batch_size: int = 1,
+    learning_rate: float = 1e-4,
+    lora_rank: int = 4,
+    max_train_steps: int = 1000,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """A job's ``training`` part for a FLUX LoRA; it validates once it has a data set.
+
+    Args:
+        model: The base model.
+        resolution: The training images' side in pixels, and the buckets' target.
+        batch_size: Samples of one forward pass.
+        learning_rate: The transformer's, with AdamW; another optimizer among ``kwargs`` has its
+            own.
+        lora_rank: The LoRA's rank.
+        max_train_steps: Weight updates.
+        **kwargs: Further options, merged into the rest:
+            ``data_loader={"dataset": {...}}`` adds the data set.
+    """
+    config = {
+        **_common("FLUX_LORA", model, batch_size, max_train_steps),
+        "lora_rank_dim": lora_rank,
+        "transformer_learning_rate": learning_rate,
+        "lr_scheduler": "constant_with_warmup",
+        "lr_warmup_steps": 10,
+        "lora_checkpoint_format": "kohya",
+        "timestep_sampler": "shift",
+        "discrete_flow_shift": 3.0,
+        "optimizer": {"optimizer_type": "AdamW", "learning_rate": learning_rate},
+    }
+    config["data_loader"] = _loader("IMAGE_CAPTION_FLUX_DATA_LOADER", resolution, least_step=16)
+    return joined(config, kwargs)
+
+
+def get_sdxl_lora_config(
+    model: str = _SDXL,
+    resolution: int = 1024,
+    batch_size: int = 1,
+    learning_rate: float = 1e-4,
+    lora_rank: int = 16,
+    max_train_steps: int = 1000,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """A job's ``training`` part for an SDXL LoRA; it validates once it has a data set.
+
+    Args:
+        model: The base model.
+        resolution: The training images' side in pixels, and the buckets' target.
+        batch_size: Samples of one forward pass.
+        learning_rate: Of all trained models, with AdamW.
+        lora_rank: The LoRA's rank.
+        max_train_steps: Weight updates.
+        **kwargs: Further options, merged into the rest:
+            ``data_loader={"dataset": {...}}`` adds the data set.
+    """
+    config = {
+        **_common("SDXL_LORA", model, batch_size, max_train_steps),
+        "lora_rank_dim": lora_rank,
+        "lora_checkpoint_format": "kohya",
+        "optimizer": {"optimizer_type": "AdamW", "learning_rate": learning_rate},
+    }
+    config["data_loader"] = _loader("IMAGE_CAPTION_SD_DATA_LOADER", resolution)
+    return joined(config, kwargs)
+
+
+def get_sdxl_textual_inversion_config(
+    placeholder_token: str,
+    initializer_token: str | None = None,
+    model: str = _SDXL,
+    resolution: int = 1024,
+    batch_size: int = 1,
+    learning_rate: float = 5e-3,
+    max_train_steps: int = 2000,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """A job's ``training`` part for SDXL textual inversion; it validates with a data set.
+
+    Args:
+        placeholder_token: The new word.
+        initializer_token: The word it starts from. None: one of the other two starts is among
+            ``kwargs``.
+        model: The base model.
+        resolution: The training images' side in pixels, and the buckets' target.
+        batch_size: Samples of one forward pass.
+        learning_rate: The embeddings', with AdamW.
+        max_train_steps: Weight updates.
+        **kwargs: Further options, merged into the rest:
+            ``data_loader={"dataset": {...}, "caption_preset": "object"}`` adds the data set.
+    """
+    config = {
+        **_common("SDXL_TEXTUAL_INVERSION", model, batch_size, max_train_steps),
+        "placeholder_token": placeholder_token,
+        "initializer_token": initializer_token,
+        # Decay would draw the embeddings to zero.
+        "optimizer": {
+            "optimizer_type": "AdamW",
+            "learning_rate": learning_rate,
+            "weight_decay": 0.0,
+        },
+    }
+    config["data_loader"] = _loader("TEXTUAL_INVERSION_SD_DATA_LOADER", resolution)
+    return joined(config, kwargs)
+
+
+def get_sdxl_finetune_config(
+    model: str = _SDXL,
+    resolution: int = 1024,
+    batch_size: int = 1,
+    learning_rate: float = 1e-5,
+    max_train_steps: int = 5000,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """A job's ``training`` part for an SDXL finetune; it validates once it has a data set.
+
+    Args:
+        model: The base model.
+        resolution: The training images' side in pixels, and the buckets' target.
+        batch_size: Samples of one forward pass.
+        learning_rate: The UNet's, with AdamW.
+        max_train_steps: Weight updates.
+        **kwargs: Further options, merged into the rest:
+            ``data_loader={"dataset": {...}}`` adds the data set.
+    """
+    config = {
+        **_common("SDXL_FINETUNE", model, batch_size, max_train_steps),
+        "cache_text_encoder_outputs": True,
+        "optimizer": {"optimizer_type": "AdamW", "learning_rate": learning_rate},
+    }
+    config["data_loader"] = _loader("IMAGE_CAPTION_SD_DATA_LOADER", resolution)
+    return joined(config, kwargs)
+
+
+def _common(
+    training_type: str, model: str, batch_size: int, max_train_steps: int
+) -> dict[str, Any]:
+    return {
+        "type": training_type,
+        "model": model,
+        "train_batch_size": batch_size,
+        "max_train_steps": max_train_steps,
+        "save_every_n_steps": max(1, max_train_steps // 4),
+        "weight_dtype": "bfloat16",
+        "gradient_checkpointing": True,
+    }
+
+
+def _loader(loader_type: str, resolution: int, least_step: int = 8) -> dict[str, Any]:
+    sides = (resolution, resolution // 2, resolution * 2)
+    steps = (step for step in (128, 64, 32, 16) if not any(side % step for side in sides))
+    step = next(steps, least_step)
+    return {
+        "type": loader_type,
+        "resolution": resolution,
+        "aspect_ratio_buckets": {
+            "target_resolution": resolution,
+            "start_dim": resolution // 2 // step * step,
+            "end_dim": resolution * 2,
+            "divisible_by": step,
+        },
+        "dataloader_num_workers": 4,
+    }
+
+
+SUPPORTED_TRAINING_TYPES: dict[str, Callable[..., dict[str, Any]]] = {
+    "SDXL_LORA": get_sdxl_lora_config,
+    "SDXL_TEXTUAL_INVERSION": get_sdxl_textual_inversion_config,
+    "SDXL_FINETUNE": get_sdxl_finetune_config,
+    "FLUX_LORA": get_flux_lora_config,
+}
+"""Training type to the function that makes its config."""

@@ -1,0 +1,1 @@
+"""What backends read and send: documents, JSON schemas and TypeScript."""

@@ -1,0 +1,1 @@
+"""The settings of a process, from ``TRAINING_*`` environment variables."""

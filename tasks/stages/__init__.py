@@ -1,0 +1,1 @@
+"""The four stages of a job, and how a worker runs one."""

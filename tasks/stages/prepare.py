@@ -1,0 +1,118 @@
+"""The ``prepare`` stage: check the base model and every image and caption, store the data set."""
+
+import json
+import time
+from collections.abc import Callable
+
+from routing.queues import CPU_QUEUE
+from tasks.base_models.check import check_base_model
+from tasks.data.ingest import ingest
+from tasks.data.read_policy import Access
+from tasks.data.sources import Sources
+from tasks.data.uploads import StoredUploads
+from tasks.data.validation import Report, check_data_set
+from tasks.errors import BaseModelError, DataSetError
+from tasks.eta.rate_meter import Made
+from tasks.events import DataSetChecked, Note, Progress
+from tasks.jobs.pipeline import PipelineConfig
+from tasks.stages.cache import is_cached
+from tasks.stages.runner import StageContext, StageResult
+from tasks.stages.worker_context import TrainerInterrupted
+from tasks.state.record import NEXT_QUEUE, READS
+from tasks.store import data_set_key, report_key
+
+# Each is an event; a data set with more of them has one systematic cause.
+_MOST_NOTES = 20
+
+
+def check(
+    config: PipelineConfig, sources: Sources, between: Callable[[], object] = lambda: None
+) -> Report:
+    """Check all that later stages need, as seen from this machine.
+
+    Args:
+        config: The job's training.
+        sources: Reads its data sets.
+        between: Called before each picture; what it raises ends the check.
+
+    Raises:
+        BaseModelError: With every fault of the base model.
+    """
+    model_faults = check_base_model(config)
+    if model_faults:
+        raise BaseModelError(model_faults, "prepare")
+    return check_data_set(config, sources, between=between)
+
+
+class _Watch:
+    """Stops the stage where it should, and tells of downloads; asks once a second at the most."""
+
+    def __init__(self, context: StageContext) -> None:
+        self._context = context
+        self._looked_at = 0.0
+
+    def look(self) -> bool:
+        """Whether it was time to look.
+
+        Raises:
+            TrainerInterrupted: The job is cancelled, or the worker is going away.
+        """
+        now = time.monotonic()
+        if now - self._looked_at < 1:
+            return False
+        self._looked_at = now
+        if self._context.stop_requested():
+            raise TrainerInterrupted
+        return True
+
+    def downloaded(self, done: int, total: int | None) -> None:
+        """Told after each piece of a download."""
+        if self.look() and total is not None:
+            progress = Progress(stage="prepare", done=done, total=total, unit="bytes")
+            self._context.emit(progress)
+
+
+def access_of(context: StageContext) -> Access:
+    """What this job may read: less than others where a tenant's key sent it."""
+    reads = context.record.refs.get(READS)
+    access = context.runtime.access
+    return access if reads is None else access.narrowed(reads.splitlines())
+
+
+def prepare(context: StageContext) -> StageResult:
+    """Check everything, and store the data set under its digest."""
+    runtime = context.runtime
+    watch = _Watch(context)
+    sources = Sources(
+        access_of(context),
+        runtime.downloads_dir,
+        context.scratch_dir,
+        watch.downloaded,
+        StoredUploads(runtime.store, context.record.job.tenant),
+    )
+    report = check(context.record.job.training, sources, watch.look)
+    key = report_key(context.job_id)
+    runtime.store.put(key, json.dumps(report.document(), ensure_ascii=False).encode())
+    checked = DataSetChecked(
+        pictures=len(report.samples),
+        errors=len(report.faults),
+        warnings=len(report.warnings),
+        report_key=key,
+    )
+    context.emit(checked, {"report": key})
+    if report.faults:
+        raise DataSetError(report.faults, "prepare")
+    for warning in report.warnings[:_MOST_NOTES]:
+        context.emit(Note(level="warning", message=str(warning)))
+    if len(report.warnings) > _MOST_NOTES:
+        more = f"{len(report.warnings) - _MOST_NOTES} more warnings; --dry-run shows all"
+        context.emit(Note(level="warning", message=more))
+    context.check_wanted()
+    data_set = ingest(report, context.runtime.store)
+    counts = ", ".join(f"{n} x {size}" for size, n in sorted(report.buckets.items()))
+    refs = {"data_set": data_set_key(data_set.digest)}
+    if is_cached(context.runtime, context.record.job.training, data_set):
+        # No GPU is needed to find that out again.
+        refs[NEXT_QUEUE] = CPU_QUEUE
+    pictures = len(data_set.samples)
+    return StageResult(f"{pictures} pictures: {counts}", refs, made=Made(pictures))

@@ -1,0 +1,88 @@
+"""The ``publish`` stage: the results under their final names, and last of all the manifest."""
+
+import json
+from datetime import UTC, datetime
+
+from tasks.eta.rate_meter import Made
+from tasks.events import Artifact
+from tasks.metrics import PUBLISHED_BYTES
+from tasks.schemas.documents import Engine, GpuMemory, Manifest, Published
+from tasks.stages.runner import StageContext, StageResult
+from tasks.stages.train import checkpoints_of, memory_of, trained_of, validations_of
+from tasks.store import output_prefix
+from tasks.urls import without_queries
+
+
+def publish(context: StageContext) -> StageResult:
+    """Publish a trained job; safe to repeat.
+
+    The manifest is written last and never over another one: where it exists, everything it
+    names does, and whoever wrote it first has published the job.
+    """
+    job, store = context.record.job, context.runtime.store
+    prefix = output_prefix(context.job_id, job.training.base_output_dir)
+    manifest_key = f"{prefix}/manifest.json"
+    if not store.exists(manifest_key):
+        files = _published_files(context, prefix)
+        written = _manifest(context, files)
+        # The last moment to notice that another start has taken over.
+        context.check_wanted()
+        store.put_if_absent(manifest_key, written.model_dump_json(indent=2).encode())
+        context.telemetry.count(PUBLISHED_BYTES.one(by=sum(file.size for file in files)))
+    manifest = json.loads(store.get(manifest_key))
+    first = manifest["files"][0]
+    published = Published(
+        published=store.locate(first["key"]),
+        manifest=store.locate(manifest_key),
+        sha256=first["sha256"],
+        files=tuple(file["key"] for file in manifest["files"]),
+    )
+    return StageResult(
+        f"{len(manifest['files'])} files",
+        {"manifest": manifest_key},
+        published.model_dump(mode="json"),
+        Made(1),
+    )
+
+
+def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
+    """Copy the results to their final names: the trained weights first, then earlier ones.
+
+    Validation images get a folder of their own.
+    """
+    refs, name = context.record.refs, context.record.job.name
+    *earlier, last = checkpoints_of(refs)
+    names = {file.name: file for file in last.files}
+    for saved in earlier:
+        rest = {file.name.removeprefix(name): file for file in saved.files}
+        names |= {f"{name}-{saved.step:06d}{end}": file for end, file in rest.items()}
+    trained = trained_of(refs)
+    if trained is not None:
+        names |= {extra.name: extra for extra in trained.extras}
+    for made in validations_of(refs):
+        names |= {f"validation/{image.name}": image for image in made.images}
+    files = []
+    for file_name, artifact in names.items():
+        key = f"{prefix}/{file_name}"
+        context.runtime.store.copy(artifact.key, key)
+        files.append(artifact.model_copy(update={"name": file_name, "key": key}))
+    return files
+
+
+def _manifest(context: StageContext, files: list[Artifact]) -> Manifest:
+    record = context.record
+    trained = trained_of(record.refs)
+    engine = trained.model_dump(include={"device", "versions", "repairs"}) if trained else {}
+    return Manifest(
+        job_id=record.id,
+        job=without_queries(record.job.model_dump(mode="json")),
+        created_at=record.created_at,
+        published_at=datetime.now(UTC),
+        files=tuple(files),
+        data_set=record.refs["data_set"],
+        steps=checkpoints_of(record.refs)[-1].step,
+        final_loss=trained.final_loss if trained else None,
+        gpu_memory=GpuMemory.model_validate(memory_of(record)),
+        stages=record.stages,
+        engine=Engine(name=record.job.engine, **engine),
+    )

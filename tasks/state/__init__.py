@@ -1,0 +1,1 @@
+"""The state of jobs, workers and queues in Redis."""

@@ -1,0 +1,184 @@
+"""What people and sweepers do to jobs: cancel, pause, replay, send what is due or was lost."""
+
+from datetime import timedelta
+from typing import Any, cast
+
+from redis import Redis
+
+from tasks.errors import ErrorCode, JobError, cancelled_message
+from tasks.events import Event, JobEnded, Note
+from tasks.state import control_scripts, job_scripts
+from tasks.state.job_store import Admission, JobState, keys_of
+from tasks.state.record import (
+    NEXT_QUEUE,
+    VERSION,
+    JobHead,
+    JobRecord,
+    JobStatus,
+    UnknownJobError,
+    queue_of,
+)
+from tasks.state.workers import newest_versions
+
+
+class NotNowError(JobError):
+    """A job is not where this can be done to it."""
+
+    def __init__(self, job_id: str, status: str, wanted: str) -> None:
+        super().__init__(f"job {job_id} is {status}, not {wanted}", ErrorCode.NOT_NOW)
+
+
+class JobControl:
+    """Changes jobs from outside their stages; a running stage learns of it within a second.
+
+    Args:
+        client: A connection to Redis 6.2 or newer that decodes responses.
+        ttl: How long a job is kept after its last change.
+    """
+
+    def __init__(self, client: Redis, ttl: timedelta) -> None:
+        self._redis = client
+        self._ttl_s = int(ttl.total_seconds())
+        self._state = JobState(client, ttl)
+        self._cancel = client.register_script(control_scripts.CANCEL)
+        self._pause = client.register_script(control_scripts.PAUSE)
+        self._resume = client.register_script(control_scripts.RESUME)
+        self._requeue = client.register_script(control_scripts.REQUEUE)
+        self._take_due = client.register_script(control_scripts.TAKE_DUE)
+
+    def cancel(self, job_id: str, *, save: bool = False) -> JobStatus:
+        """Cancel a job: at once while it waits, within a step while it runs.
+
+        Args:
+            job_id: The job.
+            save: Publish what there is: where the trainer runs, it saves a checkpoint first.
+
+        Returns:
+            Its status now; an ended job keeps its own. CANCELLING with nothing running means that
+            the chain is to be sent from ``publish`` on.
+
+        Raises:
+            UnknownJobError: There is no such job.
+        """
+        message = cancelled_message(job_id)
+        event = JobEnded(status="cancelled", message=message, code=ErrorCode.CANCELLED)
+        return JobStatus(self._run(self._cancel, job_id, event, message, int(save)))
+
+    def pause(self, job_id: str) -> JobStatus:
+        """Keep a job from going on: at once while it waits, from a checkpoint while it runs.
+
+        Returns:
+            Its status now: PAUSED, or PAUSING until its trainer has saved a checkpoint.
+
+        Raises:
+            UnknownJobError: There is no such job.
+            NotNowError: It is over, or being cancelled.
+        """
+        note = Note(level="info", message="somebody paused the job")
+        status = JobStatus(self._run(self._pause, job_id, note))
+        if status not in (JobStatus.PAUSING, JobStatus.PAUSED):
+            raise NotNowError(job_id, status, "waiting or running")
+        return status
+
+    def resume(self, job_id: str) -> bool:
+        """Let a paused job go on.
+
+        Returns:
+            Whether its chain is to be sent anew; False where it had not stopped yet, or waits for
+            its tenant's turn.
+
+        Raises:
+            UnknownJobError: There is no such job.
+            NotNowError: It is not paused.
+        """
+        return self._reopened(job_id, JobStatus.PAUSED, "somebody resumed the job")
+
+    def replay(self, job_id: str) -> bool:
+        """Let a failed job go on from the stage and the checkpoint it has.
+
+        Returns:
+            Whether its chain is to be sent; False where it waits for its tenant's turn.
+
+        Raises:
+            UnknownJobError: There is no such job.
+            NotNowError: It has not failed.
+        """
+        return self._reopened(job_id, JobStatus.FAILED, "somebody replayed the job")
+
+    def dead(self) -> list[JobRecord]:
+        """The jobs that failed through no fault of their own, the oldest end first."""
+        ids = cast("list[str]", self._redis.zrange(job_scripts.DEAD, 0, -1))
+        return self._state.get_all(ids)
+
+    def drop_dead(self, job_id: str) -> None:
+        """Take a job off the list of the dead.
+
+        Raises:
+            NotNowError: It is not on it.
+        """
+        if not self._redis.zrem(job_scripts.DEAD, job_id):
+            raise NotNowError(job_id, "not", "on the list of the dead")
+
+    def in_flight(self) -> list[JobRecord]:
+        """The jobs that have a message, or should have one, and those whose stage runs."""
+        return self._state.get_all(self._ids_in_flight())
+
+    def heads_in_flight(self) -> list[JobHead]:
+        """What every version can read of them."""
+        return self._state.heads(self._ids_in_flight())
+
+    def requeue(self, job_id: str, attempt: int, stage: str) -> bool:
+        """Let a stage whose message was lost begin again; False where it has gone on meanwhile."""
+        note = Note(level="warning", message=f"the message of {stage} was lost; it is sent again")
+        args: list[str | int] = [self._ttl_s, attempt, stage, note.model_dump_json()]
+        return bool(self._requeue(keys=keys_of(job_id), args=args))
+
+    def take_due(self) -> list[JobHead]:
+        """The jobs whose next try is due; each is given out once, for the caller to send.
+
+        Those that are for newer workers than there are wait on.
+        """
+        now = self._redis.time()[0]
+        due = cast("list[str]", self._redis.zrangebyscore(job_scripts.DUE, "-inf", now))
+        if not due:
+            return []
+        known = {head.id: head for head in self._state.heads(due)}
+        versions = newest_versions(self._redis)
+        taken = []
+        for job_id in due:
+            head = known.get(job_id)
+            if head is None:
+                wanted = job_id not in self._state.there_are([job_id])  # or cannot be read
+            else:
+                # Whoever asks is of this version itself.
+                wanted = head.version <= max(VERSION, versions.get(head.waiting_in or "", 0))
+            if wanted and self._take_due(keys=keys_of(job_id), args=[self._ttl_s]) and head:
+                taken.append(head)
+        return taken
+
+    def _ids_in_flight(self) -> list[str]:
+        ids = sorted(cast("list[str]", self._redis.hkeys(job_scripts.IN_FLIGHT)))
+        there = self._state.there_are(ids)
+        gone = set(ids) - there
+        if gone:
+            self._redis.hdel(job_scripts.IN_FLIGHT, *gone)
+        return [job_id for job_id in ids if job_id in there]
+
+    def _reopened(self, job_id: str, status: JobStatus, message: str) -> bool:
+        note = Note(level="info", message=message)
+        record = self._state.head(job_id)
+        queue = queue_of(record.stage, record.gpu_queue, record.refs.get(NEXT_QUEUE))
+        args: list[str | int] = [self._ttl_s, status.value, note.model_dump_json(), queue]
+        answer = self._resume(keys=keys_of(job_id), args=args)
+        if answer == "unknown":
+            raise UnknownJobError(job_id)
+        if answer not in (*Admission, JobStatus.PAUSING):
+            raise NotNowError(job_id, answer, status)
+        return bool(answer == Admission.GOES)
+
+    def _run(self, script: Any, job_id: str, event: Event, *more: str | int) -> str:
+        args = [self._ttl_s, event.model_dump_json(), *more]
+        answer: str = script(keys=keys_of(job_id), args=args)
+        if answer == "unknown":
+            raise UnknownJobError(job_id)
+        return answer

@@ -1,0 +1,145 @@
+"""Lanes: jobs wait in front of the queues for their tenant's turn.
+
+Whose turn it is is decided by ``routing/fair_share.py``; that a job leaves its lane once, and only
+where there is room, is seen to by ``tasks/state/control_scripts.py``. Anybody may let jobs go.
+"""
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from datetime import timedelta
+from typing import Any, cast
+
+from kombu.exceptions import OperationalError
+from redis import Redis, RedisError
+
+from routing.fair_share import ROOM, AllTerms, Terms, next_tenant
+from tasks.errors import JobError
+from tasks.state.control_scripts import TAKE_TURN, TURNS
+from tasks.state.job_scripts import FLEET, IN_FLIGHT, LANES
+from tasks.state.job_store import Admission, paired
+from tasks.state.record import JobHead, JobRecord, head_of
+from tasks.state.workers import Presence
+
+logger = logging.getLogger(__name__)
+
+# What TAKE_TURN says of a job whose life time is over.
+_GONE = "gone"
+
+
+class Lanes:
+    """Lets waiting jobs go, and tells who waits.
+
+    Args:
+        client: A connection to Redis 6.2 or newer that decodes responses.
+        ttl: How long a job is kept after its last change.
+        send: Sends a job's chain from the stage that its record says it waits for.
+    """
+
+    def __init__(
+        self, client: Redis, ttl: timedelta, send: Callable[[JobHead], None] = lambda _: None
+    ) -> None:
+        self._redis, self._send = client, send
+        self._ttl_s = int(ttl.total_seconds())
+        self._turns = client.register_script(TURNS)
+        self._take_turn = client.register_script(TAKE_TURN)
+
+    def dispatch(self) -> list[str]:
+        """Let jobs go for as long as their queues have room; never fails.
+
+        Returns:
+            Their ids.
+        """
+        sent: list[str] = []
+        try:
+            while (record := self._take_next()) is not None:
+                self._send(record)
+                sent.append(record.id)
+        except (RedisError, OperationalError, JobError) as error:
+            # Whoever comes next does it; what was taken and not sent is the reconciler's.
+            logger.warning("jobs wait on: %s", error)
+        return sent
+
+    def note_fleet(self, workers: Iterable[Presence], terms: AllTerms, life: timedelta) -> None:
+        """Note what the live workers have room for, and what tenants get.
+
+        Args:
+            workers: Those that take messages.
+            terms: What the operator says.
+            life: How long the note lasts; without one, no job goes.
+        """
+        served = {queue for worker in workers for queue in worker.queues}
+        fields = {f"room:{queue}": str(ROOM) for queue in served}
+        for tenant, its in terms.items():
+            fields |= {f"weight:{tenant}": str(its.weight), f"limit:{tenant}": str(its.limit or "")}
+        with self._redis.pipeline() as pipe:
+            pipe.delete(FLEET)
+            if fields:
+                pipe.hset(FLEET, mapping=cast("dict[Any, Any]", fields))
+                pipe.pexpire(FLEET, life)
+            pipe.execute()
+
+    def terms(self) -> dict[str, Terms]:
+        """What tenants get, as a live worker noted it."""
+        return _terms_in(cast("dict[str, str]", self._redis.hgetall(FLEET)))
+
+    def in_flight(self) -> Counter[str]:
+        """Tenant to its jobs that have left their lane and are not over."""
+        return Counter(cast("list[str]", self._redis.hvals(IN_FLIGHT)))
+
+    def waiting(self) -> dict[str, dict[str, int]]:
+        """Queue to tenant to jobs that wait."""
+        found: dict[str, dict[str, int]] = {}
+        for queue in sorted(cast("set[str]", self._redis.smembers(LANES))):
+            tenants = cast("list[str]", self._redis.zrange(_lanes_of(queue), 0, -1))
+            with self._redis.pipeline(transaction=False) as pipe:
+                for tenant in tenants:
+                    pipe.zcard(_lane_of(queue, tenant))
+                found[queue] = dict(zip(tenants, pipe.execute(), strict=True))
+        return found
+
+    def before(self, record: JobRecord) -> int | None:
+        """How many jobs of its tenant go before a job that waits in a lane."""
+        lane = _lane_of(record.waiting_in or "", record.job.tenant)
+        return cast("int | None", self._redis.zrank(lane, record.id))
+
+    def _take_next(self) -> JobHead | None:
+        """The job that leaves its lane now; None where none does."""
+        while turns := self._turns():
+            queues, tenants, fleet = turns
+            in_flight, terms = Counter(tenants), _terms_in(paired(fleet))
+            for queue, waiting in sorted(queues):
+                tenant = next_tenant(waiting, in_flight, terms)
+                if tenant is None:
+                    continue
+                args = [self._ttl_s, queue, tenant]
+                # The second one is the job's stream once it is known; a key that one may not
+                # touch, such as '', would be refused.
+                lane = _lane_of(queue, tenant)
+                answer, *job = self._take_turn(keys=[lane, lane], args=args)
+                if answer == Admission.GOES:
+                    return head_of(job[0], paired(json.loads(job[1])))
+                if answer == _GONE:
+                    break
+            else:
+                return None
+        return None
+
+
+def _lanes_of(queue: str) -> str:
+    """The tenants with jobs in front of a queue, the longest without a turn first."""
+    return f"{LANES}:{queue}"
+
+
+def _lane_of(queue: str, tenant: str) -> str:
+    """A tenant's jobs in front of a queue, the next one first."""
+    return f"{LANES}:{queue}:{tenant}"
+
+
+def _terms_in(fleet: Mapping[str, str]) -> dict[str, Terms]:
+    limits = {k.partition(":")[2]: v for k, v in fleet.items() if k.startswith("limit:")}
+    return {
+        tenant: Terms(float(fleet[f"weight:{tenant}"]), int(limit) if limit else None)
+        for tenant, limit in limits.items()
+    }

@@ -1,0 +1,35 @@
+"""URLs as messages and records show them: without credentials, queries and fragments."""
+
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+
+def shown(url: str) -> str:
+    """A URL as messages show it: without query, fragment, user and password."""
+    scheme = scheme_of(url)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError:  # an odd password may look like a port
+        return f"{scheme}://..."
+    if not host:
+        return f"{scheme}:..." if scheme else "..."
+    host = f"[{host}]" if ":" in host else host
+    text = f"{scheme}://{host}{'' if port is None else f':{port}'}{parts.path}"
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
+def without_queries(value: Any) -> Any:
+    """A JSON value with its URLs as messages show them: signatures are not for keeping."""
+    if isinstance(value, dict):
+        return {key: without_queries(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_queries(item) for item in value]
+    return shown(value) if isinstance(value, str) and "://" in value else value
+
+
+def scheme_of(url: str) -> str:
+    """A URL's scheme in lower case; empty where it has none."""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+.-]{0,15}):", url)
+    return "" if match is None else match[1].lower()

@@ -1,0 +1,71 @@
+import pytest
+
+from console.pages.form.controls import GROUPS, Control, Kind, controls
+from routing.requirements import TrainingType
+from tasks.jobs.options import training_options
+
+
+def control(training_type: str, path: str) -> Control:
+    return next(it for it in controls(training_type) if it.path == path)
+
+
+@pytest.mark.parametrize("training_type", TrainingType)
+def test_every_option_has_a_control_or_only_holds_others(training_type: str) -> None:
+    there = {it.path for it in controls(training_type)}
+    options = {it.path for it in training_options()[training_type].options}
+    for path in options - there - {"type"}:
+        assert any(it.startswith(f"{path}.") for it in there), path
+
+
+@pytest.mark.parametrize("training_type", TrainingType)
+def test_every_control_says_what_it_does_and_stands_under_a_heading(training_type: str) -> None:
+    for found in controls(training_type):
+        assert found.help
+        assert found.group in GROUPS
+
+
+def test_a_discriminator_is_one_choice_of_all_its_branches() -> None:
+    assert control("FLUX_LORA", "optimizer.optimizer_type").choices == (
+        "AdamW",
+        "Prodigy",
+        "Adafactor",
+    )
+
+
+def test_a_choice_that_may_be_null_offers_that_first() -> None:
+    assert control("FLUX_LORA", "quantization").choices == ("", "fp8", "int8", "nf4")
+
+
+@pytest.mark.parametrize(
+    ("path", "typed", "value"),
+    [
+        ("lora_rank_dim", " 16 ", 16),
+        ("transformer_learning_rate", "4e-4", 4e-4),
+        ("transformer_learning_rate", "", None),
+        ("train_text_encoder", True, True),
+        ("validation_prompts", "a cat\n\n a dog \n", ["a cat", "a dog"]),
+        ("data_loader.resolution", "[512, 768]", [512, 768]),
+    ],
+)
+def test_what_is_typed_becomes_a_value(path: str, typed: object, value: object) -> None:
+    assert control("FLUX_LORA", path).read(typed) == value
+
+
+@pytest.mark.parametrize(
+    ("path", "typed"),
+    [
+        ("lora_rank_dim", "many"),
+        ("lora_rank_dim", ""),
+        ("guidance_scale", "1,5"),
+        ("data_loader.resolution", "[" * 100_000),
+    ],
+)
+def test_what_is_no_value_stays_as_it_was_typed_to_be_refused(path: str, typed: str) -> None:
+    assert control("FLUX_LORA", path).read(typed) == typed
+
+
+@pytest.mark.parametrize("training_type", TrainingType)
+def test_every_default_is_read_back_from_how_it_is_shown(training_type: str) -> None:
+    for found in controls(training_type):
+        if not found.required and found.kind != Kind.SWITCH:
+            assert found.read(found.show(found.default)) == found.default, found.path

@@ -1,0 +1,141 @@
+from typing import Any
+
+import httpx2
+import pytest
+from redis import Redis
+
+from tasks.events import Progress
+from tasks.state.job_scripts import OF_TENANT
+from tests.console.conftest import Console, job
+
+
+def submitted(client: httpx2.Client, document: dict[str, Any], **headers: str) -> dict[str, Any]:
+    answer = client.post("/jobs", json=document, headers=headers)
+    assert answer.status_code == 201, answer.text
+    view: dict[str, Any] = answer.json()
+    return view
+
+
+def test_a_submitted_job_is_there_with_all_that_is_known_of_it(acme: httpx2.Client) -> None:
+    view = submitted(acme, job(name="cat", priority=3))
+    assert view["tenant"] == "acme"
+    assert (view["name"], view["priority"], view["status"]) == ("cat", 3, "queued")
+    assert view["queue"] == "gpu.40gb"
+    assert view["needed_gib"] == pytest.approx(sum(view["memory_gib"].values()))
+    assert "no live worker serves cpu" in view["waits"]
+    assert [stage["name"] for stage in view["stages"]] == ["prepare", "cache", "train", "publish"]
+    assert acme.get(f"/jobs/{view['id']}").json() == view
+
+
+def test_all_faults_of_a_job_are_told_at_once_as_a_problem(acme: httpx2.Client) -> None:
+    wrong = job(tenant="zoo", training={"lora_rank_dim": -1, "max_train_step": 3})
+    answer = acme.post("/jobs", json=wrong)
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    problem = answer.json()
+    assert problem["code"] == "invalid_job"
+    assert {fault["where"] for fault in problem["faults"]} == {
+        "tenant",
+        "training.lora_rank_dim",
+        "training.max_train_step",
+    }
+
+
+@pytest.mark.parametrize("body", [b"[]", b"{", b'"x"', b"", b"null", b"[" * 100_000])
+def test_a_body_that_is_no_job_is_refused(acme: httpx2.Client, body: bytes) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = acme.post("/jobs", content=body, headers=headers)
+    assert answer.status_code in (400, 422)
+    assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_a_job_that_no_gpu_holds_is_refused_with_the_numbers(acme: httpx2.Client) -> None:
+    answer = acme.post("/jobs", json=job(training={"train_batch_size": 1000}))
+    assert answer.status_code == 422
+    assert answer.json()["code"] == "does_not_fit"
+    assert "activations" in answer.json()["detail"]
+
+
+def test_the_same_idempotency_key_is_the_same_job(acme: httpx2.Client) -> None:
+    first = submitted(acme, job(), **{"Idempotency-Key": "k-1"})
+    again = submitted(acme, job(), **{"Idempotency-Key": "k-1"})
+    other = submitted(acme, job(), **{"Idempotency-Key": "k-2"})
+    assert first["id"] == again["id"] != other["id"]
+    reused = acme.post("/jobs", json=job(name="dog"), headers={"Idempotency-Key": "k-1"})
+    assert reused.status_code == 422
+    assert [it["where"] for it in reused.json()["faults"]] == ["Idempotency-Key"]
+
+
+def test_the_same_id_is_the_same_job(acme: httpx2.Client) -> None:
+    first = submitted(acme, job(id="mine"))
+    assert submitted(acme, job(id="mine"))["id"] == first["id"]
+    assert acme.get("/jobs/mine").json()["id"] == first["id"]
+    assert acme.post("/jobs", json=job(id="mine", name="dog")).status_code == 422
+    assert acme.post("/jobs", json=job(id="x" * 95)).json()["faults"][0]["where"] == "id"
+
+
+def test_an_operators_job_keeps_its_id_and_may_be_any_tenants(operator: httpx2.Client) -> None:
+    view = submitted(operator, job(id="theirs", tenant="zoo"))
+    assert (view["id"], view["tenant"]) == ("theirs", "zoo")
+
+
+def test_jobs_are_listed_newest_first_page_by_page(acme: httpx2.Client) -> None:
+    ids = [submitted(acme, job(name=f"n{i}"))["id"] for i in range(7)]
+    found, cursor = [], None
+    for count in (3, 3, 1):
+        page = acme.get("/jobs", params={"limit": 3, **({"cursor": cursor} if cursor else {})})
+        assert len(page.json()["jobs"]) == count
+        found += [it["id"] for it in page.json()["jobs"]]
+        cursor = page.json()["next"]
+    assert found == ids[::-1]
+    assert cursor is None
+    assert acme.get("/jobs", params={"limit": 7}).json()["next"] is None
+
+
+def test_jobs_of_the_very_same_time_are_each_listed_once(
+    acme: httpx2.Client, redis_client: Redis
+) -> None:
+    ids = {submitted(acme, job())["id"] for _ in range(5)}
+    redis_client.zadd(f"{OF_TENANT}acme", dict.fromkeys(ids, 1.5))
+    found, params = [], {"limit": "2"}
+    while True:
+        page = acme.get("/jobs", params=params).json()
+        found += [it["id"] for it in page["jobs"]]
+        if page["next"] is None:
+            break
+        params["cursor"] = page["next"]
+    assert sorted(found) == sorted(ids)
+
+
+def test_jobs_are_found_by_a_part_of_their_name_and_by_status(acme: httpx2.Client) -> None:
+    cat, dog = submitted(acme, job(name="My-Cat")), submitted(acme, job(name="dog"))
+    acme.post(f"/jobs/{dog['id']}:cancel")
+    found = acme.get("/jobs", params={"search": "cat"}).json()["jobs"]
+    assert [it["id"] for it in found] == [cat["id"]]
+    found = acme.get("/jobs", params={"status": "cancelled"}).json()["jobs"]
+    assert [it["id"] for it in found] == [dog["id"]]
+    assert acme.get("/jobs", params={"status": "odd"}).status_code == 422
+
+
+@pytest.mark.parametrize("cursor", ["x", "nan~a", "1e400~a", "-1~a", "1~", "1~" + "a" * 101, "~"])
+def test_a_cursor_that_nobody_gave_is_refused(acme: httpx2.Client, cursor: str) -> None:
+    assert acme.get("/jobs", params={"cursor": cursor}).status_code == 400
+
+
+def test_a_job_is_paused_resumed_and_cancelled(acme: httpx2.Client) -> None:
+    job_id = submitted(acme, job())["id"]
+    assert acme.post(f"/jobs/{job_id}:pause").json()["status"] == "paused"
+    assert acme.post(f"/jobs/{job_id}:resume").json()["status"] == "queued"
+    assert acme.post(f"/jobs/{job_id}:cancel").json()["status"] == "cancelled"
+    late = acme.post(f"/jobs/{job_id}:pause")
+    assert (late.status_code, late.json()["code"]) == (409, "not_now")
+
+
+def test_a_job_shows_the_newest_progress_of_its_stage(console: Console) -> None:
+    with console.client("acme") as client:
+        job_id = submitted(client, job())["id"]
+        _, attempt, _ = console.state.begin(job_id, "prepare", worker="w", queue="cpu", tag="t")
+        for done in (1, 2):
+            progress = Progress(stage="prepare", done=done, total=4, unit="files", per_second=2.0)
+            console.state.write(job_id, attempt, [progress], {})
+            assert client.get(f"/jobs/{job_id}").json()["progress"]["done"] == done

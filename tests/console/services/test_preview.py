@@ -1,0 +1,151 @@
+import os
+import sys
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from console.services import dataset_checks as checks
+from tasks.eta.history import Durations
+from tasks.eta.rate_meter import Made
+from tasks.stages.submit import admit
+from tasks.state.record import StageRecord
+from tests.console.conftest import Console, job, picture, upload, zipped
+
+
+def preview(client: httpx2.Client, document: dict[str, Any], **params: Any) -> dict[str, Any]:
+    answer = client.post("/jobs:preview", json=document, params=params)
+    assert answer.status_code == 200, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def of_upload(upload_id: str, **training: Any) -> dict[str, Any]:
+    data_set = {"type": "ARCHIVE", "archive": f"upload:{upload_id}"}
+    return job(training={"data_loader": {"dataset": data_set}, **training})
+
+
+def test_a_broken_picture_is_told_by_its_name_and_nothing_is_sent(acme: httpx2.Client) -> None:
+    files = {
+        "good.png": picture(size=(800, 800)),
+        "good.txt": b"a good one",
+        "broken.png": picture()[:80],
+        "broken.txt": b"a broken one",
+        "bare.png": picture("blue"),
+    }
+    upload_id = upload(acme, zipped(files))
+    found = preview(acme, of_upload(upload_id))
+    errors = {it["file"] for it in found["data_set"]["findings"] if it["severity"] == "error"}
+    assert errors == {"broken.png", "bare.png"}
+    assert found["data_set"]["pictures"] == 1
+    assert found["data_set"]["buckets"] == {"768x768": 1}
+    # Here the base model is missing, too; both are told.
+    assert found["error"]["code"] == "invalid_model"
+    assert acme.get("/jobs").json()["jobs"] == []
+    acme.delete(f"/uploads/{upload_id}")
+
+
+def test_the_plan_warns_of_what_is_likely_not_wanted(acme: httpx2.Client) -> None:
+    buckets = {"target_resolution": 512, "start_dim": 256, "end_dim": 1024, "divisible_by": 64}
+    loader = {
+        **job()["training"]["data_loader"],
+        "resolution": 512,
+        "aspect_ratio_buckets": buckets,
+    }
+    small = job(training={"data_loader": loader, "train_batch_size": 3})
+    told = " ".join(preview(acme, small, check_data_set=False)["warnings"])
+    assert "768 px" in told
+    assert "above 2" in told
+
+
+def test_a_preview_tells_memory_by_parts_class_and_who_would_take_it(acme: httpx2.Client) -> None:
+    found = preview(acme, job(), check_data_set=False)
+    route = found["route"]
+    assert route["memory_class"] == "40gb"
+    assert sum(route["parts_gib"].values()) == pytest.approx(route["needed_gib"], abs=0.05)
+    assert "no live worker serves gpu.40gb" in found["waits"]
+    assert found["data_set"] is None
+    assert found["error"] is None
+    assert found["job"]["training"]["lora_rank_dim"] == 4
+    assert found["expected"]["unknown"]
+    price = {"amount": None, "at_least": 0.0, "per_hour": 1.8, "gpu_hours": None}
+    assert found["price"] == price
+
+
+def test_a_preview_tells_time_and_price_by_what_finished_jobs_took(
+    console: Console, acme: httpx2.Client
+) -> None:
+    asked = job(training={"max_train_steps": 7200, "cache_text_encoder_outputs": False})
+    learn(console, asked)
+    found = preview(acme, asked, check_data_set=False)
+    assert found["price"]["gpu_hours"] == pytest.approx(4.0)
+    assert found["price"]["amount"] == pytest.approx(7.2)
+
+
+def learn(console: Console, document: dict[str, Any]) -> None:
+    """Let a job's training have taken two seconds a step."""
+    job_id, trained, _ = admit(document, console.state, "result")
+    durations = Durations(console.redis, console.settings.job_ttl, trained.route().memory_class)
+    done = StageRecord(queue="q", worker="w", attempt=9, started_at=0, seconds=20.0)
+    durations.record(console.state.get(job_id), "train", done, Made(10, 2.0))
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "file:///etc/passwd", "https://intern.example/a"])
+def test_a_tenants_preview_reads_nothing_that_is_not_open_to_it(
+    acme: httpx2.Client, path: str
+) -> None:
+    data_set = {"type": "ARCHIVE", "archive": path}
+    answer = acme.post("/jobs:preview", json=job(training={"data_loader": {"dataset": data_set}}))
+    assert answer.status_code == 422
+    assert answer.json()["faults"][0]["where"] == "training.data_loader.dataset.archive"
+
+
+def test_an_operators_preview_reads_this_machine(operator: httpx2.Client, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture())
+    (tmp_path / "a.txt").write_text("a", "utf-8")
+    data_set = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(tmp_path)}
+    found = preview(operator, job(training={"data_loader": {"dataset": data_set}}))
+    assert found["data_set"]["pictures"] == 1
+
+
+def test_a_check_that_takes_too_long_or_dies_is_ended_and_told(
+    acme: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_id = upload(acme, zipped({"a.png": picture(), "a.txt": b"a"}))
+    monkeypatch.setattr(checks, "WITHIN_S", 0.01)
+    assert "submit the job instead" in preview(acme, of_upload(upload_id))["error"]["message"]
+    monkeypatch.setattr(checks, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
+    monkeypatch.setattr(checks, "WITHIN_S", 30.0)
+    assert "cannot be looked into" in preview(acme, of_upload(upload_id))["error"]["message"]
+    acme.delete(f"/uploads/{upload_id}")
+
+
+def test_a_tenant_cannot_keep_others_from_having_their_data_sets_checked(
+    acme: httpx2.Client,
+    zoo: httpx2.Client,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    gate = tmp_path / "gate"
+    os.mkfifo(gate)
+    program = f"import sys; sys.stdin.read(); open({str(gate)!r}).read(); raise SystemExit(3)"
+    monkeypatch.setattr(checks, "COMMAND", (sys.executable, "-c", program))
+
+    def ask(client: httpx2.Client) -> int:
+        return client.post("/jobs:preview", json=job()).status_code
+
+    with ThreadPoolExecutor(10) as pool:
+        asked = [pool.submit(ask, acme) for _ in range(8)]
+        refused = [it.result() for it in islice(as_completed(asked), 3)]
+        theirs = pool.submit(ask, zoo)
+        while not all(it.done() for it in (*asked, theirs)):
+            # Whoever waits at the gate goes on.
+            with suppress(OSError):
+                os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
+    assert refused == [429] * 3
+    assert [it.result() for it in asked].count(200) == 5
+    assert theirs.result() == 200

@@ -1,0 +1,238 @@
+"""Every way into another tenant's data, tried."""
+
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import httpx2
+import pytest
+
+from console.services.job_ids import own_id
+from routing.classes import MemoryClass
+from tasks.state.job_store import connect
+from tasks.state.workers import Presence, PresenceNote
+from tests.console.conftest import PNG, Console, job, send, upload, zipped
+
+Ask = Callable[[httpx2.Client, str], httpx2.Response]
+TUS = {"Tus-Resumable": "1.0.0"}
+
+OF_JOBS: dict[str, Ask] = {
+    "look": lambda client, job_id: client.get(f"/jobs/{job_id}"),
+    "cancel": lambda client, job_id: client.post(f"/jobs/{job_id}:cancel"),
+    "pause": lambda client, job_id: client.post(f"/jobs/{job_id}:pause"),
+    "resume": lambda client, job_id: client.post(f"/jobs/{job_id}:resume"),
+    "events": lambda client, job_id: client.get(f"/jobs/{job_id}/events"),
+    "later events": lambda client, job_id: client.get(
+        f"/jobs/{job_id}/events", headers={"Last-Event-ID": "1-0"}
+    ),
+    "files": lambda client, job_id: client.get(f"/jobs/{job_id}/files"),
+    "file": lambda client, job_id: client.get(f"/jobs/{job_id}/files/cat.safetensors"),
+    "samples": lambda client, job_id: client.get(f"/jobs/{job_id}/samples"),
+    "sample": lambda client, job_id: client.get(
+        f"/jobs/{job_id}/samples/validation-000004-1-1.png"
+    ),
+}
+OF_UPLOADS: dict[str, Ask] = {
+    "look": lambda client, upload_id: client.get(f"/uploads/{upload_id}"),
+    "write": lambda client, upload_id: send(client, upload_id, 0, b"x"),
+    "delete": lambda client, upload_id: client.delete(f"/uploads/{upload_id}", headers=TUS),
+    "pictures": lambda client, upload_id: client.get(f"/uploads/{upload_id}/pictures"),
+    "thumbnail": lambda client, upload_id: client.get(f"/uploads/{upload_id}/pictures/0"),
+}
+
+
+@pytest.fixture
+def theirs(console: Console, zoo: httpx2.Client) -> str:
+    """A job of the tenant zoo, with all that a job leaves."""
+    job_id: str = zoo.post("/jobs", json=job(name="secret-name")).json()["id"]
+    console.publish(job_id, {"cat.safetensors": b"weights"})
+    return job_id
+
+
+def same(answer: httpx2.Response, other: httpx2.Response, ids: tuple[str, str]) -> bool:
+    """Whether two answers differ in nothing but the ids that were asked for."""
+    one, two = answer.text.replace(ids[0], "ID"), other.text.replace(ids[1], "ID")
+    return (answer.status_code, one) == (other.status_code, two)
+
+
+@pytest.mark.parametrize("ask", OF_JOBS.values(), ids=OF_JOBS)
+def test_a_foreign_job_is_told_of_like_one_that_is_not_there(
+    acme: httpx2.Client, zoo: httpx2.Client, theirs: str, ask: Ask
+) -> None:
+    missing = "0" * len(theirs)
+    answer = ask(acme, theirs)
+    assert answer.status_code == 404
+    assert same(answer, ask(acme, missing), (theirs, missing))
+    assert zoo.get(f"/jobs/{theirs}").json()["status"] == "succeeded"
+
+
+def test_a_foreign_upload_is_told_of_like_one_that_is_not_there(
+    acme: httpx2.Client, zoo: httpx2.Client
+) -> None:
+    upload_id, missing = upload(zoo, zipped({"a.png": PNG})), "0" * 32
+    assert len(zoo.get(f"/uploads/{upload_id}/pictures").json()) == 1
+    for name, ask in OF_UPLOADS.items():
+        answer = ask(acme, upload_id)
+        assert answer.status_code == 404, name
+        assert same(answer, ask(acme, missing), (upload_id, missing)), name
+    assert acme.head(f"/uploads/{upload_id}").status_code == 404
+    assert zoo.get(f"/uploads/{upload_id}/pictures/0").status_code == 200
+    assert acme.get("/uploads").json() == []
+    zoo.delete(f"/uploads/{upload_id}")
+
+
+@pytest.mark.parametrize("key", ["{}:events", "training:job:{}", "*", "{}?x", " {}"])
+def test_an_id_is_never_a_part_of_another_key(acme: httpx2.Client, theirs: str, key: str) -> None:
+    assert acme.get(f"/jobs/{key.format(theirs)}").status_code == 404
+
+
+def test_a_foreign_upload_is_no_data_set(acme: httpx2.Client, zoo: httpx2.Client) -> None:
+    upload_id = upload(zoo, zipped({"a.png": PNG, "a.txt": b"a"}))
+
+    def checked(client: httpx2.Client, upload_id: str) -> dict[str, Any]:
+        data_set = {"type": "ARCHIVE", "archive": f"upload:{upload_id}"}
+        document = job(training={"data_loader": {"dataset": data_set}})
+        found: dict[str, Any] = client.post("/jobs:preview", json=document).json()["data_set"]
+        return found
+
+    assert checked(zoo, upload_id)["pictures"] == 1
+    told = [str(checked(acme, it)).replace(it, "ID") for it in (upload_id, "0" * 32)]
+    assert told[0] == told[1]
+    zoo.delete(f"/uploads/{upload_id}")
+
+
+def test_a_list_and_a_search_show_own_jobs_only(
+    acme: httpx2.Client, zoo: httpx2.Client, operator: httpx2.Client, theirs: str
+) -> None:
+    mine = acme.post("/jobs", json=job(name="mine")).json()["id"]
+    for params in ({}, {"search": "secret"}, {"search": theirs}, {"status": "succeeded"}):
+        found = acme.get("/jobs", params=params).json()
+        assert [it["id"] for it in found["jobs"]] in ([], [mine])
+    refused = acme.get("/jobs", params={"tenant": "zoo"})
+    assert refused.status_code == 403
+    assert same(refused, acme.get("/jobs", params={"tenant": "nobody"}), ("zoo", "nobody"))
+    cursor = operator.get("/jobs", params={"limit": 1}).json()["next"]
+    assert acme.get("/jobs", params={"cursor": cursor}).json()["jobs"] == []
+    assert {it["id"] for it in operator.get("/jobs").json()["jobs"]} == {mine, theirs}
+    shown = operator.get("/jobs", params={"tenant": "zoo"}).json()["jobs"]
+    assert [it["id"] for it in shown] == [theirs]
+
+
+def test_two_tenants_may_call_their_jobs_the_same(acme: httpx2.Client, zoo: httpx2.Client) -> None:
+    ids = [it.post("/jobs", json=job(id="best")).json()["id"] for it in (acme, zoo)]
+    assert ids[0] != ids[1]
+    for client, tenant in ((acme, "acme"), (zoo, "zoo")):
+        assert client.get("/jobs/best").json()["tenant"] == tenant
+
+
+def test_an_id_that_others_have_tells_a_tenant_nothing(
+    console: Console, acme: httpx2.Client, zoo: httpx2.Client, operator: httpx2.Client
+) -> None:
+    operator.post("/jobs", json=job(id="raw", tenant="zoo"))
+    namespaced = zoo.post("/jobs", json=job(id="best")).json()["id"]
+    answers = [acme.post("/jobs", json=job(id=it)) for it in ("raw", namespaced, "best", "nobodys")]
+    assert [it.status_code for it in answers] == [201] * 4
+    assert [it.json()["tenant"] for it in answers] == ["acme"] * 4
+    assert zoo.get("/jobs/raw").json()["tenant"] == "zoo"
+
+
+def test_one_idempotency_key_of_two_tenants_is_two_jobs(
+    acme: httpx2.Client, zoo: httpx2.Client, operator: httpx2.Client
+) -> None:
+    headers = {"Idempotency-Key": "same"}
+    made = [it.post("/jobs", json=job(), headers=headers) for it in (acme, zoo, operator)]
+    assert [it.status_code for it in made] == [201] * 3
+    assert len({it.json()["id"] for it in made}) == 3
+
+
+def test_tenants_do_not_meet_by_how_names_are_joined() -> None:
+    assert own_id("a", "b-c") != own_id("a-b", "c")
+    assert own_id("a", "b") != own_id("b", "a")
+
+
+def test_a_key_submits_as_its_tenant_only(acme: httpx2.Client, operator: httpx2.Client) -> None:
+    for tenant in ("zoo", "", None, ["acme"]):
+        answer = acme.post("/jobs", json=job(tenant=tenant))
+        assert answer.status_code == 422
+        assert answer.json()["faults"][0]["where"] == "tenant"
+    assert acme.post("/jobs", json=job(tenant="acme")).status_code == 201
+    about = {"Upload-Metadata": "tenant em9v", **TUS, "Upload-Length": "1"}
+    assert acme.post("/uploads", headers=about).status_code == 403
+    begun = operator.post("/uploads", headers=about)
+    upload_id = begun.headers["location"].rpartition("/")[2]
+    assert operator.get(f"/uploads/{upload_id}").json()["tenant"] == "zoo"
+    assert operator.delete(f"/uploads/{upload_id}").status_code == 204
+
+
+def test_the_fleet_names_no_job_of_another_tenant(
+    console: Console, acme: httpx2.Client, zoo: httpx2.Client, operator: httpx2.Client
+) -> None:
+    job_id = zoo.post("/jobs", json=job(name="secret-name")).json()["id"]
+    note_worker(console, "gpu-1")
+    console.state.begin(job_id, "prepare", worker="gpu-1", queue="cpu", tag="t")
+    told = acme.get("/fleet")
+    for secret in ("secret-name", job_id, "zoo", "XID 79"):
+        assert secret not in told.text
+    [worker] = told.json()["workers"]
+    assert (worker["runs"], worker["job"], worker["busy"]) == ("another tenant's job", None, True)
+    [worker] = zoo.get("/fleet").json()["workers"]
+    assert (worker["runs"], worker["job"]) == ("secret-name: prepare", job_id)
+    [worker] = operator.get("/fleet").json()["workers"]
+    assert worker["quarantine_reason"] == "had an XID 79"
+
+
+def test_a_tenant_sees_how_many_wait_and_not_who(
+    console: Console, acme: httpx2.Client, zoo: httpx2.Client, operator: httpx2.Client
+) -> None:
+    zoo.post("/jobs", json=job())
+    acme.post("/jobs", json=job())
+
+    def cpu(client: httpx2.Client) -> dict[str, Any]:
+        found: dict[str, Any] = client.get("/fleet").json()["queues"][0]
+        return found
+
+    assert {k: cpu(acme)[k] for k in ("waiting", "own", "tenants")} == {
+        "waiting": 2,
+        "own": 1,
+        "tenants": None,
+    }
+    assert cpu(operator)["tenants"] == {"acme": 1, "zoo": 1}
+
+
+def test_a_quarantines_reason_is_the_operators(
+    console: Console, acme: httpx2.Client, operator: httpx2.Client
+) -> None:
+    note_worker(console, "gpu-1")
+    job_id = acme.post("/jobs", json=job()).json()["id"]
+    shown = (
+        acme.get(f"/jobs/{job_id}").text
+        + acme.post("/jobs:preview?check_data_set=false", json=job()).text
+    )
+    assert "no live worker serves" in shown
+    assert "XID" not in shown
+    assert "XID" in operator.get(f"/jobs/{job_id}").json()["waits"]
+
+
+def test_queues_of_an_engine_are_shown_where_a_worker_has_it(
+    console: Console, operator: httpx2.Client
+) -> None:
+    def engines_queues() -> dict[str, int]:
+        queues = operator.get("/fleet").json()["queues"]
+        return {it["name"]: it["waiting"] for it in queues if "invoke" in it["name"]}
+
+    assert engines_queues() == {}
+    note_worker(console, "gpu-1", ("gpu.24gb.invoke-training",), quarantined=None)
+    assert engines_queues() == {"gpu.24gb.invoke-training": 0}
+
+
+def note_worker(
+    console: Console,
+    name: str,
+    queues: tuple[str, ...] = ("cpu", "gpu.40gb"),
+    quarantined: str | None = "had an XID 79",
+) -> None:
+    assert console.settings.broker_url is not None
+    presence = Presence(queues=queues, memory_class=MemoryClass.GB40, quarantined=quarantined)
+    client = connect(console.settings.broker_url.get_secret_value())
+    PresenceNote(client, name, presence, timedelta(minutes=1)).renew()
+    client.close()

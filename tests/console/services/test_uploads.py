@@ -1,0 +1,260 @@
+import base64
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from console.services import uploads
+from console.services.uploads import UNFINISHED_FOR, Uploads
+from tasks.data.uploads import NoUploadError, StoredUploads
+from tasks.store import Store
+from tests.console.conftest import Console, picture, send, upload, zipped
+
+TUS = {"Tus-Resumable": "1.0.0"}
+DATA = os.urandom(300_000)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left(console: Console) -> Iterator[None]:
+    yield
+    for who in ("acme", "zoo"):
+        with console.client(who) as client:
+            for it in client.get("/uploads").json():
+                client.delete(f"/uploads/{it['id']}")
+
+
+def begin(client: httpx2.Client, length: int, name: str = "pictures.zip") -> str:
+    about = base64.b64encode(name.encode()).decode()
+    headers = {**TUS, "Upload-Length": str(length), "Upload-Metadata": f"filename {about}"}
+    answer = client.post("/uploads", headers=headers)
+    assert answer.status_code == 201, answer.text
+    assert answer.headers["location"].startswith("/v1/uploads/")
+    return str(answer.headers["location"].rpartition("/")[2])
+
+
+def test_what_is_there_of_the_protocol_is_told_without_a_key(console: Console) -> None:
+    answer = httpx2.options(f"{console.url}/v1/uploads")
+    assert answer.status_code == 204
+    assert answer.headers["tus-version"] == "1.0.0"
+    assert answer.headers["tus-extension"] == "creation,checksum,termination"
+    assert answer.headers["tus-max-size"] == "1000000"
+
+
+def test_an_upload_in_pieces_with_a_break_is_whole_in_the_store(
+    console: Console, acme: httpx2.Client
+) -> None:
+    upload_id = begin(acme, len(DATA))
+    assert send(acme, upload_id, 0, DATA[:1000]).headers["upload-offset"] == "1000"
+
+    def breaks_off() -> Iterator[bytes]:
+        yield DATA[1000:5000]
+        raise ConnectionError("the network is gone")
+
+    with pytest.raises(ConnectionError):
+        send(acme, upload_id, 1000, breaks_off())
+    offset = _settled(acme, upload_id)
+    assert 1000 <= offset <= 5000
+    done = send(acme, upload_id, offset, DATA[offset:])
+    assert done.headers["upload-offset"] == str(len(DATA))
+    view = acme.get(f"/uploads/{upload_id}").json()
+    assert view["sha256"] == hashlib.sha256(DATA).hexdigest()
+    assert view["name"] == "pictures.zip"
+    assert console.store.get(f"uploads/acme/{upload_id}") == DATA
+    folder = console.settings.home_dir / "console" / "uploads" / "acme" / upload_id
+    assert not folder.exists()
+
+
+def _settled(client: httpx2.Client, upload_id: str) -> int:
+    """The offset after a break: asked for until the server has noticed it."""
+    while True:
+        answer = client.head(f"/uploads/{upload_id}", headers=TUS)
+        offset = int(answer.headers["upload-offset"])
+        if send(client, upload_id, offset, b"").status_code == 204:
+            return offset
+
+
+def test_a_piece_at_another_offset_is_refused_and_changes_nothing(acme: httpx2.Client) -> None:
+    upload_id = begin(acme, len(DATA))
+    send(acme, upload_id, 0, DATA[:1000])
+    assert send(acme, upload_id, 0, DATA[:1000]).status_code == 409
+    assert send(acme, upload_id, 2000, DATA[2000:]).status_code == 409
+    assert acme.head(f"/uploads/{upload_id}").headers["upload-offset"] == "1000"
+
+
+def test_a_piece_with_a_wrong_checksum_is_thrown_away(acme: httpx2.Client) -> None:
+    upload_id = begin(acme, len(DATA))
+    for algorithm in ("sha1", "sha256"):
+        right = base64.b64encode(hashlib.new(algorithm, DATA[:9000]).digest()).decode()
+        checksum = {"Upload-Checksum": f"{algorithm} {right}"}
+        assert send(acme, upload_id, 0, b"x" + DATA[1:9000], **checksum).status_code == 460
+        assert acme.head(f"/uploads/{upload_id}").headers["upload-offset"] == "0"
+    assert send(acme, upload_id, 0, DATA[:9000], **checksum).status_code == 204
+    odd = {"Upload-Checksum": "md5 AAAA"}
+    assert send(acme, upload_id, 9000, DATA[9000:], **odd).status_code == 400
+
+
+def test_what_is_too_long_is_refused_before_and_while_it_comes(
+    console: Console, acme: httpx2.Client
+) -> None:
+    answer = acme.post("/uploads", headers={**TUS, "Upload-Length": "1000001"})
+    assert answer.status_code == 413
+    upload_id = begin(acme, 1000)
+    assert send(acme, upload_id, 0, DATA[:2000]).status_code == 413
+    assert acme.head(f"/uploads/{upload_id}").headers["upload-offset"] == "0"
+    assert send(acme, upload_id, 0, iter([DATA[:500], DATA[500:2000]])).status_code == 413
+    assert int(acme.head(f"/uploads/{upload_id}").headers["upload-offset"]) <= 1000
+    folder = console.settings.home_dir / "console" / "uploads" / "acme" / upload_id
+    assert (folder / "data").stat().st_size <= 1000
+
+
+def test_a_tenant_cannot_fill_the_disk_with_uploads_it_never_finishes(
+    acme: httpx2.Client, zoo: httpx2.Client
+) -> None:
+    for _ in range(4):
+        begin(acme, 1_000_000)
+    answer = acme.post("/uploads", headers={**TUS, "Upload-Length": "1"})
+    assert answer.status_code == 429
+    assert int(answer.headers["retry-after"]) > 0
+    begin(zoo, 1_000_000)
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Upload-Length": "10"}, 412),
+        ({"Tus-Resumable": "0.2.2", "Upload-Length": "10"}, 412),
+        ({**TUS}, 400),
+        ({**TUS, "Upload-Length": "-1"}, 400),
+        ({**TUS, "Upload-Length": "1e3"}, 400),
+        ({**TUS, "Upload-Length": "0"}, 422),
+        ({**TUS, "Upload-Length": "9" * 30}, 400),
+        ({**TUS, "Upload-Length": "10", "Upload-Metadata": "filename ###"}, 400),
+        ({**TUS, "Upload-Length": "10", "Upload-Metadata": "filename /w=="}, 400),
+    ],
+)
+def test_an_upload_that_says_nothing_sensible_is_refused(
+    acme: httpx2.Client, headers: dict[str, str], status: int
+) -> None:
+    assert acme.post("/uploads", headers=headers).status_code == status
+
+
+def test_a_piece_must_say_what_it_is(acme: httpx2.Client) -> None:
+    upload_id = begin(acme, 10)
+    url = f"/uploads/{upload_id}"
+    right = {**TUS, "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
+    for name, value, status in (
+        ("Content-Type", "application/octet-stream", 415),
+        ("Tus-Resumable", "2.0.0", 412),
+        ("Upload-Offset", "x", 400),
+    ):
+        assert acme.patch(url, content=b"x", headers={**right, name: value}).status_code == status
+
+
+def test_a_deleted_upload_is_gone_whole_or_not(console: Console, acme: httpx2.Client) -> None:
+    unfinished, whole = begin(acme, 10), upload(acme, DATA)
+    for upload_id in (unfinished, whole):
+        assert acme.delete(f"/uploads/{upload_id}", headers=TUS).status_code == 204
+        assert acme.head(f"/uploads/{upload_id}").status_code == 404
+    assert console.store.keys("uploads/acme") == []
+
+
+def test_a_hostile_name_is_only_ever_shown(console: Console, acme: httpx2.Client) -> None:
+    begin(acme, 10, name="../../x\x00\n<script>")
+    [view] = acme.get("/uploads").json()
+    assert view["name"] == "../../x??<script>"
+    folder = console.settings.home_dir / "console" / "uploads" / "acme"
+    assert [it.name for it in folder.iterdir()] == [view["id"]]
+
+
+def test_thumbnails_show_the_pictures_and_name_the_broken_one(acme: httpx2.Client) -> None:
+    files = {
+        "a/cat.png": picture("red", (900, 600)),
+        "a/cat.txt": b"a cat",
+        "broken.png": picture()[:60],
+        "../evil.png": picture(),
+    }
+    upload_id = upload(acme, zipped(files))
+    pictures = acme.get(f"/uploads/{upload_id}/pictures").json()
+    assert [it["name"] for it in pictures] == ["a/cat.png", "broken.png"]
+    assert pictures[0]["caption"] == "a cat"
+    assert pictures[1]["problem"]
+    small = acme.get(f"/uploads/{upload_id}/pictures/0")
+    assert small.headers["content-type"] == "image/jpeg"
+    assert small.content.startswith(b"\xff\xd8")
+    assert len(small.content) < 20_000
+    assert acme.get(f"/uploads/{upload_id}/pictures/1").status_code == 404
+    assert acme.get(f"/uploads/{upload_id}/pictures/-1").status_code == 422
+
+
+def test_what_is_no_archive_has_no_pictures(acme: httpx2.Client) -> None:
+    answer = acme.get(f"/uploads/{upload(acme, b'no zip')}/pictures")
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_data_set")
+    assert acme.get(f"/uploads/{begin(acme, 10)}/pictures").status_code == 409
+
+
+def test_what_nobody_goes_on_with_is_given_up_and_old_ones_go(tmp_path: Path) -> None:
+    store = Store((tmp_path / "store").as_uri())
+    kept_30_days = Uploads(tmp_path / "coming", store, 1000, timedelta(days=30))
+    left, fresh = (kept_30_days.create("acme", name, 10) for name in "ab")
+    (tmp_path / "whole").write_bytes(b"x")
+    kept = kept_30_days.put("acme", "c", tmp_path / "whole")
+    long_ago = time.time() - UNFINISHED_FOR.total_seconds() - 60
+    os.utime(tmp_path / "coming" / "acme" / left.id / "data", (long_ago, long_ago))
+    assert [it.id for it in kept_30_days.sweep()] == [left.id]
+    assert {it.id for it in kept_30_days.all("acme")} == {fresh.id, kept.id}
+    Uploads(tmp_path / "coming", store, 1000, timedelta(0)).sweep()
+    assert [it.id for it in kept_30_days.all("acme")] == [fresh.id]
+
+
+def test_tenants_whose_names_begin_alike_have_nothing_in_common(tmp_path: Path) -> None:
+    store = Store((tmp_path / "store").as_uri())
+    (tmp_path / "whole").write_bytes(b"x")
+    of_all = Uploads(tmp_path / "coming", store, 1000, timedelta(days=30))
+    ids = {name: of_all.put(name, "x", tmp_path / "whole").id for name in ("acme", "acme2")}
+    for name, upload_id in ids.items():
+        assert [it.id for it in of_all.all(name)] == [upload_id]
+    with pytest.raises(NoUploadError):
+        StoredUploads(store, "acme2").path_of(f"upload:{ids['acme']}", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "place", ["upload:", "upload:../x", "upload:" + "0" * 32, "upload:" + "A" * 32]
+)
+def test_what_names_no_upload_opens_nothing(tmp_path: Path, place: str) -> None:
+    with pytest.raises(NoUploadError):
+        StoredUploads(Store((tmp_path / "store").as_uri()), "acme").path_of(place, tmp_path)
+
+
+def test_a_sender_that_is_silent_for_long_keeps_nobody_from_going_on(
+    acme: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    upload_id = begin(acme, 100)
+    monkeypatch.setattr(uploads, "SILENCE_S", 0.1)
+    over = threading.Event()
+
+    def falls_silent() -> Iterator[bytes]:
+        yield b"x" * 40
+        over.wait(30)
+
+    with ThreadPoolExecutor() as pool:
+        stuck = pool.submit(send, acme, upload_id, 0, falls_silent())
+        assert _settled(acme, upload_id) == 40
+        assert send(acme, upload_id, 40, b"y" * 60).status_code == 204
+        over.set()
+        assert stuck.result(30).status_code == 408
+
+
+def test_an_upload_that_the_disk_has_no_room_for_is_not_begun(
+    acme: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads, "_KEPT_FREE_BYTES", 10**18)
+    answer = acme.post("/uploads", headers={**TUS, "Upload-Length": "1"})
+    assert (answer.status_code, answer.json()["code"]) == (507, "no_room")
+    assert acme.get("/uploads").json() == []

@@ -1,0 +1,236 @@
+import asyncio
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from console.api.limits import MOST_BODY_BYTES, RateLimiter
+from console.app import make_app
+from console.security_headers import Guard
+from console.services.service import Service
+from console.services.sessions import COOKIE
+from tasks.api_keys import Accounts
+from tasks.settings.settings import Settings
+from tests.console.conftest import PNG, Console, Served, job
+from worker.local.embedded_broker import EmbeddedBroker
+
+
+@pytest.fixture
+def anyone(console: Console) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=console.url) as client:
+        yield client
+
+
+def test_all_but_health_needs_a_key(anyone: httpx2.Client) -> None:
+    assert anyone.get("/v1/health").json() == {"status": "ok"}
+    paths = anyone.get("/v1/openapi.json").json()["paths"]
+    asked = 0
+    for path, methods in paths.items():
+        for method in methods:
+            if path == "/health" or method == "options":
+                continue
+            concrete = path.replace("{number}", "0").replace("{", "").replace("}", "")
+            answer = anyone.request(method, f"/v1{concrete}", json={})
+            assert answer.status_code == 401, (method, path)
+            assert answer.headers["www-authenticate"] == "Bearer"
+            asked += 1
+    assert asked > 20
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["", "Bearer", "Bearer twk_x", "Basic twk_x", "twk_x", "Bearer twk_" + "A" * 43],
+)
+def test_what_is_no_key_is_refused(anyone: httpx2.Client, header: str) -> None:
+    assert anyone.get("/v1/jobs", headers={"Authorization": header}).status_code == 401
+
+
+def test_a_revoked_key_is_worth_nothing_at_once(console: Console, anyone: httpx2.Client) -> None:
+    accounts = Accounts(console.settings.api_keys_file)
+    key = accounts.add("passing", "acme")
+    headers = {"Authorization": f"Bearer {key}"}
+    assert anyone.get("/v1/jobs", headers=headers).status_code == 200
+    logged_in = anyone.post("/login", data={"key": key}, headers={"Origin": console.url})
+    assert logged_in.headers["location"] == "/"
+    assert anyone.get("/v1/jobs").status_code == 200
+    accounts.revoke("passing")
+    assert anyone.get("/v1/jobs", headers=headers).status_code == 401
+    assert anyone.get("/v1/jobs").status_code == 401
+
+
+def test_a_browser_logs_in_with_a_key_and_out(console: Console, anyone: httpx2.Client) -> None:
+    origin = {"Origin": console.url}
+    wrong = anyone.post("/login", data={"key": "twk_wrong"}, headers=origin)
+    assert wrong.headers["location"].startswith("/login?wrong=1")
+    assert "set-cookie" not in wrong.headers
+    right = anyone.post("/login", data={"key": console.keys["acme"]}, headers=origin)
+    assert right.status_code == 303
+    cookie = right.headers["set-cookie"]
+    assert console.keys["acme"] not in cookie
+    assert all(it in cookie for it in ("HttpOnly", "SameSite=strict", "Path=/"))
+    assert anyone.get("/v1/jobs").status_code == 200
+    held = anyone.cookies[COOKIE]
+    anyone.post("/logout", headers=origin)
+    anyone.cookies.set(COOKIE, held)
+    assert anyone.get("/v1/jobs").status_code == 401
+
+
+def test_a_session_reads_and_changes_nothing_for_other_sites(
+    console: Console, anyone: httpx2.Client
+) -> None:
+    key = {"key": console.keys["acme"]}
+    evil = {"Origin": "https://evil.example"}
+    assert "wrong" in anyone.post("/login", data=key, headers=evil).headers["location"]
+    anyone.post("/login", data=key, headers={"Origin": console.url})
+    for headers in (
+        {},
+        evil,
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site", "Origin": console.url},
+    ):
+        assert anyone.post("/v1/jobs", json=job(), headers=headers).status_code == 403
+    for headers in ({"Origin": console.url}, {"Sec-Fetch-Site": "same-origin"}):
+        assert anyone.post("/v1/jobs", json=job(), headers=headers).status_code == 201
+
+
+def test_files_open_in_a_browser_that_has_logged_in(
+    console: Console, anyone: httpx2.Client
+) -> None:
+    with console.client("acme") as client:
+        job_id = client.post("/jobs", json=job()).json()["id"]
+    console.publish(job_id, {"cat.png": PNG})
+    anyone.post("/login", data={"key": console.keys["acme"]}, headers={"Origin": console.url})
+    assert anyone.get(f"/v1/jobs/{job_id}/files/cat.png").content == PNG
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", ""])
+def test_another_hosts_name_is_not_served_on_this_machine(anyone: httpx2.Client, host: str) -> None:
+    answer = anyone.get("/v1/health", headers={"Host": host})
+    assert answer.status_code == 421
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:99"])
+def test_this_machines_own_names_are(anyone: httpx2.Client, host: str) -> None:
+    assert anyone.get("/v1/health", headers={"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "served"),
+    [
+        (Settings(console_url="https://gpu.example.org/x"), True),
+        (Settings(console_address="0.0.0.0"), True),
+        (Settings(), False),
+        (Settings(console_address="localhost"), False),
+    ],
+)
+def test_a_proxys_name_is_served_where_the_settings_say_so(
+    settings: Settings, served: bool
+) -> None:
+    async def nothing(*_: object) -> None:
+        """Stands for the application."""
+
+    assert Guard(nothing, settings)._is_ours(b"gpu.example.org") == served
+
+
+def test_every_answer_tells_browsers_to_be_careful(console: Console, anyone: httpx2.Client) -> None:
+    for path in ("/v1/health", "/v1/jobs", "/v1/nothing", "/v1/openapi.json", "/login"):
+        headers = anyone.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert "default-src 'none'" in anyone.get("/v1/jobs").headers["content-security-policy"]
+
+
+def test_a_body_that_is_too_long_is_refused_before_and_while_it_comes(
+    console: Console, acme: httpx2.Client
+) -> None:
+    long = b'"' + b"x" * MOST_BODY_BYTES + b'"'
+    headers = {"Content-Type": "application/json"}
+    assert acme.post("/jobs", content=long, headers=headers).status_code == 413
+    pieces = (long[i : i + 65536] for i in range(0, len(long), 65536))
+    assert acme.post("/jobs", content=pieces, headers=headers).status_code == 413
+    # Not a byte of the body is waited for.
+    with socket.create_connection(("127.0.0.1", int(console.url.rpartition(":")[2]))) as raw:
+        raw.settimeout(10)
+        request = "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n"
+        raw.sendall(request.encode())
+        assert raw.recv(100).startswith(b"HTTP/1.1 413")
+
+
+def test_who_asks_too_often_is_told_when_to_ask_again() -> None:
+    limiter = RateLimiter(3)
+    allowances = [limiter.take("one") for _ in range(4)]
+    assert [it.left for it in allowances] == [2, 1, 0, 0]
+    assert [it.retry_after_s > 0 for it in allowances] == [False, False, False, True]
+    assert 0 < allowances[3].retry_after_s <= 20
+    assert limiter.take("other").retry_after_s == 0
+
+
+def test_a_key_is_told_what_it_may_still_ask(acme: httpx2.Client) -> None:
+    headers = acme.get("/jobs").headers
+    assert headers["ratelimit-limit"] == "100000"
+    assert 0 < int(headers["ratelimit-remaining"]) < 100000
+
+
+def test_an_unknown_path_and_a_wrong_method_are_problems(acme: httpx2.Client) -> None:
+    for method, path, status in (("GET", "/nothing", 404), ("DELETE", "/jobs", 405)):
+        answer = acme.request(method, path)
+        assert answer.status_code == status
+        assert answer.headers["content-type"] == "application/problem+json"
+        assert answer.json()["status"] == status
+
+
+def test_behind_a_proxy_addresses_begin_with_the_path_it_takes_away(served: Served) -> None:
+    settings = served.settings.model_copy(
+        update={"console_url": "https://gpu.example.org/training"}
+    )
+    assert settings.broker_url is not None
+    service = Service(settings, settings.broker_url.get_secret_value())
+
+    async def ask() -> None:
+        transport = httpx2.ASGITransport(make_app(settings, service), root_path="/training")
+        async with httpx2.AsyncClient(
+            transport=transport, base_url="https://gpu.example.org/training"
+        ) as client:
+            headers = {"Authorization": f"Bearer {served.keys['acme']}"}
+            tus = {"Tus-Resumable": "1.0.0", "Upload-Length": "5"}
+            begun = await client.post("/v1/uploads", headers=headers | tus)
+            location = begun.headers["location"]
+            assert location.startswith("/training/v1/uploads/")
+            path = location.removeprefix("/training")
+            assert (await client.delete(path, headers=headers)).status_code == 204
+            origin = {"Origin": "https://gpu.example.org"}
+            key = {"key": served.keys["acme"]}
+            logged_in = await client.post("/login", data=key, headers=origin)
+            assert logged_in.headers["location"] == "/training/"
+            assert "Path=/training/" in logged_in.headers["set-cookie"]
+            assert "Secure" in logged_in.headers["set-cookie"]
+            assert (await client.get("/v1/jobs")).status_code == 200
+            long = b"x" * (MOST_BODY_BYTES + 1)
+            assert (await client.post("/v1/jobs", content=long, headers=headers)).status_code == 413
+        await service.close()
+
+    asyncio.run(ask())
+
+
+def test_a_broker_that_is_away_is_told_as_a_passing_problem(served: Served, tmp_path: Path) -> None:
+    with EmbeddedBroker(tmp_path) as broker:
+        service = Service(served.settings, broker.url)
+    app = make_app(served.settings, service)
+    headers = {"Authorization": f"Bearer {served.keys['acme']}"}
+
+    async def ask() -> None:
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+            for path in ("/v1/health", "/v1/jobs", "/v1/fleet", "/v1/jobs/x/events"):
+                answer = await client.get(path, headers=headers)
+                assert (answer.status_code, answer.json()["code"]) == (503, "no_broker"), path
+                assert answer.headers["retry-after"]
+            answer = await client.post("/v1/jobs", json=job(), headers=headers)
+            assert answer.status_code == 503
+            assert "socket" not in answer.text
+        await service.close()
+
+    asyncio.run(ask())

@@ -1,0 +1,317 @@
+import json
+import math
+import shutil
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import HfApi, is_offline_mode
+
+from tasks.base_models.check import check_base_model
+from tasks.errors import Fault
+from tasks.jobs.job import parse_job
+from tests.tasks.jobs.test_flux_lora import with_values
+
+
+def safetensors_bytes() -> bytes:
+    header = json.dumps({"w": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    return len(header).to_bytes(8, "little") + header + b"data"
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """The files of a base model, as far as a check without loading sees them."""
+    folder = tmp_path / "model"
+    for part in ("transformer", "text_encoder", "text_encoder_2", "vae"):
+        (folder / part).mkdir(parents=True)
+        (folder / part / "config.json").write_text('{"vocab_size": 8}', "utf-8")
+        (folder / part / "model.safetensors").write_bytes(safetensors_bytes())
+    for part in ("tokenizer", "tokenizer_2", "scheduler"):
+        (folder / part).mkdir()
+    (folder / "scheduler" / "scheduler_config.json").write_text("{}", "utf-8")
+    vocabulary = {f"t{n}": n for n in range(8)}
+    (folder / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
+    tokenizer = {"model": {"vocab": vocabulary}}
+    (folder / "tokenizer_2" / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}', "utf-8")
+    return folder
+
+
+def faults(model: Path | str, hub: HfApi | None = None, **values: Any) -> list[Fault]:
+    config = parse_job(with_values(model=str(model), **values)).training
+    return check_base_model(config, hub)
+
+
+def told(model: Path | str, hub: HfApi | None = None, **values: Any) -> list[str]:
+    return [str(fault) for fault in faults(model, hub, **values)]
+
+
+def told_sdxl(model: Path | str, hub: HfApi | None = None, **values: Any) -> list[str]:
+    loader = {
+        "type": "IMAGE_CAPTION_SD_DATA_LOADER",
+        "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"},
+    }
+    base = {"type": "SDXL_LORA", "max_train_steps": 1, "save_every_n_steps": 1}
+    document = {"training": {**base, "model": str(model), "data_loader": loader, **values}}
+    return [str(fault) for fault in check_base_model(parse_job(document).training, hub)]
+
+
+@pytest.fixture
+def sdxl(model: Path) -> Path:
+    """The same of an SDXL."""
+    (model / "transformer").rename(model / "unet")
+    (model / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}', "utf-8")
+    return model
+
+
+def tensors_file(path: Path, *names: str, shape: tuple[int, ...] = (1, 1)) -> Path:
+    """A sound safetensors file of tensors of one byte a number."""
+    header, end = {}, 0
+    for name in names:
+        start, end = end, end + math.prod(shape)
+        header[name] = {"dtype": "U8", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
+    return path
+
+
+def test_an_sdxl_folder_is_checked_part_by_part(sdxl: Path) -> None:
+    assert told_sdxl(sdxl) == []
+    shutil.rmtree(sdxl / "unet")
+    (sdxl / "vae" / "model.safetensors").unlink()
+    unet, vae = told_sdxl(sdxl)
+    assert "unet: holds no config.json" in unet
+    assert "holds no .safetensors weights" in vae
+
+
+def test_another_vae_stands_in_for_the_models(sdxl: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.move(sdxl / "vae" / "model.safetensors", tmp_path / "vae.safetensors")
+    other.mkdir()
+    [fault] = told_sdxl(sdxl, vae_model=str(other))
+    assert "other: holds no config.json" in fault
+    (other / "config.json").write_text('{"vocab_size": 8}', "utf-8")
+    shutil.move(tmp_path / "vae.safetensors", other / "model.safetensors")
+    assert told_sdxl(sdxl, vae_model=str(other)) == []
+
+
+def test_embedding_files_are_checked_by_their_tensors(sdxl: Path, tmp_path: Path) -> None:
+    good = tensors_file(tmp_path / "good.safetensors", "clip_l", "clip_g")
+    half = tensors_file(tmp_path / "half.safetensors", "clip_l")
+    flat = tensors_file(tmp_path / "flat.safetensors", "clip_l", "clip_g", shape=(4,))
+    files = {"<a>": str(good), "<b>": str(half), "<c>": str(flat), "<d>": "/no.safetensors"}
+    faults = told_sdxl(sdxl, base_embeddings=files)
+    assert [fault.partition(": ")[0] for fault in faults] == [
+        "training.base_embeddings.<b>",
+        "training.base_embeddings.<c>",
+        "training.base_embeddings.<c>",
+        "training.base_embeddings.<d>",
+    ]
+    assert "holds no clip_g" in faults[0]
+
+
+WHOLE = (
+    "model.diffusion_model.input_blocks.0.0.weight",
+    "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias",
+    "conditioner.embedders.1.model.ln_final.bias",
+    "first_stage_model.encoder.conv_in.bias",
+)
+
+
+def test_a_whole_model_in_one_file_is_checked_with_what_describes_it(
+    sdxl: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "whole.safetensors"
+    assert "there is no file" in told_sdxl(file, single_file_config=str(sdxl))[0]
+    tensors_file(file, *WHOLE[:2])
+    second, vae = told_sdxl(file, single_file_config=str(sdxl))
+    assert "holds no second text encoder" in second
+    assert "holds no VAE" in vae
+    tensors_file(file, *WHOLE)
+    for weights in sdxl.rglob("*.safetensors"):
+        weights.unlink()  # the file has them
+    assert told_sdxl(file, single_file_config=str(sdxl)) == []
+    shutil.rmtree(sdxl / "tokenizer_2")
+    assert "holds no vocabulary" in told_sdxl(file, single_file_config=str(sdxl))[0]
+
+
+def test_a_whole_model_has_no_faults(model: Path) -> None:
+    assert told(model) == []
+
+
+def test_a_folder_in_another_layout_is_told(model: Path) -> None:
+    (model / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
+    assert "describes a StableDiffusionXLPipeline" in told(model)[0]
+    (model / "model_index.json").unlink()
+    assert "holds no model_index.json" in told(model)[0]
+
+
+def test_every_missing_part_is_told_at_once(model: Path) -> None:
+    for part in ("vae", "text_encoder_2", "tokenizer", "scheduler"):
+        shutil.rmtree(model / part)
+    assert len(told(model)) == 4
+
+
+def test_pickled_weights_are_refused(model: Path) -> None:
+    weights = model / "vae" / "model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    assert "only pickled weights" in told(model)[0]
+
+
+@pytest.mark.parametrize("keep", [0, 5, 20, -1])
+def test_weights_that_are_broken_off_are_told(model: Path, keep: int) -> None:
+    weights = model / "transformer" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:keep])
+    [fault] = told(model)
+    assert "model.safetensors" in fault
+
+
+def test_a_missing_shard_is_told(model: Path) -> None:
+    index = {"weight_map": {"w": "model.safetensors", "v": "model-2.safetensors"}}
+    path = model / "transformer" / "model.safetensors.index.json"
+    path.write_text(json.dumps(index), "utf-8")
+    [fault] = told(model)
+    assert "model-2.safetensors" in fault
+
+
+def test_a_tokenizer_without_its_vocabulary_is_told(model: Path) -> None:
+    (model / "tokenizer" / "vocab.json").write_text('{"a": 0, "b": 1}', "utf-8")
+    (model / "tokenizer_2" / "tokenizer.json").unlink()
+    small, none = told(model)
+    assert "knows 2 tokens, its encoder 8" in small
+    assert "holds no vocabulary" in none
+
+
+def test_a_file_that_stands_in_for_a_part_is_checked_in_its_place(
+    model: Path, tmp_path: Path
+) -> None:
+    (model / "transformer" / "model.safetensors").unlink()
+    stand_in = tmp_path / "mine.safetensors"
+    assert "there is no file" in told(model, transformer_path=str(stand_in))[0]
+    stand_in.write_bytes(safetensors_bytes())
+    assert told(model, transformer_path=str(stand_in)) == []
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """Answers as the Hub does for a good, a gated and a missing repository."""
+
+    def do_GET(self) -> None:
+        if "good/model" in self.path:
+            config = {"diffusers": {"_class_name": "FluxPipeline"}}
+            body = json.dumps({"id": "good/model", "siblings": [], "config": config}).encode()
+            self.send_response(200)
+        elif "page/model" in self.path:
+            body = b"<html>Please log in</html>"
+            self.send_response(200)
+        elif "failing/model" in self.path:
+            body = b"{}"
+            self.send_response(400)
+        else:
+            body = b"{}"
+            gated = "gated/model" in self.path
+            self.send_response(403 if gated else 404)
+            self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HfApi]:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield HfApi(endpoint=f"http://127.0.0.1:{server.server_port}")
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_hub_id_is_asked_for_at_the_hub(hub: HfApi) -> None:
+    assert told("good/model", hub) == []
+    [other] = told_sdxl("good/model", hub)
+    assert "is a FluxPipeline; a StableDiffusionXLPipeline is needed" in other
+    assert "gated/model is gated" in told("gated/model", hub)[0]
+    assert "no repository HF_TOKEN can see" in told("missing/model", hub)[0]
+
+
+def test_a_hub_that_cannot_be_asked_is_told_and_may_be_back_later() -> None:
+    [fault] = faults("some/model", HfApi(endpoint="http://127.0.0.1:9"))
+    assert "the Hub cannot be asked" in str(fault)
+    assert fault.passing == (not is_offline_mode())
+
+
+def test_what_is_neither_a_folder_nor_a_hub_id_is_told(tmp_path: Path) -> None:
+    [fault] = told(tmp_path / "nowhere")
+    assert "there is no folder" in fault
+
+
+HOSTILE_HEADERS = [
+    *[{"w": {"data_offsets": offsets}} for offsets in (["a", "b"], [0, None], [0], 3, {"1": 4})],
+    {"w": {"data_offsets": [0, 4]}, "v": {"data_offsets": [0, "b"]}},
+    {"w": 1},
+    [1],
+    None,
+]
+
+
+@pytest.mark.parametrize("header", [*map(json.dumps, HOSTILE_HEADERS), "[" * 100_000, "\xff", ""])
+def test_a_header_that_is_none_is_a_fault_of_its_file(model: Path, header: str) -> None:
+    text = header.encode("latin-1")
+    weights = model / "vae" / "model.safetensors"
+    weights.write_bytes(len(text).to_bytes(8, "little") + text + b"data")
+    [fault] = told(model)
+    assert fault.startswith(f"{weights}: ")
+
+
+@pytest.mark.parametrize(
+    "index", ["{", "[" * 100_000, "[]", '{"weight_map": [1]}', '{"weight_map": null}']
+)
+def test_a_damaged_list_of_shards_is_told(model: Path, index: str) -> None:
+    path = model / "vae" / "model.safetensors.index.json"
+    path.write_text(index, "utf-8")
+    assert told(model) == [f"{path}: is damaged; fetch it again"]
+
+
+@pytest.mark.parametrize("tokenizer", ["", "{", "[]", '{"model": {"vocab": [["a", 0]]}}'])
+def test_a_damaged_tokenizer_is_told(model: Path, tokenizer: str) -> None:
+    (model / "tokenizer_2" / "tokenizer.json").write_text(tokenizer, "utf-8")
+    [fault] = told(model)
+    assert "tokens, its encoder 8; fetch the tokenizer again" in fault
+
+
+@pytest.mark.parametrize("tokenizer", [{"model": [1]}, {"model": None}, {"model": {"vocab": 3}}])
+def test_a_tokenizer_that_only_loading_would_count_is_left_to_that(
+    model: Path, tokenizer: dict[str, Any]
+) -> None:
+    (model / "tokenizer_2" / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    assert told(model) == []
+
+
+def test_a_damaged_config_of_a_part_is_told(model: Path) -> None:
+    path = model / "transformer" / "config.json"
+    path.write_text("{", "utf-8")
+    assert told(model) == [f"{path}: is damaged; fetch it again"]
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "a/b/c", " "])
+def test_a_name_that_no_folder_can_have_is_told(model: Path, name: str) -> None:
+    assert "there is no folder" in told(name)[0]
+    path = f"{name}.safetensors"
+    assert "there is no file" in told(model, transformer_path=path)[0]
+
+
+def test_a_proxys_page_in_place_of_the_hubs_answer_is_told(hub: HfApi) -> None:
+    [fault] = told("page/model", hub)
+    assert "the Hub cannot be asked" in fault
+    [fault] = told("failing/model", hub)
+    assert "the Hub cannot be asked" in fault
+    assert "\n" not in fault

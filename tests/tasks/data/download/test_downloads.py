@@ -1,0 +1,638 @@
+import gzip
+import hashlib
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpcore2
+import pytest
+
+from tasks.data.download import downloads
+from tasks.data.download import object_store as cloud
+from tasks.data.download.downloads import Downloads
+from tasks.data.download.protocol import DownloadError
+from tasks.data.download.ssrf import AddressError, PublicNetwork, is_allowed, is_public
+from tasks.data.read_policy import Access, DeniedError
+from tasks.urls import shown
+from tests.tasks.data.site import DATA, Served, Site, serving
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "PAUSES", (0.0, 0.0, 0.0))
+
+
+@pytest.fixture
+def kept(site: Site, tmp_path: Path) -> Downloads:
+    return Downloads(tmp_path / "kept", Access(hosts=frozenset({site.host})))
+
+
+def entry_of(tmp_path: Path, url: str) -> Path:
+    return tmp_path / "kept" / hashlib.sha256(url.encode()).hexdigest()
+
+
+Answers = list[tuple[int, int, int, str, tuple[str, int]]]
+
+
+def resolve(monkeypatch: pytest.MonkeyPatch, name: str, *answers: Iterable[str]) -> list[str]:
+    """Have a name resolve to the addresses of each answer in turn; the list of who asked."""
+    real, asked, left = socket.getaddrinfo, list[str](), list(answers)
+
+    def fake(host: str, port: int, *args: Any, **options: Any) -> Any:
+        if host != name:
+            return real(host, port, *args, **options)
+        asked.append(host)
+        found: Answers = [(2, 1, 6, "", (address, port)) for address in left.pop(0)]
+        return found
+
+    monkeypatch.setattr(socket, "getaddrinfo", fake)
+    return asked
+
+
+def connections(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let nothing be connected to; the list of what was to be."""
+    made: list[str] = []
+
+    def connect(self: object, host: str, *args: object, **options: object) -> None:
+        made.append(host)
+        raise httpcore2.ConnectError("not in this test")
+
+    monkeypatch.setattr(httpcore2.SyncBackend, "connect_tcp", connect)
+    return made
+
+
+def test_a_file_is_downloaded_and_its_progress_told(site: Site, kept: Downloads) -> None:
+    site.files["/a.zip"] = Served()
+    told: list[tuple[int, int | None]] = []
+    path = kept.fetch(site.url(), on_progress=lambda so_far, size: told.append((so_far, size)))
+    assert path.read_bytes() == DATA
+    assert told[0] == (0, len(DATA))
+    assert told[-1] == (len(DATA), len(DATA))
+    assert told == sorted(told)
+    assert len(told) < 10
+
+
+def test_an_unchanged_file_is_not_sent_again(site: Site, kept: Downloads) -> None:
+    site.files["/a.zip"] = Served()
+    first = kept.fetch(site.url())
+    assert kept.fetch(site.url()) == first
+    assert first.read_bytes() == DATA
+    assert [asked.sent for asked in site.asked] == [len(DATA), 0]
+
+
+def test_a_file_without_an_etag_is_asked_for_by_its_date(site: Site, kept: Downloads) -> None:
+    date = "Thu, 01 Jan 2026 00:00:00 GMT"
+    site.files["/a.zip"] = Served(etag=None, headers={"Last-Modified": date})
+    kept.fetch(site.url())
+    site.files["/a.zip"].status = 304
+    kept.fetch(site.url())
+    assert site.asked[-1].headers["if-modified-since"] == date
+
+
+def test_a_server_that_ignores_conditions_is_not_read_twice(site: Site, kept: Downloads) -> None:
+    site.files["/a.zip"] = Served(etag='W/"1"')
+    path = kept.fetch(site.url())
+    (path.parent / "data").write_bytes(b"x" * len(DATA))
+    site.files["/a.zip"].headers["ETag"] = site.files["/a.zip"].etag or ""
+    assert kept.fetch(site.url()).read_bytes() == b"x" * len(DATA)
+
+
+def test_a_changed_file_is_downloaded_again(site: Site, kept: Downloads) -> None:
+    site.files["/a.zip"] = Served()
+    kept.fetch(site.url())
+    site.files["/a.zip"] = Served(b"new", '"2"')
+    assert kept.fetch(site.url()).read_bytes() == b"new"
+
+
+def test_a_kept_file_with_the_wanted_digest_is_not_asked_for(site: Site, kept: Downloads) -> None:
+    site.files["/a.zip"] = Served()
+    digest = hashlib.sha256(DATA).hexdigest()
+    kept.fetch(site.url(), sha256=digest)
+    kept.fetch(site.url(), sha256=digest.upper())
+    assert len(site.asked) == 1
+
+
+def test_a_damaged_entry_is_downloaded_again(site: Site, kept: Downloads, tmp_path: Path) -> None:
+    site.files["/a.zip"] = Served()
+    path = kept.fetch(site.url())
+    path.write_bytes(b"short")
+    assert kept.fetch(site.url()).read_bytes() == DATA
+    (path.parent / "meta.json").write_text("no JSON")
+    assert kept.fetch(site.url()).read_bytes() == DATA
+    assert [asked.sent for asked in site.asked] == [len(DATA)] * 3
+
+
+def test_a_download_that_breaks_off_is_gone_on_with(site: Site, kept: Downloads) -> None:
+    site.files["/a.zip"] = Served(cuts=[1_000_000, 1_500_000])
+    assert kept.fetch(site.url()).read_bytes() == DATA
+    assert sent(site) == len(DATA)
+    ranges = [asked.headers.get("range") for asked in site.asked]
+    assert ranges == [None, "bytes=1000000-", "bytes=2500000-"]
+
+
+def test_the_next_fetch_goes_on_where_the_last_one_failed(site: Site, kept: Downloads) -> None:
+    site.files["/a.zip"] = Served(cuts=[100, 100, 100, 100])
+    with pytest.raises(DownloadError, match="broke off 4 times: the answer is incomplete"):
+        kept.fetch(site.url())
+    assert kept.fetch(site.url()).read_bytes() == DATA
+    assert site.asked[-1].headers["range"] == "bytes=400-"
+
+
+def test_a_file_that_changes_meanwhile_starts_anew(site: Site, kept: Downloads) -> None:
+    site.files["/a.zip"] = Served(cuts=[1000] * 4)
+    with pytest.raises(DownloadError, match="broke off"):
+        kept.fetch(site.url())
+    site.files["/a.zip"] = Served(DATA[::-1], '"2"')
+    assert kept.fetch(site.url()).read_bytes() == DATA[::-1]
+    assert site.asked[-1].headers["if-range"] == '"1"'
+
+
+def test_without_a_strong_etag_a_download_starts_anew(site: Site, kept: Downloads) -> None:
+    site.files["/a.zip"] = Served(etag='W/"1"', cuts=[1000])
+    assert kept.fetch(site.url()).read_bytes() == DATA
+    assert "range" not in site.asked[-1].headers
+
+
+@pytest.mark.parametrize(
+    "wrong", ["bytes 0-9/10", "bytes 1000-1999/3145728", "bytes 1000-1/x", "items", "bytes */5"]
+)
+def test_a_part_of_the_wrong_range_starts_anew(site: Site, kept: Downloads, wrong: str) -> None:
+    site.files["/a.zip"] = Served(cuts=[1000], content_range=wrong)
+    assert kept.fetch(site.url()).read_bytes() == DATA
+    assert "range" not in site.asked[-1].headers
+
+
+def test_a_server_that_is_busy_is_asked_again(site: Site, kept: Downloads) -> None:
+    site.files["/a.zip"] = Served(status=503)
+    with pytest.raises(DownloadError, match="broke off 4 times: the server answered 503") as told:
+        kept.fetch(site.url())
+    assert told.value.passing
+    assert len(site.asked) == 4
+
+
+def test_what_is_missing_is_told_at_once(site: Site, kept: Downloads) -> None:
+    with pytest.raises(
+        DownloadError, match=r"/a\.zip cannot be downloaded: the server answered 404"
+    ):
+        kept.fetch(site.url())
+    assert len(site.asked) == 1
+
+
+@pytest.mark.parametrize("says_length", [True, False])
+def test_a_file_that_is_too_large_is_refused(site: Site, tmp_path: Path, says_length: bool) -> None:
+    access = Access(hosts=frozenset({site.host}), most_bytes=1000)
+    site.files["/a.zip"] = Served(b"x" * 1001, says_length=says_length)
+    with pytest.raises(DownloadError, match="larger than 1,000 bytes"):
+        Downloads(tmp_path / "kept", access).fetch(site.url())
+    assert not list(entry_of(tmp_path, site.url()).iterdir())
+
+
+def test_a_large_file_is_refused_before_it_is_read(site: Site, tmp_path: Path) -> None:
+    access = Access(hosts=frozenset({site.host}), most_bytes=1000)
+    site.files["/a.zip"] = Served(b"", headers={"Content-Length": "1001"}, says_length=False)
+    told: list[int] = []
+    with pytest.raises(DownloadError, match="larger than 1,000 bytes"):
+        Downloads(tmp_path, access).fetch(site.url(), on_progress=lambda n, size: told.append(n))
+    assert not told
+
+
+def test_a_file_of_another_digest_is_not_kept(site: Site, kept: Downloads, tmp_path: Path) -> None:
+    site.files["/a.zip"] = Served()
+    with pytest.raises(DownloadError, match=f"has the SHA-256 .{{64}}, not {'0' * 64}"):
+        kept.fetch(site.url(), sha256="0" * 64)
+    assert not list(entry_of(tmp_path, site.url()).iterdir())
+
+
+def test_a_packed_answer_is_refused(site: Site, kept: Downloads) -> None:
+    site.files["/a.zip"] = Served(gzip.compress(b"x"), headers={"Content-Encoding": "gzip"})
+    with pytest.raises(DownloadError, match="comes packed as 'gzip'"):
+        kept.fetch(site.url())
+    assert site.asked[-1].headers["accept-encoding"] == "identity"
+
+
+def test_redirects_are_followed_relative_ones_too(site: Site, kept: Downloads) -> None:
+    site.files["/x/a"] = Served(b"", status=302, headers={"Location": "../y?k=1"})
+    utf_8 = site.url("/z%20é?q=ä b").encode().decode("latin-1")
+    site.files["/y"] = Served(b"", status=307, headers={"Location": utf_8})
+    site.files["/z%20%C3%A9"] = Served(b"here")
+    assert kept.fetch(site.url("/x/a")).read_bytes() == b"here"
+    assert [asked.path for asked in site.asked] == ["/x/a", "/y?k=1", "/z%20%C3%A9?q=%C3%A4%20b"]
+
+
+def test_redirects_in_a_circle_are_told(site: Site, kept: Downloads) -> None:
+    site.files["/a.zip"] = Served(b"", status=301, headers={"Location": "/a.zip"})
+    with pytest.raises(DownloadError, match="redirects more than 5 times"):
+        kept.fetch(site.url())
+    assert len(site.asked) == 6
+
+
+@pytest.mark.parametrize(
+    ("location", "problem"),
+    [
+        ("http://127.0.0.1:1/x", "is not encrypted"),
+        ("http://169.254.169.254/latest/meta-data", "is not encrypted"),
+        ("https://127.0.0.1:1/x", "127.0.0.1, which is not public"),
+        ("https://2130706433/x", "127.0.0.1, which is not public"),
+        ("https://169.254.169.254/latest", "169.254.169.254, which is not public"),
+        ("https://[fd00:ec2::254]/latest", "fd00:ec2::254, which is not public"),
+        ("//localhost/x", "is not encrypted"),
+        ("file:///etc/passwd", "cannot be downloaded"),
+        ("s3://bucket/x", "cannot be downloaded"),
+        ("https://me:hidden@host/x", "a user or a password"),
+        ("http://[", "is no URL"),
+    ],
+)
+def test_redirects_are_checked_as_the_url_is(
+    site: Site, kept: Downloads, location: str, problem: str
+) -> None:
+    site.files["/a.zip"] = Served(b"", status=302, headers={"Location": location})
+    with pytest.raises(DownloadError, match=problem) as caught:
+        kept.fetch(site.url())
+    assert "hidden" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "ftp://host/x",
+        "/etc/passwd",
+        "",
+        "https://",
+        "https://:1/",
+        "https:x",
+        "https://[/",
+        "https://host:99999/",
+        "https://h o/",
+        "https://\x00/",
+        "memory:///x",
+        "http://public.example/x",
+        "https://me@host/",
+        f"https://{'a' * 70}.example/",
+    ],
+)
+def test_what_is_no_public_url_is_refused(
+    kept: Downloads, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = connections(monkeypatch)
+    with pytest.raises(DownloadError):
+        kept.fetch(url)
+    assert not made
+
+
+PRIVATE = [
+    "127.0.0.1",
+    "10.0.0.1",
+    "172.16.0.1",
+    "192.168.1.1",
+    "169.254.169.254",
+    "100.64.0.1",
+    "0.0.0.0",
+    "255.255.255.255",
+    "224.0.0.1",
+    "240.0.0.1",
+    "192.0.2.1",
+    "168.63.129.16",
+    "192.0.0.192",
+    "::1",
+    "::",
+    "fe80::1",
+    "fe80::1%eth0",
+    "fd00:ec2::254",
+    "fec0::1",
+    "ff02::1",
+    "2001:db8::1",
+    "::ffff:127.0.0.1",
+    "::ffff:169.254.169.254",
+    "::127.0.0.1",
+    "2002:7f00:1::",
+    "2002:a9fe:a9fe::1",
+    "64:ff9b::7f00:1",
+    "64:ff9b::a9fe:a9fe",
+    "64:ff9b:1::1",
+    "2001:0:5d38:6ab8::80ff:fffe",
+]
+
+
+@pytest.mark.parametrize("address", PRIVATE)
+def test_a_host_with_one_address_that_is_not_public_is_refused(
+    kept: Downloads, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    resolve(monkeypatch, "pictures.example", ["93.184.215.14", address])
+    made = connections(monkeypatch)
+    with pytest.raises(DownloadError) as caught:
+        kept.fetch("https://pictures.example/x?token=hidden")
+    assert str(caught.value) == (
+        "https://pictures.example/x may not be asked for: "
+        f"pictures.example has the address {address}, which is not public; "
+        "the operator may allow the host in TRAINING_DATA_HOSTS"
+    )
+    assert not made
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "93.184.215.14",
+        "8.8.8.8",
+        "2606:4700::1111",
+        "::ffff:8.8.8.8",
+        "2002:808:808::1",
+        "64:ff9b::808:808",
+    ],
+)
+def test_public_addresses_are_connected_to(address: str) -> None:
+    assert is_public(ip_address(address))
+
+
+def test_the_address_that_was_checked_is_the_one_connected_to(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = resolve(monkeypatch, "rebinding.example", ["93.184.215.14"], ["127.0.0.1"])
+    made = connections(monkeypatch)
+    with pytest.raises(httpcore2.ConnectError, match="not in this test"):
+        PublicNetwork(frozenset()).connect_tcp("rebinding.example", 443)
+    assert (made, len(asked)) == (["93.184.215.14"], 1)
+
+
+def test_a_hosts_addresses_are_tried_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    resolve(monkeypatch, "two.example", ["2606:4700::1111", "8.8.8.8", "8.8.8.8"])
+    made = connections(monkeypatch)
+    with pytest.raises(httpcore2.ConnectError):
+        PublicNetwork(frozenset()).connect_tcp("two.example", 443)
+    assert made == ["2606:4700::1111", "8.8.8.8"]
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 70 + ".example"])
+def test_a_host_without_an_address_is_told(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    def fail(*args: object, **options: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    if host.endswith(".invalid"):
+        monkeypatch.setattr(socket, "getaddrinfo", fail)
+    with pytest.raises(httpcore2.ConnectError, match="cannot be resolved"):
+        PublicNetwork(frozenset()).connect_tcp(host, 443)
+
+
+def test_an_address_error_is_a_value_error() -> None:
+    with pytest.raises(AddressError, match="TRAINING_DATA_HOSTS") as caught:
+        PublicNetwork(frozenset({"127.0.0.1:2"})).connect_tcp("127.0.0.1", 1)
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(
+    ("entry", "host", "port", "expected"),
+    [
+        ("NAS.local", "nas.LOCAL", 80, True),
+        ("nas.local:8080", "nas.local", 8080, True),
+        ("nas.local:8080", "nas.local", 80, False),
+        ("nas.local", "other.nas.local", 80, False),
+        ("::1", "::1", 80, True),
+        ("[::1]:80", "::1", 80, True),
+        ("::1:80", "::1", 80, False),
+    ],
+)
+def test_hosts_are_allowed_by_name_or_by_name_and_port(
+    entry: str, host: str, port: int, expected: bool
+) -> None:
+    assert is_allowed(host, port, frozenset({entry})) is expected
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("https://me:hidden@host:8/a?key=hidden#hidden", "https://host:8/a"),
+        ("https://me:hidden#@host/", "https://..."),
+        ("https://me:hidden/x@host/", "https://..."),
+        ("https:me:hidden@host/", "https:..."),
+        ("s3://key:hidden@bucket/x?X-Amz-Signature=hidden", "s3://bucket/x"),
+        ("https://[::1]:8/a", "https://[::1]:8/a"),
+        ("hidden", "..."),
+    ],
+)
+def test_messages_show_urls_without_what_is_secret(url: str, expected: str) -> None:
+    assert shown(url) == expected
+
+
+@pytest.mark.parametrize(
+    "served",
+    [
+        Served(status=404),
+        Served(status=500),
+        Served(cuts=[1, 1, 1, 1]),
+        Served(headers={"Content-Encoding": "br"}),
+        Served(status=302),
+        Served(status=302, headers={"Location": "https://127.0.0.1/x?token=hidden"}),
+        Served(status=302, headers={"Location": "/y\x01hidden"}),
+        Served(status=304),
+        Served(says_length=False, data=DATA * 2),
+    ],
+)
+def test_no_message_holds_a_secret_of_the_url(site: Site, tmp_path: Path, served: Served) -> None:
+    site.files["/a.zip"] = served
+    access = Access(hosts=frozenset({site.host}), most_bytes=len(DATA))
+    with pytest.raises(DownloadError) as caught:
+        Downloads(tmp_path, access).fetch(site.url("/a.zip?token=hidden#hidden"))
+    assert "hidden" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_several_who_want_one_file_download_it_once(site: Site, kept: Downloads) -> None:
+    site.files["/a.zip"] = Served()
+    with ThreadPoolExecutor(8) as pool:
+        paths = set(pool.map(kept.fetch, [site.url()] * 8))
+    assert [path.read_bytes() == DATA for path in paths] == [True]
+    assert sent(site) == len(DATA)
+
+
+def test_what_was_not_used_longest_makes_room(site: Site, tmp_path: Path) -> None:
+    kept = Downloads(tmp_path / "kept", Access(hosts=frozenset({site.host}), most_bytes=1000))
+    for name in "abcd":
+        site.files[f"/{name}"] = Served(name.encode() * 600)
+    paths = {name: kept.fetch(site.url(f"/{name}")) for name in "abc"}
+    kept.fetch(site.url("/a"))
+    paths["d"] = kept.fetch(site.url("/d"))
+    assert [name for name, path in paths.items() if path.exists()] == ["a", "c", "d"]
+
+
+def test_a_folder_that_cannot_be_written_is_told(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    kept = Downloads(tmp_path / "file" / "kept", Access(hosts=frozenset({site.host})))
+    with pytest.raises(DownloadError, match=r"cannot be kept in .*: Not a directory"):
+        kept.fetch(site.url())
+
+
+def test_what_is_kept_is_described(site: Site, kept: Downloads, tmp_path: Path) -> None:
+    site.files["/a.zip"] = Served(headers={"Last-Modified": "then"})
+    kept.fetch(site.url())
+    entry = entry_of(tmp_path, site.url())
+    assert sorted(path.name for path in entry.iterdir()) == ["data", "meta.json"]
+    assert json.loads((entry / "meta.json").read_text()) == {
+        "etag": '"1"',
+        "last_modified": "then",
+        "size": len(DATA),
+        "sha256": hashlib.sha256(DATA).hexdigest(),
+    }
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate by openssl")
+def test_tls_asks_for_the_name_of_the_url(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    named = ["-subj", "/CN=x", "-addext", "subjectAltName=DNS:pictures.example"]
+    files = ["-keyout", str(key), "-out", str(certificate), "-days", "2"]
+    subprocess.run(["openssl", "req", *kind, *named, *files], check=True, capture_output=True)
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    resolve_all(monkeypatch, "pictures.example", "other.example")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    # A second server: the listening socket of one that runs cannot be exchanged.
+    tls = Site()
+    tls.socket = context.wrap_socket(tls.socket, server_side=True)
+    tls.files["/a.zip"] = Served(b"here")
+    port = tls.server_port
+    hosts = frozenset({f"pictures.example:{port}", f"other.example:{port}"})
+    with serving(tls):
+        kept = Downloads(tmp_path / "kept", Access(hosts=hosts))
+        assert kept.fetch(f"https://pictures.example:{port}/a.zip").read_bytes() == b"here"
+        with pytest.raises(DownloadError, match="Hostname mismatch"):
+            kept.fetch(f"https://other.example:{port}/a.zip")
+
+
+def resolve_all(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Have names resolve to this machine."""
+    real: Callable[..., Any] = socket.getaddrinfo
+
+    def fake(host: str, *args: Any, **options: Any) -> Any:
+        return real("127.0.0.1" if host in names else host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", fake)
+
+
+MODIFIED = {"Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
+
+
+def sent(site: Site) -> int:
+    return sum(asked.sent for asked in site.asked)
+
+
+def test_an_object_is_downloaded_and_not_again(bucket: Site, tmp_path: Path) -> None:
+    bucket.files["/people/set/a%20b.zip"] = Served(headers=MODIFIED)
+    kept = Downloads(tmp_path, Access())
+    for _ in range(2):
+        assert kept.fetch("s3://people/set/a b.zip").read_bytes() == DATA
+    assert sent(bucket) == len(DATA)
+    bucket.files["/people/set/a%20b.zip"] = Served(b"new", '"2"', headers=MODIFIED)
+    assert kept.fetch("s3://people/set/a b.zip").read_bytes() == b"new"
+
+
+def test_an_object_is_gone_on_with(bucket: Site, tmp_path: Path) -> None:
+    bucket.files["/people/a"] = Served(headers=MODIFIED)
+    kept = Downloads(tmp_path / "kept", Access())
+
+    def stop(so_far: int, size: int | None) -> None:
+        if so_far > 2**20:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kept.fetch("s3://people/a", on_progress=stop)
+    part = (entry_of(tmp_path, "s3://people/a") / "part").stat().st_size
+    assert 0 < part < len(DATA)
+    assert kept.fetch("s3://people/a").read_bytes() == DATA
+    assert bucket.asked[-1].headers["range"] == f"bytes={part}-{len(DATA) - 1}"
+    assert bucket.asked[-1].headers["if-match"] == '"1"'
+
+
+def test_an_object_comes_by_several_requests(
+    bucket: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cloud, "_CLOUD_REQUEST", 2**21)
+    bucket.files["/people/a"] = Served(headers=MODIFIED)
+    bucket.files["/people/empty"] = Served(b"", headers=MODIFIED)
+    kept = Downloads(tmp_path, Access())
+    assert kept.fetch("s3://people/a").read_bytes() == DATA
+    assert [asked.sent for asked in bucket.asked] == [0, 2**21, 2**20]
+    assert kept.fetch("s3://people/empty").read_bytes() == b""
+
+
+def test_an_object_that_changes_while_it_comes_starts_anew(
+    bucket: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cloud, "_CLOUD_REQUEST", 2**20)
+    bucket.files["/people/a"] = Served(headers=MODIFIED)
+
+    def change(so_far: int, size: int | None) -> None:
+        bucket.files["/people/a"] = Served(DATA[::-1], '"2"', headers=MODIFIED)
+
+    path = Downloads(tmp_path, Access()).fetch("s3://people/a", on_progress=change)
+    assert path.read_bytes() == DATA[::-1]
+
+
+def test_an_object_that_is_too_large_is_not_asked_for(bucket: Site, tmp_path: Path) -> None:
+    bucket.files["/people/a"] = Served(headers=MODIFIED)
+    with pytest.raises(DownloadError, match="s3://people/a is larger than 9 bytes"):
+        Downloads(tmp_path, Access(most_bytes=9)).fetch("s3://people/a")
+    assert sent(bucket) == 0
+
+
+def test_an_object_that_is_missing_or_forbidden_is_told(bucket: Site, tmp_path: Path) -> None:
+    kept = Downloads(tmp_path, Access())
+    with pytest.raises(DownloadError, match=r"there is no s3://people/a$"):
+        kept.fetch("s3://people/a")
+    bucket.files["/people/a"] = Served(b"", status=403)
+    with pytest.raises(DownloadError, match="credentials may not read s3://people/a"):
+        kept.fetch("s3://people/a")
+
+
+def test_the_objects_below_a_prefix_are_listed(bucket: Site, tmp_path: Path) -> None:
+    for path in ("/people/set/b.png", "/people/set/a/c.png", "/people/setter", "/people/x"):
+        bucket.files[path] = Served()
+    kept = Downloads(tmp_path, Access())
+    assert kept.list_cloud("s3://people/set/") == ["a/c.png", "b.png"]
+    assert kept.list_cloud("s3://people") == ["set/a/c.png", "set/b.png", "setter", "x"]
+    with pytest.raises(DownloadError, match="https://host/x cannot be listed"):
+        kept.list_cloud("https://host/x?token=hidden")
+
+
+def test_clouds_are_read_below_the_operators_roots_only(bucket: Site, tmp_path: Path) -> None:
+    bucket.files["/people/set/a"] = Served(headers=MODIFIED)
+    kept = Downloads(tmp_path, Access(roots=("s3://people/set",)))
+    assert kept.fetch("s3://people/set/a").read_bytes() == DATA
+    asked = len(bucket.asked)
+    for url in ("s3://people/setter/a", "s3://other/a", "gs://people/set/a"):
+        with pytest.raises(DeniedError, match="TRAINING_DATA_ROOTS"):
+            kept.fetch(url)
+        with pytest.raises(DeniedError, match="TRAINING_DATA_ROOTS"):
+            kept.list_cloud(url)
+    assert len(bucket.asked) == asked
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://",
+        "s3:///x",
+        "s3://me:hidden@people/x",
+        "s3://people/x?X-Amz-Signature=hidden",
+        "s3://people/a/../x",
+        "s3://people/./x",
+        "s3://people//x",
+        "az://c/a\nhidden",
+        "S3://b/x",
+    ],
+)
+def test_a_cloud_url_that_is_odd_is_refused(tmp_path: Path, url: str) -> None:
+    with pytest.raises(DownloadError) as caught:
+        Downloads(tmp_path, Access()).fetch(url)
+    parts = urlsplit(url)
+    assert "hidden" not in str(caught.value) or "hidden" in parts.path

@@ -1,0 +1,407 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tasks.data.ingest import ingest
+from tasks.data.tokens import TokenLimit
+from tasks.data.validation import Report
+from tasks.dataset import DataSet, data_set_of
+from tasks.errors import DataSetError
+from tasks.jobs.job import parse_job
+from tasks.store import Store, data_set_key, image_key
+from tests.tasks.data.reading import check_local
+from tests.tasks.jobs.test_flux_lora import with_values
+
+Check = Callable[..., Report]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three pictures that nothing is wrong with."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name, color in (("a.png", "red"), ("b.jpg", "green"), ("c.webp", "blue")):
+        Image.new("RGB", (512, 512), color).save(folder / name)
+        (folder / name).with_suffix(".txt").write_text(f"a {color} field\n", "utf-8")
+    return folder
+
+
+def check_folder(folder: Path, **values: Any) -> Report:
+    dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)}
+    return check_local(parse_job(with_values(data_loader__dataset=dataset, **values)).training)
+
+
+def check_jsonl(path: Path, *rows: Any, **columns: str) -> Report:
+    path.write_text("\n".join(r if isinstance(r, str) else json.dumps(r) for r in rows), "utf-8")
+    dataset = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": str(path), **columns}
+    return check_local(parse_job(with_values(data_loader__dataset=dataset)).training)
+
+
+def told(report: Report) -> list[str]:
+    return [str(fault) for fault in report.faults]
+
+
+def warned(report: Report) -> list[str]:
+    return [str(warning) for warning in report.warnings]
+
+
+def test_a_good_folder_has_no_faults_and_no_warnings(folder: Path) -> None:
+    report = check_folder(folder)
+    assert (told(report), warned(report)) == ([], [])
+    assert [sample.caption for sample in report.samples] == [
+        "a red field",
+        "a green field",
+        "a blue field",
+    ]
+    assert report.document()["buckets"] == {"512x512": 3}
+
+
+def test_every_fault_is_told_at_once_by_its_file(folder: Path) -> None:
+    (folder / "a.txt").unlink()
+    (folder / "b.txt").write_text("  \n", "utf-8")
+    (folder / "c.txt").write_bytes(b"caf\xe9")
+    (folder / "d.png").write_bytes(b"not a picture")
+    (folder / "d.txt").write_text("d", "utf-8")
+    report = check_folder(folder)
+    assert len(told(report)) == 4
+    for part in (
+        "a.png: has no caption; write it into a.txt",
+        "b.jpg: has an empty caption",
+        "c.txt: cannot be read as UTF-8 text",
+        "d.png: is no JPEG, PNG, WEBP, BMP picture",
+    ):
+        assert any(part in line for line in told(report)), part
+
+
+def test_a_caption_may_start_with_a_byte_order_mark(folder: Path) -> None:
+    (folder / "a.txt").write_bytes(b"\xef\xbb\xbfa red field")
+    assert check_folder(folder).samples[0].caption == "a red field"
+
+
+def test_a_caption_without_a_picture_is_only_warned_of(folder: Path) -> None:
+    (folder / "z.txt").write_text("nothing", "utf-8")
+    report = check_folder(folder)
+    assert told(report) == []
+    assert warned(report) == ["z.txt: is the caption of no picture; it is not used"]
+
+
+def test_an_overlong_caption_is_refused(folder: Path) -> None:
+    (folder / "a.txt").write_text("word " * 20000, "utf-8")
+    assert "longer than" in told(check_folder(folder))[0]
+
+
+def test_missing_and_empty_folders_are_told(tmp_path: Path) -> None:
+    assert "there is no such folder" in told(check_folder(tmp_path / "nowhere"))[0]
+    (tmp_path / "empty").mkdir()
+    assert "holds no picture" in told(check_folder(tmp_path / "empty"))[0]
+
+
+def test_what_is_not_as_meant_is_warned_of(folder: Path) -> None:
+    Image.new("RGB", (64, 64), "white").save(folder / "small.png")
+    Image.new("RGB", (4000, 600), "grey").save(folder / "wide.png")
+    Image.new("RGBA", (512, 512), (0, 0, 0, 10)).save(folder / "clear.png")
+    Image.new("RGB", (512, 512), "red").save(folder / "twin.png")
+    for name in ("small", "wide", "clear", "twin"):
+        (folder / f"{name}.txt").write_text(name, "utf-8")
+    report = check_folder(folder, train_batch_size=8)
+    assert told(report) == []
+    for part in (
+        "small.png: is 64x64, smaller than 512x512; it is enlarged",
+        "wide.png: keeps 15% of its 4000x600 when cut to 512x512",
+        "clear.png: is partly transparent",
+        "a.png: is the same picture as twin.png",
+        "7 pictures are less than train_batch_size (8)",
+    ):
+        assert any(part in line for line in warned(report)), part
+
+
+def save(folder: Path, name: str, image: Image.Image, **options: Any) -> None:
+    image.save(folder / name, **options)
+    (folder / name).with_suffix(".txt").write_text(name, "utf-8")
+
+
+def test_what_is_lost_on_the_way_to_rgb_is_warned_of_by_the_files_name(folder: Path) -> None:
+    gradient = Image.linear_gradient("L").resize((512, 512))
+    save(folder, "cmyk.jpg", gradient.convert("RGB").convert("CMYK"))
+    save(folder, "deep.png", gradient.convert("I").point(lambda v: v * 257).convert("I;16"))
+    save(folder, "few.png", gradient.convert("P"))
+    frames = [gradient.convert("RGB"), gradient.convert("RGB").rotate(90)]
+    save(folder, "moving.webp", frames[0], save_all=True, append_images=frames[1:])
+    save(folder, "lying.png", gradient.convert("RGB"), format="JPEG")
+    report = check_folder(folder)
+    assert told(report) == []
+    for part in (
+        "cmyk.jpg: is CMYK",
+        "deep.png: has 16 bits a pixel",
+        "few.png: has no more than 256 colors",
+        "moving.webp: is animated; of its 2 pictures the first is used",
+        "lying.png: is a JPEG picture; it is read as one; rename it",
+    ):
+        assert any(part in line for line in warned(report)), part
+
+
+def test_pictures_that_look_the_same_are_warned_of(folder: Path) -> None:
+    gradient = Image.radial_gradient("L").convert("RGB")
+    save(folder, "one.png", gradient.resize((600, 600)))
+    save(folder, "other.jpg", gradient.resize((512, 512)), quality=70)
+    [warning] = warned(check_folder(folder))
+    assert warning == (
+        "one.png: looks the same as other.jpg, 512x512 and 600x600; keep the better one"
+    )
+
+
+def test_sizes_with_fewer_pictures_than_a_batch_are_told(folder: Path) -> None:
+    Image.new("RGB", (512, 1024), "white").save(folder / "tall.png")
+    (folder / "tall.txt").write_text("tall", "utf-8")
+    buckets = {"target_resolution": 512, "start_dim": 256, "end_dim": 1024, "divisible_by": 64}
+    report = check_folder(folder, train_batch_size=2, data_loader__aspect_ratio_buckets=buckets)
+    [warning] = warned(report)
+    assert "1 of 2 sizes have fewer pictures than train_batch_size (2)" in warning
+    assert report.document()["buckets"] == {"320x704": 1, "512x512": 3}
+
+
+def test_captions_that_encoders_read_a_part_of_are_told(folder: Path) -> None:
+    def words(text: str) -> int:
+        return len(text.split())
+
+    (folder / "a.txt").write_text("one two three four five six", "utf-8")
+    limits = [
+        TokenLimit("CLIP", 3, words, is_all=False),
+        TokenLimit("T5", 5, words, is_all=True),
+    ]
+    dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)}
+    values = {"data_loader__dataset": dataset, "data_loader__caption_prefix": "so"}
+    config = parse_job(with_values(**values)).training
+    report = check_local(config, limits)
+    assert warned(report) == [
+        f"{folder}: 3 captions have more tokens than the 3 that CLIP reads; it sees their start, "
+        "the other encoder all of them",
+        "a.png: has a caption of 7 tokens; T5 reads 5; put what matters first, or shorten it",
+    ]
+
+
+def test_the_report_for_programs_tells_severity_file_problem_and_remedy(folder: Path) -> None:
+    (folder / "a.txt").unlink()
+    (folder / "z.txt").write_text("nothing", "utf-8")
+    assert check_folder(folder).document() == {
+        "pictures": 2,
+        "buckets": {"512x512": 2},
+        "findings": [
+            {
+                "severity": "error",
+                "file": "a.png",
+                "problem": "has no caption",
+                "remedy": "write it into a.txt",
+            },
+            {
+                "severity": "warning",
+                "file": "z.txt",
+                "problem": "is the caption of no picture; it is not used",
+                "remedy": "",
+            },
+        ],
+    }
+
+
+def test_a_jsonl_names_pictures_and_captions_by_its_columns(folder: Path) -> None:
+    report = check_jsonl(
+        folder / "data.jsonl",
+        {"file": "a.png", "says": "red"},
+        {"file": "b.jpg", "says": "green"},
+        image_column="file",
+        caption_column="says",
+    )
+    assert told(report) == []
+    assert [sample.caption for sample in report.samples] == ["red", "green"]
+
+
+def test_every_wrong_line_of_a_jsonl_is_told(folder: Path) -> None:
+    report = check_jsonl(
+        folder / "data.jsonl",
+        "{no json",
+        "[1]",
+        {"image": "a.png"},
+        {"image": 3, "text": "x"},
+        {"image": "missing.png", "text": "x"},
+        {"image": "a.png", "text": ""},
+    )
+    assert len(told(report)) == 6
+    assert all(f"line {n}" in line for n, line in enumerate(told(report), start=1))
+
+
+def test_a_jsonl_cannot_name_files_outside_its_folder(folder: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (8, 8)).save(secret)
+    (folder / "link.png").symlink_to(secret)
+    names = ["../secret.png", str(secret), "link.png", "a/../../secret.png", "a\0.png"]
+    report = check_jsonl(folder / "data.jsonl", *({"image": n, "text": "x"} for n in names))
+    assert len(told(report)) == len(names)
+    assert report.samples == []
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store((tmp_path / "store").as_uri())
+
+
+def test_the_store_holds_pictures_and_samples_by_their_digests(folder: Path, store: Store) -> None:
+    report = check_folder(folder)
+    data_set = ingest(report, store)
+    assert DataSet.model_validate_json(store.get(data_set_key(data_set.digest))) == data_set
+    by_source = {sample.source: sample for sample in data_set.samples}
+    for name in ("a.png", "b.jpg", "c.webp"):
+        assert store.get(image_key(by_source[name].image)) == (folder / name).read_bytes()
+
+
+def test_the_digest_is_that_of_pictures_and_captions_wherever_they_came_from(
+    folder: Path, store: Store, tmp_path: Path
+) -> None:
+    digest = ingest(check_folder(folder), store).digest
+    other = tmp_path / "other"
+    other.mkdir()
+    rows = []
+    for number, name in enumerate(("c.webp", "a.png", "b.jpg")):
+        Image.open(folder / name).convert("RGB").save(other / f"{number}.bmp")
+        caption = (folder / name).with_suffix(".txt").read_text("utf-8").strip()
+        rows.append({"image": f"{number}.bmp", "text": caption})
+    moved = check_jsonl(other / "list.jsonl", *rows)
+    assert data_set_of(moved.samples).digest == digest
+    (folder / "a.txt").write_text("another caption", "utf-8")
+    assert data_set_of(check_folder(folder).samples).digest != digest
+
+
+def test_a_picture_that_changes_after_its_check_is_told(folder: Path, store: Store) -> None:
+    report = check_folder(folder)
+    Image.new("RGB", (512, 512), "black").save(folder / "a.png")
+    with pytest.raises(DataSetError, match=r"a\.png: changed while it was checked"):
+        ingest(report, store)
+    assert store.keys("datasets") == []
+
+
+def sdxl(loader: dict[str, Any], **values: Any) -> Any:
+    """An SDXL config over a data loader; a textual inversion where that is one."""
+    kind = "SDXL_LORA"
+    if loader["type"] == "TEXTUAL_INVERSION_SD_DATA_LOADER":
+        kind = "SDXL_TEXTUAL_INVERSION"
+        values |= {"placeholder_token": "<thing>", "initializer_token": "cat"}
+    base = {"type": kind, "max_train_steps": 1, "save_every_n_steps": 1, "train_batch_size": 1}
+    return parse_job({"training": {**base, "data_loader": loader, **values}}).training
+
+
+def dreambooth(instance: Path, others: Path | None = None) -> Any:
+    loader: dict[str, Any] = {
+        "type": "DREAMBOOTH_SD_DATA_LOADER",
+        "instance_caption": "a sks cat",
+        "instance_dataset": {"type": "IMAGE_DIR_DATASET", "dataset_dir": str(instance)},
+    }
+    if others is not None:
+        loader["class_caption"] = "a cat"
+        loader["class_dataset"] = {"type": "IMAGE_DIR_DATASET", "dataset_dir": str(others)}
+    return sdxl(loader)
+
+
+def test_a_folder_of_pictures_alone_needs_no_captions(folder: Path) -> None:
+    for caption in folder.glob("*.txt"):
+        caption.unlink()
+    report = check_local(dreambooth(folder))
+    assert told(report) == []
+    assert [sample.caption for sample in report.samples] == ["", "", ""]
+
+
+def test_the_smaller_of_two_sets_is_repeated_evenly(folder: Path, tmp_path: Path) -> None:
+    others = tmp_path / "others"
+    others.mkdir()
+    for number in range(7):
+        Image.new("RGB", (512, 512), (number, 9, 9)).save(others / f"{number}.png")
+    (others / "broken.png").write_bytes(b"no picture")
+    report = check_local(dreambooth(folder, others))
+    # With two folders, a fault says in which.
+    assert told(report)[0].startswith("others/broken.png: ")
+    (others / "broken.png").unlink()
+    report = check_local(dreambooth(folder, others))
+    assert (len(report.samples), warned(report)) == (10, [])
+    store = Store(f"file://{tmp_path}/store")
+    parts: dict[int, list[str]] = {0: [], 1: []}
+    for sample in ingest(report, store).samples:
+        parts[sample.part].append(sample.image)
+    assert len(parts[0]) == len(parts[1]) == len(set(parts[1])) == 7
+    assert sorted(parts[0].count(image) for image in set(parts[0])) == [2, 2, 3]
+
+
+def test_captions_that_are_not_used_are_not_asked_for(folder: Path) -> None:
+    (folder / "a.txt").unlink()
+    (folder / "b.txt").write_text("", "utf-8")
+    loader = {
+        "type": "TEXTUAL_INVERSION_SD_DATA_LOADER",
+        "caption_preset": "style",
+        "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)},
+    }
+    assert told(check_local(sdxl(loader))) == []
+    assert len(told(check_local(sdxl({**loader, "keep_original_captions": True})))) == 2
+
+
+def test_a_placeholder_in_a_caption_is_warned_of(folder: Path) -> None:
+    (folder / "a.txt").write_text("a red <thing>", "utf-8")
+    loader = {
+        "type": "TEXTUAL_INVERSION_SD_DATA_LOADER",
+        "caption_preset": "object",
+        "keep_original_captions": True,
+        "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)},
+    }
+    [warning] = warned(check_local(sdxl(loader)))
+    assert warning.startswith("a.png: has the placeholder token '<thing>'")
+
+
+def masked(folder: Path, **columns: Any) -> Report:
+    """What is found in a.png with this mask in its row, and b.jpg without."""
+    rows = [{"image": "a.png", "text": "red", **columns}, {"image": "b.jpg", "text": "green"}]
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    dataset = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": str(path)}
+    loader = {"type": "IMAGE_CAPTION_SD_DATA_LOADER", "dataset": dataset}
+    return check_local(sdxl(loader, use_masks=True))
+
+
+def test_a_mask_is_stored_by_its_grey_pixels(folder: Path, tmp_path: Path) -> None:
+    mask = Image.new("L", (512, 512), 0)
+    mask.paste(200, (0, 0, 256, 512))
+    mask.save(folder / "mask.png")
+    report = masked(folder, mask="mask.png")
+    assert (told(report), warned(report)) == ([], [])
+    digests = [sample.mask for sample in report.samples]
+    assert digests[0] is not None
+    assert digests[1] is None
+    store = Store(f"file://{tmp_path}/store")
+    plain = masked(folder)
+    assert ingest(report, store).digest != ingest(plain, store).digest
+    assert store.get(image_key(digests[0])) == (folder / "mask.png").read_bytes()
+    assert "no row has a mask" in warned(plain)[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda f: Image.new("L", (512, 511), 9).save(f / "mask.png"), "of another size: 512x511"),
+        (lambda f: Image.new("L", (512, 512), 0).save(f / "mask.png"), "is all black"),
+        (lambda f: (f / "mask.png").write_bytes(b"none"), "mask.png, that is no JPEG"),
+        (lambda f: None, "there is no picture mask.png"),
+    ],
+)
+def test_a_mask_that_cannot_be_used_is_told_by_its_picture(
+    folder: Path, make: Callable[[Path], Any], said: str
+) -> None:
+    make(folder)
+    [fault] = told(masked(folder, mask="mask.png"))
+    assert "a.png" in fault or "line 1" in fault
+    assert said in fault
+
+
+@pytest.mark.parametrize("mask", ["../mask.png", "/etc/passwd", 3, ["mask.png"], "\ud800"])
+def test_a_hostile_mask_is_refused(folder: Path, mask: Any) -> None:
+    Image.new("L", (512, 512), 9).save(folder.parent / "mask.png")
+    [fault] = told(masked(folder, mask=mask))
+    assert "line 1" in fault

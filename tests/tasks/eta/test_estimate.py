@@ -1,0 +1,255 @@
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from routing.classes import MemoryClass
+from tasks.eta.estimate import (
+    NO_PICTURES,
+    NO_RUN,
+    TAKES_LONGER,
+    Forecast,
+    Told,
+    expected_end,
+    forecast,
+    time_left,
+    told_by,
+    units_of,
+)
+from tasks.eta.history import Learned, Run, work_of
+from tasks.events import DataSetChecked, Note, Progress
+from tasks.jobs.job import parse_job
+from tasks.jobs.pipeline import PipelineConfig
+from tasks.state.record import JobRecord, JobStatus
+from tests.tasks.eta.test_history import begun, record_with
+
+NOTHING = Learned({}, {})
+STAGES = ("prepare", "cache", "train", "publish")
+WAITS = {"cpu": [1.0, 2.0, 30.0], "gpu.40gb": [60.0]}
+
+
+def at(second: float) -> datetime:
+    return datetime.fromtimestamp(second, UTC)
+
+
+def job_of(document: dict[str, Any], **options: Any) -> PipelineConfig:
+    document["training"] |= options
+    return parse_job(document).training
+
+
+def learned_of(training: PipelineConfig) -> Learned:
+    """0.1 s a picture, 1 s an entry after 20 s, 2 s a step after 40 s, 5 s to publish."""
+    units = {"prepare": (0.1, 0), "cache": (1, 20), "train": (2, 40), "publish": (5, 0)}
+    runs = {}
+    for stage, (unit_s, rest_s) in units.items():
+        on = MemoryClass.GB40 if stage in ("cache", "train") else None
+        runs[work_of(training, stage, on)] = [Run(unit_s=unit_s, rest_s=rest_s)]
+    return Learned(runs, WAITS)
+
+
+@pytest.fixture
+def training(job_document: dict[str, Any]) -> PipelineConfig:
+    steps = {"max_train_steps": 100, "max_train_epochs": None}
+    return job_of(job_document, cache_vae_outputs=True, **steps)
+
+
+@pytest.fixture
+def learned(training: PipelineConfig) -> Learned:
+    return learned_of(training)
+
+
+@pytest.fixture
+def running(training: PipelineConfig, job_document: dict[str, Any]) -> JobRecord:
+    """A job that began to train at second 2000."""
+    stages = {
+        "prepare": begun(1, 1000, 1, "cpu"),
+        "cache": begun(2, 1010, 60, "gpu.40gb"),
+        "train": begun(3, 2000, None, "gpu.40gb"),
+    }
+    return record_with(job_document, stage="train", stages=stages)
+
+
+def test_a_job_takes_its_waits_and_its_work(training: PipelineConfig, learned: Learned) -> None:
+    found = forecast(training, "gpu.40gb", learned, [12, 8])
+    assert [stage.seconds for stage in found.stages] == [2, 60, 240, 5]
+    assert [stage.wait_s for stage in found.stages] == [2, 60, 60, 2]
+    assert [stage.queue for stage in found.stages] == ["cpu", "gpu.40gb", "gpu.40gb", "cpu"]
+    assert found.total_s == found.at_least_s == 431
+    document = found.document()
+    assert document["total_s"] == 431
+    assert document["stages"][2] == {
+        "stage": "train",
+        "queue": "gpu.40gb",
+        "wait_s": 60,
+        "waits": 1,
+        "seconds": 240,
+        "runs": 1,
+        "scaled_from": None,
+        "unknown": None,
+    }
+
+
+def test_what_nobody_knows_is_told_and_no_total_is_invented(
+    training: PipelineConfig, learned: Learned
+) -> None:
+    unseen = forecast(training, "gpu.40gb", learned)
+    assert [stage.unknown for stage in unseen.stages] == [NO_PICTURES, NO_PICTURES, None, None]
+    assert unseen.total_s is None
+    assert unseen.at_least_s == 2 + 60 + 60 + 240 + 2 + 5
+    assert unseen.unknown == ["prepare", "cache"]
+    on_80gb = forecast(training, "gpu.80gb", learned, [20])
+    assert on_80gb.unknown == ["wait in gpu.80gb", "cache", "train"]
+    assert on_80gb.stages[2].unknown == NO_RUN
+
+
+def test_work_that_is_scaled_says_from_what(
+    job_document: dict[str, Any], training: PipelineConfig, learned: Learned
+) -> None:
+    larger = training.model_copy(update={"train_batch_size": 2 * training.train_batch_size})
+    train = forecast(larger, "gpu.40gb", learned, [20]).stages[2]
+    assert train.seconds == 440
+    assert train.scaled_from == work_of(training, "train", MemoryClass.GB40)
+    assert Forecast((train,)).document()["stages"][0]["scaled_from"] == {
+        "stage": "train",
+        "type": "FLUX_LORA",
+        "memory_class": "40gb",
+        "resolution": "768x768",
+        "samples": 4,
+    }
+
+
+def test_epochs_are_counted_in_steps_of_one_size_each(job_document: dict[str, Any]) -> None:
+    epochs = {"max_train_steps": None, "max_train_epochs": 3, "train_batch_size": 4}
+    training = job_of(job_document, gradient_accumulation_steps=2, **epochs)
+    # 3 + 2 + 1 batches make 3 steps.
+    assert units_of(training, "train", [9, 5, 1]) == 9
+    assert units_of(training, "train") is None
+
+
+def test_a_job_that_caches_nothing_has_nothing_to_encode(
+    job_document: dict[str, Any], learned: Learned
+) -> None:
+    training = job_of(job_document, cache_text_encoder_outputs=False, cache_vae_outputs=False)
+    assert forecast(training, "gpu.40gb", NOTHING).stages[1].seconds == 0
+
+
+def test_a_stage_that_runs_is_judged_by_its_own_speed(running: JobRecord, learned: Learned) -> None:
+    progress = Progress(stage="train", done=40, total=100, unit="steps", per_second=0.25)
+    left = time_left(running, learned, at(2100), Told(progress=progress))
+    assert left is not None
+    assert [(stage.stage, stage.wait_s, stage.seconds) for stage in left.stages] == [
+        ("train", 0, 240),
+        ("publish", 2, 5),
+    ]
+    assert expected_end(running, learned, at(2100), Told(progress=progress)) == at(2347)
+
+
+def test_before_its_first_step_a_stage_is_judged_by_other_runs(
+    running: JobRecord, learned: Learned
+) -> None:
+    of_cache = Progress(stage="cache", done=1, total=100, unit="entries", per_second=9)
+    left = time_left(running, learned, at(2030), Told(progress=of_cache))
+    assert left is not None
+    assert left.stages[0].seconds == 210
+    late = time_left(running, learned, at(2241))
+    assert late is not None
+    assert (late.stages[0].seconds, late.stages[0].unknown) == (None, TAKES_LONGER)
+    assert late.total_s is None
+
+
+def test_a_job_that_waits_is_told_what_those_waited_who_waited_longer(
+    job_document: dict[str, Any], training: PipelineConfig, learned: Learned
+) -> None:
+    queued = record_with(job_document, status=JobStatus.QUEUED, waiting_in="cpu")
+    told = Told(sizes=[20])
+    assert expected_end(queued, learned, at(1000), told) == at(1431)
+    left = time_left(queued, learned, at(1010), told)
+    assert left is not None
+    assert (left.stages[0].wait_s, left.stages[0].waits) == (20, 1)
+    # Longer than any before it.
+    assert expected_end(queued, learned, at(1031), told) is None
+    tried_again = queued.model_copy(update={"due_at": at(1600)})
+    assert expected_end(tried_again, learned, at(1000), told) == at(1600 + 431)
+
+
+def test_a_train_stage_that_goes_on_counts_from_where_it_stopped(
+    running: JobRecord, learned: Learned
+) -> None:
+    waits = {"waiting_in": "gpu.40gb", "updated_at": at(2100)}
+    progress = Progress(stage="train", done=40, total=100, unit="steps", per_second=0.25)
+    interrupted = running.model_copy(update=waits)
+    left = time_left(interrupted, learned, at(2100), Told(progress=progress))
+    assert left is not None
+    assert (left.stages[0].wait_s, left.stages[0].seconds) == (60, 40 + 60 * 2)
+
+
+def test_a_job_whose_entries_are_all_there_waits_for_no_gpu_to_encode(
+    job_document: dict[str, Any], learned: Learned
+) -> None:
+    stages = {"prepare": begun(1, 1000, 1, "cpu")}
+    refs = {"cache_queue": "cpu"}
+    record = record_with(job_document, stage="cache", waiting_in="cpu", stages=stages, refs=refs)
+    left = time_left(record, learned, at(1000))
+    assert left is not None
+    assert [(stage.queue, stage.seconds) for stage in left.stages[:2]] == [
+        ("cpu", 0),
+        ("gpu.40gb", 240),
+    ]
+
+
+def test_nobody_knows_when_a_paused_job_ends_and_an_ended_one_has(
+    running: JobRecord, learned: Learned
+) -> None:
+    paused = running.model_copy(update={"status": JobStatus.PAUSED})
+    assert time_left(paused, learned, at(2100)) is None
+    assert expected_end(paused, learned, at(2100)) is None
+    over = running.model_copy(update={"status": JobStatus.FAILED, "updated_at": at(2200)})
+    assert time_left(over, learned, at(9000)) is None
+    assert expected_end(over, learned, at(9000)) == at(2200)
+
+
+def test_events_tell_the_pictures_and_the_newest_progress() -> None:
+    checked = DataSetChecked(pictures=7, errors=0, warnings=0, report_key="r")
+    first, second = (Progress(stage="train", done=n, total=9, unit="steps") for n in (1, 2))
+    told = told_by([checked, first, Note(level="info", message=""), second])
+    assert told == Told(sizes=(7,), progress=second)
+
+
+@given(
+    status=st.sampled_from(JobStatus),
+    stage=st.sampled_from(STAGES),
+    waits=st.booleans(),
+    now=st.floats(0, 1e6),
+    done=st.integers(0, 200),
+    per_second=st.none() | st.floats(1e-3, 1e3),
+    known=st.booleans(),
+)
+def test_no_time_left_is_ever_negative_and_a_total_has_all_its_parts(
+    status: JobStatus,
+    stage: str,
+    waits: bool,
+    now: float,
+    done: int,
+    per_second: float | None,
+    known: bool,
+) -> None:
+    loader = {"dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"}}
+    document = {"preset": "flux_lora_1x40gb", "training": {"model": "m", "data_loader": loader}}
+    record = record_with(
+        document,
+        status=status,
+        stage=stage,
+        waiting_in="cpu" if waits else None,
+        stages={stage: begun(1, 1000, None, "cpu")},
+    )
+    learned = learned_of(record.job.training) if known else NOTHING
+    progress = Progress(stage=stage, done=done, total=100, unit="steps", per_second=per_second)
+    left = time_left(record, learned, at(now), Told([5], progress))
+    if left is None:
+        assert status not in (JobStatus.QUEUED, JobStatus.RUNNING)
+        return
+    parts = [it for stage in left.stages for it in (stage.wait_s, stage.seconds)]
+    assert all(it is None or it >= 0 for it in parts)
+    assert (left.total_s is None) == (None in parts)

@@ -1,0 +1,334 @@
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from routing.queues import CPU_QUEUE
+from tasks import events
+from tasks.cache.eviction import drop_damaged
+from tasks.cache.index import CacheRegistry, owner_of
+from tasks.cache.plan import CacheIndex, CachePlan
+from tasks.data.read_policy import Access
+from tasks.dataset import DataSet, Sample, data_set_of
+from tasks.eta.rate_meter import Made
+from tasks.events import EncoderDigests
+from tasks.jobs.job import parse_job
+from tasks.stages.cache import cache, is_cached
+from tasks.stages.runner import Delivery, StageMoved, StageResult, run_stage
+from tasks.stages.submit import admit
+from tasks.stages.trainer_protocol import TrainerRequest
+from tasks.stages.worker_context import Runtime, TrainerInterrupted
+from tasks.state.job_store import JobState
+from tasks.state.record import NEXT_QUEUE
+from tasks.store import Store, cache_index_key, data_set_key
+from tests.tasks.cache.pack_files import put_pack
+from tests.waiting import wait_until
+
+ENCODERS = EncoderDigests(text="t" * 64, vae="v" * 64)
+GPU = Delivery(queue="gpu.40gb", tag="t")
+
+
+class Encoder:
+    """Stands at the Trainer protocol: packs eight entries at a time.
+
+    Args:
+        store: Where packs go.
+        dies_after: Packs after which it is interrupted.
+    """
+
+    def __init__(self, store: Store, dies_after: int | None = None) -> None:
+        self._store = store
+        self._left = dies_after
+        self.encoded: Counter[str] = Counter()
+        self.on_pack: Callable[[], None] = lambda: None
+
+    def run(
+        self,
+        request: TrainerRequest,
+        *,
+        on_event: Callable[[events.Event], None],
+        stop_requested: Callable[[], bool],
+    ) -> events.CacheDone | events.TrainDone:
+        if request.encoders is None:
+            return events.CacheDone(encoders=ENCODERS)
+        left = list(request.cache_entries)
+        while left:
+            if self._left == 0:
+                raise TrainerInterrupted
+            stop_requested()
+            batch, left = left[:8], left[8:]
+            self.encoded.update(batch)
+            on_event(put_pack(self._store, "latents", batch))
+            self._left = None if self._left is None else self._left - 1
+            self.on_pack()
+        return events.CacheDone()
+
+    def close(self) -> None:
+        """It keeps nothing."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store((tmp_path / "store").as_uri())
+
+
+@pytest.fixture
+def registry(redis_client: Redis) -> CacheRegistry:
+    return CacheRegistry(redis_client, timedelta(hours=1), timedelta(seconds=2))
+
+
+@pytest.fixture
+def document(job_document: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """A job that caches everything; its base model is a file of any bytes."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_bytes(b"weights")
+    job_document["training"]["cache_vae_outputs"] = True
+    job_document["training"]["cache_text_encoder_outputs"] = True
+    return job_document
+
+
+def data_set(count: int, edited: int | None = None) -> DataSet:
+    return data_set_of(
+        Sample(
+            image=f"{number}{'*' if number == edited else ''}",
+            width=512,
+            height=512,
+            caption=f"picture {number}",
+            source=f"{number}.png",
+        )
+        for number in range(count)
+    )
+
+
+def put(store: Store, found: DataSet) -> str:
+    key = data_set_key(found.digest)
+    store.put(key, found.model_dump_json().encode())
+    return key
+
+
+class Job:
+    """A job whose cache stage is run, any number of times."""
+
+    def __init__(
+        self,
+        state: JobState,
+        registry: CacheRegistry,
+        store: Store,
+        document: dict[str, Any],
+        pictures: DataSet,
+        refs: dict[str, str],
+    ) -> None:
+        self.state, self.registry, self.store = state, registry, store
+        self.id = admit(document, state, "result")[0]
+        key = put(store, pictures)
+        body = lambda _: StageResult("left", {"data_set": key, **refs})  # noqa: E731
+        runtime = self.runtime(Encoder(store))
+        run_stage("prepare", body, self.id, Delivery("cpu", "t"), runtime, lambda: False)
+
+    def runtime(self, encoder: Encoder) -> Runtime:
+        scratch = Path(self.store.url.removeprefix("file://")) / "scratch"
+        return Runtime(
+            state=self.state,
+            cache=self.registry,
+            store=self.store,
+            trainer=encoder,
+            access=Access(),
+            downloads_dir=scratch / "downloads",
+            scratch_dir=scratch,
+            worker="gpu@here",
+            device="cpu",
+        )
+
+    def cache(self, encoder: Encoder, delivery: Delivery = GPU) -> str:
+        run_stage("cache", cache, self.id, delivery, self.runtime(encoder), lambda: False)
+        return self.state.get(self.id).stages["cache"].summary or ""
+
+    def index(self) -> CacheIndex:
+        return CacheIndex.model_validate_json(self.store.get(cache_index_key(self.id)))
+
+
+@pytest.fixture
+def job_of(
+    state: JobState, registry: CacheRegistry, store: Store, document: dict[str, Any]
+) -> Callable[..., Job]:
+    def make(
+        count: int = 20,
+        edited: int | None = None,
+        refs: dict[str, str] = {},  # noqa: B006 - nobody changes it
+        **training: Any,
+    ) -> Job:
+        changed = {**document, "training": {**document["training"], **training}}
+        return Job(state, registry, store, changed, data_set(count, edited), refs)
+
+    return make
+
+
+def test_everything_is_encoded_once_and_nothing_the_second_time(
+    job_of: Callable[..., Job], store: Store
+) -> None:
+    encoder = Encoder(store)
+    first = job_of().cache(encoder)
+    assert first == "20 images and 21 captions encoded, 0 and 0 reused"
+    assert set(encoder.encoded.values()) == {1}
+    assert len(encoder.encoded) == 41
+    again = Encoder(store)
+    assert job_of().cache(again) == "0 images and 0 captions encoded, 20 and 21 reused"
+    assert not again.encoded
+
+
+def test_what_was_encoded_tells_what_an_entry_takes(
+    job_of: Callable[..., Job], store: Store
+) -> None:
+    told: list[Made] = []
+    job = job_of()
+    runtime = replace(job.runtime(Encoder(store)), learn=lambda *args: told.append(args[-1]))
+    run_stage("cache", cache, job.id, GPU, runtime, lambda: False)
+    [made] = told
+    assert made.units == 41
+    assert made.unit_s is not None
+
+
+def test_an_edited_picture_is_one_picture(job_of: Callable[..., Job], store: Store) -> None:
+    job_of().cache(Encoder(store))
+    summary = job_of(edited=7).cache(Encoder(store))
+    assert summary == "1 images and 0 captions encoded, 19 and 21 reused"
+
+
+def test_the_index_names_a_pack_for_every_entry(job_of: Callable[..., Job], store: Store) -> None:
+    job = job_of()
+    job.cache(Encoder(store))
+    index = job.index()
+    wanted = {digest for row in index.samples for digest in (row.text, row.latents) if digest}
+    assert wanted | {index.blank_text} == set(index.packs)
+    assert set(index.packs.values()) == set(store.keys("cache"))
+
+
+def test_jobs_at_the_same_time_share_the_work(job_of: Callable[..., Job], store: Store) -> None:
+    first, second = Encoder(store), Encoder(store)
+    jobs = [job_of(400), job_of(400)]
+    other = threading.Thread(target=lambda: jobs[1].cache(second))
+    begun = threading.Event()
+
+    def let_the_other_begin() -> None:
+        if not begun.is_set():
+            begun.set()
+            other.start()
+            wait_until(lambda: bool(second.encoded), timeout_s=20, description="both encode")
+
+    first.on_pack = let_the_other_begin
+    jobs[0].cache(first)
+    other.join(30)
+    together = first.encoded + second.encoded
+    assert len(together) == 801
+    assert set(together.values()) == {1}
+    assert jobs[0].index().packs == jobs[1].index().packs
+
+
+def test_what_was_stored_before_a_stop_is_not_encoded_again(
+    job_of: Callable[..., Job], store: Store
+) -> None:
+    job, encoded = job_of(), Counter[str]()
+    for _ in range(3):
+        encoder = Encoder(store, dies_after=1)
+        with pytest.raises(Exception, match="cache of job"):
+            job.cache(encoder)
+        encoded += encoder.encoded
+    last = Encoder(store)
+    job.cache(last)
+    assert set((encoded + last.encoded).values()) == {1}
+
+
+def test_claims_of_a_killed_job_end_by_themselves(
+    job_of: Callable[..., Job], store: Store, registry: CacheRegistry
+) -> None:
+    job = job_of()
+    plan = CachePlan(job.state.get(job.id).job.training, data_set(20), ENCODERS)
+    assert len(registry.claim(plan.digests, owner_of("killed", 1), 1000)) == 41
+    assert registry.claim(plan.digests, owner_of(job.id, 1), 1000) == []
+    job.cache(Encoder(store))
+    assert len(job.index().packs) == 41
+
+
+def test_claims_are_held_by_renewal_and_by_their_owner_only(registry: CacheRegistry) -> None:
+    assert registry.claim(["a", "b", "c"], "one 1", 2) == ["a", "b"]
+    assert registry.claim(["a", "b", "c"], "two 1", 5) == ["c"]
+    registry.release(["a"], "two 1")
+    assert registry.claim(["a"], "two 1", 5) == []
+    registry.release(["a"], "one 1")
+    assert registry.claim(["a"], "two 1", 5) == ["a"]
+    assert registry.claim(["b"], "one 2", 5) == ["b"]
+    assert registry.claim(["b"], "one 1", 5) == []
+
+
+def test_all_that_is_kept_in_redis_has_a_life_time(
+    job_of: Callable[..., Job], store: Store, redis_client: Redis
+) -> None:
+    job_of().cache(Encoder(store))
+    assert [key for key in redis_client.scan_iter() if redis_client.ttl(key) < 0] == []
+
+
+def test_an_index_that_was_lost_is_made_anew_from_the_packs(
+    job_of: Callable[..., Job], store: Store, redis_client: Redis
+) -> None:
+    job_of().cache(Encoder(store))
+    for key in redis_client.scan_iter("training:cache:*"):
+        redis_client.delete(key)
+    again = Encoder(store)
+    assert job_of().cache(again).startswith("0 images and 0 captions")
+
+
+def test_damaged_and_lost_packs_are_encoded_again_and_no_others(
+    job_of: Callable[..., Job], store: Store
+) -> None:
+    job = job_of()
+    job.cache(Encoder(store))
+    damaged, lost, sound = store.keys("cache")[:3]
+    store.put(damaged, store.get(damaged)[:-1] + b"?")
+    store.delete([lost])
+    dropped = drop_damaged(job.registry, store, [damaged, lost, sound])
+    assert sorted(dropped) == sorted([damaged, lost])
+    again = Encoder(store)
+    job_of().cache(again)
+    assert 0 < len(again.encoded) <= 16
+
+
+def test_a_pack_that_somebody_removed_is_noticed(job_of: Callable[..., Job], store: Store) -> None:
+    job_of().cache(Encoder(store))
+    store.delete(store.keys("cache")[:1])
+    again = Encoder(store)
+    job_of().cache(again)
+    assert 0 < len(again.encoded) <= 8
+
+
+def test_without_a_gpu_a_stage_that_lacks_something_moves_to_the_jobs_queue(
+    job_of: Callable[..., Job], store: Store
+) -> None:
+    job_of(10).cache(Encoder(store))
+    cpu = Delivery(CPU_QUEUE, tag="t")
+    without_gpu = {NEXT_QUEUE: CPU_QUEUE}
+    whole, lacking = job_of(10, refs=without_gpu), job_of(11, refs=without_gpu)
+    assert whole.cache(Encoder(store), cpu).startswith("0 images")
+    with pytest.raises(StageMoved) as moved:
+        lacking.cache(Encoder(store), cpu)
+    assert moved.value.queue == "gpu.40gb"
+    assert lacking.state.get(lacking.id).waiting_in == "gpu.40gb"
+    assert lacking.cache(Encoder(store)).startswith("1 images")
+
+
+def test_what_is_cached_is_known_without_the_encoders(
+    job_of: Callable[..., Job], store: Store, document: dict[str, Any]
+) -> None:
+    job = job_of(10)
+    config, runtime = parse_job(document).training, job.runtime(Encoder(store))
+    assert not is_cached(runtime, config, data_set(10))
+    job.cache(Encoder(store))
+    assert is_cached(runtime, config, data_set(10))
+    assert not is_cached(runtime, config, data_set(11))
+    Path(document["training"]["model"], "weights").write_bytes(b"others")
+    assert not is_cached(runtime, config, data_set(10))

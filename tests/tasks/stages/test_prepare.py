@@ -1,0 +1,41 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.data.read_policy import Access
+from tasks.stages.prepare import access_of
+from tasks.stages.runner import StageContext, StageResult
+from tasks.stages.submit import admit
+from tasks.state.job_store import JobState
+from tasks.state.record import READS
+from tasks.store import Store
+from tests.tasks.stages.test_runner import ScriptedTrainer, run_stage, runtime_with
+
+
+@pytest.mark.parametrize(
+    ("refs", "roots"),
+    [(None, ("/",)), ({READS: ""}, ()), ({READS: "/open\ns3://b/x"}, ("/open",))],
+)
+def test_a_tenants_job_reads_less_than_its_worker_may(
+    state: JobState,
+    tmp_path: Path,
+    job_document: dict[str, Any],
+    refs: dict[str, str] | None,
+    roots: tuple[str, ...],
+) -> None:
+    seen = []
+
+    def look(context: StageContext) -> StageResult:
+        seen.append(access_of(context))
+        return StageResult("looked")
+
+    job_id, _, _ = admit(job_document, state, "result", refs)
+    store = Store((tmp_path / "store").as_uri())
+    rules = Access(roots=("/",), hosts=frozenset({"intern.example"}))
+    runtime = replace(runtime_with(state, store, tmp_path, ScriptedTrainer()), access=rules)
+    run_stage("prepare", look, job_id, runtime)
+    [access] = seen
+    assert access.roots == roots
+    assert bool(access.hosts) == (refs is None)

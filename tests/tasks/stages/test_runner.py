@@ -1,0 +1,579 @@
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from routing.classes import MemoryClass
+from tasks import events
+from tasks.cache.index import CacheRegistry
+from tasks.data.read_policy import Access
+from tasks.dataset import data_set_of
+from tasks.errors import CancelledJobError, ErrorCode, JobError, StoreError, TrainerError
+from tasks.stages import event_buffer as outbox
+from tasks.stages.cache import cache
+from tasks.stages.publish import publish
+from tasks.stages.runner import (
+    Delivery,
+    StageBody,
+    StageContext,
+    StageDropped,
+    StageMoved,
+    StageReleased,
+    StageResult,
+)
+from tasks.stages.runner import run_stage as run_any_stage
+from tasks.stages.submit import admit
+from tasks.stages.train import train
+from tasks.stages.trainer_protocol import TrainerRequest
+from tasks.stages.worker_context import Backoff, Runtime, TrainerInterrupted
+from tasks.state.control import JobControl
+from tasks.state.job_store import JobState
+from tasks.state.record import JobStatus, queue_of
+from tasks.store import Store, data_set_key
+
+CACHES = ("cache_text_encoder_outputs", "cache_vae_outputs")
+
+
+class ScriptedTrainer:
+    """Stands at the Trainer protocol: tells its events, then answers or raises."""
+
+    def __init__(self, *told: events.Event, ends: BaseException | None = None) -> None:
+        self.told, self.ends = told, ends
+        self.requests: list[TrainerRequest] = []
+
+    def run(
+        self,
+        request: TrainerRequest,
+        *,
+        on_event: Callable[[events.Event], None],
+        stop_requested: Callable[[], bool],
+    ) -> events.CacheDone | events.TrainDone:
+        self.requests.append(request)
+        for event in self.told:
+            on_event(event)
+        if self.ends is not None:
+            raise self.ends
+        answer = self.told[-1]
+        assert isinstance(answer, events.CacheDone | events.TrainDone)
+        return answer
+
+    def close(self) -> None:
+        """It keeps nothing."""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store((tmp_path / "store").as_uri())
+
+
+@pytest.fixture
+def job_id(state: JobState, job_document: dict[str, Any]) -> str:
+    """A job that caches nothing: its base model does not exist."""
+    job_document["training"] |= dict.fromkeys(CACHES, False)
+    return admit(job_document, state, "result")[0]
+
+
+def runtime_with(
+    state: JobState, store: Store, tmp_path: Path, trainer: ScriptedTrainer
+) -> Runtime:
+    cache = CacheRegistry(state._redis, timedelta(hours=1), timedelta(seconds=4))
+    return Runtime(
+        state=state,
+        cache=cache,
+        store=store,
+        trainer=trainer,
+        access=Access(),
+        downloads_dir=tmp_path / "downloads",
+        scratch_dir=tmp_path / "scratch",
+        worker="gpu@here",
+        device="cpu",
+    )
+
+
+def run_stage(
+    stage: str,
+    body: StageBody,
+    job_id: str,
+    runtime: Runtime,
+    delivery: Delivery | None = None,
+    draining: bool = False,
+) -> dict[str, Any]:
+    if delivery is None:
+        queue = queue_of(stage, runtime.state.get(job_id).gpu_queue, None)
+        delivery = Delivery(queue=queue, tag="first")
+    return run_any_stage(stage, body, job_id, delivery, runtime, lambda: draining).answer
+
+
+def run_all(stages: tuple[str, ...], job_id: str, runtime: Runtime) -> None:
+    """Stages that do nothing, so that a later one may begin."""
+    for stage in stages:
+        run_stage(stage, leave(), job_id, runtime)
+
+
+def leave(**refs: str) -> StageBody:
+    return lambda context: StageResult("left", refs)
+
+
+def empty_data_set(store: Store) -> str:
+    data_set = data_set_of([])
+    store.put(data_set_key(data_set.digest), data_set.model_dump_json().encode())
+    return data_set_key(data_set.digest)
+
+
+def saved(store: Store, step: int) -> events.CheckpointSaved:
+    state_key, weights_key = f"jobs/x/{step}/state", f"jobs/x/{step}/lamp.safetensors"
+    store.put(state_key, b"state")
+    store.put(weights_key, b"weights %d" % step)
+    weights = events.Artifact(name="lamp.safetensors", key=weights_key, sha256="0" * 64, size=9)
+    return events.CheckpointSaved(step=step, state_key=state_key, weights=weights)
+
+
+TRAINED = events.TrainDone(steps=20, final_loss=0.5)
+
+
+def test_a_job_goes_through_its_stages_and_ends_published(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    checkpoints = [saved(store, 10), saved(store, 20)]
+    run_stage(
+        "prepare",
+        leave(data_set=empty_data_set(store)),
+        job_id,
+        runtime_with(state, store, tmp_path, ScriptedTrainer()),
+    )
+    idle = ScriptedTrainer()
+    run_stage("cache", cache, job_id, runtime_with(state, store, tmp_path, idle))
+    training = ScriptedTrainer(*checkpoints, TRAINED)
+    run_stage("train", train, job_id, runtime_with(state, store, tmp_path, training))
+    result = run_stage(
+        "publish", publish, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer())
+    )
+
+    assert idle.requests == []
+    assert training.requests[0].cache_index_key == f"jobs/{job_id}/cache.json"
+    assert training.requests[0].resume_state_key is None
+    assert Path(result["published"]).read_bytes() == b"weights 20"
+    assert result["files"] == [
+        f"outputs/{job_id}/lamp.safetensors",
+        f"outputs/{job_id}/lamp-000010.safetensors",
+    ]
+    record = state.get(job_id)
+    assert record.status == JobStatus.SUCCEEDED
+    assert record.stages["train"].summary == "20 steps, loss 0.5000"
+
+
+@pytest.mark.parametrize(("over", "warned"), [(1.0, False), (1.09, False), (1.2, True)])
+def test_a_run_that_took_more_memory_than_estimated_is_told(
+    state: JobState, store: Store, tmp_path: Path, job_id: str, over: float, warned: bool
+) -> None:
+    estimated = state.get(job_id).estimate.needed_bytes
+    peak = int(over * estimated)
+    trained = TRAINED.model_copy(update={"peak_memory_bytes": peak})
+    refs = leave(data_set=empty_data_set(store))
+    for stage, body, trainer in (
+        ("prepare", refs, ScriptedTrainer()),
+        ("cache", cache, ScriptedTrainer()),
+        ("train", train, ScriptedTrainer(saved(store, 20), trained)),
+        ("publish", publish, ScriptedTrainer()),
+    ):
+        run_stage(stage, body, job_id, runtime_with(state, store, tmp_path, trainer))
+    manifest = json.loads(store.get(f"outputs/{job_id}/manifest.json"))
+    assert manifest["gpu_memory"] == {"estimated_bytes": estimated, "peak_bytes": peak}
+    told = [event for _, event in state.events(job_id) if isinstance(event, events.Note)]
+    assert any("GiB of GPU memory at its peak" in note.message for note in told) == warned
+
+
+def test_a_train_stage_that_begins_again_goes_on_from_the_newest_checkpoint(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    refs = leave(data_set=empty_data_set(store))
+    run_stage("prepare", refs, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
+    run_stage("cache", cache, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
+    interrupted = ScriptedTrainer(saved(store, 10), ends=TrainerInterrupted())
+    with pytest.raises(StageReleased):
+        run_stage("train", train, job_id, runtime_with(state, store, tmp_path, interrupted))
+    assert state.get(job_id).waiting_in == "gpu.40gb"
+    resumed = ScriptedTrainer(saved(store, 20), TRAINED)
+    run_stage("train", train, job_id, runtime_with(state, store, tmp_path, resumed))
+    assert resumed.requests[0].resume_state_key == "jobs/x/10/state"
+    assert state.get(job_id).stages["train"].summary == "20 steps, loss 0.5000, from step 10"
+
+
+def test_old_checkpoints_are_removed_only_after_a_newer_one_is_recorded(
+    state: JobState, store: Store, tmp_path: Path, job_document: dict[str, Any]
+) -> None:
+    changes = {"max_checkpoints": 1, **dict.fromkeys(CACHES, False)}
+    job_document["training"] |= changes
+    job_id = admit(job_document, state, "result")[0]
+    refs = leave(data_set=empty_data_set(store))
+    run_stage("prepare", refs, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
+    run_stage("cache", cache, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
+    trainer = ScriptedTrainer(saved(store, 10), saved(store, 20), TRAINED)
+    run_stage("train", train, job_id, runtime_with(state, store, tmp_path, trainer))
+    assert store.keys("jobs/x") == ["jobs/x/20/lamp.safetensors", "jobs/x/20/state"]
+
+
+def test_a_failing_stage_fails_the_job_with_its_own_words(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    def broken(context: StageContext) -> StageResult:
+        raise JobError("cat.png is no picture", ErrorCode.INVALID_DATA_SET)
+
+    with pytest.raises(JobError, match=r"cat\.png"):
+        run_stage(
+            "prepare", broken, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer())
+        )
+    record = state.get(job_id)
+    assert (record.status, record.error_code, record.error_stage) == (
+        JobStatus.FAILED,
+        ErrorCode.INVALID_DATA_SET,
+        "prepare",
+    )
+    # A message that comes after the end tells whoever waits for its result the same.
+    with pytest.raises(JobError, match=r"cat\.png"):
+        run_stage("cache", cache, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
+
+
+def test_an_unforeseen_error_is_told_by_its_type(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    def broken(context: StageContext) -> StageResult:
+        raise ZeroDivisionError("by nothing")
+
+    with pytest.raises(JobError, match="ZeroDivisionError: by nothing"):
+        run_stage(
+            "prepare", broken, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer())
+        )
+    assert state.get(job_id).error_code == ErrorCode.INTERNAL
+
+
+def test_a_broker_that_is_away_fails_no_job(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    def cut_off(context: StageContext) -> StageResult:
+        raise redis.ConnectionError("away")
+
+    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
+    with pytest.raises(redis.ConnectionError):
+        run_stage("prepare", cut_off, job_id, runtime)
+    assert not state.get(job_id).status.ended
+    again = Delivery(queue="cpu", tag="second")
+    run_stage("prepare", leave(data_set="d"), job_id, runtime, again)
+    assert state.get(job_id).waiting_in == "gpu.40gb"
+
+
+class Away(JobState):
+    """The jobs of a broker that can be taken away."""
+
+    away = False
+
+    def write(self, *args: Any) -> None:
+        self._check()
+        super().write(*args)
+
+    def wish(self, *args: Any) -> JobStatus:
+        self._check()
+        return super().wish(*args)
+
+    def _check(self) -> None:
+        if self.away:
+            raise redis.ConnectionError("away")
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broker that was away is asked again at once."""
+    monkeypatch.setattr(outbox, "_PAUSE_S", 0.0)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_start_that_is_cut_off_goes_on_and_tells_all_when_the_broker_is_back(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    broker = Away(state._redis, timedelta(hours=1))
+    pruned: list[int] = []
+
+    def cut_off(context: StageContext) -> StageResult:
+        broker.away = True
+        for step in (1, 2, 3):
+            context.emit(events.Progress(stage="train", done=step, total=3, unit="steps"))
+        for step in (10, 20):
+            then = partial(pruned.append, step)
+            context.emit(saved(store, step), {"checkpoints": str(step)}, then)
+        assert not context.stop_requested()
+        assert pruned == []
+        broker.away = False
+        assert not context.stop_requested()
+        return StageResult("done", {})
+
+    run_stage("prepare", cut_off, job_id, runtime_with(broker, store, tmp_path, ScriptedTrainer()))
+    assert pruned == [10, 20]
+    assert state.get(job_id).refs == {"checkpoints": "20"}
+    told = [event for _, event in state.events(job_id)]
+    assert [event.done for event in told if isinstance(event, events.Progress)] == [3]
+    assert [event.step for event in told if isinstance(event, events.CheckpointSaved)] == [10, 20]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_start_that_was_cut_off_and_taken_over_stops_and_has_written_nothing(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    broker = Away(state._redis, timedelta(hours=1))
+
+    def cut_off(context: StageContext) -> StageResult:
+        broker.away = True
+        context.emit(saved(store, 10), {"checkpoints": "stale"})
+        state.begin(job_id, "prepare", worker="other", queue="cpu", tag="second")
+        broker.away = False
+        context.stop_requested()
+        raise AssertionError("it went on")
+
+    with pytest.raises(StageDropped):
+        run_stage(
+            "prepare", cut_off, job_id, runtime_with(broker, store, tmp_path, ScriptedTrainer())
+        )
+    assert state.get(job_id).refs == {}
+
+
+def failing(error: JobError) -> StageBody:
+    def body(context: StageContext) -> StageResult:
+        raise error
+
+    return body
+
+
+def test_a_passing_fault_is_waited_out_and_in_the_end_fails_the_job(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    backoff = Backoff(tries=2, first_s=100.0)
+    runtime = replace(runtime_with(state, store, tmp_path, ScriptedTrainer()), backoff=backoff)
+    away = failing(StoreError("the store is away"))
+    for pause_s in (100, 200):
+        with pytest.raises(StageDropped, match="the store is away; try"):
+            run_stage("prepare", away, job_id, runtime)
+        record = state.get(job_id)
+        assert record.due_at is not None
+        waits_s = (record.due_at - record.updated_at).total_seconds()
+        assert 0.5 * pause_s <= waits_s <= 1.5 * pause_s
+    with pytest.raises(JobError, match="the store is away"):
+        run_stage("prepare", away, job_id, runtime)
+    assert state.get(job_id).error_code == ErrorCode.STORE
+
+
+def test_a_fault_of_the_job_itself_is_not_tried_again(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    backoff = Backoff(tries=2, first_s=100.0)
+    runtime = replace(runtime_with(state, store, tmp_path, ScriptedTrainer()), backoff=backoff)
+    with pytest.raises(JobError, match="no picture"):
+        run_stage("prepare", failing(JobError("no picture")), job_id, runtime)
+    assert state.get(job_id).status == JobStatus.FAILED
+
+
+def test_a_job_that_runs_out_of_gpu_memory_goes_to_the_next_larger_class_once(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    full = TrainerError("the GPU's memory is full", "train", ErrorCode.OUT_OF_MEMORY)
+    runtime = replace(
+        runtime_with(state, store, tmp_path, ScriptedTrainer()),
+        next_larger_class=lambda engine: MemoryClass.GB80,
+    )
+    run_all(("prepare", "cache"), job_id, runtime)
+    with pytest.raises(StageMoved) as moved:
+        run_stage("train", failing(full), job_id, runtime)
+    assert moved.value.queue == "gpu.80gb"
+    record = state.get(job_id)
+    assert (record.gpu_queue, record.waiting_in) == ("gpu.80gb", "gpu.80gb")
+    assert "memory is full" in record.reason
+    with pytest.raises(TrainerError):
+        run_stage("train", failing(full), job_id, runtime)
+    assert state.get(job_id).error_code == ErrorCode.OUT_OF_MEMORY
+
+
+def test_without_a_larger_class_in_the_fleet_it_fails(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    full = TrainerError("the GPU's memory is full", "train", ErrorCode.OUT_OF_MEMORY)
+    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
+    run_all(("prepare", "cache"), job_id, runtime)
+    with pytest.raises(TrainerError):
+        run_stage("train", failing(full), job_id, runtime)
+
+
+def test_a_paused_job_gives_its_stage_back_and_its_message_is_dropped(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    control = JobControl(state._redis, timedelta(hours=1))
+
+    def paused_meanwhile(context: StageContext) -> StageResult:
+        assert control.pause(job_id) == JobStatus.PAUSING
+        assert context.stop_requested()
+        raise TrainerInterrupted
+
+    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
+    with pytest.raises(StageDropped, match="paused"):
+        run_stage("prepare", paused_meanwhile, job_id, runtime)
+    assert state.get(job_id).status == JobStatus.PAUSED
+    with pytest.raises(StageDropped, match="paused"):
+        run_stage("prepare", leave(data_set="d"), job_id, runtime)
+    assert control.resume(job_id)
+    run_stage("prepare", leave(data_set="d"), job_id, runtime)
+
+
+def test_a_job_cancelled_with_save_publishes_its_last_checkpoint(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    control = JobControl(state._redis, timedelta(hours=1))
+    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
+    refs = leave(data_set=empty_data_set(store))
+    run_stage("prepare", refs, job_id, runtime)
+    run_stage("cache", cache, job_id, runtime)
+
+    def cancelled_meanwhile(context: StageContext) -> StageResult:
+        context.emit(saved(store, 10), {"checkpoints": saved(store, 10).model_dump_json()})
+        control.cancel(job_id, save=True)
+        assert context.stop_requested()
+        raise TrainerInterrupted
+
+    run_stage("train", cancelled_meanwhile, job_id, runtime)
+    result = run_stage("publish", publish, job_id, runtime)
+    assert Path(result["published"]).read_bytes() == b"weights 10"
+    record = state.get(job_id)
+    assert record.status == JobStatus.CANCELLED
+    assert record.result is not None
+    assert control.in_flight() == []
+
+
+def test_cancelling_a_running_stage_ends_the_job_as_cancelled(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    def cancelled_meanwhile(context: StageContext) -> StageResult:
+        assert not context.stop_requested()
+        JobControl(state._redis, timedelta(hours=1)).cancel(context.job_id)
+        assert context.stop_requested()
+        raise TrainerInterrupted
+
+    with pytest.raises(CancelledJobError):
+        run_stage(
+            "prepare",
+            cancelled_meanwhile,
+            job_id,
+            runtime_with(state, store, tmp_path, ScriptedTrainer()),
+        )
+    assert state.get(job_id).status == JobStatus.CANCELLED
+
+
+def test_a_start_that_was_superseded_is_dropped_and_changes_nothing(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    def taken_over(context: StageContext) -> StageResult:
+        state.begin(job_id, "prepare", worker="other", queue="cpu", tag="second")
+        return StageResult("too late", {"data_set": "stale"})
+
+    with pytest.raises(StageDropped):
+        run_stage(
+            "prepare", taken_over, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer())
+        )
+    record = state.get(job_id)
+    assert record.refs == {}
+    assert record.stages["prepare"].worker == "other"
+
+
+def test_publishing_twice_gives_the_same_manifest(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    line = saved(store, 20).model_dump_json()
+    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
+    refs = leave(data_set="d", checkpoints=line, trained=TRAINED.model_dump_json())
+    run_stage("prepare", refs, job_id, runtime)
+    run_all(("cache", "train"), job_id, runtime)
+
+    def publish_and_die(context: StageContext) -> StageResult:
+        publish(context)
+        raise SystemExit
+
+    with pytest.raises(SystemExit):
+        run_stage("publish", publish_and_die, job_id, runtime)
+    first = store.get(f"outputs/{job_id}/manifest.json")
+    run_stage("publish", publish, job_id, runtime, Delivery(queue="cpu", tag="second"))
+    assert store.get(f"outputs/{job_id}/manifest.json") == first
+    assert state.get(job_id).status == JobStatus.SUCCEEDED
+
+
+def test_a_damaged_checkpoint_is_done_without(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
+    run_stage("prepare", leave(data_set=empty_data_set(store)), job_id, runtime)
+    run_stage("cache", cache, job_id, runtime)
+    interrupted = ScriptedTrainer(saved(store, 10), saved(store, 20), ends=TrainerInterrupted())
+    with pytest.raises(StageReleased):
+        run_stage("train", train, job_id, replace(runtime, trainer=interrupted))
+
+    class Reader(ScriptedTrainer):
+        def run(self, request: TrainerRequest, **calls: Any) -> events.CacheDone | events.TrainDone:
+            if request.resume_state_key == "jobs/x/20/state":
+                self.requests.append(request)
+                message = "the training state jobs/x/20/state cannot be read"
+                raise TrainerError(message, "train", ErrorCode.UNREADABLE_FILE)
+            return super().run(request, **calls)
+
+    reader = Reader(saved(store, 20), TRAINED)
+    run_stage("train", train, job_id, replace(runtime, trainer=reader))
+    assert [it.resume_state_key for it in reader.requests] == ["jobs/x/20/state", "jobs/x/10/state"]
+    assert (state.get(job_id).stages["train"].summary or "").endswith("from step 10")
+
+
+def test_an_end_whose_answer_was_lost_is_an_end(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    class Deaf(JobState):
+        def finish_stage(self, *args: Any, **kwargs: Any) -> bool:
+            goes = super().finish_stage(*args, **kwargs)
+            if not self.deaf:
+                return goes
+            self.deaf = False
+            raise redis.ConnectionError("the answer is lost")
+
+        deaf = True
+
+    broker = Deaf(state._redis, timedelta(hours=1))
+    body: StageBody = lambda _: StageResult("published", {}, {"published": "/lamp"})  # noqa: E731
+    runtime = runtime_with(broker, store, tmp_path, ScriptedTrainer())
+    run_all(("prepare", "cache", "train"), job_id, replace(runtime, state=state))
+    assert run_stage("publish", body, job_id, runtime)["published"] == "/lamp"
+    ends = [event for _, event in state.events(job_id) if isinstance(event, events.JobEnded)]
+    assert len(ends) == 1
+
+
+def test_a_message_that_is_ahead_of_its_job_starts_nothing(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
+    for stage in ("cache", "train", "publish"):
+        with pytest.raises(StageDropped, match="duplicate"):
+            run_stage(stage, leave(), job_id, runtime)
+    run_stage("prepare", leave(data_set="d"), job_id, runtime)
+    with pytest.raises(StageDropped, match="duplicate"):
+        run_stage("publish", leave(), job_id, runtime)
+    assert state.get(job_id).waiting_in == "gpu.40gb"
+
+
+def test_a_message_in_a_queue_of_another_class_goes_to_the_jobs_own(
+    state: JobState, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
+    run_all(("prepare", "cache"), job_id, runtime)
+    for queue in ("cpu", "gpu.8gb", "gpu.80gb"):
+        with pytest.raises(StageMoved) as moved:
+            run_stage("train", leave(), job_id, runtime, Delivery(queue, "tag"))
+        assert moved.value.queue == "gpu.40gb"
+    assert state.get(job_id).waiting_in == "gpu.40gb"
+    assert state.get(job_id).tries == 0
+    run_all(("train",), job_id, runtime)

@@ -1,0 +1,301 @@
+"""What stages count, and the traces that they make."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from routing.classes import MemoryClass
+from tasks import events
+from tasks.client import Client
+from tasks.errors import ErrorCode, JobError, StoreError, TrainerError
+from tasks.metrics import METRICS
+from tasks.settings.settings import Settings
+from tasks.stages.cache import cache
+from tasks.stages.publish import publish
+from tasks.stages.runner import (
+    StageBody,
+    StageContext,
+    StageDropped,
+    StageMoved,
+    StageReleased,
+    StageResult,
+)
+from tasks.stages.submit import admit
+from tasks.stages.train import train
+from tasks.stages.worker_context import Backoff, Runtime, TrainerInterrupted
+from tasks.state.control import JobControl
+from tasks.state.counters import Counters
+from tasks.state.job_store import BeginOutcome, JobState
+from tasks.state.record import JobStatus
+from tasks.store import Store
+from tasks.tracing.spans import Span
+from tests.tasks.stages.test_runner import (
+    CACHES,
+    TRAINED,
+    ScriptedTrainer,
+    empty_data_set,
+    leave,
+    run_stage,
+    runtime_with,
+    saved,
+)
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store((tmp_path / "store").as_uri())
+
+
+@pytest.fixture
+def job_id(state: JobState, job_document: dict[str, Any]) -> str:
+    job_document["training"] |= dict.fromkeys(CACHES, False)
+    return admit(job_document, state, "result")[0]
+
+
+@pytest.fixture
+def spans() -> list[Span]:
+    return []
+
+
+@pytest.fixture
+def runtime(
+    state: JobState, store: Store, tmp_path: Path, spans: list[Span]
+) -> Callable[..., Runtime]:
+    def make(*told: events.Event, ends: BaseException | None = None) -> Runtime:
+        made = runtime_with(state, store, tmp_path, ScriptedTrainer(*told, ends=ends))
+        return replace(
+            made,
+            memory_class=MemoryClass.GB40,
+            trace=spans.extend,
+            backoff=Backoff(tries=1, first_s=60),
+        )
+
+    return make
+
+
+@pytest.fixture
+def counted(redis_client: Redis) -> Callable[[], dict[str, int]]:
+    """What was counted, without the prefix of the names, and without seconds."""
+
+    def read() -> dict[str, int]:
+        counts = Counters(redis_client, HOUR).read()
+        assert {field.split("|")[0] for field in counts} <= {metric.name for metric in METRICS}
+        return {
+            field.removeprefix("training_"): value
+            for field, value in counts.items()
+            if "_seconds|" not in field
+        }
+
+    return read
+
+
+def raising(error: Exception) -> StageBody:
+    def body(context: StageContext) -> StageResult:
+        raise error
+
+    return body
+
+
+def step(done: int) -> events.Progress:
+    return events.Progress(stage="train", done=done, total=20, unit="steps")
+
+
+def phase(name: events.PhaseName, at: int | None = None) -> events.TrainerPhase:
+    return events.TrainerPhase(name=name, began_at=time.time(), seconds=0.0, step=at)
+
+
+COLD = events.TrainerStarted(how="cold")
+RESTART = events.TrainerStarted(how="restart")
+
+
+def run_all(job_id: str, store: Store, runtime: Callable[..., Runtime], *told: Any) -> None:
+    bodies = {"prepare": leave(data_set=empty_data_set(store)), "cache": cache, "train": train}
+    for stage, body in {**bodies, "publish": publish}.items():
+        run_stage(stage, body, job_id, runtime(*(told if stage == "train" else ())))
+
+
+def test_a_job_that_succeeds_is_counted_once_with_its_steps_and_bytes(
+    job_id: str,
+    store: Store,
+    runtime: Callable[..., Runtime],
+    counted: Callable[[], dict[str, int]],
+    redis_client: Redis,
+) -> None:
+    # The trainer is started again from step 10 and makes two steps twice.
+    steps = [step(4), step(10), saved(store, 10), step(12), RESTART, step(20), saved(store, 20)]
+    run_all(job_id, store, runtime, COLD, phase("load"), *steps, TRAINED)
+    assert counted() == {
+        "jobs_total|FLUX_LORA|succeeded": 1,
+        **{f"stage_ends_total|{it}|done": 1 for it in ("prepare", "cache", "train", "publish")},
+        "trainer_starts_total|cold": 1,
+        "trainer_starts_total|restart": 1,
+        "steps_total|FLUX_LORA|40gb": 22,
+        "published_bytes_total": 18,
+    }
+    counts = Counters(redis_client, HOUR).read()
+    assert counts["training_stage_seconds|train|FLUX_LORA|40gb|0.1"] == 1
+    assert 0 < counts["training_wait_seconds|gpu.40gb|ms"] < 60_000
+    assert 0 < redis_client.ttl("training:counts") <= 3600
+
+
+def test_a_failure_is_counted_by_its_code_and_a_dead_job_as_dead(
+    job_id: str,
+    state: JobState,
+    runtime: Callable[..., Runtime],
+    counted: Callable[[], dict[str, int]],
+    job_document: dict[str, Any],
+) -> None:
+    with pytest.raises(JobError):
+        run_stage("prepare", raising(JobError("x", ErrorCode.INVALID_MODEL)), job_id, runtime())
+    other = admit(job_document, state, "result")[0]
+    with pytest.raises(JobError):
+        run_stage("prepare", raising(ZeroDivisionError()), other, runtime())
+    found = counted()
+    assert found["jobs_total|FLUX_LORA|failed"] == 2
+    assert found["stage_ends_total|prepare|failed"] == 2
+    assert found["stage_failures_total|prepare|invalid_model"] == 1
+    assert found["stage_failures_total|prepare|internal"] == 1
+    assert found["dead_letters_total"] == 1
+
+
+def test_a_retry_a_cancel_and_a_stage_that_is_handed_back_are_counted_as_such(
+    job_id: str,
+    state: JobState,
+    runtime: Callable[..., Runtime],
+    counted: Callable[[], dict[str, int]],
+    redis_client: Redis,
+) -> None:
+    control = JobControl(redis_client, HOUR)
+    with pytest.raises(StageDropped):
+        run_stage("prepare", raising(StoreError("away")), job_id, runtime())
+    with pytest.raises(StageReleased):
+        run_stage("prepare", raising(TrainerInterrupted()), job_id, runtime())
+
+    def cancelled(context: StageContext) -> StageResult:
+        control.cancel(job_id)
+        raise TrainerInterrupted
+
+    with pytest.raises(JobError):
+        run_stage("prepare", cancelled, job_id, runtime())
+    assert counted() == {
+        "stage_failures_total|prepare|store": 1,
+        "stage_ends_total|prepare|retried": 1,
+        "stage_ends_total|prepare|handed_back": 1,
+        "stage_ends_total|prepare|cancelled": 1,
+        "jobs_total|FLUX_LORA|cancelled": 1,
+    }
+
+
+def test_a_waiting_job_that_is_cancelled_counts_too(
+    job_id: str, counted: Callable[[], dict[str, int]], redis_client: Redis
+) -> None:
+    assert JobControl(redis_client, HOUR).cancel(job_id) == JobStatus.CANCELLED
+    assert counted() == {"jobs_total|FLUX_LORA|cancelled": 1}
+
+
+def test_a_full_gpu_counts_as_a_failure_and_as_a_way_to_a_larger_one(
+    job_id: str,
+    store: Store,
+    runtime: Callable[..., Runtime],
+    counted: Callable[[], dict[str, int]],
+) -> None:
+    full = TrainerError("full", "train", ErrorCode.OUT_OF_MEMORY)
+    larger = replace(runtime(), next_larger_class=lambda engine: MemoryClass.GB80)
+    with pytest.raises(StageMoved):
+        run_stage("prepare", raising(full), job_id, larger)
+    found = counted()
+    assert found["stage_failures_total|prepare|out_of_memory"] == 1
+    assert found["stage_ends_total|prepare|moved"] == 1
+    assert found["enlargements_total|gpu.80gb"] == 1
+
+
+def test_a_stage_of_a_lost_worker_and_a_lost_message_are_counted(
+    job_id: str,
+    state: JobState,
+    counted: Callable[[], dict[str, int]],
+    redis_client: Redis,
+) -> None:
+    for tag in ("first", "second"):
+        outcome, attempt, _ = state.begin(job_id, "prepare", worker="w", queue="cpu", tag=tag)
+        assert outcome == BeginOutcome.BEGUN
+    assert JobControl(redis_client, HOUR).requeue(job_id, attempt, "prepare")
+    assert counted() == {
+        "stage_takeovers_total|prepare": 1,
+        "requeues_total|prepare": 1,
+    }
+
+
+def by_name(spans: Sequence[Span], name: str) -> list[Span]:
+    return [span for span in spans if span.name == name]
+
+
+def test_a_trace_holds_the_job_its_stages_its_waits_and_what_the_trainer_did(
+    job_id: str, store: Store, runtime: Callable[..., Runtime], spans: list[Span]
+) -> None:
+    save = [phase("checkpoint", 10), phase("export", 10), saved(store, 10)]
+    rest = [step(10), step(19), saved(store, 20), TRAINED]
+    run_all(job_id, store, runtime, COLD, phase("load"), step(4), *save, *rest)
+    assert len({span.trace_id for span in spans}) == 1
+    assert len({span.span_id for span in spans}) == len(spans)
+    [job] = by_name(spans, "job")
+    assert job.parent is None
+    assert job.attributes["training.job.status"] == "succeeded"
+    for stage in ("prepare", "cache", "train", "publish"):
+        [span] = by_name(spans, stage)
+        assert span.parent == job.path
+        assert job.began_at <= span.began_at <= span.ended_at <= job.ended_at
+        [wait] = by_name(spans, f"{stage} waits")
+        assert (wait.parent, wait.ended_at) == (job.path, span.began_at)
+    below = [span for span in spans if span.parent == by_name(spans, "train")[0].path]
+    steps = {"training.first_step": 1, "training.step": 10}
+    assert [(span.name, dict(span.attributes)) for span in below] == [
+        ("load", {}),
+        ("steps", steps),
+        ("checkpoint", {"training.step": 10}),
+        ("export", {"training.step": 10}),
+        ("steps", {"training.first_step": 11, "training.step": 19}),
+    ]
+    assert not any("/" in str(value) for span in spans for value in span.attributes.values())
+
+
+def test_every_start_is_a_span_of_the_same_trace_with_its_outcome_and_error_code(
+    job_id: str, runtime: Callable[..., Runtime], spans: list[Span], redis_client: Redis
+) -> None:
+    with pytest.raises(StageDropped):
+        run_stage("prepare", raising(StoreError("/secret/path")), job_id, runtime())
+    with pytest.raises(JobError):
+        run_stage("prepare", raising(StoreError("/secret/path")), job_id, runtime())
+    starts = by_name(spans, "prepare")
+    assert [it.attributes["training.outcome"] for it in starts] == ["retried", "failed"]
+    assert [it.attributes["training.attempt"] for it in starts] == [1, 2]
+    assert [it.error for it in starts] == [None, "store"]
+    [job] = by_name(spans, "job")
+    assert (job.error, job.attributes["training.job.status"]) == ("store", "failed")
+    assert "secret" not in str(spans)
+
+
+def test_a_job_that_was_begun_too_often_ends_its_trace(
+    job_id: str, state: JobState, runtime: Callable[..., Runtime], spans: list[Span]
+) -> None:
+    for number in range(5):
+        state.begin(job_id, "prepare", worker="w", queue="cpu", tag=str(number))
+    for _ in range(2):
+        with pytest.raises(JobError, match="5 times"):
+            run_stage("prepare", leave(), job_id, runtime())
+    assert [(it.name, it.error) for it in spans] == [("job", "trainer_failed")]
+
+
+def test_a_waiting_job_that_somebody_cancels_ends_its_trace(
+    job_id: str, broker_url: str, spans: list[Span]
+) -> None:
+    settings = Settings.model_validate({"broker_url": broker_url})
+    assert Client(settings, broker_url, spans.extend).cancel(job_id) == JobStatus.CANCELLED
+    assert [(it.name, it.error) for it in spans] == [("job", "cancelled")]

@@ -1,0 +1,74 @@
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import events
+from tasks.eta.rate_meter import Made
+from tasks.stages.cache import cache
+from tasks.stages.runner import StageReleased
+from tasks.stages.train import train
+from tasks.stages.worker_context import Runtime, TrainerInterrupted
+from tasks.state.job_store import JobState
+from tasks.store import Store
+from tests.tasks.stages.test_runner import (
+    TRAINED,
+    ScriptedTrainer,
+    empty_data_set,
+    job_id,
+    leave,
+    run_stage,
+    runtime_with,
+    saved,
+    store,
+)
+
+__all__ = ["job_id", "store"]
+
+
+def steps(*numbers: int) -> list[events.Event]:
+    return [events.Progress(stage="train", done=it, total=20, unit="steps") for it in numbers]
+
+
+@pytest.fixture
+def made() -> dict[str, Made]:
+    return {}
+
+
+@pytest.fixture
+def runtime(
+    state: JobState, store: Store, tmp_path: Path, job_id: str, made: dict[str, Made]
+) -> Runtime:
+    """That of a job that is to be trained."""
+
+    def learn(_job: Any, stage: str, _done: Any, of: Made) -> None:
+        made[stage] = of
+
+    idle = runtime_with(state, store, tmp_path, ScriptedTrainer())
+    run_stage("prepare", leave(data_set=empty_data_set(store)), job_id, idle)
+    run_stage("cache", cache, job_id, idle)
+    return replace(idle, learn=learn)
+
+
+def test_a_start_that_went_on_from_a_checkpoint_tells_of_its_own_steps_only(
+    runtime: Runtime, store: Store, job_id: str, made: dict[str, Made]
+) -> None:
+    first = ScriptedTrainer(*steps(1, 10), saved(store, 10), ends=TrainerInterrupted())
+    with pytest.raises(StageReleased):
+        run_stage("train", train, job_id, replace(runtime, trainer=first))
+    assert made == {}
+    second = ScriptedTrainer(*steps(11, 20), saved(store, 20), TRAINED)
+    run_stage("train", train, job_id, replace(runtime, trainer=second))
+    assert made["train"].units == 10
+    assert made["train"].unit_s is not None
+
+
+def test_validation_images_and_another_trainer_count_for_no_step(
+    runtime: Runtime, store: Store, job_id: str, made: dict[str, Made]
+) -> None:
+    images = events.ValidationImages(step=10, images=())
+    again = events.Note(level="warning", message="it is started again")
+    told = (*steps(10), images, *steps(11), again, *steps(20), saved(store, 20), TRAINED)
+    run_stage("train", train, job_id, replace(runtime, trainer=ScriptedTrainer(*told)))
+    assert made["train"] == Made(20, None)

@@ -1,0 +1,182 @@
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from tasks.errors import ErrorCode, JobError
+from tasks.events import JobEnded, Note
+from tasks.stages.submit import admit
+from tasks.state.control import JobControl, NotNowError
+from tasks.state.job_store import BeginOutcome, JobState
+from tasks.state.record import JobStatus, StageRecord, UnknownJobError
+
+
+@pytest.fixture
+def control(redis_client: Redis) -> JobControl:
+    return JobControl(redis_client, timedelta(hours=1))
+
+
+@pytest.fixture
+def job_id(state: JobState, job_document: dict[str, Any]) -> str:
+    return admit(job_document, state, "result")[0]
+
+
+def begin(state: JobState, job_id: str, stage: str = "prepare") -> tuple[BeginOutcome, int]:
+    return state.begin(job_id, stage, worker="w", queue="q", tag="t")[:2]
+
+
+def finish(state: JobState, job_id: str, stage: str) -> None:
+    outcome, attempt = begin(state, job_id, stage)
+    assert outcome == BeginOutcome.BEGUN
+    record = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0, seconds=1.5)
+    state.finish_stage(job_id, attempt, stage, record, {}, None)
+
+
+def fail(state: JobState, job_id: str, code: ErrorCode) -> None:
+    state.fail(job_id, begin(state, job_id)[1], JobError("broken", code, "prepare"))
+
+
+def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_is_asked_to_stop(
+    control: JobControl, state: JobState, job_id: str, job_document: dict[str, Any]
+) -> None:
+    running = admit(job_document, state, "result")[0]
+    attempt = begin(state, running)[1]
+    assert control.cancel(job_id) == JobStatus.CANCELLED
+    assert begin(state, job_id)[0] == BeginOutcome.ENDED
+    assert control.cancel(running) == JobStatus.CANCELLING
+    assert state.wish(running, attempt) == JobStatus.CANCELLING
+    state.fail(running, attempt, JobError("cancelled", ErrorCode.CANCELLED, "prepare"))
+    assert state.get(running).status == JobStatus.CANCELLED
+    assert control.cancel(running) == JobStatus.CANCELLED
+    for ended in (job_id, running):
+        assert state.get(ended).error_code == ErrorCode.CANCELLED
+        [event] = [e for _, e in state.events(ended) if isinstance(e, JobEnded)]
+        assert event.status == "cancelled"
+
+
+def test_a_waiting_job_that_is_cancelled_with_save_goes_to_publish_with_what_it_has(
+    control: JobControl, state: JobState, job_id: str
+) -> None:
+    for stage in ("prepare", "cache"):
+        finish(state, job_id, stage)
+    attempt = begin(state, job_id, "train")[1]
+    note = Note(level="info", message="a checkpoint")
+    state.write(job_id, attempt, [note], {"checkpoints": "one"})
+    state.release(job_id, attempt, note)
+    assert control.cancel(job_id, save=True) == JobStatus.CANCELLING
+    record = state.get(job_id)
+    assert (record.stage, record.waiting_in, record.saves) == ("publish", "cpu", True)
+    assert begin(state, job_id, "publish")[0] == BeginOutcome.BEGUN
+
+
+def test_a_job_without_a_checkpoint_has_nothing_to_save(control: JobControl, job_id: str) -> None:
+    assert control.cancel(job_id, save=True) == JobStatus.CANCELLED
+
+
+def test_a_waiting_job_is_paused_and_resumed(
+    control: JobControl, state: JobState, job_id: str
+) -> None:
+    finish(state, job_id, "prepare")
+    assert control.pause(job_id) == JobStatus.PAUSED
+    assert begin(state, job_id, "cache")[0] == BeginOutcome.PAUSED
+    assert control.pause(job_id) == JobStatus.PAUSED
+    assert control.resume(job_id)
+    assert state.get(job_id).stage == "cache"
+    with pytest.raises(NotNowError, match="is running, not paused"):
+        control.resume(job_id)
+    finish(state, job_id, "cache")
+
+
+def test_a_stage_that_ends_before_it_stops_leaves_its_successor_paused(
+    control: JobControl, state: JobState, job_id: str
+) -> None:
+    attempt = begin(state, job_id)[1]
+    assert control.pause(job_id) == JobStatus.PAUSING
+    record = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0, seconds=1.5)
+    state.finish_stage(job_id, attempt, "prepare", record, {}, None)
+    assert begin(state, job_id, "cache")[0] == BeginOutcome.PAUSED
+    assert state.get(job_id).status == JobStatus.PAUSED
+
+
+def test_a_job_that_is_over_is_not_paused(
+    control: JobControl, state: JobState, job_id: str
+) -> None:
+    fail(state, job_id, ErrorCode.INVALID_DATA_SET)
+    with pytest.raises(NotNowError, match="is failed, not waiting or running"):
+        control.pause(job_id)
+
+
+def test_a_job_that_has_not_stopped_yet_just_goes_on(
+    control: JobControl, state: JobState, job_id: str
+) -> None:
+    attempt = begin(state, job_id)[1]
+    control.pause(job_id)
+    assert not control.resume(job_id)
+    assert state.wish(job_id, attempt) == JobStatus.RUNNING
+
+
+def test_jobs_that_failed_through_no_fault_of_their_own_can_be_replayed(
+    control: JobControl, state: JobState, job_id: str, job_document: dict[str, Any]
+) -> None:
+    wrong = admit(job_document, state, "result")[0]
+    fail(state, wrong, ErrorCode.INVALID_DATA_SET)
+    fail(state, job_id, ErrorCode.STORE)
+    assert [record.id for record in control.dead()] == [job_id]
+    assert control.in_flight() == []
+    control.replay(job_id)
+    record = state.get(job_id)
+    assert (record.status, record.stage, record.error) == (JobStatus.RUNNING, "prepare", None)
+    assert control.dead() == []
+    assert [record.id for record in control.in_flight()] == [job_id]
+    finish(state, job_id, "prepare")
+
+
+def test_a_dead_job_is_dropped_from_the_list_and_stays_known(
+    control: JobControl, state: JobState, job_id: str
+) -> None:
+    with pytest.raises(NotNowError, match="not on the list"):
+        control.drop_dead(job_id)
+    fail(state, job_id, ErrorCode.INTERNAL)
+    control.drop_dead(job_id)
+    assert control.dead() == []
+    assert state.get(job_id).status == JobStatus.FAILED
+
+
+def test_a_job_that_is_begun_too_often_is_dead(
+    control: JobControl, state: JobState, job_id: str
+) -> None:
+    for _ in range(5):
+        begin(state, job_id)
+    assert begin(state, job_id)[0] == BeginOutcome.EXHAUSTED
+    assert [record.id for record in control.dead()] == [job_id]
+    control.replay(job_id)
+    assert begin(state, job_id)[0] == BeginOutcome.BEGUN
+
+
+def test_a_job_whose_time_has_come_is_given_out_once(
+    control: JobControl, state: JobState, job_id: str
+) -> None:
+    note = Note(level="info", message="later")
+    state.release(job_id, begin(state, job_id)[1], note, delay_s=-1)
+    assert [record.id for record in control.take_due()] == [job_id]
+    assert control.take_due() == []
+    assert state.get(job_id).due_at is None
+    state.release(job_id, begin(state, job_id)[1], note, delay_s=100)
+    assert control.take_due() == []
+
+
+def test_a_job_of_an_unknown_id_is_an_error(control: JobControl) -> None:
+    calls: list[Callable[[str], object]] = [control.cancel, control.pause, control.resume]
+    for call in [*calls, control.replay]:
+        with pytest.raises(UnknownJobError):
+            call("nobody")
+
+
+def test_a_job_whose_life_time_is_over_is_not_in_flight(
+    control: JobControl, redis_client: Redis, job_id: str
+) -> None:
+    redis_client.delete(f"training:job:{job_id}")
+    assert control.in_flight() == []
+    assert redis_client.exists("training:jobs:in_flight") == 0

@@ -1,0 +1,241 @@
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from tasks import events
+from tasks.errors import ErrorCode, InvalidJobError, JobError
+from tasks.stages.submit import admit, with_id
+from tasks.state.control import JobControl
+from tasks.state.job_store import Admission, BeginOutcome, JobState
+from tasks.state.record import JobStatus, StageRecord, SupersededError, UnknownJobError
+
+HOUR = timedelta(hours=1)
+
+
+def admitted(state: JobState, document: dict[str, Any]) -> str:
+    job_id, _, dispatch = admit(document, state, "result")
+    assert dispatch
+    return job_id
+
+
+def begin(state: JobState, job_id: str, stage: str, *, tag: str = "t") -> int:
+    outcome, attempt, _ = state.begin(job_id, stage, worker="w", queue="q", tag=tag)
+    assert outcome == BeginOutcome.BEGUN
+    return attempt
+
+
+def outcome_of(state: JobState, job_id: str, stage: str) -> BeginOutcome:
+    return state.begin(job_id, stage, worker="w2", queue="q", tag="another")[0]
+
+
+def hold(redis_client: Redis, tag: str) -> None:
+    """What kombu does when it delivers a message."""
+    redis_client.zadd("unacked_index", {tag: 1.0})
+
+
+def finish(state: JobState, job_id: str, attempt: int, stage: str, **result: Any) -> None:
+    record = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0, seconds=1.5)
+    state.finish_stage(job_id, attempt, stage, record, {f"{stage}_key": "k"}, result or None)
+
+
+def test_a_submitted_job_waits_in_the_cpu_queue_and_then_in_its_gpu_queue(
+    state: JobState, job_document: dict[str, Any]
+) -> None:
+    job_id = admitted(state, job_document)
+    assert state.get(job_id).waiting_in == "cpu"
+    attempt = begin(state, job_id, "prepare")
+    assert state.get(job_id).waiting_in is None
+    finish(state, job_id, attempt, "prepare")
+    record = state.get(job_id)
+    assert (record.stage, record.waiting_in) == ("cache", "gpu.40gb")
+    assert record.refs == {"prepare_key": "k"}
+    assert record.stages["prepare"].seconds == 1.5
+
+
+def test_an_unknown_job_is_an_error_in_every_call(state: JobState, redis_client: Redis) -> None:
+    with pytest.raises(UnknownJobError):
+        state.get("nobody")
+    with pytest.raises(UnknownJobError):
+        JobControl(redis_client, HOUR).cancel("nobody")
+    with pytest.raises(UnknownJobError):
+        begin(state, "nobody", "prepare")
+
+
+def test_the_same_id_twice_is_one_job_and_another_job_of_that_id_is_refused(
+    state: JobState, job_document: dict[str, Any]
+) -> None:
+    document = {**job_document, "id": "mine"}
+    _, first, dispatch_first = admit(document, state, "result")
+    _, second, dispatch_again = admit(document, state, "result")
+    assert first == second
+    assert dispatch_first == dispatch_again == Admission.GOES
+    begin(state, "mine", "prepare")
+    assert admit(document, state, "another result")[2] == Admission.KNOWN
+    with pytest.raises(InvalidJobError, match="id of another job"):
+        admit({**document, "name": "other"}, state, "result")
+
+
+def test_a_message_that_comes_again_is_the_same_job_and_leaves_it_its_result(
+    state: JobState, job_document: dict[str, Any]
+) -> None:
+    first, again, other = (with_id(job_document, it) for it in ("message", "message", "another"))
+    assert first == again != other
+    assert with_id({**job_document, "id": "mine"}, "message")["id"] == "mine"
+    job_id, _, admission = admit(first, state, "message")
+    assert admission == Admission.GOES
+    begin(state, job_id, "prepare")
+    assert admit(again, state, "message")[::2] == (job_id, Admission.WAITS)
+
+
+def test_a_running_stage_is_taken_over_only_when_its_worker_has_lost_its_message(
+    state: JobState, redis_client: Redis, job_document: dict[str, Any]
+) -> None:
+    job_id = admitted(state, job_document)
+    hold(redis_client, "first")
+    first = begin(state, job_id, "prepare", tag="first")
+    assert outcome_of(state, job_id, "prepare") == BeginOutcome.DUPLICATE
+    redis_client.zrem("unacked_index", "first")
+    second = begin(state, job_id, "prepare", tag="second")
+    assert second > first
+
+
+def test_a_superseded_start_can_write_nothing(
+    state: JobState, job_document: dict[str, Any]
+) -> None:
+    job_id = admitted(state, job_document)
+    old = begin(state, job_id, "prepare")
+    begin(state, job_id, "prepare")
+    before = state.get(job_id)
+    note = events.Note(level="info", message="late")
+    writes: list[Callable[[], object]] = [
+        lambda: state.write(job_id, old, [note], {}),
+        lambda: state.write(job_id, old, [note], {"checkpoints": "stale"}),
+        lambda: state.wish(job_id, old),
+        lambda: finish(state, job_id, old, "prepare"),
+        lambda: state.release(job_id, old, note),
+        lambda: state.fail(job_id, old, JobError("late")),
+    ]
+    for write in writes:
+        with pytest.raises(SupersededError):
+            write()
+    assert state.get(job_id) == before
+
+
+def test_a_finished_stage_lets_the_chain_go_on_until_its_successor_has_begun(
+    state: JobState, job_document: dict[str, Any]
+) -> None:
+    job_id = admitted(state, job_document)
+    finish(state, job_id, begin(state, job_id, "prepare"), "prepare")
+    assert outcome_of(state, job_id, "prepare") == BeginOutcome.DONE
+    begin(state, job_id, "cache")
+    assert outcome_of(state, job_id, "prepare") == BeginOutcome.DUPLICATE
+
+
+def test_a_stage_that_always_loses_its_worker_fails_the_job(
+    state: JobState, job_document: dict[str, Any]
+) -> None:
+    job_id = admitted(state, job_document)
+    begin(state, job_id, "prepare")
+    for _ in range(4):
+        begin(state, job_id, "prepare")
+    assert outcome_of(state, job_id, "prepare") == BeginOutcome.EXHAUSTED
+    record = state.get(job_id)
+    assert record.status == JobStatus.FAILED
+    assert record.error_code == ErrorCode.TRAINER_FAILED
+    assert "started 5 times" in (record.error or "")
+
+
+def test_a_released_stage_may_begin_again_without_having_spent_a_try(
+    state: JobState, job_document: dict[str, Any]
+) -> None:
+    job_id = admitted(state, job_document)
+    for _ in range(10):
+        attempt = begin(state, job_id, "prepare")
+        state.release(job_id, attempt, events.Note(level="info", message="the worker stops"))
+    assert state.get(job_id).waiting_in == "cpu"
+
+
+def test_the_last_stage_ends_the_job_with_its_result(
+    state: JobState, job_document: dict[str, Any]
+) -> None:
+    job_id = admitted(state, job_document)
+    for stage in ("prepare", "cache", "train"):
+        finish(state, job_id, begin(state, job_id, stage), stage)
+    finish(state, job_id, begin(state, job_id, "publish"), "publish", published="/lamp")
+    record = state.get(job_id)
+    assert (record.status, record.result) == (JobStatus.SUCCEEDED, {"published": "/lamp"})
+    kinds = [event.kind for _, event in state.events(job_id)]
+    assert kinds == ["accepted", *["stage_started", "stage_finished"] * 4, "ended"]
+
+
+def test_events_are_read_on_from_a_position(state: JobState, job_document: dict[str, Any]) -> None:
+    job_id = admitted(state, job_document)
+    [(position, _)] = state.events(job_id)
+    begin(state, job_id, "prepare")
+    [(_, event)] = state.events(job_id, after=position)
+    assert event == events.StageStarted(stage="prepare", attempt=1, queue="q", worker="w")
+
+
+def test_jobs_are_listed_newest_first(state: JobState, job_document: dict[str, Any]) -> None:
+    ids = [admitted(state, job_document) for _ in range(3)]
+    assert [record.id for record in state.newest(2)] == [ids[2], ids[1]]
+
+
+def test_what_leaves_something_for_later_starts_was_not_started_in_vain(
+    state: JobState, job_document: dict[str, Any]
+) -> None:
+    job_id = admitted(state, job_document)
+    for _ in range(20):
+        attempt = begin(state, job_id, "prepare")
+        note = events.Note(level="info", message="a checkpoint")
+        state.write(job_id, attempt, [note], {"checkpoints": "one"})
+    assert not state.get(job_id).status.ended
+
+
+def test_a_released_stage_may_wait_for_its_time(
+    state: JobState, job_document: dict[str, Any]
+) -> None:
+    job_id = admitted(state, job_document)
+    note = events.Note(level="info", message="later")
+    state.release(job_id, begin(state, job_id, "prepare"), note, {"tries": "1"}, delay_s=100)
+    record = state.get(job_id)
+    assert record.due_at is not None
+    assert 99 < (record.due_at - record.updated_at).total_seconds() < 101
+    assert record.tries == 1
+    begin(state, job_id, "prepare")
+    assert state.get(job_id).due_at is None
+
+
+def test_every_key_has_a_life_time(
+    state: JobState, redis_client: Redis, job_document: dict[str, Any]
+) -> None:
+    job_id = admitted(state, job_document)
+    finish(state, job_id, begin(state, job_id, "prepare"), "prepare")
+    other = admitted(state, job_document)
+    attempt = begin(state, other, "prepare")
+    state.release(other, attempt, events.Note(level="info", message="later"), delay_s=1)
+    dead = admitted(state, job_document)
+    state.fail(dead, begin(state, dead, "prepare"), JobError("broken"))
+    ttls = {key: redis_client.ttl(key) for key in redis_client.scan_iter()}
+    assert len(ttls) == 2 * 3 + 8
+    assert all(3590 < ttl <= 3600 for ttl in ttls.values()), ttls
+
+
+def test_a_job_that_is_read_again_is_not_parsed_again(
+    state: JobState, job_document: dict[str, Any]
+) -> None:
+    job_id = admitted(state, job_document)
+    assert state.get(job_id).job is state.get(job_id).job
+
+
+def test_a_start_is_given_the_record_as_it_is_then(
+    state: JobState, job_document: dict[str, Any]
+) -> None:
+    job_id = admitted(state, {**job_document, "name": "caf_1"})
+    _, attempt, record = state.begin(job_id, "prepare", worker="wörker", queue="q", tag="t")
+    assert record == state.get(job_id)
+    assert record.stages["prepare"].worker == "wörker"
+    assert record.attempt == attempt

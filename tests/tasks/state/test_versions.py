@@ -1,0 +1,254 @@
+"""What becomes of jobs that another version of the program has recorded."""
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from tasks.errors import ErrorCode, JobError
+from tasks.events import Note, StageStarted
+from tasks.stages.submit import admit, newer_than_known
+from tasks.state import job_scripts
+from tasks.state.control import JobControl
+from tasks.state.job_store import Admission, BeginOutcome, JobState, keys_of
+from tasks.state.record import VERSION, JobHead, JobStatus, UnreadableJobError
+from tasks.state.tenant_queues import Lanes
+from tasks.state.workers import Presence, PresenceNote, live_workers, newest_versions
+
+HOUR = timedelta(hours=1)
+NEWER = VERSION + 1
+
+
+@pytest.fixture
+def job_id(state: JobState, job_document: dict[str, Any]) -> str:
+    return admit(job_document, state, "the-result")[0]
+
+
+@pytest.fixture
+def make_newer(redis_client: Redis) -> Callable[[str], None]:
+    """Let a job be as a later version records it."""
+
+    def change(job_id: str) -> None:
+        key = keys_of(job_id)[0]
+        job = json.loads(str(redis_client.hget(key, "job")))
+        fields: dict[Any, Any] = {
+            "version": NEWER,
+            "job": json.dumps({**job, "mood": "good"}),
+            "new_field": "1",
+        }
+        redis_client.hset(key, mapping=fields)
+
+    return change
+
+
+@pytest.fixture
+def newer(job_id: str, make_newer: Callable[[str], None]) -> str:
+    make_newer(job_id)
+    return job_id
+
+
+@pytest.fixture
+def control(redis_client: Redis) -> JobControl:
+    return JobControl(redis_client, HOUR)
+
+
+def begin(state: JobState, job_id: str, stage: str = "prepare", **more: Any) -> BeginOutcome:
+    given: dict[str, Any] = {"worker": "w@here", "queue": "cpu", "tag": "t", **more}
+    return state.begin(job_id, stage, **given)[0]
+
+
+def note_worker(client: Redis, version: int, queue: str) -> None:
+    note = Presence(version=version, queues=(queue,), memory_class=None)
+    PresenceNote(client, f"{version}-{queue}", note, HOUR).renew()
+
+
+def notes(state: JobState, job_id: str) -> list[str]:
+    return [event.message for _, event in state.events(job_id) if isinstance(event, Note)]
+
+
+def test_a_newer_job_is_passed_on_after_a_while_and_costs_no_try(
+    state: JobState, control: JobControl, redis_client: Redis, newer: str
+) -> None:
+    before = redis_client.time()[0]
+    assert begin(state, newer, again_in_s=60) == BeginOutcome.NEWER
+    head = state.head(newer)
+    assert (head.status, head.stage, head.attempt, head.tries) == ("queued", "prepare", 0, 0)
+    assert head.due_at is not None
+    assert head.due_at.timestamp() - before >= 60
+    assert redis_client.hexists(keys_of(newer)[0], "starts") is False
+    # Neither a message nor a lane, so nothing goes in a circle until it is due.
+    assert control.heads_in_flight() == []
+    assert control.take_due() == []
+    redis_client.zadd(job_scripts.DUE, {newer: 1})
+    # Nobody is there who could take it.
+    note_worker(redis_client, VERSION, "cpu")
+    note_worker(redis_client, NEWER, "gpu.40gb")
+    assert control.take_due() == []
+    note_worker(redis_client, NEWER, "cpu")
+    assert [head.id for head in control.take_due()] == [newer]
+    assert control.take_due() == []
+    assert [head.id for head in control.heads_in_flight()] == [newer]
+
+    assert begin(state, newer) == BeginOutcome.STILL_NEWER
+    told = f"prepare waits for a worker of version {NEWER}; w@here is of version {VERSION}"
+    assert notes(state, newer) == [told]
+
+
+def test_a_message_of_a_newer_version_is_passed_on_too(state: JobState, job_id: str) -> None:
+    assert begin(state, job_id, version=NEWER) == BeginOutcome.NEWER
+
+
+def test_a_newer_stage_whose_worker_was_lost_waits_for_another_one(
+    state: JobState, redis_client: Redis, job_id: str, make_newer: Callable[[str], None]
+) -> None:
+    assert begin(state, job_id) == BeginOutcome.BEGUN
+    make_newer(job_id)
+    redis_client.zadd("unacked_index", {"t": 1.0})
+    assert begin(state, job_id, tag="another") == BeginOutcome.DUPLICATE
+    redis_client.zrem("unacked_index", "t")
+    assert begin(state, job_id, tag="another") == BeginOutcome.NEWER
+    assert state.head(job_id).waiting_in == "cpu"
+
+
+def test_what_a_worker_has_begun_is_not_for_older_ones_any_more(
+    state: JobState, redis_client: Redis, job_id: str
+) -> None:
+    redis_client.hset(keys_of(job_id)[0], "version", 0)
+    assert begin(state, job_id) == BeginOutcome.BEGUN
+    assert state.head(job_id).version == VERSION
+
+
+def test_lists_leave_out_what_they_cannot_read_and_say_so(
+    state: JobState,
+    control: JobControl,
+    job_document: dict[str, Any],
+    newer: str,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    known = admit(job_document, state, "another")[0]
+    assert [record.id for record in state.newest(9)] == [known]
+    assert [record.id for record in control.in_flight()] == [known]
+    told = f"job {newer} is of version {NEWER}, and this program of version {VERSION}"
+    assert caplog.text.count(told) == 2
+    with pytest.raises(UnreadableJobError, match=told):
+        state.get(newer)
+    # It is in flight all the same.
+    assert {head.id for head in control.heads_in_flight()} == {known, newer}
+
+
+def test_people_can_pause_resume_and_cancel_a_newer_job(
+    state: JobState, control: JobControl, newer: str
+) -> None:
+    assert control.pause(newer) == JobStatus.PAUSED
+    assert control.resume(newer)
+    assert control.cancel(newer) == JobStatus.CANCELLED
+    assert state.head(newer).failure() is not None
+
+
+def test_a_newer_job_leaves_its_lane_once(
+    redis_client: Redis, job_document: dict[str, Any], make_newer: Callable[[str], None]
+) -> None:
+    sent: list[JobHead] = []
+    lanes = Lanes(redis_client, HOUR, sent.append)
+    state = JobState(redis_client, HOUR)
+    job_id, _, admission = admit(job_document, state, "the-result")
+    assert admission == Admission.WAITS
+    make_newer(job_id)
+    lanes.note_fleet([Presence(queues=("cpu",), memory_class=None)], {}, HOUR)
+    assert lanes.dispatch() == [job_id]
+    assert [(head.id, head.version) for head in sent] == [(job_id, NEWER)]
+    assert begin(state, job_id) == BeginOutcome.NEWER
+    assert lanes.dispatch() == []
+    assert lanes.waiting() == {}
+
+
+def test_a_newer_job_that_is_submitted_again_goes_on_undisturbed(
+    state: JobState, job_document: dict[str, Any], make_newer: Callable[[str], None]
+) -> None:
+    document = {**job_document, "id": "mine"}
+    admit(document, state, "the-result")
+    make_newer("mine")
+    assert admit(document, state, "another")[2] == Admission.KNOWN
+    assert admit(document, state, "the-result")[2] == Admission.WAITS
+
+
+def test_a_record_without_an_estimate_is_read_with_one_made_anew(
+    state: JobState, redis_client: Redis, job_id: str
+) -> None:
+    routed_by = state.get(job_id).estimate
+    redis_client.hdel(keys_of(job_id)[0], "estimate", "version")
+    assert state.get(job_id).estimate == routed_by
+    assert begin(state, job_id) == BeginOutcome.BEGUN
+
+
+def test_an_older_record_that_cannot_be_read_ends_its_job_in_clear_words(
+    state: JobState, redis_client: Redis, control: JobControl, job_id: str
+) -> None:
+    key = keys_of(job_id)[0]
+    job = json.loads(str(redis_client.hget(key, "job")))
+    redis_client.hset(key, "job", json.dumps({**job, "gone_since": 1}))
+    with pytest.raises(JobError, match=r"which cannot read it: gone_since: Extra"):
+        begin(state, job_id)
+    head = state.head(job_id)
+    assert (head.status, head.error_code, head.error_stage) == ("failed", "internal", "prepare")
+    assert "gone_since" in str(head.error)
+    assert control.heads_in_flight() == []
+
+
+def test_what_a_newer_version_tells_is_told_of(
+    state: JobState, redis_client: Redis, job_id: str
+) -> None:
+    assert begin(state, job_id) == BeginOutcome.BEGUN
+    key = keys_of(job_id)[1]
+    redis_client.xadd(key, {"event": '{"kind": "applause", "loud": true}'})
+    assert notes(state, job_id) == ["a newer version tells of 'applause'"]
+    assert any(isinstance(event, StageStarted) for _, event in state.events(job_id))
+
+
+def test_an_error_code_that_newer_versions_know_is_an_internal_one(
+    state: JobState, redis_client: Redis, job_id: str
+) -> None:
+    redis_client.hset(keys_of(job_id)[0], mapping={"error_code": "sunspots", "error": "flares"})
+    failure = state.head(job_id).failure()
+    assert failure is not None
+    assert (failure.code, failure.message) == (ErrorCode.INTERNAL, "flares")
+
+
+def test_notes_of_workers_of_other_versions_are_read_or_left_out(
+    redis_client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    note = Presence(version=NEWER, queues=("cpu",), memory_class=None)
+    PresenceNote(redis_client, "new@here", note, HOUR).renew()
+    key = "training:worker:new@here"
+    told = json.loads(str(redis_client.get(key)))
+    redis_client.set(key, json.dumps({**told, "mood": "good"}))
+    odd = Presence(queues=("gpu.40gb",), memory_class=None)
+    PresenceNote(redis_client, "odd@here", odd, HOUR).renew()
+    redis_client.set("training:worker:odd@here", '{"queues": ["gpu.160gb"], "memory_class": "9"}')
+    assert live_workers(redis_client) == {"new@here": note}
+    assert "odd@here" in caplog.text
+    assert newest_versions(redis_client) == {"cpu": NEWER}
+
+
+def test_a_worker_notes_nothing_that_the_first_version_does_not_know(redis_client: Redis) -> None:
+    PresenceNote(redis_client, "w", Presence(queues=("cpu",), memory_class=None), HOUR).renew()
+    noted = json.loads(str(redis_client.get("training:worker:w")))
+    assert noted == {"queues": ["cpu"], "memory_class": None}
+
+
+@pytest.mark.parametrize(
+    ("document", "newer"),
+    [
+        ({"schema_version": 2}, True),
+        ({"schema_version": 1}, False),
+        ({"schema_version": "2"}, False),
+        ({}, False),
+        ([], False),
+    ],
+    ids=str,
+)
+def test_a_document_says_which_version_it_is_for(document: Any, newer: bool) -> None:
+    assert newer_than_known(document) == newer

@@ -1,0 +1,62 @@
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.dataset import DataSet, Sample, data_set_of
+
+HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
+SAMPLES = st.lists(
+    st.builds(
+        Sample,
+        image=HEX,
+        width=st.integers(1, 9999),
+        height=st.integers(1, 9999),
+        caption=st.text(st.characters(codec="utf-8"), min_size=1),
+        source=st.text(min_size=1),
+    ),
+    max_size=6,
+)
+
+
+def sample(image: str = "a" * 64, caption: str = "a lamp", source: str = "lamp.png") -> Sample:
+    return Sample(image=image, width=64, height=48, caption=caption, source=source)
+
+
+@given(SAMPLES, st.randoms(use_true_random=False))
+def test_a_data_sets_digest_does_not_depend_on_the_order_of_its_samples(
+    samples: list[Sample], draws: random.Random
+) -> None:
+    shuffled = draws.sample(samples, len(samples))
+    assert data_set_of(shuffled).digest == data_set_of(samples).digest
+
+
+def test_a_digest_does_not_depend_on_what_the_files_are_called() -> None:
+    assert data_set_of([sample(source="b.bmp")]).digest == data_set_of([sample()]).digest
+
+
+@given(SAMPLES, SAMPLES)
+def test_other_pictures_or_captions_have_another_digest(
+    some: list[Sample], others: list[Sample]
+) -> None:
+    def contents(samples: list[Sample]) -> list[tuple[str, str]]:
+        return sorted((s.image, s.caption) for s in samples)
+
+    same = contents(some) == contents(others)
+    assert (data_set_of(some).digest == data_set_of(others).digest) is same
+
+
+def test_two_captions_are_not_one_caption_that_reads_like_both() -> None:
+    second = sample(image="b" * 64, caption="two")
+    forged = sample(caption=f"one\n{second.image} 3 two")
+    assert data_set_of([sample(caption="one"), second]).digest != data_set_of([forged]).digest
+
+
+@given(SAMPLES)
+def test_a_data_set_survives_its_way_through_json(samples: list[Sample]) -> None:
+    data_set = data_set_of(samples)
+    assert DataSet.model_validate_json(data_set.model_dump_json()) == data_set
+
+
+def test_a_samples_size_is_its_width_and_height() -> None:
+    assert str(sample().size) == "64x48"

@@ -1,0 +1,212 @@
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from routing.requirements import TrainingType
+from tasks.errors import EXIT_CODES
+from tasks.jobs.job import parse_job
+from tasks.jobs.presets import preset_names
+from tasks.settings.settings import Settings
+from tests.tasks.jobs.test_flux_lora import with_values
+from worker.cli.app import cli
+from worker.cli.commands.options import COMMAND
+
+README = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
+DATA_SET = {"dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"}}
+COMMANDS = [
+    *(command.name or command.callback.__name__ for command in cli.registered_commands),  # type: ignore[union-attr]
+    *(
+        f"{group.name} {command.name}"
+        for group in cli.registered_groups
+        for command in group.typer_instance.registered_commands  # type: ignore[union-attr]
+    ),
+]
+
+
+def run(
+    *arguments: str, home: Path, code: int = 0, **settings: str
+) -> subprocess.CompletedProcess[str]:
+    env = {k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "worker", *arguments],
+        env={**env, "TRAINING_HOME": str(home), **settings},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert done.returncode == code, done
+    return done
+
+
+@pytest.fixture
+def job_file(tmp_path: Path) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(yaml.safe_dump(with_values(gradient_checkpointing=True)), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_and_is_in_the_readme(command: str) -> None:
+    shown = CliRunner().invoke(cli, [*command.split(), "--help"], env={"COLUMNS": "200"})
+    assert shown.exit_code == 0
+    assert re.search(rf"^\| `{command}[ `]", README, re.MULTILINE), command
+
+
+def test_the_readme_names_every_exit_code() -> None:
+    [listed] = re.findall(r"Exit codes: (.*?)\.\n", README, re.DOTALL)
+    codes = {int(number) for number in re.findall(r"\b\d+\b", listed)}
+    assert codes == {0, 2, *EXIT_CODES.values()}
+
+
+def test_the_readme_speaks_of_no_setting_that_does_not_exist() -> None:
+    named = set(re.findall(r"TRAINING_[A-Z_]+", README))
+    ours = {name for name, field in Settings.model_fields.items() if field.validation_alias is None}
+    assert named == {f"TRAINING_{name.upper()}" for name in ours}
+
+
+def test_help_imports_nothing_heavy() -> None:
+    program = (
+        "import sys; from worker.cli.app import cli\n"
+        "try: cli(['--help'], prog_name='x')\n"
+        "except SystemExit: pass\n"
+        "heavy = {'celery', 'kombu', 'redis', 'pydantic', 'torch', 'PIL', 'yaml'}\n"
+        "print('heavy:', sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "heavy: []"
+
+
+def test_the_celery_side_never_imports_torch() -> None:
+    program = (
+        "import importlib, pkgutil, sys, worker.cli.commands, worker.worker, worker.local.local_fleet, worker.local.flower\n"
+        "for module in pkgutil.iter_modules(worker.cli.commands.__path__):\n"
+        "    importlib.import_module(f'worker.cli.commands.{module.name}')\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'peft', 'numpy'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_presets_are_listed_and_shown(tmp_path: Path) -> None:
+    listed = json.loads(run("presets", "--json", home=tmp_path).stdout)
+    assert "flux_lora_1x40gb" in listed
+    shown = yaml.safe_load(run("presets", "flux_1x40gb", home=tmp_path).stdout)
+    assert shown["training"]["train_batch_size"] == 2
+    assert "there is no preset 'x'" in run("presets", "x", home=tmp_path, code=3).stderr
+
+
+def test_options_are_listed_by_type(tmp_path: Path) -> None:
+    listed = json.loads(run("options", "--json", home=tmp_path).stdout)
+    assert set(listed) == set(TrainingType)
+    only = json.loads(run("options", "SDXL_LORA", "--format", "json", home=tmp_path).stdout)
+    assert only == {"SDXL_LORA": listed["SDXL_LORA"]}
+    [rank] = [o for o in only["SDXL_LORA"]["options"] if o["path"] == "lora_rank_dim"]
+    assert (rank["type"], rank["default"], rank["required"]) == ("whole number above 0", "4", False)
+    shown = " ".join(run("options", "FLUX_LORA", home=tmp_path, COLUMNS="200").stdout.split())
+    assert "timestep_sampler" in shown
+    assert "with optimizer.optimizer_type: Prodigy" in shown
+    assert "'X' is no training type" in run("options", "X", home=tmp_path, code=3).stderr
+
+
+def test_the_page_of_options_is_not_stale(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "options.md").read_text("utf-8")
+    made = run("options", "--format", "markdown", home=tmp_path).stdout
+    assert made == page, f"docs/options.md is stale; run: {COMMAND} > docs/options.md"
+
+
+def test_the_readmes_jobs_are_jobs_of_every_kind() -> None:
+    jobs = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)]
+    assert [parse_job(job).training.type for job in jobs] == [
+        "FLUX_LORA",
+        "SDXL_TEXTUAL_INVERSION",
+        "SDXL_LORA",
+    ]
+    for name in preset_names():
+        mine = jobs[1] if "inversion" in name else {"training": {"data_loader": DATA_SET}}
+        queue = parse_job({**mine, "preset": name}).route().gpu_queue
+        assert re.search(rf"^\| `{queue}` .*`{name}`", README, re.MULTILINE), name
+    for training_type in TrainingType:
+        assert f"| `{training_type}` |" in README
+
+
+def test_a_route_is_told_with_its_reason_and_parts(tmp_path: Path, job_file: Path) -> None:
+    told: dict[str, Any] = json.loads(run("route", str(job_file), "--json", home=tmp_path).stdout)
+    assert told["queue"] == "gpu.40gb"
+    assert sum(told["parts_gib"].values()) == pytest.approx(told["needed_gib"], abs=0.05)
+    assert "FLUX_LORA never runs below 40gb" in " ".join(
+        run("route", str(job_file), home=tmp_path).stdout.split()
+    )
+
+
+def test_gpus_are_listed_with_what_they_serve(tmp_path: Path) -> None:
+    listed = json.loads(run("gpus", "--json", home=tmp_path, TRAINING_GPUS="80gb").stdout)
+    assert [gpu["memory_class"] for gpu in listed] == ["80gb"]
+    told = run("gpus", home=tmp_path, code=7, TRAINING_GPUS="81gb").stderr
+    assert "'81gb' is no memory class" in told
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--queues", "gpu.40gb"], "a worker without --gpu cannot serve 'gpu.40gb', only cpu"),
+        (
+            ["--queues", "gpu.40gb", "--gpu", "EMULATED-24gb-0"],
+            "GPU EMULATED-24gb-0 cannot serve 'gpu.40gb'",
+        ),
+    ],
+)
+def test_a_worker_cannot_be_told_to_serve_what_its_gpu_does_not_hold(
+    tmp_path: Path, broker_url: str, arguments: list[str], said: str
+) -> None:
+    settings = {"TRAINING_BROKER_URL": broker_url, "TRAINING_GPUS": "24gb"}
+    assert said in run("worker", *arguments, home=tmp_path, code=3, **settings).stderr
+
+
+def test_a_broker_that_does_not_answer_is_told(tmp_path: Path) -> None:
+    url = "redis://127.0.0.1:9/0"
+    told = run("list", home=tmp_path, code=6, TRAINING_BROKER_URL=url).stderr
+    assert "the broker does not answer" in told
+
+
+def test_a_console_without_a_fleet_says_so(tmp_path: Path) -> None:
+    assert "there is no broker" in run("console", home=tmp_path, code=6).stderr
+    url = "redis://127.0.0.1:9/0"
+    told = run("console", home=tmp_path, code=6, TRAINING_BROKER_URL=url).stderr
+    assert "the broker does not answer" in told
+
+
+def test_prices_and_addresses_that_are_none_are_refused_by_their_settings_names(
+    tmp_path: Path,
+) -> None:
+    wrong = {"TRAINING_GPU_PRICES": "25gb=1", "TRAINING_CONSOLE_URL": "gpu.example.org"}
+    told = run("list", home=tmp_path, code=2, **wrong).stderr
+    assert all(name in told for name in wrong)
+
+
+def test_relative_paths_of_a_job_file_start_at_its_folder(tmp_path: Path, job_file: Path) -> None:
+    document = with_values(data_loader__dataset__dataset_dir="pictures")
+    job_file.write_text(yaml.safe_dump(document), "utf-8")
+    told = run("submit", str(job_file), "--dry-run", "--json", home=tmp_path, code=5).stdout
+    assert json.loads(told)["error"]["code"] == "invalid_model"
+
+
+def test_durations_are_seconds_or_iso_8601(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRAINING_STOP_GRACE", "2.5")
+    monkeypatch.setenv("TRAINING_JOB_TTL", "P2D")
+    settings = Settings()
+    assert settings.stop_grace.total_seconds() == 2.5
+    assert settings.job_ttl.days == 2

@@ -1,0 +1,77 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worker.cli.job_file import UnreadableJobFileError, read_job_file
+
+
+def read(folder: Path, training: dict[str, Any]) -> dict[str, Any]:
+    path = folder / "job.yaml"
+    path.write_text(json.dumps({"training": training}), "utf-8")
+    values: dict[str, Any] = read_job_file(path)["training"]
+    return values
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["transformer_path", "text_encoder_1_path", "text_encoder_2_path", "initial_embedding_file"],
+)
+def test_files_are_looked_for_beside_the_job_file(tmp_path: Path, option: str) -> None:
+    read_values = read(tmp_path, {option: "models/part.safetensors"})
+    assert read_values[option] == str(tmp_path / "models/part.safetensors")
+    assert read(tmp_path, {option: "/part.safetensors"})[option] == "/part.safetensors"
+    assert read(tmp_path, {option: None})[option] is None
+
+
+@pytest.mark.parametrize("option", ["model", "single_file_config", "vae_model"])
+def test_a_model_is_a_hub_id_unless_it_is_surely_a_path(tmp_path: Path, option: str) -> None:
+    for given, expected in (
+        ("some/model", "some/model"),
+        ("./some/model", str(tmp_path / "some/model")),
+        ("../model", str(tmp_path.parent / "model")),
+        ("sdxl.safetensors", str(tmp_path / "sdxl.safetensors")),
+    ):
+        assert read(tmp_path, {option: given})[option] == expected
+
+
+def test_every_data_set_is_looked_for_beside_the_job_file(tmp_path: Path) -> None:
+    sets = {
+        "instance_dataset": {"dataset_dir": "cat"},
+        "class_dataset": {"dataset_dir": "cats"},
+        "dataset": {"jsonl_path": "rows.jsonl"},
+    }
+    archives = {"dataset": {"archive": "set.zip"}, "class_dataset": {"archive": "s3://a/b.zip"}}
+    assert read(tmp_path, {"data_loader": archives})["data_loader"] == {
+        "dataset": {"archive": str(tmp_path / "set.zip")},
+        "class_dataset": {"archive": "s3://a/b.zip"},
+    }
+    loader = read(tmp_path, {"data_loader": sets})["data_loader"]
+    assert loader == {
+        "instance_dataset": {"dataset_dir": str(tmp_path / "cat")},
+        "class_dataset": {"dataset_dir": str(tmp_path / "cats")},
+        "dataset": {"jsonl_path": str(tmp_path / "rows.jsonl")},
+    }
+
+
+def test_embedding_files_are_looked_for_there_too(tmp_path: Path) -> None:
+    found = read(tmp_path, {"base_embeddings": {"<a>": "a.safetensors"}})["base_embeddings"]
+    assert found == {"<a>": str(tmp_path / "a.safetensors")}
+
+
+@pytest.mark.parametrize("training", [3, None, [], {"data_loader": 3}, {"base_embeddings": [1]}])
+def test_what_is_no_job_is_left_to_the_check_of_jobs(tmp_path: Path, training: Any) -> None:
+    assert read(tmp_path, training) == training
+
+
+@pytest.mark.parametrize(
+    ("text", "said"), [("a: [", "no YAML"), ("- 1", "a job is a mapping"), ("\x00", "no YAML")]
+)
+def test_a_file_that_is_no_job_is_told(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(text, "utf-8")
+    with pytest.raises(UnreadableJobFileError, match=said):
+        read_job_file(path)
+    with pytest.raises(UnreadableJobFileError, match="cannot read"):
+        read_job_file(tmp_path / "nowhere.yaml")

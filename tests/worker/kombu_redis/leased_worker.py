@@ -1,0 +1,110 @@
+"""A worker with our leases and a task that only works: ``python -m ... URL LOG NAME VT``.
+
+With a sweep interval in seconds behind, stock Celery instead: no leases of ours, kombu's own sweep.
+Each start and end of the task is a line in the file LOG, as ``NAME begins ID``. In the environment,
+``TRANSPORT_OPTIONS`` adds to the broker's options, in JSON; ``HANGS_S`` lets the main loop hang for
+so long; ``DIES_ON_DELIVERY`` kills the worker with a message that it has not noted down yet;
+``IDLE_S`` ends one of ours that has had nothing to do for so long.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+import warnings
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from celery import Celery, Task
+from celery.exceptions import SecurityWarning
+from celery.signals import worker_ready
+
+from tasks.app import make_app
+from tasks.settings.settings import Settings
+from tasks.state.job_store import connect
+from worker.kombu_redis.leases import LeaseRenewal
+from worker.kombu_redis.redelivery import Sweep
+from worker.kombu_redis.transport import Keys, QoS, use_for_redis
+from worker.lifecycle.idle_shutdown import IdleEnd
+from worker.maintenance.leader import Upkeep
+
+QUEUES = ("cpu", "gpu.8gb")
+# Everything that kombu lets one choose about its keys, for ``TRANSPORT_OPTIONS``.
+KEYS = {
+    "global_keyprefix": "ours:",
+    "unacked_key": "held",
+    "unacked_index_key": "held_since",
+    "sep": ":",
+    "priority_steps": [0, 5],
+}
+
+
+def ours(url: str, timeout: timedelta) -> Celery:
+    app = make_app(Settings(visibility_timeout=timeout), url)
+    options = app.conf.broker_transport_options
+    options |= json.loads(os.environ.get("TRANSPORT_OPTIONS", "{}"))
+    use_for_redis()
+    client = connect(url)
+    app.steps["consumer"].add(LeaseRenewal.with_client(client))
+    if idle := os.environ.get("IDLE_S"):
+        end = partial(os.kill, os.getpid(), signal.SIGTERM)
+        app.steps["consumer"].add(IdleEnd.after(float(idle), end))
+    sweep = Sweep(client, timeout, Keys.of(options))
+    upkeep = Upkeep(client, timeout, (), restore=sweep.restore_expired)
+    worker_ready.connect(lambda **_: upkeep.start(), weak=False)
+    return app
+
+
+def stock(url: str, timeout: timedelta, sweep_interval_s: float) -> Celery:
+    app = Celery("stock", broker=url, backend=url, set_as_current=False)
+    app.conf.update(
+        task_acks_late=True,
+        task_reject_on_worker_lost=True,
+        worker_prefetch_multiplier=1,
+        worker_concurrency=1,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options={
+            "visibility_timeout": timeout.total_seconds(),
+            "unacked_restore_interval": sweep_interval_s,
+            "unacked_restore_throttle": 1,
+        },
+    )
+    return app
+
+
+def main(url: str, log: str, name: str, timeout_s: str, sweep_interval_s: str = "") -> None:
+    warnings.simplefilter("ignore", SecurityWarning)
+    timeout = timedelta(seconds=float(timeout_s))
+    app = stock(url, timeout, float(sweep_interval_s)) if sweep_interval_s else ours(url, timeout)
+
+    def note(line: str) -> None:
+        with Path(log).open("a") as file:
+            file.write(f"{name} {line}\n")
+
+    @app.task(name="work", bind=True, shared=False)  # type: ignore[untyped-decorator]
+    def work(self: Task, seconds: float) -> None:
+        note(f"begins {self.request.id}")
+        time.sleep(seconds)
+        note(f"ends {self.request.id}")
+
+    worker_ready.connect(lambda **_: note("is ready"), weak=False)
+    if hangs := os.environ.get("HANGS_S"):
+        # In the main loop, once it turns.
+        worker_ready.connect(
+            lambda sender, **_: sender.timer.call_after(1, time.sleep, (float(hangs),)), weak=False
+        )
+    if "DIES_ON_DELIVERY" in os.environ:
+        QoS.append = _die  # type: ignore[method-assign]
+    hostname = f"{name}@here"
+    app.Worker(hostname=hostname, queues=QUEUES, without_mingle=True, without_gossip=True).start()
+
+
+def _die(*_: Any) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,200 @@
+"""One start of a task through everything that a broker and a network do to its worker."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import psutil
+import pytest
+from celery import Celery, Signature, chain
+from redis import Redis
+
+from tasks.state.job_store import connect
+from tests.waiting import wait_until
+from tests.worker.kombu_redis.leased_worker import KEYS, QUEUES
+from worker.local.embedded_broker import EmbeddedBroker
+
+TIMEOUT_S = 2.0
+PATIENCE_S = 40.0
+
+
+class Fleet:
+    """Workers on a broker that may be stopped, and what they logged."""
+
+    def __init__(self, broker: EmbeddedBroker, client: Redis, folder: Path) -> None:
+        self.broker, self.client = broker, client
+        self._folder, self._log = folder, folder / "log"
+        self._log.touch()
+        self._started: list[subprocess.Popen[bytes]] = []
+        self._sender = Celery("sender", broker=broker.url, set_as_current=False)
+
+    def start(self, name: str, **env: str) -> "subprocess.Popen[bytes]":
+        """Return when it takes messages."""
+        command = [sys.executable, "-m", "tests.worker.kombu_redis.leased_worker"]
+        output = self._folder / f"{name}.log"
+        with output.open("wb") as file:
+            process = subprocess.Popen(
+                [*command, self.broker.url, str(self._log), name, str(TIMEOUT_S)],
+                env={**os.environ, **env},
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+        self._started.append(process)
+        self.wait_for(f"{name} is ready")
+        return process
+
+    def kill(self, process: "subprocess.Popen[bytes]") -> None:
+        """SIGKILL to a worker and its child at once, as a host that loses its power."""
+        with suppress(psutil.NoSuchProcess):
+            for one in (it := psutil.Process(process.pid), *it.children(recursive=True)):
+                one.kill()
+        process.wait()
+
+    def kill_all(self) -> None:
+        for process in self._started:
+            self.kill(process)
+
+    def use(self, options: dict[str, Any]) -> None:
+        """Send with these transport options."""
+        self._sender.conf.broker_transport_options = options
+
+    def task(self, seconds: float, queue: str = QUEUES[0], priority: int = 0) -> Signature:
+        it: Signature = self._sender.signature("work", args=(seconds,), immutable=True)
+        return it.set(queue=queue, priority=priority, task_id=str(uuid4()))
+
+    def send(self, task: Signature) -> str:
+        sent: str = task.apply_async().id
+        return sent
+
+    def log(self, word: str = "") -> list[str]:
+        return [line for line in self._log.read_text().splitlines() if word in line]
+
+    def wait_for(self, line: str) -> None:
+        self.wait_until(lambda: line in self.log(), line)
+
+    def wait_until(self, predicate: Callable[[], bool], description: str) -> None:
+        wait_until(
+            predicate, timeout_s=PATIENCE_S, description=description, detail=self._everything
+        )
+
+    def wait_until_nothing_is_held(self) -> None:
+        """No queue and no unacknowledged message of kombu's is left."""
+        keys = ("unacked", *QUEUES, "ours:held", *(f"ours:{queue}" for queue in QUEUES))
+        self.wait_until(lambda: not self.client.exists(*keys), "all messages are acknowledged")
+
+    def _everything(self) -> str:
+        return "\n".join(path.read_text()[-4000:] for path in self._folder.glob("*log"))
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
+    """One that these tests may stop."""
+    with EmbeddedBroker(tmp_path_factory.mktemp("own-broker")) as broker:
+        yield broker
+
+
+@pytest.fixture
+def fleet(broker: EmbeddedBroker, tmp_path: Path) -> Iterator[Fleet]:
+    with connect(broker.url) as client:
+        client.flushall()
+        fleet = Fleet(broker, client, tmp_path)
+        yield fleet
+        fleet.kill_all()
+
+
+def cut_connections(fleet: Fleet) -> None:
+    fleet.client.client_kill_filter(_type="normal", skipme=True)
+
+
+def be_away_for_long(fleet: Fleet) -> None:
+    fleet.broker.stop()
+    time.sleep(1.5 * TIMEOUT_S)
+    fleet.broker.start()
+
+
+@pytest.mark.parametrize("fault", [cut_connections, be_away_for_long])
+def test_a_task_runs_once_through_a_connection_that_breaks(
+    fleet: Fleet, fault: Callable[[Fleet], None]
+) -> None:
+    fleet.start("first")
+    task = fleet.send(fleet.task(4 * TIMEOUT_S))
+    fleet.wait_for(f"first begins {task}")
+    # It has nothing to do, and is back as early as the other one.
+    fleet.start("second")
+    fault(fleet)
+    fleet.wait_for(f"first ends {task}")
+    fleet.wait_until_nothing_is_held()
+    assert fleet.log("begins") == [f"first begins {task}"]
+
+
+def test_a_task_that_ends_while_the_broker_is_away_is_followed_by_its_successor_once(
+    fleet: Fleet,
+) -> None:
+    fleet.start("first")
+    first, second = fleet.task(1), fleet.task(0)
+    fleet.send(chain(first, second))
+    fleet.wait_for(f"first begins {first.id}")
+    be_away_for_long(fleet)
+    fleet.wait_for(f"first ends {second.id}")
+    fleet.wait_until_nothing_is_held()
+    assert fleet.log("begins") == [f"first begins {it.id}" for it in (first, second)]
+
+
+def test_a_lost_workers_task_begins_on_another_one(fleet: Fleet) -> None:
+    first = fleet.start("first")
+    task = fleet.send(fleet.task(60))
+    fleet.wait_for(f"first begins {task}")
+    fleet.start("second")
+    fleet.kill(first)
+    fleet.wait_for(f"second begins {task}")
+
+
+def test_tasks_run_once_and_are_recovered_once_whatever_kombus_keys_are_called(
+    fleet: Fleet,
+) -> None:
+    fleet.use(KEYS)
+    workers = {name: fleet.start(name, TRANSPORT_OPTIONS=json.dumps(KEYS)) for name in "ab"}
+    tasks = [
+        fleet.send(fleet.task(3 * TIMEOUT_S, queue, priority))
+        for queue, priority in zip(QUEUES, (9, 3), strict=True)
+    ]
+    fleet.wait_until(lambda: len(fleet.log("ends")) == 2, "both end")
+    fleet.wait_until_nothing_is_held()
+    assert sorted(line.split()[2] for line in fleet.log("begins")) == sorted(tasks)
+    lost = fleet.send(fleet.task(2 * TIMEOUT_S, QUEUES[1], priority=9))
+    fleet.wait_until(lambda: len(fleet.log(f"begins {lost}")) == 1, "the third begins")
+    assert fleet.client.hlen("ours:held") == 1
+    fleet.kill(workers.pop(fleet.log(f"begins {lost}")[0][0]))
+    [other] = workers
+    fleet.wait_for(f"{other} ends {lost}")
+    fleet.wait_until_nothing_is_held()
+    assert len(fleet.log(f"begins {lost}")) == 2
+    assert not fleet.client.exists("unacked", "unacked_index", *QUEUES)
+
+
+def test_a_task_is_held_to_its_end_through_a_warm_shutdown(fleet: Fleet) -> None:
+    first = fleet.start("first")
+    task = fleet.send(fleet.task(4 * TIMEOUT_S))
+    fleet.wait_for(f"first begins {task}")
+    fleet.start("second")
+    first.send_signal(signal.SIGTERM)
+    assert first.wait(PATIENCE_S) == 0
+    assert fleet.log("begins") == [f"first begins {task}"]
+    fleet.wait_until_nothing_is_held()
+
+
+def test_a_worker_whose_main_loop_hangs_loses_its_task(fleet: Fleet) -> None:
+    fleet.start("first", HANGS_S="60")
+    task = fleet.send(fleet.task(60))
+    fleet.wait_for(f"first begins {task}")
+    fleet.start("second")
+    fleet.wait_for(f"second begins {task}")

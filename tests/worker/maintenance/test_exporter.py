@@ -1,0 +1,168 @@
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, cast
+
+import pytest
+from prometheus_client import CollectorRegistry
+from redis import ConnectionError as Away
+from redis import Redis
+
+from routing.classes import MemoryClass
+from routing.queues import ALL_QUEUES
+from tasks.cache.index import CacheRegistry
+from tasks.events import Note
+from tasks.metrics import METRICS
+from tasks.stages.submit import admit
+from tasks.state.control import JobControl
+from tasks.state.job_store import Admission, JobState
+from tasks.state.tenant_queues import Lanes
+from tasks.state.workers import GpuFigures, Presence, PresenceNote
+from tasks.store import pack_key
+from worker.maintenance import exporter
+from worker.maintenance.exporter import FleetCollector
+
+HOUR = timedelta(hours=1)
+Ask = Callable[..., float | None]
+
+
+@pytest.fixture
+def ask(redis_client: Redis) -> Ask:
+    """A sample's value."""
+    registry = CollectorRegistry()
+    registry.register(FleetCollector(redis_client, HOUR))
+
+    def value(name: str, **labels: str) -> float | None:
+        return registry.get_sample_value(f"training_{name}", labels)
+
+    return value
+
+
+@pytest.fixture
+def jobs(redis_client: Redis) -> JobState:
+    """Before queues that have room for one message each."""
+    everything = Presence(queues=ALL_QUEUES, memory_class=None)
+    Lanes(redis_client, HOUR).note_fleet([everything], {}, HOUR)
+    return JobState(redis_client, HOUR)
+
+
+@pytest.fixture
+def submit(jobs: JobState, job_document: dict[str, Any]) -> Callable[[str], Admission]:
+    return lambda tenant: admit({**job_document, "tenant": tenant}, jobs, "result")[2]
+
+
+def test_every_metric_is_told_of_an_empty_fleet_and_nothing_else(redis_client: Redis) -> None:
+    families = {it.name: it for it in FleetCollector(redis_client, HOUR).collect()}
+    assert set(families) == {it.name.removesuffix("_total") for it in METRICS}
+    for metric in METRICS:
+        family = families[metric.name.removesuffix("_total")]
+        assert (family.type, family.documentation) == (metric.kind, metric.help)
+
+
+def test_jobs_that_wait_are_told_by_queue_and_tenant_in_lanes_and_in_the_queue(
+    redis_client: Redis, submit: Callable[[str], Admission], jobs: JobState, ask: Ask
+) -> None:
+    assert submit("a") == Admission.GOES
+    redis_client.rpush("cpu", "its message")
+    assert [submit("a"), submit("b")] == [Admission.WAITS] * 2
+    assert ask("queue_jobs", queue="cpu", tenant="a") == 2
+    assert ask("queue_jobs", queue="cpu", tenant="b") == 1
+    assert ask("queue_jobs", queue="cpu", tenant="") == 0
+    assert ask("jobs_in_flight") == 1
+    # Jobs of a backend that nobody has read yet.
+    redis_client.rpush("cpu", "a message", "another one")
+    assert ask("queue_jobs", queue="cpu", tenant="") == 2
+    assert ask("jobs_running", queue="cpu") == 0
+    assert ask("queue_jobs", queue="gpu.40gb", tenant="") == 0
+
+
+def test_the_oldest_wait_counts_from_when_the_job_came_to_its_lane(
+    redis_client: Redis, submit: Callable[[str], Admission], ask: Ask
+) -> None:
+    redis_client.rpush("cpu", "a message")
+    for tenant in ("a", "a", "b"):
+        submit(tenant)
+    assert ask("oldest_wait_seconds", queue="gpu.40gb") == 0
+    [oldest, _] = cast("list[str]", redis_client.zrange("training:lanes_since:cpu:a", 0, -1))
+    redis_client.zincrby("training:lanes_since:cpu:a", -1000, oldest)
+    assert 1000 < (ask("oldest_wait_seconds", queue="cpu") or 0) < 1100
+    assert 1000 < (ask("tenant_oldest_wait_seconds", queue="cpu", tenant="a") or 0) < 1100
+    assert (ask("tenant_oldest_wait_seconds", queue="cpu", tenant="b") or 0) < 100
+    JobControl(redis_client, HOUR).cancel(oldest)
+    assert (ask("oldest_wait_seconds", queue="cpu") or 0) < 100
+    assert ask("queue_jobs", queue="cpu", tenant="a") == 1
+
+
+def test_tenants_beyond_the_largest_are_one_line(
+    redis_client: Redis,
+    submit: Callable[[str], Admission],
+    ask: Ask,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(exporter, "MOST_TENANTS", 2)
+    redis_client.rpush("cpu", "a message", "")
+    for tenant in ("big", "big", "big", "next", "next", "small", "tiny"):
+        submit(tenant)
+    told = [ask("queue_jobs", queue="cpu", tenant=it) for it in ("big", "next", "small", "*", "")]
+    assert told == [3, 2, None, 2, 2]
+
+
+def test_stages_that_run_and_jobs_that_wait_out_a_fault_are_told(
+    jobs: JobState, job_document: dict[str, Any], ask: Ask, redis_client: Redis
+) -> None:
+    job_id = admit(job_document, jobs, "result")[0]
+    note = Presence(queues=("cpu",), memory_class=None)
+    PresenceNote(redis_client, "cpu@here", note, HOUR).renew()
+    assert ask("workers", **{"class": "cpu", "state": "idle"}) == 1
+    assert ask("workers", **{"class": "cpu", "state": "busy"}) == 0
+    attempt = jobs.begin(job_id, "prepare", worker="cpu@here", queue="cpu", tag="t")[1]
+    assert ask("jobs_running", queue="cpu") == 1
+    assert ask("workers", **{"class": "cpu", "state": "busy"}) == 1
+    assert ask("queue_jobs", queue="cpu", tenant="default") is None
+    jobs.release(job_id, attempt, Note(level="info", message="later"), delay_s=60)
+    assert ask("jobs_running", queue="cpu") == 0
+    assert ask("retry_jobs") == 1
+    assert ask("jobs_in_flight") == 0
+
+
+def test_a_gpu_is_told_with_its_figures_and_a_quarantined_one_serves_no_queue(
+    redis_client: Redis, ask: Ask
+) -> None:
+    figures = GpuFigures(memory_bytes=80, used_bytes=60, utilization=0.5, temperature_c=71)
+    presence = Presence(
+        queues=("gpu.40gb", "gpu.24gb"), memory_class=MemoryClass.GB40, gpu_uuid="GPU-1"
+    )
+    note = PresenceNote(redis_client, "gpu@here", presence, HOUR, lambda: figures)
+    note.renew()
+    labels = {"worker": "gpu@here", "gpu": "GPU-1", "class": "40gb"}
+    names = ("memory_bytes", "memory_used_bytes", "utilization_ratio", "temperature_celsius")
+    assert [ask(f"gpu_{name}", **labels) for name in names] == [80, 60, 0.5, 71]
+    assert ask("gpu_quarantined", **labels) == 0
+    assert [ask("queue_workers", queue=it) for it in ("gpu.24gb", "gpu.80gb")] == [1, 0]
+    note.quarantined("XID 79")
+    assert ask("gpu_quarantined", **labels) == 1
+    assert ask("queue_workers", queue="gpu.24gb") == 0
+    assert ask("workers", **{"class": "40gb", "state": "quarantined"}) == 1
+
+
+def test_the_cache_is_told_by_kind(redis_client: Redis, ask: Ask) -> None:
+    registry = CacheRegistry(redis_client, HOUR, HOUR)
+    for kind, size in (("text", 10), ("latents", 200), ("latents", 30)):
+        registry.add(pack_key(kind, str(size)), size, [f"entry {size}"])
+    assert [ask("cache_bytes", kind=it) for it in ("text", "latents")] == [10, 230]
+    assert [ask("cache_packs", kind=it) for it in ("text", "latents")] == [1, 2]
+
+
+def test_a_broker_that_is_away_is_told_and_nothing_is_said_to_be_zero(
+    ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ask("broker_up") == 1
+    assert ask("jobs_total", type="FLUX_LORA", status="failed") == 0
+
+    def away(*_: object) -> None:
+        raise Away("away")
+
+    monkeypatch.setattr(exporter, "standing", away)
+    assert ask("broker_up") == 0
+    assert ask("jobs_total", type="FLUX_LORA", status="failed") is None
+    assert ask("jobs_in_flight") is None
+    assert (ask("exporter_errors_total") or 0) >= 2

@@ -1,0 +1,117 @@
+import json
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from routing.engines import DIFFUSERS, INVOKE, Engine
+from tasks.events import Event, TrainDone
+from tasks.jobs.invoke_patches import REPAIRS
+from tasks.stages.trainer_protocol import TrainerRequest
+from tests.worker.cli.test_cli import run
+from tests.worker.trainer.runs_options import flux_request
+from worker.supervision.engines import (
+    EngineTrainers,
+    find_diffusers,
+    find_invoke,
+    invoke_environment,
+)
+
+
+def interpreter(tmp_path: Path, says: str, code: int = 0) -> Path:
+    """A program that answers as an interpreter would."""
+    path = tmp_path / "python"
+    path.write_text(f"#!/bin/sh\necho '{says}'\necho 'no module' >&2\nexit {code}\n", "utf-8")
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def test_our_own_engine_is_here() -> None:
+    assert find_diffusers().is_usable
+    assert "torch" in find_diffusers().versions
+
+
+def test_an_interpreter_that_is_not_named_or_not_there_is_told_with_the_guide() -> None:
+    unset = find_invoke(None)
+    assert unset.faults == ("TRAINING_INVOKE_PYTHON names no interpreter",)
+    assert "docs/guides/invoke-training.md" in unset.remedy
+    absent = find_invoke(Path("/nowhere/python"))
+    assert not absent.is_usable
+    assert "No such file" in absent.faults[0]
+
+
+def test_this_interpreter_is_told_to_lack_the_library() -> None:
+    found = find_invoke(Path(sys.executable))
+    assert not found.is_usable
+    assert f"{sys.executable}: invoke-training is not installed" in found.faults
+    # The one that is meant has 4.
+    assert any("the library needs 4" in fault for fault in found.faults)
+
+
+def test_what_answers_well_is_usable_and_what_does_not_says_why(tmp_path: Path) -> None:
+    answer = json.dumps({"versions": {"invoke-training": "0.0.1"}, "faults": []})
+    assert find_invoke(interpreter(tmp_path, answer)).versions == {"invoke-training": "0.0.1"}
+    crashed = find_invoke(interpreter(tmp_path, "", code=1))
+    assert crashed.faults == (f"{tmp_path / 'python'} cannot be used: no module",)
+    assert not find_invoke(interpreter(tmp_path, "hello")).is_usable
+
+
+def test_the_other_interpreter_gets_this_package_and_no_other_of_ours() -> None:
+    env = invoke_environment({"PYTHONPATH": "/elsewhere", "HOME": "/home"})
+    assert env["HOME"] == "/home"
+    assert (Path(env["PYTHONPATH"]) / "worker" / "engines.py").is_file()
+
+
+class Noted:
+    """A trainer that notes what it is asked."""
+
+    def __init__(self, name: str, log: list[str]) -> None:
+        self.name, self.log = name, log
+        self.request: TrainerRequest | None = None
+
+    def run(
+        self,
+        request: TrainerRequest,
+        *,
+        on_event: Callable[[Event], None],
+        stop_requested: Callable[[], bool],
+    ) -> TrainDone:
+        self.log.append(f"{self.name} runs")
+        self.request = request
+        return TrainDone(steps=1, final_loss=1.0)
+
+    def close(self) -> None:
+        self.log.append(f"{self.name} closes")
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"),
+    [(DIFFUSERS, ["own runs"]), (INVOKE, ["own closes", "invoke runs"])],
+)
+def test_each_request_goes_to_its_engine_with_the_gpu_free(
+    engine: Engine, expected: list[str]
+) -> None:
+    log: list[str] = []
+    own, invoke = Noted("own", log), Noted("invoke", log)
+    trainers = EngineTrainers(own, invoke, "-noise")
+    request = flux_request(engine=engine)
+    trainers.run(request, on_event=lambda _: None, stop_requested=lambda: False)
+    assert log == expected
+    if invoke.request is not None:
+        assert set(invoke.request.repairs) == set(REPAIRS) - {"noise"}
+
+
+def test_engines_are_listed_with_what_each_can_do(tmp_path: Path) -> None:
+    listed: list[dict[str, Any]] = json.loads(run("engines", "--json", home=tmp_path).stdout)
+    own, library = listed
+    assert (own["engine"], own["usable"]) == ("diffusers", True)
+    assert library["engine"] == "invoke-training"
+    assert not library["usable"]
+    assert {it["name"] for it in library["repairs"]} == set(REPAIRS)
+    assert all(it["made"] for it in library["repairs"])
+    assert "weight_dtype" in {it["option"] for it in library["refuses"]}
+    shown = run("engines", home=tmp_path, COLUMNS="200", TRAINING_INVOKE_REPAIRS="none").stdout
+    assert "TRAINING_INVOKE_PYTHON names no interpreter" in " ".join(shown.split())

@@ -1,0 +1,90 @@
+from collections.abc import Sequence
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from routing.estimate import PUBLISHED, Constants
+from tasks.calibration import Measurement
+from tasks.jobs.calibration_shapes import TYPES, shapes
+from tasks.jobs.pipeline import PipelineConfig
+from worker.trainer.calibration.calibrate import fitted
+from worker.trainer.calibration.fit import fit
+
+CONFIGS = {kind: [config for _, config in shapes(kind, None)] for kind in TYPES}
+NAMES = {
+    kind: {f.name for f in fields(Constants) if f.name.startswith(kind.partition("_")[0].lower())}
+    for kind in TYPES
+}
+
+
+def times(factors: dict[str, float]) -> Constants:
+    changes = {name: factor * getattr(PUBLISHED, name) for name, factor in factors.items()}
+    return replace(PUBLISHED, **changes)
+
+
+def peaks_of(configs: Sequence[PipelineConfig], truth: Constants) -> list[int]:
+    """What runs would take if the estimate's form were the truth."""
+    return [config.estimate(truth).needed_bytes for config in configs]
+
+
+@pytest.mark.parametrize("kind", TYPES)
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_constants_that_made_the_peaks_are_found_again(kind: str, data: st.DataObject) -> None:
+    factors = {name: data.draw(st.floats(0.1, 5), name) for name in sorted(NAMES[kind])}
+    truth = times(factors)
+    found = fit(CONFIGS[kind], peaks_of(CONFIGS[kind], truth))
+    assert found == pytest.approx({name: getattr(truth, name) for name in factors}, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_noise_moves_the_estimates_little(kind: str) -> None:
+    configs, random = CONFIGS[kind], np.random.default_rng(3)
+    truth = times(dict.fromkeys(NAMES[kind], 1.3))
+    peaks = [round(p * random.normal(1, 0.01)) for p in peaks_of(configs, truth)]
+    found = replace(PUBLISHED, **fit(configs, peaks))
+    for config, peak in zip(configs, peaks, strict=True):
+        assert config.estimate(found).needed_bytes == pytest.approx(peak, rel=0.03)
+
+
+def test_what_no_run_tells_keeps_its_published_value() -> None:
+    # Without checkpointing, none fitted the card.
+    ran = [config for config in CONFIGS["SDXL_LORA"] if config.gradient_checkpointing]
+    truth = times({"sdxl_overhead_bytes": 2, "sdxl_checkpointed_pixel_bytes": 2})
+    found = fit(ran, peaks_of(ran, truth))
+    assert "sdxl_pixel_bytes" not in found
+    assert found["sdxl_overhead_bytes"] == pytest.approx(2.4e9, rel=1e-4)
+    assert not {name for name in found if name.startswith("flux")}
+
+
+def test_a_constant_that_would_be_below_nothing_keeps_its_published_value() -> None:
+    configs = CONFIGS["SDXL_LORA"]
+    truth = replace(PUBLISHED, sdxl_text_encoder_bytes=-1e9)
+    found = fit(configs, peaks_of(configs, truth))
+    assert "sdxl_text_encoder_bytes" not in found
+    assert min(found.values()) >= 0
+
+
+def test_runs_that_did_not_fit_the_card_are_left_out() -> None:
+    configs = CONFIGS["FLUX_LORA"]
+    truth = times(dict.fromkeys(NAMES["FLUX_LORA"], 1.2))
+    measured = [
+        Measurement(options={}, measured_bytes=peak if peak < 40e9 else None)
+        for peak in peaks_of(configs, truth)
+    ]
+    assert any(it.measured_bytes is None for it in measured)
+    constants = fitted(configs, measured)
+    assert constants["flux_overhead_bytes"] == pytest.approx(1.2 * 1.2e9, rel=1e-3)
+    assert constants["flux_trained_bytes"] == pytest.approx(1.2 * 8, rel=1e-3)
+
+
+def test_no_runs_tell_nothing() -> None:
+    assert fit([], []) == {}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_shapes_tell_every_constant_of_their_family(kind: str) -> None:
+    assert set(fit(CONFIGS[kind], peaks_of(CONFIGS[kind], PUBLISHED))) == NAMES[kind]

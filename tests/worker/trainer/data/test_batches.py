@@ -1,0 +1,148 @@
+import itertools
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tasks.buckets import Size
+from tests.worker.trainer.runs import BUCKETS, Pictures, config_of
+from worker.trainer.data.batches import Batch, BatchPlan, SampleReader, TrainingData
+from worker.trainer.errors import PictureError
+from worker.trainer.rng import Draws
+
+SIZES = st.lists(
+    st.sampled_from([Size(64, 64), Size(96, 32), Size(32, 96)]), min_size=1, max_size=30
+)
+
+
+@settings(deadline=None)
+@given(SIZES, st.integers(1, 4), st.integers(1, 4), st.integers(0, 5))
+def test_an_epoch_holds_each_sample_once_in_batches_of_one_size(
+    sizes: list[Size], batch_size: int, accumulation: int, epoch: int
+) -> None:
+    plan = BatchPlan(sizes, batch_size, accumulation, Draws(1))
+    batches = plan.epoch(epoch)
+    assert Counter(sample for batch in batches for sample in batch) == Counter(range(len(sizes)))
+    for batch in batches:
+        assert 1 <= len(batch) <= batch_size
+        assert len({sizes[sample] for sample in batch}) == 1
+    incomplete = Counter(sizes[batch[0]] for batch in batches if len(batch) < batch_size)
+    assert all(count == 1 for count in incomplete.values())
+
+
+@settings(deadline=None)
+@given(SIZES, st.integers(1, 4), st.integers(1, 4), st.integers(0, 3))
+def test_the_steps_of_an_epoch_take_its_batches_in_order_and_never_those_of_the_next(
+    sizes: list[Size], batch_size: int, accumulation: int, epoch: int
+) -> None:
+    plan = BatchPlan(sizes, batch_size, accumulation, Draws(1))
+    first = epoch * plan.steps_per_epoch
+    numbers = [plan.of_step(step) for step in range(first, first + plan.steps_per_epoch)]
+    assert numbers[0][0] == epoch * plan.batches_per_epoch
+    assert numbers[-1][1] == (epoch + 1) * plan.batches_per_epoch
+    assert all(end == start for (_, end), (start, _) in itertools.pairwise(numbers))
+    assert all(1 <= end - start <= accumulation for start, end in numbers)
+    assert {plan.batch(number)[0] for number in range(*numbers[-1])} == {epoch}
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    sizes = [Size(64, 64)] * 20
+
+    def order(seed: int, epoch: int) -> Any:
+        return BatchPlan(sizes, 2, 1, Draws(seed)).epoch(epoch)
+
+    assert order(1, 3) == order(1, 3)
+    assert order(1, 3) != order(1, 4)
+    assert order(1, 3) != order(2, 3)
+
+
+def data_of(data: Pictures, workers: int = 0, **loader: Any) -> TrainingData:
+    config = config_of("unused", loader=loader)
+    draws = Draws(7)
+    reader = SampleReader(data.store.url, data.data_set, config, None, draws)
+    plan = BatchPlan(reader.sizes, 2, 1, draws)
+    return TrainingData(reader, plan, data.data_set, workers, torch.device("cpu"))
+
+
+def same(one: Batch, other: Batch) -> bool:
+    assert one.pixels is not None
+    assert other.pixels is not None
+    return (
+        one.samples == other.samples
+        and one.captions == other.captions
+        and torch.equal(one.pixels, other.pixels)
+    )
+
+
+@pytest.mark.timeout(120)
+def test_batches_are_the_same_with_any_number_of_workers(data: Pictures) -> None:
+    loader: dict[str, Any] = {
+        "aspect_ratio_buckets": BUCKETS,
+        "random_flip": True,
+        "center_crop": False,
+    }
+    alone = list(data_of(data, **loader).batches(0, 6))
+    together = list(data_of(data, workers=2, **loader).batches(0, 6))
+    assert len(alone) == 6
+    assert all(same(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_batches_start_in_the_middle_without_those_before(data: Pictures) -> None:
+    loader: dict[str, Any] = {"random_flip": True, "center_crop": False}
+    whole = list(data_of(data, **loader).batches(0, 9))
+    rest = list(data_of(data, **loader).batches(4, 9))
+    assert all(same(one, other) for one, other in zip(whole[4:], rest, strict=True))
+
+
+def test_keeping_pictures_in_memory_changes_nothing(data: Pictures) -> None:
+    kept: dict[str, Any] = {
+        "dataset": {
+            "type": "IMAGE_CAPTION_DIR_DATASET",
+            "dataset_dir": "/unused",
+            "keep_in_memory": True,
+        }
+    }
+    plain = list(data_of(data).batches(0, 6))
+    source = data_of(data, **kept)
+    first = list(source.batches(0, 3))
+    data.store.delete(data.store.keys("images"))
+    second = list(source.batches(3, 6))
+    assert all(same(one, other) for one, other in zip(plain, first + second, strict=True))
+
+
+def test_flips_and_crops_change_from_epoch_to_epoch(data: Pictures) -> None:
+    def seen(**loader: Any) -> int:
+        batches = data_of(data, **loader).batches(0, 3 * 8)
+        images = [
+            (sample, batch.pixels[row].numpy().tobytes())
+            for batch in batches
+            for row, sample in enumerate(batch.samples)
+            if batch.pixels is not None
+        ]
+        return len(set(images))
+
+    assert seen() == 5
+    assert 5 < seen(random_flip=True) <= 10
+    # The square picture has one crop only, and the others have a handful of whole pixels.
+    assert seen(center_crop=False) > 10
+
+
+def test_a_caption_prefix_goes_before_every_caption(data: Pictures) -> None:
+    (batch,) = data_of(data, caption_prefix="a drawing of").batches(0, 1)
+    assert all(caption.startswith("a drawing of ") for caption in batch.captions)
+
+
+def test_a_picture_that_is_none_names_its_file(data: Pictures) -> None:
+    for key in data.store.keys("images"):
+        data.store.put(key, b"no picture")
+    with pytest.raises(PictureError, match=r"picture-\d\.png"):
+        next(data_of(data).batches(0, 1))
+
+
+def test_resolution_is_height_then_width(data: Pictures) -> None:
+    (batch,) = data_of(data, resolution=[32, 96]).batches(0, 1)
+    assert batch.pixels is not None
+    assert batch.pixels.shape[1:] == (3, 32, 96)

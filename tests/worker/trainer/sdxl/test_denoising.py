@@ -1,0 +1,188 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import (
+    StableDiffusionXLPipeline,
+)
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from tasks.buckets import Size
+from tasks.jobs.sdxl import SdxlFinetuneConfig
+from tests.worker.trainer.runs import Pictures, pictures, run_train, sdxl_config_of
+from worker.trainer.data.batches import Batch, SampleReader
+from worker.trainer.model_cache import KeptModels
+from worker.trainer.models import SdxlModels, take_models, take_text
+from worker.trainer.rng import Draws
+from worker.trainer.sdxl.denoising import min_snr_weight
+from worker.trainer.sdxl.finetune_recipe import SdxlFinetune
+from worker.trainer.tiny_models import build_tiny_sdxl
+
+CPU = torch.device("cpu")
+
+
+def pipeline_of(folder: Path) -> Any:
+    pipeline: Any = StableDiffusionXLPipeline.from_pretrained(folder, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def recipe_of(folder: Path, **options: Any) -> SdxlFinetune:
+    config = sdxl_config_of("SDXL_FINETUNE", folder, **options)
+    models = take_models(config, CPU, KeptModels())
+    assert isinstance(config, SdxlFinetuneConfig)
+    assert isinstance(models, SdxlModels)
+    return SdxlFinetune(config, models, Draws(7))
+
+
+def batch_of(size: Size, samples: tuple[int, ...], **fields: Any) -> Batch:
+    generator = torch.Generator().manual_seed(size.width)
+    values = torch.rand((len(samples), 3, size.height, size.width), generator=generator) * 2 - 1
+    captions = tuple(f"a photo of cat {sample}" for sample in samples)
+    ids = torch.tensor([[100.0, 90, 2, 3, size.height, size.width]] * len(samples))
+    given = {"weights": torch.ones(len(samples)), "time_ids": ids, "pixels": values, **fields}
+    return Batch(2, samples, captions, **given)
+
+
+def expected_losses(folder: Path, batch: Batch, prediction: str, gamma: float | None) -> Any:
+    """What diffusers' own functions come to, one sample after the other."""
+    pipeline = pipeline_of(folder)
+    scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, prediction_type=prediction)
+    draws = Draws(7)
+    losses = []
+    for row, sample in enumerate(batch.samples):
+        assert batch.pixels is not None
+        embeds, _, pooled, _ = pipeline.encode_prompt(
+            batch.captions[row], device=CPU, do_classifier_free_guidance=False
+        )
+        distribution = pipeline.vae.encode(batch.pixels[row : row + 1]).latent_dist
+        shape = tuple(distribution.mean.shape[1:])
+        eps, noise = (draws.normal(shape, name, 2, sample)[None] for name in ("vae", "noise"))
+        z = (distribution.mean + distribution.std * eps) * pipeline.vae.config.scaling_factor
+        t = (draws.uniform((), "timestep", 2, sample) * 1000).long().reshape(1)
+        predicted = pipeline.unet(
+            scheduler.add_noise(z, noise, t),
+            t,
+            encoder_hidden_states=embeds,
+            added_cond_kwargs={
+                "text_embeds": pooled,
+                "time_ids": batch.time_ids[row : row + 1],
+            },
+        ).sample
+        velocity = prediction == "v_prediction"
+        target = scheduler.get_velocity(z, noise, t) if velocity else noise
+        loss = torch.nn.functional.mse_loss(predicted, target)
+        if gamma is not None:
+            alpha = scheduler.alphas_cumprod[t]
+            snr = alpha / (1 - alpha)
+            loss = loss * (snr.clamp(max=gamma) / (snr + 1 if velocity else snr))[0]
+        losses.append(loss)
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("gamma", [None, 5.0])
+@torch.no_grad()
+def test_a_steps_loss_is_what_diffusers_own_functions_come_to(
+    tiny_sdxl: Path, prediction: str, gamma: float | None
+) -> None:
+    recipe = recipe_of(tiny_sdxl, prediction_type=prediction, min_snr_gamma=gamma)
+    batch = batch_of(Size(96, 64), (3, 1))
+    expected = expected_losses(tiny_sdxl, batch, prediction, gamma)
+    torch.testing.assert_close(recipe.losses(batch), expected, rtol=1e-5, atol=0)
+
+
+@torch.no_grad()
+def test_the_prediction_type_is_the_base_models_unless_the_config_says_another(
+    tmp_path: Path,
+) -> None:
+    model = build_tiny_sdxl(tmp_path / "velocity", prediction_type="v_prediction")
+    batch = batch_of(Size(64, 64), (3,))
+    own = recipe_of(model).losses(batch)
+    assert torch.equal(own, recipe_of(model, prediction_type="v_prediction").losses(batch))
+    assert not torch.equal(own, recipe_of(model, prediction_type="epsilon").losses(batch))
+
+
+@torch.no_grad()
+def test_embeddings_are_the_pipelines_bit_for_bit(tiny_sdxl: Path) -> None:
+    captions = ["a photo of the cat", "red"]
+    text = take_text(sdxl_config_of("SDXL_LORA", tiny_sdxl), CPU, KeptModels()).encode(captions)
+    prompt_embeds, _, pooled, _ = pipeline_of(tiny_sdxl).encode_prompt(
+        captions, device=CPU, do_classifier_free_guidance=False
+    )
+    assert torch.equal(text.prompt_embeds, prompt_embeds)
+    assert torch.equal(text.pooled, pooled)
+    assert text.prompt_embeds.shape == (2, 77, 80)
+
+
+def test_min_snr_weighs_as_the_paper_says() -> None:
+    snr = torch.tensor([0.0, 1.0, 5.0, 100.0])
+    weight = min_snr_weight(snr, 5.0, velocity=False)
+    torch.testing.assert_close(weight, torch.tensor([1.0, 1.0, 1.0, 0.05]))
+    weight = min_snr_weight(snr, 5.0, velocity=True)
+    torch.testing.assert_close(weight, torch.tensor([0.0, 0.5, 5 / 6, 5 / 101]))
+
+
+@torch.no_grad()
+def test_a_mask_weighs_the_loss_in_latent_space(tiny_sdxl: Path) -> None:
+    recipe = recipe_of(tiny_sdxl)
+    whole = recipe.losses(batch_of(Size(64, 64), (3,)))
+    halves = []
+    for side in range(2):
+        mask = torch.zeros(1, 1, 8, 8)
+        mask[..., 4 * side : 4 * side + 4] = 1
+        halves.append(recipe.losses(batch_of(Size(64, 64), (3,), masks=mask)))
+    assert min(halves) > 0
+    torch.testing.assert_close(halves[0] + halves[1], whole)
+
+
+@torch.no_grad()
+def test_a_samples_weight_multiplies_its_loss(tiny_sdxl: Path) -> None:
+    recipe = recipe_of(tiny_sdxl)
+    plain = recipe.losses(batch_of(Size(64, 64), (3, 1)))
+    weights = torch.tensor([1.0, 0.25])
+    weighed = recipe.losses(batch_of(Size(64, 64), (3, 1), weights=weights))
+    torch.testing.assert_close(weighed, plain * weights)
+
+
+@pytest.mark.parametrize("centre", [True, False])
+def test_the_unet_is_told_of_the_original_size_and_the_crop(
+    tiny_sdxl: Path, tmp_path: Path, centre: bool
+) -> None:
+    data = pictures(tmp_path, sizes=[(96, 48)])
+    config = sdxl_config_of("SDXL_LORA", tiny_sdxl, loader={"center_crop": centre})
+    reader = SampleReader(data.store.url, data.data_set, config, None, Draws(1))
+    height, width, top, left, *target = reader.read(0, (0,)).time_ids[0].tolist()
+    # Resized to 128 x 64 and cut to 64 x 64.
+    assert [height, width, top, *target] == [48, 96, 0, 64, 64]
+    assert left == 32 if centre else 0 <= left <= 64
+
+
+def test_dreambooth_gives_each_set_its_caption_and_weight(tiny_sdxl: Path, data: Pictures) -> None:
+    folder = {"type": "IMAGE_DIR_DATASET", "dataset_dir": "/unused"}
+    loader = {
+        "type": "DREAMBOOTH_SD_DATA_LOADER",
+        "instance_caption": "a photo of sks cat",
+        "instance_dataset": folder,
+        "class_caption": "a photo of cat",
+        "class_dataset": folder,
+        "class_data_loss_weight": 0.5,
+        "resolution": 64,
+    }
+    config = sdxl_config_of("SDXL_LORA", tiny_sdxl, data_loader=loader)
+    samples = [
+        sample.model_copy(update={"part": number % 2})
+        for number, sample in enumerate(data.data_set.samples)
+    ]
+    data_set = data.data_set.model_copy(update={"samples": tuple(samples)})
+    batch = SampleReader(data.store.url, data_set, config, None, Draws(1)).read(0, (0, 1))
+    assert batch.captions == ("a photo of sks cat", "a photo of cat")
+    assert batch.weights.tolist() == [1.0, 0.5]
+
+
+def test_every_nan_stops_the_run(tiny_sdxl: Path, data: Pictures) -> None:
+    rate = {"optimizer_type": "AdamW", "learning_rate": 1e30}
+    config = sdxl_config_of("SDXL_FINETUNE", tiny_sdxl, optimizer=rate)
+    with pytest.raises(Exception, match="came out as NaN or infinity"):
+        run_train(data, config)

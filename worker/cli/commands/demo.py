@@ -1,0 +1,129 @@
+"""``training-worker demo``."""
+
+import os
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from routing.classes import MemoryClass
+from tasks.errors import JobError, NotInstalledError
+from tasks.settings.settings import Settings
+from worker.cli.client import client_of
+from worker.cli.commands.watch import show_result
+from worker.cli.follow import follow
+from worker.cli.output import stdout
+from worker.local.demo_images import draw_demo_pictures
+from worker.local.flower import flower_address, flower_credentials, password_file
+from worker.supervision.process import spawn, stop
+
+_READY_WITHIN_S = 90.0
+# FLUX needs the first; the second is there to be passed over.
+_GPUS = (MemoryClass.GB40, MemoryClass.GB24)
+
+
+def run(settings: Settings, *, home: Path | None) -> None:
+    """Run a whole FLUX LoRA job with a tiny model on an emulated fleet of its own."""
+    if find_spec("torch") is None:
+        raise NotInstalledError("PyTorch", "train")
+    home = (home or settings.home_dir / "demo").absolute()
+    home.mkdir(parents=True, exist_ok=True)
+    settings = Settings(
+        home=home,
+        broker_url=None,
+        store_url=None,
+        scratch_dir=None,
+        gpus=",".join(str(memory_class) for memory_class in _GPUS),
+        flower_port=settings.flower_port,
+        flower_basic_auth=settings.flower_basic_auth,
+    )
+    document = _prepare_job(home)
+    fleet = _start_fleet(settings)
+    try:
+        stdout.print("fleet: an emulated 40 GB worker, a 24 GB one, and a CPU worker")
+        if settings.flower_port:
+            flower_credentials(settings)
+            stdout.print(f"flower: {flower_address(settings)}, user operator, password in", end=" ")
+            stdout.print(password_file(settings), soft_wrap=True)
+        client = client_of(settings)
+        job_id = client.submit(document)
+        stdout.print(f"job {job_id}: {home / 'job.yaml'}", soft_wrap=True, markup=False)
+        record = follow(client, job_id, as_json=False)
+        on_24gb = sum(s.worker.startswith("gpu-24gb") for s in record.stages.values())
+        stdout.print(f"stages of this FLUX job on the 24 GB worker: {on_24gb}")
+        show_result(record)
+    finally:
+        stop(fleet, grace_s=settings.stop_grace.total_seconds())
+
+
+def _prepare_job(home: Path) -> dict[str, Any]:
+    """Make the tiny model, the pictures and the job file where they are not there yet."""
+    model, pictures = home / "tiny-flux", home / "pictures"
+    if not (model / "model_index.json").exists():
+        stdout.print("making a tiny FLUX model")
+        command = [sys.executable, "-P", "-m", "worker.trainer.tiny_models", str(model)]
+        made = subprocess.run(command, capture_output=True, text=True, check=False)
+        if made.returncode:
+            raise JobError(f"cannot make the tiny model:\n{made.stderr}")
+    draw_demo_pictures(pictures)
+    document = {
+        "name": "demo-lora",
+        "training": {
+            "type": "FLUX_LORA",
+            "seed": 1,
+            "model": str(model),
+            "max_train_steps": 40,
+            "save_every_n_steps": 20,
+            "train_batch_size": 2,
+            "weight_dtype": "bfloat16",
+            "gradient_checkpointing": True,
+            "t5_tokenizer_max_length": 128,
+            "cache_text_encoder_outputs": True,
+            "cache_vae_outputs": True,
+            "data_loader": {
+                "type": "IMAGE_CAPTION_FLUX_DATA_LOADER",
+                "resolution": 128,
+                "aspect_ratio_buckets": {
+                    "target_resolution": 128,
+                    "start_dim": 96,
+                    "end_dim": 192,
+                    "divisible_by": 32,
+                },
+                "dataset": {
+                    "type": "IMAGE_CAPTION_DIR_DATASET",
+                    "dataset_dir": str(pictures),
+                },
+            },
+        },
+    }
+    (home / "job.yaml").write_text(yaml.safe_dump(document, sort_keys=False), "utf-8")
+    return document
+
+
+def _start_fleet(settings: Settings) -> "subprocess.Popen[bytes]":
+    """Start ``up`` in a process of its own and wait until it is ready."""
+    ready, log = settings.home_dir / "ready", settings.home_dir / "fleet.log"
+    ready.unlink(missing_ok=True)
+    env = {key: value for key, value in os.environ.items() if not key.startswith("TRAINING_")}
+    env |= {
+        "TRAINING_HOME": str(settings.home),
+        "TRAINING_GPUS": settings.gpus or "",
+        "TRAINING_FLOWER_PORT": str(settings.flower_port),
+        "TRAINING_CONSOLE_PORT": "0",
+    }
+    if settings.flower_basic_auth is not None:
+        env["TRAINING_FLOWER_BASIC_AUTH"] = settings.flower_basic_auth.get_secret_value()
+    command = [sys.executable, "-P", "-m", "worker", "up", "--ready-file", str(ready)]
+    with log.open("wb") as output:
+        fleet = spawn(command, env=env, stdout=output, stderr=output)
+    deadline = time.monotonic() + _READY_WITHIN_S
+    while not ready.exists():
+        if fleet.poll() is not None or time.monotonic() > deadline:
+            stop(fleet, grace_s=5)
+            raise JobError(f"the fleet does not start; {log} tells why")
+        time.sleep(0.05)
+    return fleet

@@ -1,0 +1,174 @@
+"""Following a job to its end: live on a terminal, line by line elsewhere, or as JSON."""
+
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from statistics import median
+from types import TracebackType
+
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from tasks import events
+from tasks.client import Client
+from tasks.errors import ErrorCode, JobError
+from tasks.eta.history import p90
+from tasks.state.record import JobRecord, JobStatus
+from worker.cli.job_estimate import span
+from worker.cli.output import print_json, stdout
+
+_BLOCK_MS = 1000
+# How long a job waits before we ask the fleet why, and how often we ask again.
+_ASK_AFTER_S = 3.0
+_ASK_EVERY_S = 15.0
+
+
+def follow(client: Client, job_id: str, *, as_json: bool) -> JobRecord:
+    """Show a job's events until it is over.
+
+    Returns:
+        The record of the job, which has a result: it succeeded, or was cancelled and saved.
+
+    Raises:
+        UnknownJobError: There is no such job.
+        JobError: The job failed or was cancelled; its own error.
+    """
+    if as_json:
+        for event in _events(client, job_id):
+            print_json(event.model_dump(mode="json"))
+    else:
+        with _Display() as display:
+            for event in _events(client, job_id):
+                display.show(event)
+    record = client.state.get(job_id)
+    if record.error_code is not None:
+        raise JobError(record.error or "", record.error_code, record.error_stage or "")
+    if record.result is None:
+        raise JobError(f"job {job_id} was cancelled", ErrorCode.CANCELLED, record.stage)
+    return record
+
+
+def _events(client: Client, job_id: str) -> Iterator[events.Event]:
+    """Every event from the first one, and a note whenever the job waits for long."""
+    client.state.get(job_id)
+    position, told, ask_at = "0", "", time.monotonic() + _ASK_AFTER_S
+    while True:
+        batch = list(client.state.events(job_id, after=position, block_ms=_BLOCK_MS))
+        for _, event in batch:
+            yield event
+        if batch and isinstance(batch[-1][1], events.JobEnded):
+            return  # a job that was replayed has ended before, with more to come
+        if batch:
+            position = batch[-1][0]
+            told, ask_at = "", time.monotonic() + _ASK_AFTER_S
+        elif time.monotonic() >= ask_at:
+            ask_at = time.monotonic() + _ASK_EVERY_S
+            record = client.state.get(job_id)
+            if record.status.ended:
+                return
+            note = waiting_note(client, record)
+            if note is not None and note.message != told:
+                told = note.message
+                yield note
+
+
+def waiting_note(client: Client, record: JobRecord) -> events.Note | None:
+    """Why a job waits for nobody, or how long others have waited where it does."""
+    if record.waiting_in is None:
+        return None
+    reason = client.why_waiting(record.waiting_in)
+    if reason is not None:
+        return events.Note(level="warning", message=f"{record.stage} waits: {reason}")
+    waits = client.durations.learned().waits.get(record.waiting_in)
+    if waits is None or record.status not in (JobStatus.QUEUED, JobStatus.RUNNING):
+        return None
+    message = (
+        f"{record.stage} waits in {record.waiting_in} for a free worker; the last {len(waits)} "
+        f"wait(s) there: median {span(median(waits))}, 90 % within {span(p90(waits))}"
+    )
+    return events.Note(level="info", message=message)
+
+
+class _Display(AbstractContextManager["_Display"]):
+    """A line for each thing that happened, and a bar for what is happening."""
+
+    def __init__(self) -> None:
+        self._progress = Progress(
+            TextColumn("  {task.description:<8}"),
+            BarColumn(bar_width=28),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[facts]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=stdout,
+            transient=True,
+        )
+        self._bar: TaskID | None = None
+        self._printed_tenth = -1
+
+    def __enter__(self) -> "_Display":
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def show(self, event: events.Event) -> None:
+        """Show one event."""
+        match event:
+            case events.JobAccepted():
+                self._line(f"accepted for {event.queue}: {event.reason}")
+            case events.StageStarted():
+                self._drop_bar()
+                self._line(f"{event.stage:<8} on {event.worker} ({event.queue})")
+            case events.StageFinished():
+                self._drop_bar()
+                self._line(f"{event.stage:<8} done in {event.seconds:.1f} s: {event.summary}")
+            case events.Progress():
+                self._advance(event)
+            case events.DataSetChecked():
+                counts = f"{event.errors} errors, {event.warnings} warnings"
+                self._line(f"{event.pictures} pictures, {counts}")
+            case events.CheckpointSaved():
+                self._line(f"checkpoint at step {event.step}")
+            case events.ValidationImages():
+                self._line(f"{len(event.images)} validation images at step {event.step}")
+            case events.Note():
+                self._line(event.message, "yellow" if event.level == "warning" else "dim")
+            case _:
+                pass
+
+    def _line(self, text: str, style: str | None = None) -> None:
+        self._progress.console.print(f"  {text}", style=style, markup=False)
+
+    def _drop_bar(self) -> None:
+        if self._bar is not None:
+            self._progress.remove_task(self._bar)
+        self._bar, self._printed_tenth = None, -1
+
+    def _advance(self, event: events.Progress) -> None:
+        facts: str = event.unit
+        if event.loss is not None:
+            facts += f"  loss {event.loss:.4f}"
+        if event.per_second is not None:
+            facts += f"  {event.per_second:.2f}/s"
+        if self._bar is None:
+            self._bar = self._progress.add_task(event.stage, total=event.total, facts=facts)
+        self._progress.update(self._bar, completed=event.done, total=event.total, facts=facts)
+        tenth = 10 * event.done // max(event.total, 1)
+        if not self._progress.console.is_terminal and tenth > self._printed_tenth:
+            self._printed_tenth = tenth
+            self._line(f"{event.stage:<8} {event.done}/{event.total} {facts}")

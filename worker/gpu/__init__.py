@@ -1,0 +1,1 @@
+"""The GPUs of this machine: inventory, statistics and health."""

@@ -1,0 +1,1 @@
+"""kombu's Redis transport with leases and redelivery. Imports nothing of this project."""

@@ -1,0 +1,1 @@
+"""A worker's lifecycle: health file, idle shutdown, preemption."""

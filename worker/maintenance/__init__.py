@@ -1,0 +1,1 @@
+"""Fleet maintenance: reconciler, webhooks, metrics and doctor."""

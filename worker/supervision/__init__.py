@@ -1,0 +1,1 @@
+"""Trainer processes: started, watched and ended."""

@@ -1,0 +1,1 @@
+"""Batches of a run: cached entries, images and masks as tensors."""

@@ -1,0 +1,336 @@
+"""Which samples make which batch, and the batches themselves, read ahead by worker processes.
+
+The order is a function of (seed, epoch), and any batch can be made without those before it: a run
+resumes in the middle of an epoch without replaying its start.
+"""
+
+import signal
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from tasks.buckets import Size
+from tasks.cache.plan import CacheIndex
+from tasks.dataset import DataSet
+from tasks.jobs.datasets import DreamboothSDDataLoaderConfig
+from tasks.jobs.pipeline import PipelineConfig
+from tasks.store import Store
+from worker.trainer.data.cache_entries import VAE_FACTOR, CachedEntries, text_tokens
+from worker.trainer.data.images import (
+    CENTRE,
+    covering_size,
+    crop_corner,
+    cropped,
+    latent_mask,
+    load_mask,
+    load_picture,
+    pixels,
+    resized_to_cover,
+)
+from worker.trainer.rng import Draws
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Samples of one size. Of each pair, pixels or latents and captions or embeddings, one is set.
+
+    Attributes:
+        epoch: Which pass over the data set.
+        samples: Their numbers in the data set; with ``epoch`` they place every random draw.
+        captions: As they are encoded.
+        weights: (B,), of the samples' losses.
+        time_ids: (B, 6): original height and width, top and left of the crop, height and width;
+            what SDXL is told of a picture's size.
+        masks: (B, 1, h, w) in [0, 1] at the latents' size, where the config uses masks.
+        pixels: (B, 3, H, W) in [-1, 1].
+        latent_mean: (B, C, h, w).
+        latent_logvar: (B, C, h, w).
+        prompt_embeds: (B, tokens, width).
+        pooled: (B, width).
+    """
+
+    epoch: int
+    samples: tuple[int, ...]
+    captions: tuple[str, ...]
+    weights: torch.Tensor
+    time_ids: torch.Tensor
+    masks: torch.Tensor | None = None
+    pixels: torch.Tensor | None = None
+    latent_mean: torch.Tensor | None = None
+    latent_logvar: torch.Tensor | None = None
+    prompt_embeds: torch.Tensor | None = None
+    pooled: torch.Tensor | None = None
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same on a device, copied while the CPU goes on where memory is pinned."""
+        return replace(
+            self, **{name: t.to(device, non_blocking=True) for name, t in self._tensors().items()}
+        )
+
+    def pin_memory(self) -> "Batch":
+        """The same in pinned memory; the data loader calls it."""
+        return replace(self, **{name: t.pin_memory() for name, t in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Any]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if torch.is_tensor(value)}
+
+
+class BatchPlan:
+    """Which samples make which batch of which epoch.
+
+    Samples are drawn in one order an epoch and dealt to their buckets; batches come in the order
+    of their first samples. In one bucket, two batches of 1 are therefore one batch of 2. A
+    bucket's last batch may be incomplete, and so may an epoch's last group of accumulated
+    batches: both count as they are, and no sample is left out or seen twice.
+
+    Args:
+        sizes: The size of each sample.
+        batch_size: Samples of a batch.
+        accumulation: Batches that make one weight update.
+        draws: Decide the order.
+    """
+
+    def __init__(
+        self, sizes: Sequence[Size], batch_size: int, accumulation: int, draws: Draws
+    ) -> None:
+        self.sizes = tuple(sizes)
+        self._batch_size = batch_size
+        self._accumulation = accumulation
+        self._draws = draws
+        self.epoch = lru_cache(maxsize=2)(self._epoch)
+        self.batches_per_epoch = len(self.epoch(0))
+        self.steps_per_epoch = -(-self.batches_per_epoch // accumulation)
+
+    def _epoch(self, epoch: int) -> tuple[tuple[int, ...], ...]:
+        """The batches of an epoch, each the numbers of its samples."""
+        open_batches: dict[Size, list[int]] = defaultdict(list)
+        batches: list[list[int]] = []
+        for sample in self._draws.order(len(self.sizes), "order", epoch):
+            size = self.sizes[sample]
+            if len(open_batches[size]) in (0, self._batch_size):
+                open_batches[size] = []
+                batches.append(open_batches[size])
+            open_batches[size].append(sample)
+        return tuple(tuple(batch) for batch in batches)
+
+    def of_step(self, step: int) -> tuple[int, int]:
+        """The numbers of the first batch of a weight update and of the first after it.
+
+        Batches are numbered through the whole run; ``batch`` finds one.
+        """
+        epoch, group = divmod(step, self.steps_per_epoch)
+        start = group * self._accumulation
+        end = min(start + self._accumulation, self.batches_per_epoch)
+        offset = epoch * self.batches_per_epoch
+        return offset + start, offset + end
+
+    def batch(self, number: int) -> tuple[int, tuple[int, ...]]:
+        """The epoch and the samples of a batch."""
+        epoch, place = divmod(number, self.batches_per_epoch)
+        return epoch, self.epoch(epoch)[place]
+
+
+class SampleReader:
+    """Reads samples at their training size; safe to send to another process.
+
+    Args:
+        store_url: Where they are.
+        data_set: Which there are.
+        config: How they become training samples.
+        index: Their cache entries, where something is cached.
+        draws: Decide flips, crops and captions.
+    """
+
+    def __init__(
+        self,
+        store_url: str,
+        data_set: DataSet,
+        config: PipelineConfig,
+        index: CacheIndex | None,
+        draws: Draws,
+    ) -> None:
+        self._store_url = store_url
+        self._store: Store | None = None
+        self._data_set = data_set
+        self._config = config
+        self._index = index
+        self._cached: CachedEntries | None = None
+        self._draws = draws
+        self.sizes = data_set.sizes_in(config.loader.sizes())
+        self._kept: dict[int, Image.Image] = {}
+        self._keep_in_memory = [
+            getattr(source, "keep_in_memory", False) for source in config.loader.sources()
+        ]
+
+    def read(self, epoch: int, samples: tuple[int, ...]) -> Batch:
+        """The batch of these samples."""
+        captions = tuple(self._caption(epoch, sample) for sample in samples)
+        parts = [self._sample(epoch, *pair) for pair in zip(samples, captions, strict=True)]
+        return Batch(
+            epoch,
+            samples,
+            captions,
+            **{name: torch.stack([part[name] for part in parts]) for name in parts[0]},
+        )
+
+    def _caption(self, epoch: int, sample: int) -> str:
+        loader = self._config.loader
+        chances: list[float] = []
+        if loader.caption_draws:
+            draws = self._draws.uniform((loader.caption_draws,), "caption", epoch, sample)
+            chances = draws.tolist()
+        return loader.caption(self._data_set.samples[sample], chances)
+
+    def _sample(self, epoch: int, sample: int, caption: str) -> dict[str, torch.Tensor]:
+        loader = self._config.loader
+        # One draw in [0, 1) for each sample and epoch: the same whether latents are cached or not.
+        chance = self._draws.uniform((1,), "flip", epoch, sample).item()
+        flipped = loader.random_flip and chance < 0.5
+        place = self._place(epoch, sample)
+        found = {
+            "weights": torch.tensor(self._weight(sample)),
+            "time_ids": self._time_ids(sample, place),
+        }
+        if self._config.use_masks:
+            found["masks"] = self._mask(sample, place, flipped=flipped)
+        entries = self._index.samples[sample] if self._index is not None else None
+        key = entries and (entries.flipped_latents if flipped else entries.latents)
+        if key:
+            latents = self._open_cache().latents(key, self.sizes[sample])
+            found |= {"latent_mean": latents.mean, "latent_logvar": latents.logvar}
+        else:
+            picture = cropped(self._resized(sample), self.sizes[sample], place)
+            found["pixels"] = pixels(picture, flipped=flipped)
+        text_key = entries and entries.text
+        if text_key and self._index is not None:
+            # A dropped caption is the blank one.
+            key = text_key if caption else self._index.blank_text
+            text = self._open_cache().text(key or text_key, text_tokens(self._config))
+            found |= {"prompt_embeds": text.prompt_embeds, "pooled": text.pooled}
+        return found
+
+    def _place(self, epoch: int, sample: int) -> tuple[float, float]:
+        if self._config.loader.center_crop:
+            return CENTRE
+        across, down = self._draws.uniform((2,), "crop", epoch, sample).tolist()
+        return across, down
+
+    def _weight(self, sample: int) -> float:
+        """The weight of a sample's loss: DreamBooth's class images may count less."""
+        loader = self._config.loader
+        is_of_class = self._data_set.samples[sample].part == 1
+        if isinstance(loader, DreamboothSDDataLoaderConfig) and is_of_class:
+            return loader.class_data_loss_weight
+        return 1.0
+
+    def _time_ids(self, sample: int, place: tuple[float, float]) -> torch.Tensor:
+        """What SDXL is told of the picture's size before and after the crop, (6,) float32."""
+        original, size = self._data_set.samples[sample].size, self.sizes[sample]
+        left, top = crop_corner(covering_size(original, size), size, place)
+        return torch.tensor(
+            [original.height, original.width, top, left, size.height, size.width],
+            dtype=torch.float32,
+        )
+
+    def _mask(self, sample: int, place: tuple[float, float], *, flipped: bool) -> torch.Tensor:
+        """The sample's mask at the latents' size, (1, h, w); ones where it has none."""
+        size = self.sizes[sample]
+        mask = self._data_set.samples[sample].mask
+        if mask is None:
+            return torch.ones(1, size.height // VAE_FACTOR, size.width // VAE_FACTOR)
+        picture = load_mask(self._open(), self._data_set.samples[sample].source, mask)
+        picture = cropped(resized_to_cover(picture, size), size, place)
+        return latent_mask(picture, VAE_FACTOR, flipped=flipped)
+
+    def _resized(self, sample: int) -> Image.Image:
+        if sample in self._kept:
+            return self._kept[sample]
+        picture = load_picture(self._open(), self._data_set.samples[sample])
+        picture = resized_to_cover(picture, self.sizes[sample])
+        if self._keep_in_memory[self._data_set.samples[sample].part]:
+            self._kept[sample] = picture
+        return picture
+
+    def _open(self) -> Store:
+        if self._store is None:
+            self._store = Store(self._store_url)
+        return self._store
+
+    def _open_cache(self) -> CachedEntries:
+        if self._cached is None:
+            packs = self._index.packs if self._index is not None else {}
+            self._cached = CachedEntries(self._open(), packs)
+        return self._cached
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A store's connections belong to its process.
+        return {**self.__dict__, "_store": None, "_cached": None, "_kept": {}}
+
+
+class _NumberedBatches(Dataset[Batch]):
+    def __init__(self, reader: SampleReader, plan: BatchPlan, start: int, end: int) -> None:
+        self._reader = reader
+        self._batches = [plan.batch(number) for number in range(start, end)]
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, place: int) -> Batch:
+        return self._reader.read(*self._batches[place])
+
+
+class TrainingData:
+    """The batches of a run, on its device.
+
+    Args:
+        reader: Reads them.
+        plan: Says what is in them.
+        data_set: The samples they are made of.
+        workers: Processes that read ahead; 0 reads when asked.
+        device: Where batches go.
+    """
+
+    def __init__(
+        self,
+        reader: SampleReader,
+        plan: BatchPlan,
+        data_set: DataSet,
+        workers: int,
+        device: torch.device,
+    ) -> None:
+        self._reader = reader
+        self.plan = plan
+        self.data_set = data_set
+        self._workers = workers
+        self._device = device
+
+    def batches(self, start_step: int, end_step: int) -> Iterator[Batch]:
+        """The batches of these steps, the same with any number of workers."""
+        start = self.plan.of_step(start_step)[0]
+        end = self.plan.of_step(end_step)[0]
+        loader: DataLoader[Batch] = DataLoader(
+            _NumberedBatches(self._reader, self.plan, start, end),
+            batch_size=None,
+            shuffle=False,
+            num_workers=self._workers,
+            # Forking a process that has the store's threads in it hangs.
+            multiprocessing_context="spawn" if self._workers else None,
+            worker_init_fn=ignore_stop_signal,
+            # From pinned memory a GPU copies by itself, while the CPU goes on.
+            pin_memory=self._device.type == "cuda",
+            # The loader draws a seed for its workers; nothing reads it.
+            generator=torch.Generator(),
+        )
+        return (batch.to(self._device) for batch in loader)
+
+
+def ignore_stop_signal(_worker: int) -> None:
+    """A stop is the training process's business; its workers read on until it is done."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,0 +1,166 @@
+"""Cache entries as tensors: written in packs, read one by one, checked."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from tasks.buckets import Size
+from tasks.cache.packs import (
+    CHECKSUMS,
+    DamagedPackError,
+    PackedEntry,
+    TensorPlace,
+    checksum,
+    read_entry,
+    read_header,
+)
+from tasks.cache.plan import CacheIndex, cache_settings
+from tasks.jobs.flux_lora import FluxLoraConfig
+from tasks.jobs.pipeline import PipelineConfig
+from tasks.store import Store
+from worker.trainer.errors import DamagedFileError, StaleIndexError
+from worker.trainer.export.safetensors_file import TYPE_NAMES, header_bytes, raw_bytes
+
+# FLUX's and SDXL's VAEs make one latent of 8x8 pixels.
+VAE_FACTOR = 8
+# Tokens that SDXL's text encoders see.
+_SDXL_TOKENS = 77
+_DTYPES = {name: dtype for dtype, name in TYPE_NAMES.items()}
+_REMEDY = "run the cache stage again"
+
+
+@dataclass(frozen=True)
+class Text:
+    """What the text encoders make of captions; of one, or of a batch with a first dimension more.
+
+    Attributes:
+        prompt_embeds: (tokens, width): T5's states in FLUX, (77, 2048) in SDXL.
+        pooled: (width,): CLIP's (768,) in FLUX, the second encoder's (1280,) in SDXL.
+    """
+
+    prompt_embeds: torch.Tensor
+    pooled: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Latents:
+    """The distribution that the VAE makes of an image, or of a batch.
+
+    Attributes:
+        mean: (C, h, w) float32; C is 16 in FLUX, 4 in SDXL.
+        logvar: (C, h, w) float32.
+    """
+
+    mean: torch.Tensor
+    logvar: torch.Tensor
+
+
+def text_tokens(config: PipelineConfig) -> int:
+    """How many tokens a text entry holds."""
+    return config.t5_tokenizer_max_length if isinstance(config, FluxLoraConfig) else _SDXL_TOKENS
+
+
+def pack_bytes(entries: Mapping[str, Text | Latents]) -> bytes:
+    """A pack of entries by their digests, as it is stored."""
+    tensors = {
+        f"{digest}/{name}": tensor
+        for digest, entry in entries.items()
+        for name, tensor in vars(entry).items()
+    }
+    raw = {name: raw_bytes(tensors[name]) for name in sorted(tensors)}
+    checksums = {digest: _checksum(digest, entries[digest], raw) for digest in sorted(entries)}
+    header = header_bytes(tensors, {CHECKSUMS: json.dumps(checksums)})
+    return b"".join([header, *raw.values()])
+
+
+def _checksum(digest: str, entry: Text | Latents, raw: Mapping[str, bytes]) -> str:
+    places, end = {}, 0
+    for name, tensor in sorted(vars(entry).items()):
+        start, end = end, end + len(raw[f"{digest}/{name}"])
+        places[name] = TensorPlace(TYPE_NAMES[tensor.dtype], tuple(tensor.shape), start, end)
+    return checksum(places, b"".join(raw[f"{digest}/{name}"] for name in places))
+
+
+class CachedEntries:
+    """Reads a job's entries.
+
+    Args:
+        store: Where the packs are.
+        packs: The store key of each entry's pack.
+    """
+
+    def __init__(self, store: Store, packs: Mapping[str, str]) -> None:
+        self._store = store
+        self._packs = packs
+        self._headers: dict[str, dict[str, PackedEntry]] = {}
+
+    def text(self, digest: str, tokens: int) -> Text:
+        """A text entry of so many tokens.
+
+        Raises:
+            DamagedFileError: It is not what was written.
+        """
+        text = Text(**self._read(digest, "prompt_embeds", "pooled"))
+        if text.prompt_embeds.ndim != 2 or text.pooled.ndim != 1:
+            raise self._damaged(digest, "wrong shapes")
+        if len(text.prompt_embeds) != tokens:
+            raise self._damaged(digest, "wrong number of tokens")
+        return text
+
+    def latents(self, digest: str, size: Size) -> Latents:
+        """A latents entry.
+
+        Raises:
+            DamagedFileError: It is not what was written.
+        """
+        latents = Latents(**self._read(digest, "mean", "logvar"))
+        expected = (size.height // VAE_FACTOR, size.width // VAE_FACTOR)
+        for tensor in (latents.mean, latents.logvar):
+            if tensor.ndim != 3 or tuple(tensor.shape[1:]) != expected:
+                raise self._damaged(digest, "wrong shapes")
+        return latents
+
+    def _read(self, digest: str, *names: str) -> dict[str, torch.Tensor]:
+        key = self._packs.get(digest, "")
+        try:
+            if key not in self._headers:
+                self._headers[key] = read_header(self._store, key)
+            entry = self._headers[key].get(digest)
+            if entry is None or set(entry.tensors) != set(names):
+                raise self._damaged(digest, "wrong contents")
+            data = bytearray(read_entry(self._store, key, entry))
+        except DamagedPackError as error:
+            raise self._damaged(digest, error.problem) from error
+        return {name: _tensor(data, place) for name, place in entry.tensors.items()}
+
+    def _damaged(self, digest: str, problem: str) -> DamagedFileError:
+        key = self._packs.get(digest, "")
+        return DamagedFileError("the cache pack", key, problem, _REMEDY)
+
+
+def read_index(store: Store, key: str, config: PipelineConfig, data_set: str) -> CacheIndex:
+    """A job's cache index.
+
+    Raises:
+        DamagedFileError: It is no index.
+        StaleIndexError: It is of another config or data set.
+    """
+    try:
+        index = CacheIndex.model_validate_json(store.get(key))
+    except ValueError as error:
+        raise DamagedFileError("the cache index", key, "no index", _REMEDY) from error
+    settings = cache_settings(config)
+    differs = sorted(name for name in settings if settings[name] != index.settings.get(name))
+    if index.data_set != data_set:
+        differs.insert(0, "data set")
+    if differs:
+        raise StaleIndexError(key, differs)
+    return index
+
+
+def _tensor(data: bytearray, place: TensorPlace) -> torch.Tensor:
+    """A tensor in an entry's bytes, which the checksum has vouched for."""
+    flat = torch.frombuffer(memoryview(data)[place.start : place.end], dtype=_DTYPES[place.dtype])
+    return flat.reshape(place.shape)

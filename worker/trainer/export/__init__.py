@@ -1,0 +1,1 @@
+"""File formats that every model family writes."""

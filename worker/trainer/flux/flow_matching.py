@@ -1,0 +1,125 @@
+"""FLUX's numbers: text, noise levels and the errors of flow matching.
+
+Where FluxPipeline has a function for it, that function is used, so that training sees exactly what
+inference sees. Rectified flow: Liu et al., 2022; the logit-normal draw of t: Esser et al., 2024.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux import FluxPipeline, calculate_shift
+
+from tasks.jobs.flux_lora import FluxLoraConfig
+from worker.trainer.data.cache_entries import Text
+
+# Static functions without types of their own.
+_pack: Any = FluxPipeline._pack_latents
+_unpack: Any = FluxPipeline._unpack_latents
+_image_ids: Any = FluxPipeline._prepare_latent_image_ids
+
+
+class FluxText:
+    """CLIP and T5, as FluxPipeline uses them.
+
+    Args:
+        pipeline: Of both encoders and their tokenizers.
+        t5_length: Tokens that T5 sees.
+        device: Where the encoders are.
+    """
+
+    def __init__(self, pipeline: FluxPipeline, t5_length: int, device: torch.device) -> None:
+        self.pipeline = pipeline
+        self._t5_length = t5_length
+        self._device = device
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the encoders."""
+        self.pipeline.text_encoder.to(device)
+        self.pipeline.text_encoder_2.to(device)
+
+    def encode(self, captions: Sequence[str]) -> Text:
+        """What both make of captions: (B, t5_length, 4096), (B, 768)."""
+        prompt_embeds, pooled, _ = self.pipeline.encode_prompt(
+            prompt=list(captions), device=self._device, max_sequence_length=self._t5_length
+        )
+        return Text(prompt_embeds, pooled)
+
+    def encode_pooled(self, captions: Sequence[str]) -> torch.Tensor:
+        """What CLIP alone makes of captions, (B, 768)."""
+        pipeline: Any = self.pipeline
+        pooled: torch.Tensor = pipeline._get_clip_prompt_embeds(list(captions), device=self._device)
+        return pooled
+
+
+def sigmas(
+    config: FluxLoraConfig, normal: torch.Tensor, uniform: torch.Tensor, patches: int
+) -> torch.Tensor:
+    """Noise levels in (0, 1), one for each sample.
+
+    Args:
+        config: Names the sampler.
+        normal: Standard normal draws, (B,).
+        uniform: Uniform draws, (B,).
+        patches: The transformer's image tokens, for ``resolution_shift``.
+    """
+    if config.timestep_sampler == "uniform":
+        return uniform
+    t = torch.sigmoid(config.sigmoid_scale * normal)  # (B,)
+    shift = config.discrete_flow_shift
+    if config.timestep_sampler == "resolution_shift":
+        # FluxPipeline's own numbers, by which it samples each size.
+        shift = math.exp(calculate_shift(patches))
+    return shift * t / (1 + (shift - 1) * t)
+
+
+def min_snr_weight(sigma: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Min-SNR's weight in its v-prediction form (Hang et al., 2023), (B,)."""
+    snr = ((1 - sigma) / sigma) ** 2
+    # At sigma 0 the ratio is infinite over infinite, and its limit 0.
+    return torch.where(sigma > 0, torch.clamp(snr, max=gamma) / (snr + 1), 0.0)
+
+
+def flow_matching_errors(
+    transformer: FluxTransformer2DModel,
+    z: torch.Tensor,
+    noise: torch.Tensor,
+    sigma: torch.Tensor,
+    text: Text,
+    guidance_scale: float,
+) -> torch.Tensor:
+    """The squared errors of the predicted velocity, (B, 16, h, w) float32.
+
+    Args:
+        transformer: FLUX's, with or without LoRA.
+        z: Clean latents, (B, 16, h, w).
+        noise: Of the same shape.
+        sigma: Noise levels, (B,).
+        text: T5's states, (B, tokens, 4096), and CLIP's pooled state, (B, 768).
+        guidance_scale: For transformers that take a guidance.
+    """
+    batch, channels, height, width = z.shape
+    level = sigma.view(-1, 1, 1, 1)
+    x = (1 - level) * z + level * noise  # (B, 16, h, w)
+    packed = _pack(x, batch, channels, height, width)  # (B, hw/4, 64)
+    image_ids = _image_ids(batch, height // 2, width // 2, z.device, torch.float32)  # (hw/4, 3)
+    text_ids = torch.zeros(text.prompt_embeds.shape[1], 3, device=z.device)  # (tokens, 3)
+    guidance = None
+    if transformer.config["guidance_embeds"]:
+        guidance = torch.full((batch,), guidance_scale, device=z.device)  # (B,)
+    weight_dtype = transformer.x_embedder.weight.dtype
+    predicted = transformer(
+        hidden_states=packed.to(weight_dtype),
+        encoder_hidden_states=text.prompt_embeds.to(weight_dtype),
+        pooled_projections=text.pooled.to(weight_dtype),
+        timestep=sigma,
+        img_ids=image_ids,
+        txt_ids=text_ids,
+        guidance=guidance,
+        return_dict=False,
+    )[0]  # (B, hw/4, 64)
+    velocity = _unpack(predicted.float(), 8 * height, 8 * width, 8)  # (B, 16, h, w)
+    errors: torch.Tensor = (velocity - (noise - z).float()).pow(2)
+    return errors

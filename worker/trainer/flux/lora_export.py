@@ -1,0 +1,179 @@
+"""A FLUX LoRA as a file that others read, in two forms that mean the same weights.
+
+``invoke_peft`` keeps diffusers' layer names, its strength folded into the weights: InvokeAI reads
+no alpha from such a file, and diffusers reads one from adapter metadata only. ``kohya`` has the
+original model's layers, where q, k and v (and the MLP's input in single blocks) are one layer:
+their LoRAs stand block-diagonally in one, of as many times the rank, with alpha scaled alike, so
+that alpha / rank stays the same.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tasks.jobs.flux_lora import FluxLoraConfig
+from worker.trainer.export.safetensors_file import write_safetensors
+
+Weights = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A layer of the original model, and the diffusers layers that it is made of, in order."""
+
+    name: str
+    parts: tuple[str, ...]
+
+
+_DOUBLE_LAYERS = (
+    _Layer("img_attn_qkv", ("attn.to_q", "attn.to_k", "attn.to_v")),
+    _Layer("txt_attn_qkv", ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")),
+    _Layer("img_attn_proj", ("attn.to_out.0",)),
+    _Layer("txt_attn_proj", ("attn.to_add_out",)),
+    _Layer("img_mlp_0", ("ff.net.0.proj",)),
+    _Layer("img_mlp_2", ("ff.net.2",)),
+    _Layer("txt_mlp_0", ("ff_context.net.0.proj",)),
+    _Layer("txt_mlp_2", ("ff_context.net.2",)),
+)
+_SINGLE_LAYERS = (
+    _Layer("linear1", ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")),
+    _Layer("linear2", ("proj_out",)),
+)
+_BLOCKS = {
+    "transformer_blocks": ("double_blocks", _DOUBLE_LAYERS),
+    "single_transformer_blocks": ("single_blocks", _SINGLE_LAYERS),
+}
+# FLUX's MLPs are four times as wide as its blocks.
+_MLP_RATIO = 4
+
+
+def write_lora(
+    path: Path, weights: Weights, config: FluxLoraConfig, *, name: str, step: int, guided: bool
+) -> None:
+    """Write the LoRA in the config's form, the same bytes for the same weights.
+
+    Args:
+        path: The file.
+        weights: By name (``transformer.transformer_blocks.0.attn.to_q.lora_A``), A (r, in),
+            B (out, r); those of CLIP begin with ``text_encoder.``.
+        config: The run's.
+        name: The LoRA's title.
+        step: Weight updates made.
+        guided: Whether the base model takes a guidance, as FLUX.1-dev does.
+    """
+    rank, alpha = config.lora_rank_dim, config.lora_alpha()
+    if config.lora_checkpoint_format == "kohya":
+        tensors = kohya_tensors(weights, alpha)
+    else:
+        tensors = peft_tensors(weights, alpha)
+    write_safetensors(path, tensors, _metadata(config, name, step, rank, alpha, guided))
+
+
+def peft_tensors(weights: Weights, alpha: float) -> dict[str, torch.Tensor]:
+    """The tensors of the ``invoke_peft`` form; their product B A is the whole change."""
+    tensors = {}
+    for name, weight in weights.items():
+        rank = weight.shape[0] if name.endswith("lora_A") else weight.shape[1]
+        down, up = split_scale(alpha / rank)
+        factor = down if name.endswith("lora_A") else up
+        tensors[f"{name}.weight"] = weight.detach() * factor
+    return tensors
+
+
+def kohya_tensors(weights: Weights, alpha: float) -> dict[str, torch.Tensor]:
+    """The tensors of the ``kohya`` form."""
+    tensors = _clip_tensors(weights, alpha)
+    weights = {
+        name.removeprefix("transformer."): weight
+        for name, weight in weights.items()
+        if name.startswith("transformer.")
+    }
+    layers = {name.rpartition(".lora_")[0] for name in weights}
+    blocks = sorted({tuple(layer.split(".", 2)[:2]) for layer in layers})
+    for kind, number in blocks:
+        prefix, fused_layers = _BLOCKS[kind]
+        for layer in fused_layers:
+            names = [f"{kind}.{number}.{part}" for part in layer.parts]
+            if layers.isdisjoint(names):
+                continue
+            down, up = _fused(weights, names)
+            key = f"lora_unet_{prefix}_{number}_{layer.name}"
+            tensors[f"{key}.lora_down.weight"] = down
+            tensors[f"{key}.lora_up.weight"] = up
+            tensors[f"{key}.alpha"] = torch.tensor(alpha * len(names), dtype=torch.float32)
+    return tensors
+
+
+def _clip_tensors(weights: Weights, alpha: float) -> dict[str, torch.Tensor]:
+    """CLIP's layers, which the original model has by the same names."""
+    tensors: dict[str, torch.Tensor] = {}
+    for name, weight in weights.items():
+        if not name.startswith("text_encoder."):
+            continue
+        layer, _, matrix = name.removeprefix("text_encoder.").rpartition(".")
+        key = f"lora_te1_{layer.replace('.', '_')}"
+        end = "lora_down" if matrix == "lora_A" else "lora_up"
+        tensors[f"{key}.{end}.weight"] = weight.detach()
+        tensors[f"{key}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
+    return tensors
+
+
+def _fused(weights: Weights, names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """One LoRA for layers that are one in the original model.
+
+    Returns:
+        down (n * r, in) and up (sum of out, n * r), up block-diagonal; layers without a LoRA have
+        zeros in both.
+    """
+    trained = [name for name in names if f"{name}.lora_A" in weights]
+    first = weights[f"{trained[0]}.lora_A"]
+    rank, width = first.shape
+    downs, ups = [], []
+    for name in names:
+        if name in trained:
+            downs.append(weights[f"{name}.lora_A"].detach())
+            ups.append(weights[f"{name}.lora_B"].detach())
+        else:
+            out = width * _MLP_RATIO if name.endswith("proj_mlp") else width
+            downs.append(first.new_zeros(rank, width))
+            ups.append(first.new_zeros(out, rank))
+    return torch.cat(downs), torch.block_diag(*ups)  # type: ignore[no-untyped-call]
+
+
+def split_scale(scale: float) -> tuple[float, float]:
+    """The factors of down and up, as near to each other as halving goes.
+
+    The same as diffusers' kohya reader takes, so that it makes the same numbers of both forms.
+    """
+    down, up = scale, 1.0
+    while down * 2 < up:
+        down *= 2
+        up /= 2
+    return down, up
+
+
+def _metadata(
+    config: FluxLoraConfig, name: str, step: int, rank: int, alpha: float, guided: bool
+) -> dict[str, str]:
+    """What other programs look for. No dates: the same run gives the same file."""
+    size = max(config.data_loader.sizes(), key=lambda size: size.pixels)
+    return {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"flux-1-{'dev' if guided else 'schnell'}/lora",
+        "modelspec.implementation": "https://github.com/black-forest-labs/flux",
+        "modelspec.title": name,
+        "modelspec.resolution": str(size),
+        "ss_base_model_version": "flux1",
+        "ss_sd_model_name": config.model,
+        "ss_network_module": "networks.lora_flux",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(alpha),
+        "ss_output_name": name,
+        "ss_steps": str(step),
+        "ss_seed": str(config.seed),
+        "ss_learning_rate": str(max(config.learning_rates().values())),
+        "ss_resolution": f"({size.width}, {size.height})",
+    }
