@@ -32,7 +32,7 @@ from worker.local.embedded_broker import EmbeddedBroker
 from worker.trainer import cache
 from worker.trainer.data.inputs import encode_pixels
 from worker.trainer.event_pipe import StopSwitch
-from worker.trainer.model_cache import KeptModels
+from worker.trainer.model_cache import ModelCache
 from worker.trainer.models import take_text, take_vae
 
 ROUNDS = 3
@@ -53,7 +53,7 @@ def main() -> None:
         encoders = encoder_digests(request.training)
         data_set = DataSet.model_validate_json(store.get(request.data_set_key))
         plan = CachePlan(request.training, data_set, encoders)
-        kept = KeptModels()
+        kept = ModelCache()
         seconds: dict[str, float] = {}
         for _ in range(ROUNDS):
             taken = {
@@ -99,7 +99,7 @@ def request_of(folder: Path, count: int) -> TrainerRequest:
     return base.model_copy(update={**changes, "stage": "cache"})
 
 
-def bare(request: TrainerRequest, plan: CachePlan, kept: KeptModels) -> float:
+def bare(request: TrainerRequest, plan: CachePlan, kept: ModelCache) -> float:
     """Seconds of the encoders alone."""
     captions = list(plan.texts.values())
     (size,) = {picture.size for picture in plan.latents.values()}
@@ -119,7 +119,7 @@ def bare(request: TrainerRequest, plan: CachePlan, kept: KeptModels) -> float:
 
 
 def one_by_one(
-    request: TrainerRequest, plan: CachePlan, encoders: EncoderDigests, kept: KeptModels
+    request: TrainerRequest, plan: CachePlan, encoders: EncoderDigests, kept: ModelCache
 ) -> float:
     """The same in batches of one."""
     most = cache.CAPTIONS, cache.MOST_PICTURES
@@ -131,7 +131,7 @@ def one_by_one(
 
 
 def timed(
-    request: TrainerRequest, encoders: EncoderDigests, digests: list[str], kept: KeptModels
+    request: TrainerRequest, encoders: EncoderDigests, digests: list[str], kept: ModelCache
 ) -> float:
     """Seconds of a cache request that finds nothing in the store."""
     store = Store(request.store_url)
@@ -147,7 +147,7 @@ def second_job(
     request: TrainerRequest,
     plan: CachePlan,
     encoders: EncoderDigests,
-    kept: KeptModels,
+    kept: ModelCache,
 ) -> float:
     """Seconds of finding out, over a real broker, that there is nothing to encode."""
     events: list[Event] = []

@@ -21,7 +21,7 @@ from tasks.jobs.job import parse_job
 from tasks.stages.trainer_protocol import TrainerRequest
 from worker.trainer import train
 from worker.trainer.event_pipe import StopSwitch
-from worker.trainer.model_cache import KeptModels
+from worker.trainer.model_cache import ModelCache
 from worker.trainer.tiny_models import build_tiny_sdxl
 
 ROUNDS = 3
@@ -36,7 +36,7 @@ def main() -> None:
         model, base = build_tiny_sdxl(folder / "sdxl"), request_in(folder)
         live = request_of(base, model, cached=False)
         cached = request_of(base, model, cached=True)
-        kept = KeptModels()
+        kept = ModelCache()
         steps: dict[str, list[float]] = {"live": [], "cached": []}
         for _ in range(ROUNDS):
             steps["live"] += seconds_of_steps(live, kept)
@@ -73,7 +73,7 @@ def request_of(base: TrainerRequest, model: Path, *, cached: bool) -> TrainerReq
     return with_filled_cache(base.model_copy(update=values))
 
 
-def seconds_of_steps(request: TrainerRequest, kept: KeptModels) -> list[float]:
+def seconds_of_steps(request: TrainerRequest, kept: ModelCache) -> list[float]:
     """The mean seconds of a step, from the first step told to the last."""
     told: list[tuple[int, float]] = []
 

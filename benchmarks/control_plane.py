@@ -31,7 +31,7 @@ from redis import Redis
 from benchmarks.emulated_fleet import EmulatedFleet
 from benchmarks.noop_worker import GPU_QUEUE, bare_app, bare_chain
 from benchmarks.results import write_section
-from routing.fair_share import Terms, next_tenant
+from routing.fair_share import TenantShare, next_tenant
 from routing.queues import CPU_QUEUE
 from tasks.client import Client
 from tasks.contract import STAGES
@@ -200,7 +200,7 @@ def _decisions() -> Iterator[str]:
         tenants = [f"tenant-{number}" for number in range(count)]
         # At its slowest: all of them have jobs in flight.
         in_flight = {tenant: 1 + number % 7 for number, tenant in enumerate(tenants)}
-        terms = {tenant: Terms(2.0, 50) for tenant in tenants[::10]}
+        terms = {tenant: TenantShare(2.0, 50) for tenant in tenants[::10]}
         alike = _microseconds(lambda: next_tenant(tenants, in_flight, {}))  # noqa: B023
         unlike = _microseconds(lambda: next_tenant(tenants, in_flight, terms))  # noqa: B023
         told.append(f"{count} tenants {alike:.1f} ({unlike:.1f} with terms of their own)")

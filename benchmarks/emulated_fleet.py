@@ -22,15 +22,15 @@ from tasks.app import _BODIES, make_app
 from tasks.cache.index import CacheRegistry
 from tasks.client import Client
 from tasks.contract import STAGES
-from tasks.data.read_policy import Access
-from tasks.eta.history import Durations
+from tasks.data.read_policy import ReadPolicy
+from tasks.eta.history import RunHistoryStore
 from tasks.settings.settings import Settings
 from tasks.stages.dispatch import send_rest
 from tasks.stages.runner import StageContext, StageResult
-from tasks.stages.worker_context import Runtime
+from tasks.stages.worker_context import WorkerContext
 from tasks.state.job_store import JobState, connect
-from tasks.state.tenant_queues import Lanes
-from tasks.state.workers import Presence, PresenceNote
+from tasks.state.tenant_queues import TenantQueues
+from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tasks.store import Store
 from worker.kombu_redis.transport import use_for_redis
 
@@ -67,9 +67,9 @@ class EmulatedFleet:
         """Note all of them for an hour."""
         redis = connect(self._client.broker_url)
         for number, queues in enumerate(self._served):
-            presence = Presence(queues=queues, memory_class=None)
+            presence = WorkerInfo(queues=queues, memory_class=None)
             name = f"emulated-{number}"
-            PresenceNote(redis, name, presence, timedelta(hours=1)).renew()
+            WorkerHeartbeat(redis, name, presence, timedelta(hours=1)).renew()
 
     @contextmanager
     def working(self) -> Iterator[None]:
@@ -120,22 +120,24 @@ class EmulatedFleet:
             self.done += 1
         return StageResult("nothing", result={} if context.stage == STAGES[-1] else None)
 
-    def _runtime(self) -> Runtime:
+    def _runtime(self) -> WorkerContext:
         """The thread's own, as each process has one."""
         if not hasattr(self._own, "runtime"):
             redis, ttl = connect(self._client.broker_url), self._settings.job_ttl
-            self._own.runtime = Runtime(
+            self._own.runtime = WorkerContext(
                 state=JobState(redis, ttl),
                 cache=CacheRegistry(redis, ttl, self._settings.visibility_timeout),
                 store=Store(self._folder.as_uri()),
                 trainer=None,  # type: ignore[arg-type]  # no stage asks for it
-                access=Access(),
+                access=ReadPolicy(),
                 downloads_dir=self._folder,
                 scratch_dir=self._folder / "scratch",
                 worker=current_thread().name,
                 device="cpu",
-                dispatch=Lanes(redis, ttl, lambda record: send_rest(self._app, record)).dispatch,
-                learn=Durations(redis, ttl).record,
+                dispatch=TenantQueues(
+                    redis, ttl, lambda record: send_rest(self._app, record)
+                ).dispatch,
+                learn=RunHistoryStore(redis, ttl).record,
             )
-        runtime: Runtime = self._own.runtime
+        runtime: WorkerContext = self._own.runtime
         return runtime

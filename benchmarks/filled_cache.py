@@ -7,7 +7,7 @@ from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, cache_index_key
 from worker.trainer import cache
 from worker.trainer.event_pipe import StopSwitch
-from worker.trainer.model_cache import KeptModels
+from worker.trainer.model_cache import ModelCache
 
 
 def with_filled_cache(request: TrainerRequest) -> TrainerRequest:
@@ -18,7 +18,7 @@ def with_filled_cache(request: TrainerRequest) -> TrainerRequest:
     plan = CachePlan(request.training, data_set, encoders)
     wanted = {"stage": "cache", "encoders": encoders, "cache_entries": tuple(plan.digests)}
     events: list[Event] = []
-    cache.run(request.model_copy(update=wanted), events.append, StopSwitch(), KeptModels())
+    cache.run(request.model_copy(update=wanted), events.append, StopSwitch(), ModelCache())
     stored = (event for event in events if isinstance(event, PackStored))
     packs = {digest: event.key for event in stored for digest in event.entries}
     key = cache_index_key(request.job_id)

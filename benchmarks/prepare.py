@@ -26,7 +26,7 @@ from PIL import Image
 
 from benchmarks.results import parser_of, tell
 from tasks.data.ingest import ingest
-from tasks.data.read_policy import Access
+from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
 from tasks.data.validation import Report, check_data_set
 from tasks.jobs.job import parse_job
@@ -163,7 +163,7 @@ def checked(paths: list[Path]) -> Report:
         },
     }
     config = parse_job({"training": training}).training
-    sources = Sources(Access(), folder / "downloads", folder / "scratch")
+    sources = Sources(ReadPolicy(), folder / "downloads", folder / "scratch")
     report = check_data_set(config, sources, limits=lambda _: [])
     if len(report.samples) != len(paths) or report.faults:
         raise AssertionError(str(report.faults[:3]))

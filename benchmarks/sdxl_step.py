@@ -23,7 +23,7 @@ from tasks.jobs.job import parse_job
 from tasks.stages.trainer_protocol import TrainerRequest
 from worker.trainer import train
 from worker.trainer.event_pipe import StopSwitch
-from worker.trainer.model_cache import KeptModels
+from worker.trainer.model_cache import ModelCache
 from worker.trainer.tiny_models import build_tiny_sdxl
 
 STEPS = 100
@@ -124,7 +124,7 @@ def _step_times(request: TrainerRequest, command: list[str]) -> tuple[list[float
                 theirs.append(fmean(peer_step() for _ in range(steps)))
             done, began = event.done, time.process_time()
 
-        train.run(request, on_event, StopSwitch(), KeptModels())
+        train.run(request, on_event, StopSwitch(), ModelCache())
     return ours, theirs
 
 

@@ -33,7 +33,7 @@ from worker.trainer.event_pipe import StopSwitch
 from worker.trainer.flux.lora_recipe import FluxLora
 from worker.trainer.loop import new_state, train
 from worker.trainer.models import FluxModels
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 
 STEPS = 40
 WARM_UP = 3
@@ -102,7 +102,7 @@ def measure(transformer: FluxTransformer2DModel, folder: Path) -> tuple[list[flo
     """Seconds of each step, ours and bare, without the first few of both."""
     config = config_of(STEPS)
     numbers = VaeNumbers({"scaling_factor": 0.3611, "shift_factor": 0.1159})
-    draws = Draws(0)
+    draws = StatelessRng(0)
     recipe = FluxLora(config, FluxModels(transformer, numbers, None, None), draws)
     timed = TimedRecipe(recipe, bare_step_of(transformer, list(recipe.parameters.values())))
     data, checkpoints = run_in(folder, config)
@@ -190,7 +190,7 @@ def run_in(folder: Path, config: FluxLoraConfig) -> tuple[TrainingData, Checkpoi
         blank_text=None,
         packs=packs,
     )
-    draws = Draws(0)
+    draws = StatelessRng(0)
     reader = SampleReader(store.url, data_set, config, index, draws)
     plan = BatchPlan([Size(SIDE, SIDE)] * len(samples), 1, 1, draws)
     request = TrainerRequest(

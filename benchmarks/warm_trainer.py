@@ -23,7 +23,7 @@ from tasks.jobs.job import parse_job
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, data_set_key, image_key
 from worker.local.demo_images import draw_demo_pictures
-from worker.supervision.trainer_pool import TrainerProcess, trainer_environment
+from worker.supervision.trainer_pool import TrainerPool, trainer_environment
 from worker.trainer.tiny_models import build_tiny_flux
 
 RUNS = 5
@@ -46,14 +46,14 @@ def main() -> None:
     tell(arguments.report, "Warm trainer", command, "0.2 or less", [line])
 
 
-def supervision_of(kept: int) -> TrainerProcess:
+def supervision_of(kept: int) -> TrainerPool:
     """Our trainer supervision, with the trainer's environment of a worker without a GPU."""
     env = trainer_environment(dict(os.environ), None)
-    return TrainerProcess(env, restarts=0, stop_grace_s=20, most_requests=kept)
+    return TrainerPool(env, restarts=0, stop_grace_s=20, most_requests=kept)
 
 
 def seconds_to_first_step(
-    request: TrainerRequest, *, kept: int = 1, supervision: TrainerProcess | None = None
+    request: TrainerRequest, *, kept: int = 1, supervision: TrainerPool | None = None
 ) -> float:
     """From giving the request to the first step told."""
     first: list[float] = []

@@ -15,7 +15,7 @@ ConsoleError
 
 from collections.abc import Sequence
 
-from tasks.errors import Fault
+from tasks.errors import Problem
 
 
 class ConsoleError(Exception):
@@ -29,7 +29,7 @@ class ConsoleError(Exception):
     status = 500
     code = "internal"
 
-    def __init__(self, message: str, faults: Sequence[Fault] = ()) -> None:
+    def __init__(self, message: str, faults: Sequence[Problem] = ()) -> None:
         super().__init__(message)
         self.message = message
         self.faults = tuple(faults)
@@ -84,7 +84,7 @@ class TooSlowError(ConsoleError):
     code = "too_slow"
 
 
-class NoRoomError(ConsoleError):
+class InsufficientStorageError(ConsoleError):
     """The disk is full."""
 
     status = 507

@@ -24,7 +24,7 @@ _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
-class Constants:
+class MemoryModel:
     """What a run of a given shape takes, as far as that is measured and not counted.
 
     A calibration replaces those that it names. Every estimate is linear in them, so that they can
@@ -75,7 +75,7 @@ class Constants:
     """CUDA's context, cuBLAS's workspaces, the allocator's slack."""
 
 
-PUBLISHED = Constants()
+PUBLISHED = MemoryModel()
 """From published measurements; what holds without a calibration."""
 
 
@@ -171,7 +171,7 @@ class Estimate:
         return {name.removesuffix("_gib"): gib for name, gib in asdict(self).items()}
 
 
-def estimate_flux_lora(shape: FluxShape, constants: Constants = PUBLISHED) -> Estimate:
+def estimate_flux_lora(shape: FluxShape, constants: MemoryModel = PUBLISHED) -> Estimate:
     """The GPU memory a FLUX LoRA run of this shape needs."""
     dtype_bytes = _DTYPE_BYTES[shape.weight_dtype]
     weights = _FLUX * dtype_bytes
@@ -197,7 +197,7 @@ def estimate_flux_lora(shape: FluxShape, constants: Constants = PUBLISHED) -> Es
     )
 
 
-def estimate_sdxl(shape: SdxlShape, constants: Constants = PUBLISHED) -> Estimate:
+def estimate_sdxl(shape: SdxlShape, constants: MemoryModel = PUBLISHED) -> Estimate:
     """The GPU memory an SDXL run of this shape needs."""
     dtype_bytes = _DTYPE_BYTES[shape.weight_dtype]
     # Trained in float32, the UNet is also there in the precision of the computation, if another.

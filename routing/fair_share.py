@@ -20,7 +20,7 @@ _TERMS = re.compile(r"^(?P<tenant>[\w.-]+|\*)=(?P<weight>\d+(\.\d+)?)(:(?P<limit
 
 
 @dataclass(frozen=True)
-class Terms:
+class TenantShare:
     """What a tenant gets.
 
     Attributes:
@@ -32,11 +32,11 @@ class Terms:
     limit: int | None = None
 
 
-AllTerms = Mapping[str, Terms]
-_USUAL = Terms()
+AllTerms = Mapping[str, TenantShare]
+_USUAL = TenantShare()
 
 
-def parse_terms(text: str) -> dict[str, Terms]:
+def parse_terms(text: str) -> dict[str, TenantShare]:
     """The terms of tenants, as an operator writes them: ``acme=3,zoo=1:4,*=1:8``.
 
     Args:
@@ -45,7 +45,7 @@ def parse_terms(text: str) -> dict[str, Terms]:
     Raises:
         ValueError: It is none.
     """
-    terms: dict[str, Terms] = {}
+    terms: dict[str, TenantShare] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         match = _TERMS.match(part)
         if match is None or not float(match["weight"]):
@@ -55,11 +55,11 @@ def parse_terms(text: str) -> dict[str, Terms]:
         limit = int(match["limit"]) if match["limit"] else None
         if limit == 0:
             raise ValueError(f"the limit of {match['tenant']} is 0; leave it out for none")
-        terms[match["tenant"]] = Terms(float(match["weight"]), limit)
+        terms[match["tenant"]] = TenantShare(float(match["weight"]), limit)
     return terms
 
 
-def terms_of(tenant: str, terms: AllTerms) -> Terms:
+def terms_of(tenant: str, terms: AllTerms) -> TenantShare:
     """A tenant's own terms, or those of all others."""
     return terms.get(tenant) or terms.get(OTHERS) or _USUAL
 

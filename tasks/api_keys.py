@@ -26,7 +26,7 @@ _MARK = "twk_"
 _KEY = re.compile(r"twk_[A-Za-z0-9_-]{43}")
 
 
-class AccountsError(JobError):
+class ApiKeysError(JobError):
     """The file of accounts cannot be read or written."""
 
     def __init__(self, path: Path, problem: str) -> None:
@@ -76,14 +76,14 @@ class KeyEntry(StrictModel):
 _ENTRIES = TypeAdapter(tuple[KeyEntry, ...])
 
 
-class Accounts:
+class ApiKeys:
     """The accounts that a file holds.
 
     Args:
         path: The file; one that is not there holds none.
 
     Raises:
-        AccountsError: From every method, where it cannot be read or written.
+        ApiKeysError: From every method, where it cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
@@ -155,9 +155,9 @@ class Accounts:
         except FileNotFoundError:
             self._by_digest, self._seen = {}, None
         except OSError as error:
-            raise AccountsError(self._path, f"cannot be read: {error.strerror}") from error
+            raise ApiKeysError(self._path, f"cannot be read: {error.strerror}") from error
         except ValidationError as error:
-            raise AccountsError(self._path, "is damaged") from error
+            raise ApiKeysError(self._path, "is damaged") from error
         return self._by_digest
 
     @contextmanager
@@ -169,7 +169,7 @@ class Accounts:
                 fcntl.flock(lock, fcntl.LOCK_EX)
                 yield
         except OSError as error:
-            raise AccountsError(self._path, f"cannot be written: {error.strerror}") from error
+            raise ApiKeysError(self._path, f"cannot be written: {error.strerror}") from error
 
     def _write(self, entries: list[KeyEntry]) -> None:
         listed = [entry.model_dump(mode="json") for entry in entries]
@@ -181,11 +181,11 @@ def digest_of(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def console_key(accounts: Accounts, path: Path) -> None:
+def console_key(accounts: ApiKeys, path: Path) -> None:
     """Keep an operator's key of this machine's own in a file, made anew where it is worth nothing.
 
     Raises:
-        AccountsError: The accounts or the key cannot be written.
+        ApiKeysError: The accounts or the key cannot be written.
     """
     try:
         kept = path.read_text("utf-8").strip() if path.exists() else ""
@@ -196,7 +196,7 @@ def console_key(accounts: Accounts, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_private(path, accounts.add("console", None) + "\n")
     except OSError as error:
-        raise AccountsError(path, f"cannot be kept: {error.strerror}") from error
+        raise ApiKeysError(path, f"cannot be kept: {error.strerror}") from error
 
 
 def write_private(path: Path, text: str) -> None:

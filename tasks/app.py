@@ -19,18 +19,18 @@ from tasks.stages.dispatch import job_chain
 from tasks.stages.prepare import prepare
 from tasks.stages.publish import publish
 from tasks.stages.runner import (
+    DeferredToNewerWorker,
     Delivery,
+    Discarded,
+    Requeued,
+    Rerouted,
     StageBody,
-    StageDropped,
-    StageMoved,
-    StagePassedOn,
-    StageReleased,
     run_stage,
 )
 from tasks.stages.submit import admit, newer_than_known, with_id
 from tasks.stages.train import train
-from tasks.stages.worker_context import Runtime
-from tasks.state.job_store import Admission
+from tasks.stages.worker_context import WorkerContext
+from tasks.state.job_store import DispatchOutcome
 from tasks.state.record import VERSION, VERSION_HEADER
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ _TLS_OPTIONS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 def make_app(
     settings: Settings,
     broker_url: str,
-    runtime: Callable[[], Runtime] | None = None,
+    runtime: Callable[[], WorkerContext] | None = None,
     draining: Callable[[], bool] = lambda: False,
 ) -> Celery:
     """The application.
@@ -127,7 +127,7 @@ def _add_stage(
     app: Celery,
     stage: str,
     body: StageBody,
-    runtime: Callable[[], Runtime],
+    runtime: Callable[[], WorkerContext],
     draining: Callable[[], bool],
 ) -> None:
     # Not shared: Celery would give this task, with this runtime, to every other app of the process.
@@ -146,15 +146,15 @@ def _add_stage(
             goes_on = end.next_queue is not None
             _route_next(self.request, end.next_queue)
             return end.answer
-        except StageMoved as moved:
+        except Rerouted as moved:
             logger.info("moved: %s", moved.reason, extra={"job": job_id, "stage": stage})
             raise self.retry(queue=moved.queue, countdown=0) from None
-        except StagePassedOn as passed:
+        except DeferredToNewerWorker as passed:
             raise Ignore(str(passed)) from passed
-        except StageDropped as dropped:
+        except Discarded as dropped:
             logger.info("dropped: %s", dropped, extra={"job": job_id, "stage": stage})
             raise Ignore(str(dropped)) from dropped
-        except (StageReleased, redis.RedisError) as released:
+        except (Requeued, redis.RedisError) as released:
             logger.info("handed back: %s", released, extra={"job": job_id, "stage": stage})
             raise Reject(str(released), requeue=True) from released
         except JobError as error:
@@ -181,7 +181,7 @@ def _route_next(request: Any, queue: str | None) -> None:
         request.chain[-1]["options"]["queue"] = queue
 
 
-def _add_submit(app: Celery, runtime: Callable[[], Runtime]) -> None:
+def _add_submit(app: Celery, runtime: Callable[[], WorkerContext]) -> None:
     # Its result, which follows the job, says STARTED from here on; what stages do is in the record.
     @app.task(  # type: ignore[untyped-decorator]
         name=SUBMIT,
@@ -203,9 +203,9 @@ def _add_submit(app: Celery, runtime: Callable[[], Runtime]) -> None:
         except JobError as error:
             raise error.for_wire() from error
         runtime().dispatch()
-        if admission == Admission.WAITS:
+        if admission == DispatchOutcome.WAITS:
             raise Ignore(f"job {job_id} goes on without this task, and has its result")
-        if admission == Admission.KNOWN:
+        if admission == DispatchOutcome.KNOWN:
             return {"job_id": job_id}
         # The chain takes this task's id, so that the sender's result follows the whole job.
         queue = runtime().state.get(job_id).gpu_queue

@@ -9,10 +9,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue, ValidationError, field_validator
 
-from routing.estimate import PUBLISHED, Constants
+from routing.estimate import PUBLISHED, MemoryModel
 from tasks.strict_model import StrictModel
 
-_NAMES = tuple(field.name for field in fields(Constants))
+_NAMES = tuple(field.name for field in fields(MemoryModel))
 # Far above any card, and far below where the estimate's floats end.
 _MOST = 1e15
 Constant = Annotated[float, Field(ge=0, le=_MOST, allow_inf_nan=False, strict=True)]
@@ -73,9 +73,9 @@ class Calibration(StrictModel):
             sessions=(*self.sessions, *later.sessions),
         )
 
-    def replaced(self) -> Constants:
+    def replaced(self) -> MemoryModel:
         """The constants, with those that it names replaced."""
-        return Constants(**{**vars(PUBLISHED), **self.constants})
+        return MemoryModel(**{**vars(PUBLISHED), **self.constants})
 
 
 def read_calibration(path: Path) -> Calibration:

@@ -9,16 +9,16 @@ from celery import Celery
 
 from tasks.app import make_app
 from tasks.errors import ErrorCode, JobError
-from tasks.eta.history import Durations
+from tasks.eta.history import RunHistoryStore
 from tasks.jobs.job import parse_job
 from tasks.settings.settings import Settings
 from tasks.stages.dispatch import send_rest
 from tasks.stages.submit import admit
 from tasks.state.control import JobControl
-from tasks.state.job_store import Admission, JobState, connect
+from tasks.state.job_store import DispatchOutcome, JobState, connect
 from tasks.state.record import READS, JobRecord, JobStatus
-from tasks.state.tenant_queues import Lanes
-from tasks.state.workers import Presence, live_workers, newest_versions, why_unserved
+from tasks.state.tenant_queues import TenantQueues
+from tasks.state.workers import WorkerInfo, live_workers, newest_versions, why_unserved
 from tasks.tracing.spans import Trace, job_span
 
 
@@ -60,9 +60,9 @@ class Client:
         self._constants = settings.constants
         self.state = JobState(connection, settings.job_ttl, settings.constants)
         self.control = JobControl(connection, settings.job_ttl)
-        self.durations = Durations(connection, settings.job_ttl)
+        self.durations = RunHistoryStore(connection, settings.job_ttl)
         self._app: Celery = make_app(settings, broker_url)
-        self.lanes = Lanes(
+        self.lanes = TenantQueues(
             connection, settings.job_ttl, lambda record: send_rest(self._app, record)
         )
 
@@ -93,7 +93,7 @@ class Client:
             self._require_worker(document)
         refs = None if reads is None else {READS: "\n".join(reads)}
         job_id, _, admission = admit(document, self.state, uuid4().hex, refs)
-        self._go_on(job_id, admission == Admission.GOES)
+        self._go_on(job_id, admission == DispatchOutcome.GOES)
         return job_id
 
     def cancel(self, job_id: str, *, save: bool = False) -> JobStatus:
@@ -119,7 +119,7 @@ class Client:
         """Let a failed job go on; see ``JobControl.replay``."""
         self._go_on(job_id, self.control.replay(job_id))
 
-    def present_workers(self) -> dict[str, Presence]:
+    def present_workers(self) -> dict[str, WorkerInfo]:
         """The workers that have noted themselves lately, busy or not."""
         return live_workers(self._redis)
 

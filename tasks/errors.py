@@ -68,7 +68,7 @@ DEAD_CODES = frozenset(
 
 
 @dataclass(frozen=True)
-class Fault:
+class Problem:
     """One thing wrong with what a user gave us.
 
     Attributes:
@@ -131,7 +131,7 @@ class _FaultsError(JobError):
     _code: ErrorCode
     _title: str
 
-    def __init__(self, faults: Sequence[Fault], stage: str = "submit") -> None:
+    def __init__(self, faults: Sequence[Problem], stage: str = "submit") -> None:
         self.faults = tuple(faults)
         told = [f"  - {fault}" for fault in faults[:_MOST_TOLD]]
         if len(faults) > _MOST_TOLD:

@@ -28,43 +28,43 @@ from routing.engines import DIFFUSERS, INVOKE, Engine
 from routing.queues import gpu_queue
 from tasks.app import make_app
 from tasks.cache.index import CacheRegistry
-from tasks.eta.history import Durations
+from tasks.eta.history import RunHistoryStore
 from tasks.logging_setup import set_up_logging
 from tasks.metrics import LEASE_LOSSES, LEASE_RENEWALS, SWEEP_RESTORES, WEBHOOKS
 from tasks.settings.settings import Settings
 from tasks.stages.dispatch import send_rest
-from tasks.stages.worker_context import Backoff, Runtime
+from tasks.stages.worker_context import Backoff, WorkerContext
 from tasks.state.control import JobControl
 from tasks.state.counters import Counters
 from tasks.state.job_store import JobState, connect
 from tasks.state.record import VERSION
-from tasks.state.tenant_queues import Lanes
+from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import (
-    GpuFigures,
-    Presence,
-    PresenceNote,
+    GpuStats,
+    WorkerHeartbeat,
+    WorkerInfo,
     live_workers,
     newest_versions,
     next_larger_class,
 )
 from tasks.store import Store
 from tasks.tracing.setup import tracer_of
-from worker.gpu.gpu_sampler import GpuMeter
+from worker.gpu.gpu_sampler import GpuSampler
 from worker.gpu.host_memory import host_memory_bytes, too_little_memory
 from worker.gpu.inventory import Gpu
-from worker.gpu.quarantine import Quarantine, Reports, make_gate
+from worker.gpu.quarantine import GpuFaultPipe, Quarantine, make_gate
 from worker.kombu_redis.leases import LeaseRenewal
 from worker.kombu_redis.redelivery import Sweep
 from worker.kombu_redis.transport import Keys, use_for_redis
 from worker.lifecycle.event_batches import EventBatches
 from worker.lifecycle.health import ReadyFile
-from worker.lifecycle.idle_shutdown import IdleEnd
+from worker.lifecycle.idle_shutdown import IdleShutdown
 from worker.lifecycle.preemption import watch_for_notice
-from worker.maintenance.leader import Upkeep
+from worker.maintenance.leader import LeaderLoop
 from worker.maintenance.reconciler import Reconciler
 from worker.maintenance.webhooks import Webhooks
 from worker.supervision.engines import EngineTrainers, invoke_command, invoke_environment
-from worker.supervision.trainer_pool import Limits, TrainerProcess, trainer_environment
+from worker.supervision.trainer_pool import Limits, TrainerPool, trainer_environment
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ def run_worker(
     # Celery warns root users of pickles in messages; ours are JSON, and nothing else is accepted.
     warnings.simplefilter("ignore", SecurityWarning)
     setup_logging.connect(_keep_our_logging)
-    drain, reports = _Drain(), Reports()
+    drain, reports = _Drain(), GpuFaultPipe()
     worker_name = f"{name}@{socket.gethostname()}"
     tracer = tracer_of(settings, worker_name)
     real_gpu = None if gpu is None or gpu.emulated else gpu
@@ -111,13 +111,13 @@ def run_worker(
         _warn_of_memory(queues)
 
     @cache
-    def runtime() -> Runtime:
+    def runtime() -> WorkerContext:
         """Made in the process that runs tasks: connections do not survive a fork."""
         env = trainer_environment(dict(os.environ), real_gpu.uuid if real_gpu else None)
         trainer = _trainers(settings, env)
         patient = connect(broker_url, patience=_PATIENCE)
         own_class = gpu.memory_class if gpu else None
-        return Runtime(
+        return WorkerContext(
             state=JobState(connect(broker_url), settings.job_ttl, settings.constants),
             cache=CacheRegistry(patient, settings.job_ttl, settings.visibility_timeout),
             store=Store(settings.resolved_store_url),
@@ -132,14 +132,14 @@ def run_worker(
             check_gpu=make_gate(real_gpu, reports, trainer.close),
             dispatch=_lanes(app, settings).dispatch,
             newest_versions=lambda: newest_versions(patient),
-            learn=Durations(connect(broker_url), settings.job_ttl, own_class).record,
+            learn=RunHistoryStore(connect(broker_url), settings.job_ttl, own_class).record,
             memory_class=own_class,
             trace=tracer.send if tracer is not None else None,
         )
 
     use_for_redis()
     app = make_app(settings, broker_url, runtime, drain.begun)
-    presence = Presence(
+    presence = WorkerInfo(
         version=VERSION,
         queues=queues,
         memory_class=gpu.memory_class if gpu else None,
@@ -150,7 +150,7 @@ def run_worker(
     )
     leases = connect(broker_url)
     figures = _figures_of(real_gpu, settings.visibility_timeout)
-    note = PresenceNote(leases, worker_name, presence, settings.visibility_timeout * 2, figures)
+    note = WorkerHeartbeat(leases, worker_name, presence, settings.visibility_timeout * 2, figures)
     counters = Counters(leases, settings.job_ttl)
 
     def renewed(held: int, lost: int) -> None:
@@ -160,7 +160,7 @@ def run_worker(
     ready = ReadyFile(ready_file)
     app.steps["consumer"].add(LeaseRenewal.with_client(leases, renewed, ready.touch))
     if exit_when_idle_s is not None:
-        app.steps["consumer"].add(IdleEnd.after(exit_when_idle_s, _end_this_worker))
+        app.steps["consumer"].add(IdleShutdown.after(exit_when_idle_s, _end_this_worker))
     app.steps["consumer"].add(EventBatches)
     if real_gpu is not None:
         watch = Quarantine.of(real_gpu, reports, note.quarantined, drain.begin)
@@ -197,11 +197,11 @@ def _end_this_worker() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _figures_of(gpu: Gpu | None, timeout: timedelta) -> Callable[[], GpuFigures | None]:
+def _figures_of(gpu: Gpu | None, timeout: timedelta) -> Callable[[], GpuStats | None]:
     """What gives a GPU's newest figures, once the worker is ready."""
     if gpu is None:
         return lambda: None
-    meter = GpuMeter(gpu.uuid, timeout / 4)
+    meter = GpuSampler(gpu.uuid, timeout / 4)
     worker_ready.connect(lambda **_: meter.start(), weak=False)
     return meter.newest
 
@@ -222,10 +222,10 @@ def _trainers(settings: Settings, env: dict[str, str]) -> EngineTrainers:
         "limits": _limits(settings),
         "idle_s": settings.trainer_idle.total_seconds(),
     }
-    own = TrainerProcess(env, most_requests=settings.trainer_requests, **common)
+    own = TrainerPool(env, most_requests=settings.trainer_requests, **common)
     # A process for each: the library trains once.
     command = invoke_command(settings)
-    invoke = TrainerProcess(invoke_environment(env), command=command, **common)
+    invoke = TrainerPool(invoke_environment(env), command=command, **common)
     return EngineTrainers(own, invoke, settings.invoke_repairs)
 
 
@@ -256,7 +256,7 @@ def _start_upkeep(app: Celery, settings: Settings) -> None:
     def restore() -> None:
         counters.count(SWEEP_RESTORES.one(by=len(sweep.restore_expired())))
 
-    Upkeep(client, timeout, duties, restore=restore).start()
+    LeaderLoop(client, timeout, duties, restore=restore).start()
     # By itself: whoever is told may be slow.
     client = connect(app.conf.broker_url)
     webhooks = Webhooks(
@@ -266,12 +266,12 @@ def _start_upkeep(app: Celery, settings: Settings) -> None:
         settings.webhook_signing_secrets(),
         lambda result: counters.count(WEBHOOKS.one(result)),
     )
-    Upkeep(client, timeout, [webhooks.tell_due], lease="training:webhooks:lease").start()
+    LeaderLoop(client, timeout, [webhooks.tell_due], lease="training:webhooks:lease").start()
 
 
-def _lanes(app: Celery, settings: Settings) -> Lanes:
+def _lanes(app: Celery, settings: Settings) -> TenantQueues:
     client = connect(app.conf.broker_url)
-    return Lanes(client, settings.job_ttl, lambda record: send_rest(app, record))
+    return TenantQueues(client, settings.job_ttl, lambda record: send_rest(app, record))
 
 
 def _start(app: Celery, worker_name: str, queues: tuple[str, ...]) -> int:

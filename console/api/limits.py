@@ -16,7 +16,7 @@ _MOST_KNOWN = 10_000
 
 
 @dataclass(frozen=True)
-class Allowance:
+class RateLimitStatus:
     """What somebody may still ask for.
 
     Attributes:
@@ -52,7 +52,7 @@ class RateLimiter:
         self._most = per_minute
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
-    def take(self, who: str) -> Allowance:
+    def take(self, who: str) -> RateLimitStatus:
         """Count a request; where ``retry_after_s`` is above 0, it may not be made."""
         now = time.monotonic()
         left, at = self._buckets.get(who, (float(self._most), now))
@@ -64,7 +64,7 @@ class RateLimiter:
         if len(self._buckets) > _MOST_KNOWN:
             self._buckets.popitem(last=False)
         each_s = 60 / self._most
-        return Allowance(
+        return RateLimitStatus(
             limit=self._most,
             left=int(left),
             full_in_s=math.ceil((self._most - left) * each_s),

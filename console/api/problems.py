@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from console.errors import ConsoleError, TooManyError, UnauthorizedError
-from tasks.errors import ErrorCode, Fault, JobError, MissingObjectError
+from tasks.errors import ErrorCode, JobError, MissingObjectError, Problem
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _STATUS = {
 }
 
 
-class FaultView(BaseModel):
+class ProblemView(BaseModel):
     """One thing that is wrong."""
 
     where: str
@@ -39,7 +39,7 @@ class FaultView(BaseModel):
     remedy: str
 
 
-class Problem(BaseModel):
+class ProblemDocument(BaseModel):
     """Why a request was not done."""
 
     type: str
@@ -47,14 +47,14 @@ class Problem(BaseModel):
     status: int
     detail: str
     code: str
-    faults: list[FaultView]
+    faults: list[ProblemView]
 
 
 def problem(
     status: int,
     code: str,
     detail: str,
-    faults: Sequence[Fault] = (),
+    faults: Sequence[Problem] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """The answer that tells of an error."""
@@ -106,7 +106,7 @@ async def _job_error(_request: Request, error: Exception) -> Response:
         logger.error("%s", error, exc_info=error)
     if status == 500:
         return _unexpected()
-    faults: Sequence[Fault] = getattr(error, "faults", ())
+    faults: Sequence[Problem] = getattr(error, "faults", ())
     headers = {"Retry-After": "5"} if status == 503 else None
     return problem(status, error.code, error.message, faults, headers)
 
@@ -117,8 +117,8 @@ async def _invalid_request(_request: Request, error: Exception) -> Response:
     return problem(422, "invalid_request", "the request is not as described", faults)
 
 
-def _fault(details: Mapping[str, Any]) -> Fault:
-    return Fault(".".join(str(part) for part in details["loc"]), str(details["msg"]))
+def _fault(details: Mapping[str, Any]) -> Problem:
+    return Problem(".".join(str(part) for part in details["loc"]), str(details["msg"]))
 
 
 async def _http_error(_request: Request, error: Exception) -> Response:

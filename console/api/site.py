@@ -6,11 +6,15 @@ from fastapi import FastAPI
 
 from console.api import catalog, events, files, jobs, uploads
 from console.api.limits import BodyLimit, RateLimiter
-from console.api.problems import Problem, add_problem_handlers
+from console.api.problems import ProblemDocument, add_problem_handlers
 from console.services.service import Service
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"description": told, "content": {"application/problem+json": {}}, "model": Problem}
+    status: {
+        "description": told,
+        "content": {"application/problem+json": {}},
+        "model": ProblemDocument,
+    }
     for status, told in {
         400: "The request says nothing that could be done.",
         401: "No key, or one that is nobody's.",

@@ -12,7 +12,7 @@ from anyio import to_thread
 
 from console.errors import TooLargeError
 from tasks.data.images import SUFFIXES
-from tasks.errors import Fault, InvalidJobError
+from tasks.errors import InvalidJobError, Problem
 
 MOST_FILES = 10_000
 _CAPTION = ".txt"
@@ -75,17 +75,17 @@ def _names(files: list[NewFile]) -> list[str]:
         suffix = last.suffix.lower()
         if suffix not in (*SUFFIXES, _CAPTION):
             kinds = ", ".join([*sorted(SUFFIXES), _CAPTION])
-            faults.append(Fault(file.name[:100], f"is neither picture nor caption ({kinds})"))
+            faults.append(Problem(file.name[:100], f"is neither picture nor caption ({kinds})"))
             continue
         stem = stems.setdefault(last.stem, _safe(last.stem, len(stems)))
         name = f"{stem}{suffix}"
         if name in names:
-            faults.append(Fault(file.name[:100], "is there twice"))
+            faults.append(Problem(file.name[:100], "is there twice"))
         names.append(name)
     if len(files) > MOST_FILES:
-        faults.append(Fault("", f"are {len(files):,} files; the most is {MOST_FILES:,}"))
+        faults.append(Problem("", f"are {len(files):,} files; the most is {MOST_FILES:,}"))
     if not files:
-        faults.append(Fault("", "there is no file"))
+        faults.append(Problem("", "there is no file"))
     if faults:
         raise InvalidJobError(faults)
     return names

@@ -17,11 +17,11 @@ from pydantic import TypeAdapter
 from tasks.base_models.check import check_base_model
 from tasks.data.archives import unpack
 from tasks.data.images import SUFFIXES, UnreadablePictureError, open_picture
-from tasks.data.read_policy import Access
+from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
 from tasks.data.uploads import NoUploadError, StoredUploads
 from tasks.data.validation import check_data_set
-from tasks.errors import BaseModelError, DataSetError, Fault, JobError
+from tasks.errors import BaseModelError, DataSetError, JobError, Problem
 from tasks.jobs.job import TrainingConfig
 from tasks.store import Store
 from tasks.strict_model import StrictModel
@@ -67,7 +67,7 @@ def main() -> None:
     except JobError as error:
         answer = _error(error)
     except NoUploadError as error:
-        answer = _error(DataSetError([Fault("", str(error))], "prepare"))
+        answer = _error(DataSetError([Problem("", str(error))], "prepare"))
     sys.stdout.write(json.dumps(answer))
 
 
@@ -76,7 +76,7 @@ def _error(error: JobError) -> dict[str, Any]:
 
 
 def _checked(request: CheckRequest) -> dict[str, Any]:
-    access = Access(request.roots, frozenset(request.hosts), request.most_bytes)
+    access = ReadPolicy(request.roots, frozenset(request.hosts), request.most_bytes)
     uploads = StoredUploads(Store(request.store_url), request.tenant)
     scratch = Path(request.scratch_dir)
     sources = Sources(access, Path(request.downloads_dir), scratch, uploads=uploads)

@@ -17,7 +17,7 @@ from anyio import CancelScope, to_thread
 from console.errors import NotFoundError, TooManyError
 from console.services.dataset_check_process import CheckRequest
 from console.views import DataSetView, ErrorView, PictureView
-from tasks.data.read_policy import Access
+from tasks.data.read_policy import ReadPolicy
 from tasks.errors import JobError
 from tasks.jobs.job import TrainingJob
 from tasks.settings.settings import Settings
@@ -65,7 +65,7 @@ class Checks:
         # One at a time of each tenant, or one with slow servers would keep all others waiting.
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def check(self, job: TrainingJob, access: Access) -> Checked:
+    async def check(self, job: TrainingJob, access: ReadPolicy) -> Checked:
         """Check a job's data set and base model.
 
         Raises:
@@ -84,7 +84,7 @@ class Checks:
         folder = self._thumbnails / tenant / upload_id
         listed = folder / "pictures.json"
         if not listed.exists():
-            access = Access(most_bytes=self._settings.data_max_bytes)
+            access = ReadPolicy(most_bytes=self._settings.data_max_bytes)
             answer = await self._ask(
                 tenant,
                 access,
@@ -113,7 +113,7 @@ class Checks:
         """Remove an upload's thumbnails."""
         shutil.rmtree(self._thumbnails / tenant / upload_id, ignore_errors=True)
 
-    async def _ask(self, tenant: str, access: Access, **request: Any) -> dict[str, Any]:
+    async def _ask(self, tenant: str, access: ReadPolicy, **request: Any) -> dict[str, Any]:
         if self._waiting[tenant] >= _MOST_OF_A_TENANT or self._waiting.total() >= _MOST:
             raise TooManyError("too many data sets are looked into", 30)
         self._waiting[tenant] += 1
@@ -134,7 +134,7 @@ class Checks:
         folder.mkdir(parents=True, exist_ok=True)
         return tempfile.mkdtemp(dir=folder)
 
-    def _request(self, tenant: str, access: Access, scratch: str, **more: Any) -> CheckRequest:
+    def _request(self, tenant: str, access: ReadPolicy, scratch: str, **more: Any) -> CheckRequest:
         return CheckRequest(
             tenant=tenant,
             store_url=self._settings.resolved_store_url,

@@ -25,7 +25,7 @@ _MOST_JOBS = 500
 Position = tuple[int, int]
 
 
-class Streams:
+class EventHub:
     """Follows jobs for as long as somebody reads.
 
     Args:

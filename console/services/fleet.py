@@ -12,7 +12,7 @@ from tasks.jobs.job import TrainingJob, parse_job
 from tasks.jobs.presets import joined, preset, preset_names
 from tasks.settings.settings import Settings
 from tasks.state.record import JobRecord
-from tasks.state.workers import Presence
+from tasks.state.workers import WorkerInfo
 
 # What presets leave to the job.
 _DATA_SET = {"type": "IMAGE_DIR_DATASET", "dataset_dir": "pictures"}
@@ -115,7 +115,7 @@ def _worth(view: PresetView) -> tuple[int, float]:
 
 
 def _worker(
-    name: str, presence: Presence, record: JobRecord | None, account: Account
+    name: str, presence: WorkerInfo, record: JobRecord | None, account: Account
 ) -> WorkerView:
     its_own = record is not None and account.sees(record.job.tenant)
     is_operator = account.tenant is None

@@ -11,7 +11,7 @@ from typing import Any
 
 from console.errors import BadRequestError
 from tasks.api_keys import Account
-from tasks.errors import Fault, InvalidJobError
+from tasks.errors import InvalidJobError, Problem
 
 _DIGITS = 12
 _LONGEST = 100 - _DIGITS - 1
@@ -47,5 +47,5 @@ def with_id(account: Account, document: Any, idempotency_key: str | None) -> Any
     if account.tenant is None or not isinstance(given, str):
         return document
     if len(given) > _LONGEST:
-        raise InvalidJobError([Fault("id", f"has more than {_LONGEST} characters")])
+        raise InvalidJobError([Problem("id", f"has more than {_LONGEST} characters")])
     return {**document, "id": own_id(account.tenant, given)}

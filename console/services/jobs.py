@@ -15,10 +15,10 @@ from console.views import ErrorView, JobPage, JobView, ProgressView, StageView
 from tasks.api_keys import Account
 from tasks.client import Client
 from tasks.contract import STAGES
-from tasks.eta.estimate import Told, expected_end
-from tasks.eta.history import Learned
+from tasks.eta.estimate import JobProgress, expected_end
+from tasks.eta.history import RunHistory
 from tasks.events import DataSetChecked, Progress
-from tasks.state.record import JobHead, JobRecord, UnknownJobError
+from tasks.state.record import JobRecord, JobSummary, UnknownJobError
 
 # Jobs whose events are not read from the start again.
 _MOST_KNOWN = 2000
@@ -30,7 +30,7 @@ _AT_A_TIME = 50
 _ID = re.compile(r"[\w.-]{1,100}", re.ASCII)
 _CURSOR = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)~([\w.-]{1,100})", re.ASCII)
 
-Matches = Callable[[JobHead], bool]
+Matches = Callable[[JobSummary], bool]
 
 
 @dataclass
@@ -38,7 +38,7 @@ class _Heard:
     """How far a job's events were read, and what they told."""
 
     position: str = "0"
-    told: Told = field(default_factory=Told)
+    told: JobProgress = field(default_factory=JobProgress)
 
 
 class JobViews:
@@ -52,7 +52,7 @@ class JobViews:
         self._client = client
         self._heard: OrderedDict[str, _Heard] = OrderedDict()
         self._lock = Lock()
-        self._learned: tuple[float, Learned] | None = None
+        self._learned: tuple[float, RunHistory] | None = None
 
     def view(self, record: JobRecord, account: Account) -> JobView:
         """What an account sees of a job that it may see."""
@@ -128,17 +128,17 @@ class JobViews:
         views = tuple(self.view(it, account) for it in state.get_all([it[1] for it in shown]))
         return JobPage(jobs=views, next=last and f"{last[0]!r}~{last[1]}")
 
-    def learned(self) -> Learned:
+    def learned(self) -> RunHistory:
         """What finished runs have taught, as of a few seconds ago."""
         known, now = self._learned, time.monotonic()
         if known is None or now - known[0] > _LEARNED_FOR_S:
             known = self._learned = (now, self._client.durations.learned())
         return known[1]
 
-    def _told(self, record: JobRecord) -> Told:
+    def _told(self, record: JobRecord) -> JobProgress:
         """What a job's events told; of one that is over, nothing that matters any more."""
         if record.status.ended:
-            return Told()
+            return JobProgress()
         with self._lock:
             heard = self._heard.setdefault(record.id, _Heard())
             self._heard.move_to_end(record.id)
@@ -162,7 +162,7 @@ def _position_in(cursor: str) -> tuple[float, str]:
     return float(match[1]), match[2]
 
 
-def _progress(record: JobRecord, told: Told) -> ProgressView | None:
+def _progress(record: JobRecord, told: JobProgress) -> ProgressView | None:
     progress = told.progress
     if progress is None or progress.stage != record.stage:
         return None
@@ -216,7 +216,7 @@ def matching(search: str | None, status: str | None) -> Matches:
     """
     wanted = (search or "").lower()
 
-    def matches(head: JobHead) -> bool:
+    def matches(head: JobSummary) -> bool:
         named = wanted in head.id.lower() or wanted in head.name.lower()
         return named and status in (None, head.status)
 

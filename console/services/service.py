@@ -16,7 +16,7 @@ from anyio import to_thread
 from console.errors import ConflictError, ForbiddenError, TooManyError
 from console.services.archive import NewFile, write_archive
 from console.services.dataset_checks import Checked, Checks
-from console.services.event_hub import Streams
+from console.services.event_hub import EventHub
 from console.services.fleet import FleetViews
 from console.services.job_files import JobFiles, OpenFile
 from console.services.jobs import JobViews, matching
@@ -35,7 +35,7 @@ from console.views import (
     Sample,
     UploadView,
 )
-from tasks.api_keys import Account, Accounts
+from tasks.api_keys import Account, ApiKeys
 from tasks.client import Client
 from tasks.errors import JobError
 from tasks.jobs.job import TrainingJob
@@ -45,7 +45,7 @@ from tasks.tracing.setup import tracer_of
 
 logger = logging.getLogger(__name__)
 
-Answer = TypeVar("Answer")
+DownloadResponse = TypeVar("DownloadResponse")
 
 _UPKEEP_EVERY_S = 3600.0
 # Each holds a socket.
@@ -71,7 +71,7 @@ class Service:
         self._client = Client(settings, broker_url, trace)
         store = Store(settings.resolved_store_url)
         home = settings.home_dir / "console"
-        self.accounts = Accounts(settings.api_keys_file)
+        self.accounts = ApiKeys(settings.api_keys_file)
         self.sessions = Sessions(self.accounts)
         self._jobs = JobViews(self._client)
         self._submissions = Submissions(self._client, settings, self._jobs)
@@ -82,7 +82,7 @@ class Service:
         )
         self._home = home
         self._checks = Checks(settings, home / "thumbnails")
-        self._streams = Streams(broker_url)
+        self._streams = EventHub(broker_url)
         self._followed: Counter[Account] = Counter()
 
     # Jobs
@@ -479,7 +479,9 @@ class Service:
         return tuple(sorted(found, key=lambda it: it.created, reverse=True))
 
 
-async def _in_thread(function: Callable[..., Answer], *arguments: Any) -> Answer:
+async def _in_thread(
+    function: Callable[..., DownloadResponse], *arguments: Any
+) -> DownloadResponse:
     return await to_thread.run_sync(function, *arguments)
 
 

@@ -4,7 +4,7 @@ import secrets
 import time
 from collections import OrderedDict
 
-from tasks.api_keys import Account, Accounts, digest_of
+from tasks.api_keys import Account, ApiKeys, digest_of
 
 COOKIE = "training_session"
 LIFE_S = 12 * 3600
@@ -18,7 +18,7 @@ class Sessions:
         accounts: Know keys.
     """
 
-    def __init__(self, accounts: Accounts) -> None:
+    def __init__(self, accounts: ApiKeys) -> None:
         self._accounts = accounts
         self._open: OrderedDict[str, tuple[str, float]] = OrderedDict()
 

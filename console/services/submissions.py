@@ -6,13 +6,13 @@ from typing import Any
 from console.services.dataset_checks import Checked
 from console.services.job_ids import with_id
 from console.services.jobs import JobViews, for_tenants
-from console.services.tenant_policy import Permission
+from console.services.tenant_policy import TenantPolicy
 from console.views import JobView, Preview, PriceView
 from routing.classes import MemoryClass
 from tasks.api_keys import Account
 from tasks.client import Client
-from tasks.data.read_policy import Access
-from tasks.errors import Fault, InvalidJobError
+from tasks.data.read_policy import ReadPolicy
+from tasks.errors import InvalidJobError, Problem
 from tasks.eta.estimate import Forecast, forecast
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.settings.settings import Settings
@@ -32,7 +32,7 @@ class Submissions:
     def __init__(self, client: Client, settings: Settings, jobs: JobViews) -> None:
         self._client, self._settings, self._jobs = client, settings, jobs
         self._roots = settings.listed_tenant_roots
-        self._permission = Permission(self._roots, settings.data_access().hosts)
+        self._permission = TenantPolicy(self._roots, settings.data_access().hosts)
 
     def submit(self, account: Account, document: Any, idempotency_key: str | None) -> JobView:
         """Submit a job; see ``Service.submit``."""
@@ -44,7 +44,7 @@ class Submissions:
         except InvalidJobError as error:
             if idempotency_key is None or [it.where for it in error.faults] != ["id"]:
                 raise
-            fault = Fault("Idempotency-Key", "was used for another job; use a new one")
+            fault = Problem("Idempotency-Key", "was used for another job; use a new one")
             raise InvalidJobError([fault]) from error
         return self._jobs.view(self._client.state.get(job_id), account)
 
@@ -59,7 +59,7 @@ class Submissions:
             given = document.get("tenant", account.tenant)
             if given != account.tenant:
                 problem = f"this key submits as {account.tenant} and as nobody else; leave it out"
-                faults.append(Fault("tenant", problem))
+                faults.append(Problem("tenant", problem))
         try:
             job = parse_job(_as_theirs(account, document))
         except InvalidJobError as error:
@@ -70,7 +70,7 @@ class Submissions:
             raise InvalidJobError(faults)
         return job
 
-    def access(self, account: Account) -> Access:
+    def access(self, account: Account) -> ReadPolicy:
         """What an account's data sets may be."""
         access = self._settings.data_access()
         return access if account.tenant is None else access.narrowed(self._roots)

@@ -9,9 +9,9 @@ from urllib.parse import unquote, urlsplit
 from pydantic import BaseModel
 
 from tasks.data.download.ssrf import is_allowed
-from tasks.data.read_policy import CLOUD_SCHEMES, Access, DeniedError
+from tasks.data.read_policy import CLOUD_SCHEMES, DeniedError, ReadPolicy
 from tasks.data.uploads import upload_id_in
-from tasks.errors import Fault
+from tasks.errors import Problem
 from tasks.jobs.job import TrainingJob
 
 PLACES = frozenset({"dataset_dir", "jsonl_path", "archive"})
@@ -38,7 +38,7 @@ _SCHEMES = ("https://", *(f"{scheme}://" for scheme in CLOUD_SCHEMES))
 
 
 @dataclass(frozen=True)
-class Permission:
+class TenantPolicy:
     """A tenant's.
 
     Attributes:
@@ -49,10 +49,10 @@ class Permission:
     roots: tuple[str, ...]
     hosts: frozenset[str]
 
-    def faults(self, job: TrainingJob) -> list[Fault]:
+    def faults(self, job: TrainingJob) -> list[Problem]:
         """Everything in a job that its tenant may not name."""
         return [
-            Fault(path, problem)
+            Problem(path, problem)
             for path, name, value in _texts(job.training, "training")
             if (problem := self._problem(name, value)) is not None
         ]
@@ -96,7 +96,7 @@ class Permission:
         return bool(host) and not is_allowed(host, port, self.hosts)
 
     def _is_below_roots(self, value: str) -> bool:
-        rules = Access(roots=self.roots)
+        rules = ReadPolicy(roots=self.roots)
         try:
             if "://" not in value:
                 # A relative path would be another one wherever a worker was started.

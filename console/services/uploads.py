@@ -20,7 +20,7 @@ from anyio import to_thread
 from console.errors import (
     ChecksumError,
     ConflictError,
-    NoRoomError,
+    InsufficientStorageError,
     NotFoundError,
     TooLargeError,
     TooManyError,
@@ -33,7 +33,7 @@ from tasks.data.uploads import (
     is_upload_id,
     tenants_with_uploads,
 )
-from tasks.errors import Fault, InvalidJobError
+from tasks.errors import InvalidJobError, Problem
 from tasks.store import Store
 
 logger = logging.getLogger(__name__)
@@ -89,10 +89,10 @@ class Uploads:
         Raises:
             TooLargeError: It would take more than is allowed.
             TooManyError: The tenant has too many that are not whole.
-            NoRoomError: The disk would be full.
+            InsufficientStorageError: The disk would be full.
         """
         if length <= 0:
-            raise InvalidJobError([Fault("Upload-Length", "must be above 0")])
+            raise InvalidJobError([Problem("Upload-Length", "must be above 0")])
         if length > self.most_bytes:
             raise TooLargeError(f"an upload may take {self.most_bytes:,} bytes, not {length:,}")
         unfinished = self._unfinished(tenant)
@@ -107,7 +107,7 @@ class Uploads:
         folder.mkdir(parents=True)
         if shutil.disk_usage(folder).free < length + _KEPT_FREE_BYTES:
             folder.rmdir()
-            raise NoRoomError("there is no room for this upload now")
+            raise InsufficientStorageError("there is no room for this upload now")
         now = datetime.now(UTC)
         about = {"name": _shown(name), "length": length, "created": now.isoformat()}
         (folder / "data").touch()
@@ -169,7 +169,7 @@ class Uploads:
             TooLargeError: More came than was said.
             ChecksumError: Other bytes came than were sent.
             TooSlowError: Nothing came for long.
-            NoRoomError: The disk is full.
+            InsufficientStorageError: The disk is full.
         """
         with self._alone(upload_id):
             view = await to_thread.run_sync(self.get, tenant, upload_id)
@@ -183,7 +183,9 @@ class Uploads:
             except OSError as error:
                 if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
-                raise NoRoomError("there is no room for more of this upload now") from error
+                raise InsufficientStorageError(
+                    "there is no room for more of this upload now"
+                ) from error
             return await to_thread.run_sync(self._finished, tenant, upload_id)
 
     async def finished(self, tenant: str, upload_id: str) -> UploadView:

@@ -16,7 +16,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from tasks.errors import Fault
+from tasks.errors import Problem
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.jobs.sdxl import SdxlConfig
 from tasks.transient import is_passing
@@ -69,7 +69,7 @@ _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _LONGEST_HEADER = 100_000_000
 
 
-def check_base_model(config: PipelineConfig, hub: HfApi | None = None) -> list[Fault]:
+def check_base_model(config: PipelineConfig, hub: HfApi | None = None) -> list[Problem]:
     """Everything that is wrong with a job's base model, as seen from this machine.
 
     Args:
@@ -103,7 +103,7 @@ def _embedding_files(config: PipelineConfig) -> dict[str, str]:
     return files | ({"training.initial_embedding_file": initial} if initial else {})
 
 
-def _check_embedding(path: Path, where: str) -> list[Fault]:
+def _check_embedding(path: Path, where: str) -> list[Problem]:
     faults = _check_weights_file(path, where)
     if faults:
         return faults
@@ -112,11 +112,11 @@ def _check_embedding(path: Path, where: str) -> list[Fault]:
         shape = shapes.get(name)
         if not isinstance(shape, list) or len(shape) != 2:
             problem = f"{path} holds no {name}, rows of vectors; it is no SDXL textual inversion"
-            faults.append(Fault(where, problem))
+            faults.append(Problem(where, problem))
     return faults
 
 
-def _check_vae_model(model: str, hub: HfApi) -> list[Fault]:
+def _check_vae_model(model: str, hub: HfApi) -> list[Problem]:
     where = "training.vae_model"
     if not _is_folder(model):
         return _check_hub_id(model, where, None, hub)
@@ -124,7 +124,7 @@ def _check_vae_model(model: str, hub: HfApi) -> list[Fault]:
     return _check_part(folder / "vae" if (folder / "vae").is_dir() else folder, False)
 
 
-def _check_single_file(config: PipelineConfig, family: _Family, hub: HfApi) -> list[Fault]:
+def _check_single_file(config: PipelineConfig, family: _Family, hub: HfApi) -> list[Problem]:
     """A whole model in one file, and the configs and tokenizers that describe it."""
     path, where = Path(config.model), "training.model"
     faults = _check_weights_file(path, where)
@@ -132,7 +132,7 @@ def _check_single_file(config: PipelineConfig, family: _Family, hub: HfApi) -> l
         names = list(_header(path))
         for what, starts in family.file_keys.items():
             if not any(name.startswith(starts) for name in names):
-                faults.append(Fault(where, f"{path} holds {what}; it is no whole model"))
+                faults.append(Problem(where, f"{path} holds {what}; it is no whole model"))
     described = config.single_file_config or type(config).model_fields["model"].default
     if _is_folder(described):
         return faults + _check_folder(Path(described), config, family, weights=False)
@@ -141,14 +141,14 @@ def _check_single_file(config: PipelineConfig, family: _Family, hub: HfApi) -> l
 
 def _check_folder(
     folder: Path, config: PipelineConfig, family: _Family, *, weights: bool = True
-) -> list[Fault]:
+) -> list[Problem]:
     index = folder / "model_index.json"
     if not index.is_file():
-        return [Fault(str(folder), "holds no model_index.json; it must be in diffusers' layout")]
+        return [Problem(str(folder), "holds no model_index.json; it must be in diffusers' layout")]
     pipeline = str(_json(index).get("_class_name"))
     if not pipeline.startswith(family.pipeline):
         wanted = f"{config.type} needs a {family.pipeline}Pipeline"
-        return [Fault(str(index), f"describes a {pipeline}; {wanted}")]
+        return [Problem(str(index), f"describes a {pipeline}; {wanted}")]
     faults = []
     for part, option in family.weights.items():
         replaced = option is not None and getattr(config, option) is not None
@@ -157,15 +157,15 @@ def _check_folder(
     for part, encoder in _TOKENIZERS.items():
         faults += _check_tokenizer(folder / part, folder / encoder)
     if not (folder / "scheduler" / "scheduler_config.json").is_file():
-        faults.append(Fault(str(folder / "scheduler"), "holds no scheduler_config.json"))
+        faults.append(Problem(str(folder / "scheduler"), "holds no scheduler_config.json"))
     return faults
 
 
-def _check_part(folder: Path, replaced: bool) -> list[Fault]:
+def _check_part(folder: Path, replaced: bool) -> list[Problem]:
     if not (folder / "config.json").is_file():
-        return [Fault(str(folder), "holds no config.json")]
+        return [Problem(str(folder), "holds no config.json")]
     if not _json(folder / "config.json"):
-        return [Fault(str(folder / "config.json"), "is damaged; fetch it again")]
+        return [Problem(str(folder / "config.json"), "is damaged; fetch it again")]
     if replaced:
         return []
     weights = sorted(folder.glob("*.safetensors"))
@@ -173,32 +173,32 @@ def _check_part(folder: Path, replaced: bool) -> list[Fault]:
     for index in folder.glob("*.safetensors.index.json"):
         names = _mapping(_json(index).get("weight_map")).values()
         if not names:
-            return [Fault(str(index), "is damaged; fetch it again")]
+            return [Problem(str(index), "is damaged; fetch it again")]
         shards |= {folder / str(name) for name in names}
     if not weights and not shards:
         if any(file.suffix in _PICKLES for file in folder.iterdir()):
             problem = "holds only pickled weights, which are programs; only .safetensors is read"
-            return [Fault(str(folder), problem)]
-        return [Fault(str(folder), "holds no .safetensors weights")]
+            return [Problem(str(folder), problem)]
+        return [Problem(str(folder), "holds no .safetensors weights")]
     return [f for file in sorted({*weights, *shards}) for f in _check_weights_file(file, str(file))]
 
 
-def _check_weights_file(path: Path, where: str) -> list[Fault]:
+def _check_weights_file(path: Path, where: str) -> list[Problem]:
     """Whether a safetensors file is there and whole, judged by its header."""
     if not _holds(path.is_file):
-        return [Fault(where, f"there is no file {path} on this worker")]
+        return [Problem(where, f"there is no file {path} on this worker")]
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
-            return [Fault(where, f"{path} is no safetensors file, or is broken off")]
+            return [Problem(where, f"{path} is no safetensors file, or is broken off")]
         try:
             header = json.loads(file.read(length))
             ends = [int(v["data_offsets"][1]) for k, v in header.items() if k != "__metadata__"]
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
-            return [Fault(where, f"{path} has a damaged safetensors header")]
+            return [Problem(where, f"{path} has a damaged safetensors header")]
     if 8 + length + max(ends, default=0) != size:
-        return [Fault(where, f"{path} is broken off or damaged; fetch it again")]
+        return [Problem(where, f"{path} is broken off or damaged; fetch it again")]
     return []
 
 
@@ -209,20 +209,20 @@ def _header(path: Path) -> dict[str, Any]:
     return {name: _mapping(entry) for name, entry in header.items() if name != "__metadata__"}
 
 
-def _check_tokenizer(folder: Path, encoder: Path) -> list[Fault]:
+def _check_tokenizer(folder: Path, encoder: Path) -> list[Problem]:
     """Whether a tokenizer knows the words its encoder was trained with.
 
     A tokenizer folder without a vocabulary loads without an error and knows two to four tokens.
     """
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         names = ", ".join(_VOCABULARIES)
-        return [Fault(str(folder), f"holds no vocabulary ({names}); fetch the tokenizer again")]
+        return [Problem(str(folder), f"holds no vocabulary ({names}); fetch the tokenizer again")]
     known = _vocabulary_size(folder)
     wanted = _json(encoder / "config.json").get("vocab_size")
     # Encoders pad their embedding tables a little; a vocabulary of under half is another one.
     if known is not None and isinstance(wanted, int) and known < wanted / 2:
         problem = f"knows {known} tokens, its encoder {wanted}; fetch the tokenizer again"
-        return [Fault(str(folder), problem)]
+        return [Problem(str(folder), problem)]
     return []
 
 
@@ -239,26 +239,26 @@ def _vocabulary_size(folder: Path) -> int | None:
     return None
 
 
-def _check_hub_id(model: str, where: str, pipeline: str | None, hub: HfApi) -> list[Fault]:
+def _check_hub_id(model: str, where: str, pipeline: str | None, hub: HfApi) -> list[Problem]:
     """Whether a repository is there, and one of the pipelines whose names begin so."""
     try:
         found = hub.model_info(model)
         described = _mapping(_mapping(found.config).get("diffusers")).get("_class_name")
         if pipeline and described and not str(described).startswith(pipeline):
-            return [Fault(where, f"{model} is a {described}; a {pipeline}Pipeline is needed")]
+            return [Problem(where, f"{model} is a {described}; a {pipeline}Pipeline is needed")]
     except HFValidationError:
-        return [Fault(where, f"there is no folder {model} on this worker, and it is no Hub id")]
+        return [Problem(where, f"there is no folder {model} on this worker, and it is no Hub id")]
     except GatedRepoError:
-        return [Fault(where, f"{model} is gated: accept its license and set HF_TOKEN on workers")]
+        return [Problem(where, f"{model} is gated: accept its license and set HF_TOKEN on workers")]
     except RepositoryNotFoundError:
-        return [Fault(where, f"{model} is no folder here and no repository HF_TOKEN can see")]
+        return [Problem(where, f"{model} is no folder here and no repository HF_TOKEN can see")]
     # ValueError and KeyError: a proxy's page instead of the Hub's answer.
     except (httpx2.HTTPError, OfflineModeIsEnabled, OSError, ValueError, KeyError) as error:
         if _is_in_local_cache(model):
             return []
         first_line = str(error).partition("\n")[0]
         problem = f"{model} is no folder here and the Hub cannot be asked: {first_line}"
-        return [Fault(where, problem, passing=is_passing(error))]
+        return [Problem(where, problem, passing=is_passing(error))]
     return []
 
 

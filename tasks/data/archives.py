@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from tasks.data.images import SUFFIXES
-from tasks.errors import Fault
+from tasks.errors import Problem
 
 KEPT_SUFFIXES = SUFFIXES | {".txt", ".jsonl"}
 ARCHIVE_SUFFIXES = frozenset(
@@ -66,7 +66,7 @@ class Unpacked:
     """
 
     files: dict[str, Path]
-    faults: list[Fault]
+    faults: list[Problem]
     unused: int
 
 
@@ -150,7 +150,7 @@ class _Unpacking:
         self._entries = 0
         self._names: set[str] = set()
         self._files: dict[str, Path] = {}
-        self._faults: list[Fault] = []
+        self._faults: list[Problem] = []
         self._more_faults = 0
         self._unused = 0
 
@@ -180,7 +180,7 @@ class _Unpacking:
     def outcome(self, last: str = "") -> Unpacked:
         """All that was found, with the problem that ended the search, if one did."""
         more = f"{self._more_faults:,} more members are at fault" if self._more_faults else ""
-        faults = [*self._faults, *(Fault(self._where, text) for text in (more, last) if text)]
+        faults = [*self._faults, *(Problem(self._where, text) for text in (more, last) if text)]
         return Unpacked(dict(sorted(self._files.items())), faults, self._unused)
 
     def _unpack_zip(self, file: io.BufferedReader, meter: _Meter) -> None:
@@ -263,7 +263,7 @@ class _Unpacking:
 
     def _add_fault(self, name: str, problem: str) -> None:
         if len(self._faults) < MOST_FAULTS:
-            self._faults.append(Fault(_shown(name) or self._where, problem))
+            self._faults.append(Problem(_shown(name) or self._where, problem))
         else:
             self._more_faults += 1
 

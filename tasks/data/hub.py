@@ -23,7 +23,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from tasks.data.images import SUFFIXES
 from tasks.dataset import MOST_CAPTION_BYTES, MOST_ITEMS
-from tasks.errors import Fault
+from tasks.errors import Problem
 from tasks.jobs.datasets import HFHubImageCaptionDatasetConfig
 from tasks.transient import is_passing
 
@@ -47,8 +47,8 @@ class HubRows:
     """
 
     files: list[tuple[str, Path, str | None]] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
-    warnings: list[Fault] = field(default_factory=list)
+    faults: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
 
 
 class _RefusedError(Exception):
@@ -58,7 +58,7 @@ class _RefusedError(Exception):
         self, problem: str, option: str = "dataset_name", *, passing: bool = False
     ) -> None:
         super().__init__(problem)
-        self.fault = Fault(f"{_WHERE}.{option}", problem, passing=passing)
+        self.fault = Problem(f"{_WHERE}.{option}", problem, passing=passing)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def fetch_hub(
         hub: The Hub to ask; None is the public one, or the one that ``HF_ENDPOINT`` names.
     """
     rows = HubRows()
-    stop: list[Fault] = []
+    stop: list[Problem] = []
     bad = written = 0
     try:
         for number, values in enumerate(_rows(config, captions, most_bytes, hub or HfApi(), rows)):
@@ -110,7 +110,7 @@ def fetch_hub(
             except ValueError as error:
                 bad += 1
                 if bad <= MOST_ROW_FAULTS:
-                    rows.faults.append(Fault(row, str(error)))
+                    rows.faults.append(Problem(row, str(error)))
                 continue
             written += len(data)
             if written > most_bytes:
@@ -123,7 +123,7 @@ def fetch_hub(
         stop.append(refused.fault)
     if bad > MOST_ROW_FAULTS:
         rest = f"{bad - MOST_ROW_FAULTS:,} more rows have such faults"
-        rows.faults.append(Fault(config.dataset_name, rest))
+        rows.faults.append(Problem(config.dataset_name, rest))
     rows.faults += stop
     if not rows.files and not rows.faults:
         rows.faults.append(_RefusedError(f"{config.dataset_name} holds no rows").fault)
@@ -145,7 +145,7 @@ def _rows(
     choice = _choose(name, config.dataset_config_name, hub)
     if choice.is_part:
         problem = f"the Hub has only the first part of {name} as parquet; the rest is not used"
-        told.warnings.append(Fault(f"{_WHERE}.dataset_name", problem))
+        told.warnings.append(Problem(f"{_WHERE}.dataset_name", problem))
     size = sum(file.size for file in choice.files)
     if size > most_bytes:
         raise _RefusedError(f"{name} takes {size:,} bytes; the most is {most_bytes:,}")

@@ -3,10 +3,10 @@
 import hashlib
 from functools import partial
 
-from tasks.data.memory_budget import Room, in_threads
+from tasks.data.memory_budget import MemoryBudget, in_threads
 from tasks.data.validation import MOST_FILE_BYTES, CheckedFile, Report
 from tasks.dataset import DataSet, balanced, data_set_of
-from tasks.errors import DataSetError, Fault
+from tasks.errors import DataSetError, Problem
 from tasks.store import Store, data_set_key, image_key
 
 
@@ -19,19 +19,19 @@ def ingest(report: Report, store: Store) -> DataSet:
         DataSetError: A picture is no longer what was checked.
         StoreError: The store cannot be written.
     """
-    put = partial(_put, store=store, memory=Room(MOST_FILE_BYTES))
+    put = partial(_put, store=store, memory=MemoryBudget(MOST_FILE_BYTES))
     stored = zip(report.files, in_threads(put, report.files), strict=True)
     # Once each, though a picture's mask may have changed too.
     changed = dict.fromkeys(file.name for file, is_stored in stored if not is_stored)
     if changed:
         problem = "changed while it was checked; submit again"
-        raise DataSetError([Fault(name, problem) for name in changed], "prepare")
+        raise DataSetError([Problem(name, problem) for name in changed], "prepare")
     data_set = data_set_of(balanced(report.samples))
     store.put_if_absent(data_set_key(data_set.digest), data_set.model_dump_json().encode())
     return data_set
 
 
-def _put(file: CheckedFile, store: Store, memory: Room) -> bool:
+def _put(file: CheckedFile, store: Store, memory: MemoryBudget) -> bool:
     """Whether a file is what was checked; then it is in the store."""
     key = image_key(file.picture)
     if store.exists(key):

@@ -12,7 +12,7 @@ _Given = TypeVar("_Given")
 _Made = TypeVar("_Made")
 
 
-class Room:
+class MemoryBudget:
     """So many bytes.
 
     Args:

@@ -16,7 +16,7 @@ class DeniedError(ValueError):
 
 
 @dataclass(frozen=True)
-class Access:
+class ReadPolicy:
     """An operator's rules.
 
     Attributes:
@@ -30,7 +30,7 @@ class Access:
     hosts: frozenset[str] = frozenset()
     most_bytes: int = 50 * _GIB
 
-    def narrowed(self, roots: Sequence[str]) -> "Access":
+    def narrowed(self, roots: Sequence[str]) -> "ReadPolicy":
         """The rules for somebody who may read less: only what lies below ``roots``, too.
 
         Args:

@@ -19,10 +19,10 @@ from tasks.data.download.downloads import Downloads
 from tasks.data.download.protocol import DownloadError
 from tasks.data.hub import fetch_hub
 from tasks.data.images import SUFFIXES
-from tasks.data.read_policy import CLOUD_SCHEMES, Access, DeniedError
+from tasks.data.read_policy import CLOUD_SCHEMES, DeniedError, ReadPolicy
 from tasks.data.uploads import NoUploadError, StoredUploads, is_upload
 from tasks.dataset import MOST_CAPTION_BYTES, MOST_ITEMS
-from tasks.errors import Fault
+from tasks.errors import Problem
 from tasks.jobs.datasets import (
     ArchiveDatasetConfig,
     DataSetConfig,
@@ -64,8 +64,8 @@ class Listing:
 
     where: str
     items: list[Item] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
-    warnings: list[Fault] = field(default_factory=list)
+    faults: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
 
 
 class _SourceError(Exception):
@@ -85,7 +85,7 @@ class Sources:
 
     def __init__(
         self,
-        access: Access,
+        access: ReadPolicy,
         downloads_dir: Path,
         scratch_dir: Path,
         on_progress: Callable[[int, int | None], None] | None = None,
@@ -120,13 +120,13 @@ class Sources:
                 case HFHubImageCaptionDatasetConfig():
                     return self._hub(config, captions=captions)
         except _SourceError as error:
-            return Listing(_where(config), faults=[Fault(_where(config), str(error))])
+            return Listing(_where(config), faults=[Problem(_where(config), str(error))])
         except DownloadError as error:
             return Listing(_where(config), faults=[error.fault("")])
         except DeniedError as error:
-            return Listing(_where(config), faults=[Fault("", str(error))])
+            return Listing(_where(config), faults=[Problem("", str(error))])
         except NoUploadError as error:
-            return Listing(_where(config), faults=[Fault(_where(config), str(error))])
+            return Listing(_where(config), faults=[Problem(_where(config), str(error))])
         raise TypeError(f"no source of this kind: {config}")
 
     def _folder(self, place: str, *, captions: bool) -> Listing:
@@ -143,7 +143,7 @@ class Sources:
         names, not_unicode = _names_in(folder)
         for name in not_unicode:
             shown = os.fsencode(name).decode("utf-8", "replace")
-            listing.faults.append(Fault(shown, "has a name that is not UTF-8", "rename it"))
+            listing.faults.append(Problem(shown, "has a name that is not UTF-8", "rename it"))
         files = {}
         for name in names:
             try:
@@ -151,7 +151,7 @@ class Sources:
                 self._access.check_path(folder / name)
                 files[name] = folder / name
             except DeniedError:
-                listing.faults.append(Fault(name, "is a link to where data sets may not lie"))
+                listing.faults.append(Problem(name, "is a link to where data sets may not lie"))
         return _pairs(listing, files, captions=captions)
 
     def _jsonl(
@@ -215,10 +215,10 @@ class Sources:
         """The files of these names below an address; what cannot be fetched is a fault."""
         came, counting = 0, Lock()
 
-        def fetch(name: str) -> Path | Fault:
+        def fetch(name: str) -> Path | Problem:
             nonlocal came
             if came > self._access.most_bytes:
-                return Fault(name, "is not fetched any more")
+                return Problem(name, "is not fetched any more")
             try:
                 # An object's key is no URL: only an address of the web is quoted.
                 path = self._downloads.fetch(
@@ -228,7 +228,7 @@ class Sources:
             except DownloadError as error:
                 return error.fault(name)
             except DeniedError as error:
-                return Fault(name, str(error))
+                return Problem(name, str(error))
             size = path.stat().st_size
             with counting:
                 came += size
@@ -238,7 +238,7 @@ class Sources:
             found = dict(zip(names, pool.map(fetch, names), strict=True))
         if came > self._access.most_bytes:
             raise _SourceError(f"holds over {self._access.most_bytes:,} bytes, the most")
-        listing.faults += [it for it in found.values() if isinstance(it, Fault)]
+        listing.faults += [it for it in found.values() if isinstance(it, Problem)]
         return {name: it for name, it in found.items() if isinstance(it, Path)}
 
     def _new_folder(self) -> Path:
@@ -290,7 +290,7 @@ class _Rows:
                     )
                 )
             except ValueError as error:
-                listing.faults.append(Fault(where, str(error)))
+                listing.faults.append(Problem(where, str(error)))
 
     def resolved(self, find: Callable[[str], Path]) -> Listing:
         """The listing, each name found by ``find``, which raises ValueError where it is not."""
@@ -299,7 +299,7 @@ class _Rows:
                 mask = None if row.mask is None else find(row.mask)
                 file = find(row.image)
             except ValueError as error:
-                self._listing.faults.append(Fault(row.where, str(error)))
+                self._listing.faults.append(Problem(row.where, str(error)))
                 continue
             _add(self._listing, file, f"{row.where} ({row.image})", row.caption, mask)
         return _with_size_checked(self._listing, self._count)
@@ -353,14 +353,14 @@ def _pairs(listing: Listing, files: Mapping[str, Path], *, captions: bool) -> Li
         caption = str(PurePosixPath(name).with_suffix(".txt"))
         if caption not in files:
             remedy = f"write it into {PurePosixPath(caption).name}"
-            listing.faults.append(Fault(name, "has no caption", remedy))
+            listing.faults.append(Problem(name, "has no caption", remedy))
             continue
         _add(listing, files[name], name, _caption_file(files[caption], caption))
     stems = {str(PurePosixPath(name).with_suffix("")) for name in pictures}
     for name in sorted(files):
         if name.endswith(".txt") and str(PurePosixPath(name).with_suffix("")) not in stems:
             problem = "is the caption of no picture; it is not used"
-            listing.warnings.append(Fault(name, problem))
+            listing.warnings.append(Problem(name, problem))
     return _with_size_checked(listing, len(pictures))
 
 
@@ -434,31 +434,31 @@ def _is_unicode(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _caption_file(path: Path, name: str) -> str | Fault:
+def _caption_file(path: Path, name: str) -> str | Problem:
     try:
         if path.stat().st_size > MOST_CAPTION_BYTES:
             problem = f"is longer than {MOST_CAPTION_BYTES} bytes; captions are short"
-            return Fault(name, problem)
+            return Problem(name, problem)
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        return Fault(name, f"cannot be read as UTF-8 text: {error}", "save it as UTF-8")
+        return Problem(name, f"cannot be read as UTF-8 text: {error}", "save it as UTF-8")
 
 
 def _add(
     listing: Listing,
     path: Path,
     name: str,
-    caption: str | Fault | None,
+    caption: str | Problem | None,
     mask: Path | None = None,
 ) -> None:
     if caption is None:
         listing.items.append(Item(path, name, "", mask))
-    elif isinstance(caption, Fault):
+    elif isinstance(caption, Problem):
         listing.faults.append(caption)
     elif not caption.strip():
-        listing.faults.append(Fault(name, "has an empty caption", "say what the picture shows"))
+        listing.faults.append(Problem(name, "has an empty caption", "say what the picture shows"))
     elif len(caption.encode()) > MOST_CAPTION_BYTES:
-        listing.faults.append(Fault(name, f"has a caption of over {MOST_CAPTION_BYTES} bytes"))
+        listing.faults.append(Problem(name, f"has a caption of over {MOST_CAPTION_BYTES} bytes"))
     else:
         listing.items.append(Item(path, name, caption.strip(), mask))
 
@@ -466,9 +466,9 @@ def _add(
 def _with_size_checked(listing: Listing, found: int) -> Listing:
     if not found:
         kinds = ", ".join(sorted(SUFFIXES))
-        listing.faults.append(Fault(listing.where, f"holds no picture ({kinds})"))
+        listing.faults.append(Problem(listing.where, f"holds no picture ({kinds})"))
     if found > MOST_ITEMS:
         listing.faults.append(
-            Fault(listing.where, f"holds {found:,} pictures; the most is {MOST_ITEMS:,}")
+            Problem(listing.where, f"holds {found:,} pictures; the most is {MOST_ITEMS:,}")
         )
     return listing

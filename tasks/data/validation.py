@@ -20,12 +20,12 @@ from tasks.data.images import (
     picture_facts,
     pixel_count,
 )
-from tasks.data.memory_budget import Room, in_threads
+from tasks.data.memory_budget import MemoryBudget, in_threads
 from tasks.data.near_duplicates import likeness_hash, near_pairs
 from tasks.data.sources import Item, Listing, Sources
 from tasks.data.tokens import TokenLimit, token_limits
 from tasks.dataset import Sample
-from tasks.errors import BaseModelFilesError, Fault
+from tasks.errors import BaseModelFilesError, Problem
 from tasks.jobs.pipeline import PipelineConfig
 
 # No picture that people train on is larger; reading one holds a worker's memory.
@@ -73,8 +73,8 @@ class Report:
 
     samples: list[Sample] = field(default_factory=list)
     files: list[CheckedFile] = field(default_factory=list)
-    faults: list[Fault] = field(default_factory=list)
-    warnings: list[Fault] = field(default_factory=list)
+    faults: list[Problem] = field(default_factory=list)
+    warnings: list[Problem] = field(default_factory=list)
     buckets: Counter[Size] = field(default_factory=Counter)
 
     def document(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class Report:
 class _Checked:
     sample: Sample
     files: list[CheckedFile]
-    warnings: list[Fault]
+    warnings: list[Problem]
     likeness: int | None
 
 
@@ -119,7 +119,7 @@ def check_data_set(
     likenesses = []
     for found in in_threads(partial(_check, memory=_Memory()), listing.items):
         between()
-        if isinstance(found, Fault):
+        if isinstance(found, Problem):
             report.faults.append(found)
             continue
         bucket = nearest_bucket(found.sample.size, sizes)
@@ -131,7 +131,7 @@ def check_data_set(
     report.warnings += _duplicates(report.samples, likenesses)
     report.warnings += _batch_warnings(config.train_batch_size, report, listing.where)
     if config.use_masks and report.samples and not any(s.mask for s in report.samples):
-        report.warnings.append(Fault(listing.where, "no row has a mask; use_masks does nothing"))
+        report.warnings.append(Problem(listing.where, "no row has a mask; use_masks does nothing"))
     report.warnings += _placeholder_in_captions(config, report.samples)
     report.warnings += _token_warnings(config, limits, report.samples, listing.where)
     return report
@@ -158,20 +158,20 @@ class _Memory:
 
     def __init__(self) -> None:
         # Two: whoever holds a file's bytes waits for pixels, and never the other way round.
-        self.files = Room(MOST_FILE_BYTES)
-        self.pixels = Room(4 * MOST_PIXELS)
+        self.files = MemoryBudget(MOST_FILE_BYTES)
+        self.pixels = MemoryBudget(4 * MOST_PIXELS)
 
 
-def _check(item: Item, memory: _Memory) -> Fault | _Checked:
+def _check(item: Item, memory: _Memory) -> Problem | _Checked:
     try:
         with memory.files.taken(_size(item.path)):
             data = item.path.read_bytes()
             with memory.pixels.taken(4 * pixel_count(data)):
                 return _checked(item, data)
     except OSError as error:
-        return Fault(item.name, f"cannot be read: {error}")
+        return Problem(item.name, f"cannot be read: {error}")
     except (UnreadablePictureError, _UnusableFileError) as error:
-        return Fault(item.name, str(error), "replace it or leave it out")
+        return Problem(item.name, str(error), "replace it or leave it out")
 
 
 def _checked(item: Item, data: bytes) -> _Checked:
@@ -219,59 +219,59 @@ def _checked_mask(path: Path, name: str, size: tuple[int, int]) -> CheckedFile:
     return CheckedFile(path, name, picture_digest(mask), hashlib.sha256(data).digest())
 
 
-def _kind_warnings(item: Item, facts: PictureFacts) -> Iterable[Fault]:
+def _kind_warnings(item: Item, facts: PictureFacts) -> Iterable[Problem]:
     """What is lost as a picture becomes upright RGB of 8 bits."""
     suffix = PurePosixPath(item.path).suffix.lower()
     # Downloads have no suffix.
     if suffix in SUFFIXES and suffix not in _SUFFIXES_OF[facts.format]:
-        yield Fault(item.name, f"is a {facts.format} picture; it is read as one", "rename it")
+        yield Problem(item.name, f"is a {facts.format} picture; it is read as one", "rename it")
     if facts.is_transparent:
-        yield Fault(item.name, "is partly transparent; it is put on white")
+        yield Problem(item.name, "is partly transparent; it is put on white")
     if facts.frames > 1:
-        yield Fault(item.name, f"is animated; of its {facts.frames} pictures the first is used")
+        yield Problem(item.name, f"is animated; of its {facts.frames} pictures the first is used")
     if facts.mode == "CMYK":
         problem = "is CMYK; without its profile, colors may come out otherwise"
-        yield Fault(item.name, problem, "save it as RGB")
+        yield Problem(item.name, problem, "save it as RGB")
     if facts.mode.startswith("I"):
-        yield Fault(item.name, "has 16 bits a pixel, of which 8 are used")
+        yield Problem(item.name, "has 16 bits a pixel, of which 8 are used")
     if facts.mode == "P":
-        yield Fault(item.name, "has no more than 256 colors", "use the original, if there is one")
+        yield Problem(item.name, "has no more than 256 colors", "use the original, if there is one")
 
 
-def _size_warnings(sample: Sample, bucket: Size) -> Iterable[Fault]:
+def _size_warnings(sample: Sample, bucket: Size) -> Iterable[Problem]:
     scale = max(bucket.width / sample.width, bucket.height / sample.height)
     if scale > 1:
-        yield Fault(sample.source, f"is {sample.size}, smaller than {bucket}; it is enlarged")
+        yield Problem(sample.source, f"is {sample.size}, smaller than {bucket}; it is enlarged")
     kept = bucket.pixels / (sample.size.pixels * scale**2)
     aspect = max(sample.width / sample.height, sample.height / sample.width)
     if kept < 1 - _MOST_CROPPED:
         problem = f"keeps {kept:.0%} of its {sample.size} when cut to {bucket}"
-        yield Fault(sample.source, problem, "cut it yourself, or use aspect_ratio_buckets")
+        yield Problem(sample.source, problem, "cut it yourself, or use aspect_ratio_buckets")
     elif aspect > _MOST_ASPECT:
         problem = f"is {sample.size}, more than {_MOST_ASPECT:.0f} times as long as wide"
-        yield Fault(sample.source, problem, "cut it to what its caption speaks of")
+        yield Problem(sample.source, problem, "cut it to what its caption speaks of")
 
 
-def _duplicates(samples: list[Sample], likenesses: list[int | None]) -> Iterable[Fault]:
+def _duplicates(samples: list[Sample], likenesses: list[int | None]) -> Iterable[Problem]:
     same: dict[str, list[str]] = defaultdict(list)
     for sample in samples:
         same[sample.image].append(sample.source)
     for first, *others in same.values():
         if others:
-            yield Fault(first, f"is the same picture as {', '.join(others)}")
+            yield Problem(first, f"is the same picture as {', '.join(others)}")
     for first_number, number in near_pairs(likenesses):
         one, other = samples[first_number], samples[number]
         if one.image != other.image:
             problem = f"looks the same as {other.source}, {other.size} and {one.size}"
-            yield Fault(one.source, problem, "keep the better one")
+            yield Problem(one.source, problem, "keep the better one")
 
 
-def _batch_warnings(batch: int, report: Report, where: str) -> Iterable[Fault]:
+def _batch_warnings(batch: int, report: Report, where: str) -> Iterable[Problem]:
     if not report.samples:
         return
     if len(report.samples) < batch:
         few = f"{len(report.samples)} pictures are less than train_batch_size ({batch})"
-        yield Fault(where, few)
+        yield Problem(where, few)
     elif len(report.buckets) > 1:
         small = sum(count < batch for count in report.buckets.values())
         if small:
@@ -279,16 +279,16 @@ def _batch_warnings(batch: int, report: Report, where: str) -> Iterable[Fault]:
                 f"{small} of {len(report.buckets)} sizes have fewer pictures than "
                 f"train_batch_size ({batch}); their batches are smaller"
             )
-            yield Fault(where, problem)
+            yield Problem(where, problem)
 
 
-def _placeholder_in_captions(config: PipelineConfig, samples: list[Sample]) -> Iterable[Fault]:
+def _placeholder_in_captions(config: PipelineConfig, samples: list[Sample]) -> Iterable[Problem]:
     """A token that templates put in is there twice where captions hold it too."""
     token = getattr(config, "placeholder_token", None)
     for sample in samples:
         if token is not None and token in sample.caption:
             problem = f"has the placeholder token {token!r} in its caption; the template adds it"
-            yield Fault(sample.source, problem)
+            yield Problem(sample.source, problem)
 
 
 def _token_warnings(
@@ -296,7 +296,7 @@ def _token_warnings(
     limits: Callable[[PipelineConfig], list[TokenLimit]],
     samples: list[Sample],
     where: str,
-) -> Iterable[Fault]:
+) -> Iterable[Problem]:
     """Captions of which the text encoders see a part only."""
     # Templates with a placeholder are drawn at each step, and are short.
     if not samples or getattr(config, "placeholder_token", None) is not None:
@@ -304,7 +304,7 @@ def _token_warnings(
     try:
         found = limits(config)
     except BaseModelFilesError as error:
-        yield Fault(where, f"captions were not counted in tokens: {error.message}")
+        yield Problem(where, f"captions were not counted in tokens: {error.message}")
         return
     captions = [config.loader.caption(sample, ()) for sample in samples]
     for limit in found:
@@ -314,10 +314,10 @@ def _token_warnings(
         if limit.is_all:
             for sample, count in over:
                 problem = f"has a caption of {count} tokens; {limit.encoder} reads {limit.most}"
-                yield Fault(sample.source, problem, "put what matters first, or shorten it")
+                yield Problem(sample.source, problem, "put what matters first, or shorten it")
         elif over:
             problem = (
                 f"{len(over)} captions have more tokens than the {limit.most} that "
                 f"{limit.encoder} reads; it sees their start, the other encoder all of them"
             )
-            yield Fault(where, problem)
+            yield Problem(where, problem)

@@ -14,7 +14,7 @@ from routing.classes import MemoryClass
 from routing.engines import DIFFUSERS, EXTRA_ENGINES
 from routing.queues import CPU_QUEUE, gpu_queue, stage_queue
 from tasks.contract import STAGES
-from tasks.eta.history import Learned, Work, work_of
+from tasks.eta.history import RunHistory, WorkloadKey, work_of
 from tasks.events import DataSetChecked, Event, Progress
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.state.record import NEXT_QUEUE, JobRecord, JobStatus
@@ -49,7 +49,7 @@ class StageForecast:
     waits: int
     seconds: float | None
     runs: int = 0
-    scaled_from: Work | None = None
+    scaled_from: WorkloadKey | None = None
     unknown: str | None = None
 
 
@@ -86,7 +86,7 @@ class Forecast:
 
 
 @dataclass(frozen=True)
-class Told:
+class JobProgress:
     """What a job's events have told of the work it has.
 
     Attributes:
@@ -98,10 +98,10 @@ class Told:
     progress: Progress | None = None
 
 
-_NOTHING_TOLD = Told()
+_NOTHING_TOLD = JobProgress()
 
 
-def told_by(events: Iterable[Event]) -> Told:
+def told_by(events: Iterable[Event]) -> JobProgress:
     """What a job's events tell, the oldest first."""
     told = _NOTHING_TOLD
     for event in events:
@@ -115,7 +115,7 @@ def told_by(events: Iterable[Event]) -> Told:
 def forecast(
     training: PipelineConfig,
     gpu_queue_name: str,
-    learned: Learned,
+    learned: RunHistory,
     sizes: Collection[int] | None = None,
 ) -> Forecast:
     """What a job takes that is submitted now; all of its encoder outputs count as not cached yet.
@@ -135,7 +135,7 @@ def forecast(
 
 
 def time_left(
-    record: JobRecord, learned: Learned, now: datetime, told: Told = _NOTHING_TOLD
+    record: JobRecord, learned: RunHistory, now: datetime, told: JobProgress = _NOTHING_TOLD
 ) -> Forecast | None:
     """What is left of a job; None where it is over, or waits for somebody to let it go on."""
     if record.status not in (JobStatus.QUEUED, JobStatus.RUNNING):
@@ -162,7 +162,7 @@ def time_left(
 
 
 def expected_end(
-    record: JobRecord, learned: Learned, now: datetime, told: Told = _NOTHING_TOLD
+    record: JobRecord, learned: RunHistory, now: datetime, told: JobProgress = _NOTHING_TOLD
 ) -> datetime | None:
     """When a job is over: its end where it has come, else the expected one; None if not known."""
     if record.status.ended:
@@ -206,7 +206,11 @@ def units_of(
 
 
 def _stage(
-    training: PipelineConfig, stage: str, gpu_queue_name: str, learned: Learned, units: int | None
+    training: PipelineConfig,
+    stage: str,
+    gpu_queue_name: str,
+    learned: RunHistory,
+    units: int | None,
 ) -> StageForecast:
     queue = stage_queue(stage, gpu_queue_name)
     waits = learned.waits.get(queue, ())
@@ -226,7 +230,7 @@ def _stage(
     )
 
 
-def _after_waiting(part: StageForecast, learned: Learned, waited_s: float) -> StageForecast:
+def _after_waiting(part: StageForecast, learned: RunHistory, waited_s: float) -> StageForecast:
     """A stage that has waited so long: what those that waited longer say of the rest."""
     waits = learned.waits.get(part.queue, ())
     longer = [it - waited_s for it in waits if it > waited_s]

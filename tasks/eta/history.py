@@ -31,7 +31,7 @@ from redis.client import Pipeline
 from routing.classes import MemoryClass
 from routing.queues import ALL_QUEUES
 from tasks.contract import STAGES
-from tasks.eta.rate_meter import Made
+from tasks.eta.rate_meter import WorkDone
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.state.record import JobRecord, StageRecord
 from tasks.strict_model import StrictModel
@@ -47,7 +47,7 @@ _WAITS = "training:waits:"
 _KEPT = 50
 
 
-class Work(StrictModel):
+class WorkloadKey(StrictModel):
     """A kind of work: what of a stage decides how long a unit of it takes."""
 
     stage: str
@@ -60,11 +60,11 @@ class Work(StrictModel):
     samples: int = 1
     """Samples of one step."""
 
-    def over(self, other: "Work") -> float:
+    def over(self, other: "WorkloadKey") -> float:
         """How much longer a unit of this takes than one of the other."""
         return self._pixels / other._pixels * self.samples / other.samples
 
-    def distance(self, other: "Work") -> tuple[int, float, float]:
+    def distance(self, other: "WorkloadKey") -> tuple[int, float, float]:
         """How far the other's figures are from this one's: less is better."""
         return (
             (other.memory_class or 0) - (self.memory_class or 0),
@@ -92,12 +92,12 @@ class Work(StrictModel):
         return math.prod(self.size or (1,))
 
 
-def work_of(training: PipelineConfig, stage: str, memory_class: MemoryClass | None) -> Work:
+def work_of(training: PipelineConfig, stage: str, memory_class: MemoryClass | None) -> WorkloadKey:
     """What a stage of a job is, done on a GPU of this class, or on none."""
     if memory_class is None:
-        return Work(stage=stage, type=training.type)
+        return WorkloadKey(stage=stage, type=training.type)
     samples = training.train_batch_size * training.gradient_accumulation_steps
-    return Work(
+    return WorkloadKey(
         stage=stage,
         type=training.type,
         memory_class=memory_class,
@@ -106,7 +106,7 @@ def work_of(training: PipelineConfig, stage: str, memory_class: MemoryClass | No
     )
 
 
-class Run(StrictModel):
+class RunSample(StrictModel):
     """What one start of a stage took."""
 
     unit_s: float
@@ -116,7 +116,7 @@ class Run(StrictModel):
 
 
 @dataclass(frozen=True)
-class Figure:
+class RunStatistics:
     """What a kind of work takes.
 
     Attributes:
@@ -131,7 +131,7 @@ class Figure:
     unit_s_p90: float
     rest_s: float
     runs: int
-    learned_from: Work
+    learned_from: WorkloadKey
 
     def seconds(self, units: int) -> float:
         """What so many units take."""
@@ -139,7 +139,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Learned:
+class RunHistory:
     """All that is known.
 
     Attributes:
@@ -147,14 +147,14 @@ class Learned:
         waits: By queue, the seconds from queued to begun.
     """
 
-    runs: Mapping[Work, Sequence[Run]]
+    runs: Mapping[WorkloadKey, Sequence[RunSample]]
     waits: Mapping[str, Sequence[float]]
 
-    def figures(self) -> list[Figure]:
+    def figures(self) -> list[RunStatistics]:
         """What each kind of work takes that was ever done."""
         return [_figure(work, work, runs) for work, runs in self.runs.items()]
 
-    def figure(self, work: Work) -> Figure | None:
+    def figure(self, work: WorkloadKey) -> RunStatistics | None:
         """What this work takes; None where there is no finished run to learn from."""
         near = [
             it
@@ -168,7 +168,7 @@ class Learned:
         return _figure(work, nearest, self.runs[nearest])
 
 
-class Durations:
+class RunHistoryStore:
     """Keeps what stages took.
 
     Args:
@@ -182,7 +182,7 @@ class Durations:
     ) -> None:
         self._redis, self._ttl, self._memory_class = client, ttl, memory_class
 
-    def record(self, job: JobRecord, stage: str, done: StageRecord, made: Made) -> None:
+    def record(self, job: JobRecord, stage: str, done: StageRecord, made: WorkDone) -> None:
         """Learn from a stage that is done; a broker that is away only costs the figure."""
         work = work_of(job.job.training, stage, self._memory_class)
         run, waited = _run(work, done.seconds or 0.0, made), waited_s(job, stage, done)
@@ -197,7 +197,7 @@ class Durations:
             extra = {"job": job.id, "stage": stage}
             logger.warning("cannot keep how long %s took: %s", stage, error, extra=extra)
 
-    def learned(self) -> Learned:
+    def learned(self) -> RunHistory:
         """All that is known, as of now."""
         members = sorted(cast("list[str]", self._redis.zrange(_INDEX, 0, -1)))
         with self._redis.pipeline(transaction=False) as pipe:
@@ -216,7 +216,7 @@ class Durations:
                 continue
             if its:
                 runs[work] = its
-        return Learned(
+        return RunHistory(
             runs=runs,
             waits={
                 queue: [float(it) for it in found]
@@ -225,7 +225,7 @@ class Durations:
             },
         )
 
-    def _keep_run(self, pipe: Pipeline, work: Work, run: Run) -> None:
+    def _keep_run(self, pipe: Pipeline, work: WorkloadKey, run: RunSample) -> None:
         member, now = work.model_dump_json(), time.time()
         self._push(pipe, f"{_INDEX}:{member}", run.model_dump_json())
         pipe.zadd(_INDEX, {member: now})
@@ -238,9 +238,9 @@ class Durations:
         pipe.expire(key, self._ttl)
 
 
-def _read(member: str, runs: Sequence[str]) -> tuple[Work, list[Run]]:
-    work = Work.model_validate_json(member)
-    return work, [Run.model_validate_json(run) for run in runs]
+def _read(member: str, runs: Sequence[str]) -> tuple[WorkloadKey, list[RunSample]]:
+    work = WorkloadKey.model_validate_json(member)
+    return work, [RunSample.model_validate_json(run) for run in runs]
 
 
 def p90(values: Sequence[float]) -> float:
@@ -262,13 +262,13 @@ def waited_s(job: JobRecord, stage: str, done: StageRecord) -> float | None:
     return max(0.0, done.started_at - queued_at) if done.attempt == attempt + 1 else None
 
 
-def _figure(work: Work, nearest: Work, runs: Sequence[Run]) -> Figure:
+def _figure(work: WorkloadKey, nearest: WorkloadKey, runs: Sequence[RunSample]) -> RunStatistics:
     each = [run.unit_s * work.over(nearest) for run in runs]
     rest_s = statistics.median(run.rest_s for run in runs)
-    return Figure(statistics.median(each), p90(each), rest_s, len(runs), nearest)
+    return RunStatistics(statistics.median(each), p90(each), rest_s, len(runs), nearest)
 
 
-def _run(work: Work, seconds: float, made: Made) -> Run | None:
+def _run(work: WorkloadKey, seconds: float, made: WorkDone) -> RunSample | None:
     """What a start took; None where there is nothing to learn."""
     unit_s = made.unit_s
     if made.units and unit_s is None and work.memory_class is None:
@@ -276,4 +276,4 @@ def _run(work: Work, seconds: float, made: Made) -> Run | None:
         unit_s = seconds / made.units
     if not made.units or unit_s is None:
         return None
-    return Run(unit_s=unit_s, rest_s=max(0.0, seconds - made.units * unit_s))
+    return RunSample(unit_s=unit_s, rest_s=max(0.0, seconds - made.units * unit_s))

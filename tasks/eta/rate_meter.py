@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Made:
+class WorkDone:
     """What one start of a stage made.
 
     Attributes:
@@ -18,7 +18,7 @@ class Made:
     unit_s: float | None = None
 
 
-class Pace:
+class RateMeter:
     """Measures what a unit takes between reports of how many are done.
 
     Args:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from routing.estimate import PUBLISHED, Constants, Estimate, FluxShape, estimate_flux_lora
+from routing.estimate import PUBLISHED, Estimate, FluxShape, MemoryModel, estimate_flux_lora
 from tasks.jobs.datasets import ImageCaptionFluxDataLoaderConfig
 from tasks.jobs.inert_options import Effect, Effects
 from tasks.jobs.pipeline import (
@@ -280,7 +280,7 @@ class FluxLoraConfig(PipelineConfig):
             "sigmoid_scale": Effect(self.timestep_sampler != "uniform", sampler),
         }
 
-    def estimate(self, constants: Constants = PUBLISHED) -> Estimate:
+    def estimate(self, constants: MemoryModel = PUBLISHED) -> Estimate:
         """The GPU memory this run needs."""
         targets, _ = flux_lora_targets(self.flux_lora_target_modules)
         return estimate_flux_lora(

@@ -6,7 +6,7 @@ What the library cannot do, and cannot be made to do from outside, is refused at
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tasks.errors import Fault
+from tasks.errors import Problem
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.optimizers import AdafactorOptimizerConfig, AdamOptimizerConfig
 from tasks.jobs.pipeline import PipelineConfig
@@ -61,10 +61,10 @@ LIMITS = (
 _BY_OPTION = {limit.option: limit for limit in LIMITS}
 
 
-def faults_of(config: PipelineConfig) -> list[Fault]:
+def faults_of(config: PipelineConfig) -> list[Problem]:
     """Every option of a config that the engine refuses."""
     return [
-        Fault(f"training.{option}", f"engine invoke-training refuses this: {_reason(option)}")
+        Problem(f"training.{option}", f"engine invoke-training refuses this: {_reason(option)}")
         for option in _refused(config)
     ]
 

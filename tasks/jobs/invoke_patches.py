@@ -14,7 +14,7 @@ _ALL = frozenset(TrainingType)
 
 
 @dataclass(frozen=True)
-class Repair:
+class Patch:
     """A repair.
 
     Attributes:
@@ -26,47 +26,47 @@ class Repair:
     fault: str
 
 
-REPAIRS: dict[str, Repair] = {
-    "cached_latents": Repair(_FLUX, "cached latents are not packed, and the transformer fails"),
-    "cached_text": Repair(_FLUX, "cached text has no ids, and training fails at its first step"),
-    "latent_shift": Repair(_FLUX, "the VAE's shift factor is never subtracted from latents"),
-    "noise": Repair(
+REPAIRS: dict[str, Patch] = {
+    "cached_latents": Patch(_FLUX, "cached latents are not packed, and the transformer fails"),
+    "cached_text": Patch(_FLUX, "cached text has no ids, and training fails at its first step"),
+    "latent_shift": Patch(_FLUX, "the VAE's shift factor is never subtracted from latents"),
+    "noise": Patch(
         _FLUX,
         "every sample of a batch gets the noise level of the first one, levels are rounded to "
         "weight_dtype, and a run cannot be repeated; repaired, all is drawn as engine diffusers "
         "draws it",
     ),
-    "weighted_loss": Repair(_FLUX, "masks and min_snr_gamma change nothing"),
-    "guidance": Repair(_FLUX, "transformers that take no guidance are given one, and fail"),
-    "buckets": Repair(_FLUX, "aspect_ratio_buckets change nothing"),
-    "lora_targets": Repair(
+    "weighted_loss": Patch(_FLUX, "masks and min_snr_gamma change nothing"),
+    "guidance": Patch(_FLUX, "transformers that take no guidance are given one, and fail"),
+    "buckets": Patch(_FLUX, "aspect_ratio_buckets change nothing"),
+    "lora_targets": Patch(
         _FLUX,
         "the feed-forward output layers get no LoRA, and the model's last layer gets one that no "
         "file can hold",
     ),
-    "lora_alpha": Repair(_LORAS, "alpha is 1, so that a LoRA's strength falls with its rank"),
-    "lora_start": Repair(
+    "lora_alpha": Patch(_LORAS, "alpha is 1, so that a LoRA's strength falls with its rank"),
+    "lora_start": Patch(
         _LORAS,
         "the weights that a LoRA starts from depend on the library's version; repaired, they are "
         "drawn as engine diffusers draws them",
     ),
-    "lora_file": Repair(
+    "lora_file": Patch(
         _LORAS,
         "FLUX's kohya file holds fused layers wrongly and names CLIP's as nobody reads them, and "
         "the invoke_peft form is a folder that diffusers does not load",
     ),
-    "target_size": Repair(_SDXL, "with aspect_ratio_buckets SDXL is told a wrong target size"),
-    "float32_weights": Repair(
+    "target_size": Patch(_SDXL, "with aspect_ratio_buckets SDXL is told a wrong target size"),
+    "float32_weights": Patch(
         _ALL, "weights of type bfloat16 are trained in it, which swallows small updates"
     ),
-    "group_mean": Repair(
+    "group_mean": Patch(
         _ALL, "samples of incomplete batches count more, those of incomplete groups less"
     ),
-    "exact_save": Repair(
+    "exact_save": Patch(
         frozenset({TrainingType.SDXL_FINETUNE}),
         "each checkpoint rounds the weights in training to save_dtype",
     ),
-    "final_save": Repair(
+    "final_save": Patch(
         _ALL, "the end of a run is saved only where the interval divides its steps"
     ),
 }

@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError
 
 from routing.engines import DIFFUSERS, INVOKE, Engine
-from routing.estimate import PUBLISHED, Constants
+from routing.estimate import PUBLISHED, MemoryModel
 from routing.policy import DoesNotFitError, Route, route
 from routing.requirements import TrainingType
-from tasks.errors import DoesNotFitJobError, Fault, InvalidJobError
+from tasks.errors import DoesNotFitJobError, InvalidJobError, Problem
 from tasks.jobs import invoke_limits
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.presets import UnknownPresetError, with_preset
@@ -60,7 +60,7 @@ class TrainingJob(StrictModel):
         of_engine = invoke_limits.warnings_of(self.training) if self.engine == INVOKE else []
         return [*self.training.warnings(), *of_engine]
 
-    def route(self, constants: Constants = PUBLISHED) -> Route:
+    def route(self, constants: MemoryModel = PUBLISHED) -> Route:
         """The class and queues of this job.
 
         Decided once, by the process that records the job, and kept in the record with the
@@ -83,7 +83,7 @@ class TrainingJob(StrictModel):
             ) from error
 
 
-def _engine_faults(job: TrainingJob) -> list[Fault]:
+def _engine_faults(job: TrainingJob) -> list[Problem]:
     return invoke_limits.faults_of(job.training) if job.engine == INVOKE else []
 
 
@@ -97,14 +97,14 @@ def parse_job(document: Any) -> TrainingJob:
         InvalidJobError: With every fault of the document.
     """
     if not isinstance(document, dict):
-        raise InvalidJobError([Fault("", "a job is a mapping with the key 'training'")])
+        raise InvalidJobError([Problem("", "a job is a mapping with the key 'training'")])
     faults = []
     try:
         document = with_preset(document)
     except UnknownPresetError as error:
-        faults.append(Fault("preset", str(error)))
+        faults.append(Problem("preset", str(error)))
     except RecursionError as error:
-        raise InvalidJobError([Fault("", "a job is not nested this deeply")]) from error
+        raise InvalidJobError([Problem("", "a job is not nested this deeply")]) from error
     known = _check_type(document)
     if known is not None:
         raise InvalidJobError([*faults, known])
@@ -114,16 +114,16 @@ def parse_job(document: Any) -> TrainingJob:
     except ValidationError as error:
         raise InvalidJobError([*faults, *faults_of(error)]) from error
     except RecursionError as error:
-        raise InvalidJobError([*faults, Fault("", "a job is not nested this deeply")]) from error
+        raise InvalidJobError([*faults, Problem("", "a job is not nested this deeply")]) from error
     except (TypeError, ValueError) as error:  # keys that are no text, a mapping inside itself
-        raise InvalidJobError([*faults, Fault("", f"is no JSON: {error}")]) from error
+        raise InvalidJobError([*faults, Problem("", f"is no JSON: {error}")]) from error
     faults += _engine_faults(job)
     if faults:
         raise InvalidJobError(faults)
     return job
 
 
-def faults_of(error: ValidationError) -> list[Fault]:
+def faults_of(error: ValidationError) -> list[Problem]:
     """Every fault that pydantic found, by the path a person would write."""
     by_path: dict[str, list[dict[str, Any]]] = {}
     for details in map(dict, error.errors(include_url=False)):
@@ -133,19 +133,19 @@ def faults_of(error: ValidationError) -> list[Fault]:
         # A field of two forms is told of for both; where one form went beyond its type, that is it.
         further = [d for d in found if d["type"] not in ("int_type", "tuple_type")]
         told_within = any(other.startswith(f"{path}.") for other in by_path)
-        faults += [Fault(path, _problem(d)) for d in further or ([] if told_within else found)]
+        faults += [Problem(path, _problem(d)) for d in further or ([] if told_within else found)]
     return faults
 
 
-def _check_type(document: dict[str, Any]) -> Fault | None:
+def _check_type(document: dict[str, Any]) -> Problem | None:
     training = document.get("training")
     if not isinstance(training, dict):
-        return Fault("training", "is missing; it holds the training type and its options")
+        return Problem("training", "is missing; it holds the training type and its options")
     given = training.get("type")
     if given in list(TrainingType):
         return None
     types = ", ".join(TrainingType)
-    return Fault("training.type", f"{given!r} is no training type; the types are {types}")
+    return Problem("training.type", f"{given!r} is no training type; the types are {types}")
 
 
 # The names of union branches appear in pydantic's paths, not in a person's document.

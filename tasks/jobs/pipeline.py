@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
-from routing.estimate import PUBLISHED, Constants, Estimate
+from routing.estimate import PUBLISHED, Estimate, MemoryModel
 from tasks.jobs.datasets import DataLoaderConfig
 from tasks.jobs.inert_options import Effect, Effects, without_effect
 from tasks.jobs.optimizers import (
@@ -165,7 +165,7 @@ class PipelineConfig(StrictModel):
         """Base learning rate by trained model (``unet``, ``text_encoder``), trained ones only."""
 
     @abstractmethod
-    def estimate(self, constants: Constants = PUBLISHED) -> Estimate:
+    def estimate(self, constants: MemoryModel = PUBLISHED) -> Estimate:
         """The GPU memory this run needs."""
 
     def warnings(self) -> list[str]:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from routing.estimate import PUBLISHED, Constants, Estimate, SdxlShape, estimate_sdxl
+from routing.estimate import PUBLISHED, Estimate, MemoryModel, SdxlShape, estimate_sdxl
 from tasks.jobs.datasets import (
     DreamboothSDDataLoaderConfig,
     ImageCaptionSDDataLoaderConfig,
@@ -135,7 +135,7 @@ class SdxlConfig(PipelineConfig):
 
     def _estimate(
         self,
-        constants: Constants,
+        constants: MemoryModel,
         *,
         trained: float,
         resident_encoders: bool,
@@ -270,7 +270,7 @@ class SdxlLoraConfig(SdxlConfig):
         """The LoRA's alpha: its rank."""
         return float(self.lora_rank_dim)
 
-    def estimate(self, constants: Constants = PUBLISHED) -> Estimate:
+    def estimate(self, constants: MemoryModel = PUBLISHED) -> Estimate:
         """The GPU memory this run needs."""
         # Trained weights for each unit of rank, all default layers of the UNet and both encoders.
         per_rank = 2.9e6 * self.train_unet + 0.9e6 * self.train_text_encoder
@@ -377,7 +377,7 @@ class SdxlTextualInversionConfig(SdxlConfig):
             )
         return found
 
-    def estimate(self, constants: Constants = PUBLISHED) -> Estimate:
+    def estimate(self, constants: MemoryModel = PUBLISHED) -> Estimate:
         """The GPU memory this run needs."""
         vectors = self.num_vectors * (768 + 1280)
         return self._estimate(constants, trained=float(vectors), resident_encoders=True)
@@ -437,7 +437,7 @@ class SdxlFinetuneConfig(SdxlConfig):
             "ema_decay": Effect(self.use_ema, "use_ema is false"),
         }
 
-    def estimate(self, constants: Constants = PUBLISHED) -> Estimate:
+    def estimate(self, constants: MemoryModel = PUBLISHED) -> Estimate:
         """The GPU memory this run needs."""
         return self._estimate(
             constants,

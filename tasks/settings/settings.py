@@ -27,11 +27,11 @@ from pydantic_settings import (
 )
 
 from routing.classes import MemoryClass
-from routing.estimate import PUBLISHED, Constants
+from routing.estimate import PUBLISHED, MemoryModel
 from routing.fair_share import AllTerms, parse_terms
 from routing.prices import parse_prices
 from tasks.calibration import read_calibration
-from tasks.data.read_policy import Access
+from tasks.data.read_policy import ReadPolicy
 from tasks.jobs.invoke_patches import parse_repairs
 
 # What the specification of webhooks asks for.
@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     """The GPUs that may be used, as CUDA itself reads it: indices in the order of `nvidia-smi`, or
     UUIDs, with commas between. Unset: all."""
 
-    calibration: Annotated[Constants | None, NoDecode, BeforeValidator(_calibrated)] = None
+    calibration: Annotated[MemoryModel | None, NoDecode, BeforeValidator(_calibrated)] = None
     """A file that `training-worker calibrate` made: its constants replace the published ones in
     estimates of GPU memory. It counts where jobs are submitted: on the machines that run
     `training-worker submit` and, for a backend's jobs, the CPU workers. Unset: published ones."""
@@ -363,7 +363,7 @@ class Settings(BaseSettings):
         return _listed(self.webhook_secrets.get_secret_value() if self.webhook_secrets else None)
 
     @property
-    def constants(self) -> Constants:
+    def constants(self) -> MemoryModel:
         """What estimates of GPU memory are made with."""
         return self.calibration or PUBLISHED
 
@@ -377,10 +377,10 @@ class Settings(BaseSettings):
         """The store's URL."""
         return self.store_url or (self.home_dir / "store").as_uri()
 
-    def data_access(self) -> Access:
+    def data_access(self) -> ReadPolicy:
         """What data sets may be read."""
         roots = _listed(self.data_roots)
-        return Access(
+        return ReadPolicy(
             roots=roots if roots or self.broker_url else None,
             hosts=frozenset(_listed(self.data_hosts)),
             most_bytes=self.data_max_bytes,

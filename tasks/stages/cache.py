@@ -15,13 +15,13 @@ from tasks.cache.index import owner_of
 from tasks.cache.plan import CacheIndex, CachePlan
 from tasks.dataset import DataSet
 from tasks.errors import BaseModelFilesError
-from tasks.eta.rate_meter import Made, Pace
+from tasks.eta.rate_meter import RateMeter, WorkDone
 from tasks.events import CacheDone, EncoderDigests, Event, PackStored, Progress
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.metrics import CACHE_ENTRIES, Counts
-from tasks.stages.runner import StageContext, StageMoved, StageResult
+from tasks.stages.runner import Rerouted, StageContext, StageResult
 from tasks.stages.trainer_protocol import TrainerRequest
-from tasks.stages.worker_context import Runtime, TrainerInterrupted
+from tasks.stages.worker_context import TrainerInterrupted, WorkerContext
 from tasks.store import cache_index_key
 
 # Some thirty encoder batches: large enough that asking costs nothing, small enough to share.
@@ -41,7 +41,7 @@ def cache(context: StageContext) -> StageResult:
     return StageResult(work.summary(), {"cache_index": key}, made=work.made())
 
 
-def is_cached(runtime: Runtime, config: PipelineConfig, data_set: DataSet) -> bool:
+def is_cached(runtime: WorkerContext, config: PipelineConfig, data_set: DataSet) -> bool:
     """Whether there is nothing to encode for a job, as far as this machine can tell."""
     if not (config.caches_text or config.cache_vae_outputs):
         return True
@@ -72,7 +72,7 @@ def _encoders(context: StageContext) -> EncoderDigests:
     if known is not None:
         return known
     if context.queue == CPU_QUEUE:
-        raise StageMoved(context.record.gpu_queue, "the base model is not known here")
+        raise Rerouted(context.record.gpu_queue, "the base model is not known here")
     request = context.trainer_request(stage="cache")
     answer = _answer(context, request, context.emit, context.stop_requested)
     if answer.encoders is None:
@@ -106,7 +106,7 @@ class _Work:
         self._registry = context.runtime.cache
         self._owner = owner_of(context.job_id, context.attempt)
         self._made: set[str] = set()
-        self._pace = Pace()
+        self._pace = RateMeter()
         self._stored: set[str] = set()
         """Of those that are claimed now."""
         self._claimed: list[str] = []
@@ -118,7 +118,7 @@ class _Work:
         """The pack of each entry, once all are there.
 
         Raises:
-            StageMoved: Something is missing, and this worker has no GPU.
+            Rerouted: Something is missing, and this worker has no GPU.
             TrainerInterrupted: The stage was asked to stop.
         """
         runtime = self._context.runtime
@@ -154,14 +154,14 @@ class _Work:
             counts |= CACHE_ENTRIES.one(kind, "hit", by=len(wanted) - made)
         return counts
 
-    def made(self) -> Made:
+    def made(self) -> WorkDone:
         """How many entries, and what each took."""
-        return Made(len(self._made), self._pace.unit_s)
+        return WorkDone(len(self._made), self._pace.unit_s)
 
     def _make(self, missing: list[str]) -> None:
         """Make what can be claimed of it, or wait a moment for those who make it."""
         if self._context.queue == CPU_QUEUE:
-            raise StageMoved(self._context.record.gpu_queue, f"{len(missing)} entries are missing")
+            raise Rerouted(self._context.record.gpu_queue, f"{len(missing)} entries are missing")
         self._total = max(self._total, len(self._made) + len(missing))
         self._claimed = self._registry.claim(missing, self._owner, _CLAIMED_AT_ONCE)
         if not self._claimed:

@@ -6,7 +6,7 @@ from celery.result import denied_join_result
 
 from routing.queues import stage_queue
 from tasks.contract import STAGES, task_name
-from tasks.state.record import VERSION, VERSION_HEADER, JobHead
+from tasks.state.record import VERSION, VERSION_HEADER, JobSummary
 
 
 def job_chain(
@@ -35,7 +35,7 @@ def job_chain(
     )
 
 
-def send_rest(app: Celery, record: JobHead) -> None:
+def send_rest(app: Celery, record: JobSummary) -> None:
     """Send a job's chain from the stage it waits for on, under the id that its sender waits for.
 
     A chain that is sent twice does no harm, since a stage begins once.

@@ -21,7 +21,7 @@ T = TypeVar("T")
 _PAUSE_S = 2.0
 
 
-class Outbox:
+class EventBuffer:
     """Tells the job's record and its readers, now or when the broker is back.
 
     Args:

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from routing.queues import CPU_QUEUE
 from tasks.base_models.check import check_base_model
 from tasks.data.ingest import ingest
-from tasks.data.read_policy import Access
+from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
 from tasks.data.uploads import StoredUploads
 from tasks.data.validation import Report, check_data_set
 from tasks.errors import BaseModelError, DataSetError
-from tasks.eta.rate_meter import Made
+from tasks.eta.rate_meter import WorkDone
 from tasks.events import DataSetChecked, Note, Progress
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.stages.cache import is_cached
@@ -72,7 +72,7 @@ class _Watch:
             self._context.emit(progress)
 
 
-def access_of(context: StageContext) -> Access:
+def access_of(context: StageContext) -> ReadPolicy:
     """What this job may read: less than others where a tenant's key sent it."""
     reads = context.record.refs.get(READS)
     access = context.runtime.access
@@ -115,4 +115,4 @@ def prepare(context: StageContext) -> StageResult:
         # No GPU is needed to find that out again.
         refs[NEXT_QUEUE] = CPU_QUEUE
     pictures = len(data_set.samples)
-    return StageResult(f"{pictures} pictures: {counts}", refs, made=Made(pictures))
+    return StageResult(f"{pictures} pictures: {counts}", refs, made=WorkDone(pictures))

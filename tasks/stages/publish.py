@@ -3,7 +3,7 @@
 import json
 from datetime import UTC, datetime
 
-from tasks.eta.rate_meter import Made
+from tasks.eta.rate_meter import WorkDone
 from tasks.events import Artifact
 from tasks.metrics import PUBLISHED_BYTES
 from tasks.schemas.documents import Engine, GpuMemory, Manifest, Published
@@ -41,7 +41,7 @@ def publish(context: StageContext) -> StageResult:
         f"{len(manifest['files'])} files",
         {"manifest": manifest_key},
         published.model_dump(mode="json"),
-        Made(1),
+        WorkDone(1),
     )
 
 

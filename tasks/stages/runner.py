@@ -17,14 +17,14 @@ from routing.engines import DIFFUSERS
 from routing.queues import CPU_QUEUE, gpu_queue
 from tasks.contract import STAGES
 from tasks.errors import CancelledJobError, ErrorCode, JobError
-from tasks.eta.rate_meter import Made
+from tasks.eta.rate_meter import WorkDone
 from tasks.events import CacheDone, Event, Note, TrainDone
 from tasks.metrics import ENLARGEMENTS, STAGE_FAILURES
-from tasks.stages.event_buffer import Outbox
+from tasks.stages.event_buffer import EventBuffer
 from tasks.stages.telemetry import Telemetry
 from tasks.stages.trainer_protocol import TrainerRequest
-from tasks.stages.worker_context import GpuUnfit, Runtime, TrainerInterrupted
-from tasks.state.job_store import BeginOutcome
+from tasks.stages.worker_context import GpuUnhealthy, TrainerInterrupted, WorkerContext
+from tasks.state.job_store import StartOutcome
 from tasks.state.record import (
     NEXT_QUEUE,
     VERSION,
@@ -70,7 +70,7 @@ class StageResult:
     summary: str
     refs: dict[str, str] = field(default_factory=dict)
     result: dict[str, Any] | None = None
-    made: Made = field(default_factory=Made)
+    made: WorkDone = field(default_factory=WorkDone)
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ class StageContext:
     stage: str
     attempt: int
     record: JobRecord
-    runtime: Runtime
+    runtime: WorkerContext
     draining: Callable[[], bool]
     queue: str
-    outbox: Outbox
+    outbox: EventBuffer
     telemetry: Telemetry
 
     @property
@@ -110,7 +110,7 @@ class StageContext:
         refs: dict[str, str] | None = None,
         then: Callable[[], None] | None = None,
     ) -> None:
-        """Tell the job's readers something, now or when the broker is back; see ``Outbox.put``.
+        """Tell the job's readers something, now or when the broker is back; see ``EventBuffer.put``.
 
         Raises:
             SupersededError: Another start of this stage has taken over.
@@ -187,11 +187,11 @@ class StageBody(Protocol):
         ...
 
 
-class StageReleased(Exception):  # noqa: N818 - an outcome, not an error
+class Requeued(Exception):  # noqa: N818 - an outcome, not an error
     """The worker is going away: the message goes back, and another start goes on from here."""
 
 
-class StageMoved(Exception):  # noqa: N818 - an outcome, not an error
+class Rerouted(Exception):  # noqa: N818 - an outcome, not an error
     """The stage must be done elsewhere: its message goes to another queue."""
 
     def __init__(self, queue: str, reason: str) -> None:
@@ -199,11 +199,11 @@ class StageMoved(Exception):  # noqa: N818 - an outcome, not an error
         self.queue, self.reason = queue, reason
 
 
-class StageDropped(Exception):  # noqa: N818 - an outcome, not an error
+class Discarded(Exception):  # noqa: N818 - an outcome, not an error
     """The message is not to be worked on: a duplicate, or one of a job that is over."""
 
 
-class StagePassedOn(StageDropped):
+class DeferredToNewerWorker(Discarded):
     """The same, since the job is for workers of a newer version."""
 
 
@@ -212,15 +212,15 @@ def run_stage(
     body: StageBody,
     job_id: str,
     delivery: Delivery,
-    runtime: Runtime,
+    runtime: WorkerContext,
     draining: Callable[[], bool],
 ) -> StageEnd:
     """Start a stage and see it to an end.
 
     Raises:
-        StageDropped: There is nothing to do for this message.
-        StageReleased: The worker is going away; hand the message back.
-        StageMoved: Send the message to another queue.
+        Discarded: There is nothing to do for this message.
+        Requeued: The worker is going away; hand the message back.
+        Rerouted: Send the message to another queue.
         redis.RedisError: The broker is away; hand the message back, and whoever gets it next goes
             on from the last checkpoint.
         JobError: The stage failed, and the job with it.
@@ -236,23 +236,23 @@ def run_stage(
         again_in_s=runtime.backoff.delay_s(0),
     )
     runtime.dispatch()  # the queue has room for another one
-    if outcome == BeginOutcome.DONE:
+    if outcome == StartOutcome.DONE:
         return StageEnd({"job_id": job_id, "stage": stage}, state.next_queue(job_id))
-    if outcome in (BeginOutcome.NEWER, BeginOutcome.STILL_NEWER):
+    if outcome in (StartOutcome.NEWER, StartOutcome.STILL_NEWER):
         told = f"{stage} waits for a worker of a newer version than {VERSION}"
-        if outcome == BeginOutcome.NEWER:
+        if outcome == StartOutcome.NEWER:
             logger.warning("%s", told, extra={"job": job_id, "stage": stage})
-        raise StagePassedOn(told)
+        raise DeferredToNewerWorker(told)
     if begun is None:
         head = state.head(job_id)
-        if outcome == BeginOutcome.EXHAUSTED and runtime.trace is not None:
+        if outcome == StartOutcome.EXHAUSTED and runtime.trace is not None:
             ended_at = head.updated_at.timestamp()
             runtime.trace([job_span(head, head.status, ended_at, head.error_code)])
         failure = head.failure()
         if failure is not None:
             raise failure  # whoever waits for the result of this very message hears of it, too
-        raise StageDropped(f"{stage} of job {job_id} is {outcome}")
-    outbox = Outbox(state, job_id, attempt)
+        raise Discarded(f"{stage} of job {job_id} is {outcome}")
+    outbox = EventBuffer(state, job_id, attempt)
     telemetry = Telemetry(begun, stage, delivery.queue, runtime.memory_class, outbox, runtime.trace)
     context = StageContext(
         stage, attempt, begun, runtime, draining, delivery.queue, outbox, telemetry
@@ -261,7 +261,7 @@ def run_stage(
     try:
         return _ended(context, body, time.monotonic())
     except SupersededError as error:
-        raise StageDropped(str(error)) from error
+        raise Discarded(str(error)) from error
     finally:
         shutil.rmtree(context.scratch_dir, ignore_errors=True)
 
@@ -273,7 +273,7 @@ def _ended(context: StageContext, body: StageBody, started: float) -> StageEnd:
     own = queue_of(context.stage, context.record.gpu_queue, context.record.refs.get(NEXT_QUEUE))
     if context.queue != own:
         # Made up, or left from before: whoever may write to one queue does not choose the GPU.
-        raise _move(context, StageMoved(own, f"its message came by {context.queue}"), {})
+        raise _move(context, Rerouted(own, f"its message came by {context.queue}"), {})
     try:
         if context.queue != CPU_QUEUE:
             context.runtime.check_gpu(context.record.estimate.needed_gib)
@@ -281,10 +281,10 @@ def _ended(context: StageContext, body: StageBody, started: float) -> StageEnd:
     except TrainerInterrupted:
         note = Note(level="info", message=f"{worker} stops; {context.stage} waits")
         result = _interrupted(context, note)
-    except GpuUnfit as unfit:
+    except GpuUnhealthy as unfit:
         message = f"{context.stage} waits for another GPU than that of {worker}: {unfit}"
         result = _interrupted(context, Note(level="warning", message=message))
-    except StageMoved as moved:
+    except Rerouted as moved:
         raise _move(context, moved, {f"ref:{NEXT_QUEUE}": moved.queue}) from None
     except (redis.RedisError, SupersededError):
         raise  # nothing can be written, and the job is not to blame
@@ -373,7 +373,7 @@ def _failed(context: StageContext, error: JobError) -> Exception:
     if error.code == ErrorCode.OUT_OF_MEMORY and not context.record.enlarged:
         larger = context.runtime.next_larger_class(context.record.job.engine)
         if larger is not None:
-            moved = StageMoved(gpu_queue(larger, context.record.job.engine), error.message)
+            moved = Rerouted(gpu_queue(larger, context.record.job.engine), error.message)
             context.telemetry.count(ENLARGEMENTS.one(moved.queue))
             fields = {"gpu_queue": moved.queue, "reason": error.message, "enlarged": "1"}
             return _move(context, moved, {**fields, f"ref:{NEXT_QUEUE}": moved.queue})
@@ -384,13 +384,13 @@ def _failed(context: StageContext, error: JobError) -> Exception:
         told = f"{error.message}; try {tries + 1} of {backoff.tries} in {delay_s:.0f} s"
         note = Note(level="warning", message=f"{context.stage}: {told}")
         if _release(context, "retried", note, {"tries": str(tries + 1)}, delay_s):
-            return StageDropped(told)
+            return Discarded(told)
         return _cancelled(context)
     logger.warning("%s ends the job: %s", context.stage, error, extra=extra)
     return _end(context, error)
 
 
-def _move(context: StageContext, moved: StageMoved, fields: dict[str, str]) -> Exception:
+def _move(context: StageContext, moved: Rerouted, fields: dict[str, str]) -> Exception:
     note = Note(level="info", message=f"{context.stage} moves to {moved.queue}: {moved.reason}")
     return moved if _release(context, "moved", note, fields) else _cancelled(context)
 
@@ -404,7 +404,7 @@ def _interrupted(context: StageContext, note: Note) -> StageResult:
     if _release(context, "handed_back", note):
         extra = {"job": context.job_id, "stage": context.stage}
         logger.info("%s goes back to its queue", context.stage, extra=extra)
-        raise StageReleased(f"{context.stage} of job {context.job_id}")
+        raise Requeued(f"{context.stage} of job {context.job_id}")
     record = context.runtime.state.get(context.job_id)
     if record.saves and context.stage == "train" and "checkpoints" in record.refs:
         return StageResult("cancelled; what there is is published")
@@ -447,7 +447,7 @@ def _release(
         return False
     context.telemetry.ended(outcome)
     if status == JobStatus.PAUSED:
-        raise StageDropped(f"job {job_id} is paused")
+        raise Discarded(f"job {job_id} is paused")
     return True
 
 

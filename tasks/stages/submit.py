@@ -6,9 +6,9 @@ from typing import Any
 from uuid import uuid4
 
 from tasks.contract import job_id_of
-from tasks.errors import Fault, InvalidJobError
+from tasks.errors import InvalidJobError, Problem
 from tasks.jobs.job import TrainingJob, parse_job
-from tasks.state.job_store import Admission, JobState
+from tasks.state.job_store import DispatchOutcome, JobState
 from tasks.state.record import UnreadableJobError
 
 _SCHEMA_VERSION: int = TrainingJob.model_fields["schema_version"].default
@@ -40,7 +40,7 @@ def newer_than_known(document: Any) -> bool:
 
 def admit(
     document: Any, state: JobState, result_id: str, refs: Mapping[str, str] | None = None
-) -> tuple[str, TrainingJob, Admission]:
+) -> tuple[str, TrainingJob, DispatchOutcome]:
     """Check and record a job, and let it begin or wait.
 
     Args:
@@ -61,11 +61,11 @@ def admit(
     job = parse_job(document)
     job_id, ready = resolved(job)
     admission = state.create(job_id, ready, result_id, refs)
-    if admission != Admission.KNOWN:
+    if admission != DispatchOutcome.KNOWN:
         return job_id, ready, admission
     head = state.head(job_id)
     # The very same message may come twice; the job is to have its result.
-    again = Admission.WAITS if head.result_id == result_id else Admission.KNOWN
+    again = DispatchOutcome.WAITS if head.result_id == result_id else DispatchOutcome.KNOWN
     try:
         record = state.get(job_id)
     except UnreadableJobError:
@@ -76,8 +76,8 @@ def admit(
             update={"training": ready.training.model_copy(update={"seed": known.training.seed})}
         )
     if ready != known:
-        fault = Fault("id", f"{job_id} is the id of another job; leave it out or choose another")
+        fault = Problem("id", f"{job_id} is the id of another job; leave it out or choose another")
         raise InvalidJobError([fault])
     if record.in_lane or record.stages or record.status.ended:
         return job_id, known, again
-    return job_id, known, Admission.GOES
+    return job_id, known, DispatchOutcome.GOES

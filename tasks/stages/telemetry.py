@@ -20,7 +20,7 @@ from tasks.metrics import (
     Counts,
     class_label,
 )
-from tasks.stages.event_buffer import Outbox
+from tasks.stages.event_buffer import EventBuffer
 from tasks.state.record import JobRecord
 from tasks.tracing.spans import ROOT, Span, Trace, job_span
 
@@ -56,7 +56,7 @@ class Telemetry:
         stage: str,
         queue: str,
         memory_class: MemoryClass | None,
-        outbox: Outbox,
+        outbox: EventBuffer,
         trace: Trace | None,
     ) -> None:
         self._record, self._stage, self._queue = record, stage, queue

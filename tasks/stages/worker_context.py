@@ -9,8 +9,8 @@ from typing import Literal, Protocol
 from routing.classes import MemoryClass
 from routing.engines import Engine
 from tasks.cache.index import CacheRegistry
-from tasks.data.read_policy import Access
-from tasks.eta.rate_meter import Made
+from tasks.data.read_policy import ReadPolicy
+from tasks.eta.rate_meter import WorkDone
 from tasks.events import CacheDone, Event, TrainDone
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.state.job_store import JobState
@@ -59,7 +59,7 @@ class TrainerInterrupted(Exception):  # noqa: N818 - an outcome, not an error
     """The trainer stopped as it was asked to; its last checkpoint was told as an event."""
 
 
-class GpuUnfit(Exception):  # noqa: N818 - an outcome, not an error
+class GpuUnhealthy(Exception):  # noqa: N818 - an outcome, not an error
     """The worker's GPU cannot take the job now: another worker's may."""
 
 
@@ -82,7 +82,7 @@ class Backoff:
 
 
 @dataclass(frozen=True)
-class Runtime:
+class WorkerContext:
     """One worker process's means.
 
     Attributes:
@@ -92,7 +92,7 @@ class Runtime:
         next_larger_class: The next class above this worker's own that a live worker with this
             engine has, for a job that ran out of GPU memory here.
         check_gpu: Asked before each stage that needs the GPU, with the GiB it needs; raises
-            ``GpuUnfit``.
+            ``GpuUnhealthy``.
         dispatch: Lets waiting jobs take the room that there is; see ``tasks/state/tenant_queues.py``.
         newest_versions: Queue to the newest version of the program that a live worker of it is of.
         learn: Told of each stage that is done; see ``Durations.record``.
@@ -104,7 +104,7 @@ class Runtime:
     cache: CacheRegistry
     store: Store
     trainer: Trainer
-    access: Access
+    access: ReadPolicy
     downloads_dir: Path
     scratch_dir: Path
     worker: str
@@ -114,6 +114,8 @@ class Runtime:
     check_gpu: Callable[[float], None] = lambda needed_gib: None
     dispatch: Callable[[], object] = lambda: None
     newest_versions: Callable[[], dict[str, int]] = dict
-    learn: Callable[[JobRecord, str, StageRecord, Made], None] = lambda job, stage, done, made: None
+    learn: Callable[[JobRecord, str, StageRecord, WorkDone], None] = lambda job, stage, done, made: (
+        None
+    )
     memory_class: MemoryClass | None = None
     trace: Trace | None = None

@@ -8,20 +8,20 @@ from redis import Redis
 from tasks.errors import ErrorCode, JobError, cancelled_message
 from tasks.events import Event, JobEnded, Note
 from tasks.state import control_scripts, job_scripts
-from tasks.state.job_store import Admission, JobState, keys_of
+from tasks.state.job_store import DispatchOutcome, JobState, keys_of
 from tasks.state.record import (
     NEXT_QUEUE,
     VERSION,
-    JobHead,
     JobRecord,
     JobStatus,
+    JobSummary,
     UnknownJobError,
     queue_of,
 )
 from tasks.state.workers import newest_versions
 
 
-class NotNowError(JobError):
+class InvalidStateError(JobError):
     """A job is not where this can be done to it."""
 
     def __init__(self, job_id: str, status: str, wanted: str) -> None:
@@ -72,12 +72,12 @@ class JobControl:
 
         Raises:
             UnknownJobError: There is no such job.
-            NotNowError: It is over, or being cancelled.
+            InvalidStateError: It is over, or being cancelled.
         """
         note = Note(level="info", message="somebody paused the job")
         status = JobStatus(self._run(self._pause, job_id, note))
         if status not in (JobStatus.PAUSING, JobStatus.PAUSED):
-            raise NotNowError(job_id, status, "waiting or running")
+            raise InvalidStateError(job_id, status, "waiting or running")
         return status
 
     def resume(self, job_id: str) -> bool:
@@ -89,7 +89,7 @@ class JobControl:
 
         Raises:
             UnknownJobError: There is no such job.
-            NotNowError: It is not paused.
+            InvalidStateError: It is not paused.
         """
         return self._reopened(job_id, JobStatus.PAUSED, "somebody resumed the job")
 
@@ -101,7 +101,7 @@ class JobControl:
 
         Raises:
             UnknownJobError: There is no such job.
-            NotNowError: It has not failed.
+            InvalidStateError: It has not failed.
         """
         return self._reopened(job_id, JobStatus.FAILED, "somebody replayed the job")
 
@@ -114,16 +114,16 @@ class JobControl:
         """Take a job off the list of the dead.
 
         Raises:
-            NotNowError: It is not on it.
+            InvalidStateError: It is not on it.
         """
         if not self._redis.zrem(job_scripts.DEAD, job_id):
-            raise NotNowError(job_id, "not", "on the list of the dead")
+            raise InvalidStateError(job_id, "not", "on the list of the dead")
 
     def in_flight(self) -> list[JobRecord]:
         """The jobs that have a message, or should have one, and those whose stage runs."""
         return self._state.get_all(self._ids_in_flight())
 
-    def heads_in_flight(self) -> list[JobHead]:
+    def heads_in_flight(self) -> list[JobSummary]:
         """What every version can read of them."""
         return self._state.heads(self._ids_in_flight())
 
@@ -133,7 +133,7 @@ class JobControl:
         args: list[str | int] = [self._ttl_s, attempt, stage, note.model_dump_json()]
         return bool(self._requeue(keys=keys_of(job_id), args=args))
 
-    def take_due(self) -> list[JobHead]:
+    def take_due(self) -> list[JobSummary]:
         """The jobs whose next try is due; each is given out once, for the caller to send.
 
         Those that are for newer workers than there are wait on.
@@ -172,9 +172,9 @@ class JobControl:
         answer = self._resume(keys=keys_of(job_id), args=args)
         if answer == "unknown":
             raise UnknownJobError(job_id)
-        if answer not in (*Admission, JobStatus.PAUSING):
-            raise NotNowError(job_id, answer, status)
-        return bool(answer == Admission.GOES)
+        if answer not in (*DispatchOutcome, JobStatus.PAUSING):
+            raise InvalidStateError(job_id, answer, status)
+        return bool(answer == DispatchOutcome.GOES)
 
     def _run(self, script: Any, job_id: str, event: Event, *more: str | int) -> str:
         args = [self._ttl_s, event.model_dump_json(), *more]

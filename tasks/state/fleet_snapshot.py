@@ -17,7 +17,7 @@ from tasks.metrics import UNREAD
 from tasks.state.job_scripts import DEAD, DUE, IN_FLIGHT, LANES, LANES_SINCE, UNTOLD
 from tasks.state.job_store import keys_of
 from tasks.state.record import NEXT_QUEUE, waiting_queue
-from tasks.state.workers import Presence, live_workers
+from tasks.state.workers import WorkerInfo, live_workers
 
 _FIELDS = ("status", "stage", "stage_state", "gpu_queue", "tenant", "updated_at")
 Place = tuple[str, str]
@@ -33,7 +33,7 @@ class Running:
 
 
 @dataclass(frozen=True)
-class Standing:
+class FleetSnapshot:
     """How a fleet stands.
 
     Attributes:
@@ -56,14 +56,14 @@ class Standing:
     due: int
     dead: int
     untold: int
-    workers: Mapping[str, Presence]
+    workers: Mapping[str, WorkerInfo]
 
     def waits_s(self, place: Place) -> float:
         """How long the oldest job there waits."""
         return max(0.0, self.now - self.since.get(place, self.now))
 
 
-def standing(client: Redis) -> Standing:
+def standing(client: Redis) -> FleetSnapshot:
     """How the fleet stands now.
 
     Args:
@@ -82,7 +82,7 @@ def standing(client: Redis) -> Standing:
     lanes = [(q, t) for q, tenants in zip(ALL_QUEUES, queues[1::2], strict=True) for t in tenants]
     waiting, since = _in_lanes(client, lanes)
     running = _in_flight(client, job_ids, lengths, waiting, since)
-    return Standing(
+    return FleetSnapshot(
         waiting=waiting,
         since=since,
         now=seconds + micros / 1e6,

@@ -20,7 +20,7 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
-from routing.estimate import PUBLISHED, Constants
+from routing.estimate import PUBLISHED, MemoryModel
 from routing.queues import stage_queue
 from tasks.contract import EVENT_FIELD, STAGES, events_key, record_key
 from tasks.errors import DEAD_CODES, ErrorCode, JobError
@@ -31,9 +31,9 @@ from tasks.state import job_scripts
 from tasks.state.record import (
     NEXT_QUEUE,
     VERSION,
-    JobHead,
     JobRecord,
     JobStatus,
+    JobSummary,
     StageRecord,
     SupersededError,
     UnknownJobError,
@@ -53,7 +53,7 @@ _MAX_STARTS = 5
 _RETRY_PAUSE_S = 0.5
 
 
-class BeginOutcome(StrEnum):
+class StartOutcome(StrEnum):
     """What a stage that wants to begin is told."""
 
     BEGUN = "begun"
@@ -74,7 +74,7 @@ class BeginOutcome(StrEnum):
     """The same, and the job's readers were told before."""
 
 
-class Admission(StrEnum):
+class DispatchOutcome(StrEnum):
     """What became of a job that wants to begin or go on."""
 
     KNOWN = "known"
@@ -94,7 +94,7 @@ class JobState:
         constants: What the jobs that are recorded here are routed with.
     """
 
-    def __init__(self, client: "Redis", ttl: timedelta, constants: Constants = PUBLISHED) -> None:
+    def __init__(self, client: "Redis", ttl: timedelta, constants: MemoryModel = PUBLISHED) -> None:
         self._constants = constants
         self._redis = client
         self._ttl_s = int(ttl.total_seconds())
@@ -112,7 +112,7 @@ class JobState:
         job: TrainingJob,
         result_id: str,
         refs: Mapping[str, str] | None = None,
-    ) -> Admission:
+    ) -> DispatchOutcome:
         """Record a checked job, and let it begin or wait."""
         route = job.route(self._constants)
         fields = {
@@ -134,7 +134,7 @@ class JobState:
         }
         event = JobAccepted(queue=route.gpu_queue, reason=route.reason)
         args = self._args(event.model_dump_json(), stage_queue(STAGES[0], ""), fields=fields)
-        return Admission(self._create(keys=keys_of(job_id), args=args))
+        return DispatchOutcome(self._create(keys=keys_of(job_id), args=args))
 
     def get(self, job_id: str) -> JobRecord:
         """All that is known of a job.
@@ -151,7 +151,7 @@ class JobState:
         """Those of the jobs that there are, without those that this version cannot read."""
         return _readable(record_of, self._fields(job_ids))
 
-    def head(self, job_id: str) -> JobHead:
+    def head(self, job_id: str) -> JobSummary:
         """What every version can read of a job.
 
         Raises:
@@ -162,7 +162,7 @@ class JobState:
             return head_of(found, fields)
         raise UnknownJobError(job_id)
 
-    def heads(self, job_ids: Sequence[str]) -> list[JobHead]:
+    def heads(self, job_ids: Sequence[str]) -> list[JobSummary]:
         """The same of those of the jobs that there are."""
         return _readable(head_of, self._fields(job_ids))
 
@@ -229,7 +229,7 @@ class JobState:
         tag: str,
         version: int = 1,
         again_in_s: float = 10.0,
-    ) -> tuple[BeginOutcome, int, JobRecord | None]:
+    ) -> tuple[StartOutcome, int, JobRecord | None]:
         """Ask to begin a stage.
 
         Args:
@@ -268,8 +268,8 @@ class JobState:
         answer = self._begin(keys=keys_of(job_id), args=args)
         if answer[0] == "unknown":
             raise UnknownJobError(job_id)
-        outcome = BeginOutcome(answer[0])
-        if outcome != BeginOutcome.BEGUN:
+        outcome = StartOutcome(answer[0])
+        if outcome != StartOutcome.BEGUN:
             return outcome, 0, None
         attempt = int(answer[1])
         try:
@@ -351,7 +351,7 @@ class JobState:
         answer = self._finish_stage(keys=keys_of(job_id), args=args)
         if answer == "superseded":
             raise SupersededError(job_id, attempt)
-        return bool(answer == Admission.GOES)
+        return bool(answer == DispatchOutcome.GOES)
 
     def release(
         self,

@@ -60,7 +60,7 @@ class StageRecord(StrictModel):
     summary: str | None = None
 
 
-class JobHead(StrictModel):
+class JobSummary(StrictModel):
     """What every version can read of a job, whatever the job is: enough to send it on."""
 
     id: str
@@ -106,7 +106,7 @@ class JobHead(StrictModel):
         return JobError(self.error or "", self.error_code, self.error_stage or self.stage)
 
 
-class JobRecord(JobHead):
+class JobRecord(JobSummary):
     """All that is known of a job."""
 
     job: TrainingJob
@@ -147,14 +147,14 @@ class UnreadableJobError(JobError):
         super().__init__(told)
 
 
-def head_of(job_id: str, fields: Mapping[str, str]) -> JobHead:
+def head_of(job_id: str, fields: Mapping[str, str]) -> JobSummary:
     """What the fields of a job's hash say of it, whatever the job is.
 
     Raises:
         UnreadableJobError: They do not say it.
     """
     try:
-        return JobHead.model_validate(_head(job_id, fields))
+        return JobSummary.model_validate(_head(job_id, fields))
     except (ValueError, KeyError, TypeError) as error:
         raise UnreadableJobError(job_id, _version_in(fields), _brief(error)) from error
 

@@ -14,13 +14,13 @@ from typing import Any, cast
 from kombu.exceptions import OperationalError
 from redis import Redis, RedisError
 
-from routing.fair_share import ROOM, AllTerms, Terms, next_tenant
+from routing.fair_share import ROOM, AllTerms, TenantShare, next_tenant
 from tasks.errors import JobError
 from tasks.state.control_scripts import TAKE_TURN, TURNS
 from tasks.state.job_scripts import FLEET, IN_FLIGHT, LANES
-from tasks.state.job_store import Admission, paired
-from tasks.state.record import JobHead, JobRecord, head_of
-from tasks.state.workers import Presence
+from tasks.state.job_store import DispatchOutcome, paired
+from tasks.state.record import JobRecord, JobSummary, head_of
+from tasks.state.workers import WorkerInfo
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 _GONE = "gone"
 
 
-class Lanes:
+class TenantQueues:
     """Lets waiting jobs go, and tells who waits.
 
     Args:
@@ -38,7 +38,7 @@ class Lanes:
     """
 
     def __init__(
-        self, client: Redis, ttl: timedelta, send: Callable[[JobHead], None] = lambda _: None
+        self, client: Redis, ttl: timedelta, send: Callable[[JobSummary], None] = lambda _: None
     ) -> None:
         self._redis, self._send = client, send
         self._ttl_s = int(ttl.total_seconds())
@@ -61,7 +61,7 @@ class Lanes:
             logger.warning("jobs wait on: %s", error)
         return sent
 
-    def note_fleet(self, workers: Iterable[Presence], terms: AllTerms, life: timedelta) -> None:
+    def note_fleet(self, workers: Iterable[WorkerInfo], terms: AllTerms, life: timedelta) -> None:
         """Note what the live workers have room for, and what tenants get.
 
         Args:
@@ -80,7 +80,7 @@ class Lanes:
                 pipe.pexpire(FLEET, life)
             pipe.execute()
 
-    def terms(self) -> dict[str, Terms]:
+    def terms(self) -> dict[str, TenantShare]:
         """What tenants get, as a live worker noted it."""
         return _terms_in(cast("dict[str, str]", self._redis.hgetall(FLEET)))
 
@@ -104,7 +104,7 @@ class Lanes:
         lane = _lane_of(record.waiting_in or "", record.job.tenant)
         return cast("int | None", self._redis.zrank(lane, record.id))
 
-    def _take_next(self) -> JobHead | None:
+    def _take_next(self) -> JobSummary | None:
         """The job that leaves its lane now; None where none does."""
         while turns := self._turns():
             queues, tenants, fleet = turns
@@ -118,7 +118,7 @@ class Lanes:
                 # touch, such as '', would be refused.
                 lane = _lane_of(queue, tenant)
                 answer, *job = self._take_turn(keys=[lane, lane], args=args)
-                if answer == Admission.GOES:
+                if answer == DispatchOutcome.GOES:
                     return head_of(job[0], paired(json.loads(job[1])))
                 if answer == _GONE:
                     break
@@ -137,9 +137,9 @@ def _lane_of(queue: str, tenant: str) -> str:
     return f"{LANES}:{queue}:{tenant}"
 
 
-def _terms_in(fleet: Mapping[str, str]) -> dict[str, Terms]:
+def _terms_in(fleet: Mapping[str, str]) -> dict[str, TenantShare]:
     limits = {k.partition(":")[2]: v for k, v in fleet.items() if k.startswith("limit:")}
     return {
-        tenant: Terms(float(fleet[f"weight:{tenant}"]), int(limit) if limit else None)
+        tenant: TenantShare(float(fleet[f"weight:{tenant}"]), int(limit) if limit else None)
         for tenant, limit in limits.items()
     }

@@ -23,7 +23,7 @@ _REMEDIES: dict[Engine, str] = {
 }
 
 
-class GpuFigures(StrictModel):
+class GpuStats(StrictModel):
     """What the driver told of a GPU a moment ago.
 
     Attributes:
@@ -39,7 +39,7 @@ class GpuFigures(StrictModel):
     temperature_c: int | None = None
 
 
-class Presence(StrictModel):
+class WorkerInfo(StrictModel):
     """A worker.
 
     Attributes:
@@ -65,10 +65,10 @@ class Presence(StrictModel):
     gpu_mib: int = 0
     quarantined: str | None = None
     engines: tuple[Engine, ...] = (DIFFUSERS,)
-    figures: GpuFigures | None = None
+    figures: GpuStats | None = None
 
 
-class PresenceNote:
+class WorkerHeartbeat:
     """A worker's own note that it is there.
 
     Args:
@@ -83,9 +83,9 @@ class PresenceNote:
         self,
         client: Redis,
         worker: str,
-        presence: Presence,
+        presence: WorkerInfo,
         life: timedelta,
-        figures: Callable[[], GpuFigures | None] = lambda: None,
+        figures: Callable[[], GpuStats | None] = lambda: None,
     ) -> None:
         self._redis, self._key, self._life = client, f"{_PREFIX}{worker}", life
         self._presence, self._figures = presence, figures
@@ -112,7 +112,7 @@ class PresenceNote:
         self._redis.delete(self._key)
 
 
-def live_workers(client: Redis) -> dict[str, Presence]:
+def live_workers(client: Redis) -> dict[str, WorkerInfo]:
     """The workers that are there, by name."""
     names = sorted(cast("set[str]", client.smembers(_NAMES)))
     keys = [f"{_PREFIX}{name}" for name in names]
@@ -154,9 +154,9 @@ def why_unserved(client: Redis, queue: str) -> str | None:
     return found + _REMEDIES.get(engine_of(queue), "")
 
 
-def _read(name: str, note: str) -> Presence | None:
+def _read(name: str, note: str) -> WorkerInfo | None:
     try:
-        return Presence.model_validate_json(note)
+        return WorkerInfo.model_validate_json(note)
     except ValidationError:
         logger.warning("worker %s notes itself in a form of another version; left out", name)
         return None

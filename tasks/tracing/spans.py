@@ -9,7 +9,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from tasks.state.record import JobHead
+from tasks.state.record import JobSummary
 
 ROOT = ""
 """The path of the job's own span."""
@@ -64,7 +64,7 @@ def span_id(job_id: str, path: str) -> int:
     return _number(f"span {job_id} {path}", 8)
 
 
-def job_span(head: JobHead, status: str, ended_at: float, error: str | None) -> Span:
+def job_span(head: JobSummary, status: str, ended_at: float, error: str | None) -> Span:
     """A job's own span, the root of its trace."""
     attributes: dict[str, str | int | float] = {
         "training.job.id": head.id,

@@ -19,7 +19,7 @@ from console.app import make_app
 from console.services.service import Service
 from tasks.events import Artifact, ValidationImages
 from tasks.settings.settings import Settings
-from tasks.state.job_store import BeginOutcome, JobState
+from tasks.state.job_store import JobState, StartOutcome
 from tasks.state.record import StageRecord
 from tasks.store import Store
 from tests.waiting import wait_until
@@ -43,7 +43,7 @@ class Console:
     def stage(self, job_id: str, stage: str, refs: dict[str, str], **result: Any) -> None:
         """Let a job's stage begin and end, as a worker does."""
         outcome, attempt, _ = self.state.begin(job_id, stage, worker="w", queue="q", tag="t")
-        assert outcome == BeginOutcome.BEGUN
+        assert outcome == StartOutcome.BEGUN
         done = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0, seconds=1)
         self.state.finish_stage(job_id, attempt, stage, done, refs, result or None)
 

@@ -11,7 +11,7 @@ from console.app import make_app
 from console.security_headers import Guard
 from console.services.service import Service
 from console.services.sessions import COOKIE
-from tasks.api_keys import Accounts
+from tasks.api_keys import ApiKeys
 from tasks.settings.settings import Settings
 from tests.console.conftest import PNG, Console, Served, job
 from worker.local.embedded_broker import EmbeddedBroker
@@ -48,7 +48,7 @@ def test_what_is_no_key_is_refused(anyone: httpx2.Client, header: str) -> None:
 
 
 def test_a_revoked_key_is_worth_nothing_at_once(console: Console, anyone: httpx2.Client) -> None:
-    accounts = Accounts(console.settings.api_keys_file)
+    accounts = ApiKeys(console.settings.api_keys_file)
     key = accounts.add("passing", "acme")
     headers = {"Authorization": f"Bearer {key}"}
     assert anyone.get("/v1/jobs", headers=headers).status_code == 200

@@ -14,7 +14,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tasks.state.job_store import connect
-from tasks.state.workers import Presence, PresenceNote
+from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tests.integration.browsers import (
     chromium,
     field,
@@ -239,11 +239,11 @@ def test_the_fleet_shows_each_gpu_and_why_one_is_quarantined(page: Page, fleet: 
     url = find_running(fleet.home)
     assert url is not None
     with connect(url) as client:
-        away = Presence(
+        away = WorkerInfo(
             queues=("gpu.80gb",), memory_class=80, gpu_name="NVIDIA A100", gpu_mib=81920,
             quarantined="XID 79: the GPU has fallen off the bus",
         )  # fmt: skip
-        note = PresenceNote(client, "gpu-80gb-9@elsewhere", away, timedelta(minutes=2))
+        note = WorkerHeartbeat(client, "gpu-80gb-9@elsewhere", away, timedelta(minutes=2))
         note.renew()
         page.get_by_role("link", name="Fleet").click()
         gpu = page.get_by_role("article", name="gpu-80gb-9@elsewhere")

@@ -15,7 +15,7 @@ from celery import Celery
 from redis import Redis
 from redis.exceptions import NoPermissionError
 
-from tasks.state.tenant_queues import Lanes
+from tasks.state.tenant_queues import TenantQueues
 from tests.deploy.manifests import processes
 from tests.deploy.servers import PATIENCE_S, Broker, Started
 from tests.waiting import wait_until
@@ -81,7 +81,9 @@ def test_each_role_does_its_work_and_nothing_else(
     # There is no GPU worker: the job waits in its lane, where metrics count it, and one is started.
     with broker.client("metrics") as metrics:
         wait_until(
-            lambda: Lanes(metrics, timedelta(days=1)).waiting() == {"gpu.40gb": {"default": 1}},
+            lambda: (
+                TenantQueues(metrics, timedelta(days=1)).waiting() == {"gpu.40gb": {"default": 1}}
+            ),
             timeout_s=PATIENCE_S,
             description="the job waits for a GPU",
         )

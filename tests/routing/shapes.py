@@ -4,7 +4,7 @@ from dataclasses import fields
 
 from hypothesis import strategies as st
 
-from routing.estimate import Constants, FluxShape, SdxlShape
+from routing.estimate import FluxShape, MemoryModel, SdxlShape
 
 SIDES = st.integers(1, 256).map(lambda patches: 16 * patches)
 SHAPES = st.builds(
@@ -35,5 +35,6 @@ SDXL_SHAPES = st.builds(
 )
 # From nothing to what no card will ever have: the most that a calibration's file may say.
 CONSTANTS = st.builds(
-    Constants, **{field.name: st.floats(0, 1e15) | st.floats(0, 1e4) for field in fields(Constants)}
+    MemoryModel,
+    **{field.name: st.floats(0, 1e15) | st.floats(0, 1e4) for field in fields(MemoryModel)},
 )

@@ -4,18 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.fair_share import Terms, next_tenant, parse_terms, terms_of
+from routing.fair_share import TenantShare, next_tenant, parse_terms, terms_of
 
 NAMES = st.sampled_from(["a", "b", "c", "d", "e"])
 TERMS = st.dictionaries(
     st.sampled_from(["a", "b", "c", "*"]),
-    st.builds(Terms, st.floats(0.1, 10), st.none() | st.integers(1, 20)),
+    st.builds(TenantShare, st.floats(0.1, 10), st.none() | st.integers(1, 20)),
 )
 
 
 def test_the_tenant_with_the_fewest_jobs_in_flight_for_its_weight_is_next() -> None:
     assert next_tenant(["a", "b"], {"a": 2, "b": 1}, {}) == "b"
-    assert next_tenant(["a", "b"], {"a": 2, "b": 1}, {"a": Terms(3)}) == "a"
+    assert next_tenant(["a", "b"], {"a": 2, "b": 1}, {"a": TenantShare(3)}) == "a"
     assert next_tenant(["a", "b"], {"b": 1}, {}) == "a"
 
 
@@ -24,15 +24,15 @@ def test_among_equals_the_one_that_has_waited_longest_for_a_turn_is_next() -> No
 
 
 def test_a_tenant_at_its_limit_waits_even_alone() -> None:
-    assert next_tenant(["a"], {"a": 2}, {"a": Terms(limit=2)}) is None
-    assert next_tenant(["a", "b"], {"a": 2, "b": 9}, {"a": Terms(limit=2)}) == "b"
-    assert next_tenant(["a"], {"a": 2}, {"*": Terms(limit=2)}) is None
+    assert next_tenant(["a"], {"a": 2}, {"a": TenantShare(limit=2)}) is None
+    assert next_tenant(["a", "b"], {"a": 2, "b": 9}, {"a": TenantShare(limit=2)}) == "b"
+    assert next_tenant(["a"], {"a": 2}, {"*": TenantShare(limit=2)}) is None
     assert next_tenant([], {}, {}) is None
 
 
 @given(st.lists(NAMES, unique=True), st.dictionaries(NAMES, st.integers(0, 50)), TERMS)
 def test_nobody_with_less_for_its_weight_is_passed_over(
-    waiting: list[str], in_flight: dict[str, int], terms: dict[str, Terms]
+    waiting: list[str], in_flight: dict[str, int], terms: dict[str, TenantShare]
 ) -> None:
     def load(tenant: str) -> float:
         return in_flight.get(tenant, 0) / terms_of(tenant, terms).weight
@@ -51,9 +51,11 @@ def test_nobody_with_less_for_its_weight_is_passed_over(
 
 
 @given(TERMS, st.integers(20, 200))
-def test_tenants_that_always_wait_share_by_weight(terms: dict[str, Terms], turns: int) -> None:
+def test_tenants_that_always_wait_share_by_weight(
+    terms: dict[str, TenantShare], turns: int
+) -> None:
     """No two are ever more than a job apart, for their weights."""
-    terms = {name: Terms(its.weight) for name, its in terms.items()}
+    terms = {name: TenantShare(its.weight) for name, its in terms.items()}
     waiting, in_flight = ["a", "b", "c"], Counter[str]()
     for _ in range(turns):
         chosen = next_tenant(waiting, in_flight, terms)
@@ -68,9 +70,9 @@ def test_tenants_that_always_wait_share_by_weight(terms: dict[str, Terms], turns
 
 def test_terms_are_read_as_operators_write_them() -> None:
     assert parse_terms("acme=3, zoo=1.5:4,*=1:8,") == {
-        "acme": Terms(3),
-        "zoo": Terms(1.5, 4),
-        "*": Terms(1, 8),
+        "acme": TenantShare(3),
+        "zoo": TenantShare(1.5, 4),
+        "*": TenantShare(1, 8),
     }
     assert parse_terms("") == {}
 
@@ -92,5 +94,5 @@ def test_a_limit_of_nothing_and_terms_twice_are_refused() -> None:
 def test_where_all_are_alike_terms_that_say_so_change_nothing(
     waiting: list[str], in_flight: dict[str, int]
 ) -> None:
-    alike = {"*": Terms()}
+    alike = {"*": TenantShare()}
     assert next_tenant(waiting, in_flight, {}) == next_tenant(waiting, in_flight, alike)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from routing.classes import MemoryClass
 from routing.estimate import (
     PUBLISHED,
-    Constants,
     FluxShape,
+    MemoryModel,
     SdxlShape,
     estimate_flux_lora,
     estimate_sdxl,
@@ -28,7 +28,7 @@ from tests.routing.shapes import CONSTANTS, SDXL_SHAPES, SHAPES
 
 @given(SHAPES, CONSTANTS | st.just(PUBLISHED))
 def test_flux_never_goes_below_40_gb_and_never_where_it_does_not_fit(
-    shape: FluxShape, constants: Constants
+    shape: FluxShape, constants: MemoryModel
 ) -> None:
     estimate = estimate_flux_lora(shape, constants)
     try:
@@ -57,7 +57,7 @@ def test_a_class_is_never_below_its_types_floor(shape: FluxShape, kind: Training
     CONSTANTS | st.just(PUBLISHED),
 )
 def test_sdxl_goes_where_it_fits_and_never_below_its_floor(
-    shape: SdxlShape, kind: TrainingType, constants: Constants
+    shape: SdxlShape, kind: TrainingType, constants: MemoryModel
 ) -> None:
     estimate = estimate_sdxl(shape, constants)
     try:
@@ -111,13 +111,13 @@ def test_a_job_too_large_for_every_class_is_told_the_numbers() -> None:
 
 @given(SHAPES, SDXL_SHAPES, CONSTANTS)
 def test_no_calibration_makes_an_estimate_that_is_no_number(
-    flux: FluxShape, sdxl: SdxlShape, constants: Constants
+    flux: FluxShape, sdxl: SdxlShape, constants: MemoryModel
 ) -> None:
     for estimate in (estimate_flux_lora(flux, constants), estimate_sdxl(sdxl, constants)):
         assert all(isfinite(gib) and gib >= 0 for gib in estimate.parts().values())
 
 
-@given(SHAPES, st.sampled_from([field.name for field in fields(Constants)]), st.floats(1, 1e15))
+@given(SHAPES, st.sampled_from([field.name for field in fields(MemoryModel)]), st.floats(1, 1e15))
 def test_no_constant_that_grows_lowers_an_estimate(
     shape: FluxShape, name: str, value: float
 ) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.api_keys import Account, AccountNameError, Accounts, AccountsError, console_key
+from tasks.api_keys import Account, AccountNameError, ApiKeys, ApiKeysError, console_key
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_key_is_known_and_kept_nowhere(path: Path) -> None:
-    accounts = Accounts(path)
+    accounts = ApiKeys(path)
     key = accounts.add("front", "acme")
     assert key.startswith("twk_")
     assert len(key) == 47
@@ -27,7 +27,7 @@ def test_a_key_is_known_and_kept_nowhere(path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["", "twk_", "twk_" + "a" * 43, "x" * 9999, "twk_\ud800", "\x00"])
 def test_what_is_no_key_is_nobodys(path: Path, key: str) -> None:
-    accounts = Accounts(path)
+    accounts = ApiKeys(path)
     accounts.add("front", "acme")
     assert accounts.of_key(key) is None
 
@@ -39,7 +39,7 @@ def test_an_operator_sees_all_and_a_tenant_its_own() -> None:
 
 
 def test_a_change_by_another_process_counts_at_once(path: Path) -> None:
-    reader, writer = Accounts(path), Accounts(path)
+    reader, writer = ApiKeys(path), ApiKeys(path)
     key = writer.add("front", "acme")
     assert reader.of_key(key) is not None
     writer.revoke("front")
@@ -55,11 +55,11 @@ def test_names_that_would_not_be_safe_are_refused(
     path: Path, name: str, tenant: str | None
 ) -> None:
     with pytest.raises(AccountNameError, match="letters, digits"):
-        Accounts(path).add(name, tenant)
+        ApiKeys(path).add(name, tenant)
 
 
 def test_a_name_is_one_keys_only(path: Path) -> None:
-    accounts = Accounts(path)
+    accounts = ApiKeys(path)
     accounts.add("front", "acme")
     with pytest.raises(AccountNameError, match="revoke it first"):
         accounts.add("front", "zoo")
@@ -69,20 +69,20 @@ def test_a_name_is_one_keys_only(path: Path) -> None:
 
 def test_keys_that_are_made_at_once_are_all_kept(path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
-        keys = list(pool.map(lambda i: Accounts(path).add(f"k{i}", "acme"), range(8)))
-    assert all(Accounts(path).of_key(key) for key in keys)
+        keys = list(pool.map(lambda i: ApiKeys(path).add(f"k{i}", "acme"), range(8)))
+    assert all(ApiKeys(path).of_key(key) for key in keys)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '[{"name": "x"}]', "\x00"])
 def test_a_damaged_file_lets_nobody_in_and_says_which_it_is(path: Path, text: str) -> None:
     path.parent.mkdir()
     path.write_text(text, "utf-8")
-    with pytest.raises(AccountsError, match="file of API keys"):
-        Accounts(path).of_key("twk_" + "a" * 43)
+    with pytest.raises(ApiKeysError, match="file of API keys"):
+        ApiKeys(path).of_key("twk_" + "a" * 43)
 
 
 def test_this_machines_operator_has_a_key_that_stays_the_same(path: Path) -> None:
-    accounts, kept = Accounts(path), path.parent / "console-key"
+    accounts, kept = ApiKeys(path), path.parent / "console-key"
     console_key(accounts, kept)
     key = kept.read_text("utf-8").strip()
     assert accounts.of_key(key) == Account("console", None)
@@ -92,7 +92,7 @@ def test_this_machines_operator_has_a_key_that_stays_the_same(path: Path) -> Non
 
 
 def test_a_key_of_this_machine_that_is_worth_nothing_is_made_anew(path: Path) -> None:
-    accounts, kept = Accounts(path), path.parent / "console-key"
+    accounts, kept = ApiKeys(path), path.parent / "console-key"
     console_key(accounts, kept)
     old = kept.read_text("utf-8").strip()
     accounts.revoke("console")

@@ -6,10 +6,10 @@ import tasks.contract
 from tasks import contract
 from tasks.app import make_app
 from tasks.settings.settings import Settings
-from tasks.stages.worker_context import Runtime
+from tasks.stages.worker_context import WorkerContext
 
 
-def no_runtime() -> Runtime:
+def no_runtime() -> WorkerContext:
     raise AssertionError("no task runs here")
 
 

@@ -9,14 +9,14 @@ from tasks.errors import (
     DataSetError,
     DoesNotFitJobError,
     ErrorCode,
-    Fault,
     InvalidJobError,
     JobError,
+    Problem,
     StoreError,
     TrainerError,
 )
 
-FAULTS = [Fault("training.lora_rank_dim", "must be above 0"), Fault("", "is no job")]
+FAULTS = [Problem("training.lora_rank_dim", "must be above 0"), Problem("", "is no job")]
 ERRORS = [
     (InvalidJobError(FAULTS), ErrorCode.INVALID_JOB, "submit", False),
     (DataSetError(FAULTS, "prepare"), ErrorCode.INVALID_DATA_SET, "prepare", False),
@@ -31,13 +31,13 @@ ERRORS = [
     ),
     (CancelledJobError("j1", "train"), ErrorCode.CANCELLED, "train", False),
     (
-        DataSetError([Fault("a.zip", "broke off", passing=True)], "prepare"),
+        DataSetError([Problem("a.zip", "broke off", passing=True)], "prepare"),
         ErrorCode.INVALID_DATA_SET,
         "prepare",
         True,
     ),
     (
-        DataSetError([Fault("a.zip", "broke off", passing=True), *FAULTS], "prepare"),
+        DataSetError([Problem("a.zip", "broke off", passing=True), *FAULTS], "prepare"),
         ErrorCode.INVALID_DATA_SET,
         "prepare",
         False,

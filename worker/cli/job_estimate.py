@@ -9,14 +9,14 @@ from rich.table import Table
 
 from tasks.client import NoBrokerError
 from tasks.eta.estimate import NO_RUN, TAKES_LONGER, Forecast, StageForecast, forecast
-from tasks.eta.history import Work
+from tasks.eta.history import WorkloadKey
 from tasks.jobs.job import TrainingJob
 from tasks.settings.settings import Settings
 from worker.cli.client import client_of
 from worker.cli.output import stdout
 
 
-class Outlook:
+class PreviewPanel:
     """What a fleet says of a job that is not submitted; without a broker, why none was asked.
 
     Args:
@@ -79,7 +79,7 @@ def span(seconds: float) -> str:
     return " ".join([f"{n} {unit}" for n, unit in parts if n][:2])
 
 
-def work_text(work: Work) -> str:
+def work_text(work: WorkloadKey) -> str:
     """What a figure was learned from, in a few words."""
     samples = f"{work.samples} samples a step" if work.stage == "train" else None
     memory_class = None if work.memory_class is None else str(work.memory_class)

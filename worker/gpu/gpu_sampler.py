@@ -5,13 +5,13 @@ import threading
 import time
 from datetime import timedelta
 
-from tasks.state.workers import GpuFigures
+from tasks.state.workers import GpuStats
 from worker.gpu.nvml import DriverError, figures
 
 logger = logging.getLogger(__name__)
 
 
-class GpuMeter:
+class GpuSampler:
     """Reads a GPU's figures until the process ends.
 
     Args:
@@ -21,13 +21,13 @@ class GpuMeter:
 
     def __init__(self, uuid: str, every: timedelta) -> None:
         self._uuid, self._every_s = uuid, every.total_seconds()
-        self._newest: tuple[float, GpuFigures] | None = None
+        self._newest: tuple[float, GpuStats] | None = None
 
     def start(self) -> None:
         """Read from now on; call it in the process that asks, after its forks."""
         threading.Thread(target=self._read_for_ever, name="gpu-meter", daemon=True).start()
 
-    def newest(self) -> GpuFigures | None:
+    def newest(self) -> GpuStats | None:
         """The newest figures; None where the driver does not tell any."""
         newest = self._newest
         if newest is None or time.monotonic() - newest[0] > 2 * self._every_s:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import pynvml
 
 from routing.classes import MIB
-from tasks.state.workers import GpuFigures
+from tasks.state.workers import GpuStats
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ def driver_version() -> str:
             return ""
 
 
-def figures(uuid: str) -> GpuFigures:
+def figures(uuid: str) -> GpuStats:
     """What the driver tells of a device now; call it where a driver that hangs holds up nothing.
 
     Raises:
@@ -100,7 +100,7 @@ def figures(uuid: str) -> GpuFigures:
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
         rates = _or_none(pynvml.nvmlDeviceGetUtilizationRates, handle)
         temperature = _or_none(_temperature, handle)
-    return GpuFigures(
+    return GpuStats(
         memory_bytes=memory.total,
         used_bytes=memory.used,
         utilization=None if rates is None else rates.gpu / 100,

@@ -22,7 +22,7 @@ import psutil
 from celery import bootsteps
 
 from routing.classes import MIB
-from tasks.stages.worker_context import GpuUnfit
+from tasks.stages.worker_context import GpuUnhealthy
 from worker.gpu.inventory import Gpu
 from worker.gpu.nvml import DriverError, XidListener
 
@@ -39,7 +39,7 @@ _LONGEST_REPORT = 4096  # a pipe takes this much at once or not at all
 _HOST_PID_NAMESPACE = "pid:[4026531836]"
 
 
-class Reports:
+class GpuFaultPipe:
     """A pipe from the pool's child to its parent; make it before the fork."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Reports:
 
 
 def make_gate(
-    gpu: Gpu | None, reports: Reports, end_kept_trainer: Callable[[], None]
+    gpu: Gpu | None, reports: GpuFaultPipe, end_kept_trainer: Callable[[], None]
 ) -> Callable[[float], None]:
     """What ``Runtime.check_gpu`` is for a GPU.
 
@@ -84,7 +84,7 @@ def make_gate(
             return
         reports.send(reason, needed_mib)
         time.sleep(_PARENT_ACTS_WITHIN_S)
-        raise GpuUnfit(reason)
+        raise GpuUnhealthy(reason)
 
     return check
 
@@ -144,7 +144,7 @@ class Quarantine(bootsteps.StartStopStep):  # type: ignore[misc]
     """
 
     gpu: Gpu
-    reports: Reports
+    reports: GpuFaultPipe
     on_change: Callable[[str | None], None]
     on_lasting: Callable[[], None]
 
@@ -160,7 +160,7 @@ class Quarantine(bootsteps.StartStopStep):  # type: ignore[misc]
     def of(
         cls,
         gpu: Gpu,
-        reports: Reports,
+        reports: GpuFaultPipe,
         on_change: Callable[[str | None], None],
         on_lasting: Callable[[], None],
     ) -> type["Quarantine"]:

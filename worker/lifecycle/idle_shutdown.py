@@ -13,7 +13,7 @@ logger = logging.getLogger(__name__)
 _LOOK_EVERY_S = 1.0
 
 
-class IdleEnd(bootsteps.StartStopStep):  # type: ignore[misc]
+class IdleShutdown(bootsteps.StartStopStep):  # type: ignore[misc]
     """Ends a worker that has held no message for a while.
 
     It looks from the worker's main loop, which is also where messages come in, and only asks for
@@ -27,7 +27,7 @@ class IdleEnd(bootsteps.StartStopStep):  # type: ignore[misc]
     requires = ("celery.worker.consumer.tasks:Tasks",)
 
     @classmethod
-    def after(cls, idle_s: float, end: Callable[[], None]) -> type["IdleEnd"]:
+    def after(cls, idle_s: float, end: Callable[[], None]) -> type["IdleShutdown"]:
         """The step.
 
         Args:

@@ -26,7 +26,7 @@ from tasks.errors import JobError, StoreError
 from tasks.settings.settings import Settings
 from tasks.state.control import JobControl
 from tasks.state.job_store import connect
-from tasks.state.tenant_queues import Lanes
+from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import live_workers
 from tasks.store import Store
 from worker.cli.client import broker_url
@@ -164,7 +164,7 @@ def _workers(client: Redis, settings: Settings) -> Iterator[Finding]:
         if worker.quarantined is not None:
             yield Finding("fault", name, f"quarantined: {worker.quarantined}", "look at its GPU")
     served = {q for worker in live.values() if worker.quarantined is None for q in worker.queues}
-    in_lanes = Lanes(client, settings.job_ttl).waiting()
+    in_lanes = TenantQueues(client, settings.job_ttl).waiting()
     for queue in ALL_QUEUES:
         waiting = int(client.llen(queue)) + sum(in_lanes.get(queue, {}).values())
         if waiting and queue not in served:

@@ -30,7 +30,7 @@ from tasks.cache.index import CacheRegistry
 from tasks.cache.plan import KINDS
 from tasks.metrics import METRICS, OTHER_TENANTS, class_label
 from tasks.state.counters import Counters
-from tasks.state.fleet_snapshot import Place, Standing, standing
+from tasks.state.fleet_snapshot import FleetSnapshot, Place, standing
 from tasks.store import pack_prefix
 
 logger = logging.getLogger(__name__)
@@ -128,7 +128,7 @@ def _one(metric: metrics.Metric, value: float) -> dict[str, Values]:
     return {metric.name: [((), value)]}
 
 
-def _queues(now: Standing) -> dict[str, Values]:
+def _queues(now: FleetSnapshot) -> dict[str, Values]:
     """What waits and runs; each queue is told of, also where nothing does."""
     named = _named(now)
     waiting: Counter[Place] = Counter({(queue, metrics.UNREAD): 0 for queue in ALL_QUEUES})
@@ -150,7 +150,7 @@ def _queues(now: Standing) -> dict[str, Values]:
     }
 
 
-def _named(now: Standing) -> dict[str, str]:
+def _named(now: FleetSnapshot) -> dict[str, str]:
     """The tenants that have a line of their own: those with the most jobs that wait."""
     of: Counter[str] = Counter()
     for (_, tenant), count in now.waiting.items():
@@ -160,7 +160,7 @@ def _named(now: Standing) -> dict[str, str]:
     return {tenant: tenant for tenant in (metrics.UNREAD, *largest)}
 
 
-def _workers(now: Standing) -> dict[str, Values]:
+def _workers(now: FleetSnapshot) -> dict[str, Values]:
     busy = {it.worker for it in now.running}
     states: Counter[tuple[str, str]] = Counter()
     serving = dict.fromkeys(ALL_QUEUES, 0)

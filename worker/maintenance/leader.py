@@ -14,10 +14,10 @@ logger = logging.getLogger(__name__)
 
 _LONGEST_PAUSE_S = 5.0
 
-Duty = Callable[[], object]
+MaintenanceJob = Callable[[], object]
 
 
-class Upkeep:
+class LeaderLoop:
     """Does its duties, in turns, for as long as it holds the fleet's lease on them.
 
     Args:
@@ -33,10 +33,10 @@ class Upkeep:
         self,
         client: "redis.Redis",
         timeout: timedelta,
-        duties: Sequence[Duty],
+        duties: Sequence[MaintenanceJob],
         *,
         lease: str = "training:upkeep",
-        restore: Duty = lambda: None,
+        restore: MaintenanceJob = lambda: None,
     ) -> None:
         self._duties, self._restore = duties, restore
         self._hold_back_s = timeout.total_seconds() / 2
@@ -73,7 +73,7 @@ class Upkeep:
         except LockError:  # not yet, or not any more
             return bool(self._lock.acquire(blocking=False))
 
-    def _do(self, duty: Duty) -> None:
+    def _do(self, duty: MaintenanceJob) -> None:
         try:
             duty()
         except (redis.RedisError, OperationalError) as error:

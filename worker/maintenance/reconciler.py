@@ -20,7 +20,7 @@ from redis import Redis
 from routing.queues import ALL_QUEUES
 from tasks.contract import STAGES, task_name
 from tasks.state.control import JobControl
-from tasks.state.record import JobHead
+from tasks.state.record import JobSummary
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ class Reconciler:
         self,
         client: Redis,
         control: JobControl,
-        send: Callable[[JobHead], None],
+        send: Callable[[JobSummary], None],
         patience: timedelta,
     ) -> None:
         self._redis = client

@@ -19,7 +19,7 @@ from standardwebhooks import Webhook
 from tasks.schemas import documents as wire
 from tasks.state.job_scripts import UNTOLD
 from tasks.state.job_store import JobState
-from tasks.state.record import JobHead
+from tasks.state.record import JobSummary
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Webhooks:
             self._redis.zrem(UNTOLD, *job_ids)
             self._redis.hdel(_TRIES, *job_ids)
 
-    def _tell(self, record: JobHead, tries: int) -> bool:
+    def _tell(self, record: JobSummary, tries: int) -> bool:
         """Try once; True where the receiver took it."""
         assert self._url is not None
         body = _document(record).model_dump_json()
@@ -127,7 +127,7 @@ class Webhooks:
         self._count("failed")
         return False
 
-    def _headers(self, record: JobHead, body: str) -> dict[str, str]:
+    def _headers(self, record: JobSummary, body: str) -> dict[str, str]:
         # A job that was replayed ends again, under another attempt.
         message, now = f"msg_{record.id}_{record.attempt}", datetime.now(UTC)
         signatures = [signer.sign(message, now, body) for signer in self._signers]
@@ -140,7 +140,7 @@ class Webhooks:
         }
 
 
-def _document(record: JobHead) -> wire.Webhook:
+def _document(record: JobSummary) -> wire.Webhook:
     error = None
     if record.error_code is not None:
         error = {

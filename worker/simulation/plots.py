@@ -4,7 +4,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from tasks.errors import Fault, InvalidJobError
+from tasks.errors import InvalidJobError, Problem
 from worker.simulation.simulator import Run
 
 _MINUTE_S = 60.0
@@ -30,4 +30,4 @@ def plot_waits(runs: dict[str, list[Run]], path: Path) -> None:
     try:
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:
-        raise InvalidJobError([Fault("--plot", str(error))]) from error
+        raise InvalidJobError([Problem("--plot", str(error))]) from error

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from routing.classes import MemoryClass, smallest_class_holding
-from tasks.errors import Fault, InvalidJobError
+from tasks.errors import InvalidJobError, Problem
 
 T = TypeVar("T")
 _Row = dict[str, str]
@@ -73,7 +73,7 @@ def read_fleet(path: Path) -> list[MemoryClass]:
     """
     fleet = [gpu for gpus in _rows(path, FLEET_COLUMNS, _gpus) for gpu in gpus]
     if not fleet:
-        raise InvalidJobError([Fault(str(path), "there is no GPU in it")])
+        raise InvalidJobError([Problem(str(path), "there is no GPU in it")])
     return sorted(fleet)
 
 
@@ -147,19 +147,19 @@ def _rows(path: Path, columns: tuple[str, ...], parse: Callable[[_Row], T]) -> l
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
                 problem = f"has no column {', '.join(missing)}; it needs {', '.join(columns)}"
-                raise InvalidJobError([Fault(str(path), problem)])
+                raise InvalidJobError([Problem(str(path), problem)])
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InvalidJobError([Fault(str(path), str(error))]) from error
+        raise InvalidJobError([Problem(str(path), str(error))]) from error
     faults = list(_faults(path, rows, parse))
     if faults:
         raise InvalidJobError(faults)
     return [parse(row) for row in rows]
 
 
-def _faults(path: Path, rows: list[_Row], parse: Callable[[_Row], object]) -> Iterator[Fault]:
+def _faults(path: Path, rows: list[_Row], parse: Callable[[_Row], object]) -> Iterator[Problem]:
     for number, row in enumerate(rows, start=2):  # the first line names the columns
         try:
             parse(row)
         except (TypeError, ValueError) as error:
-            yield Fault(f"{path}:{number}", str(error))
+            yield Problem(f"{path}:{number}", str(error))

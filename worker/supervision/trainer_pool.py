@@ -30,7 +30,7 @@ from tasks.events import (
 )
 from tasks.stages.trainer_protocol import TrainerExit, TrainerRequest
 from tasks.stages.worker_context import TrainerInterrupted
-from worker.supervision.trainer_process import RunningTrainer
+from worker.supervision.trainer_process import TrainerProcess
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ class Limits:
 _USUAL = Limits()
 
 
-class TrainerProcess:
+class TrainerPool:
     """Runs trainer requests: the ``Trainer`` of ``tasks.stages.worker_context``.
 
     A trainer that has answered well is kept, with its libraries and models loaded, for the next
@@ -96,7 +96,7 @@ class TrainerProcess:
         self._most_requests = most_requests
         self._idle_s = idle_s
         self._command = command
-        self._kept: RunningTrainer | None = None
+        self._kept: TrainerProcess | None = None
 
     def run(
         self,
@@ -150,7 +150,7 @@ class TrainerProcess:
             process.end(self._stop_grace_s)
         return answer
 
-    def _take(self, request: TrainerRequest) -> "RunningTrainer":
+    def _take(self, request: TrainerRequest) -> "TrainerProcess":
         """The kept trainer where it will do, or a new one; it is nobody else's from here on."""
         kept, self._kept = self._kept, None
         if kept is not None:
@@ -158,7 +158,7 @@ class TrainerProcess:
                 return kept
             kept.end(self._stop_grace_s)
         command = [*self._command, "--idle-s", str(self._idle_s)]
-        return RunningTrainer(command, self._env, request.base_model)
+        return TrainerProcess(command, self._env, request.base_model)
 
 
 class _EndedIdleError(Exception):
@@ -189,7 +189,7 @@ class _Run:
 
     def __init__(
         self,
-        process: RunningTrainer,
+        process: TrainerProcess,
         request: TrainerRequest,
         stop_grace_s: float,
         limits: Limits,

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 _STDERR_LINES = 30
 
 
-class RunningTrainer:
+class TrainerProcess:
     """A trainer process with its channels.
 
     Args:

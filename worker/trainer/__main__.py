@@ -24,7 +24,7 @@ from tasks.stages.trainer_protocol import TrainerExit, TrainerRequest
 from worker.trainer.environment import set_up
 from worker.trainer.errors import InterruptedRun, RefusedError
 from worker.trainer.event_pipe import EventPipe, StopSwitch
-from worker.trainer.model_cache import KeptModels
+from worker.trainer.model_cache import ModelCache
 
 
 def main(package: str = "worker.trainer") -> int:
@@ -56,7 +56,7 @@ def main(package: str = "worker.trainer") -> int:
 def _serve_all(
     package: str, lines: Iterator[str], pipe: EventPipe, stop: StopSwitch
 ) -> TrainerExit:
-    kept = KeptModels()
+    kept = ModelCache()
     for line in lines:
         stop.waits_for_request = False
         code = _serve(package, line, pipe, stop, kept)
@@ -86,7 +86,7 @@ def _lines(idle_s: float | None) -> Iterator[str]:
 
 
 def _serve(
-    package: str, line: str, pipe: EventPipe, stop: StopSwitch, kept: KeptModels
+    package: str, line: str, pipe: EventPipe, stop: StopSwitch, kept: ModelCache
 ) -> TrainerExit:
     """Carry out one request."""
     try:

@@ -28,7 +28,7 @@ from worker.trainer.data.images import CENTRE, cropped, load_picture, pixels, re
 from worker.trainer.errors import NotFiniteError
 from worker.trainer.event_pipe import Emit, StopSwitch, phase
 from worker.trainer.libraries import check_libraries
-from worker.trainer.model_cache import KeptModels
+from worker.trainer.model_cache import ModelCache
 
 # T5 with 512 tokens of each: enough to fill a GPU, and a pack of some 32 MiB.
 CAPTIONS = 8
@@ -41,7 +41,7 @@ _UPLOADS = 2
 _Item = TypeVar("_Item")
 
 
-def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, kept: KeptModels) -> None:
+def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, kept: ModelCache) -> None:
     """Carry out a ``cache`` request and tell its end.
 
     Raises:
@@ -84,7 +84,7 @@ class _Encoder:
         store: Store,
         data_set: DataSet,
         plan: CachePlan,
-        kept: KeptModels,
+        kept: ModelCache,
         emit: Emit,
     ) -> None:
         self._emit = emit

@@ -33,7 +33,7 @@ _REMEDY = "resume from an earlier checkpoint, or start anew"
 
 
 @dataclass
-class History:
+class LossHistory:
     """What a run's steps came to: a row for each, kept whole through every resume."""
 
     losses: list[float] = field(default_factory=list)
@@ -74,7 +74,7 @@ class TrainingState:
     parameters: dict[str, torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    history: History
+    history: LossHistory
     average: EMAModel | None = None
 
     def published(self) -> dict[str, torch.Tensor]:

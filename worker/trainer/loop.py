@@ -17,12 +17,12 @@ from diffusers.training_utils import EMAModel
 from tasks.dataset import DataSet
 from tasks.events import Progress
 from tasks.jobs.pipeline import PipelineConfig
-from worker.trainer.checkpoint import Checkpoints, History, TrainingState, all_finite
+from worker.trainer.checkpoint import Checkpoints, LossHistory, TrainingState, all_finite
 from worker.trainer.data.batches import Batch, BatchPlan, TrainingData
 from worker.trainer.errors import DivergedError, InterruptedRun
 from worker.trainer.event_pipe import Emit, ProgressMeter, StopSwitch
 from worker.trainer.optimizer import new_optimizer, set_rates
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 
 ADVICE = (
     "lower the learning rate, set max_grad_norm to 1.0, "
@@ -142,14 +142,14 @@ def new_state(
     average = None
     if ema_decay is not None:
         average = EMAModel(parameters.values(), decay=ema_decay)
-    return TrainingState(parameters, optimizer, scaler, History(), average)
+    return TrainingState(parameters, optimizer, scaler, LossHistory(), average)
 
 
 def train(
     recipe: Recipe,
     state: TrainingState,
     data: TrainingData,
-    draws: Draws,
+    draws: StatelessRng,
     config: PipelineConfig,
     checkpoints: Checkpoints,
     validate: Callable[[int], None],

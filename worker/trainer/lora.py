@@ -11,11 +11,16 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from worker.trainer.errors import TargetError
 from worker.trainer.export.clip_names import clip_path
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 
 
 def add_lora(
-    model: Any, name: str, targets: Sequence[str] | str, rank: int, alpha: float, draws: Draws
+    model: Any,
+    name: str,
+    targets: Sequence[str] | str,
+    rank: int,
+    alpha: float,
+    draws: StatelessRng,
 ) -> dict[str, torch.nn.Parameter]:
     """Give a model LoRA layers, in float32.
 
@@ -80,7 +85,7 @@ def lora_weight_name(model: str, path: str) -> str:
     return f"{model}.{clip_path(path) if model.startswith('text_encoder') else path}"
 
 
-def start_of(name: str, parameter: torch.nn.Parameter, draws: Draws) -> torch.Tensor:
+def start_of(name: str, parameter: torch.nn.Parameter, draws: StatelessRng) -> torch.Tensor:
     """B starts at zero, so that the first step trains the base model; A as a layer does."""
     if name.endswith("lora_B"):
         return torch.zeros(parameter.shape, device=parameter.device)

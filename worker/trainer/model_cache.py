@@ -14,7 +14,7 @@ from worker.trainer.memory import release_memory
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ModelSpec:
     """A model that a request uses.
 
     Attributes:
@@ -28,13 +28,13 @@ class Wanted:
     movable: bool = True
 
 
-class KeptModels:
+class ModelCache:
     """The models of one process, one for each part: ``denoiser``, ``text``, ``vae``."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[Wanted, Any]] = {}
+        self._kept: dict[str, tuple[ModelSpec, Any]] = {}
 
-    def take(self, device: torch.device, wanted: Mapping[str, Wanted]) -> dict[str, Any]:
+    def take(self, device: torch.device, wanted: Mapping[str, ModelSpec]) -> dict[str, Any]:
         """The wanted models by part, on the device; all others are off it."""
         for part, (kept, model) in list(self._kept.items()):
             if part in wanted and kept.identity == wanted[part].identity:

@@ -22,7 +22,7 @@ from worker.trainer.data.inputs import TextEncoders, VaeNumbers
 from worker.trainer.encoders import load_text_encoders, load_vae
 from worker.trainer.flux.flow_matching import FluxText
 from worker.trainer.flux.transformer import load_transformer
-from worker.trainer.model_cache import KeptModels, Wanted
+from worker.trainer.model_cache import ModelCache, ModelSpec
 from worker.trainer.sdxl.denoising import SdxlText
 from worker.trainer.sdxl.embeddings import add_embeddings
 from worker.trainer.sdxl.models import load_noise_scheduler, load_sdxl_text_encoders, load_unet
@@ -59,20 +59,20 @@ class SdxlModels:
         return self.unet
 
 
-def take_text(config: PipelineConfig, device: torch.device, kept: KeptModels) -> TextEncoders:
+def take_text(config: PipelineConfig, device: torch.device, kept: ModelCache) -> TextEncoders:
     """The text encoders, frozen; nothing else is on the device."""
     encoders: TextEncoders = kept.take(device, {"text": _wanted_text(config, device)})["text"]
     return encoders
 
 
-def take_vae(config: PipelineConfig, device: torch.device, kept: KeptModels) -> AutoencoderKL:
+def take_vae(config: PipelineConfig, device: torch.device, kept: ModelCache) -> AutoencoderKL:
     """The VAE, frozen; nothing else is on the device."""
     vae: AutoencoderKL = kept.take(device, {"vae": _wanted_vae(config, device)})["vae"]
     return vae
 
 
 def take_models(
-    config: PipelineConfig, device: torch.device, kept: KeptModels
+    config: PipelineConfig, device: torch.device, kept: ModelCache
 ) -> FluxModels | SdxlModels:
     """All that training needs.
 
@@ -94,7 +94,7 @@ def take_models(
     return SdxlModels(found["denoiser"], scheduler, numbers, found.get("vae"), found.get("text"))
 
 
-def forget_changed(config: PipelineConfig, kept: KeptModels) -> None:
+def forget_changed(config: PipelineConfig, kept: ModelCache) -> None:
     """Drop the models that a run of this config leaves changed."""
     if isinstance(config, SdxlFinetuneConfig):
         kept.forget("denoiser")
@@ -102,7 +102,7 @@ def forget_changed(config: PipelineConfig, kept: KeptModels) -> None:
         kept.forget("text")
 
 
-def _wanted_denoiser(config: PipelineConfig, device: torch.device) -> Wanted:
+def _wanted_denoiser(config: PipelineConfig, device: torch.device) -> ModelSpec:
     if isinstance(config, FluxLoraConfig):
         identity: Hashable = (
             config.transformer_path,
@@ -111,16 +111,16 @@ def _wanted_denoiser(config: PipelineConfig, device: torch.device) -> Wanted:
             fingerprint(config, ("transformer",), _paths(config.transformer_path)),
         )
         movable = config.quantization is None
-        return Wanted(identity, lambda: load_transformer(config, device), movable)
+        return ModelSpec(identity, lambda: load_transformer(config, device), movable)
     sdxl = _sdxl(config)
     # A finetune trains the UNet's own weights, in float32.
     trains = isinstance(config, SdxlFinetuneConfig)
     dtype: torch.dtype = torch.float32 if trains else getattr(torch, config.weight_dtype)
     identity = (str(dtype), fingerprint(config, ("unet",), ()))
-    return Wanted(identity, lambda: load_unet(sdxl, device, dtype))
+    return ModelSpec(identity, lambda: load_unet(sdxl, device, dtype))
 
 
-def _wanted_text(config: PipelineConfig, device: torch.device) -> Wanted:
+def _wanted_text(config: PipelineConfig, device: torch.device) -> ModelSpec:
     def load() -> TextEncoders:
         if isinstance(config, FluxLoraConfig):
             pipeline = load_text_encoders(config, device)
@@ -135,12 +135,12 @@ def _wanted_text(config: PipelineConfig, device: torch.device) -> Wanted:
     overrides = [options.get(name) for name in ("text_encoder_1_path", "text_encoder_2_path")]
     embeddings = list(options.get("base_embeddings", {}).values())
     files = fingerprint(config, ("text_encoder", "text_encoder_2"), _paths(*overrides, *embeddings))
-    return Wanted((str(options), files), load)
+    return ModelSpec((str(options), files), load)
 
 
-def _wanted_vae(config: PipelineConfig, device: torch.device) -> Wanted:
+def _wanted_vae(config: PipelineConfig, device: torch.device) -> ModelSpec:
     files = sorted(map(str, vae_folder(config).glob("*.safetensors")))
-    return Wanted(fingerprint(config, (), files), lambda: load_vae(config, device))
+    return ModelSpec(fingerprint(config, (), files), lambda: load_vae(config, device))
 
 
 _TEXT_OPTIONS = (

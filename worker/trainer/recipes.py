@@ -5,7 +5,7 @@ from tasks.jobs.pipeline import PipelineConfig
 from tasks.jobs.sdxl import SdxlFinetuneConfig, SdxlLoraConfig, SdxlTextualInversionConfig
 from worker.trainer.flux.lora_recipe import FluxLora
 from worker.trainer.models import FluxModels, SdxlModels
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.finetune_recipe import SdxlFinetune
 from worker.trainer.sdxl.lora_recipe import SdxlLora
 from worker.trainer.sdxl.textual_inversion_recipe import SdxlTextualInversion
@@ -13,7 +13,9 @@ from worker.trainer.sdxl.textual_inversion_recipe import SdxlTextualInversion
 AnyRecipe = FluxLora | SdxlLora | SdxlTextualInversion | SdxlFinetune
 
 
-def new_recipe(config: PipelineConfig, models: FluxModels | SdxlModels, draws: Draws) -> AnyRecipe:
+def new_recipe(
+    config: PipelineConfig, models: FluxModels | SdxlModels, draws: StatelessRng
+) -> AnyRecipe:
     """The recipe of a config, over its models.
 
     Raises:

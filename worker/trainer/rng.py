@@ -10,7 +10,7 @@ import hashlib
 import torch
 
 
-class Draws:
+class StatelessRng:
     """The draws of one seed.
 
     Args:

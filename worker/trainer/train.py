@@ -14,7 +14,7 @@ from tasks.events import Note, TrainDone
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, checkpoint_prefix
-from worker.trainer.checkpoint import Checkpoints, History
+from worker.trainer.checkpoint import Checkpoints, LossHistory
 from worker.trainer.data.batches import BatchPlan, SampleReader, TrainingData
 from worker.trainer.data.cache_entries import read_index
 from worker.trainer.errors import RefusedError
@@ -23,10 +23,10 @@ from worker.trainer.export.tensorboard import write_metrics
 from worker.trainer.libraries import check_libraries
 from worker.trainer.loop import new_state, train
 from worker.trainer.memory import CudaMeter, MemoryMeter
-from worker.trainer.model_cache import KeptModels
+from worker.trainer.model_cache import ModelCache
 from worker.trainer.models import forget_changed, take_models
 from worker.trainer.recipes import new_recipe
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 from worker.trainer.validation.validation_images import Validation
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
@@ -60,7 +60,7 @@ def run(
     request: TrainerRequest,
     emit: Emit,
     stop: StopSwitch,
-    kept: KeptModels,
+    kept: ModelCache,
     meter: MemoryMeter | None = None,
 ) -> None:
     """Carry out a ``train`` request and tell its end.
@@ -87,7 +87,7 @@ def run(
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     store = Store(request.store_url)
     device = torch.device(request.device)
-    draws = Draws(config.seed)
+    draws = StatelessRng(config.seed)
     data_set = DataSet.model_validate_json(store.get(request.data_set_key))
     index = index_of(request, store, data_set)
     data = _data(request, data_set, index, draws, device)
@@ -146,7 +146,7 @@ def _data(
     request: TrainerRequest,
     data_set: DataSet,
     index: CacheIndex | None,
-    draws: Draws,
+    draws: StatelessRng,
     device: torch.device,
 ) -> TrainingData:
     config = request.training
@@ -172,7 +172,7 @@ def note_other_versions(emit: Emit, earlier: dict[str, str], versions: dict[str,
 def tell_end(
     request: TrainerRequest,
     store: Store,
-    history: History,
+    history: LossHistory,
     versions: dict[str, str],
     device: torch.device,
     peak: int | None,

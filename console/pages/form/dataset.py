@@ -15,7 +15,7 @@ from console.pages.form.draft import Draft
 from console.pages.form.draft_images import Pictures
 from console.pages.form.drafts import Begun
 from console.pages.form.image_collection import ACCEPTED, NotAddedError
-from console.pages.form.image_drop import PictureDrop
+from console.pages.form.image_drop import ImageDrop
 from console.pages.form.report import Report
 from console.pages.layout import Frame
 from console.pages.markup import Tag, panel
@@ -60,7 +60,7 @@ class DataSetPart:
                 self._report = Report(frame, begun, self._edited, self.check)
         with self._here:
             accept = ",".join(ACCEPTED)
-            self._drop = PictureDrop(
+            self._drop = ImageDrop(
                 "Choose pictures",
                 "Or drop them here: .jpg, .png, .webp, each with its caption in a .txt of the same "
                 "name. Or one .zip of all that.",

@@ -6,7 +6,7 @@ from nicegui import ui
 from nicegui.elements.upload_files import FileUpload
 
 
-class PictureDrop(ui.upload, component="image_drop.js"):
+class ImageDrop(ui.upload, component="image_drop.js"):
     """Takes files by drag and drop or by a button, and hands over each as it comes.
 
     Args:

@@ -20,13 +20,13 @@ from console.pages.form.basics import (
 from console.pages.form.dataset import DataSetPart
 from console.pages.form.draft import Draft
 from console.pages.form.drafts import Begun
-from console.pages.form.preview_panel import Outlook
+from console.pages.form.preview_panel import PreviewPanel
 from console.pages.formatting import TYPE_NAMES
 from console.pages.layout import Frame
 from console.pages.markup import Tag, panel
 from console.services.service import Service
 from console.views import PresetView, Preview
-from tasks.errors import Fault, InvalidJobError, JobError
+from tasks.errors import InvalidJobError, JobError, Problem
 
 _NO_PRESET = "none"
 # What was changed rests for as long before it is looked at.
@@ -87,7 +87,7 @@ class NewJob:
                     self._frame, self._service, self._begun, lambda: self.changed()
                 )
             with Tag("aside", classes="aside", aria_label="This job"):
-                self._outlook = Outlook(self._frame, self.start, self._go_to)
+                self._outlook = PreviewPanel(self._frame, self.start, self._go_to)
         self._build_for_type()
         ui.timer(0.05, self._first_look, once=True)
 
@@ -122,10 +122,10 @@ class NewJob:
         if version != self._version:
             return  # a newer one is on its way
         if not pictures and self._insists:
-            faults = [*faults, Fault(f"training.{self.draft.dataset_path}", "add pictures first")]
+            faults = [*faults, Problem(f"training.{self.draft.dataset_path}", "add pictures first")]
         if self._insists and self._dataset.pictures.errors:
             problem = f"has {self._dataset.pictures.errors} errors; mend or remove what is named"
-            faults = [*faults, Fault(f"training.{self.draft.dataset_path}", problem)]
+            faults = [*faults, Problem(f"training.{self.draft.dataset_path}", problem)]
         still_open = [] if self._insists else [it for it in faults if _is_open(it)]
         faults = [it for it in faults if it not in still_open]
         self._show_faults(faults)
@@ -149,11 +149,11 @@ class NewJob:
             self._outlook.show(None, list(error.faults), self.draft)
             return
         except (ConsoleError, JobError) as error:
-            self._outlook.show(None, [Fault("", str(error))], self.draft)
+            self._outlook.show(None, [Problem("", str(error))], self.draft)
             return
         self._on_started(job.id)
 
-    async def _asked(self, document: dict[str, Any]) -> tuple[Preview | None, list[Fault]]:
+    async def _asked(self, document: dict[str, Any]) -> tuple[Preview | None, list[Problem]]:
         try:
             preview = await self._service.preview(
                 self._frame.account,
@@ -164,9 +164,9 @@ class NewJob:
         except InvalidJobError as error:
             return None, list(error.faults)
         except ConsoleError as error:
-            return None, list(error.faults) or [Fault("", error.message)]
+            return None, list(error.faults) or [Problem("", error.message)]
         except JobError as error:
-            return None, [Fault("", str(error))]
+            return None, [Problem("", str(error))]
         return preview, []
 
     def _add_type_and_model(self) -> None:
@@ -267,7 +267,7 @@ class NewJob:
         for path, field in self._fields.items():
             field.flag(str(field.props["error"]), self.draft.is_own(path))
 
-    def _show_faults(self, faults: list[Fault]) -> None:
+    def _show_faults(self, faults: list[Problem]) -> None:
         """Each fault beside its field."""
         told: dict[str, str] = {}
         for fault in faults:
@@ -295,6 +295,6 @@ def _set_data_set(document: dict[str, Any], path: str) -> None:
     part[last] = dict(_STAND_IN)
 
 
-def _is_open(fault: Fault) -> bool:
+def _is_open(fault: Problem) -> bool:
     """Whether something was only not filled in yet; nobody is blamed before the start."""
     return fault.problem.startswith(("is missing", "set exactly one of"))

@@ -12,10 +12,10 @@ from console.pages.layout import Frame
 from console.pages.markup import Tag, button, fact
 from console.views import Preview
 from routing.classes import MemoryClass
-from tasks.errors import Fault
+from tasks.errors import Problem
 
 
-class Outlook:
+class PreviewPanel:
     """The panel.
 
     Args:
@@ -28,7 +28,7 @@ class Outlook:
         self, frame: Frame, on_start: Callable[[], Awaitable[None]], go_to: Callable[[str], None]
     ) -> None:
         self._on_start, self._go_to = on_start, go_to
-        self._faults: list[Fault] = []
+        self._faults: list[Problem] = []
         self._is_starting = False
         self._told: Any = None
         with Tag("section", classes="panel stack-small") as box:
@@ -66,7 +66,7 @@ class Outlook:
     def show(
         self,
         preview: Preview | None,
-        faults: list[Fault],
+        faults: list[Problem],
         draft: Draft,
         still_open: list[str] | None = None,
     ) -> None:
@@ -115,7 +115,7 @@ class Outlook:
             self._is_starting = False
             self._start.have("aria_disabled", None)
 
-    def _show_faults(self, faults: list[Fault]) -> None:
+    def _show_faults(self, faults: list[Problem]) -> None:
         if not faults:
             return
         with Tag("div", classes="note note-error"):

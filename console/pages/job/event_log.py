@@ -31,7 +31,7 @@ class Line:
 
 
 @dataclass
-class Heard:
+class EventLog:
     """What was told so far.
 
     Attributes:

@@ -11,7 +11,7 @@ from nicegui import background_tasks, ui
 from console.errors import ConsoleError
 from console.pages.form.preview_panel import memory_bar
 from console.pages.formatting import OTHER_REMEDY, REMEDIES, TYPE_NAMES, ago, span
-from console.pages.job.event_log import Heard
+from console.pages.job.event_log import EventLog
 from console.pages.job.job_parts import FilesPart, LogPart, LossPart, SamplesPart, StagesPart
 from console.pages.layout import Frame, dialog
 from console.pages.markup import Tag, button, fact, panel
@@ -39,7 +39,7 @@ class JobPage:
 
     def __init__(self, frame: Frame, service: Service, view: JobView) -> None:
         self._frame, self._service, self._view = frame, service, view
-        self._heard = Heard()
+        self._heard = EventLog()
         self._ask: ui.dialog | None = None
         self._asked_at, self._tenth = 0.0, -1
         self._shown_files = False

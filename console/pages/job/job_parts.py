@@ -5,7 +5,7 @@ from urllib.parse import quote
 from nicegui import ui
 
 from console.pages.formatting import STAGE_NAMES, count, size, span
-from console.pages.job.event_log import Heard, Line
+from console.pages.job.event_log import EventLog, Line
 from console.pages.job.loss import LossCurve, chart_options
 from console.pages.layout import Frame
 from console.pages.markup import Tag, panel
@@ -35,7 +35,7 @@ class StagesPart:
                     self._loss = _figure("Loss")
             self._waits = Tag("p", "", "note small")
 
-    def show(self, view: JobView, heard: Heard) -> None:
+    def show(self, view: JobView, heard: EventLog) -> None:
         """Show where the job is."""
         for row, stage in zip(self._rows, view.stages, strict=True):
             box, time, about = row
@@ -111,7 +111,7 @@ class SamplesPart:
             self._box = Tag("div", classes="samples")
         self._panel.set_visibility(False)
 
-    def show(self, samples: tuple[Sample, ...], heard: Heard) -> None:
+    def show(self, samples: tuple[Sample, ...], heard: EventLog) -> None:
         """Show them, the newest first."""
         self.shown = heard.samples
         newest = sorted(samples, key=lambda it: -it.step)[:_MOST_SAMPLES]

@@ -19,13 +19,13 @@ from pathlib import Path
 from tasks.data.download.https import Web
 from tasks.data.download.object_store import ask_cloud, check_cloud_url, list_names
 from tasks.data.download.protocol import (
-    Answer,
-    BrokenError,
     DownloadError,
+    DownloadResponse,
     FileMeta,
+    InterruptedDownloadError,
     OtherPartError,
 )
-from tasks.data.read_policy import CLOUD_SCHEMES, Access
+from tasks.data.read_policy import CLOUD_SCHEMES, ReadPolicy
 from tasks.urls import scheme_of, shown
 
 OnProgress = Callable[[int, int | None], None]
@@ -49,7 +49,7 @@ class Downloads:
         access: The operator's rules.
     """
 
-    def __init__(self, folder: Path, access: Access) -> None:
+    def __init__(self, folder: Path, access: ReadPolicy) -> None:
         self._folder = folder
         self._access = access
         self._web = Web(access.hosts)
@@ -139,7 +139,7 @@ class Downloads:
         for pause in (*PAUSES, None):
             try:
                 return self._try_to_renew(url, entry, told)
-            except BrokenError as error:
+            except InterruptedDownloadError as error:
                 if isinstance(error, OtherPartError):
                     entry.clear()
                 if pause is None:
@@ -160,7 +160,9 @@ class Downloads:
             self._check_size(url, answer.meta.size or 0, entry)
             return self._write(url, answer, entry, told)
 
-    def _write(self, url: str, answer: Answer, entry: "_Entry", told: OnProgress) -> FileMeta:
+    def _write(
+        self, url: str, answer: DownloadResponse, entry: "_Entry", told: OnProgress
+    ) -> FileMeta:
         size = answer.meta.size
         if answer.offset == 0:
             entry.begin(answer.meta)
@@ -175,7 +177,7 @@ class Downloads:
                     told(so_far, size)
                     last_told = so_far
         if size is not None and so_far < size:
-            raise BrokenError(f"{so_far:,} of {size:,} bytes came")
+            raise InterruptedDownloadError(f"{so_far:,} of {size:,} bytes came")
         if size is not None and so_far > size:
             raise OtherPartError(f"{so_far:,} bytes came, not {size:,}")
         return entry.finish(replace(answer.meta, size=so_far))

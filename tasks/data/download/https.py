@@ -9,13 +9,13 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpcore2
 
 from tasks.data.download.protocol import (
-    Answer,
-    BrokenError,
     DownloadError,
+    DownloadResponse,
     FileMeta,
+    InterruptedDownloadError,
     OtherPartError,
 )
-from tasks.data.download.ssrf import AddressError, PublicNetwork, is_allowed
+from tasks.data.download.ssrf import AddressError, SsrfGuard, is_allowed
 from tasks.urls import scheme_of, shown
 
 MOST_REDIRECTS = 5
@@ -36,7 +36,7 @@ class Web:
     def __init__(self, hosts: frozenset[str]) -> None:
         self._hosts = hosts
         self._pool = httpcore2.ConnectionPool(
-            network_backend=PublicNetwork(hosts), keepalive_expiry=30.0
+            network_backend=SsrfGuard(hosts), keepalive_expiry=30.0
         )
 
     def close(self) -> None:
@@ -52,7 +52,9 @@ class Web:
         _web_url(url, self._hosts)
 
     @contextmanager
-    def ask(self, url: str, kept: FileMeta | None, offset: int) -> Iterator[Answer | None]:
+    def ask(
+        self, url: str, kept: FileMeta | None, offset: int
+    ) -> Iterator[DownloadResponse | None]:
         """The file from an offset on where its version is the kept one; None: it is unchanged."""
         headers = {"Accept": "*/*", "Accept-Encoding": "identity", "User-Agent": "training-worker"}
         etag = kept.strong_etag if kept is not None else None
@@ -140,24 +142,24 @@ def _web_errors(url: str) -> Iterator[None]:
     except AddressError as error:
         raise DownloadError(f"{shown(url)} may not be asked for: {error}") from error
     except httpcore2.TimeoutException as error:
-        raise BrokenError("the server does not answer") from error
+        raise InterruptedDownloadError("the server does not answer") from error
     except httpcore2.NetworkError as error:
-        raise BrokenError(str(error)) from error
+        raise InterruptedDownloadError(str(error)) from error
     except httpcore2.RemoteProtocolError as error:
         # Not its text: it may quote what the server sent.
-        raise BrokenError("the answer is incomplete") from error
+        raise InterruptedDownloadError("the answer is incomplete") from error
     except httpcore2.ProtocolError as error:
         raise DownloadError(f"{shown(url)} cannot be asked for") from error
 
 
 def _read_answer(
     url: str, response: httpcore2.Response, kept: FileMeta | None, offset: int
-) -> Answer | None:
+) -> DownloadResponse | None:
     """What a server answered; None: the kept file is still the same.
 
     Raises:
         DownloadError: There is no file to be had.
-        BrokenError: There may be, next time.
+        InterruptedDownloadError: There may be, next time.
     """
     fields = {name.lower().decode(): value.decode("latin-1") for name, value in response.headers}
     status = response.status
@@ -166,7 +168,7 @@ def _read_answer(
     if status == 416 and offset:
         raise OtherPartError("the server has no such part")
     if status in _BUSY:
-        raise BrokenError(f"the server answered {status}")
+        raise InterruptedDownloadError(f"the server answered {status}")
     if status not in (200, 206):
         raise DownloadError(f"{shown(url)} cannot be downloaded: the server answered {status}")
     if (encoding := fields.get("content-encoding", "identity").lower()) != "identity":
@@ -178,10 +180,10 @@ def _read_answer(
         meta = replace(meta, size=_ranges_size(fields.get("content-range", ""), offset))
         if kept is None or meta.etag != kept.etag:
             raise OtherPartError("a part of another version came")
-        return Answer(meta, offset, response.iter_stream())
+        return DownloadResponse(meta, offset, response.iter_stream())
     if kept is not None and kept.sha256 is not None and meta.etag and meta.etag == kept.etag:
         return None
-    return Answer(meta, 0, response.iter_stream())
+    return DownloadResponse(meta, 0, response.iter_stream())
 
 
 def _length(fields: dict[str, str]) -> int | None:

@@ -16,10 +16,10 @@ from obstore.exceptions import (
 from obstore.store import from_url
 
 from tasks.data.download.protocol import (
-    Answer,
-    BrokenError,
     DownloadError,
+    DownloadResponse,
     FileMeta,
+    InterruptedDownloadError,
     OtherPartError,
     is_same,
 )
@@ -60,13 +60,13 @@ def list_names(url: str) -> list[str]:
                 names += [meta["path"][len(prefix) :].lstrip("/") for meta in batch]
                 if len(names) > MOST_NAMES:
                     raise DownloadError(f"{shown(url)} holds over {MOST_NAMES:,} objects")
-    except BrokenError as error:
+    except InterruptedDownloadError as error:
         raise DownloadError(f"{shown(url)} cannot be listed: {error}") from error
     return sorted(names)
 
 
 @contextmanager
-def ask_cloud(url: str, kept: FileMeta | None, offset: int) -> Iterator[Answer | None]:
+def ask_cloud(url: str, kept: FileMeta | None, offset: int) -> Iterator[DownloadResponse | None]:
     """The object from an offset on where its version is the kept one; None: it is unchanged."""
     bucket, key = _cloud_parts(url)
     with _cloud_errors(url):
@@ -77,7 +77,7 @@ def ask_cloud(url: str, kept: FileMeta | None, offset: int) -> Iterator[Answer |
             yield None
             return
         start = offset if unchanged and offset < (meta.size or 0) else 0
-        yield Answer(meta, start, _cloud_pieces(store, key, meta, start))
+        yield DownloadResponse(meta, start, _cloud_pieces(store, key, meta, start))
 
 
 def _cloud_parts(url: str) -> tuple[str, str]:
@@ -144,7 +144,7 @@ def _cloud_errors(url: str) -> Iterator[None]:
     except PreconditionError as error:
         raise OtherPartError("it changed meanwhile") from error
     except GenericError as error:
-        raise BrokenError(_first_line(error)) from error
+        raise InterruptedDownloadError(_first_line(error)) from error
     except BaseError as error:
         raise DownloadError(f"{shown(url)} cannot be read: {_first_line(error)}") from error
 

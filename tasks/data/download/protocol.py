@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tasks.errors import Fault
+from tasks.errors import Problem
 
 
 class DownloadError(Exception):
@@ -18,16 +18,16 @@ class DownloadError(Exception):
         super().__init__(message)
         self.passing = passing
 
-    def fault(self, where: str) -> Fault:
+    def fault(self, where: str) -> Problem:
         """The same for a report."""
-        return Fault(where, str(self), passing=self.passing)
+        return Problem(where, str(self), passing=self.passing)
 
 
-class BrokenError(Exception):
+class InterruptedDownloadError(Exception):
     """The download may be gone on with."""
 
 
-class OtherPartError(BrokenError):
+class OtherPartError(InterruptedDownloadError):
     """What came so far and what comes now are not of one file."""
 
 
@@ -54,7 +54,7 @@ class FileMeta:
 
 
 @dataclass(frozen=True)
-class Answer:
+class DownloadResponse:
     """What a server sends: the file's pieces from an offset on."""
 
     meta: FileMeta

@@ -19,7 +19,7 @@ class AddressError(ValueError):
     """A host may not be connected to; says which, and at which address."""
 
 
-class PublicNetwork(httpcore2.NetworkBackend):
+class SsrfGuard(httpcore2.NetworkBackend):
     """Connects to hosts all of whose addresses are public, and to those that are allowed.
 
     A host is resolved once, and the address that was checked is connected to, so that a second

@@ -10,8 +10,8 @@ import httpx2
 import pytest
 
 from console.services import dataset_checks as checks
-from tasks.eta.history import Durations
-from tasks.eta.rate_meter import Made
+from tasks.eta.history import RunHistoryStore
+from tasks.eta.rate_meter import WorkDone
 from tasks.stages.submit import admit
 from tasks.state.record import StageRecord
 from tests.console.conftest import Console, job, picture, upload, zipped
@@ -89,9 +89,11 @@ def test_a_preview_tells_time_and_price_by_what_finished_jobs_took(
 def learn(console: Console, document: dict[str, Any]) -> None:
     """Let a job's training have taken two seconds a step."""
     job_id, trained, _ = admit(document, console.state, "result")
-    durations = Durations(console.redis, console.settings.job_ttl, trained.route().memory_class)
+    durations = RunHistoryStore(
+        console.redis, console.settings.job_ttl, trained.route().memory_class
+    )
     done = StageRecord(queue="q", worker="w", attempt=9, started_at=0, seconds=20.0)
-    durations.record(console.state.get(job_id), "train", done, Made(10, 2.0))
+    durations.record(console.state.get(job_id), "train", done, WorkDone(10, 2.0))
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "file:///etc/passwd", "https://intern.example/a"])

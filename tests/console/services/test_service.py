@@ -8,7 +8,7 @@ from console.services import sessions
 from console.services.archive import NewFile
 from console.services.service import Service
 from console.services.sessions import Sessions
-from tasks.api_keys import Account, Accounts
+from tasks.api_keys import Account, ApiKeys
 from tasks.state.record import UnknownJobError
 from tests.console.conftest import PNG, Console, Served, job
 
@@ -67,7 +67,7 @@ def test_a_page_follows_its_own_jobs_only(console: Console, served: Served) -> N
 
 
 def test_a_session_ends_by_itself(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    accounts = Accounts(served.settings.api_keys_file)
+    accounts = ApiKeys(served.settings.api_keys_file)
     monkeypatch.setattr(sessions, "LIFE_S", 3600)
     open_ones = Sessions(accounts)
     cookie = open_ones.begin(served.keys["acme"])

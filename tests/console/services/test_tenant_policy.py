@@ -5,7 +5,14 @@ from typing import Any
 import pytest
 from pydantic import BaseModel, TypeAdapter
 
-from console.services.tenant_policy import FILES, HUB_NAMES, MODELS, NOT_THEIRS, PLACES, Permission
+from console.services.tenant_policy import (
+    FILES,
+    HUB_NAMES,
+    MODELS,
+    NOT_THEIRS,
+    PLACES,
+    TenantPolicy,
+)
 from tasks.jobs.job import TrainingConfig, parse_job
 
 # Texts that name no place: words of captions, columns and choices.
@@ -37,7 +44,7 @@ def faults(
     training: dict[str, Any], roots: tuple[str, ...] = (), hosts: frozenset[str] = frozenset()
 ) -> list[str]:
     job = parse_job({"training": training})
-    return [fault.where for fault in Permission(roots, hosts).faults(job)]
+    return [fault.where for fault in TenantPolicy(roots, hosts).faults(job)]
 
 
 def flux(dataset: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
@@ -237,6 +244,6 @@ def test_what_the_operator_opens_may_be_named(tmp_path: Path) -> None:
 
 def test_a_fault_says_what_may_be_named() -> None:
     job = parse_job({"training": archive("/x.zip")})
-    [fault] = Permission(("/open",), frozenset()).faults(job)
+    [fault] = TenantPolicy(("/open",), frozenset()).faults(job)
     assert "upload:ID" in fault.problem
     assert "/open" in fault.problem

@@ -10,7 +10,7 @@ import pytest
 from console.services.job_ids import own_id
 from routing.classes import MemoryClass
 from tasks.state.job_store import connect
-from tasks.state.workers import Presence, PresenceNote
+from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tests.console.conftest import PNG, Console, job, send, upload, zipped
 
 Ask = Callable[[httpx2.Client, str], httpx2.Response]
@@ -232,7 +232,7 @@ def note_worker(
     quarantined: str | None = "had an XID 79",
 ) -> None:
     assert console.settings.broker_url is not None
-    presence = Presence(queues=queues, memory_class=MemoryClass.GB40, quarantined=quarantined)
+    presence = WorkerInfo(queues=queues, memory_class=MemoryClass.GB40, quarantined=quarantined)
     client = connect(console.settings.broker_url.get_secret_value())
-    PresenceNote(client, name, presence, timedelta(minutes=1)).renew()
+    WorkerHeartbeat(client, name, presence, timedelta(minutes=1)).renew()
     client.close()

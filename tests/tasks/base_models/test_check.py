@@ -11,7 +11,7 @@ import pytest
 from huggingface_hub import HfApi, is_offline_mode
 
 from tasks.base_models.check import check_base_model
-from tasks.errors import Fault
+from tasks.errors import Problem
 from tasks.jobs.job import parse_job
 from tests.tasks.jobs.test_flux_lora import with_values
 
@@ -40,7 +40,7 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def faults(model: Path | str, hub: HfApi | None = None, **values: Any) -> list[Fault]:
+def faults(model: Path | str, hub: HfApi | None = None, **values: Any) -> list[Problem]:
     config = parse_job(with_values(model=str(model), **values)).training
     return check_base_model(config, hub)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks.data.read_policy import Access
+from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Listing, Sources
 from tasks.data.tokens import TokenLimit
 from tasks.data.validation import Report, check_data_set
@@ -12,7 +12,7 @@ from tasks.jobs.datasets import DataSetConfig
 from tasks.jobs.pipeline import PipelineConfig
 
 # Folders and files are read where they are.
-_LOCAL = Sources(Access(), Path("/nowhere/downloads"), Path("/nowhere/scratch"))
+_LOCAL = Sources(ReadPolicy(), Path("/nowhere/downloads"), Path("/nowhere/scratch"))
 
 
 def list_local(config: DataSetConfig, **flags: Any) -> Listing:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tasks.data import archives
 from tasks.data.archives import MOST_FAULTS, Unpacked, unpack
-from tasks.errors import Fault
+from tasks.errors import Problem
 
 # Archives are unpacked without reading a picture, so any bytes do; these do not shrink.
 PICTURE = random.Random(0).randbytes(3000)
@@ -376,7 +376,7 @@ def test_all_faults_are_told_at_once_but_not_more_than_can_be_read(place: Place)
     ):
         found = place.unpack(data)
         assert [fault.where for fault in found.faults] == [*names[:MOST_FAULTS], "data.bin"]
-        assert found.faults[-1] == Fault("data.bin", "5 more members are at fault")
+        assert found.faults[-1] == Problem("data.bin", "5 more members are at fault")
         found.files["ok.png"].unlink()
 
 

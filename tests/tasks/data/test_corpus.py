@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.data.hub import _batches, _RefusedError
-from tasks.data.read_policy import Access
+from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
 from tasks.data.validation import Report, check_data_set
 from tasks.jobs.job import parse_job
@@ -37,7 +37,7 @@ def checked(path: Path) -> Report:
             file.with_suffix(".txt").write_text("a caption", "utf-8")
             dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(file.parent)}
         config = parse_job(with_values(data_loader__dataset=dataset)).training
-        sources = Sources(Access(most_bytes=MOST), folder / "downloads", folder / "scratch")
+        sources = Sources(ReadPolicy(most_bytes=MOST), folder / "downloads", folder / "scratch")
         report = check_data_set(config, sources, limits=lambda _: [])
         outside = {it.name for it in folder.iterdir()} - {"set", "downloads", "scratch"}
         assert outside == set()

@@ -3,11 +3,11 @@ from threading import Lock
 
 import pytest
 
-from tasks.data.memory_budget import Room, in_threads
+from tasks.data.memory_budget import MemoryBudget, in_threads
 
 
 def test_no_more_is_held_at_a_time_than_there_is_but_by_one_alone() -> None:
-    room, lock, held, most = Room(10), Lock(), [0, 0], [0]
+    room, lock, held, most = MemoryBudget(10), Lock(), [0, 0], [0]
 
     def hold(count: int) -> None:
         with room.taken(count):

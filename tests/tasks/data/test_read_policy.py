@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from tasks.data.read_policy import ANYWHERE, Access, DeniedError
+from tasks.data.read_policy import ANYWHERE, DeniedError, ReadPolicy
 
 
 def test_without_roots_everything_may_be_read(tmp_path: Path) -> None:
-    Access().check_path(tmp_path)
-    Access().check_cloud("s3://any/thing")
+    ReadPolicy().check_path(tmp_path)
+    ReadPolicy().check_cloud("s3://any/thing")
 
 
 def test_a_path_is_judged_by_where_it_leads(tmp_path: Path) -> None:
@@ -15,7 +15,7 @@ def test_a_path_is_judged_by_where_it_leads(tmp_path: Path) -> None:
     (tmp_path / "opened").mkdir()
     (tmp_path / "secret").write_text("")
     (tmp_path / "open" / "link").symlink_to(tmp_path / "secret")
-    access = Access(roots=(str(tmp_path / "open"), "s3://bucket"))
+    access = ReadPolicy(roots=(str(tmp_path / "open"), "s3://bucket"))
     access.check_path(tmp_path / "open" / "nowhere.png")
     for name in ("secret", "open/link", "open/../secret", "opened/a.png", ""):
         with pytest.raises(DeniedError, match="TRAINING_DATA_ROOTS"):
@@ -35,7 +35,7 @@ def test_a_path_is_judged_by_where_it_leads(tmp_path: Path) -> None:
     ],
 )
 def test_an_object_must_lie_below_a_prefix(url: str, may: bool) -> None:
-    access = Access(roots=("/pictures", "s3://bucket/people/"))
+    access = ReadPolicy(roots=("/pictures", "s3://bucket/people/"))
     if may:
         access.check_cloud(url)
     else:
@@ -45,8 +45,8 @@ def test_an_object_must_lie_below_a_prefix(url: str, may: bool) -> None:
 
 def test_no_roots_at_all_is_nowhere_and_there_is_a_word_for_anywhere(tmp_path: Path) -> None:
     with pytest.raises(DeniedError):
-        Access(roots=()).check_path(tmp_path)
-    anywhere = Access(roots=tuple(ANYWHERE.split(",")))
+        ReadPolicy(roots=()).check_path(tmp_path)
+    anywhere = ReadPolicy(roots=tuple(ANYWHERE.split(",")))
     anywhere.check_path(tmp_path)
     for url in ("s3://any/thing", "gs://any/thing", "az://any/thing"):
         anywhere.check_cloud(url)
@@ -55,7 +55,7 @@ def test_no_roots_at_all_is_nowhere_and_there_is_a_word_for_anywhere(tmp_path: P
 def test_somebody_who_may_read_less_reads_what_both_rules_allow(tmp_path: Path) -> None:
     for name in ("all/open", "all/shut", "other"):
         (tmp_path / name).mkdir(parents=True)
-    access = Access(
+    access = ReadPolicy(
         roots=(f"{tmp_path}/all", "s3://bucket/people"),
         hosts=frozenset({"intern.example", "other.example:8443"}),
         most_bytes=7,
@@ -74,7 +74,7 @@ def test_somebody_who_may_read_less_reads_what_both_rules_allow(tmp_path: Path) 
 
 
 def test_who_may_read_nothing_reads_nothing(tmp_path: Path) -> None:
-    less = Access(hosts=frozenset({"intern.example"})).narrowed(())
+    less = ReadPolicy(hosts=frozenset({"intern.example"})).narrowed(())
     assert less.hosts == frozenset()
     with pytest.raises(DeniedError):
         less.check_path(tmp_path)

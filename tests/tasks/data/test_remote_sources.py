@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from tasks.data import sources as sources_module
 from tasks.data.hub import HubRows, fetch_hub
-from tasks.data.read_policy import Access
+from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
 from tasks.data.validation import Report, check_data_set
 from tasks.dataset import data_set_of
@@ -76,7 +76,7 @@ def check(tmp_path: Path, bucket: Site) -> Callable[..., Report]:
     folders = (tmp_path / f"scratch-{number}" for number in range(99))
 
     def check(roots: tuple[str, ...] | None = None, **dataset: Any) -> Report:
-        access = Access(roots=roots, hosts=frozenset({bucket.host}))
+        access = ReadPolicy(roots=roots, hosts=frozenset({bucket.host}))
         sources = Sources(access, tmp_path / "downloads", next(folders))
         job = parse_job(with_values(data_loader__dataset=dataset))
         return check_data_set(job.training, sources, limits=lambda _: [])
@@ -152,7 +152,7 @@ def test_a_folder_larger_than_may_be_is_told(tmp_path: Path, bucket: Site, diges
     for name, data in files(captions=True).items():
         bucket.files[f"/bucket/some/{name}"] = Served(data)
     most = max(map(len, PICTURES.values())) + 1000
-    sources = Sources(Access(most_bytes=most), tmp_path / "kept", tmp_path / "scratch")
+    sources = Sources(ReadPolicy(most_bytes=most), tmp_path / "kept", tmp_path / "scratch")
     dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "s3://bucket/some"}
     config = parse_job(with_values(data_loader__dataset=dataset)).training
     [fault] = check_data_set(config, sources, limits=lambda _: []).faults

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.data.read_policy import Access
+from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Listing, Sources
 from tasks.data.uploads import StoredUploads
 from tasks.jobs.datasets import ArchiveDatasetConfig
@@ -19,7 +19,7 @@ def store(tmp_path: Path) -> Store:
 def listed(tmp_path: Path, uploads: StoredUploads | None, archive: str, **more: str) -> Listing:
     # No folder may be read: an upload is no file of this machine.
     sources = Sources(
-        Access(roots=()), tmp_path / "downloads", tmp_path / "scratch", uploads=uploads
+        ReadPolicy(roots=()), tmp_path / "downloads", tmp_path / "scratch", uploads=uploads
     )
     return sources.listing(ArchiveDatasetConfig(archive=archive, **more))
 

@@ -11,21 +11,21 @@ from tasks.eta.estimate import (
     NO_RUN,
     TAKES_LONGER,
     Forecast,
-    Told,
+    JobProgress,
     expected_end,
     forecast,
     time_left,
     told_by,
     units_of,
 )
-from tasks.eta.history import Learned, Run, work_of
+from tasks.eta.history import RunHistory, RunSample, work_of
 from tasks.events import DataSetChecked, Note, Progress
 from tasks.jobs.job import parse_job
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.state.record import JobRecord, JobStatus
 from tests.tasks.eta.test_history import begun, record_with
 
-NOTHING = Learned({}, {})
+NOTHING = RunHistory({}, {})
 STAGES = ("prepare", "cache", "train", "publish")
 WAITS = {"cpu": [1.0, 2.0, 30.0], "gpu.40gb": [60.0]}
 
@@ -39,14 +39,14 @@ def job_of(document: dict[str, Any], **options: Any) -> PipelineConfig:
     return parse_job(document).training
 
 
-def learned_of(training: PipelineConfig) -> Learned:
+def learned_of(training: PipelineConfig) -> RunHistory:
     """0.1 s a picture, 1 s an entry after 20 s, 2 s a step after 40 s, 5 s to publish."""
     units = {"prepare": (0.1, 0), "cache": (1, 20), "train": (2, 40), "publish": (5, 0)}
     runs = {}
     for stage, (unit_s, rest_s) in units.items():
         on = MemoryClass.GB40 if stage in ("cache", "train") else None
-        runs[work_of(training, stage, on)] = [Run(unit_s=unit_s, rest_s=rest_s)]
-    return Learned(runs, WAITS)
+        runs[work_of(training, stage, on)] = [RunSample(unit_s=unit_s, rest_s=rest_s)]
+    return RunHistory(runs, WAITS)
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def training(job_document: dict[str, Any]) -> PipelineConfig:
 
 
 @pytest.fixture
-def learned(training: PipelineConfig) -> Learned:
+def learned(training: PipelineConfig) -> RunHistory:
     return learned_of(training)
 
 
@@ -71,7 +71,7 @@ def running(training: PipelineConfig, job_document: dict[str, Any]) -> JobRecord
     return record_with(job_document, stage="train", stages=stages)
 
 
-def test_a_job_takes_its_waits_and_its_work(training: PipelineConfig, learned: Learned) -> None:
+def test_a_job_takes_its_waits_and_its_work(training: PipelineConfig, learned: RunHistory) -> None:
     found = forecast(training, "gpu.40gb", learned, [12, 8])
     assert [stage.seconds for stage in found.stages] == [2, 60, 240, 5]
     assert [stage.wait_s for stage in found.stages] == [2, 60, 60, 2]
@@ -92,7 +92,7 @@ def test_a_job_takes_its_waits_and_its_work(training: PipelineConfig, learned: L
 
 
 def test_what_nobody_knows_is_told_and_no_total_is_invented(
-    training: PipelineConfig, learned: Learned
+    training: PipelineConfig, learned: RunHistory
 ) -> None:
     unseen = forecast(training, "gpu.40gb", learned)
     assert [stage.unknown for stage in unseen.stages] == [NO_PICTURES, NO_PICTURES, None, None]
@@ -105,7 +105,7 @@ def test_what_nobody_knows_is_told_and_no_total_is_invented(
 
 
 def test_work_that_is_scaled_says_from_what(
-    job_document: dict[str, Any], training: PipelineConfig, learned: Learned
+    job_document: dict[str, Any], training: PipelineConfig, learned: RunHistory
 ) -> None:
     larger = training.model_copy(update={"train_batch_size": 2 * training.train_batch_size})
     train = forecast(larger, "gpu.40gb", learned, [20]).stages[2]
@@ -129,28 +129,30 @@ def test_epochs_are_counted_in_steps_of_one_size_each(job_document: dict[str, An
 
 
 def test_a_job_that_caches_nothing_has_nothing_to_encode(
-    job_document: dict[str, Any], learned: Learned
+    job_document: dict[str, Any], learned: RunHistory
 ) -> None:
     training = job_of(job_document, cache_text_encoder_outputs=False, cache_vae_outputs=False)
     assert forecast(training, "gpu.40gb", NOTHING).stages[1].seconds == 0
 
 
-def test_a_stage_that_runs_is_judged_by_its_own_speed(running: JobRecord, learned: Learned) -> None:
+def test_a_stage_that_runs_is_judged_by_its_own_speed(
+    running: JobRecord, learned: RunHistory
+) -> None:
     progress = Progress(stage="train", done=40, total=100, unit="steps", per_second=0.25)
-    left = time_left(running, learned, at(2100), Told(progress=progress))
+    left = time_left(running, learned, at(2100), JobProgress(progress=progress))
     assert left is not None
     assert [(stage.stage, stage.wait_s, stage.seconds) for stage in left.stages] == [
         ("train", 0, 240),
         ("publish", 2, 5),
     ]
-    assert expected_end(running, learned, at(2100), Told(progress=progress)) == at(2347)
+    assert expected_end(running, learned, at(2100), JobProgress(progress=progress)) == at(2347)
 
 
 def test_before_its_first_step_a_stage_is_judged_by_other_runs(
-    running: JobRecord, learned: Learned
+    running: JobRecord, learned: RunHistory
 ) -> None:
     of_cache = Progress(stage="cache", done=1, total=100, unit="entries", per_second=9)
-    left = time_left(running, learned, at(2030), Told(progress=of_cache))
+    left = time_left(running, learned, at(2030), JobProgress(progress=of_cache))
     assert left is not None
     assert left.stages[0].seconds == 210
     late = time_left(running, learned, at(2241))
@@ -160,10 +162,10 @@ def test_before_its_first_step_a_stage_is_judged_by_other_runs(
 
 
 def test_a_job_that_waits_is_told_what_those_waited_who_waited_longer(
-    job_document: dict[str, Any], training: PipelineConfig, learned: Learned
+    job_document: dict[str, Any], training: PipelineConfig, learned: RunHistory
 ) -> None:
     queued = record_with(job_document, status=JobStatus.QUEUED, waiting_in="cpu")
-    told = Told(sizes=[20])
+    told = JobProgress(sizes=[20])
     assert expected_end(queued, learned, at(1000), told) == at(1431)
     left = time_left(queued, learned, at(1010), told)
     assert left is not None
@@ -175,18 +177,18 @@ def test_a_job_that_waits_is_told_what_those_waited_who_waited_longer(
 
 
 def test_a_train_stage_that_goes_on_counts_from_where_it_stopped(
-    running: JobRecord, learned: Learned
+    running: JobRecord, learned: RunHistory
 ) -> None:
     waits = {"waiting_in": "gpu.40gb", "updated_at": at(2100)}
     progress = Progress(stage="train", done=40, total=100, unit="steps", per_second=0.25)
     interrupted = running.model_copy(update=waits)
-    left = time_left(interrupted, learned, at(2100), Told(progress=progress))
+    left = time_left(interrupted, learned, at(2100), JobProgress(progress=progress))
     assert left is not None
     assert (left.stages[0].wait_s, left.stages[0].seconds) == (60, 40 + 60 * 2)
 
 
 def test_a_job_whose_entries_are_all_there_waits_for_no_gpu_to_encode(
-    job_document: dict[str, Any], learned: Learned
+    job_document: dict[str, Any], learned: RunHistory
 ) -> None:
     stages = {"prepare": begun(1, 1000, 1, "cpu")}
     refs = {"cache_queue": "cpu"}
@@ -200,7 +202,7 @@ def test_a_job_whose_entries_are_all_there_waits_for_no_gpu_to_encode(
 
 
 def test_nobody_knows_when_a_paused_job_ends_and_an_ended_one_has(
-    running: JobRecord, learned: Learned
+    running: JobRecord, learned: RunHistory
 ) -> None:
     paused = running.model_copy(update={"status": JobStatus.PAUSED})
     assert time_left(paused, learned, at(2100)) is None
@@ -214,7 +216,7 @@ def test_events_tell_the_pictures_and_the_newest_progress() -> None:
     checked = DataSetChecked(pictures=7, errors=0, warnings=0, report_key="r")
     first, second = (Progress(stage="train", done=n, total=9, unit="steps") for n in (1, 2))
     told = told_by([checked, first, Note(level="info", message=""), second])
-    assert told == Told(sizes=(7,), progress=second)
+    assert told == JobProgress(sizes=(7,), progress=second)
 
 
 @given(
@@ -246,7 +248,7 @@ def test_no_time_left_is_ever_negative_and_a_total_has_all_its_parts(
     )
     learned = learned_of(record.job.training) if known else NOTHING
     progress = Progress(stage=stage, done=done, total=100, unit="steps", per_second=per_second)
-    left = time_left(record, learned, at(now), Told([5], progress))
+    left = time_left(record, learned, at(now), JobProgress([5], progress))
     if left is None:
         assert status not in (JobStatus.QUEUED, JobStatus.RUNNING)
         return

@@ -8,15 +8,15 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from routing.classes import MemoryClass
-from tasks.eta.history import Durations, Learned, Run, Work, p90, work_of
-from tasks.eta.rate_meter import Made
+from tasks.eta.history import RunHistory, RunHistoryStore, RunSample, WorkloadKey, p90, work_of
+from tasks.eta.rate_meter import WorkDone
 from tasks.jobs.job import parse_job
 from tasks.state.job_store import connect
 from tasks.state.record import JobRecord, JobStatus, StageRecord
 
 HOUR = timedelta(hours=1)
 GB24, GB40, GB80 = MemoryClass.GB24, MemoryClass.GB40, MemoryClass.GB80
-TRAIN = Work(stage="train", type="FLUX_LORA", memory_class=GB40, size=(512, 512), samples=2)
+TRAIN = WorkloadKey(stage="train", type="FLUX_LORA", memory_class=GB40, size=(512, 512), samples=2)
 CACHE = TRAIN.model_copy(update={"stage": "cache", "samples": 1})
 
 
@@ -57,11 +57,11 @@ def record_with(document: dict[str, Any], **changes: Any) -> JobRecord:
 def test_what_stages_took_is_told_by_the_work_they_did(
     redis_client: Redis, job_document: dict[str, Any]
 ) -> None:
-    on_80gb = Durations(redis_client, HOUR, GB80)
+    on_80gb = RunHistoryStore(redis_client, HOUR, GB80)
     prepared, trained = begun(1, 1002, 8, "cpu"), begun(2, 1015, 300, "gpu.40gb")
     job = record_with(job_document, stages={"cache": begun(1, 1000, 10, "gpu.40gb")})
-    Durations(redis_client, HOUR).record(job, "prepare", prepared, Made(20))
-    on_80gb.record(job, "train", trained, Made(100, 2.5))
+    RunHistoryStore(redis_client, HOUR).record(job, "prepare", prepared, WorkDone(20))
+    on_80gb.record(job, "train", trained, WorkDone(100, 2.5))
     learned = on_80gb.learned()
     prepare, train = (
         learned.figure(work_of(job.job.training, stage, on))
@@ -78,19 +78,19 @@ def test_what_stages_took_is_told_by_the_work_they_did(
 def test_only_a_first_start_tells_how_long_jobs_wait(
     redis_client: Redis, job_document: dict[str, Any]
 ) -> None:
-    durations = Durations(redis_client, HOUR)
+    durations = RunHistoryStore(redis_client, HOUR)
     again = begun(2, 1002, 8, "cpu")
-    durations.record(record_with(job_document), "prepare", again, Made(20))
+    durations.record(record_with(job_document), "prepare", again, WorkDone(20))
     unfinished = record_with(job_document, stages={"train": begun(3, 1000, None, "gpu.40gb")})
-    durations.record(unfinished, "publish", begun(4, 5000, 1, "cpu"), Made(1))
+    durations.record(unfinished, "publish", begun(4, 5000, 1, "cpu"), WorkDone(1))
     assert durations.learned().waits == {}
 
 
-@pytest.mark.parametrize("made", [Made(), Made(12)])
+@pytest.mark.parametrize("made", [WorkDone(), WorkDone(12)])
 def test_a_gpu_stage_that_measured_no_unit_teaches_nothing(
-    redis_client: Redis, job_document: dict[str, Any], made: Made
+    redis_client: Redis, job_document: dict[str, Any], made: WorkDone
 ) -> None:
-    durations = Durations(redis_client, HOUR, GB40)
+    durations = RunHistoryStore(redis_client, HOUR, GB40)
     job = record_with(job_document)
     durations.record(job, "cache", begun(2, 1000, 60, "gpu.40gb"), made)
     assert durations.learned().runs == {}
@@ -99,10 +99,10 @@ def test_a_gpu_stage_that_measured_no_unit_teaches_nothing(
 def test_the_newest_figures_are_kept_for_the_life_time_of_a_job(
     redis_client: Redis, job_document: dict[str, Any]
 ) -> None:
-    durations = Durations(redis_client, HOUR)
+    durations = RunHistoryStore(redis_client, HOUR)
     job = record_with(job_document)
     for number in range(60):
-        durations.record(job, "prepare", begun(1, 1000, number, "cpu"), Made(1))
+        durations.record(job, "prepare", begun(1, 1000, number, "cpu"), WorkDone(1))
     learned = durations.learned()
     [runs] = learned.runs.values()
     assert [run.unit_s for run in runs] == list(range(59, 9, -1))
@@ -115,14 +115,14 @@ def test_the_newest_figures_are_kept_for_the_life_time_of_a_job(
 def test_a_kind_of_work_that_nobody_does_any_more_is_forgotten(
     redis_client: Redis, job_document: dict[str, Any]
 ) -> None:
-    durations = Durations(redis_client, HOUR)
+    durations = RunHistoryStore(redis_client, HOUR)
     job = record_with(job_document)
-    durations.record(job, "prepare", begun(1, 1000, 8, "cpu"), Made(1))
+    durations.record(job, "prepare", begun(1, 1000, 8, "cpu"), WorkDone(1))
     [member] = cast("list[str]", redis_client.zrange("training:times", 0, -1))
     redis_client.delete(f"training:times:{member}")
     assert durations.learned().runs == {}
     redis_client.zadd("training:times", {member: 1.0})
-    durations.record(job, "publish", begun(1, 1000, 8, "cpu"), Made(1))
+    durations.record(job, "publish", begun(1, 1000, 8, "cpu"), WorkDone(1))
     assert redis_client.zcard("training:times") == 1
 
 
@@ -131,12 +131,12 @@ def test_a_broker_that_is_away_costs_the_figure_and_is_logged(
 ) -> None:
     with connect("redis://127.0.0.1:9/0") as away, caplog.at_level(logging.WARNING):
         job = record_with(job_document)
-        Durations(away, HOUR).record(job, "prepare", begun(1, 1000, 8, "cpu"), Made(1))
+        RunHistoryStore(away, HOUR).record(job, "prepare", begun(1, 1000, 8, "cpu"), WorkDone(1))
     assert "cannot keep how long prepare took" in caplog.text
 
 
-def known(*works: Work, unit_s: float = 1.0) -> Learned:
-    return Learned({work: [Run(unit_s=unit_s, rest_s=10)] for work in works}, {})
+def known(*works: WorkloadKey, unit_s: float = 1.0) -> RunHistory:
+    return RunHistory({work: [RunSample(unit_s=unit_s, rest_s=10)] for work in works}, {})
 
 
 @pytest.mark.parametrize(
@@ -179,27 +179,27 @@ def test_other_stages_types_and_smaller_gpus_say_nothing(changes: dict[str, Any]
     assert known(TRAIN.model_copy(update=changes)).figure(TRAIN) is None
 
 
-def on(work: Work) -> int:
+def on(work: WorkloadKey) -> int:
     return work.memory_class or 0
 
 
 seconds = st.floats(0, 1e6)
 works = st.builds(
-    Work,
+    WorkloadKey,
     stage=st.just("train"),
     type=st.sampled_from(["FLUX_LORA", "SDXL_LORA"]),
     memory_class=st.sampled_from(MemoryClass),
     size=st.tuples(st.integers(8, 4096), st.integers(8, 4096)),
     samples=st.integers(1, 512),
 )
-runs = st.lists(st.builds(Run, unit_s=seconds, rest_s=seconds), min_size=1, max_size=50)
+runs = st.lists(st.builds(RunSample, unit_s=seconds, rest_s=seconds), min_size=1, max_size=50)
 
 
 @given(st.dictionaries(works, runs, max_size=8), works, st.integers(0, 10**6), st.integers(1, 99))
 def test_more_steps_never_take_less_and_what_is_unknown_stays_so(
-    seen: dict[Work, list[Run]], work: Work, steps: int, more: int
+    seen: dict[WorkloadKey, list[RunSample]], work: WorkloadKey, steps: int, more: int
 ) -> None:
-    figure = Learned(seen, {}).figure(work)
+    figure = RunHistory(seen, {}).figure(work)
     if figure is None:
         assert all(it.type != work.type or on(it) < on(work) for it in seen)
         return
@@ -221,9 +221,9 @@ def test_nine_in_ten_values_do_not_exceed_p90(values: list[float]) -> None:
 def test_what_another_version_has_learned_is_left_out(
     redis_client: Redis, job_document: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    durations = Durations(redis_client, HOUR, GB40)
+    durations = RunHistoryStore(redis_client, HOUR, GB40)
     durations.record(
-        record_with(job_document), "train", begun(1, 1000, 60, "gpu.40gb"), Made(20, 2)
+        record_with(job_document), "train", begun(1, 1000, 60, "gpu.40gb"), WorkDone(20, 2)
     )
     known = durations.learned()
     [work] = known.runs

@@ -1,9 +1,9 @@
-from tasks.eta.rate_meter import Pace
+from tasks.eta.rate_meter import RateMeter
 
 
 def test_a_pace_counts_only_what_was_made_between_two_reports() -> None:
     times = iter([100.0, 104.0, 190.0, 192.0, 500.0, 501.0])
-    pace = Pace(lambda: next(times))
+    pace = RateMeter(lambda: next(times))
     pace.at(11)
     assert pace.unit_s is None
     pace.at(13)  # 4 s for 2

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing.classes import MemoryClass
-from routing.estimate import PUBLISHED, Constants
+from routing.estimate import PUBLISHED, MemoryModel
 from routing.requirements import FLOOR_CLASS, TrainingType
 from tasks.errors import DoesNotFitJobError, InvalidJobError
 from tasks.jobs.job import parse_job
@@ -50,7 +50,7 @@ FLUX_JOBS = st.fixed_dictionaries(
 
 @given(FLUX_JOBS, CONSTANTS | st.just(PUBLISHED))
 def test_flux_never_goes_below_40_gb_whatever_anybody_says(
-    document: dict[str, Any], constants: Constants
+    document: dict[str, Any], constants: MemoryModel
 ) -> None:
     job = parse_job(document)
     try:
@@ -93,7 +93,7 @@ def test_no_tenant_and_no_priority_moves_a_job(
 @pytest.mark.parametrize("name", preset_names())
 @given(constants=CONSTANTS)
 def test_no_calibration_moves_a_preset_below_its_types_floor_or_where_it_does_not_fit(
-    name: str, constants: Constants
+    name: str, constants: MemoryModel
 ) -> None:
     training: dict[str, Any] = {"data_loader": {"dataset": DATA_SET}}
     if "inversion" in name:

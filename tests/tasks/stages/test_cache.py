@@ -14,16 +14,16 @@ from tasks import events
 from tasks.cache.eviction import drop_damaged
 from tasks.cache.index import CacheRegistry, owner_of
 from tasks.cache.plan import CacheIndex, CachePlan
-from tasks.data.read_policy import Access
+from tasks.data.read_policy import ReadPolicy
 from tasks.dataset import DataSet, Sample, data_set_of
-from tasks.eta.rate_meter import Made
+from tasks.eta.rate_meter import WorkDone
 from tasks.events import EncoderDigests
 from tasks.jobs.job import parse_job
 from tasks.stages.cache import cache, is_cached
-from tasks.stages.runner import Delivery, StageMoved, StageResult, run_stage
+from tasks.stages.runner import Delivery, Rerouted, StageResult, run_stage
 from tasks.stages.submit import admit
 from tasks.stages.trainer_protocol import TrainerRequest
-from tasks.stages.worker_context import Runtime, TrainerInterrupted
+from tasks.stages.worker_context import TrainerInterrupted, WorkerContext
 from tasks.state.job_store import JobState
 from tasks.state.record import NEXT_QUEUE
 from tasks.store import Store, cache_index_key, data_set_key
@@ -131,14 +131,14 @@ class Job:
         runtime = self.runtime(Encoder(store))
         run_stage("prepare", body, self.id, Delivery("cpu", "t"), runtime, lambda: False)
 
-    def runtime(self, encoder: Encoder) -> Runtime:
+    def runtime(self, encoder: Encoder) -> WorkerContext:
         scratch = Path(self.store.url.removeprefix("file://")) / "scratch"
-        return Runtime(
+        return WorkerContext(
             state=self.state,
             cache=self.registry,
             store=self.store,
             trainer=encoder,
-            access=Access(),
+            access=ReadPolicy(),
             downloads_dir=scratch / "downloads",
             scratch_dir=scratch,
             worker="gpu@here",
@@ -185,7 +185,7 @@ def test_everything_is_encoded_once_and_nothing_the_second_time(
 def test_what_was_encoded_tells_what_an_entry_takes(
     job_of: Callable[..., Job], store: Store
 ) -> None:
-    told: list[Made] = []
+    told: list[WorkDone] = []
     job = job_of()
     runtime = replace(job.runtime(Encoder(store)), learn=lambda *args: told.append(args[-1]))
     run_stage("cache", cache, job.id, GPU, runtime, lambda: False)
@@ -314,7 +314,7 @@ def test_without_a_gpu_a_stage_that_lacks_something_moves_to_the_jobs_queue(
     without_gpu = {NEXT_QUEUE: CPU_QUEUE}
     whole, lacking = job_of(10, refs=without_gpu), job_of(11, refs=without_gpu)
     assert whole.cache(Encoder(store), cpu).startswith("0 images")
-    with pytest.raises(StageMoved) as moved:
+    with pytest.raises(Rerouted) as moved:
         lacking.cache(Encoder(store), cpu)
     assert moved.value.queue == "gpu.40gb"
     assert lacking.state.get(lacking.id).waiting_in == "gpu.40gb"

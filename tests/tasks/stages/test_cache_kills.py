@@ -16,14 +16,14 @@ from redis import Redis
 from tasks.cache.index import CacheRegistry
 from tasks.cache.packs import verify_pack
 from tasks.cache.plan import CacheIndex
-from tasks.data.read_policy import Access
+from tasks.data.read_policy import ReadPolicy
 from tasks.dataset import Sample, data_set_of
 from tasks.events import CacheDone, EncoderDigests, Event, TrainDone
 from tasks.stages.cache import cache
 from tasks.stages.runner import Delivery, StageResult, run_stage
 from tasks.stages.submit import admit
 from tasks.stages.trainer_protocol import TrainerRequest
-from tasks.stages.worker_context import Runtime
+from tasks.stages.worker_context import WorkerContext
 from tasks.state.job_store import JobState, connect
 from tasks.store import PACKS, Store, cache_index_key, data_set_key
 from tests.tasks.cache.pack_files import put_pack
@@ -62,14 +62,14 @@ class LoggingEncoder:
         """It keeps nothing."""
 
 
-def runtime_of(broker_url: str, folder: Path) -> Runtime:
+def runtime_of(broker_url: str, folder: Path) -> WorkerContext:
     client, store = connect(broker_url), Store((folder / "store").as_uri())
-    return Runtime(
+    return WorkerContext(
         state=JobState(client, timedelta(hours=1)),
         cache=CacheRegistry(client, timedelta(hours=1), timedelta(seconds=1)),
         store=store,
         trainer=LoggingEncoder(store, folder / "encoded"),
-        access=Access(),
+        access=ReadPolicy(),
         downloads_dir=folder / "downloads",
         scratch_dir=folder / "scratch",
         worker="gpu@here",

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tasks.data.read_policy import Access
+from tasks.data.read_policy import ReadPolicy
 from tasks.stages.prepare import access_of
 from tasks.stages.runner import StageContext, StageResult
 from tasks.stages.submit import admit
@@ -33,7 +33,7 @@ def test_a_tenants_job_reads_less_than_its_worker_may(
 
     job_id, _, _ = admit(job_document, state, "result", refs)
     store = Store((tmp_path / "store").as_uri())
-    rules = Access(roots=("/",), hosts=frozenset({"intern.example"}))
+    rules = ReadPolicy(roots=("/",), hosts=frozenset({"intern.example"}))
     runtime = replace(runtime_with(state, store, tmp_path, ScriptedTrainer()), access=rules)
     run_stage("prepare", look, job_id, runtime)
     [access] = seen

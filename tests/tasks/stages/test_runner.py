@@ -12,7 +12,7 @@ import redis
 from routing.classes import MemoryClass
 from tasks import events
 from tasks.cache.index import CacheRegistry
-from tasks.data.read_policy import Access
+from tasks.data.read_policy import ReadPolicy
 from tasks.dataset import data_set_of
 from tasks.errors import CancelledJobError, ErrorCode, JobError, StoreError, TrainerError
 from tasks.stages import event_buffer as outbox
@@ -20,18 +20,18 @@ from tasks.stages.cache import cache
 from tasks.stages.publish import publish
 from tasks.stages.runner import (
     Delivery,
+    Discarded,
+    Requeued,
+    Rerouted,
     StageBody,
     StageContext,
-    StageDropped,
-    StageMoved,
-    StageReleased,
     StageResult,
 )
 from tasks.stages.runner import run_stage as run_any_stage
 from tasks.stages.submit import admit
 from tasks.stages.train import train
 from tasks.stages.trainer_protocol import TrainerRequest
-from tasks.stages.worker_context import Backoff, Runtime, TrainerInterrupted
+from tasks.stages.worker_context import Backoff, TrainerInterrupted, WorkerContext
 from tasks.state.control import JobControl
 from tasks.state.job_store import JobState
 from tasks.state.record import JobStatus, queue_of
@@ -81,14 +81,14 @@ def job_id(state: JobState, job_document: dict[str, Any]) -> str:
 
 def runtime_with(
     state: JobState, store: Store, tmp_path: Path, trainer: ScriptedTrainer
-) -> Runtime:
+) -> WorkerContext:
     cache = CacheRegistry(state._redis, timedelta(hours=1), timedelta(seconds=4))
-    return Runtime(
+    return WorkerContext(
         state=state,
         cache=cache,
         store=store,
         trainer=trainer,
-        access=Access(),
+        access=ReadPolicy(),
         downloads_dir=tmp_path / "downloads",
         scratch_dir=tmp_path / "scratch",
         worker="gpu@here",
@@ -100,7 +100,7 @@ def run_stage(
     stage: str,
     body: StageBody,
     job_id: str,
-    runtime: Runtime,
+    runtime: WorkerContext,
     delivery: Delivery | None = None,
     draining: bool = False,
 ) -> dict[str, Any]:
@@ -110,7 +110,7 @@ def run_stage(
     return run_any_stage(stage, body, job_id, delivery, runtime, lambda: draining).answer
 
 
-def run_all(stages: tuple[str, ...], job_id: str, runtime: Runtime) -> None:
+def run_all(stages: tuple[str, ...], job_id: str, runtime: WorkerContext) -> None:
     """Stages that do nothing, so that a later one may begin."""
     for stage in stages:
         run_stage(stage, leave(), job_id, runtime)
@@ -196,7 +196,7 @@ def test_a_train_stage_that_begins_again_goes_on_from_the_newest_checkpoint(
     run_stage("prepare", refs, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
     run_stage("cache", cache, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
     interrupted = ScriptedTrainer(saved(store, 10), ends=TrainerInterrupted())
-    with pytest.raises(StageReleased):
+    with pytest.raises(Requeued):
         run_stage("train", train, job_id, runtime_with(state, store, tmp_path, interrupted))
     assert state.get(job_id).waiting_in == "gpu.40gb"
     resumed = ScriptedTrainer(saved(store, 20), TRAINED)
@@ -334,7 +334,7 @@ def test_a_start_that_was_cut_off_and_taken_over_stops_and_has_written_nothing(
         context.stop_requested()
         raise AssertionError("it went on")
 
-    with pytest.raises(StageDropped):
+    with pytest.raises(Discarded):
         run_stage(
             "prepare", cut_off, job_id, runtime_with(broker, store, tmp_path, ScriptedTrainer())
         )
@@ -355,7 +355,7 @@ def test_a_passing_fault_is_waited_out_and_in_the_end_fails_the_job(
     runtime = replace(runtime_with(state, store, tmp_path, ScriptedTrainer()), backoff=backoff)
     away = failing(StoreError("the store is away"))
     for pause_s in (100, 200):
-        with pytest.raises(StageDropped, match="the store is away; try"):
+        with pytest.raises(Discarded, match="the store is away; try"):
             run_stage("prepare", away, job_id, runtime)
         record = state.get(job_id)
         assert record.due_at is not None
@@ -385,7 +385,7 @@ def test_a_job_that_runs_out_of_gpu_memory_goes_to_the_next_larger_class_once(
         next_larger_class=lambda engine: MemoryClass.GB80,
     )
     run_all(("prepare", "cache"), job_id, runtime)
-    with pytest.raises(StageMoved) as moved:
+    with pytest.raises(Rerouted) as moved:
         run_stage("train", failing(full), job_id, runtime)
     assert moved.value.queue == "gpu.80gb"
     record = state.get(job_id)
@@ -417,10 +417,10 @@ def test_a_paused_job_gives_its_stage_back_and_its_message_is_dropped(
         raise TrainerInterrupted
 
     runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
-    with pytest.raises(StageDropped, match="paused"):
+    with pytest.raises(Discarded, match="paused"):
         run_stage("prepare", paused_meanwhile, job_id, runtime)
     assert state.get(job_id).status == JobStatus.PAUSED
-    with pytest.raises(StageDropped, match="paused"):
+    with pytest.raises(Discarded, match="paused"):
         run_stage("prepare", leave(data_set="d"), job_id, runtime)
     assert control.resume(job_id)
     run_stage("prepare", leave(data_set="d"), job_id, runtime)
@@ -476,7 +476,7 @@ def test_a_start_that_was_superseded_is_dropped_and_changes_nothing(
         state.begin(job_id, "prepare", worker="other", queue="cpu", tag="second")
         return StageResult("too late", {"data_set": "stale"})
 
-    with pytest.raises(StageDropped):
+    with pytest.raises(Discarded):
         run_stage(
             "prepare", taken_over, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer())
         )
@@ -513,7 +513,7 @@ def test_a_damaged_checkpoint_is_done_without(
     run_stage("prepare", leave(data_set=empty_data_set(store)), job_id, runtime)
     run_stage("cache", cache, job_id, runtime)
     interrupted = ScriptedTrainer(saved(store, 10), saved(store, 20), ends=TrainerInterrupted())
-    with pytest.raises(StageReleased):
+    with pytest.raises(Requeued):
         run_stage("train", train, job_id, replace(runtime, trainer=interrupted))
 
     class Reader(ScriptedTrainer):
@@ -557,10 +557,10 @@ def test_a_message_that_is_ahead_of_its_job_starts_nothing(
 ) -> None:
     runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
     for stage in ("cache", "train", "publish"):
-        with pytest.raises(StageDropped, match="duplicate"):
+        with pytest.raises(Discarded, match="duplicate"):
             run_stage(stage, leave(), job_id, runtime)
     run_stage("prepare", leave(data_set="d"), job_id, runtime)
-    with pytest.raises(StageDropped, match="duplicate"):
+    with pytest.raises(Discarded, match="duplicate"):
         run_stage("publish", leave(), job_id, runtime)
     assert state.get(job_id).waiting_in == "gpu.40gb"
 
@@ -571,7 +571,7 @@ def test_a_message_in_a_queue_of_another_class_goes_to_the_jobs_own(
     runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
     run_all(("prepare", "cache"), job_id, runtime)
     for queue in ("cpu", "gpu.8gb", "gpu.80gb"):
-        with pytest.raises(StageMoved) as moved:
+        with pytest.raises(Rerouted) as moved:
             run_stage("train", leave(), job_id, runtime, Delivery(queue, "tag"))
         assert moved.value.queue == "gpu.40gb"
     assert state.get(job_id).waiting_in == "gpu.40gb"

@@ -7,12 +7,12 @@ from tasks.app import make_app
 from tasks.contract import SUBMIT, job_id_of
 from tasks.settings.settings import Settings
 from tasks.stages.submit_request import SubmitRequest
-from tasks.stages.worker_context import Runtime
+from tasks.stages.worker_context import WorkerContext
 
 URL = "https://pictures.example/cat.zip?signature=secret"
 
 
-def unused() -> Runtime:
+def unused() -> WorkerContext:
     raise AssertionError("no task runs here")
 
 

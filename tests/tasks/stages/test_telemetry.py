@@ -19,19 +19,19 @@ from tasks.settings.settings import Settings
 from tasks.stages.cache import cache
 from tasks.stages.publish import publish
 from tasks.stages.runner import (
+    Discarded,
+    Requeued,
+    Rerouted,
     StageBody,
     StageContext,
-    StageDropped,
-    StageMoved,
-    StageReleased,
     StageResult,
 )
 from tasks.stages.submit import admit
 from tasks.stages.train import train
-from tasks.stages.worker_context import Backoff, Runtime, TrainerInterrupted
+from tasks.stages.worker_context import Backoff, TrainerInterrupted, WorkerContext
 from tasks.state.control import JobControl
 from tasks.state.counters import Counters
-from tasks.state.job_store import BeginOutcome, JobState
+from tasks.state.job_store import JobState, StartOutcome
 from tasks.state.record import JobStatus
 from tasks.store import Store
 from tasks.tracing.spans import Span
@@ -68,8 +68,8 @@ def spans() -> list[Span]:
 @pytest.fixture
 def runtime(
     state: JobState, store: Store, tmp_path: Path, spans: list[Span]
-) -> Callable[..., Runtime]:
-    def make(*told: events.Event, ends: BaseException | None = None) -> Runtime:
+) -> Callable[..., WorkerContext]:
+    def make(*told: events.Event, ends: BaseException | None = None) -> WorkerContext:
         made = runtime_with(state, store, tmp_path, ScriptedTrainer(*told, ends=ends))
         return replace(
             made,
@@ -116,7 +116,7 @@ COLD = events.TrainerStarted(how="cold")
 RESTART = events.TrainerStarted(how="restart")
 
 
-def run_all(job_id: str, store: Store, runtime: Callable[..., Runtime], *told: Any) -> None:
+def run_all(job_id: str, store: Store, runtime: Callable[..., WorkerContext], *told: Any) -> None:
     bodies = {"prepare": leave(data_set=empty_data_set(store)), "cache": cache, "train": train}
     for stage, body in {**bodies, "publish": publish}.items():
         run_stage(stage, body, job_id, runtime(*(told if stage == "train" else ())))
@@ -125,7 +125,7 @@ def run_all(job_id: str, store: Store, runtime: Callable[..., Runtime], *told: A
 def test_a_job_that_succeeds_is_counted_once_with_its_steps_and_bytes(
     job_id: str,
     store: Store,
-    runtime: Callable[..., Runtime],
+    runtime: Callable[..., WorkerContext],
     counted: Callable[[], dict[str, int]],
     redis_client: Redis,
 ) -> None:
@@ -149,7 +149,7 @@ def test_a_job_that_succeeds_is_counted_once_with_its_steps_and_bytes(
 def test_a_failure_is_counted_by_its_code_and_a_dead_job_as_dead(
     job_id: str,
     state: JobState,
-    runtime: Callable[..., Runtime],
+    runtime: Callable[..., WorkerContext],
     counted: Callable[[], dict[str, int]],
     job_document: dict[str, Any],
 ) -> None:
@@ -169,14 +169,14 @@ def test_a_failure_is_counted_by_its_code_and_a_dead_job_as_dead(
 def test_a_retry_a_cancel_and_a_stage_that_is_handed_back_are_counted_as_such(
     job_id: str,
     state: JobState,
-    runtime: Callable[..., Runtime],
+    runtime: Callable[..., WorkerContext],
     counted: Callable[[], dict[str, int]],
     redis_client: Redis,
 ) -> None:
     control = JobControl(redis_client, HOUR)
-    with pytest.raises(StageDropped):
+    with pytest.raises(Discarded):
         run_stage("prepare", raising(StoreError("away")), job_id, runtime())
-    with pytest.raises(StageReleased):
+    with pytest.raises(Requeued):
         run_stage("prepare", raising(TrainerInterrupted()), job_id, runtime())
 
     def cancelled(context: StageContext) -> StageResult:
@@ -204,12 +204,12 @@ def test_a_waiting_job_that_is_cancelled_counts_too(
 def test_a_full_gpu_counts_as_a_failure_and_as_a_way_to_a_larger_one(
     job_id: str,
     store: Store,
-    runtime: Callable[..., Runtime],
+    runtime: Callable[..., WorkerContext],
     counted: Callable[[], dict[str, int]],
 ) -> None:
     full = TrainerError("full", "train", ErrorCode.OUT_OF_MEMORY)
     larger = replace(runtime(), next_larger_class=lambda engine: MemoryClass.GB80)
-    with pytest.raises(StageMoved):
+    with pytest.raises(Rerouted):
         run_stage("prepare", raising(full), job_id, larger)
     found = counted()
     assert found["stage_failures_total|prepare|out_of_memory"] == 1
@@ -225,7 +225,7 @@ def test_a_stage_of_a_lost_worker_and_a_lost_message_are_counted(
 ) -> None:
     for tag in ("first", "second"):
         outcome, attempt, _ = state.begin(job_id, "prepare", worker="w", queue="cpu", tag=tag)
-        assert outcome == BeginOutcome.BEGUN
+        assert outcome == StartOutcome.BEGUN
     assert JobControl(redis_client, HOUR).requeue(job_id, attempt, "prepare")
     assert counted() == {
         "stage_takeovers_total|prepare": 1,
@@ -238,7 +238,7 @@ def by_name(spans: Sequence[Span], name: str) -> list[Span]:
 
 
 def test_a_trace_holds_the_job_its_stages_its_waits_and_what_the_trainer_did(
-    job_id: str, store: Store, runtime: Callable[..., Runtime], spans: list[Span]
+    job_id: str, store: Store, runtime: Callable[..., WorkerContext], spans: list[Span]
 ) -> None:
     save = [phase("checkpoint", 10), phase("export", 10), saved(store, 10)]
     rest = [step(10), step(19), saved(store, 20), TRAINED]
@@ -267,9 +267,9 @@ def test_a_trace_holds_the_job_its_stages_its_waits_and_what_the_trainer_did(
 
 
 def test_every_start_is_a_span_of_the_same_trace_with_its_outcome_and_error_code(
-    job_id: str, runtime: Callable[..., Runtime], spans: list[Span], redis_client: Redis
+    job_id: str, runtime: Callable[..., WorkerContext], spans: list[Span], redis_client: Redis
 ) -> None:
-    with pytest.raises(StageDropped):
+    with pytest.raises(Discarded):
         run_stage("prepare", raising(StoreError("/secret/path")), job_id, runtime())
     with pytest.raises(JobError):
         run_stage("prepare", raising(StoreError("/secret/path")), job_id, runtime())
@@ -283,7 +283,7 @@ def test_every_start_is_a_span_of_the_same_trace_with_its_outcome_and_error_code
 
 
 def test_a_job_that_was_begun_too_often_ends_its_trace(
-    job_id: str, state: JobState, runtime: Callable[..., Runtime], spans: list[Span]
+    job_id: str, state: JobState, runtime: Callable[..., WorkerContext], spans: list[Span]
 ) -> None:
     for number in range(5):
         state.begin(job_id, "prepare", worker="w", queue="cpu", tag=str(number))

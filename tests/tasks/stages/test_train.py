@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from tasks import events
-from tasks.eta.rate_meter import Made
+from tasks.eta.rate_meter import WorkDone
 from tasks.stages.cache import cache
-from tasks.stages.runner import StageReleased
+from tasks.stages.runner import Requeued
 from tasks.stages.train import train
-from tasks.stages.worker_context import Runtime, TrainerInterrupted
+from tasks.stages.worker_context import TrainerInterrupted, WorkerContext
 from tasks.state.job_store import JobState
 from tasks.store import Store
 from tests.tasks.stages.test_runner import (
@@ -32,17 +32,17 @@ def steps(*numbers: int) -> list[events.Event]:
 
 
 @pytest.fixture
-def made() -> dict[str, Made]:
+def made() -> dict[str, WorkDone]:
     return {}
 
 
 @pytest.fixture
 def runtime(
-    state: JobState, store: Store, tmp_path: Path, job_id: str, made: dict[str, Made]
-) -> Runtime:
+    state: JobState, store: Store, tmp_path: Path, job_id: str, made: dict[str, WorkDone]
+) -> WorkerContext:
     """That of a job that is to be trained."""
 
-    def learn(_job: Any, stage: str, _done: Any, of: Made) -> None:
+    def learn(_job: Any, stage: str, _done: Any, of: WorkDone) -> None:
         made[stage] = of
 
     idle = runtime_with(state, store, tmp_path, ScriptedTrainer())
@@ -52,10 +52,10 @@ def runtime(
 
 
 def test_a_start_that_went_on_from_a_checkpoint_tells_of_its_own_steps_only(
-    runtime: Runtime, store: Store, job_id: str, made: dict[str, Made]
+    runtime: WorkerContext, store: Store, job_id: str, made: dict[str, WorkDone]
 ) -> None:
     first = ScriptedTrainer(*steps(1, 10), saved(store, 10), ends=TrainerInterrupted())
-    with pytest.raises(StageReleased):
+    with pytest.raises(Requeued):
         run_stage("train", train, job_id, replace(runtime, trainer=first))
     assert made == {}
     second = ScriptedTrainer(*steps(11, 20), saved(store, 20), TRAINED)
@@ -65,10 +65,10 @@ def test_a_start_that_went_on_from_a_checkpoint_tells_of_its_own_steps_only(
 
 
 def test_validation_images_and_another_trainer_count_for_no_step(
-    runtime: Runtime, store: Store, job_id: str, made: dict[str, Made]
+    runtime: WorkerContext, store: Store, job_id: str, made: dict[str, WorkDone]
 ) -> None:
     images = events.ValidationImages(step=10, images=())
     again = events.Note(level="warning", message="it is started again")
     told = (*steps(10), images, *steps(11), again, *steps(20), saved(store, 20), TRAINED)
     run_stage("train", train, job_id, replace(runtime, trainer=ScriptedTrainer(*told)))
-    assert made["train"] == Made(20, None)
+    assert made["train"] == WorkDone(20, None)

@@ -8,8 +8,8 @@ from redis import Redis
 from tasks.errors import ErrorCode, JobError
 from tasks.events import JobEnded, Note
 from tasks.stages.submit import admit
-from tasks.state.control import JobControl, NotNowError
-from tasks.state.job_store import BeginOutcome, JobState
+from tasks.state.control import InvalidStateError, JobControl
+from tasks.state.job_store import JobState, StartOutcome
 from tasks.state.record import JobStatus, StageRecord, UnknownJobError
 
 
@@ -23,13 +23,13 @@ def job_id(state: JobState, job_document: dict[str, Any]) -> str:
     return admit(job_document, state, "result")[0]
 
 
-def begin(state: JobState, job_id: str, stage: str = "prepare") -> tuple[BeginOutcome, int]:
+def begin(state: JobState, job_id: str, stage: str = "prepare") -> tuple[StartOutcome, int]:
     return state.begin(job_id, stage, worker="w", queue="q", tag="t")[:2]
 
 
 def finish(state: JobState, job_id: str, stage: str) -> None:
     outcome, attempt = begin(state, job_id, stage)
-    assert outcome == BeginOutcome.BEGUN
+    assert outcome == StartOutcome.BEGUN
     record = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0, seconds=1.5)
     state.finish_stage(job_id, attempt, stage, record, {}, None)
 
@@ -44,7 +44,7 @@ def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_is_asked_to_stop(
     running = admit(job_document, state, "result")[0]
     attempt = begin(state, running)[1]
     assert control.cancel(job_id) == JobStatus.CANCELLED
-    assert begin(state, job_id)[0] == BeginOutcome.ENDED
+    assert begin(state, job_id)[0] == StartOutcome.ENDED
     assert control.cancel(running) == JobStatus.CANCELLING
     assert state.wish(running, attempt) == JobStatus.CANCELLING
     state.fail(running, attempt, JobError("cancelled", ErrorCode.CANCELLED, "prepare"))
@@ -68,7 +68,7 @@ def test_a_waiting_job_that_is_cancelled_with_save_goes_to_publish_with_what_it_
     assert control.cancel(job_id, save=True) == JobStatus.CANCELLING
     record = state.get(job_id)
     assert (record.stage, record.waiting_in, record.saves) == ("publish", "cpu", True)
-    assert begin(state, job_id, "publish")[0] == BeginOutcome.BEGUN
+    assert begin(state, job_id, "publish")[0] == StartOutcome.BEGUN
 
 
 def test_a_job_without_a_checkpoint_has_nothing_to_save(control: JobControl, job_id: str) -> None:
@@ -80,11 +80,11 @@ def test_a_waiting_job_is_paused_and_resumed(
 ) -> None:
     finish(state, job_id, "prepare")
     assert control.pause(job_id) == JobStatus.PAUSED
-    assert begin(state, job_id, "cache")[0] == BeginOutcome.PAUSED
+    assert begin(state, job_id, "cache")[0] == StartOutcome.PAUSED
     assert control.pause(job_id) == JobStatus.PAUSED
     assert control.resume(job_id)
     assert state.get(job_id).stage == "cache"
-    with pytest.raises(NotNowError, match="is running, not paused"):
+    with pytest.raises(InvalidStateError, match="is running, not paused"):
         control.resume(job_id)
     finish(state, job_id, "cache")
 
@@ -96,7 +96,7 @@ def test_a_stage_that_ends_before_it_stops_leaves_its_successor_paused(
     assert control.pause(job_id) == JobStatus.PAUSING
     record = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0, seconds=1.5)
     state.finish_stage(job_id, attempt, "prepare", record, {}, None)
-    assert begin(state, job_id, "cache")[0] == BeginOutcome.PAUSED
+    assert begin(state, job_id, "cache")[0] == StartOutcome.PAUSED
     assert state.get(job_id).status == JobStatus.PAUSED
 
 
@@ -104,7 +104,7 @@ def test_a_job_that_is_over_is_not_paused(
     control: JobControl, state: JobState, job_id: str
 ) -> None:
     fail(state, job_id, ErrorCode.INVALID_DATA_SET)
-    with pytest.raises(NotNowError, match="is failed, not waiting or running"):
+    with pytest.raises(InvalidStateError, match="is failed, not waiting or running"):
         control.pause(job_id)
 
 
@@ -136,7 +136,7 @@ def test_jobs_that_failed_through_no_fault_of_their_own_can_be_replayed(
 def test_a_dead_job_is_dropped_from_the_list_and_stays_known(
     control: JobControl, state: JobState, job_id: str
 ) -> None:
-    with pytest.raises(NotNowError, match="not on the list"):
+    with pytest.raises(InvalidStateError, match="not on the list"):
         control.drop_dead(job_id)
     fail(state, job_id, ErrorCode.INTERNAL)
     control.drop_dead(job_id)
@@ -149,10 +149,10 @@ def test_a_job_that_is_begun_too_often_is_dead(
 ) -> None:
     for _ in range(5):
         begin(state, job_id)
-    assert begin(state, job_id)[0] == BeginOutcome.EXHAUSTED
+    assert begin(state, job_id)[0] == StartOutcome.EXHAUSTED
     assert [record.id for record in control.dead()] == [job_id]
     control.replay(job_id)
-    assert begin(state, job_id)[0] == BeginOutcome.BEGUN
+    assert begin(state, job_id)[0] == StartOutcome.BEGUN
 
 
 def test_a_job_whose_time_has_come_is_given_out_once(

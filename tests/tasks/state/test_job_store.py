@@ -9,7 +9,7 @@ from tasks import events
 from tasks.errors import ErrorCode, InvalidJobError, JobError
 from tasks.stages.submit import admit, with_id
 from tasks.state.control import JobControl
-from tasks.state.job_store import Admission, BeginOutcome, JobState
+from tasks.state.job_store import DispatchOutcome, JobState, StartOutcome
 from tasks.state.record import JobStatus, StageRecord, SupersededError, UnknownJobError
 
 HOUR = timedelta(hours=1)
@@ -23,11 +23,11 @@ def admitted(state: JobState, document: dict[str, Any]) -> str:
 
 def begin(state: JobState, job_id: str, stage: str, *, tag: str = "t") -> int:
     outcome, attempt, _ = state.begin(job_id, stage, worker="w", queue="q", tag=tag)
-    assert outcome == BeginOutcome.BEGUN
+    assert outcome == StartOutcome.BEGUN
     return attempt
 
 
-def outcome_of(state: JobState, job_id: str, stage: str) -> BeginOutcome:
+def outcome_of(state: JobState, job_id: str, stage: str) -> StartOutcome:
     return state.begin(job_id, stage, worker="w2", queue="q", tag="another")[0]
 
 
@@ -71,9 +71,9 @@ def test_the_same_id_twice_is_one_job_and_another_job_of_that_id_is_refused(
     _, first, dispatch_first = admit(document, state, "result")
     _, second, dispatch_again = admit(document, state, "result")
     assert first == second
-    assert dispatch_first == dispatch_again == Admission.GOES
+    assert dispatch_first == dispatch_again == DispatchOutcome.GOES
     begin(state, "mine", "prepare")
-    assert admit(document, state, "another result")[2] == Admission.KNOWN
+    assert admit(document, state, "another result")[2] == DispatchOutcome.KNOWN
     with pytest.raises(InvalidJobError, match="id of another job"):
         admit({**document, "name": "other"}, state, "result")
 
@@ -85,9 +85,9 @@ def test_a_message_that_comes_again_is_the_same_job_and_leaves_it_its_result(
     assert first == again != other
     assert with_id({**job_document, "id": "mine"}, "message")["id"] == "mine"
     job_id, _, admission = admit(first, state, "message")
-    assert admission == Admission.GOES
+    assert admission == DispatchOutcome.GOES
     begin(state, job_id, "prepare")
-    assert admit(again, state, "message")[::2] == (job_id, Admission.WAITS)
+    assert admit(again, state, "message")[::2] == (job_id, DispatchOutcome.WAITS)
 
 
 def test_a_running_stage_is_taken_over_only_when_its_worker_has_lost_its_message(
@@ -96,7 +96,7 @@ def test_a_running_stage_is_taken_over_only_when_its_worker_has_lost_its_message
     job_id = admitted(state, job_document)
     hold(redis_client, "first")
     first = begin(state, job_id, "prepare", tag="first")
-    assert outcome_of(state, job_id, "prepare") == BeginOutcome.DUPLICATE
+    assert outcome_of(state, job_id, "prepare") == StartOutcome.DUPLICATE
     redis_client.zrem("unacked_index", "first")
     second = begin(state, job_id, "prepare", tag="second")
     assert second > first
@@ -129,9 +129,9 @@ def test_a_finished_stage_lets_the_chain_go_on_until_its_successor_has_begun(
 ) -> None:
     job_id = admitted(state, job_document)
     finish(state, job_id, begin(state, job_id, "prepare"), "prepare")
-    assert outcome_of(state, job_id, "prepare") == BeginOutcome.DONE
+    assert outcome_of(state, job_id, "prepare") == StartOutcome.DONE
     begin(state, job_id, "cache")
-    assert outcome_of(state, job_id, "prepare") == BeginOutcome.DUPLICATE
+    assert outcome_of(state, job_id, "prepare") == StartOutcome.DUPLICATE
 
 
 def test_a_stage_that_always_loses_its_worker_fails_the_job(
@@ -141,7 +141,7 @@ def test_a_stage_that_always_loses_its_worker_fails_the_job(
     begin(state, job_id, "prepare")
     for _ in range(4):
         begin(state, job_id, "prepare")
-    assert outcome_of(state, job_id, "prepare") == BeginOutcome.EXHAUSTED
+    assert outcome_of(state, job_id, "prepare") == StartOutcome.EXHAUSTED
     record = state.get(job_id)
     assert record.status == JobStatus.FAILED
     assert record.error_code == ErrorCode.TRAINER_FAILED

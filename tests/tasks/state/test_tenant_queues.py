@@ -6,35 +6,35 @@ import pytest
 from redis import ConnectionError as Away
 from redis import Redis
 
-from routing.fair_share import Terms
+from routing.fair_share import TenantShare
 from routing.queues import ALL_QUEUES
 from tasks.events import Note
 from tasks.stages.submit import admit
 from tasks.state.control import JobControl
-from tasks.state.job_store import Admission, BeginOutcome, JobState, keys_of
-from tasks.state.record import JobHead, JobStatus, StageRecord
-from tasks.state.tenant_queues import Lanes
-from tasks.state.workers import Presence
+from tasks.state.job_store import DispatchOutcome, JobState, StartOutcome, keys_of
+from tasks.state.record import JobStatus, JobSummary, StageRecord
+from tasks.state.tenant_queues import TenantQueues
+from tasks.state.workers import WorkerInfo
 
 HOUR = timedelta(hours=1)
 NOTE = Note(level="info", message="it stops")
 
 
 @pytest.fixture
-def sent() -> list[JobHead]:
+def sent() -> list[JobSummary]:
     return []
 
 
 @pytest.fixture
-def lanes(redis_client: Redis, sent: list[JobHead]) -> Lanes:
+def lanes(redis_client: Redis, sent: list[JobSummary]) -> TenantQueues:
     """Before a queue that one worker serves: it has room for one message."""
-    it = Lanes(redis_client, HOUR, sent.append)
-    it.note_fleet([Presence(queues=ALL_QUEUES, memory_class=None)], {}, HOUR)
+    it = TenantQueues(redis_client, HOUR, sent.append)
+    it.note_fleet([WorkerInfo(queues=ALL_QUEUES, memory_class=None)], {}, HOUR)
     return it
 
 
 @pytest.fixture
-def jobs(redis_client: Redis, lanes: Lanes) -> JobState:
+def jobs(redis_client: Redis, lanes: TenantQueues) -> JobState:
     return JobState(redis_client, HOUR)
 
 
@@ -59,7 +59,7 @@ def fill(client: Redis, queue: str = "cpu") -> None:
 
 def begin(jobs: JobState, job_id: str, stage: str = "prepare") -> int:
     outcome, attempt, _ = jobs.begin(job_id, stage, worker="w", queue="cpu", tag="t")
-    assert outcome == BeginOutcome.BEGUN
+    assert outcome == StartOutcome.BEGUN
     return attempt
 
 
@@ -70,17 +70,17 @@ def finish(jobs: JobState, job_id: str, stage: str, turn_for: str | None) -> Non
 
 
 def test_a_job_goes_at_once_where_there_is_room_and_nobody_waits(
-    jobs: JobState, job_document: dict[str, Any], redis_client: Redis, lanes: Lanes
+    jobs: JobState, job_document: dict[str, Any], redis_client: Redis, lanes: TenantQueues
 ) -> None:
-    assert admit(job_document, jobs, "result")[2] == Admission.GOES
+    assert admit(job_document, jobs, "result")[2] == DispatchOutcome.GOES
     assert lanes.in_flight() == {"default": 1}
     fill(redis_client)
-    assert admit(job_document, jobs, "result")[2] == Admission.WAITS
+    assert admit(job_document, jobs, "result")[2] == DispatchOutcome.WAITS
     assert lanes.waiting() == {"cpu": {"default": 1}}
 
 
 def test_a_job_that_waits_goes_when_there_is_room_and_once(
-    submit: Callable[..., str], redis_client: Redis, lanes: Lanes, sent: list[JobHead]
+    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues, sent: list[JobSummary]
 ) -> None:
     fill(redis_client)
     job_id = submit()
@@ -100,11 +100,11 @@ def test_tenants_take_turns_however_many_jobs_one_of_them_has(
 ) -> None:
     gone: list[str] = []
 
-    def send(head: JobHead) -> None:
+    def send(head: JobSummary) -> None:
         gone.append(str(redis_client.hget(keys_of(head.id)[0], "tenant")))
         fill(redis_client)
 
-    lanes = Lanes(redis_client, HOUR, send)
+    lanes = TenantQueues(redis_client, HOUR, send)
     fill(redis_client)
     for tenant in "aaaaabb":
         submit(tenant)
@@ -115,7 +115,7 @@ def test_tenants_take_turns_however_many_jobs_one_of_them_has(
 
 
 def test_within_a_tenant_priority_goes_first_and_then_age(
-    submit: Callable[..., str], redis_client: Redis, lanes: Lanes, jobs: JobState
+    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues, jobs: JobState
 ) -> None:
     fill(redis_client)
     old, young, urgent = submit(), submit(), submit(priority=9)
@@ -125,11 +125,11 @@ def test_within_a_tenant_priority_goes_first_and_then_age(
 
 
 def test_a_limit_holds_for_the_tenant_and_for_nobody_else(
-    submit: Callable[..., str], redis_client: Redis, lanes: Lanes, jobs: JobState
+    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues, jobs: JobState
 ) -> None:
-    worker = Presence(queues=ALL_QUEUES, memory_class=None)
-    lanes.note_fleet([worker], {"a": Terms(limit=1), "free": Terms(2)}, HOUR)
-    assert lanes.terms() == {"a": Terms(limit=1), "free": Terms(2)}
+    worker = WorkerInfo(queues=ALL_QUEUES, memory_class=None)
+    lanes.note_fleet([worker], {"a": TenantShare(limit=1), "free": TenantShare(2)}, HOUR)
+    assert lanes.terms() == {"a": TenantShare(limit=1), "free": TenantShare(2)}
     first, second = submit("a"), submit("a")
     other = submit("b")
     assert lanes.waiting() == {"cpu": {"a": 1, "b": 1}}
@@ -140,7 +140,7 @@ def test_a_limit_holds_for_the_tenant_and_for_nobody_else(
 
 
 def test_a_prepared_job_waits_for_its_turn_on_the_gpu(
-    submit: Callable[..., str], redis_client: Redis, lanes: Lanes, jobs: JobState
+    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues, jobs: JobState
 ) -> None:
     fill(redis_client, "gpu.40gb")
     job_id = submit()
@@ -161,7 +161,7 @@ def test_a_job_leaves_its_lane_however_it_goes_on(
     how: str,
     submit: Callable[..., str],
     redis_client: Redis,
-    lanes: Lanes,
+    lanes: TenantQueues,
     jobs: JobState,
     control: JobControl,
 ) -> None:
@@ -180,7 +180,7 @@ def test_a_job_leaves_its_lane_however_it_goes_on(
 def test_a_job_that_is_resumed_or_replayed_waits_for_its_turn_again(
     submit: Callable[..., str],
     redis_client: Redis,
-    lanes: Lanes,
+    lanes: TenantQueues,
     jobs: JobState,
     control: JobControl,
 ) -> None:
@@ -194,17 +194,17 @@ def test_a_job_that_is_resumed_or_replayed_waits_for_its_turn_again(
 
 
 def test_without_a_live_worker_jobs_wait(
-    submit: Callable[..., str], redis_client: Redis, lanes: Lanes
+    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues
 ) -> None:
     lanes.note_fleet([], {}, HOUR)
     job_id = submit()
     assert lanes.dispatch() == []
-    lanes.note_fleet([Presence(queues=("cpu",), memory_class=None)], {}, HOUR)
+    lanes.note_fleet([WorkerInfo(queues=("cpu",), memory_class=None)], {}, HOUR)
     assert lanes.dispatch() == [job_id]
 
 
 def test_a_job_whose_life_time_is_over_holds_nobody_up(
-    submit: Callable[..., str], redis_client: Redis, lanes: Lanes
+    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues
 ) -> None:
     fill(redis_client)
     lost, there = submit(), submit()
@@ -214,20 +214,20 @@ def test_a_job_whose_life_time_is_over_holds_nobody_up(
 
 
 def test_what_cannot_be_sent_is_left_to_the_reconciler(
-    submit: Callable[..., str], redis_client: Redis, control: JobControl, lanes: Lanes
+    submit: Callable[..., str], redis_client: Redis, control: JobControl, lanes: TenantQueues
 ) -> None:
-    def away(_: JobHead) -> None:
+    def away(_: JobSummary) -> None:
         raise Away("the broker is away")
 
     fill(redis_client)
     job_id = submit()
     redis_client.delete("cpu")
-    assert Lanes(redis_client, HOUR, away).dispatch() == []
+    assert TenantQueues(redis_client, HOUR, away).dispatch() == []
     assert [record.id for record in control.in_flight()] == [job_id]
 
 
 def test_every_key_has_a_life_time(
-    submit: Callable[..., str], redis_client: Redis, lanes: Lanes
+    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues
 ) -> None:
     submit()
     fill(redis_client)
@@ -238,7 +238,7 @@ def test_every_key_has_a_life_time(
 
 
 def test_where_no_queue_has_room_it_takes_one_question_to_know(
-    submit: Callable[..., str], redis_client: Redis, lanes: Lanes
+    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues
 ) -> None:
     fill(redis_client)
     for tenant in "abc":

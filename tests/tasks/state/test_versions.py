@@ -13,10 +13,10 @@ from tasks.events import Note, StageStarted
 from tasks.stages.submit import admit, newer_than_known
 from tasks.state import job_scripts
 from tasks.state.control import JobControl
-from tasks.state.job_store import Admission, BeginOutcome, JobState, keys_of
-from tasks.state.record import VERSION, JobHead, JobStatus, UnreadableJobError
-from tasks.state.tenant_queues import Lanes
-from tasks.state.workers import Presence, PresenceNote, live_workers, newest_versions
+from tasks.state.job_store import DispatchOutcome, JobState, StartOutcome, keys_of
+from tasks.state.record import VERSION, JobStatus, JobSummary, UnreadableJobError
+from tasks.state.tenant_queues import TenantQueues
+from tasks.state.workers import WorkerHeartbeat, WorkerInfo, live_workers, newest_versions
 
 HOUR = timedelta(hours=1)
 NEWER = VERSION + 1
@@ -55,14 +55,14 @@ def control(redis_client: Redis) -> JobControl:
     return JobControl(redis_client, HOUR)
 
 
-def begin(state: JobState, job_id: str, stage: str = "prepare", **more: Any) -> BeginOutcome:
+def begin(state: JobState, job_id: str, stage: str = "prepare", **more: Any) -> StartOutcome:
     given: dict[str, Any] = {"worker": "w@here", "queue": "cpu", "tag": "t", **more}
     return state.begin(job_id, stage, **given)[0]
 
 
 def note_worker(client: Redis, version: int, queue: str) -> None:
-    note = Presence(version=version, queues=(queue,), memory_class=None)
-    PresenceNote(client, f"{version}-{queue}", note, HOUR).renew()
+    note = WorkerInfo(version=version, queues=(queue,), memory_class=None)
+    WorkerHeartbeat(client, f"{version}-{queue}", note, HOUR).renew()
 
 
 def notes(state: JobState, job_id: str) -> list[str]:
@@ -73,7 +73,7 @@ def test_a_newer_job_is_passed_on_after_a_while_and_costs_no_try(
     state: JobState, control: JobControl, redis_client: Redis, newer: str
 ) -> None:
     before = redis_client.time()[0]
-    assert begin(state, newer, again_in_s=60) == BeginOutcome.NEWER
+    assert begin(state, newer, again_in_s=60) == StartOutcome.NEWER
     head = state.head(newer)
     assert (head.status, head.stage, head.attempt, head.tries) == ("queued", "prepare", 0, 0)
     assert head.due_at is not None
@@ -92,24 +92,24 @@ def test_a_newer_job_is_passed_on_after_a_while_and_costs_no_try(
     assert control.take_due() == []
     assert [head.id for head in control.heads_in_flight()] == [newer]
 
-    assert begin(state, newer) == BeginOutcome.STILL_NEWER
+    assert begin(state, newer) == StartOutcome.STILL_NEWER
     told = f"prepare waits for a worker of version {NEWER}; w@here is of version {VERSION}"
     assert notes(state, newer) == [told]
 
 
 def test_a_message_of_a_newer_version_is_passed_on_too(state: JobState, job_id: str) -> None:
-    assert begin(state, job_id, version=NEWER) == BeginOutcome.NEWER
+    assert begin(state, job_id, version=NEWER) == StartOutcome.NEWER
 
 
 def test_a_newer_stage_whose_worker_was_lost_waits_for_another_one(
     state: JobState, redis_client: Redis, job_id: str, make_newer: Callable[[str], None]
 ) -> None:
-    assert begin(state, job_id) == BeginOutcome.BEGUN
+    assert begin(state, job_id) == StartOutcome.BEGUN
     make_newer(job_id)
     redis_client.zadd("unacked_index", {"t": 1.0})
-    assert begin(state, job_id, tag="another") == BeginOutcome.DUPLICATE
+    assert begin(state, job_id, tag="another") == StartOutcome.DUPLICATE
     redis_client.zrem("unacked_index", "t")
-    assert begin(state, job_id, tag="another") == BeginOutcome.NEWER
+    assert begin(state, job_id, tag="another") == StartOutcome.NEWER
     assert state.head(job_id).waiting_in == "cpu"
 
 
@@ -117,7 +117,7 @@ def test_what_a_worker_has_begun_is_not_for_older_ones_any_more(
     state: JobState, redis_client: Redis, job_id: str
 ) -> None:
     redis_client.hset(keys_of(job_id)[0], "version", 0)
-    assert begin(state, job_id) == BeginOutcome.BEGUN
+    assert begin(state, job_id) == StartOutcome.BEGUN
     assert state.head(job_id).version == VERSION
 
 
@@ -151,16 +151,16 @@ def test_people_can_pause_resume_and_cancel_a_newer_job(
 def test_a_newer_job_leaves_its_lane_once(
     redis_client: Redis, job_document: dict[str, Any], make_newer: Callable[[str], None]
 ) -> None:
-    sent: list[JobHead] = []
-    lanes = Lanes(redis_client, HOUR, sent.append)
+    sent: list[JobSummary] = []
+    lanes = TenantQueues(redis_client, HOUR, sent.append)
     state = JobState(redis_client, HOUR)
     job_id, _, admission = admit(job_document, state, "the-result")
-    assert admission == Admission.WAITS
+    assert admission == DispatchOutcome.WAITS
     make_newer(job_id)
-    lanes.note_fleet([Presence(queues=("cpu",), memory_class=None)], {}, HOUR)
+    lanes.note_fleet([WorkerInfo(queues=("cpu",), memory_class=None)], {}, HOUR)
     assert lanes.dispatch() == [job_id]
     assert [(head.id, head.version) for head in sent] == [(job_id, NEWER)]
-    assert begin(state, job_id) == BeginOutcome.NEWER
+    assert begin(state, job_id) == StartOutcome.NEWER
     assert lanes.dispatch() == []
     assert lanes.waiting() == {}
 
@@ -171,8 +171,8 @@ def test_a_newer_job_that_is_submitted_again_goes_on_undisturbed(
     document = {**job_document, "id": "mine"}
     admit(document, state, "the-result")
     make_newer("mine")
-    assert admit(document, state, "another")[2] == Admission.KNOWN
-    assert admit(document, state, "the-result")[2] == Admission.WAITS
+    assert admit(document, state, "another")[2] == DispatchOutcome.KNOWN
+    assert admit(document, state, "the-result")[2] == DispatchOutcome.WAITS
 
 
 def test_a_record_without_an_estimate_is_read_with_one_made_anew(
@@ -181,7 +181,7 @@ def test_a_record_without_an_estimate_is_read_with_one_made_anew(
     routed_by = state.get(job_id).estimate
     redis_client.hdel(keys_of(job_id)[0], "estimate", "version")
     assert state.get(job_id).estimate == routed_by
-    assert begin(state, job_id) == BeginOutcome.BEGUN
+    assert begin(state, job_id) == StartOutcome.BEGUN
 
 
 def test_an_older_record_that_cannot_be_read_ends_its_job_in_clear_words(
@@ -201,7 +201,7 @@ def test_an_older_record_that_cannot_be_read_ends_its_job_in_clear_words(
 def test_what_a_newer_version_tells_is_told_of(
     state: JobState, redis_client: Redis, job_id: str
 ) -> None:
-    assert begin(state, job_id) == BeginOutcome.BEGUN
+    assert begin(state, job_id) == StartOutcome.BEGUN
     key = keys_of(job_id)[1]
     redis_client.xadd(key, {"event": '{"kind": "applause", "loud": true}'})
     assert notes(state, job_id) == ["a newer version tells of 'applause'"]
@@ -220,13 +220,13 @@ def test_an_error_code_that_newer_versions_know_is_an_internal_one(
 def test_notes_of_workers_of_other_versions_are_read_or_left_out(
     redis_client: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    note = Presence(version=NEWER, queues=("cpu",), memory_class=None)
-    PresenceNote(redis_client, "new@here", note, HOUR).renew()
+    note = WorkerInfo(version=NEWER, queues=("cpu",), memory_class=None)
+    WorkerHeartbeat(redis_client, "new@here", note, HOUR).renew()
     key = "training:worker:new@here"
     told = json.loads(str(redis_client.get(key)))
     redis_client.set(key, json.dumps({**told, "mood": "good"}))
-    odd = Presence(queues=("gpu.40gb",), memory_class=None)
-    PresenceNote(redis_client, "odd@here", odd, HOUR).renew()
+    odd = WorkerInfo(queues=("gpu.40gb",), memory_class=None)
+    WorkerHeartbeat(redis_client, "odd@here", odd, HOUR).renew()
     redis_client.set("training:worker:odd@here", '{"queues": ["gpu.160gb"], "memory_class": "9"}')
     assert live_workers(redis_client) == {"new@here": note}
     assert "odd@here" in caplog.text
@@ -234,7 +234,7 @@ def test_notes_of_workers_of_other_versions_are_read_or_left_out(
 
 
 def test_a_worker_notes_nothing_that_the_first_version_does_not_know(redis_client: Redis) -> None:
-    PresenceNote(redis_client, "w", Presence(queues=("cpu",), memory_class=None), HOUR).renew()
+    WorkerHeartbeat(redis_client, "w", WorkerInfo(queues=("cpu",), memory_class=None), HOUR).renew()
     noted = json.loads(str(redis_client.get("training:worker:w")))
     assert noted == {"queues": ["cpu"], "memory_class": None}
 

@@ -4,8 +4,8 @@ from redis import Redis
 
 from routing.classes import MemoryClass
 from tasks.state.workers import (
-    Presence,
-    PresenceNote,
+    WorkerHeartbeat,
+    WorkerInfo,
     live_workers,
     next_larger_class,
     why_unserved,
@@ -14,8 +14,10 @@ from tasks.state.workers import (
 SOON = timedelta(minutes=1)
 
 
-def note(client: Redis, name: str, memory_class: MemoryClass | None) -> PresenceNote:
-    noted = PresenceNote(client, name, Presence(queues=("q",), memory_class=memory_class), SOON)
+def note(client: Redis, name: str, memory_class: MemoryClass | None) -> WorkerHeartbeat:
+    noted = WorkerHeartbeat(
+        client, name, WorkerInfo(queues=("q",), memory_class=memory_class), SOON
+    )
     noted.renew()
     return noted
 
@@ -25,8 +27,8 @@ def test_workers_are_there_until_they_go_or_their_time_is_over(redis_client: Red
     cpu = note(redis_client, "cpu@here", None)
     note(redis_client, "gpu@here", MemoryClass.GB24)
     assert live_workers(redis_client) == {
-        "cpu@here": Presence(queues=("q",), memory_class=None),
-        "gpu@here": Presence(queues=("q",), memory_class=MemoryClass.GB24),
+        "cpu@here": WorkerInfo(queues=("q",), memory_class=None),
+        "gpu@here": WorkerInfo(queues=("q",), memory_class=MemoryClass.GB24),
     }
     assert 0 < redis_client.ttl("training:worker:cpu@here") <= 60
     cpu.forget()
@@ -76,9 +78,9 @@ def test_a_queue_of_an_engine_that_nobody_has_is_told_with_what_to_set(
 def test_the_next_larger_class_is_of_a_worker_that_has_the_engine(redis_client: Redis) -> None:
     note(redis_client, "without", MemoryClass.GB40)
     assert next_larger_class(redis_client, MemoryClass.GB24, "invoke-training") is None
-    presence = Presence(
+    presence = WorkerInfo(
         queues=("q",), memory_class=MemoryClass.GB80, engines=("diffusers", "invoke-training")
     )
-    PresenceNote(redis_client, "with", presence, SOON).renew()
+    WorkerHeartbeat(redis_client, "with", presence, SOON).renew()
     found = next_larger_class(redis_client, MemoryClass.GB24, "invoke-training")
     assert found == MemoryClass.GB80

@@ -10,12 +10,12 @@ from redis import Redis
 
 from routing.classes import MemoryClass
 from tasks.eta.estimate import TAKES_LONGER, Forecast, StageForecast
-from tasks.eta.history import Durations
-from tasks.eta.rate_meter import Made
+from tasks.eta.history import RunHistoryStore
+from tasks.eta.rate_meter import WorkDone
 from tasks.events import Note
 from tasks.settings.settings import Settings
 from tasks.state.record import JobStatus
-from tasks.state.workers import Presence, PresenceNote
+from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tests.tasks.eta.test_history import begun, record_with
 from worker.cli.client import client_of
 from worker.cli.commands import route, times
@@ -47,8 +47,8 @@ def job_file(tmp_path: Path, document: dict[str, Any]) -> Path:
 def trained(redis_client: Redis, document: dict[str, Any]) -> None:
     """One job has waited 90 s and trained 50 steps of 2 s after 20 s."""
     job = record_with(document, stages={"cache": begun(2, 1000, 10, "gpu.40gb")})
-    durations = Durations(redis_client, HOUR, MemoryClass.GB40)
-    durations.record(job, "train", begun(3, 1100, 120, "gpu.40gb"), Made(50, 2.0))
+    durations = RunHistoryStore(redis_client, HOUR, MemoryClass.GB40)
+    durations.record(job, "train", begun(3, 1100, 120, "gpu.40gb"), WorkDone(50, 2.0))
 
 
 @pytest.mark.usefixtures("trained")
@@ -124,8 +124,8 @@ def test_a_job_that_waits_is_told_how_long_others_have_waited(
     unserved = waiting_note(client, waiting)
     assert unserved is not None
     assert "no live worker serves gpu.40gb" in unserved.message
-    presence = Presence(queues=("gpu.40gb", "cpu"), memory_class=MemoryClass.GB40)
-    PresenceNote(redis_client, "gpu@here", presence, HOUR).renew()
+    presence = WorkerInfo(queues=("gpu.40gb", "cpu"), memory_class=MemoryClass.GB40)
+    WorkerHeartbeat(redis_client, "gpu@here", presence, HOUR).renew()
     message = (
         "train waits in gpu.40gb for a free worker; the last 1 wait(s) there: median 1 min 30 s, "
         "90 % within 1 min 30 s"

@@ -42,7 +42,7 @@ def test_a_kept_trainer_that_holds_too_little_is_told_with_the_numbers(container
 
 
 def test_the_newest_report_counts_and_none_is_none() -> None:
-    reports = quarantine.Reports()
+    reports = quarantine.GpuFaultPipe()
     assert reports.receive(0) is None
     reports.send("one", 1)
     reports.send("two" + "x" * 5000, 2)
@@ -53,6 +53,6 @@ def test_the_newest_report_counts_and_none_is_none() -> None:
 
 def test_an_emulated_gpu_takes_every_job() -> None:
     closed: list[Any] = []
-    gate = quarantine.make_gate(None, quarantine.Reports(), lambda: closed.append(1))
+    gate = quarantine.make_gate(None, quarantine.GpuFaultPipe(), lambda: closed.append(1))
     gate(10_000.0)
     assert closed == []

@@ -28,8 +28,8 @@ from tasks.state.job_store import connect
 from worker.kombu_redis.leases import LeaseRenewal
 from worker.kombu_redis.redelivery import Sweep
 from worker.kombu_redis.transport import Keys, QoS, use_for_redis
-from worker.lifecycle.idle_shutdown import IdleEnd
-from worker.maintenance.leader import Upkeep
+from worker.lifecycle.idle_shutdown import IdleShutdown
+from worker.maintenance.leader import LeaderLoop
 
 QUEUES = ("cpu", "gpu.8gb")
 # Everything that kombu lets one choose about its keys, for ``TRANSPORT_OPTIONS``.
@@ -51,9 +51,9 @@ def ours(url: str, timeout: timedelta) -> Celery:
     app.steps["consumer"].add(LeaseRenewal.with_client(client))
     if idle := os.environ.get("IDLE_S"):
         end = partial(os.kill, os.getpid(), signal.SIGTERM)
-        app.steps["consumer"].add(IdleEnd.after(float(idle), end))
+        app.steps["consumer"].add(IdleShutdown.after(float(idle), end))
     sweep = Sweep(client, timeout, Keys.of(options))
-    upkeep = Upkeep(client, timeout, (), restore=sweep.restore_expired)
+    upkeep = LeaderLoop(client, timeout, (), restore=sweep.restore_expired)
     worker_ready.connect(lambda **_: upkeep.start(), weak=False)
     return app
 

@@ -17,7 +17,7 @@ from routing.classes import MemoryClass
 from tasks.settings.settings import Settings
 from tasks.stages.submit import admit
 from tasks.state.job_store import JobState, connect
-from tasks.state.workers import Presence, PresenceNote
+from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tests.waiting import wait_until
 from worker.maintenance.doctor import Finding, check_all
 from worker.supervision.process import spawn, stop
@@ -36,8 +36,8 @@ def of(settings: Settings, what: str) -> Finding:
 
 
 def test_a_whole_fleet_has_no_fault(settings: Settings, redis_client: Redis) -> None:
-    presence = Presence(queues=("gpu.40gb",), memory_class=MemoryClass.GB40)
-    note = PresenceNote(redis_client, "gpu@here", presence, timedelta(minutes=1))
+    presence = WorkerInfo(queues=("gpu.40gb",), memory_class=MemoryClass.GB40)
+    note = WorkerHeartbeat(redis_client, "gpu@here", presence, timedelta(minutes=1))
     note.renew()
     findings = check_all(settings)
     assert [it for it in findings if it.level == "fault"] == []

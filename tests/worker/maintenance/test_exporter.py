@@ -14,9 +14,9 @@ from tasks.events import Note
 from tasks.metrics import METRICS
 from tasks.stages.submit import admit
 from tasks.state.control import JobControl
-from tasks.state.job_store import Admission, JobState
-from tasks.state.tenant_queues import Lanes
-from tasks.state.workers import GpuFigures, Presence, PresenceNote
+from tasks.state.job_store import DispatchOutcome, JobState
+from tasks.state.tenant_queues import TenantQueues
+from tasks.state.workers import GpuStats, WorkerHeartbeat, WorkerInfo
 from tasks.store import pack_key
 from worker.maintenance import exporter
 from worker.maintenance.exporter import FleetCollector
@@ -40,13 +40,13 @@ def ask(redis_client: Redis) -> Ask:
 @pytest.fixture
 def jobs(redis_client: Redis) -> JobState:
     """Before queues that have room for one message each."""
-    everything = Presence(queues=ALL_QUEUES, memory_class=None)
-    Lanes(redis_client, HOUR).note_fleet([everything], {}, HOUR)
+    everything = WorkerInfo(queues=ALL_QUEUES, memory_class=None)
+    TenantQueues(redis_client, HOUR).note_fleet([everything], {}, HOUR)
     return JobState(redis_client, HOUR)
 
 
 @pytest.fixture
-def submit(jobs: JobState, job_document: dict[str, Any]) -> Callable[[str], Admission]:
+def submit(jobs: JobState, job_document: dict[str, Any]) -> Callable[[str], DispatchOutcome]:
     return lambda tenant: admit({**job_document, "tenant": tenant}, jobs, "result")[2]
 
 
@@ -59,11 +59,11 @@ def test_every_metric_is_told_of_an_empty_fleet_and_nothing_else(redis_client: R
 
 
 def test_jobs_that_wait_are_told_by_queue_and_tenant_in_lanes_and_in_the_queue(
-    redis_client: Redis, submit: Callable[[str], Admission], jobs: JobState, ask: Ask
+    redis_client: Redis, submit: Callable[[str], DispatchOutcome], jobs: JobState, ask: Ask
 ) -> None:
-    assert submit("a") == Admission.GOES
+    assert submit("a") == DispatchOutcome.GOES
     redis_client.rpush("cpu", "its message")
-    assert [submit("a"), submit("b")] == [Admission.WAITS] * 2
+    assert [submit("a"), submit("b")] == [DispatchOutcome.WAITS] * 2
     assert ask("queue_jobs", queue="cpu", tenant="a") == 2
     assert ask("queue_jobs", queue="cpu", tenant="b") == 1
     assert ask("queue_jobs", queue="cpu", tenant="") == 0
@@ -76,7 +76,7 @@ def test_jobs_that_wait_are_told_by_queue_and_tenant_in_lanes_and_in_the_queue(
 
 
 def test_the_oldest_wait_counts_from_when_the_job_came_to_its_lane(
-    redis_client: Redis, submit: Callable[[str], Admission], ask: Ask
+    redis_client: Redis, submit: Callable[[str], DispatchOutcome], ask: Ask
 ) -> None:
     redis_client.rpush("cpu", "a message")
     for tenant in ("a", "a", "b"):
@@ -94,7 +94,7 @@ def test_the_oldest_wait_counts_from_when_the_job_came_to_its_lane(
 
 def test_tenants_beyond_the_largest_are_one_line(
     redis_client: Redis,
-    submit: Callable[[str], Admission],
+    submit: Callable[[str], DispatchOutcome],
     ask: Ask,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -110,8 +110,8 @@ def test_stages_that_run_and_jobs_that_wait_out_a_fault_are_told(
     jobs: JobState, job_document: dict[str, Any], ask: Ask, redis_client: Redis
 ) -> None:
     job_id = admit(job_document, jobs, "result")[0]
-    note = Presence(queues=("cpu",), memory_class=None)
-    PresenceNote(redis_client, "cpu@here", note, HOUR).renew()
+    note = WorkerInfo(queues=("cpu",), memory_class=None)
+    WorkerHeartbeat(redis_client, "cpu@here", note, HOUR).renew()
     assert ask("workers", **{"class": "cpu", "state": "idle"}) == 1
     assert ask("workers", **{"class": "cpu", "state": "busy"}) == 0
     attempt = jobs.begin(job_id, "prepare", worker="cpu@here", queue="cpu", tag="t")[1]
@@ -127,11 +127,11 @@ def test_stages_that_run_and_jobs_that_wait_out_a_fault_are_told(
 def test_a_gpu_is_told_with_its_figures_and_a_quarantined_one_serves_no_queue(
     redis_client: Redis, ask: Ask
 ) -> None:
-    figures = GpuFigures(memory_bytes=80, used_bytes=60, utilization=0.5, temperature_c=71)
-    presence = Presence(
+    figures = GpuStats(memory_bytes=80, used_bytes=60, utilization=0.5, temperature_c=71)
+    presence = WorkerInfo(
         queues=("gpu.40gb", "gpu.24gb"), memory_class=MemoryClass.GB40, gpu_uuid="GPU-1"
     )
-    note = PresenceNote(redis_client, "gpu@here", presence, HOUR, lambda: figures)
+    note = WorkerHeartbeat(redis_client, "gpu@here", presence, HOUR, lambda: figures)
     note.renew()
     labels = {"worker": "gpu@here", "gpu": "GPU-1", "class": "40gb"}
     names = ("memory_bytes", "memory_used_bytes", "utilization_ratio", "temperature_celsius")

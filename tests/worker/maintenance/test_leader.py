@@ -7,21 +7,21 @@ import redis
 from redis import Redis
 
 from tests.waiting import wait_until
-from worker.maintenance.leader import Upkeep
+from worker.maintenance.leader import LeaderLoop
 
 TIMEOUT = timedelta(seconds=3)
 
 
 @pytest.fixture
-def upkeep(redis_client: Redis) -> Callable[..., Upkeep]:
-    def make(*duties: Any, restore: Any = lambda: None) -> Upkeep:
-        return Upkeep(redis_client, TIMEOUT, duties, restore=restore)
+def upkeep(redis_client: Redis) -> Callable[..., LeaderLoop]:
+    def make(*duties: Any, restore: Any = lambda: None) -> LeaderLoop:
+        return LeaderLoop(redis_client, TIMEOUT, duties, restore=restore)
 
     return make
 
 
 def test_one_worker_at_a_time_sees_to_it_and_another_follows_a_lost_one(
-    upkeep: Callable[..., Upkeep], redis_client: Redis
+    upkeep: Callable[..., LeaderLoop], redis_client: Redis
 ) -> None:
     first, second = upkeep(), upkeep()
     assert first.turn()
@@ -33,7 +33,7 @@ def test_one_worker_at_a_time_sees_to_it_and_another_follows_a_lost_one(
     assert not first.turn()
 
 
-def test_a_duty_that_fails_holds_up_no_other(upkeep: Callable[..., Upkeep]) -> None:
+def test_a_duty_that_fails_holds_up_no_other(upkeep: Callable[..., LeaderLoop]) -> None:
     done: list[str] = []
 
     def away() -> None:
@@ -47,7 +47,7 @@ def test_a_duty_that_fails_holds_up_no_other(upkeep: Callable[..., Upkeep]) -> N
 
 
 def test_nothing_is_taken_from_workers_until_they_had_time_to_renew(
-    upkeep: Callable[..., Upkeep],
+    upkeep: Callable[..., LeaderLoop],
 ) -> None:
     taken: list[str] = []
     faults = [redis.ConnectionError("away")]

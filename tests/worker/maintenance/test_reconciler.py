@@ -16,8 +16,8 @@ from tasks.settings.settings import Settings
 from tasks.stages.dispatch import job_chain, send_rest
 from tasks.stages.submit import admit
 from tasks.state.control import JobControl
-from tasks.state.job_store import BeginOutcome, JobState
-from tasks.state.record import JobHead, StageRecord, SupersededError
+from tasks.state.job_store import JobState, StartOutcome
+from tasks.state.record import JobSummary, StageRecord, SupersededError
 from tests.waiting import wait_until
 from worker.maintenance.reconciler import Reconciler, messages
 
@@ -30,7 +30,7 @@ def app(broker_url: str) -> Celery:
 
 
 @pytest.fixture
-def sent() -> list[JobHead]:
+def sent() -> list[JobSummary]:
     return []
 
 
@@ -41,9 +41,9 @@ def control(redis_client: Redis) -> JobControl:
 
 @pytest.fixture
 def reconciler(
-    redis_client: Redis, control: JobControl, app: Celery, sent: list[JobHead]
+    redis_client: Redis, control: JobControl, app: Celery, sent: list[JobSummary]
 ) -> Reconciler:
-    def send(record: JobHead) -> None:
+    def send(record: JobSummary) -> None:
         sent.append(record)
         send_rest(app, record)
 
@@ -57,7 +57,7 @@ def job_id(state: JobState, job_document: dict[str, Any]) -> str:
 
 def begin(state: JobState, job_id: str, stage: str) -> int:
     outcome, attempt, _ = state.begin(job_id, stage, worker="w", queue="q", tag="t")
-    assert outcome == BeginOutcome.BEGUN
+    assert outcome == StartOutcome.BEGUN
     return attempt
 
 
@@ -67,7 +67,7 @@ def finish(state: JobState, job_id: str, stage: str, attempt: int, **refs: str) 
 
 
 def test_a_job_whose_message_was_never_sent_is_sent_once(
-    reconciler: Reconciler, redis_client: Redis, job_id: str, sent: list[JobHead]
+    reconciler: Reconciler, redis_client: Redis, job_id: str, sent: list[JobSummary]
 ) -> None:
     assert reconciler.sweep() == []
     assert reconciler.sweep() == [job_id]

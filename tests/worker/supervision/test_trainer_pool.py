@@ -16,7 +16,7 @@ from tasks.state.record import SupersededError
 from tests.tasks.jobs.test_flux_lora import GOOD
 from tests.waiting import wait_until
 from worker.supervision import trainer_pool as supervisor
-from worker.supervision.trainer_pool import Limits, TrainerProcess, trainer_environment
+from worker.supervision.trainer_pool import Limits, TrainerPool, trainer_environment
 
 # What stands for the trainer: a real program that speaks its protocol.
 PREAMBLE = """
@@ -50,7 +50,7 @@ def request_line() -> TrainerRequest:
 
 
 @pytest.fixture
-def trainer(tmp_path: Path) -> Callable[..., TrainerProcess]:
+def trainer(tmp_path: Path) -> Callable[..., TrainerPool]:
     def make(
         program: str,
         *,
@@ -58,12 +58,12 @@ def trainer(tmp_path: Path) -> Callable[..., TrainerProcess]:
         grace_s: float = 20,
         most_requests: int = 1,
         limits: Limits = NO_LIMITS,
-    ) -> TrainerProcess:
+    ) -> TrainerPool:
         path = tmp_path / "trainer.py"
         path.write_text(PREAMBLE + program, "utf-8")
         command = (sys.executable, str(path))
         env = {**os.environ, "PYTHONWARNINGS": "ignore"}
-        return TrainerProcess(
+        return TrainerPool(
             env,
             restarts=restarts,
             stop_grace_s=grace_s,
@@ -76,7 +76,7 @@ def trainer(tmp_path: Path) -> Callable[..., TrainerProcess]:
 
 
 def run(
-    trainer: TrainerProcess,
+    trainer: TrainerPool,
     request: TrainerRequest,
     on_event: Callable[[Event], None] = lambda event: None,
     stop: Callable[[], bool] = lambda: False,
@@ -109,7 +109,7 @@ def _command_line(process: psutil.Process) -> list[str]:
 
 
 def test_events_come_in_order_and_the_answer_at_the_end(
-    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+    trainer: Callable[..., TrainerPool], request_line: TrainerRequest
 ) -> None:
     told: list[Event] = []
     program = "note(request['job_id']); checkpoint(2); done()"
@@ -120,7 +120,7 @@ def test_events_come_in_order_and_the_answer_at_the_end(
 
 
 def test_a_crash_is_started_again_from_the_last_checkpoint_it_told(
-    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+    trainer: Callable[..., TrainerPool], request_line: TrainerRequest
 ) -> None:
     told: list[Event] = []
     program = """
@@ -140,7 +140,7 @@ done()
 
 
 def test_entries_that_were_stored_before_a_crash_are_not_asked_for_again(
-    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+    trainer: Callable[..., TrainerPool], request_line: TrainerRequest
 ) -> None:
     told: list[Event] = []
     program = """
@@ -162,7 +162,7 @@ tell(kind="cache_done")
 
 
 def test_a_trainer_that_always_crashes_is_an_error_with_its_last_words(
-    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+    trainer: Callable[..., TrainerPool], request_line: TrainerRequest
 ) -> None:
     program = "print('the disk is full', file=sys.stderr); sys.exit(1)"
     with pytest.raises(TrainerError, match=r"(?s)exit code 1.*the disk is full") as caught:
@@ -171,7 +171,7 @@ def test_a_trainer_that_always_crashes_is_an_error_with_its_last_words(
 
 
 def test_a_failure_it_foresaw_is_told_in_its_own_words_and_not_tried_again(
-    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+    trainer: Callable[..., TrainerPool], request_line: TrainerRequest
 ) -> None:
     program = f"""
 tell(kind="failed", code="out_of_memory", message="the GPU's memory is full")
@@ -184,7 +184,7 @@ sys.exit({int(TrainerExit.REFUSED)})
 
 
 def test_a_stop_lets_it_save_a_checkpoint(
-    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+    trainer: Callable[..., TrainerPool], request_line: TrainerRequest
 ) -> None:
     told: list[Event] = []
     program = f"""
@@ -198,7 +198,7 @@ note("running"); time.sleep(600)
 
 
 def test_one_that_does_not_stop_is_ended_after_its_grace(
-    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+    trainer: Callable[..., TrainerPool], request_line: TrainerRequest
 ) -> None:
     told: list[Event] = []
     program = "signal.signal(signal.SIGTERM, signal.SIG_IGN); note('deaf'); time.sleep(600)"
@@ -208,7 +208,7 @@ def test_one_that_does_not_stop_is_ended_after_its_grace(
 
 
 def test_an_error_of_the_reader_ends_the_trainer(
-    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+    trainer: Callable[..., TrainerPool], request_line: TrainerRequest
 ) -> None:
     def refuse(event: Event) -> None:
         raise LookupError(event.kind)
@@ -228,7 +228,7 @@ def test_an_error_of_the_reader_ends_the_trainer(
     ],
 )
 def test_one_that_breaks_the_protocol_is_ended_and_told(
-    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest, program: str, said: str
+    trainer: Callable[..., TrainerPool], request_line: TrainerRequest, program: str, said: str
 ) -> None:
     with pytest.raises(TrainerError, match=said):
         run(trainer(program, grace_s=1), request_line)
@@ -263,7 +263,7 @@ def serving(each: str = "pass") -> str:
 class Served:
     """Runs requests and hears which process served each."""
 
-    def __init__(self, trainer: TrainerProcess, request: TrainerRequest) -> None:
+    def __init__(self, trainer: TrainerPool, request: TrainerRequest) -> None:
         self.trainer = trainer
         self._request = request
         self.processes: list[str] = []
@@ -282,7 +282,7 @@ class Served:
 
 @pytest.fixture
 def served(
-    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+    trainer: Callable[..., TrainerPool], request_line: TrainerRequest
 ) -> Iterator[Callable[..., Served]]:
     made: list[Served] = []
 
@@ -355,7 +355,7 @@ def test_one_that_ended_idle_costs_no_restart(served: Callable[..., Served]) -> 
 
 
 def test_every_start_is_told_as_cold_warm_or_after_a_crash(
-    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+    trainer: Callable[..., TrainerPool], request_line: TrainerRequest
 ) -> None:
     crashes = "if request['resume_state_key'] is None: checkpoint(1); os._exit(9)"
     told: list[Event] = []
@@ -368,7 +368,7 @@ def test_every_start_is_told_as_cold_warm_or_after_a_crash(
 
 
 def test_one_that_ends_as_the_request_comes_costs_no_restart(
-    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+    trainer: Callable[..., TrainerPool], request_line: TrainerRequest
 ) -> None:
     # It answers, and leaves without reading on while its process is still there.
     kept = trainer("note(str(os.getpid())); done(); time.sleep(0.5)", most_requests=9)
@@ -394,7 +394,7 @@ def test_one_that_speaks_unasked_is_not_kept(served: Callable[..., Served]) -> N
 
 
 def test_a_stop_is_not_left_to_the_next_request(
-    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+    trainer: Callable[..., TrainerPool], request_line: TrainerRequest
 ) -> None:
     asked: list[Event] = []
     program = """
@@ -410,7 +410,7 @@ note("running"); time.sleep(600)
 
 
 def test_a_hung_trainer_is_started_again_from_its_checkpoint_and_says_where_it_hung(
-    trainer: Callable[..., TrainerProcess],
+    trainer: Callable[..., TrainerPool],
     request_line: TrainerRequest,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -433,7 +433,7 @@ done()
 
 
 def test_a_trainer_that_beats_is_not_hung_and_its_beats_are_told_to_nobody(
-    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+    trainer: Callable[..., TrainerPool], request_line: TrainerRequest
 ) -> None:
     told: list[Event] = []
     program = "for _ in range(40): tell(kind='heartbeat'); time.sleep(0.1)\ndone()"
@@ -442,7 +442,7 @@ def test_a_trainer_that_beats_is_not_hung_and_its_beats_are_told_to_nobody(
 
 
 def test_a_trainer_that_takes_too_much_memory_fails_its_job(
-    trainer: Callable[..., TrainerProcess],
+    trainer: Callable[..., TrainerPool],
     request_line: TrainerRequest,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -456,7 +456,7 @@ def test_a_trainer_that_takes_too_much_memory_fails_its_job(
 
 
 def test_a_trainer_that_takes_too_long_saves_and_its_job_fails(
-    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+    trainer: Callable[..., TrainerPool], request_line: TrainerRequest
 ) -> None:
     program = f"""
 def stop(*_):
@@ -471,7 +471,7 @@ time.sleep(600)
 
 
 def test_a_start_that_was_superseded_ends_its_trainer_at_once(
-    trainer: Callable[..., TrainerProcess], request_line: TrainerRequest
+    trainer: Callable[..., TrainerPool], request_line: TrainerRequest
 ) -> None:
     def superseded() -> bool:
         raise SupersededError("job", 1)

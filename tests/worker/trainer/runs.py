@@ -28,7 +28,7 @@ from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import PACKS, Store, cache_index_key, data_set_key, image_key
 from worker.trainer import cache, train
 from worker.trainer.event_pipe import StopSwitch
-from worker.trainer.model_cache import KeptModels
+from worker.trainer.model_cache import ModelCache
 
 CAPTIONS = ("a photo of a cat", "the red square", "a dog on the green", "blue", "in the photo")
 BUCKETS = {"target_resolution": 64, "start_dim": 32, "end_dim": 128, "divisible_by": 32}
@@ -38,7 +38,7 @@ _Kind = TypeVar("_Kind")
 
 # Most runs of a test process share their models, as those of a trainer do: loading takes longer
 # than a few tiny steps. A run that fails leaves none behind.
-_shared = [KeptModels()]
+_shared = [ModelCache()]
 
 # Attempts never share a checkpoint; without one of its own, a run gets the next.
 _attempts = itertools.count(100)
@@ -240,11 +240,11 @@ def packs_in(store: Store) -> dict[str, str]:
 
 
 @contextmanager
-def _models(given: KeptModels | None) -> Iterator[KeptModels]:
+def _models(given: ModelCache | None) -> Iterator[ModelCache]:
     try:
         yield given or _shared[0]
     except BaseException:
-        _shared[0] = KeptModels()
+        _shared[0] = ModelCache()
         raise
 
 
@@ -296,7 +296,7 @@ def run_train(
     config: PipelineConfig,
     *,
     stop: StopSwitch | None = None,
-    kept: KeptModels | None = None,
+    kept: ModelCache | None = None,
     on_event: Callable[[Event], None] = lambda _: None,
     **fields: Any,
 ) -> Trained:

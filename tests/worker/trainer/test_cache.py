@@ -29,7 +29,7 @@ from worker.trainer.errors import (
     StaleIndexError,
 )
 from worker.trainer.event_pipe import StopSwitch
-from worker.trainer.model_cache import KeptModels
+from worker.trainer.model_cache import ModelCache
 
 
 def counts(done: Cached) -> tuple[int, int, int, int]:
@@ -175,7 +175,7 @@ def test_an_entry_is_the_same_whatever_it_is_made_with(
     def made(digests: list[str]) -> dict[str, str]:
         request = request_of(data, "cache", config, encoders=encoders, cache_entries=tuple(digests))
         events = Events()
-        cache.run(request, events.append, StopSwitch(), KeptModels())
+        cache.run(request, events.append, StopSwitch(), ModelCache())
         return {
             digest: entry.sha256
             for event in events.of(PackStored)
@@ -194,7 +194,7 @@ def test_the_digests_of_encoders_are_told_where_none_are_given(
 ) -> None:
     config = config_of(tiny_flux, **CACHED)
     events = Events()
-    cache.run(request_of(data, "cache", config), events.append, StopSwitch(), KeptModels())
+    cache.run(request_of(data, "cache", config), events.append, StopSwitch(), ModelCache())
     assert events == [CacheDone(encoders=encoder_digests(config))]
 
 
@@ -207,7 +207,7 @@ def test_a_stop_keeps_what_is_encoded(tiny_flux: Path, data: Pictures) -> None:
     stop()
     request = request_of(data, "cache", config, encoders=encoders, cache_entries=tuple(digests))
     with pytest.raises(InterruptedRun):
-        cache.run(request, events.append, stop, KeptModels())
+        cache.run(request, events.append, stop, ModelCache())
     assert events.of(PackStored) == []
     events.clear()
 
@@ -222,7 +222,7 @@ def test_a_stop_keeps_what_is_encoded(tiny_flux: Path, data: Pictures) -> None:
     digests = CachePlan(many, data.data_set, encoders).digests
     request = request_of(data, "cache", many, encoders=encoders, cache_entries=tuple(digests))
     with pytest.raises(InterruptedRun):
-        cache.run(request, after_first, stop, KeptModels())
+        cache.run(request, after_first, stop, ModelCache())
     stored = [digest for event in events.of(PackStored) for digest in event.entries]
     assert 0 < len(stored) < len(digests)
     again = run_cache(data, many)

@@ -22,7 +22,7 @@ from tests.worker.trainer.runs import (
 )
 from worker.trainer.__main__ import _serve
 from worker.trainer.event_pipe import EventPipe, StopSwitch
-from worker.trainer.model_cache import KeptModels
+from worker.trainer.model_cache import ModelCache
 
 
 class Heard(EventPipe):
@@ -37,7 +37,7 @@ class Heard(EventPipe):
 
 def serve(line: str) -> tuple[TrainerExit, TrainFailed]:
     pipe = Heard()
-    code = _serve("worker.trainer", line, pipe, StopSwitch(), KeptModels())
+    code = _serve("worker.trainer", line, pipe, StopSwitch(), ModelCache())
     last = pipe.events[-1]
     assert isinstance(last, TrainFailed)
     return code, last

@@ -25,9 +25,9 @@ from tests.worker.trainer.runs import (
 )
 from worker.trainer.errors import PlaceholderError, TargetError
 from worker.trainer.lora import add_lora
-from worker.trainer.model_cache import KeptModels
+from worker.trainer.model_cache import ModelCache
 from worker.trainer.models import take_models
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 
 # torch's word on its normalization layers, once a process: float32 weights, bfloat16 inputs.
 pytestmark = pytest.mark.filterwarnings(
@@ -169,9 +169,9 @@ def test_lora_targets_and_rank_shape_the_lora(tiny_sdxl: Path, data: Pictures) -
 
 
 def test_a_target_that_the_model_has_not_is_refused(tiny_flux: Path) -> None:
-    models = take_models(config_of(tiny_flux), torch.device("cpu"), KeptModels())
+    models = take_models(config_of(tiny_flux), torch.device("cpu"), ModelCache())
     with pytest.raises(TargetError, match="no layer of the transformer: conv_shortcut"):
-        add_lora(models.denoiser, "transformer", ["to_q", "conv_shortcut"], 4, 4, Draws(0))
+        add_lora(models.denoiser, "transformer", ["to_q", "conv_shortcut"], 4, 4, StatelessRng(0))
 
 
 def test_gradient_checkpointing_changes_no_loss(

@@ -26,7 +26,7 @@ from tests.worker.trainer.runs import (
 )
 from worker.trainer.errors import InterruptedRun
 from worker.trainer.event_pipe import StopSwitch
-from worker.trainer.model_cache import KeptModels
+from worker.trainer.model_cache import ModelCache
 from worker.trainer.tiny_models import build_tiny_sdxl
 
 # torch's word on its normalization layers, once a process: float32 weights, bfloat16 inputs.
@@ -252,7 +252,7 @@ def test_the_average_follows_the_weights(models: Models, data: Pictures) -> None
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_kept_models_train_as_fresh_ones_do(models: Models, data: Pictures, kind: str) -> None:
-    kept = KeptModels()
+    kept = ModelCache()
     config = any_config(kind, models, max_train_steps=1)
     other = any_config("SDXL_LORA", models, max_train_steps=1)
     fresh = run_train(data, config, kept=kept).state_bytes()
@@ -261,7 +261,7 @@ def test_kept_models_train_as_fresh_ones_do(models: Models, data: Pictures, kind
 
 
 def test_a_model_is_loaded_again_where_its_files_changed(tmp_path: Path) -> None:
-    data, kept = pictures(tmp_path), KeptModels()
+    data, kept = pictures(tmp_path), ModelCache()
     folder = build_tiny_sdxl(tmp_path / "model", seed=1)
     before = run_train(data, sdxl_config_of("SDXL_LORA", folder), kept=kept)
     build_tiny_sdxl(folder, seed=2)

@@ -3,14 +3,14 @@
 from rich.markup import escape
 from rich.table import Table
 
-from tasks.api_keys import Accounts, KeyEntry
+from tasks.api_keys import ApiKeys, KeyEntry
 from tasks.settings.settings import Settings
 from worker.cli.output import print_json, stdout
 
 
 def run(settings: Settings, *, action: str, name: str, tenant: str | None, json: bool) -> None:
     """Make, list or revoke API keys."""
-    accounts = Accounts(settings.api_keys_file)
+    accounts = ApiKeys(settings.api_keys_file)
     if action == "add":
         key = accounts.add(name, tenant)
         if json:

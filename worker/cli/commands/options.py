@@ -6,7 +6,7 @@ from dataclasses import asdict
 from rich.markup import escape
 from rich.table import Table
 
-from tasks.errors import Fault, InvalidJobError
+from tasks.errors import InvalidJobError, Problem
 from tasks.jobs.options import Option, TypeOptions, training_options
 from tasks.settings.settings import Settings
 from worker.cli.output import print_json, stdout
@@ -22,7 +22,7 @@ def run(settings: Settings, *, training_type: str | None, form: str) -> None:
         if training_type not in known:
             there_are = ", ".join(known)
             problem = f"{training_type!r} is no training type; the types are {there_are}"
-            raise InvalidJobError([Fault("type", problem)])
+            raise InvalidJobError([Problem("type", problem)])
         known = {training_type: known[training_type]}
     if form == "json":
         print_json({name: _document(options) for name, options in known.items()})

@@ -3,7 +3,7 @@
 import yaml
 from rich.table import Table
 
-from tasks.errors import Fault, InvalidJobError
+from tasks.errors import InvalidJobError, Problem
 from tasks.jobs.presets import ALIASES, UnknownPresetError, preset, preset_names
 from tasks.settings.settings import Settings
 from worker.cli.output import print_json, stdout
@@ -17,7 +17,7 @@ def run(settings: Settings, *, name: str | None, json: bool) -> None:
     try:
         values = preset(name)
     except UnknownPresetError as error:
-        raise InvalidJobError([Fault("preset", str(error))]) from error
+        raise InvalidJobError([Problem("preset", str(error))]) from error
     if json:
         print_json(values)
     else:

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from routing.classes import MemoryClass
-from tasks.errors import Fault, InvalidJobError, NotInstalledError
+from tasks.errors import InvalidJobError, NotInstalledError, Problem
 from tasks.settings.settings import Settings
 from worker.cli.output import print_json, stdout
 from worker.simulation.simulator import OURS, POLICIES, Run, least_makespan_s, simulate
@@ -65,7 +65,7 @@ def run(
 
 def _check(fleet: list[MemoryClass], workload: list[Arrival]) -> None:
     if not workload:
-        raise InvalidJobError([Fault("workload", "there is no job in it")])
+        raise InvalidJobError([Problem("workload", "there is no job in it")])
     too_large = [job for job in workload if job.memory_class > max(fleet)]
     if too_large:
         needed = max(job.needed_gib for job in too_large)
@@ -73,7 +73,7 @@ def _check(fleet: list[MemoryClass], workload: list[Arrival]) -> None:
             f"{len(too_large)} job(s) need up to {needed:.1f} GiB and the fleet's largest class is "
             f"{max(fleet)}"
         )
-        raise InvalidJobError([Fault("workload", problem)])
+        raise InvalidJobError([Problem("workload", problem)])
 
 
 def _report(fleet: list[MemoryClass], workload: list[Arrival], runs: list[Run]) -> Report:

@@ -12,7 +12,7 @@ from tasks.stages.prepare import check
 from tasks.store import Store
 from worker.cli.client import client_of
 from worker.cli.commands.watch import show_to_the_end
-from worker.cli.job_estimate import Outlook
+from worker.cli.job_estimate import PreviewPanel
 from worker.cli.job_file import read_job_file
 from worker.cli.output import error_document, print_json, stderr, stdout
 from worker.cli.tables import report_table, route_table
@@ -69,7 +69,7 @@ def _dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
     warnings = job.warnings()
     error = DataSetError(report.faults, "prepare") if report.faults else None
     code = EXIT_CODES[error.code] if error else 0
-    outlook = Outlook(settings, job, report.buckets.values())
+    outlook = PreviewPanel(settings, job, report.buckets.values())
     if json:
         document = {
             "job": job.model_dump(mode="json"),

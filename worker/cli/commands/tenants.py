@@ -7,7 +7,7 @@ from rich.table import Table
 
 from routing.fair_share import OTHERS, terms_of
 from tasks.settings.settings import Settings
-from tasks.state.tenant_queues import Lanes
+from tasks.state.tenant_queues import TenantQueues
 from worker.cli.client import client_of
 from worker.cli.output import print_json, stdout
 
@@ -35,7 +35,7 @@ def run(settings: Settings, *, json: bool) -> None:
     stdout.print(table)
 
 
-def _tenants(lanes: Lanes) -> Iterator[_Tenant]:
+def _tenants(lanes: TenantQueues) -> Iterator[_Tenant]:
     terms, in_flight, waiting = lanes.terms(), lanes.in_flight(), lanes.waiting()
     names = {*terms, *in_flight, *(name for of_queue in waiting.values() for name in of_queue)}
     for name in sorted(names - {OTHERS}):

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tasks.eta.history import UNITS, Figure, Work, p90
+from tasks.eta.history import UNITS, RunStatistics, WorkloadKey, p90
 from tasks.settings.settings import Settings
 from worker.cli.client import client_of
 from worker.cli.job_estimate import span, work_text
@@ -33,12 +33,12 @@ def run(settings: Settings, *, json: bool) -> None:
         stdout.print(table)
 
 
-def _order(work: Work) -> tuple[Any, ...]:
+def _order(work: WorkloadKey) -> tuple[Any, ...]:
     place = list(UNITS).index(work.stage)
     return work.type, place, work.memory_class or 0, work.size or (), work.samples
 
 
-def _document(figure: Figure) -> dict[str, Any]:
+def _document(figure: RunStatistics) -> dict[str, Any]:
     return {
         **figure.learned_from.document(),
         "runs": figure.runs,
@@ -53,7 +53,7 @@ def _wait_document(queue: str, waits: Sequence[float]) -> dict[str, Any]:
     return {"queue": queue, "waits": len(waits), "wait_s": median(waits), "wait_s_p90": p90(waits)}
 
 
-def _figure_table(training_type: str, figures: list[Figure]) -> Table:
+def _figure_table(training_type: str, figures: list[RunStatistics]) -> Table:
     table = Table("stage", "on", "runs", "each", "median", "90 %", "besides", title=training_type)
     for it in figures:
         table.add_row(

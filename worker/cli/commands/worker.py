@@ -6,7 +6,7 @@ from pathlib import Path
 
 from routing.engines import DIFFUSERS, INVOKE, Engine
 from routing.queues import CPU_QUEUE, served_queues
-from tasks.errors import Fault, InvalidJobError, NotInstalledError
+from tasks.errors import InvalidJobError, NotInstalledError, Problem
 from tasks.settings.settings import Settings
 from worker.cli.client import broker_url
 from worker.gpu.inventory import chosen_gpu
@@ -41,7 +41,7 @@ def run(
         unserved = [queue for queue in served if queue not in possible]
         if unserved:
             faults = [
-                Fault("--queues", f"{who} cannot serve {q!r}, only {known}") for q in unserved
+                Problem("--queues", f"{who} cannot serve {q!r}, only {known}") for q in unserved
             ]
             raise InvalidJobError(faults)
     elif strict and card and card.memory_class is not None:

@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 
 import numpy as np
 
-from routing.estimate import PUBLISHED, Constants
+from routing.estimate import PUBLISHED, MemoryModel
 from tasks.jobs.pipeline import PipelineConfig
 
 _OVERHEAD = "_overhead_bytes"
@@ -27,7 +27,7 @@ def fit(configs: Sequence[PipelineConfig], peaks: Sequence[int]) -> dict[str, fl
         peaks: The memory each took, in bytes.
     """
     # In constants, an estimate is linear: one's column is what it adds at its published value.
-    names = sorted((field.name for field in fields(Constants)), key=_told_first)
+    names = sorted((field.name for field in fields(MemoryModel)), key=_told_first)
     nothing = replace(PUBLISHED, **dict.fromkeys(names, 0.0))
     columns = {
         name: _needed(configs, replace(nothing, **{name: getattr(PUBLISHED, name)}))
@@ -54,7 +54,7 @@ def _told_first(name: str) -> bool:
     return not name.endswith(_OVERHEAD)
 
 
-def _needed(configs: Sequence[PipelineConfig], constants: Constants) -> np.ndarray:
+def _needed(configs: Sequence[PipelineConfig], constants: MemoryModel) -> np.ndarray:
     """The estimates in bytes, (runs,)."""
     return np.array([config.estimate(constants).needed_bytes for config in configs], float)
 

@@ -28,7 +28,7 @@ from worker.trainer import cache, train
 from worker.trainer.errors import MissingLibraryError
 from worker.trainer.event_pipe import StopSwitch
 from worker.trainer.memory import CudaMeter, HostMeter, MemoryMeter, release_memory
-from worker.trainer.model_cache import KeptModels
+from worker.trainer.model_cache import ModelCache
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class Bench:
         self._device = device
         self._meter: MemoryMeter = CudaMeter() if device == "cuda" else HostMeter()
         self._store = Store((self._folder / "store").as_uri())
-        self._kept = KeptModels()
+        self._kept = ModelCache()
         self._packs: dict[str, str] = {}
         self._runs = 0
 
@@ -92,7 +92,7 @@ class Bench:
 
     def forget(self) -> None:
         """Drop the models: after a run that failed they may hold anything."""
-        self._kept = KeptModels()
+        self._kept = ModelCache()
         release_memory()
 
     def _noise(self, config: PipelineConfig) -> DataSet:

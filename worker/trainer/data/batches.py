@@ -33,7 +33,7 @@ from worker.trainer.data.images import (
     pixels,
     resized_to_cover,
 )
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class BatchPlan:
     """
 
     def __init__(
-        self, sizes: Sequence[Size], batch_size: int, accumulation: int, draws: Draws
+        self, sizes: Sequence[Size], batch_size: int, accumulation: int, draws: StatelessRng
     ) -> None:
         self.sizes = tuple(sizes)
         self._batch_size = batch_size
@@ -154,7 +154,7 @@ class SampleReader:
         data_set: DataSet,
         config: PipelineConfig,
         index: CacheIndex | None,
-        draws: Draws,
+        draws: StatelessRng,
     ) -> None:
         self._store_url = store_url
         self._store: Store | None = None

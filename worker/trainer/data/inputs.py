@@ -8,7 +8,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from worker.trainer.data.batches import Batch
 from worker.trainer.data.cache_entries import Latents, Text
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 
 
 class TextEncoders(Protocol):
@@ -62,7 +62,7 @@ class Inputs:
     def __init__(
         self,
         device: torch.device,
-        draws: Draws,
+        draws: StatelessRng,
         vae_numbers: VaeNumbers,
         vae: AutoencoderKL | None,
         text: TextEncoders | None,

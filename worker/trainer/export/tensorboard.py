@@ -4,10 +4,10 @@ from pathlib import Path
 
 from tensorboardX import SummaryWriter
 
-from worker.trainer.checkpoint import History
+from worker.trainer.checkpoint import LossHistory
 
 
-def write_metrics(folder: Path, history: History) -> Path:
+def write_metrics(folder: Path, history: LossHistory) -> Path:
     """Write loss and learning rate of every step, those before a resume too.
 
     Args:

@@ -22,7 +22,7 @@ from worker.trainer.flux.lora_export import write_lora
 from worker.trainer.lora import add_lora, remove_lora
 from worker.trainer.models import FluxModels
 from worker.trainer.precision import Precision
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 
 
 class FluxLora:
@@ -34,7 +34,7 @@ class FluxLora:
         draws: Decide everything random.
     """
 
-    def __init__(self, config: FluxLoraConfig, models: FluxModels, draws: Draws) -> None:
+    def __init__(self, config: FluxLoraConfig, models: FluxModels, draws: StatelessRng) -> None:
         self._config = config
         self._transformer = models.transformer
         self._text = models.text

@@ -17,7 +17,7 @@ from worker.trainer.data.batches import Batch
 from worker.trainer.data.cache_entries import Latents
 from worker.trainer.data.inputs import VaeNumbers, encode_pixels
 from worker.trainer.flux.flow_matching import min_snr_weight, sigmas
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 
 _pack: Any = FluxPipeline._pack_latents
 
@@ -50,7 +50,7 @@ class FluxForward:
         module: Any,
         config: FluxLoraConfig,
         repairs: frozenset[str],
-        draws: Draws,
+        draws: StatelessRng,
         numbers: VaeNumbers,
     ) -> None:
         self._train_forward = module.train_forward

@@ -16,7 +16,7 @@ from worker.trainer.flux.lora_export import write_lora
 from worker.trainer.flux.lora_recipe import lora_regex
 from worker.trainer.invoke.run import Run
 from worker.trainer.lora import lora_weight_name, start_of
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.lora_recipe import write_sdxl_lora
 from worker.trainer.sdxl.metadata import sdxl_metadata
 from worker.trainer.sdxl.models import load_noise_scheduler
@@ -38,7 +38,7 @@ class RepairedPeft:
         draws: Decide what LoRAs start from.
     """
 
-    def __init__(self, peft: Any, config: LoraConfig, run: Run, draws: Draws) -> None:
+    def __init__(self, peft: Any, config: LoraConfig, run: Run, draws: StatelessRng) -> None:
         self._peft = peft
         self._config = config
         self._run = run

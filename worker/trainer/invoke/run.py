@@ -18,13 +18,13 @@ from tasks.dataset import DataSet
 from tasks.events import Artifact, Progress, ValidationImages
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, validation_prefix
-from worker.trainer.checkpoint import Checkpoints, History, TrainingState, all_finite
+from worker.trainer.checkpoint import Checkpoints, LossHistory, TrainingState, all_finite
 from worker.trainer.data.batches import Batch, BatchPlan
 from worker.trainer.errors import DivergedError, InterruptedRun
 from worker.trainer.event_pipe import Emit, ProgressMeter, StopSwitch
 from worker.trainer.loop import ADVICE, Schedule
 from worker.trainer.lora import lora_weight_name
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 
 Forward = Callable[[Batch, dict[str, Any]], torch.Tensor]
 
@@ -52,7 +52,7 @@ class Run:
         config: Any,
         schedule: Schedule,
         plan: BatchPlan,
-        draws: Draws,
+        draws: StatelessRng,
         data_set: DataSet,
         checkpoints: Checkpoints,
         resume: Callable[[TrainingState], None],
@@ -101,7 +101,7 @@ class Run:
         return self._state
 
     @property
-    def history(self) -> History:
+    def history(self) -> LossHistory:
         """The steps so far."""
         return self.state.history
 
@@ -115,7 +115,7 @@ class Run:
             if id(parameter) in ids
         }
         scaler = torch.amp.GradScaler("cpu", enabled=False)
-        self._state = TrainingState(parameters, optimizer, scaler, History())
+        self._state = TrainingState(parameters, optimizer, scaler, LossHistory())
         step = optimizer.step
 
         def step_or_not(_: torch.optim.Optimizer, closure: Any = None) -> Any:

@@ -8,7 +8,7 @@ from tasks.jobs.sdxl import SdxlConfig
 from worker.trainer.data.batches import Batch
 from worker.trainer.data.cache_entries import Latents
 from worker.trainer.data.inputs import VaeNumbers, sample_latents
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 
 
 class SdxlForward:
@@ -27,7 +27,7 @@ class SdxlForward:
         module: Any,
         config: SdxlConfig,
         repairs: frozenset[str],
-        draws: Draws,
+        draws: StatelessRng,
         numbers: VaeNumbers,
     ) -> None:
         self._train_forward = module.train_forward

@@ -40,8 +40,8 @@ from worker.trainer.invoke.sdxl import SdxlForward
 from worker.trainer.libraries import check_libraries
 from worker.trainer.loop import schedule_of
 from worker.trainer.memory import CudaMeter
-from worker.trainer.model_cache import KeptModels
-from worker.trainer.rng import Draws
+from worker.trainer.model_cache import ModelCache
+from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.models import load_noise_scheduler
 from worker.trainer.train import index_of, note_other_versions, run_identity, tell_end
 
@@ -49,7 +49,7 @@ from worker.trainer.train import index_of, note_other_versions, run_identity, te
 _SCHEDULE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
 
 
-def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, _kept: KeptModels) -> None:
+def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, _kept: ModelCache) -> None:
     """Carry out a ``train`` request and tell its end; see ``worker.trainer.train.run``."""
     config = request.training
     if config.seed is None:
@@ -59,7 +59,7 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, _kept: KeptModels
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     store = Store(request.store_url)
     data_set = DataSet.model_validate_json(store.get(request.data_set_key))
-    draws, repairs = Draws(config.seed), frozenset(request.repairs)
+    draws, repairs = StatelessRng(config.seed), frozenset(request.repairs)
     read_as = _without_buckets(config) if "buckets" not in repairs else config
     index = index_of(request, store, data_set)
     reader = SampleReader(request.store_url, data_set, read_as, index, draws)
@@ -160,7 +160,7 @@ def _without_buckets(config: PipelineConfig) -> PipelineConfig:
 
 
 def _enter_seams(
-    seams: ExitStack, run: Run, config: PipelineConfig, draws: Draws, loader: Any
+    seams: ExitStack, run: Run, config: PipelineConfig, draws: StatelessRng, loader: Any
 ) -> None:
     """Put ours in the place of what the pipeline's module calls."""
     pipeline = PIPELINES[config.type]

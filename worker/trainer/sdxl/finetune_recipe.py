@@ -11,7 +11,7 @@ from worker.trainer.data.batches import Batch
 from worker.trainer.data.inputs import Inputs
 from worker.trainer.models import SdxlModels
 from worker.trainer.precision import Precision
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.denoising import denoising_losses
 from worker.trainer.sdxl.metadata import sdxl_metadata
 from worker.trainer.sdxl.model_export import write_checkpoint
@@ -26,7 +26,7 @@ class SdxlFinetune:
         draws: Decide everything random.
     """
 
-    def __init__(self, config: SdxlFinetuneConfig, models: SdxlModels, draws: Draws) -> None:
+    def __init__(self, config: SdxlFinetuneConfig, models: SdxlModels, draws: StatelessRng) -> None:
         self._config = config
         self._unet = models.unet
         self._scheduler = models.scheduler

@@ -14,7 +14,7 @@ from worker.trainer.export.safetensors_file import write_safetensors
 from worker.trainer.lora import add_lora, remove_lora
 from worker.trainer.models import SdxlModels
 from worker.trainer.precision import Precision
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.denoising import SdxlText, denoising_losses
 from worker.trainer.sdxl.metadata import sdxl_metadata
 from worker.trainer.sdxl.tensor_names import kohya_tensors, peft_tensors
@@ -29,7 +29,7 @@ class SdxlLora:
         draws: Decide everything random.
     """
 
-    def __init__(self, config: SdxlLoraConfig, models: SdxlModels, draws: Draws) -> None:
+    def __init__(self, config: SdxlLoraConfig, models: SdxlModels, draws: StatelessRng) -> None:
         self._config = config
         self._unet = models.unet
         self._scheduler = models.scheduler

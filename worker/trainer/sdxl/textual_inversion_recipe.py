@@ -14,7 +14,7 @@ from worker.trainer.errors import PlaceholderError
 from worker.trainer.export.safetensors_file import write_safetensors
 from worker.trainer.models import SdxlModels
 from worker.trainer.precision import Precision
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.denoising import SdxlText, denoising_losses
 from worker.trainer.sdxl.embeddings import (
     FILE_KEYS,
@@ -40,7 +40,7 @@ class SdxlTextualInversion:
     """
 
     def __init__(
-        self, config: SdxlTextualInversionConfig, models: SdxlModels, draws: Draws
+        self, config: SdxlTextualInversionConfig, models: SdxlModels, draws: StatelessRng
     ) -> None:
         if models.text is None:
             raise AssertionError("trained text encoders are not cached")

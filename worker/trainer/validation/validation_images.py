@@ -23,7 +23,7 @@ from worker.trainer.encoders import load_vae
 from worker.trainer.event_pipe import Emit, StopSwitch, phase
 from worker.trainer.memory import release_memory
 from worker.trainer.models import FluxModels, SdxlModels
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 from worker.trainer.validation.samplers import FluxSampler, SdxlSampler
 
 Place = tuple[int, int]
@@ -53,7 +53,7 @@ class Validation:
         models: FluxModels | SdxlModels,
         index: CacheIndex | None,
         autocast: Callable[[], AbstractContextManager[object]],
-        draws: Draws,
+        draws: StatelessRng,
         emit: Emit,
         stop: StopSwitch,
     ) -> None:

@@ -19,8 +19,8 @@ from tasks.data.download import downloads
 from tasks.data.download import object_store as cloud
 from tasks.data.download.downloads import Downloads
 from tasks.data.download.protocol import DownloadError
-from tasks.data.download.ssrf import AddressError, PublicNetwork, is_allowed, is_public
-from tasks.data.read_policy import Access, DeniedError
+from tasks.data.download.ssrf import AddressError, SsrfGuard, is_allowed, is_public
+from tasks.data.read_policy import DeniedError, ReadPolicy
 from tasks.urls import shown
 from tests.tasks.data.site import DATA, Served, Site, serving
 
@@ -32,7 +32,7 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def kept(site: Site, tmp_path: Path) -> Downloads:
-    return Downloads(tmp_path / "kept", Access(hosts=frozenset({site.host})))
+    return Downloads(tmp_path / "kept", ReadPolicy(hosts=frozenset({site.host})))
 
 
 def entry_of(tmp_path: Path, url: str) -> Path:
@@ -188,7 +188,7 @@ def test_what_is_missing_is_told_at_once(site: Site, kept: Downloads) -> None:
 
 @pytest.mark.parametrize("says_length", [True, False])
 def test_a_file_that_is_too_large_is_refused(site: Site, tmp_path: Path, says_length: bool) -> None:
-    access = Access(hosts=frozenset({site.host}), most_bytes=1000)
+    access = ReadPolicy(hosts=frozenset({site.host}), most_bytes=1000)
     site.files["/a.zip"] = Served(b"x" * 1001, says_length=says_length)
     with pytest.raises(DownloadError, match="larger than 1,000 bytes"):
         Downloads(tmp_path / "kept", access).fetch(site.url())
@@ -196,7 +196,7 @@ def test_a_file_that_is_too_large_is_refused(site: Site, tmp_path: Path, says_le
 
 
 def test_a_large_file_is_refused_before_it_is_read(site: Site, tmp_path: Path) -> None:
-    access = Access(hosts=frozenset({site.host}), most_bytes=1000)
+    access = ReadPolicy(hosts=frozenset({site.host}), most_bytes=1000)
     site.files["/a.zip"] = Served(b"", headers={"Content-Length": "1001"}, says_length=False)
     told: list[int] = []
     with pytest.raises(DownloadError, match="larger than 1,000 bytes"):
@@ -359,7 +359,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to(
     asked = resolve(monkeypatch, "rebinding.example", ["93.184.215.14"], ["127.0.0.1"])
     made = connections(monkeypatch)
     with pytest.raises(httpcore2.ConnectError, match="not in this test"):
-        PublicNetwork(frozenset()).connect_tcp("rebinding.example", 443)
+        SsrfGuard(frozenset()).connect_tcp("rebinding.example", 443)
     assert (made, len(asked)) == (["93.184.215.14"], 1)
 
 
@@ -367,7 +367,7 @@ def test_a_hosts_addresses_are_tried_in_turn(monkeypatch: pytest.MonkeyPatch) ->
     resolve(monkeypatch, "two.example", ["2606:4700::1111", "8.8.8.8", "8.8.8.8"])
     made = connections(monkeypatch)
     with pytest.raises(httpcore2.ConnectError):
-        PublicNetwork(frozenset()).connect_tcp("two.example", 443)
+        SsrfGuard(frozenset()).connect_tcp("two.example", 443)
     assert made == ["2606:4700::1111", "8.8.8.8"]
 
 
@@ -379,12 +379,12 @@ def test_a_host_without_an_address_is_told(monkeypatch: pytest.MonkeyPatch, host
     if host.endswith(".invalid"):
         monkeypatch.setattr(socket, "getaddrinfo", fail)
     with pytest.raises(httpcore2.ConnectError, match="cannot be resolved"):
-        PublicNetwork(frozenset()).connect_tcp(host, 443)
+        SsrfGuard(frozenset()).connect_tcp(host, 443)
 
 
 def test_an_address_error_is_a_value_error() -> None:
     with pytest.raises(AddressError, match="TRAINING_DATA_HOSTS") as caught:
-        PublicNetwork(frozenset({"127.0.0.1:2"})).connect_tcp("127.0.0.1", 1)
+        SsrfGuard(frozenset({"127.0.0.1:2"})).connect_tcp("127.0.0.1", 1)
     assert isinstance(caught.value, ValueError)
 
 
@@ -438,7 +438,7 @@ def test_messages_show_urls_without_what_is_secret(url: str, expected: str) -> N
 )
 def test_no_message_holds_a_secret_of_the_url(site: Site, tmp_path: Path, served: Served) -> None:
     site.files["/a.zip"] = served
-    access = Access(hosts=frozenset({site.host}), most_bytes=len(DATA))
+    access = ReadPolicy(hosts=frozenset({site.host}), most_bytes=len(DATA))
     with pytest.raises(DownloadError) as caught:
         Downloads(tmp_path, access).fetch(site.url("/a.zip?token=hidden#hidden"))
     assert "hidden" not in str(caught.value)
@@ -454,7 +454,7 @@ def test_several_who_want_one_file_download_it_once(site: Site, kept: Downloads)
 
 
 def test_what_was_not_used_longest_makes_room(site: Site, tmp_path: Path) -> None:
-    kept = Downloads(tmp_path / "kept", Access(hosts=frozenset({site.host}), most_bytes=1000))
+    kept = Downloads(tmp_path / "kept", ReadPolicy(hosts=frozenset({site.host}), most_bytes=1000))
     for name in "abcd":
         site.files[f"/{name}"] = Served(name.encode() * 600)
     paths = {name: kept.fetch(site.url(f"/{name}")) for name in "abc"}
@@ -465,7 +465,7 @@ def test_what_was_not_used_longest_makes_room(site: Site, tmp_path: Path) -> Non
 
 def test_a_folder_that_cannot_be_written_is_told(site: Site, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    kept = Downloads(tmp_path / "file" / "kept", Access(hosts=frozenset({site.host})))
+    kept = Downloads(tmp_path / "file" / "kept", ReadPolicy(hosts=frozenset({site.host})))
     with pytest.raises(DownloadError, match=r"cannot be kept in .*: Not a directory"):
         kept.fetch(site.url())
 
@@ -503,7 +503,7 @@ def test_tls_asks_for_the_name_of_the_url(
     port = tls.server_port
     hosts = frozenset({f"pictures.example:{port}", f"other.example:{port}"})
     with serving(tls):
-        kept = Downloads(tmp_path / "kept", Access(hosts=hosts))
+        kept = Downloads(tmp_path / "kept", ReadPolicy(hosts=hosts))
         assert kept.fetch(f"https://pictures.example:{port}/a.zip").read_bytes() == b"here"
         with pytest.raises(DownloadError, match="Hostname mismatch"):
             kept.fetch(f"https://other.example:{port}/a.zip")
@@ -528,7 +528,7 @@ def sent(site: Site) -> int:
 
 def test_an_object_is_downloaded_and_not_again(bucket: Site, tmp_path: Path) -> None:
     bucket.files["/people/set/a%20b.zip"] = Served(headers=MODIFIED)
-    kept = Downloads(tmp_path, Access())
+    kept = Downloads(tmp_path, ReadPolicy())
     for _ in range(2):
         assert kept.fetch("s3://people/set/a b.zip").read_bytes() == DATA
     assert sent(bucket) == len(DATA)
@@ -538,7 +538,7 @@ def test_an_object_is_downloaded_and_not_again(bucket: Site, tmp_path: Path) -> 
 
 def test_an_object_is_gone_on_with(bucket: Site, tmp_path: Path) -> None:
     bucket.files["/people/a"] = Served(headers=MODIFIED)
-    kept = Downloads(tmp_path / "kept", Access())
+    kept = Downloads(tmp_path / "kept", ReadPolicy())
 
     def stop(so_far: int, size: int | None) -> None:
         if so_far > 2**20:
@@ -559,7 +559,7 @@ def test_an_object_comes_by_several_requests(
     monkeypatch.setattr(cloud, "_CLOUD_REQUEST", 2**21)
     bucket.files["/people/a"] = Served(headers=MODIFIED)
     bucket.files["/people/empty"] = Served(b"", headers=MODIFIED)
-    kept = Downloads(tmp_path, Access())
+    kept = Downloads(tmp_path, ReadPolicy())
     assert kept.fetch("s3://people/a").read_bytes() == DATA
     assert [asked.sent for asked in bucket.asked] == [0, 2**21, 2**20]
     assert kept.fetch("s3://people/empty").read_bytes() == b""
@@ -574,19 +574,19 @@ def test_an_object_that_changes_while_it_comes_starts_anew(
     def change(so_far: int, size: int | None) -> None:
         bucket.files["/people/a"] = Served(DATA[::-1], '"2"', headers=MODIFIED)
 
-    path = Downloads(tmp_path, Access()).fetch("s3://people/a", on_progress=change)
+    path = Downloads(tmp_path, ReadPolicy()).fetch("s3://people/a", on_progress=change)
     assert path.read_bytes() == DATA[::-1]
 
 
 def test_an_object_that_is_too_large_is_not_asked_for(bucket: Site, tmp_path: Path) -> None:
     bucket.files["/people/a"] = Served(headers=MODIFIED)
     with pytest.raises(DownloadError, match="s3://people/a is larger than 9 bytes"):
-        Downloads(tmp_path, Access(most_bytes=9)).fetch("s3://people/a")
+        Downloads(tmp_path, ReadPolicy(most_bytes=9)).fetch("s3://people/a")
     assert sent(bucket) == 0
 
 
 def test_an_object_that_is_missing_or_forbidden_is_told(bucket: Site, tmp_path: Path) -> None:
-    kept = Downloads(tmp_path, Access())
+    kept = Downloads(tmp_path, ReadPolicy())
     with pytest.raises(DownloadError, match=r"there is no s3://people/a$"):
         kept.fetch("s3://people/a")
     bucket.files["/people/a"] = Served(b"", status=403)
@@ -597,7 +597,7 @@ def test_an_object_that_is_missing_or_forbidden_is_told(bucket: Site, tmp_path: 
 def test_the_objects_below_a_prefix_are_listed(bucket: Site, tmp_path: Path) -> None:
     for path in ("/people/set/b.png", "/people/set/a/c.png", "/people/setter", "/people/x"):
         bucket.files[path] = Served()
-    kept = Downloads(tmp_path, Access())
+    kept = Downloads(tmp_path, ReadPolicy())
     assert kept.list_cloud("s3://people/set/") == ["a/c.png", "b.png"]
     assert kept.list_cloud("s3://people") == ["set/a/c.png", "set/b.png", "setter", "x"]
     with pytest.raises(DownloadError, match="https://host/x cannot be listed"):
@@ -606,7 +606,7 @@ def test_the_objects_below_a_prefix_are_listed(bucket: Site, tmp_path: Path) -> 
 
 def test_clouds_are_read_below_the_operators_roots_only(bucket: Site, tmp_path: Path) -> None:
     bucket.files["/people/set/a"] = Served(headers=MODIFIED)
-    kept = Downloads(tmp_path, Access(roots=("s3://people/set",)))
+    kept = Downloads(tmp_path, ReadPolicy(roots=("s3://people/set",)))
     assert kept.fetch("s3://people/set/a").read_bytes() == DATA
     asked = len(bucket.asked)
     for url in ("s3://people/setter/a", "s3://other/a", "gs://people/set/a"):
@@ -633,6 +633,6 @@ def test_clouds_are_read_below_the_operators_roots_only(bucket: Site, tmp_path: 
 )
 def test_a_cloud_url_that_is_odd_is_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(DownloadError) as caught:
-        Downloads(tmp_path, Access()).fetch(url)
+        Downloads(tmp_path, ReadPolicy()).fetch(url)
     parts = urlsplit(url)
     assert "hidden" not in str(caught.value) or "hidden" in parts.path

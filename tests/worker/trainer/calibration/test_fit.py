@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from routing.estimate import PUBLISHED, Constants
+from routing.estimate import PUBLISHED, MemoryModel
 from tasks.calibration import Measurement
 from tasks.jobs.calibration_shapes import TYPES, shapes
 from tasks.jobs.pipeline import PipelineConfig
@@ -15,17 +15,17 @@ from worker.trainer.calibration.fit import fit
 
 CONFIGS = {kind: [config for _, config in shapes(kind, None)] for kind in TYPES}
 NAMES = {
-    kind: {f.name for f in fields(Constants) if f.name.startswith(kind.partition("_")[0].lower())}
+    kind: {f.name for f in fields(MemoryModel) if f.name.startswith(kind.partition("_")[0].lower())}
     for kind in TYPES
 }
 
 
-def times(factors: dict[str, float]) -> Constants:
+def times(factors: dict[str, float]) -> MemoryModel:
     changes = {name: factor * getattr(PUBLISHED, name) for name, factor in factors.items()}
     return replace(PUBLISHED, **changes)
 
 
-def peaks_of(configs: Sequence[PipelineConfig], truth: Constants) -> list[int]:
+def peaks_of(configs: Sequence[PipelineConfig], truth: MemoryModel) -> list[int]:
     """What runs would take if the estimate's form were the truth."""
     return [config.estimate(truth).needed_bytes for config in configs]
 

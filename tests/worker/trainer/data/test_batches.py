@@ -11,7 +11,7 @@ from tasks.buckets import Size
 from tests.worker.trainer.runs import BUCKETS, Pictures, config_of
 from worker.trainer.data.batches import Batch, BatchPlan, SampleReader, TrainingData
 from worker.trainer.errors import PictureError
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 
 SIZES = st.lists(
     st.sampled_from([Size(64, 64), Size(96, 32), Size(32, 96)]), min_size=1, max_size=30
@@ -23,7 +23,7 @@ SIZES = st.lists(
 def test_an_epoch_holds_each_sample_once_in_batches_of_one_size(
     sizes: list[Size], batch_size: int, accumulation: int, epoch: int
 ) -> None:
-    plan = BatchPlan(sizes, batch_size, accumulation, Draws(1))
+    plan = BatchPlan(sizes, batch_size, accumulation, StatelessRng(1))
     batches = plan.epoch(epoch)
     assert Counter(sample for batch in batches for sample in batch) == Counter(range(len(sizes)))
     for batch in batches:
@@ -38,7 +38,7 @@ def test_an_epoch_holds_each_sample_once_in_batches_of_one_size(
 def test_the_steps_of_an_epoch_take_its_batches_in_order_and_never_those_of_the_next(
     sizes: list[Size], batch_size: int, accumulation: int, epoch: int
 ) -> None:
-    plan = BatchPlan(sizes, batch_size, accumulation, Draws(1))
+    plan = BatchPlan(sizes, batch_size, accumulation, StatelessRng(1))
     first = epoch * plan.steps_per_epoch
     numbers = [plan.of_step(step) for step in range(first, first + plan.steps_per_epoch)]
     assert numbers[0][0] == epoch * plan.batches_per_epoch
@@ -52,7 +52,7 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     sizes = [Size(64, 64)] * 20
 
     def order(seed: int, epoch: int) -> Any:
-        return BatchPlan(sizes, 2, 1, Draws(seed)).epoch(epoch)
+        return BatchPlan(sizes, 2, 1, StatelessRng(seed)).epoch(epoch)
 
     assert order(1, 3) == order(1, 3)
     assert order(1, 3) != order(1, 4)
@@ -61,7 +61,7 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
 
 def data_of(data: Pictures, workers: int = 0, **loader: Any) -> TrainingData:
     config = config_of("unused", loader=loader)
-    draws = Draws(7)
+    draws = StatelessRng(7)
     reader = SampleReader(data.store.url, data.data_set, config, None, draws)
     plan = BatchPlan(reader.sizes, 2, 1, draws)
     return TrainingData(reader, plan, data.data_set, workers, torch.device("cpu"))

@@ -13,9 +13,9 @@ from worker.trainer.data.batches import Batch
 from worker.trainer.data.images import CENTRE, cropped, pixels, resized_to_cover
 from worker.trainer.flux.flow_matching import min_snr_weight, sigmas
 from worker.trainer.flux.lora_recipe import FluxLora
-from worker.trainer.model_cache import KeptModels
+from worker.trainer.model_cache import ModelCache
 from worker.trainer.models import FluxModels, take_models, take_text
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 
 CPU = torch.device("cpu")
 
@@ -28,9 +28,9 @@ def pipeline_of(folder: Path) -> Any:
 
 def recipe_of(folder: Path, **options: Any) -> FluxLora:
     config = config_of(folder, **options)
-    models = take_models(config, CPU, KeptModels())
+    models = take_models(config, CPU, ModelCache())
     assert isinstance(models, FluxModels)
-    recipe = FluxLora(config, models, Draws(config.seed))
+    recipe = FluxLora(config, models, StatelessRng(config.seed))
     generator = torch.Generator().manual_seed(3)
     for name, parameter in recipe.parameters.items():
         if name.endswith("lora_B"):
@@ -57,7 +57,7 @@ def test_a_steps_loss_is_what_diffusers_own_functions_come_to(
         losses = recipe.losses(batch)
 
     pipeline = pipeline_of(tiny_flux)
-    draws = Draws(7)
+    draws = StatelessRng(7)
     expected = []
     for row, sample in enumerate(samples):
         assert batch.pixels is not None
@@ -94,7 +94,7 @@ def test_a_steps_loss_is_what_diffusers_own_functions_come_to(
 def test_embeddings_are_fluxpipelines_bit_for_bit(tiny_flux: Path) -> None:
     captions = ["a photo of the cat", "red"]
     with torch.no_grad():  # as FluxPipeline itself calls it
-        text = take_text(config_of(tiny_flux), CPU, KeptModels()).encode(captions)
+        text = take_text(config_of(tiny_flux), CPU, ModelCache()).encode(captions)
         prompt_embeds, pooled, _ = pipeline_of(tiny_flux).encode_prompt(
             captions, max_sequence_length=32
         )
@@ -106,8 +106,8 @@ def test_embeddings_are_fluxpipelines_bit_for_bit(tiny_flux: Path) -> None:
 def test_token_lengths_reach_both_tokenizers(tiny_flux: Path) -> None:
     long = "a cat " * 60
     short = config_of(tiny_flux, clip_tokenizer_max_length=5, t5_tokenizer_max_length=8)
-    text = take_text(short, CPU, KeptModels()).encode([long])
-    full = take_text(config_of(tiny_flux), CPU, KeptModels()).encode([long])
+    text = take_text(short, CPU, ModelCache()).encode([long])
+    full = take_text(config_of(tiny_flux), CPU, ModelCache()).encode([long])
     assert text.prompt_embeds.shape == (1, 8, 32)
     assert full.prompt_embeds.shape == (1, 32, 32)
     assert not torch.equal(text.pooled, full.pooled)

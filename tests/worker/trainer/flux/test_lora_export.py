@@ -10,7 +10,7 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from tests.worker.trainer.runs import Pictures, config_of, read_tensors, run_train
 from worker.trainer.flux.lora_export import kohya_tensors, peft_tensors, write_lora
 from worker.trainer.flux.lora_recipe import lora_regex
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 
 FORMATS = ("kohya", "invoke_peft")
 
@@ -155,7 +155,7 @@ def random_lora(width: int) -> dict[str, torch.Tensor]:
         "proj_mlp": (width, width * 4),
         "proj_out": (width * 5, width),
     }
-    draws, weights = Draws(0), {}
+    draws, weights = StatelessRng(0), {}
     for layer, (fan_in, fan_out) in shapes.items():
         weights[f"{block}.{layer}.lora_A"] = draws.normal((4, fan_in), "a", layer) * 0.02
         weights[f"{block}.{layer}.lora_B"] = draws.normal((fan_out, 4), "b", layer) * 0.02

@@ -12,9 +12,9 @@ from tasks.buckets import Size
 from tasks.jobs.sdxl import SdxlFinetuneConfig
 from tests.worker.trainer.runs import Pictures, pictures, run_train, sdxl_config_of
 from worker.trainer.data.batches import Batch, SampleReader
-from worker.trainer.model_cache import KeptModels
+from worker.trainer.model_cache import ModelCache
 from worker.trainer.models import SdxlModels, take_models, take_text
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.denoising import min_snr_weight
 from worker.trainer.sdxl.finetune_recipe import SdxlFinetune
 from worker.trainer.tiny_models import build_tiny_sdxl
@@ -30,10 +30,10 @@ def pipeline_of(folder: Path) -> Any:
 
 def recipe_of(folder: Path, **options: Any) -> SdxlFinetune:
     config = sdxl_config_of("SDXL_FINETUNE", folder, **options)
-    models = take_models(config, CPU, KeptModels())
+    models = take_models(config, CPU, ModelCache())
     assert isinstance(config, SdxlFinetuneConfig)
     assert isinstance(models, SdxlModels)
-    return SdxlFinetune(config, models, Draws(7))
+    return SdxlFinetune(config, models, StatelessRng(7))
 
 
 def batch_of(size: Size, samples: tuple[int, ...], **fields: Any) -> Batch:
@@ -49,7 +49,7 @@ def expected_losses(folder: Path, batch: Batch, prediction: str, gamma: float | 
     """What diffusers' own functions come to, one sample after the other."""
     pipeline = pipeline_of(folder)
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, prediction_type=prediction)
-    draws = Draws(7)
+    draws = StatelessRng(7)
     losses = []
     for row, sample in enumerate(batch.samples):
         assert batch.pixels is not None
@@ -107,7 +107,7 @@ def test_the_prediction_type_is_the_base_models_unless_the_config_says_another(
 @torch.no_grad()
 def test_embeddings_are_the_pipelines_bit_for_bit(tiny_sdxl: Path) -> None:
     captions = ["a photo of the cat", "red"]
-    text = take_text(sdxl_config_of("SDXL_LORA", tiny_sdxl), CPU, KeptModels()).encode(captions)
+    text = take_text(sdxl_config_of("SDXL_LORA", tiny_sdxl), CPU, ModelCache()).encode(captions)
     prompt_embeds, _, pooled, _ = pipeline_of(tiny_sdxl).encode_prompt(
         captions, device=CPU, do_classifier_free_guidance=False
     )
@@ -152,7 +152,7 @@ def test_the_unet_is_told_of_the_original_size_and_the_crop(
 ) -> None:
     data = pictures(tmp_path, sizes=[(96, 48)])
     config = sdxl_config_of("SDXL_LORA", tiny_sdxl, loader={"center_crop": centre})
-    reader = SampleReader(data.store.url, data.data_set, config, None, Draws(1))
+    reader = SampleReader(data.store.url, data.data_set, config, None, StatelessRng(1))
     height, width, top, left, *target = reader.read(0, (0,)).time_ids[0].tolist()
     # Resized to 128 x 64 and cut to 64 x 64.
     assert [height, width, top, *target] == [48, 96, 0, 64, 64]
@@ -176,7 +176,7 @@ def test_dreambooth_gives_each_set_its_caption_and_weight(tiny_sdxl: Path, data:
         for number, sample in enumerate(data.data_set.samples)
     ]
     data_set = data.data_set.model_copy(update={"samples": tuple(samples)})
-    batch = SampleReader(data.store.url, data_set, config, None, Draws(1)).read(0, (0, 1))
+    batch = SampleReader(data.store.url, data_set, config, None, StatelessRng(1)).read(0, (0, 1))
     assert batch.captions == ("a photo of sks cat", "a photo of cat")
     assert batch.weights.tolist() == [1.0, 0.5]
 

@@ -22,7 +22,7 @@ from tests.worker.trainer.runs import (
 from worker.trainer.export.clip_names import clip_path
 from worker.trainer.export.safetensors_file import write_safetensors
 from worker.trainer.lora import add_lora
-from worker.trainer.rng import Draws
+from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.tensor_names import kohya_tensors, peft_tensors, single_file_tensors
 from worker.trainer.tiny_models import build_tiny_sdxl
 
@@ -55,7 +55,7 @@ def picture_of(pipeline: Any) -> torch.Tensor:
 
 def random_lora(folder: Path) -> dict[str, torch.nn.Parameter]:
     """LoRA layers wherever there can be one, B too at random."""
-    pipeline, draws = pipeline_of(folder), Draws(1)
+    pipeline, draws = pipeline_of(folder), StatelessRng(1)
     clip = ("fc1", "fc2", "q_proj", "k_proj", "v_proj", "out_proj")
     weights: dict[str, torch.nn.Parameter] = {}
     for name in MODELS:
