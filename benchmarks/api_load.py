@@ -69,7 +69,7 @@ def _measure(arguments: argparse.Namespace) -> None:
             "TRAINING_BROKER_URL": broker.url,
             "TRAINING_HOME": str(home),
             "TRAINING_CONSOLE_PORT": str(port),
-            "TRAINING_API_RATE": "1000000",
+            "TRAINING_API_RATE_LIMIT": "1000000",
         }
         console = spawn([sys.executable, "-P", "-m", "console"], env=env)
         stack.callback(stop, console, grace_s=10)

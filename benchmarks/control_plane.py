@@ -232,7 +232,7 @@ def _at_depth(
     reconciler = Reconciler(redis, client.control, lambda _: None, timedelta(hours=1))
     duties: dict[str, Callable[[], object]] = {
         "note_fleet": lambda: client.lanes.note_fleet(
-            live_workers(redis).values(), settings.tenant_terms(), timedelta(hours=1)
+            live_workers(redis).values(), settings.shares_by_tenant(), timedelta(hours=1)
         ),
         "dispatch": client.lanes.dispatch,
         "sweep": reconciler.sweep,

@@ -32,11 +32,11 @@ class TenantShare:
     limit: int | None = None
 
 
-AllTerms = Mapping[str, TenantShare]
+TenantShares = Mapping[str, TenantShare]
 _USUAL = TenantShare()
 
 
-def parse_terms(text: str) -> dict[str, TenantShare]:
+def parse_tenant_shares(text: str) -> dict[str, TenantShare]:
     """The terms of tenants, as an operator writes them: ``acme=3,zoo=1:4,*=1:8``.
 
     Args:
@@ -59,13 +59,13 @@ def parse_terms(text: str) -> dict[str, TenantShare]:
     return terms
 
 
-def terms_of(tenant: str, terms: AllTerms) -> TenantShare:
+def share_of(tenant: str, terms: TenantShares) -> TenantShare:
     """A tenant's own terms, or those of all others."""
     return terms.get(tenant) or terms.get(OTHERS) or _USUAL
 
 
 def next_tenant(
-    waiting: Sequence[str], in_flight: Mapping[str, int], terms: AllTerms
+    waiting: Sequence[str], in_flight: Mapping[str, int], terms: TenantShares
 ) -> str | None:
     """The tenant whose job goes next: the one with the fewest in flight for its weight.
 
@@ -84,7 +84,7 @@ def next_tenant(
         return idle or min(waiting, key=in_flight.__getitem__, default=None)
     best, least = None, math.inf
     for tenant in waiting:
-        there, its = in_flight.get(tenant, 0), terms_of(tenant, terms)
+        there, its = in_flight.get(tenant, 0), share_of(tenant, terms)
         if (its.limit is None or there < its.limit) and there / its.weight < least:
             best, least = tenant, there / its.weight
     return best

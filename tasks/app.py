@@ -203,9 +203,9 @@ def _add_submit(app: Celery, runtime: Callable[[], WorkerContext]) -> None:
         except JobError as error:
             raise error.for_wire() from error
         runtime().dispatch()
-        if admission == DispatchOutcome.WAITS:
+        if admission == DispatchOutcome.WAITING:
             raise Ignore(f"job {job_id} goes on without this task, and has its result")
-        if admission == DispatchOutcome.KNOWN:
+        if admission == DispatchOutcome.EXISTS:
             return {"job_id": job_id}
         # The chain takes this task's id, so that the sender's result follows the whole job.
         queue = runtime().state.get(job_id).gpu_queue

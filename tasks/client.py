@@ -93,7 +93,7 @@ class Client:
             self._require_worker(document)
         refs = None if reads is None else {READS: "\n".join(reads)}
         job_id, _, admission = admit(document, self.state, uuid4().hex, refs)
-        self._go_on(job_id, admission == DispatchOutcome.GOES)
+        self._go_on(job_id, admission == DispatchOutcome.SENT)
         return job_id
 
     def cancel(self, job_id: str, *, save: bool = False) -> JobStatus:

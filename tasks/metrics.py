@@ -141,10 +141,10 @@ TAKEOVERS = _counter(
 )
 STAGE_ENDS = _counter(
     "stage_ends_total",
-    "Ends of starts of stages: retried ones wait out a fault, moved ones need another queue, "
-    "handed_back ones another worker.",
+    "Ends of starts of stages: retried ones wait out a fault, rerouted ones need another queue, "
+    "released ones another worker.",
     stage=STAGES,
-    outcome=("done", "failed", "cancelled", "retried", "moved", "handed_back"),
+    outcome=("done", "failed", "cancelled", "retried", "rerouted", "released"),
 )
 STAGE_FAILURES = _counter(
     "stage_failures_total",
@@ -169,8 +169,8 @@ WAIT_SECONDS = _histogram(
 REQUEUES = _counter(
     "requeues_total", "Stages whose message was lost and that were sent anew.", stage=STAGES
 )
-SWEEP_RESTORES = _counter(
-    "sweep_restores_total", "Messages of lost workers that went back to their queues."
+REDELIVERED_MESSAGES = _counter(
+    "redelivered_messages_total", "Messages of lost workers that went back to their queues."
 )
 LEASE_RENEWALS = _counter("lease_renewals_total", "Renewals of held messages.")
 LEASE_LOSSES = _counter(
@@ -181,8 +181,8 @@ STEPS = _counter(
     "Weight updates made, those made again after a kill included.",
     **{"type": _TYPES, "class": None},
 )
-ENLARGEMENTS = _counter(
-    "enlargements_total",
+OOM_ESCALATIONS = _counter(
+    "oom_escalations_total",
     "Jobs that ran out of GPU memory and went to this larger queue.",
     queue=GPU_QUEUES[1:],
 )
@@ -201,7 +201,7 @@ PUBLISHED_BYTES = _counter("published_bytes_total", "Bytes of published files.")
 WEBHOOKS = _counter(
     "webhooks_total",
     "Tries to tell the end of a job by webhook.",
-    result=("taken", "failed", "given_up"),
+    result=("delivered", "failed", "exhausted"),
 )
 
 QUEUE_JOBS = _gauge(

@@ -30,7 +30,7 @@ from tasks.app import make_app
 from tasks.cache.index import CacheRegistry
 from tasks.eta.history import RunHistoryStore
 from tasks.logging_setup import set_up_logging
-from tasks.metrics import LEASE_LOSSES, LEASE_RENEWALS, SWEEP_RESTORES, WEBHOOKS
+from tasks.metrics import LEASE_LOSSES, LEASE_RENEWALS, REDELIVERED_MESSAGES, WEBHOOKS
 from tasks.settings.settings import Settings
 from tasks.stages.dispatch import send_rest
 from tasks.stages.worker_context import Backoff, WorkerContext
@@ -128,7 +128,7 @@ def run_worker(
             worker=worker_name,
             device="cuda" if real_gpu else "cpu",
             next_larger_class=partial(next_larger_class, patient, own_class),
-            backoff=Backoff(settings.retries, settings.retry_pause.total_seconds()),
+            backoff=Backoff(settings.max_retries, settings.retry_backoff.total_seconds()),
             check_gpu=make_gate(real_gpu, reports, trainer.close),
             dispatch=_lanes(app, settings).dispatch,
             newest_versions=lambda: newest_versions(patient),
@@ -178,8 +178,8 @@ def run_worker(
     worker_ready.connect(lambda **_: note.renew(), weak=False)
     worker_ready.connect(lambda **_: _start_upkeep(app, settings), weak=False)
     worker_shutdown.connect(lambda **_: note.forget(), weak=False)
-    if settings.stop_notice is not None:
-        notice = settings.stop_notice
+    if settings.preemption_source is not None:
+        notice = settings.preemption_source
         worker_ready.connect(lambda **_: watch_for_notice(notice, _end_this_worker), weak=False)
     worker_ready.connect(lambda **_: ready.make(), weak=False)
     return _start(app, worker_name, queues)
@@ -218,22 +218,22 @@ def _warn_of_memory(queues: tuple[str, ...]) -> None:
 def _trainers(settings: Settings, env: dict[str, str]) -> EngineTrainers:
     common: dict[str, Any] = {
         "restarts": settings.trainer_restarts,
-        "stop_grace_s": settings.stop_grace.total_seconds(),
+        "stop_grace_s": settings.shutdown_timeout.total_seconds(),
         "limits": _limits(settings),
-        "idle_s": settings.trainer_idle.total_seconds(),
+        "idle_s": settings.trainer_idle_timeout.total_seconds(),
     }
-    own = TrainerPool(env, most_requests=settings.trainer_requests, **common)
+    own = TrainerPool(env, most_requests=settings.trainer_max_requests, **common)
     # A process for each: the library trains once.
     command = invoke_command(settings)
     invoke = TrainerPool(invoke_environment(env), command=command, **common)
-    return EngineTrainers(own, invoke, settings.invoke_repairs)
+    return EngineTrainers(own, invoke, settings.invoke_patches)
 
 
 def _limits(settings: Settings) -> Limits:
     total = settings.stage_timeout
     return Limits(
-        silence_s=settings.trainer_silence.total_seconds(),
-        memory=settings.trainer_memory,
+        silence_s=settings.trainer_heartbeat_timeout.total_seconds(),
+        memory=settings.trainer_max_memory,
         total_s=total.total_seconds() if total else None,
     )
 
@@ -247,14 +247,14 @@ def _start_upkeep(app: Celery, settings: Settings) -> None:
 
     def note_fleet() -> None:
         live = [it for it in live_workers(client).values() if it.quarantined is None]
-        lanes.note_fleet(live, settings.tenant_terms(), timeout * 2)
+        lanes.note_fleet(live, settings.shares_by_tenant(), timeout * 2)
 
     duties = (note_fleet, lanes.dispatch, reconciler.send_due, reconciler.sweep_if_due)
     keys = Keys.of(app.conf.broker_transport_options)
     sweep, counters = Sweep(client, timeout, keys), Counters(client, settings.job_ttl)
 
     def restore() -> None:
-        counters.count(SWEEP_RESTORES.one(by=len(sweep.restore_expired())))
+        counters.count(REDELIVERED_MESSAGES.one(by=len(sweep.restore_expired())))
 
     LeaderLoop(client, timeout, duties, restore=restore).start()
     # By itself: whoever is told may be slow.

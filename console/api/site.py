@@ -44,7 +44,7 @@ def make_api(service: Service) -> FastAPI:
         responses=_ERRORS,
     )
     api.state.service = service
-    api.state.limiter = RateLimiter(service.settings.api_rate)
+    api.state.limiter = RateLimiter(service.settings.api_rate_limit)
     add_problem_handlers(api)
     for module in (jobs, events, files, uploads, catalog):
         api.include_router(module.router)

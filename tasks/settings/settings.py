@@ -28,7 +28,7 @@ from pydantic_settings import (
 
 from routing.classes import MemoryClass
 from routing.estimate import PUBLISHED, MemoryModel
-from routing.fair_share import AllTerms, parse_terms
+from routing.fair_share import TenantShares, parse_tenant_shares
 from routing.prices import parse_prices
 from tasks.calibration import read_calibration
 from tasks.data.read_policy import ReadPolicy
@@ -155,7 +155,7 @@ class Settings(BaseSettings):
     """The file of the console's API keys, which `training-worker keys` writes: their digests, names
     and tenants. Unset: `api-keys.json` in `TRAINING_HOME`."""
 
-    api_rate: int = Field(default=600, ge=1)
+    api_rate_limit: int = Field(default=600, ge=1)
     """How many requests a minute an API key may make."""
 
     upload_max_bytes: ByteSize = ByteSize(5_000_000_000)
@@ -176,19 +176,19 @@ class Settings(BaseSettings):
     """How often a crashed trainer is started again, from its last checkpoint, before the job
     fails."""
 
-    trainer_requests: int = Field(default=32, ge=1)
+    trainer_max_requests: int = Field(default=32, ge=1)
     """How many requests a trainer process serves, its base model loaded, before it is replaced.
     1 starts a process for each."""
 
-    trainer_idle: Duration = timedelta(minutes=10)
+    trainer_idle_timeout: Duration = timedelta(minutes=10)
     """How long a trainer process is kept without work before it ends and frees its GPU's memory."""
 
-    trainer_silence: Duration = timedelta(minutes=30)
+    trainer_heartbeat_timeout: Duration = timedelta(minutes=30)
     """How long a trainer may give no sign of life before it counts as hung and is started again
     from its checkpoint. Longer than its longest step, and than it takes to load or download the
     base model."""
 
-    trainer_memory: ByteSize | None = None
+    trainer_max_memory: ByteSize | None = None
     """The most of the host's memory that a trainer and its children may take, such as `48GiB`; one
     that takes more fails its job. Unset: no limit."""
 
@@ -196,10 +196,10 @@ class Settings(BaseSettings):
     """The most time that a GPU stage may take on one worker; then its trainer saves a checkpoint
     and the job fails. Unset: no limit."""
 
-    stop_grace: Duration = timedelta(seconds=60)
+    shutdown_timeout: Duration = timedelta(seconds=60)
     """How long a stopping worker waits for its trainer to save a checkpoint."""
 
-    stop_notice: str | None = None
+    preemption_source: str | None = None
     """Where a worker learns that its machine is about to be taken away; it then hands its job back
     from a checkpoint and ends. A file that appears, an address that answers 200 with anything but
     `FALSE` or `NONE` then and 404 before, or `aws` or `gcp` for their spot instances. Unset: only a
@@ -209,12 +209,12 @@ class Settings(BaseSettings):
     """How long after a worker is lost its job goes to another one. Live workers renew their hold
     four times as often; jobs may take as long as they like."""
 
-    retries: int = Field(default=6, ge=0)
+    max_retries: int = Field(default=6, ge=0)
     """How often a stage that met a passing fault (the store or a network away) is tried again
     before the job fails. The pauses take no worker; each is twice as long as the one before, up
     to 10 minutes."""
 
-    retry_pause: Duration = timedelta(seconds=10)
+    retry_backoff: Duration = timedelta(seconds=10)
     """The first of these pauses, more or less."""
 
     job_ttl: Duration = timedelta(days=30)
@@ -224,11 +224,11 @@ class Settings(BaseSettings):
     """The Python of an environment that holds invoke-training: GPU workers then take jobs with
     `engine: invoke-training`. Unset: such jobs wait for a worker that has it."""
 
-    invoke_repairs: str = "all"
+    invoke_patches: str = "all"
     """Which faults of that library are repaired: `all`, `none`, or names to leave out, such as
     `-noise,-buckets`; `training-worker engines` lists them. To compare, not to train."""
 
-    tenants: str | None = None
+    tenant_shares: str | None = None
     """What tenants get where GPUs are short, beside others: `tenant=weight`, or
     `tenant=weight:limit` with the most jobs of it at a time, with commas between; `*` is every
     tenant not named. The same on all workers, such as `acme=3,zoo=1:4,*=1:8`. Unset: all alike."""
@@ -244,7 +244,7 @@ class Settings(BaseSettings):
     log_format: Literal["text", "json"] = "text"
     """`text` for a terminal, `json` for a log collector."""
 
-    @field_validator("invoke_repairs")
+    @field_validator("invoke_patches")
     @classmethod
     def _are_repairs(cls, text: str) -> str:
         parse_repairs(text)
@@ -272,10 +272,10 @@ class Settings(BaseSettings):
             raise ValueError(f"there is no folder {folder}")
         return folder
 
-    @field_validator("tenants")
+    @field_validator("tenant_shares")
     @classmethod
     def _are_terms(cls, text: str | None) -> str | None:
-        parse_terms(text or "")
+        parse_tenant_shares(text or "")
         return text
 
     @field_validator("traces_url")
@@ -329,9 +329,9 @@ class Settings(BaseSettings):
                 )
         return secrets
 
-    def tenant_terms(self) -> AllTerms:
+    def shares_by_tenant(self) -> TenantShares:
         """What tenants get."""
-        return parse_terms(self.tenants or "")
+        return parse_tenant_shares(self.tenant_shares or "")
 
     def prices(self) -> dict[MemoryClass, float]:
         """What an hour of a GPU costs, by its class."""

@@ -19,7 +19,7 @@ from tasks.contract import STAGES
 from tasks.errors import CancelledJobError, ErrorCode, JobError
 from tasks.eta.rate_meter import WorkDone
 from tasks.events import CacheDone, Event, Note, TrainDone
-from tasks.metrics import ENLARGEMENTS, STAGE_FAILURES
+from tasks.metrics import OOM_ESCALATIONS, STAGE_FAILURES
 from tasks.stages.event_buffer import EventBuffer
 from tasks.stages.telemetry import Telemetry
 from tasks.stages.trainer_protocol import TrainerRequest
@@ -374,7 +374,7 @@ def _failed(context: StageContext, error: JobError) -> Exception:
         larger = context.runtime.next_larger_class(context.record.job.engine)
         if larger is not None:
             moved = Rerouted(gpu_queue(larger, context.record.job.engine), error.message)
-            context.telemetry.count(ENLARGEMENTS.one(moved.queue))
+            context.telemetry.count(OOM_ESCALATIONS.one(moved.queue))
             fields = {"gpu_queue": moved.queue, "reason": error.message, "enlarged": "1"}
             return _move(context, moved, {**fields, f"ref:{NEXT_QUEUE}": moved.queue})
     backoff, tries = context.runtime.backoff, context.record.tries
@@ -392,7 +392,7 @@ def _failed(context: StageContext, error: JobError) -> Exception:
 
 def _move(context: StageContext, moved: Rerouted, fields: dict[str, str]) -> Exception:
     note = Note(level="info", message=f"{context.stage} moves to {moved.queue}: {moved.reason}")
-    return moved if _release(context, "moved", note, fields) else _cancelled(context)
+    return moved if _release(context, "rerouted", note, fields) else _cancelled(context)
 
 
 def _interrupted(context: StageContext, note: Note) -> StageResult:
@@ -401,7 +401,7 @@ def _interrupted(context: StageContext, note: Note) -> StageResult:
     Returns:
         Where somebody wants what there is of a cancelled job: that, as the stage's result.
     """
-    if _release(context, "handed_back", note):
+    if _release(context, "released", note):
         extra = {"job": context.job_id, "stage": context.stage}
         logger.info("%s goes back to its queue", context.stage, extra=extra)
         raise Requeued(f"{context.stage} of job {context.job_id}")

@@ -61,11 +61,11 @@ def admit(
     job = parse_job(document)
     job_id, ready = resolved(job)
     admission = state.create(job_id, ready, result_id, refs)
-    if admission != DispatchOutcome.KNOWN:
+    if admission != DispatchOutcome.EXISTS:
         return job_id, ready, admission
     head = state.head(job_id)
     # The very same message may come twice; the job is to have its result.
-    again = DispatchOutcome.WAITS if head.result_id == result_id else DispatchOutcome.KNOWN
+    again = DispatchOutcome.WAITING if head.result_id == result_id else DispatchOutcome.EXISTS
     try:
         record = state.get(job_id)
     except UnreadableJobError:
@@ -80,4 +80,4 @@ def admit(
         raise InvalidJobError([fault])
     if record.in_lane or record.stages or record.status.ended:
         return job_id, known, again
-    return job_id, known, DispatchOutcome.GOES
+    return job_id, known, DispatchOutcome.SENT

@@ -174,7 +174,7 @@ class JobControl:
             raise UnknownJobError(job_id)
         if answer not in (*DispatchOutcome, JobStatus.PAUSING):
             raise InvalidStateError(job_id, answer, status)
-        return bool(answer == DispatchOutcome.GOES)
+        return bool(answer == DispatchOutcome.SENT)
 
     def _run(self, script: Any, job_id: str, event: Event, *more: str | int) -> str:
         args = [self._ttl_s, event.model_dump_json(), *more]

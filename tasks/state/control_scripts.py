@@ -109,7 +109,7 @@ return {{queues, redis.call('HVALS', IN_FLIGHT), redis.call('HGETALL', FLEET)}}
 # lane now, for this caller to send, its id and its fields.
 TAKE_TURN = f"""
 local first = redis.call('ZRANGE', KEYS[1], 0, 0)[1]
-if not first then return {{'waits'}} end -- somebody else took it just now
+if not first then return {{'waiting'}} end -- somebody else took it just now
 KEYS[1] = '{JOB_KEY}' .. first
 KEYS[2] = KEYS[1] .. '{EVENTS_SUFFIX}'
 {PRELUDE}
@@ -117,10 +117,10 @@ if get('lane') ~= ARGV[2] then
   leave(ARGV[2], ARGV[3]) -- its life time is over
   return {{'gone'}}
 end
-if not has_room(ARGV[2]) or not is_below_limit(ARGV[3]) then return {{'waits'}} end
+if not has_room(ARGV[2]) or not is_below_limit(ARGV[3]) then return {{'waiting'}} end
 leave_lane()
 redis.call('ZADD', LANES .. ':' .. ARGV[2], 'XX', now, ARGV[3])
 put_in_flight()
 keep()
-return {{'goes', id, all_fields()}}
+return {{'sent', id, all_fields()}}
 """

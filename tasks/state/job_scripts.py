@@ -124,7 +124,7 @@ local function queue_up(queue)
   local lanes, tenant = LANES .. ':' .. queue, get('tenant')
   if redis.call('EXISTS', lanes) == 0 and has_room(queue) and is_below_limit(tenant) then
     put_in_flight()
-    return 'goes'
+    return 'sent'
   end
   take_from_flight()
   local lane, since = lanes .. ':' .. tenant, LANES_SINCE .. ':' .. queue .. ':' .. tenant
@@ -135,7 +135,7 @@ local function queue_up(queue)
   redis.call('SADD', LANES, queue)
   for _, key in ipairs({{lane, since, lanes, LANES}}) do expire(key) end
   set('lane', queue)
-  return 'waits'
+  return 'waiting'
 end
 -- The one way in which a job ends.
 local function finish(status, dead)
@@ -160,7 +160,7 @@ end
 
 # ARGV: 2 event, 3 queue of the first stage, 4... fields of the hash.
 CREATE = f"""{PRELUDE}
-if redis.call('EXISTS', KEYS[1]) == 1 then return 'known' end
+if redis.call('EXISTS', KEYS[1]) == 1 then return 'exists' end
 set('created_at', now, unpack(ARGV, 4))
 tell(ARGV[2])
 keep()
@@ -249,7 +249,7 @@ FINISH_STAGE = f"""{PRELUDE}
 if get('attempt') ~= ARGV[2] or ended() then return 'superseded' end
 set('stage_state', 'done', unpack(ARGV, 6))
 tell(ARGV[4])
-local goes = ARGV[5] == '' and 'goes' or queue_up(ARGV[5])
+local goes = ARGV[5] == '' and 'sent' or queue_up(ARGV[5])
 count_all(cjson.decode(ARGV[3]))
 keep()
 return goes

@@ -77,11 +77,11 @@ class StartOutcome(StrEnum):
 class DispatchOutcome(StrEnum):
     """What became of a job that wants to begin or go on."""
 
-    KNOWN = "known"
+    EXISTS = "exists"
     """There is a job of this id already."""
-    GOES = "goes"
+    SENT = "sent"
     """Its chain is to be sent."""
-    WAITS = "waits"
+    WAITING = "waiting"
     """Nothing is to be sent: ``tasks/state/tenant_queues.py`` does that at its tenant's turn, or has done so."""
 
 
@@ -351,7 +351,7 @@ class JobState:
         answer = self._finish_stage(keys=keys_of(job_id), args=args)
         if answer == "superseded":
             raise SupersededError(job_id, attempt)
-        return bool(answer == DispatchOutcome.GOES)
+        return bool(answer == DispatchOutcome.SENT)
 
     def release(
         self,

@@ -14,7 +14,7 @@ from typing import Any, cast
 from kombu.exceptions import OperationalError
 from redis import Redis, RedisError
 
-from routing.fair_share import ROOM, AllTerms, TenantShare, next_tenant
+from routing.fair_share import ROOM, TenantShares, TenantShare, next_tenant
 from tasks.errors import JobError
 from tasks.state.control_scripts import TAKE_TURN, TURNS
 from tasks.state.job_scripts import FLEET, IN_FLIGHT, LANES
@@ -61,7 +61,9 @@ class TenantQueues:
             logger.warning("jobs wait on: %s", error)
         return sent
 
-    def note_fleet(self, workers: Iterable[WorkerInfo], terms: AllTerms, life: timedelta) -> None:
+    def note_fleet(
+        self, workers: Iterable[WorkerInfo], terms: TenantShares, life: timedelta
+    ) -> None:
         """Note what the live workers have room for, and what tenants get.
 
         Args:
@@ -118,7 +120,7 @@ class TenantQueues:
                 # touch, such as '', would be refused.
                 lane = _lane_of(queue, tenant)
                 answer, *job = self._take_turn(keys=[lane, lane], args=args)
-                if answer == DispatchOutcome.GOES:
+                if answer == DispatchOutcome.SENT:
                     return head_of(job[0], paired(json.loads(job[1])))
                 if answer == _GONE:
                     break

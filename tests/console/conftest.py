@@ -97,7 +97,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, broker_url: str) -> Iterato
         broker_url=SecretStr(broker_url),
         data_roots="/",
         data_hosts="intern.example",
-        api_rate=100_000,
+        api_rate_limit=100_000,
         upload_max_bytes=1_000_000,
         tenant_roots=f"{home}/open,s3://open/people",
         gpu_prices="40gb=1.8",

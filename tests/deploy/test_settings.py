@@ -28,7 +28,9 @@ def test_every_setting_exists_and_its_value_is_taken(
     for name in process.env.keys() - {"TRAINING_SECRETS_DIR"}:
         monkeypatch.setenv(name, process.env[name])
     settings = Settings()
-    assert process.grace_s > settings.stop_grace.total_seconds() or process.command != "worker"
+    assert (
+        process.grace_s > settings.shutdown_timeout.total_seconds() or process.command != "worker"
+    )
     assert process.env["TRAINING_SECRETS_DIR"] == process.secrets_dir
 
 

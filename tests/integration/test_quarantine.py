@@ -45,7 +45,7 @@ def test_a_gpu_that_is_not_fit_gives_its_job_back_and_gets_none_until_it_is(
     machine: Machine, tiny_model: Path, tmp_path: Path
 ) -> None:
     draw_demo_pictures(tmp_path / "pictures")
-    settings = {"TRAINING_TRAINER_RESTARTS": "0", "TRAINING_RETRIES": "0"}
+    settings = {"TRAINING_TRAINER_RESTARTS": "0", "TRAINING_MAX_RETRIES": "0"}
     with Fleet(tmp_path / "home", None, **machine.env, **settings) as fleet:
         assert told(fleet)["gpu_uuid"] == "GPU-a100"
         assert told(fleet)["quarantined"] is None

@@ -91,7 +91,7 @@ class Site:
             "TRAINING_BROKER_URL": self.url,
             "TRAINING_HOME": str(self.folder / "home"),
             "TRAINING_VISIBILITY_TIMEOUT": "4",
-            "TRAINING_RETRY_PAUSE": "0.5",
+            "TRAINING_RETRY_BACKOFF": "0.5",
         }
 
     @contextmanager

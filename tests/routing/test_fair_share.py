@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from routing.fair_share import TenantShare, next_tenant, parse_terms, terms_of
+from routing.fair_share import TenantShare, next_tenant, parse_tenant_shares, share_of
 
 NAMES = st.sampled_from(["a", "b", "c", "d", "e"])
 TERMS = st.dictionaries(
@@ -35,10 +35,10 @@ def test_nobody_with_less_for_its_weight_is_passed_over(
     waiting: list[str], in_flight: dict[str, int], terms: dict[str, TenantShare]
 ) -> None:
     def load(tenant: str) -> float:
-        return in_flight.get(tenant, 0) / terms_of(tenant, terms).weight
+        return in_flight.get(tenant, 0) / share_of(tenant, terms).weight
 
     def may(tenant: str) -> bool:
-        limit = terms_of(tenant, terms).limit
+        limit = share_of(tenant, terms).limit
         return limit is None or in_flight.get(tenant, 0) < limit
 
     chosen = next_tenant(waiting, in_flight, terms)
@@ -63,31 +63,31 @@ def test_tenants_that_always_wait_share_by_weight(
         in_flight[chosen] += 1
         waiting.remove(chosen)
         waiting.append(chosen)
-    weights = {name: terms_of(name, terms).weight for name in waiting}
+    weights = {name: share_of(name, terms).weight for name in waiting}
     loads = [in_flight[name] / weights[name] for name in waiting]
     assert max(loads) - min(loads) <= 1 / min(weights.values()) + 1e-9
 
 
 def test_terms_are_read_as_operators_write_them() -> None:
-    assert parse_terms("acme=3, zoo=1.5:4,*=1:8,") == {
+    assert parse_tenant_shares("acme=3, zoo=1.5:4,*=1:8,") == {
         "acme": TenantShare(3),
         "zoo": TenantShare(1.5, 4),
         "*": TenantShare(1, 8),
     }
-    assert parse_terms("") == {}
+    assert parse_tenant_shares("") == {}
 
 
 @pytest.mark.parametrize("text", ["acme", "acme=0", "acme=x", "a b=1", "acme=1:", "acme=1:-2"])
 def test_what_are_no_terms_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not tenant=weight or tenant=weight:limit"):
-        parse_terms(text)
+        parse_tenant_shares(text)
 
 
 def test_a_limit_of_nothing_and_terms_twice_are_refused() -> None:
     with pytest.raises(ValueError, match="the limit of acme is 0"):
-        parse_terms("acme=1:0")
+        parse_tenant_shares("acme=1:0")
     with pytest.raises(ValueError, match="acme is there twice"):
-        parse_terms("acme=1,acme=2")
+        parse_tenant_shares("acme=1,acme=2")
 
 
 @given(st.permutations("abcde"), st.dictionaries(NAMES, st.integers(0, 5)))

@@ -21,7 +21,7 @@ def watch_for_notice(source: str, on_notice: Callable[[], None]) -> None:
     """Call ``on_notice`` once, from a thread, when there is a notice.
 
     Args:
-        source: As in ``TRAINING_STOP_NOTICE``.
+        source: As in ``TRAINING_PREEMPTION_SOURCE``.
         on_notice: What to do then.
     """
     ask = _question(source)

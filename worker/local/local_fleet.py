@@ -195,7 +195,9 @@ def _fleet(
         children.append(_Child("metrics", _command("metrics"), env))
     if settings.console_port:
         children.append(_Child("console", _command("console"), env))
-    return Fleet(gpus, url, broker, children, ready_files, settings.stop_grace.total_seconds() + 10)
+    return Fleet(
+        gpus, url, broker, children, ready_files, settings.shutdown_timeout.total_seconds() + 10
+    )
 
 
 def _command(*arguments: str) -> list[str]:

@@ -110,7 +110,7 @@ class Webhooks:
         else:
             if answer.is_success:
                 self._drop([record.id])
-                self._count("taken")
+                self._count("delivered")
                 return True
             problem, wait_s = f"the answer was {answer.status_code}", _retry_after_s(answer)
             if answer.status_code == httpx2.codes.GONE:
@@ -119,7 +119,7 @@ class Webhooks:
         if tries >= len(_PAUSES_S):
             logger.error("nobody takes its webhook; given up: %s", problem, extra=extra)
             self._drop([record.id])
-            self._count("given_up")
+            self._count("exhausted")
             return False
         pause_s = wait_s or _PAUSES_S[tries] * random.uniform(0.9, 1.1)
         logger.warning("its webhook is told again in %.0f s: %s", pause_s, problem, extra=extra)

@@ -270,7 +270,7 @@ class _Run:
         if memory > self._limits.memory:
             message = (
                 f"the trainer takes {memory:,} bytes of this machine's memory; "
-                f"TRAINING_TRAINER_MEMORY allows {self._limits.memory:,}"
+                f"TRAINING_TRAINER_MAX_MEMORY allows {self._limits.memory:,}"
             )
             raise TrainerError(message, self._request.stage)
 

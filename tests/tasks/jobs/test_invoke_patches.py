@@ -19,8 +19,8 @@ def test_all_or_none_or_all_but_some_are_made() -> None:
 def test_what_names_no_repairs_is_refused_with_those_there_are(text: str) -> None:
     with pytest.raises(ValueError, match="the names are cached_latents"):
         parse_repairs(text)
-    with pytest.raises(ValidationError, match="invoke_repairs"):
-        Settings(invoke_repairs=text)
+    with pytest.raises(ValidationError, match="invoke_patches"):
+        Settings(invoke_patches=text)
 
 
 def test_the_guide_names_all_repairs() -> None:

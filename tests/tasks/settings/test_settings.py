@@ -99,13 +99,13 @@ def test_a_secret_comes_from_a_file_of_its_name_and_the_environment_goes_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "TRAINING_BROKER_URL").write_text("redis://:hidden@broker/0\n")
-    (tmp_path / "TRAINING_RETRIES").write_text("3")
+    (tmp_path / "TRAINING_MAX_RETRIES").write_text("3")
     monkeypatch.setenv("TRAINING_SECRETS_DIR", str(tmp_path))
-    monkeypatch.setenv("TRAINING_RETRIES", "4")
+    monkeypatch.setenv("TRAINING_MAX_RETRIES", "4")
     settings = Settings()
     assert settings.broker_url is not None
     assert settings.broker_url.get_secret_value() == "redis://:hidden@broker/0"
-    assert settings.retries == 4
+    assert settings.max_retries == 4
     assert "hidden" not in repr(settings)
 
 

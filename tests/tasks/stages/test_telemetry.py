@@ -188,7 +188,7 @@ def test_a_retry_a_cancel_and_a_stage_that_is_handed_back_are_counted_as_such(
     assert counted() == {
         "stage_failures_total|prepare|store": 1,
         "stage_ends_total|prepare|retried": 1,
-        "stage_ends_total|prepare|handed_back": 1,
+        "stage_ends_total|prepare|released": 1,
         "stage_ends_total|prepare|cancelled": 1,
         "jobs_total|FLUX_LORA|cancelled": 1,
     }
@@ -213,8 +213,8 @@ def test_a_full_gpu_counts_as_a_failure_and_as_a_way_to_a_larger_one(
         run_stage("prepare", raising(full), job_id, larger)
     found = counted()
     assert found["stage_failures_total|prepare|out_of_memory"] == 1
-    assert found["stage_ends_total|prepare|moved"] == 1
-    assert found["enlargements_total|gpu.80gb"] == 1
+    assert found["stage_ends_total|prepare|rerouted"] == 1
+    assert found["oom_escalations_total|gpu.80gb"] == 1
 
 
 def test_a_stage_of_a_lost_worker_and_a_lost_message_are_counted(

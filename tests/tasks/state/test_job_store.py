@@ -71,9 +71,9 @@ def test_the_same_id_twice_is_one_job_and_another_job_of_that_id_is_refused(
     _, first, dispatch_first = admit(document, state, "result")
     _, second, dispatch_again = admit(document, state, "result")
     assert first == second
-    assert dispatch_first == dispatch_again == DispatchOutcome.GOES
+    assert dispatch_first == dispatch_again == DispatchOutcome.SENT
     begin(state, "mine", "prepare")
-    assert admit(document, state, "another result")[2] == DispatchOutcome.KNOWN
+    assert admit(document, state, "another result")[2] == DispatchOutcome.EXISTS
     with pytest.raises(InvalidJobError, match="id of another job"):
         admit({**document, "name": "other"}, state, "result")
 
@@ -85,9 +85,9 @@ def test_a_message_that_comes_again_is_the_same_job_and_leaves_it_its_result(
     assert first == again != other
     assert with_id({**job_document, "id": "mine"}, "message")["id"] == "mine"
     job_id, _, admission = admit(first, state, "message")
-    assert admission == DispatchOutcome.GOES
+    assert admission == DispatchOutcome.SENT
     begin(state, job_id, "prepare")
-    assert admit(again, state, "message")[::2] == (job_id, DispatchOutcome.WAITS)
+    assert admit(again, state, "message")[::2] == (job_id, DispatchOutcome.WAITING)
 
 
 def test_a_running_stage_is_taken_over_only_when_its_worker_has_lost_its_message(

@@ -72,10 +72,10 @@ def finish(jobs: JobState, job_id: str, stage: str, turn_for: str | None) -> Non
 def test_a_job_goes_at_once_where_there_is_room_and_nobody_waits(
     jobs: JobState, job_document: dict[str, Any], redis_client: Redis, lanes: TenantQueues
 ) -> None:
-    assert admit(job_document, jobs, "result")[2] == DispatchOutcome.GOES
+    assert admit(job_document, jobs, "result")[2] == DispatchOutcome.SENT
     assert lanes.in_flight() == {"default": 1}
     fill(redis_client)
-    assert admit(job_document, jobs, "result")[2] == DispatchOutcome.WAITS
+    assert admit(job_document, jobs, "result")[2] == DispatchOutcome.WAITING
     assert lanes.waiting() == {"cpu": {"default": 1}}
 
 

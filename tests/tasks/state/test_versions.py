@@ -155,7 +155,7 @@ def test_a_newer_job_leaves_its_lane_once(
     lanes = TenantQueues(redis_client, HOUR, sent.append)
     state = JobState(redis_client, HOUR)
     job_id, _, admission = admit(job_document, state, "the-result")
-    assert admission == DispatchOutcome.WAITS
+    assert admission == DispatchOutcome.WAITING
     make_newer(job_id)
     lanes.note_fleet([WorkerInfo(queues=("cpu",), memory_class=None)], {}, HOUR)
     assert lanes.dispatch() == [job_id]
@@ -171,8 +171,8 @@ def test_a_newer_job_that_is_submitted_again_goes_on_undisturbed(
     document = {**job_document, "id": "mine"}
     admit(document, state, "the-result")
     make_newer("mine")
-    assert admit(document, state, "another")[2] == DispatchOutcome.KNOWN
-    assert admit(document, state, "the-result")[2] == DispatchOutcome.WAITS
+    assert admit(document, state, "another")[2] == DispatchOutcome.EXISTS
+    assert admit(document, state, "the-result")[2] == DispatchOutcome.WAITING
 
 
 def test_a_record_without_an_estimate_is_read_with_one_made_anew(

@@ -205,8 +205,8 @@ def test_relative_paths_of_a_job_file_start_at_its_folder(tmp_path: Path, job_fi
 
 
 def test_durations_are_seconds_or_iso_8601(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TRAINING_STOP_GRACE", "2.5")
+    monkeypatch.setenv("TRAINING_SHUTDOWN_TIMEOUT", "2.5")
     monkeypatch.setenv("TRAINING_JOB_TTL", "P2D")
     settings = Settings()
-    assert settings.stop_grace.total_seconds() == 2.5
+    assert settings.shutdown_timeout.total_seconds() == 2.5
     assert settings.job_ttl.days == 2

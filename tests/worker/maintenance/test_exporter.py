@@ -61,9 +61,9 @@ def test_every_metric_is_told_of_an_empty_fleet_and_nothing_else(redis_client: R
 def test_jobs_that_wait_are_told_by_queue_and_tenant_in_lanes_and_in_the_queue(
     redis_client: Redis, submit: Callable[[str], DispatchOutcome], jobs: JobState, ask: Ask
 ) -> None:
-    assert submit("a") == DispatchOutcome.GOES
+    assert submit("a") == DispatchOutcome.SENT
     redis_client.rpush("cpu", "its message")
-    assert [submit("a"), submit("b")] == [DispatchOutcome.WAITS] * 2
+    assert [submit("a"), submit("b")] == [DispatchOutcome.WAITING] * 2
     assert ask("queue_jobs", queue="cpu", tenant="a") == 2
     assert ask("queue_jobs", queue="cpu", tenant="b") == 1
     assert ask("queue_jobs", queue="cpu", tenant="") == 0

@@ -113,5 +113,5 @@ def test_engines_are_listed_with_what_each_can_do(tmp_path: Path) -> None:
     assert {it["name"] for it in library["repairs"]} == set(REPAIRS)
     assert all(it["made"] for it in library["repairs"])
     assert "weight_dtype" in {it["option"] for it in library["refuses"]}
-    shown = run("engines", home=tmp_path, COLUMNS="200", TRAINING_INVOKE_REPAIRS="none").stdout
+    shown = run("engines", home=tmp_path, COLUMNS="200", TRAINING_INVOKE_PATCHES="none").stdout
     assert "TRAINING_INVOKE_PYTHON names no interpreter" in " ".join(shown.split())

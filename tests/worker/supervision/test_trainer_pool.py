@@ -449,7 +449,9 @@ def test_a_trainer_that_takes_too_much_memory_fails_its_job(
     monkeypatch.setattr(supervisor, "_WEIGH_EVERY_S", 0.1)
     program = "kept = bytearray(200_000_000); time.sleep(600)"
     greedy = trainer(program, restarts=1, limits=Limits(memory=100_000_000))
-    with pytest.raises(TrainerError, match="TRAINING_TRAINER_MEMORY allows 100,000,000") as told:
+    with pytest.raises(
+        TrainerError, match="TRAINING_TRAINER_MAX_MEMORY allows 100,000,000"
+    ) as told:
         run(greedy, request_line)
     assert not told.value.retryable
     assert no_child_left()

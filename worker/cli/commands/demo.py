@@ -57,7 +57,7 @@ def run(settings: Settings, *, home: Path | None) -> None:
         stdout.print(f"stages of this FLUX job on the 24 GB worker: {on_24gb}")
         show_result(record)
     finally:
-        stop(fleet, grace_s=settings.stop_grace.total_seconds())
+        stop(fleet, grace_s=settings.shutdown_timeout.total_seconds())
 
 
 def _prepare_job(home: Path) -> dict[str, Any]:

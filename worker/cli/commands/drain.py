@@ -25,7 +25,7 @@ def run(
         raise JobError(f"no worker {', '.join(unknown)}; there is: {there}", ErrorCode.NO_WORKER)
     asked = list(workers) or live
     client.drain(asked)
-    deadline = time.monotonic() + settings.stop_grace.total_seconds() + _MORE_S
+    deadline = time.monotonic() + settings.shutdown_timeout.total_seconds() + _MORE_S
     left = set(asked)
     while wait and left and time.monotonic() < deadline:
         time.sleep(0.2)

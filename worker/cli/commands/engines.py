@@ -20,7 +20,7 @@ _WHAT: dict[Engine, str] = {
 def run(settings: Settings, *, json: bool) -> None:
     """Show what is there of each engine on this machine, and what each can do."""
     found = installed(settings)
-    made = parse_repairs(settings.invoke_repairs)
+    made = parse_repairs(settings.invoke_patches)
     if json:
         print_json([_document(name, it, made) for name, it in found.items()])
         return

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 
 from rich.table import Table
 
-from routing.fair_share import OTHERS, terms_of
+from routing.fair_share import OTHERS, share_of
 from tasks.settings.settings import Settings
 from tasks.state.tenant_queues import TenantQueues
 from worker.cli.client import client_of
@@ -39,6 +39,6 @@ def _tenants(lanes: TenantQueues) -> Iterator[_Tenant]:
     terms, in_flight, waiting = lanes.terms(), lanes.in_flight(), lanes.waiting()
     names = {*terms, *in_flight, *(name for of_queue in waiting.values() for name in of_queue)}
     for name in sorted(names - {OTHERS}):
-        its = terms_of(name, terms)
+        its = share_of(name, terms)
         there = {queue: of[name] for queue, of in waiting.items() if name in of}
         yield _Tenant(name, its.weight, its.limit, in_flight[name], there)
