@@ -165,8 +165,8 @@ def checked(paths: list[Path]) -> Report:
     config = parse_job({"training": training}).training
     sources = Sources(ReadPolicy(), folder / "downloads", folder / "scratch")
     report = check_data_set(config, sources, limits=lambda _: [])
-    if len(report.samples) != len(paths) or report.faults:
-        raise AssertionError(str(report.faults[:3]))
+    if len(report.samples) != len(paths) or report.problems:
+        raise AssertionError(str(report.problems[:3]))
     return report
 
 

@@ -29,10 +29,10 @@ class ConsoleError(Exception):
     status = 500
     code = "internal"
 
-    def __init__(self, message: str, faults: Sequence[Problem] = ()) -> None:
+    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
         super().__init__(message)
         self.message = message
-        self.faults = tuple(faults)
+        self.problems = tuple(problems)
 
 
 class UnauthorizedError(ConsoleError):

@@ -109,7 +109,7 @@ class Finding(View):
     severity: str
     """``error`` or ``warning``."""
     file: str
-    problem: str
+    message: str
     remedy: str
 
 
@@ -202,7 +202,7 @@ class PictureView(View):
     """By which its thumbnail is asked for."""
     name: str
     caption: str | None
-    problem: str | None
+    message: str | None
     """Why it cannot be read, and has no thumbnail."""
 
 

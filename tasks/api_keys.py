@@ -122,7 +122,7 @@ class ApiKeys:
         try:
             entry = KeyEntry(name=name, tenant=tenant, sha256=digest_of(key), created=now)
         except ValidationError as error:
-            wrong = " and ".join(str(fault["loc"][0]) for fault in error.errors())
+            wrong = " and ".join(str(problem["loc"][0]) for problem in error.errors())
             problem = "letters, digits and -_. between, at most 100"
             raise AccountNameError(f"{wrong}: may hold {problem}") from error
         with self._changing():

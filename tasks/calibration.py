@@ -30,7 +30,7 @@ class Measurement(StrictModel):
     fitted_bytes: int | None = None
     """The estimate with the fitted constants."""
 
-    problem: str | None = None
+    message: str | None = None
     """Why it could not run."""
 
 
@@ -89,8 +89,8 @@ def read_calibration(path: Path) -> Calibration:
     except OSError as error:
         raise ValueError(f"cannot read {path}: {error.strerror}") from error
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(map(str, fault['loc'])) or 'the file'}: {fault['msg']}"
-            for fault in error.errors(include_url=False, include_input=False)
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
+            for problem in error.errors(include_url=False, include_input=False)
         )
-        raise ValueError(f"{path} is no calibration: {faults}") from error
+        raise ValueError(f"{path} is no calibration: {problems}") from error

@@ -72,21 +72,21 @@ class Problem:
     """One thing wrong with what a user gave us.
 
     Attributes:
-        where: The field (``training.lora_rank_dim``) or the file (``cat.png``).
-        problem: What is wrong, and what would be right.
+        location: The field (``training.lora_rank_dim``) or the file (``cat.png``).
+        message: What is wrong, and what would be right.
         remedy: What to do, where that is more than to put it right.
-        passing: It may be gone after a while: a server was away.
+        retryable: The same input may be accepted later: a server was unavailable.
     """
 
-    where: str
-    problem: str
+    location: str
+    message: str
     remedy: str = ""
-    passing: bool = False
+    retryable: bool = False
 
     def __str__(self) -> str:
         """One line for a person."""
-        told = f"{self.problem}; {self.remedy}" if self.remedy else self.problem
-        return f"{self.where}: {told}" if self.where else told
+        told = f"{self.message}; {self.remedy}" if self.remedy else self.message
+        return f"{self.location}: {told}" if self.location else told
 
 
 class JobError(Exception):
@@ -125,37 +125,37 @@ class JobError(Exception):
 _MOST_TOLD = 100
 
 
-class _FaultsError(JobError):
+class _ProblemsError(JobError):
     """A user's mistakes, reported all at once."""
 
     _code: ErrorCode
     _title: str
 
-    def __init__(self, faults: Sequence[Problem], stage: str = "submit") -> None:
-        self.faults = tuple(faults)
-        told = [f"  - {fault}" for fault in faults[:_MOST_TOLD]]
-        if len(faults) > _MOST_TOLD:
-            told.append(f"  - and {len(faults) - _MOST_TOLD} more")
+    def __init__(self, problems: Sequence[Problem], stage: str = "submit") -> None:
+        self.problems = tuple(problems)
+        told = [f"  - {problem}" for problem in problems[:_MOST_TOLD]]
+        if len(problems) > _MOST_TOLD:
+            told.append(f"  - and {len(problems) - _MOST_TOLD} more")
         lines = "\n".join(told)
-        passing = bool(faults) and all(fault.passing for fault in faults)
-        super().__init__(f"{self._title}:\n{lines}", self._code, stage, retryable=passing)
+        retryable = bool(problems) and all(problem.retryable for problem in problems)
+        super().__init__(f"{self._title}:\n{lines}", self._code, stage, retryable=retryable)
 
 
-class InvalidJobError(_FaultsError):
+class InvalidJobError(_ProblemsError):
     """A job description that cannot run."""
 
     _code = ErrorCode.INVALID_JOB
     _title = "the job cannot run as described"
 
 
-class DataSetError(_FaultsError):
+class DataSetError(_ProblemsError):
     """A data set that cannot be trained on."""
 
     _code = ErrorCode.INVALID_DATA_SET
     _title = "the data set cannot be trained on"
 
 
-class BaseModelError(_FaultsError):
+class BaseModelError(_ProblemsError):
     """A base model that is missing or incomplete."""
 
     _code = ErrorCode.INVALID_MODEL

@@ -93,9 +93,9 @@ class Store:
             self._store = from_url(url) if folder is None else LocalStore(folder, mkdir=True)
         except (BaseError, OSError, ValueError) as error:
             # A file system that is away may come back; a wrong address stays wrong.
-            passing = isinstance(error, OSError)
+            retryable = isinstance(error, OSError)
             raise StoreError(
-                f"cannot open the store: {_first_line(error)}", retryable=passing
+                f"cannot open the store: {_first_line(error)}", retryable=retryable
             ) from error
 
     def put(self, key: str, data: bytes | Path) -> None:

@@ -3,7 +3,7 @@
 import httpx2
 
 
-def is_passing(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether a request to the Hub that failed so may succeed after a while."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int):

@@ -34,8 +34,8 @@ _STATUS = {
 class ProblemView(BaseModel):
     """One thing that is wrong."""
 
-    where: str
-    problem: str
+    location: str
+    message: str
     remedy: str
 
 
@@ -47,14 +47,14 @@ class ProblemDocument(BaseModel):
     status: int
     detail: str
     code: str
-    faults: list[ProblemView]
+    problems: list[ProblemView]
 
 
 def problem(
     status: int,
     code: str,
     detail: str,
-    faults: Sequence[Problem] = (),
+    problems: Sequence[Problem] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """The answer that tells of an error."""
@@ -64,8 +64,8 @@ def problem(
         "status": status,
         "detail": detail,
         "code": code,
-        "faults": [
-            {"where": it.where, "problem": it.problem, "remedy": it.remedy} for it in faults
+        "errors": [
+            {"location": it.location, "message": it.message, "remedy": it.remedy} for it in problems
         ],
     }
     media_type = "application/problem+json"
@@ -94,7 +94,7 @@ async def _console_error(_request: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(error.retry_after_s)
     if isinstance(error, UnauthorizedError):
         headers["WWW-Authenticate"] = "Bearer"
-    return problem(error.status, error.code, error.message, error.faults, headers)
+    return problem(error.status, error.code, error.message, error.problems, headers)
 
 
 async def _job_error(_request: Request, error: Exception) -> Response:
@@ -106,18 +106,18 @@ async def _job_error(_request: Request, error: Exception) -> Response:
         logger.error("%s", error, exc_info=error)
     if status == 500:
         return _unexpected()
-    faults: Sequence[Problem] = getattr(error, "faults", ())
+    problems: Sequence[Problem] = getattr(error, "problems", ())
     headers = {"Retry-After": "5"} if status == 503 else None
-    return problem(status, error.code, error.message, faults, headers)
+    return problem(status, error.code, error.message, problems, headers)
 
 
 async def _invalid_request(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    faults = [_fault(details) for details in error.errors()]
-    return problem(422, "invalid_request", "the request is not as described", faults)
+    problems = [_problem(details) for details in error.errors()]
+    return problem(422, "invalid_request", "the request is not as described", problems)
 
 
-def _fault(details: Mapping[str, Any]) -> Problem:
+def _problem(details: Mapping[str, Any]) -> Problem:
     return Problem(".".join(str(part) for part in details["loc"]), str(details["msg"]))
 
 

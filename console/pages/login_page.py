@@ -75,6 +75,6 @@ def _page(request: Request, *, is_wrong: bool) -> HTMLResponse:
         look=" field-wrong" if is_wrong else "",
         described=" fault" if is_wrong else "",
         invalid=' aria-invalid="true"' if is_wrong else "",
-        fault=_WRONG if is_wrong else "",
+        problem=_WRONG if is_wrong else "",
     )
     return HTMLResponse(page)

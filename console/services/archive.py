@@ -69,25 +69,25 @@ async def write_archive(
 def _names(files: list[NewFile]) -> list[str]:
     """A safe name for each file; a picture and its caption keep the same one."""
     stems: dict[str, str] = {}
-    faults, names = [], []
+    problems, names = [], []
     for file in files:
         last = PurePosixPath(file.name.replace("\\", "/"))
         suffix = last.suffix.lower()
         if suffix not in (*SUFFIXES, _CAPTION):
             kinds = ", ".join([*sorted(SUFFIXES), _CAPTION])
-            faults.append(Problem(file.name[:100], f"is neither picture nor caption ({kinds})"))
+            problems.append(Problem(file.name[:100], f"is neither picture nor caption ({kinds})"))
             continue
         stem = stems.setdefault(last.stem, _safe(last.stem, len(stems)))
         name = f"{stem}{suffix}"
         if name in names:
-            faults.append(Problem(file.name[:100], "is there twice"))
+            problems.append(Problem(file.name[:100], "is there twice"))
         names.append(name)
     if len(files) > MOST_FILES:
-        faults.append(Problem("", f"are {len(files):,} files; the most is {MOST_FILES:,}"))
+        problems.append(Problem("", f"are {len(files):,} files; the most is {MOST_FILES:,}"))
     if not files:
-        faults.append(Problem("", "there is no file"))
-    if faults:
-        raise InvalidJobError(faults)
+        problems.append(Problem("", "there is no file"))
+    if problems:
+        raise InvalidJobError(problems)
     return names
 
 

@@ -87,7 +87,7 @@ def _checked(request: CheckRequest) -> dict[str, Any]:
     answer = {"report": report.document(), "sizes": list(report.buckets.values())}
     if model_faults:
         return {**answer, **_error(BaseModelError(model_faults, "prepare"))}
-    return answer | (_error(DataSetError(report.faults, "prepare")) if report.faults else {})
+    return answer | (_error(DataSetError(report.problems, "prepare")) if report.problems else {})
 
 
 def _pictures(request: CheckRequest) -> dict[str, Any]:
@@ -96,8 +96,8 @@ def _pictures(request: CheckRequest) -> dict[str, Any]:
     archive = uploads.path_of(request.upload, scratch / "uploads")
     found = unpack(archive, scratch / "unpacked", most_bytes=request.most_bytes)
     files = found.files
-    if found.faults and not files:
-        raise DataSetError(found.faults, "prepare")
+    if found.problems and not files:
+        raise DataSetError(found.problems, "prepare")
     folder.mkdir(parents=True, exist_ok=True)
     return {"pictures": list(_thumbnails(files, folder))}
 
@@ -116,7 +116,7 @@ def _thumbnails(files: dict[str, Path], folder: Path) -> Iterator[dict[str, Any]
             picture.save(folder / f"{number}.jpg", "JPEG", quality=80)
         except (UnreadablePictureError, OSError) as error:
             problem = str(error)
-        yield {"number": number, "name": name, "caption": text, "problem": problem}
+        yield {"number": number, "name": name, "caption": text, "message": problem}
 
 
 if __name__ == "__main__":

@@ -42,10 +42,10 @@ class Submissions:
             reads = None if account.tenant is None else self._roots
             job_id = self._client.submit(theirs, reads=reads)
         except InvalidJobError as error:
-            if idempotency_key is None or [it.where for it in error.faults] != ["id"]:
+            if idempotency_key is None or [it.location for it in error.problems] != ["id"]:
                 raise
-            fault = Problem("Idempotency-Key", "was used for another job; use a new one")
-            raise InvalidJobError([fault]) from error
+            problem = Problem("Idempotency-Key", "was used for another job; use a new one")
+            raise InvalidJobError([problem]) from error
         return self._jobs.view(self._client.state.get(job_id), account)
 
     def checked(self, account: Account, document: Any) -> TrainingJob:
@@ -54,20 +54,20 @@ class Submissions:
         Raises:
             InvalidJobError: It cannot run, or this account may not submit it; with every fault.
         """
-        faults = []
+        problems = []
         if isinstance(document, dict) and account.tenant is not None:
             given = document.get("tenant", account.tenant)
             if given != account.tenant:
                 problem = f"this key submits as {account.tenant} and as nobody else; leave it out"
-                faults.append(Problem("tenant", problem))
+                problems.append(Problem("tenant", problem))
         try:
             job = parse_job(_as_theirs(account, document))
         except InvalidJobError as error:
-            raise InvalidJobError([*faults, *error.faults]) from error
+            raise InvalidJobError([*problems, *error.problems]) from error
         if account.tenant is not None:
-            faults += self._permission.faults(job)
-        if faults:
-            raise InvalidJobError(faults)
+            problems += self._permission.problems(job)
+        if problems:
+            raise InvalidJobError(problems)
         return job
 
     def access(self, account: Account) -> ReadPolicy:

@@ -49,7 +49,7 @@ class TenantPolicy:
     roots: tuple[str, ...]
     hosts: frozenset[str]
 
-    def faults(self, job: TrainingJob) -> list[Problem]:
+    def problems(self, job: TrainingJob) -> list[Problem]:
         """Everything in a job that its tenant may not name."""
         return [
             Problem(path, problem)

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
 from tasks.errors import Problem
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.jobs.sdxl import SdxlConfig
-from tasks.transient import is_passing
+from tasks.transient import is_transient
 
 
 @dataclass(frozen=True)
@@ -78,21 +78,21 @@ def check_base_model(config: PipelineConfig, hub: HfApi | None = None) -> list[P
     """
     hub = hub or HfApi()
     family = _SDXL if isinstance(config, SdxlConfig) else _FLUX
-    faults = []
+    problems = []
     for option in filter(None, family.weights.values()):
         path = getattr(config, option)
         if path is not None:
-            faults += _check_weights_file(Path(path), f"training.{option}")
+            problems += _check_weights_file(Path(path), f"training.{option}")
     for where, path in _embedding_files(config).items():
-        faults += _check_embedding(Path(path), where)
+        problems += _check_embedding(Path(path), where)
     vae_model: str | None = getattr(config, "vae_model", None)
     if vae_model is not None:
-        faults += _check_vae_model(vae_model, hub)
+        problems += _check_vae_model(vae_model, hub)
     if config.model.endswith(".safetensors"):
-        return faults + _check_single_file(config, family, hub)
+        return problems + _check_single_file(config, family, hub)
     if _is_folder(config.model):
-        return faults + _check_folder(Path(config.model), config, family)
-    return faults + _check_hub_id(config.model, "training.model", family.pipeline, hub)
+        return problems + _check_folder(Path(config.model), config, family)
+    return problems + _check_hub_id(config.model, "training.model", family.pipeline, hub)
 
 
 def _embedding_files(config: PipelineConfig) -> dict[str, str]:
@@ -104,16 +104,16 @@ def _embedding_files(config: PipelineConfig) -> dict[str, str]:
 
 
 def _check_embedding(path: Path, where: str) -> list[Problem]:
-    faults = _check_weights_file(path, where)
-    if faults:
-        return faults
+    problems = _check_weights_file(path, where)
+    if problems:
+        return problems
     shapes = {name: entry.get("shape") for name, entry in _header(path).items()}
     for name in ("clip_l", "clip_g"):
         shape = shapes.get(name)
         if not isinstance(shape, list) or len(shape) != 2:
             problem = f"{path} holds no {name}, rows of vectors; it is no SDXL textual inversion"
-            faults.append(Problem(where, problem))
-    return faults
+            problems.append(Problem(where, problem))
+    return problems
 
 
 def _check_vae_model(model: str, hub: HfApi) -> list[Problem]:
@@ -127,16 +127,16 @@ def _check_vae_model(model: str, hub: HfApi) -> list[Problem]:
 def _check_single_file(config: PipelineConfig, family: _Family, hub: HfApi) -> list[Problem]:
     """A whole model in one file, and the configs and tokenizers that describe it."""
     path, where = Path(config.model), "training.model"
-    faults = _check_weights_file(path, where)
-    if not faults:
+    problems = _check_weights_file(path, where)
+    if not problems:
         names = list(_header(path))
         for what, starts in family.file_keys.items():
             if not any(name.startswith(starts) for name in names):
-                faults.append(Problem(where, f"{path} holds {what}; it is no whole model"))
+                problems.append(Problem(where, f"{path} holds {what}; it is no whole model"))
     described = config.single_file_config or type(config).model_fields["model"].default
     if _is_folder(described):
-        return faults + _check_folder(Path(described), config, family, weights=False)
-    return faults + _check_hub_id(described, "training.single_file_config", family.pipeline, hub)
+        return problems + _check_folder(Path(described), config, family, weights=False)
+    return problems + _check_hub_id(described, "training.single_file_config", family.pipeline, hub)
 
 
 def _check_folder(
@@ -149,16 +149,16 @@ def _check_folder(
     if not pipeline.startswith(family.pipeline):
         wanted = f"{config.type} needs a {family.pipeline}Pipeline"
         return [Problem(str(index), f"describes a {pipeline}; {wanted}")]
-    faults = []
+    problems = []
     for part, option in family.weights.items():
         replaced = option is not None and getattr(config, option) is not None
         replaced |= part == "vae" and getattr(config, "vae_model", None) is not None
-        faults += _check_part(folder / part, replaced or not weights)
+        problems += _check_part(folder / part, replaced or not weights)
     for part, encoder in _TOKENIZERS.items():
-        faults += _check_tokenizer(folder / part, folder / encoder)
+        problems += _check_tokenizer(folder / part, folder / encoder)
     if not (folder / "scheduler" / "scheduler_config.json").is_file():
-        faults.append(Problem(str(folder / "scheduler"), "holds no scheduler_config.json"))
-    return faults
+        problems.append(Problem(str(folder / "scheduler"), "holds no scheduler_config.json"))
+    return problems
 
 
 def _check_part(folder: Path, replaced: bool) -> list[Problem]:
@@ -258,7 +258,7 @@ def _check_hub_id(model: str, where: str, pipeline: str | None, hub: HfApi) -> l
             return []
         first_line = str(error).partition("\n")[0]
         problem = f"{model} is no folder here and the Hub cannot be asked: {first_line}"
-        return [Problem(where, problem, passing=is_passing(error))]
+        return [Problem(where, problem, retryable=is_transient(error))]
     return []
 
 

@@ -26,11 +26,11 @@ class DamagedPackError(Exception):
 
     def __init__(self, key: str, problem: str) -> None:
         super().__init__(key, problem)
-        self.key, self.problem = key, problem
+        self.key, self.message = key, problem
 
     def __str__(self) -> str:
         """The pack, and what is wrong."""
-        return f"the cache pack {self.key} is damaged: {self.problem}"
+        return f"the cache pack {self.key} is damaged: {self.message}"
 
 
 @dataclass(frozen=True)

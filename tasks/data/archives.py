@@ -27,7 +27,7 @@ ARCHIVE_SUFFIXES = frozenset(
     {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"},
 )
 MOST_ENTRIES = 1_000_000
-MOST_FAULTS = 100
+MAX_PROBLEMS = 100
 MOST_NAME_BYTES = 1024
 _MIB = 2**20
 MOST_MEMBER_BYTES = 512 * _MIB
@@ -66,7 +66,7 @@ class Unpacked:
     """
 
     files: dict[str, Path]
-    faults: list[Problem]
+    problems: list[Problem]
     unused: int
 
 
@@ -138,7 +138,7 @@ class _Member:
     name: str
     size: int
     is_folder: bool
-    problem: str
+    message: str
 
 
 class _Unpacking:
@@ -150,7 +150,7 @@ class _Unpacking:
         self._entries = 0
         self._names: set[str] = set()
         self._files: dict[str, Path] = {}
-        self._faults: list[Problem] = []
+        self._problems: list[Problem] = []
         self._more_faults = 0
         self._unused = 0
 
@@ -180,8 +180,8 @@ class _Unpacking:
     def outcome(self, last: str = "") -> Unpacked:
         """All that was found, with the problem that ended the search, if one did."""
         more = f"{self._more_faults:,} more members are at fault" if self._more_faults else ""
-        faults = [*self._faults, *(Problem(self._where, text) for text in (more, last) if text)]
-        return Unpacked(dict(sorted(self._files.items())), faults, self._unused)
+        problems = [*self._problems, *(Problem(self._where, text) for text in (more, last) if text)]
+        return Unpacked(dict(sorted(self._files.items())), problems, self._unused)
 
     def _unpack_zip(self, file: io.BufferedReader, meter: _Meter) -> None:
         _check_directory(file)
@@ -219,7 +219,7 @@ class _Unpacking:
         self._entries += 1
         if self._entries > MOST_ENTRIES:
             raise _StopError(_too_many_entries())
-        problem = _name_problem(member.name) or member.problem
+        problem = _name_problem(member.name) or member.message
         if problem:
             self._add_fault(member.name, problem)
             return None
@@ -262,8 +262,8 @@ class _Unpacking:
         del self._files[name]
 
     def _add_fault(self, name: str, problem: str) -> None:
-        if len(self._faults) < MOST_FAULTS:
-            self._faults.append(Problem(_shown(name) or self._where, problem))
+        if len(self._problems) < MAX_PROBLEMS:
+            self._problems.append(Problem(_shown(name) or self._where, problem))
         else:
             self._more_faults += 1
 

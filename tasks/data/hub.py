@@ -25,7 +25,7 @@ from tasks.data.images import SUFFIXES
 from tasks.dataset import MOST_CAPTION_BYTES, MOST_ITEMS
 from tasks.errors import Problem
 from tasks.jobs.datasets import HFHubImageCaptionDatasetConfig
-from tasks.transient import is_passing
+from tasks.transient import is_transient
 
 # Where the Hub keeps what it made of a data set: <config>/<split>/0000.parquet.
 CONVERTED = "refs/convert/parquet"
@@ -47,7 +47,7 @@ class HubRows:
     """
 
     files: list[tuple[str, Path, str | None]] = field(default_factory=list)
-    faults: list[Problem] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
 
 
@@ -55,10 +55,10 @@ class _RefusedError(Exception):
     """A data set of which no more is read."""
 
     def __init__(
-        self, problem: str, option: str = "dataset_name", *, passing: bool = False
+        self, problem: str, option: str = "dataset_name", *, retryable: bool = False
     ) -> None:
         super().__init__(problem)
-        self.fault = Problem(f"{_WHERE}.{option}", problem, passing=passing)
+        self.problem = Problem(f"{_WHERE}.{option}", problem, retryable=retryable)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def fetch_hub(
             except ValueError as error:
                 bad += 1
                 if bad <= MOST_ROW_FAULTS:
-                    rows.faults.append(Problem(row, str(error)))
+                    rows.problems.append(Problem(row, str(error)))
                 continue
             written += len(data)
             if written > most_bytes:
@@ -120,13 +120,13 @@ def fetch_hub(
             file.write_bytes(data)
             rows.files.append((f"{row} ({said})" if said else row, file, caption))
     except _RefusedError as refused:
-        stop.append(refused.fault)
+        stop.append(refused.problem)
     if bad > MOST_ROW_FAULTS:
         rest = f"{bad - MOST_ROW_FAULTS:,} more rows have such faults"
-        rows.faults.append(Problem(config.dataset_name, rest))
-    rows.faults += stop
-    if not rows.files and not rows.faults:
-        rows.faults.append(_RefusedError(f"{config.dataset_name} holds no rows").fault)
+        rows.problems.append(Problem(config.dataset_name, rest))
+    rows.problems += stop
+    if not rows.files and not rows.problems:
+        rows.problems.append(_RefusedError(f"{config.dataset_name} holds no rows").problem)
     return rows
 
 
@@ -336,7 +336,7 @@ def _asked(name: str) -> Iterator[None]:
         *(ValueError, LookupError, TypeError, AttributeError),
     ) as error:
         problem = f"the Hub cannot be asked for {name}: {_first_line(error)}"
-        raise _RefusedError(problem, passing=is_passing(error)) from error
+        raise _RefusedError(problem, retryable=is_transient(error)) from error
 
 
 def _first_line(error: Exception) -> str:

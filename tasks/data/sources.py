@@ -62,9 +62,9 @@ class Item:
 class Listing:
     """What a source holds, and what is wrong with it."""
 
-    where: str
+    location: str
     items: list[Item] = field(default_factory=list)
-    faults: list[Problem] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
 
 
@@ -120,13 +120,13 @@ class Sources:
                 case HFHubImageCaptionDatasetConfig():
                     return self._hub(config, captions=captions)
         except _SourceError as error:
-            return Listing(_where(config), faults=[Problem(_where(config), str(error))])
+            return Listing(_where(config), problems=[Problem(_where(config), str(error))])
         except DownloadError as error:
-            return Listing(_where(config), faults=[error.fault("")])
+            return Listing(_where(config), problems=[error.problem("")])
         except DeniedError as error:
-            return Listing(_where(config), faults=[Problem("", str(error))])
+            return Listing(_where(config), problems=[Problem("", str(error))])
         except NoUploadError as error:
-            return Listing(_where(config), faults=[Problem(_where(config), str(error))])
+            return Listing(_where(config), problems=[Problem(_where(config), str(error))])
         raise TypeError(f"no source of this kind: {config}")
 
     def _folder(self, place: str, *, captions: bool) -> Listing:
@@ -143,7 +143,7 @@ class Sources:
         names, not_unicode = _names_in(folder)
         for name in not_unicode:
             shown = os.fsencode(name).decode("utf-8", "replace")
-            listing.faults.append(Problem(shown, "has a name that is not UTF-8", "rename it"))
+            listing.problems.append(Problem(shown, "has a name that is not UTF-8", "rename it"))
         files = {}
         for name in names:
             try:
@@ -151,7 +151,7 @@ class Sources:
                 self._access.check_path(folder / name)
                 files[name] = folder / name
             except DeniedError:
-                listing.faults.append(Problem(name, "is a link to where data sets may not lie"))
+                listing.problems.append(Problem(name, "is a link to where data sets may not lie"))
         return _pairs(listing, files, captions=captions)
 
     def _jsonl(
@@ -161,7 +161,9 @@ class Sources:
         listing = Listing(without_queries(place))
         if "://" in place:
             path = self._downloads.fetch(place, on_progress=self._on_progress)
-            rows = _Rows(listing, config, path, PurePosixPath(listing.where).name, captions, masks)
+            rows = _Rows(
+                listing, config, path, PurePosixPath(listing.location).name, captions, masks
+            )
             base = place.partition("?")[0].rpartition("/")[0]
             wanted = sorted({name for row in rows.found for name in row.files if _is_inside(name)})
             files = self._fetched(base, wanted, listing)
@@ -185,7 +187,7 @@ class Sources:
             self._access.check_path(path)
             _check_archive(path, config.sha256)
         unpacked = unpack(path, self._new_folder(), most_bytes=self._access.most_bytes)
-        listing.faults += unpacked.faults
+        listing.problems += unpacked.problems
         if config.jsonl is None:
             return _pairs(listing, unpacked.files, captions=captions)
         rows_file = unpacked.files.get(config.jsonl)
@@ -206,10 +208,10 @@ class Sources:
         found = fetch_hub(
             config, self._new_folder(), captions=captions, most_bytes=self._access.most_bytes
         )
-        listing = Listing(config.dataset_name, faults=found.faults, warnings=found.warnings)
+        listing = Listing(config.dataset_name, problems=found.problems, warnings=found.warnings)
         for name, path, caption in found.files:
             _add(listing, path, name, caption)
-        return listing if found.faults else _with_size_checked(listing, len(found.files))
+        return listing if found.problems else _with_size_checked(listing, len(found.files))
 
     def _fetched(self, base: str, names: Sequence[str], listing: Listing) -> dict[str, Path]:
         """The files of these names below an address; what cannot be fetched is a fault."""
@@ -226,7 +228,7 @@ class Sources:
                     on_progress=self._on_progress,
                 )
             except DownloadError as error:
-                return error.fault(name)
+                return error.problem(name)
             except DeniedError as error:
                 return Problem(name, str(error))
             size = path.stat().st_size
@@ -238,7 +240,7 @@ class Sources:
             found = dict(zip(names, pool.map(fetch, names), strict=True))
         if came > self._access.most_bytes:
             raise _SourceError(f"holds over {self._access.most_bytes:,} bytes, the most")
-        listing.faults += [it for it in found.values() if isinstance(it, Problem)]
+        listing.problems += [it for it in found.values() if isinstance(it, Problem)]
         return {name: it for name, it in found.items() if isinstance(it, Path)}
 
     def _new_folder(self) -> Path:
@@ -250,7 +252,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class _Row:
-    where: str
+    location: str
     image: str
     caption: str | None
     mask: str | None
@@ -290,7 +292,7 @@ class _Rows:
                     )
                 )
             except ValueError as error:
-                listing.faults.append(Problem(where, str(error)))
+                listing.problems.append(Problem(where, str(error)))
 
     def resolved(self, find: Callable[[str], Path]) -> Listing:
         """The listing, each name found by ``find``, which raises ValueError where it is not."""
@@ -299,9 +301,9 @@ class _Rows:
                 mask = None if row.mask is None else find(row.mask)
                 file = find(row.image)
             except ValueError as error:
-                self._listing.faults.append(Problem(row.where, str(error)))
+                self._listing.problems.append(Problem(row.location, str(error)))
                 continue
-            _add(self._listing, file, f"{row.where} ({row.image})", row.caption, mask)
+            _add(self._listing, file, f"{row.location} ({row.image})", row.caption, mask)
         return _with_size_checked(self._listing, self._count)
 
 
@@ -353,7 +355,7 @@ def _pairs(listing: Listing, files: Mapping[str, Path], *, captions: bool) -> Li
         caption = str(PurePosixPath(name).with_suffix(".txt"))
         if caption not in files:
             remedy = f"write it into {PurePosixPath(caption).name}"
-            listing.faults.append(Problem(name, "has no caption", remedy))
+            listing.problems.append(Problem(name, "has no caption", remedy))
             continue
         _add(listing, files[name], name, _caption_file(files[caption], caption))
     stems = {str(PurePosixPath(name).with_suffix("")) for name in pictures}
@@ -454,11 +456,11 @@ def _add(
     if caption is None:
         listing.items.append(Item(path, name, "", mask))
     elif isinstance(caption, Problem):
-        listing.faults.append(caption)
+        listing.problems.append(caption)
     elif not caption.strip():
-        listing.faults.append(Problem(name, "has an empty caption", "say what the picture shows"))
+        listing.problems.append(Problem(name, "has an empty caption", "say what the picture shows"))
     elif len(caption.encode()) > MOST_CAPTION_BYTES:
-        listing.faults.append(Problem(name, f"has a caption of over {MOST_CAPTION_BYTES} bytes"))
+        listing.problems.append(Problem(name, f"has a caption of over {MOST_CAPTION_BYTES} bytes"))
     else:
         listing.items.append(Item(path, name, caption.strip(), mask))
 
@@ -466,9 +468,9 @@ def _add(
 def _with_size_checked(listing: Listing, found: int) -> Listing:
     if not found:
         kinds = ", ".join(sorted(SUFFIXES))
-        listing.faults.append(Problem(listing.where, f"holds no picture ({kinds})"))
+        listing.problems.append(Problem(listing.location, f"holds no picture ({kinds})"))
     if found > MOST_ITEMS:
-        listing.faults.append(
-            Problem(listing.where, f"holds {found:,} pictures; the most is {MOST_ITEMS:,}")
+        listing.problems.append(
+            Problem(listing.location, f"holds {found:,} pictures; the most is {MOST_ITEMS:,}")
         )
     return listing

@@ -73,17 +73,22 @@ class Report:
 
     samples: list[Sample] = field(default_factory=list)
     files: list[CheckedFile] = field(default_factory=list)
-    faults: list[Problem] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
     buckets: Counter[Size] = field(default_factory=Counter)
 
     def document(self) -> dict[str, Any]:
         """The report for programs."""
-        found = [("error", it) for it in self.faults] + [("warning", it) for it in self.warnings]
+        found = [("error", it) for it in self.problems] + [("warning", it) for it in self.warnings]
         return {
             "pictures": len(self.samples),
             "findings": [
-                {"severity": severity, "file": it.where, "problem": it.problem, "remedy": it.remedy}
+                {
+                    "severity": severity,
+                    "file": it.location,
+                    "message": it.message,
+                    "remedy": it.remedy,
+                }
                 for severity, it in found
             ],
             "buckets": {str(size): count for size, count in sorted(self.buckets.items())},
@@ -114,13 +119,13 @@ def check_data_set(
         between: Called before each picture; what it raises ends the check.
     """
     listing = _listed(config, sources)
-    report = Report(faults=listing.faults, warnings=listing.warnings)
+    report = Report(problems=listing.problems, warnings=listing.warnings)
     sizes = config.loader.sizes()
     likenesses = []
     for found in in_threads(partial(_check, memory=_Memory()), listing.items):
         between()
         if isinstance(found, Problem):
-            report.faults.append(found)
+            report.problems.append(found)
             continue
         bucket = nearest_bucket(found.sample.size, sizes)
         report.samples.append(found.sample)
@@ -129,11 +134,13 @@ def check_data_set(
         report.buckets[bucket] += 1
         report.warnings += [*found.warnings, *_size_warnings(found.sample, bucket)]
     report.warnings += _duplicates(report.samples, likenesses)
-    report.warnings += _batch_warnings(config.train_batch_size, report, listing.where)
+    report.warnings += _batch_warnings(config.train_batch_size, report, listing.location)
     if config.use_masks and report.samples and not any(s.mask for s in report.samples):
-        report.warnings.append(Problem(listing.where, "no row has a mask; use_masks does nothing"))
+        report.warnings.append(
+            Problem(listing.location, "no row has a mask; use_masks does nothing")
+        )
     report.warnings += _placeholder_in_captions(config, report.samples)
-    report.warnings += _token_warnings(config, limits, report.samples, listing.where)
+    report.warnings += _token_warnings(config, limits, report.samples, listing.location)
     return report
 
 
@@ -141,14 +148,14 @@ def _listed(config: PipelineConfig, sources: Sources) -> Listing:
     """What all sources hold, each item with its source's number."""
     loader, parts = config.loader, config.loader.sources()
     captions = getattr(loader, "keep_original_captions", True)
-    whole = Listing(where="")
+    whole = Listing(location="")
     for part, source in enumerate(parts):
         found = sources.listing(source, captions=captions, masks=config.use_masks)
         # With two folders, a file's name alone would not say whose it is.
-        start = f"{Path(found.where).name}/" if len(parts) > 1 else ""
-        whole.where = whole.where or found.where
+        start = f"{Path(found.location).name}/" if len(parts) > 1 else ""
+        whole.location = whole.location or found.location
         whole.items += [replace(it, name=start + it.name, part=part) for it in found.items]
-        whole.faults += found.faults
+        whole.problems += found.problems
         whole.warnings += found.warnings
     return whole
 

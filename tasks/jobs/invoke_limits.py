@@ -61,7 +61,7 @@ LIMITS = (
 _BY_OPTION = {limit.option: limit for limit in LIMITS}
 
 
-def faults_of(config: PipelineConfig) -> list[Problem]:
+def problems_of(config: PipelineConfig) -> list[Problem]:
     """Every option of a config that the engine refuses."""
     return [
         Problem(f"training.{option}", f"engine invoke-training refuses this: {_reason(option)}")

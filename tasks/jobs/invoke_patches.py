@@ -23,7 +23,7 @@ class Patch:
     """
 
     types: frozenset[TrainingType]
-    fault: str
+    problem: str
 
 
 REPAIRS: dict[str, Patch] = {

@@ -84,7 +84,7 @@ class TrainingJob(StrictModel):
 
 
 def _engine_faults(job: TrainingJob) -> list[Problem]:
-    return invoke_limits.faults_of(job.training) if job.engine == INVOKE else []
+    return invoke_limits.problems_of(job.training) if job.engine == INVOKE else []
 
 
 def parse_job(document: Any) -> TrainingJob:
@@ -98,43 +98,45 @@ def parse_job(document: Any) -> TrainingJob:
     """
     if not isinstance(document, dict):
         raise InvalidJobError([Problem("", "a job is a mapping with the key 'training'")])
-    faults = []
+    problems = []
     try:
         document = with_preset(document)
     except UnknownPresetError as error:
-        faults.append(Problem("preset", str(error)))
+        problems.append(Problem("preset", str(error)))
     except RecursionError as error:
         raise InvalidJobError([Problem("", "a job is not nested this deeply")]) from error
     known = _check_type(document)
     if known is not None:
-        raise InvalidJobError([*faults, known])
+        raise InvalidJobError([*problems, known])
     try:
         # Through JSON text, so that only what a message can carry is accepted, and in its types.
         job = TrainingJob.model_validate_json(json.dumps(document, default=str))
     except ValidationError as error:
-        raise InvalidJobError([*faults, *faults_of(error)]) from error
+        raise InvalidJobError([*problems, *problems_of(error)]) from error
     except RecursionError as error:
-        raise InvalidJobError([*faults, Problem("", "a job is not nested this deeply")]) from error
+        raise InvalidJobError(
+            [*problems, Problem("", "a job is not nested this deeply")]
+        ) from error
     except (TypeError, ValueError) as error:  # keys that are no text, a mapping inside itself
-        raise InvalidJobError([*faults, Problem("", f"is no JSON: {error}")]) from error
-    faults += _engine_faults(job)
-    if faults:
-        raise InvalidJobError(faults)
+        raise InvalidJobError([*problems, Problem("", f"is no JSON: {error}")]) from error
+    problems += _engine_faults(job)
+    if problems:
+        raise InvalidJobError(problems)
     return job
 
 
-def faults_of(error: ValidationError) -> list[Problem]:
+def problems_of(error: ValidationError) -> list[Problem]:
     """Every fault that pydantic found, by the path a person would write."""
     by_path: dict[str, list[dict[str, Any]]] = {}
     for details in map(dict, error.errors(include_url=False)):
         by_path.setdefault(_path(details), []).append(details)
-    faults = []
+    problems = []
     for path, found in by_path.items():
         # A field of two forms is told of for both; where one form went beyond its type, that is it.
         further = [d for d in found if d["type"] not in ("int_type", "tuple_type")]
         told_within = any(other.startswith(f"{path}.") for other in by_path)
-        faults += [Problem(path, _problem(d)) for d in further or ([] if told_within else found)]
-    return faults
+        problems += [Problem(path, _problem(d)) for d in further or ([] if told_within else found)]
+    return problems
 
 
 def _check_type(document: dict[str, Any]) -> Problem | None:

@@ -95,13 +95,13 @@ def prepare(context: StageContext) -> StageResult:
     runtime.store.put(key, json.dumps(report.document(), ensure_ascii=False).encode())
     checked = DataSetChecked(
         pictures=len(report.samples),
-        errors=len(report.faults),
+        errors=len(report.problems),
         warnings=len(report.warnings),
         report_key=key,
     )
     context.emit(checked, {"report": key})
-    if report.faults:
-        raise DataSetError(report.faults, "prepare")
+    if report.problems:
+        raise DataSetError(report.problems, "prepare")
     for warning in report.warnings[:_MOST_NOTES]:
         context.emit(Note(level="warning", message=str(warning)))
     if len(report.warnings) > _MOST_NOTES:

@@ -76,8 +76,10 @@ def admit(
             update={"training": ready.training.model_copy(update={"seed": known.training.seed})}
         )
     if ready != known:
-        fault = Problem("id", f"{job_id} is the id of another job; leave it out or choose another")
-        raise InvalidJobError([fault])
+        problem = Problem(
+            "id", f"{job_id} is the id of another job; leave it out or choose another"
+        )
+        raise InvalidJobError([problem])
     if record.in_lane or record.stages or record.status.ended:
         return job_id, known, again
     return job_id, known, DispatchOutcome.SENT

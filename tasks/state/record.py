@@ -230,8 +230,8 @@ def _estimate_in(fields: Mapping[str, str], job: TrainingJob) -> Estimate:
 
 def _brief(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        faults = error.errors(include_url=False, include_input=False)
-        return "; ".join(f"{'.'.join(map(str, it['loc']))}: {it['msg']}" for it in faults)
+        problems = error.errors(include_url=False, include_input=False)
+        return "; ".join(f"{'.'.join(map(str, it['loc']))}: {it['msg']}" for it in problems)
     return f"{type(error).__name__}: {error}"
 
 

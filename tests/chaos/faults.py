@@ -26,7 +26,7 @@ class Strike:
 
 
 @dataclass(frozen=True)
-class Problem:
+class Fault:
     """A fault.
 
     Attributes:
@@ -225,27 +225,27 @@ def _cancel(it: Strike) -> None:
 
 
 ALL = (
-    Problem("trainer killed", _kill_trainer, restarts=False, only_train=True),
-    Problem("pool child killed", _kill_child),
-    Problem("worker killed", _kill_worker),
-    Problem("host killed", _kill_host),
-    Problem("worker ended", _end_worker),
-    Problem("trainer frozen", _freeze_trainer, restarts=False, only_train=True),
-    Problem("worker frozen for long", _freeze_worker_for_long),
-    Problem("host frozen", _freeze_host, restarts=False),
-    Problem("host frozen for long", _freeze_host_for_long),
-    Problem("broker restarted", _restart_broker),
-    Problem("broker away", _broker_away),
-    Problem("broker away for a minute", _broker_away_for_a_minute, takes_long=True),
-    Problem("network cut", _cut),
-    Problem("network cut for long", _cut_for_long),
-    Problem("network swallows", _swallow),
-    Problem("store away", _store_away),
-    Problem("store slow", _slow_store, restarts=False, needs_slow_store=True),
-    Problem("disk full", _fill_disk, needs_small_disk=True),
-    Problem("delivered twice", _deliver_twice, restarts=False),
-    Problem("submitted twice", _submit_twice, restarts=False),
-    Problem("checkpoint damaged", _damage_checkpoint, only_train=True),
-    Problem("message lost", _lose_message),
-    Problem("cancelled", _cancel, restarts=False, cancels=True),
+    Fault("trainer killed", _kill_trainer, restarts=False, only_train=True),
+    Fault("pool child killed", _kill_child),
+    Fault("worker killed", _kill_worker),
+    Fault("host killed", _kill_host),
+    Fault("worker ended", _end_worker),
+    Fault("trainer frozen", _freeze_trainer, restarts=False, only_train=True),
+    Fault("worker frozen for long", _freeze_worker_for_long),
+    Fault("host frozen", _freeze_host, restarts=False),
+    Fault("host frozen for long", _freeze_host_for_long),
+    Fault("broker restarted", _restart_broker),
+    Fault("broker away", _broker_away),
+    Fault("broker away for a minute", _broker_away_for_a_minute, takes_long=True),
+    Fault("network cut", _cut),
+    Fault("network cut for long", _cut_for_long),
+    Fault("network swallows", _swallow),
+    Fault("store away", _store_away),
+    Fault("store slow", _slow_store, restarts=False, needs_slow_store=True),
+    Fault("disk full", _fill_disk, needs_small_disk=True),
+    Fault("delivered twice", _deliver_twice, restarts=False),
+    Fault("submitted twice", _submit_twice, restarts=False),
+    Fault("checkpoint damaged", _damage_checkpoint, only_train=True),
+    Fault("message lost", _lose_message),
+    Fault("cancelled", _cancel, restarts=False, cancels=True),
 )

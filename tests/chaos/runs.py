@@ -15,7 +15,7 @@ import redis
 from tasks.events import CheckpointSaved, Event, JobEnded, Progress, StageStarted
 from tasks.state.record import JobRecord
 from tests.chaos.cluster import TIMEOUT_S, Cluster
-from tests.chaos.faults import Problem, Strike
+from tests.chaos.faults import Fault, Strike
 from tests.integration.conftest import short_job
 from tests.waiting import wait_until
 
@@ -78,7 +78,7 @@ def new_jobs(
     return jobs
 
 
-def run(cluster: Cluster, jobs: Jobs, faults: list[Problem], chance: random.Random) -> Outcome:
+def run(cluster: Cluster, jobs: Jobs, faults: list[Fault], chance: random.Random) -> Outcome:
     """Run a job and let the faults strike.
 
     Raises:
@@ -172,7 +172,7 @@ def _check(
     record: JobRecord,
     events: list[tuple[str, Event]],
     expected: str,
-    faults: list[Problem],
+    faults: list[Fault],
 ) -> None:
     ends = [event for _, event in events if isinstance(event, JobEnded)]
     assert len(ends) == 1, f"it ended {len(ends)} times"

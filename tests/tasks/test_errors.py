@@ -31,13 +31,13 @@ ERRORS = [
     ),
     (CancelledJobError("j1", "train"), ErrorCode.CANCELLED, "train", False),
     (
-        DataSetError([Problem("a.zip", "broke off", passing=True)], "prepare"),
+        DataSetError([Problem("a.zip", "broke off", retryable=True)], "prepare"),
         ErrorCode.INVALID_DATA_SET,
         "prepare",
         True,
     ),
     (
-        DataSetError([Problem("a.zip", "broke off", passing=True), *FAULTS], "prepare"),
+        DataSetError([Problem("a.zip", "broke off", retryable=True), *FAULTS], "prepare"),
         ErrorCode.INVALID_DATA_SET,
         "prepare",
         False,

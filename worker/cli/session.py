@@ -26,10 +26,10 @@ def run(command: Callable[..., int | None], **options: Any) -> int:
     try:
         settings = Settings()
     except ValidationError as error:
-        for fault in error.errors(include_url=False, include_input=False):
-            name = "TRAINING_" + "_".join(str(part) for part in fault["loc"]).upper()
-            problem = fault["msg"].removeprefix("Value error, ")
-            stderr.print(f"[red]error[/]: {name}: {escape(problem)}")
+        for problem in error.errors(include_url=False, include_input=False):
+            name = "TRAINING_" + "_".join(str(part) for part in problem["loc"]).upper()
+            message = problem["msg"].removeprefix("Value error, ")
+            stderr.print(f"[red]error[/]: {name}: {escape(message)}")
         return _USAGE
     try:
         return command(settings, **options) or 0

@@ -35,9 +35,9 @@ class Gpu:
         return self.device is None
 
     @property
-    def fault(self) -> str | None:
+    def problem(self) -> str | None:
         """Why it cannot be used."""
-        return self.device.fault if self.device is not None else None
+        return self.device.problem if self.device is not None else None
 
 
 class InventoryError(JobError):
@@ -98,8 +98,8 @@ def chosen_gpu(which: str, declared: str | None, visible: str | None = None) -> 
     if gpu is None:
         raise InventoryError(f"there is no GPU {which} here; there is: {there}")
     uuid = gpu.uuid
-    if gpu.fault is not None:
-        raise InventoryError(f"GPU {uuid} cannot be used: {gpu.fault}")
+    if gpu.problem is not None:
+        raise InventoryError(f"GPU {uuid} cannot be used: {gpu.problem}")
     if gpu.memory_class is None:
         raise InventoryError(
             f"GPU {uuid} has {gpu.memory_mib} MiB, less than the smallest class needs "

@@ -57,7 +57,7 @@ class Device:
     compute_capability: tuple[int, int] | None = None
     ecc: bool | None = None
     processes: dict[int, int | None] = field(default_factory=dict)
-    fault: str | None = None
+    problem: str | None = None
 
 
 def devices() -> list[Device]:
@@ -178,7 +178,7 @@ def _card(index: int) -> Iterator[Device]:
         for handle in _instances(card):
             yield _described(index, card, handle)
     except pynvml.NVMLError as error:
-        yield Device(index, name=f"GPU {index}", fault=str(error))
+        yield Device(index, name=f"GPU {index}", problem=str(error))
 
 
 def _instances(card: Any) -> list[Any]:

@@ -253,8 +253,8 @@ def _gpus(settings: Settings) -> Iterator[Finding]:
     if not gpus:
         yield Finding("warning", "GPUs", "none", "an emulated one computes on the CPU")
     for gpu in gpus:
-        if gpu.fault is not None:
-            yield Finding("fault", "GPU", f"{gpu.name}: {gpu.fault}", "reset it, or the machine")
+        if gpu.problem is not None:
+            yield Finding("fault", "GPU", f"{gpu.name}: {gpu.problem}", "reset it, or the machine")
         elif gpu.memory_class is None:
             found = f"{gpu.name}: {gpu.memory_mib} MiB"
             yield Finding("warning", "GPU", found, "below the smallest class; it gets no jobs")
@@ -287,5 +287,5 @@ def _packages(settings: Settings) -> Iterator[Finding]:
     invoke = find_invoke(settings.invoke_python)
     if invoke.is_usable:
         yield Finding("ok", f"engine {INVOKE}", f"version {invoke.versions[INVOKE]}")
-    for fault in invoke.faults:
-        yield Finding("fault", f"engine {INVOKE}", fault, invoke.remedy)
+    for problem in invoke.problems:
+        yield Finding("fault", f"engine {INVOKE}", problem, invoke.remedy)

@@ -151,13 +151,13 @@ def _rows(path: Path, columns: tuple[str, ...], parse: Callable[[_Row], T]) -> l
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InvalidJobError([Problem(str(path), str(error))]) from error
-    faults = list(_faults(path, rows, parse))
-    if faults:
-        raise InvalidJobError(faults)
+    problems = list(_problems(path, rows, parse))
+    if problems:
+        raise InvalidJobError(problems)
     return [parse(row) for row in rows]
 
 
-def _faults(path: Path, rows: list[_Row], parse: Callable[[_Row], object]) -> Iterator[Problem]:
+def _problems(path: Path, rows: list[_Row], parse: Callable[[_Row], object]) -> Iterator[Problem]:
     for number, row in enumerate(rows, start=2):  # the first line names the columns
         try:
             parse(row)

@@ -36,25 +36,25 @@ class Installed:
     """
 
     versions: dict[str, str] = field(default_factory=dict)
-    faults: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
     remedy: str = ""
 
     @property
     def is_usable(self) -> bool:
         """Whether jobs can be trained with it."""
-        return not self.faults
+        return not self.problems
 
 
 def find_diffusers() -> Installed:
     """Our own engine, in this interpreter's environment."""
-    versions, faults = {}, []
+    versions, problems = {}, []
     for name in _OURS:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
-            faults.append(f"{name} is not installed")
-    remedy = "pip install 'training-worker[train]' where GPU workers run" if faults else ""
-    return Installed(versions, tuple(faults), remedy)
+            problems.append(f"{name} is not installed")
+    remedy = "pip install 'training-worker[train]' where GPU workers run" if problems else ""
+    return Installed(versions, tuple(problems), remedy)
 
 
 def find_invoke(python: Path | None) -> Installed:
@@ -62,7 +62,7 @@ def find_invoke(python: Path | None) -> Installed:
     guide = "see docs/guides/invoke-training.md"
     if python is None:
         problem = "TRAINING_INVOKE_PYTHON names no interpreter"
-        return Installed(faults=(problem,), remedy=f"to train with it, {guide}")
+        return Installed(problems=(problem,), remedy=f"to train with it, {guide}")
     try:
         done = subprocess.run(
             [str(python), "-P", "-m", f"{_MODULE}.describe"],
@@ -73,13 +73,13 @@ def find_invoke(python: Path | None) -> Installed:
             check=True,
         )
         found = json.loads(done.stdout)
-        faults = tuple(f"{python}: {fault}" for fault in found["faults"])
-        return Installed(found["versions"], faults, guide if faults else "")
+        problems = tuple(f"{python}: {problem}" for problem in found["errors"])
+        return Installed(found["versions"], problems, guide if problems else "")
     except subprocess.CalledProcessError as error:
         problem = (error.stderr.strip().splitlines() or ["it says nothing"])[-1]
     except (OSError, subprocess.TimeoutExpired, ValueError, KeyError) as error:
         problem = str(error)
-    return Installed(faults=(f"{python} cannot be used: {problem}",), remedy=guide)
+    return Installed(problems=(f"{python} cannot be used: {problem}",), remedy=guide)
 
 
 def installed(settings: Settings) -> dict[Engine, Installed]:

@@ -109,11 +109,11 @@ class PictureError(RefusedError):
 
     def __init__(self, source: str, problem: str) -> None:
         super().__init__(source, problem)
-        self.source, self.problem = source, problem
+        self.source, self.message = source, problem
 
     def __str__(self) -> str:
         """The file it came from, and what is wrong."""
-        return f"the image {self.source} cannot be read: {self.problem}"
+        return f"the image {self.source} cannot be read: {self.message}"
 
 
 class DamagedFileError(RefusedError):
@@ -123,11 +123,11 @@ class DamagedFileError(RefusedError):
 
     def __init__(self, what: str, key: str, problem: str, remedy: str) -> None:
         super().__init__(what, key, problem, remedy)
-        self.what, self.key, self.problem, self.remedy = what, key, problem, remedy
+        self.what, self.key, self.message, self.remedy = what, key, problem, remedy
 
     def __str__(self) -> str:
         """What it is, what is wrong and what to do."""
-        return f"{self.what} {self.key} is damaged ({self.problem}); {self.remedy}"
+        return f"{self.what} {self.key} is damaged ({self.message}); {self.remedy}"
 
 
 class StaleIndexError(RefusedError):

@@ -54,7 +54,7 @@ class DataSetPart:
             self._place_box = Tag("div", style="max-width: 320px")
             self._here = Tag("div")
             self._elsewhere = Tag("div", classes="grid-2")
-            self._fault = Tag("p", "", "fault", role="alert")
+            self._problem = Tag("p", "", "fault", role="alert")
             self._told = Tag("p", "", "note note-warning pre-line small", role="status")
             with Tag("div", classes="stack-small"):
                 self._report = Report(frame, begun, self._edited, self.check)
@@ -95,7 +95,7 @@ class DataSetPart:
         for name, field in self._fields.items():
             field.flag(errors.get(f"{folder}.{name}", ""))
         here = [text for path, text in errors.items() if self._is_here(path)]
-        self._fault.say("; ".join(here))
+        self._problem.say("; ".join(here))
 
     def focus(self) -> None:
         """Bring it into view."""
@@ -113,7 +113,7 @@ class DataSetPart:
         """Send the pictures, and show what is found in them."""
         self._report.busy()
         await self.pictures.update()
-        self._tell([self.pictures.problem] if self.pictures.problem else [])
+        self._tell([self.pictures.message] if self.pictures.message else [])
         self._report.show()
         self._on_changed()
 
@@ -124,7 +124,7 @@ class DataSetPart:
     async def find(self) -> None:
         """Show the pictures that an earlier job had."""
         await self.pictures.find()
-        self._tell([self.pictures.problem] if self.pictures.problem else [])
+        self._tell([self.pictures.message] if self.pictures.message else [])
         self._report.show()
         self._on_changed()
 

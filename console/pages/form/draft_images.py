@@ -31,7 +31,7 @@ class Pictures:
         self._frame, self._service, self._begun = frame, service, begun
         self._alone = asyncio.Lock()
         self._is_unsent = False
-        self.problem = ""
+        self.message = ""
         """Why they could not be sent or checked."""
 
     @property
@@ -68,21 +68,21 @@ class Pictures:
             self._begun.upload = await self._service.upload(self._frame.account, upload_id)
         except NotFoundError:
             self._begun.draft.dataset = None
-            self.problem = "The pictures of that job are not kept any more; add them again."
+            self.message = "The pictures of that job are not kept any more; add them again."
         else:
             await self._look()
 
     async def update(self) -> None:
         """Send and check what is stale."""
         async with self._alone:
-            self.problem = ""
+            self.message = ""
             try:
                 if self._is_unsent:
                     await self._send()
                 elif self._begun.draft.dataset is not None:
                     await self._look()
             except (ConsoleError, JobError, OSError) as error:
-                self.problem = f"The pictures could not be sent: {error}"
+                self.message = f"The pictures could not be sent: {error}"
 
     async def _send(self) -> None:
         begun, account = self._begun, self._frame.account
@@ -113,7 +113,7 @@ class Pictures:
         try:
             return await self._service.pictures(self._frame.account, upload.id)
         except NotFoundError as error:
-            self.problem = f"{upload.name}: {error}"
+            self.message = f"{upload.name}: {error}"
             return ()
 
     async def _checked(self) -> DataSetView | None:
@@ -124,7 +124,7 @@ class Pictures:
             # Another part of the form is to be mended first; that is told beside it.
             return None
         if preview.data_set is None and preview.error is not None:
-            self.problem = preview.error.message
+            self.message = preview.error.message
         return preview.data_set
 
     def _key(self) -> str:

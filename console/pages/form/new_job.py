@@ -118,19 +118,22 @@ class NewJob:
         pictures = self.draft.dataset is not None
         if not pictures:
             _set_data_set(document, self.draft.dataset_path)
-        preview, faults = await self._asked(document)
+        preview, problems = await self._asked(document)
         if version != self._version:
             return  # a newer one is on its way
         if not pictures and self._insists:
-            faults = [*faults, Problem(f"training.{self.draft.dataset_path}", "add pictures first")]
+            problems = [
+                *problems,
+                Problem(f"training.{self.draft.dataset_path}", "add pictures first"),
+            ]
         if self._insists and self._dataset.pictures.errors:
             problem = f"has {self._dataset.pictures.errors} errors; mend or remove what is named"
-            faults = [*faults, Problem(f"training.{self.draft.dataset_path}", problem)]
-        still_open = [] if self._insists else [it for it in faults if _is_open(it)]
-        faults = [it for it in faults if it not in still_open]
-        self._show_faults(faults)
-        named = [it.where.removeprefix("training.") for it in still_open]
-        self._outlook.show(preview, faults, self.draft, named)
+            problems = [*problems, Problem(f"training.{self.draft.dataset_path}", problem)]
+        still_open = [] if self._insists else [it for it in problems if _is_open(it)]
+        problems = [it for it in problems if it not in still_open]
+        self._show_problems(problems)
+        named = [it.location.removeprefix("training.") for it in still_open]
+        self._outlook.show(preview, problems, self.draft, named)
         if preview is not None and self._dataset.pictures.is_stale:
             self._dataset.offer_check()
 
@@ -145,8 +148,8 @@ class NewJob:
         try:
             job = await self._service.submit(self._frame.account, self.draft.document())
         except InvalidJobError as error:
-            self._show_faults(list(error.faults))
-            self._outlook.show(None, list(error.faults), self.draft)
+            self._show_problems(list(error.problems))
+            self._outlook.show(None, list(error.problems), self.draft)
             return
         except (ConsoleError, JobError) as error:
             self._outlook.show(None, [Problem("", str(error))], self.draft)
@@ -162,9 +165,9 @@ class NewJob:
                 sizes=self._dataset.pictures.sizes,
             )
         except InvalidJobError as error:
-            return None, list(error.faults)
+            return None, list(error.problems)
         except ConsoleError as error:
-            return None, list(error.faults) or [Problem("", error.message)]
+            return None, list(error.problems) or [Problem("", error.message)]
         except JobError as error:
             return None, [Problem("", str(error))]
         return preview, []
@@ -267,12 +270,12 @@ class NewJob:
         for path, field in self._fields.items():
             field.flag(str(field.props["error"]), self.draft.is_own(path))
 
-    def _show_faults(self, faults: list[Problem]) -> None:
+    def _show_problems(self, problems: list[Problem]) -> None:
         """Each fault beside its field."""
         told: dict[str, str] = {}
-        for fault in faults:
-            path = fault.where.removeprefix("training.")
-            told[path] = "; ".join(filter(None, (told.get(path), fault.problem)))
+        for problem in problems:
+            path = problem.location.removeprefix("training.")
+            told[path] = "; ".join(filter(None, (told.get(path), problem.message)))
         for path, field in self._fields.items():
             field.flag(told.get(path, ""), self.draft.is_own(path))
         self._advanced.mark(told)
@@ -295,6 +298,6 @@ def _set_data_set(document: dict[str, Any], path: str) -> None:
     part[last] = dict(_STAND_IN)
 
 
-def _is_open(fault: Problem) -> bool:
+def _is_open(problem: Problem) -> bool:
     """Whether something was only not filled in yet; nobody is blamed before the start."""
-    return fault.problem.startswith(("is missing", "set exactly one of"))
+    return problem.message.startswith(("is missing", "set exactly one of"))

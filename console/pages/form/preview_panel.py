@@ -28,7 +28,7 @@ class PreviewPanel:
         self, frame: Frame, on_start: Callable[[], Awaitable[None]], go_to: Callable[[str], None]
     ) -> None:
         self._on_start, self._go_to = on_start, go_to
-        self._faults: list[Problem] = []
+        self._problems: list[Problem] = []
         self._is_starting = False
         self._told: Any = None
         with Tag("section", classes="panel stack-small") as box:
@@ -61,12 +61,12 @@ class PreviewPanel:
     @property
     def has_faults(self) -> bool:
         """Whether something stops the job."""
-        return bool(self._faults)
+        return bool(self._problems)
 
     def show(
         self,
         preview: Preview | None,
-        faults: list[Problem],
+        problems: list[Problem],
         draft: Draft,
         still_open: list[str] | None = None,
     ) -> None:
@@ -74,20 +74,20 @@ class PreviewPanel:
 
         Args:
             preview: What would; None where that cannot be told.
-            faults: What is to be mended first.
+            problems: What must be fixed first.
             draft: What was filled in.
             still_open: Options that nobody has come to yet.
         """
-        self._draft, self._faults = draft, faults
+        self._draft, self._problems = draft, problems
         self._show_code()
         dumped = preview and preview.model_dump_json(exclude={"job"})
-        told = (dumped, tuple(faults), tuple(still_open or ()))
+        told = (dumped, tuple(problems), tuple(still_open or ()))
         if told == self._told:
             return
         self._told = told
         self._notes.clear()
         with self._notes:
-            self._show_faults(faults)
+            self._show_problems(problems)
             if still_open:
                 Tag("p", f"Still open: {', '.join(still_open)}.", "note small")
             if preview is not None:
@@ -101,8 +101,8 @@ class PreviewPanel:
 
     def go_to_first_fault(self) -> None:
         """Bring the field of the first fault into view."""
-        if self._faults:
-            self._go_to(self._faults[0].where)
+        if self._problems:
+            self._go_to(self._problems[0].location)
 
     async def _clicked(self) -> None:
         if self._is_starting:
@@ -115,19 +115,23 @@ class PreviewPanel:
             self._is_starting = False
             self._start.have("aria_disabled", None)
 
-    def _show_faults(self, faults: list[Problem]) -> None:
-        if not faults:
+    def _show_problems(self, problems: list[Problem]) -> None:
+        if not problems:
             return
         with Tag("div", classes="note note-error"):
-            Tag("p", f"{count(len(faults), 'thing')} to mend", style="font-weight: 500")
+            Tag("p", f"{count(len(problems), 'thing')} to mend", style="font-weight: 500")
             with Tag("ul"):
-                for fault in faults[:8]:
+                for problem in problems[:8]:
                     with Tag("li"):
-                        if fault.where:
-                            name = fault.where.removeprefix("training.")
+                        if problem.location:
+                            name = problem.location.removeprefix("training.")
                             link = Tag("button", name, "reset", type="button")
-                            link.on("click", lambda _, where=fault.where: self._go_to(where))
-                        Tag("span", f" {fault.problem}" if fault.where else str(fault), "small")
+                            link.on("click", lambda _, where=problem.location: self._go_to(where))
+                        Tag(
+                            "span",
+                            f" {problem.message}" if problem.location else str(problem),
+                            "small",
+                        )
 
     def _show_notes(self, preview: Preview) -> None:
         if preview.waits:

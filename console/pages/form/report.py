@@ -90,7 +90,7 @@ class Report:
         return f"{good}, {count(errors, 'error')}, {count(warnings, 'warning')}"
 
     def _show_findings(self, findings: tuple[Finding, ...]) -> None:
-        numbers = {it.name: it.number for it in self._begun.listed if it.problem is None}
+        numbers = {it.name: it.number for it in self._begun.listed if it.message is None}
         box = Tag("div", classes="table-box", style="margin-bottom: 0")
         with box, Tag("table", classes="table table-rows"):
             Tag("caption", "What was found in the pictures", "sr-only")
@@ -111,7 +111,7 @@ class Report:
                 if number is not None:
                     Tag("img", classes="mini", src=self._thumbnail(number), alt="", loading="lazy")
             Tag("td", _file(finding), "break mono")
-            Tag("td", finding.problem, "wide problem")
+            Tag("td", finding.message, "wide problem")
             Tag("td", finding.remedy, "wide muted problem")
             with Tag("td", classes="right act"):
                 if self._begun.collection.path_of(finding.file) is not None:
@@ -130,10 +130,10 @@ class Report:
                 more.on("click", self._show_more)
 
     def _show_picture(self, picture: PictureView) -> None:
-        wrong = picture.problem is not None
+        wrong = picture.message is not None
         with Tag("article", classes="thumb thumb-wrong" if wrong else "thumb"):
             if wrong:
-                Tag("div", picture.problem or "", "thumb-none")
+                Tag("div", picture.message or "", "thumb-none")
             else:
                 source = self._thumbnail(picture.number)
                 Tag(

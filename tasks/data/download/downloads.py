@@ -144,7 +144,7 @@ class Downloads:
                     entry.clear()
                 if pause is None:
                     raise DownloadError(
-                        f"{shown(url)} broke off {len(PAUSES) + 1} times: {error}", passing=True
+                        f"{shown(url)} broke off {len(PAUSES) + 1} times: {error}", retryable=True
                     ) from error
                 time.sleep(pause)
         raise AssertionError("the last pause is None")

@@ -14,13 +14,13 @@ class DownloadError(Exception):
         passing: It may succeed after a while.
     """
 
-    def __init__(self, message: str, *, passing: bool = False) -> None:
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
         super().__init__(message)
-        self.passing = passing
+        self.retryable = retryable
 
-    def fault(self, where: str) -> Problem:
+    def problem(self, where: str) -> Problem:
         """The same for a report."""
-        return Problem(where, str(self), passing=self.passing)
+        return Problem(where, str(self), retryable=self.retryable)
 
 
 class InterruptedDownloadError(Exception):

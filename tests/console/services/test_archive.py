@@ -23,7 +23,7 @@ def file(name: str, data: bytes = PNG) -> NewFile:
 def packed(folder: Path, *files: NewFile, most: int = 10_000) -> dict[str, bytes]:
     async def pack() -> dict[str, bytes]:
         async with write_archive(folder / "packing", files, most) as path:
-            assert not unpack(path, folder / "unpacked", most_bytes=10**6).faults
+            assert not unpack(path, folder / "unpacked", most_bytes=10**6).problems
             with zipfile.ZipFile(path) as archive:
                 return {name: archive.read(name) for name in archive.namelist()}
 
@@ -71,7 +71,7 @@ def test_files_of_one_safe_name_stay_apart(tmp_path: Path) -> None:
 def test_what_is_no_picture_or_is_there_twice_is_told_by_name(tmp_path: Path) -> None:
     with pytest.raises(InvalidJobError) as told:
         packed(tmp_path, file("run.exe"), file("a.png"), file("a.png"), file("noend"))
-    assert [it.where for it in told.value.faults] == ["run.exe", "a.png", "noend"]
+    assert [it.location for it in told.value.problems] == ["run.exe", "a.png", "noend"]
     with pytest.raises(InvalidJobError, match="no file"):
         packed(tmp_path)
 

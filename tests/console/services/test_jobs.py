@@ -34,7 +34,7 @@ def test_all_faults_of_a_job_are_told_at_once_as_a_problem(acme: httpx2.Client) 
     assert answer.headers["content-type"] == "application/problem+json"
     problem = answer.json()
     assert problem["code"] == "invalid_job"
-    assert {fault["where"] for fault in problem["faults"]} == {
+    assert {found["location"] for found in problem["errors"]} == {
         "tenant",
         "training.lora_rank_dim",
         "training.max_train_step",
@@ -63,7 +63,7 @@ def test_the_same_idempotency_key_is_the_same_job(acme: httpx2.Client) -> None:
     assert first["id"] == again["id"] != other["id"]
     reused = acme.post("/jobs", json=job(name="dog"), headers={"Idempotency-Key": "k-1"})
     assert reused.status_code == 422
-    assert [it["where"] for it in reused.json()["faults"]] == ["Idempotency-Key"]
+    assert [it["location"] for it in reused.json()["errors"]] == ["Idempotency-Key"]
 
 
 def test_the_same_id_is_the_same_job(acme: httpx2.Client) -> None:
@@ -71,7 +71,7 @@ def test_the_same_id_is_the_same_job(acme: httpx2.Client) -> None:
     assert submitted(acme, job(id="mine"))["id"] == first["id"]
     assert acme.get("/jobs/mine").json()["id"] == first["id"]
     assert acme.post("/jobs", json=job(id="mine", name="dog")).status_code == 422
-    assert acme.post("/jobs", json=job(id="x" * 95)).json()["faults"][0]["where"] == "id"
+    assert acme.post("/jobs", json=job(id="x" * 95)).json()["errors"][0]["location"] == "id"
 
 
 def test_an_operators_job_keeps_its_id_and_may_be_any_tenants(operator: httpx2.Client) -> None:

@@ -103,7 +103,7 @@ def test_a_tenants_preview_reads_nothing_that_is_not_open_to_it(
     data_set = {"type": "ARCHIVE", "archive": path}
     answer = acme.post("/jobs:preview", json=job(training={"data_loader": {"dataset": data_set}}))
     assert answer.status_code == 422
-    assert answer.json()["faults"][0]["where"] == "training.data_loader.dataset.archive"
+    assert answer.json()["errors"][0]["location"] == "training.data_loader.dataset.archive"
 
 
 def test_an_operators_preview_reads_this_machine(operator: httpx2.Client, tmp_path: Path) -> None:

@@ -40,11 +40,11 @@ PLAIN = {
 }
 
 
-def faults(
+def problems(
     training: dict[str, Any], roots: tuple[str, ...] = (), hosts: frozenset[str] = frozenset()
 ) -> list[str]:
     job = parse_job({"training": training})
-    return [fault.where for fault in TenantPolicy(roots, hosts).faults(job)]
+    return [problem.location for problem in TenantPolicy(roots, hosts).problems(job)]
 
 
 def flux(dataset: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def test_every_text_that_a_job_holds_is_a_place_or_is_known_to_be_none() -> None
 )
 def test_uploads_and_public_addresses_are_everybodys(place: str) -> None:
     # Whether an address is a public one is judged where it is asked for, name by name.
-    assert faults(archive(place)) == []
+    assert problems(archive(place)) == []
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_uploads_and_public_addresses_are_everybodys(place: str) -> None:
 )
 def test_whatever_else_holds_a_data_set_is_not(place: str) -> None:
     hosts = frozenset({"intern.example", "other.example:8443"})
-    assert faults(archive(place), hosts=hosts) == ["training.data_loader.dataset.archive"]
+    assert problems(archive(place), hosts=hosts) == ["training.data_loader.dataset.archive"]
 
 
 @pytest.mark.parametrize(
@@ -153,17 +153,17 @@ def test_whatever_else_holds_a_data_set_is_not(place: str) -> None:
     ],
 )
 def test_no_kind_of_data_set_leads_to_this_machine(dataset: dict[str, Any], field: str) -> None:
-    assert faults(flux(dataset)) == [f"training.data_loader.dataset.{field}"]
+    assert problems(flux(dataset)) == [f"training.data_loader.dataset.{field}"]
 
 
 @pytest.mark.parametrize("model", ["black-forest-labs/FLUX.1-dev", "gpt2"])
 def test_a_hub_id_is_everybodys(model: str) -> None:
-    assert faults(flux(model=model)) == []
+    assert problems(flux(model=model)) == []
 
 
 @pytest.mark.parametrize("model", ["/m", "./m", "../m/n", "a/b/c", "m/..", "~/m", "s3://b/m"])
 def test_a_model_of_this_machine_is_not(model: str) -> None:
-    assert faults(flux(model=model)) == ["training.model"]
+    assert problems(flux(model=model)) == ["training.model"]
 
 
 def test_a_folder_that_is_called_like_a_hub_id_is_not(
@@ -171,7 +171,7 @@ def test_a_folder_that_is_called_like_a_hub_id_is_not(
 ) -> None:
     (tmp_path / "models" / "private").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
-    assert faults(flux(model="models/private")) == ["training.model"]
+    assert problems(flux(model="models/private")) == ["training.model"]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_a_folder_that_is_called_like_a_hub_id_is_not(
     ],
 )
 def test_no_other_field_leads_to_this_machine(training: dict[str, Any], where: str) -> None:
-    assert faults(training) == f"training.{where}".split()
+    assert problems(training) == f"training.{where}".split()
 
 
 def test_both_data_sets_of_dreambooth_are_looked_at() -> None:
@@ -202,7 +202,7 @@ def test_both_data_sets_of_dreambooth_are_looked_at() -> None:
         "instance_dataset": {"dataset_dir": "/a"},
         "class_dataset": {"dataset_dir": "/b"},
     }
-    found = faults({**sdxl(), "data_loader": loader})
+    found = problems({**sdxl(), "data_loader": loader})
     assert found == [
         "training.data_loader.instance_dataset.dataset_dir",
         "training.data_loader.class_dataset.dataset_dir",
@@ -221,7 +221,7 @@ def test_what_the_operator_opens_may_be_named(tmp_path: Path) -> None:
     )
     hosts = frozenset({"intern.example"})
     for place in allowed:
-        assert faults(archive(place), roots, hosts) == [], place
+        assert problems(archive(place), roots, hosts) == [], place
     for place in (
         f"{tmp_path}/secret/a.zip",
         f"{tmp_path}/open/../secret/a.zip",
@@ -235,15 +235,15 @@ def test_what_the_operator_opens_may_be_named(tmp_path: Path) -> None:
         "https://intern.example/other",
         "https://intern.example.evil/data/a",
     ):
-        denied = faults(archive(place), roots, hosts)
+        denied = problems(archive(place), roots, hosts)
         # Another public host may be asked in any case.
         assert denied or place == "https://intern.example.evil/data/a", place
-    assert faults(flux(model=f"{tmp_path}/open/m"), roots) == []
-    assert faults(flux(transformer_path=f"{tmp_path}/open/t.safetensors"), roots) == []
+    assert problems(flux(model=f"{tmp_path}/open/m"), roots) == []
+    assert problems(flux(transformer_path=f"{tmp_path}/open/t.safetensors"), roots) == []
 
 
 def test_a_fault_says_what_may_be_named() -> None:
     job = parse_job({"training": archive("/x.zip")})
-    [fault] = TenantPolicy(("/open",), frozenset()).faults(job)
-    assert "upload:ID" in fault.problem
-    assert "/open" in fault.problem
+    [problem] = TenantPolicy(("/open",), frozenset()).problems(job)
+    assert "upload:ID" in problem.message
+    assert "/open" in problem.message

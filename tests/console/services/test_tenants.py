@@ -154,7 +154,7 @@ def test_a_key_submits_as_its_tenant_only(acme: httpx2.Client, operator: httpx2.
     for tenant in ("zoo", "", None, ["acme"]):
         answer = acme.post("/jobs", json=job(tenant=tenant))
         assert answer.status_code == 422
-        assert answer.json()["faults"][0]["where"] == "tenant"
+        assert answer.json()["errors"][0]["location"] == "tenant"
     assert acme.post("/jobs", json=job(tenant="acme")).status_code == 201
     about = {"Upload-Metadata": "tenant em9v", **TUS, "Upload-Length": "1"}
     assert acme.post("/uploads", headers=about).status_code == 403

@@ -184,7 +184,7 @@ def test_thumbnails_show_the_pictures_and_name_the_broken_one(acme: httpx2.Clien
     pictures = acme.get(f"/uploads/{upload_id}/pictures").json()
     assert [it["name"] for it in pictures] == ["a/cat.png", "broken.png"]
     assert pictures[0]["caption"] == "a cat"
-    assert pictures[1]["problem"]
+    assert pictures[1]["message"]
     small = acme.get(f"/uploads/{upload_id}/pictures/0")
     assert small.headers["content-type"] == "image/jpeg"
     assert small.content.startswith(b"\xff\xd8")

@@ -40,13 +40,13 @@ def model(tmp_path: Path) -> Path:
     return folder
 
 
-def faults(model: Path | str, hub: HfApi | None = None, **values: Any) -> list[Problem]:
+def problems(model: Path | str, hub: HfApi | None = None, **values: Any) -> list[Problem]:
     config = parse_job(with_values(model=str(model), **values)).training
     return check_base_model(config, hub)
 
 
 def told(model: Path | str, hub: HfApi | None = None, **values: Any) -> list[str]:
-    return [str(fault) for fault in faults(model, hub, **values)]
+    return [str(problem) for problem in problems(model, hub, **values)]
 
 
 def told_sdxl(model: Path | str, hub: HfApi | None = None, **values: Any) -> list[str]:
@@ -56,7 +56,7 @@ def told_sdxl(model: Path | str, hub: HfApi | None = None, **values: Any) -> lis
     }
     base = {"type": "SDXL_LORA", "max_train_steps": 1, "save_every_n_steps": 1}
     document = {"training": {**base, "model": str(model), "data_loader": loader, **values}}
-    return [str(fault) for fault in check_base_model(parse_job(document).training, hub)]
+    return [str(problem) for problem in check_base_model(parse_job(document).training, hub)]
 
 
 @pytest.fixture
@@ -91,8 +91,8 @@ def test_another_vae_stands_in_for_the_models(sdxl: Path, tmp_path: Path) -> Non
     other = tmp_path / "other"
     shutil.move(sdxl / "vae" / "model.safetensors", tmp_path / "vae.safetensors")
     other.mkdir()
-    [fault] = told_sdxl(sdxl, vae_model=str(other))
-    assert "other: holds no config.json" in fault
+    [problem] = told_sdxl(sdxl, vae_model=str(other))
+    assert "other: holds no config.json" in problem
     (other / "config.json").write_text('{"vocab_size": 8}', "utf-8")
     shutil.move(tmp_path / "vae.safetensors", other / "model.safetensors")
     assert told_sdxl(sdxl, vae_model=str(other)) == []
@@ -103,14 +103,14 @@ def test_embedding_files_are_checked_by_their_tensors(sdxl: Path, tmp_path: Path
     half = tensors_file(tmp_path / "half.safetensors", "clip_l")
     flat = tensors_file(tmp_path / "flat.safetensors", "clip_l", "clip_g", shape=(4,))
     files = {"<a>": str(good), "<b>": str(half), "<c>": str(flat), "<d>": "/no.safetensors"}
-    faults = told_sdxl(sdxl, base_embeddings=files)
-    assert [fault.partition(": ")[0] for fault in faults] == [
+    problems = told_sdxl(sdxl, base_embeddings=files)
+    assert [problem.partition(": ")[0] for problem in problems] == [
         "training.base_embeddings.<b>",
         "training.base_embeddings.<c>",
         "training.base_embeddings.<c>",
         "training.base_embeddings.<d>",
     ]
-    assert "holds no clip_g" in faults[0]
+    assert "holds no clip_g" in problems[0]
 
 
 WHOLE = (
@@ -165,16 +165,16 @@ def test_pickled_weights_are_refused(model: Path) -> None:
 def test_weights_that_are_broken_off_are_told(model: Path, keep: int) -> None:
     weights = model / "transformer" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])
-    [fault] = told(model)
-    assert "model.safetensors" in fault
+    [problem] = told(model)
+    assert "model.safetensors" in problem
 
 
 def test_a_missing_shard_is_told(model: Path) -> None:
     index = {"weight_map": {"w": "model.safetensors", "v": "model-2.safetensors"}}
     path = model / "transformer" / "model.safetensors.index.json"
     path.write_text(json.dumps(index), "utf-8")
-    [fault] = told(model)
-    assert "model-2.safetensors" in fault
+    [problem] = told(model)
+    assert "model-2.safetensors" in problem
 
 
 def test_a_tokenizer_without_its_vocabulary_is_told(model: Path) -> None:
@@ -244,14 +244,14 @@ def test_a_hub_id_is_asked_for_at_the_hub(hub: HfApi) -> None:
 
 
 def test_a_hub_that_cannot_be_asked_is_told_and_may_be_back_later() -> None:
-    [fault] = faults("some/model", HfApi(endpoint="http://127.0.0.1:9"))
-    assert "the Hub cannot be asked" in str(fault)
-    assert fault.passing == (not is_offline_mode())
+    [problem] = problems("some/model", HfApi(endpoint="http://127.0.0.1:9"))
+    assert "the Hub cannot be asked" in str(problem)
+    assert problem.retryable == (not is_offline_mode())
 
 
 def test_what_is_neither_a_folder_nor_a_hub_id_is_told(tmp_path: Path) -> None:
-    [fault] = told(tmp_path / "nowhere")
-    assert "there is no folder" in fault
+    [problem] = told(tmp_path / "nowhere")
+    assert "there is no folder" in problem
 
 
 HOSTILE_HEADERS = [
@@ -268,8 +268,8 @@ def test_a_header_that_is_none_is_a_fault_of_its_file(model: Path, header: str) 
     text = header.encode("latin-1")
     weights = model / "vae" / "model.safetensors"
     weights.write_bytes(len(text).to_bytes(8, "little") + text + b"data")
-    [fault] = told(model)
-    assert fault.startswith(f"{weights}: ")
+    [problem] = told(model)
+    assert problem.startswith(f"{weights}: ")
 
 
 @pytest.mark.parametrize(
@@ -284,8 +284,8 @@ def test_a_damaged_list_of_shards_is_told(model: Path, index: str) -> None:
 @pytest.mark.parametrize("tokenizer", ["", "{", "[]", '{"model": {"vocab": [["a", 0]]}}'])
 def test_a_damaged_tokenizer_is_told(model: Path, tokenizer: str) -> None:
     (model / "tokenizer_2" / "tokenizer.json").write_text(tokenizer, "utf-8")
-    [fault] = told(model)
-    assert "tokens, its encoder 8; fetch the tokenizer again" in fault
+    [problem] = told(model)
+    assert "tokens, its encoder 8; fetch the tokenizer again" in problem
 
 
 @pytest.mark.parametrize("tokenizer", [{"model": [1]}, {"model": None}, {"model": {"vocab": 3}}])
@@ -310,8 +310,8 @@ def test_a_name_that_no_folder_can_have_is_told(model: Path, name: str) -> None:
 
 
 def test_a_proxys_page_in_place_of_the_hubs_answer_is_told(hub: HfApi) -> None:
-    [fault] = told("page/model", hub)
-    assert "the Hub cannot be asked" in fault
-    [fault] = told("failing/model", hub)
-    assert "the Hub cannot be asked" in fault
-    assert "\n" not in fault
+    [problem] = told("page/model", hub)
+    assert "the Hub cannot be asked" in problem
+    [problem] = told("failing/model", hub)
+    assert "the Hub cannot be asked" in problem
+    assert "\n" not in problem

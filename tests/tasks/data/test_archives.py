@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.data import archives
-from tasks.data.archives import MOST_FAULTS, Unpacked, unpack
+from tasks.data.archives import MAX_PROBLEMS, Unpacked, unpack
 from tasks.errors import Problem
 
 # Archives are unpacked without reading a picture, so any bytes do; these do not shrink.
@@ -140,7 +140,7 @@ def read(found: Unpacked) -> dict[str, bytes]:
 
 
 def told(found: Unpacked) -> list[str]:
-    return [str(fault) for fault in found.faults]
+    return [str(problem) for problem in found.problems]
 
 
 GOOD = {"cats/b.PNG": PICTURE, "cats/b.txt": b"a cat", "a.jpg": b"", "café.webp": PICTURE}
@@ -163,7 +163,7 @@ def test_a_good_archive_is_unpacked_by_its_content_into_numbered_files(
     place: Place, data: bytes
 ) -> None:
     found = place.unpack(data)
-    assert (found.faults, found.unused) == ([], 0)
+    assert (found.problems, found.unused) == ([], 0)
     assert read(found) == GOOD
     assert list(found.files) == ["a.jpg", "café.webp", "cats/b.PNG", "cats/b.txt"]
     assert {name: path.name for name, path in found.files.items()} == {
@@ -179,7 +179,7 @@ def test_folders_and_what_desktops_add_are_left_out(place: Place) -> None:
     found = place.unpack(
         zipped(("x/", b""), ("./x//a.png", PICTURE), *((name, b"x") for name in names))
     )
-    assert (list(found.files), found.faults, found.unused) == (["x/a.png"], [], 5)
+    assert (list(found.files), found.problems, found.unused) == (["x/a.png"], [], 5)
     place.folder.joinpath("00000001.png").unlink()
     found = place.unpack(
         tarred(
@@ -189,7 +189,7 @@ def test_folders_and_what_desktops_add_are_left_out(place: Place) -> None:
             member("./x/a.png"),
         )
     )
-    assert (list(found.files), found.faults, found.unused) == (["x/a.png"], [], 5)
+    assert (list(found.files), found.problems, found.unused) == (["x/a.png"], [], 5)
 
 
 def test_a_zips_utf8_name_is_read_though_it_is_not_marked_as_such(place: Place) -> None:
@@ -205,12 +205,12 @@ def test_long_names_and_global_headers_of_tars_are_understood(place: Place) -> N
     name = "/".join(["folder" * 20] * 3) + "/ä.png"
     for kind in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         found = place.unpack(tarred(member(name), kind=kind))
-        assert (read(found), found.faults) == ({name: PICTURE}, [])
+        assert (read(found), found.problems) == ({name: PICTURE}, [])
         found.files[name].unlink()
     comment = b"14 comment=ab\n"
     block = header("pax_global_header", len(comment), tarfile.XGLTYPE)
     found = place.unpack(block + comment + bytes(512 - len(comment)) + tarred(member("a.png")))
-    assert (list(found.files), found.faults) == (["a.png"], [])
+    assert (list(found.files), found.problems) == (["a.png"], [])
 
 
 BAD_NAMES = [
@@ -351,12 +351,12 @@ BAD_MEMBERS = {
 }
 
 
-@pytest.mark.parametrize(("data", "fault"), BAD_MEMBERS.values(), ids=BAD_MEMBERS)
+@pytest.mark.parametrize(("data", "problem"), BAD_MEMBERS.values(), ids=BAD_MEMBERS)
 def test_a_bad_member_is_told_and_the_others_still_unpacked(
-    place: Place, data: bytes, fault: str
+    place: Place, data: bytes, problem: str
 ) -> None:
     found = place.unpack(data)
-    assert (read(found), told(found)) == ({"ok.png": b""}, [fault])
+    assert (read(found), told(found)) == ({"ok.png": b""}, [problem])
 
 
 def test_a_member_of_a_tar_that_is_too_large_is_told_unread(
@@ -369,14 +369,17 @@ def test_a_member_of_a_tar_that_is_too_large_is_told_unread(
 
 
 def test_all_faults_are_told_at_once_but_not_more_than_can_be_read(place: Place) -> None:
-    names = [f"../{n}.png" for n in range(MOST_FAULTS + 5)]
+    names = [f"../{n}.png" for n in range(MAX_PROBLEMS + 5)]
     for data in (
         zipped(("ok.png", b""), *((name, b"") for name in names)),
         tarred(member("ok.png", b""), *(member(name, b"") for name in names)),
     ):
         found = place.unpack(data)
-        assert [fault.where for fault in found.faults] == [*names[:MOST_FAULTS], "data.bin"]
-        assert found.faults[-1] == Problem("data.bin", "5 more members are at fault")
+        assert [problem.location for problem in found.problems] == [
+            *names[:MAX_PROBLEMS],
+            "data.bin",
+        ]
+        assert found.problems[-1] == Problem("data.bin", "5 more members are at fault")
         found.files["ok.png"].unlink()
 
 
@@ -459,7 +462,7 @@ def test_what_cannot_be_gone_on_with_is_told_and_leaves_no_file(
 
 def test_the_faults_before_the_last_one_are_told_too(place: Place) -> None:
     found = place.unpack(tarred(member("../a.png"), member("b.png"))[:END_OF_TAR])
-    assert [fault.where for fault in found.faults] == ["../a.png", "data.bin"]
+    assert [problem.location for problem in found.problems] == ["../a.png", "data.bin"]
     assert found.files == {}
 
 
@@ -539,11 +542,11 @@ def test_what_grows_more_than_pictures_do_is_a_bomb_even_where_there_is_room(
         assert told(place.unpack(data, most_bytes=2**40)) == [problem]
     # Small ones may grow as they like.
     found = place.unpack(zipped(("a.txt", bytes(2**20))), most_bytes=2**40)
-    assert found.faults == []
+    assert found.problems == []
 
 
 def test_just_as_much_as_is_allowed_may_be_unpacked(place: Place) -> None:
-    assert place.unpack(TWO_ZIPPED, most_bytes=6000).faults == []
+    assert place.unpack(TWO_ZIPPED, most_bytes=6000).problems == []
     for path in place.folder.iterdir():
         path.unlink()
     assert place.unpack(TWO_ZIPPED, most_bytes=5999).files == {}
@@ -553,7 +556,7 @@ def test_the_headers_of_a_tars_members_are_not_kept(place: Place) -> None:
     comment = b"65000 comment=".ljust(65000 - 1, b"x") + b"\n"
     data = (pax(comment) + header("a.md", 0, b"0")) * 1000 + bytes(1024)
     found, memory = in_memory(lambda: place.unpack(data, most_bytes=2**30))
-    assert (found.files, found.unused, found.faults) == ({}, 1000, [])
+    assert (found.files, found.unused, found.problems) == ({}, 1000, [])
     assert memory < 4 * 2**20
 
 
@@ -573,9 +576,9 @@ def test_an_archive_that_cannot_be_opened_or_written_is_no_fault_of_its_sender(
 def check_any(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as top:
         found = Place(Path(top)).unpack(data, most_bytes=2**20)
-    assert len(found.faults) <= MOST_FAULTS + 2
-    for fault in found.faults:
-        str(fault).encode()
+    assert len(found.problems) <= MAX_PROBLEMS + 2
+    for problem in found.problems:
+        str(problem).encode()
 
 
 SEEDS = [

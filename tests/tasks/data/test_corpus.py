@@ -53,8 +53,8 @@ def test_every_hostile_file_is_refused_with_a_reason(path: Path) -> None:
         return
     report = checked(path)
     # Odd, and a picture all the same.
-    assert bool(report.faults) == (path.name != "damaged-exif.jpg")
-    assert all(fault.problem for fault in report.faults)
+    assert bool(report.problems) == (path.name != "damaged-exif.jpg")
+    assert all(problem.message for problem in report.problems)
     assert not Path("/etc/escaped.png").exists()
 
 
@@ -78,4 +78,4 @@ def test_whatever_is_changed_in_them_nothing_but_faults_comes_of_it(data: st.Dat
         path.write_bytes(bytes(whole))
         report = checked(path)
     # A change may heal the file; then it is a picture like any other.
-    assert report.faults or len(report.samples) >= 1
+    assert report.problems or len(report.samples) >= 1

@@ -61,12 +61,12 @@ def fetched(
 
 
 def captions_of(rows: HubRows) -> list[str | None]:
-    assert rows.faults == []
+    assert rows.problems == []
     return [caption for _, _, caption in rows.files]
 
 
-def faults_of(rows: HubRows) -> list[str]:
-    return [str(fault) for fault in rows.faults]
+def problems_of(rows: HubRows) -> list[str]:
+    return [str(problem) for problem in rows.problems]
 
 
 def test_pictures_are_written_with_their_names_and_captions(hub: Hub, folder: Path) -> None:
@@ -96,7 +96,7 @@ def test_the_words_of_a_path_are_never_used_as_a_path(hub: Hub, folder: Path) ->
     images = [{"bytes": b"picture", "path": path} for path in paths]
     hub.holds(converted={"default/train/0000.parquet": parquet(images, ["a"] * len(paths))})
     rows = fetched(hub, folder)
-    assert rows.faults == []
+    assert rows.problems == []
     assert sorted(folder.rglob("*")) == [file for _, file, _ in rows.files]
     assert {file.parent for _, file, _ in rows.files} == {folder}
     for name, _, _ in rows.files:
@@ -148,8 +148,8 @@ def test_a_caption_that_is_no_text_is_a_fault_of_its_row(
 ) -> None:
     file = parquet([{"bytes": b"picture", "path": "cat.png"}], caption)
     hub.holds(converted={"default/train/0000.parquet": file})
-    [fault] = faults_of(fetched(hub, folder))
-    assert fault.startswith(f"{NAME} row 0: {problem}")
+    [problem] = problems_of(fetched(hub, folder))
+    assert problem.startswith(f"{NAME} row 0: {problem}")
 
 
 def test_a_row_without_image_bytes_is_a_fault_and_the_others_are_read(
@@ -163,16 +163,16 @@ def test_a_row_without_image_bytes_is_a_fault_and_the_others_are_read(
     ]
     hub.holds(converted={"default/train/0000.parquet": parquet(images, ["a"] * 4)})
     rows = fetched(hub, folder)
-    assert [fault.where for fault in rows.faults] == [f"{NAME} row {n}" for n in range(3)]
-    assert f"{NAME} row 1: holds no image bytes" in faults_of(rows)[1]
+    assert [problem.location for problem in rows.problems] == [f"{NAME} row {n}" for n in range(3)]
+    assert f"{NAME} row 1: holds no image bytes" in problems_of(rows)[1]
     assert [file.name for _, file, _ in rows.files] == ["00000003.png"]
 
 
 def test_urls_in_the_place_of_pictures_are_not_followed(hub: Hub, folder: Path) -> None:
     file = parquet([f"{hub.api.endpoint}/cat.png"], ["a"], pyarrow.string())
     hub.holds(converted={"default/train/0000.parquet": file})
-    [fault] = faults_of(fetched(hub, folder))
-    assert "row 0: holds no image bytes; paths and URLs are not followed" in fault
+    [problem] = problems_of(fetched(hub, folder))
+    assert "row 0: holds no image bytes; paths and URLs are not followed" in problem
     assert not any("cat.png" in path for path in hub.asked)
 
 
@@ -180,9 +180,9 @@ def test_of_very_many_faulty_rows_the_first_are_told_and_the_others_counted(
     hub: Hub, folder: Path
 ) -> None:
     hub.holds(converted={"default/train/0000.parquet": parquet([None] * 130, ["a"] * 130)})
-    faults = faults_of(fetched(hub, folder))
-    assert len(faults) == 101
-    assert faults[-1] == f"{NAME}: 30 more rows have such faults"
+    problems = problems_of(fetched(hub, folder))
+    assert len(problems) == 101
+    assert problems[-1] == f"{NAME}: 30 more rows have such faults"
 
 
 @pytest.mark.parametrize("option", ["image_column", "caption_column"])
@@ -196,8 +196,8 @@ def test_a_column_that_is_missing_is_told_with_those_there(
         }
     )
     values: dict[str, Any] = {option: "photo"}
-    [fault] = faults_of(fetched(hub, folder, **values))
-    assert fault == (
+    [problem] = problems_of(fetched(hub, folder, **values))
+    assert problem == (
         f"training.data_loader.dataset.{option}: {NAME}/default/train/0000.parquet "
         "has no column 'photo'; it has image, text, size"
     )
@@ -208,8 +208,8 @@ def test_of_very_many_columns_the_first_are_told(hub: Hub, folder: Path) -> None
     wide = {f"c{n}": pyarrow.array([n]) for n in range(40)}
     file = parquet([None], ["a"], **wide)
     hub.holds(converted={"default/train/0000.parquet": file})
-    [fault] = faults_of(fetched(hub, folder, image_column="photo"))
-    assert fault.endswith(", c16, 23 more")
+    [problem] = problems_of(fetched(hub, folder, image_column="photo"))
+    assert problem.endswith(", c16, 23 more")
 
 
 @pytest.mark.parametrize("damage", ["nothing", "no parquet", "broken off", "bytes changed"])
@@ -222,16 +222,16 @@ def test_a_damaged_file_is_told_by_its_name(hub: Hub, folder: Path, damage: str)
         "bytes changed": sound[:4] + b"\xff" * 40 + sound[44:],
     }[damage]
     hub.holds(converted={"default/train/0000.parquet": data})
-    [fault] = faults_of(fetched(hub, folder))
-    assert f"{NAME}/default/train/0000.parquet is damaged or cannot be read: " in fault
-    assert "\n" not in fault
+    [problem] = problems_of(fetched(hub, folder))
+    assert f"{NAME}/default/train/0000.parquet is damaged or cannot be read: " in problem
+    assert "\n" not in problem
 
 
 def test_more_bytes_than_allowed_are_not_downloaded(hub: Hub, folder: Path) -> None:
     file = one("a")
     hub.holds(main={"train-0.parquet": file, "train-1.parquet": file})
-    [fault] = faults_of(fetched(hub, folder, most_bytes=2 * len(file) - 1))
-    assert f"{NAME} takes {2 * len(file):,} bytes; the most is {2 * len(file) - 1:,}" in fault
+    [problem] = problems_of(fetched(hub, folder, most_bytes=2 * len(file) - 1))
+    assert f"{NAME} takes {2 * len(file):,} bytes; the most is {2 * len(file) - 1:,}" in problem
     assert hub.downloads() == []
     assert len(fetched(hub, folder, most_bytes=2 * len(file)).files) == 2
 
@@ -242,7 +242,7 @@ def test_no_more_bytes_than_allowed_are_written(hub: Hub, folder: Path) -> None:
     assert len(file) < 25_000
     hub.holds(converted={"default/train/0000.parquet": file})
     rows = fetched(hub, folder, most_bytes=25_000)
-    assert "take over 25,000 bytes" in faults_of(rows)[0]
+    assert "take over 25,000 bytes" in problems_of(rows)[0]
     assert sum(path.stat().st_size for path in folder.iterdir()) == 20_000
 
 
@@ -253,7 +253,7 @@ def test_no_more_rows_than_allowed_are_read(
     images = [{"bytes": b"picture", "path": "cat.png"}] * 3
     hub.holds(converted={"default/train/0000.parquet": parquet(images, ["a"] * 3)})
     rows = fetched(hub, folder)
-    assert "holds more rows than 2, the most" in faults_of(rows)[0]
+    assert "holds more rows than 2, the most" in problems_of(rows)[0]
     assert len(rows.files) == len(list(folder.iterdir())) == 2
     hub.holds(converted={"default/train/0001.parquet": parquet(images[:2], ["a"] * 2)})
     assert len(captions_of(fetched(hub, folder))) == 2
@@ -261,8 +261,8 @@ def test_no_more_rows_than_allowed_are_read(
 
 def test_a_data_set_without_rows_is_told(hub: Hub, folder: Path) -> None:
     hub.holds(converted={"default/train/0000.parquet": parquet([], pyarrow.array([], "string"))})
-    [fault] = faults_of(fetched(hub, folder))
-    assert "holds no rows" in fault
+    [problem] = problems_of(fetched(hub, folder))
+    assert "holds no rows" in problem
 
 
 def test_the_hubs_conversion_is_read_before_the_repositorys_own_files(
@@ -321,10 +321,10 @@ def test_a_configuration_is_read_by_its_name(hub: Hub, folder: Path, layout: str
     hub.holds(**{"main": own, where: {path.format(name): one(name) for name in ("en", "de")}})
     assert captions_of(fetched(hub, folder, dataset_config_name="de")) == ["de"]
     where_told = "training.data_loader.dataset.dataset_config_name"
-    assert faults_of(fetched(hub, folder, dataset_config_name="fr")) == [
+    assert problems_of(fetched(hub, folder, dataset_config_name="fr")) == [
         f"{where_told}: {NAME} has no configuration 'fr'; it has de, en{', default' if own else ''}"
     ]
-    assert faults_of(fetched(hub, folder)) == [
+    assert problems_of(fetched(hub, folder)) == [
         f"{where_told}: {NAME} has several configurations; name one of de, en"
     ]
 
@@ -343,7 +343,7 @@ def test_a_repository_without_parquet_files_is_told_and_its_script_not_run(
     hub: Hub, folder: Path
 ) -> None:
     hub.holds(main={"pictures.py": b"raise SystemExit", "cat.png": b""})
-    assert faults_of(fetched(hub, folder)) == [
+    assert problems_of(fetched(hub, folder)) == [
         f"training.data_loader.dataset.dataset_name: {NAME} has no parquet files "
         "with a train split; scripts in it are never run"
     ]
@@ -379,8 +379,8 @@ def test_what_was_downloaded_is_kept_in_the_cache(hub: Hub, folder: Path) -> Non
 def test_a_data_set_that_the_hub_does_not_give_is_told(
     hub: Hub, folder: Path, name: str, problem: str
 ) -> None:
-    [fault] = faults_of(fetched(hub, folder, dataset_name=name))
-    assert fault == f"training.data_loader.dataset.dataset_name: {problem}"
+    [problem] = problems_of(fetched(hub, folder, dataset_name=name))
+    assert problem == f"training.data_loader.dataset.dataset_name: {problem}"
 
 
 @pytest.mark.parametrize(
@@ -398,9 +398,9 @@ def test_a_proxys_page_in_place_of_the_hubs_answer_is_told(
 ) -> None:
     hub.holds(converted={"default/train/0000.parquet": one("a")})
     hub.page, hub.page_for = page, page_for
-    [fault] = faults_of(fetched(hub, folder))
-    assert "the Hub cannot be asked" in fault
-    assert "\n" not in fault
+    [problem] = problems_of(fetched(hub, folder))
+    assert "the Hub cannot be asked" in problem
+    assert "\n" not in problem
 
 
 def test_a_file_that_the_hub_lists_and_does_not_give_is_told(
@@ -408,8 +408,8 @@ def test_a_file_that_the_hub_lists_and_does_not_give_is_told(
 ) -> None:
     hub.holds(main={"train.parquet": one("a")})
     monkeypatch.setitem(hub.revisions, "main", Vanishing(hub.revisions["main"]))
-    [fault] = faults_of(fetched(hub, folder))
-    assert f"the Hub cannot be asked for {NAME}: " in fault
+    [problem] = problems_of(fetched(hub, folder))
+    assert f"the Hub cannot be asked for {NAME}: " in problem
 
 
 class Vanishing(dict[str, bytes]):
@@ -425,13 +425,13 @@ def test_what_reads_parquet_is_imported_only_with_such_a_data_set() -> None:
 
 
 def test_a_hub_that_cannot_be_asked_is_told(folder: Path) -> None:
-    [fault] = faults_of(fetched(HfApi(endpoint="http://127.0.0.1:9"), folder))
-    assert "the Hub cannot be asked" in fault
+    [problem] = problems_of(fetched(HfApi(endpoint="http://127.0.0.1:9"), folder))
+    assert "the Hub cannot be asked" in problem
 
 
 def test_a_worker_that_is_set_offline_is_told(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    [fault] = faults_of(fetched(hub, folder))
-    assert "the Hub cannot be asked" in fault
+    [problem] = problems_of(fetched(hub, folder))
+    assert "the Hub cannot be asked" in problem

@@ -35,7 +35,7 @@ def add(folder: Path, name: str, color: str, caption: str) -> None:
 def checked(folder: Path) -> Report:
     dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)}
     report = check_local(parse_job(with_values(data_loader__dataset=dataset)).training)
-    assert report.faults == []
+    assert report.problems == []
     return report
 
 
@@ -70,7 +70,7 @@ def test_every_picture_that_changed_or_went_is_told_and_no_data_set_is_stored(
     (folder / "b.png").unlink()
     with pytest.raises(DataSetError) as caught:
         ingest(report, store)
-    assert [fault.where for fault in caught.value.faults] == ["a.png", "b.png"]
+    assert [problem.location for problem in caught.value.problems] == ["a.png", "b.png"]
     assert (caught.value.code, caught.value.stage) == (ErrorCode.INVALID_DATA_SET, "prepare")
     assert store.keys("") == []
 
@@ -90,7 +90,7 @@ def test_a_picture_whose_mask_changed_too_is_told_once(folder: Path, store: Stor
     (folder / "a.png").unlink()
     with pytest.raises(DataSetError) as caught:
         ingest(report, store)
-    assert [fault.where for fault in caught.value.faults] == ["a.png"]
+    assert [problem.location for problem in caught.value.problems] == ["a.png"]
 
 
 def test_a_picture_that_is_stored_already_is_not_needed_again(folder: Path, store: Store) -> None:

@@ -93,7 +93,7 @@ def digest(tmp_path: Path, check: Callable[..., Report]) -> str:
         (folder / name).write_bytes(data)
     (folder / "rows.jsonl").write_text(ROWS, "utf-8")
     report = check(type="IMAGE_CAPTION_JSONL_DATASET", jsonl_path=str(folder / "rows.jsonl"))
-    assert report.faults == []
+    assert report.problems == []
     assert len(report.samples) == 3
     return data_set_of(report.samples).digest
 
@@ -128,7 +128,7 @@ def test_an_archive_is_its_pictures(
         "s3": f"s3://bucket/{name}",
     }[place]
     report = check(type="ARCHIVE", archive=archive, **options)
-    assert report.faults == []
+    assert report.problems == []
     assert data_set_of(report.samples).digest == digest
 
 
@@ -145,7 +145,7 @@ def test_a_folder_in_a_bucket_is_its_pictures(
     # Asked for once more, and not sent once more.
     assert sum(asked.sent for asked in site.asked) - sent < sum(map(len, PICTURES.values()))
     denied = check(roots=("s3://bucket/other",), **found)
-    assert "TRAINING_DATA_ROOTS" in str(denied.faults[0])
+    assert "TRAINING_DATA_ROOTS" in str(denied.problems[0])
 
 
 def test_a_folder_larger_than_may_be_is_told(tmp_path: Path, bucket: Site, digest: str) -> None:
@@ -155,8 +155,8 @@ def test_a_folder_larger_than_may_be_is_told(tmp_path: Path, bucket: Site, diges
     sources = Sources(ReadPolicy(most_bytes=most), tmp_path / "kept", tmp_path / "scratch")
     dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "s3://bucket/some"}
     config = parse_job(with_values(data_loader__dataset=dataset)).training
-    [fault] = check_data_set(config, sources, limits=lambda _: []).faults
-    assert str(fault) == f"s3://bucket/some: holds over {most:,} bytes, the most"
+    [problem] = check_data_set(config, sources, limits=lambda _: []).problems
+    assert str(problem) == f"s3://bucket/some: holds over {most:,} bytes, the most"
 
 
 @pytest.mark.parametrize("place", ["web", "s3"])
@@ -173,7 +173,7 @@ def test_a_jsonl_elsewhere_names_pictures_beside_it(
     site.files["/bucket/rows.jsonl"] = Served(rows.encode(), etag='"2"')
     asked = len(site.asked)
     report = check(**found)
-    assert len(report.faults) >= 4
+    assert len(report.problems) >= 4
     assert report.samples == []
     assert all("secret" not in request.path for request in site.asked[asked:])
 
@@ -201,7 +201,7 @@ def test_a_hub_data_set_is_its_pictures(
         dataset_name="owner/pictures",
         hf_cache_dir=str(tmp_path / "hub"),
     )
-    assert report.faults == []
+    assert report.problems == []
     assert data_set_of(report.samples).digest == digest
 
 
@@ -223,8 +223,8 @@ def test_a_hub_data_set_is_its_pictures(
 def test_what_cannot_be_read_is_told(
     check: Callable[..., Report], dataset: dict[str, str], told: str
 ) -> None:
-    [fault] = check(**dataset).faults
-    assert told in str(fault)
+    [problem] = check(**dataset).problems
+    assert told in str(problem)
 
 
 def test_no_signature_of_an_address_is_told(site: Site, check: Callable[..., Report]) -> None:
@@ -237,7 +237,7 @@ def test_no_signature_of_an_address_is_told(site: Site, check: Callable[..., Rep
         {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": site.url("/rows.jsonl") + signed},
     ):
         report = check(**dataset)
-        assert report.faults
+        assert report.problems
         assert "s3cret" not in json.dumps(report.document())
     job = {"archive": site.url("/a.zip") + signed, "names": ["a?b", "https://u:p@h/x"], "n": 3}
     assert without_queries(job) == {
@@ -253,8 +253,8 @@ def test_an_archive_of_another_checksum_is_refused(
     (tmp_path / "set.zip").write_bytes(zipped(files(captions=True)))
     site.files["/set.zip"] = Served(zipped(files(captions=True)))
     for archive in (str(tmp_path / "set.zip"), site.url("/set.zip")):
-        [fault] = check(type="ARCHIVE", archive=archive, sha256="0" * 64).faults
-        assert "SHA-256" in str(fault) or "sha256" in str(fault).lower()
+        [problem] = check(type="ARCHIVE", archive=archive, sha256="0" * 64).problems
+        assert "SHA-256" in str(problem) or "sha256" in str(problem).lower()
 
 
 def test_outside_the_roots_nothing_on_this_machine_is_read(
@@ -264,20 +264,20 @@ def test_outside_the_roots_nothing_on_this_machine_is_read(
     (tmp_path / "set.zip").write_bytes(zipped(files(captions=True)))
     roots = (str(folder),)
     rows = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": str(folder / "rows.jsonl")}
-    assert check(roots=roots, **rows).faults == []
+    assert check(roots=roots, **rows).problems == []
     for dataset in (
         {"type": "ARCHIVE", "archive": str(tmp_path / "set.zip")},
         {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(tmp_path)},
         {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": str(tmp_path / "rows.jsonl")},
         {"type": "HF_HUB_IMAGE_CAPTION_DATASET", "dataset_name": "a/b", "hf_cache_dir": "/etc"},
     ):
-        [fault] = check(roots=roots, **dataset).faults
-        assert "TRAINING_DATA_ROOTS" in str(fault)
+        [problem] = check(roots=roots, **dataset).problems
+        assert "TRAINING_DATA_ROOTS" in str(problem)
     (tmp_path / "secret.png").write_bytes(PICTURES["a.png"])
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     (folder / "link.txt").write_text("a link", "utf-8")
     dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)}
-    assert [str(fault) for fault in check(roots=roots, **dataset).faults] == [
+    assert [str(problem) for problem in check(roots=roots, **dataset).problems] == [
         "link.png: is a link to where data sets may not lie"
     ]
 

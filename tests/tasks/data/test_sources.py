@@ -33,7 +33,7 @@ def line(**row: Any) -> str:
 
 
 def told(listing: Listing) -> list[str]:
-    return [str(fault) for fault in listing.faults]
+    return [str(problem) for problem in listing.problems]
 
 
 @pytest.fixture
@@ -69,11 +69,11 @@ def test_a_folders_pictures_are_listed_by_name_with_their_captions_stripped(fold
         ("e.bmp", "5"),
     ]
     assert listing.items[0].path == folder / "a.JPG"
-    assert (listing.faults, listing.warnings) == ([], [])
+    assert (listing.problems, listing.warnings) == ([], [])
 
 
 @pytest.mark.parametrize(
-    ("caption", "fault"),
+    ("caption", "problem"),
     [
         (None, "cat.png: has no caption; write it into cat.txt"),
         (b"", "cat.png: has an empty caption; say what the picture shows"),
@@ -85,13 +85,13 @@ def test_a_folders_pictures_are_listed_by_name_with_their_captions_stripped(fold
     ],
 )
 def test_a_caption_that_cannot_be_used_is_told_by_its_file(
-    folder: Path, caption: bytes | None, fault: str
+    folder: Path, caption: bytes | None, problem: str
 ) -> None:
     add(folder, {"cat.png": caption, "dog.png": "a dog"})
     listing = listing_of(folder)
     assert [item.name for item in listing.items] == ["dog.png"]
     [message] = told(listing)
-    assert message.startswith(fault)
+    assert message.startswith(problem)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_caption(folder: Path) -> None:
@@ -104,7 +104,7 @@ def test_a_caption_of_no_picture_is_told_and_does_no_harm(folder: Path) -> None:
     add(folder, {"cat.png": "a cat"})
     (folder / "dog.txt").write_text("a dog")
     listing = listing_of(folder)
-    assert listing.faults == []
+    assert listing.problems == []
     assert [str(warning) for warning in listing.warnings] == [
         "dog.txt: is the caption of no picture; it is not used"
     ]
@@ -112,7 +112,11 @@ def test_a_caption_of_no_picture_is_told_and_does_no_harm(folder: Path) -> None:
 
 def test_every_fault_of_a_folder_is_told_at_once(folder: Path) -> None:
     add(folder, {"a.png": None, "b.png": "", "c.png": b"\xff"})
-    assert [fault.where for fault in listing_of(folder).faults] == ["a.png", "b.png", "c.txt"]
+    assert [problem.location for problem in listing_of(folder).problems] == [
+        "a.png",
+        "b.png",
+        "c.txt",
+    ]
 
 
 def test_a_folder_that_is_missing_empty_or_a_file_is_refused(folder: Path) -> None:
@@ -132,7 +136,7 @@ def test_a_jsonl_files_rows_are_listed_in_their_order(folder: Path) -> None:
         ("data.jsonl line 1 (sub/b.png)", "two"),
         ("data.jsonl line 3 (a.png)", "one"),
     ]
-    assert listing.faults == []
+    assert listing.problems == []
 
 
 def test_a_jsonl_file_may_name_its_columns_and_begin_with_a_byte_order_mark(folder: Path) -> None:
@@ -140,11 +144,11 @@ def test_a_jsonl_file_may_name_its_columns_and_begin_with_a_byte_order_mark(fold
     text = b"\xef\xbb\xbf" + line(file="a.png", prompt="one").encode()
     listing = jsonl_listing(folder, text, image_column="file", caption_column="prompt")
     assert [item.caption for item in listing.items] == ["one"]
-    assert listing.faults == []
+    assert listing.problems == []
 
 
 @pytest.mark.parametrize(
-    ("row", "problem"),
+    ("row", "message"),
     [
         (line(image="../secret.png", text="x"), "outside the data set's folder"),
         (line(image="sub/../../secret.png", text="x"), "outside the data set's folder"),
@@ -171,7 +175,7 @@ def test_a_jsonl_file_may_name_its_columns_and_begin_with_a_byte_order_mark(fold
     ids=lambda value: value[:40] if isinstance(value, str) else None,
 )
 def test_a_row_that_cannot_be_used_is_told_by_its_line(
-    folder: Path, row: str, problem: str
+    folder: Path, row: str, message: str
 ) -> None:
     add(folder, {"a.png": None})
     (folder / "link.png").symlink_to(folder.parent / "secret.png")
@@ -179,18 +183,18 @@ def test_a_row_that_cannot_be_used_is_told_by_its_line(
     (folder / "loop.png").symlink_to(folder / "loop.png")
     listing = jsonl_listing(folder, line(image="a.png", text="one") + row)
     assert [item.caption for item in listing.items] == ["one"]
-    [fault] = listing.faults
-    assert fault.where.startswith("data.jsonl line 2")
-    assert problem in fault.problem
-    assert len(str(fault)) < 6000
-    str(fault).encode()
+    [problem] = listing.problems
+    assert problem.location.startswith("data.jsonl line 2")
+    assert message in problem.message
+    assert len(str(problem)) < 6000
+    str(problem).encode()
 
 
 def test_a_line_separator_in_a_caption_does_not_end_its_row(folder: Path) -> None:
     add(folder, {"a.png": None})
     row = json.dumps({"image": "a.png", "text": "one\u2028two\x85three"}, ensure_ascii=False)
     listing = jsonl_listing(folder, row + "\r\n")
-    assert listing.faults == []
+    assert listing.problems == []
     assert [item.caption for item in listing.items] == ["one\u2028two\x85three"]
 
 
@@ -221,9 +225,9 @@ def test_a_path_that_no_file_can_have_is_told(path: str) -> None:
         ImageCaptionDirDatasetConfig(dataset_dir=path),
         ImageCaptionJsonlDatasetConfig(jsonl_path=path),
     ):
-        [fault] = list_local(config).faults
-        assert fault.where == path
-        assert "cannot be read" in fault.problem or "there is no such" in fault.problem
+        [problem] = list_local(config).problems
+        assert problem.location == path
+        assert "cannot be read" in problem.message or "there is no such" in problem.message
 
 
 def test_a_file_name_that_is_not_utf_8_is_told(folder: Path) -> None:

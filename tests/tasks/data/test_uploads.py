@@ -39,15 +39,15 @@ def test_an_upload_is_read_out_of_the_store(store: Store, tmp_path: Path) -> Non
     place, digest = put(store, tmp_path)
     found = listed(tmp_path, StoredUploads(store, "acme"), place, sha256=digest)
     assert [(it.name, it.caption) for it in found.items] == [("cat.png", "a cat")]
-    assert found.faults == []
+    assert found.problems == []
 
 
 def test_an_upload_with_another_digest_than_the_jobs_is_refused(
     store: Store, tmp_path: Path
 ) -> None:
     place, _ = put(store, tmp_path)
-    [fault] = listed(tmp_path, StoredUploads(store, "acme"), place, sha256="0" * 64).faults
-    assert "SHA-256" in fault.problem
+    [problem] = listed(tmp_path, StoredUploads(store, "acme"), place, sha256="0" * 64).problems
+    assert "SHA-256" in problem.message
 
 
 def test_an_upload_is_of_its_own_tenant_only(store: Store, tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_an_upload_is_of_its_own_tenant_only(store: Store, tmp_path: Path) -> No
     for uploads in (StoredUploads(store, "zoo"), None):
         found = listed(tmp_path, uploads, place)
         assert found.items == []
-        assert found.faults[0].where == place
+        assert found.problems[0].location == place
 
 
 def test_a_store_that_is_no_folder_is_read_by_a_copy(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def check_jsonl(path: Path, *rows: Any, **columns: str) -> Report:
 
 
 def told(report: Report) -> list[str]:
-    return [str(fault) for fault in report.faults]
+    return [str(problem) for problem in report.problems]
 
 
 def warned(report: Report) -> list[str]:
@@ -194,13 +194,13 @@ def test_the_report_for_programs_tells_severity_file_problem_and_remedy(folder: 
             {
                 "severity": "error",
                 "file": "a.png",
-                "problem": "has no caption",
+                "message": "has no caption",
                 "remedy": "write it into a.txt",
             },
             {
                 "severity": "warning",
                 "file": "z.txt",
-                "problem": "is the caption of no picture; it is not used",
+                "message": "is the caption of no picture; it is not used",
                 "remedy": "",
             },
         ],
@@ -395,13 +395,13 @@ def test_a_mask_that_cannot_be_used_is_told_by_its_picture(
     folder: Path, make: Callable[[Path], Any], said: str
 ) -> None:
     make(folder)
-    [fault] = told(masked(folder, mask="mask.png"))
-    assert "a.png" in fault or "line 1" in fault
-    assert said in fault
+    [problem] = told(masked(folder, mask="mask.png"))
+    assert "a.png" in problem or "line 1" in problem
+    assert said in problem
 
 
 @pytest.mark.parametrize("mask", ["../mask.png", "/etc/passwd", 3, ["mask.png"], "\ud800"])
 def test_a_hostile_mask_is_refused(folder: Path, mask: Any) -> None:
     Image.new("L", (512, 512), 9).save(folder.parent / "mask.png")
-    [fault] = told(masked(folder, mask=mask))
-    assert "line 1" in fault
+    [problem] = told(masked(folder, mask=mask))
+    assert "line 1" in problem

@@ -97,7 +97,7 @@ def with_values(**values: Any) -> dict[str, Any]:
     return document
 
 
-def faults(**values: Any) -> str:
+def problems(**values: Any) -> str:
     with pytest.raises(InvalidJobError) as caught:
         parse_job(with_values(**values))
     return str(caught.value)
@@ -183,7 +183,7 @@ def test_every_field_is_documented() -> None:
     ],
 )
 def test_a_trap_is_refused_at_submit_by_its_field(values: dict[str, Any], named: str) -> None:
-    assert named in faults(**values)
+    assert named in problems(**values)
 
 
 @pytest.mark.parametrize(
@@ -198,18 +198,18 @@ def test_a_trap_is_refused_at_submit_by_its_field(values: dict[str, Any], named:
 def test_buckets_that_cannot_be_are_refused(buckets: tuple[int, ...], said: str) -> None:
     names = ("target_resolution", "start_dim", "end_dim", "divisible_by")
     values = dict(zip(names, buckets, strict=True))
-    assert said in faults(data_loader__aspect_ratio_buckets=values)
+    assert said in problems(data_loader__aspect_ratio_buckets=values)
 
 
 def test_all_faults_are_told_at_once() -> None:
-    told = faults(lora_rank_dim=0, bogus=1, max_train_epochs=2, data_loader__resolution=570)
+    told = problems(lora_rank_dim=0, bogus=1, max_train_epochs=2, data_loader__resolution=570)
     for name in ("lora_rank_dim", "bogus: is no option", "max_train_epochs", "570"):
         assert name in told
 
 
 def test_a_field_of_two_forms_is_told_of_once() -> None:
-    assert faults(data_loader__resolution=0).count("resolution") == 1
-    assert faults(data_loader__resolution=[512, 0]).count("resolution") == 1
+    assert problems(data_loader__resolution=0).count("resolution") == 1
+    assert problems(data_loader__resolution=[512, 0]).count("resolution") == 1
 
 
 def test_target_names_stand_for_the_layers_whose_names_end_with_them() -> None:
@@ -419,7 +419,7 @@ def test_every_option_that_may_have_no_effect_is_an_option() -> None:
     ],
 )
 def test_what_cannot_be_is_refused_by_its_whole_name(values: dict[str, Any], named: str) -> None:
-    assert named in faults(**values)
+    assert named in problems(**values)
 
 
 @pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), float("-inf"), "a lot", [1]])
@@ -440,7 +440,7 @@ def test_what_cannot_be_is_refused_by_its_whole_name(values: dict[str, Any], nam
     ],
 )
 def test_no_number_field_takes_what_is_no_positive_number(name: str, value: Any) -> None:
-    assert f"training.{name}: " in faults(**{name: value})
+    assert f"training.{name}: " in problems(**{name: value})
 
 
 def test_every_field_of_every_part_is_documented() -> None:

@@ -46,10 +46,10 @@ REFUSED: dict[str, dict[str, Any]] = {
 def test_what_the_library_cannot_do_is_refused_with_the_reason(option: str) -> None:
     with pytest.raises(InvalidJobError) as refused:
         parse_job(REFUSED[option])
-    [fault] = refused.value.faults
-    assert fault.where == f"training.{option}"
+    [problem] = refused.value.problems
+    assert problem.location == f"training.{option}"
     [limit] = [it for it in LIMITS if it.option == option]
-    assert limit.reason in fault.problem
+    assert limit.reason in problem.message
     # The engine that is the default takes it.
     assert parse_job({**REFUSED[option], "engine": "diffusers"}).engine == "diffusers"
 
@@ -58,7 +58,7 @@ def test_all_that_is_refused_is_told_at_once_and_nothing_is_refused_untested() -
     document = flux(weight_dtype="float16", quantization="nf4", timestep_sampler="resolution_shift")
     with pytest.raises(InvalidJobError) as refused:
         parse_job(document)
-    assert len(refused.value.faults) == 3
+    assert len(refused.value.problems) == 3
     assert {limit.option for limit in LIMITS} == set(REFUSED)
 
 

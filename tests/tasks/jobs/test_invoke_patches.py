@@ -27,4 +27,4 @@ def test_the_guide_names_all_repairs() -> None:
     guide = GUIDE.read_text("utf-8")
     for name, repair in REPAIRS.items():
         assert f"| `{name}` |" in guide, name
-        assert " ".join(repair.fault.split()) in " ".join(guide.split()), name
+        assert " ".join(repair.problem.split()) in " ".join(guide.split()), name

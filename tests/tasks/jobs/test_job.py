@@ -171,9 +171,9 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(
     document["training"]["data_loader"]["dataset"] = dataset
     with pytest.raises(InvalidJobError) as error:
         parse_job(document)
-    [fault] = error.value.faults
-    assert fault.where == f"training.data_loader.dataset.{field}"
-    assert "has a user or a password in it" in fault.problem
+    [problem] = error.value.problems
+    assert problem.location == f"training.data_loader.dataset.{field}"
+    assert "has a user or a password in it" in problem.message
     assert "hidden" not in str(error.value)
 
 

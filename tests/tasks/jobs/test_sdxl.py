@@ -152,11 +152,14 @@ def parsed(training: dict[str, Any], **values: Any) -> SdxlConfig:
     return config
 
 
-def faults(training: dict[str, Any], **values: Any) -> dict[str, str]:
+def problems(training: dict[str, Any], **values: Any) -> dict[str, str]:
     """What is told, by the field's full path below ``training``."""
     with pytest.raises(InvalidJobError) as caught:
         parse_job(document(training, **values))
-    return {fault.where.removeprefix("training."): fault.problem for fault in caught.value.faults}
+    return {
+        problem.location.removeprefix("training."): problem.message
+        for problem in caught.value.problems
+    }
 
 
 @pytest.mark.parametrize(
@@ -252,7 +255,7 @@ def test_the_order_of_a_documents_fields_does_not_matter(training: dict[str, Any
     turned = {**dict(reversed(training.items())), "data_loader": loader}
     assert parsed(turned) == parsed(training)
     values = {"max_train_epochs": 2, "negative_validation_prompts": ["a"], "use_masks": True}
-    assert faults({**values, **turned}) == faults({**training, **values})
+    assert problems({**values, **turned}) == problems({**training, **values})
 
 
 @pytest.mark.parametrize("training", EVERY, ids=lambda training: str(training["type"]))

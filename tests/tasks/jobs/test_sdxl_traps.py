@@ -13,7 +13,7 @@ from tests.tasks.jobs.test_sdxl import (
     LORA,
     PRODIGY,
     TEXTUAL_INVERSION,
-    faults,
+    problems,
 )
 
 
@@ -112,7 +112,7 @@ from tests.tasks.jobs.test_sdxl import (
 def test_a_trap_of_every_type_is_refused_at_submit_by_its_full_path(
     training: dict[str, Any], values: dict[str, Any], where: str, said: str
 ) -> None:
-    told = faults(training, **values)
+    told = problems(training, **values)
     assert set(told) == {where}
     assert said in told[where]
 
@@ -275,13 +275,13 @@ def test_a_trap_of_every_type_is_refused_at_submit_by_its_full_path(
 def test_a_trap_of_one_type_is_refused_at_submit_by_its_full_path(
     training: dict[str, Any], values: dict[str, Any], where: str, said: str
 ) -> None:
-    told = faults(training, **values)
+    told = problems(training, **values)
     assert set(told) == {where}
     assert said in told[where]
 
 
 def test_all_faults_are_told_at_once() -> None:
-    told = faults(
+    told = problems(
         LORA,
         bogus=1,
         xformers=True,

@@ -27,7 +27,7 @@ SESSION = Session(
             options={"quantization": "nf4"},
             measured_bytes=None,
             fitted_bytes=9 * GIB,
-            problem="bitsandbytes is not installed",
+            message="bitsandbytes is not installed",
         ),
     ),
 )

@@ -21,9 +21,9 @@ def container(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 
 def test_an_empty_card_takes_what_fits(container: bool) -> None:
     assert judged(40000, 40000, set()) is None
-    fault = judged(39999, 40000, set())
-    assert fault is not None
-    assert fault.endswith("the job needs 40000, and no process is told to hold the rest")
+    problem = judged(39999, 40000, set())
+    assert problem is not None
+    assert problem.endswith("the job needs 40000, and no process is told to hold the rest")
 
 
 def test_what_the_kept_trainer_holds_counts_as_free(container: bool) -> None:
@@ -31,9 +31,9 @@ def test_what_the_kept_trainer_holds_counts_as_free(container: bool) -> None:
 
 
 def test_another_programs_process_is_a_fault_where_it_can_be_told(container: bool) -> None:
-    fault = judged(40000, 30000, MINE, p100=100, p200=None)
+    problem = judged(40000, 30000, MINE, p100=100, p200=None)
     expected = None if container else "it is used by process 200, which is not this worker's"
-    assert fault == expected
+    assert problem == expected
 
 
 def test_a_kept_trainer_that_holds_too_little_is_told_with_the_numbers(container: bool) -> None:

@@ -121,16 +121,16 @@ def be_away_for_long(fleet: Fleet) -> None:
     fleet.broker.start()
 
 
-@pytest.mark.parametrize("fault", [cut_connections, be_away_for_long])
+@pytest.mark.parametrize("problem", [cut_connections, be_away_for_long])
 def test_a_task_runs_once_through_a_connection_that_breaks(
-    fleet: Fleet, fault: Callable[[Fleet], None]
+    fleet: Fleet, problem: Callable[[Fleet], None]
 ) -> None:
     fleet.start("first")
     task = fleet.send(fleet.task(4 * TIMEOUT_S))
     fleet.wait_for(f"first begins {task}")
     # It has nothing to do, and is back as early as the other one.
     fleet.start("second")
-    fault(fleet)
+    problem(fleet)
     fleet.wait_for(f"first ends {task}")
     fleet.wait_until_nothing_is_held()
     assert fleet.log("begins") == [f"first begins {task}"]

@@ -50,11 +50,11 @@ def test_nothing_is_taken_from_workers_until_they_had_time_to_renew(
     upkeep: Callable[..., LeaderLoop],
 ) -> None:
     taken: list[str] = []
-    faults = [redis.ConnectionError("away")]
+    problems = [redis.ConnectionError("away")]
 
     def away_once() -> None:
-        if faults and taken:
-            raise faults.pop()
+        if problems and taken:
+            raise problems.pop()
 
     it = upkeep(away_once, restore=lambda: taken.append("taken"))
     it.turn()

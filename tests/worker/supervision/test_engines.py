@@ -36,26 +36,26 @@ def test_our_own_engine_is_here() -> None:
 
 def test_an_interpreter_that_is_not_named_or_not_there_is_told_with_the_guide() -> None:
     unset = find_invoke(None)
-    assert unset.faults == ("TRAINING_INVOKE_PYTHON names no interpreter",)
+    assert unset.problems == ("TRAINING_INVOKE_PYTHON names no interpreter",)
     assert "docs/guides/invoke-training.md" in unset.remedy
     absent = find_invoke(Path("/nowhere/python"))
     assert not absent.is_usable
-    assert "No such file" in absent.faults[0]
+    assert "No such file" in absent.problems[0]
 
 
 def test_this_interpreter_is_told_to_lack_the_library() -> None:
     found = find_invoke(Path(sys.executable))
     assert not found.is_usable
-    assert f"{sys.executable}: invoke-training is not installed" in found.faults
+    assert f"{sys.executable}: invoke-training is not installed" in found.problems
     # The one that is meant has 4.
-    assert any("the library needs 4" in fault for fault in found.faults)
+    assert any("the library needs 4" in problem for problem in found.problems)
 
 
 def test_what_answers_well_is_usable_and_what_does_not_says_why(tmp_path: Path) -> None:
-    answer = json.dumps({"versions": {"invoke-training": "0.0.1"}, "faults": []})
+    answer = json.dumps({"versions": {"invoke-training": "0.0.1"}, "errors": []})
     assert find_invoke(interpreter(tmp_path, answer)).versions == {"invoke-training": "0.0.1"}
     crashed = find_invoke(interpreter(tmp_path, "", code=1))
-    assert crashed.faults == (f"{tmp_path / 'python'} cannot be used: no module",)
+    assert crashed.problems == (f"{tmp_path / 'python'} cannot be used: no module",)
     assert not find_invoke(interpreter(tmp_path, "hello")).is_usable
 
 

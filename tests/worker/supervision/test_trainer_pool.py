@@ -319,15 +319,15 @@ def test_another_base_model_gets_another_trainer(
 
 
 @pytest.mark.parametrize(
-    "fault",
+    "problem",
     [
         "tell(kind='failed', code='diverged', message='NaN'); sys.exit(3)",
         "sys.exit(1)",
         "os.write(fd, b'nonsense\\n')",
     ],
 )
-def test_after_an_error_there_is_a_new_one(served: Callable[..., Served], fault: str) -> None:
-    kept = served(f"if request['job_id'] == 'bad': {fault}")
+def test_after_an_error_there_is_a_new_one(served: Callable[..., Served], problem: str) -> None:
+    kept = served(f"if request['job_id'] == 'bad': {problem}")
     kept.run("good")
     with pytest.raises(TrainerError):
         kept.run("bad")

@@ -51,15 +51,15 @@ def test_an_override_of_other_weights_changes_the_loss(
 
 
 @pytest.mark.parametrize("option", PARTS)
-@pytest.mark.parametrize("fault", ["lacks a key", "holds another key", "wrong shape"])
+@pytest.mark.parametrize("problem", ["lacks a key", "holds another key", "wrong shape"])
 def test_an_override_that_does_not_fit_is_refused_by_its_keys(
-    tiny_flux: Path, tmp_path: Path, data: Pictures, option: str, fault: str
+    tiny_flux: Path, tmp_path: Path, data: Pictures, option: str, problem: str
 ) -> None:
     tensors = load_file(tiny_flux / PARTS[option])
     name = next(name for name in sorted(tensors) if name.endswith("weight"))
-    if fault == "lacks a key":
+    if problem == "lacks a key":
         del tensors[name]
-    elif fault == "holds another key":
+    elif problem == "holds another key":
         name = "stranger.weight"
         tensors[name] = torch.zeros(1)
     else:

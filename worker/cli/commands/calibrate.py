@@ -46,9 +46,9 @@ def run(
     before = _read(output) if output.exists() else None
     # Told now, and not after an hour.
     _write(output.with_name(f".{output.name}.probe"), "").unlink()
-    faults = check_base_model(shapes(training_type, model)[0][1])
-    if faults:
-        raise BaseModelError(faults, "calibrate")
+    problems = check_base_model(shapes(training_type, model)[0][1])
+    if problems:
+        raise BaseModelError(problems, "calibrate")
     measured = _measured(settings, card, training_type, model)
     whole = measured if before is None else before.with_later(measured)
     _write(output.with_name(f".{output.name}.new"), whole.model_dump_json(indent=2)).replace(output)
@@ -69,7 +69,7 @@ def report(measured: Calibration) -> list[Table]:
     [session] = measured.sessions
     runs = Table("run", "measured GiB", "fitted GiB", title=f"{session.gpu}: {session.model}")
     for shape in session.shapes:
-        told = shape.problem or f"{(shape.measured_bytes or 0) / GIB:.2f}"
+        told = shape.message or f"{(shape.measured_bytes or 0) / GIB:.2f}"
         runs.add_row(described(shape.options), told, f"{(shape.fitted_bytes or 0) / GIB:.2f}")
     constants = Table("constant", "published", "fitted")
     for name, value in measured.constants.items():

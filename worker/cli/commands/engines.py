@@ -26,7 +26,7 @@ def run(settings: Settings, *, json: bool) -> None:
         return
     table = Table("engine", "here", "versions", "types")
     for name, it in found.items():
-        here = "yes" if it.is_usable else "; ".join((*it.faults, it.remedy))
+        here = "yes" if it.is_usable else "; ".join((*it.problems, it.remedy))
         versions = ", ".join(f"{library} {number}" for library, number in it.versions.items())
         table.add_row(*map(escape, (name, here, versions, ", ".join(_types()))))
     stdout.print(table)
@@ -36,7 +36,12 @@ def run(settings: Settings, *, json: bool) -> None:
     stdout.print(refused)
     repairs = Table("repair", "made", "types", "the fault", title=f"engine {INVOKE} is repaired")
     for repair, its in REPAIRS.items():
-        cells = (repair, "yes" if repair in made else "no", ", ".join(sorted(its.types)), its.fault)
+        cells = (
+            repair,
+            "yes" if repair in made else "no",
+            ", ".join(sorted(its.types)),
+            its.problem,
+        )
         repairs.add_row(*map(escape, cells))
     stdout.print(repairs)
 
@@ -47,7 +52,7 @@ def _document(name: Engine, it: Installed, made: frozenset[str]) -> dict[str, ob
         "what": _WHAT[name],
         "usable": it.is_usable,
         "versions": it.versions,
-        "faults": list(it.faults),
+        "errors": list(it.problems),
         "remedy": it.remedy,
         "types": _types(),
     }
@@ -61,7 +66,7 @@ def _document(name: Engine, it: Installed, made: frozenset[str]) -> dict[str, ob
                 "name": repair,
                 "made": repair in made,
                 "types": sorted(its.types),
-                "fault": its.fault,
+                "problem": its.problem,
             }
             for repair, its in REPAIRS.items()
         ]

@@ -57,7 +57,7 @@ def _document(gpu: Gpu) -> dict[str, object]:
 def _row(gpu: Gpu) -> tuple[str, ...]:
     device = gpu.device
     if gpu.memory_class is None:
-        serves, memory_class = "nothing", gpu.fault or "too small"
+        serves, memory_class = "nothing", gpu.problem or "too small"
     else:
         serves, memory_class = ", ".join(served_queues(gpu.memory_class)), str(gpu.memory_class)
     if device is None:

@@ -67,7 +67,7 @@ def _dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
         )
         report = check(job.training, sources)
     warnings = job.warnings()
-    error = DataSetError(report.faults, "prepare") if report.faults else None
+    error = DataSetError(report.problems, "prepare") if report.problems else None
     code = EXIT_CODES[error.code] if error else 0
     outlook = PreviewPanel(settings, job, report.buckets.values())
     if json:
@@ -84,7 +84,7 @@ def _dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
     for warning in warnings:
         stderr.print(f"warning: {warning}", style="yellow", markup=False)
     if error:
-        stderr.print(f"[red]error[/]: the data set has {len(report.faults)} faults; see above")
+        stderr.print(f"[red]error[/]: the data set has {len(report.problems)} faults; see above")
     else:
         outlook.show()
         stdout.print("the job can run; nothing was sent")

@@ -40,10 +40,10 @@ def run(
         who = f"GPU {card.uuid}" if card else "a worker without --gpu"
         unserved = [queue for queue in served if queue not in possible]
         if unserved:
-            faults = [
+            problems = [
                 Problem("--queues", f"{who} cannot serve {q!r}, only {known}") for q in unserved
             ]
-            raise InvalidJobError(faults)
+            raise InvalidJobError(problems)
     elif strict and card and card.memory_class is not None:
         served = served_queues(card.memory_class, strict=True, engines=engines)
     else:
@@ -68,6 +68,6 @@ def _engines(settings: Settings) -> tuple[Engine, ...]:
     if settings.invoke_python is None:
         return (DIFFUSERS,)
     found = find_invoke(settings.invoke_python)
-    for fault in found.faults:
-        logger.warning("no jobs of engine %s: %s; %s", INVOKE, fault, found.remedy)
+    for problem in found.problems:
+        logger.warning("no jobs of engine %s: %s; %s", INVOKE, problem, found.remedy)
     return (DIFFUSERS, INVOKE) if found.is_usable else (DIFFUSERS,)

@@ -54,7 +54,7 @@ def measure(
             bench.forget()
         told = problem or f"{(peak or 0) / GIB:.2f} GiB"
         logger.info("%s: %s", described(options), told)
-        yield Measurement(options=options, measured_bytes=peak, problem=problem)
+        yield Measurement(options=options, measured_bytes=peak, message=problem)
 
 
 class Bench:

@@ -132,7 +132,7 @@ class CachedEntries:
                 raise self._damaged(digest, "wrong contents")
             data = bytearray(read_entry(self._store, key, entry))
         except DamagedPackError as error:
-            raise self._damaged(digest, error.problem) from error
+            raise self._damaged(digest, error.message) from error
         return {name: _tensor(data, place) for name, place in entry.tensors.items()}
 
     def _damaged(self, digest: str, problem: str) -> DamagedFileError:

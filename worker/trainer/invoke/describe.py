@@ -18,16 +18,16 @@ _TRANSFORMERS = "4"
 def describe() -> dict[str, object]:
     """The versions of what is there, and what is missing or of no use."""
     versions: dict[str, str] = {}
-    faults = []
+    problems = []
     for name in NEEDED:
         try:
             versions[name] = _version(distribution(name))
         except PackageNotFoundError:
-            faults.append(f"{name} is not installed")
+            problems.append(f"{name} is not installed")
     transformers = versions.get("transformers", _TRANSFORMERS)
     if transformers.partition(".")[0] != _TRANSFORMERS:
-        faults.append(f"transformers is {transformers}; the library needs {_TRANSFORMERS}")
-    return {"versions": versions, "faults": faults}
+        problems.append(f"transformers is {transformers}; the library needs {_TRANSFORMERS}")
+    return {"versions": versions, "errors": problems}
 
 
 def _version(found: Distribution) -> str:

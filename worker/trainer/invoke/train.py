@@ -140,8 +140,8 @@ def _checked(request: TrainerRequest, repairs: frozenset[str]) -> Any:
         return adapter.validate_python(_tuples(values))
     except ValidationError as error:
         told = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc'])}: {fault['msg']}"
-            for fault in error.errors(include_url=False, include_input=False)
+            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
+            for problem in error.errors(include_url=False, include_input=False)
         )
         raise RefusedError(f"invoke-training refuses the config: {told}") from error
 

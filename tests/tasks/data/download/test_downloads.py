@@ -174,7 +174,7 @@ def test_a_server_that_is_busy_is_asked_again(site: Site, kept: Downloads) -> No
     site.files["/a.zip"] = Served(status=503)
     with pytest.raises(DownloadError, match="broke off 4 times: the server answered 503") as told:
         kept.fetch(site.url())
-    assert told.value.passing
+    assert told.value.retryable
     assert len(site.asked) == 4
 
 

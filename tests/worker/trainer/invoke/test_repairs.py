@@ -221,4 +221,4 @@ def test_every_repair_is_tested_and_says_what_it_repairs() -> None:
     for name, repair in REPAIRS.items():
         assert f'"{name}"' in tested, name
         assert repair.types <= set(TrainingType)
-        assert repair.fault
+        assert repair.problem
