@@ -37,7 +37,7 @@ class AccountNameError(JobError):
     """A name that no new account can have, or that none has."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, ErrorCode.NOT_NOW)
+        super().__init__(message, ErrorCode.INVALID_STATE)
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ ERROR_FIELDS = ("message", "code", "stage", "retryable")
 ERROR_CODES = {
     "internal": "A fault of the fleet's own; its operator finds more in the workers' logs.",
     "invalid_job": "The job cannot run as described; the message lists every fault.",
-    "invalid_data_set": "The data set cannot be trained on; the message lists every fault.",
+    "invalid_dataset": "The data set cannot be trained on; the message lists every fault.",
     "invalid_model": "The base model is missing, incomplete or unreadable.",
     "no_broker": "There is no broker, or it does not answer.",
     "no_worker": "No live worker serves the queue that the job needs.",
@@ -61,7 +61,8 @@ ERROR_CODES = {
     "superseded": "Another start of the stage has taken over.",
     "not_installed": "A part that the job needs is not installed on the worker.",
     "unreadable_file": "A file cannot be read.",
-    "not_now": "The job is not where this can be done to it.",
+    "invalid_state": "The job's state does not allow the request.",
+    "usage": "A command line was wrong. No job fails with this code.",
 }
 """Why a job failed."""
 

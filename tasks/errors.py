@@ -2,12 +2,13 @@
 
 JobError                 the only one that crosses the wire
 ├── InvalidJobError      a config that cannot run, with every fault in it
-├── DataSetError         a data set that cannot be trained on, with every fault in it
+├── DatasetError         a data set that cannot be trained on, with every fault in it
 ├── BaseModelError       a base model that is missing or incomplete
 ├── BaseModelFilesError  a base model whose files cannot be used
 ├── DoesNotFitJobError   no GPU class holds the job
 ├── TrainerError         the trainer stopped without a result
 ├── CancelledJobError    somebody cancelled the job
+├── UsageError           a wrong command line
 └── StoreError           an artifact could not be read or written
     └── MissingObjectError   there is no such object
 """
@@ -22,7 +23,7 @@ class ErrorCode(StrEnum):
 
     INTERNAL = "internal"
     INVALID_JOB = "invalid_job"
-    INVALID_DATA_SET = "invalid_data_set"
+    INVALID_DATASET = "invalid_dataset"
     INVALID_MODEL = "invalid_model"
     NO_BROKER = "no_broker"
     NO_WORKER = "no_worker"
@@ -36,14 +37,14 @@ class ErrorCode(StrEnum):
     SUPERSEDED = "superseded"
     NOT_INSTALLED = "not_installed"
     UNREADABLE_FILE = "unreadable_file"
-    NOT_NOW = "not_now"
+    INVALID_STATE = "invalid_state"
+    USAGE = "usage"
 
 
 EXIT_CODES = {
     ErrorCode.INTERNAL: 1,
-    # 2 is the shell's convention for a wrong command line.
     ErrorCode.INVALID_JOB: 3,
-    ErrorCode.INVALID_DATA_SET: 4,
+    ErrorCode.INVALID_DATASET: 4,
     ErrorCode.INVALID_MODEL: 5,
     ErrorCode.NO_BROKER: 6,
     ErrorCode.NO_WORKER: 7,
@@ -57,7 +58,9 @@ EXIT_CODES = {
     ErrorCode.SUPERSEDED: 15,
     ErrorCode.NOT_INSTALLED: 16,
     ErrorCode.UNREADABLE_FILE: 17,
-    ErrorCode.NOT_NOW: 18,
+    ErrorCode.INVALID_STATE: 18,
+    # The shell's convention for a wrong command line.
+    ErrorCode.USAGE: 2,
 }
 
 
@@ -148,10 +151,10 @@ class InvalidJobError(_ProblemsError):
     _title = "the job cannot run as described"
 
 
-class DataSetError(_ProblemsError):
+class DatasetError(_ProblemsError):
     """A data set that cannot be trained on."""
 
-    _code = ErrorCode.INVALID_DATA_SET
+    _code = ErrorCode.INVALID_DATASET
     _title = "the data set cannot be trained on"
 
 
@@ -224,3 +227,10 @@ class NotInstalledError(JobError):
             f"{what} is not installed: pip install 'training-worker[{extra}]'",
             ErrorCode.NOT_INSTALLED,
         )
+
+
+class UsageError(JobError):
+    """A command line that names something that does not exist, or misses something."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, ErrorCode.USAGE)

@@ -33,7 +33,7 @@ _TYPES = tuple(TrainingType)
 # Of the failures that a stage can have.
 _CODES = (
     ErrorCode.INTERNAL,
-    ErrorCode.INVALID_DATA_SET,
+    ErrorCode.INVALID_DATASET,
     ErrorCode.INVALID_MODEL,
     ErrorCode.TRAINER_FAILED,
     ErrorCode.STORE,

@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 
 _STATUS = {
     ErrorCode.INVALID_JOB: 422,
-    ErrorCode.INVALID_DATA_SET: 422,
+    ErrorCode.INVALID_DATASET: 422,
     ErrorCode.INVALID_MODEL: 422,
     ErrorCode.DOES_NOT_FIT: 422,
     ErrorCode.UNKNOWN_JOB: 404,
-    ErrorCode.NOT_NOW: 409,
+    ErrorCode.INVALID_STATE: 409,
     ErrorCode.NO_BROKER: 503,
     ErrorCode.NO_WORKER: 503,
     ErrorCode.STORE: 503,

@@ -30,7 +30,7 @@ PART_NAMES = {
 
 REMEDIES = {
     "invalid_job": "Run it again with changes, and mend the options named above.",
-    "invalid_data_set": "Mend the files named above, and run it again with the pictures anew.",
+    "invalid_dataset": "Mend the files named above, and run it again with the pictures anew.",
     "invalid_model": "Run it again with another base model, or mend the one named above.",
     "does_not_fit": "Run it again with a smaller preset, batch or resolution.",
     "out_of_memory": "Run it again with gradient checkpointing, cached text outputs, or a smaller "

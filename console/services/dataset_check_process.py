@@ -21,7 +21,7 @@ from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
 from tasks.data.uploads import NoUploadError, StoredUploads
 from tasks.data.validation import check_data_set
-from tasks.errors import BaseModelError, DataSetError, JobError, Problem
+from tasks.errors import BaseModelError, DatasetError, JobError, Problem
 from tasks.jobs.job import TrainingConfig
 from tasks.store import Store
 from tasks.strict_model import StrictModel
@@ -67,7 +67,7 @@ def main() -> None:
     except JobError as error:
         answer = _error(error)
     except NoUploadError as error:
-        answer = _error(DataSetError([Problem("", str(error))], "prepare"))
+        answer = _error(DatasetError([Problem("", str(error))], "prepare"))
     sys.stdout.write(json.dumps(answer))
 
 
@@ -87,7 +87,7 @@ def _checked(request: CheckRequest) -> dict[str, Any]:
     answer = {"report": report.document(), "sizes": list(report.buckets.values())}
     if model_faults:
         return {**answer, **_error(BaseModelError(model_faults, "prepare"))}
-    return answer | (_error(DataSetError(report.problems, "prepare")) if report.problems else {})
+    return answer | (_error(DatasetError(report.problems, "prepare")) if report.problems else {})
 
 
 def _pictures(request: CheckRequest) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _pictures(request: CheckRequest) -> dict[str, Any]:
     found = unpack(archive, scratch / "unpacked", most_bytes=request.most_bytes)
     files = found.files
     if found.problems and not files:
-        raise DataSetError(found.problems, "prepare")
+        raise DatasetError(found.problems, "prepare")
     folder.mkdir(parents=True, exist_ok=True)
     return {"pictures": list(_thumbnails(files, folder))}
 

@@ -6,7 +6,7 @@ from functools import partial
 from tasks.data.memory_budget import MemoryBudget, in_threads
 from tasks.data.validation import MOST_FILE_BYTES, CheckedFile, Report
 from tasks.dataset import DataSet, balanced, data_set_of
-from tasks.errors import DataSetError, Problem
+from tasks.errors import DatasetError, Problem
 from tasks.store import Store, data_set_key, image_key
 
 
@@ -16,7 +16,7 @@ def ingest(report: Report, store: Store) -> DataSet:
     Pictures keep the bytes they came in; one that is in the store already is not read again.
 
     Raises:
-        DataSetError: A picture is no longer what was checked.
+        DatasetError: A picture is no longer what was checked.
         StoreError: The store cannot be written.
     """
     put = partial(_put, store=store, memory=MemoryBudget(MOST_FILE_BYTES))
@@ -25,7 +25,7 @@ def ingest(report: Report, store: Store) -> DataSet:
     changed = dict.fromkeys(file.name for file, is_stored in stored if not is_stored)
     if changed:
         problem = "changed while it was checked; submit again"
-        raise DataSetError([Problem(name, problem) for name in changed], "prepare")
+        raise DatasetError([Problem(name, problem) for name in changed], "prepare")
     data_set = data_set_of(balanced(report.samples))
     store.put_if_absent(data_set_key(data_set.digest), data_set.model_dump_json().encode())
     return data_set

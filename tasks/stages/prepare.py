@@ -11,7 +11,7 @@ from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
 from tasks.data.uploads import StoredUploads
 from tasks.data.validation import Report, check_data_set
-from tasks.errors import BaseModelError, DataSetError
+from tasks.errors import BaseModelError, DatasetError
 from tasks.eta.rate_meter import WorkDone
 from tasks.events import DataSetChecked, Note, Progress
 from tasks.jobs.pipeline import PipelineConfig
@@ -101,7 +101,7 @@ def prepare(context: StageContext) -> StageResult:
     )
     context.emit(checked, {"report": key})
     if report.problems:
-        raise DataSetError(report.problems, "prepare")
+        raise DatasetError(report.problems, "prepare")
     for warning in report.warnings[:_MOST_NOTES]:
         context.emit(Note(level="warning", message=str(warning)))
     if len(report.warnings) > _MOST_NOTES:

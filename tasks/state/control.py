@@ -25,7 +25,7 @@ class InvalidStateError(JobError):
     """A job is not where this can be done to it."""
 
     def __init__(self, job_id: str, status: str, wanted: str) -> None:
-        super().__init__(f"job {job_id} is {status}, not {wanted}", ErrorCode.NOT_NOW)
+        super().__init__(f"job {job_id} is {status}, not {wanted}", ErrorCode.INVALID_STATE)
 
 
 class JobControl:

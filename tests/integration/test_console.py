@@ -114,7 +114,7 @@ def test_a_job_by_http_from_the_upload_to_the_file(
         found = acme.post("/jobs:preview", json=job_of(tiny_model, broken)).json()
         errors = [it for it in found["data_set"]["findings"] if it["severity"] == "error"]
         assert [it["file"] for it in errors] == ["torn.png"]
-        assert found["error"]["code"] == "invalid_data_set"
+        assert found["error"]["code"] == "invalid_dataset"
 
         whole = uploaded_in_pieces(acme, archive_of(pictures, broken=False))
         found = acme.post("/jobs:preview", json=job_of(tiny_model, whole)).json()

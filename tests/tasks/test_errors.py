@@ -6,7 +6,7 @@ from tasks.errors import (
     EXIT_CODES,
     BaseModelError,
     CancelledJobError,
-    DataSetError,
+    DatasetError,
     DoesNotFitJobError,
     ErrorCode,
     InvalidJobError,
@@ -19,7 +19,7 @@ from tasks.errors import (
 FAULTS = [Problem("training.lora_rank_dim", "must be above 0"), Problem("", "is no job")]
 ERRORS = [
     (InvalidJobError(FAULTS), ErrorCode.INVALID_JOB, "submit", False),
-    (DataSetError(FAULTS, "prepare"), ErrorCode.INVALID_DATA_SET, "prepare", False),
+    (DatasetError(FAULTS, "prepare"), ErrorCode.INVALID_DATASET, "prepare", False),
     (BaseModelError(FAULTS, "prepare"), ErrorCode.INVALID_MODEL, "prepare", False),
     (DoesNotFitJobError("too large"), ErrorCode.DOES_NOT_FIT, "submit", False),
     (TrainerError("it fell", "train"), ErrorCode.TRAINER_FAILED, "train", False),
@@ -31,14 +31,14 @@ ERRORS = [
     ),
     (CancelledJobError("j1", "train"), ErrorCode.CANCELLED, "train", False),
     (
-        DataSetError([Problem("a.zip", "broke off", retryable=True)], "prepare"),
-        ErrorCode.INVALID_DATA_SET,
+        DatasetError([Problem("a.zip", "broke off", retryable=True)], "prepare"),
+        ErrorCode.INVALID_DATASET,
         "prepare",
         True,
     ),
     (
-        DataSetError([Problem("a.zip", "broke off", retryable=True), *FAULTS], "prepare"),
-        ErrorCode.INVALID_DATA_SET,
+        DatasetError([Problem("a.zip", "broke off", retryable=True), *FAULTS], "prepare"),
+        ErrorCode.INVALID_DATASET,
         "prepare",
         False,
     ),
@@ -52,9 +52,10 @@ def test_every_error_code_has_an_exit_code_of_its_own() -> None:
     assert len(set(EXIT_CODES.values())) == len(ErrorCode)
 
 
-def test_no_exit_code_is_one_that_shells_use() -> None:
-    # 0 is success, 2 a wrong command line, and from 126 on the shell speaks of itself.
-    assert not {0, 2} & set(EXIT_CODES.values())
+def test_exit_codes_follow_the_shells_conventions() -> None:
+    # 0 is success, 2 a wrong command line, and 126 and above are the shell's own.
+    assert 0 not in EXIT_CODES.values()
+    assert [code for code, number in EXIT_CODES.items() if number == 2] == [ErrorCode.USAGE]
     assert max(EXIT_CODES.values()) < 126
 
 

@@ -105,7 +105,7 @@ class MissingLibraryError(RefusedError):
 class PictureError(RefusedError):
     """An image of the data set cannot be read."""
 
-    code = ErrorCode.INVALID_DATA_SET
+    code = ErrorCode.INVALID_DATASET
 
     def __init__(self, source: str, problem: str) -> None:
         super().__init__(source, problem)

@@ -128,7 +128,7 @@ def test_a_job_is_paused_resumed_and_cancelled(acme: httpx2.Client) -> None:
     assert acme.post(f"/jobs/{job_id}:resume").json()["status"] == "queued"
     assert acme.post(f"/jobs/{job_id}:cancel").json()["status"] == "cancelled"
     late = acme.post(f"/jobs/{job_id}:pause")
-    assert (late.status_code, late.json()["code"]) == (409, "not_now")
+    assert (late.status_code, late.json()["code"]) == (409, "invalid_state")
 
 
 def test_a_job_shows_the_newest_progress_of_its_stage(console: Console) -> None:

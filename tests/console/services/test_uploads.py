@@ -195,7 +195,7 @@ def test_thumbnails_show_the_pictures_and_name_the_broken_one(acme: httpx2.Clien
 
 def test_what_is_no_archive_has_no_pictures(acme: httpx2.Client) -> None:
     answer = acme.get(f"/uploads/{upload(acme, b'no zip')}/pictures")
-    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_data_set")
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_dataset")
     assert acme.get(f"/uploads/{begin(acme, 10)}/pictures").status_code == 409
 
 

@@ -6,7 +6,7 @@ from PIL import Image
 
 from tasks.data.ingest import ingest
 from tasks.data.validation import Report
-from tasks.errors import DataSetError, ErrorCode
+from tasks.errors import DatasetError, ErrorCode
 from tasks.jobs.job import parse_job
 from tasks.store import Store, image_key
 from tests.tasks.data.reading import check_local
@@ -68,10 +68,10 @@ def test_every_picture_that_changed_or_went_is_told_and_no_data_set_is_stored(
     report = checked(folder)
     Image.new("RGB", (512, 512), "green").save(folder / "a.png")
     (folder / "b.png").unlink()
-    with pytest.raises(DataSetError) as caught:
+    with pytest.raises(DatasetError) as caught:
         ingest(report, store)
     assert [problem.location for problem in caught.value.problems] == ["a.png", "b.png"]
-    assert (caught.value.code, caught.value.stage) == (ErrorCode.INVALID_DATA_SET, "prepare")
+    assert (caught.value.code, caught.value.stage) == (ErrorCode.INVALID_DATASET, "prepare")
     assert store.keys("") == []
 
 
@@ -80,7 +80,7 @@ def test_a_file_written_anew_is_told_though_its_pixels_are_the_same(
 ) -> None:
     report = checked(folder)
     Image.open(folder / "a.png").save(folder / "a.png", compress_level=0)
-    with pytest.raises(DataSetError, match=r"a\.png: changed while it was checked"):
+    with pytest.raises(DatasetError, match=r"a\.png: changed while it was checked"):
         ingest(report, store)
 
 
@@ -88,7 +88,7 @@ def test_a_picture_whose_mask_changed_too_is_told_once(folder: Path, store: Stor
     report = checked(folder)
     report.files.append(replace(report.files[0], path=folder / "b.png"))
     (folder / "a.png").unlink()
-    with pytest.raises(DataSetError) as caught:
+    with pytest.raises(DatasetError) as caught:
         ingest(report, store)
     assert [problem.location for problem in caught.value.problems] == ["a.png"]
 

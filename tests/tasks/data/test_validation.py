@@ -10,7 +10,7 @@ from tasks.data.ingest import ingest
 from tasks.data.tokens import TokenLimit
 from tasks.data.validation import Report
 from tasks.dataset import DataSet, data_set_of
-from tasks.errors import DataSetError
+from tasks.errors import DatasetError
 from tasks.jobs.job import parse_job
 from tasks.store import Store, data_set_key, image_key
 from tests.tasks.data.reading import check_local
@@ -277,7 +277,7 @@ def test_the_digest_is_that_of_pictures_and_captions_wherever_they_came_from(
 def test_a_picture_that_changes_after_its_check_is_told(folder: Path, store: Store) -> None:
     report = check_folder(folder)
     Image.new("RGB", (512, 512), "black").save(folder / "a.png")
-    with pytest.raises(DataSetError, match=r"a\.png: changed while it was checked"):
+    with pytest.raises(DatasetError, match=r"a\.png: changed while it was checked"):
         ingest(report, store)
     assert store.keys("datasets") == []
 

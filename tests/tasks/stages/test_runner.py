@@ -223,7 +223,7 @@ def test_a_failing_stage_fails_the_job_with_its_own_words(
     state: JobState, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     def broken(context: StageContext) -> StageResult:
-        raise JobError("cat.png is no picture", ErrorCode.INVALID_DATA_SET)
+        raise JobError("cat.png is no picture", ErrorCode.INVALID_DATASET)
 
     with pytest.raises(JobError, match=r"cat\.png"):
         run_stage(
@@ -232,7 +232,7 @@ def test_a_failing_stage_fails_the_job_with_its_own_words(
     record = state.get(job_id)
     assert (record.status, record.error_code, record.error_stage) == (
         JobStatus.FAILED,
-        ErrorCode.INVALID_DATA_SET,
+        ErrorCode.INVALID_DATASET,
         "prepare",
     )
     # A message that comes after the end tells whoever waits for its result the same.

@@ -103,7 +103,7 @@ def test_a_stage_that_ends_before_it_stops_leaves_its_successor_paused(
 def test_a_job_that_is_over_is_not_paused(
     control: JobControl, state: JobState, job_id: str
 ) -> None:
-    fail(state, job_id, ErrorCode.INVALID_DATA_SET)
+    fail(state, job_id, ErrorCode.INVALID_DATASET)
     with pytest.raises(InvalidStateError, match="is failed, not waiting or running"):
         control.pause(job_id)
 
@@ -121,7 +121,7 @@ def test_jobs_that_failed_through_no_fault_of_their_own_can_be_replayed(
     control: JobControl, state: JobState, job_id: str, job_document: dict[str, Any]
 ) -> None:
     wrong = admit(job_document, state, "result")[0]
-    fail(state, wrong, ErrorCode.INVALID_DATA_SET)
+    fail(state, wrong, ErrorCode.INVALID_DATASET)
     fail(state, job_id, ErrorCode.STORE)
     assert [record.id for record in control.dead()] == [job_id]
     assert control.in_flight() == []

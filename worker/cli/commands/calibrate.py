@@ -27,7 +27,7 @@ class NotHereError(JobError):
     """There is no GPU here that could be measured."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, ErrorCode.NOT_NOW)
+        super().__init__(message, ErrorCode.INVALID_STATE)
 
 
 def run(

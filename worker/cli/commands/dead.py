@@ -30,7 +30,7 @@ def run(
             stdout.print(dead_table(records))
         return
     if all_jobs == bool(job_ids):
-        raise JobError("name the jobs, or give --all", ErrorCode.NOT_NOW)
+        raise JobError("name the jobs, or give --all", ErrorCode.INVALID_STATE)
     do = client.replay if action == "replay" else client.control.drop_dead
     done = {"replay": "replayed", "drop": "dropped"}[action]
     for job_id in job_ids or [record.id for record in records]:

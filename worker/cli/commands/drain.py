@@ -37,4 +37,4 @@ def run(
         else:
             stdout.print(f"{name}: {state}", markup=False)
     if wait and left:
-        raise JobError(f"still there: {', '.join(sorted(left))}", ErrorCode.NOT_NOW)
+        raise JobError(f"still there: {', '.join(sorted(left))}", ErrorCode.INVALID_STATE)

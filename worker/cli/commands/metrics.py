@@ -33,7 +33,9 @@ def run(settings: Settings, *, markdown: bool) -> None:
     if find_spec("prometheus_client") is None:
         raise NotInstalledError("prometheus-client", "console")
     if not settings.metrics_port:
-        raise JobError("TRAINING_METRICS_PORT is 0: set a port, such as 9464", ErrorCode.NOT_NOW)
+        raise JobError(
+            "TRAINING_METRICS_PORT is 0: set a port, such as 9464", ErrorCode.INVALID_STATE
+        )
     set_up_logging(settings.log_format, "metrics")
     client = connect(broker_url(settings))
     stdout.print(f"metrics: {metrics_address(settings)}", soft_wrap=True)
@@ -43,7 +45,7 @@ def run(settings: Settings, *, markdown: bool) -> None:
         )
     except OSError as error:
         problem = f"{metrics_address(settings)} cannot be served: {error.strerror}"
-        raise JobError(problem, ErrorCode.NOT_NOW) from error
+        raise JobError(problem, ErrorCode.INVALID_STATE) from error
 
 
 def metrics_address(settings: Settings) -> str:

@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 from tasks.data.sources import Sources
 from tasks.data.uploads import StoredUploads
-from tasks.errors import EXIT_CODES, DataSetError
+from tasks.errors import EXIT_CODES, DatasetError
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.settings.settings import Settings
 from tasks.stages.prepare import check
@@ -67,7 +67,7 @@ def _dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
         )
         report = check(job.training, sources)
     warnings = job.warnings()
-    error = DataSetError(report.problems, "prepare") if report.problems else None
+    error = DatasetError(report.problems, "prepare") if report.problems else None
     code = EXIT_CODES[error.code] if error else 0
     outlook = PreviewPanel(settings, job, report.buckets.values())
     if json:
