@@ -31,7 +31,7 @@ _PAGE = """<!doctype html>
 <label for="key">Key</label>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus
  aria-describedby="help{described}"{invalid}>
-{fault}<p class="help" id="help">An operator makes one with <code>training-worker keys add</code>.
+{problem}<p class="help" id="help">An operator makes one with <code>training-worker keys add</code>.
 On the machine of <code>training-worker up</code>, one lies in the file <code>console-key</code> of
 <code>TRAINING_HOME</code>.</p>
 </div>

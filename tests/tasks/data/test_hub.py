@@ -148,8 +148,8 @@ def test_a_caption_that_is_no_text_is_a_fault_of_its_row(
 ) -> None:
     file = parquet([{"bytes": b"picture", "path": "cat.png"}], caption)
     hub.holds(converted={"default/train/0000.parquet": file})
-    [problem] = problems_of(fetched(hub, folder))
-    assert problem.startswith(f"{NAME} row 0: {problem}")
+    [found] = problems_of(fetched(hub, folder))
+    assert found.startswith(f"{NAME} row 0: {problem}")
 
 
 def test_a_row_without_image_bytes_is_a_fault_and_the_others_are_read(
@@ -379,8 +379,8 @@ def test_what_was_downloaded_is_kept_in_the_cache(hub: Hub, folder: Path) -> Non
 def test_a_data_set_that_the_hub_does_not_give_is_told(
     hub: Hub, folder: Path, name: str, problem: str
 ) -> None:
-    [problem] = problems_of(fetched(hub, folder, dataset_name=name))
-    assert problem == f"training.data_loader.dataset.dataset_name: {problem}"
+    [found] = problems_of(fetched(hub, folder, dataset_name=name))
+    assert found == f"training.data_loader.dataset.dataset_name: {problem}"
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_a_duration_is_bare_seconds_or_iso_8601(
     assert Settings().job_ttl == duration
 
 
-@pytest.mark.parametrize("name", ["JOB_TTL", "STOP_GRACE", "VISIBILITY_TIMEOUT"])
+@pytest.mark.parametrize("name", ["JOB_TTL", "SHUTDOWN_TIMEOUT", "VISIBILITY_TIMEOUT"])
 @pytest.mark.parametrize("text", ["0", "-1", "P-1D", "soon", "", "nan", "inf", "1e300"])
 def test_a_duration_that_is_none_is_refused_by_its_name(
     name: str, text: str, monkeypatch: pytest.MonkeyPatch
