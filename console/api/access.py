@@ -13,7 +13,7 @@ from console.services.sessions import COOKIE
 from tasks.api_keys import Account
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
-_BEARER = HTTPBearer(auto_error=False, description="A key of `training-worker keys add`.")
+_BEARER = HTTPBearer(auto_error=False, description="A key of `training-worker keys create`.")
 
 
 def service_of(request: Request) -> Service:

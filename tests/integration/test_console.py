@@ -34,7 +34,7 @@ def console(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Itera
             detail=fleet.log,
         )
         keys = {
-            name: fleet.run("keys", "add", name, "--tenant", name).out.strip()
+            name: fleet.run("keys", "create", name, "--tenant", name).out.strip()
             for name in ("acme", "zoo")
         }
         yield Served(fleet, url, keys | {"operator": (home / "console-key").read_text().strip()})
@@ -182,15 +182,15 @@ def test_the_command_line_checks_an_upload_too(
 
 def test_keys_are_listed_without_what_they_are_and_revoked_at_once(console: Served) -> None:
     fleet = console.fleet
-    listed = json.loads(fleet.run("keys", "ls", "--json").out)
+    listed = json.loads(fleet.run("keys", "list", "--json").out)
     assert {(it["name"], it["tenant"]) for it in listed} >= {("console", None), ("acme", "acme")}
     assert not re.search(r"twk_|[0-9a-f]{64}", json.dumps(listed))
-    added = fleet.run("keys", "add", "short", "--operator", "--json").documents[0]
+    added = fleet.run("keys", "create", "short", "--operator", "--json").documents[0]
     headers = {"Authorization": f"Bearer {added['key']}"}
     assert httpx2.get(f"{console.url}/v1/fleet", headers=headers).status_code == 200
     assert fleet.run("keys", "revoke", "short").code == 0
     assert httpx2.get(f"{console.url}/v1/fleet", headers=headers).status_code == 401
-    assert fleet.run("keys", "add", "both").code == 2
+    assert fleet.run("keys", "create", "both").code == 2
     assert fleet.run("keys", "revoke", "nobody").code == 18
 
 

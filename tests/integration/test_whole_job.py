@@ -51,7 +51,7 @@ def test_pictures_become_a_published_lora_on_the_right_workers(
         assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
 
     # What it took is known to later ones.
-    learned = fleet.run("times", "--json").documents[0]
+    learned = fleet.run("durations", "--json").documents[0]
     assert {it["stage"]: it["unit"] for it in learned["stages"]} == {
         "prepare": "picture",
         "cache": "entry",
@@ -109,9 +109,9 @@ def test_a_pack_that_is_damaged_is_made_anew_while_a_job_runs(
     second = published(fleet, job)
     assert second["sha256"] == first["sha256"]
     assert fleet.run("cache", "verify", "--json").code == 0
-    listed = fleet.run("cache", "ls", "--json").documents[0]
+    listed = fleet.run("cache", "list", "--json").documents[0]
     assert listed["latents"]["packs"] > 0
-    told = fleet.run("cache", "gc", "--max-size", "0", "--json").documents[0]
+    told = fleet.run("cache", "prune", "--max-size", "0", "--json").documents[0]
     # All of it was used within the hour.
     assert told["removed"] == 0
 

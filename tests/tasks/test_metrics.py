@@ -13,7 +13,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 RUN_BOOK = DOCS / "runbook"
 # What Prometheus tells of its own.
 OTHERS = {"up": {"job", "instance"}}
-COMMAND = re.compile(r"`training-worker ([a-z]+(?: (?:ls|replay|drop|gc|verify)\b)?)")
+COMMAND = re.compile(r"`training-worker ([a-z-]+(?: (?:list|replay|discard|prune|verify)\b)?)")
 
 
 def told() -> dict[str, set[str]]:

@@ -151,7 +151,7 @@ def route(job: JobFile, json: Json = False) -> None:
 
 
 @cli.command()
-def times(json: Json = False) -> None:
+def durations(json: Json = False) -> None:
     """Show what finished runs have taught: seconds a step, and waits by queue."""
     _run("times", json=json)
 
@@ -296,13 +296,13 @@ _cache = typer.Typer(help="Look after the fleet's cache of encoder outputs.", no
 cli.add_typer(_cache, name="cache")
 
 
-@_cache.command("ls")
+@_cache.command("list")
 def cache_ls(json: Json = False) -> None:
     """Show what the cache holds: packs, size, last use."""
     _run("cache", action="ls", json=json)
 
 
-@_cache.command("gc")
+@_cache.command("prune")
 def cache_gc(
     unused_days: Annotated[
         float | None, typer.Option(min=0, help="Remove what no job has used for so many days.")
@@ -334,7 +334,7 @@ def cache_verify(json: Json = False) -> None:
 _dead = typer.Typer(
     help="Look after jobs that failed through no fault of their own.", no_args_is_help=True
 )
-cli.add_typer(_dead, name="dead")
+cli.add_typer(_dead, name="dead-letter")
 
 DeadJobs = Annotated[
     list[str] | None, typer.Argument(metavar="JOB...", help="The jobs' ids.", show_default=False)
@@ -342,7 +342,7 @@ DeadJobs = Annotated[
 AllDead = Annotated[bool, typer.Option("--all", help="All of them.")]
 
 
-@_dead.command("ls")
+@_dead.command("list")
 def dead_ls(json: Json = False) -> None:
     """List them, the oldest end first; with --json, each with its history."""
     _run("dead", action="ls", json=json)
@@ -354,7 +354,7 @@ def dead_replay(jobs: DeadJobs = None, all_jobs: AllDead = False, json: Json = F
     _run("dead", action="replay", job_ids=tuple(jobs or ()), all_jobs=all_jobs, json=json)
 
 
-@_dead.command("drop")
+@_dead.command("discard")
 def dead_drop(jobs: DeadJobs = None, all_jobs: AllDead = False, json: Json = False) -> None:
     """Take jobs off the list; what is known of them stays for its life time."""
     _run("dead", action="drop", job_ids=tuple(jobs or ()), all_jobs=all_jobs, json=json)
@@ -394,7 +394,7 @@ cli.add_typer(_keys, name="keys")
 KeyName = Annotated[str, typer.Argument(help="What the key is called.", show_default=False)]
 
 
-@_keys.command("add")
+@_keys.command("create")
 def keys_add(
     name: KeyName,
     tenant: Annotated[
@@ -411,7 +411,7 @@ def keys_add(
     _run("keys", action="add", name=name, tenant=tenant, json=json)
 
 
-@_keys.command("ls")
+@_keys.command("list")
 def keys_ls(json: Json = False) -> None:
     """List the keys by name."""
     _run("keys", action="ls", name="", tenant=None, json=json)

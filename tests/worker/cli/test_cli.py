@@ -89,7 +89,8 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_the_celery_side_never_imports_torch() -> None:
     program = (
-        "import importlib, pkgutil, sys, worker.cli.commands, worker.worker, worker.local.local_fleet, worker.local.flower\n"
+        "import importlib, pkgutil, sys, worker.cli.commands\n"
+        "import worker.worker, worker.local.local_fleet, worker.local.flower\n"
         "for module in pkgutil.iter_modules(worker.cli.commands.__path__):\n"
         "    importlib.import_module(f'worker.cli.commands.{module.name}')\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'peft', 'numpy'}\n"
