@@ -7,7 +7,6 @@ import pytest
 from tasks.metrics import METRICS, STAGE_ENDS, STAGE_SECONDS, STEPS, Metric
 from tests.promql import DASHBOARDS, Asked, asked, expressions, panels, rules
 from tests.worker.cli.test_cli import COMMANDS
-from worker.cli.commands.metrics import document
 
 DOCS = Path(__file__).parents[2] / "docs"
 RUN_BOOK = DOCS / "runbook"
@@ -44,10 +43,6 @@ def test_names_and_units_are_as_prometheus_wants_them(metric: Metric) -> None:
 def test_no_two_metrics_share_a_name_or_a_family() -> None:
     families = [it.name.removesuffix("_total") for it in METRICS]
     assert len(set(families)) == len(families)
-
-
-def test_the_page_of_all_metrics_is_as_the_code_tells_them() -> None:
-    assert (DOCS / "metrics.md").read_text("utf-8") == document()
 
 
 @pytest.mark.parametrize("expression", sorted(set(expressions())))

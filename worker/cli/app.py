@@ -369,7 +369,7 @@ def tenants(json: Json = False) -> None:
 @cli.command()
 def metrics(
     markdown: Annotated[
-        bool, typer.Option("--markdown", help="List every metric instead, as docs/metrics.md does.")
+        bool, typer.Option("--markdown", help="List every metric as Markdown.")
     ] = False,
 ) -> None:
     """Serve the fleet's metrics for Prometheus."""

@@ -1,4 +1,3 @@
-import re
 from datetime import timedelta
 from pathlib import Path
 
@@ -7,36 +6,11 @@ from pydantic import ValidationError
 
 from tasks.settings.settings import Settings
 
-README = Path(__file__).parents[3] / "README.md"
-ROW = re.compile(r"^\| `(TRAINING_\w+|CUDA_VISIBLE_DEVICES)` \| (.+?) \| (.+) \|$", re.MULTILINE)
-
 
 @pytest.fixture(autouse=True)
 def without_the_callers_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in Settings.model_fields:
         monkeypatch.delenv(f"TRAINING_{name.upper()}", raising=False)
-
-
-def shown(default: object) -> str:
-    """A default as the README shows it."""
-    if default is None:
-        return "unset"
-    if isinstance(default, timedelta):
-        days = default // timedelta(days=1)
-        return f"{days} d" if days else f"{default.total_seconds():g} s"
-    return str(default)
-
-
-def test_the_readme_documents_every_setting_as_the_code_does() -> None:
-    rows = {
-        name.removeprefix("TRAINING_").lower(): row
-        for name, *row in ROW.findall(README.read_text("utf-8"))
-    }
-    documented = {
-        name: [shown(field.default), " ".join((field.description or "").split())]
-        for name, field in Settings.model_fields.items()
-    }
-    assert rows == documented
 
 
 @pytest.mark.parametrize(

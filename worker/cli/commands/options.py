@@ -12,7 +12,7 @@ from tasks.settings.settings import Settings
 from worker.cli.output import print_json, stdout
 
 COMMAND = "training-worker options --format markdown"
-"""What makes ``docs/options.md``."""
+"""What makes ``docs/reference/options.md``."""
 
 
 def run(settings: Settings, *, training_type: str | None, form: str) -> None:
