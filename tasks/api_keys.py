@@ -18,26 +18,12 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from tasks.errors import ErrorCode, JobError
+from tasks.errors import AccountNameError, ApiKeysError
 from tasks.jobs.job import SafeName
 from tasks.strict_model import StrictModel
 
 _MARK = "twk_"
 _KEY = re.compile(r"twk_[A-Za-z0-9_-]{43}")
-
-
-class ApiKeysError(JobError):
-    """The file of accounts cannot be read or written."""
-
-    def __init__(self, path: Path, problem: str) -> None:
-        super().__init__(f"the file of API keys {path} {problem}", ErrorCode.UNREADABLE_FILE)
-
-
-class AccountNameError(JobError):
-    """A name that no new account can have, or that none has."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, ErrorCode.INVALID_STATE)
 
 
 @dataclass(frozen=True)

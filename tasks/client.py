@@ -8,7 +8,7 @@ import redis
 from celery import Celery
 
 from tasks.app import make_app
-from tasks.errors import ErrorCode, JobError
+from tasks.errors import ErrorCode, JobError, NoBrokerError, NoWorkerError
 from tasks.eta.history import RunHistoryStore
 from tasks.jobs.job import parse_job
 from tasks.settings.settings import Settings
@@ -20,20 +20,6 @@ from tasks.state.record import READS, JobRecord, JobStatus
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerInfo, live_workers, newest_versions, why_unserved
 from tasks.tracing.spans import Trace, job_span
-
-
-class NoBrokerError(JobError):
-    """There is no broker to talk to."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, ErrorCode.NO_BROKER)
-
-
-class NoWorkerError(JobError):
-    """No live worker serves the queue that a job needs."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, ErrorCode.NO_WORKER)
 
 
 class Client:

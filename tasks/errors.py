@@ -1,25 +1,41 @@
-"""Errors of a job, as they are raised here and as they travel.
+"""Errors of jobs and commands, as they are raised here and as they travel.
 
-JobError                 the only one that crosses the wire
-├── InvalidJobError      a config that cannot run, with every fault in it
-├── DatasetError         a data set that cannot be trained on, with every fault in it
-├── BaseModelError       a base model that is missing or incomplete
-├── BaseModelFilesError  a base model whose files cannot be used
-├── DoesNotFitJobError   no GPU class holds the job
-├── TrainerError         the trainer stopped without a result
-├── CancelledJobError    somebody cancelled the job
-├── UsageError           a wrong command line
-└── StoreError           an artifact could not be read or written
-    └── MissingObjectError   there is no such object
+Only ``JobError`` itself crosses the wire, with four plain arguments; ``for_wire`` makes one of any
+error below. ``worker/errors.py`` adds those that only a worker's host can have.
+
+JobError
+├── UsageError            a wrong command line
+├── InvalidJobError       a job that cannot run, with all its problems
+├── DatasetError          a dataset that cannot be trained on, with all its problems
+├── BaseModelError        a base model that is missing or incomplete, with all its problems
+├── BaseModelFilesError   a base model whose files cannot be read
+├── DoesNotFitJobError    no GPU class holds the job
+├── TrainerError          the trainer stopped without a result
+├── CancelledJobError     the job was cancelled
+├── StoreError            an object could not be read or written
+│   └── MissingObjectError    the store has no such object
+├── UnknownJobError       there is no such job
+├── UnreadableJobError    a record that this version of the program cannot read
+├── SupersededError       a newer start of the stage has taken over
+├── InvalidStateError     the job's state does not allow the request
+├── NoBrokerError         there is no broker, or it does not answer
+├── NoWorkerError         no live worker serves the queue
+├── NotInstalledError     an optional part of this package is missing
+├── ApiKeysError          the file of API keys cannot be read or written
+└── AccountNameError      an API key's name is taken, unknown or malformed
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
+
+# More lines would be copied to every log, record and result that holds the message.
+_MAX_LISTED_PROBLEMS = 100
 
 
 class ErrorCode(StrEnum):
-    """Why a job or a command failed; each has an exit code of its own on the command line."""
+    """Why a job or a command failed; each has its own exit code on the command line."""
 
     INTERNAL = "internal"
     INVALID_JOB = "invalid_job"
@@ -43,6 +59,8 @@ class ErrorCode(StrEnum):
 
 EXIT_CODES = {
     ErrorCode.INTERNAL: 1,
+    # The shell's convention for a wrong command line.
+    ErrorCode.USAGE: 2,
     ErrorCode.INVALID_JOB: 3,
     ErrorCode.INVALID_DATASET: 4,
     ErrorCode.INVALID_MODEL: 5,
@@ -59,26 +77,23 @@ EXIT_CODES = {
     ErrorCode.NOT_INSTALLED: 16,
     ErrorCode.UNREADABLE_FILE: 17,
     ErrorCode.INVALID_STATE: 18,
-    # The shell's convention for a wrong command line.
-    ErrorCode.USAGE: 2,
 }
 
-
-DEAD_CODES = frozenset(
+DEAD_LETTER_CODES = frozenset(
     {ErrorCode.INTERNAL, ErrorCode.TRAINER_FAILED, ErrorCode.STORE, ErrorCode.OUT_OF_MEMORY}
 )
-"""Failures that are not the job's own fault: once the cause is mended, it can be replayed."""
+"""Infrastructure failures: such a job is dead-lettered, and can be replayed once the cause is fixed."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with what a user gave us.
+    """One thing wrong with a user's input.
 
     Attributes:
         location: The field (``training.lora_rank_dim``) or the file (``cat.png``).
         message: What is wrong, and what would be right.
-        remedy: What to do, where that is more than to put it right.
-        retryable: The same input may be accepted later: a server was unavailable.
+        remedy: What to do, if that is more than to correct the input.
+        retryable: The same input may be accepted later, because a server was unavailable.
     """
 
     location: str
@@ -87,19 +102,19 @@ class Problem:
     retryable: bool = False
 
     def __str__(self) -> str:
-        """One line for a person."""
-        told = f"{self.message}; {self.remedy}" if self.remedy else self.message
-        return f"{self.location}: {told}" if self.location else told
+        """Return one line for a person."""
+        text = f"{self.message}; {self.remedy}" if self.remedy else self.message
+        return f"{self.location}: {text}" if self.location else text
 
 
 class JobError(Exception):
-    """A job's failure in the one form that survives JSON results.
+    """A failure of a job in the one form that survives JSON results.
 
     Args:
-        message: One clear sentence, or a list of faults a line each.
+        message: One clear sentence, or a list of problems, one per line.
         code: An ``ErrorCode`` value.
         stage: The stage it happened in, or ``submit``.
-        retryable: Whether the same job could succeed when tried again.
+        retryable: Whether a retry of the same job could succeed.
     """
 
     def __init__(
@@ -116,16 +131,19 @@ class JobError(Exception):
         self.retryable = retryable
 
     def __str__(self) -> str:
-        """The message alone."""
+        """Return the message alone."""
         return self.message
 
     def for_wire(self) -> "JobError":
-        """The same failure as the plain ``JobError`` that JSON results can carry."""
+        """Return the same failure as the plain ``JobError`` that JSON results can carry."""
         return JobError(self.message, self.code, self.stage, self.retryable)
 
 
-# A message of more lines is read by nobody, and is copied wherever the error goes.
-_MOST_TOLD = 100
+class UsageError(JobError):
+    """A command line that names something unknown, or misses an argument."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, ErrorCode.USAGE)
 
 
 class _ProblemsError(JobError):
@@ -136,10 +154,10 @@ class _ProblemsError(JobError):
 
     def __init__(self, problems: Sequence[Problem], stage: str = "submit") -> None:
         self.problems = tuple(problems)
-        told = [f"  - {problem}" for problem in problems[:_MOST_TOLD]]
-        if len(problems) > _MOST_TOLD:
-            told.append(f"  - and {len(problems) - _MOST_TOLD} more")
-        lines = "\n".join(told)
+        listed = [f"  - {problem}" for problem in problems[:_MAX_LISTED_PROBLEMS]]
+        if len(problems) > _MAX_LISTED_PROBLEMS:
+            listed.append(f"  - and {len(problems) - _MAX_LISTED_PROBLEMS} more")
+        lines = "\n".join(listed)
         retryable = bool(problems) and all(problem.retryable for problem in problems)
         super().__init__(f"{self._title}:\n{lines}", self._code, stage, retryable=retryable)
 
@@ -152,10 +170,10 @@ class InvalidJobError(_ProblemsError):
 
 
 class DatasetError(_ProblemsError):
-    """A data set that cannot be trained on."""
+    """A dataset that cannot be trained on."""
 
     _code = ErrorCode.INVALID_DATASET
-    _title = "the data set cannot be trained on"
+    _title = "the dataset cannot be trained on"
 
 
 class BaseModelError(_ProblemsError):
@@ -166,7 +184,7 @@ class BaseModelError(_ProblemsError):
 
 
 class BaseModelFilesError(JobError):
-    """A base model whose files cannot be used."""
+    """A base model whose files cannot be read."""
 
     def __init__(self, model: str, problem: str) -> None:
         message = f"the base model {model} cannot be used: {problem}"
@@ -194,29 +212,83 @@ class TrainerError(JobError):
 
 
 def cancelled_message(job_id: str) -> str:
-    """What is told of a job that somebody cancelled."""
+    """Return the message of a cancelled job."""
     return f"job {job_id} was cancelled"
 
 
 class CancelledJobError(JobError):
-    """Somebody cancelled the job."""
+    """The job was cancelled."""
 
     def __init__(self, job_id: str, stage: str) -> None:
         super().__init__(cancelled_message(job_id), ErrorCode.CANCELLED, stage)
 
 
 class StoreError(JobError):
-    """An artifact could not be read or written."""
+    """An object could not be read from the store, or written to it."""
 
     def __init__(self, message: str, stage: str = "submit", retryable: bool = True) -> None:
         super().__init__(message, ErrorCode.STORE, stage, retryable)
 
 
 class MissingObjectError(StoreError):
-    """There is no such object in the store, or the store is not mounted."""
+    """The store has no such object, or is not mounted."""
 
     def __init__(self, key: str) -> None:
         super().__init__(f"the store holds no {key}")
+
+
+class UnknownJobError(JobError):
+    """There is no such job, or its record has expired."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"there is no job {job_id}", ErrorCode.UNKNOWN_JOB)
+
+
+class UnreadableJobError(JobError):
+    """A record that this version of the program cannot read.
+
+    Args:
+        job_id: The job.
+        version: The record's version.
+        known_version: The newest version that this program reads.
+        problem: What is wrong with a record of a known version.
+    """
+
+    def __init__(self, job_id: str, version: int, known_version: int, problem: str = "") -> None:
+        message = f"job {job_id} has version {version}, and this program reads {known_version}"
+        if version <= known_version:
+            message += f" but not this record: {problem}"
+        super().__init__(message)
+
+
+class SupersededError(JobError):
+    """Another start of the stage holds a newer attempt number, or the job has ended."""
+
+    def __init__(self, job_id: str, attempt: int) -> None:
+        super().__init__(
+            f"attempt {attempt} of job {job_id} is no longer the newest", ErrorCode.SUPERSEDED
+        )
+
+
+class InvalidStateError(JobError):
+    """The job's state does not allow the request."""
+
+    def __init__(self, job_id: str, status: str, wanted: str) -> None:
+        super().__init__(f"job {job_id} is {status}, not {wanted}", ErrorCode.INVALID_STATE)
+
+
+class NoBrokerError(JobError):
+    """There is no broker, or it does not answer."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, ErrorCode.NO_BROKER)
+
+
+class NoWorkerError(JobError):
+    """No live worker serves the queue that a job needs."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, ErrorCode.NO_WORKER)
 
 
 class NotInstalledError(JobError):
@@ -229,8 +301,15 @@ class NotInstalledError(JobError):
         )
 
 
-class UsageError(JobError):
-    """A command line that names something that does not exist, or misses something."""
+class ApiKeysError(JobError):
+    """The file of API keys cannot be read or written."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"the file of API keys {path} {problem}", ErrorCode.UNREADABLE_FILE)
+
+
+class AccountNameError(JobError):
+    """A name that no new API key can have, or that no API key has."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message, ErrorCode.USAGE)
+        super().__init__(message, ErrorCode.INVALID_STATE)

@@ -12,7 +12,7 @@ from console.errors import TooManyError
 from console.services.event_hub import position_of
 from console.services.service import Service
 from tasks.api_keys import Account
-from tasks.client import NoBrokerError
+from tasks.errors import NoBrokerError
 from tasks.state.record import JobStatus
 
 router = APIRouter(tags=["jobs"])

@@ -11,8 +11,8 @@ from redis.asyncio import Redis
 
 from console.errors import BadRequestError, TooManyError
 from console.views import JobEvent
-from tasks.client import NoBrokerError
 from tasks.contract import EVENT_FIELD
+from tasks.errors import NoBrokerError
 from tasks.state.job_store import connect_async, event_in, keys_of
 
 _POSITION = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?", re.ASCII)

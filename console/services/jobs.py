@@ -15,10 +15,11 @@ from console.views import ErrorView, JobPage, JobView, ProgressView, StageView
 from tasks.api_keys import Account
 from tasks.client import Client
 from tasks.contract import STAGES
+from tasks.errors import UnknownJobError
 from tasks.eta.estimate import JobProgress, expected_end
 from tasks.eta.history import RunHistory
 from tasks.events import DataSetChecked, Progress
-from tasks.state.record import JobRecord, JobSummary, UnknownJobError
+from tasks.state.record import JobRecord, JobSummary
 
 # Jobs whose events are not read from the start again.
 _MOST_KNOWN = 2000

@@ -16,7 +16,7 @@ import redis
 from routing.engines import DIFFUSERS
 from routing.queues import CPU_QUEUE, gpu_queue
 from tasks.contract import STAGES
-from tasks.errors import CancelledJobError, ErrorCode, JobError
+from tasks.errors import CancelledJobError, ErrorCode, JobError, SupersededError
 from tasks.eta.rate_meter import WorkDone
 from tasks.events import CacheDone, Event, Note, TrainDone
 from tasks.metrics import OOM_ESCALATIONS, STAGE_FAILURES
@@ -25,14 +25,7 @@ from tasks.stages.telemetry import Telemetry
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import GpuUnhealthy, TrainerInterrupted, WorkerContext
 from tasks.state.job_store import StartOutcome
-from tasks.state.record import (
-    NEXT_QUEUE,
-    VERSION,
-    JobRecord,
-    JobStatus,
-    SupersededError,
-    queue_of,
-)
+from tasks.state.record import NEXT_QUEUE, VERSION, JobRecord, JobStatus, queue_of
 from tasks.tracing.spans import job_span
 
 T = TypeVar("T")

@@ -6,10 +6,9 @@ from typing import Any
 from uuid import uuid4
 
 from tasks.contract import job_id_of
-from tasks.errors import InvalidJobError, Problem
+from tasks.errors import InvalidJobError, Problem, UnreadableJobError
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.state.job_store import DispatchOutcome, JobState
-from tasks.state.record import UnreadableJobError
 
 _SCHEMA_VERSION: int = TrainingJob.model_fields["schema_version"].default
 

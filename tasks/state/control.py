@@ -5,27 +5,12 @@ from typing import Any, cast
 
 from redis import Redis
 
-from tasks.errors import ErrorCode, JobError, cancelled_message
+from tasks.errors import ErrorCode, InvalidStateError, UnknownJobError, cancelled_message
 from tasks.events import Event, JobEnded, Note
 from tasks.state import control_scripts, job_scripts
 from tasks.state.job_store import DispatchOutcome, JobState, keys_of
-from tasks.state.record import (
-    NEXT_QUEUE,
-    VERSION,
-    JobRecord,
-    JobStatus,
-    JobSummary,
-    UnknownJobError,
-    queue_of,
-)
+from tasks.state.record import NEXT_QUEUE, VERSION, JobRecord, JobStatus, JobSummary, queue_of
 from tasks.state.workers import newest_versions
-
-
-class InvalidStateError(JobError):
-    """A job is not where this can be done to it."""
-
-    def __init__(self, job_id: str, status: str, wanted: str) -> None:
-        super().__init__(f"job {job_id} is {status}, not {wanted}", ErrorCode.INVALID_STATE)
 
 
 class JobControl:

@@ -23,7 +23,14 @@ from redis.retry import Retry
 from routing.estimate import PUBLISHED, MemoryModel
 from routing.queues import stage_queue
 from tasks.contract import EVENT_FIELD, STAGES, events_key, record_key
-from tasks.errors import DEAD_CODES, ErrorCode, JobError
+from tasks.errors import (
+    DEAD_LETTER_CODES,
+    ErrorCode,
+    JobError,
+    SupersededError,
+    UnknownJobError,
+    UnreadableJobError,
+)
 from tasks.events import Event, JobAccepted, JobEnded, Note, StageFinished, parse_event
 from tasks.jobs.job import TrainingJob
 from tasks.metrics import Counts
@@ -35,9 +42,6 @@ from tasks.state.record import (
     JobStatus,
     JobSummary,
     StageRecord,
-    SupersededError,
-    UnknownJobError,
-    UnreadableJobError,
     head_of,
     record_of,
     waiting_queue,
@@ -439,7 +443,7 @@ class JobState:
     ) -> None:
         ended = events[-1]
         assert isinstance(ended, JobEnded)
-        dead = int(ended.code in DEAD_CODES)
+        dead = int(ended.code in DEAD_LETTER_CODES)
         told = [event.model_dump_json() for event in events]
         args = self._args(
             attempt, _counted(counts), ended.status, dead, len(told), *told, fields=fields

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from routing.estimate import Estimate
 from routing.queues import stage_queue
 from tasks.contract import STAGES
-from tasks.errors import ErrorCode, JobError
+from tasks.errors import ErrorCode, JobError, UnreadableJobError
 from tasks.jobs.job import TrainingJob
 from tasks.strict_model import StrictModel
 
@@ -115,38 +115,6 @@ class JobRecord(JobSummary):
     stages: dict[str, StageRecord]
 
 
-class UnknownJobError(JobError):
-    """There is no such job, or its life time is over."""
-
-    def __init__(self, job_id: str) -> None:
-        super().__init__(f"there is no job {job_id}", ErrorCode.UNKNOWN_JOB)
-
-
-class SupersededError(JobError):
-    """Another start of the stage holds a newer attempt number, or the job is over."""
-
-    def __init__(self, job_id: str, attempt: int) -> None:
-        super().__init__(
-            f"attempt {attempt} of job {job_id} is no longer the newest", ErrorCode.SUPERSEDED
-        )
-
-
-class UnreadableJobError(JobError):
-    """A job that this version of the program cannot read.
-
-    Args:
-        job_id: The job.
-        version: The job's.
-        problem: What it is about an older one.
-    """
-
-    def __init__(self, job_id: str, version: int, problem: str = "") -> None:
-        told = f"job {job_id} is of version {version}, and this program of version {VERSION}"
-        if version <= VERSION:
-            told += f", which cannot read it: {problem}"
-        super().__init__(told)
-
-
 def head_of(job_id: str, fields: Mapping[str, str]) -> JobSummary:
     """What the fields of a job's hash say of it, whatever the job is.
 
@@ -156,7 +124,7 @@ def head_of(job_id: str, fields: Mapping[str, str]) -> JobSummary:
     try:
         return JobSummary.model_validate(_head(job_id, fields))
     except (ValueError, KeyError, TypeError) as error:
-        raise UnreadableJobError(job_id, _version_in(fields), _brief(error)) from error
+        raise UnreadableJobError(job_id, _version_in(fields), VERSION, _brief(error)) from error
 
 
 def record_of(job_id: str, fields: Mapping[str, str]) -> JobRecord:
@@ -166,7 +134,7 @@ def record_of(job_id: str, fields: Mapping[str, str]) -> JobRecord:
         UnreadableJobError: A newer version wrote it, or an older one in a form that is not known.
     """
     if _version_in(fields) > VERSION:
-        raise UnreadableJobError(job_id, _version_in(fields))
+        raise UnreadableJobError(job_id, _version_in(fields), VERSION)
     try:
         stages = {
             name: StageRecord.model_validate_json(fields[f"stage:{name}"])
@@ -177,7 +145,7 @@ def record_of(job_id: str, fields: Mapping[str, str]) -> JobRecord:
         head = _head(job_id, fields)
         return JobRecord(**head, job=job, estimate=_estimate_in(fields, job), stages=stages)
     except (ValueError, KeyError, TypeError) as error:
-        raise UnreadableJobError(job_id, _version_in(fields), _brief(error)) from error
+        raise UnreadableJobError(job_id, _version_in(fields), VERSION, _brief(error)) from error
 
 
 def _head(job_id: str, fields: Mapping[str, str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any, cast
 from kombu.exceptions import OperationalError
 from redis import Redis, RedisError
 
-from routing.fair_share import ROOM, TenantShares, TenantShare, next_tenant
+from routing.fair_share import ROOM, TenantShare, TenantShares, next_tenant
 from tasks.errors import JobError
 from tasks.state.control_scripts import TAKE_TURN, TURNS
 from tasks.state.job_scripts import FLEET, IN_FLIGHT, LANES

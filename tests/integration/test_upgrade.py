@@ -163,7 +163,7 @@ def site(tmp_path: Path, newer: Path) -> Iterator[Site]:
 def assert_people_are_told(site: Site, old_jobs: list[str], new_jobs: list[str]) -> None:
     listed = site.run("old", "-m", "worker", "list", "--limit", "99", "--json")
     assert {job["id"] for job in json.loads(listed.stdout)} == set(old_jobs)
-    refusal = f"is of version {VERSION + 1}, and this program of version {VERSION}"
+    refusal = f"has version {VERSION + 1}, and this program reads {VERSION}"
     assert listed.stderr.count(refusal) == len(new_jobs)
     status = site.run("old", "-m", "worker", "status", new_jobs[0])
     assert (status.returncode, refusal in status.stderr) == (1, True)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tasks.api_keys import Account, AccountNameError, ApiKeys, ApiKeysError, console_key
+from tasks.api_keys import Account, ApiKeys, console_key
+from tasks.errors import AccountNameError, ApiKeysError
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The fleet that a command of this machine talks to."""
 
-from tasks.client import Client, NoBrokerError
+from tasks.client import Client
+from tasks.errors import NoBrokerError
 from tasks.settings.settings import Settings
 from tasks.tracing.spans import Trace
 from worker.local.embedded_broker import find_running

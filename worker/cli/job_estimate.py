@@ -7,7 +7,7 @@ from typing import Any
 import redis
 from rich.table import Table
 
-from tasks.client import NoBrokerError
+from tasks.errors import NoBrokerError
 from tasks.eta.estimate import NO_RUN, TAKES_LONGER, Forecast, StageForecast, forecast
 from tasks.eta.history import WorkloadKey
 from tasks.jobs.job import TrainingJob

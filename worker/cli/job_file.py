@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 
 from tasks.data.uploads import is_upload
-from tasks.errors import ErrorCode, JobError
+from worker.errors import UnreadableJobFileError
 
 _DATA_SETS = ("dataset", "instance_dataset", "class_dataset")
 _PATHS = ("dataset_dir", "jsonl_path", "archive", "hf_cache_dir")
@@ -18,13 +18,6 @@ _FILES = (
     "initial_embedding_file",
 )
 _MODELS = ("model", "single_file_config", "vae_model")
-
-
-class UnreadableJobFileError(JobError):
-    """A job file that cannot be read."""
-
-    def __init__(self, path: Path, problem: str) -> None:
-        super().__init__(f"cannot read the job file {path}: {problem}", ErrorCode.UNREADABLE_FILE)
 
 
 def read_job_file(path: Path) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 
 from routing.classes import MemoryClass, class_for
-from tasks.errors import ErrorCode, JobError
+from worker.errors import InventoryError
 from worker.gpu.nvml import Device, DriverError, devices
 
 AUTO = "auto"
@@ -38,13 +38,6 @@ class Gpu:
     def problem(self) -> str | None:
         """Why it cannot be used."""
         return self.device.problem if self.device is not None else None
-
-
-class InventoryError(JobError):
-    """``TRAINING_GPUS`` is not an inventory, or a GPU is not in it."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, ErrorCode.NO_WORKER)
 
 
 def find_gpus(declared: str | None, visible: str | None = None) -> list[Gpu]:

@@ -8,17 +8,10 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from tasks.errors import ErrorCode, JobError
+from worker.errors import UnhealthyWorkerError
 
 # A round of the thread that touches the file may wait so long for a broker that is away.
 _SLACK = timedelta(seconds=30)
-
-
-class UnwellError(JobError):
-    """A worker is not ready, or does not turn."""
-
-    def __init__(self, problem: str) -> None:
-        super().__init__(problem, ErrorCode.NO_WORKER)
 
 
 class ReadyFile:
@@ -52,11 +45,13 @@ def check_health(ready_file: Path, timeout: timedelta) -> None:
         timeout: The visibility timeout; the file is touched four times in it.
 
     Raises:
-        UnwellError: It is not.
+        UnhealthyWorkerError: It is not.
     """
     try:
         age_s = time.time() - ready_file.stat().st_mtime
     except FileNotFoundError:
-        raise UnwellError(f"the worker is not ready: there is no {ready_file}") from None
+        raise UnhealthyWorkerError(f"the worker is not ready: there is no {ready_file}") from None
     if age_s > (timeout + _SLACK).total_seconds():
-        raise UnwellError(f"the worker hangs: it last touched {ready_file} {age_s:.0f} s ago")
+        raise UnhealthyWorkerError(
+            f"the worker hangs: it last touched {ready_file} {age_s:.0f} s ago"
+        )

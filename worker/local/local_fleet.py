@@ -17,8 +17,8 @@ from types import FrameType
 from pydantic import SecretStr
 
 from tasks.data.read_policy import ANYWHERE
-from tasks.errors import ErrorCode, JobError
 from tasks.settings.settings import Settings
+from worker.errors import FleetStartError
 from worker.gpu.inventory import Gpu, find_gpus
 from worker.local.embedded_broker import EmbeddedBroker
 from worker.supervision.process import kill_group, spawn
@@ -30,16 +30,6 @@ _FIRST_PAUSE_S = 1.0
 _LONGEST_PAUSE_S = 30.0
 # A child that has lived this long was well; its next fall starts with the first pause again.
 _WELL_AFTER_S = 60.0
-
-
-class FleetStartError(JobError):
-    """A worker of the fleet does not start."""
-
-    def __init__(self, names: list[str]) -> None:
-        super().__init__(
-            f"not ready after {_READY_WITHIN_S:g} s: {', '.join(names)}; the log tells why",
-            ErrorCode.INTERNAL,
-        )
 
 
 @dataclass
@@ -105,7 +95,7 @@ class Fleet:
         deadline = time.monotonic() + _READY_WITHIN_S
         while waiting := [n for n, file in self._ready_files.items() if not file.exists()]:
             if time.monotonic() > deadline:
-                raise FleetStartError(waiting)
+                raise FleetStartError(waiting, _READY_WITHIN_S)
             if self._stopping:
                 return
             self._tend_all()

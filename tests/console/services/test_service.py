@@ -9,7 +9,7 @@ from console.services.archive import NewFile
 from console.services.service import Service
 from console.services.sessions import Sessions
 from tasks.api_keys import Account, ApiKeys
-from tasks.state.record import UnknownJobError
+from tasks.errors import UnknownJobError
 from tests.console.conftest import PNG, Console, Served, job
 
 ACME, ZOO, OPERATOR = Account("a", "acme"), Account("z", "zoo"), Account("o", None)

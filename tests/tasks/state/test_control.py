@@ -5,12 +5,12 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from tasks.errors import ErrorCode, JobError
+from tasks.errors import ErrorCode, InvalidStateError, JobError, UnknownJobError
 from tasks.events import JobEnded, Note
 from tasks.stages.submit import admit
-from tasks.state.control import InvalidStateError, JobControl
+from tasks.state.control import JobControl
 from tasks.state.job_store import JobState, StartOutcome
-from tasks.state.record import JobStatus, StageRecord, UnknownJobError
+from tasks.state.record import JobStatus, StageRecord
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import pytest
 from redis import Redis
 
 from tasks import events
-from tasks.errors import ErrorCode, InvalidJobError, JobError
+from tasks.errors import ErrorCode, InvalidJobError, JobError, SupersededError, UnknownJobError
 from tasks.stages.submit import admit, with_id
 from tasks.state.control import JobControl
 from tasks.state.job_store import DispatchOutcome, JobState, StartOutcome
-from tasks.state.record import JobStatus, StageRecord, SupersededError, UnknownJobError
+from tasks.state.record import JobStatus, StageRecord
 
 HOUR = timedelta(hours=1)
 

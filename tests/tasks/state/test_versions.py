@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from tasks.errors import ErrorCode, JobError
+from tasks.errors import ErrorCode, JobError, UnreadableJobError
 from tasks.events import Note, StageStarted
 from tasks.stages.submit import admit, newer_than_known
 from tasks.state import job_scripts
 from tasks.state.control import JobControl
 from tasks.state.job_store import DispatchOutcome, JobState, StartOutcome, keys_of
-from tasks.state.record import VERSION, JobStatus, JobSummary, UnreadableJobError
+from tasks.state.record import VERSION, JobStatus, JobSummary
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo, live_workers, newest_versions
 
@@ -131,7 +131,7 @@ def test_lists_leave_out_what_they_cannot_read_and_say_so(
     known = admit(job_document, state, "another")[0]
     assert [record.id for record in state.newest(9)] == [known]
     assert [record.id for record in control.in_flight()] == [known]
-    told = f"job {newer} is of version {NEWER}, and this program of version {VERSION}"
+    told = f"job {newer} has version {NEWER}, and this program reads {VERSION}"
     assert caplog.text.count(told) == 2
     with pytest.raises(UnreadableJobError, match=told):
         state.get(newer)

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from worker.cli.job_file import UnreadableJobFileError, read_job_file
+from worker.cli.job_file import read_job_file
+from worker.errors import UnreadableJobFileError
 
 
 def read(folder: Path, training: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 import pytest
 
 from routing.classes import MemoryClass
-from worker.gpu.inventory import InventoryError, chosen_gpu, declared_gpus, find_gpus
+from worker.errors import InventoryError
+from worker.gpu.inventory import chosen_gpu, declared_gpus, find_gpus
 
 
 def test_a_declared_inventory_is_emulated() -> None:

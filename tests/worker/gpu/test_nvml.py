@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from tests.nvml.machine import A100, RTX_3090, SPLIT_A100, T4, Machine
-from worker.gpu.inventory import InventoryError, chosen_gpu
+from worker.errors import InventoryError
+from worker.gpu.inventory import chosen_gpu
 
 Gpus = Callable[..., list[dict[str, Any]]]
 

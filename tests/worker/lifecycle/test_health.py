@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.lifecycle.health import ReadyFile, UnwellError, check_health
+from worker.errors import UnhealthyWorkerError
+from worker.lifecycle.health import ReadyFile, check_health
 
 MINUTE = timedelta(minutes=1)
 
@@ -14,14 +15,14 @@ def test_a_worker_is_well_for_as_long_as_it_touches_its_file(tmp_path: Path) -> 
     path = tmp_path / "ready"
     file = ReadyFile(path)
     file.touch()  # a round before it is ready
-    with pytest.raises(UnwellError, match="not ready"):
+    with pytest.raises(UnhealthyWorkerError, match="not ready"):
         check_health(path, MINUTE)
     file.make()
     check_health(path, MINUTE)
 
     long_ago = time.time() - 91
     os.utime(path, (long_ago, long_ago))
-    with pytest.raises(UnwellError, match="hangs"):
+    with pytest.raises(UnhealthyWorkerError, match="hangs"):
         check_health(path, MINUTE)
     file.touch()
     check_health(path, MINUTE)

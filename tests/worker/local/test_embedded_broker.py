@@ -10,7 +10,8 @@ import pytest
 
 from tasks.state.job_store import connect
 from tests.waiting import wait_until
-from worker.local.embedded_broker import BrokerStartError, EmbeddedBroker, find_running
+from worker.errors import BrokerStartError
+from worker.local.embedded_broker import EmbeddedBroker, find_running
 
 
 def test_it_answers_at_its_url_and_is_found_in_its_home(tmp_path: Path) -> None:

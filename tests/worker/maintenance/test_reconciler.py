@@ -11,13 +11,14 @@ from celery import Celery
 from redis import Redis
 
 from tasks.app import make_app
+from tasks.errors import SupersededError
 from tasks.events import Note
 from tasks.settings.settings import Settings
 from tasks.stages.dispatch import job_chain, send_rest
 from tasks.stages.submit import admit
 from tasks.state.control import JobControl
 from tasks.state.job_store import JobState, StartOutcome
-from tasks.state.record import JobSummary, StageRecord, SupersededError
+from tasks.state.record import JobSummary, StageRecord
 from tests.waiting import wait_until
 from worker.maintenance.reconciler import Reconciler, messages
 

@@ -7,12 +7,11 @@ from typing import Any
 import psutil
 import pytest
 
-from tasks.errors import ErrorCode, TrainerError
+from tasks.errors import ErrorCode, SupersededError, TrainerError
 from tasks.events import CacheDone, Event, TrainDone, TrainerStarted
 from tasks.jobs.job import parse_job
 from tasks.stages.trainer_protocol import TrainerExit, TrainerRequest
 from tasks.stages.worker_context import TrainerInterrupted
-from tasks.state.record import SupersededError
 from tests.tasks.jobs.test_flux_lora import GOOD
 from tests.waiting import wait_until
 from worker.supervision import trainer_pool as supervisor

@@ -16,18 +16,12 @@ from tasks.errors import BaseModelError, ErrorCode, JobError, NotInstalledError
 from tasks.jobs.calibration_shapes import described, shapes
 from tasks.settings.settings import Settings
 from worker.cli.output import print_json, stdout
+from worker.errors import NoGpuToMeasureError
 from worker.gpu.inventory import Gpu, chosen_gpu, find_gpus
 from worker.gpu.nvml import driver_version
 from worker.gpu.quarantine import why_unfit
 from worker.supervision.process import kill_group, spawn
 from worker.supervision.trainer_pool import trainer_environment
-
-
-class NotHereError(JobError):
-    """There is no GPU here that could be measured."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__(message, ErrorCode.INVALID_STATE)
 
 
 def run(
@@ -81,19 +75,21 @@ def _card(settings: Settings, uuid: str | None) -> Gpu:
     """The GPU to measure: the one that is named, or the largest.
 
     Raises:
-        NotHereError: There is none, or it is not free.
+        NoGpuToMeasureError: There is none, or it is not free.
         InventoryError: The named one is not here.
     """
     found = find_gpus(settings.gpus, settings.cuda_visible_devices)
     usable = [gpu for gpu in found if not gpu.emulated and gpu.memory_class is not None]
     if not usable:
-        raise NotHereError("there is no CUDA GPU here to measure; emulated ones have no memory")
+        raise NoGpuToMeasureError(
+            "there is no CUDA GPU here to measure; emulated ones have no memory"
+        )
     card = max(usable, key=lambda gpu: gpu.memory_mib)
     if uuid is not None:
         card = chosen_gpu(uuid, settings.gpus, settings.cuda_visible_devices)
     reason = why_unfit(card.uuid, 0, set())
     if reason is not None:
-        raise NotHereError(f"GPU {card.uuid} cannot be measured now: {reason}")
+        raise NoGpuToMeasureError(f"GPU {card.uuid} cannot be measured now: {reason}")
     return card
 
 

@@ -1,0 +1,64 @@
+"""Errors of a worker's host and of the command line, on top of ``tasks/errors.py``.
+
+JobError
+├── UnreadableJobFileError   a job file that cannot be read
+├── InventoryError           ``TRAINING_GPUS`` is malformed, or a GPU is not in it
+├── NoGpuToMeasureError      there is no GPU here to measure, or it is busy
+├── BrokerStartError         the embedded broker cannot start
+├── FleetStartError          a worker of the local fleet does not start
+└── UnhealthyWorkerError     a worker is not ready, or hangs
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tasks.errors import ErrorCode, JobError
+
+
+class UnreadableJobFileError(JobError):
+    """A job file that cannot be read."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"cannot read the job file {path}: {problem}", ErrorCode.UNREADABLE_FILE)
+
+
+class InventoryError(JobError):
+    """``TRAINING_GPUS`` is malformed, or a GPU is not in it."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, ErrorCode.NO_WORKER)
+
+
+class NoGpuToMeasureError(JobError):
+    """There is no GPU on this host to measure, or it is busy."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, ErrorCode.INVALID_STATE)
+
+
+class BrokerStartError(JobError):
+    """The embedded broker cannot start."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(f"cannot start the embedded broker: {problem}", ErrorCode.NO_BROKER)
+
+
+class FleetStartError(JobError):
+    """A worker of the local fleet does not start.
+
+    Args:
+        names: The workers.
+        after_s: How long it was waited for, in seconds.
+    """
+
+    def __init__(self, names: Sequence[str], after_s: float) -> None:
+        super().__init__(
+            f"not ready after {after_s:g} s: {', '.join(names)}; see the log", ErrorCode.INTERNAL
+        )
+
+
+class UnhealthyWorkerError(JobError):
+    """A worker is not ready, or hangs."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem, ErrorCode.NO_WORKER)
