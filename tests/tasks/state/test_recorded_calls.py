@@ -1,0 +1,468 @@
+"""Every Lua script on a real broker: state before, call, recorded reply and recorded changes.
+
+``recorded_calls.json`` holds the replies and changes. Record them again only for a wanted change of
+behavior: ``RECORD_CALLS=1 pytest tests/tasks/state/test_recorded_calls.py``.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from redis import Redis
+
+from routing.queues import ALL_QUEUES
+from tasks import events
+from tasks.cache.index import CacheRegistry
+from tasks.errors import ErrorCode, JobError
+from tasks.jobs.job import TrainingJob, parse_job
+from tasks.state.control import JobControl
+from tasks.state.job_store import JobState
+from tasks.state.record import VERSION, StageRecord
+from tasks.state.tenant_queues import TenantQueues
+from worker.kombu_redis.redelivery import Sweep
+from worker.kombu_redis.transport import Keys
+from worker.maintenance.webhooks import Webhooks
+
+RECORDED = Path(__file__).with_name("recorded_calls.json")
+HOUR = timedelta(hours=1)
+NOTE = events.Note(level="info", message="a note")
+STAGE = StageRecord(queue="q", worker="w", attempt=1, started_at=0, seconds=1.5, summary="s")
+EVENTS_SUFFIX = ":events"
+# What a job's hash says when its first stage waits in the queue.
+QUEUED = {
+    "status": "queued",
+    "stage": "prepare",
+    "stage_number": "0",
+    "stage_state": "queued",
+    "attempt": "0",
+    "type": "FLUX_LORA",
+    "version": "1",
+    "tenant": "a",
+    "priority": "0",
+    "result_id": "result",
+    "gpu_queue": "gpu.40gb",
+    "reason": "a reason",
+    "created_at": "1000.000000",
+    "updated_at": "1000.000000",
+}
+RUNNING = QUEUED | {
+    "status": "running",
+    "stage_number": "1",
+    "stage_state": "running",
+    "attempt": "3",
+    "held_tag": "tag",
+    "starts": "1",
+    "stage:prepare": '{"queue":"cpu","worker":"w","attempt":3,"started_at":1000}',
+}
+BETWEEN = RUNNING | {"stage_state": "done"}
+TRAINING = RUNNING | {"stage": "train", "stage_number": "3"}
+ENDED = BETWEEN | {"status": "failed", "error": "e", "error_code": "internal", "error_stage": "x"}
+IN_FLIGHT = "training:jobs:in_flight"
+DUE = "training:jobs:due"
+DEAD = "training:jobs:dead"
+WEBHOOKS = "training:webhooks"
+FLEET = "training:fleet"
+LANES = "training:lanes"
+SINCE = "training:lanes_since"
+
+
+@dataclass
+class Fleet:
+    """Everything that calls scripts, on one broker."""
+
+    redis: Redis
+    job: TrainingJob
+
+    def __post_init__(self) -> None:
+        self.state = JobState(self.redis, HOUR)
+        self.control = JobControl(self.redis, HOUR)
+        self.queues = TenantQueues(self.redis, HOUR)
+        self.cache = CacheRegistry(self.redis, HOUR, HOUR)
+
+    def begin(self, stage: str = "prepare", tag: str = "new", **more: Any) -> object:
+        return self.state.begin("one", stage, worker="w2", queue="q", tag=tag, **more)[:2]
+
+    def finish(self, attempt: int, **more: Any) -> object:
+        refs = {"key": "value"}
+        return self.state.finish_stage("one", attempt, "prepare", STAGE, refs, None, **more)
+
+
+@dataclass
+class Case:
+    """A call of a script.
+
+    Attributes:
+        call: What is called.
+        job: The fields of the job's hash before; None where there is no job.
+        before: What else is in the broker: sorted sets with scores, hashes with texts.
+        room: How many messages each queue may hold; None where no worker is live.
+        limit: The most jobs of tenant ``a``.
+    """
+
+    call: Callable[[Fleet], object]
+    job: Mapping[str, str] | None = None
+    before: Mapping[str, Any] = field(default_factory=dict)
+    room: int | None = 1000
+    limit: str | None = None
+
+
+def in_flight(**more: Any) -> dict[str, Any]:
+    return {IN_FLIGHT: {"one": "a"}, **more}
+
+
+def in_lane(queue: str = "cpu") -> dict[str, Any]:
+    return {
+        LANES: {queue},
+        f"{LANES}:{queue}": {"a": 5.0},
+        f"{LANES}:{queue}:a": {"one": 9e10 + 1000},
+        f"{SINCE}:{queue}:a": {"one": 1000.0},
+    }
+
+
+def held(tag: str = "tag") -> dict[str, Any]:
+    return {"unacked_index": {tag: 1.0}}
+
+
+def create(fleet: Fleet) -> object:
+    return fleet.state.create("one", fleet.job, "result", {"reads": "somewhere"})
+
+
+def fail(code: ErrorCode, attempt: int = 3) -> Callable[[Fleet], object]:
+    error = JobError("it broke", code, "prepare")
+    return lambda it: it.state.fail("one", attempt, error, {"a|b": 2})
+
+
+def claim_webhook(it: Fleet) -> object:
+    webhooks = Webhooks(it.redis, it.state, "http://127.0.0.1:9", ["whsec_c2VjcmV0"])
+    return webhooks._claimed("one", 2000.0)
+
+
+def restore(it: Fleet) -> object:
+    return Sweep(it.redis, timedelta(seconds=60), Keys.of({})).restore_expired()
+
+
+MESSAGE = {"headers": {"id": "message"}, "properties": {"delivery_info": {}}, "body": ""}
+UNACKED = {"unacked": {"tag": json.dumps([MESSAGE, "", "cpu"])}}
+LANE = QUEUED | {"lane": "cpu"}
+ENTRIES = "training:cache:entries"
+CLAIM = "training:cache:claim:"
+COUNTS = {"a|b": 2}
+
+CASES: dict[str, Case] = {
+    # Creating a job.
+    "create": Case(create),
+    "create existing": Case(create, QUEUED),
+    "create without room": Case(create, room=0),
+    "create without a fleet": Case(create, room=None),
+    "create behind others": Case(create, before={LANES: {"cpu"}, f"{LANES}:cpu": {"b": 5.0}}),
+    "create at the limit": Case(create, before={IN_FLIGHT: {"x": "a", "y": "b"}}, limit="1"),
+    "create below the limit": Case(create, before={IN_FLIGHT: {"y": "b"}}, limit="1"),
+    # Beginning a stage.
+    "begin unknown": Case(lambda it: it.begin()),
+    "begin ended": Case(lambda it: it.begin(), ENDED),
+    "begin first": Case(lambda it: it.begin(), QUEUED, in_flight()),
+    "begin behind": Case(lambda it: it.begin(), TRAINING, in_flight()),
+    "begin done": Case(lambda it: it.begin(), BETWEEN, in_flight()),
+    "begin next": Case(lambda it: it.begin("cache"), BETWEEN | {"tries": "2"}, in_flight()),
+    "begin ahead": Case(lambda it: it.begin("train"), BETWEEN, in_flight()),
+    "begin ahead of running": Case(lambda it: it.begin("cache"), RUNNING, in_flight()),
+    "begin held": Case(lambda it: it.begin(), RUNNING, in_flight() | held()),
+    "begin lost": Case(lambda it: it.begin(), RUNNING, in_flight() | held("other")),
+    "begin from its tenant queue": Case(lambda it: it.begin(), LANE, in_lane()),
+    "begin due": Case(lambda it: it.begin(), QUEUED | {"due_at": "5"}, {DUE: {"one": 5.0}}),
+    "begin paused": Case(lambda it: it.begin(), QUEUED | {"status": "paused"}, in_flight()),
+    "begin pausing": Case(lambda it: it.begin(), RUNNING | {"status": "pausing"}, in_flight()),
+    "begin newer job": Case(lambda it: it.begin(), QUEUED | {"version": "2"}, in_flight()),
+    "begin newer job again": Case(
+        lambda it: it.begin(), QUEUED | {"version": "2", "passed_on": "w"}, in_flight()
+    ),
+    "begin newer message": Case(
+        lambda it: it.begin(version=VERSION + 1, again_in_s=60), RUNNING, in_flight()
+    ),
+    "begin without version": Case(
+        lambda it: it.begin(), {k: v for k, v in QUEUED.items() if k != "version"}, in_flight()
+    ),
+    "begin exhausted": Case(lambda it: it.begin(), RUNNING | {"starts": "5"}, in_flight()),
+    "begin cancelling": Case(lambda it: it.begin(), RUNNING | {"status": "cancelling"}),
+    # What a start writes.
+    "write": Case(lambda it: it.state.write("one", 3, [NOTE, NOTE], {"k": "v"}, COUNTS), RUNNING),
+    "write no fields": Case(lambda it: it.state.write("one", 3, [NOTE], {}), RUNNING),
+    "write superseded": Case(lambda it: it.state.write("one", 2, [NOTE], {"k": "v"}), RUNNING),
+    "write after the end": Case(lambda it: it.state.write("one", 3, [NOTE], {}), ENDED),
+    "finish stage": Case(lambda it: it.finish(3, counts=COUNTS), RUNNING, in_flight()),
+    "finish stage with a turn": Case(lambda it: it.finish(3, turn_for="cpu"), RUNNING, in_flight()),
+    "finish stage and wait": Case(
+        lambda it: it.finish(3, turn_for="gpu.40gb"), RUNNING, in_flight(), room=0
+    ),
+    "finish stage superseded": Case(lambda it: it.finish(2), RUNNING, in_flight()),
+    "finish last stage": Case(
+        lambda it: it.state.finish_stage(
+            "one", 3, "publish", STAGE, {"k": "v"}, {"files": []}, counts=COUNTS
+        ),
+        RUNNING,
+        in_flight(),
+    ),
+    "finish last stage cancelled": Case(
+        lambda it: it.state.finish_stage("one", 3, "publish", STAGE, {}, {"f": 1}, cancelled=True),
+        RUNNING | {"status": "cancelling"},
+        in_flight(),
+    ),
+    "fail by its own fault": Case(fail(ErrorCode.INVALID_DATA_SET), RUNNING, in_flight()),
+    "fail and be dead": Case(fail(ErrorCode.INTERNAL), RUNNING, in_flight()),
+    "fail cancelled": Case(
+        fail(ErrorCode.CANCELLED), RUNNING | {"due_at": "5"}, in_flight(**{DUE: {"one": 5.0}})
+    ),
+    "fail superseded": Case(fail(ErrorCode.INTERNAL, 2), RUNNING, in_flight()),
+    "release": Case(
+        lambda it: it.state.release("one", 3, NOTE, counts=COUNTS), RUNNING, in_flight()
+    ),
+    "release later": Case(
+        lambda it: it.state.release("one", 3, NOTE, {"tries": "1"}, delay_s=60),
+        RUNNING,
+        in_flight(),
+    ),
+    "release pausing": Case(
+        lambda it: it.state.release("one", 3, NOTE, delay_s=60),
+        RUNNING | {"status": "pausing"},
+        in_flight(),
+    ),
+    "release cancelling": Case(
+        lambda it: it.state.release("one", 3, NOTE), RUNNING | {"status": "cancelling"}, in_flight()
+    ),
+    "release superseded": Case(lambda it: it.state.release("one", 2, NOTE), RUNNING, in_flight()),
+    "requested state": Case(lambda it: it.state.wish("one", 3), RUNNING),
+    "requested state superseded": Case(lambda it: it.state.wish("one", 2), RUNNING),
+    "requested state after the end": Case(lambda it: it.state.wish("one", 3), ENDED),
+    "requested state of an unknown job": Case(lambda it: it.state.wish("one", 3)),
+    # What people do.
+    "cancel unknown": Case(lambda it: it.control.cancel("one")),
+    "cancel ended": Case(lambda it: it.control.cancel("one"), ENDED),
+    "cancel waiting": Case(lambda it: it.control.cancel("one"), LANE, in_lane()),
+    "cancel running": Case(lambda it: it.control.cancel("one"), RUNNING, in_flight()),
+    "cancel and save, waiting": Case(
+        lambda it: it.control.cancel("one", save=True),
+        TRAINING | {"stage_state": "queued", "ref:checkpoints": "k", "due_at": "5"},
+        {DUE: {"one": 5.0}},
+    ),
+    "cancel and save, nothing to save": Case(
+        lambda it: it.control.cancel("one", save=True), QUEUED, in_flight()
+    ),
+    "cancel and save, running": Case(
+        lambda it: it.control.cancel("one", save=True), TRAINING | {"ref:checkpoints": "k"}
+    ),
+    "cancel and save, publish waits": Case(
+        lambda it: it.control.cancel("one", save=True),
+        TRAINING
+        | {
+            "stage": "publish",
+            "stage_number": "4",
+            "stage_state": "queued",
+            "ref:checkpoints": "k",
+        },
+    ),
+    "pause unknown": Case(lambda it: it.control.pause("one")),
+    "pause waiting": Case(lambda it: it.control.pause("one"), LANE, in_lane()),
+    "pause queued": Case(lambda it: it.control.pause("one"), BETWEEN, in_flight()),
+    "pause running": Case(lambda it: it.control.pause("one"), RUNNING, in_flight()),
+    "pause ended": Case(lambda it: it.control.pause("one"), ENDED),
+    "pause paused": Case(lambda it: it.control.pause("one"), RUNNING | {"status": "pausing"}),
+    "resume unknown": Case(lambda it: it.control.resume("one")),
+    "resume paused": Case(lambda it: it.control.resume("one"), BETWEEN | {"status": "paused"}),
+    "resume never begun": Case(lambda it: it.control.resume("one"), QUEUED | {"status": "paused"}),
+    "resume pausing": Case(lambda it: it.control.resume("one"), RUNNING | {"status": "pausing"}),
+    "resume without room": Case(
+        lambda it: it.control.resume("one"), BETWEEN | {"status": "paused"}, room=0
+    ),
+    "resume running": Case(lambda it: it.control.resume("one"), RUNNING),
+    "replay failed": Case(
+        lambda it: it.control.replay("one"),
+        ENDED | {"stage_state": "running"},
+        {DEAD: {"one": 5.0}, WEBHOOKS: {"one": 5.0}},
+    ),
+    # What the leader does.
+    "requeue queued": Case(lambda it: it.control.requeue("one", 0, "prepare"), QUEUED, in_flight()),
+    "requeue lost": Case(lambda it: it.control.requeue("one", 3, "prepare"), RUNNING, in_flight()),
+    "requeue done": Case(lambda it: it.control.requeue("one", 3, "cache"), BETWEEN, in_flight()),
+    "requeue held": Case(
+        lambda it: it.control.requeue("one", 3, "prepare"), RUNNING, in_flight() | held()
+    ),
+    "requeue an earlier stage": Case(
+        lambda it: it.control.requeue("one", 3, "prepare"), TRAINING, in_flight()
+    ),
+    "requeue superseded": Case(
+        lambda it: it.control.requeue("one", 2, "prepare"), RUNNING, in_flight()
+    ),
+    "requeue not in flight": Case(lambda it: it.control.requeue("one", 3, "prepare"), RUNNING),
+    "take due": Case(
+        lambda it: [job.id for job in it.control.take_due()],
+        QUEUED | {"due_at": "5"},
+        {DUE: {"one": 5.0}},
+    ),
+    "take due ended": Case(
+        lambda it: [job.id for job in it.control.take_due()], ENDED, {DUE: {"one": 5.0}}
+    ),
+    "take due unknown": Case(
+        lambda it: [job.id for job in it.control.take_due()], None, {DUE: {"one": 5.0}}
+    ),
+    "take due later": Case(
+        lambda it: [job.id for job in it.control.take_due()], QUEUED, {DUE: {"one": 9e9}}
+    ),
+    "dispatch": Case(lambda it: it.queues.dispatch(), LANE, in_lane(), room=1, limit="1"),
+    "dispatch one of two": Case(
+        lambda it: it.queues.dispatch(),
+        LANE,
+        in_lane()
+        | {f"{LANES}:cpu:a": {"one": 9e10 + 1000, "two": 9e10 + 2000}}
+        | {f"{SINCE}:cpu:a": {"one": 1000.0, "two": 2000.0}},
+        limit="1",
+    ),
+    "dispatch nothing": Case(lambda it: it.queues.dispatch()),
+    "dispatch without room": Case(lambda it: it.queues.dispatch(), LANE, in_lane(), room=0),
+    "dispatch at the limit": Case(
+        lambda it: it.queues.dispatch(), LANE, in_lane() | {IN_FLIGHT: {"x": "a"}}, limit="1"
+    ),
+    "dispatch a job that is gone": Case(lambda it: it.queues.dispatch(), None, in_lane()),
+    "claim webhook": Case(claim_webhook, ENDED, {WEBHOOKS: {"one": 5.0}}),
+    "claim webhook later": Case(claim_webhook, ENDED, {WEBHOOKS: {"one": 2001.0}}),
+    "claim webhook delivered": Case(claim_webhook, ENDED),
+    # Messages and the cache.
+    "restore a lost message": Case(restore, None, UNACKED | held()),
+    "restore nothing": Case(restore, None, UNACKED | {"unacked_index": {"tag": 9e9}}),
+    "restore an empty entry": Case(restore, None, held()),
+    "claim entries": Case(
+        lambda it: it.cache.claim(["a", "b", "c", "d", "e", "f"], "one 2", 3),
+        None,
+        {ENTRIES: {"a": "pack"}, f"{CLAIM}b": "one 1", f"{CLAIM}c": "one 3", f"{CLAIM}d": "on 1"},
+    ),
+    "renew claims": Case(
+        lambda it: it.cache.renew(["a", "b"], "one 2"),
+        None,
+        {f"{CLAIM}a": "one 2", f"{CLAIM}b": "one 3"},
+    ),
+    "release claims": Case(
+        lambda it: it.cache.release(["a", "b"], "one 2"),
+        None,
+        {f"{CLAIM}a": "one 2", f"{CLAIM}b": "one 3"},
+    ),
+    "forget packs": Case(
+        lambda it: it.cache.forget(["one"]), None, {ENTRIES: {"a": "one", "b": "two"}}
+    ),
+}
+
+
+@pytest.fixture
+def fleet(redis_client: Redis, job_document: dict[str, Any]) -> Fleet:
+    return Fleet(redis_client, parse_job(job_document | {"tenant": "a", "id": "one"}))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_script_replies_and_changes_as_recorded(
+    name: str, fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replies: list[object] = []
+    evalsha = fleet.redis.evalsha
+
+    def recorded(*args: Any) -> object:
+        reply = evalsha(*args)
+        replies.append(reply)
+        return reply
+
+    case = CASES[name]
+    prepare(fleet, case)
+    before = dump(fleet.redis)
+    monkeypatch.setattr(fleet.redis, "evalsha", recorded)
+    try:
+        result = str(plain(case.call(fleet)))
+    except JobError as error:
+        result = type(error).__name__
+    after = dump(fleet.redis)
+    found = {"result": result, "replies": plain(replies), "changes": changes(before, after)}
+    if os.environ.get("RECORD_CALLS"):
+        known = json.loads(RECORDED.read_text()) if RECORDED.exists() else {}
+        RECORDED.write_text(json.dumps(known | {name: found}, indent=1, sort_keys=True) + "\n")
+    assert json.loads(json.dumps(found)) == json.loads(RECORDED.read_text())[name]
+
+
+def test_each_recorded_call_is_a_case() -> None:
+    assert json.loads(RECORDED.read_text()).keys() == CASES.keys()
+
+
+def prepare(fleet: Fleet, case: Case) -> None:
+    """Put into the broker what the case starts from."""
+    client = fleet.redis
+    if case.room is not None:
+        client.hset(FLEET, mapping={f"room:{queue}": case.room for queue in ALL_QUEUES})
+    if case.limit is not None:
+        client.hset(FLEET, mapping={"weight:a": "1.0", "limit:a": case.limit})
+    if case.job is not None:
+        fields = {**case.job, "job": fleet.job.model_dump_json()}
+        client.hset("training:job:one", mapping=cast("dict[Any, Any]", fields))
+    for key, value in case.before.items():
+        if isinstance(value, set):
+            client.sadd(key, *value)
+        elif isinstance(value, str):
+            client.set(key, value, px=1000)
+        elif all(isinstance(it, float) for it in value.values()):
+            client.zadd(key, value)
+        else:
+            client.hset(key, mapping=value)
+
+
+def dump(client: Any) -> dict[str, Any]:
+    """All that the broker holds, with times as distances from now."""
+    read: dict[str, Callable[[str], Any]] = {
+        "hash": client.hgetall,
+        "zset": lambda key: dict(client.zrange(key, 0, -1, withscores=True)),
+        "set": lambda key: sorted(client.smembers(key)),
+        "string": client.get,
+        "list": lambda key: client.lrange(key, 0, -1),
+        "stream": lambda key: [fields for _, fields in client.xrange(key)],
+    }
+    found: dict[str, Any] = {}
+    for key in map(str, client.scan_iter()):
+        found[key] = plain(read[str(client.type(key))](key))
+        found[f"{key} ttl"] = round(int(client.ttl(key)), -2)
+    return found
+
+
+def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
+    """What is new in a state: by key, and by field for hashes and sorted sets."""
+    found: dict[str, Any] = {}
+    for key in before.keys() | after.keys():
+        old, new = before.get(key), after.get(key)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            names = sorted(old.keys() | new.keys())
+            new = {name: new.get(name) for name in names if old.get(name) != new.get(name)}
+        found[key] = new
+    return found
+
+
+def plain(value: Any) -> Any:
+    """The value with texts of JSON read, times as distances from now, and random ids left out."""
+    if isinstance(value, Mapping):
+        return {
+            str(key): "..." if key in ("job", "estimate", "delivery_tag") else plain(it)
+            for key, it in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return [plain(it) for it in value]
+    if isinstance(value, str) and value[:1] in "{[" and value[1:]:
+        read = json.loads(value)
+        is_hash = isinstance(read, list) and len(read) > 20
+        return plain(dict(zip(read[::2], read[1::2], strict=True)) if is_hash else read)
+    if isinstance(value, float) or (isinstance(value, str) and re.fullmatch(r"\d+\.\d+", value)):
+        distance = float(value) - time.time()
+        if abs(distance) < 1000:
+            return f"now+{round(distance, -1):g}".replace("+-0", "").replace("+0", "")
+        if 8e10 < float(value) < 1e11 and abs(float(value) - 9e10 - time.time()) < 1000:
+            return "9e10+now"
+    return value
