@@ -60,7 +60,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="api-load-")))
         broker = stack.enter_context(EmbeddedBroker(home))
         settings = Settings(home=home)
-        key = ApiKeys(settings.api_keys_file).add("bench", None)
+        key = ApiKeys(settings.api_keys_file).create("bench", None)
         state = JobState(connect(broker.url), settings.job_ttl)
         job_id, _, _ = admit(job(), state, "result")
         port, bare_port = free_port(), free_port()

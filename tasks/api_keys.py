@@ -1,7 +1,7 @@
-"""Who may use the console and its API: accounts, known by the digests of their keys.
+"""API keys of the console: who may use it, known by the digest of each key.
 
-A key has 256 bits drawn at random, so that a plain digest of it tells nobody anything. The file is
-read anew when it changes.
+A key has 256 random bits, so that a plain digest of it reveals nothing. The file is read again
+when it changes.
 """
 
 import fcntl
@@ -18,128 +18,135 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from tasks.errors import AccountNameError, ApiKeysError
+from tasks.errors import ApiKeyNameError, ApiKeysError
 from tasks.jobs.job import SafeName
 from tasks.strict_model import StrictModel
 
-_MARK = "twk_"
+_PREFIX = "twk_"
 _KEY = re.compile(r"twk_[A-Za-z0-9_-]{43}")
+_CONSOLE = "console"
 
 
 @dataclass(frozen=True)
-class Account:
-    """Somebody with a key.
+class Caller:
+    """Owner of an API key: the one that makes a request.
 
     Attributes:
         name: The key's name.
-        tenant: Whose jobs it is for; None is an operator, who sees those of all.
+        tenant: The tenant whose jobs the key is for; None for an operator, who sees all tenants.
     """
 
     name: str
     tenant: str | None
 
+    @property
+    def is_operator(self) -> bool:
+        """Whether the caller sees all tenants."""
+        return self.tenant is None
+
     def sees(self, tenant: str) -> bool:
-        """Whether a tenant's jobs are for this account's eyes."""
+        """Return whether the caller may see a tenant's jobs."""
         return self.tenant is None or self.tenant == tenant
 
 
 class KeyEntry(StrictModel):
-    """What is kept of a key."""
+    """Entry of an API key in the file."""
 
     name: SafeName
     tenant: SafeName | None
-    """Null for an operator's."""
+    """Null for an operator's key."""
     sha256: str
-    """The key's digest, in hex."""
+    """Digest of the key, in hex."""
     created: datetime
 
     @property
-    def account(self) -> Account:
-        """Whose key it is."""
-        return Account(self.name, self.tenant)
+    def caller(self) -> Caller:
+        """Owner of the key."""
+        return Caller(self.name, self.tenant)
 
 
 _ENTRIES = TypeAdapter(tuple[KeyEntry, ...])
 
 
 class ApiKeys:
-    """The accounts that a file holds.
+    """API keys in a file.
 
     Args:
-        path: The file; one that is not there holds none.
+        path: The file; a missing one holds no keys.
 
     Raises:
-        ApiKeysError: From every method, where it cannot be read or written.
+        ApiKeysError: From every method, when the file cannot be read or written.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen: tuple[int, int, int] | None = None
+        self._version: tuple[int, int, int] | None = None
         self._by_digest: dict[str, KeyEntry] = {}
 
-    def of_key(self, key: str) -> Account | None:
-        """Whose key this is; None where it is nobody's."""
-        return self.of_digest(digest_of(key)) if _KEY.fullmatch(key) else None
+    def find(self, key: str) -> Caller | None:
+        """Return the key's owner; None for an unknown key."""
+        return self.find_by_digest(digest_of(key)) if _KEY.fullmatch(key) else None
 
-    def of_digest(self, digest: str) -> Account | None:
-        """Whose key has this digest; None where it is nobody's any more."""
+    def find_by_digest(self, digest: str) -> Caller | None:
+        """Return the owner of the key with this digest; None for an unknown or revoked key."""
         entry = self._entries().get(digest)
-        return None if entry is None else entry.account
+        return None if entry is None else entry.caller
 
     def entries(self) -> list[KeyEntry]:
-        """All keys, the oldest first."""
+        """Return all keys, oldest first."""
         return list(self._entries().values())
 
-    def add(self, name: str, tenant: str | None) -> str:
-        """Make a key.
+    def create(self, name: str, tenant: str | None) -> str:
+        """Create a key.
 
         Args:
-            name: What it is called.
-            tenant: Whose jobs it is for; None makes an operator's.
+            name: The key's name.
+            tenant: The tenant whose jobs the key is for; None creates an operator's key.
 
         Returns:
-            The key, which is kept nowhere.
+            The key. Only its digest is stored.
 
         Raises:
-            AccountNameError: There is one of this name, or the name or tenant cannot be one.
+            ApiKeyNameError: The name is taken, or the name or tenant is invalid.
         """
-        key = _MARK + secrets.token_urlsafe(32)
+        key = _PREFIX + secrets.token_urlsafe(32)
         now = datetime.now(UTC)
         try:
             entry = KeyEntry(name=name, tenant=tenant, sha256=digest_of(key), created=now)
         except ValidationError as error:
-            wrong = " and ".join(str(problem["loc"][0]) for problem in error.errors())
-            problem = "letters, digits and -_. between, at most 100"
-            raise AccountNameError(f"{wrong}: may hold {problem}") from error
-        with self._changing():
+            invalid = " and ".join(str(problem["loc"][0]) for problem in error.errors())
+            rule = "use letters and digits, with -_. between, at most 100 characters"
+            raise ApiKeyNameError(f"invalid {invalid}: {rule}") from error
+        with self._locked():
             entries = self.entries()
-            if any(it.name == name for it in entries):
-                raise AccountNameError(f"there is a key {name} already; revoke it first")
+            if any(other.name == name for other in entries):
+                raise ApiKeyNameError(f"key {name} exists already; revoke it first")
             self._write([*entries, entry])
         return key
 
     def revoke(self, name: str) -> None:
-        """Make a key worthless.
+        """Revoke a key, at once.
 
         Raises:
-            AccountNameError: There is none of this name.
+            ApiKeyNameError: There is no key of this name.
         """
-        with self._changing():
+        with self._locked():
             entries = self.entries()
-            left = [it for it in entries if it.name != name]
-            if len(left) == len(entries):
-                raise AccountNameError(f"there is no key {name}")
-            self._write(left)
+            remaining = [entry for entry in entries if entry.name != name]
+            if len(remaining) == len(entries):
+                raise ApiKeyNameError(f"there is no key {name}")
+            self._write(remaining)
 
     def _entries(self) -> dict[str, KeyEntry]:
         try:
             status = self._path.stat()
-            seen = (status.st_mtime_ns, status.st_size, status.st_ino)
-            if seen != self._seen:
-                found = _ENTRIES.validate_json(self._path.read_bytes())
-                self._by_digest, self._seen = {it.sha256: it for it in found}, seen
+            version = (status.st_mtime_ns, status.st_size, status.st_ino)
+            if version != self._version:
+                entries = _ENTRIES.validate_json(self._path.read_bytes())
+                self._by_digest = {entry.sha256: entry for entry in entries}
+                self._version = version
         except FileNotFoundError:
-            self._by_digest, self._seen = {}, None
+            self._by_digest, self._version = {}, None
         except OSError as error:
             raise ApiKeysError(self._path, f"cannot be read: {error.strerror}") from error
         except ValidationError as error:
@@ -147,8 +154,8 @@ class ApiKeys:
         return self._by_digest
 
     @contextmanager
-    def _changing(self) -> Iterator[None]:
-        """Hold the file against other processes that change it."""
+    def _locked(self) -> Iterator[None]:
+        """Lock the file against changes by other processes."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._path.with_name(f"{self._path.name}.lock").open("w") as lock:
@@ -158,35 +165,35 @@ class ApiKeys:
             raise ApiKeysError(self._path, f"cannot be written: {error.strerror}") from error
 
     def _write(self, entries: list[KeyEntry]) -> None:
-        listed = [entry.model_dump(mode="json") for entry in entries]
-        write_private(self._path, json.dumps(listed, indent=2) + "\n")
+        documents = [entry.model_dump(mode="json") for entry in entries]
+        write_private(self._path, json.dumps(documents, indent=2) + "\n")
 
 
 def digest_of(key: str) -> str:
-    """The digest that a key is known by."""
+    """Return the digest of a key, in hex."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def console_key(accounts: ApiKeys, path: Path) -> None:
-    """Keep an operator's key of this machine's own in a file, made anew where it is worth nothing.
+def ensure_console_key(api_keys: ApiKeys, path: Path) -> None:
+    """Keep this machine's operator key in a file; replace it when it is no longer valid.
 
     Raises:
-        ApiKeysError: The accounts or the key cannot be written.
+        ApiKeysError: The API keys or the file cannot be written.
     """
     try:
-        kept = path.read_text("utf-8").strip() if path.exists() else ""
-        if accounts.of_key(kept) is not None:
+        key = path.read_text("utf-8").strip() if path.exists() else ""
+        if api_keys.find(key) is not None:
             return
-        if any(entry.name == "console" for entry in accounts.entries()):
-            accounts.revoke("console")
+        if any(entry.name == _CONSOLE for entry in api_keys.entries()):
+            api_keys.revoke(_CONSOLE)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_private(path, accounts.add("console", None) + "\n")
+        write_private(path, api_keys.create(_CONSOLE, None) + "\n")
     except OSError as error:
-        raise ApiKeysError(path, f"cannot be kept: {error.strerror}") from error
+        raise ApiKeysError(path, f"cannot be written: {error.strerror}") from error
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner reads, whole or not at all."""
+    """Write a file that only its owner can read, atomically."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.unlink(missing_ok=True)
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

@@ -22,7 +22,7 @@ JobError
 ├── NoWorkerError         no live worker serves the queue
 ├── NotInstalledError     an optional part of this package is missing
 ├── ApiKeysError          the file of API keys cannot be read or written
-└── AccountNameError      an API key's name is taken, unknown or malformed
+└── ApiKeyNameError      an API key's name is taken, unknown or malformed
 """
 
 from collections.abc import Sequence
@@ -308,8 +308,8 @@ class ApiKeysError(JobError):
         super().__init__(f"the file of API keys {path} {problem}", ErrorCode.UNREADABLE_FILE)
 
 
-class AccountNameError(JobError):
-    """A name that no new API key can have, or that no API key has."""
+class ApiKeyNameError(JobError):
+    """The name of an API key is invalid, taken, or unknown."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, ErrorCode.INVALID_STATE)

@@ -10,7 +10,7 @@ from console.api.limits import RateLimiter
 from console.errors import ForbiddenError, TooManyError, UnauthorizedError
 from console.services.service import Service
 from console.services.sessions import COOKIE
-from tasks.api_keys import Account
+from tasks.api_keys import Caller
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
 _BEARER = HTTPBearer(auto_error=False, description="A key of `training-worker keys create`.")
@@ -25,7 +25,7 @@ def service_of(request: Request) -> Service:
 async def asking_account(
     request: Request,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)] = None,
-) -> Account:
+) -> Caller:
     """Who asks.
 
     Raises:
@@ -35,7 +35,7 @@ async def asking_account(
     """
     service = service_of(request)
     if "authorization" in request.headers:
-        account = None if bearer is None else service.accounts.of_key(bearer.credentials)
+        account = None if bearer is None else service.accounts.find(bearer.credentials)
         if account is None:
             raise UnauthorizedError("the API key is not known")
         limiter: RateLimiter = request.app.state.limiter
@@ -62,5 +62,5 @@ def is_same_origin(request: Request) -> bool:
     return bool(origin.netloc) and origin.netloc == request.headers.get("host")
 
 
-Asking = Annotated[Account, Depends(asking_account)]
+Asking = Annotated[Caller, Depends(asking_account)]
 Served = Annotated[Service, Depends(service_of)]

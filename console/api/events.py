@@ -11,7 +11,7 @@ from console.api.access import Asking, Served
 from console.errors import TooManyError
 from console.services.event_hub import position_of
 from console.services.service import Service
-from tasks.api_keys import Account
+from tasks.api_keys import Caller
 from tasks.errors import NoBrokerError
 from tasks.state.record import JobStatus
 
@@ -52,9 +52,7 @@ async def events(
     return StreamingResponse(stream, media_type="text/event-stream", headers=_HEADERS)
 
 
-async def _stream(
-    service: Service, account: Account, job_id: str, after: str
-) -> AsyncIterator[str]:
+async def _stream(service: Service, account: Caller, job_id: str, after: str) -> AsyncIterator[str]:
     yield f"retry: {_AGAIN_MS}\n\n"
     batches = service.event_batches(account, job_id, after, _HEARTBEAT_S)
     async with aclosing(batches):

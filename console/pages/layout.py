@@ -12,7 +12,7 @@ from nicegui import Client, ui
 
 from console.errors import UnauthorizedError
 from console.pages.markup import Tag, button
-from tasks.api_keys import Account
+from tasks.api_keys import Caller
 
 ASSETS = "/console-assets"
 """Where the style sheet is."""
@@ -42,13 +42,13 @@ class Frame:
         whose: Whose session it is; None once it is over.
     """
 
-    def __init__(self, request: Request, whose: Callable[[], Account | None]) -> None:
+    def __init__(self, request: Request, whose: Callable[[], Caller | None]) -> None:
         self._whose = whose
         self._client: Client | None = None
         self._prefix = prefix_of(request)
 
     @property
-    def account(self) -> Account:
+    def account(self) -> Caller:
         """Who asks, as of now.
 
         Raises:

@@ -6,7 +6,7 @@ from typing import Any
 from console.services.jobs import JobViews, for_tenants
 from console.views import FleetView, PresetView, QueueView, WorkerView
 from routing.queues import ALL_QUEUES, ENGINE_QUEUES
-from tasks.api_keys import Account
+from tasks.api_keys import Caller
 from tasks.client import Client
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.jobs.presets import joined, preset, preset_names
@@ -36,7 +36,7 @@ class FleetViews:
     def __init__(self, client: Client, settings: Settings, jobs: JobViews) -> None:
         self._client, self._settings, self._jobs = client, settings, jobs
 
-    def fleet(self, account: Account) -> FleetView:
+    def fleet(self, account: Caller) -> FleetView:
         """The fleet as it is now."""
         flying = self._client.control.in_flight()
         running = {
@@ -62,7 +62,7 @@ class FleetViews:
             view.model_copy(update={"recommended": best.get(view.type) is view}) for view in views
         )
 
-    def _queues(self, flying: list[JobRecord], account: Account) -> tuple[QueueView, ...]:
+    def _queues(self, flying: list[JobRecord], account: Caller) -> tuple[QueueView, ...]:
         in_lanes, waits = self._client.lanes.waiting(), self._jobs.learned().waits
         views = []
         for queue in ALL_QUEUES:
@@ -115,7 +115,7 @@ def _worth(view: PresetView) -> tuple[int, float]:
 
 
 def _worker(
-    name: str, presence: WorkerInfo, record: JobRecord | None, account: Account
+    name: str, presence: WorkerInfo, record: JobRecord | None, account: Caller
 ) -> WorkerView:
     its_own = record is not None and account.sees(record.job.tenant)
     is_operator = account.tenant is None

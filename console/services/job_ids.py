@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from console.errors import BadRequestError
-from tasks.api_keys import Account
+from tasks.api_keys import Caller
 from tasks.errors import InvalidJobError, Problem
 
 _DIGITS = 12
@@ -24,7 +24,7 @@ def own_id(tenant: str, job_id: str) -> str:
     return f"{job_id}-{digest[:_DIGITS]}"
 
 
-def with_id(account: Account, document: Any, idempotency_key: str | None) -> Any:
+def with_id(account: Caller, document: Any, idempotency_key: str | None) -> Any:
     """The document with the id that its job is to have.
 
     Args:

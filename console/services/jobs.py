@@ -12,7 +12,7 @@ from typing import Any
 from console.errors import BadRequestError
 from console.services.job_ids import own_id
 from console.views import ErrorView, JobPage, JobView, ProgressView, StageView
-from tasks.api_keys import Account
+from tasks.api_keys import Caller
 from tasks.client import Client
 from tasks.contract import STAGES
 from tasks.errors import UnknownJobError
@@ -55,7 +55,7 @@ class JobViews:
         self._lock = Lock()
         self._learned: tuple[float, RunHistory] | None = None
 
-    def view(self, record: JobRecord, account: Account) -> JobView:
+    def view(self, record: JobRecord, account: Caller) -> JobView:
         """What an account sees of a job that it may see."""
         training, told = record.job.training, self._told(record)
         end = expected_end(record, self.learned(), datetime.now(UTC), told)
@@ -82,7 +82,7 @@ class JobViews:
             result=_result(record, account),
         )
 
-    def record(self, account: Account, job_id: str) -> JobRecord:
+    def record(self, account: Caller, job_id: str) -> JobRecord:
         """A job that the account may see.
 
         Raises:
@@ -100,7 +100,7 @@ class JobViews:
 
     def page(
         self,
-        account: Account,
+        account: Caller,
         tenant: str | None,
         matches: Matches,
         limit: int,
@@ -193,7 +193,7 @@ def _error(record: JobRecord) -> ErrorView | None:
     return ErrorView(code=code, stage=record.error_stage, message=record.error)
 
 
-def _result(record: JobRecord, account: Account) -> dict[str, Any] | None:
+def _result(record: JobRecord, account: Caller) -> dict[str, Any] | None:
     """The result without where the operator's store is, which is no tenant's business."""
     if record.result is None:
         return None
@@ -203,7 +203,7 @@ def _result(record: JobRecord, account: Account) -> dict[str, Any] | None:
     return {**shown, "files": [key.removeprefix(prefix) for key in shown.get("files", ())]}
 
 
-def for_tenants(waits: str | None, account: Account) -> str | None:
+def for_tenants(waits: str | None, account: Caller) -> str | None:
     """Why something waits, without the reasons of quarantines, which are the operator's."""
     return waits if waits is None or account.tenant is None else waits.partition(";")[0]
 

@@ -35,7 +35,7 @@ from console.views import (
     Sample,
     UploadView,
 )
-from tasks.api_keys import Account, ApiKeys
+from tasks.api_keys import ApiKeys, Caller
 from tasks.client import Client
 from tasks.errors import JobError
 from tasks.jobs.job import TrainingJob
@@ -83,12 +83,12 @@ class Service:
         self._home = home
         self._checks = Checks(settings, home / "thumbnails")
         self._streams = EventHub(broker_url)
-        self._followed: Counter[Account] = Counter()
+        self._followed: Counter[Caller] = Counter()
 
     # Jobs
 
     async def submit(
-        self, account: Account, document: Any, *, idempotency_key: str | None = None
+        self, account: Caller, document: Any, *, idempotency_key: str | None = None
     ) -> JobView:
         """Submit a job; the same one twice is one job.
 
@@ -106,7 +106,7 @@ class Service:
 
     async def preview(
         self,
-        account: Account,
+        account: Caller,
         document: Any,
         *,
         check_data_set: bool = True,
@@ -131,7 +131,7 @@ class Service:
             found = await self._checks.check(job, self._submissions.access(account))
         return await _in_thread(self._submissions.preview, account, job, found, sizes)
 
-    async def job(self, account: Account, job_id: str) -> JobView:
+    async def job(self, account: Caller, job_id: str) -> JobView:
         """A job.
 
         Raises:
@@ -141,7 +141,7 @@ class Service:
             lambda: self._jobs.view(self._jobs.record(account, job_id), account)
         )
 
-    async def description(self, account: Account, job_id: str) -> TrainingJob:
+    async def description(self, account: Caller, job_id: str) -> TrainingJob:
         """What a job was submitted as, with its preset's values and all defaults.
 
         Raises:
@@ -151,7 +151,7 @@ class Service:
 
     async def jobs(
         self,
-        account: Account,
+        account: Caller,
         *,
         search: str | None = None,
         status: str | None = None,
@@ -180,7 +180,7 @@ class Service:
             self._jobs.page, account, account.tenant or tenant, matches, limit, cursor
         )
 
-    async def cancel(self, account: Account, job_id: str, *, save: bool = False) -> JobView:
+    async def cancel(self, account: Caller, job_id: str, *, save: bool = False) -> JobView:
         """Cancel a job.
 
         Raises:
@@ -188,7 +188,7 @@ class Service:
         """
         return await self._change(account, job_id, lambda it: self._client.cancel(it, save=save))
 
-    async def pause(self, account: Account, job_id: str) -> JobView:
+    async def pause(self, account: Caller, job_id: str) -> JobView:
         """Keep a job from going on.
 
         Raises:
@@ -197,7 +197,7 @@ class Service:
         """
         return await self._change(account, job_id, self._client.control.pause)
 
-    async def resume(self, account: Account, job_id: str) -> JobView:
+    async def resume(self, account: Caller, job_id: str) -> JobView:
         """Let a paused job go on.
 
         Raises:
@@ -207,7 +207,7 @@ class Service:
         return await self._change(account, job_id, self._client.resume)
 
     async def events(
-        self, account: Account, job_id: str, after: str = "0"
+        self, account: Caller, job_id: str, after: str = "0"
     ) -> AsyncGenerator[JobEvent, None]:
         """A job's events, those that are there first; ends when the job has.
 
@@ -227,7 +227,7 @@ class Service:
                     yield event
 
     async def event_batches(
-        self, account: Account, job_id: str, after: str = "0", patience_s: float = 15.0
+        self, account: Caller, job_id: str, after: str = "0", patience_s: float = 15.0
     ) -> AsyncGenerator[Sequence[JobEvent], None]:
         """The same in batches; an empty one where nothing has happened for ``patience_s``."""
         record = await _in_thread(self._jobs.record, account, job_id)
@@ -240,7 +240,7 @@ class Service:
         finally:
             self._followed[account] -= 1
 
-    def check_streams(self, account: Account) -> None:
+    def check_streams(self, account: Caller) -> None:
         """Refuse one more stream where an account has too many.
 
         Raises:
@@ -251,7 +251,7 @@ class Service:
 
     # What jobs leave
 
-    async def files(self, account: Account, job_id: str) -> FilesView:
+    async def files(self, account: Caller, job_id: str) -> FilesView:
         """What a job has published.
 
         Raises:
@@ -259,7 +259,7 @@ class Service:
         """
         return await _in_thread(lambda: self._files.published(self._jobs.record(account, job_id)))
 
-    async def open_file(self, account: Account, job_id: str, name: str) -> OpenFile:
+    async def open_file(self, account: Caller, job_id: str, name: str) -> OpenFile:
         """A published file.
 
         Raises:
@@ -268,7 +268,7 @@ class Service:
         """
         return await _in_thread(lambda: self._files.open(self._jobs.record(account, job_id), name))
 
-    async def samples(self, account: Account, job_id: str) -> tuple[Sample, ...]:
+    async def samples(self, account: Caller, job_id: str) -> tuple[Sample, ...]:
         """A job's validation images so far.
 
         Raises:
@@ -276,7 +276,7 @@ class Service:
         """
         return await _in_thread(lambda: self._files.samples(self._jobs.record(account, job_id)))
 
-    async def open_sample(self, account: Account, job_id: str, name: str) -> OpenFile:
+    async def open_sample(self, account: Caller, job_id: str, name: str) -> OpenFile:
         """A validation image, a PNG.
 
         Raises:
@@ -290,7 +290,7 @@ class Service:
     # Uploads
 
     async def create_upload(
-        self, account: Account, name: str, length: int, tenant: str | None = None
+        self, account: Caller, name: str, length: int, tenant: str | None = None
     ) -> UploadView:
         """Begin an upload; it is written in pieces.
 
@@ -309,7 +309,7 @@ class Service:
 
     async def write_upload(
         self,
-        account: Account,
+        account: Caller,
         upload_id: str,
         offset: int,
         pieces: AsyncIterator[bytes],
@@ -335,7 +335,7 @@ class Service:
         tenant = await _in_thread(self._uploads_tenant, account, upload_id)
         return await self._uploads.write(tenant, upload_id, offset, pieces, checksum, coming)
 
-    async def upload(self, account: Account, upload_id: str) -> UploadView:
+    async def upload(self, account: Caller, upload_id: str) -> UploadView:
         """An upload.
 
         Raises:
@@ -344,11 +344,11 @@ class Service:
         tenant = await _in_thread(self._uploads_tenant, account, upload_id)
         return await self._uploads.finished(tenant, upload_id)
 
-    async def uploads(self, account: Account) -> tuple[UploadView, ...]:
+    async def uploads(self, account: Caller) -> tuple[UploadView, ...]:
         """An account's uploads, the newest first; an operator's are those of all."""
         return await _in_thread(self._all_uploads, account)
 
-    async def delete_upload(self, account: Account, upload_id: str) -> None:
+    async def delete_upload(self, account: Caller, upload_id: str) -> None:
         """Remove an upload. Jobs whose ``prepare`` stage is done do not need it any more.
 
         Raises:
@@ -361,7 +361,7 @@ class Service:
 
     async def upload_files(
         self,
-        account: Account,
+        account: Caller,
         files: Iterable[NewFile],
         *,
         name: str = "pictures.zip",
@@ -384,11 +384,11 @@ class Service:
         async with write_archive(folder, files, self._uploads.most_bytes) as path:
             return await _in_thread(self._uploads.put, whose, name, path)
 
-    async def put_upload(self, account: Account, name: str, path: Path) -> UploadView:
+    async def put_upload(self, account: Caller, name: str, path: Path) -> UploadView:
         """Take a whole file of this machine's as an upload, for the account's own jobs."""
         return await _in_thread(self._uploads.put, _tenant_of(account, None), name, path)
 
-    async def pictures(self, account: Account, upload_id: str) -> tuple[PictureView, ...]:
+    async def pictures(self, account: Caller, upload_id: str) -> tuple[PictureView, ...]:
         """The pictures of an upload, with their captions.
 
         Raises:
@@ -402,7 +402,7 @@ class Service:
             raise ConflictError("the upload is not whole yet")
         return await self._checks.pictures(upload.tenant, upload.id)
 
-    async def thumbnail(self, account: Account, upload_id: str, number: int) -> bytes:
+    async def thumbnail(self, account: Caller, upload_id: str, number: int) -> bytes:
         """A picture of an upload, small, as JPEG; after ``pictures`` was asked.
 
         Raises:
@@ -413,11 +413,11 @@ class Service:
 
     # The fleet
 
-    async def fleet(self, account: Account) -> FleetView:
+    async def fleet(self, account: Caller) -> FleetView:
         """The fleet as it is now."""
         return await _in_thread(self._fleet.fleet, account)
 
-    async def presets(self, account: Account) -> tuple[PresetView, ...]:
+    async def presets(self, account: Caller) -> tuple[PresetView, ...]:
         """All presets; of each type, the one is marked that suits this fleet."""
         return await _in_thread(self._fleet.presets)
 
@@ -455,7 +455,7 @@ class Service:
             self._checks.forget(view.tenant, view.id)
 
     async def _change(
-        self, account: Account, job_id: str, change: Callable[[str], object]
+        self, account: Caller, job_id: str, change: Callable[[str], object]
     ) -> JobView:
         def changed() -> JobView:
             record = self._jobs.record(account, job_id)
@@ -464,7 +464,7 @@ class Service:
 
         return await _in_thread(changed)
 
-    def _uploads_tenant(self, account: Account, upload_id: str) -> str:
+    def _uploads_tenant(self, account: Caller, upload_id: str) -> str:
         """Whose upload this is, as far as the account may know."""
         if account.tenant is not None:
             return account.tenant
@@ -473,7 +473,7 @@ class Service:
                 return tenant
         return _DEFAULT_TENANT
 
-    def _all_uploads(self, account: Account) -> tuple[UploadView, ...]:
+    def _all_uploads(self, account: Caller) -> tuple[UploadView, ...]:
         tenants = [account.tenant] if account.tenant else self._uploads.tenants()
         found = [it for tenant in tenants for it in self._uploads.all(tenant)]
         return tuple(sorted(found, key=lambda it: it.created, reverse=True))
@@ -485,7 +485,7 @@ async def _in_thread(
     return await to_thread.run_sync(function, *arguments)
 
 
-def _tenant_of(account: Account, tenant: str | None) -> str:
+def _tenant_of(account: Caller, tenant: str | None) -> str:
     """Whose something is that an account makes."""
     if account.tenant is None:
         return tenant or _DEFAULT_TENANT

@@ -4,7 +4,7 @@ import secrets
 import time
 from collections import OrderedDict
 
-from tasks.api_keys import Account, ApiKeys, digest_of
+from tasks.api_keys import ApiKeys, Caller, digest_of
 
 COOKIE = "training_session"
 LIFE_S = 12 * 3600
@@ -24,7 +24,7 @@ class Sessions:
 
     def begin(self, key: str) -> str | None:
         """A new session's cookie; None where the key is nobody's."""
-        if self._accounts.of_key(key) is None:
+        if self._accounts.find(key) is None:
             return None
         cookie = secrets.token_urlsafe(32)
         self._open[digest_of(cookie)] = (digest_of(key), time.monotonic() + LIFE_S)
@@ -32,13 +32,13 @@ class Sessions:
             self._open.popitem(last=False)
         return cookie
 
-    def account(self, cookie: str | None) -> Account | None:
+    def account(self, cookie: str | None) -> Caller | None:
         """Whose session this is; None where it is none, or over."""
         found = self._open.get(digest_of(cookie)) if cookie else None
         if found is None:
             return None
         digest, ends_at = found
-        return self._accounts.of_digest(digest) if time.monotonic() < ends_at else None
+        return self._accounts.find_by_digest(digest) if time.monotonic() < ends_at else None
 
     def end(self, cookie: str | None) -> None:
         """End a session."""

@@ -9,7 +9,7 @@ from console.services.jobs import JobViews, for_tenants
 from console.services.tenant_policy import TenantPolicy
 from console.views import JobView, Preview, PriceView
 from routing.classes import MemoryClass
-from tasks.api_keys import Account
+from tasks.api_keys import Caller
 from tasks.client import Client
 from tasks.data.read_policy import ReadPolicy
 from tasks.errors import InvalidJobError, Problem
@@ -34,7 +34,7 @@ class Submissions:
         self._roots = settings.listed_tenant_roots
         self._permission = TenantPolicy(self._roots, settings.data_access().hosts)
 
-    def submit(self, account: Account, document: Any, idempotency_key: str | None) -> JobView:
+    def submit(self, account: Caller, document: Any, idempotency_key: str | None) -> JobView:
         """Submit a job; see ``Service.submit``."""
         self.checked(account, document)
         theirs = with_id(account, _as_theirs(account, document), idempotency_key)
@@ -48,7 +48,7 @@ class Submissions:
             raise InvalidJobError([problem]) from error
         return self._jobs.view(self._client.state.get(job_id), account)
 
-    def checked(self, account: Account, document: Any) -> TrainingJob:
+    def checked(self, account: Caller, document: Any) -> TrainingJob:
         """The job, as far as it can be judged by its description.
 
         Raises:
@@ -70,14 +70,14 @@ class Submissions:
             raise InvalidJobError(problems)
         return job
 
-    def access(self, account: Account) -> ReadPolicy:
+    def access(self, account: Caller) -> ReadPolicy:
         """What an account's data sets may be."""
         access = self._settings.data_access()
         return access if account.tenant is None else access.narrowed(self._roots)
 
     def preview(
         self,
-        account: Account,
+        account: Caller,
         job: TrainingJob,
         found: Checked | None,
         sizes: Collection[int] | None = None,
@@ -108,7 +108,7 @@ class Submissions:
         )
 
 
-def _as_theirs(account: Account, document: Any) -> Any:
+def _as_theirs(account: Caller, document: Any) -> Any:
     """The document with the account's tenant."""
     if account.tenant is None or not isinstance(document, dict):
         return document

@@ -103,7 +103,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, broker_url: str) -> Iterato
         gpu_prices="40gb=1.8",
     )
     service = Service(settings, broker_url)
-    keys = {name: service.accounts.add(name, tenant) for name, tenant in TENANTS.items()}
+    keys = {name: service.accounts.create(name, tenant) for name, tenant in TENANTS.items()}
     config = uvicorn.Config(
         make_app(settings, service), port=0, log_config=None, timeout_graceful_shutdown=1
     )

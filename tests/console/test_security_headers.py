@@ -49,7 +49,7 @@ def test_what_is_no_key_is_refused(anyone: httpx2.Client, header: str) -> None:
 
 def test_a_revoked_key_is_worth_nothing_at_once(console: Console, anyone: httpx2.Client) -> None:
     accounts = ApiKeys(console.settings.api_keys_file)
-    key = accounts.add("passing", "acme")
+    key = accounts.create("passing", "acme")
     headers = {"Authorization": f"Bearer {key}"}
     assert anyone.get("/v1/jobs", headers=headers).status_code == 200
     logged_in = anyone.post("/login", data={"key": key}, headers={"Origin": console.url})

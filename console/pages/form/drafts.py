@@ -9,7 +9,7 @@ from pathlib import Path
 from console.pages.form.draft import Draft
 from console.pages.form.image_collection import Collection
 from console.views import DataSetView, PictureView, UploadView
-from tasks.api_keys import Account
+from tasks.api_keys import Caller
 
 # Of all people together; the one that rested longest goes first.
 _MOST = 200
@@ -30,7 +30,7 @@ class Begun:
         is_own_upload: The upload was made for this draft; no job has it yet.
     """
 
-    account: Account
+    account: Caller
     draft: Draft
     collection: Collection
     upload: UploadView | None = None
@@ -54,7 +54,7 @@ class Drafts:
         self._scratch, self._most_bytes = scratch, most_bytes
         self._begun: OrderedDict[str, Begun] = OrderedDict()
 
-    def begin(self, account: Account, draft: Draft) -> str:
+    def begin(self, account: Caller, draft: Draft) -> str:
         """Keep a draft.
 
         Returns:
@@ -67,7 +67,7 @@ class Drafts:
             self._begun.popitem(last=False)[1].collection.clear()
         return draft_id
 
-    def find(self, account: Account, draft_id: str) -> Begun | None:
+    def find(self, account: Caller, draft_id: str) -> Begun | None:
         """An account's draft; None where it has none of this id."""
         begun = self._begun.get(draft_id)
         if begun is None or begun.account != account:

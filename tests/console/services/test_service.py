@@ -8,11 +8,11 @@ from console.services import sessions
 from console.services.archive import NewFile
 from console.services.service import Service
 from console.services.sessions import Sessions
-from tasks.api_keys import Account, ApiKeys
+from tasks.api_keys import ApiKeys, Caller
 from tasks.errors import UnknownJobError
 from tests.console.conftest import PNG, Console, Served, job
 
-ACME, ZOO, OPERATOR = Account("a", "acme"), Account("z", "zoo"), Account("o", None)
+ACME, ZOO, OPERATOR = Caller("a", "acme"), Caller("z", "zoo"), Caller("o", None)
 
 
 def file(name: str, data: bytes) -> NewFile:
@@ -71,7 +71,7 @@ def test_a_session_ends_by_itself(served: Served, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(sessions, "LIFE_S", 3600)
     open_ones = Sessions(accounts)
     cookie = open_ones.begin(served.keys["acme"])
-    assert open_ones.account(cookie) == Account("acme", "acme")
+    assert open_ones.account(cookie) == Caller("acme", "acme")
     assert open_ones.account("another") is None
     monkeypatch.setattr(sessions, "LIFE_S", -1)
     assert open_ones.account(open_ones.begin(served.keys["acme"])) is None

@@ -4,7 +4,7 @@ import logging
 from importlib.util import find_spec
 from pathlib import Path
 
-from tasks.api_keys import ApiKeys, console_key
+from tasks.api_keys import ApiKeys, ensure_console_key
 from tasks.errors import NotInstalledError
 from tasks.logging_setup import set_up_logging
 from tasks.settings.settings import Settings
@@ -33,7 +33,7 @@ def run(settings: Settings, *, ready_file: Path | None) -> None:
         logger.warning("%s", NotInstalledError("the web console", "console"))
         settings = settings.model_copy(update={"console_port": 0})
     if settings.console_port:
-        console_key(ApiKeys(settings.api_keys_file), settings.console_key_file)
+        ensure_console_key(ApiKeys(settings.api_keys_file), settings.console_key_file)
     with running_fleet(settings) as fleet:
         fleet.wait_until_ready()
         stdout.print(_introduction(settings, [gpu.name for gpu in fleet.gpus]), soft_wrap=True)
