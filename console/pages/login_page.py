@@ -31,9 +31,9 @@ _PAGE = """<!doctype html>
 <label for="key">Key</label>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus
  aria-describedby="help{described}"{invalid}>
-{problem}<p class="help" id="help">An operator makes one with
-<code>training-worker keys create</code>. On the machine of <code>training-worker up</code>, one lies in the file <code>console-key</code> of
-<code>TRAINING_HOME</code>.</p>
+{problem}<p class="help" id="help">An operator creates one with
+<code>training-worker keys create</code>. On the machine of <code>training-worker up</code>, the file
+<code>console-key</code> in <code>TRAINING_HOME</code> holds one.</p>
 </div>
 <button class="btn btn-primary" type="submit">Log in</button>
 </form>
