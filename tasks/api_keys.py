@@ -115,7 +115,7 @@ class ApiKeys:
             entry = KeyEntry(name=name, tenant=tenant, sha256=digest_of(key), created=now)
         except ValidationError as error:
             invalid = " and ".join(str(problem["loc"][0]) for problem in error.errors())
-            rule = "use letters and digits, with -_. between, at most 100 characters"
+            rule = "use letters, digits, and -_. between, at most 100 characters"
             raise ApiKeyNameError(f"invalid {invalid}: {rule}") from error
         with self._locked():
             entries = self.entries()

@@ -32,8 +32,8 @@ _PAGE = """<!doctype html>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus
  aria-describedby="help{described}"{invalid}>
 {problem}<p class="help" id="help">An operator creates one with
-<code>training-worker keys create</code>. On the machine of <code>training-worker up</code>, the file
-<code>console-key</code> in <code>TRAINING_HOME</code> holds one.</p>
+<code>training-worker keys create</code>. On the machine of <code>training-worker up</code>, the
+file <code>console-key</code> in <code>TRAINING_HOME</code> holds one.</p>
 </div>
 <button class="btn btn-primary" type="submit">Log in</button>
 </form>
