@@ -6,6 +6,7 @@ from uuid import uuid4
 
 import redis
 from celery import Celery
+from opentelemetry.trace import NoOpTracer, Tracer
 
 from tasks.app import make_app
 from tasks.errors import ErrorCode, JobError, NoBrokerError, NoWorkerError
@@ -19,7 +20,7 @@ from tasks.state.job_store import DispatchOutcome, JobState, connect
 from tasks.state.record import READS, JobRecord, JobStatus
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerInfo, live_workers, newest_versions, why_unserved
-from tasks.tracing.spans import Trace, job_span
+from tasks.tracing.spans import record_job
 
 
 class Client:
@@ -28,14 +29,14 @@ class Client:
     Args:
         settings: The process's settings.
         broker_url: The fleet's broker.
-        trace: Takes the spans of jobs that end here; None where nobody wants them.
+        tracer: Makes the spans of jobs that end here.
 
     Raises:
         NoBrokerError: It does not answer.
     """
 
-    def __init__(self, settings: Settings, broker_url: str, trace: Trace | None = None) -> None:
-        self._trace = trace
+    def __init__(self, settings: Settings, broker_url: str, tracer: Tracer | None = None) -> None:
+        self._tracer = tracer or NoOpTracer()
         self.broker_url = broker_url
         connection = connect(broker_url)
         try:
@@ -90,9 +91,8 @@ class Client:
             # Nothing runs that could tell it.
             error = JobError(record.error, ErrorCode.CANCELLED, record.error_stage or "")
             self._app.backend.store_result(record.result_id, error, "FAILURE")
-            if self._trace is not None:
-                ended_at = record.updated_at.timestamp()
-                self._trace([job_span(record, status, ended_at, record.error_code)])
+            ended_at = record.updated_at.timestamp()
+            record_job(self._tracer, record, status, ended_at, record.error_code)
         elif status == JobStatus.CANCELLING and record.waiting_in is not None:
             send_rest(self._app, record)
         return status

@@ -18,7 +18,7 @@ class Receiver(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}/v1/traces"
         self.spans: list[Span] = []
         self.workers: set[str] = set()
-        """Who has sent any."""
+        """The workers that sent any."""
 
     def trace(self, trace_id: int) -> list[Span]:
         """The spans of a trace so far."""
@@ -29,7 +29,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: Receiver
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing is to be said."""
+        """Log nothing."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))

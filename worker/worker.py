@@ -48,7 +48,7 @@ from tasks.state.workers import (
     next_larger_class,
 )
 from tasks.store import Store
-from tasks.tracing.setup import tracer_of
+from tasks.tracing.spans import start_tracing
 from worker.gpu.gpu_sampler import GpuSampler
 from worker.gpu.host_memory import host_memory_bytes, too_little_memory
 from worker.gpu.inventory import Gpu
@@ -105,7 +105,6 @@ def run_worker(
     setup_logging.connect(_keep_our_logging)
     drain, reports = _Drain(), GpuFaultPipe()
     worker_name = f"{name}@{socket.gethostname()}"
-    tracer = tracer_of(settings, worker_name)
     real_gpu = None if gpu is None or gpu.emulated else gpu
     if real_gpu is not None:
         _warn_of_memory(queues)
@@ -134,7 +133,7 @@ def run_worker(
             newest_versions=lambda: newest_versions(patient),
             learn=RunHistoryStore(connect(broker_url), settings.job_ttl, own_class).record,
             memory_class=own_class,
-            trace=tracer.send if tracer is not None else None,
+            tracing=start_tracing(worker_name),
         )
 
     use_for_redis()
@@ -171,8 +170,7 @@ def run_worker(
         """Called in the pool's child; one that never ran a task has no runtime yet."""
         if runtime.cache_info().currsize:
             runtime().trainer.close()
-        if tracer is not None:
-            tracer.close()
+            runtime().tracing.close()
 
     worker_process_shutdown.connect(end_kept_trainer, weak=False)
     worker_ready.connect(lambda **_: note.renew(), weak=False)

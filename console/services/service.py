@@ -41,7 +41,7 @@ from tasks.errors import JobError
 from tasks.jobs.job import TrainingJob
 from tasks.settings.settings import Settings
 from tasks.store import Store
-from tasks.tracing.setup import tracer_of
+from tasks.tracing.spans import start_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +66,8 @@ class Service:
 
     def __init__(self, settings: Settings, broker_url: str) -> None:
         self.settings = settings
-        self._tracer = tracer_of(settings, "console")
-        trace = None if self._tracer is None else self._tracer.send
-        self._client = Client(settings, broker_url, trace)
+        self._tracing = start_tracing("console")
+        self._client = Client(settings, broker_url, self._tracing.tracer)
         store = Store(settings.resolved_store_url)
         home = settings.home_dir / "console"
         self.accounts = ApiKeys(settings.api_keys_file)
@@ -439,8 +438,7 @@ class Service:
     async def close(self) -> None:
         """Let go of the broker, and send the last spans."""
         await self._streams.close()
-        if self._tracer is not None:
-            await _in_thread(self._tracer.close)
+        await _in_thread(self._tracing.close)
 
     async def look_after(self) -> None:
         """Ask the broker something.

@@ -133,11 +133,6 @@ class Settings(BaseSettings):
     metrics_address: str = "127.0.0.1"
     """The address that metrics are served on. Whoever reaches it reads tenants' names."""
 
-    traces_url: str | None = None
-    """Where workers send traces of jobs by OTLP over HTTP, the whole address, such as
-    `http://127.0.0.1:4318/v1/traces`; headers go into `OTEL_EXPORTER_OTLP_HEADERS`. It needs the
-    `tracing` extra. Unset: nowhere."""
-
     console_port: int = Field(default=8080, ge=0, le=65535)
     """The port of the web console and its API. 0 starts none."""
 
@@ -277,16 +272,6 @@ class Settings(BaseSettings):
     def _are_terms(cls, text: str | None) -> str | None:
         parse_tenant_shares(text or "")
         return text
-
-    @field_validator("traces_url")
-    @classmethod
-    def _is_address(cls, url: str | None) -> str | None:
-        parts = urlsplit(url or "https://unset")
-        if not parts.hostname or parts.scheme not in ("http", "https"):
-            raise ValueError("is no http:// or https:// address")
-        if parts.username or parts.password:
-            raise ValueError("holds a password; put it into OTEL_EXPORTER_OTLP_HEADERS")
-        return url
 
     @field_validator("console_url")
     @classmethod

@@ -26,7 +26,7 @@ from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import GpuUnhealthy, TrainerInterrupted, WorkerContext
 from tasks.state.job_store import StartOutcome
 from tasks.state.record import NEXT_QUEUE, VERSION, JobRecord, JobStatus, queue_of
-from tasks.tracing.spans import job_span
+from tasks.tracing.spans import record_job
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -117,8 +117,8 @@ class StageContext:
         stop_requested: Callable[[], bool],
     ) -> CacheDone | TrainDone:
         """Run a request to its end; see ``tasks.stages.worker_context.Trainer``."""
-        hears = self.telemetry.hears(on_event)
-        return self.runtime.trainer.run(request, on_event=hears, stop_requested=stop_requested)
+        observed = self.telemetry.observing(on_event)
+        return self.runtime.trainer.run(request, on_event=observed, stop_requested=stop_requested)
 
     def stop_requested(self) -> bool:
         """Whether the stage should stop: for the job, or because the worker is going away.
@@ -238,15 +238,17 @@ def run_stage(
         raise DeferredToNewerWorker(told)
     if begun is None:
         head = state.head(job_id)
-        if outcome == StartOutcome.EXHAUSTED and runtime.trace is not None:
+        if outcome == StartOutcome.EXHAUSTED:
             ended_at = head.updated_at.timestamp()
-            runtime.trace([job_span(head, head.status, ended_at, head.error_code)])
+            record_job(runtime.tracing.tracer, head, head.status, ended_at, head.error_code)
         failure = head.failure()
         if failure is not None:
             raise failure  # whoever waits for the result of this very message hears of it, too
         raise Discarded(f"{stage} of job {job_id} is {outcome}")
     outbox = EventBuffer(state, job_id, attempt)
-    telemetry = Telemetry(begun, stage, delivery.queue, runtime.memory_class, outbox, runtime.trace)
+    telemetry = Telemetry(
+        begun, stage, delivery.queue, runtime.memory_class, outbox, runtime.tracing.tracer
+    )
     context = StageContext(
         stage, attempt, begun, runtime, draining, delivery.queue, outbox, telemetry
     )
@@ -336,7 +338,7 @@ def _finish(context: StageContext, result: StageResult, seconds: float) -> str |
         ended = state.get(context.job_id)
         if result.result is None or ended.result != result.result:
             raise
-    context.telemetry.ended("done", status=_status(cancelled) if ends else None)
+    context.telemetry.record_end("done", status=_status(cancelled) if ends else None)
     context.runtime.learn(record, context.stage, stage, result.made)
     return following if goes else None
 
@@ -415,7 +417,7 @@ def _end(context: StageContext, error: JobError) -> JobError:
     state = context.runtime.state
     counts = {**context.outbox.take_counts(), **context.telemetry.end_counts(outcome)}
     _patiently(context, lambda: state.fail(context.job_id, context.attempt, error, counts))
-    context.telemetry.ended(outcome, error.code, status)
+    context.telemetry.record_end(outcome, error.code, status)
     return error
 
 
@@ -438,7 +440,7 @@ def _release(
     if status == JobStatus.CANCELLING:
         context.telemetry.count(counts)
         return False
-    context.telemetry.ended(outcome)
+    context.telemetry.record_end(outcome)
     if status == JobStatus.PAUSED:
         raise Discarded(f"job {job_id} is paused")
     return True

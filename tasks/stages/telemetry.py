@@ -1,12 +1,14 @@
-"""What a start of a stage tells those who watch the fleet: counts, and the spans of its trace.
+"""Telemetry of one start of a stage: its counts, and the spans of its trace.
 
-Counts travel with what the start writes (``tasks/stages/event_buffer.py``), spans by themselves. Neither holds
-the stage up.
+Counts travel with what the start writes (``tasks/stages/event_buffer.py``), spans by themselves.
+Neither delays the stage.
 """
 
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from opentelemetry.trace import Tracer
 
 from routing.classes import MemoryClass
 from tasks.eta.history import waited_s
@@ -22,32 +24,32 @@ from tasks.metrics import (
 )
 from tasks.stages.event_buffer import EventBuffer
 from tasks.state.record import JobRecord
-from tasks.tracing.spans import ROOT, Span, Trace, job_span
+from tasks.tracing.spans import JobTrace, record_job
 
-# A span is sent when it is over; those who look at a run of hours see it go on.
-_LONGEST_CHUNK_S = 300.0
+# A span is sent when it is over: a viewer sees the progress of a run of hours.
+_MAX_STEPS_SPAN_S = 300.0
 
 
 @dataclass
-class _Chunk:
-    """Steps one after the other, with nothing else between."""
+class _Steps:
+    """Consecutive training steps, recorded as one span."""
 
-    began_at: float
+    started_at: float
     first: int
     done: int
     ended_at: float
 
 
 class Telemetry:
-    """One start's counts and spans.
+    """Counts and spans of one start.
 
     Args:
-        record: The job, as the start began.
+        record: The job when the start began.
         stage: The stage.
-        queue: Where its message came from.
-        memory_class: That of the worker's GPU.
+        queue: The queue that its message came from.
+        memory_class: The memory class of the worker's GPU.
         outbox: Takes the counts.
-        trace: Takes the spans; None where nobody wants them.
+        tracer: Makes the spans.
     """
 
     def __init__(
@@ -57,75 +59,77 @@ class Telemetry:
         queue: str,
         memory_class: MemoryClass | None,
         outbox: EventBuffer,
-        trace: Trace | None,
+        tracer: Tracer,
     ) -> None:
         self._record, self._stage, self._queue = record, stage, queue
         self._class, self._type = class_label(memory_class), record.job.training.type
-        self._outbox, self._trace = outbox, trace
+        self._outbox, self._tracer = outbox, tracer
+        self._trace = JobTrace(tracer, record.id)
         self._start = record.stages[stage]
         self._path = f"{stage} {self._start.attempt}"
         self._ahead_s = self._start.started_at - time.time()
         """How far the broker's clock is ahead of this machine's."""
-        self._free_at = self._start.started_at
-        """Since when the trainer does nothing that has a span yet."""
+        self._idle_since = self._start.started_at
+        """The end of the trainer's last span."""
         self._children = 0
-        self._steps = self._saved = 0
-        """Weight updates made, and those in the newest checkpoint."""
-        self._chunk: _Chunk | None = None
+        self._done = self._saved = 0
+        """Steps done, and those in the newest checkpoint."""
+        self._steps: _Steps | None = None
         self._waited_s = waited_s(record, stage, self._start)
         if self._waited_s is not None:
             self.count(WAIT_SECONDS.observed(self._waited_s, queue))
 
     def count(self, counts: Counts) -> None:
-        """Count something with whatever is told next."""
+        """Count something with the next event."""
         self._outbox.count(counts)
 
-    def hears(self, on_event: Callable[[Event], None]) -> Callable[[Event], None]:
-        """What a trainer's events are given to: what is only for those who watch ends here."""
+    def observing(self, on_event: Callable[[Event], None]) -> Callable[[Event], None]:
+        """Wrap the callback for a trainer's events: count and trace them.
 
-        def take(event: Event) -> None:
+        The trainer's starts and phases are telemetry only and do not reach ``on_event``.
+        """
+
+        def observe(event: Event) -> None:
             match event:
                 case TrainerStarted():
                     self.count(TRAINER_STARTS.one(event.how))
-                    self._close_chunk()
-                    self._free_at = self._now()
+                    self._close_steps()
+                    self._idle_since = self._now()
                     if event.how == "restart":
-                        self._steps = self._saved
+                        self._done = self._saved
                 case TrainerPhase():
-                    self._phase(event)
+                    self._record_phase(event)
                 case _:
                     if isinstance(event, Progress) and event.unit == "steps":
-                        self._stepped(event.done, self._now())
+                        self._count_steps(event.done, self._now())
                     elif isinstance(event, CheckpointSaved):
                         self._saved = event.step
                     on_event(event)
 
-        return take
+        return observe
 
-    def resumed_at(self, step: int) -> None:
-        """The trainer goes on from here."""
-        self._steps = self._saved = step
+    def resume_from(self, step: int) -> None:
+        """Count the steps of a trainer that resumes from a checkpoint of this step."""
+        self._done = self._saved = step
 
     def end_counts(self, outcome: str) -> Counts:
-        """What is counted where the start ends so."""
+        """Counts of a start that ends with this outcome."""
         return STAGE_ENDS.one(self._stage, outcome)
 
     def seconds_counts(self, seconds: float) -> Counts:
-        """What is counted where the stage is done."""
+        """Counts of a stage that took these seconds."""
         return STAGE_SECONDS.observed(seconds, self._stage, self._type, self._class)
 
-    def ended(self, outcome: str, code: str | None = None, status: str | None = None) -> None:
-        """Send the start's span, and the job's where that has ended with it.
+    def record_end(self, outcome: str, code: str | None = None, status: str | None = None) -> None:
+        """Record the start's span, and the job's if it ends, too.
 
         Args:
-            outcome: As it is counted.
+            outcome: The outcome that is counted.
             code: The error's.
-            status: The job's; None where it goes on.
+            status: The status of the job that ended; None for one that continues.
         """
-        if self._trace is None:
-            return
-        self._close_chunk()
-        record, start, now = self._record, self._start, self._now()
+        self._close_steps()
+        start, now = self._start, self._now()
         attributes: dict[str, str | int | float] = {
             "training.stage": self._stage,
             "training.type": self._type,
@@ -135,59 +139,55 @@ class Telemetry:
             "training.attempt": start.attempt,
             "training.outcome": outcome,
         }
-        spans = []
         if self._waited_s is not None:
             attributes["training.waited_seconds"] = round(self._waited_s, 3)
-            began_at = start.started_at - self._waited_s
-            path, queue = f"{self._path} wait", {"training.queue": self._queue}
-            spans.append(
-                Span(
-                    record.id, f"{self._stage} waits", path, ROOT, began_at, start.started_at, queue
-                )
+            self._trace.record(
+                f"{self._stage} waits",
+                f"{self._path} wait",
+                start.started_at - self._waited_s,
+                start.started_at,
+                {"training.queue": self._queue},
             )
-        spans.append(
-            Span(record.id, self._stage, self._path, ROOT, start.started_at, now, attributes, code)
+        self._trace.record(
+            self._stage, self._path, start.started_at, now, attributes, error_code=code
         )
         if status is not None:
-            spans.append(job_span(record, status, now, code))
-        self._trace(spans)
+            record_job(self._tracer, self._record, status, now, code)
 
-    def _phase(self, phase: TrainerPhase) -> None:
-        began_at = phase.began_at + self._ahead_s
+    def _record_phase(self, phase: TrainerPhase) -> None:
+        started_at = phase.began_at + self._ahead_s
         if phase.step is not None:
-            self._stepped(phase.step, began_at)
-        self._close_chunk()
+            self._count_steps(phase.step, started_at)
+        self._close_steps()
         attributes = {} if phase.step is None else {"training.step": phase.step}
-        self._free_at = began_at + phase.seconds
-        self._child(phase.name, began_at, self._free_at, attributes)
+        self._idle_since = started_at + phase.seconds
+        self._record_child(phase.name, started_at, self._idle_since, attributes)
 
-    def _stepped(self, done: int, at: float) -> None:
-        """The trainer has made so many steps in all."""
-        before, self._steps = self._steps, max(self._steps, done)
+    def _count_steps(self, done: int, at: float) -> None:
+        """Count the steps up to ``done``, the number of all that the trainer has made."""
+        before, self._done = self._done, max(self._done, done)
         if done <= before:
             return
         self.count(STEPS.one(self._type, self._class, by=done - before))
-        if self._chunk is None:
-            self._chunk = _Chunk(self._free_at, before + 1, done, at)
-        self._chunk.done, self._chunk.ended_at = done, at
-        if at - self._chunk.began_at > _LONGEST_CHUNK_S:
-            self._close_chunk()
+        if self._steps is None:
+            self._steps = _Steps(self._idle_since, before + 1, done, at)
+        self._steps.done, self._steps.ended_at = done, at
+        if at - self._steps.started_at > _MAX_STEPS_SPAN_S:
+            self._close_steps()
 
-    def _close_chunk(self) -> None:
-        chunk, self._chunk = self._chunk, None
-        if chunk is not None:
-            self._free_at = chunk.ended_at
-            steps = {"training.first_step": chunk.first, "training.step": chunk.done}
-            self._child("steps", chunk.began_at, chunk.ended_at, steps)
+    def _close_steps(self) -> None:
+        steps, self._steps = self._steps, None
+        if steps is not None:
+            self._idle_since = steps.ended_at
+            attributes = {"training.first_step": steps.first, "training.step": steps.done}
+            self._record_child("steps", steps.started_at, steps.ended_at, attributes)
 
-    def _child(
-        self, name: str, began_at: float, ended_at: float, attributes: dict[str, int]
+    def _record_child(
+        self, name: str, started_at: float, ended_at: float, attributes: dict[str, int]
     ) -> None:
-        if self._trace is None:
-            return
         self._children += 1
         path = f"{self._path} {self._children}"
-        self._trace([Span(self._record.id, name, path, self._path, began_at, ended_at, attributes)])
+        self._trace.record(name, path, started_at, ended_at, attributes, parent=self._path)
 
     def _now(self) -> float:
         return time.time() + self._ahead_s

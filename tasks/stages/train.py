@@ -83,7 +83,7 @@ class _Run:
             cache_index_key=self._context.record.refs["cache_index"],
             resume_state_key=self._kept[-1].state_key if self._kept else None,
         )
-        self._context.telemetry.resumed_at(self.resumed_at)
+        self._context.telemetry.resume_from(self.resumed_at)
         return self._context.run_trainer(request, self._on_event, self._stop_requested)
 
     def mend(self, error: TrainerError) -> bool:

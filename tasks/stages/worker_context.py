@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -16,7 +16,7 @@ from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.state.job_store import JobState
 from tasks.state.record import JobRecord, StageRecord
 from tasks.store import Store
-from tasks.tracing.spans import Trace
+from tasks.tracing.spans import Tracing
 
 Device = Literal["cpu", "cuda"]
 _LONGEST_PAUSE_S = 600.0
@@ -97,7 +97,7 @@ class WorkerContext:
         newest_versions: Queue to the newest version of the program that a live worker of it is of.
         learn: Told of each stage that is done; see ``Durations.record``.
         memory_class: That of the worker's GPU.
-        trace: Sends the spans of jobs' traces; None where nobody wants them.
+        tracing: Sends the spans of jobs' traces.
     """
 
     state: JobState
@@ -118,4 +118,4 @@ class WorkerContext:
         None
     )
     memory_class: MemoryClass | None = None
-    trace: Trace | None = None
+    tracing: Tracing = field(default_factory=Tracing)

@@ -50,7 +50,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, traces: Receiver) -> Iterato
     settings = {
         "TRAINING_CONSOLE_PORT": str(free_port()),
         "TRAINING_METRICS_PORT": str(free_port()),
-        "TRAINING_TRACES_URL": traces.url,
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": traces.url,
     }
     with Fleet(tmp_path_factory.mktemp("fleet"), "40gb,24gb", **settings) as running:
         yield running

@@ -99,7 +99,7 @@ def test_a_trace_of_a_job_has_its_four_stages_and_the_trainers_work_under_one_ro
     assert len(by_id) == len(spans)
     [root] = [span for span in spans if not span.parent_span_id]
     assert root.name == "job"
-    assert int.from_bytes(root.span_id) == span_id(job_id, "")
+    assert int.from_bytes(root.span_id) == span_id(job_id)
 
     def below(parent: Span) -> dict[str, list[Span]]:
         found: dict[str, list[Span]] = {}

@@ -1,23 +1,24 @@
 """The fleet that a command of this machine talks to."""
 
+from opentelemetry.trace import Tracer
+
 from tasks.client import Client
 from tasks.errors import NoBrokerError
 from tasks.settings.settings import Settings
-from tasks.tracing.spans import Trace
 from worker.local.embedded_broker import find_running
 
 
-def client_of(settings: Settings, trace: Trace | None = None) -> Client:
+def client_of(settings: Settings, tracer: Tracer | None = None) -> Client:
     """A connection to the configured broker, or to the embedded one of this home.
 
     Args:
         settings: This process's.
-        trace: Takes the spans of jobs that end here.
+        tracer: Makes the spans of jobs that end here.
 
     Raises:
         NoBrokerError: There is none, or it does not answer.
     """
-    return Client(settings, broker_url(settings), trace)
+    return Client(settings, broker_url(settings), tracer)
 
 
 def broker_url(settings: Settings) -> str:

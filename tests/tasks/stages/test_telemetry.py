@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from redis import Redis
 
 from routing.classes import MemoryClass
@@ -34,7 +37,8 @@ from tasks.state.counters import Counters
 from tasks.state.job_store import JobState, StartOutcome
 from tasks.state.record import JobStatus
 from tasks.store import Store
-from tasks.tracing.spans import Span
+from tasks.tracing.export import JobIds
+from tasks.tracing.spans import Tracing
 from tests.tasks.stages.test_runner import (
     CACHES,
     TRAINED,
@@ -61,20 +65,27 @@ def job_id(state: JobState, job_document: dict[str, Any]) -> str:
 
 
 @pytest.fixture
-def spans() -> list[Span]:
-    return []
+def exporter() -> InMemorySpanExporter:
+    return InMemorySpanExporter()
+
+
+@pytest.fixture
+def tracing(exporter: InMemorySpanExporter) -> Tracing:
+    provider = TracerProvider(id_generator=JobIds(), shutdown_on_exit=False)
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    return Tracing(provider.get_tracer("tests"))
 
 
 @pytest.fixture
 def runtime(
-    state: JobState, store: Store, tmp_path: Path, spans: list[Span]
+    state: JobState, store: Store, tmp_path: Path, tracing: Tracing
 ) -> Callable[..., WorkerContext]:
     def make(*told: events.Event, ends: BaseException | None = None) -> WorkerContext:
         made = runtime_with(state, store, tmp_path, ScriptedTrainer(*told, ends=ends))
         return replace(
             made,
             memory_class=MemoryClass.GB40,
-            trace=spans.extend,
+            tracing=tracing,
             backoff=Backoff(tries=1, first_s=60),
         )
 
@@ -233,69 +244,108 @@ def test_a_stage_of_a_lost_worker_and_a_lost_message_are_counted(
     }
 
 
-def by_name(spans: Sequence[Span], name: str) -> list[Span]:
+def by_name(spans: Sequence[ReadableSpan], name: str) -> list[ReadableSpan]:
     return [span for span in spans if span.name == name]
 
 
-def test_a_trace_holds_the_job_its_stages_its_waits_and_what_the_trainer_did(
-    job_id: str, store: Store, runtime: Callable[..., WorkerContext], spans: list[Span]
+def own_ids(span: ReadableSpan) -> tuple[int, int]:
+    context = span.get_span_context()
+    assert context is not None
+    return context.trace_id, context.span_id
+
+
+def parent_ids(span: ReadableSpan) -> tuple[int, int]:
+    assert span.parent is not None
+    return span.parent.trace_id, span.parent.span_id
+
+
+def times(span: ReadableSpan) -> tuple[int, int]:
+    assert span.start_time is not None
+    assert span.end_time is not None
+    return span.start_time, span.end_time
+
+
+def ends(spans: Sequence[ReadableSpan]) -> list[tuple[str, str | None]]:
+    return [(span.name, span.status.description) for span in spans]
+
+
+def test_a_trace_holds_the_job_its_stages_and_the_trainers_work(
+    job_id: str,
+    store: Store,
+    runtime: Callable[..., WorkerContext],
+    exporter: InMemorySpanExporter,
 ) -> None:
     save = [phase("checkpoint", 10), phase("export", 10), saved(store, 10)]
     rest = [step(10), step(19), saved(store, 20), TRAINED]
     run_all(job_id, store, runtime, COLD, phase("load"), step(4), *save, *rest)
-    assert len({span.trace_id for span in spans}) == 1
-    assert len({span.span_id for span in spans}) == len(spans)
+    spans = exporter.get_finished_spans()
+    assert len({own_ids(span)[0] for span in spans}) == 1
+    assert len({own_ids(span)[1] for span in spans}) == len(spans)
     [job] = by_name(spans, "job")
     assert job.parent is None
+    assert job.attributes is not None
     assert job.attributes["training.job.status"] == "succeeded"
+    began, ended = times(job)
     for stage in ("prepare", "cache", "train", "publish"):
         [span] = by_name(spans, stage)
-        assert span.parent == job.path
-        assert job.began_at <= span.began_at <= span.ended_at <= job.ended_at
+        assert parent_ids(span) == own_ids(job)
+        assert began <= times(span)[0] <= times(span)[1] <= ended
         [wait] = by_name(spans, f"{stage} waits")
-        assert (wait.parent, wait.ended_at) == (job.path, span.began_at)
-    below = [span for span in spans if span.parent == by_name(spans, "train")[0].path]
+        assert (parent_ids(wait), times(wait)[1]) == (own_ids(job), times(span)[0])
+    [train] = by_name(spans, "train")
+    below = [span for span in spans if span.parent and parent_ids(span) == own_ids(train)]
     steps = {"training.first_step": 1, "training.step": 10}
-    assert [(span.name, dict(span.attributes)) for span in below] == [
+    assert [(span.name, dict(span.attributes or {})) for span in below] == [
         ("load", {}),
         ("steps", steps),
         ("checkpoint", {"training.step": 10}),
         ("export", {"training.step": 10}),
         ("steps", {"training.first_step": 11, "training.step": 19}),
     ]
-    assert not any("/" in str(value) for span in spans for value in span.attributes.values())
+    values = [value for span in spans for value in (span.attributes or {}).values()]
+    assert not any("/" in str(value) for value in values)
 
 
-def test_every_start_is_a_span_of_the_same_trace_with_its_outcome_and_error_code(
-    job_id: str, runtime: Callable[..., WorkerContext], spans: list[Span], redis_client: Redis
+def test_every_start_is_a_span_with_its_outcome_and_error_code(
+    job_id: str,
+    runtime: Callable[..., WorkerContext],
+    exporter: InMemorySpanExporter,
 ) -> None:
     with pytest.raises(Discarded):
         run_stage("prepare", raising(StoreError("/secret/path")), job_id, runtime())
     with pytest.raises(JobError):
         run_stage("prepare", raising(StoreError("/secret/path")), job_id, runtime())
+    spans = exporter.get_finished_spans()
     starts = by_name(spans, "prepare")
-    assert [it.attributes["training.outcome"] for it in starts] == ["retried", "failed"]
-    assert [it.attributes["training.attempt"] for it in starts] == [1, 2]
-    assert [it.error for it in starts] == [None, "store"]
+    attributes = [span.attributes or {} for span in starts]
+    assert [it["training.outcome"] for it in attributes] == ["retried", "failed"]
+    assert [it["training.attempt"] for it in attributes] == [1, 2]
+    assert ends(starts) == [("prepare", None), ("prepare", "store")]
     [job] = by_name(spans, "job")
-    assert (job.error, job.attributes["training.job.status"]) == ("store", "failed")
-    assert "secret" not in str(spans)
+    assert ends([job]) == [("job", "store")]
+    assert job.attributes is not None
+    assert job.attributes["training.job.status"] == "failed"
+    assert {own_ids(span)[0] for span in starts} == {own_ids(job)[0]}
+    assert "secret" not in "".join(span.to_json() for span in spans)
 
 
 def test_a_job_that_was_begun_too_often_ends_its_trace(
-    job_id: str, state: JobState, runtime: Callable[..., WorkerContext], spans: list[Span]
+    job_id: str,
+    state: JobState,
+    runtime: Callable[..., WorkerContext],
+    exporter: InMemorySpanExporter,
 ) -> None:
     for number in range(5):
         state.begin(job_id, "prepare", worker="w", queue="cpu", tag=str(number))
     for _ in range(2):
         with pytest.raises(JobError, match="5 times"):
             run_stage("prepare", leave(), job_id, runtime())
-    assert [(it.name, it.error) for it in spans] == [("job", "trainer_failed")]
+    assert ends(exporter.get_finished_spans()) == [("job", "trainer_failed")]
 
 
-def test_a_waiting_job_that_somebody_cancels_ends_its_trace(
-    job_id: str, broker_url: str, spans: list[Span]
+def test_cancelling_a_waiting_job_ends_its_trace(
+    job_id: str, broker_url: str, tracing: Tracing, exporter: InMemorySpanExporter
 ) -> None:
     settings = Settings.model_validate({"broker_url": broker_url})
-    assert Client(settings, broker_url, spans.extend).cancel(job_id) == JobStatus.CANCELLED
-    assert [(it.name, it.error) for it in spans] == [("job", "cancelled")]
+    assert Client(settings, broker_url, tracing.tracer).cancel(job_id) == JobStatus.CANCELLED
+    assert ends(exporter.get_finished_spans()) == [("job", "cancelled")]

@@ -7,7 +7,7 @@ from tasks.eta.estimate import time_left, told_by
 from tasks.settings.settings import Settings
 from tasks.stages.train import memory_of
 from tasks.state.record import JobRecord
-from tasks.tracing.spans import trace_id
+from tasks.tracing.spans import has_endpoint, trace_id
 from worker.cli.client import client_of
 from worker.cli.job_estimate import left_line
 from worker.cli.output import print_json, stdout
@@ -35,7 +35,7 @@ def run(settings: Settings, *, job_id: str, json: bool) -> None:
         stdout.print(f"waits: {waits}", soft_wrap=True, markup=False)
     if left is not None:
         stdout.print(f"time left: {left_line(left, now)}", soft_wrap=True, markup=False)
-    if settings.traces_url is not None:
+    if has_endpoint():
         stdout.print(f"trace: {trace}")
     if record.error:
         stdout.print(f"{record.error_code} in {record.error_stage}: {record.error}", markup=False)

@@ -8,7 +8,6 @@ from tasks.api_keys import ApiKeys, ensure_console_key
 from tasks.errors import NotInstalledError
 from tasks.logging_setup import set_up_logging
 from tasks.settings.settings import Settings
-from tasks.tracing.setup import tracer_of
 from worker.cli.commands.metrics import metrics_address
 from worker.cli.output import stdout
 from worker.local.flower import flower_address, flower_credentials, password_file
@@ -26,7 +25,6 @@ def run(settings: Settings, *, ready_file: Path | None) -> None:
     if settings.metrics_port and find_spec("prometheus_client") is None:
         logger.warning("%s", NotInstalledError("prometheus-client", "console"))
         settings = settings.model_copy(update={"metrics_port": 0})
-    tracer_of(settings, "up")  # or every worker would say so by itself
     if settings.flower_port:
         flower_credentials(settings)
     if settings.console_port and find_spec("fastapi") is None:
