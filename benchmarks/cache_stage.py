@@ -22,12 +22,12 @@ from benchmarks.results import parser_of, tell
 from benchmarks.warm_trainer import request_in
 from tasks.cache.index import CacheRegistry
 from tasks.cache.plan import CachePlan, encoder_digests
-from tasks.data.images import picture_digest
-from tasks.dataset import DataSet, Sample, data_set_of
+from tasks.data.images import image_digest
+from tasks.dataset import Dataset, Sample, dataset_of
 from tasks.events import EncoderDigests, Event, PackStored
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.state.job_store import connect
-from tasks.store import PACKS, Store, data_set_key, image_key
+from tasks.store import PACKS, Store, dataset_key, image_key
 from worker.local.embedded_broker import EmbeddedBroker
 from worker.trainer import cache
 from worker.trainer.data.inputs import encode_pixels
@@ -51,8 +51,8 @@ def main() -> None:
         request = request_of(folder, count)
         store = Store(request.store_url)
         encoders = encoder_digests(request.training)
-        data_set = DataSet.model_validate_json(store.get(request.data_set_key))
-        plan = CachePlan(request.training, data_set, encoders)
+        dataset = Dataset.model_validate_json(store.get(request.dataset_key))
+        plan = CachePlan(request.training, dataset, encoders)
         kept = ModelCache()
         seconds: dict[str, float] = {}
         for _ in range(ROUNDS):
@@ -84,25 +84,25 @@ def request_of(folder: Path, count: int) -> TrainerRequest:
         noise = Image.frombytes("RGB", (40, 30), draw.randbytes(3600)).resize((480, 360))
         path = folder / f"{number}.jpg"
         noise.save(path, quality=90)
-        digest = picture_digest(Image.open(path).convert("RGB"))
+        digest = image_digest(Image.open(path).convert("RGB"))
         store.put(image_key(digest), path)
         samples.append(
             Sample(
                 image=digest, width=480, height=360, caption=f"a photo {number}", source=path.name
             )
         )
-    data_set = data_set_of(samples)
-    store.put(data_set_key(data_set.digest), data_set.model_dump_json().encode())
+    dataset = dataset_of(samples)
+    store.put(dataset_key(dataset.digest), dataset.model_dump_json().encode())
     loader = base.training.loader.model_copy(update={"resolution": SIDE})
     training = base.training.model_copy(update={"data_loader": loader})
-    changes = {"training": training, "data_set_key": data_set_key(data_set.digest)}
+    changes = {"training": training, "dataset_key": dataset_key(dataset.digest)}
     return base.model_copy(update={**changes, "stage": "cache"})
 
 
 def bare(request: TrainerRequest, plan: CachePlan, kept: ModelCache) -> float:
     """Seconds of the encoders alone."""
     captions = list(plan.texts.values())
-    (size,) = {picture.size for picture in plan.latents.values()}
+    (size,) = {image.size for image in plan.latents.values()}
     batch = cache.batch_size(size)
     pixels = torch.randn(batch, 3, size.height, size.width).clamp(-1, 1)
     text = take_text(request.training, CPU, kept)
@@ -122,12 +122,12 @@ def one_by_one(
     request: TrainerRequest, plan: CachePlan, encoders: EncoderDigests, kept: ModelCache
 ) -> float:
     """The same in batches of one."""
-    most = cache.CAPTIONS, cache.MOST_PICTURES
-    cache.CAPTIONS, cache.MOST_PICTURES = 1, 1
+    most = cache.CAPTIONS, cache.MOST_IMAGES
+    cache.CAPTIONS, cache.MOST_IMAGES = 1, 1
     try:
         return timed(request, encoders, plan.digests, kept)
     finally:
-        cache.CAPTIONS, cache.MOST_PICTURES = most
+        cache.CAPTIONS, cache.MOST_IMAGES = most
 
 
 def timed(
@@ -160,8 +160,8 @@ def second_job(
                 registry.add(event.key, event.size, event.entries)
         store = Store(request.store_url)
         start = time.perf_counter()
-        data_set = DataSet.model_validate_json(store.get(request.data_set_key))
-        found = registry.locate(CachePlan(request.training, data_set, encoders).digests)
+        dataset = Dataset.model_validate_json(store.get(request.dataset_key))
+        found = registry.locate(CachePlan(request.training, dataset, encoders).digests)
         seconds = time.perf_counter() - start
     if len(found) != len(plan.digests):
         raise AssertionError("something was not found")

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -P benchmarks/cached_encoders.py [--report FILE]
 
 Two runs of one SDXL LoRA job on a tiny model, in this process, in turns: one reads latents and text
-outputs from the store, the other encodes pictures and captions at each step. Goal: well below 1; of
+outputs from the store, the other encodes images and captions at each step. Goal: well below 1; of
 a real model's step, the VAE's and the encoders' share is larger than of a tiny one's.
 """
 
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def request_of(base: TrainerRequest, model: Path, *, cached: bool) -> TrainerRequest:
-    """A train request on the base request's pictures, its cache filled where it uses one."""
+    """A train request on the base request's images, its cache filled where it uses one."""
     training: dict[str, Any] = {
         "type": "SDXL_LORA",
         "seed": 0,

@@ -118,8 +118,8 @@ def main() -> None:
 
 def job(tenant: str = "default") -> dict[str, Any]:
     """A job for a GPU of 40 GB; its stages do nothing."""
-    data_set = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"}
-    training = {"model": "/model", "data_loader": {"dataset": data_set}}
+    dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/images"}
+    training = {"model": "/model", "data_loader": {"dataset": dataset}}
     return {"preset": "flux_lora_1x40gb", "tenant": tenant, "training": training}
 
 

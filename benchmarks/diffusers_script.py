@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -P benchmarks/diffusers_script.py PYTHON SCRIPT [--report FILE]
 
 SCRIPT is ``examples/text_to_image/train_text_to_image_lora_sdxl.py`` of the diffusers project, and
-PYTHON an interpreter that has what it needs. Both train one tiny SDXL on the same pictures: the
+PYTHON an interpreter that has what it needs. Both train one tiny SDXL on the same images: the
 UNet's attention, rank 4, batch 1, float32, nothing cached. Goal: 1.0 or less.
 """
 
@@ -37,29 +37,29 @@ def main() -> None:
             },
         )
         program = [str(arguments.python), str(arguments.script)]
-        options = options_of(ground.model, image_folder(ground.pictures, Path(name)), Path(name))
+        options = options_of(ground.model, image_folder(ground.images, Path(name)), Path(name))
         line = line_of(ground.request(training), "the script", [*program, *options])
     command = "OMP_NUM_THREADS=1 python -P benchmarks/diffusers_script.py PYTHON SCRIPT"
     tell(arguments.report, "Against diffusers' script", command, "1.0 or less", [line])
 
 
-def image_folder(pictures: Path, folder: Path) -> Path:
-    """The pictures with their captions as the script reads them."""
+def image_folder(images: Path, folder: Path) -> Path:
+    """The images with their captions as the script reads them."""
     target = folder / "imagefolder"
     target.mkdir()
     rows = []
-    for path in sorted(pictures.glob("*.png")):
+    for path in sorted(images.glob("*.png")):
         shutil.copy(path, target / path.name)
         rows.append({"file_name": path.name, "text": path.with_suffix(".txt").read_text("utf-8")})
     (target / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
     return target
 
 
-def options_of(model: Path, pictures: Path, folder: Path) -> list[str]:
+def options_of(model: Path, images: Path, folder: Path) -> list[str]:
     """The script's command line for the same run."""
     values = {
         "pretrained_model_name_or_path": model,
-        "train_data_dir": pictures,
+        "train_data_dir": images,
         "caption_column": "text",
         "resolution": SIDE,
         "train_batch_size": 1,

@@ -1,7 +1,7 @@
 """A cache filled in this process, for benchmarks of what comes after it. Measures nothing."""
 
 from tasks.cache.plan import CachePlan, encoder_digests
-from tasks.dataset import DataSet
+from tasks.dataset import Dataset
 from tasks.events import Event, PackStored
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, cache_index_key
@@ -13,9 +13,9 @@ from worker.trainer.model_cache import ModelCache
 def with_filled_cache(request: TrainerRequest) -> TrainerRequest:
     """A train request like this one, all its cache entries there."""
     store = Store(request.store_url)
-    data_set = DataSet.model_validate_json(store.get(request.data_set_key))
+    dataset = Dataset.model_validate_json(store.get(request.dataset_key))
     encoders = encoder_digests(request.training)
-    plan = CachePlan(request.training, data_set, encoders)
+    plan = CachePlan(request.training, dataset, encoders)
     wanted = {"stage": "cache", "encoders": encoders, "cache_entries": tuple(plan.digests)}
     events: list[Event] = []
     cache.run(request.model_copy(update=wanted), events.append, StopSwitch(), ModelCache())

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -P benchmarks/invoke_training.py PYTHON [--report FILE]
 
 PYTHON is an interpreter in which invoke-training is installed. Both train one tiny SDXL on the same
-pictures by the same options: batch 1, float32, nothing cached. SDXL's types only: of FLUX's layers
+images by the same options: batch 1, float32, nothing cached. SDXL's types only: of FLUX's layers
 it trains others. Goal: 1.0 or less.
 """
 
@@ -34,7 +34,7 @@ def main() -> None:
     lines = []
     with tempfile.TemporaryDirectory() as name:
         ground, job = Ground(Path(name)), Path(name) / "theirs.json"
-        dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(ground.pictures)}
+        dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(ground.images)}
         for kind, (options, loader) in _TYPES.items():
             loader = {**loader, "resolution": SIDE, "dataset": dataset}
             training = ground.training(type=kind, data_loader=loader, **options)

@@ -2,12 +2,12 @@
 
     python -P benchmarks/prepare.py [IMAGES] [--report FILE]
 
-JPEGs of 1024x1024 with captions, in one folder, on all cores both times: every picture decoded,
+JPEGs of 1024x1024 with captions, in one folder, on all cores both times: every image decoded,
 turned, hashed by its pixels and compared with all others, then stored, against
 ``Image.open(path).convert("RGB")`` in as many threads, and against ``load()``, which lacks its copy
-of each picture. Each measurement has a process of its own, or the one would leave the other a heap
-in which copies cost more. In pictures a second, and a second of processor time, which other work on
-the machine disturbs less. Goal: 0.7 or more, and memory that does not grow with the pictures.
+of each image. Each measurement has a process of its own, or the one would leave the other a heap
+in which copies cost more. In images a second, and a second of processor time, which other work on
+the machine disturbs less. Goal: 0.7 or more, and memory that does not grow with the images.
 """
 
 import os
@@ -28,7 +28,7 @@ from benchmarks.results import parser_of, tell
 from tasks.data.ingest import ingest
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
-from tasks.data.validation import Report, check_data_set
+from tasks.data.validation import Report, check_dataset
 from tasks.jobs.job import parse_job
 from tasks.store import Store
 
@@ -52,7 +52,7 @@ def main() -> None:
         tempfile.TemporaryDirectory() as name,
         ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool,
     ):
-        paths = pictures_in(Path(name), count)
+        paths = images_in(Path(name), count)
         few_mib = pool.submit(prepared, paths[: count // 10]).result()[-1]
         rounds = []
         for _ in range(ROUNDS):
@@ -66,7 +66,7 @@ def main() -> None:
         rates = [f"{count / statistics.median(seconds):.1f}" for seconds in sides]
         convert_s, load_s, *ours = sides
         lines.append(
-            f"pictures {unit}: Pillow's convert {rates[0]}, its load {rates[1]}, "
+            f"images {unit}: Pillow's convert {rates[0]}, its load {rates[1]}, "
             f"checked {rates[2]}, checked and stored {rates[3]}"
         )
         for what, seconds in zip(("checked", "checked and stored"), ours, strict=True):
@@ -75,7 +75,7 @@ def main() -> None:
                 f"{ratio(load_s, seconds):.3f} to load"
             )
     lines.append(
-        f"peak memory: {few_mib:.0f} MiB with {count // 10} pictures, {many_mib:.0f} with {count}"
+        f"peak memory: {few_mib:.0f} MiB with {count // 10} images, {many_mib:.0f} with {count}"
     )
     goal = "0.7 or more, memory that does not grow"
     tell(arguments.report, "Prepare", f"python -P benchmarks/prepare.py {count}", goal, lines)
@@ -86,8 +86,8 @@ def ratio(plain: list[float], ours: list[float]) -> float:
     return statistics.median(one / other for one, other in zip(plain, ours, strict=True))
 
 
-def pictures_in(folder: Path, count: int) -> list[Path]:
-    """Pictures as noisy as photographs."""
+def images_in(folder: Path, count: int) -> list[Path]:
+    """Images as noisy as photographs."""
     draw, paths = random.Random(0), []
     for number in range(count):
         noise = Image.frombytes("RGB", (96, 96), draw.randbytes(27648)).resize((1024, 1024))
@@ -143,11 +143,10 @@ def since(start: Cost) -> Cost:
 
 
 def checked(paths: list[Path]) -> Report:
-    """Check these pictures of a folder."""
+    """Check these images of a folder."""
     folder = paths[0].parent
     rows = "\n".join(
-        f'{{"image": "{path.name}", "text": "picture {number}"}}'
-        for number, path in enumerate(paths)
+        f'{{"image": "{path.name}", "text": "image {number}"}}' for number, path in enumerate(paths)
     )
     (folder / "rows.jsonl").write_text(rows, "utf-8")
     dataset = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": str(folder / "rows.jsonl")}
@@ -164,7 +163,7 @@ def checked(paths: list[Path]) -> Report:
     }
     config = parse_job({"training": training}).training
     sources = Sources(ReadPolicy(), folder / "downloads", folder / "scratch")
-    report = check_data_set(config, sources, limits=lambda _: [])
+    report = check_dataset(config, sources, limits=lambda _: [])
     if len(report.samples) != len(paths) or report.problems:
         raise AssertionError(str(report.problems[:3]))
     return report

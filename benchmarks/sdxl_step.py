@@ -1,6 +1,6 @@
 """Steps of our SDXL recipes and of another trainer's, in turns, for benchmarks that compare them.
 
-Both train one tiny SDXL on the same pictures. While one makes a step the other waits, so that
+Both train one tiny SDXL on the same images. While one makes a step the other waits, so that
 whatever else the machine does falls on both alike; and of a step its processor time is taken, which
 other programs change least.
 """
@@ -66,7 +66,7 @@ class Ground:
         self._base = request_in(folder)
         self.model = build_tiny_sdxl(folder / "sdxl")
         _write_vocabularies(self.model)
-        self.pictures = folder / "pictures"
+        self.images = folder / "images"
 
     def training(self, **options: Any) -> dict[str, Any]:
         """A job's ``training``: batches of 1 in float32, nothing cached."""

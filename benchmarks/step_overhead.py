@@ -21,7 +21,7 @@ from benchmarks.results import parser_of, tell
 from tasks.buckets import Size
 from tasks.cache.packs import pack_id
 from tasks.cache.plan import CacheIndex, SampleEntries, cache_settings
-from tasks.dataset import Sample, data_set_of
+from tasks.dataset import Sample, dataset_of
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store
@@ -182,16 +182,16 @@ def run_in(folder: Path, config: FluxLoraConfig) -> tuple[TrainingData, Checkpoi
         samples.append(
             Sample(image=str(number), width=SIDE, height=SIDE, caption="", source=str(number))
         )
-    data_set = data_set_of(samples)
+    dataset = dataset_of(samples)
     index = CacheIndex(
-        data_set=data_set.digest,
+        dataset=dataset.digest,
         settings=cache_settings(config),
         samples=tuple(entries),
         blank_text=None,
         packs=packs,
     )
     draws = StatelessRng(0)
-    reader = SampleReader(store.url, data_set, config, index, draws)
+    reader = SampleReader(store.url, dataset, config, index, draws)
     plan = BatchPlan([Size(SIDE, SIDE)] * len(samples), 1, 1, draws)
     request = TrainerRequest(
         stage="train",
@@ -199,14 +199,14 @@ def run_in(folder: Path, config: FluxLoraConfig) -> tuple[TrainingData, Checkpoi
         attempt=1,
         name="lora",
         training=config,
-        data_set_key="unused",
+        dataset_key="unused",
         store_url=store.url,
         scratch_dir=str(folder / "scratch"),
         device="cpu",
     )
 
     checkpoints = Checkpoints(request, store, {}, {}, write_nothing, lambda _: None)
-    return TrainingData(reader, plan, data_set, 0, CPU), checkpoints
+    return TrainingData(reader, plan, dataset, 0, CPU), checkpoints
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from benchmarks.filled_cache import with_filled_cache
 from benchmarks.results import parser_of, tell
-from tasks.data.images import open_picture, picture_digest
-from tasks.dataset import Sample, data_set_of
+from tasks.data.images import image_digest, open_image
+from tasks.dataset import Sample, dataset_of
 from tasks.events import Event, Progress
 from tasks.jobs.job import parse_job
 from tasks.stages.trainer_protocol import TrainerRequest
-from tasks.store import Store, data_set_key, image_key
-from worker.local.demo_images import draw_demo_pictures
+from tasks.store import Store, dataset_key, image_key
+from worker.local.demo_images import draw_demo_images
 from worker.supervision.trainer_pool import TrainerPool, trainer_environment
 from worker.trainer.tiny_models import build_tiny_flux
 
@@ -72,24 +72,24 @@ def seconds_to_first_step(
 def request_in(folder: Path) -> TrainerRequest:
     """A train request whose cache entries are all there."""
     store, model = Store(f"file://{folder}/store"), build_tiny_flux(folder / "model")
-    draw_demo_pictures(folder / "pictures")
+    draw_demo_images(folder / "images")
     samples = []
-    for path in sorted((folder / "pictures").glob("*.png")):
-        picture = open_picture(path.read_bytes())
-        digest = picture_digest(picture)
+    for path in sorted((folder / "images").glob("*.png")):
+        image = open_image(path.read_bytes())
+        digest = image_digest(image)
         store.put(image_key(digest), path)
         samples.append(
             Sample(
                 image=digest,
-                width=picture.width,
-                height=picture.height,
+                width=image.width,
+                height=image.height,
                 caption=path.with_suffix(".txt").read_text("utf-8"),
                 source=path.name,
             )
         )
-    data_set = data_set_of(samples)
-    store.put(data_set_key(data_set.digest), data_set.model_dump_json().encode())
-    dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "unused"}
+    dataset = dataset_of(samples)
+    store.put(dataset_key(dataset.digest), dataset.model_dump_json().encode())
+    source = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "unused"}
     training = {
         "type": "FLUX_LORA",
         "seed": 0,
@@ -103,7 +103,7 @@ def request_in(folder: Path) -> TrainerRequest:
         "data_loader": {
             "type": "IMAGE_CAPTION_FLUX_DATA_LOADER",
             "resolution": 128,
-            "dataset": dataset,
+            "dataset": source,
         },
     }
     request = TrainerRequest(
@@ -112,7 +112,7 @@ def request_in(folder: Path) -> TrainerRequest:
         attempt=1,
         name="lora",
         training=parse_job({"training": training}).training,
-        data_set_key=data_set_key(data_set.digest),
+        dataset_key=dataset_key(dataset.digest),
         store_url=store.url,
         scratch_dir=str(folder / "scratch"),
         device="cpu",

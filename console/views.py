@@ -104,7 +104,7 @@ class PriceView(View):
 
 
 class Finding(View):
-    """Something that was found in a data set."""
+    """Something that was found in a dataset."""
 
     severity: str
     """``error`` or ``warning``."""
@@ -113,14 +113,14 @@ class Finding(View):
     remedy: str
 
 
-class DataSetView(View):
-    """What was found in a data set."""
+class DatasetView(View):
+    """What was found in a dataset."""
 
-    pictures: int
+    images: int
     """Good ones."""
     findings: tuple[Finding, ...]
     buckets: dict[str, int]
-    """Training size to the number of pictures."""
+    """Training size to the number of images."""
 
 
 class Preview(View):
@@ -138,7 +138,7 @@ class Preview(View):
     """Seconds by stage, their sum, and what of them is not known."""
     price: PriceView | None
     """Null where the operator names no price."""
-    data_set: DataSetView | None
+    dataset: DatasetView | None
     """Null where it was not checked."""
     error: ErrorView | None
     """Why it would fail; null where nothing was found that stops it."""
@@ -195,8 +195,8 @@ class UploadView(View):
         return f"upload:{self.id}"
 
 
-class PictureView(View):
-    """A picture of an upload."""
+class ImageView(View):
+    """An image of an upload."""
 
     number: int
     """By which its thumbnail is asked for."""

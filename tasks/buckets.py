@@ -1,4 +1,4 @@
-"""Aspect-ratio buckets: the image sizes a data set is cropped to, and which one an image gets.
+"""Aspect-ratio buckets: the image sizes a dataset is cropped to, and which one an image gets.
 
 The rule is invoke-training's: step one side from ``start_dim`` to ``end_dim`` by ``divisible_by``
 and choose the other so that the area stays at or just below the target's.

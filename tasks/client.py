@@ -65,7 +65,7 @@ class Client:
         Args:
             document: The job.
             require_worker: Refuse it unless a live worker can take it.
-            reads: Where its data sets may lie beside what is public; None: wherever the workers
+            reads: Where its datasets may lie beside what is public; None: wherever the workers
                 may read.
 
         Returns:

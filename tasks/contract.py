@@ -47,7 +47,7 @@ ERROR_FIELDS = ("message", "code", "stage", "retryable")
 ERROR_CODES = {
     "internal": "A fault of the fleet's own; its operator finds more in the workers' logs.",
     "invalid_job": "The job cannot run as described; the message lists every fault.",
-    "invalid_dataset": "The data set cannot be trained on; the message lists every fault.",
+    "invalid_dataset": "The dataset cannot be trained on; the message lists every fault.",
     "invalid_model": "The base model is missing, incomplete or unreadable.",
     "no_broker": "There is no broker, or it does not answer.",
     "no_worker": "No live worker serves the queue that the job needs.",

@@ -1,4 +1,4 @@
-"""The normalised data set: what ``prepare`` writes and everything after it reads."""
+"""The normalised dataset: what ``prepare`` writes and everything after it reads."""
 
 import hashlib
 from collections.abc import Iterable
@@ -16,28 +16,28 @@ class Sample(StrictModel):
     """One image with its caption."""
 
     image: str
-    """SHA-256 of the picture: its size and its decoded RGB pixels, upright."""
+    """SHA-256 of the image: its size and its decoded RGB pixels, upright."""
     width: int
     height: int
     caption: str
     source: str
     """The file it came from, for messages."""
     mask: str | None = None
-    """SHA-256 of its mask, a picture of the same size; null where all of it counts."""
+    """SHA-256 of its mask, an image of the same size; null where all of it counts."""
     part: int = 0
-    """Which of the data loader's data sets it is of."""
+    """Which of the data loader's datasets it is of."""
 
     @property
     def size(self) -> Size:
-        """The picture's size in pixels."""
+        """The image's size in pixels."""
         return Size(self.width, self.height)
 
 
-class DataSet(StrictModel):
+class Dataset(StrictModel):
     """Samples in an order of their own, the same wherever they came from."""
 
     digest: str
-    """SHA-256 of the pictures and captions, whatever the files were called."""
+    """SHA-256 of the images and captions, whatever the files were called."""
     samples: tuple[Sample, ...]
 
     def sizes_in(self, buckets: tuple[Size, ...]) -> tuple[Size, ...]:
@@ -45,16 +45,16 @@ class DataSet(StrictModel):
         return tuple(nearest_bucket(sample.size, buckets) for sample in self.samples)
 
 
-def data_set_of(samples: Iterable[Sample]) -> DataSet:
-    """The data set of these samples, in any order."""
+def dataset_of(samples: Iterable[Sample]) -> Dataset:
+    """The dataset of these samples, in any order."""
     ordered = tuple(sorted(samples, key=_place))
-    digest = hashlib.sha256(b"training-worker data set 1")
+    digest = hashlib.sha256(b"training-worker dataset 1")
     for sample in ordered:
         caption = sample.caption.encode()
         digest.update(f"\n{sample.image} {len(caption)} ".encode() + caption)
         if sample.mask or sample.part:
             digest.update(f"\n mask {sample.mask} part {sample.part}".encode())
-    return DataSet(digest=digest.hexdigest(), samples=ordered)
+    return Dataset(digest=digest.hexdigest(), samples=ordered)
 
 
 def balanced(samples: Iterable[Sample]) -> list[Sample]:

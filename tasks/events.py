@@ -82,16 +82,16 @@ class Progress(StrictModel):
     learning_rate: float | None = None
 
 
-class DataSetChecked(StrictModel):
-    """The data set was checked; errors end the job."""
+class DatasetChecked(StrictModel):
+    """The dataset was checked; errors end the job."""
 
-    kind: Literal["data_set_checked"] = "data_set_checked"
-    pictures: int
+    kind: Literal["dataset_checked"] = "dataset_checked"
+    images: int
     """Good ones."""
     errors: int
     warnings: int
     report_key: str
-    """The store key of the report: every finding with its file, and the pictures of each size."""
+    """The store key of the report: every finding with its file, and the images of each size."""
 
 
 class CheckpointSaved(StrictModel):
@@ -127,7 +127,7 @@ class ValidationImages(StrictModel):
     step: int
     """Weight updates made."""
     images: tuple[Artifact, ...]
-    """By prompt, then by number; one that came out as no picture is left out."""
+    """By prompt, then by number; one that came out as no image is left out."""
 
 
 class Note(StrictModel):
@@ -229,7 +229,7 @@ _ForReaders = (
     | StageStarted
     | StageFinished
     | Progress
-    | DataSetChecked
+    | DatasetChecked
     | CheckpointSaved
     | ValidationImages
     | Note

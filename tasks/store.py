@@ -22,13 +22,13 @@ PACKS = "cache"
 UPLOADS = "uploads"
 
 
-def data_set_key(digest: str) -> str:
-    """The normalised data set with this digest."""
+def dataset_key(digest: str) -> str:
+    """The normalised dataset with this digest."""
     return f"datasets/{digest}.json"
 
 
 def image_key(digest: str) -> str:
-    """The picture with this digest, in the file format it came in."""
+    """The image with this digest, in the file format it came in."""
     return f"images/{digest[:2]}/{digest}"
 
 
@@ -43,8 +43,8 @@ def pack_key(kind: str, pack_id: str) -> str:
 
 
 def report_key(job_id: str) -> str:
-    """What was found in a job's data set."""
-    return f"jobs/{job_id}/data_set_report.json"
+    """What was found in a job's dataset."""
+    return f"jobs/{job_id}/dataset_report.json"
 
 
 def cache_index_key(job_id: str) -> str:

@@ -45,7 +45,7 @@ def state(redis_client: Redis) -> JobState:
 
 @pytest.fixture
 def job_document(tmp_path: Path) -> dict[str, Any]:
-    """A job that validates; its data set and model do not exist."""
+    """A job that validates; its dataset and model do not exist."""
     return {
         "name": "lamp",
         "preset": "flux_lora_1x40gb",
@@ -54,7 +54,7 @@ def job_document(tmp_path: Path) -> dict[str, Any]:
             "data_loader": {
                 "dataset": {
                     "type": "IMAGE_CAPTION_DIR_DATASET",
-                    "dataset_dir": str(tmp_path / "pictures"),
+                    "dataset_dir": str(tmp_path / "images"),
                 }
             },
         },

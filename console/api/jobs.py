@@ -37,10 +37,10 @@ async def submit(
 
 @router.post("/jobs:preview")
 async def preview(
-    account: Asking, service: Served, document: Document, check_data_set: bool = True
+    account: Asking, service: Served, document: Document, check_dataset: bool = True
 ) -> Preview:
     """What would become of a job; nothing is sent."""
-    return await service.preview(account, document, check_data_set=check_data_set)
+    return await service.preview(account, document, check_dataset=check_dataset)
 
 
 @router.get("/jobs")

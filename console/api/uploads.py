@@ -11,7 +11,7 @@ from console.api.access import Asking, Served
 from console.api.problems import problem
 from console.errors import BadRequestError
 from console.services.uploads import CHECKSUMS, Checksum
-from console.views import PictureView, UploadView
+from console.views import ImageView, UploadView
 
 router = APIRouter(tags=["uploads"])
 
@@ -118,21 +118,21 @@ async def delete(account: Asking, service: Served, upload_id: str) -> Response:
     return _done(204, {})
 
 
-@router.get("/uploads/{upload_id}/pictures")
-async def pictures(account: Asking, service: Served, upload_id: str) -> tuple[PictureView, ...]:
-    """The pictures of a whole upload, with captions; makes their thumbnails."""
-    return await service.pictures(account, upload_id)
+@router.get("/uploads/{upload_id}/images")
+async def images(account: Asking, service: Served, upload_id: str) -> tuple[ImageView, ...]:
+    """The images of a whole upload, with captions; makes their thumbnails."""
+    return await service.images(account, upload_id)
 
 
 @router.get(
-    "/uploads/{upload_id}/pictures/{number}",
+    "/uploads/{upload_id}/images/{number}",
     response_class=Response,
     responses={200: {"content": {"image/jpeg": {}}}},
 )
 async def thumbnail(
     account: Asking, service: Served, upload_id: str, number: Annotated[int, Path(ge=0, le=10**6)]
 ) -> Response:
-    """A picture of an upload, small."""
+    """An image of an upload, small."""
     data = await service.thumbnail(account, upload_id, number)
     headers = {"Cache-Control": "private, max-age=3600"}
     return Response(data, media_type="image/jpeg", headers=headers)

@@ -11,7 +11,7 @@ TYPE_NAMES = {
 """The training types."""
 
 STAGE_NAMES = {
-    "prepare": "Check pictures",
+    "prepare": "Check images",
     "cache": "Encode",
     "train": "Train",
     "publish": "Publish",
@@ -30,7 +30,7 @@ PART_NAMES = {
 
 REMEDIES = {
     "invalid_job": "Run it again with changes, and mend the options named above.",
-    "invalid_dataset": "Mend the files named above, and run it again with the pictures anew.",
+    "invalid_dataset": "Mend the files named above, and run it again with the images anew.",
     "invalid_model": "Run it again with another base model, or mend the one named above.",
     "does_not_fit": "Run it again with a smaller preset, batch or resolution.",
     "out_of_memory": "Run it again with gradient checkpointing, cached text outputs, or a smaller "
@@ -84,5 +84,5 @@ def ago(moment: datetime, now: datetime | None = None) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """A number of things: ``1 picture``, ``2 pictures``."""
+    """A number of things: ``1 image``, ``2 images``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"

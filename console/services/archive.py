@@ -37,7 +37,7 @@ class NewFile:
 async def write_archive(
     folder: Path, files: Iterable[NewFile], most_bytes: int
 ) -> AsyncIterator[Path]:
-    """A zip archive of pictures and captions, removed at the end.
+    """A zip archive of images and captions, removed at the end.
 
     Args:
         folder: Where it is written.
@@ -45,16 +45,16 @@ async def write_archive(
         most_bytes: The most that all of them may take.
 
     Raises:
-        InvalidJobError: Some are neither pictures nor captions, or two have one name.
+        InvalidJobError: Some are neither images nor captions, or two have one name.
         TooLargeError: They take more.
     """
     listed = list(files)
     names = _names(listed)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        path = Path(scratch) / "pictures.zip"
+        path = Path(scratch) / "images.zip"
         left = most_bytes
-        # Pictures hardly shrink.
+        # Images hardly shrink.
         with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
             for file, name in zip(listed, names, strict=True):
                 with archive.open(name, "w", force_zip64=True) as member:
@@ -67,7 +67,7 @@ async def write_archive(
 
 
 def _names(files: list[NewFile]) -> list[str]:
-    """A safe name for each file; a picture and its caption keep the same one."""
+    """A safe name for each file; an image and its caption keep the same one."""
     stems: dict[str, str] = {}
     problems, names = [], []
     for file in files:
@@ -75,7 +75,7 @@ def _names(files: list[NewFile]) -> list[str]:
         suffix = last.suffix.lower()
         if suffix not in (*SUFFIXES, _CAPTION):
             kinds = ", ".join([*sorted(SUFFIXES), _CAPTION])
-            problems.append(Problem(file.name[:100], f"is neither picture nor caption ({kinds})"))
+            problems.append(Problem(file.name[:100], f"is neither image nor caption ({kinds})"))
             continue
         stem = stems.setdefault(last.stem, _safe(last.stem, len(stems)))
         name = f"{stem}{suffix}"

@@ -1,6 +1,6 @@
-"""The process that looks into a data set: pictures that nobody vouches for are read here only.
+"""The process that looks into a dataset: images that nobody vouches for are read here only.
 
-Started anew for each data set, and ended where it takes too long. Reads one request from its
+Started anew for each dataset, and ended where it takes too long. Reads one request from its
 standard input and writes one answer to its standard output, both JSON.
 """
 
@@ -16,11 +16,11 @@ from pydantic import TypeAdapter
 
 from tasks.base_models.check import check_base_model
 from tasks.data.archives import unpack
-from tasks.data.images import SUFFIXES, UnreadablePictureError, open_picture
+from tasks.data.images import SUFFIXES, UnreadableImageError, open_image
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
 from tasks.data.uploads import NoUploadError, StoredUploads
-from tasks.data.validation import check_data_set
+from tasks.data.validation import check_dataset
 from tasks.errors import BaseModelError, DatasetError, JobError, Problem
 from tasks.jobs.job import TrainingConfig
 from tasks.store import Store
@@ -30,7 +30,7 @@ from tasks.strict_model import StrictModel
 _NICE = 10
 _THUMBNAIL = (256, 256)
 _LONGEST_CAPTION = 2000
-_MOST_PICTURES = 500
+_MOST_IMAGES = 500
 
 _CONFIG: TypeAdapter[TrainingConfig] = TypeAdapter(TrainingConfig)
 
@@ -50,7 +50,7 @@ class CheckRequest(StrictModel):
     downloads_dir: str
     scratch_dir: str
     roots: tuple[str, ...] | None
-    """Where data sets may lie; null: anywhere."""
+    """Where datasets may lie; null: anywhere."""
     hosts: tuple[str, ...]
     most_bytes: int
 
@@ -63,7 +63,7 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000", "utf-8")
     request = CheckRequest.model_validate_json(sys.stdin.buffer.read())
     try:
-        answer = _checked(request) if request.kind == "check" else _pictures(request)
+        answer = _checked(request) if request.kind == "check" else _images(request)
     except JobError as error:
         answer = _error(error)
     except NoUploadError as error:
@@ -83,14 +83,14 @@ def _checked(request: CheckRequest) -> dict[str, Any]:
     config = _CONFIG.validate_python(request.training)
     # Not one after the other: whoever asks wants to hear of both.
     model_faults = check_base_model(config)
-    report = check_data_set(config, sources)
+    report = check_dataset(config, sources)
     answer = {"report": report.document(), "sizes": list(report.buckets.values())}
     if model_faults:
         return {**answer, **_error(BaseModelError(model_faults, "prepare"))}
     return answer | (_error(DatasetError(report.problems, "prepare")) if report.problems else {})
 
 
-def _pictures(request: CheckRequest) -> dict[str, Any]:
+def _images(request: CheckRequest) -> dict[str, Any]:
     scratch, folder = Path(request.scratch_dir), Path(request.folder)
     uploads = StoredUploads(Store(request.store_url), request.tenant)
     archive = uploads.path_of(request.upload, scratch / "uploads")
@@ -99,22 +99,22 @@ def _pictures(request: CheckRequest) -> dict[str, Any]:
     if found.problems and not files:
         raise DatasetError(found.problems, "prepare")
     folder.mkdir(parents=True, exist_ok=True)
-    return {"pictures": list(_thumbnails(files, folder))}
+    return {"images": list(_thumbnails(files, folder))}
 
 
 def _thumbnails(files: dict[str, Path], folder: Path) -> Iterator[dict[str, Any]]:
     names = [name for name in sorted(files) if PurePosixPath(name).suffix.lower() in SUFFIXES]
-    for number, name in enumerate(names[:_MOST_PICTURES]):
+    for number, name in enumerate(names[:_MOST_IMAGES]):
         caption = files.get(str(PurePosixPath(name).with_suffix(".txt")))
         text, problem = None, None
         if caption is not None:
             with caption.open("rb") as file:
                 text = file.read(_LONGEST_CAPTION).decode("utf-8", "replace").strip()
         try:
-            picture = open_picture(files[name].read_bytes())
-            picture.thumbnail(_THUMBNAIL)
-            picture.save(folder / f"{number}.jpg", "JPEG", quality=80)
-        except (UnreadablePictureError, OSError) as error:
+            image = open_image(files[name].read_bytes())
+            image.thumbnail(_THUMBNAIL)
+            image.save(folder / f"{number}.jpg", "JPEG", quality=80)
+        except (UnreadableImageError, OSError) as error:
             problem = str(error)
         yield {"number": number, "name": name, "caption": text, "message": problem}
 

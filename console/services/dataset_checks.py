@@ -1,4 +1,4 @@
-"""Looks into data sets, each in a process of its own, a few at a time."""
+"""Looks into datasets, each in a process of its own, a few at a time."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from anyio import CancelScope, to_thread
 
 from console.errors import NotFoundError, TooManyError
 from console.services.dataset_check_process import CheckRequest
-from console.views import DataSetView, ErrorView, PictureView
+from console.views import DatasetView, ErrorView, ImageView
 from tasks.data.read_policy import ReadPolicy
 from tasks.errors import JobError
 from tasks.jobs.job import TrainingJob
@@ -31,21 +31,21 @@ WITHIN_S = 300.0
 """How long one may take."""
 COMMAND = (sys.executable, "-P", "-m", "console.services.dataset_check_process")
 """The process."""
-_TOO_LONG = "looking into the data set takes too long; submit the job instead"
+_TOO_LONG = "looking into the dataset takes too long; submit the job instead"
 
 
 class Checked:
-    """What was found in a data set.
+    """What was found in a dataset.
 
     Attributes:
         report: All of it; None where it could not be looked into.
-        sizes: How many pictures are of each training size.
+        sizes: How many images are of each training size.
         error: Why a job would fail.
     """
 
     def __init__(self, answer: dict[str, Any]) -> None:
         report = answer.get("report")
-        self.report = None if report is None else DataSetView.model_validate(report)
+        self.report = None if report is None else DatasetView.model_validate(report)
         self.sizes: Sequence[int] | None = answer.get("sizes")
         self.error = ErrorView.model_validate(answer["error"]) if "error" in answer else None
 
@@ -66,7 +66,7 @@ class Checks:
         self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def check(self, job: TrainingJob, access: ReadPolicy) -> Checked:
-        """Check a job's data set and base model.
+        """Check a job's dataset and base model.
 
         Raises:
             TooManyError: Too many others are checked.
@@ -74,15 +74,15 @@ class Checks:
         training = job.training.model_dump(mode="json")
         return Checked(await self._ask(job.tenant, access, kind="check", training=training))
 
-    async def pictures(self, tenant: str, upload_id: str) -> tuple[PictureView, ...]:
-        """The pictures of a whole upload, their thumbnails made.
+    async def images(self, tenant: str, upload_id: str) -> tuple[ImageView, ...]:
+        """The images of a whole upload, their thumbnails made.
 
         Raises:
             TooManyError: Too many others are looked into.
             JobError: It cannot be read as an archive.
         """
         folder = self._thumbnails / tenant / upload_id
-        listed = folder / "pictures.json"
+        listed = folder / "images.json"
         if not listed.exists():
             access = ReadPolicy(most_bytes=self._settings.data_max_bytes)
             answer = await self._ask(
@@ -94,9 +94,9 @@ class Checks:
             )
             if "error" in answer:
                 raise JobError(**answer["error"])
-            await to_thread.run_sync(listed.write_text, json.dumps(answer["pictures"]))
+            await to_thread.run_sync(listed.write_text, json.dumps(answer["images"]))
         found = json.loads(await to_thread.run_sync(listed.read_bytes))
-        return tuple(PictureView.model_validate(it) for it in found)
+        return tuple(ImageView.model_validate(it) for it in found)
 
     def thumbnail(self, tenant: str, upload_id: str, number: int) -> bytes:
         """A thumbnail, as JPEG.
@@ -107,7 +107,7 @@ class Checks:
         try:
             return (self._thumbnails / tenant / upload_id / f"{number}.jpg").read_bytes()
         except OSError as error:
-            raise NotFoundError("there is no such picture") from error
+            raise NotFoundError("there is no such image") from error
 
     def forget(self, tenant: str, upload_id: str) -> None:
         """Remove an upload's thumbnails."""
@@ -115,7 +115,7 @@ class Checks:
 
     async def _ask(self, tenant: str, access: ReadPolicy, **request: Any) -> dict[str, Any]:
         if self._waiting[tenant] >= _MOST_OF_A_TENANT or self._waiting.total() >= _MOST:
-            raise TooManyError("too many data sets are looked into", 30)
+            raise TooManyError("too many datasets are looked into", 30)
         self._waiting[tenant] += 1
         try:
             async with self._turns[tenant], self._room:
@@ -165,8 +165,8 @@ async def _answer(request: CheckRequest) -> dict[str, Any]:
             process.kill()
             await process.wait()
     if process.returncode != 0:
-        logger.error("looking into a data set ended with %s", process.returncode)
-        return _failed("the data set cannot be looked into; the console's log tells why")
+        logger.error("looking into a dataset ended with %s", process.returncode)
+        return _failed("the dataset cannot be looked into; the console's log tells why")
     answer: dict[str, Any] = json.loads(out)
     return answer
 

@@ -15,12 +15,12 @@ from tasks.state.record import JobRecord
 from tasks.state.workers import WorkerInfo
 
 # What presets leave to the job.
-_DATA_SET = {"type": "IMAGE_DIR_DATASET", "dataset_dir": "pictures"}
-_CAPTIONED = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "pictures"}
+_DATASET = {"type": "IMAGE_DIR_DATASET", "dataset_dir": "images"}
+_CAPTIONED = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "images"}
 _NEW_WORD = {
     "placeholder_token": "<word>",
     "initializer_token": "word",
-    "data_loader": {"dataset": _DATA_SET, "caption_preset": "object"},
+    "data_loader": {"dataset": _DATASET, "caption_preset": "object"},
 }
 
 

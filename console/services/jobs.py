@@ -18,7 +18,7 @@ from tasks.contract import STAGES
 from tasks.errors import UnknownJobError
 from tasks.eta.estimate import JobProgress, expected_end
 from tasks.eta.history import RunHistory
-from tasks.events import DataSetChecked, Progress
+from tasks.events import DatasetChecked, Progress
 from tasks.state.record import JobRecord, JobSummary
 
 # Jobs whose events are not read from the start again.
@@ -148,8 +148,8 @@ class JobViews:
         last, told = heard.position, heard.told
         for position, event in self._client.state.events(record.id, after=last):
             last = position
-            if isinstance(event, DataSetChecked):
-                told = replace(told, sizes=(event.pictures,))
+            if isinstance(event, DatasetChecked):
+                told = replace(told, sizes=(event.images,))
             elif isinstance(event, Progress):
                 told = replace(told, progress=event)
         heard.position, heard.told = last, told

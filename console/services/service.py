@@ -26,10 +26,10 @@ from console.services.uploads import Checksum, Uploads
 from console.views import (
     FilesView,
     FleetView,
+    ImageView,
     JobEvent,
     JobPage,
     JobView,
-    PictureView,
     PresetView,
     Preview,
     Sample,
@@ -108,7 +108,7 @@ class Service:
         account: Caller,
         document: Any,
         *,
-        check_data_set: bool = True,
+        check_dataset: bool = True,
         sizes: Collection[int] | None = None,
     ) -> Preview:
         """What would become of a job; nothing is sent.
@@ -116,17 +116,17 @@ class Service:
         Args:
             account: Who asks.
             document: The job.
-            check_data_set: Whether to read its data set and base model, from this machine.
-            sizes: How many pictures are of each training size, where that is known already.
+            check_dataset: Whether to read its dataset and base model, from this machine.
+            sizes: How many images are of each training size, where that is known already.
 
         Raises:
             InvalidJobError: It cannot run as described, with every fault.
             DoesNotFitJobError: No GPU memory class holds it.
-            TooManyError: Too many data sets are looked into.
+            TooManyError: Too many datasets are looked into.
         """
         job = await _in_thread(self._submissions.checked, account, document)
         found: Checked | None = None
-        if check_data_set:
+        if check_dataset:
             found = await self._checks.check(job, self._submissions.access(account))
         return await _in_thread(self._submissions.preview, account, job, found, sizes)
 
@@ -363,14 +363,14 @@ class Service:
         account: Caller,
         files: Iterable[NewFile],
         *,
-        name: str = "pictures.zip",
+        name: str = "images.zip",
         tenant: str | None = None,
     ) -> UploadView:
-        """Make one upload of several pictures and captions.
+        """Make one upload of several images and captions.
 
         Args:
             account: Who uploads.
-            files: The files; a text beside a picture of the same name is its caption.
+            files: The files; a text beside an image of the same name is its caption.
             name: What the upload is called.
             tenant: Whose jobs may name it; an operator's own choice.
 
@@ -387,8 +387,8 @@ class Service:
         """Take a whole file of this machine's as an upload, for the account's own jobs."""
         return await _in_thread(self._uploads.put, _tenant_of(account, None), name, path)
 
-    async def pictures(self, account: Caller, upload_id: str) -> tuple[PictureView, ...]:
-        """The pictures of an upload, with their captions.
+    async def images(self, account: Caller, upload_id: str) -> tuple[ImageView, ...]:
+        """The images of an upload, with their captions.
 
         Raises:
             NotFoundError: There is none of this id, for this account.
@@ -399,10 +399,10 @@ class Service:
         upload = await self.upload(account, upload_id)
         if not upload.whole:
             raise ConflictError("the upload is not whole yet")
-        return await self._checks.pictures(upload.tenant, upload.id)
+        return await self._checks.images(upload.tenant, upload.id)
 
     async def thumbnail(self, account: Caller, upload_id: str, number: int) -> bytes:
-        """A picture of an upload, small, as JPEG; after ``pictures`` was asked.
+        """An image of an upload, small, as JPEG; after ``images`` was asked.
 
         Raises:
             NotFoundError: There is none, for this account.

@@ -71,7 +71,7 @@ class Submissions:
         return job
 
     def access(self, account: Caller) -> ReadPolicy:
-        """What an account's data sets may be."""
+        """What an account's datasets may be."""
         access = self._settings.data_access()
         return access if account.tenant is None else access.narrowed(self._roots)
 
@@ -87,8 +87,8 @@ class Submissions:
         Args:
             account: Who asks.
             job: The job.
-            found: What its data set is like; None where nobody has looked.
-            sizes: How many pictures are of each training size, where that is known without.
+            found: What its dataset is like; None where nobody has looked.
+            sizes: How many images are of each training size, where that is known without.
 
         Raises:
             DoesNotFitJobError: No GPU memory class holds it.
@@ -103,7 +103,7 @@ class Submissions:
             waits=for_tenants(self._client.why_waiting(route.gpu_queue), account),
             expected=expected.document(),
             price=_price(self._settings.prices(), route.memory_class, expected),
-            data_set=None if found is None else found.report,
+            dataset=None if found is None else found.report,
             error=None if found is None else found.error,
         )
 

@@ -15,7 +15,7 @@ from tasks.errors import Problem
 from tasks.jobs.job import TrainingJob
 
 PLACES = frozenset({"dataset_dir", "jsonl_path", "archive"})
-"""Fields that say where a data set is."""
+"""Fields that say where a dataset is."""
 MODELS = frozenset({"model", "single_file_config", "vae_model"})
 """Fields that name a base model: a Hub id, a folder or a file."""
 FILES = frozenset(

@@ -26,7 +26,7 @@ export const ENDED: readonly JobStatus[] = ["succeeded", "failed", "cancelled"];
 export const ERROR_CODES = {
   "internal": "A fault of the fleet's own; its operator finds more in the workers' logs.",
   "invalid_job": "The job cannot run as described; the message lists every fault.",
-  "invalid_dataset": "The data set cannot be trained on; the message lists every fault.",
+  "invalid_dataset": "The dataset cannot be trained on; the message lists every fault.",
   "invalid_model": "The base model is missing, incomplete or unreadable.",
   "no_broker": "There is no broker, or it does not answer.",
   "no_worker": "No live worker serves the queue that the job needs.",
@@ -121,7 +121,7 @@ export interface AdamOptimizerConfig {
 /** A zip, tar or tar.gz archive: of images with `.txt` captions, or with a JSONL file. */
 export interface ArchiveDatasetConfig {
   /**
-   * Selects this kind of data set. invoke-training has none.
+   * Selects this kind of dataset. invoke-training has none.
    * @default "ARCHIVE"
    */
   type: "ARCHIVE";
@@ -159,7 +159,7 @@ export interface ArchiveDatasetConfig {
   keep_in_memory?: boolean;
 }
 
-/** The set of image sizes a data set is sorted into. */
+/** The set of image sizes a dataset is sorted into. */
 export interface AspectRatioBucketConfig {
   /** Each bucket's area comes close to this side's square, in pixels, and never above it. */
   target_resolution: number;
@@ -250,7 +250,7 @@ export interface FluxLoraConfig {
   report_to?: "all" | "tensorboard" | "wandb" | "comet_ml";
   /** Weight updates to make. Exactly one of this and max_train_epochs. */
   max_train_steps?: number | null;
-  /** Passes over the data set to make. Exactly one of this and max_train_steps. */
+  /** Passes over the dataset to make. Exactly one of this and max_train_steps. */
   max_train_epochs?: number | null;
   /** Keep a checkpoint after every n passes. Exactly one of this and save_every_n_steps. */
   save_every_n_epochs?: number | null;
@@ -359,8 +359,8 @@ export interface FluxLoraConfig {
    */
   train_batch_size?: number;
   /**
-   * Weight the loss by the data set's masks, in latent space: white counts fully, black not at
-   * all. Images without a mask count fully. Only JSONL data sets hold masks.
+   * Weight the loss by the dataset's masks, in latent space: white counts fully, black not at
+   * all. Images without a mask count fully. Only JSONL datasets hold masks.
    * @default false
    */
   use_masks?: boolean;
@@ -459,7 +459,7 @@ export interface FluxLoraConfig {
   cache_text_encoder_outputs?: boolean;
   /** FLUX predicts the flow's velocity and nothing else: only null is accepted. */
   prediction_type?: "epsilon" | "v_prediction" | null;
-  /** The data set, and how it becomes samples. */
+  /** The dataset, and how it becomes samples. */
   data_loader: ImageCaptionFluxDataLoaderConfig;
   /**
    * How noise levels are drawn: `shift` draws sigmoid(sigmoid_scale * N(0, 1)) and shifts it
@@ -502,14 +502,14 @@ export interface FluxLoraConfig {
   t5_tokenizer_max_length?: number;
 }
 
-/** A data set on the Hugging Face Hub, read from its parquet files; its code is never run. */
+/** A dataset on the Hugging Face Hub, read from its parquet files; its code is never run. */
 export interface HFHubImageCaptionDatasetConfig {
   /**
-   * Selects this kind of data set.
+   * Selects this kind of dataset.
    * @default "HF_HUB_IMAGE_CAPTION_DATASET"
    */
   type: "HF_HUB_IMAGE_CAPTION_DATASET";
-  /** The data set's repository. */
+  /** The dataset's repository. */
   dataset_name: string;
   /** Its configuration, where it has several. */
   dataset_config_name?: string | null;
@@ -530,7 +530,7 @@ export interface HFHubImageCaptionDatasetConfig {
 /** A folder of images, each with a `.txt` caption of the same name. */
 export interface ImageCaptionDirDatasetConfig {
   /**
-   * Selects this kind of data set.
+   * Selects this kind of dataset.
    * @default "IMAGE_CAPTION_DIR_DATASET"
    */
   type: "IMAGE_CAPTION_DIR_DATASET";
@@ -591,7 +591,7 @@ export interface ImageCaptionFluxDataLoaderConfig {
 /** A JSONL file: one object a line, naming an image and its caption. */
 export interface ImageCaptionJsonlDatasetConfig {
   /**
-   * Selects this kind of data set.
+   * Selects this kind of dataset.
    * @default "IMAGE_CAPTION_JSONL_DATASET"
    */
   type: "IMAGE_CAPTION_JSONL_DATASET";
@@ -611,7 +611,7 @@ export interface ImageCaptionJsonlDatasetConfig {
    */
   caption_column?: string;
   /**
-   * The key of the mask's path: a grey picture of the image's size, white where the loss counts
+   * The key of the mask's path: a grey image of the image's size, white where the loss counts
    * fully. Rows may lack it. Read with use_masks only; invoke-training has this name fixed.
    * @default "mask"
    */
@@ -668,7 +668,7 @@ export interface ImageCaptionSDDataLoaderConfig {
 /** A folder of images without captions. */
 export interface ImageDirDatasetConfig {
   /**
-   * Selects this kind of data set.
+   * Selects this kind of dataset.
    * @default "IMAGE_DIR_DATASET"
    */
   type: "IMAGE_DIR_DATASET";
@@ -733,7 +733,7 @@ export interface SdxlFinetuneConfig {
   report_to?: "all" | "tensorboard" | "wandb" | "comet_ml";
   /** Weight updates to make. Exactly one of this and max_train_epochs. */
   max_train_steps?: number | null;
-  /** Passes over the data set to make. Exactly one of this and max_train_steps. */
+  /** Passes over the dataset to make. Exactly one of this and max_train_steps. */
   max_train_epochs?: number | null;
   /** Keep a checkpoint after every n passes. Exactly one of this and save_every_n_steps. */
   save_every_n_epochs?: number | null;
@@ -842,8 +842,8 @@ export interface SdxlFinetuneConfig {
    */
   train_batch_size?: number;
   /**
-   * Weight the loss by the data set's masks, in latent space: white counts fully, black not at
-   * all. Images without a mask count fully. Only JSONL data sets hold masks.
+   * Weight the loss by the dataset's masks, in latent space: white counts fully, black not at
+   * all. Images without a mask count fully. Only JSONL datasets hold masks.
    * @default false
    */
   use_masks?: boolean;
@@ -906,7 +906,7 @@ export interface SdxlFinetuneConfig {
    * @default false
    */
   cache_text_encoder_outputs?: boolean;
-  /** The data set, and how it becomes samples. */
+  /** The dataset, and how it becomes samples. */
   data_loader: ImageCaptionSDDataLoaderConfig | DreamboothSDDataLoaderConfig;
 }
 
@@ -929,7 +929,7 @@ export interface SdxlLoraConfig {
   report_to?: "all" | "tensorboard" | "wandb" | "comet_ml";
   /** Weight updates to make. Exactly one of this and max_train_epochs. */
   max_train_steps?: number | null;
-  /** Passes over the data set to make. Exactly one of this and max_train_steps. */
+  /** Passes over the dataset to make. Exactly one of this and max_train_steps. */
   max_train_epochs?: number | null;
   /** Keep a checkpoint after every n passes. Exactly one of this and save_every_n_steps. */
   save_every_n_epochs?: number | null;
@@ -1038,8 +1038,8 @@ export interface SdxlLoraConfig {
    */
   train_batch_size?: number;
   /**
-   * Weight the loss by the data set's masks, in latent space: white counts fully, black not at
-   * all. Images without a mask count fully. Only JSONL data sets hold masks.
+   * Weight the loss by the dataset's masks, in latent space: white counts fully, black not at
+   * all. Images without a mask count fully. Only JSONL datasets hold masks.
    * @default false
    */
   use_masks?: boolean;
@@ -1134,7 +1134,7 @@ export interface SdxlLoraConfig {
    * @default false
    */
   cache_text_encoder_outputs?: boolean;
-  /** The data set, and how it becomes samples. */
+  /** The dataset, and how it becomes samples. */
   data_loader: ImageCaptionSDDataLoaderConfig | DreamboothSDDataLoaderConfig;
 }
 
@@ -1157,7 +1157,7 @@ export interface SdxlTextualInversionConfig {
   report_to?: "all" | "tensorboard" | "wandb" | "comet_ml";
   /** Weight updates to make. Exactly one of this and max_train_epochs. */
   max_train_steps?: number | null;
-  /** Passes over the data set to make. Exactly one of this and max_train_steps. */
+  /** Passes over the dataset to make. Exactly one of this and max_train_steps. */
   max_train_epochs?: number | null;
   /** Keep a checkpoint after every n passes. Exactly one of this and save_every_n_steps. */
   save_every_n_epochs?: number | null;
@@ -1266,8 +1266,8 @@ export interface SdxlTextualInversionConfig {
    */
   train_batch_size?: number;
   /**
-   * Weight the loss by the data set's masks, in latent space: white counts fully, black not at
-   * all. Images without a mask count fully. Only JSONL data sets hold masks.
+   * Weight the loss by the dataset's masks, in latent space: white counts fully, black not at
+   * all. Images without a mask count fully. Only JSONL datasets hold masks.
    * @default false
    */
   use_masks?: boolean;
@@ -1323,7 +1323,7 @@ export interface SdxlTextualInversionConfig {
    * initializer_token and initial_embedding_file.
    */
   initial_phrase?: string | null;
-  /** The data set, and how it becomes samples. */
+  /** The dataset, and how it becomes samples. */
   data_loader: TextualInversionSDDataLoaderConfig;
 }
 
@@ -1448,15 +1448,15 @@ export interface CheckpointSaved {
   others: (Artifact)[];
 }
 
-/** The data set was checked; errors end the job. */
-export interface DataSetChecked {
-  /** @default "data_set_checked" */
-  kind: "data_set_checked";
+/** The dataset was checked; errors end the job. */
+export interface DatasetChecked {
+  /** @default "dataset_checked" */
+  kind: "dataset_checked";
   /** Good ones. */
-  pictures: number;
+  images: number;
   errors: number;
   warnings: number;
-  /** The store key of the report: every finding with its file, and the pictures of each size. */
+  /** The store key of the report: every finding with its file, and the images of each size. */
   report_key: string;
 }
 
@@ -1538,11 +1538,11 @@ export interface ValidationImages {
   kind: "validation_images";
   /** Weight updates made. */
   step: number;
-  /** By prompt, then by number; one that came out as no picture is left out. */
+  /** By prompt, then by number; one that came out as no image is left out. */
   images: (Artifact)[];
 }
 
-export type JobEvent = JobAccepted | StageStarted | StageFinished | Progress | DataSetChecked | CheckpointSaved | ValidationImages | Note | JobEnded;
+export type JobEvent = JobAccepted | StageStarted | StageFinished | Progress | DatasetChecked | CheckpointSaved | ValidationImages | Note | JobEnded;
 
 export type RaisedError = [string, ErrorCode, string, boolean];
 
@@ -1653,8 +1653,8 @@ export interface Manifest {
   published_at: string;
   /** The trained weights first. */
   files: (Artifact)[];
-  /** The store key of the data set as it was trained on. */
-  data_set: string;
+  /** The store key of the dataset as it was trained on. */
+  dataset: string;
   /** Weight updates made. */
   steps: number;
   /** Null where somebody cancelled the job before the training's end. */

@@ -14,7 +14,7 @@ from typing import Literal
 
 from tasks.base_models.files import text_digest, vae_digest
 from tasks.buckets import Size
-from tasks.dataset import DataSet
+from tasks.dataset import Dataset
 from tasks.events import EncoderDigests
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.strict_model import StrictModel
@@ -38,12 +38,12 @@ class SampleEntries(StrictModel):
 class CacheIndex(StrictModel):
     """Which cache entries belong to which samples of a job, and where they are."""
 
-    data_set: str
-    """The data set's digest."""
+    dataset: str
+    """The dataset's digest."""
     settings: dict[str, object]
     """The options that entries depend on."""
     samples: tuple[SampleEntries, ...]
-    """In the data set's order."""
+    """In the dataset's order."""
     blank_text: str | None
     """The blank caption's entry."""
     prompt_texts: tuple[str, ...] = ()
@@ -55,7 +55,7 @@ class CacheIndex(StrictModel):
 
 
 @dataclass(frozen=True)
-class Picture:
+class ImageVariant:
     """One image as the VAE is to see it; ``sample`` is one of those that show it."""
 
     image: str
@@ -81,29 +81,28 @@ class CachePlan:
 
     Args:
         config: The job's training.
-        data_set: Its data set.
+        dataset: Its dataset.
         encoders: Of its base model.
 
     Attributes:
         texts: Each caption and prompt by its entry's digest.
-        latents: Each picture and mirroring by its entry's digest.
+        latents: Each image and mirroring by its entry's digest.
     """
 
-    def __init__(self, config: PipelineConfig, data_set: DataSet, encoders: EncoderDigests) -> None:
+    def __init__(self, config: PipelineConfig, dataset: Dataset, encoders: EncoderDigests) -> None:
         self._config = config
-        self._data_set = data_set
-        self._sizes = data_set.sizes_in(config.loader.sizes())
+        self._dataset = dataset
+        self._sizes = dataset.sizes_in(config.loader.sizes())
         # A cached caption is always the same one: only drops are drawn, and their entry is blank.
         self._captions = [
-            config.loader.caption(sample, ()) if encoders.text else ""
-            for sample in data_set.samples
+            config.loader.caption(sample, ()) if encoders.text else "" for sample in dataset.samples
         ]
         negative = getattr(config, "negative_validation_prompts", None)
         self._prompts = (config.validation_prompts, tuple(negative or ()))
         self._text_of = {it: self._text_digest(it, encoders) for it in self._all_captions(encoders)}
         self.texts = {digest: caption for caption, digest in self._text_of.items()}
-        self._latents_of = {it: _latents_digest(it, encoders) for it in self._pictures(encoders)}
-        self.latents = {digest: picture for picture, digest in self._latents_of.items()}
+        self._latents_of = {it: _latents_digest(it, encoders) for it in self._images(encoders)}
+        self.latents = {digest: image for image, digest in self._latents_of.items()}
 
     def kind(self, digest: str) -> Kind:
         """What an entry is of."""
@@ -121,16 +120,16 @@ class CachePlan:
         Args:
             packs: The store key of each entry's pack.
         """
-        by_picture = {(it.image, it.size, it.flipped): key for it, key in self._latents_of.items()}
-        rows = zip(self._data_set.samples, self._captions, self._sizes, strict=True)
+        by_image = {(it.image, it.size, it.flipped): key for it, key in self._latents_of.items()}
+        rows = zip(self._dataset.samples, self._captions, self._sizes, strict=True)
         return CacheIndex(
-            data_set=self._data_set.digest,
+            dataset=self._dataset.digest,
             settings=cache_settings(self._config),
             samples=tuple(
                 SampleEntries(
                     text=self._text_of.get(caption),
-                    latents=by_picture.get((sample.image, size, False)),
-                    flipped_latents=by_picture.get((sample.image, size, True)),
+                    latents=by_image.get((sample.image, size, False)),
+                    flipped_latents=by_image.get((sample.image, size, True)),
                 )
                 for sample, caption, size in rows
             ),
@@ -146,16 +145,16 @@ class CachePlan:
         # The blank caption stands for a dropped one; prompts are encoded as captions are.
         return sorted({"", *self._captions, *self._prompts[0], *self._prompts[1]})
 
-    def _pictures(self, encoders: EncoderDigests) -> Iterator[Picture]:
+    def _images(self, encoders: EncoderDigests) -> Iterator[ImageVariant]:
         if not encoders.vae:
             return
         seen = set()
         flips = (False, True) if self._config.loader.random_flip else (False,)
-        for number, sample in enumerate(self._data_set.samples):
+        for number, sample in enumerate(self._dataset.samples):
             size = self._sizes[number]
             if (sample.image, size) not in seen:
                 seen.add((sample.image, size))
-                yield from (Picture(sample.image, number, size, flipped) for flipped in flips)
+                yield from (ImageVariant(sample.image, number, size, flipped) for flipped in flips)
 
     def _text_digest(self, caption: str, encoders: EncoderDigests) -> str:
         names = ("clip_tokenizer_max_length", "t5_tokenizer_max_length")
@@ -196,9 +195,9 @@ _SETTINGS = (
 _LOADER_SETTINGS = ("caption_prefix", "instance_caption", "class_caption", "random_flip")
 
 
-def _latents_digest(picture: Picture, encoders: EncoderDigests) -> str:
-    place = (list(picture.size), "centre", picture.flipped)
-    return _digest("latents", picture.image, *place, encoders.vae, "float32")
+def _latents_digest(image: ImageVariant, encoders: EncoderDigests) -> str:
+    place = (list(image.size), "centre", image.flipped)
+    return _digest("latents", image.image, *place, encoders.vae, "float32")
 
 
 def _digest(*parts: object) -> str:

@@ -1,1 +1,1 @@
-"""Data sets: where they come from, what is checked, and how they lie in the store."""
+"""Datasets: where they come from, what is checked, and how they lie in the store."""

@@ -1,4 +1,4 @@
-"""Unpacks archives of training pictures that nobody vouches for.
+"""Unpacks archives of training images that nobody vouches for.
 
 No member's name ever becomes a file's name, so no name can lead out of the folder; names are
 checked all the same, to tell what is wrong with them. Sizes are those really met, not those that
@@ -35,7 +35,7 @@ MOST_MEMBER_BYTES = 512 * _MIB
 MOST_DIRECTORY_BYTES = 256 * _MIB
 # What may precede one member of a tar: long names and attributes, which are some kilobytes.
 MOST_HEADER_BYTES = _MIB
-# Pictures hardly shrink; captions do by some 10 times. Small archives may hold what they like.
+# Images hardly shrink; captions do by some 10 times. Small archives may hold what they like.
 MOST_GROWTH = 200
 SMALL_BYTES = 1024 * _MIB
 
@@ -62,7 +62,7 @@ class Unpacked:
     Attributes:
         files: The file of each member that was unpacked, by the member's name, in their order.
         faults: All that is wrong with the archive.
-        unused: How many members are neither pictures nor captions, and were left out.
+        unused: How many members are neither images nor captions, and were left out.
     """
 
     files: dict[str, Path]
@@ -71,7 +71,7 @@ class Unpacked:
 
 
 def unpack(archive: Path, folder: Path, *, most_bytes: int) -> Unpacked:
-    """Unpack the pictures, captions and JSONL files of a zip, tar or tar.gz archive.
+    """Unpack the images, captions and JSONL files of a zip, tar or tar.gz archive.
 
     Members with a fault are left out and the others still unpacked, to tell all faults at once.
     Where a fault makes it pointless or dangerous to go on, no file remains.
@@ -114,7 +114,7 @@ class _Meter:
             self._problem = f"unpacks to over {most_bytes:,} bytes, the most that is allowed here"
         else:
             self._problem = (
-                f"unpacks to over {MOST_GROWTH} times its size, as no pictures do; "
+                f"unpacks to over {MOST_GROWTH} times its size, as no images do; "
                 "it is taken for a decompression bomb"
             )
 
@@ -163,13 +163,13 @@ class _Unpacking:
         elif start.startswith(b"\x1f\x8b"):
             with gzip.GzipFile(fileobj=file) as inner:
                 if not _is_tar(_read(inner, _BLOCK)):
-                    raise _StopError("is gzip but holds no tar; pack the pictures as tar.gz or zip")
+                    raise _StopError("is gzip but holds no tar; pack the images as tar.gz or zip")
                 inner.seek(0)
                 self._unpack_tar(_Tar(inner, meter))
         elif _is_tar(start):
             self._unpack_tar(_Tar(file, meter))
         else:
-            raise _StopError("is no zip, tar or tar.gz archive; pack the pictures as one of them")
+            raise _StopError("is no zip, tar or tar.gz archive; pack the images as one of them")
 
     def remove(self) -> None:
         """Remove what has been unpacked."""
@@ -239,11 +239,11 @@ class _Unpacking:
 
     def _file_problem(self, name: str, suffix: str, size: int) -> str:
         if suffix in ARCHIVE_SUFFIXES:
-            return "is an archive in an archive; unpack it and pack its pictures directly"
+            return "is an archive in an archive; unpack it and pack its images directly"
         if name in self._names:
             return "is in the archive twice; leave one of them out"
         if size > MOST_MEMBER_BYTES:
-            return f"has over {MOST_MEMBER_BYTES // _MIB} MiB; no picture needs as much"
+            return f"has over {MOST_MEMBER_BYTES // _MIB} MiB; no image needs as much"
         return ""
 
     def _write(self, name: str, data: Iterator[bytes]) -> None:
@@ -281,7 +281,7 @@ def _damage(error: Exception) -> str:
 
 
 def _too_many_entries() -> str:
-    return f"has over {MOST_ENTRIES:,} entries; split it into several data sets"
+    return f"has over {MOST_ENTRIES:,} entries; split it into several datasets"
 
 
 def _name_problem(name: str) -> str:

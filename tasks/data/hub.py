@@ -1,4 +1,4 @@
-"""Hub data sets: pictures and captions out of parquet files. Runs no code of a repository."""
+"""Hub datasets: images and captions out of parquet files. Runs no code of a repository."""
 
 import re
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from tasks.errors import Problem
 from tasks.jobs.datasets import HFHubImageCaptionDatasetConfig
 from tasks.transient import is_transient
 
-# Where the Hub keeps what it made of a data set: <config>/<split>/0000.parquet.
+# Where the Hub keeps what it made of a dataset: <config>/<split>/0000.parquet.
 CONVERTED = "refs/convert/parquet"
 MOST_ROW_FAULTS = 100
 _WHERE = "training.data_loader.dataset"
@@ -38,10 +38,10 @@ _PARTIAL = "partial-train"
 
 @dataclass
 class HubRows:
-    """What a Hub data set holds, and what is wrong with it.
+    """What a Hub dataset holds, and what is wrong with it.
 
     Attributes:
-        files: Each picture's name for messages, its file, and its caption where they are wanted.
+        files: Each image's name for messages, its file, and its caption where they are wanted.
         faults: What is wrong; with any, the files may be only some of those there are.
         warnings: What the user should know although it can be trained on.
     """
@@ -52,7 +52,7 @@ class HubRows:
 
 
 class _RefusedError(Exception):
-    """A data set of which no more is read."""
+    """A dataset of which no more is read."""
 
     def __init__(
         self, problem: str, option: str = "dataset_name", *, retryable: bool = False
@@ -68,7 +68,7 @@ class _Choice:
     Attributes:
         sha: The commit they are of.
         files: In the order of their names.
-        is_part: Whether the Hub converted the first part of the data set only.
+        is_part: Whether the Hub converted the first part of the dataset only.
     """
 
     sha: str
@@ -84,13 +84,13 @@ def fetch_hub(
     most_bytes: int,
     hub: HfApi | None = None,
 ) -> HubRows:
-    """Write a Hub data set's training pictures into a folder.
+    """Write a Hub dataset's training images into a folder.
 
     Rows are counted from 0, as the Hub's viewer counts them.
 
     Args:
-        config: Names the data set and its columns.
-        folder: Where the pictures go; it is there.
+        config: Names the dataset and its columns.
+        folder: Where the images go; it is there.
         captions: Whether captions are wanted: every row must have one then.
         most_bytes: The most that may be downloaded, and the most that may be written.
         hub: The Hub to ask; None is the public one, or the one that ``HF_ENDPOINT`` names.
@@ -105,7 +105,7 @@ def fetch_hub(
                 raise _RefusedError(problem)
             row = f"{config.dataset_name} row {number}"
             try:
-                data, said = _picture(values[0])
+                data, said = _image(values[0])
                 caption = _caption(values[1], config.caption_column) if captions else None
             except ValueError as error:
                 bad += 1
@@ -114,7 +114,7 @@ def fetch_hub(
                 continue
             written += len(data)
             if written > most_bytes:
-                problem = f"the pictures of {config.dataset_name} take over {most_bytes:,} bytes"
+                problem = f"the images of {config.dataset_name} take over {most_bytes:,} bytes"
                 raise _RefusedError(f"{problem}, the most")
             file = folder / f"{number:08}{_suffix(said)}"
             file.write_bytes(data)
@@ -174,7 +174,7 @@ def _batches(path: Path, name: str, options: dict[str, str]) -> Iterator[Any]:
     pyarrow: Any = import_module("pyarrow")
     parquet: Any = import_module("pyarrow.parquet")
     try:
-        # Not buffered ahead: a row group of pictures can be gigabytes.
+        # Not buffered ahead: a row group of images can be gigabytes.
         with parquet.ParquetFile(path, pre_buffer=False) as file:
             names = file.schema_arrow.names
             for option, column in options.items():
@@ -189,7 +189,7 @@ def _batches(path: Path, name: str, options: dict[str, str]) -> Iterator[Any]:
         raise _RefusedError(problem) from error
 
 
-def _picture(scalar: Any) -> tuple[bytes, str]:
+def _image(scalar: Any) -> tuple[bytes, str]:
     """A row's image bytes, and what its file was called, where that is said and can be shown."""
     value = _python(scalar)
     data, path = value, None
@@ -204,7 +204,7 @@ def _picture(scalar: Any) -> tuple[bytes, str]:
 def _caption(scalar: Any, column: str) -> str:
     value = _python(scalar)
     if isinstance(value, list) and value:
-        value = value[0]  # of several captions of a picture, the first one
+        value = value[0]  # of several captions of an image, the first one
     if not isinstance(value, str):
         raise ValueError(f"has no text in the column {column!r}")
     # Told here already, so that no such ones are gathered in memory.
@@ -227,7 +227,7 @@ def _python(scalar: Any) -> object:
 
 
 def _suffix(said: str) -> str:
-    """The suffix to write a picture under; the text gives no more than one of those known."""
+    """The suffix to write an image under; the text gives no more than one of those known."""
     suffix = PurePosixPath(said).suffix.lower()
     return suffix if suffix in SUFFIXES else ".png"
 
@@ -320,7 +320,7 @@ def _parquet_files(name: str, revision: str | None, hub: HfApi) -> tuple[str, li
 
 @contextmanager
 def _asked(name: str) -> Iterator[None]:
-    """Tells of what the Hub, or what stands between, answers instead of a data set."""
+    """Tells of what the Hub, or what stands between, answers instead of a dataset."""
     try:
         yield
     except HFValidationError as error:
@@ -329,7 +329,7 @@ def _asked(name: str) -> Iterator[None]:
         problem = f"{name} is gated: accept its license and set HF_TOKEN on workers"
         raise _RefusedError(problem) from error
     except RepositoryNotFoundError as error:
-        raise _RefusedError(f"{name} is no data set HF_TOKEN can see") from error
+        raise _RefusedError(f"{name} is no dataset HF_TOKEN can see") from error
     # The second line: a proxy's page instead of the Hub's answer.
     except (
         *(httpx2.HTTPError, OSError, EntryNotFoundError, RevisionResolutionError, XetDownloadError),

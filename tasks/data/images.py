@@ -1,4 +1,4 @@
-"""Pictures as training sees them: upright RGB, decoded under limits.
+"""Images as training sees them: upright RGB, decoded under limits.
 
 One decoder for the whole project, so that a digest taken in ``prepare`` is that of the pixels a
 trainer gets.
@@ -23,50 +23,50 @@ _PIECE_BYTES = 64 * 1024
 Image.MAX_IMAGE_PIXELS = None
 
 
-class UnreadablePictureError(ValueError):
-    """Bytes that are no picture of ours."""
+class UnreadableImageError(ValueError):
+    """Bytes that are no image of ours."""
 
 
-def open_picture(data: bytes) -> Image.Image:
-    """The picture in a file's bytes: upright, RGB, on white, an animation's first frame.
+def open_image(data: bytes) -> Image.Image:
+    """The image in a file's bytes: upright, RGB, on white, an animation's first frame.
 
     Raises:
-        UnreadablePictureError: It is none, is broken off, or is too large.
+        UnreadableImageError: It is none, is broken off, or is too large.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if image.width * image.height > MOST_PIXELS:
-                raise UnreadablePictureError(
+                raise UnreadableImageError(
                     f"{image.width}x{image.height} pixels are more than {MOST_PIXELS:,}"
                 )
             image.load()
-            # In place: a copy of a large picture costs as much as a third of its decoding.
+            # In place: a copy of a large image costs as much as a third of its decoding.
             ImageOps.exif_transpose(image, in_place=True)
             return _rgb(image)
     except UnidentifiedImageError as error:
-        raise UnreadablePictureError(f"is no {', '.join(FORMATS)} picture") from error
-    # struct.error: Pillow turns pictures by rewriting their EXIF data, which may be damaged.
+        raise UnreadableImageError(f"is no {', '.join(FORMATS)} image") from error
+    # struct.error: Pillow turns images by rewriting their EXIF data, which may be damaged.
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error) as error:
-        if isinstance(error, UnreadablePictureError):
+        if isinstance(error, UnreadableImageError):
             raise
-        raise UnreadablePictureError(f"cannot be decoded: {error}") from error
+        raise UnreadableImageError(f"cannot be decoded: {error}") from error
 
 
-def picture_digest(picture: Image.Image) -> str:
-    """SHA-256 of the kind, size and pixels of a picture or mask, in hex."""
-    digest = hashlib.sha256(f"{picture.mode} {picture.width}x{picture.height}\n".encode())
-    for piece in _pixels(picture):
+def image_digest(image: Image.Image) -> str:
+    """SHA-256 of the kind, size and pixels of an image or mask, in hex."""
+    digest = hashlib.sha256(f"{image.mode} {image.width}x{image.height}\n".encode())
+    for piece in _pixels(image):
         digest.update(piece)
     return digest.hexdigest()
 
 
-def _pixels(picture: Image.Image) -> Iterator[bytes]:
-    """What ``tobytes`` gives, in pieces: it would copy all of a large picture twice."""
-    picture.load()
-    encoder = Image._getencoder(picture.mode, "raw", (picture.mode,))
-    encoder.setimage(picture.im, (0, 0, *picture.size))
+def _pixels(image: Image.Image) -> Iterator[bytes]:
+    """What ``tobytes`` gives, in pieces: it would copy all of a large image twice."""
+    image.load()
+    encoder = Image._getencoder(image.mode, "raw", (image.mode,))
+    encoder.setimage(image.im, (0, 0, *image.size))
     # A row at least, or the encoder makes no progress.
-    most, end = max(_PIECE_BYTES, 4 * picture.width), 0
+    most, end = max(_PIECE_BYTES, 4 * image.width), 0
     while not end:
         _, end, piece = encoder.encode(most)
         yield piece
@@ -79,30 +79,30 @@ def open_mask(data: bytes) -> Image.Image:
     """The mask in a file's bytes: upright and grey.
 
     Raises:
-        UnreadablePictureError: It is no picture.
+        UnreadableImageError: It is no image.
     """
-    return open_picture(data).convert("L")
+    return open_image(data).convert("L")
 
 
 def pixel_count(data: bytes) -> int:
-    """How many pixels a file claims to have, no more than are read; 0 where it is no picture."""
+    """How many pixels a file claims to have, no more than are read; 0 where it is no image."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return min(MOST_PIXELS, image.width * image.height)
-    # As ``open_picture`` will tell.
+    # As ``open_image`` will tell.
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error):
         return 0
 
 
 @dataclass(frozen=True)
-class PictureFacts:
-    """What a picture's file is, before it becomes upright RGB.
+class ImageFacts:
+    """What an image's file is, before it becomes upright RGB.
 
     Attributes:
         format: One of ``FORMATS``.
         mode: Pillow's name of its pixels' kind, such as ``CMYK``.
         is_transparent: Whether it has an alpha channel or a transparent color.
-        frames: How many pictures it shows one after the other.
+        frames: How many images it shows one after the other.
     """
 
     format: str
@@ -111,11 +111,11 @@ class PictureFacts:
     frames: int
 
 
-def picture_facts(data: bytes) -> PictureFacts:
-    """What a readable picture's file is; decodes nothing."""
+def image_facts(data: bytes) -> ImageFacts:
+    """What a readable image's file is; decodes nothing."""
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         frames = getattr(image, "n_frames", 1)
-        return PictureFacts(str(image.format), image.mode, image.has_transparency_data, frames)
+        return ImageFacts(str(image.format), image.mode, image.has_transparency_data, frames)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

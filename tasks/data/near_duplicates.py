@@ -1,4 +1,4 @@
-"""Pictures that look the same though their pixels differ: scaled, or compressed again.
+"""Images that look the same though their pixels differ: scaled, or compressed again.
 
 By difference hashes: whether each cell of a small grey copy is brighter than its neighbour, across
 and down, 64 bits each (after N. Krawetz, "Kind of like that", 2013).
@@ -15,22 +15,22 @@ _NEAR = 4
 # Among this many parts of a hash, one at least is the same where no more bits than that differ.
 _PARTS = _NEAR + 1
 _BITS = 2 * _SIDE * _SIDE
-# Parts that very many pictures share, such as a plain background's, tell nothing and cost time.
+# Parts that very many images share, such as a plain background's, tell nothing and cost time.
 _MOST_ALIKE = 200
-# A flat picture's hash says nothing: all flat ones look alike.
+# A flat image's hash says nothing: all flat ones look alike.
 _LEAST_CONTRAST = 8
 # Of how many parts a cell is made, across and down. With fewer, cells overlap their neighbours and
 # scaled copies differ in more bits; with more, Pillow takes longer.
 _GAP = 16.0
 
 
-def likeness_hash(picture: Image.Image) -> int | None:
-    """A picture's hash of 128 bits; None where it has too little contrast for one."""
-    small = picture.resize((_SIDE + 1, _SIDE + 1), Image.Resampling.BOX, reducing_gap=_GAP)
+def likeness_hash(image: Image.Image) -> int | None:
+    """An image's hash of 128 bits; None where it has too little contrast for one."""
+    small = image.resize((_SIDE + 1, _SIDE + 1), Image.Resampling.BOX, reducing_gap=_GAP)
     grey = small.convert("L")
     darkest, brightest = grey.getextrema()
     if not isinstance(darkest, int) or not isinstance(brightest, int):
-        raise TypeError("a grey picture has one band")
+        raise TypeError("a grey image has one band")
     if brightest - darkest < _LEAST_CONTRAST:
         return None
     values, width = grey.tobytes(), _SIDE + 1
@@ -44,7 +44,7 @@ def likeness_hash(picture: Image.Image) -> int | None:
 
 
 def near_pairs(hashes: Sequence[int | None]) -> Iterator[tuple[int, int]]:
-    """The numbers of pictures that look the same, each later one with its first likeness."""
+    """The numbers of images that look the same, each later one with its first likeness."""
     seen: list[dict[int, list[int]]] = [defaultdict(list) for _ in range(_PARTS)]
     size = -(-_BITS // _PARTS)
     for number, bits in enumerate(hashes):

@@ -1,4 +1,4 @@
-"""Which data sets a worker may read, and how much of them: the operator's rules."""
+"""Which datasets a worker may read, and how much of them: the operator's rules."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ _GIB = 2**30
 
 
 class DeniedError(ValueError):
-    """A data set may not be read by the operator's rules; says which."""
+    """A dataset may not be read by the operator's rules; says which."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class ReadPolicy:
     """An operator's rules.
 
     Attributes:
-        roots: Folders, and prefixes such as ``s3://bucket/people``, that data sets may lie in;
+        roots: Folders, and prefixes such as ``s3://bucket/people``, that datasets may lie in;
             None: anywhere.
         hosts: Hosts that may be asked although their addresses are not public, or without TLS.
         most_bytes: The most that one source may take, as it comes and unpacked.

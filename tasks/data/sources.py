@@ -1,4 +1,4 @@
-"""Data-set sources: where each picture is, and its caption. Fetches, unpacks, reads no pictures.
+"""Dataset sources: where each image is, and its caption. Fetches, unpacks, reads no images.
 
 Whatever the source, it becomes a mapping from names to local files, and names are never used as
 paths of ours.
@@ -25,7 +25,7 @@ from tasks.dataset import MOST_CAPTION_BYTES, MOST_ITEMS
 from tasks.errors import Problem
 from tasks.jobs.datasets import (
     ArchiveDatasetConfig,
-    DataSetConfig,
+    DatasetConfig,
     HFHubImageCaptionDatasetConfig,
     ImageCaptionDirDatasetConfig,
     ImageCaptionJsonlDatasetConfig,
@@ -41,10 +41,10 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class Item:
-    """One picture with its caption.
+    """One image with its caption.
 
     Attributes:
-        path: The picture's file.
+        path: The image's file.
         name: What it is called in messages.
         caption: Its caption, stripped; empty where none is used.
         mask: Its mask's file, where it has one that is used.
@@ -73,7 +73,7 @@ class _SourceError(Exception):
 
 
 class Sources:
-    """Reads data sets from wherever they are.
+    """Reads datasets from wherever they are.
 
     Args:
         access: What may be read.
@@ -98,12 +98,12 @@ class Sources:
         self._folders = 0
 
     def listing(
-        self, config: DataSetConfig, *, captions: bool = True, masks: bool = False
+        self, config: DatasetConfig, *, captions: bool = True, masks: bool = False
     ) -> Listing:
-        """Every picture of a data set, in the order of their names or lines.
+        """Every image of a dataset, in the order of their names or lines.
 
         Args:
-            config: The data set.
+            config: The dataset.
             captions: Whether captions are used: they must be there then.
             masks: Whether masks are used: they may be there then.
         """
@@ -151,7 +151,7 @@ class Sources:
                 self._access.check_path(folder / name)
                 files[name] = folder / name
             except DeniedError:
-                listing.problems.append(Problem(name, "is a link to where data sets may not lie"))
+                listing.problems.append(Problem(name, "is a link to where datasets may not lie"))
         return _pairs(listing, files, captions=captions)
 
     def _jsonl(
@@ -307,7 +307,7 @@ class _Rows:
         return _with_size_checked(self._listing, self._count)
 
 
-def _where(config: DataSetConfig) -> str:
+def _where(config: DatasetConfig) -> str:
     names = ("dataset_dir", "jsonl_path", "archive", "dataset_name")
     place = next(getattr(config, name) for name in names if hasattr(config, name))
     return str(without_queries(place))
@@ -346,24 +346,24 @@ def _check_archive(path: Path, sha256: str | None) -> None:
 
 
 def _pairs(listing: Listing, files: Mapping[str, Path], *, captions: bool) -> Listing:
-    """Pictures with the captions beside them."""
-    pictures = [name for name in sorted(files) if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    """Images with the captions beside them."""
+    images = [name for name in sorted(files) if PurePosixPath(name).suffix.lower() in SUFFIXES]
     if not captions:
-        listing.items = [Item(files[name], name, "") for name in pictures[:MOST_ITEMS]]
-        return _with_size_checked(listing, len(pictures))
-    for name in pictures[:MOST_ITEMS]:
+        listing.items = [Item(files[name], name, "") for name in images[:MOST_ITEMS]]
+        return _with_size_checked(listing, len(images))
+    for name in images[:MOST_ITEMS]:
         caption = str(PurePosixPath(name).with_suffix(".txt"))
         if caption not in files:
             remedy = f"write it into {PurePosixPath(caption).name}"
             listing.problems.append(Problem(name, "has no caption", remedy))
             continue
         _add(listing, files[name], name, _caption_file(files[caption], caption))
-    stems = {str(PurePosixPath(name).with_suffix("")) for name in pictures}
+    stems = {str(PurePosixPath(name).with_suffix("")) for name in images}
     for name in sorted(files):
         if name.endswith(".txt") and str(PurePosixPath(name).with_suffix("")) not in stems:
-            problem = "is the caption of no picture; it is not used"
+            problem = "is the caption of no image; it is not used"
             listing.warnings.append(Problem(name, problem))
-    return _with_size_checked(listing, len(pictures))
+    return _with_size_checked(listing, len(images))
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -409,19 +409,19 @@ def _inside(folder: Path, name: str) -> Path:
     except (OSError, RuntimeError, ValueError) as error:  # too long, a circle of links, a NUL
         raise ValueError(f"names {name!r}, which cannot be opened") from error
     if not is_inside:
-        raise ValueError(f"names {name!r}, which is outside the data set's folder")
+        raise ValueError(f"names {name!r}, which is outside the dataset's folder")
     if not is_there:
-        raise ValueError(f"there is no picture {name}")
+        raise ValueError(f"there is no image {name}")
     return file
 
 
 def _of_mapping(files: Mapping[str, Path], folder: PurePosixPath, name: str) -> Path:
     """The file that a row names, of those there are."""
     if not _is_inside(name):
-        raise ValueError(f"names {name!r}, which is outside the data set's folder")
+        raise ValueError(f"names {name!r}, which is outside the dataset's folder")
     file = files.get(str(folder / name))
     if file is None:
-        raise ValueError(f"there is no picture {name}")
+        raise ValueError(f"there is no image {name}")
     return file
 
 
@@ -458,7 +458,7 @@ def _add(
     elif isinstance(caption, Problem):
         listing.problems.append(caption)
     elif not caption.strip():
-        listing.problems.append(Problem(name, "has an empty caption", "say what the picture shows"))
+        listing.problems.append(Problem(name, "has an empty caption", "say what the image shows"))
     elif len(caption.encode()) > MOST_CAPTION_BYTES:
         listing.problems.append(Problem(name, f"has a caption of over {MOST_CAPTION_BYTES} bytes"))
     else:
@@ -468,9 +468,9 @@ def _add(
 def _with_size_checked(listing: Listing, found: int) -> Listing:
     if not found:
         kinds = ", ".join(sorted(SUFFIXES))
-        listing.problems.append(Problem(listing.location, f"holds no picture ({kinds})"))
+        listing.problems.append(Problem(listing.location, f"holds no image ({kinds})"))
     if found > MOST_ITEMS:
         listing.problems.append(
-            Problem(listing.location, f"holds {found:,} pictures; the most is {MOST_ITEMS:,}")
+            Problem(listing.location, f"holds {found:,} images; the most is {MOST_ITEMS:,}")
         )
     return listing

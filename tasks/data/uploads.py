@@ -41,7 +41,7 @@ def upload_id_in(place: str) -> str | None:
 
 
 def is_upload(place: str) -> bool:
-    """Whether a data set's place is an upload, right or wrong."""
+    """Whether a dataset's place is an upload, right or wrong."""
     return place.startswith(_SCHEME)
 
 
@@ -113,7 +113,7 @@ class StoredUploads:
         return about
 
     def delete(self, upload_id: str) -> None:
-        """Remove one; jobs whose pictures are read already do not need it."""
+        """Remove one; jobs whose images are read already do not need it."""
         key = upload_key(self.tenant, upload_id)
         self.store.delete([f"{key}.json", key])
 

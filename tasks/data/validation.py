@@ -1,4 +1,4 @@
-"""Checking a data set: every picture decoded, every fault found before it costs a GPU."""
+"""Checking a dataset: every image decoded, every fault found before it costs a GPU."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -12,12 +12,12 @@ from tasks.buckets import Size, nearest_bucket
 from tasks.data.images import (
     MOST_PIXELS,
     SUFFIXES,
-    PictureFacts,
-    UnreadablePictureError,
+    ImageFacts,
+    UnreadableImageError,
+    image_digest,
+    image_facts,
+    open_image,
     open_mask,
-    open_picture,
-    picture_digest,
-    picture_facts,
     pixel_count,
 )
 from tasks.data.memory_budget import MemoryBudget, in_threads
@@ -28,11 +28,11 @@ from tasks.dataset import Sample
 from tasks.errors import BaseModelFilesError, Problem
 from tasks.jobs.pipeline import PipelineConfig
 
-# No picture that people train on is larger; reading one holds a worker's memory.
+# No image that people train on is larger; reading one holds a worker's memory.
 MOST_FILE_BYTES = 512 * 2**20
-# A crop that throws away more than half of a picture loses what its caption speaks of.
+# A crop that throws away more than half of an image loses what its caption speaks of.
 _MOST_CROPPED = 0.5
-# Beyond it no model was trained on pictures that were not cut.
+# Beyond it no model was trained on images that were not cut.
 _MOST_ASPECT = 3.0
 _SUFFIXES_OF = {
     "JPEG": (".jpg", ".jpeg"),
@@ -44,31 +44,31 @@ _SUFFIXES_OF = {
 
 @dataclass(frozen=True, slots=True)
 class CheckedFile:
-    """A file of a data set as it was when it was checked.
+    """A file of a dataset as it was when it was checked.
 
     Attributes:
         path: The file.
-        name: What its picture is called in messages.
-        picture: The digest of the picture or mask in it.
+        name: What its image is called in messages.
+        image: The digest of the image or mask in it.
         sha256: That of its bytes.
     """
 
     path: Path
     name: str
-    picture: str
+    image: str
     sha256: bytes
 
 
 @dataclass
 class Report:
-    """What was found in a data set.
+    """What was found in a dataset.
 
     Attributes:
-        samples: The good pictures with their captions, by their place in the source.
-        files: Those pictures' files, and their masks'.
+        samples: The good images with their captions, by their place in the source.
+        files: Those images' files, and their masks'.
         faults: What stops the job.
         warnings: What does not.
-        buckets: How many pictures go to each training size.
+        buckets: How many images go to each training size.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Report:
         """The report for programs."""
         found = [("error", it) for it in self.problems] + [("warning", it) for it in self.warnings]
         return {
-            "pictures": len(self.samples),
+            "images": len(self.samples),
             "findings": [
                 {
                     "severity": severity,
@@ -103,20 +103,20 @@ class _Checked:
     likeness: int | None
 
 
-def check_data_set(
+def check_dataset(
     config: PipelineConfig,
     sources: Sources,
     *,
     limits: Callable[[PipelineConfig], list[TokenLimit]] = token_limits,
     between: Callable[[], object] = lambda: None,
 ) -> Report:
-    """Check every picture, caption and mask of a job's data sets.
+    """Check every image, caption and mask of a job's datasets.
 
     Args:
         config: The job's training.
-        sources: Reads its data sets.
+        sources: Reads its datasets.
         limits: Gives the text encoders' limits.
-        between: Called before each picture; what it raises ends the check.
+        between: Called before each image; what it raises ends the check.
     """
     listing = _listed(config, sources)
     report = Report(problems=listing.problems, warnings=listing.warnings)
@@ -161,7 +161,7 @@ def _listed(config: PipelineConfig, sources: Sources) -> Listing:
 
 
 class _Memory:
-    """What checking takes, so that a few huge pictures do not take a worker's whole memory."""
+    """What checking takes, so that a few huge images do not take a worker's whole memory."""
 
     def __init__(self) -> None:
         # Two: whoever holds a file's bytes waits for pixels, and never the other way round.
@@ -177,31 +177,31 @@ def _check(item: Item, memory: _Memory) -> Problem | _Checked:
                 return _checked(item, data)
     except OSError as error:
         return Problem(item.name, f"cannot be read: {error}")
-    except (UnreadablePictureError, _UnusableFileError) as error:
+    except (UnreadableImageError, _UnusableFileError) as error:
         return Problem(item.name, str(error), "replace it or leave it out")
 
 
 def _checked(item: Item, data: bytes) -> _Checked:
-    picture = open_picture(data)
-    image = picture_digest(picture)
-    files = [CheckedFile(item.path, item.name, image, hashlib.sha256(data).digest())]
+    image = open_image(data)
+    digest = image_digest(image)
+    files = [CheckedFile(item.path, item.name, digest, hashlib.sha256(data).digest())]
     if item.mask is not None:
-        files.append(_checked_mask(item.mask, item.name, picture.size))
+        files.append(_checked_mask(item.mask, item.name, image.size))
     sample = Sample(
-        image=image,
-        width=picture.width,
-        height=picture.height,
+        image=digest,
+        width=image.width,
+        height=image.height,
         caption=item.caption,
         source=item.name,
-        mask=None if item.mask is None else files[-1].picture,
+        mask=None if item.mask is None else files[-1].image,
         part=item.part,
     )
-    warnings = list(_kind_warnings(item, picture_facts(data)))
-    return _Checked(sample, files, warnings, likeness_hash(picture))
+    warnings = list(_kind_warnings(item, image_facts(data)))
+    return _Checked(sample, files, warnings, likeness_hash(image))
 
 
 class _UnusableFileError(ValueError):
-    """A picture's or mask's file cannot be used."""
+    """An image's or mask's file cannot be used."""
 
 
 def _size(path: Path) -> int:
@@ -216,26 +216,26 @@ def _checked_mask(path: Path, name: str, size: tuple[int, int]) -> CheckedFile:
         _size(path)
         data = path.read_bytes()
         mask = open_mask(data)
-    except (OSError, UnreadablePictureError, _UnusableFileError) as error:
+    except (OSError, UnreadableImageError, _UnusableFileError) as error:
         raise _UnusableFileError(f"has a mask, {path.name}, that {error}") from error
     if mask.size != size:
         told = f"{mask.width}x{mask.height}, and it is {size[0]}x{size[1]}"
         raise _UnusableFileError(f"has a mask, {path.name}, of another size: {told}")
     if mask.getextrema() == (0, 0):
         raise _UnusableFileError(f"has a mask, {path.name}, that is all black: it counts nowhere")
-    return CheckedFile(path, name, picture_digest(mask), hashlib.sha256(data).digest())
+    return CheckedFile(path, name, image_digest(mask), hashlib.sha256(data).digest())
 
 
-def _kind_warnings(item: Item, facts: PictureFacts) -> Iterable[Problem]:
-    """What is lost as a picture becomes upright RGB of 8 bits."""
+def _kind_warnings(item: Item, facts: ImageFacts) -> Iterable[Problem]:
+    """What is lost as an image becomes upright RGB of 8 bits."""
     suffix = PurePosixPath(item.path).suffix.lower()
     # Downloads have no suffix.
     if suffix in SUFFIXES and suffix not in _SUFFIXES_OF[facts.format]:
-        yield Problem(item.name, f"is a {facts.format} picture; it is read as one", "rename it")
+        yield Problem(item.name, f"is a {facts.format} image; it is read as one", "rename it")
     if facts.is_transparent:
         yield Problem(item.name, "is partly transparent; it is put on white")
     if facts.frames > 1:
-        yield Problem(item.name, f"is animated; of its {facts.frames} pictures the first is used")
+        yield Problem(item.name, f"is animated; of its {facts.frames} images the first is used")
     if facts.mode == "CMYK":
         problem = "is CMYK; without its profile, colors may come out otherwise"
         yield Problem(item.name, problem, "save it as RGB")
@@ -265,7 +265,7 @@ def _duplicates(samples: list[Sample], likenesses: list[int | None]) -> Iterable
         same[sample.image].append(sample.source)
     for first, *others in same.values():
         if others:
-            yield Problem(first, f"is the same picture as {', '.join(others)}")
+            yield Problem(first, f"is the same image as {', '.join(others)}")
     for first_number, number in near_pairs(likenesses):
         one, other = samples[first_number], samples[number]
         if one.image != other.image:
@@ -277,13 +277,13 @@ def _batch_warnings(batch: int, report: Report, where: str) -> Iterable[Problem]
     if not report.samples:
         return
     if len(report.samples) < batch:
-        few = f"{len(report.samples)} pictures are less than train_batch_size ({batch})"
+        few = f"{len(report.samples)} images are less than train_batch_size ({batch})"
         yield Problem(where, few)
     elif len(report.buckets) > 1:
         small = sum(count < batch for count in report.buckets.values())
         if small:
             problem = (
-                f"{small} of {len(report.buckets)} sizes have fewer pictures than "
+                f"{small} of {len(report.buckets)} sizes have fewer images than "
                 f"train_batch_size ({batch}); their batches are smaller"
             )
             yield Problem(where, problem)

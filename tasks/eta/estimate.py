@@ -15,13 +15,13 @@ from routing.engines import DIFFUSERS, EXTRA_ENGINES
 from routing.queues import CPU_QUEUE, gpu_queue, stage_queue
 from tasks.contract import STAGES
 from tasks.eta.history import RunHistory, WorkloadKey, work_of
-from tasks.events import DataSetChecked, Event, Progress
+from tasks.events import DatasetChecked, Event, Progress
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.state.record import NEXT_QUEUE, JobRecord, JobStatus
 
 NO_RUN = "no finished run to learn from"
 TAKES_LONGER = "takes longer than the runs before it"
-NO_PICTURES = "how many pictures there are is not known yet"
+NO_IMAGES = "how many images there are is not known yet"
 
 _CLASS_OF = {
     gpu_queue(it, engine): it for it in MemoryClass for engine in (DIFFUSERS, *EXTRA_ENGINES)
@@ -90,7 +90,7 @@ class JobProgress:
     """What a job's events have told of the work it has.
 
     Attributes:
-        sizes: How many pictures are of each training size; None before they are checked.
+        sizes: How many images are of each training size; None before they are checked.
         progress: The newest.
     """
 
@@ -105,8 +105,8 @@ def told_by(events: Iterable[Event]) -> JobProgress:
     """What a job's events tell, the oldest first."""
     told = _NOTHING_TOLD
     for event in events:
-        if isinstance(event, DataSetChecked):
-            told = replace(told, sizes=(event.pictures,))
+        if isinstance(event, DatasetChecked):
+            told = replace(told, sizes=(event.images,))
         elif isinstance(event, Progress):
             told = replace(told, progress=event)
     return told
@@ -124,7 +124,7 @@ def forecast(
         training: What it trains.
         gpu_queue_name: The queue of its GPU stages.
         learned: What is known.
-        sizes: How many pictures are of each training size; None where nobody has looked.
+        sizes: How many images are of each training size; None where nobody has looked.
     """
     return Forecast(
         tuple(
@@ -176,12 +176,12 @@ def expected_end(
 def units_of(
     training: PipelineConfig, stage: str, sizes: Collection[int] | None = None
 ) -> int | None:
-    """The work of a stage, in its units; None where the number of pictures decides it.
+    """The work of a stage, in its units; None where the number of images decides it.
 
     Args:
         training: What is trained.
         stage: The stage.
-        sizes: How many pictures are of each training size. One number for all is a little too
+        sizes: How many images are of each training size. One number for all is a little too
             few steps where a job counts in epochs, as no batch is of two sizes.
     """
     match stage:
@@ -221,7 +221,7 @@ def _stage(
     if units == 0:
         return replace(empty, seconds=0.0)
     if found is None or units is None:
-        return replace(empty, unknown=NO_PICTURES if found else NO_RUN)
+        return replace(empty, unknown=NO_IMAGES if found else NO_RUN)
     return replace(
         empty,
         seconds=found.seconds(units),

@@ -38,7 +38,7 @@ from tasks.strict_model import StrictModel
 
 logger = logging.getLogger(__name__)
 
-UNITS = {"prepare": "picture", "cache": "entry", "train": "step", "publish": "job"}
+UNITS = {"prepare": "image", "cache": "entry", "train": "step", "publish": "job"}
 """What the work of each stage is counted in."""
 
 _INDEX = "training:times"

@@ -93,7 +93,7 @@ def _config(training_type: str, model: str | None, options: Options) -> Training
     chosen = dict(options)
     loader: dict[str, Any] = {
         "type": _LOADERS[training_type],
-        # Never read: the pictures are made.
+        # Never read: the images are made.
         "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "."},
         "resolution": chosen.pop("resolution"),
     }

@@ -1,4 +1,4 @@
-"""Data sets and data loaders, with invoke-training's names and defaults."""
+"""Datasets and data loaders, with invoke-training's names and defaults."""
 
 import re
 from abc import abstractmethod
@@ -12,7 +12,7 @@ from tasks.buckets import Size, bucket_sizes
 from tasks.dataset import Sample
 from tasks.strict_model import NonNegativeFloat, NonNegativeInt, PositiveInt, StrictModel
 
-# As large as the pictures that are read. Buckets are stepped through one by one at submit, so an
+# As large as the images that are read. Buckets are stepped through one by one at submit, so an
 # unbounded side would hold up the worker that checks the job.
 MOST_SIDE = 16384
 Side = Annotated[int, Field(gt=0, le=MOST_SIDE, strict=True)]
@@ -36,18 +36,18 @@ Place = Annotated[NonEmpty, AfterValidator(_without_credentials)]
 PLACE = "{}"
 
 
-class DataSetConfig(StrictModel):
-    """Where pictures come from."""
+class DatasetConfig(StrictModel):
+    """Where images come from."""
 
     has_captions: ClassVar[bool] = True
     has_masks: ClassVar[bool] = False
 
 
-class ImageCaptionDirDatasetConfig(DataSetConfig):
+class ImageCaptionDirDatasetConfig(DatasetConfig):
     """A folder of images, each with a ``.txt`` caption of the same name."""
 
     type: Literal["IMAGE_CAPTION_DIR_DATASET"] = "IMAGE_CAPTION_DIR_DATASET"
-    """Selects this kind of data set."""
+    """Selects this kind of dataset."""
 
     dataset_dir: Place
     """The folder, as the workers see it, or ``s3://``, ``gs://`` or ``az://`` with bucket and
@@ -57,13 +57,13 @@ class ImageCaptionDirDatasetConfig(DataSetConfig):
     """Keep decoded images in memory through the run instead of decoding them at each use."""
 
 
-class ImageDirDatasetConfig(DataSetConfig):
+class ImageDirDatasetConfig(DatasetConfig):
     """A folder of images without captions."""
 
     has_captions: ClassVar[bool] = False
 
     type: Literal["IMAGE_DIR_DATASET"] = "IMAGE_DIR_DATASET"
-    """Selects this kind of data set."""
+    """Selects this kind of dataset."""
 
     dataset_dir: Place
     """The folder, as the workers see it, or ``s3://``, ``gs://`` or ``az://`` with bucket and
@@ -73,13 +73,13 @@ class ImageDirDatasetConfig(DataSetConfig):
     """Keep decoded images in memory through the run instead of decoding them at each use."""
 
 
-class ImageCaptionJsonlDatasetConfig(DataSetConfig):
+class ImageCaptionJsonlDatasetConfig(DatasetConfig):
     """A JSONL file: one object a line, naming an image and its caption."""
 
     has_masks: ClassVar[bool] = True
 
     type: Literal["IMAGE_CAPTION_JSONL_DATASET"] = "IMAGE_CAPTION_JSONL_DATASET"
-    """Selects this kind of data set."""
+    """Selects this kind of dataset."""
 
     jsonl_path: Place
     """The file, as the workers see it, or its ``https://``, ``s3://``, ``gs://`` or ``az://``
@@ -92,21 +92,21 @@ class ImageCaptionJsonlDatasetConfig(DataSetConfig):
     """The key of the caption."""
 
     mask_column: NonEmpty = "mask"
-    """The key of the mask's path: a grey picture of the image's size, white where the loss counts
+    """The key of the mask's path: a grey image of the image's size, white where the loss counts
     fully. Rows may lack it. Read with use_masks only; invoke-training has this name fixed."""
 
     keep_in_memory: bool = False
     """Keep decoded images in memory through the run instead of decoding them at each use."""
 
 
-class HFHubImageCaptionDatasetConfig(DataSetConfig):
-    """A data set on the Hugging Face Hub, read from its parquet files; its code is never run."""
+class HFHubImageCaptionDatasetConfig(DatasetConfig):
+    """A dataset on the Hugging Face Hub, read from its parquet files; its code is never run."""
 
     type: Literal["HF_HUB_IMAGE_CAPTION_DATASET"] = "HF_HUB_IMAGE_CAPTION_DATASET"
-    """Selects this kind of data set."""
+    """Selects this kind of dataset."""
 
     dataset_name: NonEmpty
-    """The data set's repository."""
+    """The dataset's repository."""
 
     dataset_config_name: str | None = None
     """Its configuration, where it has several."""
@@ -121,13 +121,13 @@ class HFHubImageCaptionDatasetConfig(DataSetConfig):
     """The column of the captions."""
 
 
-class ArchiveDatasetConfig(DataSetConfig):
+class ArchiveDatasetConfig(DatasetConfig):
     """A zip, tar or tar.gz archive: of images with ``.txt`` captions, or with a JSONL file."""
 
     has_masks: ClassVar[bool] = True
 
     type: Literal["ARCHIVE"] = "ARCHIVE"
-    """Selects this kind of data set. invoke-training has none."""
+    """Selects this kind of dataset. invoke-training has none."""
 
     archive: Place
     """The file, as the workers see it, its ``https://``, ``s3://``, ``gs://`` or ``az://`` address,
@@ -167,14 +167,14 @@ BareImagesConfig = Annotated[
 
 
 def _folder_if_not_said(value: Any) -> Any:
-    """As in invoke-training, where data sets of images alone have no discriminator."""
+    """As in invoke-training, where datasets of images alone have no discriminator."""
     if isinstance(value, dict) and "type" not in value:
         return {"type": "IMAGE_DIR_DATASET", **value}
     return value
 
 
 class AspectRatioBucketConfig(StrictModel):
-    """The set of image sizes a data set is sorted into."""
+    """The set of image sizes a dataset is sorted into."""
 
     divisor: ClassVar[int] = 8
 
@@ -230,7 +230,7 @@ class FluxAspectRatioBucketConfig(AspectRatioBucketConfig):
 
 
 class DataLoaderConfig(StrictModel):
-    """How pictures become training samples."""
+    """How images become training samples."""
 
     # SDXL's VAE halves three times; FLUX's transformer takes 2x2 patches of such latents too.
     divisor: ClassVar[int] = 8
@@ -255,15 +255,15 @@ class DataLoaderConfig(StrictModel):
     """Processes that read and decode ahead of the GPU; 0 reads in the training process."""
 
     @abstractmethod
-    def sources(self) -> Sequence[DataSetConfig]:
-        """The data sets, in order."""
+    def sources(self) -> Sequence[DatasetConfig]:
+        """The datasets, in order."""
 
     @abstractmethod
     def caption(self, sample: Sample, chances: Sequence[float]) -> str:
         """A sample's caption.
 
         Args:
-            sample: With its caption from the data set.
+            sample: With its caption from the dataset.
             chances: As many draws in [0, 1) as ``caption_draws`` says.
         """
 
@@ -326,8 +326,8 @@ class _ImageCaptionDataLoaderConfig(DataLoaderConfig):
         """One, where captions are dropped."""
         return 1 if self.caption_dropout else 0
 
-    def sources(self) -> Sequence[DataSetConfig]:
-        """The data set."""
+    def sources(self) -> Sequence[DatasetConfig]:
+        """The dataset."""
         return (self.dataset,)
 
     def caption(self, sample: Sample, chances: Sequence[float]) -> str:
@@ -388,12 +388,12 @@ class DreamboothSDDataLoaderConfig(DataLoaderConfig):
             raise ValueError("set both class_dataset and class_caption, or neither")
         return value
 
-    def sources(self) -> Sequence[DataSetConfig]:
+    def sources(self) -> Sequence[DatasetConfig]:
         """The instance's, and that of the class where there is one."""
         return tuple(filter(None, (self.instance_dataset, self.class_dataset)))
 
     def caption(self, sample: Sample, chances: Sequence[float]) -> str:
-        """The caption of the sample's data set."""
+        """The caption of the sample's dataset."""
         return self.instance_caption if sample.part == 0 else (self.class_caption or "")
 
 
@@ -467,8 +467,8 @@ class TextualInversionSDDataLoaderConfig(DataLoaderConfig):
             raise ValueError("an IMAGE_DIR_DATASET has no captions to keep")
         return value
 
-    def sources(self) -> Sequence[DataSetConfig]:
-        """The data set."""
+    def sources(self) -> Sequence[DatasetConfig]:
+        """The dataset."""
         return (self.dataset,)
 
     def templates(self) -> tuple[str, ...]:

@@ -173,7 +173,7 @@ class FluxLoraConfig(PipelineConfig):
     """Samples of one forward pass."""
 
     data_loader: ImageCaptionFluxDataLoaderConfig
-    """The data set, and how it becomes samples."""
+    """The dataset, and how it becomes samples."""
 
     timestep_sampler: Literal["shift", "uniform", "resolution_shift"] = "shift"
     """How noise levels are drawn: ``shift`` draws sigmoid(sigmoid_scale * N(0, 1)) and shifts it

@@ -71,7 +71,7 @@ class PipelineConfig(StrictModel):
     """Weight updates to make. Exactly one of this and max_train_epochs."""
 
     max_train_epochs: PositiveInt | None = None
-    """Passes over the data set to make. Exactly one of this and max_train_steps."""
+    """Passes over the dataset to make. Exactly one of this and max_train_steps."""
 
     save_every_n_epochs: PositiveInt | None = None
     """Keep a checkpoint after every n passes. Exactly one of this and save_every_n_steps."""
@@ -147,8 +147,8 @@ class PipelineConfig(StrictModel):
     """Samples of one forward pass."""
 
     use_masks: bool = False
-    """Weight the loss by the data set's masks, in latent space: white counts fully, black not at
-    all. Images without a mask count fully. Only JSONL data sets hold masks."""
+    """Weight the loss by the dataset's masks, in latent space: white counts fully, black not at
+    all. Images without a mask count fully. Only JSONL datasets hold masks."""
 
     @property
     @abstractmethod

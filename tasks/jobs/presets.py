@@ -116,7 +116,7 @@ def get_flux_lora_config(
     max_train_steps: int = 1000,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """A job's ``training`` part for a FLUX LoRA; it validates once it has a data set.
+    """A job's ``training`` part for a FLUX LoRA; it validates once it has a dataset.
 
     Args:
         model: The base model.
@@ -127,7 +127,7 @@ def get_flux_lora_config(
         lora_rank: The LoRA's rank.
         max_train_steps: Weight updates.
         **kwargs: Further options, merged into the rest:
-            ``data_loader={"dataset": {...}}`` adds the data set.
+            ``data_loader={"dataset": {...}}`` adds the dataset.
     """
     config = {
         **_common("FLUX_LORA", model, batch_size, max_train_steps),
@@ -153,7 +153,7 @@ def get_sdxl_lora_config(
     max_train_steps: int = 1000,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """A job's ``training`` part for an SDXL LoRA; it validates once it has a data set.
+    """A job's ``training`` part for an SDXL LoRA; it validates once it has a dataset.
 
     Args:
         model: The base model.
@@ -163,7 +163,7 @@ def get_sdxl_lora_config(
         lora_rank: The LoRA's rank.
         max_train_steps: Weight updates.
         **kwargs: Further options, merged into the rest:
-            ``data_loader={"dataset": {...}}`` adds the data set.
+            ``data_loader={"dataset": {...}}`` adds the dataset.
     """
     config = {
         **_common("SDXL_LORA", model, batch_size, max_train_steps),
@@ -185,7 +185,7 @@ def get_sdxl_textual_inversion_config(
     max_train_steps: int = 2000,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """A job's ``training`` part for SDXL textual inversion; it validates with a data set.
+    """A job's ``training`` part for SDXL textual inversion; it validates with a dataset.
 
     Args:
         placeholder_token: The new word.
@@ -197,7 +197,7 @@ def get_sdxl_textual_inversion_config(
         learning_rate: The embeddings', with AdamW.
         max_train_steps: Weight updates.
         **kwargs: Further options, merged into the rest:
-            ``data_loader={"dataset": {...}, "caption_preset": "object"}`` adds the data set.
+            ``data_loader={"dataset": {...}, "caption_preset": "object"}`` adds the dataset.
     """
     config = {
         **_common("SDXL_TEXTUAL_INVERSION", model, batch_size, max_train_steps),
@@ -222,7 +222,7 @@ def get_sdxl_finetune_config(
     max_train_steps: int = 5000,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """A job's ``training`` part for an SDXL finetune; it validates once it has a data set.
+    """A job's ``training`` part for an SDXL finetune; it validates once it has a dataset.
 
     Args:
         model: The base model.
@@ -231,7 +231,7 @@ def get_sdxl_finetune_config(
         learning_rate: The UNet's, with AdamW.
         max_train_steps: Weight updates.
         **kwargs: Further options, merged into the rest:
-            ``data_loader={"dataset": {...}}`` adds the data set.
+            ``data_loader={"dataset": {...}}`` adds the dataset.
     """
     config = {
         **_common("SDXL_FINETUNE", model, batch_size, max_train_steps),

@@ -202,7 +202,7 @@ class SdxlLoraConfig(SdxlConfig):
     data_loader: Annotated[
         ImageCaptionSDDataLoaderConfig | DreamboothSDDataLoaderConfig, Field(discriminator="type")
     ]
-    """The data set, and how it becomes samples."""
+    """The dataset, and how it becomes samples."""
 
     @field_validator("base_embeddings")
     @classmethod
@@ -307,7 +307,7 @@ class SdxlTextualInversionConfig(SdxlConfig):
     initializer_token and initial_embedding_file."""
 
     data_loader: TextualInversionSDDataLoaderConfig
-    """The data set, and how it becomes samples."""
+    """The dataset, and how it becomes samples."""
 
     @field_validator("initializer_token")
     @classmethod
@@ -414,7 +414,7 @@ class SdxlFinetuneConfig(SdxlConfig):
     data_loader: Annotated[
         ImageCaptionSDDataLoaderConfig | DreamboothSDDataLoaderConfig, Field(discriminator="type")
     ]
-    """The data set, and how it becomes samples."""
+    """The dataset, and how it becomes samples."""
 
     @property
     def loader(self) -> ImageCaptionSDDataLoaderConfig | DreamboothSDDataLoaderConfig:

@@ -142,8 +142,8 @@ class Manifest(StrictModel):
     files: tuple[Artifact, ...]
     """The trained weights first."""
 
-    data_set: str
-    """The store key of the data set as it was trained on."""
+    dataset: str
+    """The store key of the dataset as it was trained on."""
 
     steps: int
     """Weight updates made."""

@@ -79,23 +79,23 @@ class Settings(BaseSettings):
     """The folder of everything this machine keeps: the embedded broker, the default store, logs."""
 
     store_url: str | None = None
-    """The store of data sets, cache, checkpoints and results: `file://`, `s3://`, `gs://`, `az://`.
+    """The store of datasets, cache, checkpoints and results: `file://`, `s3://`, `gs://`, `az://`.
     Every worker must reach it. Unset: a folder in `TRAINING_HOME`."""
 
     scratch_dir: Path | None = None
     """Where trainers keep files on their way to the store. Unset: a folder in `TRAINING_HOME`."""
 
     data_roots: str | None = None
-    """Where data sets may lie beside public `https://` addresses: folders and prefixes such as
+    """Where datasets may lie beside public `https://` addresses: folders and prefixes such as
     `s3://bucket/people`, with commas between. Unset: anywhere with the embedded broker, whose
     users are this machine's own; with `TRAINING_BROKER_URL` nowhere."""
 
     data_hosts: str | None = None
-    """Hosts that data sets may be fetched from although their addresses are not public, or by
+    """Hosts that datasets may be fetched from although their addresses are not public, or by
     `http://`: `name` or `name:port`, with commas between."""
 
     data_max_bytes: ByteSize = ByteSize(50_000_000_000)
-    """The most that a data set may take, as it comes and unpacked. Downloads are kept in
+    """The most that a dataset may take, as it comes and unpacked. Downloads are kept in
     `TRAINING_SCRATCH_DIR` for later jobs, in twice as much room."""
 
     gpus: str | None = None
@@ -159,7 +159,7 @@ class Settings(BaseSettings):
     then in the store for `TRAINING_JOB_TTL`."""
 
     tenant_roots: str | None = None
-    """What jobs that come with a tenant's API key may name as data set or model beside uploads, Hub
+    """What jobs that come with a tenant's API key may name as dataset or model beside uploads, Hub
     ids and public `https://` addresses: folders and prefixes such as `s3://bucket/people`, with
     commas between. Unset: nothing."""
 
@@ -363,7 +363,7 @@ class Settings(BaseSettings):
         return self.store_url or (self.home_dir / "store").as_uri()
 
     def data_access(self) -> ReadPolicy:
-        """What data sets may be read."""
+        """What datasets may be read."""
         roots = _listed(self.data_roots)
         return ReadPolicy(
             roots=roots if roots or self.broker_url else None,
@@ -373,7 +373,7 @@ class Settings(BaseSettings):
 
     @property
     def downloads_dir(self) -> Path:
-        """The folder of data sets that were downloaded."""
+        """The folder of datasets that were downloaded."""
         return self.resolved_scratch_dir / "downloads"
 
     @property

@@ -13,7 +13,7 @@ from tasks.base_models.files import encoders_identity
 from tasks.cache.eviction import drop_where
 from tasks.cache.index import owner_of
 from tasks.cache.plan import CacheIndex, CachePlan
-from tasks.dataset import DataSet
+from tasks.dataset import Dataset
 from tasks.errors import BaseModelFilesError
 from tasks.eta.rate_meter import RateMeter, WorkDone
 from tasks.events import CacheDone, EncoderDigests, Event, PackStored, Progress
@@ -41,7 +41,7 @@ def cache(context: StageContext) -> StageResult:
     return StageResult(work.summary(), {"cache_index": key}, made=work.made())
 
 
-def is_cached(runtime: WorkerContext, config: PipelineConfig, data_set: DataSet) -> bool:
+def is_cached(runtime: WorkerContext, config: PipelineConfig, dataset: Dataset) -> bool:
     """Whether there is nothing to encode for a job, as far as this machine can tell."""
     if not (config.caches_text or config.cache_vae_outputs):
         return True
@@ -52,7 +52,7 @@ def is_cached(runtime: WorkerContext, config: PipelineConfig, data_set: DataSet)
     if encoders is None:
         return False
     runtime.cache.rebuild_if_lost(runtime.store)
-    wanted = CachePlan(config, data_set, encoders).digests
+    wanted = CachePlan(config, dataset, encoders).digests
     return len(runtime.cache.locate(wanted)) == len(wanted)
 
 
@@ -97,11 +97,11 @@ class _Work:
     """One start's work: claims, requests to the trainer, and what became of them."""
 
     def __init__(self, context: StageContext, encoders: EncoderDigests) -> None:
-        data_set = context.runtime.store.get(context.record.refs["data_set"])
+        dataset = context.runtime.store.get(context.record.refs["dataset"])
         self._context = context
         self._encoders = encoders
         self.plan = CachePlan(
-            context.record.job.training, DataSet.model_validate_json(data_set), encoders
+            context.record.job.training, Dataset.model_validate_json(dataset), encoders
         )
         self._registry = context.runtime.cache
         self._owner = owner_of(context.job_id, context.attempt)
@@ -212,6 +212,6 @@ class _Work:
 
     def _counts(self, digests: set[str]) -> tuple[int, int]:
         """How many images and captions these entries are of."""
-        pictures = self.plan.latents
-        images = {pictures[digest].image for digest in digests if digest in pictures}
+        variants = self.plan.latents
+        images = {variants[digest].image for digest in digests if digest in variants}
         return len(images), len(digests & self.plan.texts.keys())

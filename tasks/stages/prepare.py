@@ -1,4 +1,4 @@
-"""The ``prepare`` stage: check the base model and every image and caption, store the data set."""
+"""The ``prepare`` stage: check the base model and every image and caption, store the dataset."""
 
 import json
 import time
@@ -10,18 +10,18 @@ from tasks.data.ingest import ingest
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
 from tasks.data.uploads import StoredUploads
-from tasks.data.validation import Report, check_data_set
+from tasks.data.validation import Report, check_dataset
 from tasks.errors import BaseModelError, DatasetError
 from tasks.eta.rate_meter import WorkDone
-from tasks.events import DataSetChecked, Note, Progress
+from tasks.events import DatasetChecked, Note, Progress
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.stages.cache import is_cached
 from tasks.stages.runner import StageContext, StageResult
 from tasks.stages.worker_context import TrainerInterrupted
 from tasks.state.record import NEXT_QUEUE, READS
-from tasks.store import data_set_key, report_key
+from tasks.store import dataset_key, report_key
 
-# Each is an event; a data set with more of them has one systematic cause.
+# Each is an event; a dataset with more of them has one systematic cause.
 _MOST_NOTES = 20
 
 
@@ -32,8 +32,8 @@ def check(
 
     Args:
         config: The job's training.
-        sources: Reads its data sets.
-        between: Called before each picture; what it raises ends the check.
+        sources: Reads its datasets.
+        between: Called before each image; what it raises ends the check.
 
     Raises:
         BaseModelError: With every fault of the base model.
@@ -41,7 +41,7 @@ def check(
     model_faults = check_base_model(config)
     if model_faults:
         raise BaseModelError(model_faults, "prepare")
-    return check_data_set(config, sources, between=between)
+    return check_dataset(config, sources, between=between)
 
 
 class _Watch:
@@ -80,7 +80,7 @@ def access_of(context: StageContext) -> ReadPolicy:
 
 
 def prepare(context: StageContext) -> StageResult:
-    """Check everything, and store the data set under its digest."""
+    """Check everything, and store the dataset under its digest."""
     runtime = context.runtime
     watch = _Watch(context)
     sources = Sources(
@@ -93,8 +93,8 @@ def prepare(context: StageContext) -> StageResult:
     report = check(context.record.job.training, sources, watch.look)
     key = report_key(context.job_id)
     runtime.store.put(key, json.dumps(report.document(), ensure_ascii=False).encode())
-    checked = DataSetChecked(
-        pictures=len(report.samples),
+    checked = DatasetChecked(
+        images=len(report.samples),
         errors=len(report.problems),
         warnings=len(report.warnings),
         report_key=key,
@@ -108,11 +108,11 @@ def prepare(context: StageContext) -> StageResult:
         more = f"{len(report.warnings) - _MOST_NOTES} more warnings; --dry-run shows all"
         context.emit(Note(level="warning", message=more))
     context.check_wanted()
-    data_set = ingest(report, context.runtime.store)
+    dataset = ingest(report, context.runtime.store)
     counts = ", ".join(f"{n} x {size}" for size, n in sorted(report.buckets.items()))
-    refs = {"data_set": data_set_key(data_set.digest)}
-    if is_cached(context.runtime, context.record.job.training, data_set):
+    refs = {"dataset": dataset_key(dataset.digest)}
+    if is_cached(context.runtime, context.record.job.training, dataset):
         # No GPU is needed to find that out again.
         refs[NEXT_QUEUE] = CPU_QUEUE
-    pictures = len(data_set.samples)
-    return StageResult(f"{pictures} pictures: {counts}", refs, made=WorkDone(pictures))
+    images = len(dataset.samples)
+    return StageResult(f"{images} images: {counts}", refs, made=WorkDone(images))

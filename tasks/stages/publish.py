@@ -79,7 +79,7 @@ def _manifest(context: StageContext, files: list[Artifact]) -> Manifest:
         created_at=record.created_at,
         published_at=datetime.now(UTC),
         files=tuple(files),
-        data_set=record.refs["data_set"],
+        dataset=record.refs["dataset"],
         steps=checkpoints_of(record.refs)[-1].step,
         final_loss=trained.final_loss if trained else None,
         gpu_memory=GpuMemory.model_validate(memory_of(record)),

@@ -159,7 +159,7 @@ class StageContext:
             attempt=self.attempt,
             name=job.name,
             training=job.training,
-            data_set_key=self.record.refs["data_set"],
+            dataset_key=self.record.refs["dataset"],
             store_url=self.runtime.store.url,
             scratch_dir=str(self.scratch_dir),
             device=self.runtime.device,

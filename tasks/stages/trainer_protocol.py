@@ -30,8 +30,8 @@ class TrainerRequest(StrictModel):
     training: TrainingConfig
     """The resolved config, its seed set."""
 
-    data_set_key: str
-    """The store key of the normalised data set."""
+    dataset_key: str
+    """The store key of the normalised dataset."""
 
     store_url: str
     """Where images, cache entries, checkpoints and results are."""

@@ -25,7 +25,7 @@ VERSION_HEADER = "training_version"
 
 # The ref of the queue that the cache stage goes to, where it is not the job's GPU queue.
 NEXT_QUEUE = "cache_queue"
-# The ref of where a tenant's data sets may lie beside what is public, a line each; without it, a
+# The ref of where a tenant's datasets may lie beside what is public, a line each; without it, a
 # job reads all that its workers may.
 READS = "reads"
 

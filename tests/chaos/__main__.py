@@ -22,7 +22,7 @@ from benchmarks.results import write_section
 from tests.chaos.cluster import TIMEOUT_S, Cluster
 from tests.chaos.faults import ALL
 from tests.chaos.runs import CHECKPOINT_EVERY, BrokenPromiseError, Outcome, new_jobs, run
-from worker.local.demo_images import draw_demo_pictures
+from worker.local.demo_images import draw_demo_images
 
 
 def main() -> int:
@@ -53,8 +53,8 @@ def main() -> int:
             print("no disk can be filled: that takes Linux and root", flush=True)
         if not cluster.store_can_be_slow:
             print("no store can be slow: that takes Linux and a C compiler", flush=True)
-        model, pictures = prepare(Path(name))
-        jobs = new_jobs(cluster, model, pictures)
+        model, images = prepare(Path(name))
+        jobs = new_jobs(cluster, model, images)
         with suppress(KeyboardInterrupt):
             for number in range(arguments.runs):
                 chance = random.Random(f"{arguments.seed} {number}")
@@ -77,12 +77,12 @@ def main() -> int:
 
 
 def prepare(folder: Path) -> tuple[Path, Path]:
-    """A tiny base model and some pictures."""
-    model, pictures = folder / "model", folder / "pictures"
+    """A tiny base model and some images."""
+    model, images = folder / "model", folder / "images"
     command = [sys.executable, "-P", "-m", "worker.trainer.tiny_models", str(model)]
     subprocess.run(command, check=True, capture_output=True)
-    draw_demo_pictures(pictures)
-    return model, pictures
+    draw_demo_images(images)
+    return model, images
 
 
 def _report(command: str, outcomes: list[Outcome], broken: list[str], seconds: float) -> str:

@@ -56,13 +56,11 @@ class Jobs:
     expected: list[str] = field(default_factory=list)
 
 
-def new_jobs(
-    cluster: Cluster, model: Path, pictures: Path, ranks: tuple[int, ...] = (2, 4)
-) -> Jobs:
+def new_jobs(cluster: Cluster, model: Path, images: Path, ranks: tuple[int, ...] = (2, 4)) -> Jobs:
     """Jobs that differ in their rank, run once in peace."""
     documents = []
     for rank in ranks:
-        job = short_job(model, pictures)
+        job = short_job(model, images)
         job["training"] |= {
             "max_train_steps": STEPS,
             "save_every_n_steps": CHECKPOINT_EVERY,

@@ -146,18 +146,18 @@ def zoo(console: Console) -> Iterator[httpx2.Client]:
 
 def job(**more: Any) -> dict[str, Any]:
     """A job that any key may submit."""
-    data_set = {"type": "ARCHIVE", "archive": "https://example.org/pictures.zip"}
-    training = {"data_loader": {"dataset": data_set}, **more.pop("training", {})}
+    dataset = {"type": "ARCHIVE", "archive": "https://example.org/images.zip"}
+    training = {"data_loader": {"dataset": dataset}, **more.pop("training", {})}
     return {"preset": "flux_lora_1x40gb", "training": training, **more}
 
 
-def picture(color: str = "red", size: tuple[int, int] = (96, 96), kind: str = "PNG") -> bytes:
+def image(color: str = "red", size: tuple[int, int] = (96, 96), kind: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.new("RGB", size, color).save(buffer, kind)
     return buffer.getvalue()
 
 
-PNG = picture()
+PNG = image()
 
 
 def zipped(files: dict[str, bytes]) -> bytes:

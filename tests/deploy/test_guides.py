@@ -18,7 +18,7 @@ from tests.deploy.manifests import ROOT
 from tests.deploy.servers import PATIENCE_S
 from tests.waiting import wait_until
 from worker.cli.app import cli
-from worker.local.demo_images import draw_demo_pictures
+from worker.local.demo_images import draw_demo_images
 
 BLOCK = re.compile(r"^```(bash|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 OURS = re.compile(
@@ -59,7 +59,7 @@ class Shell:
         (folder / "deploy").mkdir()
         for name in ("secrets.sh", "certificates.sh", "valkey", "k8s"):
             (folder / "deploy" / name).symlink_to(ROOT / "deploy" / name)
-        draw_demo_pictures(folder / "pictures")
+        draw_demo_images(folder / "images")
         kept = {k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")}
         self.env = {
             **kept,

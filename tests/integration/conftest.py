@@ -8,7 +8,7 @@ import pytest
 
 from tests.integration.fleets import Fleet, free_port
 from tests.otlp import Receiver, receiving
-from worker.local.demo_images import draw_demo_pictures
+from worker.local.demo_images import draw_demo_images
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,18 +57,18 @@ def fleet(tmp_path_factory: pytest.TempPathFactory, traces: Receiver) -> Iterato
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
-    draw_demo_pictures(folder)
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    draw_demo_images(folder)
     return folder
 
 
 @pytest.fixture
-def job(tiny_model: Path, pictures: Path) -> dict[str, Any]:
-    return short_job(tiny_model, pictures)
+def job(tiny_model: Path, images: Path) -> dict[str, Any]:
+    return short_job(tiny_model, images)
 
 
-def short_job(tiny_model: Path, pictures: Path) -> dict[str, Any]:
+def short_job(tiny_model: Path, images: Path) -> dict[str, Any]:
     """A FLUX LoRA job that takes a few seconds."""
     return {
         "name": "shapes",
@@ -94,7 +94,7 @@ def short_job(tiny_model: Path, pictures: Path) -> dict[str, Any]:
                 },
                 "dataset": {
                     "type": "IMAGE_CAPTION_DIR_DATASET",
-                    "dataset_dir": str(pictures),
+                    "dataset_dir": str(images),
                 },
             },
         },

@@ -1,6 +1,6 @@
-"""Makes the pictures of the console: ``python -m tests.integration.screenshots``.
+"""Makes the images of the console: ``python -m tests.integration.screenshots``.
 
-A whole fleet is emulated on the CPU, with a tiny model; nothing in the pictures is drawn by hand.
+A whole fleet is emulated on the CPU, with a tiny model; nothing in the images is drawn by hand.
 """
 
 import io
@@ -18,7 +18,7 @@ from tests.integration.browsers import chromium, field, log_in, visit
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet, free_port
 from tests.waiting import wait_until
-from worker.local.demo_images import draw_demo_pictures
+from worker.local.demo_images import draw_demo_images
 
 IMAGES = Path("docs/images")
 _PHONE = {"width": 390, "height": 844}
@@ -30,18 +30,18 @@ def main() -> None:
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         scratch = Path(folder)
-        model, pictures = scratch / "tiny-flux", scratch / "pictures"
+        model, images = scratch / "tiny-flux", scratch / "images"
         command = [sys.executable, "-P", "-m", "worker.trainer.tiny_models", str(model)]
         subprocess.run(command, check=True, capture_output=True)
-        draw_demo_pictures(pictures)
+        draw_demo_images(images)
         settings = {"TRAINING_CONSOLE_PORT": str(free_port()), "TRAINING_GPU_PRICES": "40gb=1.8"}
         with Fleet(scratch / "home", "40gb,40gb,24gb", **settings) as fleet:
-            _make(browser, fleet, model, pictures)
+            _make(browser, fleet, model, images)
 
 
-def _make(browser: Browser, fleet: Fleet, model: Path, pictures: Path) -> None:
+def _make(browser: Browser, fleet: Fleet, model: Path, images: Path) -> None:
     key = (fleet.home / "console-key").read_text("utf-8").strip()
-    job = short_job(model, pictures)
+    job = short_job(model, images)
     job["preset"] = "flux_lora_1x40gb"
     finished = job | {"name": "shapes-draft", "training": job["training"] | _SAMPLES}
     assert fleet.submit(finished, "--watch").code == 0
@@ -60,8 +60,8 @@ def _make(browser: Browser, fleet: Fleet, model: Path, pictures: Path) -> None:
         _save(page, "fleet", height=760)
         _fill_in(page)
         _save(page, "new-job", height=1180)
-        _add_pictures(page, model, pictures)
-        _save_part(page.get_by_role("region", name="Pictures"), "report")
+        _add_images(page, model, images)
+        _save_part(page.get_by_role("region", name="Images"), "report")
     with visit(browser, fleet.console, scheme="dark") as page:
         log_in(page, key)
         page.goto(f"/jobs/{job_id}")
@@ -98,16 +98,16 @@ def _fill_in(page: Page) -> None:
     page.get_by_role("heading", level=1).click()
 
 
-def _add_pictures(page: Page, model: Path, pictures: Path) -> None:
-    (pictures / "09.png").write_bytes((pictures / "01.png").read_bytes()[:200])
-    (pictures / "09.txt").write_text("a picture that broke off", "utf-8")
+def _add_images(page: Page, model: Path, images: Path) -> None:
+    (images / "09.png").write_bytes((images / "01.png").read_bytes()[:200])
+    (images / "09.txt").write_text("an image that broke off", "utf-8")
     for name in ("03.txt", *(f"0{it}.{end}" for it in (6, 7, 8) for end in ("png", "txt"))):
-        (pictures / name).unlink()
+        (images / name).unlink()
     field(page, "Base model").fill(str(model))
     field(page, "Resolution").fill("192")
     page.get_by_role("heading", level=1).click()
     page.get_by_text("FLUX works best from 768 px up").wait_for()
-    page.locator("input[type=file]").set_input_files(sorted(pictures.iterdir()))
+    page.locator("input[type=file]").set_input_files(sorted(images.iterdir()))
     page.get_by_role("button", name="Remove 09.png").first.wait_for()
     for image in page.locator("img").all():
         image.scroll_into_view_if_needed()
@@ -135,7 +135,7 @@ def _save_part(part: Locator, name: str) -> None:
 
 
 def _write(data: bytes, name: str, colours: int = 256) -> None:
-    """A palette is enough for a page without pictures, and a third of the size."""
+    """A palette is enough for a page without images, and a third of the size."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     if colours:
         image = image.quantize(colours, dither=Image.Dither.NONE)

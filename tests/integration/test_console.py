@@ -85,8 +85,8 @@ def uploaded_in_pieces(client: httpx2.Client, data: bytes) -> str:
 
 def job_of(tiny_model: Path, upload_id: str) -> dict[str, Any]:
     job = short_job(tiny_model, Path("/unused"))
-    data_set = {"type": "ARCHIVE", "archive": f"upload:{upload_id}"}
-    job["training"]["data_loader"]["dataset"] = data_set
+    dataset = {"type": "ARCHIVE", "archive": f"upload:{upload_id}"}
+    job["training"]["data_loader"]["dataset"] = dataset
     job["training"] |= {
         "validation_prompts": ["a shape"],
         "num_validation_images_per_prompt": 1,
@@ -95,28 +95,28 @@ def job_of(tiny_model: Path, upload_id: str) -> dict[str, Any]:
     return job
 
 
-def archive_of(pictures: Path, broken: bool) -> bytes:
+def archive_of(images: Path, broken: bool) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        for path in sorted(pictures.iterdir()):
+        for path in sorted(images.iterdir()):
             archive.write(path, path.name)
         if broken:
             archive.writestr("torn.png", b"\x89PNG torn")
-            archive.writestr("torn.txt", "a torn picture")
+            archive.writestr("torn.txt", "a torn image")
     return buffer.getvalue()
 
 
 def test_a_job_by_http_from_the_upload_to_the_file(
-    console: Served, tiny_model: Path, pictures: Path
+    console: Served, tiny_model: Path, images: Path
 ) -> None:
     with console.client("acme") as acme:
-        broken = uploaded_in_pieces(acme, archive_of(pictures, broken=True))
+        broken = uploaded_in_pieces(acme, archive_of(images, broken=True))
         found = acme.post("/jobs:preview", json=job_of(tiny_model, broken)).json()
-        errors = [it for it in found["data_set"]["findings"] if it["severity"] == "error"]
+        errors = [it for it in found["dataset"]["findings"] if it["severity"] == "error"]
         assert [it["file"] for it in errors] == ["torn.png"]
         assert found["error"]["code"] == "invalid_dataset"
 
-        whole = uploaded_in_pieces(acme, archive_of(pictures, broken=False))
+        whole = uploaded_in_pieces(acme, archive_of(images, broken=False))
         found = acme.post("/jobs:preview", json=job_of(tiny_model, whole)).json()
         assert (found["error"], found["waits"]) == (None, None)
 
@@ -168,10 +168,10 @@ def events_of(client: httpx2.Client, job_id: str) -> Iterator[dict[str, Any]]:
 
 
 def test_the_command_line_checks_an_upload_too(
-    console: Served, tiny_model: Path, pictures: Path
+    console: Served, tiny_model: Path, images: Path
 ) -> None:
     with console.client("acme") as acme:
-        upload_id = uploaded_in_pieces(acme, archive_of(pictures, broken=False))
+        upload_id = uploaded_in_pieces(acme, archive_of(images, broken=False))
     job = {**job_of(tiny_model, upload_id), "tenant": "acme"}
     checked = console.fleet.submit(job, "--dry-run")
     assert checked.code == 0, checked

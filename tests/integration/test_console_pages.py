@@ -27,9 +27,9 @@ from tests.integration.browsers import (
 )
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
-from tests.integration.test_published_file import picture
+from tests.integration.test_published_file import generated_image
 from tests.waiting import wait_until
-from worker.local.demo_images import draw_demo_pictures
+from worker.local.demo_images import draw_demo_images
 from worker.local.embedded_broker import find_running
 
 HOSTILE = "<img src=x onerror=alert(1)> <script>alert(2)</script>"
@@ -68,9 +68,9 @@ def finished(
     fleet: Fleet, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """What was published of a job that is over."""
-    pictures = tmp_path_factory.mktemp("finished")
-    draw_demo_pictures(pictures)
-    job = short_job(tiny_model, pictures)
+    images = tmp_path_factory.mktemp("finished")
+    draw_demo_images(images)
+    job = short_job(tiny_model, images)
     job["training"] |= {
         "validation_prompts": ["a red square"],
         "num_validation_images_per_prompt": 1,
@@ -105,19 +105,19 @@ def step_of_the_loss(page: Page) -> int:
 
 
 @pytest.mark.filterwarnings("ignore")  # of diffusers and transformers, while they load
-def test_a_person_makes_a_lora_from_pictures(
-    page: Page, tiny_model: Path, pictures: Path, tmp_path: Path
+def test_a_person_makes_a_lora_from_images(
+    page: Page, tiny_model: Path, images: Path, tmp_path: Path
 ) -> None:
-    (pictures / "broken.png").write_bytes((pictures / "01.png").read_bytes()[:200])
-    (pictures / "broken.txt").write_text("a broken one", "utf-8")
-    (pictures / "01.txt").write_text(HOSTILE, "utf-8")
+    (images / "broken.png").write_bytes((images / "01.png").read_bytes()[:200])
+    (images / "broken.txt").write_text("a broken one", "utf-8")
+    (images / "01.txt").write_text(HOSTILE, "utf-8")
     fill_in_a_short_flux_job(page, tiny_model, steps=40)
     expect(page.get_by_text("FLUX works best from 768 px up")).to_be_visible()
     expect(page.get_by_role("complementary", name="This job")).to_contain_text("40 GB class")
 
-    # The pictures, and the report of what is wrong with them.
-    page.locator("input[type=file]").set_input_files(sorted(pictures.iterdir()))
-    report = page.get_by_role("table", name="What was found in the pictures")
+    # The images, and the report of what is wrong with them.
+    page.locator("input[type=file]").set_input_files(sorted(images.iterdir()))
+    report = page.get_by_role("table", name="What was found in the images")
     row = report.get_by_role("row", name="broken.png")
     expect(row).to_contain_text("error")
     expect(row).to_contain_text("cannot be decoded")
@@ -125,11 +125,11 @@ def test_a_person_makes_a_lora_from_pictures(
     image = page.get_by_role("img", name=HOSTILE)
     assert image.evaluate("it => it.decode().then(() => it.naturalWidth)") == 256
 
-    # It does not start with that picture, and says where to look.
+    # It does not start with that image, and says where to look.
     page.get_by_role("button", name="Start training").click()
     expect(page.get_by_text("1 thing to mend")).to_be_visible()
     row.get_by_role("button", name="Remove broken.png").click()
-    expect(page.get_by_text("8 good pictures")).to_be_visible()
+    expect(page.get_by_text("8 good images")).to_be_visible()
     page.get_by_label("Caption of 02.png").fill("a caption written in the browser")
     expect(page.get_by_text("Changed since it was checked")).to_be_visible()
     page.get_by_role("button", name="Start training").click()
@@ -143,14 +143,17 @@ def test_a_person_makes_a_lora_from_pictures(
     expect(page.locator(".chart svg")).to_be_visible()
     expect(page.get_by_text("succeeded", exact=True)).to_be_visible()
 
-    # The file that is downloaded is the one that is described, and it changes a picture.
+    # The file that is downloaded is the one that is described, and it changes an image.
     with page.expect_download() as told:
         page.get_by_role("link", name="Download my-shapes.safetensors", exact=True).click()
     file = tmp_path / told.value.suggested_filename
     told.value.save_as(file)
     assert file.name == "my-shapes.safetensors"
     expect(page.get_by_text(hashlib.sha256(file.read_bytes()).hexdigest())).to_be_visible()
-    assert np.abs(picture(tiny_model, file) - picture(tiny_model, None)).max() > 1 / 255
+    assert (
+        np.abs(generated_image(tiny_model, file) - generated_image(tiny_model, None)).max()
+        > 1 / 255
+    )
 
 
 def test_everything_wrong_is_told_at_once_beside_its_field(page: Page, tiny_model: Path) -> None:
@@ -166,7 +169,7 @@ def test_everything_wrong_is_told_at_once_beside_its_field(page: Page, tiny_mode
         expect(field(page, label)).to_have_attribute("aria-invalid", "true")
         told = field(page, label).get_attribute("aria-describedby") or ""
         assert page.locator(f"#{told.split()[0]}").inner_text()
-    expect(page.get_by_text("add pictures first").first).to_be_visible()
+    expect(page.get_by_text("add images first").first).to_be_visible()
 
 
 def test_only_what_differs_from_the_preset_is_in_the_file_of_the_job(page: Page) -> None:
@@ -258,7 +261,7 @@ def test_the_fleet_shows_each_gpu_and_why_one_is_quarantined(page: Page, fleet: 
 
 
 def test_all_of_it_is_done_with_the_keyboard_alone(
-    browser: Browser, console: Console, tiny_model: Path, pictures: Path
+    browser: Browser, console: Console, tiny_model: Path, images: Path
 ) -> None:
     with visit(browser, console.address) as page:
         page.goto("/")
@@ -289,11 +292,11 @@ def test_all_of_it_is_done_with_the_keyboard_alone(
         expect(field(page, "optimizer.beta1")).to_be_hidden()
         tab_to(page, "cache_vae_outputs")
         page.keyboard.press("Space")
-        tab_to(page, "Choose pictures")
+        tab_to(page, "Choose images")
         with page.expect_file_chooser() as chooser:
             page.keyboard.press("Space")
-        chooser.value.set_files(sorted(pictures.iterdir()))
-        expect(page.get_by_text("8 good pictures")).to_be_visible()
+        chooser.value.set_files(sorted(images.iterdir()))
+        expect(page.get_by_text("8 good images")).to_be_visible()
         tab_to(page, "Start training")
         page.keyboard.press("Enter")
         page.wait_for_url("**/jobs/*")

@@ -43,13 +43,13 @@ def test_a_resolution_that_no_model_takes_names_the_next_ones(
     assert "570 is not divisible by 16; use 560 or 576" in error_of(ran)
 
 
-def test_every_fault_of_a_data_set_is_told_at_once(
-    fleet: Fleet, job: dict[str, Any], pictures: Path
+def test_every_fault_of_a_dataset_is_told_at_once(
+    fleet: Fleet, job: dict[str, Any], images: Path
 ) -> None:
-    (pictures / "01.txt").unlink()
-    (pictures / "02.png").write_bytes(b"no picture at all")
-    whole = (pictures / "03.png").read_bytes()
-    (pictures / "03.png").write_bytes(whole[: len(whole) // 2])
+    (images / "01.txt").unlink()
+    (images / "02.png").write_bytes(b"no image at all")
+    whole = (images / "03.png").read_bytes()
+    (images / "03.png").write_bytes(whole[: len(whole) // 2])
     for options in ((), ("--dry-run",)):
         ran = fleet.submit(job, "--watch", *options)
         assert ran.code == 4, ran
@@ -58,15 +58,15 @@ def test_every_fault_of_a_data_set_is_told_at_once(
 
 
 @pytest.mark.parametrize("missing", [True, False])
-def test_a_missing_or_empty_data_set_is_told(
-    fleet: Fleet, job: dict[str, Any], pictures: Path, missing: bool
+def test_a_missing_or_empty_dataset_is_told(
+    fleet: Fleet, job: dict[str, Any], images: Path, missing: bool
 ) -> None:
-    shutil.rmtree(pictures)
+    shutil.rmtree(images)
     if not missing:
-        pictures.mkdir()
+        images.mkdir()
     ran = fleet.submit(job, "--watch")
     assert ran.code == 4, ran
-    assert str(pictures) in error_of(ran)
+    assert str(images) in error_of(ran)
 
 
 def test_a_missing_model_is_told(fleet: Fleet, job: dict[str, Any], tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from tasks.contract import SUBMIT, SUBMIT_QUEUE
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet, free_port
 from tests.waiting import wait_until
-from worker.local.demo_images import draw_demo_pictures
+from worker.local.demo_images import draw_demo_images
 from worker.supervision.process import spawn, stop
 
 CHROMIUM = "/usr/bin/chromium"
@@ -62,7 +62,7 @@ def watched(
         "TRAINING_FLOWER_PREFIX": "ops/flower",
         "TRAINING_CONSOLE_URL": "http://127.0.0.1:1/console/{{2}}",
     }
-    draw_demo_pictures(folder / "pictures")
+    draw_demo_images(folder / "images")
     with Fleet(folder / "home", "40gb,24gb", **settings) as fleet, Watched(fleet) as found:
         wait_until(
             lambda: found.ask("/api/workers?refresh=1")[1].count("active_queues") == 3,
@@ -71,14 +71,14 @@ def watched(
             detail=fleet.log,
         )
         backend = Celery(broker=broker_with_password, backend=broker_with_password)
-        signed = short_job(tiny_model, folder / "pictures")
+        signed = short_job(tiny_model, folder / "images")
         signed["training"]["data_loader"]["dataset"] = {
             "type": "ARCHIVE",
-            "archive": f"https://127.0.0.1:1/pictures.zip?signature={SIGNATURE}",
+            "archive": f"https://127.0.0.1:1/images.zip?signature={SIGNATURE}",
         }
         refused = backend.send_task(SUBMIT, ({**signed, "id": "signed"},), queue=SUBMIT_QUEUE)
         assert isinstance(refused.get(timeout=PATIENCE_S, propagate=False), Exception)
-        document = short_job(tiny_model, folder / "pictures")
+        document = short_job(tiny_model, folder / "images")
         found.job_id = fleet.submit(document, "--watch").documents[0]["job_id"]
         # Events go out a moment after what they tell of.
         wait_until(

@@ -14,10 +14,10 @@ from safetensors.numpy import load_file
 from tasks.events import Progress
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
-from tests.integration.test_published_file import picture as flux_picture
-from tests.integration.test_sdxl_jobs import captioned, picture, pipeline_of, sdxl_job
+from tests.integration.test_published_file import generated_image as flux_image
+from tests.integration.test_sdxl_jobs import captioned, image, pipeline_of, sdxl_job
 from tests.waiting import wait_until
-from worker.local.demo_images import draw_demo_pictures
+from worker.local.demo_images import draw_demo_images
 
 PYTHON = os.environ.get("TRAINING_INVOKE_PYTHON")
 MODULE = "worker.trainer.invoke"
@@ -38,9 +38,9 @@ def library_fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 
 @pytest.fixture(scope="module")
 def flux_job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    pictures = tmp_path_factory.mktemp("data") / "pictures"
-    draw_demo_pictures(pictures)
-    return {"engine": "invoke-training", **short_job(tiny_model, pictures)}
+    images = tmp_path_factory.mktemp("data") / "images"
+    draw_demo_images(images)
+    return {"engine": "invoke-training", **short_job(tiny_model, images)}
 
 
 def with_training(job: dict[str, Any], **training: Any) -> dict[str, Any]:
@@ -122,16 +122,16 @@ def test_a_flux_lora_goes_through_the_whole_chain(
     ]
     stages = library_fleet.status(result["job_id"])["stages"]
     assert stages["train"]["queue"] == "gpu.40gb.invoke-training"
-    changed = flux_picture(tiny_model, Path(result["published"]))
-    assert np.abs(changed - flux_picture(tiny_model, None)).max() > 1 / 255
+    changed = flux_image(tiny_model, Path(result["published"]))
+    assert np.abs(changed - flux_image(tiny_model, None)).max() > 1 / 255
 
 
 @with_library
 def test_an_sdxl_lora_a_word_and_a_finetune_are_files_that_others_load(
-    library_fleet: Fleet, tiny_sdxl: Path, pictures: Path
+    library_fleet: Fleet, tiny_sdxl: Path, images: Path
 ) -> None:
     fast = {"optimizer": {"optimizer_type": "AdamW", "learning_rate": 0.01}}
-    loader = captioned(pictures)
+    loader = captioned(images)
     lora = sdxl_job("SDXL_LORA", tiny_sdxl, loader, weight_dtype="float32", **fast)
     word = sdxl_job(
         "SDXL_TEXTUAL_INVERSION",
@@ -139,7 +139,7 @@ def test_an_sdxl_lora_a_word_and_a_finetune_are_files_that_others_load(
         {
             "type": "TEXTUAL_INVERSION_SD_DATA_LOADER",
             "caption_preset": "object",
-            "dataset": {"type": "IMAGE_DIR_DATASET", "dataset_dir": str(pictures)},
+            "dataset": {"type": "IMAGE_DIR_DATASET", "dataset_dir": str(images)},
         },
         placeholder_token="<shape>",
         initializer_token="red",
@@ -154,22 +154,22 @@ def test_an_sdxl_lora_a_word_and_a_finetune_are_files_that_others_load(
         save_dtype="float32",
         **fast,
     )
-    for caption in pictures.glob("*.txt"):
+    for caption in images.glob("*.txt"):
         caption.write_text("a red square", "utf-8")
     results = [
         Path(done(library_fleet, {"engine": "invoke-training", **job})[0]["published"])
         for job in (lora, word, whole)
     ]
     pipeline = pipeline_of(tiny_sdxl)
-    before = picture(pipeline)
+    before = image(pipeline)
     pipeline.load_lora_weights(str(results[0]))
-    assert picture(pipeline) != before
+    assert image(pipeline) != before
     assert {name: it.shape for name, it in load_file(results[1]).items()} == {
         "clip_l": (2, 32),
         "clip_g": (2, 48),
     }
     folder = next(it for it in results[2].parents if (it / "model_index.json").is_file())
-    assert picture(pipeline_of(folder)) != before
+    assert image(pipeline_of(folder)) != before
 
 
 @with_library

@@ -15,7 +15,7 @@ from tasks.stages.train import checkpoints_of
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.waiting import wait_until
-from worker.local.demo_images import draw_demo_pictures
+from worker.local.demo_images import draw_demo_images
 from worker.local.embedded_broker import find_running
 
 
@@ -29,9 +29,9 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
 @pytest.fixture(scope="module")
 def long_job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Long enough to be killed in the middle, mid-epoch."""
-    pictures = tmp_path_factory.mktemp("data") / "pictures"
-    draw_demo_pictures(pictures)
-    job = short_job(tiny_model, pictures)
+    images = tmp_path_factory.mktemp("data") / "images"
+    draw_demo_images(images)
+    job = short_job(tiny_model, images)
     job["training"] |= {"max_train_steps": 250, "save_every_n_steps": 10}
     return job
 

@@ -1,4 +1,4 @@
-"""The end of it all: what the chain published changes the picture that diffusers makes."""
+"""The end of it all: what the chain published changes the image that diffusers makes."""
 
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from tests.integration.fleets import Fleet
 
 
-def picture(model: Path, lora: Path | None) -> np.ndarray[Any, Any]:
-    """A picture (H, W, 3) of the base model, with or without the LoRA."""
+def generated_image(model: Path, lora: Path | None) -> np.ndarray[Any, Any]:
+    """An image (H, W, 3) of the base model, with or without the LoRA."""
     pipeline: Any = FluxPipeline.from_pretrained(str(model))
     pipeline.set_progress_bar_config(disable=True)
     if lora is not None:
@@ -31,7 +31,7 @@ def picture(model: Path, lora: Path | None) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.filterwarnings("ignore")  # of diffusers and transformers, while they load
-def test_both_forms_of_a_published_lora_change_the_picture_alike(
+def test_both_forms_of_a_published_lora_change_the_image_alike(
     fleet: Fleet, job: dict[str, Any], tiny_model: Path
 ) -> None:
     made: list[np.ndarray[Any, Any]] = []
@@ -39,7 +39,7 @@ def test_both_forms_of_a_published_lora_change_the_picture_alike(
         job["training"] |= {"lora_checkpoint_format": form, "transformer_learning_rate": 0.01}
         ran = fleet.submit(job, "--watch")
         assert ran.code == 0, f"{ran}\n{fleet.log()}"
-        made.append(picture(tiny_model, Path(ran.documents[-1]["published"])))
-    base = picture(tiny_model, None)
+        made.append(generated_image(tiny_model, Path(ran.documents[-1]["published"])))
+    base = generated_image(tiny_model, None)
     assert np.array_equal(made[0], made[1])
     assert np.abs(made[0] - base).max() > 1 / 255

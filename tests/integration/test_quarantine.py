@@ -11,7 +11,7 @@ from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.nvml.machine import A100, Machine
 from tests.waiting import wait_until
-from worker.local.demo_images import draw_demo_pictures
+from worker.local.demo_images import draw_demo_images
 
 FULL = A100.replace(" 81000 ", " 3000 ")
 BUSY = "busy GPU-a100 98 71"
@@ -44,7 +44,7 @@ def quarantined(fleet: Fleet, because: str) -> None:
 def test_a_gpu_that_is_not_fit_gives_its_job_back_and_gets_none_until_it_is(
     machine: Machine, tiny_model: Path, tmp_path: Path
 ) -> None:
-    draw_demo_pictures(tmp_path / "pictures")
+    draw_demo_images(tmp_path / "images")
     settings = {"TRAINING_TRAINER_RESTARTS": "0", "TRAINING_MAX_RETRIES": "0"}
     with Fleet(tmp_path / "home", None, **machine.env, **settings) as fleet:
         assert told(fleet)["gpu_uuid"] == "GPU-a100"
@@ -61,7 +61,7 @@ def test_a_gpu_that_is_not_fit_gives_its_job_back_and_gets_none_until_it_is(
             "utilization": 0.98,
             "temperature_c": 71,
         }
-        [sent] = fleet.submit(short_job(tiny_model, tmp_path / "pictures")).documents
+        [sent] = fleet.submit(short_job(tiny_model, tmp_path / "images")).documents
         job_id = sent["job_id"]
         quarantined(fleet, "3000 MiB are free and the job needs ")
 

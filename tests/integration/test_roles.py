@@ -30,11 +30,11 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 
 
 @pytest.fixture
-def settings(tmp_path: Path, pictures: Path) -> dict[str, str]:
+def settings(tmp_path: Path, images: Path) -> dict[str, str]:
     """The fleet's."""
     return {
         "TRAINING_STORE_URL": (tmp_path / "store").as_uri(),
-        "TRAINING_DATA_ROOTS": str(pictures),
+        "TRAINING_DATA_ROOTS": str(images),
         "TRAINING_VISIBILITY_TIMEOUT": "4",
     }
 

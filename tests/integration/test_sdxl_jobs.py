@@ -56,22 +56,22 @@ def pipeline_of(model: Path) -> Any:
     return pipeline
 
 
-def picture(pipeline: Any, prompt: str = "a red square") -> bytes:
+def image(pipeline: Any, prompt: str = "a red square") -> bytes:
     made: Image.Image = pipeline(prompt, height=64, width=64, num_inference_steps=2).images[0]
     return made.tobytes()
 
 
-def captioned(pictures: Path) -> dict[str, Any]:
-    dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(pictures)}
+def captioned(images: Path) -> dict[str, Any]:
+    dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(images)}
     return {"type": "IMAGE_CAPTION_SD_DATA_LOADER", "dataset": dataset}
 
 
-def test_two_workers_with_the_same_data_set_encode_each_item_once(
-    fleet: Fleet, tiny_sdxl: Path, pictures: Path
+def test_two_workers_with_the_same_dataset_encode_each_item_once(
+    fleet: Fleet, tiny_sdxl: Path, images: Path
 ) -> None:
-    for number, path in enumerate(sorted(pictures.glob("*.txt"))):
+    for number, path in enumerate(sorted(images.glob("*.txt"))):
         path.write_text(f"what no other job has, {number}", "utf-8")
-    loader = captioned(pictures)
+    loader = captioned(images)
     # One goes to each of the fleet's two GPU workers.
     jobs = [
         sdxl_job(
@@ -90,26 +90,26 @@ def test_two_workers_with_the_same_data_set_encode_each_item_once(
         assert fleet.run("watch", job_id, "--json").code == 0, fleet.log()
     stages = [fleet.status(job_id)["stages"]["cache"] for job_id in ids]
     encoded = [re.findall(r"\d+", stage["summary"]) for stage in stages]
-    images, captions = len(list(pictures.glob("*.png"))), len(list(pictures.glob("*.txt")))
-    # Another test may have made the pictures' latents and the blank caption's entry.
-    assert sum(int(numbers[0]) for numbers in encoded) in (0, images)
+    all_images, captions = len(list(images.glob("*.png"))), len(list(images.glob("*.txt")))
+    # Another test may have made the images' latents and the blank caption's entry.
+    assert sum(int(numbers[0]) for numbers in encoded) in (0, all_images)
     assert sum(int(numbers[1]) for numbers in encoded) in (captions, captions + 1)
 
 
 def test_a_lora_with_masks_and_validation_images(
-    fleet: Fleet, tiny_sdxl: Path, pictures: Path
+    fleet: Fleet, tiny_sdxl: Path, images: Path
 ) -> None:
     rows = []
-    for number, path in enumerate(sorted(pictures.glob("*.png"))):
+    for number, path in enumerate(sorted(images.glob("*.png"))):
         row = {"image": path.name, "text": path.with_suffix(".txt").read_text()}
         if number == 0:
-            Image.new("L", Image.open(path).size, 128).save(pictures / "mask-0.png")
+            Image.new("L", Image.open(path).size, 128).save(images / "mask-0.png")
             row["mask"] = "mask-0.png"
         rows.append(json.dumps(row))
-    (pictures / "rows.jsonl").write_text("\n".join(rows), "utf-8")
+    (images / "rows.jsonl").write_text("\n".join(rows), "utf-8")
     dataset = {
         "type": "IMAGE_CAPTION_JSONL_DATASET",
-        "jsonl_path": str(pictures / "rows.jsonl"),
+        "jsonl_path": str(images / "rows.jsonl"),
     }
     job = sdxl_job(
         "SDXL_LORA",
@@ -127,17 +127,15 @@ def test_a_lora_with_masks_and_validation_images(
     assert shown == [f"validation/validation-00000{step}-1-1.png" for step in (3, 6)]
     assert Image.open(files[shown[0]]).size == (64, 64)
     pipeline = pipeline_of(tiny_sdxl)
-    before = picture(pipeline)
+    before = image(pipeline)
     pipeline.load_lora_weights(str(files["shapes.safetensors"]))
-    assert picture(pipeline) != before
+    assert image(pipeline) != before
 
 
-def test_a_word_is_published_for_both_encoders(
-    fleet: Fleet, tiny_sdxl: Path, pictures: Path
-) -> None:
-    for caption in pictures.glob("*.txt"):
+def test_a_word_is_published_for_both_encoders(fleet: Fleet, tiny_sdxl: Path, images: Path) -> None:
+    for caption in images.glob("*.txt"):
         caption.unlink()
-    dataset = {"type": "IMAGE_DIR_DATASET", "dataset_dir": str(pictures)}
+    dataset = {"type": "IMAGE_DIR_DATASET", "dataset_dir": str(images)}
     loader = {"type": "TEXTUAL_INVERSION_SD_DATA_LOADER", "caption_preset": "object"}
     job = sdxl_job(
         "SDXL_TEXTUAL_INVERSION",
@@ -156,15 +154,15 @@ def test_a_word_is_published_for_both_encoders(
 
 
 def test_a_dreambooth_finetune_is_a_whole_pipeline(
-    fleet: Fleet, tiny_sdxl: Path, pictures: Path
+    fleet: Fleet, tiny_sdxl: Path, images: Path
 ) -> None:
-    others = pictures / "others"
+    others = images / "others"
     others.mkdir()
     Image.new("RGB", (80, 64), "gray").save(others / "gray.png")
     loader = {
         "type": "DREAMBOOTH_SD_DATA_LOADER",
         "instance_caption": "a photo of sks shape",
-        "instance_dataset": {"type": "IMAGE_DIR_DATASET", "dataset_dir": str(pictures)},
+        "instance_dataset": {"type": "IMAGE_DIR_DATASET", "dataset_dir": str(images)},
         "class_caption": "a photo of a shape",
         "class_dataset": {"type": "IMAGE_DIR_DATASET", "dataset_dir": str(others)},
     }
@@ -181,12 +179,12 @@ def test_a_dreambooth_finetune_is_a_whole_pipeline(
     )
     files = published(fleet, job)
     folder = files["shapes/model_index.json"].parent
-    assert picture(pipeline_of(folder)) != picture(pipeline_of(tiny_sdxl))
+    assert image(pipeline_of(folder)) != image(pipeline_of(tiny_sdxl))
 
 
 def test_a_wrong_base_model_is_told_in_prepare(
-    fleet: Fleet, tiny_model: Path, pictures: Path
+    fleet: Fleet, tiny_model: Path, images: Path
 ) -> None:
-    ran = fleet.submit(sdxl_job("SDXL_LORA", tiny_model, captioned(pictures)), "--watch")
+    ran = fleet.submit(sdxl_job("SDXL_LORA", tiny_model, captioned(images)), "--watch")
     assert ran.code != 0
     assert "describes a FluxPipeline" in str(ran)

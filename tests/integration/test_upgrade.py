@@ -53,8 +53,8 @@ print(json.dumps([client.submit(job) for job in json.load(sys.stdin)]))
 
 def job_of(tmp_path: Path) -> dict[str, Any]:
     """A job for a GPU of 40 GB; nothing that it names is looked at."""
-    data_set = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(tmp_path)}
-    training = {"data_loader": {"dataset": data_set}}
+    dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(tmp_path)}
+    training = {"data_loader": {"dataset": dataset}}
     return {"preset": "flux_lora_1x40gb", "training": training}
 
 

@@ -47,9 +47,9 @@ def published(fleet: Fleet, job: dict[str, Any]) -> str:
 
 
 def test_a_scrape_tells_every_metric_and_what_a_job_came_to(
-    fleet: Fleet, scrape: Callable[[], Samples], job: dict[str, Any], pictures: Path
+    fleet: Fleet, scrape: Callable[[], Samples], job: dict[str, Any], images: Path
 ) -> None:
-    (pictures / "03.txt").write_text("a caption of the test of metrics", "utf-8")
+    (images / "03.txt").write_text("a caption of the test of metrics", "utf-8")
     before = scrape()
     published(fleet, job)
     between = scrape()
@@ -82,9 +82,9 @@ def test_a_scrape_tells_every_metric_and_what_a_job_came_to(
 
 
 def test_a_trace_of_a_job_has_its_four_stages_and_the_trainers_work_under_one_root(
-    fleet: Fleet, job: dict[str, Any], pictures: Path, traces: Receiver
+    fleet: Fleet, job: dict[str, Any], images: Path, traces: Receiver
 ) -> None:
-    (pictures / "04.txt").write_text("a caption of the test of traces", "utf-8")
+    (images / "04.txt").write_text("a caption of the test of traces", "utf-8")
     job_id = published(fleet, job)
     trace_id = int(fleet.status(job_id)["trace_id"], 16)
     stages = {"prepare", "cache", "train", "publish"}
@@ -129,4 +129,4 @@ def test_a_trace_of_a_job_has_its_four_stages_and_the_trainers_work_under_one_ro
     assert len(traces.workers) >= 2
     told = str(spans)
     assert "caption" not in told
-    assert str(pictures) not in told
+    assert str(images) not in told

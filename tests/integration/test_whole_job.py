@@ -21,11 +21,11 @@ def published(fleet: Fleet, job: dict[str, Any]) -> dict[str, Any]:
     return ran.documents[-1]
 
 
-def test_pictures_become_a_published_lora_on_the_right_workers(
-    fleet: Fleet, job: dict[str, Any], pictures: Path
+def test_images_become_a_published_lora_on_the_right_workers(
+    fleet: Fleet, job: dict[str, Any], images: Path
 ) -> None:
     # What no other job of this fleet has cached.
-    (pictures / "01.txt").write_text("an edited caption", "utf-8")
+    (images / "01.txt").write_text("an edited caption", "utf-8")
     result = published(fleet, job)
     file = Path(result["published"])
     assert file.name == "shapes.safetensors"
@@ -53,7 +53,7 @@ def test_pictures_become_a_published_lora_on_the_right_workers(
     # What it took is known to later ones.
     learned = fleet.run("durations", "--json").documents[0]
     assert {it["stage"]: it["unit"] for it in learned["stages"]} == {
-        "prepare": "picture",
+        "prepare": "image",
         "cache": "entry",
         "train": "step",
         "publish": "job",
@@ -97,9 +97,9 @@ def test_a_job_whose_message_was_lost_goes_on_under_the_id_its_sender_waits_for(
 
 
 def test_a_pack_that_is_damaged_is_made_anew_while_a_job_runs(
-    fleet: Fleet, job: dict[str, Any], pictures: Path
+    fleet: Fleet, job: dict[str, Any], images: Path
 ) -> None:
-    (pictures / "02.txt").write_text("a caption that no other job has", "utf-8")
+    (images / "02.txt").write_text("a caption that no other job has", "utf-8")
     first = published(fleet, job)
     store = Store((fleet.home / "store").as_uri())
     index = json.loads(store.get(cache_index_key(first["job_id"])))

@@ -3,7 +3,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.dataset import DataSet, Sample, data_set_of
+from tasks.dataset import Dataset, Sample, dataset_of
 
 HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
 SAMPLES = st.lists(
@@ -24,38 +24,38 @@ def sample(image: str = "a" * 64, caption: str = "a lamp", source: str = "lamp.p
 
 
 @given(SAMPLES, st.randoms(use_true_random=False))
-def test_a_data_sets_digest_does_not_depend_on_the_order_of_its_samples(
+def test_a_datasets_digest_does_not_depend_on_the_order_of_its_samples(
     samples: list[Sample], draws: random.Random
 ) -> None:
     shuffled = draws.sample(samples, len(samples))
-    assert data_set_of(shuffled).digest == data_set_of(samples).digest
+    assert dataset_of(shuffled).digest == dataset_of(samples).digest
 
 
 def test_a_digest_does_not_depend_on_what_the_files_are_called() -> None:
-    assert data_set_of([sample(source="b.bmp")]).digest == data_set_of([sample()]).digest
+    assert dataset_of([sample(source="b.bmp")]).digest == dataset_of([sample()]).digest
 
 
 @given(SAMPLES, SAMPLES)
-def test_other_pictures_or_captions_have_another_digest(
+def test_other_images_or_captions_have_another_digest(
     some: list[Sample], others: list[Sample]
 ) -> None:
     def contents(samples: list[Sample]) -> list[tuple[str, str]]:
         return sorted((s.image, s.caption) for s in samples)
 
     same = contents(some) == contents(others)
-    assert (data_set_of(some).digest == data_set_of(others).digest) is same
+    assert (dataset_of(some).digest == dataset_of(others).digest) is same
 
 
 def test_two_captions_are_not_one_caption_that_reads_like_both() -> None:
     second = sample(image="b" * 64, caption="two")
     forged = sample(caption=f"one\n{second.image} 3 two")
-    assert data_set_of([sample(caption="one"), second]).digest != data_set_of([forged]).digest
+    assert dataset_of([sample(caption="one"), second]).digest != dataset_of([forged]).digest
 
 
 @given(SAMPLES)
-def test_a_data_set_survives_its_way_through_json(samples: list[Sample]) -> None:
-    data_set = data_set_of(samples)
-    assert DataSet.model_validate_json(data_set.model_dump_json()) == data_set
+def test_a_dataset_survives_its_way_through_json(samples: list[Sample]) -> None:
+    dataset = dataset_of(samples)
+    assert Dataset.model_validate_json(dataset.model_dump_json()) == dataset
 
 
 def test_a_samples_size_is_its_width_and_height() -> None:

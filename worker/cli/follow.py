@@ -139,9 +139,9 @@ class _Display(AbstractContextManager["_Display"]):
                 self._line(f"{event.stage:<8} done in {event.seconds:.1f} s: {event.summary}")
             case events.Progress():
                 self._advance(event)
-            case events.DataSetChecked():
+            case events.DatasetChecked():
                 counts = f"{event.errors} errors, {event.warnings} warnings"
-                self._line(f"{event.pictures} pictures, {counts}")
+                self._line(f"{event.images} images, {counts}")
             case events.CheckpointSaved():
                 self._line(f"checkpoint at step {event.step}")
             case events.ValidationImages():

@@ -22,7 +22,7 @@ class PreviewPanel:
     Args:
         settings: Say which fleet.
         job: The job.
-        sizes: How many pictures are of each training size; None where nobody has looked.
+        sizes: How many images are of each training size; None where nobody has looked.
     """
 
     def __init__(

@@ -9,7 +9,7 @@ import yaml
 from tasks.data.uploads import is_upload
 from worker.errors import UnreadableJobFileError
 
-_DATA_SETS = ("dataset", "instance_dataset", "class_dataset")
+_DATASETS = ("dataset", "instance_dataset", "class_dataset")
 _PATHS = ("dataset_dir", "jsonl_path", "archive", "hf_cache_dir")
 _FILES = (
     "transformer_path",
@@ -48,7 +48,7 @@ def _anchor_paths(document: dict[str, Any], folder: Path) -> None:
     _anchor(training.get("base_embeddings"), None, folder)
     loader = training.get("data_loader")
     if isinstance(loader, dict):
-        for name in _DATA_SETS:
+        for name in _DATASETS:
             _anchor(loader.get(name), _PATHS, folder, only=_is_no_address)
 
 

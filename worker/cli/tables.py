@@ -75,11 +75,11 @@ def route_table(route: Route) -> Table:
 
 
 def report_table(report: Report) -> Table:
-    """What was found in a data set."""
-    table = Table("", "file", "what", "what to do", title=f"{len(report.samples)} pictures")
+    """What was found in a dataset."""
+    table = Table("", "file", "what", "what to do", title=f"{len(report.samples)} images")
     for severity, findings in (("error", report.problems), ("warning", report.warnings)):
         for it in findings:
             table.add_row(severity, *map(escape, (it.location, it.message, it.remedy)))
     for size, count in sorted(report.buckets.items()):
-        table.add_row("size", str(size), f"{count} pictures", "")
+        table.add_row("size", str(size), f"{count} images", "")
     return table

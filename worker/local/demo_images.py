@@ -1,4 +1,4 @@
-"""A small data set for the demo: drawn pictures, each with a caption that is true of it."""
+"""A small dataset for the demo: drawn images, each with a caption that is true of it."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ _SHAPES = {
     "diamond": lambda draw, box, color: draw.polygon(_diamond(box), fill=color),
 }
 # Shape, its color, the background's two colors from top to bottom, width and height in pixels.
-_PICTURES = (
+_IMAGES = (
     ("circle", "crimson", ("lightyellow", "orange"), (256, 256)),
     ("circle", "royalblue", ("mintcream", "seagreen"), (320, 224)),
     ("circle", "gold", ("lavender", "indigo"), (224, 320)),
@@ -22,16 +22,16 @@ _PICTURES = (
 )
 
 
-def draw_demo_pictures(folder: Path) -> None:
-    """Draw eight pictures with captions into a folder; the same bytes each time."""
+def draw_demo_images(folder: Path) -> None:
+    """Draw eight images with captions into a folder; the same bytes each time."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (shape, color, (top, bottom), size) in enumerate(_PICTURES, start=1):
-        picture = _gradient(top, bottom, size)
+    for number, (shape, color, (top, bottom), size) in enumerate(_IMAGES, start=1):
+        image = _gradient(top, bottom, size)
         margin = min(size) // 5
         left, upper = (size[0] - min(size)) // 2 + margin, (size[1] - min(size)) // 2 + margin
         side = min(size) - 2 * margin
-        _SHAPES[shape](ImageDraw.Draw(picture), (left, upper, left + side, upper + side), color)
-        picture.filter(ImageFilter.SMOOTH).save(folder / f"{number:02d}.png")
+        _SHAPES[shape](ImageDraw.Draw(image), (left, upper, left + side, upper + side), color)
+        image.filter(ImageFilter.SMOOTH).save(folder / f"{number:02d}.png")
         caption = f"a {color} {shape} on a field from {top} to {bottom}"
         (folder / f"{number:02d}.txt").write_text(caption + "\n", "utf-8")
 

@@ -239,7 +239,7 @@ def _room(folder: Path, wanted: int) -> Finding:
     free = shutil.disk_usage(folder).free
     found = f"{free:,} bytes free in {folder}"
     if free < 2 * wanted:
-        remedy = "the largest data set that TRAINING_DATA_MAX_BYTES allows takes twice its size"
+        remedy = "the largest dataset that TRAINING_DATA_MAX_BYTES allows takes twice its size"
         return Finding("warning", "scratch", found, remedy)
     return Finding("ok", "scratch", found)
 

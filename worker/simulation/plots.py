@@ -1,4 +1,4 @@
-"""Pictures of simulations."""
+"""Images of simulations."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ def plot_waits(runs: dict[str, list[Run]], path: Path) -> None:
     """Draw which share of the jobs waited how long, a line for each policy.
 
     Raises:
-        InvalidJobError: The file cannot be written, or is no picture by its name.
+        InvalidJobError: The file cannot be written, or is no image by its name.
     """
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()

@@ -1,6 +1,6 @@
 """The ``cache`` stage's requests: makes the entries it is asked for.
 
-One kind after the other, so that one encoder at a time is on the GPU. Pictures are decoded ahead of
+One kind after the other, so that one encoder at a time is on the GPU. Images are decoded ahead of
 the encoder, and packs are written behind it. Batches of a kind and size always have one shape, the
 last one filled up with its own last item: the bits of an entry then depend on the item alone, not
 on what else was missing that day, and one made anew is the one a run was trained on.
@@ -18,13 +18,13 @@ import torch
 
 from tasks.buckets import Size
 from tasks.cache.packs import pack_id
-from tasks.cache.plan import CachePlan, Kind, Picture, encoder_digests
-from tasks.dataset import DataSet
+from tasks.cache.plan import CachePlan, ImageVariant, Kind, encoder_digests
+from tasks.dataset import Dataset
 from tasks.events import CacheDone, PackStored
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, pack_key
 from worker.trainer.data.cache_entries import Latents, Text, pack_bytes
-from worker.trainer.data.images import CENTRE, cropped, load_picture, pixels, resized_to_cover
+from worker.trainer.data.images import CENTRE, cropped, load_image, pixels, resized_to_cover
 from worker.trainer.errors import NotFiniteError
 from worker.trainer.event_pipe import Emit, StopSwitch, phase
 from worker.trainer.libraries import check_libraries
@@ -34,7 +34,7 @@ from worker.trainer.model_cache import ModelCache
 CAPTIONS = 8
 # As many pixels as fill a GPU, while the VAE's activations fit the smallest class.
 _PIXELS = 1024 * 1024
-MOST_PICTURES = 8
+MOST_IMAGES = 8
 # Encoded batches on their way to the store; more would only take memory.
 _UPLOADS = 2
 
@@ -56,11 +56,11 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, kept: ModelCache)
         emit(CacheDone(encoders=encoder_digests(request.training)))
         return
     store = Store(request.store_url)
-    data_set = DataSet.model_validate_json(store.get(request.data_set_key))
-    plan = CachePlan(request.training, data_set, request.encoders)
+    dataset = Dataset.model_validate_json(store.get(request.dataset_key))
+    plan = CachePlan(request.training, dataset, request.encoders)
     texts = [digest for digest in request.cache_entries if digest in plan.texts]
     latents = [digest for digest in request.cache_entries if digest in plan.latents]
-    encoder = _Encoder(request, store, data_set, plan, kept, emit)
+    encoder = _Encoder(request, store, dataset, plan, kept, emit)
     with phase(emit, "encode"), _Writer(store, emit) as writer:
         batches: Iterator[tuple[list[str], Text | Latents]]
         batches = chain(encoder.texts(texts), encoder.latents(latents))
@@ -71,8 +71,8 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, kept: ModelCache)
 
 
 def batch_size(size: Size) -> int:
-    """How many pictures of a size are encoded at once."""
-    return max(1, min(MOST_PICTURES, _PIXELS // size.pixels))
+    """How many images of a size are encoded at once."""
+    return max(1, min(MOST_IMAGES, _PIXELS // size.pixels))
 
 
 class _Encoder:
@@ -82,7 +82,7 @@ class _Encoder:
         self,
         request: TrainerRequest,
         store: Store,
-        data_set: DataSet,
+        dataset: Dataset,
         plan: CachePlan,
         kept: ModelCache,
         emit: Emit,
@@ -91,13 +91,13 @@ class _Encoder:
         self._config = request.training
         self._device = torch.device(request.device)
         self._store = store
-        self._data_set = data_set
+        self._dataset = dataset
         self._plan = plan
         self._kept = kept
 
     def names(self, digests: Sequence[str]) -> list[str]:
         """What entries are of, for messages."""
-        plan, samples = self._plan, self._data_set.samples
+        plan, samples = self._plan, self._dataset.samples
         return [
             f"the text encoders' output of the caption {plan.texts[digest]!r}"
             if digest in plan.texts
@@ -143,15 +143,15 @@ class _Encoder:
     def _decoded(
         self, batches: Sequence[list[str]]
     ) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
-        """Each batch with its pictures, decoded ahead: Pillow releases Python's lock."""
+        """Each batch with its images, decoded ahead: Pillow releases Python's lock."""
         rest = iter(batches)
         waiting: deque[tuple[list[str], list[Future[torch.Tensor]]]] = deque()
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
 
             def submit(count: int) -> None:
                 for batch in islice(rest, count):
-                    pictures = [self._plan.latents[digest] for digest in batch]
-                    waiting.append((batch, [pool.submit(self._pixels, it) for it in pictures]))
+                    images = [self._plan.latents[digest] for digest in batch]
+                    waiting.append((batch, [pool.submit(self._pixels, it) for it in images]))
 
             submit(2)
             while waiting:
@@ -160,10 +160,10 @@ class _Encoder:
                 submit(1)
                 yield batch, values
 
-    def _pixels(self, item: Picture) -> torch.Tensor:
-        picture = load_picture(self._store, self._data_set.samples[item.sample])
-        picture = cropped(resized_to_cover(picture, item.size), item.size, CENTRE)
-        return pixels(picture, flipped=item.flipped)  # (3, H, W)
+    def _pixels(self, item: ImageVariant) -> torch.Tensor:
+        image = load_image(self._store, self._dataset.samples[item.sample])
+        image = cropped(resized_to_cover(image, item.size), item.size, CENTRE)
+        return pixels(image, flipped=item.flipped)  # (3, H, W)
 
 
 class _Writer:

@@ -6,10 +6,10 @@ RefusedError               the request cannot be carried out as it stands
 ├── TargetError            a LoRA target matches no layer of the model
 ├── PlaceholderError       a placeholder token, or what it starts from, cannot be used
 ├── MissingLibraryError    an option needs a library that is not installed
-├── PictureError           an image of the data set cannot be read
+├── ImageError           an image of the dataset cannot be read
 ├── DamagedFileError       a file of ours in the store cannot be read any more
-├── StaleIndexError        the cache index belongs to another config or data set
-├── ForeignStateError      the training state belongs to another config or data set
+├── StaleIndexError        the cache index belongs to another config or dataset
+├── ForeignStateError      the training state belongs to another config or dataset
 └── NotFiniteError         NaN or infinity where numbers should be
 └── DivergedError      in the loss, at a step
 InterruptedRun             asked to stop, and stopped with everything saved
@@ -102,8 +102,8 @@ class MissingLibraryError(RefusedError):
         )
 
 
-class PictureError(RefusedError):
-    """An image of the data set cannot be read."""
+class ImageError(RefusedError):
+    """An image of the dataset cannot be read."""
 
     code = ErrorCode.INVALID_DATASET
 
@@ -131,7 +131,7 @@ class DamagedFileError(RefusedError):
 
 
 class StaleIndexError(RefusedError):
-    """The cache index belongs to another config or data set."""
+    """The cache index belongs to another config or dataset."""
 
     def __init__(self, key: str, differs: Sequence[str]) -> None:
         super().__init__(key, differs)
@@ -146,7 +146,7 @@ class StaleIndexError(RefusedError):
 
 
 class ForeignStateError(RefusedError):
-    """The training state belongs to another config or data set."""
+    """The training state belongs to another config or dataset."""
 
     def __init__(self, key: str, differs: Sequence[str]) -> None:
         super().__init__(key, differs)

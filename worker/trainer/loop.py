@@ -14,7 +14,7 @@ import torch
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 
-from tasks.dataset import DataSet
+from tasks.dataset import Dataset
 from tasks.events import Progress
 from tasks.jobs.pipeline import PipelineConfig
 from worker.trainer.checkpoint import Checkpoints, LossHistory, TrainingState, all_finite
@@ -204,7 +204,7 @@ def train(
             losses.append(batch_losses.detach())
         # The step's one wait for the GPU.
         values = torch.cat(losses).double().cpu()  # (samples,)
-        _check_finite(values, step, samples, data.data_set)
+        _check_finite(values, step, samples, data.dataset)
         if config.max_grad_norm is not None:
             state.scaler.unscale_(state.optimizer)
             torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
@@ -259,10 +259,10 @@ def _validate(
 
 
 def _check_finite(
-    losses: torch.Tensor, step: int, samples: Sequence[int], data_set: DataSet
+    losses: torch.Tensor, step: int, samples: Sequence[int], dataset: Dataset
 ) -> None:
     if losses.isfinite().all():
         return
     bad = [sample for sample, loss in zip(samples, losses, strict=True) if not loss.isfinite()]
-    sources = [data_set.samples[sample].source for sample in bad]
+    sources = [dataset.samples[sample].source for sample in bad]
     raise DivergedError("the loss", step + 1, sources, ADVICE)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from tasks.cache.plan import CacheIndex
-from tasks.dataset import DataSet
+from tasks.dataset import Dataset
 from tasks.events import Note, TrainDone
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.stages.trainer_protocol import TrainerRequest
@@ -88,9 +88,9 @@ def run(
     store = Store(request.store_url)
     device = torch.device(request.device)
     draws = StatelessRng(config.seed)
-    data_set = DataSet.model_validate_json(store.get(request.data_set_key))
-    index = index_of(request, store, data_set)
-    data = _data(request, data_set, index, draws, device)
+    dataset = Dataset.model_validate_json(store.get(request.dataset_key))
+    index = index_of(request, store, dataset)
+    data = _data(request, dataset, index, draws, device)
     stop.check()
     with phase(emit, "load"):
         models = take_models(config, device, kept)
@@ -103,7 +103,7 @@ def run(
     state = new_state(recipe, config, device, ema_decay)
     versions = {library: version(library) for library in _LIBRARIES}
     checkpoints = Checkpoints(
-        request, store, run_identity(config, data_set), versions, recipe.write, emit
+        request, store, run_identity(config, dataset), versions, recipe.write, emit
     )
     if request.resume_state_key is not None:
         earlier = checkpoints.resume(state, request.resume_state_key)
@@ -120,41 +120,41 @@ def run(
     tell_end(request, store, state.history, versions, device, peak, emit)
 
 
-def run_identity(config: PipelineConfig, data_set: DataSet) -> dict[str, object]:
+def run_identity(config: PipelineConfig, dataset: Dataset) -> dict[str, object]:
     """What a training state must agree in to be resumed: every option that changes a number."""
     values: dict[str, object] = json.loads(config.model_dump_json(exclude=set(_WITHOUT_EFFECT)))
-    # What is in the data set counts, not where it lay.
+    # What is in the dataset counts, not where it lay.
     loader = config.loader.model_dump(mode="json", exclude=set(_WITHOUT_EFFECT_IN_LOADER))
-    return {**values, "data_loader": loader, "data set": data_set.digest}
+    return {**values, "data_loader": loader, "dataset": dataset.digest}
 
 
 def _never(_step: int) -> None:
     raise AssertionError("without prompts no validation is due")
 
 
-def index_of(request: TrainerRequest, store: Store, data_set: DataSet) -> CacheIndex | None:
+def index_of(request: TrainerRequest, store: Store, dataset: Dataset) -> CacheIndex | None:
     """The cache index; None where nothing is cached."""
     config = request.training
     if not (config.caches_text or config.cache_vae_outputs):
         return None
     if request.cache_index_key is None:
         raise RefusedError("the config caches encoder outputs, and there is no cache index")
-    return read_index(store, request.cache_index_key, config, data_set.digest)
+    return read_index(store, request.cache_index_key, config, dataset.digest)
 
 
 def _data(
     request: TrainerRequest,
-    data_set: DataSet,
+    dataset: Dataset,
     index: CacheIndex | None,
     draws: StatelessRng,
     device: torch.device,
 ) -> TrainingData:
     config = request.training
-    reader = SampleReader(request.store_url, data_set, config, index, draws)
+    reader = SampleReader(request.store_url, dataset, config, index, draws)
     plan = BatchPlan(
         reader.sizes, config.train_batch_size, config.gradient_accumulation_steps, draws
     )
-    return TrainingData(reader, plan, data_set, config.loader.dataloader_num_workers, device)
+    return TrainingData(reader, plan, dataset, config.loader.dataloader_num_workers, device)
 
 
 def note_other_versions(emit: Emit, earlier: dict[str, str], versions: dict[str, str]) -> None:

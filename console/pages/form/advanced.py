@@ -158,12 +158,12 @@ class AdvancedPart:
         self._nothing.set_visibility(not any(part.visible for part, _ in self._groups))
 
     def _all(self) -> list[Control]:
-        elsewhere, pictures = self._elsewhere(), f"{self._draft.dataset_path}."
+        elsewhere, images = self._elsewhere(), f"{self._draft.dataset_path}."
         return [
             it
             for it in self._draft.controls()
             if it.path not in elsewhere
-            and not it.path.startswith(pictures)
+            and not it.path.startswith(images)
             and not (it.kind == Kind.CHOICE and len(it.choices) < 2)
         ]
 

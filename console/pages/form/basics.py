@@ -19,7 +19,7 @@ RESOLUTION = "data_loader.resolution"
 
 # Option, label, a sentence, unit; those that a type does not have are left out.
 BASICS = (
-    (RESOLUTION, "Resolution", "The side of training pictures; their shapes are kept.", "px"),
+    (RESOLUTION, "Resolution", "The side of training images; their shapes are kept.", "px"),
     ("train_batch_size", "Batch size", "Samples of one pass. More takes more memory.", ""),
     ("max_train_steps", "Steps", "How often the weights are updated.", "steps"),
     ("{rate}", "Learning rate", "How far a step goes.", ""),

@@ -177,7 +177,7 @@ GROUPS = (
     "Memory and speed",
     "What is trained",
     "Noise and loss",
-    "Pictures and captions",
+    "Images and captions",
     "Samples while it trains",
     "Model files",
     "Output",

@@ -1,4 +1,4 @@
-"""The pictures of a job: gathered here, or named by where they are; and what was found in them."""
+"""The images of a job: gathered here, or named by where they are; and what was found in them."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -12,7 +12,7 @@ from nicegui.elements.upload_files import FileUpload
 from console.pages.field import Choice, Field
 from console.pages.form.controls import Kind
 from console.pages.form.draft import Draft
-from console.pages.form.draft_images import Pictures
+from console.pages.form.draft_images import Images
 from console.pages.form.drafts import Begun
 from console.pages.form.image_collection import ACCEPTED, NotAddedError
 from console.pages.form.image_drop import ImageDrop
@@ -31,14 +31,14 @@ _PLACE_NAMES = {
 }
 
 
-class DataSetPart:
+class DatasetPart:
     """The last part of the form.
 
     Args:
         frame: The page around it.
         service: Takes uploads and checks them.
         begun: What is filled in.
-        on_changed: Called when the data set is another one.
+        on_changed: Called when the dataset is another one.
     """
 
     def __init__(
@@ -48,9 +48,9 @@ class DataSetPart:
         self._fields: dict[str, Field] = {}
         self._errors: Mapping[str, str] = {}
         self._rejected: list[str] = []
-        self.pictures = Pictures(frame, service, begun)
+        self.images = Images(frame, service, begun)
         hint = "Ten to fifty good ones do for a subject or a style."
-        with panel("Pictures", hint), Tag("div", classes="stack"):
+        with panel("Images", hint), Tag("div", classes="stack"):
             self._place_box = Tag("div", style="max-width: 320px")
             self._here = Tag("div")
             self._elsewhere = Tag("div", classes="grid-2")
@@ -61,7 +61,7 @@ class DataSetPart:
         with self._here:
             accept = ",".join(ACCEPTED)
             self._drop = ImageDrop(
-                "Choose pictures",
+                "Choose images",
                 "Or drop them here: .jpg, .png, .webp, each with its caption in a .txt of the same "
                 "name. Or one .zip of all that.",
                 accept, self._take, self._taken,
@@ -106,14 +106,14 @@ class DataSetPart:
 
     async def settle(self) -> None:
         """Send and check what is not yet, or not as it is now."""
-        if self.pictures.is_stale:
+        if self.images.is_stale:
             await self.check()
 
     async def check(self) -> None:
-        """Send the pictures, and show what is found in them."""
+        """Send the images, and show what is found in them."""
         self._report.busy()
-        await self.pictures.update()
-        self._tell([self.pictures.message] if self.pictures.message else [])
+        await self.images.update()
+        self._tell([self.images.message] if self.images.message else [])
         self._report.show()
         self._on_changed()
 
@@ -122,9 +122,9 @@ class DataSetPart:
         self._report.offer_check()
 
     async def find(self) -> None:
-        """Show the pictures that an earlier job had."""
-        await self.pictures.find()
-        self._tell([self.pictures.message] if self.pictures.message else [])
+        """Show the images that an earlier job had."""
+        await self.images.find()
+        self._tell([self.images.message] if self.images.message else [])
         self._report.show()
         self._on_changed()
 
@@ -144,14 +144,14 @@ class DataSetPart:
     async def _taken(self) -> None:
         rejected = [f"Not taken: {it}" for it in self._rejected]
         self._rejected.clear()
-        self.pictures.edited()
+        self.images.edited()
         await self.check()
         if rejected:
             self._tell(rejected)
 
     async def _edited(self, *, at_once: bool) -> None:
-        """A picture was removed, or a caption written."""
-        self.pictures.edited()
+        """An image was removed, or a caption written."""
+        self.images.edited()
         if at_once:
             await self.check()
         else:

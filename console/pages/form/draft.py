@@ -57,7 +57,7 @@ class Draft:
 
     @property
     def dataset_path(self) -> str:
-        """Where the data set goes: DreamBooth has two, and the first one is of the thing."""
+        """Where the dataset goes: DreamBooth has two, and the first one is of the thing."""
         dreambooth = self._own.get("data_loader.type") == "DREAMBOOTH_SD_DATA_LOADER"
         return "data_loader.instance_dataset" if dreambooth else "data_loader.dataset"
 
@@ -83,7 +83,7 @@ class Draft:
         ]
 
     def dataset_controls(self, kind: str) -> list[Control]:
-        """The controls of a kind of data set."""
+        """The controls of a kind of dataset."""
         folder = f"{self.dataset_path}."
         return [
             it
@@ -148,7 +148,7 @@ class Draft:
                 self.set(f"{_BUCKETS}.{name}", value)
 
     def values(self, beginnings: tuple[str, ...]) -> dict[str, Any]:
-        """The values of the options whose paths begin so, and the data set."""
+        """The values of the options whose paths begin so, and the dataset."""
         paths = [it.path for it in self.controls() if it.path.startswith(beginnings)]
         return {**{path: self.value(path) for path in paths}, "dataset": self.dataset}
 

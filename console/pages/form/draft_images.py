@@ -1,4 +1,4 @@
-"""The pictures of a draft on their way: sent, listed and checked by the service."""
+"""The images of a draft on their way: sent, listed and checked by the service."""
 
 import asyncio
 import json
@@ -7,18 +7,18 @@ from console.errors import ConsoleError, NotFoundError
 from console.pages.form.drafts import Begun
 from console.pages.layout import Frame
 from console.services.service import Service
-from console.views import DataSetView, PictureView, UploadView
+from console.views import DatasetView, ImageView, UploadView
 from tasks.data.uploads import upload_id_in
 from tasks.errors import InvalidJobError, JobError
 
-# What of a job decides what is found in its pictures.
+# What of a job decides what is found in its images.
 _DECISIVE = (
     "type", "model", "data_loader", "train_batch_size", "use_masks",
     "clip_tokenizer_max_length", "t5_tokenizer_max_length",
 )  # fmt: skip
 
 
-class Pictures:
+class Images:
     """Sends what is gathered, and has it checked.
 
     Args:
@@ -48,18 +48,18 @@ class Pictures:
 
     @property
     def is_stale(self) -> bool:
-        """Whether what was found is of other pictures, or of another job."""
+        """Whether what was found is of other images, or of another job."""
         begun = self._begun
         if begun.draft.dataset is None and begun.collection.is_empty:
             return False
         return self._is_unsent or (begun.checked is not None and begun.checked_for != self._key())
 
     def edited(self) -> None:
-        """Pictures were added or removed, or captions written."""
+        """Images were added or removed, or captions written."""
         self._is_unsent = True
 
     async def find(self) -> None:
-        """Look for the pictures that the draft has from an earlier job."""
+        """Look for the images that the draft has from an earlier job."""
         dataset = self._begun.draft.dataset or {}
         upload_id = upload_id_in(str(dataset.get("archive", "")))
         if upload_id is None or self._begun.upload is not None:
@@ -68,7 +68,7 @@ class Pictures:
             self._begun.upload = await self._service.upload(self._frame.account, upload_id)
         except NotFoundError:
             self._begun.draft.dataset = None
-            self.message = "The pictures of that job are not kept any more; add them again."
+            self.message = "The images of that job are not kept any more; add them again."
         else:
             await self._look()
 
@@ -82,7 +82,7 @@ class Pictures:
                 elif self._begun.draft.dataset is not None:
                     await self._look()
             except (ConsoleError, JobError, OSError) as error:
-                self.message = f"The pictures could not be sent: {error}"
+                self.message = f"The images could not be sent: {error}"
 
     async def _send(self) -> None:
         begun, account = self._begun, self._frame.account
@@ -107,25 +107,25 @@ class Pictures:
         begun.listed, begun.checked = await asyncio.gather(listed, self._checked())
         begun.checked_for = self._key()
 
-    async def _listed(self, upload: UploadView | None) -> tuple[PictureView, ...]:
+    async def _listed(self, upload: UploadView | None) -> tuple[ImageView, ...]:
         if upload is None:
             return ()
         try:
-            return await self._service.pictures(self._frame.account, upload.id)
+            return await self._service.images(self._frame.account, upload.id)
         except NotFoundError as error:
             self.message = f"{upload.name}: {error}"
             return ()
 
-    async def _checked(self) -> DataSetView | None:
+    async def _checked(self) -> DatasetView | None:
         try:
             document = self._begun.draft.document()
             preview = await self._service.preview(self._frame.account, document)
         except InvalidJobError:
             # Another part of the form is to be mended first; that is told beside it.
             return None
-        if preview.data_set is None and preview.error is not None:
+        if preview.dataset is None and preview.error is not None:
             self.message = preview.error.message
-        return preview.data_set
+        return preview.dataset
 
     def _key(self) -> str:
         values = self._begun.draft.values(_DECISIVE)

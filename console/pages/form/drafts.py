@@ -8,7 +8,7 @@ from pathlib import Path
 
 from console.pages.form.draft import Draft
 from console.pages.form.image_collection import Collection
-from console.views import DataSetView, PictureView, UploadView
+from console.views import DatasetView, ImageView, UploadView
 from tasks.api_keys import Caller
 
 # Of all people together; the one that rested longest goes first.
@@ -17,12 +17,12 @@ _MOST = 200
 
 @dataclass
 class Begun:
-    """A draft with its pictures.
+    """A draft with its images.
 
     Attributes:
         account: Whose it is.
         draft: What was filled in.
-        collection: Pictures that were added.
+        collection: Images that were added.
         upload: The archive that was made of them; None until they are sent.
         listed: What is in it.
         checked: What was found in it; None until it is checked.
@@ -34,8 +34,8 @@ class Begun:
     draft: Draft
     collection: Collection
     upload: UploadView | None = None
-    listed: tuple[PictureView, ...] = ()
-    checked: DataSetView | None = None
+    listed: tuple[ImageView, ...] = ()
+    checked: DatasetView | None = None
     checked_for: str = ""
     is_own_upload: bool = False
 
@@ -44,8 +44,8 @@ class Drafts:
     """The drafts of everybody.
 
     Args:
-        scratch: Where pictures are kept until they are sent.
-        most_bytes: The most that the pictures of one draft may take.
+        scratch: Where images are kept until they are sent.
+        most_bytes: The most that the images of one draft may take.
     """
 
     def __init__(self, scratch: Path, most_bytes: int) -> None:

@@ -1,4 +1,4 @@
-"""Pictures and captions that are being gathered for a job, in a folder of their own.
+"""Images and captions that are being gathered for a job, in a folder of their own.
 
 They become an archive, which is what a job takes. Names are those that people's files have: they
 are kept, and lead nowhere.
@@ -22,8 +22,8 @@ class NotAddedError(ValueError):
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture of a collection.
+class CollectedImage:
+    """An image of a collection.
 
     Attributes:
         name: Its file's name.
@@ -35,7 +35,7 @@ class Picture:
 
 
 class Collection:
-    """Pictures and captions, or one archive in their place.
+    """Images and captions, or one archive in their place.
 
     Args:
         scratch: Where its folder is made.
@@ -46,12 +46,12 @@ class Collection:
         self.scratch, self._most_bytes = scratch, most_bytes
         self._folder: Path | None = None
         self.archive: str | None = None
-        """The name of the archive that was added, in place of pictures."""
+        """The name of the archive that was added, in place of images."""
 
     @property
     def is_empty(self) -> bool:
         """Whether there is nothing in it."""
-        return self.archive is None and not self.pictures()
+        return self.archive is None and not self.images()
 
     def add(self, name: str, source: Path) -> None:
         """Move a file into the collection; an archive takes the place of all that was there.
@@ -67,12 +67,12 @@ class Collection:
             self.clear()
         shutil.move(source, self._path(name))
 
-    def pictures(self) -> list[Picture]:
-        """The pictures, by name."""
+    def images(self) -> list[CollectedImage]:
+        """The images, by name."""
         if self._folder is None:
             return []
         found = [path for path in self._folder.iterdir() if path.suffix.lower() in SUFFIXES]
-        return [Picture(it.name, _caption(it)) for it in sorted(found)]
+        return [CollectedImage(it.name, _caption(it)) for it in sorted(found)]
 
     def path_of(self, name: str) -> Path | None:
         """The file of a name; None where there is none."""
@@ -89,7 +89,7 @@ class Collection:
                 path.with_suffix(".txt").unlink(missing_ok=True)
 
     def write_caption(self, name: str, caption: str) -> None:
-        """Give a picture another caption; an empty one is none."""
+        """Give an image another caption; an empty one is none."""
         path = self.path_of(name)
         if path is None:
             return
@@ -104,10 +104,10 @@ class Collection:
         if self.archive is not None:
             return self._path(self.archive)
         packed = self._folder.with_suffix(".zip")
-        # Pictures are compressed already.
+        # Images are compressed already.
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
             for path in sorted(self._folder.iterdir()):
-                # One date for all: the same pictures make the same archive.
+                # One date for all: the same images make the same archive.
                 info = zipfile.ZipInfo(path.name)
                 with path.open("rb") as source, archive.open(info, "w", force_zip64=True) as target:
                     shutil.copyfileobj(source, target, 2**20)
@@ -123,7 +123,7 @@ class Collection:
     def _path(self, name: str) -> Path:
         if self._folder is None:
             self.scratch.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix="pictures-", dir=self.scratch))
+            self._folder = Path(tempfile.mkdtemp(prefix="images-", dir=self.scratch))
         return self._folder / name
 
     def _check(self, name: str, length: int) -> None:
@@ -139,9 +139,9 @@ class Collection:
             raise NotAddedError(f"{name} makes more than {self._most_bytes:,} bytes in all")
 
 
-def _caption(picture: Path) -> str | None:
+def _caption(image: Path) -> str | None:
     try:
-        return picture.with_suffix(".txt").read_text("utf-8").strip()
+        return image.with_suffix(".txt").read_text("utf-8").strip()
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:

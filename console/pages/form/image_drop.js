@@ -1,4 +1,4 @@
-// A place to drop pictures on, or to choose them by a button. They are sent a few at a time, so that
+// A place to drop images on, or to choose them by a button. They are sent a few at a time, so that
 // the browser holds no more than these, and one that fails does not take the others with it.
 const BATCH_BYTES = 8 * 1024 * 1024;
 const BATCH_FILES = 24;
@@ -10,7 +10,7 @@ export default {
       <label :for="id + '-files'" class="btn">{{ label }}</label>
       <p class="muted small">{{ hint }}</p>
       <template v-if="sending">
-        <progress :value="sent" :max="total" :aria-label="'Sending pictures'"></progress>
+        <progress :value="sent" :max="total" :aria-label="'Sending images'"></progress>
         <p class="small" role="status">{{ sent }} of {{ total }} sent</p>
       </template>
       <p v-if="problem" class="fault" role="alert">{{ problem }}</p>
@@ -50,7 +50,7 @@ export default {
           this.sent += batch.length;
         }
       } catch (error) {
-        this.problem = "The pictures could not be sent: " + error.message;
+        this.problem = "The images could not be sent: " + error.message;
       } finally {
         this.sending = false;
         this.$emit("sent");

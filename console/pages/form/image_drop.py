@@ -1,4 +1,4 @@
-"""A place to drop pictures on."""
+"""A place to drop images on."""
 
 from collections.abc import Awaitable, Callable
 

@@ -17,7 +17,7 @@ from console.pages.form.basics import (
     preset_choice,
     rate_path,
 )
-from console.pages.form.dataset import DataSetPart
+from console.pages.form.dataset import DatasetPart
 from console.pages.form.draft import Draft
 from console.pages.form.drafts import Begun
 from console.pages.form.preview_panel import PreviewPanel
@@ -31,8 +31,8 @@ from tasks.errors import InvalidJobError, JobError, Problem
 _NO_PRESET = "none"
 # What was changed rests for as long before it is looked at.
 _REST_S = 0.15
-# So that the estimate does not wait for pictures. Nobody fetches it.
-_STAND_IN = {"type": "ARCHIVE", "archive": "https://example.org/pictures.zip"}
+# So that the estimate does not wait for images. Nobody fetches it.
+_STAND_IN = {"type": "ARCHIVE", "archive": "https://example.org/images.zip"}
 
 
 class NewJob:
@@ -71,7 +71,7 @@ class NewJob:
             Tag("h1", "New job")
             Tag(
                 "p",
-                "Pictures in, a trained file out. What you leave alone has a good value.",
+                "Images in, a trained file out. What you leave alone has a good value.",
                 "muted",
             )
         with Tag("div", classes="columns"):
@@ -83,7 +83,7 @@ class NewJob:
                 with panel("Basics"):
                     self._basics = Tag("div", classes="grid-3")
                 self._advanced = AdvancedPart(self.draft, self.changed, self._fields.keys)
-                self._dataset = DataSetPart(
+                self._dataset = DatasetPart(
                     self._frame, self._service, self._begun, lambda: self.changed()
                 )
             with Tag("aside", classes="aside", aria_label="This job"):
@@ -115,26 +115,26 @@ class NewJob:
     async def look(self) -> None:
         """Show what would become of the job as it is now."""
         version, document = self._version, self.draft.document()
-        pictures = self.draft.dataset is not None
-        if not pictures:
-            _set_data_set(document, self.draft.dataset_path)
+        images = self.draft.dataset is not None
+        if not images:
+            _set_dataset(document, self.draft.dataset_path)
         preview, problems = await self._asked(document)
         if version != self._version:
             return  # a newer one is on its way
-        if not pictures and self._insists:
+        if not images and self._insists:
             problems = [
                 *problems,
-                Problem(f"training.{self.draft.dataset_path}", "add pictures first"),
+                Problem(f"training.{self.draft.dataset_path}", "add images first"),
             ]
-        if self._insists and self._dataset.pictures.errors:
-            problem = f"has {self._dataset.pictures.errors} errors; mend or remove what is named"
+        if self._insists and self._dataset.images.errors:
+            problem = f"has {self._dataset.images.errors} errors; mend or remove what is named"
             problems = [*problems, Problem(f"training.{self.draft.dataset_path}", problem)]
         still_open = [] if self._insists else [it for it in problems if _is_open(it)]
         problems = [it for it in problems if it not in still_open]
         self._show_problems(problems)
         named = [it.location.removeprefix("training.") for it in still_open]
         self._outlook.show(preview, problems, self.draft, named)
-        if preview is not None and self._dataset.pictures.is_stale:
+        if preview is not None and self._dataset.images.is_stale:
             self._dataset.offer_check()
 
     async def start(self) -> None:
@@ -161,8 +161,8 @@ class NewJob:
             preview = await self._service.preview(
                 self._frame.account,
                 document,
-                check_data_set=False,
-                sizes=self._dataset.pictures.sizes,
+                check_dataset=False,
+                sizes=self._dataset.images.sizes,
             )
         except InvalidJobError as error:
             return None, list(error.problems)
@@ -290,7 +290,7 @@ class NewJob:
             self._dataset.focus()
 
 
-def _set_data_set(document: dict[str, Any], path: str) -> None:
+def _set_dataset(document: dict[str, Any], path: str) -> None:
     part = document["training"]
     *folders, last = path.split(".")
     for name in folders:

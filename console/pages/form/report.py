@@ -1,4 +1,4 @@
-"""What was found in pictures, and the pictures themselves with their captions, to be mended."""
+"""What was found in images, and the images themselves with their captions, to be mended."""
 
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -10,7 +10,7 @@ from console.pages.formatting import count
 from console.pages.layout import Frame
 from console.pages.markup import Tag, button
 from console.security_headers import API
-from console.views import Finding, PictureView
+from console.views import Finding, ImageView
 
 # More at once make a page heavy; the rest comes when it is asked for.
 _AT_A_TIME = 24
@@ -18,18 +18,18 @@ _MOST_FINDINGS = 100
 
 
 class OnEdited(Protocol):
-    """Called when a picture was removed, or a caption written."""
+    """Called when an image was removed, or a caption written."""
 
     async def __call__(self, *, at_once: bool) -> None:
         """Check again at once, or when it is asked for."""
 
 
 class Report:
-    """The report and the pictures.
+    """The report and the images.
 
     Args:
         frame: The page around it.
-        begun: The pictures.
+        begun: The images.
         on_edited: Called when they were changed.
         on_check: Checks them again.
     """
@@ -45,16 +45,16 @@ class Report:
         self._on_edited, self._on_check = on_edited, on_check
         self._shown = _AT_A_TIME
         self._status = Tag("p", "", "small", role="status")
-        self._again = button("Check the pictures", "small")
+        self._again = button("Check the images", "small")
         self._again.on("click", lambda: on_check())
         self._findings = Tag("div")
-        self._pictures = Tag("div", classes="stack-small")
+        self._images = Tag("div", classes="stack-small")
         self._again.set_visibility(False)
 
     def busy(self) -> None:
-        """Say that the pictures are being checked."""
+        """Say that the images are being checked."""
         self._again.set_visibility(False)
-        self._status.say("Checking the pictures…")
+        self._status.say("Checking the images…")
 
     def offer_check(self) -> None:
         """Offer to check what was changed, or was not checked yet."""
@@ -67,23 +67,23 @@ class Report:
         self._again.set_visibility(False)
         self._status.say(self._summary())
         self._findings.clear()
-        self._pictures.clear()
+        self._images.clear()
         checked = self._begun.checked
         if checked is not None and checked.findings:
             with self._findings:
                 self._show_findings(checked.findings)
         if self._begun.listed:
-            with self._pictures:
-                self._show_pictures()
+            with self._images:
+                self._show_images()
 
     def _summary(self) -> str:
         begun = self._begun
         if begun.checked is None and not begun.listed:
             return ""
         if begun.checked is None:
-            return f"{count(len(begun.listed), 'picture')}, not checked yet"
+            return f"{count(len(begun.listed), 'image')}, not checked yet"
         levels = [it.severity for it in begun.checked.findings]
-        good = count(begun.checked.pictures, "good picture")
+        good = count(begun.checked.images, "good image")
         errors, warnings = levels.count("error"), levels.count("warning")
         if not levels:
             return f"{good}, nothing to mend"
@@ -93,9 +93,9 @@ class Report:
         numbers = {it.name: it.number for it in self._begun.listed if it.message is None}
         box = Tag("div", classes="table-box", style="margin-bottom: 0")
         with box, Tag("table", classes="table table-rows"):
-            Tag("caption", "What was found in the pictures", "sr-only")
+            Tag("caption", "What was found in the images", "sr-only")
             with Tag("thead"), Tag("tr"):
-                for heading in ("Severity", "Picture", "File", "Problem", "What to do", ""):
+                for heading in ("Severity", "Image", "File", "Problem", "What to do", ""):
                     Tag("th", heading, scope="col")
             with Tag("tbody"):
                 for finding in findings[:_MOST_FINDINGS]:
@@ -117,46 +117,46 @@ class Report:
                 if self._begun.collection.path_of(finding.file) is not None:
                     self._add_remove(finding.file, "small")
 
-    def _show_pictures(self) -> None:
+    def _show_images(self) -> None:
         listed = self._begun.listed
         with Tag("details", open=len(listed) <= _AT_A_TIME):
             with Tag("summary"):
-                Tag("h3", f"{count(len(listed), 'picture')} and their captions")
+                Tag("h3", f"{count(len(listed), 'image')} and their captions")
             with Tag("div", classes="thumbs", style="padding-top: 12px"):
-                for picture in listed[: self._shown]:
-                    self._show_picture(picture)
+                for image in listed[: self._shown]:
+                    self._show_image(image)
             if len(listed) > self._shown:
                 more = button("Show more", "small", style="margin-top: 12px")
                 more.on("click", self._show_more)
 
-    def _show_picture(self, picture: PictureView) -> None:
-        wrong = picture.message is not None
+    def _show_image(self, image: ImageView) -> None:
+        wrong = image.message is not None
         with Tag("article", classes="thumb thumb-wrong" if wrong else "thumb"):
             if wrong:
-                Tag("div", picture.message or "", "thumb-none")
+                Tag("div", image.message or "", "thumb-none")
             else:
-                source = self._thumbnail(picture.number)
+                source = self._thumbnail(image.number)
                 Tag(
                     "img",
                     classes="thumb-image",
                     src=source,
-                    alt=picture.caption or "",
+                    alt=image.caption or "",
                     loading="lazy",
                 )
             with Tag("div", classes="thumb-body"):
-                loose = self._begun.collection.path_of(picture.name) is not None
+                loose = self._begun.collection.path_of(image.name) is not None
                 with Tag("div", classes="thumb-head"):
-                    Tag("span", picture.name, "thumb-name", title=picture.name)
+                    Tag("span", image.name, "thumb-name", title=image.name)
                     if loose:
-                        self._add_remove(picture.name, "quiet small")
+                        self._add_remove(image.name, "quiet small")
                 if loose:
                     Field(
-                        f"Caption of {picture.name}", "lines", picture.caption or "",
-                        partial(self._write, picture.name),
+                        f"Caption of {image.name}", "lines", image.caption or "",
+                        partial(self._write, image.name),
                         placeholder="no caption yet", hide_label=True,
                     )  # fmt: skip
                 else:
-                    Tag("p", picture.caption or "no caption", "small break")
+                    Tag("p", image.caption or "no caption", "small break")
 
     def _add_remove(self, name: str, look: str) -> None:
         remove = button("Remove", look, aria_label=f"Remove {name}")
@@ -177,7 +177,7 @@ class Report:
 
     def _thumbnail(self, number: int) -> str:
         assert self._begun.upload is not None
-        return self._frame.link(f"{API}/uploads/{self._begun.upload.id}/pictures/{number}")
+        return self._frame.link(f"{API}/uploads/{self._begun.upload.id}/images/{number}")
 
 
 def _file(finding: Finding) -> str:

@@ -7,7 +7,7 @@ from console.pages.job.loss import LossCurve
 from console.views import JobEvent
 from tasks.events import (
     CheckpointSaved,
-    DataSetChecked,
+    DatasetChecked,
     JobAccepted,
     JobEnded,
     Note,
@@ -79,8 +79,8 @@ def _line(told: JobEvent) -> Line | None:
             text = f"{stage} began on {worker}"
         case StageFinished(stage=stage, summary=summary):
             text = f"{stage} is done: {summary}"
-        case DataSetChecked(pictures=pictures, errors=errors, warnings=warnings):
-            text = f"{pictures} pictures, {errors} errors, {warnings} warnings"
+        case DatasetChecked(images=images, errors=errors, warnings=warnings):
+            text = f"{images} images, {errors} errors, {warnings} warnings"
         case CheckpointSaved(step=step):
             text = f"checkpoint at step {step}"
         case ValidationImages(step=step, images=images):

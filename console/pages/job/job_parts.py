@@ -13,7 +13,7 @@ from console.security_headers import API
 from console.views import FilesView, FileView, JobView, Sample, StageView
 from tasks.state.record import JobStatus
 
-# A page of pictures; the newest matter.
+# A page of images; the newest matter.
 _MOST_SAMPLES = 48
 _NOTHING = "-"
 _SAMPLES = "validation/"
@@ -72,7 +72,7 @@ class StagesPart:
 
 
 class LossPart:
-    """The loss curve, as a picture and in words."""
+    """The loss curve, as an image and in words."""
 
     def __init__(self) -> None:
         self._words = Tag("p", "It appears with the first step of training.", "muted small")
@@ -101,7 +101,7 @@ class LossPart:
 
 
 class SamplesPart:
-    """The pictures that were made to see how the training goes."""
+    """The images that were made to see how the training goes."""
 
     def __init__(self, frame: Frame, job_id: str) -> None:
         self._frame, self._job_id = frame, job_id

@@ -1,4 +1,4 @@
-"""Downloads of data sets, by HTTPS and from S3, GCS and Azure, kept on this machine.
+"""Downloads of datasets, by HTTPS and from S3, GCS and Azure, kept on this machine.
 
 A file is asked for again each time, but comes again only when it changed; one that was cut off is
 gone on with.

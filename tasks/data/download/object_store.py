@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta
     from obstore.store import ObjectStore
 
-# A picture, its caption and its mask, for each item.
+# An image, its caption and its mask, for each item.
 MOST_NAMES = 3 * MOST_ITEMS
 _PIECE = 2**20
 _CLOUD_REQUEST = 8 * 2**20

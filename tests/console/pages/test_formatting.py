@@ -37,7 +37,7 @@ def test_all_that_there_is_has_a_name() -> None:
     assert list(STAGE_NAMES) == list(STAGES)
     assert set(TYPE_NAMES) == set(TrainingType)
     assert set(REMEDIES) <= set(ErrorCode)
-    dataset = {"type": "ARCHIVE", "archive": "https://example.org/pictures.zip"}
+    dataset = {"type": "ARCHIVE", "archive": "https://example.org/images.zip"}
     training = {"data_loader": {"dataset": dataset}}
     job = parse_job({"preset": "flux_lora_1x40gb", "training": training | {"type": "FLUX_LORA"}})
     assert set(PART_NAMES) == set(job.training.estimate().parts())

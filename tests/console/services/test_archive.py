@@ -30,7 +30,7 @@ def packed(folder: Path, *files: NewFile, most: int = 10_000) -> dict[str, bytes
     return asyncio.run(pack())
 
 
-def test_pictures_and_their_captions_are_packed_as_they_come(tmp_path: Path) -> None:
+def test_images_and_their_captions_are_packed_as_they_come(tmp_path: Path) -> None:
     found = packed(tmp_path, file("Katze 1.PNG"), file("Katze 1.txt", b"a cat"), file("dog.png"))
     assert found == {
         "00000-Katze_1.png": PNG,
@@ -68,7 +68,7 @@ def test_files_of_one_safe_name_stay_apart(tmp_path: Path) -> None:
     assert len(packed(tmp_path, file("a?.png"), file("a!.png"), file("a!.txt", b"x"))) == 3
 
 
-def test_what_is_no_picture_or_is_there_twice_is_told_by_name(tmp_path: Path) -> None:
+def test_what_is_no_image_or_is_there_twice_is_told_by_name(tmp_path: Path) -> None:
     with pytest.raises(InvalidJobError) as told:
         packed(tmp_path, file("run.exe"), file("a.png"), file("a.png"), file("noend"))
     assert [it.location for it in told.value.problems] == ["run.exe", "a.png", "noend"]

@@ -14,7 +14,7 @@ from tasks.eta.history import RunHistoryStore
 from tasks.eta.rate_meter import WorkDone
 from tasks.stages.submit import admit
 from tasks.state.record import StageRecord
-from tests.console.conftest import Console, job, picture, upload, zipped
+from tests.console.conftest import Console, image, job, upload, zipped
 
 
 def preview(client: httpx2.Client, document: dict[str, Any], **params: Any) -> dict[str, Any]:
@@ -25,24 +25,24 @@ def preview(client: httpx2.Client, document: dict[str, Any], **params: Any) -> d
 
 
 def of_upload(upload_id: str, **training: Any) -> dict[str, Any]:
-    data_set = {"type": "ARCHIVE", "archive": f"upload:{upload_id}"}
-    return job(training={"data_loader": {"dataset": data_set}, **training})
+    dataset = {"type": "ARCHIVE", "archive": f"upload:{upload_id}"}
+    return job(training={"data_loader": {"dataset": dataset}, **training})
 
 
-def test_a_broken_picture_is_told_by_its_name_and_nothing_is_sent(acme: httpx2.Client) -> None:
+def test_a_broken_image_is_told_by_its_name_and_nothing_is_sent(acme: httpx2.Client) -> None:
     files = {
-        "good.png": picture(size=(800, 800)),
+        "good.png": image(size=(800, 800)),
         "good.txt": b"a good one",
-        "broken.png": picture()[:80],
+        "broken.png": image()[:80],
         "broken.txt": b"a broken one",
-        "bare.png": picture("blue"),
+        "bare.png": image("blue"),
     }
     upload_id = upload(acme, zipped(files))
     found = preview(acme, of_upload(upload_id))
-    errors = {it["file"] for it in found["data_set"]["findings"] if it["severity"] == "error"}
+    errors = {it["file"] for it in found["dataset"]["findings"] if it["severity"] == "error"}
     assert errors == {"broken.png", "bare.png"}
-    assert found["data_set"]["pictures"] == 1
-    assert found["data_set"]["buckets"] == {"768x768": 1}
+    assert found["dataset"]["images"] == 1
+    assert found["dataset"]["buckets"] == {"768x768": 1}
     # Here the base model is missing, too; both are told.
     assert found["error"]["code"] == "invalid_model"
     assert acme.get("/jobs").json()["jobs"] == []
@@ -57,18 +57,18 @@ def test_the_plan_warns_of_what_is_likely_not_wanted(acme: httpx2.Client) -> Non
         "aspect_ratio_buckets": buckets,
     }
     small = job(training={"data_loader": loader, "train_batch_size": 3})
-    told = " ".join(preview(acme, small, check_data_set=False)["warnings"])
+    told = " ".join(preview(acme, small, check_dataset=False)["warnings"])
     assert "768 px" in told
     assert "above 2" in told
 
 
 def test_a_preview_tells_memory_by_parts_class_and_who_would_take_it(acme: httpx2.Client) -> None:
-    found = preview(acme, job(), check_data_set=False)
+    found = preview(acme, job(), check_dataset=False)
     route = found["route"]
     assert route["memory_class"] == "40gb"
     assert sum(route["parts_gib"].values()) == pytest.approx(route["needed_gib"], abs=0.05)
     assert "no live worker serves gpu.40gb" in found["waits"]
-    assert found["data_set"] is None
+    assert found["dataset"] is None
     assert found["error"] is None
     assert found["job"]["training"]["lora_rank_dim"] == 4
     assert found["expected"]["unknown"]
@@ -81,7 +81,7 @@ def test_a_preview_tells_time_and_price_by_what_finished_jobs_took(
 ) -> None:
     asked = job(training={"max_train_steps": 7200, "cache_text_encoder_outputs": False})
     learn(console, asked)
-    found = preview(acme, asked, check_data_set=False)
+    found = preview(acme, asked, check_dataset=False)
     assert found["price"]["gpu_hours"] == pytest.approx(4.0)
     assert found["price"]["amount"] == pytest.approx(7.2)
 
@@ -100,24 +100,24 @@ def learn(console: Console, document: dict[str, Any]) -> None:
 def test_a_tenants_preview_reads_nothing_that_is_not_open_to_it(
     acme: httpx2.Client, path: str
 ) -> None:
-    data_set = {"type": "ARCHIVE", "archive": path}
-    answer = acme.post("/jobs:preview", json=job(training={"data_loader": {"dataset": data_set}}))
+    dataset = {"type": "ARCHIVE", "archive": path}
+    answer = acme.post("/jobs:preview", json=job(training={"data_loader": {"dataset": dataset}}))
     assert answer.status_code == 422
     assert answer.json()["errors"][0]["location"] == "training.data_loader.dataset.archive"
 
 
 def test_an_operators_preview_reads_this_machine(operator: httpx2.Client, tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(picture())
+    (tmp_path / "a.png").write_bytes(image())
     (tmp_path / "a.txt").write_text("a", "utf-8")
-    data_set = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(tmp_path)}
-    found = preview(operator, job(training={"data_loader": {"dataset": data_set}}))
-    assert found["data_set"]["pictures"] == 1
+    dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(tmp_path)}
+    found = preview(operator, job(training={"data_loader": {"dataset": dataset}}))
+    assert found["dataset"]["images"] == 1
 
 
 def test_a_check_that_takes_too_long_or_dies_is_ended_and_told(
     acme: httpx2.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    upload_id = upload(acme, zipped({"a.png": picture(), "a.txt": b"a"}))
+    upload_id = upload(acme, zipped({"a.png": image(), "a.txt": b"a"}))
     monkeypatch.setattr(checks, "WITHIN_S", 0.01)
     assert "submit the job instead" in preview(acme, of_upload(upload_id))["error"]["message"]
     monkeypatch.setattr(checks, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
@@ -126,7 +126,7 @@ def test_a_check_that_takes_too_long_or_dies_is_ended_and_told(
     acme.delete(f"/uploads/{upload_id}")
 
 
-def test_a_tenant_cannot_keep_others_from_having_their_data_sets_checked(
+def test_a_tenant_cannot_keep_others_from_having_their_datasets_checked(
     acme: httpx2.Client,
     zoo: httpx2.Client,
     monkeypatch: pytest.MonkeyPatch,

@@ -28,19 +28,19 @@ def own_service(served: Served) -> Service:
     return Service(served.settings, served.settings.broker_url.get_secret_value())
 
 
-def test_files_that_a_page_takes_become_one_data_set(console: Console, served: Served) -> None:
+def test_files_that_a_page_takes_become_one_dataset(console: Console, served: Served) -> None:
     async def take() -> None:
         service = own_service(served)
         files = [file("../cat.png", PNG), file("../cat.txt", b"a cat")]
         upload = await service.upload_files(ACME, files, name="four cats")
         assert (upload.name, upload.tenant, upload.whole) == ("four cats", "acme", True)
-        data_set = {"type": "ARCHIVE", "archive": upload.source}
-        document = job(training={"data_loader": {"dataset": data_set}})
+        dataset = {"type": "ARCHIVE", "archive": upload.source}
+        document = job(training={"data_loader": {"dataset": dataset}})
         found = await service.preview(ACME, document)
-        assert found.data_set is not None
-        assert found.data_set.pictures == 1
-        [picture] = await service.pictures(ACME, upload.id)
-        assert picture.caption == "a cat"
+        assert found.dataset is not None
+        assert found.dataset.images == 1
+        [image] = await service.images(ACME, upload.id)
+        assert image.caption == "a cat"
         assert upload.id not in {it.id for it in await service.uploads(ZOO)}
         await service.delete_upload(OPERATOR, upload.id)
         assert await service.uploads(ACME) == ()

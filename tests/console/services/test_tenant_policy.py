@@ -108,8 +108,8 @@ def test_uploads_and_public_addresses_are_everybodys(place: str) -> None:
 @pytest.mark.parametrize(
     "place",
     [
-        "/pictures/a.zip",
-        "pictures/a.zip",
+        "/images/a.zip",
+        "images/a.zip",
         "~/a.zip",
         "upload:../acme/1",
         "upload:" + "0" * 31,
@@ -133,7 +133,7 @@ def test_uploads_and_public_addresses_are_everybodys(place: str) -> None:
         "https://other.example:8443/a.zip",
     ],
 )
-def test_whatever_else_holds_a_data_set_is_not(place: str) -> None:
+def test_whatever_else_holds_a_dataset_is_not(place: str) -> None:
     hosts = frozenset({"intern.example", "other.example:8443"})
     assert problems(archive(place), hosts=hosts) == ["training.data_loader.dataset.archive"]
 
@@ -152,7 +152,7 @@ def test_whatever_else_holds_a_data_set_is_not(place: str) -> None:
         ({"type": "HF_HUB_IMAGE_CAPTION_DATASET", "dataset_name": "/etc"}, "dataset_name"),
     ],
 )
-def test_no_kind_of_data_set_leads_to_this_machine(dataset: dict[str, Any], field: str) -> None:
+def test_no_kind_of_dataset_leads_to_this_machine(dataset: dict[str, Any], field: str) -> None:
     assert problems(flux(dataset)) == [f"training.data_loader.dataset.{field}"]
 
 
@@ -194,7 +194,7 @@ def test_no_other_field_leads_to_this_machine(training: dict[str, Any], where: s
     assert problems(training) == f"training.{where}".split()
 
 
-def test_both_data_sets_of_dreambooth_are_looked_at() -> None:
+def test_both_datasets_of_dreambooth_are_looked_at() -> None:
     loader = {
         "type": "DREAMBOOTH_SD_DATA_LOADER",
         "instance_caption": "a",

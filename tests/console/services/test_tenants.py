@@ -36,8 +36,8 @@ OF_UPLOADS: dict[str, Ask] = {
     "look": lambda client, upload_id: client.get(f"/uploads/{upload_id}"),
     "write": lambda client, upload_id: send(client, upload_id, 0, b"x"),
     "delete": lambda client, upload_id: client.delete(f"/uploads/{upload_id}", headers=TUS),
-    "pictures": lambda client, upload_id: client.get(f"/uploads/{upload_id}/pictures"),
-    "thumbnail": lambda client, upload_id: client.get(f"/uploads/{upload_id}/pictures/0"),
+    "images": lambda client, upload_id: client.get(f"/uploads/{upload_id}/images"),
+    "thumbnail": lambda client, upload_id: client.get(f"/uploads/{upload_id}/images/0"),
 }
 
 
@@ -70,13 +70,13 @@ def test_a_foreign_upload_is_told_of_like_one_that_is_not_there(
     acme: httpx2.Client, zoo: httpx2.Client
 ) -> None:
     upload_id, missing = upload(zoo, zipped({"a.png": PNG})), "0" * 32
-    assert len(zoo.get(f"/uploads/{upload_id}/pictures").json()) == 1
+    assert len(zoo.get(f"/uploads/{upload_id}/images").json()) == 1
     for name, ask in OF_UPLOADS.items():
         answer = ask(acme, upload_id)
         assert answer.status_code == 404, name
         assert same(answer, ask(acme, missing), (upload_id, missing)), name
     assert acme.head(f"/uploads/{upload_id}").status_code == 404
-    assert zoo.get(f"/uploads/{upload_id}/pictures/0").status_code == 200
+    assert zoo.get(f"/uploads/{upload_id}/images/0").status_code == 200
     assert acme.get("/uploads").json() == []
     zoo.delete(f"/uploads/{upload_id}")
 
@@ -86,16 +86,16 @@ def test_an_id_is_never_a_part_of_another_key(acme: httpx2.Client, theirs: str, 
     assert acme.get(f"/jobs/{key.format(theirs)}").status_code == 404
 
 
-def test_a_foreign_upload_is_no_data_set(acme: httpx2.Client, zoo: httpx2.Client) -> None:
+def test_a_foreign_upload_is_no_dataset(acme: httpx2.Client, zoo: httpx2.Client) -> None:
     upload_id = upload(zoo, zipped({"a.png": PNG, "a.txt": b"a"}))
 
     def checked(client: httpx2.Client, upload_id: str) -> dict[str, Any]:
-        data_set = {"type": "ARCHIVE", "archive": f"upload:{upload_id}"}
-        document = job(training={"data_loader": {"dataset": data_set}})
-        found: dict[str, Any] = client.post("/jobs:preview", json=document).json()["data_set"]
+        dataset = {"type": "ARCHIVE", "archive": f"upload:{upload_id}"}
+        document = job(training={"data_loader": {"dataset": dataset}})
+        found: dict[str, Any] = client.post("/jobs:preview", json=document).json()["dataset"]
         return found
 
-    assert checked(zoo, upload_id)["pictures"] == 1
+    assert checked(zoo, upload_id)["images"] == 1
     told = [str(checked(acme, it)).replace(it, "ID") for it in (upload_id, "0" * 32)]
     assert told[0] == told[1]
     zoo.delete(f"/uploads/{upload_id}")
@@ -206,7 +206,7 @@ def test_a_quarantines_reason_is_the_operators(
     job_id = acme.post("/jobs", json=job()).json()["id"]
     shown = (
         acme.get(f"/jobs/{job_id}").text
-        + acme.post("/jobs:preview?check_data_set=false", json=job()).text
+        + acme.post("/jobs:preview?check_dataset=false", json=job()).text
     )
     assert "no live worker serves" in shown
     assert "XID" not in shown

@@ -15,7 +15,7 @@ from console.services import uploads
 from console.services.uploads import UNFINISHED_FOR, Uploads
 from tasks.data.uploads import NoUploadError, StoredUploads
 from tasks.store import Store
-from tests.console.conftest import Console, picture, send, upload, zipped
+from tests.console.conftest import Console, image, send, upload, zipped
 
 TUS = {"Tus-Resumable": "1.0.0"}
 DATA = os.urandom(300_000)
@@ -30,7 +30,7 @@ def nothing_is_left(console: Console) -> Iterator[None]:
                 client.delete(f"/uploads/{it['id']}")
 
 
-def begin(client: httpx2.Client, length: int, name: str = "pictures.zip") -> str:
+def begin(client: httpx2.Client, length: int, name: str = "images.zip") -> str:
     about = base64.b64encode(name.encode()).decode()
     headers = {**TUS, "Upload-Length": str(length), "Upload-Metadata": f"filename {about}"}
     answer = client.post("/uploads", headers=headers)
@@ -65,7 +65,7 @@ def test_an_upload_in_pieces_with_a_break_is_whole_in_the_store(
     assert done.headers["upload-offset"] == str(len(DATA))
     view = acme.get(f"/uploads/{upload_id}").json()
     assert view["sha256"] == hashlib.sha256(DATA).hexdigest()
-    assert view["name"] == "pictures.zip"
+    assert view["name"] == "images.zip"
     assert console.store.get(f"uploads/acme/{upload_id}") == DATA
     folder = console.settings.home_dir / "console" / "uploads" / "acme" / upload_id
     assert not folder.exists()
@@ -173,30 +173,30 @@ def test_a_hostile_name_is_only_ever_shown(console: Console, acme: httpx2.Client
     assert [it.name for it in folder.iterdir()] == [view["id"]]
 
 
-def test_thumbnails_show_the_pictures_and_name_the_broken_one(acme: httpx2.Client) -> None:
+def test_thumbnails_show_the_images_and_name_the_broken_one(acme: httpx2.Client) -> None:
     files = {
-        "a/cat.png": picture("red", (900, 600)),
+        "a/cat.png": image("red", (900, 600)),
         "a/cat.txt": b"a cat",
-        "broken.png": picture()[:60],
-        "../evil.png": picture(),
+        "broken.png": image()[:60],
+        "../evil.png": image(),
     }
     upload_id = upload(acme, zipped(files))
-    pictures = acme.get(f"/uploads/{upload_id}/pictures").json()
-    assert [it["name"] for it in pictures] == ["a/cat.png", "broken.png"]
-    assert pictures[0]["caption"] == "a cat"
-    assert pictures[1]["message"]
-    small = acme.get(f"/uploads/{upload_id}/pictures/0")
+    images = acme.get(f"/uploads/{upload_id}/images").json()
+    assert [it["name"] for it in images] == ["a/cat.png", "broken.png"]
+    assert images[0]["caption"] == "a cat"
+    assert images[1]["message"]
+    small = acme.get(f"/uploads/{upload_id}/images/0")
     assert small.headers["content-type"] == "image/jpeg"
     assert small.content.startswith(b"\xff\xd8")
     assert len(small.content) < 20_000
-    assert acme.get(f"/uploads/{upload_id}/pictures/1").status_code == 404
-    assert acme.get(f"/uploads/{upload_id}/pictures/-1").status_code == 422
+    assert acme.get(f"/uploads/{upload_id}/images/1").status_code == 404
+    assert acme.get(f"/uploads/{upload_id}/images/-1").status_code == 422
 
 
-def test_what_is_no_archive_has_no_pictures(acme: httpx2.Client) -> None:
-    answer = acme.get(f"/uploads/{upload(acme, b'no zip')}/pictures")
+def test_what_is_no_archive_has_no_images(acme: httpx2.Client) -> None:
+    answer = acme.get(f"/uploads/{upload(acme, b'no zip')}/images")
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_dataset")
-    assert acme.get(f"/uploads/{begin(acme, 10)}/pictures").status_code == 409
+    assert acme.get(f"/uploads/{begin(acme, 10)}/images").status_code == 409
 
 
 def test_what_nobody_goes_on_with_is_given_up_and_old_ones_go(tmp_path: Path) -> None:

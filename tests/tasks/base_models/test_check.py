@@ -52,7 +52,7 @@ def told(model: Path | str, hub: HfApi | None = None, **values: Any) -> list[str
 def told_sdxl(model: Path | str, hub: HfApi | None = None, **values: Any) -> list[str]:
     loader = {
         "type": "IMAGE_CAPTION_SD_DATA_LOADER",
-        "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"},
+        "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/images"},
     }
     base = {"type": "SDXL_LORA", "max_train_steps": 1, "save_every_n_steps": 1}
     document = {"training": {**base, "model": str(model), "data_loader": loader, **values}}

@@ -1,4 +1,4 @@
-"""A stand-in for the Hub, which serves one data set."""
+"""A stand-in for the Hub, which serves one dataset."""
 
 import hashlib
 import json
@@ -12,13 +12,13 @@ from urllib.parse import unquote, urlsplit
 
 from huggingface_hub import HfApi
 
-NAME = "owner/pictures"
+NAME = "owner/images"
 CONVERTED = "refs/convert/parquet"
 
 
 @dataclass
 class Hub:
-    """A stand-in for the Hub with one data set, and the paths that it was asked for."""
+    """A stand-in for the Hub with one dataset, and the paths that it was asked for."""
 
     api: HfApi
     revisions: dict[str, dict[str, bytes]] = field(default_factory=dict)

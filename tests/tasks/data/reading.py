@@ -1,4 +1,4 @@
-"""Data sets on this machine, read as a job's are."""
+"""Datasets on this machine, read as a job's are."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,18 +7,18 @@ from typing import Any
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Listing, Sources
 from tasks.data.tokens import TokenLimit
-from tasks.data.validation import Report, check_data_set
-from tasks.jobs.datasets import DataSetConfig
+from tasks.data.validation import Report, check_dataset
+from tasks.jobs.datasets import DatasetConfig
 from tasks.jobs.pipeline import PipelineConfig
 
 # Folders and files are read where they are.
 _LOCAL = Sources(ReadPolicy(), Path("/nowhere/downloads"), Path("/nowhere/scratch"))
 
 
-def list_local(config: DataSetConfig, **flags: Any) -> Listing:
+def list_local(config: DatasetConfig, **flags: Any) -> Listing:
     return _LOCAL.listing(config, **flags)
 
 
 def check_local(config: PipelineConfig, limits: Sequence[TokenLimit] = ()) -> Report:
     """With limits given by the test: there is no base model."""
-    return check_data_set(config, _LOCAL, limits=lambda _: list(limits))
+    return check_dataset(config, _LOCAL, limits=lambda _: list(limits))

@@ -19,8 +19,8 @@ from tasks.data import archives
 from tasks.data.archives import MAX_PROBLEMS, Unpacked, unpack
 from tasks.errors import Problem
 
-# Archives are unpacked without reading a picture, so any bytes do; these do not shrink.
-PICTURE = random.Random(0).randbytes(3000)
+# Archives are unpacked without reading an image, so any bytes do; these do not shrink.
+IMAGE = random.Random(0).randbytes(3000)
 MOST = 10 * 2**20
 
 Entry = tuple[str | zipfile.ZipInfo, bytes]
@@ -48,7 +48,7 @@ def tarred(*entries: TarEntry, kind: int = tarfile.PAX_FORMAT) -> bytes:
 
 
 def member(
-    name: str, data: bytes = PICTURE, kind: bytes = tarfile.REGTYPE, link: str = ""
+    name: str, data: bytes = IMAGE, kind: bytes = tarfile.REGTYPE, link: str = ""
 ) -> TarEntry:
     info = tarfile.TarInfo(name)
     info.type, info.linkname = kind, link
@@ -101,7 +101,7 @@ def in_directory(offset: int, value: bytes) -> Callable[[bytearray], None]:
 
 
 def flipped(data: bytearray) -> None:
-    """Change a byte of the first picture, which both kinds of archives begin with."""
+    """Change a byte of the first image, which both kinds of archives begin with."""
     data[700] ^= 0xFF
 
 
@@ -143,7 +143,7 @@ def told(found: Unpacked) -> list[str]:
     return [str(problem) for problem in found.problems]
 
 
-GOOD = {"cats/b.PNG": PICTURE, "cats/b.txt": b"a cat", "a.jpg": b"", "café.webp": PICTURE}
+GOOD = {"cats/b.PNG": IMAGE, "cats/b.txt": b"a cat", "a.jpg": b"", "café.webp": IMAGE}
 GOOD_TAR = tarred(*(member(name, data) for name, data in GOOD.items()))
 
 
@@ -177,7 +177,7 @@ def test_a_good_archive_is_unpacked_by_its_content_into_numbered_files(
 def test_folders_and_what_desktops_add_are_left_out(place: Place) -> None:
     names = ["__MACOSX/._a.png", ".DS_Store", "x/.hidden.png", "x/Thumbs.db", "README.md"]
     found = place.unpack(
-        zipped(("x/", b""), ("./x//a.png", PICTURE), *((name, b"x") for name in names))
+        zipped(("x/", b""), ("./x//a.png", IMAGE), *((name, b"x") for name in names))
     )
     assert (list(found.files), found.problems, found.unused) == (["x/a.png"], [], 5)
     place.folder.joinpath("00000001.png").unlink()
@@ -185,7 +185,7 @@ def test_folders_and_what_desktops_add_are_left_out(place: Place) -> None:
         tarred(
             member("./", b"", tarfile.DIRTYPE),
             member("./x", b"", tarfile.DIRTYPE),
-            *(member(name, PICTURE) for name in names),
+            *(member(name, IMAGE) for name in names),
             member("./x/a.png"),
         )
     )
@@ -194,10 +194,10 @@ def test_folders_and_what_desktops_add_are_left_out(place: Place) -> None:
 
 def test_a_zips_utf8_name_is_read_though_it_is_not_marked_as_such(place: Place) -> None:
     # As macOS writes them; the same length, so nothing else moves.
-    data = zipped(("caf__.png", PICTURE)).replace(b"caf__", "café".encode())
+    data = zipped(("caf__.png", IMAGE)).replace(b"caf__", "café".encode())
     assert list(place.unpack(data).files) == ["café.png"]
     place.folder.joinpath("00000001.png").unlink()
-    data = zipped(("caf_.png", PICTURE)).replace(b"caf_", "café".encode("cp437"))
+    data = zipped(("caf_.png", IMAGE)).replace(b"caf_", "café".encode("cp437"))
     assert list(place.unpack(data).files) == ["café.png"]
 
 
@@ -205,7 +205,7 @@ def test_long_names_and_global_headers_of_tars_are_understood(place: Place) -> N
     name = "/".join(["folder" * 20] * 3) + "/ä.png"
     for kind in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         found = place.unpack(tarred(member(name), kind=kind))
-        assert (read(found), found.problems) == ({name: PICTURE}, [])
+        assert (read(found), found.problems) == ({name: IMAGE}, [])
         found.files[name].unlink()
     comment = b"14 comment=ab\n"
     block = header("pax_global_header", len(comment), tarfile.XGLTYPE)
@@ -235,7 +235,7 @@ def test_a_bad_name_is_told_and_the_others_still_unpacked(
     place: Place, name: str, problem: str
 ) -> None:
     good = tarred(member(name), member("ok.png"))
-    for data in (zipped((name, PICTURE), ("ok.png", PICTURE)), good, gzip.compress(good)):
+    for data in (zipped((name, IMAGE), ("ok.png", IMAGE)), good, gzip.compress(good)):
         found = place.unpack(data)
         assert list(found.files) == ["ok.png"]
         [message] = told(found)
@@ -247,7 +247,7 @@ def test_a_bad_name_is_told_and_the_others_still_unpacked(
 
 BAD_MEMBERS = {
     "zip NUL": (
-        zipped(("a_.png.sh.png", PICTURE), ("ok.png", b"")).replace(b"a_.png.sh", b"a\0.png.sh"),
+        zipped(("a_.png.sh.png", IMAGE), ("ok.png", b"")).replace(b"a_.png.sh", b"a\0.png.sh"),
         "a\ufffd.png.sh.png: has a control character in its name; rename it",
     ),
     "tar NUL": (
@@ -303,15 +303,15 @@ BAD_MEMBERS = {
         "a.png: is packed as a sparse file; pack it without --sparse",
     ),
     "zip encrypted": (
-        patched(zipped(("a.png", PICTURE), ("ok.png", b"")), in_directory(8, b"\x01")),
+        patched(zipped(("a.png", IMAGE), ("ok.png", b"")), in_directory(8, b"\x01")),
         "a.png: is encrypted; pack it without a password",
     ),
     "zip bzip2": (
-        patched(zipped(("a.png", PICTURE), ("ok.png", b"")), in_directory(10, b"\x0c")),
+        patched(zipped(("a.png", IMAGE), ("ok.png", b"")), in_directory(10, b"\x0c")),
         "a.png: is not compressed by 'deflate'; pack it with that, or without compression",
     ),
     "zip twice": (
-        zipped(("ok.png", b""), ("./ok.png", PICTURE)),
+        zipped(("ok.png", b""), ("./ok.png", IMAGE)),
         "./ok.png: is in the archive twice; leave one of them out",
     ),
     "tar twice": (
@@ -320,31 +320,29 @@ BAD_MEMBERS = {
     ),
     "zip huge": (
         patched(
-            zipped(("a.png", PICTURE), ("ok.png", b"")),
+            zipped(("a.png", IMAGE), ("ok.png", b"")),
             in_directory(24, struct.pack("<L", 2**29 + 1)),
         ),
-        "a.png: has over 512 MiB; no picture needs as much",
+        "a.png: has over 512 MiB; no image needs as much",
     ),
     "zip checksum": (
-        patched(
-            zipped(("a.png", PICTURE), ("ok.png", b""), compression=zipfile.ZIP_STORED), flipped
-        ),
+        patched(zipped(("a.png", IMAGE), ("ok.png", b""), compression=zipfile.ZIP_STORED), flipped),
         "a.png: is damaged or cut off (Bad CRC-32 for file 'a.png'); pack it again",
     ),
     "zip deflate": (
-        patched(zipped(("a.png", PICTURE), ("ok.png", b"")), lambda data: data.__setitem__(35, 7)),
+        patched(zipped(("a.png", IMAGE), ("ok.png", b"")), lambda data: data.__setitem__(35, 7)),
         "a.png: is damaged or cut off (Error -3 while decompressing data: invalid block type); "
         "pack it again",
     ),
     "zip short": (
         patched(
-            zipped(("a.png", PICTURE), ("ok.png", b"")), in_directory(24, struct.pack("<L", 4000))
+            zipped(("a.png", IMAGE), ("ok.png", b"")), in_directory(24, struct.pack("<L", 4000))
         ),
         "a.png: is damaged or cut off (it ends too soon); pack it again",
     ),
     "zip offset": (
         patched(
-            zipped(("a.png", PICTURE), ("ok.png", b"")), in_directory(42, struct.pack("<L", 2**31))
+            zipped(("a.png", IMAGE), ("ok.png", b"")), in_directory(42, struct.pack("<L", 2**31))
         ),
         "a.png: is damaged or cut off (Truncated file header); pack it again",
     ),
@@ -364,7 +362,7 @@ def test_a_member_of_a_tar_that_is_too_large_is_told_unread(
 ) -> None:
     monkeypatch.setattr(archives, "MOST_MEMBER_BYTES", 2**20)
     found = place.unpack(tarred(member("a.png", bytes(2**20 + 1)), member("ok.png")))
-    assert told(found) == ["a.png: has over 1 MiB; no picture needs as much"]
+    assert told(found) == ["a.png: has over 1 MiB; no image needs as much"]
     assert list(found.files) == ["ok.png"]
 
 
@@ -393,7 +391,7 @@ def with_bad_utf8(data: bytes) -> bytes:
     return data.replace("é".encode(), b"\xe9\xe9")
 
 
-TWO_ZIPPED = zipped(("a.png", PICTURE), ("b.png", PICTURE))
+TWO_ZIPPED = zipped(("a.png", IMAGE), ("b.png", IMAGE))
 TWO_TARRED = tarred(member("a.png"), member("b.png"))
 END_OF_TAR = TWO_TARRED.rindex(b"ustar") - 257 + 512 + 6 * 512
 HUGE = 2**40
@@ -411,7 +409,7 @@ STOPPING = {
         "has a directory of over 256 MiB",
     ),
     "zip name not UTF-8": (
-        with_bad_utf8(zipped(("é.png", PICTURE))),
+        with_bad_utf8(zipped(("é.png", IMAGE))),
         "holds a name that is not UTF-8",
     ),
     "zip of a new version": (
@@ -432,9 +430,9 @@ STOPPING = {
         tarred(member("ok.png")).removesuffix(bytes(1024))[:3584] + header("a.png", -512, b"0"),
         "is damaged or cut off (a size below 0)",
     ),
-    "tar of a short member": (header("a.png", 2**20, b"0") + PICTURE, "is damaged or cut off"),
-    "tar of a huge long name": (header("x", HUGE, b"L") + PICTURE, "has a header of over 1 MiB"),
-    "tar of a huge attribute": (header("x", HUGE, b"x") + PICTURE, "has a header of over 1 MiB"),
+    "tar of a short member": (header("a.png", 2**20, b"0") + IMAGE, "is damaged or cut off"),
+    "tar of a huge long name": (header("x", HUGE, b"L") + IMAGE, "has a header of over 1 MiB"),
+    "tar of a huge attribute": (header("x", HUGE, b"x") + IMAGE, "has a header of over 1 MiB"),
     "tar of a huge global header": (header("x", HUGE, b"g"), "has a header of over 1 MiB"),
     "tar of many headers": (
         pax(b"9 path=a\n") * 2000 + TWO_TARRED,
@@ -473,7 +471,7 @@ def test_too_many_members_are_refused_a_zips_before_they_are_listed(
     assert len(place.unpack(TWO_ZIPPED).files) == 2
     for path in place.folder.iterdir():
         path.unlink()
-    problem = ["data.bin: has over 2 entries; split it into several data sets"]
+    problem = ["data.bin: has over 2 entries; split it into several datasets"]
     three = tarred(*(member(name) for name in ("a.png", "b.md", "c.png")))
     assert told(place.unpack(three)) == problem
     # What the record at the end says of their number is not believed.
@@ -489,8 +487,8 @@ ZEROS = bytes(16 * 2**20)
 ZEROS_TARRED = gzip.compress(tarred(member("a.png"), member("b.png", ZEROS)), 1)
 OVER_MOST = "data.bin: unpacks to over 10,485,760 bytes, the most that is allowed here"
 BOMBS = {
-    "zip": zipped(("a.png", PICTURE), ("b.png", ZEROS)),
-    "zip of many": zipped(("a.png", PICTURE), *((f"{n}.png", ZEROS[: 2**20]) for n in range(11))),
+    "zip": zipped(("a.png", IMAGE), ("b.png", ZEROS)),
+    "zip of many": zipped(("a.png", IMAGE), *((f"{n}.png", ZEROS[: 2**20]) for n in range(11))),
     "tar.gz": ZEROS_TARRED,
     "tar.gz of what is not used": gzip.compress(tarred(member("a.md", ZEROS)), 1),
     "tar.gz of a huge member": gzip.compress(header("a.png", 2**28, b"0") + ZEROS, 1),
@@ -530,11 +528,11 @@ def test_a_bomb_is_stopped_early_in_little_memory(
     assert memory < 4 * 2**20
 
 
-def test_what_grows_more_than_pictures_do_is_a_bomb_even_where_there_is_room(
+def test_what_grows_more_than_images_do_is_a_bomb_even_where_there_is_room(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = (
-        "data.bin: unpacks to over 200 times its size, as no pictures do; "
+        "data.bin: unpacks to over 200 times its size, as no images do; "
         "it is taken for a decompression bomb"
     )
     monkeypatch.setattr(archives, "SMALL_BYTES", 2**20)

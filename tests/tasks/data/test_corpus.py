@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tasks.data.hub import _batches, _RefusedError
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
-from tasks.data.validation import Report, check_data_set
+from tasks.data.validation import Report, check_dataset
 from tasks.jobs.job import parse_job
 from tests.tasks.jobs.test_flux_lora import with_values
 
@@ -24,7 +24,7 @@ MOST = 4 * 2**20
 
 
 def checked(path: Path) -> Report:
-    """What is found where the file is a data set, or the one picture of a folder."""
+    """What is found where the file is a dataset, or the one image of a folder."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file = folder / "set" / path.name
@@ -38,7 +38,7 @@ def checked(path: Path) -> Report:
             dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(file.parent)}
         config = parse_job(with_values(data_loader__dataset=dataset)).training
         sources = Sources(ReadPolicy(most_bytes=MOST), folder / "downloads", folder / "scratch")
-        report = check_data_set(config, sources, limits=lambda _: [])
+        report = check_dataset(config, sources, limits=lambda _: [])
         outside = {it.name for it in folder.iterdir()} - {"set", "downloads", "scratch"}
         assert outside == set()
         assert sum(it.stat().st_size for it in folder.rglob("*") if it.is_file()) < 2 * MOST
@@ -52,7 +52,7 @@ def test_every_hostile_file_is_refused_with_a_reason(path: Path) -> None:
             list(_batches(path, path.name, {"image_column": "image"}))
         return
     report = checked(path)
-    # Odd, and a picture all the same.
+    # Odd, and an image all the same.
     assert bool(report.problems) == (path.name != "damaged-exif.jpg")
     assert all(problem.message for problem in report.problems)
     assert not Path("/etc/escaped.png").exists()
@@ -77,5 +77,5 @@ def test_whatever_is_changed_in_them_nothing_but_faults_comes_of_it(data: st.Dat
         path = Path(folder) / name
         path.write_bytes(bytes(whole))
         report = checked(path)
-    # A change may heal the file; then it is a picture like any other.
+    # A change may heal the file; then it is an image like any other.
     assert report.problems or len(report.samples) >= 1

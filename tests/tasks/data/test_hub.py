@@ -33,13 +33,13 @@ def parquet(images: list[Any], captions: Any, image_type: Any = IMAGE, **columns
 
 def one(caption: str) -> bytes:
     """A parquet file of one row, known by its caption."""
-    return parquet([{"bytes": b"picture", "path": "cat.jpg"}], [caption])
+    return parquet([{"bytes": b"image", "path": "cat.jpg"}], [caption])
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Where pictures are written; what is downloaded goes to its neighbour."""
-    path = tmp_path / "pictures"
+    """Where images are written; what is downloaded goes to its neighbour."""
+    path = tmp_path / "images"
     path.mkdir()
     return path
 
@@ -52,7 +52,7 @@ def fetched(
     most_bytes: int = 2**20,
     **values: Any,
 ) -> HubRows:
-    # Made without its checks: the job model refuses such data sets as long as none reads them.
+    # Made without its checks: the job model refuses such datasets as long as none reads them.
     config = HFHubImageCaptionDatasetConfig.model_construct(
         **{"dataset_name": NAME, "hf_cache_dir": str(folder.parent / "cache"), **values}
     )
@@ -69,7 +69,7 @@ def problems_of(rows: HubRows) -> list[str]:
     return [str(problem) for problem in rows.problems]
 
 
-def test_pictures_are_written_with_their_names_and_captions(hub: Hub, folder: Path) -> None:
+def test_images_are_written_with_their_names_and_captions(hub: Hub, folder: Path) -> None:
     images = [
         {"bytes": b"first", "path": "cat.JPG"},
         {"bytes": b"second", "path": None},
@@ -93,7 +93,7 @@ def test_pictures_are_written_with_their_names_and_captions(hub: Hub, folder: Pa
 
 def test_the_words_of_a_path_are_never_used_as_a_path(hub: Hub, folder: Path) -> None:
     paths = ["../../up.png", "/etc/passwd", "x" * 5000 + ".png", "nul\0.png", "line\nbreak.jpg", ""]
-    images = [{"bytes": b"picture", "path": path} for path in paths]
+    images = [{"bytes": b"image", "path": path} for path in paths]
     hub.holds(converted={"default/train/0000.parquet": parquet(images, ["a"] * len(paths))})
     rows = fetched(hub, folder)
     assert rows.problems == []
@@ -105,22 +105,22 @@ def test_the_words_of_a_path_are_never_used_as_a_path(hub: Hub, folder: Path) ->
 
 
 @pytest.mark.parametrize("image_type", [pyarrow.binary(), pyarrow.large_binary()])
-def test_pictures_may_be_plain_bytes(hub: Hub, folder: Path, image_type: Any) -> None:
-    file = parquet([b"picture"], ["one"], image_type)
+def test_images_may_be_plain_bytes(hub: Hub, folder: Path, image_type: Any) -> None:
+    file = parquet([b"image"], ["one"], image_type)
     hub.holds(converted={"default/train/0000.parquet": file})
     assert captions_of(fetched(hub, folder)) == ["one"]
-    assert (folder / "00000000.png").read_bytes() == b"picture"
+    assert (folder / "00000000.png").read_bytes() == b"image"
 
 
 def test_captions_that_are_not_wanted_may_be_missing(hub: Hub, folder: Path) -> None:
-    file = parquet([{"bytes": b"picture", "path": "cat.png"}], [None])
+    file = parquet([{"bytes": b"image", "path": "cat.png"}], [None])
     hub.holds(converted={"default/train/0000.parquet": file})
     rows = fetched(hub, folder, captions=False, caption_column="no such column")
     assert captions_of(rows) == [None]
 
 
-def test_of_several_captions_of_a_picture_the_first_one_is_used(hub: Hub, folder: Path) -> None:
-    images = [{"bytes": b"picture", "path": "cat.png"}] * 2
+def test_of_several_captions_of_an_image_the_first_one_is_used(hub: Hub, folder: Path) -> None:
+    images = [{"bytes": b"image", "path": "cat.png"}] * 2
     hub.holds(converted={"default/train/0000.parquet": parquet(images, [["a", "b"], ["c"]])})
     assert captions_of(fetched(hub, folder)) == ["a", "c"]
 
@@ -146,7 +146,7 @@ def test_of_several_captions_of_a_picture_the_first_one_is_used(hub: Hub, folder
 def test_a_caption_that_is_no_text_is_a_fault_of_its_row(
     hub: Hub, folder: Path, caption: Any, problem: str
 ) -> None:
-    file = parquet([{"bytes": b"picture", "path": "cat.png"}], caption)
+    file = parquet([{"bytes": b"image", "path": "cat.png"}], caption)
     hub.holds(converted={"default/train/0000.parquet": file})
     [found] = problems_of(fetched(hub, folder))
     assert found.startswith(f"{NAME} row 0: {problem}")
@@ -159,7 +159,7 @@ def test_a_row_without_image_bytes_is_a_fault_and_the_others_are_read(
         None,
         {"bytes": None, "path": "https://example.org/cat.png"},
         {"bytes": b"", "path": "/etc/passwd"},
-        {"bytes": b"picture", "path": "cat.png"},
+        {"bytes": b"image", "path": "cat.png"},
     ]
     hub.holds(converted={"default/train/0000.parquet": parquet(images, ["a"] * 4)})
     rows = fetched(hub, folder)
@@ -168,7 +168,7 @@ def test_a_row_without_image_bytes_is_a_fault_and_the_others_are_read(
     assert [file.name for _, file, _ in rows.files] == ["00000003.png"]
 
 
-def test_urls_in_the_place_of_pictures_are_not_followed(hub: Hub, folder: Path) -> None:
+def test_urls_in_the_place_of_images_are_not_followed(hub: Hub, folder: Path) -> None:
     file = parquet([f"{hub.api.endpoint}/cat.png"], ["a"], pyarrow.string())
     hub.holds(converted={"default/train/0000.parquet": file})
     [problem] = problems_of(fetched(hub, folder))
@@ -250,7 +250,7 @@ def test_no_more_rows_than_allowed_are_read(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub_module, "MOST_ITEMS", 2)
-    images = [{"bytes": b"picture", "path": "cat.png"}] * 3
+    images = [{"bytes": b"image", "path": "cat.png"}] * 3
     hub.holds(converted={"default/train/0000.parquet": parquet(images, ["a"] * 3)})
     rows = fetched(hub, folder)
     assert "holds more rows than 2, the most" in problems_of(rows)[0]
@@ -259,7 +259,7 @@ def test_no_more_rows_than_allowed_are_read(
     assert len(captions_of(fetched(hub, folder))) == 2
 
 
-def test_a_data_set_without_rows_is_told(hub: Hub, folder: Path) -> None:
+def test_a_dataset_without_rows_is_told(hub: Hub, folder: Path) -> None:
     hub.holds(converted={"default/train/0000.parquet": parquet([], pyarrow.array([], "string"))})
     [problem] = problems_of(fetched(hub, folder))
     assert "holds no rows" in problem
@@ -342,7 +342,7 @@ def test_the_default_or_only_configuration_needs_no_name(
 def test_a_repository_without_parquet_files_is_told_and_its_script_not_run(
     hub: Hub, folder: Path
 ) -> None:
-    hub.holds(main={"pictures.py": b"raise SystemExit", "cat.png": b""})
+    hub.holds(main={"images.py": b"raise SystemExit", "cat.png": b""})
     assert problems_of(fetched(hub, folder)) == [
         f"training.data_loader.dataset.dataset_name: {NAME} has no parquet files "
         "with a train split; scripts in it are never run"
@@ -371,12 +371,12 @@ def test_what_was_downloaded_is_kept_in_the_cache(hub: Hub, folder: Path) -> Non
     ("name", "problem"),
     [
         ("owner/gated", "owner/gated is gated: accept its license and set HF_TOKEN on workers"),
-        ("owner/missing", "owner/missing is no data set HF_TOKEN can see"),
+        ("owner/missing", "owner/missing is no dataset HF_TOKEN can see"),
         ("a/b/c", "a/b/c is no Hub id"),
         ("../up", "../up is no Hub id"),
     ],
 )
-def test_a_data_set_that_the_hub_does_not_give_is_told(
+def test_a_dataset_that_the_hub_does_not_give_is_told(
     hub: Hub, folder: Path, name: str, problem: str
 ) -> None:
     [found] = problems_of(fetched(hub, folder, dataset_name=name))
@@ -419,7 +419,7 @@ class Vanishing(dict[str, bytes]):
         return False
 
 
-def test_what_reads_parquet_is_imported_only_with_such_a_data_set() -> None:
+def test_what_reads_parquet_is_imported_only_with_such_a_dataset() -> None:
     program = "import sys, tasks.data.hub; sys.exit('pyarrow' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
 

@@ -20,7 +20,7 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for name, color in (("a.png", "red"), ("b.png", "blue")):
         add(folder, name, color, f"a {color} field")
@@ -39,7 +39,7 @@ def checked(folder: Path) -> Report:
     return report
 
 
-def test_the_same_data_set_twice_is_stored_once(folder: Path, store: Store) -> None:
+def test_the_same_dataset_twice_is_stored_once(folder: Path, store: Store) -> None:
     first = ingest(checked(folder), store)
     keys = store.keys("")
     assert ingest(checked(folder), store) == first
@@ -47,10 +47,10 @@ def test_the_same_data_set_twice_is_stored_once(folder: Path, store: Store) -> N
     assert len(keys) == 3
 
 
-def test_a_picture_with_two_captions_is_stored_once(folder: Path, store: Store) -> None:
+def test_an_image_with_two_captions_is_stored_once(folder: Path, store: Store) -> None:
     add(folder, "c.bmp", "red", "another red field")
-    data_set = ingest(checked(folder), store)
-    assert len(data_set.samples) == 3
+    dataset = ingest(checked(folder), store)
+    assert len(dataset.samples) == 3
     assert len(store.keys("images")) == 2
 
 
@@ -62,7 +62,7 @@ def test_a_file_that_is_not_what_its_name_says_is_read_by_its_bytes(
     assert ingest(checked(folder), store).digest == before.digest
 
 
-def test_every_picture_that_changed_or_went_is_told_and_no_data_set_is_stored(
+def test_every_image_that_changed_or_went_is_told_and_no_dataset_is_stored(
     folder: Path, store: Store
 ) -> None:
     report = checked(folder)
@@ -84,7 +84,7 @@ def test_a_file_written_anew_is_told_though_its_pixels_are_the_same(
         ingest(report, store)
 
 
-def test_a_picture_whose_mask_changed_too_is_told_once(folder: Path, store: Store) -> None:
+def test_an_image_whose_mask_changed_too_is_told_once(folder: Path, store: Store) -> None:
     report = checked(folder)
     report.files.append(replace(report.files[0], path=folder / "b.png"))
     (folder / "a.png").unlink()
@@ -93,7 +93,7 @@ def test_a_picture_whose_mask_changed_too_is_told_once(folder: Path, store: Stor
     assert [problem.location for problem in caught.value.problems] == ["a.png"]
 
 
-def test_a_picture_that_is_stored_already_is_not_needed_again(folder: Path, store: Store) -> None:
+def test_an_image_that_is_stored_already_is_not_needed_again(folder: Path, store: Store) -> None:
     report = checked(folder)
     first = ingest(report, store)
     (folder / "a.png").unlink()

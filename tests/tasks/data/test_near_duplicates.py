@@ -27,8 +27,8 @@ def compressed(image: Image.Image, quality: int) -> Image.Image:
     return Image.open(file).convert("RGB")
 
 
-def test_a_picture_scaled_or_compressed_again_looks_the_same_and_another_does_not() -> None:
-    pictures = [
+def test_an_image_scaled_or_compressed_again_looks_the_same_and_another_does_not() -> None:
+    images = [
         drawing(1),
         drawing(2),
         drawing(1).resize((190, 190)),
@@ -36,11 +36,11 @@ def test_a_picture_scaled_or_compressed_again_looks_the_same_and_another_does_no
         drawing(3),
         compressed(drawing(3, 200), 90),
     ]
-    found = list(near_pairs([likeness_hash(picture) for picture in pictures]))
+    found = list(near_pairs([likeness_hash(image) for image in images]))
     assert found == [(0, 2), (0, 3), (4, 5)]
 
 
-def test_flat_pictures_are_not_compared() -> None:
+def test_flat_images_are_not_compared() -> None:
     flat = [likeness_hash(Image.new("RGB", (64, 64), color)) for color in ("red", "blue")]
     assert flat == [None, None]
     assert list(near_pairs(flat)) == []
@@ -55,11 +55,11 @@ def test_hashes_are_near_up_to_four_bits(bits: int, flipped: set[int]) -> None:
     assert bool(list(near_pairs([bits, other]))) == (len(flipped) <= 4)
 
 
-def test_a_scaled_copy_of_noise_is_nearer_than_any_other_picture() -> None:
+def test_a_scaled_copy_of_noise_is_nearer_than_any_other_image() -> None:
     draw = random.Random(0)
     noise = [Image.frombytes("RGB", (96, 96), draw.randbytes(27648)) for _ in range(8)]
-    hashes = [likeness_hash(picture.resize((1024, 1024))) for picture in noise]
-    copies = [likeness_hash(compressed(picture.resize((900, 900)), 80)) for picture in noise]
+    hashes = [likeness_hash(image.resize((1024, 1024))) for image in noise]
+    copies = [likeness_hash(compressed(image.resize((900, 900)), 80)) for image in noise]
     for number, copy in enumerate(copies):
         assert copy is not None
         distances = [(copy ^ it).bit_count() for it in hashes if it is not None]

@@ -1,4 +1,4 @@
-"""The same pictures and captions, wherever they come from, are the same data set."""
+"""The same images and captions, wherever they come from, are the same dataset."""
 
 import io
 import json
@@ -18,8 +18,8 @@ from tasks.data import sources as sources_module
 from tasks.data.hub import HubRows, fetch_hub
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
-from tasks.data.validation import Report, check_data_set
-from tasks.dataset import data_set_of
+from tasks.data.validation import Report, check_dataset
+from tasks.dataset import dataset_of
 from tasks.jobs.datasets import ImageCaptionDatasetConfig
 from tasks.jobs.job import parse_job
 from tasks.urls import without_queries
@@ -31,7 +31,7 @@ CAPTIONS = {"a.png": "a red field", "b.jpg": "a green field", "sub/c.webp": "a b
 ROWS = "\n".join(json.dumps({"image": name, "text": text}) for name, text in CAPTIONS.items())
 
 
-def picture(name: str) -> bytes:
+def image(name: str) -> bytes:
     image = Image.linear_gradient("L").convert("RGB").resize((512, 512))
     kind = {"png": "PNG", "jpg": "JPEG", "webp": "WEBP"}[name.rpartition(".")[2]]
     for _ in range(list(CAPTIONS).index(name)):
@@ -41,15 +41,15 @@ def picture(name: str) -> bytes:
     return file.getvalue()
 
 
-PICTURES = {name: picture(name) for name in CAPTIONS}
+IMAGES = {name: image(name) for name in CAPTIONS}
 
 
 def files(*, captions: bool) -> dict[str, bytes]:
-    """A data set's files: with captions beside the pictures, or in a JSONL file."""
+    """A dataset's files: with captions beside the images, or in a JSONL file."""
     if not captions:
-        return {**PICTURES, "rows.jsonl": ROWS.encode()}
+        return {**IMAGES, "rows.jsonl": ROWS.encode()}
     beside = {name.rpartition(".")[0] + ".txt": text.encode() for name, text in CAPTIONS.items()}
-    return {**PICTURES, **beside}
+    return {**IMAGES, **beside}
 
 
 def zipped(found: dict[str, bytes], top: str = "") -> bytes:
@@ -72,21 +72,21 @@ def tarred(found: dict[str, bytes], mode: str) -> bytes:
 
 @pytest.fixture
 def check(tmp_path: Path, bucket: Site) -> Callable[..., Report]:
-    """What is found in a data set, each time by new ``Sources`` over the same downloads."""
+    """What is found in a dataset, each time by new ``Sources`` over the same downloads."""
     folders = (tmp_path / f"scratch-{number}" for number in range(99))
 
     def check(roots: tuple[str, ...] | None = None, **dataset: Any) -> Report:
         access = ReadPolicy(roots=roots, hosts=frozenset({bucket.host}))
         sources = Sources(access, tmp_path / "downloads", next(folders))
         job = parse_job(with_values(data_loader__dataset=dataset))
-        return check_data_set(job.training, sources, limits=lambda _: [])
+        return check_dataset(job.training, sources, limits=lambda _: [])
 
     return check
 
 
 @pytest.fixture
 def digest(tmp_path: Path, check: Callable[..., Report]) -> str:
-    """The data set's digest, from a folder."""
+    """The dataset's digest, from a folder."""
     folder = tmp_path / "folder"
     for name, data in files(captions=True).items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def digest(tmp_path: Path, check: Callable[..., Report]) -> str:
     report = check(type="IMAGE_CAPTION_JSONL_DATASET", jsonl_path=str(folder / "rows.jsonl"))
     assert report.problems == []
     assert len(report.samples) == 3
-    return data_set_of(report.samples).digest
+    return dataset_of(report.samples).digest
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def digest(tmp_path: Path, check: Callable[..., Report]) -> str:
     ],
 )
 @pytest.mark.parametrize("place", ["file", "web", "s3"])
-def test_an_archive_is_its_pictures(
+def test_an_archive_is_its_images(
     tmp_path: Path,
     site: Site,
     check: Callable[..., Report],
@@ -129,21 +129,21 @@ def test_an_archive_is_its_pictures(
     }[place]
     report = check(type="ARCHIVE", archive=archive, **options)
     assert report.problems == []
-    assert data_set_of(report.samples).digest == digest
+    assert dataset_of(report.samples).digest == digest
 
 
-def test_a_folder_in_a_bucket_is_its_pictures(
+def test_a_folder_in_a_bucket_is_its_images(
     site: Site, check: Callable[..., Report], digest: str
 ) -> None:
     for name, data in files(captions=True).items():
         site.files[f"/bucket/some/{name}"] = Served(data)
     found = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "s3://bucket/some/"}
-    assert data_set_of(check(**found).samples).digest == digest
+    assert dataset_of(check(**found).samples).digest == digest
     sent = sum(asked.sent for asked in site.asked)
     again = check(**found)
-    assert data_set_of(again.samples).digest == digest
+    assert dataset_of(again.samples).digest == digest
     # Asked for once more, and not sent once more.
-    assert sum(asked.sent for asked in site.asked) - sent < sum(map(len, PICTURES.values()))
+    assert sum(asked.sent for asked in site.asked) - sent < sum(map(len, IMAGES.values()))
     denied = check(roots=("s3://bucket/other",), **found)
     assert "TRAINING_DATA_ROOTS" in str(denied.problems[0])
 
@@ -151,23 +151,23 @@ def test_a_folder_in_a_bucket_is_its_pictures(
 def test_a_folder_larger_than_may_be_is_told(tmp_path: Path, bucket: Site, digest: str) -> None:
     for name, data in files(captions=True).items():
         bucket.files[f"/bucket/some/{name}"] = Served(data)
-    most = max(map(len, PICTURES.values())) + 1000
+    most = max(map(len, IMAGES.values())) + 1000
     sources = Sources(ReadPolicy(most_bytes=most), tmp_path / "kept", tmp_path / "scratch")
     dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "s3://bucket/some"}
     config = parse_job(with_values(data_loader__dataset=dataset)).training
-    [problem] = check_data_set(config, sources, limits=lambda _: []).problems
+    [problem] = check_dataset(config, sources, limits=lambda _: []).problems
     assert str(problem) == f"s3://bucket/some: holds over {most:,} bytes, the most"
 
 
 @pytest.mark.parametrize("place", ["web", "s3"])
-def test_a_jsonl_elsewhere_names_pictures_beside_it(
+def test_a_jsonl_elsewhere_names_images_beside_it(
     site: Site, check: Callable[..., Report], digest: str, place: str
 ) -> None:
     for name, data in files(captions=False).items():
         site.files[f"/bucket/{name}"] = Served(data)
     base = site.url("/bucket") if place == "web" else "s3://bucket"
     found = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": f"{base}/rows.jsonl"}
-    assert data_set_of(check(**found).samples).digest == digest
+    assert dataset_of(check(**found).samples).digest == digest
     hostile = ["../secret.png", "/secret.png", "https://else.where/a.png", "missing.png"]
     rows = "\n".join(json.dumps({"image": name, "text": "x"}) for name in hostile)
     site.files["/bucket/rows.jsonl"] = Served(rows.encode(), etag='"2"')
@@ -178,14 +178,14 @@ def test_a_jsonl_elsewhere_names_pictures_beside_it(
     assert all("secret" not in request.path for request in site.asked[asked:])
 
 
-def test_a_hub_data_set_is_its_pictures(
+def test_a_hub_dataset_is_its_images(
     tmp_path: Path,
     hub: Hub,
     check: Callable[..., Report],
     digest: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    images = [{"bytes": data, "path": name} for name, data in PICTURES.items()]
+    images = [{"bytes": data, "path": name} for name, data in IMAGES.items()]
     kind = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
     table = {"image": pyarrow.array(images, kind), "text": list(CAPTIONS.values())}
     file = io.BytesIO()
@@ -198,11 +198,11 @@ def test_a_hub_data_set_is_its_pictures(
     monkeypatch.setattr(sources_module, "fetch_hub", from_here)
     report = check(
         type="HF_HUB_IMAGE_CAPTION_DATASET",
-        dataset_name="owner/pictures",
+        dataset_name="owner/images",
         hf_cache_dir=str(tmp_path / "hub"),
     )
     assert report.problems == []
-    assert data_set_of(report.samples).digest == digest
+    assert dataset_of(report.samples).digest == digest
 
 
 @pytest.mark.parametrize(
@@ -273,16 +273,16 @@ def test_outside_the_roots_nothing_on_this_machine_is_read(
     ):
         [problem] = check(roots=roots, **dataset).problems
         assert "TRAINING_DATA_ROOTS" in str(problem)
-    (tmp_path / "secret.png").write_bytes(PICTURES["a.png"])
+    (tmp_path / "secret.png").write_bytes(IMAGES["a.png"])
     (folder / "link.png").symlink_to(tmp_path / "secret.png")
     (folder / "link.txt").write_text("a link", "utf-8")
     dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)}
     assert [str(problem) for problem in check(roots=roots, **dataset).problems] == [
-        "link.png: is a link to where data sets may not lie"
+        "link.png: is a link to where datasets may not lie"
     ]
 
 
-def test_every_data_set_with_captions_is_among_these(digest: str) -> None:
+def test_every_dataset_with_captions_is_among_these(digest: str) -> None:
     schema = TypeAdapter(ImageCaptionDatasetConfig).json_schema()
     assert set(schema["discriminator"]["mapping"]) == {
         "ARCHIVE",

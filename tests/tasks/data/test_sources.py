@@ -14,8 +14,8 @@ from tasks.jobs.datasets import (
 )
 from tests.tasks.data.reading import list_local
 
-# Sources are listed without reading a picture, so any bytes do.
-PICTURE = b"a picture"
+# Sources are listed without reading an image, so any bytes do.
+IMAGE = b"an image"
 
 
 def listing_of(folder: Path) -> Listing:
@@ -38,27 +38,27 @@ def told(listing: Listing) -> list[str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A data set's folder, with a secret beside it."""
-    (tmp_path / "secret.png").write_bytes(PICTURE)
-    folder = tmp_path / "pictures"
+    """A dataset's folder, with a secret beside it."""
+    (tmp_path / "secret.png").write_bytes(IMAGE)
+    folder = tmp_path / "images"
     folder.mkdir()
     return folder
 
 
 def add(folder: Path, captions: Mapping[str, str | bytes | None]) -> None:
-    """Write pictures with their captions; None for a picture without one."""
+    """Write images with their captions; None for an image without one."""
     for name, caption in captions.items():
-        (folder / name).write_bytes(PICTURE)
+        (folder / name).write_bytes(IMAGE)
         if caption is not None:
             text = caption if isinstance(caption, bytes) else caption.encode()
             (folder / name).with_suffix(".txt").write_bytes(text)
 
 
-def test_a_folders_pictures_are_listed_by_name_with_their_captions_stripped(folder: Path) -> None:
+def test_a_folders_images_are_listed_by_name_with_their_captions_stripped(folder: Path) -> None:
     add(
         folder, {"b.png": "two\n", "a.JPG": "  one ", "c.webp": "dräi", "d.jpeg": "4", "e.bmp": "5"}
     )
-    (folder / "notes.md").write_text("not a picture")
+    (folder / "notes.md").write_text("not an image")
     (folder / "sub.png").mkdir()
     listing = listing_of(folder)
     assert [(item.name, item.caption) for item in listing.items] == [
@@ -76,9 +76,9 @@ def test_a_folders_pictures_are_listed_by_name_with_their_captions_stripped(fold
     ("caption", "problem"),
     [
         (None, "cat.png: has no caption; write it into cat.txt"),
-        (b"", "cat.png: has an empty caption; say what the picture shows"),
-        (b" \n\t", "cat.png: has an empty caption; say what the picture shows"),
-        (b"\xef\xbb\xbf", "cat.png: has an empty caption; say what the picture shows"),
+        (b"", "cat.png: has an empty caption; say what the image shows"),
+        (b" \n\t", "cat.png: has an empty caption; say what the image shows"),
+        (b"\xef\xbb\xbf", "cat.png: has an empty caption; say what the image shows"),
         ("café".encode("latin-1"), "cat.txt: cannot be read as UTF-8 text"),
         ("a cat".encode("utf-16"), "cat.txt: cannot be read as UTF-8 text"),
         (b"x" * (MOST_CAPTION_BYTES + 1), "cat.txt: is longer than 65536 bytes"),
@@ -100,13 +100,13 @@ def test_a_byte_order_mark_is_no_part_of_a_caption(folder: Path) -> None:
     assert item.caption == "a cat"
 
 
-def test_a_caption_of_no_picture_is_told_and_does_no_harm(folder: Path) -> None:
+def test_a_caption_of_no_image_is_told_and_does_no_harm(folder: Path) -> None:
     add(folder, {"cat.png": "a cat"})
     (folder / "dog.txt").write_text("a dog")
     listing = listing_of(folder)
     assert listing.problems == []
     assert [str(warning) for warning in listing.warnings] == [
-        "dog.txt: is the caption of no picture; it is not used"
+        "dog.txt: is the caption of no image; it is not used"
     ]
 
 
@@ -121,7 +121,7 @@ def test_every_fault_of_a_folder_is_told_at_once(folder: Path) -> None:
 
 def test_a_folder_that_is_missing_empty_or_a_file_is_refused(folder: Path) -> None:
     assert told(listing_of(folder)) == [
-        f"{folder}: holds no picture (.bmp, .jpeg, .jpg, .png, .webp)"
+        f"{folder}: holds no image (.bmp, .jpeg, .jpg, .png, .webp)"
     ]
     for path in (folder / "none", folder.parent / "secret.png"):
         assert told(listing_of(path)) == [f"{path}: there is no such folder on this worker"]
@@ -150,14 +150,14 @@ def test_a_jsonl_file_may_name_its_columns_and_begin_with_a_byte_order_mark(fold
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (line(image="../secret.png", text="x"), "outside the data set's folder"),
-        (line(image="sub/../../secret.png", text="x"), "outside the data set's folder"),
-        (line(image="/etc/passwd", text="x"), "outside the data set's folder"),
-        (line(image="link.png", text="x"), "outside the data set's folder"),
-        (line(image="linked/secret.png", text="x"), "outside the data set's folder"),
+        (line(image="../secret.png", text="x"), "outside the dataset's folder"),
+        (line(image="sub/../../secret.png", text="x"), "outside the dataset's folder"),
+        (line(image="/etc/passwd", text="x"), "outside the dataset's folder"),
+        (line(image="link.png", text="x"), "outside the dataset's folder"),
+        (line(image="linked/secret.png", text="x"), "outside the dataset's folder"),
         (line(image="a\0.png", text="x"), "which cannot be opened"),
-        (line(image="none.png", text="x"), "there is no picture none.png"),
-        (line(image="", text="x"), "there is no picture"),
+        (line(image="none.png", text="x"), "there is no image none.png"),
+        (line(image="", text="x"), "there is no image"),
         (line(image="x" * 5000, text="x"), "which cannot be opened"),
         (line(image="loop.png", text="x"), "which cannot be opened"),
         (line(image="a\ud800.png", text="x"), "has half a character"),
@@ -208,7 +208,7 @@ def test_a_link_inside_the_folder_is_followed(folder: Path) -> None:
 @pytest.mark.parametrize("text", ["", "\n \n"])
 def test_a_jsonl_file_without_rows_is_refused(folder: Path, text: str) -> None:
     [message] = told(jsonl_listing(folder, text))
-    assert "holds no picture" in message
+    assert "holds no image" in message
 
 
 def test_a_jsonl_file_that_cannot_be_read_is_refused(folder: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_path_that_no_file_can_have_is_told(path: str) -> None:
 
 def test_a_file_name_that_is_not_utf_8_is_told(folder: Path) -> None:
     add(folder, {"a.png": "one"})
-    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(PICTURE)
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(IMAGE)
     listing = listing_of(folder)
     assert [item.name for item in listing.items] == ["a.png"]
     assert told(listing) == ["caf\ufffd.png: has a name that is not UTF-8; rename it"]

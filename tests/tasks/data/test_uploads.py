@@ -27,7 +27,7 @@ def listed(tmp_path: Path, uploads: StoredUploads | None, archive: str, **more: 
 def put(store: Store, tmp_path: Path) -> tuple[str, str]:
     path = tmp_path / "a.zip"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("cat.png", b"a picture")
+        archive.writestr("cat.png", b"an image")
         archive.writestr("cat.txt", b"a cat")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     upload_id = "0123456789abcdef" * 2

@@ -9,10 +9,10 @@ from PIL import Image
 from tasks.data.ingest import ingest
 from tasks.data.tokens import TokenLimit
 from tasks.data.validation import Report
-from tasks.dataset import DataSet, data_set_of
+from tasks.dataset import Dataset, dataset_of
 from tasks.errors import DatasetError
 from tasks.jobs.job import parse_job
-from tasks.store import Store, data_set_key, image_key
+from tasks.store import Store, dataset_key, image_key
 from tests.tasks.data.reading import check_local
 from tests.tasks.jobs.test_flux_lora import with_values
 
@@ -21,8 +21,8 @@ Check = Callable[..., Report]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures that nothing is wrong with."""
-    folder = tmp_path / "pictures"
+    """Three images that nothing is wrong with."""
+    folder = tmp_path / "images"
     folder.mkdir()
     for name, color in (("a.png", "red"), ("b.jpg", "green"), ("c.webp", "blue")):
         Image.new("RGB", (512, 512), color).save(folder / name)
@@ -64,7 +64,7 @@ def test_every_fault_is_told_at_once_by_its_file(folder: Path) -> None:
     (folder / "a.txt").unlink()
     (folder / "b.txt").write_text("  \n", "utf-8")
     (folder / "c.txt").write_bytes(b"caf\xe9")
-    (folder / "d.png").write_bytes(b"not a picture")
+    (folder / "d.png").write_bytes(b"not an image")
     (folder / "d.txt").write_text("d", "utf-8")
     report = check_folder(folder)
     assert len(told(report)) == 4
@@ -72,7 +72,7 @@ def test_every_fault_is_told_at_once_by_its_file(folder: Path) -> None:
         "a.png: has no caption; write it into a.txt",
         "b.jpg: has an empty caption",
         "c.txt: cannot be read as UTF-8 text",
-        "d.png: is no JPEG, PNG, WEBP, BMP picture",
+        "d.png: is no JPEG, PNG, WEBP, BMP image",
     ):
         assert any(part in line for line in told(report)), part
 
@@ -82,11 +82,11 @@ def test_a_caption_may_start_with_a_byte_order_mark(folder: Path) -> None:
     assert check_folder(folder).samples[0].caption == "a red field"
 
 
-def test_a_caption_without_a_picture_is_only_warned_of(folder: Path) -> None:
+def test_a_caption_without_an_image_is_only_warned_of(folder: Path) -> None:
     (folder / "z.txt").write_text("nothing", "utf-8")
     report = check_folder(folder)
     assert told(report) == []
-    assert warned(report) == ["z.txt: is the caption of no picture; it is not used"]
+    assert warned(report) == ["z.txt: is the caption of no image; it is not used"]
 
 
 def test_an_overlong_caption_is_refused(folder: Path) -> None:
@@ -97,7 +97,7 @@ def test_an_overlong_caption_is_refused(folder: Path) -> None:
 def test_missing_and_empty_folders_are_told(tmp_path: Path) -> None:
     assert "there is no such folder" in told(check_folder(tmp_path / "nowhere"))[0]
     (tmp_path / "empty").mkdir()
-    assert "holds no picture" in told(check_folder(tmp_path / "empty"))[0]
+    assert "holds no image" in told(check_folder(tmp_path / "empty"))[0]
 
 
 def test_what_is_not_as_meant_is_warned_of(folder: Path) -> None:
@@ -113,8 +113,8 @@ def test_what_is_not_as_meant_is_warned_of(folder: Path) -> None:
         "small.png: is 64x64, smaller than 512x512; it is enlarged",
         "wide.png: keeps 15% of its 4000x600 when cut to 512x512",
         "clear.png: is partly transparent",
-        "a.png: is the same picture as twin.png",
-        "7 pictures are less than train_batch_size (8)",
+        "a.png: is the same image as twin.png",
+        "7 images are less than train_batch_size (8)",
     ):
         assert any(part in line for line in warned(report)), part
 
@@ -138,13 +138,13 @@ def test_what_is_lost_on_the_way_to_rgb_is_warned_of_by_the_files_name(folder: P
         "cmyk.jpg: is CMYK",
         "deep.png: has 16 bits a pixel",
         "few.png: has no more than 256 colors",
-        "moving.webp: is animated; of its 2 pictures the first is used",
-        "lying.png: is a JPEG picture; it is read as one; rename it",
+        "moving.webp: is animated; of its 2 images the first is used",
+        "lying.png: is a JPEG image; it is read as one; rename it",
     ):
         assert any(part in line for line in warned(report)), part
 
 
-def test_pictures_that_look_the_same_are_warned_of(folder: Path) -> None:
+def test_images_that_look_the_same_are_warned_of(folder: Path) -> None:
     gradient = Image.radial_gradient("L").convert("RGB")
     save(folder, "one.png", gradient.resize((600, 600)))
     save(folder, "other.jpg", gradient.resize((512, 512)), quality=70)
@@ -154,13 +154,13 @@ def test_pictures_that_look_the_same_are_warned_of(folder: Path) -> None:
     )
 
 
-def test_sizes_with_fewer_pictures_than_a_batch_are_told(folder: Path) -> None:
+def test_sizes_with_fewer_images_than_a_batch_are_told(folder: Path) -> None:
     Image.new("RGB", (512, 1024), "white").save(folder / "tall.png")
     (folder / "tall.txt").write_text("tall", "utf-8")
     buckets = {"target_resolution": 512, "start_dim": 256, "end_dim": 1024, "divisible_by": 64}
     report = check_folder(folder, train_batch_size=2, data_loader__aspect_ratio_buckets=buckets)
     [warning] = warned(report)
-    assert "1 of 2 sizes have fewer pictures than train_batch_size (2)" in warning
+    assert "1 of 2 sizes have fewer images than train_batch_size (2)" in warning
     assert report.document()["buckets"] == {"320x704": 1, "512x512": 3}
 
 
@@ -188,7 +188,7 @@ def test_the_report_for_programs_tells_severity_file_problem_and_remedy(folder: 
     (folder / "a.txt").unlink()
     (folder / "z.txt").write_text("nothing", "utf-8")
     assert check_folder(folder).document() == {
-        "pictures": 2,
+        "images": 2,
         "buckets": {"512x512": 2},
         "findings": [
             {
@@ -200,14 +200,14 @@ def test_the_report_for_programs_tells_severity_file_problem_and_remedy(folder: 
             {
                 "severity": "warning",
                 "file": "z.txt",
-                "message": "is the caption of no picture; it is not used",
+                "message": "is the caption of no image; it is not used",
                 "remedy": "",
             },
         ],
     }
 
 
-def test_a_jsonl_names_pictures_and_captions_by_its_columns(folder: Path) -> None:
+def test_a_jsonl_names_images_and_captions_by_its_columns(folder: Path) -> None:
     report = check_jsonl(
         folder / "data.jsonl",
         {"file": "a.png", "says": "red"},
@@ -248,16 +248,16 @@ def store(tmp_path: Path) -> Store:
     return Store((tmp_path / "store").as_uri())
 
 
-def test_the_store_holds_pictures_and_samples_by_their_digests(folder: Path, store: Store) -> None:
+def test_the_store_holds_images_and_samples_by_their_digests(folder: Path, store: Store) -> None:
     report = check_folder(folder)
-    data_set = ingest(report, store)
-    assert DataSet.model_validate_json(store.get(data_set_key(data_set.digest))) == data_set
-    by_source = {sample.source: sample for sample in data_set.samples}
+    dataset = ingest(report, store)
+    assert Dataset.model_validate_json(store.get(dataset_key(dataset.digest))) == dataset
+    by_source = {sample.source: sample for sample in dataset.samples}
     for name in ("a.png", "b.jpg", "c.webp"):
         assert store.get(image_key(by_source[name].image)) == (folder / name).read_bytes()
 
 
-def test_the_digest_is_that_of_pictures_and_captions_wherever_they_came_from(
+def test_the_digest_is_that_of_images_and_captions_wherever_they_came_from(
     folder: Path, store: Store, tmp_path: Path
 ) -> None:
     digest = ingest(check_folder(folder), store).digest
@@ -269,12 +269,12 @@ def test_the_digest_is_that_of_pictures_and_captions_wherever_they_came_from(
         caption = (folder / name).with_suffix(".txt").read_text("utf-8").strip()
         rows.append({"image": f"{number}.bmp", "text": caption})
     moved = check_jsonl(other / "list.jsonl", *rows)
-    assert data_set_of(moved.samples).digest == digest
+    assert dataset_of(moved.samples).digest == digest
     (folder / "a.txt").write_text("another caption", "utf-8")
-    assert data_set_of(check_folder(folder).samples).digest != digest
+    assert dataset_of(check_folder(folder).samples).digest != digest
 
 
-def test_a_picture_that_changes_after_its_check_is_told(folder: Path, store: Store) -> None:
+def test_an_image_that_changes_after_its_check_is_told(folder: Path, store: Store) -> None:
     report = check_folder(folder)
     Image.new("RGB", (512, 512), "black").save(folder / "a.png")
     with pytest.raises(DatasetError, match=r"a\.png: changed while it was checked"):
@@ -304,7 +304,7 @@ def dreambooth(instance: Path, others: Path | None = None) -> Any:
     return sdxl(loader)
 
 
-def test_a_folder_of_pictures_alone_needs_no_captions(folder: Path) -> None:
+def test_a_folder_of_images_alone_needs_no_captions(folder: Path) -> None:
     for caption in folder.glob("*.txt"):
         caption.unlink()
     report = check_local(dreambooth(folder))
@@ -317,7 +317,7 @@ def test_the_smaller_of_two_sets_is_repeated_evenly(folder: Path, tmp_path: Path
     others.mkdir()
     for number in range(7):
         Image.new("RGB", (512, 512), (number, 9, 9)).save(others / f"{number}.png")
-    (others / "broken.png").write_bytes(b"no picture")
+    (others / "broken.png").write_bytes(b"no image")
     report = check_local(dreambooth(folder, others))
     # With two folders, a fault says in which.
     assert told(report)[0].startswith("others/broken.png: ")
@@ -388,10 +388,10 @@ def test_a_mask_is_stored_by_its_grey_pixels(folder: Path, tmp_path: Path) -> No
         (lambda f: Image.new("L", (512, 511), 9).save(f / "mask.png"), "of another size: 512x511"),
         (lambda f: Image.new("L", (512, 512), 0).save(f / "mask.png"), "is all black"),
         (lambda f: (f / "mask.png").write_bytes(b"none"), "mask.png, that is no JPEG"),
-        (lambda f: None, "there is no picture mask.png"),
+        (lambda f: None, "there is no image mask.png"),
     ],
 )
-def test_a_mask_that_cannot_be_used_is_told_by_its_picture(
+def test_a_mask_that_cannot_be_used_is_told_by_its_image(
     folder: Path, make: Callable[[Path], Any], said: str
 ) -> None:
     make(folder)

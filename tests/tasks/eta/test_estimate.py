@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from routing.classes import MemoryClass
 from tasks.eta.estimate import (
-    NO_PICTURES,
+    NO_IMAGES,
     NO_RUN,
     TAKES_LONGER,
     Forecast,
@@ -19,7 +19,7 @@ from tasks.eta.estimate import (
     units_of,
 )
 from tasks.eta.history import RunHistory, RunSample, work_of
-from tasks.events import DataSetChecked, Note, Progress
+from tasks.events import DatasetChecked, Note, Progress
 from tasks.jobs.job import parse_job
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.state.record import JobRecord, JobStatus
@@ -40,7 +40,7 @@ def job_of(document: dict[str, Any], **options: Any) -> PipelineConfig:
 
 
 def learned_of(training: PipelineConfig) -> RunHistory:
-    """0.1 s a picture, 1 s an entry after 20 s, 2 s a step after 40 s, 5 s to publish."""
+    """0.1 s an image, 1 s an entry after 20 s, 2 s a step after 40 s, 5 s to publish."""
     units = {"prepare": (0.1, 0), "cache": (1, 20), "train": (2, 40), "publish": (5, 0)}
     runs = {}
     for stage, (unit_s, rest_s) in units.items():
@@ -95,7 +95,7 @@ def test_what_nobody_knows_is_told_and_no_total_is_invented(
     training: PipelineConfig, learned: RunHistory
 ) -> None:
     unseen = forecast(training, "gpu.40gb", learned)
-    assert [stage.unknown for stage in unseen.stages] == [NO_PICTURES, NO_PICTURES, None, None]
+    assert [stage.unknown for stage in unseen.stages] == [NO_IMAGES, NO_IMAGES, None, None]
     assert unseen.total_s is None
     assert unseen.at_least_s == 2 + 60 + 60 + 240 + 2 + 5
     assert unseen.unknown == ["prepare", "cache"]
@@ -212,8 +212,8 @@ def test_nobody_knows_when_a_paused_job_ends_and_an_ended_one_has(
     assert expected_end(over, learned, at(9000)) == at(2200)
 
 
-def test_events_tell_the_pictures_and_the_newest_progress() -> None:
-    checked = DataSetChecked(pictures=7, errors=0, warnings=0, report_key="r")
+def test_events_tell_the_images_and_the_newest_progress() -> None:
+    checked = DatasetChecked(images=7, errors=0, warnings=0, report_key="r")
     first, second = (Progress(stage="train", done=n, total=9, unit="steps") for n in (1, 2))
     told = told_by([checked, first, Note(level="info", message=""), second])
     assert told == JobProgress(sizes=(7,), progress=second)
@@ -237,7 +237,7 @@ def test_no_time_left_is_ever_negative_and_a_total_has_all_its_parts(
     per_second: float | None,
     known: bool,
 ) -> None:
-    loader = {"dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"}}
+    loader = {"dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/images"}}
     document = {"preset": "flux_lora_1x40gb", "training": {"model": "m", "data_loader": loader}}
     record = record_with(
         document,

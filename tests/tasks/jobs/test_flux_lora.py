@@ -79,7 +79,7 @@ GOOD: dict[str, Any] = {
         "weight_dtype": "bfloat16",
         "data_loader": {
             "type": "IMAGE_CAPTION_FLUX_DATA_LOADER",
-            "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"},
+            "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/images"},
         },
     }
 }
@@ -237,7 +237,7 @@ def test_warnings_tell_what_is_likely_not_meant() -> None:
     assert parse_job(quiet).training.warnings() == []
 
 
-JSONL = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": "/pictures.jsonl"}
+JSONL = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": "/images.jsonl"}
 
 
 @pytest.mark.parametrize(

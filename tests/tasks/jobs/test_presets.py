@@ -20,20 +20,20 @@ from tasks.jobs.presets import (
     preset_names,
 )
 
-DATA_SET = {"dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"}}
+DATASET = {"dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/images"}}
 
 
 # What a preset of textual inversion leaves to the job.
 NEW_WORD = {
     "placeholder_token": "<lamp>",
     "initializer_token": "lamp",
-    "data_loader": {**DATA_SET, "caption_preset": "object"},
+    "data_loader": {**DATASET, "caption_preset": "object"},
 }
 PRODIGY = {"optimizer_type": "Prodigy"}
 
 
 def job_of(name: str, **training: Any) -> TrainingJob:
-    needed = NEW_WORD if "textual_inversion" in name else {"data_loader": DATA_SET}
+    needed = NEW_WORD if "textual_inversion" in name else {"data_loader": DATASET}
     return parse_job({"preset": name, "training": {**needed, **training}})
 
 
@@ -136,7 +136,7 @@ def test_a_presets_optimizer_settings_and_rates_are_not_put_on_another_optimizer
     assert training.optimizer.model_fields_set == {"optimizer_type"}
     assert set(training.learning_rates().values()) == {training.optimizer.learning_rate}
     config = get_flux_lora_config(
-        learning_rate=1e-4, optimizer={"optimizer_type": kind}, data_loader=DATA_SET
+        learning_rate=1e-4, optimizer={"optimizer_type": kind}, data_loader=DATASET
     )
     flux = flux_of({"training": config})
     assert flux.learning_rates() == {"transformer": flux.optimizer.learning_rate}
@@ -165,14 +165,14 @@ def test_an_unknown_preset_is_told_together_with_all_else_that_is_wrong() -> Non
         parse_job(
             {
                 "preset": "huge",
-                "training": {"type": "FLUX_LORA", "lora_rank_dim": 0, "data_loader": DATA_SET},
+                "training": {"type": "FLUX_LORA", "lora_rank_dim": 0, "data_loader": DATASET},
             }
         )
 
 
 @pytest.mark.parametrize("resolution", [512, 528, 576, 640, 768, 1024])
 def test_the_config_function_gives_configs_that_validate(resolution: int) -> None:
-    config = get_flux_lora_config(resolution=resolution, data_loader=DATA_SET)
+    config = get_flux_lora_config(resolution=resolution, data_loader=DATASET)
     training = flux_of({"training": config})
     assert training.data_loader.resolution == resolution
     assert training.learning_rates() == {"transformer": 1e-4}
@@ -181,7 +181,7 @@ def test_the_config_function_gives_configs_that_validate(resolution: int) -> Non
 
 
 def test_the_config_function_takes_any_further_option() -> None:
-    config = get_flux_lora_config(lora_scale=0.5, data_loader={**DATA_SET, "random_flip": True})
+    config = get_flux_lora_config(lora_scale=0.5, data_loader={**DATASET, "random_flip": True})
     training = flux_of({"training": config})
     assert training.lora_scale == 0.5
     assert training.data_loader.random_flip
@@ -189,7 +189,7 @@ def test_the_config_function_takes_any_further_option() -> None:
 
 def test_the_config_function_leaves_a_resolution_that_cannot_be_to_validation() -> None:
     with pytest.raises(InvalidJobError, match="570 is not divisible by 16"):
-        parse_job({"training": get_flux_lora_config(resolution=570, data_loader=DATA_SET)})
+        parse_job({"training": get_flux_lora_config(resolution=570, data_loader=DATASET)})
 
 
 @pytest.mark.parametrize("training_type", TrainingType)
@@ -197,7 +197,7 @@ def test_every_types_config_function_gives_a_config_of_it_that_validates(
     training_type: TrainingType,
 ) -> None:
     make = SUPPORTED_TRAINING_TYPES[training_type]
-    needed = NEW_WORD if "INVERSION" in training_type else {"data_loader": DATA_SET}
+    needed = NEW_WORD if "INVERSION" in training_type else {"data_loader": DATASET}
     config = make(resolution=576, batch_size=2, learning_rate=3e-4, max_train_steps=8, **needed)
     training = parse_job({"training": config}).training
     assert training.type == training_type

@@ -15,10 +15,10 @@ from tasks.jobs.presets import preset_names
 from tests.routing.shapes import CONSTANTS
 
 FLUX_PRESETS = [name for name in preset_names() if name.startswith("flux")]
-DATA_SET = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"}
+DATASET = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/images"}
 LOADER = st.fixed_dictionaries(
     {
-        "dataset": st.just(DATA_SET),
+        "dataset": st.just(DATASET),
         "resolution": st.sampled_from([256, 512, 768, 1024, [512, 1024]]),
         "aspect_ratio_buckets": st.none(),
     },
@@ -95,10 +95,10 @@ def test_no_tenant_and_no_priority_moves_a_job(
 def test_no_calibration_moves_a_preset_below_its_types_floor_or_where_it_does_not_fit(
     name: str, constants: MemoryModel
 ) -> None:
-    training: dict[str, Any] = {"data_loader": {"dataset": DATA_SET}}
+    training: dict[str, Any] = {"data_loader": {"dataset": DATASET}}
     if "inversion" in name:
         word = {"placeholder_token": "<cat>", "initializer_token": "cat"}
-        loader = {"dataset": {**DATA_SET, "type": "IMAGE_DIR_DATASET"}, "caption_preset": "object"}
+        loader = {"dataset": {**DATASET, "type": "IMAGE_DIR_DATASET"}, "caption_preset": "object"}
         training = {**word, "data_loader": loader}
     job = parse_job({"preset": name, "training": training})
     try:

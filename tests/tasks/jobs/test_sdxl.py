@@ -105,9 +105,9 @@ INVOKE_LOADER: dict[str, Any] = {
     "dataloader_num_workers": 0,
 }
 
-FOLDER = {"type": "IMAGE_DIR_DATASET", "dataset_dir": "/pictures"}
-CAPTIONS = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"}
-JSONL = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": "/pictures.jsonl"}
+FOLDER = {"type": "IMAGE_DIR_DATASET", "dataset_dir": "/images"}
+CAPTIONS = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/images"}
+JSONL = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": "/images.jsonl"}
 IMAGE_CAPTION = {"type": "IMAGE_CAPTION_SD_DATA_LOADER", "dataset": CAPTIONS}
 DREAMBOOTH = {
     "type": "DREAMBOOTH_SD_DATA_LOADER",
@@ -281,7 +281,7 @@ def test_a_job_survives_its_way_through_json_and_has_a_route(training: dict[str,
         (FINETUNE, {"use_ema": True, "ema_decay": 0.99}),
         (FINETUNE, {"use_masks": True, "data_loader__dataset": {**JSONL, "mask_column": "m"}}),
         (FINETUNE, {"save_checkpoint_format": "single_file", "cache_text_encoder_outputs": True}),
-        (TEXTUAL_INVERSION, {"data_loader__dataset": {"dataset_dir": "/pictures"}}),
+        (TEXTUAL_INVERSION, {"data_loader__dataset": {"dataset_dir": "/images"}}),
         (TEXTUAL_INVERSION, {"initializer_token": None, "initial_phrase": "a red lamp"}),
         (
             TEXTUAL_INVERSION,

@@ -8,7 +8,7 @@ from tasks.jobs.job import parse_job
 from tasks.jobs.presets import ALIASES, preset
 from tasks.schemas.form import INTERFACES, memory_presets, table
 
-DATA_SET = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"}
+DATASET = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/images"}
 VALUES: dict[str, Any] = {
     "baseModel": "some/model",
     "batchSize": 2,
@@ -52,7 +52,7 @@ def filled_in(training_type: str, values: dict[str, Any]) -> dict[str, Any]:
         for target in table()[training_type]["fields"].get(name, ()):
             times = target.get("times")
             put(training, target["path"], value if times is None else math.ceil(value * times))
-    put(training, "data_loader.dataset", DATA_SET)
+    put(training, "data_loader.dataset", DATASET)
     return training
 
 
@@ -93,7 +93,7 @@ def test_what_the_form_shows_of_a_preset_is_what_the_preset_does(name: str) -> N
         "gradientCheckpointing",
         "cacheVaeOutputs",
     }
-    document = {"preset": name, "training": {"data_loader": {"dataset": DATA_SET}}}
+    document = {"preset": name, "training": {"data_loader": {"dataset": DATASET}}}
     job = parse_job(document).model_dump(mode="json")["training"]
     for field, value in shown.items():
         assert (

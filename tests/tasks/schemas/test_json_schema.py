@@ -18,7 +18,7 @@ from tests.tasks.jobs.test_flux_lora import with_values
 
 FOLDER = Path(__file__).parents[3] / "deploy" / "contract"
 BY_HAND = {"README.md", "example_backend.py"}
-DATA_SET = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"}
+DATASET = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/images"}
 ARTIFACT = events.Artifact(name="a", key="k", sha256="0" * 64, size=1)
 
 
@@ -67,7 +67,7 @@ def test_an_error_over_the_wire_is_as_its_schema_says() -> None:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_a_job_of_a_preset_and_what_becomes_of_it_are_both_jobs(name: str) -> None:
-    training: dict[str, Any] = {"data_loader": {"dataset": DATA_SET}}
+    training: dict[str, Any] = {"data_loader": {"dataset": DATASET}}
     if "textual" in name:
         training |= {"placeholder_token": "<cat>", "initializer_token": "cat"}
         training["data_loader"]["caption_preset"] = "object"
@@ -103,7 +103,7 @@ def test_every_event_is_as_its_schema_says() -> None:
         events.StageStarted(stage="train", attempt=1, queue="q", worker="w"),
         events.StageFinished(stage="train", attempt=1, seconds=1.5, summary="s"),
         events.Progress(stage="train", done=1, total=2, unit="steps"),
-        events.DataSetChecked(pictures=1, errors=0, warnings=2, report_key="k"),
+        events.DatasetChecked(images=1, errors=0, warnings=2, report_key="k"),
         events.CheckpointSaved(step=1, state_key="k", weights=ARTIFACT),
         events.ValidationImages(step=1, images=(ARTIFACT,)),
         events.Note(level="info", message="m"),

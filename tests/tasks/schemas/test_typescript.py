@@ -8,7 +8,7 @@ import pytest
 
 from tasks.jobs.job import parse_job
 from tasks.schemas.typescript import typescript_file
-from tests.tasks.schemas.test_form import DATA_SET, VALUES, filled_in
+from tests.tasks.schemas.test_form import DATASET, VALUES, filled_in
 
 USE = """
 import {
@@ -26,7 +26,7 @@ const form: TrainingForm = {
     learningRate: 3e-5, loraRank: 16,
   },
   advanced: { lrScheduler: "cosine", timestepSampler: "shift", cacheVaeOutputs: true },
-  dataset: { type: "IMAGE_CAPTION_DIR_DATASET", dataset_dir: "/pictures" },
+  dataset: { type: "IMAGE_CAPTION_DIR_DATASET", dataset_dir: "/images" },
   training: { optimizer: { optimizer_type: "AdamW", weight_decay: 0.5 } },
 };
 console.log(JSON.stringify(toTrainingJob(form)));
@@ -47,7 +47,7 @@ const whole: TrainingJob = {
   },
 };
 const partly: PresetJob = {
-  preset: "flux_lora_1x40gb", training: { data_loader: { dataset: { dataset_dir: "/pictures" } } },
+  preset: "flux_lora_1x40gb", training: { data_loader: { dataset: { dataset_dir: "/images" } } },
 };
 export function shown(event: JobEvent): string {
   switch (event.kind) {
@@ -96,6 +96,6 @@ def test_the_types_compile_and_make_the_jobs_that_the_table_says(tmp_path: Path)
     values = {name: VALUES[name] for name in (*names, "timestepSampler", "cacheVaeOutputs")}
     training = filled_in("FLUX_LORA", {**values, "resolution": 1024, "batchSize": 2})
     training["optimizer"] |= {"optimizer_type": "AdamW", "weight_decay": 0.5}
-    assert training["data_loader"]["dataset"] == DATA_SET
+    assert training["data_loader"]["dataset"] == DATASET
     assert made == {"name": "my-cat", "preset": "flux_1x40gb", "training": training}
     assert parse_job(made).training.gradient_accumulation_steps == 2

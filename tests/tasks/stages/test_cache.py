@@ -15,7 +15,7 @@ from tasks.cache.eviction import drop_damaged
 from tasks.cache.index import CacheRegistry, owner_of
 from tasks.cache.plan import CacheIndex, CachePlan
 from tasks.data.read_policy import ReadPolicy
-from tasks.dataset import DataSet, Sample, data_set_of
+from tasks.dataset import Dataset, Sample, dataset_of
 from tasks.eta.rate_meter import WorkDone
 from tasks.events import EncoderDigests
 from tasks.jobs.job import parse_job
@@ -26,7 +26,7 @@ from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import TrainerInterrupted, WorkerContext
 from tasks.state.job_store import JobState
 from tasks.state.record import NEXT_QUEUE
-from tasks.store import Store, cache_index_key, data_set_key
+from tasks.store import Store, cache_index_key, dataset_key
 from tests.tasks.cache.pack_files import put_pack
 from tests.waiting import wait_until
 
@@ -93,21 +93,21 @@ def document(job_document: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     return job_document
 
 
-def data_set(count: int, edited: int | None = None) -> DataSet:
-    return data_set_of(
+def dataset(count: int, edited: int | None = None) -> Dataset:
+    return dataset_of(
         Sample(
             image=f"{number}{'*' if number == edited else ''}",
             width=512,
             height=512,
-            caption=f"picture {number}",
+            caption=f"image {number}",
             source=f"{number}.png",
         )
         for number in range(count)
     )
 
 
-def put(store: Store, found: DataSet) -> str:
-    key = data_set_key(found.digest)
+def put(store: Store, found: Dataset) -> str:
+    key = dataset_key(found.digest)
     store.put(key, found.model_dump_json().encode())
     return key
 
@@ -121,13 +121,13 @@ class Job:
         registry: CacheRegistry,
         store: Store,
         document: dict[str, Any],
-        pictures: DataSet,
+        images: Dataset,
         refs: dict[str, str],
     ) -> None:
         self.state, self.registry, self.store = state, registry, store
         self.id = admit(document, state, "result")[0]
-        key = put(store, pictures)
-        body = lambda _: StageResult("left", {"data_set": key, **refs})  # noqa: E731
+        key = put(store, images)
+        body = lambda _: StageResult("left", {"dataset": key, **refs})  # noqa: E731
         runtime = self.runtime(Encoder(store))
         run_stage("prepare", body, self.id, Delivery("cpu", "t"), runtime, lambda: False)
 
@@ -164,7 +164,7 @@ def job_of(
         **training: Any,
     ) -> Job:
         changed = {**document, "training": {**document["training"], **training}}
-        return Job(state, registry, store, changed, data_set(count, edited), refs)
+        return Job(state, registry, store, changed, dataset(count, edited), refs)
 
     return make
 
@@ -194,7 +194,7 @@ def test_what_was_encoded_tells_what_an_entry_takes(
     assert made.unit_s is not None
 
 
-def test_an_edited_picture_is_one_picture(job_of: Callable[..., Job], store: Store) -> None:
+def test_an_edited_image_is_one_image(job_of: Callable[..., Job], store: Store) -> None:
     job_of().cache(Encoder(store))
     summary = job_of(edited=7).cache(Encoder(store))
     assert summary == "1 images and 0 captions encoded, 19 and 21 reused"
@@ -248,7 +248,7 @@ def test_claims_of_a_killed_job_end_by_themselves(
     job_of: Callable[..., Job], store: Store, registry: CacheRegistry
 ) -> None:
     job = job_of()
-    plan = CachePlan(job.state.get(job.id).job.training, data_set(20), ENCODERS)
+    plan = CachePlan(job.state.get(job.id).job.training, dataset(20), ENCODERS)
     assert len(registry.claim(plan.digests, owner_of("killed", 1), 1000)) == 41
     assert registry.claim(plan.digests, owner_of(job.id, 1), 1000) == []
     job.cache(Encoder(store))
@@ -326,9 +326,9 @@ def test_what_is_cached_is_known_without_the_encoders(
 ) -> None:
     job = job_of(10)
     config, runtime = parse_job(document).training, job.runtime(Encoder(store))
-    assert not is_cached(runtime, config, data_set(10))
+    assert not is_cached(runtime, config, dataset(10))
     job.cache(Encoder(store))
-    assert is_cached(runtime, config, data_set(10))
-    assert not is_cached(runtime, config, data_set(11))
+    assert is_cached(runtime, config, dataset(10))
+    assert not is_cached(runtime, config, dataset(11))
     Path(document["training"]["model"], "weights").write_bytes(b"others")
-    assert not is_cached(runtime, config, data_set(10))
+    assert not is_cached(runtime, config, dataset(10))

@@ -17,7 +17,7 @@ from tasks.cache.index import CacheRegistry
 from tasks.cache.packs import verify_pack
 from tasks.cache.plan import CacheIndex
 from tasks.data.read_policy import ReadPolicy
-from tasks.dataset import Sample, data_set_of
+from tasks.dataset import Sample, dataset_of
 from tasks.events import CacheDone, EncoderDigests, Event, TrainDone
 from tasks.stages.cache import cache
 from tasks.stages.runner import Delivery, StageResult, run_stage
@@ -25,7 +25,7 @@ from tasks.stages.submit import admit
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import WorkerContext
 from tasks.state.job_store import JobState, connect
-from tasks.store import PACKS, Store, cache_index_key, data_set_key
+from tasks.store import PACKS, Store, cache_index_key, dataset_key
 from tests.tasks.cache.pack_files import put_pack
 
 ENCODERS = EncoderDigests(text="t" * 64, vae="v" * 64)
@@ -94,16 +94,16 @@ def test_twenty_kills_leave_no_damaged_pack_and_encode_no_more_than_the_batches_
     job_document["training"] |= {"cache_vae_outputs": True, "cache_text_encoder_outputs": True}
     runtime = runtime_of(broker_url, tmp_path)
     job_id = admit(job_document, runtime.state, "result")[0]
-    data_set = data_set_of(
-        Sample(image=f"{n:04}", width=512, height=512, caption=f"picture {n}", source=f"{n}.png")
+    dataset = dataset_of(
+        Sample(image=f"{n:04}", width=512, height=512, caption=f"image {n}", source=f"{n}.png")
         for n in range(600)
     )
-    key = data_set_key(data_set.digest)
-    runtime.store.put(key, data_set.model_dump_json().encode())
+    key = dataset_key(dataset.digest)
+    runtime.store.put(key, dataset.model_dump_json().encode())
     prepared = Delivery(queue="cpu", tag="t")
     run_stage(
         "prepare",
-        lambda _: StageResult("left", {"data_set": key}),
+        lambda _: StageResult("left", {"dataset": key}),
         job_id,
         prepared,
         runtime,

@@ -13,7 +13,7 @@ from routing.classes import MemoryClass
 from tasks import events
 from tasks.cache.index import CacheRegistry
 from tasks.data.read_policy import ReadPolicy
-from tasks.dataset import data_set_of
+from tasks.dataset import dataset_of
 from tasks.errors import CancelledJobError, ErrorCode, JobError, StoreError, TrainerError
 from tasks.stages import event_buffer as outbox
 from tasks.stages.cache import cache
@@ -35,7 +35,7 @@ from tasks.stages.worker_context import Backoff, TrainerInterrupted, WorkerConte
 from tasks.state.control import JobControl
 from tasks.state.job_store import JobState
 from tasks.state.record import JobStatus, queue_of
-from tasks.store import Store, data_set_key
+from tasks.store import Store, dataset_key
 
 CACHES = ("cache_text_encoder_outputs", "cache_vae_outputs")
 
@@ -120,10 +120,10 @@ def leave(**refs: str) -> StageBody:
     return lambda context: StageResult("left", refs)
 
 
-def empty_data_set(store: Store) -> str:
-    data_set = data_set_of([])
-    store.put(data_set_key(data_set.digest), data_set.model_dump_json().encode())
-    return data_set_key(data_set.digest)
+def empty_dataset(store: Store) -> str:
+    dataset = dataset_of([])
+    store.put(dataset_key(dataset.digest), dataset.model_dump_json().encode())
+    return dataset_key(dataset.digest)
 
 
 def saved(store: Store, step: int) -> events.CheckpointSaved:
@@ -143,7 +143,7 @@ def test_a_job_goes_through_its_stages_and_ends_published(
     checkpoints = [saved(store, 10), saved(store, 20)]
     run_stage(
         "prepare",
-        leave(data_set=empty_data_set(store)),
+        leave(dataset=empty_dataset(store)),
         job_id,
         runtime_with(state, store, tmp_path, ScriptedTrainer()),
     )
@@ -175,7 +175,7 @@ def test_a_run_that_took_more_memory_than_estimated_is_told(
     estimated = state.get(job_id).estimate.needed_bytes
     peak = int(over * estimated)
     trained = TRAINED.model_copy(update={"peak_memory_bytes": peak})
-    refs = leave(data_set=empty_data_set(store))
+    refs = leave(dataset=empty_dataset(store))
     for stage, body, trainer in (
         ("prepare", refs, ScriptedTrainer()),
         ("cache", cache, ScriptedTrainer()),
@@ -192,7 +192,7 @@ def test_a_run_that_took_more_memory_than_estimated_is_told(
 def test_a_train_stage_that_begins_again_goes_on_from_the_newest_checkpoint(
     state: JobState, store: Store, tmp_path: Path, job_id: str
 ) -> None:
-    refs = leave(data_set=empty_data_set(store))
+    refs = leave(dataset=empty_dataset(store))
     run_stage("prepare", refs, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
     run_stage("cache", cache, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
     interrupted = ScriptedTrainer(saved(store, 10), ends=TrainerInterrupted())
@@ -211,7 +211,7 @@ def test_old_checkpoints_are_removed_only_after_a_newer_one_is_recorded(
     changes = {"max_checkpoints": 1, **dict.fromkeys(CACHES, False)}
     job_document["training"] |= changes
     job_id = admit(job_document, state, "result")[0]
-    refs = leave(data_set=empty_data_set(store))
+    refs = leave(dataset=empty_dataset(store))
     run_stage("prepare", refs, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
     run_stage("cache", cache, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
     trainer = ScriptedTrainer(saved(store, 10), saved(store, 20), TRAINED)
@@ -223,7 +223,7 @@ def test_a_failing_stage_fails_the_job_with_its_own_words(
     state: JobState, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     def broken(context: StageContext) -> StageResult:
-        raise JobError("cat.png is no picture", ErrorCode.INVALID_DATASET)
+        raise JobError("cat.png is no image", ErrorCode.INVALID_DATASET)
 
     with pytest.raises(JobError, match=r"cat\.png"):
         run_stage(
@@ -264,7 +264,7 @@ def test_a_broker_that_is_away_fails_no_job(
         run_stage("prepare", cut_off, job_id, runtime)
     assert not state.get(job_id).status.ended
     again = Delivery(queue="cpu", tag="second")
-    run_stage("prepare", leave(data_set="d"), job_id, runtime, again)
+    run_stage("prepare", leave(dataset="d"), job_id, runtime, again)
     assert state.get(job_id).waiting_in == "gpu.40gb"
 
 
@@ -371,8 +371,8 @@ def test_a_fault_of_the_job_itself_is_not_tried_again(
 ) -> None:
     backoff = Backoff(tries=2, first_s=100.0)
     runtime = replace(runtime_with(state, store, tmp_path, ScriptedTrainer()), backoff=backoff)
-    with pytest.raises(JobError, match="no picture"):
-        run_stage("prepare", failing(JobError("no picture")), job_id, runtime)
+    with pytest.raises(JobError, match="no image"):
+        run_stage("prepare", failing(JobError("no image")), job_id, runtime)
     assert state.get(job_id).status == JobStatus.FAILED
 
 
@@ -421,9 +421,9 @@ def test_a_paused_job_gives_its_stage_back_and_its_message_is_dropped(
         run_stage("prepare", paused_meanwhile, job_id, runtime)
     assert state.get(job_id).status == JobStatus.PAUSED
     with pytest.raises(Discarded, match="paused"):
-        run_stage("prepare", leave(data_set="d"), job_id, runtime)
+        run_stage("prepare", leave(dataset="d"), job_id, runtime)
     assert control.resume(job_id)
-    run_stage("prepare", leave(data_set="d"), job_id, runtime)
+    run_stage("prepare", leave(dataset="d"), job_id, runtime)
 
 
 def test_a_job_cancelled_with_save_publishes_its_last_checkpoint(
@@ -431,7 +431,7 @@ def test_a_job_cancelled_with_save_publishes_its_last_checkpoint(
 ) -> None:
     control = JobControl(state._redis, timedelta(hours=1))
     runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
-    refs = leave(data_set=empty_data_set(store))
+    refs = leave(dataset=empty_dataset(store))
     run_stage("prepare", refs, job_id, runtime)
     run_stage("cache", cache, job_id, runtime)
 
@@ -474,7 +474,7 @@ def test_a_start_that_was_superseded_is_dropped_and_changes_nothing(
 ) -> None:
     def taken_over(context: StageContext) -> StageResult:
         state.begin(job_id, "prepare", worker="other", queue="cpu", tag="second")
-        return StageResult("too late", {"data_set": "stale"})
+        return StageResult("too late", {"dataset": "stale"})
 
     with pytest.raises(Discarded):
         run_stage(
@@ -490,7 +490,7 @@ def test_publishing_twice_gives_the_same_manifest(
 ) -> None:
     line = saved(store, 20).model_dump_json()
     runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
-    refs = leave(data_set="d", checkpoints=line, trained=TRAINED.model_dump_json())
+    refs = leave(dataset="d", checkpoints=line, trained=TRAINED.model_dump_json())
     run_stage("prepare", refs, job_id, runtime)
     run_all(("cache", "train"), job_id, runtime)
 
@@ -510,7 +510,7 @@ def test_a_damaged_checkpoint_is_done_without(
     state: JobState, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
-    run_stage("prepare", leave(data_set=empty_data_set(store)), job_id, runtime)
+    run_stage("prepare", leave(dataset=empty_dataset(store)), job_id, runtime)
     run_stage("cache", cache, job_id, runtime)
     interrupted = ScriptedTrainer(saved(store, 10), saved(store, 20), ends=TrainerInterrupted())
     with pytest.raises(Requeued):
@@ -559,7 +559,7 @@ def test_a_message_that_is_ahead_of_its_job_starts_nothing(
     for stage in ("cache", "train", "publish"):
         with pytest.raises(Discarded, match="duplicate"):
             run_stage(stage, leave(), job_id, runtime)
-    run_stage("prepare", leave(data_set="d"), job_id, runtime)
+    run_stage("prepare", leave(dataset="d"), job_id, runtime)
     with pytest.raises(Discarded, match="duplicate"):
         run_stage("publish", leave(), job_id, runtime)
     assert state.get(job_id).waiting_in == "gpu.40gb"

@@ -9,7 +9,7 @@ from tasks.settings.settings import Settings
 from tasks.stages.submit_request import SubmitRequest
 from tasks.stages.worker_context import WorkerContext
 
-URL = "https://pictures.example/cat.zip?signature=secret"
+URL = "https://images.example/cat.zip?signature=secret"
 
 
 def unused() -> WorkerContext:

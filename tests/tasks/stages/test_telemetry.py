@@ -43,7 +43,7 @@ from tests.tasks.stages.test_runner import (
     CACHES,
     TRAINED,
     ScriptedTrainer,
-    empty_data_set,
+    empty_dataset,
     leave,
     run_stage,
     runtime_with,
@@ -128,7 +128,7 @@ RESTART = events.TrainerStarted(how="restart")
 
 
 def run_all(job_id: str, store: Store, runtime: Callable[..., WorkerContext], *told: Any) -> None:
-    bodies = {"prepare": leave(data_set=empty_data_set(store)), "cache": cache, "train": train}
+    bodies = {"prepare": leave(dataset=empty_dataset(store)), "cache": cache, "train": train}
     for stage, body in {**bodies, "publish": publish}.items():
         run_stage(stage, body, job_id, runtime(*(told if stage == "train" else ())))
 

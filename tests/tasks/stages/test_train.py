@@ -15,7 +15,7 @@ from tasks.store import Store
 from tests.tasks.stages.test_runner import (
     TRAINED,
     ScriptedTrainer,
-    empty_data_set,
+    empty_dataset,
     job_id,
     leave,
     run_stage,
@@ -46,7 +46,7 @@ def runtime(
         made[stage] = of
 
     idle = runtime_with(state, store, tmp_path, ScriptedTrainer())
-    run_stage("prepare", leave(data_set=empty_data_set(store)), job_id, idle)
+    run_stage("prepare", leave(dataset=empty_dataset(store)), job_id, idle)
     run_stage("cache", cache, job_id, idle)
     return replace(idle, learn=learn)
 

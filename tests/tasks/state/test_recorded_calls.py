@@ -214,7 +214,7 @@ CASES: dict[str, Case] = {
         RUNNING | {"status": "cancelling"},
         in_flight(),
     ),
-    "fail by its own fault": Case(fail(ErrorCode.INVALID_DATA_SET), RUNNING, in_flight()),
+    "fail by its own fault": Case(fail(ErrorCode.INVALID_DATASET), RUNNING, in_flight()),
     "fail and be dead": Case(fail(ErrorCode.INTERNAL), RUNNING, in_flight()),
     "fail cancelled": Case(
         fail(ErrorCode.CANCELLED), RUNNING | {"due_at": "5"}, in_flight(**{DUE: {"one": 5.0}})

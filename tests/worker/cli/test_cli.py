@@ -19,7 +19,7 @@ from tests.tasks.jobs.test_flux_lora import with_values
 from worker.cli.app import cli
 
 README = (Path(__file__).parents[3] / "README.md").read_text("utf-8")
-DATA_SET = {"dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"}}
+DATASET = {"dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/images"}}
 COMMANDS = [
     *(command.name or command.callback.__name__ for command in cli.registered_commands),  # type: ignore[union-attr]
     *(
@@ -129,7 +129,7 @@ def test_the_readmes_jobs_are_jobs_of_every_kind() -> None:
         "SDXL_LORA",
     ]
     for name in preset_names():
-        mine = jobs[1] if "inversion" in name else {"training": {"data_loader": DATA_SET}}
+        mine = jobs[1] if "inversion" in name else {"training": {"data_loader": DATASET}}
         queue = parse_job({**mine, "preset": name}).route().gpu_queue
         assert re.search(rf"^\| `{queue}` .*`{name}`", README, re.MULTILINE), name
     for training_type in TrainingType:
@@ -191,7 +191,7 @@ def test_prices_and_addresses_that_are_none_are_refused_by_their_settings_names(
 
 
 def test_relative_paths_of_a_job_file_start_at_its_folder(tmp_path: Path, job_file: Path) -> None:
-    document = with_values(data_loader__dataset__dataset_dir="pictures")
+    document = with_values(data_loader__dataset__dataset_dir="images")
     job_file.write_text(yaml.safe_dump(document), "utf-8")
     told = run("submit", str(job_file), "--dry-run", "--json", home=tmp_path, code=5).stdout
     assert json.loads(told)["error"]["code"] == "invalid_model"

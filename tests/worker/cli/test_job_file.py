@@ -37,7 +37,7 @@ def test_a_model_is_a_hub_id_unless_it_is_surely_a_path(tmp_path: Path, option: 
         assert read(tmp_path, {option: given})[option] == expected
 
 
-def test_every_data_set_is_looked_for_beside_the_job_file(tmp_path: Path) -> None:
+def test_every_dataset_is_looked_for_beside_the_job_file(tmp_path: Path) -> None:
     sets = {
         "instance_dataset": {"dataset_dir": "cat"},
         "class_dataset": {"dataset_dir": "cats"},

@@ -192,16 +192,16 @@ def test_files_are_refused_with_all_their_faults_by_line(tmp_path: Path) -> None
 
 
 def test_the_command_reports_and_draws(tmp_path: Path) -> None:
-    fleet, picture, saved = tmp_path / "f.csv", tmp_path / "w.png", tmp_path / "w.csv"
+    fleet, image, saved = tmp_path / "f.csv", tmp_path / "w.png", tmp_path / "w.csv"
     fleet.write_text("class,count\n8gb,2\n40gb,1\n")
     options = ["simulate", str(fleet), "--jobs", "100", "--json"]
-    first = CliRunner().invoke(cli, [*options, "--plot", str(picture), "--save", str(saved)])
+    first = CliRunner().invoke(cli, [*options, "--plot", str(image), "--save", str(saved)])
     assert first.exit_code == 0, first.output
     told = json.loads(first.stdout)
     assert set(told) == {policy.name for policy in POLICIES}
     assert told["training-worker"]["all"]["jobs"] == 100
     assert {"8gb", "40gb", "tenant-1"} <= set(told["training-worker"])
-    with Image.open(picture) as drawn:
+    with Image.open(image) as drawn:
         assert drawn.size == (960, 600)
     again = CliRunner().invoke(cli, [*options, "--workload", str(saved)])
     mean = "mean_wait_s"

@@ -41,7 +41,7 @@ def request_line() -> TrainerRequest:
         attempt=1,
         name="lora",
         training=parse_job(GOOD).training,
-        data_set_key="d",
+        dataset_key="d",
         store_url="file:///nowhere",
         scratch_dir="/nowhere",
         device="cpu",

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.worker.trainer.runs import Pictures, pictures
+from tests.worker.trainer.runs import Images, images
 from worker.trainer.tiny_models import build_tiny_flux, build_tiny_sdxl
 
 
@@ -42,6 +42,6 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Pictures:
-    """Five pictures of various shapes in a store of their own."""
-    return pictures(tmp_path)
+def data(tmp_path: Path) -> Images:
+    """Five images of various shapes in a store of their own."""
+    return images(tmp_path)

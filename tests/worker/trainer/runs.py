@@ -19,13 +19,13 @@ from safetensors import safe_open
 
 from tasks.cache.packs import read_header
 from tasks.cache.plan import CachePlan, encoder_digests
-from tasks.dataset import DataSet, Sample, data_set_of
+from tasks.dataset import Dataset, Sample, dataset_of
 from tasks.events import CheckpointSaved, Event, PackStored, TrainDone, parse_event
 from tasks.jobs.job import parse_job
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.jobs.sdxl import SdxlLoraConfig
 from tasks.stages.trainer_protocol import TrainerRequest
-from tasks.store import PACKS, Store, cache_index_key, data_set_key, image_key
+from tasks.store import PACKS, Store, cache_index_key, dataset_key, image_key
 from worker.trainer import cache, train
 from worker.trainer.event_pipe import StopSwitch
 from worker.trainer.model_cache import ModelCache
@@ -45,62 +45,62 @@ _attempts = itertools.count(100)
 
 
 @dataclass
-class Pictures:
-    """A data set in a store of its own."""
+class Images:
+    """A dataset in a store of its own."""
 
     folder: Path
     store: Store
-    data_set: DataSet
+    dataset: Dataset
 
     def edited(
         self, image: int | None = None, caption: int | None = None, seed: int = 99
-    ) -> "Pictures":
-        """The same with another picture, or another caption, in one place."""
-        samples = list(self.data_set.samples)
+    ) -> "Images":
+        """The same with another image, or another caption, in one place."""
+        samples = list(self.dataset.samples)
         if image is not None:
             old = samples[image]
-            changed = put_picture(self.store, old.width, old.height, seed)
+            changed = put_image(self.store, old.width, old.height, seed)
             samples[image] = old.model_copy(update={"image": changed})
         if caption is not None:
             samples[caption] = samples[caption].model_copy(update={"caption": "another cat"})
-        return Pictures(self.folder, self.store, put_data_set(self.store, samples))
+        return Images(self.folder, self.store, put_dataset(self.store, samples))
 
 
-def put_picture(store: Store, width: int, height: int, seed: int) -> str:
-    """Store a smooth random picture; its digest."""
+def put_image(store: Store, width: int, height: int, seed: int) -> str:
+    """Store a smooth random image; its digest."""
     random = np.random.default_rng(seed)
     small = Image.fromarray(random.integers(0, 255, (4, 4, 3), dtype=np.uint8))
-    picture = small.resize((width, height), Image.Resampling.BICUBIC)
-    digest = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+    image = small.resize((width, height), Image.Resampling.BICUBIC)
+    digest = hashlib.sha256(f"{image.size}".encode() + image.tobytes()).hexdigest()
     file = io.BytesIO()
-    picture.save(file, "PNG")
+    image.save(file, "PNG")
     store.put(image_key(digest), file.getvalue())
     return digest
 
 
-def put_data_set(store: Store, samples: Sequence[Sample]) -> DataSet:
-    data_set = data_set_of(samples)
-    store.put(data_set_key(data_set.digest), data_set.model_dump_json().encode())
-    return data_set
+def put_dataset(store: Store, samples: Sequence[Sample]) -> Dataset:
+    dataset = dataset_of(samples)
+    store.put(dataset_key(dataset.digest), dataset.model_dump_json().encode())
+    return dataset
 
 
-def pictures(
+def images(
     folder: Path,
     sizes: Sequence[tuple[int, int]] = ((64, 64), (96, 48), (48, 96), (70, 64), (99, 50)),
-) -> Pictures:
-    """A data set of random pictures of these sizes."""
+) -> Images:
+    """A dataset of random images of these sizes."""
     store = Store(f"file://{folder}/store")
     samples = [
         Sample(
-            image=put_picture(store, width, height, number),
+            image=put_image(store, width, height, number),
             width=width,
             height=height,
             caption=f"{CAPTIONS[number % len(CAPTIONS)]} {number}",
-            source=f"picture-{number}.png",
+            source=f"image-{number}.png",
         )
         for number, (width, height) in enumerate(sizes)
     ]
-    return Pictures(folder, store, put_data_set(store, samples))
+    return Images(folder, store, put_dataset(store, samples))
 
 
 def config_of(model: Path | str, *, loader: Any = None, **options: Any) -> Any:
@@ -173,14 +173,14 @@ def sdxl_config_of(kind: str, model: Path | str, *, loader: Any = None, **option
     return parse_job({"training": {**values, **options}}).training
 
 
-def request_of(data: Pictures, stage: str, config: PipelineConfig, **fields: Any) -> TrainerRequest:
+def request_of(data: Images, stage: str, config: PipelineConfig, **fields: Any) -> TrainerRequest:
     values = {
         "stage": stage,
         "job_id": "job",
         "attempt": 1,
         "name": "lora",
         "training": config,
-        "data_set_key": data_set_key(data.data_set.digest),
+        "dataset_key": dataset_key(data.dataset.digest),
         "store_url": data.store.url,
         "scratch_dir": str(data.folder / "scratch"),
         "device": "cpu",
@@ -206,10 +206,10 @@ class Cached:
     reused_captions: int
 
 
-def run_cache(data: Pictures, config: PipelineConfig) -> Cached:
+def run_cache(data: Images, config: PipelineConfig) -> Cached:
     """Make what the store has no entry of, and the job's index, as the stage does."""
     encoders = encoder_digests(config)
-    plan = CachePlan(config, data.data_set, encoders)
+    plan = CachePlan(config, data.dataset, encoders)
     packs = packs_in(data.store)
     missing = tuple(digest for digest in plan.digests if digest not in packs)
     if missing:
@@ -224,7 +224,7 @@ def run_cache(data: Pictures, config: PipelineConfig) -> Cached:
     data.store.put(key, plan.index(packs_in(data.store)).model_dump_json().encode())
     images = {plan.latents[it].image for it in missing if it in plan.latents}
     captions = [it for it in missing if it in plan.texts]
-    all_images = {picture.image for picture in plan.latents.values()}
+    all_images = {image.image for image in plan.latents.values()}
     return Cached(
         key,
         len(images),
@@ -252,7 +252,7 @@ def _models(given: ModelCache | None) -> Iterator[ModelCache]:
 class Trained:
     """What a train request came to."""
 
-    data: Pictures
+    data: Images
     events: Events
 
     @property
@@ -292,7 +292,7 @@ class Trained:
 
 
 def run_train(
-    data: Pictures,
+    data: Images,
     config: PipelineConfig,
     *,
     stop: StopSwitch | None = None,

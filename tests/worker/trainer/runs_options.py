@@ -5,13 +5,13 @@ from typing import Any
 from tasks.jobs.job import parse_job
 from tasks.stages.trainer_protocol import TrainerRequest
 
-_DATA_SET = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/pictures"}
+_DATASET = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/images"}
 _COMMON: dict[str, Any] = {
     "seed": 7,
     "max_train_steps": 4,
     "save_every_n_steps": 2,
 }
-_SD_LOADER = {"type": "IMAGE_CAPTION_SD_DATA_LOADER", "dataset": _DATA_SET}
+_SD_LOADER = {"type": "IMAGE_CAPTION_SD_DATA_LOADER", "dataset": _DATASET}
 SDXL_OPTIONS: dict[str, dict[str, Any]] = {
     "SDXL_LORA": {"type": "SDXL_LORA", **_COMMON, "data_loader": _SD_LOADER},
     "SDXL_FINETUNE": {"type": "SDXL_FINETUNE", **_COMMON, "data_loader": _SD_LOADER},
@@ -23,7 +23,7 @@ SDXL_OPTIONS: dict[str, dict[str, Any]] = {
         "data_loader": {
             "type": "TEXTUAL_INVERSION_SD_DATA_LOADER",
             "caption_preset": "object",
-            "dataset": {"type": "IMAGE_DIR_DATASET", "dataset_dir": "/pictures"},
+            "dataset": {"type": "IMAGE_DIR_DATASET", "dataset_dir": "/images"},
         },
     },
 }
@@ -31,7 +31,7 @@ FLUX_OPTIONS: dict[str, Any] = {
     "type": "FLUX_LORA",
     **_COMMON,
     "weight_dtype": "bfloat16",
-    "data_loader": {"type": "IMAGE_CAPTION_FLUX_DATA_LOADER", "dataset": _DATA_SET},
+    "data_loader": {"type": "IMAGE_CAPTION_FLUX_DATA_LOADER", "dataset": _DATASET},
 }
 OPTIONS = {"FLUX_LORA": FLUX_OPTIONS, **SDXL_OPTIONS}
 
@@ -44,7 +44,7 @@ def request_for(training: dict[str, Any], **fields: Any) -> TrainerRequest:
         "attempt": 1,
         "name": "lora",
         "training": parse_job({"training": training}).training,
-        "data_set_key": "datasets/abc/data.json",
+        "dataset_key": "datasets/abc/data.json",
         "store_url": "file:///store",
         "scratch_dir": "/scratch/job-1",
         "device": "cpu",

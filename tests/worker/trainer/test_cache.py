@@ -12,7 +12,7 @@ from tests.worker.trainer.runs import (
     CACHED,
     Cached,
     Events,
-    Pictures,
+    Images,
     config_of,
     request_of,
     run_cache,
@@ -42,7 +42,7 @@ def counts(done: Cached) -> tuple[int, int, int, int]:
 
 
 def test_the_first_run_encodes_all_and_the_second_nothing(
-    tiny_flux: Path, data: Pictures, monkeypatch: pytest.MonkeyPatch
+    tiny_flux: Path, data: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(tiny_flux, loader={"random_flip": True}, **CACHED)
     # Five captions and the blank one.
@@ -56,7 +56,7 @@ def test_the_first_run_encodes_all_and_the_second_nothing(
 
 
 def test_an_edited_image_encodes_one_image_and_an_edited_caption_one_caption(
-    tiny_flux: Path, data: Pictures
+    tiny_flux: Path, data: Images
 ) -> None:
     config = config_of(tiny_flux, loader={"aspect_ratio_buckets": BUCKETS}, **CACHED)
     run_cache(data, config)
@@ -77,7 +77,7 @@ def test_an_edited_image_encodes_one_image_and_an_edited_caption_one_caption(
     ],
 )
 def test_only_what_depends_on_an_option_is_encoded_anew(
-    tiny_flux: Path, data: Pictures, change: dict[str, Any], expected: tuple[int, int]
+    tiny_flux: Path, data: Images, change: dict[str, Any], expected: tuple[int, int]
 ) -> None:
     run_cache(data, config_of(tiny_flux, **CACHED))
     done = run_cache(data, config_of(tiny_flux, **CACHED, **change))
@@ -85,7 +85,7 @@ def test_only_what_depends_on_an_option_is_encoded_anew(
 
 
 def test_equal_encoders_in_another_folder_share_entries(
-    tiny_flux: Path, double_flux: Path, data: Pictures
+    tiny_flux: Path, double_flux: Path, data: Images
 ) -> None:
     run_cache(data, config_of(tiny_flux, **CACHED))
     # Both were built from one seed and differ in their transformers only.
@@ -94,7 +94,7 @@ def test_equal_encoders_in_another_folder_share_entries(
 
 @pytest.mark.parametrize(("name", "images"), [("cache_vae_outputs", 5), ("other", 0)])
 def test_a_kind_whose_flag_is_off_is_left_out(
-    tiny_flux: Path, data: Pictures, name: str, images: int
+    tiny_flux: Path, data: Images, name: str, images: int
 ) -> None:
     flag = name if images else "cache_text_encoder_outputs"
     done = run_cache(data, config_of(tiny_flux, **{flag: True}))
@@ -104,7 +104,7 @@ def test_a_kind_whose_flag_is_off_is_left_out(
     assert all((entry.text is None) == bool(images) for entry in index.samples)
 
 
-def test_cached_training_equals_uncached(tiny_flux: Path, data: Pictures) -> None:
+def test_cached_training_equals_uncached(tiny_flux: Path, data: Images) -> None:
     options: dict[str, Any] = {
         "loader": {
             "aspect_ratio_buckets": BUCKETS,
@@ -122,16 +122,16 @@ def test_cached_training_equals_uncached(tiny_flux: Path, data: Pictures) -> Non
             torch.testing.assert_close(cached.state[name], tensor, rtol=1e-3, atol=1e-5)
 
 
-def index_of(data: Pictures, cached: Cached) -> CacheIndex:
+def index_of(data: Images, cached: Cached) -> CacheIndex:
     return CacheIndex.model_validate_json(data.store.get(cached.index_key))
 
 
 @pytest.mark.parametrize("kind", ["text", "latents"])
 @pytest.mark.parametrize("damage", ["truncated", "another pack", "one bit", "gone"])
 def test_a_damaged_pack_is_told_by_train_and_made_anew_with_the_same_bits(
-    tiny_flux: Path, data: Pictures, kind: str, damage: str
+    tiny_flux: Path, data: Images, kind: str, damage: str
 ) -> None:
-    config = config_of(tiny_flux, max_train_steps=len(data.data_set.samples), **CACHED)
+    config = config_of(tiny_flux, max_train_steps=len(data.dataset.samples), **CACHED)
     done = run_cache(data, config)
     index = index_of(data, done)
     digests = {"text": str(index.samples[0].text), "latents": str(index.samples[0].latents)}
@@ -161,7 +161,7 @@ def test_a_damaged_pack_is_told_by_train_and_made_anew_with_the_same_bits(
 
 @pytest.mark.parametrize("kind", ["FLUX_LORA", "SDXL_LORA"])
 def test_an_entry_is_the_same_whatever_it_is_made_with(
-    tiny_flux: Path, tiny_sdxl: Path, data: Pictures, kind: str
+    tiny_flux: Path, tiny_sdxl: Path, data: Images, kind: str
 ) -> None:
     frozen = {"train_text_encoder": False, **CACHED}
     config = (
@@ -170,7 +170,7 @@ def test_an_entry_is_the_same_whatever_it_is_made_with(
         else sdxl_config_of(kind, tiny_sdxl, **frozen)
     )
     encoders = encoder_digests(config)
-    plan = CachePlan(config, data.data_set, encoders)
+    plan = CachePlan(config, data.dataset, encoders)
 
     def made(digests: list[str]) -> dict[str, str]:
         request = request_of(data, "cache", config, encoders=encoders, cache_entries=tuple(digests))
@@ -190,7 +190,7 @@ def test_an_entry_is_the_same_whatever_it_is_made_with(
 
 
 def test_the_digests_of_encoders_are_told_where_none_are_given(
-    tiny_flux: Path, data: Pictures
+    tiny_flux: Path, data: Images
 ) -> None:
     config = config_of(tiny_flux, **CACHED)
     events = Events()
@@ -198,10 +198,10 @@ def test_the_digests_of_encoders_are_told_where_none_are_given(
     assert events == [CacheDone(encoders=encoder_digests(config))]
 
 
-def test_a_stop_keeps_what_is_encoded(tiny_flux: Path, data: Pictures) -> None:
+def test_a_stop_keeps_what_is_encoded(tiny_flux: Path, data: Images) -> None:
     config = config_of(tiny_flux, **CACHED)
     encoders = encoder_digests(config)
-    digests = CachePlan(config, data.data_set, encoders).digests
+    digests = CachePlan(config, data.dataset, encoders).digests
     stop, events = StopSwitch(), Events()
     stop.waits_for_request = False
     stop()
@@ -219,7 +219,7 @@ def test_a_stop_keeps_what_is_encoded(tiny_flux: Path, data: Pictures) -> None:
     stop = StopSwitch()
     stop.waits_for_request = False
     many = config_of(tiny_flux, loader={"random_flip": True, "resolution": 512}, **CACHED)
-    digests = CachePlan(many, data.data_set, encoders).digests
+    digests = CachePlan(many, data.dataset, encoders).digests
     request = request_of(data, "cache", many, encoders=encoders, cache_entries=tuple(digests))
     with pytest.raises(InterruptedRun):
         cache.run(request, after_first, stop, ModelCache())
@@ -238,33 +238,33 @@ def test_a_stop_keeps_what_is_encoded(tiny_flux: Path, data: Pictures) -> None:
     ],
 )
 def test_an_index_of_another_config_is_refused_by_the_names_of_what_differs(
-    tiny_flux: Path, data: Pictures, change: dict[str, Any], name: str
+    tiny_flux: Path, data: Images, change: dict[str, Any], name: str
 ) -> None:
     key = run_cache(data, config_of(tiny_flux, **CACHED)).index_key
     with pytest.raises(StaleIndexError, match=name):
         run_train(data, config_of(tiny_flux, **CACHED, **change), cache_index_key=key)
 
 
-def test_an_index_of_another_data_set_is_refused(tiny_flux: Path, data: Pictures) -> None:
+def test_an_index_of_another_dataset_is_refused(tiny_flux: Path, data: Images) -> None:
     config = config_of(tiny_flux, **CACHED)
     key = run_cache(data, config).index_key
-    with pytest.raises(StaleIndexError, match="data set"):
+    with pytest.raises(StaleIndexError, match="dataset"):
         run_train(data.edited(image=0), config, cache_index_key=key)
 
 
-def test_training_from_a_cache_without_an_index_is_refused(tiny_flux: Path, data: Pictures) -> None:
+def test_training_from_a_cache_without_an_index_is_refused(tiny_flux: Path, data: Images) -> None:
     with pytest.raises(RefusedError, match="no cache index"):
         run_train(data, config_of(tiny_flux, **CACHED), cache_index_key=None)
 
 
 def test_encodings_that_are_no_numbers_are_refused(
-    tiny_flux: Path, data: Pictures, monkeypatch: pytest.MonkeyPatch
+    tiny_flux: Path, data: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The tiny VAE cannot overflow by itself.
     def not_finite(*_: Any) -> Any:
         return Latents(torch.full((8, 16, 8, 8), torch.nan), torch.zeros(8, 16, 8, 8))
 
     monkeypatch.setattr("worker.trainer.data.inputs.encode_pixels", not_finite)
-    with pytest.raises(NotFiniteError, match=r"picture-\d.png"):
+    with pytest.raises(NotFiniteError, match=r"image-\d.png"):
         run_cache(data, config_of(tiny_flux, cache_vae_outputs=True))
     assert data.store.keys("cache/latents") == []

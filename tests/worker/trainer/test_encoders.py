@@ -13,7 +13,7 @@ from tasks.base_models.files import base_model_folder, file_digest
 from tasks.errors import BaseModelFilesError
 from tests.worker.trainer.runs import (
     CACHED,
-    Pictures,
+    Images,
     config_of,
     run_cache,
     run_train,
@@ -31,7 +31,7 @@ PARTS = {
 
 @pytest.mark.parametrize("option", PARTS)
 def test_an_override_of_the_same_weights_changes_nothing(
-    tiny_flux: Path, data: Pictures, option: str
+    tiny_flux: Path, data: Images, option: str
 ) -> None:
     plain = run_train(data, config_of(tiny_flux))
     overridden = run_train(data, config_of(tiny_flux, **{option: str(tiny_flux / PARTS[option])}))
@@ -40,7 +40,7 @@ def test_an_override_of_the_same_weights_changes_nothing(
 
 @pytest.mark.parametrize("option", PARTS)
 def test_an_override_of_other_weights_changes_the_loss(
-    tiny_flux: Path, tmp_path: Path, data: Pictures, option: str
+    tiny_flux: Path, tmp_path: Path, data: Images, option: str
 ) -> None:
     tensors = {name: t * 1.1 for name, t in load_file(tiny_flux / PARTS[option]).items()}
     path = tmp_path / "other.safetensors"
@@ -53,7 +53,7 @@ def test_an_override_of_other_weights_changes_the_loss(
 @pytest.mark.parametrize("option", PARTS)
 @pytest.mark.parametrize("problem", ["lacks a key", "holds another key", "wrong shape"])
 def test_an_override_that_does_not_fit_is_refused_by_its_keys(
-    tiny_flux: Path, tmp_path: Path, data: Pictures, option: str, problem: str
+    tiny_flux: Path, tmp_path: Path, data: Images, option: str, problem: str
 ) -> None:
     tensors = load_file(tiny_flux / PARTS[option])
     name = next(name for name in sorted(tensors) if name.endswith("weight"))
@@ -74,7 +74,7 @@ def test_an_override_that_does_not_fit_is_refused_by_its_keys(
 
 @pytest.mark.parametrize("option", PARTS)
 def test_an_override_that_is_not_there_or_no_safetensors_is_refused(
-    tiny_flux: Path, tmp_path: Path, data: Pictures, option: str
+    tiny_flux: Path, tmp_path: Path, data: Images, option: str
 ) -> None:
     path = tmp_path / "other.safetensors"
     with pytest.raises(BaseModelFilesError, match="no such file"):
@@ -85,7 +85,7 @@ def test_an_override_that_is_not_there_or_no_safetensors_is_refused(
 
 
 def test_an_overridden_encoder_has_entries_of_its_own(
-    tiny_flux: Path, tmp_path: Path, data: Pictures
+    tiny_flux: Path, tmp_path: Path, data: Images
 ) -> None:
     tensors = {n: t * 1.1 for n, t in load_file(tiny_flux / PARTS["text_encoder_1_path"]).items()}
     path = tmp_path / "other.safetensors"

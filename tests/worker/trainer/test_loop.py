@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from tasks.events import CheckpointSaved, Note, Progress
-from tests.worker.trainer.runs import BUCKETS, CACHED, Pictures, Trained, config_of, run_train
+from tests.worker.trainer.runs import BUCKETS, CACHED, Images, Trained, config_of, run_train
 from worker.trainer.checkpoint import all_finite
 from worker.trainer.errors import DivergedError
 from worker.trainer.loop import rate_factors
 
 
-def trained(data: Pictures, model: Path, **options: Any) -> Trained:
+def trained(data: Images, model: Path, **options: Any) -> Trained:
     return run_train(data, config_of(model, **options))
 
 
@@ -25,14 +25,14 @@ def distance(one: Trained, other: Trained) -> float:
     return math.sqrt(sum(float((a - b).square().sum()) for a, b in pairs))
 
 
-def test_training_lowers_the_loss(double_flux: Path, data: Pictures) -> None:
+def test_training_lowers_the_loss(double_flux: Path, data: Images) -> None:
     run = trained(data, double_flux, max_train_steps=60, train_batch_size=5, **CACHED)
     assert sum(run.losses[-10:]) < 0.9 * sum(run.losses[:10])
 
 
 @pytest.mark.parametrize("loader", [{}, {"aspect_ratio_buckets": BUCKETS}], ids=["one", "buckets"])
 def test_two_accumulated_batches_of_one_are_a_batch_of_two(
-    tiny_flux: Path, data: Pictures, loader: dict[str, Any]
+    tiny_flux: Path, data: Images, loader: dict[str, Any]
 ) -> None:
     if loader:
         # In several buckets the two are other groups of samples; each sample still counts alike.
@@ -60,7 +60,7 @@ def test_two_accumulated_batches_of_one_are_a_batch_of_two(
 
 
 def test_the_same_seed_gives_the_same_file_and_another_seed_another(
-    tiny_flux: Path, data: Pictures
+    tiny_flux: Path, data: Images
 ) -> None:
     hashes = [
         trained(data, tiny_flux, seed=seed).checkpoints[-1].weights.sha256 for seed in (7, 7, 8)
@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_another(
     ids=str,
 )
 def test_an_option_of_the_loss_changes_the_loss_from_the_first_step(
-    tiny_flux: Path, data: Pictures, options: dict[str, Any]
+    tiny_flux: Path, data: Images, options: dict[str, Any]
 ) -> None:
     plain = trained(data, tiny_flux, max_train_steps=2)
     changed = trained(data, tiny_flux, max_train_steps=2, **options)
@@ -111,7 +111,7 @@ def test_an_option_of_the_loss_changes_the_loss_from_the_first_step(
     ids=str,
 )
 def test_an_option_of_the_update_changes_the_weights_and_not_the_first_loss(
-    tiny_flux: Path, data: Pictures, options: dict[str, Any]
+    tiny_flux: Path, data: Images, options: dict[str, Any]
 ) -> None:
     plain = trained(data, tiny_flux)
     changed = trained(data, tiny_flux, **options)
@@ -119,13 +119,13 @@ def test_an_option_of_the_update_changes_the_weights_and_not_the_first_loss(
     assert distance(changed, plain) > 1e-4
 
 
-def test_lora_scale_is_alpha_over_rank(tiny_flux: Path, data: Pictures) -> None:
+def test_lora_scale_is_alpha_over_rank(tiny_flux: Path, data: Images) -> None:
     one = trained(data, tiny_flux, max_train_steps=2, lora_scale=None)
     same = trained(data, tiny_flux, max_train_steps=2, lora_scale=1.0)
     assert distance(one, same) == 0
 
 
-def test_gradient_checkpointing_changes_no_loss(tiny_flux: Path, data: Pictures) -> None:
+def test_gradient_checkpointing_changes_no_loss(tiny_flux: Path, data: Images) -> None:
     plain = trained(data, tiny_flux)
     saved = trained(data, tiny_flux, gradient_checkpointing=True)
     assert saved.losses == pytest.approx(plain.losses, rel=1e-6)
@@ -134,7 +134,7 @@ def test_gradient_checkpointing_changes_no_loss(tiny_flux: Path, data: Pictures)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("cached", [{}, CACHED], ids=["live", "cached"])
 def test_half_precision_trains_float32_weights_that_stay_finite(
-    tiny_flux: Path, data: Pictures, dtype: str, cached: dict[str, Any]
+    tiny_flux: Path, data: Images, dtype: str, cached: dict[str, Any]
 ) -> None:
     run = trained(data, tiny_flux, max_train_steps=10, weight_dtype=dtype, **cached)
     exact = trained(data, tiny_flux, max_train_steps=10)
@@ -162,13 +162,13 @@ def test_schedulers_move_the_learning_rate(name: str, expected: list[float]) -> 
     assert [factor_of(step) for step in range(4)] == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_rates_used_are_the_schedulers(tiny_flux: Path, data: Pictures) -> None:
+def test_the_rates_used_are_the_schedulers(tiny_flux: Path, data: Images) -> None:
     run = trained(data, tiny_flux, lr_scheduler="linear", lr_warmup_steps=1)
     factor_of = rate_factors(config_of("unused", lr_scheduler="linear", lr_warmup_steps=1), 4)
     assert run.rates == [1e-2 * factor_of(step) for step in range(4)]
 
 
-def test_epochs_count_batches_of_all_buckets_in_groups(tiny_flux: Path, data: Pictures) -> None:
+def test_epochs_count_batches_of_all_buckets_in_groups(tiny_flux: Path, data: Images) -> None:
     run = trained(
         data,
         tiny_flux,
@@ -186,7 +186,7 @@ def test_epochs_count_batches_of_all_buckets_in_groups(tiny_flux: Path, data: Pi
     ("every", "expected"), [(1, [1, 2, 3, 4]), (2, [2, 4]), (3, [3, 4]), (9, [4])]
 )
 def test_checkpoints_come_when_due_and_always_at_the_end(
-    tiny_flux: Path, data: Pictures, every: int, expected: list[int]
+    tiny_flux: Path, data: Images, every: int, expected: list[int]
 ) -> None:
     run = trained(data, tiny_flux, save_every_n_steps=every, max_checkpoints=1)
     assert [saved.step for saved in run.checkpoints] == expected
@@ -196,7 +196,7 @@ def test_checkpoints_come_when_due_and_always_at_the_end(
 
 
 def test_progress_ends_with_the_last_step_and_comes_after_its_checkpoint(
-    tiny_flux: Path, data: Pictures
+    tiny_flux: Path, data: Images
 ) -> None:
     run = trained(data, tiny_flux, save_every_n_steps=2)
     kinds = [e for e in run.events if isinstance(e, Progress | CheckpointSaved | Note)]
@@ -208,12 +208,12 @@ def test_progress_ends_with_the_last_step_and_comes_after_its_checkpoint(
 
 
 def test_a_loss_that_is_no_number_names_step_files_and_a_remedy(
-    tiny_flux: Path, data: Pictures
+    tiny_flux: Path, data: Images
 ) -> None:
     with pytest.raises(DivergedError) as caught:
         trained(data, tiny_flux, transformer_learning_rate=1e30, max_train_steps=5)
     message = str(caught.value)
-    assert "picture-" in message or "a weight after the update" in message
+    assert "image-" in message or "a weight after the update" in message
     assert "of step" in message
     assert "lower the learning rate" in message
 

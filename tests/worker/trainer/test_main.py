@@ -14,7 +14,7 @@ from tasks.events import CacheDone, EncoderDigests, Event, TrainDone, TrainFaile
 from tasks.stages.trainer_protocol import TrainerExit
 from tests.worker.trainer.runs import (
     CACHED,
-    Pictures,
+    Images,
     TrainerProcess,
     config_of,
     request_of,
@@ -44,7 +44,7 @@ def serve(line: str) -> tuple[TrainerExit, TrainFailed]:
 
 
 @pytest.mark.timeout(180)
-def test_one_process_serves_requests_until_its_input_ends(tiny_flux: Path, data: Pictures) -> None:
+def test_one_process_serves_requests_until_its_input_ends(tiny_flux: Path, data: Images) -> None:
     # Reading ahead in processes of their own, which must not take part in this one's channels.
     loader = {"dataloader_num_workers": 1}
     config = config_of(tiny_flux, loader=loader, max_train_steps=1, **CACHED)
@@ -59,7 +59,7 @@ def test_one_process_serves_requests_until_its_input_ends(tiny_flux: Path, data:
 
 
 @pytest.mark.timeout(60)
-def test_a_stop_while_it_waits_ends_it_at_once(tiny_flux: Path, data: Pictures) -> None:
+def test_a_stop_while_it_waits_ends_it_at_once(tiny_flux: Path, data: Images) -> None:
     config = config_of(tiny_flux, **CACHED)
     process = TrainerProcess(request_of(data, "cache", config))
     process.signal_when(signal.SIGTERM, lambda event: isinstance(event, CacheDone))
@@ -71,7 +71,7 @@ def test_a_stop_while_it_waits_ends_it_at_once(tiny_flux: Path, data: Pictures) 
 
 @pytest.mark.timeout(60)
 def test_an_error_nobody_foresaw_leaves_its_traceback(
-    tiny_flux: Path, tmp_path: Path, data: Pictures
+    tiny_flux: Path, tmp_path: Path, data: Images
 ) -> None:
     # A scratch folder that is a file.
     (tmp_path / "scratch").write_text("")
@@ -109,12 +109,12 @@ def broken_model(tiny_flux: Path, folder: Path, remove: str) -> Path:
     ],
 )
 def test_a_base_model_that_lacks_a_file_is_refused_by_its_name(
-    tiny_flux: Path, tmp_path: Path, data: Pictures, remove: str, stage: str, expected: str
+    tiny_flux: Path, tmp_path: Path, data: Images, remove: str, stage: str, expected: str
 ) -> None:
     cached = CACHED if stage == "cache" else {}
     config = config_of(broken_model(tiny_flux, tmp_path, remove), **cached)
     encoders = EncoderDigests(text="0" * 64, vae="0" * 64)
-    wanted = CachePlan(config, data.data_set, encoders).digests if cached else []
+    wanted = CachePlan(config, data.dataset, encoders).digests if cached else []
     if remove.startswith("vae"):
         wanted = wanted[-1:]
     request = request_of(data, stage, config, encoders=encoders, cache_entries=tuple(wanted))
@@ -123,14 +123,14 @@ def test_a_base_model_that_lacks_a_file_is_refused_by_its_name(
     assert expected in failed.message
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, data: Pictures) -> None:
+def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, data: Images) -> None:
     config = config_of(tmp_path / "nothing")
     code, failed = serve(request_of(data, "train", config).model_dump_json())
     assert (code, failed.code) == (TrainerExit.REFUSED, ErrorCode.INVALID_MODEL)
     assert "no such folder" in failed.message
 
 
-def test_a_loss_that_is_no_number_is_told_as_diverged(tiny_flux: Path, data: Pictures) -> None:
+def test_a_loss_that_is_no_number_is_told_as_diverged(tiny_flux: Path, data: Images) -> None:
     config = config_of(tiny_flux, transformer_learning_rate=1e30)
     code, failed = serve(request_of(data, "train", config).model_dump_json())
     assert (code, failed.code) == (TrainerExit.REFUSED, ErrorCode.DIVERGED)
@@ -146,7 +146,7 @@ def test_a_loss_that_is_no_number_is_told_as_diverged(tiny_flux: Path, data: Pic
 )
 def test_errors_from_outside_have_codes_of_their_own(
     tiny_flux: Path,
-    data: Pictures,
+    data: Images,
     monkeypatch: pytest.MonkeyPatch,
     error: Exception,
     code: ErrorCode,

@@ -14,11 +14,11 @@ from PIL import Image
 from tasks.store import image_key
 from tests.worker.trainer.runs import (
     CACHED,
-    Pictures,
+    Images,
     Trained,
     config_of,
-    pictures,
-    put_data_set,
+    images,
+    put_dataset,
     read_tensors,
     run_train,
     sdxl_config_of,
@@ -39,13 +39,13 @@ Plain = Callable[..., Trained]
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
-    """The usual pictures, once for all of these tests: no run changes them."""
-    return pictures(tmp_path_factory.mktemp("data"))
+def data(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    """The usual images, once for all of these tests: no run changes them."""
+    return images(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
-def plain(tiny_sdxl: Path, data: Pictures) -> Plain:
+def plain(tiny_sdxl: Path, data: Images) -> Plain:
     """Runs without any option, each kind made once."""
 
     @cache
@@ -63,7 +63,7 @@ def models_of(run: Trained) -> set[str]:
     return {name.removeprefix("weights/").partition(".")[0] for name in weights(run)}
 
 
-def lora(data: Pictures, model: Path, **options: Any) -> Trained:
+def lora(data: Images, model: Path, **options: Any) -> Trained:
     return run_train(data, sdxl_config_of("SDXL_LORA", model, **options))
 
 
@@ -86,7 +86,7 @@ def lora(data: Pictures, model: Path, **options: Any) -> Trained:
     ids=str,
 )
 def test_an_option_of_sdxls_loss_changes_it_from_the_first_step(
-    tiny_sdxl: Path, data: Pictures, plain: Plain, options: dict[str, Any]
+    tiny_sdxl: Path, data: Images, plain: Plain, options: dict[str, Any]
 ) -> None:
     changed = lora(data, tiny_sdxl, max_train_steps=2, **options)
     assert changed.losses != plain(steps=2).losses
@@ -108,7 +108,7 @@ def test_an_option_of_sdxls_loss_changes_it_from_the_first_step(
     ids=str,
 )
 def test_an_option_of_the_update_changes_the_weights_and_not_the_first_loss(
-    tiny_sdxl: Path, data: Pictures, plain: Plain, options: dict[str, Any]
+    tiny_sdxl: Path, data: Images, plain: Plain, options: dict[str, Any]
 ) -> None:
     changed = lora(data, tiny_sdxl, **options)
     assert changed.losses[0] == plain().losses[0]
@@ -117,9 +117,7 @@ def test_an_option_of_the_update_changes_the_weights_and_not_the_first_loss(
     assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
-def test_a_rate_of_one_model_moves_that_model(
-    tiny_sdxl: Path, data: Pictures, plain: Plain
-) -> None:
+def test_a_rate_of_one_model_moves_that_model(tiny_sdxl: Path, data: Images, plain: Plain) -> None:
     other = lora(data, tiny_sdxl, max_train_steps=1, text_encoder_learning_rate=1e-2)
     before, after = weights(plain(steps=1)), weights(other)
     moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
@@ -142,7 +140,7 @@ def test_a_rate_of_one_model_moves_that_model(
     ],
 )
 def test_what_is_trained_is_what_was_asked_for(
-    tiny_sdxl: Path, data: Pictures, options: dict[str, Any], trained: set[str]
+    tiny_sdxl: Path, data: Images, options: dict[str, Any], trained: set[str]
 ) -> None:
     run = lora(data, tiny_sdxl, **options)
     assert models_of(run) == trained
@@ -153,7 +151,7 @@ def test_what_is_trained_is_what_was_asked_for(
     assert sum(float(tensor.abs().sum()) for tensor in last) > 0
 
 
-def test_lora_targets_and_rank_shape_the_lora(tiny_sdxl: Path, data: Pictures) -> None:
+def test_lora_targets_and_rank_shape_the_lora(tiny_sdxl: Path, data: Images) -> None:
     run = lora(
         data,
         tiny_sdxl,
@@ -175,7 +173,7 @@ def test_a_target_that_the_model_has_not_is_refused(tiny_flux: Path) -> None:
 
 
 def test_gradient_checkpointing_changes_no_loss(
-    tiny_sdxl: Path, data: Pictures, plain: Plain
+    tiny_sdxl: Path, data: Images, plain: Plain
 ) -> None:
     saved = lora(data, tiny_sdxl, gradient_checkpointing=True)
     assert saved.losses == pytest.approx(plain().losses, rel=1e-5)
@@ -184,7 +182,7 @@ def test_gradient_checkpointing_changes_no_loss(
 @pytest.mark.parametrize("kind", ["SDXL_LORA", "SDXL_FINETUNE", "SDXL_TEXTUAL_INVERSION"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_half_precision_trains_float32_weights_that_stay_finite(
-    tiny_sdxl: Path, data: Pictures, plain: Plain, kind: str, dtype: str
+    tiny_sdxl: Path, data: Images, plain: Plain, kind: str, dtype: str
 ) -> None:
     run = run_train(data, sdxl_config_of(kind, tiny_sdxl, weight_dtype=dtype))
     assert all(tensor.dtype == torch.float32 for tensor in weights(run).values())
@@ -192,15 +190,15 @@ def test_half_precision_trains_float32_weights_that_stay_finite(
     assert run.losses == pytest.approx(plain(kind).losses, rel=0.05)
 
 
-def test_a_dropped_caption_is_the_blank_one(tiny_sdxl: Path, data: Pictures) -> None:
-    blank = data.data_set.model_copy(
+def test_a_dropped_caption_is_the_blank_one(tiny_sdxl: Path, data: Images) -> None:
+    blank = data.dataset.model_copy(
         update={
             "samples": tuple(
-                sample.model_copy(update={"caption": ""}) for sample in data.data_set.samples
+                sample.model_copy(update={"caption": ""}) for sample in data.dataset.samples
             )
         }
     )
-    bare = Pictures(data.folder, data.store, put_data_set(data.store, blank.samples))
+    bare = Images(data.folder, data.store, put_dataset(data.store, blank.samples))
     frozen = {"train_text_encoder": False}
     for cached in ({}, CACHED):
         options = {**frozen, **cached, "max_train_steps": 1}
@@ -211,10 +209,10 @@ def test_a_dropped_caption_is_the_blank_one(tiny_sdxl: Path, data: Pictures) -> 
 @pytest.mark.parametrize("kind", ["FLUX_LORA", "SDXL_FINETUNE"])
 @pytest.mark.parametrize("cached", [False, True])
 def test_masks_weigh_the_loss_where_they_are_used(
-    tiny_flux: Path, tiny_sdxl: Path, data: Pictures, kind: str, cached: bool
+    tiny_flux: Path, tiny_sdxl: Path, data: Images, kind: str, cached: bool
 ) -> None:
     samples = []
-    for sample in data.data_set.samples:
+    for sample in data.dataset.samples:
         mask = Image.new("L", sample.size, 0)
         mask.paste(255, (0, 0, sample.width // 2, sample.height))
         path = data.folder / "mask.png"
@@ -222,10 +220,10 @@ def test_masks_weigh_the_loss_where_they_are_used(
         key = f"mask-{sample.width}x{sample.height}"
         data.store.put(image_key(key), path)
         samples.append(sample.model_copy(update={"mask": key}))
-    masked = Pictures(data.folder, data.store, put_data_set(data.store, samples))
+    masked = Images(data.folder, data.store, put_dataset(data.store, samples))
     jsonl = {"dataset": {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": "/unused"}}
 
-    def losses(pictures: Pictures, use: bool) -> list[float]:
+    def losses(images: Images, use: bool) -> list[float]:
         options: dict[str, Any] = {
             "use_masks": use,
             "cache_vae_outputs": cached,
@@ -234,7 +232,7 @@ def test_masks_weigh_the_loss_where_they_are_used(
         }
         make = config_of if kind == "FLUX_LORA" else sdxl_config_of
         model = (tiny_flux,) if kind == "FLUX_LORA" else (kind, tiny_sdxl)
-        return run_train(pictures, make(*model, **options)).losses
+        return run_train(images, make(*model, **options)).losses
 
     plain = losses(masked, use=False)
     # Without use_masks they change nothing; without masks use_masks does not.
@@ -253,14 +251,14 @@ def test_masks_weigh_the_loss_where_they_are_used(
     ids=str,
 )
 def test_an_option_of_the_templates_changes_what_a_word_is_trained_on(
-    tiny_sdxl: Path, data: Pictures, plain: Plain, options: dict[str, Any]
+    tiny_sdxl: Path, data: Images, plain: Plain, options: dict[str, Any]
 ) -> None:
     kind = "SDXL_TEXTUAL_INVERSION"
     other = run_train(data, sdxl_config_of(kind, tiny_sdxl, loader=options, max_train_steps=2))
     assert other.losses != plain(kind, 2).losses
 
 
-def test_a_word_starts_from_what_is_said(tiny_sdxl: Path, data: Pictures) -> None:
+def test_a_word_starts_from_what_is_said(tiny_sdxl: Path, data: Images) -> None:
     still = {"optimizer": {"optimizer_type": "AdamW", "learning_rate": 1e-12}, "max_train_steps": 1}
 
     def rows(**options: Any) -> dict[str, torch.Tensor]:
@@ -284,13 +282,13 @@ def test_a_word_starts_from_what_is_said(tiny_sdxl: Path, data: Pictures) -> Non
     ],
 )
 def test_a_word_that_cannot_be_is_refused(
-    tiny_sdxl: Path, data: Pictures, options: dict[str, Any], said: str
+    tiny_sdxl: Path, data: Images, options: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(PlaceholderError, match=said):
         run_train(data, sdxl_config_of("SDXL_TEXTUAL_INVERSION", tiny_sdxl, **options))
 
 
-def test_only_the_new_rows_of_a_word_are_trained(tiny_sdxl: Path, data: Pictures) -> None:
+def test_only_the_new_rows_of_a_word_are_trained(tiny_sdxl: Path, data: Images) -> None:
     run = run_train(data, sdxl_config_of("SDXL_TEXTUAL_INVERSION", tiny_sdxl))
     assert set(weights(run)) == {
         "weights/text_encoder.placeholder",
@@ -298,12 +296,12 @@ def test_only_the_new_rows_of_a_word_are_trained(tiny_sdxl: Path, data: Pictures
     }
 
 
-def flux(data: Pictures, model: Path, **options: Any) -> Trained:
+def flux(data: Images, model: Path, **options: Any) -> Trained:
     return run_train(data, config_of(model, **options))
 
 
 def test_flux_trains_clip_where_asked_and_diffusers_reads_it(
-    double_flux: Path, data: Pictures
+    double_flux: Path, data: Images
 ) -> None:
     run = flux(data, double_flux, train_text_encoder=True, text_encoder_learning_rate=1e-2)
     assert models_of(run) == {"transformer", "text_encoder"}
@@ -326,7 +324,7 @@ def test_flux_trains_clip_where_asked_and_diffusers_reads_it(
 
 
 def test_both_forms_of_a_flux_lora_hold_the_same_change_of_clip(
-    double_flux: Path, data: Pictures
+    double_flux: Path, data: Images
 ) -> None:
     states = []
     for form in ("kohya", "invoke_peft"):
@@ -349,7 +347,7 @@ def test_both_forms_of_a_flux_lora_hold_the_same_change_of_clip(
     ids=str,
 )
 def test_an_option_of_fluxs_loss_changes_it_from_the_first_step(
-    tiny_flux: Path, data: Pictures, options: dict[str, Any]
+    tiny_flux: Path, data: Images, options: dict[str, Any]
 ) -> None:
     plain = flux(data, tiny_flux, max_train_steps=2)
     changed = flux(data, tiny_flux, max_train_steps=2, **options)

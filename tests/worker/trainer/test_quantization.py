@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.worker.trainer.runs import CACHED, Pictures, config_of, run_train
+from tests.worker.trainer.runs import CACHED, Images, config_of, run_train
 from worker.trainer.errors import MissingLibraryError
 from worker.trainer.flux.transformer import load_transformer
 from worker.trainer.tiny_models import build_tiny_flux
@@ -70,7 +70,7 @@ def test_only_the_blocks_own_layers_are_quantised(model: Path, kind: str) -> Non
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_lora_trains_on_a_quantised_base_and_resumes_exactly(
-    model: Path, data: Pictures, kind: str
+    model: Path, data: Images, kind: str
 ) -> None:
     options: dict[str, Any] = {**CACHED, "weight_dtype": "bfloat16", "save_every_n_steps": 2}
     full = run_train(data, config_of(model, **options))
@@ -97,7 +97,7 @@ def test_a_lora_trains_on_a_quantised_base_and_resumes_exactly(
     ids=str,
 )
 def test_a_missing_library_is_told_before_anything_is_encoded(
-    model: Path, data: Pictures, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+    model: Path, data: Images, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     monkeypatch.setattr("worker.trainer.libraries.find_spec", lambda _: None)
     with pytest.raises(MissingLibraryError, match=r"training-worker\[train,quantization\]"):

@@ -11,7 +11,7 @@ from tasks.stages.trainer_protocol import TrainerExit
 from tests.worker.trainer.runs import (
     BUCKETS,
     CACHED,
-    Pictures,
+    Images,
     Trained,
     TrainerProcess,
     config_of,
@@ -53,7 +53,7 @@ def assert_same_end(straight: Trained, last: CheckpointSaved) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_a_killed_run_ends_as_if_nothing_had_happened(tiny_flux: Path, data: Pictures) -> None:
+def test_a_killed_run_ends_as_if_nothing_had_happened(tiny_flux: Path, data: Images) -> None:
     config = config_of(tiny_flux, loader=LOADER, **CACHED, **FULL)
     straight = run_train(data, config)
     request = request_of(
@@ -70,7 +70,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(tiny_flux: Path, data: Pic
 
 @pytest.mark.timeout(180)
 def test_a_stopped_run_saves_and_ends_as_if_nothing_had_happened(
-    tiny_flux: Path, data: Pictures
+    tiny_flux: Path, data: Images
 ) -> None:
     config = config_of(
         tiny_flux, loader={**LOADER, "center_crop": False}, train_batch_size=2, **FULL
@@ -98,7 +98,7 @@ def test_a_stopped_run_saves_and_ends_as_if_nothing_had_happened(
     ids=["float16", "bfloat16", "epochs"],
 )
 def test_a_run_resumes_exactly_at_any_step(
-    tiny_flux: Path, data: Pictures, stop_at: int, options: dict[str, Any]
+    tiny_flux: Path, data: Images, stop_at: int, options: dict[str, Any]
 ) -> None:
     values = {"max_train_steps": 6, **CACHED, **options}
     config = config_of(tiny_flux, loader=LOADER, **values)
@@ -127,7 +127,7 @@ def test_a_run_resumes_exactly_at_any_step(
     assert_same_end(straight, resumed.checkpoints[-1])
 
 
-def test_a_finished_run_resumed_only_says_so(tiny_flux: Path, data: Pictures) -> None:
+def test_a_finished_run_resumed_only_says_so(tiny_flux: Path, data: Images) -> None:
     config = config_of(tiny_flux)
     straight = run_train(data, config)
     key = straight.checkpoints[-1].state_key
@@ -137,7 +137,7 @@ def test_a_finished_run_resumed_only_says_so(tiny_flux: Path, data: Pictures) ->
     assert again.done.final_loss == straight.done.final_loss
 
 
-def test_the_metrics_file_holds_the_steps_before_a_resume(tiny_flux: Path, data: Pictures) -> None:
+def test_the_metrics_file_holds_the_steps_before_a_resume(tiny_flux: Path, data: Images) -> None:
     config = config_of(tiny_flux, save_every_n_steps=2)
     straight = run_train(data, config)
     key = straight.checkpoints[0].state_key
@@ -159,7 +159,7 @@ def test_the_metrics_file_holds_the_steps_before_a_resume(tiny_flux: Path, data:
     ],
 )
 def test_a_state_of_another_config_is_refused_by_the_names_of_what_differs(
-    tiny_flux: Path, data: Pictures, change: dict[str, Any], name: str
+    tiny_flux: Path, data: Images, change: dict[str, Any], name: str
 ) -> None:
     key = run_train(data, config_of(tiny_flux, max_train_steps=1)).checkpoints[-1].state_key
     other = config_of(tiny_flux, max_train_steps=1, **change)
@@ -167,14 +167,14 @@ def test_a_state_of_another_config_is_refused_by_the_names_of_what_differs(
         run_train(data, other, resume_state_key=key)
 
 
-def test_a_state_of_another_data_set_is_refused(tiny_flux: Path, data: Pictures) -> None:
+def test_a_state_of_another_dataset_is_refused(tiny_flux: Path, data: Images) -> None:
     config = config_of(tiny_flux, max_train_steps=1)
     key = run_train(data, config).checkpoints[-1].state_key
-    with pytest.raises(ForeignStateError, match="data set"):
+    with pytest.raises(ForeignStateError, match="dataset"):
         run_train(data.edited(caption=0), config, resume_state_key=key)
 
 
-def test_options_that_change_no_number_may_differ(tiny_flux: Path, data: Pictures) -> None:
+def test_options_that_change_no_number_may_differ(tiny_flux: Path, data: Images) -> None:
     key = run_train(data, config_of(tiny_flux, max_train_steps=1)).checkpoints[-1].state_key
     other = config_of(
         tiny_flux, max_train_steps=1, max_checkpoints=1, lora_checkpoint_format="invoke_peft"
@@ -185,7 +185,7 @@ def test_options_that_change_no_number_may_differ(tiny_flux: Path, data: Picture
 @pytest.mark.parametrize(
     "damage", ["truncated", "a bit", "garbage", "empty", "another kind of file"]
 )
-def test_a_damaged_state_is_a_clear_error(tiny_flux: Path, data: Pictures, damage: str) -> None:
+def test_a_damaged_state_is_a_clear_error(tiny_flux: Path, data: Images, damage: str) -> None:
     config = config_of(tiny_flux, max_train_steps=1)
     straight = run_train(data, config)
     whole = straight.state_bytes()
@@ -202,7 +202,7 @@ def test_a_damaged_state_is_a_clear_error(tiny_flux: Path, data: Pictures, damag
 
 
 def test_resuming_under_other_versions_says_so(
-    tiny_flux: Path, data: Pictures, monkeypatch: pytest.MonkeyPatch
+    tiny_flux: Path, data: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(tiny_flux, save_every_n_steps=2)
     key = run_train(data, config).checkpoints[0].state_key

@@ -14,11 +14,11 @@ from tests.worker.trainer.runs import (
     BUCKETS,
     CACHED,
     SDXL_TYPES,
-    Pictures,
+    Images,
     Trained,
     TrainerProcess,
     config_of,
-    pictures,
+    images,
     request_of,
     run_cache,
     run_train,
@@ -85,9 +85,9 @@ def models(tiny_flux: Path, tiny_sdxl: Path) -> Models:
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Pictures:
-    """The usual pictures, once for all of these tests: no run changes them."""
-    return pictures(tmp_path_factory.mktemp("data"))
+def data(tmp_path_factory: pytest.TempPathFactory) -> Images:
+    """The usual images, once for all of these tests: no run changes them."""
+    return images(tmp_path_factory.mktemp("data"))
 
 
 def any_config(kind: str, models: Models, **options: Any) -> Any:
@@ -110,7 +110,7 @@ def stopping_after(step: int) -> tuple[StopSwitch, Any]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_stopped_mid_epoch_ends_as_if_nothing_had_happened(
-    models: Models, data: Pictures, case: str
+    models: Models, data: Images, case: str
 ) -> None:
     kind, options, loader = CASES[case]
     config = any_config(kind, models, loader={**LOADER, **loader}, **{**HARD, **options})
@@ -147,7 +147,7 @@ class Seen:
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("kind", SDXL_TYPES)
 def test_a_killed_process_is_gone_on_with_bit_for_bit(
-    models: Models, data: Pictures, kind: str
+    models: Models, data: Images, kind: str
 ) -> None:
     config = any_config(kind, models, max_train_steps=6, save_every_n_steps=2)
     straight = run_train(data, config)
@@ -163,7 +163,7 @@ def test_a_killed_process_is_gone_on_with_bit_for_bit(
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_the_same_seed_gives_the_same_file_and_another_seed_another(
-    models: Models, data: Pictures, kind: str
+    models: Models, data: Images, kind: str
 ) -> None:
     hashes = [
         run_train(data, any_config(kind, models, seed=seed, max_train_steps=2))
@@ -184,7 +184,7 @@ GOLDEN = {
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_the_first_losses_are_what_they_have_always_been(
-    models: Models, data: Pictures, kind: str
+    models: Models, data: Images, kind: str
 ) -> None:
     targets = {"unet_lora_target_modules": ALL_TARGETS} if kind == "SDXL_LORA" else {}
     run = run_train(data, any_config(kind, models, max_train_steps=3, **targets))
@@ -193,7 +193,7 @@ def test_the_first_losses_are_what_they_have_always_been(
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_validation_shows_what_is_published_and_disturbs_nothing(
-    models: Models, data: Pictures, kind: str
+    models: Models, data: Images, kind: str
 ) -> None:
     plain = run_train(data, any_config(kind, models))
     negative = {} if kind == "FLUX_LORA" else {"negative_validation_prompts": ["blue"]}
@@ -219,9 +219,7 @@ def test_validation_shows_what_is_published_and_disturbs_nothing(
     assert len(set(digests)) == 4
 
 
-def test_validation_of_a_finetune_with_ema_shows_the_average(
-    models: Models, data: Pictures
-) -> None:
+def test_validation_of_a_finetune_with_ema_shows_the_average(models: Models, data: Images) -> None:
     options = {
         "validation_prompts": ["a cat"],
         "validate_every_n_steps": 4,
@@ -237,7 +235,7 @@ def test_validation_of_a_finetune_with_ema_shows_the_average(
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
-def test_the_average_follows_the_weights(models: Models, data: Pictures) -> None:
+def test_the_average_follows_the_weights(models: Models, data: Images) -> None:
     run = run_train(data, any_config("SDXL_FINETUNE", models, use_ema=True, ema_decay=0.5))
     plain = run_train(data, any_config("SDXL_FINETUNE", models, use_ema=True, ema_decay=0.0))
 
@@ -251,7 +249,7 @@ def test_the_average_follows_the_weights(models: Models, data: Pictures) -> None
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_kept_models_train_as_fresh_ones_do(models: Models, data: Pictures, kind: str) -> None:
+def test_kept_models_train_as_fresh_ones_do(models: Models, data: Images, kind: str) -> None:
     kept = ModelCache()
     config = any_config(kind, models, max_train_steps=1)
     other = any_config("SDXL_LORA", models, max_train_steps=1)
@@ -261,7 +259,7 @@ def test_kept_models_train_as_fresh_ones_do(models: Models, data: Pictures, kind
 
 
 def test_a_model_is_loaded_again_where_its_files_changed(tmp_path: Path) -> None:
-    data, kept = pictures(tmp_path), ModelCache()
+    data, kept = images(tmp_path), ModelCache()
     folder = build_tiny_sdxl(tmp_path / "model", seed=1)
     before = run_train(data, sdxl_config_of("SDXL_LORA", folder), kept=kept)
     build_tiny_sdxl(folder, seed=2)
@@ -270,7 +268,7 @@ def test_a_model_is_loaded_again_where_its_files_changed(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("kind", ["FLUX_LORA", "SDXL_LORA", "SDXL_FINETUNE"])
-def test_cached_and_live_encoders_train_alike(models: Models, data: Pictures, kind: str) -> None:
+def test_cached_and_live_encoders_train_alike(models: Models, data: Images, kind: str) -> None:
     frozen = {"train_text_encoder": False} if kind == "SDXL_LORA" else {}
     loader = {**LOADER, "caption_dropout": 0.5, "caption_prefix": "a drawing of"}
     live = run_train(data, any_config(kind, models, loader=loader, **frozen))
@@ -279,7 +277,7 @@ def test_cached_and_live_encoders_train_alike(models: Models, data: Pictures, ki
 
 
 def test_a_cache_is_shared_by_types_of_one_base_model(models: Models, tmp_path: Path) -> None:
-    data = pictures(tmp_path)
+    data = images(tmp_path)
     frozen = {"train_text_encoder": False}
     first = run_cache(data, any_config("SDXL_LORA", models, **frozen, **CACHED))
     second = run_cache(data, any_config("SDXL_FINETUNE", models, **CACHED))

@@ -17,7 +17,7 @@ from worker.cli.client import client_of
 from worker.cli.commands.watch import show_result
 from worker.cli.follow import follow
 from worker.cli.output import stdout
-from worker.local.demo_images import draw_demo_pictures
+from worker.local.demo_images import draw_demo_images
 from worker.local.flower import flower_address, flower_credentials, password_file
 from worker.supervision.process import spawn, stop
 
@@ -61,15 +61,15 @@ def run(settings: Settings, *, home: Path | None) -> None:
 
 
 def _prepare_job(home: Path) -> dict[str, Any]:
-    """Make the tiny model, the pictures and the job file where they are not there yet."""
-    model, pictures = home / "tiny-flux", home / "pictures"
+    """Make the tiny model, the images and the job file where they are not there yet."""
+    model, images = home / "tiny-flux", home / "images"
     if not (model / "model_index.json").exists():
         stdout.print("making a tiny FLUX model")
         command = [sys.executable, "-P", "-m", "worker.trainer.tiny_models", str(model)]
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode:
             raise JobError(f"cannot make the tiny model:\n{made.stderr}")
-    draw_demo_pictures(pictures)
+    draw_demo_images(images)
     document = {
         "name": "demo-lora",
         "training": {
@@ -95,7 +95,7 @@ def _prepare_job(home: Path) -> dict[str, Any]:
                 },
                 "dataset": {
                     "type": "IMAGE_CAPTION_DIR_DATASET",
-                    "dataset_dir": str(pictures),
+                    "dataset_dir": str(images),
                 },
             },
         },

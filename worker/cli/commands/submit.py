@@ -77,14 +77,14 @@ def _dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
             **outlook.document(),
         }
         failed = {"error": error_document(error)} if error else {}
-        print_json({**document, "warnings": warnings, "data_set": report.document(), **failed})
+        print_json({**document, "warnings": warnings, "dataset": report.document(), **failed})
         return code
     stdout.print(route_table(route))
     stdout.print(report_table(report))
     for warning in warnings:
         stderr.print(f"warning: {warning}", style="yellow", markup=False)
     if error:
-        stderr.print(f"[red]error[/]: the data set has {len(report.problems)} faults; see above")
+        stderr.print(f"[red]error[/]: the dataset has {len(report.problems)} faults; see above")
     else:
         outlook.show()
         stdout.print("the job can run; nothing was sent")

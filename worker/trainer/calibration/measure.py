@@ -1,6 +1,6 @@
 """Trains shapes of runs and measures what each takes of the GPU.
 
-The trainer's own stages on pictures of noise, in this process; must not know what is made of it.
+The trainer's own stages on images of noise, in this process; must not know what is made of it.
 """
 
 import hashlib
@@ -17,13 +17,13 @@ from PIL import Image
 from routing.classes import GIB
 from tasks.cache.plan import CachePlan
 from tasks.calibration import Measurement
-from tasks.dataset import DataSet, Sample, data_set_of
+from tasks.dataset import Dataset, Sample, dataset_of
 from tasks.events import EncoderDigests, Event, PackStored, TrainDone
 from tasks.jobs.calibration_shapes import STEPS, Options, described
 from tasks.jobs.job import TrainingConfig
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.stages.trainer_protocol import TrainerRequest
-from tasks.store import Store, cache_index_key, data_set_key, image_key
+from tasks.store import Store, cache_index_key, dataset_key, image_key
 from worker.trainer import cache, train
 from worker.trainer.errors import MissingLibraryError
 from worker.trainer.event_pipe import StopSwitch
@@ -77,12 +77,12 @@ class Bench:
     def peak_bytes(self, config: TrainingConfig) -> int:
         """The most memory that a run takes, CUDA's context with it."""
         self._runs += 1
-        data_set = self._noise(config)
+        dataset = self._noise(config)
         index_key = None
         if config.caches_text or config.cache_vae_outputs:
-            index_key = self._cached(config, data_set)
+            index_key = self._cached(config, dataset)
         told: list[Event] = []
-        request = self._request("train", config, data_set, cache_index_key=index_key)
+        request = self._request("train", config, dataset, cache_index_key=index_key)
         train.run(request, told.append, StopSwitch(), self._kept, self._meter)
         # The weights of a run are of no use, and larger than all else.
         self._store.delete(self._store.keys(f"jobs/{request.job_id}"))
@@ -95,8 +95,8 @@ class Bench:
         self._kept = ModelCache()
         release_memory()
 
-    def _noise(self, config: PipelineConfig) -> DataSet:
-        """Pictures that fill each step, of the largest size."""
+    def _noise(self, config: PipelineConfig) -> Dataset:
+        """Images that fill each step, of the largest size."""
         size = max(config.loader.sizes(), key=lambda size: size.pixels)
         samples = []
         for number in range(STEPS * config.train_batch_size):
@@ -111,27 +111,27 @@ class Bench:
                     image=digest,
                     width=size.width,
                     height=size.height,
-                    caption=f"picture {number}",
-                    source=f"picture {number}",
+                    caption=f"image {number}",
+                    source=f"image {number}",
                 )
             )
-        data_set = data_set_of(samples)
-        self._store.put(data_set_key(data_set.digest), data_set.model_dump_json().encode())
-        return data_set
+        dataset = dataset_of(samples)
+        self._store.put(dataset_key(dataset.digest), dataset.model_dump_json().encode())
+        return dataset
 
-    def _cached(self, config: PipelineConfig, data_set: DataSet) -> str:
+    def _cached(self, config: PipelineConfig, dataset: Dataset) -> str:
         """Encode what is not encoded yet, as the cache stage does; the index's key."""
         # In this store there are no others, so that reading all their files can be saved.
         encoders = EncoderDigests(
             text="these" if config.caches_text else None,
             vae="these" if config.cache_vae_outputs else None,
         )
-        plan = CachePlan(config, data_set, encoders)
+        plan = CachePlan(config, dataset, encoders)
         missing = tuple(digest for digest in plan.digests if digest not in self._packs)
         if missing:
             told: list[Event] = []
             wanted = {"encoders": encoders, "cache_entries": missing}
-            request = self._request("cache", config, data_set, **wanted)
+            request = self._request("cache", config, dataset, **wanted)
             cache.run(request, told.append, StopSwitch(), self._kept)
             for event in told:
                 if isinstance(event, PackStored):
@@ -141,14 +141,14 @@ class Bench:
         return key
 
     def _request(
-        self, stage: str, config: PipelineConfig, data_set: DataSet, **options: Any
+        self, stage: str, config: PipelineConfig, dataset: Dataset, **options: Any
     ) -> TrainerRequest:
         values = {"stage": stage, "training": config, "device": self._device, **options}
         return TrainerRequest(
             job_id=f"run-{self._runs}",
             attempt=1,
             name="run",
-            data_set_key=data_set_key(data_set.digest),
+            dataset_key=dataset_key(dataset.digest),
             store_url=self._store.url,
             scratch_dir=str(self._folder / "scratch"),
             **values,

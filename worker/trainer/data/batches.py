@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
 from tasks.buckets import Size
 from tasks.cache.plan import CacheIndex
-from tasks.dataset import DataSet
+from tasks.dataset import Dataset
 from tasks.jobs.datasets import DreamboothSDDataLoaderConfig
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.store import Store
@@ -28,8 +29,8 @@ from worker.trainer.data.images import (
     crop_corner,
     cropped,
     latent_mask,
+    load_image,
     load_mask,
-    load_picture,
     pixels,
     resized_to_cover,
 )
@@ -41,12 +42,12 @@ class Batch:
     """Samples of one size. Of each pair, pixels or latents and captions or embeddings, one is set.
 
     Attributes:
-        epoch: Which pass over the data set.
-        samples: Their numbers in the data set; with ``epoch`` they place every random draw.
+        epoch: Which pass over the dataset.
+        samples: Their numbers in the dataset; with ``epoch`` they place every random draw.
         captions: As they are encoded.
         weights: (B,), of the samples' losses.
         time_ids: (B, 6): original height and width, top and left of the crop, height and width;
-            what SDXL is told of a picture's size.
+            what SDXL is told of an image's size.
         masks: (B, 1, h, w) in [0, 1] at the latents' size, where the config uses masks.
         pixels: (B, 3, H, W) in [-1, 1].
         latent_mean: (B, C, h, w).
@@ -142,7 +143,7 @@ class SampleReader:
 
     Args:
         store_url: Where they are.
-        data_set: Which there are.
+        dataset: Which there are.
         config: How they become training samples.
         index: Their cache entries, where something is cached.
         draws: Decide flips, crops and captions.
@@ -151,19 +152,19 @@ class SampleReader:
     def __init__(
         self,
         store_url: str,
-        data_set: DataSet,
+        dataset: Dataset,
         config: PipelineConfig,
         index: CacheIndex | None,
         draws: StatelessRng,
     ) -> None:
         self._store_url = store_url
         self._store: Store | None = None
-        self._data_set = data_set
+        self._dataset = dataset
         self._config = config
         self._index = index
         self._cached: CachedEntries | None = None
         self._draws = draws
-        self.sizes = data_set.sizes_in(config.loader.sizes())
+        self.sizes = dataset.sizes_in(config.loader.sizes())
         self._kept: dict[int, Image.Image] = {}
         self._keep_in_memory = [
             getattr(source, "keep_in_memory", False) for source in config.loader.sources()
@@ -186,7 +187,7 @@ class SampleReader:
         if loader.caption_draws:
             draws = self._draws.uniform((loader.caption_draws,), "caption", epoch, sample)
             chances = draws.tolist()
-        return loader.caption(self._data_set.samples[sample], chances)
+        return loader.caption(self._dataset.samples[sample], chances)
 
     def _sample(self, epoch: int, sample: int, caption: str) -> dict[str, torch.Tensor]:
         loader = self._config.loader
@@ -206,8 +207,8 @@ class SampleReader:
             latents = self._open_cache().latents(key, self.sizes[sample])
             found |= {"latent_mean": latents.mean, "latent_logvar": latents.logvar}
         else:
-            picture = cropped(self._resized(sample), self.sizes[sample], place)
-            found["pixels"] = pixels(picture, flipped=flipped)
+            image = cropped(self._resized(sample), self.sizes[sample], place)
+            found["pixels"] = pixels(image, flipped=flipped)
         text_key = entries and entries.text
         if text_key and self._index is not None:
             # A dropped caption is the blank one.
@@ -225,14 +226,14 @@ class SampleReader:
     def _weight(self, sample: int) -> float:
         """The weight of a sample's loss: DreamBooth's class images may count less."""
         loader = self._config.loader
-        is_of_class = self._data_set.samples[sample].part == 1
+        is_of_class = self._dataset.samples[sample].part == 1
         if isinstance(loader, DreamboothSDDataLoaderConfig) and is_of_class:
             return loader.class_data_loss_weight
         return 1.0
 
     def _time_ids(self, sample: int, place: tuple[float, float]) -> torch.Tensor:
-        """What SDXL is told of the picture's size before and after the crop, (6,) float32."""
-        original, size = self._data_set.samples[sample].size, self.sizes[sample]
+        """What SDXL is told of the image's size before and after the crop, (6,) float32."""
+        original, size = self._dataset.samples[sample].size, self.sizes[sample]
         left, top = crop_corner(covering_size(original, size), size, place)
         return torch.tensor(
             [original.height, original.width, top, left, size.height, size.width],
@@ -242,21 +243,21 @@ class SampleReader:
     def _mask(self, sample: int, place: tuple[float, float], *, flipped: bool) -> torch.Tensor:
         """The sample's mask at the latents' size, (1, h, w); ones where it has none."""
         size = self.sizes[sample]
-        mask = self._data_set.samples[sample].mask
+        mask = self._dataset.samples[sample].mask
         if mask is None:
             return torch.ones(1, size.height // VAE_FACTOR, size.width // VAE_FACTOR)
-        picture = load_mask(self._open(), self._data_set.samples[sample].source, mask)
-        picture = cropped(resized_to_cover(picture, size), size, place)
-        return latent_mask(picture, VAE_FACTOR, flipped=flipped)
+        image = load_mask(self._open(), self._dataset.samples[sample].source, mask)
+        image = cropped(resized_to_cover(image, size), size, place)
+        return latent_mask(image, VAE_FACTOR, flipped=flipped)
 
     def _resized(self, sample: int) -> Image.Image:
         if sample in self._kept:
             return self._kept[sample]
-        picture = load_picture(self._open(), self._data_set.samples[sample])
-        picture = resized_to_cover(picture, self.sizes[sample])
-        if self._keep_in_memory[self._data_set.samples[sample].part]:
-            self._kept[sample] = picture
-        return picture
+        image = load_image(self._open(), self._dataset.samples[sample])
+        image = resized_to_cover(image, self.sizes[sample])
+        if self._keep_in_memory[self._dataset.samples[sample].part]:
+            self._kept[sample] = image
+        return image
 
     def _open(self) -> Store:
         if self._store is None:
@@ -274,7 +275,7 @@ class SampleReader:
         return {**self.__dict__, "_store": None, "_cached": None, "_kept": {}}
 
 
-class _NumberedBatches(Dataset[Batch]):
+class _NumberedBatches(TorchDataset[Batch]):
     def __init__(self, reader: SampleReader, plan: BatchPlan, start: int, end: int) -> None:
         self._reader = reader
         self._batches = [plan.batch(number) for number in range(start, end)]
@@ -292,7 +293,7 @@ class TrainingData:
     Args:
         reader: Reads them.
         plan: Says what is in them.
-        data_set: The samples they are made of.
+        dataset: The samples they are made of.
         workers: Processes that read ahead; 0 reads when asked.
         device: Where batches go.
     """
@@ -301,13 +302,13 @@ class TrainingData:
         self,
         reader: SampleReader,
         plan: BatchPlan,
-        data_set: DataSet,
+        dataset: Dataset,
         workers: int,
         device: torch.device,
     ) -> None:
         self._reader = reader
         self.plan = plan
-        self.data_set = data_set
+        self.dataset = dataset
         self._workers = workers
         self._device = device
 

@@ -140,12 +140,12 @@ class CachedEntries:
         return DamagedFileError("the cache pack", key, problem, _REMEDY)
 
 
-def read_index(store: Store, key: str, config: PipelineConfig, data_set: str) -> CacheIndex:
+def read_index(store: Store, key: str, config: PipelineConfig, dataset: str) -> CacheIndex:
     """A job's cache index.
 
     Raises:
         DamagedFileError: It is no index.
-        StaleIndexError: It is of another config or data set.
+        StaleIndexError: It is of another config or dataset.
     """
     try:
         index = CacheIndex.model_validate_json(store.get(key))
@@ -153,8 +153,8 @@ def read_index(store: Store, key: str, config: PipelineConfig, data_set: str) ->
         raise DamagedFileError("the cache index", key, "no index", _REMEDY) from error
     settings = cache_settings(config)
     differs = sorted(name for name in settings if settings[name] != index.settings.get(name))
-    if index.data_set != data_set:
-        differs.insert(0, "data set")
+    if index.dataset != dataset:
+        differs.insert(0, "dataset")
     if differs:
         raise StaleIndexError(key, differs)
     return index

@@ -1,4 +1,4 @@
-"""Pictures of the data set as tensors of a training size."""
+"""Images of the dataset as tensors of a training size."""
 
 import math
 
@@ -7,37 +7,37 @@ import torch
 from PIL import Image
 
 from tasks.buckets import Size
-from tasks.data.images import UnreadablePictureError, open_mask, open_picture
+from tasks.data.images import UnreadableImageError, open_image, open_mask
 from tasks.dataset import Sample
 from tasks.store import Store, image_key
-from worker.trainer.errors import PictureError
+from worker.trainer.errors import ImageError
 
 # The middle of what a crop leaves over, on both axes.
 CENTRE = (0.5, 0.5)
 
 
-def load_picture(store: Store, sample: Sample) -> Image.Image:
-    """A sample's picture, upright, in RGB.
+def load_image(store: Store, sample: Sample) -> Image.Image:
+    """A sample's image, upright, in RGB.
 
     Raises:
-        PictureError: It cannot be read as an image.
+        ImageError: It cannot be read as an image.
     """
     try:
-        return open_picture(store.get(image_key(sample.image)))
-    except UnreadablePictureError as error:
-        raise PictureError(sample.source, str(error)) from error
+        return open_image(store.get(image_key(sample.image)))
+    except UnreadableImageError as error:
+        raise ImageError(sample.source, str(error)) from error
 
 
 def load_mask(store: Store, source: str, mask: str) -> Image.Image:
-    """A mask, grey, of its picture's size.
+    """A mask, grey, of its image's size.
 
     Raises:
-        PictureError: It cannot be read as an image.
+        ImageError: It cannot be read as an image.
     """
     try:
         return open_mask(store.get(image_key(mask)))
-    except UnreadablePictureError as error:
-        raise PictureError(f"{source} (its mask)", str(error)) from error
+    except UnreadableImageError as error:
+        raise ImageError(f"{source} (its mask)", str(error)) from error
 
 
 def covering_size(original: Size, size: Size) -> Size:
@@ -49,12 +49,12 @@ def covering_size(original: Size, size: Size) -> Size:
     )
 
 
-def resized_to_cover(picture: Image.Image, size: Size) -> Image.Image:
-    """The smallest resize of the picture that covers ``size`` on both sides."""
-    covering = covering_size(Size(*picture.size), size)
-    if covering == picture.size:
-        return picture
-    return picture.resize(covering, Image.Resampling.LANCZOS)
+def resized_to_cover(image: Image.Image, size: Size) -> Image.Image:
+    """The smallest resize of the image that covers ``size`` on both sides."""
+    covering = covering_size(Size(*image.size), size)
+    if covering == image.size:
+        return image
+    return image.resize(covering, Image.Resampling.LANCZOS)
 
 
 def crop_corner(covering: Size, size: Size, place: tuple[float, float]) -> tuple[int, int]:
@@ -70,10 +70,10 @@ def crop_corner(covering: Size, size: Size, place: tuple[float, float]) -> tuple
     return left, top
 
 
-def cropped(picture: Image.Image, size: Size, place: tuple[float, float]) -> Image.Image:
-    """The picture, at least of ``size``, cut to it; see ``crop_corner``."""
-    left, top = crop_corner(Size(*picture.size), size, place)
-    return picture.crop((left, top, left + size.width, top + size.height))
+def cropped(image: Image.Image, size: Size, place: tuple[float, float]) -> Image.Image:
+    """The image, at least of ``size``, cut to it; see ``crop_corner``."""
+    left, top = crop_corner(Size(*image.size), size, place)
+    return image.crop((left, top, left + size.width, top + size.height))
 
 
 def latent_mask(mask: Image.Image, factor: int, *, flipped: bool) -> torch.Tensor:
@@ -86,8 +86,8 @@ def latent_mask(mask: Image.Image, factor: int, *, flipped: bool) -> torch.Tenso
     return small.flip(-1) if flipped else small
 
 
-def pixels(picture: Image.Image, *, flipped: bool) -> torch.Tensor:
-    """The picture as a tensor (3, H, W) of float32 in [-1, 1], mirrored where ``flipped``."""
-    values = torch.from_numpy(np.array(picture))  # (H, W, 3) uint8
+def pixels(image: Image.Image, *, flipped: bool) -> torch.Tensor:
+    """The image as a tensor (3, H, W) of float32 in [-1, 1], mirrored where ``flipped``."""
+    values = torch.from_numpy(np.array(image))  # (H, W, 3) uint8
     values = values.permute(2, 0, 1).to(torch.float32) / 127.5 - 1.0  # (3, H, W)
     return values.flip(-1) if flipped else values

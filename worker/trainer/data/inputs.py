@@ -98,7 +98,7 @@ class Inputs:
             return self._text.encode(batch.captions)
 
     def latents(self, batch: Batch) -> torch.Tensor:
-        """A draw from the VAE's distribution of each picture, (B, C, h, w) float32."""
+        """A draw from the VAE's distribution of each image, (B, C, h, w) float32."""
         with torch.autocast(self._device.type, enabled=False):
             found = self._distribution(batch)
             shape = tuple(found.mean.shape[1:])

@@ -1,7 +1,7 @@
 """A job's config as the library's own, field by field.
 
-Knows names and values only; the library's models check what comes out. Data sets are named by their
-key in the store: the library reads no picture, cached or not, but gets its batches from
+Knows names and values only; the library's models check what comes out. Datasets are named by their
+key in the store: the library reads no image, cached or not, but gets its batches from
 ``worker/trainer/invoke/data.py``.
 """
 
@@ -15,7 +15,7 @@ from tasks.stages.trainer_protocol import TrainerRequest
 # Options of ours that the library has none of: they act in our part, or are refused.
 _OURS = ("single_file_config", "quantization", "use_ema", "ema_decay")
 _OURS_IN_LOADER = ("caption_dropout",)
-_DATA_SETS = ("dataset", "instance_dataset", "class_dataset")
+_DATASETS = ("dataset", "instance_dataset", "class_dataset")
 
 
 def library_config(
@@ -44,16 +44,16 @@ def library_config(
 def _loader(request: TrainerRequest) -> dict[str, Any]:
     loader = request.training.loader
     values: dict[str, Any] = loader.model_dump(mode="json", exclude=set(_OURS_IN_LOADER))
-    for name in _DATA_SETS:
+    for name in _DATASETS:
         if values.get(name) is not None:
             captioned = getattr(loader, name).has_captions and name == "dataset"
             kind = "IMAGE_CAPTION_DIR_DATASET" if captioned else "IMAGE_DIR_DATASET"
-            values[name] = {"type": kind, "dataset_dir": request.data_set_key}
+            values[name] = {"type": kind, "dataset_dir": request.dataset_key}
     if loader.aspect_ratio_buckets is not None:
         # The size of validation images.
         values["resolution"] = loader.aspect_ratio_buckets.target_resolution
     if request.training.cache_vae_outputs:
-        # Its own cache cannot hold mirrored pictures, and it refuses this; ours holds both.
+        # Its own cache cannot hold mirrored images, and it refuses this; ours holds both.
         values["random_flip"] = False
     return values
 

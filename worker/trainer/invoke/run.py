@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from tasks.dataset import DataSet
+from tasks.dataset import Dataset
 from tasks.events import Artifact, Progress, ValidationImages
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, validation_prefix
@@ -38,7 +38,7 @@ class Run:
         schedule: When what is due.
         plan: The batches.
         draws: Decide everything random.
-        data_set: The samples they are made of.
+        dataset: The samples they are made of.
         checkpoints: Where the state goes.
         resume: Takes over the state to go on from.
         first_step: Its step; 0 starts anew.
@@ -53,7 +53,7 @@ class Run:
         schedule: Schedule,
         plan: BatchPlan,
         draws: StatelessRng,
-        data_set: DataSet,
+        dataset: Dataset,
         checkpoints: Checkpoints,
         resume: Callable[[TrainingState], None],
         first_step: int,
@@ -66,7 +66,7 @@ class Run:
         self._schedule = schedule
         self._plan = plan
         self._draws = draws
-        self._data_set = data_set
+        self._dataset = dataset
         self._checkpoints = checkpoints
         self._resume = resume
         self._first_step = first_step
@@ -174,7 +174,7 @@ class Run:
         samples, self._samples = self._samples, []
         loss = float(values["train_loss"])
         if not math.isfinite(loss):
-            sources = [self._data_set.samples[sample].source for sample in samples]
+            sources = [self._dataset.samples[sample].source for sample in samples]
             raise DivergedError("the loss", step, sources, ADVICE)
         self.history.add(loss, self._rate)
         total = self._schedule.total_steps

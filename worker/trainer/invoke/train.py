@@ -17,7 +17,7 @@ from invoke_training.pipelines.callbacks import PipelineCallbacks
 from pydantic import TypeAdapter, ValidationError
 
 from tasks.base_models.files import vae_config
-from tasks.dataset import DataSet
+from tasks.dataset import Dataset
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.jobs.sdxl import SdxlConfig, SdxlLoraConfig
@@ -58,18 +58,18 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, _kept: ModelCache
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     store = Store(request.store_url)
-    data_set = DataSet.model_validate_json(store.get(request.data_set_key))
+    dataset = Dataset.model_validate_json(store.get(request.dataset_key))
     draws, repairs = StatelessRng(config.seed), frozenset(request.repairs)
     read_as = _without_buckets(config) if "buckets" not in repairs else config
-    index = index_of(request, store, data_set)
-    reader = SampleReader(request.store_url, data_set, read_as, index, draws)
+    index = index_of(request, store, dataset)
+    reader = SampleReader(request.store_url, dataset, read_as, index, draws)
     accumulation = config.gradient_accumulation_steps
     plan = BatchPlan(reader.sizes, config.train_batch_size, accumulation, draws)
     library = _checked(request, repairs)
     versions = {name: version(name) for name in COMPUTING}
     versions[LIBRARY] = str(describe()["versions"][LIBRARY])  # type: ignore[index]
     identity = {
-        **run_identity(config, data_set),
+        **run_identity(config, dataset),
         "engine": LIBRARY,
         "repairs": sorted(repairs),
     }
@@ -89,7 +89,7 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, _kept: ModelCache
         schedule_of(config, plan),
         plan,
         draws,
-        data_set,
+        dataset,
         checkpoints,
         resume,
         first_step,

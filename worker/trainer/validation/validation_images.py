@@ -133,22 +133,22 @@ class Validation:
         return found
 
     def _write(self, step: int, latents: dict[Place, torch.Tensor]) -> tuple[Artifact, ...]:
-        """Decode, and put into the store what came out as a picture."""
+        """Decode, and put into the store what came out as an image."""
         prefix = validation_prefix(self._request.job_id, step, self._request.attempt)
         scratch = Path(self._request.scratch_dir)
         scratch.mkdir(parents=True, exist_ok=True)
         vae = self._models.vae or load_vae(self._config, self._device)
         artifacts = []
-        for (prompt, image), z in latents.items():
+        for (prompt, number), z in latents.items():
             self._stop.check()
-            picture = self._decoded(vae, z)
-            name = f"validation-{step:06d}-{prompt}-{image}.png"
-            if picture is None:
+            image = self._decoded(vae, z)
+            name = f"validation-{step:06d}-{prompt}-{number}.png"
+            if image is None:
                 message = f"{name} came out as NaN or infinity and was left out"
                 self._emit(Note(level="warning", message=message))
                 continue
             path = scratch / name
-            picture.save(path, "PNG")
+            image.save(path, "PNG")
             artifacts.append(self._store.put_artifact(f"{prefix}/{name}", path))
             path.unlink()
         del vae
@@ -156,14 +156,14 @@ class Validation:
         return tuple(artifacts)
 
     def _decoded(self, vae: AutoencoderKL, z: torch.Tensor) -> Image.Image | None:
-        """The picture of latents (1, C, h, w); None where there is none."""
+        """The image of latents (1, C, h, w); None where there is none."""
         numbers = self._models.vae_numbers
         z = z.float() / numbers.scaling_factor + numbers.shift_factor
         values = vae.decode(z, return_dict=False)[0]  # (1, 3, H, W)
         if not values.isfinite().all():
             return None
-        picture: Image.Image = VaeImageProcessor().postprocess(values)[0]
-        return picture
+        image: Image.Image = VaeImageProcessor().postprocess(values)[0]
+        return image
 
     def _encoders(self) -> list[torch.nn.Module]:
         text = self._models.text

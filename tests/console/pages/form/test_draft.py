@@ -11,7 +11,7 @@ from tasks.jobs.presets import preset, preset_names
 ARCHIVE = {"type": "ARCHIVE", "archive": "upload:0123456789abcdef0123456789abcdef"}
 
 
-def with_pictures(draft: Draft) -> Draft:
+def with_images(draft: Draft) -> Draft:
     draft.dataset = dict(ARCHIVE)
     if draft.training_type == TrainingType.SDXL_TEXTUAL_INVERSION:
         draft.set("placeholder_token", "<cat>")
@@ -22,7 +22,7 @@ def with_pictures(draft: Draft) -> Draft:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_a_preset_left_alone_is_the_whole_job(name: str) -> None:
-    draft = with_pictures(Draft(preset(name)["training"]["type"], name))
+    draft = with_images(Draft(preset(name)["training"]["type"], name))
     job = parse_job(draft.document())
     assert job.preset == name
     left = set(draft.document()["training"]) - {"data_loader"}
@@ -31,7 +31,7 @@ def test_a_preset_left_alone_is_the_whole_job(name: str) -> None:
 
 @pytest.mark.parametrize("training_type", TrainingType)
 def test_without_a_preset_the_type_is_said(training_type: str) -> None:
-    draft = with_pictures(Draft(training_type))
+    draft = with_images(Draft(training_type))
     draft.set("max_train_steps", 100)
     draft.set("save_every_n_steps", 50)
     assert parse_job(draft.document()).training.type == training_type
@@ -64,7 +64,7 @@ def test_steps_give_way_to_epochs_and_come_back() -> None:
 
 
 def test_another_optimizer_brings_its_own_options_and_rates() -> None:
-    draft = with_pictures(Draft("FLUX_LORA", "flux_lora_1x40gb"))
+    draft = with_images(Draft("FLUX_LORA", "flux_lora_1x40gb"))
     draft.set("optimizer.beta1", 0.8)
     draft.set("optimizer.optimizer_type", "Prodigy")
     assert draft.value("optimizer.learning_rate") == 1.0
@@ -76,7 +76,7 @@ def test_another_optimizer_brings_its_own_options_and_rates() -> None:
 
 @pytest.mark.parametrize("side", [64, 512, 1024, 1040])
 def test_a_resolution_takes_the_buckets_with_it(side: int) -> None:
-    draft = with_pictures(Draft("FLUX_LORA", "flux_lora_1x40gb"))
+    draft = with_images(Draft("FLUX_LORA", "flux_lora_1x40gb"))
     draft.set_resolution(side)
     loader = parse_job(draft.document()).training.loader
     assert loader.resolution == side
@@ -85,7 +85,7 @@ def test_a_resolution_takes_the_buckets_with_it(side: int) -> None:
 
 
 def test_buckets_are_switched_off_and_on_again() -> None:
-    draft = with_pictures(Draft("SDXL_LORA", "sdxl_lora_1x16gb"))
+    draft = with_images(Draft("SDXL_LORA", "sdxl_lora_1x16gb"))
     draft.set("data_loader.aspect_ratio_buckets", False)
     assert parse_job(draft.document()).training.loader.aspect_ratio_buckets is None
     assert draft.control("data_loader.aspect_ratio_buckets.end_dim") is None
@@ -93,7 +93,7 @@ def test_buckets_are_switched_off_and_on_again() -> None:
     assert draft.own() == []
 
 
-def test_dreambooths_pictures_go_where_it_has_them() -> None:
+def test_dreambooths_images_go_where_it_has_them() -> None:
     draft = Draft("SDXL_LORA", "sdxl_lora_1x16gb")
     draft.set("data_loader.type", "DREAMBOOTH_SD_DATA_LOADER")
     draft.set("data_loader.instance_caption", "a cat")
@@ -114,13 +114,13 @@ def changed(draft: Draft) -> Draft:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_a_job_that_was_is_filled_in_as_it_was_described(name: str) -> None:
-    draft = changed(with_pictures(Draft(preset(name)["training"]["type"], name)))
+    draft = changed(with_images(Draft(preset(name)["training"]["type"], name)))
     again = Draft.of(parse_job(draft.document()))
     assert again.document() == draft.document()
 
 
 def test_a_job_without_a_preset_is_filled_in_as_well() -> None:
-    draft = with_pictures(Draft("FLUX_LORA"))
+    draft = with_images(Draft("FLUX_LORA"))
     draft.set("max_train_epochs", 2)
     draft.set("save_every_n_epochs", 1)
     job = parse_job(draft.document())
@@ -128,6 +128,6 @@ def test_a_job_without_a_preset_is_filled_in_as_well() -> None:
 
 
 def test_the_file_is_one_that_submit_takes() -> None:
-    draft = changed(with_pictures(Draft("FLUX_LORA", "flux_lora_1x40gb")))
+    draft = changed(with_images(Draft("FLUX_LORA", "flux_lora_1x40gb")))
     read: dict[str, Any] = yaml.safe_load(draft.as_yaml())
     assert parse_job(read) == parse_job(draft.document())

@@ -326,13 +326,13 @@ PRIVATE = [
 def test_a_host_with_one_address_that_is_not_public_is_refused(
     kept: Downloads, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
-    resolve(monkeypatch, "pictures.example", ["93.184.215.14", address])
+    resolve(monkeypatch, "images.example", ["93.184.215.14", address])
     made = connections(monkeypatch)
     with pytest.raises(DownloadError) as caught:
-        kept.fetch("https://pictures.example/x?token=hidden")
+        kept.fetch("https://images.example/x?token=hidden")
     assert str(caught.value) == (
-        "https://pictures.example/x may not be asked for: "
-        f"pictures.example has the address {address}, which is not public; "
+        "https://images.example/x may not be asked for: "
+        f"images.example has the address {address}, which is not public; "
         "the operator may allow the host in TRAINING_DATA_HOSTS"
     )
     assert not made
@@ -489,11 +489,11 @@ def test_tls_asks_for_the_name_of_the_url(
 ) -> None:
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
     kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
-    named = ["-subj", "/CN=x", "-addext", "subjectAltName=DNS:pictures.example"]
+    named = ["-subj", "/CN=x", "-addext", "subjectAltName=DNS:images.example"]
     files = ["-keyout", str(key), "-out", str(certificate), "-days", "2"]
     subprocess.run(["openssl", "req", *kind, *named, *files], check=True, capture_output=True)
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    resolve_all(monkeypatch, "pictures.example", "other.example")
+    resolve_all(monkeypatch, "images.example", "other.example")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     # A second server: the listening socket of one that runs cannot be exchanged.
@@ -501,10 +501,10 @@ def test_tls_asks_for_the_name_of_the_url(
     tls.socket = context.wrap_socket(tls.socket, server_side=True)
     tls.files["/a.zip"] = Served(b"here")
     port = tls.server_port
-    hosts = frozenset({f"pictures.example:{port}", f"other.example:{port}"})
+    hosts = frozenset({f"images.example:{port}", f"other.example:{port}"})
     with serving(tls):
         kept = Downloads(tmp_path / "kept", ReadPolicy(hosts=hosts))
-        assert kept.fetch(f"https://pictures.example:{port}/a.zip").read_bytes() == b"here"
+        assert kept.fetch(f"https://images.example:{port}/a.zip").read_bytes() == b"here"
         with pytest.raises(DownloadError, match="Hostname mismatch"):
             kept.fetch(f"https://other.example:{port}/a.zip")
 

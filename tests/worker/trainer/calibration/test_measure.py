@@ -10,7 +10,7 @@ from tasks.calibration import read_calibration
 from tasks.stages.trainer_protocol import TrainerExit
 from tests.worker.trainer.runs import (
     CACHED,
-    Pictures,
+    Images,
     config_of,
     run_train,
     sdxl_config_of,
@@ -40,7 +40,7 @@ def test_the_hosts_meter_sees_a_peak_and_forgets_it() -> None:
 
 
 def test_a_run_tells_its_meters_peak_and_on_the_cpu_by_itself_none(
-    tiny_flux: Path, data: Pictures
+    tiny_flux: Path, data: Images
 ) -> None:
     config = config_of(tiny_flux, max_train_steps=1)
     assert run_train(data, config).done.peak_memory_bytes is None
@@ -66,7 +66,7 @@ def test_shapes_are_trained_and_what_is_alike_in_them_is_encoded_once(
     assert len(packs) == 2  # of captions and of latents
 
 
-def test_larger_pictures_take_more(tiny_sdxl: Path, tmp_path: Path) -> None:
+def test_larger_images_take_more(tiny_sdxl: Path, tmp_path: Path) -> None:
     bench = Bench(tmp_path, "cpu")
     small, large = (
         bench.peak_bytes(

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.buckets import Size
-from tests.worker.trainer.runs import BUCKETS, Pictures, config_of
+from tests.worker.trainer.runs import BUCKETS, Images, config_of
 from worker.trainer.data.batches import Batch, BatchPlan, SampleReader, TrainingData
-from worker.trainer.errors import PictureError
+from worker.trainer.errors import ImageError
 from worker.trainer.rng import StatelessRng
 
 SIZES = st.lists(
@@ -59,12 +59,12 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert order(1, 3) != order(2, 3)
 
 
-def data_of(data: Pictures, workers: int = 0, **loader: Any) -> TrainingData:
+def data_of(data: Images, workers: int = 0, **loader: Any) -> TrainingData:
     config = config_of("unused", loader=loader)
     draws = StatelessRng(7)
-    reader = SampleReader(data.store.url, data.data_set, config, None, draws)
+    reader = SampleReader(data.store.url, data.dataset, config, None, draws)
     plan = BatchPlan(reader.sizes, 2, 1, draws)
-    return TrainingData(reader, plan, data.data_set, workers, torch.device("cpu"))
+    return TrainingData(reader, plan, data.dataset, workers, torch.device("cpu"))
 
 
 def same(one: Batch, other: Batch) -> bool:
@@ -78,7 +78,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 @pytest.mark.timeout(120)
-def test_batches_are_the_same_with_any_number_of_workers(data: Pictures) -> None:
+def test_batches_are_the_same_with_any_number_of_workers(data: Images) -> None:
     loader: dict[str, Any] = {
         "aspect_ratio_buckets": BUCKETS,
         "random_flip": True,
@@ -90,14 +90,14 @@ def test_batches_are_the_same_with_any_number_of_workers(data: Pictures) -> None
     assert all(same(one, other) for one, other in zip(alone, together, strict=True))
 
 
-def test_batches_start_in_the_middle_without_those_before(data: Pictures) -> None:
+def test_batches_start_in_the_middle_without_those_before(data: Images) -> None:
     loader: dict[str, Any] = {"random_flip": True, "center_crop": False}
     whole = list(data_of(data, **loader).batches(0, 9))
     rest = list(data_of(data, **loader).batches(4, 9))
     assert all(same(one, other) for one, other in zip(whole[4:], rest, strict=True))
 
 
-def test_keeping_pictures_in_memory_changes_nothing(data: Pictures) -> None:
+def test_keeping_images_in_memory_changes_nothing(data: Images) -> None:
     kept: dict[str, Any] = {
         "dataset": {
             "type": "IMAGE_CAPTION_DIR_DATASET",
@@ -113,7 +113,7 @@ def test_keeping_pictures_in_memory_changes_nothing(data: Pictures) -> None:
     assert all(same(one, other) for one, other in zip(plain, first + second, strict=True))
 
 
-def test_flips_and_crops_change_from_epoch_to_epoch(data: Pictures) -> None:
+def test_flips_and_crops_change_from_epoch_to_epoch(data: Images) -> None:
     def seen(**loader: Any) -> int:
         batches = data_of(data, **loader).batches(0, 3 * 8)
         images = [
@@ -126,23 +126,23 @@ def test_flips_and_crops_change_from_epoch_to_epoch(data: Pictures) -> None:
 
     assert seen() == 5
     assert 5 < seen(random_flip=True) <= 10
-    # The square picture has one crop only, and the others have a handful of whole pixels.
+    # The square image has one crop only, and the others have a handful of whole pixels.
     assert seen(center_crop=False) > 10
 
 
-def test_a_caption_prefix_goes_before_every_caption(data: Pictures) -> None:
+def test_a_caption_prefix_goes_before_every_caption(data: Images) -> None:
     (batch,) = data_of(data, caption_prefix="a drawing of").batches(0, 1)
     assert all(caption.startswith("a drawing of ") for caption in batch.captions)
 
 
-def test_a_picture_that_is_none_names_its_file(data: Pictures) -> None:
+def test_an_image_that_is_none_names_its_file(data: Images) -> None:
     for key in data.store.keys("images"):
-        data.store.put(key, b"no picture")
-    with pytest.raises(PictureError, match=r"picture-\d\.png"):
+        data.store.put(key, b"no image")
+    with pytest.raises(ImageError, match=r"image-\d\.png"):
         next(data_of(data).batches(0, 1))
 
 
-def test_resolution_is_height_then_width(data: Pictures) -> None:
+def test_resolution_is_height_then_width(data: Images) -> None:
     (batch,) = data_of(data, resolution=[32, 96]).batches(0, 1)
     assert batch.pixels is not None
     assert batch.pixels.shape[1:] == (3, 32, 96)

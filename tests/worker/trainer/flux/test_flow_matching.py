@@ -162,10 +162,10 @@ def test_min_snr_weighs_as_the_paper_says() -> None:
     torch.testing.assert_close(weight, expected)
 
 
-def test_a_picture_is_covered_cropped_and_mirrored() -> None:
-    picture = Image.new("RGB", (200, 100), (255, 0, 0))
-    picture.paste((0, 0, 255), (100, 0, 200, 100))
-    fitted = resized_to_cover(picture, Size(64, 64))
+def test_an_image_is_covered_cropped_and_mirrored() -> None:
+    image = Image.new("RGB", (200, 100), (255, 0, 0))
+    image.paste((0, 0, 255), (100, 0, 200, 100))
+    fitted = resized_to_cover(image, Size(64, 64))
     assert fitted.size == (128, 64)
     plain = pixels(cropped(fitted, Size(64, 64), CENTRE), flipped=False)
     flipped = pixels(cropped(fitted, Size(64, 64), CENTRE), flipped=True)

@@ -7,7 +7,7 @@ import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
-from tests.worker.trainer.runs import Pictures, config_of, read_tensors, run_train
+from tests.worker.trainer.runs import Images, config_of, read_tensors, run_train
 from worker.trainer.flux.lora_export import kohya_tensors, peft_tensors, write_lora
 from worker.trainer.flux.lora_recipe import lora_regex
 from worker.trainer.rng import StatelessRng
@@ -101,7 +101,7 @@ PARTS = {
 
 
 def test_a_trained_lora_makes_the_same_image_in_both_formats_and_another_than_the_base(
-    double_flux: Path, data: Pictures
+    double_flux: Path, data: Images
 ) -> None:
     paths = {
         form: run_train(
@@ -173,7 +173,7 @@ def random_lora(width: int) -> dict[str, torch.Tensor]:
 )
 @pytest.mark.parametrize("scale", [1.0, 0.3])
 def test_both_formats_hold_the_same_change_whatever_is_trained(
-    tiny_flux: Path, data: Pictures, targets: tuple[str, ...], scale: float
+    tiny_flux: Path, data: Images, targets: tuple[str, ...], scale: float
 ) -> None:
     paths = [
         run_train(
@@ -213,7 +213,7 @@ def test_the_peft_form_needs_no_alpha() -> None:
 
 
 def test_the_last_layer_never_gets_a_lora_and_each_layer_is_in_its_own_kind_of_block(
-    tiny_flux: Path, data: Pictures
+    tiny_flux: Path, data: Images
 ) -> None:
     trained = run_train(data, config_of(tiny_flux, max_train_steps=1))
     layers = {
@@ -234,7 +234,7 @@ def test_the_last_layer_never_gets_a_lora_and_each_layer_is_in_its_own_kind_of_b
     }
 
 
-def test_a_file_says_what_it_is_and_is_readable_by_others(tiny_flux: Path, data: Pictures) -> None:
+def test_a_file_says_what_it_is_and_is_readable_by_others(tiny_flux: Path, data: Images) -> None:
     path = run_train(data, config_of(tiny_flux, max_train_steps=1)).weights
     _, metadata = read_tensors(path)
     assert metadata["ss_base_model_version"] == "flux1"

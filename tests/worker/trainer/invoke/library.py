@@ -13,7 +13,7 @@ from tasks.events import Event, TrainDone, TrainFailed, parse_event
 from tasks.jobs.invoke_patches import REPAIRS
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.stages.trainer_protocol import TrainerRequest
-from tests.worker.trainer.runs import Events, Pictures, Trained, request_of, run_cache
+from tests.worker.trainer.runs import Events, Images, Trained, request_of, run_cache
 from worker.supervision.engines import invoke_environment
 
 # Set where the library is installed; see docs/guides/invoke-training.md.
@@ -35,7 +35,7 @@ class Library:
 
     def train(
         self,
-        data: Pictures,
+        data: Images,
         config: PipelineConfig,
         *,
         repairs: tuple[str, ...] = ALL,

@@ -36,7 +36,7 @@ def test_every_option_is_one_of_the_librarys_and_none_is_left_out(kind: str) -> 
 
 
 def test_dreambooths_two_sets_are_the_librarys() -> None:
-    folder = {"type": "IMAGE_DIR_DATASET", "dataset_dir": "/pictures"}
+    folder = {"type": "IMAGE_DIR_DATASET", "dataset_dir": "/images"}
     loader = {
         "type": "DREAMBOOTH_SD_DATA_LOADER",
         "instance_caption": "a photo of sks",
@@ -63,7 +63,7 @@ def test_values_are_the_jobs_but_for_what_is_done_by_others() -> None:
     assert values["validate_every_n_epochs"] == 1
 
 
-def test_no_path_or_address_of_a_data_set_is_handed_on() -> None:
+def test_no_path_or_address_of_a_dataset_is_handed_on() -> None:
     dataset = {"type": "ARCHIVE", "archive": "https://example.org/a.zip?signature=secret"}
     values = library_config(request_for(with_loader(dataset=dataset, caption_dropout=0.5)))
     assert values["data_loader"]["dataset"] == {
@@ -79,7 +79,7 @@ def test_validation_images_have_the_size_of_the_buckets() -> None:
     assert values["data_loader"]["resolution"] == 768
 
 
-def test_mirrored_pictures_come_from_our_cache_and_are_no_matter_of_the_librarys() -> None:
+def test_mirrored_images_come_from_our_cache_and_are_no_matter_of_the_librarys() -> None:
     cached = {**with_loader(random_flip=True), "cache_vae_outputs": True}
     assert library_config(request_for(cached))["data_loader"]["random_flip"] is False
     uncached = with_loader(random_flip=True)

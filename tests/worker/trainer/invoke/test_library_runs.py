@@ -19,10 +19,10 @@ from tests.worker.trainer.runs import (
     ALL_TARGETS,
     BUCKETS,
     CACHED,
-    Pictures,
+    Images,
     Trained,
     config_of,
-    pictures,
+    images,
     read_tensors,
     request_of,
     run_cache,
@@ -46,7 +46,7 @@ FULL: dict[str, Any] = {
 
 
 def test_the_losses_of_both_engines_are_the_same_for_twenty_steps(
-    tiny_flux: Path, data: Pictures, library: Library
+    tiny_flux: Path, data: Images, library: Library
 ) -> None:
     options = {**FULL, "max_train_steps": 20, "train_batch_size": 2, **CACHED, **BUCKETED}
     config = config_of(tiny_flux, **options)
@@ -76,7 +76,7 @@ KINDS = ["FLUX_LORA", "SDXL_LORA", "SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_run_of_each_type_goes_on_from_a_checkpoint_bit_for_bit(
-    kind: str, tiny_flux: Path, tiny_sdxl: Path, data: Pictures, library: Library
+    kind: str, tiny_flux: Path, tiny_sdxl: Path, data: Images, library: Library
 ) -> None:
     config = of_type(kind, {"flux": tiny_flux, "sdxl": tiny_sdxl})
     straight = library.train(data, config)
@@ -92,7 +92,7 @@ def test_a_run_of_each_type_goes_on_from_a_checkpoint_bit_for_bit(
 
 
 def test_a_stopped_run_saves_first_and_goes_on(
-    tiny_flux: Path, data: Pictures, library: Library
+    tiny_flux: Path, data: Images, library: Library
 ) -> None:
     config = config_of(tiny_flux, **CACHED, max_train_steps=3000)
     request = request_of(
@@ -118,7 +118,7 @@ def test_a_stopped_run_saves_first_and_goes_on(
 def test_cached_runs_use_neither_the_vae_nor_an_encoder(
     tiny_flux: Path, tiny_sdxl: Path, tmp_path: Path, library: Library
 ) -> None:
-    data = pictures(tmp_path)
+    data = images(tmp_path)
     for name, model in (("flux", tiny_flux), ("sdxl", tiny_sdxl)):
         copy = tmp_path / name
         shutil.copytree(model, copy)
@@ -138,7 +138,7 @@ def test_cached_runs_use_neither_the_vae_nor_an_encoder(
 
 
 def test_a_state_of_the_other_engine_is_refused(
-    tiny_flux: Path, data: Pictures, library: Library
+    tiny_flux: Path, data: Images, library: Library
 ) -> None:
     config = config_of(tiny_flux, **CACHED, max_train_steps=2)
     state = run_train(data, config).checkpoints[-1].state_key
@@ -158,7 +158,7 @@ def test_a_state_of_the_other_engine_is_refused(
     assert "differs in engine" in last.message
 
 
-def test_a_run_that_diverges_says_so(tiny_flux: Path, data: Pictures, library: Library) -> None:
+def test_a_run_that_diverges_says_so(tiny_flux: Path, data: Images, library: Library) -> None:
     config = config_of(tiny_flux, **CACHED, transformer_learning_rate=1e30)
     request = request_of(
         data,
@@ -176,7 +176,7 @@ def test_a_run_that_diverges_says_so(tiny_flux: Path, data: Pictures, library: L
 
 
 def test_a_base_model_of_pickles_is_refused(
-    tiny_flux: Path, data: Pictures, tmp_path: Path, library: Library
+    tiny_flux: Path, data: Images, tmp_path: Path, library: Library
 ) -> None:
     copy = tmp_path / "flux"
     shutil.copytree(tiny_flux, copy)
@@ -198,7 +198,7 @@ def test_a_base_model_of_pickles_is_refused(
     assert not any(isinstance(event, TrainDone) for event in events)
 
 
-def test_a_text_encoder_is_trained_too(tiny_flux: Path, data: Pictures, library: Library) -> None:
+def test_a_text_encoder_is_trained_too(tiny_flux: Path, data: Images, library: Library) -> None:
     config = config_of(tiny_flux, train_text_encoder=True, max_train_steps=3)
     ours, theirs = run_train(data, config), library.train(data, config)
     assert theirs.losses == pytest.approx(ours.losses, abs=1e-4)
@@ -207,7 +207,7 @@ def test_a_text_encoder_is_trained_too(tiny_flux: Path, data: Pictures, library:
 
 
 def test_validation_images_are_made_at_their_steps_and_again_after_a_resume(
-    tiny_flux: Path, data: Pictures, library: Library
+    tiny_flux: Path, data: Images, library: Library
 ) -> None:
     options = {
         "validation_prompts": ["a cat", "a dog"],
@@ -229,7 +229,7 @@ def test_validation_images_are_made_at_their_steps_and_again_after_a_resume(
 
 
 def test_a_resolution_of_two_sides_is_trained_at_and_shown(
-    tiny_flux: Path, data: Pictures, library: Library
+    tiny_flux: Path, data: Images, library: Library
 ) -> None:
     options = {
         "loader": {"resolution": [32, 96], "random_flip": True},
@@ -241,8 +241,8 @@ def test_a_resolution_of_two_sides_is_trained_at_and_shown(
     theirs = library.train(data, config)
     assert theirs.losses == pytest.approx(run_train(data, config).losses, abs=1e-5)
     [made] = theirs.events.of(ValidationImages)
-    with Image.open(theirs.path(made.images[0].key)) as picture:
-        assert picture.size == (96, 32)
+    with Image.open(theirs.path(made.images[0].key)) as image:
+        assert image.size == (96, 32)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_a_base_model_that_the_library_would_train_wrongly_is_refused(
     changes: dict[str, Any],
     expected: str,
     tiny_sdxl: Path,
-    data: Pictures,
+    data: Images,
     tmp_path: Path,
     library: Library,
 ) -> None:
@@ -272,7 +272,7 @@ def test_a_base_model_that_the_library_would_train_wrongly_is_refused(
 
 
 def test_passes_decide_when_to_save_and_to_end(
-    tiny_flux: Path, data: Pictures, library: Library
+    tiny_flux: Path, data: Images, library: Library
 ) -> None:
     options = {"max_train_epochs": 3, "save_every_n_epochs": 2, "train_batch_size": 2}
     trained = library.train(data, config_of(tiny_flux, **CACHED, **options))
@@ -281,7 +281,7 @@ def test_passes_decide_when_to_save_and_to_end(
 
 
 def test_an_sdxl_lora_on_both_encoders_is_the_file_of_its_weights(
-    tiny_sdxl: Path, data: Pictures, library: Library
+    tiny_sdxl: Path, data: Images, library: Library
 ) -> None:
     options = {"max_train_steps": 2, "unet_lora_target_modules": list(ALL_TARGETS)}
     config = sdxl_config_of("SDXL_LORA", tiny_sdxl, **options)
@@ -292,7 +292,7 @@ def test_an_sdxl_lora_on_both_encoders_is_the_file_of_its_weights(
     assert any(name.startswith("lora_te2_") for name in theirs)
 
 
-def test_dreambooth_and_prodigy_run(tiny_sdxl: Path, data: Pictures, library: Library) -> None:
+def test_dreambooth_and_prodigy_run(tiny_sdxl: Path, data: Images, library: Library) -> None:
     loader = {"caption_dropout": 0.5, "random_flip": True}
     config = sdxl_config_of(
         "SDXL_LORA",
@@ -311,7 +311,7 @@ def test_dreambooth_and_prodigy_run(tiny_sdxl: Path, data: Pictures, library: Li
 
 
 def test_what_is_told_of_the_versions_is_what_computes(
-    tiny_flux: Path, data: Pictures, library: Library
+    tiny_flux: Path, data: Images, library: Library
 ) -> None:
     done = library.train(data, config_of(tiny_flux, **CACHED, max_train_steps=1)).done
     assert done.versions["transformers"].startswith("4.")

@@ -18,10 +18,10 @@ from tests.worker.trainer.invoke.library import ALL, Library
 from tests.worker.trainer.runs import (
     BUCKETS,
     CACHED,
-    Pictures,
+    Images,
     config_of,
-    pictures,
-    put_data_set,
+    images,
+    put_dataset,
     read_tensors,
     request_of,
     run_cache,
@@ -41,10 +41,10 @@ def without(*repairs: str) -> tuple[str, ...]:
     return tuple(sorted(set(ALL) - set(repairs)))
 
 
-def with_masks(data: Pictures) -> Pictures:
-    """The same, the right half of each picture masked out."""
+def with_masks(data: Images) -> Images:
+    """The same, the right half of each image masked out."""
     samples = []
-    for sample in data.data_set.samples:
+    for sample in data.dataset.samples:
         mask = Image.new("L", sample.size, 0)
         mask.paste(255, (0, 0, sample.width // 2, sample.height))
         path = data.folder / "mask.png"
@@ -52,7 +52,7 @@ def with_masks(data: Pictures) -> Pictures:
         key = f"mask-{sample.width}x{sample.height}"
         data.store.put(image_key(key), path)
         samples.append(sample.model_copy(update={"mask": key}))
-    return Pictures(data.folder, data.store, put_data_set(data.store, samples))
+    return Images(data.folder, data.store, put_dataset(data.store, samples))
 
 
 MASKED = {"dataset": {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": "/unused"}}
@@ -72,7 +72,7 @@ LOSSES: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("repair", "options"), LOSSES)
 def test_losses_are_those_of_engine_diffusers_with_a_repair_and_others_without(
-    repair: str, options: dict[str, Any], tiny_flux: Path, data: Pictures, library: Library
+    repair: str, options: dict[str, Any], tiny_flux: Path, data: Images, library: Library
 ) -> None:
     data = with_masks(data) if "use_masks" in options else data
     config = config_of(tiny_flux, **{**CLOSE, **options})
@@ -85,7 +85,7 @@ def test_losses_are_those_of_engine_diffusers_with_a_repair_and_others_without(
 
 @pytest.mark.parametrize("repair", ["cached_latents", "cached_text"])
 def test_cached_outputs_cannot_be_trained_on_without_a_repair(
-    repair: str, tiny_flux: Path, data: Pictures, library: Library
+    repair: str, tiny_flux: Path, data: Images, library: Library
 ) -> None:
     config = config_of(tiny_flux, **CLOSE, **CACHED)
     assert len(library.train(data, config).losses) == 4
@@ -93,7 +93,7 @@ def test_cached_outputs_cannot_be_trained_on_without_a_repair(
 
 
 def test_a_transformer_without_guidance_cannot_be_trained_without_a_repair(
-    unguided_flux: Path, data: Pictures, library: Library
+    unguided_flux: Path, data: Images, library: Library
 ) -> None:
     config = config_of(unguided_flux, **CLOSE, **CACHED)
     expected = torch.tensor(run_train(data, config).losses)
@@ -101,7 +101,7 @@ def test_a_transformer_without_guidance_cannot_be_trained_without_a_repair(
     assert not ended_well(library, data, config, without("guidance"))
 
 
-def ended_well(library: Library, data: Pictures, config: Any, repairs: tuple[str, ...]) -> bool:
+def ended_well(library: Library, data: Images, config: Any, repairs: tuple[str, ...]) -> bool:
     key = run_cache(data, config).index_key
     request = request_of(
         data,
@@ -116,7 +116,7 @@ def ended_well(library: Library, data: Pictures, config: Any, repairs: tuple[str
 
 
 def test_the_feed_forward_outputs_are_trained_with_a_repair_and_the_last_layer_without(
-    tiny_flux: Path, data: Pictures, library: Library
+    tiny_flux: Path, data: Images, library: Library
 ) -> None:
     config = config_of(tiny_flux, **CLOSE, **CACHED)
     trained = trained_layers(library.train(data, config).state)
@@ -144,7 +144,7 @@ def delta_w(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_its_kohya_file_and_ours_change_the_model_alike_with_a_repair_only(
-    deep_flux: Path, data: Pictures, library: Library
+    deep_flux: Path, data: Images, library: Library
 ) -> None:
     config = config_of(deep_flux, **CLOSE, **CACHED)
     ours = delta_w(run_train(data, config).weights)
@@ -159,7 +159,7 @@ def test_its_kohya_file_and_ours_change_the_model_alike_with_a_repair_only(
 
 
 def test_the_end_of_a_run_is_saved_with_a_repair_whatever_the_interval(
-    tiny_flux: Path, data: Pictures, library: Library
+    tiny_flux: Path, data: Images, library: Library
 ) -> None:
     config = config_of(tiny_flux, **CACHED, max_train_steps=5, save_every_n_steps=3)
     repaired = library.train(data, config)
@@ -171,7 +171,7 @@ def test_the_end_of_a_run_is_saved_with_a_repair_whatever_the_interval(
 
 @pytest.mark.parametrize("kind", ["SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE"])
 def test_bfloat16_weights_are_trained_in_float32_with_a_repair_only(
-    kind: str, tiny_sdxl: Path, data: Pictures, library: Library
+    kind: str, tiny_sdxl: Path, data: Images, library: Library
 ) -> None:
     config = sdxl_config_of(
         kind, tiny_sdxl, weight_dtype="bfloat16", max_train_steps=2, cache_vae_outputs=True
@@ -185,7 +185,7 @@ def test_bfloat16_weights_are_trained_in_float32_with_a_repair_only(
 
 
 def test_saving_changes_no_weight_with_a_repair_only(
-    tiny_sdxl: Path, data: Pictures, library: Library
+    tiny_sdxl: Path, data: Images, library: Library
 ) -> None:
     options = {"max_train_steps": 4, "save_dtype": "float16", "cache_vae_outputs": True}
     for repairs, alike in ((ALL, True), (without("exact_save"), False)):
@@ -206,8 +206,8 @@ def test_sdxl_is_told_the_size_of_a_bucket_with_a_repair_only(
     buckets = {"aspect_ratio_buckets": BUCKETS}
     options = {"max_train_steps": 1, "cache_vae_outputs": True, "loader": buckets}
     config = sdxl_config_of("SDXL_LORA", tiny_sdxl, **options)
-    square = pictures(tmp_path / "square", [(64, 64)] * 2)
-    wide = pictures(tmp_path / "wide", [(96, 48)] * 2)
+    square = images(tmp_path / "square", [(64, 64)] * 2)
+    wide = images(tmp_path / "wide", [(96, 48)] * 2)
     alike, differing = (
         [library.train(data, config, repairs=it).losses for it in (ALL, without("target_size"))]
         for data in (square, wide)

@@ -10,7 +10,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from tasks.buckets import Size
 from tasks.jobs.sdxl import SdxlFinetuneConfig
-from tests.worker.trainer.runs import Pictures, pictures, run_train, sdxl_config_of
+from tests.worker.trainer.runs import Images, images, run_train, sdxl_config_of
 from worker.trainer.data.batches import Batch, SampleReader
 from worker.trainer.model_cache import ModelCache
 from worker.trainer.models import SdxlModels, take_models, take_text
@@ -150,16 +150,16 @@ def test_a_samples_weight_multiplies_its_loss(tiny_sdxl: Path) -> None:
 def test_the_unet_is_told_of_the_original_size_and_the_crop(
     tiny_sdxl: Path, tmp_path: Path, centre: bool
 ) -> None:
-    data = pictures(tmp_path, sizes=[(96, 48)])
+    data = images(tmp_path, sizes=[(96, 48)])
     config = sdxl_config_of("SDXL_LORA", tiny_sdxl, loader={"center_crop": centre})
-    reader = SampleReader(data.store.url, data.data_set, config, None, StatelessRng(1))
+    reader = SampleReader(data.store.url, data.dataset, config, None, StatelessRng(1))
     height, width, top, left, *target = reader.read(0, (0,)).time_ids[0].tolist()
     # Resized to 128 x 64 and cut to 64 x 64.
     assert [height, width, top, *target] == [48, 96, 0, 64, 64]
     assert left == 32 if centre else 0 <= left <= 64
 
 
-def test_dreambooth_gives_each_set_its_caption_and_weight(tiny_sdxl: Path, data: Pictures) -> None:
+def test_dreambooth_gives_each_set_its_caption_and_weight(tiny_sdxl: Path, data: Images) -> None:
     folder = {"type": "IMAGE_DIR_DATASET", "dataset_dir": "/unused"}
     loader = {
         "type": "DREAMBOOTH_SD_DATA_LOADER",
@@ -173,15 +173,15 @@ def test_dreambooth_gives_each_set_its_caption_and_weight(tiny_sdxl: Path, data:
     config = sdxl_config_of("SDXL_LORA", tiny_sdxl, data_loader=loader)
     samples = [
         sample.model_copy(update={"part": number % 2})
-        for number, sample in enumerate(data.data_set.samples)
+        for number, sample in enumerate(data.dataset.samples)
     ]
-    data_set = data.data_set.model_copy(update={"samples": tuple(samples)})
-    batch = SampleReader(data.store.url, data_set, config, None, StatelessRng(1)).read(0, (0, 1))
+    dataset = data.dataset.model_copy(update={"samples": tuple(samples)})
+    batch = SampleReader(data.store.url, dataset, config, None, StatelessRng(1)).read(0, (0, 1))
     assert batch.captions == ("a photo of sks cat", "a photo of cat")
     assert batch.weights.tolist() == [1.0, 0.5]
 
 
-def test_every_nan_stops_the_run(tiny_sdxl: Path, data: Pictures) -> None:
+def test_every_nan_stops_the_run(tiny_sdxl: Path, data: Images) -> None:
     rate = {"optimizer_type": "AdamW", "learning_rate": 1e30}
     config = sdxl_config_of("SDXL_FINETUNE", tiny_sdxl, optimizer=rate)
     with pytest.raises(Exception, match="came out as NaN or infinity"):

@@ -14,7 +14,7 @@ from tasks.jobs.sdxl import UNET_TARGETS
 from tests.worker.trainer.runs import (
     ALL_TARGETS,
     SDXL_TYPES,
-    Pictures,
+    Images,
     read_tensors,
     run_train,
     sdxl_config_of,
@@ -40,7 +40,7 @@ def pipeline_of(folder: Path) -> Any:
     return pipeline
 
 
-def picture_of(pipeline: Any) -> torch.Tensor:
+def image_of(pipeline: Any) -> torch.Tensor:
     generator = torch.Generator().manual_seed(1)
     images: torch.Tensor = pipeline(
         "a photo of a cat",
@@ -83,7 +83,7 @@ def test_diffusers_reads_every_layer_of_a_lora_as_it_was_trained(
     write_safetensors(path, FORMS[form](weights, ALPHA))
     pipeline = pipeline_of(tiny_sdxl)
     before = layer_weights(pipeline)
-    picture = picture_of(pipeline)
+    image = image_of(pipeline)
     pipeline.load_lora_weights(str(path))
     pipeline.fuse_lora(components=list(MODELS))
     pipeline.unload_lora_weights()
@@ -100,7 +100,7 @@ def test_diffusers_reads_every_layer_of_a_lora_as_it_was_trained(
             delta = (up.flatten(1) @ down.flatten(1)).reshape(expected.shape)
             expected = expected + delta.detach() * (ALPHA / RANK)
         torch.testing.assert_close(weight, expected, rtol=1e-5, atol=1e-6, msg=name)
-    assert not torch.equal(picture_of(pipeline), picture)
+    assert not torch.equal(image_of(pipeline), image)
 
 
 def test_one_file_of_the_whole_model_is_read_back_bit_for_bit(
@@ -124,20 +124,20 @@ def test_one_file_of_the_whole_model_is_read_back_bit_for_bit(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_trained_lora_changes_the_picture(tiny_sdxl: Path, data: Pictures, form: str) -> None:
+def test_a_trained_lora_changes_the_image(tiny_sdxl: Path, data: Images, form: str) -> None:
     options = {"lora_checkpoint_format": form, "unet_lora_target_modules": ALL_TARGETS}
     config = sdxl_config_of("SDXL_LORA", tiny_sdxl, **options)
     path = run_train(data, config).weights
     pipeline = pipeline_of(tiny_sdxl)
-    before = picture_of(pipeline)
+    before = image_of(pipeline)
     pipeline.load_lora_weights(str(path))
-    assert not torch.equal(picture_of(pipeline), before)
+    assert not torch.equal(image_of(pipeline), before)
     metadata = read_tensors(path)[1]
     assert metadata["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
     assert metadata["ss_base_model_version"] == "sdxl_base_v1-0"
 
 
-def test_a_trained_word_is_read_by_both_encoders(tiny_sdxl: Path, data: Pictures) -> None:
+def test_a_trained_word_is_read_by_both_encoders(tiny_sdxl: Path, data: Images) -> None:
     run = run_train(data, sdxl_config_of("SDXL_TEXTUAL_INVERSION", tiny_sdxl))
     tensors, metadata = read_tensors(run.weights)
     assert metadata["modelspec.trigger_phrase"] == "<thing>"
@@ -158,7 +158,7 @@ def test_a_trained_word_is_read_by_both_encoders(tiny_sdxl: Path, data: Pictures
 
 @pytest.mark.parametrize("form", ["trained_only_diffusers", "full_diffusers", "single_file"])
 def test_a_finetune_is_loaded_by_diffusers_in_every_form(
-    tiny_sdxl: Path, data: Pictures, form: str
+    tiny_sdxl: Path, data: Images, form: str
 ) -> None:
     options: dict[str, Any] = {"save_checkpoint_format": form, "save_dtype": "float32"}
     run = run_train(data, sdxl_config_of("SDXL_FINETUNE", tiny_sdxl, **options))
@@ -180,13 +180,13 @@ def test_a_finetune_is_loaded_by_diffusers_in_every_form(
         unet = pipeline_of(tiny_sdxl).unet.from_pretrained(folder)
         if form == "full_diffusers":
             pipeline = pipeline_of(folder.parent)
-            assert picture_of(pipeline).isfinite().all()
-            assert not torch.equal(picture_of(pipeline), picture_of(pipeline_of(tiny_sdxl)))
+            assert image_of(pipeline).isfinite().all()
+            assert not torch.equal(image_of(pipeline), image_of(pipeline_of(tiny_sdxl)))
     for name, tensor in unet.state_dict().items():
         assert torch.equal(tensor, trained[name]), name
 
 
-def test_a_finetune_is_saved_in_the_precision_asked_for(tiny_sdxl: Path, data: Pictures) -> None:
+def test_a_finetune_is_saved_in_the_precision_asked_for(tiny_sdxl: Path, data: Images) -> None:
     options = {"max_train_steps": 1, "save_checkpoint_format": "full_diffusers"}
     run = run_train(data, sdxl_config_of("SDXL_FINETUNE", tiny_sdxl, **options))
     files = {file.name: run.path(file.key) for file in run.checkpoints[-1].files}
@@ -199,7 +199,7 @@ def test_a_finetune_is_saved_in_the_precision_asked_for(tiny_sdxl: Path, data: P
 
 
 def test_a_whole_model_in_one_file_trains_as_its_folder_does(
-    tiny_sdxl: Path, tmp_path: Path, data: Pictures
+    tiny_sdxl: Path, tmp_path: Path, data: Images
 ) -> None:
     parts = {
         part: load_file(next((tiny_sdxl / part).glob("*.safetensors"))) for part in (*MODELS, "vae")
@@ -220,7 +220,7 @@ def test_a_whole_model_in_one_file_trains_as_its_folder_does(
 
 
 def test_a_variant_is_taken_where_it_is_there(
-    tiny_sdxl: Path, tmp_path: Path, data: Pictures
+    tiny_sdxl: Path, tmp_path: Path, data: Images
 ) -> None:
     model = tmp_path / "model"
     shutil.copytree(tiny_sdxl, model)
@@ -235,7 +235,7 @@ def test_a_variant_is_taken_where_it_is_there(
 
 
 def test_another_vae_is_used_in_place_of_the_models(
-    tiny_sdxl: Path, tmp_path: Path, data: Pictures
+    tiny_sdxl: Path, tmp_path: Path, data: Images
 ) -> None:
     other = build_tiny_sdxl(tmp_path / "other", seed=5)
     for cached in (False, True):
@@ -247,7 +247,7 @@ def test_another_vae_is_used_in_place_of_the_models(
 
 
 def test_captions_may_use_words_of_textual_inversions(
-    tiny_sdxl: Path, tmp_path: Path, data: Pictures
+    tiny_sdxl: Path, tmp_path: Path, data: Images
 ) -> None:
     word = run_train(data, sdxl_config_of("SDXL_TEXTUAL_INVERSION", tiny_sdxl)).weights
     loader = {"caption_prefix": "<word>"}
