@@ -87,7 +87,7 @@ def test_a_cards_figures_are_told_as_far_as_it_tells_them(machine: Machine) -> N
 
 def test_a_card_that_fell_off_the_bus_does_not_hide_the_others(gpus: Gpus) -> None:
     a100, t4 = gpus(A100, T4, "lost GPU-a100")
-    assert a100["device"]["fault"] == "GPU is lost"
+    assert a100["device"]["problem"] == "GPU is lost"
     assert a100["memory_class"] is None
     assert t4["memory_class"] == "16gb"
 

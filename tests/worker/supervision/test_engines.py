@@ -62,7 +62,7 @@ def test_what_answers_well_is_usable_and_what_does_not_says_why(tmp_path: Path) 
 def test_the_other_interpreter_gets_this_package_and_no_other_of_ours() -> None:
     env = invoke_environment({"PYTHONPATH": "/elsewhere", "HOME": "/home"})
     assert env["HOME"] == "/home"
-    assert (Path(env["PYTHONPATH"]) / "worker" / "engines.py").is_file()
+    assert (Path(env["PYTHONPATH"]) / "worker" / "supervision" / "engines.py").is_file()
 
 
 class Noted:
