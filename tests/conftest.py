@@ -10,6 +10,7 @@ from routing.queues import ALL_QUEUES
 from tasks.state.job_store import JobState, connect
 from worker.local.embedded_broker import EmbeddedBroker
 
+pytest_plugins = ["pytester", "tests.reruns"]
 _SLOW = {"integration", "chaos", "test_broken_connections.py"}
 
 
