@@ -24,6 +24,7 @@ from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, dataset_key, image_key
 from worker.local.demo_images import draw_demo_images
 from worker.supervision.trainer_pool import TrainerPool, trainer_environment
+from worker.supervision.trainer_process import Limits
 from worker.trainer.tiny_models import build_tiny_flux
 
 RUNS = 5
@@ -49,7 +50,7 @@ def main() -> None:
 def supervision_of(kept: int) -> TrainerPool:
     """Our trainer supervision, with the trainer's environment of a worker without a GPU."""
     env = trainer_environment(dict(os.environ), None)
-    return TrainerPool(env, restarts=0, stop_grace_s=20, most_requests=kept)
+    return TrainerPool(env, restarts=0, limits=Limits(grace_s=20), max_requests=kept)
 
 
 def seconds_to_first_step(

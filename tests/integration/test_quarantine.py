@@ -1,4 +1,4 @@
-"""A worker whose GPU is not fit, on a real fleet over a driver that tells what the test wants."""
+"""A worker whose GPU is unhealthy, on a real fleet over a simulated driver."""
 
 import json
 from pathlib import Path
@@ -41,7 +41,7 @@ def quarantined(fleet: Fleet, because: str) -> None:
     )
 
 
-def test_a_gpu_that_is_not_fit_gives_its_job_back_and_gets_none_until_it_is(
+def test_an_unhealthy_gpu_gets_no_job_until_it_recovers(
     machine: Machine, tiny_model: Path, tmp_path: Path
 ) -> None:
     draw_demo_images(tmp_path / "images")

@@ -1,47 +1,51 @@
-"""A GPU's figures, read over and over in a thread: a driver that hangs must hold up no lease."""
+"""GPU sampler: reads statistics in a thread, since a driver that hangs must block no lease."""
 
 import logging
 import threading
 import time
 from datetime import timedelta
+from functools import partial
 
 from tasks.state.workers import GpuStats
-from worker.gpu.nvml import DriverError, figures
+from worker.gpu.nvml import DriverError, read_stats
+from worker.lifecycle.policy import WorkerPolicy
 
 logger = logging.getLogger(__name__)
 
 
-class GpuSampler:
-    """Reads a GPU's figures until the process ends.
+class GpuSampler(WorkerPolicy):
+    """Reads a GPU's statistics from the worker's start to its end.
 
     Args:
-        uuid: The GPU's.
-        every: How often; what is twice as old counts no more.
+        uuid: The GPU's; None for a worker without a real one, which has no statistics.
+        interval: Time between two readings; one that is twice as old is discarded.
     """
 
-    def __init__(self, uuid: str, every: timedelta) -> None:
-        self._uuid, self._every_s = uuid, every.total_seconds()
+    def __init__(self, uuid: str | None, interval: timedelta) -> None:
+        self._uuid, self._interval_s = uuid, interval.total_seconds()
         self._newest: tuple[float, GpuStats] | None = None
 
-    def start(self) -> None:
-        """Read from now on; call it in the process that asks, after its forks."""
-        threading.Thread(target=self._read_for_ever, name="gpu-meter", daemon=True).start()
+    def on_ready(self) -> None:
+        """Start reading: only now, since the driver does not survive the pool's fork."""
+        if self._uuid is not None:
+            run = partial(self._read_forever, self._uuid)
+            threading.Thread(target=run, name="gpu-sampler", daemon=True).start()
 
     def newest(self) -> GpuStats | None:
-        """The newest figures; None where the driver does not tell any."""
+        """Return the newest statistics; None while the driver reports none."""
         newest = self._newest
-        if newest is None or time.monotonic() - newest[0] > 2 * self._every_s:
+        if newest is None or time.monotonic() - newest[0] > 2 * self._interval_s:
             return None
         return newest[1]
 
-    def _read_for_ever(self) -> None:
+    def _read_forever(self, uuid: str) -> None:
         failed = False
         while True:
             try:
-                self._newest = time.monotonic(), figures(self._uuid)
+                self._newest = time.monotonic(), read_stats(uuid)
                 failed = False
             except DriverError as error:
                 if not failed:
-                    logger.warning("GPU %s tells no figures: %s", self._uuid, error)
+                    logger.warning("GPU %s reports no statistics: %s", uuid, error)
                 failed = True
-            time.sleep(self._every_s)
+            time.sleep(self._interval_s)

@@ -1,20 +1,22 @@
-"""This machine's system memory, against what the jobs that a worker may get should have."""
+"""Host memory: this machine's system memory, compared with what its workers' jobs need."""
 
 from pathlib import Path
 
 import psutil
 
 from routing.classes import MemoryClass
+from routing.engines import INVOKE
+from routing.queues import gpu_queue
 from routing.requirements import system_memory_gb, types_on
 
-# A container's own limit: control groups, version 2.
+# The limit of a container: control groups, version 2.
 _LIMIT = Path("/sys/fs/cgroup/memory.max")
-# As memory is sold; what firmware and kernel keep of it is less than the difference to 2**30.
+# As memory is sold; firmware and kernel take less than the difference to 2**30.
 _GB = 1e9
 
 
 def host_memory_bytes() -> int:
-    """The memory that processes here may take."""
+    """Return the memory that processes may use here."""
     total: int = psutil.virtual_memory().total
     try:
         limit = _LIMIT.read_text("ascii").strip()
@@ -23,19 +25,25 @@ def host_memory_bytes() -> int:
     return min(total, int(limit)) if limit.isdecimal() else total
 
 
-def too_little_memory(memory_class: MemoryClass, total_bytes: int) -> str | None:
-    """What this machine has too little memory for; None where it has enough.
+def memory_shortage(memory_class: MemoryClass, total_bytes: int) -> str | None:
+    """Return the job types that this machine has too little memory for; None if it has enough.
 
     Args:
         memory_class: The largest class that its worker serves.
-        total_bytes: What it has.
+        total_bytes: Its memory.
     """
-    found = f"{total_bytes / _GB:.1f} GB of system memory"
-    wanting = [
+    short_of = [
         f"{kind} ({system_memory_gb(kind)} GB)"
         for kind in types_on(memory_class)
         if system_memory_gb(kind) * _GB > total_bytes
     ]
-    if not wanting:
+    if not short_of:
         return None
-    return f"{found}, less than is needed by {', '.join(wanting)}"
+    available = f"{total_bytes / _GB:.1f} GB of system memory"
+    return f"{available}, less than the need of {', '.join(short_of)}"
+
+
+def worker_memory_shortage(queues: tuple[str, ...]) -> str | None:
+    """Return ``memory_shortage`` of this machine for the largest class that a worker serves."""
+    served = (c for c in MemoryClass if {gpu_queue(c), gpu_queue(c, INVOKE)}.intersection(queues))
+    return memory_shortage(max(served), host_memory_bytes())

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from routing.classes import MemoryClass, class_for
 from worker.errors import InventoryError
-from worker.gpu.nvml import Device, DriverError, devices
+from worker.gpu.nvml import Device, DriverError, list_devices
 
 AUTO = "auto"
 
@@ -15,12 +15,11 @@ class Gpu:
     """One GPU, or one MIG instance of a GPU.
 
     Attributes:
-        uuid: What the worker is pinned to.
+        uuid: The worker is pinned to it.
         name: The product's name.
-        memory_mib: Its memory as the driver reports it; 0 where it is emulated.
-        memory_class: None where it is below every class.
-        device: All that the driver tells of it; None where it is declared, and its jobs compute on
-            the CPU.
+        memory_mib: Its memory as the driver reports it; 0 for an emulated GPU.
+        memory_class: None for a GPU below every class.
+        device: The driver's report; None for a declared GPU, whose jobs compute on the CPU.
     """
 
     uuid: str
@@ -41,61 +40,61 @@ class Gpu:
 
 
 def find_gpus(declared: str | None, visible: str | None = None) -> list[Gpu]:
-    """The declared GPUs, or those that the driver reports; none without a driver.
+    """Return the declared GPUs, or those that the driver reports; none without a driver.
 
     Args:
-        declared: ``TRAINING_GPUS``.
-        visible: ``CUDA_VISIBLE_DEVICES``, which leaves out the others.
+        declared: The value of ``TRAINING_GPUS``.
+        visible: The value of ``CUDA_VISIBLE_DEVICES``, which excludes all other GPUs.
 
     Raises:
-        InventoryError: A declaration is none, or the driver does not answer.
+        InventoryError: The declaration is invalid, or the driver does not answer.
     """
     return declared_gpus(declared) if declared is not None else _driver_gpus(visible)
 
 
 def declared_gpus(declaration: str) -> list[Gpu]:
-    """Emulated GPUs from a list of classes such as ``40gb,24gb``.
+    """Return emulated GPUs for a list of classes such as ``40gb,24gb``.
 
     Raises:
-        InventoryError: An entry is no memory class.
+        InventoryError: An entry is not a memory class.
     """
-    known = {str(memory_class): memory_class for memory_class in MemoryClass}
+    classes = {str(memory_class): memory_class for memory_class in MemoryClass}
     gpus = []
-    for number, entry in enumerate(filter(None, re.split(r"[,\s]+", declaration))):
-        memory_class = known.get(entry.lower())
+    for number, entry in enumerate(_split(declaration)):
+        memory_class = classes.get(entry.lower())
         if memory_class is None:
             raise InventoryError(
-                f"TRAINING_GPUS: {entry!r} is no memory class; the classes are {', '.join(known)}"
+                f"TRAINING_GPUS: {entry!r} is not a memory class; use {', '.join(classes)}"
             )
         uuid = f"EMULATED-{memory_class}-{number}"
         gpus.append(Gpu(uuid, f"emulated {memory_class}", 0, memory_class))
     return gpus
 
 
-def chosen_gpu(which: str, declared: str | None, visible: str | None = None) -> Gpu:
-    """One of this machine's GPUs.
+def choose_gpu(uuid: str, declared: str | None, visible: str | None = None) -> Gpu:
+    """Return one of this machine's GPUs.
 
     Args:
-        which: Its UUID; or ``auto`` for the only one, such as a container has.
+        uuid: Its UUID; or ``auto`` for the only one, as in a container.
         declared: As in ``find_gpus``.
         visible: As in ``find_gpus``.
 
     Raises:
-        InventoryError: It is not there, or too small for any class; or there are several.
+        InventoryError: It is not on this machine, is unhealthy, or is too small for every class;
+            or ``auto`` does not name a single one.
     """
     gpus = find_gpus(declared, visible)
-    there = ", ".join(gpu.uuid for gpu in gpus) or "none"
-    if which == AUTO and len(gpus) != 1:
-        raise InventoryError(f"--gpu auto is for one GPU, and there is: {there}")
-    gpu = next((gpu for gpu in gpus if which in (gpu.uuid, AUTO)), None)
+    available = ", ".join(gpu.uuid for gpu in gpus) or "none"
+    if uuid == AUTO and len(gpus) != 1:
+        raise InventoryError(f"--gpu auto needs exactly one GPU; this machine has: {available}")
+    gpu = next((gpu for gpu in gpus if uuid in (gpu.uuid, AUTO)), None)
     if gpu is None:
-        raise InventoryError(f"there is no GPU {which} here; there is: {there}")
-    uuid = gpu.uuid
+        raise InventoryError(f"this machine has no GPU {uuid}; it has: {available}")
     if gpu.problem is not None:
-        raise InventoryError(f"GPU {uuid} cannot be used: {gpu.problem}")
+        raise InventoryError(f"GPU {gpu.uuid} cannot be used: {gpu.problem}")
     if gpu.memory_class is None:
         raise InventoryError(
-            f"GPU {uuid} has {gpu.memory_mib} MiB, less than the smallest class needs "
+            f"GPU {gpu.uuid} has {gpu.memory_mib} MiB, less than the smallest class needs "
             f"({min(MemoryClass).floor_mib} MiB)"
         )
     return gpu
@@ -103,7 +102,7 @@ def chosen_gpu(which: str, declared: str | None, visible: str | None = None) -> 
 
 def _driver_gpus(visible: str | None) -> list[Gpu]:
     try:
-        there = devices()
+        devices = list_devices()
     except DriverError as error:
         raise InventoryError(str(error)) from error
     return [
@@ -114,22 +113,26 @@ def _driver_gpus(visible: str | None) -> list[Gpu]:
             memory_class=class_for(device.total_mib),
             device=device,
         )
-        for device in (there if visible is None else _visible(there, visible))
+        for device in (devices if visible is None else _select_visible(devices, visible))
     ]
 
 
-def _visible(there: list[Device], visible: str) -> list[Device]:
-    """What ``CUDA_VISIBLE_DEVICES`` names: indices as ``nvidia-smi`` counts, or starts of UUIDs."""
-    chosen: list[Device] = []
-    for entry in filter(None, re.split(r"[,\s]+", visible)):
-        if entry == "-1":  # CUDA's own word for "none from here on"
+def _select_visible(devices: list[Device], visible: str) -> list[Device]:
+    """Select by ``CUDA_VISIBLE_DEVICES``: indices in ``nvidia-smi``'s order, or UUID prefixes."""
+    selected: list[Device] = []
+    for entry in _split(visible):
+        if entry == "-1":  # CUDA ends the list here
             break
-        found = [
+        matches = [
             device
-            for device in there
+            for device in devices
             if (device.index == int(entry) if entry.isdecimal() else device.uuid.startswith(entry))
         ]
-        if not found:
-            raise InventoryError(f"CUDA_VISIBLE_DEVICES: there is no GPU {entry} here")
-        chosen += [device for device in found if device not in chosen]
-    return chosen
+        if not matches:
+            raise InventoryError(f"CUDA_VISIBLE_DEVICES: this machine has no GPU {entry}")
+        selected += [device for device in matches if device not in selected]
+    return selected
+
+
+def _split(text: str) -> list[str]:
+    return [entry for entry in re.split(r"[,\s]+", text) if entry]

@@ -1,9 +1,10 @@
-"""What NVIDIA's driver tells of this machine's GPUs.
+"""What NVIDIA's driver reports of this machine's GPUs, over NVML.
 
-Knows NVML; must not know memory classes, settings or jobs. In MIG mode a card runs nothing itself:
-its instances are the devices, each with memory and UUID of its own.
+Independent of memory classes, settings and jobs. In MIG mode a card runs nothing itself: its
+instances are the devices, each with its own memory and UUID.
 
-``python -m worker.gpu.nvml`` prints them as JSON, for processes that must not load the driver.
+``python -m worker.gpu.nvml`` prints the devices as JSON, for processes that must not load the
+driver.
 """
 
 import json
@@ -20,14 +21,14 @@ from tasks.state.workers import GpuStats
 
 T = TypeVar("T")
 
-# What an application's own error raises: the card is well, and the next job may have it. The
-# others are the driver's or the card's. As NVIDIA's device plugin for Kubernetes sorts them.
+# Errors of an application: the card is healthy, and the next job may use it. All others are errors
+# of the driver or the card. The list of NVIDIA's device plugin for Kubernetes.
 _APPLICATION_XIDS = frozenset({13, 31, 43, 45, 68, 109})
 _NO_INSTANCE = 0xFFFFFFFF
 
 
 class DriverError(Exception):
-    """There is a driver, and it does not do what it is asked to."""
+    """A driver is installed and does not answer, or fails."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +37,16 @@ class Device:
 
     Attributes:
         index: The card's, in the order of ``nvidia-smi``.
-        uuid: The device's own; empty where the driver cannot tell.
+        uuid: The device's UUID; empty where the driver does not report it.
         name: The product's name.
         total_mib: Its memory.
-        free_mib: What of it is free.
-        mig: It is a MIG instance.
-        compute_capability: Such as (8, 0); bfloat16 needs 8. None where the driver does not tell.
-        ecc: Whether its memory corrects errors.
-        processes: Those that compute on it, as far as the driver tells: id, as the host counts,
-            to the MiB that it holds.
-        fault: Why it cannot be used.
+        free_mib: Its free memory.
+        mig: Whether it is a MIG instance.
+        compute_capability: Such as (8, 0); bfloat16 needs 8. None where it is not reported.
+        ecc: Whether its memory corrects errors; None where it is not reported.
+        processes: The processes that compute on it, as far as the driver reports them: id, as the
+            host counts, to the MiB that it holds.
+        problem: Why it cannot be used.
     """
 
     index: int
@@ -60,26 +61,26 @@ class Device:
     problem: str | None = None
 
 
-def devices() -> list[Device]:
-    """What the driver reports; nothing where there is no driver.
+def list_devices() -> list[Device]:
+    """Return the devices that the driver reports; none without a driver.
 
     Raises:
         DriverError: The driver does not answer.
     """
-    with _driver() as there:
-        if not there:
+    with _driver() as is_installed:
+        if not is_installed:
             return []
-        return [device for i in range(pynvml.nvmlDeviceGetCount()) for device in _card(i)]
+        return [device for i in range(pynvml.nvmlDeviceGetCount()) for device in _devices_of(i)]
 
 
 def driver_version() -> str:
-    """The driver's version; empty where it does not tell.
+    """Return the driver's version; empty where it is not reported.
 
     Raises:
         DriverError: The driver does not answer.
     """
-    with _driver() as there:
-        if not there:
+    with _driver() as is_installed:
+        if not is_installed:
             return ""
         try:
             return str(pynvml.nvmlSystemGetDriverVersion())
@@ -87,19 +88,19 @@ def driver_version() -> str:
             return ""
 
 
-def figures(uuid: str) -> GpuStats:
-    """What the driver tells of a device now; call it where a driver that hangs holds up nothing.
+def read_stats(uuid: str) -> GpuStats:
+    """Return a device's current statistics. A driver that hangs blocks the caller.
 
     Raises:
-        DriverError: The driver does not tell.
+        DriverError: The driver does not answer.
     """
-    with _driver() as there, _told():
-        if not there:
-            raise DriverError("there is no NVIDIA driver")
+    with _driver() as is_installed, _driver_errors():
+        if not is_installed:
+            raise DriverError("no NVIDIA driver is installed")
         handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
         memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
         rates = _or_none(pynvml.nvmlDeviceGetUtilizationRates, handle)
-        temperature = _or_none(_temperature, handle)
+        temperature = _or_none(_temperature_c, handle)
     return GpuStats(
         memory_bytes=memory.total,
         used_bytes=memory.used,
@@ -108,19 +109,15 @@ def figures(uuid: str) -> GpuStats:
     )
 
 
-def _temperature(handle: Any) -> int:
-    return int(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))
-
-
 class XidListener:
-    """Hears the errors that the driver reports of a device (XIDs), for as long as it lives.
+    """Receives the errors (XIDs) that the driver reports of a device.
 
     Raises:
-        DriverError: The driver does not report any of this device.
+        DriverError: The driver reports none of this device.
     """
 
     def __init__(self, uuid: str) -> None:
-        with _told():
+        with _driver_errors():
             pynvml.nvmlInit()
             handle = pynvml.nvmlDeviceGetHandleByUUID(uuid)
             self._instance = _NO_INSTANCE
@@ -130,8 +127,8 @@ class XidListener:
             self._set = pynvml.nvmlEventSetCreate()
             pynvml.nvmlDeviceRegisterEvents(handle, pynvml.nvmlEventTypeXidCriticalError, self._set)
 
-    def heard(self) -> int | None:
-        """An error since the last call that makes the device unfit; None where there was none.
+    def poll(self) -> int | None:
+        """Return an error since the last call that makes the device unhealthy; None without one.
 
         Raises:
             DriverError: The driver does not answer.
@@ -143,15 +140,15 @@ class XidListener:
                 return None
             except pynvml.NVMLError as error:
                 raise DriverError(str(error)) from error
-            ours = event.gpuInstanceId in (self._instance, _NO_INSTANCE)
-            if ours and event.eventData not in _APPLICATION_XIDS:
+            is_ours = event.gpuInstanceId in (self._instance, _NO_INSTANCE)
+            if is_ours and event.eventData not in _APPLICATION_XIDS:
                 return int(event.eventData)
 
 
 @contextmanager
 def _driver() -> Iterator[bool]:
-    """Whether there is a driver; it is let go at the end."""
-    with _told():
+    """Load the driver for a while; yield whether one is installed."""
+    with _driver_errors():
         try:
             pynvml.nvmlInit()
         except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded):
@@ -164,37 +161,37 @@ def _driver() -> Iterator[bool]:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _driver_errors() -> Iterator[None]:
     try:
         yield
     except pynvml.NVMLError as error:
         raise DriverError(f"the NVIDIA driver does not answer: {error}") from error
 
 
-def _card(index: int) -> Iterator[Device]:
-    """The card, or its MIG instances; one that has failed does not hide the others."""
+def _devices_of(index: int) -> Iterator[Device]:
+    """Yield a card, or its MIG instances. A card that failed does not hide the others."""
     try:
         card = pynvml.nvmlDeviceGetHandleByIndex(index)
-        for handle in _instances(card):
-            yield _described(index, card, handle)
+        for handle in _handles(card):
+            yield _read_device(index, card, handle)
     except pynvml.NVMLError as error:
         yield Device(index, name=f"GPU {index}", problem=str(error))
 
 
-def _instances(card: Any) -> list[Any]:
+def _handles(card: Any) -> list[Any]:
     mode = _or_none(pynvml.nvmlDeviceGetMigMode, card)
     if mode is None or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:
         return [card]
-    found = []
+    instances = []
     for number in range(pynvml.nvmlDeviceGetMaxMigDeviceCount(card)):
         try:
-            found.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(card, number))
+            instances.append(pynvml.nvmlDeviceGetMigDeviceHandleByIndex(card, number))
         except pynvml.NVMLError_NotFound:
             continue
-    return found
+    return instances
 
 
-def _described(index: int, card: Any, handle: Any) -> Device:
+def _read_device(index: int, card: Any, handle: Any) -> Device:
     memory = pynvml.nvmlDeviceGetMemoryInfo(handle)
     processes = _or_none(pynvml.nvmlDeviceGetComputeRunningProcesses_v3, handle) or []
     ecc = _or_none(pynvml.nvmlDeviceGetEccMode, card)
@@ -206,7 +203,7 @@ def _described(index: int, card: Any, handle: Any) -> Device:
         total_mib=memory.total // MIB,
         free_mib=memory.free // MIB,
         mig=handle is not card,
-        # Instances do not tell these two of themselves.
+        # Of the card: instances report neither capability nor ECC.
         compute_capability=_or_none(pynvml.nvmlDeviceGetCudaComputeCapability, card),
         ecc=None if ecc is None else bool(ecc[0]),
         processes={
@@ -216,10 +213,14 @@ def _described(index: int, card: Any, handle: Any) -> Device:
     )
 
 
-def _or_none(ask: Callable[[Any], T], handle: Any) -> T | None:
-    """What some cards, drivers or MIG instances do not tell."""
+def _temperature_c(handle: Any) -> int:
+    return int(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU))
+
+
+def _or_none(query: Callable[[Any], T], handle: Any) -> T | None:
+    """Return what a query yields; None where this card, driver or MIG instance has no answer."""
     try:
-        return ask(handle)
+        return query(handle)
     except (
         pynvml.NVMLError_NotSupported,
         pynvml.NVMLError_FunctionNotFound,
@@ -231,6 +232,6 @@ def _or_none(ask: Callable[[Any], T], handle: Any) -> T | None:
 
 if __name__ == "__main__":
     try:
-        sys.stdout.write(json.dumps([asdict(device) for device in devices()]))
+        sys.stdout.write(json.dumps([asdict(device) for device in list_devices()]))
     except DriverError as error:
         sys.exit(str(error))

@@ -1,35 +1,33 @@
-"""Task events, which Flower shows, go out in batches: each by itself costs more than its task.
-
-Knows nothing of jobs; their own events are in their records.
-"""
+"""Celery's task events, which Flower shows, are sent in batches: a single one costs more than its
+task. Job events are separate: they are in the job's record.
+"""  # noqa: D205
 
 from typing import Any
 
-from celery import bootsteps
+from worker.lifecycle.policy import WorkerPolicy
 
-# Too short for a person to see.
+# Too short for a person to notice.
 _BATCH_S = 0.1
 
 
-class EventBatches(bootsteps.StartStopStep):  # type: ignore[misc]
-    """Holds a worker's task events back for a moment, so that the next ones go with them."""
+class EventBatches(WorkerPolicy):
+    """Holds a worker's task events for a moment, so that the next ones share their message."""
 
-    requires = ("celery.worker.consumer.events:Events",)
+    def on_consumer_start(self, consumer: Any) -> None:
+        """Batch the events of this dispatcher, a new one after each reconnection."""
+        self._dispatcher, self._timer = consumer.event_dispatcher, consumer.timer
+        self._is_scheduled = False
+        self._dispatcher.on_send_buffered = self._schedule
 
-    def start(self, consumer: Any) -> None:
-        """Take over the dispatcher, a new one after each reconnection."""
-        self._dispatcher, self._timer, self._due = consumer.event_dispatcher, consumer.timer, False
-        self._dispatcher.on_send_buffered = self._flush_soon
-
-    def shutdown(self, consumer: Any) -> None:
-        """Tell what there is."""
+    def on_consumer_shutdown(self, consumer: Any) -> None:
+        """Send the last events."""
         self._dispatcher.flush()
 
-    def _flush_soon(self) -> None:
-        if not self._due:
-            self._due = True
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
             self._timer.call_after(_BATCH_S, self._flush)
 
     def _flush(self) -> None:
-        self._due = False
+        self._is_scheduled = False
         self._dispatcher.flush()

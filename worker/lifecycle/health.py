@@ -1,7 +1,7 @@
-"""A worker's sign of life: the file that it makes once ready, and touches while it is well.
+"""Worker health: a file that the worker makes once it is ready and touches while its loop turns.
 
-Told by a file of this machine and not by the broker, so that a supervisor does not end workers,
-and the trainers that run in them, because the broker is away.
+A local file, not the broker, so that a supervisor does not stop workers, and the trainers that run
+in them, because the broker is unavailable.
 """
 
 import time
@@ -9,16 +9,17 @@ from datetime import timedelta
 from pathlib import Path
 
 from worker.errors import UnhealthyWorkerError
+from worker.lifecycle.policy import WorkerPolicy
 
-# A round of the thread that touches the file may wait so long for a broker that is away.
+# One round of the thread that touches the file may wait this long for an unavailable broker.
 _SLACK = timedelta(seconds=30)
 
 
-class ReadyFile:
-    """The file; one left behind is removed at once.
+class HealthFile(WorkerPolicy):
+    """The health file. A file of an earlier worker is removed at once.
 
     Args:
-        path: Where it is; None keeps none.
+        path: The file of ``--ready-file``; None keeps no file.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -26,32 +27,30 @@ class ReadyFile:
         if path is not None:
             path.unlink(missing_ok=True)
 
-    def make(self) -> None:
-        """The worker takes messages."""
+    def on_ready(self) -> None:
+        """Make the file."""
         if self._path is not None:
             self._path.touch()
 
     def touch(self) -> None:
-        """Its main loop turns."""
+        """Touch the file, unless the worker is not ready yet. Call it while the main loop turns."""
         if self._path is not None and self._path.exists():
             self._path.touch()
 
 
-def check_health(ready_file: Path, timeout: timedelta) -> None:
-    """Return where the worker is ready and well.
+def check_health(path: Path, timeout: timedelta) -> None:
+    """Check that a worker is ready and its main loop turns.
 
     Args:
-        ready_file: The worker's.
-        timeout: The visibility timeout; the file is touched four times in it.
+        path: The worker's health file.
+        timeout: The visibility timeout; the worker touches the file four times in it.
 
     Raises:
-        UnhealthyWorkerError: It is not.
+        UnhealthyWorkerError: It is not ready, or its main loop hangs.
     """
     try:
-        age_s = time.time() - ready_file.stat().st_mtime
+        age_s = time.time() - path.stat().st_mtime
     except FileNotFoundError:
-        raise UnhealthyWorkerError(f"the worker is not ready: there is no {ready_file}") from None
+        raise UnhealthyWorkerError(f"the worker is not ready: {path} does not exist") from None
     if age_s > (timeout + _SLACK).total_seconds():
-        raise UnhealthyWorkerError(
-            f"the worker hangs: it last touched {ready_file} {age_s:.0f} s ago"
-        )
+        raise UnhealthyWorkerError(f"the worker hangs: it last touched {path} {age_s:.0f} s ago")

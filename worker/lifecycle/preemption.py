@@ -1,4 +1,4 @@
-"""The notice that this machine is about to be taken away, as clouds give it for spot instances."""
+"""Preemption: the notice that a cloud is about to take this spot instance."""
 
 import logging
 import threading
@@ -8,63 +8,70 @@ from pathlib import Path
 
 import httpx2
 
+from worker.lifecycle.policy import WorkerPolicy
+
 logger = logging.getLogger(__name__)
 
 # Clouds give notice 30 seconds to two minutes ahead.
-_ASK_EVERY_S = 5.0
-_NONE = ("", "FALSE", "NONE")
+_POLL_EVERY_S = 5.0
+_NO_NOTICE = ("", "FALSE", "NONE")
 _AWS = "http://169.254.169.254/latest"
 _GCP = "http://metadata.google.internal/computeMetadata/v1/instance/preempted"
 
 
-def watch_for_notice(source: str, on_notice: Callable[[], None]) -> None:
-    """Call ``on_notice`` once, from a thread, when there is a notice.
+class PreemptionWatch(WorkerPolicy):
+    """Polls for a preemption notice, in a thread, and reports it once.
 
     Args:
-        source: As in ``TRAINING_PREEMPTION_SOURCE``.
-        on_notice: What to do then.
+        source: The value of ``TRAINING_PREEMPTION_SOURCE``.
+        on_notice: Called from the thread.
     """
-    ask = _question(source)
 
-    def watch() -> None:
-        told = ""
+    def __init__(self, source: str, on_notice: Callable[[], None]) -> None:
+        self._source, self._on_notice = source, on_notice
+        self._is_preempted = _query_of(source)
+
+    def on_ready(self) -> None:
+        """Start polling."""
+        threading.Thread(target=self._watch, name="preemption", daemon=True).start()
+
+    def _watch(self) -> None:
+        last_problem = ""
         while True:
             try:
-                if ask():
-                    logger.warning("%s says that this machine goes away", source)
-                    on_notice()
+                if self._is_preempted():
+                    logger.warning("%s reports that this machine is preempted", self._source)
+                    self._on_notice()
                     return
             except (httpx2.HTTPError, OSError) as error:
-                if str(error) != told:
-                    logger.warning("cannot ask %s whether this machine stays: %s", source, error)
-                told = str(error)
-            time.sleep(_ASK_EVERY_S)
-
-    threading.Thread(target=watch, name="notice", daemon=True).start()
+                if str(error) != last_problem:
+                    logger.warning("cannot query %s for preemption: %s", self._source, error)
+                last_problem = str(error)
+            time.sleep(_POLL_EVERY_S)
 
 
-def _question(source: str) -> Callable[[], bool]:
+def _query_of(source: str) -> Callable[[], bool]:
     if source == "aws":
-        return _aws
+        return _is_preempted_on_aws
     if source == "gcp":
-        return lambda: _says_so(_GCP, {"Metadata-Flavor": "Google"})
+        return lambda: _has_notice(_GCP, {"Metadata-Flavor": "Google"})
     if source.startswith(("http://", "https://")):
-        return lambda: _says_so(source, {})
+        return lambda: _has_notice(source, {})
     return Path(source).exists
 
 
-def _aws() -> bool:
-    """By its metadata service, version 2: a token first."""
-    life = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
-    token = httpx2.put(f"{_AWS}/api/token", headers=life, timeout=_ASK_EVERY_S)
+def _is_preempted_on_aws() -> bool:
+    """Query the instance metadata service, version 2, which needs a token."""
+    ttl = {"X-aws-ec2-metadata-token-ttl-seconds": "60"}
+    token = httpx2.put(f"{_AWS}/api/token", headers=ttl, timeout=_POLL_EVERY_S)
     token.raise_for_status()
     headers = {"X-aws-ec2-metadata-token": token.text}
-    return _says_so(f"{_AWS}/meta-data/spot/instance-action", headers)
+    return _has_notice(f"{_AWS}/meta-data/spot/instance-action", headers)
 
 
-def _says_so(url: str, headers: dict[str, str]) -> bool:
-    answer = httpx2.get(url, headers=headers, timeout=_ASK_EVERY_S)
-    if answer.status_code == httpx2.codes.NOT_FOUND:
+def _has_notice(url: str, headers: dict[str, str]) -> bool:
+    response = httpx2.get(url, headers=headers, timeout=_POLL_EVERY_S)
+    if response.status_code == httpx2.codes.NOT_FOUND:
         return False
-    answer.raise_for_status()
-    return answer.text.strip().upper() not in _NONE
+    response.raise_for_status()
+    return response.text.strip().upper() not in _NO_NOTICE

@@ -30,7 +30,7 @@ from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import live_workers
 from tasks.store import Store
 from worker.cli.client import broker_url
-from worker.gpu.host_memory import host_memory_bytes, too_little_memory
+from worker.gpu.host_memory import host_memory_bytes, memory_shortage
 from worker.gpu.inventory import find_gpus
 from worker.local.flower import flower_address
 from worker.maintenance.reconciler import messages
@@ -267,7 +267,7 @@ def _gpus(settings: Settings) -> Iterator[Finding]:
 
 
 def _system_memory(memory_class: MemoryClass, total_bytes: int) -> Finding:
-    problem = too_little_memory(memory_class, total_bytes)
+    problem = memory_shortage(memory_class, total_bytes)
     if problem is None:
         return Finding("ok", "system memory", f"{total_bytes:,} bytes")
     remedy = "add memory, or serve the queues of smaller classes only (worker --queues)"

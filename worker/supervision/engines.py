@@ -1,4 +1,4 @@
-"""The engines of this machine: which are there, and the one that each request is for."""
+"""Training engines of this machine: what is installed, and which trainer serves a request."""
 
 import json
 import logging
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import worker
 from routing.engines import DIFFUSERS, INVOKE, Engine
@@ -16,23 +17,26 @@ from tasks.jobs.invoke_patches import parse_repairs
 from tasks.settings.settings import Settings
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import Trainer
+from worker.supervision.trainer_pool import TrainerPool
+from worker.supervision.trainer_process import Limits
 
 logger = logging.getLogger(__name__)
 
-# Starting an interpreter from a cold network disk.
-_ANSWERS_WITHIN_S = 60.0
-_MODULE = "worker.trainer.invoke"
-_OURS = ("torch", "diffusers", "transformers", "peft")
+# Enough to start an interpreter from a cold network disk.
+_DESCRIBE_TIMEOUT_S = 60.0
+_INVOKE_MODULE = "worker.trainer.invoke"
+_INVOKE_GUIDE = "see docs/guides/invoke-training.md"
+_DIFFUSERS_PACKAGES = ("torch", "diffusers", "transformers", "peft")
 
 
 @dataclass(frozen=True)
 class Installed:
-    """What is there of an engine.
+    """The installation of an engine.
 
     Attributes:
         versions: Library to version.
-        faults: Why it cannot be used; none where it can.
-        remedy: What to do about that.
+        problems: Why the engine cannot be used; empty if it can.
+        remedy: What fixes the problems.
     """
 
     versions: dict[str, str] = field(default_factory=dict)
@@ -46,56 +50,59 @@ class Installed:
 
 
 def find_diffusers() -> Installed:
-    """Our own engine, in this interpreter's environment."""
+    """Return the installation of engine ``diffusers``, in this interpreter's environment."""
     versions, problems = {}, []
-    for name in _OURS:
+    for name in _DIFFUSERS_PACKAGES:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             problems.append(f"{name} is not installed")
-    remedy = "pip install 'training-worker[train]' where GPU workers run" if problems else ""
+    remedy = "on GPU workers: pip install 'training-worker[worker,train]'" if problems else ""
     return Installed(versions, tuple(problems), remedy)
 
 
 def find_invoke(python: Path | None) -> Installed:
-    """The library's engine, in the interpreter that is meant for it."""
-    guide = "see docs/guides/invoke-training.md"
+    """Return the installation of engine ``invoke-training``.
+
+    Args:
+        python: The interpreter that ``TRAINING_INVOKE_PYTHON`` names.
+    """
     if python is None:
-        problem = "TRAINING_INVOKE_PYTHON names no interpreter"
-        return Installed(problems=(problem,), remedy=f"to train with it, {guide}")
+        problem = "TRAINING_INVOKE_PYTHON is not set"
+        return Installed(problems=(problem,), remedy=f"to use this engine, {_INVOKE_GUIDE}")
     try:
-        done = subprocess.run(
-            [str(python), "-P", "-m", f"{_MODULE}.describe"],
+        query = subprocess.run(
+            [str(python), "-P", "-m", f"{_INVOKE_MODULE}.describe"],
             env=invoke_environment(dict(os.environ)),
             capture_output=True,
             text=True,
-            timeout=_ANSWERS_WITHIN_S,
+            timeout=_DESCRIBE_TIMEOUT_S,
             check=True,
         )
-        found = json.loads(done.stdout)
-        problems = tuple(f"{python}: {problem}" for problem in found["errors"])
-        return Installed(found["versions"], problems, guide if problems else "")
+        answer = json.loads(query.stdout)
+        problems = tuple(f"{python}: {problem}" for problem in answer["errors"])
+        return Installed(answer["versions"], problems, _INVOKE_GUIDE if problems else "")
     except subprocess.CalledProcessError as error:
-        problem = (error.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        problem = (error.stderr.strip().splitlines() or ["it printed nothing"])[-1]
     except (OSError, subprocess.TimeoutExpired, ValueError, KeyError) as error:
         problem = str(error)
-    return Installed(problems=(f"{python} cannot be used: {problem}",), remedy=guide)
+    return Installed(problems=(f"{python} cannot be used: {problem}",), remedy=_INVOKE_GUIDE)
 
 
-def installed(settings: Settings) -> dict[Engine, Installed]:
-    """What is there of each engine."""
+def find_engines(settings: Settings) -> dict[Engine, Installed]:
+    """Return the installation of each engine."""
     return {DIFFUSERS: find_diffusers(), INVOKE: find_invoke(settings.invoke_python)}
 
 
 def invoke_command(settings: Settings) -> tuple[str, ...]:
-    """What starts that engine's trainer."""
-    return (str(settings.invoke_python), "-P", "-m", _MODULE)
+    """Return the command of the trainer of engine ``invoke-training``."""
+    return (str(settings.invoke_python), "-P", "-m", _INVOKE_MODULE)
 
 
 def invoke_environment(env: dict[str, str]) -> dict[str, str]:
-    """An environment in which the other interpreter finds this package, wherever it runs from.
+    """Return an environment in which the other interpreter finds this package.
 
-    A folder of installed packages is never handed on: its torch is not that interpreter's.
+    A folder of installed packages is not passed on: its torch is not for that interpreter.
     """
     root = Path(worker.__file__).parents[1]
     if root.name in ("site-packages", "dist-packages"):
@@ -103,19 +110,45 @@ def invoke_environment(env: dict[str, str]) -> dict[str, str]:
     return {**env, "PYTHONPATH": str(root)}
 
 
-class EngineTrainers:
-    """Gives each request to its engine's trainer: the ``Trainer`` of ``tasks.stages.worker_context``.
+def make_trainers(settings: Settings, env: dict[str, str]) -> "EngineTrainers":
+    """Make the trainers of a worker.
 
     Args:
-        own: Of engine ``diffusers``, whose process is kept between requests.
-        invoke: Of engine ``invoke-training``.
-        repairs: Which of that library's faults are repaired.
+        settings: The process's settings.
+        env: The trainers' environment.
+    """
+    total = settings.stage_timeout
+    limits = Limits(
+        silence_s=settings.trainer_heartbeat_timeout.total_seconds(),
+        memory=settings.trainer_max_memory,
+        total_s=total.total_seconds() if total else None,
+        grace_s=settings.shutdown_timeout.total_seconds(),
+    )
+    common: dict[str, Any] = {
+        "restarts": settings.trainer_restarts,
+        "limits": limits,
+        "idle_s": settings.trainer_idle_timeout.total_seconds(),
+    }
+    diffusers = TrainerPool(env, max_requests=settings.trainer_max_requests, **common)
+    # One request a process: the library can train only once in a process.
+    command = invoke_command(settings)
+    invoke = TrainerPool(invoke_environment(env), command=command, **common)
+    return EngineTrainers(diffusers, invoke, settings.invoke_patches)
+
+
+class EngineTrainers:
+    """Gives each request to its engine's trainer: the ``Trainer`` of ``worker_context``.
+
+    Args:
+        diffusers: The trainer of engine ``diffusers``, whose process is kept between requests.
+        invoke: The trainer of engine ``invoke-training``.
+        patches: The value of ``TRAINING_INVOKE_PATCHES``.
     """
 
-    def __init__(self, own: Trainer, invoke: Trainer, repairs: str) -> None:
-        self._own = own
+    def __init__(self, diffusers: Trainer, invoke: Trainer, patches: str) -> None:
+        self._diffusers = diffusers
         self._invoke = invoke
-        self._repairs = tuple(sorted(parse_repairs(repairs)))
+        self._patches = tuple(sorted(parse_repairs(patches)))
 
     def run(
         self,
@@ -124,16 +157,16 @@ class EngineTrainers:
         on_event: Callable[[Event], None],
         stop_requested: Callable[[], bool],
     ) -> CacheDone | TrainDone:
-        """Run a request to its end; see ``tasks.stages.worker_context.Trainer``."""
-        trainer = self._own
+        """Run a request; see ``tasks.stages.worker_context.Trainer``."""
+        trainer = self._diffusers
         if request.engine == INVOKE:
-            # What the kept process has on the GPU is in the way.
-            self._own.close()
+            # The kept process of the other engine holds GPU memory.
+            self._diffusers.close()
             trainer = self._invoke
-            request = request.model_copy(update={"repairs": self._repairs})
+            request = request.model_copy(update={"repairs": self._patches})
         return trainer.run(request, on_event=on_event, stop_requested=stop_requested)
 
     def close(self) -> None:
-        """End what is kept for later requests."""
-        self._own.close()
+        """End the kept trainers."""
+        self._diffusers.close()
         self._invoke.close()

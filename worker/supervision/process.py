@@ -1,11 +1,11 @@
-"""Child processes that never outlive us.
+"""Child processes that never outlive their parent.
 
-``spawn`` starts every child of ours: broker, workers, Flower, trainers. The child is started
-through this module as a launcher: on Linux it asks the kernel to be killed at its parent's death
-and becomes the command; elsewhere it stays, watches its parent and ends the command with it.
+``spawn`` starts all our child processes: broker, workers, Flower, trainers. It starts this module
+as a launcher. On Linux the launcher asks the kernel to be killed at its parent's death and becomes
+the command; elsewhere it stays, watches its parent and ends the command with it.
 
-The kernel does so when the *thread* that started the child ends, so ``spawn`` is to be
-called from a thread that lives as long as the process, as the main thread does.
+The kernel acts when the *thread* that started the child ends, so call ``spawn`` from a thread that
+lives as long as the process, such as the main thread.
 """
 
 import contextlib
@@ -31,12 +31,12 @@ def spawn(
     stderr: int | IO[Any] | None = None,
     pass_fds: Sequence[int] = (),
 ) -> "subprocess.Popen[bytes]":
-    """Start a command in a process group of its own that ends when this process does.
+    """Start a command in a new process group that ends when this process ends.
 
     Args:
         argv: The command.
         env: Its environment; None is ours.
-        stdin: As in ``subprocess.Popen``, but nothing by default.
+        stdin: As in ``subprocess.Popen``, but empty by default.
         stdout: As in ``subprocess.Popen``.
         stderr: As in ``subprocess.Popen``.
         pass_fds: Descriptors it inherits.
@@ -54,7 +54,7 @@ def spawn(
 
 
 def stop(process: "subprocess.Popen[bytes]", grace_s: float) -> None:
-    """Ask a child to end, and end its whole process group after ``grace_s`` seconds."""
+    """Terminate a child, and kill its process group after ``grace_s`` seconds."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -63,7 +63,7 @@ def stop(process: "subprocess.Popen[bytes]", grace_s: float) -> None:
 
 
 def kill_group(process: "subprocess.Popen[bytes]") -> None:
-    """End a child and all it started, at once."""
+    """Kill a child and all processes that it started."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
@@ -75,7 +75,7 @@ def _launch(parent: int, argv: list[str]) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
-    if os.getppid() == parent:  # otherwise it died before we asked
+    if os.getppid() == parent:  # otherwise the parent died before the request
         os.execvp(argv[0], argv)
     return 1
 

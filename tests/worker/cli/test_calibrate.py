@@ -70,7 +70,7 @@ def test_a_gpu_that_somebody_uses_is_not_measured(tmp_path: Path) -> None:
     ("options", "code", "said"),
     [
         (["--model", "/nowhere"], 5, "there is no folder /nowhere"),
-        (["--gpu", "GPU-b200"], 7, "there is no GPU GPU-b200 here"),
+        (["--gpu", "GPU-b200"], 7, "this machine has no GPU GPU-b200"),
         (["--output", "nowhere/it.json"], 17, "cannot write nowhere"),
         (["--output", "broken.json"], 17, "broken.json is no calibration"),
         (["--type", "SDXL_FINETUNE"], 2, "SDXL_FINETUNE"),

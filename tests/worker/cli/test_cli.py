@@ -149,7 +149,7 @@ def test_gpus_are_listed_with_what_they_serve(tmp_path: Path) -> None:
     listed = json.loads(run("gpus", "--json", home=tmp_path, TRAINING_GPUS="80gb").stdout)
     assert [gpu["memory_class"] for gpu in listed] == ["80gb"]
     told = run("gpus", home=tmp_path, code=7, TRAINING_GPUS="81gb").stderr
-    assert "'81gb' is no memory class" in told
+    assert "'81gb' is not a memory class" in told
 
 
 @pytest.mark.parametrize(

@@ -8,15 +8,15 @@ import pytest
 
 from routing.classes import MemoryClass
 from tests.nvml.machine import A100, T4, Machine
-from worker.gpu.host_memory import host_memory_bytes, too_little_memory
+from worker.gpu.host_memory import host_memory_bytes, memory_shortage
 
 GIB = 2**30
 
 
 @pytest.mark.parametrize(
-    ("memory_class", "total_bytes", "wanting"),
+    ("memory_class", "total_bytes", "short_of"),
     [
-        # What Linux has left of a machine that is sold with 64 GB.
+        # Linux's total on a machine that is sold with 64 GB.
         (MemoryClass.GB80, int(62.7 * GIB), ()),
         (MemoryClass.GB80, int(31.2 * GIB), ("FLUX_LORA (64 GB)",)),
         (MemoryClass.GB24, int(31.2 * GIB), ()),
@@ -25,20 +25,20 @@ GIB = 2**30
         (MemoryClass.GB8, 8 * GIB, ("SDXL_LORA (16 GB)", "SDXL_TEXTUAL_INVERSION (12 GB)")),
     ],
 )
-def test_types_that_need_more_than_there_is_are_named(
-    memory_class: MemoryClass, total_bytes: int, wanting: tuple[str, ...]
+def test_types_that_need_more_memory_are_named(
+    memory_class: MemoryClass, total_bytes: int, short_of: tuple[str, ...]
 ) -> None:
-    told = too_little_memory(memory_class, total_bytes)
-    assert (told is None) == (not wanting)
-    assert all(name in (told or "") for name in wanting)
-    assert (told or "").count("(") == len(wanting)
+    shortage = memory_shortage(memory_class, total_bytes)
+    assert (shortage is None) == (not short_of)
+    assert all(name in (shortage or "") for name in short_of)
+    assert (shortage or "").count("(") == len(short_of)
 
 
-def test_this_machine_has_memory_and_no_more_than_the_kernel_tells() -> None:
+def test_host_memory_is_at_most_what_the_kernel_reports() -> None:
     assert 0 < host_memory_bytes() <= psutil.virtual_memory().total
 
 
-def test_the_doctor_compares_this_machines_memory_with_its_cards(tmp_path: Path) -> None:
+def test_doctor_compares_host_memory_with_the_gpus(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.has(A100, T4)
     env = {k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")}
@@ -50,5 +50,5 @@ def test_the_doctor_compares_this_machines_memory_with_its_cards(tmp_path: Path)
         check=False,
     )
     [line] = [line for line in ran.stdout.splitlines() if "system memory" in line]
-    short = too_little_memory(MemoryClass.GB80, host_memory_bytes())
+    short = memory_shortage(MemoryClass.GB80, host_memory_bytes())
     assert ("warning" in line) == (short is not None)

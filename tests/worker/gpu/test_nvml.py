@@ -10,7 +10,7 @@ import pytest
 
 from tests.nvml.machine import A100, RTX_3090, SPLIT_A100, T4, Machine
 from worker.errors import InventoryError
-from worker.gpu.inventory import chosen_gpu
+from worker.gpu.inventory import choose_gpu
 
 Gpus = Callable[..., list[dict[str, Any]]]
 
@@ -33,17 +33,17 @@ def run(machine: Machine, *command: str, **env: str) -> "subprocess.CompletedPro
 
 @pytest.fixture
 def gpus(machine: Machine) -> Gpus:
-    def ask(*lines: str, **env: str) -> list[dict[str, Any]]:
+    def query(*lines: str, **env: str) -> list[dict[str, Any]]:
         machine.has(*lines)
         answer = run(machine, "gpus", "--json", **env)
         assert answer.returncode == 0, answer.stderr
-        found: list[dict[str, Any]] = json.loads(answer.stdout)
-        return found
+        listed: list[dict[str, Any]] = json.loads(answer.stdout)
+        return listed
 
-    return ask
+    return query
 
 
-def test_cards_are_told_with_memory_class_capability_and_processes(gpus: Gpus) -> None:
+def test_a_card_reports_class_capability_and_processes(gpus: Gpus) -> None:
     a100, t4, rtx = gpus(A100, T4, RTX_3090, "process GPU-t4 4711 1000", "process GPU-t4 4712 20")
     assert (a100["uuid"], a100["name"], a100["memory_class"]) == ("GPU-a100", "A100-80GB", "80gb")
     assert a100["device"]["free_mib"] == 81000
@@ -54,7 +54,7 @@ def test_cards_are_told_with_memory_class_capability_and_processes(gpus: Gpus) -
     assert t4["device"]["processes"] == {"4711": 1000, "4712": 20}
 
 
-def test_a_split_card_is_its_instances_each_classed_by_its_own_memory(gpus: Gpus) -> None:
+def test_a_split_card_is_its_instances(gpus: Gpus) -> None:
     t4, one, two = gpus(T4, *SPLIT_A100)
     assert t4["uuid"] == "GPU-t4"
     assert (one["uuid"], one["name"], one["memory_class"]) == ("MIG-one", "A100-40GB", "16gb")
@@ -62,8 +62,10 @@ def test_a_split_card_is_its_instances_each_classed_by_its_own_memory(gpus: Gpus
     assert two["device"]["compute_capability"] == [8, 0]
 
 
-def figures(machine: Machine, uuid: str) -> "subprocess.CompletedProcess[str]":
-    program = f"from worker.gpu.nvml import figures; print(figures({uuid!r}).model_dump_json())"
+def read_stats(machine: Machine, uuid: str) -> "subprocess.CompletedProcess[str]":
+    program = (
+        f"from worker.gpu.nvml import read_stats; print(read_stats({uuid!r}).model_dump_json())"
+    )
     return subprocess.run(
         [sys.executable, "-c", program],
         env={**os.environ, **machine.env},
@@ -73,36 +75,36 @@ def figures(machine: Machine, uuid: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_a_cards_figures_are_told_as_far_as_it_tells_them(machine: Machine) -> None:
+def test_unsupported_statistics_are_absent(machine: Machine) -> None:
     machine.has(A100, T4, "busy GPU-a100 98 71", "lost GPU-gone")
-    assert json.loads(figures(machine, "GPU-a100").stdout) == {
+    assert json.loads(read_stats(machine, "GPU-a100").stdout) == {
         "memory_bytes": 81920 * 2**20,
         "used_bytes": 920 * 2**20,
         "utilization": 0.98,
         "temperature_c": 71,
     }
-    assert json.loads(figures(machine, "GPU-t4").stdout)["utilization"] is None
-    assert "DriverError" in figures(machine, "GPU-gone").stderr
+    assert json.loads(read_stats(machine, "GPU-t4").stdout)["utilization"] is None
+    assert "DriverError" in read_stats(machine, "GPU-gone").stderr
 
 
-def test_a_card_that_fell_off_the_bus_does_not_hide_the_others(gpus: Gpus) -> None:
+def test_a_lost_card_does_not_hide_the_others(gpus: Gpus) -> None:
     a100, t4 = gpus(A100, T4, "lost GPU-a100")
     assert a100["device"]["problem"] == "GPU is lost"
     assert a100["memory_class"] is None
     assert t4["memory_class"] == "16gb"
 
 
-def test_a_card_below_all_classes_has_none(gpus: Gpus) -> None:
+def test_a_card_below_all_classes_has_no_class(gpus: Gpus) -> None:
     [card] = gpus("card GPU-small GT-1030 2048 2000 6 1 -1 0")
     assert card["memory_class"] is None
 
 
-def test_without_a_driver_or_a_card_there_is_none(gpus: Gpus) -> None:
+def test_without_a_driver_no_gpu_is_listed(gpus: Gpus) -> None:
     assert gpus() == []
     assert gpus("broken 9") == []
 
 
-def test_a_driver_that_does_not_answer_is_no_machine_without_gpus(machine: Machine) -> None:
+def test_a_driver_that_does_not_answer_is_an_error(machine: Machine) -> None:
     machine.has(A100, "broken 18")
     answer = run(machine, "gpus", "--json")
     assert answer.returncode == 7
@@ -122,22 +124,22 @@ def test_a_driver_that_does_not_answer_is_no_machine_without_gpus(machine: Machi
         ("", []),
     ],
 )
-def test_only_what_cuda_may_see_is_used(gpus: Gpus, visible: str, expected: list[str]) -> None:
-    found = gpus(A100, T4, RTX_3090, CUDA_VISIBLE_DEVICES=visible)
-    assert [gpu["uuid"] for gpu in found] == expected
+def test_only_visible_devices_are_used(gpus: Gpus, visible: str, expected: list[str]) -> None:
+    visible_gpus = gpus(A100, T4, RTX_3090, CUDA_VISIBLE_DEVICES=visible)
+    assert [gpu["uuid"] for gpu in visible_gpus] == expected
 
 
-def test_a_visible_device_that_is_not_there_is_named(machine: Machine) -> None:
+def test_an_absent_visible_device_is_named(machine: Machine) -> None:
     machine.has(A100)
     answer = run(machine, "gpus", CUDA_VISIBLE_DEVICES="0,7")
     assert answer.returncode == 7
-    assert "CUDA_VISIBLE_DEVICES: there is no GPU 7 here" in answer.stderr
+    assert "CUDA_VISIBLE_DEVICES: this machine has no GPU 7" in answer.stderr
 
 
-def test_gpus_are_shown_to_people(machine: Machine) -> None:
+def test_gpus_are_listed_in_a_table(machine: Machine) -> None:
     machine.has(A100, T4, "card GPU-small GT-1030 2048 2000 6 1 -1 0")
-    shown = run(machine, "gpus", COLUMNS="200").stdout
-    rows = {line.split("│")[1].strip(): line for line in shown.splitlines() if "GPU-" in line}
+    table = run(machine, "gpus", COLUMNS="200").stdout
+    rows = {line.split("│")[1].strip(): line for line in table.splitlines() if "GPU-" in line}
     assert "gpu.80gb, gpu.40gb" in rows["GPU-a100"]
     assert [cell.strip() for cell in rows["GPU-t4"].split("│")][3:8] == [
         "15360",
@@ -149,11 +151,11 @@ def test_gpus_are_shown_to_people(machine: Machine) -> None:
     assert "too small" in rows["GPU-small"]
 
 
-def test_a_worker_is_refused_for_a_card_it_cannot_have(machine: Machine, tmp_path: Path) -> None:
+def test_a_worker_needs_an_existing_gpu(machine: Machine, tmp_path: Path) -> None:
     machine.has(A100, *SPLIT_A100, "lost GPU-a100")
     for uuid, why in (
-        ("GPU-gone", "there is no GPU GPU-gone here; there is: "),
-        ("GPU-split", "there is no GPU GPU-split here"),  # a split card runs nothing itself
+        ("GPU-gone", "this machine has no GPU GPU-gone; it has: "),
+        ("GPU-split", "this machine has no GPU GPU-split"),  # a split card runs nothing itself
     ):
         answer = run(machine, "worker", "--gpu", uuid, TRAINING_BROKER_URL="redis://localhost:1/0")
         assert answer.returncode == 7
@@ -161,5 +163,5 @@ def test_a_worker_is_refused_for_a_card_it_cannot_have(machine: Machine, tmp_pat
 
 
 def test_a_declared_inventory_needs_no_driver() -> None:
-    with pytest.raises(InventoryError, match="no GPU GPU-1 here"):
-        chosen_gpu("GPU-1", "24gb")
+    with pytest.raises(InventoryError, match="has no GPU GPU-1"):
+        choose_gpu("GPU-1", "24gb")

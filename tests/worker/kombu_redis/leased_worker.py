@@ -29,6 +29,7 @@ from worker.kombu_redis.leases import LeaseRenewal
 from worker.kombu_redis.redelivery import Sweep
 from worker.kombu_redis.transport import Keys, QoS, use_for_redis
 from worker.lifecycle.idle_shutdown import IdleShutdown
+from worker.lifecycle.policy import install
 from worker.maintenance.leader import LeaderLoop
 
 QUEUES = ("cpu", "gpu.8gb")
@@ -51,7 +52,7 @@ def ours(url: str, timeout: timedelta) -> Celery:
     app.steps["consumer"].add(LeaseRenewal.with_client(client))
     if idle := os.environ.get("IDLE_S"):
         end = partial(os.kill, os.getpid(), signal.SIGTERM)
-        app.steps["consumer"].add(IdleShutdown.after(float(idle), end))
+        install(app, [IdleShutdown(float(idle), end)])
     sweep = Sweep(client, timeout, Keys.of(options))
     upkeep = LeaderLoop(client, timeout, (), restore=sweep.restore_expired)
     worker_ready.connect(lambda **_: upkeep.start(), weak=False)

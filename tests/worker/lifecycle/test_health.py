@@ -6,18 +6,18 @@ from pathlib import Path
 import pytest
 
 from worker.errors import UnhealthyWorkerError
-from worker.lifecycle.health import ReadyFile, check_health
+from worker.lifecycle.health import HealthFile, check_health
 
 MINUTE = timedelta(minutes=1)
 
 
-def test_a_worker_is_well_for_as_long_as_it_touches_its_file(tmp_path: Path) -> None:
+def test_a_worker_is_healthy_while_it_touches_its_file(tmp_path: Path) -> None:
     path = tmp_path / "ready"
-    file = ReadyFile(path)
+    file = HealthFile(path)
     file.touch()  # a round before it is ready
     with pytest.raises(UnhealthyWorkerError, match="not ready"):
         check_health(path, MINUTE)
-    file.make()
+    file.on_ready()
     check_health(path, MINUTE)
 
     long_ago = time.time() - 91
@@ -28,14 +28,14 @@ def test_a_worker_is_well_for_as_long_as_it_touches_its_file(tmp_path: Path) -> 
     check_health(path, MINUTE)
 
 
-def test_a_worker_is_not_ready_by_the_file_of_the_one_before(tmp_path: Path) -> None:
+def test_a_file_of_an_earlier_worker_is_removed(tmp_path: Path) -> None:
     path = tmp_path / "ready"
     path.touch()
-    ReadyFile(path)
+    HealthFile(path)
     assert not path.exists()
 
 
-def test_without_a_file_nothing_is_kept() -> None:
-    file = ReadyFile(None)
-    file.make()
+def test_no_file_is_made_without_a_path() -> None:
+    file = HealthFile(None)
+    file.on_ready()
     file.touch()

@@ -9,7 +9,7 @@ from redis import Redis
 from tests.waiting import wait_until
 
 
-def test_a_worker_is_not_idle_while_it_holds_a_message(
+def test_a_worker_with_a_message_is_not_idle(
     broker_url: str, redis_client: Redis, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"

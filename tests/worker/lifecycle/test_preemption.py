@@ -6,25 +6,25 @@ from pathlib import Path
 import pytest
 
 from tests.waiting import wait_until
-from worker.lifecycle import preemption as notice
-from worker.lifecycle.preemption import watch_for_notice
+from worker.lifecycle import preemption
+from worker.lifecycle.preemption import PreemptionWatch
 
 
 class Metadata(ThreadingHTTPServer):
-    """What a cloud tells its machines."""
+    """A cloud's metadata service."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.status, self.body = 404, ""
-        self.asked = 0
+        self.queries = 0
 
 
 class Handler(BaseHTTPRequestHandler):
     server: Metadata
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing is to be said."""
+        """Log nothing."""
 
     def answer(self, status: int, body: str) -> None:
         self.send_response(status)
@@ -33,8 +33,8 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body.encode())
 
     def do_PUT(self) -> None:
-        life = self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
-        self.answer(200 if life and self.path == "/latest/api/token" else 403, "the-token")
+        ttl = self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
+        self.answer(200 if ttl and self.path == "/latest/api/token" else 403, "the-token")
 
     def do_GET(self) -> None:
         aws = self.path == "/latest/meta-data/spot/instance-action"
@@ -43,7 +43,7 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/gcp" and self.headers["Metadata-Flavor"] != "Google":
             self.answer(403, "")
         else:
-            self.server.asked += 1
+            self.server.queries += 1
             self.answer(self.server.status, self.server.body)
 
 
@@ -59,8 +59,8 @@ def metadata() -> Iterator[Metadata]:
 
 
 @pytest.fixture(autouse=True)
-def asks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notice, "_ASK_EVERY_S", 0.05)
+def polls_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preemption, "_POLL_EVERY_S", 0.05)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def noticed() -> list[str]:
 
 @pytest.fixture
 def watch(noticed: list[str]) -> Callable[[str], None]:
-    return lambda source: watch_for_notice(source, lambda: noticed.append(source))
+    return lambda source: PreemptionWatch(source, lambda: noticed.append(source)).on_ready()
 
 
 def soon(noticed: list[str]) -> None:
@@ -90,7 +90,7 @@ def test_a_file_that_appears_is_a_notice(
 @pytest.mark.parametrize(
     ("status", "body"), [(404, ""), (200, "FALSE\n"), (200, "none"), (500, "x")]
 )
-def test_an_address_that_says_so_is_a_notice(
+def test_an_address_that_answers_200_is_a_notice(
     metadata: Metadata,
     watch: Callable[[str], None],
     noticed: list[str],
@@ -99,22 +99,22 @@ def test_an_address_that_says_so_is_a_notice(
 ) -> None:
     metadata.status, metadata.body = status, body
     watch(metadata.url)
-    wait_until(lambda: metadata.asked > 2, timeout_s=10, description="it asks again and again")
+    wait_until(lambda: metadata.queries > 2, timeout_s=10, description="it polls repeatedly")
     assert noticed == []
     metadata.status, metadata.body = 200, "2026-11-24T12:00:00Z"
     soon(noticed)
 
 
 @pytest.mark.parametrize("cloud", ["aws", "gcp"])
-def test_the_clouds_own_addresses_are_asked_as_they_want_it(
+def test_clouds_get_the_headers_they_require(
     metadata: Metadata,
     watch: Callable[[str], None],
     noticed: list[str],
     monkeypatch: pytest.MonkeyPatch,
     cloud: str,
 ) -> None:
-    monkeypatch.setattr(notice, "_AWS", f"{metadata.url}/latest")
-    monkeypatch.setattr(notice, "_GCP", f"{metadata.url}/gcp")
+    monkeypatch.setattr(preemption, "_AWS", f"{metadata.url}/latest")
+    monkeypatch.setattr(preemption, "_GCP", f"{metadata.url}/gcp")
     metadata.status, metadata.body = 200, "TRUE"
     watch(cloud)
     soon(noticed)

@@ -22,36 +22,35 @@ from worker.supervision.engines import (
 
 
 def interpreter(tmp_path: Path, says: str, code: int = 0) -> Path:
-    """A program that answers as an interpreter would."""
+    """A program that answers like an interpreter."""
     path = tmp_path / "python"
     path.write_text(f"#!/bin/sh\necho '{says}'\necho 'no module' >&2\nexit {code}\n", "utf-8")
     path.chmod(path.stat().st_mode | stat.S_IXUSR)
     return path
 
 
-def test_our_own_engine_is_here() -> None:
+def test_engine_diffusers_is_installed() -> None:
     assert find_diffusers().is_usable
     assert "torch" in find_diffusers().versions
 
 
-def test_an_interpreter_that_is_not_named_or_not_there_is_told_with_the_guide() -> None:
+def test_an_absent_interpreter_is_reported_with_the_guide() -> None:
     unset = find_invoke(None)
-    assert unset.problems == ("TRAINING_INVOKE_PYTHON names no interpreter",)
+    assert unset.problems == ("TRAINING_INVOKE_PYTHON is not set",)
     assert "docs/guides/invoke-training.md" in unset.remedy
     absent = find_invoke(Path("/nowhere/python"))
     assert not absent.is_usable
     assert "No such file" in absent.problems[0]
 
 
-def test_this_interpreter_is_told_to_lack_the_library() -> None:
+def test_an_interpreter_without_the_library_is_reported() -> None:
     found = find_invoke(Path(sys.executable))
     assert not found.is_usable
     assert f"{sys.executable}: invoke-training is not installed" in found.problems
-    # The one that is meant has 4.
     assert any("the library needs 4" in problem for problem in found.problems)
 
 
-def test_what_answers_well_is_usable_and_what_does_not_says_why(tmp_path: Path) -> None:
+def test_an_interpreter_that_answers_is_usable(tmp_path: Path) -> None:
     answer = json.dumps({"versions": {"invoke-training": "0.0.1"}, "errors": []})
     assert find_invoke(interpreter(tmp_path, answer)).versions == {"invoke-training": "0.0.1"}
     crashed = find_invoke(interpreter(tmp_path, "", code=1))
@@ -59,14 +58,14 @@ def test_what_answers_well_is_usable_and_what_does_not_says_why(tmp_path: Path) 
     assert not find_invoke(interpreter(tmp_path, "hello")).is_usable
 
 
-def test_the_other_interpreter_gets_this_package_and_no_other_of_ours() -> None:
+def test_the_invoke_environment_holds_only_this_package() -> None:
     env = invoke_environment({"PYTHONPATH": "/elsewhere", "HOME": "/home"})
     assert env["HOME"] == "/home"
     assert (Path(env["PYTHONPATH"]) / "worker" / "supervision" / "engines.py").is_file()
 
 
 class Noted:
-    """A trainer that notes what it is asked."""
+    """A trainer that records its calls."""
 
     def __init__(self, name: str, log: list[str]) -> None:
         self.name, self.log = name, log
@@ -91,9 +90,7 @@ class Noted:
     ("engine", "expected"),
     [(DIFFUSERS, ["own runs"]), (INVOKE, ["own closes", "invoke runs"])],
 )
-def test_each_request_goes_to_its_engine_with_the_gpu_free(
-    engine: Engine, expected: list[str]
-) -> None:
+def test_a_request_goes_to_its_engine_on_a_free_gpu(engine: Engine, expected: list[str]) -> None:
     log: list[str] = []
     own, invoke = Noted("own", log), Noted("invoke", log)
     trainers = EngineTrainers(own, invoke, "-noise")
@@ -104,7 +101,7 @@ def test_each_request_goes_to_its_engine_with_the_gpu_free(
         assert set(invoke.request.repairs) == set(REPAIRS) - {"noise"}
 
 
-def test_engines_are_listed_with_what_each_can_do(tmp_path: Path) -> None:
+def test_engines_are_listed_with_their_options(tmp_path: Path) -> None:
     listed: list[dict[str, Any]] = json.loads(run("engines", "--json", home=tmp_path).stdout)
     own, library = listed
     assert (own["engine"], own["usable"]) == ("diffusers", True)
@@ -114,4 +111,4 @@ def test_engines_are_listed_with_what_each_can_do(tmp_path: Path) -> None:
     assert all(it["made"] for it in library["repairs"])
     assert "weight_dtype" in {it["option"] for it in library["refuses"]}
     shown = run("engines", home=tmp_path, COLUMNS="200", TRAINING_INVOKE_PATCHES="none").stdout
-    assert "TRAINING_INVOKE_PYTHON names no interpreter" in " ".join(shown.split())
+    assert "TRAINING_INVOKE_PYTHON is not set" in " ".join(shown.split())

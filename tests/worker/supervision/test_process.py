@@ -10,7 +10,7 @@ import pytest
 from tests.waiting import wait_until
 from worker.supervision.process import spawn, stop
 
-# A child that starts a grandchild and tells both their ids.
+# A child that starts a grandchild and prints both ids.
 FAMILY = (
     "import subprocess, sys, time;"
     "p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
@@ -30,8 +30,8 @@ def ended(pid: int) -> bool:
         return True
 
 
-def test_a_child_ends_when_its_starter_is_killed() -> None:
-    starter = subprocess.Popen(
+def test_a_child_ends_when_its_parent_is_killed() -> None:
+    parent = subprocess.Popen(
         [
             sys.executable,
             "-P",
@@ -42,16 +42,16 @@ def test_a_child_ends_when_its_starter_is_killed() -> None:
         ],
         stdout=subprocess.PIPE,
     )
-    assert starter.stdout is not None
-    with starter.stdout as output:
+    assert parent.stdout is not None
+    with parent.stdout as output:
         child = int(output.readline())
     assert not ended(child)
-    starter.send_signal(signal.SIGKILL)
-    starter.wait()
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
     wait_until(lambda: ended(child), timeout_s=10, description="the child ended")
 
 
-def test_a_child_whose_starter_is_gone_already_does_not_start(tmp_path: Path) -> None:
+def test_a_child_of_a_dead_parent_does_not_start(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
     nobody = subprocess.Popen([sys.executable, "-c", ""])
     nobody.wait()
@@ -65,7 +65,7 @@ def test_a_childs_exit_code_is_its_own(code: int) -> None:
     assert spawn([sys.executable, "-c", f"raise SystemExit({code})"]).wait(20) == code
 
 
-def test_a_child_inherits_the_descriptors_it_is_given() -> None:
+def test_a_child_inherits_the_given_descriptors() -> None:
     read_fd, write_fd = os.pipe()
     child = spawn(
         [sys.executable, "-c", f"import os; os.write({write_fd}, b'hello')"], pass_fds=(write_fd,)
@@ -76,7 +76,7 @@ def test_a_child_inherits_the_descriptors_it_is_given() -> None:
     child.wait(20)
 
 
-def test_stopping_a_child_ends_all_that_it_started() -> None:
+def test_stopping_a_child_ends_its_children() -> None:
     child = spawn([sys.executable, "-c", FAMILY], stdout=subprocess.PIPE)
     assert child.stdout is not None
     with child.stdout as output:
@@ -86,7 +86,7 @@ def test_stopping_a_child_ends_all_that_it_started() -> None:
     wait_until(lambda: ended(grandchild), timeout_s=10, description="the grandchild ended")
 
 
-def test_a_child_that_does_not_listen_is_ended_after_its_grace() -> None:
+def test_a_child_that_ignores_sigterm_is_killed() -> None:
     child = spawn([sys.executable, "-c", DEAF], stdout=subprocess.PIPE)
     assert child.stdout is not None
     with child.stdout as output:

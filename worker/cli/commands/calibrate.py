@@ -17,9 +17,9 @@ from tasks.jobs.calibration_shapes import described, shapes
 from tasks.settings.settings import Settings
 from worker.cli.output import print_json, stdout
 from worker.errors import NoGpuToMeasureError
-from worker.gpu.inventory import Gpu, chosen_gpu, find_gpus
+from worker.gpu.inventory import Gpu, choose_gpu, find_gpus
 from worker.gpu.nvml import driver_version
-from worker.gpu.quarantine import why_unfit
+from worker.gpu.quarantine import why_unhealthy
 from worker.supervision.process import kill_group, spawn
 from worker.supervision.trainer_pool import trainer_environment
 
@@ -86,8 +86,8 @@ def _card(settings: Settings, uuid: str | None) -> Gpu:
         )
     card = max(usable, key=lambda gpu: gpu.memory_mib)
     if uuid is not None:
-        card = chosen_gpu(uuid, settings.gpus, settings.cuda_visible_devices)
-    reason = why_unfit(card.uuid, 0, set())
+        card = choose_gpu(uuid, settings.gpus, settings.cuda_visible_devices)
+    reason = why_unhealthy(card.uuid, 0, set())
     if reason is not None:
         raise NoGpuToMeasureError(f"GPU {card.uuid} cannot be measured now: {reason}")
     return card

@@ -9,7 +9,7 @@ from tasks.jobs.invoke_limits import LIMITS
 from tasks.jobs.invoke_patches import REPAIRS, parse_repairs
 from tasks.settings.settings import Settings
 from worker.cli.output import print_json, stdout
-from worker.supervision.engines import Installed, installed
+from worker.supervision.engines import Installed, find_engines
 
 _WHAT: dict[Engine, str] = {
     DIFFUSERS: "this package's own recipes, on torch, diffusers, peft and transformers",
@@ -19,7 +19,7 @@ _WHAT: dict[Engine, str] = {
 
 def run(settings: Settings, *, json: bool) -> None:
     """Show what is there of each engine on this machine, and what each can do."""
-    found = installed(settings)
+    found = find_engines(settings)
     made = parse_repairs(settings.invoke_patches)
     if json:
         print_json([_document(name, it, made) for name, it in found.items()])

@@ -9,7 +9,7 @@ from routing.queues import CPU_QUEUE, served_queues
 from tasks.errors import InvalidJobError, NotInstalledError, Problem
 from tasks.settings.settings import Settings
 from worker.cli.client import broker_url
-from worker.gpu.inventory import chosen_gpu
+from worker.gpu.inventory import choose_gpu
 from worker.supervision.engines import find_invoke
 from worker.worker import run_worker
 
@@ -28,7 +28,7 @@ def run(
 ) -> int:
     """Run one worker process until it is stopped."""
     url = broker_url(settings)
-    card = chosen_gpu(gpu, settings.gpus, settings.cuda_visible_devices) if gpu else None
+    card = choose_gpu(gpu, settings.gpus, settings.cuda_visible_devices) if gpu else None
     engines: tuple[Engine, ...] = ()
     possible: tuple[str, ...] = (CPU_QUEUE,)
     if card and card.memory_class is not None:

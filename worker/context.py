@@ -1,0 +1,92 @@
+"""What stages need from this worker, made in the pool's child process, which runs them."""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+
+from celery import Celery
+
+from tasks.cache.index import CacheRegistry
+from tasks.eta.history import RunHistoryStore
+from tasks.settings.settings import Settings
+from tasks.stages.dispatch import send_rest
+from tasks.stages.worker_context import Backoff, WorkerContext
+from tasks.state.job_store import JobState, connect
+from tasks.state.tenant_queues import TenantQueues
+from tasks.state.workers import newest_versions, next_larger_class
+from tasks.store import Store
+from tasks.tracing.spans import start_tracing
+from worker.gpu.inventory import Gpu
+from worker.gpu.quarantine import GpuFaultPipe, make_gate
+from worker.lifecycle.policy import WorkerPolicy
+from worker.supervision.engines import make_trainers
+from worker.supervision.trainer_pool import trainer_environment
+
+# Enough for the restart of a broker while cache entries are looked up; a stage whose trainer runs
+# does not wait for a broker.
+_PATIENCE = timedelta(seconds=15)
+
+
+class ChildContext(WorkerPolicy):
+    """The child's context, made when the first task needs it: connections do not survive a fork.
+
+    Args:
+        make: Makes the context.
+    """
+
+    def __init__(self, make: Callable[[], WorkerContext]) -> None:
+        self._make = make
+        self._context: WorkerContext | None = None
+
+    def get(self) -> WorkerContext:
+        """Return the context, the same each time."""
+        if self._context is None:
+            self._context = self._make()
+        return self._context
+
+    def on_child_exit(self) -> None:
+        """End the kept trainer and send the last spans."""
+        if self._context is not None:
+            self._context.trainer.close()
+            self._context.tracing.close()
+
+
+def make_context(
+    app: Celery, settings: Settings, worker: str, gpu: Gpu | None, faults: GpuFaultPipe
+) -> WorkerContext:
+    """Make a worker's context.
+
+    Args:
+        app: The worker's application.
+        settings: The process's settings.
+        worker: The worker's name.
+        gpu: The worker's GPU; None on the CPU queue.
+        faults: Takes the GPU's faults to the parent process.
+    """
+    real_gpu = None if gpu is None or gpu.emulated else gpu
+    memory_class = gpu.memory_class if gpu else None
+    env = trainer_environment(dict(os.environ), real_gpu.uuid if real_gpu else None)
+    trainer = make_trainers(settings, env)
+    client = connect(app.conf.broker_url)
+    patient = connect(app.conf.broker_url, patience=_PATIENCE)
+    tenant_queues = TenantQueues(client, settings.job_ttl, partial(send_rest, app))
+    return WorkerContext(
+        state=JobState(client, settings.job_ttl, settings.constants),
+        cache=CacheRegistry(patient, settings.job_ttl, settings.visibility_timeout),
+        store=Store(settings.resolved_store_url),
+        trainer=trainer,
+        access=settings.data_access(),
+        downloads_dir=settings.downloads_dir,
+        scratch_dir=settings.resolved_scratch_dir,
+        worker=worker,
+        device="cuda" if real_gpu else "cpu",
+        next_larger_class=partial(next_larger_class, patient, memory_class),
+        backoff=Backoff(settings.max_retries, settings.retry_backoff.total_seconds()),
+        check_gpu=make_gate(real_gpu, faults, trainer.close),
+        dispatch=tenant_queues.dispatch,
+        newest_versions=partial(newest_versions, patient),
+        learn=RunHistoryStore(client, settings.job_ttl, memory_class).record,
+        memory_class=memory_class,
+        tracing=start_tracing(worker),
+    )
