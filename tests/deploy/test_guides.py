@@ -1,4 +1,4 @@
-"""The guides' commands run as they stand, but those whose first line says what they need."""
+"""The commands of the guides run unchanged, except blocks whose first line states a need."""
 
 import os
 import re
@@ -21,32 +21,32 @@ from worker.cli.app import cli
 from worker.local.demo_images import draw_demo_images
 
 BLOCK = re.compile(r"^```(bash|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-OURS = re.compile(
+COMMAND_LINE = re.compile(
     r"(?:^|bin/|-- |restored |exec \w+ )training-worker (\w[^#\n&|>)]*)", re.MULTILINE
 )
 NEEDS = "# needs "
-ASIDE = "# in a terminal of its own\n"
+SEPARATE_TERMINAL = "# in a terminal of its own\n"
 GUIDES = (
-    "laptop",
-    "one-gpu",
-    "ten-hosts",
-    "kubernetes",
-    "backup",
-    "capacity",
-    "invoke-training",
+    "quickstart",
+    "guides/one-gpu",
+    "guides/ten-hosts",
+    "guides/kubernetes",
+    "guides/backup",
+    "guides/capacity",
+    "guides/invoke-training",
 )
 
 
 def blocks(guide: str) -> list[tuple[str, str]]:
-    """A guide's commands and files, with their language, in their order."""
-    text = (ROOT / "docs" / "guides" / f"{guide}.md").read_text("utf-8")
-    found = BLOCK.findall(text)
-    assert text.count("```") == 2 * len(found), "a block of another language, or none"
-    return [(language, body) for language, body in found if not body.startswith(NEEDS)]
+    """Return the commands and files of a guide that can run here, with their languages."""
+    text = (ROOT / "docs" / f"{guide}.md").read_text("utf-8")
+    matches = BLOCK.findall(text)
+    assert text.count("```") == 2 * len(matches), "a block has another language or none"
+    return [(language, body) for language, body in matches if not body.startswith(NEEDS)]
 
 
 class Shell:
-    """A person's, in a folder of the project's looks."""
+    """Shell of a user, in a folder that looks like the project's."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -60,10 +60,10 @@ class Shell:
         for name in ("secrets.sh", "certificates.sh", "valkey", "k8s"):
             (folder / "deploy" / name).symlink_to(ROOT / "deploy" / name)
         draw_demo_images(folder / "images")
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")}
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")}
         self.env = {
-            **kept,
-            "PATH": f"{programs}:{kept['PATH']}",
+            **inherited,
+            "PATH": f"{programs}:{inherited['PATH']}",
             "PYTHONPATH": str(ROOT),
             "TRAINING_HOME": str(folder / "home"),
             "TRAINING_FLOWER_PORT": "0",
@@ -71,19 +71,19 @@ class Shell:
         }
 
     def follow(self, guide: str) -> str:
-        """Do what a guide says; gives what was printed."""
+        """Run the blocks of a guide, and return their output."""
         printed = ""
         for language, body in blocks(guide):
             if language == "yaml":
                 name = re.match(r"# (\S+\.yaml)\n", body)
                 if name is not None:
                     (self.folder / name[1]).write_text(body, "utf-8")
-            elif not body.startswith(ASIDE):
+            elif not body.startswith(SEPARATE_TERMINAL):
                 printed += self.run(body)
         return printed
 
     def run(self, script: str) -> str:
-        """Run commands, each of which must do."""
+        """Run commands, each of which must succeed, and return their output."""
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script],
             cwd=self.folder,
@@ -96,13 +96,13 @@ class Shell:
         return done.stdout
 
     @contextmanager
-    def aside(self, guide: str) -> Iterator[None]:
-        """Run what a guide wants in a terminal of its own, until Ctrl-C."""
-        [script] = [body for _, body in blocks(guide) if body.startswith(ASIDE)]
-        log = self.folder / f"{guide}.log"
+    def in_background(self, guide: str) -> Iterator[None]:
+        """Run the block that a guide wants in a separate terminal, until Ctrl-C."""
+        [script] = [body for _, body in blocks(guide) if body.startswith(SEPARATE_TERMINAL)]
+        log = self.folder / "background.log"
         with log.open("wb") as output:
             process = subprocess.Popen(
-                ["bash", "-c", f"exec env {script.removeprefix(ASIDE)}"],
+                ["bash", "-c", f"exec env {script.removeprefix(SEPARATE_TERMINAL)}"],
                 cwd=self.folder,
                 env=self.env,
                 stdout=output,
@@ -122,34 +122,35 @@ class Shell:
 
 
 @pytest.mark.parametrize("guide", GUIDES)
-def test_a_guide_says_what_is_not_run_here(guide: str) -> None:
-    text = (ROOT / "docs" / "guides" / f"{guide}.md").read_text("utf-8")
+def test_guide_states_what_its_blocks_need(guide: str) -> None:
+    text = (ROOT / "docs" / f"{guide}.md").read_text("utf-8")
     for _, body in BLOCK.findall(text):
         if body.startswith(NEEDS):
             assert re.match(r"# needs \w", body)
     assert blocks(guide)
 
 
-def test_a_laptop_trains_and_its_backup_brings_the_job_back(tmp_path: Path) -> None:
+def test_quickstart_trains_and_its_backup_restores_the_job(tmp_path: Path) -> None:
     shell = Shell(tmp_path / "here")
-    with shell.aside("laptop"):
-        printed = shell.follow("laptop")
-    assert "published: " in printed
-    [job] = re.findall(r"^job (\w+)$", printed, re.MULTILINE)
-    *before, after = [body for _, body in blocks("backup") if not body.startswith(ASIDE)]
+    with shell.in_background("quickstart"):
+        output = shell.follow("quickstart")
+    assert "published: " in output
+    [job] = re.findall(r"^job (\w+)$", output, re.MULTILINE)
+    scripts = [body for _, body in blocks("guides/backup")]
+    *before, after = [it for it in scripts if not it.startswith(SEPARATE_TERMINAL)]
     for script in before:
         shell.run(script)
-    with shell.aside("backup"):
+    with shell.in_background("guides/backup"):
         assert job in shell.run(after)
 
 
-def test_the_other_guides_do_what_they_say(tmp_path: Path) -> None:
-    Shell(tmp_path / "one-gpu").follow("one-gpu")
-    routed = Shell(tmp_path / "invoke-training").follow("invoke-training")
+def test_other_guides_run(tmp_path: Path) -> None:
+    Shell(tmp_path / "one-gpu").follow("guides/one-gpu")
+    routed = Shell(tmp_path / "invoke-training").follow("guides/invoke-training")
     assert "gpu.40gb.invoke-training" in routed
 
     hosts = Shell(tmp_path / "ten-hosts")
-    hosts.follow("ten-hosts")
+    hosts.follow("guides/ten-hosts")
     url = (hosts.folder / "deploy/secrets/worker/TRAINING_BROKER_URL").read_text("utf-8")
     assert re.fullmatch(
         r"rediss://worker:\w{48}@broker\.example:6379/0\?ssl_ca_certs=/run/secrets/ca\.crt", url
@@ -157,24 +158,25 @@ def test_the_other_guides_do_what_they_say(tmp_path: Path) -> None:
     assert (hosts.folder / "deploy/secrets/broker.crt").exists()
 
     cluster = Shell(tmp_path / "kubernetes")
-    cluster.follow("kubernetes")
+    cluster.follow("guides/kubernetes")
     secrets = (cluster.folder / "secrets.yaml").read_text("utf-8")
     assert secrets.count("kind: Secret") == 5
 
     plan = Shell(tmp_path / "capacity")
-    assert "ours" in plan.follow("capacity") or (plan.folder / "larger.json").stat().st_size
+    plan.follow("guides/capacity")
+    assert (plan.folder / "larger.json").stat().st_size
 
 
-def test_what_is_not_run_here_has_commands_and_options_that_exist() -> None:
-    there: Any = get_command(cli)
+def test_documented_commands_and_options_exist() -> None:
+    root: Any = get_command(cli)
     seen = 0
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]:
         for _, body in BLOCK.findall(path.read_text("utf-8")):
-            for line in OURS.findall(body):
-                command, words = there, line.replace("`", " ").split()
+            for line in COMMAND_LINE.findall(body):
+                command, words = root, line.replace("`", " ").split()
                 while words and words[0] in getattr(command, "commands", {}):
                     command = command.commands[words.pop(0)]
-                assert command is not there, f"{path.name}: training-worker {line}"
+                assert command is not root, f"{path.name}: training-worker {line}"
                 known = {name for it in command.params for name in (*it.opts, *it.secondary_opts)}
                 options = {word for word in words if word.startswith("--") and len(word) > 2}
                 assert options <= known | {"--help"}, f"{path.name}: training-worker {line}"

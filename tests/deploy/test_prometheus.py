@@ -50,4 +50,4 @@ def test_grafana_is_given_a_source_and_the_folder_of_the_dashboards() -> None:
         "providers"
     ]
     path = provider["options"]["path"]
-    assert path in (DEPLOY.parent / "docs" / "guides" / "watching.md").read_text("utf-8")
+    assert path in (DEPLOY.parent / "docs" / "guides" / "monitoring.md").read_text("utf-8")
