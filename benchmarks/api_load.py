@@ -30,7 +30,7 @@ from tasks.api_keys import ApiKeys
 from tasks.events import Progress
 from tasks.settings.settings import Settings
 from tasks.stages.submit import admit
-from tasks.state.job_store import JobState, connect
+from tasks.state.job_store import JobStore, connect
 from tests.console.conftest import job
 from tests.integration.fleets import free_port
 from tests.waiting import wait_until
@@ -61,7 +61,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         broker = stack.enter_context(EmbeddedBroker(home))
         settings = Settings(home=home)
         key = ApiKeys(settings.api_keys_file).create("bench", None)
-        state = JobState(connect(broker.url), settings.job_ttl)
+        state = JobStore(connect(broker.url), settings.job_ttl)
         job_id, _, _ = admit(job(), state, "result")
         port, bare_port = free_port(), free_port()
         env = {
@@ -130,7 +130,7 @@ def _shown(found: dict[str, list[float]]) -> str:
 
 
 @contextmanager
-def _running(state: JobState, job_id: str) -> Iterator[None]:
+def _running(state: JobStore, job_id: str) -> Iterator[None]:
     """Let a stage of a job tell its progress, as a worker does."""
     _, attempt, _ = state.begin(job_id, "prepare", worker="w", queue="cpu", tag="t")
     over = threading.Event()

@@ -41,6 +41,7 @@ from tasks.state.job_store import connect
 from tasks.state.workers import live_workers
 from tests.waiting import wait_until
 from worker.cli.client import client_of
+from worker.kombu_redis.transport import Keys
 from worker.local.embedded_broker import EmbeddedBroker
 from worker.maintenance.reconciler import Reconciler
 from worker.supervision.process import spawn, stop
@@ -229,12 +230,12 @@ def _depths(most: int, workers: int) -> Iterator[str]:
 def _at_depth(
     depth: int, settings: Settings, client: Client, redis: Redis, fleet: EmulatedFleet
 ) -> str:
-    reconciler = Reconciler(redis, client.control, lambda _: None, timedelta(hours=1))
+    reconciler = Reconciler(redis, client.control, lambda _: None, timedelta(hours=1), Keys.of({}))
     duties: dict[str, Callable[[], object]] = {
-        "note_fleet": lambda: client.lanes.note_fleet(
+        "note_fleet": lambda: client.tenant_queues.note_fleet(
             live_workers(redis).values(), settings.shares_by_tenant(), timedelta(hours=1)
         ),
-        "dispatch": client.lanes.dispatch,
+        "dispatch": client.tenant_queues.dispatch,
         "sweep": reconciler.sweep,
     }
     duties["note_fleet"]()
@@ -249,7 +250,7 @@ def _at_depth(
     with fleet.working():
         while fleet.done - first < stages:
             time.sleep(0.5)
-            in_flight = max(in_flight, sum(client.lanes.in_flight().values()))
+            in_flight = max(in_flight, sum(client.tenant_queues.in_flight().values()))
     jobs = (fleet.done - first) / len(STAGES)
     ran, kib_sent = (_commands(redis) - begun) / jobs, (_bytes_sent(redis) - sent) / jobs / 1024
     left, a_minute, told = len(client.control.in_flight()), 0, []

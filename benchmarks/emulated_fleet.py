@@ -28,7 +28,7 @@ from tasks.settings.settings import Settings
 from tasks.stages.dispatch import send_rest
 from tasks.stages.runner import StageContext, StageResult
 from tasks.stages.worker_context import WorkerContext
-from tasks.state.job_store import JobState, connect
+from tasks.state.job_store import JobStore, connect
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tasks.store import Store
@@ -125,7 +125,7 @@ class EmulatedFleet:
         if not hasattr(self._own, "runtime"):
             redis, ttl = connect(self._client.broker_url), self._settings.job_ttl
             self._own.runtime = WorkerContext(
-                state=JobState(redis, ttl),
+                state=JobStore(redis, ttl),
                 cache=CacheRegistry(redis, ttl, self._settings.visibility_timeout),
                 store=Store(self._folder.as_uri()),
                 trainer=None,  # type: ignore[arg-type]  # no stage asks for it

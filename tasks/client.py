@@ -16,7 +16,7 @@ from tasks.settings.settings import Settings
 from tasks.stages.dispatch import send_rest
 from tasks.stages.submit import admit
 from tasks.state.control import JobControl
-from tasks.state.job_store import DispatchOutcome, JobState, connect
+from tasks.state.job_store import DispatchOutcome, JobStore, connect
 from tasks.state.record import READS, JobRecord, JobStatus
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerInfo, live_workers, newest_versions, why_unserved
@@ -45,11 +45,11 @@ class Client:
             raise NoBrokerError(f"the broker does not answer: {error}") from error
         self._redis = connection
         self._constants = settings.constants
-        self.state = JobState(connection, settings.job_ttl, settings.constants)
+        self.state = JobStore(connection, settings.job_ttl, settings.constants)
         self.control = JobControl(connection, settings.job_ttl)
         self.durations = RunHistoryStore(connection, settings.job_ttl)
         self._app: Celery = make_app(settings, broker_url)
-        self.lanes = TenantQueues(
+        self.tenant_queues = TenantQueues(
             connection, settings.job_ttl, lambda record: send_rest(self._app, record)
         )
 
@@ -93,7 +93,7 @@ class Client:
             self._app.backend.store_result(record.result_id, error, "FAILURE")
             ended_at = record.updated_at.timestamp()
             record_job(self._tracer, record, status, ended_at, record.error_code)
-        elif status == JobStatus.CANCELLING and record.waiting_in is not None:
+        elif status == JobStatus.CANCELLING and record.pending_queue is not None:
             send_rest(self._app, record)
         return status
 
@@ -122,26 +122,26 @@ class Client:
         if record.status == JobStatus.PAUSED:
             return f"{record.stage} waits until somebody resumes the job"
         if record.due_at is not None:
-            newest = newest_versions(self._redis).get(record.waiting_in or "", record.version)
+            newest = newest_versions(self._redis).get(record.pending_queue or "", record.version)
             if newest < record.version:
                 wanted = f"{record.stage} waits for a worker of version {record.version}"
-                return f"{wanted}; those of {record.waiting_in} are of version {newest}"
+                return f"{wanted}; those of {record.pending_queue} are of version {newest}"
             return f"{record.stage} is tried again at {record.due_at.astimezone():%H:%M:%S}"
-        if record.waiting_in is None:
+        if record.pending_queue is None:
             return None
-        reason = self.why_waiting(record.waiting_in)
+        reason = self.why_waiting(record.pending_queue)
         if reason is not None:
             return reason
-        if not record.in_lane:
-            return f"{record.stage} waits in {record.waiting_in} for a free worker"
-        before = self.lanes.before(record) or 0
+        if not record.in_tenant_queue:
+            return f"{record.stage} waits in {record.pending_queue} for a free worker"
+        before = self.tenant_queues.before(record) or 0
         turn = f"a turn of tenant {record.job.tenant}, after {before} other jobs of it"
         return f"{record.stage} waits for {turn}"
 
     def _go_on(self, job_id: str, goes: bool) -> None:
         if goes:
             send_rest(self._app, self.state.head(job_id))
-        self.lanes.dispatch()
+        self.tenant_queues.dispatch()
 
     def _require_worker(self, document: dict[str, Any]) -> None:
         queue = parse_job(document).route(self._constants).gpu_queue

@@ -7,7 +7,7 @@ import pytest
 from redis import Redis
 
 from routing.queues import ALL_QUEUES
-from tasks.state.job_store import JobState, connect
+from tasks.state.job_store import JobStore, connect
 from worker.local.embedded_broker import EmbeddedBroker
 
 pytest_plugins = ["pytester", "tests.reruns"]
@@ -37,11 +37,11 @@ def redis_client(broker_url: str) -> Iterator[Redis]:
 
 
 @pytest.fixture
-def state(redis_client: Redis) -> JobState:
+def state(redis_client: Redis) -> JobStore:
     """Jobs of a fleet that has room for all."""
     redis_client.hset("training:fleet", mapping={f"room:{queue}": 1000 for queue in ALL_QUEUES})
     redis_client.expire("training:fleet", 3600)
-    return JobState(redis_client, timedelta(hours=1))
+    return JobStore(redis_client, timedelta(hours=1))
 
 
 @pytest.fixture

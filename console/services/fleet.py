@@ -42,7 +42,7 @@ class FleetViews:
         running = {
             record.stages[record.stage].worker: record
             for record in flying
-            if record.waiting_in is None and record.stage in record.stages
+            if record.pending_queue is None and record.stage in record.stages
         }
         workers = tuple(
             _worker(name, presence, running.get(name), account)
@@ -63,12 +63,12 @@ class FleetViews:
         )
 
     def _queues(self, flying: list[JobRecord], account: Caller) -> tuple[QueueView, ...]:
-        in_lanes, waits = self._client.lanes.waiting(), self._jobs.learned().waits
+        in_lanes, waits = self._client.tenant_queues.waiting(), self._jobs.learned().waits
         views = []
         for queue in ALL_QUEUES:
             tenants = dict(in_lanes.get(queue, {}))
             for record in flying:
-                if record.waiting_in == queue:
+                if record.pending_queue == queue:
                     tenants[record.job.tenant] = tenants.get(record.job.tenant, 0) + 1
             waiting, is_operator = sum(tenants.values()), account.tenant is None
             unserved = self._client.why_waiting(queue)

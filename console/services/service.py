@@ -446,7 +446,7 @@ class Service:
         Raises:
             redis.RedisError: It does not answer.
         """
-        await _in_thread(self._client.lanes.terms)
+        await _in_thread(self._client.tenant_queues.terms)
 
     def _sweep(self) -> None:
         for view in self._uploads.sweep():

@@ -149,9 +149,9 @@ def time_left(
         if stage == "cache" and record.refs.get(NEXT_QUEUE) == CPU_QUEUE:
             queue, units = CPU_QUEUE, 0
         if stage == record.stage and progress is not None and progress.unit != "bytes":
-            units = max(0, progress.total - (progress.done if record.waiting_in else 0))
+            units = max(0, progress.total - (progress.done if record.pending_queue else 0))
         parts.append(_stage(training, stage, queue, learned, units))
-    if record.waiting_in is not None:
+    if record.pending_queue is not None:
         # Less than nothing where it is not even due.
         waited_s = now.timestamp() - (record.due_at or record.updated_at).timestamp()
         parts[0] = _after_waiting(parts[0], learned, waited_s)

@@ -40,7 +40,7 @@ def send_rest(app: Celery, record: JobSummary) -> None:
 
     A chain that is sent twice does no harm, since a stage begins once.
     """
-    first_queue = record.waiting_in or stage_queue(record.stage, record.gpu_queue)
+    first_queue = record.pending_queue or stage_queue(record.stage, record.gpu_queue)
     rest = job_chain(
         app, record.id, record.gpu_queue, record.stage, first_queue, version=record.version
     )

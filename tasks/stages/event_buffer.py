@@ -12,7 +12,7 @@ import redis
 
 from tasks.events import Event, Progress
 from tasks.metrics import Counts
-from tasks.state.job_store import JobState
+from tasks.state.job_store import JobStore
 from tasks.state.record import JobStatus
 
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class EventBuffer:
         attempt: The start's number.
     """
 
-    def __init__(self, state: JobState, job_id: str, attempt: int) -> None:
+    def __init__(self, state: JobStore, job_id: str, attempt: int) -> None:
         self._state, self._job_id, self._attempt = state, job_id, attempt
         self._events: list[Event] = []
         self._refs: dict[str, str] = {}
@@ -84,7 +84,7 @@ class EventBuffer:
             SupersededError: The start's attempt is not the newest.
         """
         self._try(self.flush)
-        return self._try(lambda: self._state.wish(self._job_id, self._attempt))
+        return self._try(lambda: self._state.requested_state(self._job_id, self._attempt))
 
     def flush(self) -> None:
         """Tell what waits, now.

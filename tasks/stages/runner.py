@@ -138,9 +138,9 @@ class StageContext:
             CancelledJobError: Somebody cancelled the job, and wants nothing of it.
         """
         self.outbox.flush()
-        if self.runtime.state.wish(self.job_id, self.attempt) != JobStatus.CANCELLING:
+        if self.runtime.state.requested_state(self.job_id, self.attempt) != JobStatus.CANCELLING:
             return
-        if not self.runtime.state.get(self.job_id).saves:
+        if not self.runtime.state.get(self.job_id).save_on_cancel:
             raise CancelledJobError(self.job_id, self.stage)
 
     @property
@@ -310,7 +310,7 @@ def _finish(context: StageContext, result: StageResult, seconds: float) -> str |
     cancelled = ends and _patiently(context, lambda: _is_saved(context))
     following = None if ends else _following_queue(context, result)
     # A job that comes from the CPU queue has had no turn on a GPU yet.
-    turn_for = following if context.queue == CPU_QUEUE != following else None
+    fair_share_queue = following if context.queue == CPU_QUEUE != following else None
     goes = False
     _patiently(context, context.outbox.flush)
     counts = {
@@ -328,7 +328,7 @@ def _finish(context: StageContext, result: StageResult, seconds: float) -> str |
                 stage,
                 result.refs,
                 result.result,
-                turn_for=turn_for,
+                fair_share_queue=fair_share_queue,
                 cancelled=cancelled,
                 counts=counts,
             ),
@@ -350,8 +350,8 @@ def _status(cancelled: bool) -> JobStatus:
 def _is_saved(context: StageContext) -> bool:
     """Whether somebody cancelled the job, and wants what there is of it."""
     state, job_id = context.runtime.state, context.job_id
-    is_cancelled = state.wish(job_id, context.attempt) == JobStatus.CANCELLING
-    return is_cancelled and state.get(job_id).saves
+    is_cancelled = state.requested_state(job_id, context.attempt) == JobStatus.CANCELLING
+    return is_cancelled and state.get(job_id).save_on_cancel
 
 
 def _following_queue(context: StageContext, result: StageResult) -> str:
@@ -365,20 +365,20 @@ def _failed(context: StageContext, error: JobError) -> Exception:
     if error.code == ErrorCode.CANCELLED:
         return _end(context, error)
     context.telemetry.count(STAGE_FAILURES.one(context.stage, error.code))
-    if error.code == ErrorCode.OUT_OF_MEMORY and not context.record.enlarged:
+    if error.code == ErrorCode.OUT_OF_MEMORY and not context.record.oom_escalated:
         larger = context.runtime.next_larger_class(context.record.job.engine)
         if larger is not None:
             moved = Rerouted(gpu_queue(larger, context.record.job.engine), error.message)
             context.telemetry.count(OOM_ESCALATIONS.one(moved.queue))
-            fields = {"gpu_queue": moved.queue, "reason": error.message, "enlarged": "1"}
+            fields = {"gpu_queue": moved.queue, "reason": error.message, "oom_escalated": "1"}
             return _move(context, moved, {**fields, f"ref:{NEXT_QUEUE}": moved.queue})
-    backoff, tries = context.runtime.backoff, context.record.tries
+    backoff, tries = context.runtime.backoff, context.record.retries
     most = _TRIES_AFTER_CRASHES if error.code == ErrorCode.TRAINER_FAILED else backoff.tries
     if error.retryable and tries < min(most, backoff.tries):
         delay_s = backoff.delay_s(tries)
         told = f"{error.message}; try {tries + 1} of {backoff.tries} in {delay_s:.0f} s"
         note = Note(level="warning", message=f"{context.stage}: {told}")
-        if _release(context, "retried", note, {"tries": str(tries + 1)}, delay_s):
+        if _release(context, "retried", note, {"retries": str(tries + 1)}, delay_s):
             return Discarded(told)
         return _cancelled(context)
     logger.warning("%s ends the job: %s", context.stage, error, extra=extra)
@@ -401,7 +401,7 @@ def _interrupted(context: StageContext, note: Note) -> StageResult:
         logger.info("%s goes back to its queue", context.stage, extra=extra)
         raise Requeued(f"{context.stage} of job {context.job_id}")
     record = context.runtime.state.get(context.job_id)
-    if record.saves and context.stage == "train" and "checkpoints" in record.refs:
+    if record.save_on_cancel and context.stage == "train" and "checkpoints" in record.refs:
         return StageResult("cancelled; what there is is published")
     raise _cancelled(context)
 

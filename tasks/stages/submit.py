@@ -8,7 +8,7 @@ from uuid import uuid4
 from tasks.contract import job_id_of
 from tasks.errors import InvalidJobError, Problem, UnreadableJobError
 from tasks.jobs.job import TrainingJob, parse_job
-from tasks.state.job_store import DispatchOutcome, JobState
+from tasks.state.job_store import DispatchOutcome, JobStore
 
 _SCHEMA_VERSION: int = TrainingJob.model_fields["schema_version"].default
 
@@ -38,7 +38,7 @@ def newer_than_known(document: Any) -> bool:
 
 
 def admit(
-    document: Any, state: JobState, result_id: str, refs: Mapping[str, str] | None = None
+    document: Any, state: JobStore, result_id: str, refs: Mapping[str, str] | None = None
 ) -> tuple[str, TrainingJob, DispatchOutcome]:
     """Check and record a job, and let it begin or wait.
 
@@ -79,6 +79,6 @@ def admit(
             "id", f"{job_id} is the id of another job; leave it out or choose another"
         )
         raise InvalidJobError([problem])
-    if record.in_lane or record.stages or record.status.ended:
+    if record.in_tenant_queue or record.stages or record.status.ended:
         return job_id, known, again
     return job_id, known, DispatchOutcome.SENT

@@ -13,7 +13,7 @@ from tasks.data.read_policy import ReadPolicy
 from tasks.eta.rate_meter import WorkDone
 from tasks.events import CacheDone, Event, TrainDone
 from tasks.stages.trainer_protocol import TrainerRequest
-from tasks.state.job_store import JobState
+from tasks.state.job_store import JobStore
 from tasks.state.record import JobRecord, StageRecord
 from tasks.store import Store
 from tasks.tracing.spans import Tracing
@@ -100,7 +100,7 @@ class WorkerContext:
         tracing: Sends the spans of jobs' traces.
     """
 
-    state: JobState
+    state: JobStore
     cache: CacheRegistry
     store: Store
     trainer: Trainer

@@ -1,14 +1,15 @@
 """What people and sweepers do to jobs: cancel, pause, replay, send what is due or was lost."""
 
 from datetime import timedelta
-from typing import Any, cast
+from typing import cast
 
 from redis import Redis
 
+from tasks.contract import events_key, record_key
 from tasks.errors import ErrorCode, InvalidStateError, UnknownJobError, cancelled_message
-from tasks.events import Event, JobEnded, Note
-from tasks.state import control_scripts, job_scripts
-from tasks.state.job_store import DispatchOutcome, JobState, keys_of
+from tasks.events import JobEnded, Note
+from tasks.state import keys, scripts
+from tasks.state.job_store import DispatchOutcome, JobStore
 from tasks.state.record import NEXT_QUEUE, VERSION, JobRecord, JobStatus, JobSummary, queue_of
 from tasks.state.workers import newest_versions
 
@@ -19,17 +20,16 @@ class JobControl:
     Args:
         client: A connection to Redis 6.2 or newer that decodes responses.
         ttl: How long a job is kept after its last change.
+        unacked_index: The key of kombu's index of the messages that workers hold.
     """
 
-    def __init__(self, client: Redis, ttl: timedelta) -> None:
+    def __init__(
+        self, client: Redis, ttl: timedelta, *, unacked_index: str = keys.UNACKED_INDEX
+    ) -> None:
         self._redis = client
         self._ttl_s = int(ttl.total_seconds())
-        self._state = JobState(client, ttl)
-        self._cancel = client.register_script(control_scripts.CANCEL)
-        self._pause = client.register_script(control_scripts.PAUSE)
-        self._resume = client.register_script(control_scripts.RESUME)
-        self._requeue = client.register_script(control_scripts.REQUEUE)
-        self._take_due = client.register_script(control_scripts.TAKE_DUE)
+        self._state = JobStore(client, ttl)
+        self._unacked_index = unacked_index
 
     def cancel(self, job_id: str, *, save: bool = False) -> JobStatus:
         """Cancel a job: at once while it waits, within a step while it runs.
@@ -47,7 +47,16 @@ class JobControl:
         """
         message = cancelled_message(job_id)
         event = JobEnded(status="cancelled", message=message, code=ErrorCode.CANCELLED)
-        return JobStatus(self._run(self._cancel, job_id, event, message, int(save)))
+        status = scripts.cancel_job(
+            self._redis,
+            job_key=record_key(job_id),
+            events_key=events_key(job_id),
+            ttl_s=self._ttl_s,
+            event=event.model_dump_json(),
+            message=message,
+            save_on_cancel=save,
+        )
+        return JobStatus(_known(job_id, status))
 
     def pause(self, job_id: str) -> JobStatus:
         """Keep a job from going on: at once while it waits, from a checkpoint while it runs.
@@ -60,7 +69,14 @@ class JobControl:
             InvalidStateError: It is over, or being cancelled.
         """
         note = Note(level="info", message="somebody paused the job")
-        status = JobStatus(self._run(self._pause, job_id, note))
+        answer = scripts.pause_job(
+            self._redis,
+            job_key=record_key(job_id),
+            events_key=events_key(job_id),
+            ttl_s=self._ttl_s,
+            event=note.model_dump_json(),
+        )
+        status = JobStatus(_known(job_id, answer))
         if status not in (JobStatus.PAUSING, JobStatus.PAUSED):
             raise InvalidStateError(job_id, status, "waiting or running")
         return status
@@ -92,7 +108,7 @@ class JobControl:
 
     def dead(self) -> list[JobRecord]:
         """The jobs that failed through no fault of their own, the oldest end first."""
-        ids = cast("list[str]", self._redis.zrange(job_scripts.DEAD, 0, -1))
+        ids = cast("list[str]", self._redis.zrange(keys.DEAD_LETTERS, 0, -1))
         return self._state.get_all(ids)
 
     def drop_dead(self, job_id: str) -> None:
@@ -101,7 +117,7 @@ class JobControl:
         Raises:
             InvalidStateError: It is not on it.
         """
-        if not self._redis.zrem(job_scripts.DEAD, job_id):
+        if not self._redis.zrem(keys.DEAD_LETTERS, job_id):
             raise InvalidStateError(job_id, "not", "on the list of the dead")
 
     def in_flight(self) -> list[JobRecord]:
@@ -115,8 +131,17 @@ class JobControl:
     def requeue(self, job_id: str, attempt: int, stage: str) -> bool:
         """Let a stage whose message was lost begin again; False where it has gone on meanwhile."""
         note = Note(level="warning", message=f"the message of {stage} was lost; it is sent again")
-        args: list[str | int] = [self._ttl_s, attempt, stage, note.model_dump_json()]
-        return bool(self._requeue(keys=keys_of(job_id), args=args))
+        is_requeued = scripts.requeue_stage(
+            self._redis,
+            job_key=record_key(job_id),
+            events_key=events_key(job_id),
+            unacked_index=self._unacked_index,
+            ttl_s=self._ttl_s,
+            attempt=attempt,
+            stage=stage,
+            event=note.model_dump_json(),
+        )
+        return bool(is_requeued)
 
     def take_due(self) -> list[JobSummary]:
         """The jobs whose next try is due; each is given out once, for the caller to send.
@@ -124,7 +149,7 @@ class JobControl:
         Those that are for newer workers than there are wait on.
         """
         now = self._redis.time()[0]
-        due = cast("list[str]", self._redis.zrangebyscore(job_scripts.DUE, "-inf", now))
+        due = cast("list[str]", self._redis.zrangebyscore(keys.DUE, "-inf", now))
         if not due:
             return []
         known = {head.id: head for head in self._state.heads(due)}
@@ -136,34 +161,47 @@ class JobControl:
                 wanted = job_id not in self._state.there_are([job_id])  # or cannot be read
             else:
                 # Whoever asks is of this version itself.
-                wanted = head.version <= max(VERSION, versions.get(head.waiting_in or "", 0))
-            if wanted and self._take_due(keys=keys_of(job_id), args=[self._ttl_s]) and head:
+                wanted = head.version <= max(VERSION, versions.get(head.pending_queue or "", 0))
+            if wanted and self._take_due(job_id) and head:
                 taken.append(head)
         return taken
 
+    def _take_due(self, job_id: str) -> bool:
+        is_taken = scripts.take_due_job(
+            self._redis,
+            job_key=record_key(job_id),
+            events_key=events_key(job_id),
+            ttl_s=self._ttl_s,
+        )
+        return bool(is_taken)
+
     def _ids_in_flight(self) -> list[str]:
-        ids = sorted(cast("list[str]", self._redis.hkeys(job_scripts.IN_FLIGHT)))
+        ids = sorted(cast("list[str]", self._redis.hkeys(keys.IN_FLIGHT)))
         there = self._state.there_are(ids)
         gone = set(ids) - there
         if gone:
-            self._redis.hdel(job_scripts.IN_FLIGHT, *gone)
+            self._redis.hdel(keys.IN_FLIGHT, *gone)
         return [job_id for job_id in ids if job_id in there]
 
     def _reopened(self, job_id: str, status: JobStatus, message: str) -> bool:
         note = Note(level="info", message=message)
         record = self._state.head(job_id)
         queue = queue_of(record.stage, record.gpu_queue, record.refs.get(NEXT_QUEUE))
-        args: list[str | int] = [self._ttl_s, status.value, note.model_dump_json(), queue]
-        answer = self._resume(keys=keys_of(job_id), args=args)
-        if answer == "unknown":
-            raise UnknownJobError(job_id)
-        if answer not in (*DispatchOutcome, JobStatus.PAUSING):
+        answer = scripts.resume_job(
+            self._redis,
+            job_key=record_key(job_id),
+            events_key=events_key(job_id),
+            ttl_s=self._ttl_s,
+            from_status=status.value,
+            event=note.model_dump_json(),
+            queue=queue,
+        )
+        if _known(job_id, answer) not in (*DispatchOutcome, JobStatus.PAUSING):
             raise InvalidStateError(job_id, answer, status)
-        return bool(answer == DispatchOutcome.SENT)
+        return answer == DispatchOutcome.SENT
 
-    def _run(self, script: Any, job_id: str, event: Event, *more: str | int) -> str:
-        args = [self._ttl_s, event.model_dump_json(), *more]
-        answer: str = script(keys=keys_of(job_id), args=args)
-        if answer == "unknown":
-            raise UnknownJobError(job_id)
-        return answer
+
+def _known(job_id: str, answer: str) -> str:
+    if answer == "unknown":
+        raise UnknownJobError(job_id)
+    return answer

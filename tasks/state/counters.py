@@ -7,7 +7,7 @@ from typing import cast
 from redis import Redis, RedisError
 
 from tasks.metrics import Counts
-from tasks.state.job_scripts import COUNTS
+from tasks.state.keys import COUNTS
 
 logger = logging.getLogger(__name__)
 

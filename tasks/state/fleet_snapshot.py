@@ -14,8 +14,16 @@ from redis import Redis
 
 from routing.queues import ALL_QUEUES
 from tasks.metrics import UNREAD
-from tasks.state.job_scripts import DEAD, DUE, IN_FLIGHT, LANES, LANES_SINCE, UNTOLD
 from tasks.state.job_store import keys_of
+from tasks.state.keys import (
+    DEAD_LETTERS,
+    DUE,
+    IN_FLIGHT,
+    PENDING_WEBHOOKS,
+    tenant_queue_key,
+    tenant_since_key,
+    tenants_key,
+)
 from tasks.state.record import NEXT_QUEUE, waiting_queue
 from tasks.state.workers import WorkerInfo, live_workers
 
@@ -72,11 +80,11 @@ def standing(client: Redis) -> FleetSnapshot:
     with client.pipeline(transaction=False) as pipe:
         pipe.time()
         pipe.hkeys(IN_FLIGHT)
-        for index in (DUE, DEAD, UNTOLD):
+        for index in (DUE, DEAD_LETTERS, PENDING_WEBHOOKS):
             pipe.zcard(index)
         for queue in ALL_QUEUES:
             pipe.llen(queue)
-            pipe.zrange(f"{LANES}:{queue}", 0, -1)
+            pipe.zrange(tenants_key(queue), 0, -1)
         (seconds, micros), job_ids, due, dead, untold, *queues = cast("Any", pipe.execute())
     lengths = dict(zip(ALL_QUEUES, queues[::2], strict=True))
     lanes = [(q, t) for q, tenants in zip(ALL_QUEUES, queues[1::2], strict=True) for t in tenants]
@@ -98,8 +106,8 @@ def standing(client: Redis) -> FleetSnapshot:
 def _in_lanes(client: Redis, lanes: list[Place]) -> tuple[Counter[Place], dict[Place, float]]:
     with client.pipeline(transaction=False) as pipe:
         for queue, tenant in lanes:
-            pipe.zcard(f"{LANES}:{queue}:{tenant}")
-            pipe.zrange(f"{LANES_SINCE}:{queue}:{tenant}", 0, 0, withscores=True)
+            pipe.zcard(tenant_queue_key(queue, tenant))
+            pipe.zrange(tenant_since_key(queue, tenant), 0, 0, withscores=True)
         answers = pipe.execute()
     waiting = Counter(dict(zip(lanes, answers[::2], strict=True)))
     firsts = zip(lanes, answers[1::2], strict=True)

@@ -1,6 +1,6 @@
 """The state of jobs in Redis: one hash and one capped stream of events a job, and indexes of all.
 
-Every change is one Lua script of ``tasks/state/job_scripts.py``, so that it is whole or absent, and a
+Every change is one Lua script of ``tasks/state/scripts.py``, so that it is whole or absent, and a
 change made for a stage is fenced: it carries the attempt number its start was given, and only the
 newest number may write. What people and sweepers do to jobs is in ``tasks/state/control.py``.
 """
@@ -34,7 +34,7 @@ from tasks.errors import (
 from tasks.events import Event, JobAccepted, JobEnded, Note, StageFinished, parse_event
 from tasks.jobs.job import TrainingJob
 from tasks.metrics import Counts
-from tasks.state import job_scripts
+from tasks.state import keys, scripts
 from tasks.state.record import (
     NEXT_QUEUE,
     VERSION,
@@ -86,29 +86,31 @@ class DispatchOutcome(StrEnum):
     SENT = "sent"
     """Its chain is to be sent."""
     WAITING = "waiting"
-    """Nothing is to be sent: ``tasks/state/tenant_queues.py`` does that at its tenant's turn, or has done so."""
+    """Nothing is to be sent: the tenant queue does that when it dispatches the job, or has done."""
 
 
-class JobState:
+class JobStore:
     """Reads jobs, and writes what their stages do.
 
     Args:
         client: A connection to Redis 6.2 or newer that decodes responses.
         ttl: How long a job is kept after its last change.
         constants: What the jobs that are recorded here are routed with.
+        unacked_index: The key of kombu's index of the messages that workers hold.
     """
 
-    def __init__(self, client: "Redis", ttl: timedelta, constants: MemoryModel = PUBLISHED) -> None:
+    def __init__(
+        self,
+        client: "Redis",
+        ttl: timedelta,
+        constants: MemoryModel = PUBLISHED,
+        *,
+        unacked_index: str = keys.UNACKED_INDEX,
+    ) -> None:
         self._constants = constants
         self._redis = client
         self._ttl_s = int(ttl.total_seconds())
-        self._create = client.register_script(job_scripts.CREATE)
-        self._begin = client.register_script(job_scripts.BEGIN)
-        self._write = client.register_script(job_scripts.WRITE)
-        self._finish_stage = client.register_script(job_scripts.FINISH_STAGE)
-        self._end = client.register_script(job_scripts.END)
-        self._release = client.register_script(job_scripts.RELEASE)
-        self._wish = client.register_script(job_scripts.WISH)
+        self._unacked_index = unacked_index
 
     def create(
         self,
@@ -137,8 +139,16 @@ class JobState:
             **_refs(refs or {}),
         }
         event = JobAccepted(queue=route.gpu_queue, reason=route.reason)
-        args = self._args(event.model_dump_json(), stage_queue(STAGES[0], ""), fields=fields)
-        return DispatchOutcome(self._create(keys=keys_of(job_id), args=args))
+        outcome = scripts.create_job(
+            self._redis,
+            job_key=record_key(job_id),
+            events_key=events_key(job_id),
+            ttl_s=self._ttl_s,
+            event=event.model_dump_json(),
+            first_queue=stage_queue(STAGES[0], ""),
+            fields=_texts(fields),
+        )
+        return DispatchOutcome(outcome)
 
     def get(self, job_id: str) -> JobRecord:
         """All that is known of a job.
@@ -188,16 +198,14 @@ class JobState:
 
     def next_queue(self, job_id: str) -> str | None:
         """The queue that the job's next stage is to be sent to; None where that is not now."""
-        names = ("status", "stage", "stage_state", "gpu_queue", "lane", f"ref:{NEXT_QUEUE}")
+        names = ("status", "stage", "stage_state", "gpu_queue", "tenant_queue", f"ref:{NEXT_QUEUE}")
         values = cast("list[str | None]", self._redis.hmget(keys_of(job_id)[0], list(names)))
         fields = {name: value for name, value in zip(names, values, strict=True) if value}
-        return None if not fields or "lane" in fields else waiting_queue(fields)
+        return None if not fields or "tenant_queue" in fields else waiting_queue(fields)
 
     def newest(self, limit: int) -> list[JobRecord]:
         """The jobs submitted last, newest first."""
-        return self.get_all(
-            cast("list[str]", self._redis.zrevrange(job_scripts.INDEX, 0, limit - 1))
-        )
+        return self.get_all(cast("list[str]", self._redis.zrevrange(keys.JOBS, 0, limit - 1)))
 
     def submitted(
         self, tenant: str | None, after: tuple[float, str] | None, limit: int
@@ -209,7 +217,7 @@ class JobState:
             after: One of those before: only older ones than that.
             limit: How many.
         """
-        index = job_scripts.INDEX if tenant is None else f"{job_scripts.OF_TENANT}{tenant}"
+        index = keys.JOBS if tenant is None else f"{keys.TENANT_JOBS_PREFIX}{tenant}"
         most = "+inf" if after is None else repr(after[0])
         # Those of the very same time come in the order of their ids, the last first.
         start = 0
@@ -255,21 +263,24 @@ class JobState:
         """
         message = f"the stage {stage} was started {_MAX_STARTS} times and never ended"
         event = JobEnded(status="failed", message=message, code=ErrorCode.TRAINER_FAILED)
-        args = self._args(
-            STAGES.index(stage) + 1,
-            stage,
-            tag,
-            _MAX_STARTS,
-            worker,
-            queue,
-            event.model_dump_json(),
-            message,
-            VERSION,
-            version,
-            f"{again_in_s:.3f}",
-            fields={},
+        answer = scripts.begin_stage(
+            self._redis,
+            job_key=record_key(job_id),
+            events_key=events_key(job_id),
+            unacked_index=self._unacked_index,
+            ttl_s=self._ttl_s,
+            stage_number=STAGES.index(stage) + 1,
+            stage=stage,
+            delivery_tag=tag,
+            max_starts=_MAX_STARTS,
+            worker=worker,
+            queue=queue,
+            exhausted_event=event.model_dump_json(),
+            exhausted_message=message,
+            worker_version=VERSION,
+            message_version=version,
+            retry_in_s=again_in_s,
         )
-        answer = self._begin(keys=keys_of(job_id), args=args)
         if answer[0] == "unknown":
             raise UnknownJobError(job_id)
         outcome = StartOutcome(answer[0])
@@ -300,9 +311,17 @@ class JobState:
         """
         # What leaves something for later starts has not been started in vain.
         fields = {**_refs(refs), "starts": "0"} if refs else {}
-        told = [event.model_dump_json() for event in events]
-        args = self._args(attempt, _counted(counts), len(told), *told, fields=fields)
-        if not self._write(keys=keys_of(job_id), args=args):
+        is_written = scripts.write(
+            self._redis,
+            job_key=record_key(job_id),
+            events_key=events_key(job_id),
+            ttl_s=self._ttl_s,
+            attempt=attempt,
+            events=[event.model_dump_json() for event in events],
+            fields=fields,
+            counts=counts or {},
+        )
+        if not is_written:
             raise SupersededError(job_id, attempt)
 
     def finish_stage(
@@ -314,7 +333,7 @@ class JobState:
         refs: dict[str, str],
         result: dict[str, Any] | None,
         *,
-        turn_for: str | None = None,
+        fair_share_queue: str | None = None,
         cancelled: bool = False,
         counts: Counts | None = None,
     ) -> bool:
@@ -327,7 +346,7 @@ class JobState:
             record: What happened in it.
             refs: Store keys for later stages.
             result: The job's; the last stage's only.
-            turn_for: The queue that the job may not go on to without its tenant's turn.
+            fair_share_queue: The next stage's queue if the job waits for its tenant's share of it.
             cancelled: The result is what was saved of a job that somebody cancelled.
             counts: What the start counted.
 
@@ -350,12 +369,20 @@ class JobState:
             ended = JobEnded(status="cancelled" if cancelled else "succeeded", code=code)
             self._ended(job_id, attempt, [finished, ended], fields, counts)
             return False
-        event = finished.model_dump_json()
-        args = self._args(attempt, _counted(counts), event, turn_for or "", fields=fields)
-        answer = self._finish_stage(keys=keys_of(job_id), args=args)
-        if answer == "superseded":
+        outcome = scripts.finish_stage(
+            self._redis,
+            job_key=record_key(job_id),
+            events_key=events_key(job_id),
+            ttl_s=self._ttl_s,
+            attempt=attempt,
+            event=finished.model_dump_json(),
+            fields=fields,
+            fair_share_queue=fair_share_queue,
+            counts=counts or {},
+        )
+        if outcome == "superseded":
             raise SupersededError(job_id, attempt)
-        return bool(answer == DispatchOutcome.SENT)
+        return outcome == DispatchOutcome.SENT
 
     def release(
         self,
@@ -385,10 +412,18 @@ class JobState:
         Raises:
             SupersededError: The attempt is not the newest.
         """
-        delay = "" if delay_s is None else f"{delay_s:.3f}"
-        told = event.model_dump_json()
-        args = self._args(attempt, _counted(counts), told, delay, fields=fields or {})
-        return self._status(job_id, attempt, self._release(keys=keys_of(job_id), args=args))
+        status = scripts.release_stage(
+            self._redis,
+            job_key=record_key(job_id),
+            events_key=events_key(job_id),
+            ttl_s=self._ttl_s,
+            attempt=attempt,
+            event=event.model_dump_json(),
+            fields=fields or {},
+            delay_s=delay_s,
+            counts=counts or {},
+        )
+        return self._status(job_id, attempt, status)
 
     def fail(
         self, job_id: str, attempt: int, error: JobError, counts: Counts | None = None
@@ -408,15 +443,20 @@ class JobState:
         ended = JobEnded(status=status.value, message=error.message, code=error.code)
         self._ended(job_id, attempt, [ended], fields, counts)
 
-    def wish(self, job_id: str, attempt: int) -> JobStatus:
-        """The job's status: whether somebody wants this start to stop.
+    def requested_state(self, job_id: str, attempt: int) -> JobStatus:
+        """Return the job's status, which says whether this start is to stop.
 
         Raises:
             SupersededError: The attempt is not the newest.
         """
-        return self._status(
-            job_id, attempt, self._wish(keys=keys_of(job_id), args=[self._ttl_s, attempt])
+        status = scripts.requested_state(
+            self._redis,
+            job_key=record_key(job_id),
+            events_key=events_key(job_id),
+            ttl_s=self._ttl_s,
+            attempt=attempt,
         )
+        return self._status(job_id, attempt, status)
 
     def events(
         self, job_id: str, *, after: str = "0", block_ms: int | None = None
@@ -443,16 +483,20 @@ class JobState:
     ) -> None:
         ended = events[-1]
         assert isinstance(ended, JobEnded)
-        dead = int(ended.code in DEAD_LETTER_CODES)
-        told = [event.model_dump_json() for event in events]
-        args = self._args(
-            attempt, _counted(counts), ended.status, dead, len(told), *told, fields=fields
+        is_ended = scripts.end_job(
+            self._redis,
+            job_key=record_key(job_id),
+            events_key=events_key(job_id),
+            ttl_s=self._ttl_s,
+            attempt=attempt,
+            status=ended.status,
+            is_dead_letter=ended.code in DEAD_LETTER_CODES,
+            events=[event.model_dump_json() for event in events],
+            fields=_texts(fields),
+            counts=counts or {},
         )
-        if not self._end(keys=keys_of(job_id), args=args):
+        if not is_ended:
             raise SupersededError(job_id, attempt)
-
-    def _args(self, *values: str | int, fields: Mapping[str, object]) -> list[str | int]:
-        return [self._ttl_s, *values, *(str(item) for pair in fields.items() for item in pair)]
 
     @staticmethod
     def _status(job_id: str, attempt: int, answer: str) -> JobStatus:
@@ -492,8 +536,8 @@ def keys_of(job_id: str) -> list[str]:
     return [record_key(job_id), events_key(job_id)]
 
 
-def _counted(counts: Counts | None) -> str:
-    return json.dumps(counts or {})
+def _texts(fields: Mapping[str, object]) -> dict[str, str]:
+    return {name: str(value) for name, value in fields.items()}
 
 
 def _refs(refs: Mapping[str, str]) -> dict[str, str]:

@@ -71,13 +71,13 @@ class JobSummary(StrictModel):
     status: JobStatus
     stage: str
     """The stage it is in, or waits for."""
-    waiting_in: str | None
+    pending_queue: str | None
     """The queue its next stage waits in; None while a stage runs and when the job is over."""
     attempt: int
     """The newest fencing token."""
     result_id: str
     """The id of the Celery result that follows the whole job."""
-    in_lane: bool
+    in_tenant_queue: bool
     """It waits for its tenant's turn, and has no message until then."""
     gpu_queue: str
     reason: str
@@ -86,11 +86,11 @@ class JobSummary(StrictModel):
     updated_at: datetime
     due_at: datetime | None
     """When a stage that met a passing fault is tried again."""
-    tries: int
+    retries: int
     """How often the stage was tried again after such a fault."""
-    saves: bool
+    save_on_cancel: bool
     """Somebody cancelled it and wants what there is published."""
-    enlarged: bool
+    oom_escalated: bool
     """It ran out of GPU memory once and went to the next larger class."""
     refs: dict[str, str]
     """What the stages leave for each other: store keys."""
@@ -156,18 +156,18 @@ def _head(job_id: str, fields: Mapping[str, str]) -> dict[str, Any]:
         "name": json.loads(fields["job"])["name"],
         "status": JobStatus(fields["status"]),
         "stage": _stage_of(fields),
-        "waiting_in": waiting_queue(fields),
+        "pending_queue": waiting_queue(fields),
         "attempt": int(fields["attempt"]),
         "result_id": fields["result_id"],
-        "in_lane": "lane" in fields,
+        "in_tenant_queue": "tenant_queue" in fields,
         "gpu_queue": fields["gpu_queue"],
         "reason": fields["reason"],
         "created_at": datetime.fromtimestamp(float(fields["created_at"]), UTC),
         "updated_at": datetime.fromtimestamp(float(fields["updated_at"]), UTC),
         "due_at": datetime.fromtimestamp(float(due_at), UTC) if due_at else None,
-        "tries": int(fields.get("tries", 0)),
-        "saves": fields.get("saves") == "1",
-        "enlarged": "enlarged" in fields,
+        "retries": int(fields.get("retries", 0)),
+        "save_on_cancel": fields.get("save_on_cancel") == "1",
+        "oom_escalated": "oom_escalated" in fields,
         "refs": {k.removeprefix("ref:"): v for k, v in fields.items() if k.startswith("ref:")},
         "error": fields.get("error"),
         "error_code": _code_in(fields),

@@ -1,7 +1,7 @@
 """Lanes: jobs wait in front of the queues for their tenant's turn.
 
 Whose turn it is is decided by ``routing/fair_share.py``; that a job leaves its lane once, and only
-where there is room, is seen to by ``tasks/state/control_scripts.py``. Anybody may let jobs go.
+where there is room, is seen to by ``tasks/state/scripts.py``. Anybody may let jobs go.
 """
 
 import json
@@ -16,15 +16,21 @@ from redis import Redis, RedisError
 
 from routing.fair_share import ROOM, TenantShare, TenantShares, next_tenant
 from tasks.errors import JobError
-from tasks.state.control_scripts import TAKE_TURN, TURNS
-from tasks.state.job_scripts import FLEET, IN_FLIGHT, LANES
+from tasks.state import scripts
 from tasks.state.job_store import DispatchOutcome, paired
+from tasks.state.keys import (
+    FLEET,
+    IN_FLIGHT,
+    TENANT_QUEUES,
+    tenant_queue_key,
+    tenants_key,
+)
 from tasks.state.record import JobRecord, JobSummary, head_of
 from tasks.state.workers import WorkerInfo
 
 logger = logging.getLogger(__name__)
 
-# What TAKE_TURN says of a job whose life time is over.
+# What dispatch_job replies of a job whose life time is over.
 _GONE = "gone"
 
 
@@ -42,8 +48,6 @@ class TenantQueues:
     ) -> None:
         self._redis, self._send = client, send
         self._ttl_s = int(ttl.total_seconds())
-        self._turns = client.register_script(TURNS)
-        self._take_turn = client.register_script(TAKE_TURN)
 
     def dispatch(self) -> list[str]:
         """Let jobs go for as long as their queues have room; never fails.
@@ -93,50 +97,42 @@ class TenantQueues:
     def waiting(self) -> dict[str, dict[str, int]]:
         """Queue to tenant to jobs that wait."""
         found: dict[str, dict[str, int]] = {}
-        for queue in sorted(cast("set[str]", self._redis.smembers(LANES))):
-            tenants = cast("list[str]", self._redis.zrange(_lanes_of(queue), 0, -1))
+        for queue in sorted(cast("set[str]", self._redis.smembers(TENANT_QUEUES))):
+            tenants = cast("list[str]", self._redis.zrange(tenants_key(queue), 0, -1))
             with self._redis.pipeline(transaction=False) as pipe:
                 for tenant in tenants:
-                    pipe.zcard(_lane_of(queue, tenant))
+                    pipe.zcard(tenant_queue_key(queue, tenant))
                 found[queue] = dict(zip(tenants, pipe.execute(), strict=True))
         return found
 
     def before(self, record: JobRecord) -> int | None:
         """How many jobs of its tenant go before a job that waits in a lane."""
-        lane = _lane_of(record.waiting_in or "", record.job.tenant)
+        lane = tenant_queue_key(record.pending_queue or "", record.job.tenant)
         return cast("int | None", self._redis.zrank(lane, record.id))
 
     def _take_next(self) -> JobSummary | None:
         """The job that leaves its lane now; None where none does."""
-        while turns := self._turns():
-            queues, tenants, fleet = turns
+        while candidates := scripts.dispatch_candidates(self._redis):
+            queues, tenants, fleet = candidates
             in_flight, terms = Counter(tenants), _terms_in(paired(fleet))
             for queue, waiting in sorted(queues):
                 tenant = next_tenant(waiting, in_flight, terms)
                 if tenant is None:
                     continue
-                args = [self._ttl_s, queue, tenant]
-                # The second one is the job's stream once it is known; a key that one may not
-                # touch, such as '', would be refused.
-                lane = _lane_of(queue, tenant)
-                answer, *job = self._take_turn(keys=[lane, lane], args=args)
-                if answer == DispatchOutcome.SENT:
+                outcome, *job = scripts.dispatch_job(
+                    self._redis,
+                    tenant_queue=tenant_queue_key(queue, tenant),
+                    ttl_s=self._ttl_s,
+                    queue=queue,
+                    tenant=tenant,
+                )
+                if outcome == DispatchOutcome.SENT:
                     return head_of(job[0], paired(json.loads(job[1])))
-                if answer == _GONE:
+                if outcome == _GONE:
                     break
             else:
                 return None
         return None
-
-
-def _lanes_of(queue: str) -> str:
-    """The tenants with jobs in front of a queue, the longest without a turn first."""
-    return f"{LANES}:{queue}"
-
-
-def _lane_of(queue: str, tenant: str) -> str:
-    """A tenant's jobs in front of a queue, the next one first."""
-    return f"{LANES}:{queue}:{tenant}"
 
 
 def _terms_in(fleet: Mapping[str, str]) -> dict[str, TenantShare]:

@@ -12,12 +12,11 @@ from redis import Redis, RedisError
 from routing.classes import MemoryClass
 from routing.engines import DIFFUSERS, INVOKE, Engine
 from routing.queues import engine_of
+from tasks.state.keys import WORKER_PREFIX, WORKERS
 from tasks.strict_model import StrictModel
 
 logger = logging.getLogger(__name__)
 
-_PREFIX = "training:worker:"
-_NAMES = "training:workers"
 _REMEDIES: dict[Engine, str] = {
     INVOKE: "; set TRAINING_INVOKE_PYTHON on a GPU worker, and see 'training-worker engines' there"
 }
@@ -87,7 +86,7 @@ class WorkerHeartbeat:
         life: timedelta,
         figures: Callable[[], GpuStats | None] = lambda: None,
     ) -> None:
-        self._redis, self._key, self._life = client, f"{_PREFIX}{worker}", life
+        self._redis, self._key, self._life = client, f"{WORKER_PREFIX}{worker}", life
         self._presence, self._figures = presence, figures
 
     def renew(self) -> None:
@@ -97,8 +96,8 @@ class WorkerHeartbeat:
         note = presence.model_dump_json(exclude_defaults=True)
         with self._redis.pipeline() as pipe:
             pipe.set(self._key, note, px=self._life)
-            pipe.sadd(_NAMES, self._key.removeprefix(_PREFIX))
-            pipe.pexpire(_NAMES, self._life)
+            pipe.sadd(WORKERS, self._key.removeprefix(WORKER_PREFIX))
+            pipe.pexpire(WORKERS, self._life)
             pipe.execute()
 
     def quarantined(self, reason: str | None) -> None:
@@ -114,13 +113,13 @@ class WorkerHeartbeat:
 
 def live_workers(client: Redis) -> dict[str, WorkerInfo]:
     """The workers that are there, by name."""
-    names = sorted(cast("set[str]", client.smembers(_NAMES)))
-    keys = [f"{_PREFIX}{name}" for name in names]
+    names = sorted(cast("set[str]", client.smembers(WORKERS)))
+    keys = [f"{WORKER_PREFIX}{name}" for name in names]
     values = cast("list[str | None]", client.mget(keys)) if keys else []
     found = dict(zip(names, values, strict=True))
     gone = [name for name, value in found.items() if value is None]
     if gone:
-        client.srem(_NAMES, *gone)
+        client.srem(WORKERS, *gone)
     return {
         name: presence
         for name, value in found.items()

@@ -19,7 +19,7 @@ from console.app import make_app
 from console.services.service import Service
 from tasks.events import Artifact, ValidationImages
 from tasks.settings.settings import Settings
-from tasks.state.job_store import JobState, StartOutcome
+from tasks.state.job_store import JobStore, StartOutcome
 from tasks.state.record import StageRecord
 from tasks.store import Store
 from tests.waiting import wait_until
@@ -30,7 +30,7 @@ TENANTS = {"operator": None, "acme": "acme", "zoo": "zoo"}
 class Console:
     """A console that is served, and what its tests need beside it."""
 
-    def __init__(self, served: "Served", state: JobState, client: Redis) -> None:
+    def __init__(self, served: "Served", state: JobStore, client: Redis) -> None:
         self.settings, self.url, self.keys = served.settings, served.url, served.keys
         self.state, self.redis = state, client
         served.service._jobs._learned = None  # as of the test before
@@ -119,7 +119,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, broker_url: str) -> Iterato
 
 
 @pytest.fixture
-def console(served: Served, redis_client: Redis, state: JobState) -> Console:
+def console(served: Served, redis_client: Redis, state: JobStore) -> Console:
     # The broker is empty at each test's start; so is what was uploaded.
     for folder in ("store/uploads", "console/uploads"):
         shutil.rmtree(served.settings.home_dir / folder, ignore_errors=True)

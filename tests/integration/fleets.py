@@ -17,7 +17,7 @@ import yaml
 
 from tasks.events import Event, Note
 from tasks.state.counters import Counters
-from tasks.state.job_store import JobState, connect
+from tasks.state.job_store import JobStore, connect
 from tasks.state.record import JobRecord
 from tests.waiting import wait_until
 from worker.local.embedded_broker import find_running
@@ -138,14 +138,14 @@ class Fleet:
         url = find_running(self.home)
         assert url is not None
         with connect(url) as client:
-            return JobState(client, timedelta(hours=1)).get(job_id)
+            return JobStore(client, timedelta(hours=1)).get(job_id)
 
     def events(self, job_id: str) -> list[Event]:
         """What a job's readers were told."""
         url = find_running(self.home)
         assert url is not None
         with connect(url) as client:
-            return [event for _, event in JobState(client, timedelta(hours=1)).events(job_id)]
+            return [event for _, event in JobStore(client, timedelta(hours=1)).events(job_id)]
 
     def notes(self, job_id: str) -> list[str]:
         """What a job's readers were told in words."""

@@ -90,7 +90,7 @@ def test_without_a_worker_that_has_the_engine_a_job_says_what_it_waits_for(
     told = fleet.submit(job).documents[0]
     assert "TRAINING_INVOKE_PYTHON" in told["waits"]
     wait_until(
-        lambda: fleet.record(told["job_id"]).waiting_in == "gpu.40gb.invoke-training",
+        lambda: fleet.record(told["job_id"]).pending_queue == "gpu.40gb.invoke-training",
         timeout_s=PATIENCE_S,
         description="the job waits for the engine",
         detail=fleet.log,

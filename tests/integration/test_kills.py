@@ -148,7 +148,7 @@ def test_a_fleet_that_is_drained_or_killed_whole_goes_on_when_it_is_started_agai
             description="both have ended, and are not started again",
             detail=first.log,
         )
-        assert first.record(job_id).waiting_in == "gpu.40gb"
+        assert first.record(job_id).pending_queue == "gpu.40gb"
     second = Fleet(home, "40gb")
     second.__enter__()
     stopped_at = checkpoints_of(second.record(job_id).refs)[-1].step

@@ -66,12 +66,12 @@ def test_an_unhealthy_gpu_gets_no_job_until_it_recovers(
         quarantined(fleet, "3000 MiB are free and the job needs ")
 
         wait_until(
-            lambda: fleet.record(job_id).waiting_in == "gpu.40gb",
+            lambda: fleet.record(job_id).pending_queue == "gpu.40gb",
             timeout_s=PATIENCE_S,
             description="the job is back in its queue",
             detail=fleet.log,
         )
-        assert fleet.record(job_id).tries == 0
+        assert fleet.record(job_id).retries == 0
         note = fleet.notes(job_id)[-1]
         assert note.startswith("cache waits for another GPU than that of gpu-80gb-0@")
 

@@ -180,7 +180,7 @@ def assert_done_once(site: Site, job_id: str) -> None:
     assert finished == dict.fromkeys(STAGES, 1), told
     assert [it.status for it in told if isinstance(it, events.JobEnded)] == ["succeeded"]
     head = site.client.state.head(job_id)
-    assert (head.status, head.tries) == (JobStatus.SUCCEEDED, 0)
+    assert (head.status, head.retries) == (JobStatus.SUCCEEDED, 0)
 
 
 def assert_left_to_newer_workers(site: Site, job_id: str) -> bool:

@@ -8,7 +8,7 @@ import pytest
 from celery import Celery
 
 from tasks.stages.submit import admit
-from tasks.state.job_store import JobState, connect
+from tasks.state.job_store import JobStore, connect
 from tasks.store import Store, cache_index_key
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.waiting import wait_until
@@ -89,7 +89,7 @@ def test_a_job_whose_message_was_lost_goes_on_under_the_id_its_sender_waits_for(
     url = find_running(fleet.home)
     assert url is not None
     with connect(url) as client:
-        job_id = admit(job, JobState(client, timedelta(hours=1)), "lost-and-found")[0]
+        job_id = admit(job, JobStore(client, timedelta(hours=1)), "lost-and-found")[0]
     backend = Celery(broker=url, backend=url, set_as_current=False)
     result = backend.AsyncResult("lost-and-found").get(timeout=PATIENCE_S)
     assert result["job_id"] == job_id
@@ -174,7 +174,7 @@ def test_a_waiting_job_says_which_worker_is_missing_and_never_lands_lower(
         assert "no live worker serves gpu.40gb: live workers serve cpu, gpu" in sent["waits"]
         job_id = sent["job_id"]
         wait_until(
-            lambda: small.status(job_id)["waiting_in"] == "gpu.40gb",
+            lambda: small.status(job_id)["pending_queue"] == "gpu.40gb",
             timeout_s=PATIENCE_S,
             description="the job waits for a GPU worker",
             detail=small.log,

@@ -10,7 +10,7 @@ from routing.estimate import PUBLISHED
 from tasks.calibration import read_calibration
 from tasks.settings.settings import Settings
 from tasks.stages.submit import admit
-from tasks.state.job_store import JobState
+from tasks.state.job_store import JobStore
 
 TOO_MUCH = {"version": 1, "constants": {"flux_overhead_bytes": 45e9}}
 
@@ -71,14 +71,14 @@ def test_without_one_the_published_constants_hold(monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_job_stays_on_the_route_of_the_process_that_recorded_it(
-    state: JobState,
+    state: JobStore,
     job_document: dict[str, Any],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TRAINING_CALIBRATION", str(file_of(tmp_path, TOO_MUCH)))
     settings = Settings()
-    calibrated = JobState(state._redis, settings.job_ttl, settings.constants)
+    calibrated = JobStore(state._redis, settings.job_ttl, settings.constants)
     job_id, job, _ = admit(job_document, calibrated, "result")
     assert job.route().memory_class == MemoryClass.GB40
     record = state.get(job_id)  # as one reads it who has no calibration

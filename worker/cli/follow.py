@@ -81,16 +81,16 @@ def _events(client: Client, job_id: str) -> Iterator[events.Event]:
 
 def waiting_note(client: Client, record: JobRecord) -> events.Note | None:
     """Why a job waits for nobody, or how long others have waited where it does."""
-    if record.waiting_in is None:
+    if record.pending_queue is None:
         return None
-    reason = client.why_waiting(record.waiting_in)
+    reason = client.why_waiting(record.pending_queue)
     if reason is not None:
         return events.Note(level="warning", message=f"{record.stage} waits: {reason}")
-    waits = client.durations.learned().waits.get(record.waiting_in)
+    waits = client.durations.learned().waits.get(record.pending_queue)
     if waits is None or record.status not in (JobStatus.QUEUED, JobStatus.RUNNING):
         return None
     message = (
-        f"{record.stage} waits in {record.waiting_in} for a free worker; the last {len(waits)} "
+        f"{record.stage} waits in {record.pending_queue} for a free worker; the last {len(waits)} "
         f"wait(s) there: median {span(median(waits))}, 90 % within {span(p90(waits))}"
     )
     return events.Note(level="info", message=message)

@@ -18,7 +18,7 @@ _PARTS = {
 def stage_table(record: JobRecord) -> Table:
     """A job's stages: queue, worker, seconds, what each did."""
     table = Table("stage", "queue", "worker", "seconds", "what it did", title=f"job {record.id}")
-    unfinished = "stopped" if record.status.ended or record.waiting_in else "running"
+    unfinished = "stopped" if record.status.ended or record.pending_queue else "running"
     for name in STAGES:
         stage = record.stages.get(name)
         if stage is None:

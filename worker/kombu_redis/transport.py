@@ -5,7 +5,7 @@ a worker that lost it (frozen, or cut off) acknowledges, renews or rejects what 
 a message that goes back gets a new tag: what is done under the old one touches nothing, and the
 tag tells who holds a message.
 
-kombu's own sweep for messages of lost workers is off: ``worker/kombu_redis/redelivery.py`` has ours.
+kombu's own redelivery of lost workers' messages is off: ``redelivery.py`` replaces it.
 
 Knows what the transport's keys in Redis are called, for those who look at them beside kombu.
 """
@@ -48,6 +48,10 @@ class Keys:
         """The list of a queue's messages of about this priority."""
         step = self.priority_steps[bisect(self.priority_steps, min(max(priority, 0), 9)) - 1]
         return f"{self.prefix}{name}{self.separator}{step}" if step else self.prefix + name
+
+    def lists(self, name: str) -> list[str]:
+        """The lists of a queue's messages, of every priority."""
+        return [self.queue(name, step) for step in self.priority_steps]
 
 
 class QoS(redis.QoS):

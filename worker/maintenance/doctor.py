@@ -22,6 +22,7 @@ from redis import Redis
 from routing.classes import MemoryClass
 from routing.engines import INVOKE
 from routing.queues import ALL_QUEUES, CPU_QUEUE, engine_of
+from tasks.app import make_app
 from tasks.errors import JobError, StoreError
 from tasks.settings.settings import Settings
 from tasks.state.control import JobControl
@@ -32,6 +33,7 @@ from tasks.store import Store
 from worker.cli.client import broker_url
 from worker.gpu.host_memory import host_memory_bytes, memory_shortage
 from worker.gpu.inventory import find_gpus
+from worker.kombu_redis.transport import Keys
 from worker.local.flower import flower_address
 from worker.maintenance.reconciler import messages
 from worker.supervision.engines import find_invoke
@@ -73,13 +75,14 @@ def check_all(settings: Settings) -> list[Finding]:
     except redis.RedisError as error:
         remedy = "start it, or mend TRAINING_BROKER_URL"
         return [Finding("fault", "broker", f"does not answer: {error}", remedy), *findings]
+    keys = Keys.of(make_app(settings, url).conf.broker_transport_options)
     checks: list[Callable[[], Iterator[Finding]]] = [
         lambda: _server(client),
         lambda: _eviction_and_persistence(client),
         lambda: _clock(client, settings.visibility_timeout),
         lambda: _network(url),
         lambda: _workers(client, settings),
-        lambda: _leases(client, settings),
+        lambda: _leases(client, settings, keys),
         lambda: _flower(settings),
     ]
     with client:
@@ -174,15 +177,15 @@ def _workers(client: Redis, settings: Settings) -> Iterator[Finding]:
             yield Finding("fault", queue, f"{waiting} jobs wait and no live worker serves", remedy)
 
 
-def _leases(client: Redis, settings: Settings) -> Iterator[Finding]:
+def _leases(client: Redis, settings: Settings, keys: Keys) -> Iterator[Finding]:
     timeout_s = settings.visibility_timeout.total_seconds()
-    late = client.zcount("unacked_index", "-inf", time.time() - 1.5 * timeout_s)
+    late = client.zcount(keys.unacked_index, "-inf", time.time() - 1.5 * timeout_s)
     if late:
         remedy = "any live worker gives them back within a minute; where none does, read its log"
         yield Finding("warning", "leases", f"{late} messages of lost workers", remedy)
     else:
-        yield Finding("ok", "leases", f"{client.hlen('unacked')} held, all renewed")
-    there = set(messages(client))
+        yield Finding("ok", "leases", f"{client.hlen(keys.unacked)} held, all renewed")
+    there = set(messages(client, keys))
     lost = [
         job.id
         for job in JobControl(client, settings.job_ttl).heads_in_flight()

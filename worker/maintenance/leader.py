@@ -10,6 +10,8 @@ import redis
 from kombu.exceptions import OperationalError
 from redis.exceptions import LockError
 
+from tasks.state.keys import MAINTENANCE_LEASE
+
 logger = logging.getLogger(__name__)
 
 _LONGEST_PAUSE_S = 5.0
@@ -35,7 +37,7 @@ class LeaderLoop:
         timeout: timedelta,
         duties: Sequence[MaintenanceJob],
         *,
-        lease: str = "training:upkeep",
+        lease: str = MAINTENANCE_LEASE,
         restore: MaintenanceJob = lambda: None,
     ) -> None:
         self._duties, self._restore = duties, restore

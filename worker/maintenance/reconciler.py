@@ -20,12 +20,12 @@ from redis import Redis
 from routing.queues import ALL_QUEUES
 from tasks.contract import STAGES, task_name
 from tasks.state.control import JobControl
+from tasks.state.keys import MISSING_MESSAGES
 from tasks.state.record import JobSummary
+from worker.kombu_redis.transport import Keys
 
 logger = logging.getLogger(__name__)
 
-# Job id to what it waited for and since when, of jobs that had no message at the last look.
-_MISSED = "training:reconciler:missed"
 _STAGE_OF = {task_name(stage): stage for stage in STAGES}
 
 
@@ -37,6 +37,7 @@ class Reconciler:
         control: The jobs.
         send: Sends a job's chain from the stage that its record says it waits for.
         patience: For how long a message must be missing: longer than any of kombu's steps takes.
+        keys: Where kombu keeps its messages.
     """
 
     def __init__(
@@ -45,9 +46,11 @@ class Reconciler:
         control: JobControl,
         send: Callable[[JobSummary], None],
         patience: timedelta,
+        keys: Keys,
     ) -> None:
         self._redis = client
         self._control = control
+        self._keys = keys
         self._send = send
         self._patience_s = patience.total_seconds()
         self._due_at = 0.0
@@ -67,13 +70,13 @@ class Reconciler:
         """
         jobs = self._control.heads_in_flight()
         # After the jobs: what they wait for was sent before, or not at all.
-        there = set(messages(self._redis))
-        missed = cast("dict[str, str]", self._redis.hgetall(_MISSED))
+        there = set(messages(self._redis, self._keys))
+        missed = cast("dict[str, str]", self._redis.hgetall(MISSING_MESSAGES))
         now, still, sent = time.time(), {}, []
         for job in jobs:
             if (job.id, job.stage) in there:
                 continue
-            waits_for = f"{job.stage} {job.attempt} {job.waiting_in}"
+            waits_for = f"{job.stage} {job.attempt} {job.pending_queue}"
             known, _, since = missed.get(job.id, "").rpartition(" ")
             since_s = float(since) if known == waits_for else now
             if now - since_s < self._patience_s:
@@ -83,10 +86,10 @@ class Reconciler:
                 self._send(job)
                 sent.append(job.id)
         with self._redis.pipeline() as pipe:
-            pipe.delete(_MISSED)
+            pipe.delete(MISSING_MESSAGES)
             if still:
-                pipe.hset(_MISSED, mapping=cast("dict[Any, Any]", still))
-                pipe.expire(_MISSED, int(self._patience_s * 10) + 1)
+                pipe.hset(MISSING_MESSAGES, mapping=cast("dict[Any, Any]", still))
+                pipe.expire(MISSING_MESSAGES, int(self._patience_s * 10) + 1)
             pipe.execute()
         return sent
 
@@ -102,17 +105,18 @@ class Reconciler:
         return [job.id for job in due]
 
 
-def messages(client: Redis) -> Iterator[tuple[str, str]]:
-    """The job and the stage of every message: waiting, or held by a worker.
+def messages(client: Redis, keys: Keys) -> Iterator[tuple[str, str]]:
+    """Yield the job and the stage of every message: waiting, or held by a worker.
 
-    Reads what kombu's Redis transport writes: lists named by queue and priority, and a hash of
-    what was delivered and not acknowledged.
+    Args:
+        client: A connection to the broker that decodes responses.
+        keys: Where kombu keeps its messages.
     """
     for queue in ALL_QUEUES:
-        for key in (queue, *(f"{queue}\x06\x16{priority}" for priority in (3, 6, 9))):
+        for key in keys.lists(queue):
             for line in cast("list[str]", client.lrange(key, 0, -1)):
                 yield from _job_of(json.loads(line))
-    for line in cast("list[str]", client.hvals("unacked")):
+    for line in cast("list[str]", client.hvals(keys.unacked)):
         yield from _job_of(json.loads(line)[0])
 
 

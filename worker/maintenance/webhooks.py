@@ -17,8 +17,9 @@ from redis import Redis
 from standardwebhooks import Webhook
 
 from tasks.schemas import documents as wire
-from tasks.state.job_scripts import UNTOLD
-from tasks.state.job_store import JobState
+from tasks.state import scripts
+from tasks.state.job_store import JobStore
+from tasks.state.keys import PENDING_WEBHOOKS, WEBHOOK_DELIVERIES
 from tasks.state.record import JobSummary
 
 logger = logging.getLogger(__name__)
@@ -27,20 +28,8 @@ logger = logging.getLogger(__name__)
 _PAUSES_S = (5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
 _TIMEOUT_S = 10.0
 _AT_ONCE = 8
-_TRIES = "training:webhooks:tries"
 # Longer than a try takes: while one is under way, no other worker begins one.
 _CLAIM_S = 60
-
-# KEYS: untold, tries. ARGV: now, until when it is claimed, job. The tries so far, or -1 where
-# another worker has claimed it.
-_CLAIM = """
-local due_at = redis.call('ZSCORE', KEYS[1], ARGV[3])
-if not due_at or tonumber(due_at) > tonumber(ARGV[1]) then return -1 end
-redis.call('ZADD', KEYS[1], ARGV[2], ARGV[3])
-local tries = redis.call('HINCRBY', KEYS[2], ARGV[3], 1)
-redis.call('EXPIRE', KEYS[2], redis.call('TTL', KEYS[1]))
-return tries - 1
-"""
 
 
 class Webhooks:
@@ -57,7 +46,7 @@ class Webhooks:
     def __init__(
         self,
         client: Redis,
-        state: JobState,
+        state: JobStore,
         url: str | None,
         secrets: Sequence[str],
         count: Callable[[str], None] = lambda result: None,
@@ -65,7 +54,6 @@ class Webhooks:
         self._count = count
         self._redis, self._state, self._url = client, state, url
         self._signers = [Webhook(secret) for secret in secrets]
-        self._claim = client.register_script(_CLAIM)
         self._http = httpx2.Client(timeout=_TIMEOUT_S, follow_redirects=False)
 
     def tell_due(self) -> list[str]:
@@ -76,7 +64,8 @@ class Webhooks:
         """
         now = time.time()
         due = cast(
-            "list[str]", self._redis.zrangebyscore(UNTOLD, "-inf", now, start=0, num=_AT_ONCE)
+            "list[str]",
+            self._redis.zrangebyscore(PENDING_WEBHOOKS, "-inf", now, start=0, num=_AT_ONCE),
         )
         if self._url is None:
             self._drop(due)
@@ -92,12 +81,19 @@ class Webhooks:
         return [record.id for (record, _), taken in zip(claimed, told, strict=True) if taken]
 
     def _claimed(self, job_id: str, now: float) -> int:
-        return int(self._claim(keys=[UNTOLD, _TRIES], args=[now, now + _CLAIM_S, job_id]))
+        return scripts.claim_webhook(
+            self._redis,
+            pending_webhooks=PENDING_WEBHOOKS,
+            webhook_deliveries=WEBHOOK_DELIVERIES,
+            now=now,
+            claimed_until=now + _CLAIM_S,
+            job_id=job_id,
+        )
 
     def _drop(self, job_ids: Sequence[str] | set[str]) -> None:
         if job_ids:
-            self._redis.zrem(UNTOLD, *job_ids)
-            self._redis.hdel(_TRIES, *job_ids)
+            self._redis.zrem(PENDING_WEBHOOKS, *job_ids)
+            self._redis.hdel(WEBHOOK_DELIVERIES, *job_ids)
 
     def _tell(self, record: JobSummary, tries: int) -> bool:
         """Try once; True where the receiver took it."""
@@ -123,7 +119,7 @@ class Webhooks:
             return False
         pause_s = wait_s or _PAUSES_S[tries] * random.uniform(0.9, 1.1)
         logger.warning("its webhook is told again in %.0f s: %s", pause_s, problem, extra=extra)
-        self._redis.zadd(UNTOLD, {record.id: time.time() + pause_s}, xx=True)
+        self._redis.zadd(PENDING_WEBHOOKS, {record.id: time.time() + pause_s}, xx=True)
         self._count("failed")
         return False
 

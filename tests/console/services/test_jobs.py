@@ -5,7 +5,7 @@ import pytest
 from redis import Redis
 
 from tasks.events import Progress
-from tasks.state.job_scripts import OF_TENANT
+from tasks.state.keys import TENANT_JOBS_PREFIX
 from tests.console.conftest import Console, job
 
 
@@ -96,7 +96,7 @@ def test_jobs_of_the_very_same_time_are_each_listed_once(
     acme: httpx2.Client, redis_client: Redis
 ) -> None:
     ids = {submitted(acme, job())["id"] for _ in range(5)}
-    redis_client.zadd(f"{OF_TENANT}acme", dict.fromkeys(ids, 1.5))
+    redis_client.zadd(f"{TENANT_JOBS_PREFIX}acme", dict.fromkeys(ids, 1.5))
     found, params = [], {"limit": "2"}
     while True:
         page = acme.get("/jobs", params=params).json()

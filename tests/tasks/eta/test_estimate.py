@@ -164,7 +164,7 @@ def test_before_its_first_step_a_stage_is_judged_by_other_runs(
 def test_a_job_that_waits_is_told_what_those_waited_who_waited_longer(
     job_document: dict[str, Any], training: PipelineConfig, learned: RunHistory
 ) -> None:
-    queued = record_with(job_document, status=JobStatus.QUEUED, waiting_in="cpu")
+    queued = record_with(job_document, status=JobStatus.QUEUED, pending_queue="cpu")
     told = JobProgress(sizes=[20])
     assert expected_end(queued, learned, at(1000), told) == at(1431)
     left = time_left(queued, learned, at(1010), told)
@@ -179,7 +179,7 @@ def test_a_job_that_waits_is_told_what_those_waited_who_waited_longer(
 def test_a_train_stage_that_goes_on_counts_from_where_it_stopped(
     running: JobRecord, learned: RunHistory
 ) -> None:
-    waits = {"waiting_in": "gpu.40gb", "updated_at": at(2100)}
+    waits = {"pending_queue": "gpu.40gb", "updated_at": at(2100)}
     progress = Progress(stage="train", done=40, total=100, unit="steps", per_second=0.25)
     interrupted = running.model_copy(update=waits)
     left = time_left(interrupted, learned, at(2100), JobProgress(progress=progress))
@@ -192,7 +192,7 @@ def test_a_job_whose_entries_are_all_there_waits_for_no_gpu_to_encode(
 ) -> None:
     stages = {"prepare": begun(1, 1000, 1, "cpu")}
     refs = {"cache_queue": "cpu"}
-    record = record_with(job_document, stage="cache", waiting_in="cpu", stages=stages, refs=refs)
+    record = record_with(job_document, stage="cache", pending_queue="cpu", stages=stages, refs=refs)
     left = time_left(record, learned, at(1000))
     assert left is not None
     assert [(stage.queue, stage.seconds) for stage in left.stages[:2]] == [
@@ -243,7 +243,7 @@ def test_no_time_left_is_ever_negative_and_a_total_has_all_its_parts(
         document,
         status=status,
         stage=stage,
-        waiting_in="cpu" if waits else None,
+        pending_queue="cpu" if waits else None,
         stages={stage: begun(1, 1000, None, "cpu")},
     )
     learned = learned_of(record.job.training) if known else NOTHING

@@ -24,7 +24,7 @@ from tasks.stages.runner import Delivery, Rerouted, StageResult, run_stage
 from tasks.stages.submit import admit
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import TrainerInterrupted, WorkerContext
-from tasks.state.job_store import JobState
+from tasks.state.job_store import JobStore
 from tasks.state.record import NEXT_QUEUE
 from tasks.store import Store, cache_index_key, dataset_key
 from tests.tasks.cache.pack_files import put_pack
@@ -117,7 +117,7 @@ class Job:
 
     def __init__(
         self,
-        state: JobState,
+        state: JobStore,
         registry: CacheRegistry,
         store: Store,
         document: dict[str, Any],
@@ -155,7 +155,7 @@ class Job:
 
 @pytest.fixture
 def job_of(
-    state: JobState, registry: CacheRegistry, store: Store, document: dict[str, Any]
+    state: JobStore, registry: CacheRegistry, store: Store, document: dict[str, Any]
 ) -> Callable[..., Job]:
     def make(
         count: int = 20,
@@ -317,7 +317,7 @@ def test_without_a_gpu_a_stage_that_lacks_something_moves_to_the_jobs_queue(
     with pytest.raises(Rerouted) as moved:
         lacking.cache(Encoder(store), cpu)
     assert moved.value.queue == "gpu.40gb"
-    assert lacking.state.get(lacking.id).waiting_in == "gpu.40gb"
+    assert lacking.state.get(lacking.id).pending_queue == "gpu.40gb"
     assert lacking.cache(Encoder(store)).startswith("1 images")
 
 

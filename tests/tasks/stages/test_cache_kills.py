@@ -24,7 +24,7 @@ from tasks.stages.runner import Delivery, StageResult, run_stage
 from tasks.stages.submit import admit
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import WorkerContext
-from tasks.state.job_store import JobState, connect
+from tasks.state.job_store import JobStore, connect
 from tasks.store import PACKS, Store, cache_index_key, dataset_key
 from tests.tasks.cache.pack_files import put_pack
 
@@ -65,7 +65,7 @@ class LoggingEncoder:
 def runtime_of(broker_url: str, folder: Path) -> WorkerContext:
     client, store = connect(broker_url), Store((folder / "store").as_uri())
     return WorkerContext(
-        state=JobState(client, timedelta(hours=1)),
+        state=JobStore(client, timedelta(hours=1)),
         cache=CacheRegistry(client, timedelta(hours=1), timedelta(seconds=1)),
         store=store,
         trainer=LoggingEncoder(store, folder / "encoded"),

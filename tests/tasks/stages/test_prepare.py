@@ -8,7 +8,7 @@ from tasks.data.read_policy import ReadPolicy
 from tasks.stages.prepare import access_of
 from tasks.stages.runner import StageContext, StageResult
 from tasks.stages.submit import admit
-from tasks.state.job_store import JobState
+from tasks.state.job_store import JobStore
 from tasks.state.record import READS
 from tasks.store import Store
 from tests.tasks.stages.test_runner import ScriptedTrainer, run_stage, runtime_with
@@ -19,7 +19,7 @@ from tests.tasks.stages.test_runner import ScriptedTrainer, run_stage, runtime_w
     [(None, ("/",)), ({READS: ""}, ()), ({READS: "/open\ns3://b/x"}, ("/open",))],
 )
 def test_a_tenants_job_reads_less_than_its_worker_may(
-    state: JobState,
+    state: JobStore,
     tmp_path: Path,
     job_document: dict[str, Any],
     refs: dict[str, str] | None,

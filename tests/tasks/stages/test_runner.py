@@ -33,7 +33,7 @@ from tasks.stages.train import train
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import Backoff, TrainerInterrupted, WorkerContext
 from tasks.state.control import JobControl
-from tasks.state.job_store import JobState
+from tasks.state.job_store import JobStore
 from tasks.state.record import JobStatus, queue_of
 from tasks.store import Store, dataset_key
 
@@ -73,14 +73,14 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def job_id(state: JobState, job_document: dict[str, Any]) -> str:
+def job_id(state: JobStore, job_document: dict[str, Any]) -> str:
     """A job that caches nothing: its base model does not exist."""
     job_document["training"] |= dict.fromkeys(CACHES, False)
     return admit(job_document, state, "result")[0]
 
 
 def runtime_with(
-    state: JobState, store: Store, tmp_path: Path, trainer: ScriptedTrainer
+    state: JobStore, store: Store, tmp_path: Path, trainer: ScriptedTrainer
 ) -> WorkerContext:
     cache = CacheRegistry(state._redis, timedelta(hours=1), timedelta(seconds=4))
     return WorkerContext(
@@ -138,7 +138,7 @@ TRAINED = events.TrainDone(steps=20, final_loss=0.5)
 
 
 def test_a_job_goes_through_its_stages_and_ends_published(
-    state: JobState, store: Store, tmp_path: Path, job_id: str
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     checkpoints = [saved(store, 10), saved(store, 20)]
     run_stage(
@@ -170,7 +170,7 @@ def test_a_job_goes_through_its_stages_and_ends_published(
 
 @pytest.mark.parametrize(("over", "warned"), [(1.0, False), (1.09, False), (1.2, True)])
 def test_a_run_that_took_more_memory_than_estimated_is_told(
-    state: JobState, store: Store, tmp_path: Path, job_id: str, over: float, warned: bool
+    state: JobStore, store: Store, tmp_path: Path, job_id: str, over: float, warned: bool
 ) -> None:
     estimated = state.get(job_id).estimate.needed_bytes
     peak = int(over * estimated)
@@ -190,7 +190,7 @@ def test_a_run_that_took_more_memory_than_estimated_is_told(
 
 
 def test_a_train_stage_that_begins_again_goes_on_from_the_newest_checkpoint(
-    state: JobState, store: Store, tmp_path: Path, job_id: str
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     refs = leave(dataset=empty_dataset(store))
     run_stage("prepare", refs, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
@@ -198,7 +198,7 @@ def test_a_train_stage_that_begins_again_goes_on_from_the_newest_checkpoint(
     interrupted = ScriptedTrainer(saved(store, 10), ends=TrainerInterrupted())
     with pytest.raises(Requeued):
         run_stage("train", train, job_id, runtime_with(state, store, tmp_path, interrupted))
-    assert state.get(job_id).waiting_in == "gpu.40gb"
+    assert state.get(job_id).pending_queue == "gpu.40gb"
     resumed = ScriptedTrainer(saved(store, 20), TRAINED)
     run_stage("train", train, job_id, runtime_with(state, store, tmp_path, resumed))
     assert resumed.requests[0].resume_state_key == "jobs/x/10/state"
@@ -206,7 +206,7 @@ def test_a_train_stage_that_begins_again_goes_on_from_the_newest_checkpoint(
 
 
 def test_old_checkpoints_are_removed_only_after_a_newer_one_is_recorded(
-    state: JobState, store: Store, tmp_path: Path, job_document: dict[str, Any]
+    state: JobStore, store: Store, tmp_path: Path, job_document: dict[str, Any]
 ) -> None:
     changes = {"max_checkpoints": 1, **dict.fromkeys(CACHES, False)}
     job_document["training"] |= changes
@@ -220,7 +220,7 @@ def test_old_checkpoints_are_removed_only_after_a_newer_one_is_recorded(
 
 
 def test_a_failing_stage_fails_the_job_with_its_own_words(
-    state: JobState, store: Store, tmp_path: Path, job_id: str
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     def broken(context: StageContext) -> StageResult:
         raise JobError("cat.png is no image", ErrorCode.INVALID_DATASET)
@@ -241,7 +241,7 @@ def test_a_failing_stage_fails_the_job_with_its_own_words(
 
 
 def test_an_unforeseen_error_is_told_by_its_type(
-    state: JobState, store: Store, tmp_path: Path, job_id: str
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     def broken(context: StageContext) -> StageResult:
         raise ZeroDivisionError("by nothing")
@@ -254,7 +254,7 @@ def test_an_unforeseen_error_is_told_by_its_type(
 
 
 def test_a_broker_that_is_away_fails_no_job(
-    state: JobState, store: Store, tmp_path: Path, job_id: str
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     def cut_off(context: StageContext) -> StageResult:
         raise redis.ConnectionError("away")
@@ -265,10 +265,10 @@ def test_a_broker_that_is_away_fails_no_job(
     assert not state.get(job_id).status.ended
     again = Delivery(queue="cpu", tag="second")
     run_stage("prepare", leave(dataset="d"), job_id, runtime, again)
-    assert state.get(job_id).waiting_in == "gpu.40gb"
+    assert state.get(job_id).pending_queue == "gpu.40gb"
 
 
-class Away(JobState):
+class Away(JobStore):
     """The jobs of a broker that can be taken away."""
 
     away = False
@@ -277,9 +277,9 @@ class Away(JobState):
         self._check()
         super().write(*args)
 
-    def wish(self, *args: Any) -> JobStatus:
+    def requested_state(self, *args: Any) -> JobStatus:
         self._check()
-        return super().wish(*args)
+        return super().requested_state(*args)
 
     def _check(self) -> None:
         if self.away:
@@ -294,7 +294,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("hasty")
 def test_a_start_that_is_cut_off_goes_on_and_tells_all_when_the_broker_is_back(
-    state: JobState, store: Store, tmp_path: Path, job_id: str
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     broker = Away(state._redis, timedelta(hours=1))
     pruned: list[int] = []
@@ -322,7 +322,7 @@ def test_a_start_that_is_cut_off_goes_on_and_tells_all_when_the_broker_is_back(
 
 @pytest.mark.usefixtures("hasty")
 def test_a_start_that_was_cut_off_and_taken_over_stops_and_has_written_nothing(
-    state: JobState, store: Store, tmp_path: Path, job_id: str
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     broker = Away(state._redis, timedelta(hours=1))
 
@@ -349,7 +349,7 @@ def failing(error: JobError) -> StageBody:
 
 
 def test_a_passing_fault_is_waited_out_and_in_the_end_fails_the_job(
-    state: JobState, store: Store, tmp_path: Path, job_id: str
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     backoff = Backoff(tries=2, first_s=100.0)
     runtime = replace(runtime_with(state, store, tmp_path, ScriptedTrainer()), backoff=backoff)
@@ -367,7 +367,7 @@ def test_a_passing_fault_is_waited_out_and_in_the_end_fails_the_job(
 
 
 def test_a_fault_of_the_job_itself_is_not_tried_again(
-    state: JobState, store: Store, tmp_path: Path, job_id: str
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     backoff = Backoff(tries=2, first_s=100.0)
     runtime = replace(runtime_with(state, store, tmp_path, ScriptedTrainer()), backoff=backoff)
@@ -377,7 +377,7 @@ def test_a_fault_of_the_job_itself_is_not_tried_again(
 
 
 def test_a_job_that_runs_out_of_gpu_memory_goes_to_the_next_larger_class_once(
-    state: JobState, store: Store, tmp_path: Path, job_id: str
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     full = TrainerError("the GPU's memory is full", "train", ErrorCode.OUT_OF_MEMORY)
     runtime = replace(
@@ -389,7 +389,7 @@ def test_a_job_that_runs_out_of_gpu_memory_goes_to_the_next_larger_class_once(
         run_stage("train", failing(full), job_id, runtime)
     assert moved.value.queue == "gpu.80gb"
     record = state.get(job_id)
-    assert (record.gpu_queue, record.waiting_in) == ("gpu.80gb", "gpu.80gb")
+    assert (record.gpu_queue, record.pending_queue) == ("gpu.80gb", "gpu.80gb")
     assert "memory is full" in record.reason
     with pytest.raises(TrainerError):
         run_stage("train", failing(full), job_id, runtime)
@@ -397,7 +397,7 @@ def test_a_job_that_runs_out_of_gpu_memory_goes_to_the_next_larger_class_once(
 
 
 def test_without_a_larger_class_in_the_fleet_it_fails(
-    state: JobState, store: Store, tmp_path: Path, job_id: str
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     full = TrainerError("the GPU's memory is full", "train", ErrorCode.OUT_OF_MEMORY)
     runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
@@ -407,7 +407,7 @@ def test_without_a_larger_class_in_the_fleet_it_fails(
 
 
 def test_a_paused_job_gives_its_stage_back_and_its_message_is_dropped(
-    state: JobState, store: Store, tmp_path: Path, job_id: str
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     control = JobControl(state._redis, timedelta(hours=1))
 
@@ -427,7 +427,7 @@ def test_a_paused_job_gives_its_stage_back_and_its_message_is_dropped(
 
 
 def test_a_job_cancelled_with_save_publishes_its_last_checkpoint(
-    state: JobState, store: Store, tmp_path: Path, job_id: str
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     control = JobControl(state._redis, timedelta(hours=1))
     runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
@@ -451,7 +451,7 @@ def test_a_job_cancelled_with_save_publishes_its_last_checkpoint(
 
 
 def test_cancelling_a_running_stage_ends_the_job_as_cancelled(
-    state: JobState, store: Store, tmp_path: Path, job_id: str
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     def cancelled_meanwhile(context: StageContext) -> StageResult:
         assert not context.stop_requested()
@@ -470,7 +470,7 @@ def test_cancelling_a_running_stage_ends_the_job_as_cancelled(
 
 
 def test_a_start_that_was_superseded_is_dropped_and_changes_nothing(
-    state: JobState, store: Store, tmp_path: Path, job_id: str
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     def taken_over(context: StageContext) -> StageResult:
         state.begin(job_id, "prepare", worker="other", queue="cpu", tag="second")
@@ -486,7 +486,7 @@ def test_a_start_that_was_superseded_is_dropped_and_changes_nothing(
 
 
 def test_publishing_twice_gives_the_same_manifest(
-    state: JobState, store: Store, tmp_path: Path, job_id: str
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     line = saved(store, 20).model_dump_json()
     runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
@@ -507,7 +507,7 @@ def test_publishing_twice_gives_the_same_manifest(
 
 
 def test_a_damaged_checkpoint_is_done_without(
-    state: JobState, store: Store, tmp_path: Path, job_id: str
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
     run_stage("prepare", leave(dataset=empty_dataset(store)), job_id, runtime)
@@ -531,9 +531,9 @@ def test_a_damaged_checkpoint_is_done_without(
 
 
 def test_an_end_whose_answer_was_lost_is_an_end(
-    state: JobState, store: Store, tmp_path: Path, job_id: str
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
-    class Deaf(JobState):
+    class Deaf(JobStore):
         def finish_stage(self, *args: Any, **kwargs: Any) -> bool:
             goes = super().finish_stage(*args, **kwargs)
             if not self.deaf:
@@ -553,7 +553,7 @@ def test_an_end_whose_answer_was_lost_is_an_end(
 
 
 def test_a_message_that_is_ahead_of_its_job_starts_nothing(
-    state: JobState, store: Store, tmp_path: Path, job_id: str
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
     for stage in ("cache", "train", "publish"):
@@ -562,11 +562,11 @@ def test_a_message_that_is_ahead_of_its_job_starts_nothing(
     run_stage("prepare", leave(dataset="d"), job_id, runtime)
     with pytest.raises(Discarded, match="duplicate"):
         run_stage("publish", leave(), job_id, runtime)
-    assert state.get(job_id).waiting_in == "gpu.40gb"
+    assert state.get(job_id).pending_queue == "gpu.40gb"
 
 
 def test_a_message_in_a_queue_of_another_class_goes_to_the_jobs_own(
-    state: JobState, store: Store, tmp_path: Path, job_id: str
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
     run_all(("prepare", "cache"), job_id, runtime)
@@ -574,6 +574,6 @@ def test_a_message_in_a_queue_of_another_class_goes_to_the_jobs_own(
         with pytest.raises(Rerouted) as moved:
             run_stage("train", leave(), job_id, runtime, Delivery(queue, "tag"))
         assert moved.value.queue == "gpu.40gb"
-    assert state.get(job_id).waiting_in == "gpu.40gb"
-    assert state.get(job_id).tries == 0
+    assert state.get(job_id).pending_queue == "gpu.40gb"
+    assert state.get(job_id).retries == 0
     run_all(("train",), job_id, runtime)

@@ -34,7 +34,7 @@ from tasks.stages.train import train
 from tasks.stages.worker_context import Backoff, TrainerInterrupted, WorkerContext
 from tasks.state.control import JobControl
 from tasks.state.counters import Counters
-from tasks.state.job_store import JobState, StartOutcome
+from tasks.state.job_store import JobStore, StartOutcome
 from tasks.state.record import JobStatus
 from tasks.store import Store
 from tasks.tracing.export import JobIds
@@ -59,7 +59,7 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def job_id(state: JobState, job_document: dict[str, Any]) -> str:
+def job_id(state: JobStore, job_document: dict[str, Any]) -> str:
     job_document["training"] |= dict.fromkeys(CACHES, False)
     return admit(job_document, state, "result")[0]
 
@@ -78,7 +78,7 @@ def tracing(exporter: InMemorySpanExporter) -> Tracing:
 
 @pytest.fixture
 def runtime(
-    state: JobState, store: Store, tmp_path: Path, tracing: Tracing
+    state: JobStore, store: Store, tmp_path: Path, tracing: Tracing
 ) -> Callable[..., WorkerContext]:
     def make(*told: events.Event, ends: BaseException | None = None) -> WorkerContext:
         made = runtime_with(state, store, tmp_path, ScriptedTrainer(*told, ends=ends))
@@ -159,7 +159,7 @@ def test_a_job_that_succeeds_is_counted_once_with_its_steps_and_bytes(
 
 def test_a_failure_is_counted_by_its_code_and_a_dead_job_as_dead(
     job_id: str,
-    state: JobState,
+    state: JobStore,
     runtime: Callable[..., WorkerContext],
     counted: Callable[[], dict[str, int]],
     job_document: dict[str, Any],
@@ -179,7 +179,7 @@ def test_a_failure_is_counted_by_its_code_and_a_dead_job_as_dead(
 
 def test_a_retry_a_cancel_and_a_stage_that_is_handed_back_are_counted_as_such(
     job_id: str,
-    state: JobState,
+    state: JobStore,
     runtime: Callable[..., WorkerContext],
     counted: Callable[[], dict[str, int]],
     redis_client: Redis,
@@ -230,7 +230,7 @@ def test_a_full_gpu_counts_as_a_failure_and_as_a_way_to_a_larger_one(
 
 def test_a_stage_of_a_lost_worker_and_a_lost_message_are_counted(
     job_id: str,
-    state: JobState,
+    state: JobStore,
     counted: Callable[[], dict[str, int]],
     redis_client: Redis,
 ) -> None:
@@ -331,7 +331,7 @@ def test_every_start_is_a_span_with_its_outcome_and_error_code(
 
 def test_a_job_that_was_begun_too_often_ends_its_trace(
     job_id: str,
-    state: JobState,
+    state: JobStore,
     runtime: Callable[..., WorkerContext],
     exporter: InMemorySpanExporter,
 ) -> None:

@@ -10,7 +10,7 @@ from tasks.stages.cache import cache
 from tasks.stages.runner import Requeued
 from tasks.stages.train import train
 from tasks.stages.worker_context import TrainerInterrupted, WorkerContext
-from tasks.state.job_store import JobState
+from tasks.state.job_store import JobStore
 from tasks.store import Store
 from tests.tasks.stages.test_runner import (
     TRAINED,
@@ -38,7 +38,7 @@ def made() -> dict[str, WorkDone]:
 
 @pytest.fixture
 def runtime(
-    state: JobState, store: Store, tmp_path: Path, job_id: str, made: dict[str, WorkDone]
+    state: JobStore, store: Store, tmp_path: Path, job_id: str, made: dict[str, WorkDone]
 ) -> WorkerContext:
     """That of a job that is to be trained."""
 

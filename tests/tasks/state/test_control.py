@@ -9,7 +9,7 @@ from tasks.errors import ErrorCode, InvalidStateError, JobError, UnknownJobError
 from tasks.events import JobEnded, Note
 from tasks.stages.submit import admit
 from tasks.state.control import JobControl
-from tasks.state.job_store import JobState, StartOutcome
+from tasks.state.job_store import JobStore, StartOutcome
 from tasks.state.record import JobStatus, StageRecord
 
 
@@ -19,34 +19,34 @@ def control(redis_client: Redis) -> JobControl:
 
 
 @pytest.fixture
-def job_id(state: JobState, job_document: dict[str, Any]) -> str:
+def job_id(state: JobStore, job_document: dict[str, Any]) -> str:
     return admit(job_document, state, "result")[0]
 
 
-def begin(state: JobState, job_id: str, stage: str = "prepare") -> tuple[StartOutcome, int]:
+def begin(state: JobStore, job_id: str, stage: str = "prepare") -> tuple[StartOutcome, int]:
     return state.begin(job_id, stage, worker="w", queue="q", tag="t")[:2]
 
 
-def finish(state: JobState, job_id: str, stage: str) -> None:
+def finish(state: JobStore, job_id: str, stage: str) -> None:
     outcome, attempt = begin(state, job_id, stage)
     assert outcome == StartOutcome.BEGUN
     record = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0, seconds=1.5)
     state.finish_stage(job_id, attempt, stage, record, {}, None)
 
 
-def fail(state: JobState, job_id: str, code: ErrorCode) -> None:
+def fail(state: JobStore, job_id: str, code: ErrorCode) -> None:
     state.fail(job_id, begin(state, job_id)[1], JobError("broken", code, "prepare"))
 
 
 def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_is_asked_to_stop(
-    control: JobControl, state: JobState, job_id: str, job_document: dict[str, Any]
+    control: JobControl, state: JobStore, job_id: str, job_document: dict[str, Any]
 ) -> None:
     running = admit(job_document, state, "result")[0]
     attempt = begin(state, running)[1]
     assert control.cancel(job_id) == JobStatus.CANCELLED
     assert begin(state, job_id)[0] == StartOutcome.ENDED
     assert control.cancel(running) == JobStatus.CANCELLING
-    assert state.wish(running, attempt) == JobStatus.CANCELLING
+    assert state.requested_state(running, attempt) == JobStatus.CANCELLING
     state.fail(running, attempt, JobError("cancelled", ErrorCode.CANCELLED, "prepare"))
     assert state.get(running).status == JobStatus.CANCELLED
     assert control.cancel(running) == JobStatus.CANCELLED
@@ -57,7 +57,7 @@ def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_is_asked_to_stop(
 
 
 def test_a_waiting_job_that_is_cancelled_with_save_goes_to_publish_with_what_it_has(
-    control: JobControl, state: JobState, job_id: str
+    control: JobControl, state: JobStore, job_id: str
 ) -> None:
     for stage in ("prepare", "cache"):
         finish(state, job_id, stage)
@@ -67,7 +67,7 @@ def test_a_waiting_job_that_is_cancelled_with_save_goes_to_publish_with_what_it_
     state.release(job_id, attempt, note)
     assert control.cancel(job_id, save=True) == JobStatus.CANCELLING
     record = state.get(job_id)
-    assert (record.stage, record.waiting_in, record.saves) == ("publish", "cpu", True)
+    assert (record.stage, record.pending_queue, record.save_on_cancel) == ("publish", "cpu", True)
     assert begin(state, job_id, "publish")[0] == StartOutcome.BEGUN
 
 
@@ -76,7 +76,7 @@ def test_a_job_without_a_checkpoint_has_nothing_to_save(control: JobControl, job
 
 
 def test_a_waiting_job_is_paused_and_resumed(
-    control: JobControl, state: JobState, job_id: str
+    control: JobControl, state: JobStore, job_id: str
 ) -> None:
     finish(state, job_id, "prepare")
     assert control.pause(job_id) == JobStatus.PAUSED
@@ -90,7 +90,7 @@ def test_a_waiting_job_is_paused_and_resumed(
 
 
 def test_a_stage_that_ends_before_it_stops_leaves_its_successor_paused(
-    control: JobControl, state: JobState, job_id: str
+    control: JobControl, state: JobStore, job_id: str
 ) -> None:
     attempt = begin(state, job_id)[1]
     assert control.pause(job_id) == JobStatus.PAUSING
@@ -101,7 +101,7 @@ def test_a_stage_that_ends_before_it_stops_leaves_its_successor_paused(
 
 
 def test_a_job_that_is_over_is_not_paused(
-    control: JobControl, state: JobState, job_id: str
+    control: JobControl, state: JobStore, job_id: str
 ) -> None:
     fail(state, job_id, ErrorCode.INVALID_DATASET)
     with pytest.raises(InvalidStateError, match="is failed, not waiting or running"):
@@ -109,16 +109,16 @@ def test_a_job_that_is_over_is_not_paused(
 
 
 def test_a_job_that_has_not_stopped_yet_just_goes_on(
-    control: JobControl, state: JobState, job_id: str
+    control: JobControl, state: JobStore, job_id: str
 ) -> None:
     attempt = begin(state, job_id)[1]
     control.pause(job_id)
     assert not control.resume(job_id)
-    assert state.wish(job_id, attempt) == JobStatus.RUNNING
+    assert state.requested_state(job_id, attempt) == JobStatus.RUNNING
 
 
 def test_jobs_that_failed_through_no_fault_of_their_own_can_be_replayed(
-    control: JobControl, state: JobState, job_id: str, job_document: dict[str, Any]
+    control: JobControl, state: JobStore, job_id: str, job_document: dict[str, Any]
 ) -> None:
     wrong = admit(job_document, state, "result")[0]
     fail(state, wrong, ErrorCode.INVALID_DATASET)
@@ -134,7 +134,7 @@ def test_jobs_that_failed_through_no_fault_of_their_own_can_be_replayed(
 
 
 def test_a_dead_job_is_dropped_from_the_list_and_stays_known(
-    control: JobControl, state: JobState, job_id: str
+    control: JobControl, state: JobStore, job_id: str
 ) -> None:
     with pytest.raises(InvalidStateError, match="not on the list"):
         control.drop_dead(job_id)
@@ -145,7 +145,7 @@ def test_a_dead_job_is_dropped_from_the_list_and_stays_known(
 
 
 def test_a_job_that_is_begun_too_often_is_dead(
-    control: JobControl, state: JobState, job_id: str
+    control: JobControl, state: JobStore, job_id: str
 ) -> None:
     for _ in range(5):
         begin(state, job_id)
@@ -156,7 +156,7 @@ def test_a_job_that_is_begun_too_often_is_dead(
 
 
 def test_a_job_whose_time_has_come_is_given_out_once(
-    control: JobControl, state: JobState, job_id: str
+    control: JobControl, state: JobStore, job_id: str
 ) -> None:
     note = Note(level="info", message="later")
     state.release(job_id, begin(state, job_id)[1], note, delay_s=-1)

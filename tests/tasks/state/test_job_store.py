@@ -9,25 +9,25 @@ from tasks import events
 from tasks.errors import ErrorCode, InvalidJobError, JobError, SupersededError, UnknownJobError
 from tasks.stages.submit import admit, with_id
 from tasks.state.control import JobControl
-from tasks.state.job_store import DispatchOutcome, JobState, StartOutcome
+from tasks.state.job_store import DispatchOutcome, JobStore, StartOutcome
 from tasks.state.record import JobStatus, StageRecord
 
 HOUR = timedelta(hours=1)
 
 
-def admitted(state: JobState, document: dict[str, Any]) -> str:
+def admitted(state: JobStore, document: dict[str, Any]) -> str:
     job_id, _, dispatch = admit(document, state, "result")
     assert dispatch
     return job_id
 
 
-def begin(state: JobState, job_id: str, stage: str, *, tag: str = "t") -> int:
+def begin(state: JobStore, job_id: str, stage: str, *, tag: str = "t") -> int:
     outcome, attempt, _ = state.begin(job_id, stage, worker="w", queue="q", tag=tag)
     assert outcome == StartOutcome.BEGUN
     return attempt
 
 
-def outcome_of(state: JobState, job_id: str, stage: str) -> StartOutcome:
+def outcome_of(state: JobStore, job_id: str, stage: str) -> StartOutcome:
     return state.begin(job_id, stage, worker="w2", queue="q", tag="another")[0]
 
 
@@ -36,26 +36,26 @@ def hold(redis_client: Redis, tag: str) -> None:
     redis_client.zadd("unacked_index", {tag: 1.0})
 
 
-def finish(state: JobState, job_id: str, attempt: int, stage: str, **result: Any) -> None:
+def finish(state: JobStore, job_id: str, attempt: int, stage: str, **result: Any) -> None:
     record = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0, seconds=1.5)
     state.finish_stage(job_id, attempt, stage, record, {f"{stage}_key": "k"}, result or None)
 
 
 def test_a_submitted_job_waits_in_the_cpu_queue_and_then_in_its_gpu_queue(
-    state: JobState, job_document: dict[str, Any]
+    state: JobStore, job_document: dict[str, Any]
 ) -> None:
     job_id = admitted(state, job_document)
-    assert state.get(job_id).waiting_in == "cpu"
+    assert state.get(job_id).pending_queue == "cpu"
     attempt = begin(state, job_id, "prepare")
-    assert state.get(job_id).waiting_in is None
+    assert state.get(job_id).pending_queue is None
     finish(state, job_id, attempt, "prepare")
     record = state.get(job_id)
-    assert (record.stage, record.waiting_in) == ("cache", "gpu.40gb")
+    assert (record.stage, record.pending_queue) == ("cache", "gpu.40gb")
     assert record.refs == {"prepare_key": "k"}
     assert record.stages["prepare"].seconds == 1.5
 
 
-def test_an_unknown_job_is_an_error_in_every_call(state: JobState, redis_client: Redis) -> None:
+def test_an_unknown_job_is_an_error_in_every_call(state: JobStore, redis_client: Redis) -> None:
     with pytest.raises(UnknownJobError):
         state.get("nobody")
     with pytest.raises(UnknownJobError):
@@ -65,7 +65,7 @@ def test_an_unknown_job_is_an_error_in_every_call(state: JobState, redis_client:
 
 
 def test_the_same_id_twice_is_one_job_and_another_job_of_that_id_is_refused(
-    state: JobState, job_document: dict[str, Any]
+    state: JobStore, job_document: dict[str, Any]
 ) -> None:
     document = {**job_document, "id": "mine"}
     _, first, dispatch_first = admit(document, state, "result")
@@ -79,7 +79,7 @@ def test_the_same_id_twice_is_one_job_and_another_job_of_that_id_is_refused(
 
 
 def test_a_message_that_comes_again_is_the_same_job_and_leaves_it_its_result(
-    state: JobState, job_document: dict[str, Any]
+    state: JobStore, job_document: dict[str, Any]
 ) -> None:
     first, again, other = (with_id(job_document, it) for it in ("message", "message", "another"))
     assert first == again != other
@@ -91,7 +91,7 @@ def test_a_message_that_comes_again_is_the_same_job_and_leaves_it_its_result(
 
 
 def test_a_running_stage_is_taken_over_only_when_its_worker_has_lost_its_message(
-    state: JobState, redis_client: Redis, job_document: dict[str, Any]
+    state: JobStore, redis_client: Redis, job_document: dict[str, Any]
 ) -> None:
     job_id = admitted(state, job_document)
     hold(redis_client, "first")
@@ -103,7 +103,7 @@ def test_a_running_stage_is_taken_over_only_when_its_worker_has_lost_its_message
 
 
 def test_a_superseded_start_can_write_nothing(
-    state: JobState, job_document: dict[str, Any]
+    state: JobStore, job_document: dict[str, Any]
 ) -> None:
     job_id = admitted(state, job_document)
     old = begin(state, job_id, "prepare")
@@ -113,7 +113,7 @@ def test_a_superseded_start_can_write_nothing(
     writes: list[Callable[[], object]] = [
         lambda: state.write(job_id, old, [note], {}),
         lambda: state.write(job_id, old, [note], {"checkpoints": "stale"}),
-        lambda: state.wish(job_id, old),
+        lambda: state.requested_state(job_id, old),
         lambda: finish(state, job_id, old, "prepare"),
         lambda: state.release(job_id, old, note),
         lambda: state.fail(job_id, old, JobError("late")),
@@ -125,7 +125,7 @@ def test_a_superseded_start_can_write_nothing(
 
 
 def test_a_finished_stage_lets_the_chain_go_on_until_its_successor_has_begun(
-    state: JobState, job_document: dict[str, Any]
+    state: JobStore, job_document: dict[str, Any]
 ) -> None:
     job_id = admitted(state, job_document)
     finish(state, job_id, begin(state, job_id, "prepare"), "prepare")
@@ -135,7 +135,7 @@ def test_a_finished_stage_lets_the_chain_go_on_until_its_successor_has_begun(
 
 
 def test_a_stage_that_always_loses_its_worker_fails_the_job(
-    state: JobState, job_document: dict[str, Any]
+    state: JobStore, job_document: dict[str, Any]
 ) -> None:
     job_id = admitted(state, job_document)
     begin(state, job_id, "prepare")
@@ -149,17 +149,17 @@ def test_a_stage_that_always_loses_its_worker_fails_the_job(
 
 
 def test_a_released_stage_may_begin_again_without_having_spent_a_try(
-    state: JobState, job_document: dict[str, Any]
+    state: JobStore, job_document: dict[str, Any]
 ) -> None:
     job_id = admitted(state, job_document)
     for _ in range(10):
         attempt = begin(state, job_id, "prepare")
         state.release(job_id, attempt, events.Note(level="info", message="the worker stops"))
-    assert state.get(job_id).waiting_in == "cpu"
+    assert state.get(job_id).pending_queue == "cpu"
 
 
 def test_the_last_stage_ends_the_job_with_its_result(
-    state: JobState, job_document: dict[str, Any]
+    state: JobStore, job_document: dict[str, Any]
 ) -> None:
     job_id = admitted(state, job_document)
     for stage in ("prepare", "cache", "train"):
@@ -171,7 +171,7 @@ def test_the_last_stage_ends_the_job_with_its_result(
     assert kinds == ["accepted", *["stage_started", "stage_finished"] * 4, "ended"]
 
 
-def test_events_are_read_on_from_a_position(state: JobState, job_document: dict[str, Any]) -> None:
+def test_events_are_read_on_from_a_position(state: JobStore, job_document: dict[str, Any]) -> None:
     job_id = admitted(state, job_document)
     [(position, _)] = state.events(job_id)
     begin(state, job_id, "prepare")
@@ -179,13 +179,13 @@ def test_events_are_read_on_from_a_position(state: JobState, job_document: dict[
     assert event == events.StageStarted(stage="prepare", attempt=1, queue="q", worker="w")
 
 
-def test_jobs_are_listed_newest_first(state: JobState, job_document: dict[str, Any]) -> None:
+def test_jobs_are_listed_newest_first(state: JobStore, job_document: dict[str, Any]) -> None:
     ids = [admitted(state, job_document) for _ in range(3)]
     assert [record.id for record in state.newest(2)] == [ids[2], ids[1]]
 
 
 def test_what_leaves_something_for_later_starts_was_not_started_in_vain(
-    state: JobState, job_document: dict[str, Any]
+    state: JobStore, job_document: dict[str, Any]
 ) -> None:
     job_id = admitted(state, job_document)
     for _ in range(20):
@@ -196,21 +196,21 @@ def test_what_leaves_something_for_later_starts_was_not_started_in_vain(
 
 
 def test_a_released_stage_may_wait_for_its_time(
-    state: JobState, job_document: dict[str, Any]
+    state: JobStore, job_document: dict[str, Any]
 ) -> None:
     job_id = admitted(state, job_document)
     note = events.Note(level="info", message="later")
-    state.release(job_id, begin(state, job_id, "prepare"), note, {"tries": "1"}, delay_s=100)
+    state.release(job_id, begin(state, job_id, "prepare"), note, {"retries": "1"}, delay_s=100)
     record = state.get(job_id)
     assert record.due_at is not None
     assert 99 < (record.due_at - record.updated_at).total_seconds() < 101
-    assert record.tries == 1
+    assert record.retries == 1
     begin(state, job_id, "prepare")
     assert state.get(job_id).due_at is None
 
 
 def test_every_key_has_a_life_time(
-    state: JobState, redis_client: Redis, job_document: dict[str, Any]
+    state: JobStore, redis_client: Redis, job_document: dict[str, Any]
 ) -> None:
     job_id = admitted(state, job_document)
     finish(state, job_id, begin(state, job_id, "prepare"), "prepare")
@@ -225,14 +225,14 @@ def test_every_key_has_a_life_time(
 
 
 def test_a_job_that_is_read_again_is_not_parsed_again(
-    state: JobState, job_document: dict[str, Any]
+    state: JobStore, job_document: dict[str, Any]
 ) -> None:
     job_id = admitted(state, job_document)
     assert state.get(job_id).job is state.get(job_id).job
 
 
 def test_a_start_is_given_the_record_as_it_is_then(
-    state: JobState, job_document: dict[str, Any]
+    state: JobStore, job_document: dict[str, Any]
 ) -> None:
     job_id = admitted(state, {**job_document, "name": "caf_1"})
     _, attempt, record = state.begin(job_id, "prepare", worker="wörker", queue="q", tag="t")

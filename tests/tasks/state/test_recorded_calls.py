@@ -23,7 +23,7 @@ from tasks.cache.index import CacheRegistry
 from tasks.errors import ErrorCode, JobError
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.state.control import JobControl
-from tasks.state.job_store import JobState
+from tasks.state.job_store import JobStore
 from tasks.state.record import VERSION, StageRecord
 from tasks.state.tenant_queues import TenantQueues
 from worker.kombu_redis.redelivery import Sweep
@@ -57,7 +57,7 @@ RUNNING = QUEUED | {
     "stage_number": "1",
     "stage_state": "running",
     "attempt": "3",
-    "held_tag": "tag",
+    "delivery_tag": "tag",
     "starts": "1",
     "stage:prepare": '{"queue":"cpu","worker":"w","attempt":3,"started_at":1000}',
 }
@@ -66,11 +66,11 @@ TRAINING = RUNNING | {"stage": "train", "stage_number": "3"}
 ENDED = BETWEEN | {"status": "failed", "error": "e", "error_code": "internal", "error_stage": "x"}
 IN_FLIGHT = "training:jobs:in_flight"
 DUE = "training:jobs:due"
-DEAD = "training:jobs:dead"
+DEAD = "training:jobs:dead_letters"
 WEBHOOKS = "training:webhooks"
 FLEET = "training:fleet"
-LANES = "training:lanes"
-SINCE = "training:lanes_since"
+LANES = "training:tenant_queues"
+SINCE = "training:tenant_queues_since"
 
 
 @dataclass
@@ -81,7 +81,7 @@ class Fleet:
     job: TrainingJob
 
     def __post_init__(self) -> None:
-        self.state = JobState(self.redis, HOUR)
+        self.state = JobStore(self.redis, HOUR)
         self.control = JobControl(self.redis, HOUR)
         self.queues = TenantQueues(self.redis, HOUR)
         self.cache = CacheRegistry(self.redis, HOUR, HOUR)
@@ -117,7 +117,7 @@ def in_flight(**more: Any) -> dict[str, Any]:
     return {IN_FLIGHT: {"one": "a"}, **more}
 
 
-def in_lane(queue: str = "cpu") -> dict[str, Any]:
+def in_tenant_queue(queue: str = "cpu") -> dict[str, Any]:
     return {
         LANES: {queue},
         f"{LANES}:{queue}": {"a": 5.0},
@@ -150,7 +150,7 @@ def restore(it: Fleet) -> object:
 
 MESSAGE = {"headers": {"id": "message"}, "properties": {"delivery_info": {}}, "body": ""}
 UNACKED = {"unacked": {"tag": json.dumps([MESSAGE, "", "cpu"])}}
-LANE = QUEUED | {"lane": "cpu"}
+LANE = QUEUED | {"tenant_queue": "cpu"}
 ENTRIES = "training:cache:entries"
 CLAIM = "training:cache:claim:"
 COUNTS = {"a|b": 2}
@@ -170,18 +170,18 @@ CASES: dict[str, Case] = {
     "begin first": Case(lambda it: it.begin(), QUEUED, in_flight()),
     "begin behind": Case(lambda it: it.begin(), TRAINING, in_flight()),
     "begin done": Case(lambda it: it.begin(), BETWEEN, in_flight()),
-    "begin next": Case(lambda it: it.begin("cache"), BETWEEN | {"tries": "2"}, in_flight()),
+    "begin next": Case(lambda it: it.begin("cache"), BETWEEN | {"retries": "2"}, in_flight()),
     "begin ahead": Case(lambda it: it.begin("train"), BETWEEN, in_flight()),
     "begin ahead of running": Case(lambda it: it.begin("cache"), RUNNING, in_flight()),
     "begin held": Case(lambda it: it.begin(), RUNNING, in_flight() | held()),
     "begin lost": Case(lambda it: it.begin(), RUNNING, in_flight() | held("other")),
-    "begin from its tenant queue": Case(lambda it: it.begin(), LANE, in_lane()),
+    "begin from its tenant queue": Case(lambda it: it.begin(), LANE, in_tenant_queue()),
     "begin due": Case(lambda it: it.begin(), QUEUED | {"due_at": "5"}, {DUE: {"one": 5.0}}),
     "begin paused": Case(lambda it: it.begin(), QUEUED | {"status": "paused"}, in_flight()),
     "begin pausing": Case(lambda it: it.begin(), RUNNING | {"status": "pausing"}, in_flight()),
     "begin newer job": Case(lambda it: it.begin(), QUEUED | {"version": "2"}, in_flight()),
     "begin newer job again": Case(
-        lambda it: it.begin(), QUEUED | {"version": "2", "passed_on": "w"}, in_flight()
+        lambda it: it.begin(), QUEUED | {"version": "2", "deferred_by": "w"}, in_flight()
     ),
     "begin newer message": Case(
         lambda it: it.begin(version=VERSION + 1, again_in_s=60), RUNNING, in_flight()
@@ -197,9 +197,11 @@ CASES: dict[str, Case] = {
     "write superseded": Case(lambda it: it.state.write("one", 2, [NOTE], {"k": "v"}), RUNNING),
     "write after the end": Case(lambda it: it.state.write("one", 3, [NOTE], {}), ENDED),
     "finish stage": Case(lambda it: it.finish(3, counts=COUNTS), RUNNING, in_flight()),
-    "finish stage with a turn": Case(lambda it: it.finish(3, turn_for="cpu"), RUNNING, in_flight()),
+    "finish stage with a turn": Case(
+        lambda it: it.finish(3, fair_share_queue="cpu"), RUNNING, in_flight()
+    ),
     "finish stage and wait": Case(
-        lambda it: it.finish(3, turn_for="gpu.40gb"), RUNNING, in_flight(), room=0
+        lambda it: it.finish(3, fair_share_queue="gpu.40gb"), RUNNING, in_flight(), room=0
     ),
     "finish stage superseded": Case(lambda it: it.finish(2), RUNNING, in_flight()),
     "finish last stage": Case(
@@ -224,7 +226,7 @@ CASES: dict[str, Case] = {
         lambda it: it.state.release("one", 3, NOTE, counts=COUNTS), RUNNING, in_flight()
     ),
     "release later": Case(
-        lambda it: it.state.release("one", 3, NOTE, {"tries": "1"}, delay_s=60),
+        lambda it: it.state.release("one", 3, NOTE, {"retries": "1"}, delay_s=60),
         RUNNING,
         in_flight(),
     ),
@@ -237,14 +239,14 @@ CASES: dict[str, Case] = {
         lambda it: it.state.release("one", 3, NOTE), RUNNING | {"status": "cancelling"}, in_flight()
     ),
     "release superseded": Case(lambda it: it.state.release("one", 2, NOTE), RUNNING, in_flight()),
-    "requested state": Case(lambda it: it.state.wish("one", 3), RUNNING),
-    "requested state superseded": Case(lambda it: it.state.wish("one", 2), RUNNING),
-    "requested state after the end": Case(lambda it: it.state.wish("one", 3), ENDED),
-    "requested state of an unknown job": Case(lambda it: it.state.wish("one", 3)),
+    "requested state": Case(lambda it: it.state.requested_state("one", 3), RUNNING),
+    "requested state superseded": Case(lambda it: it.state.requested_state("one", 2), RUNNING),
+    "requested state after the end": Case(lambda it: it.state.requested_state("one", 3), ENDED),
+    "requested state of an unknown job": Case(lambda it: it.state.requested_state("one", 3)),
     # What people do.
     "cancel unknown": Case(lambda it: it.control.cancel("one")),
     "cancel ended": Case(lambda it: it.control.cancel("one"), ENDED),
-    "cancel waiting": Case(lambda it: it.control.cancel("one"), LANE, in_lane()),
+    "cancel waiting": Case(lambda it: it.control.cancel("one"), LANE, in_tenant_queue()),
     "cancel running": Case(lambda it: it.control.cancel("one"), RUNNING, in_flight()),
     "cancel and save, waiting": Case(
         lambda it: it.control.cancel("one", save=True),
@@ -268,7 +270,7 @@ CASES: dict[str, Case] = {
         },
     ),
     "pause unknown": Case(lambda it: it.control.pause("one")),
-    "pause waiting": Case(lambda it: it.control.pause("one"), LANE, in_lane()),
+    "pause waiting": Case(lambda it: it.control.pause("one"), LANE, in_tenant_queue()),
     "pause queued": Case(lambda it: it.control.pause("one"), BETWEEN, in_flight()),
     "pause running": Case(lambda it: it.control.pause("one"), RUNNING, in_flight()),
     "pause ended": Case(lambda it: it.control.pause("one"), ENDED),
@@ -314,21 +316,24 @@ CASES: dict[str, Case] = {
     "take due later": Case(
         lambda it: [job.id for job in it.control.take_due()], QUEUED, {DUE: {"one": 9e9}}
     ),
-    "dispatch": Case(lambda it: it.queues.dispatch(), LANE, in_lane(), room=1, limit="1"),
+    "dispatch": Case(lambda it: it.queues.dispatch(), LANE, in_tenant_queue(), room=1, limit="1"),
     "dispatch one of two": Case(
         lambda it: it.queues.dispatch(),
         LANE,
-        in_lane()
+        in_tenant_queue()
         | {f"{LANES}:cpu:a": {"one": 9e10 + 1000, "two": 9e10 + 2000}}
         | {f"{SINCE}:cpu:a": {"one": 1000.0, "two": 2000.0}},
         limit="1",
     ),
     "dispatch nothing": Case(lambda it: it.queues.dispatch()),
-    "dispatch without room": Case(lambda it: it.queues.dispatch(), LANE, in_lane(), room=0),
+    "dispatch without room": Case(lambda it: it.queues.dispatch(), LANE, in_tenant_queue(), room=0),
     "dispatch at the limit": Case(
-        lambda it: it.queues.dispatch(), LANE, in_lane() | {IN_FLIGHT: {"x": "a"}}, limit="1"
+        lambda it: it.queues.dispatch(),
+        LANE,
+        in_tenant_queue() | {IN_FLIGHT: {"x": "a"}},
+        limit="1",
     ),
-    "dispatch a job that is gone": Case(lambda it: it.queues.dispatch(), None, in_lane()),
+    "dispatch a job that is gone": Case(lambda it: it.queues.dispatch(), None, in_tenant_queue()),
     "claim webhook": Case(claim_webhook, ENDED, {WEBHOOKS: {"one": 5.0}}),
     "claim webhook later": Case(claim_webhook, ENDED, {WEBHOOKS: {"one": 2001.0}}),
     "claim webhook delivered": Case(claim_webhook, ENDED),
@@ -450,11 +455,13 @@ def plain(value: Any) -> Any:
     """The value with texts of JSON read, times as distances from now, and random ids left out."""
     if isinstance(value, Mapping):
         return {
-            str(key): "..." if key in ("job", "estimate", "delivery_tag") else plain(it)
+            str(key): "..." if key in ("job", "estimate") else plain(it)
             for key, it in value.items()
         }
     if isinstance(value, list | tuple):
         return [plain(it) for it in value]
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", value):
+        return "..."
     if isinstance(value, str) and value[:1] in "{[" and value[1:]:
         read = json.loads(value)
         is_hash = isinstance(read, list) and len(read) > 20

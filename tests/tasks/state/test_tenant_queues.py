@@ -11,7 +11,7 @@ from routing.queues import ALL_QUEUES
 from tasks.events import Note
 from tasks.stages.submit import admit
 from tasks.state.control import JobControl
-from tasks.state.job_store import DispatchOutcome, JobState, StartOutcome, keys_of
+from tasks.state.job_store import DispatchOutcome, JobStore, StartOutcome, keys_of
 from tasks.state.record import JobStatus, JobSummary, StageRecord
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerInfo
@@ -34,8 +34,8 @@ def lanes(redis_client: Redis, sent: list[JobSummary]) -> TenantQueues:
 
 
 @pytest.fixture
-def jobs(redis_client: Redis, lanes: TenantQueues) -> JobState:
-    return JobState(redis_client, HOUR)
+def jobs(redis_client: Redis, lanes: TenantQueues) -> JobStore:
+    return JobStore(redis_client, HOUR)
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def control(redis_client: Redis) -> JobControl:
 
 
 @pytest.fixture
-def submit(jobs: JobState, job_document: dict[str, Any]) -> Callable[..., str]:
+def submit(jobs: JobStore, job_document: dict[str, Any]) -> Callable[..., str]:
     def one(tenant: str = "a", priority: int = 0) -> str:
         document = {**job_document, "tenant": tenant, "priority": priority}
         return admit(document, jobs, "result")[0]
@@ -57,20 +57,20 @@ def fill(client: Redis, queue: str = "cpu") -> None:
     client.rpush(queue, "a message")
 
 
-def begin(jobs: JobState, job_id: str, stage: str = "prepare") -> int:
+def begin(jobs: JobStore, job_id: str, stage: str = "prepare") -> int:
     outcome, attempt, _ = jobs.begin(job_id, stage, worker="w", queue="cpu", tag="t")
     assert outcome == StartOutcome.BEGUN
     return attempt
 
 
-def finish(jobs: JobState, job_id: str, stage: str, turn_for: str | None) -> None:
+def finish(jobs: JobStore, job_id: str, stage: str, fair_share_queue: str | None) -> None:
     attempt = begin(jobs, job_id, stage)
     record = StageRecord(queue="cpu", worker="w", attempt=attempt, started_at=0, seconds=1.5)
-    jobs.finish_stage(job_id, attempt, stage, record, {}, None, turn_for=turn_for)
+    jobs.finish_stage(job_id, attempt, stage, record, {}, None, fair_share_queue=fair_share_queue)
 
 
 def test_a_job_goes_at_once_where_there_is_room_and_nobody_waits(
-    jobs: JobState, job_document: dict[str, Any], redis_client: Redis, lanes: TenantQueues
+    jobs: JobStore, job_document: dict[str, Any], redis_client: Redis, lanes: TenantQueues
 ) -> None:
     assert admit(job_document, jobs, "result")[2] == DispatchOutcome.SENT
     assert lanes.in_flight() == {"default": 1}
@@ -88,7 +88,7 @@ def test_a_job_that_waits_goes_when_there_is_room_and_once(
     redis_client.delete("cpu")
     assert lanes.dispatch() == [job_id]
     assert lanes.dispatch() == []
-    assert [(record.id, record.waiting_in, record.in_lane) for record in sent] == [
+    assert [(record.id, record.pending_queue, record.in_tenant_queue) for record in sent] == [
         (job_id, "cpu", False)
     ]
     assert lanes.waiting() == {}
@@ -115,7 +115,7 @@ def test_tenants_take_turns_however_many_jobs_one_of_them_has(
 
 
 def test_within_a_tenant_priority_goes_first_and_then_age(
-    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues, jobs: JobState
+    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues, jobs: JobStore
 ) -> None:
     fill(redis_client)
     old, young, urgent = submit(), submit(), submit(priority=9)
@@ -125,7 +125,7 @@ def test_within_a_tenant_priority_goes_first_and_then_age(
 
 
 def test_a_limit_holds_for_the_tenant_and_for_nobody_else(
-    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues, jobs: JobState
+    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues, jobs: JobStore
 ) -> None:
     worker = WorkerInfo(queues=ALL_QUEUES, memory_class=None)
     lanes.note_fleet([worker], {"a": TenantShare(limit=1), "free": TenantShare(2)}, HOUR)
@@ -140,14 +140,18 @@ def test_a_limit_holds_for_the_tenant_and_for_nobody_else(
 
 
 def test_a_prepared_job_waits_for_its_turn_on_the_gpu(
-    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues, jobs: JobState
+    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues, jobs: JobStore
 ) -> None:
     fill(redis_client, "gpu.40gb")
     job_id = submit()
     finish(jobs, job_id, "prepare", "gpu.40gb")
     assert jobs.next_queue(job_id) is None
     record = jobs.get(job_id)
-    assert (record.stage, record.waiting_in, record.in_lane) == ("cache", "gpu.40gb", True)
+    assert (record.stage, record.pending_queue, record.in_tenant_queue) == (
+        "cache",
+        "gpu.40gb",
+        True,
+    )
     assert lanes.in_flight() == {}
     redis_client.delete("gpu.40gb")
     assert lanes.dispatch() == [job_id]
@@ -162,7 +166,7 @@ def test_a_job_leaves_its_lane_however_it_goes_on(
     submit: Callable[..., str],
     redis_client: Redis,
     lanes: TenantQueues,
-    jobs: JobState,
+    jobs: JobStore,
     control: JobControl,
 ) -> None:
     fill(redis_client)
@@ -181,7 +185,7 @@ def test_a_job_that_is_resumed_or_replayed_waits_for_its_turn_again(
     submit: Callable[..., str],
     redis_client: Redis,
     lanes: TenantQueues,
-    jobs: JobState,
+    jobs: JobStore,
     control: JobControl,
 ) -> None:
     job_id = submit()
@@ -233,7 +237,11 @@ def test_every_key_has_a_life_time(
     fill(redis_client)
     submit()
     keys = list(map(str, redis_client.scan_iter("training:*")))
-    assert {"training:lanes", "training:lanes:cpu", "training:lanes:cpu:a"} < set(keys)
+    assert {
+        "training:tenant_queues",
+        "training:tenant_queues:cpu",
+        "training:tenant_queues:cpu:a",
+    } < set(keys)
     assert [key for key in keys if redis_client.ttl(key) == -1] == []
 
 

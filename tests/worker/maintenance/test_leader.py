@@ -27,7 +27,7 @@ def test_one_worker_at_a_time_sees_to_it_and_another_follows_a_lost_one(
     assert first.turn()
     assert not second.turn()
     assert first.turn()
-    assert redis_client.pttl("training:upkeep") > 0
+    assert redis_client.pttl("training:maintenance:lease") > 0
     # The first one is lost.
     wait_until(second.turn, timeout_s=5, description="the second one takes over")
     assert not first.turn()

@@ -17,11 +17,13 @@ from tasks.settings.settings import Settings
 from tasks.stages.dispatch import job_chain, send_rest
 from tasks.stages.submit import admit
 from tasks.state.control import JobControl
-from tasks.state.job_store import JobState, StartOutcome
+from tasks.state.job_store import JobStore, StartOutcome
 from tasks.state.record import JobSummary, StageRecord
 from tests.waiting import wait_until
+from worker.kombu_redis.transport import Keys
 from worker.maintenance.reconciler import Reconciler, messages
 
+KEYS = Keys.of({})
 PATIENCE = timedelta(microseconds=1)
 
 
@@ -48,21 +50,21 @@ def reconciler(
         sent.append(record)
         send_rest(app, record)
 
-    return Reconciler(redis_client, control, send, PATIENCE)
+    return Reconciler(redis_client, control, send, PATIENCE, KEYS)
 
 
 @pytest.fixture
-def job_id(state: JobState, job_document: dict[str, Any]) -> str:
+def job_id(state: JobStore, job_document: dict[str, Any]) -> str:
     return admit(job_document, state, "the-result")[0]
 
 
-def begin(state: JobState, job_id: str, stage: str) -> int:
+def begin(state: JobStore, job_id: str, stage: str) -> int:
     outcome, attempt, _ = state.begin(job_id, stage, worker="w", queue="q", tag="t")
     assert outcome == StartOutcome.BEGUN
     return attempt
 
 
-def finish(state: JobState, job_id: str, stage: str, attempt: int, **refs: str) -> None:
+def finish(state: JobStore, job_id: str, stage: str, attempt: int, **refs: str) -> None:
     record = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0.0, seconds=1.0)
     state.finish_stage(job_id, attempt, stage, record, refs, None)
 
@@ -72,20 +74,20 @@ def test_a_job_whose_message_was_never_sent_is_sent_once(
 ) -> None:
     assert reconciler.sweep() == []
     assert reconciler.sweep() == [job_id]
-    assert list(messages(redis_client)) == [(job_id, "prepare")]
+    assert list(messages(redis_client, KEYS)) == [(job_id, "prepare")]
     assert reconciler.sweep() == []
     assert reconciler.sweep() == []
     assert [record.result_id for record in sent] == ["the-result"]
 
 
 def test_a_job_with_a_message_is_left_alone_wherever_that_is(
-    reconciler: Reconciler, redis_client: Redis, app: Celery, state: JobState, job_id: str
+    reconciler: Reconciler, redis_client: Redis, app: Celery, state: JobStore, job_id: str
 ) -> None:
     job_chain(app, job_id, state.get(job_id).gpu_queue).apply_async()
     assert reconciler.sweep() == reconciler.sweep() == []
     with app.connection_for_read() as connection:
         held: Any = connection.default_channel.basic_get("cpu")
-        assert list(messages(redis_client)) == [(job_id, "prepare")]
+        assert list(messages(redis_client, KEYS)) == [(job_id, "prepare")]
         assert reconciler.sweep() == reconciler.sweep() == []
         connection.default_channel.basic_ack(held.delivery_tag)
         assert reconciler.sweep() == []
@@ -97,7 +99,7 @@ def test_a_message_whose_worker_died_before_it_noted_it_down_is_sent_anew(
     redis_client: Redis,
     broker_url: str,
     app: Celery,
-    state: JobState,
+    state: JobStore,
     job_id: str,
     tmp_path: Path,
 ) -> None:
@@ -111,10 +113,10 @@ def test_a_message_whose_worker_died_before_it_noted_it_down_is_sent_anew(
         check=False,
     )
     assert died.returncode == -signal.SIGKILL, died.stderr
-    assert list(messages(redis_client)) == []
+    assert list(messages(redis_client, KEYS)) == []
     assert reconciler.sweep() == []
     assert reconciler.sweep() == [job_id]
-    assert list(messages(redis_client)) == [(job_id, "prepare")]
+    assert list(messages(redis_client, KEYS)) == [(job_id, "prepare")]
 
 
 @pytest.mark.parametrize("priority", [0, 3, 6, 9])
@@ -123,21 +125,21 @@ def test_messages_of_every_priority_are_seen(
 ) -> None:
     app.send_task("training.train", args=(job_id,), queue="gpu.80gb", priority=priority)
     app.send_task("training.submit", args=({},), queue="cpu")
-    assert list(messages(redis_client)) == [(job_id, "train")]
+    assert list(messages(redis_client, KEYS)) == [(job_id, "train")]
 
 
 def test_a_successor_that_was_never_sent_goes_to_the_queue_it_waits_in(
-    reconciler: Reconciler, redis_client: Redis, state: JobState, job_id: str
+    reconciler: Reconciler, redis_client: Redis, state: JobStore, job_id: str
 ) -> None:
     finish(state, job_id, "prepare", begin(state, job_id, "prepare"), cache_queue="cpu")
     reconciler.sweep()
     assert reconciler.sweep() == [job_id]
-    assert list(messages(redis_client)) == [(job_id, "cache")]
+    assert list(messages(redis_client, KEYS)) == [(job_id, "cache")]
     assert redis_client.llen("cpu") == 1
 
 
 def test_a_running_stage_whose_message_is_gone_begins_again_and_fences_the_old_start(
-    reconciler: Reconciler, redis_client: Redis, state: JobState, job_id: str
+    reconciler: Reconciler, redis_client: Redis, state: JobStore, job_id: str
 ) -> None:
     first = begin(state, job_id, "prepare")
     reconciler.sweep()
@@ -150,7 +152,7 @@ def test_a_running_stage_whose_message_is_gone_begins_again_and_fences_the_old_s
 
 
 def test_a_job_that_goes_on_between_two_looks_is_left_alone(
-    reconciler: Reconciler, state: JobState, job_id: str
+    reconciler: Reconciler, state: JobStore, job_id: str
 ) -> None:
     reconciler.sweep()
     attempt = begin(state, job_id, "prepare")
@@ -168,7 +170,7 @@ def test_jobs_that_are_over_are_left_alone(
 
 
 def test_what_waits_on_purpose_is_left_alone(
-    reconciler: Reconciler, control: JobControl, state: JobState, job_id: str
+    reconciler: Reconciler, control: JobControl, state: JobStore, job_id: str
 ) -> None:
     control.pause(job_id)
     assert reconciler.sweep() == reconciler.sweep() == []
@@ -184,13 +186,13 @@ def test_what_it_keeps_has_a_life_time(
     reconciler: Reconciler, redis_client: Redis, job_id: str
 ) -> None:
     reconciler.sweep()
-    assert 0 < redis_client.ttl("training:reconciler:missed") < 10
+    assert 0 < redis_client.ttl("training:reconciler:missing") < 10
 
 
 def test_nobody_listens_for_the_result_of_what_is_sent(
-    app: Celery, state: JobState, redis_client: Redis, job_id: str
+    app: Celery, state: JobStore, redis_client: Redis, job_id: str
 ) -> None:
     redis_client.config_resetstat()
     send_rest(app, state.get(job_id))
-    assert list(messages(redis_client)) == [(job_id, "prepare")]
+    assert list(messages(redis_client, KEYS)) == [(job_id, "prepare")]
     assert "cmdstat_subscribe" not in redis_client.info("commandstats")

@@ -17,7 +17,7 @@ from tasks.errors import ErrorCode, JobError
 from tasks.settings.settings import Settings
 from tasks.stages.submit import admit
 from tasks.state.control import JobControl
-from tasks.state.job_store import JobState
+from tasks.state.job_store import JobStore
 from worker.maintenance.webhooks import Webhooks
 
 OLD, NEW = (f"whsec_{b64encode(bytes([n]) * 24).decode()}" for n in (1, 2))
@@ -63,16 +63,16 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture
-def webhooks(redis_client: Redis, state: JobState, receiver: Receiver) -> Webhooks:
+def webhooks(redis_client: Redis, state: JobStore, receiver: Receiver) -> Webhooks:
     return Webhooks(redis_client, state, receiver.url, [OLD, NEW])
 
 
 @pytest.fixture
-def job_id(state: JobState, job_document: dict[str, Any]) -> str:
+def job_id(state: JobStore, job_document: dict[str, Any]) -> str:
     return admit(job_document, state, "result")[0]
 
 
-def fail(state: JobState, job_id: str) -> None:
+def fail(state: JobStore, job_id: str) -> None:
     attempt = state.begin(job_id, "prepare", worker="w", queue="q", tag="t")[1]
     state.fail(job_id, attempt, JobError("cat.png", ErrorCode.INTERNAL, "prepare"))
 
@@ -86,7 +86,7 @@ def let_it_be_due(redis_client: Redis, job_id: str) -> float:
 
 
 def test_the_end_of_a_job_is_told_once_and_signed_with_every_secret(
-    webhooks: Webhooks, state: JobState, receiver: Receiver, redis_client: Redis, job_id: str
+    webhooks: Webhooks, state: JobStore, receiver: Receiver, redis_client: Redis, job_id: str
 ) -> None:
     assert webhooks.tell_due() == []
     fail(state, job_id)
@@ -106,7 +106,7 @@ def test_the_end_of_a_job_is_told_once_and_signed_with_every_secret(
     stranger = f"whsec_{b64encode(bytes(24)).decode()}"
     with pytest.raises(WebhookVerificationError):
         Webhook(stranger).verify(body, headers)
-    assert redis_client.exists("training:webhooks", "training:webhooks:tries") == 0
+    assert redis_client.exists("training:webhooks", "training:webhooks:deliveries") == 0
 
 
 def test_the_published_example_of_the_specification_is_signed_as_it_says() -> None:
@@ -117,7 +117,7 @@ def test_the_published_example_of_the_specification_is_signed_as_it_says() -> No
 
 
 def test_every_kind_of_end_is_told_and_only_ends(
-    webhooks: Webhooks, state: JobState, redis_client: Redis, job_document: dict[str, Any]
+    webhooks: Webhooks, state: JobStore, redis_client: Redis, job_document: dict[str, Any]
 ) -> None:
     cancelled, exhausted, waiting = (admit(job_document, state, "r")[0] for _ in range(3))
     JobControl(redis_client, timedelta(hours=1)).cancel(cancelled)
@@ -128,7 +128,7 @@ def test_every_kind_of_end_is_told_and_only_ends(
 
 
 def test_the_end_of_a_job_of_a_newer_version_is_told_as_well(
-    webhooks: Webhooks, state: JobState, receiver: Receiver, redis_client: Redis, job_id: str
+    webhooks: Webhooks, state: JobStore, receiver: Receiver, redis_client: Redis, job_id: str
 ) -> None:
     fail(state, job_id)
     result = {"published": "p", "manifest": "m", "sha256": "0", "files": ["f"], "mood": "good"}
@@ -141,7 +141,7 @@ def test_the_end_of_a_job_of_a_newer_version_is_told_as_well(
 
 def test_a_receiver_that_fails_is_told_again_under_the_same_id(
     webhooks: Webhooks,
-    state: JobState,
+    state: JobStore,
     receiver: Receiver,
     redis_client: Redis,
     job_id: str,
@@ -164,7 +164,7 @@ def test_a_receiver_that_fails_is_told_again_under_the_same_id(
 @pytest.mark.parametrize("status", [302, 404])
 def test_anything_but_success_is_told_again_and_redirects_are_not_followed(
     webhooks: Webhooks,
-    state: JobState,
+    state: JobStore,
     receiver: Receiver,
     redis_client: Redis,
     job_id: str,
@@ -178,7 +178,7 @@ def test_anything_but_success_is_told_again_and_redirects_are_not_followed(
 
 
 def test_who_is_gone_is_told_no_more(
-    webhooks: Webhooks, state: JobState, receiver: Receiver, redis_client: Redis, job_id: str
+    webhooks: Webhooks, state: JobStore, receiver: Receiver, redis_client: Redis, job_id: str
 ) -> None:
     fail(state, job_id)
     receiver.status = 410
@@ -187,7 +187,7 @@ def test_who_is_gone_is_told_no_more(
 
 
 def test_after_the_last_try_it_is_given_up(
-    webhooks: Webhooks, state: JobState, receiver: Receiver, redis_client: Redis, job_id: str
+    webhooks: Webhooks, state: JobStore, receiver: Receiver, redis_client: Redis, job_id: str
 ) -> None:
     fail(state, job_id)
     receiver.status = 500
@@ -195,12 +195,12 @@ def test_after_the_last_try_it_is_given_up(
         webhooks.tell_due()
         let_it_be_due(redis_client, job_id)
     webhooks.tell_due()
-    assert redis_client.exists("training:webhooks", "training:webhooks:tries") == 0
+    assert redis_client.exists("training:webhooks", "training:webhooks:deliveries") == 0
     assert len(receiver.told) == 10
 
 
 def test_two_workers_do_not_tell_the_same_end_at_once(
-    webhooks: Webhooks, state: JobState, receiver: Receiver, redis_client: Redis, job_id: str
+    webhooks: Webhooks, state: JobStore, receiver: Receiver, redis_client: Redis, job_id: str
 ) -> None:
     fail(state, job_id)
     receiver.slow_s = 0.3
@@ -212,17 +212,17 @@ def test_two_workers_do_not_tell_the_same_end_at_once(
 
 
 def test_a_receiver_that_is_away_is_told_later(
-    state: JobState, redis_client: Redis, job_id: str
+    state: JobStore, redis_client: Redis, job_id: str
 ) -> None:
     fail(state, job_id)
     nobody = Webhooks(redis_client, state, "http://127.0.0.1:9/", [NEW])
     assert nobody.tell_due() == []
     assert 1 < let_it_be_due(redis_client, job_id) < 6
-    assert 0 < redis_client.ttl("training:webhooks:tries") <= 3600
+    assert 0 < redis_client.ttl("training:webhooks:deliveries") <= 3600
 
 
 def test_without_an_address_nothing_is_kept(
-    state: JobState, redis_client: Redis, job_id: str
+    state: JobStore, redis_client: Redis, job_id: str
 ) -> None:
     fail(state, job_id)
     assert Webhooks(redis_client, state, None, []).tell_due() == []

@@ -24,7 +24,7 @@ class _Tenant:
 
 def run(settings: Settings, *, json: bool) -> None:
     """List the tenants."""
-    tenants = list(_tenants(client_of(settings).lanes))
+    tenants = list(_tenants(client_of(settings).tenant_queues))
     if json:
         print_json([asdict(it) for it in tenants])
         return

@@ -1,0 +1,64 @@
+"""The keys in Redis of the fleet's state; those of one job are in ``tasks/contract.py``.
+
+All of them expire.
+"""
+
+JOBS = "training:jobs"
+"""Sorted set: the ids of all jobs by the time they were submitted."""
+TENANT_JOBS_PREFIX = "training:tenant_jobs:"
+"""Before a tenant: the same of its jobs."""
+IN_FLIGHT = "training:jobs:in_flight"
+"""Hash: the ids of the jobs that have a message or whose stage runs, each with its tenant."""
+DUE = "training:jobs:due"
+"""Sorted set: the ids of the jobs that wait for a retry, by the time it is due."""
+DEAD_LETTERS = "training:jobs:dead_letters"
+"""Sorted set: the ids of the jobs that the infrastructure failed, by the time of their end."""
+
+TENANT_QUEUES = "training:tenant_queues"
+"""Set: the queues in front of which jobs wait in tenant queues. With ``:QUEUE``, the tenants of
+that queue by their last dispatch; with ``:QUEUE:TENANT``, a tenant's jobs, the next one first."""
+TENANT_QUEUES_SINCE = "training:tenant_queues_since"
+"""With ``:QUEUE:TENANT``, the same jobs by the time since when they wait."""
+FLEET = "training:fleet"
+"""Hash: ``room:QUEUE`` is how many messages a queue may hold; ``weight:TENANT`` and
+``limit:TENANT`` (empty for none) are a tenant's share."""
+
+PENDING_WEBHOOKS = "training:webhooks"
+"""Sorted set: the ids of ended jobs whose webhook is not delivered, by the next delivery's time."""
+WEBHOOK_DELIVERIES = "training:webhooks:deliveries"
+"""Hash: the deliveries tried so far, by job."""
+
+COUNTS = "training:counts"
+"""Hash: the counters, by the fields that ``tasks/metrics.py`` gives."""
+
+WORKERS = "training:workers"
+"""Set: the names of live workers, and of some that are gone."""
+WORKER_PREFIX = "training:worker:"
+"""Before a worker's name: its heartbeat, a JSON text that expires unless it is renewed."""
+
+MAINTENANCE_LEASE = "training:maintenance:lease"
+"""The lock of the worker that does the fleet's maintenance."""
+WEBHOOKS_LEASE = "training:webhooks:lease"
+"""The lock of the worker that delivers webhooks."""
+MISSING_MESSAGES = "training:reconciler:missing"
+"""Hash: the jobs without a message at the reconciler's last look, by job: what each waited for and
+since when."""
+
+UNACKED_INDEX = "unacked_index"
+"""kombu's sorted set of the delivery tags that workers hold, unless the transport's options rename
+it: a worker passes the name on that its transport has."""
+
+
+def tenants_key(queue: str) -> str:
+    """Key of the tenants with jobs in front of a queue, the longest without a dispatch first."""
+    return f"{TENANT_QUEUES}:{queue}"
+
+
+def tenant_queue_key(queue: str, tenant: str) -> str:
+    """Key of a tenant's jobs in front of a queue, the next one first."""
+    return f"{TENANT_QUEUES}:{queue}:{tenant}"
+
+
+def tenant_since_key(queue: str, tenant: str) -> str:
+    """Key of the same jobs, the longest wait first."""
+    return f"{TENANT_QUEUES_SINCE}:{queue}:{tenant}"

@@ -1,0 +1,18 @@
+-- Takes the first job out of a tenant queue, for the caller to send. Returns {'sent', job, fields};
+-- {'waiting'} if the queue is full, the tenant is at its limit or another caller was faster; or
+-- {'gone'} if the job has expired.
+local first_job = redis.call('ZRANGE', tenant_queue, 0, 0)[1]
+if not first_job then return {'waiting'} end
+local job_key = keys.job_prefix .. first_job
+local events_key = job_key .. keys.events_suffix
+-- include: job.lua
+if get('tenant_queue') ~= queue then
+  remove_from_tenant_queue(queue, tenant)
+  return {'gone'}
+end
+if not has_room(queue) or not is_below_limit(tenant) then return {'waiting'} end
+leave_tenant_queue()
+redis.call('ZADD', tenants_key(queue), 'XX', now, tenant)
+put_in_flight()
+save()
+return {'sent', job_id, all_fields()}

@@ -1,0 +1,19 @@
+-- Gives a stage back, so that a later message may begin it: at once, or after `delay_s`. Returns
+-- 'superseded' or the job's status; nothing changes while the job is being cancelled.
+-- include: job.lua
+if is_superseded(attempt) then return 'superseded' end
+local status = get('status')
+if status == 'cancelling' then return status end
+set({stage_state = 'queued', starts = 0})
+set(fields)
+append_event(event)
+add_counts(counts)
+if status == 'pausing' then
+  status = 'paused'
+  set({status = status})
+  remove_from_flight()
+elseif delay_s ~= '' then
+  set_due_in(delay_s)
+end
+save()
+return status

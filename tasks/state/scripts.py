@@ -1,0 +1,227 @@
+"""The scripts that change jobs: each is whole or absent.
+
+A change made for a stage is fenced by ``attempt``, which only the newest start of a stage holds.
+``job_key`` is the job's hash, ``events_key`` its stream of events, and ``ttl_s`` says for how many
+seconds everything is kept. What a script returns is written in its file.
+"""
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from tasks import metrics
+from tasks.contract import EVENT_FIELD, EVENTS_SUFFIX, JOB_KEY
+from tasks.redis_script import Key, ScriptFolder
+from tasks.state import keys
+
+# Some 60 bytes of overhead and 200 of JSON an event: at most half a megabyte a job.
+_MAX_EVENTS = 2000
+
+_lua = ScriptFolder(
+    files("tasks.state") / "lua",
+    {
+        "keys": {
+            "job_prefix": JOB_KEY,
+            "events_suffix": EVENTS_SUFFIX,
+            "event_field": EVENT_FIELD,
+            "jobs": keys.JOBS,
+            "tenant_jobs_prefix": keys.TENANT_JOBS_PREFIX,
+            "in_flight": keys.IN_FLIGHT,
+            "due": keys.DUE,
+            "dead_letters": keys.DEAD_LETTERS,
+            "tenant_queues": keys.TENANT_QUEUES,
+            "tenant_queues_since": keys.TENANT_QUEUES_SINCE,
+            "fleet": keys.FLEET,
+            "pending_webhooks": keys.PENDING_WEBHOOKS,
+            "counts": keys.COUNTS,
+        },
+        "metrics": {
+            "jobs": metrics.JOBS.name,
+            "dead_letters": metrics.DEAD_LETTERS.name,
+            "takeovers": metrics.TAKEOVERS.name,
+            "requeues": metrics.REQUEUES.name,
+        },
+        "limits": {"events": _MAX_EVENTS},
+    },
+)
+
+
+@_lua.script
+def create_job(
+    *,
+    job_key: Key,
+    events_key: Key,
+    ttl_s: int,
+    event: str,
+    first_queue: str,
+    fields: Mapping[str, str],
+) -> str:
+    """Record a job and send it, or let it wait."""
+    raise NotImplementedError
+
+
+@_lua.script
+def begin_stage(
+    *,
+    job_key: Key,
+    events_key: Key,
+    unacked_index: Key,
+    ttl_s: int,
+    stage_number: int,
+    stage: str,
+    delivery_tag: str,
+    max_starts: int,
+    worker: str,
+    queue: str,
+    exhausted_event: str,
+    exhausted_message: str,
+    worker_version: int,
+    message_version: int,
+    retry_in_s: float,
+) -> list[Any]:
+    """Begin a stage; ``stage_number`` of the first one is 1."""
+    raise NotImplementedError
+
+
+@_lua.script
+def write(
+    *,
+    job_key: Key,
+    events_key: Key,
+    ttl_s: int,
+    attempt: int,
+    events: Sequence[str],
+    fields: Mapping[str, str],
+    counts: metrics.Counts,
+) -> int:
+    """Append events and set fields for a start."""
+    raise NotImplementedError
+
+
+@_lua.script
+def finish_stage(
+    *,
+    job_key: Key,
+    events_key: Key,
+    ttl_s: int,
+    attempt: int,
+    event: str,
+    fields: Mapping[str, str],
+    fair_share_queue: str | None,
+    counts: metrics.Counts,
+) -> str:
+    """Record that a stage is done."""
+    raise NotImplementedError
+
+
+@_lua.script
+def end_job(
+    *,
+    job_key: Key,
+    events_key: Key,
+    ttl_s: int,
+    attempt: int,
+    status: str,
+    is_dead_letter: bool,
+    events: Sequence[str],
+    fields: Mapping[str, str],
+    counts: metrics.Counts,
+) -> int:
+    """End a job."""
+    raise NotImplementedError
+
+
+@_lua.script
+def release_stage(
+    *,
+    job_key: Key,
+    events_key: Key,
+    ttl_s: int,
+    attempt: int,
+    event: str,
+    fields: Mapping[str, str],
+    delay_s: float | None,
+    counts: metrics.Counts,
+) -> str:
+    """Give a stage back."""
+    raise NotImplementedError
+
+
+@_lua.script
+def requested_state(*, job_key: Key, events_key: Key, ttl_s: int, attempt: int) -> str:
+    """Read whether a start should continue."""
+    raise NotImplementedError
+
+
+@_lua.script
+def cancel_job(
+    *,
+    job_key: Key,
+    events_key: Key,
+    ttl_s: int,
+    event: str,
+    message: str,
+    save_on_cancel: bool,
+) -> str:
+    """Cancel a job; ``event`` and ``message`` are of its end."""
+    raise NotImplementedError
+
+
+@_lua.script
+def pause_job(*, job_key: Key, events_key: Key, ttl_s: int, event: str) -> str:
+    """Pause a job."""
+    raise NotImplementedError
+
+
+@_lua.script
+def resume_job(
+    *, job_key: Key, events_key: Key, ttl_s: int, from_status: str, event: str, queue: str
+) -> str:
+    """Resume a job; ``queue`` is that of the stage it waits for."""
+    raise NotImplementedError
+
+
+@_lua.script
+def requeue_stage(
+    *,
+    job_key: Key,
+    events_key: Key,
+    unacked_index: Key,
+    ttl_s: int,
+    attempt: int,
+    stage: str,
+    event: str,
+) -> int:
+    """Let a stage whose message was lost begin again."""
+    raise NotImplementedError
+
+
+@_lua.script
+def take_due_job(*, job_key: Key, events_key: Key, ttl_s: int) -> int:
+    """Take a job whose retry is due."""
+    raise NotImplementedError
+
+
+@_lua.script
+def dispatch_candidates() -> list[Any]:
+    """Read what decides which job is dispatched next."""
+    raise NotImplementedError
+
+
+@_lua.script
+def dispatch_job(*, tenant_queue: Key, ttl_s: int, queue: str, tenant: str) -> list[Any]:
+    """Take the first job out of a tenant queue."""
+    raise NotImplementedError
+
+
+@_lua.script
+def claim_webhook(
+    *,
+    pending_webhooks: Key,
+    webhook_deliveries: Key,
+    now: float,
+    claimed_until: float,
+    job_id: str,
+) -> int:
+    """Claim a pending webhook."""
+    raise NotImplementedError
