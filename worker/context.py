@@ -12,13 +12,14 @@ from tasks.eta.history import RunHistoryStore
 from tasks.settings.settings import Settings
 from tasks.stages.dispatch import send_rest
 from tasks.stages.worker_context import Backoff, WorkerContext
-from tasks.state.job_store import JobState, connect
+from tasks.state.job_store import JobStore, connect
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import newest_versions, next_larger_class
 from tasks.store import Store
 from tasks.tracing.spans import start_tracing
 from worker.gpu.inventory import Gpu
 from worker.gpu.quarantine import GpuFaultPipe, make_gate
+from worker.kombu_redis.transport import Keys
 from worker.lifecycle.policy import WorkerPolicy
 from worker.supervision.engines import make_trainers
 from worker.supervision.trainer_pool import trainer_environment
@@ -70,9 +71,12 @@ def make_context(
     trainer = make_trainers(settings, env)
     client = connect(app.conf.broker_url)
     patient = connect(app.conf.broker_url, patience=_PATIENCE)
+    keys = Keys.of(app.conf.broker_transport_options)
     tenant_queues = TenantQueues(client, settings.job_ttl, partial(send_rest, app))
     return WorkerContext(
-        state=JobState(client, settings.job_ttl, settings.constants),
+        state=JobStore(
+            client, settings.job_ttl, settings.constants, unacked_index=keys.unacked_index
+        ),
         cache=CacheRegistry(patient, settings.job_ttl, settings.visibility_timeout),
         store=Store(settings.resolved_store_url),
         trainer=trainer,

@@ -8,7 +8,8 @@ from tasks.metrics import REDELIVERED_MESSAGES, WEBHOOKS
 from tasks.settings.settings import Settings
 from tasks.state.control import JobControl
 from tasks.state.counters import Counters
-from tasks.state.job_store import JobState
+from tasks.state.job_store import JobStore
+from tasks.state.keys import WEBHOOKS_LEASE
 from tasks.state.record import JobSummary
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import live_workers
@@ -42,6 +43,7 @@ class FleetMaintenance(WorkerPolicy):
         self._counters = Counters(client, settings.job_ttl)
         self._queues = TenantQueues(client, settings.job_ttl, enqueue)
         self._redelivery = Sweep(client, self._timeout, keys)
+        self._keys = keys
 
     def on_ready(self) -> None:
         """Join both elections: webhooks have their own, since their receivers may be slow."""
@@ -49,8 +51,10 @@ class FleetMaintenance(WorkerPolicy):
         self._webhook_loop().start()
 
     def _maintenance_loop(self) -> LeaderLoop:
-        control = JobControl(self._client, self._settings.job_ttl)
-        reconciler = Reconciler(self._client, control, self._enqueue, self._timeout)
+        control = JobControl(
+            self._client, self._settings.job_ttl, unacked_index=self._keys.unacked_index
+        )
+        reconciler = Reconciler(self._client, control, self._enqueue, self._timeout, self._keys)
         jobs = (
             self._update_fleet,
             self._queues.dispatch,
@@ -62,14 +66,12 @@ class FleetMaintenance(WorkerPolicy):
     def _webhook_loop(self) -> LeaderLoop:
         webhooks = Webhooks(
             self._client,
-            JobState(self._client, self._settings.job_ttl),
+            JobStore(self._client, self._settings.job_ttl),
             self._settings.webhook_url,
             self._settings.webhook_signing_secrets(),
             lambda result: self._counters.count(WEBHOOKS.one(result)),
         )
-        return LeaderLoop(
-            self._client, self._timeout, [webhooks.tell_due], lease="training:webhooks:lease"
-        )
+        return LeaderLoop(self._client, self._timeout, [webhooks.tell_due], lease=WEBHOOKS_LEASE)
 
     def _update_fleet(self) -> None:
         """Publish the fleet's capacity and the tenants' shares, which dispatch goes by."""
