@@ -6,13 +6,13 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from console.app import make_app
-from console.services.service import Service
+from console.services.services import open_services
 from tasks.errors import EXIT_CODES, JobError
 from tasks.logging_setup import set_up_logging
 from tasks.settings.settings import Settings
 
-# Streams of events would keep it from ending.
-_END_WITHIN_S = 3
+# Open pages would keep the server from ending.
+_SHUTDOWN_TIMEOUT_S = 3
 
 
 def main() -> int:
@@ -23,25 +23,27 @@ def main() -> int:
     """
     settings = Settings()
     if settings.broker_url is None:
-        sys.stderr.write("error: run 'training-worker console', which finds the broker\n")
+        sys.stderr.write(
+            "error: no broker URL; run 'training-worker console', which finds the broker\n"
+        )
         return 2
     set_up_logging(settings.log_format, "console")
     try:
-        service = Service(settings, settings.broker_url.get_secret_value())
+        services = open_services(settings, settings.broker_url.get_secret_value())
     except JobError as error:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_CODES[error.code]
     uvicorn.run(
-        make_app(settings, service),
+        make_app(services),
         host=settings.console_address,
         port=settings.console_port,
         root_path=urlsplit(settings.console_base_url).path,
         server_header=False,
         log_config=None,
         access_log=False,
-        # Its lines of opened connections name pages by what opens them.
+        # Lines of opened connections would log the sockets' secrets.
         log_level="warning",
-        timeout_graceful_shutdown=_END_WITHIN_S,
+        timeout_graceful_shutdown=_SHUTDOWN_TIMEOUT_S,
     )
     return 0
 

@@ -1,4 +1,4 @@
-"""The console's application: the API, the pages, and what guards both."""
+"""The console's application: API, pages, login, and the security headers around them."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -9,32 +9,33 @@ from fastapi import FastAPI
 from console.api.site import make_api
 from console.login import login_routes
 from console.pages.site import add_pages
-from console.security_headers import API, Guard
-from console.services.service import Service
-from tasks.settings.settings import Settings
+from console.security_headers import API, SecurityHeaders
+from console.services.services import Services
 
 
-def make_app(settings: Settings, service: Service) -> FastAPI:
-    """The application.
+def make_app(services: Services) -> FastAPI:
+    """Return the application.
 
     Args:
-        settings: The console's.
-        service: What it does.
+        services: The services, which the application closes when it ends.
     """
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        upkeep = asyncio.create_task(service.upkeep())
+        maintenance = asyncio.create_task(services.maintain())
         yield
-        upkeep.cancel()
-        await service.close()
+        maintenance.cancel()
+        await services.close()
 
+    settings = services.settings
     app = FastAPI(
         title="training-worker", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lifespan
     )
-    app.mount(API, make_api(service))
-    app.include_router(login_routes(service))
-    add_pages(app, service)
-    # The last one is asked first.
-    app.add_middleware(Guard, settings=settings)
+    app.mount(API, make_api(services))
+    app.include_router(
+        login_routes(services.sessions, services.login_limiter, settings.console_base_url)
+    )
+    add_pages(app, services)
+    # The middleware that is added last sees a request first.
+    app.add_middleware(SecurityHeaders, settings=settings)
     return app

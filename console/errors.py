@@ -1,16 +1,16 @@
-"""Errors of the console's own, beside those of jobs.
+"""Errors of the console, beside those of jobs (``tasks/errors.py``).
 
 ConsoleError
-├── UnauthorizedError    no key, or one that is nobody's
-├── ForbiddenError       the key does not go so far
-├── NotFoundError        there is no such thing, for this account
-├── ConflictError        the thing is not where this can be done to it
-├── BadRequestError      the request says nothing that could be done
-├── ChecksumError        other bytes came than were sent
-├── TooSlowError         nothing comes any more
-├── NoRoomError          the disk is full
-├── TooLargeError        more bytes than are taken
-└── TooManyError         too often, or too many at a time
+├── BadRequestError           400, malformed request
+├── UnauthorizedError         401, no valid key
+├── ForbiddenError            403, insufficient permission
+├── NotFoundError             404, absent, or not visible to the caller
+├── TooSlowError              408, the sender was idle for too long
+├── ConflictError             409, not possible in the current state
+├── TooLargeError             413, too many bytes
+├── TooManyError              429, too often, or too many at a time
+├── ChecksumError             460, the bytes differ from their checksum
+└── InsufficientStorageError  507, the disk is full
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from tasks.errors import Problem
 
 
 class ConsoleError(Exception):
-    """A request that is not done.
+    """A request failed.
 
     Args:
         message: One clear sentence.
-        faults: All that is wrong, where that is more.
+        problems: Every problem, when there are several.
     """
 
     status = 500
@@ -35,80 +35,80 @@ class ConsoleError(Exception):
         self.problems = tuple(problems)
 
 
+class BadRequestError(ConsoleError):
+    """The request is malformed."""
+
+    status = 400
+    code = "bad_request"
+
+
 class UnauthorizedError(ConsoleError):
-    """No key, or one that is nobody's."""
+    """The request has no valid key."""
 
     status = 401
     code = "unauthorized"
 
 
 class ForbiddenError(ConsoleError):
-    """The key does not go so far."""
+    """The key has insufficient permission."""
 
     status = 403
     code = "forbidden"
 
 
 class NotFoundError(ConsoleError):
-    """There is no such thing, for this account."""
+    """The thing is absent, or the caller may not see it."""
 
     status = 404
     code = "not_found"
 
 
+class TooSlowError(ConsoleError):
+    """The sender was idle for too long."""
+
+    status = 408
+    code = "request_timeout"
+
+
 class ConflictError(ConsoleError):
-    """The thing is not where this can be done to it."""
+    """The request is not possible in the current state."""
 
     status = 409
     code = "conflict"
 
 
-class BadRequestError(ConsoleError):
-    """The request says nothing that could be done."""
+class TooLargeError(ConsoleError):
+    """The request has too many bytes."""
 
-    status = 400
-    code = "bad_request"
+    status = 413
+    code = "content_too_large"
+
+
+class TooManyError(ConsoleError):
+    """The caller makes too many requests, or too many at a time.
+
+    Args:
+        message: One clear sentence.
+        retry_after_s: When the caller may retry.
+    """
+
+    status = 429
+    code = "too_many_requests"
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
 
 
 class ChecksumError(ConsoleError):
-    """Other bytes came than were sent; tus has a status of its own for it."""
+    """The bytes differ from their checksum; tus defines this status."""
 
     status = 460
     code = "checksum_mismatch"
-
-
-class TooSlowError(ConsoleError):
-    """Nothing comes any more."""
-
-    status = 408
-    code = "too_slow"
 
 
 class InsufficientStorageError(ConsoleError):
     """The disk is full."""
 
     status = 507
-    code = "no_room"
-
-
-class TooLargeError(ConsoleError):
-    """More bytes than are taken."""
-
-    status = 413
-    code = "too_large"
-
-
-class TooManyError(ConsoleError):
-    """Too often, or too many at a time.
-
-    Args:
-        message: One clear sentence.
-        retry_after_s: When it may be tried again.
-    """
-
-    status = 429
-    code = "too_many"
-
-    def __init__(self, message: str, retry_after_s: int = 1) -> None:
-        super().__init__(message)
-        self.retry_after_s = retry_after_s
+    code = "insufficient_storage"

@@ -1,66 +1,123 @@
-"""Logging in: a browser shows a key once, and has a cookie from then on."""
+"""Login of browsers: a browser sends its key once and gets a cookie for a session.
 
+Knows sessions and where they may be used from; the page with the form is in ``pages/``.
+"""
+
+import secrets
+import time
+from collections import OrderedDict
 from urllib.parse import parse_qs, quote, urlsplit
 
 from fastapi import APIRouter, Request, Response
 from starlette.responses import RedirectResponse
 
-from console.api.access import is_same_origin
-from console.api.limits import MOST_BODY_BYTES, RateLimiter
-from console.services.service import Service
-from console.services.sessions import COOKIE, LIFE_S
+from console.services.rate_limiter import RateLimiter
+from tasks.api_keys import ApiKeys, Caller, digest_of
 
-# A key has 256 bits and is not found by trying; this keeps those who try from taking our time.
-_TRIES_A_MINUTE = 60
+COOKIE = "training_session"
+SESSION_TTL_S = 12 * 3600
+_MAX_SESSIONS = 10_000
+_MAX_FORM_BYTES = 2**20
 
 
-def login_routes(service: Service) -> APIRouter:
-    """``POST /login`` with the form field ``key``, and ``POST /logout``.
+class Sessions:
+    """Sessions of this process. They end with it, and when their key is revoked.
 
-    Both answer with a redirect: to the page that ``next`` names or the first
-    one, or back to ``/login?wrong=1``.
+    Args:
+        api_keys: The API keys.
+    """
+
+    def __init__(self, api_keys: ApiKeys) -> None:
+        self._api_keys = api_keys
+        self._open: OrderedDict[str, tuple[str, float]] = OrderedDict()
+
+    def start(self, key: str) -> str | None:
+        """Start a session and return its cookie; None for an unknown key."""
+        if self._api_keys.find(key) is None:
+            return None
+        cookie = secrets.token_urlsafe(32)
+        self._open[digest_of(cookie)] = (digest_of(key), time.monotonic() + SESSION_TTL_S)
+        if len(self._open) > _MAX_SESSIONS:
+            self._open.popitem(last=False)
+        return cookie
+
+    def find(self, cookie: str | None) -> Caller | None:
+        """Return the caller of a session; None for an unknown or expired one."""
+        session = self._open.get(digest_of(cookie)) if cookie else None
+        if session is None:
+            return None
+        key_digest, expires_at = session
+        is_open = time.monotonic() < expires_at
+        return self._api_keys.find_by_digest(key_digest) if is_open else None
+
+    def end(self, cookie: str | None) -> None:
+        """End a session."""
+        if cookie:
+            self._open.pop(digest_of(cookie), None)
+
+
+def login_routes(sessions: Sessions, limiter: RateLimiter, base_url: str) -> APIRouter:
+    """Return the routes ``POST /login``, with the form field ``key``, and ``POST /logout``.
+
+    Both answer with a redirect: to the page that ``next`` names, or the first one, or back to
+    ``/login?wrong=1``.
+
+    Args:
+        sessions: The sessions.
+        limiter: Limit of logins per address. Nobody can guess a key of 256 bits; the limit keeps
+            such attempts from using up this process.
+        base_url: Address of the console in a browser.
     """
     router = APIRouter(include_in_schema=False)
-    limiter = RateLimiter(_TRIES_A_MINUTE)
 
     @router.post("/login")
     async def login(request: Request) -> Response:
-        home = request.scope.get("root_path", "")
-        target = inside(request.query_params.get("next", ""))
-        back = "" if target == "/" else f"&next={quote(target, safe='')}"
-        again = f"{home}/login?wrong=1{back}"
-        who = request.client.host if request.client else ""
-        if limiter.take(who).retry_after_s or not is_same_origin(request):
-            return RedirectResponse(again, 303)
-        cookie = service.sessions.begin(await _key_in(request))
+        root = request.scope.get("root_path", "")
+        target = safe_target(request.query_params.get("next", ""))
+        query = "" if target == "/" else f"&next={quote(target, safe='')}"
+        refused = RedirectResponse(f"{root}/login?wrong=1{query}", 303)
+        address = request.client.host if request.client else ""
+        status = await limiter.take(address)
+        if status.retry_after_s or not is_same_origin(request):
+            return refused
+        cookie = sessions.start(await _key_in(request))
         if cookie is None:
-            return RedirectResponse(again, 303)
-        answer = RedirectResponse(f"{home}{target}", 303)
-        answer.set_cookie(
+            return refused
+        response = RedirectResponse(f"{root}{target}", 303)
+        response.set_cookie(
             COOKIE,
             cookie,
-            max_age=LIFE_S,
-            path=f"{home}/",
+            max_age=SESSION_TTL_S,
+            path=f"{root}/",
             httponly=True,
             samesite="strict",
-            secure=service.settings.console_base_url.startswith("https://"),
+            secure=base_url.startswith("https://"),
         )
-        return answer
+        return response
 
     @router.post("/logout")
     async def logout(request: Request) -> Response:
-        home = request.scope.get("root_path", "")
+        root = request.scope.get("root_path", "")
         if is_same_origin(request):
-            service.sessions.end(request.cookies.get(COOKIE))
-        answer = RedirectResponse(f"{home}/login", 303)
-        answer.delete_cookie(COOKIE, path=f"{home}/")
-        return answer
+            sessions.end(request.cookies.get(COOKIE))
+        response = RedirectResponse(f"{root}/login", 303)
+        response.delete_cookie(COOKIE, path=f"{root}/")
+        return response
 
     return router
 
 
-def inside(target: str) -> str:
-    """A path of the console's own; whatever leads elsewhere is its start."""
+def is_same_origin(request: Request) -> bool:
+    """Return whether a browser reports that a page of this console makes the request."""
+    site = request.headers.get("sec-fetch-site")
+    if site is not None:
+        return site == "same-origin"
+    origin = urlsplit(request.headers.get("origin", ""))
+    return bool(origin.netloc) and origin.netloc == request.headers.get("host")
+
+
+def safe_target(target: str) -> str:
+    """Return a path of this console; ``/`` for a target that leads elsewhere."""
     parts = urlsplit(target)
     leads_out = parts.scheme or parts.netloc or "\\" in target or target.startswith("//")
     is_path = target.startswith("/") and target.isprintable() and not leads_out
@@ -68,11 +125,11 @@ def inside(target: str) -> str:
 
 
 async def _key_in(request: Request) -> str:
-    """The key of a form."""
+    """Return the key in a form; empty if it has none or is too long."""
     body = bytearray()
-    async for piece in request.stream():
-        body += piece
-        if len(body) > MOST_BODY_BYTES:
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MAX_FORM_BYTES:
             return ""
     fields = parse_qs(body.decode("utf-8", "replace"))
     return fields.get("key", [""])[0].strip()

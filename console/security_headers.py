@@ -1,4 +1,4 @@
-"""What every answer of the console carries, and which hosts may be asked for."""
+"""Security headers of every response, and the host names that the console answers to."""
 
 from ipaddress import ip_address
 from urllib.parse import urlsplit
@@ -18,9 +18,10 @@ _ALWAYS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Frame-Options": "DENY",
 }
-_OF_API = "default-src 'none'; frame-ancestors 'none'; sandbox"
-# NiceGUI's pages start with a script of their own, and their templates are compiled in the browser.
-_OF_PAGES = (
+_WRONG_HOST = "this host name is not served here; TRAINING_CONSOLE_URL sets it\n"
+_API_POLICY = "default-src 'none'; frame-ancestors 'none'; sandbox"
+# NiceGUI's pages start with an inline script and compile their templates in the browser.
+_PAGE_POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; "
     "connect-src 'self'; object-src 'none'; base-uri 'self'; form-action 'self'; "
@@ -28,30 +29,31 @@ _OF_PAGES = (
 )
 
 
-class Guard:
-    """Looks at each request before all else.
+class SecurityHeaders:
+    """Middleware that checks the host of each request and adds security headers to each response.
 
-    On a loopback address, only this machine's names and the one of TRAINING_CONSOLE_URL may be
-    asked for: a page of another site whose name was made to point here gets nothing.
+    On a loopback address the console answers to this machine's names and to the host of
+    TRAINING_CONSOLE_URL only. That prevents DNS rebinding: another site's name that was made to
+    point here is refused.
 
     Args:
-        app: What is asked else.
-        settings: The console's.
+        app: The application.
+        settings: The console's settings.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self._app, self._hosts = app, _hosts(settings)
+        self._app, self._hosts = app, _allowed_hosts(settings)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request."""
+        """Handle a request."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if not self._is_ours(dict(scope["headers"]).get(b"host", b"")):
+        if not self.is_allowed(dict(scope["headers"]).get(b"host", b"")):
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
                 return
-            refused = PlainTextResponse("this host is not served here\n", 421)
+            refused = PlainTextResponse(_WRONG_HOST, 421)
             await refused(scope, receive, send)
             return
         path = scope["path"].removeprefix(scope.get("root_path", ""))
@@ -59,21 +61,22 @@ class Guard:
 
         state = scope.setdefault("state", {})
 
-        async def guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = MutableHeaders(scope=message)
                 headers.update(_ALWAYS)
-                headers["Content-Security-Policy"] = _OF_API if is_api else _OF_PAGES
-                allowance = state.get("allowance")
-                if allowance is not None:
-                    headers.update(allowance.headers)
+                headers["Content-Security-Policy"] = _API_POLICY if is_api else _PAGE_POLICY
+                rate_limit = state.get("rate_limit")
+                if rate_limit is not None:
+                    headers.update(rate_limit.headers)
                 if is_api:
                     headers.setdefault("Cache-Control", "no-store")
             await send(message)
 
-        await self._app(scope, receive, guarded)
+        await self._app(scope, receive, send_with_headers)
 
-    def _is_ours(self, host: bytes) -> bool:
+    def is_allowed(self, host: bytes) -> bool:
+        """Return whether the console answers to a ``Host`` header."""
         if self._hosts is None:
             return True
         try:
@@ -82,14 +85,14 @@ class Guard:
             return False
 
 
-def _hosts(settings: Settings) -> frozenset[str] | None:
-    """The names that may be asked for; None for all."""
+def _allowed_hosts(settings: Settings) -> frozenset[str] | None:
+    """Return the host names that the console answers to; None for any."""
     try:
         is_local = ip_address(settings.console_address).is_loopback
     except ValueError:
         is_local = settings.console_address == "localhost"
     if not is_local:
         return None
-    named = urlsplit(settings.console_url or "").hostname
-    own = {"localhost", "127.0.0.1", "::1", settings.console_address}
-    return frozenset(own | ({named} if named else set()))
+    proxy = urlsplit(settings.console_url or "").hostname
+    local = {"localhost", "127.0.0.1", "::1", settings.console_address}
+    return frozenset(local | ({proxy} if proxy else set()))

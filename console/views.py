@@ -1,6 +1,6 @@
-"""What the console and its API show: frozen, JSON, and nothing that is not for its reader.
+"""Models of what pages show and the API returns: frozen, JSON, and limited to what the caller sees.
 
-Where tenants may not see what operators do, a field is null for them and says so.
+A field that only operators see is null for tenants, and its description says so.
 """
 
 from datetime import datetime
@@ -13,13 +13,13 @@ from tasks.jobs.job import TrainingJob
 
 
 class View(BaseModel):
-    """The base of all that is shown."""
+    """Base of all views."""
 
     model_config = ConfigDict(frozen=True, use_attribute_docstrings=True)
 
 
 class ProgressView(View):
-    """How far the current stage is."""
+    """Progress of the current stage."""
 
     stage: str
     done: int
@@ -35,11 +35,11 @@ class StageView(View):
 
     name: str
     queue: str | None
-    """Null where it has not begun."""
+    """Null until the stage has started."""
     worker: str | None
     started_at: datetime | None
     seconds: float | None
-    """What it took; null where it is not done."""
+    """Duration; null until the stage has finished."""
     summary: str | None
 
 
@@ -62,49 +62,50 @@ class JobView(View):
     priority: int
     status: str
     stage: str
-    """The stage it is in, or waits for."""
-    waits: str | None
-    """What it waits for, in words; null where it runs or is over."""
+    """The current stage, or the one that the job waits for."""
+    waiting_reason: str | None
+    """Why the job waits; null when it runs or has ended."""
     queue: str
-    """That of its GPU stages."""
-    reason: str
-    """Why that queue."""
+    """Queue of the job's GPU stages."""
+    routing_reason: str
+    """Why the job goes to that queue."""
     memory_gib: dict[str, float]
-    """Its GPU memory by parts, as it was routed by."""
+    """Estimated GPU memory by part."""
     needed_gib: float
-    created: datetime
-    updated: datetime
+    """Estimated GPU memory."""
+    created_at: datetime
+    updated_at: datetime
     progress: ProgressView | None
-    expected_end: datetime | None
-    """When it is over, or will be by what earlier jobs took; null where that is not known."""
+    estimated_end_at: datetime | None
+    """When the job ended, or is expected to end; null when unknown."""
     stages: tuple[StageView, ...]
     error: ErrorView | None
     result: dict[str, Any] | None
-    """Of a job that published something: ``files``, their names, and ``sha256`` of the first; for
-    operators also ``published``, where it is."""
+    """Result of a job that published something: ``files``, their names, and ``sha256`` of the first
+    file; for operators also ``published``, the location."""
 
 
 class JobPage(View):
-    """Some of the jobs, newest first."""
+    """A page of jobs, newest first."""
 
     jobs: tuple[JobView, ...]
-    next: str | None
-    """The cursor that goes on after these; null where there are no more."""
+    next_cursor: str | None
+    """Cursor of the next page; null on the last page."""
 
 
 class PriceView(View):
-    """What a job would cost."""
+    """Estimated price of a job."""
 
     amount: float | None
-    """Null where it is not known how long the job takes."""
-    at_least: float
-    """For the stages of which that is known."""
+    """Null when the job's duration is unknown."""
+    min_amount: float
+    """Price of the stages whose duration is known."""
     per_hour: float
     gpu_hours: float | None
 
 
 class Finding(View):
-    """Something that was found in a dataset."""
+    """A problem or warning about a file of a dataset."""
 
     severity: str
     """``error`` or ``warning``."""
@@ -114,37 +115,37 @@ class Finding(View):
 
 
 class DatasetView(View):
-    """What was found in a dataset."""
+    """Report on a dataset."""
 
     images: int
-    """Good ones."""
+    """Number of valid images."""
     findings: tuple[Finding, ...]
     buckets: dict[str, int]
-    """Training size to the number of images."""
+    """Number of images by training size."""
 
 
 class Preview(View):
-    """What would become of a job."""
+    """What would happen to a job."""
 
     job: TrainingJob
-    """With its preset's values and all defaults."""
+    """The job with its preset's values and all defaults."""
     route: dict[str, Any]
-    """Memory class, queue and reason, and the GPU memory by parts."""
+    """Memory class, queue, reason, and GPU memory by part."""
     warnings: tuple[str, ...]
-    """What runs as described and is likely not what its author wants."""
-    waits: str | None
-    """Why no live worker would take it; null where one would."""
-    expected: dict[str, Any]
-    """Seconds by stage, their sum, and what of them is not known."""
+    """Options that are valid but probably not intended."""
+    waiting_reason: str | None
+    """Why no live worker would run the job; null when one would."""
+    estimate: dict[str, Any]
+    """Seconds by stage and in total, and the stages whose duration is unknown."""
     price: PriceView | None
-    """Null where the operator names no price."""
+    """Null when the operator has not set prices."""
     dataset: DatasetView | None
-    """Null where it was not checked."""
+    """Null when the dataset was not checked."""
     error: ErrorView | None
-    """Why it would fail; null where nothing was found that stops it."""
+    """Why the job would fail; null when no problem was found."""
 
 
-class Sample(View):
+class SampleView(View):
     """A validation image."""
 
     step: int
@@ -162,12 +163,12 @@ class FileView(View):
 
 
 class FilesView(View):
-    """What a job has published."""
+    """Published files of a job."""
 
     files: tuple[FileView, ...]
-    """The trained weights first."""
+    """Files, the trained weights first."""
     manifest: dict[str, Any] | None
-    """Null where nothing is published."""
+    """Null until the job has published."""
 
 
 class UploadView(View):
@@ -177,21 +178,21 @@ class UploadView(View):
     name: str
     tenant: str
     length: int
-    """How many bytes it will have."""
+    """Size of the complete upload in bytes."""
     offset: int
-    """How many are there."""
+    """Number of bytes received."""
     sha256: str | None
-    """Null where it is not whole."""
-    created: datetime
+    """Null until the upload is complete."""
+    created_at: datetime
 
     @property
-    def whole(self) -> bool:
-        """Whether a job can name it."""
+    def is_complete(self) -> bool:
+        """Whether a job can name the upload."""
         return self.sha256 is not None
 
     @property
     def source(self) -> str:
-        """What a job's ``archive`` says to name it."""
+        """Name of the upload in a job's ``archive`` option."""
         return f"upload:{self.id}"
 
 
@@ -199,11 +200,11 @@ class ImageView(View):
     """An image of an upload."""
 
     number: int
-    """By which its thumbnail is asked for."""
+    """Number of the image's thumbnail."""
     name: str
     caption: str | None
-    message: str | None
-    """Why it cannot be read, and has no thumbnail."""
+    error: str | None
+    """Why the image cannot be read and has no thumbnail."""
 
 
 class WorkerView(View):
@@ -211,37 +212,37 @@ class WorkerView(View):
 
     name: str
     queues: tuple[str, ...]
-    """First served first."""
+    """Queues in order of precedence."""
     memory_class: str | None
-    """Null on the CPU queue."""
+    """Null for a CPU worker."""
     gpu: str | None
-    """The product's name."""
+    """Product name of the GPU."""
     gpu_mib: int
-    """0 where it is emulated, or there is none."""
+    """GPU memory; 0 for an emulated GPU or a CPU worker."""
     quarantined: bool
     quarantine_reason: str | None
-    """For operators."""
+    """Null for tenants."""
     busy: bool
-    job: str | None
-    """The id of the job it runs; for those who may see that job."""
-    runs: str | None
-    """What it does, in words: a job's name, or that it is another tenant's."""
+    job_id: str | None
+    """Job that the worker runs; null for another tenant's job."""
+    activity: str | None
+    """What the worker runs: a job's name and stage, or "another tenant's job"."""
 
 
 class QueueView(View):
-    """A queue, and the lanes in front of it."""
+    """A queue, with the tenant queues in front of it."""
 
     name: str
     waiting: int
-    """Jobs in the queue and in front of it."""
-    own: int
-    """Those of the asking tenant; for operators all."""
-    tenants: dict[str, int] | None
-    """By tenant, those in front of it; for operators."""
-    usual_wait_s: float | None
-    """The median of the waits of late; null where nobody has waited yet."""
-    unserved: str | None
-    """Why no live worker takes from it; null where one does."""
+    """Number of waiting jobs."""
+    own_waiting: int
+    """Number of waiting jobs that the caller sees."""
+    waiting_by_tenant: dict[str, int] | None
+    """Number of waiting jobs by tenant; null for tenants."""
+    median_wait_s: float | None
+    """Median of recent waiting times; null without history."""
+    unserved_reason: str | None
+    """Why no live worker serves the queue; null when one does."""
 
 
 class FleetView(View):
@@ -249,7 +250,7 @@ class FleetView(View):
 
     workers: tuple[WorkerView, ...]
     queues: tuple[QueueView, ...]
-    """Those of an engine that no live worker has only where a job waits in them."""
+    """Queues; those of an engine without a live worker only while jobs wait in them."""
 
 
 class PresetView(View):
@@ -259,21 +260,21 @@ class PresetView(View):
     type: str
     summary: str
     memory_class: str
-    """The class that its jobs go to."""
+    """Memory class of its jobs."""
     needed_gib: float
     recommended: bool
-    """It makes the most of this fleet's GPUs, of the presets of its type."""
+    """Whether it is the best preset of its type for this fleet's GPUs."""
     served: bool
-    """A live worker takes its jobs."""
+    """Whether a live worker runs its jobs."""
     training: dict[str, Any]
-    """Its values."""
+    """Values of the preset."""
 
 
 class JobEvent(View):
     """An event of a job, with its position."""
 
     id: str
-    """Its position: what to go on after."""
+    """Position of the event in the job's stream."""
     event: Event
     text: str
     """The event as JSON."""

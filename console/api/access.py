@@ -1,66 +1,53 @@
-"""Who asks: a key in the header, or the session of a browser that has shown one."""
+"""Authentication: a key in the header, or the session of a browser that has logged in."""
 
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
-from console.api.limits import RateLimiter
 from console.errors import ForbiddenError, TooManyError, UnauthorizedError
-from console.services.service import Service
-from console.services.sessions import COOKIE
+from console.login import COOKIE, is_same_origin
+from console.services.services import Services
 from tasks.api_keys import Caller
 
-_SAFE = ("GET", "HEAD", "OPTIONS")
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _BEARER = HTTPBearer(auto_error=False, description="A key of `training-worker keys create`.")
 
 
-def service_of(request: Request) -> Service:
-    """The service behind the application."""
-    service: Service = request.app.state.service
-    return service
+def services_of(request: Request) -> Services:
+    """Return the services of the application."""
+    services: Services = request.app.state.services
+    return services
 
 
-async def asking_account(
+async def authenticate(
     request: Request,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)] = None,
 ) -> Caller:
-    """Who asks.
+    """Return the caller of a request.
 
     Raises:
-        UnauthorizedError: Nobody that is known.
-        ForbiddenError: Another site's page asks in a browser's name.
-        TooManyError: Too often.
+        UnauthorizedError: The request has no valid key or session.
+        ForbiddenError: A page of another site makes the request.
+        TooManyError: The caller exceeds its rate limit.
     """
-    service = service_of(request)
+    services = services_of(request)
     if "authorization" in request.headers:
-        account = None if bearer is None else service.accounts.find(bearer.credentials)
-        if account is None:
-            raise UnauthorizedError("the API key is not known")
-        limiter: RateLimiter = request.app.state.limiter
-        allowance = limiter.take(account.name)
-        request.state.allowance = allowance
-        if allowance.retry_after_s:
-            problem = f"more than {allowance.limit} requests a minute"
-            raise TooManyError(problem, allowance.retry_after_s)
-        return account
-    account = service.sessions.account(request.cookies.get(COOKIE))
-    if account is None:
+        caller = None if bearer is None else services.api_keys.find(bearer.credentials)
+        if caller is None:
+            raise UnauthorizedError("unknown API key")
+        status = await services.api_limiter.take(caller.name)
+        request.state.rate_limit = status
+        if status.retry_after_s:
+            raise TooManyError(f"more than {status.limit} requests a minute", status.retry_after_s)
+        return caller
+    caller = services.sessions.find(request.cookies.get(COOKIE))
+    if caller is None:
         raise UnauthorizedError("send an API key: Authorization: Bearer twk_...")
-    if request.method not in _SAFE and not is_same_origin(request):
-        raise ForbiddenError("another site's page may not do this")
-    return account
+    if request.method not in _SAFE_METHODS and not is_same_origin(request):
+        raise ForbiddenError("pages of other sites may not change anything")
+    return caller
 
 
-def is_same_origin(request: Request) -> bool:
-    """Whether a browser says that a request comes from a page of ours."""
-    site = request.headers.get("sec-fetch-site")
-    if site is not None:
-        return site == "same-origin"
-    origin = urlsplit(request.headers.get("origin", ""))
-    return bool(origin.netloc) and origin.netloc == request.headers.get("host")
-
-
-Asking = Annotated[Caller, Depends(asking_account)]
-Served = Annotated[Service, Depends(service_of)]
+CurrentCaller = Annotated[Caller, Depends(authenticate)]
+ServicesDep = Annotated[Services, Depends(services_of)]

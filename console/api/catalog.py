@@ -1,4 +1,4 @@
-"""What there is to choose from: presets, options, the fleet; and whether the console is well."""
+"""Presets, options, the fleet, and the health of the console."""
 
 from dataclasses import asdict
 from typing import Any
@@ -6,45 +6,46 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from console.api.access import Asking, Served
+from console.api.access import CurrentCaller, ServicesDep
 from console.views import FleetView, PresetView
+from tasks.jobs.job import TrainingJob
 from tasks.jobs.options import training_options
 
 router = APIRouter(tags=["catalog"])
 
 
 class Health(BaseModel):
-    """That the console answers, and the broker it."""
+    """Health of the console and its broker."""
 
     status: str
 
 
 @router.get("/presets")
-async def presets(account: Asking, service: Served) -> tuple[PresetView, ...]:
-    """All presets; of each type, the one that suits this fleet is `recommended`."""
-    return await service.presets(account)
+async def presets(_caller: CurrentCaller, services: ServicesDep) -> tuple[PresetView, ...]:
+    """List the presets; the best one of each type for this fleet is `recommended`."""
+    return await services.fleet.presets()
 
 
 @router.get("/schema")
-async def schema(_account: Asking, service: Served) -> dict[str, Any]:
-    """The JSON schema of a job."""
-    return service.schema()
+async def schema(_caller: CurrentCaller) -> dict[str, Any]:
+    """Return the JSON schema of a job."""
+    return TrainingJob.model_json_schema()
 
 
 @router.get("/options")
-async def options(_account: Asking) -> dict[str, Any]:
-    """Every option of the training types, with type, default and meaning."""
-    return {name: asdict(it) for name, it in training_options().items()}
+async def options(_caller: CurrentCaller) -> dict[str, Any]:
+    """List the options of every training type, with type, default and description."""
+    return {name: asdict(option) for name, option in training_options().items()}
 
 
 @router.get("/fleet")
-async def fleet(account: Asking, service: Served) -> FleetView:
-    """GPUs, what each does, and who waits."""
-    return await service.fleet(account)
+async def fleet(caller: CurrentCaller, services: ServicesDep) -> FleetView:
+    """Return the workers and what they run, and the queues and how many jobs wait."""
+    return await services.fleet.get(caller)
 
 
 @router.get("/health")
-async def health(service: Served) -> Health:
-    """Whether the console and its broker answer; needs no key."""
-    await service.look_after()
+async def health(services: ServicesDep) -> Health:
+    """Return 200 if the console and its broker are available; needs no key."""
+    await services.fleet.ping()
     return Health(status="ok")

@@ -1,4 +1,4 @@
-"""Errors as RFC 9457 describes them: ``application/problem+json``, with every fault."""
+"""Errors as problem documents of RFC 9457 (``application/problem+json``), with every problem."""
 
 import http
 import json
@@ -32,7 +32,7 @@ _STATUS = {
 
 
 class ProblemView(BaseModel):
-    """One thing that is wrong."""
+    """A problem of a request: where, what, and what to do."""
 
     location: str
     message: str
@@ -40,14 +40,14 @@ class ProblemView(BaseModel):
 
 
 class ProblemDocument(BaseModel):
-    """Why a request was not done."""
+    """Why a request failed."""
 
     type: str
     title: str
     status: int
     detail: str
     code: str
-    problems: list[ProblemView]
+    errors: list[ProblemView]
 
 
 def problem(
@@ -57,7 +57,7 @@ def problem(
     problems: Sequence[Problem] = (),
     headers: Mapping[str, str] | None = None,
 ) -> Response:
-    """The answer that tells of an error."""
+    """Return the response for an error."""
     document = {
         "type": f"urn:training-worker:{code}",
         "title": http.HTTPStatus(status).phrase if status in _PHRASES else "Checksum Mismatch",
@@ -76,7 +76,7 @@ _PHRASES = frozenset(it.value for it in http.HTTPStatus)
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Let an application answer every error so."""
+    """Add handlers to an application, so that it answers every error with a problem document."""
     app.add_exception_handler(ConsoleError, _console_error)
     app.add_exception_handler(JobError, _job_error)
     app.add_exception_handler(RequestValidationError, _invalid_request)
@@ -100,7 +100,7 @@ async def _console_error(_request: Request, error: Exception) -> Response:
 async def _job_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, JobError)
     if isinstance(error, MissingObjectError):
-        return problem(404, "not_found", "the file is not in the store any more")
+        return problem(404, "not_found", "the file is no longer in the store")
     status = _STATUS.get(error.code, 500)
     if status >= 500:
         logger.error("%s", error, exc_info=error)
@@ -114,7 +114,7 @@ async def _job_error(_request: Request, error: Exception) -> Response:
 async def _invalid_request(_request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     problems = [_problem(details) for details in error.errors()]
-    return problem(422, "invalid_request", "the request is not as described", problems)
+    return problem(422, "invalid_request", "invalid request", problems)
 
 
 def _problem(details: Mapping[str, Any]) -> Problem:
@@ -123,23 +123,23 @@ def _problem(details: Mapping[str, Any]) -> Problem:
 
 async def _http_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = {404: "not_found", 405: "not_allowed", 413: "too_large"}.get(
+    code = {404: "not_found", 405: "method_not_allowed", 413: "content_too_large"}.get(
         error.status_code, "bad_request"
     )
     return problem(error.status_code, code, str(error.detail), headers=error.headers)
 
 
 async def _no_broker(_request: Request, error: Exception) -> Response:
-    logger.error("lost the broker: %s", error)
+    logger.error("the broker is unavailable: %s", error)
     return problem(
-        503, ErrorCode.NO_BROKER, "the broker does not answer", headers={"Retry-After": "5"}
+        503, ErrorCode.NO_BROKER, "the broker is unavailable", headers={"Retry-After": "5"}
     )
 
 
 async def _internal(_request: Request, error: Exception) -> Response:
-    # Logged by the server, which is given the error, too.
+    # The server gets the error too, and logs it.
     return _unexpected()
 
 
 def _unexpected() -> Response:
-    return problem(500, ErrorCode.INTERNAL, "something went wrong; the console's log tells what")
+    return problem(500, ErrorCode.INTERNAL, "internal error; see the console's log")

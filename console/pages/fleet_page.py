@@ -8,7 +8,7 @@ from console.errors import ConsoleError
 from console.pages.formatting import count, span
 from console.pages.layout import Frame
 from console.pages.markup import Tag, fact, panel
-from console.services.service import Service
+from console.services.services import Services
 from console.views import FleetView, QueueView, WorkerView
 from tasks.errors import JobError
 from tasks.settings.settings import Settings
@@ -24,8 +24,8 @@ class FleetPage:
         service: Knows the fleet.
     """
 
-    def __init__(self, frame: Frame, service: Service) -> None:
-        self._frame, self._service = frame, service
+    def __init__(self, frame: Frame, services: Services) -> None:
+        self._frame, self._services = frame, services
         self._shown: FleetView | None = None
 
     async def build(self) -> None:
@@ -43,13 +43,13 @@ class FleetPage:
 
     def _add_flower(self) -> None:
         host = urlsplit(str(ui.context.client.request.base_url)).hostname or ""
-        address = flower_address(self._service.settings, host)
-        if self._frame.account.tenant is None and address is not None:
+        address = flower_address(self._services.settings, host)
+        if self._frame.caller.tenant is None and address is not None:
             Tag("a", "Open Flower", "btn", href=address, target="_blank", rel="noopener noreferrer")
 
     async def _refresh(self) -> None:
         try:
-            view = await self._service.fleet(self._frame.account)
+            view = await self._services.fleet.get(self._frame.caller)
         except (ConsoleError, JobError):
             return  # asked again in a moment
         if view == self._shown:
@@ -86,13 +86,17 @@ class FleetPage:
                     fact("Class", f"{worker.memory_class.removesuffix('gb')} GB")
                     fact("Memory", _memory(worker))
                 fact("Serves", ", ".join(worker.queues))
-            if worker.runs is not None:
+            if worker.activity is not None:
                 with Tag("p", classes="small"):
                     Tag("span", "Runs ", "muted")
-                    if worker.job is None:
-                        Tag("span", worker.runs)
+                    if worker.job_id is None:
+                        Tag("span", worker.activity)
                     else:
-                        Tag("a", worker.runs, href=self._frame.link(f"/jobs/{quote(worker.job)}"))
+                        Tag(
+                            "a",
+                            worker.activity,
+                            href=self._frame.link(f"/jobs/{quote(worker.job_id)}"),
+                        )
             if worker.quarantined:
                 reason = worker.quarantine_reason or "an operator has been told why"
                 Tag("p", f"Takes no jobs: {reason}", "note note-warning small")
@@ -142,20 +146,30 @@ def _show_queues(queues: tuple[QueueView, ...]) -> None:
                 with Tag("tr"):
                     Tag("td", queue.name, "wide", style="font-weight: 500")
                     Tag("td", _waiting(queue), "right", data_label="Waiting")
-                    wait = queue.usual_wait_s
+                    wait = queue.median_wait_s
                     usual = "not known yet" if wait is None else span(wait)
                     Tag("td", usual, "right muted", data_label="Usual wait")
                     with Tag("td", classes="wide"):
-                        if queue.unserved is None:
+                        if queue.unserved_reason is None:
                             Tag("span", "by live workers", "muted")
                         else:
                             look = "" if queue.waiting else "muted"
-                            Tag("span", queue.unserved if queue.waiting else "by nobody", look)
+                            Tag(
+                                "span",
+                                queue.unserved_reason if queue.waiting else "by nobody",
+                                look,
+                            )
 
 
 def _waiting(queue: QueueView) -> str:
-    if queue.tenants is not None and len(queue.tenants) > 1:
-        by_tenant = ", ".join(f"{name} {number}" for name, number in queue.tenants.items())
+    if queue.waiting_by_tenant is not None and len(queue.waiting_by_tenant) > 1:
+        by_tenant = ", ".join(
+            f"{name} {number}" for name, number in queue.waiting_by_tenant.items()
+        )
         return f"{queue.waiting} ({by_tenant})"
-    own = f" ({queue.own} yours)" if queue.tenants is None and queue.own else ""
+    own = (
+        f" ({queue.own_waiting} yours)"
+        if queue.waiting_by_tenant is None and queue.own_waiting
+        else ""
+    )
     return f"{queue.waiting}{own}"

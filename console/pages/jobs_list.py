@@ -10,7 +10,7 @@ from console.pages.field import Choice, Field
 from console.pages.formatting import STAGE_NAMES, TYPE_NAMES, ago
 from console.pages.layout import Frame
 from console.pages.markup import Tag, button
-from console.services.service import Service
+from console.services.services import Services
 from console.views import JobPage as Found
 from console.views import JobView
 from tasks.errors import JobError
@@ -31,8 +31,8 @@ class JobsList:
         status: Only jobs of this status; empty for all.
     """
 
-    def __init__(self, frame: Frame, service: Service, search: str, status: str) -> None:
-        self._frame, self._service = frame, service
+    def __init__(self, frame: Frame, services: Services, search: str, status: str) -> None:
+        self._frame, self._services = frame, services
         self._search = search
         self._status = status if status in list(JobStatus) else _ANY
         self._cursors: list[str | None] = [None]
@@ -76,15 +76,15 @@ class JobsList:
 
     async def _turn(self, *, older: bool) -> None:
         if older and self._shown is not None:
-            self._cursors.append(self._shown.next)
+            self._cursors.append(self._shown.next_cursor)
         elif len(self._cursors) > 1:
             self._cursors.pop()
         await self._refresh()
 
     async def _refresh(self) -> None:
         try:
-            found = await self._service.jobs(
-                self._frame.account,
+            found = await self._services.jobs.page(
+                self._frame.caller,
                 search=self._search or None,
                 status=None if self._status == _ANY else self._status,
                 limit=_AT_A_TIME,
@@ -99,11 +99,11 @@ class JobsList:
         with self._table:
             self._show(found.jobs)
         self._pages.clear()
-        self._pages.set_visibility(len(self._cursors) > 1 or found.next is not None)
+        self._pages.set_visibility(len(self._cursors) > 1 or found.next_cursor is not None)
         with self._pages:
             if len(self._cursors) > 1:
                 button("Newer", "small").on("click", lambda: self._turn(older=False))
-            if found.next is not None:
+            if found.next_cursor is not None:
                 button("Older", "small").on("click", lambda: self._turn(older=True))
 
     def _show(self, jobs: tuple[JobView, ...]) -> None:
@@ -129,7 +129,7 @@ class JobsList:
                 Tag("div", _doing(job), "muted small")
             Tag("td", TYPE_NAMES.get(job.type, job.type), "muted")
             Tag("td", job.queue, "muted nowrap")
-            Tag("td", ago(job.created), "muted nowrap")
+            Tag("td", ago(job.created_at), "muted nowrap")
 
     def _show_nothing(self) -> None:
         with Tag("div", classes="empty"):
@@ -146,5 +146,5 @@ def _doing(job: JobView) -> str:
     stage = STAGE_NAMES.get(job.stage, job.stage)
     progress = job.progress
     if progress is None or progress.total <= 0:
-        return f"{stage}, waits" if job.waits else stage
+        return f"{stage}, waits" if job.waiting_reason else stage
     return f"{stage}, {100 * progress.done // progress.total} %"

@@ -48,18 +48,18 @@ class Frame:
         self._prefix = prefix_of(request)
 
     @property
-    def account(self) -> Caller:
+    def caller(self) -> Caller:
         """Who asks, as of now.
 
         Raises:
             UnauthorizedError: The session is over; the page leads to the way in.
         """
-        account = self._whose()
-        if account is None:
+        caller = self._whose()
+        if caller is None:
             if self._client is not None:
                 self._client.open(self.link("/login"))
             raise UnauthorizedError("the session is over; log in again")
-        return account
+        return caller
 
     def link(self, path: str) -> str:
         """The address of a path of the console, also behind a proxy that takes a path away."""
@@ -103,7 +103,7 @@ class Frame:
             with Tag("div", classes="account"):
                 theme = button("◐", "quiet", aria_label="Switch between light and dark")
                 theme.on("click", js_handler=_SWITCH_THEME)
-                Tag("span", self.account.name, "account-name", title=self.account.name)
+                Tag("span", self.caller.name, "account-name", title=self.caller.name)
                 with Tag("form", method="post", action=self.link("/logout")):
                     Tag("button", "Log out", "btn btn-quiet", type="submit")
 

@@ -7,7 +7,7 @@ import nicegui
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, Response
 
-from console.login import inside
+from console.login import safe_target
 from console.pages.layout import THEME_SCRIPT, prefix_of, style_sheet
 
 _PAGE = """<!doctype html>
@@ -64,7 +64,7 @@ def login_address(request: Request) -> str:
 
 
 def _page(request: Request, *, is_wrong: bool) -> HTMLResponse:
-    target = inside(request.query_params.get("next", ""))
+    target = safe_target(request.query_params.get("next", ""))
     prefix = prefix_of(request)
     page = _PAGE.format(
         script=THEME_SCRIPT,

@@ -8,6 +8,7 @@ from nicegui import ui
 from starlette.staticfiles import StaticFiles
 
 from console.errors import ConsoleError
+from console.login import COOKIE
 from console.pages.fleet_page import FleetPage
 from console.pages.form.draft import Draft
 from console.pages.form.drafts import Drafts
@@ -18,8 +19,7 @@ from console.pages.jobs_list import JobsList
 from console.pages.layout import ASSETS, Frame, prefix_of
 from console.pages.login_page import add_login, login_address
 from console.pages.markup import Tag
-from console.services.service import Service
-from console.services.sessions import COOKIE
+from console.services.services import Services
 from console.views import PresetView
 from tasks.errors import JobError
 
@@ -31,15 +31,15 @@ _FAVICON = (
 _FIRST_TYPE = "FLUX_LORA"
 
 
-def add_pages(app: FastAPI, service: Service) -> None:
+def add_pages(app: FastAPI, services: Services) -> None:
     """Put the console's pages on the application, below all that is on it already."""
-    settings = service.settings
+    settings = services.settings
     drafts = Drafts(settings.resolved_scratch_dir / "drafts", settings.upload_max_bytes)
     app.mount(ASSETS, StaticFiles(directory=Path(__file__).parent / "assets"))
     app.add_middleware(UploadLimit, most_bytes=settings.upload_max_bytes)
     add_login(app)
-    _add_job_pages(service, drafts)
-    _add_new_job(service, drafts)
+    _add_job_pages(services, drafts)
+    _add_new_job(services, drafts)
     ui.run_with(
         app,
         title="training-worker",
@@ -53,59 +53,59 @@ def add_pages(app: FastAPI, service: Service) -> None:
     )
 
 
-def _add_job_pages(service: Service, drafts: Drafts) -> None:
+def _add_job_pages(services: Services, drafts: Drafts) -> None:
     @ui.page("/", response_timeout=10)
     async def home(request: Request) -> Response | None:
         return RedirectResponse(f"{prefix_of(request)}/jobs")
 
     @ui.page("/jobs", response_timeout=10)
     async def jobs(request: Request, search: str = "", status: str = "") -> Response | None:
-        frame = _frame(request, service)
+        frame = _frame(request, services)
         if frame is None:
             return RedirectResponse(login_address(request))
         with frame.page("Jobs", "/jobs"):
-            await JobsList(frame, service, search, status).build()
+            await JobsList(frame, services, search, status).build()
         return None
 
     @ui.page("/jobs/{job_id}", response_timeout=10)
     async def job(request: Request, job_id: str) -> Response | None:
-        frame = _frame(request, service)
+        frame = _frame(request, services)
         if frame is None:
             return RedirectResponse(login_address(request))
         try:
-            view = await service.job(frame.account, job_id)
+            view = await services.jobs.get(frame.caller, job_id)
         except (ConsoleError, JobError) as error:
             _show_missing(frame, str(error))
             return None
         with frame.page(view.name, "/jobs"):
-            JobPage(frame, service, view).build()
+            JobPage(frame, services, view).build()
         return None
 
     @ui.page("/fleet", response_timeout=10)
     async def fleet(request: Request) -> Response | None:
-        frame = _frame(request, service)
+        frame = _frame(request, services)
         if frame is None:
             return RedirectResponse(login_address(request))
         with frame.page("Fleet", "/fleet"):
-            await FleetPage(frame, service).build()
+            await FleetPage(frame, services).build()
         return None
 
 
-def _add_new_job(service: Service, drafts: Drafts) -> None:
+def _add_new_job(services: Services, drafts: Drafts) -> None:
     @ui.page("/new", response_timeout=10)
     async def new(request: Request, draft: str = "", again: str = "") -> Response | None:
-        frame = _frame(request, service)
+        frame = _frame(request, services)
         if frame is None:
             return RedirectResponse(login_address(request))
-        presets = await service.presets(frame.account)
-        begun = drafts.find(frame.account, draft)
+        presets = await services.fleet.presets()
+        begun = drafts.find(frame.caller, draft)
         if begun is None:
             try:
-                first = await _first(frame, service, presets, again)
+                first = await _first(frame, services, presets, again)
             except (ConsoleError, JobError) as error:
                 _show_missing(frame, str(error))
                 return None
-            kept = drafts.begin(frame.account, first)
+            kept = drafts.begin(frame.caller, first)
             # With its id in the address, a page that is loaded anew shows what was filled in.
             return RedirectResponse(frame.link(f"/new?draft={kept}"))
 
@@ -114,27 +114,27 @@ def _add_new_job(service: Service, drafts: Drafts) -> None:
             ui.navigate.to(frame.link(f"/jobs/{job_id}"))
 
         with frame.page("New job", "/new"):
-            NewJob(frame, service, begun, presets, started).build()
+            NewJob(frame, services, begun, presets, started).build()
         return None
 
 
 async def _first(
-    frame: Frame, service: Service, presets: tuple[PresetView, ...], again: str
+    frame: Frame, services: Services, presets: tuple[PresetView, ...], again: str
 ) -> Draft:
     """What the form begins with: a job that was, or what suits the fleet."""
     if again:
-        return Draft.of(await service.description(frame.account, again))
+        return Draft.of(await services.jobs.document(frame.caller, again))
     of_type = [it for it in presets if it.type == _FIRST_TYPE]
     best = next((it for it in of_type if it.recommended), of_type[0])
     return Draft(_FIRST_TYPE, best.name)
 
 
-def _frame(request: Request, service: Service) -> Frame | None:
+def _frame(request: Request, services: Services) -> Frame | None:
     """The page's frame; None for whoever has not logged in."""
     cookie = request.cookies.get(COOKIE)
-    if service.sessions.account(cookie) is None:
+    if services.sessions.find(cookie) is None:
         return None
-    return Frame(request, lambda: service.sessions.account(cookie))
+    return Frame(request, lambda: services.sessions.find(cookie))
 
 
 def _show_missing(frame: Frame, problem: str) -> None:

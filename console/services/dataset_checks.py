@@ -1,4 +1,9 @@
-"""Looks into datasets, each in a process of its own, a few at a time."""
+"""Dataset checks, a few at a time, each in a process of its own.
+
+Only these processes decode images that callers upload. Each check starts a new process
+(``python -P -m console.services.dataset_checks``), which reads one request from its standard input
+and writes one reply to its standard output, both JSON. The console ends it after a time limit.
+"""
 
 import asyncio
 import json
@@ -8,168 +13,276 @@ import shutil
 import sys
 import tempfile
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 from anyio import CancelScope, to_thread
+from pydantic import TypeAdapter
 
 from console.errors import NotFoundError, TooManyError
-from console.services.dataset_check_process import CheckRequest
 from console.views import DatasetView, ErrorView, ImageView
+from tasks.base_models.check import check_base_model
+from tasks.data.archives import unpack
+from tasks.data.images import SUFFIXES, UnreadableImageError, open_image
 from tasks.data.read_policy import ReadPolicy
-from tasks.errors import JobError
-from tasks.jobs.job import TrainingJob
+from tasks.data.sources import Sources
+from tasks.data.uploads import NoUploadError, StoredUploads
+from tasks.data.validation import check_dataset
+from tasks.errors import BaseModelError, DatasetError, JobError, Problem
+from tasks.jobs.job import TrainingConfig, TrainingJob
 from tasks.settings.settings import Settings
+from tasks.store import Store
+from tasks.strict_model import StrictModel
 
 logger = logging.getLogger(__name__)
 
-_AT_A_TIME = 2
-# At work or waiting: nobody should have to wait for all of another tenant's.
-_MOST, _MOST_OF_A_TENANT = 20, 5
-WITHIN_S = 300.0
-"""How long one may take."""
-COMMAND = (sys.executable, "-P", "-m", "console.services.dataset_check_process")
-"""The process."""
-_TOO_LONG = "looking into the dataset takes too long; submit the job instead"
+_CONCURRENCY = 2
+# Running or waiting. The tenant limit keeps a queue free for other tenants.
+_MAX_CHECKS, _MAX_CHECKS_OF_TENANT = 20, 5
+TIMEOUT_S = 300.0
+"""Time limit of a check."""
+COMMAND = (sys.executable, "-P", "-m", "console.services.dataset_checks")
+"""Command of the process."""
+
+# Requests of pages have precedence.
+_NICE = 10
+_THUMBNAIL = (256, 256)
+_MAX_CAPTION = 2000
+_MAX_IMAGES = 500
+
+_CONFIG: TypeAdapter[TrainingConfig] = TypeAdapter(TrainingConfig)
 
 
-class Checked:
-    """What was found in a dataset.
+class CheckRequest(StrictModel):
+    """Request to the process."""
+
+    kind: Literal["check", "thumbnails"]
+    training: dict[str, Any] | None = None
+    """Of ``check``: the training part of a job, resolved."""
+    upload: str = ""
+    """Of ``thumbnails``: the upload, as a job names it."""
+    folder: str = ""
+    """Of ``thumbnails``: the folder to write them to."""
+    tenant: str
+    store_url: str
+    downloads_dir: str
+    scratch_dir: str
+    roots: tuple[str, ...] | None
+    """Folders that datasets may be in; null for any."""
+    hosts: tuple[str, ...]
+    most_bytes: int
+
+
+class CheckedDataset:
+    """Result of a check.
 
     Attributes:
-        report: All of it; None where it could not be looked into.
-        sizes: How many images are of each training size.
-        error: Why a job would fail.
+        report: Report on the dataset; None when it could not be read.
+        sizes: Images per training size.
+        error: Why a job with this dataset would fail.
     """
 
-    def __init__(self, answer: dict[str, Any]) -> None:
-        report = answer.get("report")
+    def __init__(self, reply: dict[str, Any]) -> None:
+        report = reply.get("report")
         self.report = None if report is None else DatasetView.model_validate(report)
-        self.sizes: Sequence[int] | None = answer.get("sizes")
-        self.error = ErrorView.model_validate(answer["error"]) if "error" in answer else None
+        self.sizes: Sequence[int] | None = reply.get("sizes")
+        self.error = ErrorView.model_validate(reply["error"]) if "error" in reply else None
 
 
-class Checks:
-    """Starts the processes.
+class DatasetChecks:
+    """Starts the processes and keeps thumbnails.
 
     Args:
-        settings: Tell what may be read.
-        thumbnails: Where thumbnails are kept.
+        settings: What may be read, and the folders to use.
+        thumbnails: The folder of thumbnails.
     """
 
     def __init__(self, settings: Settings, thumbnails: Path) -> None:
         self._settings, self._thumbnails = settings, thumbnails
-        self._room = asyncio.Semaphore(_AT_A_TIME)
-        self._waiting: Counter[str] = Counter()
-        # One at a time of each tenant, or one with slow servers would keep all others waiting.
-        self._turns: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._running = asyncio.Semaphore(_CONCURRENCY)
+        self._pending: Counter[str] = Counter()
+        # One at a time a tenant: slow servers of one tenant do not delay the others.
+        self._tenant_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def check(self, job: TrainingJob, access: ReadPolicy) -> Checked:
+    async def check(self, job: TrainingJob, policy: ReadPolicy) -> CheckedDataset:
         """Check a job's dataset and base model.
 
         Raises:
-            TooManyError: Too many others are checked.
+            TooManyError: Too many checks are pending.
         """
         training = job.training.model_dump(mode="json")
-        return Checked(await self._ask(job.tenant, access, kind="check", training=training))
+        return CheckedDataset(
+            await self._request(job.tenant, policy, kind="check", training=training)
+        )
 
     async def images(self, tenant: str, upload_id: str) -> tuple[ImageView, ...]:
-        """The images of a whole upload, their thumbnails made.
+        """Return the images of a complete upload, and make their thumbnails.
 
         Raises:
-            TooManyError: Too many others are looked into.
-            JobError: It cannot be read as an archive.
+            TooManyError: Too many checks are pending.
+            JobError: The upload is not an archive that can be read.
         """
         folder = self._thumbnails / tenant / upload_id
-        listed = folder / "images.json"
-        if not listed.exists():
-            access = ReadPolicy(most_bytes=self._settings.data_max_bytes)
-            answer = await self._ask(
+        index = folder / "images.json"
+        if not index.exists():
+            policy = ReadPolicy(most_bytes=self._settings.data_max_bytes)
+            reply = await self._request(
                 tenant,
-                access,
+                policy,
                 kind="thumbnails",
                 upload=f"upload:{upload_id}",
                 folder=str(folder),
             )
-            if "error" in answer:
-                raise JobError(**answer["error"])
-            await to_thread.run_sync(listed.write_text, json.dumps(answer["images"]))
-        found = json.loads(await to_thread.run_sync(listed.read_bytes))
-        return tuple(ImageView.model_validate(it) for it in found)
+            if "error" in reply:
+                raise JobError(**reply["error"])
+            await to_thread.run_sync(index.write_text, json.dumps(reply["images"]))
+        documents = json.loads(await to_thread.run_sync(index.read_bytes))
+        return tuple(ImageView.model_validate(document) for document in documents)
 
     def thumbnail(self, tenant: str, upload_id: str, number: int) -> bytes:
-        """A thumbnail, as JPEG.
+        """Return a thumbnail as JPEG.
 
         Raises:
-            NotFoundError: There is none, or it was not made yet.
+            NotFoundError: There is no such image, or its thumbnail has not been made yet.
         """
         try:
             return (self._thumbnails / tenant / upload_id / f"{number}.jpg").read_bytes()
         except OSError as error:
             raise NotFoundError("there is no such image") from error
 
-    def forget(self, tenant: str, upload_id: str) -> None:
+    def remove_thumbnails(self, tenant: str, upload_id: str) -> None:
         """Remove an upload's thumbnails."""
         shutil.rmtree(self._thumbnails / tenant / upload_id, ignore_errors=True)
 
-    async def _ask(self, tenant: str, access: ReadPolicy, **request: Any) -> dict[str, Any]:
-        if self._waiting[tenant] >= _MOST_OF_A_TENANT or self._waiting.total() >= _MOST:
-            raise TooManyError("too many datasets are looked into", 30)
-        self._waiting[tenant] += 1
+    async def _request(self, tenant: str, policy: ReadPolicy, **fields: Any) -> dict[str, Any]:
+        if self._pending[tenant] >= _MAX_CHECKS_OF_TENANT or self._pending.total() >= _MAX_CHECKS:
+            raise TooManyError("too many datasets are being checked", 30)
+        self._pending[tenant] += 1
         try:
-            async with self._turns[tenant], self._room:
-                scratch = await to_thread.run_sync(self._new_scratch)
+            async with self._tenant_locks[tenant], self._running:
+                scratch = await to_thread.run_sync(self._make_scratch)
                 try:
-                    return await _answer(self._request(tenant, access, scratch, **request))
+                    return await _run(self._check_request(tenant, policy, scratch, **fields))
                 finally:
                     # It may hold a whole unpacked archive.
                     with CancelScope(shield=True):
                         await to_thread.run_sync(shutil.rmtree, scratch, True)
         finally:
-            self._waiting[tenant] -= 1
+            self._pending[tenant] -= 1
 
-    def _new_scratch(self) -> str:
+    def _make_scratch(self) -> str:
         folder = self._settings.resolved_scratch_dir / "console"
         folder.mkdir(parents=True, exist_ok=True)
         return tempfile.mkdtemp(dir=folder)
 
-    def _request(self, tenant: str, access: ReadPolicy, scratch: str, **more: Any) -> CheckRequest:
+    def _check_request(
+        self, tenant: str, policy: ReadPolicy, scratch: str, **fields: Any
+    ) -> CheckRequest:
         return CheckRequest(
             tenant=tenant,
             store_url=self._settings.resolved_store_url,
             downloads_dir=str(self._settings.downloads_dir),
             scratch_dir=scratch,
-            roots=access.roots,
-            hosts=tuple(sorted(access.hosts)),
-            most_bytes=access.most_bytes,
-            **more,
+            roots=policy.roots,
+            hosts=tuple(sorted(policy.hosts)),
+            most_bytes=policy.most_bytes,
+            **fields,
         )
 
 
-async def _answer(request: CheckRequest) -> dict[str, Any]:
+async def _run(request: CheckRequest) -> dict[str, Any]:
+    """Run the process for one request and return its reply."""
     process = await asyncio.create_subprocess_exec(
         *COMMAND,
-        # The broker's password is none of its business.
+        # The process does not need the broker's password.
         env={name: it for name, it in os.environ.items() if not name.startswith("TRAINING_")},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
     try:
-        asked = request.model_dump_json().encode()
-        out, _ = await asyncio.wait_for(process.communicate(asked), WITHIN_S)
+        document = request.model_dump_json().encode()
+        output, _ = await asyncio.wait_for(process.communicate(document), TIMEOUT_S)
     except TimeoutError:
-        return _failed(_TOO_LONG)
+        return _failed("checking the dataset takes too long; submit the job instead")
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
     if process.returncode != 0:
-        logger.error("looking into a dataset ended with %s", process.returncode)
-        return _failed("the dataset cannot be looked into; the console's log tells why")
-    answer: dict[str, Any] = json.loads(out)
-    return answer
+        logger.error("the process of a dataset check exited with %s", process.returncode)
+        return _failed("the dataset cannot be checked; the console's log has the reason")
+    reply: dict[str, Any] = json.loads(output)
+    return reply
 
 
 def _failed(message: str) -> dict[str, Any]:
     return {"error": {"code": "internal", "stage": "prepare", "message": message}}
+
+
+def main() -> None:
+    """Answer one request, in the process."""
+    os.nice(_NICE)
+    with suppress(OSError):
+        # The kernel ends this process first when memory runs out.
+        Path("/proc/self/oom_score_adj").write_text("1000", "utf-8")
+    request = CheckRequest.model_validate_json(sys.stdin.buffer.read())
+    try:
+        reply = _check(request) if request.kind == "check" else _make_thumbnails(request)
+    except JobError as error:
+        reply = _error(error)
+    except NoUploadError as error:
+        reply = _error(DatasetError([Problem("", str(error))], "prepare"))
+    sys.stdout.write(json.dumps(reply))
+
+
+def _error(error: JobError) -> dict[str, Any]:
+    return {"error": {"code": error.code, "stage": error.stage, "message": error.message}}
+
+
+def _check(request: CheckRequest) -> dict[str, Any]:
+    policy = ReadPolicy(request.roots, frozenset(request.hosts), request.most_bytes)
+    uploads = StoredUploads(Store(request.store_url), request.tenant)
+    scratch = Path(request.scratch_dir)
+    sources = Sources(policy, Path(request.downloads_dir), scratch, uploads=uploads)
+    config = _CONFIG.validate_python(request.training)
+    # Both always run: the caller gets all problems at once.
+    model_problems = check_base_model(config)
+    report = check_dataset(config, sources)
+    reply = {"report": report.document(), "sizes": list(report.buckets.values())}
+    if model_problems:
+        return {**reply, **_error(BaseModelError(model_problems, "prepare"))}
+    return reply | (_error(DatasetError(report.problems, "prepare")) if report.problems else {})
+
+
+def _make_thumbnails(request: CheckRequest) -> dict[str, Any]:
+    scratch, folder = Path(request.scratch_dir), Path(request.folder)
+    uploads = StoredUploads(Store(request.store_url), request.tenant)
+    archive = uploads.path_of(request.upload, scratch / "uploads")
+    unpacked = unpack(archive, scratch / "unpacked", most_bytes=request.most_bytes)
+    if unpacked.problems and not unpacked.files:
+        raise DatasetError(unpacked.problems, "prepare")
+    folder.mkdir(parents=True, exist_ok=True)
+    return {"images": list(_thumbnails(unpacked.files, folder))}
+
+
+def _thumbnails(files: dict[str, Path], folder: Path) -> Iterator[dict[str, Any]]:
+    names = [name for name in sorted(files) if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    for number, name in enumerate(names[:_MAX_IMAGES]):
+        caption_file = files.get(str(PurePosixPath(name).with_suffix(".txt")))
+        caption, problem = None, None
+        if caption_file is not None:
+            with caption_file.open("rb") as file:
+                caption = file.read(_MAX_CAPTION).decode("utf-8", "replace").strip()
+        try:
+            image = open_image(files[name].read_bytes())
+            image.thumbnail(_THUMBNAIL)
+            image.save(folder / f"{number}.jpg", "JPEG", quality=80)
+        except (UnreadableImageError, OSError) as error:
+            problem = str(error)
+        yield {"number": number, "name": name, "caption": caption, "error": problem}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,8 +1,9 @@
-"""The events of jobs for many readers: one connection to Redis a job, however many follow it."""
+"""Events of jobs for many readers: one connection to Redis a job, however many follow it."""
 
 import asyncio
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from typing import cast
 
@@ -10,72 +11,91 @@ import redis
 from redis.asyncio import Redis
 
 from console.errors import BadRequestError, TooManyError
+from console.services.jobs import Jobs
+from console.services.threads import in_thread
 from console.views import JobEvent
+from tasks.api_keys import Caller
 from tasks.contract import EVENT_FIELD
 from tasks.errors import NoBrokerError
 from tasks.state.job_store import connect_async, event_in, keys_of
 
 _POSITION = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?", re.ASCII)
 _BLOCK_MS = 5000
-# Events of a job in memory; Redis keeps some 2000.
-_MOST_KEPT = 4000
-# Each holds a connection to Redis.
-_MOST_JOBS = 500
+# Events of a job in memory: more than Redis keeps of one.
+_MAX_EVENTS = 4000
+# Each followed job holds a connection to Redis.
+_MAX_JOBS = 500
+# Each stream of a caller holds a socket.
+_MAX_STREAMS = 500
 
 Position = tuple[int, int]
 
 
 class EventHub:
-    """Follows jobs for as long as somebody reads.
+    """Follows jobs while somebody reads their events.
 
     Args:
-        broker_url: Where their events are.
+        broker_url: The broker that holds the events.
+        jobs: The jobs service, which decides whose events a caller sees.
     """
 
-    def __init__(self, broker_url: str) -> None:
-        self._broker_url = broker_url
+    def __init__(self, broker_url: str, jobs: Jobs) -> None:
+        self._broker_url, self._jobs = broker_url, jobs
         self._redis: Redis | None = None
         self._readers: dict[str, _Reader] = {}
+        self._streams: Counter[Caller] = Counter()
 
     async def follow(
-        self, job_id: str, after: str, patience_s: float
+        self, caller: Caller, job_id: str, after: str = "0"
     ) -> AsyncGenerator[Sequence[JobEvent], None]:
-        """A job's events as they come, those that are there first; ends when the job has.
+        """Yield a job's events in batches, past ones first, until the job has ended.
 
         Args:
-            job_id: A job that there is.
-            after: The position of an event: those after it. ``0`` is before all.
-            patience_s: An empty batch is given where nothing has happened for so long.
+            caller: The caller.
+            job_id: The job.
+            after: Id of an event: yield those after it. ``0`` is before the first.
 
         Raises:
-            BadRequestError: ``after`` is no position.
-            NoBrokerError: The broker went away.
-            TooManyError: Too many jobs are followed.
+            UnknownJobError: The caller sees no job of this id.
+            BadRequestError: ``after`` is malformed.
+            NoBrokerError: The broker became unavailable.
+            TooManyError: Too many jobs are followed, or the caller has too many streams.
         """
-        position, reader = position_of(after), self._reader(job_id)
+        position = position_of(after)
+        record = await in_thread(self._jobs.record)(caller, job_id)
+        self.check_limit(caller)
+        reader = self._reader(record.id)
+        self._streams[caller] += 1
         reader.followers += 1
         try:
             while True:
-                changed, is_over = reader.changed, reader.is_over
-                found = reader.after(position)
-                if found:
-                    position = position_of(found[-1].id)
-                    yield found
-                elif is_over:
+                changed, has_ended = reader.changed, reader.has_ended
+                batch = reader.after(position)
+                if batch:
+                    position = position_of(batch[-1].id)
+                    yield batch
+                elif has_ended:
                     return
                 else:
-                    try:
-                        await asyncio.wait_for(changed.wait(), patience_s)
-                    except TimeoutError:
-                        yield ()
+                    await changed.wait()
         finally:
+            self._streams[caller] -= 1
             reader.followers -= 1
-            if not reader.followers and self._readers.get(job_id) is reader:
-                del self._readers[job_id]
+            if not reader.followers and self._readers.get(record.id) is reader:
+                del self._readers[record.id]
                 reader.stop()
 
+    def check_limit(self, caller: Caller) -> None:
+        """Refuse another stream to a caller that has too many.
+
+        Raises:
+            TooManyError: The caller has the maximum number of streams.
+        """
+        if self._streams[caller] >= _MAX_STREAMS:
+            raise TooManyError(f"this key has {_MAX_STREAMS} event streams open", 10)
+
     async def close(self) -> None:
-        """Follow nothing any more."""
+        """Stop all readers."""
         for reader in self._readers.values():
             reader.stop()
         self._readers.clear()
@@ -84,10 +104,10 @@ class EventHub:
 
     def _reader(self, job_id: str) -> "_Reader":
         reader = self._readers.get(job_id)
-        # A job that was over may have been let go on since.
+        # A job that had ended may have been replayed since.
         if reader is None or reader.has_stopped:
-            if len(self._readers) >= _MOST_JOBS:
-                raise TooManyError(f"{_MOST_JOBS} jobs are followed already", 60)
+            if len(self._readers) >= _MAX_JOBS:
+                raise TooManyError(f"{_MAX_JOBS} jobs are followed already", 60)
             if self._redis is None:
                 self._redis = connect_async(self._broker_url)
             reader = self._readers[job_id] = _Reader(self._redis, job_id)
@@ -102,7 +122,7 @@ class _Reader:
         self._keys = keys_of(job_id)
         self._events: list[JobEvent] = []
         self._positions: list[Position] = []
-        self._is_over = False
+        self._has_ended = False
         self._error: Exception | None = None
         self.followers = 0
         self.changed = asyncio.Event()
@@ -110,51 +130,53 @@ class _Reader:
 
     @property
     def has_stopped(self) -> bool:
-        """Whether it reads no more."""
+        """Whether the reader has stopped."""
         return self._task.done()
 
     @property
-    def is_over(self) -> bool:
-        """Whether no more will come.
+    def has_ended(self) -> bool:
+        """Whether no more events will come.
 
         Raises:
-            NoBrokerError: That is not known, as the broker is away.
+            NoBrokerError: The broker is unavailable.
         """
         if self._error is not None:
-            raise NoBrokerError(f"lost the broker: {self._error}") from self._error
-        return self._is_over
+            raise NoBrokerError(
+                f"lost the connection to the broker: {self._error}"
+            ) from self._error
+        return self._has_ended
 
     def after(self, position: Position) -> Sequence[JobEvent]:
-        """The events after a position."""
+        """Return the events after a position."""
         return self._events[bisect_right(self._positions, position) :]
 
     def stop(self) -> None:
-        """Read no more."""
+        """Stop reading."""
         self._task.cancel()
 
     async def _run(self) -> None:
         try:
-            await self._read_to_the_end()
+            await self._read_until_ended()
         except (redis.RedisError, OSError, ValueError) as error:
             self._error = error
         finally:
-            self._is_over = True
-            self._tell()
+            self._has_ended = True
+            self._notify()
 
-    async def _read_to_the_end(self) -> None:
+    async def _read_until_ended(self) -> None:
         last, block_ms = "0", None
         while True:
-            answer = await self._redis.xread({self._keys[1]: last}, block=block_ms, count=1000)
-            streams = cast("list[tuple[str, list[tuple[str, dict[str, str]]]]]", answer or [])
+            reply = await self._redis.xread({self._keys[1]: last}, block=block_ms, count=1000)
+            streams = cast("list[tuple[str, list[tuple[str, dict[str, str]]]]]", reply or [])
             for _, entries in streams:
                 for position, fields in entries:
                     self._add(position, fields[EVENT_FIELD])
                     last = position
             has_ended = bool(self._events) and self._events[-1].event.kind == "ended"
             if streams:
-                self._tell()
+                self._notify()
                 if has_ended:
-                    block_ms = None  # nothing should follow
+                    block_ms = None  # no more events are expected
                 continue
             if has_ended or not await self._redis.exists(self._keys[0]):
                 return
@@ -163,21 +185,21 @@ class _Reader:
     def _add(self, position: str, text: str) -> None:
         self._events.append(JobEvent(id=position, event=event_in(text), text=text))
         self._positions.append(position_of(position))
-        if len(self._events) > _MOST_KEPT:
-            del self._events[: _MOST_KEPT // 2], self._positions[: _MOST_KEPT // 2]
+        if len(self._events) > _MAX_EVENTS:
+            del self._events[: _MAX_EVENTS // 2], self._positions[: _MAX_EVENTS // 2]
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self.changed.set()
         self.changed = asyncio.Event()
 
 
 def position_of(text: str) -> Position:
-    """A position in a job's events, for comparing.
+    """Return the position of an event id, for comparison.
 
     Raises:
-        BadRequestError: The text is none.
+        BadRequestError: The event id is malformed.
     """
     match = _POSITION.fullmatch(text)
     if match is None:
-        raise BadRequestError("an event's id is two numbers with a hyphen between")
+        raise BadRequestError("malformed event id; it is two numbers joined by a hyphen")
     return int(match[1]), int(match[2] or 0)

@@ -1,9 +1,10 @@
-"""The fleet as an account may see it: GPUs, what each does, who waits, and presets that fit."""
+"""The fleet as a caller sees it: GPUs and their activity, queues, and presets that suit it."""
 
 from statistics import median
 from typing import Any
 
-from console.services.jobs import JobViews, for_tenants
+from console.services.jobs import Jobs, without_quarantine_reasons
+from console.services.threads import in_thread
 from console.views import FleetView, PresetView, QueueView, WorkerView
 from routing.queues import ALL_QUEUES, ENGINE_QUEUES
 from tasks.api_keys import Caller
@@ -14,121 +15,134 @@ from tasks.settings.settings import Settings
 from tasks.state.record import JobRecord
 from tasks.state.workers import WorkerInfo
 
-# What presets leave to the job.
+# Values for the required options that presets leave open.
 _DATASET = {"type": "IMAGE_DIR_DATASET", "dataset_dir": "images"}
 _CAPTIONED = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "images"}
-_NEW_WORD = {
+_TOKEN = {
     "placeholder_token": "<word>",
     "initializer_token": "word",
     "data_loader": {"dataset": _DATASET, "caption_preset": "object"},
 }
 
 
-class FleetViews:
-    """Makes what is shown of the fleet; safe to use by several threads.
+class Fleet:
+    """Views of the fleet; thread-safe.
+
+    Tenants see the numbers of waiting jobs and the names of their own jobs only.
 
     Args:
-        client: The fleet.
-        settings: Tell what jobs are routed with.
-        jobs: Knows what finished runs have taught.
+        client: The fleet's client.
+        settings: The memory model that jobs are routed with.
+        jobs: The jobs service, for the history of finished runs.
     """
 
-    def __init__(self, client: Client, settings: Settings, jobs: JobViews) -> None:
+    def __init__(self, client: Client, settings: Settings, jobs: Jobs) -> None:
         self._client, self._settings, self._jobs = client, settings, jobs
 
-    def fleet(self, account: Caller) -> FleetView:
-        """The fleet as it is now."""
-        flying = self._client.control.in_flight()
+    @in_thread
+    def get(self, caller: Caller) -> FleetView:
+        """Return the fleet as it is now."""
+        in_flight = self._client.control.in_flight()
         running = {
             record.stages[record.stage].worker: record
-            for record in flying
+            for record in in_flight
             if record.pending_queue is None and record.stage in record.stages
         }
         workers = tuple(
-            _worker(name, presence, running.get(name), account)
-            for name, presence in self._client.present_workers().items()
+            _worker(name, info, running.get(name), caller)
+            for name, info in self._client.present_workers().items()
         )
-        return FleetView(workers=workers, queues=self._queues(flying, account))
+        return FleetView(workers=workers, queues=self._queues(in_flight, caller))
 
+    @in_thread
     def presets(self) -> tuple[PresetView, ...]:
-        """All presets, the recommended one of each type marked."""
+        """Return all presets, with the best one of each type for this fleet recommended."""
         views = [self._preset(name) for name in preset_names()]
         best: dict[str, PresetView] = {}
         for view in views:
             other = best.get(view.type)
-            if view.served and (other is None or _worth(view) > _worth(other)):
+            if view.served and (other is None or _capacity(view) > _capacity(other)):
                 best[view.type] = view
         return tuple(
             view.model_copy(update={"recommended": best.get(view.type) is view}) for view in views
         )
 
-    def _queues(self, flying: list[JobRecord], account: Caller) -> tuple[QueueView, ...]:
-        in_lanes, waits = self._client.tenant_queues.waiting(), self._jobs.learned().waits
+    @in_thread
+    def ping(self) -> None:
+        """Read something small from the broker.
+
+        Raises:
+            redis.RedisError: The broker is unavailable.
+        """
+        self._client.tenant_queues.terms()
+
+    def _queues(self, in_flight: list[JobRecord], caller: Caller) -> tuple[QueueView, ...]:
+        in_tenant_queues = self._client.tenant_queues.waiting()
+        waits = self._jobs.run_history().waits
         views = []
         for queue in ALL_QUEUES:
-            tenants = dict(in_lanes.get(queue, {}))
-            for record in flying:
+            tenants = dict(in_tenant_queues.get(queue, {}))
+            for record in in_flight:
                 if record.pending_queue == queue:
                     tenants[record.job.tenant] = tenants.get(record.job.tenant, 0) + 1
-            waiting, is_operator = sum(tenants.values()), account.tenant is None
-            unserved = self._client.why_waiting(queue)
-            if queue in ENGINE_QUEUES and unserved is not None and not waiting:
+            waiting = sum(tenants.values())
+            unserved_reason = self._client.why_waiting(queue)
+            if queue in ENGINE_QUEUES and unserved_reason is not None and not waiting:
                 continue
             views.append(
                 QueueView(
                     name=queue,
                     waiting=waiting,
-                    own=waiting if is_operator else tenants.get(account.tenant or "", 0),
-                    tenants=tenants if is_operator else None,
-                    usual_wait_s=median(waits[queue]) if waits.get(queue) else None,
-                    unserved=for_tenants(unserved, account),
+                    own_waiting=waiting if caller.tenant is None else tenants.get(caller.tenant, 0),
+                    waiting_by_tenant=tenants if caller.is_operator else None,
+                    median_wait_s=median(waits[queue]) if waits.get(queue) else None,
+                    unserved_reason=without_quarantine_reasons(unserved_reason, caller),
                 )
             )
         return tuple(views)
 
     def _preset(self, name: str) -> PresetView:
-        found = preset(name)
-        job = _job_of(name, found["training"])
+        document = preset(name)
+        job = _job_of(name, document["training"])
         route = job.route(self._settings.constants)
         return PresetView(
             name=name,
             type=job.training.type,
-            summary=found["summary"],
+            summary=document["summary"],
             memory_class=str(route.memory_class),
             needed_gib=route.estimate.needed_gib,
             recommended=False,
             served=self._client.why_waiting(route.gpu_queue) is None,
-            training=found["training"],
+            training=document["training"],
         )
 
 
 def _job_of(name: str, training: dict[str, Any]) -> TrainingJob:
-    """A job of a preset, with something for what it leaves open."""
-    needed: dict[str, Any] = {"data_loader": {"dataset": _CAPTIONED}}
+    """Return a job of a preset, with values for the options that it leaves open."""
+    required: dict[str, Any] = {"data_loader": {"dataset": _CAPTIONED}}
     if training["type"] == "SDXL_TEXTUAL_INVERSION":
-        needed = _NEW_WORD
-    return parse_job({"preset": name, "training": joined({}, needed)})
+        required = _TOKEN
+    return parse_job({"preset": name, "training": joined({}, required)})
 
 
-def _worth(view: PresetView) -> tuple[int, float]:
+def _capacity(view: PresetView) -> tuple[int, float]:
     return int(view.memory_class.removesuffix("gb")), view.needed_gib
 
 
-def _worker(
-    name: str, presence: WorkerInfo, record: JobRecord | None, account: Caller
-) -> WorkerView:
-    its_own = record is not None and account.sees(record.job.tenant)
-    is_operator = account.tenant is None
-    runs = None if record is None else "another tenant's job"
+def _worker(name: str, info: WorkerInfo, record: JobRecord | None, caller: Caller) -> WorkerView:
+    is_visible = record is not None and caller.sees(record.job.tenant)
+    activity = None if record is None else "another tenant's job"
+    if record is not None and is_visible:
+        activity = f"{record.job.name}: {record.stage}"
     return WorkerView(
         name=name,
-        queues=presence.queues,
-        memory_class=None if presence.memory_class is None else str(presence.memory_class),
-        gpu=presence.gpu_name,
-        gpu_mib=presence.gpu_mib,
-        quarantined=presence.quarantined is not None,
-        quarantine_reason=presence.quarantined if is_operator else None,
+        queues=info.queues,
+        memory_class=None if info.memory_class is None else str(info.memory_class),
+        gpu=info.gpu_name,
+        gpu_mib=info.gpu_mib,
+        quarantined=info.quarantined is not None,
+        quarantine_reason=info.quarantined if caller.is_operator else None,
         busy=record is not None,
-        job=record.id if record is not None and its_own else None,
-        runs=f"{record.job.name}: {record.stage}" if record is not None and its_own else runs,
+        job_id=record.id if record is not None and is_visible else None,
+        activity=activity,
     )

@@ -1,4 +1,4 @@
-"""What a job has published, and its validation images: by the names its own record gives them."""
+"""Published files and validation images of jobs, opened only by the names in a job's record."""
 
 import json
 import re
@@ -6,23 +6,24 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
-from anyio import to_thread
-
 from console.errors import NotFoundError
-from console.views import FilesView, FileView, Sample
+from console.services.jobs import Jobs
+from console.services.threads import in_thread
+from console.views import FilesView, FileView, SampleView
+from tasks.api_keys import Caller
 from tasks.events import Artifact
 from tasks.stages.train import validations_of
 from tasks.state.record import JobRecord
 from tasks.store import Store
 
-_PIECE = 2**20
-# validation-STEP-PROMPT-NUMBER.png, both numbers from 1 on.
+_CHUNK_BYTES = 2**20
+# validation-STEP-PROMPT-NUMBER.png; prompts and numbers count from 1.
 _IMAGE = re.compile(r"validation-\d+-(\d+)-\d+\.png", re.ASCII)
 
 
 @dataclass(frozen=True)
 class OpenFile:
-    """A file in the store, to read any part of.
+    """File in the store, of which any part can be read.
 
     Attributes:
         name: Its name.
@@ -37,31 +38,35 @@ class OpenFile:
     _key: str
 
     async def read(self, start: int = 0, end: int | None = None) -> AsyncIterator[bytes]:
-        """Its bytes from ``start`` up to ``end``, piece by piece.
+        """Yield the bytes from ``start`` up to ``end`` in chunks.
 
         Raises:
-            StoreError: They cannot be read.
+            StoreError: The file cannot be read.
         """
         end = self.size if end is None else min(end, self.size)
         while start < end:
-            stop = min(start + _PIECE, end)
-            yield await to_thread.run_sync(self._store.get_range, self._key, start, stop)
+            stop = min(start + _CHUNK_BYTES, end)
+            yield await in_thread(self._store.get_range)(self._key, start, stop)
             start = stop
 
 
 class JobFiles:
-    """The files of jobs.
+    """Files of jobs; a caller opens those of the jobs that it sees.
+
+    Every method raises ``UnknownJobError`` when the caller sees no job of this id.
 
     Args:
-        store: Where they are.
+        store: The store that holds the files.
+        jobs: The jobs service.
     """
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, jobs: Jobs) -> None:
+        self._store, self._jobs = store, jobs
 
-    def published(self, record: JobRecord) -> FilesView:
-        """What a job has published."""
-        manifest = self._manifest(record)
+    @in_thread
+    def published(self, caller: Caller, job_id: str) -> FilesView:
+        """Return the files that a job has published."""
+        manifest = self._manifest(self._jobs.record(caller, job_id))
         return FilesView(
             files=tuple(
                 FileView(name=it.name, size=it.size, sha256=it.sha256) for it in _files_in(manifest)
@@ -69,29 +74,40 @@ class JobFiles:
             manifest=manifest,
         )
 
-    def open(self, record: JobRecord, name: str) -> OpenFile:
-        """A published file.
+    @in_thread
+    def open(self, caller: Caller, job_id: str, name: str) -> OpenFile:
+        """Open a published file.
 
         Raises:
-            NotFoundError: The job has published none of this name.
+            NotFoundError: The job has published no file of this name.
         """
+        record = self._jobs.record(caller, job_id)
         return self._open(record, name, _files_in(self._manifest(record)))
 
-    def samples(self, record: JobRecord) -> tuple[Sample, ...]:
-        """A job's validation images so far, by step, prompt and number."""
+    @in_thread
+    def samples(self, caller: Caller, job_id: str) -> tuple[SampleView, ...]:
+        """Return a job's validation images so far, by step, prompt and number."""
+        record = self._jobs.record(caller, job_id)
         prompts = record.job.training.validation_prompts
         return tuple(
-            Sample(step=made.step, name=image.name, prompt=_prompt(prompts, image), size=image.size)
-            for made in validations_of(record.refs)
-            for image in made.images
+            SampleView(
+                step=validation.step,
+                name=image.name,
+                prompt=_prompt(prompts, image),
+                size=image.size,
+            )
+            for validation in validations_of(record.refs)
+            for image in validation.images
         )
 
-    def open_sample(self, record: JobRecord, name: str) -> OpenFile:
-        """A validation image.
+    @in_thread
+    def open_sample(self, caller: Caller, job_id: str, name: str) -> OpenFile:
+        """Open a validation image.
 
         Raises:
-            NotFoundError: The job has none of this name.
+            NotFoundError: The job has no validation image of this name.
         """
+        record = self._jobs.record(caller, job_id)
         images = [image for made in validations_of(record.refs) for image in made.images]
         return self._open(record, name, images)
 
@@ -115,7 +131,7 @@ def _files_in(manifest: dict[str, Any] | None) -> list[Artifact]:
 
 
 def _prompt(prompts: tuple[str, ...], image: Artifact) -> str | None:
-    """Whose image this is; None where its name does not tell."""
+    """Return the prompt of an image; None when its name does not give one."""
     match = _IMAGE.fullmatch(image.name)
     number = 0 if match is None else int(match[1])
     return prompts[number - 1] if 1 <= number <= len(prompts) else None

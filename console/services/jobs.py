@@ -1,5 +1,6 @@
-"""Jobs as they are shown: the record, what its events told, what it waits for, when it ends."""
+"""Jobs as a caller sees them: read, listed and changed."""
 
+import hashlib
 import re
 import time
 from collections import OrderedDict
@@ -9,8 +10,8 @@ from datetime import UTC, datetime
 from threading import Lock
 from typing import Any
 
-from console.errors import BadRequestError
-from console.services.job_ids import own_id
+from console.errors import BadRequestError, ForbiddenError
+from console.services.threads import in_thread
 from console.views import ErrorView, JobPage, JobView, ProgressView, StageView
 from tasks.api_keys import Caller
 from tasks.client import Client
@@ -19,15 +20,18 @@ from tasks.errors import UnknownJobError
 from tasks.eta.estimate import JobProgress, expected_end
 from tasks.eta.history import RunHistory
 from tasks.events import DatasetChecked, Progress
+from tasks.jobs.job import TrainingJob
 from tasks.state.record import JobRecord, JobSummary
 
-# Jobs whose events are not read from the start again.
-_MOST_KNOWN = 2000
-# What finished runs have taught changes slowly, and takes many keys.
-_LEARNED_FOR_S = 5.0
-# A search gives what it has found after so many.
-_LOOKED_THROUGH = 2000
-_AT_A_TIME = 50
+# Jobs whose read events are remembered; those of others are read again from the start.
+_MAX_REMEMBERED = 2000
+# Run history changes slowly and takes many keys to read.
+_HISTORY_TTL_S = 5.0
+# Jobs that one search looks at; it returns what it has found by then.
+_MAX_SEARCHED = 2000
+_MIN_BATCH = 50
+ID_DIGITS = 12
+"""Length of the digest that a tenant's job id ends with."""
 _ID = re.compile(r"[\w.-]{1,100}", re.ASCII)
 _CURSOR = re.compile(r"(\d{1,12}(?:\.\d{1,9})?)~([\w.-]{1,100})", re.ASCII)
 
@@ -35,30 +39,152 @@ Matches = Callable[[JobSummary], bool]
 
 
 @dataclass
-class _Heard:
-    """How far a job's events were read, and what they told."""
+class _ReadEvents:
+    """Position up to which a job's events were read, and the progress they report."""
 
     position: str = "0"
-    told: JobProgress = field(default_factory=JobProgress)
+    progress: JobProgress = field(default_factory=JobProgress)
 
 
-class JobViews:
-    """Makes what is shown of jobs; safe to use by several threads.
+class Jobs:
+    """Jobs of the fleet; thread-safe.
+
+    ``record`` alone decides which jobs a caller sees. Another tenant's job is answered like an
+    unknown one.
 
     Args:
-        client: The fleet.
+        client: The fleet's client.
     """
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._heard: OrderedDict[str, _Heard] = OrderedDict()
+        self._read: OrderedDict[str, _ReadEvents] = OrderedDict()
         self._lock = Lock()
-        self._learned: tuple[float, RunHistory] | None = None
+        self._history: tuple[float, RunHistory] | None = None
 
-    def view(self, record: JobRecord, account: Caller) -> JobView:
-        """What an account sees of a job that it may see."""
-        training, told = record.job.training, self._told(record)
-        end = expected_end(record, self.learned(), datetime.now(UTC), told)
+    @in_thread
+    def get(self, caller: Caller, job_id: str) -> JobView:
+        """Return a job.
+
+        Raises:
+            UnknownJobError: The caller sees no job of this id.
+        """
+        return self.view(self.record(caller, job_id), caller)
+
+    @in_thread
+    def document(self, caller: Caller, job_id: str) -> TrainingJob:
+        """Return a job as it was submitted.
+
+        Raises:
+            UnknownJobError: The caller sees no job of this id.
+        """
+        return self.record(caller, job_id).job
+
+    @in_thread
+    def page(
+        self,
+        caller: Caller,
+        *,
+        search: str | None = None,
+        status: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+        tenant: str | None = None,
+    ) -> JobPage:
+        """Return a page of the jobs that the caller sees, newest first.
+
+        Args:
+            caller: Tenants see their own jobs.
+            search: Text in the id or name.
+            status: A job status.
+            limit: Maximum number of jobs. A page can be shorter although there are more.
+            cursor: ``next_cursor`` of the page before.
+            tenant: A tenant whose jobs to list; operators may name any.
+
+        Raises:
+            BadRequestError: The cursor is malformed.
+            ForbiddenError: The caller may not see this tenant.
+        """
+        if tenant is not None and not caller.sees(tenant):
+            raise ForbiddenError("this key lists the jobs of its own tenant only")
+        matches = _matching(search, status)
+        state, tenant = self._client.state, caller.tenant or tenant
+        found: list[tuple[float, str]] = []
+        searched, last = 0, None if cursor is None else _position_in(cursor)
+        # One more than the page holds shows whether there are more.
+        while len(found) <= limit and searched < _MAX_SEARCHED:
+            entries = state.submitted(tenant, last, max(limit + 1, _MIN_BATCH))
+            summaries = {it.id: it for it in state.heads([job_id for _, job_id in entries])}
+            found += [it for it in entries if it[1] in summaries and matches(summaries[it[1]])]
+            searched += len(entries)
+            last = entries[-1] if entries else None
+            if last is None:
+                break
+        page = found[:limit]
+        if len(found) > limit:
+            last = page[-1]
+        records = state.get_all([job_id for _, job_id in page])
+        return JobPage(
+            jobs=tuple(self.view(record, caller) for record in records),
+            next_cursor=last and f"{last[0]!r}~{last[1]}",
+        )
+
+    @in_thread
+    def cancel(self, caller: Caller, job_id: str, *, save: bool = False) -> JobView:
+        """Cancel a job.
+
+        Args:
+            caller: The caller.
+            job_id: The job.
+            save: Whether to save a checkpoint first and publish it.
+
+        Raises:
+            UnknownJobError: The caller sees no job of this id.
+        """
+        return self._change(
+            caller, job_id, lambda known_id: self._client.cancel(known_id, save=save)
+        )
+
+    @in_thread
+    def pause(self, caller: Caller, job_id: str) -> JobView:
+        """Pause a job.
+
+        Raises:
+            UnknownJobError: The caller sees no job of this id.
+            InvalidStateError: The job has ended or is being cancelled.
+        """
+        return self._change(caller, job_id, self._client.control.pause)
+
+    @in_thread
+    def resume(self, caller: Caller, job_id: str) -> JobView:
+        """Resume a paused job.
+
+        Raises:
+            UnknownJobError: The caller sees no job of this id.
+            InvalidStateError: The job is not paused.
+        """
+        return self._change(caller, job_id, self._client.resume)
+
+    def record(self, caller: Caller, job_id: str) -> JobRecord:
+        """Return the record of a job that the caller sees.
+
+        Raises:
+            UnknownJobError: The caller sees no job of this id.
+        """
+        if not _ID.fullmatch(job_id):
+            raise UnknownJobError(job_id)
+        ids = [job_id]
+        if caller.tenant is not None:
+            ids.append(tenant_job_id(caller.tenant, job_id))
+        for record in self._client.state.get_all(ids):
+            if caller.sees(record.job.tenant):
+                return record
+        raise UnknownJobError(job_id)
+
+    def view(self, record: JobRecord, caller: Caller) -> JobView:
+        """Return what a caller sees of one of its jobs."""
+        training, progress = record.job.training, self._progress(record)
+        end = expected_end(record, self.run_history(), datetime.now(UTC), progress)
         return JobView(
             id=record.id,
             name=record.job.name,
@@ -68,157 +194,117 @@ class JobViews:
             priority=record.job.priority,
             status=record.status,
             stage=record.stage,
-            waits=for_tenants(self._client.waits_for(record), account),
+            waiting_reason=without_quarantine_reasons(self._client.waits_for(record), caller),
             queue=record.gpu_queue,
-            reason=record.reason,
+            routing_reason=record.reason,
             memory_gib=record.estimate.parts(),
             needed_gib=record.estimate.needed_gib,
-            created=record.created_at,
-            updated=record.updated_at,
-            progress=_progress(record, told),
-            expected_end=end,
-            stages=_stages(record),
-            error=_error(record),
-            result=_result(record, account),
+            created_at=record.created_at,
+            updated_at=record.updated_at,
+            progress=_progress_view(record, progress),
+            estimated_end_at=end,
+            stages=tuple(_stage_view(record, name) for name in STAGES),
+            error=_error_view(record),
+            result=_result(record, caller),
         )
 
-    def record(self, account: Caller, job_id: str) -> JobRecord:
-        """A job that the account may see.
-
-        Raises:
-            UnknownJobError: There is none of this id, for this account.
-        """
-        if not _ID.fullmatch(job_id):
-            raise UnknownJobError(job_id)
-        ids = [job_id]
-        if account.tenant is not None:
-            ids.append(own_id(account.tenant, job_id))
-        for record in self._client.state.get_all(ids):
-            if account.sees(record.job.tenant):
-                return record
-        raise UnknownJobError(job_id)
-
-    def page(
-        self,
-        account: Caller,
-        tenant: str | None,
-        matches: Matches,
-        limit: int,
-        cursor: str | None,
-    ) -> JobPage:
-        """Some of the jobs, newest first; see ``Service.jobs``.
-
-        Raises:
-            BadRequestError: The cursor is none.
-        """
-        state = self._client.state
-        found: list[tuple[float, str]] = []
-        looked, last = 0, None if cursor is None else _position_in(cursor)
-        # One more than is shown tells whether there are more.
-        while len(found) <= limit and looked < _LOOKED_THROUGH:
-            entries = state.submitted(tenant, last, max(limit + 1, _AT_A_TIME))
-            heads = {it.id: it for it in state.heads([job_id for _, job_id in entries])}
-            found += [it for it in entries if it[1] in heads and matches(heads[it[1]])]
-            looked += len(entries)
-            last = entries[-1] if entries else None
-            if last is None:
-                break
-        shown = found[:limit]
-        if len(found) > limit:
-            last = shown[-1]
-        views = tuple(self.view(it, account) for it in state.get_all([it[1] for it in shown]))
-        return JobPage(jobs=views, next=last and f"{last[0]!r}~{last[1]}")
-
-    def learned(self) -> RunHistory:
-        """What finished runs have taught, as of a few seconds ago."""
-        known, now = self._learned, time.monotonic()
-        if known is None or now - known[0] > _LEARNED_FOR_S:
-            known = self._learned = (now, self._client.durations.learned())
+    def run_history(self) -> RunHistory:
+        """Return the history of finished runs, at most a few seconds old."""
+        known, now = self._history, time.monotonic()
+        if known is None or now - known[0] > _HISTORY_TTL_S:
+            known = self._history = (now, self._client.durations.learned())
         return known[1]
 
-    def _told(self, record: JobRecord) -> JobProgress:
-        """What a job's events told; of one that is over, nothing that matters any more."""
+    def _change(self, caller: Caller, job_id: str, change: Callable[[str], object]) -> JobView:
+        record = self.record(caller, job_id)
+        change(record.id)
+        return self.view(self._client.state.get(record.id), caller)
+
+    def _progress(self, record: JobRecord) -> JobProgress:
+        """Return the progress that a job's events report; none once the job has ended."""
         if record.status.ended:
             return JobProgress()
         with self._lock:
-            heard = self._heard.setdefault(record.id, _Heard())
-            self._heard.move_to_end(record.id)
-            if len(self._heard) > _MOST_KNOWN:
-                self._heard.popitem(last=False)
-        last, told = heard.position, heard.told
+            read = self._read.setdefault(record.id, _ReadEvents())
+            self._read.move_to_end(record.id)
+            if len(self._read) > _MAX_REMEMBERED:
+                self._read.popitem(last=False)
+        last, progress = read.position, read.progress
         for position, event in self._client.state.events(record.id, after=last):
             last = position
             if isinstance(event, DatasetChecked):
-                told = replace(told, sizes=(event.images,))
+                progress = replace(progress, sizes=(event.images,))
             elif isinstance(event, Progress):
-                told = replace(told, progress=event)
-        heard.position, heard.told = last, told
-        return told
+                progress = replace(progress, progress=event)
+        read.position, read.progress = last, progress
+        return progress
+
+
+def tenant_job_id(tenant: str, job_id: str) -> str:
+    """Return the id of the job that a tenant calls ``job_id``.
+
+    Ids are unique across the fleet. With its own id unchanged, a tenant could learn of other
+    tenants' jobs by trying ids, or be given one of them.
+    """
+    digest = hashlib.sha256(f"{tenant}/{job_id}".encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{job_id}-{digest[:ID_DIGITS]}"
+
+
+def without_quarantine_reasons(waiting_reason: str | None, caller: Caller) -> str | None:
+    """Return why something waits; only operators see the reasons of quarantines."""
+    if waiting_reason is None or caller.is_operator:
+        return waiting_reason
+    return waiting_reason.partition(";")[0]
+
+
+def _matching(search: str | None, status: str | None) -> Matches:
+    text = (search or "").lower()
+
+    def matches(summary: JobSummary) -> bool:
+        is_named = text in summary.id.lower() or text in summary.name.lower()
+        return is_named and status in (None, summary.status)
+
+    return matches
 
 
 def _position_in(cursor: str) -> tuple[float, str]:
     match = _CURSOR.fullmatch(cursor)
     if match is None:
-        raise BadRequestError("the cursor is none that a page of jobs gave")
+        raise BadRequestError("malformed cursor; use next_cursor of a page of jobs")
     return float(match[1]), match[2]
 
 
-def _progress(record: JobRecord, told: JobProgress) -> ProgressView | None:
-    progress = told.progress
+def _progress_view(record: JobRecord, job_progress: JobProgress) -> ProgressView | None:
+    progress = job_progress.progress
     if progress is None or progress.stage != record.stage:
         return None
     return ProgressView(**progress.model_dump(exclude={"kind"}))
 
 
-def _stages(record: JobRecord) -> tuple[StageView, ...]:
-    return tuple(_stage(record, name) for name in STAGES)
-
-
-def _stage(record: JobRecord, name: str) -> StageView:
-    begun = record.stages.get(name)
+def _stage_view(record: JobRecord, name: str) -> StageView:
+    stage = record.stages.get(name)
     return StageView(
         name=name,
-        queue=begun and begun.queue,
-        worker=begun and begun.worker,
-        started_at=begun and datetime.fromtimestamp(begun.started_at, UTC),
-        seconds=begun and begun.seconds,
-        summary=begun and begun.summary,
+        queue=stage and stage.queue,
+        worker=stage and stage.worker,
+        started_at=stage and datetime.fromtimestamp(stage.started_at, UTC),
+        seconds=stage and stage.seconds,
+        summary=stage and stage.summary,
     )
 
 
-def _error(record: JobRecord) -> ErrorView | None:
+def _error_view(record: JobRecord) -> ErrorView | None:
     if record.error is None:
         return None
     code = str(record.error_code or "")
     return ErrorView(code=code, stage=record.error_stage, message=record.error)
 
 
-def _result(record: JobRecord, account: Caller) -> dict[str, Any] | None:
-    """The result without where the operator's store is, which is no tenant's business."""
+def _result(record: JobRecord, caller: Caller) -> dict[str, Any] | None:
+    """Return the result; only operators see where the store is."""
     if record.result is None:
         return None
-    hidden = () if account.tenant is None else ("published", "manifest")
-    shown = {name: value for name, value in record.result.items() if name not in hidden}
+    hidden = () if caller.is_operator else ("published", "manifest")
+    visible = {name: value for name, value in record.result.items() if name not in hidden}
     prefix = record.refs.get("manifest", "").removesuffix("manifest.json")
-    return {**shown, "files": [key.removeprefix(prefix) for key in shown.get("files", ())]}
-
-
-def for_tenants(waits: str | None, account: Caller) -> str | None:
-    """Why something waits, without the reasons of quarantines, which are the operator's."""
-    return waits if waits is None or account.tenant is None else waits.partition(";")[0]
-
-
-def matching(search: str | None, status: str | None) -> Matches:
-    """Whether a job is one of those that are looked for.
-
-    Args:
-        search: A part of its id or name, in any case.
-        status: Its status.
-    """
-    wanted = (search or "").lower()
-
-    def matches(head: JobSummary) -> bool:
-        named = wanted in head.id.lower() or wanted in head.name.lower()
-        return named and status in (None, head.status)
-
-    return matches
+    return {**visible, "files": [key.removeprefix(prefix) for key in visible.get("files", ())]}

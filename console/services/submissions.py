@@ -1,12 +1,16 @@
-"""Submitting a job, or only looking at what would become of it."""
+"""Submission and preview of jobs."""
 
+import hashlib
+import json
+import re
 from collections.abc import Collection
 from typing import Any
 
-from console.services.dataset_checks import Checked
-from console.services.job_ids import with_id
-from console.services.jobs import JobViews, for_tenants
+from console.errors import BadRequestError
+from console.services.dataset_checks import CheckedDataset, DatasetChecks
+from console.services.jobs import ID_DIGITS, Jobs, tenant_job_id, without_quarantine_reasons
 from console.services.tenant_policy import TenantPolicy
+from console.services.threads import in_thread
 from console.views import JobView, Preview, PriceView
 from routing.classes import MemoryClass
 from tasks.api_keys import Caller
@@ -18,115 +22,176 @@ from tasks.jobs.job import TrainingJob, parse_job
 from tasks.settings.settings import Settings
 
 _GPU_STAGES = ("cache", "train")
+_IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+# A tenant's id grows by a hyphen and a digest, up to the 100 characters of a job id.
+_MAX_TENANT_ID = 100 - ID_DIGITS - 1
 
 
 class Submissions:
-    """Takes jobs; safe to use by several threads.
+    """Submits and previews jobs; thread-safe.
+
+    A tenant's key submits as its tenant, and ``TenantPolicy`` decides what its jobs may name.
 
     Args:
-        client: The fleet.
-        settings: Say what tenants may name, and what GPUs cost.
-        jobs: Makes what is shown.
+        client: The fleet's client.
+        settings: What tenants may name, and prices of GPUs.
+        jobs: The jobs service.
+        checks: Checks datasets.
     """
 
-    def __init__(self, client: Client, settings: Settings, jobs: JobViews) -> None:
-        self._client, self._settings, self._jobs = client, settings, jobs
+    def __init__(
+        self, client: Client, settings: Settings, jobs: Jobs, checks: DatasetChecks
+    ) -> None:
+        self._client, self._settings, self._jobs, self._checks = client, settings, jobs, checks
         self._roots = settings.listed_tenant_roots
-        self._permission = TenantPolicy(self._roots, settings.data_access().hosts)
+        self._policy = TenantPolicy(self._roots, settings.data_access().hosts)
 
-    def submit(self, account: Caller, document: Any, idempotency_key: str | None) -> JobView:
-        """Submit a job; see ``Service.submit``."""
-        self.checked(account, document)
-        theirs = with_id(account, _as_theirs(account, document), idempotency_key)
+    @in_thread
+    def submit(
+        self, caller: Caller, document: Any, *, idempotency_key: str | None = None
+    ) -> JobView:
+        """Submit a job; submitting the same job again returns the first one.
+
+        Args:
+            caller: The caller.
+            document: The job.
+            idempotency_key: Names the job when it has no id: the same key is the same job.
+
+        Raises:
+            InvalidJobError: The job cannot run; lists every problem.
+            DoesNotFitJobError: No GPU memory class holds the job.
+            BadRequestError: The idempotency key is malformed.
+        """
+        self._parse(caller, document)
+        document = _with_id(caller, _with_tenant(caller, document), idempotency_key)
         try:
-            reads = None if account.tenant is None else self._roots
-            job_id = self._client.submit(theirs, reads=reads)
+            reads = None if caller.is_operator else self._roots
+            job_id = self._client.submit(document, reads=reads)
         except InvalidJobError as error:
             if idempotency_key is None or [it.location for it in error.problems] != ["id"]:
                 raise
             problem = Problem("Idempotency-Key", "was used for another job; use a new one")
             raise InvalidJobError([problem]) from error
-        return self._jobs.view(self._client.state.get(job_id), account)
+        return self._jobs.view(self._client.state.get(job_id), caller)
 
-    def checked(self, account: Caller, document: Any) -> TrainingJob:
-        """The job, as far as it can be judged by its description.
+    async def preview(
+        self,
+        caller: Caller,
+        document: Any,
+        *,
+        check_dataset: bool = True,
+        sizes: Collection[int] | None = None,
+    ) -> Preview:
+        """Return what would happen to a job, without submitting it.
+
+        Args:
+            caller: The caller.
+            document: The job.
+            check_dataset: Whether to read its dataset and base model from this machine.
+            sizes: Images per training size, when known without a check.
 
         Raises:
-            InvalidJobError: It cannot run, or this account may not submit it; with every fault.
+            InvalidJobError: The job cannot run as described; lists every problem.
+            DoesNotFitJobError: No GPU memory class holds the job.
+            TooManyError: Too many datasets are being checked.
+        """
+        job = await in_thread(self._parse)(caller, document)
+        dataset: CheckedDataset | None = None
+        if check_dataset:
+            dataset = await self._checks.check(job, self._read_policy(caller))
+            sizes = dataset.sizes
+        return await in_thread(self._preview)(caller, job, dataset, sizes)
+
+    def _parse(self, caller: Caller, document: Any) -> TrainingJob:
+        """Return the job, validated as far as its document allows.
+
+        Raises:
+            InvalidJobError: The job cannot run, or this caller may not submit it.
         """
         problems = []
-        if isinstance(document, dict) and account.tenant is not None:
-            given = document.get("tenant", account.tenant)
-            if given != account.tenant:
-                problem = f"this key submits as {account.tenant} and as nobody else; leave it out"
+        if isinstance(document, dict) and caller.tenant is not None:
+            tenant = document.get("tenant", caller.tenant)
+            if tenant != caller.tenant:
+                problem = f"this key submits as {caller.tenant} only; omit the tenant"
                 problems.append(Problem("tenant", problem))
         try:
-            job = parse_job(_as_theirs(account, document))
+            job = parse_job(_with_tenant(caller, document))
         except InvalidJobError as error:
             raise InvalidJobError([*problems, *error.problems]) from error
-        if account.tenant is not None:
-            problems += self._permission.problems(job)
+        if not caller.is_operator:
+            problems += self._policy.problems(job)
         if problems:
             raise InvalidJobError(problems)
         return job
 
-    def access(self, account: Caller) -> ReadPolicy:
-        """What an account's datasets may be."""
-        access = self._settings.data_access()
-        return access if account.tenant is None else access.narrowed(self._roots)
+    def _read_policy(self, caller: Caller) -> ReadPolicy:
+        """Return what a caller's datasets may be read from."""
+        policy = self._settings.data_access()
+        return policy if caller.is_operator else policy.narrowed(self._roots)
 
-    def preview(
+    def _preview(
         self,
-        account: Caller,
+        caller: Caller,
         job: TrainingJob,
-        found: Checked | None,
-        sizes: Collection[int] | None = None,
+        dataset: CheckedDataset | None,
+        sizes: Collection[int] | None,
     ) -> Preview:
-        """What would become of a job.
-
-        Args:
-            account: Who asks.
-            job: The job.
-            found: What its dataset is like; None where nobody has looked.
-            sizes: How many images are of each training size, where that is known without.
-
-        Raises:
-            DoesNotFitJobError: No GPU memory class holds it.
-        """
         route = job.route(self._settings.constants)
-        sizes = sizes if found is None else found.sizes
-        expected = forecast(job.training, route.gpu_queue, self._jobs.learned(), sizes)
+        estimate = forecast(job.training, route.gpu_queue, self._jobs.run_history(), sizes)
+        waiting_reason = self._client.why_waiting(route.gpu_queue)
         return Preview(
             job=job,
             route=route.document(),
             warnings=tuple(job.training.warnings()),
-            waits=for_tenants(self._client.why_waiting(route.gpu_queue), account),
-            expected=expected.document(),
-            price=_price(self._settings.prices(), route.memory_class, expected),
-            dataset=None if found is None else found.report,
-            error=None if found is None else found.error,
+            waiting_reason=without_quarantine_reasons(waiting_reason, caller),
+            estimate=estimate.document(),
+            price=_price(self._settings.prices(), route.memory_class, estimate),
+            dataset=None if dataset is None else dataset.report,
+            error=None if dataset is None else dataset.error,
         )
 
 
-def _as_theirs(account: Caller, document: Any) -> Any:
-    """The document with the account's tenant."""
-    if account.tenant is None or not isinstance(document, dict):
+def _with_tenant(caller: Caller, document: Any) -> Any:
+    """Return the document with the caller's tenant."""
+    if caller.tenant is None or not isinstance(document, dict):
         return document
-    return {**document, "tenant": account.tenant}
+    return {**document, "tenant": caller.tenant}
+
+
+def _with_id(caller: Caller, document: Any, idempotency_key: str | None) -> Any:
+    """Return the document with the id that its job gets.
+
+    Raises:
+        BadRequestError: The idempotency key is malformed.
+        InvalidJobError: The id is too long.
+    """
+    if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
+        raise BadRequestError("an Idempotency-Key has 1 to 255 visible ASCII characters")
+    if not isinstance(document, dict):
+        return document
+    job_id = document.get("id")
+    if job_id is None and idempotency_key is not None:
+        scope = json.dumps([caller.tenant, caller.name, idempotency_key])
+        return {**document, "id": hashlib.sha256(scope.encode()).hexdigest()[:24]}
+    if caller.tenant is None or not isinstance(job_id, str):
+        return document
+    if len(job_id) > _MAX_TENANT_ID:
+        raise InvalidJobError([Problem("id", f"has more than {_MAX_TENANT_ID} characters")])
+    return {**document, "id": tenant_job_id(caller.tenant, job_id)}
 
 
 def _price(
-    prices: dict[MemoryClass, float], memory_class: MemoryClass, expected: Forecast
+    prices: dict[MemoryClass, float], memory_class: MemoryClass, estimate: Forecast
 ) -> PriceView | None:
     per_hour = prices.get(memory_class)
     if per_hour is None:
         return None
-    seconds = [it.seconds for it in expected.stages if it.stage in _GPU_STAGES]
+    seconds = [stage.seconds for stage in estimate.stages if stage.stage in _GPU_STAGES]
     known = [it for it in seconds if it is not None]
-    hours, is_all = sum(known) / 3600, len(known) == len(seconds)
+    hours, is_complete = sum(known) / 3600, len(known) == len(seconds)
     return PriceView(
-        amount=hours * per_hour if is_all else None,
-        at_least=hours * per_hour,
+        amount=hours * per_hour if is_complete else None,
+        min_amount=hours * per_hour,
         per_hour=per_hour,
-        gpu_hours=hours if is_all else None,
+        gpu_hours=hours if is_complete else None,
     )

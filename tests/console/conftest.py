@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from redis import Redis
 
 from console.app import make_app
-from console.services.service import Service
+from console.services.services import Services, open_services
 from tasks.events import Artifact, ValidationImages
 from tasks.settings.settings import Settings
 from tasks.state.job_store import JobStore, StartOutcome
@@ -33,7 +33,7 @@ class Console:
     def __init__(self, served: "Served", state: JobStore, client: Redis) -> None:
         self.settings, self.url, self.keys = served.settings, served.url, served.keys
         self.state, self.redis = state, client
-        served.service._jobs._learned = None  # as of the test before
+        served.services.jobs._history = None  # as of the test before
         self.store = Store(served.settings.resolved_store_url)
 
     def client(self, who: str) -> httpx2.Client:
@@ -79,7 +79,7 @@ class Served:
     """The one console of all tests."""
 
     settings: Settings
-    service: Service
+    services: Services
     url: str
     keys: dict[str, str]
 
@@ -102,17 +102,17 @@ def served(tmp_path_factory: pytest.TempPathFactory, broker_url: str) -> Iterato
         tenant_roots=f"{home}/open,s3://open/people",
         gpu_prices="40gb=1.8",
     )
-    service = Service(settings, broker_url)
-    keys = {name: service.accounts.create(name, tenant) for name, tenant in TENANTS.items()}
+    services = open_services(settings, broker_url)
+    keys = {name: services.api_keys.create(name, tenant) for name, tenant in TENANTS.items()}
     config = uvicorn.Config(
-        make_app(settings, service), port=0, log_config=None, timeout_graceful_shutdown=1
+        make_app(services), port=0, log_config=None, timeout_graceful_shutdown=1
     )
     server = _Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
     wait_until(lambda: server.started, timeout_s=30, description="the console is served")
     port = server.servers[0].sockets[0].getsockname()[1]
-    yield Served(settings, service, f"http://127.0.0.1:{port}", keys)
+    yield Served(settings, services, f"http://127.0.0.1:{port}", keys)
     server.should_exit = True
     thread.join(10)
     assert not thread.is_alive()

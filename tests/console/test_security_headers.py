@@ -6,11 +6,11 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from console.api.limits import MOST_BODY_BYTES, RateLimiter
+from console.api.site import MAX_BODY_BYTES
 from console.app import make_app
-from console.security_headers import Guard
-from console.services.service import Service
-from console.services.sessions import COOKIE
+from console.login import COOKIE
+from console.security_headers import SecurityHeaders
+from console.services.services import open_services
 from tasks.api_keys import ApiKeys
 from tasks.settings.settings import Settings
 from tests.console.conftest import PNG, Console, Served, job
@@ -132,7 +132,7 @@ def test_a_proxys_name_is_served_where_the_settings_say_so(
     async def nothing(*_: object) -> None:
         """Stands for the application."""
 
-    assert Guard(nothing, settings)._is_ours(b"gpu.example.org") == served
+    assert SecurityHeaders(nothing, settings).is_allowed(b"gpu.example.org") == served
 
 
 def test_every_answer_tells_browsers_to_be_careful(console: Console, anyone: httpx2.Client) -> None:
@@ -146,7 +146,7 @@ def test_every_answer_tells_browsers_to_be_careful(console: Console, anyone: htt
 def test_a_body_that_is_too_long_is_refused_before_and_while_it_comes(
     console: Console, acme: httpx2.Client
 ) -> None:
-    long = b'"' + b"x" * MOST_BODY_BYTES + b'"'
+    long = b'"' + b"x" * MAX_BODY_BYTES + b'"'
     headers = {"Content-Type": "application/json"}
     assert acme.post("/jobs", content=long, headers=headers).status_code == 413
     pieces = (long[i : i + 65536] for i in range(0, len(long), 65536))
@@ -157,15 +157,6 @@ def test_a_body_that_is_too_long_is_refused_before_and_while_it_comes(
         request = "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n"
         raw.sendall(request.encode())
         assert raw.recv(100).startswith(b"HTTP/1.1 413")
-
-
-def test_who_asks_too_often_is_told_when_to_ask_again() -> None:
-    limiter = RateLimiter(3)
-    allowances = [limiter.take("one") for _ in range(4)]
-    assert [it.left for it in allowances] == [2, 1, 0, 0]
-    assert [it.retry_after_s > 0 for it in allowances] == [False, False, False, True]
-    assert 0 < allowances[3].retry_after_s <= 20
-    assert limiter.take("other").retry_after_s == 0
 
 
 def test_a_key_is_told_what_it_may_still_ask(acme: httpx2.Client) -> None:
@@ -187,10 +178,10 @@ def test_behind_a_proxy_addresses_begin_with_the_path_it_takes_away(served: Serv
         update={"console_url": "https://gpu.example.org/training"}
     )
     assert settings.broker_url is not None
-    service = Service(settings, settings.broker_url.get_secret_value())
+    services = open_services(settings, settings.broker_url.get_secret_value())
 
     async def ask() -> None:
-        transport = httpx2.ASGITransport(make_app(settings, service), root_path="/training")
+        transport = httpx2.ASGITransport(make_app(services), root_path="/training")
         async with httpx2.AsyncClient(
             transport=transport, base_url="https://gpu.example.org/training"
         ) as client:
@@ -208,17 +199,17 @@ def test_behind_a_proxy_addresses_begin_with_the_path_it_takes_away(served: Serv
             assert "Path=/training/" in logged_in.headers["set-cookie"]
             assert "Secure" in logged_in.headers["set-cookie"]
             assert (await client.get("/v1/jobs")).status_code == 200
-            long = b"x" * (MOST_BODY_BYTES + 1)
+            long = b"x" * (MAX_BODY_BYTES + 1)
             assert (await client.post("/v1/jobs", content=long, headers=headers)).status_code == 413
-        await service.close()
+        await services.close()
 
     asyncio.run(ask())
 
 
 def test_a_broker_that_is_away_is_told_as_a_passing_problem(served: Served, tmp_path: Path) -> None:
     with EmbeddedBroker(tmp_path) as broker:
-        service = Service(served.settings, broker.url)
-    app = make_app(served.settings, service)
+        services = open_services(served.settings, broker.url)
+    app = make_app(services)
     headers = {"Authorization": f"Bearer {served.keys['acme']}"}
 
     async def ask() -> None:
@@ -231,6 +222,6 @@ def test_a_broker_that_is_away_is_told_as_a_passing_problem(served: Served, tmp_
             answer = await client.post("/v1/jobs", json=job(), headers=headers)
             assert answer.status_code == 503
             assert "socket" not in answer.text
-        await service.close()
+        await services.close()
 
     asyncio.run(ask())

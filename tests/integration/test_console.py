@@ -118,7 +118,7 @@ def test_a_job_by_http_from_the_upload_to_the_file(
 
         whole = uploaded_in_pieces(acme, archive_of(images, broken=False))
         found = acme.post("/jobs:preview", json=job_of(tiny_model, whole)).json()
-        assert (found["error"], found["waits"]) == (None, None)
+        assert (found["error"], found["waiting_reason"]) == (None, None)
 
         submitted = acme.post("/jobs", json=job_of(tiny_model, whole))
         assert submitted.status_code == 201, submitted.text

@@ -19,7 +19,7 @@ from console.pages.form.image_drop import ImageDrop
 from console.pages.form.report import Report
 from console.pages.layout import Frame
 from console.pages.markup import Tag, panel
-from console.services.service import Service
+from console.services.services import Services
 
 _HERE = "here"
 _PLACE_NAMES = {
@@ -42,13 +42,13 @@ class DatasetPart:
     """
 
     def __init__(
-        self, frame: Frame, service: Service, begun: Begun, on_changed: Callable[[], None]
+        self, frame: Frame, services: Services, begun: Begun, on_changed: Callable[[], None]
     ) -> None:
         self._begun, self._on_changed = begun, on_changed
         self._fields: dict[str, Field] = {}
         self._errors: Mapping[str, str] = {}
         self._rejected: list[str] = []
-        self.images = Images(frame, service, begun)
+        self.images = Images(frame, services, begun)
         hint = "Ten to fifty good ones do for a subject or a style."
         with panel("Images", hint), Tag("div", classes="stack"):
             self._place_box = Tag("div", style="max-width: 320px")

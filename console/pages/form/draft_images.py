@@ -6,7 +6,7 @@ import json
 from console.errors import ConsoleError, NotFoundError
 from console.pages.form.drafts import Begun
 from console.pages.layout import Frame
-from console.services.service import Service
+from console.services.services import Services
 from console.views import DatasetView, ImageView, UploadView
 from tasks.data.uploads import upload_id_in
 from tasks.errors import InvalidJobError, JobError
@@ -27,8 +27,8 @@ class Images:
         begun: The draft; what is found is kept with it.
     """
 
-    def __init__(self, frame: Frame, service: Service, begun: Begun) -> None:
-        self._frame, self._service, self._begun = frame, service, begun
+    def __init__(self, frame: Frame, services: Services, begun: Begun) -> None:
+        self._frame, self._services, self._begun = frame, services, begun
         self._alone = asyncio.Lock()
         self._is_unsent = False
         self.message = ""
@@ -65,7 +65,7 @@ class Images:
         if upload_id is None or self._begun.upload is not None:
             return
         try:
-            self._begun.upload = await self._service.upload(self._frame.account, upload_id)
+            self._begun.upload = await self._services.uploads.get(self._frame.caller, upload_id)
         except NotFoundError:
             self._begun.draft.dataset = None
             self.message = "The images of that job are not kept any more; add them again."
@@ -85,7 +85,7 @@ class Images:
                 self.message = f"The images could not be sent: {error}"
 
     async def _send(self) -> None:
-        begun, account = self._begun, self._frame.account
+        begun, caller = self._begun, self._frame.caller
         self._is_unsent = False
         former, own = begun.upload, begun.is_own_upload
         begun.upload, begun.listed, begun.checked = None, (), None
@@ -93,13 +93,13 @@ class Images:
         if not begun.collection.is_empty:
             packed = await asyncio.to_thread(begun.collection.pack)
             name = begun.collection.archive or f"{begun.draft.name}.zip"
-            begun.upload = await self._service.put_upload(account, name, packed)
+            begun.upload = await self._services.uploads.put(caller, name, packed)
             begun.is_own_upload = True
             begun.draft.dataset = {"type": "ARCHIVE", "archive": begun.upload.source}
             await self._look()
         if former is not None and own:
             # An earlier job may be run again with its own.
-            await self._service.delete_upload(account, former.id)
+            await self._services.uploads.delete(caller, former.id)
 
     async def _look(self) -> None:
         begun = self._begun
@@ -111,7 +111,7 @@ class Images:
         if upload is None:
             return ()
         try:
-            return await self._service.images(self._frame.account, upload.id)
+            return await self._services.uploads.images(self._frame.caller, upload.id)
         except NotFoundError as error:
             self.message = f"{upload.name}: {error}"
             return ()
@@ -119,7 +119,7 @@ class Images:
     async def _checked(self) -> DatasetView | None:
         try:
             document = self._begun.draft.document()
-            preview = await self._service.preview(self._frame.account, document)
+            preview = await self._services.submissions.preview(self._frame.caller, document)
         except InvalidJobError:
             # Another part of the form is to be mended first; that is told beside it.
             return None

@@ -20,7 +20,7 @@ class Begun:
     """A draft with its images.
 
     Attributes:
-        account: Whose it is.
+        caller: Whose it is.
         draft: What was filled in.
         collection: Images that were added.
         upload: The archive that was made of them; None until they are sent.
@@ -30,7 +30,7 @@ class Begun:
         is_own_upload: The upload was made for this draft; no job has it yet.
     """
 
-    account: Caller
+    caller: Caller
     draft: Draft
     collection: Collection
     upload: UploadView | None = None
@@ -54,7 +54,7 @@ class Drafts:
         self._scratch, self._most_bytes = scratch, most_bytes
         self._begun: OrderedDict[str, Begun] = OrderedDict()
 
-    def begin(self, account: Caller, draft: Draft) -> str:
+    def begin(self, caller: Caller, draft: Draft) -> str:
         """Keep a draft.
 
         Returns:
@@ -62,15 +62,15 @@ class Drafts:
         """
         draft_id = secrets.token_urlsafe(12)
         collection = Collection(self._scratch, self._most_bytes)
-        self._begun[draft_id] = Begun(account, draft, collection)
+        self._begun[draft_id] = Begun(caller, draft, collection)
         while len(self._begun) > _MOST:
             self._begun.popitem(last=False)[1].collection.clear()
         return draft_id
 
-    def find(self, account: Caller, draft_id: str) -> Begun | None:
-        """An account's draft; None where it has none of this id."""
+    def find(self, caller: Caller, draft_id: str) -> Begun | None:
+        """An caller's draft; None where it has none of this id."""
         begun = self._begun.get(draft_id)
-        if begun is None or begun.account != account:
+        if begun is None or begun.caller != caller:
             return None
         self._begun.move_to_end(draft_id)
         return begun

@@ -24,7 +24,7 @@ from console.pages.form.preview_panel import PreviewPanel
 from console.pages.formatting import TYPE_NAMES
 from console.pages.layout import Frame
 from console.pages.markup import Tag, panel
-from console.services.service import Service
+from console.services.services import Services
 from console.views import PresetView, Preview
 from tasks.errors import InvalidJobError, JobError, Problem
 
@@ -49,12 +49,12 @@ class NewJob:
     def __init__(
         self,
         frame: Frame,
-        service: Service,
+        services: Services,
         begun: Begun,
         presets: tuple[PresetView, ...],
         on_started: Callable[[str], None],
     ) -> None:
-        self._frame, self._service, self._begun, self._presets = frame, service, begun, presets
+        self._frame, self._services, self._begun, self._presets = frame, services, begun, presets
         self._on_started = on_started
         self._fields: dict[str, Field] = {}
         self._version = 0
@@ -84,7 +84,7 @@ class NewJob:
                     self._basics = Tag("div", classes="grid-3")
                 self._advanced = AdvancedPart(self.draft, self.changed, self._fields.keys)
                 self._dataset = DatasetPart(
-                    self._frame, self._service, self._begun, lambda: self.changed()
+                    self._frame, self._services, self._begun, lambda: self.changed()
                 )
             with Tag("aside", classes="aside", aria_label="This job"):
                 self._outlook = PreviewPanel(self._frame, self.start, self._go_to)
@@ -146,7 +146,7 @@ class NewJob:
             self._outlook.go_to_first_fault()
             return
         try:
-            job = await self._service.submit(self._frame.account, self.draft.document())
+            job = await self._services.submissions.submit(self._frame.caller, self.draft.document())
         except InvalidJobError as error:
             self._show_problems(list(error.problems))
             self._outlook.show(None, list(error.problems), self.draft)
@@ -158,8 +158,8 @@ class NewJob:
 
     async def _asked(self, document: dict[str, Any]) -> tuple[Preview | None, list[Problem]]:
         try:
-            preview = await self._service.preview(
-                self._frame.account,
+            preview = await self._services.submissions.preview(
+                self._frame.caller,
                 document,
                 check_dataset=False,
                 sizes=self._dataset.images.sizes,

@@ -134,8 +134,12 @@ class PreviewPanel:
                         )
 
     def _show_notes(self, preview: Preview) -> None:
-        if preview.waits:
-            Tag("p", _sentence(f"it would wait: {preview.waits}"), "note note-warning small")
+        if preview.waiting_reason:
+            Tag(
+                "p",
+                _sentence(f"it would wait: {preview.waiting_reason}"),
+                "note note-warning small",
+            )
         for warning in preview.warnings:
             Tag("p", _sentence(warning), "note note-warning small")
 
@@ -145,7 +149,7 @@ class PreviewPanel:
         with Tag("dl", classes="facts"):
             fact("GPU", f"{memory_class.value} GB class")
             fact("Queue", route["queue"])
-            expected = preview.expected
+            expected = preview.estimate
             fact("Takes", _expected(expected))
             if preview.price is not None:
                 fact("Costs", _price(preview.price.amount))

@@ -90,7 +90,7 @@ class Report:
         return f"{good}, {count(errors, 'error')}, {count(warnings, 'warning')}"
 
     def _show_findings(self, findings: tuple[Finding, ...]) -> None:
-        numbers = {it.name: it.number for it in self._begun.listed if it.message is None}
+        numbers = {it.name: it.number for it in self._begun.listed if it.error is None}
         box = Tag("div", classes="table-box", style="margin-bottom: 0")
         with box, Tag("table", classes="table table-rows"):
             Tag("caption", "What was found in the images", "sr-only")
@@ -130,10 +130,10 @@ class Report:
                 more.on("click", self._show_more)
 
     def _show_image(self, image: ImageView) -> None:
-        wrong = image.message is not None
+        wrong = image.error is not None
         with Tag("article", classes="thumb thumb-wrong" if wrong else "thumb"):
             if wrong:
-                Tag("div", image.message or "", "thumb-none")
+                Tag("div", image.error or "", "thumb-none")
             else:
                 source = self._thumbnail(image.number)
                 Tag(

@@ -15,7 +15,7 @@ from console.pages.job.event_log import EventLog
 from console.pages.job.job_parts import FilesPart, LogPart, LossPart, SamplesPart, StagesPart
 from console.pages.layout import Frame, dialog
 from console.pages.markup import Tag, button, fact, panel
-from console.services.service import Service
+from console.services.services import Services
 from console.views import JobView
 from routing.classes import MemoryClass
 from routing.queues import gpu_queue
@@ -37,8 +37,8 @@ class JobPage:
         view: The job, as it is now.
     """
 
-    def __init__(self, frame: Frame, service: Service, view: JobView) -> None:
-        self._frame, self._service, self._view = frame, service, view
+    def __init__(self, frame: Frame, services: Services, view: JobView) -> None:
+        self._frame, self._services, self._view = frame, services, view
         self._heard = EventLog()
         self._ask: ui.dialog | None = None
         self._asked_at, self._tenth = 0.0, -1
@@ -98,21 +98,21 @@ class JobPage:
             fact("Tenant", view.tenant)
             fact("Priority", str(view.priority))
             fact("Queue", view.queue)
-            fact("Submitted", f"{view.created:%Y-%m-%d %H:%M} UTC")
+            fact("Submitted", f"{view.created_at:%Y-%m-%d %H:%M} UTC")
             self._ends = fact("Ends")
         classes = {gpu_queue(it): it.floor_gib for it in MemoryClass}
         expected = f"{view.needed_gib:.1f} GiB expected"
         with panel("GPU memory", expected), Tag("div", classes="stack-small"):
             memory_bar(view.memory_gib, classes.get(view.queue, view.needed_gib))
-            Tag("p", f"{view.reason[:1].upper()}{view.reason[1:]}.", "help")
+            Tag("p", f"{view.routing_reason[:1].upper()}{view.routing_reason[1:]}.", "help")
 
     async def _follow(self) -> None:
         """Hear all events, also those that come after the broker was away."""
         job_id = self._view.id
         while True:
             try:
-                account = self._frame.account
-                told = self._service.event_batches(account, job_id, self._heard.position)
+                caller = self._frame.caller
+                told = self._services.events.follow(caller, job_id, self._heard.position)
                 async with aclosing(told) as batches:
                     async for batch in batches:
                         for event in batch:
@@ -129,7 +129,7 @@ class JobPage:
             return
         self._heard.changed, self._asked_at = False, now
         try:
-            view = await self._service.job(self._frame.account, self._view.id)
+            view = await self._services.jobs.get(self._frame.caller, self._view.id)
         except (ConsoleError, JobError):
             return  # asked again in a moment
         if view.stage != self._view.stage or view.status != self._view.status:
@@ -163,12 +163,12 @@ class JobPage:
             Tag("p", REMEDIES.get(view.error.code, OTHER_REMEDY), style="font-weight: 500")
 
     async def _show_results(self, view: JobView) -> None:
-        account = self._frame.account
+        caller = self._frame.caller
         try:
             if self._heard.samples != self._samples.shown:
-                self._samples.show(await self._service.samples(account, view.id), self._heard)
+                self._samples.show(await self._services.files.samples(caller, view.id), self._heard)
             if JobStatus(view.status).ended and not self._shown_files:
-                files = await self._service.files(account, view.id)
+                files = await self._services.files.published(caller, view.id)
                 self._files.show(files)
                 self._shown_files = True
         except (ConsoleError, JobError):
@@ -187,13 +187,15 @@ class JobPage:
             )
 
     async def _pause_it(self) -> None:
-        await self._do(lambda: self._service.pause(self._frame.account, self._view.id))
+        await self._do(lambda: self._services.jobs.pause(self._frame.caller, self._view.id))
 
     async def _resume_it(self) -> None:
-        await self._do(lambda: self._service.resume(self._frame.account, self._view.id))
+        await self._do(lambda: self._services.jobs.resume(self._frame.caller, self._view.id))
 
     async def _cancel_it(self, *, save: bool) -> None:
-        await self._do(lambda: self._service.cancel(self._frame.account, self._view.id, save=save))
+        await self._do(
+            lambda: self._services.jobs.cancel(self._frame.caller, self._view.id, save=save)
+        )
 
     async def _do(self, change: Callable[[], Awaitable[JobView]]) -> None:
         try:
@@ -206,8 +208,8 @@ class JobPage:
 
 def _end(view: JobView) -> str:
     if JobStatus(view.status).ended:
-        return ago(view.updated)
-    if view.expected_end is None:
+        return ago(view.updated_at)
+    if view.estimated_end_at is None:
         return "not known yet"
-    left_s = (view.expected_end - datetime.now(UTC)).total_seconds()
+    left_s = (view.estimated_end_at - datetime.now(UTC)).total_seconds()
     return f"in about {span(max(left_s, 0.0))}" if left_s > 1 else "any moment"

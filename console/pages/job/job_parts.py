@@ -10,7 +10,7 @@ from console.pages.job.loss import LossCurve, chart_options
 from console.pages.layout import Frame
 from console.pages.markup import Tag, panel
 from console.security_headers import API
-from console.views import FilesView, FileView, JobView, Sample, StageView
+from console.views import FilesView, FileView, JobView, SampleView, StageView
 from tasks.state.record import JobStatus
 
 # A page of images; the newest matter.
@@ -46,8 +46,8 @@ class StagesPart:
         progress = heard.progress
         is_shown = progress is not None and not JobStatus(view.status).ended
         self._box.set_visibility(is_shown)
-        self._waits.set_visibility(bool(view.waits))
-        self._waits.say(view.waits or "")
+        self._waits.set_visibility(bool(view.waiting_reason))
+        self._waits.say(view.waiting_reason or "")
         if progress is None or not is_shown:
             return
         self._bar.have("max", max(progress.total, 1))
@@ -111,7 +111,7 @@ class SamplesPart:
             self._box = Tag("div", classes="samples")
         self._panel.set_visibility(False)
 
-    def show(self, samples: tuple[Sample, ...], heard: EventLog) -> None:
+    def show(self, samples: tuple[SampleView, ...], heard: EventLog) -> None:
         """Show them, the newest first."""
         self.shown = heard.samples
         newest = sorted(samples, key=lambda it: -it.step)[:_MOST_SAMPLES]
@@ -220,6 +220,6 @@ def _stage(view: JobView, stage: StageView) -> tuple[str, str]:
     if view.error is not None and view.error.stage == stage.name:
         return "failed", "failed"
     if view.stage == stage.name and not JobStatus(view.status).ended:
-        is_running = view.waits is None
+        is_running = view.waiting_reason is None
         return ("running", "running") if is_running else ("waiting", "waits")
     return "waiting", ""

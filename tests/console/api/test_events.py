@@ -1,4 +1,5 @@
 import json
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -9,6 +10,7 @@ from redis import Redis
 from tasks.errors import JobError
 from tasks.events import Note
 from tests.console.conftest import Console, job
+from tests.waiting import wait_until
 
 
 def read(client: httpx2.Client, job_id: str, **headers: str) -> list[dict[str, Any]]:
@@ -78,6 +80,24 @@ def test_many_readers_of_a_job_are_one_reader_of_redis(
         assert blocked() == before + 1
         client.post(f"/jobs/{job_id}:cancel")
         assert all(stream.result(30)[-1]["kind"] == "ended" for stream in streams)
+
+
+def test_a_client_that_disconnects_ends_its_stream_quietly(
+    console: Console, redis_client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    def blocked() -> int:
+        return int(redis_client.info("clients")["blocked_clients"])
+
+    wait_until(lambda: blocked() == 0, timeout_s=30, description="no reader of another test")
+    with console.client("acme") as client:
+        job_id = client.post("/jobs", json=job()).json()["id"]
+        with client.stream("GET", f"/jobs/{job_id}/events") as answer:
+            lines = answer.iter_lines()
+            assert next(lines) == "retry: 2000"
+            wait_until(lambda: blocked() == 1, timeout_s=30, description="a reader")
+        wait_until(lambda: blocked() == 0, timeout_s=30, description="no reader")
+        client.post(f"/jobs/{job_id}:cancel")
+    assert [it for it in caplog.records if it.levelno >= logging.WARNING] == []
 
 
 @pytest.mark.parametrize("position", ["x", "-1", "1-2-3", "1" * 30, "$", "0-0\t1"])

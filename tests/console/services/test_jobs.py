@@ -22,7 +22,7 @@ def test_a_submitted_job_is_there_with_all_that_is_known_of_it(acme: httpx2.Clie
     assert (view["name"], view["priority"], view["status"]) == ("cat", 3, "queued")
     assert view["queue"] == "gpu.40gb"
     assert view["needed_gib"] == pytest.approx(sum(view["memory_gib"].values()))
-    assert "no live worker serves cpu" in view["waits"]
+    assert "no live worker serves cpu" in view["waiting_reason"]
     assert [stage["name"] for stage in view["stages"]] == ["prepare", "cache", "train", "publish"]
     assert acme.get(f"/jobs/{view['id']}").json() == view
 
@@ -86,10 +86,10 @@ def test_jobs_are_listed_newest_first_page_by_page(acme: httpx2.Client) -> None:
         page = acme.get("/jobs", params={"limit": 3, **({"cursor": cursor} if cursor else {})})
         assert len(page.json()["jobs"]) == count
         found += [it["id"] for it in page.json()["jobs"]]
-        cursor = page.json()["next"]
+        cursor = page.json()["next_cursor"]
     assert found == ids[::-1]
     assert cursor is None
-    assert acme.get("/jobs", params={"limit": 7}).json()["next"] is None
+    assert acme.get("/jobs", params={"limit": 7}).json()["next_cursor"] is None
 
 
 def test_jobs_of_the_very_same_time_are_each_listed_once(
@@ -101,9 +101,9 @@ def test_jobs_of_the_very_same_time_are_each_listed_once(
     while True:
         page = acme.get("/jobs", params=params).json()
         found += [it["id"] for it in page["jobs"]]
-        if page["next"] is None:
+        if page["next_cursor"] is None:
             break
-        params["cursor"] = page["next"]
+        params["cursor"] = page["next_cursor"]
     assert sorted(found) == sorted(ids)
 
 

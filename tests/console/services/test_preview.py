@@ -67,12 +67,12 @@ def test_a_preview_tells_memory_by_parts_class_and_who_would_take_it(acme: httpx
     route = found["route"]
     assert route["memory_class"] == "40gb"
     assert sum(route["parts_gib"].values()) == pytest.approx(route["needed_gib"], abs=0.05)
-    assert "no live worker serves gpu.40gb" in found["waits"]
+    assert "no live worker serves gpu.40gb" in found["waiting_reason"]
     assert found["dataset"] is None
     assert found["error"] is None
     assert found["job"]["training"]["lora_rank_dim"] == 4
-    assert found["expected"]["unknown"]
-    price = {"amount": None, "at_least": 0.0, "per_hour": 1.8, "gpu_hours": None}
+    assert found["estimate"]["unknown"]
+    price = {"amount": None, "min_amount": 0.0, "per_hour": 1.8, "gpu_hours": None}
     assert found["price"] == price
 
 
@@ -118,11 +118,11 @@ def test_a_check_that_takes_too_long_or_dies_is_ended_and_told(
     acme: httpx2.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload_id = upload(acme, zipped({"a.png": image(), "a.txt": b"a"}))
-    monkeypatch.setattr(checks, "WITHIN_S", 0.01)
+    monkeypatch.setattr(checks, "TIMEOUT_S", 0.01)
     assert "submit the job instead" in preview(acme, of_upload(upload_id))["error"]["message"]
     monkeypatch.setattr(checks, "COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
-    monkeypatch.setattr(checks, "WITHIN_S", 30.0)
-    assert "cannot be looked into" in preview(acme, of_upload(upload_id))["error"]["message"]
+    monkeypatch.setattr(checks, "TIMEOUT_S", 30.0)
+    assert "cannot be checked" in preview(acme, of_upload(upload_id))["error"]["message"]
     acme.delete(f"/uploads/{upload_id}")
 
 

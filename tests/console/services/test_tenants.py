@@ -7,7 +7,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from console.services.job_ids import own_id
+from console.services.jobs import tenant_job_id
 from routing.classes import MemoryClass
 from tasks.state.job_store import connect
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo
@@ -111,7 +111,7 @@ def test_a_list_and_a_search_show_own_jobs_only(
     refused = acme.get("/jobs", params={"tenant": "zoo"})
     assert refused.status_code == 403
     assert same(refused, acme.get("/jobs", params={"tenant": "nobody"}), ("zoo", "nobody"))
-    cursor = operator.get("/jobs", params={"limit": 1}).json()["next"]
+    cursor = operator.get("/jobs", params={"limit": 1}).json()["next_cursor"]
     assert acme.get("/jobs", params={"cursor": cursor}).json()["jobs"] == []
     assert {it["id"] for it in operator.get("/jobs").json()["jobs"]} == {mine, theirs}
     shown = operator.get("/jobs", params={"tenant": "zoo"}).json()["jobs"]
@@ -146,8 +146,8 @@ def test_one_idempotency_key_of_two_tenants_is_two_jobs(
 
 
 def test_tenants_do_not_meet_by_how_names_are_joined() -> None:
-    assert own_id("a", "b-c") != own_id("a-b", "c")
-    assert own_id("a", "b") != own_id("b", "a")
+    assert tenant_job_id("a", "b-c") != tenant_job_id("a-b", "c")
+    assert tenant_job_id("a", "b") != tenant_job_id("b", "a")
 
 
 def test_a_key_submits_as_its_tenant_only(acme: httpx2.Client, operator: httpx2.Client) -> None:
@@ -174,9 +174,13 @@ def test_the_fleet_names_no_job_of_another_tenant(
     for secret in ("secret-name", job_id, "zoo", "XID 79"):
         assert secret not in told.text
     [worker] = told.json()["workers"]
-    assert (worker["runs"], worker["job"], worker["busy"]) == ("another tenant's job", None, True)
+    assert (worker["activity"], worker["job_id"], worker["busy"]) == (
+        "another tenant's job",
+        None,
+        True,
+    )
     [worker] = zoo.get("/fleet").json()["workers"]
-    assert (worker["runs"], worker["job"]) == ("secret-name: prepare", job_id)
+    assert (worker["activity"], worker["job_id"]) == ("secret-name: prepare", job_id)
     [worker] = operator.get("/fleet").json()["workers"]
     assert worker["quarantine_reason"] == "had an XID 79"
 
@@ -191,12 +195,12 @@ def test_a_tenant_sees_how_many_wait_and_not_who(
         found: dict[str, Any] = client.get("/fleet").json()["queues"][0]
         return found
 
-    assert {k: cpu(acme)[k] for k in ("waiting", "own", "tenants")} == {
+    assert {k: cpu(acme)[k] for k in ("waiting", "own_waiting", "waiting_by_tenant")} == {
         "waiting": 2,
-        "own": 1,
-        "tenants": None,
+        "own_waiting": 1,
+        "waiting_by_tenant": None,
     }
-    assert cpu(operator)["tenants"] == {"acme": 1, "zoo": 1}
+    assert cpu(operator)["waiting_by_tenant"] == {"acme": 1, "zoo": 1}
 
 
 def test_a_quarantines_reason_is_the_operators(
@@ -210,7 +214,7 @@ def test_a_quarantines_reason_is_the_operators(
     )
     assert "no live worker serves" in shown
     assert "XID" not in shown
-    assert "XID" in operator.get(f"/jobs/{job_id}").json()["waits"]
+    assert "XID" in operator.get(f"/jobs/{job_id}").json()["waiting_reason"]
 
 
 def test_queues_of_an_engine_are_shown_where_a_worker_has_it(

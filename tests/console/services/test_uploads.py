@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from console.services import uploads
-from console.services.uploads import UNFINISHED_FOR, Uploads
+from console.services import upload_store
+from console.services.upload_store import INCOMPLETE_TTL, UploadStore
 from tasks.data.uploads import NoUploadError, StoredUploads
 from tasks.store import Store
 from tests.console.conftest import Console, image, send, upload, zipped
@@ -184,7 +184,7 @@ def test_thumbnails_show_the_images_and_name_the_broken_one(acme: httpx2.Client)
     images = acme.get(f"/uploads/{upload_id}/images").json()
     assert [it["name"] for it in images] == ["a/cat.png", "broken.png"]
     assert images[0]["caption"] == "a cat"
-    assert images[1]["message"]
+    assert images[1]["error"]
     small = acme.get(f"/uploads/{upload_id}/images/0")
     assert small.headers["content-type"] == "image/jpeg"
     assert small.content.startswith(b"\xff\xd8")
@@ -201,22 +201,22 @@ def test_what_is_no_archive_has_no_images(acme: httpx2.Client) -> None:
 
 def test_what_nobody_goes_on_with_is_given_up_and_old_ones_go(tmp_path: Path) -> None:
     store = Store((tmp_path / "store").as_uri())
-    kept_30_days = Uploads(tmp_path / "coming", store, 1000, timedelta(days=30))
+    kept_30_days = UploadStore(tmp_path / "coming", store, 1000, timedelta(days=30))
     left, fresh = (kept_30_days.create("acme", name, 10) for name in "ab")
     (tmp_path / "whole").write_bytes(b"x")
     kept = kept_30_days.put("acme", "c", tmp_path / "whole")
-    long_ago = time.time() - UNFINISHED_FOR.total_seconds() - 60
+    long_ago = time.time() - INCOMPLETE_TTL.total_seconds() - 60
     os.utime(tmp_path / "coming" / "acme" / left.id / "data", (long_ago, long_ago))
-    assert [it.id for it in kept_30_days.sweep()] == [left.id]
+    assert [it.id for it in kept_30_days.remove_expired()] == [left.id]
     assert {it.id for it in kept_30_days.all("acme")} == {fresh.id, kept.id}
-    Uploads(tmp_path / "coming", store, 1000, timedelta(0)).sweep()
+    UploadStore(tmp_path / "coming", store, 1000, timedelta(0)).remove_expired()
     assert [it.id for it in kept_30_days.all("acme")] == [fresh.id]
 
 
 def test_tenants_whose_names_begin_alike_have_nothing_in_common(tmp_path: Path) -> None:
     store = Store((tmp_path / "store").as_uri())
     (tmp_path / "whole").write_bytes(b"x")
-    of_all = Uploads(tmp_path / "coming", store, 1000, timedelta(days=30))
+    of_all = UploadStore(tmp_path / "coming", store, 1000, timedelta(days=30))
     ids = {name: of_all.put(name, "x", tmp_path / "whole").id for name in ("acme", "acme2")}
     for name, upload_id in ids.items():
         assert [it.id for it in of_all.all(name)] == [upload_id]
@@ -236,7 +236,7 @@ def test_a_sender_that_is_silent_for_long_keeps_nobody_from_going_on(
     acme: httpx2.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload_id = begin(acme, 100)
-    monkeypatch.setattr(uploads, "SILENCE_S", 0.1)
+    monkeypatch.setattr(upload_store, "IDLE_TIMEOUT_S", 0.1)
     over = threading.Event()
 
     def falls_silent() -> Iterator[bytes]:
@@ -254,7 +254,7 @@ def test_a_sender_that_is_silent_for_long_keeps_nobody_from_going_on(
 def test_an_upload_that_the_disk_has_no_room_for_is_not_begun(
     acme: httpx2.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploads, "_KEPT_FREE_BYTES", 10**18)
+    monkeypatch.setattr(upload_store, "_MIN_FREE_BYTES", 10**18)
     answer = acme.post("/uploads", headers={**TUS, "Upload-Length": "1"})
-    assert (answer.status_code, answer.json()["code"]) == (507, "no_room")
+    assert (answer.status_code, answer.json()["code"]) == (507, "insufficient_storage")
     assert acme.get("/uploads").json() == []

@@ -1,0 +1,97 @@
+"""The services of the console, built once a process, and their maintenance."""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+
+from console.login import Sessions
+from console.services.dataset_checks import DatasetChecks
+from console.services.event_hub import EventHub
+from console.services.fleet import Fleet
+from console.services.job_files import JobFiles
+from console.services.jobs import Jobs
+from console.services.rate_limiter import RateLimiter
+from console.services.submissions import Submissions
+from console.services.threads import in_thread
+from console.services.upload_store import UploadStore
+from console.services.uploads import Uploads
+from tasks.api_keys import ApiKeys
+from tasks.client import Client
+from tasks.errors import JobError
+from tasks.settings.settings import Settings
+from tasks.store import Store
+from tasks.tracing.spans import Tracing, start_tracing
+
+logger = logging.getLogger(__name__)
+
+_MAINTENANCE_INTERVAL_S = 3600.0
+# Of an address.
+_LOGINS_PER_MINUTE = 60
+
+
+@dataclass(frozen=True)
+class Services:
+    """What pages and API routes call. Each service decides what a caller may see of its things."""
+
+    settings: Settings
+    api_keys: ApiKeys
+    sessions: Sessions
+    api_limiter: RateLimiter
+    login_limiter: RateLimiter
+    jobs: Jobs
+    submissions: Submissions
+    events: EventHub
+    files: JobFiles
+    uploads: Uploads
+    fleet: Fleet
+    tracing: Tracing
+
+    async def maintain(self) -> None:
+        """Remove expired uploads once an hour, until cancelled."""
+        while True:
+            try:
+                await self.uploads.remove_expired()
+            except (JobError, OSError):
+                logger.warning("cannot remove expired uploads; retrying later", exc_info=True)
+            await asyncio.sleep(_MAINTENANCE_INTERVAL_S)
+
+    async def close(self) -> None:
+        """Close the connections to the broker, and send the last spans."""
+        await self.events.close()
+        await in_thread(self.tracing.close)()
+
+
+def open_services(settings: Settings, broker_url: str) -> Services:
+    """Build the services.
+
+    Args:
+        settings: The console's settings.
+        broker_url: The fleet's broker.
+
+    Raises:
+        NoBrokerError: The broker is unavailable.
+    """
+    tracing = start_tracing("console")
+    client = Client(settings, broker_url, tracing.tracer)
+    store = Store(settings.resolved_store_url)
+    folder = settings.home_dir / "console"
+    api_keys = ApiKeys(settings.api_keys_file)
+    jobs = Jobs(client)
+    checks = DatasetChecks(settings, folder / "thumbnails")
+    upload_store = UploadStore(
+        folder / "uploads", store, settings.upload_max_bytes, settings.job_ttl
+    )
+    return Services(
+        settings=settings,
+        api_keys=api_keys,
+        sessions=Sessions(api_keys),
+        api_limiter=RateLimiter(settings.api_rate_limit),
+        login_limiter=RateLimiter(_LOGINS_PER_MINUTE),
+        jobs=jobs,
+        submissions=Submissions(client, settings, jobs, checks),
+        events=EventHub(broker_url, jobs),
+        files=JobFiles(store, jobs),
+        uploads=Uploads(upload_store, checks),
+        fleet=Fleet(client, settings, jobs),
+        tracing=tracing,
+    )

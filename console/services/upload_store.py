@@ -1,0 +1,357 @@
+"""Uploads of all tenants: in a local folder while incomplete, in the store once complete."""
+
+import asyncio
+import errno
+import hashlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import BinaryIO
+from uuid import uuid4
+
+from anyio import CancelScope, to_thread
+
+from console.errors import (
+    ChecksumError,
+    ConflictError,
+    InsufficientStorageError,
+    NotFoundError,
+    TooLargeError,
+    TooManyError,
+    TooSlowError,
+)
+from console.views import UploadView
+from tasks.data.uploads import (
+    StoredUpload,
+    StoredUploads,
+    is_upload_id,
+    tenants_with_uploads,
+)
+from tasks.errors import InvalidJobError, Problem
+from tasks.store import Store
+
+logger = logging.getLogger(__name__)
+
+INCOMPLETE_TTL = timedelta(days=1)
+"""Idle time after which an incomplete upload is removed."""
+IDLE_TIMEOUT_S = 60.0
+"""Idle time after which a sender has lost its connection, and another request may continue."""
+# Other processes on this machine still need space for their logs.
+_MIN_FREE_BYTES = 100_000_000
+# Several incomplete uploads at a time, but not a disk full of them.
+_MAX_INCOMPLETE = 20
+_MAX_INCOMPLETE_SIZES = 4
+_WRITE_BYTES = 2**20
+_MAX_NAME = 200
+
+CHECKSUMS = ("sha1", "sha256")
+"""Algorithms of ``Upload-Checksum``."""
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """Expected checksum of a chunk.
+
+    Attributes:
+        algorithm: One of ``CHECKSUMS``.
+        digest: The chunk's digest.
+    """
+
+    algorithm: str
+    digest: bytes
+
+
+class UploadStore:
+    """Uploads of all tenants. Only one process may write to a folder.
+
+    Args:
+        folder: The folder of incomplete uploads.
+        store: The store of complete uploads.
+        max_bytes: Maximum size of an upload.
+        ttl: Time that a complete upload is kept.
+    """
+
+    def __init__(self, folder: Path, store: Store, max_bytes: int, ttl: timedelta) -> None:
+        self._folder, self._store = folder, store
+        self._max_bytes, self._ttl = max_bytes, ttl
+        self._locked: set[str] = set()
+
+    def create(self, tenant: str, name: str, length: int) -> UploadView:
+        """Create an empty upload.
+
+        Args:
+            tenant: Tenant whose jobs may name the upload.
+            name: Name of the upload, for display only.
+            length: Size of the complete upload in bytes.
+
+        Raises:
+            InvalidJobError: The length is not positive.
+            TooLargeError: The length is above the maximum.
+            TooManyError: The tenant has too many incomplete uploads.
+            InsufficientStorageError: The disk has too little space.
+        """
+        if length <= 0:
+            raise InvalidJobError([Problem("Upload-Length", "must be above 0")])
+        if length > self._max_bytes:
+            raise TooLargeError(
+                f"an upload has at most {self._max_bytes:,} bytes; this one has {length:,}"
+            )
+        incomplete = self._incomplete(tenant)
+        total = sum(view.length for view in incomplete) + length
+        if len(incomplete) >= _MAX_INCOMPLETE or total > _MAX_INCOMPLETE_SIZES * self._max_bytes:
+            raise TooManyError("too many incomplete uploads; complete or delete some", 60)
+        upload_id = uuid4().hex
+        folder = self._path(tenant, upload_id)
+        folder.mkdir(parents=True)
+        if shutil.disk_usage(folder).free < length + _MIN_FREE_BYTES:
+            folder.rmdir()
+            raise InsufficientStorageError(
+                "the disk has too little space for this upload; retry later"
+            )
+        now = datetime.now(UTC)
+        about = {"name": _printable(name), "length": length, "created_at": now.isoformat()}
+        (folder / "data").touch()
+        (folder / "about.json").write_text(json.dumps(about), "utf-8")
+        return self.get(tenant, upload_id)
+
+    def get(self, tenant: str, upload_id: str) -> UploadView:
+        """Return an upload of a tenant.
+
+        Raises:
+            NotFoundError: The tenant has no upload of this id.
+        """
+        if is_upload_id(upload_id):
+            folder = self._path(tenant, upload_id)
+            try:
+                about = json.loads((folder / "about.json").read_text("utf-8"))
+                offset = (folder / "data").stat().st_size
+            except FileNotFoundError:
+                stored = StoredUploads(self._store, tenant).get(upload_id)
+                if stored is not None:
+                    return _view(stored)
+            else:
+                return UploadView(id=upload_id, tenant=tenant, offset=offset, sha256=None, **about)
+        raise NotFoundError("there is no such upload")
+
+    def all(self, tenant: str) -> list[UploadView]:
+        """Return a tenant's uploads, newest first."""
+        complete = [_view(it) for it in StoredUploads(self._store, tenant).all()]
+        by_id = {view.id: view for view in [*self._incomplete(tenant), *complete]}
+        return sorted(by_id.values(), key=lambda view: view.created_at, reverse=True)
+
+    def tenants(self) -> list[str]:
+        """Return the tenants that have uploads."""
+        local = (it.name for it in self._folder.iterdir()) if self._folder.is_dir() else ()
+        return sorted({*local, *tenants_with_uploads(self._store)})
+
+    def owner_of(self, upload_id: str) -> str | None:
+        """Return the tenant that has an upload of this id."""
+        if not is_upload_id(upload_id):
+            return None
+        for folder in self._folder.glob(f"*/{upload_id}"):
+            return folder.parent.name
+        for tenant in tenants_with_uploads(self._store):
+            if StoredUploads(self._store, tenant).get(upload_id) is not None:
+                return tenant
+        return None
+
+    async def write(
+        self,
+        tenant: str,
+        upload_id: str,
+        offset: int,
+        chunks: AsyncIterator[bytes],
+        checksum: Checksum | None = None,
+    ) -> UploadView:
+        """Append to an upload. An interruption keeps received bytes, unless they have a checksum.
+
+        Args:
+            tenant: The tenant.
+            upload_id: The upload.
+            offset: Number of bytes received so far, as the sender knows it.
+            chunks: The bytes to append.
+            checksum: Checksum of all these bytes.
+
+        Raises:
+            NotFoundError: The tenant has no upload of this id.
+            ConflictError: The offset differs, or another request writes to the upload.
+            TooLargeError: The sender sends more bytes than the upload's length.
+            ChecksumError: The checksum differs.
+            TooSlowError: The sender was idle for too long.
+            InsufficientStorageError: The disk is full.
+        """
+        with self._lock(upload_id):
+            view = await to_thread.run_sync(self.get, tenant, upload_id)
+            if view.offset != offset:
+                raise ConflictError(f"Upload-Offset is {offset}, but {view.offset} bytes arrived")
+            if view.is_complete:
+                return view
+            data = self._path(tenant, upload_id) / "data"
+            try:
+                await _append(data, _with_timeout(chunks), view.length - view.offset, checksum)
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                problem = "the disk is full; resume this upload later"
+                raise InsufficientStorageError(problem) from error
+            return await to_thread.run_sync(self._complete, tenant, upload_id)
+
+    async def completed(self, tenant: str, upload_id: str) -> UploadView:
+        """Return an upload; move it to the store if that failed when its last byte arrived.
+
+        Raises:
+            NotFoundError: The tenant has no upload of this id.
+            StoreError: The upload cannot be moved to the store.
+        """
+        view = await to_thread.run_sync(self.get, tenant, upload_id)
+        if view.is_complete or view.offset < view.length or upload_id in self._locked:
+            return view
+        with self._lock(upload_id):
+            return await to_thread.run_sync(self._complete, tenant, upload_id)
+
+    def put(self, tenant: str, name: str, path: Path) -> UploadView:
+        """Store a local file as a complete upload."""
+        stored = StoredUploads(self._store, tenant)
+        return _view(stored.put(uuid4().hex, _printable(name), path, _sha256(path)))
+
+    def delete(self, tenant: str, upload_id: str) -> None:
+        """Delete an upload.
+
+        Raises:
+            NotFoundError: The tenant has no upload of this id.
+            ConflictError: A request writes to the upload.
+        """
+        with self._lock(upload_id):
+            self.get(tenant, upload_id)
+            shutil.rmtree(self._path(tenant, upload_id), ignore_errors=True)
+            StoredUploads(self._store, tenant).delete(upload_id)
+
+    def remove_expired(self) -> list[UploadView]:
+        """Remove expired uploads and return them."""
+        removed = []
+        for tenant in self.tenants():
+            for view in self.all(tenant):
+                if view.is_complete:
+                    is_expired = datetime.now(UTC) - view.created_at > self._ttl
+                else:
+                    data = self._path(tenant, view.id) / "data"
+                    idle_s = time.time() - data.stat().st_mtime
+                    is_expired = idle_s > INCOMPLETE_TTL.total_seconds()
+                if is_expired and view.id not in self._locked:
+                    logger.info("removing expired upload %s of tenant %s", view.id, tenant)
+                    self.delete(tenant, view.id)
+                    removed.append(view)
+        return removed
+
+    def _incomplete(self, tenant: str) -> list[UploadView]:
+        folder = self._folder / tenant
+        names = sorted(it.name for it in folder.iterdir()) if folder.is_dir() else []
+        views = []
+        for name in names:
+            try:
+                views.append(self.get(tenant, name))
+            except NotFoundError:  # it is being deleted
+                continue
+        return [view for view in views if not view.is_complete]
+
+    def _complete(self, tenant: str, upload_id: str) -> UploadView:
+        """Move an upload to the store once all its bytes have arrived."""
+        view = self.get(tenant, upload_id)
+        if view.is_complete or view.offset < view.length:
+            return view
+        folder = self._path(tenant, upload_id)
+        data = folder / "data"
+        stored = StoredUploads(self._store, tenant).put(upload_id, view.name, data, _sha256(data))
+        shutil.rmtree(folder)
+        return _view(stored)
+
+    @contextmanager
+    def _lock(self, upload_id: str) -> Iterator[None]:
+        if upload_id in self._locked:
+            raise ConflictError("another request writes to this upload")
+        self._locked.add(upload_id)
+        try:
+            yield
+        finally:
+            self._locked.discard(upload_id)
+
+    def _path(self, tenant: str, upload_id: str) -> Path:
+        return self._folder / tenant / upload_id
+
+
+def _view(stored: StoredUpload) -> UploadView:
+    return UploadView(
+        id=stored.id,
+        name=stored.name,
+        tenant=stored.tenant,
+        length=stored.size,
+        offset=stored.size,
+        sha256=stored.sha256,
+        created_at=stored.created,
+    )
+
+
+def _printable(name: str) -> str:
+    """Return a sender's name for an upload, safe to display."""
+    printable = "".join(it if it.isprintable() else "?" for it in name)
+    return printable.strip()[:_MAX_NAME] or "upload"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+async def _with_timeout(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield the chunks until the sender is idle for too long: a lost connection may stay open."""
+    while True:
+        try:
+            yield await asyncio.wait_for(anext(chunks), IDLE_TIMEOUT_S)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise TooSlowError("no data arrived for too long; resume from Upload-Offset") from error
+
+
+async def _append(
+    path: Path, chunks: AsyncIterator[bytes], max_bytes: int, checksum: Checksum | None
+) -> None:
+    """Append the chunks to a file, including those received before an interruption."""
+    digest = None if checksum is None else hashlib.new(checksum.algorithm, usedforsecurity=False)
+    batch, is_valid = bytearray(), checksum is None
+    with path.open("ab") as file:
+        start = file.tell()
+        try:
+            async for chunk in chunks:
+                max_bytes -= len(chunk)
+                if max_bytes < 0:
+                    raise TooLargeError("received more bytes than Upload-Length")
+                batch += chunk
+                if digest is not None:
+                    digest.update(chunk)
+                if len(batch) >= _WRITE_BYTES:
+                    await to_thread.run_sync(file.write, bytes(batch))
+                    batch.clear()
+            if checksum is not None and digest is not None:
+                is_valid = digest.digest() == checksum.digest
+                if not is_valid:
+                    raise ChecksumError(
+                        "received bytes differ from Upload-Checksum; send them again"
+                    )
+        finally:
+            with CancelScope(shield=True):
+                await to_thread.run_sync(_flush, file, bytes(batch), None if is_valid else start)
+
+
+def _flush(file: BinaryIO, batch: bytes, truncate_to: int | None) -> None:
+    """Write the rest of a chunk, or discard all of an invalid one."""
+    file.write(batch)
+    file.flush()
+    if truncate_to is not None:
+        file.truncate(truncate_to)

@@ -1,0 +1,64 @@
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from console.errors import ForbiddenError
+from console.services.services import Services, open_services
+from tasks.api_keys import Caller
+from tasks.errors import UnknownJobError
+from tests.console.conftest import PNG, Console, Served, job, zipped
+
+ACME, ZOO, OPERATOR = Caller("a", "acme"), Caller("z", "zoo"), Caller("o", None)
+
+
+def run(served: Served, use: Callable[[Services], Awaitable[None]]) -> None:
+    """Run a coroutine with services of its own event loop."""
+
+    async def main() -> None:
+        assert served.settings.broker_url is not None
+        services = open_services(served.settings, served.settings.broker_url.get_secret_value())
+        await use(services)
+        await services.close()
+
+    asyncio.run(main())
+
+
+def test_images_of_a_page_become_a_dataset(
+    console: Console, served: Served, tmp_path: Path
+) -> None:
+    archive = tmp_path / "images.zip"
+    archive.write_bytes(zipped({"cat.png": PNG, "cat.txt": b"a cat"}))
+
+    async def use(services: Services) -> None:
+        upload = await services.uploads.put(ACME, "four cats", archive)
+        assert (upload.name, upload.tenant, upload.is_complete) == ("four cats", "acme", True)
+        dataset = {"type": "ARCHIVE", "archive": upload.source}
+        document = job(training={"data_loader": {"dataset": dataset}})
+        preview = await services.submissions.preview(ACME, document)
+        assert preview.dataset is not None
+        assert preview.dataset.images == 1
+        [image] = await services.uploads.images(ACME, upload.id)
+        assert image.caption == "a cat"
+        assert upload.id not in {it.id for it in await services.uploads.all(ZOO)}
+        await services.uploads.delete(OPERATOR, upload.id)
+        assert await services.uploads.all(ACME) == ()
+        with pytest.raises(ForbiddenError):
+            await services.uploads.create(ACME, "images.zip", 10, "zoo")
+
+    run(served, use)
+
+
+def test_a_page_follows_only_its_own_jobs(console: Console, served: Served) -> None:
+    async def use(services: Services) -> None:
+        view = await services.submissions.submit(ACME, job())
+        with pytest.raises(UnknownJobError):
+            await anext(services.events.follow(ZOO, view.id))
+        await services.jobs.cancel(ACME, view.id)
+        for caller in (ACME, OPERATOR):
+            batches = [batch async for batch in services.events.follow(caller, view.id)]
+            kinds = [event.event.kind for batch in batches for event in batch]
+            assert kinds == ["accepted", "ended"]
+
+    run(served, use)
