@@ -25,7 +25,7 @@ COMMAND_LINE = re.compile(
     r"(?:^|bin/|-- |restored |exec \w+ )training-worker (\w[^#\n&|>)]*)", re.MULTILINE
 )
 NEEDS = "# needs "
-SEPARATE_TERMINAL = "# in a terminal of its own\n"
+SEPARATE_TERMINAL = "# in a separate terminal\n"
 GUIDES = (
     "quickstart",
     "guides/one-gpu",
