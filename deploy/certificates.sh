@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes a CA of the fleet's own and the broker's certificate; what is there stays as it is.
+# Creates a CA for the fleet and the broker's certificate. Existing files are kept.
 #   bash deploy/certificates.sh [FOLDER] NAME...
-# NAMEs are what the broker is called by: host names or IP addresses. FOLDER (deploy/secrets) then
-# holds ca.crt, broker.crt and broker.key, and ca.key, which belongs on no other machine.
+# NAMEs are the broker's host names or IP addresses. FOLDER (deploy/secrets) then holds ca.crt,
+# broker.crt, broker.key and ca.key. Do not copy ca.key to other machines.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 folder=${1:-$here/secrets}

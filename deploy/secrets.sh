@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes the fleet's passwords, once, and what holds them; a file that is there stays as it is.
+# Creates the fleet's passwords and the files with them. Existing files are kept.
 #   bash deploy/secrets.sh [FOLDER] [SCHEME://HOST:PORT/DB]
 # FOLDER (deploy/secrets) then holds users.acl for the broker and, for each role, a folder of files
-# named like settings, for TRAINING_SECRETS_DIR. The address is the broker's, as the roles see it.
-# FOLDER can be entered by its owner only; the files in it can be read by a container's user.
+# named like settings, for TRAINING_SECRETS_DIR. The address is that of the broker for these roles.
+# Only the owner may enter FOLDER; a container's user may read the files in it.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 folder=${1:-$here/secrets}
@@ -26,8 +26,8 @@ done
 mkdir -p "$folder/grafana" "$folder/huggingface"
 once "$folder/flower/TRAINING_FLOWER_BASIC_AUTH" "operator:$(made)"
 once "$folder/grafana/password" "$(made)"
-once "$folder/huggingface/token" ""  # for models that are to be had with an account only
-# The server reads no comments.
+once "$folder/huggingface/token" ""  # for models that require an account
+# The server does not accept comments in the file.
 grep '^user ' <<< "$rules" > "$folder/users.acl.new"
 mv "$folder/users.acl.new" "$folder/users.acl"
 find "$folder" -type f -exec chmod 444 {} +

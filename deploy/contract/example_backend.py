@@ -1,8 +1,8 @@
-"""A backend in one file: sends a job, follows it, prints its result.
+"""A backend in one file: sends a job, follows it, and prints its result.
 
     python example_backend.py redis://broker:6379/0 job.json
 
-Needs ``celery[redis]`` and ``contract.py`` beside it, and nothing of training-worker.
+It needs ``celery[redis]`` and ``contract.py`` beside it, and nothing else of training-worker.
 """
 
 import json
@@ -20,26 +20,26 @@ from redis import Redis
 
 def send(app: Celery, job: dict[str, Any]) -> AsyncResult:
     """Send a job; the result's id follows it to its end."""
-    # What Flower and logs show in place of the job: its id, and nothing that may be secret in it.
-    shown = repr((job["id"],))
-    return app.send_task(contract.SUBMIT, (job,), queue=contract.SUBMIT_QUEUE, argsrepr=shown)
+    # Flower and logs show only the job's id, because the job may contain secrets.
+    redacted = repr((job["id"],))
+    return app.send_task(contract.SUBMIT, (job,), queue=contract.SUBMIT_QUEUE, argsrepr=redacted)
 
 
 def follow(redis: Redis, job_id: str, result: AsyncResult) -> Iterator[dict[str, Any]]:
-    """The job's events as they come, until it is over; none where it is refused at once."""
+    """Yield the job's events until it ends; none if it is refused at once."""
     stream, position = contract.events_key(job_id), "0"
     while True:
-        over = result.ready()
-        answer = redis.xread({stream: position}, block=1000)
-        for entry, fields in answer[0][1] if answer else ():
+        ended = result.ready()
+        reply = redis.xread({stream: position}, block=1000)
+        for entry, fields in reply[0][1] if reply else ():
             position = entry
             yield json.loads(fields[contract.EVENT_FIELD])
-        if over and not answer:
+        if ended and not reply:
             return
 
 
-def shown(event: dict[str, Any]) -> str:
-    """An event in a line."""
+def describe(event: dict[str, Any]) -> str:
+    """Describe an event in one line."""
     kind = event.pop("kind")
     if kind == "progress":
         return f"{event['stage']}: {event['done']} of {event['total']} {event['unit']}"
@@ -47,7 +47,7 @@ def shown(event: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    """Returns the exit code: 1 for a job that failed."""
+    """Run the example, and return 1 for a failed job."""
     url, path = sys.argv[1:]
     app = Celery(broker=url, backend=url)
     app.conf.update(accept_content=["json"], result_accept_content=["json"])
@@ -55,7 +55,7 @@ def main() -> int:
     job = {"id": uuid.uuid4().hex[:12], **json.loads(Path(path).read_text("utf-8"))}
     result = send(app, job)
     for event in follow(redis, job["id"], result):
-        print(shown(event), flush=True)
+        print(describe(event), flush=True)
     outcome = result.get(propagate=False)
     if not isinstance(outcome, Exception):
         print(f"result: {json.dumps(outcome)}")

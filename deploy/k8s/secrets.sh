@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Prints the fleet's Secrets, for `kubectl apply -f -`, from what deploy/secrets.sh made.
+# Prints the fleet's Secrets for `kubectl apply -f -`, from the output of deploy/secrets.sh.
 #   bash deploy/k8s/secrets.sh [FOLDER] | kubectl apply -f -
 set -euo pipefail
 folder=${1:-$(dirname "$0")/../secrets}
 
 secret() {  # NAME [KEY=]FILE...
   printf -- '---\napiVersion: v1\nkind: Secret\nmetadata: { name: %s, namespace: training }\ndata:\n' "$1"
-  for it in "${@:2}"; do
-    file=${it#*=}
-    [ "$file" = "$it" ] && key=$(basename "$file") || key=${it%%=*}
+  for entry in "${@:2}"; do
+    file=${entry#*=}
+    [ "$file" = "$entry" ] && key=$(basename "$file") || key=${entry%%=*}
     printf '  %s: %s\n' "$key" "$(base64 < "$file" | tr -d '\n')"
   done
 }
