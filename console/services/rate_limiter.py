@@ -1,12 +1,35 @@
-"""Rate limits: a token bucket for each caller."""
+"""Rate limits: a token bucket for each caller, shared by all consoles of a broker.
 
+While the broker is unavailable, each console limits by itself.
+"""
+
+import logging
 import math
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
+from importlib.resources import files
 
-_PERIOD_S = 60.0
+from redis import Redis, RedisError
+
+from console.services.threads import in_thread
+from tasks.redis_script import Key, ScriptFolder
+
+logger = logging.getLogger(__name__)
+
+_PREFIX = "training:rate_limit:"
+_PERIOD_S = 60
 _MAX_BUCKETS = 10_000
+# A broker that does not answer would hold up every request.
+_RECONNECT_S = 5.0
+
+_lua = ScriptFolder(files("console.services") / "lua", {})
+
+
+@_lua.script
+def take_token(*, bucket_key: Key, capacity: int, period_s: int) -> list[str]:
+    """Take a token from a bucket; return whether it had one, and the tokens that remain."""
+    raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -39,29 +62,47 @@ class RateLimiter:
     """A bucket of requests for each caller, which fills up in a minute.
 
     Args:
+        client: The broker.
+        scope: What is limited; each scope has buckets of its own.
         per_minute: Capacity of a bucket.
     """
 
-    def __init__(self, per_minute: int) -> None:
-        self._capacity = per_minute
+    def __init__(self, client: Redis, scope: str, per_minute: int) -> None:
+        self._client, self._scope, self._capacity = client, scope, per_minute
         self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._unavailable_until = 0.0
 
-    async def take(self, name: str) -> RateLimitStatus:
+    @in_thread
+    def take(self, name: str) -> RateLimitStatus:
         """Take a token from a caller's bucket; ``retry_after_s`` above 0 refuses the request."""
-        return self._status(*self._take_locally(name))
+        if time.monotonic() >= self._unavailable_until:
+            try:
+                return self._status(*self._take_shared(name))
+            except RedisError as error:
+                logger.warning("limiting requests without the broker: %s", error)
+                self._unavailable_until = time.monotonic() + _RECONNECT_S
+        return self._status(*self._take_local(name))
 
-    def _take_locally(self, name: str) -> tuple[bool, float]:
-        """Take a token from a bucket of this process; return whether it had one, and the rest."""
+    def _take_shared(self, name: str) -> tuple[bool, float]:
+        taken, tokens = take_token(
+            self._client,
+            bucket_key=f"{_PREFIX}{self._scope}:{name}",
+            capacity=self._capacity,
+            period_s=_PERIOD_S,
+        )
+        return taken == "1", float(tokens)
+
+    def _take_local(self, name: str) -> tuple[bool, float]:
         now = time.monotonic()
         tokens, updated_at = self._buckets.get(name, (float(self._capacity), now))
         tokens = min(self._capacity, tokens + (now - updated_at) * self._capacity / _PERIOD_S)
-        is_allowed = tokens >= 1
-        tokens -= is_allowed
+        taken = tokens >= 1
+        tokens -= taken
         self._buckets[name] = (tokens, now)
         self._buckets.move_to_end(name)
         if len(self._buckets) > _MAX_BUCKETS:
             self._buckets.popitem(last=False)
-        return is_allowed, tokens
+        return taken, tokens
 
     def _status(self, is_allowed: bool, tokens: float) -> RateLimitStatus:
         token_s = _PERIOD_S / self._capacity

@@ -19,6 +19,7 @@ from tasks.api_keys import ApiKeys
 from tasks.client import Client
 from tasks.errors import JobError
 from tasks.settings.settings import Settings
+from tasks.state.job_store import connect
 from tasks.store import Store
 from tasks.tracing.spans import Tracing, start_tracing
 
@@ -76,6 +77,7 @@ def open_services(settings: Settings, broker_url: str) -> Services:
     store = Store(settings.resolved_store_url)
     folder = settings.home_dir / "console"
     api_keys = ApiKeys(settings.api_keys_file)
+    limits = connect(broker_url)
     jobs = Jobs(client)
     checks = DatasetChecks(settings, folder / "thumbnails")
     upload_store = UploadStore(
@@ -85,8 +87,8 @@ def open_services(settings: Settings, broker_url: str) -> Services:
         settings=settings,
         api_keys=api_keys,
         sessions=Sessions(api_keys),
-        api_limiter=RateLimiter(settings.api_rate_limit),
-        login_limiter=RateLimiter(_LOGINS_PER_MINUTE),
+        api_limiter=RateLimiter(limits, "api", settings.api_rate_limit),
+        login_limiter=RateLimiter(limits, "login", _LOGINS_PER_MINUTE),
         jobs=jobs,
         submissions=Submissions(client, settings, jobs, checks),
         events=EventHub(broker_url, jobs),
