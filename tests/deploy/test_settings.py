@@ -3,13 +3,15 @@
 import re
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from tasks.settings.settings import Settings
 from tests.deploy.manifests import DEPLOY, ROOT, Process, processes
+from tests.docs.reference import all_commands
 from worker.cli.app import cli
 
-COMMANDS = {command.name or command.callback.__name__ for command in cli.registered_commands}  # type: ignore[union-attr]
+COMMANDS = {name for name, _ in all_commands(get_command(cli))}
 OURS = [process for process in processes() if process.command in COMMANDS]
 NAMES = {f"TRAINING_{name.upper()}" for name in Settings.model_fields}
 

@@ -18,7 +18,7 @@ from tasks.errors import DEAD_LETTER_CODES, EXIT_CODES, ErrorCode
 from tasks.jobs.options import training_options
 from tasks.settings.settings import Settings
 from worker.cli.app import cli
-from worker.cli.commands import metrics, options
+from worker.cli.reference import metrics_page, options_page
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "reference"
@@ -85,7 +85,7 @@ def commands() -> str:
         "| command | what it does |",
         "| --- | --- |",
     ]
-    listed = list(_commands(get_command(cli)))
+    listed = list(all_commands(get_command(cli)))
     for path, command in listed:
         first = _joined(inspect.cleandoc(command.help or "").partition("\n\n")[0])
         lines.append(f"| [`{path}`](#{path.replace(' ', '-')}) | {first} |")
@@ -130,8 +130,8 @@ def errors() -> str:
 PAGES: dict[str, Callable[[], str]] = {
     "commands.md": commands,
     "errors.md": errors,
-    "metrics.md": metrics.document,
-    "options.md": lambda: options.markdown(training_options().values()),
+    "metrics.md": metrics_page,
+    "options.md": lambda: options_page(training_options().values()),
     "settings.md": settings,
 }
 """File names in ``docs/reference``, and what generates each."""
@@ -141,14 +141,14 @@ def _page(title: str, introduction: str, head: str, rows: list[str]) -> str:
     return "\n".join([f"# {title}", "", introduction, "", NOTICE, "", head, *rows]) + "\n"
 
 
-def _commands(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The commands below a group, each with its words. Typer's own click has no types."""
+def all_commands(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every command below a group by its full name, such as ``cache list``."""
     children = getattr(command, "commands", None)
     if children is None:
         yield path, command
         return
     for name, child in children.items():
-        yield from _commands(child, f"{path} {name}".strip())
+        yield from all_commands(child, f"{path} {name}".strip())
 
 
 def _usage(path: str, command: Any) -> str:
@@ -160,7 +160,7 @@ def _usage(path: str, command: Any) -> str:
 def _option(parameter: Any) -> str:
     names = ", ".join(f"`{name}`" for name in (*parameter.opts, *parameter.secondary_opts))
     if parameter.param_type_name == "argument":
-        names = f"`{parameter.name.upper()}`"
+        names = f"`{parameter.metavar or parameter.name.upper()}`"
     default = parameter.default
     shown = default not in (None, False, (), []) and not callable(default)
     return f"| {names} | {f'`{default}`' if shown else ''} | {_joined(parameter.help)} |"

@@ -88,7 +88,7 @@ def test_without_a_worker_that_has_the_engine_a_job_says_what_it_waits_for(
     assert "no live worker serves gpu.40gb.invoke-training" in refused.out
     assert "TRAINING_INVOKE_PYTHON" in refused.out
     told = fleet.submit(job).documents[0]
-    assert "TRAINING_INVOKE_PYTHON" in told["waits"]
+    assert "TRAINING_INVOKE_PYTHON" in told["waiting_reason"]
     wait_until(
         lambda: fleet.record(told["job_id"]).pending_queue == "gpu.40gb.invoke-training",
         timeout_s=PATIENCE_S,

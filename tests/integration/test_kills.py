@@ -128,8 +128,8 @@ def test_a_fleet_that_is_drained_or_killed_whole_goes_on_when_it_is_started_agai
     home = tmp_path / "home"
     with Fleet(home, "40gb") as first:
         unknown = first.run("drain", "nobody@nowhere", "--json")
-        assert unknown.code == 7
-        assert "there is: cpu@" in unknown.documents[0]["error"]["message"]
+        assert unknown.code == 2
+        assert "live workers: cpu@" in unknown.documents[0]["error"]["message"]
         job_id = started(first, long_job)
         with ThreadPoolExecutor(1) as pool:
             with held_up(first):
@@ -141,7 +141,7 @@ def test_a_fleet_that_is_drained_or_killed_whole_goes_on_when_it_is_started_agai
                     detail=first.log,
                 )
             drained = draining.result()
-        assert [told["state"] for told in drained.documents] == ["gone", "gone"], drained
+        assert [told["state"] for told in drained.documents] == ["stopped", "stopped"], drained
         wait_until(
             lambda: first.workers() == [] and first.log().count("has drained") == 2,
             timeout_s=20,
@@ -210,7 +210,7 @@ def test_a_paused_job_frees_its_worker_and_ends_with_the_same_result_when_resume
         detail=fleet.log,
     )
     assert fleet.trainers() == []
-    assert "resumes the job" in fleet.status(job_id)["waits"]
+    assert "resumes the job" in fleet.status(job_id)["waiting_reason"]
     assert fleet.run("resume", job_id).code == 0
     assert finished(fleet, job_id)["sha256"] == expected_sha256
     assert resumed(fleet, job_id)

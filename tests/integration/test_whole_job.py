@@ -61,7 +61,7 @@ def test_images_become_a_published_lora_on_the_right_workers(
     # This fleet has run other tests' jobs, too: no queue is told of that none of them was in.
     jobs = json.loads(fleet.run("list", "--limit", "1000", "--json").out)
     used = {stage["queue"] for it in jobs for stage in it["stages"].values()}
-    assert {"cpu", "gpu.40gb"} <= {it["queue"] for it in learned["waits"]} <= used
+    assert {"cpu", "gpu.40gb"} <= {it["queue"] for it in learned["queues"]} <= used
     expected = fleet.submit(job, "--dry-run").documents[0]["expected"]
     assert expected["unknown"] == []
     train = expected["stages"][2]
@@ -171,7 +171,7 @@ def test_a_waiting_job_says_which_worker_is_missing_and_never_lands_lower(
         assert "no live worker serves gpu.40gb" in refused.documents[0]["error"]["message"]
 
         [sent] = small.submit(job).documents
-        assert "no live worker serves gpu.40gb: live workers serve cpu, gpu" in sent["waits"]
+        assert "no live worker serves gpu.40gb: live workers serve cpu, gpu" in sent["waiting_reason"]
         job_id = sent["job_id"]
         wait_until(
             lambda: small.status(job_id)["pending_queue"] == "gpu.40gb",
@@ -180,6 +180,6 @@ def test_a_waiting_job_says_which_worker_is_missing_and_never_lands_lower(
             detail=small.log,
         )
         status = small.status(job_id)
-        assert "no live worker serves gpu.40gb" in status["waits"]
+        assert "no live worker serves gpu.40gb" in status["waiting_reason"]
         assert set(status["stages"]) == {"prepare"}
         assert json.loads(small.run("cancel", job_id, "--json").out)["status"] == "cancelled"

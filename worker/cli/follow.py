@@ -1,4 +1,4 @@
-"""Following a job to its end: live on a terminal, line by line elsewhere, or as JSON."""
+"""Follow a job to its end: live on a terminal, line by line elsewhere, or as JSON."""
 
 import time
 from collections.abc import Iterator
@@ -21,20 +21,36 @@ from tasks.client import Client
 from tasks.errors import ErrorCode, JobError
 from tasks.eta.history import p90
 from tasks.state.record import JobRecord, JobStatus
-from worker.cli.job_estimate import span
-from worker.cli.output import print_json, stdout
+from worker.cli.job_report import show_published
+from worker.cli.job_tables import stage_table
+from worker.cli.output import duration_text, print_json, stdout
 
 _BLOCK_MS = 1000
-# How long a job waits before we ask the fleet why, and how often we ask again.
-_ASK_AFTER_S = 3.0
-_ASK_EVERY_S = 15.0
+# Short waits are normal and need no explanation; each explanation costs the broker a few reads.
+_EXPLAIN_AFTER_S = 3.0
+_EXPLAIN_EVERY_S = 15.0
+
+
+def follow_and_report(client: Client, job_id: str, *, json: bool) -> None:
+    """Follow a job, then print its result.
+
+    Raises:
+        UnknownJobError: There is no such job.
+        JobError: The job failed or was cancelled; its own error.
+    """
+    record = follow(client, job_id, as_json=json)
+    if json:
+        print_json({"job_id": job_id, "status": record.status, **(record.result or {})})
+    else:
+        stdout.print(stage_table(record))
+        show_published(record)
 
 
 def follow(client: Client, job_id: str, *, as_json: bool) -> JobRecord:
-    """Show a job's events until it is over.
+    """Print a job's events until it ends.
 
     Returns:
-        The record of the job, which has a result: it succeeded, or was cancelled and saved.
+        The job's record, with its result: it succeeded, or was cancelled and saved.
 
     Raises:
         UnknownJobError: There is no such job.
@@ -55,32 +71,8 @@ def follow(client: Client, job_id: str, *, as_json: bool) -> JobRecord:
     return record
 
 
-def _events(client: Client, job_id: str) -> Iterator[events.Event]:
-    """Every event from the first one, and a note whenever the job waits for long."""
-    client.state.get(job_id)
-    position, told, ask_at = "0", "", time.monotonic() + _ASK_AFTER_S
-    while True:
-        batch = list(client.state.events(job_id, after=position, block_ms=_BLOCK_MS))
-        for _, event in batch:
-            yield event
-        if batch and isinstance(batch[-1][1], events.JobEnded):
-            return  # a job that was replayed has ended before, with more to come
-        if batch:
-            position = batch[-1][0]
-            told, ask_at = "", time.monotonic() + _ASK_AFTER_S
-        elif time.monotonic() >= ask_at:
-            ask_at = time.monotonic() + _ASK_EVERY_S
-            record = client.state.get(job_id)
-            if record.status.ended:
-                return
-            note = waiting_note(client, record)
-            if note is not None and note.message != told:
-                told = note.message
-                yield note
-
-
 def waiting_note(client: Client, record: JobRecord) -> events.Note | None:
-    """Why a job waits for nobody, or how long others have waited where it does."""
+    """Explain why no worker takes a job, or else how long other jobs waited in its queue."""
     if record.pending_queue is None:
         return None
     reason = client.why_waiting(record.pending_queue)
@@ -91,20 +83,46 @@ def waiting_note(client: Client, record: JobRecord) -> events.Note | None:
         return None
     message = (
         f"{record.stage} waits in {record.pending_queue} for a free worker; the last {len(waits)} "
-        f"wait(s) there: median {span(median(waits))}, 90 % within {span(p90(waits))}"
+        f"wait(s) there: median {duration_text(median(waits))}, "
+        f"90 % within {duration_text(p90(waits))}"
     )
     return events.Note(level="info", message=message)
 
 
+def _events(client: Client, job_id: str) -> Iterator[events.Event]:
+    """Yield all events of a job, and a note whenever it waits for long."""
+    client.state.get(job_id)
+    position, explained, explain_at = "0", "", time.monotonic() + _EXPLAIN_AFTER_S
+    while True:
+        batch = list(client.state.events(job_id, after=position, block_ms=_BLOCK_MS))
+        for _, event in batch:
+            yield event
+        # A replayed job has an earlier end among its events.
+        if batch and isinstance(batch[-1][1], events.JobEnded):
+            return
+        if batch:
+            position = batch[-1][0]
+            explained, explain_at = "", time.monotonic() + _EXPLAIN_AFTER_S
+        elif time.monotonic() >= explain_at:
+            explain_at = time.monotonic() + _EXPLAIN_EVERY_S
+            record = client.state.get(job_id)
+            if record.status.ended:
+                return
+            note = waiting_note(client, record)
+            if note is not None and note.message != explained:
+                explained = note.message
+                yield note
+
+
 class _Display(AbstractContextManager["_Display"]):
-    """A line for each thing that happened, and a bar for what is happening."""
+    """One line per event, and a progress bar for the stage that runs."""
 
     def __init__(self) -> None:
         self._progress = Progress(
             TextColumn("  {task.description:<8}"),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[facts]}"),
+            TextColumn("{task.fields[details]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -160,15 +178,16 @@ class _Display(AbstractContextManager["_Display"]):
         self._bar, self._printed_tenth = None, -1
 
     def _advance(self, event: events.Progress) -> None:
-        facts: str = event.unit
+        """Move the bar; off a terminal, print a line for each tenth of the work."""
+        details: str = event.unit
         if event.loss is not None:
-            facts += f"  loss {event.loss:.4f}"
+            details += f"  loss {event.loss:.4f}"
         if event.per_second is not None:
-            facts += f"  {event.per_second:.2f}/s"
+            details += f"  {event.per_second:.2f}/s"
         if self._bar is None:
-            self._bar = self._progress.add_task(event.stage, total=event.total, facts=facts)
-        self._progress.update(self._bar, completed=event.done, total=event.total, facts=facts)
+            self._bar = self._progress.add_task(event.stage, total=event.total, details=details)
+        self._progress.update(self._bar, completed=event.done, total=event.total, details=details)
         tenth = 10 * event.done // max(event.total, 1)
         if not self._progress.console.is_terminal and tenth > self._printed_tenth:
             self._printed_tenth = tenth
-            self._line(f"{event.stage:<8} {event.done}/{event.total} {facts}")
+            self._line(f"{event.stage:<8} {event.done}/{event.total} {details}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from routing.classes import MemoryClass, smallest_class_holding
-from tasks.errors import InvalidJobError, Problem
+from tasks.errors import Problem, UsageError
 
 T = TypeVar("T")
 _Row = dict[str, str]
@@ -60,7 +60,7 @@ def read_workload(path: Path) -> list[Arrival]:
     """The jobs of a CSV file with the columns arrival_s, duration_s, needed_gib and tenant.
 
     Raises:
-        InvalidJobError: With every fault of the file.
+        UsageError: Names every problem of the file.
     """
     return sorted(_rows(path, WORKLOAD_COLUMNS, _arrival), key=lambda job: job.arrival_s)
 
@@ -69,11 +69,11 @@ def read_fleet(path: Path) -> list[MemoryClass]:
     """The GPUs of a CSV file with the columns class (such as 24gb) and count.
 
     Raises:
-        InvalidJobError: With every fault of the file.
+        UsageError: Names every problem of the file.
     """
     fleet = [gpu for gpus in _rows(path, FLEET_COLUMNS, _gpus) for gpu in gpus]
     if not fleet:
-        raise InvalidJobError([Problem(str(path), "there is no GPU in it")])
+        raise UsageError(f"{path}: there is no GPU in it")
     return sorted(fleet)
 
 
@@ -147,13 +147,13 @@ def _rows(path: Path, columns: tuple[str, ...], parse: Callable[[_Row], T]) -> l
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
                 problem = f"has no column {', '.join(missing)}; it needs {', '.join(columns)}"
-                raise InvalidJobError([Problem(str(path), problem)])
+                raise UsageError(f"{path}: {problem}")
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InvalidJobError([Problem(str(path), str(error))]) from error
+        raise UsageError(f"{path}: {error}") from error
     problems = list(_problems(path, rows, parse))
     if problems:
-        raise InvalidJobError(problems)
+        raise UsageError("\n".join(map(str, problems)))
     return [parse(row) for row in rows]
 
 

@@ -2,8 +2,9 @@ import json
 import os
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import get_args
 
 import pytest
 from rich.console import Console
@@ -11,8 +12,8 @@ from rich.console import Console
 from tasks.calibration import Calibration, Measurement, Session
 from tasks.jobs.calibration_shapes import TYPES
 from tests.nvml.machine import A100, Machine
-from worker.cli.app import calibrate
-from worker.cli.commands.calibrate import report
+from worker.cli.calibration import calibration_tables
+from worker.cli.capacity import calibrate
 
 GIB = 2**30
 SESSION = Session(
@@ -47,15 +48,15 @@ def run(*options: str, home: Path, **env: str) -> subprocess.CompletedProcess[st
 
 
 def test_the_types_to_choose_from_are_those_that_have_shapes() -> None:
-    option = get_type_hints(calibrate)["training_type"]
-    assert get_args(option) == TYPES
+    [choices, _] = get_args(signature(calibrate).parameters["training_type"].annotation)
+    assert get_args(choices) == TYPES
 
 
 @pytest.mark.parametrize("inventory", [{}, {"TRAINING_GPUS": "40gb"}])
 def test_without_a_real_gpu_it_is_refused(tmp_path: Path, inventory: dict[str, str]) -> None:
     ran = run("--json", home=tmp_path, **inventory)
     assert ran.returncode == 18
-    assert "there is no CUDA GPU here to measure" in json.loads(ran.stdout)["error"]["message"]
+    assert "this machine has no CUDA GPU to measure" in json.loads(ran.stdout)["error"]["message"]
 
 
 def test_a_gpu_that_somebody_uses_is_not_measured(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_a_later_session_joins_an_earlier_one_and_its_constants_win() -> None:
 def test_the_report_shows_each_run_and_what_became_of_each_constant() -> None:
     console = Console(width=200)
     with console.capture() as shown:
-        for table in report(MEASURED):
+        for table in calibration_tables(MEASURED):
             console.print(table)
     lines = [line.split("│")[1:-1] for line in shown.get().splitlines()]
     rows = [[cell.strip() for cell in line] for line in lines if line]

@@ -2,26 +2,23 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from typer.main import get_command
 from typer.testing import CliRunner
 
 from routing.requirements import TrainingType
 from tasks.settings.settings import Settings
+from tests.docs.reference import all_commands
 from tests.tasks.jobs.test_flux_lora import with_values
+from tests.worker.cli.conftest import Invoke
 from worker.cli.app import cli
 
-COMMANDS = [
-    *(command.name or command.callback.__name__ for command in cli.registered_commands),  # type: ignore[union-attr]
-    *(
-        f"{group.name} {command.name}"
-        for group in cli.registered_groups
-        for command in group.typer_instance.registered_commands  # type: ignore[union-attr]
-    ),
-]
+COMMANDS = [name for name, _ in all_commands(get_command(cli))]
 
 
 def run(
@@ -58,7 +55,7 @@ def test_help_imports_nothing_heavy() -> None:
         "import sys; from worker.cli.app import cli\n"
         "try: cli(['--help'], prog_name='x')\n"
         "except SystemExit: pass\n"
-        "heavy = {'celery', 'kombu', 'redis', 'pydantic', 'torch', 'PIL', 'yaml'}\n"
+        "heavy = {'celery', 'kombu', 'redis', 'pydantic', 'torch', 'PIL', 'yaml', 'rich'}\n"
         "print('heavy:', sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(
@@ -69,10 +66,10 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_the_celery_side_never_imports_torch() -> None:
     program = (
-        "import importlib, pkgutil, sys, worker.cli.commands\n"
+        "import importlib, pkgutil, sys, worker.cli\n"
         "import worker.worker, worker.local.local_fleet, worker.local.flower\n"
-        "for module in pkgutil.iter_modules(worker.cli.commands.__path__):\n"
-        "    importlib.import_module(f'worker.cli.commands.{module.name}')\n"
+        "for module in pkgutil.iter_modules(worker.cli.__path__):\n"
+        "    importlib.import_module(f'worker.cli.{module.name}')\n"
         "heavy = {'torch', 'diffusers', 'transformers', 'peft', 'numpy'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
@@ -87,7 +84,7 @@ def test_presets_are_listed_and_shown(tmp_path: Path) -> None:
     assert "flux_lora_1x40gb" in listed
     shown = yaml.safe_load(run("presets", "flux_1x40gb", home=tmp_path).stdout)
     assert shown["training"]["train_batch_size"] == 2
-    assert "there is no preset 'x'" in run("presets", "x", home=tmp_path, code=3).stderr
+    assert "there is no preset 'x'" in run("presets", "x", home=tmp_path, code=2).stderr
 
 
 def test_options_are_listed_by_type(tmp_path: Path) -> None:
@@ -100,7 +97,77 @@ def test_options_are_listed_by_type(tmp_path: Path) -> None:
     shown = " ".join(run("options", "FLUX_LORA", home=tmp_path, COLUMNS="200").stdout.split())
     assert "timestep_sampler" in shown
     assert "with optimizer.optimizer_type: Prodigy" in shown
-    assert "'X' is no training type" in run("options", "X", home=tmp_path, code=3).stderr
+    assert "'X' is no training type" in run("options", "X", home=tmp_path, code=2).stderr
+
+
+@pytest.mark.parametrize("command", ["--help", "presets", "options --format markdown"])
+def test_a_broken_pipe_ends_quietly(command: str) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = [sys.executable, "-P", "-m", "worker", *command.split()]
+    with os.fdopen(writer, "wb") as pipe:
+        done = subprocess.run(program, stdout=pipe, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_broken_pipe_hides_no_error(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    program = [sys.executable, "-P", "-m", "worker", "presets", "x"]
+    with os.fdopen(writer, "wb") as pipe:
+        assert subprocess.run(program, stdout=pipe, check=False).returncode == 2
+
+
+def test_version_is_printed(invoke: Invoke) -> None:
+    assert invoke("--version") == f"training-worker {version('training-worker')}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("presets x", "there is no preset 'x'"),
+        ("options X", "'X' is no training type; use SDXL_LORA"),
+        ("options --format csv", "csv"),
+        ("simulate missing.csv", "missing.csv: [Errno 2]"),
+        ("cache prune --max-size big", "'big' is no size; write it like 500GB"),
+        ("cache prune --unused-days nan", "Invalid value for '--unused-days'"),
+        ("cache prune --unused-days 1e9", "Invalid value for '--unused-days'"),
+        ("simulate fleet.csv --load nan", "Invalid value for '--load'"),
+        ("simulate fleet.csv --load inf", "inf is not a finite number"),
+        ("worker --exit-when-idle inf", "inf is not a finite number"),
+        ("list --limit 99999999999999999999", "Invalid value for '--limit'"),
+        ("drain", "name the workers to drain, or give --all"),
+        ("drain gpu@here --all", "name the workers to drain, or give --all"),
+        ("drain gpu@here", "there is no live worker gpu@here; live workers: none"),
+        ("dead-letter replay", "name the jobs, or give --all"),
+        ("dead-letter discard x --all", "name the jobs, or give --all"),
+        ("keys create me", "give either --tenant or --operator"),
+        ("contract /dev/null/x", "cannot write to /dev/null/x: Not a directory"),
+        ("no-such-command", "No such command 'no-such-command'"),
+    ],
+)
+@pytest.mark.usefixtures("redis_client")
+def test_usage_errors_exit_with_2(
+    invoke: Invoke, broker_url: str, command: str, message: str
+) -> None:
+    shown = invoke(*command.split(), code=2, TRAINING_BROKER_URL=broker_url)
+    assert message in " ".join(shown.split())
+
+
+@pytest.mark.usefixtures("redis_client")
+def test_other_errors_keep_their_exit_codes(invoke: Invoke, broker_url: str) -> None:
+    settings = {"TRAINING_BROKER_URL": broker_url}
+    assert "cannot read the job file" in invoke("submit", "none.yaml", code=17, **settings)
+    for command in ("status", "cancel", "pause", "watch"):
+        error = json.loads(invoke(command, "x", "--json", code=11, **settings))["error"]
+        assert error["code"] == "unknown_job"
+    assert "job x is not" in invoke("dead-letter", "discard", "x", code=18, **settings)
+
+
+def test_wrong_settings_are_one_json_error(invoke: Invoke) -> None:
+    error = json.loads(invoke("list", "--json", code=2, TRAINING_JOB_TTL="x"))["error"]
+    assert error["code"] == "usage"
+    assert "TRAINING_JOB_TTL: " in error["message"]
 
 
 def test_options_are_printed_as_markdown(tmp_path: Path) -> None:
@@ -121,7 +188,7 @@ def test_gpus_are_listed_with_what_they_serve(tmp_path: Path) -> None:
     listed = json.loads(run("gpus", "--json", home=tmp_path, TRAINING_GPUS="80gb").stdout)
     assert [gpu["memory_class"] for gpu in listed] == ["80gb"]
     told = run("gpus", home=tmp_path, code=7, TRAINING_GPUS="81gb").stderr
-    assert "'81gb' is no memory class" in told
+    assert "'81gb' is not a memory class" in told
 
 
 @pytest.mark.parametrize(
@@ -138,7 +205,7 @@ def test_a_worker_cannot_be_told_to_serve_what_its_gpu_does_not_hold(
     tmp_path: Path, broker_url: str, arguments: list[str], said: str
 ) -> None:
     settings = {"TRAINING_BROKER_URL": broker_url, "TRAINING_GPUS": "24gb"}
-    assert said in run("worker", *arguments, home=tmp_path, code=3, **settings).stderr
+    assert said in run("worker", *arguments, home=tmp_path, code=2, **settings).stderr
 
 
 def test_a_broker_that_does_not_answer_is_told(tmp_path: Path) -> None:

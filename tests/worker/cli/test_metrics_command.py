@@ -1,41 +1,36 @@
 import socket
-from pathlib import Path
+import sys
 
 import pytest
-import redis
 
-from tasks.errors import JobError, NotInstalledError
-from tasks.settings.settings import Settings
-from worker.cli.commands import metrics
+from tasks import logging_setup
+from tests.worker.cli.conftest import Invoke
 
 
 @pytest.fixture(autouse=True)
-def this_process_keeps_its_logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "set_up_logging", lambda *_: None)
+def _keep_logging(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging_setup, "set_up_logging", lambda *_: None)
 
 
-def settings(url: str, port: int) -> Settings:
-    return Settings.model_validate({"broker_url": url, "metrics_port": port})
-
-
-def test_without_a_port_or_its_library_it_says_what_to_do(
-    broker_url: str, monkeypatch: pytest.MonkeyPatch
+def test_metrics_need_a_port_and_the_library(
+    invoke: Invoke, broker_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(JobError, match="TRAINING_METRICS_PORT is 0: set a port"):
-        metrics.run(settings(broker_url, 0), markdown=False)
-    monkeypatch.setattr(metrics, "find_spec", lambda name: None)
-    with pytest.raises(NotInstalledError, match=r"training-worker\[console\]"):
-        metrics.run(settings(broker_url, 9464), markdown=False)
+    shown = invoke("metrics", code=18, TRAINING_BROKER_URL=broker_url)
+    assert "TRAINING_METRICS_PORT is 0: set a port" in shown
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    settings = {"TRAINING_BROKER_URL": broker_url, "TRAINING_METRICS_PORT": "9464"}
+    assert "training-worker[console]" in invoke("metrics", code=16, **settings)
 
 
-def test_a_port_that_is_taken_is_named(broker_url: str, redis_client: redis.Redis) -> None:
+@pytest.mark.usefixtures("redis_client")
+def test_a_taken_port_is_named(invoke: Invoke, broker_url: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(JobError, match=rf"127\.0\.0\.1:{port}/metrics cannot be served: Addr"):
-            metrics.run(settings(broker_url, port), markdown=False)
+        settings = {"TRAINING_BROKER_URL": broker_url, "TRAINING_METRICS_PORT": str(port)}
+        shown = invoke("metrics", code=18, **settings)
+    assert f"cannot serve http://127.0.0.1:{port}/metrics: Addr" in shown
 
 
-def test_without_a_broker_the_way_to_one_is_told(tmp_path: Path) -> None:
-    nowhere = Settings.model_validate({"home": tmp_path, "metrics_port": 9464})
-    with pytest.raises(JobError, match="training-worker up"):
-        metrics.run(nowhere, markdown=False)
+def test_metrics_without_a_broker_name_up(invoke: Invoke) -> None:
+    shown = invoke("metrics", code=6, TRAINING_METRICS_PORT="9464")
+    assert "training-worker up" in shown

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from routing.classes import MemoryClass
 from routing.queues import served_queues
-from tasks.errors import InvalidJobError
+from tasks.errors import UsageError
 from worker.cli.app import cli
 from worker.simulation.simulator import OURS, POLICIES, Policy, Run, least_makespan_s, simulate
 from worker.simulation.workload import (
@@ -174,20 +174,20 @@ def test_the_generator_keeps_what_it_promises(tmp_path: Path) -> None:
 def test_files_are_refused_with_all_their_faults_by_line(tmp_path: Path) -> None:
     workload, fleet = tmp_path / "w.csv", tmp_path / "f.csv"
     workload.write_text("arrival_s,duration_s,needed_gib,tenant\n0,-1,8,a\n0,1,500,a\n0,x,8,a\n")
-    with pytest.raises(InvalidJobError) as caught:
+    with pytest.raises(UsageError) as caught:
         read_workload(workload)
     message = str(caught.value)
     assert f"{workload}:2" in message
     assert f"{workload}:3: no memory class holds 500 GiB" in message
     assert f"{workload}:4: could not convert" in message
     fleet.write_text("class,count\n7gb,1\n40gb,two\n")
-    with pytest.raises(InvalidJobError, match="'7gb' is no memory class") as caught:
+    with pytest.raises(UsageError, match="'7gb' is no memory class") as caught:
         read_fleet(fleet)
     assert f"{fleet}:3" in str(caught.value)
     fleet.write_text("kind\n40gb\n")
-    with pytest.raises(InvalidJobError, match="has no column class, count"):
+    with pytest.raises(UsageError, match="has no column class, count"):
         read_fleet(fleet)
-    with pytest.raises(InvalidJobError, match="No such file"):
+    with pytest.raises(UsageError, match="No such file"):
         read_fleet(tmp_path / "none.csv")
 
 
@@ -215,5 +215,5 @@ def test_a_workload_that_the_fleet_cannot_hold_is_refused(tmp_path: Path) -> Non
     fleet.write_text("class,count\n8gb,2\n")
     write_workload(workload, [job(0, 1, GB40)])
     done = CliRunner().invoke(cli, ["simulate", str(fleet), "--workload", str(workload), "--json"])
-    assert done.exit_code != 0
+    assert done.exit_code == 2
     assert "the fleet's largest class is 8gb" in done.output

@@ -107,8 +107,8 @@ def test_engines_are_listed_with_their_options(tmp_path: Path) -> None:
     assert (own["engine"], own["usable"]) == ("diffusers", True)
     assert library["engine"] == "invoke-training"
     assert not library["usable"]
-    assert {it["name"] for it in library["repairs"]} == set(REPAIRS)
-    assert all(it["made"] for it in library["repairs"])
-    assert "weight_dtype" in {it["option"] for it in library["refuses"]}
+    assert {it["name"] for it in library["patches"]} == set(REPAIRS)
+    assert all(it["applied"] for it in library["patches"])
+    assert "weight_dtype" in {it["option"] for it in library["unsupported"]}
     shown = run("engines", home=tmp_path, COLUMNS="200", TRAINING_INVOKE_PATCHES="none").stdout
     assert "TRAINING_INVOKE_PYTHON is not set" in " ".join(shown.split())

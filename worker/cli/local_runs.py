@@ -1,5 +1,6 @@
-"""``training-worker demo``."""
+"""Fleets on this machine: the one of ``up``, and the emulated one of ``demo``."""
 
+import logging
 import os
 import subprocess
 import sys
@@ -11,23 +12,62 @@ from typing import Any
 import yaml
 
 from routing.classes import MemoryClass
+from tasks.api_keys import ApiKeys, ensure_console_key
 from tasks.errors import JobError, NotInstalledError
+from tasks.logging_setup import set_up_logging
 from tasks.settings.settings import Settings
 from worker.cli.client import client_of
-from worker.cli.commands.watch import show_result
 from worker.cli.follow import follow
+from worker.cli.job_report import show_published
+from worker.cli.job_tables import stage_table
 from worker.cli.output import stdout
+from worker.cli.serve import metrics_address
 from worker.local.demo_images import draw_demo_images
 from worker.local.flower import flower_address, flower_credentials, password_file
+from worker.local.local_fleet import running_fleet
 from worker.supervision.process import spawn, stop
 
+logger = logging.getLogger(__name__)
+
 _READY_WITHIN_S = 90.0
-# FLUX needs the first; the second is there to be passed over.
-_GPUS = (MemoryClass.GB40, MemoryClass.GB24)
+# FLUX needs the first; the second shows that FLUX stages never run on a smaller GPU.
+_DEMO_GPUS = (MemoryClass.GB40, MemoryClass.GB24)
+# What 'up' starts if its library is installed: the setting of its port, the module, its name.
+_OPTIONAL_PARTS = (
+    ("flower_port", "flower", "Flower"),
+    ("metrics_port", "prometheus_client", "prometheus-client"),
+    ("console_port", "fastapi", "the web console"),
+)
 
 
-def run(settings: Settings, *, home: Path | None) -> None:
-    """Run a whole FLUX LoRA job with a tiny model on an emulated fleet of its own."""
+def run_local_fleet(settings: Settings, ready_file: Path | None) -> None:
+    """Start a fleet on this machine and keep it running until it is stopped.
+
+    Args:
+        settings: This process's settings.
+        ready_file: Is created once all workers are ready.
+    """
+    set_up_logging(settings.log_format, "up")
+    settings = _without_missing_parts(settings)
+    if settings.flower_port:
+        flower_credentials(settings)
+    if settings.console_port:
+        ensure_console_key(ApiKeys(settings.api_keys_file), settings.console_key_file)
+    with running_fleet(settings) as fleet:
+        fleet.wait_until_ready()
+        stdout.print(_introduction(settings, [gpu.name for gpu in fleet.gpus]), soft_wrap=True)
+        if ready_file is not None:
+            ready_file.touch()
+        fleet.run()
+
+
+def run_demo(settings: Settings, home: Path | None) -> None:
+    """Run a whole FLUX LoRA job with a tiny model on an emulated fleet.
+
+    Args:
+        settings: This process's settings; Flower's are used.
+        home: The demo's folder; None is ``demo`` in this machine's home.
+    """
     if find_spec("torch") is None:
         raise NotInstalledError("PyTorch", "train")
     home = (home or settings.home_dir / "demo").absolute()
@@ -37,12 +77,12 @@ def run(settings: Settings, *, home: Path | None) -> None:
         broker_url=None,
         store_url=None,
         scratch_dir=None,
-        gpus=",".join(str(memory_class) for memory_class in _GPUS),
+        gpus=",".join(str(memory_class) for memory_class in _DEMO_GPUS),
         flower_port=settings.flower_port,
         flower_basic_auth=settings.flower_basic_auth,
     )
-    document = _prepare_job(home)
-    fleet = _start_fleet(settings)
+    document = _prepare_demo_job(home)
+    fleet = _start_demo_fleet(settings)
     try:
         stdout.print("fleet: an emulated 40 GB worker, a 24 GB one, and a CPU worker")
         if settings.flower_port:
@@ -55,20 +95,48 @@ def run(settings: Settings, *, home: Path | None) -> None:
         record = follow(client, job_id, as_json=False)
         on_24gb = sum(s.worker.startswith("gpu-24gb") for s in record.stages.values())
         stdout.print(f"stages of this FLUX job on the 24 GB worker: {on_24gb}")
-        show_result(record)
+        stdout.print(stage_table(record))
+        show_published(record)
     finally:
         stop(fleet, grace_s=settings.shutdown_timeout.total_seconds())
 
 
-def _prepare_job(home: Path) -> dict[str, Any]:
-    """Make the tiny model, the images and the job file where they are not there yet."""
+def _without_missing_parts(settings: Settings) -> Settings:
+    """Turn off the parts of a fleet whose library is not installed, each with a warning."""
+    for port, module, name in _OPTIONAL_PARTS:
+        if getattr(settings, port) and find_spec(module) is None:
+            logger.warning("%s", NotInstalledError(name, "console"))
+            settings = settings.model_copy(update={port: 0})
+    return settings
+
+
+def _introduction(settings: Settings, gpus: list[str]) -> str:
+    lines = [f"ready: a CPU worker and {len(gpus)} GPU worker(s): {', '.join(gpus)}"]
+    lines.append(f"store:  {settings.resolved_store_url}")
+    if settings.flower_port:
+        auth = (
+            "TRAINING_FLOWER_BASIC_AUTH"
+            if settings.flower_basic_auth
+            else f"user operator, password in {password_file(settings)}"
+        )
+        lines.append(f"flower: {flower_address(settings)} ({auth})")
+    if settings.metrics_port:
+        lines.append(f"metrics: {metrics_address(settings)}")
+    if settings.console_port:
+        lines.append(f"console: {settings.console_base_url} (key in {settings.console_key_file})")
+    lines.append("submit: training-worker submit JOB.yaml --watch")
+    return "\n".join(lines)
+
+
+def _prepare_demo_job(home: Path) -> dict[str, Any]:
+    """Create the tiny model, the images and the job file, unless they exist."""
     model, images = home / "tiny-flux", home / "images"
     if not (model / "model_index.json").exists():
-        stdout.print("making a tiny FLUX model")
+        stdout.print("creating a tiny FLUX model")
         command = [sys.executable, "-P", "-m", "worker.trainer.tiny_models", str(model)]
         made = subprocess.run(command, capture_output=True, text=True, check=False)
         if made.returncode:
-            raise JobError(f"cannot make the tiny model:\n{made.stderr}")
+            raise JobError(f"cannot create the tiny model:\n{made.stderr}")
     draw_demo_images(images)
     document = {
         "name": "demo-lora",
@@ -104,8 +172,8 @@ def _prepare_job(home: Path) -> dict[str, Any]:
     return document
 
 
-def _start_fleet(settings: Settings) -> "subprocess.Popen[bytes]":
-    """Start ``up`` in a process of its own and wait until it is ready."""
+def _start_demo_fleet(settings: Settings) -> "subprocess.Popen[bytes]":
+    """Start ``up`` in a process and wait until it is ready."""
     ready, log = settings.home_dir / "ready", settings.home_dir / "fleet.log"
     ready.unlink(missing_ok=True)
     env = {key: value for key, value in os.environ.items() if not key.startswith("TRAINING_")}
@@ -124,6 +192,6 @@ def _start_fleet(settings: Settings) -> "subprocess.Popen[bytes]":
     while not ready.exists():
         if fleet.poll() is not None or time.monotonic() > deadline:
             stop(fleet, grace_s=5)
-            raise JobError(f"the fleet does not start; {log} tells why")
+            raise JobError(f"the fleet does not start; see {log}")
         time.sleep(0.05)
     return fleet

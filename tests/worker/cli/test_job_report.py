@@ -9,7 +9,7 @@ from pydantic import SecretStr
 from redis import Redis
 
 from routing.classes import MemoryClass
-from tasks.eta.estimate import TAKES_LONGER, Forecast, StageForecast
+from tasks.eta.estimate import NO_RUN, TAKES_LONGER, Forecast, StageForecast
 from tasks.eta.history import RunHistoryStore
 from tasks.eta.rate_meter import WorkDone
 from tasks.events import Note
@@ -17,10 +17,11 @@ from tasks.settings.settings import Settings
 from tasks.state.record import JobStatus
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tests.tasks.eta.test_history import begun, record_with
+from tests.worker.cli.conftest import Invoke
 from worker.cli.client import client_of
-from worker.cli.commands import route, times
 from worker.cli.follow import waiting_note
-from worker.cli.job_estimate import left_line, span
+from worker.cli.job_report import time_left_text
+from worker.cli.output import duration_text
 
 HOUR = timedelta(hours=1)
 
@@ -52,9 +53,9 @@ def trained(redis_client: Redis, document: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("trained")
-def test_what_was_learned_is_listed(settings: Settings, capsys: pytest.CaptureFixture[str]) -> None:
-    times.run(settings, json=True)
-    assert json.loads(capsys.readouterr().out) == {
+def test_durations_lists_finished_runs(invoke: Invoke, broker_url: str) -> None:
+    document = invoke("durations", "--json", TRAINING_BROKER_URL=broker_url)
+    assert json.loads(document) == {
         "stages": [
             {
                 "stage": "train",
@@ -69,54 +70,43 @@ def test_what_was_learned_is_listed(settings: Settings, capsys: pytest.CaptureFi
                 "rest_s": 20,
             }
         ],
-        "waits": [{"queue": "gpu.40gb", "waits": 1, "wait_s": 90, "wait_s_p90": 90}],
+        "queues": [{"queue": "gpu.40gb", "waits": 1, "wait_s": 90, "wait_s_p90": 90}],
     }
-    times.run(settings, json=False)
-    shown = " ".join(capsys.readouterr().out.split())
+    shown = " ".join(invoke("durations", TRAINING_BROKER_URL=broker_url).split())
     assert "FLUX_LORA" in shown
     assert "1 min 30 s" in shown
 
 
-def test_a_fleet_that_has_done_nothing_says_so(
-    settings: Settings, job_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    times.run(settings, json=False)
-    assert capsys.readouterr().out == "no run has finished yet\n"
-    route.run(settings, path=job_file, json=False)
-    assert "not known: there is no finished run to learn from" in capsys.readouterr().out
+@pytest.mark.usefixtures("redis_client")
+def test_a_new_fleet_has_no_estimates(invoke: Invoke, job_file: Path, broker_url: str) -> None:
+    shown = invoke("durations", TRAINING_BROKER_URL=broker_url)
+    assert shown == "no run has finished yet\n"
+    shown = invoke("route", str(job_file), TRAINING_BROKER_URL=broker_url)
+    assert f"no duration estimate: {NO_RUN}" in shown
 
 
 @pytest.mark.usefixtures("trained")
-def test_a_route_tells_what_the_job_takes_there(
-    settings: Settings, job_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    route.run(settings, path=job_file, json=True)
-    told = json.loads(capsys.readouterr().out)
+def test_route_estimates_durations(invoke: Invoke, job_file: Path, broker_url: str) -> None:
+    told = json.loads(invoke("route", str(job_file), "--json", TRAINING_BROKER_URL=broker_url))
     assert told["queue"] == "gpu.40gb"
     train = told["expected"]["stages"][2]
     assert (train["wait_s"], train["seconds"], train["runs"]) == (90, 220, 1)
     assert told["expected"]["total_s"] is None
-    route.run(settings, path=job_file, json=False)
-    shown = capsys.readouterr().out
+    shown = invoke("route", str(job_file), TRAINING_BROKER_URL=broker_url)
     assert "3 min 40 s" in shown
     assert "at least" in shown
 
 
-def test_without_a_broker_a_route_is_told_all_the_same(
-    tmp_path: Path, job_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    alone = Settings(home=tmp_path / "empty", broker_url=None)
-    route.run(alone, path=job_file, json=True)
-    told = json.loads(capsys.readouterr().out)
+def test_route_needs_no_broker(invoke: Invoke, job_file: Path) -> None:
+    told = json.loads(invoke("route", str(job_file), "--json"))
     assert told["queue"] == "gpu.40gb"
     assert told["expected"] is None
-    assert "there is no broker" in told["no_fleet"]
-    route.run(alone, path=job_file, json=False)
-    assert "no fleet was asked how long the job takes" in capsys.readouterr().out
+    assert "there is no broker" in told["unavailable_reason"]
+    assert "no duration estimate: there is no broker" in invoke("route", str(job_file))
 
 
 @pytest.mark.usefixtures("trained")
-def test_a_job_that_waits_is_told_how_long_others_have_waited(
+def test_a_waiting_job_shows_the_usual_wait(
     settings: Settings, redis_client: Redis, document: dict[str, Any]
 ) -> None:
     client = client_of(settings)
@@ -137,21 +127,25 @@ def test_a_job_that_waits_is_told_how_long_others_have_waited(
     assert waiting_note(client, record_with(document)) is None
 
 
-def test_what_is_left_is_told_in_a_line() -> None:
+def test_time_left_is_one_line() -> None:
     now = datetime(2026, 1, 1, tzinfo=UTC)
     end = (now + timedelta(seconds=660)).astimezone()
     train = StageForecast("train", "gpu.40gb", 0.0, 0, 600.0)
     publish = StageForecast("publish", "cpu", None, 0, 60.0)
     soon = StageForecast("publish", "cpu", 0.0, 1, 60.0)
     waits = StageForecast("train", "gpu.40gb", 30.0, 1, 570.0)
-    assert left_line(Forecast((train, soon)), now) == (
-        f"10 min of train, 11 min in all, until {end:%m-%d %H:%M}"
+    assert time_left_text(Forecast((train, soon)), now) == (
+        f"10 min of train, 11 min in total, until {end:%m-%d %H:%M}"
     )
-    assert left_line(Forecast((waits, soon)), now).startswith("30 s until train begins, 11 min")
-    assert left_line(Forecast((train, publish)), now) == "at least 11 min; not known: wait in cpu"
+    assert time_left_text(Forecast((waits, soon)), now).startswith(
+        "30 s until train starts, 11 min"
+    )
+    assert (
+        time_left_text(Forecast((train, publish)), now) == "at least 11 min; unknown: wait in cpu"
+    )
     late = StageForecast("train", "gpu.40gb", 0.0, 0, None, unknown=TAKES_LONGER)
-    assert left_line(Forecast((late, soon)), now) == (
-        "at least 1 min; not known: train; train takes longer than the runs before it"
+    assert time_left_text(Forecast((late, soon)), now) == (
+        "at least 1 min; unknown: train; train takes longer than the runs before it"
     )
 
 
@@ -167,5 +161,5 @@ def test_what_is_left_is_told_in_a_line() -> None:
         (90000, "1 d 1 h"),
     ],
 )
-def test_spans_are_told_in_two_units_at_the_most(seconds: float, said: str) -> None:
-    assert span(seconds) == said
+def test_durations_have_at_most_two_units(seconds: float, said: str) -> None:
+    assert duration_text(seconds) == said

@@ -1,4 +1,4 @@
-"""``training-worker calibrate``."""
+"""Measure how much GPU memory training takes, in a trainer process on one GPU."""
 
 import os
 import sys
@@ -24,32 +24,46 @@ from worker.supervision.process import kill_group, spawn
 from worker.supervision.trainer_pool import trainer_environment
 
 
-def run(
+def calibrate_gpu(
     settings: Settings,
-    *,
     training_type: str,
+    *,
     model: str | None,
-    gpu: str | None,
+    uuid: str | None,
     output: Path,
     json: bool,
 ) -> None:
-    """Measure what training takes of a GPU, and write it to a file."""
+    """Measure a GPU and write the fitted constants to a file.
+
+    Args:
+        settings: This process's settings.
+        training_type: The training type to measure.
+        model: The base model; None is the type's default.
+        uuid: The GPU; None is the largest.
+        output: The file; an existing one keeps the constants that are not measured now.
+        json: Print the file's content instead of tables.
+
+    Raises:
+        JobError: PyTorch, a GPU or the base model is missing, the file cannot be written, or the
+            measurement failed.
+    """
     if find_spec("torch") is None:
         raise NotInstalledError("PyTorch", "train")
-    card = _card(settings, gpu)
+    gpu = _free_gpu(settings, uuid)
     before = _read(output) if output.exists() else None
-    # Told now, and not after an hour.
+    # Fail now if the file cannot be written, not after an hour of measuring.
     _write(output.with_name(f".{output.name}.probe"), "").unlink()
     problems = check_base_model(shapes(training_type, model)[0][1])
     if problems:
         raise BaseModelError(problems, "calibrate")
-    measured = _measured(settings, card, training_type, model)
-    whole = measured if before is None else before.with_later(measured)
-    _write(output.with_name(f".{output.name}.new"), whole.model_dump_json(indent=2)).replace(output)
+    measured = _measure(settings, gpu, training_type, model)
+    merged = measured if before is None else before.with_later(measured)
+    text = merged.model_dump_json(indent=2)
+    _write(output.with_name(f".{output.name}.new"), text).replace(output)
     if json:
-        print_json(whole.model_dump(mode="json"))
+        print_json(merged.model_dump(mode="json"))
         return
-    for table in report(measured):
+    for table in calibration_tables(measured):
         stdout.print(table)
     stdout.print(
         f"written to {output}; set TRAINING_CALIBRATION to it where jobs are submitted",
@@ -58,39 +72,39 @@ def run(
     )
 
 
-def report(measured: Calibration) -> list[Table]:
-    """What one session measured, for people."""
+def calibration_tables(measured: Calibration) -> list[Table]:
+    """Show the runs and the fitted constants of one session."""
     [session] = measured.sessions
     runs = Table("run", "measured GiB", "fitted GiB", title=f"{session.gpu}: {session.model}")
     for shape in session.shapes:
-        told = shape.message or f"{(shape.measured_bytes or 0) / GIB:.2f}"
-        runs.add_row(described(shape.options), told, f"{(shape.fitted_bytes or 0) / GIB:.2f}")
+        result = shape.message or f"{(shape.measured_bytes or 0) / GIB:.2f}"
+        runs.add_row(described(shape.options), result, f"{(shape.fitted_bytes or 0) / GIB:.2f}")
     constants = Table("constant", "published", "fitted")
     for name, value in measured.constants.items():
         constants.add_row(name, f"{getattr(PUBLISHED, name):,.4g}", f"{value:,.4g}")
     return [runs, constants]
 
 
-def _card(settings: Settings, uuid: str | None) -> Gpu:
-    """The GPU to measure: the one that is named, or the largest.
+def _free_gpu(settings: Settings, uuid: str | None) -> Gpu:
+    """Return the named GPU, or the largest.
 
     Raises:
-        NoGpuToMeasureError: There is none, or it is not free.
-        InventoryError: The named one is not here.
+        NoGpuToMeasureError: This machine has none, or it is in use.
+        InventoryError: This machine does not have the named GPU.
     """
     found = find_gpus(settings.gpus, settings.cuda_visible_devices)
     usable = [gpu for gpu in found if not gpu.emulated and gpu.memory_class is not None]
     if not usable:
         raise NoGpuToMeasureError(
-            "there is no CUDA GPU here to measure; emulated ones have no memory"
+            "this machine has no CUDA GPU to measure; emulated GPUs have no memory"
         )
-    card = max(usable, key=lambda gpu: gpu.memory_mib)
+    gpu = max(usable, key=lambda gpu: gpu.memory_mib)
     if uuid is not None:
-        card = choose_gpu(uuid, settings.gpus, settings.cuda_visible_devices)
-    reason = why_unhealthy(card.uuid, 0, set())
+        gpu = choose_gpu(uuid, settings.gpus, settings.cuda_visible_devices)
+    reason = why_unhealthy(gpu.uuid, 0, set())
     if reason is not None:
-        raise NoGpuToMeasureError(f"GPU {card.uuid} cannot be measured now: {reason}")
-    return card
+        raise NoGpuToMeasureError(f"GPU {gpu.uuid} cannot be measured now: {reason}")
+    return gpu
 
 
 def _read(path: Path) -> Calibration:
@@ -110,11 +124,11 @@ def _write(path: Path, text: str) -> Path:
     return path
 
 
-def _measured(settings: Settings, card: Gpu, training_type: str, model: str | None) -> Calibration:
-    """What the trainer makes of it, in a process of its own.
+def _measure(settings: Settings, gpu: Gpu, training_type: str, model: str | None) -> Calibration:
+    """Run the trainer's calibration in a process.
 
     Raises:
-        JobError: It failed; its own words are on standard error.
+        JobError: The process failed; its messages are on standard error.
     """
     scratch = settings.resolved_scratch_dir
     scratch.mkdir(parents=True, exist_ok=True)
@@ -124,14 +138,14 @@ def _measured(settings: Settings, card: Gpu, training_type: str, model: str | No
         options |= {"driver": driver_version()} | ({} if model is None else {"model": model})
         command = [sys.executable, "-P", "-m", "worker.trainer.calibration.calibrate"]
         command += [f"--{name}={value}" for name, value in options.items()]
-        process = spawn(command, env=trainer_environment(dict(os.environ), card.uuid))
+        process = spawn(command, env=trainer_environment(dict(os.environ), gpu.uuid))
         try:
             code = process.wait()
         finally:
             kill_group(process)
         if code != 0:
             raise JobError(
-                f"the measuring ended with exit code {code}; it said why above",
+                f"the calibration ended with exit code {code}; see its output above",
                 ErrorCode.TRAINER_FAILED,
             )
         return read_calibration(result)

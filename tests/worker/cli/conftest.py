@@ -1,0 +1,25 @@
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from worker.cli.app import cli
+
+Invoke = Callable[..., str]
+
+
+@pytest.fixture
+def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    """Run a command in this process, with a home of its own and these settings."""
+    for name in [name for name in os.environ if name.startswith("TRAINING_")]:
+        monkeypatch.delenv(name)
+
+    def run(*arguments: str, code: int = 0, **settings: str) -> str:
+        env = {"TRAINING_HOME": str(tmp_path / "home"), "COLUMNS": "200", **settings}
+        result = CliRunner().invoke(cli, arguments, env=env)
+        assert result.exit_code == code, (result.output, result.exception)
+        return result.output
+
+    return run

@@ -1,0 +1,137 @@
+"""Commands for planning: where a job runs, how long jobs take, what a fleet can do."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from worker.cli.command import JobFile, Json, command, finite
+
+if TYPE_CHECKING:
+    from tasks.settings.settings import Settings
+
+commands = typer.Typer()
+
+
+@commands.command()
+@command
+def route(settings: "Settings", job: JobFile, json: Json = False) -> None:
+    """Show a job's GPU memory class, the reason, and how long it may take there."""
+    from tasks.jobs.job import parse_job
+    from worker.cli.job_file import read_job_file
+    from worker.cli.job_report import JobEstimate
+    from worker.cli.job_tables import route_table
+    from worker.cli.output import print_json, stdout
+
+    parsed = parse_job(read_job_file(job))
+    chosen, estimate = parsed.route(settings.constants), JobEstimate(settings, parsed)
+    if json:
+        print_json({**chosen.document(), **estimate.document()})
+    else:
+        stdout.print(route_table(chosen))
+        estimate.show()
+
+
+@commands.command()
+@command
+def durations(settings: "Settings", json: Json = False) -> None:
+    """Show how long finished runs took: seconds per step, entry and image; waits by queue."""
+    from worker.cli.client import client_of
+    from worker.cli.job_tables import duration_tables, durations_document
+    from worker.cli.output import print_json, stdout
+
+    history = client_of(settings).durations.learned()
+    if json:
+        print_json(durations_document(history))
+        return
+    tables = duration_tables(history)
+    if not tables:
+        stdout.print("no run has finished yet")
+    for table in tables:
+        stdout.print(table)
+
+
+@commands.command()
+@command
+def calibrate(
+    settings: "Settings",
+    training_type: Annotated[
+        Literal["FLUX_LORA", "SDXL_LORA"], typer.Option("--type", help="The training type.")
+    ] = "FLUX_LORA",
+    model: Annotated[
+        str | None,
+        typer.Option(help="The base model: a folder, a file or a Hub id. Unset: the default."),
+    ] = None,
+    gpu: Annotated[
+        str | None, typer.Option(help="UUID of the GPU. Unset: the largest of this machine.")
+    ] = None,
+    output: Annotated[
+        Path,
+        typer.Option(help="File to write. An existing one keeps the constants not measured now."),
+    ] = Path("calibration.json"),
+    json: Json = False,
+) -> None:
+    """Measure how much GPU memory training takes, for TRAINING_CALIBRATION."""
+    from worker.cli.calibration import calibrate_gpu
+
+    calibrate_gpu(settings, training_type, model=model, uuid=gpu, output=output, json=json)
+
+
+@commands.command()
+@command
+def simulate(
+    settings: "Settings",
+    fleet: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FLEET.csv",
+            help="The fleet's GPUs: CSV with the columns class, count.",
+            show_default=False,
+        ),
+    ],
+    workload: Annotated[
+        Path | None,
+        typer.Option(
+            help="The jobs: CSV with the columns arrival_s, duration_s, needed_gib, tenant. "
+            "Unset: drawn at random."
+        ),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Number of random jobs.")] = 2000,
+    load: Annotated[
+        float,
+        typer.Option(
+            min=0.01, help="Work of the random jobs / capacity of the fleet.", callback=finite
+        ),
+    ] = 0.8,
+    seed: Annotated[int, typer.Option(help="Seed of the random jobs.")] = 1,
+    save: Annotated[Path | None, typer.Option(help="Write the workload to this CSV.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Plot the waits to this PNG.")] = None,
+    json: Json = False,
+) -> None:
+    """Simulate how long jobs wait on a fleet, with this project's queues and with others."""
+    from importlib.util import find_spec
+
+    from tasks.errors import NotInstalledError, UsageError
+    from worker.cli.output import print_json, stdout
+    from worker.simulation import report
+    from worker.simulation.workload import draw_workload, read_fleet, read_workload, write_workload
+
+    if plot is not None and find_spec("matplotlib") is None:
+        raise NotInstalledError("Matplotlib", "plot")
+    gpus = read_fleet(fleet)
+    arrivals = (
+        read_workload(workload) if workload is not None else draw_workload(gpus, jobs, load, seed)
+    )
+    simulation = report.Simulation(gpus, arrivals)
+    try:
+        if save is not None:
+            write_workload(save, arrivals)
+        if plot is not None:
+            simulation.plot(plot)
+    except OSError as error:
+        raise UsageError(f"cannot write {error.filename}: {error.strerror}") from error
+    if json:
+        print_json(simulation.document())
+    else:
+        for table in simulation.tables():
+            stdout.print(table)

@@ -1,0 +1,107 @@
+"""Commands that print what a job file may hold: presets, options, and the contract's files."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from worker.cli.command import Json, command
+
+if TYPE_CHECKING:
+    from tasks.settings.settings import Settings
+
+commands = typer.Typer()
+
+
+@commands.command()
+@command
+def presets(
+    settings: "Settings",
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="The preset to show. Unset: list all.", show_default=False
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the presets, or show one."""
+    import yaml
+
+    from tasks.errors import UsageError
+    from tasks.jobs.presets import UnknownPresetError, preset, preset_names
+    from worker.cli.output import print_json, stdout
+    from worker.cli.reference import preset_table
+
+    if name is None:
+        if json:
+            print_json({known: preset(known)["summary"] for known in preset_names()})
+        else:
+            stdout.print(preset_table())
+        return
+    try:
+        values = preset(name)
+    except UnknownPresetError as error:
+        raise UsageError(str(error)) from error
+    if json:
+        print_json(values)
+    else:
+        stdout.print(yaml.safe_dump(values, sort_keys=False), markup=False, end="")
+
+
+@commands.command()
+@command
+def options(
+    settings: "Settings",
+    training_type: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="TYPE", help="The training type. Unset: all types.", show_default=False
+        ),
+    ] = None,
+    form: Annotated[
+        Literal["table", "markdown", "json"], typer.Option("--format", help="The output format.")
+    ] = "table",
+    json: Json = False,
+) -> None:
+    """List the options of a training type: type, default and meaning."""
+    from tasks.errors import UsageError
+    from tasks.jobs.options import training_options
+    from worker.cli.output import print_json, stdout
+    from worker.cli.reference import options_document, options_page, options_table
+
+    known = training_options()
+    if training_type is not None:
+        if training_type not in known:
+            raise UsageError(f"{training_type!r} is no training type; use {', '.join(known)}")
+        known = {training_type: known[training_type]}
+    if json or form == "json":
+        print_json({name: options_document(it) for name, it in known.items()})
+    elif form == "markdown":
+        stdout.file.write(options_page(known.values()))
+        stdout.file.flush()
+    else:
+        for it in known.values():
+            stdout.print(options_table(it))
+
+
+@commands.command()
+@command
+def contract(
+    settings: "Settings",
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder to write to.", show_default=False)
+    ],
+) -> None:
+    """Write the contract for backends and front ends: names, JSON schemas, TypeScript."""
+    from tasks.errors import UsageError
+    from tasks.schemas.contract_files import contract_files
+    from worker.cli.output import stdout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in contract_files().items():
+            (folder / name).write_text(text, "utf-8")
+            stdout.print(str(folder / name), markup=False, soft_wrap=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {folder}: {error.strerror}") from error

@@ -1,0 +1,118 @@
+"""What all commands share: common arguments, and how a command runs and ends.
+
+Modules of commands import typer and the standard library only. Each command imports the rest inside
+its function, so that ``--help`` answers at once.
+"""
+
+import functools
+import inspect
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec
+
+import typer
+
+if TYPE_CHECKING:
+    from tasks.errors import JobError
+    from tasks.settings.settings import Settings
+
+P = ParamSpec("P")
+
+JobFile = Annotated[
+    Path, typer.Argument(metavar="JOB.yaml", help="The job file, YAML or JSON.", show_default=False)
+]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ReadyFile = Annotated[Path | None, typer.Option(help="Create this file when ready.")]
+
+
+def command(function: "Callable[Concatenate[Settings, P], int | None]") -> Callable[P, None]:
+    """Turn a function that takes the process's settings first into a typer command.
+
+    The command ends with the exit code that the function returns (None is 0), or with the one of
+    the ``JobError`` that it raises. The error is printed to standard error, with ``--json`` as JSON
+    to standard output.
+    """
+
+    @functools.wraps(function)
+    def run(*args: P.args, **options: P.kwargs) -> None:
+        raise typer.Exit(_run(function, *args, **options))
+
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())[1:]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {it.name: it.annotation for it in parameters}
+    return run
+
+
+def finite(value: float | None) -> float | None:
+    """Check a number on the command line: NaN and infinity pass typer's own bounds.
+
+    Raises:
+        typer.BadParameter: It is not finite.
+    """
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
+
+def _run(function: Callable[..., int | None], *args: Any, **options: Any) -> int:
+    """Run a command's function.
+
+    Returns:
+        The exit code.
+    """
+    import redis
+    from kombu.exceptions import OperationalError
+
+    from tasks.errors import ErrorCode, JobError
+
+    as_json = bool(options.get("json"))
+    try:
+        return function(_settings(), *args, **options) or 0
+    except JobError as error:
+        return _report(error, as_json)
+    except (redis.ConnectionError, redis.TimeoutError, OperationalError) as error:
+        return _report(JobError(f"lost the broker: {error}", ErrorCode.NO_BROKER), as_json)
+
+
+def _settings() -> "Settings":
+    """Read this process's settings.
+
+    Raises:
+        UsageError: Names each wrong variable.
+    """
+    from pydantic import ValidationError
+
+    from tasks.errors import UsageError
+    from tasks.settings.settings import Settings
+
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = [
+            f"TRAINING_{'_'.join(map(str, it['loc'])).upper()}: "
+            + it["msg"].removeprefix("Value error, ")
+            for it in error.errors(include_url=False, include_input=False)
+        ]
+        raise UsageError("\n".join(problems)) from error
+
+
+def _report(error: "JobError", as_json: bool) -> int:
+    """Print an error.
+
+    Returns:
+        Its exit code.
+    """
+    from rich.markup import escape
+
+    from tasks.errors import EXIT_CODES
+    from worker.cli.output import error_document, print_json, stderr
+
+    if as_json:
+        print_json({"error": error_document(error)})
+    else:
+        for line in error.message.split("\n") if error.code == "usage" else [error.message]:
+            stderr.print(f"[red]error[/]: {escape(line)}", soft_wrap=True)
+    return EXIT_CODES[error.code]

@@ -1,1 +1,0 @@
-"""The command line, one command a module; imported only when the command runs."""

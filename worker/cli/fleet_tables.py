@@ -1,0 +1,217 @@
+"""Workers, GPUs, engines, tenants, keys and the cache as tables for people and as JSON."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Any
+
+from pydantic import ByteSize
+from rich.markup import escape
+from rich.table import Table
+
+from routing.engines import DIFFUSERS, INVOKE, Engine
+from routing.fair_share import OTHERS, share_of
+from routing.queues import served_queues
+from routing.requirements import TrainingType
+from tasks.api_keys import KeyEntry
+from tasks.cache.index import Pack
+from tasks.jobs.invoke_limits import LIMITS
+from tasks.jobs.invoke_patches import REPAIRS
+from tasks.state.tenant_queues import TenantQueues
+from tasks.state.workers import WorkerInfo
+from worker.gpu.inventory import Gpu
+from worker.maintenance.doctor import Finding
+from worker.supervision.engines import Installed
+
+# NVIDIA's first architecture that computes in bfloat16, as a compute capability.
+_AMPERE = (8, 0)
+_STYLES = {"ok": "green", "warning": "yellow", "fault": "red"}
+_ENGINES: dict[Engine, str] = {
+    DIFFUSERS: "this package's trainer, on torch, diffusers, peft and transformers",
+    INVOKE: "invoke-training's trainer, in an interpreter of its own",
+}
+
+
+@dataclass(frozen=True)
+class TenantRow:
+    """A tenant's share, and its jobs.
+
+    Attributes:
+        tenant: The tenant.
+        weight: Its weight among the tenants.
+        limit: Its maximum of jobs in flight; None is no limit.
+        in_flight: Its jobs in flight.
+        waiting: Number of its jobs in each tenant queue, by the queue they wait for.
+    """
+
+    tenant: str
+    weight: float
+    limit: int | None
+    in_flight: int
+    waiting: dict[str, int]
+
+
+def tenant_rows(queues: TenantQueues) -> list[TenantRow]:
+    """Return every tenant that has a share or jobs, by name."""
+    shares, in_flight, waiting = queues.terms(), queues.in_flight(), queues.waiting()
+    names = {*shares, *in_flight, *(name for counts in waiting.values() for name in counts)}
+    rows = []
+    for name in sorted(names - {OTHERS}):
+        share = share_of(name, shares)
+        counts = {queue: counts[name] for queue, counts in waiting.items() if name in counts}
+        rows.append(TenantRow(name, share.weight, share.limit, in_flight[name], counts))
+    return rows
+
+
+def tenant_table(rows: Sequence[TenantRow]) -> Table:
+    """Show one tenant per row."""
+    table = Table("tenant", "weight", "limit", "in flight", "waiting")
+    for row in rows:
+        waiting = ", ".join(f"{count} for {queue}" for queue, count in row.waiting.items())
+        cells = (f"{row.weight:g}", str(row.limit or ""), str(row.in_flight), waiting)
+        table.add_row(row.tenant, *cells)
+    return table
+
+
+def findings_table(findings: Sequence[Finding]) -> Table:
+    """Show what ``doctor`` found, one check per row."""
+    table = Table("", "check", "found", "what to do")
+    for it in findings:
+        level = f"[{_STYLES[it.level]}]{it.level}[/]"
+        table.add_row(level, it.what, escape(it.found), escape(it.remedy))
+    return table
+
+
+def gpu_document(gpu: Gpu) -> dict[str, object]:
+    """Return a GPU of this machine as JSON."""
+    return {
+        **asdict(gpu),
+        "memory_class": None if gpu.memory_class is None else str(gpu.memory_class),
+        "emulated": gpu.emulated,
+    }
+
+
+def gpu_table(gpus: Sequence[Gpu]) -> Table:
+    """Show the GPUs of this machine."""
+    table = Table("uuid", "name", "MiB", "free", "bf16", "ECC", "class", "serves")
+    for gpu in gpus:
+        table.add_row(*map(escape, _gpu_cells(gpu)))
+    return table
+
+
+def worker_gpu_table(workers: Mapping[str, WorkerInfo]) -> Table:
+    """Show the GPUs of a fleet's workers, by the workers' names."""
+    headings = ("worker", "uuid", "name", "class", "serves")
+    table = Table(*headings, title=f"{len(workers)} GPU worker(s)")
+    for name, it in workers.items():
+        serves = f"quarantined: {it.quarantined}" if it.quarantined else ", ".join(it.queues)
+        cells = (name, it.gpu_uuid or "", it.gpu_name or "", str(it.memory_class), serves)
+        table.add_row(*map(escape, cells))
+    return table
+
+
+def engine_document(name: Engine, engine: Installed, applied: frozenset[str]) -> dict[str, object]:
+    """Return an engine of this machine as JSON.
+
+    Args:
+        name: The engine.
+        engine: What is installed of it.
+        applied: The patches of invoke-training that are applied.
+    """
+    document: dict[str, object] = {
+        "engine": name,
+        "description": _ENGINES[name],
+        "usable": engine.is_usable,
+        "versions": engine.versions,
+        "errors": list(engine.problems),
+        "remedy": engine.remedy,
+        "types": list(TrainingType),
+    }
+    if name == INVOKE:
+        document["unsupported"] = [
+            {"option": limit.option, "values": limit.values, "reason": limit.reason}
+            for limit in LIMITS
+        ]
+        document["patches"] = [
+            {
+                "name": patch_name,
+                "applied": patch_name in applied,
+                "types": sorted(patch.types),
+                "problem": patch.problem,
+            }
+            for patch_name, patch in REPAIRS.items()
+        ]
+    return document
+
+
+def engine_tables(engines: Mapping[Engine, Installed], applied: frozenset[str]) -> list[Table]:
+    """Show the engines of this machine, and the limits and patches of invoke-training.
+
+    Args:
+        engines: What is installed of each engine.
+        applied: The patches that are applied.
+    """
+    table = Table("engine", "usable", "versions", "types")
+    for name, it in engines.items():
+        usable = "yes" if it.is_usable else "; ".join((*it.problems, it.remedy))
+        versions = ", ".join(f"{library} {number}" for library, number in it.versions.items())
+        table.add_row(*map(escape, (name, usable, versions, ", ".join(TrainingType))))
+    limits = Table("option", "values", "reason", title=f"options that {INVOKE} does not support")
+    for limit in LIMITS:
+        limits.add_row(*map(escape, (limit.option, limit.values, limit.reason)))
+    patches = Table("patch", "applied", "types", "problem", title=f"patches of {INVOKE}")
+    for patch_name, patch in REPAIRS.items():
+        state = "yes" if patch_name in applied else "no"
+        cells = (patch_name, state, ", ".join(sorted(patch.types)), patch.problem)
+        patches.add_row(*map(escape, cells))
+    return [table, limits, patches]
+
+
+def key_table(entries: Sequence[KeyEntry]) -> Table:
+    """Show one API key per row."""
+    table = Table("name", "for", "created")
+    for it in entries:
+        owner = "operator" if it.tenant is None else f"tenant {it.tenant}"
+        table.add_row(escape(it.name), escape(owner), f"{it.created:%Y-%m-%d %H:%M}")
+    return table
+
+
+def cache_document(packs: Sequence[Pack]) -> dict[str, dict[str, Any]]:
+    """Return the number, size and last use of packs by their kind, as JSON."""
+    count, size, used_at = Counter[str](), Counter[str](), dict[str, float]()
+    for pack in packs:
+        kind = PurePosixPath(pack.key).parts[1]
+        count[kind] += 1
+        size[kind] += pack.size
+        used_at[kind] = max(pack.used_at, used_at.get(kind, 0))
+    return {
+        kind: {"packs": count[kind], "bytes": size[kind], "used_at": used_at[kind]}
+        for kind in sorted(count)
+    }
+
+
+def cache_table(packs: Sequence[Pack]) -> Table:
+    """Show one kind of packs per row."""
+    table = Table("kind", "packs", "size", "last used")
+    for kind, it in cache_document(packs).items():
+        used_at = datetime.fromtimestamp(it["used_at"]).astimezone().strftime("%Y-%m-%d %H:%M")
+        size = ByteSize(it["bytes"]).human_readable()
+        table.add_row(kind, str(it["packs"]), size, used_at)
+    return table
+
+
+def _gpu_cells(gpu: Gpu) -> tuple[str, ...]:
+    device = gpu.device
+    if gpu.memory_class is None:
+        serves, memory_class = "nothing", gpu.problem or "too small"
+    else:
+        serves, memory_class = ", ".join(served_queues(gpu.memory_class)), str(gpu.memory_class)
+    if device is None:
+        return gpu.uuid, gpu.name, "", "", "", "", memory_class, serves
+    capability = device.compute_capability
+    bf16 = "" if capability is None else "yes" if capability >= _AMPERE else "no"
+    ecc = "" if device.ecc is None else "on" if device.ecc else "off"
+    memory = (str(gpu.memory_mib), str(device.free_mib))
+    return gpu.uuid, gpu.name, *memory, bf16, ecc, memory_class, serves

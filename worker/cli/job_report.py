@@ -1,0 +1,190 @@
+"""Reports on one job: where it is, how long it may take, and whether it would run."""
+
+from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import redis
+
+from routing.classes import GIB
+from tasks.client import Client
+from tasks.data.sources import Sources
+from tasks.data.uploads import StoredUploads
+from tasks.errors import EXIT_CODES, DatasetError, NoBrokerError
+from tasks.eta.estimate import NO_RUN, TAKES_LONGER, Forecast, forecast, time_left, told_by
+from tasks.jobs.job import TrainingJob
+from tasks.settings.settings import Settings
+from tasks.stages.prepare import check
+from tasks.stages.train import memory_of
+from tasks.state.record import JobRecord
+from tasks.store import Store
+from tasks.tracing.spans import has_endpoint, trace_id
+from worker.cli.client import client_of
+from worker.cli.job_tables import dataset_table, estimate_table, route_table, stage_table
+from worker.cli.output import (
+    duration_text,
+    error_document,
+    print_json,
+    print_warning,
+    stderr,
+    stdout,
+)
+
+
+class JobStatusReport:
+    """Where a job is, what it waits for, and when it may end.
+
+    Args:
+        client: The fleet.
+        job_id: The job.
+
+    Raises:
+        UnknownJobError: There is no such job.
+    """
+
+    def __init__(self, client: Client, job_id: str) -> None:
+        self._record = client.state.get(job_id)
+        self._waiting_reason = client.waits_for(self._record)
+        self._now = datetime.now(UTC)
+        progress = told_by(event for _, event in client.state.events(job_id))
+        history = client.durations.learned()
+        self._left = time_left(self._record, history, self._now, progress)
+        self._trace_id = f"{trace_id(job_id):032x}"
+
+    def document(self) -> dict[str, Any]:
+        """Return the report as JSON."""
+        return {
+            **self._record.model_dump(mode="json"),
+            "waiting_reason": self._waiting_reason,
+            "trace_id": self._trace_id,
+            "gpu_memory": memory_of(self._record),
+            "expected": None if self._left is None else self._left.document(),
+        }
+
+    def show(self) -> None:
+        """Print the report for people."""
+        record = self._record
+        stdout.print(stage_table(record))
+        stdout.print(f"status: {record.status}")
+        stdout.print(f"GPU memory: {_memory(record)}")
+        if self._waiting_reason:
+            stdout.print(f"waits: {self._waiting_reason}", soft_wrap=True, markup=False)
+        if self._left is not None:
+            left = time_left_text(self._left, self._now)
+            stdout.print(f"time left: {left}", soft_wrap=True, markup=False)
+        if has_endpoint():
+            stdout.print(f"trace: {self._trace_id}")
+        if record.error:
+            error = f"{record.error_code} in {record.error_stage}: {record.error}"
+            stdout.print(error, markup=False)
+        if record.result:
+            show_published(record)
+
+
+class JobEstimate:
+    """How long a job that is not submitted may take on the fleet, if a fleet is reachable.
+
+    Args:
+        settings: Name the fleet.
+        job: The job.
+        sizes: Number of images of each training size; None if the dataset was not read.
+    """
+
+    def __init__(
+        self, settings: Settings, job: TrainingJob, sizes: Collection[int] | None = None
+    ) -> None:
+        self._forecast: Forecast | None = None
+        self._unavailable_reason = ""
+        try:
+            history = client_of(settings).durations.learned()
+        except (NoBrokerError, redis.ConnectionError, redis.TimeoutError) as error:
+            self._unavailable_reason = str(error)
+        else:
+            queue = job.route(settings.constants).gpu_queue
+            self._forecast = forecast(job.training, queue, history, sizes)
+
+    def document(self) -> dict[str, Any]:
+        """Return it as JSON; without a fleet, ``expected`` is null and a reason is given."""
+        if self._forecast is None:
+            return {"expected": None, "unavailable_reason": self._unavailable_reason}
+        return {"expected": self._forecast.document()}
+
+    def show(self) -> None:
+        """Print it for people."""
+        if self._forecast is None:
+            message = f"no duration estimate: {self._unavailable_reason}"
+            stdout.print(message, markup=False, soft_wrap=True)
+        elif self._forecast.at_least_s == 0:
+            stdout.print(f"no duration estimate: {NO_RUN}")
+        else:
+            stdout.print(estimate_table(self._forecast))
+
+
+def show_dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
+    """Check a job and its dataset from this machine, and print the result.
+
+    Returns:
+        The exit code.
+    """
+    route = job.route(settings.constants)
+    with TemporaryDirectory() as scratch:
+        uploads = StoredUploads(Store(settings.resolved_store_url), job.tenant)
+        sources = Sources(
+            settings.data_access(), settings.downloads_dir, Path(scratch), uploads=uploads
+        )
+        report = check(job.training, sources)
+    warnings = job.warnings()
+    error = DatasetError(report.problems, "prepare") if report.problems else None
+    code = EXIT_CODES[error.code] if error else 0
+    estimate = JobEstimate(settings, job, report.buckets.values())
+    if json:
+        document = {
+            "job": job.model_dump(mode="json"),
+            "route": route.document(),
+            **estimate.document(),
+        }
+        failed = {"error": error_document(error)} if error else {}
+        print_json({**document, "warnings": warnings, "dataset": report.document(), **failed})
+        return code
+    stdout.print(route_table(route))
+    stdout.print(dataset_table(report))
+    for warning in warnings:
+        print_warning(warning)
+    if error:
+        count = len(report.problems)
+        stderr.print(f"[red]error[/]: the dataset has {count} problem(s); see the table above")
+    else:
+        estimate.show()
+        stdout.print("the job can run; nothing was sent")
+    return code
+
+
+def show_published(record: JobRecord) -> None:
+    """Print where a job's results are."""
+    published = (record.result or {})["published"]
+    stdout.print(f"published: {published}", soft_wrap=True, markup=False)
+
+
+def time_left_text(left: Forecast, now: datetime) -> str:
+    """Return the time left of a job in one line."""
+    current = left.stages[0]
+    if left.total_s is None:
+        why = f"; {current.stage} {current.unknown}" if current.unknown == TAKES_LONGER else ""
+        unknown = ", ".join(left.unknown)
+        return f"at least {duration_text(left.at_least_s)}; unknown: {unknown}{why}"
+    if current.wait_s:
+        first = f"{duration_text(current.wait_s)} until {current.stage} starts"
+    else:
+        first = f"{duration_text(current.seconds or 0.0)} of {current.stage}"
+    end = (now + timedelta(seconds=left.total_s)).astimezone()
+    return f"{first}, {duration_text(left.total_s)} in total, until {end:%m-%d %H:%M}"
+
+
+def _memory(record: JobRecord) -> str:
+    parts = [f"{record.estimate.needed_gib:.1f} GiB estimated"]
+    peak = memory_of(record)["peak_bytes"]
+    if peak is not None:
+        parts.append(f"{peak / GIB:.1f} GiB at its peak")
+    return ", ".join(parts)

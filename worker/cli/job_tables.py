@@ -1,0 +1,178 @@
+"""Jobs, routes, datasets and durations as tables for people, and durations as JSON."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from statistics import median
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from routing.policy import Route
+from tasks.contract import STAGES
+from tasks.data.validation import Report
+from tasks.eta.estimate import Forecast, StageForecast
+from tasks.eta.history import UNITS, RunHistory, RunStatistics, WorkloadKey, p90
+from tasks.state.record import JobRecord
+from worker.cli.output import duration_text
+
+_PARTS = {
+    "text_encoders": "text encoders",
+    "adapters": "trained weights and gradients",
+    "optimizer": "optimizer state",
+}
+
+
+def stage_table(record: JobRecord) -> Table:
+    """Show a job's stages: queue, worker, seconds, result."""
+    table = Table("stage", "queue", "worker", "seconds", "result", title=f"job {record.id}")
+    unfinished = "stopped" if record.status.ended or record.pending_queue else "running"
+    for name in STAGES:
+        stage = record.stages.get(name)
+        if stage is None:
+            table.add_row(name, "", "", "", "")
+            continue
+        seconds = "" if stage.seconds is None else f"{stage.seconds:.1f}"
+        table.add_row(name, stage.queue, stage.worker, seconds, stage.summary or unfinished)
+    return table
+
+
+def job_table(records: list[JobRecord]) -> Table:
+    """Show one job per row."""
+    table = Table()
+    for heading in ("id", "name", "type", "status", "stage", "submitted"):
+        table.add_column(heading, no_wrap=heading == "id")
+    for record in records:
+        table.add_row(
+            record.id,
+            record.job.name,
+            record.job.training.type,
+            record.status,
+            record.stage,
+            record.created_at.astimezone().strftime("%m-%d %H:%M"),
+        )
+    return table
+
+
+def dead_letter_table(records: list[JobRecord]) -> Table:
+    """Show one dead-lettered job per row: where and why it failed."""
+    table = Table("id", "name", "ended", "stage", "starts", "error")
+    for record in records:
+        table.add_row(
+            record.id,
+            record.job.name,
+            record.updated_at.astimezone().strftime("%m-%d %H:%M"),
+            record.error_stage,
+            str(record.attempt),
+            escape(f"{record.error_code}: {record.error}"),
+        )
+    return table
+
+
+def route_table(route: Route) -> Table:
+    """Show a memory estimate's parts, their sum, and the class that holds it."""
+    table = Table("GPU memory", "GiB", title=f"{route.gpu_queue}: {route.reason}")
+    for part, gib in route.estimate.parts().items():
+        table.add_row(_PARTS.get(part, part), f"{gib:.1f}")
+    table.add_section()
+    table.add_row("needed", f"{route.estimate.needed_gib:.1f}")
+    table.add_row(f"class {route.memory_class} has at least", f"{route.memory_class.floor_gib:.1f}")
+    table.add_section()
+    table.add_row("system memory of the machine, GB", str(route.system_memory_gb))
+    return table
+
+
+def dataset_table(report: Report) -> Table:
+    """Show a dataset's problems and warnings, and its number of images by training size."""
+    table = Table("", "file", "problem", "what to do", title=f"{len(report.samples)} images")
+    for severity, findings in (("error", report.problems), ("warning", report.warnings)):
+        for it in findings:
+            table.add_row(severity, *map(escape, (it.location, it.message, it.remedy)))
+    for size, count in sorted(report.buckets.items()):
+        table.add_row("size", str(size), f"{count} images", "")
+    return table
+
+
+def estimate_table(expected: Forecast) -> Table:
+    """Show how long each stage may wait and run, and from which runs that is known."""
+    table = Table("stage", "wait", "duration", "estimated from", title="expected")
+    for stage in expected.stages:
+        wait = "unknown" if stage.wait_s is None else duration_text(stage.wait_s)
+        takes = "unknown" if stage.seconds is None else duration_text(stage.seconds)
+        table.add_row(stage.stage, f"{wait} in {stage.queue}", takes, _source(stage))
+    table.add_section()
+    if expected.total_s is not None:
+        table.add_row("total", "", duration_text(expected.total_s), "")
+    else:
+        unknown = f"without: {', '.join(expected.unknown)}"
+        table.add_row("at least", "", duration_text(expected.at_least_s), unknown)
+    return table
+
+
+def duration_tables(history: RunHistory) -> list[Table]:
+    """Show a fleet's run history: a table per training type, and one of waits by queue."""
+    tables = []
+    for training_type, group in groupby(_ordered(history), lambda it: it.learned_from.type):
+        headings = ("stage", "on", "runs", "unit", "median", "90 %", "besides")
+        table = Table(*headings, title=training_type)
+        for it in group:
+            seconds = (it.unit_s, it.unit_s_p90, it.rest_s)
+            work = it.learned_from
+            cells = (work.stage, _workload_text(work), str(it.runs), UNITS[work.stage])
+            table.add_row(*cells, *map(duration_text, seconds))
+        tables.append(table)
+    if history.waits:
+        table = Table("queue", "waits", "median", "90 %")
+        for queue, waits in history.waits.items():
+            texts = map(duration_text, (median(waits), p90(waits)))
+            table.add_row(queue, str(len(waits)), *texts)
+        tables.append(table)
+    return tables
+
+
+def durations_document(history: RunHistory) -> dict[str, Any]:
+    """Return a fleet's run history as JSON."""
+    stages = [
+        {
+            **it.learned_from.document(),
+            "runs": it.runs,
+            "unit": UNITS[it.learned_from.stage],
+            "unit_s": it.unit_s,
+            "unit_s_p90": it.unit_s_p90,
+            "rest_s": it.rest_s,
+        }
+        for it in _ordered(history)
+    ]
+    queues = [
+        {"queue": queue, "waits": len(waits), "wait_s": median(waits), "wait_s_p90": p90(waits)}
+        for queue, waits in history.waits.items()
+    ]
+    return {"stages": stages, "queues": queues}
+
+
+def _ordered(history: RunHistory) -> Sequence[RunStatistics]:
+    """Return the statistics by training type, then by stage in a job's order."""
+
+    def order(statistics: RunStatistics) -> tuple[Any, ...]:
+        work = statistics.learned_from
+        stage = STAGES.index(work.stage)
+        return work.type, stage, work.memory_class or 0, work.size or (), work.samples
+
+    return sorted(history.figures(), key=order)
+
+
+def _workload_text(work: WorkloadKey) -> str:
+    samples = f"{work.samples} samples a step" if work.stage == "train" else None
+    memory_class = None if work.memory_class is None else str(work.memory_class)
+    return ", ".join(it for it in (memory_class, work.resolution, samples) if it)
+
+
+def _source(stage: StageForecast) -> str:
+    if stage.unknown is not None:
+        return stage.unknown
+    if stage.seconds == 0:
+        return "nothing to do"
+    source = f"{stage.runs} run{'' if stage.runs == 1 else 's'}"
+    if stage.scaled_from is not None:
+        source += f", scaled from {_workload_text(stage.scaled_from)}"
+    return source + ("; less if partly cached" if stage.stage == "cache" else "")

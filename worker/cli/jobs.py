@@ -1,0 +1,153 @@
+"""Commands on jobs: submit, follow, look at, list, cancel, pause and resume them."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from worker.cli.command import JobFile, JobId, Json, command
+
+if TYPE_CHECKING:
+    from tasks.settings.settings import Settings
+
+commands = typer.Typer()
+
+
+@commands.command()
+@command
+def submit(
+    settings: "Settings",
+    job: JobFile,
+    watch: Annotated[bool, typer.Option("--watch", help="Follow the job to its end.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Check job and dataset from this machine; send nothing."),
+    ] = False,
+    require_worker: Annotated[
+        bool,
+        typer.Option("--require-worker", help="Refuse the job unless a live worker can run it."),
+    ] = False,
+    json: Json = False,
+) -> int:
+    """Submit a job; warn if no live worker serves its queue."""
+    from tasks.jobs.job import parse_job
+    from worker.cli.client import client_of
+    from worker.cli.follow import follow_and_report
+    from worker.cli.job_file import read_job_file
+    from worker.cli.job_report import show_dry_run
+    from worker.cli.output import print_json, print_warning, stdout
+
+    document = read_job_file(job)
+    parsed = parse_job(document)
+    if dry_run:
+        return show_dry_run(settings, parsed, json=json)
+    if not json:
+        for warning in parsed.warnings():
+            print_warning(warning)
+    client = client_of(settings)
+    job_id = client.submit(document, require_worker=require_worker)
+    waiting_reason = client.why_waiting(client.state.get(job_id).gpu_queue)
+    if json:
+        print_json({"job_id": job_id, "waiting_reason": waiting_reason})
+    else:
+        stdout.print(f"job {job_id}", markup=False)
+        if waiting_reason:
+            print_warning(waiting_reason)
+    if watch:
+        follow_and_report(client, job_id, json=json)
+    return 0
+
+
+@commands.command()
+@command
+def watch(settings: "Settings", job: JobId, json: Json = False) -> None:
+    """Follow a job to its end: stage, progress, loss, speed, time left."""
+    from worker.cli.client import client_of
+    from worker.cli.follow import follow_and_report
+
+    follow_and_report(client_of(settings), job, json=json)
+
+
+@commands.command()
+@command
+def status(settings: "Settings", job: JobId, json: Json = False) -> None:
+    """Show a job's stages, what it waits for, its GPU memory and the time left."""
+    from worker.cli.client import client_of
+    from worker.cli.job_report import JobStatusReport
+    from worker.cli.output import print_json
+
+    report = JobStatusReport(client_of(settings), job)
+    if json:
+        print_json(report.document())
+    else:
+        report.show()
+
+
+@commands.command("list")
+@command
+def list_jobs(
+    settings: "Settings",
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of jobs.")] = 20,
+    json: Json = False,
+) -> None:
+    """List the newest jobs."""
+    from worker.cli.client import client_of
+    from worker.cli.job_tables import job_table
+    from worker.cli.output import print_json, stdout
+
+    records = client_of(settings).state.newest(limit)
+    if json:
+        print_json([record.model_dump(mode="json") for record in records])
+    else:
+        stdout.print(job_table(records))
+
+
+@commands.command()
+@command
+def cancel(
+    settings: "Settings",
+    job: JobId,
+    save: Annotated[
+        bool,
+        typer.Option("--save", help="Save a checkpoint first, and publish what was trained."),
+    ] = False,
+    json: Json = False,
+) -> None:
+    """Cancel a job, waiting or running."""
+    from tasks.tracing.spans import start_tracing
+    from worker.cli.client import client_of
+
+    tracing = start_tracing("cancel")
+    status = client_of(settings, tracing.tracer).cancel(job, save=save)
+    tracing.close()
+    _show_status(job, status, json)
+
+
+@commands.command()
+@command
+def pause(settings: "Settings", job: JobId, json: Json = False) -> None:
+    """Pause a job; a running one saves a checkpoint and frees its GPU."""
+    from worker.cli.client import client_of
+
+    client = client_of(settings)
+    client.control.pause(job)
+    _show_status(job, client.state.head(job).status, json)
+
+
+@commands.command()
+@command
+def resume(settings: "Settings", job: JobId, json: Json = False) -> None:
+    """Resume a paused job from its checkpoint."""
+    from worker.cli.client import client_of
+
+    client = client_of(settings)
+    client.resume(job)
+    _show_status(job, client.state.head(job).status, json)
+
+
+def _show_status(job_id: str, status: str, json: bool) -> None:
+    from worker.cli.output import print_json, stdout
+
+    if json:
+        print_json({"job_id": job_id, "status": status})
+    else:
+        stdout.print(f"job {job_id} is {status}", markup=False)

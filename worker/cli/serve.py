@@ -1,0 +1,97 @@
+"""Commands that serve the operators' views of a fleet: Flower, the console, the metrics."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from worker.cli.command import command
+
+if TYPE_CHECKING:
+    from tasks.settings.settings import Settings
+
+commands = typer.Typer()
+
+
+@commands.command()
+@command
+def flower(settings: "Settings") -> None:
+    """Run Flower, the operators' view of workers, queues and tasks."""
+    from importlib.util import find_spec
+
+    from tasks.errors import NotInstalledError
+    from tasks.logging_setup import set_up_logging
+    from worker.cli.client import broker_url
+    from worker.local.flower import run_flower
+
+    if find_spec("flower") is None:
+        raise NotInstalledError("Flower", "console")
+    set_up_logging(settings.log_format, "flower")
+    run_flower(settings, broker_url(settings))
+
+
+@commands.command()
+@command
+def console(settings: "Settings") -> None:
+    """Run the web console and its HTTP API."""
+    import os
+    import sys
+    from importlib.util import find_spec
+
+    from tasks.data.read_policy import ANYWHERE
+    from tasks.errors import NotInstalledError
+    from worker.cli.client import broker_url
+
+    if find_spec("fastapi") is None:
+        raise NotInstalledError("the web console", "console")
+    env, url = dict(os.environ), broker_url(settings)
+    if settings.broker_url is None:
+        # The embedded broker of 'up', whose jobs may read everything on this machine.
+        env["TRAINING_BROKER_URL"] = url
+        env["TRAINING_DATA_ROOTS"] = settings.data_roots or ANYWHERE
+    os.execve(sys.executable, [sys.executable, "-P", "-m", "console"], env)
+
+
+@commands.command()
+@command
+def metrics(
+    settings: "Settings",
+    markdown: Annotated[
+        bool,
+        typer.Option("--markdown", help="List every metric as Markdown instead."),
+    ] = False,
+) -> None:
+    """Serve the fleet's metrics for Prometheus on TRAINING_METRICS_PORT."""
+    from importlib.util import find_spec
+
+    from tasks.errors import ErrorCode, JobError, NotInstalledError
+    from tasks.logging_setup import set_up_logging
+    from tasks.state.job_store import connect
+    from worker.cli.client import broker_url
+    from worker.cli.output import stdout
+    from worker.cli.reference import metrics_page
+
+    if markdown:
+        stdout.file.write(metrics_page())
+        stdout.file.flush()
+        return
+    if find_spec("prometheus_client") is None:
+        raise NotInstalledError("prometheus-client", "console")
+    if not settings.metrics_port:
+        message = "TRAINING_METRICS_PORT is 0: set a port, such as 9464"
+        raise JobError(message, ErrorCode.INVALID_STATE)
+    from worker.maintenance.exporter import serve
+
+    set_up_logging(settings.log_format, "metrics")
+    client = connect(broker_url(settings))
+    stdout.print(f"metrics: {metrics_address(settings)}", soft_wrap=True)
+    try:
+        serve(client, settings.job_ttl, settings.metrics_address, settings.metrics_port)
+    except OSError as error:
+        problem = f"cannot serve {metrics_address(settings)}: {error.strerror}"
+        raise JobError(problem, ErrorCode.INVALID_STATE) from error
+
+
+def metrics_address(settings: "Settings") -> str:
+    """Return the address that Prometheus scrapes."""
+    host = settings.metrics_address
+    return f"http://{f'[{host}]' if ':' in host else host}:{settings.metrics_port}/metrics"
