@@ -49,7 +49,7 @@ def test_a_worker_runs_over_tls_and_ends_when_it_has_nothing_to_do(
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "cpu@" in done.stderr
-    assert "nothing to do for 1 s: the worker ends" in done.stderr
+    assert "no message for 1 s: the worker stops" in done.stderr
     assert "insecure" not in done.stderr.lower()
 
 
