@@ -137,7 +137,7 @@ class EmulatedFleet:
                 dispatch=TenantQueues(
                     redis, ttl, lambda record: send_rest(self._app, record)
                 ).dispatch,
-                learn=RunHistoryStore(redis, ttl).record,
+                learn=RunHistoryStore(redis, ttl).record_run,
             )
         runtime: WorkerContext = self._own.runtime
         return runtime

@@ -47,7 +47,7 @@ class Client:
         self._constants = settings.constants
         self.state = JobStore(connection, settings.job_ttl, settings.constants)
         self.control = JobControl(connection, settings.job_ttl)
-        self.durations = RunHistoryStore(connection, settings.job_ttl)
+        self.run_history = RunHistoryStore(connection, settings.job_ttl)
         self._app: Celery = make_app(settings, broker_url)
         self.tenant_queues = TenantQueues(
             connection, settings.job_ttl, lambda record: send_rest(self._app, record)

@@ -90,7 +90,7 @@ def make_context(
         check_gpu=make_gate(real_gpu, faults, trainer.close),
         dispatch=tenant_queues.dispatch,
         newest_versions=partial(newest_versions, patient),
-        learn=RunHistoryStore(client, settings.job_ttl, memory_class).record,
+        learn=RunHistoryStore(client, settings.job_ttl, memory_class).record_run,
         memory_class=memory_class,
         tracing=start_tracing(worker),
     )

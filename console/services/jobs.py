@@ -212,7 +212,7 @@ class Jobs:
         """Return the history of finished runs, at most a few seconds old."""
         known, now = self._history, time.monotonic()
         if known is None or now - known[0] > _HISTORY_TTL_S:
-            known = self._history = (now, self._client.durations.learned())
+            known = self._history = (now, self._client.run_history.read())
         return known[1]
 
     def _change(self, caller: Caller, job_id: str, change: Callable[[str], object]) -> JobView:

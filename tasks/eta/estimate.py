@@ -1,7 +1,6 @@
-"""What a job is expected to take, and when it will end, by what finished stages took.
+"""Estimate how long a job takes, and when it ends, from the run history.
 
-Pure: it is given what is known. Nothing is guessed: a part that there is nothing to learn from is
-unknown, and so is then the whole.
+Pure functions. Nothing is guessed: a part without history is unknown, and so is the total.
 """
 
 from collections.abc import Collection, Iterable
@@ -14,14 +13,14 @@ from routing.classes import MemoryClass
 from routing.engines import DIFFUSERS, EXTRA_ENGINES
 from routing.queues import CPU_QUEUE, gpu_queue, stage_queue
 from tasks.contract import STAGES
-from tasks.eta.history import RunHistory, WorkloadKey, work_of
+from tasks.eta.history import RunHistory, WorkloadKey, workload_key
 from tasks.events import DatasetChecked, Event, Progress
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.state.record import NEXT_QUEUE, JobRecord, JobStatus
 
-NO_RUN = "no finished run to learn from"
+NO_RUN = "no finished run to estimate from"
 TAKES_LONGER = "takes longer than the runs before it"
-NO_IMAGES = "how many images there are is not known yet"
+NO_IMAGES = "the number of images is not known yet"
 
 _CLASS_OF = {
     gpu_queue(it, engine): it for it in MemoryClass for engine in (DIFFUSERS, *EXTRA_ENGINES)
@@ -30,17 +29,17 @@ _CLASS_OF = {
 
 @dataclass(frozen=True)
 class StageForecast:
-    """What is expected of one stage.
+    """The expected wait and duration of one stage.
 
     Attributes:
         stage: The stage.
-        queue: Where it waits.
-        wait_s: Seconds until it begins; None where not known.
-        waits: How many waits in that queue this rests on.
-        seconds: What it takes from then on; None where not known.
-        runs: How many finished runs this rests on.
-        scaled_from: The other work that they did, where it was not the very same.
-        unknown: Why ``seconds`` is not known.
+        queue: The queue that it waits in.
+        wait_s: Seconds until it starts; None if unknown.
+        waits: Number of waits in that queue that ``wait_s`` comes from.
+        seconds: Seconds from its start to its end; None if unknown.
+        runs: Number of runs that ``seconds`` comes from.
+        scaled_from: The workload of these runs, if it is another one.
+        unknown: Why ``seconds`` is unknown.
     """
 
     stage: str
@@ -55,28 +54,28 @@ class StageForecast:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is expected of a job, or of what is left of it: its stages in their order."""
+    """The expected stages of a job, or of the rest of it, in their order."""
 
     stages: tuple[StageForecast, ...]
 
     @property
     def unknown(self) -> list[str]:
-        """The parts that are not known."""
+        """Names of the unknown parts."""
         waits = {f"wait in {it.queue}": None for it in self.stages if it.wait_s is None}
         return [*waits, *(it.stage for it in self.stages if it.seconds is None)]
 
     @property
     def at_least_s(self) -> float:
-        """The sum of all that is known."""
+        """Sum of the known parts, in seconds."""
         return sum((it.wait_s or 0.0) + (it.seconds or 0.0) for it in self.stages)
 
     @property
     def total_s(self) -> float | None:
-        """Seconds to the end; None where a part is not known."""
+        """Seconds to the end; None if a part is unknown."""
         return None if self.unknown else self.at_least_s
 
     def document(self) -> dict[str, Any]:
-        """The forecast for programs."""
+        """Return the forecast as JSON."""
         return {
             "stages": [_document(it) for it in self.stages],
             "total_s": self.total_s,
@@ -87,87 +86,87 @@ class Forecast:
 
 @dataclass(frozen=True)
 class JobProgress:
-    """What a job's events have told of the work it has.
+    """What a job's events report about its work.
 
     Attributes:
-        sizes: How many images are of each training size; None before they are checked.
-        progress: The newest.
+        sizes: Number of images of each training size; None before they are checked.
+        progress: The newest progress event.
     """
 
     sizes: Collection[int] | None = None
     progress: Progress | None = None
 
 
-_NOTHING_TOLD = JobProgress()
+_NO_PROGRESS = JobProgress()
 
 
-def told_by(events: Iterable[Event]) -> JobProgress:
-    """What a job's events tell, the oldest first."""
-    told = _NOTHING_TOLD
+def progress_of(events: Iterable[Event]) -> JobProgress:
+    """Return the progress that a job's events report, given the oldest first."""
+    progress = _NO_PROGRESS
     for event in events:
         if isinstance(event, DatasetChecked):
-            told = replace(told, sizes=(event.images,))
+            progress = replace(progress, sizes=(event.images,))
         elif isinstance(event, Progress):
-            told = replace(told, progress=event)
-    return told
+            progress = replace(progress, progress=event)
+    return progress
 
 
 def forecast(
     training: PipelineConfig,
     gpu_queue_name: str,
-    learned: RunHistory,
+    history: RunHistory,
     sizes: Collection[int] | None = None,
 ) -> Forecast:
-    """What a job takes that is submitted now; all of its encoder outputs count as not cached yet.
+    """Estimate a job that is submitted now, as if none of its encoder outputs were cached.
 
     Args:
-        training: What it trains.
+        training: The job's training options.
         gpu_queue_name: The queue of its GPU stages.
-        learned: What is known.
-        sizes: How many images are of each training size; None where nobody has looked.
+        history: The fleet's run history.
+        sizes: Number of images of each training size; None if the dataset was not read.
     """
     return Forecast(
         tuple(
-            _stage(training, stage, gpu_queue_name, learned, units_of(training, stage, sizes))
+            _stage(training, stage, gpu_queue_name, history, units_of(training, stage, sizes))
             for stage in STAGES
         )
     )
 
 
 def time_left(
-    record: JobRecord, learned: RunHistory, now: datetime, told: JobProgress = _NOTHING_TOLD
+    record: JobRecord, history: RunHistory, now: datetime, progress: JobProgress = _NO_PROGRESS
 ) -> Forecast | None:
-    """What is left of a job; None where it is over, or waits for somebody to let it go on."""
+    """Estimate the rest of a job; None if it has ended, is paused, or is about to stop."""
     if record.status not in (JobStatus.QUEUED, JobStatus.RUNNING):
         return None
-    training, progress = record.job.training, told.progress
-    if progress is not None and progress.stage != record.stage:
-        progress = None
+    training, newest = record.job.training, progress.progress
+    if newest is not None and newest.stage != record.stage:
+        newest = None
     parts = []
     for stage in STAGES[STAGES.index(record.stage) :]:
-        queue, units = record.gpu_queue, units_of(training, stage, told.sizes)
+        queue, units = record.gpu_queue, units_of(training, stage, progress.sizes)
         if stage == "cache" and record.refs.get(NEXT_QUEUE) == CPU_QUEUE:
             queue, units = CPU_QUEUE, 0
-        if stage == record.stage and progress is not None and progress.unit != "bytes":
-            units = max(0, progress.total - (progress.done if record.pending_queue else 0))
-        parts.append(_stage(training, stage, queue, learned, units))
+        if stage == record.stage and newest is not None and newest.unit != "bytes":
+            units = max(0, newest.total - (newest.done if record.pending_queue else 0))
+        parts.append(_stage(training, stage, queue, history, units))
     if record.pending_queue is not None:
-        # Less than nothing where it is not even due.
+        # Negative for a retry that is not due yet.
         waited_s = now.timestamp() - (record.due_at or record.updated_at).timestamp()
-        parts[0] = _after_waiting(parts[0], learned, waited_s)
+        parts[0] = _after_waiting(parts[0], history, waited_s)
     else:
         ran_s = now.timestamp() - record.stages[record.stage].started_at
-        parts[0] = _after_running(parts[0], ran_s, progress)
+        parts[0] = _after_running(parts[0], ran_s, newest)
     return Forecast(tuple(parts))
 
 
 def expected_end(
-    record: JobRecord, learned: RunHistory, now: datetime, told: JobProgress = _NOTHING_TOLD
+    record: JobRecord, history: RunHistory, now: datetime, progress: JobProgress = _NO_PROGRESS
 ) -> datetime | None:
-    """When a job is over: its end where it has come, else the expected one; None if not known."""
+    """Return when a job ended, or is expected to end; None if unknown."""
     if record.status.ended:
         return record.updated_at
-    left = time_left(record, learned, now, told)
+    left = time_left(record, history, now, progress)
     if left is None or left.total_s is None:
         return None
     return now.astimezone(UTC) + timedelta(seconds=left.total_s)
@@ -176,13 +175,13 @@ def expected_end(
 def units_of(
     training: PipelineConfig, stage: str, sizes: Collection[int] | None = None
 ) -> int | None:
-    """The work of a stage, in its units; None where the number of images decides it.
+    """Return the work of a stage in its units; None if it depends on unknown images.
 
     Args:
-        training: What is trained.
+        training: The job's training options.
         stage: The stage.
-        sizes: How many images are of each training size. One number for all is a little too
-            few steps where a job counts in epochs, as no batch is of two sizes.
+        sizes: Number of images of each training size. With one number for all images, a job that
+            counts in epochs gets slightly too few steps: no batch has images of two sizes.
     """
     match stage:
         case "publish":
@@ -209,45 +208,45 @@ def _stage(
     training: PipelineConfig,
     stage: str,
     gpu_queue_name: str,
-    learned: RunHistory,
+    history: RunHistory,
     units: int | None,
 ) -> StageForecast:
     queue = stage_queue(stage, gpu_queue_name)
-    waits = learned.waits.get(queue, ())
+    waits = history.waits.get(queue, ())
     wait_s = median(waits) if waits else None
-    work = work_of(training, stage, _CLASS_OF.get(queue))
-    found = learned.figure(work)
-    empty = StageForecast(stage, queue, wait_s, len(waits), None)
+    key = workload_key(training, stage, _CLASS_OF.get(queue))
+    statistics = history.statistics_for(key)
+    part = StageForecast(stage, queue, wait_s, len(waits), None)
     if units == 0:
-        return replace(empty, seconds=0.0)
-    if found is None or units is None:
-        return replace(empty, unknown=NO_IMAGES if found else NO_RUN)
+        return replace(part, seconds=0.0)
+    if statistics is None or units is None:
+        return replace(part, unknown=NO_RUN if statistics is None else NO_IMAGES)
     return replace(
-        empty,
-        seconds=found.seconds(units),
-        runs=found.runs,
-        scaled_from=None if found.learned_from == work else found.learned_from,
+        part,
+        seconds=statistics.seconds(units),
+        runs=statistics.runs,
+        scaled_from=None if statistics.source == key else statistics.source,
     )
 
 
-def _after_waiting(part: StageForecast, learned: RunHistory, waited_s: float) -> StageForecast:
-    """A stage that has waited so long: what those that waited longer say of the rest."""
-    waits = learned.waits.get(part.queue, ())
+def _after_waiting(part: StageForecast, history: RunHistory, waited_s: float) -> StageForecast:
+    """Estimate the rest of a wait from the waits that took longer than it has so far."""
+    waits = history.waits.get(part.queue, ())
     longer = [it - waited_s for it in waits if it > waited_s]
     return replace(part, wait_s=median(longer) if longer else None, waits=len(longer))
 
 
 def _after_running(part: StageForecast, ran_s: float, progress: Progress | None) -> StageForecast:
-    """A stage that has run so long: its own speed says more of the rest than other runs."""
-    begun = replace(part, wait_s=0.0, waits=0)
+    """Estimate the rest of a running stage: from its own speed if it has one."""
+    running = replace(part, wait_s=0.0, waits=0)
     if progress is not None and progress.per_second:
         left_s = max(0, progress.total - progress.done) / progress.per_second
-        return replace(begun, seconds=left_s, unknown=None)
+        return replace(running, seconds=left_s, unknown=None)
     if part.seconds is None:
-        return begun
+        return running
     if ran_s > part.seconds:
-        return replace(begun, seconds=None, unknown=TAKES_LONGER)
-    return replace(begun, seconds=part.seconds - ran_s)
+        return replace(running, seconds=None, unknown=TAKES_LONGER)
+    return replace(running, seconds=part.seconds - ran_s)
 
 
 def _document(part: StageForecast) -> dict[str, Any]:

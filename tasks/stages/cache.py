@@ -15,7 +15,7 @@ from tasks.cache.index import owner_of
 from tasks.cache.plan import CacheIndex, CachePlan
 from tasks.dataset import Dataset
 from tasks.errors import BaseModelFilesError
-from tasks.eta.rate_meter import RateMeter, WorkDone
+from tasks.eta.history import RateMeter, WorkDone
 from tasks.events import CacheDone, EncoderDigests, Event, PackStored, Progress
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.metrics import CACHE_ENTRIES, Counts
@@ -106,7 +106,7 @@ class _Work:
         self._registry = context.runtime.cache
         self._owner = owner_of(context.job_id, context.attempt)
         self._made: set[str] = set()
-        self._pace = RateMeter()
+        self._meter = RateMeter()
         self._stored: set[str] = set()
         """Of those that are claimed now."""
         self._claimed: list[str] = []
@@ -156,7 +156,7 @@ class _Work:
 
     def made(self) -> WorkDone:
         """How many entries, and what each took."""
-        return WorkDone(len(self._made), self._pace.unit_s)
+        return WorkDone(len(self._made), self._meter.unit_s)
 
     def _make(self, missing: list[str]) -> None:
         """Make what can be claimed of it, or wait a moment for those who make it."""
@@ -178,7 +178,7 @@ class _Work:
             if not self._stored.issuperset(self._claimed):
                 raise TypeError("the trainer was asked for more entries than it stored")
         finally:
-            self._pace.pause()
+            self._meter.pause()
             self._registry.release(self._claimed, self._owner)
 
     def _on_event(self, event: Event) -> None:
@@ -190,7 +190,7 @@ class _Work:
         self._stored.update(event.entries)
         self._made.update(event.entries)
         done = len(self._made)
-        self._pace.at(done)
+        self._meter.update(done)
         self._context.emit(
             Progress(
                 stage="cache",

@@ -12,7 +12,7 @@ from tasks.data.sources import Sources
 from tasks.data.uploads import StoredUploads
 from tasks.data.validation import Report, check_dataset
 from tasks.errors import BaseModelError, DatasetError
-from tasks.eta.rate_meter import WorkDone
+from tasks.eta.history import WorkDone
 from tasks.events import DatasetChecked, Note, Progress
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.stages.cache import is_cached

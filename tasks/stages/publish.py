@@ -3,7 +3,7 @@
 import json
 from datetime import UTC, datetime
 
-from tasks.eta.rate_meter import WorkDone
+from tasks.eta.history import WorkDone
 from tasks.events import Artifact
 from tasks.metrics import PUBLISHED_BYTES
 from tasks.schemas.documents import Engine, GpuMemory, Manifest, Published

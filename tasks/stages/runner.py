@@ -17,7 +17,7 @@ from routing.engines import DIFFUSERS
 from routing.queues import CPU_QUEUE, gpu_queue
 from tasks.contract import STAGES
 from tasks.errors import CancelledJobError, ErrorCode, JobError, SupersededError
-from tasks.eta.rate_meter import WorkDone
+from tasks.eta.history import WorkDone
 from tasks.events import CacheDone, Event, Note, TrainDone
 from tasks.metrics import OOM_ESCALATIONS, STAGE_FAILURES
 from tasks.stages.event_buffer import EventBuffer

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from opentelemetry.trace import Tracer
 
 from routing.classes import MemoryClass
-from tasks.eta.history import waited_s
+from tasks.eta.history import queue_wait_s
 from tasks.events import CheckpointSaved, Event, Progress, TrainerPhase, TrainerStarted
 from tasks.metrics import (
     STAGE_ENDS,
@@ -75,7 +75,7 @@ class Telemetry:
         self._done = self._saved = 0
         """Steps done, and those in the newest checkpoint."""
         self._steps: _Steps | None = None
-        self._waited_s = waited_s(record, stage, self._start)
+        self._waited_s = queue_wait_s(record, stage, self._start)
         if self._waited_s is not None:
             self.count(WAIT_SECONDS.observed(self._waited_s, queue))
 

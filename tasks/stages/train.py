@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from routing.classes import GIB
 from tasks.cache.eviction import drop_damaged
 from tasks.errors import ErrorCode, TrainerError
-from tasks.eta.rate_meter import RateMeter, WorkDone
+from tasks.eta.history import RateMeter, WorkDone
 from tasks.events import (
     CacheDone,
     CheckpointSaved,
@@ -46,7 +46,7 @@ def train(context: StageContext) -> StageResult:
     return StageResult(
         f"{done.steps} steps, loss {done.final_loss:.4f}{resumed}",
         {"trained": done.model_dump_json()},
-        made=WorkDone(done.steps - run.resumed_at, run.pace.unit_s),
+        made=WorkDone(done.steps - run.resumed_at, run.meter.unit_s),
     )
 
 
@@ -72,7 +72,7 @@ class _Run:
         self._kept = checkpoints_of(refs)
         self._made = {event.step: event for event in validations_of(refs)}
         self.resumed_at = self._kept[-1].step if self._kept else 0
-        self.pace = RateMeter()
+        self.meter = RateMeter()
         self._packs = packs_of(context)
         self._touched_at = time.monotonic()
 
@@ -113,10 +113,10 @@ class _Run:
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, Progress):
-            self.pace.at(event.done)
+            self.meter.update(event.done)
         elif not isinstance(event, CheckpointSaved):
             # Validation images, or a trainer that is started again: no part of a step.
-            self.pace.pause()
+            self.meter.pause()
         match event:
             case CheckpointSaved():
                 self._checkpoint_saved(event)

@@ -10,7 +10,7 @@ from routing.classes import MemoryClass
 from routing.engines import Engine
 from tasks.cache.index import CacheRegistry
 from tasks.data.read_policy import ReadPolicy
-from tasks.eta.rate_meter import WorkDone
+from tasks.eta.history import WorkDone
 from tasks.events import CacheDone, Event, TrainDone
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.state.job_store import JobStore
@@ -95,7 +95,7 @@ class WorkerContext:
             ``GpuUnhealthy``.
         dispatch: Lets waiting jobs take the room that there is; see ``tasks/state/tenant_queues.py``.
         newest_versions: Queue to the newest version of the program that a live worker of it is of.
-        learn: Told of each stage that is done; see ``Durations.record``.
+        learn: Told of each stage that is done; see ``RunHistoryStore.record_run``.
         memory_class: That of the worker's GPU.
         tracing: Sends the spans of jobs' traces.
     """

@@ -40,7 +40,7 @@ def durations(settings: "Settings", json: Json = False) -> None:
     from worker.cli.job_tables import duration_tables, durations_document
     from worker.cli.output import print_json, stdout
 
-    history = client_of(settings).durations.learned()
+    history = client_of(settings).run_history.read()
     if json:
         print_json(durations_document(history))
         return

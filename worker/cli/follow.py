@@ -78,7 +78,7 @@ def waiting_note(client: Client, record: JobRecord) -> events.Note | None:
     reason = client.why_waiting(record.pending_queue)
     if reason is not None:
         return events.Note(level="warning", message=f"{record.stage} waits: {reason}")
-    waits = client.durations.learned().waits.get(record.pending_queue)
+    waits = client.run_history.read().waits.get(record.pending_queue)
     if waits is None or record.status not in (JobStatus.QUEUED, JobStatus.RUNNING):
         return None
     message = (

@@ -13,7 +13,7 @@ from tasks.client import Client
 from tasks.data.sources import Sources
 from tasks.data.uploads import StoredUploads
 from tasks.errors import EXIT_CODES, DatasetError, NoBrokerError
-from tasks.eta.estimate import NO_RUN, TAKES_LONGER, Forecast, forecast, time_left, told_by
+from tasks.eta.estimate import NO_RUN, TAKES_LONGER, Forecast, forecast, progress_of, time_left
 from tasks.jobs.job import TrainingJob
 from tasks.settings.settings import Settings
 from tasks.stages.prepare import check
@@ -48,8 +48,8 @@ class JobStatusReport:
         self._record = client.state.get(job_id)
         self._waiting_reason = client.waits_for(self._record)
         self._now = datetime.now(UTC)
-        progress = told_by(event for _, event in client.state.events(job_id))
-        history = client.durations.learned()
+        progress = progress_of(event for _, event in client.state.events(job_id))
+        history = client.run_history.read()
         self._left = time_left(self._record, history, self._now, progress)
         self._trace_id = f"{trace_id(job_id):032x}"
 
@@ -98,7 +98,7 @@ class JobEstimate:
         self._forecast: Forecast | None = None
         self._unavailable_reason = ""
         try:
-            history = client_of(settings).durations.learned()
+            history = client_of(settings).run_history.read()
         except (NoBrokerError, redis.ConnectionError, redis.TimeoutError) as error:
             self._unavailable_reason = str(error)
         else:

@@ -112,12 +112,12 @@ def estimate_table(expected: Forecast) -> Table:
 def duration_tables(history: RunHistory) -> list[Table]:
     """Show a fleet's run history: a table per training type, and one of waits by queue."""
     tables = []
-    for training_type, group in groupby(_ordered(history), lambda it: it.learned_from.type):
+    for training_type, group in groupby(_ordered(history), lambda it: it.source.type):
         headings = ("stage", "on", "runs", "unit", "median", "90 %", "besides")
         table = Table(*headings, title=training_type)
         for it in group:
-            seconds = (it.unit_s, it.unit_s_p90, it.rest_s)
-            work = it.learned_from
+            seconds = (it.unit_s, it.unit_s_p90, it.overhead_s)
+            work = it.source
             cells = (work.stage, _workload_text(work), str(it.runs), UNITS[work.stage])
             table.add_row(*cells, *map(duration_text, seconds))
         tables.append(table)
@@ -134,12 +134,12 @@ def durations_document(history: RunHistory) -> dict[str, Any]:
     """Return a fleet's run history as JSON."""
     stages = [
         {
-            **it.learned_from.document(),
+            **it.source.document(),
             "runs": it.runs,
-            "unit": UNITS[it.learned_from.stage],
+            "unit": UNITS[it.source.stage],
             "unit_s": it.unit_s,
             "unit_s_p90": it.unit_s_p90,
-            "rest_s": it.rest_s,
+            "overhead_s": it.overhead_s,
         }
         for it in _ordered(history)
     ]
@@ -154,11 +154,11 @@ def _ordered(history: RunHistory) -> Sequence[RunStatistics]:
     """Return the statistics by training type, then by stage in a job's order."""
 
     def order(statistics: RunStatistics) -> tuple[Any, ...]:
-        work = statistics.learned_from
+        work = statistics.source
         stage = STAGES.index(work.stage)
         return work.type, stage, work.memory_class or 0, work.size or (), work.samples
 
-    return sorted(history.figures(), key=order)
+    return sorted(history.all_statistics(), key=order)
 
 
 def _workload_text(work: WorkloadKey) -> str:

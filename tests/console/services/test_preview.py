@@ -10,8 +10,7 @@ import httpx2
 import pytest
 
 from console.services import dataset_checks as checks
-from tasks.eta.history import RunHistoryStore
-from tasks.eta.rate_meter import WorkDone
+from tasks.eta.history import RunHistoryStore, WorkDone
 from tasks.stages.submit import admit
 from tasks.state.record import StageRecord
 from tests.console.conftest import Console, image, job, upload, zipped
@@ -93,7 +92,7 @@ def learn(console: Console, document: dict[str, Any]) -> None:
         console.redis, console.settings.job_ttl, trained.route().memory_class
     )
     done = StageRecord(queue="q", worker="w", attempt=9, started_at=0, seconds=20.0)
-    durations.record(console.state.get(job_id), "train", done, WorkDone(10, 2.0))
+    durations.record_run(console.state.get(job_id), "train", done, WorkDone(10, 2.0))
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "file:///etc/passwd", "https://intern.example/a"])

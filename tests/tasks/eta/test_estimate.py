@@ -14,18 +14,18 @@ from tasks.eta.estimate import (
     JobProgress,
     expected_end,
     forecast,
+    progress_of,
     time_left,
-    told_by,
     units_of,
 )
-from tasks.eta.history import RunHistory, RunSample, work_of
+from tasks.eta.history import RunHistory, RunSample, workload_key
 from tasks.events import DatasetChecked, Note, Progress
 from tasks.jobs.job import parse_job
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.state.record import JobRecord, JobStatus
-from tests.tasks.eta.test_history import begun, record_with
+from tests.tasks.eta.test_history import record_with, started
 
-NOTHING = RunHistory({}, {})
+EMPTY = RunHistory({}, {})
 STAGES = ("prepare", "cache", "train", "publish")
 WAITS = {"cpu": [1.0, 2.0, 30.0], "gpu.40gb": [60.0]}
 
@@ -39,13 +39,13 @@ def job_of(document: dict[str, Any], **options: Any) -> PipelineConfig:
     return parse_job(document).training
 
 
-def learned_of(training: PipelineConfig) -> RunHistory:
-    """0.1 s an image, 1 s an entry after 20 s, 2 s a step after 40 s, 5 s to publish."""
+def history_of(training: PipelineConfig) -> RunHistory:
+    """0.1 s an image, 20 s and 1 s an entry, 40 s and 2 s a step, 5 s to publish."""
     units = {"prepare": (0.1, 0), "cache": (1, 20), "train": (2, 40), "publish": (5, 0)}
     runs = {}
-    for stage, (unit_s, rest_s) in units.items():
+    for stage, (unit_s, overhead_s) in units.items():
         on = MemoryClass.GB40 if stage in ("cache", "train") else None
-        runs[work_of(training, stage, on)] = [RunSample(unit_s=unit_s, rest_s=rest_s)]
+        runs[workload_key(training, stage, on)] = [RunSample(unit_s=unit_s, overhead_s=overhead_s)]
     return RunHistory(runs, WAITS)
 
 
@@ -56,23 +56,23 @@ def training(job_document: dict[str, Any]) -> PipelineConfig:
 
 
 @pytest.fixture
-def learned(training: PipelineConfig) -> RunHistory:
-    return learned_of(training)
+def history(training: PipelineConfig) -> RunHistory:
+    return history_of(training)
 
 
 @pytest.fixture
 def running(training: PipelineConfig, job_document: dict[str, Any]) -> JobRecord:
-    """A job that began to train at second 2000."""
+    """A job whose train stage started at second 2000."""
     stages = {
-        "prepare": begun(1, 1000, 1, "cpu"),
-        "cache": begun(2, 1010, 60, "gpu.40gb"),
-        "train": begun(3, 2000, None, "gpu.40gb"),
+        "prepare": started(1, 1000, 1, "cpu"),
+        "cache": started(2, 1010, 60, "gpu.40gb"),
+        "train": started(3, 2000, None, "gpu.40gb"),
     }
     return record_with(job_document, stage="train", stages=stages)
 
 
-def test_a_job_takes_its_waits_and_its_work(training: PipelineConfig, learned: RunHistory) -> None:
-    found = forecast(training, "gpu.40gb", learned, [12, 8])
+def test_forecast_adds_waits_and_work(training: PipelineConfig, history: RunHistory) -> None:
+    found = forecast(training, "gpu.40gb", history, [12, 8])
     assert [stage.seconds for stage in found.stages] == [2, 60, 240, 5]
     assert [stage.wait_s for stage in found.stages] == [2, 60, 60, 2]
     assert [stage.queue for stage in found.stages] == ["cpu", "gpu.40gb", "gpu.40gb", "cpu"]
@@ -91,26 +91,26 @@ def test_a_job_takes_its_waits_and_its_work(training: PipelineConfig, learned: R
     }
 
 
-def test_what_nobody_knows_is_told_and_no_total_is_invented(
-    training: PipelineConfig, learned: RunHistory
+def test_unknown_parts_make_the_total_unknown(
+    training: PipelineConfig, history: RunHistory
 ) -> None:
-    unseen = forecast(training, "gpu.40gb", learned)
+    unseen = forecast(training, "gpu.40gb", history)
     assert [stage.unknown for stage in unseen.stages] == [NO_IMAGES, NO_IMAGES, None, None]
     assert unseen.total_s is None
     assert unseen.at_least_s == 2 + 60 + 60 + 240 + 2 + 5
     assert unseen.unknown == ["prepare", "cache"]
-    on_80gb = forecast(training, "gpu.80gb", learned, [20])
+    on_80gb = forecast(training, "gpu.80gb", history, [20])
     assert on_80gb.unknown == ["wait in gpu.80gb", "cache", "train"]
     assert on_80gb.stages[2].unknown == NO_RUN
 
 
-def test_work_that_is_scaled_says_from_what(
-    job_document: dict[str, Any], training: PipelineConfig, learned: RunHistory
+def test_scaled_statistics_name_their_source(
+    job_document: dict[str, Any], training: PipelineConfig, history: RunHistory
 ) -> None:
     larger = training.model_copy(update={"train_batch_size": 2 * training.train_batch_size})
-    train = forecast(larger, "gpu.40gb", learned, [20]).stages[2]
+    train = forecast(larger, "gpu.40gb", history, [20]).stages[2]
     assert train.seconds == 440
-    assert train.scaled_from == work_of(training, "train", MemoryClass.GB40)
+    assert train.scaled_from == workload_key(training, "train", MemoryClass.GB40)
     assert Forecast((train,)).document()["stages"][0]["scaled_from"] == {
         "stage": "train",
         "type": "FLUX_LORA",
@@ -120,7 +120,7 @@ def test_work_that_is_scaled_says_from_what(
     }
 
 
-def test_epochs_are_counted_in_steps_of_one_size_each(job_document: dict[str, Any]) -> None:
+def test_epochs_count_batches_of_one_size(job_document: dict[str, Any]) -> None:
     epochs = {"max_train_steps": None, "max_train_epochs": 3, "train_batch_size": 4}
     training = job_of(job_document, gradient_accumulation_steps=2, **epochs)
     # 3 + 2 + 1 batches make 3 steps.
@@ -128,72 +128,70 @@ def test_epochs_are_counted_in_steps_of_one_size_each(job_document: dict[str, An
     assert units_of(training, "train") is None
 
 
-def test_a_job_that_caches_nothing_has_nothing_to_encode(
-    job_document: dict[str, Any], learned: RunHistory
+def test_a_job_that_caches_nothing_encodes_nothing(
+    job_document: dict[str, Any], history: RunHistory
 ) -> None:
     training = job_of(job_document, cache_text_encoder_outputs=False, cache_vae_outputs=False)
-    assert forecast(training, "gpu.40gb", NOTHING).stages[1].seconds == 0
+    assert forecast(training, "gpu.40gb", EMPTY).stages[1].seconds == 0
 
 
-def test_a_stage_that_runs_is_judged_by_its_own_speed(
-    running: JobRecord, learned: RunHistory
-) -> None:
+def test_a_running_stage_uses_its_own_speed(running: JobRecord, history: RunHistory) -> None:
     progress = Progress(stage="train", done=40, total=100, unit="steps", per_second=0.25)
-    left = time_left(running, learned, at(2100), JobProgress(progress=progress))
+    left = time_left(running, history, at(2100), JobProgress(progress=progress))
     assert left is not None
     assert [(stage.stage, stage.wait_s, stage.seconds) for stage in left.stages] == [
         ("train", 0, 240),
         ("publish", 2, 5),
     ]
-    assert expected_end(running, learned, at(2100), JobProgress(progress=progress)) == at(2347)
+    assert expected_end(running, history, at(2100), JobProgress(progress=progress)) == at(2347)
 
 
-def test_before_its_first_step_a_stage_is_judged_by_other_runs(
-    running: JobRecord, learned: RunHistory
+def test_before_its_first_step_a_stage_uses_other_runs(
+    running: JobRecord, history: RunHistory
 ) -> None:
-    of_cache = Progress(stage="cache", done=1, total=100, unit="entries", per_second=9)
-    left = time_left(running, learned, at(2030), JobProgress(progress=of_cache))
+    cache_progress = Progress(stage="cache", done=1, total=100, unit="entries", per_second=9)
+    left = time_left(running, history, at(2030), JobProgress(progress=cache_progress))
     assert left is not None
     assert left.stages[0].seconds == 210
-    late = time_left(running, learned, at(2241))
+    late = time_left(running, history, at(2241))
     assert late is not None
     assert (late.stages[0].seconds, late.stages[0].unknown) == (None, TAKES_LONGER)
     assert late.total_s is None
 
 
-def test_a_job_that_waits_is_told_what_those_waited_who_waited_longer(
-    job_document: dict[str, Any], training: PipelineConfig, learned: RunHistory
+def test_a_waiting_job_uses_the_longer_waits(
+    job_document: dict[str, Any], training: PipelineConfig, history: RunHistory
 ) -> None:
     queued = record_with(job_document, status=JobStatus.QUEUED, pending_queue="cpu")
-    told = JobProgress(sizes=[20])
-    assert expected_end(queued, learned, at(1000), told) == at(1431)
-    left = time_left(queued, learned, at(1010), told)
+    progress = JobProgress(sizes=[20])
+    assert expected_end(queued, history, at(1000), progress) == at(1431)
+    left = time_left(queued, history, at(1010), progress)
     assert left is not None
     assert (left.stages[0].wait_s, left.stages[0].waits) == (20, 1)
-    # Longer than any before it.
-    assert expected_end(queued, learned, at(1031), told) is None
-    tried_again = queued.model_copy(update={"due_at": at(1600)})
-    assert expected_end(tried_again, learned, at(1000), told) == at(1600 + 431)
+    # Longer than any recorded wait.
+    assert expected_end(queued, history, at(1031), progress) is None
+    retry = queued.model_copy(update={"due_at": at(1600)})
+    assert expected_end(retry, history, at(1000), progress) == at(1600 + 431)
 
 
-def test_a_train_stage_that_goes_on_counts_from_where_it_stopped(
-    running: JobRecord, learned: RunHistory
+def test_a_resumed_train_stage_counts_the_steps_left(
+    running: JobRecord, history: RunHistory
 ) -> None:
     waits = {"pending_queue": "gpu.40gb", "updated_at": at(2100)}
     progress = Progress(stage="train", done=40, total=100, unit="steps", per_second=0.25)
     interrupted = running.model_copy(update=waits)
-    left = time_left(interrupted, learned, at(2100), JobProgress(progress=progress))
+    left = time_left(interrupted, history, at(2100), JobProgress(progress=progress))
     assert left is not None
     assert (left.stages[0].wait_s, left.stages[0].seconds) == (60, 40 + 60 * 2)
 
 
-def test_a_job_whose_entries_are_all_there_waits_for_no_gpu_to_encode(
-    job_document: dict[str, Any], learned: RunHistory
+def test_a_fully_cached_job_waits_in_the_cpu_queue(
+    job_document: dict[str, Any], history: RunHistory
 ) -> None:
-    stages = {"prepare": begun(1, 1000, 1, "cpu")}
+    stages = {"prepare": started(1, 1000, 1, "cpu")}
     refs = {"cache_queue": "cpu"}
     record = record_with(job_document, stage="cache", pending_queue="cpu", stages=stages, refs=refs)
-    left = time_left(record, learned, at(1000))
+    left = time_left(record, history, at(1000))
     assert left is not None
     assert [(stage.queue, stage.seconds) for stage in left.stages[:2]] == [
         ("cpu", 0),
@@ -201,22 +199,20 @@ def test_a_job_whose_entries_are_all_there_waits_for_no_gpu_to_encode(
     ]
 
 
-def test_nobody_knows_when_a_paused_job_ends_and_an_ended_one_has(
-    running: JobRecord, learned: RunHistory
-) -> None:
+def test_paused_and_ended_jobs_have_no_time_left(running: JobRecord, history: RunHistory) -> None:
     paused = running.model_copy(update={"status": JobStatus.PAUSED})
-    assert time_left(paused, learned, at(2100)) is None
-    assert expected_end(paused, learned, at(2100)) is None
+    assert time_left(paused, history, at(2100)) is None
+    assert expected_end(paused, history, at(2100)) is None
     over = running.model_copy(update={"status": JobStatus.FAILED, "updated_at": at(2200)})
-    assert time_left(over, learned, at(9000)) is None
-    assert expected_end(over, learned, at(9000)) == at(2200)
+    assert time_left(over, history, at(9000)) is None
+    assert expected_end(over, history, at(9000)) == at(2200)
 
 
-def test_events_tell_the_images_and_the_newest_progress() -> None:
+def test_progress_has_images_and_newest_event() -> None:
     checked = DatasetChecked(images=7, errors=0, warnings=0, report_key="r")
     first, second = (Progress(stage="train", done=n, total=9, unit="steps") for n in (1, 2))
-    told = told_by([checked, first, Note(level="info", message=""), second])
-    assert told == JobProgress(sizes=(7,), progress=second)
+    progress = progress_of([checked, first, Note(level="info", message=""), second])
+    assert progress == JobProgress(sizes=(7,), progress=second)
 
 
 @given(
@@ -228,7 +224,7 @@ def test_events_tell_the_images_and_the_newest_progress() -> None:
     per_second=st.none() | st.floats(1e-3, 1e3),
     known=st.booleans(),
 )
-def test_no_time_left_is_ever_negative_and_a_total_has_all_its_parts(
+def test_time_left_is_never_negative(
     status: JobStatus,
     stage: str,
     waits: bool,
@@ -244,11 +240,11 @@ def test_no_time_left_is_ever_negative_and_a_total_has_all_its_parts(
         status=status,
         stage=stage,
         pending_queue="cpu" if waits else None,
-        stages={stage: begun(1, 1000, None, "cpu")},
+        stages={stage: started(1, 1000, None, "cpu")},
     )
-    learned = learned_of(record.job.training) if known else NOTHING
+    history = history_of(record.job.training) if known else EMPTY
     progress = Progress(stage=stage, done=done, total=100, unit="steps", per_second=per_second)
-    left = time_left(record, learned, at(now), JobProgress([5], progress))
+    left = time_left(record, history, at(now), JobProgress([5], progress))
     if left is None:
         assert status not in (JobStatus.QUEUED, JobStatus.RUNNING)
         return

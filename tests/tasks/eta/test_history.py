@@ -8,8 +8,16 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from routing.classes import MemoryClass
-from tasks.eta.history import RunHistory, RunHistoryStore, RunSample, WorkloadKey, p90, work_of
-from tasks.eta.rate_meter import WorkDone
+from tasks.eta.history import (
+    RateMeter,
+    RunHistory,
+    RunHistoryStore,
+    RunSample,
+    WorkDone,
+    WorkloadKey,
+    p90,
+    workload_key,
+)
 from tasks.jobs.job import parse_job
 from tasks.state.job_store import connect
 from tasks.state.record import JobRecord, JobStatus, StageRecord
@@ -20,14 +28,14 @@ TRAIN = WorkloadKey(stage="train", type="FLUX_LORA", memory_class=GB40, size=(51
 CACHE = TRAIN.model_copy(update={"stage": "cache", "samples": 1})
 
 
-def begun(attempt: int, started_at: float, seconds: float | None, queue: str) -> StageRecord:
+def started(attempt: int, started_at: float, seconds: float | None, queue: str) -> StageRecord:
     return StageRecord(
         queue=queue, worker="w", attempt=attempt, started_at=started_at, seconds=seconds
     )
 
 
 def record_with(document: dict[str, Any], **changes: Any) -> JobRecord:
-    """A job that was submitted at second 1000."""
+    """A job submitted at second 1000."""
     job = parse_job(document)
     values: dict[str, Any] = {
         "id": "job",
@@ -54,89 +62,85 @@ def record_with(document: dict[str, Any], **changes: Any) -> JobRecord:
     return JobRecord(**{**values, **changes})
 
 
-def test_what_stages_took_is_told_by_the_work_they_did(
-    redis_client: Redis, job_document: dict[str, Any]
-) -> None:
+def test_runs_are_recorded_by_workload(redis_client: Redis, job_document: dict[str, Any]) -> None:
     on_80gb = RunHistoryStore(redis_client, HOUR, GB80)
-    prepared, trained = begun(1, 1002, 8, "cpu"), begun(2, 1015, 300, "gpu.40gb")
-    job = record_with(job_document, stages={"cache": begun(1, 1000, 10, "gpu.40gb")})
-    RunHistoryStore(redis_client, HOUR).record(job, "prepare", prepared, WorkDone(20))
-    on_80gb.record(job, "train", trained, WorkDone(100, 2.5))
-    learned = on_80gb.learned()
+    prepared, trained = started(1, 1002, 8, "cpu"), started(2, 1015, 300, "gpu.40gb")
+    job = record_with(job_document, stages={"cache": started(1, 1000, 10, "gpu.40gb")})
+    RunHistoryStore(redis_client, HOUR).record_run(job, "prepare", prepared, WorkDone(20))
+    on_80gb.record_run(job, "train", trained, WorkDone(100, 2.5))
+    history = on_80gb.read()
     prepare, train = (
-        learned.figure(work_of(job.job.training, stage, on))
+        history.statistics_for(workload_key(job.job.training, stage, on))
         for stage, on in (("prepare", None), ("train", GB80))
     )
     assert prepare is not None
     assert train is not None
-    assert (prepare.unit_s, prepare.rest_s, prepare.runs) == (0.4, 0, 1)
-    assert (train.unit_s, train.rest_s, train.runs) == (2.5, 50, 1)
-    assert train.learned_from.memory_class == GB80
-    assert learned.waits == {"cpu": [2], "gpu.40gb": [5]}
+    assert (prepare.unit_s, prepare.overhead_s, prepare.runs) == (0.4, 0, 1)
+    assert (train.unit_s, train.overhead_s, train.runs) == (2.5, 50, 1)
+    assert train.source.memory_class == GB80
+    assert history.waits == {"cpu": [2], "gpu.40gb": [5]}
 
 
-def test_only_a_first_start_tells_how_long_jobs_wait(
-    redis_client: Redis, job_document: dict[str, Any]
+def test_only_first_starts_record_a_wait(redis_client: Redis, job_document: dict[str, Any]) -> None:
+    store = RunHistoryStore(redis_client, HOUR)
+    again = started(2, 1002, 8, "cpu")
+    store.record_run(record_with(job_document), "prepare", again, WorkDone(20))
+    unfinished = record_with(job_document, stages={"train": started(3, 1000, None, "gpu.40gb")})
+    store.record_run(unfinished, "publish", started(4, 5000, 1, "cpu"), WorkDone(1))
+    assert store.read().waits == {}
+
+
+@pytest.mark.parametrize("work_done", [WorkDone(), WorkDone(12)])
+def test_a_gpu_stage_without_a_rate_is_not_recorded(
+    redis_client: Redis, job_document: dict[str, Any], work_done: WorkDone
 ) -> None:
-    durations = RunHistoryStore(redis_client, HOUR)
-    again = begun(2, 1002, 8, "cpu")
-    durations.record(record_with(job_document), "prepare", again, WorkDone(20))
-    unfinished = record_with(job_document, stages={"train": begun(3, 1000, None, "gpu.40gb")})
-    durations.record(unfinished, "publish", begun(4, 5000, 1, "cpu"), WorkDone(1))
-    assert durations.learned().waits == {}
-
-
-@pytest.mark.parametrize("made", [WorkDone(), WorkDone(12)])
-def test_a_gpu_stage_that_measured_no_unit_teaches_nothing(
-    redis_client: Redis, job_document: dict[str, Any], made: WorkDone
-) -> None:
-    durations = RunHistoryStore(redis_client, HOUR, GB40)
+    store = RunHistoryStore(redis_client, HOUR, GB40)
     job = record_with(job_document)
-    durations.record(job, "cache", begun(2, 1000, 60, "gpu.40gb"), made)
-    assert durations.learned().runs == {}
+    store.record_run(job, "cache", started(2, 1000, 60, "gpu.40gb"), work_done)
+    assert store.read().runs == {}
 
 
-def test_the_newest_figures_are_kept_for_the_life_time_of_a_job(
+def test_the_newest_runs_are_kept_for_the_ttl(
     redis_client: Redis, job_document: dict[str, Any]
 ) -> None:
-    durations = RunHistoryStore(redis_client, HOUR)
+    store = RunHistoryStore(redis_client, HOUR)
     job = record_with(job_document)
     for number in range(60):
-        durations.record(job, "prepare", begun(1, 1000, number, "cpu"), WorkDone(1))
-    learned = durations.learned()
-    [runs] = learned.runs.values()
+        store.record_run(job, "prepare", started(1, 1000, number, "cpu"), WorkDone(1))
+    history = store.read()
+    [runs] = history.runs.values()
     assert [run.unit_s for run in runs] == list(range(59, 9, -1))
-    assert len(learned.waits["cpu"]) == 50
+    assert len(history.waits["cpu"]) == 50
     keys = list(redis_client.scan_iter("*"))
     assert len(keys) == 3
     assert all(0 < redis_client.ttl(key) <= 3600 for key in keys)
 
 
-def test_a_kind_of_work_that_nobody_does_any_more_is_forgotten(
-    redis_client: Redis, job_document: dict[str, Any]
-) -> None:
-    durations = RunHistoryStore(redis_client, HOUR)
+def test_an_expired_workload_is_removed(redis_client: Redis, job_document: dict[str, Any]) -> None:
+    store = RunHistoryStore(redis_client, HOUR)
     job = record_with(job_document)
-    durations.record(job, "prepare", begun(1, 1000, 8, "cpu"), WorkDone(1))
-    [member] = cast("list[str]", redis_client.zrange("training:times", 0, -1))
-    redis_client.delete(f"training:times:{member}")
-    assert durations.learned().runs == {}
-    redis_client.zadd("training:times", {member: 1.0})
-    durations.record(job, "publish", begun(1, 1000, 8, "cpu"), WorkDone(1))
-    assert redis_client.zcard("training:times") == 1
+    store.record_run(job, "prepare", started(1, 1000, 8, "cpu"), WorkDone(1))
+    [member] = cast("list[str]", redis_client.zrange("training:run_history", 0, -1))
+    redis_client.delete(f"training:run_history:{member}")
+    assert store.read().runs == {}
+    redis_client.zadd("training:run_history", {member: 1.0})
+    store.record_run(job, "publish", started(1, 1000, 8, "cpu"), WorkDone(1))
+    assert redis_client.zcard("training:run_history") == 1
 
 
-def test_a_broker_that_is_away_costs_the_figure_and_is_logged(
+def test_an_unavailable_broker_is_logged(
     job_document: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with connect("redis://127.0.0.1:9/0") as away, caplog.at_level(logging.WARNING):
+    with connect("redis://127.0.0.1:9/0") as broker, caplog.at_level(logging.WARNING):
         job = record_with(job_document)
-        RunHistoryStore(away, HOUR).record(job, "prepare", begun(1, 1000, 8, "cpu"), WorkDone(1))
-    assert "cannot keep how long prepare took" in caplog.text
+        RunHistoryStore(broker, HOUR).record_run(
+            job, "prepare", started(1, 1000, 8, "cpu"), WorkDone(1)
+        )
+    assert "cannot record the run of prepare" in caplog.text
 
 
 def known(*works: WorkloadKey, unit_s: float = 1.0) -> RunHistory:
-    return RunHistory({work: [RunSample(unit_s=unit_s, rest_s=10)] for work in works}, {})
+    return RunHistory({work: [RunSample(unit_s=unit_s, overhead_s=10)] for work in works}, {})
 
 
 @pytest.mark.parametrize(
@@ -149,16 +153,16 @@ def known(*works: WorkloadKey, unit_s: float = 1.0) -> RunHistory:
         ({"memory_class": GB80}, 1),
     ],
 )
-def test_the_nearest_work_stands_in_and_says_so(changes: dict[str, Any], scale: float) -> None:
+def test_the_nearest_workload_is_scaled_and_named(changes: dict[str, Any], scale: float) -> None:
     other = TRAIN.model_copy(update=changes)
-    figure = known(other, unit_s=3).figure(TRAIN)
-    assert figure is not None
-    assert figure.unit_s == figure.unit_s_p90 == 3 * scale
-    assert figure.rest_s == 10
-    assert figure.learned_from == other
+    statistics = known(other, unit_s=3).statistics_for(TRAIN)
+    assert statistics is not None
+    assert statistics.unit_s == statistics.unit_s_p90 == 3 * scale
+    assert statistics.overhead_s == 10
+    assert statistics.source == other
 
 
-def test_the_ladder_goes_from_samples_to_resolution_to_larger_classes() -> None:
+def test_nearest_is_by_samples_then_resolution_then_class() -> None:
     rungs = [
         TRAIN,
         TRAIN.model_copy(update={"samples": 4}),
@@ -167,16 +171,16 @@ def test_the_ladder_goes_from_samples_to_resolution_to_larger_classes() -> None:
         TRAIN.model_copy(update={"memory_class": GB80}),
     ]
     while rungs:
-        figure = known(*reversed(rungs)).figure(TRAIN)
-        assert figure is not None
-        assert figure.learned_from == rungs.pop(0)
+        statistics = known(*reversed(rungs)).statistics_for(TRAIN)
+        assert statistics is not None
+        assert statistics.source == rungs.pop(0)
 
 
 @pytest.mark.parametrize(
     "changes", [{"stage": "cache"}, {"type": "SDXL_LORA"}, {"memory_class": GB24}]
 )
-def test_other_stages_types_and_smaller_gpus_say_nothing(changes: dict[str, Any]) -> None:
-    assert known(TRAIN.model_copy(update=changes)).figure(TRAIN) is None
+def test_other_stages_types_and_smaller_gpus_do_not_count(changes: dict[str, Any]) -> None:
+    assert known(TRAIN.model_copy(update=changes)).statistics_for(TRAIN) is None
 
 
 def on(work: WorkloadKey) -> int:
@@ -192,43 +196,57 @@ works = st.builds(
     size=st.tuples(st.integers(8, 4096), st.integers(8, 4096)),
     samples=st.integers(1, 512),
 )
-runs = st.lists(st.builds(RunSample, unit_s=seconds, rest_s=seconds), min_size=1, max_size=50)
+runs = st.lists(st.builds(RunSample, unit_s=seconds, overhead_s=seconds), min_size=1, max_size=50)
 
 
 @given(st.dictionaries(works, runs, max_size=8), works, st.integers(0, 10**6), st.integers(1, 99))
-def test_more_steps_never_take_less_and_what_is_unknown_stays_so(
+def test_more_steps_never_take_less_time(
     seen: dict[WorkloadKey, list[RunSample]], work: WorkloadKey, steps: int, more: int
 ) -> None:
-    figure = RunHistory(seen, {}).figure(work)
-    if figure is None:
+    statistics = RunHistory(seen, {}).statistics_for(work)
+    if statistics is None:
         assert all(it.type != work.type or on(it) < on(work) for it in seen)
         return
-    assert 0 <= figure.seconds(steps) <= figure.seconds(steps + more)
-    assert figure.unit_s <= figure.unit_s_p90
-    assert figure.runs == len(seen[figure.learned_from])
-    assert figure.learned_from.type == work.type
+    assert 0 <= statistics.seconds(steps) <= statistics.seconds(steps + more)
+    assert statistics.unit_s <= statistics.unit_s_p90
+    assert statistics.runs == len(seen[statistics.source])
+    assert statistics.source.type == work.type
     if work in seen:
-        assert figure.learned_from == work
+        assert statistics.source == work
 
 
 @given(st.lists(seconds, min_size=1, max_size=60))
-def test_nine_in_ten_values_do_not_exceed_p90(values: list[float]) -> None:
+def test_p90_bounds_nine_in_ten_values(values: list[float]) -> None:
     bound = p90(values)
     assert bound in values
     assert sum(it <= bound for it in values) >= 0.9 * len(values)
 
 
-def test_what_another_version_has_learned_is_left_out(
+def test_runs_of_another_version_are_ignored(
     redis_client: Redis, job_document: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    durations = RunHistoryStore(redis_client, HOUR, GB40)
-    durations.record(
-        record_with(job_document), "train", begun(1, 1000, 60, "gpu.40gb"), WorkDone(20, 2)
+    store = RunHistoryStore(redis_client, HOUR, GB40)
+    store.record_run(
+        record_with(job_document), "train", started(1, 1000, 60, "gpu.40gb"), WorkDone(20, 2)
     )
-    known = durations.learned()
+    known = store.read()
     [work] = known.runs
     other = work.model_dump_json().replace("{", '{"mood":"good",', 1)
-    redis_client.zadd("training:times", {other: 1.0})
-    redis_client.lpush(f"training:times:{other}", "{}")
-    assert durations.learned() == known
+    redis_client.zadd("training:run_history", {other: 1.0})
+    redis_client.lpush(f"training:run_history:{other}", "{}")
+    assert store.read() == known
     assert "mood" in caplog.text
+
+
+def test_rate_counts_only_units_between_two_reports() -> None:
+    times = iter([100.0, 104.0, 190.0, 192.0, 500.0, 501.0])
+    meter = RateMeter(lambda: next(times))
+    meter.update(11)
+    assert meter.unit_s is None
+    meter.update(13)  # 4 s for 2
+    meter.pause()
+    meter.update(14)
+    meter.update(15)  # 2 s for 1
+    meter.update(12)  # a restart
+    meter.update(13)  # 1 s for 1
+    assert meter.unit_s == 7 / 4

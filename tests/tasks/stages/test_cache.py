@@ -16,7 +16,7 @@ from tasks.cache.index import CacheRegistry, owner_of
 from tasks.cache.plan import CacheIndex, CachePlan
 from tasks.data.read_policy import ReadPolicy
 from tasks.dataset import Dataset, Sample, dataset_of
-from tasks.eta.rate_meter import WorkDone
+from tasks.eta.history import WorkDone
 from tasks.events import EncoderDigests
 from tasks.jobs.job import parse_job
 from tasks.stages.cache import cache, is_cached

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tasks import events
-from tasks.eta.rate_meter import WorkDone
+from tasks.eta.history import WorkDone
 from tasks.stages.cache import cache
 from tasks.stages.runner import Requeued
 from tasks.stages.train import train

@@ -10,13 +10,12 @@ from redis import Redis
 
 from routing.classes import MemoryClass
 from tasks.eta.estimate import NO_RUN, TAKES_LONGER, Forecast, StageForecast
-from tasks.eta.history import RunHistoryStore
-from tasks.eta.rate_meter import WorkDone
+from tasks.eta.history import RunHistoryStore, WorkDone
 from tasks.events import Note
 from tasks.settings.settings import Settings
 from tasks.state.record import JobStatus
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo
-from tests.tasks.eta.test_history import begun, record_with
+from tests.tasks.eta.test_history import record_with, started
 from tests.worker.cli.conftest import Invoke
 from worker.cli.client import client_of
 from worker.cli.follow import waiting_note
@@ -47,9 +46,9 @@ def job_file(tmp_path: Path, document: dict[str, Any]) -> Path:
 @pytest.fixture
 def trained(redis_client: Redis, document: dict[str, Any]) -> None:
     """One job has waited 90 s and trained 50 steps of 2 s after 20 s."""
-    job = record_with(document, stages={"cache": begun(2, 1000, 10, "gpu.40gb")})
+    job = record_with(document, stages={"cache": started(2, 1000, 10, "gpu.40gb")})
     durations = RunHistoryStore(redis_client, HOUR, MemoryClass.GB40)
-    durations.record(job, "train", begun(3, 1100, 120, "gpu.40gb"), WorkDone(50, 2.0))
+    durations.record_run(job, "train", started(3, 1100, 120, "gpu.40gb"), WorkDone(50, 2.0))
 
 
 @pytest.mark.usefixtures("trained")
@@ -67,7 +66,7 @@ def test_durations_lists_finished_runs(invoke: Invoke, broker_url: str) -> None:
                 "unit": "step",
                 "unit_s": 2,
                 "unit_s_p90": 2,
-                "rest_s": 20,
+                "overhead_s": 20,
             }
         ],
         "queues": [{"queue": "gpu.40gb", "waits": 1, "wait_s": 90, "wait_s_p90": 90}],
