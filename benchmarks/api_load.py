@@ -30,7 +30,8 @@ from tasks.api_keys import ApiKeys
 from tasks.events import Progress
 from tasks.settings.settings import Settings
 from tasks.stages.submit import admit
-from tasks.state.job_store import JobStore, connect
+from tasks.state.connection import connect
+from tasks.state.job_store import JobStore
 from tests.console.conftest import job
 from tests.integration.fleets import free_port
 from tests.waiting import wait_until

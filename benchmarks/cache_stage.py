@@ -26,7 +26,7 @@ from tasks.data.images import image_digest
 from tasks.dataset import Dataset, Sample, dataset_of
 from tasks.events import EncoderDigests, Event, PackStored
 from tasks.stages.trainer_protocol import TrainerRequest
-from tasks.state.job_store import connect
+from tasks.state.connection import connect
 from tasks.store import PACKS, Store, dataset_key, image_key
 from worker.local.embedded_broker import EmbeddedBroker
 from worker.trainer import cache

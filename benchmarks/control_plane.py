@@ -37,7 +37,7 @@ from tasks.client import Client
 from tasks.contract import STAGES
 from tasks.jobs.job import parse_job
 from tasks.settings.settings import Settings
-from tasks.state.job_store import connect
+from tasks.state.connection import connect
 from tasks.state.workers import live_workers
 from tests.waiting import wait_until
 from worker.cli.client import client_of
@@ -53,7 +53,7 @@ _ONE_BY_ONE = 10
 _PATIENCE_S = 600.0
 _TENANTS = 20
 # How often the upkeep does each of its duties, with the default visibility timeout.
-_A_MINUTE = {"note_fleet": 12, "dispatch": 12, "sweep": 2}
+_A_MINUTE = {"publish_fleet": 12, "dispatch": 12, "sweep": 2}
 # Of the queued jobs, as many are run to their end.
 _RUN_JOBS = 1000
 
@@ -232,13 +232,13 @@ def _at_depth(
 ) -> str:
     reconciler = Reconciler(redis, client.control, lambda _: None, timedelta(hours=1), Keys.of({}))
     duties: dict[str, Callable[[], object]] = {
-        "note_fleet": lambda: client.tenant_queues.note_fleet(
+        "publish_fleet": lambda: client.tenant_queues.publish_fleet(
             live_workers(redis).values(), settings.shares_by_tenant(), timedelta(hours=1)
         ),
         "dispatch": client.tenant_queues.dispatch,
         "sweep": reconciler.sweep,
     }
-    duties["note_fleet"]()
+    duties["publish_fleet"]()
     memory, commands = _memory(redis), _commands(redis)
     for number in range(depth):
         client.submit(job(f"tenant-{number % _TENANTS}"))

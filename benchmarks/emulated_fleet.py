@@ -28,7 +28,8 @@ from tasks.settings.settings import Settings
 from tasks.stages.dispatch import send_rest
 from tasks.stages.runner import StageContext, StageResult
 from tasks.stages.worker_context import WorkerContext
-from tasks.state.job_store import JobStore, connect
+from tasks.state.connection import connect
+from tasks.state.job_store import JobStore
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tasks.store import Store

@@ -32,7 +32,7 @@ from redis import Redis
 
 from benchmarks.results import write_section
 from tasks.events import CheckpointSaved, Progress, StageStarted
-from tasks.state.job_store import connect
+from tasks.state.connection import connect
 from tests.chaos import cluster as chaos
 from tests.chaos.__main__ import prepare
 from tests.chaos.cluster import Cluster, signal_all

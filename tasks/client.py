@@ -15,8 +15,9 @@ from tasks.jobs.job import parse_job
 from tasks.settings.settings import Settings
 from tasks.stages.dispatch import send_rest
 from tasks.stages.submit import admit
+from tasks.state.connection import connect
 from tasks.state.control import JobControl
-from tasks.state.job_store import DispatchOutcome, JobStore, connect
+from tasks.state.job_store import DispatchOutcome, JobStore
 from tasks.state.record import READS, JobRecord, JobStatus
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerInfo, live_workers, newest_versions, why_unserved
@@ -86,7 +87,7 @@ class Client:
     def cancel(self, job_id: str, *, save: bool = False) -> JobStatus:
         """Cancel a job; see ``JobControl.cancel``. Whoever waits for its result is told."""
         status = self.control.cancel(job_id, save=save)
-        record = self.state.head(job_id)
+        record = self.state.summary(job_id)
         if status == JobStatus.CANCELLED and record.error is not None:
             # Nothing runs that could tell it.
             error = JobError(record.error, ErrorCode.CANCELLED, record.error_stage or "")
@@ -134,13 +135,13 @@ class Client:
             return reason
         if not record.in_tenant_queue:
             return f"{record.stage} waits in {record.pending_queue} for a free worker"
-        before = self.tenant_queues.before(record) or 0
+        before = self.tenant_queues.jobs_before(record) or 0
         turn = f"a turn of tenant {record.job.tenant}, after {before} other jobs of it"
         return f"{record.stage} waits for {turn}"
 
     def _go_on(self, job_id: str, goes: bool) -> None:
         if goes:
-            send_rest(self._app, self.state.head(job_id))
+            send_rest(self._app, self.state.summary(job_id))
         self.tenant_queues.dispatch()
 
     def _require_worker(self, document: dict[str, Any]) -> None:

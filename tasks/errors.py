@@ -273,8 +273,8 @@ class SupersededError(JobError):
 class InvalidStateError(JobError):
     """The job's state does not allow the request."""
 
-    def __init__(self, job_id: str, status: str, wanted: str) -> None:
-        super().__init__(f"job {job_id} is {status}, not {wanted}", ErrorCode.INVALID_STATE)
+    def __init__(self, job_id: str, problem: str) -> None:
+        super().__init__(f"job {job_id} is {problem}", ErrorCode.INVALID_STATE)
 
 
 class NoBrokerError(JobError):

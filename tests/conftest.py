@@ -7,7 +7,8 @@ import pytest
 from redis import Redis
 
 from routing.queues import ALL_QUEUES
-from tasks.state.job_store import JobStore, connect
+from tasks.state.connection import connect
+from tasks.state.job_store import JobStore
 from worker.local.embedded_broker import EmbeddedBroker
 
 pytest_plugins = ["pytester", "tests.reruns"]

@@ -12,7 +12,8 @@ from tasks.eta.history import RunHistoryStore
 from tasks.settings.settings import Settings
 from tasks.stages.dispatch import send_rest
 from tasks.stages.worker_context import Backoff, WorkerContext
-from tasks.state.job_store import JobStore, connect
+from tasks.state.connection import connect
+from tasks.state.job_store import JobStore
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import newest_versions, next_larger_class
 from tasks.store import Store

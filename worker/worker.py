@@ -15,7 +15,7 @@ from tasks.app import make_app
 from tasks.logging_setup import set_up_logging
 from tasks.settings.settings import Settings
 from tasks.stages.dispatch import send_rest
-from tasks.state.job_store import connect
+from tasks.state.connection import connect
 from tasks.state.record import VERSION
 from tasks.state.workers import WorkerInfo
 from worker.context import ChildContext, make_context

@@ -15,9 +15,10 @@ from console.services.jobs import Jobs
 from console.services.threads import in_thread
 from console.views import JobEvent
 from tasks.api_keys import Caller
-from tasks.contract import EVENT_FIELD
+from tasks.contract import EVENT_FIELD, events_key, record_key
 from tasks.errors import NoBrokerError
-from tasks.state.job_store import connect_async, event_in, keys_of
+from tasks.state.connection import connect_async
+from tasks.state.job_reader import parse_stored_event
 
 _POSITION = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?", re.ASCII)
 _BLOCK_MS = 5000
@@ -119,7 +120,7 @@ class _Reader:
 
     def __init__(self, client: Redis, job_id: str) -> None:
         self._redis = client
-        self._keys = keys_of(job_id)
+        self._record_key, self._events_key = record_key(job_id), events_key(job_id)
         self._events: list[JobEvent] = []
         self._positions: list[Position] = []
         self._has_ended = False
@@ -166,7 +167,7 @@ class _Reader:
     async def _read_until_ended(self) -> None:
         last, block_ms = "0", None
         while True:
-            reply = await self._redis.xread({self._keys[1]: last}, block=block_ms, count=1000)
+            reply = await self._redis.xread({self._events_key: last}, block=block_ms, count=1000)
             streams = cast("list[tuple[str, list[tuple[str, dict[str, str]]]]]", reply or [])
             for _, entries in streams:
                 for position, fields in entries:
@@ -178,12 +179,12 @@ class _Reader:
                 if has_ended:
                     block_ms = None  # no more events are expected
                 continue
-            if has_ended or not await self._redis.exists(self._keys[0]):
+            if has_ended or not await self._redis.exists(self._record_key):
                 return
             block_ms = _BLOCK_MS
 
     def _add(self, position: str, text: str) -> None:
-        self._events.append(JobEvent(id=position, event=event_in(text), text=text))
+        self._events.append(JobEvent(id=position, event=parse_stored_event(text), text=text))
         self._positions.append(position_of(position))
         if len(self._events) > _MAX_EVENTS:
             del self._events[: _MAX_EVENTS // 2], self._positions[: _MAX_EVENTS // 2]

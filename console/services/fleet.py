@@ -74,7 +74,7 @@ class Fleet:
         Raises:
             redis.RedisError: The broker is unavailable.
         """
-        self._client.tenant_queues.terms()
+        self._client.tenant_queues.shares()
 
     def _queues(self, in_flight: list[JobRecord], caller: Caller) -> tuple[QueueView, ...]:
         in_tenant_queues = self._client.tenant_queues.waiting()

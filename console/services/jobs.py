@@ -114,7 +114,7 @@ class Jobs:
         # One more than the page holds shows whether there are more.
         while len(found) <= limit and searched < _MAX_SEARCHED:
             entries = state.submitted(tenant, last, max(limit + 1, _MIN_BATCH))
-            summaries = {it.id: it for it in state.heads([job_id for _, job_id in entries])}
+            summaries = {it.id: it for it in state.summaries([job_id for _, job_id in entries])}
             found += [it for it in entries if it[1] in summaries and matches(summaries[it[1]])]
             searched += len(entries)
             last = entries[-1] if entries else None

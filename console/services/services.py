@@ -19,7 +19,7 @@ from tasks.api_keys import ApiKeys
 from tasks.client import Client
 from tasks.errors import JobError
 from tasks.settings.settings import Settings
-from tasks.state.job_store import connect
+from tasks.state.connection import connect
 from tasks.store import Store
 from tasks.tracing.spans import Tracing, start_tracing
 

@@ -226,7 +226,7 @@ def run_stage(
         queue=delivery.queue,
         tag=delivery.tag,
         version=delivery.version,
-        again_in_s=runtime.backoff.delay_s(0),
+        retry_in_s=runtime.backoff.delay_s(0),
     )
     runtime.dispatch()  # the queue has room for another one
     if outcome == StartOutcome.DONE:
@@ -237,7 +237,7 @@ def run_stage(
             logger.warning("%s", told, extra={"job": job_id, "stage": stage})
         raise DeferredToNewerWorker(told)
     if begun is None:
-        head = state.head(job_id)
+        head = state.summary(job_id)
         if outcome == StartOutcome.EXHAUSTED:
             ended_at = head.updated_at.timestamp()
             record_job(runtime.tracing.tracer, head, head.status, ended_at, head.error_code)

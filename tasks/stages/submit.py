@@ -62,7 +62,7 @@ def admit(
     admission = state.create(job_id, ready, result_id, refs)
     if admission != DispatchOutcome.EXISTS:
         return job_id, ready, admission
-    head = state.head(job_id)
+    head = state.summary(job_id)
     # The very same message may come twice; the job is to have its result.
     again = DispatchOutcome.WAITING if head.result_id == result_id else DispatchOutcome.EXISTS
     try:

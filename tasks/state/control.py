@@ -1,4 +1,4 @@
-"""What people and sweepers do to jobs: cancel, pause, replay, send what is due or was lost."""
+"""Changes jobs from outside their stages, for operators and for the fleet's maintenance."""
 
 from datetime import timedelta
 from typing import cast
@@ -9,13 +9,14 @@ from tasks.contract import events_key, record_key
 from tasks.errors import ErrorCode, InvalidStateError, UnknownJobError, cancelled_message
 from tasks.events import JobEnded, Note
 from tasks.state import keys, scripts
-from tasks.state.job_store import DispatchOutcome, JobStore
+from tasks.state.job_reader import JobReader
+from tasks.state.job_store import DispatchOutcome
 from tasks.state.record import NEXT_QUEUE, VERSION, JobRecord, JobStatus, JobSummary, queue_of
 from tasks.state.workers import newest_versions
 
 
 class JobControl:
-    """Changes jobs from outside their stages; a running stage learns of it within a second.
+    """Changes jobs from outside their stages; a running stage notices within a second.
 
     Args:
         client: A connection to Redis 6.2 or newer that decodes responses.
@@ -28,7 +29,7 @@ class JobControl:
     ) -> None:
         self._redis = client
         self._ttl_s = int(ttl.total_seconds())
-        self._state = JobStore(client, ttl)
+        self._jobs = JobReader(client)
         self._unacked_index = unacked_index
 
     def cancel(self, job_id: str, *, save: bool = False) -> JobStatus:
@@ -36,100 +37,104 @@ class JobControl:
 
         Args:
             job_id: The job.
-            save: Publish what there is: where the trainer runs, it saves a checkpoint first.
+            save: Publish the last checkpoint; a running trainer saves one first.
 
         Returns:
-            Its status now; an ended job keeps its own. CANCELLING with nothing running means that
-            the chain is to be sent from ``publish`` on.
+            Its status now; an ended job keeps its own. If it is CANCELLING and no stage runs, the
+            caller sends the chain from ``publish`` on.
 
         Raises:
             UnknownJobError: There is no such job.
         """
         message = cancelled_message(job_id)
-        event = JobEnded(status="cancelled", message=message, code=ErrorCode.CANCELLED)
+        ended = JobEnded(status="cancelled", message=message, code=ErrorCode.CANCELLED)
         status = scripts.cancel_job(
             self._redis,
             job_key=record_key(job_id),
             events_key=events_key(job_id),
             ttl_s=self._ttl_s,
-            event=event.model_dump_json(),
+            event=ended.model_dump_json(),
             message=message,
             save_on_cancel=save,
         )
         return JobStatus(_known(job_id, status))
 
     def pause(self, job_id: str) -> JobStatus:
-        """Keep a job from going on: at once while it waits, from a checkpoint while it runs.
+        """Pause a job: at once while it waits, from a checkpoint while it runs.
 
         Returns:
             Its status now: PAUSED, or PAUSING until its trainer has saved a checkpoint.
 
         Raises:
             UnknownJobError: There is no such job.
-            InvalidStateError: It is over, or being cancelled.
+            InvalidStateError: It has ended, or is being cancelled.
         """
-        note = Note(level="info", message="somebody paused the job")
-        answer = scripts.pause_job(
+        note = Note(level="info", message="the job was paused")
+        reply = scripts.pause_job(
             self._redis,
             job_key=record_key(job_id),
             events_key=events_key(job_id),
             ttl_s=self._ttl_s,
             event=note.model_dump_json(),
         )
-        status = JobStatus(_known(job_id, answer))
+        status = JobStatus(_known(job_id, reply))
         if status not in (JobStatus.PAUSING, JobStatus.PAUSED):
-            raise InvalidStateError(job_id, status, "waiting or running")
+            raise InvalidStateError(job_id, f"{status}, not waiting or running")
         return status
 
     def resume(self, job_id: str) -> bool:
-        """Let a paused job go on.
+        """Resume a paused job.
 
         Returns:
-            Whether its chain is to be sent anew; False where it had not stopped yet, or waits for
-            its tenant's turn.
+            Whether the caller sends its chain; False if the job had not stopped yet, or waits in
+            its tenant queue.
 
         Raises:
             UnknownJobError: There is no such job.
             InvalidStateError: It is not paused.
         """
-        return self._reopened(job_id, JobStatus.PAUSED, "somebody resumed the job")
+        return self._reopen(job_id, JobStatus.PAUSED, "the job was resumed")
 
     def replay(self, job_id: str) -> bool:
-        """Let a failed job go on from the stage and the checkpoint it has.
+        """Resume a failed job from the stage and the checkpoint it had.
 
         Returns:
-            Whether its chain is to be sent; False where it waits for its tenant's turn.
+            Whether the caller sends its chain; False if the job waits in its tenant queue.
 
         Raises:
             UnknownJobError: There is no such job.
             InvalidStateError: It has not failed.
         """
-        return self._reopened(job_id, JobStatus.FAILED, "somebody replayed the job")
+        return self._reopen(job_id, JobStatus.FAILED, "the job was replayed")
 
-    def dead(self) -> list[JobRecord]:
-        """The jobs that failed through no fault of their own, the oldest end first."""
+    def dead_letters(self) -> list[JobRecord]:
+        """Return the jobs of the dead-letter queue, the oldest end first."""
         ids = cast("list[str]", self._redis.zrange(keys.DEAD_LETTERS, 0, -1))
-        return self._state.get_all(ids)
+        return self._jobs.get_all(ids)
 
-    def drop_dead(self, job_id: str) -> None:
-        """Take a job off the list of the dead.
+    def discard(self, job_id: str) -> None:
+        """Remove a job from the dead-letter queue.
 
         Raises:
-            InvalidStateError: It is not on it.
+            InvalidStateError: It is not there.
         """
         if not self._redis.zrem(keys.DEAD_LETTERS, job_id):
-            raise InvalidStateError(job_id, "not", "on the list of the dead")
+            raise InvalidStateError(job_id, "not in the dead-letter queue")
 
     def in_flight(self) -> list[JobRecord]:
-        """The jobs that have a message, or should have one, and those whose stage runs."""
-        return self._state.get_all(self._ids_in_flight())
+        """Return the jobs that have a message, or should have one, and those whose stage runs."""
+        return self._jobs.get_all(self._ids_in_flight())
 
-    def heads_in_flight(self) -> list[JobSummary]:
-        """What every version can read of them."""
-        return self._state.heads(self._ids_in_flight())
+    def summaries_in_flight(self) -> list[JobSummary]:
+        """Return what every version can read of the jobs in flight."""
+        return self._jobs.summaries(self._ids_in_flight())
 
     def requeue(self, job_id: str, attempt: int, stage: str) -> bool:
-        """Let a stage whose message was lost begin again; False where it has gone on meanwhile."""
+        """Let a stage whose message was lost begin again.
+
+        Returns:
+            Whether the caller sends its message; False if the job has continued meanwhile.
+        """
         note = Note(level="warning", message=f"the message of {stage} was lost; it is sent again")
         is_requeued = scripts.requeue_stage(
             self._redis,
@@ -144,26 +149,28 @@ class JobControl:
         return bool(is_requeued)
 
     def take_due(self) -> list[JobSummary]:
-        """The jobs whose next try is due; each is given out once, for the caller to send.
+        """Return the jobs whose retry is due; each is returned once, for the caller to send.
 
-        Those that are for newer workers than there are wait on.
+        Jobs that need a newer version than any live worker of their queue has keep waiting.
         """
         now = self._redis.time()[0]
         due = cast("list[str]", self._redis.zrangebyscore(keys.DUE, "-inf", now))
         if not due:
             return []
-        known = {head.id: head for head in self._state.heads(due)}
+        summaries = {summary.id: summary for summary in self._jobs.summaries(due)}
         versions = newest_versions(self._redis)
         taken = []
         for job_id in due:
-            head = known.get(job_id)
-            if head is None:
-                wanted = job_id not in self._state.there_are([job_id])  # or cannot be read
-            else:
-                # Whoever asks is of this version itself.
-                wanted = head.version <= max(VERSION, versions.get(head.pending_queue or "", 0))
-            if wanted and self._take_due(job_id) and head:
-                taken.append(head)
+            summary = summaries.get(job_id)
+            if summary is None:
+                # An unreadable job keeps waiting; taking an unknown one removes it from the index.
+                if not self._jobs.existing([job_id]):
+                    self._take_due(job_id)
+                continue
+            # The caller is a worker of this version.
+            newest = max(VERSION, versions.get(summary.pending_queue or "", 0))
+            if summary.version <= newest and self._take_due(job_id):
+                taken.append(summary)
         return taken
 
     def _take_due(self, job_id: str) -> bool:
@@ -176,32 +183,33 @@ class JobControl:
         return bool(is_taken)
 
     def _ids_in_flight(self) -> list[str]:
+        """Return the ids of the jobs in flight, and remove those that have expired."""
         ids = sorted(cast("list[str]", self._redis.hkeys(keys.IN_FLIGHT)))
-        there = self._state.there_are(ids)
-        gone = set(ids) - there
-        if gone:
-            self._redis.hdel(keys.IN_FLIGHT, *gone)
-        return [job_id for job_id in ids if job_id in there]
+        existing = self._jobs.existing(ids)
+        expired = set(ids) - existing
+        if expired:
+            self._redis.hdel(keys.IN_FLIGHT, *expired)
+        return [job_id for job_id in ids if job_id in existing]
 
-    def _reopened(self, job_id: str, status: JobStatus, message: str) -> bool:
+    def _reopen(self, job_id: str, status: JobStatus, message: str) -> bool:
+        """Let a job of this status continue; return whether the caller sends its chain."""
         note = Note(level="info", message=message)
-        record = self._state.head(job_id)
-        queue = queue_of(record.stage, record.gpu_queue, record.refs.get(NEXT_QUEUE))
-        answer = scripts.resume_job(
+        summary = self._jobs.summary(job_id)
+        reply = scripts.resume_job(
             self._redis,
             job_key=record_key(job_id),
             events_key=events_key(job_id),
             ttl_s=self._ttl_s,
             from_status=status.value,
             event=note.model_dump_json(),
-            queue=queue,
+            queue=queue_of(summary.stage, summary.gpu_queue, summary.refs.get(NEXT_QUEUE)),
         )
-        if _known(job_id, answer) not in (*DispatchOutcome, JobStatus.PAUSING):
-            raise InvalidStateError(job_id, answer, status)
-        return answer == DispatchOutcome.SENT
+        if _known(job_id, reply) not in (*DispatchOutcome, JobStatus.PAUSING):
+            raise InvalidStateError(job_id, f"{reply}, not {status}")
+        return reply == DispatchOutcome.SENT
 
 
-def _known(job_id: str, answer: str) -> str:
-    if answer == "unknown":
+def _known(job_id: str, reply: str) -> str:
+    if reply == "unknown":
         raise UnknownJobError(job_id)
-    return answer
+    return reply

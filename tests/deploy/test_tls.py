@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from tasks.app import make_app
 from tasks.settings.settings import Settings
-from tasks.state.job_store import connect
+from tasks.state.connection import connect
 from tests.deploy.manifests import DEPLOY
 from tests.deploy.servers import Broker
 from tests.deploy.tls import TlsProxy

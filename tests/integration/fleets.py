@@ -16,8 +16,9 @@ import psutil
 import yaml
 
 from tasks.events import Event, Note
+from tasks.state.connection import connect
 from tasks.state.counters import Counters
-from tasks.state.job_store import JobStore, connect
+from tasks.state.job_store import JobStore
 from tasks.state.record import JobRecord
 from tests.waiting import wait_until
 from worker.local.embedded_broker import find_running

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tasks.state.job_store import connect
+from tasks.state.connection import connect
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tests.integration.browsers import (
     chromium,
@@ -253,7 +253,7 @@ def test_the_fleet_shows_each_gpu_and_why_one_is_quarantined(page: Page, fleet: 
         expect(gpu).to_contain_text("quarantined")
         expect(gpu).to_contain_text("XID 79: the GPU has fallen off the bus")
         expect(gpu).to_contain_text("80.0 GiB")
-        note.forget()
+        note.deregister()
         expect(gpu).to_have_count(0)
     expect(page.get_by_role("article")).to_have_count(3)
     row = page.get_by_role("table", name="Queues").get_by_role("row", name="gpu.80gb")

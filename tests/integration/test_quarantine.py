@@ -50,12 +50,12 @@ def test_an_unhealthy_gpu_gets_no_job_until_it_recovers(
         assert told(fleet)["gpu_uuid"] == "GPU-a100"
         assert told(fleet)["quarantined"] is None
         wait_until(
-            lambda: told(fleet)["figures"] is not None,
+            lambda: told(fleet)["gpu_stats"] is not None,
             timeout_s=PATIENCE_S,
             description="the worker tells its GPU's figures",
             detail=fleet.log,
         )
-        assert told(fleet)["figures"] == {
+        assert told(fleet)["gpu_stats"] == {
             "memory_bytes": 81920 * MIB,
             "used_bytes": (81920 - 3000) * MIB,
             "utilization": 0.98,

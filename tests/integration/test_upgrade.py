@@ -140,14 +140,14 @@ class Site:
 
     def wait_for(self, job_ids: list[str]) -> None:
         def all_ended() -> bool:
-            heads = self.client.state.heads(job_ids)
+            heads = self.client.state.summaries(job_ids)
             return len(heads) == len(job_ids) and all(head.status.ended for head in heads)
 
         wait_until(
             all_ended,
             timeout_s=PATIENCE_S,
             description="all jobs have ended",
-            detail=lambda: f"{self.client.state.heads(job_ids)}\n{self.logs()}",
+            detail=lambda: f"{self.client.state.summaries(job_ids)}\n{self.logs()}",
         )
 
     def told(self, job_id: str) -> list[events.Event]:
@@ -179,7 +179,7 @@ def assert_done_once(site: Site, job_id: str) -> None:
     finished = Counter(it.stage for it in told if isinstance(it, events.StageFinished))
     assert finished == dict.fromkeys(STAGES, 1), told
     assert [it.status for it in told if isinstance(it, events.JobEnded)] == ["succeeded"]
-    head = site.client.state.head(job_id)
+    head = site.client.state.summary(job_id)
     assert (head.status, head.retries) == (JobStatus.SUCCEEDED, 0)
 
 
@@ -209,7 +209,7 @@ def test_no_job_is_lost_or_done_twice_while_a_fleet_is_upgraded(site: Site) -> N
 
         # Nobody is there for the newer jobs yet; the others go on.
         site.wait_for(old_jobs)
-        waiting = site.client.state.heads(new_jobs)
+        waiting = site.client.state.summaries(new_jobs)
         assert [head.attempt for head in waiting] == [0] * NEW_JOBS
         assert not any(head.status.ended for head in waiting)
         assert_people_are_told(site, old_jobs, new_jobs)

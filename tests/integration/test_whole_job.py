@@ -8,7 +8,8 @@ import pytest
 from celery import Celery
 
 from tasks.stages.submit import admit
-from tasks.state.job_store import JobStore, connect
+from tasks.state.connection import connect
+from tasks.state.job_store import JobStore
 from tasks.store import Store, cache_index_key
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.waiting import wait_until

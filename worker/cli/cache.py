@@ -89,7 +89,7 @@ def verify(settings: "Settings", json: Json = False) -> int:
 def _open(settings: "Settings") -> "tuple[CacheRegistry, Store]":
     """Return the cache's index, complete with packs that only the store knows, and the store."""
     from tasks.cache.index import CacheRegistry
-    from tasks.state.job_store import connect
+    from tasks.state.connection import connect
     from tasks.store import Store
     from worker.cli.client import client_of
 

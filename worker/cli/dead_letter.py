@@ -33,7 +33,7 @@ def list_jobs(settings: "Settings", json: Json = False) -> None:
     from worker.cli.output import print_json, stdout
 
     client = client_of(settings)
-    records = client.control.dead()
+    records = client.control.dead_letters()
     if json:
         print_json([_document(client, record) for record in records])
     else:
@@ -59,7 +59,7 @@ def discard(
     """Remove jobs from the queue; their records stay until TRAINING_JOB_TTL."""
     _check(jobs, all_jobs)
     client = _client(settings)
-    _each(client, jobs, client.control.drop_dead, "discarded", json=json)
+    _each(client, jobs, client.control.discard, "discarded", json=json)
 
 
 def _check(jobs: list[str] | None, all_jobs: bool) -> None:
@@ -91,7 +91,7 @@ def _each(
     """Change each named job, or each job of the queue if none is named."""
     from worker.cli.output import print_json, stdout
 
-    for job_id in jobs or [record.id for record in client.control.dead()]:
+    for job_id in jobs or [record.id for record in client.control.dead_letters()]:
         change(job_id)
         if json:
             print_json({"job_id": job_id, "action": action})

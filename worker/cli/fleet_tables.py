@@ -55,7 +55,7 @@ class TenantRow:
 
 def tenant_rows(queues: TenantQueues) -> list[TenantRow]:
     """Return every tenant that has a share or jobs, by name."""
-    shares, in_flight, waiting = queues.terms(), queues.in_flight(), queues.waiting()
+    shares, in_flight, waiting = queues.shares(), queues.in_flight(), queues.waiting()
     names = {*shares, *in_flight, *(name for counts in waiting.values() for name in counts)}
     rows = []
     for name in sorted(names - {OTHERS}):

@@ -130,7 +130,7 @@ def pause(settings: "Settings", job: JobId, json: Json = False) -> None:
 
     client = client_of(settings)
     client.control.pause(job)
-    _show_status(job, client.state.head(job).status, json)
+    _show_status(job, client.state.summary(job).status, json)
 
 
 @commands.command()
@@ -141,7 +141,7 @@ def resume(settings: "Settings", job: JobId, json: Json = False) -> None:
 
     client = client_of(settings)
     client.resume(job)
-    _show_status(job, client.state.head(job).status, json)
+    _show_status(job, client.state.summary(job).status, json)
 
 
 def _show_status(job_id: str, status: str, json: bool) -> None:

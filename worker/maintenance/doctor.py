@@ -25,8 +25,8 @@ from routing.queues import ALL_QUEUES, CPU_QUEUE, engine_of
 from tasks.app import make_app
 from tasks.errors import JobError, StoreError
 from tasks.settings.settings import Settings
+from tasks.state.connection import connect
 from tasks.state.control import JobControl
-from tasks.state.job_store import connect
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import live_workers
 from tasks.store import Store
@@ -188,7 +188,7 @@ def _leases(client: Redis, settings: Settings, keys: Keys) -> Iterator[Finding]:
     there = set(messages(client, keys))
     lost = [
         job.id
-        for job in JobControl(client, settings.job_ttl).heads_in_flight()
+        for job in JobControl(client, settings.job_ttl).summaries_in_flight()
         if (job.id, job.stage) not in there
     ]
     if lost:

@@ -30,7 +30,7 @@ from tasks.cache.index import CacheRegistry
 from tasks.cache.plan import KINDS
 from tasks.metrics import METRICS, OTHER_TENANTS, class_label
 from tasks.state.counters import Counters
-from tasks.state.fleet_snapshot import FleetSnapshot, Place, standing
+from tasks.state.fleet_snapshot import FleetSnapshot, Place, read_fleet
 from tasks.store import pack_prefix
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class FleetCollector(Collector):
             yield _family(metric, counts, read.get(metric.name, ()), up=up)
 
     def _read(self) -> Iterator[tuple[str, Values]]:
-        now = standing(self._redis)
+        now = read_fleet(self._redis)
         yield from _queues(now).items()
         yield from _workers(now).items()
         yield from self._cached().items()
@@ -91,8 +91,8 @@ class FleetCollector(Collector):
         for metric, value in (
             (metrics.JOBS_IN_FLIGHT, now.in_flight),
             (metrics.RETRY_JOBS, now.due),
-            (metrics.DEAD_LETTER_JOBS, now.dead),
-            (metrics.WEBHOOKS_WAITING, now.untold),
+            (metrics.DEAD_LETTER_JOBS, now.dead_letters),
+            (metrics.WEBHOOKS_WAITING, now.pending_webhooks),
         ):
             yield from _one(metric, value).items()
 
@@ -178,7 +178,7 @@ def _workers(now: FleetSnapshot) -> dict[str, Values]:
             serving[queue] += 1
         if worker.gpu_uuid is None:
             continue
-        labels, figures = (name, worker.gpu_uuid, label), worker.figures
+        labels, figures = (name, worker.gpu_uuid, label), worker.gpu_stats
         tell(metrics.GPU_QUARANTINED, labels, out)
         if figures is not None:
             tell(metrics.GPU_MEMORY, labels, figures.memory_bytes)

@@ -69,7 +69,7 @@ class FleetMaintenance(WorkerPolicy):
             JobStore(self._client, self._settings.job_ttl),
             self._settings.webhook_url,
             self._settings.webhook_signing_secrets(),
-            lambda result: self._counters.count(WEBHOOKS.one(result)),
+            lambda result: self._counters.add(WEBHOOKS.one(result)),
         )
         return LeaderLoop(self._client, self._timeout, [webhooks.tell_due], lease=WEBHOOKS_LEASE)
 
@@ -77,8 +77,8 @@ class FleetMaintenance(WorkerPolicy):
         """Publish the fleet's capacity and the tenants' shares, which dispatch goes by."""
         workers = live_workers(self._client).values()
         healthy = [worker for worker in workers if worker.quarantined is None]
-        self._queues.note_fleet(healthy, self._settings.shares_by_tenant(), self._timeout * 2)
+        self._queues.publish_fleet(healthy, self._settings.shares_by_tenant(), self._timeout * 2)
 
     def _redeliver(self) -> None:
         restored = self._redelivery.restore_expired()
-        self._counters.count(REDELIVERED_MESSAGES.one(by=len(restored)))
+        self._counters.add(REDELIVERED_MESSAGES.one(by=len(restored)))

@@ -68,7 +68,7 @@ class Reconciler:
         Returns:
             Those that were sent anew.
         """
-        jobs = self._control.heads_in_flight()
+        jobs = self._control.summaries_in_flight()
         # After the jobs: what they wait for was sent before, or not at all.
         there = set(messages(self._redis, self._keys))
         missed = cast("dict[str, str]", self._redis.hgetall(MISSING_MESSAGES))

@@ -72,10 +72,10 @@ class Webhooks:
             return []
         claimed = [
             (record, tries)
-            for record in self._state.heads(due)
+            for record in self._state.summaries(due)
             if (tries := self._claimed(record.id, now)) >= 0
         ]
-        self._drop(set(due) - self._state.there_are(due))
+        self._drop(set(due) - self._state.existing(due))
         with ThreadPoolExecutor(_AT_ONCE) as pool:
             told = list(pool.map(lambda it: self._tell(*it), claimed))
         return [record.id for (record, _), taken in zip(claimed, told, strict=True) if taken]

@@ -6,7 +6,7 @@ from redis import Redis
 
 from console.services import rate_limiter
 from console.services.rate_limiter import RateLimiter, RateLimitStatus
-from tasks.state.job_store import connect
+from tasks.state.connection import connect
 from worker.local.embedded_broker import EmbeddedBroker
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from console.services.jobs import tenant_job_id
 from routing.classes import MemoryClass
-from tasks.state.job_store import connect
+from tasks.state.connection import connect
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tests.console.conftest import PNG, Console, job, send, upload, zipped
 

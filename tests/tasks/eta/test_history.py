@@ -19,7 +19,7 @@ from tasks.eta.history import (
     workload_key,
 )
 from tasks.jobs.job import parse_job
-from tasks.state.job_store import connect
+from tasks.state.connection import connect
 from tasks.state.record import JobRecord, JobStatus, StageRecord
 
 HOUR = timedelta(hours=1)

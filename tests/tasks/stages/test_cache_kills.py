@@ -24,7 +24,8 @@ from tasks.stages.runner import Delivery, StageResult, run_stage
 from tasks.stages.submit import admit
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import WorkerContext
-from tasks.state.job_store import JobStore, connect
+from tasks.state.connection import connect
+from tasks.state.job_store import JobStore
 from tasks.store import PACKS, Store, cache_index_key, dataset_key
 from tests.tasks.cache.pack_files import put_pack
 

@@ -123,12 +123,12 @@ def test_jobs_that_failed_through_no_fault_of_their_own_can_be_replayed(
     wrong = admit(job_document, state, "result")[0]
     fail(state, wrong, ErrorCode.INVALID_DATASET)
     fail(state, job_id, ErrorCode.STORE)
-    assert [record.id for record in control.dead()] == [job_id]
+    assert [record.id for record in control.dead_letters()] == [job_id]
     assert control.in_flight() == []
     control.replay(job_id)
     record = state.get(job_id)
     assert (record.status, record.stage, record.error) == (JobStatus.RUNNING, "prepare", None)
-    assert control.dead() == []
+    assert control.dead_letters() == []
     assert [record.id for record in control.in_flight()] == [job_id]
     finish(state, job_id, "prepare")
 
@@ -136,11 +136,11 @@ def test_jobs_that_failed_through_no_fault_of_their_own_can_be_replayed(
 def test_a_dead_job_is_dropped_from_the_list_and_stays_known(
     control: JobControl, state: JobStore, job_id: str
 ) -> None:
-    with pytest.raises(InvalidStateError, match="not on the list"):
-        control.drop_dead(job_id)
+    with pytest.raises(InvalidStateError, match="is not in the dead-letter queue"):
+        control.discard(job_id)
     fail(state, job_id, ErrorCode.INTERNAL)
-    control.drop_dead(job_id)
-    assert control.dead() == []
+    control.discard(job_id)
+    assert control.dead_letters() == []
     assert state.get(job_id).status == JobStatus.FAILED
 
 
@@ -150,7 +150,7 @@ def test_a_job_that_is_begun_too_often_is_dead(
     for _ in range(5):
         begin(state, job_id)
     assert begin(state, job_id)[0] == StartOutcome.EXHAUSTED
-    assert [record.id for record in control.dead()] == [job_id]
+    assert [record.id for record in control.dead_letters()] == [job_id]
     control.replay(job_id)
     assert begin(state, job_id)[0] == StartOutcome.BEGUN
 

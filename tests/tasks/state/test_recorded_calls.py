@@ -184,7 +184,7 @@ CASES: dict[str, Case] = {
         lambda it: it.begin(), QUEUED | {"version": "2", "deferred_by": "w"}, in_flight()
     ),
     "begin newer message": Case(
-        lambda it: it.begin(version=VERSION + 1, again_in_s=60), RUNNING, in_flight()
+        lambda it: it.begin(version=VERSION + 1, retry_in_s=60), RUNNING, in_flight()
     ),
     "begin without version": Case(
         lambda it: it.begin(), {k: v for k, v in QUEUED.items() if k != "version"}, in_flight()

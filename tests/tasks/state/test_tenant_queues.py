@@ -8,10 +8,11 @@ from redis import Redis
 
 from routing.fair_share import TenantShare
 from routing.queues import ALL_QUEUES
+from tasks.contract import record_key
 from tasks.events import Note
 from tasks.stages.submit import admit
 from tasks.state.control import JobControl
-from tasks.state.job_store import DispatchOutcome, JobStore, StartOutcome, keys_of
+from tasks.state.job_store import DispatchOutcome, JobStore, StartOutcome
 from tasks.state.record import JobStatus, JobSummary, StageRecord
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerInfo
@@ -29,7 +30,7 @@ def sent() -> list[JobSummary]:
 def lanes(redis_client: Redis, sent: list[JobSummary]) -> TenantQueues:
     """Before a queue that one worker serves: it has room for one message."""
     it = TenantQueues(redis_client, HOUR, sent.append)
-    it.note_fleet([WorkerInfo(queues=ALL_QUEUES, memory_class=None)], {}, HOUR)
+    it.publish_fleet([WorkerInfo(queues=ALL_QUEUES, memory_class=None)], {}, HOUR)
     return it
 
 
@@ -101,7 +102,7 @@ def test_tenants_take_turns_however_many_jobs_one_of_them_has(
     gone: list[str] = []
 
     def send(head: JobSummary) -> None:
-        gone.append(str(redis_client.hget(keys_of(head.id)[0], "tenant")))
+        gone.append(str(redis_client.hget(record_key(head.id), "tenant")))
         fill(redis_client)
 
     lanes = TenantQueues(redis_client, HOUR, send)
@@ -119,7 +120,7 @@ def test_within_a_tenant_priority_goes_first_and_then_age(
 ) -> None:
     fill(redis_client)
     old, young, urgent = submit(), submit(), submit(priority=9)
-    assert [lanes.before(jobs.get(it)) for it in (urgent, old, young)] == [0, 1, 2]
+    assert [lanes.jobs_before(jobs.get(it)) for it in (urgent, old, young)] == [0, 1, 2]
     redis_client.delete("cpu")
     assert lanes.dispatch() == [urgent, old, young]
 
@@ -128,8 +129,8 @@ def test_a_limit_holds_for_the_tenant_and_for_nobody_else(
     submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues, jobs: JobStore
 ) -> None:
     worker = WorkerInfo(queues=ALL_QUEUES, memory_class=None)
-    lanes.note_fleet([worker], {"a": TenantShare(limit=1), "free": TenantShare(2)}, HOUR)
-    assert lanes.terms() == {"a": TenantShare(limit=1), "free": TenantShare(2)}
+    lanes.publish_fleet([worker], {"a": TenantShare(limit=1), "free": TenantShare(2)}, HOUR)
+    assert lanes.shares() == {"a": TenantShare(limit=1), "free": TenantShare(2)}
     first, second = submit("a"), submit("a")
     other = submit("b")
     assert lanes.waiting() == {"cpu": {"a": 1, "b": 1}}
@@ -200,10 +201,10 @@ def test_a_job_that_is_resumed_or_replayed_waits_for_its_turn_again(
 def test_without_a_live_worker_jobs_wait(
     submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues
 ) -> None:
-    lanes.note_fleet([], {}, HOUR)
+    lanes.publish_fleet([], {}, HOUR)
     job_id = submit()
     assert lanes.dispatch() == []
-    lanes.note_fleet([WorkerInfo(queues=("cpu",), memory_class=None)], {}, HOUR)
+    lanes.publish_fleet([WorkerInfo(queues=("cpu",), memory_class=None)], {}, HOUR)
     assert lanes.dispatch() == [job_id]
 
 

@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 from redis import Redis
 
+from tasks.contract import events_key, record_key
 from tasks.errors import ErrorCode, JobError, UnreadableJobError
 from tasks.events import Note, StageStarted
 from tasks.stages.submit import admit, newer_than_known
 from tasks.state import keys
 from tasks.state.control import JobControl
-from tasks.state.job_store import DispatchOutcome, JobStore, StartOutcome, keys_of
+from tasks.state.job_store import DispatchOutcome, JobStore, StartOutcome
 from tasks.state.record import VERSION, JobStatus, JobSummary
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo, live_workers, newest_versions
@@ -32,7 +33,7 @@ def make_newer(redis_client: Redis) -> Callable[[str], None]:
     """Let a job be as a later version records it."""
 
     def change(job_id: str) -> None:
-        key = keys_of(job_id)[0]
+        key = record_key(job_id)
         job = json.loads(str(redis_client.hget(key, "job")))
         fields: dict[Any, Any] = {
             "version": NEWER,
@@ -73,14 +74,14 @@ def test_a_newer_job_is_passed_on_after_a_while_and_costs_no_try(
     state: JobStore, control: JobControl, redis_client: Redis, newer: str
 ) -> None:
     before = redis_client.time()[0]
-    assert begin(state, newer, again_in_s=60) == StartOutcome.NEWER
-    head = state.head(newer)
+    assert begin(state, newer, retry_in_s=60) == StartOutcome.NEWER
+    head = state.summary(newer)
     assert (head.status, head.stage, head.attempt, head.retries) == ("queued", "prepare", 0, 0)
     assert head.due_at is not None
     assert head.due_at.timestamp() - before >= 60
-    assert redis_client.hexists(keys_of(newer)[0], "starts") is False
+    assert redis_client.hexists(record_key(newer), "starts") is False
     # Neither a message nor a lane, so nothing goes in a circle until it is due.
-    assert control.heads_in_flight() == []
+    assert control.summaries_in_flight() == []
     assert control.take_due() == []
     redis_client.zadd(keys.DUE, {newer: 1})
     # Nobody is there who could take it.
@@ -90,7 +91,7 @@ def test_a_newer_job_is_passed_on_after_a_while_and_costs_no_try(
     note_worker(redis_client, NEWER, "cpu")
     assert [head.id for head in control.take_due()] == [newer]
     assert control.take_due() == []
-    assert [head.id for head in control.heads_in_flight()] == [newer]
+    assert [head.id for head in control.summaries_in_flight()] == [newer]
 
     assert begin(state, newer) == StartOutcome.STILL_NEWER
     told = f"prepare waits for a worker of version {NEWER}; w@here is of version {VERSION}"
@@ -110,15 +111,15 @@ def test_a_newer_stage_whose_worker_was_lost_waits_for_another_one(
     assert begin(state, job_id, tag="another") == StartOutcome.DUPLICATE
     redis_client.zrem("unacked_index", "t")
     assert begin(state, job_id, tag="another") == StartOutcome.NEWER
-    assert state.head(job_id).pending_queue == "cpu"
+    assert state.summary(job_id).pending_queue == "cpu"
 
 
 def test_what_a_worker_has_begun_is_not_for_older_ones_any_more(
     state: JobStore, redis_client: Redis, job_id: str
 ) -> None:
-    redis_client.hset(keys_of(job_id)[0], "version", 0)
+    redis_client.hset(record_key(job_id), "version", 0)
     assert begin(state, job_id) == StartOutcome.BEGUN
-    assert state.head(job_id).version == VERSION
+    assert state.summary(job_id).version == VERSION
 
 
 def test_lists_leave_out_what_they_cannot_read_and_say_so(
@@ -136,7 +137,7 @@ def test_lists_leave_out_what_they_cannot_read_and_say_so(
     with pytest.raises(UnreadableJobError, match=told):
         state.get(newer)
     # It is in flight all the same.
-    assert {head.id for head in control.heads_in_flight()} == {known, newer}
+    assert {head.id for head in control.summaries_in_flight()} == {known, newer}
 
 
 def test_people_can_pause_resume_and_cancel_a_newer_job(
@@ -145,7 +146,7 @@ def test_people_can_pause_resume_and_cancel_a_newer_job(
     assert control.pause(newer) == JobStatus.PAUSED
     assert control.resume(newer)
     assert control.cancel(newer) == JobStatus.CANCELLED
-    assert state.head(newer).failure() is not None
+    assert state.summary(newer).failure() is not None
 
 
 def test_a_newer_job_leaves_its_lane_once(
@@ -157,7 +158,7 @@ def test_a_newer_job_leaves_its_lane_once(
     job_id, _, admission = admit(job_document, state, "the-result")
     assert admission == DispatchOutcome.WAITING
     make_newer(job_id)
-    lanes.note_fleet([WorkerInfo(queues=("cpu",), memory_class=None)], {}, HOUR)
+    lanes.publish_fleet([WorkerInfo(queues=("cpu",), memory_class=None)], {}, HOUR)
     assert lanes.dispatch() == [job_id]
     assert [(head.id, head.version) for head in sent] == [(job_id, NEWER)]
     assert begin(state, job_id) == StartOutcome.NEWER
@@ -179,7 +180,7 @@ def test_a_record_without_an_estimate_is_read_with_one_made_anew(
     state: JobStore, redis_client: Redis, job_id: str
 ) -> None:
     routed_by = state.get(job_id).estimate
-    redis_client.hdel(keys_of(job_id)[0], "estimate", "version")
+    redis_client.hdel(record_key(job_id), "estimate", "version")
     assert state.get(job_id).estimate == routed_by
     assert begin(state, job_id) == StartOutcome.BEGUN
 
@@ -187,32 +188,32 @@ def test_a_record_without_an_estimate_is_read_with_one_made_anew(
 def test_an_older_record_that_cannot_be_read_ends_its_job_in_clear_words(
     state: JobStore, redis_client: Redis, control: JobControl, job_id: str
 ) -> None:
-    key = keys_of(job_id)[0]
+    key = record_key(job_id)
     job = json.loads(str(redis_client.hget(key, "job")))
     redis_client.hset(key, "job", json.dumps({**job, "gone_since": 1}))
     with pytest.raises(JobError, match=r"reads 1 but not this record: gone_since: Extra"):
         begin(state, job_id)
-    head = state.head(job_id)
+    head = state.summary(job_id)
     assert (head.status, head.error_code, head.error_stage) == ("failed", "internal", "prepare")
     assert "gone_since" in str(head.error)
-    assert control.heads_in_flight() == []
+    assert control.summaries_in_flight() == []
 
 
 def test_what_a_newer_version_tells_is_told_of(
     state: JobStore, redis_client: Redis, job_id: str
 ) -> None:
     assert begin(state, job_id) == StartOutcome.BEGUN
-    key = keys_of(job_id)[1]
+    key = events_key(job_id)
     redis_client.xadd(key, {"event": '{"kind": "applause", "loud": true}'})
-    assert notes(state, job_id) == ["a newer version tells of 'applause'"]
+    assert notes(state, job_id) == ["an event of a newer version: 'applause'"]
     assert any(isinstance(event, StageStarted) for _, event in state.events(job_id))
 
 
 def test_an_error_code_that_newer_versions_know_is_an_internal_one(
     state: JobStore, redis_client: Redis, job_id: str
 ) -> None:
-    redis_client.hset(keys_of(job_id)[0], mapping={"error_code": "sunspots", "error": "flares"})
-    failure = state.head(job_id).failure()
+    redis_client.hset(record_key(job_id), mapping={"error_code": "sunspots", "error": "flares"})
+    failure = state.summary(job_id).failure()
     assert failure is not None
     assert (failure.code, failure.message) == (ErrorCode.INTERNAL, "flares")
 

@@ -31,7 +31,7 @@ def test_workers_are_there_until_they_go_or_their_time_is_over(redis_client: Red
         "gpu@here": WorkerInfo(queues=("q",), memory_class=MemoryClass.GB24),
     }
     assert 0 < redis_client.ttl("training:worker:cpu@here") <= 60
-    cpu.forget()
+    cpu.deregister()
     assert list(live_workers(redis_client)) == ["gpu@here"]
 
 
@@ -47,10 +47,10 @@ def test_a_quarantined_worker_says_why_and_is_nobodys_next_larger_class(
     redis_client: Redis,
 ) -> None:
     big = note(redis_client, "big", MemoryClass.GB80)
-    big.quarantined("XID 79")
+    big.set_quarantine("XID 79")
     assert live_workers(redis_client)["big"].quarantined == "XID 79"
     assert next_larger_class(redis_client, MemoryClass.GB24) is None
-    big.quarantined(None)
+    big.set_quarantine(None)
     assert next_larger_class(redis_client, MemoryClass.GB24) == MemoryClass.GB80
 
 
@@ -59,7 +59,7 @@ def test_a_queue_that_nobody_serves_is_told_with_what_there_is(redis_client: Red
     here = note(redis_client, "here", MemoryClass.GB24)
     assert why_unserved(redis_client, "q") is None
     assert why_unserved(redis_client, "r") == "no live worker serves r: live workers serve q"
-    here.quarantined("XID 79")
+    here.set_quarantine("XID 79")
     assert why_unserved(redis_client, "q") == (
         "no live worker serves q: no worker is live; here is quarantined: XID 79"
     )

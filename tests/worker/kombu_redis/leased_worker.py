@@ -24,7 +24,7 @@ from celery.signals import worker_ready
 
 from tasks.app import make_app
 from tasks.settings.settings import Settings
-from tasks.state.job_store import connect
+from tasks.state.connection import connect
 from worker.kombu_redis.leases import LeaseRenewal
 from worker.kombu_redis.redelivery import Sweep
 from worker.kombu_redis.transport import Keys, QoS, use_for_redis

@@ -17,7 +17,7 @@ import pytest
 from celery import Celery, Signature, chain
 from redis import Redis
 
-from tasks.state.job_store import connect
+from tasks.state.connection import connect
 from tests.waiting import wait_until
 from tests.worker.kombu_redis.leased_worker import KEYS, QUEUES
 from worker.local.embedded_broker import EmbeddedBroker

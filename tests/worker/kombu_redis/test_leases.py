@@ -11,7 +11,7 @@ from kombu.connection import Connection
 from kombu.entity import Queue
 from redis import Redis
 
-from tasks.state import job_store as state
+from tasks.state import connection as state
 from tests.waiting import wait_until
 from worker.kombu_redis import leases
 from worker.kombu_redis.leases import LeaseRenewal, adopt, renew

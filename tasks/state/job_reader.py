@@ -1,0 +1,155 @@
+"""Reads jobs: their records, their events and the indexes of all jobs."""
+
+import json
+import logging
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TypeVar, cast
+
+from pydantic import ValidationError
+from redis import Redis
+
+from tasks.contract import EVENT_FIELD, events_key, record_key
+from tasks.errors import UnknownJobError, UnreadableJobError
+from tasks.events import Event, Note, parse_event
+from tasks.state import keys
+from tasks.state.record import (
+    NEXT_QUEUE,
+    JobRecord,
+    JobSummary,
+    parse_record,
+    parse_summary,
+    pending_queue,
+)
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+class JobReader:
+    """Reads jobs.
+
+    Args:
+        client: A connection to Redis 6.2 or newer that decodes responses.
+    """
+
+    def __init__(self, client: Redis) -> None:
+        self._redis = client
+
+    def get(self, job_id: str) -> JobRecord:
+        """Return the record of a job.
+
+        Raises:
+            UnknownJobError: There is no such job.
+            UnreadableJobError: This version cannot read it.
+        """
+        return parse_record(job_id, self._fields_of(job_id))
+
+    def get_all(self, job_ids: Sequence[str]) -> list[JobRecord]:
+        """Return the records of jobs, without unknown and unreadable ones."""
+        return _parse_readable(parse_record, self._fields(job_ids))
+
+    def summary(self, job_id: str) -> JobSummary:
+        """Return what every version can read of a job.
+
+        Raises:
+            UnknownJobError: There is no such job.
+            UnreadableJobError: Its record is malformed.
+        """
+        return parse_summary(job_id, self._fields_of(job_id))
+
+    def summaries(self, job_ids: Sequence[str]) -> list[JobSummary]:
+        """Return the summaries of jobs, without unknown and unreadable ones."""
+        return _parse_readable(parse_summary, self._fields(job_ids))
+
+    def existing(self, job_ids: Collection[str]) -> set[str]:
+        """Return those of the ids that belong to a job, readable or not."""
+        ids = list(job_ids)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.exists(record_key(job_id))
+            return {job_id for job_id, exists in zip(ids, pipe.execute(), strict=True) if exists}
+
+    def next_queue(self, job_id: str) -> str | None:
+        """Return the queue that the job's next stage is sent to; None if it is not sent now."""
+        names = ["status", "stage", "stage_state", "gpu_queue", "tenant_queue", f"ref:{NEXT_QUEUE}"]
+        values = cast("list[str | None]", self._redis.hmget(record_key(job_id), names))
+        fields = {name: value for name, value in zip(names, values, strict=True) if value}
+        return None if not fields or "tenant_queue" in fields else pending_queue(fields)
+
+    def newest(self, limit: int) -> list[JobRecord]:
+        """Return the jobs submitted last, newest first."""
+        return self.get_all(cast("list[str]", self._redis.zrevrange(keys.JOBS, 0, limit - 1)))
+
+    def submitted(
+        self, tenant: str | None, after: tuple[float, str] | None, limit: int
+    ) -> list[tuple[float, str]]:
+        """Return the times at which jobs were submitted, and their ids, newest first.
+
+        Args:
+            tenant: The owner of the jobs; None for all tenants.
+            after: The last entry of the page before; only older jobs are returned.
+            limit: The size of a page.
+        """
+        index = keys.JOBS if tenant is None else f"{keys.TENANT_JOBS_PREFIX}{tenant}"
+        max_score = "+inf" if after is None else repr(after[0])
+        # Jobs of the same time are sorted by id, the last one first: a page may begin among them.
+        start = 0
+        while True:
+            page = self._redis.zrevrangebyscore(
+                index, max_score, "-inf", start=start, num=limit, withscores=True
+            )
+            entries = [(score, job_id) for job_id, score in cast("list[tuple[str, float]]", page)]
+            older = [entry for entry in entries if after is None or entry < after]
+            if older or len(entries) < limit:
+                return older
+            start += limit
+
+    def events(
+        self, job_id: str, *, after: str = "0", block_ms: int | None = None
+    ) -> Iterator[tuple[str, Event]]:
+        """Yield the job's events after a position, each with its own position.
+
+        Args:
+            job_id: The job.
+            after: A position that this method yielded; ``0`` starts with the oldest event.
+            block_ms: How long to wait for the first event; None does not wait.
+        """
+        reply = self._redis.xread({events_key(job_id): after}, block=block_ms)
+        for _, entries in cast("list[tuple[str, list[tuple[str, dict[str, str]]]]]", reply):
+            for position, fields in entries:
+                yield position, parse_stored_event(fields[EVENT_FIELD])
+
+    def _fields_of(self, job_id: str) -> dict[str, str]:
+        try:
+            return self._fields([job_id])[job_id]
+        except KeyError:
+            raise UnknownJobError(job_id) from None
+
+    def _fields(self, job_ids: Sequence[str]) -> dict[str, dict[str, str]]:
+        """Return the fields of each job's hash, without unknown jobs."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hgetall(record_key(job_id))
+            hashes = cast("list[dict[str, str]]", pipe.execute())
+        return {job_id: fields for job_id, fields in zip(job_ids, hashes, strict=True) if fields}
+
+
+def parse_stored_event(text: str) -> Event:
+    """Parse an event of a job's stream; a note stands for a newer version's event."""
+    try:
+        return parse_event(text)
+    except ValidationError:
+        kind = json.loads(text).get("kind")
+        return Note(level="info", message=f"an event of a newer version: {kind!r}")
+
+
+def _parse_readable(
+    parse: Callable[[str, Mapping[str, str]], T], hashes: Mapping[str, Mapping[str, str]]
+) -> list[T]:
+    parsed = []
+    for job_id, fields in hashes.items():
+        try:
+            parsed.append(parse(job_id, fields))
+        except UnreadableJobError as error:
+            logger.warning("skipped: %s", error, extra={"job": job_id})
+    return parsed
