@@ -1,4 +1,4 @@
-"""The files of the contract, by name: what ``deploy/contract`` holds beside its guide."""
+"""The generated files of the contract, as in ``deploy/contract``."""
 
 from importlib.resources import files
 
@@ -8,7 +8,7 @@ from tasks.schemas.typescript import typescript_file
 
 
 def contract_files() -> dict[str, str]:
-    """File name to text."""
+    """Return each file's text by its name."""
     return {
         "contract.py": (files("tasks") / "contract.py").read_text("utf-8"),
         **schema_files(),

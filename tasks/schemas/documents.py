@@ -1,6 +1,6 @@
-"""What leaves the fleet for others to read: results, failures, webhooks, manifests.
+"""Documents that the fleet writes for others: results, errors, webhooks, manifests.
 
-What is told of a job while it runs is in ``tasks/events.py``.
+The events of a running job are in ``tasks/events.py``.
 """
 
 from datetime import datetime
@@ -15,26 +15,26 @@ from tasks.strict_model import StrictModel
 
 
 class Published(StrictModel):
-    """What a job has published."""
+    """The published files of a job."""
 
-    # Where a newer version did.
+    # A newer version may publish more.
     model_config = ConfigDict(extra="allow")
 
     published: str
-    """Where its first file is: a path, or an address in the store's cloud."""
+    """Location of the first file: a path, or an address in the store's cloud."""
 
     manifest: str
-    """Where its manifest is."""
+    """Location of the manifest."""
 
     sha256: str
-    """The digest of the first file, in hex."""
+    """SHA-256 digest of the first file, in hex."""
 
     files: tuple[str, ...]
-    """The keys in the store of all its files, the trained weights first."""
+    """Store keys of all files, the trained weights first."""
 
 
 class JobResult(Published):
-    """The result of ``training.submit``, once its job has succeeded."""
+    """The result of ``training.submit`` when its job has succeeded."""
 
     job_id: str
 
@@ -43,13 +43,13 @@ class JobResult(Published):
 
 
 class KnownJob(StrictModel):
-    """The result of ``training.submit`` where the job was sent before, under another result id."""
+    """The result of ``training.submit`` for a job that was sent before with another result id."""
 
     job_id: str
 
 
 class RaisedError(NamedTuple):
-    """The arguments of the ``JobError`` that a failed job's result raises, in their order.
+    """The arguments of the ``JobError`` that a failed job's result raises, in order.
 
     Celery's JSON results hold them as ``exc_message``.
     """
@@ -66,10 +66,10 @@ class Failure(StrictModel):
     code: ErrorCode
 
     stage: str | None
-    """The stage it happened in, or ``submit``."""
+    """The stage that failed, or ``submit``."""
 
     message: str | None
-    """One sentence, or a list of faults, a line each."""
+    """One sentence, or a list of problems, one per line."""
 
 
 class JobEnd(StrictModel):
@@ -78,12 +78,12 @@ class JobEnd(StrictModel):
     job_id: str
 
     name: str
-    """What the job's document calls it."""
+    """The name in the job's document."""
 
     status: Literal["succeeded", "failed", "cancelled"]
 
     result: Published | None
-    """Null where nothing was published."""
+    """Null if nothing was published."""
 
     error: Failure | None
 
@@ -103,36 +103,36 @@ class GpuMemory(StrictModel):
     """A job's GPU memory."""
 
     estimated_bytes: int
-    """What it was routed by."""
+    """The estimate that chose the job's queue."""
 
     peak_bytes: int | None
-    """The most that its training took; null on a CPU."""
+    """Peak use during training; null on a CPU."""
 
 
 class Engine(StrictModel):
-    """What computed a result."""
+    """The engine that computed a result."""
 
     name: str
 
     device: str | None = None
-    """The device's name; null where somebody cancelled the job before the training's end."""
+    """Name of the device; null if the job was cancelled during training."""
 
     versions: dict[str, str] = Field(default_factory=dict)
-    """Library to version."""
+    """Versions by library."""
 
     repairs: tuple[str, ...] | None = None
     """Which faults of the engine were repaired; null where it needs no repair."""
 
 
 class Manifest(StrictModel):
-    """``manifest.json`` beside a job's results, written last: what it names is there."""
+    """``manifest.json`` beside a job's results, written last: all files that it names exist."""
 
     manifest_version: Literal[1] = 1
 
     job_id: str
 
     job: dict[str, Any]
-    """The job with nothing left open; addresses without queries and credentials."""
+    """The job with every option resolved; addresses without queries and credentials."""
 
     created_at: datetime
     """When the job was submitted."""
@@ -140,20 +140,20 @@ class Manifest(StrictModel):
     published_at: datetime
 
     files: tuple[Artifact, ...]
-    """The trained weights first."""
+    """The published files, the trained weights first."""
 
     dataset: str
-    """The store key of the dataset as it was trained on."""
+    """Store key of the prepared dataset."""
 
     steps: int
-    """Weight updates made."""
+    """Number of weight updates."""
 
     final_loss: float | None
-    """Null where somebody cancelled the job before the training's end."""
+    """Null if the job was cancelled during training."""
 
     gpu_memory: GpuMemory
 
     stages: dict[str, StageRecord]
-    """What happened in each stage before ``publish`` ended."""
+    """The record of each stage until ``publish`` ended."""
 
     engine: Engine

@@ -1,7 +1,7 @@
-"""The fields of a front end's form, and where each goes in a job's ``training`` part.
+"""The fields of a front end's form, and the job options that each one sets.
 
-A field that a training type has no option for is not sent for that type. Which options there are
-is read from the job models; only the names of the form are written down here.
+A field without an option in a training type is not sent for that type. Options come from the job
+models; only the names of the form are defined here.
 """
 
 import json
@@ -17,25 +17,25 @@ _BUCKETS = "data_loader.aspect_ratio_buckets"
 
 @dataclass(frozen=True)
 class Target:
-    """Where a field's value goes.
+    """An option that a field sets.
 
     Attributes:
-        path: Below ``training``.
-        times: What a number is multiplied with on its way, rounded up.
+        path: The option's path below ``training``.
+        factor: Factor of a number, rounded up; None sets the value itself.
     """
 
     path: str
-    times: float | None = None
+    factor: float | None = None
 
 
 @dataclass(frozen=True)
-class Field:
+class FormField:
     """A field of the form.
 
     Attributes:
-        name: In the form.
-        targets: Where it goes; the first one says its type, default and meaning.
-        type: In TypeScript, where it is not the option's own.
+        name: Name in the form.
+        targets: The options that it sets; the first one decides type, default and meaning.
+        type: Type in TypeScript, if it is not the option's own.
     """
 
     name: str
@@ -43,14 +43,14 @@ class Field:
     type: str | None = None
 
 
-def _field(name: str, *paths: str) -> Field:
-    return Field(name, tuple(Target(path) for path in paths))
+def _field(name: str, *paths: str) -> FormField:
+    return FormField(name, tuple(Target(path) for path in paths))
 
 
-INTERFACES: dict[str, tuple[Field, ...]] = {
+INTERFACES: dict[str, tuple[FormField, ...]] = {
     "ModelConfig": (_field("trainingType", "type"), _field("baseModel", "model")),
     "BasicTrainingConfig": (
-        Field(
+        FormField(
             "resolution",
             (
                 Target("data_loader.resolution"),
@@ -61,7 +61,7 @@ INTERFACES: dict[str, tuple[Field, ...]] = {
             "512 | 768 | 1024",
         ),
         _field("batchSize", "train_batch_size"),
-        Field(
+        FormField(
             "maxTrainSteps",
             (Target("max_train_steps"), Target("save_every_n_steps", 0.25)),
         ),
@@ -83,7 +83,7 @@ INTERFACES: dict[str, tuple[Field, ...]] = {
         _field("lrWarmupSteps", "lr_warmup_steps"),
     ),
 }
-"""The form's parts."""
+"""The parts of the form, each an interface in TypeScript."""
 
 _MEMORY_FIELDS = (
     _field("batchSize", "train_batch_size"),
@@ -92,7 +92,7 @@ _MEMORY_FIELDS = (
     _field("gradientCheckpointing", "gradient_checkpointing"),
     _field("cacheVaeOutputs", "cache_vae_outputs"),
 )
-# What a form always sets. 64 divides the sides of all buckets of every resolution above.
+# Options that a form always sets. 64 divides the sides of all buckets of every resolution above.
 _SET = {
     training_type: {
         "type": training_type,
@@ -109,7 +109,7 @@ _SET = {
 
 
 def memory_presets() -> dict[str, dict[str, Any]]:
-    """What the form shows of each FLUX preset, by the name it has there."""
+    """Return the values of the form's fields in each FLUX preset, by the preset's alias."""
     return {
         name: {
             field.name: preset(name)["training"][field.targets[0].path] for field in _MEMORY_FIELDS
@@ -119,8 +119,8 @@ def memory_presets() -> dict[str, dict[str, Any]]:
 
 
 @cache
-def table() -> dict[str, Any]:
-    """Training type to what a form sets, and field to where its value goes."""
+def form_table() -> dict[str, Any]:
+    """Return, by training type, the options that are always set and the targets of the fields."""
     fields = [field for part in INTERFACES.values() for field in part] + list(_MEMORY_FIELDS)
     return {
         name: {"set": _SET[name], "fields": _fields_of(options, fields)}
@@ -129,19 +129,20 @@ def table() -> dict[str, Any]:
 
 
 def form_file() -> str:
-    """The table and the presets, for front ends in any language."""
-    document = {"training_types": table(), "memory_presets": memory_presets()}
+    """Return the table and the presets as JSON, for front ends in any language."""
+    document = {"training_types": form_table(), "memory_presets": memory_presets()}
     return json.dumps(document, indent=2) + "\n"
 
 
-def _fields_of(options: TypeOptions, fields: list[Field]) -> dict[str, list[dict[str, Any]]]:
-    there = {option.path for option in options.options} - {"type"}
-    found = {
-        field.name: [
-            {"path": target.path, **({} if target.times is None else {"times": target.times})}
-            for target in field.targets
-            if target.path in there
-        ]
+def _fields_of(options: TypeOptions, fields: list[FormField]) -> dict[str, list[dict[str, Any]]]:
+    paths = {option.path for option in options.options} - {"type"}
+    targets = {
+        field.name: [_target(target) for target in field.targets if target.path in paths]
         for field in fields
     }
-    return {name: targets for name, targets in found.items() if targets}
+    return {name: listed for name, listed in targets.items() if listed}
+
+
+def _target(target: Target) -> dict[str, Any]:
+    factor = {} if target.factor is None else {"factor": target.factor}
+    return {"path": target.path, **factor}

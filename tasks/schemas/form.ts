@@ -1,55 +1,55 @@
-/** The same with everything left out that a preset says; lists are given as a whole. */
+/** A type with every property optional, at any depth. Lists stay whole. */
 export type DeepPartial<T> = T extends readonly unknown[]
   ? T
   : T extends object
     ? { [K in keyof T]?: DeepPartial<T[K]> }
     : T;
 
-/** What training takes, by its type. */
+/** The options of `training`, by its type. */
 export type TrainingConfig = TrainingJob["training"];
 export type TrainingType = TrainingConfig["type"];
 
-/** A job that leaves to a preset what it does not say. */
+/** A job that takes from a preset all options that it does not set. */
 export type PresetJob = Omit<TrainingJob, "preset" | "training"> & {
   preset: PresetName;
   training?: DeepPartial<TrainingConfig>;
 };
 
-/** What `training.submit` takes. It may still refuse what no type can say, with every fault. */
+/** The argument of `training.submit`, which also checks what types cannot express. */
 export type JobDocument = TrainingJob | PresetJob;
 
 /** A filled-in form. */
 export interface TrainingForm {
-  /** What the published file is called. */
+  /** Name of the published file. */
   name?: string;
-  /** A preset, by either of its names; what the form says goes before it. */
+  /** A preset, by name or alias. The form's own values take precedence. */
   preset?: PresetName;
   model: ModelConfig;
   basic: BasicTrainingConfig;
-  /** What the form's author changed. Fields that the training type does not have are left out. */
+  /** The values that the user changed. Fields without an option in the type are not sent. */
   advanced?: Partial<FluxAdvancedConfig>;
   dataset: TextualInversionSDDataLoaderConfig["dataset"];
-  /** Further options, which go before all others. */
+  /** Further options. They take precedence over all others. */
   training?: DeepPartial<TrainingConfig>;
 }
 
 interface FormTable {
   set: Record<string, string | number>;
-  fields: Record<string, { path: string; times?: number }[]>;
+  fields: Record<string, { path: string; factor?: number }[]>;
 }
 
 interface Part {
   [key: string]: unknown;
 }
 
-/** The job that a form describes, ready to be sent. */
+/** Return the job that a form describes, ready to send. */
 export function toTrainingJob(form: TrainingForm): JobDocument {
   const { set, fields } = FORM[form.model.trainingType];
   const training: Part = {};
   for (const [path, value] of Object.entries(set)) put(training, path, value);
   for (const [name, value] of Object.entries({ ...form.model, ...form.basic, ...form.advanced })) {
-    for (const { path, times } of fields[name] ?? []) {
-      put(training, path, times === undefined ? value : Math.ceil((value as number) * times));
+    for (const { path, factor } of fields[name] ?? []) {
+      put(training, path, factor === undefined ? value : Math.ceil((value as number) * factor));
     }
   }
   put(training, "data_loader.dataset", form.dataset);

@@ -1,8 +1,8 @@
-"""JSON schemas, draft 2020-12, of what others send the fleet and read of it.
+"""JSON schemas, draft 2020-12, of the documents that a fleet reads and writes.
 
-Made from the models that do the work, so that they cannot differ from it. What takes more than one
-field to tell (exactly one of two options, say) is beyond them: what a schema refuses is refused
-here too, but for a ``type`` that is left out, and what it takes may still be refused.
+Generated from the models that the fleet itself uses. A schema cannot express rules over several
+fields, such as exactly one of two options. So the fleet refuses every document that a schema
+refuses, except for a missing ``type``, and may refuse one that a schema accepts.
 """
 
 import json
@@ -21,7 +21,7 @@ Schema = dict[str, Any]
 
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _JOB = "TrainingJob"
-# What a name stands for, and whether it is sent to the fleet or read of it.
+# Name to model, and whether the fleet reads (validation) or writes (serialization) it.
 _ROOTS: dict[str, tuple[Any, Literal["validation", "serialization"]]] = {
     _JOB: (TrainingJob, "validation"),
     "JobEvent": (JobEvent, "serialization"),
@@ -38,35 +38,34 @@ _FILES = {
     "Webhook": "webhook",
     "Manifest": "manifest",
 }
+# Keywords of a whole model that its partial version drops.
+_WHOLE_ONLY = ("required", "discriminator", "default", "description", "title")
 
 
 def models() -> dict[str, Schema]:
-    """Every root's schema by its name, as its model says, each ``type`` required."""
-    found = {}
+    """Return the schema of each root by its name; every ``type`` is required."""
+    schemas = {}
     for name, (model, mode) in _ROOTS.items():
         schema = TypeAdapter(model).json_schema(mode=mode)
         _require_types(schema)
-        _tell_codes(schema)
+        _describe_codes(schema)
         if mode == "serialization":
-            _as_written(schema)
-        found[name] = schema
-    found["Manifest"]["properties"]["job"] |= {"$ref": f"{_FILES[_JOB]}.schema.json"}
-    return found
+            _require_all(schema)
+        schemas[name] = schema
+    schemas["Manifest"]["properties"]["job"] |= {"$ref": f"{_FILES[_JOB]}.schema.json"}
+    return schemas
 
 
 def schema_files() -> dict[str, str]:
-    """Each schema as a file: its name, and its text."""
-    found = models()
-    found[_JOB] = _with_presets(found[_JOB])
+    """Return the text of each schema file by its name."""
+    schemas = models()
+    schemas[_JOB] = _with_presets(schemas[_JOB])
     return {
         f"{_FILES[name]}.schema.json": _text(
             {"$schema": _DIALECT, "$id": f"{_FILES[name]}.schema.json", "title": name, **schema}
         )
-        for name, schema in found.items()
+        for name, schema in schemas.items()
     }
-
-
-_ONLY_WHOLE = ("required", "discriminator", "default", "description", "title")
 
 
 def _text(value: Any) -> str:
@@ -74,7 +73,7 @@ def _text(value: Any) -> str:
 
 
 def _require_types(schema: Schema) -> None:
-    """Without it, two branches of a union may take the same document."""
+    """Require each union's ``type``: else two branches could accept the same document."""
     definitions = schema.get("$defs", {})
     for part in _parts(schema):
         if isinstance(part.get("discriminator"), dict):
@@ -84,15 +83,16 @@ def _require_types(schema: Schema) -> None:
                 model["required"] = sorted({*model.get("required", ()), selector})
 
 
-def _tell_codes(schema: Schema) -> None:
+def _describe_codes(schema: Schema) -> None:
+    """Give each error code its meaning."""
     code = schema.get("$defs", {}).get("ErrorCode")
     if code is not None:
         del code["enum"]
         code["oneOf"] = [{"const": c, "description": meaning} for c, meaning in ERROR_CODES.items()]
 
 
-def _as_written(schema: Schema) -> None:
-    """Every field is there; later versions may write more."""
+def _require_all(schema: Schema) -> None:
+    """Require every field, as the fleet writes them all; allow more, from later versions."""
     for part in _parts(schema):
         if "properties" in part:
             part["required"] = list(part["properties"])
@@ -100,7 +100,7 @@ def _as_written(schema: Schema) -> None:
 
 
 def _with_presets(schema: Schema) -> Schema:
-    """The job's schema, where a preset stands in for all that ``training`` leaves out."""
+    """Return the job's schema with every ``training`` option optional if a preset is named."""
     schema = deepcopy(schema)
     training = schema["properties"]["training"]
     names = [*preset_names(), *ALIASES]
@@ -119,26 +119,26 @@ def _with_presets(schema: Schema) -> Schema:
 
 
 def _partial(schema: Any) -> Any:
-    """A schema of which everything may be left out, at any depth."""
+    """Return a schema with everything optional, at any depth."""
     if isinstance(schema, list):
         return [_partial(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
-    left = {k: v for k, v in schema.items() if k not in _ONLY_WHOLE}
-    # Without a type, several branches may take what there is.
-    renamed = {"anyOf" if k == "oneOf" else k: _partial(v) for k, v in left.items()}
+    kept = {k: v for k, v in schema.items() if k not in _WHOLE_ONLY}
+    # Without a type, a document may match several branches.
+    renamed = {"anyOf" if k == "oneOf" else k: _partial(v) for k, v in kept.items()}
     if "$ref" in renamed:
         renamed["$ref"] = schema["$ref"].replace("#/$defs/", "#/$defs/Partial")
     return renamed
 
 
 def _parts(schema: Any) -> list[Schema]:
-    """The schema and all schemas in it."""
+    """Return a schema and all schemas in it."""
     inner = schema.values() if isinstance(schema, dict) else schema
     if not isinstance(schema, dict | list):
         return []
-    found = [schema] if isinstance(schema, dict) else []
-    return found + [part for item in inner for part in _parts(item)]
+    own = [schema] if isinstance(schema, dict) else []
+    return own + [part for item in inner for part in _parts(item)]
 
 
 def _name(reference: str) -> str:

@@ -6,7 +6,7 @@ import pytest
 
 from tasks.jobs.job import parse_job
 from tasks.jobs.presets import ALIASES, preset
-from tasks.schemas.form import INTERFACES, memory_presets, table
+from tasks.schemas.form import INTERFACES, form_table, memory_presets
 
 DATASET = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/images"}
 VALUES: dict[str, Any] = {
@@ -44,31 +44,29 @@ def at(part: Any, path: str) -> Any:
 
 
 def filled_in(training_type: str, values: dict[str, Any]) -> dict[str, Any]:
-    """A form's ``training`` part, as ``form.json`` says."""
+    """Return a form's ``training`` part, by ``form.json``."""
     training: dict[str, Any] = {}
-    for path, value in table()[training_type]["set"].items():
+    for path, value in form_table()[training_type]["set"].items():
         put(training, path, value)
     for name, value in values.items():
-        for target in table()[training_type]["fields"].get(name, ()):
-            times = target.get("times")
-            put(training, target["path"], value if times is None else math.ceil(value * times))
+        for target in form_table()[training_type]["fields"].get(name, ()):
+            factor = target.get("factor")
+            put(training, target["path"], value if factor is None else math.ceil(value * factor))
     put(training, "data_loader.dataset", DATASET)
     return training
 
 
 @pytest.mark.parametrize(
-    ("training_type", "resolution"), list(product(table(), (512, 768, 1024))), ids=str
+    ("training_type", "resolution"), list(product(form_table(), (512, 768, 1024))), ids=str
 )
-def test_a_filled_in_form_is_a_job_that_does_as_the_form_says(
-    training_type: str, resolution: int
-) -> None:
+def test_a_form_sets_its_options(training_type: str, resolution: int) -> None:
     values = {**VALUES, "resolution": resolution}
     training = filled_in(training_type, values)
     if training_type == "SDXL_TEXTUAL_INVERSION":
         training |= {"placeholder_token": "<cat>", "initializer_token": "cat"}
         training["data_loader"]["caption_preset"] = "object"
     job = parse_job({"training": training}).model_dump(mode="json")["training"]
-    for name, targets in table()[training_type]["fields"].items():
+    for name, targets in form_table()[training_type]["fields"].items():
         if name in values:
             assert at(job, targets[0]["path"]) == values[name], name
     assert job["type"] == training_type
@@ -76,15 +74,15 @@ def test_a_filled_in_form_is_a_job_that_does_as_the_form_says(
     assert job["data_loader"]["aspect_ratio_buckets"]["target_resolution"] == resolution
 
 
-def test_a_flux_form_has_a_place_for_every_field() -> None:
+def test_flux_has_an_option_for_every_field() -> None:
     named = {field.name for fields in INTERFACES.values() for field in fields}
-    assert named - {"trainingType"} <= set(table()["FLUX_LORA"]["fields"])
+    assert named - {"trainingType"} <= set(form_table()["FLUX_LORA"]["fields"])
     assert named == {*VALUES, "trainingType", "resolution"}
 
 
 @pytest.mark.parametrize("name", ALIASES)
-def test_what_the_form_shows_of_a_preset_is_what_the_preset_does(name: str) -> None:
-    fields = table()["FLUX_LORA"]["fields"]
+def test_memory_presets_match_the_presets(name: str) -> None:
+    fields = form_table()["FLUX_LORA"]["fields"]
     shown = memory_presets()[name]
     assert set(shown) == {
         "batchSize",

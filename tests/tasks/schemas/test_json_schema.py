@@ -26,7 +26,7 @@ def validator(name: str) -> Any:
     return Draft202012Validator(json.loads((FOLDER / f"{name}.schema.json").read_text("utf-8")))
 
 
-def test_the_contract_is_what_the_models_say() -> None:
+def test_the_contract_is_current() -> None:
     there = {path.name for path in FOLDER.iterdir() if path.is_file()}
     assert there == set(contract_files()) | BY_HAND
     stale = [
@@ -45,18 +45,18 @@ def test_the_guide_names_every_file() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.schema.json")), ids=lambda path: path.stem)
-def test_every_schema_is_one(path: Path) -> None:
+def test_every_schema_is_valid(path: Path) -> None:
     Draft202012Validator.check_schema(json.loads(path.read_text("utf-8")))
 
 
-def test_the_copied_file_knows_every_status_and_error_code() -> None:
+def test_contract_py_has_every_status_and_error_code() -> None:
     assert set(contract.STATUSES) == set(JobStatus)
     assert set(contract.ENDED) == {status for status in JobStatus if status.ended}
     assert list(contract.ERROR_CODES) == list(ErrorCode)
     assert events.JobEnded(status="failed").kind == contract.LAST_EVENT
 
 
-def test_an_error_over_the_wire_is_as_its_schema_says() -> None:
+def test_errors_match_their_schema() -> None:
     error = JobError("no", ErrorCode.STORE, "train", retryable=True)
     assert error.args == tuple(RaisedError("no", ErrorCode.STORE, "train", True))
     assert RaisedError._fields == contract.ERROR_FIELDS
@@ -66,7 +66,7 @@ def test_an_error_over_the_wire_is_as_its_schema_says() -> None:
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_a_job_of_a_preset_and_what_becomes_of_it_are_both_jobs(name: str) -> None:
+def test_jobs_of_presets_match_the_schema(name: str) -> None:
     training: dict[str, Any] = {"data_loader": {"dataset": DATASET}}
     if "textual" in name:
         training |= {"placeholder_token": "<cat>", "initializer_token": "cat"}
@@ -91,14 +91,14 @@ def test_a_job_of_a_preset_and_what_becomes_of_it_are_both_jobs(name: str) -> No
     ],
     ids=["job", "bound", "kind", "option", "type", "preset's option", "preset", "no training"],
 )
-def test_what_the_schema_refuses_is_refused(wrong: dict[str, Any]) -> None:
+def test_the_fleet_refuses_what_the_schema_refuses(wrong: dict[str, Any]) -> None:
     assert not validator("training_job").is_valid(wrong)
     with pytest.raises(InvalidJobError):
         parse_job(wrong)
 
 
-def test_every_event_is_as_its_schema_says() -> None:
-    told: list[events.Event] = [
+def test_events_match_their_schema() -> None:
+    written: list[events.Event] = [
         events.JobAccepted(queue="q", reason="r"),
         events.StageStarted(stage="train", attempt=1, queue="q", worker="w"),
         events.StageFinished(stage="train", attempt=1, seconds=1.5, summary="s"),
@@ -109,12 +109,11 @@ def test_every_event_is_as_its_schema_says() -> None:
         events.Note(level="info", message="m"),
         events.JobEnded(status="failed", message="m", code=ErrorCode.STORE),
     ]
-    # All that there are.
     mapping = TypeAdapter(events.JobEvent).json_schema()["discriminator"]["mapping"]
-    assert {event.kind for event in told} == set(mapping)
-    for event in told:
+    assert {event.kind for event in written} == set(mapping)
+    for event in written:
         document = json.loads(event.model_dump_json())
         validator("event").validate(document)
-        # A later version may tell more.
+        # A later version may write more fields.
         validator("event").validate({**document, "new": 1})
     assert not validator("event").is_valid({"kind": "heartbeat"})

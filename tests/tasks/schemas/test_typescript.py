@@ -31,7 +31,7 @@ const form: TrainingForm = {
 };
 console.log(JSON.stringify(toTrainingJob(form)));
 
-// As the form's interfaces were first drawn up.
+// The form's interfaces of the integration plan.
 const kept: {
   batchSize: 1; gradientAccumulation: 4; weightDtype: "bfloat16"; gradientCheckpointing: true;
   cacheVaeOutputs: true;
@@ -83,7 +83,7 @@ def ran(*command: str, cwd: Path) -> str:
 
 
 @pytest.mark.skipif(not shutil.which("tsc") or not shutil.which("node"), reason="no tsc and node")
-def test_the_types_compile_and_make_the_jobs_that_the_table_says(tmp_path: Path) -> None:
+def test_the_types_compile_and_build_jobs(tmp_path: Path) -> None:
     (tmp_path / "package.json").write_text('{"type": "module"}')
     (tmp_path / "training-worker.ts").write_text(typescript_file())
     (tmp_path / "use.ts").write_text(USE)
