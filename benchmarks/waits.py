@@ -12,7 +12,7 @@ from statistics import fmean
 
 from benchmarks.results import parser_of, write_section
 from routing.classes import MemoryClass
-from worker.simulation.simulator import OURS, POLICIES, Run, simulate
+from worker.simulation.simulator import POLICIES, PRODUCTION, Run, simulate
 from worker.simulation.workload import draw_workload
 
 FLEET = [MemoryClass(size) for size in (8, 8, 8, 8, *[24] * 6, 40, 40, 80, 80)]
@@ -27,7 +27,7 @@ def main() -> None:
         policy.name: _means([run for jobs in workloads for run in simulate(policy, FLEET, jobs)])
         for policy in POLICIES
     }
-    ours = waits[OURS.name]
+    ours = waits[PRODUCTION.name]
     lines = [
         "## Waits",
         "",

@@ -113,6 +113,9 @@ def simulate(
 
     from tasks.errors import NotInstalledError, UsageError
     from worker.cli.output import print_json, stdout
+
+    if find_spec("simpy") is None:
+        raise NotInstalledError("SimPy", "simulate")
     from worker.simulation import report
     from worker.simulation.workload import draw_workload, read_fleet, read_workload, write_workload
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from routing.classes import MemoryClass
 from tasks.errors import UsageError
-from worker.simulation.simulator import OURS, POLICIES, Run, least_makespan_s, simulate
+from worker.simulation.simulator import POLICIES, PRODUCTION, Run, min_makespan_s, simulate
 from worker.simulation.workload import Arrival
 
 Report = dict[str, dict[str, float]]
@@ -46,8 +46,8 @@ class Simulation:
             fleet = report["fleet"]
             shares = (f"{fleet['utilization']:.2f}", f"{fleet['makespan_over_bound']:.2f}")
             policies.add_row(name, *_minutes(report["all"]), *shares)
-        waits = Table("", "jobs", *_HEADINGS, title=OURS.name)
-        for part, values in self._reports[OURS.name].items():
+        waits = Table("", "jobs", *_HEADINGS, title=PRODUCTION.name)
+        for part, values in self._reports[PRODUCTION.name].items():
             if part not in ("all", "fleet"):
                 waits.add_row(part, str(int(values["jobs"])), *_minutes(values))
         return [policies, waits]
@@ -65,7 +65,7 @@ class Simulation:
             "all": _wait(runs),
             "fleet": {
                 "utilization": busy_s / (ended_s * len(self._fleet)),
-                "makespan_over_bound": ended_s / least_makespan_s(self._fleet, self._workload),
+                "makespan_over_bound": ended_s / min_makespan_s(self._fleet, self._workload),
             },
         }
         report |= _by(lambda run: str(run.job.memory_class), runs)

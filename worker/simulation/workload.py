@@ -1,7 +1,4 @@
-"""Workloads and fleets for simulations: read from files, or drawn at random.
-
-Knows files and distributions; must not know queues or policies.
-"""
+"""Workloads and fleets of simulations: read from CSV files, or drawn at random."""
 
 import csv
 import math
@@ -20,24 +17,24 @@ _Row = dict[str, str]
 
 FLEET_COLUMNS = ("class", "count")
 
-# Half of the jobs take less than this, a twentieth takes more than four and a half times as much.
+# Lognormal durations: half of the jobs take less than 40 minutes, one in twenty more than 3 hours.
 _MEDIAN_S = 2400.0
 _SIGMA = 0.9
 _TENANTS = 8
-# Work of a class over that of its GPUs' share: two of FLUX's three presets go to the 40 GB class,
-# one to that of 80, so that the fleet's largest GPUs have some room for others' jobs.
+# Work of a class divided by the share of its GPUs. Two of FLUX's three presets route to 40 GB and
+# one to 80 GB, so the largest GPUs have capacity left for smaller jobs.
 _DEMAND = {MemoryClass.GB40: 1.2, MemoryClass.GB80: 0.8}
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A job of a workload: its GPU stages as one.
+    """A job of a workload; its GPU stages count as one.
 
     Attributes:
-        arrival_s: When it comes, in seconds from the beginning.
-        duration_s: How long it holds a GPU.
+        arrival_s: Its arrival, in seconds from the beginning.
+        duration_s: Seconds that it holds a GPU.
         needed_gib: GPU memory that it needs.
-        tenant: Whose it is.
+        tenant: Its tenant.
     """
 
     arrival_s: float
@@ -47,17 +44,17 @@ class Arrival:
 
     @property
     def memory_class(self) -> MemoryClass:
-        """The smallest class that holds it."""
-        found = smallest_class_holding(self.needed_gib)
-        assert found is not None  # checked where it was made
-        return found
+        """The smallest memory class that holds it."""
+        memory_class = smallest_class_holding(self.needed_gib)
+        assert memory_class is not None  # read_workload and draw_workload check it
+        return memory_class
 
 
 WORKLOAD_COLUMNS = tuple(field.name for field in fields(Arrival))
 
 
 def read_workload(path: Path) -> list[Arrival]:
-    """The jobs of a CSV file with the columns arrival_s, duration_s, needed_gib and tenant.
+    """Read jobs from a CSV file with the columns arrival_s, duration_s, needed_gib and tenant.
 
     Raises:
         UsageError: Names every problem of the file.
@@ -66,19 +63,19 @@ def read_workload(path: Path) -> list[Arrival]:
 
 
 def read_fleet(path: Path) -> list[MemoryClass]:
-    """The GPUs of a CSV file with the columns class (such as 24gb) and count.
+    """Read GPUs from a CSV file with the columns class (such as 24gb) and count.
 
     Raises:
         UsageError: Names every problem of the file.
     """
     fleet = [gpu for gpus in _rows(path, FLEET_COLUMNS, _gpus) for gpu in gpus]
     if not fleet:
-        raise UsageError(f"{path}: there is no GPU in it")
+        raise UsageError(f"{path}: the file has no GPU")
     return sorted(fleet)
 
 
 def write_workload(path: Path, jobs: list[Arrival]) -> None:
-    """Write a workload as ``read_workload`` reads it."""
+    """Write a workload in the format of ``read_workload``."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(WORKLOAD_COLUMNS)
@@ -88,21 +85,21 @@ def write_workload(path: Path, jobs: list[Arrival]) -> None:
 
 
 def draw_workload(fleet: list[MemoryClass], count: int, load: float, seed: int) -> list[Arrival]:
-    """A workload that keeps a fleet busy to ``load`` of its time.
+    """Draw a random workload that keeps a fleet busy for ``load`` of its time.
 
     - Arrivals are a Poisson process.
     - Durations are lognormal, median 40 minutes, sigma 0.9 (mean 60 minutes).
-    - A job's class is drawn in proportion to the fleet's GPUs of each class, but for a fifth more
-      of 40 GB and a fifth less of 80; its memory is uniform between the class below and its own.
-    - Tenants are drawn by Zipf's law: the n-th of eight sends 1/n as many jobs as the first.
+    - Classes are in proportion to the fleet's GPUs of each class, with a fifth more of 40 GB and a
+      fifth less of 80 GB; memory is uniform between the class below and the job's own.
+    - Tenants follow Zipf's law: the n-th of eight sends 1/n as many jobs as the first.
 
     Args:
         fleet: The GPUs.
-        count: How many jobs.
-        load: Work that arrives over work that the fleet can do, above 0.
-        seed: The same gives the same.
+        count: Number of jobs.
+        load: Arriving work divided by the fleet's capacity, above 0.
+        seed: Seed of the random numbers.
     """
-    chance = random.Random(seed)
+    rng = random.Random(seed)
     weights = {c: n * _DEMAND.get(c, 1.0) for c, n in sorted(Counter(fleet).items())}
     mean_s = _MEDIAN_S * math.exp(_SIGMA**2 / 2)
     rate = load * len(fleet) / mean_s
@@ -110,33 +107,33 @@ def draw_workload(fleet: list[MemoryClass], count: int, load: float, seed: int) 
     shares = [1 / n for n in range(1, _TENANTS + 1)]
     now, jobs = 0.0, []
     for _ in range(count):
-        now += chance.expovariate(rate)
-        [chosen] = chance.choices(list(weights), list(weights.values()))
+        now += rng.expovariate(rate)
+        [chosen] = rng.choices(list(weights), list(weights.values()))
         below = max((c.floor_gib for c in MemoryClass if c < chosen), default=2.0)
         jobs.append(
             Arrival(
                 arrival_s=now,
-                duration_s=chance.lognormvariate(math.log(_MEDIAN_S), _SIGMA),
-                needed_gib=chance.uniform(below + 0.01, chosen.floor_gib),
-                tenant=chance.choices(tenants, shares)[0],
+                duration_s=rng.lognormvariate(math.log(_MEDIAN_S), _SIGMA),
+                needed_gib=rng.uniform(below + 0.01, chosen.floor_gib),
+                tenant=rng.choices(tenants, shares)[0],
             )
         )
     return jobs
 
 
 def _arrival(row: _Row) -> Arrival:
-    at, lasts, needed = (float(row[name]) for name in WORKLOAD_COLUMNS[:3])
-    if not (math.isfinite(at) and at >= 0 and math.isfinite(lasts) and lasts > 0 and needed > 0):
-        raise ValueError("times and memory are positive numbers")
-    if smallest_class_holding(needed) is None:
-        raise ValueError(f"no memory class holds {needed:g} GiB")
-    return Arrival(at, lasts, needed, row["tenant"])
+    arrival_s, duration_s, needed_gib = (float(row[name]) for name in WORKLOAD_COLUMNS[:3])
+    if not (0 <= arrival_s < math.inf and 0 < duration_s < math.inf and needed_gib > 0):
+        raise ValueError("times and memory must be positive numbers")
+    if smallest_class_holding(needed_gib) is None:
+        raise ValueError(f"no memory class holds {needed_gib:g} GiB")
+    return Arrival(arrival_s, duration_s, needed_gib, row["tenant"])
 
 
 def _gpus(row: _Row) -> list[MemoryClass]:
     known = {str(memory_class): memory_class for memory_class in MemoryClass}
     if row["class"] not in known:
-        raise ValueError(f"{row['class']!r} is no memory class; the classes are {', '.join(known)}")
+        raise ValueError(f"{row['class']!r} is not a memory class; use {', '.join(known)}")
     return [known[row["class"]]] * int(row["count"])
 
 
@@ -146,7 +143,9 @@ def _rows(path: Path, columns: tuple[str, ...], parse: Callable[[_Row], T]) -> l
             reader = csv.DictReader(file)
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
-                problem = f"has no column {', '.join(missing)}; it needs {', '.join(columns)}"
+                problem = (
+                    f"missing column {', '.join(missing)}; the columns are {', '.join(columns)}"
+                )
                 raise UsageError(f"{path}: {problem}")
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -158,7 +157,7 @@ def _rows(path: Path, columns: tuple[str, ...], parse: Callable[[_Row], T]) -> l
 
 
 def _problems(path: Path, rows: list[_Row], parse: Callable[[_Row], object]) -> Iterator[Problem]:
-    for number, row in enumerate(rows, start=2):  # the first line names the columns
+    for number, row in enumerate(rows, start=2):  # line 1 has the column names
         try:
             parse(row)
         except (TypeError, ValueError) as error:

@@ -14,7 +14,7 @@ from routing.classes import MemoryClass
 from routing.queues import served_queues
 from tasks.errors import UsageError
 from worker.cli.app import cli
-from worker.simulation.simulator import OURS, POLICIES, Policy, Run, least_makespan_s, simulate
+from worker.simulation.simulator import POLICIES, PRODUCTION, Policy, Run, min_makespan_s, simulate
 from worker.simulation.workload import (
     Arrival,
     draw_workload,
@@ -25,7 +25,7 @@ from worker.simulation.workload import (
 
 GB8, GB24, GB40, GB80 = (MemoryClass(size) for size in (8, 24, 40, 80))
 FLEET = [GB8] * 4 + [GB24] * 6 + [GB40] * 2 + [GB80] * 2
-SPILLS_LATE, DEDICATED, FIFO, ROUND_ROBIN, STOCK = POLICIES[1:]
+LATE_SPILL, DEDICATED, FIFO, ROUND_ROBIN, STOCK = POLICIES[1:]
 
 
 def job(arrival_s: float, duration_s: float, memory_class: MemoryClass) -> Arrival:
@@ -36,44 +36,44 @@ def waits(policy: Policy, fleet: list[MemoryClass], *jobs: Arrival) -> dict[Arri
     return {run.job: run.wait_s for run in simulate(policy, fleet, list(jobs))}
 
 
-def test_a_gpu_takes_its_own_class_before_smaller_ones() -> None:
+def test_a_gpu_takes_its_own_class_first() -> None:
     running, small, big = job(0, 10, GB40), job(1, 10, GB8), job(2, 10, GB40)
-    assert waits(OURS, [GB40], running, small, big) == {running: 0, big: 8, small: 19}
+    assert waits(PRODUCTION, [GB40], running, small, big) == {running: 0, big: 8, small: 19}
 
 
-def test_a_dedicated_gpu_takes_no_smaller_job_and_ours_does() -> None:
+def test_only_dedicated_gpus_refuse_smaller_jobs() -> None:
     first, second = job(0, 10, GB8), job(1, 10, GB8)
     assert waits(DEDICATED, [GB8, GB40], first, second)[second] == 9
-    assert waits(OURS, [GB8, GB40], first, second)[second] == 0
+    assert waits(PRODUCTION, [GB8, GB40], first, second)[second] == 0
 
 
-def test_a_larger_gpu_takes_a_small_job_late_where_that_is_the_policy() -> None:
+def test_late_spill_delays_small_jobs_on_larger_gpus() -> None:
     first, second = job(0, 1000, GB8), job(1, 10, GB8)
-    waits_s = waits(SPILLS_LATE, [GB8, GB40], first, second)
+    waits_s = waits(LATE_SPILL, [GB8, GB40], first, second)
     assert waits_s[second] == pytest.approx(600, abs=0.01)
 
 
-def test_spilling_late_would_save_less_than_a_tenth_of_the_wait(
+def test_late_spill_saves_less_than_a_tenth_of_the_wait(
     workloads: list[list[Arrival]],
 ) -> None:
-    assert mean_wait_s(SPILLS_LATE, workloads) > 0.9 * mean_wait_s(OURS, workloads)
+    assert mean_wait_s(LATE_SPILL, workloads) > 0.9 * mean_wait_s(PRODUCTION, workloads)
 
 
-def test_the_head_of_one_fifo_blocks_what_could_run() -> None:
+def test_the_head_of_one_fifo_blocks_other_jobs() -> None:
     big, other, small = job(0, 10, GB40), job(1, 10, GB40), job(2, 10, GB8)
     assert waits(FIFO, [GB8, GB40], big, other, small)[small] == 8
-    assert waits(OURS, [GB8, GB40], big, other, small)[small] == 0
+    assert waits(PRODUCTION, [GB8, GB40], big, other, small)[small] == 0
 
 
-def test_a_worker_of_stock_celery_sits_on_messages_that_others_could_do() -> None:
+def test_stock_celery_prefetches_jobs_of_idle_workers() -> None:
     jobs = [job(0, 100, GB8), job(0, 1, GB8), job(0, 1, GB8), job(0, 1, GB8)]
-    stock, ours = waits(STOCK, [GB8, GB8], *jobs), waits(OURS, [GB8, GB8], *jobs)
+    stock, ours = waits(STOCK, [GB8, GB8], *jobs), waits(PRODUCTION, [GB8, GB8], *jobs)
     assert max(stock.values()) >= 100
     assert max(ours.values()) == 2
 
 
 @given(st.integers(0, 10_000), st.sampled_from(POLICIES), st.floats(0.1, 2))
-def test_every_job_runs_once_on_a_gpu_that_holds_it_and_no_gpu_does_two_at_once(
+def test_every_job_runs_once_alone_on_a_gpu_that_holds_it(
     seed: int, policy: Policy, load: float
 ) -> None:
     jobs = draw_workload(FLEET, 60, load, seed)
@@ -84,9 +84,9 @@ def test_every_job_runs_once_on_a_gpu_that_holds_it_and_no_gpu_does_two_at_once(
         assert run.wait_s >= 0
         assert FLEET[run.gpu] >= run.job.memory_class
         by_gpu.setdefault(run.gpu, []).append(run)
-    for of in by_gpu.values():
-        assert all(one.ended_s <= two.started_s for one, two in pairwise(of))
-    assert max(run.ended_s for run in runs) >= least_makespan_s(FLEET, jobs) * (1 - 1e-9)
+    for members in by_gpu.values():
+        assert all(one.ended_s <= two.started_s for one, two in pairwise(members))
+    assert max(run.ended_s for run in runs) >= min_makespan_s(FLEET, jobs) * (1 - 1e-9)
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +99,8 @@ def mean_wait_s(policy: Policy, workloads: list[list[Arrival]], least: MemoryCla
     return fmean(run.wait_s for run in runs if run.job.memory_class >= least)
 
 
-def test_our_queues_beat_the_others_on_a_mixed_fleet(workloads: list[list[Arrival]]) -> None:
-    ours = mean_wait_s(OURS, workloads)
+def test_production_beats_the_others_on_a_mixed_fleet(workloads: list[list[Arrival]]) -> None:
+    ours = mean_wait_s(PRODUCTION, workloads)
     assert ours <= 0.6 * mean_wait_s(DEDICATED, workloads)
     assert ours <= 0.35 * mean_wait_s(ROUND_ROBIN, workloads)
     assert ours <= 0.35 * mean_wait_s(STOCK, workloads)
@@ -108,7 +108,7 @@ def test_our_queues_beat_the_others_on_a_mixed_fleet(workloads: list[list[Arriva
 
 
 def test_the_largest_jobs_wait_less_too(workloads: list[list[Arrival]]) -> None:
-    ours, dedicated = (mean_wait_s(it, workloads, GB40) for it in (OURS, DEDICATED))
+    ours, dedicated = (mean_wait_s(it, workloads, GB40) for it in (PRODUCTION, DEDICATED))
     assert ours <= 0.6 * dedicated
 
 
@@ -117,40 +117,45 @@ def p95_s(runs: list[Run], tenant: str) -> float:
     return waits[int(len(waits) * 0.95)]
 
 
-def test_no_tenant_waits_more_than_three_times_as_long_as_with_equal_shares(
+def test_no_tenant_waits_over_three_times_its_fair_share(
     workloads: list[list[Arrival]],
 ) -> None:
-    """A fair share is what a tenant gets where all of them send as many jobs, of the same sort."""
+    """With a fair share, all tenants send equally many jobs of the same kind."""
     for jobs in workloads:
         tenants = sorted({job.tenant for job in jobs})
         equal = [replace(job, tenant=tenants[i % len(tenants)]) for i, job in enumerate(jobs)]
-        fair = simulate(OURS, FLEET, equal)
-        runs = simulate(OURS, FLEET, jobs)
+        fair = simulate(PRODUCTION, FLEET, equal)
+        runs = simulate(PRODUCTION, FLEET, jobs)
         fair_s = fmean(p95_s(fair, tenant) for tenant in tenants)
         assert all(p95_s(runs, tenant) <= 3 * fair_s for tenant in tenants)
 
 
-def test_a_thousand_jobs_of_one_tenant_do_not_stop_the_others(
+def test_a_flood_of_one_tenant_does_not_stop_the_others(
     workloads: list[list[Arrival]],
 ) -> None:
     jobs = workloads[0][:600]
     flood = [replace(job, arrival_s=0.0, tenant="flood") for job in workloads[1][:1000]]
-    with_lanes, without = (
-        simulate(replace(OURS, lanes=lanes), FLEET, [*flood, *jobs]) for lanes in (True, False)
+    with_queues, without = (
+        simulate(replace(PRODUCTION, tenant_queues=enabled), FLEET, [*flood, *jobs])
+        for enabled in (True, False)
     )
     ours, theirs = (
         fmean(run.wait_s for run in runs if run.job.tenant != "flood")
-        for runs in (with_lanes, without)
+        for runs in (with_queues, without)
     )
     assert ours < 0.1 * theirs
 
 
-def test_the_queues_are_those_of_production() -> None:
-    assert (OURS.serves, OURS.order, OURS.held) == (served_queues, "priority", 1)
-    assert OURS.lanes
+def test_production_uses_the_real_queues() -> None:
+    assert (PRODUCTION.serves, PRODUCTION.order, PRODUCTION.prefetch) == (
+        served_queues,
+        "priority",
+        1,
+    )
+    assert PRODUCTION.tenant_queues
 
 
-def test_the_generator_keeps_what_it_promises(tmp_path: Path) -> None:
+def test_random_workloads_have_the_stated_distribution(tmp_path: Path) -> None:
     jobs = draw_workload(FLEET, 20_000, 0.8, seed=3)
     assert fmean(it.duration_s for it in jobs) == pytest.approx(3600, rel=0.05)
     offered = sum(it.duration_s for it in jobs) / (jobs[-1].arrival_s * len(FLEET))
@@ -171,7 +176,7 @@ def test_the_generator_keeps_what_it_promises(tmp_path: Path) -> None:
     assert again[49].arrival_s == pytest.approx(jobs[49].arrival_s, abs=1e-3)
 
 
-def test_files_are_refused_with_all_their_faults_by_line(tmp_path: Path) -> None:
+def test_files_are_refused_with_all_problems_by_line(tmp_path: Path) -> None:
     workload, fleet = tmp_path / "w.csv", tmp_path / "f.csv"
     workload.write_text("arrival_s,duration_s,needed_gib,tenant\n0,-1,8,a\n0,1,500,a\n0,x,8,a\n")
     with pytest.raises(UsageError) as caught:
@@ -181,17 +186,17 @@ def test_files_are_refused_with_all_their_faults_by_line(tmp_path: Path) -> None
     assert f"{workload}:3: no memory class holds 500 GiB" in message
     assert f"{workload}:4: could not convert" in message
     fleet.write_text("class,count\n7gb,1\n40gb,two\n")
-    with pytest.raises(UsageError, match="'7gb' is no memory class") as caught:
+    with pytest.raises(UsageError, match="'7gb' is not a memory class") as caught:
         read_fleet(fleet)
     assert f"{fleet}:3" in str(caught.value)
     fleet.write_text("kind\n40gb\n")
-    with pytest.raises(UsageError, match="has no column class, count"):
+    with pytest.raises(UsageError, match="missing column class, count"):
         read_fleet(fleet)
     with pytest.raises(UsageError, match="No such file"):
         read_fleet(tmp_path / "none.csv")
 
 
-def test_the_command_reports_and_draws(tmp_path: Path) -> None:
+def test_simulate_reports_and_plots(tmp_path: Path) -> None:
     fleet, image, saved = tmp_path / "f.csv", tmp_path / "w.png", tmp_path / "w.csv"
     fleet.write_text("class,count\n8gb,2\n40gb,1\n")
     options = ["simulate", str(fleet), "--jobs", "100", "--json"]
@@ -210,7 +215,7 @@ def test_the_command_reports_and_draws(tmp_path: Path) -> None:
     )
 
 
-def test_a_workload_that_the_fleet_cannot_hold_is_refused(tmp_path: Path) -> None:
+def test_a_too_large_job_is_refused(tmp_path: Path) -> None:
     fleet, workload = tmp_path / "f.csv", tmp_path / "w.csv"
     fleet.write_text("class,count\n8gb,2\n")
     write_workload(workload, [job(0, 1, GB40)])
