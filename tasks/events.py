@@ -197,8 +197,8 @@ class TrainDone(StrictModel):
     """Other files to publish: metrics."""
     versions: dict[str, str] = Field(default_factory=dict)
     """Library to version, of those that computed the result."""
-    repairs: tuple[str, ...] | None = None
-    """Which faults of the engine were repaired; null where it needs no repair."""
+    patches: tuple[str, ...] | None = None
+    """The patches applied to the engine; null if it needs none."""
     device: str = "cpu"
     """The device's name."""
     peak_memory_bytes: int | None = None

@@ -4,34 +4,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
-
-from pydantic import BaseModel
 
 from tasks.data.download.ssrf import is_allowed
 from tasks.data.read_policy import CLOUD_SCHEMES, DeniedError, ReadPolicy
 from tasks.data.uploads import upload_id_in
 from tasks.errors import Problem
+from tasks.jobs.field_metadata import Location, marker_of, options_of, takes_free_text
 from tasks.jobs.job import TrainingJob
-
-PLACES = frozenset({"dataset_dir", "jsonl_path", "archive"})
-"""Fields that say where a dataset is."""
-MODELS = frozenset({"model", "single_file_config", "vae_model"})
-"""Fields that name a base model: a Hub id, a folder or a file."""
-FILES = frozenset(
-    {
-        "transformer_path",
-        "text_encoder_1_path",
-        "text_encoder_2_path",
-        "initial_embedding_file",
-        "base_embeddings",
-    }
-)
-"""Fields that name files; of a mapping, its values."""
-HUB_NAMES = frozenset({"dataset_name"})
-"""Fields that hold a Hub id and nothing else."""
-NOT_THEIRS = frozenset({"base_output_dir", "hf_cache_dir"})
-"""Fields that say where something is written."""
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _SCHEMES = ("https://", *(f"{scheme}://" for scheme in CLOUD_SCHEMES))
@@ -53,25 +34,31 @@ class TenantPolicy:
         """Everything in a job that its tenant may not name."""
         return [
             Problem(path, problem)
-            for path, name, value in _texts(job.training, "training")
-            if (problem := self._problem(name, value)) is not None
+            for option in options_of(job)
+            if takes_free_text(option.field.annotation)
+            for path, text in _texts(option.value, option.path)
+            if (problem := self._problem(marker_of(option.field, Location), text)) is not None
         ]
 
-    def _problem(self, name: str, value: str) -> str | None:
-        if name in NOT_THEIRS:
-            return "is the operator's to decide; leave it out"
-        if name in HUB_NAMES:
-            return None if _HUB_ID.fullmatch(value) else "is no Hub id"
-        if name in PLACES:
-            known = name == "archive" and upload_id_in(value) is not None
-            return None if known or self._is_open(value) else self._told("an upload (upload:ID)")
-        if name in MODELS:
-            return None if self._is_model(value) else self._told("a Hub id")
-        if name in FILES:
-            return None if self._is_below_roots(value) else self._told()
-        return None
+    def _problem(self, location: Location | None, text: str) -> str | None:
+        match location:
+            case Location.NONE:
+                return None
+            case Location.DATASET | Location.ARCHIVE:
+                is_upload = location is Location.ARCHIVE and upload_id_in(text) is not None
+                is_allowed = is_upload or self._is_open(text)
+                return None if is_allowed else self._allowed("an upload (upload:ID)")
+            case Location.BASE_MODEL:
+                return None if self._is_model(text) else self._allowed("a Hub id")
+            case Location.FILE:
+                return None if self._is_below_roots(text) else self._allowed()
+            case Location.HUB_DATASET:
+                return None if _HUB_ID.fullmatch(text) else "is not a Hub id"
+            case _:
+                # A folder that is written to, or an option whose marker was forgotten.
+                return "is the operator's to decide; leave it out"
 
-    def _told(self, *others: str) -> str:
+    def _allowed(self, *others: str) -> str:
         below = f"what lies below {', '.join(self.roots)}" if self.roots else None
         address = "a public https:// address" if "an upload (upload:ID)" in others else None
         may = " or ".join(filter(None, (*others, address, below)))
@@ -109,13 +96,13 @@ class TenantPolicy:
         return value.startswith(_SCHEMES)
 
 
-def _texts(model: BaseModel, path: str) -> Iterator[tuple[str, str, str]]:
-    """Every text of a config: its dotted path, its field's name, and itself."""
-    for name in type(model).model_fields:
-        value, where = getattr(model, name), f"{path}.{name}"
-        if isinstance(value, BaseModel):
-            yield from _texts(value, where)
-        elif isinstance(value, str):
-            yield where, name, value
-        elif isinstance(value, dict):
-            yield from ((f"{where}.{key}", name, str(it)) for key, it in value.items())
+def _texts(value: Any, path: str) -> Iterator[tuple[str, str]]:
+    """Yield every text in an option's value, with its path."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, each in value.items():
+            yield from _texts(each, f"{path}.{key}")
+    elif isinstance(value, tuple | list):
+        for each in value:
+            yield from _texts(each, path)

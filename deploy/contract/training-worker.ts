@@ -48,16 +48,16 @@ export type ErrorCode = keyof typeof ERROR_CODES;
 
 export type PresetName = "flux_lora_1x24gb" | "flux_lora_1x40gb" | "flux_lora_1x80gb" | "sdxl_finetune_1x40gb" | "sdxl_finetune_1x80gb" | "sdxl_lora_1x16gb" | "sdxl_lora_1x24gb" | "sdxl_textual_inversion_1x16gb" | "flux_1x24gb" | "flux_1x40gb" | "flux_1x80gb";
 
-/** Adafactor (Shazeer & Stern, 2018): hardly any state, for finetunes on small cards. */
+/** Adafactor (Shazeer & Stern, 2018): hardly any state, for finetunes on small GPUs. */
 export interface AdafactorOptimizerConfig {
   /**
-   * Selects this optimizer. invoke-training has no such one.
+   * Selects this optimizer. invoke-training does not have it.
    * @default "Adafactor"
    */
   optimizer_type: "Adafactor";
   /**
-   * The rate where the model's own learning rate is null. It is relative: a step moves a weight
-   * matrix by this share of its root mean square, 1 / sqrt(step) at most.
+   * The learning rate of each model whose own learning rate is null. It is relative: a step moves
+   * a weight matrix by this share of its root mean square, 1 / sqrt(step) at most.
    * @default 0.01
    */
   learning_rate?: number;
@@ -67,7 +67,7 @@ export interface AdafactorOptimizerConfig {
    */
   beta2_decay?: number;
   /**
-   * The greatest root mean square of an update before the rate.
+   * The maximum root mean square of an update, before it is multiplied by the rate.
    * @default 1.0
    */
   clipping_threshold?: number;
@@ -86,7 +86,7 @@ export interface AdamOptimizerConfig {
    */
   optimizer_type: "AdamW";
   /**
-   * The rate where the model's own learning rate is null.
+   * The learning rate of each model whose own learning rate is null.
    * @default 0.0001
    */
   learning_rate?: number;
@@ -111,8 +111,8 @@ export interface AdamOptimizerConfig {
    */
   epsilon?: number;
   /**
-   * Keep the optimizer's state in 8 bits (Dettmers et al., 2022), by bitsandbytes. Weights of
-   * under 4096 numbers keep theirs in 32.
+   * Keep the optimizer's state in 8 bits (Dettmers et al., 2022), by bitsandbytes. The state of
+   * tensors below 4096 numbers stays in 32 bits.
    * @default false
    */
   use_8bit?: boolean;
@@ -130,11 +130,11 @@ export interface ArchiveDatasetConfig {
    * or an upload to the console: `upload:` and its id.
    */
   archive: string;
-  /** The archive's SHA-256 in hex; one with another is refused. Null: not checked. */
+  /** The archive's SHA-256 in hex; an archive with another one is refused. Null: not checked. */
   sha256?: string | null;
   /**
-   * The JSONL file in it that names images and captions; image paths start at its folder. Null:
-   * each image has a `.txt` of the same name.
+   * The JSONL file in the archive that names images and captions; image paths start at its
+   * folder. Null: each image has a `.txt` of the same name.
    */
   jsonl?: string | null;
   /**
@@ -187,7 +187,7 @@ export interface DreamboothSDDataLoaderConfig {
    */
   resolution?: number | [number, number];
   /**
-   * Crop at the centre. False: at a place drawn for each sample and step.
+   * Crop at the center. False: at a position drawn for each sample and step.
    * @default true
    */
   center_crop?: boolean;
@@ -208,18 +208,18 @@ export interface DreamboothSDDataLoaderConfig {
   /** Images of the thing. */
   instance_dataset: ImageDirDatasetConfig | ArchiveDatasetConfig;
   /**
-   * Images of its class. Whichever set is smaller is repeated until there are as many of both: a
-   * pass sees all of both.
+   * Images of its class. The smaller of the two datasets is repeated until both have the same
+   * number of images: a pass sees all of both.
    */
   class_dataset?: ImageDirDatasetConfig | ArchiveDatasetConfig | null;
   /**
-   * The weight of their loss; that of the instance's images is 1.
+   * The weight of the loss on the class's images; that on the instance's images is 1.
    * @default 1.0
    */
   class_data_loss_weight?: number;
 }
 
-/** The same for FLUX. */
+/** The set of image sizes for FLUX. */
 export interface FluxAspectRatioBucketConfig {
   /** Each bucket's area comes close to this side's square, in pixels, and never above it. */
   target_resolution: number;
@@ -240,11 +240,11 @@ export interface FluxLoraConfig {
   type: "FLUX_LORA";
   /** Decides every random draw of the run. Null: one is drawn at submit and recorded. */
   seed?: number | null;
-  /** A folder inside the store under which the results are published. Null: `outputs`. */
+  /** The folder in the store under which the results are published. Null: `outputs`. */
   base_output_dir?: string | null;
   /**
-   * Where metrics go beside the job's events: a TensorBoard file among the results. The other
-   * values would need secrets on the workers: refused.
+   * The format of the metrics beside the job's events: a TensorBoard file among the results. The
+   * other values would need secrets on the workers and are refused.
    * @default "tensorboard"
    */
   report_to?: "all" | "tensorboard" | "wandb" | "comet_ml";
@@ -258,12 +258,12 @@ export interface FluxLoraConfig {
   save_every_n_steps?: number | null;
   /**
    * Make validation images after every n passes. With validation_prompts, exactly one of this
-   * and validate_every_n_steps; without prompts at most one, and there is nothing to make.
+   * and validate_every_n_steps; without prompts at most one, which has no effect.
    */
   validate_every_n_epochs?: number | null;
   /**
    * Make validation images after every n updates. With validation_prompts, exactly one of this
-   * and validate_every_n_epochs; without prompts at most one, and there is nothing to make.
+   * and validate_every_n_epochs; without prompts at most one, which has no effect.
    */
   validate_every_n_steps?: number | null;
   /**
@@ -273,8 +273,8 @@ export interface FluxLoraConfig {
    */
   model?: string;
   /**
-   * Where `model` is a single file: the diffusers folder or Hub id whose configs and
-   * tokenizers describe it. Null: the type's default model.
+   * The diffusers folder or Hub id whose configs and tokenizers describe `model`, if that is a
+   * single file. Null: the type's default model.
    */
   single_file_config?: string | null;
   /**
@@ -296,7 +296,7 @@ export interface FluxLoraConfig {
    */
   lr_scheduler?: "linear" | "cosine" | "cosine_with_restarts" | "polynomial" | "constant" | "constant_with_warmup";
   /**
-   * Updates over which the rate rises from 0; every scheduler but `constant` takes it.
+   * Updates over which the rate rises from 0; every scheduler but `constant` uses it.
    * @default 10
    */
   lr_warmup_steps?: number;
@@ -335,15 +335,15 @@ export interface FluxLoraConfig {
    */
   gradient_checkpointing?: boolean;
   /**
-   * How many checkpoints to keep, newest last. Null keeps all. An old one is removed only once
+   * The number of newest checkpoints to keep. Null keeps all. An old one is removed only after
    * the new one is recorded.
    */
   max_checkpoints?: number | null;
   /** Clip the gradients' norm to this. Null: no clipping. */
   max_grad_norm?: number | null;
   /**
-   * Prompts to make images from through the run, as they stand: without caption_prefix. The
-   * images have the training resolution and are published in `validation/`.
+   * Prompts to make images from during the run, without caption_prefix. The images have the
+   * training resolution and are published in `validation/`.
    * @default []
    */
   validation_prompts?: (string)[];
@@ -360,7 +360,7 @@ export interface FluxLoraConfig {
   train_batch_size?: number;
   /**
    * Weight the loss by the dataset's masks, in latent space: white counts fully, black not at
-   * all. Images without a mask count fully. Only JSONL datasets hold masks.
+   * all. Images without a mask count fully. Only JSONL datasets have masks.
    * @default false
    */
   use_masks?: boolean;
@@ -373,12 +373,12 @@ export interface FluxLoraConfig {
   /**
    * Keep the frozen transformer's linear layers in 8 bits (`fp8`, `int8`, by torchao) or 4
    * (`nf4`, by bitsandbytes) and compute in weight_dtype's precision: half or a quarter of its
-   * memory. Null: as they are. invoke-training has no such option.
+   * memory. Null: unchanged. invoke-training does not have this option.
    */
   quantization?: "fp8" | "int8" | "nf4" | null;
   /**
-   * How the LoRA is written. Both forms hold the same weights; InvokeAI, ComfyUI and diffusers
-   * read both.
+   * The format of the LoRA's file. Both formats hold the same weights; InvokeAI, ComfyUI and
+   * diffusers read both.
    * @default "kohya"
    */
   lora_checkpoint_format?: "invoke_peft" | "kohya";
@@ -404,7 +404,7 @@ export interface FluxLoraConfig {
    * The transformer's learning rate. It overrides optimizer.learning_rate; null leaves that.
    * Left out with Prodigy or Adafactor it is null, not 4e-4: their rates are relative, and
    * invoke-training, where the default overrides Prodigy's, trains 2500 times too slowly. A value
-   * that is given overrides theirs as well.
+   * that is given overrides theirs, too.
    * @default 0.0004
    */
   transformer_learning_rate?: number | null;
@@ -421,9 +421,9 @@ export interface FluxLoraConfig {
   lora_rank_dim?: number;
   /**
    * The block layers that get a LoRA, each by the end of its name. invoke-training's own list
-   * holds three names that match nothing in FLUX: `ff.net.2.0` and `ff_context.net.2.0` are
-   * read as `ff.net.2` and `ff_context.net.2`, `proj_in` is passed over. The model's last
-   * layer, also called `proj_out`, never gets one.
+   * holds three names that match no layer of FLUX: `ff.net.2.0` and `ff_context.net.2.0` are
+   * read as `ff.net.2` and `ff_context.net.2`, `proj_in` is ignored. The model's last layer,
+   * also called `proj_out`, never gets one.
    * @default [
    *   "attn.add_k_proj",
    *   "attn.add_q_proj",
@@ -457,20 +457,20 @@ export interface FluxLoraConfig {
    * @default false
    */
   cache_text_encoder_outputs?: boolean;
-  /** FLUX predicts the flow's velocity and nothing else: only null is accepted. */
+  /** FLUX always predicts the flow's velocity: only null is accepted. */
   prediction_type?: "epsilon" | "v_prediction" | null;
   /** The dataset, and how it becomes samples. */
   data_loader: ImageCaptionFluxDataLoaderConfig;
   /**
-   * How noise levels are drawn: `shift` draws sigmoid(sigmoid_scale * N(0, 1)) and shifts it
-   * towards noise by discrete_flow_shift, `uniform` draws evenly, `resolution_shift` (not in
-   * invoke-training) shifts by what FLUX samples such a size with: exp(0.5) at 256 patches (256 x
-   * 256 pixels) to exp(1.15) at 4096 (1024 x 1024), the exponent linear in the patches.
+   * The distribution of noise levels: `shift` draws sigmoid(sigmoid_scale * N(0, 1)) and shifts
+   * it towards noise by discrete_flow_shift, `uniform` draws evenly, `resolution_shift` (not in
+   * invoke-training) shifts by what FLUX samples this size with: exp(0.5) at 256 patches (256 x 256
+   * pixels) to exp(1.15) at 4096 (1024 x 1024), the exponent linear in the patches.
    * @default "shift"
    */
   timestep_sampler?: "shift" | "uniform" | "resolution_shift";
   /**
-   * `shift` maps t to shift * t / (1 + (shift - 1) * t); 1 leaves it.
+   * `shift` maps t to shift * t / (1 + (shift - 1) * t); 1 changes nothing.
    * @default 3.0
    */
   discrete_flow_shift?: number;
@@ -485,18 +485,18 @@ export interface FluxLoraConfig {
    */
   lora_scale?: number | null;
   /**
-   * The guidance that a guidance-distilled transformer (FLUX.1-dev) is trained under; others
-   * have no such input.
+   * The guidance that a guidance-distilled transformer (FLUX.1-dev) is trained under; other
+   * transformers do not have this input.
    * @default 1.0
    */
   guidance_scale?: number;
   /**
-   * Tokens of a caption that CLIP sees; its position table ends at 77.
+   * Tokens of a caption that CLIP reads; its position table ends at 77.
    * @default 77
    */
   clip_tokenizer_max_length?: number;
   /**
-   * Tokens of a caption that T5 sees; FLUX was trained with 512.
+   * Tokens of a caption that T5 reads; FLUX was trained with 512.
    * @default 512
    */
   t5_tokenizer_max_length?: number;
@@ -511,9 +511,9 @@ export interface HFHubImageCaptionDatasetConfig {
   type: "HF_HUB_IMAGE_CAPTION_DATASET";
   /** The dataset's repository. */
   dataset_name: string;
-  /** Its configuration, where it has several. */
+  /** The dataset's configuration, if it has several. */
   dataset_config_name?: string | null;
-  /** Where downloads are kept. Null: the Hub's own cache folder. */
+  /** The folder that keeps downloads. Null: the Hub's own cache folder. */
   hf_cache_dir?: string | null;
   /**
    * The column of the images.
@@ -562,7 +562,7 @@ export interface ImageCaptionFluxDataLoaderConfig {
    */
   resolution?: number | [number, number];
   /**
-   * Crop at the centre. False: at a place drawn for each sample and step.
+   * Crop at the center. False: at a position drawn for each sample and step.
    * @default true
    */
   center_crop?: boolean;
@@ -576,9 +576,9 @@ export interface ImageCaptionFluxDataLoaderConfig {
    * @default 0
    */
   dataloader_num_workers?: number;
-  /** Where the images and captions are. */
+  /** The images and captions. */
   dataset: ImageCaptionDirDatasetConfig | ImageCaptionJsonlDatasetConfig | HFHubImageCaptionDatasetConfig | ArchiveDatasetConfig;
-  /** Put before every caption, with a space between. */
+  /** Text before every caption, with a space between. */
   caption_prefix?: string | null;
   /**
    * The share of samples trained under the blank caption, drawn for each sample and pass, so
@@ -639,7 +639,7 @@ export interface ImageCaptionSDDataLoaderConfig {
    */
   resolution?: number | [number, number];
   /**
-   * Crop at the centre. False: at a place drawn for each sample and step.
+   * Crop at the center. False: at a position drawn for each sample and step.
    * @default true
    */
   center_crop?: boolean;
@@ -653,9 +653,9 @@ export interface ImageCaptionSDDataLoaderConfig {
    * @default 0
    */
   dataloader_num_workers?: number;
-  /** Where the images and captions are. */
+  /** The images and captions. */
   dataset: ImageCaptionDirDatasetConfig | ImageCaptionJsonlDatasetConfig | HFHubImageCaptionDatasetConfig | ArchiveDatasetConfig;
-  /** Put before every caption, with a space between. */
+  /** Text before every caption, with a space between. */
   caption_prefix?: string | null;
   /**
    * The share of samples trained under the blank caption, drawn for each sample and pass, so
@@ -692,7 +692,7 @@ export interface ProdigyOptimizerConfig {
    */
   optimizer_type: "Prodigy";
   /**
-   * A factor on the step size that Prodigy finds, where the model's own learning rate is null
+   * A factor on the step size that Prodigy finds, for each model whose own learning rate is null
    * or left out. Prodigy does not make up for it: far below 1, it hardly trains.
    * @default 1.0
    */
@@ -723,11 +723,11 @@ export interface SdxlFinetuneConfig {
   type: "SDXL_FINETUNE";
   /** Decides every random draw of the run. Null: one is drawn at submit and recorded. */
   seed?: number | null;
-  /** A folder inside the store under which the results are published. Null: `outputs`. */
+  /** The folder in the store under which the results are published. Null: `outputs`. */
   base_output_dir?: string | null;
   /**
-   * Where metrics go beside the job's events: a TensorBoard file among the results. The other
-   * values would need secrets on the workers: refused.
+   * The format of the metrics beside the job's events: a TensorBoard file among the results. The
+   * other values would need secrets on the workers and are refused.
    * @default "tensorboard"
    */
   report_to?: "all" | "tensorboard" | "wandb" | "comet_ml";
@@ -741,12 +741,12 @@ export interface SdxlFinetuneConfig {
   save_every_n_steps?: number | null;
   /**
    * Make validation images after every n passes. With validation_prompts, exactly one of this
-   * and validate_every_n_steps; without prompts at most one, and there is nothing to make.
+   * and validate_every_n_steps; without prompts at most one, which has no effect.
    */
   validate_every_n_epochs?: number | null;
   /**
    * Make validation images after every n updates. With validation_prompts, exactly one of this
-   * and validate_every_n_epochs; without prompts at most one, and there is nothing to make.
+   * and validate_every_n_epochs; without prompts at most one, which has no effect.
    */
   validate_every_n_steps?: number | null;
   /**
@@ -756,8 +756,8 @@ export interface SdxlFinetuneConfig {
    */
   model?: string;
   /**
-   * Where `model` is a single file: the diffusers folder or Hub id whose configs and
-   * tokenizers describe it. Null: the type's default model.
+   * The diffusers folder or Hub id whose configs and tokenizers describe `model`, if that is a
+   * single file. Null: the type's default model.
    */
   single_file_config?: string | null;
   /**
@@ -779,7 +779,7 @@ export interface SdxlFinetuneConfig {
    */
   lr_scheduler?: "linear" | "cosine" | "cosine_with_restarts" | "polynomial" | "constant" | "constant_with_warmup";
   /**
-   * Updates over which the rate rises from 0; every scheduler but `constant` takes it.
+   * Updates over which the rate rises from 0; every scheduler but `constant` uses it.
    * @default 0
    */
   lr_warmup_steps?: number;
@@ -818,15 +818,15 @@ export interface SdxlFinetuneConfig {
    */
   gradient_checkpointing?: boolean;
   /**
-   * How many checkpoints to keep, newest last. Null keeps all. An old one is removed only once
+   * The number of newest checkpoints to keep. Null keeps all. An old one is removed only after
    * the new one is recorded.
    */
   max_checkpoints?: number | null;
   /** Clip the gradients' norm to this. Null: no clipping. */
   max_grad_norm?: number | null;
   /**
-   * Prompts to make images from through the run, as they stand: without caption_prefix. The
-   * images have the training resolution and are published in `validation/`.
+   * Prompts to make images from during the run, without caption_prefix. The images have the
+   * training resolution and are published in `validation/`.
    * @default []
    */
   validation_prompts?: (string)[];
@@ -843,24 +843,24 @@ export interface SdxlFinetuneConfig {
   train_batch_size?: number;
   /**
    * Weight the loss by the dataset's masks, in latent space: white counts fully, black not at
-   * all. Images without a mask count fully. Only JSONL datasets hold masks.
+   * all. Images without a mask count fully. Only JSONL datasets have masks.
    * @default false
    */
   use_masks?: boolean;
   /**
-   * The variant of a Hub repository's files to fetch (`fp16` is half the download); weights
-   * without that variant are taken where there is none. For folders the same.
+   * The variant of a Hub repository's weights to fetch (`fp16` is half the download), or of a
+   * folder's to load; weights without a variant if there are none.
    * @default "fp16"
    */
   hf_variant?: string | null;
   /**
-   * A diffusers folder or Hub id of a VAE to use instead of the base model's. The published
-   * file does not hold it, but full_diffusers and single_file do.
+   * A diffusers folder or Hub id of a VAE to use instead of the base model's. A LoRA's or
+   * embedding's file does not contain it, but full_diffusers and single_file do.
    */
   vae_model?: string | null;
   /**
-   * What the UNet predicts: the noise, or the velocity (Salimans & Ho, 2022). Null: what the
-   * base model's scheduler says.
+   * The UNet's target: the noise, or the velocity (Salimans & Ho, 2022). Null: as the base
+   * model's scheduler config says.
    */
   prediction_type?: "epsilon" | "v_prediction" | null;
   /**
@@ -870,16 +870,16 @@ export interface SdxlFinetuneConfig {
    */
   min_snr_gamma?: number | null;
   /**
-   * PyTorch's own attention is as fast and exact to repeat: true is refused.
+   * PyTorch's attention is as fast and repeats exactly: true is refused.
    * @default false
    */
   xformers?: boolean;
-  /** What each validation image should not show: one for each of validation_prompts. */
+  /** What the validation images should not show: one for each of validation_prompts. */
   negative_validation_prompts?: (string)[] | null;
   /**
-   * What is published: the whole pipeline as a diffusers folder, the UNet's part of it alone, or
-   * the whole pipeline in one `.safetensors` file as InvokeAI and ComfyUI load it (not in
-   * invoke-training).
+   * The format of the published model: the whole pipeline as a diffusers folder, the UNet's part
+   * of it alone, or the whole pipeline in one `.safetensors` file as InvokeAI and ComfyUI load it
+   * (not in invoke-training).
    * @default "trained_only_diffusers"
    */
   save_checkpoint_format?: "full_diffusers" | "trained_only_diffusers" | "single_file";
@@ -890,13 +890,12 @@ export interface SdxlFinetuneConfig {
   save_dtype?: "float32" | "float16" | "bfloat16";
   /**
    * Publish a moving average of the weights (EMA) instead of the last ones; its warmup is
-   * diffusers'. Takes 4 more bytes for each weight. invoke-training has none.
+   * diffusers'. Takes 4 more bytes for each weight. invoke-training does not have this option.
    * @default false
    */
   use_ema?: boolean;
   /**
-   * How much of the average is kept at each step, once it has warmed up; it acts with
-   * use_ema.
+   * The share of the average that each step keeps, after the warmup; it acts with use_ema.
    * @default 0.9999
    */
   ema_decay?: number;
@@ -919,11 +918,11 @@ export interface SdxlLoraConfig {
   type: "SDXL_LORA";
   /** Decides every random draw of the run. Null: one is drawn at submit and recorded. */
   seed?: number | null;
-  /** A folder inside the store under which the results are published. Null: `outputs`. */
+  /** The folder in the store under which the results are published. Null: `outputs`. */
   base_output_dir?: string | null;
   /**
-   * Where metrics go beside the job's events: a TensorBoard file among the results. The other
-   * values would need secrets on the workers: refused.
+   * The format of the metrics beside the job's events: a TensorBoard file among the results. The
+   * other values would need secrets on the workers and are refused.
    * @default "tensorboard"
    */
   report_to?: "all" | "tensorboard" | "wandb" | "comet_ml";
@@ -937,12 +936,12 @@ export interface SdxlLoraConfig {
   save_every_n_steps?: number | null;
   /**
    * Make validation images after every n passes. With validation_prompts, exactly one of this
-   * and validate_every_n_steps; without prompts at most one, and there is nothing to make.
+   * and validate_every_n_steps; without prompts at most one, which has no effect.
    */
   validate_every_n_epochs?: number | null;
   /**
    * Make validation images after every n updates. With validation_prompts, exactly one of this
-   * and validate_every_n_epochs; without prompts at most one, and there is nothing to make.
+   * and validate_every_n_epochs; without prompts at most one, which has no effect.
    */
   validate_every_n_steps?: number | null;
   /**
@@ -952,8 +951,8 @@ export interface SdxlLoraConfig {
    */
   model?: string;
   /**
-   * Where `model` is a single file: the diffusers folder or Hub id whose configs and
-   * tokenizers describe it. Null: the type's default model.
+   * The diffusers folder or Hub id whose configs and tokenizers describe `model`, if that is a
+   * single file. Null: the type's default model.
    */
   single_file_config?: string | null;
   /**
@@ -975,7 +974,7 @@ export interface SdxlLoraConfig {
    */
   lr_scheduler?: "linear" | "cosine" | "cosine_with_restarts" | "polynomial" | "constant" | "constant_with_warmup";
   /**
-   * Updates over which the rate rises from 0; every scheduler but `constant` takes it.
+   * Updates over which the rate rises from 0; every scheduler but `constant` uses it.
    * @default 0
    */
   lr_warmup_steps?: number;
@@ -1014,15 +1013,15 @@ export interface SdxlLoraConfig {
    */
   gradient_checkpointing?: boolean;
   /**
-   * How many checkpoints to keep, newest last. Null keeps all. An old one is removed only once
+   * The number of newest checkpoints to keep. Null keeps all. An old one is removed only after
    * the new one is recorded.
    */
   max_checkpoints?: number | null;
   /** Clip the gradients' norm to this. Null: no clipping. */
   max_grad_norm?: number | null;
   /**
-   * Prompts to make images from through the run, as they stand: without caption_prefix. The
-   * images have the training resolution and are published in `validation/`.
+   * Prompts to make images from during the run, without caption_prefix. The images have the
+   * training resolution and are published in `validation/`.
    * @default []
    */
   validation_prompts?: (string)[];
@@ -1039,24 +1038,24 @@ export interface SdxlLoraConfig {
   train_batch_size?: number;
   /**
    * Weight the loss by the dataset's masks, in latent space: white counts fully, black not at
-   * all. Images without a mask count fully. Only JSONL datasets hold masks.
+   * all. Images without a mask count fully. Only JSONL datasets have masks.
    * @default false
    */
   use_masks?: boolean;
   /**
-   * The variant of a Hub repository's files to fetch (`fp16` is half the download); weights
-   * without that variant are taken where there is none. For folders the same.
+   * The variant of a Hub repository's weights to fetch (`fp16` is half the download), or of a
+   * folder's to load; weights without a variant if there are none.
    * @default "fp16"
    */
   hf_variant?: string | null;
   /**
-   * A diffusers folder or Hub id of a VAE to use instead of the base model's. The published
-   * file does not hold it, but full_diffusers and single_file do.
+   * A diffusers folder or Hub id of a VAE to use instead of the base model's. A LoRA's or
+   * embedding's file does not contain it, but full_diffusers and single_file do.
    */
   vae_model?: string | null;
   /**
-   * What the UNet predicts: the noise, or the velocity (Salimans & Ho, 2022). Null: what the
-   * base model's scheduler says.
+   * The UNet's target: the noise, or the velocity (Salimans & Ho, 2022). Null: as the base
+   * model's scheduler config says.
    */
   prediction_type?: "epsilon" | "v_prediction" | null;
   /**
@@ -1066,11 +1065,11 @@ export interface SdxlLoraConfig {
    */
   min_snr_gamma?: number | null;
   /**
-   * PyTorch's own attention is as fast and exact to repeat: true is refused.
+   * PyTorch's attention is as fast and repeats exactly: true is refused.
    * @default false
    */
   xformers?: boolean;
-  /** What each validation image should not show: one for each of validation_prompts. */
+  /** What the validation images should not show: one for each of validation_prompts. */
   negative_validation_prompts?: (string)[] | null;
   /**
    * Token to textual-inversion file (`.safetensors` with `clip_l` and `clip_g`): embeddings
@@ -1079,8 +1078,8 @@ export interface SdxlLoraConfig {
    */
   base_embeddings?: Record<string, unknown>;
   /**
-   * How the LoRA is written. Both forms hold the same weights: `kohya` is what InvokeAI,
-   * ComfyUI and diffusers read, `invoke_peft` has diffusers' own names.
+   * The format of the LoRA's file. Both formats hold the same weights: InvokeAI, ComfyUI and
+   * diffusers read `kohya`; `invoke_peft` has diffusers' own names.
    * @default "kohya"
    */
   lora_checkpoint_format?: "invoke_peft" | "kohya";
@@ -1147,11 +1146,11 @@ export interface SdxlTextualInversionConfig {
   type: "SDXL_TEXTUAL_INVERSION";
   /** Decides every random draw of the run. Null: one is drawn at submit and recorded. */
   seed?: number | null;
-  /** A folder inside the store under which the results are published. Null: `outputs`. */
+  /** The folder in the store under which the results are published. Null: `outputs`. */
   base_output_dir?: string | null;
   /**
-   * Where metrics go beside the job's events: a TensorBoard file among the results. The other
-   * values would need secrets on the workers: refused.
+   * The format of the metrics beside the job's events: a TensorBoard file among the results. The
+   * other values would need secrets on the workers and are refused.
    * @default "tensorboard"
    */
   report_to?: "all" | "tensorboard" | "wandb" | "comet_ml";
@@ -1165,12 +1164,12 @@ export interface SdxlTextualInversionConfig {
   save_every_n_steps?: number | null;
   /**
    * Make validation images after every n passes. With validation_prompts, exactly one of this
-   * and validate_every_n_steps; without prompts at most one, and there is nothing to make.
+   * and validate_every_n_steps; without prompts at most one, which has no effect.
    */
   validate_every_n_epochs?: number | null;
   /**
    * Make validation images after every n updates. With validation_prompts, exactly one of this
-   * and validate_every_n_epochs; without prompts at most one, and there is nothing to make.
+   * and validate_every_n_epochs; without prompts at most one, which has no effect.
    */
   validate_every_n_steps?: number | null;
   /**
@@ -1180,8 +1179,8 @@ export interface SdxlTextualInversionConfig {
    */
   model?: string;
   /**
-   * Where `model` is a single file: the diffusers folder or Hub id whose configs and
-   * tokenizers describe it. Null: the type's default model.
+   * The diffusers folder or Hub id whose configs and tokenizers describe `model`, if that is a
+   * single file. Null: the type's default model.
    */
   single_file_config?: string | null;
   /**
@@ -1203,7 +1202,7 @@ export interface SdxlTextualInversionConfig {
    */
   lr_scheduler?: "linear" | "cosine" | "cosine_with_restarts" | "polynomial" | "constant" | "constant_with_warmup";
   /**
-   * Updates over which the rate rises from 0; every scheduler but `constant` takes it.
+   * Updates over which the rate rises from 0; every scheduler but `constant` uses it.
    * @default 0
    */
   lr_warmup_steps?: number;
@@ -1242,15 +1241,15 @@ export interface SdxlTextualInversionConfig {
    */
   gradient_checkpointing?: boolean;
   /**
-   * How many checkpoints to keep, newest last. Null keeps all. An old one is removed only once
+   * The number of newest checkpoints to keep. Null keeps all. An old one is removed only after
    * the new one is recorded.
    */
   max_checkpoints?: number | null;
   /** Clip the gradients' norm to this. Null: no clipping. */
   max_grad_norm?: number | null;
   /**
-   * Prompts to make images from through the run, as they stand: without caption_prefix. The
-   * images have the training resolution and are published in `validation/`.
+   * Prompts to make images from during the run, without caption_prefix. The images have the
+   * training resolution and are published in `validation/`.
    * @default []
    */
   validation_prompts?: (string)[];
@@ -1267,24 +1266,24 @@ export interface SdxlTextualInversionConfig {
   train_batch_size?: number;
   /**
    * Weight the loss by the dataset's masks, in latent space: white counts fully, black not at
-   * all. Images without a mask count fully. Only JSONL datasets hold masks.
+   * all. Images without a mask count fully. Only JSONL datasets have masks.
    * @default false
    */
   use_masks?: boolean;
   /**
-   * The variant of a Hub repository's files to fetch (`fp16` is half the download); weights
-   * without that variant are taken where there is none. For folders the same.
+   * The variant of a Hub repository's weights to fetch (`fp16` is half the download), or of a
+   * folder's to load; weights without a variant if there are none.
    * @default "fp16"
    */
   hf_variant?: string | null;
   /**
-   * A diffusers folder or Hub id of a VAE to use instead of the base model's. The published
-   * file does not hold it, but full_diffusers and single_file do.
+   * A diffusers folder or Hub id of a VAE to use instead of the base model's. A LoRA's or
+   * embedding's file does not contain it, but full_diffusers and single_file do.
    */
   vae_model?: string | null;
   /**
-   * What the UNet predicts: the noise, or the velocity (Salimans & Ho, 2022). Null: what the
-   * base model's scheduler says.
+   * The UNet's target: the noise, or the velocity (Salimans & Ho, 2022). Null: as the base
+   * model's scheduler config says.
    */
   prediction_type?: "epsilon" | "v_prediction" | null;
   /**
@@ -1294,15 +1293,15 @@ export interface SdxlTextualInversionConfig {
    */
   min_snr_gamma?: number | null;
   /**
-   * PyTorch's own attention is as fast and exact to repeat: true is refused.
+   * PyTorch's attention is as fast and repeats exactly: true is refused.
    * @default false
    */
   xformers?: boolean;
-  /** What each validation image should not show: one for each of validation_prompts. */
+  /** What the validation images should not show: one for each of validation_prompts. */
   negative_validation_prompts?: (string)[] | null;
   /**
-   * Embedding vectors of the new word; it takes as many tokens of a prompt. With initial_phrase,
-   * the phrase decides: leave it 1.
+   * Embedding vectors of the new word; a prompt spends one token on each. With initial_phrase,
+   * the phrase decides the number: leave this 1.
    * @default 1
    */
   num_vectors?: number;
@@ -1314,8 +1313,8 @@ export interface SdxlTextualInversionConfig {
    */
   initializer_token?: string | null;
   /**
-   * A `.safetensors` file with `clip_l` and `clip_g` to go on from. Exactly one of this,
-   * initializer_token and initial_phrase.
+   * A `.safetensors` file with the `clip_l` and `clip_g` that the vectors start from.
+   * Exactly one of this, initializer_token and initial_phrase.
    */
   initial_embedding_file?: string | null;
   /**
@@ -1327,7 +1326,7 @@ export interface SdxlTextualInversionConfig {
   data_loader: TextualInversionSDDataLoaderConfig;
 }
 
-/** How images become samples of a new word: templates with the word in them. */
+/** How images become samples of a new word: by caption templates with the word in them. */
 export interface TextualInversionSDDataLoaderConfig {
   /**
    * The only data loader that textual inversion takes.
@@ -1343,7 +1342,7 @@ export interface TextualInversionSDDataLoaderConfig {
    */
   resolution?: number | [number, number];
   /**
-   * Crop at the centre. False: at a place drawn for each sample and step.
+   * Crop at the center. False: at a position drawn for each sample and step.
    * @default true
    */
   center_crop?: boolean;
@@ -1357,7 +1356,7 @@ export interface TextualInversionSDDataLoaderConfig {
    * @default 0
    */
   dataloader_num_workers?: number;
-  /** Where the images are, and captions with keep_original_captions. */
+  /** The images, and their captions with keep_original_captions. */
   dataset: ImageDirDatasetConfig | ImageCaptionDirDatasetConfig | ImageCaptionJsonlDatasetConfig | HFHubImageCaptionDatasetConfig | ArchiveDatasetConfig;
   /** Built-in templates for a style or a thing. Exactly one of this and caption_templates. */
   caption_preset?: "style" | "object" | null;
@@ -1367,7 +1366,7 @@ export interface TextualInversionSDDataLoaderConfig {
    */
   caption_templates?: (string)[] | null;
   /**
-   * Put the template before the image's own caption instead of in its place.
+   * Put the template before the image's own caption, instead of replacing the caption.
    * @default false
    */
   keep_original_captions?: boolean;
@@ -1385,32 +1384,32 @@ export interface TrainingJob {
    * @default 1
    */
   schema_version?: 1;
-  /** The job's id. Submitting the same id twice gives one job. Null: one is made at submit. */
+  /** The job's id. Submitting the same id twice gives one job. Null: submit generates one. */
   id?: string | null;
   /**
-   * What the published file is called.
+   * The name of the published file.
    * @default "lora"
    */
   name?: string;
-  /** A preset whose values stand where `training` has none. */
+  /** The preset whose values apply where `training` has none. */
   preset?: string | null;
   /**
-   * Whose job it is. Tenants get fair shares of the fleet.
+   * The owner of the job. Tenants get fair shares of the fleet.
    * @default "default"
    */
   tenant?: string;
   /**
-   * Among its tenant's waiting jobs: 9 goes first.
+   * The priority among the tenant's waiting jobs: 9 is dispatched first.
    * @default 0
    */
   priority?: number;
   /**
-   * What trains it. `diffusers` is this package's own; `invoke-training` is that library, on
-   * the workers that have it: see docs/guides/invoke-training.md.
+   * The program that trains. `diffusers` is this package's own; `invoke-training` is that
+   * library, on the workers that have it: see docs/guides/invoke-training.md.
    * @default "diffusers"
    */
   engine?: "diffusers" | "invoke-training";
-  /** What to train, by its `type`. */
+  /** The training run, by its `type`. */
   training: SdxlLoraConfig | SdxlTextualInversionConfig | SdxlFinetuneConfig | FluxLoraConfig;
 }
 
@@ -1618,8 +1617,8 @@ export interface Engine {
   device: string | null;
   /** Versions by library. */
   versions: Record<string, string>;
-  /** Which faults of the engine were repaired; null where it needs no repair. */
-  repairs: (string)[] | null;
+  /** The patches applied to the engine; null if it needs none. */
+  patches: (string)[] | null;
 }
 
 /** A job's GPU memory. */
@@ -1694,7 +1693,7 @@ export interface BasicTrainingConfig {
    * The transformer's learning rate. It overrides optimizer.learning_rate; null leaves that.
    * Left out with Prodigy or Adafactor it is null, not 4e-4: their rates are relative, and
    * invoke-training, where the default overrides Prodigy's, trains 2500 times too slowly. A value
-   * that is given overrides theirs as well.
+   * that is given overrides theirs, too.
    * @default 0.0004
    */
   learningRate: number;
@@ -1707,8 +1706,8 @@ export interface BasicTrainingConfig {
 
 export interface FluxAdvancedConfig {
   /**
-   * How the LoRA is written. Both forms hold the same weights; InvokeAI, ComfyUI and diffusers
-   * read both.
+   * The format of the LoRA's file. Both formats hold the same weights; InvokeAI, ComfyUI and
+   * diffusers read both.
    * @default "kohya"
    */
   loraCheckpointFormat: "invoke_peft" | "kohya";
@@ -1747,21 +1746,21 @@ export interface FluxAdvancedConfig {
    */
   cacheVaeOutputs: boolean;
   /**
-   * How noise levels are drawn: `shift` draws sigmoid(sigmoid_scale * N(0, 1)) and shifts it
-   * towards noise by discrete_flow_shift, `uniform` draws evenly, `resolution_shift` (not in
-   * invoke-training) shifts by what FLUX samples such a size with: exp(0.5) at 256 patches (256 x
-   * 256 pixels) to exp(1.15) at 4096 (1024 x 1024), the exponent linear in the patches.
+   * The distribution of noise levels: `shift` draws sigmoid(sigmoid_scale * N(0, 1)) and shifts
+   * it towards noise by discrete_flow_shift, `uniform` draws evenly, `resolution_shift` (not in
+   * invoke-training) shifts by what FLUX samples this size with: exp(0.5) at 256 patches (256 x 256
+   * pixels) to exp(1.15) at 4096 (1024 x 1024), the exponent linear in the patches.
    * @default "shift"
    */
   timestepSampler: "shift" | "uniform" | "resolution_shift";
   /**
-   * `shift` maps t to shift * t / (1 + (shift - 1) * t); 1 leaves it.
+   * `shift` maps t to shift * t / (1 + (shift - 1) * t); 1 changes nothing.
    * @default 3.0
    */
   discreteFlowShift: number;
   /**
-   * The guidance that a guidance-distilled transformer (FLUX.1-dev) is trained under; others
-   * have no such input.
+   * The guidance that a guidance-distilled transformer (FLUX.1-dev) is trained under; other
+   * transformers do not have this input.
    * @default 1.0
    */
   guidanceScale: number;
@@ -1771,7 +1770,7 @@ export interface FluxAdvancedConfig {
    */
   lrScheduler: "linear" | "cosine" | "cosine_with_restarts" | "polynomial" | "constant" | "constant_with_warmup";
   /**
-   * Updates over which the rate rises from 0; every scheduler but `constant` takes it.
+   * Updates over which the rate rises from 0; every scheduler but `constant` uses it.
    * @default 10
    */
   lrWarmupSteps: number;

@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from tasks.errors import BaseModelFilesError
+from tasks.jobs.field_metadata import Affects, Location, affects, marker_of, options_of
 from tasks.jobs.pipeline import PipelineConfig
 
 # Pickle files and the single-file copies at the top of a repository are never fetched.
@@ -28,7 +29,6 @@ _WEIGHTS = "*.safetensors"
 _SHA256_NAME = re.compile(r"^[0-9a-f]{64}$")
 _VARIANT = re.compile(r"\.(fp16|bf16|non_ema|ema)[.-]")
 _VARIANTS = ("*.fp16*", "*.bf16*", "*.non_ema*", "*.ema*")
-_PLACES = ("vae_model", "text_encoder_1_path", "text_encoder_2_path")
 _TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
 
@@ -55,8 +55,7 @@ def base_model_folder(config: PipelineConfig, parts: Sequence[str]) -> Path:
     """
     if single_file(config) is None:
         return _folder(config.model, parts, getattr(config, "hf_variant", None))
-    described = config.single_file_config or type(config).model_fields["model"].default
-    return _folder(described, parts, None, weights=False)
+    return _folder(_described_by(config), parts, None, weights=False)
 
 
 def variant(config: PipelineConfig, part: Path) -> str | None:
@@ -112,21 +111,17 @@ def encoders_identity(config: PipelineConfig) -> str:
     Raises:
         BaseModelFilesError: Something is not there.
     """
-    single = config.single_file_config or type(config).model_fields["model"].default
-    embeddings: dict[str, str] = getattr(config, "base_embeddings", {})
-    places = [
-        config.model,
-        single if config.model.endswith(_WEIGHTS[1:]) else None,
-        *(getattr(config, name, None) for name in _PLACES),
-        *(part for item in sorted(embeddings.items()) for part in item[1:]),
-    ]
-    variant_and_kinds = (
-        getattr(config, "hf_variant", None),
-        config.caches_text,
-        config.cache_vae_outputs,
-        sorted(embeddings),
-    )
-    return json.dumps([variant_and_kinds, [place and [place, _stamp(place)] for place in places]])
+    locations = {
+        option.path: option.value
+        for option in options_of(config)
+        if option.value
+        and affects(option.field, Affects.CACHE_ENTRIES)
+        and marker_of(option.field, Location) in (Location.BASE_MODEL, Location.FILE)
+    }
+    if config.model.endswith(_WEIGHTS[1:]):
+        locations["single_file_config"] = _described_by(config)
+    settings = (getattr(config, "hf_variant", None), config.caches_text, config.cache_vae_outputs)
+    return json.dumps([settings, {path: _stamps(value) for path, value in locations.items()}])
 
 
 def fingerprint(config: PipelineConfig, parts: Sequence[str], others: Sequence[str]) -> str:
@@ -188,6 +183,19 @@ def json_object(folder: Path, name: str) -> dict[str, object]:
     if not isinstance(values, dict):
         raise BaseModelFilesError(str(folder), f"{name} is no JSON object")
     return values
+
+
+def _described_by(config: PipelineConfig) -> str:
+    """Return the folder or Hub id with the configs and tokenizers of a single-file model."""
+    default: str = type(config).model_fields["model"].default
+    return config.single_file_config or default
+
+
+def _stamps(value: str | dict[str, str]) -> object:
+    """Return the stamp of a location, or of each one of a mapping."""
+    if isinstance(value, dict):
+        return {key: _stamps(each) for key, each in sorted(value.items())}
+    return [value, _stamp(value)]
 
 
 def _stamp(place: str) -> object:

@@ -12,10 +12,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from pydantic_core import to_jsonable_python
+
 from tasks.base_models.files import text_digest, vae_digest
 from tasks.buckets import Size
 from tasks.dataset import Dataset
 from tasks.events import EncoderDigests
+from tasks.jobs.field_metadata import Affects, affects, options_of
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.strict_model import StrictModel
 
@@ -91,6 +94,7 @@ class CachePlan:
 
     def __init__(self, config: PipelineConfig, dataset: Dataset, encoders: EncoderDigests) -> None:
         self._config = config
+        self._text_settings = _values(config, Affects.CACHED_TEXT)
         self._dataset = dataset
         self._sizes = dataset.sizes_in(config.loader.sizes())
         # A cached caption is always the same one: only drops are drawn, and their entry is blank.
@@ -157,42 +161,25 @@ class CachePlan:
                 yield from (ImageVariant(sample.image, number, size, flipped) for flipped in flips)
 
     def _text_digest(self, caption: str, encoders: EncoderDigests) -> str:
-        names = ("clip_tokenizer_max_length", "t5_tokenizer_max_length")
-        limits = [getattr(self._config, name, None) for name in names]
-        return _digest("text", caption, *limits, encoders.text, self._config.weight_dtype)
+        return _digest("text", caption, self._text_settings, encoders.text)
 
 
 def cache_settings(config: PipelineConfig) -> dict[str, object]:
-    """The options that cache entries depend on, as plain JSON."""
-    loader = config.loader
-    values = config.model_dump(mode="json", include=set(_SETTINGS))
-    loader_values = loader.model_dump(mode="json", include=set(_LOADER_SETTINGS))
+    """Return the options that cache entries depend on, by path, as plain JSON."""
     return {
-        **values,
-        **loader_values,
-        "sizes": [list(size) for size in loader.sizes()],
+        "type": config.type,
+        **_values(config, Affects.CACHE_ENTRIES),
+        "sizes": [list(size) for size in config.loader.sizes()],
         "code_version": CODE_VERSION,
     }
 
 
-_SETTINGS = (
-    "type",
-    "model",
-    "single_file_config",
-    "hf_variant",
-    "vae_model",
-    "base_embeddings",
-    "text_encoder_1_path",
-    "text_encoder_2_path",
-    "weight_dtype",
-    "clip_tokenizer_max_length",
-    "t5_tokenizer_max_length",
-    "validation_prompts",
-    "negative_validation_prompts",
-    "cache_text_encoder_outputs",
-    "cache_vae_outputs",
-)
-_LOADER_SETTINGS = ("caption_prefix", "instance_caption", "class_caption", "random_flip")
+def _values(config: PipelineConfig, effect: Affects) -> dict[str, object]:
+    return {
+        option.path: to_jsonable_python(option.value)
+        for option in options_of(config)
+        if affects(option.field, effect)
+    }
 
 
 def _latents_digest(image: ImageVariant, encoders: EncoderDigests) -> str:

@@ -1,4 +1,4 @@
-"""The FLUX LoRA config: invoke-training's ``FluxLoraConfig``, every field acting or refused."""
+"""The FLUX LoRA config: invoke-training's ``FluxLoraConfig``; every option acts or is refused."""
 
 from functools import lru_cache
 from typing import Annotated, Literal
@@ -6,18 +6,23 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from routing.estimate import PUBLISHED, Estimate, FluxShape, MemoryModel, estimate_flux_lora
-from tasks.jobs.datasets import ImageCaptionFluxDataLoaderConfig
-from tasks.jobs.inert_options import Effect, Effects
+from tasks.jobs.data_loaders import ImageCaptionFluxDataLoaderConfig
+from tasks.jobs.field_metadata import ActsIf, Affects, Location, PlainText
 from tasks.jobs.pipeline import (
     CLIP_TARGETS,
+    IF_TEXT_ENCODER_TRAINED,
+    CacheText,
     ClipTargets,
+    FrozenDtype,
     LoraFormat,
+    LrScheduler,
+    LrWarmupSteps,
+    ModelSource,
     PipelineConfig,
-    WeightDtype,
     not_cached_if_trained,
     one_prodigy_rate,
 )
-from tasks.strict_model import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from tasks.strict_model import NonNegativeFloat, PositiveFloat, PositiveInt
 
 # The linear layers of FluxTransformer2DModel's two kinds of blocks, by the end of their names.
 ATTENTION_TARGETS = frozenset(
@@ -40,8 +45,8 @@ DOUBLE_BLOCK_TARGETS = ATTENTION_TARGETS | {
 }
 SINGLE_BLOCK_TARGETS = frozenset({"attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out"})
 BLOCK_TARGETS = DOUBLE_BLOCK_TARGETS | SINGLE_BLOCK_TARGETS
-# Names in invoke-training's default list that match no layer: two are misspelt, one does not exist.
-_MISSPELT_TARGETS = {"ff.net.2.0": "ff.net.2", "ff_context.net.2.0": "ff_context.net.2"}
+# Names in invoke-training's default list that match no layer: two misspelled, one of no layer.
+_MISSPELLED_TARGETS = {"ff.net.2.0": "ff.net.2", "ff_context.net.2.0": "ff_context.net.2"}
 _ABSENT_TARGETS = frozenset({"proj_in"})
 
 _DEFAULT_TARGETS = (
@@ -68,10 +73,10 @@ _DEFAULT_TARGETS = (
 
 @lru_cache(maxsize=64)
 def flux_lora_targets(names: tuple[str, ...]) -> tuple[frozenset[str], tuple[str, ...]]:
-    """The block layers that target names stand for, and the names that stand for none.
+    """Return the block layers that target names match, and the names that match none.
 
-    A name stands for every layer whose name ends with it at a dot, as in peft; ``to_k`` stands
-    for ``attn.to_k``.
+    A name matches every layer whose name ends with it at a dot, as in peft: ``to_k`` matches
+    ``attn.to_k``.
 
     Returns:
         Members of ``BLOCK_TARGETS``; the names without a match.
@@ -79,12 +84,20 @@ def flux_lora_targets(names: tuple[str, ...]) -> tuple[frozenset[str], tuple[str
     found: set[str] = set()
     unmatched = []
     for name in names:
-        wanted = _MISSPELT_TARGETS.get(name, name)
+        wanted = _MISSPELLED_TARGETS.get(name, name)
         hits = {t for t in BLOCK_TARGETS if t == wanted or t.endswith("." + wanted)}
         found |= hits
         if not hits and name not in _ABSENT_TARGETS:
             unmatched.append(name)
     return frozenset(found), tuple(unmatched)
+
+
+TransformerPart = Annotated[str, Location.FILE]
+EncoderPart = Annotated[str, Location.FILE, Affects.CACHE_ENTRIES]
+IF_TRANSFORMER_TRAINED = ActsIf(
+    lambda config: config.train_transformer, "train_transformer is false"
+)
+_OTHER_SAMPLER = "timestep_sampler is {config.timestep_sampler!r}"
 
 
 class FluxLoraConfig(PipelineConfig):
@@ -93,27 +106,27 @@ class FluxLoraConfig(PipelineConfig):
     type: Literal["FLUX_LORA"] = "FLUX_LORA"
     """Selects this training type."""
 
-    model: Annotated[str, Field(min_length=1)] = "black-forest-labs/FLUX.1-dev"
+    model: ModelSource = "black-forest-labs/FLUX.1-dev"
     """The base model: a diffusers folder, as the workers see it, a Hub id, or one
     ``.safetensors`` file that holds the whole model."""
 
-    transformer_path: str | None = None
+    transformer_path: TransformerPart | None = None
     """A ``.safetensors`` file whose transformer replaces the base model's."""
 
-    text_encoder_1_path: str | None = None
+    text_encoder_1_path: EncoderPart | None = None
     """A ``.safetensors`` file whose CLIP text encoder replaces the base model's."""
 
-    text_encoder_2_path: str | None = None
+    text_encoder_2_path: EncoderPart | None = None
     """A ``.safetensors`` file whose T5 text encoder replaces the base model's."""
 
     quantization: Literal["fp8", "int8", "nf4"] | None = None
     """Keep the frozen transformer's linear layers in 8 bits (``fp8``, ``int8``, by torchao) or 4
     (``nf4``, by bitsandbytes) and compute in weight_dtype's precision: half or a quarter of its
-    memory. Null: as they are. invoke-training has no such option."""
+    memory. Null: unchanged. invoke-training does not have this option."""
 
     lora_checkpoint_format: LoraFormat = "kohya"
-    """How the LoRA is written. Both forms hold the same weights; InvokeAI, ComfyUI and diffusers
-    read both."""
+    """The format of the LoRA's file. Both formats hold the same weights; InvokeAI, ComfyUI and
+    diffusers read both."""
 
     train_transformer: bool = True
     """Put LoRA layers on the transformer."""
@@ -122,24 +135,22 @@ class FluxLoraConfig(PipelineConfig):
     """Put LoRA layers on the CLIP text encoder; T5 is never trained. Needs
     cache_text_encoder_outputs false."""
 
-    text_encoder_learning_rate: PositiveFloat | None = 1e-4
+    text_encoder_learning_rate: Annotated[PositiveFloat | None, IF_TEXT_ENCODER_TRAINED] = 1e-4
     """The text encoder's learning rate; it acts with train_text_encoder. It overrides
     optimizer.learning_rate; null leaves that, and so does leaving it out with Prodigy or
     Adafactor."""
 
-    transformer_learning_rate: PositiveFloat | None = 4e-4
+    transformer_learning_rate: Annotated[PositiveFloat | None, IF_TRANSFORMER_TRAINED] = 4e-4
     """The transformer's learning rate. It overrides optimizer.learning_rate; null leaves that.
     Left out with Prodigy or Adafactor it is null, not 4e-4: their rates are relative, and
     invoke-training, where the default overrides Prodigy's, trains 2500 times too slowly. A value
-    that is given overrides theirs as well."""
+    that is given overrides theirs, too."""
 
-    lr_scheduler: Literal[
-        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
-    ] = "constant_with_warmup"
+    lr_scheduler: LrScheduler = "constant_with_warmup"
     """How the learning rate moves over the run."""
 
-    lr_warmup_steps: NonNegativeInt = 10
-    """Updates over which the rate rises from 0; every scheduler but ``constant`` takes it."""
+    lr_warmup_steps: LrWarmupSteps = 10
+    """Updates over which the rate rises from 0; every scheduler but ``constant`` uses it."""
 
     min_snr_gamma: PositiveFloat | None = None
     """Weight each sample's loss by min(snr, gamma) / (snr + 1), snr = ((1 - sigma) / sigma)^2:
@@ -149,25 +160,27 @@ class FluxLoraConfig(PipelineConfig):
     lora_rank_dim: PositiveInt = 4
     """The rank of the LoRA matrices."""
 
-    flux_lora_target_modules: tuple[str, ...] = _DEFAULT_TARGETS
+    flux_lora_target_modules: Annotated[tuple[PlainText, ...], IF_TRANSFORMER_TRAINED] = (
+        _DEFAULT_TARGETS
+    )
     """The block layers that get a LoRA, each by the end of its name. invoke-training's own list
-    holds three names that match nothing in FLUX: ``ff.net.2.0`` and ``ff_context.net.2.0`` are
-    read as ``ff.net.2`` and ``ff_context.net.2``, ``proj_in`` is passed over. The model's last
-    layer, also called ``proj_out``, never gets one."""
+    holds three names that match no layer of FLUX: ``ff.net.2.0`` and ``ff_context.net.2.0`` are
+    read as ``ff.net.2`` and ``ff_context.net.2``, ``proj_in`` is ignored. The model's last layer,
+    also called ``proj_out``, never gets one."""
 
-    text_encoder_lora_target_modules: ClipTargets = CLIP_TARGETS
+    text_encoder_lora_target_modules: Annotated[ClipTargets, IF_TEXT_ENCODER_TRAINED] = CLIP_TARGETS
     """The text encoder's layers that get a LoRA; it acts with train_text_encoder."""
 
-    cache_text_encoder_outputs: bool = False
+    cache_text_encoder_outputs: CacheText = False
     """Encode captions once, ahead of training, and share the outputs with every later job. False
     keeps both text encoders on the GPU and encodes at each step."""
 
-    weight_dtype: WeightDtype = "float16"
+    weight_dtype: FrozenDtype = "float16"
     """The precision of the frozen weights. LoRA weights and their optimizer state are always
     float32; float16 trains with a dynamic loss scale, so that gradients do not vanish."""
 
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
-    """FLUX predicts the flow's velocity and nothing else: only null is accepted."""
+    """FLUX always predicts the flow's velocity: only null is accepted."""
 
     train_batch_size: PositiveInt = 1
     """Samples of one forward pass."""
@@ -176,29 +189,37 @@ class FluxLoraConfig(PipelineConfig):
     """The dataset, and how it becomes samples."""
 
     timestep_sampler: Literal["shift", "uniform", "resolution_shift"] = "shift"
-    """How noise levels are drawn: ``shift`` draws sigmoid(sigmoid_scale * N(0, 1)) and shifts it
-    towards noise by discrete_flow_shift, ``uniform`` draws evenly, ``resolution_shift`` (not in
-    invoke-training) shifts by what FLUX samples such a size with: exp(0.5) at 256 patches (256 x
-    256 pixels) to exp(1.15) at 4096 (1024 x 1024), the exponent linear in the patches."""
+    """The distribution of noise levels: ``shift`` draws sigmoid(sigmoid_scale * N(0, 1)) and shifts
+    it towards noise by discrete_flow_shift, ``uniform`` draws evenly, ``resolution_shift`` (not in
+    invoke-training) shifts by what FLUX samples this size with: exp(0.5) at 256 patches (256 x 256
+    pixels) to exp(1.15) at 4096 (1024 x 1024), the exponent linear in the patches."""
 
-    discrete_flow_shift: PositiveFloat = 3.0
-    """``shift`` maps t to shift * t / (1 + (shift - 1) * t); 1 leaves it."""
+    discrete_flow_shift: Annotated[
+        PositiveFloat, ActsIf(lambda config: config.timestep_sampler == "shift", _OTHER_SAMPLER)
+    ] = 3.0
+    """``shift`` maps t to shift * t / (1 + (shift - 1) * t); 1 changes nothing."""
 
-    sigmoid_scale: PositiveFloat = 1.0
+    sigmoid_scale: Annotated[
+        PositiveFloat, ActsIf(lambda config: config.timestep_sampler != "uniform", _OTHER_SAMPLER)
+    ] = 1.0
     """The spread of the normal draw before the sigmoid."""
 
     lora_scale: PositiveFloat | None = 1.0
     """The strength of the LoRA, alpha / rank, while training and in the file. Null: 1."""
 
     guidance_scale: NonNegativeFloat = 1.0
-    """The guidance that a guidance-distilled transformer (FLUX.1-dev) is trained under; others
-    have no such input."""
+    """The guidance that a guidance-distilled transformer (FLUX.1-dev) is trained under; other
+    transformers do not have this input."""
 
-    clip_tokenizer_max_length: Annotated[int, Field(ge=2, le=77, strict=True)] = 77
-    """Tokens of a caption that CLIP sees; its position table ends at 77."""
+    clip_tokenizer_max_length: Annotated[
+        int, Field(ge=2, le=77, strict=True), Affects.CACHED_TEXT, Affects.CACHE_ENTRIES
+    ] = 77
+    """Tokens of a caption that CLIP reads; its position table ends at 77."""
 
-    t5_tokenizer_max_length: Annotated[int, Field(ge=1, le=512, strict=True)] = 512
-    """Tokens of a caption that T5 sees; FLUX was trained with 512."""
+    t5_tokenizer_max_length: Annotated[
+        int, Field(ge=1, le=512, strict=True), Affects.CACHED_TEXT, Affects.CACHE_ENTRIES
+    ] = 512
+    """Tokens of a caption that T5 reads; FLUX was trained with 512."""
 
     @field_validator("transformer_path", "text_encoder_1_path", "text_encoder_2_path")
     @classmethod
@@ -253,7 +274,7 @@ class FluxLoraConfig(PipelineConfig):
         return self.cache_text_encoder_outputs
 
     def learning_rates(self) -> dict[str, float]:
-        """Base learning rate by trained model."""
+        """Return the base learning rate of each trained model."""
         rates = {}
         if self.train_transformer:
             rates["transformer"] = self.transformer_learning_rate or self.optimizer.learning_rate
@@ -262,26 +283,11 @@ class FluxLoraConfig(PipelineConfig):
         return rates
 
     def lora_alpha(self) -> float:
-        """The LoRA's alpha: lora_scale times rank, so that strength does not fall with rank."""
+        """Return the LoRA's alpha: lora_scale times rank, so that only the scale decides."""
         return (self.lora_scale or 1.0) * self.lora_rank_dim
 
-    def effects(self) -> Effects:
-        """Which options act here, of those that do not always."""
-        transformer = Effect(self.train_transformer, "train_transformer is false")
-        text_encoder = Effect(self.train_text_encoder, "train_text_encoder is false")
-        sampler = f"timestep_sampler is {self.timestep_sampler!r}"
-        return {
-            **super().effects(),
-            "transformer_learning_rate": transformer,
-            "flux_lora_target_modules": transformer,
-            "text_encoder_learning_rate": text_encoder,
-            "text_encoder_lora_target_modules": text_encoder,
-            "discrete_flow_shift": Effect(self.timestep_sampler == "shift", sampler),
-            "sigmoid_scale": Effect(self.timestep_sampler != "uniform", sampler),
-        }
-
     def estimate(self, constants: MemoryModel = PUBLISHED) -> Estimate:
-        """The GPU memory this run needs."""
+        """Return the GPU memory this run needs."""
         targets, _ = flux_lora_targets(self.flux_lora_target_modules)
         return estimate_flux_lora(
             FluxShape(
@@ -299,13 +305,13 @@ class FluxLoraConfig(PipelineConfig):
         )
 
     def warnings(self) -> list[str]:
-        """What runs as described and is likely not what its author wants."""
+        """Return a sentence for each option that is valid and likely not what its author wants."""
         found = []
         smallest = min(size.pixels for size in self.data_loader.sizes())
         if smallest < 768 * 768 * 0.8:
             found.append("FLUX works best from 768 px up; data_loader.resolution is below that")
         if self.train_batch_size > 2:
-            found.append("train_batch_size above 2 needs a lot of memory with FLUX")
+            found.append("train_batch_size above 2 needs much memory with FLUX")
         text_done = self.cache_text_encoder_outputs or self.train_text_encoder
         latents_done = self.cache_vae_outputs or not self.data_loader.center_crop
         if not (text_done and latents_done):

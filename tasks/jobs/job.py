@@ -1,4 +1,4 @@
-"""``TrainingJob``: one job, as a person, a backend or a preset describes it."""
+"""``TrainingJob``: the description of one job, and its parser."""
 
 import json
 import re
@@ -11,7 +11,8 @@ from routing.estimate import PUBLISHED, MemoryModel
 from routing.policy import DoesNotFitError, Route, route
 from routing.requirements import TrainingType
 from tasks.errors import DoesNotFitJobError, InvalidJobError, Problem
-from tasks.jobs import invoke_limits
+from tasks.jobs import invoke
+from tasks.jobs.field_metadata import Location, PlainText
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.presets import UnknownPresetError, with_preset
 from tasks.jobs.sdxl import SdxlFinetuneConfig, SdxlLoraConfig, SdxlTextualInversionConfig
@@ -19,7 +20,19 @@ from tasks.strict_model import StrictModel
 
 # Job ids and names become parts of store keys and file names.
 _SAFE = r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$"
-SafeName = Annotated[str, Field(pattern=_SAFE, max_length=100)]
+SafeName = Annotated[str, Field(pattern=_SAFE, max_length=100), Location.NONE]
+
+# The branches of unions, which appear in pydantic's paths and not in the author's document.
+_BRANCH = re.compile(
+    r"^([A-Z][A-Z_]+|AdamW|Prodigy|Adafactor|(constrained-)?int|tuple\[.*|\[key\])$"
+)
+# What a pattern requires, in words.
+_PATTERNS = {
+    _SAFE: "must be letters, digits, '-' and '_', with single dots between them, and begin with a "
+    "letter or digit"
+}
+_NO_BRANCH = ("union_tag_invalid", "union_tag_not_found")
+_TOO_DEEP = "the job is nested too deeply"
 
 TrainingConfig = Annotated[
     SdxlLoraConfig | SdxlTextualInversionConfig | SdxlFinetuneConfig | FluxLoraConfig,
@@ -34,43 +47,43 @@ class TrainingJob(StrictModel):
     """The version of this description."""
 
     id: SafeName | None = None
-    """The job's id. Submitting the same id twice gives one job. Null: one is made at submit."""
+    """The job's id. Submitting the same id twice gives one job. Null: submit generates one."""
 
     name: SafeName = "lora"
-    """What the published file is called."""
+    """The name of the published file."""
 
-    preset: str | None = None
-    """A preset whose values stand where ``training`` has none."""
+    preset: PlainText | None = None
+    """The preset whose values apply where ``training`` has none."""
 
     tenant: SafeName = "default"
-    """Whose job it is. Tenants get fair shares of the fleet."""
+    """The owner of the job. Tenants get fair shares of the fleet."""
 
     priority: Annotated[int, Field(ge=0, le=9, strict=True)] = 0
-    """Among its tenant's waiting jobs: 9 goes first."""
+    """The priority among the tenant's waiting jobs: 9 is dispatched first."""
 
     engine: Engine = DIFFUSERS
-    """What trains it. ``diffusers`` is this package's own; ``invoke-training`` is that library, on
-    the workers that have it: see docs/guides/invoke-training.md."""
+    """The program that trains. ``diffusers`` is this package's own; ``invoke-training`` is that
+    library, on the workers that have it: see docs/guides/invoke-training.md."""
 
     training: TrainingConfig
-    """What to train, by its ``type``."""
+    """The training run, by its ``type``."""
 
     def warnings(self) -> list[str]:
-        """What runs as described and is likely not what its author wants."""
-        of_engine = invoke_limits.warnings_of(self.training) if self.engine == INVOKE else []
+        """Return a sentence for each option that is valid and likely not what its author wants."""
+        of_engine = invoke.warnings_of(self.training) if self.engine == INVOKE else []
         return [*self.training.warnings(), *of_engine]
 
     def route(self, constants: MemoryModel = PUBLISHED) -> Route:
-        """The class and queues of this job.
+        """Return the class and queues of this job.
 
-        Decided once, by the process that records the job, and kept in the record with the
-        estimate: whatever calibration other processes have does not change it any more.
+        The process that records the job decides them once, and keeps them in the record with the
+        estimate: the calibration of other processes does not change them.
 
         Args:
-            constants: The recording process's, from its TRAINING_CALIBRATION.
+            constants: The memory model of the recording process, from its TRAINING_CALIBRATION.
 
         Raises:
-            DoesNotFitJobError: No GPU memory class holds it.
+            DoesNotFitJobError: No GPU memory class is large enough.
         """
         estimate = self.training.estimate(constants)
         try:
@@ -83,18 +96,14 @@ class TrainingJob(StrictModel):
             ) from error
 
 
-def _engine_faults(job: TrainingJob) -> list[Problem]:
-    return invoke_limits.problems_of(job.training) if job.engine == INVOKE else []
-
-
 def parse_job(document: Any) -> TrainingJob:
-    """The job that a document describes, its preset applied.
+    """Return the job that a document describes, its preset applied.
 
     Args:
         document: A mapping, as read from JSON or YAML. It is not changed.
 
     Raises:
-        InvalidJobError: With every fault of the document.
+        InvalidJobError: The document is no valid job; the error lists every problem.
     """
     if not isinstance(document, dict):
         raise InvalidJobError([Problem("", "a job is a mapping with the key 'training'")])
@@ -104,84 +113,74 @@ def parse_job(document: Any) -> TrainingJob:
     except UnknownPresetError as error:
         problems.append(Problem("preset", str(error)))
     except RecursionError as error:
-        raise InvalidJobError([Problem("", "a job is not nested this deeply")]) from error
-    known = _check_type(document)
-    if known is not None:
-        raise InvalidJobError([*problems, known])
+        raise InvalidJobError([Problem("", _TOO_DEEP)]) from error
+    type_problem = _check_type(document)
+    if type_problem is not None:
+        raise InvalidJobError([*problems, type_problem])
     try:
-        # Through JSON text, so that only what a message can carry is accepted, and in its types.
+        # Through JSON text: accept only what a message can carry, in its types.
         job = TrainingJob.model_validate_json(json.dumps(document, default=str))
     except ValidationError as error:
         raise InvalidJobError([*problems, *problems_of(error)]) from error
     except RecursionError as error:
-        raise InvalidJobError(
-            [*problems, Problem("", "a job is not nested this deeply")]
-        ) from error
-    except (TypeError, ValueError) as error:  # keys that are no text, a mapping inside itself
-        raise InvalidJobError([*problems, Problem("", f"is no JSON: {error}")]) from error
-    problems += _engine_faults(job)
+        raise InvalidJobError([*problems, Problem("", _TOO_DEEP)]) from error
+    except (TypeError, ValueError) as error:  # keys that are not text, a mapping inside itself
+        raise InvalidJobError([*problems, Problem("", f"the job is not JSON: {error}")]) from error
+    if job.engine == INVOKE:
+        problems += invoke.problems_of(job.training)
     if problems:
         raise InvalidJobError(problems)
     return job
 
 
 def problems_of(error: ValidationError) -> list[Problem]:
-    """Every fault that pydantic found, by the path a person would write."""
+    """Return every problem that pydantic found, by the path in the author's document."""
     by_path: dict[str, list[dict[str, Any]]] = {}
     for details in map(dict, error.errors(include_url=False)):
         by_path.setdefault(_path(details), []).append(details)
     problems = []
     for path, found in by_path.items():
-        # A field of two forms is told of for both; where one form went beyond its type, that is it.
-        further = [d for d in found if d["type"] not in ("int_type", "tuple_type")]
-        told_within = any(other.startswith(f"{path}.") for other in by_path)
-        problems += [Problem(path, _problem(d)) for d in further or ([] if told_within else found)]
+        # pydantic reports a union of int and tuple once for each branch. The branch that got past
+        # its type check is the one that the author meant; a problem inside a tuple says enough.
+        meant = [d for d in found if d["type"] not in ("int_type", "tuple_type")]
+        reported_inside = any(other.startswith(f"{path}.") for other in by_path)
+        if not meant and not reported_inside:
+            meant = found
+        problems += [Problem(path, _message(details)) for details in meant]
     return problems
 
 
 def _check_type(document: dict[str, Any]) -> Problem | None:
     training = document.get("training")
     if not isinstance(training, dict):
-        return Problem("training", "is missing; it holds the training type and its options")
+        return Problem("training", "is missing; it contains the training type and its options")
     given = training.get("type")
     if given in list(TrainingType):
         return None
     types = ", ".join(TrainingType)
-    return Problem("training.type", f"{given!r} is no training type; the types are {types}")
-
-
-# The names of union branches appear in pydantic's paths, not in a person's document.
-_BRANCH = re.compile(
-    r"^([A-Z][A-Z_]+|AdamW|Prodigy|Adafactor|(constrained-)?int|tuple\[.*|\[key\])$"
-)
-
-# What a pattern asks for, in words.
-_PATTERNS = {
-    _SAFE: "takes letters, digits, '-' and '_', and single dots between them, and begins with a "
-    "letter or digit"
-}
-
-_NO_BRANCH = ("union_tag_invalid", "union_tag_not_found")
+    return Problem("training.type", f"{given!r} is not a training type; the types are {types}")
 
 
 def _path(details: dict[str, Any]) -> str:
     *folders, last = map(str, details["loc"] or ("",))
     if details["type"] in _NO_BRANCH:
-        # Told of the whole, though it is the field that selects a branch.
+        # pydantic reports the union, though the problem is in the field that selects its branch.
         folders, last = [*folders, last], details["ctx"]["discriminator"].strip("'")
-    # An option that a person made up may be spelled like a branch.
-    is_theirs = details["type"] == "extra_forbidden" or not _BRANCH.match(last)
-    return ".".join([part for part in folders if not _BRANCH.match(part)] + [last] * is_theirs)
+    parts = [part for part in folders if not _BRANCH.match(part)]
+    # An unknown option may be spelled like a branch.
+    if details["type"] == "extra_forbidden" or not _BRANCH.match(last):
+        parts.append(last)
+    return ".".join(parts)
 
 
-def _problem(details: dict[str, Any]) -> str:
+def _message(details: dict[str, Any]) -> str:
     kind, message = details["type"], str(details["msg"])
     if kind == "extra_forbidden":
-        return "is no option; check its spelling"
+        return "is not an option; check its spelling"
     if kind in ("missing", "union_tag_not_found"):
         return "is missing"
     if kind == "union_tag_invalid":
-        return f"{details['ctx']['tag']!r} is none of {details['ctx']['expected_tags']}"
+        return f"{details['ctx']['tag']!r} is not one of {details['ctx']['expected_tags']}"
     if kind == "string_pattern_mismatch":
         message = _PATTERNS.get(details["ctx"]["pattern"], message)
     message = message.removeprefix("Value error, ")

@@ -4,7 +4,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from tasks.jobs.field_metadata import ActsIf
 from tasks.strict_model import Decay, NonNegativeFloat, PositiveFloat, StrictModel
+
+IF_WARMING_UP = ActsIf(
+    lambda config: config.lr_scheduler != "constant",
+    "lr_scheduler 'constant' neither rises nor falls",
+)
+LearningRate = Annotated[
+    PositiveFloat,
+    ActsIf(
+        lambda config: config.optimizer.learning_rate in config.learning_rates().values(),
+        "every trained model has its own learning rate, given or by default; null leaves this one",
+    ),
+]
 
 
 class AdamOptimizerConfig(StrictModel):
@@ -13,8 +26,8 @@ class AdamOptimizerConfig(StrictModel):
     optimizer_type: Literal["AdamW"] = "AdamW"
     """Selects this optimizer."""
 
-    learning_rate: PositiveFloat = 1e-4
-    """The rate where the model's own learning rate is null."""
+    learning_rate: LearningRate = 1e-4
+    """The learning rate of each model whose own learning rate is null."""
 
     beta1: Decay = 0.9
     """Decay of the mean of the gradients."""
@@ -29,12 +42,12 @@ class AdamOptimizerConfig(StrictModel):
     """Added to the denominator."""
 
     use_8bit: bool = False
-    """Keep the optimizer's state in 8 bits (Dettmers et al., 2022), by bitsandbytes. Weights of
-    under 4096 numbers keep theirs in 32."""
+    """Keep the optimizer's state in 8 bits (Dettmers et al., 2022), by bitsandbytes. The state of
+    tensors below 4096 numbers stays in 32 bits."""
 
     @property
     def state_bytes(self) -> float:
-        """Bytes kept for each trained weight: two moments."""
+        """Bytes of state for each trained weight: two moments."""
         return 2 if self.use_8bit else 8
 
 
@@ -44,8 +57,8 @@ class ProdigyOptimizerConfig(StrictModel):
     optimizer_type: Literal["Prodigy"] = "Prodigy"
     """Selects this optimizer."""
 
-    learning_rate: PositiveFloat = 1.0
-    """A factor on the step size that Prodigy finds, where the model's own learning rate is null
+    learning_rate: LearningRate = 1.0
+    """A factor on the step size that Prodigy finds, for each model whose own learning rate is null
     or left out. Prodigy does not make up for it: far below 1, it hardly trains."""
 
     weight_decay: NonNegativeFloat = 0.0
@@ -54,37 +67,37 @@ class ProdigyOptimizerConfig(StrictModel):
     use_bias_correction: bool = False
     """Adam's bias correction."""
 
-    safeguard_warmup: bool = False
+    safeguard_warmup: Annotated[bool, IF_WARMING_UP] = False
     """Keep the low rates of the warmup steps out of the step-size estimate."""
 
     @property
     def state_bytes(self) -> float:
-        """Bytes kept for each trained weight: AdamW's two, its start, and a sum of gradients."""
+        """Bytes of state for each trained weight: two moments, its start, a sum of gradients."""
         return 16
 
 
 class AdafactorOptimizerConfig(StrictModel):
-    """Adafactor (Shazeer & Stern, 2018): hardly any state, for finetunes on small cards."""
+    """Adafactor (Shazeer & Stern, 2018): hardly any state, for finetunes on small GPUs."""
 
     optimizer_type: Literal["Adafactor"] = "Adafactor"
-    """Selects this optimizer. invoke-training has no such one."""
+    """Selects this optimizer. invoke-training does not have it."""
 
-    learning_rate: PositiveFloat = 1e-2
-    """The rate where the model's own learning rate is null. It is relative: a step moves a weight
-    matrix by this share of its root mean square, 1 / sqrt(step) at most."""
+    learning_rate: LearningRate = 1e-2
+    """The learning rate of each model whose own learning rate is null. It is relative: a step moves
+    a weight matrix by this share of its root mean square, 1 / sqrt(step) at most."""
 
     beta2_decay: Annotated[float, Field(lt=0, allow_inf_nan=False)] = -0.8
     """The mean of squared gradients decays by 1 - step^beta2_decay."""
 
     clipping_threshold: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
-    """The greatest root mean square of an update before the rate."""
+    """The maximum root mean square of an update, before it is multiplied by the rate."""
 
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled decay of the weights at each step, times the learning rate."""
 
     @property
     def state_bytes(self) -> float:
-        """Bytes kept for each trained weight: a row's and a column's sums, next to nothing."""
+        """Bytes of state for each trained weight: sums of rows and columns, next to nothing."""
         return 0
 
 

@@ -1,4 +1,4 @@
-"""What all training types have in common: invoke-training's names, checked across fields."""
+"""The options that all training types share, with invoke-training's names, and their checks."""
 
 from abc import abstractmethod
 from collections.abc import Collection
@@ -8,9 +8,16 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from routing.estimate import PUBLISHED, Estimate, MemoryModel
-from tasks.jobs.datasets import DataLoaderConfig
-from tasks.jobs.inert_options import Effect, Effects, without_effect
+from tasks.jobs.data_loaders import DataLoaderConfig
+from tasks.jobs.field_metadata import (
+    ActsIf,
+    Affects,
+    Location,
+    PlainText,
+    inert_options,
+)
 from tasks.jobs.optimizers import (
+    IF_WARMING_UP,
     AdafactorOptimizerConfig,
     AdamOptimizerConfig,
     OptimizerConfig,
@@ -19,20 +26,42 @@ from tasks.jobs.optimizers import (
 from tasks.strict_model import NonNegativeInt, PositiveFloat, PositiveInt, StrictModel
 
 WeightDtype = Literal["float32", "float16", "bfloat16"]
-LoraFormat = Literal["invoke_peft", "kohya"]
+FrozenDtype = Annotated[WeightDtype, Affects.CACHED_TEXT, Affects.CACHE_ENTRIES]
+LoraFormat = Annotated[Literal["invoke_peft", "kohya"], Affects.NO_NUMBER]
+ModelSource = Annotated[str, Field(min_length=1), Location.BASE_MODEL, Affects.CACHE_ENTRIES]
+CacheText = Annotated[bool, Affects.CACHE_ENTRIES]
+LrScheduler = Annotated[
+    Literal[
+        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
+    ],
+    ActsIf(
+        lambda config: config.lr_scheduler != "constant_with_warmup" or config.lr_warmup_steps > 0,
+        "without lr_warmup_steps, 'constant_with_warmup' is 'constant'",
+    ),
+]
+LrWarmupSteps = Annotated[NonNegativeInt, IF_WARMING_UP]
+Prompts = Annotated[tuple[PlainText, ...], Affects.NO_NUMBER, Affects.CACHE_ENTRIES]
+IF_TEXT_ENCODER_TRAINED = ActsIf(
+    lambda config: config.train_text_encoder, "train_text_encoder is false"
+)
+IF_VALIDATING = ActsIf(
+    lambda config: bool(config.validation_prompts), "there are no validation_prompts"
+)
 # The linear layers of a CLIP text encoder's blocks.
 CLIP_TARGETS = ("fc1", "fc2", "q_proj", "k_proj", "v_proj", "out_proj")
-# One event tells of all images of a step, some 350 bytes each; a worker takes lines of 256 KiB.
-MOST_VALIDATION_IMAGES = 256
-# Prodigy's author advises 1, and 0.1 to 3 for experiments; below, a rate meant for AdamW is likely.
-_LEAST_PRODIGY_RATE = 0.1
+PICKLE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+# One event lists all images of a step in some 350 bytes each; a worker takes lines of 256 KiB.
+MAX_VALIDATION_IMAGES = 256
+# Prodigy's author advises 1, and 0.1 to 3 for experiments; a lower rate was likely meant for AdamW.
+_MIN_PRODIGY_RATE = 0.1
+_PARTNER = {"max_train_epochs": "max_train_steps", "save_every_n_steps": "save_every_n_epochs"}
 
 
 def known_names(names: tuple[str, ...], known: Collection[str], model: str) -> tuple[str, ...]:
-    """The names, each of which ends one of the known layer names at a dot.
+    """Return the names, each of which ends a known layer name at a dot.
 
     Raises:
-        ValueError: One ends none, or there are none.
+        ValueError: A name matches no layer, or there is no name.
     """
     unmatched = [n for n in names if not any(k == n or k.endswith(f".{n}") for k in known)]
     if unmatched:
@@ -46,7 +75,7 @@ def known_names(names: tuple[str, ...], known: Collection[str], model: str) -> t
 
 
 ClipTargets = Annotated[
-    tuple[str, ...],
+    tuple[PlainText, ...],
     AfterValidator(lambda names: known_names(names, CLIP_TARGETS, "the text encoder")),
 ]
 
@@ -54,18 +83,20 @@ ClipTargets = Annotated[
 class PipelineConfig(StrictModel):
     """A training run of any type."""
 
-    type: str
+    type: PlainText
     """Selects the training type."""
 
     seed: NonNegativeInt | None = None
     """Decides every random draw of the run. Null: one is drawn at submit and recorded."""
 
-    base_output_dir: str | None = None
-    """A folder inside the store under which the results are published. Null: ``outputs``."""
+    base_output_dir: Annotated[str | None, Location.STORE_FOLDER, Affects.NO_NUMBER] = None
+    """The folder in the store under which the results are published. Null: ``outputs``."""
 
-    report_to: Literal["all", "tensorboard", "wandb", "comet_ml"] = "tensorboard"
-    """Where metrics go beside the job's events: a TensorBoard file among the results. The other
-    values would need secrets on the workers: refused."""
+    report_to: Annotated[Literal["all", "tensorboard", "wandb", "comet_ml"], Affects.NO_NUMBER] = (
+        "tensorboard"
+    )
+    """The format of the metrics beside the job's events: a TensorBoard file among the results. The
+    other values would need secrets on the workers and are refused."""
 
     max_train_steps: PositiveInt | None = None
     """Weight updates to make. Exactly one of this and max_train_epochs."""
@@ -73,51 +104,49 @@ class PipelineConfig(StrictModel):
     max_train_epochs: PositiveInt | None = None
     """Passes over the dataset to make. Exactly one of this and max_train_steps."""
 
-    save_every_n_epochs: PositiveInt | None = None
+    save_every_n_epochs: Annotated[PositiveInt | None, Affects.NO_NUMBER] = None
     """Keep a checkpoint after every n passes. Exactly one of this and save_every_n_steps."""
 
-    save_every_n_steps: PositiveInt | None = None
+    save_every_n_steps: Annotated[PositiveInt | None, Affects.NO_NUMBER] = None
     """Keep a checkpoint after every n updates. Exactly one of this and save_every_n_epochs."""
 
-    validate_every_n_epochs: PositiveInt | None = None
+    validate_every_n_epochs: Annotated[PositiveInt | None, Affects.NO_NUMBER, IF_VALIDATING] = None
     """Make validation images after every n passes. With validation_prompts, exactly one of this
-    and validate_every_n_steps; without prompts at most one, and there is nothing to make."""
+    and validate_every_n_steps; without prompts at most one, which has no effect."""
 
-    validate_every_n_steps: PositiveInt | None = None
+    validate_every_n_steps: Annotated[PositiveInt | None, Affects.NO_NUMBER, IF_VALIDATING] = None
     """Make validation images after every n updates. With validation_prompts, exactly one of this
-    and validate_every_n_epochs; without prompts at most one, and there is nothing to make."""
+    and validate_every_n_epochs; without prompts at most one, which has no effect."""
 
-    model: Annotated[str, Field(min_length=1)]
+    model: ModelSource
     """The base model: a diffusers folder, as the workers see it, a Hub id, or one
     ``.safetensors`` file that holds the whole model."""
 
-    single_file_config: Annotated[str, Field(min_length=1)] | None = None
-    """Where ``model`` is a single file: the diffusers folder or Hub id whose configs and
-    tokenizers describe it. Null: the type's default model."""
+    single_file_config: ModelSource | None = None
+    """The diffusers folder or Hub id whose configs and tokenizers describe ``model``, if that is a
+    single file. Null: the type's default model."""
 
     optimizer: OptimizerConfig = AdamOptimizerConfig()
     """The optimizer and its settings."""
 
-    lr_scheduler: Literal[
-        "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
-    ] = "constant"
+    lr_scheduler: LrScheduler = "constant"
     """How the learning rate moves over the run."""
 
-    lr_warmup_steps: NonNegativeInt = 0
-    """Updates over which the rate rises from 0; every scheduler but ``constant`` takes it."""
+    lr_warmup_steps: LrWarmupSteps = 0
+    """Updates over which the rate rises from 0; every scheduler but ``constant`` uses it."""
 
-    cache_vae_outputs: bool = False
+    cache_vae_outputs: Annotated[bool, Affects.CACHE_ENTRIES] = False
     """Encode images once, ahead of training, and share the latents with every later job. False
     keeps the VAE on the GPU and encodes at each step. Needs center_crop."""
 
-    enable_cpu_offload_during_validation: bool = False
+    enable_cpu_offload_during_validation: Annotated[bool, Affects.NO_NUMBER, IF_VALIDATING] = False
     """Keep on the GPU only the model in use while making validation images. Slower, and takes
     less memory; it acts with validation_prompts."""
 
     gradient_accumulation_steps: PositiveInt = 1
     """Batches whose gradients make one weight update."""
 
-    weight_dtype: WeightDtype = "bfloat16"
+    weight_dtype: FrozenDtype = "bfloat16"
     """The precision of the frozen weights. Trained weights and their optimizer state are always
     float32; float16 trains with a dynamic loss scale, so that gradients do not vanish."""
 
@@ -128,18 +157,18 @@ class PipelineConfig(StrictModel):
     gradient_checkpointing: bool = False
     """Recompute each block in the backward pass: far less memory, about 20 % slower."""
 
-    max_checkpoints: PositiveInt | None = None
-    """How many checkpoints to keep, newest last. Null keeps all. An old one is removed only once
+    max_checkpoints: Annotated[PositiveInt | None, Affects.NO_NUMBER] = None
+    """The number of newest checkpoints to keep. Null keeps all. An old one is removed only after
     the new one is recorded."""
 
     max_grad_norm: PositiveFloat | None = None
     """Clip the gradients' norm to this. Null: no clipping."""
 
-    validation_prompts: tuple[str, ...] = ()
-    """Prompts to make images from through the run, as they stand: without caption_prefix. The
-    images have the training resolution and are published in ``validation/``."""
+    validation_prompts: Prompts = ()
+    """Prompts to make images from during the run, without caption_prefix. The images have the
+    training resolution and are published in ``validation/``."""
 
-    num_validation_images_per_prompt: PositiveInt = 4
+    num_validation_images_per_prompt: Annotated[PositiveInt, Affects.NO_NUMBER, IF_VALIDATING] = 4
     """Images for each of validation_prompts. The noise they start from is decided by seed, prompt
     and number, so that the images of different steps compare."""
 
@@ -148,7 +177,7 @@ class PipelineConfig(StrictModel):
 
     use_masks: bool = False
     """Weight the loss by the dataset's masks, in latent space: white counts fully, black not at
-    all. Images without a mask count fully. Only JSONL datasets hold masks."""
+    all. Images without a mask count fully. Only JSONL datasets have masks."""
 
     @property
     @abstractmethod
@@ -162,63 +191,28 @@ class PipelineConfig(StrictModel):
 
     @abstractmethod
     def learning_rates(self) -> dict[str, float]:
-        """Base learning rate by trained model (``unet``, ``text_encoder``), trained ones only."""
+        """Return the base learning rate of each trained model, such as ``unet``."""
 
     @abstractmethod
     def estimate(self, constants: MemoryModel = PUBLISHED) -> Estimate:
-        """The GPU memory this run needs."""
+        """Return the GPU memory this run needs."""
 
     def warnings(self) -> list[str]:
-        """What runs as described and is likely not what its author wants."""
-        found = without_effect(self, self.effects())
+        """Return a sentence for each option that is valid and likely not what its author wants."""
+        found = inert_options(self)
         warmup, steps = self.lr_warmup_steps, self.max_train_steps
         if self.lr_scheduler != "constant" and steps is not None and warmup >= steps:
             found.append(
-                f"lr_warmup_steps ({warmup}) takes all of max_train_steps ({steps}): the learning "
+                f"lr_warmup_steps ({warmup}) is not below max_train_steps ({steps}): the learning "
                 "rate never gets to its full value"
             )
         rates = self.learning_rates().values()
-        if isinstance(self.optimizer, ProdigyOptimizerConfig) and min(rates) < _LEAST_PRODIGY_RATE:
+        if isinstance(self.optimizer, ProdigyOptimizerConfig) and min(rates) < _MIN_PRODIGY_RATE:
             found.append(
                 f"Prodigy's rate is a factor on the step size it finds, usually 1; at "
-                f"{min(rates):g} it hardly trains: leave the model's own learning rate out"
+                f"{min(rates):g} it hardly trains: leave out the model's learning rate"
             )
         return found
-
-    def effects(self) -> Effects:
-        """Which options act here, of those that do not always."""
-        validates = Effect(bool(self.validation_prompts), "there are no validation_prompts")
-        warms_up = Effect(
-            self.lr_scheduler != "constant", "lr_scheduler 'constant' neither rises nor falls"
-        )
-        overridden = Effect(
-            self.optimizer.learning_rate in self.learning_rates().values(),
-            "every trained model has a learning rate of its own, given or by default; "
-            "null leaves this one",
-        )
-        with_buckets = self.loader.aspect_ratio_buckets
-        return {
-            "validate_every_n_epochs": validates,
-            "validate_every_n_steps": validates,
-            "num_validation_images_per_prompt": validates,
-            "enable_cpu_offload_during_validation": validates,
-            "lr_warmup_steps": warms_up,
-            "optimizer.safeguard_warmup": warms_up,
-            "lr_scheduler": Effect(
-                self.lr_scheduler != "constant_with_warmup" or self.lr_warmup_steps > 0,
-                "without lr_warmup_steps, 'constant_with_warmup' is 'constant'",
-            ),
-            "optimizer.learning_rate": overridden,
-            "data_loader.resolution": Effect(
-                with_buckets is None or self.loader.resolution == with_buckets.target_resolution,
-                "aspect_ratio_buckets decide the sizes",
-            ),
-            "data_loader.dataset.mask_column": Effect(self.use_masks, "use_masks is false"),
-            **dict.fromkeys(
-                _KEPT_IN_MEMORY,
-                Effect(not self.cache_vae_outputs, "with cache_vae_outputs no image is decoded"),
-            ),
-        }
 
     @field_validator("base_output_dir")
     @classmethod
@@ -234,7 +228,7 @@ class PipelineConfig(StrictModel):
     @classmethod
     def _only_tensorboard(cls, value: str) -> str:
         if value != "tensorboard":
-            raise ValueError("only 'tensorboard' is built; the others need secrets on the workers")
+            raise ValueError("must be 'tensorboard'; the others need secrets on the workers")
         return value
 
     @field_validator("max_train_epochs", "save_every_n_steps")
@@ -256,23 +250,23 @@ class PipelineConfig(StrictModel):
     @classmethod
     def _no_pickle_model(cls, model: str) -> str:
         if model.lower().endswith(PICKLE_ENDINGS):
-            raise ValueError("is a pickle checkpoint, which is a program; use a .safetensors file")
+            raise ValueError("is a pickle checkpoint, which can run code; use a .safetensors file")
         return model
 
     @field_validator("single_file_config")
     @classmethod
     def _describes_a_file(cls, value: str | None, info: ValidationInfo) -> str | None:
-        # A model that is absent was refused by itself.
+        # A model that is absent here was refused itself.
         model = info.data.get("model")
         if value is not None and model is not None and not model.endswith(".safetensors"):
-            raise ValueError("acts only where model is a single .safetensors file; leave it out")
+            raise ValueError("acts only if model is a single .safetensors file; leave it out")
         if value is not None and value.lower().endswith((".safetensors", *PICKLE_ENDINGS)):
             raise ValueError("must be a diffusers folder or a Hub id")
         return value
 
     @field_validator("optimizer", mode="before")
     @classmethod
-    def _adamw_if_not_said(cls, value: Any) -> Any:
+    def _default_to_adamw(cls, value: Any) -> Any:
         # As in invoke-training, whose union has no discriminator.
         if isinstance(value, dict) and "optimizer_type" not in value:
             return {"optimizer_type": "AdamW", **value}
@@ -289,7 +283,7 @@ class PipelineConfig(StrictModel):
     @classmethod
     def _with_an_interval(cls, prompts: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         intervals = ("validate_every_n_steps", "validate_every_n_epochs")
-        # One that is absent was refused by itself.
+        # An interval that is absent here was refused itself.
         if prompts and all(info.data.get(name, 0) is None for name in intervals):
             raise ValueError("set one of validate_every_n_steps and validate_every_n_epochs too")
         return prompts
@@ -298,36 +292,34 @@ class PipelineConfig(StrictModel):
     @classmethod
     def _not_too_many(cls, number: int, info: ValidationInfo) -> int:
         prompts = len(info.data.get("validation_prompts", ()))
-        if prompts * number > MOST_VALIDATION_IMAGES:
+        if prompts * number > MAX_VALIDATION_IMAGES:
             raise ValueError(
                 f"{prompts} prompts of {number} images each are {prompts * number} images at a "
-                f"time; at most {MOST_VALIDATION_IMAGES} are made"
+                f"time; the maximum is {MAX_VALIDATION_IMAGES}"
             )
         return number
 
     @field_validator("data_loader", check_fields=False)
     @classmethod
-    def _goes_with_the_options(
-        cls, loader: DataLoaderConfig, info: ValidationInfo
-    ) -> DataLoaderConfig:
+    def _fits_the_options(cls, loader: DataLoaderConfig, info: ValidationInfo) -> DataLoaderConfig:
         problems = []
         if info.data.get("cache_vae_outputs") and not loader.center_crop:
             problems.append(
-                "center_crop false draws another crop at each step, which no cache can hold; "
+                "center_crop false draws another crop at each step, which cannot be cached; "
                 "set center_crop true or cache_vae_outputs false"
             )
         if info.data.get("use_masks") and not any(source.has_masks for source in loader.sources()):
-            problems.append("use_masks needs an IMAGE_CAPTION_JSONL_DATASET, which can hold masks")
+            problems.append("use_masks needs an IMAGE_CAPTION_JSONL_DATASET, which can have masks")
         if problems:
             raise ValueError("; ".join(problems))
         return loader
 
     @model_validator(mode="before")
     @classmethod
-    def _relative_rates_are_kept(cls, values: Any) -> Any:
-        """Leave such an optimizer its own rate where a model's is left out, whatever its default.
+    def _keep_relative_rates(cls, values: Any) -> Any:
+        """With Prodigy or Adafactor, make each model's learning rate null unless it is given.
 
-        The defaults are meant for AdamW, and mean something else to Prodigy and Adafactor.
+        The models' default rates are meant for AdamW; these two optimizers' rates are relative.
         """
         if not isinstance(values, dict):
             return values
@@ -340,30 +332,25 @@ class PipelineConfig(StrictModel):
         return {**dict.fromkeys(rates), **values}
 
 
-PICKLE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
-_KEPT_IN_MEMORY = tuple(
-    f"data_loader.{name}.keep_in_memory"
-    for name in ("dataset", "instance_dataset", "class_dataset")
-)
-_PARTNER = {"max_train_epochs": "max_train_steps", "save_every_n_steps": "save_every_n_epochs"}
-
-
 def not_cached_if_trained(cached: bool, info: ValidationInfo) -> bool:
-    """The value of cache_text_encoder_outputs, refused where the text encoder is trained."""
+    """Return cache_text_encoder_outputs, which must be false if the text encoder is trained."""
     if cached and info.data.get("train_text_encoder"):
         raise ValueError("a trained text encoder's outputs change; set train_text_encoder false")
     return cached
 
 
 def one_prodigy_rate(rate: float | None, info: ValidationInfo, *, trains: str) -> float | None:
-    """A model's rate, refused where Prodigy would get this and another for the text encoder.
+    """Return a model's rate, which must equal the text encoder's with Prodigy.
 
     Prodigy finds one step size for all models.
 
     Args:
         rate: The model's own rate, checked after the text encoder's.
         info: The fields before it.
-        trains: The field that says whether the model is trained.
+        trains: The name of the field that decides whether the model is trained.
+
+    Raises:
+        ValueError: Both models are trained by Prodigy, with different rates.
     """
     optimizer = info.data.get("optimizer")
     both = info.data.get(trains) and info.data.get("train_text_encoder")

@@ -1,22 +1,26 @@
-"""The three SDXL configs: invoke-training's, every field acting or refused."""
+"""The three SDXL configs: invoke-training's; every option acts or is refused."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from routing.estimate import PUBLISHED, Estimate, MemoryModel, SdxlShape, estimate_sdxl
-from tasks.jobs.datasets import (
+from tasks.jobs.data_loaders import (
     DreamboothSDDataLoaderConfig,
     ImageCaptionSDDataLoaderConfig,
     TextualInversionSDDataLoaderConfig,
 )
-from tasks.jobs.inert_options import Effect, Effects
+from tasks.jobs.field_metadata import ActsIf, Affects, Location, NonEmptyText, PlainText
 from tasks.jobs.pipeline import (
     CLIP_TARGETS,
+    IF_TEXT_ENCODER_TRAINED,
     PICKLE_ENDINGS,
+    CacheText,
     ClipTargets,
     LoraFormat,
+    ModelSource,
     PipelineConfig,
+    Prompts,
     WeightDtype,
     known_names,
     not_cached_if_trained,
@@ -62,44 +66,55 @@ _DEFAULT_TARGETS = (
     "time_emb_proj",
     "ff.net.2",
 )
-# A token of letters, digits and signs in one piece: what every reader can find in a prompt.
+# One word without spaces and commas, which InvokeAI, ComfyUI and diffusers can find in a prompt.
 Token = Annotated[str, Field(pattern=r"^[^\s,]+$", max_length=100)]
+EmbeddingFile = Annotated[str, Location.FILE]
+IF_UNET_TRAINED = ActsIf(lambda config: config.train_unet, "train_unet is false")
 
 
 class SdxlConfig(PipelineConfig):
     """An SDXL training run."""
 
-    model: Annotated[str, Field(min_length=1)] = "stabilityai/stable-diffusion-xl-base-1.0"
+    model: ModelSource = "stabilityai/stable-diffusion-xl-base-1.0"
     """The base model: a diffusers folder, as the workers see it, a Hub id, or one
     ``.safetensors`` file that holds the whole model."""
 
-    hf_variant: str | None = "fp16"
-    """The variant of a Hub repository's files to fetch (``fp16`` is half the download); weights
-    without that variant are taken where there is none. For folders the same."""
+    hf_variant: Annotated[
+        PlainText | None,
+        Affects.CACHE_ENTRIES,
+        ActsIf(
+            lambda config: (
+                not config.model.endswith(".safetensors") or config.vae_model is not None
+            ),
+            "model is a single file",
+        ),
+    ] = "fp16"
+    """The variant of a Hub repository's weights to fetch (``fp16`` is half the download), or of a
+    folder's to load; weights without a variant if there are none."""
 
-    vae_model: Annotated[str, Field(min_length=1)] | None = None
-    """A diffusers folder or Hub id of a VAE to use instead of the base model's. The published
-    file does not hold it, but full_diffusers and single_file do."""
+    vae_model: ModelSource | None = None
+    """A diffusers folder or Hub id of a VAE to use instead of the base model's. A LoRA's or
+    embedding's file does not contain it, but full_diffusers and single_file do."""
 
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
-    """What the UNet predicts: the noise, or the velocity (Salimans & Ho, 2022). Null: what the
-    base model's scheduler says."""
+    """The UNet's target: the noise, or the velocity (Salimans & Ho, 2022). Null: as the base
+    model's scheduler config says."""
 
     min_snr_gamma: PositiveFloat | None = 5.0
     """Weight each sample's loss by min(snr, gamma) / snr, and with v-prediction by
     min(snr, gamma) / (snr + 1): Min-SNR (Hang et al., 2023). Null: no weighting."""
 
     xformers: bool = False
-    """PyTorch's own attention is as fast and exact to repeat: true is refused."""
+    """PyTorch's attention is as fast and repeats exactly: true is refused."""
 
-    negative_validation_prompts: tuple[str, ...] | None = None
-    """What each validation image should not show: one for each of validation_prompts."""
+    negative_validation_prompts: Prompts | None = None
+    """What the validation images should not show: one for each of validation_prompts."""
 
     @field_validator("xformers")
     @classmethod
     def _refuse_xformers(cls, value: bool) -> bool:
         if value:
-            raise ValueError("PyTorch's own attention is as fast, and used; leave it false")
+            raise ValueError("must be false; PyTorch's attention is as fast, and is used")
         return value
 
     @field_validator("vae_model")
@@ -118,20 +133,6 @@ class SdxlConfig(PipelineConfig):
         if prompts is not None and wanted is not None and len(prompts) != len(wanted):
             raise ValueError(f"are {len(prompts)} for {len(wanted)} validation_prompts")
         return prompts
-
-    def effects(self) -> Effects:
-        """Which options act here, of those that do not always."""
-        dreambooth = self.loader.type == "DREAMBOOTH_SD_DATA_LOADER"
-        return {
-            **super().effects(),
-            "hf_variant": Effect(
-                not self.model.endswith(".safetensors") or self.vae_model is not None,
-                "model is a single file",
-            ),
-            "data_loader.class_data_loss_weight": Effect(
-                dreambooth and len(self.loader.sources()) > 1, "there is no class_dataset"
-            ),
-        }
 
     def _estimate(
         self,
@@ -165,13 +166,15 @@ class SdxlLoraConfig(SdxlConfig):
     type: Literal["SDXL_LORA"] = "SDXL_LORA"
     """Selects this training type."""
 
-    base_embeddings: dict[Token, str] = Field(default={})
+    base_embeddings: Annotated[dict[Token, EmbeddingFile], Affects.CACHE_ENTRIES] = Field(
+        default={}
+    )
     """Token to textual-inversion file (``.safetensors`` with ``clip_l`` and ``clip_g``): embeddings
     that captions may use, and that are not trained."""
 
     lora_checkpoint_format: LoraFormat = "kohya"
-    """How the LoRA is written. Both forms hold the same weights: ``kohya`` is what InvokeAI,
-    ComfyUI and diffusers read, ``invoke_peft`` has diffusers' own names."""
+    """The format of the LoRA's file. Both formats hold the same weights: InvokeAI, ComfyUI and
+    diffusers read ``kohya``; ``invoke_peft`` has diffusers' own names."""
 
     train_unet: bool = True
     """Put LoRA layers on the UNet."""
@@ -179,23 +182,23 @@ class SdxlLoraConfig(SdxlConfig):
     train_text_encoder: bool = True
     """Put LoRA layers on both text encoders. Needs cache_text_encoder_outputs false."""
 
-    text_encoder_learning_rate: PositiveFloat | None = None
+    text_encoder_learning_rate: Annotated[PositiveFloat | None, IF_TEXT_ENCODER_TRAINED] = None
     """The text encoders' learning rate. It overrides optimizer.learning_rate; null leaves that."""
 
-    unet_learning_rate: PositiveFloat | None = None
+    unet_learning_rate: Annotated[PositiveFloat | None, IF_UNET_TRAINED] = None
     """The UNet's learning rate. It overrides optimizer.learning_rate; null leaves that."""
 
     lora_rank_dim: PositiveInt = 4
     """The rank of the LoRA matrices. Alpha equals it, so that a LoRA's strength does not fall with
     its rank; in invoke-training alpha is 1."""
 
-    unet_lora_target_modules: tuple[str, ...] = _DEFAULT_TARGETS
+    unet_lora_target_modules: Annotated[tuple[PlainText, ...], IF_UNET_TRAINED] = _DEFAULT_TARGETS
     """The UNet's layers that get a LoRA, each by the end of its name."""
 
-    text_encoder_lora_target_modules: ClipTargets = CLIP_TARGETS
+    text_encoder_lora_target_modules: Annotated[ClipTargets, IF_TEXT_ENCODER_TRAINED] = CLIP_TARGETS
     """The text encoders' layers that get a LoRA; it acts with train_text_encoder."""
 
-    cache_text_encoder_outputs: bool = False
+    cache_text_encoder_outputs: CacheText = False
     """Encode captions once, ahead of training, and share the outputs with every later job. False
     keeps both text encoders on the GPU and encodes at each step."""
 
@@ -245,7 +248,7 @@ class SdxlLoraConfig(SdxlConfig):
         return self.cache_text_encoder_outputs
 
     def learning_rates(self) -> dict[str, float]:
-        """Base learning rate by trained model."""
+        """Return the base learning rate of each trained model."""
         rates = {}
         if self.train_unet:
             rates["unet"] = self.unet_learning_rate or self.optimizer.learning_rate
@@ -254,24 +257,12 @@ class SdxlLoraConfig(SdxlConfig):
             rates |= {"text_encoder": rate, "text_encoder_2": rate}
         return rates
 
-    def effects(self) -> Effects:
-        """Which options act here, of those that do not always."""
-        unet = Effect(self.train_unet, "train_unet is false")
-        text_encoder = Effect(self.train_text_encoder, "train_text_encoder is false")
-        return {
-            **super().effects(),
-            "unet_learning_rate": unet,
-            "unet_lora_target_modules": unet,
-            "text_encoder_learning_rate": text_encoder,
-            "text_encoder_lora_target_modules": text_encoder,
-        }
-
     def lora_alpha(self) -> float:
-        """The LoRA's alpha: its rank."""
+        """Return the LoRA's alpha: its rank."""
         return float(self.lora_rank_dim)
 
     def estimate(self, constants: MemoryModel = PUBLISHED) -> Estimate:
-        """The GPU memory this run needs."""
+        """Return the GPU memory this run needs."""
         # Trained weights for each unit of rank, all default layers of the UNet and both encoders.
         per_rank = 2.9e6 * self.train_unet + 0.9e6 * self.train_text_encoder
         return self._estimate(
@@ -288,21 +279,21 @@ class SdxlTextualInversionConfig(SdxlConfig):
     """Selects this training type."""
 
     num_vectors: PositiveInt = 1
-    """Embedding vectors of the new word; it takes as many tokens of a prompt. With initial_phrase,
-    the phrase decides: leave it 1."""
+    """Embedding vectors of the new word; a prompt spends one token on each. With initial_phrase,
+    the phrase decides the number: leave this 1."""
 
-    placeholder_token: Token
+    placeholder_token: Annotated[Token, Location.NONE]
     """The new word. The tokenizers must not have it yet."""
 
-    initializer_token: Annotated[str, Field(min_length=1)] | None = None
+    initializer_token: NonEmptyText | None = None
     """A word whose embedding the vectors start from. Exactly one of this, initial_embedding_file
     and initial_phrase."""
 
-    initial_embedding_file: str | None = None
-    """A ``.safetensors`` file with ``clip_l`` and ``clip_g`` to go on from. Exactly one of this,
-    initializer_token and initial_phrase."""
+    initial_embedding_file: EmbeddingFile | None = None
+    """A ``.safetensors`` file with the ``clip_l`` and ``clip_g`` that the vectors start from.
+    Exactly one of this, initializer_token and initial_phrase."""
 
-    initial_phrase: Annotated[str, Field(min_length=1)] | None = None
+    initial_phrase: NonEmptyText | None = None
     """A phrase whose tokens' embeddings the vectors start from, one each. Exactly one of this,
     initializer_token and initial_embedding_file."""
 
@@ -313,7 +304,7 @@ class SdxlTextualInversionConfig(SdxlConfig):
     @classmethod
     def _another_word(cls, token: str | None, info: ValidationInfo) -> str | None:
         if token is not None and token == info.data.get("placeholder_token"):
-            raise ValueError("is the new word itself; name one that the tokenizers have")
+            raise ValueError("is the new word itself; use a word that the tokenizers have")
         return token
 
     @field_validator("initial_embedding_file")
@@ -328,14 +319,14 @@ class SdxlTextualInversionConfig(SdxlConfig):
     def _exactly_one_start(cls, phrase: str | None, info: ValidationInfo) -> str | None:
         names = ("initializer_token", "initial_embedding_file")
         if any(name not in info.data for name in names):
-            return phrase  # it was refused by itself
+            return phrase  # the absent one was refused itself
         others = [info.data[name] for name in names]
         if sum(value is not None for value in (phrase, *others)) != 1:
             raise ValueError(
                 "set exactly one of initializer_token, initial_embedding_file and initial_phrase"
             )
         if phrase is not None and info.data.get("num_vectors", 1) != 1:
-            raise ValueError("decides how many vectors there are; leave num_vectors out")
+            raise ValueError("decides the number of vectors; leave num_vectors out")
         return phrase
 
     @property
@@ -349,27 +340,12 @@ class SdxlTextualInversionConfig(SdxlConfig):
         return False
 
     def learning_rates(self) -> dict[str, float]:
-        """Base learning rate by trained model."""
+        """Return the base learning rate of each trained model."""
         rate = self.optimizer.learning_rate
         return {"text_encoder": rate, "text_encoder_2": rate}
 
-    def effects(self) -> Effects:
-        """Which options act here, of those that do not always."""
-        loader = self.data_loader
-        delimiter = loader.shuffle_caption_delimiter or ""
-        return {
-            **super().effects(),
-            "data_loader.dataset.caption_column": Effect(
-                loader.keep_original_captions, "keep_original_captions is false"
-            ),
-            "data_loader.shuffle_caption_delimiter": Effect(
-                loader.keep_original_captions or any(delimiter in t for t in loader.templates()),
-                "no template holds it",
-            ),
-        }
-
     def warnings(self) -> list[str]:
-        """What runs as described and is likely not what its author wants."""
+        """Return a sentence for each option that is valid and likely not what its author wants."""
         found = super().warnings()
         if any(self.placeholder_token not in prompt for prompt in self.validation_prompts):
             found.append(
@@ -378,7 +354,7 @@ class SdxlTextualInversionConfig(SdxlConfig):
         return found
 
     def estimate(self, constants: MemoryModel = PUBLISHED) -> Estimate:
-        """The GPU memory this run needs."""
+        """Return the GPU memory this run needs."""
         vectors = self.num_vectors * (768 + 1280)
         return self._estimate(constants, trained=float(vectors), resident_encoders=True)
 
@@ -389,25 +365,24 @@ class SdxlFinetuneConfig(SdxlConfig):
     type: Literal["SDXL_FINETUNE"] = "SDXL_FINETUNE"
     """Selects this training type."""
 
-    save_checkpoint_format: Literal["full_diffusers", "trained_only_diffusers", "single_file"] = (
-        "trained_only_diffusers"
-    )
-    """What is published: the whole pipeline as a diffusers folder, the UNet's part of it alone, or
-    the whole pipeline in one ``.safetensors`` file as InvokeAI and ComfyUI load it (not in
-    invoke-training)."""
+    save_checkpoint_format: Annotated[
+        Literal["full_diffusers", "trained_only_diffusers", "single_file"], Affects.NO_NUMBER
+    ] = "trained_only_diffusers"
+    """The format of the published model: the whole pipeline as a diffusers folder, the UNet's part
+    of it alone, or the whole pipeline in one ``.safetensors`` file as InvokeAI and ComfyUI load it
+    (not in invoke-training)."""
 
-    save_dtype: WeightDtype = "float16"
+    save_dtype: Annotated[WeightDtype, Affects.NO_NUMBER] = "float16"
     """The precision of the published weights."""
 
     use_ema: bool = False
     """Publish a moving average of the weights (EMA) instead of the last ones; its warmup is
-    diffusers'. Takes 4 more bytes for each weight. invoke-training has none."""
+    diffusers'. Takes 4 more bytes for each weight. invoke-training does not have this option."""
 
-    ema_decay: Decay = 0.9999
-    """How much of the average is kept at each step, once it has warmed up; it acts with
-    use_ema."""
+    ema_decay: Annotated[Decay, ActsIf(lambda config: config.use_ema, "use_ema is false")] = 0.9999
+    """The share of the average that each step keeps, after the warmup; it acts with use_ema."""
 
-    cache_text_encoder_outputs: bool = False
+    cache_text_encoder_outputs: CacheText = False
     """Encode captions once, ahead of training, and share the outputs with every later job. False
     keeps both text encoders on the GPU and encodes at each step."""
 
@@ -427,18 +402,11 @@ class SdxlFinetuneConfig(SdxlConfig):
         return self.cache_text_encoder_outputs
 
     def learning_rates(self) -> dict[str, float]:
-        """Base learning rate by trained model."""
+        """Return the base learning rate of each trained model."""
         return {"unet": self.optimizer.learning_rate}
 
-    def effects(self) -> Effects:
-        """Which options act here, of those that do not always."""
-        return {
-            **super().effects(),
-            "ema_decay": Effect(self.use_ema, "use_ema is false"),
-        }
-
     def estimate(self, constants: MemoryModel = PUBLISHED) -> Estimate:
-        """The GPU memory this run needs."""
+        """Return the GPU memory this run needs."""
         return self._estimate(
             constants,
             trained=0,

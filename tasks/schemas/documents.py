@@ -120,8 +120,8 @@ class Engine(StrictModel):
     versions: dict[str, str] = Field(default_factory=dict)
     """Versions by library."""
 
-    repairs: tuple[str, ...] | None = None
-    """Which faults of the engine were repaired; null where it needs no repair."""
+    patches: tuple[str, ...] | None = None
+    """The patches applied to the engine; null if it needs none."""
 
 
 class Manifest(StrictModel):

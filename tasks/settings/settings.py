@@ -32,7 +32,7 @@ from routing.fair_share import TenantShares, parse_tenant_shares
 from routing.prices import parse_prices
 from tasks.calibration import read_calibration
 from tasks.data.read_policy import ReadPolicy
-from tasks.jobs.invoke_patches import parse_repairs
+from tasks.jobs.invoke import parse_patches
 
 # What the specification of webhooks asks for.
 _SHORTEST_SECRET = 24
@@ -220,8 +220,8 @@ class Settings(BaseSettings):
     `engine: invoke-training`. Unset: such jobs wait for a worker that has it."""
 
     invoke_patches: str = "all"
-    """Which faults of that library are repaired: `all`, `none`, or names to leave out, such as
-    `-noise,-buckets`; `training-worker engines` lists them. To compare, not to train."""
+    """The bugs of that library that are patched: `all`, `none`, or names to leave out, such as
+    `-noise,-buckets`; `training-worker engines` lists them. For comparison only."""
 
     tenant_shares: str | None = None
     """What tenants get where GPUs are short, beside others: `tenant=weight`, or
@@ -241,8 +241,8 @@ class Settings(BaseSettings):
 
     @field_validator("invoke_patches")
     @classmethod
-    def _are_repairs(cls, text: str) -> str:
-        parse_repairs(text)
+    def _are_patches(cls, text: str) -> str:
+        parse_patches(text)
         return text
 
     @classmethod

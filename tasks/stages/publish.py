@@ -72,7 +72,7 @@ def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
 def _manifest(context: StageContext, files: list[Artifact]) -> Manifest:
     record = context.record
     trained = trained_of(record.refs)
-    engine = trained.model_dump(include={"device", "versions", "repairs"}) if trained else {}
+    engine = trained.model_dump(include={"device", "versions", "patches"}) if trained else {}
     return Manifest(
         job_id=record.id,
         job=without_queries(record.job.model_dump(mode="json")),

@@ -54,8 +54,8 @@ class TrainerRequest(StrictModel):
     resume_state_key: str | None = Field(default=None)
     """``train``: the state to go on from; null starts at step 0."""
 
-    repairs: tuple[str, ...] = ()
-    """``train`` by engine ``invoke-training``: which of its faults are repaired."""
+    patches: tuple[str, ...] = ()
+    """``train`` by engine ``invoke-training``: which of its bugs are patched."""
 
     @property
     def base_model(self) -> tuple[str, ...]:

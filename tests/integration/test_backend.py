@@ -97,5 +97,5 @@ def test_a_backend_is_told_every_fault_of_a_job_that_is_refused(
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.startswith("invalid_job in submit: the job cannot run as described")
     assert "training.lora_rank_dim: " in done.stdout
-    assert "training.lora_rnak_dim: is no option; check its spelling" in done.stdout
+    assert "training.lora_rnak_dim: is not an option; check its spelling" in done.stdout
     assert done.stderr == ""

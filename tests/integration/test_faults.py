@@ -18,10 +18,10 @@ def error_of(ran: Ran) -> str:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"type": "FLUX_LORAX"}, "training.type: 'FLUX_LORAX' is no training type"),
-        ({"lora_ranks": 4}, "training.lora_ranks: is no option"),
+        ({"type": "FLUX_LORAX"}, "training.type: 'FLUX_LORAX' is not a training type"),
+        ({"lora_ranks": 4}, "training.lora_ranks: is not an option"),
         ({"lora_rank_dim": 0}, "training.lora_rank_dim: Input should be greater than 0"),
-        ({"type": "SDXL_LORA"}, "training.t5_tokenizer_max_length: is no option"),
+        ({"type": "SDXL_LORA"}, "training.t5_tokenizer_max_length: is not an option"),
     ],
 )
 def test_an_invalid_job_is_refused_before_it_is_sent(

@@ -112,7 +112,7 @@ def test_a_flux_lora_goes_through_the_whole_chain(
     result, manifest = done(library_fleet, job)
     engine = manifest["engine"]
     assert engine["name"] == "invoke-training"
-    assert "lora_file" in engine["repairs"]
+    assert "lora_file" in engine["patches"]
     assert engine["versions"]["invoke-training"]
     assert engine["versions"]["transformers"].startswith("4.")
     names = [entry["name"] for entry in manifest["files"]]

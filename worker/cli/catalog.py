@@ -73,7 +73,7 @@ def options(
     known = training_options()
     if training_type is not None:
         if training_type not in known:
-            raise UsageError(f"{training_type!r} is no training type; use {', '.join(known)}")
+            raise UsageError(f"{training_type!r} is not a training type; use {', '.join(known)}")
         known = {training_type: known[training_type]}
     if json or form == "json":
         print_json({name: options_document(it) for name, it in known.items()})

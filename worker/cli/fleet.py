@@ -253,12 +253,12 @@ def gpus(
 @command
 def engines(settings: "Settings", json: Json = False) -> None:
     """Show this machine's engines: versions, limits, and the patches they run with."""
-    from tasks.jobs.invoke_patches import parse_repairs
+    from tasks.jobs.invoke import parse_patches
     from worker.cli.fleet_tables import engine_document, engine_tables
     from worker.cli.output import print_json, stdout
     from worker.supervision.engines import find_engines
 
-    found, applied = find_engines(settings), parse_repairs(settings.invoke_patches)
+    found, applied = find_engines(settings), parse_patches(settings.invoke_patches)
     if json:
         print_json([engine_document(name, it, applied) for name, it in found.items()])
         return

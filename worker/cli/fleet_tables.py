@@ -17,8 +17,7 @@ from routing.queues import served_queues
 from routing.requirements import TrainingType
 from tasks.api_keys import KeyEntry
 from tasks.cache.index import Pack
-from tasks.jobs.invoke_limits import LIMITS
-from tasks.jobs.invoke_patches import REPAIRS
+from tasks.jobs.invoke import PATCHES, UNSUPPORTED_OPTIONS
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerInfo
 from worker.gpu.inventory import Gpu
@@ -132,16 +131,16 @@ def engine_document(name: Engine, engine: Installed, applied: frozenset[str]) ->
     if name == INVOKE:
         document["unsupported"] = [
             {"option": limit.option, "values": limit.values, "reason": limit.reason}
-            for limit in LIMITS
+            for limit in UNSUPPORTED_OPTIONS
         ]
         document["patches"] = [
             {
                 "name": patch_name,
                 "applied": patch_name in applied,
                 "types": sorted(patch.types),
-                "problem": patch.problem,
+                "bug": patch.bug,
             }
-            for patch_name, patch in REPAIRS.items()
+            for patch_name, patch in PATCHES.items()
         ]
     return document
 
@@ -159,12 +158,12 @@ def engine_tables(engines: Mapping[Engine, Installed], applied: frozenset[str]) 
         versions = ", ".join(f"{library} {number}" for library, number in it.versions.items())
         table.add_row(*map(escape, (name, usable, versions, ", ".join(TrainingType))))
     limits = Table("option", "values", "reason", title=f"options that {INVOKE} does not support")
-    for limit in LIMITS:
+    for limit in UNSUPPORTED_OPTIONS:
         limits.add_row(*map(escape, (limit.option, limit.values, limit.reason)))
-    patches = Table("patch", "applied", "types", "problem", title=f"patches of {INVOKE}")
-    for patch_name, patch in REPAIRS.items():
+    patches = Table("patch", "applied", "types", "bug", title=f"patches of {INVOKE}")
+    for patch_name, patch in PATCHES.items():
         state = "yes" if patch_name in applied else "no"
-        cells = (patch_name, state, ", ".join(sorted(patch.types)), patch.problem)
+        cells = (patch_name, state, ", ".join(sorted(patch.types)), patch.bug)
         patches.add_row(*map(escape, cells))
     return [table, limits, patches]
 

@@ -13,7 +13,7 @@ from typing import Any
 import worker
 from routing.engines import DIFFUSERS, INVOKE, Engine
 from tasks.events import CacheDone, Event, TrainDone
-from tasks.jobs.invoke_patches import parse_repairs
+from tasks.jobs.invoke import parse_patches
 from tasks.settings.settings import Settings
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import Trainer
@@ -148,7 +148,7 @@ class EngineTrainers:
     def __init__(self, diffusers: Trainer, invoke: Trainer, patches: str) -> None:
         self._diffusers = diffusers
         self._invoke = invoke
-        self._patches = tuple(sorted(parse_repairs(patches)))
+        self._patches = tuple(sorted(parse_patches(patches)))
 
     def run(
         self,
@@ -163,7 +163,7 @@ class EngineTrainers:
             # The kept process of the other engine holds GPU memory.
             self._diffusers.close()
             trainer = self._invoke
-            request = request.model_copy(update={"repairs": self._patches})
+            request = request.model_copy(update={"patches": self._patches})
         return trainer.run(request, on_event=on_event, stop_requested=stop_requested)
 
     def close(self) -> None:

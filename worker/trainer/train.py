@@ -1,6 +1,5 @@
 """The ``train`` stage: puts a run together, trains it, and tells what came of it."""
 
-import json
 import shutil
 from collections.abc import Callable
 from importlib.metadata import version
@@ -11,6 +10,7 @@ import torch
 from tasks.cache.plan import CacheIndex
 from tasks.dataset import Dataset
 from tasks.events import Note, TrainDone
+from tasks.jobs.field_metadata import Affects, fields_with
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, checkpoint_prefix
@@ -32,28 +32,6 @@ from worker.trainer.validation.validation_images import Validation
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
 
 # Options that change no number of the run, so that a state may be resumed under others.
-_WITHOUT_EFFECT = (
-    "base_output_dir",
-    "max_checkpoints",
-    "save_every_n_steps",
-    "save_every_n_epochs",
-    "validate_every_n_steps",
-    "validate_every_n_epochs",
-    "validation_prompts",
-    "negative_validation_prompts",
-    "num_validation_images_per_prompt",
-    "enable_cpu_offload_during_validation",
-    "lora_checkpoint_format",
-    "save_checkpoint_format",
-    "save_dtype",
-    "report_to",
-)
-_WITHOUT_EFFECT_IN_LOADER = (
-    "dataset",
-    "instance_dataset",
-    "class_dataset",
-    "dataloader_num_workers",
-)
 
 
 def run(
@@ -121,11 +99,10 @@ def run(
 
 
 def run_identity(config: PipelineConfig, dataset: Dataset) -> dict[str, object]:
-    """What a training state must agree in to be resumed: every option that changes a number."""
-    values: dict[str, object] = json.loads(config.model_dump_json(exclude=set(_WITHOUT_EFFECT)))
-    # What is in the dataset counts, not where it lay.
-    loader = config.loader.model_dump(mode="json", exclude=set(_WITHOUT_EFFECT_IN_LOADER))
-    return {**values, "data_loader": loader, "dataset": dataset.digest}
+    """Return what a resumed state must agree in: every option that changes a trained number."""
+    # The contents of the dataset count, not its location.
+    options = config.model_dump(mode="json", exclude=fields_with(config, Affects.NO_NUMBER))
+    return {**options, "dataset": dataset.digest}
 
 
 def _never(_step: int) -> None:
@@ -177,7 +154,7 @@ def tell_end(
     device: torch.device,
     peak: int | None,
     emit: Emit,
-    repairs: tuple[str, ...] | None = None,
+    patches: tuple[str, ...] | None = None,
 ) -> None:
     """Store the metrics and tell how training ended."""
     folder = Path(request.scratch_dir) / "metrics"
@@ -193,7 +170,7 @@ def tell_end(
             final_loss=history.losses[-1],
             extras=(metrics,),
             versions=versions,
-            repairs=repairs,
+            patches=patches,
             device=name,
             peak_memory_bytes=peak,
         )

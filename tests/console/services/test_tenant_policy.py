@@ -1,43 +1,11 @@
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from pydantic import BaseModel, TypeAdapter
 
-from console.services.tenant_policy import (
-    FILES,
-    HUB_NAMES,
-    MODELS,
-    NOT_THEIRS,
-    PLACES,
-    TenantPolicy,
-)
-from tasks.jobs.job import TrainingConfig, parse_job
-
-# Texts that name no place: words of captions, columns and choices.
-PLAIN = {
-    "caption_column",
-    "caption_prefix",
-    "caption_templates",
-    "class_caption",
-    "dataset_config_name",
-    "flux_lora_target_modules",
-    "hf_variant",
-    "image_column",
-    "initial_phrase",
-    "initializer_token",
-    "instance_caption",
-    "jsonl",
-    "mask_column",
-    "negative_validation_prompts",
-    "placeholder_token",
-    "sha256",
-    "shuffle_caption_delimiter",
-    "text_encoder_lora_target_modules",
-    "unet_lora_target_modules",
-    "validation_prompts",
-}
+from console.services.tenant_policy import TenantPolicy
+from tasks.jobs.job import parse_job
+from tasks.strict_model import StrictModel
 
 
 def problems(
@@ -73,35 +41,28 @@ def archive(place: str) -> dict[str, Any]:
     return flux({"type": "ARCHIVE", "archive": place})
 
 
-def free_texts(schema: dict[str, Any]) -> Iterator[str]:
-    """The names of all fields that take any text."""
-    for model in schema["$defs"].values():
-        for name, field in model.get("properties", {}).items():
-            if takes_text(field):
-                yield name
+class Unmarked(StrictModel):
+    folder: str = "/etc"
+    choice: Literal["a", "b"] = "a"
+    parts: tuple[str, ...] = ("/etc/passwd",)
 
 
-def takes_text(field: dict[str, Any]) -> bool:
-    if field.get("type") == "string":
-        return "enum" not in field and "const" not in field
-    inner = [*field.get("anyOf", ()), field.get("items"), field.get("additionalProperties")]
-    inner += field.get("patternProperties", {}).values()
-    return any(takes_text(it) for it in inner if isinstance(it, dict))
-
-
-def test_every_text_that_a_job_holds_is_a_place_or_is_known_to_be_none() -> None:
-    known = PLACES | MODELS | FILES | HUB_NAMES | NOT_THEIRS
-    assert not known & PLAIN
-    adapter: TypeAdapter[BaseModel] = TypeAdapter(TrainingConfig)
-    assert set(free_texts(adapter.json_schema())) == known | PLAIN
+def test_an_unmarked_text_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = parse_job({"training": flux()})
+    object.__setattr__(job.training, "optimizer", Unmarked())
+    found = TenantPolicy(("/etc",), frozenset()).problems(job)
+    assert [problem.location for problem in found] == [
+        "training.optimizer.folder",
+        "training.optimizer.parts",
+    ]
 
 
 @pytest.mark.parametrize(
     "place",
     ["upload:" + "0" * 32, "https://example.org/a.zip?sig=1", "https://192.0.2.1/a.zip"],
 )
-def test_uploads_and_public_addresses_are_everybodys(place: str) -> None:
-    # Whether an address is a public one is judged where it is asked for, name by name.
+def test_uploads_and_public_addresses_are_allowed(place: str) -> None:
+    # Whether an address is public is checked at download, name by name.
     assert problems(archive(place)) == []
 
 
@@ -133,7 +94,7 @@ def test_uploads_and_public_addresses_are_everybodys(place: str) -> None:
         "https://other.example:8443/a.zip",
     ],
 )
-def test_whatever_else_holds_a_dataset_is_not(place: str) -> None:
+def test_other_dataset_locations_are_refused(place: str) -> None:
     hosts = frozenset({"intern.example", "other.example:8443"})
     assert problems(archive(place), hosts=hosts) == ["training.data_loader.dataset.archive"]
 
@@ -144,6 +105,7 @@ def test_whatever_else_holds_a_dataset_is_not(place: str) -> None:
         ({"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/x"}, "dataset_dir"),
         ({"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "s3://b/x"}, "dataset_dir"),
         ({"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": "/x.jsonl"}, "jsonl_path"),
+        ({"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "upload:" + "0" * 32}, "dataset_dir"),
         (
             {"type": "HF_HUB_IMAGE_CAPTION_DATASET", "dataset_name": "a/b", "hf_cache_dir": "/x"},
             "hf_cache_dir",
@@ -152,21 +114,21 @@ def test_whatever_else_holds_a_dataset_is_not(place: str) -> None:
         ({"type": "HF_HUB_IMAGE_CAPTION_DATASET", "dataset_name": "/etc"}, "dataset_name"),
     ],
 )
-def test_no_kind_of_dataset_leads_to_this_machine(dataset: dict[str, Any], field: str) -> None:
+def test_no_kind_of_dataset_reads_this_machine(dataset: dict[str, Any], field: str) -> None:
     assert problems(flux(dataset)) == [f"training.data_loader.dataset.{field}"]
 
 
 @pytest.mark.parametrize("model", ["black-forest-labs/FLUX.1-dev", "gpt2"])
-def test_a_hub_id_is_everybodys(model: str) -> None:
+def test_a_hub_id_is_allowed(model: str) -> None:
     assert problems(flux(model=model)) == []
 
 
 @pytest.mark.parametrize("model", ["/m", "./m", "../m/n", "a/b/c", "m/..", "~/m", "s3://b/m"])
-def test_a_model_of_this_machine_is_not(model: str) -> None:
+def test_a_local_model_is_refused(model: str) -> None:
     assert problems(flux(model=model)) == ["training.model"]
 
 
-def test_a_folder_that_is_called_like_a_hub_id_is_not(
+def test_a_local_folder_named_like_a_hub_id_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "models" / "private").mkdir(parents=True)
@@ -190,11 +152,11 @@ def test_a_folder_that_is_called_like_a_hub_id_is_not(
         (sdxl(base_embeddings={"<cat>": "/c.safetensors"}), "base_embeddings.<cat>"),
     ],
 )
-def test_no_other_field_leads_to_this_machine(training: dict[str, Any], where: str) -> None:
+def test_no_other_option_reads_this_machine(training: dict[str, Any], where: str) -> None:
     assert problems(training) == f"training.{where}".split()
 
 
-def test_both_datasets_of_dreambooth_are_looked_at() -> None:
+def test_both_datasets_of_dreambooth_are_checked() -> None:
     loader = {
         "type": "DREAMBOOTH_SD_DATA_LOADER",
         "instance_caption": "a",
@@ -209,7 +171,7 @@ def test_both_datasets_of_dreambooth_are_looked_at() -> None:
     ]
 
 
-def test_what_the_operator_opens_may_be_named(tmp_path: Path) -> None:
+def test_locations_below_the_roots_are_allowed(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "secret").mkdir()
     (tmp_path / "open" / "link").symlink_to(tmp_path / "secret")
@@ -236,13 +198,13 @@ def test_what_the_operator_opens_may_be_named(tmp_path: Path) -> None:
         "https://intern.example.evil/data/a",
     ):
         denied = problems(archive(place), roots, hosts)
-        # Another public host may be asked in any case.
+        # Any other public host is allowed.
         assert denied or place == "https://intern.example.evil/data/a", place
     assert problems(flux(model=f"{tmp_path}/open/m"), roots) == []
     assert problems(flux(transformer_path=f"{tmp_path}/open/t.safetensors"), roots) == []
 
 
-def test_a_fault_says_what_may_be_named() -> None:
+def test_a_problem_says_what_is_allowed() -> None:
     job = parse_job({"training": archive("/x.zip")})
     [problem] = TenantPolicy(("/open",), frozenset()).problems(job)
     assert "upload:ID" in problem.message

@@ -4,12 +4,14 @@ from typing import Any
 import pytest
 
 from tasks.errors import InvalidJobError
+from tasks.jobs.data_loaders import (
+    AspectRatioBucketConfig,
+    ImageCaptionFluxDataLoaderConfig,
+)
 from tasks.jobs.datasets import (
     ArchiveDatasetConfig,
-    AspectRatioBucketConfig,
     HFHubImageCaptionDatasetConfig,
     ImageCaptionDirDatasetConfig,
-    ImageCaptionFluxDataLoaderConfig,
     ImageCaptionJsonlDatasetConfig,
 )
 from tasks.jobs.flux_lora import FluxLoraConfig, flux_lora_targets
@@ -168,7 +170,7 @@ def test_every_field_is_documented() -> None:
         ({"flux_lora_target_modules": ["to_q", "nothing"]}, "match no layer of FLUX: nothing"),
         ({"flux_lora_target_modules": []}, "names no layer"),
         ({"prediction_type": "epsilon"}, "no prediction type"),
-        ({"report_to": "wandb"}, "only 'tensorboard'"),
+        ({"report_to": "wandb"}, "must be 'tensorboard'"),
         ({"train_transformer": False}, "train_transformer"),
         (
             {"train_text_encoder": True, "cache_text_encoder_outputs": True},
@@ -192,7 +194,7 @@ def test_a_trap_is_refused_at_submit_by_its_field(values: dict[str, Any], named:
         ((768, 384, 1536, 100), "must itself be a multiple of 16"),
         ((576, 288, 1152, 128), "target_resolution (576) is not a multiple of it"),
         ((512, 512, 256, 64), "must be at least start_dim (512)"),
-        ((512, 256, 8192, 64), "leaves no room for the other side"),
+        ((512, 256, 8192, 64), "leaves no pixels for the other side"),
     ],
 )
 def test_buckets_that_cannot_be_are_refused(buckets: tuple[int, ...], said: str) -> None:
@@ -203,7 +205,7 @@ def test_buckets_that_cannot_be_are_refused(buckets: tuple[int, ...], said: str)
 
 def test_all_faults_are_told_at_once() -> None:
     told = problems(lora_rank_dim=0, bogus=1, max_train_epochs=2, data_loader__resolution=570)
-    for name in ("lora_rank_dim", "bogus: is no option", "max_train_epochs", "570"):
+    for name in ("lora_rank_dim", "bogus: is not an option", "max_train_epochs", "570"):
         assert name in told
 
 
@@ -360,13 +362,6 @@ def test_a_warmup_longer_than_the_run_is_told_of() -> None:
     assert "never gets" not in " ".join(parsed(lr_warmup_steps=99).warnings())
 
 
-def test_every_option_that_may_have_no_effect_is_an_option() -> None:
-    for path in parsed().effects():
-        first, _, rest = path.partition(".")
-        assert first in FluxLoraConfig.model_fields
-        assert bool(rest) == (first in ("optimizer", "data_loader"))
-
-
 @pytest.mark.parametrize(
     ("values", "named"),
     [
@@ -385,7 +380,7 @@ def test_every_option_that_may_have_no_effect_is_an_option() -> None:
         ({"data_loader__caption_dropout": 1.1}, "training.data_loader.caption_dropout: "),
         ({"model": "flux.ckpt"}, "training.model: is a pickle checkpoint"),
         ({"model": "flux.CKPT"}, "training.model: is a pickle checkpoint"),
-        ({"single_file_config": "a/b"}, "training.single_file_config: acts only where model"),
+        ({"single_file_config": "a/b"}, "training.single_file_config: acts only if model"),
         (
             {"model": "flux.safetensors", "single_file_config": "b.safetensors"},
             "training.single_file_config: must be a diffusers folder",
@@ -403,7 +398,7 @@ def test_every_option_that_may_have_no_effect_is_an_option() -> None:
             {"text_encoder_lora_target_modules": ["fc1", "to_q"]},
             "training.text_encoder_lora_target_modules: match no layer of the text encoder: to_q",
         ),
-        ({"xformers": False}, "training.xformers: is no option"),
+        ({"xformers": False}, "training.xformers: is not an option"),
         ({"lr_scheduler": "sometimes"}, "training.lr_scheduler: "),
         ({"text_encoder_1_path": "clip.bin"}, "training.text_encoder_1_path: "),
         ({"text_encoder_2_path": "t5.pt"}, "training.text_encoder_2_path: "),
@@ -412,8 +407,11 @@ def test_every_option_that_may_have_no_effect_is_an_option() -> None:
         ({"model": ""}, "training.model: "),
         ({"data_loader__resolution": [512]}, "training.data_loader.resolution"),
         ({"data_loader__center_crop": "perhaps"}, "training.data_loader.center_crop: "),
-        ({"data_loader__bogus": 1}, "training.data_loader.bogus: is no option"),
-        ({"data_loader__dataset__bogus": 1}, "training.data_loader.dataset.bogus: is no option"),
+        ({"data_loader__bogus": 1}, "training.data_loader.bogus: is not an option"),
+        (
+            {"data_loader__dataset__bogus": 1},
+            "training.data_loader.dataset.bogus: is not an option",
+        ),
         ({"data_loader__dataset__dataset_dir": ""}, "dataset.dataset_dir: "),
         ({"data_loader__dataloader_num_workers": -1}, "dataloader_num_workers: "),
     ],

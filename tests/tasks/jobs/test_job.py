@@ -65,7 +65,7 @@ def test_a_name_or_id_that_is_no_file_name_is_refused(name: str) -> None:
 def test_a_name_that_is_refused_is_told_what_names_may_hold() -> None:
     with pytest.raises(InvalidJobError) as caught:
         parse_job({**GOOD, "tenant": "a b"})
-    assert "tenant: takes letters, digits, '-' and '_'" in str(caught.value)
+    assert "tenant: must be letters, digits, '-' and '_'" in str(caught.value)
     assert "(got 'a b')" in str(caught.value)
     assert "pattern" not in str(caught.value)
 
@@ -74,7 +74,7 @@ def test_a_name_that_is_refused_is_told_what_names_may_hold() -> None:
 def test_what_is_no_training_type_is_refused_with_all_there_are(given_type: Any) -> None:
     with pytest.raises(InvalidJobError) as caught:
         parse_job(with_values(type=given_type))
-    assert f"training.type: {given_type!r} is no training type" in str(caught.value)
+    assert f"training.type: {given_type!r} is not a training type" in str(caught.value)
     for known in ("SDXL_LORA", "SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE", "FLUX_LORA"):
         assert known in str(caught.value)
 
@@ -144,8 +144,8 @@ def test_buckets_too_many_to_step_through_are_refused_at_once() -> None:
 def test_an_unknown_option_is_named_however_it_is_spelled(name: str) -> None:
     with pytest.raises(InvalidJobError) as caught:
         parse_job({**with_values(**{name: 1}), name: 1})
-    assert f"- {name}: is no option" in str(caught.value)
-    assert f"- training.{name}: is no option" in str(caught.value)
+    assert f"- {name}: is not an option" in str(caught.value)
+    assert f"- training.{name}: is not an option" in str(caught.value)
 
 
 @pytest.mark.parametrize(

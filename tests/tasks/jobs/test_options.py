@@ -4,11 +4,11 @@ from typing import Any
 import pytest
 
 from routing.requirements import TrainingType
-from tasks.jobs.datasets import (
+from tasks.jobs.data_loaders import (
     DreamboothSDDataLoaderConfig,
     ImageCaptionSDDataLoaderConfig,
-    ImageDirDatasetConfig,
 )
+from tasks.jobs.datasets import ImageDirDatasetConfig
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.optimizers import ProdigyOptimizerConfig
 from tasks.jobs.options import Option, training_options

@@ -70,7 +70,7 @@ def test_there_is_no_option_that_names_a_smaller_gpu(
 ) -> None:
     for place in (document, document["training"]):
         place[name] = value
-        with pytest.raises(InvalidJobError, match="is no option"):
+        with pytest.raises(InvalidJobError, match="is not an option"):
             parse_job(document)
         del place[name]
 

@@ -4,15 +4,15 @@ from typing import Any
 import pytest
 
 from tasks.errors import InvalidJobError
-from tasks.jobs.datasets import (
+from tasks.jobs.data_loaders import (
     OBJECT_TEMPLATES,
     STYLE_TEMPLATES,
     AspectRatioBucketConfig,
     DreamboothSDDataLoaderConfig,
     ImageCaptionSDDataLoaderConfig,
-    ImageDirDatasetConfig,
     TextualInversionSDDataLoaderConfig,
 )
+from tasks.jobs.datasets import ImageDirDatasetConfig
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.jobs.optimizers import (
     AdafactorOptimizerConfig,

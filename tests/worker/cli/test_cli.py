@@ -97,7 +97,7 @@ def test_options_are_listed_by_type(tmp_path: Path) -> None:
     shown = " ".join(run("options", "FLUX_LORA", home=tmp_path, COLUMNS="200").stdout.split())
     assert "timestep_sampler" in shown
     assert "with optimizer.optimizer_type: Prodigy" in shown
-    assert "'X' is no training type" in run("options", "X", home=tmp_path, code=2).stderr
+    assert "'X' is not a training type" in run("options", "X", home=tmp_path, code=2).stderr
 
 
 @pytest.mark.parametrize("command", ["--help", "presets", "options --format markdown"])
@@ -126,7 +126,7 @@ def test_version_is_printed(invoke: Invoke) -> None:
     ("command", "message"),
     [
         ("presets x", "there is no preset 'x'"),
-        ("options X", "'X' is no training type; use SDXL_LORA"),
+        ("options X", "'X' is not a training type; use SDXL_LORA"),
         ("options --format csv", "csv"),
         ("simulate missing.csv", "missing.csv: [Errno 2]"),
         ("cache prune --max-size big", "'big' is no size; write it like 500GB"),
@@ -230,7 +230,7 @@ def test_prices_and_addresses_that_are_none_are_refused_by_their_settings_names(
 
 
 def test_relative_paths_of_a_job_file_start_at_its_folder(tmp_path: Path, job_file: Path) -> None:
-    document = with_values(data_loader__dataset__dataset_dir="pictures")
+    document = with_values(data_loader__dataset__dataset_dir="images")
     job_file.write_text(yaml.safe_dump(document), "utf-8")
     told = run("submit", str(job_file), "--dry-run", "--json", home=tmp_path, code=5).stdout
     assert json.loads(told)["error"]["code"] == "invalid_model"

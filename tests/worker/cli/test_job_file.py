@@ -19,7 +19,7 @@ def read(folder: Path, training: dict[str, Any]) -> dict[str, Any]:
     "option",
     ["transformer_path", "text_encoder_1_path", "text_encoder_2_path", "initial_embedding_file"],
 )
-def test_files_are_looked_for_beside_the_job_file(tmp_path: Path, option: str) -> None:
+def test_relative_files_start_at_the_job_file(tmp_path: Path, option: str) -> None:
     read_values = read(tmp_path, {option: "models/part.safetensors"})
     assert read_values[option] == str(tmp_path / "models/part.safetensors")
     assert read(tmp_path, {option: "/part.safetensors"})[option] == "/part.safetensors"
@@ -27,17 +27,39 @@ def test_files_are_looked_for_beside_the_job_file(tmp_path: Path, option: str) -
 
 
 @pytest.mark.parametrize("option", ["model", "single_file_config", "vae_model"])
-def test_a_model_is_a_hub_id_unless_it_is_surely_a_path(tmp_path: Path, option: str) -> None:
+def test_a_model_is_a_hub_id_unless_it_must_be_a_path(tmp_path: Path, option: str) -> None:
     for given, expected in (
         ("some/model", "some/model"),
         ("./some/model", str(tmp_path / "some/model")),
         ("../model", str(tmp_path.parent / "model")),
         ("sdxl.safetensors", str(tmp_path / "sdxl.safetensors")),
+        ("models/flux/dev", str(tmp_path / "models/flux/dev")),
+        ("/models/flux/dev", "/models/flux/dev"),
+        ("s3://models/flux/dev", "s3://models/flux/dev"),
     ):
         assert read(tmp_path, {option: given})[option] == expected
 
 
-def test_every_dataset_is_looked_for_beside_the_job_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("option", ["model", "single_file_config", "vae_model"])
+def test_a_model_folder_beside_the_job_file_is_no_hub_id(tmp_path: Path, option: str) -> None:
+    (tmp_path / "models" / "vae").mkdir(parents=True)
+    assert read(tmp_path, {option: "models/vae"})[option] == str(tmp_path / "models/vae")
+    assert read(tmp_path, {option: "models"})[option] == str(tmp_path / "models")
+
+
+def test_other_options_are_left_as_they_are(tmp_path: Path) -> None:
+    training = {
+        "base_output_dir": "people/cat",
+        "placeholder_token": "cat",
+        "bogus": "models/flux/dev",
+        "data_loader": {"dataset": {"dataset_name": "owner/cats", "hf_cache_dir": "hub"}},
+    }
+    anchored = json.loads(json.dumps(training))
+    anchored["data_loader"]["dataset"]["hf_cache_dir"] = str(tmp_path / "hub")
+    assert read(tmp_path, training) == anchored
+
+
+def test_relative_datasets_start_at_the_job_file(tmp_path: Path) -> None:
     sets = {
         "instance_dataset": {"dataset_dir": "cat"},
         "class_dataset": {"dataset_dir": "cats"},
@@ -56,20 +78,20 @@ def test_every_dataset_is_looked_for_beside_the_job_file(tmp_path: Path) -> None
     }
 
 
-def test_embedding_files_are_looked_for_there_too(tmp_path: Path) -> None:
+def test_relative_embedding_files_start_at_the_job_file(tmp_path: Path) -> None:
     found = read(tmp_path, {"base_embeddings": {"<a>": "a.safetensors"}})["base_embeddings"]
     assert found == {"<a>": str(tmp_path / "a.safetensors")}
 
 
 @pytest.mark.parametrize("training", [3, None, [], {"data_loader": 3}, {"base_embeddings": [1]}])
-def test_what_is_no_job_is_left_to_the_check_of_jobs(tmp_path: Path, training: Any) -> None:
+def test_an_invalid_document_is_left_to_the_validation(tmp_path: Path, training: Any) -> None:
     assert read(tmp_path, training) == training
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("a: [", "no YAML"), ("- 1", "a job is a mapping"), ("\x00", "no YAML")]
+    ("text", "said"), [("a: [", "not YAML"), ("- 1", "a job is a mapping"), ("\x00", "not YAML")]
 )
-def test_a_file_that_is_no_job_is_told(tmp_path: Path, text: str, said: str) -> None:
+def test_an_unreadable_file_is_reported(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "job.yaml"
     path.write_text(text, "utf-8")
     with pytest.raises(UnreadableJobFileError, match=said):

@@ -9,7 +9,7 @@ import pytest
 
 from routing.engines import DIFFUSERS, INVOKE, Engine
 from tasks.events import Event, TrainDone
-from tasks.jobs.invoke_patches import REPAIRS
+from tasks.jobs.invoke import PATCHES
 from tasks.stages.trainer_protocol import TrainerRequest
 from tests.worker.cli.test_cli import run
 from tests.worker.trainer.runs_options import flux_request
@@ -98,7 +98,7 @@ def test_a_request_goes_to_its_engine_on_a_free_gpu(engine: Engine, expected: li
     trainers.run(request, on_event=lambda _: None, stop_requested=lambda: False)
     assert log == expected
     if invoke.request is not None:
-        assert set(invoke.request.repairs) == set(REPAIRS) - {"noise"}
+        assert set(invoke.request.patches) == set(PATCHES) - {"noise"}
 
 
 def test_engines_are_listed_with_their_options(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_engines_are_listed_with_their_options(tmp_path: Path) -> None:
     assert (own["engine"], own["usable"]) == ("diffusers", True)
     assert library["engine"] == "invoke-training"
     assert not library["usable"]
-    assert {it["name"] for it in library["patches"]} == set(REPAIRS)
+    assert {it["name"] for it in library["patches"]} == set(PATCHES)
     assert all(it["applied"] for it in library["patches"])
     assert "weight_dtype" in {it["option"] for it in library["unsupported"]}
     shown = run("engines", home=tmp_path, COLUMNS="200", TRAINING_INVOKE_PATCHES="none").stdout

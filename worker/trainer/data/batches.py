@@ -19,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from tasks.buckets import Size
 from tasks.cache.plan import CacheIndex
 from tasks.dataset import Dataset
-from tasks.jobs.datasets import DreamboothSDDataLoaderConfig
+from tasks.jobs.data_loaders import DreamboothSDDataLoaderConfig
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.store import Store
 from worker.trainer.data.cache_entries import VAE_FACTOR, CachedEntries, text_tokens

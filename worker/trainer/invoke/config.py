@@ -7,7 +7,7 @@ key in the store: the library reads no image, cached or not, but gets its batche
 
 from typing import Any
 
-from tasks.jobs.invoke_patches import REPAIRS
+from tasks.jobs.invoke import PATCHES
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.jobs.sdxl import SdxlFinetuneConfig
 from tasks.stages.trainer_protocol import TrainerRequest
@@ -19,7 +19,7 @@ _DATASETS = ("dataset", "instance_dataset", "class_dataset")
 
 
 def library_config(
-    request: TrainerRequest, repairs: frozenset[str] = frozenset(REPAIRS)
+    request: TrainerRequest, patches: frozenset[str] = frozenset(PATCHES)
 ) -> dict[str, Any]:
     """The library's config of a request, to be checked by its models."""
     config = request.training
@@ -35,7 +35,7 @@ def library_config(
         values["validate_every_n_epochs"] = 1
     if request.device == "cpu":
         values["enable_cpu_offload_during_validation"] = False
-    if "float32_weights" in repairs and _trains_bfloat16(config):
+    if "float32_weights" in patches and _trains_bfloat16(config):
         # It keeps trained weights in float32 where it computes in mixed precision.
         values["mixed_precision"] = "bf16"
     return values

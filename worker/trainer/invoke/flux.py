@@ -1,7 +1,7 @@
-"""The loss of a FLUX batch by the library's own function, its faults repaired around it.
+"""The loss of a FLUX batch by the library's own function, its bugs patched around it.
 
 The function encodes images, adds noise, encodes captions, calls the transformer and takes the
-mean of the squared errors. What it calls for that is stood in for, one repair each.
+mean of the squared errors. What it calls for that is stood in for, one patch each.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class FluxForward:
     Args:
         module: The pipeline's, with its own names.
         config: The job's.
-        repairs: What is repaired.
+        patches: The patches applied.
         draws: Decide everything random.
         numbers: The shift and scale of the VAE's latents.
     """
@@ -49,7 +49,7 @@ class FluxForward:
         self,
         module: Any,
         config: FluxLoraConfig,
-        repairs: frozenset[str],
+        patches: frozenset[str],
         draws: StatelessRng,
         numbers: VaeNumbers,
     ) -> None:
@@ -57,7 +57,7 @@ class FluxForward:
         self._encode_prompt = module.encode_prompt
         self._get_noisy_latents = module.get_noisy_latents
         self._config = config
-        self._repairs = repairs
+        self._patches = patches
         self._draws = draws
         self._numbers = numbers
         self._dtype: torch.dtype = getattr(torch, config.weight_dtype)
@@ -69,12 +69,12 @@ class FluxForward:
         found = self._latents(batch, arguments["vae"])
         self._now = _Sample(batch, tuple(found.mean.shape[1:]))  # type: ignore[arg-type]
         cached = batch.latent_mean is not None
-        if cached and "cached_latents" not in self._repairs:
+        if cached and "cached_latents" not in self._patches:
             data["vae_output"] = (self._drawn(found) * self._numbers.scaling_factor).to(self._dtype)
         else:
             data["image"] = found.mean
             arguments = {**arguments, "vae": self._encoded(found)}
-        if batch.prompt_embeds is not None and "cached_text" not in self._repairs:
+        if batch.prompt_embeds is not None and "cached_text" not in self._patches:
             data["prompt_embeds"] = batch.prompt_embeds.to(self._dtype)
             data["pooled_prompt_embeds"] = batch.pooled
         transformer = arguments["transformer"]
@@ -109,7 +109,7 @@ class FluxForward:
             the scheduler counts them, and levels.
         """
         sample = self._sample
-        if "noise" not in self._repairs:
+        if "noise" not in self._patches:
             noisy, noise, times, sigma = self._get_noisy_latents(scheduler, latents, config)
             # Of a sample only: the library's own levels have a batch's shape and more.
             sample.sigma, sample.target = sigma.reshape(-1), noise - latents
@@ -139,10 +139,10 @@ class FluxForward:
         return self._now
 
     def _transform(self, transformer: Any, inputs: dict[str, Any]) -> tuple[torch.Tensor]:
-        if "guidance" in self._repairs and not transformer.config["guidance_embeds"]:
+        if "guidance" in self._patches and not transformer.config["guidance_embeds"]:
             inputs["guidance"] = None
         (predicted,) = transformer(**inputs)
-        if "weighted_loss" not in self._repairs:
+        if "weighted_loss" not in self._patches:
             return (predicted,)
         weight = self._weight()
         if weight is None:
@@ -177,10 +177,10 @@ class FluxForward:
         """Latents before they are scaled, (B, C, h, w)."""
         eps = self._normal(tuple(found.mean.shape[1:]), "vae")
         z = found.mean + torch.exp(0.5 * found.logvar) * eps
-        if "latent_shift" in self._repairs:
+        if "latent_shift" in self._patches:
             z = z - self._numbers.shift_factor
         # The library itself adds noise in the weights' precision.
-        return z if "noise" in self._repairs else z.to(self._dtype)
+        return z if "noise" in self._patches else z.to(self._dtype)
 
     def _encoded(self, found: Latents) -> Any:
         """A VAE that has encoded the batch already."""

@@ -1,6 +1,6 @@
 """LoRA layers in the library's models, and the file that they become.
 
-Stands for the ``peft`` that a pipeline's module imports: what goes through is repaired on its way.
+Stands for the ``peft`` that a pipeline's module imports: what goes through is patched.
 """
 
 from collections.abc import Mapping
@@ -28,13 +28,13 @@ _FIXED_ALPHA = 1.0
 _LAST_LAYER = "transformer.proj_out."
 
 
-class RepairedPeft:
+class PatchedPeft:
     """A ``peft`` that gives LoRA layers as they should be.
 
     Args:
         peft: The real one.
         config: The job's.
-        run: Says what is repaired, and has the models.
+        run: Says what is patched, and has the models.
         draws: Decide what LoRAs start from.
     """
 
@@ -49,21 +49,21 @@ class RepairedPeft:
 
     def get_peft_model(self, model: Any, lora: Any) -> Any:
         """Give a model LoRA layers."""
-        if "lora_alpha" in self._run.repairs:
+        if "lora_alpha" in self._run.patches:
             lora.lora_alpha = self._config.lora_alpha()
         is_flux = isinstance(self._config, FluxLoraConfig) and isinstance(
             model, FluxTransformer2DModel
         )
-        if "lora_targets" in self._run.repairs and is_flux:
+        if "lora_targets" in self._run.patches and is_flux:
             lora.target_modules = lora_regex(self._config)  # type: ignore[arg-type]
         adapted = self._peft.get_peft_model(model, lora)
         [name] = [name for name, its in self._run.models.items() if its is model]
         for path, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            if "float32_weights" in self._run.repairs:
+            if "float32_weights" in self._run.patches:
                 parameter.data = parameter.data.float()
-            if "lora_start" in self._run.repairs:
+            if "lora_start" in self._run.patches:
                 parameter.data = start_of(lora_weight_name(name, path), parameter, self._draws)
         return adapted
 
@@ -99,6 +99,6 @@ def write_lora_file(
     write_lora(path, kept, config, name=name, step=step, guided=guided)
 
 
-def alpha_of(config: LoraConfig, repairs: frozenset[str]) -> float:
+def alpha_of(config: LoraConfig, patches: frozenset[str]) -> float:
     """The alpha that a run's layers have."""
-    return config.lora_alpha() if "lora_alpha" in repairs else _FIXED_ALPHA
+    return config.lora_alpha() if "lora_alpha" in patches else _FIXED_ALPHA

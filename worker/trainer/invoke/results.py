@@ -18,22 +18,22 @@ class Results:
 
     Args:
         config: The job's.
-        repairs: What is repaired.
+        patches: The patches applied.
     """
 
     run: Run
     """Of the run, once there is one."""
 
-    def __init__(self, config: PipelineConfig, repairs: frozenset[str]) -> None:
+    def __init__(self, config: PipelineConfig, patches: frozenset[str]) -> None:
         self._config = config
-        self._repairs = repairs
+        self._patches = patches
 
     def write(
         self, folder: Path, name: str, steps: int, weights: Mapping[str, torch.Tensor]
     ) -> list[Path]:
         """See ``worker.trainer.checkpoint.WriteResults``."""
         config, path = self._config, folder / f"{name}.safetensors"
-        if isinstance(config, FluxLoraConfig | SdxlLoraConfig) and "lora_file" in self._repairs:
+        if isinstance(config, FluxLoraConfig | SdxlLoraConfig) and "lora_file" in self._patches:
             transformer = self.run.models.get("transformer")
             write_lora_file(
                 path,
@@ -42,7 +42,7 @@ class Results:
                 name=name,
                 step=steps,
                 guided=transformer is not None and bool(transformer.config["guidance_embeds"]),
-                alpha=alpha_of(config, self._repairs),
+                alpha=alpha_of(config, self._patches),
             )
             return [path]
         written = self.run.results

@@ -85,9 +85,9 @@ class Run:
         """What the library told that it wrote at its last save: a file or a folder."""
 
     @property
-    def repairs(self) -> frozenset[str]:
-        """What is repaired."""
-        return frozenset(self._request.repairs)
+    def patches(self) -> frozenset[str]:
+        """The patches applied."""
+        return frozenset(self._request.patches)
 
     @property
     def replays(self) -> bool:
@@ -142,7 +142,7 @@ class Run:
         # For whatever is drawn from the global generators, so that it is the same after a resume.
         torch.manual_seed(self._draws.number("batch", data["number"]))
         loss = forward(batch, arguments)
-        if "group_mean" in self.repairs:
+        if "group_mean" in self.patches:
             loss = loss * self._share(data["number"], len(batch.samples))
         return loss
 
@@ -180,7 +180,7 @@ class Run:
         total = self._schedule.total_steps
         # Asked once: a signal that comes while this step is being saved ends the next one.
         self._stopping = self._stop.is_set
-        ends = step == total and "final_save" in self.repairs
+        ends = step == total and "final_save" in self.patches
         if self._stopping or ends:
             self._config.save_every_n_steps = step
         self._meter.tell(
@@ -209,7 +209,7 @@ class Run:
         if self._done <= self._saved:
             return
         models = [it for it in arguments.values() if isinstance(it, torch.nn.Module)]
-        if "exact_save" not in self.repairs or self._request.training.type != "SDXL_FINETUNE":
+        if "exact_save" not in self.patches or self._request.training.type != "SDXL_FINETUNE":
             models = []
         if not all_finite(self.state.parameters):
             raise DivergedError("a weight after the update", self._done, (), ADVICE)

@@ -17,7 +17,7 @@ class SdxlForward:
     Args:
         module: The pipeline's, with its own names.
         config: The job's.
-        repairs: What is repaired.
+        patches: The patches applied.
         draws: Decide which latents of a cached distribution are taken.
         numbers: The scale of the VAE's latents.
     """
@@ -26,12 +26,12 @@ class SdxlForward:
         self,
         module: Any,
         config: SdxlConfig,
-        repairs: frozenset[str],
+        patches: frozenset[str],
         draws: StatelessRng,
         numbers: VaeNumbers,
     ) -> None:
         self._train_forward = module.train_forward
-        self._repairs = repairs
+        self._patches = patches
         self._draws = draws
         self._numbers = numbers
         self._dtype: torch.dtype = getattr(torch, config.weight_dtype)
@@ -55,7 +55,7 @@ class SdxlForward:
             data["pooled_prompt_embeds"] = batch.pooled.to(self._dtype)
         if batch.masks is not None:
             data["mask"] = batch.masks
-        if "target_size" in self._repairs:
+        if "target_size" in self._patches:
             # All samples of a batch have the same size.
             arguments = {**arguments, "resolution": (sizes[0][4], sizes[0][5])}
         loss: torch.Tensor = self._train_forward(**{**arguments, "data_batch": data})

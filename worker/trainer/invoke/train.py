@@ -32,7 +32,7 @@ from worker.trainer.invoke.config import library_config
 from worker.trainer.invoke.data import library_loader
 from worker.trainer.invoke.describe import COMPUTING, LIBRARY, describe
 from worker.trainer.invoke.flux import FluxForward
-from worker.trainer.invoke.lora import RepairedPeft
+from worker.trainer.invoke.lora import PatchedPeft
 from worker.trainer.invoke.pipelines import PIPELINES, Pipeline, replaced
 from worker.trainer.invoke.results import Results
 from worker.trainer.invoke.run import Run
@@ -59,21 +59,21 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, _kept: ModelCache
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     store = Store(request.store_url)
     dataset = Dataset.model_validate_json(store.get(request.dataset_key))
-    draws, repairs = StatelessRng(config.seed), frozenset(request.repairs)
-    read_as = _without_buckets(config) if "buckets" not in repairs else config
+    draws, patches = StatelessRng(config.seed), frozenset(request.patches)
+    read_as = _without_buckets(config) if "buckets" not in patches else config
     index = index_of(request, store, dataset)
     reader = SampleReader(request.store_url, dataset, read_as, index, draws)
     accumulation = config.gradient_accumulation_steps
     plan = BatchPlan(reader.sizes, config.train_batch_size, accumulation, draws)
-    library = _checked(request, repairs)
+    library = _checked(request, patches)
     versions = {name: version(name) for name in COMPUTING}
     versions[LIBRARY] = str(describe()["versions"][LIBRARY])  # type: ignore[index]
     identity = {
         **run_identity(config, dataset),
         "engine": LIBRARY,
-        "repairs": sorted(repairs),
+        "patches": sorted(patches),
     }
-    results = Results(config, repairs)
+    results = Results(config, patches)
     checkpoints = Checkpoints(request, store, identity, versions, results.write, emit)
 
     def resume(state: TrainingState) -> None:
@@ -114,12 +114,12 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, _kept: ModelCache
         library_train(library, [_Callbacks(it)])
     peak = meter.peak_bytes() if meter is not None else None
     device = torch.device(request.device)
-    tell_end(request, store, it.history, versions, device, peak, emit, tuple(sorted(repairs)))
+    tell_end(request, store, it.history, versions, device, peak, emit, tuple(sorted(patches)))
 
 
-def _checked(request: TrainerRequest, repairs: frozenset[str]) -> Any:
+def _checked(request: TrainerRequest, patches: frozenset[str]) -> Any:
     """The library's own config of a request."""
-    config, values = request.training, library_config(request, repairs)
+    config, values = request.training, library_config(request, patches)
     if isinstance(config, SdxlConfig):
         scheduler = load_noise_scheduler(config)
         if not torch.allclose(scheduler.alphas_cumprod, _SCHEDULE.alphas_cumprod, atol=1e-6):
@@ -169,17 +169,17 @@ def _enter_seams(
     forward: FluxForward | SdxlForward
     names: dict[str, Any] = {}
     if isinstance(config, FluxLoraConfig):
-        forward = FluxForward(module, config, run.repairs, draws, numbers)
+        forward = FluxForward(module, config, run.patches, draws, numbers)
         names |= {
             "encode_prompt": forward.encode_prompt,
             "get_noisy_latents": forward.get_noisy_latents,
         }
     else:
         assert isinstance(config, SdxlConfig)
-        forward = SdxlForward(module, config, run.repairs, draws, numbers)
+        forward = SdxlForward(module, config, run.patches, draws, numbers)
     if isinstance(config, FluxLoraConfig | SdxlLoraConfig):
-        names["peft"] = RepairedPeft(module.peft, config, run, draws)
-        if "lora_file" in run.repairs:
+        names["peft"] = PatchedPeft(module.peft, config, run, draws)
+        if "lora_file" in run.patches:
             names |= dict.fromkeys(pipeline.writers, _nothing)
     optimizer = _optimizer(module.initialize_optimizer, run, getattr(torch, config.weight_dtype))
     names |= {
@@ -238,7 +238,7 @@ def _optimizer(initialize: Any, run: Run, dtype: torch.dtype) -> Any:
             {**group, "params": list(group["params"])} if isinstance(group, dict) else group
             for group in groups
         ]
-        if "float32_weights" in run.repairs:
+        if "float32_weights" in run.patches:
             _train_in_float32(groups, run, dtype)
         return run.watch(initialize(settings, groups))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from tasks.jobs.datasets import PLACE
+from tasks.jobs.data_loaders import PLACEHOLDER
 from tasks.jobs.sdxl import SdxlTextualInversionConfig
 from worker.trainer.data.batches import Batch
 from worker.trainer.data.inputs import Inputs
@@ -76,7 +76,9 @@ class SdxlTextualInversion:
         """The denoising loss of each sample, (B,)."""
         # encode_prompt writes out the tokens of a word of several vectors, as at inference.
         token = self._config.placeholder_token
-        text = self._text.encode([caption.replace(PLACE, token) for caption in batch.captions])
+        text = self._text.encode(
+            [caption.replace(PLACEHOLDER, token) for caption in batch.captions]
+        )
         gamma = self._config.min_snr_gamma
         return denoising_losses(self._unet, self._scheduler, self._inputs, batch, text, gamma)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.events import Event, TrainDone, TrainFailed, parse_event
-from tasks.jobs.invoke_patches import REPAIRS
+from tasks.jobs.invoke import PATCHES
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.stages.trainer_protocol import TrainerRequest
 from tests.worker.trainer.runs import Events, Images, Trained, request_of, run_cache
@@ -19,7 +19,7 @@ from worker.supervision.engines import invoke_environment
 # Set where the library is installed; see docs/guides/invoke-training.md.
 PYTHON = os.environ.get("TRAINING_INVOKE_PYTHON")
 WHY_SKIPPED = "TRAINING_INVOKE_PYTHON names no interpreter that holds invoke-training"
-ALL = tuple(sorted(REPAIRS))
+ALL = tuple(sorted(PATCHES))
 _attempts = itertools.count(5000)
 
 
@@ -38,7 +38,7 @@ class Library:
         data: Images,
         config: PipelineConfig,
         *,
-        repairs: tuple[str, ...] = ALL,
+        patches: tuple[str, ...] = ALL,
         **fields: Any,
     ) -> Trained:
         """Cache with our own engine where the config says so, then train with the library."""
@@ -46,7 +46,7 @@ class Library:
             fields["cache_index_key"] = run_cache(data, config).index_key
         fields.setdefault("attempt", next(_attempts))
         request = request_of(
-            data, "train", config, engine="invoke-training", repairs=repairs, **fields
+            data, "train", config, engine="invoke-training", patches=patches, **fields
         )
         trained = Trained(data, self.run(request))
         last = trained.events[-1] if trained.events else None

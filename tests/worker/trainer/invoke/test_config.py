@@ -97,7 +97,7 @@ def test_models_stay_where_they_are_on_a_machine_without_a_gpu() -> None:
         assert library_config(request)["enable_cpu_offload_during_validation"] is expected
 
 
-def test_a_bfloat16_finetune_computes_in_mixed_precision_with_a_repair_only() -> None:
+def test_a_bfloat16_finetune_computes_in_mixed_precision_with_a_patch_only() -> None:
     request = request_for({**OPTIONS["SDXL_FINETUNE"], "weight_dtype": "bfloat16"})
     assert library_config(request)["mixed_precision"] == "bf16"
     assert library_config(request, frozenset())["mixed_precision"] == "no"

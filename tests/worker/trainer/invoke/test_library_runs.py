@@ -101,7 +101,7 @@ def test_a_stopped_run_saves_first_and_goes_on(
         config,
         attempt=7,
         engine="invoke-training",
-        repairs=ALL,
+        patches=ALL,
         cache_index_key=run_cache(data, config).index_key,
     )
 
@@ -149,7 +149,7 @@ def test_a_state_of_the_other_engine_is_refused(
         config.model_copy(update={"max_train_steps": 4}),
         attempt=8,
         engine="invoke-training",
-        repairs=ALL,
+        patches=ALL,
         cache_index_key=index,
         resume_state_key=state,
     )
@@ -166,7 +166,7 @@ def test_a_run_that_diverges_says_so(tiny_flux: Path, data: Images, library: Lib
         config,
         attempt=9,
         engine="invoke-training",
-        repairs=ALL,
+        patches=ALL,
         cache_index_key=run_cache(data, config).index_key,
     )
     last = library.run(request)[-1]
@@ -191,7 +191,7 @@ def test_a_base_model_of_pickles_is_refused(
         config,
         attempt=10,
         engine="invoke-training",
-        repairs=ALL,
+        patches=ALL,
         cache_index_key=index,
     )
     events = library.run(request)
@@ -265,7 +265,7 @@ def test_a_base_model_that_the_library_would_train_wrongly_is_refused(
     path = copy / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), "utf-8")
     config = sdxl_config_of("SDXL_FINETUNE", copy)
-    request = request_of(data, "train", config, attempt=11, engine="invoke-training", repairs=ALL)
+    request = request_of(data, "train", config, attempt=11, engine="invoke-training", patches=ALL)
     [failed] = library.run(request)
     assert isinstance(failed, TrainFailed)
     assert expected in failed.message
@@ -315,5 +315,5 @@ def test_what_is_told_of_the_versions_is_what_computes(
 ) -> None:
     done = library.train(data, config_of(tiny_flux, **CACHED, max_train_steps=1)).done
     assert done.versions["transformers"].startswith("4.")
-    assert done.repairs
-    assert json.loads(done.model_dump_json())["repairs"] == list(done.repairs)
+    assert done.patches
+    assert json.loads(done.model_dump_json())["patches"] == list(done.patches)

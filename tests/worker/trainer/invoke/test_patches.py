@@ -1,4 +1,4 @@
-"""Each repair: with it the library does as it should, without it it has the fault.
+"""Each patch: with it the library does as it should, without it it has the fault.
 
 What it should do is what engine ``diffusers`` does, loss by loss, wherever the two do the same.
 """
@@ -12,7 +12,7 @@ from PIL import Image
 
 from routing.requirements import TrainingType
 from tasks.events import TrainDone
-from tasks.jobs.invoke_patches import REPAIRS
+from tasks.jobs.invoke import PATCHES
 from tasks.store import image_key
 from tests.worker.trainer.invoke.library import ALL, Library
 from tests.worker.trainer.runs import (
@@ -36,9 +36,9 @@ SAME = 1e-5
 CLOSE = {"max_train_steps": 4, "train_batch_size": 2}
 
 
-def without(*repairs: str) -> tuple[str, ...]:
-    assert set(repairs) <= set(ALL)
-    return tuple(sorted(set(ALL) - set(repairs)))
+def without(*patches: str) -> tuple[str, ...]:
+    assert set(patches) <= set(ALL)
+    return tuple(sorted(set(ALL) - set(patches)))
 
 
 def with_masks(data: Images) -> Images:
@@ -70,29 +70,29 @@ LOSSES: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("repair", "options"), LOSSES)
-def test_losses_are_those_of_engine_diffusers_with_a_repair_and_others_without(
-    repair: str, options: dict[str, Any], tiny_flux: Path, data: Images, library: Library
+@pytest.mark.parametrize(("patch", "options"), LOSSES)
+def test_losses_are_those_of_engine_diffusers_with_a_patch_and_others_without(
+    patch: str, options: dict[str, Any], tiny_flux: Path, data: Images, library: Library
 ) -> None:
     data = with_masks(data) if "use_masks" in options else data
     config = config_of(tiny_flux, **{**CLOSE, **options})
     expected = torch.tensor(run_train(data, config).losses)
-    repaired = torch.tensor(library.train(data, config).losses)
-    assert (repaired - expected).abs().max() < SAME
-    faulty = torch.tensor(library.train(data, config, repairs=without(repair)).losses)
+    patched = torch.tensor(library.train(data, config).losses)
+    assert (patched - expected).abs().max() < SAME
+    faulty = torch.tensor(library.train(data, config, patches=without(patch)).losses)
     assert (faulty - expected).abs().max() > 20 * SAME
 
 
-@pytest.mark.parametrize("repair", ["cached_latents", "cached_text"])
-def test_cached_outputs_cannot_be_trained_on_without_a_repair(
-    repair: str, tiny_flux: Path, data: Images, library: Library
+@pytest.mark.parametrize("patch", ["cached_latents", "cached_text"])
+def test_cached_outputs_cannot_be_trained_on_without_a_patch(
+    patch: str, tiny_flux: Path, data: Images, library: Library
 ) -> None:
     config = config_of(tiny_flux, **CLOSE, **CACHED)
     assert len(library.train(data, config).losses) == 4
-    assert not ended_well(library, data, config, without(repair))
+    assert not ended_well(library, data, config, without(patch))
 
 
-def test_a_transformer_without_guidance_cannot_be_trained_without_a_repair(
+def test_a_transformer_without_guidance_cannot_be_trained_without_a_patch(
     unguided_flux: Path, data: Images, library: Library
 ) -> None:
     config = config_of(unguided_flux, **CLOSE, **CACHED)
@@ -101,7 +101,7 @@ def test_a_transformer_without_guidance_cannot_be_trained_without_a_repair(
     assert not ended_well(library, data, config, without("guidance"))
 
 
-def ended_well(library: Library, data: Images, config: Any, repairs: tuple[str, ...]) -> bool:
+def ended_well(library: Library, data: Images, config: Any, patches: tuple[str, ...]) -> bool:
     key = run_cache(data, config).index_key
     request = request_of(
         data,
@@ -109,19 +109,19 @@ def ended_well(library: Library, data: Images, config: Any, repairs: tuple[str, 
         config,
         attempt=4999,
         engine="invoke-training",
-        repairs=repairs,
+        patches=patches,
         cache_index_key=key,
     )
     return any(isinstance(event, TrainDone) for event in library.run(request))
 
 
-def test_the_feed_forward_outputs_are_trained_with_a_repair_and_the_last_layer_without(
+def test_the_feed_forward_outputs_are_trained_with_a_patch_and_the_last_layer_without(
     tiny_flux: Path, data: Images, library: Library
 ) -> None:
     config = config_of(tiny_flux, **CLOSE, **CACHED)
     trained = trained_layers(library.train(data, config).state)
     assert trained == trained_layers(run_train(data, config).state)
-    faulty = trained_layers(library.train(data, config, repairs=without("lora_targets")).state)
+    faulty = trained_layers(library.train(data, config, patches=without("lora_targets")).state)
     assert trained - faulty == {
         f"transformer.transformer_blocks.0.{ff}.net.2" for ff in ("ff", "ff_context")
     }
@@ -143,7 +143,7 @@ def delta_w(path: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_its_kohya_file_and_ours_change_the_model_alike_with_a_repair_only(
+def test_its_kohya_file_and_ours_change_the_model_alike_with_a_patch_only(
     deep_flux: Path, data: Images, library: Library
 ) -> None:
     config = config_of(deep_flux, **CLOSE, **CACHED)
@@ -153,54 +153,54 @@ def test_its_kohya_file_and_ours_change_the_model_alike_with_a_repair_only(
     for name, change in ours.items():
         torch.testing.assert_close(theirs[name], change, rtol=1e-3, atol=1e-6)
         assert change.abs().max() > 1e-4, name
-    faulty = library.train(data, config, repairs=without("lora_file")).weights
+    faulty = library.train(data, config, patches=without("lora_file")).weights
     with pytest.raises((KeyError, RuntimeError)):
         delta_w(faulty)
 
 
-def test_the_end_of_a_run_is_saved_with_a_repair_whatever_the_interval(
+def test_the_end_of_a_run_is_saved_with_a_patch_whatever_the_interval(
     tiny_flux: Path, data: Images, library: Library
 ) -> None:
     config = config_of(tiny_flux, **CACHED, max_train_steps=5, save_every_n_steps=3)
-    repaired = library.train(data, config)
-    assert [it.step for it in repaired.checkpoints] == [3, 5]
-    faulty = library.train(data, config, repairs=without("final_save"))
+    patched = library.train(data, config)
+    assert [it.step for it in patched.checkpoints] == [3, 5]
+    faulty = library.train(data, config, patches=without("final_save"))
     assert [it.step for it in faulty.checkpoints] == [3]
     assert faulty.done.steps == 5
 
 
 @pytest.mark.parametrize("kind", ["SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE"])
-def test_bfloat16_weights_are_trained_in_float32_with_a_repair_only(
+def test_bfloat16_weights_are_trained_in_float32_with_a_patch_only(
     kind: str, tiny_sdxl: Path, data: Images, library: Library
 ) -> None:
     config = sdxl_config_of(
         kind, tiny_sdxl, weight_dtype="bfloat16", max_train_steps=2, cache_vae_outputs=True
     )
-    for repairs, dtype in ((ALL, torch.float32), (without("float32_weights"), torch.bfloat16)):
+    for patches, dtype in ((ALL, torch.float32), (without("float32_weights"), torch.bfloat16)):
         library.close()  # another mixed precision needs a process of its own
-        state = library.train(data, config, repairs=repairs).state
+        state = library.train(data, config, patches=patches).state
         found = {it.dtype for name, it in state.items() if name.startswith("weights/")}
         assert found == {dtype}
     library.close()
 
 
-def test_saving_changes_no_weight_with_a_repair_only(
+def test_saving_changes_no_weight_with_a_patch_only(
     tiny_sdxl: Path, data: Images, library: Library
 ) -> None:
     options = {"max_train_steps": 4, "save_dtype": "float16", "cache_vae_outputs": True}
-    for repairs, alike in ((ALL, True), (without("exact_save"), False)):
+    for patches, alike in ((ALL, True), (without("exact_save"), False)):
         often, seldom = (
             library.train(
                 data,
                 sdxl_config_of("SDXL_FINETUNE", tiny_sdxl, save_every_n_steps=every, **options),
-                repairs=repairs,
+                patches=patches,
             ).losses
             for every in (1, 4)
         )
         assert (often == seldom) == alike
 
 
-def test_sdxl_is_told_the_size_of_a_bucket_with_a_repair_only(
+def test_sdxl_is_told_the_size_of_a_bucket_with_a_patch_only(
     tiny_sdxl: Path, tmp_path: Path, library: Library
 ) -> None:
     buckets = {"aspect_ratio_buckets": BUCKETS}
@@ -209,16 +209,16 @@ def test_sdxl_is_told_the_size_of_a_bucket_with_a_repair_only(
     square = images(tmp_path / "square", [(64, 64)] * 2)
     wide = images(tmp_path / "wide", [(96, 48)] * 2)
     alike, differing = (
-        [library.train(data, config, repairs=it).losses for it in (ALL, without("target_size"))]
+        [library.train(data, config, patches=it).losses for it in (ALL, without("target_size"))]
         for data in (square, wide)
     )
     assert alike[0] == alike[1]
     assert differing[0] != differing[1]
 
 
-def test_every_repair_is_tested_and_says_what_it_repairs() -> None:
+def test_every_patch_is_tested_and_says_what_it_patches() -> None:
     tested = Path(__file__).read_text("utf-8")
-    for name, repair in REPAIRS.items():
+    for name, patch in PATCHES.items():
         assert f'"{name}"' in tested, name
-        assert repair.types <= set(TrainingType)
-        assert repair.problem
+        assert patch.types <= set(TrainingType)
+        assert patch.bug

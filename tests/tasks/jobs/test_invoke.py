@@ -2,10 +2,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from tasks.errors import InvalidJobError
-from tasks.jobs.invoke_limits import LIMITS
+from tasks.jobs.invoke import PATCHES, UNSUPPORTED_OPTIONS, parse_patches
 from tasks.jobs.job import TrainingJob, parse_job
+from tasks.settings.settings import Settings
 from tests.tasks.jobs.test_flux_lora import with_values
 from tests.worker.trainer.runs_options import SDXL_OPTIONS
 
@@ -43,26 +45,26 @@ REFUSED: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("option", REFUSED)
-def test_what_the_library_cannot_do_is_refused_with_the_reason(option: str) -> None:
+def test_unsupported_options_are_refused_with_a_reason(option: str) -> None:
     with pytest.raises(InvalidJobError) as refused:
         parse_job(REFUSED[option])
     [problem] = refused.value.problems
     assert problem.location == f"training.{option}"
-    [limit] = [it for it in LIMITS if it.option == option]
-    assert limit.reason in problem.message
-    # The engine that is the default takes it.
+    [unsupported] = [it for it in UNSUPPORTED_OPTIONS if it.option == option]
+    assert unsupported.reason in problem.message
+    # The default engine accepts it.
     assert parse_job({**REFUSED[option], "engine": "diffusers"}).engine == "diffusers"
 
 
-def test_all_that_is_refused_is_told_at_once_and_nothing_is_refused_untested() -> None:
+def test_all_unsupported_options_are_reported_at_once() -> None:
     document = flux(weight_dtype="float16", quantization="nf4", timestep_sampler="resolution_shift")
     with pytest.raises(InvalidJobError) as refused:
         parse_job(document)
     assert len(refused.value.problems) == 3
-    assert {limit.option for limit in LIMITS} == set(REFUSED)
+    assert {unsupported.option for unsupported in UNSUPPORTED_OPTIONS} == set(REFUSED)
 
 
-def test_a_job_of_the_engine_goes_to_queues_of_its_own_and_is_warned_of() -> None:
+def test_the_engine_has_its_own_queues_and_warnings() -> None:
     job = parse_job(flux())
     route = job.route()
     assert route.gpu_queue == "gpu.40gb.invoke-training"
@@ -82,7 +84,28 @@ def test_an_unknown_engine_is_refused() -> None:
     assert TrainingJob.model_fields["engine"].default == "diffusers"
 
 
-def test_the_guide_names_all_that_is_refused() -> None:
+def test_the_guide_lists_every_unsupported_option() -> None:
     guide = GUIDE.read_text("utf-8")
-    for limit in LIMITS:
-        assert f"| `{limit.option}` |" in guide, limit.option
+    for unsupported in UNSUPPORTED_OPTIONS:
+        assert f"| `{unsupported.option}` |" in guide, unsupported.option
+
+
+def test_patches_are_all_none_or_all_but_some() -> None:
+    assert parse_patches("all") == set(PATCHES)
+    assert parse_patches("none") == set()
+    assert parse_patches("-noise, -buckets") == set(PATCHES) - {"noise", "buckets"}
+
+
+@pytest.mark.parametrize("text", ["", "noise", "-noise,-nose", "none,-noise", "all,none"])
+def test_unknown_patches_are_refused_with_the_known_names(text: str) -> None:
+    with pytest.raises(ValueError, match="the names are cached_latents"):
+        parse_patches(text)
+    with pytest.raises(ValidationError, match="invoke_patches"):
+        Settings(invoke_patches=text)
+
+
+def test_the_guide_lists_every_patch() -> None:
+    guide = GUIDE.read_text("utf-8")
+    for name, patch in PATCHES.items():
+        assert f"| `{name}` |" in guide, name
+        assert " ".join(patch.bug.split()) in " ".join(guide.split()), name
