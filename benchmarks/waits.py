@@ -4,7 +4,7 @@
 
 Means over eight workloads of 2,000 jobs that ``training-worker simulate`` draws, load 0.8, on 14
 GPUs (4 of 8 GB, 6 of 24, 2 of 40, 2 of 80). Goals: at most 0.6 of the wait in dedicated pools, for
-all jobs and for those of 40 GB and more, and 0.35 of that with kombu's order.
+all jobs and for those of 40 GB and more, and 0.35 of that with round-robin order.
 """
 
 from datetime import UTC, datetime

@@ -111,7 +111,7 @@ def simulate(
     """Simulate how long jobs wait on a fleet, with this project's queues and with others."""
     from importlib.util import find_spec
 
-    from tasks.errors import NotInstalledError, UsageError
+    from tasks.errors import NotInstalledError
     from worker.cli.output import print_json, stdout
 
     if find_spec("simpy") is None:
@@ -126,13 +126,10 @@ def simulate(
         read_workload(workload) if workload is not None else draw_workload(gpus, jobs, load, seed)
     )
     simulation = report.Simulation(gpus, arrivals)
-    try:
-        if save is not None:
-            write_workload(save, arrivals)
-        if plot is not None:
-            simulation.plot(plot)
-    except OSError as error:
-        raise UsageError(f"cannot write {error.filename}: {error.strerror}") from error
+    if save is not None:
+        write_workload(save, arrivals)
+    if plot is not None:
+        simulation.plot(plot)
     if json:
         print_json(simulation.document())
     else:

@@ -53,10 +53,28 @@ class Simulation:
         return [policies, waits]
 
     def plot(self, path: Path) -> None:
-        """Plot the waits to a PNG file."""
-        from worker.simulation.plots import plot_waits
+        """Plot the cumulative distribution of waits, one line per policy.
 
-        plot_waits(self._runs, path)
+        Raises:
+            UsageError: The file cannot be written, or its name has no image type.
+        """
+        from matplotlib.figure import Figure  # an extra
+
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        axes = figure.subplots()
+        for name, members in self._runs.items():
+            waits = sorted(run.wait_s / _MINUTE_S for run in members)
+            axes.step(waits, [(i + 1) / len(waits) for i in range(len(waits))], label=name)
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("wait for a GPU, minutes")
+        axes.set_ylabel("share of the jobs that waited no longer")
+        axes.grid(alpha=0.3)
+        axes.legend()
+        try:
+            figure.savefig(path, dpi=120)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--plot: {error}") from error
 
     def _report(self, runs: list[Run]) -> Report:
         ended_s = max(run.ended_s for run in runs)

@@ -75,13 +75,20 @@ def read_fleet(path: Path) -> list[MemoryClass]:
 
 
 def write_workload(path: Path, jobs: list[Arrival]) -> None:
-    """Write a workload in the format of ``read_workload``."""
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(WORKLOAD_COLUMNS)
-        for job in jobs:
-            times = (f"{job.arrival_s:.3f}", f"{job.duration_s:.3f}", f"{job.needed_gib:.3f}")
-            writer.writerow([*times, job.tenant])
+    """Write a workload in the format of ``read_workload``.
+
+    Raises:
+        UsageError: The file cannot be written.
+    """
+    try:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(WORKLOAD_COLUMNS)
+            for job in jobs:
+                numbers = (job.arrival_s, job.duration_s, job.needed_gib)
+                writer.writerow([*(f"{number:.3f}" for number in numbers), job.tenant])
+    except OSError as error:
+        raise UsageError(f"cannot write {path}: {error.strerror}") from error
 
 
 def draw_workload(fleet: list[MemoryClass], count: int, load: float, seed: int) -> list[Arrival]:
@@ -143,10 +150,10 @@ def _rows(path: Path, columns: tuple[str, ...], parse: Callable[[_Row], T]) -> l
             reader = csv.DictReader(file)
             missing = [name for name in columns if name not in (reader.fieldnames or ())]
             if missing:
-                problem = (
-                    f"missing column {', '.join(missing)}; the columns are {', '.join(columns)}"
+                raise UsageError(
+                    f"{path}: missing column {', '.join(missing)}; "
+                    f"the columns are {', '.join(columns)}"
                 )
-                raise UsageError(f"{path}: {problem}")
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"{path}: {error}") from error
