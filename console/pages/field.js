@@ -1,15 +1,15 @@
-// A labelled native control with its help, fault and way back. What is typed is kept here and told
-// once it rests, so that an update of the page never takes a letter away from whoever types.
+// A labelled native control with help, error and reset. It keeps what the user types and sends it
+// once typing pauses, so that an update of the page never overwrites a letter.
 export default {
   template: `
-    <div class="field" :id="id" :class="{'field-wrong': error, 'field-own': own, ['field-' + kind]: true}">
+    <div class="field" :id="id" :class="{'field-error': error, 'field-changed': changed, ['field-' + kind]: true}">
       <template v-if="kind === 'cards'">
         <fieldset :aria-describedby="described" :aria-invalid="error ? 'true' : null">
           <legend :class="{'sr-only': hideLabel}">{{ label }}</legend>
           <div class="cards">
             <label v-for="choice in choices" :key="choice.value" class="card-choice"
                    :class="{chosen: typed === choice.value}">
-              <input type="radio" :name="id + '-radio'" :value="choice.value" v-model="typed" @change="tell">
+              <input type="radio" :name="id + '-radio'" :value="choice.value" v-model="typed" @change="send">
               <span class="card-body">
                 <span class="card-title">{{ choice.label }}
                   <span v-for="tag in choice.tags || []" :key="tag" class="tag"
@@ -24,39 +24,39 @@ export default {
       <template v-else-if="kind === 'switch'">
         <div class="switch-row">
           <input :id="id + '-control'" type="checkbox" role="switch" class="switch" v-model="typed"
-                 :disabled="disabled" :aria-describedby="described" @change="tell">
+                 :disabled="disabled" :aria-describedby="described" @change="send">
           <label :for="id + '-control'">{{ label }}</label>
-          <button v-if="own" type="button" class="reset" @click="$emit('reset')"
+          <button v-if="changed" type="button" class="reset" @click="$emit('reset')"
                   :aria-label="'Reset ' + label">reset</button>
         </div>
       </template>
       <template v-else>
         <div class="field-head">
           <label :for="id + '-control'" :class="{'sr-only': hideLabel}">{{ label }}</label>
-          <button v-if="own" type="button" class="reset" @click="$emit('reset')"
+          <button v-if="changed" type="button" class="reset" @click="$emit('reset')"
                   :aria-label="'Reset ' + label">reset</button>
         </div>
         <select v-if="kind === 'choice'" :id="id + '-control'" v-model="typed" :disabled="disabled"
-                :aria-describedby="described" :aria-invalid="error ? 'true' : null" @change="tell">
+                :aria-describedby="described" :aria-invalid="error ? 'true' : null" @change="send">
           <option v-for="choice in choices" :key="choice.value" :value="choice.value">{{ choice.label }}</option>
         </select>
         <textarea v-else-if="kind === 'lines' || kind === 'json'" :id="id + '-control'" v-model="typed"
                   :rows="rows" spellcheck="false" :placeholder="placeholder"
                   :aria-describedby="described" :aria-invalid="error ? 'true' : null"
-                  @input="later" @change="tell"></textarea>
+                  @input="sendLater" @change="send"></textarea>
         <div v-else class="input-row">
           <input :id="id + '-control'" :type="type" v-model="typed" :placeholder="placeholder"
                  :disabled="disabled" :inputmode="mode" :list="suggestions.length ? id + '-list' : null"
                  autocomplete="off" spellcheck="false"
                  :aria-describedby="described" :aria-invalid="error ? 'true' : null"
-                 @input="later" @change="tell" @keydown.enter="tell">
+                 @input="sendLater" @change="send" @keydown.enter="send">
           <span v-if="unit" class="unit" aria-hidden="true">{{ unit }}</span>
         </div>
         <datalist v-if="suggestions.length" :id="id + '-list'">
           <option v-for="it in suggestions" :key="it" :value="it"></option>
         </datalist>
       </template>
-      <p v-if="error" class="fault" :id="id + '-error'">{{ error }}</p>
+      <p v-if="error" class="error" :id="id + '-error'">{{ error }}</p>
       <p v-if="help" class="help" :id="id + '-help'">{{ help }}</p>
     </div>
   `,
@@ -70,22 +70,22 @@ export default {
     suggestions: { type: Array, default: () => [] },
     help: String,
     error: String,
-    own: Boolean,
+    changed: Boolean,
     unit: String,
     placeholder: String,
     hideLabel: Boolean,
     disabled: Boolean,
     type: { type: String, default: "text" },
   },
-  emits: ["told", "reset"],
+  emits: ["change", "reset"],
   data() {
-    return { typed: this.value, told: this.value, timer: null };
+    return { typed: this.value, sent: this.value, timer: null };
   },
   watch: {
-    // Told by the server: by its version, as its value may be the one from before.
+    // The server sets a value by its version, as the value may equal an earlier one.
     version() {
       clearTimeout(this.timer);
-      this.typed = this.told = this.value;
+      this.typed = this.sent = this.value;
     },
   },
   computed: {
@@ -101,15 +101,15 @@ export default {
     },
   },
   methods: {
-    later() {
+    sendLater() {
       clearTimeout(this.timer);
-      this.timer = setTimeout(() => this.tell(), 300);
+      this.timer = setTimeout(() => this.send(), 300);
     },
-    tell() {
+    send() {
       clearTimeout(this.timer);
-      if (this.typed === this.told) return;
-      this.told = this.typed;
-      this.$emit("told", this.typed);
+      if (this.typed === this.sent) return;
+      this.sent = this.typed;
+      this.$emit("change", this.typed);
     },
     focus() {
       const control = this.$el.querySelector("input, select, textarea");

@@ -1,27 +1,27 @@
-"""The fleet: GPUs and what each does, queues and who waits."""
+"""The fleet page: workers and what they run, queues and how many jobs wait."""
 
 from urllib.parse import quote, urlsplit
 
 from nicegui import ui
 
 from console.errors import ConsoleError
+from console.pages.elements import Tag, fact, panel
 from console.pages.formatting import count, span
 from console.pages.layout import Frame
-from console.pages.markup import Tag, fact, panel
 from console.services.services import Services
 from console.views import FleetView, QueueView, WorkerView
 from tasks.errors import JobError
 from tasks.settings.settings import Settings
 
-_ASK_EVERY_S = 3.0
+_REFRESH_INTERVAL_S = 3.0
 
 
 class FleetPage:
     """The page.
 
     Args:
-        frame: The page around it.
-        service: Knows the fleet.
+        frame: Frame of the page.
+        services: The services.
     """
 
     def __init__(self, frame: Frame, services: Services) -> None:
@@ -29,43 +29,43 @@ class FleetPage:
         self._shown: FleetView | None = None
 
     async def build(self) -> None:
-        """Make the page."""
+        """Build the page."""
         with Tag("div", classes="page-head"):
             with Tag("div", classes="page-head-title"):
                 Tag("h1", "Fleet")
                 self._summary = Tag("p", "", "muted", role="status")
-            self._add_flower()
+            self._add_flower_link()
         self._workers = Tag("section", classes="fleet", aria_label="Workers")
-        with panel("Queues", "A job goes to the smallest class that holds it."):
+        with panel("Queues", "A job goes to the smallest memory class that holds it."):
             self._queues = Tag("div", classes="table-box")
         await self._refresh()
-        ui.timer(_ASK_EVERY_S, self._refresh)
+        ui.timer(_REFRESH_INTERVAL_S, self._refresh)
 
-    def _add_flower(self) -> None:
+    def _add_flower_link(self) -> None:
         host = urlsplit(str(ui.context.client.request.base_url)).hostname or ""
         address = flower_address(self._services.settings, host)
-        if self._frame.caller.tenant is None and address is not None:
+        if self._frame.caller.is_operator and address is not None:
             Tag("a", "Open Flower", "btn", href=address, target="_blank", rel="noopener noreferrer")
 
     async def _refresh(self) -> None:
         try:
             view = await self._services.fleet.get(self._frame.caller)
         except (ConsoleError, JobError):
-            return  # asked again in a moment
+            return  # the next refresh retries
         if view == self._shown:
             return
         self._shown = view
         gpus = [it for it in view.workers if it.memory_class is not None]
         busy = sum(it.busy for it in gpus)
-        out = sum(it.quarantined for it in view.workers)
-        told = f"{count(len(gpus), 'GPU')}, {busy} at work"
-        self._summary.say(told + (f", {out} quarantined" if out else ""))
+        quarantined = sum(it.quarantined for it in view.workers)
+        summary = f"{count(len(gpus), 'GPU')}, {busy} busy"
+        self._summary.update_text(summary + (f", {quarantined} quarantined" if quarantined else ""))
         self._workers.clear()
         with self._workers:
             if not view.workers:
                 with Tag("div", classes="empty"):
-                    Tag("p", "No worker is live. Start one with: training-worker worker")
-            for worker in sorted(view.workers, key=_rank):
+                    Tag("p", "There are no live workers. Start one with: training-worker worker")
+            for worker in sorted(view.workers, key=_largest_first):
                 self._show_worker(worker)
         self._queues.clear()
         with self._queues:
@@ -78,7 +78,7 @@ class FleetPage:
         with Tag("article", classes="gpu", aria_label=worker.name):
             with Tag("div", classes="gpu-head"):
                 with Tag("div"):
-                    Tag("h2", _title(worker), style="font-size: 16px; line-height: 22px")
+                    Tag("h2", _title(worker))
                     Tag("p", worker.name, "muted small break")
                 Tag("span", state, f"status status-{state}")
             with Tag("dl", classes="facts small"):
@@ -92,33 +92,29 @@ class FleetPage:
                     if worker.job_id is None:
                         Tag("span", worker.activity)
                     else:
-                        Tag(
-                            "a",
-                            worker.activity,
-                            href=self._frame.link(f"/jobs/{quote(worker.job_id)}"),
-                        )
+                        link = self._frame.link(f"/jobs/{quote(worker.job_id)}")
+                        Tag("a", worker.activity, href=link)
             if worker.quarantined:
-                reason = worker.quarantine_reason or "an operator has been told why"
+                reason = worker.quarantine_reason or "operators can see the reason"
                 Tag("p", f"Takes no jobs: {reason}", "note note-warning small")
 
 
-def _rank(worker: WorkerView) -> tuple[int, str]:
-    """The largest first."""
-    return -int((worker.memory_class or "0gb").removesuffix("gb")), worker.name
-
-
 def flower_address(settings: Settings, host: str) -> str | None:
-    """Where somebody who asked for ``host`` finds Flower; None where it cannot be reached."""
+    """Return Flower's address for a browser that opened ``host``; None when out of its reach."""
     if not settings.flower_port:
         return None
     path = f"/{settings.flower_prefix}" if settings.flower_prefix else ""
     if settings.console_url and path:
-        # The proxy before the console shows Flower, too.
+        # The proxy in front of the console also serves Flower.
         parts = urlsplit(settings.console_url)
         return f"{parts.scheme}://{parts.netloc}{path}"
-    # Flower listens on its own machine, as a rule.
-    local = host in ("127.0.0.1", "localhost", "::1")
-    return f"http://127.0.0.1:{settings.flower_port}{path}" if local else None
+    # Without a proxy, Flower listens on its own machine only.
+    is_local = host in ("127.0.0.1", "localhost", "::1")
+    return f"http://127.0.0.1:{settings.flower_port}{path}" if is_local else None
+
+
+def _largest_first(worker: WorkerView) -> tuple[int, str]:
+    return -int((worker.memory_class or "0gb").removesuffix("gb")), worker.name
 
 
 def _title(worker: WorkerView) -> str:
@@ -137,39 +133,34 @@ def _show_queues(queues: tuple[QueueView, ...]) -> None:
     with Tag("table", classes="table table-rows"):
         Tag("caption", "Queues", "sr-only")
         with Tag("thead"), Tag("tr"):
-            for heading, look in (
-                ("Queue", ""), ("Waiting", "right"), ("Usual wait", "right"), ("Served", ""),
+            for heading, classes in (
+                ("Queue", ""), ("Waiting", "right"), ("Median wait", "right"), ("Served", ""),
             ):  # fmt: skip
-                Tag("th", heading, look, scope="col")
+                Tag("th", heading, classes, scope="col")
         with Tag("tbody"):
             for queue in queues:
-                with Tag("tr"):
-                    Tag("td", queue.name, "wide", style="font-weight: 500")
-                    Tag("td", _waiting(queue), "right", data_label="Waiting")
-                    wait = queue.median_wait_s
-                    usual = "not known yet" if wait is None else span(wait)
-                    Tag("td", usual, "right muted", data_label="Usual wait")
-                    with Tag("td", classes="wide"):
-                        if queue.unserved_reason is None:
-                            Tag("span", "by live workers", "muted")
-                        else:
-                            look = "" if queue.waiting else "muted"
-                            Tag(
-                                "span",
-                                queue.unserved_reason if queue.waiting else "by nobody",
-                                look,
-                            )
+                _show_queue(queue)
+
+
+def _show_queue(queue: QueueView) -> None:
+    with Tag("tr"):
+        Tag("td", queue.name, "wide strong")
+        Tag("td", _waiting(queue), "right", data_label="Waiting")
+        wait = "unknown" if queue.median_wait_s is None else span(queue.median_wait_s)
+        Tag("td", wait, "right muted", data_label="Median wait")
+        with Tag("td", classes="wide"):
+            if queue.unserved_reason is None:
+                Tag("span", "by live workers", "muted")
+            elif queue.waiting:
+                Tag("span", queue.unserved_reason)
+            else:
+                Tag("span", "by no worker", "muted")
 
 
 def _waiting(queue: QueueView) -> str:
-    if queue.waiting_by_tenant is not None and len(queue.waiting_by_tenant) > 1:
-        by_tenant = ", ".join(
-            f"{name} {number}" for name, number in queue.waiting_by_tenant.items()
-        )
+    tenants = queue.waiting_by_tenant
+    if tenants is not None and len(tenants) > 1:
+        by_tenant = ", ".join(f"{name} {number}" for name, number in tenants.items())
         return f"{queue.waiting} ({by_tenant})"
-    own = (
-        f" ({queue.own_waiting} yours)"
-        if queue.waiting_by_tenant is None and queue.own_waiting
-        else ""
-    )
+    own = f" ({queue.own_waiting} yours)" if tenants is None and queue.own_waiting else ""
     return f"{queue.waiting}{own}"

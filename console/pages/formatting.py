@@ -1,4 +1,4 @@
-"""Numbers, times and states as people say them."""
+"""Names, remedies, and formats of numbers and times, as pages show them."""
 
 from datetime import UTC, datetime
 
@@ -8,7 +8,7 @@ TYPE_NAMES = {
     "SDXL_TEXTUAL_INVERSION": "SDXL textual inversion",
     "SDXL_FINETUNE": "SDXL finetune",
 }
-"""The training types."""
+"""Names of the training types."""
 
 STAGE_NAMES = {
     "prepare": "Check images",
@@ -16,7 +16,7 @@ STAGE_NAMES = {
     "train": "Train",
     "publish": "Publish",
 }
-"""The stages, by what they do."""
+"""Names of the stages."""
 
 PART_NAMES = {
     "weights": "Base model",
@@ -26,30 +26,30 @@ PART_NAMES = {
     "activations": "Activations",
     "overhead": "CUDA overhead",
 }
-"""What takes GPU memory."""
+"""Names of the parts of GPU memory."""
 
 REMEDIES = {
-    "invalid_job": "Run it again with changes, and mend the options named above.",
-    "invalid_dataset": "Mend the files named above, and run it again with the images anew.",
-    "invalid_model": "Run it again with another base model, or mend the one named above.",
-    "does_not_fit": "Run it again with a smaller preset, batch or resolution.",
-    "out_of_memory": "Run it again with gradient checkpointing, cached text outputs, or a smaller "
-    "batch or resolution.",
-    "diverged": "Run it again with a lower learning rate, or with max_grad_norm 1.",
-    "trainer_failed": "Run it again. If it fails the same way, an operator finds the trainer's "
-    "last words above.",
-    "store": "The store was out of reach. Run it again once it answers; an operator can replay "
-    "the job where it stopped.",
-    "cancelled": "Nothing went wrong. Run it again to start over.",
-    "no_worker": "No worker takes this class of jobs. An operator starts one.",
+    "invalid_job": "Correct the options named above, then run the job again.",
+    "invalid_dataset": "Fix the files named above, upload them again, and run the job again.",
+    "invalid_model": "Fix the base model named above or choose another one, and run the job again.",
+    "does_not_fit": "Run the job again with a smaller preset, batch size or resolution.",
+    "out_of_memory": "Run the job again with gradient checkpointing, cached text encoder "
+    "outputs, or a smaller batch size or resolution.",
+    "diverged": "Run the job again with a lower learning rate, or with max_grad_norm 1.",
+    "trainer_failed": "Run the job again. If it fails in the same way, an operator finds the "
+    "trainer's last output above.",
+    "store": "The store was unavailable. Run the job again later; an operator can replay it from "
+    "where it stopped.",
+    "cancelled": "The job was cancelled. Run it again to start over.",
+    "no_worker": "No worker serves this memory class. An operator can start one.",
 }
 """What to do about an error, by its code."""
 
-OTHER_REMEDY = "Run it again. If it fails the same way, ask an operator and name the job's id."
+OTHER_REMEDY = "Run the job again. If it fails in the same way, give its id to an operator."
 
 
 def span(seconds: float) -> str:
-    """A span of time: ``2 h 5 min``."""
+    """Format a duration: ``2 h 5 min``."""
     if seconds < 0.1:
         return "<0.1 s"
     if seconds < 10:
@@ -62,7 +62,7 @@ def span(seconds: float) -> str:
 
 
 def size(length: int) -> str:
-    """A number of bytes: ``22.4 MB``."""
+    """Format a number of bytes: ``22.4 MB``."""
     value = float(length)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000:
@@ -72,7 +72,7 @@ def size(length: int) -> str:
 
 
 def ago(moment: datetime, now: datetime | None = None) -> str:
-    """How long a moment is past: ``5 min ago``."""
+    """Format a past moment: ``5 min ago``."""
     seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
     if seconds < 45:
         return "just now"
@@ -84,5 +84,11 @@ def ago(moment: datetime, now: datetime | None = None) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """A number of things: ``1 image``, ``2 images``."""
+    """Format a number of things: ``1 image``, ``2 images``."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def sentence(text: str) -> str:
+    """Return a message as a sentence; an option's name at its start stays in lower case."""
+    first_word = text.split(" ", 1)[0]
+    return f"{text}." if "_" in first_word else f"{text[:1].upper()}{text[1:]}."

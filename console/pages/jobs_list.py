@@ -1,4 +1,4 @@
-"""The list of jobs: searched, sifted, a page at a time, and kept up to date."""
+"""The list of jobs: searched, filtered, paged, and kept up to date."""
 
 import json
 from urllib.parse import quote, urlencode
@@ -6,18 +6,16 @@ from urllib.parse import quote, urlencode
 from nicegui import ui
 
 from console.errors import ConsoleError
-from console.pages.field import Choice, Field
+from console.pages.elements import Choice, Field, Tag, button
 from console.pages.formatting import STAGE_NAMES, TYPE_NAMES, ago
 from console.pages.layout import Frame
-from console.pages.markup import Tag, button
 from console.services.services import Services
-from console.views import JobPage as Found
-from console.views import JobView
+from console.views import JobPage, JobView
 from tasks.errors import JobError
 from tasks.state.record import JobStatus
 
-_AT_A_TIME = 25
-_ASK_EVERY_S = 3.0
+_PAGE_SIZE = 25
+_REFRESH_INTERVAL_S = 3.0
 _ANY = "any"
 
 
@@ -25,10 +23,10 @@ class JobsList:
     """The page.
 
     Args:
-        frame: The page around it.
-        service: Knows the jobs.
-        search: A part of an id or name.
-        status: Only jobs of this status; empty for all.
+        frame: Frame of the page.
+        services: The services.
+        search: Text in an id or name.
+        status: Status of the jobs; empty for all.
     """
 
     def __init__(self, frame: Frame, services: Services, search: str, status: str) -> None:
@@ -36,45 +34,41 @@ class JobsList:
         self._search = search
         self._status = status if status in list(JobStatus) else _ANY
         self._cursors: list[str | None] = [None]
-        self._shown: Found | None = None
+        self._shown: JobPage | None = None
 
     async def build(self) -> None:
-        """Make the page."""
+        """Build the page."""
         with Tag("div", classes="page-head"):
             Tag("h1", "Jobs")
             Tag("a", "New job", "btn btn-primary", href=self._frame.link("/new"))
         with Tag("section", classes="panel", aria_label="Jobs"):
             with Tag("div", classes="filters", role="search"):
-                Field(
-                    "Search", "text", self._search, self._find, placeholder="a name or an id"
-                )  # fmt: skip
+                Field("Search", "text", self._search, self._set_search, placeholder="Name or id")
                 statuses = [Choice(_ANY, "Any"), *(Choice(it, it.capitalize()) for it in JobStatus)]
-                Field("Status", "choice", self._status, self._sift, choices=statuses)
+                Field("Status", "choice", self._status, self._set_status, choices=statuses)
             self._table = Tag("div", classes="table-box")
-            self._pages = Tag(
-                "nav", classes="actions", aria_label="Pages", style="margin-top: 40px"
-            )
+            self._pages = Tag("nav", classes="actions pages", aria_label="Pages")
         await self._refresh()
-        ui.timer(_ASK_EVERY_S, self._refresh)
+        ui.timer(_REFRESH_INTERVAL_S, self._refresh)
 
-    async def _find(self, search: str) -> None:
+    async def _set_search(self, search: str) -> None:
         self._search = search.strip()
-        await self._start_over()
+        await self._show_first_page()
 
-    async def _sift(self, status: str) -> None:
+    async def _set_status(self, status: str) -> None:
         self._status = status
-        await self._start_over()
+        await self._show_first_page()
 
-    async def _start_over(self) -> None:
+    async def _show_first_page(self) -> None:
         self._cursors = [None]
-        asked = {"search": self._search, "status": "" if self._status == _ANY else self._status}
-        query = urlencode({name: value for name, value in asked.items() if value})
+        filters = {"search": self._search, "status": "" if self._status == _ANY else self._status}
+        query = urlencode({name: value for name, value in filters.items() if value})
         address = self._frame.link(f"/jobs?{query}" if query else "/jobs")
-        # A page that is loaded anew shows the same.
+        # A reloaded page shows the same.
         ui.run_javascript(f"history.replaceState(null, '', {json.dumps(address)})")
         await self._refresh()
 
-    async def _turn(self, *, older: bool) -> None:
+    async def _turn_page(self, *, older: bool) -> None:
         if older and self._shown is not None:
             self._cursors.append(self._shown.next_cursor)
         elif len(self._cursors) > 1:
@@ -83,35 +77,35 @@ class JobsList:
 
     async def _refresh(self) -> None:
         try:
-            found = await self._services.jobs.page(
+            page = await self._services.jobs.page(
                 self._frame.caller,
                 search=self._search or None,
                 status=None if self._status == _ANY else self._status,
-                limit=_AT_A_TIME,
+                limit=_PAGE_SIZE,
                 cursor=self._cursors[-1],
             )
         except (ConsoleError, JobError):
-            return  # asked again in a moment
-        if found == self._shown:
+            return  # the next refresh retries
+        if page == self._shown:
             return
-        self._shown = found
+        self._shown = page
         self._table.clear()
         with self._table:
-            self._show(found.jobs)
+            self._show(page.jobs)
         self._pages.clear()
-        self._pages.set_visibility(len(self._cursors) > 1 or found.next_cursor is not None)
+        self._pages.set_visibility(len(self._cursors) > 1 or page.next_cursor is not None)
         with self._pages:
             if len(self._cursors) > 1:
-                button("Newer", "small").on("click", lambda: self._turn(older=False))
-            if found.next_cursor is not None:
-                button("Older", "small").on("click", lambda: self._turn(older=True))
+                button("Newer", "small").on("click", lambda: self._turn_page(older=False))
+            if page.next_cursor is not None:
+                button("Older", "small").on("click", lambda: self._turn_page(older=True))
 
     def _show(self, jobs: tuple[JobView, ...]) -> None:
         if not jobs:
-            self._show_nothing()
+            self._show_empty()
             return
         with Tag("table", classes="table table-rows"):
-            Tag("caption", "Jobs, the newest first", "sr-only")
+            Tag("caption", "Jobs, newest first", "sr-only")
             with Tag("thead"), Tag("tr"):
                 for heading in ("Job", "Status", "Type", "Queue", "Submitted"):
                     Tag("th", heading, scope="col")
@@ -126,25 +120,25 @@ class JobsList:
                 Tag("div", job.id, "mono mono-small muted break")
             with Tag("td"):
                 Tag("span", job.status, f"status status-{job.status}")
-                Tag("div", _doing(job), "muted small")
+                Tag("div", _status_details(job), "muted small")
             Tag("td", TYPE_NAMES.get(job.type, job.type), "muted")
             Tag("td", job.queue, "muted nowrap")
             Tag("td", ago(job.created_at), "muted nowrap")
 
-    def _show_nothing(self) -> None:
+    def _show_empty(self) -> None:
         with Tag("div", classes="empty"):
             if self._search or self._status != _ANY:
-                Tag("p", "No job is like that.")
+                Tag("p", "No jobs match.")
                 return
             Tag("p", "There are no jobs yet.")
-            Tag("a", "Start the first one", "btn btn-primary", href=self._frame.link("/new"))
+            Tag("a", "Start the first job", "btn btn-primary", href=self._frame.link("/new"))
 
 
-def _doing(job: JobView) -> str:
+def _status_details(job: JobView) -> str:
     if JobStatus(job.status).ended:
         return "" if job.error is None else job.error.code.replace("_", " ")
     stage = STAGE_NAMES.get(job.stage, job.stage)
     progress = job.progress
     if progress is None or progress.total <= 0:
-        return f"{stage}, waits" if job.waiting_reason else stage
+        return f"{stage}, waiting" if job.waiting_reason else stage
     return f"{stage}, {100 * progress.done // progress.total} %"

@@ -1,4 +1,4 @@
-"""The way in: a plain form that needs no script."""
+"""Login page: a plain form that needs no script."""
 
 from html import escape
 from urllib.parse import quote
@@ -27,8 +27,8 @@ _PAGE = """<!doctype html>
 <div class="brand">training-worker</div>
 <h1>Log in</h1>
 <form method="post" action="{action}">
-<div class="field{look}">
-<label for="key">Key</label>
+<div class="field{classes}">
+<label for="key">API key</label>
 <input id="key" name="key" type="password" autocomplete="current-password" required autofocus
  aria-describedby="help{described}"{invalid}>
 {problem}<p class="help" id="help">An operator creates one with
@@ -43,12 +43,13 @@ file <code>console-key</code> in <code>TRAINING_HOME</code> holds one.</p>
 </html>
 """
 _WRONG = (
-    '<p class="fault" id="fault" role="alert">This key is nobody\'s. Look for a missing part.</p>\n'
+    '<p class="error" id="error" role="alert">This key is unknown or revoked. '
+    "Check that you pasted all of it.</p>\n"
 )
 
 
-def add_login(app: FastAPI) -> None:
-    """Put the way in on the application; what it sends is answered elsewhere."""
+def add_login_page(app: FastAPI) -> None:
+    """Add the login page to the application; ``console.login`` handles its form."""
 
     @app.get("/login", include_in_schema=False)
     async def show(request: Request) -> Response:
@@ -56,11 +57,11 @@ def add_login(app: FastAPI) -> None:
 
 
 def login_address(request: Request) -> str:
-    """Where to log in, to come back to what was asked for."""
-    wanted = request.url.path.removeprefix(prefix_of(request))
+    """Return the address of the login page that leads back to the requested page."""
+    target = request.url.path.removeprefix(prefix_of(request))
     if request.url.query:
-        wanted += f"?{request.url.query}"
-    return f"{prefix_of(request)}/login?next={quote(wanted, safe='')}"
+        target += f"?{request.url.query}"
+    return f"{prefix_of(request)}/login?next={quote(target, safe='')}"
 
 
 def _page(request: Request, *, is_wrong: bool) -> HTMLResponse:
@@ -68,12 +69,12 @@ def _page(request: Request, *, is_wrong: bool) -> HTMLResponse:
     prefix = prefix_of(request)
     page = _PAGE.format(
         script=THEME_SCRIPT,
-        # The other pages have it, too.
+        # The same fonts as on the other pages.
         fonts=escape(f"{prefix}/_nicegui/{nicegui.__version__}/static/fonts.css"),
         style=escape(f"{prefix}{style_sheet()}"),
         action=escape(f"{prefix}/login?next={quote(target, safe='')}"),
-        look=" field-wrong" if is_wrong else "",
-        described=" fault" if is_wrong else "",
+        classes=" field-error" if is_wrong else "",
+        described=" error" if is_wrong else "",
         invalid=' aria-invalid="true"' if is_wrong else "",
         problem=_WRONG if is_wrong else "",
     )

@@ -1,5 +1,6 @@
-"""The pages, put on the application."""
+"""The pages of the application, by path."""
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fastapi import FastAPI, Request
@@ -9,16 +10,17 @@ from starlette.staticfiles import StaticFiles
 
 from console.errors import ConsoleError
 from console.login import COOKIE
+from console.pages.elements import Tag
 from console.pages.fleet_page import FleetPage
 from console.pages.form.draft import Draft
 from console.pages.form.drafts import Drafts
+from console.pages.form.image_upload import UploadLimit
 from console.pages.form.new_job import NewJob
-from console.pages.form.upload_limit import UploadLimit
+from console.pages.formatting import sentence
 from console.pages.job.job_page import JobPage
 from console.pages.jobs_list import JobsList
 from console.pages.layout import ASSETS, Frame, prefix_of
-from console.pages.login_page import add_login, login_address
-from console.pages.markup import Tag
+from console.pages.login_page import add_login_page, login_address
 from console.services.services import Services
 from console.views import PresetView
 from tasks.errors import JobError
@@ -29,17 +31,18 @@ _FAVICON = (
     '<path d="M4 9h2v5H4zM8 6h2v8H8zM12 4h2v10h-2z" fill="#fff"/></svg>'
 )
 _FIRST_TYPE = "FLUX_LORA"
+_RESPONSE_TIMEOUT_S = 10
 
 
 def add_pages(app: FastAPI, services: Services) -> None:
-    """Put the console's pages on the application, below all that is on it already."""
+    """Add the console's pages to the application, below the routes that it has."""
     settings = services.settings
     drafts = Drafts(settings.resolved_scratch_dir / "drafts", settings.upload_max_bytes)
     app.mount(ASSETS, StaticFiles(directory=Path(__file__).parent / "assets"))
-    app.add_middleware(UploadLimit, most_bytes=settings.upload_max_bytes)
-    add_login(app)
-    _add_job_pages(services, drafts)
-    _add_new_job(services, drafts)
+    app.add_middleware(UploadLimit, max_bytes=settings.upload_max_bytes)
+    add_login_page(app)
+    _add_job_pages(services)
+    _add_form(services, drafts)
     ui.run_with(
         app,
         title="training-worker",
@@ -47,81 +50,88 @@ def add_pages(app: FastAPI, services: Services) -> None:
         language="en-US",
         tailwind=False,
         binding_refresh_interval=None,
-        # As long as a phone may sleep or a train be in a tunnel, and the page is as it was.
+        # A phone may sleep and a train pass a tunnel for that long; the page is unchanged then.
         reconnect_timeout=60.0,
         show_welcome_message=False,
     )
 
 
-def _add_job_pages(services: Services, drafts: Drafts) -> None:
-    @ui.page("/", response_timeout=10)
+def _add_job_pages(services: Services) -> None:
+    @ui.page("/", response_timeout=_RESPONSE_TIMEOUT_S)
     async def home(request: Request) -> Response | None:
         return RedirectResponse(f"{prefix_of(request)}/jobs")
 
-    @ui.page("/jobs", response_timeout=10)
+    @ui.page("/jobs", response_timeout=_RESPONSE_TIMEOUT_S)
     async def jobs(request: Request, search: str = "", status: str = "") -> Response | None:
-        frame = _frame(request, services)
-        if frame is None:
-            return RedirectResponse(login_address(request))
-        with frame.page("Jobs", "/jobs"):
-            await JobsList(frame, services, search, status).build()
-        return None
+        async def build(frame: Frame) -> None:
+            with frame.page("Jobs", "/jobs"):
+                await JobsList(frame, services, search, status).build()
 
-    @ui.page("/jobs/{job_id}", response_timeout=10)
+        return await _with_frame(request, services, build)
+
+    @ui.page("/jobs/{job_id}", response_timeout=_RESPONSE_TIMEOUT_S)
     async def job(request: Request, job_id: str) -> Response | None:
-        frame = _frame(request, services)
-        if frame is None:
-            return RedirectResponse(login_address(request))
-        try:
-            view = await services.jobs.get(frame.caller, job_id)
-        except (ConsoleError, JobError) as error:
-            _show_missing(frame, str(error))
-            return None
-        with frame.page(view.name, "/jobs"):
-            JobPage(frame, services, view).build()
-        return None
-
-    @ui.page("/fleet", response_timeout=10)
-    async def fleet(request: Request) -> Response | None:
-        frame = _frame(request, services)
-        if frame is None:
-            return RedirectResponse(login_address(request))
-        with frame.page("Fleet", "/fleet"):
-            await FleetPage(frame, services).build()
-        return None
-
-
-def _add_new_job(services: Services, drafts: Drafts) -> None:
-    @ui.page("/new", response_timeout=10)
-    async def new(request: Request, draft: str = "", again: str = "") -> Response | None:
-        frame = _frame(request, services)
-        if frame is None:
-            return RedirectResponse(login_address(request))
-        presets = await services.fleet.presets()
-        begun = drafts.find(frame.caller, draft)
-        if begun is None:
+        async def build(frame: Frame) -> None:
             try:
-                first = await _first(frame, services, presets, again)
+                view = await services.jobs.get(frame.caller, job_id)
             except (ConsoleError, JobError) as error:
-                _show_missing(frame, str(error))
-                return None
-            kept = drafts.begin(frame.caller, first)
-            # With its id in the address, a page that is loaded anew shows what was filled in.
-            return RedirectResponse(frame.link(f"/new?draft={kept}"))
+                _show_not_found(frame, str(error))
+                return
+            with frame.page(view.name, "/jobs"):
+                JobPage(frame, services, view).build()
 
-        def started(job_id: str) -> None:
-            drafts.end(draft)
-            ui.navigate.to(frame.link(f"/jobs/{job_id}"))
+        return await _with_frame(request, services, build)
 
-        with frame.page("New job", "/new"):
-            NewJob(frame, services, begun, presets, started).build()
-        return None
+    @ui.page("/fleet", response_timeout=_RESPONSE_TIMEOUT_S)
+    async def fleet(request: Request) -> Response | None:
+        async def build(frame: Frame) -> None:
+            with frame.page("Fleet", "/fleet"):
+                await FleetPage(frame, services).build()
+
+        return await _with_frame(request, services, build)
 
 
-async def _first(
+def _add_form(services: Services, drafts: Drafts) -> None:
+    @ui.page("/new", response_timeout=_RESPONSE_TIMEOUT_S)
+    async def new(request: Request, draft: str = "", again: str = "") -> Response | None:
+        async def build(frame: Frame) -> Response | None:
+            presets = await services.fleet.presets()
+            opened = drafts.find(frame.caller, draft)
+            if opened is None:
+                try:
+                    first = await _first_draft(frame, services, presets, again)
+                except (ConsoleError, JobError) as error:
+                    _show_not_found(frame, str(error))
+                    return None
+                draft_id = drafts.open(frame.caller, first)
+                # With the id in its address, a reloaded page shows what the user filled in.
+                return RedirectResponse(frame.link(f"/new?draft={draft_id}"))
+
+            def started(job_id: str) -> None:
+                drafts.close(draft)
+                ui.navigate.to(frame.link(f"/jobs/{job_id}"))
+
+            with frame.page("New job", "/new"):
+                NewJob(frame, services, opened, presets, started).build()
+            return None
+
+        return await _with_frame(request, services, build)
+
+
+async def _with_frame(
+    request: Request, services: Services, build: Callable[[Frame], Awaitable[Response | None]]
+) -> Response | None:
+    """Build a page, or redirect a browser without session to the login page."""
+    cookie = request.cookies.get(COOKIE)
+    if services.sessions.find(cookie) is None:
+        return RedirectResponse(login_address(request))
+    return await build(Frame(request, lambda: services.sessions.find(cookie)))
+
+
+async def _first_draft(
     frame: Frame, services: Services, presets: tuple[PresetView, ...], again: str
 ) -> Draft:
-    """What the form begins with: a job that was, or what suits the fleet."""
+    """Return what the form starts with: an earlier job, or the best preset for the fleet."""
     if again:
         return Draft.of(await services.jobs.document(frame.caller, again))
     of_type = [it for it in presets if it.type == _FIRST_TYPE]
@@ -129,17 +139,9 @@ async def _first(
     return Draft(_FIRST_TYPE, best.name)
 
 
-def _frame(request: Request, services: Services) -> Frame | None:
-    """The page's frame; None for whoever has not logged in."""
-    cookie = request.cookies.get(COOKIE)
-    if services.sessions.find(cookie) is None:
-        return None
-    return Frame(request, lambda: services.sessions.find(cookie))
-
-
-def _show_missing(frame: Frame, problem: str) -> None:
+def _show_not_found(frame: Frame, problem: str) -> None:
     ui.context.client.status_code = 404
     with frame.page("Not found"), Tag("div", classes="panel empty"):
         Tag("h1", "Not found")
-        Tag("p", f"{problem[:1].upper()}{problem[1:]}.", "break")
+        Tag("p", sentence(problem), "break")
         Tag("a", "All jobs", "btn", href=frame.link("/jobs"))

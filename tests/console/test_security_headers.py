@@ -23,7 +23,7 @@ def anyone(console: Console) -> Iterator[httpx2.Client]:
         yield client
 
 
-def test_all_but_health_needs_a_key(anyone: httpx2.Client) -> None:
+def test_every_route_but_health_needs_a_key(anyone: httpx2.Client) -> None:
     assert anyone.get("/v1/health").json() == {"status": "ok"}
     paths = anyone.get("/v1/openapi.json").json()["paths"]
     asked = 0
@@ -43,11 +43,11 @@ def test_all_but_health_needs_a_key(anyone: httpx2.Client) -> None:
     "header",
     ["", "Bearer", "Bearer twk_x", "Basic twk_x", "twk_x", "Bearer twk_" + "A" * 43],
 )
-def test_what_is_no_key_is_refused(anyone: httpx2.Client, header: str) -> None:
+def test_invalid_keys_are_refused(anyone: httpx2.Client, header: str) -> None:
     assert anyone.get("/v1/jobs", headers={"Authorization": header}).status_code == 401
 
 
-def test_a_revoked_key_is_worth_nothing_at_once(console: Console, anyone: httpx2.Client) -> None:
+def test_revoking_a_key_takes_effect_at_once(console: Console, anyone: httpx2.Client) -> None:
     accounts = ApiKeys(console.settings.api_keys_file)
     key = accounts.create("passing", "acme")
     headers = {"Authorization": f"Bearer {key}"}
@@ -60,7 +60,7 @@ def test_a_revoked_key_is_worth_nothing_at_once(console: Console, anyone: httpx2
     assert anyone.get("/v1/jobs").status_code == 401
 
 
-def test_a_browser_logs_in_with_a_key_and_out(console: Console, anyone: httpx2.Client) -> None:
+def test_a_browser_logs_in_and_out(console: Console, anyone: httpx2.Client) -> None:
     origin = {"Origin": console.url}
     wrong = anyone.post("/login", data={"key": "twk_wrong"}, headers=origin)
     assert wrong.headers["location"].startswith("/login?wrong=1")
@@ -77,9 +77,7 @@ def test_a_browser_logs_in_with_a_key_and_out(console: Console, anyone: httpx2.C
     assert anyone.get("/v1/jobs").status_code == 401
 
 
-def test_a_session_reads_and_changes_nothing_for_other_sites(
-    console: Console, anyone: httpx2.Client
-) -> None:
+def test_other_sites_cannot_use_a_session(console: Console, anyone: httpx2.Client) -> None:
     key = {"key": console.keys["acme"]}
     evil = {"Origin": "https://evil.example"}
     assert "wrong" in anyone.post("/login", data=key, headers=evil).headers["location"]
@@ -96,9 +94,7 @@ def test_a_session_reads_and_changes_nothing_for_other_sites(
         assert anyone.post("/v1/jobs", json=job(), headers=headers).status_code == 201
 
 
-def test_files_open_in_a_browser_that_has_logged_in(
-    console: Console, anyone: httpx2.Client
-) -> None:
+def test_a_session_downloads_files(console: Console, anyone: httpx2.Client) -> None:
     with console.client("acme") as client:
         job_id = client.post("/jobs", json=job()).json()["id"]
     console.publish(job_id, {"cat.png": PNG})
@@ -107,13 +103,13 @@ def test_files_open_in_a_browser_that_has_logged_in(
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", ""])
-def test_another_hosts_name_is_not_served_on_this_machine(anyone: httpx2.Client, host: str) -> None:
+def test_unknown_host_names_are_refused(anyone: httpx2.Client, host: str) -> None:
     answer = anyone.get("/v1/health", headers={"Host": host})
     assert answer.status_code == 421
 
 
 @pytest.mark.parametrize("host", ["localhost", "LOCALHOST:1", "127.0.0.1", "[::1]:99"])
-def test_this_machines_own_names_are(anyone: httpx2.Client, host: str) -> None:
+def test_local_host_names_are_served(anyone: httpx2.Client, host: str) -> None:
     assert anyone.get("/v1/health", headers={"Host": host}).status_code == 200
 
 
@@ -126,16 +122,14 @@ def test_this_machines_own_names_are(anyone: httpx2.Client, host: str) -> None:
         (Settings(console_address="localhost"), False),
     ],
 )
-def test_a_proxys_name_is_served_where_the_settings_say_so(
-    settings: Settings, served: bool
-) -> None:
+def test_the_host_name_of_console_url_is_served(settings: Settings, served: bool) -> None:
     async def nothing(*_: object) -> None:
         """Stands for the application."""
 
     assert SecurityHeaders(nothing, settings).is_allowed(b"gpu.example.org") == served
 
 
-def test_every_answer_tells_browsers_to_be_careful(console: Console, anyone: httpx2.Client) -> None:
+def test_every_response_has_security_headers(console: Console, anyone: httpx2.Client) -> None:
     for path in ("/v1/health", "/v1/jobs", "/v1/nothing", "/v1/openapi.json", "/login"):
         headers = anyone.get(path).headers
         assert headers["x-content-type-options"] == "nosniff"
@@ -143,7 +137,7 @@ def test_every_answer_tells_browsers_to_be_careful(console: Console, anyone: htt
     assert "default-src 'none'" in anyone.get("/v1/jobs").headers["content-security-policy"]
 
 
-def test_a_body_that_is_too_long_is_refused_before_and_while_it_comes(
+def test_large_bodies_are_refused_before_and_while_they_arrive(
     console: Console, acme: httpx2.Client
 ) -> None:
     long = b'"' + b"x" * MAX_BODY_BYTES + b'"'
@@ -159,13 +153,13 @@ def test_a_body_that_is_too_long_is_refused_before_and_while_it_comes(
         assert raw.recv(100).startswith(b"HTTP/1.1 413")
 
 
-def test_a_key_is_told_what_it_may_still_ask(acme: httpx2.Client) -> None:
+def test_responses_carry_the_rate_limit(acme: httpx2.Client) -> None:
     headers = acme.get("/jobs").headers
     assert headers["ratelimit-limit"] == "100000"
     assert 0 < int(headers["ratelimit-remaining"]) < 100000
 
 
-def test_an_unknown_path_and_a_wrong_method_are_problems(acme: httpx2.Client) -> None:
+def test_unknown_paths_and_wrong_methods_are_problems(acme: httpx2.Client) -> None:
     for method, path, status in (("GET", "/nothing", 404), ("DELETE", "/jobs", 405)):
         answer = acme.request(method, path)
         assert answer.status_code == status
@@ -173,7 +167,7 @@ def test_an_unknown_path_and_a_wrong_method_are_problems(acme: httpx2.Client) ->
         assert answer.json()["status"] == status
 
 
-def test_behind_a_proxy_addresses_begin_with_the_path_it_takes_away(served: Served) -> None:
+def test_addresses_keep_the_prefix_that_a_proxy_strips(served: Served) -> None:
     settings = served.settings.model_copy(
         update={"console_url": "https://gpu.example.org/training"}
     )
@@ -206,7 +200,7 @@ def test_behind_a_proxy_addresses_begin_with_the_path_it_takes_away(served: Serv
     asyncio.run(ask())
 
 
-def test_a_broker_that_is_away_is_told_as_a_passing_problem(served: Served, tmp_path: Path) -> None:
+def test_an_unavailable_broker_is_a_503_with_retry_after(served: Served, tmp_path: Path) -> None:
     with EmbeddedBroker(tmp_path) as broker:
         services = open_services(served.settings, broker.url)
     app = make_app(services)

@@ -1,4 +1,4 @@
-"""A real browser on the console, which takes note of everything that a page must not do."""
+"""A real browser on the console that records what a page must not do."""
 
 import re
 from collections.abc import Iterator
@@ -20,17 +20,26 @@ _ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
-# What nobody can use without knowing what it is called.
-_NAMED = ("button", "link", "textbox", "combobox", "checkbox", "switch", "radio", "progressbar")
-# Coverage of a busy machine.
-_PATIENCE_MS = 60_000
+# Roles that need an accessible name.
+_NAMED_ROLES = (
+    "button",
+    "link",
+    "textbox",
+    "combobox",
+    "checkbox",
+    "switch",
+    "radio",
+    "progressbar",
+)
+# A busy machine is slow.
+_TIMEOUT_MS = 60_000
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser; without one the tests that need it are not run, and say so."""
+    """Start a browser; skip the test if there is none."""
     if not CHROMIUM.exists():
-        pytest.skip(f"not run: there is no {CHROMIUM}")
+        pytest.skip(f"there is no {CHROMIUM}")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(_ARGUMENTS))
         yield browser
@@ -46,10 +55,10 @@ def visit(
     height: int = 900,
     scheme: Literal["light", "dark"] = "light",
 ) -> Iterator[Page]:
-    """A page of a browser that has seen nothing before.
+    """Open a page in a fresh browser context.
 
-    At the end: nothing was told in its console, nothing was asked of another host, no script of
-    anybody's text ran.
+    At the end, check that its console has no messages, that it made no request to another host,
+    and that no script in a user's text ran.
     """
     context = browser.new_context(
         viewport={"width": width, "height": height},
@@ -57,20 +66,20 @@ def visit(
         base_url=address,
         reduced_motion="reduce",
     )
-    context.set_default_timeout(_PATIENCE_MS)
+    context.set_default_timeout(_TIMEOUT_MS)
     problems: list[str] = []
     host = urlsplit(address).netloc
 
-    def asked(url: str) -> None:
+    def check_request(url: str) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("data", "blob") and parts.netloc != host:
-            problems.append(f"asked {url}")
+            problems.append(f"requested {url}")
 
     page = context.new_page()
-    page.on("console", lambda it: problems.append(it.text) if it.type in _LOUD else None)
+    page.on("console", lambda it: problems.append(it.text) if it.type in _PROBLEM_TYPES else None)
     page.on("pageerror", lambda it: problems.append(str(it)))
-    page.on("request", lambda it: asked(it.url))
-    page.on("websocket", lambda it: asked(it.url))
+    page.on("request", lambda it: check_request(it.url))
+    page.on("websocket", lambda it: check_request(it.url))
     page.on("dialog", lambda it: problems.append(f"dialog {it.message}"))
     try:
         yield page
@@ -79,11 +88,11 @@ def visit(
     assert not problems, problems
 
 
-_LOUD = ("error", "warning", "assert")
+_PROBLEM_TYPES = ("error", "warning", "assert")
 
 
 def log_in(page: Page, key: str) -> None:
-    """Show the key, as a person does."""
+    """Log in, as a user does."""
     page.goto("/")
     page.get_by_label("Key").fill(key)
     page.get_by_role("button", name="Log in").click()
@@ -91,25 +100,25 @@ def log_in(page: Page, key: str) -> None:
 
 
 def field(page: Page, label: str) -> Locator:
-    """The field with this label."""
+    """Return the field with this label."""
     return page.get_by_role("textbox", name=label, exact=True)
 
 
-def tab_to(page: Page, name: str, *, most: int = 150) -> None:
-    """Press Tab until what has the focus is called so; each stop can be seen to have it."""
+def tab_to(page: Page, name: str, *, max_stops: int = 150) -> None:
+    """Press Tab until the element with this name has the focus, which must be visible."""
     stops: list[str] = []
-    for _ in range(most):
+    for _ in range(max_stops):
         page.keyboard.press("Tab")
         stop: dict[str, Any] = page.evaluate(_FOCUSED)
         assert stop["is"], f"the focus is lost after {stops}"
-        assert stop["seen"], f"nothing shows that {stop['name']!r} has the focus"
+        assert stop["seen"], f"the focus of {stop['name']!r} is not visible"
         stops.append(stop["name"])
         if stop["name"] == name:
             return
-    raise AssertionError(f"Tab does not come to {name!r}, only to {stops}")
+    raise AssertionError(f"Tab does not reach {name!r}, only {stops}")
 
 
-# The focus is seen on the element itself, on its label, or on the box around it.
+# The focus is visible on the element, on its label, or on the box around it.
 _FOCUSED = """() => {
   const it = document.activeElement;
   const label = it.labels && it.labels[0] ? it.labels[0].innerText : '';
@@ -122,21 +131,21 @@ _FOCUSED = """() => {
 
 
 def nameless(page: Page) -> list[str]:
-    """The controls of a page that a screen reader has no name for."""
-    roles = "|".join(_NAMED)
+    """Return the controls of a page without an accessible name."""
+    roles = "|".join(_NAMED_ROLES)
     lines = page.locator("body").aria_snapshot().splitlines()
     return [line for line in lines if re.match(rf"\s*- ({roles})(?! \")", line)]
 
 
 def outline(page: Page) -> tuple[list[int], set[str]]:
-    """The levels of a page's headings in their order, and its landmarks."""
+    """Return the levels of a page's headings in order, and its landmarks."""
     snapshot = page.locator("body").aria_snapshot()
     levels = [int(it) for it in re.findall(r"- heading .*\[level=(\d)\]", snapshot)]
     return levels, set(re.findall(r"- (banner|navigation|main|complementary)\b", snapshot))
 
 
 def is_wider_than_its_screen(page: Page) -> bool:
-    """Whether it must be scrolled sideways."""
+    """Return whether the page must be scrolled sideways."""
     wider: bool = page.evaluate(
         "document.documentElement.scrollWidth > document.documentElement.clientWidth"
     )

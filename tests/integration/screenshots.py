@@ -1,4 +1,4 @@
-"""Makes the images of the console: ``python -m tests.integration.screenshots``.
+"""Takes the screenshots of the console: ``python -m tests.integration.screenshots``.
 
 A whole fleet is emulated on the CPU, with a tiny model; nothing in the images is drawn by hand.
 """

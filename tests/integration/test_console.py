@@ -106,9 +106,7 @@ def archive_of(images: Path, broken: bool) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_job_by_http_from_the_upload_to_the_file(
-    console: Served, tiny_model: Path, images: Path
-) -> None:
+def test_a_job_by_http_from_upload_to_file(console: Served, tiny_model: Path, images: Path) -> None:
     with console.client("acme") as acme:
         broken = uploaded_in_pieces(acme, archive_of(images, broken=True))
         found = acme.post("/jobs:preview", json=job_of(tiny_model, broken)).json()
@@ -167,9 +165,7 @@ def events_of(client: httpx2.Client, job_id: str) -> Iterator[dict[str, Any]]:
                 yield json.loads(line.removeprefix("data: "))
 
 
-def test_the_command_line_checks_an_upload_too(
-    console: Served, tiny_model: Path, images: Path
-) -> None:
+def test_the_cli_checks_an_upload(console: Served, tiny_model: Path, images: Path) -> None:
     with console.client("acme") as acme:
         upload_id = uploaded_in_pieces(acme, archive_of(images, broken=False))
     job = {**job_of(tiny_model, upload_id), "tenant": "acme"}
@@ -180,7 +176,7 @@ def test_the_command_line_checks_an_upload_too(
     assert "no such upload" in refused.out
 
 
-def test_keys_are_listed_without_what_they_are_and_revoked_at_once(console: Served) -> None:
+def test_keys_are_listed_without_secrets_and_revoked_at_once(console: Served) -> None:
     fleet = console.fleet
     listed = json.loads(fleet.run("keys", "list", "--json").out)
     assert {(it["name"], it["tenant"]) for it in listed} >= {("console", None), ("acme", "acme")}
@@ -194,7 +190,7 @@ def test_keys_are_listed_without_what_they_are_and_revoked_at_once(console: Serv
     assert fleet.run("keys", "revoke", "nobody").code == 18
 
 
-def test_the_fleet_shows_its_gpu_and_recommends_what_suits_it(console: Served) -> None:
+def test_the_fleet_shows_its_gpu_and_recommends_presets(console: Served) -> None:
     with console.client("operator") as operator:
         workers = operator.get("/fleet").json()["workers"]
         assert [it["memory_class"] for it in workers if it["gpu"]] == ["40gb"]

@@ -99,13 +99,13 @@ def fill_in_a_short_flux_job(page: Page, tiny_model: Path, steps: int) -> None:
 
 
 def step_of_the_loss(page: Page) -> int:
-    told = page.get_by_role("region", name="Loss").inner_text()
-    found = re.search(r"at step ([\d,]+)", told)
+    text = page.get_by_role("region", name="Loss").inner_text()
+    found = re.search(r"at step ([\d,]+)", text)
     return int(found.group(1).replace(",", "")) if found else 0
 
 
 @pytest.mark.filterwarnings("ignore")  # of diffusers and transformers, while they load
-def test_a_person_makes_a_lora_from_images(
+def test_a_user_trains_a_lora_from_images(
     page: Page, tiny_model: Path, images: Path, tmp_path: Path
 ) -> None:
     (images / "broken.png").write_bytes((images / "01.png").read_bytes()[:200])
@@ -117,7 +117,7 @@ def test_a_person_makes_a_lora_from_images(
 
     # The images, and the report of what is wrong with them.
     page.locator("input[type=file]").set_input_files(sorted(images.iterdir()))
-    report = page.get_by_role("table", name="What was found in the images")
+    report = page.get_by_role("table", name="Problems of the images")
     row = report.get_by_role("row", name="broken.png")
     expect(row).to_contain_text("error")
     expect(row).to_contain_text("cannot be decoded")
@@ -127,11 +127,11 @@ def test_a_person_makes_a_lora_from_images(
 
     # It does not start with that image, and says where to look.
     page.get_by_role("button", name="Start training").click()
-    expect(page.get_by_text("1 thing to mend")).to_be_visible()
+    expect(page.get_by_text("1 problem to fix")).to_be_visible()
     row.get_by_role("button", name="Remove broken.png").click()
-    expect(page.get_by_text("8 good images")).to_be_visible()
+    expect(page.get_by_text("8 valid images")).to_be_visible()
     page.get_by_label("Caption of 02.png").fill("a caption written in the browser")
-    expect(page.get_by_text("Changed since it was checked")).to_be_visible()
+    expect(page.get_by_text("Changed since the last check")).to_be_visible()
     page.get_by_role("button", name="Start training").click()
     page.wait_for_url("**/jobs/*")
 
@@ -156,7 +156,7 @@ def test_a_person_makes_a_lora_from_images(
     )
 
 
-def test_everything_wrong_is_told_at_once_beside_its_field(page: Page, tiny_model: Path) -> None:
+def test_all_problems_are_shown_beside_their_fields(page: Page, tiny_model: Path) -> None:
     fill_in_a_short_flux_job(page, tiny_model, steps=0)
     field(page, "Name").fill("no name")
     field(page, "LoRA rank").fill("many")
@@ -164,15 +164,15 @@ def test_everything_wrong_is_told_at_once_beside_its_field(page: Page, tiny_mode
     page.get_by_label("Find an option").fill("clip tokenizer")
     field(page, "clip_tokenizer_max_length").fill("78")
     page.get_by_role("button", name="Start training").click()
-    expect(page.get_by_text("5 things to mend")).to_be_visible()
+    expect(page.get_by_text("5 problems to fix")).to_be_visible()
     for label in ("Name", "Steps", "LoRA rank", "clip_tokenizer_max_length"):
         expect(field(page, label)).to_have_attribute("aria-invalid", "true")
         told = field(page, label).get_attribute("aria-describedby") or ""
         assert page.locator(f"#{told.split()[0]}").inner_text()
-    expect(page.get_by_text("add images first").first).to_be_visible()
+    expect(page.get_by_text("has no images; add some").first).to_be_visible()
 
 
-def test_only_what_differs_from_the_preset_is_in_the_file_of_the_job(page: Page) -> None:
+def test_the_file_has_only_values_that_differ_from_the_preset(page: Page) -> None:
     page.goto("/new")
     expect(page.get_by_role("radio", name=re.compile("flux_lora_1x40gb"))).to_be_checked()
     field(page, "LoRA rank").fill("16")
@@ -191,7 +191,7 @@ def test_only_what_differs_from_the_preset_is_in_the_file_of_the_job(page: Page)
     expect(page.get_by_text("16 GB class").first).to_be_visible()
 
 
-def test_a_job_is_cancelled_with_what_it_has_and_run_again_with_changes(
+def test_a_job_is_cancelled_published_and_run_again(
     page: Page, fleet: Fleet, job: dict[str, Any]
 ) -> None:
     job["name"] = "long"
@@ -204,7 +204,7 @@ def test_a_job_is_cancelled_with_what_it_has_and_run_again_with_changes(
     page.get_by_role("button", name="Resume").click()
     expect(page.get_by_text("running", exact=True).first).to_be_visible()
     page.get_by_role("button", name="Cancel").click()
-    page.get_by_role("button", name="Cancel and keep what there is").click()
+    page.get_by_role("button", name="Cancel and publish").click()
     expect(page.get_by_text("cancelled", exact=True)).to_be_visible()
     expect(page.get_by_role("link", name="Download long.safetensors", exact=True)).to_be_visible()
 
@@ -212,7 +212,7 @@ def test_a_job_is_cancelled_with_what_it_has_and_run_again_with_changes(
     page.get_by_role("heading", level=1, name="New job").wait_for()
     expect(field(page, "Steps")).to_have_value("5000")
     expect(field(page, "Resolution")).to_have_value("64")
-    expect(page.get_by_label("Where they are")).to_have_value("IMAGE_CAPTION_DIR_DATASET")
+    expect(page.get_by_label("Source", exact=True)).to_have_value("IMAGE_CAPTION_DIR_DATASET")
     field(page, "Steps").fill("4")
     field(page, "save_every_n_steps").or_(page.get_by_text("Advanced options")).first.click()
     field(page, "save_every_n_steps").fill("4")
@@ -224,13 +224,11 @@ def test_a_job_is_cancelled_with_what_it_has_and_run_again_with_changes(
     assert fleet.record(new_id).job.training.seed == fleet.record(job_id).job.training.seed
 
 
-def test_jobs_are_searched_and_the_samples_of_one_are_shown(
-    page: Page, finished: dict[str, Any]
-) -> None:
+def test_jobs_are_searched_and_samples_are_shown(page: Page, finished: dict[str, Any]) -> None:
     page.get_by_label("Search").fill(finished["job_id"][:10])
     expect(page.get_by_role("link", name="shapes")).to_have_count(1)
     page.get_by_label("Status").select_option("failed")
-    expect(page.get_by_text("No job is like that")).to_be_visible()
+    expect(page.get_by_text("No jobs match")).to_be_visible()
     page.get_by_label("Status").select_option("succeeded")
     page.get_by_role("link", name="shapes").click()
     image = page.get_by_role("img", name="a red square, at step 12")
@@ -238,7 +236,7 @@ def test_jobs_are_searched_and_the_samples_of_one_are_shown(
     assert image.evaluate("it => it.decode().then(() => it.naturalWidth)") == 64
 
 
-def test_the_fleet_shows_each_gpu_and_why_one_is_quarantined(page: Page, fleet: Fleet) -> None:
+def test_the_fleet_shows_gpus_and_quarantine_reasons(page: Page, fleet: Fleet) -> None:
     url = find_running(fleet.home)
     assert url is not None
     with connect(url) as client:
@@ -257,10 +255,10 @@ def test_the_fleet_shows_each_gpu_and_why_one_is_quarantined(page: Page, fleet: 
         expect(gpu).to_have_count(0)
     expect(page.get_by_role("article")).to_have_count(3)
     row = page.get_by_role("table", name="Queues").get_by_role("row", name="gpu.80gb")
-    expect(row).to_contain_text("by nobody")
+    expect(row).to_contain_text("by no worker")
 
 
-def test_all_of_it_is_done_with_the_keyboard_alone(
+def test_a_job_is_submitted_by_keyboard_alone(
     browser: Browser, console: Console, tiny_model: Path, images: Path
 ) -> None:
     with visit(browser, console.address) as page:
@@ -296,7 +294,7 @@ def test_all_of_it_is_done_with_the_keyboard_alone(
         with page.expect_file_chooser() as chooser:
             page.keyboard.press("Space")
         chooser.value.set_files(sorted(images.iterdir()))
-        expect(page.get_by_text("8 good images")).to_be_visible()
+        expect(page.get_by_text("8 valid images")).to_be_visible()
         tab_to(page, "Start training")
         page.keyboard.press("Enter")
         page.wait_for_url("**/jobs/*")
@@ -304,7 +302,7 @@ def test_all_of_it_is_done_with_the_keyboard_alone(
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_every_page_is_whole_on_a_phone_and_for_a_screen_reader(
+def test_every_page_suits_phones_and_screen_readers(
     browser: Browser, console: Console, finished: dict[str, Any], scheme: Any
 ) -> None:
     with visit(browser, console.address, width=390, height=844, scheme=scheme) as page:
@@ -341,14 +339,14 @@ def is_dark(page: Page) -> bool:
     return sum(int(it) for it in re.findall(r"\d+", colour)[:3]) < 3 * 128
 
 
-def test_nobody_comes_in_without_a_key(browser: Browser, console: Console) -> None:
+def test_every_page_needs_a_key(browser: Browser, console: Console) -> None:
     with visit(browser, console.address) as page:
         for path in ("/", "/new", "/jobs", "/fleet", "/jobs/any"):
             page.goto(path)
             expect(page).to_have_url(re.compile("/login"))
         page.get_by_label("Key").fill("twk_wrong")
         page.get_by_role("button", name="Log in").click()
-        expect(page.get_by_role("alert")).to_contain_text("nobody's")
+        expect(page.get_by_role("alert")).to_contain_text("unknown or revoked")
         log_in(page, console.key)
         [cookie] = page.context.cookies()
         assert (cookie["httpOnly"], cookie["sameSite"]) == (True, "Strict")

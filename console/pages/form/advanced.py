@@ -1,34 +1,33 @@
-"""Every option of a training type, by what it is about, with a box to find one."""
+"""Every option of a training type, in groups, with a search."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from console.pages.field import Choice, Field
+from console.pages.elements import Choice, Field, Tag, button
 from console.pages.form.controls import GROUPS, Control, Kind
 from console.pages.form.draft import Draft
-from console.pages.markup import Tag, button
 
 
 class AdvancedPart:
-    """The part of the form that opens. Its fields are made when it does.
+    """The advanced options, a disclosure whose fields are built when it is opened.
 
     Args:
-        draft: What is filled in.
-        on_changed: Called with the option that was.
-        elsewhere: The options that the form shows above.
+        draft: The draft.
+        on_changed: Called with the path of a changed option.
+        other_paths: Returns the options that the form shows elsewhere.
     """
 
     def __init__(
         self,
         draft: Draft,
         on_changed: Callable[[str], None],
-        elsewhere: Callable[[], Collection[str]],
+        other_paths: Callable[[], Collection[str]],
     ) -> None:
-        self._draft, self._on_changed, self._elsewhere = draft, on_changed, elsewhere
+        self._draft, self._on_changed, self._other_paths = draft, on_changed, other_paths
         self._fields: dict[str, Field] = {}
         self._controls: dict[str, Control] = {}
         self._groups: list[tuple[Tag, list[str]]] = []
-        self._filter, self._only_own, self._is_open = "", False, False
+        self._search, self._changed_only, self._is_open = "", False, False
         self.errors: Mapping[str, str] = {}
         self._box = Tag("details", classes="panel")
         with self._box:
@@ -39,7 +38,7 @@ class AdvancedPart:
         self._box.on("toggle", self._toggled, js_handler="(e) => emit(e.target.open)")
 
     def rebuild(self) -> None:
-        """Show the options that there are now."""
+        """Show the options of the current training type and selections."""
         self._body.clear()
         self._fields.clear()
         self._groups.clear()
@@ -48,31 +47,31 @@ class AdvancedPart:
                 self._build()
         self.mark(self.errors)
 
-    def show_values(self, but: str) -> None:
-        """Show the values that changed with another one."""
-        there = {it.path for it in self._draft.controls()}
+    def show_values(self, except_path: str) -> None:
+        """Show values that changed together with another option."""
+        paths = {it.path for it in self._draft.controls()}
         for path, field in self._fields.items():
-            if path != but and path in there:
-                field.show(self._shown(self._controls[path]))
+            if path != except_path and path in paths:
+                field.show(self._value(self._controls[path]))
 
     def mark(self, errors: Mapping[str, str]) -> None:
-        """Show what is wrong, and which values are the job's own."""
+        """Show errors by option path, and which values differ from the preset."""
         self.errors = errors
         for path, field in self._fields.items():
             field.flag(errors.get(path, ""), self._draft.is_own(path))
-        there = [it.path for it in self._all()]
-        own = [it for it in there if self._draft.is_own(it)]
-        wrong = [it for it in there if it in errors]
-        told = f"{len(there)} options, {len(own)} changed"
-        self._count.say(told + (f", {len(wrong)} to mend" if wrong else ""))
+        paths = [it.path for it in self._visible_controls()]
+        changed = sum(self._draft.is_own(it) for it in paths)
+        invalid = sum(it in errors for it in paths)
+        summary = f"{len(paths)} options, {changed} changed"
+        self._count.update_text(summary + (f", {invalid} invalid" if invalid else ""))
 
     def go_to(self, path: str) -> bool:
-        """Open, and bring an option into view; whether it is here."""
-        if path not in {it.path for it in self._all()}:
+        """Open the options and scroll to one; return whether the option is here."""
+        if path not in {it.path for it in self._visible_controls()}:
             return False
         if not self._is_open:
             self._open()
-        self._filter, self._only_own = "", False
+        self._search, self._changed_only = "", False
         self.rebuild()
         self._fields[path].focus()
         return True
@@ -84,91 +83,88 @@ class AdvancedPart:
 
     def _open(self) -> None:
         self._is_open = True
-        self._box.have("open", True)
+        self._box.set_attribute("open", True)
 
     def _build(self) -> None:
-        with Tag("div", classes="filters", style="margin: 20px 0 0"):
+        with Tag("div", classes="filters filters-options"):
             Field(
-                "Find an option",
-                "text",
-                self._filter,
-                self._find,
-                placeholder="such as rate, cache",
-            )
-            with Tag("div", style="padding-bottom: 6px; flex: none"):
-                Field("Changed only", "switch", self._only_own, self._show_own)
-        there = self._all()
+                "Find an option", "text", self._search, self._set_search,
+                placeholder="for example rate or cache",
+            )  # fmt: skip
+            with Tag("div", classes="filters-switch"):
+                Field("Changed only", "switch", self._changed_only, self._set_changed_only)
+        controls = self._visible_controls()
         for group in GROUPS:
-            found = [it for it in there if it.group == group]
-            if not found:
+            of_group = [it for it in controls if it.group == group]
+            if not of_group:
                 continue
-            part = Tag("section", classes="options-group")
-            with part:
+            section = Tag("section", classes="options-group")
+            with section:
                 Tag("h3", group)
                 with Tag("div", classes="grid-2"):
-                    for control in found:
-                        self._add(control)
-            self._groups.append((part, [it.path for it in found]))
-        self._nothing = Tag("p", "No option is called so.", "muted options-group")
-        with self._nothing:
-            button("Show all", "small").on("click", lambda: self._find(""))
-        self._sift()
+                    for control in of_group:
+                        self._add_field(control)
+            self._groups.append((section, [it.path for it in of_group]))
+        self._no_match = Tag("p", "No options match.", "muted options-group")
+        with self._no_match:
+            button("Show all", "small").on("click", lambda: self._set_search(""))
+        self._filter()
 
-    def _add(self, control: Control) -> None:
-        def told(typed: Any) -> None:
+    def _add_field(self, control: Control) -> None:
+        def change(typed: Any) -> None:
             self._draft.set(control.path, control.read(typed))
             self._on_changed(control.path)
 
         def reset() -> None:
             self._draft.reset(control.path)
-            self._fields[control.path].show(self._shown(control))
+            self._fields[control.path].show(self._value(control))
             self._on_changed(control.path)
 
         self._controls[control.path] = control
         self._fields[control.path] = Field(
             control.path,
             str(control.kind),
-            self._shown(control),
-            told,
+            self._value(control),
+            change,
             on_reset=reset,
             choices=[Choice(it, it or "none") for it in control.choices],
-            help=f"{control.help} {_told_of(control)}",
+            help=f"{control.help} {_type_and_default(control)}",
         )
 
-    def _shown(self, control: Control) -> str | bool:
+    def _value(self, control: Control) -> str | bool:
         return control.show(self._draft.value(control.path))
 
-    def _find(self, text: str) -> None:
-        self._filter = text
-        self._sift()
+    def _set_search(self, text: str) -> None:
+        self._search = text
+        self._filter()
 
-    def _show_own(self, only_own: bool) -> None:
-        self._only_own = only_own
-        self._sift()
+    def _set_changed_only(self, changed_only: bool) -> None:
+        self._changed_only = changed_only
+        self._filter()
 
-    def _sift(self) -> None:
-        """Hide what was not asked for."""
-        words = self._filter.lower().split()
+    def _filter(self) -> None:
+        """Hide the options that do not match."""
+        words = self._search.lower().split()
         for path, field in self._fields.items():
             text = f"{path} {self._controls[path].help}".lower().replace("_", " ") + path
-            fits = all(word in text for word in words)
-            field.set_visibility(fits and (not self._only_own or self._draft.is_own(path)))
-        for part, paths in self._groups:
-            part.set_visibility(any(self._fields[it].visible for it in paths))
-        self._nothing.set_visibility(not any(part.visible for part, _ in self._groups))
+            matches = all(word in text for word in words)
+            field.set_visibility(matches and (not self._changed_only or self._draft.is_own(path)))
+        for section, paths in self._groups:
+            section.set_visibility(any(self._fields[it].visible for it in paths))
+        self._no_match.set_visibility(not any(section.visible for section, _ in self._groups))
 
-    def _all(self) -> list[Control]:
-        elsewhere, images = self._elsewhere(), f"{self._draft.dataset_path}."
+    def _visible_controls(self) -> list[Control]:
+        other_paths, dataset = self._other_paths(), f"{self._draft.dataset_path}."
         return [
             it
             for it in self._draft.controls()
-            if it.path not in elsewhere
-            and not it.path.startswith(images)
+            if it.path not in other_paths
+            and not it.path.startswith(dataset)
             and not (it.kind == Kind.CHOICE and len(it.choices) < 2)
         ]
 
 
-def _told_of(control: Control) -> str:
+def _type_and_default(control: Control) -> str:
     default = (
         "required" if control.required else f"default {control.show(control.default) or 'none'}"
     )
@@ -177,5 +173,5 @@ def _told_of(control: Control) -> str:
     if control.kind in (Kind.CHOICE, Kind.SWITCH):
         return f"({default})"
     if control.kind == Kind.LINES:
-        return "(one a line)"
+        return "(one per line)"
     return f"({control.type}, {default})"

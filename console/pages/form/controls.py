@@ -1,7 +1,7 @@
-"""The controls of the form: one for each option, made from its schema.
+"""Controls of the form: one for each option, derived from its schema.
 
-Knows how an option is shown and how what was typed is read; what is allowed is for the job's own
-models to say, so that nothing is told twice.
+A control knows how to show a value and how to read what the user typed. The job's models alone
+decide what is valid.
 """
 
 import json
@@ -14,7 +14,7 @@ from tasks.jobs.options import Option, training_options
 
 
 class Kind(StrEnum):
-    """How a control looks."""
+    """Kind of a control."""
 
     CHOICE = "choice"
     SWITCH = "switch"
@@ -30,16 +30,16 @@ class Control:
     """A control.
 
     Attributes:
-        path: The option's dotted path below ``training``.
-        kind: How it looks.
-        choices: What there is to choose from; ``""`` is null.
-        nullable: Whether nothing typed is null.
-        default: The option's; None where it is null or required.
-        required: It has no default.
-        type: What it takes, in words.
-        help: What it does.
-        only_with: The options that select its branch, with their values.
-        group: The heading it stands under.
+        path: Dotted path of the option below ``training``.
+        kind: Kind of the control.
+        choices: Values to choose from; ``""`` is null.
+        nullable: Whether an empty control is null.
+        default: The option's default; None when it is null or the option is required.
+        required: Whether the option has no default.
+        type: Type of the value, in words.
+        help: Description of the option.
+        only_with: The options that select the option's branch, with their values.
+        group: Heading of the option's group.
     """
 
     path: str
@@ -54,7 +54,7 @@ class Control:
     group: str
 
     def read(self, typed: Any) -> Any:
-        """The value that was typed; what cannot be read as one stays as it is, to be refused."""
+        """Return the value that the user typed; the models refuse text that has no value."""
         if not isinstance(typed, str):
             return typed
         if typed.strip() == "" and self.nullable:
@@ -75,7 +75,7 @@ class Control:
                 return typed
 
     def show(self, value: Any) -> str | bool:
-        """A value as its control shows it."""
+        """Return a value as the control shows it."""
         if self.kind == Kind.SWITCH:
             return bool(value)
         if value is None:
@@ -89,19 +89,19 @@ class Control:
 
 @cache
 def controls(training_type: str) -> tuple[Control, ...]:
-    """The controls of a training type, in the order of its options.
+    """Return the controls of a training type, in the order of its options.
 
-    A part that only holds others has none; a discriminator has one, with all its branches.
+    An option that only contains others has none; a discriminator has one, with all its branches.
     """
     options = training_options()[training_type].options
-    found: dict[tuple[str, str], Control] = {}
+    by_path: dict[tuple[str, str], Control] = {}
     for option in options:
         control = _control(option, options)
         if control is not None:
-            # One for a discriminator, whose every branch names it.
+            # Every branch names its discriminator, which gets one control.
             only_with = {k: v for k, v in control.only_with.items() if k != option.path}
-            found.setdefault((option.path, str(only_with)), control)
-    return tuple(found.values())
+            by_path.setdefault((option.path, str(only_with)), control)
+    return tuple(by_path.values())
 
 
 _NO_CHOICES: tuple[str, ...] = ()
@@ -115,7 +115,7 @@ def _control(option: Option, options: tuple[Option, ...]) -> Control | None:
     if option.path == "type" or ("$ref" in schema and not nullable):
         return None
     if "$ref" not in schema:
-        kind, choices = _form(option, schema, options)
+        kind, choices = _kind_and_choices(option, schema, options)
     if nullable and kind == Kind.CHOICE:
         choices = ("", *choices)
     only_with = {k: v for k, v in option.only_with.items() if k != option.path}
@@ -134,14 +134,14 @@ def _control(option: Option, options: tuple[Option, ...]) -> Control | None:
 
 
 def _without_null(schema: dict[str, Any]) -> tuple[dict[str, Any], bool]:
-    forms = schema.get("anyOf")
-    if forms is None:
+    variants = schema.get("anyOf")
+    if variants is None:
         return schema, False
-    others = [form for form in forms if form.get("type") != "null"]
-    return (others[0] if len(others) == 1 else schema), len(others) < len(forms)
+    others = [variant for variant in variants if variant.get("type") != "null"]
+    return (others[0] if len(others) == 1 else schema), len(others) < len(variants)
 
 
-def _form(
+def _kind_and_choices(
     option: Option, schema: dict[str, Any], options: tuple[Option, ...]
 ) -> tuple[Kind, tuple[str, ...]]:
     if "const" in schema:
@@ -178,13 +178,13 @@ GROUPS = (
     "What is trained",
     "Noise and loss",
     "Images and captions",
-    "Samples while it trains",
+    "Validation samples",
     "Model files",
     "Output",
 )
-"""The headings, in their order."""
+"""Headings of the groups, in order."""
 
-_BEGINNINGS = {
+_GROUP_BY_PREFIX = {
     "optimizer": 0, "lr_": 0, "max_grad": 0, "text_encoder_learning": 0, "unet_learning": 0,
     "transformer_learning": 0,
     "max_": 1, "save_every": 1, "seed": 1,
@@ -200,6 +200,6 @@ _BEGINNINGS = {
 
 
 def group_of(path: str) -> str:
-    """The heading that an option stands under."""
-    fitting = [begin for begin in _BEGINNINGS if path.startswith(begin)]
-    return GROUPS[_BEGINNINGS[max(fitting, key=len)]] if fitting else GROUPS[-1]
+    """Return the heading of an option's group."""
+    prefixes = [prefix for prefix in _GROUP_BY_PREFIX if path.startswith(prefix)]
+    return GROUPS[_GROUP_BY_PREFIX[max(prefixes, key=len)]] if prefixes else GROUPS[-1]

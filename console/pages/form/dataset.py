@@ -1,4 +1,4 @@
-"""The images of a job: gathered here, or named by where they are; and what was found in them."""
+"""The dataset of a job: images uploaded here or a source elsewhere, and the report on them."""
 
 import asyncio
 from collections.abc import Callable, Mapping
@@ -9,209 +9,203 @@ from typing import Any
 
 from nicegui.elements.upload_files import FileUpload
 
-from console.pages.field import Choice, Field
+from console.pages.elements import Choice, Field, Tag, panel
 from console.pages.form.controls import Kind
 from console.pages.form.draft import Draft
-from console.pages.form.draft_images import Images
-from console.pages.form.drafts import Begun
+from console.pages.form.drafts import DraftImages, OpenDraft
 from console.pages.form.image_collection import ACCEPTED, NotAddedError
-from console.pages.form.image_drop import ImageDrop
+from console.pages.form.image_upload import ImageDrop
 from console.pages.form.report import Report
 from console.pages.layout import Frame
-from console.pages.markup import Tag, panel
 from console.services.services import Services
 
-_HERE = "here"
-_PLACE_NAMES = {
-    "IMAGE_CAPTION_DIR_DATASET": "A folder, with captions",
-    "IMAGE_DIR_DATASET": "A folder, without captions",
-    "IMAGE_CAPTION_JSONL_DATASET": "A JSONL file",
+_UPLOAD = "here"
+_SOURCE_NAMES = {
+    "IMAGE_CAPTION_DIR_DATASET": "Folder with captions",
+    "IMAGE_DIR_DATASET": "Folder without captions",
+    "IMAGE_CAPTION_JSONL_DATASET": "JSONL file",
     "HF_HUB_IMAGE_CAPTION_DATASET": "Hugging Face Hub",
-    "ARCHIVE": "An archive",
+    "ARCHIVE": "Archive",
 }
+_MAX_MESSAGES = 20
 
 
 class DatasetPart:
     """The last part of the form.
 
     Args:
-        frame: The page around it.
-        service: Takes uploads and checks them.
-        begun: What is filled in.
-        on_changed: Called when the dataset is another one.
+        frame: Frame of the page.
+        services: The services.
+        opened: The draft.
+        on_changed: Called after the dataset changed.
     """
 
     def __init__(
-        self, frame: Frame, services: Services, begun: Begun, on_changed: Callable[[], None]
+        self, frame: Frame, services: Services, opened: OpenDraft, on_changed: Callable[[], None]
     ) -> None:
-        self._begun, self._on_changed = begun, on_changed
+        self._opened, self._on_changed = opened, on_changed
         self._fields: dict[str, Field] = {}
-        self._errors: Mapping[str, str] = {}
         self._rejected: list[str] = []
-        self.images = Images(frame, services, begun)
-        hint = "Ten to fifty good ones do for a subject or a style."
+        self.images = DraftImages(frame, services, opened)
+        hint = "Ten to fifty good images are enough for a subject or a style."
         with panel("Images", hint), Tag("div", classes="stack"):
-            self._place_box = Tag("div", style="max-width: 320px")
-            self._here = Tag("div")
-            self._elsewhere = Tag("div", classes="grid-2")
-            self._problem = Tag("p", "", "fault", role="alert")
-            self._told = Tag("p", "", "note note-warning pre-line small", role="status")
+            self._source_box = Tag("div", classes="source-box")
+            self._upload_box = Tag("div")
+            self._source_fields = Tag("div", classes="grid-2")
+            self._problem = Tag("p", "", "error", role="alert")
+            self._messages = Tag("p", "", "note note-warning pre-line small", role="status")
             with Tag("div", classes="stack-small"):
-                self._report = Report(frame, begun, self._edited, self.check)
-        with self._here:
-            accept = ",".join(ACCEPTED)
+                self._report = Report(frame, opened, self._edited, self.check)
+        with self._upload_box:
             self._drop = ImageDrop(
                 "Choose images",
-                "Or drop them here: .jpg, .png, .webp, each with its caption in a .txt of the same "
-                "name. Or one .zip of all that.",
-                accept, self._take, self._taken,
+                "Or drop them here: .jpg, .png or .webp, each with a caption in a .txt file of the "
+                "same name. Or one .zip of them.",
+                ",".join(ACCEPTED), self._receive, self._received,
             )  # fmt: skip
-        self._told.set_visibility(False)
+        self._messages.set_visibility(False)
 
     @property
     def _draft(self) -> Draft:
-        return self._begun.draft
+        return self._opened.draft
 
     def rebuild(self) -> None:
-        """Offer the places that the training type knows."""
-        known = self._draft.control(f"{self._draft.dataset_path}.type")
-        kinds = known.choices if known else ()
-        place = self._place()
-        if place != _HERE and place not in kinds:
+        """Offer the sources of the training type."""
+        control = self._draft.control(f"{self._draft.dataset_path}.type")
+        sources = control.choices if control else ()
+        source = self._source()
+        if source != _UPLOAD and source not in sources:
             self._draft.dataset = None
-            place = _HERE
-        self._place_box.clear()
-        with self._place_box:
-            choices = [Choice(_HERE, "Upload them here")]
-            choices += [Choice(it, _PLACE_NAMES.get(it, it)) for it in kinds]
-            Field("Where they are", "choice", place, self._choose_place, choices=choices)
-        self._show_place(place)
+            source = _UPLOAD
+        self._source_box.clear()
+        with self._source_box:
+            choices = [Choice(_UPLOAD, "Upload here")]
+            choices += [Choice(it, _SOURCE_NAMES.get(it, it)) for it in sources]
+            Field("Source", "choice", source, self._choose_source, choices=choices)
+        self._show_source(source)
         self._report.show()
 
     def mark(self, errors: Mapping[str, str]) -> None:
-        """Show what is wrong, beside the fields where there are some."""
-        self._errors = errors
+        """Show errors by option path, beside their fields if there are any."""
         folder = self._draft.dataset_path
         for name, field in self._fields.items():
             field.flag(errors.get(f"{folder}.{name}", ""))
-        here = [text for path, text in errors.items() if self._is_here(path)]
-        self._problem.say("; ".join(here))
+        others = [text for path, text in errors.items() if self._is_without_field(path)]
+        self._problem.update_text("; ".join(others))
 
     def focus(self) -> None:
-        """Bring it into view."""
+        """Scroll this part into view."""
         if self._fields:
             next(iter(self._fields.values())).focus()
         else:
             self._drop.run_method("focus")
 
-    async def settle(self) -> None:
-        """Send and check what is not yet, or not as it is now."""
+    async def check_if_stale(self) -> None:
+        """Upload and check the images if they or the options have changed."""
         if self.images.is_stale:
             await self.check()
 
     async def check(self) -> None:
-        """Send the images, and show what is found in them."""
-        self._report.busy()
+        """Upload and check the images, and show the report."""
+        self._report.show_checking()
         await self.images.update()
-        self._tell([self.images.message] if self.images.message else [])
-        self._report.show()
-        self._on_changed()
+        self._show_result()
 
     def offer_check(self) -> None:
-        """Say that what was found is of another job by now."""
+        """Show that the report is about other options."""
         self._report.offer_check()
 
-    async def find(self) -> None:
-        """Show the images that an earlier job had."""
-        await self.images.find()
-        self._tell([self.images.message] if self.images.message else [])
+    async def find_upload(self) -> None:
+        """Show the images of an earlier job."""
+        await self.images.find_upload()
+        self._show_result()
+
+    def _show_result(self) -> None:
+        self._show_messages([self.images.message] if self.images.message else [])
         self._report.show()
         self._on_changed()
 
-    async def _take(self, file: FileUpload) -> None:
-        scratch = self._begun.collection.scratch
+    async def _receive(self, file: FileUpload) -> None:
+        scratch = self._opened.collection.scratch
         scratch.mkdir(parents=True, exist_ok=True)
-        with NamedTemporaryFile(dir=scratch, delete=False) as kept:
-            path = Path(kept.name)
+        with NamedTemporaryFile(dir=scratch, delete=False) as temporary:
+            path = Path(temporary.name)
         try:
             await file.save(path)
-            await asyncio.to_thread(self._begun.collection.add, file.name, path)
+            await asyncio.to_thread(self._opened.collection.add, file.name, path)
         except NotAddedError as error:
             self._rejected.append(str(error))
         finally:
             path.unlink(missing_ok=True)
 
-    async def _taken(self) -> None:
-        rejected = [f"Not taken: {it}" for it in self._rejected]
+    async def _received(self) -> None:
+        rejected = [f"Not added: {it}" for it in self._rejected]
         self._rejected.clear()
-        self.images.edited()
+        self.images.mark_changed()
         await self.check()
         if rejected:
-            self._tell(rejected)
+            self._show_messages(rejected)
 
-    async def _edited(self, *, at_once: bool) -> None:
-        """An image was removed, or a caption written."""
-        self.images.edited()
-        if at_once:
+    async def _edited(self, *, check_now: bool) -> None:
+        self.images.mark_changed()
+        if check_now:
             await self.check()
         else:
             self._report.offer_check()
 
-    def _tell(self, lines: list[str]) -> None:
-        self._told.say("\n".join(lines[:20]))
-        self._told.set_visibility(bool(lines))
+    def _show_messages(self, lines: list[str]) -> None:
+        self._messages.update_text("\n".join(lines[:_MAX_MESSAGES]))
+        self._messages.set_visibility(bool(lines))
 
-    def _place(self) -> str:
+    def _source(self) -> str:
         dataset = self._draft.dataset
         if dataset is None or str(dataset.get("archive", "")).startswith("upload:"):
-            return _HERE
+            return _UPLOAD
         return str(dataset.get("type"))
 
-    async def _choose_place(self, place: str) -> None:
-        upload = self._begun.upload
-        self._begun.listed, self._begun.checked = (), None
-        if place != _HERE:
-            self._draft.dataset = {"type": place}
+    async def _choose_source(self, source: str) -> None:
+        upload = self._opened.upload
+        self._opened.images, self._opened.report = (), None
+        if source != _UPLOAD:
+            self._draft.dataset = {"type": source}
         elif upload is not None:
             self._draft.dataset = {"type": "ARCHIVE", "archive": upload.source}
         else:
             self._draft.dataset = None
-        self._show_place(place)
-        if self._draft.dataset is not None and place == _HERE:
+        self._show_source(source)
+        if self._draft.dataset is not None and source == _UPLOAD:
             await self.check()
             return
         self._report.show()
-        if place != _HERE:
+        if source != _UPLOAD:
             self._report.offer_check()
         self._on_changed()
 
-    def _show_place(self, place: str) -> None:
-        self._here.set_visibility(place == _HERE)
-        self._elsewhere.set_visibility(place != _HERE)
-        self._elsewhere.clear()
+    def _show_source(self, source: str) -> None:
+        self._upload_box.set_visibility(source == _UPLOAD)
+        self._source_fields.set_visibility(source != _UPLOAD)
+        self._source_fields.clear()
         self._fields.clear()
-        if place == _HERE:
+        if source == _UPLOAD:
             return
         folder = self._draft.dataset_path
-        with self._elsewhere:
-            for control in self._draft.dataset_controls(place):
+        with self._source_fields:
+            for control in self._draft.dataset_controls(source):
                 name = control.path.removeprefix(f"{folder}.")
                 kind = str(
                     control.kind if control.choices or control.kind != Kind.CHOICE else "text"
                 )
                 value = (self._draft.dataset or {}).get(name, control.default)
                 self._fields[name] = Field(
-                    name, kind, control.show(value), partial(self._give, name), help=control.help
+                    name, kind, control.show(value), partial(self._set, name), help=control.help
                 )
 
-    def _give(self, name: str, typed: Any) -> None:
+    def _set(self, name: str, typed: Any) -> None:
         dataset = self._draft.dataset
         if dataset is None:
             return
-        place = str(dataset["type"])
-        control = next(
-            it for it in self._draft.dataset_controls(place) if it.path.endswith(f".{name}")
-        )
+        controls = self._draft.dataset_controls(str(dataset["type"]))
+        control = next(it for it in controls if it.path.endswith(f".{name}"))
         value = control.read(typed)
         if value == control.default and not control.required:
             dataset.pop(name, None)
@@ -219,7 +213,7 @@ class DatasetPart:
             dataset[name] = value
         self._on_changed()
 
-    def _is_here(self, path: str) -> bool:
+    def _is_without_field(self, path: str) -> bool:
         folder = self._draft.dataset_path
         return path == folder or (
             path.startswith(f"{folder}.") and path.removeprefix(f"{folder}.") not in self._fields

@@ -1,4 +1,4 @@
-"""A job that is being filled in: its values, where they come from, and the job that they make."""
+"""Draft of a job: the values that a user fills in, their origin, and the resulting job."""
 
 from typing import Any
 
@@ -13,14 +13,13 @@ _RESOLUTION = "data_loader.resolution"
 
 
 class Draft:
-    """What a person has filled in so far.
+    """Draft of a job.
 
-    Only values that differ from the preset's, and without one from the default's, are the job's
-    own.
+    A value is the job's own if it differs from the preset's, or without a preset from the default.
 
     Args:
-        training_type: What to train.
-        preset_name: The preset; None for none.
+        training_type: The training type.
+        preset_name: The preset; None without one.
     """
 
     def __init__(self, training_type: str, preset_name: str | None = None) -> None:
@@ -30,12 +29,12 @@ class Draft:
         self.priority: Any = 0
         self.dataset: dict[str, Any] | None = None
         self._own: dict[str, Any] = {}
-        # With the preset's; None once something was changed.
+        # The job's own values merged with the preset's; None after a change.
         self._merged: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, job: TrainingJob) -> "Draft":
-        """The draft that makes a job again."""
+        """Return a draft of an earlier job."""
         known = ALIASES.get(job.preset or "", job.preset)
         draft = cls(job.training.type, known if known in preset_names() else None)
         draft.name, draft.priority = job.name, job.priority
@@ -43,10 +42,10 @@ class Draft:
         for control in controls(draft.training_type):
             if control.path.startswith(("data_loader.dataset.", "data_loader.instance_dataset.")):
                 continue
-            value = _found(values, control.path, default=_NOTHING)
-            if value is not _NOTHING and not isinstance(value, dict):
+            value = _value_at(values, control.path, default=_ABSENT)
+            if value is not _ABSENT and not isinstance(value, dict):
                 draft.set(control.path, value)
-        dataset = _found(values, draft.dataset_path)
+        dataset = _value_at(values, draft.dataset_path)
         there = {it.path: it for it in draft.dataset_controls(dataset["type"])}
         for name, value in list(dataset.items()):
             option = there.get(f"{draft.dataset_path}.{name}")
@@ -57,24 +56,24 @@ class Draft:
 
     @property
     def dataset_path(self) -> str:
-        """Where the dataset goes: DreamBooth has two, and the first one is of the thing."""
+        """Path of the dataset; of DreamBooth's two, the one of the subject."""
         dreambooth = self._own.get("data_loader.type") == "DREAMBOOTH_SD_DATA_LOADER"
         return "data_loader.instance_dataset" if dreambooth else "data_loader.dataset"
 
     def choose_type(self, training_type: str, preset_name: str | None) -> None:
-        """Train something else: values of the former type are no good for it."""
+        """Choose another training type; drop the values, which belong to the former type."""
         self.training_type, self.preset_name = training_type, preset_name
         self._own.clear()
         self._merged = None
 
     def choose_preset(self, preset_name: str | None) -> None:
-        """Take another preset; the job's own values stay."""
+        """Choose another preset; keep the job's own values."""
         self.preset_name, self._merged = preset_name, None
         for path, value in list(self._own.items()):
             self.set(path, value)
 
     def controls(self) -> list[Control]:
-        """The controls that act with what is selected so far."""
+        """Return the controls that apply to the current selections."""
         buckets = self.value(_BUCKETS) is not None
         return [
             it
@@ -83,7 +82,7 @@ class Draft:
         ]
 
     def dataset_controls(self, kind: str) -> list[Control]:
-        """The controls of a kind of dataset."""
+        """Return the controls of a type of dataset."""
         folder = f"{self.dataset_path}."
         return [
             it
@@ -94,37 +93,37 @@ class Draft:
         ]
 
     def selectors(self) -> set[str]:
-        """The options that decide which others there are."""
+        """Return the options that decide which other options apply."""
         branches = (it.only_with for it in controls(self.training_type))
         return {_BUCKETS, *(path for branch in branches for path in branch)}
 
     def control(self, path: str) -> Control | None:
-        """The control of an option; None where the type has none, or another branch is chosen."""
+        """Return the control of an option; None if the option does not apply."""
         return next((it for it in self.controls() if it.path == path), None)
 
     def value(self, path: str) -> Any:
-        """A value: the job's own, else the preset's, else the default."""
+        """Return a value: the job's own, else the preset's, else the default."""
         if self._merged is None:
             self._merged = self._effective(self._own)
-        found = _found(self._merged, path, default=_NOTHING)
-        return self._default(path) if found is _NOTHING else found
+        value = _value_at(self._merged, path, default=_ABSENT)
+        return self._default(path) if value is _ABSENT else value
 
     def base(self, path: str) -> Any:
-        """What a value would be without the job's own."""
+        """Return a value without the job's own: the preset's, else the default."""
         own = {k: v for k, v in self._own.items() if k != path and not k.startswith(f"{path}.")}
-        found = _found(self._effective(own), path, default=_NOTHING)
-        return self._default(path) if found is _NOTHING else found
+        value = _value_at(self._effective(own), path, default=_ABSENT)
+        return self._default(path) if value is _ABSENT else value
 
     def is_own(self, path: str) -> bool:
-        """Whether the job says it itself."""
+        """Return whether a value is the job's own."""
         return path in self._own
 
     def own(self) -> list[str]:
-        """The paths of the values that the job says itself."""
+        """Return the paths of the job's own values."""
         return [it.path for it in self.controls() if it.path in self._own]
 
     def set(self, path: str, value: Any) -> None:
-        """Give a value; one that stands there anyway is not the job's own."""
+        """Set a value; one that equals the preset's or default is not the job's own."""
         if path == _BUCKETS:
             self._set_buckets(bool(value))
             return
@@ -135,25 +134,25 @@ class Draft:
         self._merged = None
 
     def reset(self, path: str) -> None:
-        """Take back the job's own value."""
+        """Reset a value to the preset's or default."""
         for own in [k for k in self._own if k == path or k.startswith(f"{path}.")]:
             del self._own[own]
         self._merged = None
 
     def set_resolution(self, side: Any) -> None:
-        """Give the resolution, and sizes of buckets that go with it."""
+        """Set the resolution, and the bucket sizes that suit it."""
         self.set(_RESOLUTION, side)
         if self.value(_BUCKETS) is not None and isinstance(side, int) and side > 0:
             for name, value in self._buckets(side).items():
                 self.set(f"{_BUCKETS}.{name}", value)
 
-    def values(self, beginnings: tuple[str, ...]) -> dict[str, Any]:
-        """The values of the options whose paths begin so, and the dataset."""
-        paths = [it.path for it in self.controls() if it.path.startswith(beginnings)]
+    def values(self, prefixes: tuple[str, ...]) -> dict[str, Any]:
+        """Return the values of the options with one of these prefixes, and the dataset."""
+        paths = [it.path for it in self.controls() if it.path.startswith(prefixes)]
         return {**{path: self.value(path) for path in paths}, "dataset": self.dataset}
 
     def document(self) -> dict[str, Any]:
-        """The job."""
+        """Return the job."""
         training: dict[str, Any] = {}
         if self.preset_name is None:
             training["type"] = self.training_type
@@ -162,9 +161,9 @@ class Draft:
             else:
                 training["data_loader"] = {"type": self.value("data_loader.type")}
         for path in self.own():
-            _put(training, path, self._own[path])
+            _set_at(training, path, self._own[path])
         if self.dataset is not None:
-            _put(training, self.dataset_path, self.dataset)
+            _set_at(training, self.dataset_path, self.dataset)
         job: dict[str, Any] = {"name": self.name}
         if self.preset_name is not None:
             job["preset"] = self.preset_name
@@ -173,7 +172,7 @@ class Draft:
         return {**job, "training": training}
 
     def as_yaml(self) -> str:
-        """The job as a file for ``training-worker submit``."""
+        """Return the job as a file for ``training-worker submit``."""
         return yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True)
 
     def _selected(self, control: Control) -> bool:
@@ -181,14 +180,14 @@ class Draft:
 
     def _default(self, path: str) -> Any:
         known = [it for it in controls(self.training_type) if it.path == path]
-        found = next((it for it in known if not it.only_with), None)
-        if found is None:
-            found = next((it for it in known if self._selected(it)), None)
-        if found is None:
+        control = next((it for it in known if not it.only_with), None)
+        if control is None:
+            control = next((it for it in known if self._selected(it)), None)
+        if control is None:
             return None
         if path.endswith("_learning_rate") and self.value("optimizer.optimizer_type") != "AdamW":
-            return None  # theirs are relative: no default of AdamW's holds
-        return found.default
+            return None  # other optimizers have relative rates; AdamW's default does not suit them
+        return control.default
 
     def _effective(self, own: dict[str, Any]) -> dict[str, Any]:
         base: dict[str, Any] = {}
@@ -196,7 +195,7 @@ class Draft:
             base = preset(self.preset_name)["training"]
         over: dict[str, Any] = {}
         for path, value in own.items():
-            _put(over, path, value)
+            _set_at(over, path, value)
         return joined(base, over)
 
     def _set_buckets(self, wanted: bool) -> None:
@@ -214,26 +213,26 @@ class Draft:
         word = {"placeholder_token": ""} if "INVERSION" in self.training_type else {}
         config = SUPPORTED_TRAINING_TYPES[self.training_type](resolution=side, **word)
         buckets: dict[str, int] = config["data_loader"]["aspect_ratio_buckets"]
-        # Half of a side is not always on the step.
+        # Half of a side is not always divisible by the step.
         step = buckets["divisible_by"]
         return {**buckets, "start_dim": max(step, buckets["start_dim"] // step * step)}
 
 
-_NOTHING = object()
+_ABSENT = object()
 
 
-def _found(values: dict[str, Any], path: str, default: Any = None) -> Any:
-    """What stands at a dotted path."""
-    found: Any = values
+def _value_at(values: dict[str, Any], path: str, default: Any = None) -> Any:
+    """Return the value at a dotted path."""
+    value: Any = values
     for part in path.split("."):
-        if not isinstance(found, dict) or part not in found:
+        if not isinstance(value, dict) or part not in value:
             return default
-        found = found[part]
-    return found
+        value = value[part]
+    return value
 
 
-def _put(values: dict[str, Any], path: str, value: Any) -> None:
-    """Set what stands at a dotted path."""
+def _set_at(values: dict[str, Any], path: str, value: Any) -> None:
+    """Set the value at a dotted path."""
     *folders, last = path.split(".")
     for part in folders:
         if not isinstance(values.get(part), dict):

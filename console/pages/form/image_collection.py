@@ -1,7 +1,6 @@
-"""Images and captions that are being gathered for a job, in a folder of their own.
+"""Images and captions that a user collects for a job, in a temporary folder.
 
-They become an archive, which is what a job takes. Names are those that people's files have: they
-are kept, and lead nowhere.
+They become an archive, which a job takes. Files keep their names, which must be plain file names.
 """
 
 import shutil
@@ -12,13 +11,13 @@ from pathlib import Path, PurePath
 
 from tasks.data.images import SUFFIXES
 
-_LONGEST_NAME = 120
+_MAX_NAME_BYTES = 120
 ACCEPTED = (*sorted(SUFFIXES), ".txt", ".zip")
-"""What can be added, by the end of its name."""
+"""Suffixes of the files that can be added."""
 
 
 class NotAddedError(ValueError):
-    """A file that is of no use; says why."""
+    """The file cannot be added."""
 
 
 @dataclass(frozen=True)
@@ -26,38 +25,38 @@ class CollectedImage:
     """An image of a collection.
 
     Attributes:
-        name: Its file's name.
-        caption: Beside it; None where there is none.
+        name: Its file name.
+        caption: Text of the caption file; None without one.
     """
 
     name: str
     caption: str | None
 
 
-class Collection:
-    """Images and captions, or one archive in their place.
+class ImageCollection:
+    """Images and captions, or one archive instead.
 
     Args:
-        scratch: Where its folder is made.
-        most_bytes: The most that it may take.
+        scratch: Folder for the temporary folder.
+        max_bytes: Maximum size of all files.
     """
 
-    def __init__(self, scratch: Path, most_bytes: int) -> None:
-        self.scratch, self._most_bytes = scratch, most_bytes
+    def __init__(self, scratch: Path, max_bytes: int) -> None:
+        self.scratch, self._max_bytes = scratch, max_bytes
         self._folder: Path | None = None
         self.archive: str | None = None
-        """The name of the archive that was added, in place of images."""
+        """Name of the archive that was added instead of images."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is nothing in it."""
+        """Whether nothing was added."""
         return self.archive is None and not self.images()
 
     def add(self, name: str, source: Path) -> None:
-        """Move a file into the collection; an archive takes the place of all that was there.
+        """Move a file into the collection; an archive replaces all files, and they replace it.
 
         Raises:
-            NotAddedError: It is of no use.
+            NotAddedError: The file is unsuitable.
         """
         self._check(name, source.stat().st_size)
         if name.lower().endswith(".zip"):
@@ -68,20 +67,20 @@ class Collection:
         shutil.move(source, self._path(name))
 
     def images(self) -> list[CollectedImage]:
-        """The images, by name."""
+        """Return the images, by name."""
         if self._folder is None:
             return []
         found = [path for path in self._folder.iterdir() if path.suffix.lower() in SUFFIXES]
         return [CollectedImage(it.name, _caption(it)) for it in sorted(found)]
 
     def path_of(self, name: str) -> Path | None:
-        """The file of a name; None where there is none."""
+        """Return the path of a file; None if the collection has no such file."""
         known = self._folder is not None and name == PurePath(name).name
         path = self._path(name) if known else None
         return path if path is not None and path.is_file() else None
 
     def remove(self, name: str) -> None:
-        """Take a file out, and the caption beside it."""
+        """Remove a file and its caption."""
         path = self.path_of(name)
         if path is not None:
             path.unlink()
@@ -89,7 +88,7 @@ class Collection:
                 path.with_suffix(".txt").unlink(missing_ok=True)
 
     def write_caption(self, name: str, caption: str) -> None:
-        """Give an image another caption; an empty one is none."""
+        """Write an image's caption; an empty one removes it."""
         path = self.path_of(name)
         if path is None:
             return
@@ -99,22 +98,22 @@ class Collection:
             path.with_suffix(".txt").unlink(missing_ok=True)
 
     def pack(self) -> Path:
-        """The archive of all of it; the caller does not keep it longer than the collection."""
+        """Return an archive of all files; it exists as long as the collection."""
         assert self._folder is not None, "there is nothing to pack"
         if self.archive is not None:
             return self._path(self.archive)
         packed = self._folder.with_suffix(".zip")
-        # Images are compressed already.
+        # Images do not compress further.
         with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
             for path in sorted(self._folder.iterdir()):
-                # One date for all: the same images make the same archive.
+                # One date for all files: the same images make the same archive.
                 info = zipfile.ZipInfo(path.name)
                 with path.open("rb") as source, archive.open(info, "w", force_zip64=True) as target:
                     shutil.copyfileobj(source, target, 2**20)
         return packed
 
     def clear(self) -> None:
-        """Forget all of it."""
+        """Remove all files."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.with_suffix(".zip").unlink(missing_ok=True)
@@ -129,14 +128,16 @@ class Collection:
     def _check(self, name: str, length: int) -> None:
         suffix = PurePath(name).suffix.lower()
         if name != PurePath(name).name or name.startswith(".") or not name.isprintable():
-            raise NotAddedError(f"{name!r} is no name of a file")
-        if len(name.encode("utf-8", "surrogatepass")) > _LONGEST_NAME:
-            raise NotAddedError(f"the name of {name[:20]}… is longer than {_LONGEST_NAME} bytes")
+            raise NotAddedError(f"{name!r} is not a file name")
+        if len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
+            raise NotAddedError(f"the name {name[:20]}… has more than {_MAX_NAME_BYTES} bytes")
         if suffix not in ACCEPTED:
-            raise NotAddedError(f"{name} is none of {', '.join(ACCEPTED)}")
-        there = sum(path.stat().st_size for path in self._folder.iterdir()) if self._folder else 0
-        if there + length > self._most_bytes:
-            raise NotAddedError(f"{name} makes more than {self._most_bytes:,} bytes in all")
+            raise NotAddedError(f"{name} has none of the types {', '.join(ACCEPTED)}")
+        total = sum(path.stat().st_size for path in self._folder.iterdir()) if self._folder else 0
+        if total + length > self._max_bytes:
+            raise NotAddedError(
+                f"{name} exceeds the limit of {self._max_bytes:,} bytes for all files"
+            )
 
 
 def _caption(image: Path) -> str | None:
@@ -145,5 +146,5 @@ def _caption(image: Path) -> str | None:
     except FileNotFoundError:
         return None
     except UnicodeDecodeError:
-        # The check names it.
+        # The check reports the file.
         return ""

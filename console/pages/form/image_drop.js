@@ -1,5 +1,5 @@
-// A place to drop images on, or to choose them by a button. They are sent a few at a time, so that
-// the browser holds no more than these, and one that fails does not take the others with it.
+// An area to drop images on, with a button to choose them. It uploads a few at a time, so that the
+// browser holds only these in memory and one failure does not affect the other batches.
 const BATCH_BYTES = 8 * 1024 * 1024;
 const BATCH_FILES = 24;
 
@@ -10,16 +10,16 @@ export default {
       <label :for="id + '-files'" class="btn">{{ label }}</label>
       <p class="muted small">{{ hint }}</p>
       <template v-if="sending">
-        <progress :value="sent" :max="total" :aria-label="'Sending images'"></progress>
-        <p class="small" role="status">{{ sent }} of {{ total }} sent</p>
+        <progress :value="uploaded" :max="total" :aria-label="'Uploading images'"></progress>
+        <p class="small" role="status">{{ uploaded }} of {{ total }} uploaded</p>
       </template>
-      <p v-if="problem" class="fault" role="alert">{{ problem }}</p>
+      <p v-if="problem" class="error" role="alert">{{ problem }}</p>
     </div>
   `,
   props: { id: String, url: String, accept: String, label: String, hint: String },
-  emits: ["sent"],
+  emits: ["complete"],
   data() {
-    return { over: false, sending: false, sent: 0, total: 0, problem: "" };
+    return { over: false, sending: false, uploaded: 0, total: 0, problem: "" };
   },
   methods: {
     focus() {
@@ -37,7 +37,7 @@ export default {
     },
     async send(files) {
       if (this.sending || !files.length) return;
-      Object.assign(this, { sending: true, sent: 0, total: files.length, problem: "" });
+      Object.assign(this, { sending: true, uploaded: 0, total: files.length, problem: "" });
       try {
         while (files.length) {
           const batch = [];
@@ -47,13 +47,13 @@ export default {
             batch.push(files.shift());
           }
           await this.sendBatch(batch);
-          this.sent += batch.length;
+          this.uploaded += batch.length;
         }
       } catch (error) {
-        this.problem = "The images could not be sent: " + error.message;
+        this.problem = "The upload failed: " + error.message;
       } finally {
         this.sending = false;
-        this.$emit("sent");
+        this.$emit("complete");
       }
     },
     async sendBatch(batch) {
@@ -61,7 +61,7 @@ export default {
       for (const [number, file] of batch.entries()) form.append("file" + number, file, file.name);
       const prefix = this.url.startsWith("/") ? window.path_prefix || "" : "";
       const answer = await fetch(prefix + this.url, { method: "POST", body: form });
-      if (!answer.ok) throw new Error(answer.status === 413 ? "they are too large" : "the console answered " + answer.status);
+      if (!answer.ok) throw new Error(answer.status === 413 ? "the files are too large" : "the console responded with status " + answer.status);
     },
   },
 };

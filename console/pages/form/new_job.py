@@ -1,4 +1,4 @@
-"""The form of a new job, from its type to its start."""
+"""The form of a new job, from its training type to its start."""
 
 import asyncio
 from collections.abc import Callable
@@ -7,156 +7,154 @@ from typing import Any
 from nicegui import background_tasks, ui
 
 from console.errors import ConsoleError
-from console.pages.field import Choice, Field
+from console.pages.elements import Choice, Field, Tag, panel
 from console.pages.form.advanced import AdvancedPart
-from console.pages.form.basics import (
-    BASICS,
-    ORDER,
-    RESOLUTION,
-    TYPE_NOTES,
-    preset_choice,
-    rate_path,
-)
 from console.pages.form.dataset import DatasetPart
-from console.pages.form.draft import Draft
-from console.pages.form.drafts import Begun
+from console.pages.form.drafts import OpenDraft
 from console.pages.form.preview_panel import PreviewPanel
 from console.pages.formatting import TYPE_NAMES
 from console.pages.layout import Frame
-from console.pages.markup import Tag, panel
 from console.services.services import Services
 from console.views import PresetView, Preview
 from tasks.errors import InvalidJobError, JobError, Problem
 
+_TYPE_NOTES = {
+    "FLUX_LORA": "A small file that teaches FLUX.1 a subject or a style. Needs 40 GB or more.",
+    "SDXL_LORA": "A small file that teaches Stable Diffusion XL a subject or a style.",
+    "SDXL_TEXTUAL_INVERSION": "A new word for SDXL's text encoders; the model stays unchanged.",
+    "SDXL_FINETUNE": "All weights of SDXL's UNet. Makes the largest file, needs the most memory.",
+}
+"""A note on each training type, in the order of the form."""
+
+_RESOLUTION = "data_loader.resolution"
+# Option, label, help, unit. The form omits options that a training type does not have.
+_BASICS = (
+    (_RESOLUTION, "Resolution", "Side of the training images; aspect ratios are kept.", "px"),
+    ("train_batch_size", "Batch size", "Images per step. More needs more memory.", ""),
+    ("max_train_steps", "Steps", "Number of weight updates.", "steps"),
+    ("{rate}", "Learning rate", "Size of each weight update.", ""),
+    ("lora_rank_dim", "LoRA rank", "Higher learns more detail and makes a larger file.", ""),
+    ("placeholder_token", "New word", "The word to use in prompts, such as <my-cat>.", ""),
+    ("initializer_token", "Similar word", "A known word with a similar meaning, such as cat.", ""),
+    ("data_loader.caption_preset", "Subject of the images", "An object, or a style.", ""),
+)
+
 _NO_PRESET = "none"
-# What was changed rests for as long before it is looked at.
-_REST_S = 0.15
-# So that the estimate does not wait for images. Nobody fetches it.
-_STAND_IN = {"type": "ARCHIVE", "archive": "https://example.org/images.zip"}
+# The preview is updated after a pause of this length.
+_PREVIEW_DELAY_S = 0.15
+# Replaces a missing dataset, so that the preview does not wait for images. It is never fetched.
+_PLACEHOLDER_DATASET = {"type": "ARCHIVE", "archive": "https://example.org/images.zip"}
 
 
 class NewJob:
     """The page.
 
     Args:
-        frame: The page around it.
-        service: Knows the fleet.
-        begun: The draft that is filled in.
+        frame: Frame of the page.
+        services: The services.
+        opened: The draft that the user fills in.
         presets: All presets.
-        on_started: Called with the id of the job that was started.
+        on_started: Called with the id of the submitted job.
     """
 
     def __init__(
         self,
         frame: Frame,
         services: Services,
-        begun: Begun,
+        opened: OpenDraft,
         presets: tuple[PresetView, ...],
         on_started: Callable[[str], None],
     ) -> None:
-        self._frame, self._services, self._begun, self._presets = frame, services, begun, presets
+        self._frame, self._services, self._presets = frame, services, presets
+        self._opened, self._draft = opened, opened.draft
         self._on_started = on_started
         self._fields: dict[str, Field] = {}
         self._version = 0
-        self._insists = False
-
-    @property
-    def draft(self) -> Draft:
-        """What was filled in so far."""
-        return self._begun.draft
+        self._tried_to_start = False
 
     def build(self) -> None:
-        """Make the page."""
+        """Build the page."""
         with Tag("div", classes="page-head"), Tag("div", classes="page-head-title"):
             Tag("h1", "New job")
-            Tag(
-                "p",
-                "Images in, a trained file out. What you leave alone has a good value.",
-                "muted",
-            )
+            Tag("p", "Upload images and train a model. All options have good defaults.", "muted")
         with Tag("div", classes="columns"):
             with Tag("div", classes="stack"):
                 self._add_type_and_model()
-                self._presets_panel = panel("Memory preset", "Values that fit a class of GPUs.")
-                with self._presets_panel:
+                with panel("Memory preset", "Options that suit a class of GPUs."):
                     self._preset_box = Tag("div")
                 with panel("Basics"):
                     self._basics = Tag("div", classes="grid-3")
-                self._advanced = AdvancedPart(self.draft, self.changed, self._fields.keys)
+                self._advanced = AdvancedPart(self._draft, self._changed, self._fields.keys)
                 self._dataset = DatasetPart(
-                    self._frame, self._services, self._begun, lambda: self.changed()
+                    self._frame, self._services, self._opened, lambda: self._changed()
                 )
             with Tag("aside", classes="aside", aria_label="This job"):
-                self._outlook = PreviewPanel(self._frame, self.start, self._go_to)
+                self._panel = PreviewPanel(self._start, self._go_to)
         self._build_for_type()
-        ui.timer(0.05, self._first_look, once=True)
+        ui.timer(0.05, self._show_first_preview, once=True)
 
-    async def _first_look(self) -> None:
-        await self.look()
-        await self._dataset.find()
+    async def _show_first_preview(self) -> None:
+        await self._show_preview()
+        await self._dataset.find_upload()
 
-    def changed(self, path: str = "") -> None:
-        """Something was filled in: show what becomes of it once more is not said for a moment."""
-        if path in self.draft.selectors():
+    def _changed(self, path: str = "") -> None:
+        """Show a change of an option, and update the preview after a pause."""
+        if path in self._draft.selectors():
             self._advanced.rebuild()
-        self._show_values(but=path)
-        self._advanced.show_values(but=path)
-        self._mark_own()
+        self._show_values(except_path=path)
+        self._advanced.show_values(except_path=path)
+        self._mark_changed()
         self._version += 1
         version = self._version
 
-        async def look_unless_changed() -> None:
-            await asyncio.sleep(_REST_S)
+        async def show_preview_unless_changed() -> None:
+            await asyncio.sleep(_PREVIEW_DELAY_S)
             if version == self._version:
-                await self.look()
+                await self._show_preview()
 
-        background_tasks.create(look_unless_changed(), name="look at a draft")
+        background_tasks.create(show_preview_unless_changed(), name="preview a draft")
 
-    async def look(self) -> None:
-        """Show what would become of the job as it is now."""
-        version, document = self._version, self.draft.document()
-        images = self.draft.dataset is not None
-        if not images:
-            _set_dataset(document, self.draft.dataset_path)
-        preview, problems = await self._asked(document)
+    async def _show_preview(self) -> None:
+        version, document = self._version, self._draft.document()
+        has_dataset = self._draft.dataset is not None
+        if not has_dataset:
+            _set_placeholder_dataset(document, self._draft.dataset_path)
+        preview, problems = await self._preview(document)
         if version != self._version:
-            return  # a newer one is on its way
-        if not images and self._insists:
-            problems = [
-                *problems,
-                Problem(f"training.{self.draft.dataset_path}", "add images first"),
-            ]
-        if self._insists and self._dataset.images.errors:
-            problem = f"has {self._dataset.images.errors} errors; mend or remove what is named"
-            problems = [*problems, Problem(f"training.{self.draft.dataset_path}", problem)]
-        still_open = [] if self._insists else [it for it in problems if _is_open(it)]
-        problems = [it for it in problems if it not in still_open]
+            return  # the preview of a newer version follows
+        missing: list[Problem] = []
+        if self._tried_to_start:
+            problems = [*problems, *self._dataset_problems()]
+        else:
+            missing = [it for it in problems if _is_missing(it)]
+            problems = [it for it in problems if it not in missing]
         self._show_problems(problems)
-        named = [it.location.removeprefix("training.") for it in still_open]
-        self._outlook.show(preview, problems, self.draft, named)
+        names = [it.location.removeprefix("training.") for it in missing]
+        self._panel.show(preview, problems, self._draft, names)
         if preview is not None and self._dataset.images.is_stale:
             self._dataset.offer_check()
 
-    async def start(self) -> None:
-        """Start the job, unless something is to be mended first."""
-        self._insists = True
-        await self._dataset.settle()
-        await self.look()
-        if self.draft.dataset is None or self._outlook.has_faults:
-            self._outlook.go_to_first_fault()
+    async def _start(self) -> None:
+        """Submit the job, unless problems stop it."""
+        self._tried_to_start = True
+        await self._dataset.check_if_stale()
+        await self._show_preview()
+        if self._draft.dataset is None or self._panel.has_problems:
+            self._panel.go_to_first_problem()
             return
         try:
-            job = await self._services.submissions.submit(self._frame.caller, self.draft.document())
+            document = self._draft.document()
+            job = await self._services.submissions.submit(self._frame.caller, document)
         except InvalidJobError as error:
             self._show_problems(list(error.problems))
-            self._outlook.show(None, list(error.problems), self.draft)
+            self._panel.show(None, list(error.problems), self._draft)
             return
         except (ConsoleError, JobError) as error:
-            self._outlook.show(None, [Problem("", str(error))], self.draft)
+            self._panel.show(None, [Problem("", str(error))], self._draft)
             return
         self._on_started(job.id)
 
-    async def _asked(self, document: dict[str, Any]) -> tuple[Preview | None, list[Problem]]:
+    async def _preview(self, document: dict[str, Any]) -> tuple[Preview | None, list[Problem]]:
         try:
             preview = await self._services.submissions.preview(
                 self._frame.caller,
@@ -172,132 +170,160 @@ class NewJob:
             return None, [Problem("", str(error))]
         return preview, []
 
+    def _dataset_problems(self) -> list[Problem]:
+        location = f"training.{self._draft.dataset_path}"
+        problems = []
+        if self._draft.dataset is None:
+            problems.append(Problem(location, "has no images; add some"))
+        errors = self._dataset.images.error_count
+        if errors:
+            message = f"has {errors} errors; fix or remove the files in the report"
+            problems.append(Problem(location, message))
+        return problems
+
     def _add_type_and_model(self) -> None:
         with panel("What to train"), Tag("div", classes="stack"):
-            types = [Choice(it, TYPE_NAMES[it], TYPE_NOTES[it]) for it in ORDER]
+            types = [Choice(it, TYPE_NAMES[it], note) for it, note in _TYPE_NOTES.items()]
             Field(
-                "Training type", "cards", self.draft.training_type, self._choose_type,
+                "Training type", "cards", self._draft.training_type, self._choose_type,
                 choices=types, hide_label=True,
             )  # fmt: skip
             with Tag("div", classes="grid-2"):
                 self._name = Field(
-                    "Name", "text", self.draft.name, self._give_name,
-                    help="What the file will be called. Letters, digits, - and _.",
+                    "Name", "text", self._draft.name, self._set_name,
+                    help="Name of the result. Letters, digits, - and _.",
                 )  # fmt: skip
                 self._model_box = Tag("div")
 
     def _build_for_type(self) -> None:
-        """What another training type has other options for."""
+        """Build the fields that depend on the training type."""
         self._fields.clear()
         self._fields["name"] = self._name
         self._model_box.clear()
         with self._model_box:
-            self._add_option("model", "Base model", "A Hub id, or a folder that the workers see.")
+            self._add_field("model", "Base model", "A Hub id, or a folder that the workers see.")
         self._preset_box.clear()
         with self._preset_box:
-            fitting = [it for it in self._presets if it.type == self.draft.training_type]
-            nothing = Choice(_NO_PRESET, "No preset", "Every option starts from its default.")
+            of_type = [it for it in self._presets if it.type == self._draft.training_type]
+            none = Choice(_NO_PRESET, "No preset", "Every option starts from its default.")
             Field(
-                "Memory preset", "cards", self.draft.preset_name or _NO_PRESET,
-                self._choose_preset, choices=[*map(preset_choice, fitting), nothing],
+                "Memory preset", "cards", self._draft.preset_name or _NO_PRESET,
+                self._choose_preset, choices=[*map(_preset_choice, of_type), none],
                 hide_label=True,
             )  # fmt: skip
         self._basics.clear()
         with self._basics:
-            for path, label, sentence, unit in BASICS:
-                self._add_option(path.format(rate=rate_path(self.draft)), label, sentence, unit)
+            for path, label, help_text, unit in _BASICS:
+                rate_path = _rate_path(self._draft.training_type)
+                self._add_field(path.format(rate=rate_path), label, help_text, unit)
         self._advanced.rebuild()
         self._dataset.rebuild()
-        self._mark_own()
+        self._mark_changed()
 
-    def _add_option(self, path: str, label: str, sentence: str, unit: str = "") -> None:
-        control = self.draft.control(path)
+    def _add_field(self, path: str, label: str, help_text: str, unit: str = "") -> None:
+        control = self._draft.control(path)
         if control is None:
             return
         choices = [Choice(it, it or "choose") for it in control.choices]
-        kind = "integer" if path == RESOLUTION else str(control.kind)
-        shown = control.show(self.draft.value(path))
+        kind = "integer" if path == _RESOLUTION else str(control.kind)
+        value = control.show(self._draft.value(path))
 
-        def told(typed: Any) -> None:
-            if path == RESOLUTION:
-                self.draft.set_resolution(control.read(typed))
+        def change(typed: Any) -> None:
+            if path == _RESOLUTION:
+                self._draft.set_resolution(control.read(typed))
             else:
-                self.draft.set(path, control.read(typed))
-            self.changed(path)
+                self._draft.set(path, control.read(typed))
+            self._changed(path)
 
         def reset() -> None:
-            self.draft.reset(path)
-            if path == RESOLUTION:
-                self.draft.set("data_loader.aspect_ratio_buckets", True)
-                self.draft.reset("data_loader.aspect_ratio_buckets")
-            self._fields[path].show(control.show(self.draft.value(path)))
-            self.changed(path)
+            self._draft.reset(path)
+            if path == _RESOLUTION:
+                self._draft.set("data_loader.aspect_ratio_buckets", True)
+                self._draft.reset("data_loader.aspect_ratio_buckets")
+            self._fields[path].show(control.show(self._draft.value(path)))
+            self._changed(path)
 
         self._fields[path] = Field(
-            label, kind, shown, told, on_reset=reset, choices=choices, help=sentence, unit=unit
+            label, kind, value, change, on_reset=reset, choices=choices, help=help_text, unit=unit
         )
 
     def _choose_type(self, training_type: str) -> None:
-        self._insists = False
+        self._tried_to_start = False
         if training_type not in TYPE_NAMES:
-            return  # no browser of ours says so
+            return  # the browser was manipulated
         of_type = [it for it in self._presets if it.type == training_type]
         best = next((it.name for it in of_type if it.recommended), of_type[0].name)
-        self.draft.choose_type(training_type, best)
+        self._draft.choose_type(training_type, best)
         self._build_for_type()
-        self.changed()
+        self._changed()
 
     def _choose_preset(self, name: str) -> None:
         if name not in {_NO_PRESET, *(it.name for it in self._presets)}:
-            return
-        self.draft.choose_preset(None if name == _NO_PRESET else name)
+            return  # the browser was manipulated
+        self._draft.choose_preset(None if name == _NO_PRESET else name)
         self._show_values()
         self._advanced.rebuild()
-        self.changed()
+        self._changed()
 
-    def _give_name(self, name: str) -> None:
-        self.draft.name = name
-        self.changed()
+    def _set_name(self, name: str) -> None:
+        self._draft.name = name
+        self._changed()
 
-    def _show_values(self, but: str = "") -> None:
+    def _show_values(self, except_path: str = "") -> None:
         for path, field in self._fields.items():
-            control = self.draft.control(path)
-            if path != but and control is not None:
-                field.show(control.show(self.draft.value(path)))
+            control = self._draft.control(path)
+            if path != except_path and control is not None:
+                field.show(control.show(self._draft.value(path)))
 
-    def _mark_own(self) -> None:
+    def _mark_changed(self) -> None:
         self._advanced.mark(self._advanced.errors)
         for path, field in self._fields.items():
-            field.flag(str(field.props["error"]), self.draft.is_own(path))
+            field.flag(str(field.props["error"]), self._draft.is_own(path))
 
     def _show_problems(self, problems: list[Problem]) -> None:
-        """Each fault beside its field."""
-        told: dict[str, str] = {}
+        """Show each problem beside its field."""
+        messages: dict[str, str] = {}
         for problem in problems:
             path = problem.location.removeprefix("training.")
-            told[path] = "; ".join(filter(None, (told.get(path), problem.message)))
+            messages[path] = "; ".join(filter(None, (messages.get(path), problem.message)))
         for path, field in self._fields.items():
-            field.flag(told.get(path, ""), self.draft.is_own(path))
-        self._advanced.mark(told)
-        self._dataset.mark(told)
+            field.flag(messages.get(path, ""), self._draft.is_own(path))
+        self._advanced.mark(messages)
+        self._dataset.mark(messages)
 
-    def _go_to(self, where: str) -> None:
-        """Bring the field of a fault into view."""
-        path = where.removeprefix("training.")
+    def _go_to(self, location: str) -> None:
+        """Scroll to the field of a problem."""
+        path = location.removeprefix("training.")
         if path in self._fields:
             self._fields[path].focus()
         elif not self._advanced.go_to(path):
             self._dataset.focus()
 
 
-def _set_dataset(document: dict[str, Any], path: str) -> None:
+def _rate_path(training_type: str) -> str:
+    """Return the option that users mean by the learning rate."""
+    is_flux = "FLUX" in training_type
+    return "transformer_learning_rate" if is_flux else "optimizer.learning_rate"
+
+
+def _preset_choice(view: PresetView) -> Choice:
+    tags = [f"{view.memory_class.removesuffix('gb')} GB class"]
+    if view.recommended:
+        tags.append("recommended")
+    elif not view.served:
+        tags.append("no such GPU")
+    note = f"{view.summary}. About {view.needed_gib:.0f} GiB."
+    return Choice(view.name, view.name, note, tuple(tags))
+
+
+def _set_placeholder_dataset(document: dict[str, Any], path: str) -> None:
     part = document["training"]
     *folders, last = path.split(".")
     for name in folders:
         part = part.setdefault(name, {})
-    part[last] = dict(_STAND_IN)
+    part[last] = dict(_PLACEHOLDER_DATASET)
 
 
-def _is_open(problem: Problem) -> bool:
-    """Whether something was only not filled in yet; nobody is blamed before the start."""
+def _is_missing(problem: Problem) -> bool:
+    """Return whether an option was not filled in yet; not an error before the start."""
     return problem.message.startswith(("is missing", "set exactly one of"))

@@ -1,4 +1,4 @@
-"""The panel beside the form: where the job would go, what it takes, and what is to be mended."""
+"""The panel beside the form: route, duration, price and problems of the job."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -6,61 +6,46 @@ from typing import Any
 
 from nicegui import ui
 
+from console.pages.elements import Tag, button, fact, memory_bar
 from console.pages.form.draft import Draft
-from console.pages.formatting import PART_NAMES, STAGE_NAMES, count, span
-from console.pages.layout import Frame
-from console.pages.markup import Tag, button, fact
+from console.pages.formatting import STAGE_NAMES, count, sentence, span
 from console.views import Preview
 from routing.classes import MemoryClass
 from tasks.errors import Problem
+
+_MAX_PROBLEMS = 8
 
 
 class PreviewPanel:
     """The panel.
 
     Args:
-        frame: The page around it.
         on_start: Starts the job.
-        go_to: Brings the field of a fault into view.
+        go_to: Scrolls to the field of a problem.
     """
 
     def __init__(
-        self, frame: Frame, on_start: Callable[[], Awaitable[None]], go_to: Callable[[str], None]
+        self, on_start: Callable[[], Awaitable[None]], go_to: Callable[[str], None]
     ) -> None:
         self._on_start, self._go_to = on_start, go_to
         self._problems: list[Problem] = []
         self._is_starting = False
-        self._told: Any = None
-        with Tag("section", classes="panel stack-small") as box:
+        self._shown: Any = None
+        with Tag("section", classes="panel stack-small", aria_label="Preview of this job"):
             Tag("h2", "This job")
             self._route = Tag("div", classes="stack-small")
             self._notes = Tag("div", classes="note-list", aria_live="polite")
             self._start = button("Start training", "primary wide")
             self._start.on("click", self._clicked)
-            with Tag("details") as source:
-                Tag("summary", "Show as a file", "small muted")
-                with Tag("div", classes="stack-small", style="padding-top: 10px"):
-                    with Tag("div", classes="actions", style="justify-content: space-between"):
-                        with Tag("div", classes="tabs", role="group", aria_label="Format"):
-                            self._yaml = Tag("button", "YAML", type="button", aria_pressed="true")
-                            self._json = Tag("button", "JSON", type="button", aria_pressed="false")
-                        copy = button("Copy", "quiet small")
-                    self._code = Tag(
-                        "pre", "", "code", tabindex="0", aria_label="The job as a file"
-                    )
-        box.have("aria_label", "What this job needs")
-        source.classes("source")
+            self._build_source()
         self._as_json = False
-        self._yaml.on("click", lambda: self._form(False))
-        self._json.on("click", lambda: self._form(True))
-        copy.on("click", self._copy)
         self._draft: Draft | None = None
         with self._route:
-            Tag("p", "Working out what it needs…", "muted small")
+            Tag("p", "Estimating memory and time…", "muted small")
 
     @property
-    def has_faults(self) -> bool:
-        """Whether something stops the job."""
+    def has_problems(self) -> bool:
+        """Whether problems stop the job."""
         return bool(self._problems)
 
     def show(
@@ -68,39 +53,39 @@ class PreviewPanel:
         preview: Preview | None,
         problems: list[Problem],
         draft: Draft,
-        still_open: list[str] | None = None,
+        missing: list[str] | None = None,
     ) -> None:
-        """Show what would become of a job; only what has changed is sent.
+        """Show a preview; only changes are sent to the browser.
 
         Args:
-            preview: What would; None where that cannot be told.
-            problems: What must be fixed first.
-            draft: What was filled in.
-            still_open: Options that nobody has come to yet.
+            preview: The preview; None when problems prevent it.
+            problems: Problems to fix before the start.
+            draft: What the user filled in.
+            missing: Options that the user has not filled in yet.
         """
         self._draft, self._problems = draft, problems
-        self._show_code()
-        dumped = preview and preview.model_dump_json(exclude={"job"})
-        told = (dumped, tuple(problems), tuple(still_open or ()))
-        if told == self._told:
+        self._show_source()
+        document = preview and preview.model_dump_json(exclude={"job"})
+        content = (document, tuple(problems), tuple(missing or ()))
+        if content == self._shown:
             return
-        self._told = told
+        self._shown = content
         self._notes.clear()
         with self._notes:
             self._show_problems(problems)
-            if still_open:
-                Tag("p", f"Still open: {', '.join(still_open)}.", "note small")
+            if missing:
+                Tag("p", f"Still missing: {', '.join(missing)}.", "note small")
             if preview is not None:
-                self._show_notes(preview)
-        # What is shown is of before.
-        self._route.look("stack-small" if preview is not None else "stack-small stale")
+                self._show_warnings(preview)
+        # Without a preview, the last one stays, dimmed.
+        self._route.set_classes("stack-small" if preview is not None else "stack-small stale")
         if preview is not None:
             self._route.clear()
             with self._route:
                 self._show_route(preview)
 
-    def go_to_first_fault(self) -> None:
-        """Bring the field of the first fault into view."""
+    def go_to_first_problem(self) -> None:
+        """Scroll to the field of the first problem."""
         if self._problems:
             self._go_to(self._problems[0].location)
 
@@ -108,72 +93,83 @@ class PreviewPanel:
         if self._is_starting:
             return
         self._is_starting = True
-        self._start.have("aria_disabled", "true")
+        self._start.set_attribute("aria_disabled", "true")
         try:
             await self._on_start()
         finally:
             self._is_starting = False
-            self._start.have("aria_disabled", None)
+            self._start.set_attribute("aria_disabled", None)
 
     def _show_problems(self, problems: list[Problem]) -> None:
         if not problems:
             return
         with Tag("div", classes="note note-error"):
-            Tag("p", f"{count(len(problems), 'thing')} to mend", style="font-weight: 500")
+            Tag("p", f"{count(len(problems), 'problem')} to fix", "strong")
             with Tag("ul"):
-                for problem in problems[:8]:
+                for problem in problems[:_MAX_PROBLEMS]:
                     with Tag("li"):
-                        if problem.location:
-                            name = problem.location.removeprefix("training.")
-                            link = Tag("button", name, "reset", type="button")
-                            link.on("click", lambda _, where=problem.location: self._go_to(where))
-                        Tag(
-                            "span",
-                            f" {problem.message}" if problem.location else str(problem),
-                            "small",
-                        )
+                        self._show_problem(problem)
 
-    def _show_notes(self, preview: Preview) -> None:
+    def _show_problem(self, problem: Problem) -> None:
+        if not problem.location:
+            Tag("span", str(problem), "small")
+            return
+        name = problem.location.removeprefix("training.")
+        link = Tag("button", name, "reset", type="button")
+        link.on("click", lambda: self._go_to(problem.location))
+        Tag("span", f" {problem.message}", "small")
+
+    def _show_warnings(self, preview: Preview) -> None:
         if preview.waiting_reason:
-            Tag(
-                "p",
-                _sentence(f"it would wait: {preview.waiting_reason}"),
-                "note note-warning small",
-            )
+            text = sentence(f"the job would wait: {preview.waiting_reason}")
+            Tag("p", text, "note note-warning small")
         for warning in preview.warnings:
-            Tag("p", _sentence(warning), "note note-warning small")
+            Tag("p", sentence(warning), "note note-warning small")
 
     def _show_route(self, preview: Preview) -> None:
-        route = preview.route
+        route, estimate = preview.route, preview.estimate
         memory_class = next(it for it in MemoryClass if str(it) == route["memory_class"])
         with Tag("dl", classes="facts"):
             fact("GPU", f"{memory_class.value} GB class")
             fact("Queue", route["queue"])
-            expected = preview.estimate
-            fact("Takes", _expected(expected))
+            fact("Time", _duration(estimate))
             if preview.price is not None:
-                fact("Costs", _price(preview.price.amount))
-        if expected["unknown"] and expected["at_least_s"] >= 1:
-            unknown = [STAGE_NAMES.get(it, it).lower() for it in expected["unknown"]]
-            Tag("p", f"Not known yet: {', '.join(unknown)}.", "help")
-        needed, there = float(route["needed_gib"]), memory_class.floor_gib
-        with Tag("div", classes="stack-small", style="padding: 8px 0"):
+                fact("Price", _price(preview.price.amount))
+        if estimate["unknown"] and estimate["at_least_s"] >= 1:
+            stages = [STAGE_NAMES.get(it, it).lower() for it in estimate["unknown"]]
+            Tag("p", f"Time unknown for: {', '.join(stages)}.", "help")
+        needed_gib, available_gib = float(route["needed_gib"]), memory_class.floor_gib
+        with Tag("div", classes="stack-small memory"):
             with Tag("div", classes="field-head"):
                 Tag("h3", "GPU memory")
-                Tag("span", f"{needed:.1f} of {there:.1f} GiB", "small")
-            memory_bar(route["parts_gib"], there)
-            Tag("p", f"{_sentence(route['reason'])} An estimate, not a measurement.", "help")
+                Tag("span", f"{needed_gib:.1f} of {available_gib:.1f} GiB", "small")
+            memory_bar(route["parts_gib"], available_gib)
+            Tag("p", f"{sentence(route['reason'])} This is an estimate.", "help")
 
-    def _form(self, as_json: bool) -> None:
+    def _build_source(self) -> None:
+        with Tag("details", classes="source"):
+            Tag("summary", "Show as a file", "small muted")
+            with Tag("div", classes="stack-small code-box"):
+                with Tag("div", classes="actions actions-between"):
+                    with Tag("div", classes="tabs", role="group", aria_label="Format"):
+                        self._yaml = Tag("button", "YAML", type="button", aria_pressed="true")
+                        self._json = Tag("button", "JSON", type="button", aria_pressed="false")
+                    button("Copy", "quiet small").on("click", self._copy)
+                label = "The job as a file"
+                self._code = Tag("pre", "", "code", tabindex="0", aria_label=label)
+        self._yaml.on("click", lambda: self._set_format(as_json=False))
+        self._json.on("click", lambda: self._set_format(as_json=True))
+
+    def _set_format(self, *, as_json: bool) -> None:
         self._as_json = as_json
-        self._yaml.have("aria_pressed", "false" if as_json else "true")
-        self._json.have("aria_pressed", "true" if as_json else "false")
-        self._show_code()
+        self._yaml.set_attribute("aria_pressed", "false" if as_json else "true")
+        self._json.set_attribute("aria_pressed", "true" if as_json else "false")
+        self._show_source()
 
-    def _show_code(self) -> None:
-        self._code.say(self._text())
+    def _show_source(self) -> None:
+        self._code.update_text(self._source())
 
-    def _text(self) -> str:
+    def _source(self) -> str:
         if self._draft is None:
             return ""
         if self._as_json:
@@ -181,37 +177,16 @@ class PreviewPanel:
         return self._draft.as_yaml()
 
     def _copy(self) -> None:
-        ui.clipboard.write(self._text())
+        ui.clipboard.write(self._source())
         ui.notify("Copied", type="info", timeout=1500)
 
 
-def memory_bar(parts: dict[str, float], there_gib: float) -> None:
-    """GPU memory by its parts, as a bar and in words."""
-    shown = [(i, name, gib) for i, (name, gib) in enumerate(parts.items(), 1) if gib >= 0.05]
-    whole = max(there_gib, sum(parts.values()))
-    with Tag("div", classes="bar", aria_hidden="true"):
-        for number, _, gib in shown:
-            Tag("span", "", f"bar-part part-{number}", style=f"width: {100 * gib / whole:.2f}%")
-    with Tag("ul", classes="legend"):
-        for number, name, gib in shown:
-            with Tag("li", classes="legend-row"):
-                Tag("span", "", f"legend-mark part-{number}", aria_hidden="true")
-                Tag("span", PART_NAMES.get(name, name))
-                Tag("span", f"{gib:.1f} GiB", "right")
-
-
-def _expected(expected: dict[str, Any]) -> str:
-    if expected["total_s"] is not None:
-        return f"about {span(expected['total_s'])}"
-    known = float(expected["at_least_s"])
-    return f"at least {span(known)}" if known >= 1 else "not known yet"
+def _duration(estimate: dict[str, Any]) -> str:
+    if estimate["total_s"] is not None:
+        return f"about {span(estimate['total_s'])}"
+    known_s = float(estimate["at_least_s"])
+    return f"at least {span(known_s)}" if known_s >= 1 else "unknown"
 
 
 def _price(amount: float | None) -> str:
-    return "not known yet" if amount is None else f"about {amount:,.2f}"
-
-
-def _sentence(text: str) -> str:
-    # An option's name stays as it is.
-    first = text.split(" ", 1)[0]
-    return f"{text}." if "_" in first else f"{text[:1].upper()}{text[1:]}."
+    return "unknown" if amount is None else f"about {amount:,.2f}"

@@ -1,4 +1,4 @@
-"""What a job's events told its page: folded into the little that is shown."""
+"""Events of a job, reduced to what its page shows."""
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,8 +17,8 @@ from tasks.events import (
     ValidationImages,
 )
 
-# Lines of the log that are kept.
-MOST_LINES = 300
+MAX_LINES = 300
+"""Lines of the log that are kept."""
 
 
 @dataclass(frozen=True)
@@ -32,28 +32,28 @@ class Line:
 
 @dataclass
 class EventLog:
-    """What was told so far.
+    """What the events so far report.
 
     Attributes:
-        position: The id of the last event.
-        progress: The newest.
+        position: Id of the last event.
+        progress: The latest progress.
         curve: The loss.
         lines: The log, oldest first.
-        samples: How often samples were made.
-        changed: Whether something was told since that was last asked.
+        validations: Number of times that samples were made.
+        changed: Whether an event arrived since the page was last updated.
     """
 
     position: str = "0"
     progress: Progress | None = None
     curve: LossCurve = field(default_factory=LossCurve)
     lines: list[Line] = field(default_factory=list)
-    samples: int = 0
+    validations: int = 0
     changed: bool = False
 
-    def hear(self, told: JobEvent) -> None:
-        """Take an event in."""
-        self.position, self.changed = told.id, True
-        event = told.event
+    def add(self, job_event: JobEvent) -> None:
+        """Add an event."""
+        self.position, self.changed = job_event.id, True
+        event = job_event.event
         if isinstance(event, Progress):
             self.progress = event
             if event.loss is not None:
@@ -62,34 +62,34 @@ class EventLog:
         if isinstance(event, StageStarted):
             self.progress = None
         if isinstance(event, ValidationImages):
-            self.samples += 1
-        line = _line(told)
+            self.validations += 1
+        line = _line(job_event)
         if line is not None:
             self.lines.append(line)
-            del self.lines[:-MOST_LINES]
+            del self.lines[:-MAX_LINES]
 
 
-def _line(told: JobEvent) -> Line | None:
-    """An event as a line of the log; None where it is none."""
+def _line(job_event: JobEvent) -> Line | None:
+    """Return an event's line of the log; None for an event that has none."""
     text, is_warning = "", False
-    match told.event:
+    match job_event.event:
         case JobAccepted(queue=queue, reason=reason):
             text = f"accepted for {queue}: {reason}"
         case StageStarted(stage=stage, worker=worker):
-            text = f"{stage} began on {worker}"
+            text = f"{stage} started on {worker}"
         case StageFinished(stage=stage, summary=summary):
-            text = f"{stage} is done: {summary}"
+            text = f"{stage} finished: {summary}"
         case DatasetChecked(images=images, errors=errors, warnings=warnings):
-            text = f"{images} images, {errors} errors, {warnings} warnings"
+            text = f"dataset: {images} images, {errors} errors, {warnings} warnings"
         case CheckpointSaved(step=step):
-            text = f"checkpoint at step {step}"
+            text = f"saved a checkpoint at step {step}"
         case ValidationImages(step=step, images=images):
-            text = f"{len(images)} samples at step {step}"
+            text = f"made {len(images)} samples at step {step}"
         case Note(level=level, message=message):
             text, is_warning = message, level == "warning"
         case JobEnded(status=status):
-            text = f"the job is over: {status}"
-    milliseconds = int(told.id.partition("-")[0])
+            text = f"job {status}"
+    milliseconds = int(job_event.id.partition("-")[0])
     return (
         Line(datetime.fromtimestamp(milliseconds / 1000, UTC), text, is_warning) if text else None
     )

@@ -29,7 +29,7 @@ def read(client: httpx2.Client, job_id: str, **headers: str) -> list[dict[str, A
     return found
 
 
-def test_events_are_told_from_the_first_to_the_jobs_end(console: Console) -> None:
+def test_events_stream_from_the_first_to_the_jobs_end(console: Console) -> None:
     with console.client("acme") as client:
         job_id = client.post("/jobs", json=job()).json()["id"]
         with ThreadPoolExecutor() as pool:
@@ -44,7 +44,7 @@ def test_events_are_told_from_the_first_to_the_jobs_end(console: Console) -> Non
     assert all(other == told[0] for other in told)
 
 
-def test_a_reader_goes_on_after_the_event_it_has_seen(acme: httpx2.Client) -> None:
+def test_a_stream_resumes_after_the_last_event_id(acme: httpx2.Client) -> None:
     job_id = acme.post("/jobs", json=job()).json()["id"]
     acme.post(f"/jobs/{job_id}:pause")
     acme.post(f"/jobs/{job_id}:cancel")
@@ -57,7 +57,7 @@ def test_a_reader_goes_on_after_the_event_it_has_seen(acme: httpx2.Client) -> No
         assert len(answer.read().decode().split("data:")) - 1 == len(whole) - 1
 
 
-def test_a_browser_is_told_not_to_ask_again_when_all_is_told(acme: httpx2.Client) -> None:
+def test_a_browser_does_not_reconnect_after_the_last_event(acme: httpx2.Client) -> None:
     job_id = acme.post("/jobs", json=job()).json()["id"]
     acme.post(f"/jobs/{job_id}:cancel")
     last = read(acme, job_id)[-1]["id"]
@@ -65,9 +65,7 @@ def test_a_browser_is_told_not_to_ask_again_when_all_is_told(acme: httpx2.Client
     assert acme.get(f"/jobs/{job_id}/events", headers=headers).status_code == 204
 
 
-def test_many_readers_of_a_job_are_one_reader_of_redis(
-    console: Console, redis_client: Redis
-) -> None:
+def test_many_readers_of_a_job_share_one_connection(console: Console, redis_client: Redis) -> None:
     def blocked() -> int:
         return int(redis_client.info("clients")["blocked_clients"])
 
@@ -101,6 +99,6 @@ def test_a_client_that_disconnects_ends_its_stream_quietly(
 
 
 @pytest.mark.parametrize("position", ["x", "-1", "1-2-3", "1" * 30, "$", "0-0\t1"])
-def test_a_position_that_is_none_is_refused(acme: httpx2.Client, position: str) -> None:
+def test_malformed_positions_are_refused(acme: httpx2.Client, position: str) -> None:
     job_id = acme.post("/jobs", json=job()).json()["id"]
     assert acme.get(f"/jobs/{job_id}/events", params={"after": position}).status_code == 400

@@ -21,7 +21,7 @@ def as_it_is(_context: SerializationContext, value: Any) -> bytes:
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("real", [False, True], ids=["made-up ids", "real ids"])
-def test_no_request_that_the_description_makes_up_breaks_anything(
+def test_generated_requests_cause_no_server_error(
     console: Console, acme: httpx2.Client, real: bool
 ) -> None:
     document = httpx2.get(f"{console.url}/v1/openapi.json").json()

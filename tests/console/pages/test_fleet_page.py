@@ -17,7 +17,7 @@ from tasks.settings.settings import Settings
         ),
     ],
 )
-def test_flower_is_linked_where_it_can_be_reached(
+def test_flower_is_linked_where_a_browser_reaches_it(
     settings: dict[str, object], host: str, address: str | None
 ) -> None:
     assert flower_address(Settings.model_validate(settings), host) == address

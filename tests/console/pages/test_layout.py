@@ -47,19 +47,19 @@ def luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("colours", [LIGHT, DARK], ids=["light", "dark"])
 @pytest.mark.parametrize(("front", "back", "least"), PAIRS)
-def test_colours_are_told_apart(
+def test_colors_have_enough_contrast(
     colours: dict[str, str], front: str, back: str, least: float
 ) -> None:
     light, dark = sorted((luminance(colours[front]), luminance(colours[back])), reverse=True)
     assert (light + 0.05) / (dark + 0.05) >= least
 
 
-def test_a_chosen_dark_theme_is_the_systems_dark_one() -> None:
+def test_the_chosen_dark_theme_equals_the_system_one() -> None:
     assert theme(':root[data-theme="dark"] {') == DARK
     assert DARK.keys() == LIGHT.keys()
 
 
-def test_the_look_asks_no_other_host() -> None:
+def test_the_style_sheet_loads_nothing_else() -> None:
     assert "http" not in SHEET
     assert "@import" not in SHEET
     assert "url(" not in SHEET

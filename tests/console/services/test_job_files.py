@@ -17,22 +17,20 @@ def published(console: Console, acme: httpx2.Client) -> str:
     return job_id
 
 
-def test_what_a_job_published_is_listed_with_its_manifest(
-    acme: httpx2.Client, published: str
-) -> None:
+def test_published_files_are_listed_with_the_manifest(acme: httpx2.Client, published: str) -> None:
     listed = acme.get(f"/jobs/{published}/files").json()
     assert listed["files"][0]["name"] == "cat.safetensors"
     assert listed["files"][0]["sha256"] == hashlib.sha256(LORA).hexdigest()
     assert listed["manifest"]["files"][0]["size"] == len(LORA)
 
 
-def test_a_job_that_has_published_nothing_lists_nothing(acme: httpx2.Client) -> None:
+def test_a_job_without_published_files_lists_none(acme: httpx2.Client) -> None:
     job_id = acme.post("/jobs", json=job()).json()["id"]
     assert acme.get(f"/jobs/{job_id}/files").json() == {"files": [], "manifest": None}
     assert acme.get(f"/jobs/{job_id}/files/lora.safetensors").status_code == 404
 
 
-def test_a_file_comes_whole_with_its_digest(acme: httpx2.Client, published: str) -> None:
+def test_a_file_is_downloaded_with_its_digest(acme: httpx2.Client, published: str) -> None:
     url = f"/jobs/{published}/files/cat.safetensors"
     answer = acme.get(url)
     assert answer.content == LORA
@@ -58,7 +56,7 @@ def test_a_file_comes_whole_with_its_digest(acme: httpx2.Client, published: str)
         ("bytes=-99999999", 0, 1280000),
     ],
 )
-def test_a_part_comes_as_it_is_asked_for(
+def test_a_range_is_downloaded(
     acme: httpx2.Client, published: str, asked: str, start: int, end: int
 ) -> None:
     answer = acme.get(f"/jobs/{published}/files/cat.safetensors", headers={"Range": asked})
@@ -68,7 +66,7 @@ def test_a_part_comes_as_it_is_asked_for(
 
 
 @pytest.mark.parametrize("asked", ["bytes=1280000-", "bytes=5-4", "bytes=-0"])
-def test_a_part_that_is_not_there_is_refused(
+def test_a_range_outside_the_file_is_refused(
     acme: httpx2.Client, published: str, asked: str
 ) -> None:
     answer = acme.get(f"/jobs/{published}/files/cat.safetensors", headers={"Range": asked})
@@ -77,14 +75,16 @@ def test_a_part_that_is_not_there_is_refused(
 
 
 @pytest.mark.parametrize("asked", ["bytes=0-1,4-5", "lines=0-1", "bytes=-", "bytes=a-b"])
-def test_other_ranges_are_answered_with_the_whole_file(
+def test_unsupported_ranges_get_the_whole_file(
     acme: httpx2.Client, published: str, asked: str
 ) -> None:
     answer = acme.get(f"/jobs/{published}/files/cat.safetensors", headers={"Range": asked})
     assert (answer.status_code, len(answer.content)) == (200, len(LORA))
 
 
-def test_a_part_of_another_version_is_not_given(acme: httpx2.Client, published: str) -> None:
+def test_a_range_of_another_version_gets_the_whole_file(
+    acme: httpx2.Client, published: str
+) -> None:
     url = f"/jobs/{published}/files/cat.safetensors"
     etag = acme.head(url).headers["etag"]
     same = acme.get(url, headers={"Range": "bytes=0-1", "If-Range": etag})
@@ -94,7 +94,9 @@ def test_a_part_of_another_version_is_not_given(acme: httpx2.Client, published: 
     assert acme.get(url, headers={"If-None-Match": '"other"'}).status_code == 200
 
 
-def test_an_empty_file_and_one_in_a_folder_come_too(acme: httpx2.Client, published: str) -> None:
+def test_empty_files_and_files_in_folders_are_downloaded(
+    acme: httpx2.Client, published: str
+) -> None:
     assert acme.get(f"/jobs/{published}/files/empty.txt").content == b""
     ranged = acme.get(f"/jobs/{published}/files/empty.txt", headers={"Range": "bytes=0-"})
     assert ranged.status_code == 416
@@ -104,7 +106,7 @@ def test_an_empty_file_and_one_in_a_folder_come_too(acme: httpx2.Client, publish
     assert "a%20b.png" in inner.headers["content-disposition"]
 
 
-def test_validation_images_are_there_before_the_end(acme: httpx2.Client, published: str) -> None:
+def test_validation_images_are_listed_and_downloaded(acme: httpx2.Client, published: str) -> None:
     [sample] = acme.get(f"/jobs/{published}/samples").json()
     assert sample == {
         "step": 4,
@@ -134,7 +136,7 @@ def test_validation_images_are_there_before_the_end(acme: httpx2.Client, publish
         "%2e%2e",
     ],
 )
-def test_only_the_names_of_published_files_open_anything(
+def test_only_names_of_published_files_are_opened(
     console: Console, acme: httpx2.Client, published: str, name: str
 ) -> None:
     console.store.put("secret", b"secret")
@@ -144,7 +146,7 @@ def test_only_the_names_of_published_files_open_anything(
         assert b"secret" not in answer.content
 
 
-def test_a_tenant_is_not_told_where_the_store_is(
+def test_tenants_do_not_see_the_stores_location(
     acme: httpx2.Client, operator: httpx2.Client, published: str
 ) -> None:
     theirs = acme.get(f"/jobs/{published}")

@@ -16,7 +16,7 @@ def submitted(client: httpx2.Client, document: dict[str, Any], **headers: str) -
     return view
 
 
-def test_a_submitted_job_is_there_with_all_that_is_known_of_it(acme: httpx2.Client) -> None:
+def test_a_submitted_job_is_shown_in_full(acme: httpx2.Client) -> None:
     view = submitted(acme, job(name="cat", priority=3))
     assert view["tenant"] == "acme"
     assert (view["name"], view["priority"], view["status"]) == ("cat", 3, "queued")
@@ -27,7 +27,7 @@ def test_a_submitted_job_is_there_with_all_that_is_known_of_it(acme: httpx2.Clie
     assert acme.get(f"/jobs/{view['id']}").json() == view
 
 
-def test_all_faults_of_a_job_are_told_at_once_as_a_problem(acme: httpx2.Client) -> None:
+def test_all_problems_of_a_job_are_reported_together(acme: httpx2.Client) -> None:
     wrong = job(tenant="zoo", training={"lora_rank_dim": -1, "max_train_step": 3})
     answer = acme.post("/jobs", json=wrong)
     assert answer.status_code == 422
@@ -42,14 +42,14 @@ def test_all_faults_of_a_job_are_told_at_once_as_a_problem(acme: httpx2.Client) 
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{", b'"x"', b"", b"null", b"[" * 100_000])
-def test_a_body_that_is_no_job_is_refused(acme: httpx2.Client, body: bytes) -> None:
+def test_bodies_that_are_not_jobs_are_refused(acme: httpx2.Client, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
     answer = acme.post("/jobs", content=body, headers=headers)
     assert answer.status_code in (400, 422)
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-def test_a_job_that_no_gpu_holds_is_refused_with_the_numbers(acme: httpx2.Client) -> None:
+def test_a_job_too_large_for_any_gpu_is_refused_with_numbers(acme: httpx2.Client) -> None:
     answer = acme.post("/jobs", json=job(training={"train_batch_size": 1000}))
     assert answer.status_code == 422
     assert answer.json()["code"] == "does_not_fit"
@@ -74,7 +74,7 @@ def test_the_same_id_is_the_same_job(acme: httpx2.Client) -> None:
     assert acme.post("/jobs", json=job(id="x" * 95)).json()["errors"][0]["location"] == "id"
 
 
-def test_an_operators_job_keeps_its_id_and_may_be_any_tenants(operator: httpx2.Client) -> None:
+def test_an_operator_chooses_id_and_tenant(operator: httpx2.Client) -> None:
     view = submitted(operator, job(id="theirs", tenant="zoo"))
     assert (view["id"], view["tenant"]) == ("theirs", "zoo")
 
@@ -92,7 +92,7 @@ def test_jobs_are_listed_newest_first_page_by_page(acme: httpx2.Client) -> None:
     assert acme.get("/jobs", params={"limit": 7}).json()["next_cursor"] is None
 
 
-def test_jobs_of_the_very_same_time_are_each_listed_once(
+def test_jobs_of_the_same_time_are_listed_once_each(
     acme: httpx2.Client, redis_client: Redis
 ) -> None:
     ids = {submitted(acme, job())["id"] for _ in range(5)}
@@ -107,7 +107,7 @@ def test_jobs_of_the_very_same_time_are_each_listed_once(
     assert sorted(found) == sorted(ids)
 
 
-def test_jobs_are_found_by_a_part_of_their_name_and_by_status(acme: httpx2.Client) -> None:
+def test_jobs_are_found_by_name_and_status(acme: httpx2.Client) -> None:
     cat, dog = submitted(acme, job(name="My-Cat")), submitted(acme, job(name="dog"))
     acme.post(f"/jobs/{dog['id']}:cancel")
     found = acme.get("/jobs", params={"search": "cat"}).json()["jobs"]
@@ -118,7 +118,7 @@ def test_jobs_are_found_by_a_part_of_their_name_and_by_status(acme: httpx2.Clien
 
 
 @pytest.mark.parametrize("cursor", ["x", "nan~a", "1e400~a", "-1~a", "1~", "1~" + "a" * 101, "~"])
-def test_a_cursor_that_nobody_gave_is_refused(acme: httpx2.Client, cursor: str) -> None:
+def test_malformed_cursors_are_refused(acme: httpx2.Client, cursor: str) -> None:
     assert acme.get("/jobs", params={"cursor": cursor}).status_code == 400
 
 
@@ -131,7 +131,7 @@ def test_a_job_is_paused_resumed_and_cancelled(acme: httpx2.Client) -> None:
     assert (late.status_code, late.json()["code"]) == (409, "invalid_state")
 
 
-def test_a_job_shows_the_newest_progress_of_its_stage(console: Console) -> None:
+def test_a_job_shows_the_latest_progress(console: Console) -> None:
     with console.client("acme") as client:
         job_id = submitted(client, job())["id"]
         _, attempt, _ = console.state.begin(job_id, "prepare", worker="w", queue="cpu", tag="t")

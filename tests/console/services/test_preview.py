@@ -28,7 +28,7 @@ def of_upload(upload_id: str, **training: Any) -> dict[str, Any]:
     return job(training={"data_loader": {"dataset": dataset}, **training})
 
 
-def test_a_broken_image_is_told_by_its_name_and_nothing_is_sent(acme: httpx2.Client) -> None:
+def test_a_preview_names_broken_images_and_submits_nothing(acme: httpx2.Client) -> None:
     files = {
         "good.png": image(size=(800, 800)),
         "good.txt": b"a good one",
@@ -48,7 +48,7 @@ def test_a_broken_image_is_told_by_its_name_and_nothing_is_sent(acme: httpx2.Cli
     acme.delete(f"/uploads/{upload_id}")
 
 
-def test_the_plan_warns_of_what_is_likely_not_wanted(acme: httpx2.Client) -> None:
+def test_a_preview_warns_of_unlikely_options(acme: httpx2.Client) -> None:
     buckets = {"target_resolution": 512, "start_dim": 256, "end_dim": 1024, "divisible_by": 64}
     loader = {
         **job()["training"]["data_loader"],
@@ -61,7 +61,7 @@ def test_the_plan_warns_of_what_is_likely_not_wanted(acme: httpx2.Client) -> Non
     assert "above 2" in told
 
 
-def test_a_preview_tells_memory_by_parts_class_and_who_would_take_it(acme: httpx2.Client) -> None:
+def test_a_preview_has_memory_class_and_waiting_reason(acme: httpx2.Client) -> None:
     found = preview(acme, job(), check_dataset=False)
     route = found["route"]
     assert route["memory_class"] == "40gb"
@@ -75,7 +75,7 @@ def test_a_preview_tells_memory_by_parts_class_and_who_would_take_it(acme: httpx
     assert found["price"] == price
 
 
-def test_a_preview_tells_time_and_price_by_what_finished_jobs_took(
+def test_a_preview_estimates_time_and_price_from_history(
     console: Console, acme: httpx2.Client
 ) -> None:
     asked = job(training={"max_train_steps": 7200, "cache_text_encoder_outputs": False})
@@ -96,9 +96,7 @@ def learn(console: Console, document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("path", ["/etc/passwd", "file:///etc/passwd", "https://intern.example/a"])
-def test_a_tenants_preview_reads_nothing_that_is_not_open_to_it(
-    acme: httpx2.Client, path: str
-) -> None:
+def test_a_tenants_preview_reads_only_permitted_places(acme: httpx2.Client, path: str) -> None:
     dataset = {"type": "ARCHIVE", "archive": path}
     answer = acme.post("/jobs:preview", json=job(training={"data_loader": {"dataset": dataset}}))
     assert answer.status_code == 422
@@ -113,7 +111,7 @@ def test_an_operators_preview_reads_this_machine(operator: httpx2.Client, tmp_pa
     assert found["dataset"]["images"] == 1
 
 
-def test_a_check_that_takes_too_long_or_dies_is_ended_and_told(
+def test_a_check_that_hangs_or_crashes_is_reported(
     acme: httpx2.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload_id = upload(acme, zipped({"a.png": image(), "a.txt": b"a"}))
@@ -125,7 +123,7 @@ def test_a_check_that_takes_too_long_or_dies_is_ended_and_told(
     acme.delete(f"/uploads/{upload_id}")
 
 
-def test_a_tenant_cannot_keep_others_from_having_their_datasets_checked(
+def test_a_tenant_cannot_block_the_checks_of_others(
     acme: httpx2.Client,
     zoo: httpx2.Client,
     monkeypatch: pytest.MonkeyPatch,

@@ -56,7 +56,7 @@ def same(answer: httpx2.Response, other: httpx2.Response, ids: tuple[str, str]) 
 
 
 @pytest.mark.parametrize("ask", OF_JOBS.values(), ids=OF_JOBS)
-def test_a_foreign_job_is_told_of_like_one_that_is_not_there(
+def test_another_tenants_job_is_answered_like_an_unknown_one(
     acme: httpx2.Client, zoo: httpx2.Client, theirs: str, ask: Ask
 ) -> None:
     missing = "0" * len(theirs)
@@ -66,7 +66,7 @@ def test_a_foreign_job_is_told_of_like_one_that_is_not_there(
     assert zoo.get(f"/jobs/{theirs}").json()["status"] == "succeeded"
 
 
-def test_a_foreign_upload_is_told_of_like_one_that_is_not_there(
+def test_another_tenants_upload_is_answered_like_an_unknown(
     acme: httpx2.Client, zoo: httpx2.Client
 ) -> None:
     upload_id, missing = upload(zoo, zipped({"a.png": PNG})), "0" * 32
@@ -82,11 +82,13 @@ def test_a_foreign_upload_is_told_of_like_one_that_is_not_there(
 
 
 @pytest.mark.parametrize("key", ["{}:events", "training:job:{}", "*", "{}?x", " {}"])
-def test_an_id_is_never_a_part_of_another_key(acme: httpx2.Client, theirs: str, key: str) -> None:
+def test_an_id_never_becomes_part_of_another_key(
+    acme: httpx2.Client, theirs: str, key: str
+) -> None:
     assert acme.get(f"/jobs/{key.format(theirs)}").status_code == 404
 
 
-def test_a_foreign_upload_is_no_dataset(acme: httpx2.Client, zoo: httpx2.Client) -> None:
+def test_another_tenants_upload_is_no_dataset(acme: httpx2.Client, zoo: httpx2.Client) -> None:
     upload_id = upload(zoo, zipped({"a.png": PNG, "a.txt": b"a"}))
 
     def checked(client: httpx2.Client, upload_id: str) -> dict[str, Any]:
@@ -101,7 +103,7 @@ def test_a_foreign_upload_is_no_dataset(acme: httpx2.Client, zoo: httpx2.Client)
     zoo.delete(f"/uploads/{upload_id}")
 
 
-def test_a_list_and_a_search_show_own_jobs_only(
+def test_lists_and_searches_show_own_jobs_only(
     acme: httpx2.Client, zoo: httpx2.Client, operator: httpx2.Client, theirs: str
 ) -> None:
     mine = acme.post("/jobs", json=job(name="mine")).json()["id"]
@@ -118,14 +120,14 @@ def test_a_list_and_a_search_show_own_jobs_only(
     assert [it["id"] for it in shown] == [theirs]
 
 
-def test_two_tenants_may_call_their_jobs_the_same(acme: httpx2.Client, zoo: httpx2.Client) -> None:
+def test_two_tenants_may_use_the_same_job_id(acme: httpx2.Client, zoo: httpx2.Client) -> None:
     ids = [it.post("/jobs", json=job(id="best")).json()["id"] for it in (acme, zoo)]
     assert ids[0] != ids[1]
     for client, tenant in ((acme, "acme"), (zoo, "zoo")):
         assert client.get("/jobs/best").json()["tenant"] == tenant
 
 
-def test_an_id_that_others_have_tells_a_tenant_nothing(
+def test_ids_of_other_tenants_are_not_revealed(
     console: Console, acme: httpx2.Client, zoo: httpx2.Client, operator: httpx2.Client
 ) -> None:
     operator.post("/jobs", json=job(id="raw", tenant="zoo"))
@@ -145,7 +147,7 @@ def test_one_idempotency_key_of_two_tenants_is_two_jobs(
     assert len({it.json()["id"] for it in made}) == 3
 
 
-def test_tenants_do_not_meet_by_how_names_are_joined() -> None:
+def test_ids_of_two_tenants_never_collide() -> None:
     assert tenant_job_id("a", "b-c") != tenant_job_id("a-b", "c")
     assert tenant_job_id("a", "b") != tenant_job_id("b", "a")
 
@@ -164,7 +166,7 @@ def test_a_key_submits_as_its_tenant_only(acme: httpx2.Client, operator: httpx2.
     assert operator.delete(f"/uploads/{upload_id}").status_code == 204
 
 
-def test_the_fleet_names_no_job_of_another_tenant(
+def test_the_fleet_hides_jobs_of_other_tenants(
     console: Console, acme: httpx2.Client, zoo: httpx2.Client, operator: httpx2.Client
 ) -> None:
     job_id = zoo.post("/jobs", json=job(name="secret-name")).json()["id"]
@@ -185,7 +187,7 @@ def test_the_fleet_names_no_job_of_another_tenant(
     assert worker["quarantine_reason"] == "had an XID 79"
 
 
-def test_a_tenant_sees_how_many_wait_and_not_who(
+def test_a_tenant_sees_the_number_of_waiting_jobs_only(
     console: Console, acme: httpx2.Client, zoo: httpx2.Client, operator: httpx2.Client
 ) -> None:
     zoo.post("/jobs", json=job())
@@ -203,7 +205,7 @@ def test_a_tenant_sees_how_many_wait_and_not_who(
     assert cpu(operator)["waiting_by_tenant"] == {"acme": 1, "zoo": 1}
 
 
-def test_a_quarantines_reason_is_the_operators(
+def test_only_operators_see_reasons_of_quarantines(
     console: Console, acme: httpx2.Client, operator: httpx2.Client
 ) -> None:
     note_worker(console, "gpu-1")
@@ -217,7 +219,7 @@ def test_a_quarantines_reason_is_the_operators(
     assert "XID" in operator.get(f"/jobs/{job_id}").json()["waiting_reason"]
 
 
-def test_queues_of_an_engine_are_shown_where_a_worker_has_it(
+def test_queues_of_an_engine_need_a_worker_to_be_shown(
     console: Console, operator: httpx2.Client
 ) -> None:
     def engines_queues() -> dict[str, int]:

@@ -39,7 +39,7 @@ def begin(client: httpx2.Client, length: int, name: str = "images.zip") -> str:
     return str(answer.headers["location"].rpartition("/")[2])
 
 
-def test_what_is_there_of_the_protocol_is_told_without_a_key(console: Console) -> None:
+def test_the_capabilities_of_tus_need_no_key(console: Console) -> None:
     answer = httpx2.options(f"{console.url}/v1/uploads")
     assert answer.status_code == 204
     assert answer.headers["tus-version"] == "1.0.0"
@@ -47,9 +47,7 @@ def test_what_is_there_of_the_protocol_is_told_without_a_key(console: Console) -
     assert answer.headers["tus-max-size"] == "1000000"
 
 
-def test_an_upload_in_pieces_with_a_break_is_whole_in_the_store(
-    console: Console, acme: httpx2.Client
-) -> None:
+def test_an_interrupted_upload_resumes_and_is_stored(console: Console, acme: httpx2.Client) -> None:
     upload_id = begin(acme, len(DATA))
     assert send(acme, upload_id, 0, DATA[:1000]).headers["upload-offset"] == "1000"
 
@@ -80,7 +78,7 @@ def _settled(client: httpx2.Client, upload_id: str) -> int:
             return offset
 
 
-def test_a_piece_at_another_offset_is_refused_and_changes_nothing(acme: httpx2.Client) -> None:
+def test_a_chunk_at_another_offset_is_refused(acme: httpx2.Client) -> None:
     upload_id = begin(acme, len(DATA))
     send(acme, upload_id, 0, DATA[:1000])
     assert send(acme, upload_id, 0, DATA[:1000]).status_code == 409
@@ -88,7 +86,7 @@ def test_a_piece_at_another_offset_is_refused_and_changes_nothing(acme: httpx2.C
     assert acme.head(f"/uploads/{upload_id}").headers["upload-offset"] == "1000"
 
 
-def test_a_piece_with_a_wrong_checksum_is_thrown_away(acme: httpx2.Client) -> None:
+def test_a_chunk_with_a_wrong_checksum_is_discarded(acme: httpx2.Client) -> None:
     upload_id = begin(acme, len(DATA))
     for algorithm in ("sha1", "sha256"):
         right = base64.b64encode(hashlib.new(algorithm, DATA[:9000]).digest()).decode()
@@ -100,7 +98,7 @@ def test_a_piece_with_a_wrong_checksum_is_thrown_away(acme: httpx2.Client) -> No
     assert send(acme, upload_id, 9000, DATA[9000:], **odd).status_code == 400
 
 
-def test_what_is_too_long_is_refused_before_and_while_it_comes(
+def test_large_uploads_are_refused_before_and_while_they_arrive(
     console: Console, acme: httpx2.Client
 ) -> None:
     answer = acme.post("/uploads", headers={**TUS, "Upload-Length": "1000001"})
@@ -114,7 +112,7 @@ def test_what_is_too_long_is_refused_before_and_while_it_comes(
     assert (folder / "data").stat().st_size <= 1000
 
 
-def test_a_tenant_cannot_fill_the_disk_with_uploads_it_never_finishes(
+def test_incomplete_uploads_of_a_tenant_are_limited(
     acme: httpx2.Client, zoo: httpx2.Client
 ) -> None:
     for _ in range(4):
@@ -139,13 +137,13 @@ def test_a_tenant_cannot_fill_the_disk_with_uploads_it_never_finishes(
         ({**TUS, "Upload-Length": "10", "Upload-Metadata": "filename /w=="}, 400),
     ],
 )
-def test_an_upload_that_says_nothing_sensible_is_refused(
+def test_malformed_upload_headers_are_refused(
     acme: httpx2.Client, headers: dict[str, str], status: int
 ) -> None:
     assert acme.post("/uploads", headers=headers).status_code == status
 
 
-def test_a_piece_must_say_what_it_is(acme: httpx2.Client) -> None:
+def test_a_chunk_needs_its_headers(acme: httpx2.Client) -> None:
     upload_id = begin(acme, 10)
     url = f"/uploads/{upload_id}"
     right = {**TUS, "Upload-Offset": "0", "Content-Type": "application/offset+octet-stream"}
@@ -157,7 +155,7 @@ def test_a_piece_must_say_what_it_is(acme: httpx2.Client) -> None:
         assert acme.patch(url, content=b"x", headers={**right, name: value}).status_code == status
 
 
-def test_a_deleted_upload_is_gone_whole_or_not(console: Console, acme: httpx2.Client) -> None:
+def test_complete_and_incomplete_uploads_are_deleted(console: Console, acme: httpx2.Client) -> None:
     unfinished, whole = begin(acme, 10), upload(acme, DATA)
     for upload_id in (unfinished, whole):
         assert acme.delete(f"/uploads/{upload_id}", headers=TUS).status_code == 204
@@ -165,7 +163,7 @@ def test_a_deleted_upload_is_gone_whole_or_not(console: Console, acme: httpx2.Cl
     assert console.store.keys("uploads/acme") == []
 
 
-def test_a_hostile_name_is_only_ever_shown(console: Console, acme: httpx2.Client) -> None:
+def test_a_hostile_name_is_displayed_only(console: Console, acme: httpx2.Client) -> None:
     begin(acme, 10, name="../../x\x00\n<script>")
     [view] = acme.get("/uploads").json()
     assert view["name"] == "../../x??<script>"
@@ -173,7 +171,7 @@ def test_a_hostile_name_is_only_ever_shown(console: Console, acme: httpx2.Client
     assert [it.name for it in folder.iterdir()] == [view["id"]]
 
 
-def test_thumbnails_show_the_images_and_name_the_broken_one(acme: httpx2.Client) -> None:
+def test_thumbnails_show_valid_images_and_name_broken_ones(acme: httpx2.Client) -> None:
     files = {
         "a/cat.png": image("red", (900, 600)),
         "a/cat.txt": b"a cat",
@@ -193,13 +191,13 @@ def test_thumbnails_show_the_images_and_name_the_broken_one(acme: httpx2.Client)
     assert acme.get(f"/uploads/{upload_id}/images/-1").status_code == 422
 
 
-def test_what_is_no_archive_has_no_images(acme: httpx2.Client) -> None:
+def test_only_complete_archives_have_images(acme: httpx2.Client) -> None:
     answer = acme.get(f"/uploads/{upload(acme, b'no zip')}/images")
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_dataset")
     assert acme.get(f"/uploads/{begin(acme, 10)}/images").status_code == 409
 
 
-def test_what_nobody_goes_on_with_is_given_up_and_old_ones_go(tmp_path: Path) -> None:
+def test_expired_uploads_are_removed(tmp_path: Path) -> None:
     store = Store((tmp_path / "store").as_uri())
     kept_30_days = UploadStore(tmp_path / "coming", store, 1000, timedelta(days=30))
     left, fresh = (kept_30_days.create("acme", name, 10) for name in "ab")
@@ -213,7 +211,7 @@ def test_what_nobody_goes_on_with_is_given_up_and_old_ones_go(tmp_path: Path) ->
     assert [it.id for it in kept_30_days.all("acme")] == [fresh.id]
 
 
-def test_tenants_whose_names_begin_alike_have_nothing_in_common(tmp_path: Path) -> None:
+def test_tenants_with_a_common_prefix_share_nothing(tmp_path: Path) -> None:
     store = Store((tmp_path / "store").as_uri())
     (tmp_path / "whole").write_bytes(b"x")
     of_all = UploadStore(tmp_path / "coming", store, 1000, timedelta(days=30))
@@ -227,12 +225,12 @@ def test_tenants_whose_names_begin_alike_have_nothing_in_common(tmp_path: Path) 
 @pytest.mark.parametrize(
     "place", ["upload:", "upload:../x", "upload:" + "0" * 32, "upload:" + "A" * 32]
 )
-def test_what_names_no_upload_opens_nothing(tmp_path: Path, place: str) -> None:
+def test_malformed_upload_names_open_nothing(tmp_path: Path, place: str) -> None:
     with pytest.raises(NoUploadError):
         StoredUploads(Store((tmp_path / "store").as_uri()), "acme").path_of(place, tmp_path)
 
 
-def test_a_sender_that_is_silent_for_long_keeps_nobody_from_going_on(
+def test_an_idle_sender_does_not_block_the_upload(
     acme: httpx2.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload_id = begin(acme, 100)
@@ -251,9 +249,7 @@ def test_a_sender_that_is_silent_for_long_keeps_nobody_from_going_on(
         assert stuck.result(30).status_code == 408
 
 
-def test_an_upload_that_the_disk_has_no_room_for_is_not_begun(
-    acme: httpx2.Client, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_upload_needs_disk_space(acme: httpx2.Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(upload_store, "_MIN_FREE_BYTES", 10**18)
     answer = acme.post("/uploads", headers={**TUS, "Upload-Length": "1"})
     assert (answer.status_code, answer.json()["code"]) == (507, "insufficient_storage")

@@ -10,7 +10,7 @@ def control(training_type: str, path: str) -> Control:
 
 
 @pytest.mark.parametrize("training_type", TrainingType)
-def test_every_option_has_a_control_or_only_holds_others(training_type: str) -> None:
+def test_every_option_has_a_control_or_contains_others(training_type: str) -> None:
     there = {it.path for it in controls(training_type)}
     options = {it.path for it in training_options()[training_type].options}
     for path in options - there - {"type"}:
@@ -18,13 +18,13 @@ def test_every_option_has_a_control_or_only_holds_others(training_type: str) -> 
 
 
 @pytest.mark.parametrize("training_type", TrainingType)
-def test_every_control_says_what_it_does_and_stands_under_a_heading(training_type: str) -> None:
+def test_every_control_has_help_and_a_group(training_type: str) -> None:
     for found in controls(training_type):
         assert found.help
         assert found.group in GROUPS
 
 
-def test_a_discriminator_is_one_choice_of_all_its_branches() -> None:
+def test_a_discriminator_is_a_choice_of_its_branches() -> None:
     assert control("FLUX_LORA", "optimizer.optimizer_type").choices == (
         "AdamW",
         "Prodigy",
@@ -32,7 +32,7 @@ def test_a_discriminator_is_one_choice_of_all_its_branches() -> None:
     )
 
 
-def test_a_choice_that_may_be_null_offers_that_first() -> None:
+def test_a_nullable_choice_offers_null_first() -> None:
     assert control("FLUX_LORA", "quantization").choices == ("", "fp8", "int8", "nf4")
 
 
@@ -47,7 +47,7 @@ def test_a_choice_that_may_be_null_offers_that_first() -> None:
         ("data_loader.resolution", "[512, 768]", [512, 768]),
     ],
 )
-def test_what_is_typed_becomes_a_value(path: str, typed: object, value: object) -> None:
+def test_typed_text_becomes_a_value(path: str, typed: object, value: object) -> None:
     assert control("FLUX_LORA", path).read(typed) == value
 
 
@@ -60,12 +60,12 @@ def test_what_is_typed_becomes_a_value(path: str, typed: object, value: object) 
         ("data_loader.resolution", "[" * 100_000),
     ],
 )
-def test_what_is_no_value_stays_as_it_was_typed_to_be_refused(path: str, typed: str) -> None:
+def test_invalid_text_stays_as_typed(path: str, typed: str) -> None:
     assert control("FLUX_LORA", path).read(typed) == typed
 
 
 @pytest.mark.parametrize("training_type", TrainingType)
-def test_every_default_is_read_back_from_how_it_is_shown(training_type: str) -> None:
+def test_every_default_survives_showing_and_reading(training_type: str) -> None:
     for found in controls(training_type):
         if not found.required and found.kind != Kind.SWITCH:
             assert found.read(found.show(found.default)) == found.default, found.path

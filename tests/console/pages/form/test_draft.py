@@ -21,7 +21,7 @@ def with_images(draft: Draft) -> Draft:
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_a_preset_left_alone_is_the_whole_job(name: str) -> None:
+def test_an_unchanged_preset_is_the_whole_job(name: str) -> None:
     draft = with_images(Draft(preset(name)["training"]["type"], name))
     job = parse_job(draft.document())
     assert job.preset == name
@@ -30,14 +30,14 @@ def test_a_preset_left_alone_is_the_whole_job(name: str) -> None:
 
 
 @pytest.mark.parametrize("training_type", TrainingType)
-def test_without_a_preset_the_type_is_said(training_type: str) -> None:
+def test_a_job_without_preset_names_its_type(training_type: str) -> None:
     draft = with_images(Draft(training_type))
     draft.set("max_train_steps", 100)
     draft.set("save_every_n_steps", 50)
     assert parse_job(draft.document()).training.type == training_type
 
 
-def test_a_value_that_stands_there_anyway_is_not_the_jobs_own() -> None:
+def test_a_value_equal_to_the_presets_is_not_the_jobs_own() -> None:
     draft = Draft("FLUX_LORA", "flux_lora_1x40gb")
     draft.set("train_batch_size", 4)
     assert draft.own() == ["train_batch_size"]
@@ -45,7 +45,7 @@ def test_a_value_that_stands_there_anyway_is_not_the_jobs_own() -> None:
     assert draft.own() == []
 
 
-def test_another_preset_keeps_what_the_person_gave() -> None:
+def test_another_preset_keeps_the_jobs_own_values() -> None:
     draft = Draft("FLUX_LORA", "flux_lora_1x40gb")
     draft.set("train_batch_size", 4)
     draft.set("lora_rank_dim", 16)
@@ -55,7 +55,7 @@ def test_another_preset_keeps_what_the_person_gave() -> None:
     assert draft.value("gradient_checkpointing") is False
 
 
-def test_steps_give_way_to_epochs_and_come_back() -> None:
+def test_epochs_replace_steps_until_reset() -> None:
     draft = Draft("FLUX_LORA", "flux_lora_1x40gb")
     draft.set("max_train_epochs", 3)
     assert draft.value("max_train_steps") is None
@@ -63,7 +63,7 @@ def test_steps_give_way_to_epochs_and_come_back() -> None:
     assert draft.value("max_train_steps") == 1000
 
 
-def test_another_optimizer_brings_its_own_options_and_rates() -> None:
+def test_another_optimizer_has_its_own_options_and_rates() -> None:
     draft = with_images(Draft("FLUX_LORA", "flux_lora_1x40gb"))
     draft.set("optimizer.beta1", 0.8)
     draft.set("optimizer.optimizer_type", "Prodigy")
@@ -75,7 +75,7 @@ def test_another_optimizer_brings_its_own_options_and_rates() -> None:
 
 
 @pytest.mark.parametrize("side", [64, 512, 1024, 1040])
-def test_a_resolution_takes_the_buckets_with_it(side: int) -> None:
+def test_a_resolution_changes_the_buckets(side: int) -> None:
     draft = with_images(Draft("FLUX_LORA", "flux_lora_1x40gb"))
     draft.set_resolution(side)
     loader = parse_job(draft.document()).training.loader
@@ -84,7 +84,7 @@ def test_a_resolution_takes_the_buckets_with_it(side: int) -> None:
     assert loader.aspect_ratio_buckets.target_resolution == side
 
 
-def test_buckets_are_switched_off_and_on_again() -> None:
+def test_buckets_are_switched_off_and_on() -> None:
     draft = with_images(Draft("SDXL_LORA", "sdxl_lora_1x16gb"))
     draft.set("data_loader.aspect_ratio_buckets", False)
     assert parse_job(draft.document()).training.loader.aspect_ratio_buckets is None
@@ -93,7 +93,7 @@ def test_buckets_are_switched_off_and_on_again() -> None:
     assert draft.own() == []
 
 
-def test_dreambooths_images_go_where_it_has_them() -> None:
+def test_dreambooth_uses_its_instance_dataset() -> None:
     draft = Draft("SDXL_LORA", "sdxl_lora_1x16gb")
     draft.set("data_loader.type", "DREAMBOOTH_SD_DATA_LOADER")
     draft.set("data_loader.instance_caption", "a cat")
@@ -113,13 +113,13 @@ def changed(draft: Draft) -> Draft:
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_a_job_that_was_is_filled_in_as_it_was_described(name: str) -> None:
+def test_an_earlier_job_is_filled_in_unchanged(name: str) -> None:
     draft = changed(with_images(Draft(preset(name)["training"]["type"], name)))
     again = Draft.of(parse_job(draft.document()))
     assert again.document() == draft.document()
 
 
-def test_a_job_without_a_preset_is_filled_in_as_well() -> None:
+def test_an_earlier_job_without_preset_is_filled_in() -> None:
     draft = with_images(Draft("FLUX_LORA"))
     draft.set("max_train_epochs", 2)
     draft.set("save_every_n_epochs", 1)
@@ -127,7 +127,7 @@ def test_a_job_without_a_preset_is_filled_in_as_well() -> None:
     assert parse_job(Draft.of(job).document()) == job
 
 
-def test_the_file_is_one_that_submit_takes() -> None:
+def test_submit_accepts_the_file_of_a_draft() -> None:
     draft = changed(with_images(Draft("FLUX_LORA", "flux_lora_1x40gb")))
     read: dict[str, Any] = yaml.safe_load(draft.as_yaml())
     assert parse_job(read) == parse_job(draft.document())

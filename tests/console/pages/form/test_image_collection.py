@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from console.pages.form.image_collection import CollectedImage, Collection, NotAddedError
+from console.pages.form.image_collection import CollectedImage, ImageCollection, NotAddedError
 
 
 def given(folder: Path, name: str, content: bytes = b"x") -> Path:
@@ -12,8 +12,8 @@ def given(folder: Path, name: str, content: bytes = b"x") -> Path:
     return path
 
 
-def collection(tmp_path: Path, most_bytes: int = 1000) -> Collection:
-    return Collection(tmp_path / "scratch", most_bytes)
+def collection(tmp_path: Path, max_bytes: int = 1000) -> ImageCollection:
+    return ImageCollection(tmp_path / "scratch", max_bytes)
 
 
 def test_images_and_captions_become_an_archive(tmp_path: Path) -> None:
@@ -41,22 +41,22 @@ def test_the_same_images_make_the_same_archive(tmp_path: Path) -> None:
     "name",
     ["../a.png", "a/b.png", "", ".", "..", ".png", "a.exe", "a.svg", "a\n.png", "a" * 200 + ".png"],
 )
-def test_what_is_no_image_or_leads_elsewhere_is_not_added(tmp_path: Path, name: str) -> None:
+def test_other_files_and_paths_are_not_added(tmp_path: Path, name: str) -> None:
     images = collection(tmp_path)
     with pytest.raises(NotAddedError):
         images.add(name, given(tmp_path, name))
     assert images.is_empty
 
 
-def test_more_bytes_than_are_allowed_are_not_added(tmp_path: Path) -> None:
-    images = collection(tmp_path, most_bytes=10)
+def test_files_above_the_size_limit_are_not_added(tmp_path: Path) -> None:
+    images = collection(tmp_path, max_bytes=10)
     images.add("a.png", given(tmp_path, "a", b"x" * 8))
-    with pytest.raises(NotAddedError, match=r"b\.png makes more than 10 bytes"):
+    with pytest.raises(NotAddedError, match=r"b\.png exceeds the limit of 10 bytes"):
         images.add("b.png", given(tmp_path, "b", b"x" * 3))
     assert [it.name for it in images.images()] == ["a.png"]
 
 
-def test_an_archive_takes_the_place_of_images_and_they_take_its(tmp_path: Path) -> None:
+def test_an_archive_and_images_replace_each_other(tmp_path: Path) -> None:
     images = collection(tmp_path)
     images.add("a.png", given(tmp_path, "a"))
     images.add("all.zip", given(tmp_path, "z", b"PK"))
@@ -68,7 +68,7 @@ def test_an_archive_takes_the_place_of_images_and_they_take_its(tmp_path: Path) 
     assert [it.name for it in images.images()] == ["b.png"]
 
 
-def test_an_image_goes_with_its_caption(tmp_path: Path) -> None:
+def test_an_image_is_removed_with_its_caption(tmp_path: Path) -> None:
     images = collection(tmp_path)
     images.add("a.png", given(tmp_path, "a"))
     images.write_caption("a.png", " a cat ")
@@ -81,7 +81,7 @@ def test_an_image_goes_with_its_caption(tmp_path: Path) -> None:
     assert not list((tmp_path / "scratch").rglob("*.txt"))
 
 
-def test_names_from_elsewhere_touch_nothing(tmp_path: Path) -> None:
+def test_paths_outside_the_collection_are_ignored(tmp_path: Path) -> None:
     images = collection(tmp_path)
     images.add("a.png", given(tmp_path, "a"))
     outside = tmp_path / "scratch" / "outside.png"
@@ -92,7 +92,7 @@ def test_names_from_elsewhere_touch_nothing(tmp_path: Path) -> None:
     assert not outside.with_suffix(".txt").exists()
 
 
-def test_nothing_is_left_once_it_is_cleared(tmp_path: Path) -> None:
+def test_clearing_leaves_no_files(tmp_path: Path) -> None:
     images = collection(tmp_path)
     images.add("a.png", given(tmp_path, "a"))
     images.pack()

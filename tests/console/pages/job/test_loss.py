@@ -1,15 +1,15 @@
 import json
 import math
 
-from console.pages.job.loss import MOST_POINTS, LossCurve, chart_options
+from console.pages.job.loss import MAX_POINTS, LossCurve, chart_options
 
 
-def test_any_number_of_steps_is_a_few_hundred_points() -> None:
+def test_many_steps_become_a_few_hundred_points() -> None:
     curve = LossCurve()
     for step in range(1, 300_001):
         curve.add(step, 1 / step)
     points = curve.points()
-    assert MOST_POINTS // 2 <= len(points) <= MOST_POINTS
+    assert MAX_POINTS // 2 <= len(points) <= MAX_POINTS
     assert points[-1][0] == 300_000
     assert [it[0] for it in points] == sorted({it[0] for it in points})
     assert len(json.dumps(chart_options(curve))) < 40_000
@@ -17,19 +17,19 @@ def test_any_number_of_steps_is_a_few_hundred_points() -> None:
 
 def test_a_point_is_the_mean_of_its_steps() -> None:
     curve = LossCurve()
-    for step in range(1, MOST_POINTS + 2):
+    for step in range(1, MAX_POINTS + 2):
         curve.add(step, float(step % 2))
     assert {loss for _, loss in curve.points()[:-1]} == {0.5}
 
 
-def test_few_steps_are_shown_as_they_are() -> None:
+def test_few_steps_are_shown_unchanged() -> None:
     curve = LossCurve()
     for step, loss in enumerate((3.0, 2.0, 1.0), start=1):
         curve.add(step, loss)
     assert curve.points() == [[1, 3.0], [2, 2.0], [3, 1.0]]
 
 
-def test_a_run_that_goes_on_from_a_checkpoint_replaces_what_came_after_it() -> None:
+def test_a_resumed_run_replaces_later_points() -> None:
     curve = LossCurve()
     for step in range(1, 11):
         curve.add(step, 1.0)
@@ -38,14 +38,14 @@ def test_a_run_that_goes_on_from_a_checkpoint_replaces_what_came_after_it() -> N
     assert curve.last == (6, 2.0)
 
 
-def test_a_loss_that_is_no_number_is_left_out() -> None:
+def test_a_non_finite_loss_is_omitted() -> None:
     curve = LossCurve()
     curve.add(1, math.nan)
     curve.add(2, math.inf)
     assert curve.points() == []
 
 
-def test_the_trend_of_a_line_is_that_line_within() -> None:
+def test_the_trend_of_a_line_is_the_line() -> None:
     curve = LossCurve()
     for step in range(1, 200):
         curve.add(step, 100.0 - step / 4)

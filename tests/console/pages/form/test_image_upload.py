@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from console.pages.form.upload_limit import UploadLimit
+from console.pages.form.image_upload import UploadLimit
 
 PATH = "/_nicegui/client/a-page/upload/7"
 # Beside what is allowed for names.
@@ -34,15 +34,15 @@ def sent(length: int, *, says_so: bool, path: str = PATH) -> int:
     return asyncio.run(send())
 
 
-def test_what_is_allowed_comes_through() -> None:
+def test_uploads_within_the_limit_are_accepted() -> None:
     assert sent(MARGIN, says_so=True) == 200
     assert sent(MARGIN, says_so=False) == 200
 
 
-def test_more_is_refused_also_where_nobody_said_how_much() -> None:
+def test_larger_uploads_are_refused_with_and_without_length() -> None:
     assert sent(MARGIN + LIMIT + 1000, says_so=True) == 413
     assert sent(MARGIN + LIMIT + 1000, says_so=False) == 413
 
 
-def test_others_look_after_themselves() -> None:
+def test_other_paths_have_no_limit() -> None:
     assert sent(MARGIN + LIMIT + 1000, says_so=False, path="/v1/uploads/a") == 200

@@ -1,0 +1,182 @@
+"""HTML elements of the pages: plain tags, panels, buttons, and labelled form fields.
+
+Text is always text: what a user wrote is never interpreted as HTML.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from nicegui.element import Element
+from nicegui.elements.mixins.text_element import TextElement
+from nicegui.events import GenericEventArguments
+
+from console.pages.formatting import PART_NAMES
+
+
+class Tag(TextElement):
+    """An HTML element.
+
+    Args:
+        name: Such as ``section``.
+        text: The element's text.
+        classes: CSS classes, separated by spaces.
+        **attributes: HTML attributes, with ``_`` for ``-``; None omits one.
+    """
+
+    def __init__(self, name: str, text: str = "", classes: str = "", **attributes: Any) -> None:
+        super().__init__(tag=name, text=text)
+        self.classes(classes)
+        for attribute, value in attributes.items():
+            self.set_attribute(attribute, value)
+
+    def set_attribute(self, attribute: str, value: Any) -> None:
+        """Set an attribute; None removes it."""
+        name = attribute.rstrip("_").replace("_", "-")
+        if value is None:
+            self.props.pop(name, None)
+        elif self.props.get(name) != value:
+            self.props[name] = value
+
+    def update_text(self, text: str) -> None:
+        """Show another text; nothing is sent if it is the same."""
+        if self.text != text:
+            self.text = text
+
+    def set_classes(self, classes: str) -> None:
+        """Replace all CSS classes; nothing is sent if they are the same."""
+        if self.classes != classes.split():
+            self.classes(replace=classes)
+
+
+def panel(title: str, hint: str = "", *, level: int = 2) -> Tag:
+    """Add a titled panel, which is a region for screen readers, and return it."""
+    section = Tag("section", classes="panel")
+    with section, Tag("div", classes="panel-head"):
+        heading = Tag(f"h{level}", title)
+        if hint:
+            Tag("p", hint, "muted small")
+    section.set_attribute("aria_labelledby", heading.html_id)
+    return section
+
+
+def button(text: str, variants: str = "", **attributes: Any) -> Tag:
+    """Add a button; ``variants`` are some of primary, danger, quiet, small, wide."""
+    classes = " ".join(["btn", *(f"btn-{it}" for it in variants.split())])
+    return Tag("button", text, classes, type="button", **attributes)
+
+
+def fact(name: str, value: str = "") -> Tag:
+    """Add a row to a ``dl.facts`` and return the element of its value."""
+    Tag("dt", name)
+    return Tag("dd", value)
+
+
+def memory_bar(parts: dict[str, float], available_gib: float) -> None:
+    """Add a bar of GPU memory by part, with a legend."""
+    shown = [(i, name, gib) for i, (name, gib) in enumerate(parts.items(), 1) if gib >= 0.05]
+    total_gib = max(available_gib, sum(parts.values()))
+    with Tag("div", classes="bar", aria_hidden="true"):
+        for number, _, gib in shown:
+            width = f"width: {100 * gib / total_gib:.2f}%"
+            Tag("span", "", f"bar-part part-{number}", style=width)
+    with Tag("ul", classes="legend"):
+        for number, name, gib in shown:
+            with Tag("li", classes="legend-row"):
+                Tag("span", "", f"legend-mark part-{number}", aria_hidden="true")
+                Tag("span", PART_NAMES.get(name, name))
+                Tag("span", f"{gib:.1f} GiB", "right")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An option of a field.
+
+    Attributes:
+        value: The value.
+        label: Its label.
+        note: A sentence about it.
+        tags: Short tags beside the label.
+    """
+
+    value: str
+    label: str
+    note: str = ""
+    tags: tuple[str, ...] = ()
+
+
+class Field(Element, component="field.js"):
+    """A labelled native control with help and error, usable by keyboard and screen reader.
+
+    Args:
+        label: The label.
+        kind: ``text``, ``integer``, ``number``, ``lines``, ``json``, ``switch``, ``choice`` or
+            ``cards``.
+        value: The initial value.
+        on_change: Called with a value that the user gave, once typing pauses.
+        on_reset: Called when the user resets the value; None for a field without reset.
+        choices: Options of ``choice`` and ``cards``.
+        help: A sentence about the field.
+        unit: Unit, shown after the value.
+        placeholder: Shown while the field is empty.
+        suggestions: Offered while typing.
+        hide_label: Whether only screen readers get the label.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        kind: str,
+        value: str | bool,
+        on_change: Callable[[Any], Any],
+        *,
+        on_reset: Callable[[], Any] | None = None,
+        choices: Sequence[Choice] = (),
+        help: str = "",
+        unit: str = "",
+        placeholder: str = "",
+        suggestions: Sequence[str] = (),
+        hide_label: bool = False,
+    ) -> None:
+        super().__init__()
+        self._props.update(
+            label=label, kind=kind, value=value, version=0, choices=_documents(choices), help=help,
+            unit=unit, placeholder=placeholder, suggestions=list(suggestions),
+            hideLabel=hide_label, error="", changed=False,
+        )  # fmt: skip
+        self._on_change = on_change
+        self.on("change", self._changed, [None])
+        if on_reset is not None:
+            self.on("reset", lambda _: on_reset(), [])
+
+    def show(self, value: str | bool) -> None:
+        """Show a value that the user did not give."""
+        if value != self._props["value"]:
+            self._props["value"] = value
+            self._props["version"] = int(self._props["version"]) + 1
+
+    def flag(self, error: str = "", changed: bool = False) -> None:
+        """Show the value's error, and whether the value differs from its default."""
+        self._set_prop("error", error)
+        self._set_prop("changed", changed)
+
+    def focus(self) -> None:
+        """Scroll the field into view and focus it."""
+        self.run_method("focus")
+
+    def _set_prop(self, prop: str, value: Any) -> None:
+        if self._props[prop] != value:
+            self._props[prop] = value
+
+    def _changed(self, event: GenericEventArguments) -> Any:
+        # The browser shows the value already; sending it back would only cost.
+        with self._props.suspend_updates():
+            self._props["value"] = event.args
+        return self._on_change(event.args)
+
+
+def _documents(choices: Sequence[Choice]) -> list[dict[str, Any]]:
+    return [
+        {"value": it.value, "label": it.label, "note": it.note, "tags": list(it.tags)}
+        for it in choices
+    ]
