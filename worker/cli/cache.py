@@ -73,9 +73,9 @@ def prune(
 @commands.command()
 @command
 def verify(settings: "Settings", json: Json = False) -> int:
-    """Read every pack and remove damaged ones; jobs encode them again when needed.
+    """Read every pack and remove damaged ones.
 
-    Exits with 1 if a pack was damaged.
+    Jobs encode them again when needed. Exits with 1 if a pack was damaged.
     """
     from tasks.cache.eviction import drop_damaged
 

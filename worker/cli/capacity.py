@@ -16,7 +16,7 @@ commands = typer.Typer()
 @commands.command()
 @command
 def route(settings: "Settings", job: JobFile, json: Json = False) -> None:
-    """Show a job's GPU memory class, the reason, and how long it may take there."""
+    """Show a job's GPU memory class and the expected durations."""
     from tasks.jobs.job import parse_job
     from worker.cli.job_file import read_job_file
     from worker.cli.job_report import JobEstimate
@@ -35,7 +35,7 @@ def route(settings: "Settings", job: JobFile, json: Json = False) -> None:
 @commands.command()
 @command
 def durations(settings: "Settings", json: Json = False) -> None:
-    """Show how long finished runs took: seconds per step, entry and image; waits by queue."""
+    """Show how long finished runs took, and how long jobs waited."""
     from worker.cli.client import client_of
     from worker.cli.job_tables import duration_tables, durations_document
     from worker.cli.output import print_json, stdout
@@ -71,7 +71,7 @@ def calibrate(
     ] = Path("calibration.json"),
     json: Json = False,
 ) -> None:
-    """Measure how much GPU memory training takes, for TRAINING_CALIBRATION."""
+    """Measure the GPU memory of training, for TRAINING_CALIBRATION."""
     from worker.cli.calibration import calibrate_gpu
 
     calibrate_gpu(settings, training_type, model=model, uuid=gpu, output=output, json=json)
@@ -108,7 +108,7 @@ def simulate(
     plot: Annotated[Path | None, typer.Option(help="Plot the waits to this PNG.")] = None,
     json: Json = False,
 ) -> None:
-    """Simulate how long jobs wait on a fleet, with this project's queues and with others."""
+    """Simulate how long jobs wait on a fleet, by policy."""
     from importlib.util import find_spec
 
     from tasks.errors import NotInstalledError

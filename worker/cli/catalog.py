@@ -64,7 +64,7 @@ def options(
     ] = "table",
     json: Json = False,
 ) -> None:
-    """List the options of a training type: type, default and meaning."""
+    """List the options of a training type, or of all types."""
     from tasks.errors import UsageError
     from tasks.jobs.options import training_options
     from worker.cli.output import print_json, stdout
@@ -93,7 +93,7 @@ def contract(
         Path, typer.Argument(metavar="DIR", help="Folder to write to.", show_default=False)
     ],
 ) -> None:
-    """Write the contract for backends and front ends: names, JSON schemas, TypeScript."""
+    """Write the contract for backends: names, schemas, TypeScript."""
     from tasks.errors import UsageError
     from tasks.schemas.contract_files import contract_files
     from worker.cli.output import stdout

@@ -1,4 +1,4 @@
-"""The fleet that a command of this machine talks to."""
+"""Connect a command to the fleet: a configured one, or the one that ``up`` started."""
 
 from opentelemetry.trace import Tracer
 
@@ -9,29 +9,29 @@ from worker.local.embedded_broker import find_running
 
 
 def client_of(settings: Settings, tracer: Tracer | None = None) -> Client:
-    """A connection to the configured broker, or to the embedded one of this home.
+    """Connect to the configured broker, or to the embedded broker of this machine.
 
     Args:
-        settings: This process's.
-        tracer: Makes the spans of jobs that end here.
+        settings: This process's settings.
+        tracer: Traces the jobs that this process ends.
 
     Raises:
-        NoBrokerError: There is none, or it does not answer.
+        NoBrokerError: There is no broker, or it does not answer.
     """
     return Client(settings, broker_url(settings), tracer)
 
 
 def broker_url(settings: Settings) -> str:
-    """The configured broker, or the embedded one of this home.
+    """Return the URL of the configured broker, or of the embedded broker of this machine.
 
     Raises:
-        NoBrokerError: There is none.
+        NoBrokerError: There is no broker.
     """
     if settings.broker_url is not None:
         return settings.broker_url.get_secret_value()
-    found = find_running(settings.home_dir)
-    if found is None:
+    url = find_running(settings.home_dir)
+    if url is None:
         raise NoBrokerError(
             "there is no broker: start one with 'training-worker up', or set TRAINING_BROKER_URL"
         )
-    return found
+    return url

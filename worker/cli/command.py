@@ -74,7 +74,9 @@ def _run(function: Callable[..., int | None], *args: Any, **options: Any) -> int
     except JobError as error:
         return _report(error, as_json)
     except (redis.ConnectionError, redis.TimeoutError, OperationalError) as error:
-        return _report(JobError(f"lost the broker: {error}", ErrorCode.NO_BROKER), as_json)
+        return _report(
+            JobError(f"the broker is unavailable: {error}", ErrorCode.NO_BROKER), as_json
+        )
 
 
 def _settings() -> "Settings":

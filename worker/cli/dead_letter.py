@@ -1,4 +1,4 @@
-"""Commands on the dead-letter queue: jobs that failed for no reason of their own."""
+"""Commands on the dead-letter queue: jobs that failed because of the fleet."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tasks.state.record import JobRecord
 
 commands = typer.Typer(
-    help="Manage the dead-letter queue: jobs that failed because of the fleet.",
+    help="Manage the dead-letter queue: jobs that the fleet failed.",
     no_args_is_help=True,
 )
 
@@ -27,7 +27,10 @@ AllJobs = Annotated[bool, typer.Option("--all", help="All jobs in the queue.")]
 @commands.command("list")
 @command
 def list_jobs(settings: "Settings", json: Json = False) -> None:
-    """List the jobs, the oldest failure first; with --json, each with its history."""
+    """List the jobs, the oldest failure first.
+
+    With --json, each job has its history.
+    """
     from worker.cli.client import client_of
     from worker.cli.job_tables import dead_letter_table
     from worker.cli.output import print_json, stdout
@@ -56,7 +59,7 @@ def replay(
 def discard(
     settings: "Settings", jobs: Jobs = None, all_jobs: AllJobs = False, json: Json = False
 ) -> None:
-    """Remove jobs from the queue; their records stay until TRAINING_JOB_TTL."""
+    """Remove jobs from the queue; their records stay."""
     _check(jobs, all_jobs)
     client = _client(settings)
     _each(client, jobs, client.control.discard, "discarded", json=json)

@@ -42,7 +42,7 @@ def demo(
         typer.Option(help="Folder of the demo's files. Unset: demo in TRAINING_HOME."),
     ] = None,
 ) -> None:
-    """Run a whole FLUX LoRA job with a tiny model on an emulated fleet."""
+    """Run a FLUX LoRA job with a tiny model on an emulated fleet."""
     from worker.cli.local_runs import run_demo
 
     run_demo(settings, home)
@@ -124,9 +124,10 @@ def health(
         typer.Argument(metavar="READY_FILE", help="The worker's --ready-file.", show_default=False),
     ],
 ) -> None:
-    """Check that a worker of this machine is ready and healthy; exit with 7 if not.
+    """Check that a worker is ready and healthy.
 
-    For liveness probes: an unavailable broker does not make a worker unhealthy.
+    Exits with 7 if not. For liveness probes on the worker's machine: an unavailable broker does
+    not make a worker unhealthy.
     """
     from worker.lifecycle.health import check_health
 
@@ -181,9 +182,9 @@ def drain(
 @commands.command()
 @command
 def doctor(settings: "Settings", json: Json = False) -> int:
-    """Check broker, store, clock, GPUs, workers and leases; report problems and fixes.
+    """Check broker, store, clock, GPUs, workers and leases.
 
-    Exits with 1 if there is an error: jobs could be lost, or cannot run.
+    Reports problems and fixes. Exits with 1 if jobs could be lost or cannot run.
     """
     from dataclasses import asdict
 
@@ -202,7 +203,7 @@ def doctor(settings: "Settings", json: Json = False) -> int:
 @commands.command()
 @command
 def tenants(settings: "Settings", json: Json = False) -> None:
-    """List the tenants: share, jobs in flight, and jobs waiting by queue."""
+    """List the tenants: shares, jobs in flight, waiting jobs."""
     from dataclasses import asdict
 
     from worker.cli.client import client_of
@@ -226,7 +227,7 @@ def gpus(
     ] = False,
     json: Json = False,
 ) -> None:
-    """List the GPUs of this machine, or of the fleet, with their memory classes."""
+    """List the GPUs of this machine, or of the fleet."""
     from worker.cli.client import client_of
     from worker.cli.fleet_tables import gpu_document, gpu_table, worker_gpu_table
     from worker.cli.output import print_json, stdout
@@ -252,7 +253,7 @@ def gpus(
 @commands.command()
 @command
 def engines(settings: "Settings", json: Json = False) -> None:
-    """Show this machine's engines: versions, limits, and the patches they run with."""
+    """Show this machine's engines: versions, limits, patches."""
     from tasks.jobs.invoke import parse_patches
     from worker.cli.fleet_tables import engine_document, engine_tables
     from worker.cli.output import print_json, stdout

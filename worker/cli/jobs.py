@@ -1,4 +1,4 @@
-"""Commands on jobs: submit, follow, look at, list, cancel, pause and resume them."""
+"""Commands on jobs: submit, follow, show, list, cancel, pause and resume them."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -60,7 +60,7 @@ def submit(
 @commands.command()
 @command
 def watch(settings: "Settings", job: JobId, json: Json = False) -> None:
-    """Follow a job to its end: stage, progress, loss, speed, time left."""
+    """Follow a job to its end: stages, progress, loss, time left."""
     from worker.cli.client import client_of
     from worker.cli.follow import follow_and_report
 
@@ -70,7 +70,7 @@ def watch(settings: "Settings", job: JobId, json: Json = False) -> None:
 @commands.command()
 @command
 def status(settings: "Settings", job: JobId, json: Json = False) -> None:
-    """Show a job's stages, what it waits for, its GPU memory and the time left."""
+    """Show a job's stages, time left, and what it waits for."""
     from worker.cli.client import client_of
     from worker.cli.job_report import JobStatusReport
     from worker.cli.output import print_json
@@ -125,7 +125,7 @@ def cancel(
 @commands.command()
 @command
 def pause(settings: "Settings", job: JobId, json: Json = False) -> None:
-    """Pause a job; a running one saves a checkpoint and frees its GPU."""
+    """Pause a job; its trainer saves a checkpoint and frees the GPU."""
     from worker.cli.client import client_of
 
     client = client_of(settings)

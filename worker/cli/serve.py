@@ -15,7 +15,7 @@ commands = typer.Typer()
 @commands.command()
 @command
 def flower(settings: "Settings") -> None:
-    """Run Flower, the operators' view of workers, queues and tasks."""
+    """Run Flower, which shows workers, queues and tasks."""
     from importlib.util import find_spec
 
     from tasks.errors import NotInstalledError
@@ -60,7 +60,10 @@ def metrics(
         typer.Option("--markdown", help="List every metric as Markdown instead."),
     ] = False,
 ) -> None:
-    """Serve the fleet's metrics for Prometheus on TRAINING_METRICS_PORT."""
+    """Serve the fleet's metrics for Prometheus.
+
+    Listens on TRAINING_METRICS_PORT.
+    """
     from importlib.util import find_spec
 
     from tasks.errors import ErrorCode, JobError, NotInstalledError

@@ -47,19 +47,19 @@ def run(*options: str, home: Path, **env: str) -> subprocess.CompletedProcess[st
     )
 
 
-def test_the_types_to_choose_from_are_those_that_have_shapes() -> None:
+def test_calibrate_offers_the_types_with_shapes() -> None:
     [choices, _] = get_args(signature(calibrate).parameters["training_type"].annotation)
     assert get_args(choices) == TYPES
 
 
 @pytest.mark.parametrize("inventory", [{}, {"TRAINING_GPUS": "40gb"}])
-def test_without_a_real_gpu_it_is_refused(tmp_path: Path, inventory: dict[str, str]) -> None:
+def test_calibrate_needs_a_real_gpu(tmp_path: Path, inventory: dict[str, str]) -> None:
     ran = run("--json", home=tmp_path, **inventory)
     assert ran.returncode == 18
     assert "this machine has no CUDA GPU to measure" in json.loads(ran.stdout)["error"]["message"]
 
 
-def test_a_gpu_that_somebody_uses_is_not_measured(tmp_path: Path) -> None:
+def test_a_busy_gpu_is_not_measured(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.has(A100, f"process GPU-a100 {os.getpid()} 5000")
     ran = run(home=tmp_path, **machine.env)
@@ -68,7 +68,7 @@ def test_a_gpu_that_somebody_uses_is_not_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "code", "said"),
+    ("options", "code", "message"),
     [
         (["--model", "/nowhere"], 5, "there is no folder /nowhere"),
         (["--gpu", "GPU-b200"], 7, "this machine has no GPU GPU-b200"),
@@ -77,26 +77,26 @@ def test_a_gpu_that_somebody_uses_is_not_measured(tmp_path: Path) -> None:
         (["--type", "SDXL_FINETUNE"], 2, "SDXL_FINETUNE"),
     ],
 )
-def test_what_is_wrong_is_told_before_anything_is_measured(
-    tmp_path: Path, options: list[str], code: int, said: str
+def test_problems_are_reported_before_measuring(
+    tmp_path: Path, options: list[str], code: int, message: str
 ) -> None:
     machine = Machine(tmp_path)
     machine.has(A100)
     (tmp_path / "broken.json").write_text("{}", "utf-8")
     ran = run(*options, home=tmp_path, **machine.env)
     assert ran.returncode == code, ran
-    assert said in ran.stderr
+    assert message in ran.stderr
     assert sorted(path.name for path in tmp_path.glob(".*")) == []
 
 
-def test_a_later_session_joins_an_earlier_one_and_its_constants_win() -> None:
+def test_a_later_session_replaces_constants() -> None:
     first = Calibration(version=1, constants={"flux_overhead_bytes": 1, "sdxl_overhead_bytes": 3})
     both = first.with_later(MEASURED).with_later(MEASURED)
     assert both.constants == {"flux_overhead_bytes": 2e9, "sdxl_overhead_bytes": 3}
     assert both.sessions == (SESSION, SESSION)
 
 
-def test_the_report_shows_each_run_and_what_became_of_each_constant() -> None:
+def test_tables_show_every_run_and_constant() -> None:
     console = Console(width=200)
     with console.capture() as shown:
         for table in calibration_tables(MEASURED):

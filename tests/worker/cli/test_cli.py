@@ -50,6 +50,12 @@ def test_every_command_has_help(command: str) -> None:
     assert shown.exit_code == 0
 
 
+def test_help_of_all_commands_fits_its_line(invoke: Invoke) -> None:
+    for group in ("", "cache", "dead-letter", "keys"):
+        shown = invoke(*group.split(), "--help", COLUMNS="80")
+        assert "..." not in shown.replace("[ARGS]...", "")
+
+
 def test_help_imports_nothing_heavy() -> None:
     program = (
         "import sys; from worker.cli.app import cli\n"
@@ -64,7 +70,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "heavy: []"
 
 
-def test_the_celery_side_never_imports_torch() -> None:
+def test_commands_never_import_torch() -> None:
     program = (
         "import importlib, pkgutil, sys, worker.cli\n"
         "import worker.worker, worker.local.local_fleet, worker.local.flower\n"
@@ -175,24 +181,24 @@ def test_options_are_printed_as_markdown(tmp_path: Path) -> None:
     assert run("options", "--format", "markdown", home=tmp_path).stdout == page
 
 
-def test_a_route_is_told_with_its_reason_and_parts(tmp_path: Path, job_file: Path) -> None:
-    told: dict[str, Any] = json.loads(run("route", str(job_file), "--json", home=tmp_path).stdout)
-    assert told["queue"] == "gpu.40gb"
-    assert sum(told["parts_gib"].values()) == pytest.approx(told["needed_gib"], abs=0.05)
+def test_route_shows_reason_and_memory_parts(tmp_path: Path, job_file: Path) -> None:
+    shown: dict[str, Any] = json.loads(run("route", str(job_file), "--json", home=tmp_path).stdout)
+    assert shown["queue"] == "gpu.40gb"
+    assert sum(shown["parts_gib"].values()) == pytest.approx(shown["needed_gib"], abs=0.05)
     assert "FLUX_LORA never runs below 40gb" in " ".join(
         run("route", str(job_file), home=tmp_path).stdout.split()
     )
 
 
-def test_gpus_are_listed_with_what_they_serve(tmp_path: Path) -> None:
+def test_gpus_are_listed_with_their_classes(tmp_path: Path) -> None:
     listed = json.loads(run("gpus", "--json", home=tmp_path, TRAINING_GPUS="80gb").stdout)
     assert [gpu["memory_class"] for gpu in listed] == ["80gb"]
-    told = run("gpus", home=tmp_path, code=7, TRAINING_GPUS="81gb").stderr
-    assert "'81gb' is not a memory class" in told
+    shown = run("gpus", home=tmp_path, code=7, TRAINING_GPUS="81gb").stderr
+    assert "'81gb' is not a memory class" in shown
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--queues", "gpu.40gb"], "a worker without --gpu cannot serve 'gpu.40gb', only cpu"),
         (
@@ -201,42 +207,42 @@ def test_gpus_are_listed_with_what_they_serve(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_worker_cannot_be_told_to_serve_what_its_gpu_does_not_hold(
-    tmp_path: Path, broker_url: str, arguments: list[str], said: str
+def test_a_worker_refuses_queues_it_cannot_serve(
+    tmp_path: Path, broker_url: str, arguments: list[str], message: str
 ) -> None:
     settings = {"TRAINING_BROKER_URL": broker_url, "TRAINING_GPUS": "24gb"}
-    assert said in run("worker", *arguments, home=tmp_path, code=2, **settings).stderr
+    assert message in run("worker", *arguments, home=tmp_path, code=2, **settings).stderr
 
 
-def test_a_broker_that_does_not_answer_is_told(tmp_path: Path) -> None:
+def test_an_unreachable_broker_is_reported(tmp_path: Path) -> None:
     url = "redis://127.0.0.1:9/0"
-    told = run("list", home=tmp_path, code=6, TRAINING_BROKER_URL=url).stderr
-    assert "the broker does not answer" in told
+    shown = run("list", home=tmp_path, code=6, TRAINING_BROKER_URL=url).stderr
+    assert "the broker does not answer" in shown
 
 
-def test_a_console_without_a_fleet_says_so(tmp_path: Path) -> None:
+def test_console_needs_a_broker(tmp_path: Path) -> None:
     assert "there is no broker" in run("console", home=tmp_path, code=6).stderr
     url = "redis://127.0.0.1:9/0"
-    told = run("console", home=tmp_path, code=6, TRAINING_BROKER_URL=url).stderr
-    assert "the broker does not answer" in told
+    shown = run("console", home=tmp_path, code=6, TRAINING_BROKER_URL=url).stderr
+    assert "the broker does not answer" in shown
 
 
-def test_prices_and_addresses_that_are_none_are_refused_by_their_settings_names(
+def test_wrong_settings_are_named(
     tmp_path: Path,
 ) -> None:
     wrong = {"TRAINING_GPU_PRICES": "25gb=1", "TRAINING_CONSOLE_URL": "gpu.example.org"}
-    told = run("list", home=tmp_path, code=2, **wrong).stderr
-    assert all(name in told for name in wrong)
+    shown = run("list", home=tmp_path, code=2, **wrong).stderr
+    assert all(name in shown for name in wrong)
 
 
-def test_relative_paths_of_a_job_file_start_at_its_folder(tmp_path: Path, job_file: Path) -> None:
+def test_relative_paths_start_at_the_job_file(tmp_path: Path, job_file: Path) -> None:
     document = with_values(data_loader__dataset__dataset_dir="images")
     job_file.write_text(yaml.safe_dump(document), "utf-8")
-    told = run("submit", str(job_file), "--dry-run", "--json", home=tmp_path, code=5).stdout
-    assert json.loads(told)["error"]["code"] == "invalid_model"
+    shown = run("submit", str(job_file), "--dry-run", "--json", home=tmp_path, code=5).stdout
+    assert json.loads(shown)["error"]["code"] == "invalid_model"
 
 
-def test_durations_are_seconds_or_iso_8601(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_durations_are_seconds_or_iso_8601(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRAINING_SHUTDOWN_TIMEOUT", "2.5")
     monkeypatch.setenv("TRAINING_JOB_TTL", "P2D")
     settings = Settings()

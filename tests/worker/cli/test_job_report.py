@@ -86,21 +86,21 @@ def test_a_new_fleet_has_no_estimates(invoke: Invoke, job_file: Path, broker_url
 
 @pytest.mark.usefixtures("trained")
 def test_route_estimates_durations(invoke: Invoke, job_file: Path, broker_url: str) -> None:
-    told = json.loads(invoke("route", str(job_file), "--json", TRAINING_BROKER_URL=broker_url))
-    assert told["queue"] == "gpu.40gb"
-    train = told["expected"]["stages"][2]
+    document = json.loads(invoke("route", str(job_file), "--json", TRAINING_BROKER_URL=broker_url))
+    assert document["queue"] == "gpu.40gb"
+    train = document["expected"]["stages"][2]
     assert (train["wait_s"], train["seconds"], train["runs"]) == (90, 220, 1)
-    assert told["expected"]["total_s"] is None
+    assert document["expected"]["total_s"] is None
     shown = invoke("route", str(job_file), TRAINING_BROKER_URL=broker_url)
     assert "3 min 40 s" in shown
     assert "at least" in shown
 
 
 def test_route_needs_no_broker(invoke: Invoke, job_file: Path) -> None:
-    told = json.loads(invoke("route", str(job_file), "--json"))
-    assert told["queue"] == "gpu.40gb"
-    assert told["expected"] is None
-    assert "there is no broker" in told["unavailable_reason"]
+    document = json.loads(invoke("route", str(job_file), "--json"))
+    assert document["queue"] == "gpu.40gb"
+    assert document["expected"] is None
+    assert "there is no broker" in document["unavailable_reason"]
     assert "no duration estimate: there is no broker" in invoke("route", str(job_file))
 
 
@@ -149,7 +149,7 @@ def test_time_left_is_one_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"),
+    ("seconds", "text"),
     [
         (0, "0 s"),
         (0.0312, "0.031 s"),
@@ -160,5 +160,5 @@ def test_time_left_is_one_line() -> None:
         (90000, "1 d 1 h"),
     ],
 )
-def test_durations_have_at_most_two_units(seconds: float, said: str) -> None:
-    assert duration_text(seconds) == said
+def test_durations_have_at_most_two_units(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text

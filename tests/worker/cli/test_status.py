@@ -24,7 +24,7 @@ def status(job_id: str, *options: str, home: Path, broker_url: str) -> str:
     return ran.stdout
 
 
-def test_a_jobs_memory_is_shown_as_estimated_and_as_measured(
+def test_status_shows_estimated_and_peak_memory(
     state: JobStore, job_document: dict[str, Any], tmp_path: Path, broker_url: str
 ) -> None:
     shown = partial(status, home=tmp_path, broker_url=broker_url)
@@ -36,9 +36,9 @@ def test_a_jobs_memory_is_shown_as_estimated_and_as_measured(
     note = Note(level="info", message="done")
     state.write(job_id, attempt, [note], {"trained": done.model_dump_json()})
     assert " GiB estimated, 30.0 GiB at its peak\n" in shown(job_id)
-    told = json.loads(shown(job_id, "--json"))
-    assert told["gpu_memory"] == {
+    document = json.loads(shown(job_id, "--json"))
+    assert document["gpu_memory"] == {
         "estimated_bytes": estimate.needed_bytes,
         "peak_bytes": 30 * GIB,
     }
-    assert told["estimate"]["weights_gib"] == estimate.weights_gib
+    assert document["estimate"]["weights_gib"] == estimate.weights_gib
