@@ -29,7 +29,7 @@ from benchmarks.results import parser_of, tell
 from tasks.api_keys import ApiKeys
 from tasks.events import Progress
 from tasks.settings.settings import Settings
-from tasks.stages.submit import admit
+from tasks.stages.submit import submit
 from tasks.state.connection import connect
 from tasks.state.job_store import JobStore
 from tests.console.conftest import job
@@ -63,7 +63,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         settings = Settings(home=home)
         key = ApiKeys(settings.api_keys_file).create("bench", None)
         state = JobStore(connect(broker.url), settings.job_ttl)
-        job_id, _, _ = admit(job(), state, "result")
+        job_id, _, _ = submit(job(), state, "result")
         port, bare_port = free_port(), free_port()
         env = {
             **os.environ,

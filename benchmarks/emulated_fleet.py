@@ -18,21 +18,22 @@ from kombu.entity import Queue
 
 from routing.classes import MemoryClass
 from routing.queues import CPU_QUEUE, served_queues
-from tasks.app import _BODIES, make_app
 from tasks.cache.index import CacheRegistry
 from tasks.client import Client
 from tasks.contract import STAGES
 from tasks.data.read_policy import ReadPolicy
 from tasks.eta.history import RunHistoryStore
 from tasks.settings.settings import Settings
-from tasks.stages.dispatch import send_rest
-from tasks.stages.runner import StageContext, StageResult
+from tasks.stages.celery_tasks import STAGE_BODIES, make_worker_app
+from tasks.stages.dispatch import enqueue_remaining
+from tasks.stages.stage_context import StageContext, StageResult
 from tasks.stages.worker_context import WorkerContext
 from tasks.state.connection import connect
 from tasks.state.job_store import JobStore
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tasks.store import Store
+from worker.context import FleetServices
 from worker.kombu_redis.transport import use_for_redis
 
 # Long enough that all workers are busy at once, at the rate at which one process can serve them.
@@ -52,10 +53,10 @@ class EmulatedFleet:
 
     def __init__(self, client: Client, settings: Settings, workers: int, folder: Path) -> None:
         use_for_redis()
-        _BODIES.update(dict.fromkeys(STAGES, self._do_nothing))
+        STAGE_BODIES.update(dict.fromkeys(STAGES, self._do_nothing))
         self._client, self._settings, self._folder = client, settings, folder
         self._own = local()
-        self._app = make_app(settings, client.broker_url, self._runtime)
+        self._app = make_worker_app(settings, client.broker_url, self._runtime)
         self._tracers = {
             name: build_tracer(name, task, app=self._app) for name, task in self._app.tasks.items()
         }
@@ -130,15 +131,18 @@ class EmulatedFleet:
                 cache=CacheRegistry(redis, ttl, self._settings.visibility_timeout),
                 store=Store(self._folder.as_uri()),
                 trainer=None,  # type: ignore[arg-type]  # no stage asks for it
-                access=ReadPolicy(),
+                read_policy=ReadPolicy(),
                 downloads_dir=self._folder,
                 scratch_dir=self._folder / "scratch",
-                worker=current_thread().name,
+                name=current_thread().name,
                 device="cpu",
-                dispatch=TenantQueues(
-                    redis, ttl, lambda record: send_rest(self._app, record)
-                ).dispatch,
-                learn=RunHistoryStore(redis, ttl).record_run,
+                services=FleetServices(
+                    redis,
+                    None,
+                    lambda _needed_gib: None,
+                    TenantQueues(redis, ttl, lambda record: enqueue_remaining(self._app, record)),
+                    RunHistoryStore(redis, ttl),
+                ),
             )
         runtime: WorkerContext = self._own.runtime
         return runtime

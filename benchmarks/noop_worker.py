@@ -15,10 +15,10 @@ from celery.canvas import Signature, chain
 from celery.signals import worker_ready
 
 from routing.queues import CPU_QUEUE, stage_queue
-from tasks.app import _BODIES
 from tasks.contract import STAGES, task_name
 from tasks.settings.settings import Settings
-from tasks.stages.runner import StageContext, StageResult
+from tasks.stages.celery_tasks import STAGE_BODIES
+from tasks.stages.stage_context import StageContext, StageResult
 from worker.gpu.inventory import declared_gpus
 from worker.worker import run_worker
 
@@ -73,7 +73,7 @@ def main() -> int:
     assert settings.broker_url is not None
     url = settings.broker_url.get_secret_value()
     if kind == "ours":
-        _BODIES.update(dict.fromkeys(STAGES, do_nothing))
+        STAGE_BODIES.update(dict.fromkeys(STAGES, do_nothing))
         gpu = None if CPU_QUEUE in served else declared_gpus(GPU)[0]
         return run_worker(
             settings, url, name=name, queues=served, gpu=gpu, ready_file=Path(ready_file)

@@ -1,4 +1,4 @@
-"""What commands, the console and its API need to talk to a running fleet."""
+"""A client of a running fleet, for commands, the console and its API."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,10 +11,10 @@ from opentelemetry.trace import NoOpTracer, Tracer
 from tasks.app import make_app
 from tasks.errors import ErrorCode, JobError, NoBrokerError, NoWorkerError
 from tasks.eta.history import RunHistoryStore
-from tasks.jobs.job import parse_job
+from tasks.jobs.job import TrainingJob, parse_job
 from tasks.settings.settings import Settings
-from tasks.stages.dispatch import send_rest
-from tasks.stages.submit import admit
+from tasks.stages.dispatch import enqueue_remaining
+from tasks.stages.submit import submit_job
 from tasks.state.connection import connect
 from tasks.state.control import JobControl
 from tasks.state.job_store import DispatchOutcome, JobStore
@@ -51,7 +51,7 @@ class Client:
         self.run_history = RunHistoryStore(connection, settings.job_ttl)
         self._app: Celery = make_app(settings, broker_url)
         self.tenant_queues = TenantQueues(
-            connection, settings.job_ttl, lambda record: send_rest(self._app, record)
+            connection, settings.job_ttl, lambda record: enqueue_remaining(self._app, record)
         )
 
     def submit(
@@ -61,73 +61,83 @@ class Client:
         require_worker: bool = False,
         reads: Sequence[str] | None = None,
     ) -> str:
-        """Check, record and dispatch a job.
+        """Check, record and dispatch a job's document.
 
         Args:
             document: The job.
             require_worker: Refuse it unless a live worker can take it.
-            reads: Where its datasets may lie beside what is public; None: wherever the workers
-                may read.
+            reads: The roots that its datasets may be read from, besides public ones; None allows
+                whatever the workers may read.
 
         Returns:
-            Its id.
+            The job's id.
 
         Raises:
             InvalidJobError: It cannot run as described.
             DoesNotFitJobError: No GPU memory class holds it.
             NoWorkerError: ``require_worker``, and no live worker serves its GPU queue.
         """
+        return self.submit_job(parse_job(document), require_worker=require_worker, reads=reads)
+
+    def submit_job(
+        self,
+        job: TrainingJob,
+        *,
+        require_worker: bool = False,
+        reads: Sequence[str] | None = None,
+    ) -> str:
+        """Record and dispatch a job that is parsed already; see ``submit``."""
         if require_worker:
-            self._require_worker(document)
+            self._check_served(job.route(self._constants).gpu_queue)
         refs = None if reads is None else {READS: "\n".join(reads)}
-        job_id, _, admission = admit(document, self.state, uuid4().hex, refs)
-        self._go_on(job_id, admission == DispatchOutcome.SENT)
-        return job_id
+        submission = submit_job(job, self.state, uuid4().hex, refs)
+        self._dispatch(submission.job_id, submission.outcome == DispatchOutcome.SENT)
+        return submission.job_id
 
     def cancel(self, job_id: str, *, save: bool = False) -> JobStatus:
-        """Cancel a job; see ``JobControl.cancel``. Whoever waits for its result is told."""
+        """Cancel a job, and fail its Celery result; see ``JobControl.cancel``."""
         status = self.control.cancel(job_id, save=save)
         record = self.state.summary(job_id)
         if status == JobStatus.CANCELLED and record.error is not None:
-            # Nothing runs that could tell it.
+            # No worker runs the job, and could store its result.
             error = JobError(record.error, ErrorCode.CANCELLED, record.error_stage or "")
             self._app.backend.store_result(record.result_id, error, "FAILURE")
             ended_at = record.updated_at.timestamp()
             record_job(self._tracer, record, status, ended_at, record.error_code)
         elif status == JobStatus.CANCELLING and record.pending_queue is not None:
-            send_rest(self._app, record)
+            enqueue_remaining(self._app, record)
         return status
 
     def resume(self, job_id: str) -> None:
-        """Let a paused job go on; see ``JobControl.resume``."""
-        self._go_on(job_id, self.control.resume(job_id))
+        """Resume a paused job; see ``JobControl.resume``."""
+        self._dispatch(job_id, self.control.resume(job_id))
 
     def replay(self, job_id: str) -> None:
-        """Let a failed job go on; see ``JobControl.replay``."""
-        self._go_on(job_id, self.control.replay(job_id))
+        """Replay a failed job from its failed stage; see ``JobControl.replay``."""
+        self._dispatch(job_id, self.control.replay(job_id))
 
-    def present_workers(self) -> dict[str, WorkerInfo]:
-        """The workers that have noted themselves lately, busy or not."""
+    def live_workers(self) -> dict[str, WorkerInfo]:
+        """Return the workers with a recent heartbeat, busy or not."""
         return live_workers(self._redis)
 
     def drain(self, workers: list[str]) -> None:
-        """Let workers hand their jobs back and end."""
+        """Let workers give their jobs back and end."""
         self._app.control.broadcast("drain", destination=workers)
 
     def why_waiting(self, queue: str) -> str | None:
-        """Why nobody takes from a queue, with what there is; None where a live worker serves it."""
+        """Return why no worker takes from a queue; None if a live worker serves it."""
         return why_unserved(self._redis, queue)
 
-    def waits_for(self, record: JobRecord) -> str | None:
-        """What a job waits for, in words; None where it runs or is over."""
+    def waiting_reason(self, record: JobRecord) -> str | None:
+        """Return what a job waits for, in words; None if it runs or has ended."""
         if record.status == JobStatus.PAUSED:
-            return f"{record.stage} waits until somebody resumes the job"
+            return f"{record.stage} waits until the job is resumed"
         if record.due_at is not None:
             newest = newest_versions(self._redis).get(record.pending_queue or "", record.version)
             if newest < record.version:
-                wanted = f"{record.stage} waits for a worker of version {record.version}"
-                return f"{wanted}; those of {record.pending_queue} are of version {newest}"
-            return f"{record.stage} is tried again at {record.due_at.astimezone():%H:%M:%S}"
+                needed = f"{record.stage} waits for a worker of version {record.version}"
+                return f"{needed}; those of {record.pending_queue} have version {newest}"
+            return f"{record.stage} is retried at {record.due_at.astimezone():%H:%M:%S}"
         if record.pending_queue is None:
             return None
         reason = self.why_waiting(record.pending_queue)
@@ -136,16 +146,15 @@ class Client:
         if not record.in_tenant_queue:
             return f"{record.stage} waits in {record.pending_queue} for a free worker"
         before = self.tenant_queues.jobs_before(record) or 0
-        turn = f"a turn of tenant {record.job.tenant}, after {before} other jobs of it"
-        return f"{record.stage} waits for {turn}"
+        queue = f"in the queue of tenant {record.job.tenant}, behind {before} of its jobs"
+        return f"{record.stage} waits {queue}"
 
-    def _go_on(self, job_id: str, goes: bool) -> None:
-        if goes:
-            send_rest(self._app, self.state.summary(job_id))
+    def _dispatch(self, job_id: str, is_sent: bool) -> None:
+        if is_sent:
+            enqueue_remaining(self._app, self.state.summary(job_id))
         self.tenant_queues.dispatch()
 
-    def _require_worker(self, document: dict[str, Any]) -> None:
-        queue = parse_job(document).route(self._constants).gpu_queue
+    def _check_served(self, queue: str) -> None:
         reason = self.why_waiting(queue)
         if reason is not None:
             raise NoWorkerError(reason)

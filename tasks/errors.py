@@ -82,7 +82,7 @@ EXIT_CODES = {
 DEAD_LETTER_CODES = frozenset(
     {ErrorCode.INTERNAL, ErrorCode.TRAINER_FAILED, ErrorCode.STORE, ErrorCode.OUT_OF_MEMORY}
 )
-"""Infrastructure failures: such a job is dead-lettered, and can be replayed once the cause is fixed."""
+"""Infrastructure failures: the job is dead-lettered, and can be replayed once the cause is fixed."""
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,23 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 
 from celery import Celery
+from redis import Redis
 
+from routing.classes import MemoryClass
+from routing.engines import Engine
 from tasks.cache.index import CacheRegistry
-from tasks.eta.history import RunHistoryStore
+from tasks.eta.history import RunHistoryStore, WorkDone
 from tasks.settings.settings import Settings
-from tasks.stages.dispatch import send_rest
-from tasks.stages.worker_context import Backoff, WorkerContext
+from tasks.stages.dispatch import enqueue_remaining
+from tasks.stages.worker_context import Backoff, WorkerContext, WorkerServices
 from tasks.state.connection import connect
 from tasks.state.job_store import JobStore
+from tasks.state.record import JobRecord, StageRecord
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import newest_versions, next_larger_class
 from tasks.store import Store
@@ -54,6 +59,44 @@ class ChildContext(WorkerPolicy):
             self._context.tracing.close()
 
 
+@dataclass(frozen=True)
+class FleetServices(WorkerServices):
+    """The services of a worker in a fleet.
+
+    Attributes:
+        client: A connection that waits for a broker that restarts.
+        gpu_check: Raises ``GpuUnhealthy``, given the GiB that a stage needs.
+    """
+
+    client: Redis
+    memory_class: MemoryClass | None
+    gpu_check: Callable[[float], None]
+    tenant_queues: TenantQueues
+    history: RunHistoryStore
+
+    def check_gpu(self, needed_gib: float) -> None:
+        """Check the worker's GPU before a stage that uses it."""
+        self.gpu_check(needed_gib)
+
+    def dispatch_waiting(self) -> None:
+        """Send jobs that wait in tenant queues, as far as the fleet has capacity."""
+        self.tenant_queues.dispatch()
+
+    def next_larger_class(self, engine: Engine) -> MemoryClass | None:
+        """Return the next class above this worker's that a live worker with this engine has."""
+        return next_larger_class(self.client, self.memory_class, engine)
+
+    def newest_versions(self) -> dict[str, int]:
+        """Return the newest version of the program that serves each queue."""
+        return newest_versions(self.client)
+
+    def record_run(
+        self, record: JobRecord, stage: str, stage_record: StageRecord, work: WorkDone
+    ) -> None:
+        """Record how long a stage took, for the estimates of later jobs."""
+        self.history.record_run(record, stage, stage_record, work)
+
+
 def make_context(
     app: Celery, settings: Settings, worker: str, gpu: Gpu | None, faults: GpuFaultPipe
 ) -> WorkerContext:
@@ -73,7 +116,7 @@ def make_context(
     client = connect(app.conf.broker_url)
     patient = connect(app.conf.broker_url, patience=_PATIENCE)
     keys = Keys.of(app.conf.broker_transport_options)
-    tenant_queues = TenantQueues(client, settings.job_ttl, partial(send_rest, app))
+    tenant_queues = TenantQueues(client, settings.job_ttl, partial(enqueue_remaining, app))
     return WorkerContext(
         state=JobStore(
             client, settings.job_ttl, settings.constants, unacked_index=keys.unacked_index
@@ -81,17 +124,19 @@ def make_context(
         cache=CacheRegistry(patient, settings.job_ttl, settings.visibility_timeout),
         store=Store(settings.resolved_store_url),
         trainer=trainer,
-        access=settings.data_access(),
+        read_policy=settings.data_access(),
         downloads_dir=settings.downloads_dir,
         scratch_dir=settings.resolved_scratch_dir,
-        worker=worker,
+        name=worker,
         device="cuda" if real_gpu else "cpu",
-        next_larger_class=partial(next_larger_class, patient, memory_class),
+        services=FleetServices(
+            patient,
+            memory_class,
+            make_gate(real_gpu, faults, trainer.close),
+            tenant_queues,
+            RunHistoryStore(client, settings.job_ttl, memory_class),
+        ),
         backoff=Backoff(settings.max_retries, settings.retry_backoff.total_seconds()),
-        check_gpu=make_gate(real_gpu, faults, trainer.close),
-        dispatch=tenant_queues.dispatch,
-        newest_versions=partial(newest_versions, patient),
-        learn=RunHistoryStore(client, settings.job_ttl, memory_class).record_run,
         memory_class=memory_class,
         tracing=start_tracing(worker),
     )

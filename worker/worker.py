@@ -11,10 +11,10 @@ from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging
 
 from routing.engines import DIFFUSERS, Engine
-from tasks.app import make_app
 from tasks.logging_setup import set_up_logging
 from tasks.settings.settings import Settings
-from tasks.stages.dispatch import send_rest
+from tasks.stages.celery_tasks import make_worker_app
+from tasks.stages.dispatch import enqueue_remaining
 from tasks.state.connection import connect
 from tasks.state.record import VERSION
 from tasks.state.workers import WorkerInfo
@@ -69,7 +69,7 @@ def run_worker(
     real_gpu = None if gpu is None or gpu.emulated else gpu
     drain, faults = Drain(), GpuFaultPipe()
     context = ChildContext(lambda: make_context(app, settings, worker, gpu, faults))
-    app = make_app(settings, broker_url, context.get, drain.requested)
+    app = make_worker_app(settings, broker_url, context.get, drain.requested)
     client = connect(broker_url)
     keys = Keys.of(app.conf.broker_transport_options)
     sampler = GpuSampler(real_gpu.uuid if real_gpu else None, settings.visibility_timeout / 4)
@@ -83,7 +83,7 @@ def run_worker(
         registration,
         sampler,
         EventBatches(),
-        FleetMaintenance(client, settings, keys, partial(send_rest, app)),
+        FleetMaintenance(client, settings, keys, partial(enqueue_remaining, app)),
     ]
     if real_gpu is not None:
         on_change, on_permanent = registration.set_quarantined, drain.begin

@@ -50,7 +50,7 @@ class Fleet:
         }
         workers = tuple(
             _worker(name, info, running.get(name), caller)
-            for name, info in self._client.present_workers().items()
+            for name, info in self._client.live_workers().items()
         )
         return FleetView(workers=workers, queues=self._queues(in_flight, caller))
 

@@ -194,7 +194,7 @@ class Jobs:
             priority=record.job.priority,
             status=record.status,
             stage=record.stage,
-            waiting_reason=without_quarantine_reasons(self._client.waits_for(record), caller),
+            waiting_reason=without_quarantine_reasons(self._client.waiting_reason(record), caller),
             queue=record.gpu_queue,
             routing_reason=record.reason,
             memory_gib=record.estimate.parts(),

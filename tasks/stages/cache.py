@@ -1,12 +1,12 @@
-"""The ``cache`` stage: text-encoder and VAE outputs of everything that is not cached yet.
+"""The ``cache`` stage: compute the text-encoder and VAE outputs that are not cached yet.
 
-Entries are claimed a few at a time, so that jobs that want the same ones share the work and none is
-made twice. A pack that is in the store counts at once; what is claimed and not made, because this
-start was killed, is free again after a while.
+A start claims a few entries at a time, so that jobs that need the same ones share the work and
+none is computed twice. An entry counts as soon as its pack is in the store; the claims of a killed
+start expire after a while.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from routing.queues import CPU_QUEUE
 from tasks.base_models.files import encoders_identity
@@ -19,65 +19,79 @@ from tasks.eta.history import RateMeter, WorkDone
 from tasks.events import CacheDone, EncoderDigests, Event, PackStored, Progress
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.metrics import CACHE_ENTRIES, Counts
-from tasks.stages.runner import Rerouted, StageContext, StageResult
+from tasks.stages.outcomes import Rerouted
+from tasks.stages.stage_context import StageContext, StageResult
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import TrainerInterrupted, WorkerContext
 from tasks.store import cache_index_key
 
-# Some thirty encoder batches: large enough that asking costs nothing, small enough to share.
+# About thirty encoder batches: large enough that claims cost little, small enough to share work.
 _CLAIMED_AT_ONCE = 256
-# How often a job looks whether another one has made what it waits for.
-_LOOK_EVERY_S = 0.5
+# How often a job checks whether other jobs have computed the entries that it waits for.
+_POLL_EVERY_S = 0.5
 
 
-def cache(context: StageContext) -> StageResult:
-    """Encode what is missing and leave an index of the entries for ``train``."""
-    runtime = context.runtime
-    work = _Work(context, _encoders(context))
-    packs = work.filled()
-    context.telemetry.count(work.counts())
+def cache(context: StageContext) -> StageResult | Rerouted:
+    """Compute what is missing and leave an index of the entries for ``train``."""
+    on_gpu = context.queue != CPU_QUEUE
+    config = context.record.job.training
+    encoders = _recorded_encoders(context.worker, config)
+    if encoders is None and not on_gpu:
+        return Rerouted(context.record.gpu_queue, "the base model's digests are not recorded")
+    fill = _CacheFill(context, encoders or _computed_encoders(context))
+    packs = fill.packs()
+    missing = fill.missing(packs)
+    if missing and not on_gpu:
+        return Rerouted(context.record.gpu_queue, f"{len(missing)} entries are missing")
+    while missing:
+        fill.compute(missing)
+        packs = fill.packs()
+        missing = fill.missing(packs)
+    context.worker.cache.use(set(packs.values()))
+    context.telemetry.count(fill.counts())
     key = cache_index_key(context.job_id)
-    runtime.store.put(key, work.plan.index(packs).model_dump_json().encode())
-    return StageResult(work.summary(), {"cache_index": key}, made=work.made())
+    context.worker.store.put(key, fill.plan.index(packs).model_dump_json().encode())
+    return StageResult(fill.summary(), {"cache_index": key}, work=fill.work())
 
 
-def is_cached(runtime: WorkerContext, config: PipelineConfig, dataset: Dataset) -> bool:
-    """Whether there is nothing to encode for a job, as far as this machine can tell."""
-    if not (config.caches_text or config.cache_vae_outputs):
-        return True
+def is_cached(worker: WorkerContext, config: PipelineConfig, dataset: Dataset) -> bool:
+    """Whether every entry of a job is cached, as far as this machine can tell."""
     try:
-        encoders = runtime.cache.encoders(encoders_identity(config))
+        encoders = _recorded_encoders(worker, config)
     except BaseModelFilesError:
         return False
     if encoders is None:
         return False
-    runtime.cache.rebuild_if_lost(runtime.store)
-    wanted = CachePlan(config, dataset, encoders).digests
-    return len(runtime.cache.locate(wanted)) == len(wanted)
+    worker.cache.rebuild_if_lost(worker.store)
+    digests = CachePlan(config, dataset, encoders).digests
+    return len(worker.cache.locate(digests)) == len(digests)
 
 
 def packs_of(context: StageContext) -> set[str]:
-    """The packs that the job's training reads."""
-    data = context.runtime.store.get(context.runtime.state.get(context.job_id).refs["cache_index"])
-    return set(CacheIndex.model_validate_json(data).packs.values())
+    """Return the packs that the job's training reads."""
+    key = context.worker.state.get(context.job_id).refs["cache_index"]
+    return set(CacheIndex.model_validate_json(context.worker.store.get(key)).packs.values())
 
 
-def _encoders(context: StageContext) -> EncoderDigests:
-    """The encoders' digests: as recorded, or as the trainer finds them."""
-    registry, config = context.runtime.cache, context.record.job.training
+def _recorded_encoders(worker: WorkerContext, config: PipelineConfig) -> EncoderDigests | None:
+    """Return the encoders' digests; None if they are not recorded yet.
+
+    Raises:
+        BaseModelFilesError: This machine does not have the base model's files.
+    """
     if not (config.caches_text or config.cache_vae_outputs):
         return EncoderDigests()
-    identity = encoders_identity(config)
-    known = registry.encoders(identity)
-    if known is not None:
-        return known
-    if context.queue == CPU_QUEUE:
-        raise Rerouted(context.record.gpu_queue, "the base model is not known here")
+    return worker.cache.encoders(encoders_identity(config))
+
+
+def _computed_encoders(context: StageContext) -> EncoderDigests:
+    """Let the trainer compute the encoders' digests, and record them."""
     request = context.trainer_request(stage="cache")
     answer = _answer(context, request, context.emit, context.stop_requested)
     if answer.encoders is None:
-        raise TypeError("the trainer was asked for the encoders' digests and gave none")
-    registry.record_encoders(identity, answer.encoders)
+        raise TypeError("the trainer did not answer with the encoders' digests")
+    identity = encoders_identity(context.record.job.training)
+    context.worker.cache.record_encoders(identity, answer.encoders)
     return answer.encoders
 
 
@@ -93,93 +107,95 @@ def _answer(
     return done
 
 
-class _Work:
-    """One start's work: claims, requests to the trainer, and what became of them."""
+class _CacheFill:
+    """One start's work: its claims, its requests to the trainer, and the entries it computed."""
 
     def __init__(self, context: StageContext, encoders: EncoderDigests) -> None:
-        dataset = context.runtime.store.get(context.record.refs["dataset"])
         self._context = context
         self._encoders = encoders
+        dataset = context.worker.store.get(context.record.refs["dataset"])
         self.plan = CachePlan(
             context.record.job.training, Dataset.model_validate_json(dataset), encoders
         )
-        self._registry = context.runtime.cache
+        self._registry = context.worker.cache
+        self._registry.rebuild_if_lost(context.worker.store)
         self._owner = owner_of(context.job_id, context.attempt)
-        self._made: set[str] = set()
+        self._checked_packs: set[str] = set()
+        self._computed: set[str] = set()
         self._meter = RateMeter()
-        self._stored: set[str] = set()
-        """Of those that are claimed now."""
         self._claimed: list[str] = []
-        self._renewed_at = 0.0
+        self._stored: set[str] = set()
+        """Of the claimed entries."""
+        self._renewed_s = 0.0
         self._total = 0
-        self._begun_at = time.monotonic()
+        self._began_s = time.monotonic()
 
-    def filled(self) -> dict[str, str]:
-        """The pack of each entry, once all are there.
-
-        Raises:
-            Rerouted: Something is missing, and this worker has no GPU.
-            TrainerInterrupted: The stage was asked to stop.
-        """
-        runtime = self._context.runtime
-        self._registry.rebuild_if_lost(runtime.store)
-        checked: set[str] = set()
+    def packs(self) -> dict[str, str]:
+        """Return the pack of each cached entry, without packs that the store has lost."""
+        store = self._context.worker.store
         while True:
             packs = self._registry.locate(self.plan.digests)
-            missing = [digest for digest in self.plan.digests if digest not in packs]
-            if missing:
-                self._make(missing)
-                continue
-            new = set(packs.values()) - checked
-            if not drop_where(
-                self._registry, runtime.store, new, lambda key: not runtime.store.exists(key)
-            ):
-                self._registry.use(set(packs.values()))
+            new = set(packs.values()) - self._checked_packs
+            self._checked_packs |= new
+            if not drop_where(self._registry, store, new, lambda key: not store.exists(key)):
                 return packs
-            checked |= new
+
+    def missing(self, packs: Mapping[str, str]) -> list[str]:
+        """Return the entries without a pack."""
+        return [digest for digest in self.plan.digests if digest not in packs]
+
+    def compute(self, missing: list[str]) -> None:
+        """Compute the entries that no other job computes, or wait a moment if there are none.
+
+        Raises:
+            TrainerInterrupted: The stage is to stop.
+        """
+        self._total = max(self._total, len(self._computed) + len(missing))
+        position = 0
+        while position < len(missing):
+            claimed = self._registry.claim(missing[position:], self._owner, _CLAIMED_AT_ONCE)
+            if not claimed:
+                break
+            position = missing.index(claimed[-1], position) + 1
+            self._compute_claimed(claimed)
+        if position == 0:
+            if self._context.stop_requested():
+                raise TrainerInterrupted
+            time.sleep(_POLL_EVERY_S)
 
     def summary(self) -> str:
-        """What was done, in a few words."""
-        encoded = [self._counts(self._made), self._counts(set(self.plan.digests))]
-        (images, captions), (all_images, all_captions) = encoded
+        """Return what was done, in a few words."""
+        images, captions = self._images_and_captions(self._computed)
+        all_images, all_captions = self._images_and_captions(set(self.plan.digests))
         reused = f"{all_images - images} and {all_captions - captions} reused"
         return f"{images} images and {captions} captions encoded, {reused}"
 
     def counts(self) -> Counts:
-        """How many entries were there, and how many were not, by kind."""
+        """Return how many entries were cached before, and how many were not, by kind."""
         counts: dict[str, int] = {}
-        for kind, wanted in (("text", self.plan.texts), ("latents", self.plan.latents)):
-            made = len(self._made & wanted.keys())
-            counts |= CACHE_ENTRIES.one(kind, "miss", by=made)
-            counts |= CACHE_ENTRIES.one(kind, "hit", by=len(wanted) - made)
+        for kind, entries in (("text", self.plan.texts), ("latents", self.plan.latents)):
+            computed = len(self._computed & entries.keys())
+            counts |= CACHE_ENTRIES.one(kind, "miss", by=computed)
+            counts |= CACHE_ENTRIES.one(kind, "hit", by=len(entries) - computed)
         return counts
 
-    def made(self) -> WorkDone:
-        """How many entries, and what each took."""
-        return WorkDone(len(self._made), self._meter.unit_s)
+    def work(self) -> WorkDone:
+        """Return how many entries were computed, and the seconds per entry."""
+        return WorkDone(len(self._computed), self._meter.unit_s)
 
-    def _make(self, missing: list[str]) -> None:
-        """Make what can be claimed of it, or wait a moment for those who make it."""
-        if self._context.queue == CPU_QUEUE:
-            raise Rerouted(self._context.record.gpu_queue, f"{len(missing)} entries are missing")
-        self._total = max(self._total, len(self._made) + len(missing))
-        self._claimed = self._registry.claim(missing, self._owner, _CLAIMED_AT_ONCE)
-        if not self._claimed:
-            if self._context.stop_requested():
-                raise TrainerInterrupted
-            time.sleep(_LOOK_EVERY_S)
-            return
+    def _compute_claimed(self, claimed: list[str]) -> None:
+        self._claimed = claimed
+        self._stored.clear()
         try:
             request = self._context.trainer_request(
-                stage="cache", encoders=self._encoders, cache_entries=tuple(self._claimed)
+                stage="cache", encoders=self._encoders, cache_entries=tuple(claimed)
             )
-            self._stored.clear()
             _answer(self._context, request, self._on_event, self._stop_requested)
-            if not self._stored.issuperset(self._claimed):
-                raise TypeError("the trainer was asked for more entries than it stored")
+            if not self._stored.issuperset(claimed):
+                raise TypeError("the trainer stored fewer entries than requested")
         finally:
             self._meter.pause()
-            self._registry.release(self._claimed, self._owner)
+            self._registry.release(claimed, self._owner)
 
     def _on_event(self, event: Event) -> None:
         if not isinstance(event, PackStored):
@@ -188,8 +204,8 @@ class _Work:
         self._registry.add(event.key, event.size, event.entries)
         self._registry.release(event.entries, self._owner)
         self._stored.update(event.entries)
-        self._made.update(event.entries)
-        done = len(self._made)
+        self._computed.update(event.entries)
+        done = len(self._computed)
         self._meter.update(done)
         self._context.emit(
             Progress(
@@ -197,21 +213,21 @@ class _Work:
                 done=done,
                 total=self._total,
                 unit="entries",
-                per_second=done / max(time.monotonic() - self._begun_at, 1e-6),
+                per_second=done / max(time.monotonic() - self._began_s, 1e-6),
             )
         )
 
     def _stop_requested(self) -> bool:
-        """Asked about twice a second while the trainer runs: a good time to renew claims."""
+        """Renew the claims; the trainer's supervisor calls this about twice a second."""
         now = time.monotonic()
-        if now - self._renewed_at > self._registry.renew_every_s:
-            self._renewed_at = now
-            left = [digest for digest in self._claimed if digest not in self._stored]
-            self._registry.renew(left, self._owner)
+        if now - self._renewed_s > self._registry.renew_every_s:
+            self._renewed_s = now
+            held = [digest for digest in self._claimed if digest not in self._stored]
+            self._registry.renew(held, self._owner)
         return self._context.stop_requested()
 
-    def _counts(self, digests: set[str]) -> tuple[int, int]:
-        """How many images and captions these entries are of."""
-        variants = self.plan.latents
-        images = {variants[digest].image for digest in digests if digest in variants}
+    def _images_and_captions(self, digests: set[str]) -> tuple[int, int]:
+        """Return how many images and how many captions the entries are of."""
+        latents = self.plan.latents
+        images = {latents[digest].image for digest in digests if digest in latents}
         return len(images), len(digests & self.plan.texts.keys())

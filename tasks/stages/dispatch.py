@@ -1,4 +1,4 @@
-"""The canvas of a job: prepare -> cache -> train -> publish, each on its queue."""
+"""The Celery chain of a job: prepare -> cache -> train -> publish, each on its queue."""
 
 from celery import Celery
 from celery.canvas import Signature, chain
@@ -17,10 +17,10 @@ def job_chain(
     first_queue: str | None = None,
     version: int = VERSION,
 ) -> Signature:
-    """The job's chain, from a stage on.
+    """Return the job's chain from a stage on.
 
     Its messages carry the job's id and nothing else: what stages leave for each other is in the
-    job's record, where it is fenced. An explicit queue wins over every router, and retries keep
+    job's record, where it is fenced. An explicit queue overrides every router, and retries keep
     it, so that a FLUX stage cannot land on a smaller class.
     """
     return chain(
@@ -35,17 +35,17 @@ def job_chain(
     )
 
 
-def send_rest(app: Celery, record: JobSummary) -> None:
-    """Send a job's chain from the stage it waits for on, under the id that its sender waits for.
+def enqueue_remaining(app: Celery, record: JobSummary) -> None:
+    """Send a job's chain from its waiting stage on, under the id that its sender waits for.
 
-    A chain that is sent twice does no harm, since a stage begins once.
+    A second chain does no harm, since a stage begins once.
     """
     first_queue = record.pending_queue or stage_queue(record.stage, record.gpu_queue)
-    rest = job_chain(
+    remaining = job_chain(
         app, record.id, record.gpu_queue, record.stage, first_queue, version=record.version
     )
-    # Named as its own parent: it is sent from the tasks of other jobs, too.
-    own = record.result_id
-    # Or Celery would listen for a result here, over a connection that nobody reads.
+    # Named as its own root and parent: other jobs' tasks send it, too.
+    result_id = record.result_id
+    # Without this, Celery would listen for a result here, over a connection that no one reads.
     with denied_join_result():
-        rest.apply_async(task_id=own, root_id=own, parent_id=own)
+        remaining.apply_async(task_id=result_id, root_id=result_id, parent_id=result_id)

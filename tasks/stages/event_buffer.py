@@ -1,7 +1,7 @@
-"""What a start of a stage has to tell, kept in order while the broker is away.
+"""The events of a start, kept in order while the broker is unavailable.
 
-A trainer needs no broker to go on: it trains and saves checkpoints to the store, and the record
-hears of them when the broker is back.
+A trainer needs no broker: it trains on and saves checkpoints to the store, and the job's record
+gets them when the broker is back.
 """
 
 import time
@@ -17,31 +17,31 @@ from tasks.state.record import JobStatus
 
 T = TypeVar("T")
 
-# A broker that is away costs a connection's time-out at each try.
-_PAUSE_S = 2.0
+# Each attempt on an unavailable broker costs a connection's timeout.
+_RETRY_AFTER_S = 2.0
 
 
 class EventBuffer:
-    """Tells the job's record and its readers, now or when the broker is back.
+    """Writes events to the job's record, now or when the broker is back.
 
     Args:
-        state: The jobs; its connection should give up early.
+        state: The jobs, over a connection that gives up early.
         job_id: The job.
-        attempt: The start's number.
+        attempt: The number of the start.
     """
 
     def __init__(self, state: JobStore, job_id: str, attempt: int) -> None:
         self._state, self._job_id, self._attempt = state, job_id, attempt
         self._events: list[Event] = []
         self._refs: dict[str, str] = {}
-        self._then: list[Callable[[], None]] = []
+        self._callbacks: list[Callable[[], None]] = []
         self._counts: dict[str, int] = {}
-        self._try_at = 0.0
+        self._retry_at = 0.0
 
     @property
-    def away(self) -> bool:
-        """Whether the broker was away a moment ago."""
-        return time.monotonic() < self._try_at
+    def is_disconnected(self) -> bool:
+        """Whether the broker was unavailable a moment ago."""
+        return time.monotonic() < self._retry_at
 
     def put(
         self,
@@ -49,63 +49,63 @@ class EventBuffer:
         refs: dict[str, str] | None = None,
         then: Callable[[], None] | None = None,
     ) -> None:
-        """Tell something.
+        """Write an event, or keep it until the broker is back.
 
         Args:
             event: For the job's readers.
-            refs: For the record; a later value of the same name replaces one not yet told.
-            then: Called once it is told.
+            refs: For the record; a later value of a name replaces an unwritten one.
+            then: Called once the event is written.
 
         Raises:
-            SupersededError: The start's attempt is not the newest.
+            SupersededError: A newer start has taken over.
         """
         if self._events and isinstance(event, Progress) and isinstance(self._events[-1], Progress):
             self._events.pop()
         self._events.append(event)
         self._refs |= refs or {}
         if then is not None:
-            self._then.append(then)
-        self._try(self.flush)
+            self._callbacks.append(then)
+        self._if_connected(self.flush)
 
     def count(self, counts: Counts) -> None:
-        """Count something with whatever is told next."""
+        """Add counts, to be written with the next events."""
         for field, by in counts.items():
             self._counts[field] = self._counts.get(field, 0) + by
 
     def take_counts(self) -> Counts:
-        """What is still to be counted, for the caller to tell."""
+        """Return the unwritten counts, for the caller to write."""
         counts, self._counts = self._counts, {}
         return counts
 
-    def ask(self) -> JobStatus | None:
-        """Tell what waits, and ask for the job's status; None where the broker is away.
+    def requested_status(self) -> JobStatus | None:
+        """Write what is kept, and return the job's status; None while the broker is unavailable.
 
         Raises:
-            SupersededError: The start's attempt is not the newest.
+            SupersededError: A newer start has taken over.
         """
-        self._try(self.flush)
-        return self._try(lambda: self._state.requested_state(self._job_id, self._attempt))
+        self._if_connected(self.flush)
+        return self._if_connected(lambda: self._state.requested_state(self._job_id, self._attempt))
 
     def flush(self) -> None:
-        """Tell what waits, now.
+        """Write what is kept, now.
 
         Raises:
-            SupersededError: The start's attempt is not the newest.
-            redis.RedisError: The broker is away; everything waits on.
+            SupersededError: A newer start has taken over.
+            redis.RedisError: The broker is unavailable; everything is kept.
         """
         if self._events:
             self._state.write(self._job_id, self._attempt, self._events, self._refs, self._counts)
             self._counts = {}
-        done, self._then = self._then, []
+        callbacks, self._callbacks = self._callbacks, []
         self._events, self._refs = [], {}
-        for callback in done:
+        for callback in callbacks:
             callback()
 
-    def _try(self, call: Callable[[], T]) -> T | None:
-        if self.away:
+    def _if_connected(self, request: Callable[[], T]) -> T | None:
+        if self.is_disconnected:
             return None
         try:
-            return call()
+            return request()
         except (redis.ConnectionError, redis.TimeoutError):
-            self._try_at = time.monotonic() + _PAUSE_S
+            self._retry_at = time.monotonic() + _RETRY_AFTER_S
             return None

@@ -16,7 +16,7 @@ from tasks.eta.history import WorkDone
 from tasks.events import DatasetChecked, Note, Progress
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.stages.cache import is_cached
-from tasks.stages.runner import StageContext, StageResult
+from tasks.stages.stage_context import StageContext, StageResult
 from tasks.stages.worker_context import TrainerInterrupted
 from tasks.state.record import NEXT_QUEUE, READS
 from tasks.store import dataset_key, report_key
@@ -75,24 +75,24 @@ class _Watch:
 def access_of(context: StageContext) -> ReadPolicy:
     """What this job may read: less than others where a tenant's key sent it."""
     reads = context.record.refs.get(READS)
-    access = context.runtime.access
+    access = context.worker.read_policy
     return access if reads is None else access.narrowed(reads.splitlines())
 
 
 def prepare(context: StageContext) -> StageResult:
     """Check everything, and store the dataset under its digest."""
-    runtime = context.runtime
+    worker = context.worker
     watch = _Watch(context)
     sources = Sources(
         access_of(context),
-        runtime.downloads_dir,
+        worker.downloads_dir,
         context.scratch_dir,
         watch.downloaded,
-        StoredUploads(runtime.store, context.record.job.tenant),
+        StoredUploads(worker.store, context.record.job.tenant),
     )
     report = check(context.record.job.training, sources, watch.look)
     key = report_key(context.job_id)
-    runtime.store.put(key, json.dumps(report.document(), ensure_ascii=False).encode())
+    worker.store.put(key, json.dumps(report.document(), ensure_ascii=False).encode())
     checked = DatasetChecked(
         images=len(report.samples),
         errors=len(report.problems),
@@ -107,12 +107,12 @@ def prepare(context: StageContext) -> StageResult:
     if len(report.warnings) > _MOST_NOTES:
         more = f"{len(report.warnings) - _MOST_NOTES} more warnings; --dry-run shows all"
         context.emit(Note(level="warning", message=more))
-    context.check_wanted()
-    dataset = ingest(report, context.runtime.store)
+    context.check_not_cancelled()
+    dataset = ingest(report, context.worker.store)
     counts = ", ".join(f"{n} x {size}" for size, n in sorted(report.buckets.items()))
     refs = {"dataset": dataset_key(dataset.digest)}
-    if is_cached(context.runtime, context.record.job.training, dataset):
+    if is_cached(context.worker, context.record.job.training, dataset):
         # No GPU is needed to find that out again.
         refs[NEXT_QUEUE] = CPU_QUEUE
     images = len(dataset.samples)
-    return StageResult(f"{images} images: {counts}", refs, made=WorkDone(images))
+    return StageResult(f"{images} images: {counts}", refs, work=WorkDone(images))

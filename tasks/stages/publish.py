@@ -7,7 +7,7 @@ from tasks.eta.history import WorkDone
 from tasks.events import Artifact
 from tasks.metrics import PUBLISHED_BYTES
 from tasks.schemas.documents import Engine, GpuMemory, Manifest, Published
-from tasks.stages.runner import StageContext, StageResult
+from tasks.stages.stage_context import StageContext, StageResult
 from tasks.stages.train import checkpoints_of, memory_of, trained_of, validations_of
 from tasks.store import output_prefix
 from tasks.urls import without_queries
@@ -19,14 +19,14 @@ def publish(context: StageContext) -> StageResult:
     The manifest is written last and never over another one: where it exists, everything it
     names does, and whoever wrote it first has published the job.
     """
-    job, store = context.record.job, context.runtime.store
+    job, store = context.record.job, context.worker.store
     prefix = output_prefix(context.job_id, job.training.base_output_dir)
     manifest_key = f"{prefix}/manifest.json"
     if not store.exists(manifest_key):
         files = _published_files(context, prefix)
         written = _manifest(context, files)
         # The last moment to notice that another start has taken over.
-        context.check_wanted()
+        context.check_not_cancelled()
         store.put_if_absent(manifest_key, written.model_dump_json(indent=2).encode())
         context.telemetry.count(PUBLISHED_BYTES.one(by=sum(file.size for file in files)))
     manifest = json.loads(store.get(manifest_key))
@@ -64,7 +64,7 @@ def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
     files = []
     for file_name, artifact in names.items():
         key = f"{prefix}/{file_name}"
-        context.runtime.store.copy(artifact.key, key)
+        context.worker.store.copy(artifact.key, key)
         files.append(artifact.model_copy(update={"name": file_name, "key": key}))
     return files
 

@@ -1,203 +1,64 @@
-"""One start of one stage: fenced, reported, and every failure told in one form.
+"""One start of one stage: fenced, reported, and every end returned as one value.
 
-Knows nothing of Celery; ``tasks/app.py`` calls it and turns its outcome into Celery's.
+Knows nothing of Celery; ``tasks/stages/celery_tasks.py`` calls it and maps its outcome.
 """
 
 import logging
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TypeVar
 
 import redis
 
-from routing.engines import DIFFUSERS
 from routing.queues import CPU_QUEUE, gpu_queue
 from tasks.contract import STAGES
 from tasks.errors import CancelledJobError, ErrorCode, JobError, SupersededError
-from tasks.eta.history import WorkDone
-from tasks.events import CacheDone, Event, Note, TrainDone
+from tasks.events import Note
 from tasks.metrics import OOM_ESCALATIONS, STAGE_FAILURES
 from tasks.stages.event_buffer import EventBuffer
+from tasks.stages.outcomes import (
+    Cancelled,
+    DeferredToNewerWorker,
+    Discarded,
+    Done,
+    Failed,
+    Requeued,
+    Rerouted,
+    RetriedAfterDelay,
+    StageOutcome,
+    described,
+)
+from tasks.stages.stage_context import StageBody, StageContext, StageResult
 from tasks.stages.telemetry import Telemetry
-from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import GpuUnhealthy, TrainerInterrupted, WorkerContext
 from tasks.state.job_store import StartOutcome
-from tasks.state.record import NEXT_QUEUE, VERSION, JobRecord, JobStatus, queue_of
+from tasks.state.record import NEXT_QUEUE, VERSION, JobStatus, queue_of
 from tasks.tracing.spans import record_job
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-_WISHES_TO_STOP = (JobStatus.CANCELLING, JobStatus.PAUSING)
-_ASK_AGAIN_S = 1.0
-# A trainer that crashed has been started again on this machine already; one more try, which
-# another machine may get, tells a bad machine from a bad job.
-_TRIES_AFTER_CRASHES = 1
+_RECONNECT_EVERY_S = 1.0
+# A trainer that crashed was restarted on this machine already; one retry, which another machine
+# may get, tells a bad machine from a bad job.
+_MAX_RETRIES_AFTER_CRASH = 1
 
 
 @dataclass(frozen=True)
 class Delivery:
-    """How the message that starts a stage came."""
+    """How the message that starts a stage arrived.
+
+    Attributes:
+        queue: The queue it came from.
+        tag: Its delivery tag, under which the broker knows that this worker holds it.
+        version: The version of its job, as the sender knew it.
+    """
 
     queue: str
     tag: str
-    """Its delivery tag: the name under which the broker knows that this worker holds it."""
     version: int = 1
-    """The version of its job, as its sender knew it."""
-
-
-@dataclass(frozen=True)
-class StageResult:
-    """What a stage leaves behind.
-
-    Attributes:
-        summary: What it did, in a few words for people.
-        refs: Store keys for later stages.
-        result: The job's result; the last stage's only.
-        made: What later jobs' times are learned from.
-    """
-
-    summary: str
-    refs: dict[str, str] = field(default_factory=dict)
-    result: dict[str, Any] | None = None
-    made: WorkDone = field(default_factory=WorkDone)
-
-
-@dataclass(frozen=True)
-class StageEnd:
-    """How a stage ended well.
-
-    Attributes:
-        answer: What Celery keeps as the task's result: references only.
-        next_queue: Where the next stage's message goes; None where that is not now.
-    """
-
-    answer: dict[str, Any]
-    next_queue: str | None
-
-
-@dataclass(frozen=True)
-class StageContext:
-    """What a stage's body works with."""
-
-    stage: str
-    attempt: int
-    record: JobRecord
-    runtime: WorkerContext
-    draining: Callable[[], bool]
-    queue: str
-    outbox: EventBuffer
-    telemetry: Telemetry
-
-    @property
-    def job_id(self) -> str:
-        """The job's id."""
-        return self.record.id
-
-    def emit(
-        self,
-        event: Event,
-        refs: dict[str, str] | None = None,
-        then: Callable[[], None] | None = None,
-    ) -> None:
-        """Tell the job's readers something, now or when the broker is back; see ``EventBuffer.put``.
-
-        Raises:
-            SupersededError: Another start of this stage has taken over.
-        """
-        self.outbox.put(event, refs, then)
-
-    def run_trainer(
-        self,
-        request: TrainerRequest,
-        on_event: Callable[[Event], None],
-        stop_requested: Callable[[], bool],
-    ) -> CacheDone | TrainDone:
-        """Run a request to its end; see ``tasks.stages.worker_context.Trainer``."""
-        observed = self.telemetry.observing(on_event)
-        return self.runtime.trainer.run(request, on_event=observed, stop_requested=stop_requested)
-
-    def stop_requested(self) -> bool:
-        """Whether the stage should stop: for the job, or because the worker is going away.
-
-        A broker that is away is no reason.
-
-        Raises:
-            SupersededError: Another start of this stage has taken over.
-        """
-        return self.draining() or self.outbox.ask() in _WISHES_TO_STOP
-
-    def check_wanted(self) -> None:
-        """Go on only where this start is the newest and nobody has cancelled the job.
-
-        Raises:
-            SupersededError: Another start of this stage has taken over.
-            CancelledJobError: Somebody cancelled the job, and wants nothing of it.
-        """
-        self.outbox.flush()
-        if self.runtime.state.requested_state(self.job_id, self.attempt) != JobStatus.CANCELLING:
-            return
-        if not self.runtime.state.get(self.job_id).save_on_cancel:
-            raise CancelledJobError(self.job_id, self.stage)
-
-    @property
-    def scratch_dir(self) -> Path:
-        """A folder of this start's own, removed at its end."""
-        return self.runtime.scratch_dir / f"{self.job_id}-{self.attempt}"
-
-    def trainer_request(self, *, stage: Literal["cache", "train"], **fields: Any) -> TrainerRequest:
-        """A request to the trainer on behalf of this start."""
-        job = self.record.job
-        return TrainerRequest(
-            stage=stage,
-            # Encoder outputs are the same for all: one engine makes them.
-            engine=job.engine if stage == "train" else DIFFUSERS,
-            job_id=self.job_id,
-            attempt=self.attempt,
-            name=job.name,
-            training=job.training,
-            dataset_key=self.record.refs["dataset"],
-            store_url=self.runtime.store.url,
-            scratch_dir=str(self.scratch_dir),
-            device=self.runtime.device,
-            **fields,
-        )
-
-
-class StageBody(Protocol):
-    """The work of one stage."""
-
-    def __call__(self, context: StageContext) -> StageResult:
-        """Do it.
-
-        Raises:
-            JobError: It failed.
-            TrainerInterrupted: It stopped because it was asked to.
-        """
-        ...
-
-
-class Requeued(Exception):  # noqa: N818 - an outcome, not an error
-    """The worker is going away: the message goes back, and another start goes on from here."""
-
-
-class Rerouted(Exception):  # noqa: N818 - an outcome, not an error
-    """The stage must be done elsewhere: its message goes to another queue."""
-
-    def __init__(self, queue: str, reason: str) -> None:
-        super().__init__(queue, reason)
-        self.queue, self.reason = queue, reason
-
-
-class Discarded(Exception):  # noqa: N818 - an outcome, not an error
-    """The message is not to be worked on: a duplicate, or one of a job that is over."""
-
-
-class DeferredToNewerWorker(Discarded):
-    """The same, since the job is for workers of a newer version."""
 
 
 def run_stage(
@@ -205,121 +66,154 @@ def run_stage(
     body: StageBody,
     job_id: str,
     delivery: Delivery,
-    runtime: WorkerContext,
+    worker: WorkerContext,
     draining: Callable[[], bool],
-) -> StageEnd:
-    """Start a stage and see it to an end.
+) -> StageOutcome:
+    """Start a stage, run its body and record how it ended."""
+    started_s = time.monotonic()
+    try:
+        outcome = _begin_and_run(stage, body, job_id, delivery, worker, draining)
+    except SupersededError as error:
+        outcome = Discarded(str(error))
+    except redis.RedisError as error:
+        # Nothing can be recorded: the next start resumes from the last checkpoint.
+        outcome = Requeued(f"the broker is unavailable: {error}")
+    except JobError as error:
+        outcome = _ended_with(error)
+    seconds, extra = time.monotonic() - started_s, {"job": job_id, "stage": stage}
+    logger.info("%s ended after %.1f s: %s", stage, seconds, described(outcome), extra=extra)
+    return outcome
+
+
+def _begin_and_run(
+    stage: str,
+    body: StageBody,
+    job_id: str,
+    delivery: Delivery,
+    worker: WorkerContext,
+    draining: Callable[[], bool],
+) -> StageOutcome:
+    start = _begin(stage, job_id, delivery, worker, draining)
+    if not isinstance(start, StageContext):
+        return start
+    try:
+        return _run(start, body)
+    finally:
+        shutil.rmtree(start.scratch_dir, ignore_errors=True)
+
+
+def _begin(
+    stage: str,
+    job_id: str,
+    delivery: Delivery,
+    worker: WorkerContext,
+    draining: Callable[[], bool],
+) -> StageContext | StageOutcome:
+    """Ask the job's record for a start of the stage.
 
     Raises:
-        Discarded: There is nothing to do for this message.
-        Requeued: The worker is going away; hand the message back.
-        Rerouted: Send the message to another queue.
-        redis.RedisError: The broker is away; hand the message back, and whoever gets it next goes
-            on from the last checkpoint.
-        JobError: The stage failed, and the job with it.
+        UnknownJobError: There is no such job.
+        UnreadableJobError: This version cannot read the job, which has failed now.
     """
-    state = runtime.state
-    outcome, attempt, begun = state.begin(
+    state = worker.state
+    answer, attempt, record = state.begin(
         job_id,
         stage,
-        worker=runtime.worker,
+        worker=worker.name,
         queue=delivery.queue,
         tag=delivery.tag,
         version=delivery.version,
-        retry_in_s=runtime.backoff.delay_s(0),
+        retry_in_s=worker.backoff.delay_s(0),
     )
-    runtime.dispatch()  # the queue has room for another one
-    if outcome == StartOutcome.DONE:
-        return StageEnd({"job_id": job_id, "stage": stage}, state.next_queue(job_id))
-    if outcome in (StartOutcome.NEWER, StartOutcome.STILL_NEWER):
-        told = f"{stage} waits for a worker of a newer version than {VERSION}"
-        if outcome == StartOutcome.NEWER:
-            logger.warning("%s", told, extra={"job": job_id, "stage": stage})
-        raise DeferredToNewerWorker(told)
-    if begun is None:
-        head = state.summary(job_id)
-        if outcome == StartOutcome.EXHAUSTED:
-            ended_at = head.updated_at.timestamp()
-            record_job(runtime.tracing.tracer, head, head.status, ended_at, head.error_code)
-        failure = head.failure()
-        if failure is not None:
-            raise failure  # whoever waits for the result of this very message hears of it, too
-        raise Discarded(f"{stage} of job {job_id} is {outcome}")
-    outbox = EventBuffer(state, job_id, attempt)
-    telemetry = Telemetry(
-        begun, stage, delivery.queue, runtime.memory_class, outbox, runtime.tracing.tracer
-    )
-    context = StageContext(
-        stage, attempt, begun, runtime, draining, delivery.queue, outbox, telemetry
-    )
-    logger.info("%s begins", stage, extra={"job": job_id, "stage": stage})
-    try:
-        return _ended(context, body, time.monotonic())
-    except SupersededError as error:
-        raise Discarded(str(error)) from error
-    finally:
-        shutil.rmtree(context.scratch_dir, ignore_errors=True)
+    worker.services.dispatch_waiting()  # The queue has capacity for one more message.
+    extra = {"job": job_id, "stage": stage}
+    if record is not None:
+        logger.info("%s begins", stage, extra=extra)
+        events = EventBuffer(state, job_id, attempt)
+        telemetry = Telemetry(
+            record, stage, delivery.queue, worker.memory_class, events, worker.tracing.tracer
+        )
+        return StageContext(
+            stage=stage,
+            attempt=attempt,
+            record=record,
+            worker=worker,
+            queue=delivery.queue,
+            started_s=time.monotonic(),
+            draining=draining,
+            events=events,
+            telemetry=telemetry,
+        )
+    if answer == StartOutcome.DONE:
+        return Done({"job_id": job_id, "stage": stage}, state.next_queue(job_id))
+    if answer in (StartOutcome.NEWER, StartOutcome.STILL_NEWER):
+        reason = f"{stage} waits for a worker of a newer version than {VERSION}"
+        if answer == StartOutcome.NEWER:
+            logger.warning("%s", reason, extra=extra)
+        return DeferredToNewerWorker(reason)
+    summary = state.summary(job_id)
+    if answer == StartOutcome.EXHAUSTED:
+        ended_at = summary.updated_at.timestamp()
+        record_job(worker.tracing.tracer, summary, summary.status, ended_at, summary.error_code)
+    # The message's sender waits for its result, and gets the job's error.
+    failure = summary.failure()
+    return _ended_with(failure) if failure else Discarded(f"{stage} of job {job_id} is {answer}")
 
 
-def _ended(context: StageContext, body: StageBody, started: float) -> StageEnd:
-    """Do the work and record what came of it."""
-    extra = {"job": context.job_id, "stage": context.stage}
-    worker = context.runtime.worker
-    own = queue_of(context.stage, context.record.gpu_queue, context.record.refs.get(NEXT_QUEUE))
-    if context.queue != own:
-        # Made up, or left from before: whoever may write to one queue does not choose the GPU.
-        raise _move(context, Rerouted(own, f"its message came by {context.queue}"), {})
+def _run(context: StageContext, body: StageBody) -> StageOutcome:
+    """Run the body and record how it ended."""
+    worker, record = context.worker, context.record
+    own_queue = queue_of(context.stage, record.gpu_queue, record.refs.get(NEXT_QUEUE))
+    if context.queue != own_queue:
+        # A stale or forged message: write access to one queue must not choose the GPU.
+        return _reroute(context, own_queue, f"its message came from {context.queue}", {})
     try:
         if context.queue != CPU_QUEUE:
-            context.runtime.check_gpu(context.record.estimate.needed_gib)
+            worker.services.check_gpu(record.estimate.needed_gib)
         result = body(context)
     except TrainerInterrupted:
-        note = Note(level="info", message=f"{worker} stops; {context.stage} waits")
-        result = _interrupted(context, note)
-    except GpuUnhealthy as unfit:
-        message = f"{context.stage} waits for another GPU than that of {worker}: {unfit}"
-        result = _interrupted(context, Note(level="warning", message=message))
-    except Rerouted as moved:
-        raise _move(context, moved, {f"ref:{NEXT_QUEUE}": moved.queue}) from None
+        note = Note(level="info", message=f"{worker.name} stops; {context.stage} waits")
+        return _requeue(context, note)
+    except GpuUnhealthy as unhealthy:
+        reason = f"{context.stage} waits for another GPU than that of {worker.name}: {unhealthy}"
+        return _requeue(context, Note(level="warning", message=reason))
     except (redis.RedisError, SupersededError):
-        raise  # nothing can be written, and the job is not to blame
+        raise  # Nothing can be written, and the job did not fail.
     except JobError as error:
         error.stage = context.stage
-        raise _failed(context, error) from error
+        return _retry_or_fail(context, error)
     except Exception as error:
-        logger.exception("%s failed", context.stage, extra=extra)
+        logger.exception("%s failed", context.stage, extra=_extra(context))
         message = f"{type(error).__name__}: {error}"
-        raise _failed(context, JobError(message, ErrorCode.INTERNAL, context.stage)) from error
-    next_queue = _finish(context, result, time.monotonic() - started)
-    answer = {"job_id": context.job_id, "stage": context.stage, **(result.result or {})}
-    return StageEnd(answer, next_queue)
+        return _retry_or_fail(context, JobError(message, ErrorCode.INTERNAL, context.stage))
+    if isinstance(result, Rerouted):
+        fields = {f"ref:{NEXT_QUEUE}": result.queue}
+        return _reroute(context, result.queue, result.reason, fields)
+    return _finish(context, result)
 
 
-def _finish(context: StageContext, result: StageResult, seconds: float) -> str | None:
-    """Record that the stage is done.
-
-    Returns:
-        Where the next one's message goes; None where that is not now.
-    """
-    state, record = context.runtime.state, context.record
-    # As ``begin`` wrote it: nobody else does while this start is the newest.
+def _finish(context: StageContext, result: StageResult) -> Done:
+    """Record that the stage is done."""
+    state, record = context.worker.state, context.record
+    seconds = time.monotonic() - context.started_s
+    # As ``begin`` wrote it: no other start writes it while this one is the newest.
     stage = record.stages[context.stage].model_copy(
         update={"seconds": round(seconds, 3), "summary": result.summary}
     )
-    ends = result.result is not None
-    cancelled = ends and _patiently(context, lambda: _is_saved(context))
-    following = None if ends else _following_queue(context, result)
-    # A job that comes from the CPU queue has had no turn on a GPU yet.
+    is_last = result.result is not None
+    cancelled = is_last and _until_connected(context, lambda: _is_saved_on_cancel(context))
+    following = None if is_last else _following_queue(context, result)
+    # A job that comes from the CPU queue has not been dispatched to a GPU yet.
     fair_share_queue = following if context.queue == CPU_QUEUE != following else None
-    goes = False
-    _patiently(context, context.outbox.flush)
+    is_sent = False
+    _until_connected(context, context.events.flush)
     counts = {
-        **context.outbox.take_counts(),
+        **context.events.take_counts(),
         **context.telemetry.end_counts("done"),
         **context.telemetry.seconds_counts(seconds),
     }
     try:
-        goes = _patiently(
+        is_sent = _until_connected(
             context,
             lambda: state.finish_stage(
                 context.job_id,
@@ -334,22 +228,129 @@ def _finish(context: StageContext, result: StageResult, seconds: float) -> str |
             ),
         )
     except SupersededError:
-        # Where the connection broke between the write and its answer, the job has ended just so.
+        # If only the reply of the write was lost, the job has ended with this very result.
         ended = state.get(context.job_id)
         if result.result is None or ended.result != result.result:
             raise
-    context.telemetry.record_end("done", status=_status(cancelled) if ends else None)
-    context.runtime.learn(record, context.stage, stage, result.made)
-    return following if goes else None
+    status = JobStatus.CANCELLED if cancelled else JobStatus.SUCCEEDED
+    context.telemetry.record_end("done", status=status if is_last else None)
+    context.worker.services.record_run(record, context.stage, stage, result.work)
+    answer = {"job_id": context.job_id, "stage": context.stage, **(result.result or {})}
+    return Done(answer, following if is_sent else None)
 
 
-def _status(cancelled: bool) -> JobStatus:
-    return JobStatus.CANCELLED if cancelled else JobStatus.SUCCEEDED
+def _requeue(context: StageContext, note: Note) -> StageOutcome:
+    """Give the stage to another worker, since this one cannot continue."""
+    logger.info("%s", note.message, extra=_extra(context))
+    return _release(context, Requeued(note.message), "released", note)
 
 
-def _is_saved(context: StageContext) -> bool:
-    """Whether somebody cancelled the job, and wants what there is of it."""
-    state, job_id = context.runtime.state, context.job_id
+def _reroute(
+    context: StageContext, queue: str, reason: str, fields: dict[str, str]
+) -> StageOutcome:
+    """Send the stage to another queue, and record fields of the job with it."""
+    note = Note(level="info", message=f"{context.stage} moves to {queue}: {reason}")
+    return _release(context, Rerouted(queue, reason), "rerouted", note, fields)
+
+
+def _retry_or_fail(context: StageContext, error: JobError) -> StageOutcome:
+    """Retry a failed stage where that may help, or end the job."""
+    if error.code == ErrorCode.CANCELLED:
+        return _end(context, error)
+    context.telemetry.count(STAGE_FAILURES.one(context.stage, error.code))
+    if error.code == ErrorCode.OUT_OF_MEMORY and not context.record.oom_escalated:
+        engine = context.record.job.engine
+        larger = context.worker.services.next_larger_class(engine)
+        if larger is not None:
+            return _escalate(context, gpu_queue(larger, engine), error)
+    max_retries = context.worker.backoff.max_retries
+    if error.code == ErrorCode.TRAINER_FAILED:
+        max_retries = min(max_retries, _MAX_RETRIES_AFTER_CRASH)
+    if error.retryable and context.record.retries < max_retries:
+        return _retry(context, error)
+    logger.warning("%s ends the job: %s", context.stage, error, extra=_extra(context))
+    return _end(context, error)
+
+
+def _escalate(context: StageContext, queue: str, error: JobError) -> StageOutcome:
+    """Send a stage that ran out of GPU memory to the next larger class, once."""
+    context.telemetry.count(OOM_ESCALATIONS.one(queue))
+    fields = {"gpu_queue": queue, "reason": error.message, "oom_escalated": "1"}
+    return _reroute(context, queue, error.message, {**fields, f"ref:{NEXT_QUEUE}": queue})
+
+
+def _retry(context: StageContext, error: JobError) -> StageOutcome:
+    """Retry a stage that hit a transient error, after a delay."""
+    backoff, retries = context.worker.backoff, context.record.retries
+    delay_s = backoff.delay_s(retries)
+    count = f"retry {retries + 1} of {backoff.max_retries} in {delay_s:.0f} s"
+    reason = f"{error.message}; {count}"
+    note = Note(level="warning", message=f"{context.stage}: {reason}")
+    fields = {"retries": str(retries + 1)}
+    return _release(context, RetriedAfterDelay(reason), "retried", note, fields, delay_s)
+
+
+def _release(
+    context: StageContext,
+    outcome: StageOutcome,
+    label: str,
+    note: Note,
+    fields: dict[str, str] | None = None,
+    delay_s: float | None = None,
+) -> StageOutcome:
+    """Let another start have the stage, unless its job was paused or cancelled meanwhile.
+
+    Args:
+        context: The start that gives the stage up.
+        outcome: What to return if the job goes to another start.
+        label: The name of the outcome in metrics and traces.
+        note: Why, for the job's readers.
+        fields: Fields of the job's record to change.
+        delay_s: Seconds until the stage is sent again; None leaves that to the caller.
+    """
+    state, job_id, attempt = context.worker.state, context.job_id, context.attempt
+    _until_connected(context, context.events.flush)
+    counts = context.events.take_counts()
+    all_counts = {**counts, **context.telemetry.end_counts(label)}
+    status = _until_connected(
+        context,
+        lambda: state.release(job_id, attempt, note, fields, delay_s=delay_s, counts=all_counts),
+    )
+    if status == JobStatus.CANCELLING:
+        context.telemetry.count(counts)
+        return _cancel(context)
+    context.telemetry.record_end(label)
+    if status == JobStatus.PAUSED:
+        return Discarded(f"job {job_id} is paused")
+    return outcome
+
+
+def _cancel(context: StageContext) -> StageOutcome:
+    """End a cancelled job, or let it publish its last checkpoint if the user asked for that."""
+    record = context.worker.state.get(context.job_id)
+    if record.save_on_cancel and context.stage == "train" and "checkpoints" in record.refs:
+        return _finish(context, StageResult("cancelled; its last checkpoint is published"))
+    return _end(context, CancelledJobError(context.job_id, context.stage))
+
+
+def _end(context: StageContext, error: JobError) -> Failed | Cancelled:
+    """End the job with an error."""
+    cancelled = error.code == ErrorCode.CANCELLED
+    status = JobStatus.CANCELLED if cancelled else JobStatus.FAILED
+    counts = {**context.events.take_counts(), **context.telemetry.end_counts(status)}
+    state = context.worker.state
+    _until_connected(context, lambda: state.fail(context.job_id, context.attempt, error, counts))
+    context.telemetry.record_end(status, error.code, status)
+    return _ended_with(error)
+
+
+def _ended_with(error: JobError) -> Failed | Cancelled:
+    return Cancelled(error) if error.code == ErrorCode.CANCELLED else Failed(error)
+
+
+def _is_saved_on_cancel(context: StageContext) -> bool:
+    """Whether the job is cancelled, and its last checkpoint is to be published."""
+    state, job_id = context.worker.state, context.job_id
     is_cancelled = state.requested_state(job_id, context.attempt) == JobStatus.CANCELLING
     return is_cancelled and state.get(job_id).save_on_cancel
 
@@ -359,99 +360,20 @@ def _following_queue(context: StageContext, result: StageResult) -> str:
     return queue_of(following, context.record.gpu_queue, result.refs.get(NEXT_QUEUE))
 
 
-def _failed(context: StageContext, error: JobError) -> Exception:
-    """What a failure means: another try where that may help, or else the job's end."""
-    extra = {"job": context.job_id, "stage": context.stage}
-    if error.code == ErrorCode.CANCELLED:
-        return _end(context, error)
-    context.telemetry.count(STAGE_FAILURES.one(context.stage, error.code))
-    if error.code == ErrorCode.OUT_OF_MEMORY and not context.record.oom_escalated:
-        larger = context.runtime.next_larger_class(context.record.job.engine)
-        if larger is not None:
-            moved = Rerouted(gpu_queue(larger, context.record.job.engine), error.message)
-            context.telemetry.count(OOM_ESCALATIONS.one(moved.queue))
-            fields = {"gpu_queue": moved.queue, "reason": error.message, "oom_escalated": "1"}
-            return _move(context, moved, {**fields, f"ref:{NEXT_QUEUE}": moved.queue})
-    backoff, tries = context.runtime.backoff, context.record.retries
-    most = _TRIES_AFTER_CRASHES if error.code == ErrorCode.TRAINER_FAILED else backoff.tries
-    if error.retryable and tries < min(most, backoff.tries):
-        delay_s = backoff.delay_s(tries)
-        told = f"{error.message}; try {tries + 1} of {backoff.tries} in {delay_s:.0f} s"
-        note = Note(level="warning", message=f"{context.stage}: {told}")
-        if _release(context, "retried", note, {"retries": str(tries + 1)}, delay_s):
-            return Discarded(told)
-        return _cancelled(context)
-    logger.warning("%s ends the job: %s", context.stage, error, extra=extra)
-    return _end(context, error)
+def _extra(context: StageContext) -> dict[str, str]:
+    return {"job": context.job_id, "stage": context.stage}
 
 
-def _move(context: StageContext, moved: Rerouted, fields: dict[str, str]) -> Exception:
-    note = Note(level="info", message=f"{context.stage} moves to {moved.queue}: {moved.reason}")
-    return moved if _release(context, "rerouted", note, fields) else _cancelled(context)
+def _until_connected(context: StageContext, request: Callable[[], T]) -> T:
+    """Repeat a request until the broker answers: finished work must not be lost.
 
-
-def _interrupted(context: StageContext, note: Note) -> StageResult:
-    """What it means for the stage that this worker cannot go on with it.
-
-    Returns:
-        Where somebody wants what there is of a cancelled job: that, as the stage's result.
+    Raises:
+        redis.RedisError: The broker is unavailable, and the worker shuts down.
     """
-    if _release(context, "released", note):
-        extra = {"job": context.job_id, "stage": context.stage}
-        logger.info("%s goes back to its queue", context.stage, extra=extra)
-        raise Requeued(f"{context.stage} of job {context.job_id}")
-    record = context.runtime.state.get(context.job_id)
-    if record.save_on_cancel and context.stage == "train" and "checkpoints" in record.refs:
-        return StageResult("cancelled; what there is is published")
-    raise _cancelled(context)
-
-
-def _cancelled(context: StageContext) -> JobError:
-    return _end(context, CancelledJobError(context.job_id, context.stage))
-
-
-def _end(context: StageContext, error: JobError) -> JobError:
-    """End the job with an error."""
-    cancelled = error.code == ErrorCode.CANCELLED
-    outcome = status = JobStatus.CANCELLED if cancelled else JobStatus.FAILED
-    state = context.runtime.state
-    counts = {**context.outbox.take_counts(), **context.telemetry.end_counts(outcome)}
-    _patiently(context, lambda: state.fail(context.job_id, context.attempt, error, counts))
-    context.telemetry.record_end(outcome, error.code, status)
-    return error
-
-
-def _release(
-    context: StageContext,
-    outcome: str,
-    note: Note,
-    fields: dict[str, str] | None = None,
-    delay_s: float | None = None,
-) -> bool:
-    """Give the stage back; False where the job is to be cancelled instead."""
-    state, job_id, attempt = context.runtime.state, context.job_id, context.attempt
-    _patiently(context, context.outbox.flush)
-    counts = context.outbox.take_counts()
-    told = {**counts, **context.telemetry.end_counts(outcome)}
-    status = _patiently(
-        context,
-        lambda: state.release(job_id, attempt, note, fields, delay_s=delay_s, counts=told),
-    )
-    if status == JobStatus.CANCELLING:
-        context.telemetry.count(counts)
-        return False
-    context.telemetry.record_end(outcome)
-    if status == JobStatus.PAUSED:
-        raise Discarded(f"job {job_id} is paused")
-    return True
-
-
-def _patiently(context: StageContext, write: Callable[[], T]) -> T:
-    """Do it as soon as the broker is there: work that is done is not to be lost."""
     while True:
         try:
-            return write()
+            return request()
         except (redis.ConnectionError, redis.TimeoutError):
             if context.draining():
                 raise
-            time.sleep(_ASK_AGAIN_S)
+            time.sleep(_RECONNECT_EVERY_S)

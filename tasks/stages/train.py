@@ -18,7 +18,7 @@ from tasks.events import (
     ValidationImages,
 )
 from tasks.stages.cache import cache, packs_of
-from tasks.stages.runner import StageContext, StageResult
+from tasks.stages.stage_context import StageContext, StageResult
 from tasks.state.record import JobRecord
 from tasks.strict_model import StrictModel
 
@@ -46,7 +46,7 @@ def train(context: StageContext) -> StageResult:
     return StageResult(
         f"{done.steps} steps, loss {done.final_loss:.4f}{resumed}",
         {"trained": done.model_dump_json()},
-        made=WorkDone(done.steps - run.resumed_at, run.meter.unit_s),
+        work=WorkDone(done.steps - run.resumed_at, run.meter.unit_s),
     )
 
 
@@ -88,8 +88,8 @@ class _Run:
 
     def mend(self, error: TrainerError) -> bool:
         """Do without the file that cannot be read; False where it is none of the job's own."""
-        context, runtime = self._context, self._context.runtime
-        if drop_damaged(runtime.cache, runtime.store, self._packs):
+        context, worker = self._context, self._context.worker
+        if drop_damaged(worker.cache, worker.store, self._packs):
             message = f"{error.message}; what was damaged is encoded again"
             context.emit(Note(level="warning", message=message))
             cache(context)
@@ -106,9 +106,9 @@ class _Run:
         """Asked about twice a second: a good time to note that the cache is still in use."""
         stop = self._context.stop_requested()
         due = time.monotonic() - self._touched_at > _TOUCH_EVERY_S
-        if due and not self._context.outbox.away:
+        if due and not self._context.events.is_disconnected:
             self._touched_at = time.monotonic()
-            self._context.runtime.cache.use(self._packs)
+            self._context.worker.cache.use(self._packs)
         return stop
 
     def _on_event(self, event: Event) -> None:
@@ -135,7 +135,7 @@ class _Run:
             """Once it is recorded: only then does nobody need the old ones any more."""
             for old in pruned:
                 files = [file.key for file in old.files]
-                self._context.runtime.store.delete([old.state_key, *files])
+                self._context.worker.store.delete([old.state_key, *files])
 
         self._record("checkpoints", kept, event, prune)
 
@@ -149,7 +149,7 @@ class _Run:
                 # A trainer that was started again in the same attempt wrote over its own.
                 new = {image.key for image in event.images}
                 old = [image.key for image in replaced.images if image.key not in new]
-                self._context.runtime.store.delete(old)
+                self._context.worker.store.delete(old)
 
         self._record("validations", [made[step] for step in sorted(made)], event, remove)
 

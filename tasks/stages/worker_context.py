@@ -1,4 +1,4 @@
-"""What a stage needs from the worker it runs in. ``worker/`` fills it in."""
+"""What a stage needs of the worker that runs it; ``worker/worker.py`` provides it."""
 
 import random
 from collections.abc import Callable
@@ -19,11 +19,13 @@ from tasks.store import Store
 from tasks.tracing.spans import Tracing
 
 Device = Literal["cpu", "cuda"]
-_LONGEST_PAUSE_S = 600.0
+
+# Longer delays would keep a job from a server that is back within minutes.
+_MAX_DELAY_S = 600.0
 
 
 class Trainer(Protocol):
-    """Runs trainer requests, one at a time, in a process of its own."""
+    """Runs trainer requests, one at a time, in a separate process."""
 
     def run(
         self,
@@ -32,90 +34,109 @@ class Trainer(Protocol):
         on_event: Callable[[Event], None],
         stop_requested: Callable[[], bool],
     ) -> CacheDone | TrainDone:
-        """Run a request to its end.
+        """Run a request until it ends.
 
         Args:
             request: What to do.
-            on_event: Called in this thread with each event as it comes. An error it raises ends
-                the trainer and is raised on.
-            stop_requested: Asked at least once a second; True makes the trainer save a checkpoint
-                and stop. An error it raises ends the trainer and is raised on.
+            on_event: Called in this thread with each event. An error that it raises ends the
+                trainer and is raised again.
+            stop_requested: Called at least once a second; True makes the trainer save a checkpoint
+                and stop. An error that it raises ends the trainer and is raised again.
 
         Returns:
             The trainer's answer.
 
         Raises:
-            TrainerInterrupted: It stopped because it was asked to.
-            TrainerError: It failed; the message holds its own words or the end of its output.
+            TrainerInterrupted: It stopped on request.
+            TrainerError: It failed; the message is the trainer's own, or the end of its output.
         """
         ...
 
     def close(self) -> None:
-        """End what is kept for later requests."""
+        """End the process that is kept for later requests."""
         ...
 
 
-class TrainerInterrupted(Exception):  # noqa: N818 - an outcome, not an error
-    """The trainer stopped as it was asked to; its last checkpoint was told as an event."""
+class TrainerInterrupted(Exception):  # noqa: N818 - crosses the trainer's callbacks; no error
+    """The trainer stopped on request; its last checkpoint was reported as an event."""
 
 
-class GpuUnhealthy(Exception):  # noqa: N818 - an outcome, not an error
-    """The worker's GPU cannot take the job now: another worker's may."""
+class GpuUnhealthy(Exception):  # noqa: N818 - ends a stage on this worker; no error of the job
+    """The worker's GPU cannot take the job now; another worker's may."""
 
 
 @dataclass(frozen=True)
 class Backoff:
-    """How a stage that met a passing fault is tried again.
+    """Delays between retries of a stage that hit a transient error.
 
     Attributes:
-        tries: How often.
-        first_s: Seconds before the first try, more or less; each later pause is twice as long.
+        max_retries: How often a stage is retried.
+        first_s: The first delay in seconds; each later one is twice as long.
     """
 
-    tries: int
+    max_retries: int
     first_s: float
 
-    def delay_s(self, tries: int) -> float:
-        """Seconds to wait after so many tries; at random, so that jobs do not come back at once."""
-        nominal: float = self.first_s * 2**tries
-        return min(_LONGEST_PAUSE_S, nominal * random.uniform(0.5, 1.5))
+    def delay_s(self, retries: int) -> float:
+        """Return the seconds to wait after N retries, with jitter so that jobs spread out."""
+        nominal: float = self.first_s * 2**retries
+        return min(_MAX_DELAY_S, nominal * random.uniform(0.5, 1.5))
+
+
+class WorkerServices:
+    """What a stage asks of its worker and of the fleet.
+
+    These methods are those of a worker without a GPU and a fleet; ``worker/context.py`` overrides
+    them.
+    """
+
+    def check_gpu(self, needed_gib: float) -> None:
+        """Check the worker's GPU before a stage that uses it.
+
+        Raises:
+            GpuUnhealthy: It cannot take the job now.
+        """
+
+    def dispatch_waiting(self) -> None:
+        """Send jobs that wait in tenant queues, as far as the fleet has capacity."""
+
+    def next_larger_class(self, engine: Engine) -> MemoryClass | None:
+        """Return the next class above this worker's that a live worker with this engine has."""
+        return None
+
+    def newest_versions(self) -> dict[str, int]:
+        """Return the newest version of the program that serves each queue."""
+        return {}
+
+    def record_run(
+        self, record: JobRecord, stage: str, stage_record: StageRecord, work: WorkDone
+    ) -> None:
+        """Record how long a stage took, for the estimates of later jobs."""
 
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """One worker process's means.
+    """One worker process.
 
     Attributes:
-        worker: The worker's name, for people.
+        name: The worker's name, for people.
+        read_policy: What the jobs of this worker may read.
         device: What its trainers compute on.
-        backoff: How stages that met a passing fault are tried again.
-        next_larger_class: The next class above this worker's own that a live worker with this
-            engine has, for a job that ran out of GPU memory here.
-        check_gpu: Asked before each stage that needs the GPU, with the GiB it needs; raises
-            ``GpuUnhealthy``.
-        dispatch: Lets waiting jobs take the room that there is; see ``tasks/state/tenant_queues.py``.
-        newest_versions: Queue to the newest version of the program that a live worker of it is of.
-        learn: Told of each stage that is done; see ``RunHistoryStore.record_run``.
-        memory_class: That of the worker's GPU.
+        backoff: The delays between retries.
+        memory_class: The class of the worker's GPU; None without a GPU.
         tracing: Sends the spans of jobs' traces.
     """
 
+    name: str
+    device: Device
     state: JobStore
     cache: CacheRegistry
     store: Store
     trainer: Trainer
-    access: ReadPolicy
+    read_policy: ReadPolicy
     downloads_dir: Path
     scratch_dir: Path
-    worker: str
-    device: Device
-    backoff: Backoff = Backoff(tries=0, first_s=1.0)
-    next_larger_class: Callable[[Engine], MemoryClass | None] = lambda engine: None
-    check_gpu: Callable[[float], None] = lambda needed_gib: None
-    dispatch: Callable[[], object] = lambda: None
-    newest_versions: Callable[[], dict[str, int]] = dict
-    learn: Callable[[JobRecord, str, StageRecord, WorkDone], None] = lambda job, stage, done, made: (
-        None
-    )
+    services: WorkerServices = field(default_factory=WorkerServices)
+    backoff: Backoff = Backoff(max_retries=0, first_s=1.0)
     memory_class: MemoryClass | None = None
     tracing: Tracing = field(default_factory=Tracing)

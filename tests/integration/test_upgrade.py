@@ -168,7 +168,7 @@ def assert_people_are_told(site: Site, old_jobs: list[str], new_jobs: list[str])
     status = site.run("old", "-m", "worker", "status", new_jobs[0])
     assert (status.returncode, refusal in status.stderr) == (1, True)
     told = site.run("new", "-m", "worker", "status", new_jobs[0]).stdout
-    wanted = f"waits: prepare waits for a worker of version {VERSION + 1}; those of cpu are of"
+    wanted = f"waits: prepare waits for a worker of version {VERSION + 1}; those of cpu have"
     assert wanted in told
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from tasks.stages.submit import admit
+from tasks.stages.submit import submit
 from tasks.state.connection import connect
 from tasks.state.job_store import JobStore
 from tasks.store import Store, cache_index_key
@@ -90,7 +90,7 @@ def test_a_job_whose_message_was_lost_goes_on_under_the_id_its_sender_waits_for(
     url = find_running(fleet.home)
     assert url is not None
     with connect(url) as client:
-        job_id = admit(job, JobStore(client, timedelta(hours=1)), "lost-and-found")[0]
+        job_id = submit(job, JobStore(client, timedelta(hours=1)), "lost-and-found")[0]
     backend = Celery(broker=url, backend=url, set_as_current=False)
     result = backend.AsyncResult("lost-and-found").get(timeout=PATIENCE_S)
     assert result["job_id"] == job_id

@@ -9,7 +9,7 @@ from routing.classes import MemoryClass
 from routing.estimate import PUBLISHED
 from tasks.calibration import read_calibration
 from tasks.settings.settings import Settings
-from tasks.stages.submit import admit
+from tasks.stages.submit import submit
 from tasks.state.job_store import JobStore
 
 TOO_MUCH = {"version": 1, "constants": {"flux_overhead_bytes": 45e9}}
@@ -79,7 +79,7 @@ def test_a_job_stays_on_the_route_of_the_process_that_recorded_it(
     monkeypatch.setenv("TRAINING_CALIBRATION", str(file_of(tmp_path, TOO_MUCH)))
     settings = Settings()
     calibrated = JobStore(state._redis, settings.job_ttl, settings.constants)
-    job_id, job, _ = admit(job_document, calibrated, "result")
+    job_id, job, _ = submit(job_document, calibrated, "result")
     assert job.route().memory_class == MemoryClass.GB40
     record = state.get(job_id)  # as one reads it who has no calibration
     assert record.gpu_queue == "gpu.80gb"

@@ -6,6 +6,7 @@ import tasks.contract
 from tasks import contract
 from tasks.app import make_app
 from tasks.settings.settings import Settings
+from tasks.stages.celery_tasks import make_worker_app
 from tasks.stages.worker_context import WorkerContext
 
 
@@ -33,7 +34,7 @@ def test_the_contract_is_one_file_that_needs_only_the_standard_library(tmp_path:
 
 
 def test_every_task_is_registered_by_its_wire_name(broker_url: str) -> None:
-    app = make_app(Settings(), broker_url, no_runtime)
+    app = make_worker_app(Settings(), broker_url, no_runtime)
     ours = {name for name in app.tasks if not name.startswith("celery.")}
     assert ours == {contract.SUBMIT, *map(contract.task_name, contract.STAGES)}
     assert {contract.PREPARE, contract.CACHE, contract.TRAIN, contract.PUBLISH} < ours

@@ -156,7 +156,7 @@ def drain(
     if all_workers == bool(workers):
         raise UsageError("name the workers to drain, or give --all")
     client = client_of(settings)
-    live = sorted(client.present_workers())
+    live = sorted(client.live_workers())
     unknown = sorted(set(workers or ()) - set(live))
     if unknown:
         known = ", ".join(live) or "none"
@@ -167,7 +167,7 @@ def drain(
     running = set(names)
     while wait and running and time.monotonic() < deadline:
         time.sleep(0.2)
-        running &= client.present_workers().keys()
+        running &= client.live_workers().keys()
     for name in names:
         state = "draining" if not wait else "running" if name in running else "stopped"
         if json:
@@ -234,7 +234,7 @@ def gpus(
     from worker.gpu.inventory import find_gpus
 
     if fleet:
-        live = client_of(settings).present_workers()
+        live = client_of(settings).live_workers()
         workers = {name: it for name, it in live.items() if it.gpu_uuid is not None}
         if json:
             print_json([{"worker": n, **it.model_dump(mode="json")} for n, it in workers.items()])

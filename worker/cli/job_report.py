@@ -46,7 +46,7 @@ class JobStatusReport:
 
     def __init__(self, client: Client, job_id: str) -> None:
         self._record = client.state.get(job_id)
-        self._waiting_reason = client.waits_for(self._record)
+        self._waiting_reason = client.waiting_reason(self._record)
         self._now = datetime.now(UTC)
         progress = progress_of(event for _, event in client.state.events(job_id))
         history = client.run_history.read()

@@ -11,7 +11,7 @@ import pytest
 
 from console.services import dataset_checks as checks
 from tasks.eta.history import RunHistoryStore, WorkDone
-from tasks.stages.submit import admit
+from tasks.stages.submit import submit
 from tasks.state.record import StageRecord
 from tests.console.conftest import Console, image, job, upload, zipped
 
@@ -87,7 +87,7 @@ def test_a_preview_estimates_time_and_price_from_history(
 
 def learn(console: Console, document: dict[str, Any]) -> None:
     """Let a job's training have taken two seconds a step."""
-    job_id, trained, _ = admit(document, console.state, "result")
+    job_id, trained, _ = submit(document, console.state, "result")
     durations = RunHistoryStore(
         console.redis, console.settings.job_ttl, trained.route().memory_class
     )

@@ -20,10 +20,12 @@ from tasks.eta.history import WorkDone
 from tasks.events import EncoderDigests
 from tasks.jobs.job import parse_job
 from tasks.stages.cache import cache, is_cached
-from tasks.stages.runner import Delivery, Rerouted, StageResult, run_stage
-from tasks.stages.submit import admit
+from tasks.stages.outcomes import Done, Requeued, Rerouted, StageOutcome
+from tasks.stages.runner import Delivery, run_stage
+from tasks.stages.stage_context import StageResult
+from tasks.stages.submit import submit
 from tasks.stages.trainer_protocol import TrainerRequest
-from tasks.stages.worker_context import TrainerInterrupted, WorkerContext
+from tasks.stages.worker_context import TrainerInterrupted, WorkerContext, WorkerServices
 from tasks.state.job_store import JobStore
 from tasks.state.record import NEXT_QUEUE
 from tasks.store import Store, cache_index_key, dataset_key
@@ -125,28 +127,31 @@ class Job:
         refs: dict[str, str],
     ) -> None:
         self.state, self.registry, self.store = state, registry, store
-        self.id = admit(document, state, "result")[0]
+        self.id = submit(document, state, "result").job_id
         key = put(store, images)
         body = lambda _: StageResult("left", {"dataset": key, **refs})  # noqa: E731
-        runtime = self.runtime(Encoder(store))
-        run_stage("prepare", body, self.id, Delivery("cpu", "t"), runtime, lambda: False)
+        worker = self.worker(Encoder(store))
+        run_stage("prepare", body, self.id, Delivery("cpu", "t"), worker, lambda: False)
 
-    def runtime(self, encoder: Encoder) -> WorkerContext:
+    def worker(self, encoder: Encoder) -> WorkerContext:
         scratch = Path(self.store.url.removeprefix("file://")) / "scratch"
         return WorkerContext(
             state=self.state,
             cache=self.registry,
             store=self.store,
             trainer=encoder,
-            access=ReadPolicy(),
+            read_policy=ReadPolicy(),
             downloads_dir=scratch / "downloads",
             scratch_dir=scratch,
-            worker="gpu@here",
+            name="gpu@here",
             device="cpu",
         )
 
+    def run_cache(self, encoder: Encoder, delivery: Delivery = GPU) -> StageOutcome:
+        return run_stage("cache", cache, self.id, delivery, self.worker(encoder), lambda: False)
+
     def cache(self, encoder: Encoder, delivery: Delivery = GPU) -> str:
-        run_stage("cache", cache, self.id, delivery, self.runtime(encoder), lambda: False)
+        assert isinstance(self.run_cache(encoder, delivery), Done)
         return self.state.get(self.id).stages["cache"].summary or ""
 
     def index(self) -> CacheIndex:
@@ -186,9 +191,14 @@ def test_what_was_encoded_tells_what_an_entry_takes(
     job_of: Callable[..., Job], store: Store
 ) -> None:
     told: list[WorkDone] = []
+
+    class Recorder(WorkerServices):
+        def record_run(self, *args: Any) -> None:
+            told.append(args[-1])
+
     job = job_of()
-    runtime = replace(job.runtime(Encoder(store)), learn=lambda *args: told.append(args[-1]))
-    run_stage("cache", cache, job.id, GPU, runtime, lambda: False)
+    worker = replace(job.worker(Encoder(store)), services=Recorder())
+    run_stage("cache", cache, job.id, GPU, worker, lambda: False)
     [made] = told
     assert made.units == 41
     assert made.unit_s is not None
@@ -236,8 +246,7 @@ def test_what_was_stored_before_a_stop_is_not_encoded_again(
     job, encoded = job_of(), Counter[str]()
     for _ in range(3):
         encoder = Encoder(store, dies_after=1)
-        with pytest.raises(Exception, match="cache of job"):
-            job.cache(encoder)
+        assert isinstance(job.run_cache(encoder), Requeued)
         encoded += encoder.encoded
     last = Encoder(store)
     job.cache(last)
@@ -314,9 +323,9 @@ def test_without_a_gpu_a_stage_that_lacks_something_moves_to_the_jobs_queue(
     without_gpu = {NEXT_QUEUE: CPU_QUEUE}
     whole, lacking = job_of(10, refs=without_gpu), job_of(11, refs=without_gpu)
     assert whole.cache(Encoder(store), cpu).startswith("0 images")
-    with pytest.raises(Rerouted) as moved:
-        lacking.cache(Encoder(store), cpu)
-    assert moved.value.queue == "gpu.40gb"
+    moved = lacking.run_cache(Encoder(store), cpu)
+    assert isinstance(moved, Rerouted)
+    assert moved.queue == "gpu.40gb"
     assert lacking.state.get(lacking.id).pending_queue == "gpu.40gb"
     assert lacking.cache(Encoder(store)).startswith("1 images")
 
@@ -325,10 +334,10 @@ def test_what_is_cached_is_known_without_the_encoders(
     job_of: Callable[..., Job], store: Store, document: dict[str, Any]
 ) -> None:
     job = job_of(10)
-    config, runtime = parse_job(document).training, job.runtime(Encoder(store))
-    assert not is_cached(runtime, config, dataset(10))
+    config, worker = parse_job(document).training, job.worker(Encoder(store))
+    assert not is_cached(worker, config, dataset(10))
     job.cache(Encoder(store))
-    assert is_cached(runtime, config, dataset(10))
-    assert not is_cached(runtime, config, dataset(11))
+    assert is_cached(worker, config, dataset(10))
+    assert not is_cached(worker, config, dataset(11))
     Path(document["training"]["model"], "weights").write_bytes(b"others")
-    assert not is_cached(runtime, config, dataset(10))
+    assert not is_cached(worker, config, dataset(10))

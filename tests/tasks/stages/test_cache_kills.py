@@ -20,8 +20,9 @@ from tasks.data.read_policy import ReadPolicy
 from tasks.dataset import Sample, dataset_of
 from tasks.events import CacheDone, EncoderDigests, Event, TrainDone
 from tasks.stages.cache import cache
-from tasks.stages.runner import Delivery, StageResult, run_stage
-from tasks.stages.submit import admit
+from tasks.stages.runner import Delivery, run_stage
+from tasks.stages.stage_context import StageResult
+from tasks.stages.submit import submit
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import WorkerContext
 from tasks.state.connection import connect
@@ -63,17 +64,17 @@ class LoggingEncoder:
         """It keeps nothing."""
 
 
-def runtime_of(broker_url: str, folder: Path) -> WorkerContext:
+def worker_of(broker_url: str, folder: Path) -> WorkerContext:
     client, store = connect(broker_url), Store((folder / "store").as_uri())
     return WorkerContext(
         state=JobStore(client, timedelta(hours=1)),
         cache=CacheRegistry(client, timedelta(hours=1), timedelta(seconds=1)),
         store=store,
         trainer=LoggingEncoder(store, folder / "encoded"),
-        access=ReadPolicy(),
+        read_policy=ReadPolicy(),
         downloads_dir=folder / "downloads",
         scratch_dir=folder / "scratch",
-        worker="gpu@here",
+        name="gpu@here",
         device="cpu",
     )
 
@@ -81,10 +82,10 @@ def runtime_of(broker_url: str, folder: Path) -> WorkerContext:
 def run_cache(broker_url: str, folder: Path, job_id: str) -> None:
     """One start of the job's cache stage, as a message that the broker gives again."""
     delivery = Delivery(queue="gpu.40gb", tag="t")
-    runtime = runtime_of(broker_url, folder)
+    worker = worker_of(broker_url, folder)
     # No more starts than there may be are spent on kills.
-    runtime.state._redis.hset(f"training:job:{job_id}", "starts", "0")
-    run_stage("cache", cache, job_id, delivery, runtime, lambda: False)
+    worker.state._redis.hset(f"training:job:{job_id}", "starts", "0")
+    run_stage("cache", cache, job_id, delivery, worker, lambda: False)
 
 
 @pytest.mark.timeout(180)
@@ -93,21 +94,21 @@ def test_twenty_kills_leave_no_damaged_pack_and_encode_no_more_than_the_batches_
 ) -> None:
     (tmp_path / "model").mkdir()
     job_document["training"] |= {"cache_vae_outputs": True, "cache_text_encoder_outputs": True}
-    runtime = runtime_of(broker_url, tmp_path)
-    job_id = admit(job_document, runtime.state, "result")[0]
+    worker = worker_of(broker_url, tmp_path)
+    job_id = submit(job_document, worker.state, "result").job_id
     dataset = dataset_of(
         Sample(image=f"{n:04}", width=512, height=512, caption=f"image {n}", source=f"{n}.png")
         for n in range(600)
     )
     key = dataset_key(dataset.digest)
-    runtime.store.put(key, dataset.model_dump_json().encode())
+    worker.store.put(key, dataset.model_dump_json().encode())
     prepared = Delivery(queue="cpu", tag="t")
     run_stage(
         "prepare",
         lambda _: StageResult("left", {"dataset": key}),
         job_id,
         prepared,
-        runtime,
+        worker,
         lambda: False,
     )
     draw, log, killed = Random(0), tmp_path / "encoded", 0
@@ -131,7 +132,7 @@ def test_twenty_kills_leave_no_damaged_pack_and_encode_no_more_than_the_batches_
     assert killed == KILLS
     assert len(encoded) == 1201
     assert encoded.total() - len(encoded) <= KILLS * BATCH
-    for pack in runtime.store.keys(PACKS):
-        verify_pack(runtime.store, pack)
-    index = CacheIndex.model_validate_json(runtime.store.get(cache_index_key(job_id)))
+    for pack in worker.store.keys(PACKS):
+        verify_pack(worker.store, pack)
+    index = CacheIndex.model_validate_json(worker.store.get(cache_index_key(job_id)))
     assert set(index.packs) == set(encoded)

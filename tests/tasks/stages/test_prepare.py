@@ -6,12 +6,12 @@ import pytest
 
 from tasks.data.read_policy import ReadPolicy
 from tasks.stages.prepare import access_of
-from tasks.stages.runner import StageContext, StageResult
-from tasks.stages.submit import admit
+from tasks.stages.stage_context import StageContext, StageResult
+from tasks.stages.submit import submit
 from tasks.state.job_store import JobStore
 from tasks.state.record import READS
 from tasks.store import Store
-from tests.tasks.stages.test_runner import ScriptedTrainer, run_stage, runtime_with
+from tests.tasks.stages.test_runner import ScriptedTrainer, run_stage, worker_with
 
 
 @pytest.mark.parametrize(
@@ -31,11 +31,11 @@ def test_a_tenants_job_reads_less_than_its_worker_may(
         seen.append(access_of(context))
         return StageResult("looked")
 
-    job_id, _, _ = admit(job_document, state, "result", refs)
+    job_id, _, _ = submit(job_document, state, "result", refs)
     store = Store((tmp_path / "store").as_uri())
     rules = ReadPolicy(roots=("/",), hosts=frozenset({"intern.example"}))
-    runtime = replace(runtime_with(state, store, tmp_path, ScriptedTrainer()), access=rules)
-    run_stage("prepare", look, job_id, runtime)
+    worker = replace(worker_with(state, store, tmp_path, ScriptedTrainer()), read_policy=rules)
+    run_stage("prepare", look, job_id, worker)
     [access] = seen
     assert access.roots == roots
     assert bool(access.hosts) == (refs is None)

@@ -10,28 +10,32 @@ import pytest
 import redis
 
 from routing.classes import MemoryClass
+from routing.engines import Engine
 from tasks import events
 from tasks.cache.index import CacheRegistry
 from tasks.data.read_policy import ReadPolicy
 from tasks.dataset import dataset_of
 from tasks.errors import CancelledJobError, ErrorCode, JobError, StoreError, TrainerError
-from tasks.stages import event_buffer as outbox
+from tasks.stages import event_buffer
 from tasks.stages.cache import cache
-from tasks.stages.publish import publish
-from tasks.stages.runner import (
-    Delivery,
+from tasks.stages.outcomes import (
+    Cancelled,
     Discarded,
+    Done,
+    Failed,
     Requeued,
     Rerouted,
-    StageBody,
-    StageContext,
-    StageResult,
+    RetriedAfterDelay,
+    StageOutcome,
 )
+from tasks.stages.publish import publish
+from tasks.stages.runner import Delivery
 from tasks.stages.runner import run_stage as run_any_stage
-from tasks.stages.submit import admit
+from tasks.stages.stage_context import StageBody, StageContext, StageResult
+from tasks.stages.submit import submit
 from tasks.stages.train import train
 from tasks.stages.trainer_protocol import TrainerRequest
-from tasks.stages.worker_context import Backoff, TrainerInterrupted, WorkerContext
+from tasks.stages.worker_context import Backoff, TrainerInterrupted, WorkerContext, WorkerServices
 from tasks.state.control import JobControl
 from tasks.state.job_store import JobStore
 from tasks.state.record import JobStatus, queue_of
@@ -76,10 +80,10 @@ def store(tmp_path: Path) -> Store:
 def job_id(state: JobStore, job_document: dict[str, Any]) -> str:
     """A job that caches nothing: its base model does not exist."""
     job_document["training"] |= dict.fromkeys(CACHES, False)
-    return admit(job_document, state, "result")[0]
+    return submit(job_document, state, "result").job_id
 
 
-def runtime_with(
+def worker_with(
     state: JobStore, store: Store, tmp_path: Path, trainer: ScriptedTrainer
 ) -> WorkerContext:
     cache = CacheRegistry(state._redis, timedelta(hours=1), timedelta(seconds=4))
@@ -88,32 +92,44 @@ def runtime_with(
         cache=cache,
         store=store,
         trainer=trainer,
-        access=ReadPolicy(),
+        read_policy=ReadPolicy(),
         downloads_dir=tmp_path / "downloads",
         scratch_dir=tmp_path / "scratch",
-        worker="gpu@here",
+        name="gpu@here",
         device="cpu",
     )
+
+
+def outcome_of(
+    stage: str,
+    body: StageBody,
+    job_id: str,
+    worker: WorkerContext,
+    delivery: Delivery | None = None,
+    draining: bool = False,
+) -> StageOutcome:
+    if delivery is None:
+        queue = queue_of(stage, worker.state.get(job_id).gpu_queue, None)
+        delivery = Delivery(queue=queue, tag="first")
+    return run_any_stage(stage, body, job_id, delivery, worker, lambda: draining)
 
 
 def run_stage(
     stage: str,
     body: StageBody,
     job_id: str,
-    runtime: WorkerContext,
+    worker: WorkerContext,
     delivery: Delivery | None = None,
-    draining: bool = False,
 ) -> dict[str, Any]:
-    if delivery is None:
-        queue = queue_of(stage, runtime.state.get(job_id).gpu_queue, None)
-        delivery = Delivery(queue=queue, tag="first")
-    return run_any_stage(stage, body, job_id, delivery, runtime, lambda: draining).answer
+    outcome = outcome_of(stage, body, job_id, worker, delivery)
+    assert isinstance(outcome, Done)
+    return outcome.answer
 
 
-def run_all(stages: tuple[str, ...], job_id: str, runtime: WorkerContext) -> None:
+def run_all(stages: tuple[str, ...], job_id: str, worker: WorkerContext) -> None:
     """Stages that do nothing, so that a later one may begin."""
     for stage in stages:
-        run_stage(stage, leave(), job_id, runtime)
+        run_stage(stage, leave(), job_id, worker)
 
 
 def leave(**refs: str) -> StageBody:
@@ -145,14 +161,14 @@ def test_a_job_goes_through_its_stages_and_ends_published(
         "prepare",
         leave(dataset=empty_dataset(store)),
         job_id,
-        runtime_with(state, store, tmp_path, ScriptedTrainer()),
+        worker_with(state, store, tmp_path, ScriptedTrainer()),
     )
     idle = ScriptedTrainer()
-    run_stage("cache", cache, job_id, runtime_with(state, store, tmp_path, idle))
+    run_stage("cache", cache, job_id, worker_with(state, store, tmp_path, idle))
     training = ScriptedTrainer(*checkpoints, TRAINED)
-    run_stage("train", train, job_id, runtime_with(state, store, tmp_path, training))
+    run_stage("train", train, job_id, worker_with(state, store, tmp_path, training))
     result = run_stage(
-        "publish", publish, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer())
+        "publish", publish, job_id, worker_with(state, store, tmp_path, ScriptedTrainer())
     )
 
     assert idle.requests == []
@@ -182,7 +198,7 @@ def test_a_run_that_took_more_memory_than_estimated_is_told(
         ("train", train, ScriptedTrainer(saved(store, 20), trained)),
         ("publish", publish, ScriptedTrainer()),
     ):
-        run_stage(stage, body, job_id, runtime_with(state, store, tmp_path, trainer))
+        run_stage(stage, body, job_id, worker_with(state, store, tmp_path, trainer))
     manifest = json.loads(store.get(f"outputs/{job_id}/manifest.json"))
     assert manifest["gpu_memory"] == {"estimated_bytes": estimated, "peak_bytes": peak}
     told = [event for _, event in state.events(job_id) if isinstance(event, events.Note)]
@@ -193,14 +209,14 @@ def test_a_train_stage_that_begins_again_goes_on_from_the_newest_checkpoint(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     refs = leave(dataset=empty_dataset(store))
-    run_stage("prepare", refs, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
-    run_stage("cache", cache, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
+    run_stage("prepare", refs, job_id, worker_with(state, store, tmp_path, ScriptedTrainer()))
+    run_stage("cache", cache, job_id, worker_with(state, store, tmp_path, ScriptedTrainer()))
     interrupted = ScriptedTrainer(saved(store, 10), ends=TrainerInterrupted())
-    with pytest.raises(Requeued):
-        run_stage("train", train, job_id, runtime_with(state, store, tmp_path, interrupted))
+    outcome = outcome_of("train", train, job_id, worker_with(state, store, tmp_path, interrupted))
+    assert isinstance(outcome, Requeued)
     assert state.get(job_id).pending_queue == "gpu.40gb"
     resumed = ScriptedTrainer(saved(store, 20), TRAINED)
-    run_stage("train", train, job_id, runtime_with(state, store, tmp_path, resumed))
+    run_stage("train", train, job_id, worker_with(state, store, tmp_path, resumed))
     assert resumed.requests[0].resume_state_key == "jobs/x/10/state"
     assert state.get(job_id).stages["train"].summary == "20 steps, loss 0.5000, from step 10"
 
@@ -210,12 +226,12 @@ def test_old_checkpoints_are_removed_only_after_a_newer_one_is_recorded(
 ) -> None:
     changes = {"max_checkpoints": 1, **dict.fromkeys(CACHES, False)}
     job_document["training"] |= changes
-    job_id = admit(job_document, state, "result")[0]
+    job_id = submit(job_document, state, "result").job_id
     refs = leave(dataset=empty_dataset(store))
-    run_stage("prepare", refs, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
-    run_stage("cache", cache, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
+    run_stage("prepare", refs, job_id, worker_with(state, store, tmp_path, ScriptedTrainer()))
+    run_stage("cache", cache, job_id, worker_with(state, store, tmp_path, ScriptedTrainer()))
     trainer = ScriptedTrainer(saved(store, 10), saved(store, 20), TRAINED)
-    run_stage("train", train, job_id, runtime_with(state, store, tmp_path, trainer))
+    run_stage("train", train, job_id, worker_with(state, store, tmp_path, trainer))
     assert store.keys("jobs/x") == ["jobs/x/20/lamp.safetensors", "jobs/x/20/state"]
 
 
@@ -225,10 +241,11 @@ def test_a_failing_stage_fails_the_job_with_its_own_words(
     def broken(context: StageContext) -> StageResult:
         raise JobError("cat.png is no image", ErrorCode.INVALID_DATASET)
 
-    with pytest.raises(JobError, match=r"cat\.png"):
-        run_stage(
-            "prepare", broken, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer())
-        )
+    outcome = outcome_of(
+        "prepare", broken, job_id, worker_with(state, store, tmp_path, ScriptedTrainer())
+    )
+    assert isinstance(outcome, Failed)
+    assert "cat.png" in str(outcome.error)
     record = state.get(job_id)
     assert (record.status, record.error_code, record.error_stage) == (
         JobStatus.FAILED,
@@ -236,8 +253,11 @@ def test_a_failing_stage_fails_the_job_with_its_own_words(
         "prepare",
     )
     # A message that comes after the end tells whoever waits for its result the same.
-    with pytest.raises(JobError, match=r"cat\.png"):
-        run_stage("cache", cache, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer()))
+    outcome = outcome_of(
+        "cache", cache, job_id, worker_with(state, store, tmp_path, ScriptedTrainer())
+    )
+    assert isinstance(outcome, Failed)
+    assert "cat.png" in str(outcome.error)
 
 
 def test_an_unforeseen_error_is_told_by_its_type(
@@ -246,10 +266,11 @@ def test_an_unforeseen_error_is_told_by_its_type(
     def broken(context: StageContext) -> StageResult:
         raise ZeroDivisionError("by nothing")
 
-    with pytest.raises(JobError, match="ZeroDivisionError: by nothing"):
-        run_stage(
-            "prepare", broken, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer())
-        )
+    outcome = outcome_of(
+        "prepare", broken, job_id, worker_with(state, store, tmp_path, ScriptedTrainer())
+    )
+    assert isinstance(outcome, Failed)
+    assert "ZeroDivisionError: by nothing" in str(outcome.error)
     assert state.get(job_id).error_code == ErrorCode.INTERNAL
 
 
@@ -259,12 +280,12 @@ def test_a_broker_that_is_away_fails_no_job(
     def cut_off(context: StageContext) -> StageResult:
         raise redis.ConnectionError("away")
 
-    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
-    with pytest.raises(redis.ConnectionError):
-        run_stage("prepare", cut_off, job_id, runtime)
+    worker = worker_with(state, store, tmp_path, ScriptedTrainer())
+    outcome = outcome_of("prepare", cut_off, job_id, worker)
+    assert isinstance(outcome, Requeued)
     assert not state.get(job_id).status.ended
     again = Delivery(queue="cpu", tag="second")
-    run_stage("prepare", leave(dataset="d"), job_id, runtime, again)
+    run_stage("prepare", leave(dataset="d"), job_id, worker, again)
     assert state.get(job_id).pending_queue == "gpu.40gb"
 
 
@@ -289,7 +310,7 @@ class Away(JobStore):
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broker that was away is asked again at once."""
-    monkeypatch.setattr(outbox, "_PAUSE_S", 0.0)
+    monkeypatch.setattr(event_buffer, "_RETRY_AFTER_S", 0.0)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -312,7 +333,7 @@ def test_a_start_that_is_cut_off_goes_on_and_tells_all_when_the_broker_is_back(
         assert not context.stop_requested()
         return StageResult("done", {})
 
-    run_stage("prepare", cut_off, job_id, runtime_with(broker, store, tmp_path, ScriptedTrainer()))
+    run_stage("prepare", cut_off, job_id, worker_with(broker, store, tmp_path, ScriptedTrainer()))
     assert pruned == [10, 20]
     assert state.get(job_id).refs == {"checkpoints": "20"}
     told = [event for _, event in state.events(job_id)]
@@ -334,11 +355,18 @@ def test_a_start_that_was_cut_off_and_taken_over_stops_and_has_written_nothing(
         context.stop_requested()
         raise AssertionError("it went on")
 
-    with pytest.raises(Discarded):
-        run_stage(
-            "prepare", cut_off, job_id, runtime_with(broker, store, tmp_path, ScriptedTrainer())
-        )
+    outcome = outcome_of(
+        "prepare", cut_off, job_id, worker_with(broker, store, tmp_path, ScriptedTrainer())
+    )
+    assert isinstance(outcome, Discarded)
     assert state.get(job_id).refs == {}
+
+
+class Larger(WorkerServices):
+    """A fleet with a GPU of 80 GB."""
+
+    def next_larger_class(self, engine: Engine) -> MemoryClass | None:
+        return MemoryClass.GB80
 
 
 def failing(error: JobError) -> StageBody:
@@ -351,28 +379,31 @@ def failing(error: JobError) -> StageBody:
 def test_a_passing_fault_is_waited_out_and_in_the_end_fails_the_job(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
-    backoff = Backoff(tries=2, first_s=100.0)
-    runtime = replace(runtime_with(state, store, tmp_path, ScriptedTrainer()), backoff=backoff)
+    backoff = Backoff(max_retries=2, first_s=100.0)
+    worker = replace(worker_with(state, store, tmp_path, ScriptedTrainer()), backoff=backoff)
     away = failing(StoreError("the store is away"))
     for pause_s in (100, 200):
-        with pytest.raises(Discarded, match="the store is away; try"):
-            run_stage("prepare", away, job_id, runtime)
+        outcome = outcome_of("prepare", away, job_id, worker)
+        assert isinstance(outcome, RetriedAfterDelay)
+        assert "the store is away; retry" in outcome.reason
         record = state.get(job_id)
         assert record.due_at is not None
         waits_s = (record.due_at - record.updated_at).total_seconds()
         assert 0.5 * pause_s <= waits_s <= 1.5 * pause_s
-    with pytest.raises(JobError, match="the store is away"):
-        run_stage("prepare", away, job_id, runtime)
+    outcome = outcome_of("prepare", away, job_id, worker)
+    assert isinstance(outcome, Failed)
+    assert "the store is away" in str(outcome.error)
     assert state.get(job_id).error_code == ErrorCode.STORE
 
 
 def test_a_fault_of_the_job_itself_is_not_tried_again(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
-    backoff = Backoff(tries=2, first_s=100.0)
-    runtime = replace(runtime_with(state, store, tmp_path, ScriptedTrainer()), backoff=backoff)
-    with pytest.raises(JobError, match="no image"):
-        run_stage("prepare", failing(JobError("no image")), job_id, runtime)
+    backoff = Backoff(max_retries=2, first_s=100.0)
+    worker = replace(worker_with(state, store, tmp_path, ScriptedTrainer()), backoff=backoff)
+    outcome = outcome_of("prepare", failing(JobError("no image")), job_id, worker)
+    assert isinstance(outcome, Failed)
+    assert "no image" in str(outcome.error)
     assert state.get(job_id).status == JobStatus.FAILED
 
 
@@ -380,19 +411,20 @@ def test_a_job_that_runs_out_of_gpu_memory_goes_to_the_next_larger_class_once(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     full = TrainerError("the GPU's memory is full", "train", ErrorCode.OUT_OF_MEMORY)
-    runtime = replace(
-        runtime_with(state, store, tmp_path, ScriptedTrainer()),
-        next_larger_class=lambda engine: MemoryClass.GB80,
+    worker = replace(
+        worker_with(state, store, tmp_path, ScriptedTrainer()),
+        services=Larger(),
     )
-    run_all(("prepare", "cache"), job_id, runtime)
-    with pytest.raises(Rerouted) as moved:
-        run_stage("train", failing(full), job_id, runtime)
-    assert moved.value.queue == "gpu.80gb"
+    run_all(("prepare", "cache"), job_id, worker)
+    moved = outcome_of("train", failing(full), job_id, worker)
+    assert isinstance(moved, Rerouted)
+    assert moved.queue == "gpu.80gb"
     record = state.get(job_id)
     assert (record.gpu_queue, record.pending_queue) == ("gpu.80gb", "gpu.80gb")
     assert "memory is full" in record.reason
-    with pytest.raises(TrainerError):
-        run_stage("train", failing(full), job_id, runtime)
+    outcome = outcome_of("train", failing(full), job_id, worker)
+    assert isinstance(outcome, Failed)
+    assert isinstance(outcome.error, TrainerError)
     assert state.get(job_id).error_code == ErrorCode.OUT_OF_MEMORY
 
 
@@ -400,10 +432,11 @@ def test_without_a_larger_class_in_the_fleet_it_fails(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     full = TrainerError("the GPU's memory is full", "train", ErrorCode.OUT_OF_MEMORY)
-    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
-    run_all(("prepare", "cache"), job_id, runtime)
-    with pytest.raises(TrainerError):
-        run_stage("train", failing(full), job_id, runtime)
+    worker = worker_with(state, store, tmp_path, ScriptedTrainer())
+    run_all(("prepare", "cache"), job_id, worker)
+    outcome = outcome_of("train", failing(full), job_id, worker)
+    assert isinstance(outcome, Failed)
+    assert isinstance(outcome.error, TrainerError)
 
 
 def test_a_paused_job_gives_its_stage_back_and_its_message_is_dropped(
@@ -416,24 +449,26 @@ def test_a_paused_job_gives_its_stage_back_and_its_message_is_dropped(
         assert context.stop_requested()
         raise TrainerInterrupted
 
-    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
-    with pytest.raises(Discarded, match="paused"):
-        run_stage("prepare", paused_meanwhile, job_id, runtime)
+    worker = worker_with(state, store, tmp_path, ScriptedTrainer())
+    outcome = outcome_of("prepare", paused_meanwhile, job_id, worker)
+    assert isinstance(outcome, Discarded)
+    assert "paused" in outcome.reason
     assert state.get(job_id).status == JobStatus.PAUSED
-    with pytest.raises(Discarded, match="paused"):
-        run_stage("prepare", leave(dataset="d"), job_id, runtime)
+    outcome = outcome_of("prepare", leave(dataset="d"), job_id, worker)
+    assert isinstance(outcome, Discarded)
+    assert "paused" in outcome.reason
     assert control.resume(job_id)
-    run_stage("prepare", leave(dataset="d"), job_id, runtime)
+    run_stage("prepare", leave(dataset="d"), job_id, worker)
 
 
 def test_a_job_cancelled_with_save_publishes_its_last_checkpoint(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     control = JobControl(state._redis, timedelta(hours=1))
-    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
+    worker = worker_with(state, store, tmp_path, ScriptedTrainer())
     refs = leave(dataset=empty_dataset(store))
-    run_stage("prepare", refs, job_id, runtime)
-    run_stage("cache", cache, job_id, runtime)
+    run_stage("prepare", refs, job_id, worker)
+    run_stage("cache", cache, job_id, worker)
 
     def cancelled_meanwhile(context: StageContext) -> StageResult:
         context.emit(saved(store, 10), {"checkpoints": saved(store, 10).model_dump_json()})
@@ -441,8 +476,8 @@ def test_a_job_cancelled_with_save_publishes_its_last_checkpoint(
         assert context.stop_requested()
         raise TrainerInterrupted
 
-    run_stage("train", cancelled_meanwhile, job_id, runtime)
-    result = run_stage("publish", publish, job_id, runtime)
+    run_stage("train", cancelled_meanwhile, job_id, worker)
+    result = run_stage("publish", publish, job_id, worker)
     assert Path(result["published"]).read_bytes() == b"weights 10"
     record = state.get(job_id)
     assert record.status == JobStatus.CANCELLED
@@ -459,13 +494,14 @@ def test_cancelling_a_running_stage_ends_the_job_as_cancelled(
         assert context.stop_requested()
         raise TrainerInterrupted
 
-    with pytest.raises(CancelledJobError):
-        run_stage(
-            "prepare",
-            cancelled_meanwhile,
-            job_id,
-            runtime_with(state, store, tmp_path, ScriptedTrainer()),
-        )
+    outcome = outcome_of(
+        "prepare",
+        cancelled_meanwhile,
+        job_id,
+        worker_with(state, store, tmp_path, ScriptedTrainer()),
+    )
+    assert isinstance(outcome, Cancelled)
+    assert isinstance(outcome.error, CancelledJobError)
     assert state.get(job_id).status == JobStatus.CANCELLED
 
 
@@ -476,10 +512,10 @@ def test_a_start_that_was_superseded_is_dropped_and_changes_nothing(
         state.begin(job_id, "prepare", worker="other", queue="cpu", tag="second")
         return StageResult("too late", {"dataset": "stale"})
 
-    with pytest.raises(Discarded):
-        run_stage(
-            "prepare", taken_over, job_id, runtime_with(state, store, tmp_path, ScriptedTrainer())
-        )
+    outcome = outcome_of(
+        "prepare", taken_over, job_id, worker_with(state, store, tmp_path, ScriptedTrainer())
+    )
+    assert isinstance(outcome, Discarded)
     record = state.get(job_id)
     assert record.refs == {}
     assert record.stages["prepare"].worker == "other"
@@ -489,19 +525,19 @@ def test_publishing_twice_gives_the_same_manifest(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     line = saved(store, 20).model_dump_json()
-    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
+    worker = worker_with(state, store, tmp_path, ScriptedTrainer())
     refs = leave(dataset="d", checkpoints=line, trained=TRAINED.model_dump_json())
-    run_stage("prepare", refs, job_id, runtime)
-    run_all(("cache", "train"), job_id, runtime)
+    run_stage("prepare", refs, job_id, worker)
+    run_all(("cache", "train"), job_id, worker)
 
     def publish_and_die(context: StageContext) -> StageResult:
         publish(context)
         raise SystemExit
 
     with pytest.raises(SystemExit):
-        run_stage("publish", publish_and_die, job_id, runtime)
+        run_stage("publish", publish_and_die, job_id, worker)
     first = store.get(f"outputs/{job_id}/manifest.json")
-    run_stage("publish", publish, job_id, runtime, Delivery(queue="cpu", tag="second"))
+    run_stage("publish", publish, job_id, worker, Delivery(queue="cpu", tag="second"))
     assert store.get(f"outputs/{job_id}/manifest.json") == first
     assert state.get(job_id).status == JobStatus.SUCCEEDED
 
@@ -509,12 +545,12 @@ def test_publishing_twice_gives_the_same_manifest(
 def test_a_damaged_checkpoint_is_done_without(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
-    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
-    run_stage("prepare", leave(dataset=empty_dataset(store)), job_id, runtime)
-    run_stage("cache", cache, job_id, runtime)
+    worker = worker_with(state, store, tmp_path, ScriptedTrainer())
+    run_stage("prepare", leave(dataset=empty_dataset(store)), job_id, worker)
+    run_stage("cache", cache, job_id, worker)
     interrupted = ScriptedTrainer(saved(store, 10), saved(store, 20), ends=TrainerInterrupted())
-    with pytest.raises(Requeued):
-        run_stage("train", train, job_id, replace(runtime, trainer=interrupted))
+    outcome = outcome_of("train", train, job_id, replace(worker, trainer=interrupted))
+    assert isinstance(outcome, Requeued)
 
     class Reader(ScriptedTrainer):
         def run(self, request: TrainerRequest, **calls: Any) -> events.CacheDone | events.TrainDone:
@@ -525,7 +561,7 @@ def test_a_damaged_checkpoint_is_done_without(
             return super().run(request, **calls)
 
     reader = Reader(saved(store, 20), TRAINED)
-    run_stage("train", train, job_id, replace(runtime, trainer=reader))
+    run_stage("train", train, job_id, replace(worker, trainer=reader))
     assert [it.resume_state_key for it in reader.requests] == ["jobs/x/20/state", "jobs/x/10/state"]
     assert (state.get(job_id).stages["train"].summary or "").endswith("from step 10")
 
@@ -545,9 +581,9 @@ def test_an_end_whose_answer_was_lost_is_an_end(
 
     broker = Deaf(state._redis, timedelta(hours=1))
     body: StageBody = lambda _: StageResult("published", {}, {"published": "/lamp"})  # noqa: E731
-    runtime = runtime_with(broker, store, tmp_path, ScriptedTrainer())
-    run_all(("prepare", "cache", "train"), job_id, replace(runtime, state=state))
-    assert run_stage("publish", body, job_id, runtime)["published"] == "/lamp"
+    worker = worker_with(broker, store, tmp_path, ScriptedTrainer())
+    run_all(("prepare", "cache", "train"), job_id, replace(worker, state=state))
+    assert run_stage("publish", body, job_id, worker)["published"] == "/lamp"
     ends = [event for _, event in state.events(job_id) if isinstance(event, events.JobEnded)]
     assert len(ends) == 1
 
@@ -555,25 +591,27 @@ def test_an_end_whose_answer_was_lost_is_an_end(
 def test_a_message_that_is_ahead_of_its_job_starts_nothing(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
-    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
+    worker = worker_with(state, store, tmp_path, ScriptedTrainer())
     for stage in ("cache", "train", "publish"):
-        with pytest.raises(Discarded, match="duplicate"):
-            run_stage(stage, leave(), job_id, runtime)
-    run_stage("prepare", leave(dataset="d"), job_id, runtime)
-    with pytest.raises(Discarded, match="duplicate"):
-        run_stage("publish", leave(), job_id, runtime)
+        outcome = outcome_of(stage, leave(), job_id, worker)
+        assert isinstance(outcome, Discarded)
+        assert "duplicate" in outcome.reason
+    run_stage("prepare", leave(dataset="d"), job_id, worker)
+    outcome = outcome_of("publish", leave(), job_id, worker)
+    assert isinstance(outcome, Discarded)
+    assert "duplicate" in outcome.reason
     assert state.get(job_id).pending_queue == "gpu.40gb"
 
 
 def test_a_message_in_a_queue_of_another_class_goes_to_the_jobs_own(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
-    runtime = runtime_with(state, store, tmp_path, ScriptedTrainer())
-    run_all(("prepare", "cache"), job_id, runtime)
+    worker = worker_with(state, store, tmp_path, ScriptedTrainer())
+    run_all(("prepare", "cache"), job_id, worker)
     for queue in ("cpu", "gpu.8gb", "gpu.80gb"):
-        with pytest.raises(Rerouted) as moved:
-            run_stage("train", leave(), job_id, runtime, Delivery(queue, "tag"))
-        assert moved.value.queue == "gpu.40gb"
+        moved = outcome_of("train", leave(), job_id, worker, Delivery(queue, "tag"))
+        assert isinstance(moved, Rerouted)
+        assert moved.queue == "gpu.40gb"
     assert state.get(job_id).pending_queue == "gpu.40gb"
     assert state.get(job_id).retries == 0
-    run_all(("train",), job_id, runtime)
+    run_all(("train",), job_id, worker)

@@ -20,16 +20,16 @@ from tasks.errors import ErrorCode, JobError, StoreError, TrainerError
 from tasks.metrics import METRICS
 from tasks.settings.settings import Settings
 from tasks.stages.cache import cache
-from tasks.stages.publish import publish
-from tasks.stages.runner import (
-    Discarded,
+from tasks.stages.outcomes import (
+    Cancelled,
+    Failed,
     Requeued,
     Rerouted,
-    StageBody,
-    StageContext,
-    StageResult,
+    RetriedAfterDelay,
 )
-from tasks.stages.submit import admit
+from tasks.stages.publish import publish
+from tasks.stages.stage_context import StageBody, StageContext, StageResult
+from tasks.stages.submit import submit
 from tasks.stages.train import train
 from tasks.stages.worker_context import Backoff, TrainerInterrupted, WorkerContext
 from tasks.state.control import JobControl
@@ -42,12 +42,14 @@ from tasks.tracing.spans import Tracing
 from tests.tasks.stages.test_runner import (
     CACHES,
     TRAINED,
+    Larger,
     ScriptedTrainer,
     empty_dataset,
     leave,
+    outcome_of,
     run_stage,
-    runtime_with,
     saved,
+    worker_with,
 )
 
 HOUR = timedelta(hours=1)
@@ -61,7 +63,7 @@ def store(tmp_path: Path) -> Store:
 @pytest.fixture
 def job_id(state: JobStore, job_document: dict[str, Any]) -> str:
     job_document["training"] |= dict.fromkeys(CACHES, False)
-    return admit(job_document, state, "result")[0]
+    return submit(job_document, state, "result").job_id
 
 
 @pytest.fixture
@@ -77,16 +79,16 @@ def tracing(exporter: InMemorySpanExporter) -> Tracing:
 
 
 @pytest.fixture
-def runtime(
+def worker(
     state: JobStore, store: Store, tmp_path: Path, tracing: Tracing
 ) -> Callable[..., WorkerContext]:
     def make(*told: events.Event, ends: BaseException | None = None) -> WorkerContext:
-        made = runtime_with(state, store, tmp_path, ScriptedTrainer(*told, ends=ends))
+        made = worker_with(state, store, tmp_path, ScriptedTrainer(*told, ends=ends))
         return replace(
             made,
             memory_class=MemoryClass.GB40,
             tracing=tracing,
-            backoff=Backoff(tries=1, first_s=60),
+            backoff=Backoff(max_retries=1, first_s=60),
         )
 
     return make
@@ -127,22 +129,22 @@ COLD = events.TrainerStarted(how="cold")
 RESTART = events.TrainerStarted(how="restart")
 
 
-def run_all(job_id: str, store: Store, runtime: Callable[..., WorkerContext], *told: Any) -> None:
+def run_all(job_id: str, store: Store, worker: Callable[..., WorkerContext], *told: Any) -> None:
     bodies = {"prepare": leave(dataset=empty_dataset(store)), "cache": cache, "train": train}
     for stage, body in {**bodies, "publish": publish}.items():
-        run_stage(stage, body, job_id, runtime(*(told if stage == "train" else ())))
+        run_stage(stage, body, job_id, worker(*(told if stage == "train" else ())))
 
 
 def test_a_job_that_succeeds_is_counted_once_with_its_steps_and_bytes(
     job_id: str,
     store: Store,
-    runtime: Callable[..., WorkerContext],
+    worker: Callable[..., WorkerContext],
     counted: Callable[[], dict[str, int]],
     redis_client: Redis,
 ) -> None:
     # The trainer is started again from step 10 and makes two steps twice.
     steps = [step(4), step(10), saved(store, 10), step(12), RESTART, step(20), saved(store, 20)]
-    run_all(job_id, store, runtime, COLD, phase("load"), *steps, TRAINED)
+    run_all(job_id, store, worker, COLD, phase("load"), *steps, TRAINED)
     assert counted() == {
         "jobs_total|FLUX_LORA|succeeded": 1,
         **{f"stage_ends_total|{it}|done": 1 for it in ("prepare", "cache", "train", "publish")},
@@ -160,15 +162,17 @@ def test_a_job_that_succeeds_is_counted_once_with_its_steps_and_bytes(
 def test_a_failure_is_counted_by_its_code_and_a_dead_job_as_dead(
     job_id: str,
     state: JobStore,
-    runtime: Callable[..., WorkerContext],
+    worker: Callable[..., WorkerContext],
     counted: Callable[[], dict[str, int]],
     job_document: dict[str, Any],
 ) -> None:
-    with pytest.raises(JobError):
-        run_stage("prepare", raising(JobError("x", ErrorCode.INVALID_MODEL)), job_id, runtime())
-    other = admit(job_document, state, "result")[0]
-    with pytest.raises(JobError):
-        run_stage("prepare", raising(ZeroDivisionError()), other, runtime())
+    outcome = outcome_of(
+        "prepare", raising(JobError("x", ErrorCode.INVALID_MODEL)), job_id, worker()
+    )
+    assert isinstance(outcome, Failed)
+    other = submit(job_document, state, "result").job_id
+    outcome = outcome_of("prepare", raising(ZeroDivisionError()), other, worker())
+    assert isinstance(outcome, Failed)
     found = counted()
     assert found["jobs_total|FLUX_LORA|failed"] == 2
     assert found["stage_ends_total|prepare|failed"] == 2
@@ -180,22 +184,22 @@ def test_a_failure_is_counted_by_its_code_and_a_dead_job_as_dead(
 def test_a_retry_a_cancel_and_a_stage_that_is_handed_back_are_counted_as_such(
     job_id: str,
     state: JobStore,
-    runtime: Callable[..., WorkerContext],
+    worker: Callable[..., WorkerContext],
     counted: Callable[[], dict[str, int]],
     redis_client: Redis,
 ) -> None:
     control = JobControl(redis_client, HOUR)
-    with pytest.raises(Discarded):
-        run_stage("prepare", raising(StoreError("away")), job_id, runtime())
-    with pytest.raises(Requeued):
-        run_stage("prepare", raising(TrainerInterrupted()), job_id, runtime())
+    outcome = outcome_of("prepare", raising(StoreError("away")), job_id, worker())
+    assert isinstance(outcome, RetriedAfterDelay)
+    outcome = outcome_of("prepare", raising(TrainerInterrupted()), job_id, worker())
+    assert isinstance(outcome, Requeued)
 
     def cancelled(context: StageContext) -> StageResult:
         control.cancel(job_id)
         raise TrainerInterrupted
 
-    with pytest.raises(JobError):
-        run_stage("prepare", cancelled, job_id, runtime())
+    outcome = outcome_of("prepare", cancelled, job_id, worker())
+    assert isinstance(outcome, Cancelled)
     assert counted() == {
         "stage_failures_total|prepare|store": 1,
         "stage_ends_total|prepare|retried": 1,
@@ -215,13 +219,13 @@ def test_a_waiting_job_that_is_cancelled_counts_too(
 def test_a_full_gpu_counts_as_a_failure_and_as_a_way_to_a_larger_one(
     job_id: str,
     store: Store,
-    runtime: Callable[..., WorkerContext],
+    worker: Callable[..., WorkerContext],
     counted: Callable[[], dict[str, int]],
 ) -> None:
     full = TrainerError("full", "train", ErrorCode.OUT_OF_MEMORY)
-    larger = replace(runtime(), next_larger_class=lambda engine: MemoryClass.GB80)
-    with pytest.raises(Rerouted):
-        run_stage("prepare", raising(full), job_id, larger)
+    larger = replace(worker(), services=Larger())
+    outcome = outcome_of("prepare", raising(full), job_id, larger)
+    assert isinstance(outcome, Rerouted)
     found = counted()
     assert found["stage_failures_total|prepare|out_of_memory"] == 1
     assert found["stage_ends_total|prepare|rerouted"] == 1
@@ -272,12 +276,12 @@ def ends(spans: Sequence[ReadableSpan]) -> list[tuple[str, str | None]]:
 def test_a_trace_holds_the_job_its_stages_and_the_trainers_work(
     job_id: str,
     store: Store,
-    runtime: Callable[..., WorkerContext],
+    worker: Callable[..., WorkerContext],
     exporter: InMemorySpanExporter,
 ) -> None:
     save = [phase("checkpoint", 10), phase("export", 10), saved(store, 10)]
     rest = [step(10), step(19), saved(store, 20), TRAINED]
-    run_all(job_id, store, runtime, COLD, phase("load"), step(4), *save, *rest)
+    run_all(job_id, store, worker, COLD, phase("load"), step(4), *save, *rest)
     spans = exporter.get_finished_spans()
     assert len({own_ids(span)[0] for span in spans}) == 1
     assert len({own_ids(span)[1] for span in spans}) == len(spans)
@@ -308,13 +312,13 @@ def test_a_trace_holds_the_job_its_stages_and_the_trainers_work(
 
 def test_every_start_is_a_span_with_its_outcome_and_error_code(
     job_id: str,
-    runtime: Callable[..., WorkerContext],
+    worker: Callable[..., WorkerContext],
     exporter: InMemorySpanExporter,
 ) -> None:
-    with pytest.raises(Discarded):
-        run_stage("prepare", raising(StoreError("/secret/path")), job_id, runtime())
-    with pytest.raises(JobError):
-        run_stage("prepare", raising(StoreError("/secret/path")), job_id, runtime())
+    outcome = outcome_of("prepare", raising(StoreError("/secret/path")), job_id, worker())
+    assert isinstance(outcome, RetriedAfterDelay)
+    outcome = outcome_of("prepare", raising(StoreError("/secret/path")), job_id, worker())
+    assert isinstance(outcome, Failed)
     spans = exporter.get_finished_spans()
     starts = by_name(spans, "prepare")
     attributes = [span.attributes or {} for span in starts]
@@ -332,14 +336,15 @@ def test_every_start_is_a_span_with_its_outcome_and_error_code(
 def test_a_job_that_was_begun_too_often_ends_its_trace(
     job_id: str,
     state: JobStore,
-    runtime: Callable[..., WorkerContext],
+    worker: Callable[..., WorkerContext],
     exporter: InMemorySpanExporter,
 ) -> None:
     for number in range(5):
         state.begin(job_id, "prepare", worker="w", queue="cpu", tag=str(number))
     for _ in range(2):
-        with pytest.raises(JobError, match="5 times"):
-            run_stage("prepare", leave(), job_id, runtime())
+        outcome = outcome_of("prepare", leave(), job_id, worker())
+        assert isinstance(outcome, Failed)
+        assert "5 times" in str(outcome.error)
     assert ends(exporter.get_finished_spans()) == [("job", "trainer_failed")]
 
 

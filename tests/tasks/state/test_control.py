@@ -7,7 +7,7 @@ from redis import Redis
 
 from tasks.errors import ErrorCode, InvalidStateError, JobError, UnknownJobError
 from tasks.events import JobEnded, Note
-from tasks.stages.submit import admit
+from tasks.stages.submit import submit
 from tasks.state.control import JobControl
 from tasks.state.job_store import JobStore, StartOutcome
 from tasks.state.record import JobStatus, StageRecord
@@ -20,7 +20,7 @@ def control(redis_client: Redis) -> JobControl:
 
 @pytest.fixture
 def job_id(state: JobStore, job_document: dict[str, Any]) -> str:
-    return admit(job_document, state, "result")[0]
+    return submit(job_document, state, "result").job_id
 
 
 def begin(state: JobStore, job_id: str, stage: str = "prepare") -> tuple[StartOutcome, int]:
@@ -41,7 +41,7 @@ def fail(state: JobStore, job_id: str, code: ErrorCode) -> None:
 def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_is_asked_to_stop(
     control: JobControl, state: JobStore, job_id: str, job_document: dict[str, Any]
 ) -> None:
-    running = admit(job_document, state, "result")[0]
+    running = submit(job_document, state, "result").job_id
     attempt = begin(state, running)[1]
     assert control.cancel(job_id) == JobStatus.CANCELLED
     assert begin(state, job_id)[0] == StartOutcome.ENDED
@@ -120,7 +120,7 @@ def test_a_job_that_has_not_stopped_yet_just_goes_on(
 def test_jobs_that_failed_through_no_fault_of_their_own_can_be_replayed(
     control: JobControl, state: JobStore, job_id: str, job_document: dict[str, Any]
 ) -> None:
-    wrong = admit(job_document, state, "result")[0]
+    wrong = submit(job_document, state, "result").job_id
     fail(state, wrong, ErrorCode.INVALID_DATASET)
     fail(state, job_id, ErrorCode.STORE)
     assert [record.id for record in control.dead_letters()] == [job_id]

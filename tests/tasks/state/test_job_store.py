@@ -7,7 +7,7 @@ from redis import Redis
 
 from tasks import events
 from tasks.errors import ErrorCode, InvalidJobError, JobError, SupersededError, UnknownJobError
-from tasks.stages.submit import admit, with_id
+from tasks.stages.submit import submit, with_id
 from tasks.state.control import JobControl
 from tasks.state.job_store import DispatchOutcome, JobStore, StartOutcome
 from tasks.state.record import JobStatus, StageRecord
@@ -16,7 +16,7 @@ HOUR = timedelta(hours=1)
 
 
 def admitted(state: JobStore, document: dict[str, Any]) -> str:
-    job_id, _, dispatch = admit(document, state, "result")
+    job_id, _, dispatch = submit(document, state, "result")
     assert dispatch
     return job_id
 
@@ -68,14 +68,14 @@ def test_the_same_id_twice_is_one_job_and_another_job_of_that_id_is_refused(
     state: JobStore, job_document: dict[str, Any]
 ) -> None:
     document = {**job_document, "id": "mine"}
-    _, first, dispatch_first = admit(document, state, "result")
-    _, second, dispatch_again = admit(document, state, "result")
+    _, first, dispatch_first = submit(document, state, "result")
+    _, second, dispatch_again = submit(document, state, "result")
     assert first == second
     assert dispatch_first == dispatch_again == DispatchOutcome.SENT
     begin(state, "mine", "prepare")
-    assert admit(document, state, "another result")[2] == DispatchOutcome.EXISTS
+    assert submit(document, state, "another result").outcome == DispatchOutcome.EXISTS
     with pytest.raises(InvalidJobError, match="id of another job"):
-        admit({**document, "name": "other"}, state, "result")
+        submit({**document, "name": "other"}, state, "result")
 
 
 def test_a_message_that_comes_again_is_the_same_job_and_leaves_it_its_result(
@@ -84,10 +84,10 @@ def test_a_message_that_comes_again_is_the_same_job_and_leaves_it_its_result(
     first, again, other = (with_id(job_document, it) for it in ("message", "message", "another"))
     assert first == again != other
     assert with_id({**job_document, "id": "mine"}, "message")["id"] == "mine"
-    job_id, _, admission = admit(first, state, "message")
+    job_id, _, admission = submit(first, state, "message")
     assert admission == DispatchOutcome.SENT
     begin(state, job_id, "prepare")
-    assert admit(again, state, "message")[::2] == (job_id, DispatchOutcome.WAITING)
+    assert submit(again, state, "message")[::2] == (job_id, DispatchOutcome.WAITING)
 
 
 def test_a_running_stage_is_taken_over_only_when_its_worker_has_lost_its_message(

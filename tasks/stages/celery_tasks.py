@@ -1,0 +1,193 @@
+"""The Celery tasks of a worker, by their wire names, and what each end of a stage means to Celery.
+
+Only a process that runs stages imports this module; ``tasks/app.py`` is for those that only send.
+"""
+
+import logging
+import re
+from collections.abc import Callable
+from typing import Any
+
+from celery import Celery, Task
+from celery.exceptions import Ignore, Reject
+from celery.worker.request import Request
+
+from tasks.app import make_app
+from tasks.contract import SUBMIT, SUBMIT_QUEUE, job_id_of, task_name
+from tasks.errors import JobError
+from tasks.settings.settings import Settings
+from tasks.stages.cache import cache
+from tasks.stages.dispatch import job_chain
+from tasks.stages.outcomes import (
+    Cancelled,
+    DeferredToNewerWorker,
+    Discarded,
+    Done,
+    Failed,
+    Requeued,
+    Rerouted,
+    RetriedAfterDelay,
+)
+from tasks.stages.prepare import prepare
+from tasks.stages.publish import publish
+from tasks.stages.runner import Delivery, run_stage
+from tasks.stages.stage_context import StageBody
+from tasks.stages.submit import newer_than_known, submit, with_id
+from tasks.stages.train import train
+from tasks.stages.worker_context import WorkerContext
+from tasks.state.job_store import DispatchOutcome
+from tasks.state.record import VERSION, VERSION_HEADER
+
+logger = logging.getLogger(__name__)
+
+STAGE_BODIES: dict[str, StageBody] = {
+    "prepare": prepare,
+    "cache": cache,
+    "train": train,
+    "publish": publish,
+}
+# Anything else in a message's ``id`` is refused by the task, and must not reach task events.
+_VALID_ID = re.compile(r"[\w.-]{1,100}")
+
+
+def make_worker_app(
+    settings: Settings,
+    broker_url: str,
+    worker: Callable[[], WorkerContext],
+    draining: Callable[[], bool] = lambda: False,
+) -> Celery:
+    """Return the application of a process that runs stages.
+
+    Args:
+        settings: The process's settings.
+        broker_url: The broker, which also keeps results.
+        worker: Returns the same context each time; called in the process that runs tasks.
+        draining: Whether the worker is shutting down.
+    """
+    app = make_app(settings, broker_url)
+    for stage, body in STAGE_BODIES.items():
+        _add_stage(app, stage, body, worker, draining)
+    _add_submit(app, worker)
+    return app
+
+
+class SubmitRequest(Request):  # type: ignore[misc]
+    """A ``training.submit`` message, which shows its job's id and never the job's document.
+
+    Task events reach everyone who watches the fleet, and a job's URLs may be signed: Flower would
+    show the arguments as the sender's Celery described them.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._argsrepr, self._kwargsrepr = f"({_job_id(self.id, self.args)!r},)", "{}"
+
+    def info(self, safe: bool = True) -> dict[str, Any]:
+        """Return what ``inspect active`` and ``inspect reserved`` show."""
+        del safe
+        redacted: dict[str, Any] = super().info(safe=True)
+        return redacted
+
+
+def _add_stage(
+    app: Celery,
+    stage: str,
+    body: StageBody,
+    worker: Callable[[], WorkerContext],
+    draining: Callable[[], bool],
+) -> None:
+    # Not shared: Celery would give this task, with this worker, to every other app of the process.
+    # No limit of Celery's own retries: each sends a message to another queue, and none leads back.
+    @app.task(  # type: ignore[untyped-decorator]
+        name=task_name(stage), bind=True, shared=False, throws=(JobError,), max_retries=None
+    )
+    def run(self: Task, job_id: str) -> dict[str, Any]:
+        context, continues = worker(), False
+        try:
+            outcome = run_stage(stage, body, job_id, _delivery(self.request), context, draining)
+            match outcome:
+                case Done(answer, next_queue):
+                    continues = next_queue is not None
+                    _route_next(self.request, next_queue)
+                    return answer
+                case Requeued(reason):
+                    raise Reject(reason, requeue=True)
+                case Rerouted(queue, _):
+                    raise self.retry(queue=queue, countdown=0)
+                case RetriedAfterDelay(reason) | Discarded(reason) | DeferredToNewerWorker(reason):
+                    raise Ignore(reason)
+                case Failed(error) | Cancelled(error):
+                    raise error.for_wire() from error
+        finally:
+            # A job that continues frees no capacity.
+            if not continues:
+                context.services.dispatch_waiting()
+
+
+def _delivery(request: Any) -> Delivery:
+    return Delivery(
+        queue=str((request.delivery_info or {}).get("routing_key", "")),
+        tag=str((request.properties or {}).get("delivery_tag", "")),
+        version=int(request.get(VERSION_HEADER) or 1),
+    )
+
+
+def _route_next(request: Any, queue: str | None) -> None:
+    """Send the chain's next stage to the queue that the job's record names.
+
+    Args:
+        request: The task's request.
+        queue: None ends the chain here: the rest is sent when the job may continue.
+    """
+    if not request.chain:
+        return
+    if queue is None:
+        request.chain.clear()
+    else:
+        # The chain's signatures as Celery keeps them in a message, the next one last.
+        request.chain[-1]["options"]["queue"] = queue
+
+
+def _add_submit(app: Celery, worker: Callable[[], WorkerContext]) -> None:
+    # Its result follows the whole job and stays STARTED until the end; the record has the stages.
+    @app.task(  # type: ignore[untyped-decorator]
+        name=SUBMIT,
+        bind=True,
+        shared=False,
+        throws=(JobError,),
+        track_started=True,
+        max_retries=None,
+        Request=SubmitRequest,
+    )
+    def submit_job(self: Task, job: dict[str, Any]) -> dict[str, Any]:
+        context = worker()
+        if newer_than_known(job):
+            newest = context.services.newest_versions().get(SUBMIT_QUEUE, 0)
+            if newest > VERSION:
+                # The message waits here for a moment, and then for another worker.
+                pause_s = 0.0 if self.request.eta else context.backoff.delay_s(0)
+                raise self.retry(countdown=pause_s)
+        try:
+            submission = submit(with_id(job, self.request.id), context.state, self.request.id)
+        except JobError as error:
+            raise error.for_wire() from error
+        context.services.dispatch_waiting()
+        job_id = submission.job_id
+        match submission.outcome:
+            case DispatchOutcome.WAITING:
+                raise Ignore(f"job {job_id} continues without this task, and keeps its result")
+            case DispatchOutcome.EXISTS:
+                return {"job_id": job_id}
+            case DispatchOutcome.SENT:
+                # The chain takes this task's id, so that the sender's result follows the whole job.
+                queue = context.state.summary(job_id).gpu_queue
+                replaced: dict[str, Any] = self.replace(job_chain(app, job_id, queue))
+                return replaced
+
+
+def _job_id(message_id: str, args: Any) -> str:
+    document = args[0] if args else None
+    given = document.get("id") if isinstance(document, dict) else None
+    if isinstance(given, str) and _VALID_ID.fullmatch(given):
+        return given
+    return job_id_of(message_id)

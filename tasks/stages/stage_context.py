@@ -1,0 +1,145 @@
+"""What the body of a stage works with, and what it returns."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from routing.engines import DIFFUSERS
+from tasks.errors import CancelledJobError
+from tasks.eta.history import WorkDone
+from tasks.events import CacheDone, Event, TrainDone
+from tasks.stages.event_buffer import EventBuffer
+from tasks.stages.outcomes import Rerouted
+from tasks.stages.telemetry import Telemetry
+from tasks.stages.trainer_protocol import TrainerRequest
+from tasks.stages.worker_context import WorkerContext
+from tasks.state.record import JobRecord, JobStatus
+
+_STOP_REQUESTS = (JobStatus.CANCELLING, JobStatus.PAUSING)
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What a stage leaves behind.
+
+    Attributes:
+        summary: What it did, in a few words for people.
+        refs: Store keys for later stages.
+        result: The job's result; the last stage's only.
+        work: The work done and its rate, for the estimates of later jobs.
+    """
+
+    summary: str
+    refs: dict[str, str] = field(default_factory=dict)
+    result: dict[str, Any] | None = None
+    work: WorkDone = field(default_factory=WorkDone)
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """One start of one stage.
+
+    Attributes:
+        queue: The queue that its message came from.
+        started_s: When it began, by ``time.monotonic``.
+        draining: Whether the worker is shutting down.
+    """
+
+    stage: str
+    attempt: int
+    record: JobRecord
+    worker: WorkerContext
+    queue: str
+    started_s: float
+    draining: Callable[[], bool]
+    events: EventBuffer
+    telemetry: Telemetry
+
+    @property
+    def job_id(self) -> str:
+        """The job's id."""
+        return self.record.id
+
+    @property
+    def scratch_dir(self) -> Path:
+        """The folder of this start, removed when it ends."""
+        return self.worker.scratch_dir / f"{self.job_id}-{self.attempt}"
+
+    def emit(
+        self,
+        event: Event,
+        refs: dict[str, str] | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """Report an event to the job's readers; see ``EventBuffer.put``.
+
+        Raises:
+            SupersededError: A newer start of this stage has taken over.
+        """
+        self.events.put(event, refs, then)
+
+    def trainer_request(self, *, stage: Literal["cache", "train"], **fields: Any) -> TrainerRequest:
+        """Return a request to the trainer on behalf of this start."""
+        job = self.record.job
+        return TrainerRequest(
+            stage=stage,
+            # Encoder outputs are the same for all engines: one engine computes them.
+            engine=job.engine if stage == "train" else DIFFUSERS,
+            job_id=self.job_id,
+            attempt=self.attempt,
+            name=job.name,
+            training=job.training,
+            dataset_key=self.record.refs["dataset"],
+            store_url=self.worker.store.url,
+            scratch_dir=str(self.scratch_dir),
+            device=self.worker.device,
+            **fields,
+        )
+
+    def run_trainer(
+        self,
+        request: TrainerRequest,
+        on_event: Callable[[Event], None],
+        stop_requested: Callable[[], bool],
+    ) -> CacheDone | TrainDone:
+        """Run a trainer request until it ends; see ``Trainer.run``."""
+        observed = self.telemetry.observing(on_event)
+        return self.worker.trainer.run(request, on_event=observed, stop_requested=stop_requested)
+
+    def stop_requested(self) -> bool:
+        """Whether the stage should stop: a user stops the job, or the worker shuts down.
+
+        An unavailable broker stops no stage.
+
+        Raises:
+            SupersededError: A newer start of this stage has taken over.
+        """
+        return self.draining() or self.events.requested_status() in _STOP_REQUESTS
+
+    def check_not_cancelled(self) -> None:
+        """Check that this start is the newest and that its job is not cancelled.
+
+        Raises:
+            SupersededError: A newer start of this stage has taken over.
+            CancelledJobError: The job is cancelled, and nothing of it is to be published.
+        """
+        self.events.flush()
+        if self.worker.state.requested_state(self.job_id, self.attempt) != JobStatus.CANCELLING:
+            return
+        if not self.worker.state.get(self.job_id).save_on_cancel:
+            raise CancelledJobError(self.job_id, self.stage)
+
+
+class StageBody(Protocol):
+    """The work of one stage."""
+
+    def __call__(self, context: StageContext) -> StageResult | Rerouted:
+        """Do the work, or name the queue whose workers can do it.
+
+        Raises:
+            JobError: It failed.
+            TrainerInterrupted: It stopped on request.
+            SupersededError: A newer start of this stage has taken over.
+        """
+        ...
