@@ -23,7 +23,7 @@ from worker.gpu.gpu_sampler import GpuSampler
 from worker.gpu.host_memory import worker_memory_shortage
 from worker.gpu.inventory import Gpu
 from worker.gpu.quarantine import GpuFaultPipe, GpuQuarantine
-from worker.kombu_redis.leases import LeaseRenewal
+from worker.kombu_redis.leases import LeaseOptions, install_leases
 from worker.kombu_redis.transport import Keys, use_for_redis
 from worker.lifecycle.drain import Drain, shut_down
 from worker.lifecycle.event_batches import EventBatches
@@ -95,7 +95,7 @@ def run_worker(
         policies.append(IdleShutdown(exit_when_idle_s, shut_down))
     policies.append(health)  # the last one: a ready worker has all of them
     install(app, policies)
-    app.steps["consumer"].add(LeaseRenewal.with_client(client, registration.renew, health.touch))
+    install_leases(app, LeaseOptions(client, registration.renew, health.touch))
     return _start(app, worker, queues)
 
 

@@ -13,7 +13,7 @@ from tasks.state.keys import WEBHOOKS_LEASE
 from tasks.state.record import JobSummary
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import live_workers
-from worker.kombu_redis.redelivery import Sweep
+from worker.kombu_redis.redelivery import Redelivery
 from worker.kombu_redis.transport import Keys
 from worker.lifecycle.policy import WorkerPolicy
 from worker.maintenance.leader import LeaderLoop
@@ -42,7 +42,7 @@ class FleetMaintenance(WorkerPolicy):
         self._timeout = settings.visibility_timeout
         self._counters = Counters(client, settings.job_ttl)
         self._queues = TenantQueues(client, settings.job_ttl, enqueue)
-        self._redelivery = Sweep(client, self._timeout, keys)
+        self._redelivery = Redelivery(client, self._timeout, keys)
         self._keys = keys
 
     def on_ready(self) -> None:
@@ -80,5 +80,5 @@ class FleetMaintenance(WorkerPolicy):
         self._queues.publish_fleet(healthy, self._settings.shares_by_tenant(), self._timeout * 2)
 
     def _redeliver(self) -> None:
-        restored = self._redelivery.restore_expired()
+        restored = self._redelivery.redeliver_expired()
         self._counters.add(REDELIVERED_MESSAGES.one(by=len(restored)))

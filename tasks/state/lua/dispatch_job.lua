@@ -5,6 +5,7 @@ local first_job = redis.call('ZRANGE', tenant_queue, 0, 0)[1]
 if not first_job then return {'waiting'} end
 local job_key = keys.job_prefix .. first_job
 local events_key = job_key .. keys.events_suffix
+
 -- include: job.lua
 if get('tenant_queue') ~= queue then
   remove_from_tenant_queue(queue, tenant)

@@ -1,5 +1,6 @@
 -- Records that a stage is done. Returns 'superseded'; 'sent' if the next stage's message is to be
 -- sent now, which is always so without a `fair_share_queue`; or 'waiting'.
+
 -- include: job.lua
 if is_superseded(attempt) then return 'superseded' end
 set(fields)

@@ -1,4 +1,5 @@
 -- Pauses the job: now unless its stage runs. Returns 'unknown' or the job's status.
+
 -- include: job.lua
 if not exists() then return 'unknown' end
 local status = get('status')

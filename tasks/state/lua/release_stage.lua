@@ -1,5 +1,6 @@
 -- Gives a stage back, so that a later message may begin it: at once, or after `delay_s`. Returns
 -- 'superseded' or the job's status; nothing changes while the job is being cancelled.
+
 -- include: job.lua
 if is_superseded(attempt) then return 'superseded' end
 local status = get('status')

@@ -1,4 +1,5 @@
 -- Returns 'superseded' or the job's status: whether this start should continue, in one call.
+
 -- include: job.lua
 if is_superseded(attempt) then return 'superseded' end
 return get('status')

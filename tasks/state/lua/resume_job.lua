@@ -1,5 +1,6 @@
 -- Resumes a job of status `from_status` and clears what an earlier end has left. Returns 'unknown',
--- the job's status if that is another one, 'pausing' if it had not stopped yet, 'sent' or 'waiting'.
+-- the job's status if that is another one, 'pausing' if it had not stopped yet, 'sent' or
+-- 'waiting'.
 -- include: job.lua
 if not exists() then return 'unknown' end
 local outcome = get('status')

@@ -26,7 +26,7 @@ from tasks.state.control import JobControl
 from tasks.state.job_store import JobStore
 from tasks.state.record import VERSION, StageRecord
 from tasks.state.tenant_queues import TenantQueues
-from worker.kombu_redis.redelivery import Sweep
+from worker.kombu_redis.redelivery import Redelivery
 from worker.kombu_redis.transport import Keys
 from worker.maintenance.webhooks import Webhooks
 
@@ -145,7 +145,7 @@ def claim_webhook(it: Fleet) -> object:
 
 
 def restore(it: Fleet) -> object:
-    return Sweep(it.redis, timedelta(seconds=60), Keys.of({})).restore_expired()
+    return Redelivery(it.redis, timedelta(seconds=60), Keys.of({})).redeliver_expired()
 
 
 MESSAGE = {"headers": {"id": "message"}, "properties": {"delivery_info": {}}, "body": ""}

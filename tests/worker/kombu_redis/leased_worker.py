@@ -1,10 +1,10 @@
-"""A worker with our leases and a task that only works: ``python -m ... URL LOG NAME VT``.
+"""A worker with leases and a task that only sleeps: ``python -m ... URL LOG NAME TIMEOUT``.
 
-With a sweep interval in seconds behind, stock Celery instead: no leases of ours, kombu's own sweep.
-Each start and end of the task is a line in the file LOG, as ``NAME begins ID``. In the environment,
-``TRANSPORT_OPTIONS`` adds to the broker's options, in JSON; ``HANGS_S`` lets the main loop hang for
-so long; ``DIES_ON_DELIVERY`` kills the worker with a message that it has not noted down yet;
-``IDLE_S`` ends one of ours that has had nothing to do for so long.
+With a fifth argument, a restore interval in seconds, it is a stock Celery worker without leases and
+with kombu's own redelivery. Each start and end of the task is a line ``NAME begins ID`` in the file
+LOG. In the environment, ``TRANSPORT_OPTIONS`` adds JSON to the broker's options; ``HANGS_S`` lets
+the main loop hang for a time; ``DIES_ON_DELIVERY`` kills the worker with a message that it has not
+recorded as unacknowledged; ``IDLE_S`` stops an idle worker after a time.
 """
 
 import json
@@ -25,15 +25,15 @@ from celery.signals import worker_ready
 from tasks.app import make_app
 from tasks.settings.settings import Settings
 from tasks.state.connection import connect
-from worker.kombu_redis.leases import LeaseRenewal
-from worker.kombu_redis.redelivery import Sweep
+from worker.kombu_redis.leases import LeaseOptions, install_leases
+from worker.kombu_redis.redelivery import Redelivery
 from worker.kombu_redis.transport import Keys, QoS, use_for_redis
 from worker.lifecycle.idle_shutdown import IdleShutdown
 from worker.lifecycle.policy import install
 from worker.maintenance.leader import LeaderLoop
 
 QUEUES = ("cpu", "gpu.8gb")
-# Everything that kombu lets one choose about its keys, for ``TRANSPORT_OPTIONS``.
+# All options of kombu that rename its keys, for ``TRANSPORT_OPTIONS``.
 KEYS = {
     "global_keyprefix": "ours:",
     "unacked_key": "held",
@@ -43,23 +43,23 @@ KEYS = {
 }
 
 
-def ours(url: str, timeout: timedelta) -> Celery:
+def leased(url: str, timeout: timedelta) -> Celery:
     app = make_app(Settings(visibility_timeout=timeout), url)
     options = app.conf.broker_transport_options
     options |= json.loads(os.environ.get("TRANSPORT_OPTIONS", "{}"))
     use_for_redis()
     client = connect(url)
-    app.steps["consumer"].add(LeaseRenewal.with_client(client))
+    install_leases(app, LeaseOptions(client))
     if idle := os.environ.get("IDLE_S"):
         end = partial(os.kill, os.getpid(), signal.SIGTERM)
         install(app, [IdleShutdown(float(idle), end)])
-    sweep = Sweep(client, timeout, Keys.of(options))
-    upkeep = LeaderLoop(client, timeout, (), restore=sweep.restore_expired)
-    worker_ready.connect(lambda **_: upkeep.start(), weak=False)
+    redelivery = Redelivery(client, timeout, Keys.of(options))
+    leader = LeaderLoop(client, timeout, (), restore=redelivery.redeliver_expired)
+    worker_ready.connect(lambda **_: leader.start(), weak=False)
     return app
 
 
-def stock(url: str, timeout: timedelta, sweep_interval_s: float) -> Celery:
+def stock(url: str, timeout: timedelta, restore_interval_s: float) -> Celery:
     app = Celery("stock", broker=url, backend=url, set_as_current=False)
     app.conf.update(
         task_acks_late=True,
@@ -69,17 +69,20 @@ def stock(url: str, timeout: timedelta, sweep_interval_s: float) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_transport_options={
             "visibility_timeout": timeout.total_seconds(),
-            "unacked_restore_interval": sweep_interval_s,
+            "unacked_restore_interval": restore_interval_s,
             "unacked_restore_throttle": 1,
         },
     )
     return app
 
 
-def main(url: str, log: str, name: str, timeout_s: str, sweep_interval_s: str = "") -> None:
+def main(url: str, log: str, name: str, timeout_s: str, restore_interval_s: str = "") -> None:
     warnings.simplefilter("ignore", SecurityWarning)
     timeout = timedelta(seconds=float(timeout_s))
-    app = stock(url, timeout, float(sweep_interval_s)) if sweep_interval_s else ours(url, timeout)
+    if restore_interval_s:
+        app = stock(url, timeout, float(restore_interval_s))
+    else:
+        app = leased(url, timeout)
 
     def note(line: str) -> None:
         with Path(log).open("a") as file:
@@ -93,7 +96,7 @@ def main(url: str, log: str, name: str, timeout_s: str, sweep_interval_s: str = 
 
     worker_ready.connect(lambda **_: note("is ready"), weak=False)
     if hangs := os.environ.get("HANGS_S"):
-        # In the main loop, once it turns.
+        # In the main loop, after its start.
         worker_ready.connect(
             lambda sender, **_: sender.timer.call_after(1, time.sleep, (float(hangs),)), weak=False
         )

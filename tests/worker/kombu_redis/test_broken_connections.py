@@ -1,4 +1,4 @@
-"""One start of a task through everything that a broker and a network do to its worker."""
+"""A task starts once, whatever the broker and the network do to its worker."""
 
 import json
 import os
@@ -28,7 +28,7 @@ PATIENCE_S = 40.0
 
 
 class Fleet:
-    """Workers on a broker that may be stopped, and what they logged."""
+    """Workers on a broker that can be stopped, and the log of their tasks."""
 
     def __init__(self, broker: EmbeddedBroker, client: Redis, folder: Path) -> None:
         self.broker, self.client = broker, client
@@ -38,7 +38,7 @@ class Fleet:
         self._sender = Celery("sender", broker=broker.url, set_as_current=False)
 
     def start(self, name: str, **env: str) -> "subprocess.Popen[bytes]":
-        """Return when it takes messages."""
+        """Start a worker, and return when it takes messages."""
         command = [sys.executable, "-m", "tests.worker.kombu_redis.leased_worker"]
         output = self._folder / f"{name}.log"
         with output.open("wb") as file:
@@ -53,10 +53,11 @@ class Fleet:
         return process
 
     def kill(self, process: "subprocess.Popen[bytes]") -> None:
-        """SIGKILL to a worker and its child at once, as a host that loses its power."""
+        """Send SIGKILL to a worker and its child at once, as when a host loses its power."""
         with suppress(psutil.NoSuchProcess):
-            for one in (it := psutil.Process(process.pid), *it.children(recursive=True)):
-                one.kill()
+            worker = psutil.Process(process.pid)
+            for each in (worker, *worker.children(recursive=True)):
+                each.kill()
         process.wait()
 
     def kill_all(self) -> None:
@@ -68,12 +69,12 @@ class Fleet:
         self._sender.conf.broker_transport_options = options
 
     def task(self, seconds: float, queue: str = QUEUES[0], priority: int = 0) -> Signature:
-        it: Signature = self._sender.signature("work", args=(seconds,), immutable=True)
-        return it.set(queue=queue, priority=priority, task_id=str(uuid4()))
+        task: Signature = self._sender.signature("work", args=(seconds,), immutable=True)
+        return task.set(queue=queue, priority=priority, task_id=str(uuid4()))
 
     def send(self, task: Signature) -> str:
-        sent: str = task.apply_async().id
-        return sent
+        task_id: str = task.apply_async().id
+        return task_id
 
     def log(self, word: str = "") -> list[str]:
         return [line for line in self._log.read_text().splitlines() if word in line]
@@ -87,7 +88,7 @@ class Fleet:
         )
 
     def wait_until_nothing_is_held(self) -> None:
-        """No queue and no unacknowledged message of kombu's is left."""
+        """Wait until kombu has no queue and no unacknowledged message."""
         keys = ("unacked", *QUEUES, "ours:held", *(f"ours:{queue}" for queue in QUEUES))
         self.wait_until(lambda: not self.client.exists(*keys), "all messages are acknowledged")
 
@@ -97,7 +98,7 @@ class Fleet:
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedBroker]:
-    """One that these tests may stop."""
+    """A broker that these tests may stop."""
     with EmbeddedBroker(tmp_path_factory.mktemp("own-broker")) as broker:
         yield broker
 
@@ -115,20 +116,20 @@ def cut_connections(fleet: Fleet) -> None:
     fleet.client.client_kill_filter(_type="normal", skipme=True)
 
 
-def be_away_for_long(fleet: Fleet) -> None:
+def stop_broker_for_a_while(fleet: Fleet) -> None:
     fleet.broker.stop()
     time.sleep(1.5 * TIMEOUT_S)
     fleet.broker.start()
 
 
-@pytest.mark.parametrize("problem", [cut_connections, be_away_for_long])
-def test_a_task_runs_once_through_a_connection_that_breaks(
+@pytest.mark.parametrize("problem", [cut_connections, stop_broker_for_a_while])
+def test_a_task_runs_once_through_a_broken_connection(
     fleet: Fleet, problem: Callable[[Fleet], None]
 ) -> None:
     fleet.start("first")
     task = fleet.send(fleet.task(4 * TIMEOUT_S))
     fleet.wait_for(f"first begins {task}")
-    # It has nothing to do, and is back as early as the other one.
+    # It is idle, and reconnects as early as the first one.
     fleet.start("second")
     problem(fleet)
     fleet.wait_for(f"first ends {task}")
@@ -136,20 +137,18 @@ def test_a_task_runs_once_through_a_connection_that_breaks(
     assert fleet.log("begins") == [f"first begins {task}"]
 
 
-def test_a_task_that_ends_while_the_broker_is_away_is_followed_by_its_successor_once(
-    fleet: Fleet,
-) -> None:
+def test_a_task_that_ends_without_a_broker_has_one_successor(fleet: Fleet) -> None:
     fleet.start("first")
     first, second = fleet.task(1), fleet.task(0)
     fleet.send(chain(first, second))
     fleet.wait_for(f"first begins {first.id}")
-    be_away_for_long(fleet)
+    stop_broker_for_a_while(fleet)
     fleet.wait_for(f"first ends {second.id}")
     fleet.wait_until_nothing_is_held()
     assert fleet.log("begins") == [f"first begins {it.id}" for it in (first, second)]
 
 
-def test_a_lost_workers_task_begins_on_another_one(fleet: Fleet) -> None:
+def test_another_worker_takes_over_a_lost_workers_task(fleet: Fleet) -> None:
     first = fleet.start("first")
     task = fleet.send(fleet.task(60))
     fleet.wait_for(f"first begins {task}")
@@ -158,20 +157,18 @@ def test_a_lost_workers_task_begins_on_another_one(fleet: Fleet) -> None:
     fleet.wait_for(f"second begins {task}")
 
 
-def test_tasks_run_once_and_are_recovered_once_whatever_kombus_keys_are_called(
-    fleet: Fleet,
-) -> None:
+def test_tasks_run_once_with_custom_transport_keys(fleet: Fleet) -> None:
     fleet.use(KEYS)
     workers = {name: fleet.start(name, TRANSPORT_OPTIONS=json.dumps(KEYS)) for name in "ab"}
     tasks = [
         fleet.send(fleet.task(3 * TIMEOUT_S, queue, priority))
         for queue, priority in zip(QUEUES, (9, 3), strict=True)
     ]
-    fleet.wait_until(lambda: len(fleet.log("ends")) == 2, "both end")
+    fleet.wait_until(lambda: len(fleet.log("ends")) == 2, "both tasks end")
     fleet.wait_until_nothing_is_held()
     assert sorted(line.split()[2] for line in fleet.log("begins")) == sorted(tasks)
     lost = fleet.send(fleet.task(2 * TIMEOUT_S, QUEUES[1], priority=9))
-    fleet.wait_until(lambda: len(fleet.log(f"begins {lost}")) == 1, "the third begins")
+    fleet.wait_until(lambda: len(fleet.log(f"begins {lost}")) == 1, "the third task begins")
     assert fleet.client.hlen("ours:held") == 1
     fleet.kill(workers.pop(fleet.log(f"begins {lost}")[0][0]))
     [other] = workers
@@ -181,7 +178,7 @@ def test_tasks_run_once_and_are_recovered_once_whatever_kombus_keys_are_called(
     assert not fleet.client.exists("unacked", "unacked_index", *QUEUES)
 
 
-def test_a_task_is_held_to_its_end_through_a_warm_shutdown(fleet: Fleet) -> None:
+def test_a_task_stays_held_through_a_warm_shutdown(fleet: Fleet) -> None:
     first = fleet.start("first")
     task = fleet.send(fleet.task(4 * TIMEOUT_S))
     fleet.wait_for(f"first begins {task}")
@@ -192,7 +189,7 @@ def test_a_task_is_held_to_its_end_through_a_warm_shutdown(fleet: Fleet) -> None
     fleet.wait_until_nothing_is_held()
 
 
-def test_a_worker_whose_main_loop_hangs_loses_its_task(fleet: Fleet) -> None:
+def test_a_worker_with_a_hanging_main_loop_loses_its_task(fleet: Fleet) -> None:
     fleet.start("first", HANGS_S="60")
     task = fleet.send(fleet.task(60))
     fleet.wait_for(f"first begins {task}")

@@ -11,10 +11,10 @@ from kombu.connection import Connection
 from kombu.entity import Queue
 from redis import Redis
 
-from tasks.state import connection as state
+from tasks.state.connection import connect
 from tests.waiting import wait_until
 from worker.kombu_redis import leases
-from worker.kombu_redis.leases import LeaseRenewal, adopt, renew
+from worker.kombu_redis.leases import LeaseOptions, LeaseRenewal, adopt, renew
 from worker.kombu_redis.transport import Transport
 from worker.local.embedded_broker import EmbeddedBroker
 
@@ -23,15 +23,14 @@ LONG_AGO = time.time() - timedelta(hours=5).total_seconds()
 
 @pytest.fixture
 def connection(broker_url: str, redis_client: Redis) -> Iterator[Any]:
-    # kombu has no types, so nor has this.
-    connect: Any = Connection
-    with connect(broker_url) as connection:
+    make_connection: Any = Connection  # kombu has no types
+    with make_connection(broker_url) as connection:
         connection.transport_cls = Transport
         yield connection
 
 
 def consuming(connection: Any) -> tuple[Any, Any]:
-    """A channel as workers have it, and its queue."""
+    """Return a channel of a worker, and its queue."""
     channel = connection.channel()
     queue: Any = Queue("work", channel=channel)  # type: ignore[no-untyped-call]
     queue.declare()
@@ -43,16 +42,14 @@ def send(connection: Any, count: int) -> None:
         connection.Producer().publish({"number": number}, routing_key="work", headers={})
 
 
-def test_held_messages_are_renewed_and_acknowledged_ones_do_not_come_back(
-    connection: Any, redis_client: Redis
-) -> None:
+def test_renewal_keeps_held_messages_only(connection: Any, redis_client: Redis) -> None:
     channel, queue = consuming(connection)
     send(connection, 2)
     held, done = queue.get(), queue.get()
     for message in (held, done):
         redis_client.zadd("unacked_index", {message.delivery_tag: LONG_AGO})
     done.ack()
-    channel.qos._delivered[done.delivery_tag] = done  # a renewal that comes just too late
+    channel.qos._delivered[done.delivery_tag] = done  # a renewal just after the acknowledgement
     channel.qos._dirty.clear()
     renewed = renew(redis_client, "unacked_index", channel)
     assert renewed == ({held.delivery_tag}, {done.delivery_tag})
@@ -63,9 +60,7 @@ def test_held_messages_are_renewed_and_acknowledged_ones_do_not_come_back(
     held.ack()
 
 
-def test_who_lost_a_message_can_do_nothing_to_it_any_more(
-    connection: Any, redis_client: Redis
-) -> None:
+def test_a_lost_delivery_cannot_touch_the_next_one(connection: Any, redis_client: Redis) -> None:
     stale, queue = consuming(connection)
     send(connection, 1)
     lost = queue.get()
@@ -83,7 +78,7 @@ def test_who_lost_a_message_can_do_nothing_to_it_any_more(
     assert redis_client.hkeys("unacked") == []
 
 
-def test_what_runs_is_held_even_where_the_connection_is_lost_again_at_once(
+def test_running_messages_stay_held_if_the_connection_breaks_again(
     connection: Any, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, queue = consuming(connection)
@@ -101,28 +96,31 @@ def test_what_runs_is_held_even_where_the_connection_is_lost_again_at_once(
     newest, _ = consuming(connection)
     adopt(new, newest)
     assert list(newest.qos._delivered) == [running.delivery_tag]
-    # The other one is nobody's now, and so is swept.
+    # No channel holds the other one, so it will be redelivered.
     assert set(redis_client.hkeys("unacked")) == {running.delivery_tag, waiting.delivery_tag}
 
 
 class Timer:
-    """The main loop's, as far as the step uses it; it turns when it is told to."""
+    """The main loop's timer, as far as the step uses it; ``turn`` is one turn of the loop."""
 
     def call_repeatedly(self, seconds: float, call: Any) -> None:
         self.turn = call
 
 
-def consumer_of(channel: Any, timeout_s: float) -> Any:
-    """Celery's, as far as the step uses it."""
+def consumer_of(channel: Any, timeout_s: float, client: Redis) -> Any:
+    """Return Celery's consumer, as far as the step uses it."""
     options = {"visibility_timeout": timeout_s}
     return SimpleNamespace(
-        app=SimpleNamespace(conf=SimpleNamespace(broker_transport_options=options)),
+        app=SimpleNamespace(
+            conf=SimpleNamespace(broker_transport_options=options),
+            lease_options=LeaseOptions(client),
+        ),
         task_consumer=SimpleNamespace(channel=channel),
         timer=Timer(),
     )
 
 
-def test_a_new_channel_takes_over_what_runs_and_gives_back_what_does_not(
+def test_a_new_channel_adopts_running_messages_and_requeues_others(
     connection: Any, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     old, queue = consuming(connection)
@@ -130,8 +128,8 @@ def test_a_new_channel_takes_over_what_runs_and_gives_back_what_does_not(
     running, waiting, done = queue.get(), queue.get(), queue.get()
     done.ack()
     monkeypatch.setattr(leases, "active_requests", [SimpleNamespace(message=running)])
-    consumer = consumer_of(old, timeout_s=3600)
-    step = LeaseRenewal.with_client(redis_client)(consumer)
+    consumer = consumer_of(old, 3600, redis_client)
+    step = LeaseRenewal(consumer)
     step.start(consumer)
     old.close()  # as kombu does when a connection is lost
     assert set(redis_client.hkeys("unacked")) == {running.delivery_tag, waiting.delivery_tag}
@@ -148,18 +146,18 @@ def test_a_new_channel_takes_over_what_runs_and_gives_back_what_does_not(
 
 @pytest.mark.parametrize("reconnects", [False, True])
 @pytest.mark.parametrize("settle", ["ack", "requeue"])
-def test_what_the_broker_was_not_there_to_hear_is_told_again(
+def test_failed_acknowledgements_are_repeated(
     tmp_path: Path, settle: str, reconnects: bool
 ) -> None:
-    connect: Any = Connection
-    with EmbeddedBroker(tmp_path) as broker, connect(broker.url) as connection:
+    make_connection: Any = Connection
+    with EmbeddedBroker(tmp_path) as broker, make_connection(broker.url) as connection:
         connection.transport_cls = Transport
         channel, queue = consuming(connection)
         send(connection, 1)
         message = queue.get()
-        consumer = consumer_of(channel, timeout_s=3600)
-        with state.connect(broker.url) as client:
-            step = LeaseRenewal.with_client(client)(consumer)
+        with connect(broker.url) as client:
+            consumer = consumer_of(channel, 3600, client)
+            step = LeaseRenewal(consumer)
             step.start(consumer)
             broker.stop()
             with pytest.raises(redis.ConnectionError):
@@ -173,44 +171,46 @@ def test_what_the_broker_was_not_there_to_hear_is_told_again(
                 consumer.timer.turn()
             assert client.hkeys("unacked") == []
             assert client.llen("work") == (settle == "requeue")
-            assert consumer.task_consumer.channel.qos.untold == {}
+            assert consumer.task_consumer.channel.qos.unconfirmed == {}
 
 
-def test_a_worker_whose_main_loop_hangs_is_left_by_its_leases(
+def test_leases_expire_if_the_main_loop_hangs(
     connection: Any, redis_client: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     channel, queue = consuming(connection)
     send(connection, 1)
     held = queue.get()
-    consumer = consumer_of(channel, timeout_s=1)
-    step = LeaseRenewal.with_client(redis_client)(consumer)
+    consumer = consumer_of(channel, 1, redis_client)
+    step = LeaseRenewal(consumer)
     step.start(consumer)
 
     def is_renewed() -> bool:
         score = redis_client.zscore("unacked_index", held.delivery_tag)
         return score is not None and score > LONG_AGO + 1
 
-    def forget() -> None:
+    def expire() -> None:
         redis_client.zadd("unacked_index", {held.delivery_tag: LONG_AGO})
 
-    def rounds_that_found_it_hanging() -> int:
+    def hanging_rounds() -> int:
         return caplog.text.count("the main loop hangs")
 
     def wait_for_round(number: int) -> None:
         wait_until(
-            lambda: rounds_that_found_it_hanging() >= number,
+            lambda: hanging_rounds() >= number,
             timeout_s=10,
-            description=f"it is found to hang {number} times",
+            description=f"{number} rounds report that the loop hangs",
         )
 
-    forget()
+    expire()
     wait_until(
-        lambda: consumer.timer.turn() or is_renewed(), timeout_s=10, description="it is renewed"
+        lambda: consumer.timer.turn() or is_renewed(),
+        timeout_s=10,
+        description="the lease is renewed",
     )
     wait_for_round(1)
-    forget()
+    expire()
     wait_for_round(3)
     assert not is_renewed()
-    step.stop(consumer)  # as in a warm shutdown, in which the loop is not meant to turn
-    wait_until(is_renewed, timeout_s=10, description="it is renewed again")
+    step.stop(consumer)  # as in a warm shutdown, in which the loop does not turn
+    wait_until(is_renewed, timeout_s=10, description="the lease is renewed again")
     held.ack()

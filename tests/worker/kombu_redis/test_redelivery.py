@@ -9,16 +9,16 @@ from kombu.connection import Connection
 from redis import Redis
 
 from tests.worker.kombu_redis.leased_worker import KEYS
-from worker.kombu_redis.redelivery import Sweep
+from worker.kombu_redis.redelivery import Redelivery
 from worker.kombu_redis.transport import Keys, Transport
 
 TIMEOUT = timedelta(seconds=60)
 
 
-@pytest.fixture(params=({}, KEYS), ids=["default", "chosen"])
+@pytest.fixture(params=({}, KEYS), ids=["default", "custom"])
 def options(request: pytest.FixtureRequest) -> dict[str, Any]:
-    found: dict[str, Any] = request.param
-    return found
+    options: dict[str, Any] = request.param
+    return options
 
 
 @pytest.fixture
@@ -35,13 +35,13 @@ def connection(broker_url: str, redis_client: Redis, options: dict[str, Any]) ->
 
 
 @pytest.fixture
-def sweep(redis_client: Redis, keys: Keys) -> Sweep:
-    return Sweep(redis_client, TIMEOUT, keys)
+def redelivery(redis_client: Redis, keys: Keys) -> Redelivery:
+    return Redelivery(redis_client, TIMEOUT, keys)
 
 
 @pytest.fixture
 def held(connection: Any, redis_client: Redis, keys: Keys) -> Callable[..., Any]:
-    """A message that a worker took so long ago."""
+    """Takes a message whose lease was renewed ``age_s`` seconds ago."""
 
     def take(age_s: float, priority: int = 0) -> Any:
         queue = connection.SimpleQueue("work")
@@ -54,8 +54,8 @@ def held(connection: Any, redis_client: Redis, keys: Keys) -> Callable[..., Any]
 
 
 @pytest.mark.parametrize("priority", [0, 3, 5, 9])
-def test_what_nobody_renews_is_delivered_again_under_a_new_tag(
-    sweep: Sweep,
+def test_an_expired_message_is_redelivered_under_a_new_tag(
+    redelivery: Redelivery,
     connection: Any,
     redis_client: Redis,
     keys: Keys,
@@ -63,8 +63,8 @@ def test_what_nobody_renews_is_delivered_again_under_a_new_tag(
     priority: int,
 ) -> None:
     lost = held(age_s=61, priority=priority)
-    assert sweep.restore_expired() == ["task-1"]
-    assert sweep.restore_expired() == []
+    assert redelivery.redeliver_expired() == ["task-1"]
+    assert redelivery.redeliver_expired() == []
     again = connection.SimpleQueue("work").get(timeout=5)
     assert again.delivery_tag != lost.delivery_tag
     assert again.payload == lost.payload
@@ -75,17 +75,17 @@ def test_what_nobody_renews_is_delivered_again_under_a_new_tag(
     assert not redis_client.exists(keys.unacked, keys.unacked_index)
 
 
-def test_what_is_renewed_stays_with_its_worker(
-    sweep: Sweep, redis_client: Redis, keys: Keys, held: Callable[..., Any]
+def test_a_renewed_message_stays_with_its_worker(
+    redelivery: Redelivery, redis_client: Redis, keys: Keys, held: Callable[..., Any]
 ) -> None:
     message = held(age_s=30)
-    assert sweep.restore_expired() == []
+    assert redelivery.redeliver_expired() == []
     assert redis_client.hkeys(keys.unacked) == [message.delivery_tag]
     message.ack()
 
 
-def test_who_renews_at_the_last_moment_is_not_robbed(
-    sweep: Sweep,
+def test_a_renewal_at_the_last_moment_counts(
+    redelivery: Redelivery,
     redis_client: Redis,
     keys: Keys,
     held: Callable[..., Any],
@@ -99,24 +99,28 @@ def test_who_renews_at_the_last_moment_is_not_robbed(
         return read(*args)
 
     monkeypatch.setattr(redis_client, "hmget", renewed_meanwhile)
-    assert sweep.restore_expired() == []
+    assert redelivery.redeliver_expired() == []
     assert redis_client.hkeys(keys.unacked) == [message.delivery_tag]
     message.ack()
 
 
-def test_a_trace_without_a_message_is_removed(
-    sweep: Sweep, redis_client: Redis, keys: Keys
+def test_an_index_entry_without_a_message_is_removed(
+    redelivery: Redelivery, redis_client: Redis, keys: Keys
 ) -> None:
     redis_client.zadd(keys.unacked_index, {"nothing": 1.0})
-    assert sweep.restore_expired() == []
+    assert redelivery.redeliver_expired() == []
     assert redis_client.zcard(keys.unacked_index) == 0
 
 
-def test_the_message_that_goes_back_is_what_kombu_itself_would_send(
-    sweep: Sweep, connection: Any, redis_client: Redis, keys: Keys, held: Callable[..., Any]
+def test_the_redelivered_message_equals_kombus(
+    redelivery: Redelivery,
+    connection: Any,
+    redis_client: Redis,
+    keys: Keys,
+    held: Callable[..., Any],
 ) -> None:
     message = held(age_s=61)
-    sweep.restore_expired()
+    redelivery.redeliver_expired()
     ours = json.loads(str(redis_client.lpop(keys.queue("work", 0))))
     redis_client.hset(keys.unacked, "t", json.dumps([message._raw, "", "work"]))
     connection.default_channel.qos.restore_by_tag("t")
