@@ -1,6 +1,7 @@
 -- Begins a stage, or says why not. Returns {outcome} or {'begun', attempt, fields}.
 
 -- include: job.lua
+
 if not exists() then return {'unknown'} end
 if has_ended() then return {'ended'} end
 

@@ -1,7 +1,9 @@
 -- Cancels the job: now unless its stage runs or there is something to save. Returns 'unknown' or
 -- the job's status. A job between two stages ends here; the next message finds it ended. A waiting
 -- job is saved by publishing the checkpoints it has.
+
 -- include: job.lua
+
 if not exists() then return 'unknown' end
 if has_ended() then return get('status') end
 local is_running = get('stage_state') == 'running'

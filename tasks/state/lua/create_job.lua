@@ -1,6 +1,7 @@
 -- Records a job and sends it, or lets it wait. Returns 'exists', 'sent' or 'waiting'.
 
 -- include: job.lua
+
 if exists() then return 'exists' end
 set(fields)
 set({created_at = now})

@@ -1,7 +1,9 @@
 -- Returns what decides which job is dispatched next: the queues that have room, each with its
 -- tenants, oldest dispatch first; the tenants of all jobs in flight; and the fleet's hash. Returns
 -- nothing if no queue has room: every start of a stage asks.
+
 -- include: fleet.lua
+
 local queues = {}
 for _, queue in ipairs(redis.call('SMEMBERS', keys.tenant_queues)) do
   if has_room(queue) then

@@ -7,6 +7,7 @@ local job_key = keys.job_prefix .. first_job
 local events_key = job_key .. keys.events_suffix
 
 -- include: job.lua
+
 if get('tenant_queue') ~= queue then
   remove_from_tenant_queue(queue, tenant)
   return {'gone'}

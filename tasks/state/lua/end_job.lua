@@ -1,6 +1,7 @@
 -- Ends the job. Returns 1, or 0 if the start is superseded.
 
 -- include: job.lua
+
 if is_superseded(attempt) then return 0 end
 set(fields)
 finish(status, is_dead_letter == '1')

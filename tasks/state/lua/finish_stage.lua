@@ -2,6 +2,7 @@
 -- sent now, which is always so without a `fair_share_queue`; or 'waiting'.
 
 -- include: job.lua
+
 if is_superseded(attempt) then return 'superseded' end
 set(fields)
 set({stage_state = 'done'})

@@ -1,6 +1,7 @@
 -- Pauses the job: now unless its stage runs. Returns 'unknown' or the job's status.
 
 -- include: job.lua
+
 if not exists() then return 'unknown' end
 local status = get('status')
 if status ~= 'queued' and status ~= 'running' then return status end

@@ -2,6 +2,7 @@
 -- 'superseded' or the job's status; nothing changes while the job is being cancelled.
 
 -- include: job.lua
+
 if is_superseded(attempt) then return 'superseded' end
 local status = get('status')
 if status == 'cancelling' then return status end

@@ -1,5 +1,6 @@
 -- Returns 'superseded' or the job's status: whether this start should continue, in one call.
 
 -- include: job.lua
+
 if is_superseded(attempt) then return 'superseded' end
 return get('status')

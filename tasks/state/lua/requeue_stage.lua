@@ -2,6 +2,7 @@
 -- stage that is done stays done: the message of its successor is what was lost.
 
 -- include: job.lua
+
 if get('attempt') ~= attempt then return 0 end
 if redis.call('HEXISTS', keys.in_flight, job_id) == 0 then return 0 end
 if get('stage_state') == 'running' then

@@ -1,7 +1,9 @@
 -- Resumes a job of status `from_status` and clears what an earlier end has left. Returns 'unknown',
 -- the job's status if that is another one, 'pausing' if it had not stopped yet, 'sent' or
 -- 'waiting'.
+
 -- include: job.lua
+
 if not exists() then return 'unknown' end
 local outcome = get('status')
 if outcome == 'pausing' and from_status == 'paused' then

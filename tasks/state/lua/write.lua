@@ -1,6 +1,7 @@
 -- Appends events and sets fields for a start. Returns 1, or 0 if the start is superseded.
 
 -- include: job.lua
+
 if is_superseded(attempt) then return 0 end
 set(fields)
 append_events(events)
