@@ -1,11 +1,11 @@
-"""What the console's API does under load: asking for a job while many follow another one's events.
+"""The console's API under load: requests for a job while many clients follow its events.
 
     python -P -m benchmarks.api_load [--streams 200] [--requests 3000] [--report FILE]
 
-A console in a process of its own, a job that tells its progress ten times a second, and streams of
-its events that stay open in a second process. In turns, the job is asked for through the API, and a
-bare FastAPI route gives the very same bytes from a third process. Goal: 95 % of the answers of the
-API in under 100 ms.
+A console runs in a separate process, a job reports its progress ten times a second, and a second
+process holds streams of its events open. The benchmark alternates between requests to the API and
+to a bare FastAPI route that serves the same bytes from a third process. Goal: 95 % of the API's
+responses in under 100 ms.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import httpx2
 import uvicorn
 from fastapi import FastAPI, Response
 
-from benchmarks.results import parser_of, tell
+from benchmarks.results import parser_of, report_result
 from tasks.api_keys import ApiKeys
 from tasks.events import Progress
 from tasks.settings.settings import Settings
@@ -44,7 +44,7 @@ _ROUNDS = 8
 
 
 def main() -> None:
-    """Measure and print, or be one of the other processes."""
+    """Measure and print, or run as one of the other processes."""
     if sys.argv[1:2] == ["bare"]:
         _serve_bare(int(sys.argv[2]), Path(sys.argv[3]).read_bytes())
     elif sys.argv[1:2] == ["streams"]:
@@ -93,8 +93,8 @@ def _measure(arguments: argparse.Namespace) -> None:
         busy = _asked(client, {"API": api, "bare": bare}, arguments.requests)
         assert streams.stdin is not None
         streams.stdin.close()
-        told = int(streams.stdout.readline())
-    tell(
+        rate = int(streams.stdout.readline())
+    report_result(
         arguments.report,
         "API load",
         f"python -P -m benchmarks.api_load --streams {arguments.streams} "
@@ -103,7 +103,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         [
             f"GET of a job, no streams: {_shown(alone)}",
             f"GET of a job, {opened} streams of a running job's events: {_shown(busy)}",
-            f"events told meanwhile, over all streams: {told} a second",
+            f"events received meanwhile, over all streams: {rate} a second",
         ],
     )
 
@@ -111,7 +111,7 @@ def _measure(arguments: argparse.Namespace) -> None:
 def _asked(
     client: httpx2.Client, addresses: dict[str, str], requests: int
 ) -> dict[str, list[float]]:
-    """Milliseconds of each request, the addresses in turns."""
+    """Return the milliseconds of each request, alternating between the addresses."""
     found: dict[str, list[float]] = {name: [] for name in addresses}
     for _ in range(_ROUNDS):
         for name, url in addresses.items():
@@ -132,18 +132,18 @@ def _shown(found: dict[str, list[float]]) -> str:
 
 @contextmanager
 def _running(state: JobStore, job_id: str) -> Iterator[None]:
-    """Let a stage of a job tell its progress, as a worker does."""
+    """Report the progress of a job's stage, as a worker does."""
     _, attempt, _ = state.begin(job_id, "prepare", worker="w", queue="cpu", tag="t")
     over = threading.Event()
 
-    def tell_progress() -> None:
+    def report_progress() -> None:
         done = 0
         while not over.wait(1 / _EVENTS_A_SECOND):
             done += 1
             progress = Progress(stage="prepare", done=done, total=10**6, unit="files")
             state.write(job_id, attempt, [progress], {})
 
-    thread = threading.Thread(target=tell_progress)
+    thread = threading.Thread(target=report_progress)
     thread.start()
     try:
         yield
@@ -154,7 +154,7 @@ def _running(state: JobStore, job_id: str) -> Iterator[None]:
 
 @contextmanager
 def _other(*arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """Another process of this benchmark."""
+    """Start another process of this benchmark."""
     command = [sys.executable, "-P", "-m", "benchmarks.api_load", *arguments]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     try:
@@ -185,11 +185,11 @@ def _serve_bare(port: int, content: bytes) -> None:
 
 
 async def _follow(port: int, count: int, key: str, job_id: str) -> None:
-    """Keep streams open until the standard input ends; tell how many, and their events a second."""
-    told = 0
+    """Keep streams open until the standard input ends; print their number and events per second."""
+    received = 0
 
     async def follow(opened: asyncio.Semaphore) -> None:
-        nonlocal told
+        nonlocal received
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         request = f"GET /v1/jobs/{job_id}/events HTTP/1.1\r\nHost: localhost\r\n"
         writer.write(f"{request}Authorization: Bearer {key}\r\n\r\n".encode())
@@ -197,16 +197,16 @@ async def _follow(port: int, count: int, key: str, job_id: str) -> None:
         assert b" 200 " in line, line
         opened.release()
         while line := await reader.readline():
-            told += line.startswith(b"data: ")
+            received += line.startswith(b"data: ")
 
     opened = asyncio.Semaphore(0)
     streams = [asyncio.create_task(follow(opened)) for _ in range(count)]
     for _ in streams:
         await opened.acquire()
     print(count, flush=True)
-    first, began = told, time.monotonic()
+    first, began = received, time.monotonic()
     await asyncio.to_thread(sys.stdin.read)
-    print(round((told - first) / (time.monotonic() - began)), flush=True)
+    print(round((received - first) / (time.monotonic() - began)), flush=True)
     for stream in streams:
         stream.cancel()
 

@@ -1,10 +1,10 @@
-"""The cache stage's time over that of the bare encoders on the same batches, as a ratio.
+"""Ratio of the cache stage's time to that of the bare encoders on the same batches.
 
     OMP_NUM_THREADS=1 python -P benchmarks/cache_stage.py [IMAGES] [--report FILE]
 
-A tiny FLUX with a VAE of some 2 M parameters, on the CPU, in this process. The stage reads,
-decodes, resizes, checks, packs and stores beside encoding; the bare encoders get ready tensors.
-Goal: 1.15 or less. Also: the same one by one, and the second job, which encodes nothing.
+A tiny FLUX with a VAE of about 2 M parameters runs on the CPU in this process. Besides encoding,
+the stage reads, decodes, resizes, checks, packs and stores; the bare encoders get tensors. Goal:
+1.15 or less. The benchmark also measures batches of one, and a second job, which encodes nothing.
 """
 
 import random
@@ -18,7 +18,7 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from PIL import Image
 
-from benchmarks.results import parser_of, tell
+from benchmarks.results import parser_of, report_result
 from benchmarks.warm_trainer import request_in
 from tasks.cache.index import CacheRegistry
 from tasks.cache.plan import CachePlan, encoder_digests
@@ -41,7 +41,7 @@ CPU = torch.device("cpu")
 
 
 def main() -> None:
-    """Print the ratios."""
+    """Measure and print the ratios."""
     parser = parser_of(__doc__)
     parser.add_argument("images", type=int, nargs="?", default=64)
     arguments = parser.parse_args()
@@ -61,18 +61,18 @@ def main() -> None:
                 "stage": timed(request, encoders, plan.digests, kept),
                 "one by one": one_by_one(request, plan, encoders, kept),
             }
-            seconds = {what: min(it, seconds.get(what, it)) for what, it in taken.items()}
+            seconds = {what: min(time, seconds.get(what, time)) for what, time in taken.items()}
         seconds["second job"] = second_job(folder, request, plan, encoders, kept)
     bare_seconds = seconds.pop("bare")
     lines = [f"{count} images, {len(plan.texts)} captions, bare encoders: {bare_seconds:.3f} s"]
     for what, least in seconds.items():
         lines.append(f"{what}: {least:.3f} s, ratio {least / bare_seconds:.3f}")
     command = f"OMP_NUM_THREADS=1 python -P benchmarks/cache_stage.py {count}"
-    tell(arguments.report, "Cache stage", command, "1.15 or less for the stage", lines)
+    report_result(arguments.report, "Cache stage", command, "1.15 or less for the stage", lines)
 
 
 def request_of(folder: Path, count: int) -> TrainerRequest:
-    """A cache request of noisy JPEGs somewhat larger than they are trained at."""
+    """Return a cache request of noisy JPEGs slightly larger than the training resolution."""
     base = request_in(folder)
     kind: Any = AutoencoderKL
     config = kind.load_config(folder / "model" / "vae")
@@ -100,7 +100,7 @@ def request_of(folder: Path, count: int) -> TrainerRequest:
 
 
 def bare(request: TrainerRequest, plan: CachePlan, kept: ModelCache) -> float:
-    """Seconds of the encoders alone."""
+    """Return the seconds of the encoders alone."""
     captions = list(plan.texts.values())
     (size,) = {image.size for image in plan.latents.values()}
     batch = cache.batch_size(size)
@@ -121,7 +121,7 @@ def bare(request: TrainerRequest, plan: CachePlan, kept: ModelCache) -> float:
 def one_by_one(
     request: TrainerRequest, plan: CachePlan, encoders: EncoderDigests, kept: ModelCache
 ) -> float:
-    """The same in batches of one."""
+    """Return the same in batches of one."""
     most = cache.CAPTIONS, cache.MOST_IMAGES
     cache.CAPTIONS, cache.MOST_IMAGES = 1, 1
     try:
@@ -133,7 +133,7 @@ def one_by_one(
 def timed(
     request: TrainerRequest, encoders: EncoderDigests, digests: list[str], kept: ModelCache
 ) -> float:
-    """Seconds of a cache request that finds nothing in the store."""
+    """Return the seconds of a cache request with an empty store."""
     store = Store(request.store_url)
     store.delete(store.keys(PACKS))
     wanted = {"encoders": encoders, "cache_entries": tuple(digests)}
@@ -149,7 +149,7 @@ def second_job(
     encoders: EncoderDigests,
     kept: ModelCache,
 ) -> float:
-    """Seconds of finding out, over a real broker, that there is nothing to encode."""
+    """Return the seconds to find, over a real broker, that everything is cached."""
     events: list[Event] = []
     wanted = {"encoders": encoders, "cache_entries": tuple(plan.digests)}
     cache.run(request.model_copy(update=wanted), events.append, StopSwitch(), kept)

@@ -1,10 +1,10 @@
-"""A training step's time with cached encoder outputs over that without, as a ratio.
+"""Ratio of a training step's time with cached encoder outputs to that without.
 
     OMP_NUM_THREADS=1 python -P benchmarks/cached_encoders.py [--report FILE]
 
-Two runs of one SDXL LoRA job on a tiny model, in this process, in turns: one reads latents and text
-outputs from the store, the other encodes images and captions at each step. Goal: well below 1; of
-a real model's step, the VAE's and the encoders' share is larger than of a tiny one's.
+Two runs of one SDXL LoRA job on a tiny model alternate in this process: one reads latents and text
+outputs from the store, the other encodes images and captions at each step. Goal: well below 1. In a
+real model, the VAE and the encoders take a larger share of the step than in a tiny one.
 """
 
 import statistics
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.filled_cache import with_filled_cache
-from benchmarks.results import parser_of, tell
+from benchmarks.results import parser_of, report_result
 from benchmarks.warm_trainer import request_in
 from tasks.events import Event, Progress
 from tasks.jobs.job import parse_job
@@ -29,7 +29,7 @@ STEPS = 12
 
 
 def main() -> None:
-    """Print the ratio."""
+    """Measure and print the ratio."""
     arguments = parser_of(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -47,11 +47,11 @@ def main() -> None:
         f"ratio {medians['cached'] / medians['live']:.3f}"
     )
     command = "OMP_NUM_THREADS=1 python -P benchmarks/cached_encoders.py"
-    tell(arguments.report, "Cached encoders", command, "well below 1", [line])
+    report_result(arguments.report, "Cached encoders", command, "well below 1", [line])
 
 
 def request_of(base: TrainerRequest, model: Path, *, cached: bool) -> TrainerRequest:
-    """A train request on the base request's images, its cache filled where it uses one."""
+    """Return a train request on the base request's images, with a filled cache if it uses one."""
     training: dict[str, Any] = {
         "type": "SDXL_LORA",
         "seed": 0,
@@ -74,15 +74,15 @@ def request_of(base: TrainerRequest, model: Path, *, cached: bool) -> TrainerReq
 
 
 def seconds_of_steps(request: TrainerRequest, kept: ModelCache) -> list[float]:
-    """The mean seconds of a step, from the first step told to the last."""
-    told: list[tuple[int, float]] = []
+    """Return the mean seconds of a step, from the first reported step to the last."""
+    reported: list[tuple[int, float]] = []
 
     def on_event(event: Event) -> None:
         if isinstance(event, Progress):
-            told.append((event.done, time.perf_counter()))
+            reported.append((event.done, time.perf_counter()))
 
     train.run(request, on_event, StopSwitch(), kept)
-    (first, start), (last, end) = told[0], told[-1]
+    (first, start), (last, end) = reported[0], reported[-1]
     return [(end - start) / (last - first)]
 
 

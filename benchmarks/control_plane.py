@@ -1,13 +1,13 @@
-"""What the control plane costs: our chain beside a bare Celery one, and many jobs and workers.
+"""Cost of the control plane: this project's chain beside bare Celery, with many jobs and workers.
 
     python -m benchmarks.control_plane [--chains N] [--jobs N] [--workers N] [--report FILE]
 
-- Throughput and latency of jobs whose stages do nothing, over those of a bare Celery chain of four
-  empty tasks, with the same two worker processes and queues: in turns, within one run. Goal: a
-  ratio of 0.6 or more. Beside it, Celery with task events, which Flower needs and ours always send.
-- Redis memory and commands of a job, and commands of the upkeep, as more and more jobs of 20
-  tenants are queued before a fleet of emulated workers. Goal: all flat.
-- Microseconds of a decision: which tenant is next, and where a job goes. Goal: under 50.
+- Throughput and latency of jobs with empty stages, relative to a bare Celery chain of four empty
+  tasks, with the same two worker processes and queues, alternating within one run. Goal: a ratio of
+  0.6 or more. A third side is Celery with task events, which Flower needs and our workers send.
+- Redis memory and commands per job, and commands of the maintenance, as the number of queued jobs
+  of 20 tenants grows in front of a fleet of emulated workers. Goal: all constant.
+- Microseconds of a decision: the next tenant, and the route of a job. Goal: under 50.
 """
 
 import argparse
@@ -46,39 +46,40 @@ from worker.local.embedded_broker import EmbeddedBroker
 from worker.maintenance.reconciler import Reconciler
 from worker.supervision.process import spawn, stop
 
-# The first is what the others are compared with; each is a kind of ``benchmarks.noop_worker``.
-_SIDES = ("ours", "bare", "bare-events")
+# Kinds of ``benchmarks.noop_worker``. The others are compared with the first.
+_OWN = "training-worker"
+_SIDES = (_OWN, "bare", "bare-events")
 _ROUNDS = 15
 _ONE_BY_ONE = 10
 _PATIENCE_S = 600.0
 _TENANTS = 20
-# How often the upkeep does each of its duties, with the default visibility timeout.
+# Runs of each maintenance job a minute, with the default visibility timeout.
 _A_MINUTE = {"publish_fleet": 12, "dispatch": 12, "sweep": 2}
-# Of the queued jobs, as many are run to their end.
+# The number of queued jobs that are run to their end.
 _RUN_JOBS = 1000
 
 
 @dataclass
 class Side:
-    """One of the two that are compared.
+    """One side of the comparison.
 
     Attributes:
-        submit: Submits a chain, and gives the id of the result that follows it.
-        redis: A connection to its broker.
+        submit: Submits a chain, and returns the id of its result.
+        redis: Connection to its broker.
     """
 
     submit: Callable[[], str]
     redis: Redis
 
     def burst(self, chains: int) -> float:
-        """Chains a second, from the first one's submission to the last one's end."""
+        """Return chains per second, from the first submission to the last end."""
         began = time.perf_counter()
         for result_id in [self.submit() for _ in range(chains)]:
             self._wait(result_id)
         return chains / (time.perf_counter() - began)
 
     def latency_s(self) -> float:
-        """Seconds from a chain's submission to its end, with nothing else to do."""
+        """Return the seconds from a chain's submission to its end on an idle fleet."""
         began = time.perf_counter()
         self._wait(self.submit())
         return time.perf_counter() - began
@@ -118,7 +119,7 @@ def main() -> None:
 
 
 def job(tenant: str = "default") -> dict[str, Any]:
-    """A job for a GPU of 40 GB; its stages do nothing."""
+    """Return a job for a 40 GB GPU, whose stages do nothing."""
     dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/images"}
     training = {"model": "/model", "data_loader": {"dataset": dataset}}
     return {"preset": "flux_lora_1x40gb", "tenant": tenant, "training": training}
@@ -129,36 +130,36 @@ def _beside_bare_celery(chains: int) -> Iterator[str]:
         sides = [stack.enter_context(_side(kind)) for kind in _SIDES]
         for side in sides:
             side.burst(10)  # warms up
-        rates = [_in_turns(sides, lambda it: it.burst(chains), n) for n in range(_ROUNDS)]
+        rates = [_in_turns(sides, lambda side: side.burst(chains), n) for n in range(_ROUNDS)]
         times = [_in_turns(sides, Side.latency_s, n) for n in range(_ROUNDS * _ONE_BY_ONE)]
     rate = dict(zip(_SIDES, map(statistics.median, zip(*rates, strict=True)), strict=True))
     for place, name in enumerate(_SIDES[1:], 1):
-        low, ratio, high = statistics.quantiles((it[0] / it[place] for it in rates), n=4)
-        added = statistics.median(it[0] - it[place] for it in times) / len(STAGES)
+        low, ratio, high = statistics.quantiles((row[0] / row[place] for row in rates), n=4)
+        added = statistics.median(row[0] - row[place] for row in times) / len(STAGES)
         yield (
-            f"beside {name}, bursts of {chains} chains: {rate['ours']:.0f} and {rate[name]:.0f} a "
+            f"beside {name}, bursts of {chains} chains: {rate[_OWN]:.0f} and {rate[name]:.0f} a "
             f"second; ratio {ratio:.2f}, half of {_ROUNDS} rounds from {low:.2f} to {high:.2f} "
             f"(goal 0.6); one by one, {added * 1e3:.1f} ms added to each step "
             f"(median of {len(times)})"
         )
-    told = [
+    latencies = [
         f"{name} {statistics.median(column) * 1e3:.0f} and "
         f"{statistics.quantiles(column, n=20)[-1] * 1e3:.0f}"
         for name, column in zip(_SIDES, zip(*times, strict=True), strict=True)
     ]
-    yield f"milliseconds of a chain by itself, median and 95 %: {', '.join(told)}"
+    yield f"milliseconds of a chain by itself, median and 95 %: {', '.join(latencies)}"
 
 
 def _in_turns(sides: list[Side], measure: Callable[[Side], float], number: int) -> list[float]:
-    """The measure of each side; every other time in the other order."""
+    """Measure each side; every second round runs in reverse order."""
     order = sides if number % 2 else sides[::-1]
-    found = {id(side): measure(side) for side in order}
-    return [found[id(side)] for side in sides]
+    measures = {id(side): measure(side) for side in order}
+    return [measures[id(side)] for side in sides]
 
 
 @contextmanager
 def _side(kind: str) -> Iterator[Side]:
-    """A broker, a worker of the CPU queue and one of a 40 GB GPU."""
+    """Run a broker, a worker of the CPU queue and one of a 40 GB GPU."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{kind}-")))
         broker = stack.enter_context(EmbeddedBroker(folder))
@@ -172,15 +173,16 @@ def _side(kind: str) -> Iterator[Side]:
             worker = spawn([*command, str(readies[-1])], env=env, stdout=log, stderr=log)
             stack.callback(stop, worker, 10)
         wait_until(
-            lambda: all(it.exists() for it in readies),
+            lambda: all(path.exists() for path in readies),
             timeout_s=60,
             description=f"the workers of {kind} are ready",
-            detail=lambda: "".join(it.read_text() for it in folder.glob("*.log")),
+            detail=lambda: "".join(path.read_text() for path in folder.glob("*.log")),
         )
-        yield Side(_ours(broker.url) if kind == "ours" else _bare(broker.url), connect(broker.url))
+        submit = _own(broker.url) if kind == _OWN else _bare(broker.url)
+        yield Side(submit, connect(broker.url))
 
 
-def _ours(url: str) -> Callable[[], str]:
+def _own(url: str) -> Callable[[], str]:
     client = client_of(Settings(broker_url=SecretStr(url)))
     redis = connect(url)
 
@@ -196,19 +198,19 @@ def _bare(url: str) -> Callable[[], str]:
 
 
 def _decisions() -> Iterator[str]:
-    told = []
+    decisions = []
     for count in (8, 100, 1000):
         tenants = [f"tenant-{number}" for number in range(count)]
-        # At its slowest: all of them have jobs in flight.
+        # The slowest case: all tenants have jobs in flight.
         in_flight = {tenant: 1 + number % 7 for number, tenant in enumerate(tenants)}
-        terms = {tenant: TenantShare(2.0, 50) for tenant in tenants[::10]}
+        shares = {tenant: TenantShare(2.0, 50) for tenant in tenants[::10]}
         alike = _microseconds(lambda: next_tenant(tenants, in_flight, {}))  # noqa: B023
-        unlike = _microseconds(lambda: next_tenant(tenants, in_flight, terms))  # noqa: B023
-        told.append(f"{count} tenants {alike:.1f} ({unlike:.1f} with terms of their own)")
+        unlike = _microseconds(lambda: next_tenant(tenants, in_flight, shares))  # noqa: B023
+        decisions.append(f"{count} tenants {alike:.1f} ({unlike:.1f} with shares)")
     routed = _microseconds(parse_job(job()).route)
     yield (
         f"microseconds of a decision (goal 50): next_tenant, all with jobs in flight, "
-        f"{', '.join(told)}; route {routed:.1f}"
+        f"{', '.join(decisions)}; route {routed:.1f}"
     )
 
 
@@ -253,17 +255,18 @@ def _at_depth(
             in_flight = max(in_flight, sum(client.tenant_queues.in_flight().values()))
     jobs = (fleet.done - first) / len(STAGES)
     ran, kib_sent = (_commands(redis) - begun) / jobs, (_bytes_sent(redis) - sent) / jobs / 1024
-    left, a_minute, told = len(client.control.in_flight()), 0, []
+    left, a_minute, costs = len(client.control.in_flight()), 0, []
     for name, duty in duties.items():
         commands = _commands(redis)
         duty()
         took = _commands(redis) - commands
         a_minute += took * _A_MINUTE[name]
-        told.append(f"{name} {took}")
+        costs.append(f"{name} {took}")
     return (
         f"{depth} jobs queued: {kib:.1f} KiB of Redis memory a job; commands a job {submitted:.0f} "
         f"to submit and {ran:.0f} to run, with {kib_sent:.0f} KiB read and at most {in_flight} "
-        f"in flight; to the upkeep, with {left} in flight, {', '.join(told)}, {a_minute} a minute"
+        f"in flight; of the maintenance, with {left} in flight, {', '.join(costs)}, {a_minute} "
+        "a minute"
     )
 
 
@@ -276,10 +279,10 @@ def _bytes_sent(redis: Redis) -> int:
 
 
 def _commands(redis: Redis) -> int:
-    """Of all but the measurement itself, and of idle workers asking; those of scripts included."""
+    """Count the commands so far, also in scripts, but not INFO and the polls of idle workers."""
     stats = cast("dict[str, dict[str, Any]]", redis.info("commandstats"))
     left_out = {"cmdstat_info", "cmdstat_brpop"}
-    return sum(int(it["calls"]) for name, it in stats.items() if name not in left_out)
+    return sum(int(stat["calls"]) for name, stat in stats.items() if name not in left_out)
 
 
 if __name__ == "__main__":

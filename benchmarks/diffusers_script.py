@@ -1,9 +1,9 @@
-"""A training step's processor time over that of diffusers' SDXL LoRA script, as a ratio.
+"""Ratio of a training step's processor time to that of diffusers' SDXL LoRA script.
 
     OMP_NUM_THREADS=1 python -P benchmarks/diffusers_script.py PYTHON SCRIPT [--report FILE]
 
 SCRIPT is ``examples/text_to_image/train_text_to_image_lora_sdxl.py`` of the diffusers project, and
-PYTHON an interpreter that has what it needs. Both train one tiny SDXL on the same images: the
+PYTHON an interpreter with its dependencies. Both train one tiny SDXL on the same images: the
 UNet's attention, rank 4, batch 1, float32, nothing cached. Goal: 1.0 or less.
 """
 
@@ -12,14 +12,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from benchmarks.results import parser_of, tell
+from benchmarks.results import parser_of, report_result
 from benchmarks.sdxl_step import SIDE, STEPS, Ground, line_of
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0"]
 
 
 def main() -> None:
-    """Print the ratio."""
+    """Measure and print the ratio."""
     parser = parser_of(__doc__)
     parser.add_argument("python", type=Path)
     parser.add_argument("script", type=Path)
@@ -40,11 +40,11 @@ def main() -> None:
         options = options_of(ground.model, image_folder(ground.images, Path(name)), Path(name))
         line = line_of(ground.request(training), "the script", [*program, *options])
     command = "OMP_NUM_THREADS=1 python -P benchmarks/diffusers_script.py PYTHON SCRIPT"
-    tell(arguments.report, "Against diffusers' script", command, "1.0 or less", [line])
+    report_result(arguments.report, "Against diffusers' script", command, "1.0 or less", [line])
 
 
 def image_folder(images: Path, folder: Path) -> Path:
-    """The images with their captions as the script reads them."""
+    """Write the images with their captions in the script's format."""
     target = folder / "imagefolder"
     target.mkdir()
     rows = []
@@ -56,7 +56,7 @@ def image_folder(images: Path, folder: Path) -> Path:
 
 
 def options_of(model: Path, images: Path, folder: Path) -> list[str]:
-    """The script's command line for the same run."""
+    """Return the script's command line for the same run."""
     values = {
         "pretrained_model_name_or_path": model,
         "train_data_dir": images,

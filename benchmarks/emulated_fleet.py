@@ -1,7 +1,7 @@
-"""Many workers in the threads of one process: all of a worker but its processes and its work.
+"""Many workers in the threads of one process: complete but for their processes and their work.
 
-Each notes its presence, takes messages by a kombu consumer of its own and runs Celery's task, whose
-stage does nothing for a while.
+Each sends heartbeats, receives messages with its own kombu consumer, and runs Celery's task, whose
+stage only sleeps.
 """
 
 import time
@@ -36,13 +36,13 @@ from tasks.store import Store
 from worker.context import FleetServices
 from worker.kombu_redis.transport import use_for_redis
 
-# Long enough that all workers are busy at once, at the rate at which one process can serve them.
+# Long enough that all workers are busy at once, at the rate that one process can serve.
 _HOLD_S = 1.0
 _CLASSES = (MemoryClass.GB40, MemoryClass.GB80)
 
 
 class EmulatedFleet:
-    """Half of the workers on the CPU queue, the others on GPUs of 40 and 80 GB.
+    """A fleet with half of the workers on the CPU queue, the others on GPUs of 40 and 80 GB.
 
     Args:
         client: To the fleet's broker.
@@ -60,13 +60,15 @@ class EmulatedFleet:
         self._tracers = {
             name: build_tracer(name, task, app=self._app) for name, task in self._app.tasks.items()
         }
-        gpus = [served_queues(it) for it in islice(cycle(_CLASSES), workers // 2)]
+        gpus = [
+            served_queues(memory_class) for memory_class in islice(cycle(_CLASSES), workers // 2)
+        ]
         self._served = [*[(CPU_QUEUE,)] * (workers - len(gpus)), *gpus]
         self.done = 0
         self._lock = Lock()
 
     def present(self) -> None:
-        """Note all of them for an hour."""
+        """Record a heartbeat of each worker for an hour."""
         redis = connect(self._client.broker_url)
         for number, queues in enumerate(self._served):
             presence = WorkerInfo(queues=queues, memory_class=None)
@@ -75,7 +77,7 @@ class EmulatedFleet:
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """All of them take messages; at the end they finish the stages they are in."""
+        """Let all workers receive messages; on exit they finish their stages."""
         stopped = Event()
         threads = [Thread(target=self._work, args=(queues, stopped)) for queues in self._served]
         for thread in threads:
@@ -101,7 +103,7 @@ class EmulatedFleet:
                         continue
 
     def _run(self, body: Any, message: Any) -> None:
-        """What a worker's child does with a message."""
+        """Run a message's task, as a worker's child does."""
         arguments, keywords, embedded = body
         request = {
             **message.headers,
@@ -123,7 +125,7 @@ class EmulatedFleet:
         return StageResult("nothing", result={} if context.stage == STAGES[-1] else None)
 
     def _runtime(self) -> WorkerContext:
-        """The thread's own, as each process has one."""
+        """Return the thread's context, as each process has one."""
         if not hasattr(self._own, "runtime"):
             redis, ttl = connect(self._client.broker_url), self._settings.job_ttl
             self._own.runtime = WorkerContext(

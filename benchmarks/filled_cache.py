@@ -1,4 +1,4 @@
-"""A cache filled in this process, for benchmarks of what comes after it. Measures nothing."""
+"""A cache that is filled in this process, for benchmarks of later stages. Measures nothing."""
 
 from tasks.cache.plan import CachePlan, encoder_digests
 from tasks.dataset import Dataset
@@ -11,7 +11,7 @@ from worker.trainer.model_cache import ModelCache
 
 
 def with_filled_cache(request: TrainerRequest) -> TrainerRequest:
-    """A train request like this one, all its cache entries there."""
+    """Return a train request like this one, with all its cache entries stored."""
     store = Store(request.store_url)
     dataset = Dataset.model_validate_json(store.get(request.dataset_key))
     encoders = encoder_digests(request.training)

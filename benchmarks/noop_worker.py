@@ -1,6 +1,6 @@
-"""Workers whose work is nothing: ours with empty stages, and a bare Celery one.
+"""Workers without work: training-worker with empty stages, and bare Celery.
 
-    python -m benchmarks.noop_worker ours|bare|bare-events NAME QUEUES READY_FILE
+    python -m benchmarks.noop_worker training-worker|bare|bare-events NAME QUEUES READY_FILE
 
 Both take the broker from ``TRAINING_BROKER_URL``, and their messages from the same queues.
 """
@@ -27,12 +27,12 @@ GPU_QUEUE = f"gpu.{GPU}"
 
 
 def do_nothing(context: StageContext) -> StageResult:
-    """A stage without work."""
+    """Do nothing, in place of a stage."""
     return StageResult("nothing", result={} if context.stage == STAGES[-1] else None)
 
 
 def bare_app(broker_url: str) -> Celery:
-    """Celery as it comes, with what keeps long tasks safe: late acknowledgement, one at a time."""
+    """Return a plain Celery app for long tasks: late acknowledgement, prefetch 1."""
     app = Celery("bare", broker=broker_url, backend=broker_url, set_as_current=False)
     app.conf.update(
         accept_content=["json"],
@@ -53,7 +53,7 @@ def bare_app(broker_url: str) -> Celery:
 
 
 def bare_chain(app: Celery, job_id: str) -> Signature:
-    """Four tasks, on the queues of a job's four stages."""
+    """Return a chain of four tasks, on the queues of a job's four stages."""
     return chain(
         app.signature(
             task_name(stage), (job_id,), queue=stage_queue(stage, GPU_QUEUE), immutable=True
@@ -72,7 +72,7 @@ def main() -> int:
     settings, served = Settings(), tuple(queues.split(","))
     assert settings.broker_url is not None
     url = settings.broker_url.get_secret_value()
-    if kind == "ours":
+    if kind == "training-worker":
         STAGE_BODIES.update(dict.fromkeys(STAGES, do_nothing))
         gpu = None if CPU_QUEUE in served else declared_gpus(GPU)[0]
         return run_worker(

@@ -1,13 +1,13 @@
-"""What ``prepare`` checks and stores a second over what plain Pillow decodes; and its memory.
+"""Images per second that ``prepare`` checks and stores, relative to plain Pillow; and its memory.
 
     python -P benchmarks/prepare.py [IMAGES] [--report FILE]
 
-JPEGs of 1024x1024 with captions, in one folder, on all cores both times: every image decoded,
-turned, hashed by its pixels and compared with all others, then stored, against
-``Image.open(path).convert("RGB")`` in as many threads, and against ``load()``, which lacks its copy
-of each image. Each measurement has a process of its own, or the one would leave the other a heap
-in which copies cost more. In images a second, and a second of processor time, which other work on
-the machine disturbs less. Goal: 0.7 or more, and memory that does not grow with the images.
+JPEGs of 1024x1024 with captions are in one folder. One side decodes every image, rotates it, hashes
+its pixels, compares it with all others and stores it. The other runs
+``Image.open(path).convert("RGB")`` in as many threads, or ``load()``, which makes no copy of the
+image. Each measurement has its own process, because the heap of one would slow the copies of the
+next. Results are images per second, and per second of processor time, which other programs disturb
+less. Goal: 0.7 or more, and memory that does not grow with the images.
 """
 
 import os
@@ -24,7 +24,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from benchmarks.results import parser_of, tell
+from benchmarks.results import parser_of, report_result
 from tasks.data.ingest import ingest
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
@@ -36,14 +36,14 @@ ROUNDS = 3
 
 
 class Cost(NamedTuple):
-    """What some work took: seconds, and those of the processors."""
+    """Cost of a measurement: seconds, and seconds of processor time."""
 
     seconds: float
     cpu_seconds: float
 
 
 def main() -> None:
-    """Print the ratios and the memory."""
+    """Measure and print the ratios and the memory."""
     parser = parser_of(__doc__)
     parser.add_argument("images", type=int, nargs="?", default=2000)
     arguments = parser.parse_args()
@@ -64,12 +64,12 @@ def main() -> None:
     for unit, place in (("a second", 0), ("a second of processor time", 1)):
         sides = [[cost[place] for cost in costs] for costs in zip(*rounds, strict=True)]
         rates = [f"{count / statistics.median(seconds):.1f}" for seconds in sides]
-        convert_s, load_s, *ours = sides
+        convert_s, load_s, *checks = sides
         lines.append(
             f"images {unit}: Pillow's convert {rates[0]}, its load {rates[1]}, "
             f"checked {rates[2]}, checked and stored {rates[3]}"
         )
-        for what, seconds in zip(("checked", "checked and stored"), ours, strict=True):
+        for what, seconds in zip(("checked", "checked and stored"), checks, strict=True):
             lines.append(
                 f"{what}, {unit}: ratio {ratio(convert_s, seconds):.3f} to convert, "
                 f"{ratio(load_s, seconds):.3f} to load"
@@ -78,16 +78,18 @@ def main() -> None:
         f"peak memory: {few_mib:.0f} MiB with {count // 10} images, {many_mib:.0f} with {count}"
     )
     goal = "0.7 or more, memory that does not grow"
-    tell(arguments.report, "Prepare", f"python -P benchmarks/prepare.py {count}", goal, lines)
+    report_result(
+        arguments.report, "Prepare", f"python -P benchmarks/prepare.py {count}", goal, lines
+    )
 
 
-def ratio(plain: list[float], ours: list[float]) -> float:
-    """The median of the rounds' ratios."""
-    return statistics.median(one / other for one, other in zip(plain, ours, strict=True))
+def ratio(plain: list[float], checks: list[float]) -> float:
+    """Return the median of the rounds' ratios."""
+    return statistics.median(one / other for one, other in zip(plain, checks, strict=True))
 
 
 def images_in(folder: Path, count: int) -> list[Path]:
-    """Images as noisy as photographs."""
+    """Write images with the noise of photographs."""
     draw, paths = random.Random(0), []
     for number in range(count):
         noise = Image.frombytes("RGB", (96, 96), draw.randbytes(27648)).resize((1024, 1024))
@@ -97,17 +99,17 @@ def images_in(folder: Path, count: int) -> list[Path]:
 
 
 def copied(image: Image.Image) -> None:
-    """Decode as most programs do."""
+    """Decode an image as most programs do."""
     image.convert("RGB")
 
 
 def loaded(image: Image.Image) -> None:
-    """Decode and do no more."""
+    """Decode an image without a copy."""
     image.load()
 
 
 def decoded(paths: list[Path], decode: Callable[[Image.Image], None]) -> Cost:
-    """The cost of decoding them all."""
+    """Return the cost of decoding all images."""
 
     def work(path: Path) -> None:
         with Image.open(path) as image:
@@ -121,7 +123,7 @@ def decoded(paths: list[Path], decode: Callable[[Image.Image], None]) -> Cost:
 
 
 def prepared(paths: list[Path]) -> tuple[Cost, Cost, float]:
-    """The cost of checking, that with storing, and the most memory in MiB."""
+    """Return the cost of checking, of checking and storing, and the peak memory in MiB."""
     start = now()
     report = checked(paths)
     check = since(start)
@@ -132,12 +134,12 @@ def prepared(paths: list[Path]) -> tuple[Cost, Cost, float]:
 
 
 def now() -> Cost:
-    """Where the clocks stand."""
+    """Return the current clocks."""
     return Cost(time.perf_counter(), time.process_time())
 
 
 def since(start: Cost) -> Cost:
-    """What was taken since then."""
+    """Return the cost since then."""
     end = now()
     return Cost(end.seconds - start.seconds, end.cpu_seconds - start.cpu_seconds)
 

@@ -1,13 +1,13 @@
-"""What a lost worker costs, and what is run twice: ours against stock Celery, in the same run.
+"""Cost of a lost worker, and duplicate runs: training-worker against stock Celery in one run.
 
     python -m benchmarks.recovery [--kills 5] [--jobs 100] [--report benchmarks/RESULTS.md]
 
-- From ``kill -9`` of a whole host to the job's next start and to its next training step, on another
-  host, in visibility timeouts (goal: a median under 1.5), and the steps that were lost (at most
-  those since the last checkpoint). The job is a tiny FLUX LoRA on the CPU; stock Celery gets a task
-  that sleeps, with acknowledgement at its end and the same visibility timeout.
-- Tasks that last longer than the visibility timeout and are begun twice: none of ours.
-- Redis commands a minute of an idle worker, and of the renewal of a held message.
+- Time from ``kill -9`` of a host to the job's next start and next training step on another host, in
+  visibility timeouts (goal: a median under 1.5), and the lost steps (at most those since the last
+  checkpoint). The job is a tiny FLUX LoRA on the CPU. Stock Celery gets a task that sleeps, with
+  late acknowledgement and the same visibility timeout.
+- Tasks that last longer than the visibility timeout and start twice (goal: none here).
+- Redis commands a minute of an idle worker, and of renewing a lease.
 """
 
 import argparse
@@ -42,10 +42,10 @@ from tests.worker.kombu_redis.leased_worker import QUEUES
 from worker.local.embedded_broker import EmbeddedBroker
 from worker.supervision.process import spawn
 
-# Half of the default, so that the trainer's own start does not hide what is measured.
+# Half of the default. A shorter one would measure the trainer's start instead.
 _TIMEOUT_S = 30.0
 _PATIENCE_S = 300.0
-# kombu's own default (it tries every 10 s and sweeps at each tenth try), and the shortest.
+# kombu's default (it polls every 10 s and restores at each tenth poll), and the shortest.
 _DEFAULT_SWEEP, _SHORT_SWEEP = "100", "1"
 
 
@@ -86,7 +86,7 @@ def _kills(count: int) -> Iterator[str]:
         job_id = cluster.client.submit(job)
         for number in range(count):
             _wait_until_it_trains(cluster, job_id, starts=number + 1)
-            # Into the middle of a renewal's period and of a checkpoint's.
+            # In the middle of the periods of lease renewals and checkpoints.
             time.sleep(2.0)
             host = cluster.host_of(job_id)
             checkpoint = _last(cluster, job_id, CheckpointSaved).step
@@ -100,14 +100,15 @@ def _kills(count: int) -> Iterator[str]:
             cluster.heal()
         cluster.client.cancel(job_id)
     yield (
-        f"host killed, ours: the stage begins elsewhere after {_told(begun)} visibility timeouts, "
-        f"its next step is made after {_told(stepped)}, the trainer's start included "
+        f"host killed, training-worker: the stage starts elsewhere after {_spread(begun)} "
+        "visibility timeouts, "
+        f"its next step follows after {_spread(stepped)}, with the trainer's start "
         f"({count} kills); at most {max(lost)} steps lost, a checkpoint every 50"
     )
 
 
 def _wait_until_it_trains(cluster: Cluster, job_id: str, starts: int) -> None:
-    """Return when the job trains in its n-th start and has a checkpoint."""
+    """Wait until the job trains in its n-th start and has a checkpoint."""
     wait_until(
         lambda: (
             _next(cluster, job_id, starts)[1] > 0
@@ -125,7 +126,7 @@ def _last(cluster: Cluster, job_id: str, kind: Any) -> Any:
 
 
 def _next(cluster: Cluster, job_id: str, start: int) -> tuple[float, float]:
-    """When the n-th start of training was, and its first step, in seconds since 1970."""
+    """Return the times of the n-th start of training and of its first step, since 1970."""
     deadline = time.monotonic() + _PATIENCE_S
     while time.monotonic() < deadline:
         starts, started = 0, 0.0
@@ -142,7 +143,7 @@ def _next(cluster: Cluster, job_id: str, start: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class _Workers:
-    """Workers with a task that sleeps, on a broker of their own."""
+    """Workers with a task that sleeps, on a separate broker."""
 
     client: Redis
     app: Celery
@@ -156,7 +157,7 @@ class _Workers:
         return [line for line in self.log_file.read_text().splitlines() if word in line]
 
     def wait(self, word: str, times: int) -> None:
-        """Return when so many tasks have begun, or ended."""
+        """Wait until N tasks have started, or ended."""
         wait_until(
             lambda: len(self.log(word)) >= times,
             timeout_s=_PATIENCE_S,
@@ -202,7 +203,10 @@ def _kill(process: "subprocess.Popen[bytes]") -> None:
 
 
 def _stock_kills(count: int) -> Iterator[str]:
-    for told, sweep in (("its default sweep", _DEFAULT_SWEEP), ("a sweep a second", _SHORT_SWEEP)):
+    for label, sweep in (
+        ("its default restore interval", _DEFAULT_SWEEP),
+        ("a restore every second", _SHORT_SWEEP),
+    ):
         after = []
         for _ in range(count):
             with _workers(2, _TIMEOUT_S, sweep) as workers:
@@ -215,15 +219,15 @@ def _stock_kills(count: int) -> Iterator[str]:
                 workers.wait("begins", 2)
                 after.append((time.monotonic() - at) / _TIMEOUT_S)
         yield (
-            f"host killed, stock Celery with {told}: the task begins elsewhere after "
-            f"{_told(after)} visibility timeouts ({count} kills), from its first step"
+            f"host killed, stock Celery with {label}: the task starts elsewhere after "
+            f"{_spread(after)} visibility timeouts ({count} kills), from its first step"
         )
 
 
 def _duplicates(count: int) -> Iterator[str]:
     timeout_s, lasts_s = 1.5, 4.0
     found = {}
-    kinds = {"ours": (), "stock Celery, a sweep a second": (_SHORT_SWEEP,)}
+    kinds = {"training-worker": (), "stock Celery, a restore every second": (_SHORT_SWEEP,)}
     for kind, more in kinds.items():
         with _workers(8, timeout_s, *more) as workers:
             for _ in range(count):
@@ -235,10 +239,10 @@ def _duplicates(count: int) -> Iterator[str]:
             )
             starts = [line.split()[2] for line in workers.log("begins")]
             found[kind] = len(starts) - len(set(starts))
-    told = ", ".join(f"{kind} {number}" for kind, number in found.items())
+    duplicates = ", ".join(f"{kind} {number}" for kind, number in found.items())
     yield (
         f"starts beyond the first of {count} tasks of {lasts_s:g} s with a visibility timeout of "
-        f"{timeout_s:g} s: {told}"
+        f"{timeout_s:g} s: {duplicates}"
     )
 
 
@@ -247,25 +251,25 @@ def _have_ended(workers: _Workers, count: int) -> bool:
 
 
 def _commands() -> Iterator[str]:
-    told = {}
-    for kind, more in {"ours": (), "stock Celery": (_DEFAULT_SWEEP,)}.items():
+    rates = {}
+    for kind, more in {"training-worker": (), "stock Celery": (_DEFAULT_SWEEP,)}.items():
         with _workers(1, 60.0, *more) as workers:
             idle = _per_minute(workers.client)
             workers.send(600)
             workers.wait("begins", 1)
-            told[kind] = (idle, _per_minute(workers.client))
-    shown = ", ".join(
-        f"{kind} {idle:.0f} idle and {busy:.0f} with a job" for kind, (idle, busy) in told.items()
+            rates[kind] = (idle, _per_minute(workers.client))
+    commands = ", ".join(
+        f"{kind} {idle:.0f} idle and {busy:.0f} with a job" for kind, (idle, busy) in rates.items()
     )
-    yield f"Redis commands a minute of a worker, visibility timeout 60 s: {shown}"
+    yield f"Redis commands a minute of a worker, visibility timeout 60 s: {commands}"
 
 
 def _per_minute(client: Redis) -> float:
-    """Of all commands but this measurement's own."""
+    """Return the commands a minute, without those of this measurement."""
 
     def calls() -> int:
         stats = cast("dict[str, dict[str, Any]]", client.info("commandstats"))
-        return sum(int(it["calls"]) for name, it in stats.items() if "info" not in name)
+        return sum(int(stat["calls"]) for name, stat in stats.items() if "info" not in name)
 
     seconds = 60.0
     before = calls()
@@ -273,7 +277,7 @@ def _per_minute(client: Redis) -> float:
     return (calls() - before) * 60 / seconds
 
 
-def _told(values: list[float]) -> str:
+def _spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} (worst {max(values):.2f})"
 
 

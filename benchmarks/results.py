@@ -1,6 +1,6 @@
-"""The file of results: one section a benchmark, each written anew by its own run.
+"""The file of results, with one section per benchmark that each run replaces.
 
-Knows what a section looks like and where it goes, and nothing of what is measured.
+Knows the form of a section, and nothing about the measurements.
 """
 
 import argparse
@@ -11,34 +11,36 @@ from pathlib import Path
 
 
 def parser_of(doc: str | None) -> argparse.ArgumentParser:
-    """A benchmark's command line, with the option that every one has."""
+    """Return a parser for a benchmark's command line, with the options that all share."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--report", type=Path, help="a Markdown file to write the result into")
+    parser.add_argument("--report", type=Path, help="write the result into this Markdown file")
     return parser
 
 
-def tell(report: Path | None, title: str, command: str, goal: str, lines: Iterable[str]) -> None:
-    """Print a result, and write it into the file of results where there is one.
+def report_result(
+    report: Path | None, title: str, command: str, goal: str, lines: Iterable[str]
+) -> None:
+    """Print a result, and write it into the file of results if one is given.
 
     Args:
         report: The file.
-        title: The section's.
-        command: How to measure it again.
-        goal: What was to be reached.
-        lines: What was measured.
+        title: Title of the section.
+        command: Command that repeats the measurement.
+        goal: The expected result.
+        lines: The measurements.
     """
     points = [*lines, f"Goal: {goal}"]
     print(*points, sep="\n", flush=True)
     if report:
         made = f"`{command}`, {datetime.now(UTC):%Y-%m-%d}, {os.cpu_count()} cores."
-        section = [f"## {title}", "", made, "", *(f"- {it}" for it in points)]
+        section = [f"## {title}", "", made, "", *(f"- {point}" for point in points)]
         write_section(report, title.lower(), "\n".join(section) + "\n")
 
 
 def write_section(path: Path, name: str, section: str) -> None:
-    """Put a section into a file of results, in place of the one of this name."""
+    """Replace the section of this name in a file of results."""
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     text = path.read_text("utf-8") if path.exists() else "# Results\n"
     if begin not in text:

@@ -1,8 +1,8 @@
-"""Steps of our SDXL recipes and of another trainer's, in turns, for benchmarks that compare them.
+"""Steps of our SDXL recipes alternating with another trainer's, for benchmarks that compare them.
 
-Both train one tiny SDXL on the same images. While one makes a step the other waits, so that
-whatever else the machine does falls on both alike; and of a step its processor time is taken, which
-other programs change least.
+Both train one tiny SDXL on the same images. While one makes a step, the other waits, so that other
+programs disturb both alike. A step's processor time is measured, which other programs change
+least.
 """
 
 import json
@@ -30,8 +30,8 @@ STEPS = 100
 WARM_UP = 10
 SIDE = 128
 
-# Runs a program that trains with accelerate, a path or a module. After its first step, and whenever
-# it has said how long a step took, it waits for a line.
+# Runs a program (a path or a module) that trains with accelerate. After its first step, and after
+# it has printed the time of a step, it waits for a line.
 _IN_TURNS = """
 import os, runpy, sys, time
 from accelerate import Accelerator
@@ -56,7 +56,7 @@ run(sys.argv[0], run_name="__main__")
 
 
 class Ground:
-    """What both sides train on, made in a folder.
+    """Model and images that both sides train on, in a folder.
 
     Args:
         folder: An empty one.
@@ -69,7 +69,7 @@ class Ground:
         self.images = folder / "images"
 
     def training(self, **options: Any) -> dict[str, Any]:
-        """A job's ``training``: batches of 1 in float32, nothing cached."""
+        """Return a job's ``training``: batches of 1 in float32, nothing cached."""
         return {
             "seed": 0,
             "model": str(self.model),
@@ -84,32 +84,32 @@ class Ground:
         }
 
     def request(self, training: dict[str, Any]) -> TrainerRequest:
-        """A request to our trainer."""
+        """Return a request to our trainer."""
         values = {"training": parse_job({"training": training}).training, "cache_index_key": None}
         return self._base.model_copy(update=values)
 
 
 def line_of(request: TrainerRequest, peer: str, command: list[str]) -> str:
-    """What was measured: a step's processor time on both sides and their ratio.
+    """Compare a step's processor time on both sides.
 
     Args:
         request: To our trainer.
         peer: The other side's name.
         command: Its interpreter, its program, a path or a module, and the program's options.
     """
-    ours, theirs = _step_times(request, command)
-    # The last step is told once its result is saved.
-    our_s, their_s = median(ours[WARM_UP:-1]), median(theirs[WARM_UP:-1])
+    own, peers = _step_times(request, command)
+    # The last step is reported after its result is saved.
+    own_s, peer_s = median(own[WARM_UP:-1]), median(peers[WARM_UP:-1])
     return (
-        f"{request.training.type}, processor time of a step: ours {our_s * 1e3:.1f} ms, "
-        f"{peer} {their_s * 1e3:.1f} ms, ratio {our_s / their_s:.3f}"
+        f"{request.training.type}, processor time of a step: training-worker {own_s * 1e3:.1f} ms, "
+        f"{peer} {peer_s * 1e3:.1f} ms, ratio {own_s / peer_s:.3f}"
     )
 
 
 def _step_times(request: TrainerRequest, command: list[str]) -> tuple[list[float], list[float]]:
-    """Mean seconds of a step, ours and theirs, each time that our trainer tells of some."""
-    ours: list[float] = []
-    theirs: list[float] = []
+    """Yield the mean seconds of a step on both sides, at each report of our trainer."""
+    own: list[float] = []
+    peers: list[float] = []
     done, began = 0, 0.0
     with _started(command) as peer_step:
 
@@ -118,19 +118,19 @@ def _step_times(request: TrainerRequest, command: list[str]) -> tuple[list[float
             if not isinstance(event, Progress):
                 return
             steps = event.done - done
-            # Neither side's first step is counted.
+            # The first step of each side is not counted.
             if done:
-                ours.append((time.process_time() - began) / steps)
-                theirs.append(fmean(peer_step() for _ in range(steps)))
+                own.append((time.process_time() - began) / steps)
+                peers.append(fmean(peer_step() for _ in range(steps)))
             done, began = event.done, time.process_time()
 
         train.run(request, on_event, StopSwitch(), ModelCache())
-    return ours, theirs
+    return own, peers
 
 
 @contextmanager
 def _started(command: list[str]) -> Iterator[Callable[[], float]]:
-    """Another trainer's program; calling it lets it make a step, and tells the seconds."""
+    """Another trainer's program; a call makes it train one step, and returns the seconds."""
     python, *program = command
     with (
         tempfile.TemporaryFile("w+") as errors,
@@ -163,7 +163,7 @@ def _started(command: list[str]) -> Iterator[Callable[[], float]]:
 
 
 def _write_vocabularies(model: Path) -> None:
-    """Also the older form of its tokenizers, which is all that transformers 4 reads."""
+    """Write the tokenizers in the older form too, the only one that transformers 4 reads."""
     for path in model.glob("*/tokenizer.json"):
         tokenizer = json.loads(path.read_text("utf-8"))["model"]
         merges = ["#version: 0.2", *(" ".join(pair) for pair in tokenizer["merges"])]

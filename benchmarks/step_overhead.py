@@ -1,10 +1,10 @@
-"""A training step's time over that of its bare forward, backward and optimizer, as a ratio.
+"""Ratio of a training step's time to that of its bare forward, backward and optimizer.
 
     OMP_NUM_THREADS=1 python -P benchmarks/step_overhead.py [--report FILE]
 
-Both sides run in this process, in turns, on one FLUX of about 20 million parameters with the same
-LoRA. Ours reads cache entries, draws, computes the loss, checks it, clips nothing and steps; the
-bare side has all its tensors ready. Goal: 1.03 or less.
+Both sides alternate in this process, on one FLUX of about 20 million parameters with the same LoRA.
+Our side reads cache entries, draws noise, computes the loss, checks it, clips nothing and steps.
+The bare side has all its tensors in memory. Goal: 1.03 or less.
 """
 
 import statistics
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
-from benchmarks.results import parser_of, tell
+from benchmarks.results import parser_of, report_result
 from tasks.buckets import Size
 from tasks.cache.packs import pack_id
 from tasks.cache.plan import CacheIndex, SampleEntries, cache_settings
@@ -44,7 +44,7 @@ CPU = torch.device("cpu")
 
 
 class TimedRecipe:
-    """A recipe that times its steps, and makes a bare step before each of them.
+    """A recipe that times its steps, and makes a bare step before each.
 
     Turn about, so that whatever else the machine does falls on both sides alike.
     """
@@ -56,15 +56,15 @@ class TimedRecipe:
         self.scales_loss = recipe.scales_loss
         self.autocast = recipe.autocast
         self.write = write_nothing
-        self.ours: list[float] = []
+        self.steps: list[float] = []
         self.bare: list[float] = []
         self._began: float | None = None
 
     def losses(self, batch: Batch) -> torch.Tensor:
-        """The recipe's losses; from here to the next call is all there is to a step."""
+        """Return the recipe's losses; the time until the next call is one whole step."""
         start = time.perf_counter()
         if self._began is not None:
-            self.ours.append(start - self._began)
+            self.steps.append(start - self._began)
         self._bare_step()
         self._began = time.perf_counter()
         self.bare.append(self._began - start)
@@ -72,7 +72,7 @@ class TimedRecipe:
 
 
 def main() -> None:
-    """Print the ratio."""
+    """Measure and print the ratio."""
     arguments = parser_of(__doc__).parse_args()
     torch.manual_seed(0)
     transformer = FluxTransformer2DModel(
@@ -87,19 +87,19 @@ def main() -> None:
     ).requires_grad_(False)
     size = sum(parameter.numel() for parameter in transformer.parameters())
     with tempfile.TemporaryDirectory() as folder:
-        ours, bare = measure(transformer, Path(folder))
-    # Of each step to the one just before it: how busy the machine is changes between pairs.
-    ratio = statistics.median(our / its for our, its in zip(ours, bare, strict=False))
+        steps, bare = measure(transformer, Path(folder))
+    # Each step is compared with the bare step before it, because the machine's load changes.
+    ratio = statistics.median(step / plain for step, plain in zip(steps, bare, strict=False))
     line = (
-        f"{size / 1e6:.1f} M parameters: step {statistics.median(ours) * 1e3:.1f} ms, "
+        f"{size / 1e6:.1f} M parameters: step {statistics.median(steps) * 1e3:.1f} ms, "
         f"bare {statistics.median(bare) * 1e3:.1f} ms, ratio {ratio:.3f}"
     )
     command = "OMP_NUM_THREADS=1 python -P benchmarks/step_overhead.py"
-    tell(arguments.report, "Step overhead", command, "1.03 or less", [line])
+    report_result(arguments.report, "Step overhead", command, "1.03 or less", [line])
 
 
 def measure(transformer: FluxTransformer2DModel, folder: Path) -> tuple[list[float], list[float]]:
-    """Seconds of each step, ours and bare, without the first few of both."""
+    """Return the seconds of each step on both sides, without the first few."""
     config = config_of(STEPS)
     numbers = VaeNumbers({"scaling_factor": 0.3611, "shift_factor": 0.1159})
     draws = StatelessRng(0)
@@ -109,20 +109,20 @@ def measure(transformer: FluxTransformer2DModel, folder: Path) -> tuple[list[flo
     state = new_state(recipe, config, CPU)
     nothing: Callable[[Any], None] = lambda _: None  # noqa: E731
     train(timed, state, data, draws, config, checkpoints, nothing, nothing, StopSwitch())
-    return timed.ours[WARM_UP:], timed.bare[WARM_UP:]
+    return timed.steps[WARM_UP:], timed.bare[WARM_UP:]
 
 
 def write_nothing(
     folder: Path, name: str, _steps: int, _weights: Mapping[str, torch.Tensor]
 ) -> list[Path]:
-    """A result without contents."""
+    """Write an empty result."""
     path = folder / f"{name}.safetensors"
     path.touch()
     return [path]
 
 
 def bare_step_of(transformer: Any, parameters: list[torch.nn.Parameter]) -> Callable[[], None]:
-    """Forward, backward and optimizer on tensors that are ready; it changes no weight."""
+    """Run forward, backward and optimizer on tensors in memory, changing no weight."""
     patches = SIDE // 16
     inputs = {
         "hidden_states": torch.randn(1, patches * patches, 64),
@@ -146,7 +146,7 @@ def bare_step_of(transformer: Any, parameters: list[torch.nn.Parameter]) -> Call
 
 
 def config_of(steps: int) -> FluxLoraConfig:
-    """A run whose encoder outputs are all cached."""
+    """Return a run with cached encoder outputs."""
     return FluxLoraConfig.model_validate(
         {
             "seed": 0,
@@ -166,7 +166,7 @@ def config_of(steps: int) -> FluxLoraConfig:
 
 
 def run_in(folder: Path, config: FluxLoraConfig) -> tuple[TrainingData, Checkpoints]:
-    """Eight samples with random cache entries, and a place for checkpoints."""
+    """Return eight samples with random cache entries, and a folder for checkpoints."""
     store = Store(f"file://{folder}/store")
     side = SIDE // 8
     samples, entries = [], []

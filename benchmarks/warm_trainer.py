@@ -1,11 +1,10 @@
-"""Seconds from a request to its first step, of a warm trainer over a cold one, as a ratio.
+"""Ratio of a warm trainer's seconds from a request to its first step to a cold trainer's.
 
     OMP_NUM_THREADS=1 python -P benchmarks/warm_trainer.py [--report FILE]
 
-The same job of a tiny FLUX, caches filled, is given to our trainer supervision several times: to a
-new process each time, and to one that is kept. The first progress event ends the time. With a tiny
-model it is the libraries' import that a warm trainer saves; of a real one, its 24 GB are not read
-again either. Goal: 0.2 or less.
+The same job of a tiny FLUX with filled caches is run several times: with a new trainer process each
+time, and with a warm one. The first progress event ends the measurement. With a tiny model, a warm
+trainer saves the import of the libraries; with a real one, also loading 24 GB. Goal: 0.2 or less.
 """
 
 import os
@@ -15,7 +14,7 @@ import time
 from pathlib import Path
 
 from benchmarks.filled_cache import with_filled_cache
-from benchmarks.results import parser_of, tell
+from benchmarks.results import parser_of, report_result
 from tasks.data.images import image_digest, open_image
 from tasks.dataset import Sample, dataset_of
 from tasks.events import Event, Progress
@@ -31,7 +30,7 @@ RUNS = 5
 
 
 def main() -> None:
-    """Print the ratio."""
+    """Measure and print the ratio."""
     arguments = parser_of(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as name:
         request = request_in(Path(name))
@@ -44,11 +43,11 @@ def main() -> None:
         supervision.close()
     line = f"to the first step: cold {cold:.2f} s, warm {warm:.2f} s, ratio {warm / cold:.3f}"
     command = "OMP_NUM_THREADS=1 python -P benchmarks/warm_trainer.py"
-    tell(arguments.report, "Warm trainer", command, "0.2 or less", [line])
+    report_result(arguments.report, "Warm trainer", command, "0.2 or less", [line])
 
 
 def supervision_of(kept: int) -> TrainerPool:
-    """Our trainer supervision, with the trainer's environment of a worker without a GPU."""
+    """Return a trainer pool with the environment of a worker without a GPU."""
     env = trainer_environment(dict(os.environ), None)
     return TrainerPool(env, restarts=0, limits=Limits(grace_s=20), max_requests=kept)
 
@@ -56,7 +55,7 @@ def supervision_of(kept: int) -> TrainerPool:
 def seconds_to_first_step(
     request: TrainerRequest, *, kept: int = 1, supervision: TrainerPool | None = None
 ) -> float:
-    """From giving the request to the first step told."""
+    """Return the seconds from the request to the first reported step."""
     first: list[float] = []
 
     def on_event(event: Event) -> None:
@@ -71,7 +70,7 @@ def seconds_to_first_step(
 
 
 def request_in(folder: Path) -> TrainerRequest:
-    """A train request whose cache entries are all there."""
+    """Return a train request whose cache entries are all stored."""
     store, model = Store(f"file://{folder}/store"), build_tiny_flux(folder / "model")
     draw_demo_images(folder / "images")
     samples = []

@@ -1,8 +1,8 @@
-"""A worker's parent process: seconds until it takes messages, and resident memory while idle.
+"""A worker's parent process: seconds until it is ready, and resident memory while idle.
 
     python -P benchmarks/worker_process.py [--report FILE]
 
-Runs our worker and a bare Celery worker with the same options in turn, five times each, on an
+Runs our worker and a bare Celery worker with the same options alternately, five times each, on an
 embedded broker, and prints medians and their ratio. Goals: ready in under 3 s, under 120 MB.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.results import parser_of, tell
+from benchmarks.results import parser_of, report_result
 from worker.local.embedded_broker import EmbeddedBroker
 from worker.supervision.process import spawn, stop
 
@@ -36,21 +36,21 @@ app.Worker(queues=["bare"], without_mingle=True, without_gossip=True, quiet=True
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure and print the medians."""
     arguments = parser_of(__doc__).parse_args()
     with tempfile.TemporaryDirectory() as folder, EmbeddedBroker(Path(folder)) as broker:
         env = {**os.environ, "TRAINING_BROKER_URL": broker.url, "TRAINING_HOME": folder}
 
-        def ours(ready: Path) -> list[str]:
+        def own_worker(ready: Path) -> list[str]:
             worker = [sys.executable, "-P", "-m", "worker", "worker", "--queues", "cpu"]
             return [*worker, "--ready-file", str(ready)]
 
         def bare(ready: Path) -> list[str]:
             return [sys.executable, "-P", "-c", _BARE, broker.url, str(ready)]
 
-        measured: dict[str, list[tuple[float, float]]] = {"ours": [], "bare Celery": []}
+        measured: dict[str, list[tuple[float, float]]] = {"training-worker": [], "bare Celery": []}
         for _ in range(_RUNS):
-            measured["ours"].append(_measure(ours, env, Path(folder) / "ready"))
+            measured["training-worker"].append(_measure(own_worker, env, Path(folder) / "ready"))
             measured["bare Celery"].append(_measure(bare, env, Path(folder) / "ready"))
     lines = []
     for unit, place in (("s to ready", 0), ("MB resident", 1)):
@@ -58,15 +58,19 @@ def main() -> None:
             name: statistics.median(run[place] for run in runs) for name, runs in measured.items()
         }
         shown = ", ".join(f"{name} {value:.2f}" for name, value in medians.items())
-        lines.append(f"{unit}: {shown}, ratio {medians['ours'] / medians['bare Celery']:.2f}")
+        lines.append(
+            f"{unit}: {shown}, ratio {medians['training-worker'] / medians['bare Celery']:.2f}"
+        )
     command = "python -P benchmarks/worker_process.py"
-    tell(arguments.report, "Worker process", command, "ready in under 3 s, under 120 MB", lines)
+    report_result(
+        arguments.report, "Worker process", command, "ready in under 3 s, under 120 MB", lines
+    )
 
 
 def _measure(
     command: Callable[[Path], list[str]], env: dict[str, str], ready: Path
 ) -> tuple[float, float]:
-    """Seconds to ready, and MB (10^6 bytes) resident then, of a worker's parent process."""
+    """Return the seconds until a worker is ready, and its resident MB (10^6 bytes) then."""
     ready.unlink(missing_ok=True)
     started = time.perf_counter()
     process = spawn(command(ready), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

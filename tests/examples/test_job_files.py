@@ -1,0 +1,34 @@
+from pathlib import Path
+
+import pytest
+
+from routing.requirements import TrainingType
+from tasks.jobs.job import parse_job
+from tests.docs.reference import ROOT
+from worker.cli.job_file import read_job_file
+
+EXAMPLES = ROOT / "examples"
+QUEUES = {
+    "flux_lora.yaml": "gpu.40gb",
+    "sdxl_finetune.yaml": "gpu.80gb",
+    "sdxl_lora.yaml": "gpu.24gb",
+    "sdxl_textual_inversion.yaml": "gpu.16gb",
+}
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
+def test_job_file_is_routed_without_a_warning(path: Path) -> None:
+    job = parse_job(read_job_file(path))
+    assert job.training.type.lower() == path.stem
+    assert job.warnings() == []
+    assert job.route().gpu_queue == QUEUES[path.name]
+
+
+def test_each_training_type_has_a_job_file() -> None:
+    assert {path.stem.upper() for path in EXAMPLES.glob("*.yaml")} == set(TrainingType)
+
+
+def test_readme_lists_every_example() -> None:
+    page = (EXAMPLES / "README.md").read_text("utf-8")
+    for path in EXAMPLES.iterdir():
+        assert f"`{path.name}`" in page or path.name == "README.md"
