@@ -23,7 +23,9 @@ TAKES_LONGER = "takes longer than the runs before it"
 NO_IMAGES = "the number of images is not known yet"
 
 _CLASS_OF = {
-    gpu_queue(it, engine): it for it in MemoryClass for engine in (DIFFUSERS, *EXTRA_ENGINES)
+    gpu_queue(memory_class, engine): memory_class
+    for memory_class in MemoryClass
+    for engine in (DIFFUSERS, *EXTRA_ENGINES)
 }
 
 
@@ -61,13 +63,13 @@ class Forecast:
     @property
     def unknown(self) -> list[str]:
         """Names of the unknown parts."""
-        waits = {f"wait in {it.queue}": None for it in self.stages if it.wait_s is None}
-        return [*waits, *(it.stage for it in self.stages if it.seconds is None)]
+        waits = {f"wait in {stage.queue}": None for stage in self.stages if stage.wait_s is None}
+        return [*waits, *(stage.stage for stage in self.stages if stage.seconds is None)]
 
     @property
     def at_least_s(self) -> float:
         """Sum of the known parts, in seconds."""
-        return sum((it.wait_s or 0.0) + (it.seconds or 0.0) for it in self.stages)
+        return sum((stage.wait_s or 0.0) + (stage.seconds or 0.0) for stage in self.stages)
 
     @property
     def total_s(self) -> float | None:
@@ -77,7 +79,7 @@ class Forecast:
     def document(self) -> dict[str, Any]:
         """Return the forecast as JSON."""
         return {
-            "stages": [_document(it) for it in self.stages],
+            "stages": [_document(stage) for stage in self.stages],
             "total_s": self.total_s,
             "at_least_s": self.at_least_s,
             "unknown": self.unknown,
@@ -232,7 +234,7 @@ def _stage(
 def _after_waiting(part: StageForecast, history: RunHistory, waited_s: float) -> StageForecast:
     """Estimate the rest of a wait from the waits that took longer than it has so far."""
     waits = history.waits.get(part.queue, ())
-    longer = [it - waited_s for it in waits if it > waited_s]
+    longer = [wait_s - waited_s for wait_s in waits if wait_s > waited_s]
     return replace(part, wait_s=median(longer) if longer else None, waits=len(longer))
 
 

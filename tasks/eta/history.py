@@ -185,10 +185,10 @@ class RunHistory:
     def statistics_for(self, key: WorkloadKey) -> RunStatistics | None:
         """Return the statistics of a workload, or of the nearest one; None without any."""
         candidates = [
-            it
-            for it in self.runs
-            if (it.stage, it.type) == (key.stage, key.type)
-            and (it.memory_class or 0) >= (key.memory_class or 0)
+            candidate
+            for candidate in self.runs
+            if (candidate.stage, candidate.type) == (key.stage, key.type)
+            and (candidate.memory_class or 0) >= (key.memory_class or 0)
         ]
         if not candidates:
             return None

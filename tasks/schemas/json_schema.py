@@ -108,7 +108,9 @@ def _with_presets(schema: Schema) -> Schema:
         **schema["properties"]["preset"],
         "anyOf": [{"enum": names}, {"type": "null"}],
     }
-    partial = {f"Partial{name}": _partial(it) for name, it in schema["$defs"].items()}
+    partial = {
+        f"Partial{name}": _partial(definition) for name, definition in schema["$defs"].items()
+    }
     schema["$defs"] |= partial
     schema["properties"]["training"] = {"description": training["description"]}
     schema["required"] = []

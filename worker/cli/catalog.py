@@ -76,13 +76,13 @@ def options(
             raise UsageError(f"{training_type!r} is not a training type; use {', '.join(known)}")
         known = {training_type: known[training_type]}
     if json or form == "json":
-        print_json({name: options_document(it) for name, it in known.items()})
+        print_json({name: options_document(type_options) for name, type_options in known.items()})
     elif form == "markdown":
         stdout.file.write(options_page(known.values()))
         stdout.file.flush()
     else:
-        for it in known.values():
-            stdout.print(options_table(it))
+        for type_options in known.values():
+            stdout.print(options_table(type_options))
 
 
 @commands.command()

@@ -42,7 +42,7 @@ def command(function: "Callable[Concatenate[Settings, P], int | None]") -> Calla
     signature = inspect.signature(function)
     parameters = list(signature.parameters.values())[1:]
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {it.name: it.annotation for it in parameters}
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 
 
@@ -94,9 +94,9 @@ def _settings() -> "Settings":
         return Settings()
     except ValidationError as error:
         problems = [
-            f"TRAINING_{'_'.join(map(str, it['loc'])).upper()}: "
-            + it["msg"].removeprefix("Value error, ")
-            for it in error.errors(include_url=False, include_input=False)
+            f"TRAINING_{'_'.join(map(str, problem['loc'])).upper()}: "
+            + problem["msg"].removeprefix("Value error, ")
+            for problem in error.errors(include_url=False, include_input=False)
         ]
         raise UsageError("\n".join(problems)) from error
 

@@ -235,15 +235,17 @@ def gpus(
 
     if fleet:
         live = client_of(settings).live_workers()
-        workers = {name: it for name, it in live.items() if it.gpu_uuid is not None}
+        workers = {name: worker for name, worker in live.items() if worker.gpu_uuid is not None}
         if json:
-            print_json([{"worker": n, **it.model_dump(mode="json")} for n, it in workers.items()])
+            print_json(
+                [{"worker": n, **worker.model_dump(mode="json")} for n, worker in workers.items()]
+            )
         else:
             stdout.print(worker_gpu_table(workers))
         return
     found = find_gpus(settings.gpus, settings.cuda_visible_devices)
     if json:
-        print_json([gpu_document(it) for it in found])
+        print_json([gpu_document(gpu) for gpu in found])
     elif not found:
         stdout.print("this machine has no NVIDIA GPU; 'up' emulates one on the CPU")
     else:
@@ -261,7 +263,7 @@ def engines(settings: "Settings", json: Json = False) -> None:
 
     found, applied = find_engines(settings), parse_patches(settings.invoke_patches)
     if json:
-        print_json([engine_document(name, it, applied) for name, it in found.items()])
+        print_json([engine_document(name, engine, applied) for name, engine in found.items()])
         return
     for table in engine_tables(found, applied):
         stdout.print(table)

@@ -77,9 +77,9 @@ def tenant_table(rows: Sequence[TenantRow]) -> Table:
 def findings_table(findings: Sequence[Finding]) -> Table:
     """Show what ``doctor`` found, one check per row."""
     table = Table("", "check", "found", "what to do")
-    for it in findings:
-        level = f"[{_STYLES[it.level]}]{it.level}[/]"
-        table.add_row(level, it.what, escape(it.found), escape(it.remedy))
+    for finding in findings:
+        level = f"[{_STYLES[finding.level]}]{finding.level}[/]"
+        table.add_row(level, finding.what, escape(finding.found), escape(finding.remedy))
     return table
 
 
@@ -104,9 +104,17 @@ def worker_gpu_table(workers: Mapping[str, WorkerInfo]) -> Table:
     """Show the GPUs of a fleet's workers, by the workers' names."""
     headings = ("worker", "uuid", "name", "class", "serves")
     table = Table(*headings, title=f"{len(workers)} GPU worker(s)")
-    for name, it in workers.items():
-        serves = f"quarantined: {it.quarantined}" if it.quarantined else ", ".join(it.queues)
-        cells = (name, it.gpu_uuid or "", it.gpu_name or "", str(it.memory_class), serves)
+    for name, worker in workers.items():
+        serves = (
+            f"quarantined: {worker.quarantined}" if worker.quarantined else ", ".join(worker.queues)
+        )
+        cells = (
+            name,
+            worker.gpu_uuid or "",
+            worker.gpu_name or "",
+            str(worker.memory_class),
+            serves,
+        )
         table.add_row(*map(escape, cells))
     return table
 
@@ -153,9 +161,9 @@ def engine_tables(engines: Mapping[Engine, Installed], applied: frozenset[str]) 
         applied: The patches that are applied.
     """
     table = Table("engine", "usable", "versions", "types")
-    for name, it in engines.items():
-        usable = "yes" if it.is_usable else "; ".join((*it.problems, it.remedy))
-        versions = ", ".join(f"{library} {number}" for library, number in it.versions.items())
+    for name, engine in engines.items():
+        usable = "yes" if engine.is_usable else "; ".join((*engine.problems, engine.remedy))
+        versions = ", ".join(f"{library} {number}" for library, number in engine.versions.items())
         table.add_row(*map(escape, (name, usable, versions, ", ".join(TrainingType))))
     limits = Table("option", "values", "reason", title=f"options that {INVOKE} does not support")
     for limit in UNSUPPORTED_OPTIONS:
@@ -171,9 +179,9 @@ def engine_tables(engines: Mapping[Engine, Installed], applied: frozenset[str]) 
 def key_table(entries: Sequence[KeyEntry]) -> Table:
     """Show one API key per row."""
     table = Table("name", "for", "created")
-    for it in entries:
-        owner = "operator" if it.tenant is None else f"tenant {it.tenant}"
-        table.add_row(escape(it.name), escape(owner), f"{it.created:%Y-%m-%d %H:%M}")
+    for entry in entries:
+        owner = "operator" if entry.tenant is None else f"tenant {entry.tenant}"
+        table.add_row(escape(entry.name), escape(owner), f"{entry.created:%Y-%m-%d %H:%M}")
     return table
 
 
@@ -194,10 +202,12 @@ def cache_document(packs: Sequence[Pack]) -> dict[str, dict[str, Any]]:
 def cache_table(packs: Sequence[Pack]) -> Table:
     """Show one kind of packs per row."""
     table = Table("kind", "packs", "size", "last used")
-    for kind, it in cache_document(packs).items():
-        used_at = datetime.fromtimestamp(it["used_at"]).astimezone().strftime("%Y-%m-%d %H:%M")
-        size = ByteSize(it["bytes"]).human_readable()
-        table.add_row(kind, str(it["packs"]), size, used_at)
+    for kind, packs_of_kind in cache_document(packs).items():
+        used_at = (
+            datetime.fromtimestamp(packs_of_kind["used_at"]).astimezone().strftime("%Y-%m-%d %H:%M")
+        )
+        size = ByteSize(packs_of_kind["bytes"]).human_readable()
+        table.add_row(kind, str(packs_of_kind["packs"]), size, used_at)
     return table
 
 

@@ -86,8 +86,10 @@ def dataset_table(report: Report) -> Table:
     """Show a dataset's problems and warnings, and its number of images by training size."""
     table = Table("", "file", "problem", "what to do", title=f"{len(report.samples)} images")
     for severity, findings in (("error", report.problems), ("warning", report.warnings)):
-        for it in findings:
-            table.add_row(severity, *map(escape, (it.location, it.message, it.remedy)))
+        for finding in findings:
+            table.add_row(
+                severity, *map(escape, (finding.location, finding.message, finding.remedy))
+            )
     for size, count in sorted(report.buckets.items()):
         table.add_row("size", str(size), f"{count} images", "")
     return table
@@ -112,13 +114,15 @@ def estimate_table(expected: Forecast) -> Table:
 def duration_tables(history: RunHistory) -> list[Table]:
     """Show a fleet's run history: a table per training type, and one of waits by queue."""
     tables = []
-    for training_type, group in groupby(_ordered(history), lambda it: it.source.type):
+    for training_type, group in groupby(
+        _ordered(history), lambda statistics: statistics.source.type
+    ):
         headings = ("stage", "on", "runs", "unit", "median", "90 %", "besides")
         table = Table(*headings, title=training_type)
-        for it in group:
-            seconds = (it.unit_s, it.unit_s_p90, it.overhead_s)
-            work = it.source
-            cells = (work.stage, _workload_text(work), str(it.runs), UNITS[work.stage])
+        for statistics in group:
+            seconds = (statistics.unit_s, statistics.unit_s_p90, statistics.overhead_s)
+            work = statistics.source
+            cells = (work.stage, _workload_text(work), str(statistics.runs), UNITS[work.stage])
             table.add_row(*cells, *map(duration_text, seconds))
         tables.append(table)
     if history.waits:
@@ -134,14 +138,14 @@ def durations_document(history: RunHistory) -> dict[str, Any]:
     """Return a fleet's run history as JSON."""
     stages = [
         {
-            **it.source.document(),
-            "runs": it.runs,
-            "unit": UNITS[it.source.stage],
-            "unit_s": it.unit_s,
-            "unit_s_p90": it.unit_s_p90,
-            "overhead_s": it.overhead_s,
+            **statistics.source.document(),
+            "runs": statistics.runs,
+            "unit": UNITS[statistics.source.stage],
+            "unit_s": statistics.unit_s,
+            "unit_s_p90": statistics.unit_s_p90,
+            "overhead_s": statistics.overhead_s,
         }
-        for it in _ordered(history)
+        for statistics in _ordered(history)
     ]
     queues = [
         {"queue": queue, "waits": len(waits), "wait_s": median(waits), "wait_s_p90": p90(waits)}
@@ -164,7 +168,7 @@ def _ordered(history: RunHistory) -> Sequence[RunStatistics]:
 def _workload_text(work: WorkloadKey) -> str:
     samples = f"{work.samples} samples a step" if work.stage == "train" else None
     memory_class = None if work.memory_class is None else str(work.memory_class)
-    return ", ".join(it for it in (memory_class, work.resolution, samples) if it)
+    return ", ".join(part for part in (memory_class, work.resolution, samples) if part)
 
 
 def _source(stage: StageForecast) -> str:

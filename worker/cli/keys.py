@@ -51,7 +51,7 @@ def list_keys(settings: "Settings", json: Json = False) -> None:
 
     entries = ApiKeys(settings.api_keys_file).entries()
     if json:
-        print_json([it.model_dump(mode="json", exclude={"sha256"}) for it in entries])
+        print_json([entry.model_dump(mode="json", exclude={"sha256"}) for entry in entries])
     else:
         stdout.print(key_table(entries))
 

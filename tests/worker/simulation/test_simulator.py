@@ -199,16 +199,16 @@ def test_simulate_reports_and_plots(tmp_path: Path) -> None:
     options = ["simulate", str(fleet), "--jobs", "100", "--json"]
     first = CliRunner().invoke(cli, [*options, "--plot", str(image), "--save", str(saved)])
     assert first.exit_code == 0, first.output
-    told = json.loads(first.stdout)
-    assert set(told) == {policy.name for policy in POLICIES}
-    assert told["training-worker"]["all"]["jobs"] == 100
-    assert {"8gb", "40gb", "tenant-1"} <= set(told["training-worker"])
+    document = json.loads(first.stdout)
+    assert set(document) == {policy.name for policy in POLICIES}
+    assert document["training-worker"]["all"]["jobs"] == 100
+    assert {"8gb", "40gb", "tenant-1"} <= set(document["training-worker"])
     with Image.open(image) as drawn:
         assert drawn.size == (960, 600)
     again = CliRunner().invoke(cli, [*options, "--workload", str(saved)])
     mean = "mean_wait_s"
     assert json.loads(again.stdout)["one FIFO"]["all"][mean] == pytest.approx(
-        told["one FIFO"]["all"][mean], rel=1e-3
+        document["one FIFO"]["all"][mean], rel=1e-3
     )
 
 
