@@ -54,7 +54,7 @@ _ONE_BY_ONE = 10
 _PATIENCE_S = 600.0
 _TENANTS = 20
 # Runs of each maintenance job a minute, with the default visibility timeout.
-_A_MINUTE = {"publish_fleet": 12, "dispatch": 12, "sweep": 2}
+_A_MINUTE = {"publish_fleet": 12, "dispatch": 12, "reconcile": 2}
 # The number of queued jobs that are run to their end.
 _RUN_JOBS = 1000
 
@@ -238,7 +238,7 @@ def _at_depth(
             live_workers(redis).values(), settings.shares_by_tenant(), timedelta(hours=1)
         ),
         "dispatch": client.tenant_queues.dispatch,
-        "sweep": reconciler.sweep,
+        "reconcile": reconciler.reconcile,
     }
     duties["publish_fleet"]()
     memory, commands = _memory(redis), _commands(redis)

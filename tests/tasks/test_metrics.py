@@ -10,13 +10,13 @@ from tests.worker.cli.test_cli import COMMANDS
 
 DOCS = Path(__file__).parents[2] / "docs"
 RUN_BOOK = DOCS / "runbook"
-# What Prometheus tells of its own.
+# Metrics of Prometheus itself.
 OTHERS = {"up": {"job", "instance"}}
 COMMAND = re.compile(r"`training-worker ([a-z-]+(?: (?:list|replay|discard|prune|verify)\b)?)")
 
 
-def told() -> dict[str, set[str]]:
-    """Every name that may be asked for, with its labels."""
+def queryable() -> dict[str, set[str]]:
+    """Return every name that a query may use, with its labels."""
     names = {name: set(labels) for name, labels in OTHERS.items()}
     for metric in METRICS:
         labels = set(metric.labels)
@@ -33,7 +33,7 @@ def told() -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("metric", METRICS, ids=lambda it: it.name)
-def test_names_and_units_are_as_prometheus_wants_them(metric: Metric) -> None:
+def test_names_and_units_follow_prometheus(metric: Metric) -> None:
     assert re.fullmatch(r"training_[a-z0-9_]+", metric.name)
     assert (metric.kind == "counter") == metric.name.endswith("_total")
     assert metric.help.endswith(".")
@@ -46,14 +46,14 @@ def test_no_two_metrics_share_a_name_or_a_family() -> None:
 
 
 @pytest.mark.parametrize("expression", sorted(set(expressions())))
-def test_rules_and_dashboards_ask_for_what_there_is(expression: str) -> None:
-    known = told()
+def test_rules_and_dashboards_query_known_metrics(expression: str) -> None:
+    known = queryable()
     for it in asked(expression):
-        assert it.metric in known, f"nobody tells {it.metric}"
+        assert it.metric in known, f"no metric is named {it.metric}"
         assert it.labels <= known[it.metric], f"{it.metric} has no {it.labels - known[it.metric]}"
 
 
-def test_an_expression_is_looked_into_everywhere() -> None:
+def test_expressions_are_searched_at_every_depth() -> None:
     left = 'sum by (a) (rate(x{b="1"}[5m])) > 0 unless on (c) -(y offset 1h)'
     found = asked(f"{left} or max_over_time(z[1h:1m])")
     assert found == {
@@ -72,7 +72,7 @@ def test_every_metric_is_on_a_dashboard_or_in_a_rule() -> None:
     assert unused == []
 
 
-def test_every_panel_has_a_unit_a_description_and_a_place_of_its_own() -> None:
+def test_panels_have_a_unit_and_a_description_and_do_not_overlap() -> None:
     taken: dict[tuple[str, int, int], str] = {}
     for path, panel in panels():
         where, title = panel["gridPos"], panel["title"]
@@ -82,7 +82,7 @@ def test_every_panel_has_a_unit_a_description_and_a_place_of_its_own() -> None:
         for x in range(where["x"], where["x"] + where["w"]):
             for y in range(where["y"], where["y"] + where["h"]):
                 other = taken.setdefault((path.name, x, y), title)
-                assert other == title, f"{title} lies over {other}"
+                assert other == title, f"{title} overlaps {other}"
     assert {path.name for path, _ in panels()} == {path.name for path in DASHBOARDS}
 
 
@@ -90,7 +90,7 @@ def alerts() -> dict[str, dict[str, Any]]:
     return {rule["alert"]: rule for _, rule in rules() if "alert" in rule}
 
 
-def test_every_alert_has_a_severity_and_a_page_in_the_run_book_and_every_page_an_alert() -> None:
+def test_every_alert_has_a_severity_and_a_runbook_page() -> None:
     pages = {path.stem for path in RUN_BOOK.glob("*.md")} - {"README"}
     assert pages == set(alerts())
     index = (RUN_BOOK / "README.md").read_text("utf-8")
@@ -101,7 +101,7 @@ def test_every_alert_has_a_severity_and_a_page_in_the_run_book_and_every_page_an
 
 
 @pytest.mark.parametrize("page", sorted(RUN_BOOK.glob("*.md")), ids=lambda it: it.stem)
-def test_the_run_book_names_commands_and_pages_that_exist(page: Path) -> None:
+def test_the_runbook_names_existing_commands_and_pages(page: Path) -> None:
     text = page.read_text("utf-8")
     for command in COMMAND.findall(text):
         assert command in COMMANDS, f"there is no command {command}"
@@ -109,17 +109,17 @@ def test_the_run_book_names_commands_and_pages_that_exist(page: Path) -> None:
         assert (RUN_BOOK / link).exists()
 
 
-def test_what_is_counted_is_told_with_zeros_for_what_was_not() -> None:
+def test_counters_are_zero_before_the_first_count() -> None:
     counts = STAGE_ENDS.one("train", "done", by=3) | STEPS.one("FLUX_LORA", "40gb")
-    told = dict(STAGE_ENDS.samples(counts))
-    assert told["train", "done"] == 3
-    assert told["train", "failed"] == 0
-    assert len(told) == 4 * 6
+    samples = dict(STAGE_ENDS.samples(counts))
+    assert samples["train", "done"] == 3
+    assert samples["train", "failed"] == 0
+    assert len(samples) == 4 * 6
     assert dict(STEPS.samples(counts)) == {("FLUX_LORA", "40gb"): 1}
     assert STEPS.one("FLUX_LORA", "40gb", by=0) == {}
 
 
-def test_a_histogram_counts_each_value_in_all_buckets_that_hold_it() -> None:
+def test_histogram_buckets_are_cumulative() -> None:
     counts: dict[str, int] = {}
     for seconds in (0.1, 0.11, 3600, 1e6):
         for field, by in STAGE_SECONDS.observed(seconds, "train", "FLUX_LORA", "40gb").items():

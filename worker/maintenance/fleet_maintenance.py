@@ -58,10 +58,10 @@ class FleetMaintenance(WorkerPolicy):
         jobs = (
             self._update_fleet,
             self._queues.dispatch,
-            reconciler.send_due,
-            reconciler.sweep_if_due,
+            reconciler.send_retries,
+            reconciler.reconcile_if_due,
         )
-        return LeaderLoop(self._client, self._timeout, jobs, restore=self._redeliver)
+        return LeaderLoop(self._client, self._timeout, jobs, redeliver=self._redeliver)
 
     def _webhook_loop(self) -> LeaderLoop:
         webhooks = Webhooks(
@@ -71,7 +71,7 @@ class FleetMaintenance(WorkerPolicy):
             self._settings.webhook_signing_secrets(),
             lambda result: self._counters.add(WEBHOOKS.one(result)),
         )
-        return LeaderLoop(self._client, self._timeout, [webhooks.tell_due], lease=WEBHOOKS_LEASE)
+        return LeaderLoop(self._client, self._timeout, [webhooks.deliver_due], lease=WEBHOOKS_LEASE)
 
     def _update_fleet(self) -> None:
         """Publish the fleet's capacity and the tenants' shares, which dispatch goes by."""
@@ -80,5 +80,5 @@ class FleetMaintenance(WorkerPolicy):
         self._queues.publish_fleet(healthy, self._settings.shares_by_tenant(), self._timeout * 2)
 
     def _redeliver(self) -> None:
-        restored = self._redelivery.redeliver_expired()
-        self._counters.add(REDELIVERED_MESSAGES.one(by=len(restored)))
+        redelivered = self._redelivery.redeliver_expired()
+        self._counters.add(REDELIVERED_MESSAGES.one(by=len(redelivered)))

@@ -1,4 +1,4 @@
-"""What one worker of the fleet at a time sees to: lost messages, retries that are due, webhooks."""
+"""Election of the worker that does the fleet's maintenance."""
 
 import logging
 import threading
@@ -14,75 +14,75 @@ from tasks.state.keys import MAINTENANCE_LEASE
 
 logger = logging.getLogger(__name__)
 
-_LONGEST_PAUSE_S = 5.0
+_MAX_INTERVAL_S = 5.0
 
 MaintenanceJob = Callable[[], object]
 
 
 class LeaderLoop:
-    """Does its duties, in turns, for as long as it holds the fleet's lease on them.
+    """Runs maintenance jobs in rounds while it holds the fleet's lease on them.
 
     Args:
         client: A connection to the broker.
-        timeout: The visibility timeout; a worker that is lost is replaced after half of it.
-        duties: What is done in each turn.
+        timeout: The visibility timeout; a lost leader is replaced after half of it.
+        jobs: The jobs of each round.
         lease: The key of the lease in Redis.
-        restore: A duty that takes messages from workers that do not renew them. It waits for
-            half of ``timeout`` after a start or an outage, in which live workers renew theirs.
+        redeliver: A job that takes messages from workers that do not renew them. It waits for half
+            of ``timeout`` after the start and after an outage, while live workers renew theirs.
     """
 
     def __init__(
         self,
         client: "redis.Redis",
         timeout: timedelta,
-        duties: Sequence[MaintenanceJob],
+        jobs: Sequence[MaintenanceJob],
         *,
         lease: str = MAINTENANCE_LEASE,
-        restore: MaintenanceJob = lambda: None,
+        redeliver: MaintenanceJob = lambda: None,
     ) -> None:
-        self._duties, self._restore = duties, restore
-        self._hold_back_s = timeout.total_seconds() / 2
-        self._pause_s = min(timeout.total_seconds() / 6, _LONGEST_PAUSE_S)
-        self._lock = client.lock(lease, timeout=self._hold_back_s, thread_local=False)
-        self._steady_since = time.monotonic()
+        self._jobs, self._redeliver = jobs, redeliver
+        self._grace_s = timeout.total_seconds() / 2
+        self._interval_s = min(timeout.total_seconds() / 6, _MAX_INTERVAL_S)
+        self._lock = client.lock(lease, timeout=self._grace_s, thread_local=False)
+        self._stable_since = time.monotonic()
 
     def start(self) -> None:
-        """Take turns in a thread until the process ends."""
-        threading.Thread(target=self._run, name="upkeep", daemon=True).start()
+        """Run rounds in a thread until the process ends."""
+        threading.Thread(target=self._run, name="maintenance", daemon=True).start()
 
-    def turn(self) -> bool:
-        """Do every duty once, where this worker has the lease; False where another has it."""
+    def run_once(self) -> bool:
+        """Run each job once if this worker holds the lease; return whether it does."""
         try:
-            if not self._is_ours():
+            if not self._is_leader():
                 return False
         except redis.RedisError as error:
-            self._failed(error)
+            self._report(error)
             return False
-        for duty in self._duties:
-            self._do(duty)
-        if time.monotonic() - self._steady_since >= self._hold_back_s:
-            self._do(self._restore)
+        for job in self._jobs:
+            self._run_job(job)
+        if time.monotonic() - self._stable_since >= self._grace_s:
+            self._run_job(self._redeliver)
         return True
 
     def _run(self) -> None:
         while True:
-            self.turn()
-            time.sleep(self._pause_s)
+            self.run_once()
+            time.sleep(self._interval_s)
 
-    def _is_ours(self) -> bool:
+    def _is_leader(self) -> bool:
         try:
             return bool(self._lock.reacquire())
-        except LockError:  # not yet, or not any more
+        except LockError:  # not held, or expired
             return bool(self._lock.acquire(blocking=False))
 
-    def _do(self, duty: MaintenanceJob) -> None:
+    def _run_job(self, job: MaintenanceJob) -> None:
         try:
-            duty()
+            job()
         except (redis.RedisError, OperationalError) as error:
-            self._failed(error)
+            self._report(error)
         except Exception:
-            logger.exception("upkeep failed")
+            logger.exception("a maintenance job failed")
 
-    def _failed(self, error: Exception) -> None:
-        self._steady_since = time.monotonic()
-        logger.warning("upkeep waits: %s", error)
+    def _report(self, error: Exception) -> None:
+        self._stable_since = time.monotonic()
+        logger.warning("maintenance waits for the broker: %s", error)

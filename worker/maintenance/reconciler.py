@@ -1,10 +1,10 @@
-"""The reconciler: a job whose message was lost goes on.
+"""The reconciler: sends the next stage of jobs whose message was lost.
 
-The job's record is the truth, and messages are only how workers hear of it. A message can be lost
-between two of kombu's steps (popped by a worker that died before it was noted as unacknowledged),
-or never be sent (the broker was away when a stage ended). One worker at a time therefore compares
-the jobs that are not over with the messages there are; where a stage has had none for a while, it
-is sent anew, with the rest of its chain and under the result id that its sender waits for.
+The job's record is the truth; messages only carry work to workers. A message can be lost between
+two of kombu's steps, when a worker dies after it popped the message and before it recorded it as
+unacknowledged, or never be sent, when the broker is unavailable as a stage ends. The reconciler
+compares the jobs in flight with the messages in the broker. If a stage has had no message for a
+while, it is sent again with the rest of its chain, under the result id that its sender waits for.
 """
 
 import base64
@@ -35,9 +35,9 @@ class Reconciler:
     Args:
         client: A connection to the broker that decodes responses.
         control: The jobs.
-        send: Sends a job's chain from the stage that its record says it waits for.
-        patience: For how long a message must be missing: longer than any of kombu's steps takes.
-        keys: Where kombu keeps its messages.
+        send: Sends a job's chain from the stage that its record says is next.
+        patience: How long a message must be missing: longer than any of kombu's steps takes.
+        keys: The keys of kombu's messages.
     """
 
     def __init__(
@@ -50,51 +50,48 @@ class Reconciler:
     ) -> None:
         self._redis = client
         self._control = control
-        self._keys = keys
         self._send = send
         self._patience_s = patience.total_seconds()
-        self._due_at = 0.0
+        self._keys = keys
+        self._next_at = 0.0
 
-    def sweep_if_due(self) -> list[str]:
-        """Sweep, where the last one was half of the patience ago."""
-        if time.monotonic() < self._due_at:
+    def reconcile_if_due(self) -> list[str]:
+        """Reconcile if the last time was at least half of the patience ago."""
+        if time.monotonic() < self._next_at:
             return []
-        self._due_at = time.monotonic() + self._patience_s / 2
-        return self.sweep()
+        self._next_at = time.monotonic() + self._patience_s / 2
+        return self.reconcile()
 
-    def sweep(self) -> list[str]:
-        """Look at every job in flight.
+    def reconcile(self) -> list[str]:
+        """Look for the message of every job in flight.
 
         Returns:
-            Those that were sent anew.
+            The ids of the jobs that were sent again.
         """
         jobs = self._control.summaries_in_flight()
-        # After the jobs: what they wait for was sent before, or not at all.
-        there = set(messages(self._redis, self._keys))
-        missed = cast("dict[str, str]", self._redis.hgetall(MISSING_MESSAGES))
-        now, still, sent = time.time(), {}, []
+        # Read after the jobs: a message for their current state was sent before, or not at all.
+        with_message = set(messages(self._redis, self._keys))
+        known = cast("dict[str, str]", self._redis.hgetall(MISSING_MESSAGES))
+        now = time.time()
+        missing: dict[str, str] = {}
+        sent = []
         for job in jobs:
-            if (job.id, job.stage) in there:
+            if (job.id, job.stage) in with_message:
                 continue
-            waits_for = f"{job.stage} {job.attempt} {job.pending_queue}"
-            known, _, since = missed.get(job.id, "").rpartition(" ")
-            since_s = float(since) if known == waits_for else now
+            state = f"{job.stage} {job.attempt} {job.pending_queue}"
+            known_state, _, since = known.get(job.id, "").rpartition(" ")
+            since_s = float(since) if known_state == state else now
             if now - since_s < self._patience_s:
-                still[job.id] = f"{waits_for} {since_s}"
+                missing[job.id] = f"{state} {since_s}"
             elif self._control.requeue(job.id, job.attempt, job.stage):
-                logger.warning("its message was lost; sent anew", extra={"job": job.id})
+                logger.warning("sent again: the message was lost", extra={"job": job.id})
                 self._send(job)
                 sent.append(job.id)
-        with self._redis.pipeline() as pipe:
-            pipe.delete(MISSING_MESSAGES)
-            if still:
-                pipe.hset(MISSING_MESSAGES, mapping=cast("dict[Any, Any]", still))
-                pipe.expire(MISSING_MESSAGES, int(self._patience_s * 10) + 1)
-            pipe.execute()
+        self._remember(missing)
         return sent
 
-    def send_due(self) -> list[str]:
-        """Send the jobs that have waited out a fault.
+    def send_retries(self) -> list[str]:
+        """Send the jobs whose retry is due.
 
         Returns:
             Their ids.
@@ -104,20 +101,28 @@ class Reconciler:
             self._send(job)
         return [job.id for job in due]
 
+    def _remember(self, missing: dict[str, str]) -> None:
+        with self._redis.pipeline() as pipe:
+            pipe.delete(MISSING_MESSAGES)
+            if missing:
+                pipe.hset(MISSING_MESSAGES, mapping=cast("dict[Any, Any]", missing))
+                pipe.expire(MISSING_MESSAGES, int(self._patience_s * 10) + 1)
+            pipe.execute()
+
 
 def messages(client: Redis, keys: Keys) -> Iterator[tuple[str, str]]:
-    """Yield the job and the stage of every message: waiting, or held by a worker.
+    """Yield the job and the stage of every message, in a queue or held by a worker.
 
     Args:
         client: A connection to the broker that decodes responses.
-        keys: Where kombu keeps its messages.
+        keys: The keys of kombu's messages.
     """
     for queue in ALL_QUEUES:
         for key in keys.lists(queue):
-            for line in cast("list[str]", client.lrange(key, 0, -1)):
-                yield from _job_of(json.loads(line))
-    for line in cast("list[str]", client.hvals(keys.unacked)):
-        yield from _job_of(json.loads(line)[0])
+            for text in cast("list[str]", client.lrange(key, 0, -1)):
+                yield from _job_of(json.loads(text))
+    for text in cast("list[str]", client.hvals(keys.unacked)):
+        yield from _job_of(json.loads(text)[0])
 
 
 def _job_of(message: dict[str, Any]) -> Iterator[tuple[str, str]]:

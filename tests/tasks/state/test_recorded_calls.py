@@ -141,7 +141,7 @@ def fail(code: ErrorCode, attempt: int = 3) -> Callable[[Fleet], object]:
 
 def claim_webhook(it: Fleet) -> object:
     webhooks = Webhooks(it.redis, it.state, "http://127.0.0.1:9", ["whsec_c2VjcmV0"])
-    return webhooks._claimed("one", 2000.0)
+    return webhooks._claim("one", 2000.0)
 
 
 def restore(it: Fleet) -> object:

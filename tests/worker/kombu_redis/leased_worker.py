@@ -54,7 +54,7 @@ def leased(url: str, timeout: timedelta) -> Celery:
         end = partial(os.kill, os.getpid(), signal.SIGTERM)
         install(app, [IdleShutdown(float(idle), end)])
     redelivery = Redelivery(client, timeout, Keys.of(options))
-    leader = LeaderLoop(client, timeout, (), restore=redelivery.redeliver_expired)
+    leader = LeaderLoop(client, timeout, (), redeliver=redelivery.redeliver_expired)
     worker_ready.connect(lambda **_: leader.start(), weak=False)
     return app
 

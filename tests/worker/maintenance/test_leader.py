@@ -13,54 +13,56 @@ TIMEOUT = timedelta(seconds=3)
 
 
 @pytest.fixture
-def upkeep(redis_client: Redis) -> Callable[..., LeaderLoop]:
-    def make(*duties: Any, restore: Any = lambda: None) -> LeaderLoop:
-        return LeaderLoop(redis_client, TIMEOUT, duties, restore=restore)
+def leader(redis_client: Redis) -> Callable[..., LeaderLoop]:
+    def make(*jobs: Any, redeliver: Any = lambda: None) -> LeaderLoop:
+        return LeaderLoop(redis_client, TIMEOUT, jobs, redeliver=redeliver)
 
     return make
 
 
-def test_one_worker_at_a_time_sees_to_it_and_another_follows_a_lost_one(
-    upkeep: Callable[..., LeaderLoop], redis_client: Redis
+def test_one_worker_leads_and_another_replaces_a_lost_one(
+    leader: Callable[..., LeaderLoop], redis_client: Redis
 ) -> None:
-    first, second = upkeep(), upkeep()
-    assert first.turn()
-    assert not second.turn()
-    assert first.turn()
+    first, second = leader(), leader()
+    assert first.run_once()
+    assert not second.run_once()
+    assert first.run_once()
     assert redis_client.pttl("training:maintenance:lease") > 0
     # The first one is lost.
-    wait_until(second.turn, timeout_s=5, description="the second one takes over")
-    assert not first.turn()
+    wait_until(second.run_once, timeout_s=5, description="the second one takes over")
+    assert not first.run_once()
 
 
-def test_a_duty_that_fails_holds_up_no_other(upkeep: Callable[..., LeaderLoop]) -> None:
+def test_a_failing_job_does_not_stop_the_others(leader: Callable[..., LeaderLoop]) -> None:
     done: list[str] = []
 
-    def away() -> None:
-        raise redis.ConnectionError("away")
+    def unavailable() -> None:
+        raise redis.ConnectionError("unavailable")
 
     def broken() -> None:
         raise ZeroDivisionError
 
-    assert upkeep(away, broken, lambda: done.append("done")).turn()
+    assert leader(unavailable, broken, lambda: done.append("done")).run_once()
     assert done == ["done"]
 
 
-def test_nothing_is_taken_from_workers_until_they_had_time_to_renew(
-    upkeep: Callable[..., LeaderLoop],
+def test_redelivery_waits_until_workers_could_renew(
+    leader: Callable[..., LeaderLoop],
 ) -> None:
     taken: list[str] = []
-    problems = [redis.ConnectionError("away")]
+    problems = [redis.ConnectionError("unavailable")]
 
-    def away_once() -> None:
+    def unavailable_once() -> None:
         if problems and taken:
             raise problems.pop()
 
-    it = upkeep(away_once, restore=lambda: taken.append("taken"))
-    it.turn()
+    loop = leader(unavailable_once, redeliver=lambda: taken.append("taken"))
+    loop.run_once()
     assert taken == []
-    wait_until(lambda: it.turn() and bool(taken), timeout_s=5, description="it restores")
+    wait_until(lambda: loop.run_once() and bool(taken), timeout_s=5, description="it redelivers")
     taken[:] = ["before the outage"]
-    it.turn()
+    loop.run_once()
     assert taken == ["before the outage"]
-    wait_until(lambda: it.turn() and len(taken) > 1, timeout_s=5, description="it restores again")
+    wait_until(
+        lambda: loop.run_once() and len(taken) > 1, timeout_s=5, description="it redelivers again"
+    )

@@ -69,32 +69,32 @@ def finish(state: JobStore, job_id: str, stage: str, attempt: int, **refs: str) 
     state.finish_stage(job_id, attempt, stage, record, refs, None)
 
 
-def test_a_job_whose_message_was_never_sent_is_sent_once(
+def test_a_message_that_was_never_sent_is_sent_once(
     reconciler: Reconciler, redis_client: Redis, job_id: str, sent: list[JobSummary]
 ) -> None:
-    assert reconciler.sweep() == []
-    assert reconciler.sweep() == [job_id]
+    assert reconciler.reconcile() == []
+    assert reconciler.reconcile() == [job_id]
     assert list(messages(redis_client, KEYS)) == [(job_id, "prepare")]
-    assert reconciler.sweep() == []
-    assert reconciler.sweep() == []
+    assert reconciler.reconcile() == []
+    assert reconciler.reconcile() == []
     assert [record.result_id for record in sent] == ["the-result"]
 
 
-def test_a_job_with_a_message_is_left_alone_wherever_that_is(
+def test_a_job_with_a_message_is_not_sent_again(
     reconciler: Reconciler, redis_client: Redis, app: Celery, state: JobStore, job_id: str
 ) -> None:
     job_chain(app, job_id, state.get(job_id).gpu_queue).apply_async()
-    assert reconciler.sweep() == reconciler.sweep() == []
+    assert reconciler.reconcile() == reconciler.reconcile() == []
     with app.connection_for_read() as connection:
         held: Any = connection.default_channel.basic_get("cpu")
         assert list(messages(redis_client, KEYS)) == [(job_id, "prepare")]
-        assert reconciler.sweep() == reconciler.sweep() == []
+        assert reconciler.reconcile() == reconciler.reconcile() == []
         connection.default_channel.basic_ack(held.delivery_tag)
-        assert reconciler.sweep() == []
-        assert reconciler.sweep() == [job_id]
+        assert reconciler.reconcile() == []
+        assert reconciler.reconcile() == [job_id]
 
 
-def test_a_message_whose_worker_died_before_it_noted_it_down_is_sent_anew(
+def test_a_message_popped_by_a_dying_worker_is_sent_again(
     reconciler: Reconciler,
     redis_client: Redis,
     broker_url: str,
@@ -114,13 +114,13 @@ def test_a_message_whose_worker_died_before_it_noted_it_down_is_sent_anew(
     )
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert list(messages(redis_client, KEYS)) == []
-    assert reconciler.sweep() == []
-    assert reconciler.sweep() == [job_id]
+    assert reconciler.reconcile() == []
+    assert reconciler.reconcile() == [job_id]
     assert list(messages(redis_client, KEYS)) == [(job_id, "prepare")]
 
 
 @pytest.mark.parametrize("priority", [0, 3, 6, 9])
-def test_messages_of_every_priority_are_seen(
+def test_messages_of_every_priority_are_found(
     redis_client: Redis, app: Celery, job_id: str, priority: int
 ) -> None:
     app.send_task("training.train", args=(job_id,), queue="gpu.80gb", priority=priority)
@@ -128,22 +128,22 @@ def test_messages_of_every_priority_are_seen(
     assert list(messages(redis_client, KEYS)) == [(job_id, "train")]
 
 
-def test_a_successor_that_was_never_sent_goes_to_the_queue_it_waits_in(
+def test_a_lost_successor_is_sent_to_its_own_queue(
     reconciler: Reconciler, redis_client: Redis, state: JobStore, job_id: str
 ) -> None:
     finish(state, job_id, "prepare", begin(state, job_id, "prepare"), cache_queue="cpu")
-    reconciler.sweep()
-    assert reconciler.sweep() == [job_id]
+    reconciler.reconcile()
+    assert reconciler.reconcile() == [job_id]
     assert list(messages(redis_client, KEYS)) == [(job_id, "cache")]
     assert redis_client.llen("cpu") == 1
 
 
-def test_a_running_stage_whose_message_is_gone_begins_again_and_fences_the_old_start(
+def test_a_running_stage_without_message_begins_again_and_is_fenced(
     reconciler: Reconciler, redis_client: Redis, state: JobStore, job_id: str
 ) -> None:
     first = begin(state, job_id, "prepare")
-    reconciler.sweep()
-    assert reconciler.sweep() == [job_id]
+    reconciler.reconcile()
+    assert reconciler.reconcile() == [job_id]
     second = begin(state, job_id, "prepare")
     assert second == first + 1
     with pytest.raises(SupersededError):
@@ -151,45 +151,45 @@ def test_a_running_stage_whose_message_is_gone_begins_again_and_fences_the_old_s
     finish(state, job_id, "prepare", second)
 
 
-def test_a_job_that_goes_on_between_two_looks_is_left_alone(
+def test_a_job_that_continues_between_two_rounds_is_not_sent(
     reconciler: Reconciler, state: JobStore, job_id: str
 ) -> None:
-    reconciler.sweep()
+    reconciler.reconcile()
     attempt = begin(state, job_id, "prepare")
-    assert reconciler.sweep() == []
+    assert reconciler.reconcile() == []
     finish(state, job_id, "prepare", attempt)
-    assert reconciler.sweep() == []
+    assert reconciler.reconcile() == []
 
 
-def test_jobs_that_are_over_are_left_alone(
-    reconciler: Reconciler, control: JobControl, job_id: str
-) -> None:
+def test_ended_jobs_are_not_sent(reconciler: Reconciler, control: JobControl, job_id: str) -> None:
     control.cancel(job_id)
-    assert reconciler.sweep() == reconciler.sweep() == []
+    assert reconciler.reconcile() == reconciler.reconcile() == []
     assert control.in_flight() == []
 
 
-def test_what_waits_on_purpose_is_left_alone(
+def test_paused_jobs_and_retries_are_not_sent(
     reconciler: Reconciler, control: JobControl, state: JobStore, job_id: str
 ) -> None:
     control.pause(job_id)
-    assert reconciler.sweep() == reconciler.sweep() == []
+    assert reconciler.reconcile() == reconciler.reconcile() == []
     control.resume(job_id)
-    note = Note(level="warning", message="the store is away")
+    note = Note(level="warning", message="the store is unavailable")
     state.release(job_id, begin(state, job_id, "prepare"), note, delay_s=0.01)
-    assert reconciler.sweep() == reconciler.sweep() == []
-    wait_until(lambda: reconciler.send_due() == [job_id], timeout_s=5, description="it is due")
-    assert reconciler.send_due() == []
+    assert reconciler.reconcile() == reconciler.reconcile() == []
+    wait_until(
+        lambda: reconciler.send_retries() == [job_id], timeout_s=5, description="the retry is due"
+    )
+    assert reconciler.send_retries() == []
 
 
-def test_what_it_keeps_has_a_life_time(
+def test_the_list_of_missing_messages_expires(
     reconciler: Reconciler, redis_client: Redis, job_id: str
 ) -> None:
-    reconciler.sweep()
+    reconciler.reconcile()
     assert 0 < redis_client.ttl("training:reconciler:missing") < 10
 
 
-def test_nobody_listens_for_the_result_of_what_is_sent(
+def test_sending_subscribes_to_no_result(
     app: Celery, state: JobStore, redis_client: Redis, job_id: str
 ) -> None:
     redis_client.config_resetstat()

@@ -24,12 +24,12 @@ OLD, NEW = (f"whsec_{b64encode(bytes([n]) * 24).decode()}" for n in (1, 2))
 
 
 class Receiver(ThreadingHTTPServer):
-    """A backend: keeps what it was told, and answers as it is set to."""
+    """A backend that keeps the deliveries and responds as configured."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server_port}/hook"
-        self.told: list[tuple[dict[str, str], str]] = []
+        self.received: list[tuple[dict[str, str], str]] = []
         self.status, self.headers = 204, dict[str, str]()
         self.slow_s = 0.0
 
@@ -38,11 +38,11 @@ class Handler(BaseHTTPRequestHandler):
     server: Receiver
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing is to be said."""
+        """Log nothing."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"])).decode()
-        self.server.told.append(({k.lower(): v for k, v in self.headers.items()}, body))
+        self.server.received.append(({k.lower(): v for k, v in self.headers.items()}, body))
         time.sleep(self.server.slow_s)
         self.send_response(self.server.status)
         for name, value in self.server.headers.items():
@@ -77,22 +77,22 @@ def fail(state: JobStore, job_id: str) -> None:
     state.fail(job_id, attempt, JobError("cat.png", ErrorCode.INTERNAL, "prepare"))
 
 
-def let_it_be_due(redis_client: Redis, job_id: str) -> float:
-    """Seconds until it would have been."""
+def make_due(redis_client: Redis, job_id: str) -> float:
+    """Make a webhook due; return the seconds until it would have been."""
     due_at = redis_client.zscore("training:webhooks", job_id)
     assert due_at is not None
     redis_client.zadd("training:webhooks", {job_id: time.time() - 1})
     return float(due_at) - time.time()
 
 
-def test_the_end_of_a_job_is_told_once_and_signed_with_every_secret(
+def test_an_end_is_delivered_once_and_signed_with_every_secret(
     webhooks: Webhooks, state: JobStore, receiver: Receiver, redis_client: Redis, job_id: str
 ) -> None:
-    assert webhooks.tell_due() == []
+    assert webhooks.deliver_due() == []
     fail(state, job_id)
-    assert webhooks.tell_due() == [job_id]
-    assert webhooks.tell_due() == []
-    [(headers, body)] = receiver.told
+    assert webhooks.deliver_due() == [job_id]
+    assert webhooks.deliver_due() == []
+    [(headers, body)] = receiver.received
     for secret in (OLD, NEW):
         document = Webhook(secret).verify(body, headers)
     assert document["type"] == "job.failed"
@@ -109,14 +109,14 @@ def test_the_end_of_a_job_is_told_once_and_signed_with_every_secret(
     assert redis_client.exists("training:webhooks", "training:webhooks:deliveries") == 0
 
 
-def test_the_published_example_of_the_specification_is_signed_as_it_says() -> None:
+def test_signatures_match_the_specifications_example() -> None:
     signer = Webhook("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
     at = datetime.fromtimestamp(1614265330, UTC)
     signature = signer.sign("msg_p5jXN8AQM9LWM0D4loKWxJek", at, '{"test": 2432232314}')
     assert signature == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
-def test_every_kind_of_end_is_told_and_only_ends(
+def test_every_kind_of_end_is_delivered(
     webhooks: Webhooks, state: JobStore, redis_client: Redis, job_document: dict[str, Any]
 ) -> None:
     cancelled, exhausted, waiting = (submit(job_document, state, "r").job_id for _ in range(3))
@@ -124,22 +124,22 @@ def test_every_kind_of_end_is_told_and_only_ends(
     for _ in range(6):
         state.begin(exhausted, "prepare", worker="w", queue="q", tag="t")
     state.begin(waiting, "prepare", worker="w", queue="q", tag="t")
-    assert sorted(webhooks.tell_due()) == sorted([cancelled, exhausted])
+    assert sorted(webhooks.deliver_due()) == sorted([cancelled, exhausted])
 
 
-def test_the_end_of_a_job_of_a_newer_version_is_told_as_well(
+def test_the_end_of_a_newer_job_is_delivered(
     webhooks: Webhooks, state: JobStore, receiver: Receiver, redis_client: Redis, job_id: str
 ) -> None:
     fail(state, job_id)
     result = {"published": "p", "manifest": "m", "sha256": "0", "files": ["f"], "mood": "good"}
     fields: dict[Any, Any] = {"version": 99, "result": json.dumps(result)}
     redis_client.hset(f"training:job:{job_id}", mapping=fields)
-    assert webhooks.tell_due() == [job_id]
-    [(_, body)] = receiver.told
+    assert webhooks.deliver_due() == [job_id]
+    [(_, body)] = receiver.received
     assert json.loads(body)["data"]["result"] == result
 
 
-def test_a_receiver_that_fails_is_told_again_under_the_same_id(
+def test_a_failed_delivery_is_retried_under_the_same_id(
     webhooks: Webhooks,
     state: JobStore,
     receiver: Receiver,
@@ -149,20 +149,20 @@ def test_a_receiver_that_fails_is_told_again_under_the_same_id(
 ) -> None:
     fail(state, job_id)
     receiver.status = 500
-    for pause_s in (5, 300):
-        assert webhooks.tell_due() == []
-        assert 0.5 * pause_s < let_it_be_due(redis_client, job_id) < 1.15 * pause_s
+    for delay_s in (5, 300):
+        assert webhooks.deliver_due() == []
+        assert 0.5 * delay_s < make_due(redis_client, job_id) < 1.15 * delay_s
     receiver.status, receiver.headers = 503, {"Retry-After": "77"}
-    webhooks.tell_due()
-    assert 60 < let_it_be_due(redis_client, job_id) < 78
+    webhooks.deliver_due()
+    assert 60 < make_due(redis_client, job_id) < 78
     receiver.status = 204
-    assert webhooks.tell_due() == [job_id]
-    assert len({headers["webhook-id"] for headers, _ in receiver.told}) == 1
+    assert webhooks.deliver_due() == [job_id]
+    assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 1
     assert OLD not in caplog.text
 
 
 @pytest.mark.parametrize("status", [302, 404])
-def test_anything_but_success_is_told_again_and_redirects_are_not_followed(
+def test_redirects_and_errors_are_retried(
     webhooks: Webhooks,
     state: JobStore,
     receiver: Receiver,
@@ -172,60 +172,60 @@ def test_anything_but_success_is_told_again_and_redirects_are_not_followed(
 ) -> None:
     fail(state, job_id)
     receiver.status, receiver.headers = status, {"Location": receiver.url}
-    assert webhooks.tell_due() == []
-    assert len(receiver.told) == 1
+    assert webhooks.deliver_due() == []
+    assert len(receiver.received) == 1
     assert redis_client.zscore("training:webhooks", job_id) is not None
 
 
-def test_who_is_gone_is_told_no_more(
+def test_a_receiver_that_is_gone_gets_no_more(
     webhooks: Webhooks, state: JobStore, receiver: Receiver, redis_client: Redis, job_id: str
 ) -> None:
     fail(state, job_id)
     receiver.status = 410
-    assert webhooks.tell_due() == []
+    assert webhooks.deliver_due() == []
     assert redis_client.exists("training:webhooks") == 0
 
 
-def test_after_the_last_try_it_is_given_up(
+def test_a_webhook_is_discarded_after_the_last_retry(
     webhooks: Webhooks, state: JobStore, receiver: Receiver, redis_client: Redis, job_id: str
 ) -> None:
     fail(state, job_id)
     receiver.status = 500
     for _ in range(9):
-        webhooks.tell_due()
-        let_it_be_due(redis_client, job_id)
-    webhooks.tell_due()
+        webhooks.deliver_due()
+        make_due(redis_client, job_id)
+    webhooks.deliver_due()
     assert redis_client.exists("training:webhooks", "training:webhooks:deliveries") == 0
-    assert len(receiver.told) == 10
+    assert len(receiver.received) == 10
 
 
-def test_two_workers_do_not_tell_the_same_end_at_once(
+def test_two_workers_do_not_deliver_the_same_end(
     webhooks: Webhooks, state: JobStore, receiver: Receiver, redis_client: Redis, job_id: str
 ) -> None:
     fail(state, job_id)
     receiver.slow_s = 0.3
     other = Webhooks(redis_client, state, receiver.url, [NEW])
     with ThreadPoolExecutor(2) as pool:
-        told = list(pool.map(lambda it: it.tell_due(), (webhooks, other)))
-    assert sorted(told) == [[], [job_id]]
-    assert len(receiver.told) == 1
+        delivered = list(pool.map(lambda it: it.deliver_due(), (webhooks, other)))
+    assert sorted(delivered) == [[], [job_id]]
+    assert len(receiver.received) == 1
 
 
-def test_a_receiver_that_is_away_is_told_later(
+def test_an_unreachable_receiver_is_retried(
     state: JobStore, redis_client: Redis, job_id: str
 ) -> None:
     fail(state, job_id)
-    nobody = Webhooks(redis_client, state, "http://127.0.0.1:9/", [NEW])
-    assert nobody.tell_due() == []
-    assert 1 < let_it_be_due(redis_client, job_id) < 6
+    unreachable = Webhooks(redis_client, state, "http://127.0.0.1:9/", [NEW])
+    assert unreachable.deliver_due() == []
+    assert 1 < make_due(redis_client, job_id) < 6
     assert 0 < redis_client.ttl("training:webhooks:deliveries") <= 3600
 
 
-def test_without_an_address_nothing_is_kept(
+def test_without_an_address_webhooks_are_discarded(
     state: JobStore, redis_client: Redis, job_id: str
 ) -> None:
     fail(state, job_id)
-    assert Webhooks(redis_client, state, None, []).tell_due() == []
+    assert Webhooks(redis_client, state, None, []).deliver_due() == []
     assert redis_client.exists("training:webhooks") == 0
 
 
@@ -239,10 +239,10 @@ def test_without_an_address_nothing_is_kept(
         ("https://example.com/", f"{NEW},whsec_AAAA", "secret 2 is not whsec_"),
     ],
 )
-def test_settings_that_cannot_be_are_refused_without_a_secret_in_the_message(
+def test_invalid_settings_are_refused_without_showing_secrets(
     url: str, secrets: str | None, said: str
 ) -> None:
-    with pytest.raises(ValidationError) as told:
+    with pytest.raises(ValidationError) as caught:
         Settings(webhook_url=url, webhook_secrets=secrets)
-    assert said in str(told.value)
-    assert NEW not in str(told.value)
+    assert said in str(caught.value)
+    assert NEW not in str(caught.value)
