@@ -16,7 +16,7 @@ from celery.signals import worker_ready
 
 from routing.queues import CPU_QUEUE, stage_queue
 from tasks.contract import STAGES, task_name
-from tasks.settings.settings import Settings
+from tasks.settings.settings import load_settings
 from tasks.stages.celery_tasks import STAGE_BODIES
 from tasks.stages.stage_context import StageContext, StageResult
 from worker.gpu.inventory import declared_gpus
@@ -69,7 +69,7 @@ def main() -> int:
         The exit code.
     """
     kind, name, queues, ready_file = sys.argv[1:]
-    settings, served = Settings(), tuple(queues.split(","))
+    settings, served = load_settings(), tuple(queues.split(","))
     assert settings.broker_url is not None
     url = settings.broker_url.get_secret_value()
     if kind == "training-worker":

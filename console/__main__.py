@@ -9,7 +9,7 @@ from console.app import make_app
 from console.services.services import open_services
 from tasks.errors import EXIT_CODES, JobError
 from tasks.logging_setup import set_up_logging
-from tasks.settings.settings import Settings
+from tasks.settings.settings import load_settings
 
 # Open pages would keep the server from ending.
 _SHUTDOWN_TIMEOUT_S = 3
@@ -21,7 +21,11 @@ def main() -> int:
     Returns:
         The exit code.
     """
-    settings = Settings()
+    try:
+        settings = load_settings()
+    except JobError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return EXIT_CODES[error.code]
     if settings.broker_url is None:
         sys.stderr.write(
             "error: no broker URL; run 'training-worker console', which finds the broker\n"

@@ -5,6 +5,7 @@ error below. ``worker/errors.py`` adds those that only a worker's host can have.
 
 JobError
 ├── UsageError            a wrong command line
+├── SettingsError         invalid or unknown settings, with all their problems
 ├── InvalidJobError       a job that cannot run, with all its problems
 ├── DatasetError          a dataset that cannot be trained on, with all its problems
 ├── BaseModelError        a base model that is missing or incomplete, with all its problems
@@ -160,6 +161,13 @@ class _ProblemsError(JobError):
         lines = "\n".join(listed)
         retryable = bool(problems) and all(problem.retryable for problem in problems)
         super().__init__(f"{self._title}:\n{lines}", self._code, stage, retryable=retryable)
+
+
+class SettingsError(_ProblemsError):
+    """Settings that are invalid or unknown."""
+
+    _code = ErrorCode.USAGE
+    _title = "the settings of this process are invalid"
 
 
 class InvalidJobError(_ProblemsError):

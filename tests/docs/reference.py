@@ -10,13 +10,12 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pydantic.fields import FieldInfo
 from typer.main import get_command
 
 from tasks.contract import ERROR_CODES
 from tasks.errors import DEAD_LETTER_CODES, EXIT_CODES, ErrorCode
 from tasks.jobs.options import training_options
-from tasks.settings.settings import Settings
+from tasks.settings.settings import GROUPS, variable_of
 from worker.cli.app import cli
 from worker.cli.reference import metrics_page, options_page
 
@@ -58,18 +57,23 @@ REMEDIES = {
 
 
 def settings() -> str:
-    """Every setting, with its default and meaning."""
-    rows = [
-        f"| `{_variable(name, field)}` | {_default(field.default)} | {_joined(field.description)} |"
-        for name, field in Settings.model_fields.items()
-    ]
+    """Every setting by group, with its default and meaning."""
+    lines: list[str] = []
+    for group in GROUPS:
+        lines += ["", f"## {(group.__doc__ or '').removesuffix('.')}", ""]
+        lines += ["| variable | default | meaning |", "| --- | --- | --- |"]
+        for name in inspect.get_annotations(group):
+            field = group.model_fields[name]
+            default, meaning = _default(field.default), _joined(field.description)
+            lines.append(f"| `{variable_of(name)}` | {default} | {meaning} |")
     return _page(
         "Settings",
         "Environment variables, read once when a process starts. A duration is a number of\n"
         "seconds, or ISO 8601 such as `PT1H30M` and `P30D`. Secrets may come from files instead:\n"
-        "see `TRAINING_SECRETS_DIR`.",
-        "| variable | default | meaning |\n| --- | --- | --- |",
-        rows,
+        "see `TRAINING_SECRETS_DIR`. A variable that begins with `TRAINING_` and is not in this\n"
+        "list is an error.",
+        lines[1],
+        lines[2:],
     )
 
 
@@ -164,11 +168,6 @@ def _option(parameter: Any) -> str:
     default = parameter.default
     shown = default not in (None, False, (), []) and not callable(default)
     return f"| {names} | {f'`{default}`' if shown else ''} | {_joined(parameter.help)} |"
-
-
-def _variable(name: str, field: FieldInfo) -> str:
-    alias = field.validation_alias
-    return alias if isinstance(alias, str) else f"TRAINING_{name.upper()}"
 
 
 def _default(value: object) -> str:

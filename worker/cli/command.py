@@ -67,38 +67,17 @@ def _run(function: Callable[..., int | None], *args: Any, **options: Any) -> int
     from kombu.exceptions import OperationalError
 
     from tasks.errors import ErrorCode, JobError
+    from tasks.settings.settings import load_settings
 
     as_json = bool(options.get("json"))
     try:
-        return function(_settings(), *args, **options) or 0
+        return function(load_settings(), *args, **options) or 0
     except JobError as error:
         return _report(error, as_json)
     except (redis.ConnectionError, redis.TimeoutError, OperationalError) as error:
         return _report(
             JobError(f"the broker is unavailable: {error}", ErrorCode.NO_BROKER), as_json
         )
-
-
-def _settings() -> "Settings":
-    """Read this process's settings.
-
-    Raises:
-        UsageError: Names each wrong variable.
-    """
-    from pydantic import ValidationError
-
-    from tasks.errors import UsageError
-    from tasks.settings.settings import Settings
-
-    try:
-        return Settings()
-    except ValidationError as error:
-        problems = [
-            f"TRAINING_{'_'.join(map(str, problem['loc'])).upper()}: "
-            + problem["msg"].removeprefix("Value error, ")
-            for problem in error.errors(include_url=False, include_input=False)
-        ]
-        raise UsageError("\n".join(problems)) from error
 
 
 def _report(error: "JobError", as_json: bool) -> int:
@@ -115,6 +94,5 @@ def _report(error: "JobError", as_json: bool) -> int:
     if as_json:
         print_json({"error": error_document(error)})
     else:
-        for line in error.message.split("\n") if error.code == "usage" else [error.message]:
-            stderr.print(f"[red]error[/]: {escape(line)}", soft_wrap=True)
+        stderr.print(f"[red]error[/]: {escape(error.message)}", soft_wrap=True)
     return EXIT_CODES[error.code]

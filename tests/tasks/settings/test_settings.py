@@ -4,11 +4,12 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from tasks.settings.settings import Settings
+from tasks.errors import EXIT_CODES, SettingsError
+from tasks.settings.settings import GROUPS, Settings, load_settings
 
 
 @pytest.fixture(autouse=True)
-def without_the_callers_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_inherited_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in Settings.model_fields:
         monkeypatch.delenv(f"TRAINING_{name.upper()}", raising=False)
 
@@ -22,7 +23,7 @@ def without_the_callers_settings(monkeypatch: pytest.MonkeyPatch) -> None:
         ("PT1H30M", timedelta(minutes=90)),
     ],
 )
-def test_a_duration_is_bare_seconds_or_iso_8601(
+def test_a_duration_is_seconds_or_iso_8601(
     text: str, duration: timedelta, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRAINING_JOB_TTL", text)
@@ -31,7 +32,7 @@ def test_a_duration_is_bare_seconds_or_iso_8601(
 
 @pytest.mark.parametrize("name", ["JOB_TTL", "SHUTDOWN_TIMEOUT", "VISIBILITY_TIMEOUT"])
 @pytest.mark.parametrize("text", ["0", "-1", "P-1D", "soon", "", "nan", "inf", "1e300"])
-def test_a_duration_that_is_none_is_refused_by_its_name(
+def test_an_invalid_duration_is_refused_by_its_name(
     name: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"TRAINING_{name}", text)
@@ -51,13 +52,13 @@ def test_a_value_out_of_range_is_refused(
         Settings()
 
 
-def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRAINING_BROKER_URL", "redis://user:hunter2@broker/0")
     monkeypatch.setenv("TRAINING_FLOWER_BASIC_AUTH", "operator:hunter2")
     assert "hunter2" not in repr(Settings())
 
 
-def test_store_and_scratch_lie_in_the_home_folder_unless_set(
+def test_store_and_scratch_default_to_the_home_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TRAINING_HOME", str(tmp_path))
@@ -69,7 +70,7 @@ def test_store_and_scratch_lie_in_the_home_folder_unless_set(
     assert Settings().resolved_scratch_dir == Path.home() / "fast"
 
 
-def test_a_secret_comes_from_a_file_of_its_name_and_the_environment_goes_before(
+def test_secrets_come_from_files_unless_in_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "TRAINING_BROKER_URL").write_text("redis://:hidden@broker/0\n")
@@ -83,9 +84,37 @@ def test_a_secret_comes_from_a_file_of_its_name_and_the_environment_goes_before(
     assert "hidden" not in repr(settings)
 
 
-def test_a_folder_of_secrets_that_is_not_there_is_refused_by_its_name(
+def test_a_missing_secrets_folder_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("TRAINING_SECRETS_DIR", "/nowhere/at/all")
-    with pytest.raises(ValidationError, match="there is no folder /nowhere/at/all"):
+    with pytest.raises(ValidationError, match="/nowhere/at/all is not a folder"):
         Settings()
+
+
+def test_an_unknown_setting_is_refused_with_a_suggestion(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "TRAINING_BROKER_ULR").write_text("redis://broker/0")
+    monkeypatch.setenv("TRAINING_SECRETS_DIR", str(tmp_path))
+    monkeypatch.setenv("TRAINING_MAX_RETRYS", "4")
+    monkeypatch.setenv("TRAINING_Q", "4")
+    monkeypatch.setenv("TRAINING_FLOWER_PORT", "70000")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert EXIT_CODES[caught.value.code] == 2
+    assert [problem.location for problem in caught.value.problems] == [
+        "TRAINING_FLOWER_PORT",
+        "TRAINING_BROKER_ULR",
+        "TRAINING_MAX_RETRYS",
+        "TRAINING_Q",
+    ]
+    _, secret, typo, unknown = (problem.message for problem in caught.value.problems)
+    assert secret == "no such setting; did you mean TRAINING_BROKER_URL?"
+    assert typo == "no such setting; did you mean TRAINING_MAX_RETRIES?"
+    assert unknown == "no such setting"
+
+
+def test_every_setting_is_in_one_documented_group() -> None:
+    fields = [name for group in GROUPS for name in group.__annotations__]
+    assert sorted(fields) == sorted({*fields, *Settings.model_fields})

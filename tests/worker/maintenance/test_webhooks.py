@@ -232,9 +232,9 @@ def test_without_an_address_webhooks_are_discarded(
 @pytest.mark.parametrize(
     ("url", "secrets", "said"),
     [
-        ("http://example.com/", NEW, "is no https:// address"),
-        ("ftp://localhost/", NEW, "is no https:// address"),
-        ("https://example.com/", None, "is needed with TRAINING_WEBHOOK_URL"),
+        ("http://example.com/", NEW, "is neither an https:// address"),
+        ("ftp://localhost/", NEW, "is neither an https:// address"),
+        ("https://example.com/", None, "is required with TRAINING_WEBHOOK_URL"),
         ("https://example.com/", "whsec_%%", "secret 1 is not whsec_"),
         ("https://example.com/", f"{NEW},whsec_AAAA", "secret 2 is not whsec_"),
     ],
