@@ -29,7 +29,7 @@ from worker.lifecycle.drain import Drain, shut_down
 from worker.lifecycle.event_batches import EventBatches
 from worker.lifecycle.health import HealthFile
 from worker.lifecycle.idle_shutdown import IdleShutdown
-from worker.lifecycle.policy import WorkerPolicy, install
+from worker.lifecycle.policy import WorkerPolicy, install_policies
 from worker.lifecycle.preemption import PreemptionWatch
 from worker.lifecycle.registration import Registration
 from worker.maintenance.fleet_maintenance import FleetMaintenance
@@ -94,7 +94,7 @@ def run_worker(
     if exit_when_idle_s is not None:
         policies.append(IdleShutdown(exit_when_idle_s, shut_down))
     policies.append(health)  # the last one: a ready worker has all of them
-    install(app, policies)
+    install_policies(app, policies)
     install_leases(app, LeaseOptions(client, registration.renew, health.touch))
     return _start(app, worker, queues)
 

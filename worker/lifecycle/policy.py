@@ -1,12 +1,12 @@
 """Policies: what a worker process does besides running tasks, one small class for each concern.
 
-A policy overrides the hooks it needs and is otherwise passive. ``install`` connects the hooks of a
+A policy overrides the hooks it needs and is otherwise passive. ``install_policies`` connects the hooks of a
 list of policies to Celery's signals and consumer bootsteps; no other module does.
 
 All hooks run in the worker's parent process, but for ``on_child_exit``.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from celery import Celery, bootsteps
@@ -47,37 +47,48 @@ class WorkerPolicy:
         return {}
 
 
-def install(app: Celery, policies: Sequence[WorkerPolicy]) -> None:
+class PolicyStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """The consumer bootstep that calls the policies; Celery makes the instance.
+
+    The policies are the app's ``worker_policies``.
+    """
+
+    requires = ("celery.worker.consumer.tasks:Tasks",)
+
+    def __init__(self, consumer: Any, **kwargs: Any) -> None:
+        super().__init__(consumer, **kwargs)
+        self._policies: Sequence[WorkerPolicy] = consumer.app.worker_policies
+
+    def start(self, consumer: Any) -> None:
+        """Start the policies, in the order of the list."""
+        for policy in self._policies:
+            policy.on_consumer_start(consumer)
+
+    def stop(self, consumer: Any) -> None:
+        """Stop the policies, in reverse order."""
+        for policy in reversed(self._policies):
+            policy.on_consumer_stop(consumer)
+
+    def shutdown(self, consumer: Any) -> None:
+        """Shut the policies down, in reverse order."""
+        for policy in reversed(self._policies):
+            policy.on_consumer_shutdown(consumer)
+
+    def info(self, consumer: Any) -> dict[str, Any]:
+        """Return the policies' statistics."""
+        return {name: value for policy in self._policies for name, value in policy.stats().items()}
+
+
+def install_policies(app: Celery, policies: Sequence[WorkerPolicy]) -> None:
     """Let Celery call the policies of this process's worker, in the order of the list."""
+    app.worker_policies = policies
+    app.steps["consumer"].add(PolicyStep)
     for policy in policies:
         _connect(worker_ready, policy.on_ready)
         _connect(worker_shutting_down, policy.on_stopping)
         _connect(worker_shutdown, policy.on_stopped)
         _connect(worker_process_shutdown, policy.on_child_exit)
-        app.steps["consumer"].add(_consumer_step(policy))
 
 
-def _connect(signal: Any, hook: Any) -> None:
+def _connect(signal: Any, hook: Callable[[], None]) -> None:
     signal.connect(lambda **_: hook(), weak=False)
-
-
-def _consumer_step(policy: WorkerPolicy) -> type[bootsteps.StartStopStep]:
-    """Return a bootstep for a policy: a class, because Celery itself makes the instance."""
-
-    class PolicyStep(bootsteps.StartStopStep):  # type: ignore[misc]
-        name = type(policy).__name__
-        requires = ("celery.worker.consumer.tasks:Tasks",)
-
-        def start(self, consumer: Any) -> None:
-            policy.on_consumer_start(consumer)
-
-        def stop(self, consumer: Any) -> None:
-            policy.on_consumer_stop(consumer)
-
-        def shutdown(self, consumer: Any) -> None:
-            policy.on_consumer_shutdown(consumer)
-
-        def info(self, consumer: Any) -> dict[str, Any]:
-            return policy.stats()
-
-    return PolicyStep

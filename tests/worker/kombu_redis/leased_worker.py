@@ -29,7 +29,7 @@ from worker.kombu_redis.leases import LeaseOptions, install_leases
 from worker.kombu_redis.redelivery import Redelivery
 from worker.kombu_redis.transport import Keys, QoS, use_for_redis
 from worker.lifecycle.idle_shutdown import IdleShutdown
-from worker.lifecycle.policy import install
+from worker.lifecycle.policy import install_policies
 from worker.maintenance.leader import LeaderLoop
 
 QUEUES = ("cpu", "gpu.8gb")
@@ -52,7 +52,7 @@ def leased(url: str, timeout: timedelta) -> Celery:
     install_leases(app, LeaseOptions(client))
     if idle := os.environ.get("IDLE_S"):
         end = partial(os.kill, os.getpid(), signal.SIGTERM)
-        install(app, [IdleShutdown(float(idle), end)])
+        install_policies(app, [IdleShutdown(float(idle), end)])
     redelivery = Redelivery(client, timeout, Keys.of(options))
     leader = LeaderLoop(client, timeout, (), redeliver=redelivery.redeliver_expired)
     worker_ready.connect(lambda **_: leader.start(), weak=False)
