@@ -105,7 +105,7 @@ def commands() -> str:
                 *rows,
             ]
     lines += ["", "## Exit codes", "", "| exit code | error | meaning |", "| --- | --- | --- |"]
-    lines.append("| 0 | | The command succeeded. |")
+    lines.append("| 0 | | The command succeeded, or the reader of its output closed the pipe. |")
     for code in sorted(ErrorCode, key=EXIT_CODES.__getitem__):
         lines.append(f"| {EXIT_CODES[code]} | `{code}` | {ERROR_CODES[code]} |")
     lines += ["", "[Errors](errors.md) has a remedy for each."]
@@ -157,7 +157,7 @@ def all_commands(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _usage(path: str, command: Any) -> str:
     pieces = command.collect_usage_pieces(command.context_class(command))
-    words = re.sub(r"\{(\w+)\}", lambda match: match[1].upper(), " ".join(pieces))
+    words = re.sub(r"\{([^{}]+)\}", r"\1", " ".join(pieces))
     return f"training-worker {path} {words}"
 
 

@@ -19,7 +19,7 @@ commands = typer.Typer(
 )
 
 Jobs = Annotated[
-    list[str] | None, typer.Argument(metavar="JOB...", help="The jobs' ids.", show_default=False)
+    list[str] | None, typer.Argument(metavar="JOB", help="The jobs' ids.", show_default=False)
 ]
 AllJobs = Annotated[bool, typer.Option("--all", help="All jobs in the queue.")]
 

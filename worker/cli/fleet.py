@@ -140,7 +140,7 @@ def drain(
     settings: "Settings",
     workers: Annotated[
         list[str] | None,
-        typer.Argument(metavar="WORKER...", help="The workers' names.", show_default=False),
+        typer.Argument(metavar="WORKER", help="The workers' names.", show_default=False),
     ] = None,
     all_workers: Annotated[bool, typer.Option("--all", help="Drain all live workers.")] = False,
     wait: Annotated[bool, typer.Option(help="Wait until the workers have stopped.")] = True,

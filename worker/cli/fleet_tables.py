@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ByteSize
 from rich.markup import escape
@@ -15,14 +15,17 @@ from routing.engines import DIFFUSERS, INVOKE, Engine
 from routing.fair_share import OTHERS, share_of
 from routing.queues import served_queues
 from routing.requirements import TrainingType
-from tasks.api_keys import KeyEntry
-from tasks.cache.index import Pack
 from tasks.jobs.invoke import PATCHES, UNSUPPORTED_OPTIONS
-from tasks.state.tenant_queues import TenantQueues
-from tasks.state.workers import WorkerInfo
-from worker.gpu.inventory import Gpu
-from worker.maintenance.doctor import Finding
-from worker.supervision.engines import Installed
+
+# The commands that show these have imported them; 'keys list' needs no Celery.
+if TYPE_CHECKING:
+    from tasks.api_keys import KeyEntry
+    from tasks.cache.index import Pack
+    from tasks.state.tenant_queues import TenantQueues
+    from tasks.state.workers import WorkerInfo
+    from worker.gpu.inventory import Gpu
+    from worker.maintenance.doctor import Finding
+    from worker.supervision.engines import Installed
 
 # NVIDIA's first architecture that computes in bfloat16, as a compute capability.
 _AMPERE = (8, 0)
@@ -52,7 +55,7 @@ class TenantRow:
     waiting: dict[str, int]
 
 
-def tenant_rows(queues: TenantQueues) -> list[TenantRow]:
+def tenant_rows(queues: "TenantQueues") -> list[TenantRow]:
     """Return every tenant that has a share or jobs, by name."""
     shares, in_flight, waiting = queues.shares(), queues.in_flight(), queues.waiting()
     names = {*shares, *in_flight, *(name for counts in waiting.values() for name in counts)}
@@ -74,7 +77,7 @@ def tenant_table(rows: Sequence[TenantRow]) -> Table:
     return table
 
 
-def findings_table(findings: Sequence[Finding]) -> Table:
+def findings_table(findings: "Sequence[Finding]") -> Table:
     """Show what ``doctor`` found, one check per row."""
     table = Table("", "check", "found", "what to do")
     for finding in findings:
@@ -83,7 +86,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     return table
 
 
-def gpu_document(gpu: Gpu) -> dict[str, object]:
+def gpu_document(gpu: "Gpu") -> dict[str, object]:
     """Return a GPU of this machine as JSON."""
     return {
         **asdict(gpu),
@@ -92,7 +95,7 @@ def gpu_document(gpu: Gpu) -> dict[str, object]:
     }
 
 
-def gpu_table(gpus: Sequence[Gpu]) -> Table:
+def gpu_table(gpus: "Sequence[Gpu]") -> Table:
     """Show the GPUs of this machine."""
     table = Table("uuid", "name", "MiB", "free", "bf16", "ECC", "class", "serves")
     for gpu in gpus:
@@ -100,7 +103,7 @@ def gpu_table(gpus: Sequence[Gpu]) -> Table:
     return table
 
 
-def worker_gpu_table(workers: Mapping[str, WorkerInfo]) -> Table:
+def worker_gpu_table(workers: "Mapping[str, WorkerInfo]") -> Table:
     """Show the GPUs of a fleet's workers, by the workers' names."""
     headings = ("worker", "uuid", "name", "class", "serves")
     table = Table(*headings, title=f"{len(workers)} GPU worker(s)")
@@ -119,7 +122,9 @@ def worker_gpu_table(workers: Mapping[str, WorkerInfo]) -> Table:
     return table
 
 
-def engine_document(name: Engine, engine: Installed, applied: frozenset[str]) -> dict[str, object]:
+def engine_document(
+    name: Engine, engine: "Installed", applied: frozenset[str]
+) -> dict[str, object]:
     """Return an engine of this machine as JSON.
 
     Args:
@@ -153,7 +158,7 @@ def engine_document(name: Engine, engine: Installed, applied: frozenset[str]) ->
     return document
 
 
-def engine_tables(engines: Mapping[Engine, Installed], applied: frozenset[str]) -> list[Table]:
+def engine_tables(engines: "Mapping[Engine, Installed]", applied: frozenset[str]) -> list[Table]:
     """Show the engines of this machine, and the limits and patches of invoke-training.
 
     Args:
@@ -176,7 +181,7 @@ def engine_tables(engines: Mapping[Engine, Installed], applied: frozenset[str]) 
     return [table, limits, patches]
 
 
-def key_table(entries: Sequence[KeyEntry]) -> Table:
+def key_table(entries: "Sequence[KeyEntry]") -> Table:
     """Show one API key per row."""
     table = Table("name", "for", "created")
     for entry in entries:
@@ -185,7 +190,7 @@ def key_table(entries: Sequence[KeyEntry]) -> Table:
     return table
 
 
-def cache_document(packs: Sequence[Pack]) -> dict[str, dict[str, Any]]:
+def cache_document(packs: "Sequence[Pack]") -> dict[str, dict[str, Any]]:
     """Return the number, size and last use of packs by their kind, as JSON."""
     count, size, used_at = Counter[str](), Counter[str](), dict[str, float]()
     for pack in packs:
@@ -199,7 +204,7 @@ def cache_document(packs: Sequence[Pack]) -> dict[str, dict[str, Any]]:
     }
 
 
-def cache_table(packs: Sequence[Pack]) -> Table:
+def cache_table(packs: "Sequence[Pack]") -> Table:
     """Show one kind of packs per row."""
     table = Table("kind", "packs", "size", "last used")
     for kind, packs_of_kind in cache_document(packs).items():
@@ -211,7 +216,7 @@ def cache_table(packs: Sequence[Pack]) -> Table:
     return table
 
 
-def _gpu_cells(gpu: Gpu) -> tuple[str, ...]:
+def _gpu_cells(gpu: "Gpu") -> tuple[str, ...]:
     device = gpu.device
     if gpu.memory_class is None:
         serves, memory_class = "nothing", gpu.problem or "too small"
