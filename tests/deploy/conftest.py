@@ -15,6 +15,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
-    """The broker of the compose file, with the users that secrets.sh makes."""
+    """Broker of the compose file, with the users that secrets.sh creates."""
     with Broker(tmp_path_factory.mktemp("broker")) as running:
         yield running

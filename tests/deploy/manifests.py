@@ -1,4 +1,4 @@
-"""What the files in ``deploy/`` start: each process with its command line, settings and secrets."""
+"""The processes that the files in ``deploy/`` start, with command line, settings and secrets."""
 
 import configparser
 import re
@@ -13,20 +13,20 @@ ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 SYSTEMD = sorted((DEPLOY / "systemd").glob("*.service"))
 GPU = "EMULATED-40gb-0"
-"""The UUID that stands for an instance of a unit; such a GPU is there with ``TRAINING_GPUS``."""
+"""The UUID that replaces ``%i`` in a unit. ``TRAINING_GPUS`` declares such a GPU."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """A process of ours.
+    """A process that a manifest starts.
 
     Attributes:
-        where: The file and the name in it.
-        argv: Behind ``training-worker``.
-        env: What it says of the environment.
-        secrets: File name in the folder of secrets, to the file below that of ``secrets.sh``.
-        secrets_dir: Where they are.
-        grace_s: How long it may take to end.
+        where: The manifest's file and the name in it.
+        argv: Arguments of ``training-worker``.
+        env: Its environment variables.
+        secrets: File name in the secrets folder, to the file below the folder of ``secrets.sh``.
+        secrets_dir: The secrets folder.
+        grace_s: Seconds until the supervisor kills it.
     """
 
     where: str
@@ -38,7 +38,7 @@ class Process:
 
     @property
     def command(self) -> str:
-        """The command of the command line."""
+        """The command, such as ``worker``."""
         return self.argv[0]
 
     def __str__(self) -> str:
@@ -46,39 +46,40 @@ class Process:
 
 
 def documents(path: Path) -> list[dict[str, Any]]:
-    """A file's YAML documents; those of a list one by one."""
-    found: list[dict[str, Any]] = []
+    """Return a file's YAML documents, with lists expanded."""
+    result: list[dict[str, Any]] = []
     for document in yaml.safe_load_all(path.read_text("utf-8")):
-        found += document["items"] if document["kind"] == "List" else [document]
-    return found
+        result += document["items"] if document["kind"] == "List" else [document]
+    return result
 
 
 def kubernetes_files() -> list[Path]:
-    """The manifests, without what is kustomize's own."""
-    own = {"kustomization.yaml", "fields.yaml", "tls"}
-    return [it for it in sorted((DEPLOY / "k8s").rglob("*.yaml")) if not own & set(it.parts)]
+    """Return the manifests, without the files of kustomize."""
+    excluded = {"kustomization.yaml", "fields.yaml", "tls"}
+    paths = sorted((DEPLOY / "k8s").rglob("*.yaml"))
+    return [path for path in paths if not excluded & set(path.parts)]
 
 
 def pod_of(document: dict[str, Any]) -> dict[str, Any] | None:
-    """The template of a document's pods; None where it has none."""
+    """Return the template of a document's pods, or None."""
     spec = document.get("spec", {})
     spec = spec.get("jobTargetRef", spec)
     return spec.get("template") if isinstance(spec, dict) else None
 
 
 def compose() -> dict[str, Any]:
-    """``compose.yaml`` as Compose reads it, but for variables."""
+    """Return ``compose.yaml`` without substituted variables."""
     loaded: dict[str, Any] = yaml.safe_load((DEPLOY / "compose.yaml").read_text("utf-8"))
     return loaded
 
 
 def processes() -> list[Process]:
-    """All of them."""
+    """Return the processes of all manifests."""
     return [*_of_compose(), *_of_kubernetes(), *_of_systemd()]
 
 
 def seconds(text: str) -> float:
-    """A duration as Compose and systemd write it."""
+    """Parse a duration of Compose or systemd."""
     [(number, unit)] = re.findall(r"^(\d+)(s|m|min)$", text)
     return float(number) * (1 if unit == "s" else 60)
 
@@ -89,8 +90,9 @@ def _of_compose() -> Iterator[Process]:
         if "build" not in service:
             continue
         secrets = {}
-        for it in service["secrets"]:
-            source, target = (it, it) if isinstance(it, str) else (it["source"], it["target"])
+        for secret in service["secrets"]:
+            whole = {"source": secret, "target": secret} if isinstance(secret, str) else secret
+            source, target = whole["source"], whole["target"]
             secrets[target] = document["secrets"][source]["file"].removeprefix("./secrets/")
         env = {k: _default(v) for k, v in service["environment"].items() if v is not None}
         grace_s = seconds(service.get("stop_grace_period", "10s"))
@@ -105,13 +107,13 @@ def _of_compose() -> Iterator[Process]:
 
 
 def _default(value: str) -> str:
-    """What a variable is where nobody sets it."""
+    """Return a variable's default."""
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)
 
 
 def _of_kubernetes() -> Iterator[Process]:
     everything = [document for path in kubernetes_files() for document in documents(path)]
-    maps = {it["metadata"]["name"]: it for it in everything if it["kind"] == "ConfigMap"}
+    maps = {doc["metadata"]["name"]: doc for doc in everything if doc["kind"] == "ConfigMap"}
     for document in everything:
         pod = pod_of(document)
         for container in pod["spec"]["containers"] if pod else ():
@@ -120,16 +122,16 @@ def _of_kubernetes() -> Iterator[Process]:
             env: dict[str, str] = {}
             for source in container["envFrom"]:
                 env |= maps[source["configMapRef"]["name"]]["data"]
-            env |= {it["name"]: it["value"] for it in container.get("env", ())}
+            env |= {entry["name"]: entry["value"] for entry in container.get("env", ())}
             assert pod is not None
-            [volume] = [it for it in pod["spec"]["volumes"] if "secret" in it]
+            [volume] = [each for each in pod["spec"]["volumes"] if "secret" in each]
             role = volume["secret"]["secretName"].removeprefix("broker-")
-            [mount] = [it for it in container["volumeMounts"] if it["name"] == volume["name"]]
+            [mount] = [each for each in container["volumeMounts"] if each["name"] == volume["name"]]
             [secret] = [
-                it
-                for it in everything
-                if it["kind"] == "Secret"
-                and it["metadata"]["name"] == volume["secret"]["secretName"]
+                each
+                for each in everything
+                if each["kind"] == "Secret"
+                and each["metadata"]["name"] == volume["secret"]["secretName"]
             ]
             yield Process(
                 f"k8s {document['kind']} {document['metadata']['name']}",
@@ -142,7 +144,7 @@ def _of_kubernetes() -> Iterator[Process]:
 
 
 def unit(path: Path) -> dict[str, dict[str, list[str]]]:
-    """A unit's sections, each key with its values."""
+    """Return a unit's sections: the values of each key."""
     parser = configparser.RawConfigParser(
         strict=False, interpolation=None, dict_type=_Repeated, comment_prefixes=("#",)
     )
@@ -155,7 +157,7 @@ def unit(path: Path) -> dict[str, dict[str, list[str]]]:
 
 
 class _Repeated(dict[str, Any]):
-    """Keeps all values of a key that comes again, as units have them."""
+    """Keeps all values of a repeated key, as systemd does."""
 
     def __setitem__(self, key: str, value: Any) -> None:
         if isinstance(value, list) and key in self:

@@ -1,4 +1,4 @@
-"""The broker and our processes as the manifests start them, on this machine."""
+"""The broker and the processes of the manifests, started on this machine."""
 
 import os
 import re
@@ -31,10 +31,10 @@ def free_port() -> int:
 
 
 class Broker:
-    """The server of ``compose.yaml``, its users those of ``secrets.sh``.
+    """The server of ``compose.yaml``, with the users of ``secrets.sh``.
 
     Args:
-        folder: Where it keeps its file and its secrets.
+        folder: Folder for its data and secrets.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,18 +46,18 @@ class Broker:
         subprocess.run([*make, f"redis://127.0.0.1:{self.port}/0"], check=True)
 
     def url(self, role: str) -> str:
-        """Its address, with a role's name and password."""
+        """Return the address with a role's name and password."""
         return (self.secrets / role / "TRAINING_BROKER_URL").read_text("utf-8")
 
     def client(self, role: str) -> Redis:
-        """A connection of a role."""
+        """Connect as a role."""
         return connect(self.url(role))
 
     def __enter__(self) -> Self:
         command = compose()["services"]["valkey"]["command"]
         assert command[0] == "valkey-server"
         paths = {"/data": str(self.data), "/run/secrets": str(self.secrets)}
-        argv = [_moved(word, paths) for word in command[1:]]
+        argv = [_replaced(word, paths) for word in command[1:]]
         argv += ["--port", str(self.port), "--bind", "127.0.0.1"]
         with (self.data / "log").open("wb") as log:
             self._process = spawn([str(get_binary_path()), *argv], stdout=log)
@@ -74,7 +74,7 @@ class Broker:
         assert self._process.wait(PATIENCE_S) == 0
 
     def log(self) -> str:
-        """What the server has written."""
+        """Return the server's log."""
         return (self.data / "log").read_text("utf-8")
 
     def _answers(self) -> bool:
@@ -82,18 +82,18 @@ class Broker:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", self.port)) != 0:
                 return False
-        # As the health check asks it: whoever names no user may do that.
-        with Redis(port=self.port) as anybody:
-            return bool(anybody.ping())
+        # The health check's request, which needs no user.
+        with Redis(port=self.port) as client:
+            return bool(client.ping())
 
 
 class Started:
-    """A process of a manifest, in folders of its own.
+    """A process of a manifest, in separate folders.
 
     Args:
-        process: What the manifest says.
-        broker: Whose secrets it gets.
-        folder: Stands for the folders that the manifest names.
+        process: The manifest's process.
+        broker: The broker with its secrets.
+        folder: Replaces the folders that the manifest names.
         settings: More environment variables.
     """
 
@@ -108,13 +108,13 @@ class Started:
         for name, file in process.secrets.items():
             (folder / "secrets").mkdir(parents=True, exist_ok=True)
             shutil.copy(broker.secrets / file, folder / "secrets" / name)
-        env = {name: _moved(value, paths) for name, value in process.env.items()}
-        # Two Flowers on one machine, say.
+        env = {name: _replaced(value, paths) for name, value in process.env.items()}
+        # Several processes of one kind run on this machine.
         env = {n: str(self.port) if n.endswith("_PORT") else v for n, v in env.items()}
         env.setdefault(f"TRAINING_{process.command.upper()}_PORT", str(self.port))
-        self.process = replace(process, argv=tuple(_moved(it, paths) for it in process.argv))
-        kept = {k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")}
-        self.env = {**kept, "TRAINING_GPUS": "40gb", **env, **settings}
+        self.process = replace(process, argv=tuple(_replaced(word, paths) for word in process.argv))
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")}
+        self.env = {**inherited, "TRAINING_GPUS": "40gb", **env, **settings}
         self._log = folder / "log"
         self._popen: subprocess.Popen[bytes] | None = None
         (folder / "home").mkdir(parents=True)
@@ -123,18 +123,18 @@ class Started:
 
     @property
     def ready_file(self) -> Path | None:
-        """The file that it makes when it is ready; None where it is asked at a port."""
+        """The file that marks readiness; None for a process with a port."""
         argv = self.process.argv
         return Path(argv[argv.index("--ready-file") + 1]) if "--ready-file" in argv else None
 
     def start(self) -> None:
-        """Start it."""
+        """Start the process."""
         command = [sys.executable, "-P", "-m", "worker", *self.process.argv]
         with self._log.open("wb") as log:
             self._popen = spawn(command, env=self.env, stdout=log, stderr=log)
 
     def is_ready(self) -> bool:
-        """Whether it takes messages, or its port answers."""
+        """Return whether the ready file exists, or the port answers."""
         assert self._popen is not None
         assert self._popen.poll() is None, self.log()
         if self.ready_file is not None:
@@ -143,30 +143,30 @@ class Started:
             return probe.connect_ex(("127.0.0.1", self.port)) == 0
 
     def wait_until_ready(self) -> None:
-        """Return when it is."""
-        about = f"{self.process.where} is ready"
-        wait_until(self.is_ready, timeout_s=PATIENCE_S, description=about, detail=self.log)
+        """Wait until the process is ready."""
+        description = f"{self.process.where} is ready"
+        wait_until(self.is_ready, timeout_s=PATIENCE_S, description=description, detail=self.log)
 
     def ask_to_stop(self) -> None:
-        """As a supervisor does."""
+        """Send the signal of a supervisor."""
         assert self._popen is not None
         self._popen.send_signal(signal.SIGTERM)
 
     def end(self) -> int:
-        """Its exit code."""
+        """Wait for the end, and return the exit code."""
         assert self._popen is not None
         return self._popen.wait(PATIENCE_S)
 
     def kill(self) -> None:
-        """End it where a test has failed before."""
+        """Kill the process if it still runs."""
         if self._popen is not None and self._popen.poll() is None:
             self._popen.kill()
             self._popen.wait()
 
     def log(self) -> str:
-        """What it has written."""
+        """Return the process's log."""
         return self._log.read_text("utf-8")
 
 
-def _moved(text: str, paths: dict[str, str]) -> str:
-    return re.sub("|".join(map(re.escape, paths)), lambda found: paths[found[0]], text)
+def _replaced(text: str, paths: dict[str, str]) -> str:
+    return re.sub("|".join(map(re.escape, paths)), lambda match: paths[match[0]], text)

@@ -1,4 +1,4 @@
-"""The backup of a broker that runs, step by step as ``docs/guides/backup.md`` has it."""
+"""The backup of a running broker, with the steps of ``docs/guides/backup.md``."""
 
 import shutil
 import threading
@@ -8,17 +8,17 @@ from tests.deploy.servers import PATIENCE_S, Broker
 from tests.waiting import wait_until
 
 
-def test_what_was_there_before_the_copy_is_there_after_the_restore(tmp_path: Path) -> None:
+def test_restored_broker_has_all_earlier_keys(tmp_path: Path) -> None:
     stop = threading.Event()
     with Broker(tmp_path / "old") as old, old.client("admin") as admin:
         admin.mset({f"training:before:{number}": "there" for number in range(1000)})
 
-        def go_on_writing() -> None:
+        def write() -> None:
             with old.client("worker") as worker:
                 while not stop.is_set():
                     worker.incr("training:meanwhile")
 
-        writer = threading.Thread(target=go_on_writing)
+        writer = threading.Thread(target=write)
         writer.start()
         try:
             admin.config_set("auto-aof-rewrite-percentage", 0)
@@ -26,7 +26,7 @@ def test_what_was_there_before_the_copy_is_there_after_the_restore(tmp_path: Pat
             wait_until(
                 lambda: not admin.info("persistence")["aof_rewrite_in_progress"],
                 timeout_s=PATIENCE_S,
-                description="a fresh file",
+                description="the file is rewritten",
             )
             restored = tmp_path / "new" / "data" / "appendonlydir"
             shutil.copytree(old.data / "appendonlydir", restored)

@@ -1,4 +1,4 @@
-"""The command lines of the manifests run as they stand, and end as their supervisors end them."""
+"""The command lines of the manifests run unchanged, and stop on their supervisors' signal."""
 
 import re
 import signal
@@ -15,52 +15,54 @@ from tests.deploy.manifests import compose, processes
 from tests.deploy.servers import Broker, Started
 from tests.deploy.test_settings import COMMANDS
 
-# One of each command line: most services differ in nothing but their GPU.
-EACH = list({it.argv: it for it in reversed(processes()) if it.command in COMMANDS}.values())
-# The server of the console passes on the signal that has ended it.
+# One process per command line: most services differ only in their GPU.
+EACH = list(
+    {each.argv: each for each in reversed(processes()) if each.command in COMMANDS}.values()
+)
+# The console's server exits with the signal that ended it.
 ENDS = {"console": (0, -signal.SIGTERM)}
 
 
-def answers(it: Started) -> bool:
-    """Whether its health check is content, asked as Kubernetes does: by the pod's address."""
-    [probe] = compose()["services"][it.process.command]["healthcheck"]["test"][-1:]
+def is_healthy(started: Started) -> bool:
+    """Return the result of the health check, sent to the pod's address as Kubernetes does."""
+    [probe] = compose()["services"][started.process.command]["healthcheck"]["test"][-1:]
     [path] = re.findall(r"http://127\.0\.0\.1:\d+(/[\w/]+)", probe)
-    url = f"http://127.0.0.1:{it.port}{path}"
+    url = f"http://127.0.0.1:{started.port}{path}"
     request = urllib.request.Request(url, headers={"Host": "10.0.0.5:8080"})
-    with urllib.request.urlopen(request, timeout=20) as answer:
-        return bool(answer.status == 200)
+    with urllib.request.urlopen(request, timeout=20) as response:
+        return bool(response.status == 200)
 
 
-def test_each_starts_is_well_and_drains(
+def test_each_process_starts_is_healthy_and_stops(
     broker: Broker, tmp_path: Path, subtests: pytest.Subtests
 ) -> None:
-    # A GPU each, so that workers of one machine have names of their own.
+    # One GPU per worker, so that their names differ.
     classes = iter(MemoryClass)
-    started = []
+    runs = []
     for number, process in enumerate(EACH):
         gpus = str(next(classes)) if "auto" in process.argv else "40gb"
-        started.append(Started(process, broker, tmp_path / str(number), TRAINING_GPUS=gpus))
+        runs.append(Started(process, broker, tmp_path / str(number), TRAINING_GPUS=gpus))
     try:
-        for it in started:
-            it.start()
-        for it in started:
-            it.wait_until_ready()
-        workers = [it for it in started if it.ready_file is not None]
+        for run in runs:
+            run.start()
+        for run in runs:
+            run.wait_until_ready()
+        workers = [run for run in runs if run.ready_file is not None]
         assert len(live_workers(broker.client("console"))) == len(workers) == 5
-        for it in workers:
-            check = ["health", str(it.ready_file)]
+        for run in workers:
+            check = ["health", str(run.ready_file)]
             command = [sys.executable, "-P", "-m", "worker", *check]
-            assert subprocess.run(command, env=it.env, check=False).returncode == 0
-        for it in started:
-            if it.ready_file is None:
-                assert answers(it)
-        for it in started:
-            it.ask_to_stop()
-        for it in started:
-            with subtests.test(it.process.where):
-                assert it.end() in ENDS.get(it.process.command, (0,)), it.log()
-                assert "Traceback" not in it.log()
+            assert subprocess.run(command, env=run.env, check=False).returncode == 0
+        for run in runs:
+            if run.ready_file is None:
+                assert is_healthy(run)
+        for run in runs:
+            run.ask_to_stop()
+        for run in runs:
+            with subtests.test(run.process.where):
+                assert run.end() in ENDS.get(run.process.command, (0,)), run.log()
+                assert "Traceback" not in run.log()
         assert not live_workers(broker.client("console"))
     finally:
-        for it in started:
-            it.kill()
+        for run in runs:
+            run.kill()

@@ -141,7 +141,7 @@ def test_quickstart_trains_and_its_backup_restores_the_job(tmp_path: Path) -> No
     assert "published: " in output
     [job] = re.findall(r"^job (\w+)$", output, re.MULTILINE)
     scripts = [body for _, body in blocks("guides/backup")]
-    *before, after = [it for it in scripts if not it.startswith(SEPARATE_TERMINAL)]
+    *before, after = [script for script in scripts if not script.startswith(SEPARATE_TERMINAL)]
     for script in before:
         shell.run(script)
     with shell.in_background("guides/backup"):
@@ -181,7 +181,11 @@ def test_documented_commands_and_options_exist() -> None:
                 while words and words[0] in getattr(command, "commands", {}):
                     command = command.commands[words.pop(0)]
                 assert command is not root, f"{path.name}: training-worker {line}"
-                known = {name for it in command.params for name in (*it.opts, *it.secondary_opts)}
+                known = {
+                    name
+                    for param in command.params
+                    for name in (*param.opts, *param.secondary_opts)
+                }
                 options = {word for word in words if word.startswith("--") and len(word) > 2}
                 assert options <= known | {"--help"}, f"{path.name}: training-worker {line}"
                 seen += 1

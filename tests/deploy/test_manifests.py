@@ -1,4 +1,4 @@
-"""The manifests are what Compose, Kubernetes, KEDA, systemd and Docker take."""
+"""The manifests are valid for Compose, Kubernetes, KEDA, systemd and Docker."""
 
 import json
 import re
@@ -44,34 +44,34 @@ def test_compose_files_follow_the_compose_specification() -> None:
 
 
 @pytest.mark.parametrize("name", ["compose.yaml", "compose.tls.yaml"])
-def test_what_compose_services_refer_to_is_there(name: str) -> None:
+def test_compose_references_exist(name: str) -> None:
     document = yaml.safe_load((DEPLOY / name).read_text("utf-8"))
     for service in document["services"].values():
         for secret in service.get("secrets", ()):
             assert (secret if isinstance(secret, str) else secret["source"]) in document["secrets"]
     if name == "compose.tls.yaml":
         assert document["services"].keys() <= compose()["services"].keys()
-        ours, over = compose()["services"]["valkey"]["command"], document["services"]["valkey"]
-        assert over["command"][: len(ours)] == ours
+        base = compose()["services"]["valkey"]["command"]
+        assert document["services"]["valkey"]["command"][: len(base)] == base
 
 
-def test_compose_scrapes_and_shows_what_prometheus_and_grafana_have_here() -> None:
-    services, ours = compose()["services"], DEPLOY / "prometheus" / "prometheus.yml"
+def test_compose_uses_the_files_of_prometheus_and_grafana() -> None:
+    services, config = compose()["services"], DEPLOY / "prometheus" / "prometheus.yml"
     for name in ("prometheus", "grafana"):
         for mount in services[name]["volumes"]:
             source = mount.partition(":")[0]
             if source.startswith("./") and (DEPLOY / name).exists():
                 assert (DEPLOY / source).is_dir(), source
-    if ours.exists():
-        here = yaml.safe_load(ours.read_text("utf-8"))
-        there = yaml.safe_load(compose()["configs"]["prometheus.yml"]["content"])
-        assert there["rule_files"] == here["rule_files"]
-        assert [it["job_name"] for it in there["scrape_configs"]] == [
-            it["job_name"] for it in here["scrape_configs"]
+    if config.exists():
+        host = yaml.safe_load(config.read_text("utf-8"))
+        composed = yaml.safe_load(compose()["configs"]["prometheus.yml"]["content"])
+        assert composed["rule_files"] == host["rule_files"]
+        assert [job["job_name"] for job in composed["scrape_configs"]] == [
+            job["job_name"] for job in host["scrape_configs"]
         ]
 
 
-def test_compose_has_a_service_for_each_class_of_gpu_and_writes_nothing_to_images() -> None:
+def test_compose_has_a_closed_service_for_each_gpu_class() -> None:
     services = compose()["services"]
     assert {name for name in services if name.startswith("gpu-")} == {
         f"gpu-{memory_class}" for memory_class in MemoryClass
@@ -84,7 +84,7 @@ def test_compose_has_a_service_for_each_class_of_gpu_and_writes_nothing_to_image
 
 
 @pytest.mark.parametrize(("path", "document"), MANIFESTS, ids=name_of)
-def test_a_manifest_follows_its_schema(path: Path, document: dict[str, Any]) -> None:
+def test_manifest_follows_its_schema(path: Path, document: dict[str, Any]) -> None:
     if document["kind"] == "ScaledJob":
         schema = json.loads((Path(__file__).parent / "keda.schema.json").read_text("utf-8"))
         jsonschema.validate(document, schema)
@@ -98,52 +98,51 @@ def test_a_manifest_follows_its_schema(path: Path, document: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize(("path", "document"), PODS, ids=name_of)
-def test_a_pod_is_closed_and_what_it_refers_to_is_there(
-    path: Path, document: dict[str, Any]
-) -> None:
+def test_pod_is_closed_and_its_references_exist(path: Path, document: dict[str, Any]) -> None:
     pod = pod_of(document)
     assert pod is not None
     spec = pod["spec"]
-    there = {(it["kind"], it["metadata"]["name"]) for _, it in MANIFESTS}
+    existing = {(doc["kind"], doc["metadata"]["name"]) for _, doc in MANIFESTS}
     assert spec["securityContext"]["runAsNonRoot"]
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert ("PriorityClass", spec["priorityClassName"]) in there
+    assert ("PriorityClass", spec["priorityClassName"]) in existing
     templates = document["spec"].get("volumeClaimTemplates", ())
-    volumes = {it["name"] for it in [*spec["volumes"], *(it["metadata"] for it in templates)]}
+    claims = [template["metadata"] for template in templates]
+    volumes = {volume["name"] for volume in [*spec["volumes"], *claims]}
     for volume in spec["volumes"]:
         if "secret" in volume:
-            assert ("Secret", volume["secret"]["secretName"]) in there
+            assert ("Secret", volume["secret"]["secretName"]) in existing
         if "persistentVolumeClaim" in volume:
             claim = volume["persistentVolumeClaim"]["claimName"]
-            assert ("PersistentVolumeClaim", claim) in there
+            assert ("PersistentVolumeClaim", claim) in existing
     for container in spec["containers"]:
         closed = container["securityContext"]
         assert closed["readOnlyRootFilesystem"]
         assert not closed["allowPrivilegeEscalation"]
         assert closed["capabilities"] == {"drop": ["ALL"]}
-        assert {it["name"] for it in container["volumeMounts"]} <= volumes
+        assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
         assert "memory" in container["resources"]["limits"]
 
 
 @pytest.mark.parametrize("folder", ["gpu", "keda"])
-def test_gpu_workers_go_to_the_nodes_of_their_class(folder: str) -> None:
-    found = {}
+def test_gpu_workers_select_nodes_of_their_class(folder: str) -> None:
+    selected = {}
     for document in documents(DEPLOY / "k8s" / folder / "workers.yaml"):
         if (pod := pod_of(document)) is not None:
             required = pod["spec"]["affinity"]["nodeAffinity"]
             [term] = required["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
-            bounds = {it["operator"]: int(it["values"][0]) for it in term["matchExpressions"]}
-            found[document["metadata"]["name"]] = bounds
+            bounds = {rule["operator"]: int(rule["values"][0]) for rule in term["matchExpressions"]}
+            selected[document["metadata"]["name"]] = bounds
     floors = [memory_class.floor_mib for memory_class in MemoryClass]
     expected: dict[str, dict[str, int]] = {
         f"gpu-{memory_class}": {"Gt": memory_class.floor_mib - 1} for memory_class in MemoryClass
     }
     for bounds, above in zip(expected.values(), floors[1:], strict=False):
         bounds["Lt"] = above
-    assert found == expected
+    assert selected == expected
 
 
-def test_keda_counts_the_work_of_the_queue_that_its_workers_serve() -> None:
+def test_keda_counts_the_work_of_its_workers_queue() -> None:
     for document in documents(DEPLOY / "k8s" / "keda" / "workers.yaml"):
         queue = document["metadata"]["name"].replace("gpu-", "gpu.")
         [trigger] = document["spec"]["triggers"]
@@ -154,27 +153,27 @@ def test_keda_counts_the_work_of_the_queue_that_its_workers_serve() -> None:
         assert {"--strict", "--exit-when-idle"} <= set(container["args"])
 
 
-def test_what_kustomizations_refer_to_is_there() -> None:
+def test_kustomization_references_exist() -> None:
     files = sorted((DEPLOY / "k8s").rglob("kustomization.yaml"))
     named = set()
     for path in files:
         content = yaml.safe_load(path.read_text("utf-8"))
-        patches = [it["path"] for it in content.get("patches", ())]
+        patches = [patch["path"] for patch in content.get("patches", ())]
         others = [*content.get("configurations", ()), *patches]
         for name in [*content.get("resources", ()), *others]:
-            there = (path.parent / name).resolve()
-            assert there.is_file() or (there / "kustomization.yaml").is_file(), name
-            named.add(there)
+            target = (path.parent / name).resolve()
+            assert target.is_file() or (target / "kustomization.yaml").is_file(), name
+            named.add(target)
     assert set(kubernetes_files()) - {DEPLOY / "k8s" / "secrets.example.yaml"} <= named
 
 
-def test_the_broker_may_speak_tls_only() -> None:
+def test_tls_component_patches_the_broker() -> None:
     documents_ = documents(DEPLOY / "k8s" / "base" / "valkey.yaml")
-    [stateful] = [it for it in documents_ if it["kind"] == "StatefulSet"]
+    [stateful] = [doc for doc in documents_ if doc["kind"] == "StatefulSet"]
     for patch in yaml.safe_load((DEPLOY / "k8s" / "tls" / "valkey.yaml").read_text("utf-8")):
-        *way, last = patch["path"].strip("/").split("/")
+        *path, last = patch["path"].strip("/").split("/")
         place = stateful
-        for step in way:
+        for step in path:
             place = place[int(step) if isinstance(place, list) else step]
         assert isinstance(place, list)
         if patch["op"] == "add":
@@ -183,15 +182,15 @@ def test_the_broker_may_speak_tls_only() -> None:
         else:
             place[int(last)] = patch["value"]
     kubernetes_validate.validate(stateful, kubernetes_validate.latest_version(), strict=True)
-    over = yaml.safe_load((DEPLOY / "compose.tls.yaml").read_text("utf-8"))["services"]["valkey"]
+    valkey = yaml.safe_load((DEPLOY / "compose.tls.yaml").read_text("utf-8"))["services"]["valkey"]
     [container] = stateful["spec"]["template"]["spec"]["containers"]
     options = [argument.split()[0] for argument in container["args"]]
-    assert options == [argument.split()[0] for argument in over["command"]]
+    assert options == [argument.split()[0] for argument in valkey["command"]]
 
 
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 @pytest.mark.parametrize("folder", ["gpu", "keda"])
-def test_kustomize_builds_it(folder: str) -> None:
+def test_kustomize_builds(folder: str) -> None:
     command = ["kubectl", "kustomize", str(DEPLOY / "k8s" / folder)]
     built = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     images = set(re.findall(r"image: (.+)", built))
@@ -199,7 +198,7 @@ def test_kustomize_builds_it(folder: str) -> None:
 
 
 @pytest.mark.parametrize("path", SYSTEMD, ids=lambda path: path.name)
-def test_a_unit_is_whole_and_closed(path: Path) -> None:
+def test_unit_is_complete_and_closed(path: Path) -> None:
     sections = unit(path)
     assert list(sections) == ["Unit", "Service", "Install"]
     service = sections["Service"]
@@ -215,7 +214,7 @@ def test_a_unit_is_whole_and_closed(path: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd here")
-def test_systemd_takes_the_units(tmp_path: Path) -> None:
+def test_systemd_accepts_the_units(tmp_path: Path) -> None:
     program = tmp_path / "training-worker"
     program.symlink_to("/bin/true")
     for path in (DEPLOY / "systemd").glob("training-worker*"):
@@ -223,13 +222,13 @@ def test_systemd_takes_the_units(tmp_path: Path) -> None:
         (tmp_path / path.name).write_text(
             text.replace("/opt/training-worker/.venv/bin/training-worker", str(program)), "utf-8"
         )
-    units = [str(it) for it in sorted(tmp_path.glob("training-worker?*.*")) if it.suffix]
+    units = [str(path) for path in sorted(tmp_path.glob("training-worker?*.*")) if path.suffix]
     command = ["systemd-analyze", "verify", "--man=no", *units]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_what_the_dockerfile_copies_and_builds_on_is_there() -> None:
+def test_dockerfile_copies_existing_files() -> None:
     stages: set[str] = set()
     allowed = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     text = DOCKERFILE.replace("\\\n", " ")
@@ -245,7 +244,8 @@ def test_what_the_dockerfile_copies_and_builds_on_is_there() -> None:
             for source in rest.split()[:-1]:
                 assert (ROOT / source).exists(), source
                 assert f"!{source}" in allowed, source
-    wanted = {it["build"]["target"] for it in compose()["services"].values() if "build" in it}
-    assert wanted <= stages
+    services = compose()["services"].values()
+    targets = {service["build"]["target"] for service in services if "build" in service}
+    assert targets <= stages
     assert re.search(r"^ARG PYTHON=python:\d+\.\d+\.\d+-", DOCKERFILE, re.MULTILINE)
     assert "USER 10001:10001" in DOCKERFILE

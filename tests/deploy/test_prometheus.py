@@ -1,4 +1,4 @@
-"""Prometheus' own judgement of its files, where promtool is there."""
+"""promtool checks the files of Prometheus, if it is installed."""
 
 import shutil
 import subprocess
@@ -23,24 +23,22 @@ HERE = Path(__file__).parent
     ],
     ids=["configuration", "alerts"],
 )
-def test_promtool_finds_no_fault(arguments: tuple[object, ...]) -> None:
+def test_promtool_accepts_the_files(arguments: tuple[object, ...]) -> None:
     assert PROMTOOL is not None
-    told = subprocess.run(
+    done = subprocess.run(
         [PROMTOOL, *map(str, arguments)], capture_output=True, text=True, check=False
     )
-    assert told.returncode == 0, told.stdout + told.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_configuration_reads_all_rules_and_scrapes_the_exporter_by_the_name_of_its_alert() -> (
-    None
-):
+def test_configuration_reads_all_rules_and_scrapes_the_exporter() -> None:
     config = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text("utf-8"))
     assert config["rule_files"] == ["rules/*.yml"]
     assert {path.stem for path in RULES} == {"alerts", "recording"}
-    assert [it["job_name"] for it in config["scrape_configs"]] == ["training", "flower"]
+    assert [job["job_name"] for job in config["scrape_configs"]] == ["training", "flower"]
 
 
-def test_grafana_is_given_a_source_and_the_folder_of_the_dashboards() -> None:
+def test_grafana_has_a_source_and_the_dashboards() -> None:
     folder = GRAFANA / "provisioning"
     [source] = yaml.safe_load((folder / "datasources" / "prometheus.yml").read_text("utf-8"))[
         "datasources"

@@ -1,4 +1,4 @@
-"""``rediss://``: the broker's certificate is checked, by all who talk to it."""
+"""``rediss://``: every client verifies the broker's certificate."""
 
 import os
 import subprocess
@@ -30,13 +30,13 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(broker: Broker, certificates: Path) -> Iterator[str]:
-    """The broker over TLS, without a word about its certificate."""
+    """URL of the broker over TLS, without options for its certificate."""
     with TlsProxy(broker.port, certificates) as proxy:
         tail = f"localhost:{proxy.port}/0"
         yield f"rediss://{broker.url('worker').removeprefix('redis://').partition('@')[0]}@{tail}"
 
 
-def test_a_worker_runs_over_tls_and_ends_when_it_has_nothing_to_do(
+def test_worker_runs_over_tls_and_stops_when_idle(
     url: str, certificates: Path, tmp_path: Path
 ) -> None:
     env = {k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")}
@@ -53,7 +53,7 @@ def test_a_worker_runs_over_tls_and_ends_when_it_has_nothing_to_do(
     assert "insecure" not in done.stderr.lower()
 
 
-def test_who_has_no_reason_to_trust_the_certificate_does_not_talk_to_the_broker(url: str) -> None:
+def test_untrusted_certificate_is_refused(url: str) -> None:
     unknown = "certificate verify failed"
     with connect(url) as client, pytest.raises(redis.ConnectionError, match=unknown):
         client.ping()
@@ -64,7 +64,7 @@ def test_who_has_no_reason_to_trust_the_certificate_does_not_talk_to_the_broker(
         app.backend.client.ping()
 
 
-def test_the_certificate_must_be_of_the_name_that_is_asked(url: str, certificates: Path) -> None:
+def test_certificate_of_another_name_is_refused(url: str, certificates: Path) -> None:
     other = f"{url}?ssl_ca_certs={certificates / 'ca.crt'}".replace("localhost", "127.0.0.1")
     mismatch = "IP address mismatch"
     with connect(other) as client, pytest.raises(redis.ConnectionError, match=mismatch):
@@ -74,9 +74,7 @@ def test_the_certificate_must_be_of_the_name_that_is_asked(url: str, certificate
         connection.ensure_connection(max_retries=1, interval_start=0)
 
 
-def test_results_and_messages_go_over_tls_for_a_client_as_well(
-    url: str, certificates: Path
-) -> None:
+def test_client_uses_tls_for_messages_and_results(url: str, certificates: Path) -> None:
     trusted = f"{url}?ssl_ca_certs={certificates / 'ca.crt'}"
     app = make_app(Settings(), trusted)
     assert app.backend.client.ping()
@@ -85,14 +83,14 @@ def test_results_and_messages_go_over_tls_for_a_client_as_well(
         connection.ensure_connection(max_retries=1)
 
 
-def test_the_doctor_tells_of_a_certificate_that_is_not_checked(
+def test_doctor_reports_an_unverified_certificate(
     url: str, certificates: Path, tmp_path: Path
 ) -> None:
-    def told(query: str) -> set[str]:
+    def reported(query: str) -> set[str]:
         address = SecretStr(f"{url}?{query}")
-        found = check_all(Settings(broker_url=address, home=tmp_path, gpus="", flower_port=0))
-        assert not any("does not answer" in it.found for it in found)
-        return {it.found for it in found if it.what == "broker network"}
+        findings = check_all(Settings(broker_url=address, home=tmp_path, gpus="", flower_port=0))
+        assert not any("does not answer" in finding.found for finding in findings)
+        return {finding.found for finding in findings if finding.what == "broker network"}
 
-    assert told(f"ssl_ca_certs={certificates / 'ca.crt'}") == set()
-    assert told("ssl_cert_reqs=none") == {"its certificate is not checked"}
+    assert reported(f"ssl_ca_certs={certificates / 'ca.crt'}") == set()
+    assert reported("ssl_cert_reqs=none") == {"its certificate is not checked"}

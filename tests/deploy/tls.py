@@ -1,4 +1,4 @@
-"""TLS in front of a broker: the embedded server's program is built without it."""
+"""TLS in front of a broker, because the embedded server is built without TLS."""
 
 import contextlib
 import socket
@@ -10,11 +10,11 @@ from typing import Self
 
 
 class TlsProxy:
-    """Passes on what comes over TLS.
+    """Forwards TLS connections to a broker.
 
     Args:
-        port: The broker's.
-        certificates: The folder that ``certificates.sh`` made.
+        port: The broker's port.
+        certificates: Folder of ``certificates.sh``.
     """
 
     def __init__(self, port: int, certificates: Path) -> None:
