@@ -73,7 +73,7 @@ def _configuration(settings: Settings) -> dict[str, Any]:
 
 
 def _tls(broker_url: str) -> dict[str, Any]:
-    """Return how a ``rediss://`` server is verified: kombu and Celery's backend do not by default."""
+    """Return how a ``rediss://`` server is verified."""
     parts = urlsplit(broker_url)
     if parts.scheme != "rediss":
         return {}

@@ -12,6 +12,7 @@ JobError
 ├── BaseModelFilesError   a base model whose files cannot be read
 ├── DoesNotFitJobError    no GPU class holds the job
 ├── TrainerError          the trainer stopped without a result
+│   └── UnreadableFileError   a file of the store that the trainer reads is damaged
 ├── CancelledJobError     the job was cancelled
 ├── StoreError            an object could not be read or written
 │   └── MissingObjectError    the store has no such object
@@ -83,7 +84,7 @@ EXIT_CODES = {
 DEAD_LETTER_CODES = frozenset(
     {ErrorCode.INTERNAL, ErrorCode.TRAINER_FAILED, ErrorCode.STORE, ErrorCode.OUT_OF_MEMORY}
 )
-"""Infrastructure failures: the job is dead-lettered, and can be replayed once the cause is fixed."""
+"""Infrastructure failures: the job is dead-lettered, and can be replayed after a fix."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +218,20 @@ class TrainerError(JobError):
         retryable: bool = False,
     ) -> None:
         super().__init__(message, code, stage, retryable)
+
+
+class UnreadableFileError(TrainerError):
+    """A file of the store that the trainer reads is damaged.
+
+    Args:
+        message: The trainer's own.
+        stage: The stage.
+        file_key: The file's store key.
+    """
+
+    def __init__(self, message: str, stage: str, file_key: str) -> None:
+        super().__init__(message, stage, ErrorCode.UNREADABLE_FILE)
+        self.file_key = file_key
 
 
 def cancelled_message(job_id: str) -> str:

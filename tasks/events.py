@@ -212,6 +212,8 @@ class TrainFailed(StrictModel):
     kind: Literal["failed"] = "failed"
     code: ErrorCode
     message: str
+    file_key: str | None = None
+    """The store key of the damaged file; null for other failures."""
 
 
 class JobEnded(StrictModel):

@@ -24,7 +24,7 @@ class Done:
 
 @dataclass(frozen=True)
 class Requeued:
-    """The worker cannot continue: the message goes back to its queue, and the next start resumes."""
+    """The worker cannot continue: its message goes back, and the next start resumes."""
 
     reason: str
 

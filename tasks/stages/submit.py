@@ -1,4 +1,4 @@
-"""Submission of a job: check it, settle its id and seed, record it. Its chain is sent afterwards."""
+"""Submission of a job: check it, set its id and seed, record it. Its chain is sent afterwards."""
 
 import secrets
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The ``train`` stage: run the trainer, from the newest checkpoint where there is one."""
+"""The ``train`` stage: run the trainer, from the newest checkpoint if there is one."""
 
 import logging
 import time
@@ -6,10 +6,9 @@ from collections.abc import Callable, Iterable
 
 from routing.classes import GIB
 from tasks.cache.eviction import drop_damaged
-from tasks.errors import ErrorCode, TrainerError
+from tasks.errors import StoreError, UnreadableFileError
 from tasks.eta.history import RateMeter, WorkDone
 from tasks.events import (
-    CacheDone,
     CheckpointSaved,
     Event,
     Note,
@@ -24,25 +23,24 @@ from tasks.strict_model import StrictModel
 
 logger = logging.getLogger(__name__)
 
-_MORE_THAN_ESTIMATED = 1.1
-# Far less than the time after which an unused pack may be removed.
+# Below this factor, the difference is measurement noise.
+_MEMORY_WARNING_FACTOR = 1.1
+# Far less than the time after which eviction may remove an unused pack.
 _TOUCH_EVERY_S = 600
 
 
 def train(context: StageContext) -> StageResult:
-    """Train, keeping what the record says of the run up to date so that any start can go on."""
-    run = _Run(context)
+    """Train, and keep the record of the run up to date so that any later start can resume it."""
+    run = _TrainingRun(context)
     while True:
         try:
-            done = run.to_its_end()
+            done = run.train()
             break
-        except TrainerError as error:
-            if error.code != ErrorCode.UNREADABLE_FILE or not run.mend(error):
+        except UnreadableFileError as error:
+            if not run.recover(error):
                 raise
-    resumed = f", from step {run.resumed_at}" if run.resumed_at else ""
-    if not isinstance(done, TrainDone):
-        raise TypeError(f"the trainer answered a train request with {done.kind}")
     _warn_of_memory(context, done.peak_memory_bytes)
+    resumed = f", from step {run.resumed_at}" if run.resumed_at else ""
     return StageResult(
         f"{done.steps} steps, loss {done.final_loss:.4f}{resumed}",
         {"trained": done.model_dump_json()},
@@ -50,64 +48,101 @@ def train(context: StageContext) -> StageResult:
     )
 
 
-def _warn_of_memory(context: StageContext, peak: int | None) -> None:
-    """Say where a run took more of its GPU than the estimate that it was routed by."""
-    estimated = context.record.estimate.needed_bytes
-    if peak is None or peak <= _MORE_THAN_ESTIMATED * estimated:
-        return
-    message = (
-        f"training took {peak / GIB:.1f} GiB of GPU memory at its peak, and the estimate was "
-        f"{estimated / GIB:.1f} GiB; measure this card with 'training-worker calibrate'"
-    )
-    logger.warning("%s", message, extra={"job": context.job_id, "stage": context.stage})
-    context.emit(Note(level="warning", message=message))
+def checkpoints_of(refs: dict[str, str]) -> list[CheckpointSaved]:
+    """Return the checkpoints that a record holds, oldest first."""
+    lines = refs.get("checkpoints", "").splitlines()
+    return [CheckpointSaved.model_validate_json(line) for line in lines]
 
 
-class _Run:
-    """One start's run: what it goes on from, and what the record is told of it."""
+def trained_of(refs: dict[str, str]) -> TrainDone | None:
+    """Return the trainer's answer; None before it, and for a cancelled job."""
+    return TrainDone.model_validate_json(refs["trained"]) if "trained" in refs else None
+
+
+def memory_of(record: JobRecord) -> dict[str, int | None]:
+    """Return a job's GPU memory in bytes: the estimate, and the peak of its training."""
+    trained = trained_of(record.refs)
+    peak = trained.peak_memory_bytes if trained else None
+    return {"estimated_bytes": record.estimate.needed_bytes, "peak_bytes": peak}
+
+
+def validations_of(refs: dict[str, str]) -> list[ValidationImages]:
+    """Return the validation images that a record holds, by step."""
+    lines = refs.get("validations", "").splitlines()
+    return [ValidationImages.model_validate_json(line) for line in lines]
+
+
+class _TrainingRun:
+    """One start's run: the checkpoint it resumes from, and what it records."""
 
     def __init__(self, context: StageContext) -> None:
         self._context = context
         refs = context.record.refs
-        self._kept = checkpoints_of(refs)
-        self._made = {event.step: event for event in validations_of(refs)}
-        self.resumed_at = self._kept[-1].step if self._kept else 0
+        self._checkpoints = checkpoints_of(refs)
+        self._validations = {event.step: event for event in validations_of(refs)}
+        self.resumed_at = self._newest_step()
         self.meter = RateMeter()
         self._packs = packs_of(context)
-        self._touched_at = time.monotonic()
+        self._recovered: set[str] = set()
+        """The keys of damaged files that this run has recovered from."""
+        self._touched_s = time.monotonic()
 
-    def to_its_end(self) -> CacheDone | TrainDone:
-        """Train from the newest checkpoint."""
+    def train(self) -> TrainDone:
+        """Train from the newest checkpoint.
+
+        Raises:
+            UnreadableFileError: The trainer cannot read a checkpoint or a pack.
+            TrainerError: The trainer failed otherwise.
+            TrainerInterrupted: It stopped on request.
+        """
         request = self._context.trainer_request(
             stage="train",
             cache_index_key=self._context.record.refs["cache_index"],
-            resume_state_key=self._kept[-1].state_key if self._kept else None,
+            resume_state_key=self._checkpoints[-1].state_key if self._checkpoints else None,
         )
         self._context.telemetry.resume_from(self.resumed_at)
-        return self._context.run_trainer(request, self._on_event, self._stop_requested)
+        done = self._context.run_trainer(request, self._on_event, self._stop_requested)
+        if not isinstance(done, TrainDone):
+            raise TypeError(f"the trainer answered a train request with {done.kind}")
+        return done
 
-    def mend(self, error: TrainerError) -> bool:
-        """Do without the file that cannot be read; False where it is none of the job's own."""
-        context, worker = self._context, self._context.worker
-        if drop_damaged(worker.cache, worker.store, self._packs):
-            message = f"{error.message}; what was damaged is encoded again"
-            context.emit(Note(level="warning", message=message))
-            cache(context)
-            return True
-        if not self._kept or self._kept[-1].state_key not in error.message:
+    def recover(self, error: UnreadableFileError) -> bool:
+        """Replace or drop a damaged file; False if this run cannot, or has done so before."""
+        if error.file_key in self._recovered:
             return False
-        self._kept.pop()
-        self.resumed_at = self._kept[-1].step if self._kept else 0
-        message = f"{error.message}; the run goes on from step {self.resumed_at}"
-        self._record("checkpoints", self._kept, Note(level="warning", message=message))
+        self._recovered.add(error.file_key)
+        if error.file_key in self._packs:
+            return self._encode_damaged_again(error)
+        if self._checkpoints and self._checkpoints[-1].state_key == error.file_key:
+            self._drop_newest_checkpoint(error)
+            return True
+        return False
+
+    def _encode_damaged_again(self, error: UnreadableFileError) -> bool:
+        worker = self._context.worker
+        if not drop_damaged(worker.cache, worker.store, self._packs):
+            return False
+        message = f"{error.message}; damaged cache entries are encoded again"
+        self._context.emit(Note(level="warning", message=message))
+        cache(self._context)
+        self._packs = packs_of(self._context)
         return True
 
+    def _drop_newest_checkpoint(self, error: UnreadableFileError) -> None:
+        self._checkpoints.pop()
+        self.resumed_at = self._newest_step()
+        message = f"{error.message}; the run resumes from step {self.resumed_at}"
+        self._record("checkpoints", self._checkpoints, Note(level="warning", message=message))
+
+    def _newest_step(self) -> int:
+        return self._checkpoints[-1].step if self._checkpoints else 0
+
     def _stop_requested(self) -> bool:
-        """Asked about twice a second: a good time to note that the cache is still in use."""
+        """Keep the packs from eviction; the trainer's supervisor calls this twice a second."""
         stop = self._context.stop_requested()
-        due = time.monotonic() - self._touched_at > _TOUCH_EVERY_S
-        if due and not self._context.events.is_disconnected:
-            self._touched_at = time.monotonic()
+        is_due = time.monotonic() - self._touched_s > _TOUCH_EVERY_S
+        if is_due and not self._context.events.is_disconnected:
+            self._touched_s = time.monotonic()
             self._context.worker.cache.use(self._packs)
         return stop
 
@@ -115,43 +150,43 @@ class _Run:
         if isinstance(event, Progress):
             self.meter.update(event.done)
         elif not isinstance(event, CheckpointSaved):
-            # Validation images, or a trainer that is started again: no part of a step.
+            # Validation images and trainer restarts are no part of a step.
             self.meter.pause()
         match event:
             case CheckpointSaved():
-                self._checkpoint_saved(event)
+                self._add_checkpoint(event)
             case ValidationImages():
-                self._images_made(event)
+                self._add_validation(event)
             case _:
                 self._context.emit(event)
 
-    def _checkpoint_saved(self, event: CheckpointSaved) -> None:
-        kept, limit = self._kept, self._context.record.job.training.max_checkpoints
-        kept.append(event)
-        pruned = kept[:-limit] if limit else []
-        del kept[: len(pruned)]
+    def _add_checkpoint(self, event: CheckpointSaved) -> None:
+        """Record a checkpoint, and then remove those beyond ``max_checkpoints``."""
+        checkpoints, limit = self._checkpoints, self._context.record.job.training.max_checkpoints
+        checkpoints.append(event)
+        pruned = checkpoints[:-limit] if limit else []
+        del checkpoints[: len(pruned)]
+        keys = [key for old in pruned for key in (old.state_key, *(it.key for it in old.files))]
+        self._record("checkpoints", checkpoints, event, lambda: self._delete(keys))
 
-        def prune() -> None:
-            """Once it is recorded: only then does nobody need the old ones any more."""
-            for old in pruned:
-                files = [file.key for file in old.files]
-                self._context.worker.store.delete([old.state_key, *files])
+    def _add_validation(self, event: ValidationImages) -> None:
+        """Record validation images, and then remove those of the same step that they replace."""
+        replaced = self._validations.get(event.step)
+        self._validations[event.step] = event
+        # A trainer that restarts within an attempt overwrites its own images.
+        kept = {image.key for image in event.images}
+        old = [image.key for image in replaced.images] if replaced else []
+        keys = [key for key in old if key not in kept]
+        validations = [self._validations[step] for step in sorted(self._validations)]
+        self._record("validations", validations, event, lambda: self._delete(keys))
 
-        self._record("checkpoints", kept, event, prune)
-
-    def _images_made(self, event: ValidationImages) -> None:
-        made = self._made
-        replaced = made.get(event.step)
-        made[event.step] = event
-
-        def remove() -> None:
-            if replaced is not None:
-                # A trainer that was started again in the same attempt wrote over its own.
-                new = {image.key for image in event.images}
-                old = [image.key for image in replaced.images if image.key not in new]
-                self._context.worker.store.delete(old)
-
-        self._record("validations", [made[step] for step in sorted(made)], event, remove)
+    def _delete(self, keys: list[str]) -> None:
+        """Remove files that the record no longer names; leave them if the store fails."""
+        try:
+            self._context.worker.store.delete(keys)
+        except StoreError as error:
+            extra = {"job": self._context.job_id, "stage": self._context.stage}
+            logger.warning("old files are left in the store: %s", error, extra=extra)
 
     def _record(
         self,
@@ -164,25 +199,14 @@ class _Run:
         self._context.emit(event, {ref: lines}, then)
 
 
-def checkpoints_of(refs: dict[str, str]) -> list[CheckpointSaved]:
-    """The checkpoints a record holds, oldest first."""
-    lines = refs.get("checkpoints", "").splitlines()
-    return [CheckpointSaved.model_validate_json(line) for line in lines]
-
-
-def trained_of(refs: dict[str, str]) -> TrainDone | None:
-    """How training ended; None where it has not, or somebody cancelled it."""
-    return TrainDone.model_validate_json(refs["trained"]) if "trained" in refs else None
-
-
-def memory_of(record: JobRecord) -> dict[str, int | None]:
-    """A job's GPU memory in bytes: as it was estimated, and the peak of its training."""
-    trained = trained_of(record.refs)
-    peak = trained.peak_memory_bytes if trained else None
-    return {"estimated_bytes": record.estimate.needed_bytes, "peak_bytes": peak}
-
-
-def validations_of(refs: dict[str, str]) -> list[ValidationImages]:
-    """The validation images a record holds, by step."""
-    lines = refs.get("validations", "").splitlines()
-    return [ValidationImages.model_validate_json(line) for line in lines]
+def _warn_of_memory(context: StageContext, peak_bytes: int | None) -> None:
+    """Warn of a run that used more GPU memory than the estimate that routed it."""
+    estimated = context.record.estimate.needed_bytes
+    if peak_bytes is None or peak_bytes <= _MEMORY_WARNING_FACTOR * estimated:
+        return
+    message = (
+        f"training took {peak_bytes / GIB:.1f} GiB of GPU memory at its peak, and the estimate was "
+        f"{estimated / GIB:.1f} GiB; measure this card with 'training-worker calibrate'"
+    )
+    logger.warning("%s", message, extra={"job": context.job_id, "stage": context.stage})
+    context.emit(Note(level="warning", message=message))

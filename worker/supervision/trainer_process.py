@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import psutil
 from pydantic import ValidationError
 
-from tasks.errors import TrainerError
+from tasks.errors import TrainerError, UnreadableFileError
 from tasks.events import (
     CacheDone,
     CheckpointSaved,
@@ -278,6 +278,8 @@ class TrainerProcess:
         if code == TrainerExit.DONE and isinstance(answer, CacheDone | TrainDone):
             return answer
         stage = progress.request.stage
+        if isinstance(answer, TrainFailed) and answer.file_key is not None:
+            raise UnreadableFileError(answer.message, stage, answer.file_key)
         if isinstance(answer, TrainFailed):
             # A trainer exits as crashed on transient errors, such as an unavailable store.
             retryable = code == TrainerExit.CRASHED

@@ -22,7 +22,7 @@ from tasks.errors import ErrorCode, JobError
 from tasks.events import TrainFailed
 from tasks.stages.trainer_protocol import TrainerExit, TrainerRequest
 from worker.trainer.environment import set_up
-from worker.trainer.errors import InterruptedRun, RefusedError
+from worker.trainer.errors import DamagedFileError, InterruptedRun, RefusedError
 from worker.trainer.event_pipe import EventPipe, StopSwitch
 from worker.trainer.model_cache import ModelCache
 
@@ -96,6 +96,8 @@ def _serve(
         stage.run(request, pipe.emit, stop, kept)
     except ValidationError as error:
         return _refuse(pipe, ErrorCode.INTERNAL, f"the request is not valid: {error}")
+    except DamagedFileError as error:
+        return _refuse(pipe, error.code, str(error), error.key)
     except RefusedError as error:
         return _refuse(pipe, error.code, str(error))
     except torch.cuda.OutOfMemoryError as error:
@@ -109,8 +111,10 @@ def _serve(
     return TrainerExit.DONE
 
 
-def _refuse(pipe: EventPipe, code: ErrorCode, message: str) -> TrainerExit:
-    pipe.emit(TrainFailed(code=code, message=message))
+def _refuse(
+    pipe: EventPipe, code: ErrorCode, message: str, file_key: str | None = None
+) -> TrainerExit:
+    pipe.emit(TrainFailed(code=code, message=message, file_key=file_key))
     return TrainerExit.REFUSED
 
 

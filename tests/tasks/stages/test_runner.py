@@ -15,7 +15,14 @@ from tasks import events
 from tasks.cache.index import CacheRegistry
 from tasks.data.read_policy import ReadPolicy
 from tasks.dataset import dataset_of
-from tasks.errors import CancelledJobError, ErrorCode, JobError, StoreError, TrainerError
+from tasks.errors import (
+    CancelledJobError,
+    ErrorCode,
+    JobError,
+    StoreError,
+    TrainerError,
+    UnreadableFileError,
+)
 from tasks.stages import event_buffer
 from tasks.stages.cache import cache
 from tasks.stages.outcomes import (
@@ -542,7 +549,7 @@ def test_publishing_twice_gives_the_same_manifest(
     assert state.get(job_id).status == JobStatus.SUCCEEDED
 
 
-def test_a_damaged_checkpoint_is_done_without(
+def test_a_damaged_checkpoint_is_dropped(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     worker = worker_with(state, store, tmp_path, ScriptedTrainer())
@@ -556,8 +563,7 @@ def test_a_damaged_checkpoint_is_done_without(
         def run(self, request: TrainerRequest, **calls: Any) -> events.CacheDone | events.TrainDone:
             if request.resume_state_key == "jobs/x/20/state":
                 self.requests.append(request)
-                message = "the training state jobs/x/20/state cannot be read"
-                raise TrainerError(message, "train", ErrorCode.UNREADABLE_FILE)
+                raise UnreadableFileError("it is damaged", "train", "jobs/x/20/state")
             return super().run(request, **calls)
 
     reader = Reader(saved(store, 20), TRAINED)

@@ -1,3 +1,4 @@
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -5,14 +6,19 @@ from typing import Any
 import pytest
 
 from tasks import events
+from tasks.errors import ErrorCode, StoreError, UnreadableFileError
 from tasks.eta.history import WorkDone
 from tasks.stages.cache import cache
-from tasks.stages.outcomes import Requeued
+from tasks.stages.outcomes import Done, Failed, Requeued, StageOutcome
+from tasks.stages.submit import submit
 from tasks.stages.train import train
+from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import TrainerInterrupted, WorkerContext, WorkerServices
 from tasks.state.job_store import JobStore
 from tasks.store import Store
+from tests.tasks.stages.test_cache import Encoder, Job, document, job_of, registry
 from tests.tasks.stages.test_runner import (
+    CACHES,
     TRAINED,
     ScriptedTrainer,
     empty_dataset,
@@ -25,7 +31,7 @@ from tests.tasks.stages.test_runner import (
     worker_with,
 )
 
-__all__ = ["job_id", "store"]
+__all__ = ["document", "job_id", "job_of", "registry", "store"]
 
 
 def steps(*numbers: int) -> list[events.Event]:
@@ -74,3 +80,89 @@ def test_validation_images_and_another_trainer_count_for_no_step(
     told = (*steps(10), images, *steps(11), again, *steps(20), saved(store, 20), TRAINED)
     run_stage("train", train, job_id, replace(worker, trainer=ScriptedTrainer(*told)))
     assert made["train"] == WorkDone(20, None)
+
+
+class DamagedTrainer(Encoder):
+    """Encodes as ``Encoder`` does; its train requests fail with one error after the other."""
+
+    def __init__(self, store: Store, *errors: Exception) -> None:
+        super().__init__(store)
+        self.errors = list(errors)
+        self.resumed_from: list[str | None] = []
+
+    def run(self, request: TrainerRequest, **calls: Any) -> events.CacheDone | events.TrainDone:
+        if request.stage == "cache":
+            return super().run(request, **calls)
+        self.resumed_from.append(request.resume_state_key)
+        if self.errors:
+            raise self.errors.pop(0)
+        calls["on_event"](saved(self._store, 20))
+        return TRAINED
+
+
+def unreadable(key: str) -> UnreadableFileError:
+    return UnreadableFileError(f"{key} is damaged", "train", key)
+
+
+def start_train(job: Job, trainer: DamagedTrainer | ScriptedTrainer) -> StageOutcome:
+    worker = replace(job.worker(Encoder(job.store)), trainer=trainer)
+    return outcome_of("train", train, job.id, worker)
+
+
+@pytest.fixture
+def shared_pack(job_of: Callable[..., Job], store: Store) -> tuple[Job, str]:
+    """A job with a checkpoint, and a pack that holds entries of another job as well."""
+    job_of(20).cache(Encoder(store))
+    job = job_of(3)
+    job.cache(Encoder(store))
+    interrupted = ScriptedTrainer(saved(store, 10), ends=TrainerInterrupted())
+    assert isinstance(start_train(job, interrupted), Requeued)
+    return job, sorted(set(job.index().packs.values()))[0]
+
+
+def test_a_run_recovers_from_a_damaged_pack_and_checkpoint(
+    shared_pack: tuple[Job, str], store: Store
+) -> None:
+    job, pack = shared_pack
+    store.put(pack, b"damaged")
+    checkpoint = saved(store, 10).state_key
+    trainer = DamagedTrainer(store, unreadable(pack), unreadable(checkpoint))
+    assert isinstance(start_train(job, trainer), Done)
+    assert trainer.resumed_from == [checkpoint, checkpoint, None]
+    assert pack not in job.index().packs.values()
+
+
+def test_a_run_recovers_from_each_damaged_file_once(
+    shared_pack: tuple[Job, str], store: Store
+) -> None:
+    job, pack = shared_pack
+    store.put(pack, b"damaged")
+    trainer = DamagedTrainer(store, *[unreadable(pack)] * 9)
+    outcome = start_train(job, trainer)
+    assert isinstance(outcome, Failed)
+    assert outcome.error.code == ErrorCode.UNREADABLE_FILE
+    assert len(trainer.resumed_from) == 2
+
+
+def test_a_failure_to_remove_old_checkpoints_ends_no_run(
+    state: JobStore,
+    store: Store,
+    tmp_path: Path,
+    job_document: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job_document["training"] |= {"max_checkpoints": 1, **dict.fromkeys(CACHES, False)}
+    job_id = submit(job_document, state, "result").job_id
+    worker = worker_with(state, store, tmp_path, ScriptedTrainer())
+    run_stage("prepare", leave(dataset=empty_dataset(store)), job_id, worker)
+    run_stage("cache", cache, job_id, worker)
+    refused: list[str] = []
+
+    def refuse(keys: Iterable[str]) -> None:
+        refused.extend(keys)
+        raise StoreError("the store is read-only")
+
+    monkeypatch.setattr(store, "delete", refuse)
+    trainer = ScriptedTrainer(saved(store, 10), saved(store, 20), TRAINED)
+    run_stage("train", train, job_id, replace(worker, trainer=trainer))
+    assert refused == ["jobs/x/10/state", "jobs/x/10/lamp.safetensors"]

@@ -8,7 +8,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tasks.errors import ErrorCode, SupersededError, TrainerError
+from tasks.errors import ErrorCode, SupersededError, TrainerError, UnreadableFileError
 from tasks.events import CacheDone, Event, TrainDone, TrainerStarted
 from tasks.jobs.job import parse_job
 from tasks.stages.trainer_protocol import TrainerExit, TrainerRequest
@@ -181,6 +181,19 @@ sys.exit({int(TrainerExit.REFUSED)})
         run(trainer(program, restarts=5), request_line)
     assert caught.value.code == ErrorCode.OUT_OF_MEMORY
     assert not caught.value.retryable
+
+
+def test_a_damaged_file_is_reported_by_its_key(
+    trainer: Callable[..., TrainerPool], request_line: TrainerRequest
+) -> None:
+    program = f"""
+emit(kind="failed", code="unreadable_file", message="it is damaged", file_key="jobs/j/state")
+sys.exit({int(TrainerExit.REFUSED)})
+"""
+    with pytest.raises(UnreadableFileError, match="it is damaged") as caught:
+        run(trainer(program, restarts=5), request_line)
+    assert caught.value.file_key == "jobs/j/state"
+    assert caught.value.code == ErrorCode.UNREADABLE_FILE
 
 
 def test_a_stopped_trainer_saves_a_checkpoint(

@@ -21,6 +21,7 @@ from tests.worker.trainer.runs import (
     run_cache,
 )
 from worker.trainer.__main__ import _serve
+from worker.trainer.errors import DamagedFileError
 from worker.trainer.event_pipe import EventPipe, StopSwitch
 from worker.trainer.model_cache import ModelCache
 
@@ -158,6 +159,18 @@ def test_errors_from_outside_have_codes_of_their_own(
     monkeypatch.setattr("worker.trainer.train.run", fail)
     line = request_of(data, "train", config_of(tiny_flux)).model_dump_json()
     assert (serve(line)[0], serve(line)[1].code) == (expected, code)
+
+
+def test_a_damaged_file_is_reported_by_its_key(
+    tiny_flux: Path, data: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise DamagedFileError("the cache pack", "cache/text/k", "no header", "encode it again")
+
+    monkeypatch.setattr("worker.trainer.train.run", fail)
+    code, failed = serve(request_of(data, "train", config_of(tiny_flux)).model_dump_json())
+    assert (code, failed.code) == (TrainerExit.REFUSED, ErrorCode.UNREADABLE_FILE)
+    assert failed.file_key == "cache/text/k"
 
 
 def test_events_are_lines_of_json(tmp_path: Path) -> None:
