@@ -20,7 +20,7 @@ from tasks.errors import InvalidJobError, JobError, Problem
 
 _TYPE_NOTES = {
     "FLUX_LORA": "A small file that teaches FLUX.1 a subject or a style. Needs 40 GB or more.",
-    "SDXL_LORA": "A small file that teaches Stable Diffusion XL a subject or a style.",
+    "SDXL_LORA": "The same for Stable Diffusion XL, on smaller GPUs.",
     "SDXL_TEXTUAL_INVERSION": "A new word for SDXL's text encoders; the model stays unchanged.",
     "SDXL_FINETUNE": "All weights of SDXL's UNet. Makes the largest file, needs the most memory.",
 }
