@@ -1,4 +1,4 @@
-"""What a tenant's job may name: its uploads, what is public, and what the operator opens to it."""
+"""What a tenant's job may name: uploads, public addresses, and places that the operator allows."""
 
 import re
 from collections.abc import Iterator
@@ -20,18 +20,18 @@ _SCHEMES = ("https://", *(f"{scheme}://" for scheme in CLOUD_SCHEMES))
 
 @dataclass(frozen=True)
 class TenantPolicy:
-    """A tenant's.
+    """Decides what tenants' jobs may name.
 
     Attributes:
-        roots: What lies below these may be named, too.
-        hosts: Hosts of the operator's own network that jobs of others than tenants may ask.
+        roots: Folders and addresses below which tenants may name anything.
+        hosts: Hosts of the operator's network, which only operators' jobs may name.
     """
 
     roots: tuple[str, ...]
     hosts: frozenset[str]
 
     def problems(self, job: TrainingJob) -> list[Problem]:
-        """Everything in a job that its tenant may not name."""
+        """Return a problem for everything in a job that its tenant may not name."""
         return [
             Problem(path, problem)
             for option in options_of(job)
@@ -46,31 +46,31 @@ class TenantPolicy:
                 return None
             case Location.DATASET | Location.ARCHIVE:
                 is_upload = location is Location.ARCHIVE and upload_id_in(text) is not None
-                is_allowed = is_upload or self._is_open(text)
-                return None if is_allowed else self._allowed("an upload (upload:ID)")
+                is_permitted = is_upload or self._is_public(text)
+                return None if is_permitted else self._refusal("an upload (upload:ID)")
             case Location.BASE_MODEL:
-                return None if self._is_model(text) else self._allowed("a Hub id")
+                return None if self._is_model(text) else self._refusal("a Hub id")
             case Location.FILE:
-                return None if self._is_below_roots(text) else self._allowed()
+                return None if self._is_below_roots(text) else self._refusal()
             case Location.HUB_DATASET:
                 return None if _HUB_ID.fullmatch(text) else "is not a Hub id"
             case _:
                 # A folder that is written to, or an option whose marker was forgotten.
-                return "is the operator's to decide; leave it out"
+                return "is set by the operator; omit it"
 
-    def _allowed(self, *others: str) -> str:
-        below = f"what lies below {', '.join(self.roots)}" if self.roots else None
+    def _refusal(self, *others: str) -> str:
+        below = f"anything below {', '.join(self.roots)}" if self.roots else None
         address = "a public https:// address" if "an upload (upload:ID)" in others else None
-        may = " or ".join(filter(None, (*others, address, below)))
-        return f"may only be {may}" if may else "is not open to tenants; leave it out"
+        permitted = " or ".join(filter(None, (*others, address, below)))
+        return f"may only be {permitted}" if permitted else "is not open to tenants; omit it"
 
     def _is_model(self, value: str) -> bool:
         if self._is_below_roots(value):
             return True
-        # What looks like a Hub id may be a folder beside the one that workers were started in.
+        # A text that looks like a Hub id can also be a folder in the workers' working directory.
         return _HUB_ID.fullmatch(value) is not None and not Path(value).exists()
 
-    def _is_open(self, value: str) -> bool:
+    def _is_public(self, value: str) -> bool:
         if self._is_below_roots(value):
             return True
         if not value.startswith("https://"):
@@ -83,14 +83,14 @@ class TenantPolicy:
         return bool(host) and not is_allowed(host, port, self.hosts)
 
     def _is_below_roots(self, value: str) -> bool:
-        rules = ReadPolicy(roots=self.roots)
+        policy = ReadPolicy(roots=self.roots)
         try:
             if "://" not in value:
-                # A relative path would be another one wherever a worker was started.
-                rules.check_path(Path(value))
+                # A relative path would depend on the worker's working directory.
+                policy.check_path(Path(value))
                 return Path(value).is_absolute()
             for form in (value.partition("?")[0], unquote(value)):
-                rules.check_cloud(form)
+                policy.check_cloud(form)
         except (DeniedError, OSError, ValueError, RuntimeError):
             return False
         return value.startswith(_SCHEMES)

@@ -28,12 +28,12 @@ TENANTS = {"operator": None, "acme": "acme", "zoo": "zoo"}
 
 
 class Console:
-    """A console that is served, and what its tests need beside it."""
+    """The served console, with the state, broker and store behind it."""
 
     def __init__(self, served: "Served", state: JobStore, client: Redis) -> None:
         self.settings, self.url, self.keys = served.settings, served.url, served.keys
         self.state, self.redis = state, client
-        served.services.jobs._history = None  # as of the test before
+        served.services.jobs._history = None  # of an earlier test
         self.store = Store(served.settings.resolved_store_url)
 
     def client(self, who: str) -> httpx2.Client:
@@ -41,14 +41,14 @@ class Console:
         return httpx2.Client(base_url=f"{self.url}/v1", headers=headers, timeout=30)
 
     def stage(self, job_id: str, stage: str, refs: dict[str, str], **result: Any) -> None:
-        """Let a job's stage begin and end, as a worker does."""
+        """Start and finish a stage of a job, as a worker does."""
         outcome, attempt, _ = self.state.begin(job_id, stage, worker="w", queue="q", tag="t")
         assert outcome == StartOutcome.BEGUN
         done = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0, seconds=1)
         self.state.finish_stage(job_id, attempt, stage, done, refs, result or None)
 
     def publish(self, job_id: str, files: dict[str, bytes]) -> None:
-        """Let a job end with these files, and one validation image."""
+        """Publish these files of a job, and one validation image."""
         listed = [self.keep(f"outputs/{job_id}/{name}", name, data) for name, data in files.items()]
         image = self.keep(f"jobs/{job_id}/validation/1.png", "validation-000004-1-1.png", PNG)
         made = ValidationImages(step=4, images=(image,)).model_dump_json()
@@ -76,7 +76,7 @@ class Console:
 
 @dataclass(frozen=True)
 class Served:
-    """The one console of all tests."""
+    """The console that all tests share."""
 
     settings: Settings
     services: Services
@@ -86,7 +86,7 @@ class Served:
 
 class _Server(uvicorn.Server):
     def install_signal_handlers(self) -> None:
-        """Not in a thread."""
+        """Install none: the server runs in a thread."""
 
 
 @pytest.fixture(scope="session")
@@ -120,7 +120,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, broker_url: str) -> Iterato
 
 @pytest.fixture
 def console(served: Served, redis_client: Redis, state: JobStore) -> Console:
-    # The broker is empty at each test's start; so is what was uploaded.
+    # Each test starts with an empty broker and without uploads.
     for folder in ("store/uploads", "console/uploads"):
         shutil.rmtree(served.settings.home_dir / folder, ignore_errors=True)
     return Console(served, state, redis_client)
@@ -145,7 +145,7 @@ def zoo(console: Console) -> Iterator[httpx2.Client]:
 
 
 def job(**more: Any) -> dict[str, Any]:
-    """A job that any key may submit."""
+    """Return a job that any key may submit."""
     dataset = {"type": "ARCHIVE", "archive": "https://example.org/images.zip"}
     training = {"data_loader": {"dataset": dataset}, **more.pop("training", {})}
     return {"preset": "flux_lora_1x40gb", "training": training, **more}
@@ -169,7 +169,7 @@ def zipped(files: dict[str, bytes]) -> bytes:
 
 
 def upload(client: httpx2.Client, data: bytes) -> str:
-    """Upload by tus, at once; its id."""
+    """Upload by tus in one chunk and return the id."""
     begun = client.post(
         "/uploads", headers={"Tus-Resumable": "1.0.0", "Upload-Length": str(len(data))}
     )

@@ -124,7 +124,7 @@ def test_local_host_names_are_served(anyone: httpx2.Client, host: str) -> None:
 )
 def test_the_host_name_of_console_url_is_served(settings: Settings, served: bool) -> None:
     async def nothing(*_: object) -> None:
-        """Stands for the application."""
+        """Replace the application."""
 
     assert SecurityHeaders(nothing, settings).is_allowed(b"gpu.example.org") == served
 
@@ -145,7 +145,7 @@ def test_large_bodies_are_refused_before_and_while_they_arrive(
     assert acme.post("/jobs", content=long, headers=headers).status_code == 413
     pieces = (long[i : i + 65536] for i in range(0, len(long), 65536))
     assert acme.post("/jobs", content=pieces, headers=headers).status_code == 413
-    # Not a byte of the body is waited for.
+    # The refusal comes before any byte of the body.
     with socket.create_connection(("127.0.0.1", int(console.url.rpartition(":")[2]))) as raw:
         raw.settimeout(10)
         request = "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n"

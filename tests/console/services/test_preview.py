@@ -42,7 +42,7 @@ def test_a_preview_names_broken_images_and_submits_nothing(acme: httpx2.Client) 
     assert errors == {"broken.png", "bare.png"}
     assert found["dataset"]["images"] == 1
     assert found["dataset"]["buckets"] == {"768x768": 1}
-    # Here the base model is missing, too; both are told.
+    # The base model is missing here too; the preview reports both.
     assert found["error"]["code"] == "invalid_model"
     assert acme.get("/jobs").json()["jobs"] == []
     acme.delete(f"/uploads/{upload_id}")
@@ -56,9 +56,9 @@ def test_a_preview_warns_of_unlikely_options(acme: httpx2.Client) -> None:
         "aspect_ratio_buckets": buckets,
     }
     small = job(training={"data_loader": loader, "train_batch_size": 3})
-    told = " ".join(preview(acme, small, check_dataset=False)["warnings"])
-    assert "768 px" in told
-    assert "above 2" in told
+    warnings = " ".join(preview(acme, small, check_dataset=False)["warnings"])
+    assert "768 px" in warnings
+    assert "above 2" in warnings
 
 
 def test_a_preview_has_memory_class_and_waiting_reason(acme: httpx2.Client) -> None:
@@ -79,14 +79,14 @@ def test_a_preview_estimates_time_and_price_from_history(
     console: Console, acme: httpx2.Client
 ) -> None:
     asked = job(training={"max_train_steps": 7200, "cache_text_encoder_outputs": False})
-    learn(console, asked)
+    record_history(console, asked)
     found = preview(acme, asked, check_dataset=False)
     assert found["price"]["gpu_hours"] == pytest.approx(4.0)
     assert found["price"]["amount"] == pytest.approx(7.2)
 
 
-def learn(console: Console, document: dict[str, Any]) -> None:
-    """Let a job's training have taken two seconds a step."""
+def record_history(console: Console, document: dict[str, Any]) -> None:
+    """Record that a job's training took two seconds a step."""
     job_id, trained, _ = submit(document, console.state, "result")
     durations = RunHistoryStore(
         console.redis, console.settings.job_ttl, trained.route().memory_class
@@ -140,11 +140,11 @@ def test_a_tenant_cannot_block_the_checks_of_others(
     with ThreadPoolExecutor(10) as pool:
         asked = [pool.submit(ask, acme) for _ in range(8)]
         refused = [it.result() for it in islice(as_completed(asked), 3)]
-        theirs = pool.submit(ask, zoo)
-        while not all(it.done() for it in (*asked, theirs)):
-            # Whoever waits at the gate goes on.
+        zoo_response = pool.submit(ask, zoo)
+        while not all(it.done() for it in (*asked, zoo_response)):
+            # A check that waits at the gate continues.
             with suppress(OSError):
                 os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
     assert refused == [429] * 3
     assert [it.result() for it in asked].count(200) == 5
-    assert theirs.result() == 200
+    assert zoo_response.result() == 200

@@ -1,4 +1,4 @@
-"""Every way into another tenant's data, tried."""
+"""Attempts to reach another tenant's data by every route."""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -42,28 +42,28 @@ OF_UPLOADS: dict[str, Ask] = {
 
 
 @pytest.fixture
-def theirs(console: Console, zoo: httpx2.Client) -> str:
-    """A job of the tenant zoo, with all that a job leaves."""
+def zoo_job(console: Console, zoo: httpx2.Client) -> str:
+    """Return the id of a finished job of the tenant zoo."""
     job_id: str = zoo.post("/jobs", json=job(name="secret-name")).json()["id"]
     console.publish(job_id, {"cat.safetensors": b"weights"})
     return job_id
 
 
 def same(answer: httpx2.Response, other: httpx2.Response, ids: tuple[str, str]) -> bool:
-    """Whether two answers differ in nothing but the ids that were asked for."""
+    """Return whether two responses differ only in the requested ids."""
     one, two = answer.text.replace(ids[0], "ID"), other.text.replace(ids[1], "ID")
     return (answer.status_code, one) == (other.status_code, two)
 
 
 @pytest.mark.parametrize("ask", OF_JOBS.values(), ids=OF_JOBS)
 def test_another_tenants_job_is_answered_like_an_unknown_one(
-    acme: httpx2.Client, zoo: httpx2.Client, theirs: str, ask: Ask
+    acme: httpx2.Client, zoo: httpx2.Client, zoo_job: str, ask: Ask
 ) -> None:
-    missing = "0" * len(theirs)
-    answer = ask(acme, theirs)
+    missing = "0" * len(zoo_job)
+    answer = ask(acme, zoo_job)
     assert answer.status_code == 404
-    assert same(answer, ask(acme, missing), (theirs, missing))
-    assert zoo.get(f"/jobs/{theirs}").json()["status"] == "succeeded"
+    assert same(answer, ask(acme, missing), (zoo_job, missing))
+    assert zoo.get(f"/jobs/{zoo_job}").json()["status"] == "succeeded"
 
 
 def test_another_tenants_upload_is_answered_like_an_unknown(
@@ -83,9 +83,9 @@ def test_another_tenants_upload_is_answered_like_an_unknown(
 
 @pytest.mark.parametrize("key", ["{}:events", "training:job:{}", "*", "{}?x", " {}"])
 def test_an_id_never_becomes_part_of_another_key(
-    acme: httpx2.Client, theirs: str, key: str
+    acme: httpx2.Client, zoo_job: str, key: str
 ) -> None:
-    assert acme.get(f"/jobs/{key.format(theirs)}").status_code == 404
+    assert acme.get(f"/jobs/{key.format(zoo_job)}").status_code == 404
 
 
 def test_another_tenants_upload_is_no_dataset(acme: httpx2.Client, zoo: httpx2.Client) -> None:
@@ -98,16 +98,16 @@ def test_another_tenants_upload_is_no_dataset(acme: httpx2.Client, zoo: httpx2.C
         return found
 
     assert checked(zoo, upload_id)["images"] == 1
-    told = [str(checked(acme, it)).replace(it, "ID") for it in (upload_id, "0" * 32)]
-    assert told[0] == told[1]
+    reports = [str(checked(acme, it)).replace(it, "ID") for it in (upload_id, "0" * 32)]
+    assert reports[0] == reports[1]
     zoo.delete(f"/uploads/{upload_id}")
 
 
 def test_lists_and_searches_show_own_jobs_only(
-    acme: httpx2.Client, zoo: httpx2.Client, operator: httpx2.Client, theirs: str
+    acme: httpx2.Client, zoo: httpx2.Client, operator: httpx2.Client, zoo_job: str
 ) -> None:
     mine = acme.post("/jobs", json=job(name="mine")).json()["id"]
-    for params in ({}, {"search": "secret"}, {"search": theirs}, {"status": "succeeded"}):
+    for params in ({}, {"search": "secret"}, {"search": zoo_job}, {"status": "succeeded"}):
         found = acme.get("/jobs", params=params).json()
         assert [it["id"] for it in found["jobs"]] in ([], [mine])
     refused = acme.get("/jobs", params={"tenant": "zoo"})
@@ -115,9 +115,9 @@ def test_lists_and_searches_show_own_jobs_only(
     assert same(refused, acme.get("/jobs", params={"tenant": "nobody"}), ("zoo", "nobody"))
     cursor = operator.get("/jobs", params={"limit": 1}).json()["next_cursor"]
     assert acme.get("/jobs", params={"cursor": cursor}).json()["jobs"] == []
-    assert {it["id"] for it in operator.get("/jobs").json()["jobs"]} == {mine, theirs}
+    assert {it["id"] for it in operator.get("/jobs").json()["jobs"]} == {mine, zoo_job}
     shown = operator.get("/jobs", params={"tenant": "zoo"}).json()["jobs"]
-    assert [it["id"] for it in shown] == [theirs]
+    assert [it["id"] for it in shown] == [zoo_job]
 
 
 def test_two_tenants_may_use_the_same_job_id(acme: httpx2.Client, zoo: httpx2.Client) -> None:
@@ -172,10 +172,10 @@ def test_the_fleet_hides_jobs_of_other_tenants(
     job_id = zoo.post("/jobs", json=job(name="secret-name")).json()["id"]
     note_worker(console, "gpu-1")
     console.state.begin(job_id, "prepare", worker="gpu-1", queue="cpu", tag="t")
-    told = acme.get("/fleet")
+    response = acme.get("/fleet")
     for secret in ("secret-name", job_id, "zoo", "XID 79"):
-        assert secret not in told.text
-    [worker] = told.json()["workers"]
+        assert secret not in response.text
+    [worker] = response.json()["workers"]
     assert (worker["activity"], worker["job_id"], worker["busy"]) == (
         "another tenant's job",
         None,

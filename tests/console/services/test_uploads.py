@@ -70,7 +70,7 @@ def test_an_interrupted_upload_resumes_and_is_stored(console: Console, acme: htt
 
 
 def _settled(client: httpx2.Client, upload_id: str) -> int:
-    """The offset after a break: asked for until the server has noticed it."""
+    """Return the offset once the server has noticed the interruption."""
     while True:
         answer = client.head(f"/uploads/{upload_id}", headers=TUS)
         offset = int(answer.headers["upload-offset"])
