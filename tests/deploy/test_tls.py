@@ -89,8 +89,8 @@ def test_doctor_reports_an_unverified_certificate(
     def reported(query: str) -> set[str]:
         address = SecretStr(f"{url}?{query}")
         findings = check_all(Settings(broker_url=address, home=tmp_path, gpus="", flower_port=0))
-        assert not any("does not answer" in finding.found for finding in findings)
-        return {finding.found for finding in findings if finding.what == "broker network"}
+        assert not any("does not answer" in finding.message for finding in findings)
+        return {finding.message for finding in findings if finding.subject == "broker network"}
 
     assert reported(f"ssl_ca_certs={certificates / 'ca.crt'}") == set()
     assert reported("ssl_cert_reqs=none") == {"its certificate is not checked"}

@@ -197,7 +197,7 @@ def doctor(settings: "Settings", json: Json = False) -> int:
         print_json([asdict(finding) for finding in findings])
     else:
         stdout.print(findings_table(findings))
-    return int(any(finding.level == "fault" for finding in findings))
+    return int(any(finding.level == "error" for finding in findings))
 
 
 @commands.command()

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # NVIDIA's first architecture that computes in bfloat16, as a compute capability.
 _AMPERE = (8, 0)
-_STYLES = {"ok": "green", "warning": "yellow", "fault": "red"}
+_STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 _ENGINES: dict[Engine, str] = {
     DIFFUSERS: "this package's trainer, on torch, diffusers, peft and transformers",
     INVOKE: "invoke-training's trainer, in an interpreter of its own",
@@ -82,7 +82,7 @@ def findings_table(findings: "Sequence[Finding]") -> Table:
     table = Table("", "check", "found", "what to do")
     for finding in findings:
         level = f"[{_STYLES[finding.level]}]{finding.level}[/]"
-        table.add_row(level, finding.what, escape(finding.found), escape(finding.remedy))
+        table.add_row(level, finding.subject, escape(finding.message), escape(finding.remedy))
     return table
 
 

@@ -1,7 +1,7 @@
-"""What ``training-worker doctor`` looks at: broker, store, clock, GPUs, workers, leases.
+"""The checks of ``training-worker doctor``: broker, store, clock, GPUs, workers, leases.
 
-Each check says what it found and what to do; none stops another, and none changes anything but a
-probe object of its own in the store.
+Each check reports what it found and what to do. No check stops another, and none changes anything
+but a probe object of its own in the store.
 """
 
 import shutil
@@ -38,194 +38,209 @@ from worker.local.flower import flower_address
 from worker.maintenance.reconciler import messages
 from worker.supervision.engines import find_invoke
 
-Level = Literal["ok", "warning", "fault"]
+Level = Literal["ok", "warning", "error"]
 
-_LEAST_REDIS = (6, 2)
-_CLOCK_OFF_S = 1.0
-_SLOW_S = 0.1
-_SOON_S = 2.0
+_MIN_REDIS = (6, 2)
+_MAX_CLOCK_OFFSET_S = 1.0
+_MAX_LATENCY_S = 0.1
+_MAX_MEMORY_SHARE = 0.8
+_FLOWER_TIMEOUT_S = 2.0
+# Live workers return lost messages after one timeout and a round of maintenance.
+_LATE_TIMEOUTS = 1.5
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        level: ``fault``: jobs cannot run, or could be lost.
-        what: What was looked at.
-        found: What is so.
+        level: ``error`` if jobs cannot run, or could be lost.
+        subject: What was checked.
+        message: What was found.
         remedy: What to do about it.
     """
 
     level: Level
-    what: str
-    found: str
+    subject: str
+    message: str
     remedy: str = ""
 
 
 def check_all(settings: Settings) -> list[Finding]:
-    """Look at everything, from this machine."""
-    findings = [*_store(settings), *_scratch(settings), *_gpus(settings), *_packages(settings)]
+    """Run all checks from this machine."""
+    findings = [
+        *_check_store(settings),
+        *_check_scratch(settings),
+        *_check_gpus(settings),
+        *_check_packages(settings),
+    ]
     try:
         url = broker_url(settings)
         client = connect(url)
         client.ping()
     except JobError as error:
-        return [Finding("fault", "broker", str(error)), *findings]
+        return [Finding("error", "broker", str(error)), *findings]
     except redis.RedisError as error:
-        remedy = "start it, or mend TRAINING_BROKER_URL"
-        return [Finding("fault", "broker", f"does not answer: {error}", remedy), *findings]
+        remedy = "start it, or correct TRAINING_BROKER_URL"
+        return [Finding("error", "broker", f"does not answer: {error}", remedy), *findings]
     keys = Keys.of(make_app(settings, url).conf.broker_transport_options)
     checks: list[Callable[[], Iterator[Finding]]] = [
-        lambda: _server(client),
-        lambda: _eviction_and_persistence(client),
-        lambda: _clock(client, settings.visibility_timeout),
-        lambda: _network(url),
-        lambda: _workers(client, settings),
-        lambda: _leases(client, settings, keys),
-        lambda: _flower(settings),
+        lambda: _check_server(client),
+        lambda: _check_durability(client),
+        lambda: _check_clock(client, settings.visibility_timeout),
+        lambda: _check_network(url),
+        lambda: _check_workers(client, settings),
+        lambda: _check_leases(client, settings, keys),
+        lambda: _check_messages(client, settings, keys),
+        lambda: _check_flower(settings),
     ]
     with client:
         for check in checks:
             try:
                 findings += check()
             except redis.RedisError as error:
-                findings.append(Finding("warning", "broker", f"could not be asked: {error}"))
+                findings.append(Finding("warning", "broker", f"a check failed: {error}"))
     return findings
 
 
-def _server(client: Redis) -> Iterator[Finding]:
+def _check_server(client: Redis) -> Iterator[Finding]:
     info = client.info()
     name = str(info.get("server_name", "redis"))
     version = str(info.get("valkey_version", info["redis_version"]))
-    old = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2]) < _LEAST_REDIS
-    remedy = "Redis 6.2 or newer, or Valkey, is needed" if old else ""
-    yield Finding("fault" if old else "ok", "broker", f"{name} {version}", remedy)
+    is_old = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2]) < _MIN_REDIS
+    remedy = "install Redis 6.2 or newer, or Valkey" if is_old else ""
+    yield Finding("error" if is_old else "ok", "broker", f"{name} {version}", remedy)
     if info.get("role") not in (None, "master"):
-        yield Finding("fault", "broker role", str(info["role"]), "name the primary")
-    most, used = int(info.get("maxmemory", 0)), int(info["used_memory"])
-    if most and used > 0.8 * most:
-        found = f"{used:,} of {most:,} bytes"
-        yield Finding(
-            "warning", "broker memory", found, "give it more, or shorten TRAINING_JOB_TTL"
-        )
+        yield Finding("error", "broker role", str(info["role"]), "use the address of the primary")
+    limit, used = int(info.get("maxmemory", 0)), int(info["used_memory"])
+    if limit and used > _MAX_MEMORY_SHARE * limit:
+        remedy = "raise maxmemory, or shorten TRAINING_JOB_TTL"
+        yield Finding("warning", "broker memory", f"{used:,} of {limit:,} bytes used", remedy)
 
 
-def _eviction_and_persistence(client: Redis) -> Iterator[Finding]:
+def _check_durability(client: Redis) -> Iterator[Finding]:
+    """Check that the server neither evicts keys nor forgets them in a crash."""
     info = client.info()
     policy = info.get("maxmemory_policy")
     if policy is None:
-        yield Finding("warning", "eviction", "the server does not say", "see that it is noeviction")
+        remedy = "make sure that the policy is noeviction"
+        yield Finding("warning", "eviction", "the server does not report its policy", remedy)
     elif policy == "noeviction":
         yield Finding("ok", "eviction", "noeviction")
     else:
         remedy = "set maxmemory-policy noeviction: an evicted key is a lost job"
-        yield Finding("fault", "eviction", str(policy), remedy)
+        yield Finding("error", "eviction", str(policy), remedy)
     if info.get("aof_enabled"):
         yield Finding("ok", "persistence", "append-only file")
     elif "aof_enabled" in info:
-        remedy = "set appendonly yes: after a crash the server forgets what came since its snapshot"
-        yield Finding("warning", "persistence", "snapshots at the most", remedy)
+        remedy = "set appendonly yes: a crash loses all changes since the last snapshot"
+        yield Finding("warning", "persistence", "no append-only file", remedy)
     if info.get("aof_last_write_status", "ok") != "ok":
-        yield Finding("fault", "persistence", "its last write failed", "look at its disk")
+        yield Finding("error", "persistence", "the last write failed", "check the broker's disk")
 
 
-def _clock(client: Redis, timeout: timedelta) -> Iterator[Finding]:
+def _check_clock(client: Redis, timeout: timedelta) -> Iterator[Finding]:
     began = time.time()
     seconds, microseconds = client.time()
-    took = time.time() - began
-    off = abs(began + took / 2 - (seconds + microseconds / 1e6)) - took / 2
+    latency_s = time.time() - began
+    broker_s = seconds + microseconds / 1e6
+    # The true offset lies within half of the latency.
+    offset_s = abs(began + latency_s / 2 - broker_s) - latency_s / 2
     level: Level = "ok"
-    if off > _CLOCK_OFF_S:
-        level = "fault" if off > timeout.total_seconds() / 4 else "warning"
-    remedy = "" if level == "ok" else "run a time service: leases are timed by workers' clocks"
-    yield Finding(level, "clock", f"{max(off, 0):.2f} s off the broker's", remedy)
-    if took > _SLOW_S:
-        yield Finding("warning", "broker latency", f"{took:.2f} s", "bring it closer")
+    if offset_s > _MAX_CLOCK_OFFSET_S:
+        level = "error" if offset_s > timeout.total_seconds() / 4 else "warning"
+    remedy = "" if level == "ok" else "run a time service: leases are timed by the workers' clocks"
+    yield Finding(level, "clock", f"{max(offset_s, 0):.2f} s off the broker's", remedy)
+    if latency_s > _MAX_LATENCY_S:
+        remedy = "move the broker closer to the workers"
+        yield Finding("warning", "broker latency", f"{latency_s:.2f} s", remedy)
 
 
-def _network(url: str) -> Iterator[Finding]:
+def _check_network(url: str) -> Iterator[Finding]:
     parts = urlsplit(url)
-    local = parts.hostname in (None, "localhost", "127.0.0.1", "::1")
-    if not local and parts.scheme != "rediss":
+    is_local = parts.hostname in (None, "localhost", "127.0.0.1", "::1")
+    if not is_local and parts.scheme != "rediss":
         yield Finding("warning", "broker network", "not encrypted", "use rediss://")
     if "ssl_cert_reqs=none" in parts.query.lower():
-        remedy = "name its CA by ssl_ca_certs instead of ssl_cert_reqs=none"
+        remedy = "replace ssl_cert_reqs=none by ssl_ca_certs with the file of its CA"
         yield Finding("warning", "broker network", "its certificate is not checked", remedy)
-    if not local and not parts.password:
-        yield Finding(
-            "warning", "broker network", "no password", "whoever reaches it owns the fleet"
-        )
+    if not is_local and not parts.password:
+        remedy = "set a password: every host that reaches the broker controls the fleet"
+        yield Finding("warning", "broker network", "no password", remedy)
 
 
-def _workers(client: Redis, settings: Settings) -> Iterator[Finding]:
+def _check_workers(client: Redis, settings: Settings) -> Iterator[Finding]:
     live = live_workers(client)
     names = ", ".join(sorted(live)) or "none"
     level: Level = "ok" if live else "warning"
     yield Finding(level, "workers", names, "" if live else "start them: training-worker up")
     for name, worker in live.items():
         if worker.quarantined is not None:
-            yield Finding("fault", name, f"quarantined: {worker.quarantined}", "look at its GPU")
+            yield Finding("error", name, f"quarantined: {worker.quarantined}", "check its GPU")
     served = {q for worker in live.values() if worker.quarantined is None for q in worker.queues}
-    in_lanes = TenantQueues(client, settings.job_ttl).waiting()
+    in_tenant_queues = TenantQueues(client, settings.job_ttl).waiting()
     for queue in ALL_QUEUES:
-        waiting = int(client.llen(queue)) + sum(in_lanes.get(queue, {}).values())
+        waiting = int(client.llen(queue)) + sum(in_tenant_queues.get(queue, {}).values())
         if waiting and queue not in served:
             remedy = "start a worker of that class" if queue != CPU_QUEUE else "start a CPU worker"
             if engine_of(queue) == INVOKE:
                 remedy += " with TRAINING_INVOKE_PYTHON set"
-            yield Finding("fault", queue, f"{waiting} jobs wait and no live worker serves", remedy)
+            jobs = f"{waiting} waiting {'job' if waiting == 1 else 'jobs'}"
+            yield Finding("error", queue, f"{jobs}, and no live worker serves the queue", remedy)
 
 
-def _leases(client: Redis, settings: Settings, keys: Keys) -> Iterator[Finding]:
-    timeout_s = settings.visibility_timeout.total_seconds()
-    late = client.zcount(keys.unacked_index, "-inf", time.time() - 1.5 * timeout_s)
+def _check_leases(client: Redis, settings: Settings, keys: Keys) -> Iterator[Finding]:
+    renewed_before = time.time() - _LATE_TIMEOUTS * settings.visibility_timeout.total_seconds()
+    late = client.zcount(keys.unacked_index, "-inf", renewed_before)
     if late:
-        remedy = "any live worker gives them back within a minute; where none does, read its log"
-        yield Finding("warning", "leases", f"{late} messages of lost workers", remedy)
+        remedy = "a live worker redelivers them within a minute; if none does, read its log"
+        yield Finding("warning", "leases", f"{late} held by lost workers", remedy)
     else:
         yield Finding("ok", "leases", f"{client.hlen(keys.unacked)} held, all renewed")
-    there = set(messages(client, keys))
+
+
+def _check_messages(client: Redis, settings: Settings, keys: Keys) -> Iterator[Finding]:
+    with_message = set(messages(client, keys))
     lost = [
         job.id
         for job in JobControl(client, settings.job_ttl).summaries_in_flight()
-        if (job.id, job.stage) not in there
+        if (job.id, job.stage) not in with_message
     ]
     if lost:
         remedy = "a live worker sends them again within two minutes"
         yield Finding("warning", "jobs", f"no message for {', '.join(lost[:10])}", remedy)
 
 
-def _flower(settings: Settings) -> Iterator[Finding]:
+def _check_flower(settings: Settings) -> Iterator[Finding]:
     if not settings.flower_port:
         return
     try:
-        httpx2.get(flower_address(settings), timeout=_SOON_S)
+        httpx2.get(flower_address(settings), timeout=_FLOWER_TIMEOUT_S)
         yield Finding("ok", "Flower", f"answers at {flower_address(settings)}")
     except httpx2.HTTPError:
-        yield Finding("ok", "Flower", "is not running here")
+        yield Finding("ok", "Flower", "does not run on this machine")
 
 
-def _store(settings: Settings) -> Iterator[Finding]:
+def _check_store(settings: Settings) -> Iterator[Finding]:
     key, data = f"doctor/{uuid4().hex}", b"a probe"
     try:
         store = Store(settings.resolved_store_url)
         store.put(key, data)
-        same, once = store.get(key) == data, not store.put_if_absent(key, b"another")
+        is_same, is_kept = store.get(key) == data, not store.put_if_absent(key, b"another")
         store.delete([key])
     except StoreError as error:
-        yield Finding("fault", "store", str(error), "grant read, write and delete")
+        yield Finding("error", "store", str(error), "grant read, write and delete")
         return
-    if not same:
-        yield Finding("fault", "store", "gives back other bytes than it was given")
-    elif not once:
+    if not is_same:
+        yield Finding("error", "store", "returns other bytes than were written", "replace it")
+    elif not is_kept:
         remedy = "use a store with conditional writes, or a job could be published twice"
-        yield Finding("fault", "store", "writes over what is there", remedy)
+        yield Finding("error", "store", "overwrites objects that must be kept", remedy)
     else:
         yield Finding("ok", "store", "reads, writes once and deletes")
 
 
-def _scratch(settings: Settings) -> Iterator[Finding]:
+def _check_scratch(settings: Settings) -> Iterator[Finding]:
     folder = settings.resolved_scratch_dir
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -233,37 +248,38 @@ def _scratch(settings: Settings) -> Iterator[Finding]:
         probe.write_bytes(b"a probe")
         probe.unlink()
     except OSError as error:
-        yield Finding("fault", "scratch", str(error), "mend TRAINING_SCRATCH_DIR")
+        yield Finding("error", "scratch", str(error), "correct TRAINING_SCRATCH_DIR")
         return
-    yield _room(folder, int(settings.data_max_bytes))
+    yield _disk_space(folder, int(settings.data_max_bytes))
 
 
-def _room(folder: Path, wanted: int) -> Finding:
+def _disk_space(folder: Path, max_dataset_bytes: int) -> Finding:
     free = shutil.disk_usage(folder).free
     found = f"{free:,} bytes free in {folder}"
-    if free < 2 * wanted:
-        remedy = "the largest dataset that TRAINING_DATA_MAX_BYTES allows takes twice its size"
+    if free < 2 * max_dataset_bytes:
+        remedy = "free twice TRAINING_DATA_MAX_BYTES: that is what the largest dataset takes"
         return Finding("warning", "scratch", found, remedy)
     return Finding("ok", "scratch", found)
 
 
-def _gpus(settings: Settings) -> Iterator[Finding]:
+def _check_gpus(settings: Settings) -> Iterator[Finding]:
     try:
         gpus = find_gpus(settings.gpus, settings.cuda_visible_devices)
     except JobError as error:
-        yield Finding("fault", "GPUs", str(error))
+        yield Finding("error", "GPUs", str(error))
         return
     if not gpus:
-        yield Finding("warning", "GPUs", "none", "an emulated one computes on the CPU")
+        yield Finding("warning", "GPUs", "none", "an emulated GPU trains on the CPU")
     for gpu in gpus:
         if gpu.problem is not None:
-            yield Finding("fault", "GPU", f"{gpu.name}: {gpu.problem}", "reset it, or the machine")
+            remedy = "reset the GPU, or restart the machine"
+            yield Finding("error", "GPU", f"{gpu.name}: {gpu.problem}", remedy)
         elif gpu.memory_class is None:
             found = f"{gpu.name}: {gpu.memory_mib} MiB"
-            yield Finding("warning", "GPU", found, "below the smallest class; it gets no jobs")
+            yield Finding("warning", "GPU", found, "below the smallest class: it gets no jobs")
         else:
             yield Finding("ok", "GPU", f"{gpu.name}: class {gpu.memory_class}")
-    # Emulated ones train tiny models.
+    # Emulated GPUs train tiny models and need little system memory.
     classes = [gpu.memory_class for gpu in gpus if not gpu.emulated and gpu.memory_class]
     if classes:
         yield _system_memory(max(classes), host_memory_bytes())
@@ -277,18 +293,18 @@ def _system_memory(memory_class: MemoryClass, total_bytes: int) -> Finding:
     return Finding("warning", "system memory", problem, remedy)
 
 
-def _packages(settings: Settings) -> Iterator[Finding]:
+def _check_packages(settings: Settings) -> Iterator[Finding]:
     if find_spec("torch") is None:
-        remedy = "pip install 'training-worker[train]' where GPU workers run"
+        remedy = "pip install 'training-worker[train]' on machines of GPU workers"
         yield Finding("warning", "trainer", "PyTorch is not installed", remedy)
     else:
         yield Finding("ok", "trainer", "PyTorch is installed")
     if settings.invoke_python is None:
-        guide = "docs/guides/invoke-training.md tells how; it is needed by no other job"
-        yield Finding("ok", f"engine {INVOKE}", "not set up here", guide)
+        remedy = "only jobs of this engine need it; see docs/guides/invoke-training.md"
+        yield Finding("ok", f"engine {INVOKE}", "not installed", remedy)
         return
     invoke = find_invoke(settings.invoke_python)
     if invoke.is_usable:
         yield Finding("ok", f"engine {INVOKE}", f"version {invoke.versions[INVOKE]}")
     for problem in invoke.problems:
-        yield Finding("fault", f"engine {INVOKE}", problem, invoke.remedy)
+        yield Finding("error", f"engine {INVOKE}", problem, invoke.remedy)

@@ -1,6 +1,6 @@
-"""The fleet's metrics for Prometheus: what was counted, and what is read when somebody asks.
+"""The fleet's metrics for Prometheus: counters from Redis, and gauges that are read when asked.
 
-Reads the broker and nothing else, so one exporter is enough for a fleet, and more do no harm.
+Reads only the broker, so one exporter is enough for a fleet, and several do no harm.
 """
 
 import logging
@@ -31,16 +31,17 @@ from tasks.cache.plan import KINDS
 from tasks.metrics import METRICS, OTHER_TENANTS, class_label
 from tasks.state.counters import Counters
 from tasks.state.fleet_snapshot import FleetSnapshot, Place, read_fleet
+from tasks.state.workers import WorkerInfo
 from tasks.store import pack_prefix
 
 logger = logging.getLogger(__name__)
 
 Values = Iterable[tuple[tuple[object, ...], float]]
 _STATES = ("idle", "busy", "quarantined")
-# More tenants than these are one line: whoever sends jobs names tenants as they like.
-MOST_TENANTS = 50
-# Reading the names of all packs is the one thing that grows with a fleet's age.
-_LOOK_AT_CACHE_EVERY_S = 60.0
+# All other tenants share one series: senders choose tenants' names freely.
+MAX_TENANTS = 50
+# Reading the names of all packs is the only cost that grows with a fleet's age.
+_CACHE_INTERVAL_S = 60.0
 
 
 class FleetCollector(Collector):
@@ -56,65 +57,68 @@ class FleetCollector(Collector):
         self._counters = Counters(client, ttl)
         self._registry = CacheRegistry(client, ttl, ttl)
         self._errors = 0
-        self._cache: tuple[float, dict[str, Values]] = (-_LOOK_AT_CACHE_EVERY_S, {})
+        self._cache: tuple[float, dict[str, Values]] = (-_CACHE_INTERVAL_S, {})
         self._lock = threading.Lock()
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing is registered twice, so nothing is to be compared."""
+        """Describe nothing: the registry compares names only with other collectors."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """Every metric, some without values while the broker is away."""
-        began, up = time.perf_counter(), True
-        counts, read = dict[str, int](), dict[str, Values]()
+        """Yield every metric; those of the broker have no values while it is unavailable."""
+        began, is_up = time.perf_counter(), True
+        counts, values = dict[str, int](), dict[str, Values]()
         with self._lock:
             try:
-                counts, read = self._counters.read(), dict(self._read())
+                counts, values = self._counters.read(), dict(self._read())
             except RedisError as error:
-                up = False
+                is_up = False
                 self._errors += 1
-                logger.warning("the broker tells nothing: %s", error)
-            read |= _one(metrics.BROKER_UP, up)
-            read |= _one(metrics.EXPORTER_ERRORS, self._errors)
+                logger.warning("cannot read the broker: %s", error)
+            values |= _one(metrics.BROKER_UP, is_up)
+            values |= _one(metrics.EXPORTER_ERRORS, self._errors)
             versions = version("training-worker"), platform.python_version()
-            read[metrics.BUILD.name] = [(versions, 1)]
-            read |= _one(metrics.EXPORTER_SECONDS, time.perf_counter() - began)
+            values[metrics.BUILD.name] = [(versions, 1)]
+            values |= _one(metrics.EXPORTER_SECONDS, time.perf_counter() - began)
         for metric in METRICS:
-            yield _family(metric, counts, read.get(metric.name, ()), up=up)
+            yield _family(metric, counts, values.get(metric.name, ()), is_up=is_up)
 
     def _read(self) -> Iterator[tuple[str, Values]]:
-        now = read_fleet(self._redis)
-        yield from _queues(now).items()
-        yield from _workers(now).items()
-        yield from self._cached().items()
+        fleet = read_fleet(self._redis)
+        yield from _queues(fleet).items()
+        yield from _workers(fleet).items()
+        yield from self._packs().items()
         yield from _broker(self._redis).items()
         for metric, value in (
-            (metrics.JOBS_IN_FLIGHT, now.in_flight),
-            (metrics.RETRY_JOBS, now.due),
-            (metrics.DEAD_LETTER_JOBS, now.dead_letters),
-            (metrics.WEBHOOKS_WAITING, now.pending_webhooks),
+            (metrics.JOBS_IN_FLIGHT, fleet.in_flight),
+            (metrics.RETRY_JOBS, fleet.due),
+            (metrics.DEAD_LETTER_JOBS, fleet.dead_letters),
+            (metrics.WEBHOOKS_WAITING, fleet.pending_webhooks),
         ):
             yield from _one(metric, value).items()
 
-    def _cached(self) -> dict[str, Values]:
-        read_at, found = self._cache
-        if time.monotonic() - read_at < _LOOK_AT_CACHE_EVERY_S:
-            return found
+    def _packs(self) -> dict[str, Values]:
+        """Return the sizes of the cache, at most a minute old."""
+        read_at, values = self._cache
+        if time.monotonic() - read_at < _CACHE_INTERVAL_S:
+            return values
         packs = self._registry.packs()
-        of = {kind: [it for it in packs if it.key.startswith(pack_prefix(kind))] for kind in KINDS}
-        found = {
-            metrics.CACHE_BYTES.name: [((k,), sum(it.size for it in of[k])) for k in KINDS],
-            metrics.CACHE_PACKS.name: [((k,), len(of[k])) for k in KINDS],
+        by_kind = {
+            kind: [p for p in packs if p.key.startswith(pack_prefix(kind))] for kind in KINDS
         }
-        self._cache = time.monotonic(), found
-        return found
+        values = {
+            metrics.CACHE_BYTES.name: [((k,), sum(p.size for p in by_kind[k])) for k in KINDS],
+            metrics.CACHE_PACKS.name: [((k,), len(by_kind[k])) for k in KINDS],
+        }
+        self._cache = time.monotonic(), values
+        return values
 
 
 def serve(client: Redis, ttl: timedelta, address: str, port: int) -> None:
-    """Answer scrapes until the process is asked to end.
+    """Answer scrapes until the process gets SIGTERM.
 
     Raises:
-        OSError: The address cannot be had.
+        OSError: The address is in use or not of this machine.
     """
     registry = CollectorRegistry()
     registry.register(FleetCollector(client, ttl))
@@ -128,18 +132,18 @@ def _one(metric: metrics.Metric, value: float) -> dict[str, Values]:
     return {metric.name: [((), value)]}
 
 
-def _queues(now: FleetSnapshot) -> dict[str, Values]:
-    """What waits and runs; each queue is told of, also where nothing does."""
-    named = _named(now)
+def _queues(fleet: FleetSnapshot) -> dict[str, Values]:
+    """Return what waits and runs, for every queue, also for an empty one."""
+    series = _tenant_series(fleet)
     waiting: Counter[Place] = Counter({(queue, metrics.UNREAD): 0 for queue in ALL_QUEUES})
     tenant_waits: dict[Place, float] = {}
     waits = dict.fromkeys(ALL_QUEUES, 0.0)
-    for (queue, tenant), count in now.waiting.items():
-        place, seconds = (queue, named.get(tenant, OTHER_TENANTS)), now.waits_s((queue, tenant))
+    for (queue, tenant), count in fleet.waiting.items():
+        place, seconds = (queue, series.get(tenant, OTHER_TENANTS)), fleet.waits_s((queue, tenant))
         waiting[place] += count
         tenant_waits[place] = max(tenant_waits.get(place, 0.0), seconds)
         waits[queue] = max(waits[queue], seconds)
-    running = Counter(it.queue for it in now.running)
+    running = Counter(stage.queue for stage in fleet.running)
     return {
         metrics.QUEUE_JOBS.name: waiting.items(),
         metrics.OLDEST_WAIT.name: [((queue,), wait) for queue, wait in waits.items()],
@@ -150,46 +154,51 @@ def _queues(now: FleetSnapshot) -> dict[str, Values]:
     }
 
 
-def _named(now: FleetSnapshot) -> dict[str, str]:
-    """The tenants that have a line of their own: those with the most jobs that wait."""
-    of: Counter[str] = Counter()
-    for (_, tenant), count in now.waiting.items():
-        of[tenant] += count
-    del of[metrics.UNREAD]
-    largest = sorted(of, key=lambda it: (-of[it], it))[:MOST_TENANTS]
+def _tenant_series(fleet: FleetSnapshot) -> dict[str, str]:
+    """Return the tenants with a series of their own: those with the most waiting jobs."""
+    jobs: Counter[str] = Counter()
+    for (_, tenant), count in fleet.waiting.items():
+        jobs[tenant] += count
+    del jobs[metrics.UNREAD]
+    largest = sorted(jobs, key=lambda tenant: (-jobs[tenant], tenant))[:MAX_TENANTS]
     return {tenant: tenant for tenant in (metrics.UNREAD, *largest)}
 
 
-def _workers(now: FleetSnapshot) -> dict[str, Values]:
-    busy = {it.worker for it in now.running}
+def _workers(fleet: FleetSnapshot) -> dict[str, Values]:
+    busy = {stage.worker for stage in fleet.running}
     states: Counter[tuple[str, str]] = Counter()
     serving = dict.fromkeys(ALL_QUEUES, 0)
     gpus: dict[str, list[tuple[tuple[object, ...], float]]] = {}
-
-    def tell(metric: metrics.Metric, labels: tuple[object, ...], value: float | None) -> None:
-        if value is not None:
-            gpus.setdefault(metric.name, []).append((labels, value))
-
-    for name, worker in now.workers.items():
-        label, out = class_label(worker.memory_class), worker.quarantined is not None
+    for name, worker in fleet.workers.items():
+        label, is_quarantined = class_label(worker.memory_class), worker.quarantined is not None
         states.update({(label, state): 0 for state in _STATES})
-        states[label, "quarantined" if out else "busy" if name in busy else "idle"] += 1
-        for queue in () if out else worker.queues:
+        state = "quarantined" if is_quarantined else "busy" if name in busy else "idle"
+        states[label, state] += 1
+        for queue in () if is_quarantined else worker.queues:
             serving[queue] += 1
-        if worker.gpu_uuid is None:
-            continue
-        labels, figures = (name, worker.gpu_uuid, label), worker.gpu_stats
-        tell(metrics.GPU_QUARANTINED, labels, out)
-        if figures is not None:
-            tell(metrics.GPU_MEMORY, labels, figures.memory_bytes)
-            tell(metrics.GPU_MEMORY_USED, labels, figures.used_bytes)
-            tell(metrics.GPU_UTILIZATION, labels, figures.utilization)
-            tell(metrics.GPU_TEMPERATURE, labels, figures.temperature_c)
+        for metric, value in _gpu(worker):
+            gpus.setdefault(metric.name, []).append(((name, worker.gpu_uuid, label), value))
     return {
         metrics.WORKERS.name: states.items(),
         metrics.QUEUE_WORKERS.name: [((queue,), count) for queue, count in serving.items()],
         **gpus,
     }
+
+
+def _gpu(worker: WorkerInfo) -> Iterator[tuple[metrics.Metric, float]]:
+    """Yield the metrics of a worker's GPU that are known."""
+    if worker.gpu_uuid is None:
+        return
+    yield metrics.GPU_QUARANTINED, worker.quarantined is not None
+    stats = worker.gpu_stats
+    if stats is None:
+        return
+    yield metrics.GPU_MEMORY, stats.memory_bytes
+    yield metrics.GPU_MEMORY_USED, stats.used_bytes
+    if stats.utilization is not None:
+        yield metrics.GPU_UTILIZATION, stats.utilization
+    if stats.temperature_c is not None:
+        yield metrics.GPU_TEMPERATURE, stats.temperature_c
 
 
 def _broker(client: Redis) -> dict[str, Values]:
@@ -205,24 +214,26 @@ def _broker(client: Redis) -> dict[str, Values]:
     }
 
 
-def _family(metric: metrics.Metric, counts: metrics.Counts, read: Values, *, up: bool) -> Metric:
-    """A metric as Prometheus's client wants it.
+def _family(
+    metric: metrics.Metric, counts: metrics.Counts, values: Values, *, is_up: bool
+) -> Metric:
+    """Return a metric as Prometheus's client takes it.
 
     Args:
-        metric: What it is.
-        counts: All that was counted.
-        read: What was read of it.
-        up: Whether the broker answered: where it did not, nothing is 0.
+        metric: The metric.
+        counts: All counters.
+        values: The values of a metric that is not counted.
+        is_up: Whether the broker answered; without it, uncounted labels are unknown, not 0.
     """
     labels = list(metric.labels)
     if metric.kind == "histogram":
-        family = HistogramMetricFamily(metric.name, metric.help, labels=labels)
-        for values, buckets, total in metric.histograms(counts):
-            family.add_metric(list(values), buckets, total)
-        return family
+        histogram = HistogramMetricFamily(metric.name, metric.help, labels=labels)
+        for label_values, buckets, total in metric.histograms(counts):
+            histogram.add_metric(list(label_values), buckets, total)
+        return histogram
     kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
-    one = kind(metric.name, metric.help, labels=labels)
-    counted = metric.samples(counts) if metric.counted and up else ()
-    for values, value in (*counted, *read):
-        one.add_metric([str(it) for it in values], value)
-    return one
+    family = kind(metric.name, metric.help, labels=labels)
+    counted = metric.samples(counts) if metric.counted and is_up else ()
+    for label_values, value in (*counted, *values):
+        family.add_metric([str(label) for label in label_values], value)
+    return family

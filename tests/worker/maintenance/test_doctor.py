@@ -31,40 +31,42 @@ def settings(tmp_path: Path, broker_url: str, redis_client: Redis) -> Settings:
     )
 
 
-def of(settings: Settings, what: str) -> Finding:
-    [finding] = [it for it in check_all(settings) if it.what == what]
+def finding_of(settings: Settings, subject: str) -> Finding:
+    [finding] = [it for it in check_all(settings) if it.subject == subject]
     return finding
 
 
-def test_a_whole_fleet_has_no_fault(settings: Settings, redis_client: Redis) -> None:
-    presence = WorkerInfo(queues=("gpu.40gb",), memory_class=MemoryClass.GB40)
-    note = WorkerHeartbeat(redis_client, "gpu@here", presence, timedelta(minutes=1))
-    note.renew()
+def test_a_healthy_fleet_has_no_error(settings: Settings, redis_client: Redis) -> None:
+    info = WorkerInfo(queues=("gpu.40gb",), memory_class=MemoryClass.GB40)
+    heartbeat = WorkerHeartbeat(redis_client, "gpu@here", info, timedelta(minutes=1))
+    heartbeat.renew()
     findings = check_all(settings)
-    assert [it for it in findings if it.level == "fault"] == []
-    levels = {it.what: it.level for it in findings}
-    for what in ("broker", "eviction", "persistence", "clock", "workers", "leases", "store"):
-        assert levels[what] == "ok", findings
+    assert [it for it in findings if it.level == "error"] == []
+    levels = {it.subject: it.level for it in findings}
+    for subject in ("broker", "eviction", "persistence", "clock", "workers", "leases", "store"):
+        assert levels[subject] == "ok", findings
     assert not list((settings.home_dir / "store").rglob("*probe*"))
-    note.set_quarantine("XID 79")
-    assert of(settings, "gpu@here").found == "quarantined: XID 79"
+    heartbeat.set_quarantine("XID 79")
+    assert finding_of(settings, "gpu@here").message == "quarantined: XID 79"
 
 
-def test_work_that_nobody_does_is_told(
+def test_unserved_queues_and_lost_messages_are_found(
     settings: Settings, state: JobStore, redis_client: Redis, job_document: dict[str, Any]
 ) -> None:
     job_id = submit(job_document, state, "result").job_id
     redis_client.rpush("gpu.80gb", '{"headers": {}}')
     redis_client.zadd("unacked_index", {"lost": time.time() - 3600})
-    assert of(settings, "workers").level == "warning"
-    assert of(settings, "gpu.80gb").found == "1 jobs wait and no live worker serves"
-    assert of(settings, "leases").found == "1 messages of lost workers"
-    assert job_id in of(settings, "jobs").found
+    assert finding_of(settings, "workers").level == "warning"
+    assert finding_of(settings, "gpu.80gb").message == (
+        "1 waiting job, and no live worker serves the queue"
+    )
+    assert finding_of(settings, "leases").message == "1 held by lost workers"
+    assert job_id in finding_of(settings, "jobs").message
 
 
 @pytest.fixture
 def careless(tmp_path: Path) -> Iterator[str]:
-    """A server that forgets: it evicts, and keeps nothing on disk."""
+    """A server that evicts keys and keeps nothing on disk."""
     socket = tmp_path / "careless"
     options = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no"]
     policy = ["--maxmemory-policy", "allkeys-lru", "--dir", str(tmp_path)]
@@ -74,12 +76,12 @@ def careless(tmp_path: Path) -> Iterator[str]:
         stderr=subprocess.DEVNULL,
     )
     url = f"redis+socket://{socket}"
-    wait_until(socket.exists, timeout_s=20, description="it is there")
+    wait_until(socket.exists, timeout_s=20, description="the socket exists")
     yield url
     stop(process, 5)
 
 
-def test_a_server_that_forgets_is_a_fault(settings: Settings, careless: str) -> None:
+def test_a_server_that_evicts_is_an_error(settings: Settings, careless: str) -> None:
     wrong = settings.model_copy(update={"broker_url": SecretStr(careless)})
 
     def answers() -> bool:
@@ -88,13 +90,13 @@ def test_a_server_that_forgets_is_a_fault(settings: Settings, careless: str) -> 
         return False
 
     wait_until(answers, timeout_s=20, description="it answers")
-    assert of(wrong, "eviction").level == "fault"
-    assert "noeviction" in of(wrong, "eviction").remedy
-    assert of(wrong, "persistence").level == "warning"
+    assert finding_of(wrong, "eviction").level == "error"
+    assert "noeviction" in finding_of(wrong, "eviction").remedy
+    assert finding_of(wrong, "persistence").level == "warning"
 
 
 @pytest.mark.parametrize(
-    ("change", "what", "said"),
+    ("change", "subject", "problem"),
     [
         ({"broker_url": SecretStr("redis://:hidden@127.0.0.1:9/0")}, "broker", "does not answer"),
         ({"broker_url": None}, "broker", "there is no broker"),
@@ -102,30 +104,28 @@ def test_a_server_that_forgets_is_a_fault(settings: Settings, careless: str) -> 
         ({"store_url": "ftp://nowhere"}, "store", "cannot open the store"),
     ],
 )
-def test_what_is_missing_is_told_and_the_rest_is_checked_all_the_same(
-    settings: Settings, change: dict[str, Any], what: str, said: str
+def test_a_missing_part_is_found_and_others_are_checked(
+    settings: Settings, change: dict[str, Any], subject: str, problem: str
 ) -> None:
     wrong = settings.model_copy(update=change)
     findings = check_all(wrong)
-    [finding] = [it for it in findings if it.what == what]
-    assert finding.level == "fault"
-    assert said in finding.found
+    [finding] = [it for it in findings if it.subject == subject]
+    assert finding.level == "error"
+    assert problem in finding.message
     assert "hidden" not in str(findings)
-    assert any(it.what == "scratch" and it.level != "fault" for it in findings)
+    assert any(it.subject == "scratch" and it.level != "error" for it in findings)
 
 
 @pytest.mark.parametrize("setting", ["scratch_dir", "store_url"])
-def test_a_folder_that_cannot_be_written_is_a_fault(
-    settings: Settings, tmp_path: Path, setting: str
-) -> None:
+def test_an_unwritable_folder_is_an_error(settings: Settings, tmp_path: Path, setting: str) -> None:
     file = tmp_path / "no-folder"
     file.touch()
     value: Callable[[], object] = {"scratch_dir": lambda: file, "store_url": file.as_uri}[setting]
     wrong = settings.model_copy(update={setting: value()})
-    assert of(wrong, setting.partition("_")[0]).level == "fault"
+    assert finding_of(wrong, setting.partition("_")[0]).level == "error"
 
 
-def test_the_command_tells_faults_by_its_exit_code(tmp_path: Path) -> None:
+def test_errors_set_the_exit_code(tmp_path: Path) -> None:
     env = {k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")}
     ran = subprocess.run(
         [sys.executable, "-P", "-m", "worker", "doctor"],

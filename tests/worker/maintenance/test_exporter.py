@@ -27,7 +27,7 @@ Ask = Callable[..., float | None]
 
 @pytest.fixture
 def ask(redis_client: Redis) -> Ask:
-    """A sample's value."""
+    """Return the value of a sample."""
     registry = CollectorRegistry()
     registry.register(FleetCollector(redis_client, HOUR))
 
@@ -39,7 +39,7 @@ def ask(redis_client: Redis) -> Ask:
 
 @pytest.fixture
 def jobs(redis_client: Redis) -> JobStore:
-    """Before queues that have room for one message each."""
+    """Jobs of a fleet whose queues have room for one message each."""
     everything = WorkerInfo(queues=ALL_QUEUES, memory_class=None)
     TenantQueues(redis_client, HOUR).publish_fleet([everything], {}, HOUR)
     return JobStore(redis_client, HOUR)
@@ -50,7 +50,7 @@ def submit_for(jobs: JobStore, job_document: dict[str, Any]) -> Callable[[str], 
     return lambda tenant: submit({**job_document, "tenant": tenant}, jobs, "result").outcome
 
 
-def test_every_metric_is_told_of_an_empty_fleet_and_nothing_else(redis_client: Redis) -> None:
+def test_an_empty_fleet_exports_exactly_the_declared_metrics(redis_client: Redis) -> None:
     families = {it.name: it for it in FleetCollector(redis_client, HOUR).collect()}
     assert set(families) == {it.name.removesuffix("_total") for it in METRICS}
     for metric in METRICS:
@@ -58,7 +58,7 @@ def test_every_metric_is_told_of_an_empty_fleet_and_nothing_else(redis_client: R
         assert (family.type, family.documentation) == (metric.kind, metric.help)
 
 
-def test_jobs_that_wait_are_told_by_queue_and_tenant_in_lanes_and_in_the_queue(
+def test_waiting_jobs_are_exported_by_queue_and_tenant(
     redis_client: Redis, submit_for: Callable[[str], DispatchOutcome], jobs: JobStore, ask: Ask
 ) -> None:
     assert submit_for("a") == DispatchOutcome.SENT
@@ -68,14 +68,14 @@ def test_jobs_that_wait_are_told_by_queue_and_tenant_in_lanes_and_in_the_queue(
     assert ask("queue_jobs", queue="cpu", tenant="b") == 1
     assert ask("queue_jobs", queue="cpu", tenant="") == 0
     assert ask("jobs_in_flight") == 1
-    # Jobs of a backend that nobody has read yet.
+    # Jobs of a backend that no worker has read yet.
     redis_client.rpush("cpu", "a message", "another one")
     assert ask("queue_jobs", queue="cpu", tenant="") == 2
     assert ask("jobs_running", queue="cpu") == 0
     assert ask("queue_jobs", queue="gpu.40gb", tenant="") == 0
 
 
-def test_the_oldest_wait_counts_from_when_the_job_came_to_its_lane(
+def test_the_oldest_wait_begins_in_the_tenant_queue(
     redis_client: Redis, submit_for: Callable[[str], DispatchOutcome], ask: Ask
 ) -> None:
     redis_client.rpush("cpu", "a message")
@@ -94,26 +94,26 @@ def test_the_oldest_wait_counts_from_when_the_job_came_to_its_lane(
     assert ask("queue_jobs", queue="cpu", tenant="a") == 1
 
 
-def test_tenants_beyond_the_largest_are_one_line(
+def test_all_but_the_largest_tenants_share_a_series(
     redis_client: Redis,
     submit_for: Callable[[str], DispatchOutcome],
     ask: Ask,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(exporter, "MOST_TENANTS", 2)
+    monkeypatch.setattr(exporter, "MAX_TENANTS", 2)
     redis_client.rpush("cpu", "a message", "")
     for tenant in ("big", "big", "big", "next", "next", "small", "tiny"):
         submit_for(tenant)
-    told = [ask("queue_jobs", queue="cpu", tenant=it) for it in ("big", "next", "small", "*", "")]
-    assert told == [3, 2, None, 2, 2]
+    jobs = [ask("queue_jobs", queue="cpu", tenant=it) for it in ("big", "next", "small", "*", "")]
+    assert jobs == [3, 2, None, 2, 2]
 
 
-def test_stages_that_run_and_jobs_that_wait_out_a_fault_are_told(
+def test_running_stages_and_retries_are_exported(
     jobs: JobStore, job_document: dict[str, Any], ask: Ask, redis_client: Redis
 ) -> None:
     job_id = submit(job_document, jobs, "result").job_id
-    note = WorkerInfo(queues=("cpu",), memory_class=None)
-    WorkerHeartbeat(redis_client, "cpu@here", note, HOUR).renew()
+    info = WorkerInfo(queues=("cpu",), memory_class=None)
+    WorkerHeartbeat(redis_client, "cpu@here", info, HOUR).renew()
     assert ask("workers", **{"class": "cpu", "state": "idle"}) == 1
     assert ask("workers", **{"class": "cpu", "state": "busy"}) == 0
     attempt = jobs.begin(job_id, "prepare", worker="cpu@here", queue="cpu", tag="t")[1]
@@ -126,27 +126,25 @@ def test_stages_that_run_and_jobs_that_wait_out_a_fault_are_told(
     assert ask("jobs_in_flight") == 0
 
 
-def test_a_gpu_is_told_with_its_figures_and_a_quarantined_one_serves_no_queue(
-    redis_client: Redis, ask: Ask
-) -> None:
-    figures = GpuStats(memory_bytes=80, used_bytes=60, utilization=0.5, temperature_c=71)
-    presence = WorkerInfo(
+def test_gpu_stats_and_quarantine_are_exported(redis_client: Redis, ask: Ask) -> None:
+    stats = GpuStats(memory_bytes=80, used_bytes=60, utilization=0.5, temperature_c=71)
+    info = WorkerInfo(
         queues=("gpu.40gb", "gpu.24gb"), memory_class=MemoryClass.GB40, gpu_uuid="GPU-1"
     )
-    note = WorkerHeartbeat(redis_client, "gpu@here", presence, HOUR, lambda: figures)
-    note.renew()
+    heartbeat = WorkerHeartbeat(redis_client, "gpu@here", info, HOUR, lambda: stats)
+    heartbeat.renew()
     labels = {"worker": "gpu@here", "gpu": "GPU-1", "class": "40gb"}
     names = ("memory_bytes", "memory_used_bytes", "utilization_ratio", "temperature_celsius")
     assert [ask(f"gpu_{name}", **labels) for name in names] == [80, 60, 0.5, 71]
     assert ask("gpu_quarantined", **labels) == 0
     assert [ask("queue_workers", queue=it) for it in ("gpu.24gb", "gpu.80gb")] == [1, 0]
-    note.set_quarantine("XID 79")
+    heartbeat.set_quarantine("XID 79")
     assert ask("gpu_quarantined", **labels) == 1
     assert ask("queue_workers", queue="gpu.24gb") == 0
     assert ask("workers", **{"class": "40gb", "state": "quarantined"}) == 1
 
 
-def test_the_cache_is_told_by_kind(redis_client: Redis, ask: Ask) -> None:
+def test_the_cache_is_exported_by_kind(redis_client: Redis, ask: Ask) -> None:
     registry = CacheRegistry(redis_client, HOUR, HOUR)
     for kind, size in (("text", 10), ("latents", 200), ("latents", 30)):
         registry.add(pack_key(kind, str(size)), size, [f"entry {size}"])
@@ -154,16 +152,14 @@ def test_the_cache_is_told_by_kind(redis_client: Redis, ask: Ask) -> None:
     assert [ask("cache_packs", kind=it) for it in ("text", "latents")] == [1, 2]
 
 
-def test_a_broker_that_is_away_is_told_and_nothing_is_said_to_be_zero(
-    ask: Ask, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_unavailable_broker_exports_no_zeros(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
     assert ask("broker_up") == 1
     assert ask("jobs_total", type="FLUX_LORA", status="failed") == 0
 
-    def away(*_: object) -> None:
-        raise Away("away")
+    def unavailable(*_: object) -> None:
+        raise Away("unavailable")
 
-    monkeypatch.setattr(exporter, "read_fleet", away)
+    monkeypatch.setattr(exporter, "read_fleet", unavailable)
     assert ask("broker_up") == 0
     assert ask("jobs_total", type="FLUX_LORA", status="failed") is None
     assert ask("jobs_in_flight") is None
