@@ -14,8 +14,8 @@ from tasks.strict_model import StrictModel
 
 _NAMES = tuple(field.name for field in fields(MemoryModel))
 # Far above any card, and far below where the estimate's floats end.
-_MOST = 1e15
-Constant = Annotated[float, Field(ge=0, le=_MOST, allow_inf_nan=False, strict=True)]
+_MAX = 1e15
+Constant = Annotated[float, Field(ge=0, le=_MAX, allow_inf_nan=False, strict=True)]
 
 
 class Measurement(StrictModel):

@@ -7,9 +7,9 @@ from tasks.buckets import Size, nearest_bucket
 from tasks.strict_model import StrictModel
 
 # More would not be looked at by anybody, and take a gigabyte as JSON.
-MOST_ITEMS = 1_000_000
+MAX_ITEMS = 1_000_000
 # A caption of this many bytes is some 20 times what T5 reads; longer ones are no captions.
-MOST_CAPTION_BYTES = 64 * 1024
+MAX_CAPTION_BYTES = 64 * 1024
 
 
 class Sample(StrictModel):

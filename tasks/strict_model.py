@@ -18,9 +18,9 @@ class StrictModel(BaseModel):
 
 
 # What torch and every file format count with; larger ones overflow the memory estimate's floats.
-_MOST = 2**63 - 1
-PositiveInt = Annotated[int, Field(gt=0, le=_MOST, strict=True)]
-NonNegativeInt = Annotated[int, Field(ge=0, le=_MOST, strict=True)]
+_MAX = 2**63 - 1
+PositiveInt = Annotated[int, Field(gt=0, le=_MAX, strict=True)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=_MAX, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]

@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 
-def shown(url: str) -> str:
+def redacted(url: str) -> str:
     """A URL as messages show it: without query, fragment, user and password."""
     scheme = scheme_of(url)
     try:
@@ -20,13 +20,13 @@ def shown(url: str) -> str:
     return "".join(each if each.isprintable() else "?" for each in text)
 
 
-def without_queries(value: Any) -> Any:
+def redact_urls(value: Any) -> Any:
     """A JSON value with its URLs as messages show them: signatures are not for keeping."""
     if isinstance(value, dict):
-        return {key: without_queries(item) for key, item in value.items()}
+        return {key: redact_urls(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [without_queries(item) for item in value]
-    return shown(value) if isinstance(value, str) and "://" in value else value
+        return [redact_urls(item) for item in value]
+    return redacted(value) if isinstance(value, str) and "://" in value else value
 
 
 def scheme_of(url: str) -> str:

@@ -72,7 +72,7 @@ class CheckRequest(StrictModel):
     roots: tuple[str, ...] | None
     """Folders that datasets may be in; null for any."""
     hosts: tuple[str, ...]
-    most_bytes: int
+    max_bytes: int
 
 
 class CheckedDataset:
@@ -127,7 +127,7 @@ class DatasetChecks:
         folder = self._thumbnails / tenant / upload_id
         index = folder / "images.json"
         if not index.exists():
-            policy = ReadPolicy(most_bytes=self._settings.data_max_bytes)
+            policy = ReadPolicy(max_bytes=self._settings.data_max_bytes)
             reply = await self._request(
                 tenant,
                 policy,
@@ -187,7 +187,7 @@ class DatasetChecks:
             scratch_dir=scratch,
             roots=policy.roots,
             hosts=tuple(sorted(policy.hosts)),
-            most_bytes=policy.most_bytes,
+            max_bytes=policy.max_bytes,
             **fields,
         )
 
@@ -242,7 +242,7 @@ def _error(error: JobError) -> dict[str, Any]:
 
 
 def _check(request: CheckRequest) -> dict[str, Any]:
-    policy = ReadPolicy(request.roots, frozenset(request.hosts), request.most_bytes)
+    policy = ReadPolicy(request.roots, frozenset(request.hosts), request.max_bytes)
     uploads = StoredUploads(Store(request.store_url), request.tenant)
     scratch = Path(request.scratch_dir)
     sources = Sources(policy, Path(request.downloads_dir), scratch, uploads=uploads)
@@ -260,7 +260,7 @@ def _make_thumbnails(request: CheckRequest) -> dict[str, Any]:
     scratch, folder = Path(request.scratch_dir), Path(request.folder)
     uploads = StoredUploads(Store(request.store_url), request.tenant)
     archive = uploads.path_of(request.upload, scratch / "uploads")
-    unpacked = unpack(archive, scratch / "unpacked", most_bytes=request.most_bytes)
+    unpacked = unpack(archive, scratch / "unpacked", max_bytes=request.max_bytes)
     if unpacked.problems and not unpacked.files:
         raise DatasetError(unpacked.problems, "prepare")
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,14 +8,14 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from tasks.data.download.ssrf import is_allowed
-from tasks.data.read_policy import CLOUD_SCHEMES, DeniedError, ReadPolicy
+from tasks.data.read_policy import OBJECT_SCHEMES, DeniedError, ReadPolicy
 from tasks.data.uploads import upload_id_in
 from tasks.errors import Problem
 from tasks.jobs.field_metadata import Location, marker_of, options_of, takes_free_text
 from tasks.jobs.job import TrainingJob
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
-_SCHEMES = ("https://", *(f"{scheme}://" for scheme in CLOUD_SCHEMES))
+_SCHEMES = ("https://", *(f"{scheme}://" for scheme in OBJECT_SCHEMES))
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class TenantPolicy:
                 policy.check_path(Path(value))
                 return Path(value).is_absolute()
             for form in (value.partition("?")[0], unquote(value)):
-                policy.check_cloud(form)
+                policy.check_url(form)
         except (DeniedError, OSError, ValueError, RuntimeError):
             return False
         return value.startswith(_SCHEMES)

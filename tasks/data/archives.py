@@ -26,17 +26,17 @@ KEPT_SUFFIXES = SUFFIXES | {".txt", ".jsonl"}
 ARCHIVE_SUFFIXES = frozenset(
     {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"},
 )
-MOST_ENTRIES = 1_000_000
+MAX_ENTRIES = 1_000_000
 MAX_PROBLEMS = 100
-MOST_NAME_BYTES = 1024
+MAX_NAME_BYTES = 1024
 _MIB = 2**20
-MOST_MEMBER_BYTES = 512 * _MIB
+MAX_MEMBER_BYTES = 512 * _MIB
 # zipfile reads the whole directory, and makes an object of each entry, before it tells anything.
-MOST_DIRECTORY_BYTES = 256 * _MIB
+MAX_DIRECTORY_BYTES = 256 * _MIB
 # What may precede one member of a tar: long names and attributes, which are some kilobytes.
-MOST_HEADER_BYTES = _MIB
+MAX_HEADER_BYTES = _MIB
 # Images hardly shrink; captions do by some 10 times. Small archives may hold what they like.
-MOST_GROWTH = 200
+MAX_GROWTH = 200
 SMALL_BYTES = 1024 * _MIB
 
 _CHUNK_BYTES = 256 * 1024
@@ -70,7 +70,7 @@ class Unpacked:
     unused: int
 
 
-def unpack(archive: Path, folder: Path, *, most_bytes: int) -> Unpacked:
+def unpack(archive: Path, folder: Path, *, max_bytes: int) -> Unpacked:
     """Unpack the images, captions and JSONL files of a zip, tar or tar.gz archive.
 
     Members with a fault are left out and the others still unpacked, to tell all faults at once.
@@ -79,7 +79,7 @@ def unpack(archive: Path, folder: Path, *, most_bytes: int) -> Unpacked:
     Args:
         archive: The archive.
         folder: Where to unpack it, as ``00000001.png`` and so on; an empty folder, or none yet.
-        most_bytes: The most that may be unpacked; of a tar, with headers and unused members.
+        max_bytes: The most that may be unpacked; of a tar, with headers and unused members.
 
     Raises:
         OSError: The archive cannot be opened, or the folder not be written to.
@@ -90,7 +90,7 @@ def unpack(archive: Path, folder: Path, *, most_bytes: int) -> Unpacked:
         with archive.open("rb") as file:
             size = file.seek(0, io.SEEK_END)
             file.seek(0)
-            unpacking.run(file, _Meter(size, most_bytes))
+            unpacking.run(file, _Meter(size, max_bytes))
     except _StopError as error:
         unpacking.remove()
         return unpacking.outcome(str(error))
@@ -108,13 +108,13 @@ class _DamagedError(Exception):
 class _Meter:
     """Counts unpacked bytes, and stops at the most that there may be."""
 
-    def __init__(self, archive_bytes: int, most_bytes: int) -> None:
-        self._left = min(most_bytes, max(SMALL_BYTES, MOST_GROWTH * archive_bytes))
-        if self._left == most_bytes:
-            self._problem = f"unpacks to over {most_bytes:,} bytes, the most that is allowed here"
+    def __init__(self, archive_bytes: int, max_bytes: int) -> None:
+        self._left = min(max_bytes, max(SMALL_BYTES, MAX_GROWTH * archive_bytes))
+        if self._left == max_bytes:
+            self._problem = f"unpacks to over {max_bytes:,} bytes, the most that is allowed here"
         else:
             self._problem = (
-                f"unpacks to over {MOST_GROWTH} times its size, as no images do; "
+                f"unpacks to over {MAX_GROWTH} times its size, as no images do; "
                 "it is taken for a decompression bomb"
             )
 
@@ -217,7 +217,7 @@ class _Unpacking:
     def _wanted(self, member: _Member) -> str | None:
         """A member's name in the outcome, if the member is to be unpacked."""
         self._entries += 1
-        if self._entries > MOST_ENTRIES:
+        if self._entries > MAX_ENTRIES:
             raise _StopError(_too_many_entries())
         problem = _name_problem(member.name) or member.message
         if problem:
@@ -242,8 +242,8 @@ class _Unpacking:
             return "is an archive in an archive; unpack it and pack its images directly"
         if name in self._names:
             return "is in the archive twice; leave one of them out"
-        if size > MOST_MEMBER_BYTES:
-            return f"has over {MOST_MEMBER_BYTES // _MIB} MiB; no image needs as much"
+        if size > MAX_MEMBER_BYTES:
+            return f"has over {MAX_MEMBER_BYTES // _MIB} MiB; no image needs as much"
         return ""
 
     def _write(self, name: str, data: Iterator[bytes]) -> None:
@@ -281,12 +281,12 @@ def _damage(error: Exception) -> str:
 
 
 def _too_many_entries() -> str:
-    return f"has over {MOST_ENTRIES:,} entries; split it into several datasets"
+    return f"has over {MAX_ENTRIES:,} entries; split it into several datasets"
 
 
 def _name_problem(name: str) -> str:
-    if len(name.encode("utf-8", "surrogateescape")) > MOST_NAME_BYTES:
-        return f"has a name of over {MOST_NAME_BYTES} bytes; give it a shorter one"
+    if len(name.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES:
+        return f"has a name of over {MAX_NAME_BYTES} bytes; give it a shorter one"
     if any(unicodedata.category(character) == "Cc" for character in name):
         return "has a control character in its name; rename it"
     if any("\ud800" <= character <= "\udfff" for character in name):
@@ -319,11 +319,11 @@ def _check_directory(file: io.BufferedReader) -> None:
     # The fields are those of an "end of central directory" record, then the comment and where
     # the record is. A 64-bit one has another 76 bytes between the directory and itself.
     size, location = end[5], end[9]
-    if size > MOST_DIRECTORY_BYTES:
-        raise _StopError(f"has a directory of over {MOST_DIRECTORY_BYTES // _MIB} MiB")
+    if size > MAX_DIRECTORY_BYTES:
+        raise _StopError(f"has a directory of over {MAX_DIRECTORY_BYTES // _MIB} MiB")
     file.seek(max(0, location - size - 76))
     # Each entry begins so: there cannot be more of them than this, whatever the record says.
-    if file.read(size + 76).count(b"PK\x01\x02") > MOST_ENTRIES:
+    if file.read(size + 76).count(b"PK\x01\x02") > MAX_ENTRIES:
         raise _StopError(_too_many_entries())
 
 
@@ -400,8 +400,8 @@ class _Tar:
             if info.type not in _EXTENSIONS:
                 break
             header_bytes += _BLOCK + _in_blocks(info.size)
-            if header_bytes > MOST_HEADER_BYTES:
-                raise _StopError(f"has a header of over {MOST_HEADER_BYTES // _MIB} MiB")
+            if header_bytes > MAX_HEADER_BYTES:
+                raise _StopError(f"has a header of over {MAX_HEADER_BYTES // _MIB} MiB")
             data = self._exactly(_in_blocks(info.size))[: info.size]
             if info.type == tarfile.GNUTYPE_LONGNAME:
                 name = data.partition(b"\0")[0]

@@ -22,16 +22,16 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 
 from tasks.data.images import SUFFIXES
-from tasks.dataset import MOST_CAPTION_BYTES, MOST_ITEMS
+from tasks.dataset import MAX_CAPTION_BYTES, MAX_ITEMS
 from tasks.errors import Problem
 from tasks.jobs.datasets import HFHubImageCaptionDatasetConfig
 from tasks.transient import is_transient
 
 # Where the Hub keeps what it made of a dataset: <config>/<split>/0000.parquet.
 CONVERTED = "refs/convert/parquet"
-MOST_ROW_FAULTS = 100
+MAX_ROW_PROBLEMS = 100
 _WHERE = "training.data_loader.dataset"
-_MOST_NAMES = 20
+_MAX_NAMES = 20
 _TRAIN = re.compile(r"(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE)
 _PARTIAL = "partial-train"
 
@@ -81,7 +81,7 @@ def fetch_hub(
     folder: Path,
     *,
     captions: bool,
-    most_bytes: int,
+    max_bytes: int,
     hub: HfApi | None = None,
 ) -> HubRows:
     """Write a Hub dataset's training images into a folder.
@@ -92,16 +92,16 @@ def fetch_hub(
         config: Names the dataset and its columns.
         folder: Where the images go; it is there.
         captions: Whether captions are wanted: every row must have one then.
-        most_bytes: The most that may be downloaded, and the most that may be written.
+        max_bytes: The most that may be downloaded, and the most that may be written.
         hub: The Hub to ask; None is the public one, or the one that ``HF_ENDPOINT`` names.
     """
     rows = HubRows()
     stop: list[Problem] = []
     bad = written = 0
     try:
-        for number, values in enumerate(_rows(config, captions, most_bytes, hub or HfApi(), rows)):
-            if number == MOST_ITEMS:
-                problem = f"{config.dataset_name} holds more rows than {MOST_ITEMS:,}, the most"
+        for number, values in enumerate(_rows(config, captions, max_bytes, hub or HfApi(), rows)):
+            if number == MAX_ITEMS:
+                problem = f"{config.dataset_name} holds more rows than {MAX_ITEMS:,}, the most"
                 raise _RefusedError(problem)
             row = f"{config.dataset_name} row {number}"
             try:
@@ -109,20 +109,20 @@ def fetch_hub(
                 caption = _caption(values[1], config.caption_column) if captions else None
             except ValueError as error:
                 bad += 1
-                if bad <= MOST_ROW_FAULTS:
+                if bad <= MAX_ROW_PROBLEMS:
                     rows.problems.append(Problem(row, str(error)))
                 continue
             written += len(data)
-            if written > most_bytes:
-                problem = f"the images of {config.dataset_name} take over {most_bytes:,} bytes"
+            if written > max_bytes:
+                problem = f"the images of {config.dataset_name} take over {max_bytes:,} bytes"
                 raise _RefusedError(f"{problem}, the most")
             file = folder / f"{number:08}{_suffix(said)}"
             file.write_bytes(data)
             rows.files.append((f"{row} ({said})" if said else row, file, caption))
     except _RefusedError as refused:
         stop.append(refused.problem)
-    if bad > MOST_ROW_FAULTS:
-        rest = f"{bad - MOST_ROW_FAULTS:,} more rows have such faults"
+    if bad > MAX_ROW_PROBLEMS:
+        rest = f"{bad - MAX_ROW_PROBLEMS:,} more rows have such faults"
         rows.problems.append(Problem(config.dataset_name, rest))
     rows.problems += stop
     if not rows.files and not rows.problems:
@@ -133,7 +133,7 @@ def fetch_hub(
 def _rows(
     config: HFHubImageCaptionDatasetConfig,
     captions: bool,
-    most_bytes: int,
+    max_bytes: int,
     hub: HfApi,
     told: HubRows,
 ) -> Iterator[tuple[Any, ...]]:
@@ -147,8 +147,8 @@ def _rows(
         problem = f"the Hub has only the first part of {name} as parquet; the rest is not used"
         told.warnings.append(Problem(f"{_WHERE}.dataset_name", problem))
     size = sum(file.size for file in choice.files)
-    if size > most_bytes:
-        raise _RefusedError(f"{name} takes {size:,} bytes; the most is {most_bytes:,}")
+    if size > max_bytes:
+        raise _RefusedError(f"{name} takes {size:,} bytes; the most is {max_bytes:,}")
     for file in choice.files:
         # Fetched one by one: a column missing in the first is told before the others come.
         with _asked(name):
@@ -208,8 +208,8 @@ def _caption(scalar: Any, column: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"has no text in the column {column!r}")
     # Told here already, so that no such ones are gathered in memory.
-    if len(value) > MOST_CAPTION_BYTES:
-        raise ValueError(f"has a caption of over {MOST_CAPTION_BYTES} bytes")
+    if len(value) > MAX_CAPTION_BYTES:
+        raise ValueError(f"has a caption of over {MAX_CAPTION_BYTES} bytes")
     return value
 
 
@@ -346,5 +346,5 @@ def _first_line(error: Exception) -> str:
 def _listed(names: Any) -> str:
     """Names as a person reads them; of very many, the first."""
     shown = [str(name) for name in names]
-    rest = [f"{len(shown) - _MOST_NAMES} more"] if len(shown) > _MOST_NAMES else []
-    return ", ".join(shown[:_MOST_NAMES] + rest)
+    rest = [f"{len(shown) - _MAX_NAMES} more"] if len(shown) > _MAX_NAMES else []
+    return ", ".join(shown[:_MAX_NAMES] + rest)

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 # 16k x 16k: beyond every camera; decoded it takes 768 MB, which a small CPU worker still has.
-MOST_PIXELS = 16384 * 16384
+MAX_PIXELS = 16384 * 16384
 # Small enough to be hashed while it is still in the processor's cache.
 _PIECE_BYTES = 64 * 1024
 # Pillow's own limit warns at a third of ours, and warnings cannot be silenced safely in threads.
@@ -35,9 +35,9 @@ def open_image(data: bytes) -> Image.Image:
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
+            if image.width * image.height > MAX_PIXELS:
                 raise UnreadableImageError(
-                    f"{image.width}x{image.height} pixels are more than {MOST_PIXELS:,}"
+                    f"{image.width}x{image.height} pixels are more than {MAX_PIXELS:,}"
                 )
             image.load()
             # In place: a copy of a large image costs as much as a third of its decoding.
@@ -88,7 +88,7 @@ def pixel_count(data: bytes) -> int:
     """How many pixels a file claims to have, no more than are read; 0 where it is no image."""
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return min(MOST_PIXELS, image.width * image.height)
+            return min(MAX_PIXELS, image.width * image.height)
     # As ``open_image`` will tell.
     except (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error):
         return 0

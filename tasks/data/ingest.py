@@ -4,7 +4,7 @@ import hashlib
 from functools import partial
 
 from tasks.data.memory_budget import MemoryBudget, in_threads
-from tasks.data.validation import MOST_FILE_BYTES, CheckedFile, Report
+from tasks.data.validation import MAX_FILE_BYTES, CheckedFile, Report
 from tasks.dataset import Dataset, balanced, dataset_of
 from tasks.errors import DatasetError, Problem
 from tasks.store import Store, dataset_key, image_key
@@ -19,7 +19,7 @@ def ingest(report: Report, store: Store) -> Dataset:
         DatasetError: An image is no longer what was checked.
         StoreError: The store cannot be written.
     """
-    put = partial(_put, store=store, memory=MemoryBudget(MOST_FILE_BYTES))
+    put = partial(_put, store=store, memory=MemoryBudget(MAX_FILE_BYTES))
     stored = zip(report.files, in_threads(put, report.files), strict=True)
     # Once each, though an image's mask may have changed too.
     changed = dict.fromkeys(file.name for file, is_stored in stored if not is_stored)

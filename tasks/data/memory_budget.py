@@ -16,11 +16,11 @@ class MemoryBudget:
     """So many bytes.
 
     Args:
-        most_bytes: What is handed out at a time; somebody who wants more gets it alone.
+        max_bytes: What is handed out at a time; somebody who wants more gets it alone.
     """
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most = most_bytes
+    def __init__(self, max_bytes: int) -> None:
+        self._most = max_bytes
         self._taken = 0
         self._changed = Condition()
 

@@ -16,9 +16,9 @@ _NEAR = 4
 _PARTS = _NEAR + 1
 _BITS = 2 * _SIDE * _SIDE
 # Parts that very many images share, such as a plain background's, tell nothing and cost time.
-_MOST_ALIKE = 200
+_MAX_ALIKE = 200
 # A flat image's hash says nothing: all flat ones look alike.
-_LEAST_CONTRAST = 8
+_MIN_CONTRAST = 8
 # Of how many parts a cell is made, across and down. With fewer, cells overlap their neighbours and
 # scaled copies differ in more bits; with more, Pillow takes longer.
 _GAP = 16.0
@@ -31,7 +31,7 @@ def likeness_hash(image: Image.Image) -> int | None:
     darkest, brightest = grey.getextrema()
     if not isinstance(darkest, int) or not isinstance(brightest, int):
         raise TypeError("a grey image has one band")
-    if brightest - darkest < _LEAST_CONTRAST:
+    if brightest - darkest < _MIN_CONTRAST:
         return None
     values, width = grey.tobytes(), _SIDE + 1
     bits = 0
@@ -57,7 +57,7 @@ def near_pairs(hashes: Sequence[int | None]) -> Iterator[tuple[int, int]]:
             yield min(near), number
             continue
         for place, part in enumerate(parts):
-            if len(seen[place][part]) < _MOST_ALIKE:
+            if len(seen[place][part]) < _MAX_ALIKE:
                 seen[place][part].append(number)
 
 

@@ -1,18 +1,19 @@
-"""Which datasets a worker may read, and how much of them: the operator's rules."""
+"""The operator's rules for datasets: which ones a worker may read, and how large they may be."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-CLOUD_SCHEMES = ("s3", "gs", "az")
-# All folders, and all buckets that the worker's credentials reach.
-ANYWHERE = ",".join(["/", *(f"{scheme}://" for scheme in CLOUD_SCHEMES)])
+OBJECT_SCHEMES = ("s3", "gs", "az")
+"""The URL schemes of object stores."""
+ANYWHERE = ",".join(["/", *(f"{scheme}://" for scheme in OBJECT_SCHEMES)])
+"""The roots that allow all folders, and all buckets that the worker's credentials reach."""
 _GIB = 2**30
 
 
 class DeniedError(ValueError):
-    """A dataset may not be read by the operator's rules; says which."""
+    """The operator's rules forbid reading a dataset; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -20,39 +21,42 @@ class ReadPolicy:
     """An operator's rules.
 
     Attributes:
-        roots: Folders, and prefixes such as ``s3://bucket/people``, that datasets may lie in;
-            None: anywhere.
-        hosts: Hosts that may be asked although their addresses are not public, or without TLS.
-        most_bytes: The most that one source may take, as it comes and unpacked.
+        roots: Folders, and prefixes such as ``s3://bucket/people``, that datasets must be in; None
+            allows all.
+        hosts: Hosts that may have addresses that are not public, and may be used without TLS.
+        max_bytes: The maximum size of one dataset, as downloaded and unpacked.
     """
 
     roots: tuple[str, ...] | None = None
     hosts: frozenset[str] = frozenset()
-    most_bytes: int = 50 * _GIB
+    max_bytes: int = 50 * _GIB
 
     def narrowed(self, roots: Sequence[str]) -> "ReadPolicy":
-        """The rules for somebody who may read less: only what lies below ``roots``, too.
+        """Return the rules for a tenant, who may read only what is below other roots, too.
 
         Args:
-            roots: As those of the rules; an address opens its host, where the rules allow it.
+            roots: Folders and prefixes, as in ``roots``. An ``https://`` root allows its host, if
+                these rules do.
         """
         named = {urlsplit(root).netloc for root in roots if root.startswith(("https:", "http:"))}
-        kept = tuple(root for root in roots if self._allows(root))
-        return replace(self, roots=kept, hosts=self.hosts & named)
+        allowed = tuple(root for root in roots if self._allows(root))
+        return replace(self, roots=allowed, hosts=self.hosts & named)
 
     def _allows(self, root: str) -> bool:
-        check = self.check_cloud if "://" in root else lambda it: self.check_path(Path(it))
         try:
-            check(root)
+            if "://" in root:
+                self.check_url(root)
+            else:
+                self.check_path(Path(root))
         except DeniedError:
             return False
         return True
 
     def check_path(self, path: Path) -> None:
-        """Refuse a local path outside all roots, links followed.
+        """Refuse a local path outside all roots, with symbolic links resolved.
 
         Raises:
-            DeniedError: It is.
+            DeniedError: The path is outside.
         """
         if self.roots is None:
             return
@@ -60,14 +64,14 @@ class ReadPolicy:
         if not any(path.resolve().is_relative_to(folder) for folder in folders):
             raise DeniedError(f"{path} is in none of the folders of TRAINING_DATA_ROOTS")
 
-    def check_cloud(self, url: str) -> None:
-        """Refuse an object's URL outside all roots: a worker's credentials may reach further.
+    def check_url(self, url: str) -> None:
+        """Refuse a URL outside all roots, since a worker's credentials may reach further.
 
         Raises:
-            DeniedError: It is, or goes up by ``..``.
+            DeniedError: The URL is outside, or has a '..' in its path.
         """
         if ".." in urlsplit(url).path.split("/"):
-            raise DeniedError(f"{url} goes up by '..'")
+            raise DeniedError(f"{url} has a '..' in its path")
         if self.roots is None:
             return
         prefixes = [root.rstrip("/") + "/" for root in self.roots if "://" in root]

@@ -19,9 +19,9 @@ from tasks.data.download.downloads import Downloads
 from tasks.data.download.protocol import DownloadError
 from tasks.data.hub import fetch_hub
 from tasks.data.images import SUFFIXES
-from tasks.data.read_policy import CLOUD_SCHEMES, DeniedError, ReadPolicy
+from tasks.data.read_policy import OBJECT_SCHEMES, DeniedError, ReadPolicy
 from tasks.data.uploads import NoUploadError, StoredUploads, is_upload
-from tasks.dataset import MOST_CAPTION_BYTES, MOST_ITEMS
+from tasks.dataset import MAX_CAPTION_BYTES, MAX_ITEMS
 from tasks.errors import Problem
 from tasks.jobs.datasets import (
     ArchiveDatasetConfig,
@@ -31,10 +31,10 @@ from tasks.jobs.datasets import (
     ImageCaptionJsonlDatasetConfig,
     ImageDirDatasetConfig,
 )
-from tasks.urls import without_queries
+from tasks.urls import redact_urls
 
 # A JSONL file is read whole; a million rows with long captions stay below this.
-_MOST_JSONL_BYTES = 2**30
+_MAX_JSONL_BYTES = 2**30
 # Downloads at a time.
 _THREADS = 8
 
@@ -130,10 +130,10 @@ class Sources:
         raise TypeError(f"no source of this kind: {config}")
 
     def _folder(self, place: str, *, captions: bool) -> Listing:
-        listing = Listing(without_queries(place))
+        listing = Listing(redact_urls(place))
         if _is_cloud(place):
             prefix = place.rstrip("/")
-            names = [name for name in self._downloads.list_cloud(prefix) if _is_of_use(name)]
+            names = [name for name in self._downloads.list_objects(prefix) if _is_of_use(name)]
             found = self._fetched(prefix, names, listing)
             return _pairs(listing, found, captions=captions)
         if "://" in place:
@@ -142,8 +142,8 @@ class Sources:
         self._access.check_path(folder)
         names, not_unicode = _names_in(folder)
         for name in not_unicode:
-            shown = os.fsencode(name).decode("utf-8", "replace")
-            listing.problems.append(Problem(shown, "has a name that is not UTF-8", "rename it"))
+            readable = os.fsencode(name).decode("utf-8", "replace")
+            listing.problems.append(Problem(readable, "has a name that is not UTF-8", "rename it"))
         files = {}
         for name in names:
             try:
@@ -158,7 +158,7 @@ class Sources:
         self, config: ImageCaptionJsonlDatasetConfig, *, captions: bool, masks: bool
     ) -> Listing:
         place = config.jsonl_path
-        listing = Listing(without_queries(place))
+        listing = Listing(redact_urls(place))
         if "://" in place:
             path = self._downloads.fetch(place, on_progress=self._on_progress)
             rows = _Rows(
@@ -186,7 +186,7 @@ class Sources:
             path = Path(config.archive)
             self._access.check_path(path)
             _check_archive(path, config.sha256)
-        unpacked = unpack(path, self._new_folder(), most_bytes=self._access.most_bytes)
+        unpacked = unpack(path, self._new_folder(), max_bytes=self._access.max_bytes)
         listing.problems += unpacked.problems
         if config.jsonl is None:
             return _pairs(listing, unpacked.files, captions=captions)
@@ -206,7 +206,7 @@ class Sources:
         if config.hf_cache_dir is not None:
             self._access.check_path(Path(config.hf_cache_dir))
         found = fetch_hub(
-            config, self._new_folder(), captions=captions, most_bytes=self._access.most_bytes
+            config, self._new_folder(), captions=captions, max_bytes=self._access.max_bytes
         )
         listing = Listing(config.dataset_name, problems=found.problems, warnings=found.warnings)
         for name, path, caption in found.files:
@@ -219,7 +219,7 @@ class Sources:
 
         def fetch(name: str) -> Path | Problem:
             nonlocal came
-            if came > self._access.most_bytes:
+            if came > self._access.max_bytes:
                 return Problem(name, "is not fetched any more")
             try:
                 # An object's key is no URL: only an address of the web is quoted.
@@ -238,8 +238,8 @@ class Sources:
 
         with ThreadPoolExecutor(_THREADS) as pool:
             found = dict(zip(names, pool.map(fetch, names), strict=True))
-        if came > self._access.most_bytes:
-            raise _SourceError(f"holds over {self._access.most_bytes:,} bytes, the most")
+        if came > self._access.max_bytes:
+            raise _SourceError(f"holds over {self._access.max_bytes:,} bytes, the most")
         listing.problems += [it for it in found.values() if isinstance(it, Problem)]
         return {name: it for name, it in found.items() if isinstance(it, Path)}
 
@@ -278,7 +278,7 @@ class _Rows:
         numbered = list(_lines(path))
         self._count = len(numbered)
         self.found: list[_Row] = []
-        for number, line in numbered[:MOST_ITEMS]:
+        for number, line in numbered[:MAX_ITEMS]:
             where = f"{name} line {number}"
             try:
                 row = _row(line)
@@ -310,11 +310,11 @@ class _Rows:
 def _where(config: DatasetConfig) -> str:
     names = ("dataset_dir", "jsonl_path", "archive", "dataset_name")
     place = next(getattr(config, name) for name in names if hasattr(config, name))
-    return str(without_queries(place))
+    return str(redact_urls(place))
 
 
 def _is_cloud(place: str) -> bool:
-    return place.partition("://")[0] in CLOUD_SCHEMES and "://" in place
+    return place.partition("://")[0] in OBJECT_SCHEMES and "://" in place
 
 
 def _is_of_use(name: str) -> bool:
@@ -349,9 +349,9 @@ def _pairs(listing: Listing, files: Mapping[str, Path], *, captions: bool) -> Li
     """Images with the captions beside them."""
     images = [name for name in sorted(files) if PurePosixPath(name).suffix.lower() in SUFFIXES]
     if not captions:
-        listing.items = [Item(files[name], name, "") for name in images[:MOST_ITEMS]]
+        listing.items = [Item(files[name], name, "") for name in images[:MAX_ITEMS]]
         return _with_size_checked(listing, len(images))
-    for name in images[:MOST_ITEMS]:
+    for name in images[:MAX_ITEMS]:
         caption = str(PurePosixPath(name).with_suffix(".txt"))
         if caption not in files:
             remedy = f"write it into {PurePosixPath(caption).name}"
@@ -371,8 +371,8 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
         if not path.is_file():
             raise _SourceError("there is no such file on this worker")
-        if path.stat().st_size > _MOST_JSONL_BYTES:
-            raise _SourceError(f"is larger than {_MOST_JSONL_BYTES // 2**20} MiB")
+        if path.stat().st_size > _MAX_JSONL_BYTES:
+            raise _SourceError(f"is larger than {_MAX_JSONL_BYTES // 2**20} MiB")
         # Not splitlines(): captions may hold line separators that end no line of JSONL.
         lines = path.read_text("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -438,8 +438,8 @@ def _is_unicode(text: str) -> bool:
 
 def _caption_file(path: Path, name: str) -> str | Problem:
     try:
-        if path.stat().st_size > MOST_CAPTION_BYTES:
-            problem = f"is longer than {MOST_CAPTION_BYTES} bytes; captions are short"
+        if path.stat().st_size > MAX_CAPTION_BYTES:
+            problem = f"is longer than {MAX_CAPTION_BYTES} bytes; captions are short"
             return Problem(name, problem)
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -459,8 +459,8 @@ def _add(
         listing.problems.append(caption)
     elif not caption.strip():
         listing.problems.append(Problem(name, "has an empty caption", "say what the image shows"))
-    elif len(caption.encode()) > MOST_CAPTION_BYTES:
-        listing.problems.append(Problem(name, f"has a caption of over {MOST_CAPTION_BYTES} bytes"))
+    elif len(caption.encode()) > MAX_CAPTION_BYTES:
+        listing.problems.append(Problem(name, f"has a caption of over {MAX_CAPTION_BYTES} bytes"))
     else:
         listing.items.append(Item(path, name, caption.strip(), mask))
 
@@ -469,8 +469,8 @@ def _with_size_checked(listing: Listing, found: int) -> Listing:
     if not found:
         kinds = ", ".join(sorted(SUFFIXES))
         listing.problems.append(Problem(listing.location, f"holds no image ({kinds})"))
-    if found > MOST_ITEMS:
+    if found > MAX_ITEMS:
         listing.problems.append(
-            Problem(listing.location, f"holds {found:,} images; the most is {MOST_ITEMS:,}")
+            Problem(listing.location, f"holds {found:,} images; the most is {MAX_ITEMS:,}")
         )
     return listing

@@ -10,7 +10,7 @@ from typing import Any
 
 from tasks.buckets import Size, nearest_bucket
 from tasks.data.images import (
-    MOST_PIXELS,
+    MAX_PIXELS,
     SUFFIXES,
     ImageFacts,
     UnreadableImageError,
@@ -29,11 +29,11 @@ from tasks.errors import BaseModelFilesError, Problem
 from tasks.jobs.pipeline import PipelineConfig
 
 # No image that people train on is larger; reading one holds a worker's memory.
-MOST_FILE_BYTES = 512 * 2**20
+MAX_FILE_BYTES = 512 * 2**20
 # A crop that throws away more than half of an image loses what its caption speaks of.
-_MOST_CROPPED = 0.5
+_MAX_CROPPED = 0.5
 # Beyond it no model was trained on images that were not cut.
-_MOST_ASPECT = 3.0
+_MAX_ASPECT = 3.0
 _SUFFIXES_OF = {
     "JPEG": (".jpg", ".jpeg"),
     "PNG": (".png",),
@@ -165,8 +165,8 @@ class _Memory:
 
     def __init__(self) -> None:
         # Two: whoever holds a file's bytes waits for pixels, and never the other way round.
-        self.files = MemoryBudget(MOST_FILE_BYTES)
-        self.pixels = MemoryBudget(4 * MOST_PIXELS)
+        self.files = MemoryBudget(MAX_FILE_BYTES)
+        self.pixels = MemoryBudget(4 * MAX_PIXELS)
 
 
 def _check(item: Item, memory: _Memory) -> Problem | _Checked:
@@ -206,8 +206,8 @@ class _UnusableFileError(ValueError):
 
 def _size(path: Path) -> int:
     size = path.stat().st_size
-    if size > MOST_FILE_BYTES:
-        raise _UnusableFileError(f"is larger than {MOST_FILE_BYTES // 2**20} MiB")
+    if size > MAX_FILE_BYTES:
+        raise _UnusableFileError(f"is larger than {MAX_FILE_BYTES // 2**20} MiB")
     return size
 
 
@@ -251,11 +251,11 @@ def _size_warnings(sample: Sample, bucket: Size) -> Iterable[Problem]:
         yield Problem(sample.source, f"is {sample.size}, smaller than {bucket}; it is enlarged")
     kept = bucket.pixels / (sample.size.pixels * scale**2)
     aspect = max(sample.width / sample.height, sample.height / sample.width)
-    if kept < 1 - _MOST_CROPPED:
+    if kept < 1 - _MAX_CROPPED:
         problem = f"keeps {kept:.0%} of its {sample.size} when cut to {bucket}"
         yield Problem(sample.source, problem, "cut it yourself, or use aspect_ratio_buckets")
-    elif aspect > _MOST_ASPECT:
-        problem = f"is {sample.size}, more than {_MOST_ASPECT:.0f} times as long as wide"
+    elif aspect > _MAX_ASPECT:
+        problem = f"is {sample.size}, more than {_MAX_ASPECT:.0f} times as long as wide"
         yield Problem(sample.source, problem, "cut it to what its caption speaks of")
 
 

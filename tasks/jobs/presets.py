@@ -140,7 +140,7 @@ def get_flux_lora_config(
         "discrete_flow_shift": 3.0,
         "optimizer": {"optimizer_type": "AdamW", "learning_rate": learning_rate},
     }
-    config["data_loader"] = _loader("IMAGE_CAPTION_FLUX_DATA_LOADER", resolution, least_step=16)
+    config["data_loader"] = _loader("IMAGE_CAPTION_FLUX_DATA_LOADER", resolution, min_step=16)
     return joined(config, kwargs)
 
 
@@ -256,10 +256,10 @@ def _common(
     }
 
 
-def _loader(loader_type: str, resolution: int, least_step: int = 8) -> dict[str, Any]:
+def _loader(loader_type: str, resolution: int, min_step: int = 8) -> dict[str, Any]:
     sides = (resolution, resolution // 2, resolution * 2)
     steps = (step for step in (128, 64, 32, 16) if not any(side % step for side in sides))
-    step = next(steps, least_step)
+    step = next(steps, min_step)
     return {
         "type": loader_type,
         "resolution": resolution,

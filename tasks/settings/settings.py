@@ -57,7 +57,7 @@ class Settings(
         return ReadPolicy(
             roots=roots if roots or self.broker_url else None,
             hosts=frozenset(split_list(self.data_hosts)),
-            most_bytes=self.data_max_bytes,
+            max_bytes=self.data_max_bytes,
         )
 
 

@@ -10,7 +10,7 @@ from tasks.schemas.documents import Engine, GpuMemory, Manifest, Published
 from tasks.stages.stage_context import StageContext, StageResult
 from tasks.stages.train import checkpoints_of, memory_of, trained_of, validations_of
 from tasks.store import output_prefix
-from tasks.urls import without_queries
+from tasks.urls import redact_urls
 
 
 def publish(context: StageContext) -> StageResult:
@@ -75,7 +75,7 @@ def _manifest(context: StageContext, files: list[Artifact]) -> Manifest:
     engine = trained.model_dump(include={"device", "versions", "patches"}) if trained else {}
     return Manifest(
         job_id=record.id,
-        job=without_queries(record.job.model_dump(mode="json")),
+        job=redact_urls(record.job.model_dump(mode="json")),
         created_at=record.created_at,
         published_at=datetime.now(UTC),
         files=tuple(files),

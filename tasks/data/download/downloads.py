@@ -1,7 +1,7 @@
-"""Downloads of datasets, by HTTPS and from S3, GCS and Azure, kept on this machine.
+"""The download cache of this machine: dataset files from HTTPS, S3, GCS and Azure.
 
-A file is asked for again each time, but comes again only when it changed; one that was cut off is
-gone on with.
+Each fetch asks the server for the file, which is transferred again only if it changed. Interrupted
+downloads resume.
 """
 
 import fcntl
@@ -16,46 +16,46 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from tasks.data.download.https import Web
-from tasks.data.download.object_store import ask_cloud, check_cloud_url, list_names
+from tasks.data.download.https import HttpsClient
+from tasks.data.download.object_store import check_object_url, list_objects, request_object
 from tasks.data.download.protocol import (
     DownloadError,
     DownloadResponse,
     FileMeta,
     InterruptedDownloadError,
-    OtherPartError,
+    StalePartError,
 )
-from tasks.data.read_policy import CLOUD_SCHEMES, ReadPolicy
-from tasks.urls import scheme_of, shown
+from tasks.data.read_policy import OBJECT_SCHEMES, ReadPolicy
+from tasks.urls import redacted, scheme_of
 
 OnProgress = Callable[[int, int | None], None]
 
-# Seconds before each time that a broken download is gone on with.
-PAUSES = (0.5, 1.0, 2.0)
-_PIECE = 2**20
+PAUSES_S = (0.5, 1.0, 2.0)
+"""The pause before each retry of an interrupted download."""
+_PIECE_BYTES = 2**20
 
 
 class Downloads:
-    """The downloads that this machine keeps.
+    """Downloads files and keeps them in a folder.
 
-    Clouds are read with the worker's credentials, below the operator's roots only.
+    Object stores are read with the worker's credentials, below the operator's roots only.
 
-    Several threads and processes may use one folder; one that wants a file that another is
-    downloading waits for it. Files that are in use stay readable while they are open, but may be
-    removed from the folder by a later ``fetch`` of another file, those not used longest first.
+    Several threads and processes may use one folder; one that needs a file waits while another one
+    downloads it. A later ``fetch`` of another file may remove files from the folder, least recently
+    used first; a file that is open stays readable.
 
     Args:
-        folder: Where they are kept.
-        access: The operator's rules.
+        folder: The folder of the files.
+        policy: The operator's rules.
     """
 
-    def __init__(self, folder: Path, access: ReadPolicy) -> None:
+    def __init__(self, folder: Path, policy: ReadPolicy) -> None:
         self._folder = folder
-        self._access = access
-        self._web = Web(access.hosts)
-        weakref.finalize(self, self._web.close)
-        # How many bytes may come before the folder is looked through again.
-        self._bytes_to_look = 0
+        self._policy = policy
+        self._https = HttpsClient(policy.hosts)
+        weakref.finalize(self, self._https.close)
+        # The bytes that may still be added before the folder is measured again.
+        self._bytes_until_measured = 0
 
     def fetch(
         self,
@@ -64,69 +64,69 @@ class Downloads:
         sha256: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> Path:
-        """The file of a URL, downloaded unless the one that is kept is still the same.
+        """Return the file of a URL, downloaded unless the stored one is still the same.
 
         Args:
             url: ``https://``, ``s3://``, ``gs://`` or ``az://``; ``http://`` for allowed hosts.
-                An object's name is taken as it is: ``%20`` in it is no space.
-            sha256: The digest that it must have; a kept file that has it is not asked for again.
-            on_progress: Told the bytes that are here and, where known, those that it has.
+                An object's name is taken literally: ``%20`` in it is no space.
+            sha256: The digest that the file must have. A stored file that has it is not requested.
+            on_progress: Receives the bytes that are stored and the file's size, None if unknown.
 
         Raises:
-            DownloadError: It cannot be had.
-            DeniedError: It is in a cloud, outside the operator's roots.
+            DownloadError: The file cannot be downloaded or stored.
+            DeniedError: The URL is an object's, outside the operator's roots.
         """
         self._check(url)
-        told = on_progress or (lambda so_far, total: None)
-        wanted = None if sha256 is None else sha256.lower()
+        report = on_progress or (lambda so_far, size: None)
+        expected = None if sha256 is None else sha256.lower()
         try:
-            with self._entry(url) as entry:
-                kept = entry.load()
-                if wanted is None or kept is None or kept.sha256 != wanted:
-                    kept = self._renew(url, entry, told)
-                    if wanted not in (None, kept.sha256):
+            with self._locked_entry(url) as entry:
+                stored = entry.load()
+                if expected is None or stored is None or stored.sha256 != expected:
+                    stored = self._refresh(url, entry, report)
+                    if expected not in (None, stored.sha256):
                         entry.clear()
                         raise DownloadError(
-                            f"{shown(url)} has the SHA-256 {kept.sha256}, not {wanted}"
+                            f"{redacted(url)} has the SHA-256 {stored.sha256}, not {expected}"
                         )
                 size = entry.data.stat().st_size
-                told(size, size)
+                report(size, size)
                 entry.mark_used()
-                self._make_room(entry, size)
+                self._evict(entry, size)
                 return entry.data
         except OSError as error:
-            problem = error.strerror or type(error).__name__
+            reason = error.strerror or type(error).__name__
             raise DownloadError(
-                f"{shown(url)} cannot be kept in {self._folder}: {problem}"
+                f"{redacted(url)} cannot be stored in {self._folder}: {reason}"
             ) from error
 
-    def list_cloud(self, url: str) -> list[str]:
-        """The names of the objects below a prefix, relative to it, sorted.
+    def list_objects(self, url: str) -> list[str]:
+        """Return the names of the objects below a prefix, relative to it, sorted.
 
         Args:
             url: ``s3://bucket/prefix``, ``gs://...`` or ``az://...``.
 
         Raises:
-            DownloadError: They cannot be listed.
+            DownloadError: The objects cannot be listed.
             DeniedError: The prefix is outside the operator's roots.
         """
-        if scheme_of(url) not in CLOUD_SCHEMES:
-            raise DownloadError(f"{shown(url)} cannot be listed; s3://, gs:// and az:// can")
+        if scheme_of(url) not in OBJECT_SCHEMES:
+            raise DownloadError(f"{redacted(url)} cannot be listed; use s3://, gs:// or az://")
         url = url.rstrip("/")
         self._check(url)
-        return list_names(url)
+        return list_objects(url)
 
     def _check(self, url: str) -> None:
-        if scheme_of(url) in CLOUD_SCHEMES:
-            # Before the operator's rules, whose message shows the whole URL.
-            check_cloud_url(url)
-            self._access.check_cloud(url)
+        if scheme_of(url) in OBJECT_SCHEMES:
+            # Before the operator's rules, whose message has the whole URL.
+            check_object_url(url)
+            self._policy.check_url(url)
         else:
-            self._web.check(url)
+            self._https.check(url)
 
     @contextmanager
-    def _entry(self, url: str) -> Iterator["_Entry"]:
-        """The place of a URL's file, held against other processes and threads."""
+    def _locked_entry(self, url: str) -> Iterator["_Entry"]:
+        """Yield the entry of a URL, locked against other processes and threads."""
         self._folder.mkdir(parents=True, exist_ok=True)
         folder = self._folder / hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
         with _lock_path(folder).open("w") as lock:
@@ -134,81 +134,86 @@ class Downloads:
             folder.mkdir(exist_ok=True)
             yield _Entry(folder)
 
-    def _renew(self, url: str, entry: "_Entry", told: OnProgress) -> FileMeta:
-        """Make the entry what the URL has now."""
-        for pause in (*PAUSES, None):
+    def _refresh(self, url: str, entry: "_Entry", report: OnProgress) -> FileMeta:
+        """Bring an entry up to date with its URL, and retry if the download is interrupted."""
+        for pause_s in (*PAUSES_S, None):
             try:
-                return self._try_to_renew(url, entry, told)
+                return self._download(url, entry, report)
             except InterruptedDownloadError as error:
-                if isinstance(error, OtherPartError):
+                if isinstance(error, StalePartError):
                     entry.clear()
-                if pause is None:
+                if pause_s is None:
+                    attempts = len(PAUSES_S) + 1
                     raise DownloadError(
-                        f"{shown(url)} broke off {len(PAUSES) + 1} times: {error}", retryable=True
+                        f"{redacted(url)} was interrupted {attempts} times: {error}", retryable=True
                     ) from error
-                time.sleep(pause)
+                time.sleep(pause_s)
         raise AssertionError("the last pause is None")
 
-    def _try_to_renew(self, url: str, entry: "_Entry", told: OnProgress) -> FileMeta:
-        kept = entry.load()
-        ask = ask_cloud if scheme_of(url) in CLOUD_SCHEMES else self._web.ask
-        with ask(url, kept, entry.part_size(kept)) as answer:
-            if answer is None:
-                if kept is None or kept.sha256 is None:
-                    raise DownloadError(f"{shown(url)} is said to be unchanged, but never came")
-                return kept
-            self._check_size(url, answer.meta.size or 0, entry)
-            return self._write(url, answer, entry, told)
+    def _download(self, url: str, entry: "_Entry", report: OnProgress) -> FileMeta:
+        stored = entry.load()
+        is_object = scheme_of(url) in OBJECT_SCHEMES
+        request = request_object if is_object else self._https.request_file
+        with request(url, stored, entry.part_size(stored)) as response:
+            if response is None:
+                if stored is None or stored.sha256 is None:
+                    raise DownloadError(
+                        f"the server reports {redacted(url)} as unchanged, but it is not stored"
+                    )
+                return stored
+            self._check_size(url, response.meta.size or 0, entry)
+            return self._write(url, response, entry, report)
 
     def _write(
-        self, url: str, answer: DownloadResponse, entry: "_Entry", told: OnProgress
+        self, url: str, response: DownloadResponse, entry: "_Entry", report: OnProgress
     ) -> FileMeta:
-        size = answer.meta.size
-        if answer.offset == 0:
-            entry.begin(answer.meta)
-        so_far = last_told = answer.offset
-        told(so_far, size)
-        with entry.part.open("ab", buffering=_PIECE) as file:
-            for piece in answer.pieces:
+        size = response.meta.size
+        if response.offset == 0:
+            entry.begin(response.meta)
+        so_far = last_reported = response.offset
+        report(so_far, size)
+        with entry.part.open("ab", buffering=_PIECE_BYTES) as file:
+            for piece in response.pieces:
                 so_far += len(piece)
                 self._check_size(url, so_far, entry)
                 file.write(piece)
-                if so_far - last_told >= _PIECE:
-                    told(so_far, size)
-                    last_told = so_far
+                if so_far - last_reported >= _PIECE_BYTES:
+                    report(so_far, size)
+                    last_reported = so_far
         if size is not None and so_far < size:
-            raise InterruptedDownloadError(f"{so_far:,} of {size:,} bytes came")
+            raise InterruptedDownloadError(f"only {so_far:,} of {size:,} bytes arrived")
         if size is not None and so_far > size:
-            raise OtherPartError(f"{so_far:,} bytes came, not {size:,}")
-        return entry.finish(replace(answer.meta, size=so_far))
+            raise StalePartError(f"{so_far:,} bytes arrived, not {size:,}")
+        return entry.finish(replace(response.meta, size=so_far))
 
     def _check_size(self, url: str, size: int, entry: "_Entry") -> None:
-        if size > self._access.most_bytes:
+        if size > self._policy.max_bytes:
             entry.clear()
-            most = self._access.most_bytes
-            raise DownloadError(f"{shown(url)} is larger than {most:,} bytes, the most")
+            raise DownloadError(
+                f"{redacted(url)} is larger than {self._policy.max_bytes:,} bytes, the maximum"
+            )
 
-    def _make_room(self, newest: "_Entry", size: int) -> None:
-        """Remove what was not used longest, if the folder holds too much."""
-        self._bytes_to_look -= size
-        if self._bytes_to_look >= 0:
+    def _evict(self, newest: "_Entry", size: int) -> None:
+        """Remove the least recently used entries if the folder is too large."""
+        self._bytes_until_measured -= size
+        if self._bytes_until_measured >= 0:
             return
-        most = 2 * self._access.most_bytes
+        max_bytes = 2 * self._policy.max_bytes
         entries = [_Entry(path) for path in self._folder.iterdir() if path.is_dir()]
-        held = sum(entry.size() for entry in entries)
-        for entry in sorted(entries, key=_Entry.used):
-            if held <= most:
+        total = sum(entry.size() for entry in entries)
+        for entry in sorted(entries, key=_Entry.used_at):
+            if total <= max_bytes:
                 break
             if entry.folder != newest.folder:
-                held -= entry.remove()
-        # Looking through many small files for each is slow. An eighth of the room: other
-        # processes fill the folder too.
-        self._bytes_to_look = max(0, most - held) // 8
+                total -= entry.remove()
+        # Measuring a folder of many small files is slow, so it waits until an eighth of the free
+        # space is used: other processes fill the folder, too.
+        self._bytes_until_measured = max(0, max_bytes - total) // 8
 
 
 @dataclass(frozen=True)
 class _Entry:
-    """One file's place: ``data``, or ``part`` while it comes, and what is known of it."""
+    """The folder of one file: ``data``, or ``part`` during the download, and its metadata."""
 
     folder: Path
 
@@ -219,7 +224,7 @@ class _Entry:
 
     @property
     def part(self) -> Path:
-        """What came of it so far."""
+        """The bytes that arrived so far."""
         return self.folder / "part"
 
     @property
@@ -227,7 +232,7 @@ class _Entry:
         return self.folder / "meta.json"
 
     def load(self) -> FileMeta | None:
-        """What is known of the file: of ``data`` if it has a digest, else of ``part``."""
+        """Return the metadata of ``data`` if it has a digest, else of ``part``; None if absent."""
         try:
             meta = FileMeta(**json.loads(self._meta.read_text("utf-8")))
         except (FileNotFoundError, ValueError, TypeError):
@@ -237,18 +242,18 @@ class _Entry:
         return meta
 
     def part_size(self, meta: FileMeta | None) -> int:
-        """How much came that may be gone on with."""
+        """Return the size in bytes of a part that may be resumed."""
         if meta is None or meta.sha256 is not None or meta.strong_etag is None:
             return 0
         return _size(self.part) or 0
 
     def begin(self, meta: FileMeta) -> None:
-        """Make place for a new version."""
+        """Replace the entry by a new, empty version."""
         self.clear()
         self._save(meta)
 
     def finish(self, meta: FileMeta) -> FileMeta:
-        """Make the part the file."""
+        """Make the part the whole file, and return its metadata."""
         with self.part.open("rb") as file:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -258,27 +263,27 @@ class _Entry:
         return meta
 
     def clear(self) -> None:
-        """Keep nothing."""
+        """Remove all files of the entry."""
         for path in (self._meta, self.part, self.data):
             path.unlink(missing_ok=True)
 
     def mark_used(self) -> None:
-        """Let it be removed after those that were used before."""
+        """Make the entry the most recently used."""
         os.utime(self.folder)
 
-    def used(self) -> float:
-        """When it was used last."""
+    def used_at(self) -> float:
+        """Return the time of the last use, in seconds since the epoch."""
         try:
             return self.folder.stat().st_mtime
         except FileNotFoundError:
             return 0.0
 
     def size(self) -> int:
-        """The bytes it takes."""
+        """Return the entry's size in bytes."""
         return (_size(self.data) or 0) + (_size(self.part) or 0)
 
     def remove(self) -> int:
-        """Remove it, unless someone is at it; the bytes that this freed."""
+        """Remove the entry unless it is locked, and return the freed bytes."""
         with _lock_path(self.folder).open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -295,7 +300,7 @@ class _Entry:
 
 
 def _lock_path(folder: Path) -> Path:
-    # Beside the entry, and never removed: a removed lock could be held twice.
+    # Beside the entry, and never removed: two processes could hold a lock that was removed.
     return folder.with_suffix(".lock")
 
 

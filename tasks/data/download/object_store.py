@@ -1,4 +1,4 @@
-"""Objects of S3, GCS and Azure, with the worker's credentials."""
+"""Downloads of objects from S3, GCS and Azure, with the worker's credentials."""
 
 import re
 from collections.abc import Iterator
@@ -20,135 +20,139 @@ from tasks.data.download.protocol import (
     DownloadResponse,
     FileMeta,
     InterruptedDownloadError,
-    OtherPartError,
-    is_same,
+    StalePartError,
+    is_same_version,
 )
-from tasks.data.read_policy import CLOUD_SCHEMES
-from tasks.dataset import MOST_ITEMS
-from tasks.urls import shown
+from tasks.data.read_policy import OBJECT_SCHEMES
+from tasks.dataset import MAX_ITEMS
+from tasks.urls import redacted
 
 if TYPE_CHECKING:
     from obstore import GetOptions, ObjectMeta
     from obstore.store import ObjectStore
 
 # An image, its caption and its mask, for each item.
-MOST_NAMES = 3 * MOST_ITEMS
-_PIECE = 2**20
-_CLOUD_REQUEST = 8 * 2**20
+MAX_NAMES = 3 * MAX_ITEMS
+_PIECE_BYTES = 2**20
+_CHANGED = "the object changed during the download"
+# Small enough to arrive within obstore's timeout of 30 s on a slow line.
+_REQUEST_BYTES = 8 * 2**20
 
 
-def check_cloud_url(url: str) -> None:
-    """Refuse what names no object or prefix.
-
-    Raises:
-        DownloadError: It does not.
-    """
-    _cloud_parts(url)
-
-
-def list_names(url: str) -> list[str]:
-    """The names of the objects below a prefix, relative to it, sorted.
+def check_object_url(url: str) -> None:
+    """Refuse a URL that names no object or prefix.
 
     Raises:
-        DownloadError: They cannot be listed.
+        DownloadError: The URL is malformed.
     """
-    bucket, prefix = _cloud_parts(url)
+    _split_url(url)
+
+
+def list_objects(url: str) -> list[str]:
+    """Return the names of the objects below a prefix, relative to it, sorted.
+
+    Raises:
+        DownloadError: The objects cannot be listed, or are too many.
+    """
+    bucket, prefix = _split_url(url)
     names: list[str] = []
     try:
-        with _cloud_errors(url):
+        with _typed_errors(url):
             for batch in obstore.list(_open_bucket(bucket), prefix or None):
                 names += [meta["path"][len(prefix) :].lstrip("/") for meta in batch]
-                if len(names) > MOST_NAMES:
-                    raise DownloadError(f"{shown(url)} holds over {MOST_NAMES:,} objects")
+                if len(names) > MAX_NAMES:
+                    raise DownloadError(f"{redacted(url)} has over {MAX_NAMES:,} objects")
     except InterruptedDownloadError as error:
-        raise DownloadError(f"{shown(url)} cannot be listed: {error}") from error
+        raise DownloadError(f"{redacted(url)} cannot be listed: {error}") from error
     return sorted(names)
 
 
 @contextmanager
-def ask_cloud(url: str, kept: FileMeta | None, offset: int) -> Iterator[DownloadResponse | None]:
-    """The object from an offset on where its version is the kept one; None: it is unchanged."""
-    bucket, key = _cloud_parts(url)
-    with _cloud_errors(url):
+def request_object(
+    url: str, stored: FileMeta | None, offset: int
+) -> Iterator[DownloadResponse | None]:
+    """Request an object, or what is missing of it; see ``HttpsClient.request_file``."""
+    bucket, key = _split_url(url)
+    with _typed_errors(url):
         store = _open_bucket(bucket)
-        meta = _cloud_meta(obstore.head(store, key))
-        unchanged = kept is not None and is_same(kept, meta)
-        if unchanged and kept is not None and kept.sha256 is not None:
+        meta = _meta_of(obstore.head(store, key))
+        unchanged = stored is not None and is_same_version(stored, meta)
+        if unchanged and stored is not None and stored.sha256 is not None:
             yield None
             return
         start = offset if unchanged and offset < (meta.size or 0) else 0
-        yield DownloadResponse(meta, start, _cloud_pieces(store, key, meta, start))
+        yield DownloadResponse(meta, start, _pieces(store, key, meta, start))
 
 
-def _cloud_parts(url: str) -> tuple[str, str]:
-    """A cloud URL's bucket, as a URL, and the object's name in it, both as they are spelled.
+def _split_url(url: str) -> tuple[str, str]:
+    """Return the URL of an object's bucket, and the object's name, both as they are spelled.
 
     Raises:
-        DownloadError: It is no such URL.
+        DownloadError: The URL is malformed.
     """
     scheme, _, rest = url.partition("://")
     bucket, _, key = rest.partition("/")
-    # Never shown in messages: what would be taken for a query may be a signature.
+    # An object's name may have a '?', but in a URL it more likely begins a signature.
     if "?" in url:
-        raise DownloadError(f"{shown(url)} has a '?', which a name in a cloud may not have here")
-    if scheme not in CLOUD_SCHEMES or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
-        raise DownloadError(f"{shown(url)} names no bucket; it has the form s3://bucket/name")
+        raise DownloadError(f"{redacted(url)} has a '?', which an object's name must not have here")
+    if scheme not in OBJECT_SCHEMES or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
+        raise DownloadError(f"{redacted(url)} has no bucket; the form is s3://bucket/name")
     if not key.isprintable() or (key and not {"", ".", ".."}.isdisjoint(key.split("/"))):
-        raise DownloadError(f"{shown(url)} has an empty name, '.' or '..' between its slashes")
+        raise DownloadError(f"{redacted(url)} has an empty name, '.' or '..' between its slashes")
     return f"{scheme}://{bucket}", key
 
 
 def _open_bucket(url: str) -> "ObjectStore":
     try:
-        # No client options: with any of them obstore ignores those of the environment, such as
+        # Without client options: given any, obstore ignores those of the environment, such as
         # AWS_ALLOW_HTTP and AWS_PROXY_URL.
         return from_url(url, retry_config={"max_retries": 2})
     except (BaseError, ValueError) as error:
         raise DownloadError(f"{url} cannot be opened: {_first_line(error)}") from error
 
 
-def _cloud_meta(found: "ObjectMeta") -> FileMeta:
-    return FileMeta(found["e_tag"], found["last_modified"].isoformat(), found["size"])
+def _meta_of(meta: "ObjectMeta") -> FileMeta:
+    return FileMeta(meta["e_tag"], meta["last_modified"].isoformat(), meta["size"])
 
 
-def _cloud_pieces(store: "ObjectStore", key: str, meta: FileMeta, start: int) -> Iterator[bytes]:
-    """An object's bytes from an offset on.
+def _pieces(store: "ObjectStore", key: str, meta: FileMeta, start: int) -> Iterator[bytes]:
+    """Yield an object's bytes from an offset on.
 
-    By several requests: obstore's timeout, of 30 s unless the environment sets one, is for the
-    whole of each.
+    It sends several requests, because obstore's timeout (30 s, unless the environment sets one)
+    applies to each request as a whole.
     """
     size = meta.size or 0
-    for first in range(start, size, _CLOUD_REQUEST):
-        end = min(first + _CLOUD_REQUEST, size)
+    for first in range(start, size, _REQUEST_BYTES):
+        end = min(first + _REQUEST_BYTES, size)
         options: GetOptions = {"range": (first, end)}
         if meta.strong_etag is not None:
             options["if_match"] = meta.strong_etag
         result = obstore.get(store, key, options=options)
-        if result.range != (first, end) or not is_same(meta, _cloud_meta(result.meta)):
-            raise OtherPartError("it changed meanwhile")
-        for piece in result.stream(min_chunk_size=_PIECE):
+        if result.range != (first, end) or not is_same_version(meta, _meta_of(result.meta)):
+            raise StalePartError(_CHANGED)
+        for piece in result.stream(min_chunk_size=_PIECE_BYTES):
             yield bytes(piece)
 
 
 @contextmanager
-def _cloud_errors(url: str) -> Iterator[None]:
-    """What obstore raises, as what it means here."""
+def _typed_errors(url: str) -> Iterator[None]:
+    """Turn obstore's errors into those of a download."""
     try:
         yield
     except FileNotFoundError as error:
-        if error.errno is not None:  # this machine's disk
+        if error.errno is not None:  # of this machine's disk
             raise
-        raise DownloadError(f"there is no {shown(url)}") from error
+        raise DownloadError(f"there is no {redacted(url)}") from error
     except (PermissionDeniedError, UnauthenticatedError) as error:
-        raise DownloadError(f"this worker's credentials may not read {shown(url)}") from error
+        raise DownloadError(f"this worker's credentials may not read {redacted(url)}") from error
     except PreconditionError as error:
-        raise OtherPartError("it changed meanwhile") from error
+        raise StalePartError(_CHANGED) from error
     except GenericError as error:
         raise InterruptedDownloadError(_first_line(error)) from error
     except BaseError as error:
-        raise DownloadError(f"{shown(url)} cannot be read: {_first_line(error)}") from error
+        raise DownloadError(f"{redacted(url)} cannot be read: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
-    """What of obstore's errors is for people: no dumps, and no queries, which may be signed."""
+    """Return an obstore error's first line, without queries, which may hold signatures."""
     return re.sub(r"\?[^\s\"')]+", "", str(error).partition("\n")[0])

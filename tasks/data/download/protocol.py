@@ -1,4 +1,4 @@
-"""What downloads from the web and from clouds have in common: versions of files, and errors."""
+"""What downloads over HTTPS and from object stores share: file metadata, responses and errors."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,39 +7,39 @@ from tasks.errors import Problem
 
 
 class DownloadError(Exception):
-    """A download that failed: what was wrong with which URL, without what is secret in it.
+    """A download failed. The message names the URL without its secret parts.
 
     Args:
-        message: What was wrong.
-        passing: It may succeed after a while.
+        message: What went wrong.
+        retryable: Whether the same download may succeed later.
     """
 
     def __init__(self, message: str, *, retryable: bool = False) -> None:
         super().__init__(message)
         self.retryable = retryable
 
-    def problem(self, where: str) -> Problem:
-        """The same for a report."""
-        return Problem(where, str(self), retryable=self.retryable)
+    def problem(self, location: str) -> Problem:
+        """Return the error as a problem of a report."""
+        return Problem(location, str(self), retryable=self.retryable)
 
 
 class InterruptedDownloadError(Exception):
-    """The download may be gone on with."""
+    """The download was interrupted and may resume."""
 
 
-class OtherPartError(InterruptedDownloadError):
-    """What came so far and what comes now are not of one file."""
+class StalePartError(InterruptedDownloadError):
+    """The stored part and the server's response are of different versions of the file."""
 
 
 @dataclass(frozen=True)
 class FileMeta:
-    """What is known of a file.
+    """Metadata of one version of a file.
 
     Attributes:
-        etag: Its ETag, as the server spells it.
-        last_modified: Its Last-Modified, as the server spells it.
-        size: Its bytes, where the server said so.
-        sha256: Its digest, once it is here as a whole.
+        etag: The ETag, as the server spells it.
+        last_modified: The Last-Modified, as the server spells it.
+        size: The size in bytes, if the server reports it.
+        sha256: The digest in hex; None until the whole file is stored.
     """
 
     etag: str | None
@@ -49,21 +49,21 @@ class FileMeta:
 
     @property
     def strong_etag(self) -> str | None:
-        """The ETag, if the same one means the same bytes."""
+        """The ETag, if it is strong: an equal one means equal bytes."""
         return None if self.etag is None or self.etag.startswith("W/") else self.etag
 
 
 @dataclass(frozen=True)
 class DownloadResponse:
-    """What a server sends: the file's pieces from an offset on."""
+    """A server's response: the bytes of a file from an offset on, in pieces."""
 
     meta: FileMeta
     offset: int
     pieces: Iterable[bytes]
 
 
-def is_same(one: FileMeta, other: FileMeta) -> bool:
-    """Whether two answers are about one version of a file."""
+def is_same_version(one: FileMeta, other: FileMeta) -> bool:
+    """Return whether two responses are of one version of a file."""
     if one.etag is not None or other.etag is not None:
         return one.etag == other.etag
     return (one.last_modified, one.size) == (other.last_modified, other.size)

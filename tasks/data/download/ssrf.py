@@ -1,7 +1,7 @@
-"""Which addresses a download may connect to: public ones, and hosts that the operator allows.
+"""Protection against server-side request forgery: downloads connect to public addresses only.
 
-A URL of a job must not reach what only this machine reaches: its own services, its network's, or
-a cloud's metadata service with the machine's credentials.
+A job's URL must not reach what only the worker's machine can reach: its own services, its network,
+or a cloud's metadata service with the machine's credentials. The operator may allow single hosts.
 """
 
 import socket
@@ -11,19 +11,19 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 import httpcore2
 
 _NAT64 = IPv6Network("64:ff9b::/96")
-# Public by their number, but only machines of Azure and of Oracle's cloud reach them.
+# Public by number, but reachable only from machines of Azure and of Oracle's cloud.
 _METADATA = frozenset({IPv4Address("168.63.129.16"), IPv4Address("192.0.0.192")})
 
 
 class AddressError(ValueError):
-    """A host may not be connected to; says which, and at which address."""
+    """A host must not be connected to; the message names the host and its address."""
 
 
 class SsrfGuard(httpcore2.NetworkBackend):
-    """Connects to hosts all of whose addresses are public, and to those that are allowed.
+    """Connects to allowed hosts, and to hosts whose addresses are all public.
 
-    A host is resolved once, and the address that was checked is connected to, so that a second
-    DNS answer cannot differ from it. TLS still asks for the host's name: httpcore takes that from
+    It resolves a host once and connects to the address that it checked, so that a second DNS answer
+    cannot differ (DNS rebinding). TLS still verifies the host's name, which httpcore2 takes from
     the URL.
 
     Args:
@@ -42,11 +42,11 @@ class SsrfGuard(httpcore2.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
     ) -> httpcore2.NetworkStream:
-        """Connect to a host, at the first of its addresses that answers.
+        """Connect to the first of a host's addresses that accepts.
 
         Raises:
-            AddressError: One of its addresses is not public.
-            httpcore2.ConnectError: It has no address, or none that answers.
+            AddressError: One of the addresses is not public.
+            httpcore2.ConnectError: The host has no address, or none that accepts.
         """
         is_free = is_allowed(host, port, self._hosts)
         addresses = [host] if is_free else _public_addresses(host, port)
@@ -63,7 +63,7 @@ class SsrfGuard(httpcore2.NetworkBackend):
 
 
 def is_allowed(host: str, port: int, hosts: frozenset[str]) -> bool:
-    """Whether the operator allows a host, by its name or by its name and port."""
+    """Return whether the operator allows a host, by name or by name and port."""
     name = host.lower()
     bracketed = f"[{name}]" if ":" in name else name
     allowed = {entry.lower() for entry in hosts}
@@ -71,12 +71,12 @@ def is_allowed(host: str, port: int, hosts: frozenset[str]) -> bool:
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether an address, and the IPv4 address it stands for, is one of the public internet."""
-    if isinstance(address, IPv6Address) and (inner := _inner(address)):
-        return all(is_public(each) for each in inner)
+    """Return whether an address, and any IPv4 address embedded in it, is on the public internet."""
+    if isinstance(address, IPv6Address) and (embedded := _embedded_addresses(address)):
+        return all(is_public(each) for each in embedded)
     if isinstance(address, IPv6Address) and address.is_site_local:
         return False
-    # Each is asked for: what is_global means differs between versions of Python.
+    # All are checked, because the meaning of is_global differs between versions of Python.
     return address.is_global and not (
         address.is_private
         or address.is_loopback
@@ -88,8 +88,8 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
     )
 
 
-def _inner(address: IPv6Address) -> tuple[IPv4Address, ...]:
-    """The IPv4 addresses that an IPv6 address is translated or tunnelled to."""
+def _embedded_addresses(address: IPv6Address) -> tuple[IPv4Address, ...]:
+    """Return the IPv4 addresses that an IPv6 address is translated or tunneled to."""
     if address.ipv4_mapped is not None:
         return (address.ipv4_mapped,)
     if address.sixtofour is not None:
@@ -105,7 +105,7 @@ def _public_addresses(host: str, port: int) -> list[str]:
     try:
         answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no name of a host"
+        reason = error.strerror if isinstance(error, OSError) else "it is not a valid host name"
         raise httpcore2.ConnectError(f"{host} cannot be resolved: {reason}") from error
     addresses = list(dict.fromkeys(str(answer[4][0]) for answer in answers))
     for address in addresses:

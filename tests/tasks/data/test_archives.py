@@ -114,10 +114,10 @@ class Place:
         self.archive = top / "data.bin"
         (top / "secret.png").write_bytes(b"secret")
 
-    def unpack(self, data: bytes, most_bytes: int = MOST) -> Unpacked:
+    def unpack(self, data: bytes, max_bytes: int = MOST) -> Unpacked:
         """Unpack, and prove that the folder holds what was told, and nothing else was touched."""
         self.archive.write_bytes(data)
-        found = unpack(self.archive, self.folder, most_bytes=most_bytes)
+        found = unpack(self.archive, self.folder, max_bytes=max_bytes)
         assert {path.name for path in self.top.iterdir()} == {
             "data.bin",
             "secret.png",
@@ -360,7 +360,7 @@ def test_a_bad_member_is_told_and_the_others_still_unpacked(
 def test_a_member_of_a_tar_that_is_too_large_is_told_unread(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archives, "MOST_MEMBER_BYTES", 2**20)
+    monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 2**20)
     found = place.unpack(tarred(member("a.png", bytes(2**20 + 1)), member("ok.png")))
     assert told(found) == ["a.png: has over 1 MiB; no image needs as much"]
     assert list(found.files) == ["ok.png"]
@@ -467,7 +467,7 @@ def test_the_faults_before_the_last_one_are_told_too(place: Place) -> None:
 def test_too_many_members_are_refused_a_zips_before_they_are_listed(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(archives, "MOST_ENTRIES", 2)
+    monkeypatch.setattr(archives, "MAX_ENTRIES", 2)
     assert len(place.unpack(TWO_ZIPPED).files) == 2
     for path in place.folder.iterdir():
         path.unlink()
@@ -485,7 +485,7 @@ def test_too_many_members_are_refused_a_zips_before_they_are_listed(
 
 ZEROS = bytes(16 * 2**20)
 ZEROS_TARRED = gzip.compress(tarred(member("a.png"), member("b.png", ZEROS)), 1)
-OVER_MOST = "data.bin: unpacks to over 10,485,760 bytes, the most that is allowed here"
+OVER_MAX = "data.bin: unpacks to over 10,485,760 bytes, the most that is allowed here"
 BOMBS = {
     "zip": zipped(("a.png", IMAGE), ("b.png", ZEROS)),
     "zip of many": zipped(("a.png", IMAGE), *((f"{n}.png", ZEROS[: 2**20]) for n in range(11))),
@@ -522,7 +522,7 @@ def test_a_bomb_is_stopped_early_in_little_memory(
 
     monkeypatch.setattr(Path, "unlink", measure)
     found, memory = in_memory(lambda: place.unpack(data))
-    assert (found.files, told(found)) == ({}, [OVER_MOST])
+    assert (found.files, told(found)) == ({}, [OVER_MAX])
     assert written <= MOST
     # Some four chunks of 256 KiB, whatever is claimed.
     assert memory < 4 * 2**20
@@ -537,23 +537,23 @@ def test_what_grows_more_than_images_do_is_a_bomb_even_where_there_is_room(
     )
     monkeypatch.setattr(archives, "SMALL_BYTES", 2**20)
     for data in (BOMBS["zip"], ZEROS_TARRED):
-        assert told(place.unpack(data, most_bytes=2**40)) == [problem]
+        assert told(place.unpack(data, max_bytes=2**40)) == [problem]
     # Small ones may grow as they like.
-    found = place.unpack(zipped(("a.txt", bytes(2**20))), most_bytes=2**40)
+    found = place.unpack(zipped(("a.txt", bytes(2**20))), max_bytes=2**40)
     assert found.problems == []
 
 
 def test_just_as_much_as_is_allowed_may_be_unpacked(place: Place) -> None:
-    assert place.unpack(TWO_ZIPPED, most_bytes=6000).problems == []
+    assert place.unpack(TWO_ZIPPED, max_bytes=6000).problems == []
     for path in place.folder.iterdir():
         path.unlink()
-    assert place.unpack(TWO_ZIPPED, most_bytes=5999).files == {}
+    assert place.unpack(TWO_ZIPPED, max_bytes=5999).files == {}
 
 
 def test_the_headers_of_a_tars_members_are_not_kept(place: Place) -> None:
     comment = b"65000 comment=".ljust(65000 - 1, b"x") + b"\n"
     data = (pax(comment) + header("a.md", 0, b"0")) * 1000 + bytes(1024)
-    found, memory = in_memory(lambda: place.unpack(data, most_bytes=2**30))
+    found, memory = in_memory(lambda: place.unpack(data, max_bytes=2**30))
     assert (found.files, found.unused, found.problems) == ({}, 1000, [])
     assert memory < 4 * 2**20
 
@@ -562,18 +562,18 @@ def test_an_archive_that_cannot_be_opened_or_written_is_no_fault_of_its_sender(
     place: Place,
 ) -> None:
     with pytest.raises(FileNotFoundError):
-        unpack(place.top / "none.zip", place.folder, most_bytes=MOST)
+        unpack(place.top / "none.zip", place.folder, max_bytes=MOST)
     place.folder.mkdir(exist_ok=True)
     (place.folder / "00000001.png").symlink_to(place.top / "secret.png")
     place.archive.write_bytes(TWO_ZIPPED)
     with pytest.raises(FileExistsError):
-        unpack(place.archive, place.folder, most_bytes=MOST)
+        unpack(place.archive, place.folder, max_bytes=MOST)
     assert (place.top / "secret.png").read_bytes() == b"secret"
 
 
 def check_any(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as top:
-        found = Place(Path(top)).unpack(data, most_bytes=2**20)
+        found = Place(Path(top)).unpack(data, max_bytes=2**20)
     assert len(found.problems) <= MAX_PROBLEMS + 2
     for problem in found.problems:
         str(problem).encode()

@@ -37,7 +37,7 @@ def checked(path: Path) -> Report:
             file.with_suffix(".txt").write_text("a caption", "utf-8")
             dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(file.parent)}
         config = parse_job(with_values(data_loader__dataset=dataset)).training
-        sources = Sources(ReadPolicy(most_bytes=MOST), folder / "downloads", folder / "scratch")
+        sources = Sources(ReadPolicy(max_bytes=MOST), folder / "downloads", folder / "scratch")
         report = check_dataset(config, sources, limits=lambda _: [])
         outside = {it.name for it in folder.iterdir()} - {"set", "downloads", "scratch"}
         assert outside == set()

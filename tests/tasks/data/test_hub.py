@@ -49,7 +49,7 @@ def fetched(
     folder: Path,
     *,
     captions: bool = True,
-    most_bytes: int = 2**20,
+    max_bytes: int = 2**20,
     **values: Any,
 ) -> HubRows:
     # Made without its checks: the job model refuses such datasets as long as none reads them.
@@ -57,7 +57,7 @@ def fetched(
         **{"dataset_name": NAME, "hf_cache_dir": str(folder.parent / "cache"), **values}
     )
     api = hub.api if isinstance(hub, Hub) else hub
-    return fetch_hub(config, folder, captions=captions, most_bytes=most_bytes, hub=api)
+    return fetch_hub(config, folder, captions=captions, max_bytes=max_bytes, hub=api)
 
 
 def captions_of(rows: HubRows) -> list[str | None]:
@@ -230,10 +230,10 @@ def test_a_damaged_file_is_told_by_its_name(hub: Hub, folder: Path, damage: str)
 def test_more_bytes_than_allowed_are_not_downloaded(hub: Hub, folder: Path) -> None:
     file = one("a")
     hub.holds(main={"train-0.parquet": file, "train-1.parquet": file})
-    [problem] = problems_of(fetched(hub, folder, most_bytes=2 * len(file) - 1))
+    [problem] = problems_of(fetched(hub, folder, max_bytes=2 * len(file) - 1))
     assert f"{NAME} takes {2 * len(file):,} bytes; the most is {2 * len(file) - 1:,}" in problem
     assert hub.downloads() == []
-    assert len(fetched(hub, folder, most_bytes=2 * len(file)).files) == 2
+    assert len(fetched(hub, folder, max_bytes=2 * len(file)).files) == 2
 
 
 def test_no_more_bytes_than_allowed_are_written(hub: Hub, folder: Path) -> None:
@@ -241,7 +241,7 @@ def test_no_more_bytes_than_allowed_are_written(hub: Hub, folder: Path) -> None:
     file = parquet(images, ["a"] * 10)
     assert len(file) < 25_000
     hub.holds(converted={"default/train/0000.parquet": file})
-    rows = fetched(hub, folder, most_bytes=25_000)
+    rows = fetched(hub, folder, max_bytes=25_000)
     assert "take over 25,000 bytes" in problems_of(rows)[0]
     assert sum(path.stat().st_size for path in folder.iterdir()) == 20_000
 
@@ -249,7 +249,7 @@ def test_no_more_bytes_than_allowed_are_written(hub: Hub, folder: Path) -> None:
 def test_no_more_rows_than_allowed_are_read(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_module, "MOST_ITEMS", 2)
+    monkeypatch.setattr(hub_module, "MAX_ITEMS", 2)
     images = [{"bytes": b"image", "path": "cat.png"}] * 3
     hub.holds(converted={"default/train/0000.parquet": parquet(images, ["a"] * 3)})
     rows = fetched(hub, folder)

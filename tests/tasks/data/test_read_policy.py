@@ -7,7 +7,7 @@ from tasks.data.read_policy import ANYWHERE, DeniedError, ReadPolicy
 
 def test_without_roots_everything_may_be_read(tmp_path: Path) -> None:
     ReadPolicy().check_path(tmp_path)
-    ReadPolicy().check_cloud("s3://any/thing")
+    ReadPolicy().check_url("s3://any/thing")
 
 
 def test_a_path_is_judged_by_where_it_leads(tmp_path: Path) -> None:
@@ -37,10 +37,10 @@ def test_a_path_is_judged_by_where_it_leads(tmp_path: Path) -> None:
 def test_an_object_must_lie_below_a_prefix(url: str, may: bool) -> None:
     access = ReadPolicy(roots=("/images", "s3://bucket/people/"))
     if may:
-        access.check_cloud(url)
+        access.check_url(url)
     else:
         with pytest.raises(DeniedError):
-            access.check_cloud(url)
+            access.check_url(url)
 
 
 def test_no_roots_at_all_is_nowhere_and_there_is_a_word_for_anywhere(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_no_roots_at_all_is_nowhere_and_there_is_a_word_for_anywhere(tmp_path: P
     anywhere = ReadPolicy(roots=tuple(ANYWHERE.split(",")))
     anywhere.check_path(tmp_path)
     for url in ("s3://any/thing", "gs://any/thing", "az://any/thing"):
-        anywhere.check_cloud(url)
+        anywhere.check_url(url)
 
 
 def test_somebody_who_may_read_less_reads_what_both_rules_allow(tmp_path: Path) -> None:
@@ -58,19 +58,19 @@ def test_somebody_who_may_read_less_reads_what_both_rules_allow(tmp_path: Path) 
     access = ReadPolicy(
         roots=(f"{tmp_path}/all", "s3://bucket/people"),
         hosts=frozenset({"intern.example", "other.example:8443"}),
-        most_bytes=7,
+        max_bytes=7,
     )
     roots = (f"{tmp_path}/all/open", f"{tmp_path}/other", "s3://bucket/people/a", "s3://more")
     less = access.narrowed((*roots, "https://other.example:8443/x"))
     less.check_path(tmp_path / "all" / "open" / "a.png")
-    less.check_cloud("s3://bucket/people/a/1.png")
+    less.check_url("s3://bucket/people/a/1.png")
     for name in ("all/shut/a.png", "other/a.png"):
         with pytest.raises(DeniedError):
             less.check_path(tmp_path / name)
     for url in ("s3://bucket/people/b", "s3://more/x"):
         with pytest.raises(DeniedError):
-            less.check_cloud(url)
-    assert (less.hosts, less.most_bytes) == (frozenset({"other.example:8443"}), 7)
+            less.check_url(url)
+    assert (less.hosts, less.max_bytes) == (frozenset({"other.example:8443"}), 7)
 
 
 def test_who_may_read_nothing_reads_nothing(tmp_path: Path) -> None:
@@ -79,4 +79,4 @@ def test_who_may_read_nothing_reads_nothing(tmp_path: Path) -> None:
     with pytest.raises(DeniedError):
         less.check_path(tmp_path)
     with pytest.raises(DeniedError):
-        less.check_cloud("s3://any/thing")
+        less.check_url("s3://any/thing")

@@ -22,7 +22,7 @@ from tasks.data.validation import Report, check_dataset
 from tasks.dataset import dataset_of
 from tasks.jobs.datasets import ImageCaptionDatasetConfig
 from tasks.jobs.job import parse_job
-from tasks.urls import without_queries
+from tasks.urls import redact_urls
 from tests.tasks.data.hub_site import Hub
 from tests.tasks.data.site import Served, Site
 from tests.tasks.jobs.test_flux_lora import with_values
@@ -152,7 +152,7 @@ def test_a_folder_larger_than_may_be_is_told(tmp_path: Path, bucket: Site, diges
     for name, data in files(captions=True).items():
         bucket.files[f"/bucket/some/{name}"] = Served(data)
     most = max(map(len, IMAGES.values())) + 1000
-    sources = Sources(ReadPolicy(most_bytes=most), tmp_path / "kept", tmp_path / "scratch")
+    sources = Sources(ReadPolicy(max_bytes=most), tmp_path / "kept", tmp_path / "scratch")
     dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "s3://bucket/some"}
     config = parse_job(with_values(data_loader__dataset=dataset)).training
     [problem] = check_dataset(config, sources, limits=lambda _: []).problems
@@ -240,7 +240,7 @@ def test_no_signature_of_an_address_is_told(site: Site, check: Callable[..., Rep
         assert report.problems
         assert "s3cret" not in json.dumps(report.document())
     job = {"archive": site.url("/a.zip") + signed, "names": ["a?b", "https://u:p@h/x"], "n": 3}
-    assert without_queries(job) == {
+    assert redact_urls(job) == {
         "archive": site.url("/a.zip"),
         "names": ["a?b", "https://h/x"],
         "n": 3,

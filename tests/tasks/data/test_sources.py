@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tasks.data.sources import Listing
-from tasks.dataset import MOST_CAPTION_BYTES
+from tasks.dataset import MAX_CAPTION_BYTES
 from tasks.jobs.datasets import (
     ImageCaptionDirDatasetConfig,
     ImageCaptionJsonlDatasetConfig,
@@ -81,7 +81,7 @@ def test_a_folders_images_are_listed_by_name_with_their_captions_stripped(folder
         (b"\xef\xbb\xbf", "cat.png: has an empty caption; say what the image shows"),
         ("café".encode("latin-1"), "cat.txt: cannot be read as UTF-8 text"),
         ("a cat".encode("utf-16"), "cat.txt: cannot be read as UTF-8 text"),
-        (b"x" * (MOST_CAPTION_BYTES + 1), "cat.txt: is longer than 65536 bytes"),
+        (b"x" * (MAX_CAPTION_BYTES + 1), "cat.txt: is longer than 65536 bytes"),
     ],
 )
 def test_a_caption_that_cannot_be_used_is_told_by_its_file(

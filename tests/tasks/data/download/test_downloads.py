@@ -21,13 +21,13 @@ from tasks.data.download.downloads import Downloads
 from tasks.data.download.protocol import DownloadError
 from tasks.data.download.ssrf import AddressError, SsrfGuard, is_allowed, is_public
 from tasks.data.read_policy import DeniedError, ReadPolicy
-from tasks.urls import shown
+from tasks.urls import redacted
 from tests.tasks.data.site import DATA, Served, Site, serving
 
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(downloads, "PAUSES", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(downloads, "PAUSES_S", (0.0, 0.0, 0.0))
 
 
 @pytest.fixture
@@ -69,7 +69,7 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def test_a_file_is_downloaded_and_its_progress_told(site: Site, kept: Downloads) -> None:
+def test_a_file_is_downloaded_with_progress(site: Site, kept: Downloads) -> None:
     site.files["/a.zip"] = Served()
     told: list[tuple[int, int | None]] = []
     path = kept.fetch(site.url(), on_progress=lambda so_far, size: told.append((so_far, size)))
@@ -88,7 +88,7 @@ def test_an_unchanged_file_is_not_sent_again(site: Site, kept: Downloads) -> Non
     assert [asked.sent for asked in site.asked] == [len(DATA), 0]
 
 
-def test_a_file_without_an_etag_is_asked_for_by_its_date(site: Site, kept: Downloads) -> None:
+def test_a_file_without_an_etag_is_requested_by_date(site: Site, kept: Downloads) -> None:
     date = "Thu, 01 Jan 2026 00:00:00 GMT"
     site.files["/a.zip"] = Served(etag=None, headers={"Last-Modified": date})
     kept.fetch(site.url())
@@ -112,7 +112,7 @@ def test_a_changed_file_is_downloaded_again(site: Site, kept: Downloads) -> None
     assert kept.fetch(site.url()).read_bytes() == b"new"
 
 
-def test_a_kept_file_with_the_wanted_digest_is_not_asked_for(site: Site, kept: Downloads) -> None:
+def test_a_stored_file_of_the_expected_digest_is_not_requested(site: Site, kept: Downloads) -> None:
     site.files["/a.zip"] = Served()
     digest = hashlib.sha256(DATA).hexdigest()
     kept.fetch(site.url(), sha256=digest)
@@ -130,7 +130,7 @@ def test_a_damaged_entry_is_downloaded_again(site: Site, kept: Downloads, tmp_pa
     assert [asked.sent for asked in site.asked] == [len(DATA)] * 3
 
 
-def test_a_download_that_breaks_off_is_gone_on_with(site: Site, kept: Downloads) -> None:
+def test_an_interrupted_download_resumes(site: Site, kept: Downloads) -> None:
     site.files["/a.zip"] = Served(cuts=[1_000_000, 1_500_000])
     assert kept.fetch(site.url()).read_bytes() == DATA
     assert sent(site) == len(DATA)
@@ -138,24 +138,24 @@ def test_a_download_that_breaks_off_is_gone_on_with(site: Site, kept: Downloads)
     assert ranges == [None, "bytes=1000000-", "bytes=2500000-"]
 
 
-def test_the_next_fetch_goes_on_where_the_last_one_failed(site: Site, kept: Downloads) -> None:
+def test_the_next_fetch_resumes_a_failed_one(site: Site, kept: Downloads) -> None:
     site.files["/a.zip"] = Served(cuts=[100, 100, 100, 100])
-    with pytest.raises(DownloadError, match="broke off 4 times: the answer is incomplete"):
+    with pytest.raises(DownloadError, match="was interrupted 4 times: the response is incomplete"):
         kept.fetch(site.url())
     assert kept.fetch(site.url()).read_bytes() == DATA
     assert site.asked[-1].headers["range"] == "bytes=400-"
 
 
-def test_a_file_that_changes_meanwhile_starts_anew(site: Site, kept: Downloads) -> None:
+def test_a_file_that_changes_is_downloaded_from_the_start(site: Site, kept: Downloads) -> None:
     site.files["/a.zip"] = Served(cuts=[1000] * 4)
-    with pytest.raises(DownloadError, match="broke off"):
+    with pytest.raises(DownloadError, match="was interrupted"):
         kept.fetch(site.url())
     site.files["/a.zip"] = Served(DATA[::-1], '"2"')
     assert kept.fetch(site.url()).read_bytes() == DATA[::-1]
     assert site.asked[-1].headers["if-range"] == '"1"'
 
 
-def test_without_a_strong_etag_a_download_starts_anew(site: Site, kept: Downloads) -> None:
+def test_without_a_strong_etag_no_download_resumes(site: Site, kept: Downloads) -> None:
     site.files["/a.zip"] = Served(etag='W/"1"', cuts=[1000])
     assert kept.fetch(site.url()).read_bytes() == DATA
     assert "range" not in site.asked[-1].headers
@@ -164,23 +164,25 @@ def test_without_a_strong_etag_a_download_starts_anew(site: Site, kept: Download
 @pytest.mark.parametrize(
     "wrong", ["bytes 0-9/10", "bytes 1000-1999/3145728", "bytes 1000-1/x", "items", "bytes */5"]
 )
-def test_a_part_of_the_wrong_range_starts_anew(site: Site, kept: Downloads, wrong: str) -> None:
+def test_a_wrong_range_restarts_the_download(site: Site, kept: Downloads, wrong: str) -> None:
     site.files["/a.zip"] = Served(cuts=[1000], content_range=wrong)
     assert kept.fetch(site.url()).read_bytes() == DATA
     assert "range" not in site.asked[-1].headers
 
 
-def test_a_server_that_is_busy_is_asked_again(site: Site, kept: Downloads) -> None:
+def test_a_busy_server_is_retried(site: Site, kept: Downloads) -> None:
     site.files["/a.zip"] = Served(status=503)
-    with pytest.raises(DownloadError, match="broke off 4 times: the server answered 503") as told:
+    with pytest.raises(
+        DownloadError, match="was interrupted 4 times: the server responded with 503"
+    ) as told:
         kept.fetch(site.url())
     assert told.value.retryable
     assert len(site.asked) == 4
 
 
-def test_what_is_missing_is_told_at_once(site: Site, kept: Downloads) -> None:
+def test_a_missing_file_is_not_retried(site: Site, kept: Downloads) -> None:
     with pytest.raises(
-        DownloadError, match=r"/a\.zip cannot be downloaded: the server answered 404"
+        DownloadError, match=r"/a\.zip cannot be downloaded: the server responded with 404"
     ):
         kept.fetch(site.url())
     assert len(site.asked) == 1
@@ -188,7 +190,7 @@ def test_what_is_missing_is_told_at_once(site: Site, kept: Downloads) -> None:
 
 @pytest.mark.parametrize("says_length", [True, False])
 def test_a_file_that_is_too_large_is_refused(site: Site, tmp_path: Path, says_length: bool) -> None:
-    access = ReadPolicy(hosts=frozenset({site.host}), most_bytes=1000)
+    access = ReadPolicy(hosts=frozenset({site.host}), max_bytes=1000)
     site.files["/a.zip"] = Served(b"x" * 1001, says_length=says_length)
     with pytest.raises(DownloadError, match="larger than 1,000 bytes"):
         Downloads(tmp_path / "kept", access).fetch(site.url())
@@ -196,7 +198,7 @@ def test_a_file_that_is_too_large_is_refused(site: Site, tmp_path: Path, says_le
 
 
 def test_a_large_file_is_refused_before_it_is_read(site: Site, tmp_path: Path) -> None:
-    access = ReadPolicy(hosts=frozenset({site.host}), most_bytes=1000)
+    access = ReadPolicy(hosts=frozenset({site.host}), max_bytes=1000)
     site.files["/a.zip"] = Served(b"", headers={"Content-Length": "1001"}, says_length=False)
     told: list[int] = []
     with pytest.raises(DownloadError, match="larger than 1,000 bytes"):
@@ -211,14 +213,35 @@ def test_a_file_of_another_digest_is_not_kept(site: Site, kept: Downloads, tmp_p
     assert not list(entry_of(tmp_path, site.url()).iterdir())
 
 
-def test_a_packed_answer_is_refused(site: Site, kept: Downloads) -> None:
+def test_a_compressed_response_is_refused(site: Site, kept: Downloads) -> None:
     site.files["/a.zip"] = Served(gzip.compress(b"x"), headers={"Content-Encoding": "gzip"})
-    with pytest.raises(DownloadError, match="comes packed as 'gzip'"):
+    with pytest.raises(DownloadError, match="has the content encoding 'gzip'"):
         kept.fetch(site.url())
     assert site.asked[-1].headers["accept-encoding"] == "identity"
 
 
-def test_redirects_are_followed_relative_ones_too(site: Site, kept: Downloads) -> None:
+def test_cookies_are_not_kept(site: Site, kept: Downloads) -> None:
+    cookie = {"Set-Cookie": "session=hidden; Path=/"}
+    redirect = {"Location": "/b.zip", **cookie}
+    site.files["/a.zip"] = Served(b"", etag=None, status=302, headers=redirect)
+    site.files["/b.zip"] = Served(headers=cookie)
+    kept.fetch(site.url())
+    kept.fetch(site.url())
+    assert len(site.asked) == 4
+    assert all("cookie" not in asked.headers for asked in site.asked)
+
+
+def test_proxies_of_the_environment_are_not_used(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    site.files["/a.zip"] = Served()
+    downloads = Downloads(tmp_path / "kept", ReadPolicy(hosts=frozenset({site.host})))
+    assert downloads.fetch(site.url()).read_bytes() == DATA
+
+
+def test_redirects_are_followed(site: Site, kept: Downloads) -> None:
     site.files["/x/a"] = Served(b"", status=302, headers={"Location": "../y?k=1"})
     utf_8 = site.url("/z%20é?q=ä b").encode().decode("latin-1")
     site.files["/y"] = Served(b"", status=307, headers={"Location": utf_8})
@@ -227,7 +250,7 @@ def test_redirects_are_followed_relative_ones_too(site: Site, kept: Downloads) -
     assert [asked.path for asked in site.asked] == ["/x/a", "/y?k=1", "/z%20%C3%A9?q=%C3%A4%20b"]
 
 
-def test_redirects_in_a_circle_are_told(site: Site, kept: Downloads) -> None:
+def test_a_redirect_loop_is_an_error(site: Site, kept: Downloads) -> None:
     site.files["/a.zip"] = Served(b"", status=301, headers={"Location": "/a.zip"})
     with pytest.raises(DownloadError, match="redirects more than 5 times"):
         kept.fetch(site.url())
@@ -247,10 +270,10 @@ def test_redirects_in_a_circle_are_told(site: Site, kept: Downloads) -> None:
         ("file:///etc/passwd", "cannot be downloaded"),
         ("s3://bucket/x", "cannot be downloaded"),
         ("https://me:hidden@host/x", "a user or a password"),
-        ("http://[", "is no URL"),
+        ("http://[", "an invalid URL"),
     ],
 )
-def test_redirects_are_checked_as_the_url_is(
+def test_redirects_are_checked_like_the_url(
     site: Site, kept: Downloads, location: str, problem: str
 ) -> None:
     site.files["/a.zip"] = Served(b"", status=302, headers={"Location": location})
@@ -279,9 +302,7 @@ def test_redirects_are_checked_as_the_url_is(
         f"https://{'a' * 70}.example/",
     ],
 )
-def test_what_is_no_public_url_is_refused(
-    kept: Downloads, url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_urls_are_refused(kept: Downloads, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made = connections(monkeypatch)
     with pytest.raises(DownloadError):
         kept.fetch(url)
@@ -323,7 +344,7 @@ PRIVATE = [
 
 
 @pytest.mark.parametrize("address", PRIVATE)
-def test_a_host_with_one_address_that_is_not_public_is_refused(
+def test_a_host_with_a_private_address_is_refused(
     kept: Downloads, monkeypatch: pytest.MonkeyPatch, address: str
 ) -> None:
     resolve(monkeypatch, "images.example", ["93.184.215.14", address])
@@ -331,7 +352,7 @@ def test_a_host_with_one_address_that_is_not_public_is_refused(
     with pytest.raises(DownloadError) as caught:
         kept.fetch("https://images.example/x?token=hidden")
     assert str(caught.value) == (
-        "https://images.example/x may not be asked for: "
+        "https://images.example/x must not be requested: "
         f"images.example has the address {address}, which is not public; "
         "the operator may allow the host in TRAINING_DATA_HOSTS"
     )
@@ -349,11 +370,11 @@ def test_a_host_with_one_address_that_is_not_public_is_refused(
         "64:ff9b::808:808",
     ],
 )
-def test_public_addresses_are_connected_to(address: str) -> None:
+def test_public_addresses_are_allowed(address: str) -> None:
     assert is_public(ip_address(address))
 
 
-def test_the_address_that_was_checked_is_the_one_connected_to(
+def test_the_checked_address_is_connected_to(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked = resolve(monkeypatch, "rebinding.example", ["93.184.215.14"], ["127.0.0.1"])
@@ -363,7 +384,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to(
     assert (made, len(asked)) == (["93.184.215.14"], 1)
 
 
-def test_a_hosts_addresses_are_tried_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_addresses_of_a_host_are_tried_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     resolve(monkeypatch, "two.example", ["2606:4700::1111", "8.8.8.8", "8.8.8.8"])
     made = connections(monkeypatch)
     with pytest.raises(httpcore2.ConnectError):
@@ -372,7 +393,7 @@ def test_a_hosts_addresses_are_tried_in_turn(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("host", ["no-such-host.invalid", "a" * 70 + ".example"])
-def test_a_host_without_an_address_is_told(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+def test_a_host_without_an_address_is_an_error(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
     def fail(*args: object, **options: object) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
@@ -418,8 +439,8 @@ def test_hosts_are_allowed_by_name_or_by_name_and_port(
         ("hidden", "..."),
     ],
 )
-def test_messages_show_urls_without_what_is_secret(url: str, expected: str) -> None:
-    assert shown(url) == expected
+def test_urls_are_redacted(url: str, expected: str) -> None:
+    assert redacted(url) == expected
 
 
 @pytest.mark.parametrize(
@@ -436,16 +457,16 @@ def test_messages_show_urls_without_what_is_secret(url: str, expected: str) -> N
         Served(says_length=False, data=DATA * 2),
     ],
 )
-def test_no_message_holds_a_secret_of_the_url(site: Site, tmp_path: Path, served: Served) -> None:
+def test_messages_have_no_secret_of_the_url(site: Site, tmp_path: Path, served: Served) -> None:
     site.files["/a.zip"] = served
-    access = ReadPolicy(hosts=frozenset({site.host}), most_bytes=len(DATA))
+    access = ReadPolicy(hosts=frozenset({site.host}), max_bytes=len(DATA))
     with pytest.raises(DownloadError) as caught:
         Downloads(tmp_path, access).fetch(site.url("/a.zip?token=hidden#hidden"))
     assert "hidden" not in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_several_who_want_one_file_download_it_once(site: Site, kept: Downloads) -> None:
+def test_concurrent_fetches_download_a_file_once(site: Site, kept: Downloads) -> None:
     site.files["/a.zip"] = Served()
     with ThreadPoolExecutor(8) as pool:
         paths = set(pool.map(kept.fetch, [site.url()] * 8))
@@ -453,8 +474,8 @@ def test_several_who_want_one_file_download_it_once(site: Site, kept: Downloads)
     assert sent(site) == len(DATA)
 
 
-def test_what_was_not_used_longest_makes_room(site: Site, tmp_path: Path) -> None:
-    kept = Downloads(tmp_path / "kept", ReadPolicy(hosts=frozenset({site.host}), most_bytes=1000))
+def test_the_least_recently_used_file_is_evicted(site: Site, tmp_path: Path) -> None:
+    kept = Downloads(tmp_path / "kept", ReadPolicy(hosts=frozenset({site.host}), max_bytes=1000))
     for name in "abcd":
         site.files[f"/{name}"] = Served(name.encode() * 600)
     paths = {name: kept.fetch(site.url(f"/{name}")) for name in "abc"}
@@ -463,14 +484,14 @@ def test_what_was_not_used_longest_makes_room(site: Site, tmp_path: Path) -> Non
     assert [name for name, path in paths.items() if path.exists()] == ["a", "c", "d"]
 
 
-def test_a_folder_that_cannot_be_written_is_told(site: Site, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_an_error(site: Site, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     kept = Downloads(tmp_path / "file" / "kept", ReadPolicy(hosts=frozenset({site.host})))
-    with pytest.raises(DownloadError, match=r"cannot be kept in .*: Not a directory"):
+    with pytest.raises(DownloadError, match=r"cannot be stored in .*: Not a directory"):
         kept.fetch(site.url())
 
 
-def test_what_is_kept_is_described(site: Site, kept: Downloads, tmp_path: Path) -> None:
+def test_metadata_is_stored_beside_the_file(site: Site, kept: Downloads, tmp_path: Path) -> None:
     site.files["/a.zip"] = Served(headers={"Last-Modified": "then"})
     kept.fetch(site.url())
     entry = entry_of(tmp_path, site.url())
@@ -484,7 +505,7 @@ def test_what_is_kept_is_described(site: Site, kept: Downloads, tmp_path: Path) 
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate by openssl")
-def test_tls_asks_for_the_name_of_the_url(
+def test_tls_verifies_the_host_of_the_url(
     site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
@@ -536,7 +557,7 @@ def test_an_object_is_downloaded_and_not_again(bucket: Site, tmp_path: Path) -> 
     assert kept.fetch("s3://people/set/a b.zip").read_bytes() == b"new"
 
 
-def test_an_object_is_gone_on_with(bucket: Site, tmp_path: Path) -> None:
+def test_an_interrupted_object_resumes(bucket: Site, tmp_path: Path) -> None:
     bucket.files["/people/a"] = Served(headers=MODIFIED)
     kept = Downloads(tmp_path / "kept", ReadPolicy())
 
@@ -553,10 +574,10 @@ def test_an_object_is_gone_on_with(bucket: Site, tmp_path: Path) -> None:
     assert bucket.asked[-1].headers["if-match"] == '"1"'
 
 
-def test_an_object_comes_by_several_requests(
+def test_an_object_is_requested_in_ranges(
     bucket: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cloud, "_CLOUD_REQUEST", 2**21)
+    monkeypatch.setattr(cloud, "_REQUEST_BYTES", 2**21)
     bucket.files["/people/a"] = Served(headers=MODIFIED)
     bucket.files["/people/empty"] = Served(b"", headers=MODIFIED)
     kept = Downloads(tmp_path, ReadPolicy())
@@ -565,10 +586,10 @@ def test_an_object_comes_by_several_requests(
     assert kept.fetch("s3://people/empty").read_bytes() == b""
 
 
-def test_an_object_that_changes_while_it_comes_starts_anew(
+def test_an_object_that_changes_is_downloaded_from_the_start(
     bucket: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cloud, "_CLOUD_REQUEST", 2**20)
+    monkeypatch.setattr(cloud, "_REQUEST_BYTES", 2**20)
     bucket.files["/people/a"] = Served(headers=MODIFIED)
 
     def change(so_far: int, size: int | None) -> None:
@@ -578,14 +599,14 @@ def test_an_object_that_changes_while_it_comes_starts_anew(
     assert path.read_bytes() == DATA[::-1]
 
 
-def test_an_object_that_is_too_large_is_not_asked_for(bucket: Site, tmp_path: Path) -> None:
+def test_an_object_that_is_too_large_is_not_requested(bucket: Site, tmp_path: Path) -> None:
     bucket.files["/people/a"] = Served(headers=MODIFIED)
     with pytest.raises(DownloadError, match="s3://people/a is larger than 9 bytes"):
-        Downloads(tmp_path, ReadPolicy(most_bytes=9)).fetch("s3://people/a")
+        Downloads(tmp_path, ReadPolicy(max_bytes=9)).fetch("s3://people/a")
     assert sent(bucket) == 0
 
 
-def test_an_object_that_is_missing_or_forbidden_is_told(bucket: Site, tmp_path: Path) -> None:
+def test_a_missing_or_forbidden_object_is_an_error(bucket: Site, tmp_path: Path) -> None:
     kept = Downloads(tmp_path, ReadPolicy())
     with pytest.raises(DownloadError, match=r"there is no s3://people/a$"):
         kept.fetch("s3://people/a")
@@ -598,13 +619,13 @@ def test_the_objects_below_a_prefix_are_listed(bucket: Site, tmp_path: Path) -> 
     for path in ("/people/set/b.png", "/people/set/a/c.png", "/people/setter", "/people/x"):
         bucket.files[path] = Served()
     kept = Downloads(tmp_path, ReadPolicy())
-    assert kept.list_cloud("s3://people/set/") == ["a/c.png", "b.png"]
-    assert kept.list_cloud("s3://people") == ["set/a/c.png", "set/b.png", "setter", "x"]
+    assert kept.list_objects("s3://people/set/") == ["a/c.png", "b.png"]
+    assert kept.list_objects("s3://people") == ["set/a/c.png", "set/b.png", "setter", "x"]
     with pytest.raises(DownloadError, match="https://host/x cannot be listed"):
-        kept.list_cloud("https://host/x?token=hidden")
+        kept.list_objects("https://host/x?token=hidden")
 
 
-def test_clouds_are_read_below_the_operators_roots_only(bucket: Site, tmp_path: Path) -> None:
+def test_objects_are_read_below_the_roots_only(bucket: Site, tmp_path: Path) -> None:
     bucket.files["/people/set/a"] = Served(headers=MODIFIED)
     kept = Downloads(tmp_path, ReadPolicy(roots=("s3://people/set",)))
     assert kept.fetch("s3://people/set/a").read_bytes() == DATA
@@ -613,7 +634,7 @@ def test_clouds_are_read_below_the_operators_roots_only(bucket: Site, tmp_path: 
         with pytest.raises(DeniedError, match="TRAINING_DATA_ROOTS"):
             kept.fetch(url)
         with pytest.raises(DeniedError, match="TRAINING_DATA_ROOTS"):
-            kept.list_cloud(url)
+            kept.list_objects(url)
     assert len(bucket.asked) == asked
 
 
@@ -631,7 +652,7 @@ def test_clouds_are_read_below_the_operators_roots_only(bucket: Site, tmp_path: 
         "S3://b/x",
     ],
 )
-def test_a_cloud_url_that_is_odd_is_refused(tmp_path: Path, url: str) -> None:
+def test_a_malformed_object_url_is_refused(tmp_path: Path, url: str) -> None:
     with pytest.raises(DownloadError) as caught:
         Downloads(tmp_path, ReadPolicy()).fetch(url)
     parts = urlsplit(url)
