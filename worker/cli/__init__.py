@@ -1,1 +1,1 @@
-"""The command line."""
+"""The command line ``training-worker``, one module per group of commands."""

@@ -63,9 +63,6 @@ def _run(function: Callable[..., int | None], *args: Any, **options: Any) -> int
     Returns:
         The exit code.
     """
-    import redis
-    from kombu.exceptions import OperationalError
-
     from tasks.errors import ErrorCode, JobError
     from tasks.settings.settings import load_settings
 
@@ -74,10 +71,19 @@ def _run(function: Callable[..., int | None], *args: Any, **options: Any) -> int
         return function(load_settings(), *args, **options) or 0
     except JobError as error:
         return _report(error, as_json)
-    except (redis.ConnectionError, redis.TimeoutError, OperationalError) as error:
-        return _report(
-            JobError(f"the broker is unavailable: {error}", ErrorCode.NO_BROKER), as_json
-        )
+    except Exception as error:
+        if not _is_unavailable_broker(error):
+            raise
+        message = f"the broker is unavailable: {error}"
+        return _report(JobError(message, ErrorCode.NO_BROKER), as_json)
+
+
+def _is_unavailable_broker(error: Exception) -> bool:
+    """Return whether the broker caused an error; only then are Redis and kombu imported here."""
+    import redis
+    from kombu.exceptions import OperationalError
+
+    return isinstance(error, redis.ConnectionError | redis.TimeoutError | OperationalError)
 
 
 def _report(error: "JobError", as_json: bool) -> int:

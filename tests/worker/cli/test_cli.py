@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
@@ -218,6 +219,14 @@ def test_an_unreachable_broker_is_reported(tmp_path: Path) -> None:
     url = "redis://127.0.0.1:9/0"
     shown = run("list", home=tmp_path, code=6, TRAINING_BROKER_URL=url).stderr
     assert "the broker does not answer" in shown
+
+
+def test_a_lost_broker_is_reported(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(*_: object) -> None:
+        raise redis.ConnectionError("reset by peer")
+
+    monkeypatch.setattr("worker.cli.client.client_of", lose)
+    assert "the broker is unavailable: reset by peer" in invoke("list", code=6)
 
 
 def test_console_needs_a_broker(tmp_path: Path) -> None:
