@@ -30,10 +30,11 @@ from tasks.state.connection import connect
 from tasks.store import PACKS, Store, dataset_key, image_key
 from worker.local.embedded_broker import EmbeddedBroker
 from worker.trainer import cache
+from worker.trainer.base_model import take_vae
 from worker.trainer.data.inputs import encode_pixels
 from worker.trainer.event_pipe import StopSwitch
+from worker.trainer.families import take_text
 from worker.trainer.model_cache import ModelCache
-from worker.trainer.models import take_text, take_vae
 
 ROUNDS = 3
 SIDE = 256
@@ -122,12 +123,12 @@ def one_by_one(
     request: TrainerRequest, plan: CachePlan, encoders: EncoderDigests, kept: ModelCache
 ) -> float:
     """Return the same in batches of one."""
-    most = cache.CAPTIONS, cache.MOST_IMAGES
-    cache.CAPTIONS, cache.MOST_IMAGES = 1, 1
+    most = cache.CAPTIONS, cache.MAX_IMAGES
+    cache.CAPTIONS, cache.MAX_IMAGES = 1, 1
     try:
         return timed(request, encoders, plan.digests, kept)
     finally:
-        cache.CAPTIONS, cache.MOST_IMAGES = most
+        cache.CAPTIONS, cache.MAX_IMAGES = most
 
 
 def timed(

@@ -28,11 +28,11 @@ from tasks.store import Store
 from worker.trainer.checkpoint import Checkpoints
 from worker.trainer.data.batches import Batch, BatchPlan, SampleReader, TrainingData
 from worker.trainer.data.cache_entries import Latents, Text, pack_bytes
-from worker.trainer.data.inputs import VaeNumbers
+from worker.trainer.data.inputs import VaeScaling
 from worker.trainer.event_pipe import StopSwitch
 from worker.trainer.flux.lora_recipe import FluxLora
+from worker.trainer.flux.models import FluxModels
 from worker.trainer.loop import new_state, train
-from worker.trainer.models import FluxModels
 from worker.trainer.rng import StatelessRng
 
 STEPS = 40
@@ -53,8 +53,9 @@ class TimedRecipe:
         self._recipe = recipe
         self._bare_step = bare_step
         self.parameters = recipe.parameters
-        self.scales_loss = recipe.scales_loss
-        self.autocast = recipe.autocast
+        self.precision = recipe.precision
+        self.ema_decay = recipe.ema_decay
+        self.close = recipe.close
         self.write = write_nothing
         self.steps: list[float] = []
         self.bare: list[float] = []
@@ -101,7 +102,7 @@ def main() -> None:
 def measure(transformer: FluxTransformer2DModel, folder: Path) -> tuple[list[float], list[float]]:
     """Return the seconds of each step on both sides, without the first few."""
     config = config_of(STEPS)
-    numbers = VaeNumbers({"scaling_factor": 0.3611, "shift_factor": 0.1159})
+    numbers = VaeScaling({"scaling_factor": 0.3611, "shift_factor": 0.1159})
     draws = StatelessRng(0)
     recipe = FluxLora(config, FluxModels(transformer, numbers, None, None), draws)
     timed = TimedRecipe(recipe, bare_step_of(transformer, list(recipe.parameters.values())))

@@ -168,6 +168,10 @@ class DataLoaderConfig(StrictModel):
     def sources(self) -> Sequence[DatasetConfig]:
         """Return the datasets, in the order of ``Sample.part``."""
 
+    def loss_weight(self, part: int) -> float:
+        """Return the weight of the loss of samples from the dataset ``part`` of ``sources``."""
+        return 1.0
+
     @abstractmethod
     def caption(self, sample: Sample, chances: Sequence[float]) -> str:
         """Return the caption that a sample is trained under.
@@ -320,6 +324,10 @@ class DreamboothSDDataLoaderConfig(DataLoaderConfig):
     def sources(self) -> Sequence[DatasetConfig]:
         """Return the instance's dataset, and the class's if there is one."""
         return tuple(filter(None, (self.instance_dataset, self.class_dataset)))
+
+    def loss_weight(self, part: int) -> float:
+        """Return 1 for the instance's images, ``class_data_loss_weight`` for the class's."""
+        return self.class_data_loss_weight if part == 1 else 1.0
 
     def caption(self, sample: Sample, chances: Sequence[float]) -> str:
         """Return the caption of the sample's dataset."""

@@ -273,6 +273,11 @@ class FluxLoraConfig(PipelineConfig):
         """Whether text-encoder outputs are cached."""
         return self.cache_text_encoder_outputs
 
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of a caption that the text encoders see."""
+        return self.t5_tokenizer_max_length
+
     def learning_rates(self) -> dict[str, float]:
         """Return the base learning rate of each trained model."""
         rates = {}

@@ -189,6 +189,11 @@ class PipelineConfig(StrictModel):
     def caches_text(self) -> bool:
         """Whether text-encoder outputs are cached."""
 
+    @property
+    @abstractmethod
+    def text_tokens(self) -> int:
+        """Tokens of a caption that the text encoders see."""
+
     @abstractmethod
     def learning_rates(self) -> dict[str, float]:
         """Return the base learning rate of each trained model, such as ``unet``."""

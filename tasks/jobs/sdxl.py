@@ -110,6 +110,11 @@ class SdxlConfig(PipelineConfig):
     negative_validation_prompts: Prompts | None = None
     """What the validation images should not show: one for each of validation_prompts."""
 
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of a caption that the text encoders see."""
+        return 77
+
     @field_validator("xformers")
     @classmethod
     def _refuse_xformers(cls, value: bool) -> bool:

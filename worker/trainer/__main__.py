@@ -1,7 +1,8 @@
 """The trainer process: ``python -P -m worker.trainer --events-fd N``.
 
-Reads one ``TrainerRequest`` a line on standard input, writes events to the inherited descriptor N,
-and ends with a ``TrainerExit`` code. Standard output and standard error are for people.
+It reads one ``TrainerRequest`` a line from standard input, writes events to the inherited
+descriptor N, and exits with a ``TrainerExit`` code. Standard output and standard error are for
+people.
 """
 
 import argparse
@@ -31,17 +32,17 @@ def main(package: str = "worker.trainer") -> int:
     """Serve requests until standard input ends.
 
     Args:
-        package: Where the stages' modules are.
+        package: The package of the stages' modules.
 
     Returns:
         A ``TrainerExit`` code.
     """
     parser = argparse.ArgumentParser(prog=f"python -P -m {package}")
     parser.add_argument("--events-fd", type=int, required=True)
-    parser.add_argument("--idle-s", type=float, help="end after so long without a request")
+    parser.add_argument("--idle-s", type=float, help="exit after N seconds without a request")
     arguments = parser.parse_args()
     set_up()
-    # Where it hangs, for the supervisor that is about to end it.
+    # The supervisor asks for a stack trace before it ends a process that hangs.
     faulthandler.register(signal.SIGUSR1)
     stop = StopSwitch()
     signal.signal(signal.SIGTERM, stop)
@@ -56,13 +57,13 @@ def main(package: str = "worker.trainer") -> int:
 def _serve_all(
     package: str, lines: Iterator[str], pipe: EventPipe, stop: StopSwitch
 ) -> TrainerExit:
-    kept = ModelCache()
+    cache = ModelCache()
     for line in lines:
         stop.waits_for_request = False
-        code = _serve(package, line, pipe, stop, kept)
+        code = _serve(package, line, pipe, stop, cache)
         if code != TrainerExit.DONE:
             return code
-        # In this order: from here on the signal itself ends the wait for the next line.
+        # In this order: from here on the signal handler itself ends the wait for the next line.
         stop.waits_for_request = True
         if stop.is_set:
             break
@@ -70,7 +71,7 @@ def _serve_all(
 
 
 def _lines(idle_s: float | None) -> Iterator[str]:
-    """The lines of standard input, until it ends or none comes for so long."""
+    """Yield the lines of standard input, until it ends or none comes for ``idle_s``."""
     descriptor, buffer = sys.stdin.fileno(), b""
     while True:
         line, newline, rest = buffer.partition(b"\n")
@@ -86,14 +87,14 @@ def _lines(idle_s: float | None) -> Iterator[str]:
 
 
 def _serve(
-    package: str, line: str, pipe: EventPipe, stop: StopSwitch, kept: ModelCache
+    package: str, line: str, pipe: EventPipe, stop: StopSwitch, cache: ModelCache
 ) -> TrainerExit:
     """Carry out one request."""
     try:
         request = TrainerRequest.model_validate_json(line)
-        # Each stage imports what it needs: a cache request with nothing to encode needs little.
+        # Imported here: a cache request with nothing to encode needs few libraries.
         stage = importlib.import_module(f"{package}.{request.stage}")
-        stage.run(request, pipe.emit, stop, kept)
+        stage.run(request, pipe.emit, stop, cache)
     except ValidationError as error:
         return _refuse(pipe, ErrorCode.INTERNAL, f"the request is not valid: {error}")
     except DamagedFileError as error:
@@ -106,7 +107,7 @@ def _serve(
     except JobError as error:
         traceback.print_exc()
         _refuse(pipe, error.code, str(error))
-        # Another try may find the store well again.
+        # A restarted trainer may find the store available again.
         return TrainerExit.CRASHED if error.retryable else TrainerExit.REFUSED
     return TrainerExit.DONE
 

@@ -1,12 +1,11 @@
-"""The ``cache`` stage's requests: makes the entries it is asked for.
+"""The ``cache`` stage: makes the cache entries of a request.
 
 One kind after the other, so that one encoder at a time is on the GPU. Images are decoded ahead of
 the encoder, and packs are written behind it. Batches of a kind and size always have one shape, the
-last one filled up with its own last item: the bits of an entry then depend on the item alone, not
-on what else was missing that day, and one made anew is the one a run was trained on.
+last one padded with copies of its last item: the bits of an entry then depend on its item alone,
+not on the other missing entries, and an entry that is made again is the one a run was trained on.
 """
 
-import importlib
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,34 +24,36 @@ from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, pack_key
 from worker.trainer.data.cache_entries import Latents, Text, pack_bytes
 from worker.trainer.data.images import CENTRE, cropped, load_image, pixels, resized_to_cover
+from worker.trainer.environment import check_libraries
 from worker.trainer.errors import NotFiniteError
 from worker.trainer.event_pipe import Emit, StopSwitch, phase
-from worker.trainer.libraries import check_libraries
 from worker.trainer.model_cache import ModelCache
 
-# T5 with 512 tokens of each: enough to fill a GPU, and a pack of some 32 MiB.
 CAPTIONS = 8
-# As many pixels as fill a GPU, while the VAE's activations fit the smallest class.
+"""Captions of a batch: with 512 T5 tokens each they fill a GPU, and make a pack of some 32 MiB."""
+MAX_IMAGES = 8
+"""Images of a batch, at most: more small ones would make a large pack."""
+
+# Pixels of a batch: they fill a GPU, and the VAE's activations still fit the smallest class.
 _PIXELS = 1024 * 1024
-MOST_IMAGES = 8
-# Encoded batches on their way to the store; more would only take memory.
-_UPLOADS = 2
+# Encoded batches that are being written; more would only take memory.
+_MAX_WRITES = 2
 
 _Item = TypeVar("_Item")
 
 
-def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, kept: ModelCache) -> None:
-    """Carry out a ``cache`` request and tell its end.
+def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, cache: ModelCache) -> None:
+    """Carry out a ``cache`` request and report its end.
 
     Raises:
-        RefusedError: It cannot be carried out.
-        InterruptedRun: It was asked to stop; the entries made so far stay.
+        RefusedError: The request cannot be carried out.
+        InterruptedRun: The stage was asked to stop; the entries made so far stay.
         StoreError: The store failed.
     """
-    # What training will lack is told before anything is encoded for it.
+    # A library that training will lack is reported before anything is encoded for it.
     check_libraries(request.training)
     if request.encoders is None:
-        # Large files are fetched and read here, in a process that may be ended at any time.
+        # Large files are downloaded and read here, in a process that may be ended at any time.
         emit(CacheDone(encoders=encoder_digests(request.training)))
         return
     store = Store(request.store_url)
@@ -60,7 +61,7 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, kept: ModelCache)
     plan = CachePlan(request.training, dataset, request.encoders)
     texts = [digest for digest in request.cache_entries if digest in plan.texts]
     latents = [digest for digest in request.cache_entries if digest in plan.latents]
-    encoder = _Encoder(request, store, dataset, plan, kept, emit)
+    encoder = _Encoder(request, store, dataset, plan, cache, emit)
     with phase(emit, "encode"), _Writer(store, emit) as writer:
         batches: Iterator[tuple[list[str], Text | Latents]]
         batches = chain(encoder.texts(texts), encoder.latents(latents))
@@ -71,12 +72,12 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, kept: ModelCache)
 
 
 def batch_size(size: Size) -> int:
-    """How many images of a size are encoded at once."""
-    return max(1, min(MOST_IMAGES, _PIXELS // size.pixels))
+    """Return the number of images of a size that are encoded at once."""
+    return max(1, min(MAX_IMAGES, _PIXELS // size.pixels))
 
 
 class _Encoder:
-    """Encodes batches of entries; yields their digests with what came out, still on the device."""
+    """Encodes batches of entries; yields their digests and encodings, still on the device."""
 
     def __init__(
         self,
@@ -84,7 +85,7 @@ class _Encoder:
         store: Store,
         dataset: Dataset,
         plan: CachePlan,
-        kept: ModelCache,
+        cache: ModelCache,
         emit: Emit,
     ) -> None:
         self._emit = emit
@@ -93,10 +94,10 @@ class _Encoder:
         self._store = store
         self._dataset = dataset
         self._plan = plan
-        self._kept = kept
+        self._cache = cache
 
     def names(self, digests: Sequence[str]) -> list[str]:
-        """What entries are of, for messages."""
+        """Return what entries encode, for messages."""
         plan, samples = self._plan, self._dataset.samples
         return [
             f"the text encoders' output of the caption {plan.texts[digest]!r}"
@@ -109,30 +110,33 @@ class _Encoder:
     def texts(self, digests: Sequence[str]) -> Iterator[tuple[list[str], Text]]:
         if not digests:
             return
-        models = importlib.import_module("worker.trainer.models")
+        # Imported when needed: the families import every model library.
+        from worker.trainer.families import take_text
+
         with phase(self._emit, "load"):
-            encoders = models.take_text(self._config, self._device, self._kept)
+            encoders = take_text(self._config, self._device, self._cache)
         for batch in _in_batches(digests, CAPTIONS):
             captions = [self._plan.texts[digest] for digest in batch]
-            yield batch, encoders.encode(_filled(captions, CAPTIONS))
+            yield batch, encoders.encode(_padded(captions, CAPTIONS))
 
     @torch.no_grad()
     def latents(self, digests: Sequence[str]) -> Iterator[tuple[list[str], Latents]]:
         if not digests:
             return
-        models = importlib.import_module("worker.trainer.models")
-        inputs = importlib.import_module("worker.trainer.data.inputs")
+        from worker.trainer.base_model import take_vae
+        from worker.trainer.data.inputs import encode_pixels
+
         with phase(self._emit, "load"):
-            vae = models.take_vae(self._config, self._device, self._kept)
+            vae = take_vae(self._config, self._device, self._cache)
         for batch, values in self._decoded(list(self._batches(digests))):
             size = self._plan.latents[batch[0]].size
-            stacked = torch.stack(_filled(values, batch_size(size)))  # (B, 3, H, W)
+            stacked = torch.stack(_padded(values, batch_size(size)))  # (B, 3, H, W)
             if self._device.type == "cuda":
                 stacked = stacked.pin_memory()
-            yield batch, inputs.encode_pixels(vae, stacked.to(self._device, non_blocking=True))
+            yield batch, encode_pixels(vae, stacked.to(self._device, non_blocking=True))
 
     def _batches(self, digests: Sequence[str]) -> Iterator[list[str]]:
-        """Batches of one size; cuDNN looks for its fastest kernels once a size."""
+        """Yield batches of one size after the other: cuDNN selects kernels once a size."""
 
         def size_of(digest: str) -> Size:
             return self._plan.latents[digest].size
@@ -143,7 +147,7 @@ class _Encoder:
     def _decoded(
         self, batches: Sequence[list[str]]
     ) -> Iterator[tuple[list[str], list[torch.Tensor]]]:
-        """Each batch with its images, decoded ahead: Pillow releases Python's lock."""
+        """Yield each batch with its images, decoded ahead: Pillow releases Python's lock."""
         rest = iter(batches)
         waiting: deque[tuple[list[str], list[Future[torch.Tensor]]]] = deque()
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
@@ -167,39 +171,39 @@ class _Encoder:
 
 
 class _Writer:
-    """Writes packs while the encoder goes on, and tells of each once it is in the store."""
+    """Writes packs while the encoder works, and emits an event for each stored one."""
 
     def __init__(self, store: Store, emit: Emit) -> None:
         self._store = store
         self._emit = emit
-        self._pool = ThreadPoolExecutor(_UPLOADS)
+        self._pool = ThreadPoolExecutor(_MAX_WRITES)
         self._waiting: deque[Future[PackStored]] = deque()
 
     def __enter__(self) -> "_Writer":
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Tell of all that was written, whatever ends the request."""
+        """Report all packs, whatever ends the request."""
         with self._pool:
             while self._waiting:
-                self._tell_oldest()
+                self._report_oldest()
 
     def write(
         self, kind: Kind, digests: Sequence[str], encoded: Text | Latents, names: Sequence[str]
     ) -> None:
-        """Write one batch's pack; waits while others are on their way.
+        """Write one batch's pack; wait while the maximum of packs is being written.
 
         Args:
-            kind: What its entries are.
-            digests: Theirs, in the batch's order.
-            encoded: The batch, perhaps filled up.
-            names: What the entries are of, for messages.
+            kind: The kind of the entries.
+            digests: The digests of the entries, in the batch's order.
+            encoded: The encoded batch, which may be padded.
+            names: What the entries encode, for messages.
         """
-        while len(self._waiting) >= _UPLOADS:
-            self._tell_oldest()
+        while len(self._waiting) >= _MAX_WRITES:
+            self._report_oldest()
         self._waiting.append(self._pool.submit(self._stored, kind, digests, encoded, names))
 
-    def _tell_oldest(self) -> None:
+    def _report_oldest(self) -> None:
         self._emit(self._waiting.popleft().result())
 
     def _stored(
@@ -216,17 +220,17 @@ class _Writer:
             entries[digest] = type(encoded)(**tensors)
         data = pack_bytes(entries)
         key = pack_key(kind, pack_id(digests))
-        # Over what is there: it would be the same, or damaged.
+        # Replaces a pack of the same key, which is identical or damaged.
         self._store.put(key, data)
         return PackStored(key=key, size=len(data), entries=tuple(digests))
 
 
-def _in_batches(digests: Iterable[str], most: int) -> Iterator[list[str]]:
+def _in_batches(digests: Iterable[str], size: int) -> Iterator[list[str]]:
     rest = iter(digests)
-    while batch := list(islice(rest, most)):
+    while batch := list(islice(rest, size)):
         yield batch
 
 
-def _filled(items: list[_Item], count: int) -> list[_Item]:
-    """As many items, the last one again and again."""
+def _padded(items: list[_Item], count: int) -> list[_Item]:
+    """Return ``count`` items, padded with copies of the last one."""
     return items + items[-1:] * (count - len(items))

@@ -1,6 +1,6 @@
-"""Checkpoints: the exact state of a run in one safetensors file, and the weights beside it.
+"""Checkpoints: the exact state of a run in one safetensors file, and the published files.
 
-No random state and no pickle: draws are functions of the step (``draws``), and everything else is
+They hold no random state, since draws are functions of the step (``rng``), and no pickle: only
 tensors and a little JSON.
 """
 
@@ -26,15 +26,17 @@ from worker.trainer.event_pipe import Emit, phase
 from worker.trainer.export.safetensors_file import raw_bytes, write_safetensors
 from worker.trainer.optimizer import optimizer_tensors, restore_optimizer
 
-_FORMAT = "training-worker state 2"
 STATE_FILE = "state.safetensors"
 WriteResults = Callable[[Path, str, int, Mapping[str, torch.Tensor]], list[Path]]
-_REMEDY = "resume from an earlier checkpoint, or start anew"
+"""Writes the published files; see ``Recipe.write``."""
+
+_FORMAT = "training-worker state 2"
+_REMEDY = "resume from an earlier checkpoint, or start from the beginning"
 
 
 @dataclass
 class LossHistory:
-    """What a run's steps came to: a row for each, kept whole through every resume."""
+    """Loss and learning rate of every step of a run, those before a resume included."""
 
     losses: list[float] = field(default_factory=list)
     learning_rates: list[float] = field(default_factory=list)
@@ -50,12 +52,12 @@ class LossHistory:
         self.learning_rates.append(learning_rate)
 
     def tensor(self) -> torch.Tensor:
-        """All of it, (steps, 2) float64."""
+        """Return a row of loss and learning rate for each step, (steps, 2) float64."""
         rows = list(zip(self.losses, self.learning_rates, strict=True))
         return torch.tensor(rows, dtype=torch.float64).reshape(-1, 2)
 
     def restore(self, tensor: torch.Tensor) -> None:
-        """Take over what ``tensor`` gave."""
+        """Restore what ``tensor`` returned."""
         self.losses, self.learning_rates = tensor[:, 0].tolist(), tensor[:, 1].tolist()
 
 
@@ -65,10 +67,10 @@ class TrainingState:
 
     Attributes:
         parameters: The trained weights by name, float32.
-        optimizer: Over exactly these.
-        scaler: Scales the loss where the computation is float16.
+        optimizer: The optimizer of exactly these weights.
+        scaler: Scales the loss in float16.
         history: The steps so far.
-        average: The moving average of the weights, where the config asks for one.
+        average: The moving average of the weights, if the config asks for one.
     """
 
     parameters: dict[str, torch.nn.Parameter]
@@ -78,14 +80,14 @@ class TrainingState:
     average: EMAModel | None = None
 
     def published(self) -> dict[str, torch.Tensor]:
-        """The weights to publish by name: the average where there is one."""
+        """Return the weights to publish by name: the average, if there is one."""
         if self.average is None:
             return {name: parameter.detach() for name, parameter in self.parameters.items()}
         return dict(zip(self.parameters, self.average.shadow_params, strict=True))
 
     @contextmanager
     def published_in_place(self) -> Iterator[None]:
-        """The models hold the weights that are published, until the context ends."""
+        """Put the published weights into the models until the context ends."""
         if self.average is None:
             yield
             return
@@ -98,7 +100,7 @@ class TrainingState:
             self.average.restore(parameters)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All tensors of the state by name."""
+        """Return all tensors of the state by name."""
         tensors: dict[str, torch.Tensor] = {"history": self.history.tensor()}
         for name, parameter in self.parameters.items():
             tensors[f"weights/{name}"] = parameter
@@ -107,10 +109,14 @@ class TrainingState:
         return tensors | optimizer_tensors(self.optimizer, self.parameters)
 
     def restore(self, tensors: Mapping[str, torch.Tensor], scaler: dict[str, Any]) -> None:
-        """Take over a saved state.
+        """Restore a saved state.
+
+        Args:
+            tensors: What ``tensors`` returned.
+            scaler: The scaler's state.
 
         Raises:
-            KeyError: A trained weight, or a number of the optimizer's, is not in it.
+            KeyError: A trained weight, or a number of the optimizer's, is missing.
             ValueError: A tensor's shape is not the weight's.
         """
         for name, parameter in self.parameters.items():
@@ -123,7 +129,7 @@ class TrainingState:
         if self.average is not None:
             for name, average in self.published().items():
                 average.copy_(tensors[f"average/{name}"])
-            # Its decay depends on the steps it has seen.
+            # Its decay depends on the number of steps.
             self.average.optimization_step = self.history.steps
         if scaler:
             self.scaler.load_state_dict(scaler)
@@ -133,13 +139,11 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        request: Says where they go.
-        store: Keeps them.
+        request: Names the job, the attempt and the scratch folder.
+        store: Keeps the checkpoints.
         identity: What a state must agree in to be resumed, by name, as plain JSON.
-        versions: Of the libraries that compute.
-        write_results: Writes what is published into a folder, given the job's name, the steps made
-            and the weights; returns the files, the one to name first first. Their names start
-            with the job's.
+        versions: The versions of the libraries that compute.
+        write_results: Writes the published files.
         emit: Takes the events.
     """
 
@@ -161,7 +165,7 @@ class Checkpoints:
         self._scratch = Path(request.scratch_dir)
 
     def save(self, state: TrainingState) -> None:
-        """Write a checkpoint, then tell of it."""
+        """Write a checkpoint, then emit its event."""
         step = state.history.steps
         prefix = checkpoint_prefix(self._request.job_id, step, self._request.attempt)
         with phase(self._emit, "checkpoint", step):
@@ -204,10 +208,10 @@ class Checkpoints:
         return artifacts
 
     def step_of(self, key: str) -> int:
-        """The step of a saved state, for those who must know it before they can take it over.
+        """Return the step of a saved state without restoring it.
 
         Raises:
-            DamagedFileError: The file is not whole.
+            DamagedFileError: The file is damaged.
         """
         path = self._fetched(key)
         try:
@@ -219,14 +223,18 @@ class Checkpoints:
             raise DamagedFileError("the training state", key, problem, _REMEDY) from error
 
     def resume(self, state: TrainingState, key: str) -> dict[str, str]:
-        """Take over a saved state.
+        """Restore a saved state.
+
+        Args:
+            state: The state of this run, restored in place.
+            key: The saved state's store key.
 
         Returns:
             The versions of the libraries that computed it.
 
         Raises:
-            DamagedFileError: The file is not whole.
-            ForeignStateError: It is of another run.
+            DamagedFileError: The file is damaged.
+            ForeignStateError: The state belongs to another run.
         """
         path = self._fetched(key)
         try:
@@ -244,7 +252,7 @@ class Checkpoints:
         return versions
 
     def _fetched(self, key: str) -> Path:
-        """A saved state in the scratch folder, downloaded once."""
+        """Return a saved state in the scratch folder, downloaded once."""
         self._scratch.mkdir(parents=True, exist_ok=True)
         path = self._scratch / f"resumed-{key.replace('/', '-')}"
         if not path.exists():
@@ -255,7 +263,7 @@ class Checkpoints:
 
     def _check_identity(self, key: str, saved: dict[str, object]) -> None:
         names = sorted({*saved, *self._identity})
-        # Through JSON, as the saved one went.
+        # Through JSON, as the saved one was: tuples become lists.
         own = json.loads(json.dumps(self._identity))
         differs = [name for name in names if saved.get(name) != own.get(name)]
         if differs:
@@ -263,7 +271,7 @@ class Checkpoints:
 
 
 def all_finite(parameters: Mapping[str, torch.nn.Parameter]) -> bool:
-    """Whether every trained weight is a number."""
+    """Whether no trained weight is NaN or infinity."""
     sums = torch.stack([parameter.detach().abs().sum() for parameter in parameters.values()])
     return math.isfinite(sums.sum().item())
 
@@ -280,7 +288,7 @@ def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
 
 
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Of all bytes: a flipped bit would otherwise become a weight."""
+    """Return the SHA-256 of all bytes: a flipped bit would otherwise become a weight."""
     sha256 = hashlib.sha256()
     for _, tensor in sorted(tensors.items()):
         sha256.update(raw_bytes(tensor))

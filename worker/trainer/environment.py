@@ -1,10 +1,17 @@
-"""What a trainer's process sets before it imports the libraries."""
+"""A trainer process's environment: quiet libraries, deterministic kernels, optional libraries."""
 
 import logging
 import os
 import warnings
+from importlib.util import find_spec
 
-# Read by the libraries when they are imported, which the stages do.
+import torch
+
+from tasks.jobs.optimizers import AdamOptimizerConfig, ProdigyOptimizerConfig
+from tasks.jobs.pipeline import PipelineConfig
+from worker.trainer.errors import MissingLibraryError
+
+# The libraries read these when they are imported, which the stages do.
 _QUIET = {
     "DIFFUSERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -15,14 +22,43 @@ _QUIET = {
 }
 # cuBLAS adds in a fixed order only with this set before CUDA starts.
 _DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+_BY_QUANTIZATION = {"fp8": "torchao", "int8": "torchao", "nf4": "bitsandbytes"}
 
 
 def set_up() -> None:
-    """Let the libraries be quiet, and CUDA deterministic."""
+    """Silence the libraries; call it before they are imported."""
     for name, value in {**_QUIET, **_DETERMINISTIC}.items():
         os.environ.setdefault(name, value)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    # They speak of kernels for other machines whenever diffusers or peft is imported.
+    # On import by diffusers or peft they log about kernels for other machines.
     for chatty in ("bitsandbytes", "torchao", "torch.utils._pytree"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)
+
+
+def compute_deterministically() -> None:
+    """Make the same weights from the same draws, bit for bit on the same hardware."""
+    # CUDA's fastest kernels add in an order that changes from run to run.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # A debugging aid that the line above turns on; it costs a write for each new tensor.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
+def check_libraries(config: PipelineConfig) -> None:
+    """Check that this worker has the optional libraries of a config, before anything is loaded.
+
+    Raises:
+        MissingLibraryError: A library is not installed.
+    """
+    needed = []
+    quantization = getattr(config, "quantization", None)
+    if quantization is not None:
+        needed.append(_BY_QUANTIZATION[quantization])
+    optimizer = config.optimizer
+    if isinstance(optimizer, AdamOptimizerConfig) and optimizer.use_8bit:
+        needed.append("bitsandbytes")
+    if isinstance(optimizer, ProdigyOptimizerConfig):
+        needed.append("prodigyopt")
+    for library in needed:
+        if find_spec(library) is None:
+            raise MissingLibraryError(library)

@@ -1,30 +1,30 @@
-"""Errors the trainer foresees. Each becomes one ``failed`` event with its code.
+"""The errors that the trainer expects. Each becomes one ``failed`` event with its code.
 
-RefusedError               the request cannot be carried out as it stands
+RefusedError               the request cannot be carried out
 ├── VocabularyError        a tokenizer does not belong to its text encoder
 ├── WeightsMismatchError   a weights file does not fit the model it should replace
 ├── TargetError            a LoRA target matches no layer of the model
-├── PlaceholderError       a placeholder token, or what it starts from, cannot be used
+├── PlaceholderError       a placeholder token, or its initial embedding, cannot be used
 ├── MissingLibraryError    an option needs a library that is not installed
 ├── ImageError           an image of the dataset cannot be read
-├── DamagedFileError       a file of ours in the store cannot be read any more
+├── DamagedFileError       one of our files in the store is damaged or missing
 ├── StaleIndexError        the cache index belongs to another config or dataset
 ├── ForeignStateError      the training state belongs to another config or dataset
-└── NotFiniteError         NaN or infinity where numbers should be
-└── DivergedError      in the loss, at a step
-InterruptedRun             asked to stop, and stopped with everything saved
+└── NotFiniteError         a result is NaN or infinity
+    └── DivergedError      the loss or the weights are, at a step
+InterruptedRun             the run was asked to stop, and stopped with everything saved
 """
 
 from collections.abc import Iterable, Sequence
 
 from tasks.errors import ErrorCode
 
-# Messages list this many names before they say how many more there are.
-_LISTED = 5
+# Messages list this many names and count the others: keys of a wrong weights file are thousands.
+_MAX_LISTED = 5
 
 
 class RefusedError(Exception):
-    """The request cannot be carried out; trying it again would not help."""
+    """The request cannot be carried out; a retry would not help."""
 
     code = ErrorCode.TRAINER_FAILED
 
@@ -39,7 +39,7 @@ class VocabularyError(RefusedError):
         self.model, self.part, self.tokens, self.vocab_size = model, part, tokens, vocab_size
 
     def __str__(self) -> str:
-        """Both sizes, and the likely cause."""
+        """Name both sizes, and the likely cause."""
         return (
             f"the base model {self.model} cannot be used: {self.part} has {self.tokens} tokens, "
             f"its text encoder expects about {self.vocab_size}; the folder's vocabulary files are "
@@ -58,12 +58,12 @@ class WeightsMismatchError(RefusedError):
         super().__init__(path, part, self.missing, self.extra)
 
     def __str__(self) -> str:
-        """The file, and the first keys that do not match."""
+        """Name the file, and the first keys that do not match."""
         parts = []
         if self.missing:
             parts.append(f"it lacks {_listed(self.missing)}")
         if self.extra:
-            parts.append(f"it holds {_listed(self.extra)}, which the model has not")
+            parts.append(f"it holds {_listed(self.extra)}, which the model lacks")
         return f"{self.path} does not hold a {self.part} of this base model: {'; '.join(parts)}"
 
 
@@ -77,12 +77,12 @@ class TargetError(RefusedError):
         self.model, self.names = model, names
 
     def __str__(self) -> str:
-        """The targets and the model."""
+        """Name the targets and the model."""
         return f"these LoRA targets match no layer of the {self.model}: {', '.join(self.names)}"
 
 
 class PlaceholderError(RefusedError):
-    """A placeholder token, or what it starts from, cannot be used with the base model."""
+    """A placeholder token, or its initial embedding, cannot be used with the base model."""
 
     code = ErrorCode.INVALID_MODEL
 
@@ -95,9 +95,9 @@ class MissingLibraryError(RefusedError):
         self.library = library
 
     def __str__(self) -> str:
-        """The library and how to get it."""
+        """Name the library and how to install it."""
         return (
-            f"this worker has no {self.library}, which an option of the job needs; install it with "
+            f"an option of the job needs {self.library}, which this worker lacks; install it with "
             "pip install 'training-worker[train,quantization]'"
         )
 
@@ -112,12 +112,12 @@ class ImageError(RefusedError):
         self.source, self.message = source, problem
 
     def __str__(self) -> str:
-        """The file it came from, and what is wrong."""
+        """Name the file and the problem."""
         return f"the image {self.source} cannot be read: {self.message}"
 
 
 class DamagedFileError(RefusedError):
-    """A file of ours in the store cannot be read any more."""
+    """One of our files in the store is damaged or missing."""
 
     code = ErrorCode.UNREADABLE_FILE
 
@@ -126,7 +126,7 @@ class DamagedFileError(RefusedError):
         self.what, self.key, self.message, self.remedy = what, key, problem, remedy
 
     def __str__(self) -> str:
-        """What it is, what is wrong and what to do."""
+        """Name the file, the problem and what to do."""
         return f"{self.what} {self.key} is damaged ({self.message}); {self.remedy}"
 
 
@@ -138,7 +138,7 @@ class StaleIndexError(RefusedError):
         self.key, self.differs = key, differs
 
     def __str__(self) -> str:
-        """What differs, and what to do."""
+        """Name the differences, and what to do."""
         return (
             f"the cache index {self.key} was made for another {_listed(self.differs)}; "
             "run the cache stage again"
@@ -153,15 +153,15 @@ class ForeignStateError(RefusedError):
         self.key, self.differs = key, differs
 
     def __str__(self) -> str:
-        """What differs, and what to do."""
+        """Name the differences, and what to do."""
         return (
             f"the training state {self.key} is of another run: it differs in "
-            f"{_listed(self.differs)}; make these equal, or start anew without it"
+            f"{_listed(self.differs)}; make these equal, or start without it"
         )
 
 
 class NotFiniteError(RefusedError):
-    """NaN or infinity where numbers should be."""
+    """A result is NaN or infinity."""
 
     code = ErrorCode.DIVERGED
 
@@ -170,12 +170,12 @@ class NotFiniteError(RefusedError):
         self.what, self.advice = what, advice
 
     def __str__(self) -> str:
-        """Where, and what to try."""
-        return f"{self.what} came out as NaN or infinity; {self.advice}"
+        """Name the result, and what to try."""
+        return f"{self.what} is NaN or infinity; {self.advice}"
 
 
 class DivergedError(NotFiniteError):
-    """The loss or the weights came out as NaN or infinity at a step."""
+    """The loss or the weights are NaN or infinity at a step."""
 
     def __init__(self, what: str, step: int, sources: Sequence[str], advice: str) -> None:
         files = f" on {_listed(sources)}" if sources else ""
@@ -184,10 +184,10 @@ class DivergedError(NotFiniteError):
 
 
 class InterruptedRun(Exception):  # noqa: N818 - an outcome, not an error
-    """Asked to stop, and stopped with everything saved."""
+    """The run was asked to stop, and stopped with everything saved."""
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_LISTED])
-    more = len(names) - _LISTED
+    shown = ", ".join(names[:_MAX_LISTED])
+    more = len(names) - _MAX_LISTED
     return f"{shown} and {more} more" if more > 0 else shown

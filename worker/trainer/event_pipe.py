@@ -1,4 +1,4 @@
-"""The trainer's side of its two channels: events out, the wish to stop in."""
+"""The trainer's side of its two channels: events out, requests to stop in."""
 
 import os
 import time
@@ -10,16 +10,16 @@ from worker.trainer.errors import InterruptedRun
 
 Emit = Callable[[Event], None]
 
-# More events a second than this help nobody and load the broker.
-_MOST_PER_SECOND = 10
-_BEAT_EVERY_S = 1.0
-# How much a new speed counts against the smoothed one.
+# A reader sees no more than this; more events would only load the broker.
+_MAX_PER_SECOND = 10
+_HEARTBEAT_EVERY_S = 1.0
+# The weight of a new speed in the smoothed one: about the last ten steps count.
 _NEW_SPEED = 0.1
 
 
 @contextmanager
 def phase(emit: Emit, name: PhaseName, step: int | None = None) -> Iterator[None]:
-    """Tell, once it is done, how long a part of the work took."""
+    """Emit how long a part of the work took, once it is done."""
     began_at, began = time.time(), time.monotonic()
     yield
     seconds = time.monotonic() - began
@@ -41,17 +41,17 @@ class EventPipe:
         """Write one event, at once."""
         self._written_at = time.monotonic()
         line = event.model_dump_json().encode() + b"\n"
-        # An unbuffered write may take part of a line only.
+        # An unbuffered write may write part of a line only.
         while line:
             line = line[self._file.write(line) :]
 
     def beat(self) -> None:
-        """Tell that the trainer is at work, unless it said something a moment ago."""
-        if time.monotonic() - self._written_at > _BEAT_EVERY_S:
+        """Emit a heartbeat, unless an event was emitted within the last second."""
+        if time.monotonic() - self._written_at > _HEARTBEAT_EVERY_S:
             self.emit(Heartbeat())
 
     def close(self) -> None:
-        """Close the descriptor: readers see the end."""
+        """Close the descriptor: the reader sees the end."""
         self._file.close()
 
 
@@ -59,7 +59,7 @@ class StopSwitch:
     """Whether the run was asked to stop; a signal handler sets it.
 
     Args:
-        beat: Called whenever the run asks: it is at work.
+        beat: Called whenever the run checks the switch, which shows that it is alive.
     """
 
     def __init__(self, beat: Callable[[], None] = lambda: None) -> None:
@@ -71,17 +71,17 @@ class StopSwitch:
         """Ask the run to stop.
 
         Raises:
-            InterruptedRun: Nothing runs, so that there is nothing to save first.
+            InterruptedRun: No request is running, so that there is nothing to save first.
         """
         self.is_set = True
         if self.waits_for_request:
             raise InterruptedRun
 
     def check(self) -> None:
-        """Stop here if asked to; for places where nothing needs saving.
+        """Stop here if asked to; for places where there is nothing to save.
 
         Raises:
-            InterruptedRun: It was asked to.
+            InterruptedRun: The run was asked to stop.
         """
         self.beat()
         if self.is_set:
@@ -89,40 +89,40 @@ class StopSwitch:
 
 
 class ProgressMeter:
-    """Tells progress with its speed, seldom enough.
+    """Emits progress with its speed, at most ten times a second.
 
     Args:
         emit: Takes the events.
-        clock: Seconds, always rising.
+        clock: A monotonic clock, in seconds.
     """
 
     def __init__(self, emit: Emit, clock: Callable[[], float] = time.monotonic) -> None:
         self._emit = emit
         self._clock = clock
-        self._last_told: float | None = None
-        self._last_seen = clock()
+        self._emitted_at: float | None = None
+        self._measured_at = clock()
         self._per_second: float | None = None
         self._done = 0
 
-    def starts_at(self, done: int) -> None:
-        """What is done already does not count for the speed."""
-        self._done, self._last_seen = done, self._clock()
+    def start_from(self, done: int) -> None:
+        """Leave what is already done, and the time until now, out of the speed."""
+        self._done, self._measured_at = done, self._clock()
 
-    def tell(self, progress: Progress, *, always: bool = False) -> None:
-        """Tell it, unless something was told a moment ago and it is not the last.
+    def report(self, progress: Progress, *, always: bool = False) -> None:
+        """Emit progress, unless some was emitted a moment ago and this is not the last.
 
         Args:
             progress: Without a speed.
-            always: Tell it in any case.
+            always: Emit it in any case.
         """
         now = self._clock()
-        elapsed = max(now - self._last_seen, 1e-6)
-        speed = (progress.done - self._done) / elapsed
+        elapsed_s = max(now - self._measured_at, 1e-6)
+        speed = (progress.done - self._done) / elapsed_s
         old = self._per_second
         self._per_second = speed if old is None else old + _NEW_SPEED * (speed - old)
-        self._last_seen, self._done = now, progress.done
-        recent = self._last_told is not None and now - self._last_told < 1 / _MOST_PER_SECOND
+        self._measured_at, self._done = now, progress.done
+        recent = self._emitted_at is not None and now - self._emitted_at < 1 / _MAX_PER_SECOND
         if recent and not always and progress.done < progress.total:
             return
-        self._last_told = now
+        self._emitted_at = now
         self._emit(progress.model_copy(update={"per_second": self._per_second}))

@@ -1,14 +1,11 @@
 """The training loop, the same for every recipe.
 
-One step: the gradients of a group of batches, averaged over their samples; clip; the optimizer. It
-says when to save, to validate and to stop, and knows nothing of what is trained.
+One step: the gradients of a group of batches, averaged over their samples; clip; the optimizer. The
+loop decides when to save, to validate and to stop, and knows nothing of what is trained.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
 
 import torch
 from diffusers.optimization import get_scheduler
@@ -23,62 +20,22 @@ from worker.trainer.errors import DivergedError, InterruptedRun
 from worker.trainer.event_pipe import Emit, ProgressMeter, StopSwitch
 from worker.trainer.optimizer import new_optimizer, set_rates
 from worker.trainer.rng import StatelessRng
+from worker.trainer.training_type import Recipe
 
-ADVICE = (
+DIVERGED_ADVICE = (
     "lower the learning rate, set max_grad_norm to 1.0, "
-    "or set weight_dtype to bfloat16 where it is float16"
+    "or set weight_dtype to bfloat16 if it is float16"
 )
-
-
-class Recipe(Protocol):
-    """What is trained, and what makes a good step of it."""
-
-    @property
-    def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """The trained weights by name, float32, in an order that never changes.
-
-        A name begins with its model's (``unet.``), in the order of the config's learning rates.
-        """
-        ...
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """The precision of the forward pass."""
-        ...
-
-    @property
-    def scales_loss(self) -> bool:
-        """Whether gradients could vanish without a loss scale: where it computes in float16."""
-        ...
-
-    def losses(self, batch: Batch) -> torch.Tensor:
-        """The weighted loss of each sample, (B,), float32."""
-        ...
-
-    def write(
-        self, folder: Path, name: str, steps: int, weights: Mapping[str, torch.Tensor]
-    ) -> list[Path]:
-        """Write the results into a folder, the same bytes for the same weights.
-
-        Args:
-            folder: Empty.
-            name: The job's; the files' names begin with it.
-            steps: Weight updates made.
-            weights: To write, by the names of ``parameters``.
-
-        Returns:
-            The files, the one to name first first.
-        """
-        ...
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """When what happens, in weight updates.
+    """When the loop saves, validates and ends, in weight updates.
 
     Attributes:
         total_steps: The run's length.
-        save_every: A checkpoint after every so many.
-        validate_every: Validation after every so many; 0 for never.
+        save_every: The interval of checkpoints.
+        validate_every: The interval of validations; 0 for none.
     """
 
     total_steps: int
@@ -86,16 +43,16 @@ class Schedule:
     validate_every: int = 0
 
     def saves_at(self, done: int) -> bool:
-        """Whether a checkpoint is due once so many updates are made."""
+        """Whether a checkpoint is due after this many updates."""
         return done == self.total_steps or done % self.save_every == 0
 
     def validates_at(self, done: int) -> bool:
-        """Whether validation is due once so many updates are made."""
+        """Whether validation is due after this many updates."""
         return self.validate_every > 0 and done > 0 and done % self.validate_every == 0
 
 
 def schedule_of(config: PipelineConfig, plan: BatchPlan) -> Schedule:
-    """The schedule, its epochs counted in steps."""
+    """Return the schedule, its epochs counted in steps."""
     per_epoch = plan.steps_per_epoch
     validate_every = config.validate_every_n_steps or (
         (config.validate_every_n_epochs or 0) * per_epoch
@@ -108,12 +65,12 @@ def schedule_of(config: PipelineConfig, plan: BatchPlan) -> Schedule:
 
 
 def rate_factors(config: PipelineConfig, total_steps: int) -> Callable[[int], float]:
-    """What the base learning rates are multiplied by at each step, by diffusers' own schedulers.
+    """Return the factor of the base learning rates at each step, by diffusers' own schedulers.
 
-    A scheduler's state is its step, counted from 0, and nothing else, so that asking for a step's
-    factor is all there is to resuming it.
+    A scheduler's only state is its step, counted from 0: a run resumes by asking for a step's
+    factor.
     """
-    # The scheduler insists on an optimizer; what it multiplies is one number.
+    # The scheduler needs an optimizer; this one trains a single number.
     stand_in = torch.optim.SGD([torch.zeros(1)], lr=1.0)
     scheduler = get_scheduler(
         config.lr_scheduler,
@@ -125,23 +82,14 @@ def rate_factors(config: PipelineConfig, total_steps: int) -> Callable[[int], fl
     return lambda step: float(factor(step))
 
 
-def new_state(
-    recipe: Recipe, config: PipelineConfig, device: torch.device, ema_decay: float | None = None
-) -> TrainingState:
-    """The state of a run before its first step.
-
-    Args:
-        recipe: What is trained.
-        config: The run's.
-        device: What it is trained on.
-        ema_decay: Of the moving average of the weights; None keeps none.
-    """
+def new_state(recipe: Recipe, config: PipelineConfig, device: torch.device) -> TrainingState:
+    """Make the state of a run before its first step."""
     parameters = recipe.parameters
     optimizer = new_optimizer(parameters, config.optimizer, config.learning_rates())
-    scaler = torch.amp.GradScaler(device.type, enabled=recipe.scales_loss)
+    scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision.scales_loss)
     average = None
-    if ema_decay is not None:
-        average = EMAModel(parameters.values(), decay=ema_decay)
+    if recipe.ema_decay is not None:
+        average = EMAModel(parameters.values(), decay=recipe.ema_decay)
     return TrainingState(parameters, optimizer, scaler, LossHistory(), average)
 
 
@@ -149,106 +97,120 @@ def train(
     recipe: Recipe,
     state: TrainingState,
     data: TrainingData,
-    draws: StatelessRng,
+    rng: StatelessRng,
     config: PipelineConfig,
     checkpoints: Checkpoints,
     validate: Callable[[int], None],
     emit: Emit,
     stop: StopSwitch,
 ) -> None:
-    """Train from where the state is to the end of the schedule.
+    """Train from the state's step to the end of the schedule.
 
-    Args:
-        recipe: What to train.
-        state: Changed in place.
-        data: The batches.
-        draws: Decide everything random.
-        config: The rest.
-        checkpoints: Where the state is saved: at the schedule's steps, at the end and on a stop.
-        validate: Called with the step at the schedule's, after its checkpoint; may say, by
-            InterruptedRun, that it stopped in the middle. A run that goes on from such a step
-            calls it first: whether it came to an end there is not in the state.
-        emit: Takes progress.
-        stop: Asked after each step.
+    The state is saved at the schedule's steps, at the end and on a stop. ``validate`` is called
+    with the step after its checkpoint, and again if a run resumes there: the state does not hold
+    whether an interrupted validation was completed.
 
     Raises:
         DivergedError: NaN or infinity in the loss or the weights.
-        InterruptedRun: It was asked to stop; the state is saved.
+        InterruptedRun: The run was asked to stop; the state is saved.
     """
-    schedule = schedule_of(config, data.plan)
+    schedule, history = schedule_of(config, data.plan), state.history
     factor_of, rates = rate_factors(config, schedule.total_steps), config.learning_rates()
-    parameters = list(state.parameters.values())
-    history = state.history
     meter = ProgressMeter(emit)
     stop.check()
     if schedule.validates_at(history.steps):
         with state.published_in_place():
             validate(history.steps)
     batches = data.batches(history.steps, schedule.total_steps)
-    meter.starts_at(history.steps)
+    meter.start_from(history.steps)
     for step in range(history.steps, schedule.total_steps):
-        first, end = data.plan.of_step(step)
-        group = [data.plan.batch(number)[1] for number in range(first, end)]
-        samples = [sample for members in group for sample in members]
-        # For whatever a model draws by itself, such as dropout.
-        torch.manual_seed(draws.number("step", step))
+        # For draws that a model makes itself, such as dropout.
+        torch.manual_seed(rng.number("step", step))
         rate = set_rates(state.optimizer, factor_of(step), rates)
+        samples = data.plan.samples_of_step(step)
 
-        losses = []
-        for _ in group:
-            batch = next(batches)
-            with recipe.autocast():
-                batch_losses = recipe.losses(batch)  # (B,)
-            # A mean over all samples of the group, however they are split into batches.
-            torch.autograd.backward(state.scaler.scale(batch_losses.sum() / len(samples)))
-            losses.append(batch_losses.detach())
-        # The step's one wait for the GPU.
-        values = torch.cat(losses).double().cpu()  # (samples,)
-        _check_finite(values, step, samples, data.dataset)
-        if config.max_grad_norm is not None:
-            state.scaler.unscale_(state.optimizer)
-            torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        state.optimizer.zero_grad(set_to_none=True)
-        if state.average is not None:
-            state.average.step(parameters)
-        history.add(values.mean().item(), rate)
+        losses = _accumulate_gradients(recipe, state.scaler, batches, samples)  # (samples,)
+        _check_finite(losses, step, samples, data.dataset)
+        _update_weights(state, config.max_grad_norm)
+        history.add(losses.mean().item(), rate)
 
         done = step + 1
-        # Asked once: a signal that comes while this step is being saved ends the next one.
+        # Read once: a signal during this step's checkpoint stops the run after the next step.
         stopping = stop.is_set
         due = stopping or schedule.saves_at(done)
         if due:
             _save(state, checkpoints)
-        meter.tell(
-            Progress(
-                stage="train",
-                done=done,
-                total=schedule.total_steps,
-                unit="steps",
-                loss=history.losses[-1],
-                learning_rate=rate,
-            ),
-            always=due,
-        )
+        meter.report(_progress(history, schedule), always=due)
         if stopping and done < schedule.total_steps:
             raise InterruptedRun
         if schedule.validates_at(done):
             _validate(state, checkpoints, validate, saved=due)
-            meter.starts_at(done)
+            meter.start_from(done)
+
+
+def _accumulate_gradients(
+    recipe: Recipe,
+    scaler: torch.amp.GradScaler,
+    batches: Iterator[Batch],
+    samples: Sequence[Sequence[int]],
+) -> torch.Tensor:
+    """Add up the gradients of a step's batches.
+
+    Args:
+        recipe: Makes the losses.
+        scaler: Scales the loss.
+        batches: The batches from this step on.
+        samples: The samples of each batch of the step.
+
+    Returns:
+        The loss of each sample of the step, (samples,) float64, on the CPU.
+    """
+    count = sum(map(len, samples))
+    losses = []
+    for _ in samples:
+        batch = next(batches)
+        with recipe.precision.autocast():
+            batch_losses = recipe.losses(batch)  # (B,)
+        # The mean over all samples of the step, however they are split into batches.
+        torch.autograd.backward(scaler.scale(batch_losses.sum() / count))
+        losses.append(batch_losses.detach())
+    # The step's only wait for the GPU.
+    return torch.cat(losses).double().cpu()
+
+
+def _update_weights(state: TrainingState, max_grad_norm: float | None) -> None:
+    parameters = list(state.parameters.values())
+    if max_grad_norm is not None:
+        state.scaler.unscale_(state.optimizer)
+        torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
+    state.optimizer.zero_grad(set_to_none=True)
+    if state.average is not None:
+        state.average.step(parameters)
+
+
+def _progress(history: LossHistory, schedule: Schedule) -> Progress:
+    return Progress(
+        stage="train",
+        done=history.steps,
+        total=schedule.total_steps,
+        unit="steps",
+        loss=history.losses[-1],
+        learning_rate=history.learning_rates[-1],
+    )
 
 
 def _save(state: TrainingState, checkpoints: Checkpoints) -> None:
     if not all_finite(state.parameters):
-        raise DivergedError("a weight after the update", state.history.steps, (), ADVICE)
+        raise DivergedError("a weight after the update", state.history.steps, (), DIVERGED_ADVICE)
     checkpoints.save(state)
 
 
 def _validate(
     state: TrainingState, checkpoints: Checkpoints, validate: Callable[[int], None], *, saved: bool
 ) -> None:
-    """Validate what is published; on a stop in the middle of it, save what is not saved yet."""
+    """Validate the published weights; if interrupted, save a state that is not saved yet."""
     try:
         with state.published_in_place():
             validate(state.history.steps)
@@ -259,10 +221,11 @@ def _validate(
 
 
 def _check_finite(
-    losses: torch.Tensor, step: int, samples: Sequence[int], dataset: Dataset
+    losses: torch.Tensor, step: int, samples: Sequence[Sequence[int]], dataset: Dataset
 ) -> None:
     if losses.isfinite().all():
         return
-    bad = [sample for sample, loss in zip(samples, losses, strict=True) if not loss.isfinite()]
+    numbers = [sample for batch in samples for sample in batch]
+    bad = [sample for sample, loss in zip(numbers, losses, strict=True) if not loss.isfinite()]
     sources = [dataset.samples[sample].source for sample in bad]
-    raise DivergedError("the loss", step + 1, sources, ADVICE)
+    raise DivergedError("the loss", step + 1, sources, DIVERGED_ADVICE)

@@ -1,4 +1,4 @@
-"""LoRA layers (Hu et al., 2021) on a frozen model: added, started and named."""
+"""LoRA layers (Hu et al., 2021) on a frozen model: added, initialized, named and removed."""
 
 import math
 import warnings
@@ -10,7 +10,7 @@ from peft import LoraConfig
 from peft.tuners.tuners_utils import BaseTunerLayer
 
 from worker.trainer.errors import TargetError
-from worker.trainer.export.clip_names import clip_path
+from worker.trainer.export.lora_file import clip_path
 from worker.trainer.rng import StatelessRng
 
 
@@ -20,17 +20,17 @@ def add_lora(
     targets: Sequence[str] | str,
     rank: int,
     alpha: float,
-    draws: StatelessRng,
+    rng: StatelessRng,
 ) -> dict[str, torch.nn.Parameter]:
-    """Give a model LoRA layers, in float32.
+    """Add LoRA layers to a model, in float32.
 
     Args:
         model: A diffusers or transformers model, frozen.
-        name: What it is called in the names of its weights (``unet``).
+        name: The model's name in the names of its weights (``unet``).
         targets: The ends of layers' names, or one regular expression for whole names.
-        rank: Of the matrices.
-        alpha: A LoRA's strength is alpha / rank.
-        draws: Decide what A starts from.
+        rank: The rank r of the matrices A (r, in) and B (out, r).
+        alpha: A LoRA changes its layer by alpha / rank * B A.
+        rng: Draws the initial A.
 
     Returns:
         The trained weights by name (``unet.mid_block.attentions.0.proj_in.lora_A``), sorted.
@@ -52,10 +52,10 @@ def add_lora(
         lora_dropout=0.0,
         bias="none",
     )
-    # peft fills the layers from the global generator first; fork it, so that nobody else's draws
-    # depend on how many layers there are.
+    # peft first fills the layers from the global generator; fork it, so that later draws do not
+    # depend on the number of layers.
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # Of merging into a quantised layer, which is never done here.
+        # It warns about merging into a quantized layer, which is never done here.
         warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated")
         model.add_adapter(adapter)
     found: dict[str, torch.nn.Parameter] = {}
@@ -63,32 +63,36 @@ def add_lora(
         if ".lora_" not in path:
             continue
         weight = lora_weight_name(name, path)
-        parameter.data = start_of(weight, parameter, draws)
+        parameter.data = initial_value(weight, parameter, rng)
         parameter.requires_grad_(True)
         found[weight] = parameter
     return dict(sorted(found.items()))
 
 
 def remove_lora(model: Any) -> None:
-    """Take the LoRA layers off again: the model is what it was."""
+    """Remove the LoRA layers from a model."""
     for path, module in list(model.named_modules()):
         if isinstance(module, BaseTunerLayer):
             model.set_submodule(path, module.get_base_layer())
-    # What tells diffusers and transformers that there are adapters.
+    # By these, diffusers and transformers know of adapters.
     del model.peft_config
     model._hf_peft_config_loaded = False
 
 
 def lora_weight_name(model: str, path: str) -> str:
-    """A LoRA weight's name, by its model's and its path there (``....lora_A.default.weight``)."""
+    """Return the name of a LoRA weight from its path (``....lora_A.default.weight``)."""
     path = path.removesuffix(".default.weight")
     return f"{model}.{clip_path(path) if model.startswith('text_encoder') else path}"
 
 
-def start_of(name: str, parameter: torch.nn.Parameter, draws: StatelessRng) -> torch.Tensor:
-    """B starts at zero, so that the first step trains the base model; A as a layer does."""
+def initial_value(name: str, parameter: torch.nn.Parameter, rng: StatelessRng) -> torch.Tensor:
+    """Return the initial value of a LoRA matrix.
+
+    B is zero, so that training starts from the base model; A is drawn as PyTorch does for a linear
+    layer (``kaiming_uniform`` with a = sqrt(5), by fan-in).
+    """
     if name.endswith("lora_B"):
         return torch.zeros(parameter.shape, device=parameter.device)
-    bound = 1 / math.sqrt(parameter[0].numel())  # kaiming_uniform with a = sqrt(5), by fan-in
-    values = draws.uniform(tuple(parameter.shape), "lora", name) * (2 * bound) - bound
+    bound = 1 / math.sqrt(parameter[0].numel())
+    values = rng.uniform(tuple(parameter.shape), "lora", name) * (2 * bound) - bound
     return values.to(parameter.device)

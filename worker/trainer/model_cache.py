@@ -1,7 +1,7 @@
 """Frozen models kept between the requests of one process.
 
-A job's cache and train stages, and the next job of the same base model, find them loaded. Those
-that a request does not use lie in main memory meanwhile, so that the GPU is free for the others.
+A job's cache and train stages, and the next job of the same base model, find them loaded. Models
+that a request does not use wait in main memory, so that the GPU is free for the others.
 """
 
 from collections.abc import Callable, Hashable, Mapping
@@ -18,9 +18,10 @@ class ModelSpec:
     """A model that a request uses.
 
     Attributes:
-        identity: All that decides it; a kept one of another identity is dropped.
-        load: Loads it onto the device.
-        movable: Whether it survives a way to main memory and back; quantised ones are dropped.
+        identity: Everything that decides the model; a cached one of another identity is dropped.
+        load: Loads the model onto the device.
+        movable: Whether it can be moved to main memory and back; quantized models cannot, and are
+            dropped instead.
     """
 
     identity: Hashable
@@ -32,24 +33,29 @@ class ModelCache:
     """The models of one process, one for each part: ``denoiser``, ``text``, ``vae``."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, tuple[ModelSpec, Any]] = {}
+        self._cached: dict[str, tuple[ModelSpec, Any]] = {}
 
-    def take(self, device: torch.device, wanted: Mapping[str, ModelSpec]) -> dict[str, Any]:
-        """The wanted models by part, on the device; all others are off it."""
-        for part, (kept, model) in list(self._kept.items()):
-            if part in wanted and kept.identity == wanted[part].identity:
+    def take(self, device: torch.device, specs: Mapping[str, ModelSpec]) -> dict[str, Any]:
+        """Return models by part, on the device; all others are moved off it.
+
+        Args:
+            device: The device that computes.
+            specs: The wanted models by part.
+        """
+        for part, (cached, model) in list(self._cached.items()):
+            if part in specs and cached.identity == specs[part].identity:
                 continue
-            if part in wanted or not kept.movable:
-                del self._kept[part]
+            if part in specs or not cached.movable:
+                del self._cached[part]
             else:
                 model.to("cpu")
         release_memory()
-        for part, want in wanted.items():
-            if part not in self._kept:
-                self._kept[part] = want, want.load()
-            self._kept[part][1].to(device)
-        return {part: self._kept[part][1] for part in wanted}
+        for part, spec in specs.items():
+            if part not in self._cached:
+                self._cached[part] = spec, spec.load()
+            self._cached[part][1].to(device)
+        return {part: self._cached[part][1] for part in specs}
 
-    def forget(self, part: str) -> None:
-        """Drop a model that is not any more what its files say, if it is kept."""
-        self._kept.pop(part, None)
+    def drop(self, part: str) -> None:
+        """Drop a model that a run has changed."""
+        self._cached.pop(part, None)

@@ -1,7 +1,6 @@
-"""The optimizer of a run: made from its config, and its state as tensors and back.
+"""The optimizer of a run: made from its config, its state converted to tensors and back.
 
-Knows the kinds of optimizer by what they keep: tensors and counts for each weight, and with
-Prodigy a few numbers for all of them. Must not know where a state is kept.
+An optimizer keeps tensors and counts for each weight, and Prodigy a few numbers for all of them.
 """
 
 import contextlib
@@ -21,23 +20,23 @@ from tasks.jobs.optimizers import (
 
 Parameters = Mapping[str, torch.nn.Parameter]
 
-# What a Prodigy step reads of the steps before it, and what it says of itself.
+# The numbers of prodigyopt 1.1 that a step reads from its parameter groups, or writes there.
 _PRODIGY_NUMBERS = ("d", "d0", "d_max", "d_numerator", "d_denom", "d_hat", "k")
 
 
 def model_of(name: str) -> str:
-    """The trained model a weight is of: ``unet`` of ``unet.conv_in.lora_A``."""
+    """Return the model of a weight: ``unet`` of ``unet.conv_in.lora_A``."""
     return name.partition(".")[0]
 
 
 def new_optimizer(
     parameters: Parameters, settings: OptimizerConfig, rates: Mapping[str, float]
 ) -> torch.optim.Optimizer:
-    """The config's optimizer over these weights, before its first step.
+    """Make the config's optimizer of these weights, before its first step.
 
     Args:
-        parameters: By name, which begins with that of its model.
-        settings: Of the optimizer.
+        parameters: The weights by name, which begins with their model's.
+        settings: The optimizer's settings.
         rates: Base learning rate by model; each model is a parameter group.
     """
     groups = [
@@ -62,8 +61,7 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float, rates: Mapping[st
     """Set each group's learning rate to ``factor`` times its base rate.
 
     Returns:
-        The rate that the first group's next step takes: with Prodigy, times the step size it
-        found.
+        The rate of the first group's next step: with Prodigy, times the step size that it found.
     """
     for group, rate in zip(optimizer.param_groups, rates.values(), strict=True):
         group["lr"] = rate * factor
@@ -74,11 +72,11 @@ def set_rates(optimizer: torch.optim.Optimizer, factor: float, rates: Mapping[st
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, parameters: Parameters
 ) -> dict[str, torch.Tensor]:
-    """All that a step changes, as ``optimizer/<moment>/<weight>`` and ``group/<number>``.
+    """Return all that a step changes, as ``optimizer/<moment>/<weight>`` and ``group/<number>``.
 
     A Python number becomes a scalar of float64 or int64, which hold it exactly.
     """
-    # Prodigy keeps its numbers alike in all groups.
+    # Prodigy keeps the same numbers in all groups.
     first = optimizer.param_groups[0]
     tensors = {f"group/{name}": _tensor(first[name]) for name in _PRODIGY_NUMBERS if name in first}
     for name, parameter in parameters.items():
@@ -90,10 +88,10 @@ def optimizer_tensors(
 def restore_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Parameters, tensors: Mapping[str, torch.Tensor]
 ) -> None:
-    """Take over what ``optimizer_tensors`` gave; other tensors are left alone.
+    """Restore what ``optimizer_tensors`` returned; other tensors are ignored.
 
     Raises:
-        KeyError: It is of other weights, or lacks one of Prodigy's numbers.
+        KeyError: A tensor is of another weight, or one of Prodigy's numbers is missing.
     """
     counts_in_tensors = isinstance(optimizer, torch.optim.AdamW | torch.optim.Adafactor)
     moments: dict[str, dict[str, Any]] = {name: {} for name in parameters}
@@ -103,7 +101,7 @@ def restore_optimizer(
             continue
         moment, _, name = rest.partition("/")
         if moment == "step":
-            # torch counts in a tensor that stays on the CPU, the others in a Python number.
+            # torch's own optimizers count in a tensor on the CPU, the others in a Python number.
             moments[name][moment] = tensor if counts_in_tensors else tensor.item()
         else:
             moments[name][moment] = tensor.to(parameters[name].device)
@@ -112,7 +110,7 @@ def restore_optimizer(
             optimizer.state[parameter] = moments[name]
     for group in optimizer.param_groups:
         for name in _PRODIGY_NUMBERS:
-            # Only a step makes d_denom and d_hat; a state may lack those, and no others.
+            # The first step adds d_denom and d_hat; a state before it lacks only these.
             if name in group or f"group/{name}" in tensors:
                 group[name] = tensors[f"group/{name}"].item()
 
@@ -133,7 +131,7 @@ def _adam(groups: list[dict[str, Any]], settings: AdamOptimizerConfig) -> torch.
 def _prodigy(
     groups: list[dict[str, Any]], settings: ProdigyOptimizerConfig
 ) -> torch.optim.Optimizer:
-    # It prints that its weight decay is decoupled.
+    # Its constructor prints that its weight decay is decoupled.
     with contextlib.redirect_stdout(io.StringIO()):
         optimizer: torch.optim.Optimizer = import_module("prodigyopt").Prodigy(
             groups,

@@ -1,10 +1,10 @@
-"""A tiny, valid FLUX or SDXL: every part real, every size small, built from configs and a seed.
+"""Tiny, valid models for tests: every part real, every size small, made from configs and a seed.
 
     python -P -m worker.trainer.tiny_models FOLDER [--family sdxl]
 
-For trying the whole system without a GPU, and for tests. FLUX's default has no single blocks:
-diffusers splits the fused ``linear1`` of a kohya file at FLUX's own width of 3072, whatever the
-model's is, so that it reads the kohya files of a narrower model only where they hold none.
+Demonstrations without a GPU train them, too. FLUX's default has no single blocks: diffusers splits
+the fused ``linear1`` of a kohya file at FLUX's own width of 3072, whatever the model's width, so
+that it reads the kohya files of a narrower model only without single blocks.
 """
 
 import argparse
@@ -37,15 +37,15 @@ from transformers import (
     T5Tokenizer,
 )
 
-from worker.trainer.export.clip_names import clip_path
+from worker.trainer.export.lora_file import clip_path
 from worker.trainer.export.safetensors_file import write_safetensors
 
 _TEXT_WIDTH = 32
-# Another one: diffusers tells SDXL's encoders in a single file apart by their widths.
+# Different: diffusers distinguishes SDXL's encoders in a single file by their widths.
 _SECOND_WIDTH = 48
 _HEAD_WIDTH = 16
 _HEADS = 2
-# Tokens longer than one letter, so that both tokenizers have something to merge.
+# Words of several letters, so that both tokenizers have something to merge.
 _WORDS = ("a", "of", "the", "on", "in", "photo", "cat", "dog", "red", "blue", "green", "square")
 
 
@@ -57,7 +57,7 @@ def build_tiny_flux(
     single_blocks: int = 0,
     guidance_embeds: bool = True,
 ) -> Path:
-    """A diffusers folder of a tiny FLUX, about 1 MB, the same bytes for the same arguments.
+    """Build a diffusers folder of a tiny FLUX, about 1 MB, the same bytes for the same arguments.
 
     Returns:
         The folder.
@@ -67,7 +67,7 @@ def build_tiny_flux(
         tokenizer, tokenizer_2 = _clip_tokenizer(), _t5_tokenizer()
         pipeline = FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
-            # FLUX's own numbers.
+            # FLUX's own values.
             vae=_vae(
                 latent_channels=16,
                 scaling_factor=0.3611,
@@ -95,7 +95,7 @@ def build_tiny_flux(
 
 
 def build_tiny_sdxl(folder: Path, *, seed: int = 0, prediction_type: str = "epsilon") -> Path:
-    """A diffusers folder of a tiny SDXL, about 4 MB, the same bytes for the same arguments.
+    """Build a diffusers folder of a tiny SDXL, about 4 MB, the same bytes for the same arguments.
 
     Returns:
         The folder.
@@ -150,7 +150,7 @@ def build_tiny_sdxl(folder: Path, *, seed: int = 0, prediction_type: str = "epsi
 
 
 def main() -> None:
-    """Build one from the command line."""
+    """Build a model from the command line."""
     parser = argparse.ArgumentParser(description="Build a tiny model for tests and demonstrations.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--family", choices=("flux", "sdxl"), default="flux")
@@ -163,8 +163,8 @@ def main() -> None:
 def _save(pipeline: DiffusionPipeline, folder: Path) -> Path:
     pipeline.save_pretrained(folder, safe_serialization=True)
     for path in sorted(folder.rglob("*.safetensors")):
-        # save_pretrained's header order changes from run to run, and with it every digest; and
-        # published models have CLIP's older names.
+        # The order of save_pretrained's header changes from run to run, and with it the digests.
+        # Published models have CLIP's older names.
         is_clip = isinstance(getattr(pipeline, path.parent.name), CLIPTextModel)
         tensors = {clip_path(k) if is_clip else k: v for k, v in load_file(path).items()}
         write_safetensors(path, tensors, {"format": "pt"})
@@ -173,7 +173,7 @@ def _save(pipeline: DiffusionPipeline, folder: Path) -> Path:
 
 
 def _write_older_tokenizers(folder: Path) -> None:
-    """Say what published models say, and transformers before 5 needs: names, and CLIP's files."""
+    """Write names and CLIP files as published models have them and transformers 4 needs them."""
     for path in sorted(folder.glob("tokenizer*/tokenizer.json")):
         config = path.with_name("tokenizer_config.json")
         text = config.read_text("utf-8")
@@ -238,7 +238,7 @@ def _t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
 
 
 def _clip_tokenizer() -> CLIPTokenizer:
-    """CLIP's byte-level BPE: all bytes, all bytes that end a word, and merges of ``_WORDS``."""
+    """Make CLIP's byte-level BPE: all bytes, all bytes that end a word, merges of ``_WORDS``."""
     letters = sorted(ByteLevel.alphabet())
     tokens = letters + [letter + "</w>" for letter in letters]
     merges: list[Any] = []
@@ -255,7 +255,7 @@ def _clip_tokenizer() -> CLIPTokenizer:
 
 
 def _t5_tokenizer() -> T5Tokenizer:
-    """T5's unigram pieces: printable ASCII and ``_WORDS``."""
+    """Make T5's unigram pieces: printable ASCII and ``_WORDS``."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\N{LOWER ONE EIGHTH BLOCK}", -2.0)]
     pieces += [(chr(code), -6.0) for code in range(33, 127)]
     pieces += [(f"\N{LOWER ONE EIGHTH BLOCK}{word}", -4.0) for word in _WORDS]

@@ -1,4 +1,4 @@
-"""The ``train`` stage: puts a run together, trains it, and tells what came of it."""
+"""The ``train`` stage: assembles a run, trains it and reports its end."""
 
 import shutil
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from tensorboardX import SummaryWriter
 
 from tasks.cache.plan import CacheIndex
 from tasks.dataset import Dataset
@@ -17,85 +18,91 @@ from tasks.store import Store, checkpoint_prefix
 from worker.trainer.checkpoint import Checkpoints, LossHistory
 from worker.trainer.data.batches import BatchPlan, SampleReader, TrainingData
 from worker.trainer.data.cache_entries import read_index
+from worker.trainer.environment import check_libraries, compute_deterministically
 from worker.trainer.errors import RefusedError
 from worker.trainer.event_pipe import Emit, StopSwitch, phase
-from worker.trainer.export.tensorboard import write_metrics
-from worker.trainer.libraries import check_libraries
+from worker.trainer.families import training_type
 from worker.trainer.loop import new_state, train
 from worker.trainer.memory import CudaMeter, MemoryMeter
 from worker.trainer.model_cache import ModelCache
-from worker.trainer.models import forget_changed, take_models
-from worker.trainer.recipes import new_recipe
 from worker.trainer.rng import StatelessRng
-from worker.trainer.validation.validation_images import Validation
+from worker.trainer.validation import Validation
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
-
-# Options that change no number of the run, so that a state may be resumed under others.
 
 
 def run(
     request: TrainerRequest,
     emit: Emit,
     stop: StopSwitch,
-    kept: ModelCache,
+    cache: ModelCache,
     meter: MemoryMeter | None = None,
 ) -> None:
-    """Carry out a ``train`` request and tell its end.
+    """Carry out a ``train`` request and report its end.
 
     Args:
-        request: What to do.
+        request: What to train.
         emit: Takes the events.
         stop: Whether to stop.
-        kept: Models from earlier requests.
+        cache: Models from earlier requests.
         meter: Measures the run's memory; None measures the GPU's, and on the CPU nothing.
 
     Raises:
-        RefusedError: It cannot be carried out.
-        InterruptedRun: It was asked to stop; the last checkpoint is where to go on.
+        RefusedError: The request cannot be carried out.
+        InterruptedRun: The run was asked to stop; it resumes from the last checkpoint.
         StoreError: The store failed.
+    """
+    config, rng = prepared(request)
+    kind = training_type(config)
+    store = Store(request.store_url)
+    device = torch.device(request.device)
+    dataset = Dataset.model_validate_json(store.get(request.dataset_key))
+    index = index_of(request, store, dataset)
+    data = _data(request, dataset, index, rng, device)
+    stop.check()
+    with phase(emit, "load"):
+        models = kind.take_models(config, device, cache)
+    if meter is None and device.type == "cuda":
+        meter = CudaMeter()
+    if meter is not None:
+        meter.reset()
+    recipe = kind.new_recipe(config, models, rng)
+    state = new_state(recipe, config, device)
+    versions = {library: version(library) for library in _LIBRARIES}
+    identity = run_identity(config, dataset)
+    checkpoints = Checkpoints(request, store, identity, versions, recipe.write, emit)
+    if request.resume_state_key is not None:
+        saved_versions = checkpoints.resume(state, request.resume_state_key)
+        note_other_versions(emit, saved_versions, versions)
+    validate: Callable[[int], None] = _never
+    if config.validation_prompts:
+        sampler = kind.new_sampler(config, models)
+        validate = Validation(
+            request, store, models, sampler, index, recipe.precision, rng, emit, stop
+        ).make
+    train(recipe, state, data, rng, config, checkpoints, validate, emit, stop)
+    peak = meter.peak_bytes() if meter is not None else None
+    recipe.close()
+    for part in kind.changed_parts:
+        cache.drop(part)
+    report_end(request, store, state.history, versions, device, peak, emit)
+
+
+def prepared(request: TrainerRequest) -> tuple[PipelineConfig, StatelessRng]:
+    """Check a request's config and prepare this process for it.
+
+    Returns:
+        The config, and the draws of its seed.
+
+    Raises:
+        RefusedError: The config has no seed, or needs a library that is not installed.
     """
     config = request.training
     if config.seed is None:
         raise RefusedError("the config has no seed; submit draws one")
     check_libraries(config)
-    # For CUDA, where the fastest kernels add in an order that changes from run to run.
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # It would overwrite every new tensor before use, only to make bugs visible.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    store = Store(request.store_url)
-    device = torch.device(request.device)
-    draws = StatelessRng(config.seed)
-    dataset = Dataset.model_validate_json(store.get(request.dataset_key))
-    index = index_of(request, store, dataset)
-    data = _data(request, dataset, index, draws, device)
-    stop.check()
-    with phase(emit, "load"):
-        models = take_models(config, device, kept)
-    if meter is None and device.type == "cuda":
-        meter = CudaMeter()
-    if meter is not None:
-        meter.reset()
-    recipe = new_recipe(config, models, draws)
-    ema_decay = getattr(config, "ema_decay", None) if getattr(config, "use_ema", False) else None
-    state = new_state(recipe, config, device, ema_decay)
-    versions = {library: version(library) for library in _LIBRARIES}
-    checkpoints = Checkpoints(
-        request, store, run_identity(config, dataset), versions, recipe.write, emit
-    )
-    if request.resume_state_key is not None:
-        earlier = checkpoints.resume(state, request.resume_state_key)
-        note_other_versions(emit, earlier, versions)
-    validate: Callable[[int], None] = _never
-    if config.validation_prompts:
-        validate = Validation(
-            request, store, models, index, recipe.autocast, draws, emit, stop
-        ).make
-    train(recipe, state, data, draws, config, checkpoints, validate, emit, stop)
-    peak = meter.peak_bytes() if meter is not None else None
-    recipe.close()
-    forget_changed(config, kept)
-    tell_end(request, store, state.history, versions, device, peak, emit)
+    compute_deterministically()
+    return config, StatelessRng(config.seed)
 
 
 def run_identity(config: PipelineConfig, dataset: Dataset) -> dict[str, object]:
@@ -105,17 +112,17 @@ def run_identity(config: PipelineConfig, dataset: Dataset) -> dict[str, object]:
     return {**options, "dataset": dataset.digest}
 
 
-def _never(_step: int) -> None:
-    raise AssertionError("without prompts no validation is due")
-
-
 def index_of(request: TrainerRequest, store: Store, dataset: Dataset) -> CacheIndex | None:
-    """The cache index; None where nothing is cached."""
+    """Read the cache index; None if nothing is cached.
+
+    Raises:
+        RefusedError: The index is missing, damaged or of another config.
+    """
     config = request.training
     if not (config.caches_text or config.cache_vae_outputs):
         return None
     if request.cache_index_key is None:
-        raise RefusedError("the config caches encoder outputs, and there is no cache index")
+        raise RefusedError("the config caches encoder outputs, but the request has no cache index")
     return read_index(store, request.cache_index_key, config, dataset.digest)
 
 
@@ -123,30 +130,28 @@ def _data(
     request: TrainerRequest,
     dataset: Dataset,
     index: CacheIndex | None,
-    draws: StatelessRng,
+    rng: StatelessRng,
     device: torch.device,
 ) -> TrainingData:
     config = request.training
-    reader = SampleReader(request.store_url, dataset, config, index, draws)
-    plan = BatchPlan(
-        reader.sizes, config.train_batch_size, config.gradient_accumulation_steps, draws
-    )
+    reader = SampleReader(request.store_url, dataset, config, index, rng)
+    plan = BatchPlan(reader.sizes, config.train_batch_size, config.gradient_accumulation_steps, rng)
     return TrainingData(reader, plan, dataset, config.loader.dataloader_num_workers, device)
 
 
-def note_other_versions(emit: Emit, earlier: dict[str, str], versions: dict[str, str]) -> None:
-    """Say where a state was made under other versions of the libraries."""
+def note_other_versions(emit: Emit, saved: dict[str, str], versions: dict[str, str]) -> None:
+    """Warn if a state was saved with other versions of the libraries."""
     changed = [
-        f"{library} {earlier.get(library)} to {now}"
+        f"{library} {saved.get(library)} to {now}"
         for library, now in versions.items()
-        if earlier.get(library) != now
+        if saved.get(library) != now
     ]
     if changed:
-        message = f"resumed under other versions, so not bit for bit: {', '.join(changed)}"
+        message = f"resumed with other versions, so not bit for bit: {', '.join(changed)}"
         emit(Note(level="warning", message=message))
 
 
-def tell_end(
+def report_end(
     request: TrainerRequest,
     store: Store,
     history: LossHistory,
@@ -156,10 +161,21 @@ def tell_end(
     emit: Emit,
     patches: tuple[str, ...] | None = None,
 ) -> None:
-    """Store the metrics and tell how training ended."""
+    """Store the TensorBoard file and emit the end of training.
+
+    Args:
+        request: The request.
+        store: Keeps the file.
+        history: The steps of the run.
+        versions: The versions of the libraries that computed.
+        device: The device that computed.
+        peak: The run's peak memory in bytes, if measured.
+        emit: Takes the event.
+        patches: The patches of the engine invoke-training, if it trained.
+    """
     folder = Path(request.scratch_dir) / "metrics"
     shutil.rmtree(folder, ignore_errors=True)
-    path = write_metrics(folder, history)
+    path = _write_tensorboard(folder, history)
     prefix = checkpoint_prefix(request.job_id, history.steps, request.attempt)
     metrics = store.put_artifact(f"{prefix}/{path.name}", path)
     shutil.rmtree(folder)
@@ -175,3 +191,28 @@ def tell_end(
             peak_memory_bytes=peak,
         )
     )
+
+
+def _write_tensorboard(folder: Path, history: LossHistory) -> Path:
+    """Write a TensorBoard file of the loss and learning rate of every step.
+
+    Args:
+        folder: A new folder for the file.
+        history: The steps.
+
+    Returns:
+        The file. TensorBoard finds it by the ``tfevents`` in its name.
+    """
+    writer = SummaryWriter(logdir=str(folder))
+    rows = zip(history.losses, history.learning_rates, strict=True)
+    for step, (loss, learning_rate) in enumerate(rows, start=1):
+        # The step is also the time: a resumed run's clock would start at the resume.
+        writer.add_scalar("train/loss", loss, step, walltime=step)
+        writer.add_scalar("train/learning_rate", learning_rate, step, walltime=step)
+    writer.close()
+    (written,) = folder.glob("*tfevents*")
+    return written.rename(folder / "events.out.tfevents.train")
+
+
+def _never(_step: int) -> None:
+    raise AssertionError("validation is not due without prompts")

@@ -24,9 +24,9 @@ from tests.worker.trainer.runs import (
     sdxl_config_of,
 )
 from worker.trainer.errors import PlaceholderError, TargetError
+from worker.trainer.flux.models import take_models
 from worker.trainer.lora import add_lora
 from worker.trainer.model_cache import ModelCache
-from worker.trainer.models import take_models
 from worker.trainer.rng import StatelessRng
 
 # torch's word on its normalization layers, once a process: float32 weights, bfloat16 inputs.

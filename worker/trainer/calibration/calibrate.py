@@ -1,11 +1,10 @@
 """The process that measures a GPU: ``python -P -m worker.trainer.calibration.calibrate``.
 
-Trains each shape and writes a calibration: the peaks, and the constants that fit them. Started by
-``training-worker calibrate``; standard error is for people.
+It trains each shape and writes a calibration: the peaks, and the constants that fit them.
+``training-worker calibrate`` starts it; standard error is for people.
 """
 
 import argparse
-import importlib
 import logging
 import sys
 from collections.abc import Iterable
@@ -37,16 +36,16 @@ def main() -> int:
     """
     parser = argparse.ArgumentParser(prog="python -P -m worker.trainer.calibration.calibrate")
     parser.add_argument("--type", required=True, choices=TYPES)
-    parser.add_argument("--model", help="unset: the type's own")
+    parser.add_argument("--model", help="unset: the type's default")
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
-    parser.add_argument("--driver", default="", help="its version, for the file")
-    parser.add_argument("--folder", type=Path, required=True, help="for what is made on the way")
+    parser.add_argument("--driver", default="", help="the driver's version, for the file")
+    parser.add_argument("--folder", type=Path, required=True, help="for intermediate files")
     parser.add_argument("--output", type=Path, required=True)
     arguments = parser.parse_args()
     set_up()
     logging.getLogger("worker.trainer").setLevel(logging.INFO)
     if arguments.device == "cuda" and not torch.cuda.is_available():
-        logger.error("PyTorch finds no CUDA device; install a build of it for CUDA")
+        logger.error("PyTorch finds no CUDA device; install a build of PyTorch for CUDA")
         return TrainerExit.REFUSED
     try:
         calibration = calibrate(
@@ -63,22 +62,23 @@ def main() -> int:
 
 
 def calibrate(wanted: Shapes, folder: Path, device: Device, driver: str) -> Calibration:
-    """What the shapes take of a device, and the constants that fit.
+    """Measure the memory of shapes on a device, and fit the constants.
 
     Args:
         wanted: The shapes, all of one type and model.
-        folder: For what is made on the way.
-        device: To train on.
-        driver: Its version.
+        folder: A folder for intermediate files.
+        device: The device to train on.
+        driver: The version of its driver.
 
     Raises:
-        RefusedError: The trainer cannot train such shapes at all.
+        RefusedError: The trainer cannot train any of the shapes.
         JobError: The base model or the folder cannot be used.
     """
-    # It imports the libraries, which are to be quiet.
-    bench = importlib.import_module("worker.trainer.calibration.measure")
+    # Imported after set_up: it imports the libraries.
+    from worker.trainer.calibration.measure import Bench, measure
+
     configs = [config for _, config in wanted]
-    measured = list(bench.measure(bench.Bench(folder, device), wanted))
+    measured = list(measure(Bench(folder, device), wanted))
     constants = fitted(configs, measured)
     replaced = Calibration(version=1, constants=constants).replaced()
     session = Session(
@@ -96,7 +96,7 @@ def calibrate(wanted: Shapes, folder: Path, device: Device, driver: str) -> Cali
 
 
 def fitted(configs: Iterable[TrainingConfig], measured: Iterable[Measurement]) -> dict[str, float]:
-    """The constants that fit the runs that could be measured."""
+    """Return the constants that fit the runs that were measured."""
     rows = zip(configs, measured, strict=True)
     ran = [(config, it.measured_bytes) for config, it in rows if it.measured_bytes is not None]
     return fit([config for config, _ in ran], [peak for _, peak in ran])

@@ -1,6 +1,6 @@
-"""Trains shapes of runs and measures what each takes of the GPU.
+"""Trains shapes of runs and measures the GPU memory of each.
 
-The trainer's own stages on images of noise, in this process; must not know what is made of it.
+It runs the trainer's own stages on images of noise, in this process.
 """
 
 import hashlib
@@ -36,10 +36,10 @@ logger = logging.getLogger(__name__)
 def measure(
     bench: "Bench", wanted: Iterable[tuple[Options, TrainingConfig]]
 ) -> Iterator[Measurement]:
-    """Train each shape, and tell what it took; one that does not fit is told as such.
+    """Train each shape and measure its memory; one that does not fit yields a message instead.
 
     Raises:
-        RefusedError: The trainer cannot train such shapes at all.
+        RefusedError: The trainer cannot train any of the shapes.
         JobError: The base model or the folder cannot be used.
     """
     for options, config in wanted:
@@ -51,17 +51,17 @@ def measure(
         except MissingLibraryError as error:
             problem = f"{error.library} is not installed"
         if problem is not None:
-            bench.forget()
-        told = problem or f"{(peak or 0) / GIB:.2f} GiB"
-        logger.info("%s: %s", described(options), told)
+            bench.reset()
+        result = problem or f"{(peak or 0) / GIB:.2f} GiB"
+        logger.info("%s: %s", described(options), result)
         yield Measurement(options=options, measured_bytes=peak, message=problem)
 
 
 class Bench:
-    """Trains runs one after the other, with what is alike in them loaded and encoded once.
+    """Trains runs one after the other; models and cache entries are shared by all.
 
     Args:
-        folder: For its store; what it makes there stays.
+        folder: The folder of its store, which stays.
         device: ``cuda`` is the one GPU that this process is pinned to.
     """
 
@@ -70,33 +70,33 @@ class Bench:
         self._device = device
         self._meter: MemoryMeter = CudaMeter() if device == "cuda" else HostMeter()
         self._store = Store((self._folder / "store").as_uri())
-        self._kept = ModelCache()
+        self._cache = ModelCache()
         self._packs: dict[str, str] = {}
         self._runs = 0
 
     def peak_bytes(self, config: TrainingConfig) -> int:
-        """The most memory that a run takes, CUDA's context with it."""
+        """Train a run and return its peak memory, CUDA's context included."""
         self._runs += 1
         dataset = self._noise(config)
         index_key = None
         if config.caches_text or config.cache_vae_outputs:
             index_key = self._cached(config, dataset)
-        told: list[Event] = []
+        events: list[Event] = []
         request = self._request("train", config, dataset, cache_index_key=index_key)
-        train.run(request, told.append, StopSwitch(), self._kept, self._meter)
-        # The weights of a run are of no use, and larger than all else.
+        train.run(request, events.append, StopSwitch(), self._cache, self._meter)
+        # A run's weights are of no use, and larger than everything else.
         self._store.delete(self._store.keys(f"jobs/{request.job_id}"))
-        [done] = [event for event in told if isinstance(event, TrainDone)]
+        [done] = [event for event in events if isinstance(event, TrainDone)]
         assert done.peak_memory_bytes is not None
         return done.peak_memory_bytes + self._meter.outside_bytes()
 
-    def forget(self) -> None:
-        """Drop the models: after a run that failed they may hold anything."""
-        self._kept = ModelCache()
+    def reset(self) -> None:
+        """Drop the models: a failed run leaves them in an unknown state."""
+        self._cache = ModelCache()
         release_memory()
 
     def _noise(self, config: PipelineConfig) -> Dataset:
-        """Images that fill each step, of the largest size."""
+        """Store a dataset of images that fill each step, of the largest size."""
         size = max(config.loader.sizes(), key=lambda size: size.pixels)
         samples = []
         for number in range(STEPS * config.train_batch_size):
@@ -120,8 +120,8 @@ class Bench:
         return dataset
 
     def _cached(self, config: PipelineConfig, dataset: Dataset) -> str:
-        """Encode what is not encoded yet, as the cache stage does; the index's key."""
-        # In this store there are no others, so that reading all their files can be saved.
+        """Encode what is not encoded yet, as the cache stage does; return the index's key."""
+        # This store holds entries of these encoders only: their files need not be digested.
         encoders = EncoderDigests(
             text="these" if config.caches_text else None,
             vae="these" if config.cache_vae_outputs else None,
@@ -129,11 +129,11 @@ class Bench:
         plan = CachePlan(config, dataset, encoders)
         missing = tuple(digest for digest in plan.digests if digest not in self._packs)
         if missing:
-            told: list[Event] = []
-            wanted = {"encoders": encoders, "cache_entries": missing}
-            request = self._request("cache", config, dataset, **wanted)
-            cache.run(request, told.append, StopSwitch(), self._kept)
-            for event in told:
+            events: list[Event] = []
+            fields = {"encoders": encoders, "cache_entries": missing}
+            request = self._request("cache", config, dataset, **fields)
+            cache.run(request, events.append, StopSwitch(), self._cache)
+            for event in events:
                 if isinstance(event, PackStored):
                     self._packs |= dict.fromkeys(event.entries, event.key)
         key = cache_index_key(f"run-{self._runs}")

@@ -1,6 +1,6 @@
-"""Which samples make which batch, and the batches themselves, read ahead by worker processes.
+"""The plan of a run's batches, and the batches themselves, read ahead by worker processes.
 
-The order is a function of (seed, epoch), and any batch can be made without those before it: a run
+The order is a function of (seed, epoch), and any batch can be made without the earlier ones: a run
 resumes in the middle of an epoch without replaying its start.
 """
 
@@ -19,10 +19,9 @@ from torch.utils.data import Dataset as TorchDataset
 from tasks.buckets import Size
 from tasks.cache.plan import CacheIndex
 from tasks.dataset import Dataset
-from tasks.jobs.data_loaders import DreamboothSDDataLoaderConfig
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.store import Store
-from worker.trainer.data.cache_entries import VAE_FACTOR, CachedEntries, text_tokens
+from worker.trainer.data.cache_entries import VAE_FACTOR, CachedEntries
 from worker.trainer.data.images import (
     CENTRE,
     covering_size,
@@ -42,13 +41,13 @@ class Batch:
     """Samples of one size. Of each pair, pixels or latents and captions or embeddings, one is set.
 
     Attributes:
-        epoch: Which pass over the dataset.
+        epoch: The number of the pass over the dataset.
         samples: Their numbers in the dataset; with ``epoch`` they place every random draw.
-        captions: As they are encoded.
-        weights: (B,), of the samples' losses.
-        time_ids: (B, 6): original height and width, top and left of the crop, height and width;
-            what SDXL is told of an image's size.
-        masks: (B, 1, h, w) in [0, 1] at the latents' size, where the config uses masks.
+        captions: The captions as they are encoded.
+        weights: (B,), the weights of the samples' losses.
+        time_ids: (B, 6): original height and width, top and left of the crop, height and width:
+            SDXL's size conditioning (Podell et al., 2023).
+        masks: (B, 1, h, w) in [0, 1] at the latents' size, if the config uses masks.
         pixels: (B, 3, H, W) in [-1, 1].
         latent_mean: (B, C, h, w).
         latent_logvar: (B, C, h, w).
@@ -69,13 +68,13 @@ class Batch:
     pooled: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> "Batch":
-        """The same on a device, copied while the CPU goes on where memory is pinned."""
+        """Copy the tensors to a device; from pinned memory without waiting for the copy."""
         return replace(
             self, **{name: t.to(device, non_blocking=True) for name, t in self._tensors().items()}
         )
 
     def pin_memory(self) -> "Batch":
-        """The same in pinned memory; the data loader calls it."""
+        """Copy the tensors to pinned memory; the data loader calls it."""
         return replace(self, **{name: t.pin_memory() for name, t in self._tensors().items()})
 
     def _tensors(self) -> dict[str, Any]:
@@ -84,36 +83,36 @@ class Batch:
 
 
 class BatchPlan:
-    """Which samples make which batch of which epoch.
+    """The plan of a run: the samples of each batch of each epoch.
 
     Samples are drawn in one order an epoch and dealt to their buckets; batches come in the order
-    of their first samples. In one bucket, two batches of 1 are therefore one batch of 2. A
-    bucket's last batch may be incomplete, and so may an epoch's last group of accumulated
-    batches: both count as they are, and no sample is left out or seen twice.
+    of their first samples. In one bucket, two batches of 1 therefore hold the samples of one batch
+    of 2. A bucket's last batch may be incomplete, and so may an epoch's last group of accumulated
+    batches: no sample is left out or seen twice.
 
     Args:
         sizes: The size of each sample.
         batch_size: Samples of a batch.
-        accumulation: Batches that make one weight update.
-        draws: Decide the order.
+        accumulation: Batches of one weight update.
+        rng: Draws the order.
     """
 
     def __init__(
-        self, sizes: Sequence[Size], batch_size: int, accumulation: int, draws: StatelessRng
+        self, sizes: Sequence[Size], batch_size: int, accumulation: int, rng: StatelessRng
     ) -> None:
         self.sizes = tuple(sizes)
         self._batch_size = batch_size
         self._accumulation = accumulation
-        self._draws = draws
+        self._rng = rng
         self.epoch = lru_cache(maxsize=2)(self._epoch)
         self.batches_per_epoch = len(self.epoch(0))
         self.steps_per_epoch = -(-self.batches_per_epoch // accumulation)
 
     def _epoch(self, epoch: int) -> tuple[tuple[int, ...], ...]:
-        """The batches of an epoch, each the numbers of its samples."""
+        """Return the batches of an epoch, each the numbers of its samples."""
         open_batches: dict[Size, list[int]] = defaultdict(list)
         batches: list[list[int]] = []
-        for sample in self._draws.order(len(self.sizes), "order", epoch):
+        for sample in self._rng.order(len(self.sizes), "order", epoch):
             size = self.sizes[sample]
             if len(open_batches[size]) in (0, self._batch_size):
                 open_batches[size] = []
@@ -122,9 +121,9 @@ class BatchPlan:
         return tuple(tuple(batch) for batch in batches)
 
     def of_step(self, step: int) -> tuple[int, int]:
-        """The numbers of the first batch of a weight update and of the first after it.
+        """Return the numbers of a weight update's first batch and of the first batch after it.
 
-        Batches are numbered through the whole run; ``batch`` finds one.
+        Batches are numbered through the whole run; see ``batch``.
         """
         epoch, group = divmod(step, self.steps_per_epoch)
         start = group * self._accumulation
@@ -132,8 +131,12 @@ class BatchPlan:
         offset = epoch * self.batches_per_epoch
         return offset + start, offset + end
 
+    def samples_of_step(self, step: int) -> list[tuple[int, ...]]:
+        """Return the samples of each batch of a weight update."""
+        return [self.batch(number)[1] for number in range(*self.of_step(step))]
+
     def batch(self, number: int) -> tuple[int, tuple[int, ...]]:
-        """The epoch and the samples of a batch."""
+        """Return the epoch and the samples of a batch."""
         epoch, place = divmod(number, self.batches_per_epoch)
         return epoch, self.epoch(epoch)[place]
 
@@ -142,11 +145,11 @@ class SampleReader:
     """Reads samples at their training size; safe to send to another process.
 
     Args:
-        store_url: Where they are.
-        dataset: Which there are.
-        config: How they become training samples.
-        index: Their cache entries, where something is cached.
-        draws: Decide flips, crops and captions.
+        store_url: The store of the images and the cache.
+        dataset: The samples.
+        config: The run's config.
+        index: The samples' cache entries, if anything is cached.
+        rng: Draws flips, crops and captions.
     """
 
     def __init__(
@@ -155,7 +158,7 @@ class SampleReader:
         dataset: Dataset,
         config: PipelineConfig,
         index: CacheIndex | None,
-        draws: StatelessRng,
+        rng: StatelessRng,
     ) -> None:
         self._store_url = store_url
         self._store: Store | None = None
@@ -163,7 +166,7 @@ class SampleReader:
         self._config = config
         self._index = index
         self._cached: CachedEntries | None = None
-        self._draws = draws
+        self._rng = rng
         self.sizes = dataset.sizes_in(config.loader.sizes())
         self._kept: dict[int, Image.Image] = {}
         self._keep_in_memory = [
@@ -171,7 +174,7 @@ class SampleReader:
         ]
 
     def read(self, epoch: int, samples: tuple[int, ...]) -> Batch:
-        """The batch of these samples."""
+        """Read the batch of these samples."""
         captions = tuple(self._caption(epoch, sample) for sample in samples)
         parts = [self._sample(epoch, *pair) for pair in zip(samples, captions, strict=True)]
         return Batch(
@@ -185,18 +188,18 @@ class SampleReader:
         loader = self._config.loader
         chances: list[float] = []
         if loader.caption_draws:
-            draws = self._draws.uniform((loader.caption_draws,), "caption", epoch, sample)
+            draws = self._rng.uniform((loader.caption_draws,), "caption", epoch, sample)
             chances = draws.tolist()
         return loader.caption(self._dataset.samples[sample], chances)
 
     def _sample(self, epoch: int, sample: int, caption: str) -> dict[str, torch.Tensor]:
         loader = self._config.loader
-        # One draw in [0, 1) for each sample and epoch: the same whether latents are cached or not.
-        chance = self._draws.uniform((1,), "flip", epoch, sample).item()
+        # One draw in [0, 1) for each sample and epoch, whether latents are cached or not.
+        chance = self._rng.uniform((1,), "flip", epoch, sample).item()
         flipped = loader.random_flip and chance < 0.5
         place = self._place(epoch, sample)
         found = {
-            "weights": torch.tensor(self._weight(sample)),
+            "weights": torch.tensor(loader.loss_weight(self._dataset.samples[sample].part)),
             "time_ids": self._time_ids(sample, place),
         }
         if self._config.use_masks:
@@ -213,26 +216,18 @@ class SampleReader:
         if text_key and self._index is not None:
             # A dropped caption is the blank one.
             key = text_key if caption else self._index.blank_text
-            text = self._open_cache().text(key or text_key, text_tokens(self._config))
+            text = self._open_cache().text(key or text_key, self._config.text_tokens)
             found |= {"prompt_embeds": text.prompt_embeds, "pooled": text.pooled}
         return found
 
     def _place(self, epoch: int, sample: int) -> tuple[float, float]:
         if self._config.loader.center_crop:
             return CENTRE
-        across, down = self._draws.uniform((2,), "crop", epoch, sample).tolist()
+        across, down = self._rng.uniform((2,), "crop", epoch, sample).tolist()
         return across, down
 
-    def _weight(self, sample: int) -> float:
-        """The weight of a sample's loss: DreamBooth's class images may count less."""
-        loader = self._config.loader
-        is_of_class = self._dataset.samples[sample].part == 1
-        if isinstance(loader, DreamboothSDDataLoaderConfig) and is_of_class:
-            return loader.class_data_loss_weight
-        return 1.0
-
     def _time_ids(self, sample: int, place: tuple[float, float]) -> torch.Tensor:
-        """What SDXL is told of the image's size before and after the crop, (6,) float32."""
+        """Return SDXL's size conditioning of an image, (6,) float32; see ``Batch.time_ids``."""
         original, size = self._dataset.samples[sample].size, self.sizes[sample]
         left, top = crop_corner(covering_size(original, size), size, place)
         return torch.tensor(
@@ -241,7 +236,7 @@ class SampleReader:
         )
 
     def _mask(self, sample: int, place: tuple[float, float], *, flipped: bool) -> torch.Tensor:
-        """The sample's mask at the latents' size, (1, h, w); ones where it has none."""
+        """Return the sample's mask at the latents' size, (1, h, w); ones without a mask."""
         size = self.sizes[sample]
         mask = self._dataset.samples[sample].mask
         if mask is None:
@@ -291,11 +286,11 @@ class TrainingData:
     """The batches of a run, on its device.
 
     Args:
-        reader: Reads them.
-        plan: Says what is in them.
-        dataset: The samples they are made of.
-        workers: Processes that read ahead; 0 reads when asked.
-        device: Where batches go.
+        reader: Reads the samples.
+        plan: The plan of the batches.
+        dataset: The samples.
+        workers: Processes that read ahead; with 0 this process reads each batch when it is due.
+        device: The device of the batches.
     """
 
     def __init__(
@@ -313,7 +308,7 @@ class TrainingData:
         self._device = device
 
     def batches(self, start_step: int, end_step: int) -> Iterator[Batch]:
-        """The batches of these steps, the same with any number of workers."""
+        """Read the batches of these steps, the same with any number of workers."""
         start = self.plan.of_step(start_step)[0]
         end = self.plan.of_step(end_step)[0]
         loader: DataLoader[Batch] = DataLoader(
@@ -321,17 +316,17 @@ class TrainingData:
             batch_size=None,
             shuffle=False,
             num_workers=self._workers,
-            # Forking a process that has the store's threads in it hangs.
+            # A fork of a process with the store's threads would hang.
             multiprocessing_context="spawn" if self._workers else None,
             worker_init_fn=ignore_stop_signal,
-            # From pinned memory a GPU copies by itself, while the CPU goes on.
+            # Copies to a GPU from pinned memory do not block the CPU.
             pin_memory=self._device.type == "cuda",
-            # The loader draws a seed for its workers; nothing reads it.
+            # The loader draws a seed for its workers, which nothing uses: not from the global one.
             generator=torch.Generator(),
         )
         return (batch.to(self._device) for batch in loader)
 
 
 def ignore_stop_signal(_worker: int) -> None:
-    """A stop is the training process's business; its workers read on until it is done."""
+    """Ignore SIGTERM in a data loader's process: the training process still needs its batches."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -17,23 +17,20 @@ from tasks.cache.packs import (
     read_header,
 )
 from tasks.cache.plan import CacheIndex, cache_settings
-from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.store import Store
 from worker.trainer.errors import DamagedFileError, StaleIndexError
 from worker.trainer.export.safetensors_file import TYPE_NAMES, header_bytes, raw_bytes
 
-# FLUX's and SDXL's VAEs make one latent of 8x8 pixels.
 VAE_FACTOR = 8
-# Tokens that SDXL's text encoders see.
-_SDXL_TOKENS = 77
+"""FLUX's and SDXL's VAEs make one latent of 8x8 pixels."""
 _DTYPES = {name: dtype for dtype, name in TYPE_NAMES.items()}
 _REMEDY = "run the cache stage again"
 
 
 @dataclass(frozen=True)
 class Text:
-    """What the text encoders make of captions; of one, or of a batch with a first dimension more.
+    """The encoding of a caption; or of a batch, with a first dimension B more.
 
     Attributes:
         prompt_embeds: (tokens, width): T5's states in FLUX, (77, 2048) in SDXL.
@@ -46,7 +43,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Latents:
-    """The distribution that the VAE makes of an image, or of a batch.
+    """The VAE's distribution of an image; or of a batch, with a first dimension B more.
 
     Attributes:
         mean: (C, h, w) float32; C is 16 in FLUX, 4 in SDXL.
@@ -57,13 +54,12 @@ class Latents:
     logvar: torch.Tensor
 
 
-def text_tokens(config: PipelineConfig) -> int:
-    """How many tokens a text entry holds."""
-    return config.t5_tokenizer_max_length if isinstance(config, FluxLoraConfig) else _SDXL_TOKENS
-
-
 def pack_bytes(entries: Mapping[str, Text | Latents]) -> bytes:
-    """A pack of entries by their digests, as it is stored."""
+    """Return the bytes of a pack of entries.
+
+    Args:
+        entries: The entries by their digests.
+    """
     tensors = {
         f"{digest}/{name}": tensor
         for digest, entry in entries.items()
@@ -87,7 +83,7 @@ class CachedEntries:
     """Reads a job's entries.
 
     Args:
-        store: Where the packs are.
+        store: The store of the packs.
         packs: The store key of each entry's pack.
     """
 
@@ -97,10 +93,14 @@ class CachedEntries:
         self._headers: dict[str, dict[str, PackedEntry]] = {}
 
     def text(self, digest: str, tokens: int) -> Text:
-        """A text entry of so many tokens.
+        """Read a text entry.
+
+        Args:
+            digest: The entry.
+            tokens: The number of tokens that it must hold.
 
         Raises:
-            DamagedFileError: It is not what was written.
+            DamagedFileError: It is damaged or missing.
         """
         text = Text(**self._read(digest, "prompt_embeds", "pooled"))
         if text.prompt_embeds.ndim != 2 or text.pooled.ndim != 1:
@@ -110,10 +110,14 @@ class CachedEntries:
         return text
 
     def latents(self, digest: str, size: Size) -> Latents:
-        """A latents entry.
+        """Read a latents entry.
+
+        Args:
+            digest: The entry.
+            size: The size of its image.
 
         Raises:
-            DamagedFileError: It is not what was written.
+            DamagedFileError: It is damaged or missing.
         """
         latents = Latents(**self._read(digest, "mean", "logvar"))
         expected = (size.height // VAE_FACTOR, size.width // VAE_FACTOR)
@@ -141,11 +145,17 @@ class CachedEntries:
 
 
 def read_index(store: Store, key: str, config: PipelineConfig, dataset: str) -> CacheIndex:
-    """A job's cache index.
+    """Read a job's cache index.
+
+    Args:
+        store: The store of the index.
+        key: The index's key.
+        config: The run's config.
+        dataset: The digest of the run's dataset.
 
     Raises:
-        DamagedFileError: It is no index.
-        StaleIndexError: It is of another config or dataset.
+        DamagedFileError: The file holds no index.
+        StaleIndexError: The index belongs to another config or dataset.
     """
     try:
         index = CacheIndex.model_validate_json(store.get(key))
@@ -161,6 +171,6 @@ def read_index(store: Store, key: str, config: PipelineConfig, dataset: str) -> 
 
 
 def _tensor(data: bytearray, place: TensorPlace) -> torch.Tensor:
-    """A tensor in an entry's bytes, which the checksum has vouched for."""
+    """Return a tensor of an entry, whose checksum has been compared."""
     flat = torch.frombuffer(memoryview(data)[place.start : place.end], dtype=_DTYPES[place.dtype])
     return flat.reshape(place.shape)

@@ -12,15 +12,15 @@ from tasks.dataset import Sample
 from tasks.store import Store, image_key
 from worker.trainer.errors import ImageError
 
-# The middle of what a crop leaves over, on both axes.
 CENTRE = (0.5, 0.5)
+"""The place of a centre crop; see ``crop_corner``."""
 
 
 def load_image(store: Store, sample: Sample) -> Image.Image:
-    """A sample's image, upright, in RGB.
+    """Read a sample's image, upright, in RGB.
 
     Raises:
-        ImageError: It cannot be read as an image.
+        ImageError: The file cannot be read as an image.
     """
     try:
         return open_image(store.get(image_key(sample.image)))
@@ -29,10 +29,10 @@ def load_image(store: Store, sample: Sample) -> Image.Image:
 
 
 def load_mask(store: Store, source: str, mask: str) -> Image.Image:
-    """A mask, grey, of its image's size.
+    """Read a mask, grey, of its image's size.
 
     Raises:
-        ImageError: It cannot be read as an image.
+        ImageError: The file cannot be read as an image.
     """
     try:
         return open_mask(store.get(image_key(mask)))
@@ -41,7 +41,7 @@ def load_mask(store: Store, source: str, mask: str) -> Image.Image:
 
 
 def covering_size(original: Size, size: Size) -> Size:
-    """The smallest size of the original's shape that covers ``size`` on both sides."""
+    """Return the smallest size of the original's shape that covers ``size`` on both sides."""
     scale = max(size.width / original.width, size.height / original.height)
     return Size(
         max(size.width, round(original.width * scale)),
@@ -50,7 +50,7 @@ def covering_size(original: Size, size: Size) -> Size:
 
 
 def resized_to_cover(image: Image.Image, size: Size) -> Image.Image:
-    """The smallest resize of the image that covers ``size`` on both sides."""
+    """Resize the image to the smallest size that covers ``size`` on both sides."""
     covering = covering_size(Size(*image.size), size)
     if covering == image.size:
         return image
@@ -58,12 +58,12 @@ def resized_to_cover(image: Image.Image, size: Size) -> Image.Image:
 
 
 def crop_corner(covering: Size, size: Size, place: tuple[float, float]) -> tuple[int, int]:
-    """Left and top of what is cut out.
+    """Return left and top of a crop.
 
     Args:
-        covering: The size that is cut from.
-        size: What to cut out.
-        place: Where, from 0 (left, top) to 1 (right, bottom), on each axis.
+        covering: The size of the image.
+        size: The size of the crop.
+        place: The place on each axis, from 0 (left, top) to 1 (right, bottom).
     """
     left = math.floor((covering.width - size.width) * place[0])
     top = math.floor((covering.height - size.height) * place[1])
@@ -71,15 +71,15 @@ def crop_corner(covering: Size, size: Size, place: tuple[float, float]) -> tuple
 
 
 def cropped(image: Image.Image, size: Size, place: tuple[float, float]) -> Image.Image:
-    """The image, at least of ``size``, cut to it; see ``crop_corner``."""
+    """Crop an image of at least ``size``; see ``crop_corner``."""
     left, top = crop_corner(Size(*image.size), size, place)
     return image.crop((left, top, left + size.width, top + size.height))
 
 
 def latent_mask(mask: Image.Image, factor: int, *, flipped: bool) -> torch.Tensor:
-    """A grey mask at the latents' size, (1, h, w) in [0, 1], mirrored where ``flipped``.
+    """Return a grey mask at the latents' size, (1, h, w) in [0, 1], mirrored if ``flipped``.
 
-    Each latent gets the mean of the ``factor`` x ``factor`` pixels it stands for.
+    Each latent gets the mean of its ``factor`` x ``factor`` pixels.
     """
     values = torch.from_numpy(np.array(mask)).to(torch.float32)[None] / 255  # (1, H, W)
     small = torch.nn.functional.avg_pool2d(values, factor)  # (1, h, w)
@@ -87,7 +87,7 @@ def latent_mask(mask: Image.Image, factor: int, *, flipped: bool) -> torch.Tenso
 
 
 def pixels(image: Image.Image, *, flipped: bool) -> torch.Tensor:
-    """The image as a tensor (3, H, W) of float32 in [-1, 1], mirrored where ``flipped``."""
+    """Return an image as a tensor (3, H, W), float32 in [-1, 1], mirrored if ``flipped``."""
     values = torch.from_numpy(np.array(image))  # (H, W, 3) uint8
     values = values.permute(2, 0, 1).to(torch.float32) / 127.5 - 1.0  # (3, H, W)
     return values.flip(-1) if flipped else values

@@ -1,7 +1,7 @@
-"""What recipes make of a batch before their loss: text, latents and draws."""
+"""The inputs of a recipe's loss: text, latents and random draws of a batch."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -10,17 +10,32 @@ from worker.trainer.data.batches import Batch
 from worker.trainer.data.cache_entries import Latents, Text
 from worker.trainer.rng import StatelessRng
 
+Kind = Literal["normal", "uniform"]
+
 
 class TextEncoders(Protocol):
     """The text encoders of a base model, with their tokenizers."""
 
+    @property
+    def encoders(self) -> dict[str, torch.nn.Module]:
+        """The encoders by the names of their folders and weights."""
+        ...
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the encoders."""
+        ...
+
     def encode(self, captions: Sequence[str]) -> Text:
-        """What they make of captions: (B, tokens, width) and (B, width)."""
+        """Encode captions: (B, tokens, width) and (B, width)."""
         ...
 
 
-class VaeNumbers:
-    """The shift and scale between the VAE's latents and those that are trained on."""
+class VaeScaling:
+    """The shift and scale between the VAE's latents and the denoiser's.
+
+    Args:
+        config: The VAE's config.
+    """
 
     def __init__(self, config: dict[str, object]) -> None:
         self.shift_factor = float(str(config.get("shift_factor") or 0.0))
@@ -29,100 +44,106 @@ class VaeNumbers:
 
 @torch.no_grad()
 def encode_pixels(vae: AutoencoderKL, pixels: torch.Tensor) -> Latents:
-    """The VAE's distribution of images (B, 3, H, W) in [-1, 1]: mean and logvar (B, C, h, w)."""
+    """Return the VAE's distribution, (B, C, h, w), of images (B, 3, H, W) in [-1, 1]."""
     # Not vae.dtype, which walks through all modules at each step.
     dtype = vae.encoder.conv_in.weight.dtype
-    distribution = vae.encode(pixels.to(dtype)).latent_dist
+    distribution = vae.encode(pixels.to(dtype)).latent_dist  # (B, C, h, w)
     return Latents(distribution.mean.float(), distribution.logvar.float())
 
 
-def sample_latents(latents: Latents, eps: torch.Tensor, vae: VaeNumbers) -> torch.Tensor:
-    """Latents drawn from the VAE's distribution, in the scale that is trained on.
+def sample_latents(latents: Latents, eps: torch.Tensor, scaling: VaeScaling) -> torch.Tensor:
+    """Sample the VAE's distribution (Kingma & Welling, 2013), in the denoiser's scale.
 
     Args:
         latents: Mean and logvar, (B, C, h, w).
-        eps: Standard normal, (B, C, h, w).
-        vae: The VAE's shift and scale.
+        eps: Standard normal draws, (B, C, h, w).
+        scaling: The VAE's shift and scale.
+
+    Returns:
+        Latents, (B, C, h, w).
     """
     z = latents.mean + torch.exp(0.5 * latents.logvar) * eps  # (B, C, h, w)
-    return (z - vae.shift_factor) * vae.scaling_factor
+    return (z - scaling.shift_factor) * scaling.scaling_factor
 
 
 class Inputs:
-    """Text, latents and noise of batches, cached or made here.
+    """Makes text, latents and noise of batches, from the cache or by the encoders.
 
     Args:
-        device: Where they are wanted.
-        draws: Decide everything random.
-        vae_numbers: The shift and scale of the latents.
-        vae: Encodes images at each step; None where latents are cached.
-        text: Encodes captions at each step; None where text outputs are cached.
+        device: The device of the results.
+        rng: Makes the random draws.
+        vae_scaling: The shift and scale of the latents.
+        vae: Encodes images at each step; None if latents are cached.
+        text: Encodes captions at each step; None if text outputs are cached.
     """
 
     def __init__(
         self,
         device: torch.device,
-        draws: StatelessRng,
-        vae_numbers: VaeNumbers,
+        rng: StatelessRng,
+        vae_scaling: VaeScaling,
         vae: AutoencoderKL | None,
         text: TextEncoders | None,
     ) -> None:
         self._device = device
-        self._draws = draws
-        self._vae_numbers = vae_numbers
+        self._rng = rng
+        self._vae_scaling = vae_scaling
         self._vae = vae
         self._text = text
 
-    def drawn(self, kind: str, shape: tuple[int, ...], purpose: str, batch: Batch) -> torch.Tensor:
-        """Draws for each sample of the batch, (B, *shape), the same in whatever batch it is.
+    def draw(self, kind: Kind, shape: tuple[int, ...], purpose: str, batch: Batch) -> torch.Tensor:
+        """Draw numbers for each sample; a sample gets the same ones in any batch.
 
         Args:
-            kind: ``normal`` or ``uniform``.
-            shape: Of one sample's.
-            purpose: What for; each has its own.
-            batch: Whose samples.
+            kind: The distribution.
+            shape: The shape of one sample's numbers.
+            purpose: Each purpose has its own draws.
+            batch: The samples.
+
+        Returns:
+            The draws, (B, *shape), float32.
         """
-        draw = getattr(self._draws, kind)
+        draw = self._rng.normal if kind == "normal" else self._rng.uniform
         rows = torch.stack([draw(shape, purpose, batch.epoch, sample) for sample in batch.samples])
         if self._device.type == "cuda":
             rows = rows.pin_memory()
         return rows.to(self._device, non_blocking=True)
 
     def frozen_text(self, batch: Batch) -> Text:
-        """The batch's text, from frozen encoders: their own precision, no gradient."""
+        """Return the batch's text, from frozen encoders: their own precision, no gradient."""
         if batch.prompt_embeds is not None and batch.pooled is not None:
             return Text(batch.prompt_embeds, batch.pooled)
         if self._text is None:
-            raise AssertionError("without cached text there must be encoders")
+            raise AssertionError("text is not cached, and there are no encoders")
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             return self._text.encode(batch.captions)
 
     def latents(self, batch: Batch) -> torch.Tensor:
-        """A draw from the VAE's distribution of each image, (B, C, h, w) float32."""
+        """Sample the VAE's distribution of each image, (B, C, h, w) float32."""
         with torch.autocast(self._device.type, enabled=False):
             found = self._distribution(batch)
             shape = tuple(found.mean.shape[1:])
-            eps = self.drawn("normal", shape, "vae", batch)
-            return sample_latents(found, eps, self._vae_numbers)
+            eps = self.draw("normal", shape, "vae", batch)  # (B, C, h, w)
+            return sample_latents(found, eps, self._vae_scaling)
 
     def _distribution(self, batch: Batch) -> Latents:
         if batch.latent_mean is not None and batch.latent_logvar is not None:
             return Latents(batch.latent_mean, batch.latent_logvar)
         if self._vae is None or batch.pixels is None:
-            raise AssertionError("without cached latents there must be pixels and a VAE")
+            raise AssertionError("latents are not cached, and there are no pixels or no VAE")
         return encode_pixels(self._vae, batch.pixels)
 
 
 def sample_losses(errors: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """The mean of each sample's squared errors, times its weight.
+    """Return the mean of each sample's squared errors, times its weight.
 
     Args:
         errors: (B, C, h, w) float32.
-        batch: With masks where the config uses them: an error counts by its mask's value.
+        batch: Its masks, if the config uses them, weight the errors.
 
     Returns:
         (B,) float32.
     """
     if batch.masks is not None:
-        errors = errors * batch.masks
+        errors = errors * batch.masks  # (B, C, h, w) * (B, 1, h, w)
     return errors.mean(dim=(1, 2, 3)) * batch.weights

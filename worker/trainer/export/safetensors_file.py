@@ -1,4 +1,4 @@
-"""safetensors files whose bytes depend on nothing but their contents.
+"""safetensors files whose bytes depend only on their contents.
 
 ``safetensors.save_file`` writes its header in another order each time and the file with mode 0600.
 The format is that of the safetensors project: a length, a JSON header, the data.
@@ -24,12 +24,12 @@ TYPE_NAMES = {
 def write_safetensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write a file whole or not at all, the same bytes for the same contents.
+    """Write a file atomically, the same bytes for the same contents.
 
     Args:
         path: The file; its folder exists.
-        tensors: By name, on any device.
-        metadata: For the header.
+        tensors: The tensors by name, on any device.
+        metadata: Entries for the header.
     """
     partial = path.with_name(path.name + ".partial")
     with partial.open("wb") as file:
@@ -42,16 +42,8 @@ def write_safetensors(
     partial.replace(path)
 
 
-def safetensors_bytes(
-    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
-) -> bytes:
-    """The same, in memory."""
-    parts = [raw_bytes(tensor) for _, tensor in sorted(tensors.items())]
-    return b"".join([header_bytes(tensors, metadata or {}), *parts])
-
-
 def header_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
-    """What a file starts with; the tensors' raw bytes follow, sorted by name."""
+    """Return the first bytes of a file; the tensors' raw bytes follow, sorted by name."""
     header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for name, tensor in sorted(tensors.items()):
@@ -67,7 +59,7 @@ def header_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str
 
 
 def raw_bytes(tensor: torch.Tensor) -> bytes:
-    """A tensor's bytes as they lie in a file."""
+    """Return a tensor's bytes as a file holds them."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     # numpy has no bfloat16, so the bytes go through uint8.
     return flat.view(torch.uint8).numpy().tobytes()

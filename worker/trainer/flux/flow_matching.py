@@ -1,11 +1,10 @@
-"""FLUX's numbers: text, noise levels and the errors of flow matching.
+"""FLUX's noise levels, and the errors of flow matching.
 
-Where FluxPipeline has a function for it, that function is used, so that training sees exactly what
+FluxPipeline's own functions are used where it has them, so that training sees exactly what
 inference sees. Rectified flow: Liu et al., 2022; the logit-normal draw of t: Esser et al., 2024.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,70 +14,43 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline, calculate_shift
 from tasks.jobs.flux_lora import FluxLoraConfig
 from worker.trainer.data.cache_entries import Text
 
-# Static functions without types of their own.
+# Static methods without type annotations.
 _pack: Any = FluxPipeline._pack_latents
 _unpack: Any = FluxPipeline._unpack_latents
 _image_ids: Any = FluxPipeline._prepare_latent_image_ids
 
 
-class FluxText:
-    """CLIP and T5, as FluxPipeline uses them.
-
-    Args:
-        pipeline: Of both encoders and their tokenizers.
-        t5_length: Tokens that T5 sees.
-        device: Where the encoders are.
-    """
-
-    def __init__(self, pipeline: FluxPipeline, t5_length: int, device: torch.device) -> None:
-        self.pipeline = pipeline
-        self._t5_length = t5_length
-        self._device = device
-
-    def to(self, device: torch.device | str) -> None:
-        """Move the encoders."""
-        self.pipeline.text_encoder.to(device)
-        self.pipeline.text_encoder_2.to(device)
-
-    def encode(self, captions: Sequence[str]) -> Text:
-        """What both make of captions: (B, t5_length, 4096), (B, 768)."""
-        prompt_embeds, pooled, _ = self.pipeline.encode_prompt(
-            prompt=list(captions), device=self._device, max_sequence_length=self._t5_length
-        )
-        return Text(prompt_embeds, pooled)
-
-    def encode_pooled(self, captions: Sequence[str]) -> torch.Tensor:
-        """What CLIP alone makes of captions, (B, 768)."""
-        pipeline: Any = self.pipeline
-        pooled: torch.Tensor = pipeline._get_clip_prompt_embeds(list(captions), device=self._device)
-        return pooled
-
-
 def sigmas(
     config: FluxLoraConfig, normal: torch.Tensor, uniform: torch.Tensor, patches: int
 ) -> torch.Tensor:
-    """Noise levels in (0, 1), one for each sample.
+    """Return noise levels in (0, 1), one for each sample, (B,).
 
     Args:
-        config: Names the sampler.
+        config: Names the sampler of noise levels.
         normal: Standard normal draws, (B,).
         uniform: Uniform draws, (B,).
-        patches: The transformer's image tokens, for ``resolution_shift``.
+        patches: The number of the transformer's image tokens, for ``resolution_shift``.
     """
     if config.timestep_sampler == "uniform":
         return uniform
     t = torch.sigmoid(config.sigmoid_scale * normal)  # (B,)
     shift = config.discrete_flow_shift
     if config.timestep_sampler == "resolution_shift":
-        # FluxPipeline's own numbers, by which it samples each size.
+        # FluxPipeline's own shift for images of this size.
         shift = math.exp(calculate_shift(patches))
-    return shift * t / (1 + (shift - 1) * t)
+    # The shift for higher resolutions (Esser et al., 2024, equation 23).
+    return shift * t / (1 + (shift - 1) * t)  # (B,)
 
 
 def min_snr_weight(sigma: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Min-SNR's weight in its v-prediction form (Hang et al., 2023), (B,)."""
-    snr = ((1 - sigma) / sigma) ** 2
-    # At sigma 0 the ratio is infinite over infinite, and its limit 0.
+    """Return Min-SNR's weight in its v-prediction form (Hang et al., 2023), (B,).
+
+    Args:
+        sigma: Noise levels, (B,).
+        gamma: The largest signal-to-noise ratio that counts.
+    """
+    snr = ((1 - sigma) / sigma) ** 2  # (B,)
+    # At sigma 0 the ratio is infinite over infinite; its limit is 0.
     return torch.where(sigma > 0, torch.clamp(snr, max=gamma) / (snr + 1), 0.0)
 
 
@@ -90,18 +62,18 @@ def flow_matching_errors(
     text: Text,
     guidance_scale: float,
 ) -> torch.Tensor:
-    """The squared errors of the predicted velocity, (B, 16, h, w) float32.
+    """Return the squared errors of the predicted velocity, (B, 16, h, w) float32.
 
     Args:
-        transformer: FLUX's, with or without LoRA.
+        transformer: FLUX's transformer, with or without LoRA.
         z: Clean latents, (B, 16, h, w).
-        noise: Of the same shape.
+        noise: Standard normal draws, (B, 16, h, w).
         sigma: Noise levels, (B,).
         text: T5's states, (B, tokens, 4096), and CLIP's pooled state, (B, 768).
-        guidance_scale: For transformers that take a guidance.
+        guidance_scale: The guidance, for transformers that take one.
     """
     batch, channels, height, width = z.shape
-    level = sigma.view(-1, 1, 1, 1)
+    level = sigma.view(-1, 1, 1, 1)  # (B, 1, 1, 1)
     x = (1 - level) * z + level * noise  # (B, 16, h, w)
     packed = _pack(x, batch, channels, height, width)  # (B, hw/4, 64)
     image_ids = _image_ids(batch, height // 2, width // 2, z.device, torch.float32)  # (hw/4, 3)

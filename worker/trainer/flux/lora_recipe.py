@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,77 +16,67 @@ from tasks.jobs.flux_lora import (
 from worker.trainer.data.batches import Batch
 from worker.trainer.data.cache_entries import Text
 from worker.trainer.data.inputs import Inputs, sample_losses
-from worker.trainer.flux.flow_matching import FluxText, flow_matching_errors, min_snr_weight, sigmas
-from worker.trainer.flux.lora_export import write_lora
+from worker.trainer.flux.export import write_lora
+from worker.trainer.flux.flow_matching import flow_matching_errors, min_snr_weight, sigmas
+from worker.trainer.flux.models import FluxModels
 from worker.trainer.lora import add_lora, remove_lora
-from worker.trainer.models import FluxModels
-from worker.trainer.precision import Precision
 from worker.trainer.rng import StatelessRng
+from worker.trainer.training_type import Precision
 
 
 class FluxLora:
-    """A frozen FLUX with LoRA layers, and what it takes to make a loss of a batch.
+    """A frozen FLUX with LoRA layers.
 
     Args:
-        config: The run's.
-        models: Frozen, on the device; they are given LoRA layers.
-        draws: Decide everything random.
+        config: The run's config.
+        models: The frozen models, on the device; they get LoRA layers.
+        rng: Makes the random draws.
     """
 
-    def __init__(self, config: FluxLoraConfig, models: FluxModels, draws: StatelessRng) -> None:
+    ema_decay = None
+
+    def __init__(self, config: FluxLoraConfig, models: FluxModels, rng: StatelessRng) -> None:
         self._config = config
-        self._transformer = models.transformer
+        self._transformer = models.denoiser
         self._text = models.text
-        device = models.transformer.device
-        self._inputs = Inputs(device, draws, models.vae_numbers, models.vae, models.text)
-        self._precision = Precision(config, device)
+        device = models.denoiser.device
+        self._inputs = Inputs(device, rng, models.vae_scaling, models.vae, models.text)
+        self.precision = Precision(config, device)
         self.parameters: dict[str, torch.nn.Parameter] = {}
         rank, alpha = config.lora_rank_dim, config.lora_alpha()
         if config.train_transformer:
             targets = lora_regex(config)
-            self.parameters |= add_lora(
-                self._transformer, "transformer", targets, rank, alpha, draws
-            )
+            self.parameters |= add_lora(self._transformer, "transformer", targets, rank, alpha, rng)
         if config.train_text_encoder:
             names = config.text_encoder_lora_target_modules
-            self.parameters |= add_lora(self._clip, "text_encoder", names, rank, alpha, draws)
+            self.parameters |= add_lora(self._clip, "text_encoder", names, rank, alpha, rng)
         if config.gradient_checkpointing:
             self._transformer.enable_gradient_checkpointing()
         self._transformer.train()
 
     @property
     def _clip(self) -> torch.nn.Module:
-        if not isinstance(self._text, FluxText):
+        if self._text is None:
             raise AssertionError("a trained text encoder is not cached")
-        clip: torch.nn.Module = self._text.pipeline.text_encoder
-        return clip
-
-    @property
-    def scales_loss(self) -> bool:
-        """Whether it computes in float16."""
-        return self._precision.scales_loss
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """The precision of the forward pass; none for float32."""
-        return self._precision.autocast()
+        return self._text.encoders["text_encoder"]
 
     def losses(self, batch: Batch) -> torch.Tensor:
-        """The flow-matching loss of each sample, (B,), with Min-SNR's weight where asked for."""
+        """Return the flow-matching loss of each sample, (B,), weighted by Min-SNR if configured."""
         text = self._batch_text(batch)
         z = self._inputs.latents(batch)  # (B, 16, h, w)
         shape = tuple(z.shape[1:])
-        noise = self._inputs.drawn("normal", shape, "noise", batch)
-        # One sigma for each sample: a batch of 2 is two samples, not one level of noise.
+        noise = self._inputs.draw("normal", shape, "noise", batch)  # (B, 16, h, w)
+        # A noise level for each sample: a batch of 2 is the same as two samples.
         sigma = sigmas(
             self._config,
-            self._inputs.drawn("normal", (), "sigma", batch),
-            self._inputs.drawn("uniform", (), "sigma", batch),
+            self._inputs.draw("normal", (), "sigma", batch),
+            self._inputs.draw("uniform", (), "sigma", batch),
             patches=z.shape[2] * z.shape[3] // 4,
         )  # (B,)
         errors = flow_matching_errors(
             self._transformer, z, noise, sigma, text, self._config.guidance_scale
-        )
-        losses = sample_losses(errors, batch)
+        )  # (B, 16, h, w)
+        losses = sample_losses(errors, batch)  # (B,)
         if self._config.min_snr_gamma is not None:
             losses = losses * min_snr_weight(sigma, self._config.min_snr_gamma)
         return losses
@@ -102,7 +91,7 @@ class FluxLora:
         return [path]
 
     def close(self) -> None:
-        """Leave the models as they were."""
+        """Restore the models."""
         if self._config.train_transformer:
             remove_lora(self._transformer)
         if self._config.train_text_encoder:
@@ -115,14 +104,14 @@ class FluxLora:
         if not self._config.train_text_encoder or self._text is None:
             return text
         # T5 stays frozen; only CLIP's pooled state has a gradient.
-        pooled = self._text.encode_pooled(batch.captions)
+        pooled = self._text.encode_pooled(batch.captions)  # (B, 768)
         return replace(text, pooled=pooled)
 
 
 def lora_regex(config: FluxLoraConfig) -> str:
-    """What the full name of every layer with a LoRA matches, and no other's.
+    """Return a regular expression that matches the full name of every layer with a LoRA, only.
 
-    peft takes a list of names by their ends, and ``proj_out`` is also the end of the last layer.
+    peft matches a list of names by their ends, and ``proj_out`` is also the end of the last layer.
     """
     targets, _ = flux_lora_targets(config.flux_lora_target_modules)
     branches = []

@@ -1,1 +1,1 @@
-"""The engine ``invoke-training``: the library, driven through its seams, in its own Python."""
+"""The engine ``invoke-training``: the library in its own Python, its functions partly replaced."""

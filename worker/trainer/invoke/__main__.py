@@ -1,6 +1,6 @@
 """The trainer process of this engine: ``python -P -m worker.trainer.invoke --events-fd N``.
 
-The same channels as ``worker.trainer``'s; one request, since the library trains once a process.
+Its channels are those of ``worker.trainer``.
 """
 
 import sys

@@ -1,8 +1,7 @@
-"""A job's config as the library's own, field by field.
+"""Converts a job's config to the library's, field by field.
 
-Knows names and values only; the library's models check what comes out. Datasets are named by their
-key in the store: the library reads no image, cached or not, but gets its batches from
-``worker/trainer/invoke/data.py``.
+The library's own models check the result. Datasets are named by their key in the store: the library
+reads no image, but gets its batches from ``worker/trainer/invoke/data.py``.
 """
 
 from typing import Any
@@ -12,7 +11,7 @@ from tasks.jobs.pipeline import PipelineConfig
 from tasks.jobs.sdxl import SdxlFinetuneConfig
 from tasks.stages.trainer_protocol import TrainerRequest
 
-# Options of ours that the library has none of: they act in our part, or are refused.
+# Our options that the library lacks: they act in our part, or are refused.
 _OURS = ("single_file_config", "quantization", "use_ema", "ema_decay")
 _OURS_IN_LOADER = ("caption_dropout",)
 _DATASETS = ("dataset", "instance_dataset", "class_dataset")
@@ -21,7 +20,7 @@ _DATASETS = ("dataset", "instance_dataset", "class_dataset")
 def library_config(
     request: TrainerRequest, patches: frozenset[str] = frozenset(PATCHES)
 ) -> dict[str, Any]:
-    """The library's config of a request, to be checked by its models."""
+    """Return the library's config of a request, which its models still have to check."""
     config = request.training
     values: dict[str, Any] = config.model_dump(mode="json", exclude=set(_OURS))
     values |= {
@@ -31,12 +30,12 @@ def library_config(
         "data_loader": _loader(request),
     }
     if config.validate_every_n_steps is None and config.validate_every_n_epochs is None:
-        # It wants one of them even where there is nothing to make.
+        # The library needs one of them even without prompts.
         values["validate_every_n_epochs"] = 1
     if request.device == "cpu":
         values["enable_cpu_offload_during_validation"] = False
     if "float32_weights" in patches and _trains_bfloat16(config):
-        # It keeps trained weights in float32 where it computes in mixed precision.
+        # In mixed precision the library keeps trained weights in float32.
         values["mixed_precision"] = "bf16"
     return values
 
@@ -53,12 +52,12 @@ def _loader(request: TrainerRequest) -> dict[str, Any]:
         # The size of validation images.
         values["resolution"] = loader.aspect_ratio_buckets.target_resolution
     if request.training.cache_vae_outputs:
-        # Its own cache cannot hold mirrored images, and it refuses this; ours holds both.
+        # The library refuses this, since its cache cannot hold mirrored images; ours holds both.
         values["random_flip"] = False
     return values
 
 
 def _trains_bfloat16(config: PipelineConfig) -> bool:
-    """Whether whole weights are trained in bfloat16; LoRAs have float32 ones of their own."""
+    """Whether the model's own weights are trained in bfloat16; those of LoRAs are float32."""
     half = config.weight_dtype == "bfloat16" and config.mixed_precision == "no"
     return isinstance(config, SdxlFinetuneConfig) and half

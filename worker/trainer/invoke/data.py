@@ -1,4 +1,4 @@
-"""The batches of a run as a data loader that the library walks through, pass by pass."""
+"""The batches of a run as a data loader that the library iterates, epoch by epoch."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,12 +10,12 @@ from worker.trainer.data.batches import Batch, BatchPlan, SampleReader, ignore_s
 
 
 class NumberedBatches(Dataset[dict[str, Any]]):
-    """Batches by their number in the run; those before ``first`` are not read, but None.
+    """Batches by their number in the run; None before ``first``, without reading anything.
 
     Args:
-        reader: Reads them.
-        plan: Says what is in them.
-        first: The number of the first one that is computed.
+        reader: Reads the samples.
+        plan: The plan of the batches.
+        first: The number of the first batch that is computed.
     """
 
     def __init__(self, reader: SampleReader, plan: BatchPlan, first: int) -> None:
@@ -33,14 +33,14 @@ class NumberedBatches(Dataset[dict[str, Any]]):
         return {"number": number, "batch": batch}
 
 
-class PassByPass(Sampler[list[int]]):
-    """The numbers of a pass's batches; each time the next pass's.
+class EpochByEpoch(Sampler[list[int]]):
+    """The numbers of an epoch's batches; each iteration is the next epoch.
 
     Args:
-        batches: Of a pass.
+        batches: Batches of an epoch.
     """
 
-    # What accelerate asks batch samplers for.
+    # accelerate reads these attributes of batch samplers.
     batch_size = 1
     drop_last = False
 
@@ -60,10 +60,18 @@ class PassByPass(Sampler[list[int]]):
 def library_loader(
     reader: SampleReader, plan: BatchPlan, first: int, workers: int, *, on_gpu: bool
 ) -> DataLoader[dict[str, Any]]:
-    """The loader; see ``worker.trainer.data.batches.TrainingData`` for its settings."""
+    """Make the loader; see ``worker.trainer.data.batches.TrainingData`` for its settings.
+
+    Args:
+        reader: Reads the samples.
+        plan: The plan of the batches.
+        first: The number of the first batch that is computed.
+        workers: Processes that read ahead.
+        on_gpu: Whether a GPU computes.
+    """
     return DataLoader(
         NumberedBatches(reader, plan, first),
-        batch_sampler=PassByPass(plan.batches_per_epoch),
+        batch_sampler=EpochByEpoch(plan.batches_per_epoch),
         collate_fn=_the_only,
         num_workers=workers,
         multiprocessing_context="spawn" if workers else None,

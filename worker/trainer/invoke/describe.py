@@ -1,6 +1,6 @@
-"""What an interpreter has of the engine: ``python -P -m worker.trainer.invoke.describe``.
+"""Reports what an interpreter has of the engine: ``python -P -m worker.trainer.invoke.describe``.
 
-Standard library only and quick, so that it answers in interpreters that lack everything else.
+It needs the standard library only, so that it answers in interpreters that lack everything else.
 """
 
 import json
@@ -8,15 +8,15 @@ import sys
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 
 LIBRARY = "invoke-training"
-# What the library and this engine import; all but the last few compute.
+# The libraries that compute; with the rest of NEEDED, those that this engine imports.
 COMPUTING = ("torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "numpy")
 NEEDED = (LIBRARY, *COMPUTING, "safetensors", "prodigyopt", "pydantic", "obstore", "tensorboardX")
-# With 5 textual inversion fails, and the keys of text-encoder LoRAs change without a word.
+# With version 5, textual inversion fails, and the keys of text-encoder LoRAs change silently.
 _TRANSFORMERS = "4"
 
 
 def describe() -> dict[str, object]:
-    """The versions of what is there, and what is missing or of no use."""
+    """Return the installed versions, and an error for each missing or unusable library."""
     versions: dict[str, str] = {}
     problems = []
     for name in NEEDED:
@@ -31,7 +31,7 @@ def describe() -> dict[str, object]:
 
 
 def _version(found: Distribution) -> str:
-    """Its version, with the commit where it was installed from one."""
+    """Return the version, with the commit if it was installed from one."""
     origin = json.loads(found.read_text("direct_url.json") or "{}")
     commit = origin.get("vcs_info", {}).get("commit_id", "")
     return f"{found.version} ({commit[:7]})" if commit else found.version

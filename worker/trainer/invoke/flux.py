@@ -1,7 +1,7 @@
-"""The loss of a FLUX batch by the library's own function, its bugs patched around it.
+"""The loss of a FLUX batch by the library's own function, patched from outside.
 
 The function encodes images, adds noise, encodes captions, calls the transformer and takes the
-mean of the squared errors. What it calls for that is stood in for, one patch each.
+mean of the squared errors. Each patch replaces one of the functions that it calls.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from tasks.jobs.flux_lora import FluxLoraConfig
 from worker.trainer.data.batches import Batch
 from worker.trainer.data.cache_entries import Latents
-from worker.trainer.data.inputs import VaeNumbers, encode_pixels
+from worker.trainer.data.inputs import Kind, VaeScaling, encode_pixels
 from worker.trainer.flux.flow_matching import min_snr_weight, sigmas
 from worker.trainer.rng import StatelessRng
 
@@ -24,25 +24,25 @@ _pack: Any = FluxPipeline._pack_latents
 
 @dataclass
 class _Sample:
-    """What is known of the batch in hand, as the library's function comes to it."""
+    """The batch whose loss the library is computing."""
 
     batch: Batch
     shape: tuple[int, int, int]
-    """Of a sample's latents, (C, h, w)."""
+    """The shape of a sample's latents, (C, h, w)."""
     sigma: torch.Tensor | None = None
     target: torch.Tensor | None = None
     """The velocity, (B, hw/4, 4C)."""
 
 
 class FluxForward:
-    """Calls the library's ``train_forward`` and stands in for what it calls.
+    """Calls the library's ``train_forward`` and replaces functions that it calls.
 
     Args:
-        module: The pipeline's, with its own names.
-        config: The job's.
-        patches: The patches applied.
-        draws: Decide everything random.
-        numbers: The shift and scale of the VAE's latents.
+        module: The pipeline's module, not patched yet.
+        config: The job's config.
+        patches: The patches.
+        rng: Makes the random draws.
+        scaling: The shift and scale of the VAE's latents.
     """
 
     def __init__(
@@ -50,27 +50,35 @@ class FluxForward:
         module: Any,
         config: FluxLoraConfig,
         patches: frozenset[str],
-        draws: StatelessRng,
-        numbers: VaeNumbers,
+        rng: StatelessRng,
+        scaling: VaeScaling,
     ) -> None:
         self._train_forward = module.train_forward
         self._encode_prompt = module.encode_prompt
         self._get_noisy_latents = module.get_noisy_latents
         self._config = config
         self._patches = patches
-        self._draws = draws
-        self._numbers = numbers
+        self._rng = rng
+        self._scaling = scaling
         self._dtype: torch.dtype = getattr(torch, config.weight_dtype)
         self._now: _Sample | None = None
 
+    @property
+    def replacements(self) -> dict[str, Any]:
+        """The replaced functions by their names in the module."""
+        return {
+            "encode_prompt": self.encode_prompt,
+            "get_noisy_latents": self.get_noisy_latents,
+        }
+
     def loss(self, batch: Batch, arguments: dict[str, Any]) -> torch.Tensor:
-        """The library's loss of a batch."""
+        """Return the library's loss of a batch."""
         data: dict[str, Any] = {"id": list(batch.samples), "caption": list(batch.captions)}
         found = self._latents(batch, arguments["vae"])
         self._now = _Sample(batch, tuple(found.mean.shape[1:]))  # type: ignore[arg-type]
         cached = batch.latent_mean is not None
         if cached and "cached_latents" not in self._patches:
-            data["vae_output"] = (self._drawn(found) * self._numbers.scaling_factor).to(self._dtype)
+            data["vae_output"] = (self._drawn(found) * self._scaling.scaling_factor).to(self._dtype)
         else:
             data["image"] = found.mean
             arguments = {**arguments, "vae": self._encoded(found)}
@@ -88,7 +96,7 @@ class FluxForward:
         return loss
 
     def encode_prompt(self, **arguments: Any) -> tuple[Any, Any, torch.Tensor]:
-        """Stands for the library's: cached outputs, or what the encoders make."""
+        """Replace the library's function: return cached outputs, or encode by it."""
         batch = self._sample.batch
         if batch.prompt_embeds is None or batch.pooled is None:
             encoded: tuple[Any, Any, torch.Tensor] = self._encode_prompt(**arguments)
@@ -97,21 +105,21 @@ class FluxForward:
         return batch.prompt_embeds.to(self._dtype), batch.pooled.to(self._dtype), ids
 
     def get_noisy_latents(self, scheduler: Any, latents: torch.Tensor, config: Any) -> Any:
-        """Stands for the library's: each sample has a noise level of its own.
+        """Replace the library's function: draw a noise level for each sample.
 
         Args:
-            scheduler: Counts the levels.
+            scheduler: The scheduler, which numbers the levels.
             latents: (B, hw/4, 4C).
-            config: The library's.
+            config: The library's config.
 
         Returns:
-            Noisy latents with a dimension before, which the library takes off, noise, levels as
-            the scheduler counts them, and levels.
+            Noisy latents, (1, B, hw/4, 4C), whose first dimension the library removes; noise,
+            (B, hw/4, 4C); the levels as the scheduler numbers them, (B,); and the levels, (B,).
         """
         sample = self._sample
         if "noise" not in self._patches:
             noisy, noise, times, sigma = self._get_noisy_latents(scheduler, latents, config)
-            # Of a sample only: the library's own levels have a batch's shape and more.
+            # The library's own levels have more dimensions than (B,).
             sample.sigma, sample.target = sigma.reshape(-1), noise - latents
             return noisy, noise, times, sigma
         channels, height, width = sample.shape
@@ -154,7 +162,7 @@ class FluxForward:
         return (target + weight.sqrt() * (predicted.float() - target),)
 
     def _weight(self) -> torch.Tensor | None:
-        """What errors count, to be multiplied with (B, hw/4, 4C); None where all count fully."""
+        """Return the weight of the errors, broadcastable to (B, hw/4, 4C); None for 1."""
         sample, weight = self._sample, None
         if self._config.min_snr_gamma is not None:
             assert sample.sigma is not None
@@ -174,30 +182,30 @@ class FluxForward:
         return encode_pixels(vae, batch.pixels)
 
     def _drawn(self, found: Latents) -> torch.Tensor:
-        """Latents before they are scaled, (B, C, h, w)."""
+        """Sample latents before they are scaled, (B, C, h, w)."""
         eps = self._normal(tuple(found.mean.shape[1:]), "vae")
         z = found.mean + torch.exp(0.5 * found.logvar) * eps
         if "latent_shift" in self._patches:
-            z = z - self._numbers.shift_factor
-        # The library itself adds noise in the weights' precision.
+            z = z - self._scaling.shift_factor
+        # Without the patch the library adds noise in the weights' precision.
         return z if "noise" in self._patches else z.to(self._dtype)
 
     def _encoded(self, found: Latents) -> Any:
-        """A VAE that has encoded the batch already."""
+        """Return a stand-in for the VAE that has encoded the batch already."""
         distribution = SimpleNamespace(sample=lambda: self._drawn(found))
         return SimpleNamespace(
             device=found.mean.device,
             dtype=found.mean.dtype,
-            config=SimpleNamespace(scaling_factor=self._numbers.scaling_factor),
+            config=SimpleNamespace(scaling_factor=self._scaling.scaling_factor),
             encode=lambda image: SimpleNamespace(latent_dist=distribution),
         )
 
     def _normal(self, shape: tuple[int, ...], purpose: str) -> torch.Tensor:
         return self._rows("normal", shape, purpose)
 
-    def _rows(self, kind: str, shape: tuple[int, ...], purpose: str) -> torch.Tensor:
-        """Draws for each sample, (B, *shape), as engine ``diffusers`` makes them."""
+    def _rows(self, kind: Kind, shape: tuple[int, ...], purpose: str) -> torch.Tensor:
+        """Draw numbers for each sample, (B, *shape), as engine ``diffusers`` does."""
         batch = self._sample.batch
-        draw = getattr(self._draws, kind)
+        draw = self._rng.normal if kind == "normal" else self._rng.uniform
         rows = [draw(shape, purpose, batch.epoch, sample) for sample in batch.samples]
         return torch.stack(rows).to(batch.weights.device)

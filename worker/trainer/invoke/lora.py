@@ -1,6 +1,6 @@
-"""LoRA layers in the library's models, and the file that they become.
+"""LoRA layers in the library's models, and their files.
 
-Stands for the ``peft`` that a pipeline's module imports: what goes through is patched.
+``PatchedPeft`` replaces the ``peft`` that a pipeline's module imports.
 """
 
 from collections.abc import Mapping
@@ -8,97 +8,118 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.sdxl import SdxlLoraConfig
-from worker.trainer.flux.lora_export import write_lora
+from worker.trainer.flux.export import write_lora
 from worker.trainer.flux.lora_recipe import lora_regex
 from worker.trainer.invoke.run import Run
-from worker.trainer.lora import lora_weight_name, start_of
+from worker.trainer.lora import initial_value, lora_weight_name
 from worker.trainer.rng import StatelessRng
-from worker.trainer.sdxl.lora_recipe import write_sdxl_lora
-from worker.trainer.sdxl.metadata import sdxl_metadata
+from worker.trainer.sdxl.export import sdxl_metadata, write_sdxl_lora
 from worker.trainer.sdxl.models import load_noise_scheduler
 
 LoraConfig = FluxLoraConfig | SdxlLoraConfig
-# In the library, whatever the rank.
+# The library's alpha, whatever the rank.
 _FIXED_ALPHA = 1.0
-# The model's own last layer, which kohya's form has no LoRA for.
+# The transformer's own last layer, which has no LoRA in the kohya form.
 _LAST_LAYER = "transformer.proj_out."
 
 
 class PatchedPeft:
-    """A ``peft`` that gives LoRA layers as they should be.
+    """A ``peft`` that makes LoRA layers as engine ``diffusers`` does.
 
     Args:
         peft: The real one.
-        config: The job's.
-        run: Says what is patched, and has the models.
-        draws: Decide what LoRAs start from.
+        config: The job's config.
+        targets: Regular expressions of the layers with a LoRA, by model; for models without one
+            the library's own targets hold.
+        run: Has the patches and the models.
+        rng: Draws the initial values of LoRAs.
     """
 
-    def __init__(self, peft: Any, config: LoraConfig, run: Run, draws: StatelessRng) -> None:
+    def __init__(
+        self,
+        peft: Any,
+        config: LoraConfig,
+        targets: Mapping[str, str],
+        run: Run,
+        rng: StatelessRng,
+    ) -> None:
         self._peft = peft
         self._config = config
+        self._targets = targets
         self._run = run
-        self._draws = draws
+        self._rng = rng
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._peft, name)
 
     def get_peft_model(self, model: Any, lora: Any) -> Any:
-        """Give a model LoRA layers."""
+        """Add LoRA layers to a model."""
+        [name] = [name for name, known in self._run.models.items() if known is model]
         if "lora_alpha" in self._run.patches:
             lora.lora_alpha = self._config.lora_alpha()
-        is_flux = isinstance(self._config, FluxLoraConfig) and isinstance(
-            model, FluxTransformer2DModel
-        )
-        if "lora_targets" in self._run.patches and is_flux:
-            lora.target_modules = lora_regex(self._config)  # type: ignore[arg-type]
+        if "lora_targets" in self._run.patches and name in self._targets:
+            lora.target_modules = self._targets[name]
         adapted = self._peft.get_peft_model(model, lora)
-        [name] = [name for name, its in self._run.models.items() if its is model]
         for path, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
             if "float32_weights" in self._run.patches:
                 parameter.data = parameter.data.float()
             if "lora_start" in self._run.patches:
-                parameter.data = start_of(lora_weight_name(name, path), parameter, self._draws)
+                weight = lora_weight_name(name, path)
+                parameter.data = initial_value(weight, parameter, self._rng)
         return adapted
 
 
-def write_lora_file(
+def flux_lora_targets(config: FluxLoraConfig) -> dict[str, str]:
+    """Return the regular expression of the transformer's layers with a LoRA, by model."""
+    return {"transformer": lora_regex(config)}
+
+
+def write_flux_lora_file(
     path: Path,
     weights: Mapping[str, torch.Tensor],
-    config: LoraConfig,
+    config: FluxLoraConfig,
+    run: Run,
     *,
     name: str,
     step: int,
-    guided: bool,
-    alpha: float | None = None,
 ) -> None:
-    """Write a LoRA as the engine ``diffusers`` does.
+    """Write a FLUX LoRA as engine ``diffusers`` does.
 
     Args:
         path: The file.
-        weights: By name.
-        config: The job's.
+        weights: The weights by name.
+        config: The job's config.
+        run: Has the patches and the models.
         name: The LoRA's title.
         step: Weight updates made.
-        guided: Whether FLUX takes a guidance.
-        alpha: Of its layers; None for the config's.
     """
-    alpha = config.lora_alpha() if alpha is None else alpha
-    if isinstance(config, SdxlLoraConfig):
-        metadata = sdxl_metadata(config, load_noise_scheduler(config), name, step, "lora")
-        write_sdxl_lora(path, weights, config, alpha, metadata)
-        return
-    config = config.model_copy(update={"lora_scale": alpha / config.lora_rank_dim})
+    transformer = run.models.get("transformer")
+    guided = transformer is not None and bool(transformer.config["guidance_embeds"])
+    scale = _alpha(config, run.patches) / config.lora_rank_dim
+    config = config.model_copy(update={"lora_scale": scale})
     kept = {it: weight for it, weight in weights.items() if not it.startswith(_LAST_LAYER)}
     write_lora(path, kept, config, name=name, step=step, guided=guided)
 
 
-def alpha_of(config: LoraConfig, patches: frozenset[str]) -> float:
-    """The alpha that a run's layers have."""
+def write_sdxl_lora_file(
+    path: Path,
+    weights: Mapping[str, torch.Tensor],
+    config: SdxlLoraConfig,
+    run: Run,
+    *,
+    name: str,
+    step: int,
+) -> None:
+    """Write an SDXL LoRA as engine ``diffusers`` does; see ``write_flux_lora_file``."""
+    metadata = sdxl_metadata(config, load_noise_scheduler(config), name, step, "lora")
+    write_sdxl_lora(path, weights, config, _alpha(config, run.patches), metadata)
+
+
+def _alpha(config: LoraConfig, patches: frozenset[str]) -> float:
+    """Return the alpha of a run's layers."""
     return config.lora_alpha() if "lora_alpha" in patches else _FIXED_ALPHA

@@ -1,4 +1,4 @@
-"""What is published of a checkpoint: what our writer makes of a LoRA, or the library's files."""
+"""The published files of a checkpoint: LoRAs by our own writers, other results by the library."""
 
 import shutil
 from collections.abc import Mapping
@@ -6,23 +6,21 @@ from pathlib import Path
 
 import torch
 
-from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.pipeline import PipelineConfig
-from tasks.jobs.sdxl import SdxlLoraConfig
-from worker.trainer.invoke.lora import alpha_of, write_lora_file
+from worker.trainer.invoke.pipelines import PIPELINES
 from worker.trainer.invoke.run import Run
 
 
 class Results:
-    """Writes them.
+    """Writes the published files.
 
     Args:
-        config: The job's.
-        patches: The patches applied.
+        config: The job's config.
+        patches: The patches.
     """
 
     run: Run
-    """Of the run, once there is one."""
+    """The run, set once it exists."""
 
     def __init__(self, config: PipelineConfig, patches: frozenset[str]) -> None:
         self._config = config
@@ -31,19 +29,11 @@ class Results:
     def write(
         self, folder: Path, name: str, steps: int, weights: Mapping[str, torch.Tensor]
     ) -> list[Path]:
-        """See ``worker.trainer.checkpoint.WriteResults``."""
-        config, path = self._config, folder / f"{name}.safetensors"
-        if isinstance(config, FluxLoraConfig | SdxlLoraConfig) and "lora_file" in self._patches:
-            transformer = self.run.models.get("transformer")
-            write_lora_file(
-                path,
-                weights,
-                config,
-                name=name,
-                step=steps,
-                guided=transformer is not None and bool(transformer.config["guidance_embeds"]),
-                alpha=alpha_of(config, self._patches),
-            )
+        """Write the files; see ``worker.trainer.checkpoint.WriteResults``."""
+        path = folder / f"{name}.safetensors"
+        lora = PIPELINES[self._config.type].lora
+        if lora is not None and "lora_file" in self._patches:
+            lora.write(path, weights, self._config, self.run, name=name, step=steps)
             return [path]
         written = self.run.results
         assert written is not None
@@ -57,7 +47,7 @@ class Results:
 
 
 def _rank(path: Path) -> tuple[bool, bool, str]:
-    """Weights before configs, those of what is trained before others."""
+    """Sort weights before configs, and trained weights before others."""
     is_weights = path.suffix == ".safetensors"
     others = ("text_encoder", "text_encoder_2", "vae")
     return not is_weights, path.parent.name in others, str(path)

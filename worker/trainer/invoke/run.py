@@ -1,8 +1,8 @@
-"""One run of the library's loop, seen from its seams: steps, checkpoints, replay, stop.
+"""One run of the library's loop, controlled from its calls: steps, checkpoints, replay, stop.
 
-The library's loop always starts at its first step. A run that goes on from a checkpoint lets it
-walk to the checkpoint's step without computing anything, and takes the saved state over there: the
-data come in the right order, and the learning rate is where it was.
+The library's loop always starts at its first step. A run that resumes lets it iterate to the
+checkpoint's step without computing anything, and restores the saved state there: then the data come
+in the right order, and the learning rate is the saved one.
 """
 
 import math
@@ -22,7 +22,7 @@ from worker.trainer.checkpoint import Checkpoints, LossHistory, TrainingState, a
 from worker.trainer.data.batches import Batch, BatchPlan
 from worker.trainer.errors import DivergedError, InterruptedRun
 from worker.trainer.event_pipe import Emit, ProgressMeter, StopSwitch
-from worker.trainer.loop import ADVICE, Schedule
+from worker.trainer.loop import DIVERGED_ADVICE, Schedule
 from worker.trainer.lora import lora_weight_name
 from worker.trainer.rng import StatelessRng
 
@@ -30,20 +30,20 @@ Forward = Callable[[Batch, dict[str, Any]], torch.Tensor]
 
 
 class Run:
-    """What is known of a run.
+    """The state of a run.
 
     Args:
-        request: What is carried out.
-        config: The library's config; its intervals are changed for saves of our own.
-        schedule: When what is due.
-        plan: The batches.
-        draws: Decide everything random.
-        dataset: The samples they are made of.
-        checkpoints: Where the state goes.
-        resume: Takes over the state to go on from.
-        first_step: Its step; 0 starts anew.
+        request: The request.
+        config: The library's config; its save interval is changed for our own saves.
+        schedule: When to save, validate and end.
+        plan: The plan of the batches.
+        rng: Makes the random draws.
+        dataset: The samples.
+        checkpoints: Saves the state.
+        resume: Restores the state to resume from.
+        first_step: The step of that state; 0 starts from the beginning.
         emit: Takes the events.
-        stop: Asked at each step.
+        stop: Checked at each step.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Run:
         config: Any,
         schedule: Schedule,
         plan: BatchPlan,
-        draws: StatelessRng,
+        rng: StatelessRng,
         dataset: Dataset,
         checkpoints: Checkpoints,
         resume: Callable[[TrainingState], None],
@@ -65,7 +65,7 @@ class Run:
         self._save_every = config.save_every_n_steps
         self._schedule = schedule
         self._plan = plan
-        self._draws = draws
+        self._rng = rng
         self._dataset = dataset
         self._checkpoints = checkpoints
         self._resume = resume
@@ -79,24 +79,24 @@ class Run:
         self._rate = 0.0
         self._samples: list[int] = []
         self.models: dict[str, Any] = {}
-        """What may be trained, by its name in the names of weights."""
+        """The models that may be trained, by their names in the names of weights."""
         self._state: TrainingState | None = None
         self.results: Path | None = None
-        """What the library told that it wrote at its last save: a file or a folder."""
+        """The file or folder that the library wrote at its last save."""
 
     @property
     def patches(self) -> frozenset[str]:
-        """The patches applied."""
+        """The patches."""
         return frozenset(self._request.patches)
 
     @property
     def replays(self) -> bool:
-        """Whether the loop has not come to the step to go on from."""
+        """Whether the loop has not reached the step to resume from."""
         return self._done < self._first_step
 
     @property
     def state(self) -> TrainingState:
-        """What a step changes; there once the library has made its optimizer."""
+        """The training state, which exists once the library has made its optimizer."""
         assert self._state is not None
         return self._state
 
@@ -106,7 +106,7 @@ class Run:
         return self.state.history
 
     def watch(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-        """Take a new optimizer over; it steps only where something is computed."""
+        """Take over the new optimizer: it does not step during the replay."""
         ids = {id(it) for group in optimizer.param_groups for it in group["params"]}
         parameters = {
             lora_weight_name(model, path): parameter
@@ -125,29 +125,29 @@ class Run:
             self._rate = float(group["lr"]) * float(group.get("d", 1.0))
             return step(closure)
 
-        # The learning-rate scheduler wraps it once more, and wants a method.
+        # The learning-rate scheduler wraps it again, and needs a method.
         optimizer.step = MethodType(step_or_not, optimizer)  # type: ignore[method-assign]
         self._stop.check()
-        self._meter.starts_at(0)
+        self._meter.start_from(0)
         return optimizer
 
     def loss(self, forward: Forward, arguments: dict[str, Any]) -> torch.Tensor:
-        """The loss of the batch that the library asks for."""
+        """Return the loss of the batch that the library computes."""
         self._stop.beat()
         data = arguments["data_batch"]
         batch: Batch | None = data["batch"]
         if batch is None:
             return torch.zeros((), requires_grad=True)
         self._samples += batch.samples
-        # For whatever is drawn from the global generators, so that it is the same after a resume.
-        torch.manual_seed(self._draws.number("batch", data["number"]))
+        # Draws from the global generators are the same after a resume.
+        torch.manual_seed(self._rng.number("batch", data["number"]))
         loss = forward(batch, arguments)
         if "group_mean" in self.patches:
             loss = loss * self._share(data["number"], len(batch.samples))
         return loss
 
     def _share(self, number: int, samples: int) -> float:
-        """What makes of the library's mean of means the mean of all samples of a step."""
+        """Return the factor that makes the library's mean of means the mean of a step's samples."""
         epoch, place = divmod(number, self._plan.batches_per_epoch)
         accumulation = self._config.gradient_accumulation_steps
         step = epoch * self._plan.steps_per_epoch + place // accumulation
@@ -156,11 +156,11 @@ class Run:
         return float(samples * accumulation / total)
 
     def log(self, _accelerator: Any, values: Mapping[str, Any], step: int | None = None) -> None:
-        """Stands for ``Accelerator.log``, which the library calls once a step.
+        """Replace ``Accelerator.log``, which the library calls once a step.
 
         Raises:
-            DivergedError: The loss is no number.
-            InterruptedRun: It was asked to stop, and has nothing to save.
+            DivergedError: The loss is NaN or infinity.
+            InterruptedRun: The run was asked to stop, and has nothing to save.
         """
         if "train_loss" not in values or step is None:
             return
@@ -169,21 +169,22 @@ class Run:
         if step <= self._first_step:
             self._stop.check()
             if step == self._first_step:
-                self._go_on()
+                self._resume(self.state)
+                self._meter.start_from(self._done)
             return
         samples, self._samples = self._samples, []
         loss = float(values["train_loss"])
         if not math.isfinite(loss):
             sources = [self._dataset.samples[sample].source for sample in samples]
-            raise DivergedError("the loss", step, sources, ADVICE)
+            raise DivergedError("the loss", step, sources, DIVERGED_ADVICE)
         self.history.add(loss, self._rate)
         total = self._schedule.total_steps
-        # Asked once: a signal that comes while this step is being saved ends the next one.
+        # Read once: a signal during this step's checkpoint stops the run after the next step.
         self._stopping = self._stop.is_set
         ends = step == total and "final_save" in self.patches
         if self._stopping or ends:
             self._config.save_every_n_steps = step
-        self._meter.tell(
+        self._meter.report(
             Progress(
                 stage="train",
                 done=step,
@@ -195,16 +196,12 @@ class Run:
             always=self._stopping or ends,
         )
 
-    def _go_on(self) -> None:
-        self._resume(self.state)
-        self._meter.starts_at(self._done)
-
     def save(self, save: Callable[..., None], **arguments: Any) -> None:
-        """Let the library save, unless this step is saved already; then keep the state.
+        """Let the library save, unless this step is saved already; then save the state.
 
         Raises:
-            DivergedError: A weight is no number.
-            InterruptedRun: It was asked to stop.
+            DivergedError: A weight is NaN or infinity.
+            InterruptedRun: The run was asked to stop.
         """
         if self._done <= self._saved:
             return
@@ -212,7 +209,7 @@ class Run:
         if "exact_save" not in self.patches or self._request.training.type != "SDXL_FINETUNE":
             models = []
         if not all_finite(self.state.parameters):
-            raise DivergedError("a weight after the update", self._done, (), ADVICE)
+            raise DivergedError("a weight after the update", self._done, (), DIVERGED_ADVICE)
         with _weights_kept(models):
             save(**arguments)
         self._checkpoints.save(self.state)
@@ -221,19 +218,22 @@ class Run:
             raise InterruptedRun
 
     def validate(self, validate: Callable[..., None], **arguments: Any) -> None:
-        """Let the library make validation images, unless that was done before the checkpoint."""
+        """Let the library make validation images, unless it replays earlier steps."""
         if self.replays:
             return
         self._stop.beat()
         with _modes_kept(self.models):
             validate(**arguments)
-        self._meter.starts_at(self._done)
+        self._meter.start_from(self._done)
 
     def validated(self, made: list[tuple[int, int, Path]]) -> None:
-        """Images were made: the number of the prompt and of the image, both from 1, and the file.
+        """Store validation images and emit their event.
+
+        Args:
+            made: The numbers of the prompt and of the image, both from 1, and the file.
 
         Raises:
-            InterruptedRun: It was asked to stop, and this step is saved.
+            InterruptedRun: The run was asked to stop, and this step is saved.
         """
         store = Store(self._request.store_url)
         prefix = validation_prefix(self._request.job_id, self._done, self._request.attempt)
@@ -249,7 +249,7 @@ class Run:
 
 @contextmanager
 def _weights_kept(models: list[torch.nn.Module]) -> Iterator[None]:
-    """The models' weights are what they were, bit for bit, whatever they are cast to meanwhile."""
+    """Restore the models' weights bit for bit: saving casts them."""
     before = [(it, it.data) for model in models for it in model.parameters()]
     yield
     for parameter, values in before:
@@ -258,7 +258,7 @@ def _weights_kept(models: list[torch.nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def _modes_kept(models: Mapping[str, Any]) -> Iterator[None]:
-    """Every model is back in its mode afterwards."""
+    """Restore the mode of each model."""
     before = {name: model.training for name, model in models.items()}
     yield
     for name, model in models.items():

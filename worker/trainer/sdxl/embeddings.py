@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from tasks.base_models.files import existing_file
 from tasks.errors import BaseModelFilesError
 from worker.trainer.errors import PlaceholderError
-from worker.trainer.sdxl.denoising import SdxlText
+from worker.trainer.sdxl.models import SdxlText
 
-# The encoders' names in the file that InvokeAI, ComfyUI and diffusers' examples read.
 FILE_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
+"""The encoders' names in the files that InvokeAI, ComfyUI and diffusers' examples read."""
 
 
 class TableWithNewRows(torch.nn.Module):
@@ -22,7 +22,7 @@ class TableWithNewRows(torch.nn.Module):
     Args:
         table: (V, width), frozen.
         first: The token id of the first new row; ids from there on are new.
-        start: What the new rows start from, (n, width) float32.
+        start: The initial values of the new rows, (n, width) float32.
     """
 
     def __init__(self, table: torch.nn.Embedding, first: int, start: torch.Tensor) -> None:
@@ -37,23 +37,18 @@ class TableWithNewRows(torch.nn.Module):
         return self.table.weight
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings (B, tokens, width) of ids (B, tokens)."""
+        """Return the embeddings, (B, tokens, width), of ids, (B, tokens)."""
         is_new = ids >= self.first  # (B, tokens)
-        known = self.table(torch.where(is_new, 0, ids))
+        known = self.table(torch.where(is_new, 0, ids))  # (B, tokens, width)
         new = torch.nn.functional.embedding((ids - self.first).clamp(min=0), self.new_rows)
         return torch.where(is_new[..., None], new.to(known.dtype), known)
 
 
-def tokenizers(text: SdxlText) -> dict[str, Any]:
-    """Both tokenizers by their encoders' names."""
-    return {"text_encoder": text.pipeline.tokenizer, "text_encoder_2": text.pipeline.tokenizer_2}
-
-
 def add_tokens(tokenizer: Any, token: str, vectors: int) -> None:
-    """Teach a tokenizer a word of so many tokens: ``token``, ``token_1``, ...
+    """Add a word of N tokens to a tokenizer: ``token``, ``token_1``, ...
 
     Raises:
-        PlaceholderError: It has one of them.
+        PlaceholderError: The tokenizer has one of them.
     """
     names = [token, *(f"{token}_{number}" for number in range(1, vectors))]
     known = tokenizer.get_vocab()
@@ -64,11 +59,11 @@ def add_tokens(tokenizer: Any, token: str, vectors: int) -> None:
 
 
 def add_rows(encoder: Any, tokenizer: Any, rows: torch.Tensor) -> TableWithNewRows:
-    """Give a text encoder rows (n, width) for a tokenizer's newest tokens."""
+    """Add rows, (n, width), for the tokenizer's newest tokens to a text encoder."""
     table = TableWithNewRows(encoder.get_input_embeddings(), len(tokenizer) - len(rows), rows)
     encoder.set_input_embeddings(table)
-    # Some configs say 2 for the end token, by which CLIP pools at the highest token id: that would
-    # be the new word.
+    # With 2 as the end token, as in some configs, CLIP pools at the highest token id: that would be
+    # the new word.
     for module in encoder.modules():
         if hasattr(module, "eos_token_id"):
             module.eos_token_id = tokenizer.eos_token_id
@@ -76,25 +71,29 @@ def add_rows(encoder: Any, tokenizer: Any, rows: torch.Tensor) -> TableWithNewRo
 
 
 def add_embeddings(text: SdxlText, files: Mapping[str, str]) -> None:
-    """Teach both encoders the words of textual-inversion files, by token.
+    """Add the words of textual-inversion files to both encoders, frozen.
+
+    Args:
+        text: The encoders.
+        files: The files by token.
 
     Raises:
-        BaseModelFilesError: A file is no such file.
+        BaseModelFilesError: A file holds no embedding.
         PlaceholderError: A tokenizer has one of the tokens.
     """
     for token, path in files.items():
         rows = read_embedding(path)
-        for name, tokenizer in tokenizers(text).items():
+        for name, tokenizer in text.tokenizers.items():
             new = rows[FILE_KEYS[name]].float()
             add_tokens(tokenizer, token, len(new))
             add_rows(text.encoders[name], tokenizer, new).requires_grad_(False)
 
 
 def read_embedding(path: str) -> dict[str, torch.Tensor]:
-    """A textual-inversion file's ``clip_l`` (n, 768) and ``clip_g`` (n, 1280).
+    """Read a textual-inversion file: ``clip_l`` (n, 768) and ``clip_g`` (n, 1280).
 
     Raises:
-        BaseModelFilesError: It is no such file.
+        BaseModelFilesError: The file holds no embedding.
     """
     try:
         tensors: dict[str, torch.Tensor] = load_file(existing_file(path))

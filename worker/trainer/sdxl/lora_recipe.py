@@ -1,7 +1,6 @@
 """The SDXL LoRA recipe: LoRA layers on the UNet and both text encoders."""
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,35 +9,35 @@ import torch
 from tasks.jobs.sdxl import SdxlLoraConfig
 from worker.trainer.data.batches import Batch
 from worker.trainer.data.inputs import Inputs
-from worker.trainer.export.safetensors_file import write_safetensors
 from worker.trainer.lora import add_lora, remove_lora
-from worker.trainer.models import SdxlModels
-from worker.trainer.precision import Precision
 from worker.trainer.rng import StatelessRng
-from worker.trainer.sdxl.denoising import SdxlText, denoising_losses
-from worker.trainer.sdxl.metadata import sdxl_metadata
-from worker.trainer.sdxl.tensor_names import kohya_tensors, peft_tensors
+from worker.trainer.sdxl.denoising import denoising_losses
+from worker.trainer.sdxl.export import sdxl_metadata, write_sdxl_lora
+from worker.trainer.sdxl.models import SdxlModels, SdxlText
+from worker.trainer.training_type import Precision
 
 
 class SdxlLora:
     """A frozen SDXL with LoRA layers.
 
     Args:
-        config: The run's.
-        models: Frozen, on the device; they are given LoRA layers.
-        draws: Decide everything random.
+        config: The run's config.
+        models: The frozen models, on the device; they get LoRA layers.
+        rng: Makes the random draws.
     """
 
-    def __init__(self, config: SdxlLoraConfig, models: SdxlModels, draws: StatelessRng) -> None:
+    ema_decay = None
+
+    def __init__(self, config: SdxlLoraConfig, models: SdxlModels, rng: StatelessRng) -> None:
         self._config = config
-        self._unet = models.unet
+        self._unet = models.denoiser
         self._scheduler = models.scheduler
         self._text = models.text
-        device = models.unet.device
-        self._inputs = Inputs(device, draws, models.vae_numbers, models.vae, models.text)
-        self._precision = Precision(config, device)
+        device = models.denoiser.device
+        self._inputs = Inputs(device, rng, models.vae_scaling, models.vae, models.text)
+        self.precision = Precision(config, device)
         rank, alpha = config.lora_rank_dim, config.lora_alpha()
-        self._adapted: dict[str, Any] = {"unet": models.unet} if config.train_unet else {}
+        self._adapted: dict[str, Any] = {"unet": self._unet} if config.train_unet else {}
         if config.train_text_encoder:
             self._adapted |= self._trained_text.encoders
         self.parameters: dict[str, torch.nn.Parameter] = {}
@@ -49,17 +48,17 @@ class SdxlLora:
                 if is_unet
                 else config.text_encoder_lora_target_modules
             )
-            self.parameters |= add_lora(model, name, targets, rank, alpha, draws)
+            self.parameters |= add_lora(model, name, targets, rank, alpha, rng)
         if config.gradient_checkpointing:
             self._checkpoint_gradients()
 
     def _checkpoint_gradients(self) -> None:
-        # The UNet's activations are also kept where only the encoders under it are trained.
+        # Gradients pass through the UNet even if only the encoders before it are trained.
         self._unet.enable_gradient_checkpointing()
         self._unet.train()
         for name, model in self._adapted.items():
             if name != "unet":
-                # The other form needs inputs with a gradient, which token ids have not.
+                # Reentrant checkpointing needs inputs with a gradient, which token ids lack.
                 model.activation_checkpointing_enable({"use_reentrant": False})
                 model.train()
 
@@ -69,17 +68,8 @@ class SdxlLora:
             raise AssertionError("trained text encoders are not cached")
         return self._text
 
-    @property
-    def scales_loss(self) -> bool:
-        """Whether it computes in float16."""
-        return self._precision.scales_loss
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """The precision of the forward pass; none for float32."""
-        return self._precision.autocast()
-
     def losses(self, batch: Batch) -> torch.Tensor:
-        """The denoising loss of each sample, (B,)."""
+        """Return the denoising loss of each sample, (B,)."""
         if self._config.train_text_encoder:
             text = self._trained_text.encode(batch.captions)
         else:
@@ -98,7 +88,7 @@ class SdxlLora:
         return [path]
 
     def close(self) -> None:
-        """Leave the models as they were."""
+        """Restore the models."""
         for name, model in self._adapted.items():
             remove_lora(model)
             model.eval()
@@ -106,21 +96,3 @@ class SdxlLora:
                 model.activation_checkpointing_disable()
         self._unet.disable_gradient_checkpointing()
         self._unet.eval()
-
-
-def write_sdxl_lora(
-    path: Path,
-    weights: Mapping[str, torch.Tensor],
-    config: SdxlLoraConfig,
-    alpha: float,
-    metadata: Mapping[str, str],
-) -> None:
-    """Write a LoRA in the config's form, the same bytes for the same weights."""
-    is_kohya = config.lora_checkpoint_format == "kohya"
-    tensors = kohya_tensors(weights, alpha) if is_kohya else peft_tensors(weights, alpha)
-    lora = {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(config.lora_rank_dim),
-        "ss_network_alpha": str(alpha),
-    }
-    write_safetensors(path, tensors, {**metadata, **lora})

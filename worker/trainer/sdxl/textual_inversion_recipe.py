@@ -1,7 +1,6 @@
 """The SDXL textual-inversion recipe (Gal et al., 2022): new rows of both embedding tables."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -12,47 +11,48 @@ from worker.trainer.data.batches import Batch
 from worker.trainer.data.inputs import Inputs
 from worker.trainer.errors import PlaceholderError
 from worker.trainer.export.safetensors_file import write_safetensors
-from worker.trainer.models import SdxlModels
-from worker.trainer.precision import Precision
 from worker.trainer.rng import StatelessRng
-from worker.trainer.sdxl.denoising import SdxlText, denoising_losses
+from worker.trainer.sdxl.denoising import denoising_losses
 from worker.trainer.sdxl.embeddings import (
     FILE_KEYS,
     TableWithNewRows,
     add_rows,
     add_tokens,
     read_embedding,
-    tokenizers,
 )
-from worker.trainer.sdxl.metadata import sdxl_metadata
+from worker.trainer.sdxl.export import sdxl_metadata
+from worker.trainer.sdxl.models import SdxlModels, SdxlText
+from worker.trainer.training_type import Precision
 
 
 class SdxlTextualInversion:
-    """A frozen SDXL whose text encoders know a new word.
+    """A frozen SDXL whose text encoders learn a new word.
 
     Args:
-        config: The run's.
-        models: Frozen, on the device; tokenizers and embedding tables get new rows.
-        draws: Decide everything random.
+        config: The run's config.
+        models: The frozen models, on the device; tokenizers and embedding tables get new rows.
+        rng: Makes the random draws.
 
     Raises:
-        PlaceholderError: The token, or what it starts from, cannot be used.
+        PlaceholderError: The token, or its initial embedding, cannot be used.
     """
 
+    ema_decay = None
+
     def __init__(
-        self, config: SdxlTextualInversionConfig, models: SdxlModels, draws: StatelessRng
+        self, config: SdxlTextualInversionConfig, models: SdxlModels, rng: StatelessRng
     ) -> None:
         if models.text is None:
             raise AssertionError("trained text encoders are not cached")
         self._config = config
-        self._unet = models.unet
+        self._unet = models.denoiser
         self._scheduler = models.scheduler
         self._text = models.text
-        device = models.unet.device
-        self._inputs = Inputs(device, draws, models.vae_numbers, models.vae, models.text)
-        self._precision = Precision(config, device)
+        device = models.denoiser.device
+        self._inputs = Inputs(device, rng, models.vae_scaling, models.vae, models.text)
+        self.precision = Precision(config, device)
         self._tables: dict[str, TableWithNewRows] = {}
-        for name, tokenizer in tokenizers(models.text).items():
+        for name, tokenizer in models.text.tokenizers.items():
             start = _start(config, name, models.text)
             add_tokens(tokenizer, config.placeholder_token, len(start))
             self._tables[name] = add_rows(models.text.encoders[name], tokenizer, start)
@@ -63,18 +63,9 @@ class SdxlTextualInversion:
             self._unet.enable_gradient_checkpointing()
             self._unet.train()
 
-    @property
-    def scales_loss(self) -> bool:
-        """Whether it computes in float16."""
-        return self._precision.scales_loss
-
-    def autocast(self) -> AbstractContextManager[object]:
-        """The precision of the forward pass; none for float32."""
-        return self._precision.autocast()
-
     def losses(self, batch: Batch) -> torch.Tensor:
-        """The denoising loss of each sample, (B,)."""
-        # encode_prompt writes out the tokens of a word of several vectors, as at inference.
+        """Return the denoising loss of each sample, (B,)."""
+        # encode_prompt replaces a word of several vectors by its tokens, as at inference.
         token = self._config.placeholder_token
         text = self._text.encode(
             [caption.replace(PLACEHOLDER, token) for caption in batch.captions]
@@ -83,7 +74,7 @@ class SdxlTextualInversion:
         return denoising_losses(self._unet, self._scheduler, self._inputs, batch, text, gamma)
 
     def close(self) -> None:
-        """Leave the UNet as it was; the text encoders are not."""
+        """Restore the UNet; the text encoders stay changed."""
         self._unet.disable_gradient_checkpointing()
         self._unet.eval()
 
@@ -100,20 +91,24 @@ class SdxlTextualInversion:
 
 
 def _start(config: SdxlTextualInversionConfig, name: str, text: SdxlText) -> torch.Tensor:
-    """What a word's rows start from in one encoder, (n, width) float32."""
+    """Return the initial values of a word's rows in one encoder, (n, width) float32.
+
+    Raises:
+        PlaceholderError: The config's start does not fit the base model.
+    """
     if config.initial_embedding_file is not None:
         rows = read_embedding(config.initial_embedding_file)[FILE_KEYS[name]]
         if config.num_vectors not in (1, len(rows)):
             raise PlaceholderError(
-                f"{config.initial_embedding_file} holds {len(rows)} vectors, and num_vectors is "
-                f"{config.num_vectors}; leave it out"
+                f"{config.initial_embedding_file} holds {len(rows)} vectors, but num_vectors is "
+                f"{config.num_vectors}; leave num_vectors out"
             )
         return rows.float()
     table: torch.Tensor = text.encoders[name].get_input_embeddings().weight  # type: ignore[operator]
     words = config.initial_phrase or config.initializer_token or ""
-    ids: Sequence[int] = tokenizers(text)[name].encode(words, add_special_tokens=False)
+    ids: Sequence[int] = text.tokenizers[name].encode(words, add_special_tokens=False)
     if not ids:
-        raise PlaceholderError(f"the base model's tokenizer makes no token of {words!r}")
+        raise PlaceholderError(f"the base model's tokenizer finds no token in {words!r}")
     if config.initializer_token is not None:
         if len(ids) > 1:
             raise PlaceholderError(

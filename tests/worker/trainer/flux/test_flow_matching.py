@@ -11,10 +11,11 @@ from tasks.buckets import Size
 from tests.worker.trainer.runs import config_of
 from worker.trainer.data.batches import Batch
 from worker.trainer.data.images import CENTRE, cropped, pixels, resized_to_cover
+from worker.trainer.families import take_text
 from worker.trainer.flux.flow_matching import min_snr_weight, sigmas
 from worker.trainer.flux.lora_recipe import FluxLora
+from worker.trainer.flux.models import take_models
 from worker.trainer.model_cache import ModelCache
-from worker.trainer.models import FluxModels, take_models, take_text
 from worker.trainer.rng import StatelessRng
 
 CPU = torch.device("cpu")
@@ -29,7 +30,6 @@ def pipeline_of(folder: Path) -> Any:
 def recipe_of(folder: Path, **options: Any) -> FluxLora:
     config = config_of(folder, **options)
     models = take_models(config, CPU, ModelCache())
-    assert isinstance(models, FluxModels)
     recipe = FluxLora(config, models, StatelessRng(config.seed))
     generator = torch.Generator().manual_seed(3)
     for name, parameter in recipe.parameters.items():

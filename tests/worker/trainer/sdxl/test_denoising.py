@@ -12,10 +12,11 @@ from tasks.buckets import Size
 from tasks.jobs.sdxl import SdxlFinetuneConfig
 from tests.worker.trainer.runs import Images, images, run_train, sdxl_config_of
 from worker.trainer.data.batches import Batch, SampleReader
+from worker.trainer.families import take_text
 from worker.trainer.model_cache import ModelCache
-from worker.trainer.models import SdxlModels, take_models, take_text
 from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.denoising import min_snr_weight
+from worker.trainer.sdxl.family import take_finetune_models
 from worker.trainer.sdxl.finetune_recipe import SdxlFinetune
 from worker.trainer.tiny_models import build_tiny_sdxl
 
@@ -30,9 +31,8 @@ def pipeline_of(folder: Path) -> Any:
 
 def recipe_of(folder: Path, **options: Any) -> SdxlFinetune:
     config = sdxl_config_of("SDXL_FINETUNE", folder, **options)
-    models = take_models(config, CPU, ModelCache())
     assert isinstance(config, SdxlFinetuneConfig)
-    assert isinstance(models, SdxlModels)
+    models = take_finetune_models(config, CPU, ModelCache())
     return SdxlFinetune(config, models, StatelessRng(7))
 
 
@@ -184,5 +184,5 @@ def test_dreambooth_gives_each_set_its_caption_and_weight(tiny_sdxl: Path, data:
 def test_every_nan_stops_the_run(tiny_sdxl: Path, data: Images) -> None:
     rate = {"optimizer_type": "AdamW", "learning_rate": 1e30}
     config = sdxl_config_of("SDXL_FINETUNE", tiny_sdxl, optimizer=rate)
-    with pytest.raises(Exception, match="came out as NaN or infinity"):
+    with pytest.raises(Exception, match="is NaN or infinity"):
         run_train(data, config)

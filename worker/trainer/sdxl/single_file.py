@@ -1,61 +1,24 @@
-"""What is trained of SDXL as files that others read: LoRA in two forms, and the whole model in one.
-
-Pure functions over tensors by diffusers' and transformers' names as files have them.
-
-A ``kohya`` LoRA keeps diffusers' layer names, as ``lora_unet_down_blocks_1_attentions_0_proj_in``:
-ComfyUI's key map, InvokeAI's and diffusers' converters all take these, resnets and samplers
-included, while diffusers' own mapping of the original model's names leaves resnets out.
-"""
+"""SDXL's weights by the original model's names, as a single-file checkpoint holds them."""
 
 import re
 from collections.abc import Mapping
 
 import torch
 
-from worker.trainer.flux.lora_export import split_scale
-
 Tensors = Mapping[str, torch.Tensor]
-
-_KOHYA_PREFIXES = {
-    "unet": "lora_unet",
-    "text_encoder": "lora_te1",
-    "text_encoder_2": "lora_te2",
-}
-
-
-def kohya_tensors(weights: Tensors, alpha: float) -> dict[str, torch.Tensor]:
-    """A LoRA in the ``kohya`` form.
-
-    Args:
-        weights: By name (``unet.mid_block.resnets.0.conv1.lora_A``): A (r, in) or (r, in, kh, kw),
-            B (out, r) or (out, r, 1, 1).
-        alpha: The strength is alpha / r.
-    """
-    tensors = {}
-    for name, weight in weights.items():
-        model, _, path = name.partition(".")
-        layer, _, matrix = path.rpartition(".")
-        key = f"{_KOHYA_PREFIXES[model]}_{layer.replace('.', '_')}"
-        end = "lora_down" if matrix == "lora_A" else "lora_up"
-        tensors[f"{key}.{end}.weight"] = weight.detach()
-        tensors[f"{key}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
-    return tensors
-
-
-def peft_tensors(weights: Tensors, alpha: float) -> dict[str, torch.Tensor]:
-    """A LoRA in diffusers' form, its strength folded into the weights: B A is the whole change."""
-    tensors = {}
-    for name, weight in weights.items():
-        is_down = name.endswith("lora_A")
-        down, up = split_scale(alpha / (weight.shape[0] if is_down else weight.shape[1]))
-        tensors[f"{name}.weight"] = weight.detach() * (down if is_down else up)
-    return tensors
 
 
 def single_file_tensors(
     unet: Tensors, text_encoder: Tensors, text_encoder_2: Tensors, vae: Tensors
 ) -> dict[str, torch.Tensor]:
-    """The whole model by the original model's names, as one file holds it."""
+    """Return the tensors of the whole model by the original model's names.
+
+    Args:
+        unet: The UNet's tensors by diffusers' names.
+        text_encoder: The first text encoder's by their names in files.
+        text_encoder_2: The second's.
+        vae: The VAE's by diffusers' names.
+    """
     tensors = {f"model.diffusion_model.{k}": v for k, v in _original_unet(unet).items()}
     clip = "conditioner.embedders.0.transformer"
     tensors |= {f"{clip}.{name}": tensor for name, tensor in text_encoder.items()}
@@ -89,7 +52,7 @@ _RESNET = {
 
 def _original_unet(unet: Tensors) -> dict[str, torch.Tensor]:
     prefixes = {**_UNET_ENDS, **_numbered_blocks(unet)}
-    # The longest first: resnets.1 is also how resnets.10 begins.
+    # The longest first: resnets.10 begins with resnets.1, too.
     ordered = sorted(prefixes, key=len, reverse=True)
     tensors = {}
     for name, tensor in unet.items():
@@ -103,7 +66,7 @@ def _original_unet(unet: Tensors) -> dict[str, torch.Tensor]:
 
 
 def _numbered_blocks(unet: Tensors) -> dict[str, str]:
-    """Prefixes of the blocks on the way down and up, which the original counts through."""
+    """Map the prefixes of down and up blocks to the original's, which numbers all layers."""
     found: dict[str, str] = {}
     place = 1
     for block, layers in _layers(unet, "down_blocks"):
@@ -127,7 +90,7 @@ def _numbered_blocks(unet: Tensors) -> dict[str, str]:
 
 
 def _layers(tensors: Tensors, kind: str) -> list[tuple[str, int]]:
-    """Each block of a kind with the number of its resnets."""
+    """Return each block of a kind with the number of its resnets."""
     pattern = re.compile(rf"({kind}\.(\d+))\.resnets\.(\d+)\.")
     found: dict[tuple[int, str], int] = {}
     for match in filter(None, map(pattern.match, tensors)):
@@ -163,7 +126,7 @@ def _original_vae(vae: Tensors) -> dict[str, torch.Tensor]:
         original = re.sub(
             r"^decoder\.up\.(\d+)\.", lambda m: f"decoder.up.{last - int(m[1])}.", original
         )
-        # Attention was a convolution of one pixel.
+        # In the original, attention is a 1x1 convolution.
         is_linear = ".attn_1." in original and tensor.ndim == 2
         tensors[original] = tensor[..., None, None] if is_linear else tensor
     return tensors
@@ -183,7 +146,7 @@ _OPENCLIP = (
 
 
 def _openclip(text_encoder: Tensors) -> dict[str, torch.Tensor]:
-    """The second text encoder in OpenCLIP's layout: q, k, v in one, the projection transposed."""
+    """Return OpenCLIP's layout of the second text encoder: q, k, v fused, projection transposed."""
     tensors: dict[str, torch.Tensor] = {}
     for name, tensor in text_encoder.items():
         original = name

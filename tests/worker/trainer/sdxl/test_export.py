@@ -1,5 +1,6 @@
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,22 @@ from tests.worker.trainer.runs import (
     run_train,
     sdxl_config_of,
 )
-from worker.trainer.export.clip_names import clip_path
+from worker.trainer.export.lora_file import clip_path, kohya_tensors, peft_tensors
 from worker.trainer.export.safetensors_file import write_safetensors
 from worker.trainer.lora import add_lora
 from worker.trainer.rng import StatelessRng
-from worker.trainer.sdxl.tensor_names import kohya_tensors, peft_tensors, single_file_tensors
+from worker.trainer.sdxl.export import KOHYA_PREFIXES
+from worker.trainer.sdxl.single_file import single_file_tensors
 from worker.trainer.tiny_models import build_tiny_sdxl
 
 # diffusers' Euler scheduler asks torch for an array in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 RANK, ALPHA = 3, 1.5
-FORMS: dict[str, Any] = {"kohya": kohya_tensors, "invoke_peft": peft_tensors}
+FORMS: dict[str, Any] = {
+    "kohya": partial(kohya_tensors, prefixes=KOHYA_PREFIXES),
+    "invoke_peft": peft_tensors,
+}
 MODELS = ("unet", "text_encoder", "text_encoder_2")
 
 

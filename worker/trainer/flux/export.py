@@ -1,27 +1,24 @@
-"""A FLUX LoRA as a file that others read, in two forms that mean the same weights.
+"""The published file of a FLUX LoRA, in two forms of the same weights.
 
-``invoke_peft`` keeps diffusers' layer names, its strength folded into the weights: InvokeAI reads
-no alpha from such a file, and diffusers reads one from adapter metadata only. ``kohya`` has the
-original model's layers, where q, k and v (and the MLP's input in single blocks) are one layer:
-their LoRAs stand block-diagonally in one, of as many times the rank, with alpha scaled alike, so
-that alpha / rank stays the same.
+``invoke_peft`` keeps diffusers' layer names. ``kohya`` has the original model's layers, where q, k
+and v (and the MLP's input in single blocks) are one layer: n LoRAs of rank r become one of rank
+n * r, block-diagonal in B, with n times the alpha, so that alpha / rank stays the same.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from tasks.jobs.flux_lora import FluxLoraConfig
+from worker.trainer.export import lora_file
+from worker.trainer.export.lora_file import Weights, peft_tensors
 from worker.trainer.export.safetensors_file import write_safetensors
-
-Weights = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer of the original model, and the diffusers layers that it is made of, in order."""
+    """A layer of the original model, and the diffusers layers that it consists of, in order."""
 
     name: str
     parts: tuple[str, ...]
@@ -56,9 +53,9 @@ def write_lora(
 
     Args:
         path: The file.
-        weights: By name (``transformer.transformer_blocks.0.attn.to_q.lora_A``), A (r, in),
-            B (out, r); those of CLIP begin with ``text_encoder.``.
-        config: The run's.
+        weights: The weights; see ``worker.trainer.export.lora_file``. CLIP's begin with
+            ``text_encoder.``, the others with ``transformer.``.
+        config: The run's config.
         name: The LoRA's title.
         step: Weight updates made.
         guided: Whether the base model takes a guidance, as FLUX.1-dev does.
@@ -71,20 +68,11 @@ def write_lora(
     write_safetensors(path, tensors, _metadata(config, name, step, rank, alpha, guided))
 
 
-def peft_tensors(weights: Weights, alpha: float) -> dict[str, torch.Tensor]:
-    """The tensors of the ``invoke_peft`` form; their product B A is the whole change."""
-    tensors = {}
-    for name, weight in weights.items():
-        rank = weight.shape[0] if name.endswith("lora_A") else weight.shape[1]
-        down, up = split_scale(alpha / rank)
-        factor = down if name.endswith("lora_A") else up
-        tensors[f"{name}.weight"] = weight.detach() * factor
-    return tensors
-
-
 def kohya_tensors(weights: Weights, alpha: float) -> dict[str, torch.Tensor]:
-    """The tensors of the ``kohya`` form."""
-    tensors = _clip_tensors(weights, alpha)
+    """Return the tensors of the ``kohya`` form."""
+    # The original model has CLIP's layers by the same names.
+    clip = {name: weight for name, weight in weights.items() if name.startswith("text_encoder.")}
+    tensors = lora_file.kohya_tensors(clip, alpha, {"text_encoder": "lora_te1"})
     weights = {
         name.removeprefix("transformer."): weight
         for name, weight in weights.items()
@@ -106,26 +94,12 @@ def kohya_tensors(weights: Weights, alpha: float) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _clip_tensors(weights: Weights, alpha: float) -> dict[str, torch.Tensor]:
-    """CLIP's layers, which the original model has by the same names."""
-    tensors: dict[str, torch.Tensor] = {}
-    for name, weight in weights.items():
-        if not name.startswith("text_encoder."):
-            continue
-        layer, _, matrix = name.removeprefix("text_encoder.").rpartition(".")
-        key = f"lora_te1_{layer.replace('.', '_')}"
-        end = "lora_down" if matrix == "lora_A" else "lora_up"
-        tensors[f"{key}.{end}.weight"] = weight.detach()
-        tensors[f"{key}.alpha"] = torch.tensor(alpha, dtype=torch.float32)
-    return tensors
-
-
 def _fused(weights: Weights, names: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-    """One LoRA for layers that are one in the original model.
+    """Make one LoRA for n layers that are one in the original model.
 
     Returns:
-        down (n * r, in) and up (sum of out, n * r), up block-diagonal; layers without a LoRA have
-        zeros in both.
+        A (n * r, in) and B (sum of out, n * r), block-diagonal; layers without a LoRA have zeros
+        in both.
     """
     trained = [name for name in names if f"{name}.lora_A" in weights]
     first = weights[f"{trained[0]}.lora_A"]
@@ -139,25 +113,14 @@ def _fused(weights: Weights, names: list[str]) -> tuple[torch.Tensor, torch.Tens
             out = width * _MLP_RATIO if name.endswith("proj_mlp") else width
             downs.append(first.new_zeros(rank, width))
             ups.append(first.new_zeros(out, rank))
-    return torch.cat(downs), torch.block_diag(*ups)  # type: ignore[no-untyped-call]
-
-
-def split_scale(scale: float) -> tuple[float, float]:
-    """The factors of down and up, as near to each other as halving goes.
-
-    The same as diffusers' kohya reader takes, so that it makes the same numbers of both forms.
-    """
-    down, up = scale, 1.0
-    while down * 2 < up:
-        down *= 2
-        up /= 2
-    return down, up
+    up: torch.Tensor = torch.block_diag(*ups)  # type: ignore[no-untyped-call]
+    return torch.cat(downs), up  # (n * r, in), (sum of out, n * r)
 
 
 def _metadata(
     config: FluxLoraConfig, name: str, step: int, rank: int, alpha: float, guided: bool
 ) -> dict[str, str]:
-    """What other programs look for. No dates: the same run gives the same file."""
+    """Return the header's entries that other programs read; without dates, so that bytes repeat."""
     size = max(config.data_loader.sizes(), key=lambda size: size.pixels)
     return {
         "format": "pt",

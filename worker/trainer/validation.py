@@ -1,11 +1,11 @@
-"""Validation images: what the training makes of the prompts, in the middle of a run.
+"""Validation images: samples of the model that is trained, in the middle of a run.
 
-Sampled by diffusers' own pipelines. Leaves the run as it was: no gradient, no draw that training
-shares, and every model back in its mode and place.
+They leave no trace in the run: no gradient, no draw that training shares, and every model back in
+its mode and on its device.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +18,40 @@ from tasks.cache.plan import CacheIndex
 from tasks.events import Artifact, Note, ValidationImages
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, validation_prefix
-from worker.trainer.data.cache_entries import VAE_FACTOR, CachedEntries, Text, text_tokens
-from worker.trainer.encoders import load_vae
+from worker.trainer.base_model import load_vae
+from worker.trainer.data.cache_entries import VAE_FACTOR, CachedEntries, Text
 from worker.trainer.event_pipe import Emit, StopSwitch, phase
 from worker.trainer.memory import release_memory
-from worker.trainer.models import FluxModels, SdxlModels
 from worker.trainer.rng import StatelessRng
-from worker.trainer.validation.samplers import FluxSampler, SdxlSampler
+from worker.trainer.training_type import Models, Precision, Sampler
 
 Place = tuple[int, int]
 
 
 class Validation:
-    """Makes the images of a run's prompts at one step after the other.
+    """Makes the images of a run's prompts, at one step after the other.
 
     Args:
-        request: Says what to make, and where it goes.
+        request: Names the job, the attempt and the scratch folder, and has the prompts.
         store: Keeps the images.
-        models: Of the run; changed by nothing but training.
-        index: Where the prompts' entries are, if text is cached.
-        autocast: The precision that training computes in.
-        draws: Decide the noise that images start from.
+        models: The run's models.
+        sampler: Makes latents with the denoiser.
+        index: Has the prompts' cache entries, if text is cached.
+        precision: The precision that training computes in.
+        rng: Draws the noise that images start from.
         emit: Takes the events.
-        stop: Asked before each image.
-
-    Raises:
-        BaseModelFilesError: The base model has no usable scheduler.
+        stop: Checked before each image.
     """
 
     def __init__(
         self,
         request: TrainerRequest,
         store: Store,
-        models: FluxModels | SdxlModels,
+        models: Models[Any, Any],
+        sampler: Sampler,
         index: CacheIndex | None,
-        autocast: Callable[[], AbstractContextManager[object]],
-        draws: StatelessRng,
+        precision: Precision,
+        rng: StatelessRng,
         emit: Emit,
         stop: StopSwitch,
     ) -> None:
@@ -61,29 +59,26 @@ class Validation:
         self._config = request.training
         self._store = store
         self._models = models
+        self._sampler = sampler
         self._index = index
-        self._autocast = autocast
-        self._draws = draws
+        self._precision = precision
+        self._rng = rng
         self._emit = emit
         self._stop = stop
-        self._denoiser: Any = models.denoiser
-        self._device: torch.device = self._denoiser.device
+        self._denoiser: torch.nn.Module = models.denoiser
+        self._device: torch.device = models.denoiser.device
         self._size = self._config.loader.target_size()
-        self._sampler: FluxSampler | SdxlSampler = (
-            FluxSampler(self._config, models.transformer)
-            if isinstance(models, FluxModels)
-            else SdxlSampler(self._config, models.unet)
-        )
 
     @torch.no_grad()
     def make(self, step: int) -> None:
-        """Make, store and tell of the images of this step.
+        """Make and store the images of this step, and emit their event.
 
         Raises:
-            InterruptedRun: It was asked to stop; nothing was told.
-            DamagedFileError: A prompt's cache entry is not what was written.
+            InterruptedRun: The run was asked to stop; no event was emitted.
+            DamagedFileError: A prompt's cache entry is damaged.
         """
-        encoders, vae = self._encoders(), self._models.vae
+        text, vae = self._models.text, self._models.vae
+        encoders: list[torch.nn.Module] = [] if text is None else list(text.encoders.values())
         with phase(self._emit, "validate", step), _in_eval_mode(self._denoiser, *encoders):
             with self._off_the_gpu(self._denoiser, *([vae] if vae else [])):
                 texts = self._texts()
@@ -94,11 +89,11 @@ class Validation:
         self._emit(ValidationImages(step=step, images=images))
 
     def _texts(self) -> tuple[list[Text], list[Text | None]]:
-        """What the encoders make of the prompts and of the negative ones."""
+        """Return the encoded prompts and negative prompts, batches of one."""
         prompts = self._config.validation_prompts
-        negative = getattr(self._config, "negative_validation_prompts", None)
+        negative = self._sampler.negative_prompts
         if self._index is not None and self._config.caches_text:
-            tokens = text_tokens(self._config)
+            tokens = self._config.text_tokens
             entries = CachedEntries(self._store, self._index.packs)
             cached = [
                 [_batch_of_one(entries.text(digest, tokens)) for digest in digests]
@@ -111,14 +106,14 @@ class Validation:
 
     def _encoded(self, prompts: Sequence[str]) -> list[Text]:
         if self._models.text is None:
-            raise AssertionError("without cached text there must be encoders")
-        with self._autocast():
+            raise AssertionError("text is not cached, and there are no encoders")
+        with self._precision.autocast():
             return [self._models.text.encode([prompt]) for prompt in prompts]
 
     def _latents(
         self, texts: Sequence[Text], negatives: Sequence[Text | None]
     ) -> dict[Place, torch.Tensor]:
-        """The sampled latents, (1, C, h, w), by number of prompt and image, both from 1."""
+        """Sample latents, (1, C, h, w), by the numbers of prompt and image, both from 1."""
         height, width = self._size.height // VAE_FACTOR, self._size.width // VAE_FACTOR
         shape = (1, self._sampler.channels, height, width)
         found = {}
@@ -126,14 +121,14 @@ class Validation:
         for number, (prompt, text, negative) in enumerate(rows, start=1):
             for image in range(1, self._config.num_validation_images_per_prompt + 1):
                 self._stop.check()
-                # By the prompt's words, so that it keeps its noise when others come or go.
-                noise = self._draws.normal(shape, "validation", prompt, image).to(self._device)
-                with self._autocast():
+                # Placed by its text, a prompt keeps its noise when others are added or removed.
+                noise = self._rng.normal(shape, "validation", prompt, image).to(self._device)
+                with self._precision.autocast():
                     found[number, image] = self._sampler.sample(noise, text, negative, self._size)
         return found
 
     def _write(self, step: int, latents: dict[Place, torch.Tensor]) -> tuple[Artifact, ...]:
-        """Decode, and put into the store what came out as an image."""
+        """Decode the latents and store the images; images with NaN or infinity are left out."""
         prefix = validation_prefix(self._request.job_id, step, self._request.attempt)
         scratch = Path(self._request.scratch_dir)
         scratch.mkdir(parents=True, exist_ok=True)
@@ -144,7 +139,7 @@ class Validation:
             image = self._decoded(vae, z)
             name = f"validation-{step:06d}-{prompt}-{number}.png"
             if image is None:
-                message = f"{name} came out as NaN or infinity and was left out"
+                message = f"{name} holds NaN or infinity and is left out"
                 self._emit(Note(level="warning", message=message))
                 continue
             path = scratch / name
@@ -156,22 +151,18 @@ class Validation:
         return tuple(artifacts)
 
     def _decoded(self, vae: AutoencoderKL, z: torch.Tensor) -> Image.Image | None:
-        """The image of latents (1, C, h, w); None where there is none."""
-        numbers = self._models.vae_numbers
-        z = z.float() / numbers.scaling_factor + numbers.shift_factor
+        """Decode latents (1, C, h, w); return None if the image holds NaN or infinity."""
+        scaling = self._models.vae_scaling
+        z = z.float() / scaling.scaling_factor + scaling.shift_factor  # (1, C, h, w)
         values = vae.decode(z, return_dict=False)[0]  # (1, 3, H, W)
         if not values.isfinite().all():
             return None
         image: Image.Image = VaeImageProcessor().postprocess(values)[0]
         return image
 
-    def _encoders(self) -> list[torch.nn.Module]:
-        text = self._models.text
-        return [] if text is None else [text.pipeline.text_encoder, text.pipeline.text_encoder_2]
-
     @contextmanager
     def _off_the_gpu(self, *modules: torch.nn.Module) -> Iterator[None]:
-        """Where the config asks for it, these are in main memory meanwhile."""
+        """Keep modules in main memory until the context ends, if the config asks for it."""
         if not self._config.enable_cpu_offload_during_validation:
             yield
             return
@@ -181,7 +172,7 @@ class Validation:
         try:
             yield
         finally:
-            # A module's parameters stay the same objects, which the optimizer holds.
+            # Module.to keeps the parameter objects, which the optimizer refers to.
             for module in modules:
                 module.to(self._device)
 

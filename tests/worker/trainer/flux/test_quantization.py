@@ -6,7 +6,7 @@ import torch
 
 from tests.worker.trainer.runs import CACHED, Images, config_of, run_train
 from worker.trainer.errors import MissingLibraryError
-from worker.trainer.flux.transformer import load_transformer
+from worker.trainer.flux.models import load_transformer
 from worker.trainer.tiny_models import build_tiny_flux
 
 CPU = torch.device("cpu")
@@ -99,7 +99,7 @@ def test_a_lora_trains_on_a_quantised_base_and_resumes_exactly(
 def test_a_missing_library_is_told_before_anything_is_encoded(
     model: Path, data: Images, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
-    monkeypatch.setattr("worker.trainer.libraries.find_spec", lambda _: None)
+    monkeypatch.setattr("worker.trainer.environment.find_spec", lambda _: None)
     with pytest.raises(MissingLibraryError, match=r"training-worker\[train,quantization\]"):
         run_train(data, config_of(model, **CACHED, **options))
     assert data.store.keys("cache") == []

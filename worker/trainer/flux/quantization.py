@@ -1,7 +1,7 @@
-"""Keeps a frozen transformer's linear layers in 8 or 4 bits, by torchao or bitsandbytes.
+"""Quantizes the linear layers of a frozen transformer to 8 or 4 bits, by torchao or bitsandbytes.
 
-Only layers of the blocks that take no part in normalisation: they hold nearly all weights, and the
-embeddings, the modulations and the last layer are the ones that suffer most.
+Only the blocks' layers that take no part in normalization: they hold nearly all weights, and the
+embeddings, the modulations and the last layer lose the most accuracy.
 """
 
 from importlib import import_module
@@ -13,14 +13,14 @@ _BLOCKS = ("transformer_blocks", "single_transformer_blocks")
 
 
 def quantize(model: torch.nn.Module, kind: str, device: torch.device) -> None:
-    """Quantise a model on the CPU, block by block on its way to the device.
+    """Quantize a model on the CPU, block by block while it moves to the device.
 
-    The device never holds more than one block as it was.
+    The device never holds more than one unquantized block.
 
     Args:
         model: FLUX's transformer, frozen.
         kind: ``fp8``, ``int8`` or ``nf4``.
-        device: Where its blocks go; the rest stays where it is.
+        device: The device of the blocks; the rest stays on the CPU.
     """
     for name in _BLOCKS:
         for block in getattr(model, name):
@@ -36,16 +36,16 @@ def _is_quantized(module: torch.nn.Module, path: str) -> bool:
 
 
 def _to_8_bits(block: torch.nn.Module, kind: str) -> None:
-    """Weights of 8 bits with a scale for each row, multiplied out at each use."""
+    """Quantize weights to 8 bits with a scale for each row; each use dequantizes them."""
     torchao = import_module("torchao.quantization")
     config = torchao.Float8WeightOnlyConfig if kind == "fp8" else torchao.Int8WeightOnlyConfig
     torchao.quantize_(block, config(), filter_fn=_is_quantized)
-    # The new weights are parameters like any others, and they are frozen.
+    # torchao makes new parameters, which are trainable by default.
     block.requires_grad_(False)
 
 
 def _to_nf4(block: torch.nn.Module, device: torch.device) -> None:
-    """4-bit normal floats with a scale for each 64 weights (Dettmers et al., 2023)."""
+    """Quantize to 4-bit normal floats, a scale for each 64 weights (Dettmers et al., 2023)."""
     bitsandbytes = import_module("bitsandbytes")
     for path, linear in list(block.named_modules()):
         if not isinstance(linear, torch.nn.Linear) or not _is_quantized(linear, path):
@@ -60,5 +60,5 @@ def _to_nf4(block: torch.nn.Module, device: torch.device) -> None:
             linear.weight.data, requires_grad=False, quant_type="nf4"
         )
         layer.bias = linear.bias
-        # It quantises as it moves.
+        # The move to the device quantizes the weights.
         block.set_submodule(path, layer.to(device))

@@ -8,7 +8,8 @@ from diffusers.models.transformers.transformer_flux import FluxTransformer2DMode
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
 from tests.worker.trainer.runs import Images, config_of, read_tensors, run_train
-from worker.trainer.flux.lora_export import kohya_tensors, peft_tensors, write_lora
+from worker.trainer.export.lora_file import peft_tensors
+from worker.trainer.flux.export import kohya_tensors, write_lora
 from worker.trainer.flux.lora_recipe import lora_regex
 from worker.trainer.rng import StatelessRng
 

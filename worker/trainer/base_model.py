@@ -1,0 +1,149 @@
+"""Parts of a base model that all families share: VAE, scheduler, checks of tokenizers and files."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import diffusers
+import torch
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+from safetensors import SafetensorError
+
+from tasks.base_models.files import (
+    base_model_folder,
+    existing_file,
+    fingerprint,
+    json_object,
+    part_config,
+    single_file,
+    vae_folder,
+    variant,
+)
+from tasks.errors import BaseModelFilesError
+from tasks.jobs.pipeline import PipelineConfig
+from worker.trainer.errors import VocabularyError
+from worker.trainer.model_cache import ModelCache, ModelSpec
+
+TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+# A tokenizer may hold fewer tokens than its encoder's table, which is padded (T5: 32100 of 32128),
+# but never less than this share of them.
+_MIN_SHARE = 0.5
+
+
+@contextmanager
+def readable(source: str) -> Iterator[None]:
+    """Raise the libraries' errors for a missing or unreadable file as ours.
+
+    Args:
+        source: The model or file that is read, for the message.
+
+    Raises:
+        BaseModelFilesError: A file is missing or unreadable.
+    """
+    try:
+        yield
+    except (OSError, ValueError, SafetensorError, SingleFileComponentError) as error:
+        raise BaseModelFilesError(source, str(error).partition("\n")[0]) from error
+
+
+def needed_specs(
+    config: PipelineConfig,
+    device: torch.device,
+    denoiser: ModelSpec,
+    text_spec: Callable[[], ModelSpec],
+) -> dict[str, ModelSpec]:
+    """Return the models that training needs by part: without those whose outputs are cached.
+
+    Raises:
+        BaseModelFilesError: A file is missing.
+    """
+    specs = {"denoiser": denoiser}
+    if not config.cache_vae_outputs:
+        specs["vae"] = _vae_spec(config, device)
+    if not config.caches_text:
+        specs["text"] = text_spec()
+    return specs
+
+
+def take_vae(config: PipelineConfig, device: torch.device, cache: ModelCache) -> AutoencoderKL:
+    """Return the VAE, frozen, as the only model on the device."""
+    vae: AutoencoderKL = cache.take(device, {"vae": _vae_spec(config, device)})["vae"]
+    return vae
+
+
+def load_vae(config: PipelineConfig, device: torch.device) -> AutoencoderKL:
+    """Load the VAE in float32: in half precision SDXL's overflows, and FLUX's loses detail.
+
+    Raises:
+        BaseModelFilesError: A file is missing or unreadable.
+    """
+    folder = vae_folder(config)
+    part_config(folder.parent, folder.name)
+    file = None if getattr(config, "vae_model", None) else single_file(config)
+    with readable(config.model):
+        if file is None:
+            vae: AutoencoderKL = AutoencoderKL.from_pretrained(
+                folder,
+                use_safetensors=True,
+                variant=variant(config, folder),
+                torch_dtype=torch.float32,
+            )
+        else:
+            vae = AutoencoderKL.from_single_file(
+                str(file),
+                config=str(folder.parent),
+                subfolder=folder.name,
+                local_files_only=True,
+                torch_dtype=torch.float32,
+            )
+    vae.eval().requires_grad_(False).to(device)  # type: ignore[arg-type] # its decorator hides it
+    return vae
+
+
+def load_scheduler(config: PipelineConfig, **overrides: object) -> Any:
+    """Load the base model's own sampling scheduler.
+
+    Args:
+        config: Names the base model.
+        overrides: Values that replace those of the scheduler's config.
+
+    Raises:
+        BaseModelFilesError: diffusers has no such scheduler.
+    """
+    folder = base_model_folder(config, ("scheduler",))
+    values = json_object(folder, "scheduler/scheduler_config.json")
+    name = str(values.get("_class_name"))
+    kind: Any = getattr(diffusers, name, None)
+    if not (isinstance(kind, type) and issubclass(kind, SchedulerMixin)):
+        raise BaseModelFilesError(config.model, f"diffusers has no scheduler {name}")
+    from_config: Any = kind.from_config  # type: ignore[attr-defined]
+    return from_config(values, **overrides)
+
+
+def check_vocabulary(model: str, part: str, tokenizer: Any, encoder: Any) -> None:
+    """Check that a tokenizer belongs to its text encoder.
+
+    A tokenizer folder without vocabulary files loads silently, with its special tokens only.
+
+    Raises:
+        VocabularyError: It does not.
+    """
+    tokens, size = len(tokenizer), encoder.config.vocab_size
+    if not size * _MIN_SHARE <= tokens <= size:
+        raise VocabularyError(model, part, tokens, size)
+
+
+def existing_files(*paths: str | None) -> list[str]:
+    """Return the paths that are not None.
+
+    Raises:
+        BaseModelFilesError: A file does not exist.
+    """
+    return [str(existing_file(path)) for path in paths if path is not None]
+
+
+def _vae_spec(config: PipelineConfig, device: torch.device) -> ModelSpec:
+    files = sorted(map(str, vae_folder(config).glob("*.safetensors")))
+    return ModelSpec(fingerprint(config, (), files), lambda: load_vae(config, device))

@@ -1,0 +1,183 @@
+"""The published files of SDXL runs: LoRAs, finetuned models, and the headers of all files.
+
+A ``kohya`` LoRA keeps diffusers' layer names, as ``lora_unet_down_blocks_1_attentions_0_proj_in``:
+ComfyUI's key map and the converters of InvokeAI and diffusers read these for all layers, while
+diffusers' own mapping of the original model's names leaves resnets out.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from safetensors.torch import load_file
+
+from tasks.base_models.files import base_model_folder
+from tasks.jobs.sdxl import SdxlConfig, SdxlFinetuneConfig, SdxlLoraConfig
+from worker.trainer.base_model import load_vae
+from worker.trainer.export.lora_file import Weights, clip_path, kohya_tensors, peft_tensors
+from worker.trainer.export.safetensors_file import write_safetensors
+from worker.trainer.sdxl.models import load_text_encoders
+from worker.trainer.sdxl.single_file import single_file_tensors
+
+KOHYA_PREFIXES = {
+    "unet": "lora_unet",
+    "text_encoder": "lora_te1",
+    "text_encoder_2": "lora_te2",
+}
+"""How the names of each model's layers begin in a ``kohya`` LoRA."""
+
+_UNET_FILE = "diffusion_pytorch_model.safetensors"
+_CPU = torch.device("cpu")
+
+
+def sdxl_metadata(
+    config: SdxlConfig, scheduler: DDPMScheduler, name: str, steps: int, kind: str | None
+) -> dict[str, str]:
+    """Return the header's entries that other programs read, ``modelspec.*`` and ``ss_*``.
+
+    They hold no dates, so that the same run writes the same bytes.
+
+    Args:
+        config: The run's config.
+        scheduler: The base model's noise scheduler.
+        name: The title.
+        steps: Weight updates made.
+        kind: ``lora`` or ``textual-inversion``; None for a whole model.
+    """
+    size = max(config.loader.sizes(), key=lambda size: size.pixels)
+    velocity = scheduler.config["prediction_type"] == "v_prediction"
+    architecture = "stable-diffusion-xl-v1-base"
+    return {
+        "format": "pt",
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{architecture}/{kind}" if kind else architecture,
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": name,
+        "modelspec.resolution": str(size),
+        "modelspec.prediction_type": "v" if velocity else "epsilon",
+        "ss_base_model_version": "sdxl_base_v1-0",
+        "ss_v2": "False",
+        "ss_sd_model_name": config.model,
+        "ss_output_name": name,
+        "ss_steps": str(steps),
+        "ss_seed": str(config.seed),
+        "ss_learning_rate": str(max(config.learning_rates().values())),
+        "ss_resolution": f"({size.width}, {size.height})",
+    }
+
+
+def write_sdxl_lora(
+    path: Path,
+    weights: Weights,
+    config: SdxlLoraConfig,
+    alpha: float,
+    metadata: Mapping[str, str],
+) -> None:
+    """Write a LoRA in the config's form, the same bytes for the same weights.
+
+    Args:
+        path: The file.
+        weights: The weights; see ``worker.trainer.export.lora_file``.
+        config: The run's config.
+        alpha: The alpha of all layers.
+        metadata: Entries for the header.
+    """
+    if config.lora_checkpoint_format == "kohya":
+        tensors = kohya_tensors(weights, alpha, KOHYA_PREFIXES)
+    else:
+        tensors = peft_tensors(weights, alpha)
+    lora = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(config.lora_rank_dim),
+        "ss_network_alpha": str(alpha),
+    }
+    write_safetensors(path, tensors, {**metadata, **lora})
+
+
+def write_checkpoint(
+    folder: Path,
+    name: str,
+    config: SdxlFinetuneConfig,
+    unet: UNet2DConditionModel,
+    weights: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+) -> list[Path]:
+    """Write a trained UNet, alone or within its pipeline as configured, in ``save_dtype``.
+
+    Args:
+        folder: The folder of the results.
+        name: The name of the model's folder or file there.
+        config: The run's config.
+        unet: The UNet, for its own config.
+        weights: The UNet's weights by diffusers' names, float32.
+        metadata: Entries for the header of a single file.
+
+    Returns:
+        The files, the UNet's weights or the single file first.
+    """
+    dtype: torch.dtype = getattr(torch, config.save_dtype)
+    weights = _cast(weights, dtype)
+    whole = folder / name
+    if config.save_checkpoint_format == "single_file":
+        parts = folder / "parts"
+        _write_frozen_parts(parts, config)
+        found = [_part_weights(parts / part) for part in ("text_encoder", "text_encoder_2", "vae")]
+        shutil.rmtree(parts)
+        path = folder / f"{name}.safetensors"
+        tensors = single_file_tensors(weights, *found)
+        write_safetensors(path, _cast(tensors, dtype), metadata)
+        return [path]
+    if config.save_checkpoint_format == "full_diffusers":
+        _write_frozen_parts(whole, config)
+        for path in sorted(whole.rglob("*.safetensors")):
+            # Write it again: the order of save_pretrained's header changes from run to run.
+            tensors = _published_names(path.parent.name, load_file(path))
+            write_safetensors(path, _cast(tensors, dtype), {"format": "pt"})
+    unet.save_config(whole / "unet")
+    first = whole / "unet" / _UNET_FILE
+    write_safetensors(first, weights, {"format": "pt"})
+    rest = (path for path in whole.rglob("*") if path.is_file() and path != first)
+    return [first, *sorted(rest)]
+
+
+def _write_frozen_parts(folder: Path, config: SdxlFinetuneConfig) -> None:
+    """Write the base model without its UNet as a diffusers folder."""
+    pipeline: Any = load_text_encoders(config, _CPU)
+    pipeline.register_modules(vae=load_vae(config, _CPU))
+    # Loaders read the precision of the encoders from their configs.
+    pipeline.to(getattr(torch, config.save_dtype))
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    base = base_model_folder(config, ("scheduler",))
+    shutil.copytree(base / "scheduler", folder / "scheduler")
+    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
+    index_path = folder / "model_index.json"
+    index = json.loads(index_path.read_text("utf-8"))
+    index["unet"] = ["diffusers", "UNet2DConditionModel"]
+    index["scheduler"] = ["diffusers", scheduler["_class_name"]]
+    index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _part_weights(folder: Path) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors |= load_file(path)
+    return _published_names(folder.name, tensors)
+
+
+def _published_names(part: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return a part's tensors by their names in published files."""
+    is_clip = part.startswith("text_encoder")
+    return {clip_path(name) if is_clip else name: tensor for name, tensor in tensors.items()}
+
+
+def _cast(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return the tensors on the CPU, floating-point ones in another precision."""
+    return {
+        name: tensor.detach().to("cpu", dtype) if tensor.is_floating_point() else tensor
+        for name, tensor in tensors.items()
+    }
