@@ -1,8 +1,9 @@
-"""GPU memory classes: what a card is worth, judged by the memory its driver reports.
+"""GPU memory classes: the class of a card, judged by the memory that its driver reports.
 
-Knows cards and classes; must not know jobs or queues.
+Knows cards and classes, not jobs or queues.
 """
 
+import re
 from enum import IntEnum
 
 MIB = 2**20
@@ -10,7 +11,7 @@ GIB = 2**30
 
 
 class MemoryClass(IntEnum):
-    """A class of GPUs, named by the gigabytes its smallest member is sold with."""
+    """A class of GPUs, named by the gigabytes that its smallest card is sold with."""
 
     GB8 = 8
     GB16 = 16
@@ -20,23 +21,23 @@ class MemoryClass(IntEnum):
 
     @property
     def floor_mib(self) -> int:
-        """The least memory (MiB, as NVML reports it) a card of this class has."""
+        """The least memory of a card of this class, in MiB as NVML reports it."""
         return _FLOOR_MIB[self]
 
     @property
     def floor_gib(self) -> float:
-        """The least memory of a card of this class in GiB: what a job may count on."""
+        """The least memory of a card of this class in GiB: a job may use this much."""
         return self.floor_mib / 1024
 
     def __str__(self) -> str:
-        """Spell the class as people do: ``40gb``."""
+        """Return the class's name: ``40gb``."""
         return f"{self.value}gb"
 
 
-# Cards report less than they are sold with: ECC takes up to 1/16 of GDDR memory, and drivers keep
-# some for themselves. A floor lies below every card of its class and above every card of the one
-# below it. Raising one turns cards out of their class; lowering one lets a job onto a card that
-# cannot hold it.
+# Cards report less than they are sold with: ECC takes up to 1/16 of GDDR memory, and drivers
+# reserve some. A floor is below every card of its class and above every card of the class below.
+# Raising one moves cards out of their class; lowering one sends jobs to cards that cannot hold
+# them.
 _FLOOR_MIB = {
     MemoryClass.GB8: 7424,
     MemoryClass.GB16: 14848,
@@ -44,14 +45,37 @@ _FLOOR_MIB = {
     MemoryClass.GB40: 38912,
     MemoryClass.GB80: 76800,
 }
+_CLASSES = {str(it): it for it in MemoryClass}
+_PRICE = re.compile(r"^(?P<memory_class>\d+gb)=(?P<price>\d{1,9}(\.\d{1,9})?)$", re.ASCII)
 
 
 def class_for(reported_mib: int) -> MemoryClass | None:
-    """The class of a card that reports ``reported_mib`` MiB, or None where it is below all."""
+    """Return the class of a card that reports this memory; None if it is below all classes."""
     fitting = [c for c in MemoryClass if c.floor_mib <= reported_mib]
     return max(fitting, default=None)
 
 
 def smallest_class_holding(needed_gib: float) -> MemoryClass | None:
-    """The smallest class whose every card holds ``needed_gib`` GiB, or None where none does."""
+    """Return the smallest class all of whose cards hold ``needed_gib``; None if none does."""
     return next((c for c in MemoryClass if needed_gib <= c.floor_gib), None)
+
+
+def parse_prices(text: str) -> dict[MemoryClass, float]:
+    """Parse the price of a GPU hour by class, in the operator's currency.
+
+    Args:
+        text: ``class=price``, separated by commas: ``24gb=0.6,40gb=1.8``.
+
+    Raises:
+        ValueError: The text is malformed.
+    """
+    prices: dict[MemoryClass, float] = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = _PRICE.match(part)
+        memory_class = match and _CLASSES.get(match["memory_class"])
+        if match is None or memory_class is None:
+            raise ValueError(f"{part!r} is not class=price; the classes are {', '.join(_CLASSES)}")
+        if memory_class in prices:
+            raise ValueError(f"{memory_class} has two prices")
+        prices[memory_class] = float(match["price"])
+    return prices

@@ -1,18 +1,18 @@
-"""How much GPU memory a run needs, with its parts.
+"""Estimates of the GPU memory that a run needs, by part.
 
 The model is linear in what a run keeps on the card: frozen weights, resident text encoders, the
-trained weights with gradient and optimizer state, activations, and a constant for the CUDA
-context and allocator. With the published constants it lies within 10 % of ten of the eleven
-published measurements of FLUX it was checked against, for SDXL within the published ranges; it is
-an estimate, not a measurement of the card at hand. ``training-worker calibrate`` makes one.
+trained weights with gradient and optimizer state, activations, and a constant for the CUDA context
+and the allocator. With the published constants it is within 10 % of ten of the eleven published
+measurements of FLUX that it was checked against, and within the published ranges for SDXL. It does
+not measure the card at hand; ``training-worker calibrate`` does.
 """
 
 from dataclasses import asdict, dataclass
 
 from routing.classes import GIB
 
-# Counted in the published files: parameters, trained parameters for each unit of rank, and FLUX's
-# blocks and their width.
+# Counted in the published files: parameters, trained parameters per unit of rank, and FLUX's blocks
+# and their width.
 _FLUX = 11.9e9
 _ALL_LINEARS = 4.086e6
 _ATTENTION_ONLY = 1.634e6
@@ -25,73 +25,73 @@ _DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 @dataclass(frozen=True)
 class MemoryModel:
-    """What a run of a given shape takes, as far as that is measured and not counted.
+    """The constants of the model that are measured, not counted.
 
-    A calibration replaces those that it names. Every estimate is linear in them, so that they can
-    be fitted to measurements by least squares.
+    A calibration replaces some of them. Every estimate is linear in them, so that least squares fit
+    them to measurements.
     """
 
     flux_text_encoder_bytes: float = 9.9e9
-    """T5-XXL and CLIP-L in a half precision, and what they take while they encode."""
+    """T5-XXL and CLIP-L in half precision, with their activations."""
 
     flux_8bit_bytes: float = 12.2e9
-    """The transformer quantised to 8 bits: torchao's files."""
+    """The transformer quantized to 8 bits: torchao's files."""
 
     flux_4bit_bytes: float = 6.7e9
-    """The transformer quantised to 4 bits: bitsandbytes' files."""
+    """The transformer quantized to 4 bits: bitsandbytes' files."""
 
     flux_trained_bytes: float = 8
-    """For each trained weight, beside the optimizer's state: itself and its gradient, float32."""
+    """Per trained weight, without optimizer state: the weight and its gradient in float32."""
 
     flux_kept_copies: float = 24
-    """(tokens, 3072) activations that a block with a LoRA on every linear layer keeps."""
+    """Activations of shape (tokens, 3072) that a block keeps with a LoRA on every linear layer."""
 
     flux_attention_kept_copies: float = 12
-    """The same where only the attention has a LoRA."""
+    """The same with a LoRA on the attention only."""
 
     flux_checkpointed_copies: float = 12
-    """Such activations with gradient checkpointing, beside one a block and those that the block at
-    work keeps."""
+    """Such activations with gradient checkpointing, besides one per block and those of the block
+    that is recomputed."""
 
     flux_overhead_bytes: float = 1.2e9
-    """CUDA's context, cuBLAS's workspaces, the allocator's slack."""
+    """CUDA's context, cuBLAS's workspaces and the allocator's slack."""
 
     sdxl_text_encoder_bytes: float = 1.636e9
-    """Both CLIPs in a half precision, and what they take while they encode."""
+    """Both CLIPs in half precision, with their activations."""
 
     sdxl_trained_bytes: float = 8
-    """For each trained weight, beside the optimizer's state: itself and its gradient, float32."""
+    """Per trained weight, without optimizer state: the weight and its gradient in float32."""
 
     sdxl_pixel_bytes: float = 9000
-    """Activations that the UNet keeps in a half precision, for each pixel of an image."""
+    """Activations that the UNet keeps in half precision, per pixel of an image."""
 
     sdxl_checkpointed_pixel_bytes: float = 1000
     """The same with gradient checkpointing."""
 
     sdxl_vae_pixel_bytes: float = 1600
-    """The VAE's own peak, in float32, for each pixel of one image."""
+    """The VAE's peak in float32, per pixel of one image."""
 
     sdxl_overhead_bytes: float = 1.2e9
-    """CUDA's context, cuBLAS's workspaces, the allocator's slack."""
+    """CUDA's context, cuBLAS's workspaces and the allocator's slack."""
 
 
 PUBLISHED = MemoryModel()
-"""From published measurements; what holds without a calibration."""
+"""The constants from published measurements, used without a calibration."""
 
 
 @dataclass(frozen=True)
 class FluxShape:
-    """What of a FLUX LoRA config decides its memory.
+    """The options of a FLUX LoRA job that decide its memory.
 
     Attributes:
-        pixels: Width times height of the largest training image after bucketing.
+        pixels: Width times height of the largest training image, after bucketing.
         batch_size: Samples of one forward pass.
-        rank: LoRA rank.
-        weight_dtype: ``float32``, ``bfloat16`` or ``float16``, of the frozen weights.
+        rank: The rank of the LoRA.
+        weight_dtype: ``float32``, ``bfloat16`` or ``float16``, for the frozen weights.
         attention_only: LoRA on the attention projections only, not on every linear layer.
         gradient_checkpointing: Recompute each block's activations in the backward pass.
-        text_encoders_resident: The encoders stay on the GPU (their outputs are not cached).
-        optimizer_bytes: Kept by the optimizer for each trained weight; AdamW's 8.
+        text_encoders_resident: The encoders stay on the GPU: their outputs are not cached.
+        optimizer_bytes: The optimizer's state per trained weight; 8 for AdamW.
         quantization: ``fp8``, ``int8`` or ``nf4`` of the frozen transformer; None for none.
     """
 
@@ -108,19 +108,19 @@ class FluxShape:
 
 @dataclass(frozen=True)
 class SdxlShape:
-    """What of an SDXL config decides its memory.
+    """The options of an SDXL job that decide its memory.
 
     Attributes:
-        pixels: Width times height of the largest training image after bucketing.
+        pixels: Width times height of the largest training image, after bucketing.
         batch_size: Samples of one forward pass.
-        weight_dtype: ``float32``, ``bfloat16`` or ``float16``, of the frozen weights.
-        trained_parameters: Trained weights beside the UNet's own.
-        trains_unet: The UNet's own weights are trained: they are float32 then.
-        optimizer_bytes: Kept by the optimizer for each trained weight.
+        weight_dtype: ``float32``, ``bfloat16`` or ``float16``, for the frozen weights.
+        trained_parameters: Trained weights besides the UNet's own.
+        trains_unet: The UNet's own weights are trained, in float32.
+        optimizer_bytes: The optimizer's state per trained weight.
         weight_copies: Further float32 copies of the trained weights: 1 for a moving average.
         gradient_checkpointing: Recompute each block's activations in the backward pass.
         text_encoders_resident: The encoders stay on the GPU.
-        vae_resident: The VAE encodes at each step.
+        vae_resident: The VAE stays on the GPU and encodes at each step.
     """
 
     pixels: int
@@ -137,11 +137,11 @@ class SdxlShape:
 
 @dataclass(frozen=True)
 class Estimate:
-    """GPU memory of a run in GiB, by what takes it.
+    """The GPU memory of a run in GiB, by part.
 
     Attributes:
         weights_gib: The frozen base model.
-        text_encoders_gib: Where their outputs are not cached.
+        text_encoders_gib: The text encoders, if their outputs are not cached.
         adapters_gib: Trained weights (an adapter's, or the model's own) and their gradients, and
             a moving average of them.
         optimizer_gib: The optimizer's state.
@@ -167,17 +167,17 @@ class Estimate:
         return round(self.needed_gib * GIB)
 
     def parts(self) -> dict[str, float]:
-        """Part name to GiB, in the order people read them."""
+        """Return the GiB of each part by name, in the order of display."""
         return {name.removesuffix("_gib"): gib for name, gib in asdict(self).items()}
 
 
 def estimate_flux_lora(shape: FluxShape, constants: MemoryModel = PUBLISHED) -> Estimate:
-    """The GPU memory a FLUX LoRA run of this shape needs."""
+    """Estimate the GPU memory of a FLUX LoRA run."""
     dtype_bytes = _DTYPE_BYTES[shape.weight_dtype]
     weights = _FLUX * dtype_bytes
     if shape.quantization is not None:
-        eight = shape.quantization in ("fp8", "int8")
-        weights = constants.flux_8bit_bytes if eight else constants.flux_4bit_bytes
+        is_8bit = shape.quantization in ("fp8", "int8")
+        weights = constants.flux_8bit_bytes if is_8bit else constants.flux_4bit_bytes
     trained, copies = _ALL_LINEARS * shape.rank, constants.flux_kept_copies
     if shape.attention_only:
         trained, copies = _ATTENTION_ONLY * shape.rank, constants.flux_attention_kept_copies
@@ -198,9 +198,9 @@ def estimate_flux_lora(shape: FluxShape, constants: MemoryModel = PUBLISHED) -> 
 
 
 def estimate_sdxl(shape: SdxlShape, constants: MemoryModel = PUBLISHED) -> Estimate:
-    """The GPU memory an SDXL run of this shape needs."""
+    """Estimate the GPU memory of an SDXL run."""
     dtype_bytes = _DTYPE_BYTES[shape.weight_dtype]
-    # Trained in float32, the UNet is also there in the precision of the computation, if another.
+    # A trained UNet is in float32, with a copy in the precision of the computation if that differs.
     unet = _UNET * dtype_bytes
     if shape.trains_unet and shape.weight_dtype == "float32":
         unet = 0.0

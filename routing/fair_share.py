@@ -1,7 +1,7 @@
-"""Fair shares: whose job goes next.
+"""Fair shares: which tenant's job is dispatched next.
 
-Jobs wait in a lane of their tenant's own in front of each queue, and the queue itself is kept
-short, so that a thousand jobs of one tenant do not stand before the first one of another.
+Jobs wait in a tenant queue in front of each queue, and the queue itself is kept short, so that a
+thousand jobs of one tenant do not delay the first job of another.
 """
 
 import math
@@ -10,22 +10,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 OTHERS = "*"
-"""Stands for every tenant that is not named."""
+"""The name under which the share of every unnamed tenant is given."""
 
 ROOM = 1
-"""Messages that wait in a queue. One is enough: whoever takes it lets the next one come. Each more
-stands before a tenant whose turn it would be."""
+"""How many messages wait in a queue. One is enough, because a worker that takes it dispatches the
+next; each further one would precede a tenant with a better claim."""
 
-_TERMS = re.compile(r"^(?P<tenant>[\w.-]+|\*)=(?P<weight>\d+(\.\d+)?)(:(?P<limit>\d+))?$", re.ASCII)
+_SHARE = re.compile(r"^(?P<tenant>[\w.-]+|\*)=(?P<weight>\d+(\.\d+)?)(:(?P<limit>\d+))?$", re.ASCII)
 
 
 @dataclass(frozen=True)
 class TenantShare:
-    """What a tenant gets.
+    """A tenant's share of the fleet.
 
     Attributes:
-        weight: Its share beside the others', above 0.
-        limit: Most jobs of it in flight at a time; None is no limit.
+        weight: The share relative to other tenants', above 0.
+        limit: The most jobs in flight at a time; None is no limit.
     """
 
     weight: float = 1.0
@@ -33,58 +33,61 @@ class TenantShare:
 
 
 TenantShares = Mapping[str, TenantShare]
-_USUAL = TenantShare()
+_DEFAULT = TenantShare()
 
 
 def parse_tenant_shares(text: str) -> dict[str, TenantShare]:
-    """The terms of tenants, as an operator writes them: ``acme=3,zoo=1:4,*=1:8``.
+    """Parse the shares of tenants: ``acme=3,zoo=1:4,*=1:8``.
 
     Args:
-        text: ``tenant=weight`` or ``tenant=weight:limit``, with commas between.
+        text: ``tenant=weight`` or ``tenant=weight:limit``, separated by commas.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is malformed.
     """
-    terms: dict[str, TenantShare] = {}
+    shares: dict[str, TenantShare] = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
-        match = _TERMS.match(part)
+        match = _SHARE.match(part)
         if match is None or not float(match["weight"]):
             raise ValueError(f"{part!r} is not tenant=weight or tenant=weight:limit, above 0")
-        if match["tenant"] in terms:
-            raise ValueError(f"{match['tenant']} is there twice")
+        if match["tenant"] in shares:
+            raise ValueError(f"{match['tenant']} has two shares")
         limit = int(match["limit"]) if match["limit"] else None
         if limit == 0:
-            raise ValueError(f"the limit of {match['tenant']} is 0; leave it out for none")
-        terms[match["tenant"]] = TenantShare(float(match["weight"]), limit)
-    return terms
+            raise ValueError(f"the limit of {match['tenant']} is 0; omit it for no limit")
+        shares[match["tenant"]] = TenantShare(float(match["weight"]), limit)
+    return shares
 
 
-def share_of(tenant: str, terms: TenantShares) -> TenantShare:
-    """A tenant's own terms, or those of all others."""
-    return terms.get(tenant) or terms.get(OTHERS) or _USUAL
+def share_of(tenant: str, shares: TenantShares) -> TenantShare:
+    """Return a tenant's own share, or that of all others."""
+    return shares.get(tenant) or shares.get(OTHERS) or _DEFAULT
 
 
 def next_tenant(
-    waiting: Sequence[str], in_flight: Mapping[str, int], terms: TenantShares
+    waiting: Sequence[str], in_flight: Mapping[str, int], shares: TenantShares
 ) -> str | None:
-    """The tenant whose job goes next: the one with the fewest in flight for its weight.
+    """Return the tenant whose job is next: the one with the fewest jobs in flight for its weight.
 
     Args:
-        waiting: Tenants with jobs waiting, the longest without a turn first; it decides ties.
-        in_flight: Tenant to its jobs that have left their lane and are not over, on any queue.
-        terms: What tenants get.
+        waiting: The tenants with waiting jobs, the longest without a dispatch first; the order
+            decides ties.
+        in_flight: The jobs of each tenant that have left their tenant queue and not ended, on any
+            queue.
+        shares: The tenants' shares.
 
     Returns:
-        None where nobody waits, or all are at their limit.
+        None if no tenant waits, or all are at their limit.
     """
-    # With nothing in flight it is below every limit, and nobody has less. At each start of a stage
-    # hundreds of tenants may wait.
+    # A tenant with nothing in flight is below every limit, and none has less. This is asked at each
+    # start of a stage, and hundreds of tenants may wait.
     idle = next((tenant for tenant in waiting if not in_flight.get(tenant)), None)
-    if idle is not None or not terms:
+    if idle is not None or not shares:
         return idle or min(waiting, key=in_flight.__getitem__, default=None)
-    best, least = None, math.inf
+    best, min_load = None, math.inf
     for tenant in waiting:
-        there, its = in_flight.get(tenant, 0), share_of(tenant, terms)
-        if (its.limit is None or there < its.limit) and there / its.weight < least:
-            best, least = tenant, there / its.weight
+        jobs, share = in_flight.get(tenant, 0), share_of(tenant, shares)
+        load = jobs / share.weight
+        if (share.limit is None or jobs < share.limit) and load < min_load:
+            best, min_load = tenant, load
     return best

@@ -1,12 +1,38 @@
-"""Where a job goes: the class that holds it, never below its type's floor."""
+"""Routing: a job goes to the smallest class that holds it, never below its type's floor."""
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from routing.classes import MemoryClass, smallest_class_holding
-from routing.engines import DIFFUSERS, Engine
 from routing.estimate import Estimate
-from routing.queues import gpu_queue
-from routing.requirements import FLOOR_CLASS, TrainingType, system_memory_gb
+from routing.queues import DIFFUSERS, Engine, gpu_queue
+
+
+class TrainingType(StrEnum):
+    """The training types, spelled as in invoke-training."""
+
+    SDXL_LORA = "SDXL_LORA"
+    SDXL_TEXTUAL_INVERSION = "SDXL_TEXTUAL_INVERSION"
+    SDXL_FINETUNE = "SDXL_FINETUNE"
+    FLUX_LORA = "FLUX_LORA"
+
+
+# The smallest class that a type is ever sent to. FLUX needs 40 GB or more whatever its options are:
+# its bf16 weights alone take 23.8 GB. An estimate can raise a job's class, and nothing lowers it.
+FLOOR_CLASS = {
+    TrainingType.SDXL_LORA: MemoryClass.GB8,
+    TrainingType.SDXL_TEXTUAL_INVERSION: MemoryClass.GB8,
+    TrainingType.SDXL_FINETUNE: MemoryClass.GB24,
+    TrainingType.FLUX_LORA: MemoryClass.GB40,
+}
+
+RESOURCE_REQUIREMENTS = {
+    "SDXL_LORA": {"gpu_memory": "8GB", "system_memory": "16GB"},
+    "SDXL_TEXTUAL_INVERSION": {"gpu_memory": "6GB", "system_memory": "12GB"},
+    "SDXL_FINETUNE": {"gpu_memory": "24GB", "system_memory": "32GB"},
+    "FLUX_LORA": {"gpu_memory": "40GB", "system_memory": "64GB"},
+}
+"""The published requirements of each type, for operators."""
 
 
 class DoesNotFitError(ValueError):
@@ -16,21 +42,21 @@ class DoesNotFitError(ValueError):
         largest = max(MemoryClass)
         self.needed_gib = needed_gib
         super().__init__(
-            f"the job needs about {needed_gib:.1f} GiB of GPU memory and the largest class, "
-            f"{largest}, is sure to have {largest.floor_gib:.1f} GiB"
+            f"the job needs about {needed_gib:.1f} GiB of GPU memory, and cards of the largest "
+            f"class, {largest}, have at least {largest.floor_gib:.1f} GiB"
         )
 
 
 @dataclass(frozen=True)
 class Route:
-    """A job's class and the queue of each kind of stage.
+    """The class and the queue of a job's GPU stages.
 
     Attributes:
-        memory_class: The class of its GPU.
-        estimate: Of its GPU memory.
+        memory_class: The class of the GPU.
+        estimate: The GPU memory that the job needs.
         reason: Why that class.
-        system_memory_gb: The system memory that its machine should have.
-        engine: What trains it; a worker needs to have it.
+        system_memory_gb: The system memory that the machine should have.
+        engine: The engine that trains the job; a worker needs to have it.
     """
 
     memory_class: MemoryClass
@@ -45,7 +71,7 @@ class Route:
         return gpu_queue(self.memory_class, self.engine)
 
     def document(self) -> dict[str, object]:
-        """The route for programs."""
+        """Return the route as JSON."""
         return {
             "queue": self.gpu_queue,
             "memory_class": str(self.memory_class),
@@ -58,7 +84,7 @@ class Route:
 
 
 def route(training_type: TrainingType, estimate: Estimate, engine: Engine = DIFFUSERS) -> Route:
-    """The route of a job of this type with this estimate, trained by this engine.
+    """Return the route of a job of this type with this estimate, trained by this engine.
 
     Raises:
         DoesNotFitError: No class holds the estimate.
@@ -75,3 +101,13 @@ def route(training_type: TrainingType, estimate: Estimate, engine: Engine = DIFF
         reason = f"{reason}; the engine {engine} trains it"
     memory_gb = system_memory_gb(training_type)
     return Route(max(floor, holding), estimate, reason, memory_gb, engine)
+
+
+def system_memory_gb(training_type: TrainingType) -> int:
+    """Return the system memory, in GB, of a machine that trains this type."""
+    return int(RESOURCE_REQUIREMENTS[training_type]["system_memory"].removesuffix("GB"))
+
+
+def types_on(memory_class: MemoryClass) -> list[TrainingType]:
+    """Return the types whose jobs a worker that serves up to this class can get."""
+    return [kind for kind in TrainingType if FLOOR_CLASS[kind] <= memory_class]

@@ -1,18 +1,26 @@
-"""Queue names, and the order in which a worker serves them."""
+"""Queue names by memory class and engine, and the order in which a worker serves them."""
 
 from collections.abc import Collection
+from typing import Literal
 
 from routing.classes import MemoryClass
-from routing.engines import DIFFUSERS, EXTRA_ENGINES, Engine
+
+Engine = Literal["diffusers", "invoke-training"]
+"""A library that trains jobs."""
+DIFFUSERS: Engine = "diffusers"
+INVOKE: Engine = "invoke-training"
+EXTRA_ENGINES: tuple[Engine, ...] = (INVOKE,)
+"""The engines that not every worker has: their jobs have queues of their own."""
 
 CPU_QUEUE = "cpu"
+_GPU_STAGES = frozenset({"cache", "train"})
 
 
 def gpu_queue(memory_class: MemoryClass, engine: Engine = DIFFUSERS) -> str:
-    """The queue of the jobs that need a GPU of this class: ``gpu.40gb``.
+    """Return the queue of the jobs that need a GPU of this class: ``gpu.40gb``.
 
-    Those of an engine that not every worker has are in queues of their own, which no other worker
-    serves: ``gpu.40gb.invoke-training``.
+    Jobs of an extra engine have their own queue, which workers without it do not serve:
+    ``gpu.40gb.invoke-training``.
     """
     queue = f"gpu.{memory_class}"
     return queue if engine == DIFFUSERS else f"{queue}.{engine}"
@@ -21,32 +29,31 @@ def gpu_queue(memory_class: MemoryClass, engine: Engine = DIFFUSERS) -> str:
 GPU_QUEUES = tuple(gpu_queue(c) for c in MemoryClass)
 ENGINE_QUEUES = tuple(gpu_queue(c, engine) for engine in EXTRA_ENGINES for c in MemoryClass)
 ALL_QUEUES = (CPU_QUEUE, *GPU_QUEUES, *ENGINE_QUEUES)
-_GPU_STAGES = frozenset({"cache", "train"})
 
 
 def stage_queue(stage: str, gpu_queue_name: str) -> str:
-    """The queue of a job's stage, given the queue of its GPU stages."""
+    """Return the queue of a job's stage, given the queue of its GPU stages."""
     return gpu_queue_name if stage in _GPU_STAGES else CPU_QUEUE
 
 
 def engine_of(queue: str) -> Engine:
-    """The engine that a worker needs to serve a queue."""
+    """Return the engine that a worker needs to serve a queue."""
     return next((engine for engine in EXTRA_ENGINES if queue.endswith(f".{engine}")), DIFFUSERS)
 
 
 def served_queues(
     memory_class: MemoryClass, *, strict: bool = False, engines: Collection[Engine] = ()
 ) -> tuple[str, ...]:
-    """The queues a GPU of this class serves, first served first.
+    """Return the queues that a worker with a GPU of this class serves, first served first.
 
-    Its own class comes first, then smaller ones, so that a big card never starves the jobs only
-    it can hold and never stands idle beside smaller jobs either. For the same reason the jobs of
-    an engine that it has, and others may not, come before others of their class.
+    Its own class comes first, then smaller ones: a large card neither starves the jobs that only it
+    can hold, nor is idle while smaller jobs wait. For the same reason, the jobs of an extra engine
+    precede other jobs of their class.
 
     Args:
         memory_class: The class of the worker's GPU.
         strict: Serve the own class only.
-        engines: What the worker has beside the engine that all have.
+        engines: The extra engines of the worker.
     """
     classes = [c for c in sorted(MemoryClass, reverse=True) if c <= memory_class]
     extra = [engine for engine in EXTRA_ENGINES if engine in engines]

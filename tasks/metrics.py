@@ -12,8 +12,8 @@ from itertools import product
 from typing import Literal
 
 from routing.classes import MemoryClass
+from routing.policy import TrainingType
 from routing.queues import GPU_QUEUES
-from routing.requirements import TrainingType
 from tasks.contract import STAGES
 from tasks.errors import ErrorCode
 

@@ -10,7 +10,7 @@ from celery import Celery
 from redis import Redis
 
 from routing.classes import MemoryClass
-from routing.engines import Engine
+from routing.queues import Engine
 from tasks.cache.index import CacheRegistry
 from tasks.eta.history import RunHistoryStore, WorkDone
 from tasks.settings.settings import Settings

@@ -10,7 +10,7 @@ from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging
 
-from routing.engines import DIFFUSERS, Engine
+from routing.queues import DIFFUSERS, Engine
 from tasks.logging_setup import set_up_logging
 from tasks.settings.settings import Settings
 from tasks.stages.celery_tasks import make_worker_app

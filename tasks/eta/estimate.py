@@ -10,8 +10,7 @@ from statistics import median
 from typing import Any
 
 from routing.classes import MemoryClass
-from routing.engines import DIFFUSERS, EXTRA_ENGINES
-from routing.queues import CPU_QUEUE, gpu_queue, stage_queue
+from routing.queues import CPU_QUEUE, DIFFUSERS, EXTRA_ENGINES, gpu_queue, stage_queue
 from tasks.contract import STAGES
 from tasks.eta.history import RunHistory, WorkloadKey, workload_key
 from tasks.events import DatasetChecked, Event, Progress

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from routing.requirements import TrainingType
+from routing.policy import TrainingType
 from tasks.errors import Problem
 
 if TYPE_CHECKING:

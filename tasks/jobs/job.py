@@ -6,10 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from routing.engines import DIFFUSERS, INVOKE, Engine
 from routing.estimate import PUBLISHED, MemoryModel
-from routing.policy import DoesNotFitError, Route, route
-from routing.requirements import TrainingType
+from routing.policy import DoesNotFitError, Route, TrainingType, route
+from routing.queues import DIFFUSERS, INVOKE, Engine
 from tasks.errors import DoesNotFitJobError, InvalidJobError, Problem
 from tasks.jobs import invoke
 from tasks.jobs.field_metadata import Location, PlainText

@@ -26,10 +26,9 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
-from routing.classes import MemoryClass
+from routing.classes import MemoryClass, parse_prices
 from routing.estimate import PUBLISHED, MemoryModel
 from routing.fair_share import TenantShares, parse_tenant_shares
-from routing.prices import parse_prices
 from tasks.calibration import read_calibration
 from tasks.jobs.invoke import parse_patches
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
-from routing.engines import DIFFUSERS
+from routing.queues import DIFFUSERS
 from tasks.errors import CancelledJobError
 from tasks.eta.history import WorkDone
 from tasks.events import CacheDone, Event, TrainDone

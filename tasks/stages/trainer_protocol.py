@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from routing.engines import DIFFUSERS, Engine
+from routing.queues import DIFFUSERS, Engine
 from tasks.events import EncoderDigests
 from tasks.jobs.job import TrainingConfig
 from tasks.strict_model import StrictModel

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from routing.classes import MemoryClass
-from routing.engines import Engine
+from routing.queues import Engine
 from tasks.cache.index import CacheRegistry
 from tasks.data.read_policy import ReadPolicy
 from tasks.eta.history import WorkDone

@@ -10,8 +10,7 @@ from pydantic import ConfigDict, ValidationError
 from redis import Redis, RedisError
 
 from routing.classes import MemoryClass
-from routing.engines import DIFFUSERS, INVOKE, Engine
-from routing.queues import engine_of
+from routing.queues import DIFFUSERS, INVOKE, Engine, engine_of
 from tasks.state.keys import WORKER_PREFIX, WORKERS
 from tasks.strict_model import StrictModel
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from routing.requirements import TrainingType
+from routing.policy import TrainingType
 from tasks.errors import EXIT_CODES
 from tasks.jobs.job import parse_job
 from tasks.jobs.presets import preset_names

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from routing.requirements import TrainingType
+from routing.policy import TrainingType
 from tasks.jobs.job import parse_job
 from tests.docs.reference import ROOT
 from worker.cli.job_file import read_job_file

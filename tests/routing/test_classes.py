@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from routing.classes import MemoryClass, class_for, smallest_class_holding
+from routing.classes import MemoryClass, class_for, parse_prices, smallest_class_holding
 
-# What drivers report of real cards, in MiB, and what each was sold as: a card reports other
-# numbers under other drivers, and less where its memory corrects errors.
+# The memory that drivers report of real cards, in MiB, and what each was sold as. A card reports
+# other numbers under other drivers, and less if its memory corrects errors.
 CARDS = list(csv.DictReader((Path(__file__).parent / "cards.csv").read_text("utf-8").splitlines()))
 
 
@@ -16,11 +16,11 @@ def sold_as(marketed_gb: int) -> MemoryClass | None:
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: f"{card['gpu']}-{card['reported_mib']}")
-def test_no_real_card_and_no_slice_of_one_is_misplaced(card: dict[str, str]) -> None:
+def test_real_cards_and_slices_get_their_class(card: dict[str, str]) -> None:
     assert class_for(int(card["reported_mib"])) == sold_as(int(card["marketed_gb"]))
 
 
-def test_a_slice_counts_by_its_own_memory_and_not_by_its_cards() -> None:
+def test_a_slice_counts_by_its_own_memory() -> None:
     slices = [card for card in CARDS if card["gpu"].startswith("MIG")]
     assert len(slices) > 10
     for card in slices:
@@ -31,7 +31,7 @@ def test_a_slice_counts_by_its_own_memory_and_not_by_its_cards() -> None:
 
 
 @pytest.mark.parametrize("memory_class", MemoryClass)
-def test_a_job_counts_on_the_floor_of_a_class_and_not_on_a_mib_more(
+def test_a_class_holds_its_floor_and_no_mib_more(
     memory_class: MemoryClass,
 ) -> None:
     assert class_for(memory_class.floor_mib) == memory_class
@@ -43,3 +43,14 @@ def test_a_job_counts_on_the_floor_of_a_class_and_not_on_a_mib_more(
 
 def test_a_card_without_memory_has_no_class() -> None:
     assert class_for(0) is None
+
+
+def test_prices_are_parsed_by_class() -> None:
+    assert parse_prices("24gb=0.6, 40gb=2,") == {MemoryClass.GB24: 0.6, MemoryClass.GB40: 2.0}
+    assert parse_prices("") == {}
+
+
+@pytest.mark.parametrize("text", ["24=1", "25gb=1", "24gb", "24gb=-1", "24gb=nan", "24gb=1,24gb=2"])
+def test_malformed_prices_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"class=price|two prices"):
+        parse_prices(text)

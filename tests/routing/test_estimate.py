@@ -24,7 +24,7 @@ def needed_gb(shape: FluxShape) -> float:
     return estimate_flux_lora(shape).needed_gib * GIB / 1e9
 
 
-def test_the_frozen_weights_take_what_the_published_files_take() -> None:
+def test_frozen_weights_have_the_size_of_published_files() -> None:
     assert estimate_flux_lora(USUAL).weights_gib * GIB == pytest.approx(23.8e9)
     full = replace(USUAL, weight_dtype="float32")
     assert estimate_flux_lora(full).weights_gib * GIB == pytest.approx(47.6e9)
@@ -37,7 +37,7 @@ def test_the_frozen_weights_take_what_the_published_files_take() -> None:
         (replace(USUAL, gradient_checkpointing=False), 64),
     ],
 )
-def test_an_estimate_lies_within_a_tenth_of_what_is_published(
+def test_estimates_are_within_a_tenth_of_published_figures(
     shape: FluxShape, published_gb: float
 ) -> None:
     assert needed_gb(shape) == pytest.approx(published_gb, rel=0.1)
@@ -52,7 +52,7 @@ def test_flux_in_bfloat16_never_fits_24_gb() -> None:
     ("quantization", "weights_gb"), [("fp8", 12.2), ("int8", 12.2), ("nf4", 6.7)]
 )
 @pytest.mark.parametrize("weight_dtype", ["float32", "bfloat16", "float16"])
-def test_quantised_weights_take_what_the_quantised_files_take(
+def test_quantized_weights_have_the_size_of_their_files(
     quantization: str, weights_gb: float, weight_dtype: str
 ) -> None:
     shape = replace(USUAL, quantization=quantization, weight_dtype=weight_dtype)
@@ -60,7 +60,7 @@ def test_quantised_weights_take_what_the_quantised_files_take(
 
 
 @pytest.mark.parametrize("quantization", ["fp8", "int8", "nf4"])
-def test_quantised_flux_fits_24_gb(quantization: str) -> None:
+def test_quantized_flux_fits_24_gb(quantization: str) -> None:
     assert needed_gb(replace(USUAL, quantization=quantization)) < 22
 
 
@@ -71,7 +71,7 @@ def test_fewer_bits_need_less(shape: FluxShape) -> None:
 
 
 @given(SHAPES)
-def test_an_optimizer_that_keeps_more_needs_more(shape: FluxShape) -> None:
+def test_larger_optimizer_state_needs_more(shape: FluxShape) -> None:
     needed = [needed_gb(replace(shape, optimizer_bytes=kept)) for kept in (0, 2, 8, 16)]
     assert needed == sorted(set(needed))
 
@@ -83,7 +83,7 @@ def test_resident_text_encoders_take_their_weights() -> None:
 
 
 @given(SHAPES)
-def test_the_parts_are_positive_and_make_up_the_whole(shape: FluxShape) -> None:
+def test_parts_are_positive_and_add_up(shape: FluxShape) -> None:
     estimate = estimate_flux_lora(shape)
     parts = estimate.parts()
     assert estimate.needed_gib == pytest.approx(sum(parts.values()))
@@ -101,13 +101,13 @@ def test_checkpointing_lowers_the_estimate(shape: FluxShape) -> None:
 
 
 @given(SHAPES, st.sampled_from(["batch_size", "pixels", "rank"]), st.integers(1, 100))
-def test_more_of_anything_needs_more_memory(shape: FluxShape, name: str, more: int) -> None:
+def test_a_larger_shape_needs_more_memory(shape: FluxShape, name: str, more: int) -> None:
     larger = replace(shape, **{name: getattr(shape, name) + more})
     assert estimate_flux_lora(larger).needed_gib > estimate_flux_lora(shape).needed_gib
 
 
 @given(SHAPES)
-def test_a_narrower_lora_and_narrower_weights_need_no_more(shape: FluxShape) -> None:
+def test_smaller_loras_and_weights_need_no_more(shape: FluxShape) -> None:
     wide = replace(shape, attention_only=False, weight_dtype="float32")
     narrow = replace(shape, attention_only=True, weight_dtype="bfloat16")
     assert estimate_flux_lora(narrow).needed_gib < estimate_flux_lora(wide).needed_gib

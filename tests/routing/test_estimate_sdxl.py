@@ -31,11 +31,11 @@ def needed_gb(shape: SdxlShape) -> float:
     return estimate_sdxl(shape).needed_gib * GIB / 1e9
 
 
-def test_a_loras_estimate_lies_within_a_tenth_of_what_is_published() -> None:
+def test_lora_estimates_are_within_a_tenth_of_published() -> None:
     assert needed_gb(LORA) == pytest.approx(8.6, rel=0.1)
 
 
-def test_textual_inversion_lies_where_it_is_published() -> None:
+def test_textual_inversion_is_in_the_published_range() -> None:
     assert 10 <= needed_gb(TEXTUAL_INVERSION) <= 12
 
 
@@ -43,27 +43,27 @@ def test_textual_inversion_lies_where_it_is_published() -> None:
 # half precision, which is never done here.
 @pytest.mark.parametrize("weight_dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("optimizer_bytes", [0, 2, 8])
-def test_a_finetune_lies_within_a_tenth_of_the_published_range(
+def test_finetunes_are_within_a_tenth_of_the_published_range(
     weight_dtype: str, optimizer_bytes: int
 ) -> None:
     shape = replace(FINETUNE, weight_dtype=weight_dtype, optimizer_bytes=optimizer_bytes)
     assert 18 <= needed_gb(shape) <= 45 * 1.1
 
 
-def test_frozen_weights_take_what_the_published_files_take() -> None:
+def test_frozen_weights_have_the_size_of_published_files() -> None:
     assert estimate_sdxl(LORA).weights_gib * GIB == pytest.approx(5.13e9, rel=0.01)
     assert estimate_sdxl(LORA).text_encoders_gib * GIB == pytest.approx(1.64e9, rel=0.01)
     full = estimate_sdxl(replace(LORA, weight_dtype="float32"))
     assert full.weights_gib == 2 * estimate_sdxl(LORA).weights_gib
 
 
-def test_a_trained_unet_has_a_copy_in_another_precision_only() -> None:
+def test_a_trained_unet_has_a_copy_only_in_another_precision() -> None:
     assert estimate_sdxl(FINETUNE).weights_gib * GIB == pytest.approx(5.13e9, rel=0.01)
     assert estimate_sdxl(replace(FINETUNE, weight_dtype="float32")).weights_gib == 0
 
 
 @given(SDXL_SHAPES)
-def test_the_parts_are_never_negative_and_make_up_the_whole(shape: SdxlShape) -> None:
+def test_parts_are_not_negative_and_add_up(shape: SdxlShape) -> None:
     estimate = estimate_sdxl(shape)
     parts = estimate.parts()
     assert estimate.needed_gib == pytest.approx(sum(parts.values()))
@@ -82,7 +82,7 @@ def test_the_parts_are_never_negative_and_make_up_the_whole(shape: SdxlShape) ->
     ),
     st.integers(1, 100),
 )
-def test_more_of_anything_needs_more_memory(shape: SdxlShape, name: str, more: int) -> None:
+def test_a_larger_shape_needs_more_memory(shape: SdxlShape, name: str, more: int) -> None:
     # In whole parameters, of which one is below a float's precision beside the rest.
     factor = 1_000_000 if name == "trained_parameters" else 1
     shape = replace(shape, trained_parameters=max(shape.trained_parameters, 1e3))
@@ -94,7 +94,7 @@ def test_more_of_anything_needs_more_memory(shape: SdxlShape, name: str, more: i
     SDXL_SHAPES,
     st.sampled_from(["trains_unet", "text_encoders_resident", "vae_resident"]),
 )
-def test_whatever_is_kept_or_trained_needs_memory(shape: SdxlShape, name: str) -> None:
+def test_everything_resident_or_trained_needs_memory(shape: SdxlShape, name: str) -> None:
     changes: list[dict[str, Any]] = [{name: False}, {name: True}]
     without, with_it = (replace(shape, **change) for change in changes)
     assert estimate_sdxl(without).needed_gib < estimate_sdxl(with_it).needed_gib
@@ -108,7 +108,7 @@ def test_checkpointing_lowers_the_estimate(shape: SdxlShape) -> None:
 
 
 @given(SDXL_SHAPES)
-def test_half_precision_lowers_the_estimate_where_the_unet_is_frozen(shape: SdxlShape) -> None:
+def test_half_precision_lowers_the_estimate_of_a_frozen_unet(shape: SdxlShape) -> None:
     frozen = replace(shape, trains_unet=False)
     full, half, other = (
         estimate_sdxl(replace(frozen, weight_dtype=name)).needed_gib

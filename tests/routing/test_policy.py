@@ -14,20 +14,21 @@ from routing.estimate import (
     estimate_flux_lora,
     estimate_sdxl,
 )
-from routing.policy import DoesNotFitError, route
-from routing.queues import stage_queue
-from routing.requirements import (
+from routing.policy import (
     FLOOR_CLASS,
     RESOURCE_REQUIREMENTS,
+    DoesNotFitError,
     TrainingType,
+    route,
     system_memory_gb,
     types_on,
 )
+from routing.queues import stage_queue
 from tests.routing.shapes import CONSTANTS, SDXL_SHAPES, SHAPES
 
 
 @given(SHAPES, CONSTANTS | st.just(PUBLISHED))
-def test_flux_never_goes_below_40_gb_and_never_where_it_does_not_fit(
+def test_flux_goes_to_40_gb_or_more_and_fits_there(
     shape: FluxShape, constants: MemoryModel
 ) -> None:
     estimate = estimate_flux_lora(shape, constants)
@@ -45,7 +46,7 @@ def test_flux_never_goes_below_40_gb_and_never_where_it_does_not_fit(
 
 
 @given(SHAPES, st.sampled_from(TrainingType))
-def test_a_class_is_never_below_its_types_floor(shape: FluxShape, kind: TrainingType) -> None:
+def test_no_class_is_below_its_types_floor(shape: FluxShape, kind: TrainingType) -> None:
     estimate = estimate_flux_lora(shape)
     if estimate.needed_gib <= max(MemoryClass).floor_gib:
         assert route(kind, estimate).memory_class >= FLOOR_CLASS[kind]
@@ -56,7 +57,7 @@ def test_a_class_is_never_below_its_types_floor(shape: FluxShape, kind: Training
     st.sampled_from([t for t in TrainingType if t != TrainingType.FLUX_LORA]),
     CONSTANTS | st.just(PUBLISHED),
 )
-def test_sdxl_goes_where_it_fits_and_never_below_its_floor(
+def test_sdxl_goes_to_the_smallest_class_that_holds_it(
     shape: SdxlShape, kind: TrainingType, constants: MemoryModel
 ) -> None:
     estimate = estimate_sdxl(shape, constants)
@@ -66,14 +67,14 @@ def test_sdxl_goes_where_it_fits_and_never_below_its_floor(
         assert estimate.needed_gib > max(MemoryClass).floor_gib
         return
     assert found.memory_class.floor_gib >= estimate.needed_gib
-    # The smallest that holds it, or the floor.
+    # The smallest class that holds it, or the floor.
     smaller = [c for c in MemoryClass if FLOOR_CLASS[kind] <= c < found.memory_class]
     assert all(c.floor_gib < estimate.needed_gib for c in smaller)
     assert found.memory_class >= FLOOR_CLASS[kind]
 
 
 @pytest.mark.parametrize("quantization", ["fp8", "int8", "nf4"])
-def test_quantised_flux_fits_24_gb_and_is_sent_to_40_all_the_same(quantization: str) -> None:
+def test_quantized_flux_goes_to_40_gb_though_it_fits_24(quantization: str) -> None:
     shape = FluxShape(1024 * 1024, 1, 16, "bfloat16", False, True, False, quantization=quantization)
     found = route(TrainingType.FLUX_LORA, estimate_flux_lora(shape))
     assert found.estimate.needed_gib < MemoryClass.GB24.floor_gib
@@ -92,7 +93,7 @@ def test_the_estimate_is_near_published_measurements(
     assert needed_gb == pytest.approx(gb, rel=0.1)
 
 
-def test_the_parts_of_an_estimate_add_up_and_each_option_moves_its_own() -> None:
+def test_parts_add_up_and_an_option_changes_only_its_own() -> None:
     plain = FluxShape(512 * 512, 1, 4, "bfloat16", False, False, False)
     before = estimate_flux_lora(plain)
     assert sum(before.parts().values()) == before.needed_gib
@@ -103,14 +104,14 @@ def test_the_parts_of_an_estimate_add_up_and_each_option_moves_its_own() -> None
     assert changed == {"text_encoders"}
 
 
-def test_a_job_too_large_for_every_class_is_told_the_numbers() -> None:
+def test_a_job_too_large_for_every_class_is_refused() -> None:
     shape = FluxShape(2048 * 2048, 8, 4, "bfloat16", False, False, False)
     with pytest.raises(DoesNotFitError, match=r"about \d+\.\d GiB.*80gb"):
         route(TrainingType.FLUX_LORA, estimate_flux_lora(shape))
 
 
 @given(SHAPES, SDXL_SHAPES, CONSTANTS)
-def test_no_calibration_makes_an_estimate_that_is_no_number(
+def test_every_calibration_gives_finite_estimates(
     flux: FluxShape, sdxl: SdxlShape, constants: MemoryModel
 ) -> None:
     for estimate in (estimate_flux_lora(flux, constants), estimate_sdxl(sdxl, constants)):
@@ -118,26 +119,24 @@ def test_no_calibration_makes_an_estimate_that_is_no_number(
 
 
 @given(SHAPES, st.sampled_from([field.name for field in fields(MemoryModel)]), st.floats(1, 1e15))
-def test_no_constant_that_grows_lowers_an_estimate(
-    shape: FluxShape, name: str, value: float
-) -> None:
+def test_a_larger_constant_lowers_no_estimate(shape: FluxShape, name: str, value: float) -> None:
     larger = replace(PUBLISHED, **{name: getattr(PUBLISHED, name) + value})
     assert estimate_flux_lora(shape, larger).needed_gib >= estimate_flux_lora(shape).needed_gib
 
 
-def test_the_system_memory_of_each_type_is_what_is_published() -> None:
-    told = {kind: system_memory_gb(kind) for kind in TrainingType}
-    assert told == {
+def test_requirements_are_as_published() -> None:
+    system_memory = {kind: system_memory_gb(kind) for kind in TrainingType}
+    assert system_memory == {
         "SDXL_LORA": 16,
         "SDXL_TEXTUAL_INVERSION": 12,
         "SDXL_FINETUNE": 32,
         "FLUX_LORA": 64,
     }
-    for kind, asked in RESOURCE_REQUIREMENTS.items():
-        least = int(asked["gpu_memory"].removesuffix("GB"))
-        assert FLOOR_CLASS[TrainingType(kind)] >= least
+    for kind, requirements in RESOURCE_REQUIREMENTS.items():
+        min_gb = int(requirements["gpu_memory"].removesuffix("GB"))
+        assert FLOOR_CLASS[TrainingType(kind)] >= min_gb
 
 
-def test_a_worker_may_get_the_types_whose_floor_it_serves() -> None:
+def test_a_worker_gets_the_types_whose_floor_it_serves() -> None:
     assert TrainingType.FLUX_LORA not in types_on(MemoryClass.GB24)
     assert set(types_on(MemoryClass.GB40)) == set(TrainingType)

@@ -2,11 +2,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing.classes import MemoryClass, class_for
-from routing.engines import DIFFUSERS, INVOKE
-from routing.queues import ALL_QUEUES, ENGINE_QUEUES, engine_of, served_queues
+from routing.queues import ALL_QUEUES, DIFFUSERS, ENGINE_QUEUES, INVOKE, engine_of, served_queues
 
 
-def test_a_worker_serves_its_own_class_first_and_then_smaller_ones() -> None:
+def test_a_worker_serves_its_own_class_first() -> None:
     assert served_queues(MemoryClass.GB40) == ("gpu.40gb", "gpu.24gb", "gpu.16gb", "gpu.8gb")
     assert served_queues(MemoryClass.GB8) == ("gpu.8gb",)
 
@@ -15,20 +14,20 @@ def test_a_strict_worker_serves_its_own_class_only() -> None:
     assert served_queues(MemoryClass.GB80, strict=True) == ("gpu.80gb",)
 
 
-def test_no_worker_below_40_gb_serves_the_queues_of_flux() -> None:
+def test_no_worker_below_40_gb_serves_flux_queues() -> None:
     for memory_class in MemoryClass:
         serves_flux = {"gpu.40gb", "gpu.80gb"} & set(served_queues(memory_class))
         assert bool(serves_flux) == (memory_class >= MemoryClass.GB40)
 
 
-def test_there_is_a_queue_for_the_cpu_and_for_each_class_and_engine() -> None:
+def test_queues_cover_the_cpu_and_each_class_and_engine() -> None:
     assert ALL_QUEUES[:6] == ("cpu", "gpu.8gb", "gpu.16gb", "gpu.24gb", "gpu.40gb", "gpu.80gb")
     assert ALL_QUEUES[6:] == tuple(f"{queue}.invoke-training" for queue in ALL_QUEUES[1:6])
     assert engine_of("gpu.8gb.invoke-training") == INVOKE
     assert engine_of("gpu.8gb") == engine_of("cpu") == DIFFUSERS
 
 
-def test_a_worker_with_an_engine_serves_its_jobs_first_and_others_never() -> None:
+def test_only_workers_with_an_engine_serve_its_queues() -> None:
     assert served_queues(MemoryClass.GB16, engines=[DIFFUSERS, INVOKE]) == (
         "gpu.16gb.invoke-training",
         "gpu.16gb",
@@ -39,9 +38,7 @@ def test_a_worker_with_an_engine_serves_its_jobs_first_and_others_never() -> Non
 
 
 @given(st.lists(st.integers(0, 200_000), max_size=20), st.booleans())
-def test_whatever_a_fleet_is_made_of_each_card_serves_its_own_class_first_and_no_larger_one(
-    fleet: list[int], strict: bool
-) -> None:
+def test_no_card_serves_a_larger_class(fleet: list[int], strict: bool) -> None:
     for reported_mib in fleet:
         memory_class = class_for(reported_mib)
         if memory_class is None:
@@ -50,6 +47,6 @@ def test_whatever_a_fleet_is_made_of_each_card_serves_its_own_class_first_and_no
         assert first == f"gpu.{memory_class}"
         sizes = [int(queue.removeprefix("gpu.").removesuffix("gb")) for queue in others]
         assert sizes == ([] if strict else sorted(c for c in MemoryClass if c < memory_class)[::-1])
-        # So that FLUX, whose jobs are in the queues of 40 GB and above, stays off smaller cards.
+        # FLUX jobs are in the queues of 40 GB and above.
         if reported_mib < MemoryClass.GB40.floor_mib:
             assert not {"gpu.40gb", "gpu.80gb"} & {first, *others}

@@ -11,10 +11,9 @@ from pydantic import ByteSize
 from rich.markup import escape
 from rich.table import Table
 
-from routing.engines import DIFFUSERS, INVOKE, Engine
 from routing.fair_share import OTHERS, share_of
-from routing.queues import served_queues
-from routing.requirements import TrainingType
+from routing.policy import TrainingType
+from routing.queues import DIFFUSERS, INVOKE, Engine, served_queues
 from tasks.jobs.invoke import PATCHES, UNSUPPORTED_OPTIONS
 
 # The commands that show these have imported them; 'keys list' needs no Celery.

@@ -5,9 +5,8 @@ from pathlib import Path
 import psutil
 
 from routing.classes import MemoryClass
-from routing.engines import INVOKE
-from routing.queues import gpu_queue
-from routing.requirements import system_memory_gb, types_on
+from routing.policy import system_memory_gb, types_on
+from routing.queues import INVOKE, gpu_queue
 
 # The limit of a container: control groups, version 2.
 _LIMIT = Path("/sys/fs/cgroup/memory.max")

@@ -20,8 +20,7 @@ import redis
 from redis import Redis
 
 from routing.classes import MemoryClass
-from routing.engines import INVOKE
-from routing.queues import ALL_QUEUES, CPU_QUEUE, engine_of
+from routing.queues import ALL_QUEUES, CPU_QUEUE, INVOKE, engine_of
 from tasks.app import make_app
 from tasks.errors import JobError, StoreError
 from tasks.settings.settings import Settings

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import worker
-from routing.engines import DIFFUSERS, INVOKE, Engine
+from routing.queues import DIFFUSERS, INVOKE, Engine
 from tasks.events import CacheDone, Event, TrainDone
 from tasks.jobs.invoke import parse_patches
 from tasks.settings.settings import Settings

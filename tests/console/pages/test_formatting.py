@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from console.pages.formatting import PART_NAMES, REMEDIES, STAGE_NAMES, TYPE_NAMES, ago, size, span
-from routing.requirements import TrainingType
+from routing.policy import TrainingType
 from tasks.contract import STAGES
 from tasks.errors import ErrorCode
 from tasks.jobs.job import parse_job

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from routing.requirements import TrainingType
+from routing.policy import TrainingType
 from tasks.jobs.data_loaders import (
     DreamboothSDDataLoaderConfig,
     ImageCaptionSDDataLoaderConfig,

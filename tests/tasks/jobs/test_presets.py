@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 
 from routing.classes import MemoryClass
-from routing.requirements import RESOURCE_REQUIREMENTS, TrainingType
+from routing.policy import RESOURCE_REQUIREMENTS, TrainingType
 from tasks.errors import InvalidJobError
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.job import TrainingJob, parse_job

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from routing.classes import MemoryClass
 from routing.estimate import PUBLISHED, MemoryModel
-from routing.requirements import FLOOR_CLASS, TrainingType
+from routing.policy import FLOOR_CLASS, TrainingType
 from tasks.errors import DoesNotFitJobError, InvalidJobError
 from tasks.jobs.job import parse_job
 from tasks.jobs.presets import preset_names

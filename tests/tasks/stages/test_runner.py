@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from routing.classes import MemoryClass
-from routing.engines import Engine
+from routing.queues import Engine
 from tasks import events
 from tasks.cache.index import CacheRegistry
 from tasks.data.read_policy import ReadPolicy

@@ -12,7 +12,7 @@ import yaml
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from routing.requirements import TrainingType
+from routing.policy import TrainingType
 from tasks.settings.settings import Settings
 from tests.docs.reference import all_commands
 from tests.tasks.jobs.test_flux_lora import with_values

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from routing.engines import DIFFUSERS, INVOKE, Engine
+from routing.queues import DIFFUSERS, INVOKE, Engine
 from tasks.events import Event, TrainDone
 from tasks.jobs.invoke import PATCHES
 from tasks.stages.trainer_protocol import TrainerRequest

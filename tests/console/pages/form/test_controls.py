@@ -1,7 +1,7 @@
 import pytest
 
 from console.pages.form.controls import GROUPS, Control, Kind, controls
-from routing.requirements import TrainingType
+from routing.policy import TrainingType
 from tasks.jobs.options import training_options
 
 

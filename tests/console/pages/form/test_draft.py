@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from console.pages.form.draft import Draft
-from routing.requirements import TrainingType
+from routing.policy import TrainingType
 from tasks.jobs.job import parse_job
 from tasks.jobs.presets import preset, preset_names
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from routing.requirements import TrainingType
+from routing.policy import TrainingType
 from tasks.events import TrainDone
 from tasks.jobs.invoke import PATCHES
 from tasks.store import image_key
