@@ -31,6 +31,6 @@ def test_page_names_only_settings_that_exist(page: Path) -> None:
     # The compose file's own variables; its test compares the guide with the file.
     own = {f"TRAINING_GPU_{size}GB" for size in (8, 16, 24, 40, 80)}
     own |= {"TRAINING_IMAGE", "TRAINING_TRAINER_IMAGE", "TRAINING_DATASETS"}
-    own |= {"TRAINING_TYPE"}  # an argument of a command
+    own |= {"TRAINING_TYPE", "TRAINING_TYPES"}  # an argument of a command, a table of the trainer
     existing = {f"TRAINING_{name.upper()}" for name in Settings.model_fields} | own
     assert set(re.findall(r"\bTRAINING_[A-Z0-9_]+\b", page.read_text("utf-8"))) <= existing
