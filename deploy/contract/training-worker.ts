@@ -7,14 +7,14 @@ export type Stage = (typeof STAGES)[number];
 
 /** The statuses of a job. */
 export const STATUSES = {
-  "queued": "It waits for its first stage.",
-  "running": "It is between its first stage and its end, also where it waits for the next one.",
-  "cancelling": "Somebody cancelled it, and what runs of it is about to stop.",
-  "pausing": "Somebody paused it, and its trainer is about to save a checkpoint.",
-  "paused": "It waits until somebody resumes it.",
-  "succeeded": "Its results are published.",
-  "failed": "It ended with an error.",
-  "cancelled": "Somebody cancelled it; with a result where there was something to save."
+  "queued": "The job waits for its first stage.",
+  "running": "The job has begun its first stage. It may wait for its next one.",
+  "cancelling": "The job was cancelled, and its running stage is about to stop.",
+  "pausing": "The job was paused, and its trainer is about to save a checkpoint.",
+  "paused": "The job waits until it is resumed.",
+  "succeeded": "The job's results are published.",
+  "failed": "The job ended with an error.",
+  "cancelled": "The job was cancelled. It has a result if a checkpoint was to be saved."
 } as const;
 
 export type JobStatus = keyof typeof STATUSES;
@@ -24,19 +24,19 @@ export const ENDED: readonly JobStatus[] = ["succeeded", "failed", "cancelled"];
 
 /** The codes of errors. */
 export const ERROR_CODES = {
-  "internal": "A fault of the fleet's own; its operator finds more in the workers' logs.",
-  "invalid_job": "The job cannot run as described; the message lists every fault.",
-  "invalid_dataset": "The dataset cannot be trained on; the message lists every fault.",
+  "internal": "An error of the fleet itself; the workers' logs have the details.",
+  "invalid_job": "The job cannot run as described; the message lists every problem.",
+  "invalid_dataset": "The dataset cannot be trained on; the message lists every problem.",
   "invalid_model": "The base model is missing, incomplete or unreadable.",
   "no_broker": "There is no broker, or it does not answer.",
   "no_worker": "No live worker serves the queue that the job needs.",
   "does_not_fit": "No GPU memory class holds the job; the message has the numbers.",
-  "trainer_failed": "The trainer stopped without a result; the message holds its last words.",
-  "cancelled": "Somebody cancelled the job.",
-  "unknown_job": "There is no such job, or its life time is over.",
-  "store": "Something could not be read from the store, or written to it.",
-  "out_of_memory": "The GPU's memory was full, in the next larger class too.",
-  "diverged": "The loss was not finite: the learning rate is too high, say.",
+  "trainer_failed": "The trainer stopped without a result; the message has its last output.",
+  "cancelled": "The job was cancelled.",
+  "unknown_job": "There is no such job, or its record has expired.",
+  "store": "The store could not be read or written.",
+  "out_of_memory": "The GPU ran out of memory, in the next larger class too.",
+  "diverged": "The loss was not finite: the learning rate may be too high.",
   "superseded": "Another start of the stage has taken over.",
   "not_installed": "A part that the job needs is not installed on the worker.",
   "unreadable_file": "A file cannot be read.",

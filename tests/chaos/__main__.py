@@ -1,8 +1,8 @@
 """Many runs by command: ``python -m tests.chaos --runs 200 --seed N [--report FILE]``.
 
-Each run is one job on a standing cluster of two hosts, with one to three faults. The same seed
-strikes with the same faults; when they strike in a process's life is up to the machine. Ctrl-C ends
-the runs early, and they are reported.
+Each run is one job on a running cluster of two hosts, with one to three faults. The same seed gives
+the same faults; their exact moments depend on the machine. Ctrl-C ends the runs early and reports
+them.
 """
 
 import argparse
@@ -26,33 +26,33 @@ from worker.local.demo_images import draw_demo_images
 
 
 def main() -> int:
-    """Run, print a line for each run, and report.
+    """Run jobs, print a line for each, and report.
 
     Returns:
-        The exit code: 1 where a promise was broken.
+        The exit code: 1 if a promise was broken.
     """
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    parser.add_argument("--faults", help="only those whose names contain this")
-    parser.add_argument("--long", action="store_true", help="also those that take a minute")
+    parser.add_argument("--faults", help="only faults whose names contain this")
+    parser.add_argument("--long", action="store_true", help="also faults that take a minute")
     parser.add_argument("--report", type=Path, help="a Markdown file to write the result into")
     arguments = parser.parse_args()
     outcomes, broken = [], []
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="chaos-") as name, Cluster(Path(name)) as cluster:
         faults = [
-            it
-            for it in ALL
-            if (arguments.faults or "") in it.name
-            and (arguments.long or not it.takes_long)
-            and (cluster.disk_is_small or not it.needs_small_disk)
-            and (cluster.store_can_be_slow or not it.needs_slow_store)
+            fault
+            for fault in ALL
+            if (arguments.faults or "") in fault.name
+            and (arguments.long or not fault.takes_long)
+            and (cluster.disk_is_small or not fault.needs_small_disk)
+            and (cluster.store_can_be_slow or not fault.needs_slow_store)
         ]
         if not cluster.disk_is_small:
-            print("no disk can be filled: that takes Linux and root", flush=True)
+            print("skipped the fault of a full disk: it needs Linux and root", flush=True)
         if not cluster.store_can_be_slow:
-            print("no store can be slow: that takes Linux and a C compiler", flush=True)
+            print("skipped the fault of a slow store: it needs Linux and a C compiler", flush=True)
         model, images = prepare(Path(name))
         jobs = new_jobs(cluster, model, images)
         with suppress(KeyboardInterrupt):
@@ -86,9 +86,11 @@ def prepare(folder: Path) -> tuple[Path, Path]:
 
 
 def _report(command: str, outcomes: list[Outcome], broken: list[str], seconds: float) -> str:
-    struck = Counter(name.partition(" at ")[0] for it in outcomes for name in it.faults)
-    resumed = [it.resumed_after_s / TIMEOUT_S for it in outcomes if it.resumed_after_s]
-    lost = [it.steps_lost for it in outcomes if it.steps_lost is not None]
+    struck = Counter(name.partition(" at ")[0] for outcome in outcomes for name in outcome.faults)
+    resumed = [
+        outcome.resumed_after_s / TIMEOUT_S for outcome in outcomes if outcome.resumed_after_s
+    ]
+    lost = [outcome.steps_lost for outcome in outcomes if outcome.steps_lost is not None]
     total = len(outcomes) + len(broken)
     lines = [
         "## Chaos",
@@ -97,20 +99,20 @@ def _report(command: str, outcomes: list[Outcome], broken: list[str], seconds: f
         f"{os.cpu_count()} cores, {seconds / 60:.0f} minutes, visibility timeout {TIMEOUT_S:g} s.",
         "",
         f"- Runs that kept every promise: {len(outcomes)} of {total}; in "
-        f"{sum(not it.faults for it in outcomes)} the job was over before a fault could strike.",
-        f"- Stage starts: {sum(it.starts for it in outcomes)}.",
+        f"{sum(not outcome.faults for outcome in outcomes)} the job ended before a fault struck.",
+        f"- Stage starts: {sum(outcome.starts for outcome in outcomes)}.",
     ]
     if resumed:
         lines.append(
-            f"- From the fault to the next step, where training began anew: median "
+            f"- From the fault to the next step, if training restarted: median "
             f"{statistics.median(resumed):.1f}, worst {max(resumed):.1f} visibility timeouts, "
-            f"the start of the trainer and later faults of the same run included ({len(resumed)})."
+            f"including the start of the trainer and later faults of the run ({len(resumed)})."
         )
     if lost:
         lines.append(f"- Steps lost: at most {max(lost)}; a checkpoint every {CHECKPOINT_EVERY}.")
     lines += ["", "| fault | times |", "| --- | --- |"]
     lines += [f"| {name} | {count} |" for name, count in sorted(struck.items())]
-    lines += ["", *(f"- Broken: {it}" for it in broken)]
+    lines += ["", *(f"- Broken: {problem}" for problem in broken)]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -1,4 +1,4 @@
-"""A broker, a store and some hosts, each with its network, that faults can be made in."""
+"""A cluster for faults: a broker, a store and hosts, each with its own network."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ _WORKERS = {"cpu": ["--queues", "cpu"], "gpu": ["--gpu", "EMULATED-40gb-0"]}
 
 
 class Broker:
-    """A valkey server that can be killed and comes back with what it knew."""
+    """A valkey server that can be killed and restarts with its data."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -47,7 +47,7 @@ class Broker:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it; nothing where it runs."""
+        """Start the server, unless it runs."""
         if self._process is not None:
             return
         self._folder.mkdir(exist_ok=True)
@@ -64,7 +64,7 @@ class Broker:
         wait_until(self._answers, timeout_s=20, description="the broker answers")
 
     def kill(self) -> None:
-        """SIGKILL."""
+        """Send SIGKILL."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -77,7 +77,7 @@ class Broker:
 
 
 class Host:
-    """A machine: a CPU worker and a GPU worker, behind a network of its own."""
+    """A machine with a CPU worker and a GPU worker, behind its own network."""
 
     def __init__(self, name: str, broker_port: int, home: Path, env: dict[str, str]) -> None:
         self.name, self.network = name, Proxy(broker_port)
@@ -91,7 +91,7 @@ class Host:
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
-        """Start what does not run."""
+        """Start the workers that do not run."""
         for kind, which in _WORKERS.items():
             process = self._processes.get(kind)
             if process is not None and process.poll() is None:
@@ -103,7 +103,7 @@ class Host:
                 self._processes[kind] = spawn(command, env=self._env, stdout=log, stderr=log)
 
     def wait_until_ready(self) -> None:
-        """Return when its workers have taken messages since they were started."""
+        """Return when both workers take messages."""
         for kind in _WORKERS:
             wait_until(
                 self._ready(kind).exists,
@@ -113,18 +113,18 @@ class Host:
             )
 
     def worker(self, kind: str) -> psutil.Process:
-        """A worker's first process."""
+        """Return a worker's main process."""
         return psutil.Process(self._processes[kind].pid)
 
     def child(self, kind: str) -> psutil.Process | None:
-        """The process that runs a worker's tasks."""
+        """Return the process that runs a worker's tasks."""
         with suppress(psutil.NoSuchProcess):  # an earlier fault may have ended the worker
             for child in self.worker(kind).children():
                 return child
         return None
 
     def trainer(self) -> psutil.Process | None:
-        """The GPU worker's trainer."""
+        """Return the GPU worker's trainer."""
         for process in self.processes():
             with suppress(psutil.Error):
                 if "worker.trainer" in process.cmdline():
@@ -132,7 +132,7 @@ class Host:
         return None
 
     def processes(self) -> list[psutil.Process]:
-        """All of them."""
+        """Return all processes of the host."""
         found = []
         for started in self._processes.values():
             with suppress(psutil.NoSuchProcess):
@@ -141,13 +141,13 @@ class Host:
         return found
 
     def kill(self) -> None:
-        """The power goes."""
+        """Kill all processes, as when the power fails."""
         signal_all("kill", self.processes())
         for started in self._processes.values():
             started.wait()
 
     def log(self) -> str:
-        """The end of what its workers said."""
+        """Return the ends of the workers' logs."""
         texts = [path.read_text(errors="replace")[-6000:] for path in self._home.glob("*.log")]
         return f"--- {self.name}\n" + "\n".join(texts)
 
@@ -156,7 +156,7 @@ class Host:
 
 
 def _mount_small(folder: Path) -> bool:
-    """Whether a disk of its own could be mounted there, small enough to be filled."""
+    """Mount a disk that is small enough to be filled; return whether that succeeded."""
     if os.geteuid() != 0 or sys.platform != "linux":
         return False
     mount = ["mount", "-t", "tmpfs", "-o", f"size={_DISK_BYTES}", "tmpfs", str(folder)]
@@ -164,7 +164,7 @@ def _mount_small(folder: Path) -> bool:
 
 
 def _build_slow_store(folder: Path) -> Path | None:
-    """The library that slows down a store; None where it cannot be had."""
+    """Build the library that slows down a store; None without a compiler."""
     compiler = shutil.which("cc")
     if compiler is None or sys.platform != "linux":
         return None
@@ -174,19 +174,19 @@ def _build_slow_store(folder: Path) -> Path | None:
     return library
 
 
-def signal_all(what: str, processes: Iterable[psutil.Process]) -> None:
-    """``kill``, ``suspend`` or ``resume`` processes, as far as they still are."""
+def signal_all(action: str, processes: Iterable[psutil.Process]) -> None:
+    """``kill``, ``suspend`` or ``resume`` those of the processes that still run."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
-            getattr(process, what)()
+            getattr(process, action)()
 
 
 class Cluster:
-    """Everything; heals itself by ``heal``.
+    """The whole cluster; ``heal`` repairs all faults.
 
     Args:
-        folder: An empty one.
-        hosts: How many.
+        folder: An empty folder.
+        hosts: The number of hosts.
     """
 
     def __init__(self, folder: Path, hosts: int = 2) -> None:
@@ -241,7 +241,7 @@ class Cluster:
             subprocess.run(["umount", "--lazy", str(self.disk)], check=True)
 
     def heal(self) -> None:
-        """Everything runs again."""
+        """Let everything run again."""
         self.broker.start()
         for host in self.hosts:
             host.network.heal()
@@ -251,34 +251,34 @@ class Cluster:
             host.wait_until_ready()
 
     def host_of(self, job_id: str) -> Host:
-        """Where the job's newest stage was begun."""
+        """Return the host that began the job's newest stage."""
         record = self.client.state.get(job_id)
         newest = max(record.stages.values(), key=lambda stage: stage.attempt)
         return next(host for host in self.hosts if newest.worker.startswith(f"{host.name}-"))
 
     def record(self, job_id: str) -> JobRecord | None:
-        """What is known of a job; None while the broker is away."""
+        """Return the record of a job; None while the broker is unavailable."""
         with suppress(redis.RedisError):
             return self.client.state.get(job_id)
         return None
 
     def orphans(self) -> list[psutil.Process]:
-        """Processes of hosts that belong to none any more."""
-        ours = {process.pid for host in self.hosts for process in host.processes()}
+        """Return processes of the cluster that no worker owns."""
+        owned = {process.pid for host in self.hosts for process in host.processes()}
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if process.status() == psutil.STATUS_ZOMBIE or process.pid in ours:
+                if process.status() == psutil.STATUS_ZOMBIE or process.pid in owned:
                     continue
                 if process.environ().get(_MARK) == self.mark:
                     found.append(process)
         return found
 
     def log(self) -> str:
-        """The end of what all workers said."""
+        """Return the ends of all workers' logs."""
         return "\n".join(host.log() for host in self.hosts)
 
 
 def sleep(timeouts: float) -> None:
-    """Sleep for some visibility timeouts."""
+    """Sleep for a number of visibility timeouts."""
     time.sleep(timeouts * TIMEOUT_S)

@@ -1,4 +1,4 @@
-"""What is done to a cluster while a job runs. Each fault leaves it so that ``heal`` mends it."""
+"""The faults that strike a cluster while a job runs. ``Cluster.heal`` repairs each of them."""
 
 import json
 import random
@@ -18,7 +18,7 @@ from tests.chaos.cluster import Cluster, signal_all, sleep
 
 @dataclass(frozen=True)
 class Strike:
-    """Where and how a fault strikes."""
+    """A fault's target, and its source of random numbers."""
 
     cluster: Cluster
     job_id: str
@@ -30,14 +30,14 @@ class Fault:
     """A fault.
 
     Attributes:
-        name: As it is reported.
-        strike: Makes it; returns when nothing more happens by itself.
-        restarts: Whether stages may begin anew for it.
-        cancels: Whether the job is to end as cancelled.
+        name: Its name in reports.
+        strike: Causes it, and returns when its own part is over.
+        restarts: Whether it may restart stages.
+        cancels: Whether it cancels the job.
         only_train: Whether it needs a job that trains.
         needs_small_disk: Whether the store must be on a disk that can be filled.
-        needs_slow_store: Whether the store must be one that can be slow.
-        takes_long: Whether it is made only when asked for.
+        needs_slow_store: Whether the store must be one that can be slowed down.
+        takes_long: Whether it runs only on request.
     """
 
     name: str
@@ -55,173 +55,176 @@ def _kill(process: psutil.Process | None) -> None:
         signal_all("kill", [process])
 
 
-def _kind(it: Strike) -> str:
-    """Of the worker that has the job's newest stage."""
-    record = it.cluster.client.state.get(it.job_id)
+def _worker_kind(strike: Strike) -> str:
+    """Return the kind of the worker that began the job's newest stage."""
+    record = strike.cluster.client.state.get(strike.job_id)
     newest = max(record.stages.values(), key=lambda stage: stage.attempt)
     return "cpu" if "-cpu@" in newest.worker else "gpu"
 
 
-def _kill_trainer(it: Strike) -> None:
-    _kill(it.cluster.host_of(it.job_id).trainer())
+def _kill_trainer(strike: Strike) -> None:
+    _kill(strike.cluster.host_of(strike.job_id).trainer())
 
 
-def _kill_child(it: Strike) -> None:
-    _kill(it.cluster.host_of(it.job_id).child(_kind(it)))
+def _kill_child(strike: Strike) -> None:
+    _kill(strike.cluster.host_of(strike.job_id).child(_worker_kind(strike)))
 
 
-def _kill_worker(it: Strike) -> None:
-    _kill(it.cluster.host_of(it.job_id).worker(_kind(it)))
+def _kill_worker(strike: Strike) -> None:
+    _kill(strike.cluster.host_of(strike.job_id).worker(_worker_kind(strike)))
 
 
-def _kill_host(it: Strike) -> None:
-    it.cluster.host_of(it.job_id).kill()
+def _kill_host(strike: Strike) -> None:
+    strike.cluster.host_of(strike.job_id).kill()
 
 
-def _end_worker(it: Strike) -> None:
-    host = it.cluster.host_of(it.job_id)
+def _end_worker(strike: Strike) -> None:
+    host = strike.cluster.host_of(strike.job_id)
     with suppress(psutil.NoSuchProcess):
-        host.worker(_kind(it)).send_signal(signal.SIGTERM)
-        host.worker(_kind(it)).wait(30)
+        host.worker(_worker_kind(strike)).send_signal(signal.SIGTERM)
+        host.worker(_worker_kind(strike)).wait(30)
 
 
-def _freeze(it: Strike, processes: list[psutil.Process], timeouts: float) -> None:
+def _freeze(processes: list[psutil.Process], timeouts: float) -> None:
     signal_all("suspend", processes)
     sleep(timeouts)
     signal_all("resume", processes)
 
 
-def _freeze_trainer(it: Strike) -> None:
-    trainer = it.cluster.host_of(it.job_id).trainer()
-    _freeze(it, [trainer] if trainer else [], 0.5)
+def _freeze_trainer(strike: Strike) -> None:
+    trainer = strike.cluster.host_of(strike.job_id).trainer()
+    _freeze([trainer] if trainer else [], 0.5)
 
 
-def _freeze_worker_for_long(it: Strike) -> None:
-    _freeze(it, [it.cluster.host_of(it.job_id).worker(_kind(it))], 2.0)
+def _freeze_worker_for_long(strike: Strike) -> None:
+    _freeze([strike.cluster.host_of(strike.job_id).worker(_worker_kind(strike))], 2.0)
 
 
-def _freeze_host(it: Strike) -> None:
-    _freeze(it, it.cluster.host_of(it.job_id).processes(), 0.4)
+def _freeze_host(strike: Strike) -> None:
+    _freeze(strike.cluster.host_of(strike.job_id).processes(), 0.4)
 
 
-def _freeze_host_for_long(it: Strike) -> None:
-    _freeze(it, it.cluster.host_of(it.job_id).processes(), 2.5)
+def _freeze_host_for_long(strike: Strike) -> None:
+    _freeze(strike.cluster.host_of(strike.job_id).processes(), 2.5)
 
 
-def _restart_broker(it: Strike) -> None:
-    it.cluster.broker.kill()
-    time.sleep(it.chance.uniform(0, 2))
-    it.cluster.broker.start()
+def _restart_broker(strike: Strike) -> None:
+    strike.cluster.broker.kill()
+    time.sleep(strike.chance.uniform(0, 2))
+    strike.cluster.broker.start()
 
 
-def _broker_away(it: Strike) -> None:
-    it.cluster.broker.kill()
+def _stop_broker(strike: Strike) -> None:
+    strike.cluster.broker.kill()
     sleep(2.0)
-    it.cluster.broker.start()
+    strike.cluster.broker.start()
 
 
-def _broker_away_for_a_minute(it: Strike) -> None:
-    it.cluster.broker.kill()
+def _stop_broker_for_a_minute(strike: Strike) -> None:
+    strike.cluster.broker.kill()
     time.sleep(60)
-    it.cluster.broker.start()
+    strike.cluster.broker.start()
 
 
-def _cut(it: Strike) -> None:
-    network = it.cluster.host_of(it.job_id).network
+def _cut(strike: Strike) -> None:
+    network = strike.cluster.host_of(strike.job_id).network
     network.cut()
-    time.sleep(it.chance.uniform(0, 0.4))
+    time.sleep(strike.chance.uniform(0, 0.4))
     network.heal()
 
 
-def _cut_for_long(it: Strike) -> None:
-    network = it.cluster.host_of(it.job_id).network
+def _cut_for_long(strike: Strike) -> None:
+    network = strike.cluster.host_of(strike.job_id).network
     network.cut()
     sleep(2.0)
     network.heal()
 
 
-def _swallow(it: Strike) -> None:
-    network = it.cluster.host_of(it.job_id).network
-    network.swallow()
+def _drop_packets(strike: Strike) -> None:
+    network = strike.cluster.host_of(strike.job_id).network
+    network.drop_packets()
     sleep(2.0)
     network.heal()
 
 
-def _deliver_twice(it: Strike) -> None:
-    """As a publisher that tries again after it lost its connection: a tag of its own."""
-    for entry in it.cluster.redis.hvals("unacked"):
+def _deliver_twice(strike: Strike) -> None:
+    """Publish the held messages again under new tags, as a publisher that retries."""
+    for entry in strike.cluster.redis.hvals("unacked"):
         message, _, queue = json.loads(str(entry))
         message["properties"]["delivery_tag"] = str(uuid4())
-        it.cluster.redis.lpush(queue, json.dumps(message))
+        strike.cluster.redis.lpush(queue, json.dumps(message))
 
 
-def _submit_twice(it: Strike) -> None:
-    record = it.cluster.client.state.get(it.job_id)
-    assert it.cluster.client.submit(record.job.model_dump(mode="json")) == it.job_id
+def _submit_twice(strike: Strike) -> None:
+    record = strike.cluster.client.state.get(strike.job_id)
+    assert strike.cluster.client.submit(record.job.model_dump(mode="json")) == strike.job_id
 
 
-def _damage_checkpoint(it: Strike) -> None:
-    """The newest one, while nobody has it in memory any more."""
-    host = it.cluster.host_of(it.job_id)
+def _damage_checkpoint(strike: Strike) -> None:
+    """Flip a bit of the newest checkpoint, and kill the trainer that has it in memory."""
+    host = strike.cluster.host_of(strike.job_id)
     trainer = host.trainer()
     if trainer is None:
         return
     signal_all("suspend", [trainer])
-    saved = checkpoints_of(it.cluster.client.state.get(it.job_id).refs)
+    saved = checkpoints_of(strike.cluster.client.state.get(strike.job_id).refs)
     if saved:
-        key, store = saved[-1].state_key, it.cluster.store
+        key, store = saved[-1].state_key, strike.cluster.store
         data = bytearray(store.get(key))
-        data[it.chance.randrange(len(data) // 2, len(data))] ^= 1 << it.chance.randrange(8)
+        data[strike.chance.randrange(len(data) // 2, len(data))] ^= 1 << strike.chance.randrange(8)
         store.put(key, bytes(data))
     _kill(trainer)
 
 
-def _store_away(it: Strike) -> None:
-    """As a network file system that is not mounted any more."""
-    folder = it.cluster.disk / "store"
-    away = folder.with_name("store.away")
-    folder.rename(away)
+def _remove_store(strike: Strike) -> None:
+    """Replace the store's folder by a file, as when a network file system is unmounted."""
+    folder = strike.cluster.disk / "store"
+    removed = folder.with_name("store.removed")
+    folder.rename(removed)
     folder.touch()
-    time.sleep(it.chance.uniform(0.5, 4))
+    time.sleep(strike.chance.uniform(0.5, 4))
     folder.unlink()
-    away.rename(folder)
+    removed.rename(folder)
 
 
-def _slow_store(it: Strike) -> None:
-    """As one that is far away: each step of reading or writing an object takes half a second."""
-    slow = it.cluster.disk / "store.slow"
+def _slow_store(strike: Strike) -> None:
+    """Delay each step of reading or writing an object by half a second."""
+    slow = strike.cluster.disk / "store.slow"
     slow.touch()
-    time.sleep(it.chance.uniform(2, 8))
+    time.sleep(strike.chance.uniform(2, 8))
     slow.unlink()
 
 
-def _fill_disk(it: Strike) -> None:
-    filler = it.cluster.disk / "filler"
+def _fill_disk(strike: Strike) -> None:
+    filler = strike.cluster.disk / "filler"
     with filler.open("wb") as file, suppress(OSError):
         while True:
             file.write(bytes(2**20))
             file.flush()
-    time.sleep(it.chance.uniform(0.5, 4))
+    time.sleep(strike.chance.uniform(0.5, 4))
     filler.unlink()
 
 
-def _lose_message(it: Strike) -> None:
-    """The next one, as a worker does that dies between taking it and noting that it has it."""
+def _lose_message(strike: Strike) -> None:
+    """Pop the next message, as a worker that dies before it records the message."""
     workers = []
-    for host, kind in product(it.cluster.hosts, ("cpu", "gpu")):
-        with suppress(psutil.NoSuchProcess):  # an earlier fault may have ended it
+    for host, kind in product(strike.cluster.hosts, ("cpu", "gpu")):
+        with suppress(psutil.NoSuchProcess):  # an earlier fault may have ended the worker
             workers.append(host.worker(kind))
-    signal_all("suspend", workers)  # their children work on, and send the next stage
+    signal_all("suspend", workers)  # their children run on, and send the next stage
     deadline = time.monotonic() + 30
-    while time.monotonic() < deadline and not it.cluster.client.state.get(it.job_id).status.ended:
-        if it.cluster.redis.rpop("cpu") or it.cluster.redis.rpop("gpu.40gb"):
+    while (
+        time.monotonic() < deadline
+        and not strike.cluster.client.state.get(strike.job_id).status.ended
+    ):
+        if strike.cluster.redis.rpop("cpu") or strike.cluster.redis.rpop("gpu.40gb"):
             break
         time.sleep(0.05)
     signal_all("resume", workers)
 
 
-def _cancel(it: Strike) -> None:
-    it.cluster.client.cancel(it.job_id)
+def _cancel(strike: Strike) -> None:
+    strike.cluster.client.cancel(strike.job_id)
 
 
 ALL = (
@@ -235,12 +238,12 @@ ALL = (
     Fault("host frozen", _freeze_host, restarts=False),
     Fault("host frozen for long", _freeze_host_for_long),
     Fault("broker restarted", _restart_broker),
-    Fault("broker away", _broker_away),
-    Fault("broker away for a minute", _broker_away_for_a_minute, takes_long=True),
+    Fault("broker unavailable", _stop_broker),
+    Fault("broker unavailable for a minute", _stop_broker_for_a_minute, takes_long=True),
     Fault("network cut", _cut),
     Fault("network cut for long", _cut_for_long),
-    Fault("network swallows", _swallow),
-    Fault("store away", _store_away),
+    Fault("network drops packets", _drop_packets),
+    Fault("store unavailable", _remove_store),
     Fault("store slow", _slow_store, restarts=False, needs_slow_store=True),
     Fault("disk full", _fill_disk, needs_small_disk=True),
     Fault("delivered twice", _deliver_twice, restarts=False),

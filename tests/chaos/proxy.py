@@ -1,23 +1,23 @@
-"""A host's network between it and the broker: it can be cut, and it can swallow everything."""
+"""The network between a host and the broker, which can be cut and can drop all packets."""
 
 import contextlib
 import socket
 import threading
 from typing import Literal
 
-_PIECE = 65536
+_CHUNK_BYTES = 65536
 
 
 class Proxy:
-    """Forwards a loopback port to another one.
+    """Forwards a loopback port to another port.
 
     Args:
-        target: The port that is forwarded to.
+        target: The port of the broker.
     """
 
     def __init__(self, target: int) -> None:
         self._target = target
-        self._mode: Literal["open", "cut", "hole"] = "open"
+        self._mode: Literal["open", "cut", "dropping"] = "open"
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -25,16 +25,16 @@ class Proxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def cut(self) -> None:
-        """Break every connection, and every new one."""
+        """Break every connection, open and new."""
         self._mode = "cut"
         self._break_all()
 
-    def swallow(self) -> None:
-        """Let nothing through, and tell nobody."""
-        self._mode = "hole"
+    def drop_packets(self) -> None:
+        """Let nothing through, and keep connections open."""
+        self._mode = "dropping"
 
     def heal(self) -> None:
-        """Let new connections through; those that something is missing from are broken."""
+        """Let new connections through, and break those that have lost data."""
         if self._mode != "open":
             self._mode = "open"
             self._break_all()
@@ -66,9 +66,9 @@ class Proxy:
 
     def _pump(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
-            while piece := source.recv(_PIECE):
+            while chunk := source.recv(_CHUNK_BYTES):
                 if self._mode == "open":
-                    sink.sendall(piece)
+                    sink.sendall(chunk)
         self._break({source, sink})
 
     def _break_all(self) -> None:
@@ -79,7 +79,7 @@ class Proxy:
     def _break(self, sockets: set[socket.socket]) -> None:
         with self._lock:
             self._open -= sockets
-        for it in sockets:
+        for each in sockets:
             with contextlib.suppress(OSError):
-                it.shutdown(socket.SHUT_RDWR)
-            it.close()
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()

@@ -1,4 +1,4 @@
-"""Runs: a job, faults while it runs, and what must be true after them."""
+"""Runs: a job, faults while it runs, and the promises that must hold after them."""
 
 import hashlib
 import random
@@ -25,20 +25,19 @@ _MOMENTS = ("prepare", "cache", "train", "step", "publish")
 
 
 class BrokenPromiseError(AssertionError):
-    """What must be true after every run is not."""
+    """A promise that must hold after every run is broken."""
 
 
 @dataclass
 class Outcome:
-    """What came of a run.
+    """The result of a run.
 
     Attributes:
-        faults: Their names, each with the moment it struck at.
+        faults: The names of the faults, each with its moment.
         seconds: From submit to the end.
-        resumed_after_s: From the first fault to the next step of the training, where it struck
-            while the job trained and training began anew.
-        steps_lost: Made before a fault and made again.
-        starts: Of stages.
+        resumed_after_s: From the first fault to the next training step, if training restarted.
+        steps_lost: Steps made before a fault and repeated after it.
+        starts: The number of stage starts.
     """
 
     faults: list[str]
@@ -50,14 +49,14 @@ class Outcome:
 
 @dataclass
 class Jobs:
-    """Descriptions of jobs, and the digests of their undisturbed results."""
+    """Job documents, and the digests of their undisturbed results."""
 
     documents: list[dict[str, Any]]
     expected: list[str] = field(default_factory=list)
 
 
 def new_jobs(cluster: Cluster, model: Path, images: Path, ranks: tuple[int, ...] = (2, 4)) -> Jobs:
-    """Jobs that differ in their rank, run once in peace."""
+    """Return jobs that differ in rank, after a run of each without faults."""
     documents = []
     for rank in ranks:
         job = short_job(model, images)
@@ -80,7 +79,7 @@ def run(cluster: Cluster, jobs: Jobs, faults: list[Fault], chance: random.Random
     """Run a job and let the faults strike.
 
     Raises:
-        BrokenPromiseError: Something that must be true after it is not.
+        BrokenPromiseError: A promise does not hold afterwards.
     """
     which = chance.randrange(len(jobs.documents))
     document = jobs.documents[which]
@@ -92,7 +91,7 @@ def run(cluster: Cluster, jobs: Jobs, faults: list[Fault], chance: random.Random
         for fault in faults:
             moment = "step" if fault.only_train else chance.choice(_MOMENTS)
             if not _wait_for(cluster, job_id, moment, chance.randrange(STEPS * 3 // 4)):
-                break  # the job was over before
+                break  # the job ended before
             struck.append(f"{fault.name} at {moment}")
             struck_at = struck_at or time.time()
             fault.strike(Strike(cluster, job_id, chance))
@@ -104,13 +103,15 @@ def run(cluster: Cluster, jobs: Jobs, faults: list[Fault], chance: random.Random
         _check(cluster, record, events, jobs.expected[which], faults)
     except (AssertionError, redis.RedisError, psutil.Error) as error:
         cluster.heal()
-        told = "\n".join(f"{at} {event}" for at, event in cluster.client.state.events(job_id))
-        raise BrokenPromiseError(f"{struck}: {error!r}\n{told}\n{cluster.log()}") from error
+        events_text = "\n".join(
+            f"{position} {event}" for position, event in cluster.client.state.events(job_id)
+        )
+        raise BrokenPromiseError(f"{struck}: {error!r}\n{events_text}\n{cluster.log()}") from error
     return outcome
 
 
 def _wait_for(cluster: Cluster, job_id: str, moment: str, step: int) -> bool:
-    """Wait until the job is somewhere; False where it ended before."""
+    """Wait until the job reaches a moment; return False if it ended before."""
     deadline = time.monotonic() + _ENDS_WITHIN_S
     while time.monotonic() < deadline:
         with suppress(redis.RedisError):
@@ -120,7 +121,7 @@ def _wait_for(cluster: Cluster, job_id: str, moment: str, step: int) -> bool:
                 if _is_there(event, moment, step):
                     return True
         time.sleep(0.02)
-    raise AssertionError(f"the job never came to {moment}")
+    raise AssertionError(f"the job never reached {moment}")
 
 
 def _is_there(event: Event, moment: str, step: int) -> bool:
@@ -131,14 +132,14 @@ def _is_there(event: Event, moment: str, step: int) -> bool:
 
 
 def _ended(cluster: Cluster, job_id: str) -> JobRecord:
-    def is_over() -> bool:
+    def has_ended() -> bool:
         record = cluster.record(job_id)
         return record is not None and record.status.ended
 
     wait_until(
-        is_over,
+        has_ended,
         timeout_s=_ENDS_WITHIN_S,
-        description=f"{job_id} is over",
+        description=f"{job_id} has ended",
         detail=lambda: str(cluster.record(job_id)),
     )
     return cluster.client.state.get(job_id)
@@ -149,7 +150,7 @@ def _starts(events: list[tuple[str, Event]]) -> int:
 
 
 def _measure(outcome: Outcome, events: list[tuple[str, Event]], struck_at: float) -> None:
-    """How long and how far the fault threw the training back."""
+    """Measure how long the training was interrupted, and how many steps were lost."""
     done = checkpoint = trains = 0
     for position, event in events:
         at = int(position.partition("-")[0]) / 1000
@@ -173,27 +174,27 @@ def _check(
     faults: list[Fault],
 ) -> None:
     ends = [event for _, event in events if isinstance(event, JobEnded)]
-    assert len(ends) == 1, f"it ended {len(ends)} times"
+    assert len(ends) == 1, f"the job ended {len(ends)} times"
     assert ends[0].status == record.status
-    wanted = {"succeeded"} | ({"cancelled"} if any(f.cancels for f in faults) else set())
-    assert record.status in wanted, f"it is {record.status}: {record.error}"
+    expected_statuses = {"succeeded"} | ({"cancelled"} if any(f.cancels for f in faults) else set())
+    assert record.status in expected_statuses, f"the job is {record.status}: {record.error}"
     manifests = [key for key in cluster.store.keys(f"outputs/{record.id}") if "manifest" in key]
     assert len(manifests) == (record.status == "succeeded"), manifests
     if record.result is not None:
         data = cluster.store.get(record.result["files"][0])
         assert hashlib.sha256(data).hexdigest() == record.result["sha256"] == expected
     if not any(fault.restarts for fault in faults):
-        begun = Counter(e.stage for _, e in events if isinstance(e, StageStarted))
-        assert set(begun.values()) <= {1}, f"stages began twice: {begun}"
+        starts = Counter(e.stage for _, e in events if isinstance(e, StageStarted))
+        assert set(starts.values()) <= {1}, f"stages began twice: {starts}"
     wait_until(
         lambda: _is_quiet(cluster),
         timeout_s=10 * TIMEOUT_S,
-        description="no message, no orphan and nothing held is left",
+        description="no message, no lease and no orphan is left",
         detail=lambda: f"{cluster.orphans()} {cluster.redis.hgetall('unacked')}",
     )
-    mortal = [key for key in map(str, cluster.redis.scan_iter()) if _must_end(key)]
-    for_ever = [key for key in mortal if cluster.redis.ttl(key) == -1]
-    assert not for_ever, f"they have no life time: {for_ever}"
+    expiring = [key for key in map(str, cluster.redis.scan_iter()) if _must_expire(key)]
+    permanent = [key for key in expiring if cluster.redis.ttl(key) == -1]
+    assert not permanent, f"keys that never expire: {permanent}"
     # The disk is small.
     for prefix in (f"jobs/{record.id}", f"outputs/{record.id}"):
         cluster.store.delete(cluster.store.keys(prefix))
@@ -205,5 +206,5 @@ def _is_quiet(cluster: Cluster) -> bool:
     return not held and not waiting and not cluster.orphans()
 
 
-def _must_end(key: str) -> bool:
+def _must_expire(key: str) -> bool:
     return key.startswith(("training:", "celery-task-meta-"))

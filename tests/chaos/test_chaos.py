@@ -1,4 +1,4 @@
-"""A few runs with a fixed seed; ``python -m tests.chaos`` makes as many as wanted."""
+"""A few runs with a fixed seed; ``python -m tests.chaos`` makes any number of runs."""
 
 import random
 from collections.abc import Iterator
