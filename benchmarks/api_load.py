@@ -141,7 +141,7 @@ def _running(state: JobStore, job_id: str) -> Iterator[None]:
         while not over.wait(1 / _EVENTS_A_SECOND):
             done += 1
             progress = Progress(stage="prepare", done=done, total=10**6, unit="files")
-            state.write(job_id, attempt, [progress], {})
+            state.write(job_id, attempt, [progress])
 
     thread = threading.Thread(target=report_progress)
     thread.start()

@@ -112,7 +112,7 @@ def _wait_until_it_trains(cluster: Cluster, job_id: str, starts: int) -> None:
     wait_until(
         lambda: (
             _next(cluster, job_id, starts)[1] > 0
-            and "checkpoints" in cluster.client.state.get(job_id).refs
+            and bool(cluster.client.state.get(job_id).artifacts.checkpoints)
         ),
         timeout_s=_PATIENCE_S,
         description="the job trains",

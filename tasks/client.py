@@ -15,10 +15,11 @@ from tasks.jobs.job import TrainingJob, parse_job
 from tasks.settings.settings import Settings
 from tasks.stages.dispatch import enqueue_remaining
 from tasks.stages.submit import submit_job
+from tasks.state.artifacts import JobArtifacts
 from tasks.state.connection import connect
 from tasks.state.control import JobControl
 from tasks.state.job_store import DispatchOutcome, JobStore
-from tasks.state.record import READS, JobRecord, JobStatus
+from tasks.state.record import JobRecord, JobStatus
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerInfo, live_workers, newest_versions, why_unserved
 from tasks.tracing.spans import record_job
@@ -89,8 +90,8 @@ class Client:
         """Record and dispatch a job that is parsed already; see ``submit``."""
         if require_worker:
             self._check_served(job.route(self._constants).gpu_queue)
-        refs = None if reads is None else {READS: "\n".join(reads)}
-        submission = submit_job(job, self.state, uuid4().hex, refs)
+        artifacts = JobArtifacts() if reads is None else JobArtifacts(read_roots=tuple(reads))
+        submission = submit_job(job, self.state, uuid4().hex, artifacts)
         self._dispatch(submission.job_id, submission.outcome == DispatchOutcome.SENT)
         return submission.job_id
 

@@ -12,7 +12,6 @@ from console.services.threads import in_thread
 from console.views import FilesView, FileView, SampleView
 from tasks.api_keys import Caller
 from tasks.events import Artifact
-from tasks.stages.train import validations_of
 from tasks.state.record import JobRecord
 from tasks.store import Store
 
@@ -96,7 +95,7 @@ class JobFiles:
                 prompt=_prompt(prompts, image),
                 size=image.size,
             )
-            for validation in validations_of(record.refs)
+            for validation in record.artifacts.validations
             for image in validation.images
         )
 
@@ -108,7 +107,7 @@ class JobFiles:
             NotFoundError: The job has no validation image of this name.
         """
         record = self._jobs.record(caller, job_id)
-        images = [image for made in validations_of(record.refs) for image in made.images]
+        images = [image for made in record.artifacts.validations for image in made.images]
         return self._open(record, name, images)
 
     def _open(self, record: JobRecord, name: str, files: list[Artifact]) -> OpenFile:
@@ -118,7 +117,7 @@ class JobFiles:
         raise NotFoundError(f"job {record.id} has no such file")
 
     def _manifest(self, record: JobRecord) -> dict[str, Any] | None:
-        key = record.refs.get("manifest")
+        key = record.artifacts.manifest
         if key is None:
             return None
         manifest: dict[str, Any] = json.loads(self._store.get(key))

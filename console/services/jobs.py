@@ -306,5 +306,5 @@ def _result(record: JobRecord, caller: Caller) -> dict[str, Any] | None:
         return None
     hidden = () if caller.is_operator else ("published", "manifest")
     visible = {name: value for name, value in record.result.items() if name not in hidden}
-    prefix = record.refs.get("manifest", "").removesuffix("manifest.json")
+    prefix = (record.artifacts.manifest or "").removesuffix("manifest.json")
     return {**visible, "files": [key.removeprefix(prefix) for key in visible.get("files", ())]}

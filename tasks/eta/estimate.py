@@ -15,7 +15,7 @@ from tasks.contract import STAGES
 from tasks.eta.history import RunHistory, WorkloadKey, workload_key
 from tasks.events import DatasetChecked, Event, Progress
 from tasks.jobs.pipeline import PipelineConfig
-from tasks.state.record import NEXT_QUEUE, JobRecord, JobStatus
+from tasks.state.record import JobRecord, JobStatus
 
 NO_RUN = "no finished run to estimate from"
 TAKES_LONGER = "takes longer than the runs before it"
@@ -146,7 +146,7 @@ def time_left(
     parts = []
     for stage in STAGES[STAGES.index(record.stage) :]:
         queue, units = record.gpu_queue, units_of(training, stage, progress.sizes)
-        if stage == "cache" and record.refs.get(NEXT_QUEUE) == CPU_QUEUE:
+        if stage == "cache" and record.cache_queue == CPU_QUEUE:
             queue, units = CPU_QUEUE, 0
         if stage == record.stage and newest is not None and newest.unit != "bytes":
             units = max(0, newest.total - (newest.done if record.pending_queue else 0))

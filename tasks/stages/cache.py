@@ -23,6 +23,7 @@ from tasks.stages.outcomes import Rerouted
 from tasks.stages.stage_context import StageContext, StageResult
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import TrainerInterrupted, WorkerContext
+from tasks.state.artifacts import JobArtifacts
 from tasks.store import cache_index_key
 
 # About thirty encoder batches: large enough that claims cost little, small enough to share work.
@@ -51,7 +52,7 @@ def cache(context: StageContext) -> StageResult | Rerouted:
     context.telemetry.count(fill.counts())
     key = cache_index_key(context.job_id)
     context.worker.store.put(key, fill.plan.index(packs).model_dump_json().encode())
-    return StageResult(fill.summary(), {"cache_index": key}, work=fill.work())
+    return StageResult(fill.summary(), JobArtifacts(cache_index=key), work=fill.work())
 
 
 def is_cached(worker: WorkerContext, config: PipelineConfig, dataset: Dataset) -> bool:
@@ -69,7 +70,7 @@ def is_cached(worker: WorkerContext, config: PipelineConfig, dataset: Dataset) -
 
 def packs_of(context: StageContext) -> set[str]:
     """Return the packs that the job's training reads."""
-    key = context.worker.state.get(context.job_id).refs["cache_index"]
+    key = cache_index_key(context.job_id)
     return set(CacheIndex.model_validate_json(context.worker.store.get(key)).packs.values())
 
 
@@ -113,7 +114,7 @@ class _CacheFill:
     def __init__(self, context: StageContext, encoders: EncoderDigests) -> None:
         self._context = context
         self._encoders = encoders
-        dataset = context.worker.store.get(context.record.refs["dataset"])
+        dataset = context.worker.store.get(context.artifact("dataset"))
         self.plan = CachePlan(
             context.record.job.training, Dataset.model_validate_json(dataset), encoders
         )

@@ -12,6 +12,7 @@ import redis
 
 from tasks.events import Event, Progress
 from tasks.metrics import Counts
+from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
 from tasks.state.job_store import JobStore
 from tasks.state.record import JobStatus
 
@@ -33,7 +34,7 @@ class EventBuffer:
     def __init__(self, state: JobStore, job_id: str, attempt: int) -> None:
         self._state, self._job_id, self._attempt = state, job_id, attempt
         self._events: list[Event] = []
-        self._refs: dict[str, str] = {}
+        self._artifacts = NO_ARTIFACTS
         self._callbacks: list[Callable[[], None]] = []
         self._counts: dict[str, int] = {}
         self._retry_at = 0.0
@@ -46,14 +47,14 @@ class EventBuffer:
     def put(
         self,
         event: Event,
-        refs: dict[str, str] | None = None,
+        artifacts: JobArtifacts = NO_ARTIFACTS,
         then: Callable[[], None] | None = None,
     ) -> None:
         """Write an event, or keep it until the broker is back.
 
         Args:
             event: For the job's readers.
-            refs: For the record; a later value of a name replaces an unwritten one.
+            artifacts: For the record; a later value of a field replaces an unwritten one.
             then: Called once the event is written.
 
         Raises:
@@ -62,7 +63,7 @@ class EventBuffer:
         if self._events and isinstance(event, Progress) and isinstance(self._events[-1], Progress):
             self._events.pop()
         self._events.append(event)
-        self._refs |= refs or {}
+        self._artifacts = self._artifacts.updated(artifacts)
         if then is not None:
             self._callbacks.append(then)
         self._if_connected(self.flush)
@@ -94,10 +95,12 @@ class EventBuffer:
             redis.RedisError: The broker is unavailable; everything is kept.
         """
         if self._events:
-            self._state.write(self._job_id, self._attempt, self._events, self._refs, self._counts)
+            self._state.write(
+                self._job_id, self._attempt, self._events, self._artifacts, self._counts
+            )
             self._counts = {}
         callbacks, self._callbacks = self._callbacks, []
-        self._events, self._refs = [], {}
+        self._events, self._artifacts = [], NO_ARTIFACTS
         for callback in callbacks:
             callback()
 

@@ -18,7 +18,7 @@ from tasks.jobs.pipeline import PipelineConfig
 from tasks.stages.cache import is_cached
 from tasks.stages.stage_context import StageContext, StageResult
 from tasks.stages.worker_context import TrainerInterrupted
-from tasks.state.record import NEXT_QUEUE, READS
+from tasks.state.artifacts import JobArtifacts
 from tasks.store import dataset_key, report_key
 
 # Each is an event; a dataset with more of them has one systematic cause.
@@ -74,9 +74,9 @@ class _Watch:
 
 def access_of(context: StageContext) -> ReadPolicy:
     """What this job may read: less than others where a tenant's key sent it."""
-    reads = context.record.refs.get(READS)
-    access = context.worker.read_policy
-    return access if reads is None else access.narrowed(reads.splitlines())
+    roots = context.record.artifacts.read_roots
+    policy = context.worker.read_policy
+    return policy if roots is None else policy.narrowed(roots)
 
 
 def prepare(context: StageContext) -> StageResult:
@@ -99,7 +99,7 @@ def prepare(context: StageContext) -> StageResult:
         warnings=len(report.warnings),
         report_key=key,
     )
-    context.emit(checked, {"report": key})
+    context.emit(checked, JobArtifacts(report=key))
     if report.problems:
         raise DatasetError(report.problems, "prepare")
     for warning in report.warnings[:_MOST_NOTES]:
@@ -110,9 +110,9 @@ def prepare(context: StageContext) -> StageResult:
     context.check_not_cancelled()
     dataset = ingest(report, context.worker.store)
     counts = ", ".join(f"{n} x {size}" for size, n in sorted(report.buckets.items()))
-    refs = {"dataset": dataset_key(dataset.digest)}
+    artifacts = JobArtifacts(dataset=dataset_key(dataset.digest))
     if is_cached(context.worker, context.record.job.training, dataset):
         # No GPU is needed to find that out again.
-        refs[NEXT_QUEUE] = CPU_QUEUE
+        artifacts = artifacts.updated(JobArtifacts(cache_queue=CPU_QUEUE))
     images = len(dataset.samples)
-    return StageResult(f"{images} images: {counts}", refs, work=WorkDone(images))
+    return StageResult(f"{images} images: {counts}", artifacts, work=WorkDone(images))

@@ -8,7 +8,7 @@ from tasks.events import Artifact
 from tasks.metrics import PUBLISHED_BYTES
 from tasks.schemas.documents import Engine, GpuMemory, Manifest, Published
 from tasks.stages.stage_context import StageContext, StageResult
-from tasks.stages.train import checkpoints_of, memory_of, trained_of, validations_of
+from tasks.state.artifacts import JobArtifacts
 from tasks.store import output_prefix
 from tasks.urls import redact_urls
 
@@ -39,7 +39,7 @@ def publish(context: StageContext) -> StageResult:
     )
     return StageResult(
         f"{len(manifest['files'])} files",
-        {"manifest": manifest_key},
+        JobArtifacts(manifest=manifest_key),
         published.model_dump(mode="json"),
         WorkDone(1),
     )
@@ -50,17 +50,16 @@ def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
 
     Validation images get a folder of their own.
     """
-    refs, name = context.record.refs, context.record.job.name
-    *earlier, last = checkpoints_of(refs)
+    artifacts, name = context.record.artifacts, context.record.job.name
+    *earlier, last = artifacts.checkpoints
     names = {file.name: file for file in last.files}
     for saved in earlier:
         rest = {file.name.removeprefix(name): file for file in saved.files}
         names |= {f"{name}-{saved.step:06d}{end}": file for end, file in rest.items()}
-    trained = trained_of(refs)
-    if trained is not None:
-        names |= {extra.name: extra for extra in trained.extras}
-    for made in validations_of(refs):
-        names |= {f"validation/{image.name}": image for image in made.images}
+    if artifacts.trained is not None:
+        names |= {extra.name: extra for extra in artifacts.trained.extras}
+    for validation in artifacts.validations:
+        names |= {f"validation/{image.name}": image for image in validation.images}
     files = []
     for file_name, artifact in names.items():
         key = f"{prefix}/{file_name}"
@@ -71,7 +70,7 @@ def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
 
 def _manifest(context: StageContext, files: list[Artifact]) -> Manifest:
     record = context.record
-    trained = trained_of(record.refs)
+    trained = record.artifacts.trained
     engine = trained.model_dump(include={"device", "versions", "patches"}) if trained else {}
     return Manifest(
         job_id=record.id,
@@ -79,10 +78,12 @@ def _manifest(context: StageContext, files: list[Artifact]) -> Manifest:
         created_at=record.created_at,
         published_at=datetime.now(UTC),
         files=tuple(files),
-        dataset=record.refs["dataset"],
-        steps=checkpoints_of(record.refs)[-1].step,
+        dataset=context.artifact("dataset"),
+        steps=record.artifacts.checkpoints[-1].step,
         final_loss=trained.final_loss if trained else None,
-        gpu_memory=GpuMemory.model_validate(memory_of(record)),
+        gpu_memory=GpuMemory(
+            estimated_bytes=record.estimate.needed_bytes, peak_bytes=record.peak_memory_bytes
+        ),
         stages=record.stages,
         engine=Engine(name=record.job.engine, **engine),
     )

@@ -33,8 +33,9 @@ from tasks.stages.outcomes import (
 from tasks.stages.stage_context import StageBody, StageContext, StageResult
 from tasks.stages.telemetry import Telemetry
 from tasks.stages.worker_context import GpuUnhealthy, TrainerInterrupted, WorkerContext
+from tasks.state.artifacts import JobArtifacts
 from tasks.state.job_store import StartOutcome
-from tasks.state.record import NEXT_QUEUE, VERSION, JobStatus, queue_of
+from tasks.state.record import VERSION, JobStatus, queue_of
 from tasks.tracing.spans import record_job
 
 T = TypeVar("T")
@@ -163,7 +164,7 @@ def _begin(
 def _run(context: StageContext, body: StageBody) -> StageOutcome:
     """Run the body and record how it ended."""
     worker, record = context.worker, context.record
-    own_queue = queue_of(context.stage, record.gpu_queue, record.refs.get(NEXT_QUEUE))
+    own_queue = queue_of(context.stage, record.gpu_queue, record.cache_queue)
     if context.queue != own_queue:
         # A stale or forged message: write access to one queue must not choose the GPU.
         return _reroute(context, own_queue, f"its message came from {context.queue}", {})
@@ -187,7 +188,7 @@ def _run(context: StageContext, body: StageBody) -> StageOutcome:
         message = f"{type(error).__name__}: {error}"
         return _retry_or_fail(context, JobError(message, ErrorCode.INTERNAL, context.stage))
     if isinstance(result, Rerouted):
-        fields = {f"ref:{NEXT_QUEUE}": result.queue}
+        fields = JobArtifacts(cache_queue=result.queue).hash_fields()
         return _reroute(context, result.queue, result.reason, fields)
     return _finish(context, result)
 
@@ -220,7 +221,7 @@ def _finish(context: StageContext, result: StageResult) -> Done:
                 context.attempt,
                 context.stage,
                 stage,
-                result.refs,
+                result.artifacts,
                 result.result,
                 fair_share_queue=fair_share_queue,
                 cancelled=cancelled,
@@ -276,7 +277,8 @@ def _escalate(context: StageContext, queue: str, error: JobError) -> StageOutcom
     """Send a stage that ran out of GPU memory to the next larger class, once."""
     context.telemetry.count(OOM_ESCALATIONS.one(queue))
     fields = {"gpu_queue": queue, "reason": error.message, "oom_escalated": "1"}
-    return _reroute(context, queue, error.message, {**fields, f"ref:{NEXT_QUEUE}": queue})
+    artifacts = JobArtifacts(cache_queue=queue)
+    return _reroute(context, queue, error.message, fields | artifacts.hash_fields())
 
 
 def _retry(context: StageContext, error: JobError) -> StageOutcome:
@@ -328,7 +330,7 @@ def _release(
 def _cancel(context: StageContext) -> StageOutcome:
     """End a cancelled job, or let it publish its last checkpoint if the user asked for that."""
     record = context.worker.state.get(context.job_id)
-    if record.save_on_cancel and context.stage == "train" and "checkpoints" in record.refs:
+    if record.save_on_cancel and context.stage == "train" and record.artifacts.checkpoints:
         return _finish(context, StageResult("cancelled; its last checkpoint is published"))
     return _end(context, CancelledJobError(context.job_id, context.stage))
 
@@ -357,7 +359,7 @@ def _is_saved_on_cancel(context: StageContext) -> bool:
 
 def _following_queue(context: StageContext, result: StageResult) -> str:
     following = STAGES[STAGES.index(context.stage) + 1]
-    return queue_of(following, context.record.gpu_queue, result.refs.get(NEXT_QUEUE))
+    return queue_of(following, context.record.gpu_queue, result.artifacts.cache_queue)
 
 
 def _extra(context: StageContext) -> dict[str, str]:

@@ -14,6 +14,7 @@ from tasks.stages.outcomes import Rerouted
 from tasks.stages.telemetry import Telemetry
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import WorkerContext
+from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
 from tasks.state.record import JobRecord, JobStatus
 
 _STOP_REQUESTS = (JobStatus.CANCELLING, JobStatus.PAUSING)
@@ -25,13 +26,13 @@ class StageResult:
 
     Attributes:
         summary: What it did, in a few words for people.
-        refs: Store keys for later stages.
+        artifacts: What later stages need of it.
         result: The job's result; the last stage's only.
         work: The work done and its rate, for the estimates of later jobs.
     """
 
     summary: str
-    refs: dict[str, str] = field(default_factory=dict)
+    artifacts: JobArtifacts = NO_ARTIFACTS
     result: dict[str, Any] | None = None
     work: WorkDone = field(default_factory=WorkDone)
 
@@ -66,10 +67,21 @@ class StageContext:
         """The folder of this start, removed when it ends."""
         return self.worker.scratch_dir / f"{self.job_id}-{self.attempt}"
 
+    def artifact(self, name: Literal["dataset", "cache_index"]) -> str:
+        """Return the store key that an earlier stage left.
+
+        Raises:
+            LookupError: It left none.
+        """
+        key: str | None = getattr(self.record.artifacts, name)
+        if key is None:
+            raise LookupError(f"the job's record has no {name}")
+        return key
+
     def emit(
         self,
         event: Event,
-        refs: dict[str, str] | None = None,
+        artifacts: JobArtifacts = NO_ARTIFACTS,
         then: Callable[[], None] | None = None,
     ) -> None:
         """Report an event to the job's readers; see ``EventBuffer.put``.
@@ -77,7 +89,7 @@ class StageContext:
         Raises:
             SupersededError: A newer start of this stage has taken over.
         """
-        self.events.put(event, refs, then)
+        self.events.put(event, artifacts, then)
 
     def trainer_request(self, *, stage: Literal["cache", "train"], **fields: Any) -> TrainerRequest:
         """Return a request to the trainer on behalf of this start."""
@@ -90,7 +102,7 @@ class StageContext:
             attempt=self.attempt,
             name=job.name,
             training=job.training,
-            dataset_key=self.record.refs["dataset"],
+            dataset_key=self.artifact("dataset"),
             store_url=self.worker.store.url,
             scratch_dir=str(self.scratch_dir),
             device=self.worker.device,

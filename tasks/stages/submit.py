@@ -1,13 +1,13 @@
 """Submission of a job: check it, set its id and seed, record it. Its chain is sent afterwards."""
 
 import secrets
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 from tasks.contract import job_id_of
 from tasks.errors import InvalidJobError, Problem, UnreadableJobError
 from tasks.jobs.job import TrainingJob, parse_job
+from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
 from tasks.state.job_store import DispatchOutcome, JobStore
 
 _SCHEMA_VERSION: int = TrainingJob.model_fields["schema_version"].default
@@ -29,7 +29,7 @@ class Submission(NamedTuple):
 
 
 def submit(
-    document: Any, state: JobStore, result_id: str, refs: Mapping[str, str] | None = None
+    document: Any, state: JobStore, result_id: str, artifacts: JobArtifacts = NO_ARTIFACTS
 ) -> Submission:
     """Check and record a job's document, and dispatch the job or let it wait.
 
@@ -37,17 +37,17 @@ def submit(
         document: The job as it was sent.
         state: Where it is recorded.
         result_id: The id of the Celery result that follows it.
-        refs: What its record holds for the stages from the start.
+        artifacts: What its record holds for the stages from the start.
 
     Raises:
         InvalidJobError: It cannot run, or another job has its id.
         DoesNotFitJobError: No GPU memory class holds it.
     """
-    return submit_job(parse_job(document), state, result_id, refs)
+    return submit_job(parse_job(document), state, result_id, artifacts)
 
 
 def submit_job(
-    job: TrainingJob, state: JobStore, result_id: str, refs: Mapping[str, str] | None = None
+    job: TrainingJob, state: JobStore, result_id: str, artifacts: JobArtifacts = NO_ARTIFACTS
 ) -> Submission:
     """Record a checked job, and dispatch it or let it wait; see ``submit``.
 
@@ -56,7 +56,7 @@ def submit_job(
         DoesNotFitJobError: No GPU memory class holds it.
     """
     job_id, resolved = _resolved(job)
-    outcome = state.create(job_id, resolved, result_id, refs)
+    outcome = state.create(job_id, resolved, result_id, artifacts)
     if outcome != DispatchOutcome.EXISTS:
         return Submission(job_id, resolved, outcome)
     head = state.summary(job_id)

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterable
 
 from routing.classes import GIB
 from tasks.cache.eviction import drop_damaged
@@ -18,8 +17,7 @@ from tasks.events import (
 )
 from tasks.stages.cache import cache, packs_of
 from tasks.stages.stage_context import StageContext, StageResult
-from tasks.state.record import JobRecord
-from tasks.strict_model import StrictModel
+from tasks.state.artifacts import JobArtifacts
 
 logger = logging.getLogger(__name__)
 
@@ -43,33 +41,9 @@ def train(context: StageContext) -> StageResult:
     resumed = f", from step {run.resumed_at}" if run.resumed_at else ""
     return StageResult(
         f"{done.steps} steps, loss {done.final_loss:.4f}{resumed}",
-        {"trained": done.model_dump_json()},
+        JobArtifacts(trained=done),
         work=WorkDone(done.steps - run.resumed_at, run.meter.unit_s),
     )
-
-
-def checkpoints_of(refs: dict[str, str]) -> list[CheckpointSaved]:
-    """Return the checkpoints that a record holds, oldest first."""
-    lines = refs.get("checkpoints", "").splitlines()
-    return [CheckpointSaved.model_validate_json(line) for line in lines]
-
-
-def trained_of(refs: dict[str, str]) -> TrainDone | None:
-    """Return the trainer's answer; None before it, and for a cancelled job."""
-    return TrainDone.model_validate_json(refs["trained"]) if "trained" in refs else None
-
-
-def memory_of(record: JobRecord) -> dict[str, int | None]:
-    """Return a job's GPU memory in bytes: the estimate, and the peak of its training."""
-    trained = trained_of(record.refs)
-    peak = trained.peak_memory_bytes if trained else None
-    return {"estimated_bytes": record.estimate.needed_bytes, "peak_bytes": peak}
-
-
-def validations_of(refs: dict[str, str]) -> list[ValidationImages]:
-    """Return the validation images that a record holds, by step."""
-    lines = refs.get("validations", "").splitlines()
-    return [ValidationImages.model_validate_json(line) for line in lines]
 
 
 class _TrainingRun:
@@ -77,9 +51,9 @@ class _TrainingRun:
 
     def __init__(self, context: StageContext) -> None:
         self._context = context
-        refs = context.record.refs
-        self._checkpoints = checkpoints_of(refs)
-        self._validations = {event.step: event for event in validations_of(refs)}
+        artifacts = context.record.artifacts
+        self._checkpoints = list(artifacts.checkpoints)
+        self._validations = {event.step: event for event in artifacts.validations}
         self.resumed_at = self._newest_step()
         self.meter = RateMeter()
         self._packs = packs_of(context)
@@ -97,7 +71,7 @@ class _TrainingRun:
         """
         request = self._context.trainer_request(
             stage="train",
-            cache_index_key=self._context.record.refs["cache_index"],
+            cache_index_key=self._context.artifact("cache_index"),
             resume_state_key=self._checkpoints[-1].state_key if self._checkpoints else None,
         )
         self._context.telemetry.resume_from(self.resumed_at)
@@ -132,7 +106,8 @@ class _TrainingRun:
         self._checkpoints.pop()
         self.resumed_at = self._newest_step()
         message = f"{error.message}; the run resumes from step {self.resumed_at}"
-        self._record("checkpoints", self._checkpoints, Note(level="warning", message=message))
+        artifacts = JobArtifacts(checkpoints=tuple(self._checkpoints))
+        self._context.emit(Note(level="warning", message=message), artifacts)
 
     def _newest_step(self) -> int:
         return self._checkpoints[-1].step if self._checkpoints else 0
@@ -167,7 +142,8 @@ class _TrainingRun:
         pruned = checkpoints[:-limit] if limit else []
         del checkpoints[: len(pruned)]
         keys = [key for old in pruned for key in (old.state_key, *(it.key for it in old.files))]
-        self._record("checkpoints", checkpoints, event, lambda: self._delete(keys))
+        artifacts = JobArtifacts(checkpoints=tuple(checkpoints))
+        self._context.emit(event, artifacts, lambda: self._delete(keys))
 
     def _add_validation(self, event: ValidationImages) -> None:
         """Record validation images, and then remove those of the same step that they replace."""
@@ -177,8 +153,9 @@ class _TrainingRun:
         kept = {image.key for image in event.images}
         old = [image.key for image in replaced.images] if replaced else []
         keys = [key for key in old if key not in kept]
-        validations = [self._validations[step] for step in sorted(self._validations)]
-        self._record("validations", validations, event, lambda: self._delete(keys))
+        validations = tuple(self._validations[step] for step in sorted(self._validations))
+        artifacts = JobArtifacts(validations=validations)
+        self._context.emit(event, artifacts, lambda: self._delete(keys))
 
     def _delete(self, keys: list[str]) -> None:
         """Remove files that the record no longer names; leave them if the store fails."""
@@ -187,16 +164,6 @@ class _TrainingRun:
         except StoreError as error:
             extra = {"job": self._context.job_id, "stage": self._context.stage}
             logger.warning("old files are left in the store: %s", error, extra=extra)
-
-    def _record(
-        self,
-        ref: str,
-        models: Iterable[StrictModel],
-        event: Event,
-        then: Callable[[], None] | None = None,
-    ) -> None:
-        lines = "\n".join(model.model_dump_json() for model in models)
-        self._context.emit(event, {ref: lines}, then)
 
 
 def _warn_of_memory(context: StageContext, peak_bytes: int | None) -> None:

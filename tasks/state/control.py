@@ -11,7 +11,7 @@ from tasks.events import JobEnded, Note
 from tasks.state import keys, scripts
 from tasks.state.job_reader import JobReader
 from tasks.state.job_store import DispatchOutcome
-from tasks.state.record import NEXT_QUEUE, VERSION, JobRecord, JobStatus, JobSummary, queue_of
+from tasks.state.record import VERSION, JobRecord, JobStatus, JobSummary, queue_of
 from tasks.state.workers import newest_versions
 
 
@@ -202,7 +202,7 @@ class JobControl:
             ttl_s=self._ttl_s,
             from_status=status.value,
             event=note.model_dump_json(),
-            queue=queue_of(summary.stage, summary.gpu_queue, summary.refs.get(NEXT_QUEUE)),
+            queue=queue_of(summary.stage, summary.gpu_queue, summary.cache_queue),
         )
         if _known(job_id, reply) not in (*DispatchOutcome, JobStatus.PAUSING):
             raise InvalidStateError(job_id, f"{reply}, not {status}")

@@ -24,7 +24,7 @@ from tasks.state.keys import (
     tenant_since_key,
     tenants_key,
 )
-from tasks.state.record import NEXT_QUEUE, pending_queue
+from tasks.state.record import CACHE_QUEUE_FIELD, pending_queue
 from tasks.state.workers import WorkerInfo, live_workers
 
 _FIELDS = ("status", "stage", "stage_state", "gpu_queue", "tenant", "updated_at")
@@ -147,7 +147,7 @@ def _in_flight(
 
 def _fields_of(client: Redis, job_ids: list[str]) -> list[dict[str, str]]:
     """Return the fields that a snapshot needs of each job, with the record of its stage."""
-    names = [*_FIELDS, f"ref:{NEXT_QUEUE}"]
+    names = [*_FIELDS, CACHE_QUEUE_FIELD]
     with client.pipeline(transaction=False) as pipe:
         for job_id in job_ids:
             pipe.hmget(record_key(job_id), names)

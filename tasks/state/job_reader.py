@@ -13,7 +13,7 @@ from tasks.errors import UnknownJobError, UnreadableJobError
 from tasks.events import Event, Note, parse_event
 from tasks.state import keys
 from tasks.state.record import (
-    NEXT_QUEUE,
+    CACHE_QUEUE_FIELD,
     JobRecord,
     JobSummary,
     parse_record,
@@ -71,7 +71,7 @@ class JobReader:
 
     def next_queue(self, job_id: str) -> str | None:
         """Return the queue that the job's next stage is sent to; None if it is not sent now."""
-        names = ["status", "stage", "stage_state", "gpu_queue", "tenant_queue", f"ref:{NEXT_QUEUE}"]
+        names = ["status", "stage", "stage_state", "gpu_queue", "tenant_queue", CACHE_QUEUE_FIELD]
         values = cast("list[str | None]", self._redis.hmget(record_key(job_id), names))
         fields = {name: value for name, value in zip(names, values, strict=True) if value}
         return None if not fields or "tenant_queue" in fields else pending_queue(fields)

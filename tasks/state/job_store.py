@@ -29,6 +29,7 @@ from tasks.events import Event, JobAccepted, JobEnded, StageFinished
 from tasks.jobs.job import TrainingJob
 from tasks.metrics import Counts
 from tasks.state import keys, scripts
+from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
 from tasks.state.job_reader import JobReader
 from tasks.state.record import VERSION, JobRecord, JobStatus, StageRecord, hash_of, parse_record
 
@@ -111,7 +112,7 @@ class JobStore(JobReader):
         job_id: str,
         job: TrainingJob,
         result_id: str,
-        refs: Mapping[str, str] | None = None,
+        artifacts: JobArtifacts = NO_ARTIFACTS,
     ) -> DispatchOutcome:
         """Record a validated job, and send it or let it wait."""
         route = job.route(self._constants)
@@ -130,7 +131,7 @@ class JobStore(JobReader):
             "gpu_queue": route.gpu_queue,
             "reason": route.reason,
             "estimate": json.dumps(asdict(route.estimate)),
-            **_ref_fields(refs or {}),
+            **artifacts.hash_fields(),
         }
         event = JobAccepted(queue=route.gpu_queue, reason=route.reason)
         outcome = scripts.create_job(
@@ -226,10 +227,10 @@ class JobStore(JobReader):
         job_id: str,
         attempt: int,
         events: Sequence[Event],
-        refs: Mapping[str, str],
+        artifacts: JobArtifacts = NO_ARTIFACTS,
         counts: Counts | None = None,
     ) -> None:
-        """Append events, and record store keys for later stages and starts.
+        """Append events, and record artifacts for later stages and starts.
 
         The start's counts are added in the same change, exactly once; so in every write.
 
@@ -237,7 +238,9 @@ class JobStore(JobReader):
             SupersededError: The attempt is not the newest.
         """
         # A start that leaves something for later starts has made progress.
-        fields = {**_ref_fields(refs), "starts": "0"} if refs else {}
+        fields = artifacts.hash_fields()
+        if fields:
+            fields["starts"] = "0"
         is_written = scripts.write(
             self._redis,
             job_key=record_key(job_id),
@@ -257,7 +260,7 @@ class JobStore(JobReader):
         attempt: int,
         stage: str,
         record: StageRecord,
-        refs: Mapping[str, str],
+        artifacts: JobArtifacts,
         result: dict[str, Any] | None,
         *,
         fair_share_queue: str | None = None,
@@ -271,7 +274,7 @@ class JobStore(JobReader):
             attempt: The start's number.
             stage: The stage.
             record: What happened in it.
-            refs: Store keys for later stages.
+            artifacts: What the stage leaves for later ones.
             result: The job's result, from the last stage only.
             fair_share_queue: The next stage's queue if the job waits for its tenant's share of it.
             cancelled: The job was cancelled, and the result is what was saved of it.
@@ -289,7 +292,7 @@ class JobStore(JobReader):
             seconds=record.seconds or 0.0,
             summary=record.summary or "",
         )
-        fields = {f"stage:{stage}": record.model_dump_json(), **_ref_fields(refs)}
+        fields = {f"stage:{stage}": record.model_dump_json(), **artifacts.hash_fields()}
         if result is not None:
             fields |= {"stage_state": "done", "result": json.dumps(result)}
             code = ErrorCode.CANCELLED if cancelled else None
@@ -406,7 +409,3 @@ def _status(job_id: str, attempt: int, reply: str) -> JobStatus:
 
 def _as_strings(fields: Mapping[str, object]) -> dict[str, str]:
     return {name: str(value) for name, value in fields.items()}
-
-
-def _ref_fields(refs: Mapping[str, str]) -> dict[str, str]:
-    return {f"ref:{key}": value for key, value in refs.items()}

@@ -14,6 +14,7 @@ from routing.queues import stage_queue
 from tasks.contract import STAGES
 from tasks.errors import ErrorCode, JobError, UnreadableJobError
 from tasks.jobs.job import TrainingJob
+from tasks.state.artifacts import JobArtifacts, artifact_field
 from tasks.strict_model import StrictModel
 
 VERSION = 1
@@ -23,11 +24,9 @@ the version before cannot handle: they leave such jobs to newer workers."""
 VERSION_HEADER = "training_version"
 """The header of a stage's message that holds the version of its job."""
 
-# The ref of the queue that the cache stage goes to, if that is not the job's GPU queue.
-NEXT_QUEUE = "cache_queue"
-# The ref of the places that a tenant's datasets may be read from, beside public ones: one a line.
-# A job without it reads whatever its workers may.
-READS = "reads"
+
+CACHE_QUEUE_FIELD = artifact_field("cache_queue")
+"""The field of a job's hash that names the queue of its ``cache`` stage."""
 
 
 class JobStatus(StrEnum):
@@ -92,8 +91,8 @@ class JobSummary(StrictModel):
     """The job was cancelled, and its last checkpoint is to be published."""
     oom_escalated: bool
     """The job ran out of GPU memory once and went to the next larger class."""
-    refs: dict[str, str]
-    """The store keys that stages leave for each other."""
+    cache_queue: str | None
+    """The queue of the ``cache`` stage, if that is not the job's GPU queue."""
     error: str | None = None
     error_code: ErrorCode | None = None
     error_stage: str | None = None
@@ -113,6 +112,14 @@ class JobRecord(JobSummary):
     estimate: Estimate
     """The GPU memory that the job was routed by."""
     stages: dict[str, StageRecord]
+    artifacts: JobArtifacts
+    """What the stages have left for each other."""
+
+    @property
+    def peak_memory_bytes(self) -> int | None:
+        """The peak of its training in GPU memory; None if that is unknown."""
+        trained = self.artifacts.trained
+        return trained.peak_memory_bytes if trained else None
 
 
 def parse_summary(job_id: str, fields: Mapping[str, str]) -> JobSummary:
@@ -144,7 +151,13 @@ def parse_record(job_id: str, fields: Mapping[str, str]) -> JobRecord:
         }
         job = _parse_job(fields["job"])
         summary = _summary_values(job_id, fields)
-        return JobRecord(**summary, job=job, estimate=_estimate_of(fields, job), stages=stages)
+        return JobRecord(
+            **summary,
+            job=job,
+            estimate=_estimate_of(fields, job),
+            stages=stages,
+            artifacts=JobArtifacts.of(fields),
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise _unreadable(job_id, fields, error) from error
 
@@ -158,7 +171,7 @@ def pending_queue(fields: Mapping[str, str]) -> str | None:
     """Return the queue of a job's next stage; None while one runs and after the end."""
     if JobStatus(fields["status"]).ended or fields["stage_state"] == "running":
         return None
-    return queue_of(_next_stage(fields), fields["gpu_queue"], fields.get(f"ref:{NEXT_QUEUE}"))
+    return queue_of(_next_stage(fields), fields["gpu_queue"], _cache_queue(fields))
 
 
 def queue_of(stage: str, gpu_queue: str, cache_queue: str | None) -> str:
@@ -186,7 +199,7 @@ def _summary_values(job_id: str, fields: Mapping[str, str]) -> dict[str, Any]:
         "retries": int(fields.get("retries", 0)),
         "save_on_cancel": fields.get("save_on_cancel") == "1",
         "oom_escalated": "oom_escalated" in fields,
-        "refs": {k.removeprefix("ref:"): v for k, v in fields.items() if k.startswith("ref:")},
+        "cache_queue": _cache_queue(fields),
         "error": fields.get("error"),
         "error_code": _error_code_of(fields),
         "error_stage": fields.get("error_stage"),
@@ -200,6 +213,11 @@ def _next_stage(fields: Mapping[str, str]) -> str:
     if fields["stage_state"] != "done" or stage == STAGES[-1]:
         return stage
     return STAGES[STAGES.index(stage) + 1]
+
+
+def _cache_queue(fields: Mapping[str, str]) -> str | None:
+    queue: str | None = json.loads(fields.get(CACHE_QUEUE_FIELD, "null"))
+    return queue
 
 
 def _version_of(fields: Mapping[str, str]) -> int:

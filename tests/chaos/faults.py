@@ -12,7 +12,6 @@ from uuid import uuid4
 
 import psutil
 
-from tasks.stages.train import checkpoints_of
 from tests.chaos.cluster import Cluster, signal_all, sleep
 
 
@@ -167,7 +166,7 @@ def _damage_checkpoint(strike: Strike) -> None:
     if trainer is None:
         return
     signal_all("suspend", [trainer])
-    saved = checkpoints_of(strike.cluster.client.state.get(strike.job_id).refs)
+    saved = strike.cluster.client.state.get(strike.job_id).artifacts.checkpoints
     if saved:
         key, store = saved[-1].state_key, strike.cluster.store
         data = bytearray(store.get(key))

@@ -19,6 +19,7 @@ from console.app import make_app
 from console.services.services import Services, open_services
 from tasks.events import Artifact, ValidationImages
 from tasks.settings.settings import Settings
+from tasks.state.artifacts import JobArtifacts
 from tasks.state.job_store import JobStore, StartOutcome
 from tasks.state.record import StageRecord
 from tasks.store import Store
@@ -40,20 +41,20 @@ class Console:
         headers = {"Authorization": f"Bearer {self.keys[who]}"}
         return httpx2.Client(base_url=f"{self.url}/v1", headers=headers, timeout=30)
 
-    def stage(self, job_id: str, stage: str, refs: dict[str, str], **result: Any) -> None:
+    def stage(self, job_id: str, stage: str, artifacts: JobArtifacts, **result: Any) -> None:
         """Start and finish a stage of a job, as a worker does."""
         outcome, attempt, _ = self.state.begin(job_id, stage, worker="w", queue="q", tag="t")
         assert outcome == StartOutcome.BEGUN
         done = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0, seconds=1)
-        self.state.finish_stage(job_id, attempt, stage, done, refs, result or None)
+        self.state.finish_stage(job_id, attempt, stage, done, artifacts, result or None)
 
     def publish(self, job_id: str, files: dict[str, bytes]) -> None:
         """Publish these files of a job, and one validation image."""
         listed = [self.keep(f"outputs/{job_id}/{name}", name, data) for name, data in files.items()]
         image = self.keep(f"jobs/{job_id}/validation/1.png", "validation-000004-1-1.png", PNG)
-        made = ValidationImages(step=4, images=(image,)).model_dump_json()
+        validation = ValidationImages(step=4, images=(image,))
         for stage in ("prepare", "cache", "train"):
-            self.stage(job_id, stage, {"validations": made})
+            self.stage(job_id, stage, JobArtifacts(validations=(validation,)))
         manifest = f"outputs/{job_id}/manifest.json"
         document = {"files": [it.model_dump() for it in listed]}
         self.store.put(manifest, json.dumps(document).encode())
@@ -61,7 +62,7 @@ class Console:
         self.stage(
             job_id,
             "publish",
-            {"manifest": manifest},
+            JobArtifacts(manifest=manifest),
             published="/secret/place",
             manifest=f"/secret/{manifest}",
             sha256=listed[0].sha256,

@@ -71,7 +71,7 @@ def begun(fleet: Fleet, job: dict[str, Any]) -> str:
     """A job that has a checkpoint and still trains."""
     job_id: str = fleet.submit(job).documents[0]["job_id"]
     wait_until(
-        lambda: "checkpoints" in fleet.record(job_id).refs,
+        lambda: bool(fleet.record(job_id).artifacts.checkpoints),
         timeout_s=PATIENCE_S,
         description="the job has a checkpoint",
         detail=fleet.log,

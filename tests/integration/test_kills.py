@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from tasks.metrics import TAKEOVERS
-from tasks.stages.train import checkpoints_of
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.waiting import wait_until
@@ -52,7 +51,7 @@ def started(fleet: Fleet, job: dict[str, Any]) -> str:
     """Submit a job and wait until it has a checkpoint and still trains."""
     job_id: str = fleet.submit(job).documents[0]["job_id"]
     wait_until(
-        lambda: "checkpoints" in fleet.record(job_id).refs,
+        lambda: bool(fleet.record(job_id).artifacts.checkpoints),
         timeout_s=PATIENCE_S,
         description="the job has a checkpoint",
         detail=fleet.log,
@@ -154,9 +153,9 @@ def test_a_fleet_that_is_drained_or_killed_whole_goes_on_when_it_is_started_agai
         assert first.record(job_id).pending_queue == "gpu.40gb"
     second = Fleet(home, "40gb")
     second.__enter__()
-    stopped_at = checkpoints_of(second.record(job_id).refs)[-1].step
+    stopped_at = second.record(job_id).artifacts.checkpoints[-1].step
     wait_until(
-        lambda: checkpoints_of(second.record(job_id).refs)[-1].step > stopped_at,
+        lambda: second.record(job_id).artifacts.checkpoints[-1].step > stopped_at,
         timeout_s=PATIENCE_S,
         description="it goes on from there",
         detail=second.log,

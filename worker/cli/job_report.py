@@ -17,7 +17,6 @@ from tasks.eta.estimate import NO_RUN, TAKES_LONGER, Forecast, forecast, progres
 from tasks.jobs.job import TrainingJob
 from tasks.settings.settings import Settings
 from tasks.stages.prepare import check
-from tasks.stages.train import memory_of
 from tasks.state.record import JobRecord
 from tasks.store import Store
 from tasks.tracing.spans import has_endpoint, trace_id
@@ -59,7 +58,10 @@ class JobStatusReport:
             **self._record.model_dump(mode="json"),
             "waiting_reason": self._waiting_reason,
             "trace_id": self._trace_id,
-            "gpu_memory": memory_of(self._record),
+            "gpu_memory": {
+                "estimated_bytes": self._record.estimate.needed_bytes,
+                "peak_bytes": self._record.peak_memory_bytes,
+            },
             "expected": None if self._left is None else self._left.document(),
         }
 
@@ -184,7 +186,7 @@ def time_left_text(left: Forecast, now: datetime) -> str:
 
 def _memory(record: JobRecord) -> str:
     parts = [f"{record.estimate.needed_gib:.1f} GiB estimated"]
-    peak = memory_of(record)["peak_bytes"]
+    peak = record.peak_memory_bytes
     if peak is not None:
         parts.append(f"{peak / GIB:.1f} GiB at its peak")
     return ", ".join(parts)

@@ -7,7 +7,8 @@
 if not exists() then return 'unknown' end
 if has_ended() then return get('status') end
 local is_running = get('stage_state') == 'running'
-local can_save = save_on_cancel == '1' and redis.call('HEXISTS', job_key, 'ref:checkpoints') == 1
+local checkpoints = redis.call('HGET', job_key, 'artifact:checkpoints')
+local can_save = save_on_cancel == '1' and checkpoints and checkpoints ~= '[]'
 if is_running or can_save then
   set({status = 'cancelling', save_on_cancel = save_on_cancel})
 end

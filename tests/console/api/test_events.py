@@ -35,7 +35,7 @@ def test_events_stream_from_the_first_to_the_jobs_end(console: Console) -> None:
         with ThreadPoolExecutor() as pool:
             readers = [pool.submit(read, client, job_id) for _ in range(5)]
             _, attempt, _ = console.state.begin(job_id, "prepare", worker="w", queue="c", tag="t")
-            console.state.write(job_id, attempt, [Note(level="info", message="hello")], {})
+            console.state.write(job_id, attempt, [Note(level="info", message="hello")])
             console.state.fail(job_id, attempt, JobError("broken"))
             told = [reader.result(30) for reader in readers]
     kinds = [event["kind"] for event in told[0]]

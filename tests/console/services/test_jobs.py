@@ -137,5 +137,5 @@ def test_a_job_shows_the_latest_progress(console: Console) -> None:
         _, attempt, _ = console.state.begin(job_id, "prepare", worker="w", queue="cpu", tag="t")
         for done in (1, 2):
             progress = Progress(stage="prepare", done=done, total=4, unit="files", per_second=2.0)
-            console.state.write(job_id, attempt, [progress], {})
+            console.state.write(job_id, attempt, [progress])
             assert client.get(f"/jobs/{job_id}").json()["progress"]["done"] == done

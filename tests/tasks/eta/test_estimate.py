@@ -189,8 +189,8 @@ def test_a_fully_cached_job_waits_in_the_cpu_queue(
     job_document: dict[str, Any], history: RunHistory
 ) -> None:
     stages = {"prepare": started(1, 1000, 1, "cpu")}
-    refs = {"cache_queue": "cpu"}
-    record = record_with(job_document, stage="cache", pending_queue="cpu", stages=stages, refs=refs)
+    queues = {"pending_queue": "cpu", "cache_queue": "cpu"}
+    record = record_with(job_document, stage="cache", stages=stages, **queues)
     left = time_left(record, history, at(1000))
     assert left is not None
     assert [(stage.queue, stage.seconds) for stage in left.stages[:2]] == [

@@ -57,7 +57,8 @@ def record_with(document: dict[str, Any], **changes: Any) -> JobRecord:
         "save_on_cancel": False,
         "oom_escalated": False,
         "stages": {},
-        "refs": {},
+        "cache_queue": None,
+        "artifacts": {},
     }
     return JobRecord(**{**values, **changes})
 

@@ -26,8 +26,8 @@ from tasks.stages.stage_context import StageResult
 from tasks.stages.submit import submit
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import TrainerInterrupted, WorkerContext, WorkerServices
+from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
 from tasks.state.job_store import JobStore
-from tasks.state.record import NEXT_QUEUE
 from tasks.store import Store, cache_index_key, dataset_key
 from tests.tasks.cache.pack_files import put_pack
 from tests.waiting import wait_until
@@ -124,12 +124,12 @@ class Job:
         store: Store,
         document: dict[str, Any],
         images: Dataset,
-        refs: dict[str, str],
+        artifacts: JobArtifacts,
     ) -> None:
         self.state, self.registry, self.store = state, registry, store
         self.id = submit(document, state, "result").job_id
         key = put(store, images)
-        body = lambda _: StageResult("left", {"dataset": key, **refs})  # noqa: E731
+        body = lambda _: StageResult("left", artifacts.updated(JobArtifacts(dataset=key)))  # noqa: E731
         worker = self.worker(Encoder(store))
         run_stage("prepare", body, self.id, Delivery("cpu", "t"), worker, lambda: False)
 
@@ -165,11 +165,11 @@ def job_of(
     def make(
         count: int = 20,
         edited: int | None = None,
-        refs: dict[str, str] = {},  # noqa: B006 - nobody changes it
+        artifacts: JobArtifacts = NO_ARTIFACTS,
         **training: Any,
     ) -> Job:
         changed = {**document, "training": {**document["training"], **training}}
-        return Job(state, registry, store, changed, dataset(count, edited), refs)
+        return Job(state, registry, store, changed, dataset(count, edited), artifacts)
 
     return make
 
@@ -320,8 +320,8 @@ def test_without_a_gpu_a_stage_that_lacks_something_moves_to_the_jobs_queue(
 ) -> None:
     job_of(10).cache(Encoder(store))
     cpu = Delivery(CPU_QUEUE, tag="t")
-    without_gpu = {NEXT_QUEUE: CPU_QUEUE}
-    whole, lacking = job_of(10, refs=without_gpu), job_of(11, refs=without_gpu)
+    without_gpu = JobArtifacts(cache_queue=CPU_QUEUE)
+    whole, lacking = job_of(10, artifacts=without_gpu), job_of(11, artifacts=without_gpu)
     assert whole.cache(Encoder(store), cpu).startswith("0 images")
     moved = lacking.run_cache(Encoder(store), cpu)
     assert isinstance(moved, Rerouted)

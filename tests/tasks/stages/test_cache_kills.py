@@ -25,6 +25,7 @@ from tasks.stages.stage_context import StageResult
 from tasks.stages.submit import submit
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import WorkerContext
+from tasks.state.artifacts import JobArtifacts
 from tasks.state.connection import connect
 from tasks.state.job_store import JobStore
 from tasks.store import PACKS, Store, cache_index_key, dataset_key
@@ -105,7 +106,7 @@ def test_twenty_kills_leave_no_damaged_pack_and_encode_no_more_than_the_batches_
     prepared = Delivery(queue="cpu", tag="t")
     run_stage(
         "prepare",
-        lambda _: StageResult("left", {"dataset": key}),
+        lambda _: StageResult("left", JobArtifacts(dataset=key)),
         job_id,
         prepared,
         worker,

@@ -43,6 +43,7 @@ from tasks.stages.submit import submit
 from tasks.stages.train import train
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import Backoff, TrainerInterrupted, WorkerContext, WorkerServices
+from tasks.state.artifacts import JobArtifacts
 from tasks.state.control import JobControl
 from tasks.state.job_store import JobStore
 from tasks.state.record import JobStatus, queue_of
@@ -139,8 +140,8 @@ def run_all(stages: tuple[str, ...], job_id: str, worker: WorkerContext) -> None
         run_stage(stage, leave(), job_id, worker)
 
 
-def leave(**refs: str) -> StageBody:
-    return lambda context: StageResult("left", refs)
+def leave(**artifacts: Any) -> StageBody:
+    return lambda context: StageResult("left", JobArtifacts(**artifacts))
 
 
 def empty_dataset(store: Store) -> str:
@@ -333,16 +334,17 @@ def test_a_start_that_is_cut_off_goes_on_and_tells_all_when_the_broker_is_back(
             context.emit(events.Progress(stage="train", done=step, total=3, unit="steps"))
         for step in (10, 20):
             then = partial(pruned.append, step)
-            context.emit(saved(store, step), {"checkpoints": str(step)}, then)
+            artifacts = JobArtifacts(checkpoints=(saved(store, step),))
+            context.emit(saved(store, step), artifacts, then)
         assert not context.stop_requested()
         assert pruned == []
         broker.away = False
         assert not context.stop_requested()
-        return StageResult("done", {})
+        return StageResult("done")
 
     run_stage("prepare", cut_off, job_id, worker_with(broker, store, tmp_path, ScriptedTrainer()))
     assert pruned == [10, 20]
-    assert state.get(job_id).refs == {"checkpoints": "20"}
+    assert state.get(job_id).artifacts == JobArtifacts(checkpoints=(saved(store, 20),))
     told = [event for _, event in state.events(job_id)]
     assert [event.done for event in told if isinstance(event, events.Progress)] == [3]
     assert [event.step for event in told if isinstance(event, events.CheckpointSaved)] == [10, 20]
@@ -356,7 +358,7 @@ def test_a_start_that_was_cut_off_and_taken_over_stops_and_has_written_nothing(
 
     def cut_off(context: StageContext) -> StageResult:
         broker.away = True
-        context.emit(saved(store, 10), {"checkpoints": "stale"})
+        context.emit(saved(store, 10), JobArtifacts(checkpoints=(saved(store, 10),)))
         state.begin(job_id, "prepare", worker="other", queue="cpu", tag="second")
         broker.away = False
         context.stop_requested()
@@ -366,7 +368,7 @@ def test_a_start_that_was_cut_off_and_taken_over_stops_and_has_written_nothing(
         "prepare", cut_off, job_id, worker_with(broker, store, tmp_path, ScriptedTrainer())
     )
     assert isinstance(outcome, Discarded)
-    assert state.get(job_id).refs == {}
+    assert state.get(job_id).artifacts == JobArtifacts()
 
 
 class Larger(WorkerServices):
@@ -478,7 +480,7 @@ def test_a_job_cancelled_with_save_publishes_its_last_checkpoint(
     run_stage("cache", cache, job_id, worker)
 
     def cancelled_meanwhile(context: StageContext) -> StageResult:
-        context.emit(saved(store, 10), {"checkpoints": saved(store, 10).model_dump_json()})
+        context.emit(saved(store, 10), JobArtifacts(checkpoints=(saved(store, 10),)))
         control.cancel(job_id, save=True)
         assert context.stop_requested()
         raise TrainerInterrupted
@@ -517,23 +519,22 @@ def test_a_start_that_was_superseded_is_dropped_and_changes_nothing(
 ) -> None:
     def taken_over(context: StageContext) -> StageResult:
         state.begin(job_id, "prepare", worker="other", queue="cpu", tag="second")
-        return StageResult("too late", {"dataset": "stale"})
+        return StageResult("too late", JobArtifacts(dataset="stale"))
 
     outcome = outcome_of(
         "prepare", taken_over, job_id, worker_with(state, store, tmp_path, ScriptedTrainer())
     )
     assert isinstance(outcome, Discarded)
     record = state.get(job_id)
-    assert record.refs == {}
+    assert record.artifacts == JobArtifacts()
     assert record.stages["prepare"].worker == "other"
 
 
 def test_publishing_twice_gives_the_same_manifest(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
-    line = saved(store, 20).model_dump_json()
     worker = worker_with(state, store, tmp_path, ScriptedTrainer())
-    refs = leave(dataset="d", checkpoints=line, trained=TRAINED.model_dump_json())
+    refs = leave(dataset="d", checkpoints=(saved(store, 20),), trained=TRAINED)
     run_stage("prepare", refs, job_id, worker)
     run_all(("cache", "train"), job_id, worker)
 
@@ -586,7 +587,7 @@ def test_an_end_whose_answer_was_lost_is_an_end(
         deaf = True
 
     broker = Deaf(state._redis, timedelta(hours=1))
-    body: StageBody = lambda _: StageResult("published", {}, {"published": "/lamp"})  # noqa: E731
+    body: StageBody = lambda _: StageResult("published", result={"published": "/lamp"})  # noqa: E731
     worker = worker_with(broker, store, tmp_path, ScriptedTrainer())
     run_all(("prepare", "cache", "train"), job_id, replace(worker, state=state))
     assert run_stage("publish", body, job_id, worker)["published"] == "/lamp"

@@ -6,11 +6,18 @@ import pytest
 from redis import Redis
 
 from tasks.errors import ErrorCode, InvalidStateError, JobError, UnknownJobError
-from tasks.events import JobEnded, Note
+from tasks.events import Artifact, CheckpointSaved, JobEnded, Note
 from tasks.stages.submit import submit
+from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
 from tasks.state.control import JobControl
 from tasks.state.job_store import JobStore, StartOutcome
 from tasks.state.record import JobStatus, StageRecord
+
+SAVED = CheckpointSaved(
+    step=10,
+    state_key="jobs/x/10/state",
+    weights=Artifact(name="lamp.safetensors", key="jobs/x/10/lamp", sha256="0" * 64, size=9),
+)
 
 
 @pytest.fixture
@@ -31,7 +38,7 @@ def finish(state: JobStore, job_id: str, stage: str) -> None:
     outcome, attempt = begin(state, job_id, stage)
     assert outcome == StartOutcome.BEGUN
     record = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0, seconds=1.5)
-    state.finish_stage(job_id, attempt, stage, record, {}, None)
+    state.finish_stage(job_id, attempt, stage, record, NO_ARTIFACTS, None)
 
 
 def fail(state: JobStore, job_id: str, code: ErrorCode) -> None:
@@ -63,7 +70,7 @@ def test_a_waiting_job_that_is_cancelled_with_save_goes_to_publish_with_what_it_
         finish(state, job_id, stage)
     attempt = begin(state, job_id, "train")[1]
     note = Note(level="info", message="a checkpoint")
-    state.write(job_id, attempt, [note], {"checkpoints": "one"})
+    state.write(job_id, attempt, [note], JobArtifacts(checkpoints=(SAVED,)))
     state.release(job_id, attempt, note)
     assert control.cancel(job_id, save=True) == JobStatus.CANCELLING
     record = state.get(job_id)
@@ -95,7 +102,7 @@ def test_a_stage_that_ends_before_it_stops_leaves_its_successor_paused(
     attempt = begin(state, job_id)[1]
     assert control.pause(job_id) == JobStatus.PAUSING
     record = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0, seconds=1.5)
-    state.finish_stage(job_id, attempt, "prepare", record, {}, None)
+    state.finish_stage(job_id, attempt, "prepare", record, NO_ARTIFACTS, None)
     assert begin(state, job_id, "cache")[0] == StartOutcome.PAUSED
     assert state.get(job_id).status == JobStatus.PAUSED
 

@@ -8,6 +8,7 @@ from redis import Redis
 from tasks import events
 from tasks.errors import ErrorCode, InvalidJobError, JobError, SupersededError, UnknownJobError
 from tasks.stages.submit import submit, with_id
+from tasks.state.artifacts import JobArtifacts
 from tasks.state.control import JobControl
 from tasks.state.job_store import DispatchOutcome, JobStore, StartOutcome
 from tasks.state.record import JobStatus, StageRecord
@@ -38,7 +39,7 @@ def hold(redis_client: Redis, tag: str) -> None:
 
 def finish(state: JobStore, job_id: str, attempt: int, stage: str, **result: Any) -> None:
     record = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0, seconds=1.5)
-    state.finish_stage(job_id, attempt, stage, record, {f"{stage}_key": "k"}, result or None)
+    state.finish_stage(job_id, attempt, stage, record, JobArtifacts(dataset="k"), result or None)
 
 
 def test_a_submitted_job_waits_in_the_cpu_queue_and_then_in_its_gpu_queue(
@@ -51,7 +52,7 @@ def test_a_submitted_job_waits_in_the_cpu_queue_and_then_in_its_gpu_queue(
     finish(state, job_id, attempt, "prepare")
     record = state.get(job_id)
     assert (record.stage, record.pending_queue) == ("cache", "gpu.40gb")
-    assert record.refs == {"prepare_key": "k"}
+    assert record.artifacts == JobArtifacts(dataset="k")
     assert record.stages["prepare"].seconds == 1.5
 
 
@@ -74,7 +75,7 @@ def test_the_same_id_twice_is_one_job_and_another_job_of_that_id_is_refused(
     assert dispatch_first == dispatch_again == DispatchOutcome.SENT
     begin(state, "mine", "prepare")
     assert submit(document, state, "another result").outcome == DispatchOutcome.EXISTS
-    with pytest.raises(InvalidJobError, match="id of another job"):
+    with pytest.raises(InvalidJobError, match="another job has the id"):
         submit({**document, "name": "other"}, state, "result")
 
 
@@ -111,8 +112,8 @@ def test_a_superseded_start_can_write_nothing(
     before = state.get(job_id)
     note = events.Note(level="info", message="late")
     writes: list[Callable[[], object]] = [
-        lambda: state.write(job_id, old, [note], {}),
-        lambda: state.write(job_id, old, [note], {"checkpoints": "stale"}),
+        lambda: state.write(job_id, old, [note]),
+        lambda: state.write(job_id, old, [note], JobArtifacts(cache_index="stale")),
         lambda: state.requested_state(job_id, old),
         lambda: finish(state, job_id, old, "prepare"),
         lambda: state.release(job_id, old, note),
@@ -191,7 +192,7 @@ def test_what_leaves_something_for_later_starts_was_not_started_in_vain(
     for _ in range(20):
         attempt = begin(state, job_id, "prepare")
         note = events.Note(level="info", message="a checkpoint")
-        state.write(job_id, attempt, [note], {"checkpoints": "one"})
+        state.write(job_id, attempt, [note], JobArtifacts(cache_index="one"))
     assert not state.get(job_id).status.ended
 
 

@@ -22,6 +22,7 @@ from tasks import events
 from tasks.cache.index import CacheRegistry
 from tasks.errors import ErrorCode, JobError
 from tasks.jobs.job import TrainingJob, parse_job
+from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
 from tasks.state.control import JobControl
 from tasks.state.job_store import JobStore
 from tasks.state.record import VERSION, StageRecord
@@ -33,6 +34,7 @@ from worker.maintenance.webhooks import Webhooks
 RECORDED = Path(__file__).with_name("recorded_calls.json")
 HOUR = timedelta(hours=1)
 NOTE = events.Note(level="info", message="a note")
+LEFT = JobArtifacts(dataset="key")
 STAGE = StageRecord(queue="q", worker="w", attempt=1, started_at=0, seconds=1.5, summary="s")
 EVENTS_SUFFIX = ":events"
 # What a job's hash says when its first stage waits in the queue.
@@ -90,8 +92,7 @@ class Fleet:
         return self.state.begin("one", stage, worker="w2", queue="q", tag=tag, **more)[:2]
 
     def finish(self, attempt: int, **more: Any) -> object:
-        refs = {"key": "value"}
-        return self.state.finish_stage("one", attempt, "prepare", STAGE, refs, None, **more)
+        return self.state.finish_stage("one", attempt, "prepare", STAGE, LEFT, None, **more)
 
 
 @dataclass
@@ -131,7 +132,7 @@ def held(tag: str = "tag") -> dict[str, Any]:
 
 
 def create(fleet: Fleet) -> object:
-    return fleet.state.create("one", fleet.job, "result", {"reads": "somewhere"})
+    return fleet.state.create("one", fleet.job, "result", JobArtifacts(read_roots=("somewhere",)))
 
 
 def fail(code: ErrorCode, attempt: int = 3) -> Callable[[Fleet], object]:
@@ -192,10 +193,10 @@ CASES: dict[str, Case] = {
     "begin exhausted": Case(lambda it: it.begin(), RUNNING | {"starts": "5"}, in_flight()),
     "begin cancelling": Case(lambda it: it.begin(), RUNNING | {"status": "cancelling"}),
     # What a start writes.
-    "write": Case(lambda it: it.state.write("one", 3, [NOTE, NOTE], {"k": "v"}, COUNTS), RUNNING),
-    "write no fields": Case(lambda it: it.state.write("one", 3, [NOTE], {}), RUNNING),
-    "write superseded": Case(lambda it: it.state.write("one", 2, [NOTE], {"k": "v"}), RUNNING),
-    "write after the end": Case(lambda it: it.state.write("one", 3, [NOTE], {}), ENDED),
+    "write": Case(lambda it: it.state.write("one", 3, [NOTE, NOTE], LEFT, COUNTS), RUNNING),
+    "write no fields": Case(lambda it: it.state.write("one", 3, [NOTE]), RUNNING),
+    "write superseded": Case(lambda it: it.state.write("one", 2, [NOTE], LEFT), RUNNING),
+    "write after the end": Case(lambda it: it.state.write("one", 3, [NOTE]), ENDED),
     "finish stage": Case(lambda it: it.finish(3, counts=COUNTS), RUNNING, in_flight()),
     "finish stage with a turn": Case(
         lambda it: it.finish(3, fair_share_queue="cpu"), RUNNING, in_flight()
@@ -206,13 +207,15 @@ CASES: dict[str, Case] = {
     "finish stage superseded": Case(lambda it: it.finish(2), RUNNING, in_flight()),
     "finish last stage": Case(
         lambda it: it.state.finish_stage(
-            "one", 3, "publish", STAGE, {"k": "v"}, {"files": []}, counts=COUNTS
+            "one", 3, "publish", STAGE, LEFT, {"files": []}, counts=COUNTS
         ),
         RUNNING,
         in_flight(),
     ),
     "finish last stage cancelled": Case(
-        lambda it: it.state.finish_stage("one", 3, "publish", STAGE, {}, {"f": 1}, cancelled=True),
+        lambda it: it.state.finish_stage(
+            "one", 3, "publish", STAGE, NO_ARTIFACTS, {"f": 1}, cancelled=True
+        ),
         RUNNING | {"status": "cancelling"},
         in_flight(),
     ),
@@ -250,14 +253,14 @@ CASES: dict[str, Case] = {
     "cancel running": Case(lambda it: it.control.cancel("one"), RUNNING, in_flight()),
     "cancel and save, waiting": Case(
         lambda it: it.control.cancel("one", save=True),
-        TRAINING | {"stage_state": "queued", "ref:checkpoints": "k", "due_at": "5"},
+        TRAINING | {"stage_state": "queued", "artifact:checkpoints": "k", "due_at": "5"},
         {DUE: {"one": 5.0}},
     ),
     "cancel and save, nothing to save": Case(
         lambda it: it.control.cancel("one", save=True), QUEUED, in_flight()
     ),
     "cancel and save, running": Case(
-        lambda it: it.control.cancel("one", save=True), TRAINING | {"ref:checkpoints": "k"}
+        lambda it: it.control.cancel("one", save=True), TRAINING | {"artifact:checkpoints": "k"}
     ),
     "cancel and save, publish waits": Case(
         lambda it: it.control.cancel("one", save=True),
@@ -266,7 +269,7 @@ CASES: dict[str, Case] = {
             "stage": "publish",
             "stage_number": "4",
             "stage_state": "queued",
-            "ref:checkpoints": "k",
+            "artifact:checkpoints": "k",
         },
     ),
     "pause unknown": Case(lambda it: it.control.pause("one")),

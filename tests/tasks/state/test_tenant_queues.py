@@ -11,6 +11,7 @@ from routing.queues import ALL_QUEUES
 from tasks.contract import record_key
 from tasks.events import Note
 from tasks.stages.submit import submit
+from tasks.state.artifacts import NO_ARTIFACTS
 from tasks.state.control import JobControl
 from tasks.state.job_store import DispatchOutcome, JobStore, StartOutcome
 from tasks.state.record import JobStatus, JobSummary, StageRecord
@@ -67,7 +68,8 @@ def begin(jobs: JobStore, job_id: str, stage: str = "prepare") -> int:
 def finish(jobs: JobStore, job_id: str, stage: str, fair_share_queue: str | None) -> None:
     attempt = begin(jobs, job_id, stage)
     record = StageRecord(queue="cpu", worker="w", attempt=attempt, started_at=0, seconds=1.5)
-    jobs.finish_stage(job_id, attempt, stage, record, {}, None, fair_share_queue=fair_share_queue)
+    queue = fair_share_queue
+    jobs.finish_stage(job_id, attempt, stage, record, NO_ARTIFACTS, None, fair_share_queue=queue)
 
 
 def test_a_job_goes_at_once_where_there_is_room_and_nobody_waits(

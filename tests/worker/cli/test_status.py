@@ -9,6 +9,7 @@ from typing import Any
 from routing.classes import GIB
 from tasks.events import Note, TrainDone
 from tasks.stages.submit import submit
+from tasks.state.artifacts import JobArtifacts
 from tasks.state.job_store import JobStore
 
 
@@ -34,7 +35,7 @@ def test_status_shows_estimated_and_peak_memory(
     _, attempt, _ = state.begin(job_id, "prepare", worker="w", queue="q", tag="t")
     done = TrainDone(steps=1, final_loss=1, peak_memory_bytes=30 * GIB)
     note = Note(level="info", message="done")
-    state.write(job_id, attempt, [note], {"trained": done.model_dump_json()})
+    state.write(job_id, attempt, [note], JobArtifacts(trained=done))
     assert " GiB estimated, 30.0 GiB at its peak\n" in shown(job_id)
     document = json.loads(shown(job_id, "--json"))
     assert document["gpu_memory"] == {

@@ -16,6 +16,7 @@ from tasks.events import Note
 from tasks.settings.settings import Settings
 from tasks.stages.dispatch import enqueue_remaining, job_chain
 from tasks.stages.submit import submit
+from tasks.state.artifacts import JobArtifacts
 from tasks.state.control import JobControl
 from tasks.state.job_store import JobStore, StartOutcome
 from tasks.state.record import JobSummary, StageRecord
@@ -64,9 +65,9 @@ def begin(state: JobStore, job_id: str, stage: str) -> int:
     return attempt
 
 
-def finish(state: JobStore, job_id: str, stage: str, attempt: int, **refs: str) -> None:
+def finish(state: JobStore, job_id: str, stage: str, attempt: int, **artifacts: str) -> None:
     record = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0.0, seconds=1.0)
-    state.finish_stage(job_id, attempt, stage, record, refs, None)
+    state.finish_stage(job_id, attempt, stage, record, JobArtifacts.model_validate(artifacts), None)
 
 
 def test_a_message_that_was_never_sent_is_sent_once(
