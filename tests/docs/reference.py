@@ -82,7 +82,7 @@ def commands() -> str:
     lines = [
         "# Commands",
         "",
-        "Commands that print take `--json`. Times of day are UTC, durations seconds.",
+        "Commands that print take `--json`. `training-worker --version` prints the version.",
         "",
         NOTICE,
         "",
