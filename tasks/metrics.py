@@ -224,7 +224,7 @@ TRAINER_STARTS = _counter(
 PUBLISHED_BYTES = _counter("published_bytes_total", "Bytes of published files.")
 WEBHOOKS = _counter(
     "webhooks_total",
-    "Deliveries of webhooks by result. After an exhausted one, the webhook is not tried again.",
+    "Deliveries of webhooks by result. An exhausted one was the last retry.",
     {"result": ("delivered", "failed", "exhausted")},
 )
 

@@ -45,7 +45,7 @@ def fail(state: JobStore, job_id: str, code: ErrorCode) -> None:
     state.fail(job_id, begin(state, job_id)[1], JobError("broken", code, "prepare"))
 
 
-def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_is_asked_to_stop(
+def test_cancel_ends_waiting_jobs_and_stops_running_ones(
     control: JobControl, state: JobStore, job_id: str, job_document: dict[str, Any]
 ) -> None:
     running = submit(job_document, state, "result").job_id
@@ -63,7 +63,7 @@ def test_a_waiting_job_is_cancelled_at_once_and_a_running_one_is_asked_to_stop(
         assert event.status == "cancelled"
 
 
-def test_a_waiting_job_that_is_cancelled_with_save_goes_to_publish_with_what_it_has(
+def test_cancel_with_save_publishes_the_last_checkpoint(
     control: JobControl, state: JobStore, job_id: str
 ) -> None:
     for stage in ("prepare", "cache"):
@@ -78,7 +78,7 @@ def test_a_waiting_job_that_is_cancelled_with_save_goes_to_publish_with_what_it_
     assert begin(state, job_id, "publish")[0] == StartOutcome.BEGUN
 
 
-def test_a_job_without_a_checkpoint_has_nothing_to_save(control: JobControl, job_id: str) -> None:
+def test_cancel_with_save_needs_a_checkpoint(control: JobControl, job_id: str) -> None:
     assert control.cancel(job_id, save=True) == JobStatus.CANCELLED
 
 
@@ -96,7 +96,7 @@ def test_a_waiting_job_is_paused_and_resumed(
     finish(state, job_id, "cache")
 
 
-def test_a_stage_that_ends_before_it_stops_leaves_its_successor_paused(
+def test_a_stage_that_ends_while_pausing_pauses_its_successor(
     control: JobControl, state: JobStore, job_id: str
 ) -> None:
     attempt = begin(state, job_id)[1]
@@ -107,15 +107,13 @@ def test_a_stage_that_ends_before_it_stops_leaves_its_successor_paused(
     assert state.get(job_id).status == JobStatus.PAUSED
 
 
-def test_a_job_that_is_over_is_not_paused(
-    control: JobControl, state: JobStore, job_id: str
-) -> None:
+def test_an_ended_job_cannot_be_paused(control: JobControl, state: JobStore, job_id: str) -> None:
     fail(state, job_id, ErrorCode.INVALID_DATASET)
     with pytest.raises(InvalidStateError, match="is failed, not waiting or running"):
         control.pause(job_id)
 
 
-def test_a_job_that_has_not_stopped_yet_just_goes_on(
+def test_resuming_a_pausing_job_lets_it_run(
     control: JobControl, state: JobStore, job_id: str
 ) -> None:
     attempt = begin(state, job_id)[1]
@@ -124,11 +122,11 @@ def test_a_job_that_has_not_stopped_yet_just_goes_on(
     assert state.requested_state(job_id, attempt) == JobStatus.RUNNING
 
 
-def test_jobs_that_failed_through_no_fault_of_their_own_can_be_replayed(
+def test_infrastructure_failures_can_be_replayed(
     control: JobControl, state: JobStore, job_id: str, job_document: dict[str, Any]
 ) -> None:
-    wrong = submit(job_document, state, "result").job_id
-    fail(state, wrong, ErrorCode.INVALID_DATASET)
+    invalid = submit(job_document, state, "result").job_id
+    fail(state, invalid, ErrorCode.INVALID_DATASET)
     fail(state, job_id, ErrorCode.STORE)
     assert [record.id for record in control.dead_letters()] == [job_id]
     assert control.in_flight() == []
@@ -140,7 +138,7 @@ def test_jobs_that_failed_through_no_fault_of_their_own_can_be_replayed(
     finish(state, job_id, "prepare")
 
 
-def test_a_dead_job_is_dropped_from_the_list_and_stays_known(
+def test_a_discarded_dead_letter_keeps_its_record(
     control: JobControl, state: JobStore, job_id: str
 ) -> None:
     with pytest.raises(InvalidStateError, match="is not in the dead-letter queue"):
@@ -151,7 +149,7 @@ def test_a_dead_job_is_dropped_from_the_list_and_stays_known(
     assert state.get(job_id).status == JobStatus.FAILED
 
 
-def test_a_job_that_is_begun_too_often_is_dead(
+def test_a_job_begun_too_often_is_dead_lettered(
     control: JobControl, state: JobStore, job_id: str
 ) -> None:
     for _ in range(5):
@@ -162,9 +160,7 @@ def test_a_job_that_is_begun_too_often_is_dead(
     assert begin(state, job_id)[0] == StartOutcome.BEGUN
 
 
-def test_a_job_whose_time_has_come_is_given_out_once(
-    control: JobControl, state: JobStore, job_id: str
-) -> None:
+def test_a_due_job_is_returned_once(control: JobControl, state: JobStore, job_id: str) -> None:
     note = Note(level="info", message="later")
     state.release(job_id, begin(state, job_id)[1], note, delay_s=-1)
     assert [record.id for record in control.take_due()] == [job_id]
@@ -174,14 +170,14 @@ def test_a_job_whose_time_has_come_is_given_out_once(
     assert control.take_due() == []
 
 
-def test_a_job_of_an_unknown_id_is_an_error(control: JobControl) -> None:
+def test_an_unknown_job_cannot_be_changed(control: JobControl) -> None:
     calls: list[Callable[[str], object]] = [control.cancel, control.pause, control.resume]
     for call in [*calls, control.replay]:
         with pytest.raises(UnknownJobError):
-            call("nobody")
+            call("unknown")
 
 
-def test_a_job_whose_life_time_is_over_is_not_in_flight(
+def test_an_expired_job_is_not_in_flight(
     control: JobControl, redis_client: Redis, job_id: str
 ) -> None:
     redis_client.delete(f"training:job:{job_id}")

@@ -33,7 +33,7 @@ def outcome_of(state: JobStore, job_id: str, stage: str) -> StartOutcome:
 
 
 def hold(redis_client: Redis, tag: str) -> None:
-    """What kombu does when it delivers a message."""
+    """Record a delivery, as kombu does."""
     redis_client.zadd("unacked_index", {tag: 1.0})
 
 
@@ -42,7 +42,7 @@ def finish(state: JobStore, job_id: str, attempt: int, stage: str, **result: Any
     state.finish_stage(job_id, attempt, stage, record, JobArtifacts(dataset="k"), result or None)
 
 
-def test_a_submitted_job_waits_in_the_cpu_queue_and_then_in_its_gpu_queue(
+def test_a_job_waits_in_the_cpu_queue_and_then_in_its_gpu_queue(
     state: JobStore, job_document: dict[str, Any]
 ) -> None:
     job_id = admitted(state, job_document)
@@ -58,16 +58,14 @@ def test_a_submitted_job_waits_in_the_cpu_queue_and_then_in_its_gpu_queue(
 
 def test_an_unknown_job_is_an_error_in_every_call(state: JobStore, redis_client: Redis) -> None:
     with pytest.raises(UnknownJobError):
-        state.get("nobody")
+        state.get("unknown")
     with pytest.raises(UnknownJobError):
-        JobControl(redis_client, HOUR).cancel("nobody")
+        JobControl(redis_client, HOUR).cancel("unknown")
     with pytest.raises(UnknownJobError):
-        begin(state, "nobody", "prepare")
+        begin(state, "unknown", "prepare")
 
 
-def test_the_same_id_twice_is_one_job_and_another_job_of_that_id_is_refused(
-    state: JobStore, job_document: dict[str, Any]
-) -> None:
+def test_an_id_belongs_to_one_job(state: JobStore, job_document: dict[str, Any]) -> None:
     document = {**job_document, "id": "mine"}
     _, first, dispatch_first = submit(document, state, "result")
     _, second, dispatch_again = submit(document, state, "result")
@@ -79,9 +77,7 @@ def test_the_same_id_twice_is_one_job_and_another_job_of_that_id_is_refused(
         submit({**document, "name": "other"}, state, "result")
 
 
-def test_a_message_that_comes_again_is_the_same_job_and_leaves_it_its_result(
-    state: JobStore, job_document: dict[str, Any]
-) -> None:
+def test_a_repeated_message_is_the_same_job(state: JobStore, job_document: dict[str, Any]) -> None:
     first, again, other = (with_id(job_document, it) for it in ("message", "message", "another"))
     assert first == again != other
     assert with_id({**job_document, "id": "mine"}, "message")["id"] == "mine"
@@ -91,7 +87,7 @@ def test_a_message_that_comes_again_is_the_same_job_and_leaves_it_its_result(
     assert submit(again, state, "message")[::2] == (job_id, DispatchOutcome.WAITING)
 
 
-def test_a_running_stage_is_taken_over_only_when_its_worker_has_lost_its_message(
+def test_a_stage_is_taken_over_once_its_message_is_lost(
     state: JobStore, redis_client: Redis, job_document: dict[str, Any]
 ) -> None:
     job_id = admitted(state, job_document)
@@ -103,9 +99,7 @@ def test_a_running_stage_is_taken_over_only_when_its_worker_has_lost_its_message
     assert second > first
 
 
-def test_a_superseded_start_can_write_nothing(
-    state: JobStore, job_document: dict[str, Any]
-) -> None:
+def test_a_superseded_start_cannot_write(state: JobStore, job_document: dict[str, Any]) -> None:
     job_id = admitted(state, job_document)
     old = begin(state, job_id, "prepare")
     begin(state, job_id, "prepare")
@@ -125,7 +119,7 @@ def test_a_superseded_start_can_write_nothing(
     assert state.get(job_id) == before
 
 
-def test_a_finished_stage_lets_the_chain_go_on_until_its_successor_has_begun(
+def test_a_finished_stage_is_done_until_its_successor_begins(
     state: JobStore, job_document: dict[str, Any]
 ) -> None:
     job_id = admitted(state, job_document)
@@ -135,7 +129,7 @@ def test_a_finished_stage_lets_the_chain_go_on_until_its_successor_has_begun(
     assert outcome_of(state, job_id, "prepare") == StartOutcome.DUPLICATE
 
 
-def test_a_stage_that_always_loses_its_worker_fails_the_job(
+def test_a_stage_that_always_loses_its_worker_fails(
     state: JobStore, job_document: dict[str, Any]
 ) -> None:
     job_id = admitted(state, job_document)
@@ -149,9 +143,7 @@ def test_a_stage_that_always_loses_its_worker_fails_the_job(
     assert "started 5 times" in (record.error or "")
 
 
-def test_a_released_stage_may_begin_again_without_having_spent_a_try(
-    state: JobStore, job_document: dict[str, Any]
-) -> None:
+def test_a_released_stage_spends_no_start(state: JobStore, job_document: dict[str, Any]) -> None:
     job_id = admitted(state, job_document)
     for _ in range(10):
         attempt = begin(state, job_id, "prepare")
@@ -172,7 +164,7 @@ def test_the_last_stage_ends_the_job_with_its_result(
     assert kinds == ["accepted", *["stage_started", "stage_finished"] * 4, "ended"]
 
 
-def test_events_are_read_on_from_a_position(state: JobStore, job_document: dict[str, Any]) -> None:
+def test_events_are_read_from_a_position(state: JobStore, job_document: dict[str, Any]) -> None:
     job_id = admitted(state, job_document)
     [(position, _)] = state.events(job_id)
     begin(state, job_id, "prepare")
@@ -185,7 +177,7 @@ def test_jobs_are_listed_newest_first(state: JobStore, job_document: dict[str, A
     assert [record.id for record in state.newest(2)] == [ids[2], ids[1]]
 
 
-def test_what_leaves_something_for_later_starts_was_not_started_in_vain(
+def test_a_checkpoint_resets_the_count_of_starts(
     state: JobStore, job_document: dict[str, Any]
 ) -> None:
     job_id = admitted(state, job_document)
@@ -196,9 +188,7 @@ def test_what_leaves_something_for_later_starts_was_not_started_in_vain(
     assert not state.get(job_id).status.ended
 
 
-def test_a_released_stage_may_wait_for_its_time(
-    state: JobStore, job_document: dict[str, Any]
-) -> None:
+def test_a_released_stage_may_begin_later(state: JobStore, job_document: dict[str, Any]) -> None:
     job_id = admitted(state, job_document)
     note = events.Note(level="info", message="later")
     state.release(job_id, begin(state, job_id, "prepare"), note, {"retries": "1"}, delay_s=100)
@@ -210,7 +200,7 @@ def test_a_released_stage_may_wait_for_its_time(
     assert state.get(job_id).due_at is None
 
 
-def test_every_key_has_a_life_time(
+def test_every_key_expires(
     state: JobStore, redis_client: Redis, job_document: dict[str, Any]
 ) -> None:
     job_id = admitted(state, job_document)
@@ -225,16 +215,12 @@ def test_every_key_has_a_life_time(
     assert all(3590 < ttl <= 3600 for ttl in ttls.values()), ttls
 
 
-def test_a_job_that_is_read_again_is_not_parsed_again(
-    state: JobStore, job_document: dict[str, Any]
-) -> None:
+def test_a_job_is_parsed_once(state: JobStore, job_document: dict[str, Any]) -> None:
     job_id = admitted(state, job_document)
     assert state.get(job_id).job is state.get(job_id).job
 
 
-def test_a_start_is_given_the_record_as_it_is_then(
-    state: JobStore, job_document: dict[str, Any]
-) -> None:
+def test_a_start_gets_the_current_record(state: JobStore, job_document: dict[str, Any]) -> None:
     job_id = admitted(state, {**job_document, "name": "caf_1"})
     _, attempt, record = state.begin(job_id, "prepare", worker="wörker", queue="q", tag="t")
     assert record == state.get(job_id)

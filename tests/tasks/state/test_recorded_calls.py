@@ -37,7 +37,7 @@ NOTE = events.Note(level="info", message="a note")
 LEFT = JobArtifacts(dataset="key")
 STAGE = StageRecord(queue="q", worker="w", attempt=1, started_at=0, seconds=1.5, summary="s")
 EVENTS_SUFFIX = ":events"
-# What a job's hash says when its first stage waits in the queue.
+# The hash of a job whose first stage waits in the queue.
 QUEUED = {
     "status": "queued",
     "stage": "prepare",
@@ -71,13 +71,13 @@ DUE = "training:jobs:due"
 DEAD = "training:jobs:dead_letters"
 WEBHOOKS = "training:webhooks"
 FLEET = "training:fleet"
-LANES = "training:tenant_queues"
+TENANT_QUEUES = "training:tenant_queues"
 SINCE = "training:tenant_queues_since"
 
 
 @dataclass
 class Fleet:
-    """Everything that calls scripts, on one broker."""
+    """All callers of scripts, on one broker."""
 
     redis: Redis
     job: TrainingJob
@@ -100,11 +100,11 @@ class Case:
     """A call of a script.
 
     Attributes:
-        call: What is called.
-        job: The fields of the job's hash before; None where there is no job.
-        before: What else is in the broker: sorted sets with scores, hashes with texts.
-        room: How many messages each queue may hold; None where no worker is live.
-        limit: The most jobs of tenant ``a``.
+        call: The call.
+        job: The fields of the job's hash before; None for no job.
+        before: Other keys: sorted sets with scores, hashes, sets and strings.
+        room: How many messages each queue may hold; None if no worker is live.
+        limit: The most jobs in flight of tenant ``a``.
     """
 
     call: Callable[[Fleet], object]
@@ -120,9 +120,9 @@ def in_flight(**more: Any) -> dict[str, Any]:
 
 def in_tenant_queue(queue: str = "cpu") -> dict[str, Any]:
     return {
-        LANES: {queue},
-        f"{LANES}:{queue}": {"a": 5.0},
-        f"{LANES}:{queue}:a": {"one": 9e10 + 1000},
+        TENANT_QUEUES: {queue},
+        f"{TENANT_QUEUES}:{queue}": {"a": 5.0},
+        f"{TENANT_QUEUES}:{queue}:a": {"one": 9e10 + 1000},
         f"{SINCE}:{queue}:a": {"one": 1000.0},
     }
 
@@ -137,21 +137,21 @@ def create(fleet: Fleet) -> object:
 
 def fail(code: ErrorCode, attempt: int = 3) -> Callable[[Fleet], object]:
     error = JobError("it broke", code, "prepare")
-    return lambda it: it.state.fail("one", attempt, error, {"a|b": 2})
+    return lambda fleet: fleet.state.fail("one", attempt, error, {"a|b": 2})
 
 
-def claim_webhook(it: Fleet) -> object:
-    webhooks = Webhooks(it.redis, it.state, "http://127.0.0.1:9", ["whsec_c2VjcmV0"])
+def claim_webhook(fleet: Fleet) -> object:
+    webhooks = Webhooks(fleet.redis, fleet.state, "http://127.0.0.1:9", ["whsec_c2VjcmV0"])
     return webhooks._claim("one", 2000.0)
 
 
-def restore(it: Fleet) -> object:
-    return Redelivery(it.redis, timedelta(seconds=60), Keys.of({})).redeliver_expired()
+def redeliver(fleet: Fleet) -> object:
+    return Redelivery(fleet.redis, timedelta(seconds=60), Keys.of({})).redeliver_expired()
 
 
 MESSAGE = {"headers": {"id": "message"}, "properties": {"delivery_info": {}}, "body": ""}
 UNACKED = {"unacked": {"tag": json.dumps([MESSAGE, "", "cpu"])}}
-LANE = QUEUED | {"tenant_queue": "cpu"}
+IN_TENANT_QUEUE = QUEUED | {"tenant_queue": "cpu"}
 ENTRIES = "training:cache:entries"
 CLAIM = "training:cache:claim:"
 COUNTS = {"a|b": 2}
@@ -162,58 +162,66 @@ CASES: dict[str, Case] = {
     "create existing": Case(create, QUEUED),
     "create without room": Case(create, room=0),
     "create without a fleet": Case(create, room=None),
-    "create behind others": Case(create, before={LANES: {"cpu"}, f"{LANES}:cpu": {"b": 5.0}}),
+    "create behind others": Case(
+        create, before={TENANT_QUEUES: {"cpu"}, f"{TENANT_QUEUES}:cpu": {"b": 5.0}}
+    ),
     "create at the limit": Case(create, before={IN_FLIGHT: {"x": "a", "y": "b"}}, limit="1"),
     "create below the limit": Case(create, before={IN_FLIGHT: {"y": "b"}}, limit="1"),
     # Beginning a stage.
-    "begin unknown": Case(lambda it: it.begin()),
-    "begin ended": Case(lambda it: it.begin(), ENDED),
-    "begin first": Case(lambda it: it.begin(), QUEUED, in_flight()),
-    "begin behind": Case(lambda it: it.begin(), TRAINING, in_flight()),
-    "begin done": Case(lambda it: it.begin(), BETWEEN, in_flight()),
-    "begin next": Case(lambda it: it.begin("cache"), BETWEEN | {"retries": "2"}, in_flight()),
-    "begin ahead": Case(lambda it: it.begin("train"), BETWEEN, in_flight()),
-    "begin ahead of running": Case(lambda it: it.begin("cache"), RUNNING, in_flight()),
-    "begin held": Case(lambda it: it.begin(), RUNNING, in_flight() | held()),
-    "begin lost": Case(lambda it: it.begin(), RUNNING, in_flight() | held("other")),
-    "begin from its tenant queue": Case(lambda it: it.begin(), LANE, in_tenant_queue()),
-    "begin due": Case(lambda it: it.begin(), QUEUED | {"due_at": "5"}, {DUE: {"one": 5.0}}),
-    "begin paused": Case(lambda it: it.begin(), QUEUED | {"status": "paused"}, in_flight()),
-    "begin pausing": Case(lambda it: it.begin(), RUNNING | {"status": "pausing"}, in_flight()),
-    "begin newer job": Case(lambda it: it.begin(), QUEUED | {"version": "2"}, in_flight()),
+    "begin unknown": Case(lambda fleet: fleet.begin()),
+    "begin ended": Case(lambda fleet: fleet.begin(), ENDED),
+    "begin first": Case(lambda fleet: fleet.begin(), QUEUED, in_flight()),
+    "begin behind": Case(lambda fleet: fleet.begin(), TRAINING, in_flight()),
+    "begin done": Case(lambda fleet: fleet.begin(), BETWEEN, in_flight()),
+    "begin next": Case(lambda fleet: fleet.begin("cache"), BETWEEN | {"retries": "2"}, in_flight()),
+    "begin ahead": Case(lambda fleet: fleet.begin("train"), BETWEEN, in_flight()),
+    "begin ahead of running": Case(lambda fleet: fleet.begin("cache"), RUNNING, in_flight()),
+    "begin held": Case(lambda fleet: fleet.begin(), RUNNING, in_flight() | held()),
+    "begin lost": Case(lambda fleet: fleet.begin(), RUNNING, in_flight() | held("other")),
+    "begin from its tenant queue": Case(
+        lambda fleet: fleet.begin(), IN_TENANT_QUEUE, in_tenant_queue()
+    ),
+    "begin due": Case(lambda fleet: fleet.begin(), QUEUED | {"due_at": "5"}, {DUE: {"one": 5.0}}),
+    "begin paused": Case(lambda fleet: fleet.begin(), QUEUED | {"status": "paused"}, in_flight()),
+    "begin pausing": Case(
+        lambda fleet: fleet.begin(), RUNNING | {"status": "pausing"}, in_flight()
+    ),
+    "begin newer job": Case(lambda fleet: fleet.begin(), QUEUED | {"version": "2"}, in_flight()),
     "begin newer job again": Case(
-        lambda it: it.begin(), QUEUED | {"version": "2", "deferred_by": "w"}, in_flight()
+        lambda fleet: fleet.begin(), QUEUED | {"version": "2", "deferred_by": "w"}, in_flight()
     ),
     "begin newer message": Case(
-        lambda it: it.begin(version=VERSION + 1, retry_in_s=60), RUNNING, in_flight()
+        lambda fleet: fleet.begin(version=VERSION + 1, retry_in_s=60), RUNNING, in_flight()
     ),
     "begin without version": Case(
-        lambda it: it.begin(), {k: v for k, v in QUEUED.items() if k != "version"}, in_flight()
+        lambda fleet: fleet.begin(),
+        {k: v for k, v in QUEUED.items() if k != "version"},
+        in_flight(),
     ),
-    "begin exhausted": Case(lambda it: it.begin(), RUNNING | {"starts": "5"}, in_flight()),
-    "begin cancelling": Case(lambda it: it.begin(), RUNNING | {"status": "cancelling"}),
-    # What a start writes.
-    "write": Case(lambda it: it.state.write("one", 3, [NOTE, NOTE], LEFT, COUNTS), RUNNING),
-    "write no fields": Case(lambda it: it.state.write("one", 3, [NOTE]), RUNNING),
-    "write superseded": Case(lambda it: it.state.write("one", 2, [NOTE], LEFT), RUNNING),
-    "write after the end": Case(lambda it: it.state.write("one", 3, [NOTE]), ENDED),
-    "finish stage": Case(lambda it: it.finish(3, counts=COUNTS), RUNNING, in_flight()),
+    "begin exhausted": Case(lambda fleet: fleet.begin(), RUNNING | {"starts": "5"}, in_flight()),
+    "begin cancelling": Case(lambda fleet: fleet.begin(), RUNNING | {"status": "cancelling"}),
+    # Writes of a start.
+    "write": Case(lambda fleet: fleet.state.write("one", 3, [NOTE, NOTE], LEFT, COUNTS), RUNNING),
+    "write no fields": Case(lambda fleet: fleet.state.write("one", 3, [NOTE]), RUNNING),
+    "write superseded": Case(lambda fleet: fleet.state.write("one", 2, [NOTE], LEFT), RUNNING),
+    "write after the end": Case(lambda fleet: fleet.state.write("one", 3, [NOTE]), ENDED),
+    "finish stage": Case(lambda fleet: fleet.finish(3, counts=COUNTS), RUNNING, in_flight()),
     "finish stage with a turn": Case(
-        lambda it: it.finish(3, fair_share_queue="cpu"), RUNNING, in_flight()
+        lambda fleet: fleet.finish(3, fair_share_queue="cpu"), RUNNING, in_flight()
     ),
     "finish stage and wait": Case(
-        lambda it: it.finish(3, fair_share_queue="gpu.40gb"), RUNNING, in_flight(), room=0
+        lambda fleet: fleet.finish(3, fair_share_queue="gpu.40gb"), RUNNING, in_flight(), room=0
     ),
-    "finish stage superseded": Case(lambda it: it.finish(2), RUNNING, in_flight()),
+    "finish stage superseded": Case(lambda fleet: fleet.finish(2), RUNNING, in_flight()),
     "finish last stage": Case(
-        lambda it: it.state.finish_stage(
+        lambda fleet: fleet.state.finish_stage(
             "one", 3, "publish", STAGE, LEFT, {"files": []}, counts=COUNTS
         ),
         RUNNING,
         in_flight(),
     ),
     "finish last stage cancelled": Case(
-        lambda it: it.state.finish_stage(
+        lambda fleet: fleet.state.finish_stage(
             "one", 3, "publish", STAGE, NO_ARTIFACTS, {"f": 1}, cancelled=True
         ),
         RUNNING | {"status": "cancelling"},
@@ -226,44 +234,55 @@ CASES: dict[str, Case] = {
     ),
     "fail superseded": Case(fail(ErrorCode.INTERNAL, 2), RUNNING, in_flight()),
     "release": Case(
-        lambda it: it.state.release("one", 3, NOTE, counts=COUNTS), RUNNING, in_flight()
+        lambda fleet: fleet.state.release("one", 3, NOTE, counts=COUNTS), RUNNING, in_flight()
     ),
     "release later": Case(
-        lambda it: it.state.release("one", 3, NOTE, {"retries": "1"}, delay_s=60),
+        lambda fleet: fleet.state.release("one", 3, NOTE, {"retries": "1"}, delay_s=60),
         RUNNING,
         in_flight(),
     ),
     "release pausing": Case(
-        lambda it: it.state.release("one", 3, NOTE, delay_s=60),
+        lambda fleet: fleet.state.release("one", 3, NOTE, delay_s=60),
         RUNNING | {"status": "pausing"},
         in_flight(),
     ),
     "release cancelling": Case(
-        lambda it: it.state.release("one", 3, NOTE), RUNNING | {"status": "cancelling"}, in_flight()
+        lambda fleet: fleet.state.release("one", 3, NOTE),
+        RUNNING | {"status": "cancelling"},
+        in_flight(),
     ),
-    "release superseded": Case(lambda it: it.state.release("one", 2, NOTE), RUNNING, in_flight()),
-    "requested state": Case(lambda it: it.state.requested_state("one", 3), RUNNING),
-    "requested state superseded": Case(lambda it: it.state.requested_state("one", 2), RUNNING),
-    "requested state after the end": Case(lambda it: it.state.requested_state("one", 3), ENDED),
-    "requested state of an unknown job": Case(lambda it: it.state.requested_state("one", 3)),
-    # What people do.
-    "cancel unknown": Case(lambda it: it.control.cancel("one")),
-    "cancel ended": Case(lambda it: it.control.cancel("one"), ENDED),
-    "cancel waiting": Case(lambda it: it.control.cancel("one"), LANE, in_tenant_queue()),
-    "cancel running": Case(lambda it: it.control.cancel("one"), RUNNING, in_flight()),
+    "release superseded": Case(
+        lambda fleet: fleet.state.release("one", 2, NOTE), RUNNING, in_flight()
+    ),
+    "requested state": Case(lambda fleet: fleet.state.requested_state("one", 3), RUNNING),
+    "requested state superseded": Case(
+        lambda fleet: fleet.state.requested_state("one", 2), RUNNING
+    ),
+    "requested state after the end": Case(
+        lambda fleet: fleet.state.requested_state("one", 3), ENDED
+    ),
+    "requested state of an unknown job": Case(lambda fleet: fleet.state.requested_state("one", 3)),
+    # Requests of operators.
+    "cancel unknown": Case(lambda fleet: fleet.control.cancel("one")),
+    "cancel ended": Case(lambda fleet: fleet.control.cancel("one"), ENDED),
+    "cancel waiting": Case(
+        lambda fleet: fleet.control.cancel("one"), IN_TENANT_QUEUE, in_tenant_queue()
+    ),
+    "cancel running": Case(lambda fleet: fleet.control.cancel("one"), RUNNING, in_flight()),
     "cancel and save, waiting": Case(
-        lambda it: it.control.cancel("one", save=True),
+        lambda fleet: fleet.control.cancel("one", save=True),
         TRAINING | {"stage_state": "queued", "artifact:checkpoints": "k", "due_at": "5"},
         {DUE: {"one": 5.0}},
     ),
     "cancel and save, nothing to save": Case(
-        lambda it: it.control.cancel("one", save=True), QUEUED, in_flight()
+        lambda fleet: fleet.control.cancel("one", save=True), QUEUED, in_flight()
     ),
     "cancel and save, running": Case(
-        lambda it: it.control.cancel("one", save=True), TRAINING | {"artifact:checkpoints": "k"}
+        lambda fleet: fleet.control.cancel("one", save=True),
+        TRAINING | {"artifact:checkpoints": "k"},
     ),
     "cancel and save, publish waits": Case(
-        lambda it: it.control.cancel("one", save=True),
+        lambda fleet: fleet.control.cancel("one", save=True),
         TRAINING
         | {
             "stage": "publish",
@@ -272,95 +291,117 @@ CASES: dict[str, Case] = {
             "artifact:checkpoints": "k",
         },
     ),
-    "pause unknown": Case(lambda it: it.control.pause("one")),
-    "pause waiting": Case(lambda it: it.control.pause("one"), LANE, in_tenant_queue()),
-    "pause queued": Case(lambda it: it.control.pause("one"), BETWEEN, in_flight()),
-    "pause running": Case(lambda it: it.control.pause("one"), RUNNING, in_flight()),
-    "pause ended": Case(lambda it: it.control.pause("one"), ENDED),
-    "pause paused": Case(lambda it: it.control.pause("one"), RUNNING | {"status": "pausing"}),
-    "resume unknown": Case(lambda it: it.control.resume("one")),
-    "resume paused": Case(lambda it: it.control.resume("one"), BETWEEN | {"status": "paused"}),
-    "resume never begun": Case(lambda it: it.control.resume("one"), QUEUED | {"status": "paused"}),
-    "resume pausing": Case(lambda it: it.control.resume("one"), RUNNING | {"status": "pausing"}),
-    "resume without room": Case(
-        lambda it: it.control.resume("one"), BETWEEN | {"status": "paused"}, room=0
+    "pause unknown": Case(lambda fleet: fleet.control.pause("one")),
+    "pause waiting": Case(
+        lambda fleet: fleet.control.pause("one"), IN_TENANT_QUEUE, in_tenant_queue()
     ),
-    "resume running": Case(lambda it: it.control.resume("one"), RUNNING),
+    "pause queued": Case(lambda fleet: fleet.control.pause("one"), BETWEEN, in_flight()),
+    "pause running": Case(lambda fleet: fleet.control.pause("one"), RUNNING, in_flight()),
+    "pause ended": Case(lambda fleet: fleet.control.pause("one"), ENDED),
+    "pause paused": Case(lambda fleet: fleet.control.pause("one"), RUNNING | {"status": "pausing"}),
+    "resume unknown": Case(lambda fleet: fleet.control.resume("one")),
+    "resume paused": Case(
+        lambda fleet: fleet.control.resume("one"), BETWEEN | {"status": "paused"}
+    ),
+    "resume never begun": Case(
+        lambda fleet: fleet.control.resume("one"), QUEUED | {"status": "paused"}
+    ),
+    "resume pausing": Case(
+        lambda fleet: fleet.control.resume("one"), RUNNING | {"status": "pausing"}
+    ),
+    "resume without room": Case(
+        lambda fleet: fleet.control.resume("one"), BETWEEN | {"status": "paused"}, room=0
+    ),
+    "resume running": Case(lambda fleet: fleet.control.resume("one"), RUNNING),
     "replay failed": Case(
-        lambda it: it.control.replay("one"),
+        lambda fleet: fleet.control.replay("one"),
         ENDED | {"stage_state": "running"},
         {DEAD: {"one": 5.0}, WEBHOOKS: {"one": 5.0}},
     ),
-    # What the leader does.
-    "requeue queued": Case(lambda it: it.control.requeue("one", 0, "prepare"), QUEUED, in_flight()),
-    "requeue lost": Case(lambda it: it.control.requeue("one", 3, "prepare"), RUNNING, in_flight()),
-    "requeue done": Case(lambda it: it.control.requeue("one", 3, "cache"), BETWEEN, in_flight()),
+    # Maintenance.
+    "requeue queued": Case(
+        lambda fleet: fleet.control.requeue("one", 0, "prepare"), QUEUED, in_flight()
+    ),
+    "requeue lost": Case(
+        lambda fleet: fleet.control.requeue("one", 3, "prepare"), RUNNING, in_flight()
+    ),
+    "requeue done": Case(
+        lambda fleet: fleet.control.requeue("one", 3, "cache"), BETWEEN, in_flight()
+    ),
     "requeue held": Case(
-        lambda it: it.control.requeue("one", 3, "prepare"), RUNNING, in_flight() | held()
+        lambda fleet: fleet.control.requeue("one", 3, "prepare"), RUNNING, in_flight() | held()
     ),
     "requeue an earlier stage": Case(
-        lambda it: it.control.requeue("one", 3, "prepare"), TRAINING, in_flight()
+        lambda fleet: fleet.control.requeue("one", 3, "prepare"), TRAINING, in_flight()
     ),
     "requeue superseded": Case(
-        lambda it: it.control.requeue("one", 2, "prepare"), RUNNING, in_flight()
+        lambda fleet: fleet.control.requeue("one", 2, "prepare"), RUNNING, in_flight()
     ),
-    "requeue not in flight": Case(lambda it: it.control.requeue("one", 3, "prepare"), RUNNING),
+    "requeue not in flight": Case(
+        lambda fleet: fleet.control.requeue("one", 3, "prepare"), RUNNING
+    ),
     "take due": Case(
-        lambda it: [job.id for job in it.control.take_due()],
+        lambda fleet: [job.id for job in fleet.control.take_due()],
         QUEUED | {"due_at": "5"},
         {DUE: {"one": 5.0}},
     ),
     "take due ended": Case(
-        lambda it: [job.id for job in it.control.take_due()], ENDED, {DUE: {"one": 5.0}}
+        lambda fleet: [job.id for job in fleet.control.take_due()], ENDED, {DUE: {"one": 5.0}}
     ),
     "take due unknown": Case(
-        lambda it: [job.id for job in it.control.take_due()], None, {DUE: {"one": 5.0}}
+        lambda fleet: [job.id for job in fleet.control.take_due()], None, {DUE: {"one": 5.0}}
     ),
     "take due later": Case(
-        lambda it: [job.id for job in it.control.take_due()], QUEUED, {DUE: {"one": 9e9}}
+        lambda fleet: [job.id for job in fleet.control.take_due()], QUEUED, {DUE: {"one": 9e9}}
     ),
-    "dispatch": Case(lambda it: it.queues.dispatch(), LANE, in_tenant_queue(), room=1, limit="1"),
+    "dispatch": Case(
+        lambda fleet: fleet.queues.dispatch(), IN_TENANT_QUEUE, in_tenant_queue(), room=1, limit="1"
+    ),
     "dispatch one of two": Case(
-        lambda it: it.queues.dispatch(),
-        LANE,
+        lambda fleet: fleet.queues.dispatch(),
+        IN_TENANT_QUEUE,
         in_tenant_queue()
-        | {f"{LANES}:cpu:a": {"one": 9e10 + 1000, "two": 9e10 + 2000}}
+        | {f"{TENANT_QUEUES}:cpu:a": {"one": 9e10 + 1000, "two": 9e10 + 2000}}
         | {f"{SINCE}:cpu:a": {"one": 1000.0, "two": 2000.0}},
         limit="1",
     ),
-    "dispatch nothing": Case(lambda it: it.queues.dispatch()),
-    "dispatch without room": Case(lambda it: it.queues.dispatch(), LANE, in_tenant_queue(), room=0),
+    "dispatch nothing": Case(lambda fleet: fleet.queues.dispatch()),
+    "dispatch without room": Case(
+        lambda fleet: fleet.queues.dispatch(), IN_TENANT_QUEUE, in_tenant_queue(), room=0
+    ),
     "dispatch at the limit": Case(
-        lambda it: it.queues.dispatch(),
-        LANE,
+        lambda fleet: fleet.queues.dispatch(),
+        IN_TENANT_QUEUE,
         in_tenant_queue() | {IN_FLIGHT: {"x": "a"}},
         limit="1",
     ),
-    "dispatch a job that is gone": Case(lambda it: it.queues.dispatch(), None, in_tenant_queue()),
+    "dispatch a job that is gone": Case(
+        lambda fleet: fleet.queues.dispatch(), None, in_tenant_queue()
+    ),
     "claim webhook": Case(claim_webhook, ENDED, {WEBHOOKS: {"one": 5.0}}),
     "claim webhook later": Case(claim_webhook, ENDED, {WEBHOOKS: {"one": 2001.0}}),
     "claim webhook delivered": Case(claim_webhook, ENDED),
     # Messages and the cache.
-    "restore a lost message": Case(restore, None, UNACKED | held()),
-    "restore nothing": Case(restore, None, UNACKED | {"unacked_index": {"tag": 9e9}}),
-    "restore an empty entry": Case(restore, None, held()),
+    "restore a lost message": Case(redeliver, None, UNACKED | held()),
+    "restore nothing": Case(redeliver, None, UNACKED | {"unacked_index": {"tag": 9e9}}),
+    "restore an empty entry": Case(redeliver, None, held()),
     "claim entries": Case(
-        lambda it: it.cache.claim(["a", "b", "c", "d", "e", "f"], "one 2", 3),
+        lambda fleet: fleet.cache.claim(["a", "b", "c", "d", "e", "f"], "one 2", 3),
         None,
         {ENTRIES: {"a": "pack"}, f"{CLAIM}b": "one 1", f"{CLAIM}c": "one 3", f"{CLAIM}d": "on 1"},
     ),
     "renew claims": Case(
-        lambda it: it.cache.renew(["a", "b"], "one 2"),
+        lambda fleet: fleet.cache.renew(["a", "b"], "one 2"),
         None,
         {f"{CLAIM}a": "one 2", f"{CLAIM}b": "one 3"},
     ),
     "release claims": Case(
-        lambda it: it.cache.release(["a", "b"], "one 2"),
+        lambda fleet: fleet.cache.release(["a", "b"], "one 2"),
         None,
         {f"{CLAIM}a": "one 2", f"{CLAIM}b": "one 3"},
     ),
     "forget packs": Case(
-        lambda it: it.cache.forget(["one"]), None, {ENTRIES: {"a": "one", "b": "two"}}
+        lambda fleet: fleet.cache.forget(["one"]), None, {ENTRIES: {"a": "one", "b": "two"}}
     ),
 }
 
@@ -403,7 +444,7 @@ def test_each_recorded_call_is_a_case() -> None:
 
 
 def prepare(fleet: Fleet, case: Case) -> None:
-    """Put into the broker what the case starts from."""
+    """Write the state before the call."""
     client = fleet.redis
     if case.room is not None:
         client.hset(FLEET, mapping={f"room:{queue}": case.room for queue in ALL_QUEUES})
@@ -424,7 +465,7 @@ def prepare(fleet: Fleet, case: Case) -> None:
 
 
 def dump(client: Any) -> dict[str, Any]:
-    """All that the broker holds, with times as distances from now."""
+    """Return everything in the broker, with times relative to now."""
     read: dict[str, Callable[[str], Any]] = {
         "hash": client.hgetall,
         "zset": lambda key: dict(client.zrange(key, 0, -1, withscores=True)),
@@ -441,7 +482,7 @@ def dump(client: Any) -> dict[str, Any]:
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
-    """What is new in a state: by key, and by field for hashes and sorted sets."""
+    """Return the differences by key, and by field for hashes and sorted sets."""
     found: dict[str, Any] = {}
     for key in before.keys() | after.keys():
         old, new = before.get(key), after.get(key)
@@ -455,7 +496,7 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """The value with texts of JSON read, times as distances from now, and random ids left out."""
+    """Return the value with JSON parsed, times relative to now, and random ids elided."""
     if isinstance(value, Mapping):
         return {
             str(key): "..." if key in ("job", "estimate") else plain(it)

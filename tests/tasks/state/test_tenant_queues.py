@@ -3,7 +3,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from redis import ConnectionError as Away
+from redis import ConnectionError as UnavailableError
 from redis import Redis
 
 from routing.fair_share import TenantShare
@@ -28,15 +28,15 @@ def sent() -> list[JobSummary]:
 
 
 @pytest.fixture
-def lanes(redis_client: Redis, sent: list[JobSummary]) -> TenantQueues:
-    """Before a queue that one worker serves: it has room for one message."""
-    it = TenantQueues(redis_client, HOUR, sent.append)
-    it.publish_fleet([WorkerInfo(queues=ALL_QUEUES, memory_class=None)], {}, HOUR)
-    return it
+def queues(redis_client: Redis, sent: list[JobSummary]) -> TenantQueues:
+    """The tenant queues in front of queues with room for one message each."""
+    queues = TenantQueues(redis_client, HOUR, sent.append)
+    queues.publish_fleet([WorkerInfo(queues=ALL_QUEUES, memory_class=None)], {}, HOUR)
+    return queues
 
 
 @pytest.fixture
-def jobs(redis_client: Redis, lanes: TenantQueues) -> JobStore:
+def jobs(redis_client: Redis, queues: TenantQueues) -> JobStore:
     return JobStore(redis_client, HOUR)
 
 
@@ -55,7 +55,7 @@ def submit_for(jobs: JobStore, job_document: dict[str, Any]) -> Callable[..., st
 
 
 def fill(client: Redis, queue: str = "cpu") -> None:
-    """A message that no worker has taken yet."""
+    """Add a message that no worker has taken yet."""
     client.rpush(queue, "a message")
 
 
@@ -72,78 +72,81 @@ def finish(jobs: JobStore, job_id: str, stage: str, fair_share_queue: str | None
     jobs.finish_stage(job_id, attempt, stage, record, NO_ARTIFACTS, None, fair_share_queue=queue)
 
 
-def test_a_job_goes_at_once_where_there_is_room_and_nobody_waits(
-    jobs: JobStore, job_document: dict[str, Any], redis_client: Redis, lanes: TenantQueues
+def test_a_job_is_sent_at_once_if_there_is_room(
+    jobs: JobStore, job_document: dict[str, Any], redis_client: Redis, queues: TenantQueues
 ) -> None:
     assert submit(job_document, jobs, "result").outcome == DispatchOutcome.SENT
-    assert lanes.in_flight() == {"default": 1}
+    assert queues.in_flight() == {"default": 1}
     fill(redis_client)
     assert submit(job_document, jobs, "result").outcome == DispatchOutcome.WAITING
-    assert lanes.waiting() == {"cpu": {"default": 1}}
+    assert queues.waiting() == {"cpu": {"default": 1}}
 
 
-def test_a_job_that_waits_goes_when_there_is_room_and_once(
-    submit_for: Callable[..., str], redis_client: Redis, lanes: TenantQueues, sent: list[JobSummary]
+def test_a_waiting_job_is_sent_once_when_there_is_room(
+    submit_for: Callable[..., str],
+    redis_client: Redis,
+    queues: TenantQueues,
+    sent: list[JobSummary],
 ) -> None:
     fill(redis_client)
     job_id = submit_for()
-    assert lanes.dispatch() == []
+    assert queues.dispatch() == []
     redis_client.delete("cpu")
-    assert lanes.dispatch() == [job_id]
-    assert lanes.dispatch() == []
+    assert queues.dispatch() == [job_id]
+    assert queues.dispatch() == []
     assert [(record.id, record.pending_queue, record.in_tenant_queue) for record in sent] == [
         (job_id, "cpu", False)
     ]
-    assert lanes.waiting() == {}
-    assert lanes.in_flight() == {"a": 1}
+    assert queues.waiting() == {}
+    assert queues.in_flight() == {"a": 1}
 
 
-def test_tenants_take_turns_however_many_jobs_one_of_them_has(
+def test_tenants_alternate_however_many_jobs_one_has(
     submit_for: Callable[..., str], redis_client: Redis
 ) -> None:
-    gone: list[str] = []
+    tenants: list[str] = []
 
-    def send(head: JobSummary) -> None:
-        gone.append(str(redis_client.hget(record_key(head.id), "tenant")))
+    def send(job: JobSummary) -> None:
+        tenants.append(str(redis_client.hget(record_key(job.id), "tenant")))
         fill(redis_client)
 
-    lanes = TenantQueues(redis_client, HOUR, send)
+    queues = TenantQueues(redis_client, HOUR, send)
     fill(redis_client)
     for tenant in "aaaaabb":
         submit_for(tenant)
-    while lanes.waiting():
+    while queues.waiting():
         redis_client.delete("cpu")
-        assert len(lanes.dispatch()) == 1
-    assert gone == ["a", "b", "a", "b", "a", "a", "a"]
+        assert len(queues.dispatch()) == 1
+    assert tenants == ["a", "b", "a", "b", "a", "a", "a"]
 
 
-def test_within_a_tenant_priority_goes_first_and_then_age(
-    submit_for: Callable[..., str], redis_client: Redis, lanes: TenantQueues, jobs: JobStore
+def test_within_a_tenant_priority_precedes_age(
+    submit_for: Callable[..., str], redis_client: Redis, queues: TenantQueues, jobs: JobStore
 ) -> None:
     fill(redis_client)
     old, young, urgent = submit_for(), submit_for(), submit_for(priority=9)
-    assert [lanes.jobs_before(jobs.get(it)) for it in (urgent, old, young)] == [0, 1, 2]
+    assert [queues.jobs_before(jobs.get(it)) for it in (urgent, old, young)] == [0, 1, 2]
     redis_client.delete("cpu")
-    assert lanes.dispatch() == [urgent, old, young]
+    assert queues.dispatch() == [urgent, old, young]
 
 
-def test_a_limit_holds_for_the_tenant_and_for_nobody_else(
-    submit_for: Callable[..., str], redis_client: Redis, lanes: TenantQueues, jobs: JobStore
+def test_a_limit_holds_only_for_its_tenant(
+    submit_for: Callable[..., str], redis_client: Redis, queues: TenantQueues, jobs: JobStore
 ) -> None:
     worker = WorkerInfo(queues=ALL_QUEUES, memory_class=None)
-    lanes.publish_fleet([worker], {"a": TenantShare(limit=1), "free": TenantShare(2)}, HOUR)
-    assert lanes.shares() == {"a": TenantShare(limit=1), "free": TenantShare(2)}
+    queues.publish_fleet([worker], {"a": TenantShare(limit=1), "free": TenantShare(2)}, HOUR)
+    assert queues.shares() == {"a": TenantShare(limit=1), "free": TenantShare(2)}
     first, second = submit_for("a"), submit_for("a")
     other = submit_for("b")
-    assert lanes.waiting() == {"cpu": {"a": 1, "b": 1}}
-    assert lanes.dispatch() == [other]
+    assert queues.waiting() == {"cpu": {"a": 1, "b": 1}}
+    assert queues.dispatch() == [other]
     attempt = begin(jobs, first)
-    jobs.release(first, attempt, NOTE, delay_s=60)  # it waits out a fault
-    assert lanes.dispatch() == [second]
+    jobs.release(first, attempt, NOTE, delay_s=60)  # it waits for a retry
+    assert queues.dispatch() == [second]
 
 
-def test_a_prepared_job_waits_for_its_turn_on_the_gpu(
-    submit_for: Callable[..., str], redis_client: Redis, lanes: TenantQueues, jobs: JobStore
+def test_a_prepared_job_waits_for_its_share_of_the_gpu(
+    submit_for: Callable[..., str], redis_client: Redis, queues: TenantQueues, jobs: JobStore
 ) -> None:
     fill(redis_client, "gpu.40gb")
     job_id = submit_for()
@@ -155,39 +158,39 @@ def test_a_prepared_job_waits_for_its_turn_on_the_gpu(
         "gpu.40gb",
         True,
     )
-    assert lanes.in_flight() == {}
+    assert queues.in_flight() == {}
     redis_client.delete("gpu.40gb")
-    assert lanes.dispatch() == [job_id]
-    # The turn is for all that follows.
+    assert queues.dispatch() == [job_id]
+    # A dispatch is for all stages that follow.
     finish(jobs, job_id, "cache", None)
     assert jobs.next_queue(job_id) == "gpu.40gb"
 
 
-@pytest.mark.parametrize("how", ["cancel", "pause", "begin"])
-def test_a_job_leaves_its_lane_however_it_goes_on(
-    how: str,
+@pytest.mark.parametrize("change", ["cancel", "pause", "begin"])
+def test_a_job_leaves_its_tenant_queue_on_every_change(
+    change: str,
     submit_for: Callable[..., str],
     redis_client: Redis,
-    lanes: TenantQueues,
+    queues: TenantQueues,
     jobs: JobStore,
     control: JobControl,
 ) -> None:
     fill(redis_client)
     job_id = submit_for()
-    if how == "begin":
-        begin(jobs, job_id)  # by a chain that its backend built and sent itself
+    if change == "begin":
+        begin(jobs, job_id)  # by a chain that its backend sent itself
     else:
-        getattr(control, how)(job_id)
-    assert lanes.waiting() == {}
-    assert lanes.in_flight() == ({"a": 1} if how == "begin" else {})
+        getattr(control, change)(job_id)
+    assert queues.waiting() == {}
+    assert queues.in_flight() == ({"a": 1} if change == "begin" else {})
     redis_client.delete("cpu")
-    assert lanes.dispatch() == []
+    assert queues.dispatch() == []
 
 
-def test_a_job_that_is_resumed_or_replayed_waits_for_its_turn_again(
+def test_a_resumed_job_waits_in_its_tenant_queue_again(
     submit_for: Callable[..., str],
     redis_client: Redis,
-    lanes: TenantQueues,
+    queues: TenantQueues,
     jobs: JobStore,
     control: JobControl,
 ) -> None:
@@ -197,44 +200,44 @@ def test_a_job_that_is_resumed_or_replayed_waits_for_its_turn_again(
     assert not control.resume(job_id)
     assert jobs.get(job_id).status == JobStatus.QUEUED
     redis_client.delete("cpu")
-    assert lanes.dispatch() == [job_id]
+    assert queues.dispatch() == [job_id]
 
 
 def test_without_a_live_worker_jobs_wait(
-    submit_for: Callable[..., str], redis_client: Redis, lanes: TenantQueues
+    submit_for: Callable[..., str], redis_client: Redis, queues: TenantQueues
 ) -> None:
-    lanes.publish_fleet([], {}, HOUR)
+    queues.publish_fleet([], {}, HOUR)
     job_id = submit_for()
-    assert lanes.dispatch() == []
-    lanes.publish_fleet([WorkerInfo(queues=("cpu",), memory_class=None)], {}, HOUR)
-    assert lanes.dispatch() == [job_id]
+    assert queues.dispatch() == []
+    queues.publish_fleet([WorkerInfo(queues=("cpu",), memory_class=None)], {}, HOUR)
+    assert queues.dispatch() == [job_id]
 
 
-def test_a_job_whose_life_time_is_over_holds_nobody_up(
-    submit_for: Callable[..., str], redis_client: Redis, lanes: TenantQueues
+def test_an_expired_job_delays_no_other(
+    submit_for: Callable[..., str], redis_client: Redis, queues: TenantQueues
 ) -> None:
     fill(redis_client)
-    lost, there = submit_for(), submit_for()
-    redis_client.delete("cpu", f"training:job:{lost}")
-    assert lanes.dispatch() == [there]
-    assert lanes.waiting() == {}
+    expired, other = submit_for(), submit_for()
+    redis_client.delete("cpu", f"training:job:{expired}")
+    assert queues.dispatch() == [other]
+    assert queues.waiting() == {}
 
 
-def test_what_cannot_be_sent_is_left_to_the_reconciler(
-    submit_for: Callable[..., str], redis_client: Redis, control: JobControl, lanes: TenantQueues
+def test_a_job_that_cannot_be_sent_stays_in_flight(
+    submit_for: Callable[..., str], redis_client: Redis, control: JobControl, queues: TenantQueues
 ) -> None:
-    def away(_: JobSummary) -> None:
-        raise Away("the broker is away")
+    def unavailable(_: JobSummary) -> None:
+        raise UnavailableError("the broker is unavailable")
 
     fill(redis_client)
     job_id = submit_for()
     redis_client.delete("cpu")
-    assert TenantQueues(redis_client, HOUR, away).dispatch() == []
+    assert TenantQueues(redis_client, HOUR, unavailable).dispatch() == []
     assert [record.id for record in control.in_flight()] == [job_id]
 
 
-def test_every_key_has_a_life_time(
-    submit_for: Callable[..., str], redis_client: Redis, lanes: TenantQueues
+def test_every_key_expires(
+    submit_for: Callable[..., str], redis_client: Redis, queues: TenantQueues
 ) -> None:
     submit_for()
     fill(redis_client)
@@ -248,15 +251,15 @@ def test_every_key_has_a_life_time(
     assert [key for key in keys if redis_client.ttl(key) == -1] == []
 
 
-def test_where_no_queue_has_room_it_takes_one_question_to_know(
-    submit_for: Callable[..., str], redis_client: Redis, lanes: TenantQueues
+def test_dispatch_costs_one_call_if_no_queue_has_room(
+    submit_for: Callable[..., str], redis_client: Redis, queues: TenantQueues
 ) -> None:
     fill(redis_client)
     for tenant in "abc":
         submit_for(tenant)
-    lanes.dispatch()  # the server knows the script from here on
+    queues.dispatch()  # from now on the server has the script
     redis_client.config_resetstat()
-    lanes.dispatch()
-    asked = redis_client.info("commandstats")
-    assert asked["cmdstat_evalsha"]["calls"] == 1
-    assert not asked.keys() & {"cmdstat_zrange", "cmdstat_hvals", "cmdstat_hgetall"}
+    queues.dispatch()
+    stats = redis_client.info("commandstats")
+    assert stats["cmdstat_evalsha"]["calls"] == 1
+    assert not stats.keys() & {"cmdstat_zrange", "cmdstat_hvals", "cmdstat_hgetall"}

@@ -30,7 +30,7 @@ def job_id(state: JobStore, job_document: dict[str, Any]) -> str:
 
 @pytest.fixture
 def make_newer(redis_client: Redis) -> Callable[[str], None]:
-    """Let a job be as a later version records it."""
+    """Changes a job to what a newer version records."""
 
     def change(job_id: str) -> None:
         key = record_key(job_id)
@@ -61,48 +61,53 @@ def begin(state: JobStore, job_id: str, stage: str = "prepare", **more: Any) -> 
     return state.begin(job_id, stage, **given)[0]
 
 
-def note_worker(client: Redis, version: int, queue: str) -> None:
-    note = WorkerInfo(version=version, queues=(queue,), memory_class=None)
-    WorkerHeartbeat(client, f"{version}-{queue}", note, HOUR).renew()
+def register_worker(client: Redis, version: int, queue: str) -> None:
+    info = WorkerInfo(version=version, queues=(queue,), memory_class=None)
+    WorkerHeartbeat(client, f"{version}-{queue}", info, HOUR).renew()
 
 
 def notes(state: JobStore, job_id: str) -> list[str]:
     return [event.message for _, event in state.events(job_id) if isinstance(event, Note)]
 
 
-def test_a_newer_job_is_passed_on_after_a_while_and_costs_no_try(
+def test_a_newer_job_is_deferred_and_costs_no_retry(
     state: JobStore, control: JobControl, redis_client: Redis, newer: str
 ) -> None:
     before = redis_client.time()[0]
     assert begin(state, newer, retry_in_s=60) == StartOutcome.NEWER
-    head = state.summary(newer)
-    assert (head.status, head.stage, head.attempt, head.retries) == ("queued", "prepare", 0, 0)
-    assert head.due_at is not None
-    assert head.due_at.timestamp() - before >= 60
+    summary = state.summary(newer)
+    assert (summary.status, summary.stage, summary.attempt, summary.retries) == (
+        "queued",
+        "prepare",
+        0,
+        0,
+    )
+    assert summary.due_at is not None
+    assert summary.due_at.timestamp() - before >= 60
     assert redis_client.hexists(record_key(newer), "starts") is False
-    # Neither a message nor a lane, so nothing goes in a circle until it is due.
+    # It has no message and no tenant queue, so no worker defers it again before it is due.
     assert control.summaries_in_flight() == []
     assert control.take_due() == []
     redis_client.zadd(keys.DUE, {newer: 1})
-    # Nobody is there who could take it.
-    note_worker(redis_client, VERSION, "cpu")
-    note_worker(redis_client, NEWER, "gpu.40gb")
+    # No live worker of its queue is new enough.
+    register_worker(redis_client, VERSION, "cpu")
+    register_worker(redis_client, NEWER, "gpu.40gb")
     assert control.take_due() == []
-    note_worker(redis_client, NEWER, "cpu")
-    assert [head.id for head in control.take_due()] == [newer]
+    register_worker(redis_client, NEWER, "cpu")
+    assert [summary.id for summary in control.take_due()] == [newer]
     assert control.take_due() == []
-    assert [head.id for head in control.summaries_in_flight()] == [newer]
+    assert [summary.id for summary in control.summaries_in_flight()] == [newer]
 
     assert begin(state, newer) == StartOutcome.STILL_NEWER
-    told = f"prepare waits for a worker of version {NEWER}; w@here is of version {VERSION}"
-    assert notes(state, newer) == [told]
+    note = f"prepare waits for a worker of version {NEWER}; w@here is of version {VERSION}"
+    assert notes(state, newer) == [note]
 
 
-def test_a_message_of_a_newer_version_is_passed_on_too(state: JobStore, job_id: str) -> None:
+def test_a_newer_message_is_deferred(state: JobStore, job_id: str) -> None:
     assert begin(state, job_id, version=NEWER) == StartOutcome.NEWER
 
 
-def test_a_newer_stage_whose_worker_was_lost_waits_for_another_one(
+def test_a_lost_newer_stage_is_deferred(
     state: JobStore, redis_client: Redis, job_id: str, make_newer: Callable[[str], None]
 ) -> None:
     assert begin(state, job_id) == StartOutcome.BEGUN
@@ -114,7 +119,7 @@ def test_a_newer_stage_whose_worker_was_lost_waits_for_another_one(
     assert state.summary(job_id).pending_queue == "cpu"
 
 
-def test_what_a_worker_has_begun_is_not_for_older_ones_any_more(
+def test_begin_records_the_workers_version(
     state: JobStore, redis_client: Redis, job_id: str
 ) -> None:
     redis_client.hset(record_key(job_id), "version", 0)
@@ -122,7 +127,7 @@ def test_what_a_worker_has_begun_is_not_for_older_ones_any_more(
     assert state.summary(job_id).version == VERSION
 
 
-def test_lists_leave_out_what_they_cannot_read_and_say_so(
+def test_lists_skip_and_log_unreadable_jobs(
     state: JobStore,
     control: JobControl,
     job_document: dict[str, Any],
@@ -132,15 +137,15 @@ def test_lists_leave_out_what_they_cannot_read_and_say_so(
     known = submit(job_document, state, "another").job_id
     assert [record.id for record in state.newest(9)] == [known]
     assert [record.id for record in control.in_flight()] == [known]
-    told = f"job {newer} has version {NEWER}, and this program reads {VERSION}"
-    assert caplog.text.count(told) == 2
-    with pytest.raises(UnreadableJobError, match=told):
+    problem = f"job {newer} has version {NEWER}, and this program reads {VERSION}"
+    assert caplog.text.count(problem) == 2
+    with pytest.raises(UnreadableJobError, match=problem):
         state.get(newer)
-    # It is in flight all the same.
-    assert {head.id for head in control.summaries_in_flight()} == {known, newer}
+    # It is in flight nevertheless.
+    assert {summary.id for summary in control.summaries_in_flight()} == {known, newer}
 
 
-def test_people_can_pause_resume_and_cancel_a_newer_job(
+def test_a_newer_job_can_be_paused_resumed_and_cancelled(
     state: JobStore, control: JobControl, newer: str
 ) -> None:
     assert control.pause(newer) == JobStatus.PAUSED
@@ -149,24 +154,24 @@ def test_people_can_pause_resume_and_cancel_a_newer_job(
     assert state.summary(newer).failure() is not None
 
 
-def test_a_newer_job_leaves_its_lane_once(
+def test_a_newer_job_leaves_its_tenant_queue_once(
     redis_client: Redis, job_document: dict[str, Any], make_newer: Callable[[str], None]
 ) -> None:
     sent: list[JobSummary] = []
-    lanes = TenantQueues(redis_client, HOUR, sent.append)
+    queues = TenantQueues(redis_client, HOUR, sent.append)
     state = JobStore(redis_client, HOUR)
-    job_id, _, admission = submit(job_document, state, "the-result")
-    assert admission == DispatchOutcome.WAITING
+    job_id, _, outcome = submit(job_document, state, "the-result")
+    assert outcome == DispatchOutcome.WAITING
     make_newer(job_id)
-    lanes.publish_fleet([WorkerInfo(queues=("cpu",), memory_class=None)], {}, HOUR)
-    assert lanes.dispatch() == [job_id]
-    assert [(head.id, head.version) for head in sent] == [(job_id, NEWER)]
+    queues.publish_fleet([WorkerInfo(queues=("cpu",), memory_class=None)], {}, HOUR)
+    assert queues.dispatch() == [job_id]
+    assert [(summary.id, summary.version) for summary in sent] == [(job_id, NEWER)]
     assert begin(state, job_id) == StartOutcome.NEWER
-    assert lanes.dispatch() == []
-    assert lanes.waiting() == {}
+    assert queues.dispatch() == []
+    assert queues.waiting() == {}
 
 
-def test_a_newer_job_that_is_submitted_again_goes_on_undisturbed(
+def test_submitting_a_newer_job_again_leaves_it_alone(
     state: JobStore, job_document: dict[str, Any], make_newer: Callable[[str], None]
 ) -> None:
     document = {**job_document, "id": "mine"}
@@ -176,7 +181,7 @@ def test_a_newer_job_that_is_submitted_again_goes_on_undisturbed(
     assert submit(document, state, "the-result").outcome == DispatchOutcome.WAITING
 
 
-def test_a_record_without_an_estimate_is_read_with_one_made_anew(
+def test_a_record_without_an_estimate_gets_a_new_one(
     state: JobStore, redis_client: Redis, job_id: str
 ) -> None:
     routed_by = state.get(job_id).estimate
@@ -185,7 +190,7 @@ def test_a_record_without_an_estimate_is_read_with_one_made_anew(
     assert begin(state, job_id) == StartOutcome.BEGUN
 
 
-def test_an_older_record_that_cannot_be_read_ends_its_job_in_clear_words(
+def test_an_unreadable_record_fails_its_job(
     state: JobStore, redis_client: Redis, control: JobControl, job_id: str
 ) -> None:
     key = record_key(job_id)
@@ -193,13 +198,17 @@ def test_an_older_record_that_cannot_be_read_ends_its_job_in_clear_words(
     redis_client.hset(key, "job", json.dumps({**job, "gone_since": 1}))
     with pytest.raises(JobError, match=r"reads 1 but not this record: gone_since: Extra"):
         begin(state, job_id)
-    head = state.summary(job_id)
-    assert (head.status, head.error_code, head.error_stage) == ("failed", "internal", "prepare")
-    assert "gone_since" in str(head.error)
+    summary = state.summary(job_id)
+    assert (summary.status, summary.error_code, summary.error_stage) == (
+        "failed",
+        "internal",
+        "prepare",
+    )
+    assert "gone_since" in str(summary.error)
     assert control.summaries_in_flight() == []
 
 
-def test_what_a_newer_version_tells_is_told_of(
+def test_events_of_newer_versions_are_noted(
     state: JobStore, redis_client: Redis, job_id: str
 ) -> None:
     assert begin(state, job_id) == StartOutcome.BEGUN
@@ -209,7 +218,7 @@ def test_what_a_newer_version_tells_is_told_of(
     assert any(isinstance(event, StageStarted) for _, event in state.events(job_id))
 
 
-def test_an_error_code_that_newer_versions_know_is_an_internal_one(
+def test_unknown_error_codes_are_internal(
     state: JobStore, redis_client: Redis, job_id: str
 ) -> None:
     redis_client.hset(record_key(job_id), mapping={"error_code": "sunspots", "error": "flares"})
@@ -218,26 +227,26 @@ def test_an_error_code_that_newer_versions_know_is_an_internal_one(
     assert (failure.code, failure.message) == (ErrorCode.INTERNAL, "flares")
 
 
-def test_notes_of_workers_of_other_versions_are_read_or_left_out(
+def test_heartbeats_of_other_versions_are_read_or_skipped(
     redis_client: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    note = WorkerInfo(version=NEWER, queues=("cpu",), memory_class=None)
-    WorkerHeartbeat(redis_client, "new@here", note, HOUR).renew()
+    info = WorkerInfo(version=NEWER, queues=("cpu",), memory_class=None)
+    WorkerHeartbeat(redis_client, "new@here", info, HOUR).renew()
     key = "training:worker:new@here"
-    told = json.loads(str(redis_client.get(key)))
-    redis_client.set(key, json.dumps({**told, "mood": "good"}))
+    heartbeat = json.loads(str(redis_client.get(key)))
+    redis_client.set(key, json.dumps({**heartbeat, "mood": "good"}))
     odd = WorkerInfo(queues=("gpu.40gb",), memory_class=None)
     WorkerHeartbeat(redis_client, "odd@here", odd, HOUR).renew()
     redis_client.set("training:worker:odd@here", '{"queues": ["gpu.160gb"], "memory_class": "9"}')
-    assert live_workers(redis_client) == {"new@here": note}
+    assert live_workers(redis_client) == {"new@here": info}
     assert "odd@here" in caplog.text
     assert newest_versions(redis_client) == {"cpu": NEWER}
 
 
-def test_a_worker_notes_nothing_that_the_first_version_does_not_know(redis_client: Redis) -> None:
+def test_heartbeats_hold_no_fields_at_their_defaults(redis_client: Redis) -> None:
     WorkerHeartbeat(redis_client, "w", WorkerInfo(queues=("cpu",), memory_class=None), HOUR).renew()
-    noted = json.loads(str(redis_client.get("training:worker:w")))
-    assert noted == {"queues": ["cpu"], "memory_class": None}
+    heartbeat = json.loads(str(redis_client.get("training:worker:w")))
+    assert heartbeat == {"queues": ["cpu"], "memory_class": None}
 
 
 @pytest.mark.parametrize(
@@ -251,5 +260,5 @@ def test_a_worker_notes_nothing_that_the_first_version_does_not_know(redis_clien
     ],
     ids=str,
 )
-def test_a_document_says_which_version_it_is_for(document: Any, newer: bool) -> None:
+def test_a_documents_version_is_compared(document: Any, newer: bool) -> None:
     assert newer_than_known(document) == newer

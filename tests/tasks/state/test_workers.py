@@ -11,21 +11,21 @@ from tasks.state.workers import (
     why_unserved,
 )
 
-SOON = timedelta(minutes=1)
+TTL = timedelta(minutes=1)
 
 
-def note(client: Redis, name: str, memory_class: MemoryClass | None) -> WorkerHeartbeat:
-    noted = WorkerHeartbeat(
-        client, name, WorkerInfo(queues=("q",), memory_class=memory_class), SOON
+def register(client: Redis, name: str, memory_class: MemoryClass | None) -> WorkerHeartbeat:
+    heartbeat = WorkerHeartbeat(
+        client, name, WorkerInfo(queues=("q",), memory_class=memory_class), TTL
     )
-    noted.renew()
-    return noted
+    heartbeat.renew()
+    return heartbeat
 
 
-def test_workers_are_there_until_they_go_or_their_time_is_over(redis_client: Redis) -> None:
+def test_workers_are_live_until_they_deregister_or_expire(redis_client: Redis) -> None:
     assert live_workers(redis_client) == {}
-    cpu = note(redis_client, "cpu@here", None)
-    note(redis_client, "gpu@here", MemoryClass.GB24)
+    cpu = register(redis_client, "cpu@here", None)
+    register(redis_client, "gpu@here", MemoryClass.GB24)
     assert live_workers(redis_client) == {
         "cpu@here": WorkerInfo(queues=("q",), memory_class=None),
         "gpu@here": WorkerInfo(queues=("q",), memory_class=MemoryClass.GB24),
@@ -35,18 +35,16 @@ def test_workers_are_there_until_they_go_or_their_time_is_over(redis_client: Red
     assert list(live_workers(redis_client)) == ["gpu@here"]
 
 
-def test_the_next_larger_class_is_one_that_the_fleet_has(redis_client: Redis) -> None:
+def test_the_next_larger_class_has_a_live_worker(redis_client: Redis) -> None:
     for number, memory_class in enumerate((None, MemoryClass.GB24, MemoryClass.GB80)):
-        note(redis_client, f"w{number}", memory_class)
+        register(redis_client, f"w{number}", memory_class)
     assert next_larger_class(redis_client, MemoryClass.GB24) == MemoryClass.GB80
     assert next_larger_class(redis_client, MemoryClass.GB80) is None
     assert next_larger_class(redis_client, None) is None
 
 
-def test_a_quarantined_worker_says_why_and_is_nobodys_next_larger_class(
-    redis_client: Redis,
-) -> None:
-    big = note(redis_client, "big", MemoryClass.GB80)
+def test_quarantined_workers_do_not_count(redis_client: Redis) -> None:
+    big = register(redis_client, "big", MemoryClass.GB80)
     big.set_quarantine("XID 79")
     assert live_workers(redis_client)["big"].quarantined == "XID 79"
     assert next_larger_class(redis_client, MemoryClass.GB24) is None
@@ -54,9 +52,9 @@ def test_a_quarantined_worker_says_why_and_is_nobodys_next_larger_class(
     assert next_larger_class(redis_client, MemoryClass.GB24) == MemoryClass.GB80
 
 
-def test_a_queue_that_nobody_serves_is_told_with_what_there_is(redis_client: Redis) -> None:
+def test_an_unserved_queue_is_explained(redis_client: Redis) -> None:
     assert why_unserved(redis_client, "q") == "no live worker serves q: no worker is live"
-    here = note(redis_client, "here", MemoryClass.GB24)
+    here = register(redis_client, "here", MemoryClass.GB24)
     assert why_unserved(redis_client, "q") is None
     assert why_unserved(redis_client, "r") == "no live worker serves r: live workers serve q"
     here.set_quarantine("XID 79")
@@ -65,22 +63,20 @@ def test_a_queue_that_nobody_serves_is_told_with_what_there_is(redis_client: Red
     )
 
 
-def test_a_queue_of_an_engine_that_nobody_has_is_told_with_what_to_set(
-    redis_client: Redis,
-) -> None:
-    note(redis_client, "here", MemoryClass.GB40)
-    told = why_unserved(redis_client, "gpu.40gb.invoke-training")
-    assert told is not None
-    assert told.startswith("no live worker serves gpu.40gb.invoke-training")
-    assert "TRAINING_INVOKE_PYTHON" in told
+def test_an_unserved_engine_queue_names_its_setting(redis_client: Redis) -> None:
+    register(redis_client, "here", MemoryClass.GB40)
+    reason = why_unserved(redis_client, "gpu.40gb.invoke-training")
+    assert reason is not None
+    assert reason.startswith("no live worker serves gpu.40gb.invoke-training")
+    assert "TRAINING_INVOKE_PYTHON" in reason
 
 
-def test_the_next_larger_class_is_of_a_worker_that_has_the_engine(redis_client: Redis) -> None:
-    note(redis_client, "without", MemoryClass.GB40)
+def test_the_next_larger_class_has_the_engine(redis_client: Redis) -> None:
+    register(redis_client, "without", MemoryClass.GB40)
     assert next_larger_class(redis_client, MemoryClass.GB24, "invoke-training") is None
-    presence = WorkerInfo(
+    info = WorkerInfo(
         queues=("q",), memory_class=MemoryClass.GB80, engines=("diffusers", "invoke-training")
     )
-    WorkerHeartbeat(redis_client, "with", presence, SOON).renew()
-    found = next_larger_class(redis_client, MemoryClass.GB24, "invoke-training")
-    assert found == MemoryClass.GB80
+    WorkerHeartbeat(redis_client, "with", info, TTL).renew()
+    larger = next_larger_class(redis_client, MemoryClass.GB24, "invoke-training")
+    assert larger == MemoryClass.GB80
