@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib.resources import files
 from itertools import islice
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from redis import Redis
 
 from tasks.cache.packs import DamagedPackError, read_header
 from tasks.events import EncoderDigests
+from tasks.redis_script import Key, ScriptFolder
 from tasks.store import PACKS, Store
 
 # Entry digest to pack key; pack key to size in bytes; pack key to the time of its last use.
@@ -32,49 +34,29 @@ def owner_of(job_id: str, attempt: int) -> str:
     return f"{job_id} {attempt}"
 
 
-def _claim_key(digest: str) -> str:
-    return f"training:cache:claim:{digest}"
+_lua = ScriptFolder(
+    files("tasks.cache") / "lua", {"keys": {"claim_prefix": "training:cache:claim:"}}
+)
 
 
-# KEYS: entries. ARGV: owner, life in ms, most, claim key prefix, digests. A start takes over what
-# an earlier one of its job has claimed, never the other way round.
-_CLAIM = """
-local job, attempt = string.match(ARGV[1], '^(.*) (%d+)$')
-local function is_free(owner)
-  if not owner then return true end
-  local its_job, its_attempt = string.match(owner, '^(.*) (%d+)$')
-  return its_job == job and tonumber(its_attempt) <= tonumber(attempt)
-end
-local claimed = {}
-for i = 5, #ARGV do
-  if #claimed >= tonumber(ARGV[3]) then break end
-  local key = ARGV[4] .. ARGV[i]
-  if redis.call('HEXISTS', KEYS[1], ARGV[i]) == 0 then
-    if is_free(redis.call('GET', key)) then
-      redis.call('SET', key, ARGV[1], 'PX', ARGV[2])
-      claimed[#claimed + 1] = ARGV[i]
-    end
-  end
-end
-return claimed
-"""
+@_lua.script
+def claim_entries(
+    *, entries: Key, owner: str, ttl_ms: int, limit: int, digests: Sequence[str]
+) -> list[str]:
+    """Claim entries that are missing and not claimed."""
+    raise NotImplementedError
 
-# ARGV: owner, life in ms (0 releases), claim key prefix, digests.
-_HOLD = """
-for i = 4, #ARGV do
-  local key = ARGV[3] .. ARGV[i]
-  if redis.call('GET', key) == ARGV[1] then
-    if ARGV[2] == '0' then redis.call('DEL', key) else redis.call('PEXPIRE', key, ARGV[2]) end
-  end
-end
-"""
 
-# KEYS: entries. ARGV: pack key, digests. Entries that have moved to another pack stay.
-_DROP = """
-for i = 2, #ARGV do
-  if redis.call('HGET', KEYS[1], ARGV[i]) == ARGV[1] then redis.call('HDEL', KEYS[1], ARGV[i]) end
-end
-"""
+@_lua.script
+def hold_claims(*, owner: str, ttl_ms: int, digests: Sequence[str]) -> None:
+    """Renew claims, or release them."""
+    raise NotImplementedError
+
+
+@_lua.script
+def drop_entries(*, entries: Key, pack: str, digests: Sequence[str]) -> None:
+    """Remove the entries of a pack."""
+    raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -104,9 +86,6 @@ class CacheRegistry:
         self._redis = client
         self._ttl = ttl
         self._claim_ms = int(claim_ttl.total_seconds() * 1000)
-        self._claim = client.register_script(_CLAIM)
-        self._hold = client.register_script(_HOLD)
-        self._drop = client.register_script(_DROP)
 
     @property
     def renew_every_s(self) -> float:
@@ -134,19 +113,25 @@ class CacheRegistry:
             left = most - len(claimed)
             if not left:
                 break
-            args: list[str | int] = [owner, self._claim_ms, left, _claim_key(""), *part]
-            claimed += cast("list[str]", self._claim(keys=[_ENTRIES], args=args))
+            claimed += claim_entries(
+                self._redis,
+                entries=_ENTRIES,
+                owner=owner,
+                ttl_ms=self._claim_ms,
+                limit=left,
+                digests=part,
+            )
         return claimed
 
     def renew(self, digests: Iterable[str], owner: str) -> None:
         """Hold claims for their whole life again."""
         for part in _slices(digests):
-            self._hold(args=[owner, self._claim_ms, _claim_key(""), *part])
+            hold_claims(self._redis, owner=owner, ttl_ms=self._claim_ms, digests=part)
 
     def release(self, digests: Iterable[str], owner: str) -> None:
         """Give claims back."""
         for part in _slices(digests):
-            self._hold(args=[owner, 0, _claim_key(""), *part])
+            hold_claims(self._redis, owner=owner, ttl_ms=0, digests=part)
 
     def add(self, key: str, size: int, digests: Sequence[str]) -> None:
         """Record a pack that is in the store, whole."""
@@ -189,7 +174,7 @@ class CacheRegistry:
                 entries[key].append(digest)
         for key, digests in entries.items():
             for part in _slices(digests):
-                self._drop(keys=[_ENTRIES], args=[key, *part])
+                drop_entries(self._redis, entries=_ENTRIES, pack=key, digests=part)
             self._redis.hdel(_SIZES, key)
             self._redis.zrem(_USED, key)
 
