@@ -64,7 +64,7 @@ def login_routes(sessions: Sessions, limiter: RateLimiter, base_url: str) -> API
 
     Args:
         sessions: The sessions.
-        limiter: Limit of logins per address. Nobody can guess a key of 256 bits; the limit keeps
+        limiter: Limit of logins per address. A key of 256 bits cannot be guessed; the limit keeps
             such attempts from using up this process.
         base_url: Address of the console in a browser.
     """

@@ -74,14 +74,14 @@ def fact(name: str, value: str = "") -> Tag:
 
 def memory_bar(parts: dict[str, float], available_gib: float) -> None:
     """Add a bar of GPU memory by part, with a legend."""
-    shown = [(i, name, gib) for i, (name, gib) in enumerate(parts.items(), 1) if gib >= 0.05]
+    visible = [(i, name, gib) for i, (name, gib) in enumerate(parts.items(), 1) if gib >= 0.05]
     total_gib = max(available_gib, sum(parts.values()))
     with Tag("div", classes="bar", aria_hidden="true"):
-        for number, _, gib in shown:
+        for number, _, gib in visible:
             width = f"width: {100 * gib / total_gib:.2f}%"
             Tag("span", "", f"bar-part part-{number}", style=width)
     with Tag("ul", classes="legend"):
-        for number, name, gib in shown:
+        for number, name, gib in visible:
             with Tag("li", classes="legend-row"):
                 Tag("span", "", f"legend-mark part-{number}", aria_hidden="true")
                 Tag("span", PART_NAMES.get(name, name))

@@ -33,7 +33,7 @@ Position = tuple[int, int]
 
 
 class EventHub:
-    """Follows jobs while somebody reads their events.
+    """Follows jobs while readers need their events.
 
     Args:
         broker_url: The broker that holds the events.

@@ -32,7 +32,7 @@ _LOGINS_PER_MINUTE = 60
 
 @dataclass(frozen=True)
 class Services:
-    """What pages and API routes call. Each service decides what a caller may see of its things."""
+    """Services that pages and API routes call. Each decides what a caller may see."""
 
     settings: Settings
     api_keys: ApiKeys

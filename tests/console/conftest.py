@@ -171,11 +171,11 @@ def zipped(files: dict[str, bytes]) -> bytes:
 
 def upload(client: httpx2.Client, data: bytes) -> str:
     """Upload by tus in one chunk and return the id."""
-    begun = client.post(
+    created = client.post(
         "/uploads", headers={"Tus-Resumable": "1.0.0", "Upload-Length": str(len(data))}
     )
-    assert begun.status_code == 201, begun.text
-    upload_id = begun.headers["location"].rpartition("/")[2]
+    assert created.status_code == 201, created.text
+    upload_id = created.headers["location"].rpartition("/")[2]
     sent = send(client, upload_id, 0, data)
     assert sent.status_code == 204, sent.text
     return str(upload_id)

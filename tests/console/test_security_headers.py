@@ -26,7 +26,7 @@ def anyone(console: Console) -> Iterator[httpx2.Client]:
 def test_every_route_but_health_needs_a_key(anyone: httpx2.Client) -> None:
     assert anyone.get("/v1/health").json() == {"status": "ok"}
     paths = anyone.get("/v1/openapi.json").json()["paths"]
-    asked = 0
+    refused = 0
     for path, methods in paths.items():
         for method in methods:
             if path == "/health" or method == "options":
@@ -35,8 +35,8 @@ def test_every_route_but_health_needs_a_key(anyone: httpx2.Client) -> None:
             answer = anyone.request(method, f"/v1{concrete}", json={})
             assert answer.status_code == 401, (method, path)
             assert answer.headers["www-authenticate"] == "Bearer"
-            asked += 1
-    assert asked > 20
+            refused += 1
+    assert refused > 20
 
 
 @pytest.mark.parametrize(
@@ -181,8 +181,8 @@ def test_addresses_keep_the_prefix_that_a_proxy_strips(served: Served) -> None:
         ) as client:
             headers = {"Authorization": f"Bearer {served.keys['acme']}"}
             tus = {"Tus-Resumable": "1.0.0", "Upload-Length": "5"}
-            begun = await client.post("/v1/uploads", headers=headers | tus)
-            location = begun.headers["location"]
+            created = await client.post("/v1/uploads", headers=headers | tus)
+            location = created.headers["location"]
             assert location.startswith("/training/v1/uploads/")
             path = location.removeprefix("/training")
             assert (await client.delete(path, headers=headers)).status_code == 204

@@ -60,21 +60,21 @@ def is_served(url: str) -> bool:
 
 
 def uploaded_in_pieces(client: httpx2.Client, data: bytes) -> str:
-    """By tus, with a connection that breaks off on the way."""
-    begun = client.post("/uploads", headers={**TUS, "Upload-Length": str(len(data))})
-    path = begun.headers["location"].removeprefix("/v1")
+    """Upload by tus, with an interrupted connection, and return the id."""
+    created = client.post("/uploads", headers={**TUS, "Upload-Length": str(len(data))})
+    path = created.headers["location"].removeprefix("/v1")
 
     def send(offset: int, content: Any) -> httpx2.Response:
         kind = {"Content-Type": "application/offset+octet-stream"}
         headers = {**TUS, **kind, "Upload-Offset": str(offset)}
         return client.patch(path, content=content, headers=headers)
 
-    def breaks_off() -> Iterator[bytes]:
+    def interrupted() -> Iterator[bytes]:
         yield data[:1000]
         raise ConnectionError("the network is gone")
 
     with pytest.raises(ConnectionError):
-        send(0, breaks_off())
+        send(0, interrupted())
     while True:
         offset = int(client.head(path, headers=TUS).headers["upload-offset"])
         if offset == len(data):

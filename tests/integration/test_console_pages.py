@@ -125,7 +125,7 @@ def test_a_user_trains_a_lora_from_images(
     image = page.get_by_role("img", name=HOSTILE)
     assert image.evaluate("it => it.decode().then(() => it.naturalWidth)") == 256
 
-    # It does not start with that image, and says where to look.
+    # The broken image stops the start, and the panel names it.
     page.get_by_role("button", name="Start training").click()
     expect(page.get_by_text("1 problem to fix")).to_be_visible()
     row.get_by_role("button", name="Remove broken.png").click()
@@ -135,7 +135,7 @@ def test_a_user_trains_a_lora_from_images(
     page.get_by_role("button", name="Start training").click()
     page.wait_for_url("**/jobs/*")
 
-    # The loss moves, also after the page is loaded anew.
+    # The loss curve grows, also after a reload.
     wait_until(lambda: step_of_the_loss(page) > 0, timeout_s=PATIENCE_S, description="a loss")
     first = step_of_the_loss(page)
     page.reload()
@@ -144,10 +144,10 @@ def test_a_user_trains_a_lora_from_images(
     expect(page.get_by_text("succeeded", exact=True)).to_be_visible()
 
     # The file that is downloaded is the one that is described, and it changes an image.
-    with page.expect_download() as told:
+    with page.expect_download() as download:
         page.get_by_role("link", name="Download my-shapes.safetensors", exact=True).click()
-    file = tmp_path / told.value.suggested_filename
-    told.value.save_as(file)
+    file = tmp_path / download.value.suggested_filename
+    download.value.save_as(file)
     assert file.name == "my-shapes.safetensors"
     expect(page.get_by_text(hashlib.sha256(file.read_bytes()).hexdigest())).to_be_visible()
     assert (
@@ -167,8 +167,8 @@ def test_all_problems_are_shown_beside_their_fields(page: Page, tiny_model: Path
     expect(page.get_by_text("5 problems to fix")).to_be_visible()
     for label in ("Name", "Steps", "LoRA rank", "clip_tokenizer_max_length"):
         expect(field(page, label)).to_have_attribute("aria-invalid", "true")
-        told = field(page, label).get_attribute("aria-describedby") or ""
-        assert page.locator(f"#{told.split()[0]}").inner_text()
+        described_by = field(page, label).get_attribute("aria-describedby") or ""
+        assert page.locator(f"#{described_by.split()[0]}").inner_text()
     expect(page.get_by_text("has no images; add some").first).to_be_visible()
 
 
@@ -180,7 +180,7 @@ def test_the_file_has_only_values_that_differ_from_the_preset(page: Page) -> Non
     expect(page.get_by_label("The job as a file")).to_have_text(
         "name: lora\npreset: flux_lora_1x40gb\ntraining:\n  lora_rank_dim: 16\n"
     )
-    # It is still there when the page is loaded anew.
+    # A reload keeps it.
     page.reload()
     expect(field(page, "LoRA rank")).to_have_value("16")
     page.get_by_role("button", name="Reset LoRA rank").click()
@@ -240,18 +240,18 @@ def test_the_fleet_shows_gpus_and_quarantine_reasons(page: Page, fleet: Fleet) -
     url = find_running(fleet.home)
     assert url is not None
     with connect(url) as client:
-        away = WorkerInfo(
+        remote = WorkerInfo(
             queues=("gpu.80gb",), memory_class=80, gpu_name="NVIDIA A100", gpu_mib=81920,
             quarantined="XID 79: the GPU has fallen off the bus",
         )  # fmt: skip
-        note = WorkerHeartbeat(client, "gpu-80gb-9@elsewhere", away, timedelta(minutes=2))
-        note.renew()
+        heartbeat = WorkerHeartbeat(client, "gpu-80gb-9@elsewhere", remote, timedelta(minutes=2))
+        heartbeat.renew()
         page.get_by_role("link", name="Fleet").click()
         gpu = page.get_by_role("article", name="gpu-80gb-9@elsewhere")
         expect(gpu).to_contain_text("quarantined")
         expect(gpu).to_contain_text("XID 79: the GPU has fallen off the bus")
         expect(gpu).to_contain_text("80.0 GiB")
-        note.deregister()
+        heartbeat.deregister()
         expect(gpu).to_have_count(0)
     expect(page.get_by_role("article")).to_have_count(3)
     row = page.get_by_role("table", name="Queues").get_by_role("row", name="gpu.80gb")
@@ -325,7 +325,7 @@ def test_every_page_suits_phones_and_screen_readers(
             assert levels.count(1) == 1, path
             assert all(b - a <= 1 for a, b in pairwise(levels)), path
             assert {"banner", "navigation", "main"} <= landmarks, path
-        # The system's theme, until somebody chooses the other one.
+        # The system's theme, until the user chooses the other one.
         dark = scheme == "dark"
         assert is_dark(page) == dark
         page.get_by_role("button", name="Switch between light and dark").click()

@@ -37,11 +37,11 @@ def test_events_stream_from_the_first_to_the_jobs_end(console: Console) -> None:
             _, attempt, _ = console.state.begin(job_id, "prepare", worker="w", queue="c", tag="t")
             console.state.write(job_id, attempt, [Note(level="info", message="hello")])
             console.state.fail(job_id, attempt, JobError("broken"))
-            told = [reader.result(30) for reader in readers]
-    kinds = [event["kind"] for event in told[0]]
+            streams = [reader.result(30) for reader in readers]
+    kinds = [event["kind"] for event in streams[0]]
     assert kinds[:3] == ["accepted", "stage_started", "note"]
     assert kinds[-1] == "ended"
-    assert all(other == told[0] for other in told)
+    assert all(other == streams[0] for other in streams)
 
 
 def test_a_stream_resumes_after_the_last_event_id(acme: httpx2.Client) -> None:

@@ -31,14 +31,14 @@ def test_generated_requests_cause_no_server_error(
     }
     acme.post(f"/jobs/{ids['job_id']}:cancel")
     headers = {"Authorization": f"Bearer {console.keys['acme']}"}
-    asked: set[str] = set()
+    requested: set[str] = set()
 
     def ask(case: Case[Any]) -> None:
         if real:
             given_ids = {name: ids[name] for name in case.path_parameters or {} if name in ids}
             case.path_parameters = {**(case.path_parameters or {}), **given_ids}
         answer = case.call(base_url=f"{console.url}/v1", headers=headers, timeout=30)
-        asked.add(case.operation.label)
+        requested.add(case.operation.label)
         assert answer.status_code < 500, case.as_curl_command()
         if answer.status_code >= 400:
             kind = answer.headers["content-type"]
@@ -57,4 +57,4 @@ def test_generated_requests_cause_no_server_error(
             phases=[Phase.generate],
             suppress_health_check=list(HealthCheck),
         )(given(operation.as_strategy())(ask))()
-    assert len(asked) >= (10 if real else 25)
+    assert len(requested) >= (10 if real else 25)

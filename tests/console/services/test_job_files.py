@@ -39,13 +39,13 @@ def test_a_file_is_downloaded_with_its_digest(acme: httpx2.Client, published: st
     sent = base64.b64encode(digest.digest()).decode()
     assert answer.headers["repr-digest"] == f"sha-256=:{sent}:"
     assert answer.headers["content-disposition"].startswith("attachment;")
-    asked = acme.head(url)
-    assert asked.headers["content-length"] == str(len(LORA))
-    assert asked.content == b""
+    head = acme.head(url)
+    assert head.headers["content-length"] == str(len(LORA))
+    assert head.content == b""
 
 
 @pytest.mark.parametrize(
-    ("asked", "start", "end"),
+    ("range_header", "start", "end"),
     [
         ("bytes=0-0", 0, 1),
         ("bytes=10-19", 10, 20),
@@ -57,28 +57,28 @@ def test_a_file_is_downloaded_with_its_digest(acme: httpx2.Client, published: st
     ],
 )
 def test_a_range_is_downloaded(
-    acme: httpx2.Client, published: str, asked: str, start: int, end: int
+    acme: httpx2.Client, published: str, range_header: str, start: int, end: int
 ) -> None:
-    answer = acme.get(f"/jobs/{published}/files/cat.safetensors", headers={"Range": asked})
+    answer = acme.get(f"/jobs/{published}/files/cat.safetensors", headers={"Range": range_header})
     assert answer.status_code == 206
     assert answer.content == LORA[start:end]
     assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/{len(LORA)}"
 
 
-@pytest.mark.parametrize("asked", ["bytes=1280000-", "bytes=5-4", "bytes=-0"])
+@pytest.mark.parametrize("range_header", ["bytes=1280000-", "bytes=5-4", "bytes=-0"])
 def test_a_range_outside_the_file_is_refused(
-    acme: httpx2.Client, published: str, asked: str
+    acme: httpx2.Client, published: str, range_header: str
 ) -> None:
-    answer = acme.get(f"/jobs/{published}/files/cat.safetensors", headers={"Range": asked})
+    answer = acme.get(f"/jobs/{published}/files/cat.safetensors", headers={"Range": range_header})
     assert answer.status_code == 416
     assert answer.headers["content-range"] == f"bytes */{len(LORA)}"
 
 
-@pytest.mark.parametrize("asked", ["bytes=0-1,4-5", "lines=0-1", "bytes=-", "bytes=a-b"])
+@pytest.mark.parametrize("range_header", ["bytes=0-1,4-5", "lines=0-1", "bytes=-", "bytes=a-b"])
 def test_unsupported_ranges_get_the_whole_file(
-    acme: httpx2.Client, published: str, asked: str
+    acme: httpx2.Client, published: str, range_header: str
 ) -> None:
-    answer = acme.get(f"/jobs/{published}/files/cat.safetensors", headers={"Range": asked})
+    answer = acme.get(f"/jobs/{published}/files/cat.safetensors", headers={"Range": range_header})
     assert (answer.status_code, len(answer.content)) == (200, len(LORA))
 
 
@@ -149,9 +149,9 @@ def test_only_names_of_published_files_are_opened(
 def test_tenants_do_not_see_the_stores_location(
     acme: httpx2.Client, operator: httpx2.Client, published: str
 ) -> None:
-    theirs = acme.get(f"/jobs/{published}")
-    assert "/secret" not in theirs.text
-    assert theirs.json()["result"]["files"] == [
+    response = acme.get(f"/jobs/{published}")
+    assert "/secret" not in response.text
+    assert response.json()["result"]["files"] == [
         "cat.safetensors",
         "validation/a b.png",
         "empty.txt",

@@ -78,9 +78,9 @@ def test_a_preview_has_memory_class_and_waiting_reason(acme: httpx2.Client) -> N
 def test_a_preview_estimates_time_and_price_from_history(
     console: Console, acme: httpx2.Client
 ) -> None:
-    asked = job(training={"max_train_steps": 7200, "cache_text_encoder_outputs": False})
-    record_history(console, asked)
-    found = preview(acme, asked, check_dataset=False)
+    document = job(training={"max_train_steps": 7200, "cache_text_encoder_outputs": False})
+    record_history(console, document)
+    found = preview(acme, document, check_dataset=False)
     assert found["price"]["gpu_hours"] == pytest.approx(4.0)
     assert found["price"]["amount"] == pytest.approx(7.2)
 
@@ -138,13 +138,13 @@ def test_a_tenant_cannot_block_the_checks_of_others(
         return client.post("/jobs:preview", json=job()).status_code
 
     with ThreadPoolExecutor(10) as pool:
-        asked = [pool.submit(ask, acme) for _ in range(8)]
-        refused = [it.result() for it in islice(as_completed(asked), 3)]
+        checks_of_acme = [pool.submit(ask, acme) for _ in range(8)]
+        refused = [it.result() for it in islice(as_completed(checks_of_acme), 3)]
         zoo_response = pool.submit(ask, zoo)
-        while not all(it.done() for it in (*asked, zoo_response)):
+        while not all(it.done() for it in (*checks_of_acme, zoo_response)):
             # A check that waits at the gate continues.
             with suppress(OSError):
                 os.close(os.open(gate, os.O_WRONLY | os.O_NONBLOCK))
     assert refused == [429] * 3
-    assert [it.result() for it in asked].count(200) == 5
+    assert [it.result() for it in checks_of_acme].count(200) == 5
     assert zoo_response.result() == 200

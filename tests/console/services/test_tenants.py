@@ -160,8 +160,8 @@ def test_a_key_submits_as_its_tenant_only(acme: httpx2.Client, operator: httpx2.
     assert acme.post("/jobs", json=job(tenant="acme")).status_code == 201
     about = {"Upload-Metadata": "tenant em9v", **TUS, "Upload-Length": "1"}
     assert acme.post("/uploads", headers=about).status_code == 403
-    begun = operator.post("/uploads", headers=about)
-    upload_id = begun.headers["location"].rpartition("/")[2]
+    created = operator.post("/uploads", headers=about)
+    upload_id = created.headers["location"].rpartition("/")[2]
     assert operator.get(f"/uploads/{upload_id}").json()["tenant"] == "zoo"
     assert operator.delete(f"/uploads/{upload_id}").status_code == 204
 
