@@ -16,6 +16,7 @@ from console.services.upload_store import INCOMPLETE_TTL, UploadStore
 from tasks.data.uploads import NoUploadError, StoredUploads
 from tasks.store import Store
 from tests.console.conftest import Console, image, send, upload, zipped
+from tests.waiting import wait_until
 
 TUS = {"Tus-Resumable": "1.0.0"}
 DATA = os.urandom(300_000)
@@ -51,16 +52,15 @@ def test_an_interrupted_upload_resumes_and_is_stored(console: Console, acme: htt
     upload_id = begin(acme, len(DATA))
     assert send(acme, upload_id, 0, DATA[:1000]).headers["upload-offset"] == "1000"
 
-    def breaks_off() -> Iterator[bytes]:
+    def interrupted() -> Iterator[bytes]:
         yield DATA[1000:5000]
         raise ConnectionError("the network is gone")
 
     with pytest.raises(ConnectionError):
-        send(acme, upload_id, 1000, breaks_off())
-    offset = _settled(acme, upload_id)
+        send(acme, upload_id, 1000, interrupted())
+    offset, resumed = _resume(acme, upload_id, DATA)
     assert 1000 <= offset <= 5000
-    done = send(acme, upload_id, offset, DATA[offset:])
-    assert done.headers["upload-offset"] == str(len(DATA))
+    assert resumed.headers["upload-offset"] == str(len(DATA))
     view = acme.get(f"/uploads/{upload_id}").json()
     assert view["sha256"] == hashlib.sha256(DATA).hexdigest()
     assert view["name"] == "images.zip"
@@ -69,13 +69,15 @@ def test_an_interrupted_upload_resumes_and_is_stored(console: Console, acme: htt
     assert not folder.exists()
 
 
-def _settled(client: httpx2.Client, upload_id: str) -> int:
-    """Return the offset once the server has noticed the interruption."""
+def _resume(client: httpx2.Client, upload_id: str, data: bytes) -> tuple[int, httpx2.Response]:
+    """Send the rest, once the server has noticed the interruption; return its offset too."""
     while True:
-        answer = client.head(f"/uploads/{upload_id}", headers=TUS)
-        offset = int(answer.headers["upload-offset"])
-        if send(client, upload_id, offset, b"").status_code == 204:
-            return offset
+        head = client.head(f"/uploads/{upload_id}", headers=TUS)
+        offset = int(head.headers["upload-offset"])
+        response = send(client, upload_id, offset, data[offset:])
+        if response.status_code == 204:
+            return offset, response
+        assert response.status_code == 409, response.text
 
 
 def test_a_chunk_at_another_offset_is_refused(acme: httpx2.Client) -> None:
@@ -231,9 +233,10 @@ def test_malformed_upload_names_open_nothing(tmp_path: Path, place: str) -> None
 
 
 def test_an_idle_sender_does_not_block_the_upload(
-    acme: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+    console: Console, acme: httpx2.Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload_id = begin(acme, 100)
+    file = console.settings.home_dir / "console" / "uploads" / "acme" / upload_id / "data"
     monkeypatch.setattr(upload_store, "IDLE_TIMEOUT_S", 0.1)
     over = threading.Event()
 
@@ -243,8 +246,13 @@ def test_an_idle_sender_does_not_block_the_upload(
 
     with ThreadPoolExecutor() as pool:
         stuck = pool.submit(send, acme, upload_id, 0, falls_silent())
-        assert _settled(acme, upload_id) == 40
-        assert send(acme, upload_id, 40, b"y" * 60).status_code == 204
+        wait_until(
+            lambda: file.stat().st_size == 40,
+            timeout_s=30,
+            description="the server keeps the bytes of the idle request",
+        )
+        offset, _ = _resume(acme, upload_id, b"x" * 40 + b"y" * 60)
+        assert offset == 40
         over.set()
         assert stuck.result(30).status_code == 408
 
