@@ -8,7 +8,7 @@ import typer
 from worker.cli.command import Json, ReadyFile, command, finite
 
 if TYPE_CHECKING:
-    from routing.queues import CPU_QUEUE, DIFFUSERS, INVOKE, Engine, served_queues
+    from routing.queues import Engine
     from tasks.settings.settings import Settings
     from worker.gpu.inventory import Gpu
 
@@ -80,6 +80,7 @@ def worker(
     """Run one worker process: of one GPU, or of the CPU queue."""
     from importlib.util import find_spec
 
+    from routing.queues import CPU_QUEUE, served_queues
     from tasks.errors import NotInstalledError
     from worker.cli.client import broker_url
     from worker.gpu.inventory import choose_gpu
@@ -272,6 +273,7 @@ def _usable_engines(settings: "Settings") -> "tuple[Engine, ...]":
     """Return the engines that jobs can be trained with on this machine."""
     import logging
 
+    from routing.queues import DIFFUSERS, INVOKE
     from worker.supervision.engines import find_invoke
 
     if settings.invoke_python is None:
