@@ -1,9 +1,9 @@
-"""Storing a checked dataset: its images by their digests, and the list of its samples."""
+"""Ingestion: put a checked dataset into the store, its images by digest and its samples."""
 
 import hashlib
 from functools import partial
 
-from tasks.data.memory_budget import MemoryBudget, in_threads
+from tasks.data.memory_budget import MemoryBudget, map_in_threads
 from tasks.data.validation import MAX_FILE_BYTES, CheckedFile, Report
 from tasks.dataset import Dataset, balanced, dataset_of
 from tasks.errors import DatasetError, Problem
@@ -11,33 +11,33 @@ from tasks.store import Store, dataset_key, image_key
 
 
 def ingest(report: Report, store: Store) -> Dataset:
-    """Put a report's images and samples into the store.
+    """Put the images and samples of a report into the store.
 
-    Images keep the bytes they came in; one that is in the store already is not read again.
+    Image files are stored unchanged. A file whose image is in the store already is not read.
 
     Raises:
-        DatasetError: An image is no longer what was checked.
+        DatasetError: An image changed after it was checked.
         StoreError: The store cannot be written.
     """
     put = partial(_put, store=store, memory=MemoryBudget(MAX_FILE_BYTES))
-    stored = zip(report.files, in_threads(put, report.files), strict=True)
-    # Once each, though an image's mask may have changed too.
+    stored = zip(report.files, map_in_threads(put, report.files), strict=True)
+    # Each name once: an image and its mask may both have changed.
     changed = dict.fromkeys(file.name for file, is_stored in stored if not is_stored)
     if changed:
-        problem = "changed while it was checked; submit again"
-        raise DatasetError([Problem(name, problem) for name in changed], "prepare")
+        message = "changed after it was checked; submit again"
+        raise DatasetError([Problem(name, message) for name in changed], "prepare")
     dataset = dataset_of(balanced(report.samples))
     store.put_if_absent(dataset_key(dataset.digest), dataset.model_dump_json().encode())
     return dataset
 
 
 def _put(file: CheckedFile, store: Store, memory: MemoryBudget) -> bool:
-    """Whether a file is what was checked; then it is in the store."""
+    """Put a file into the store, and return whether it is unchanged since the check."""
     key = image_key(file.image)
     if store.exists(key):
         return True
     try:
-        with memory.taken(file.path.stat().st_size):
+        with memory.reserve(file.path.stat().st_size):
             data = file.path.read_bytes()
             if hashlib.sha256(data).digest() != file.sha256:
                 return False

@@ -1,7 +1,7 @@
-"""Images that look the same though their pixels differ: scaled, or compressed again.
+"""Near-duplicate images: the same image, scaled or compressed again.
 
-By difference hashes: whether each cell of a small grey copy is brighter than its neighbour, across
-and down, 64 bits each (after N. Krawetz, "Kind of like that", 2013).
+They are found by difference hashes: whether each cell of a small gray copy is darker than its
+neighbor, across and down, 64 bits each (after N. Krawetz, "Kind of like that", 2013).
 """
 
 from collections import defaultdict
@@ -10,30 +10,30 @@ from collections.abc import Iterator, Sequence
 from PIL import Image
 
 _SIDE = 8
-# Of 128 bits. Compressing again turns up to some four; other photographs differ in thirty and more.
-_NEAR = 4
-# Among this many parts of a hash, one at least is the same where no more bits than that differ.
-_PARTS = _NEAR + 1
+# Of 128 bits. Compressing again changes about four; other photographs differ in thirty or more.
+_MAX_DISTANCE = 4
+# If at most that many bits differ, at least one of this many parts of a hash is equal.
+_PARTS = _MAX_DISTANCE + 1
 _BITS = 2 * _SIDE * _SIDE
-# Parts that very many images share, such as a plain background's, tell nothing and cost time.
-_MAX_ALIKE = 200
-# A flat image's hash says nothing: all flat ones look alike.
+# A part that many images share, such as a plain background's, distinguishes nothing and costs time.
+_MAX_SHARING = 200
+# Of 255. Low-contrast images are skipped: their hashes collide.
 _MIN_CONTRAST = 8
-# Of how many parts a cell is made, across and down. With fewer, cells overlap their neighbours and
-# scaled copies differ in more bits; with more, Pillow takes longer.
-_GAP = 16.0
+# Pillow's reducing_gap. With less, cells overlap their neighbors and scaled copies differ in more
+# bits; with more, Pillow takes longer.
+_REDUCING_GAP = 16.0
 
 
 def likeness_hash(image: Image.Image) -> int | None:
-    """An image's hash of 128 bits; None where it has too little contrast for one."""
-    small = image.resize((_SIDE + 1, _SIDE + 1), Image.Resampling.BOX, reducing_gap=_GAP)
-    grey = small.convert("L")
-    darkest, brightest = grey.getextrema()
+    """Return an image's difference hash, 128 bits; None if it has too little contrast."""
+    small = image.resize((_SIDE + 1, _SIDE + 1), Image.Resampling.BOX, reducing_gap=_REDUCING_GAP)
+    gray = small.convert("L")
+    darkest, brightest = gray.getextrema()
     if not isinstance(darkest, int) or not isinstance(brightest, int):
-        raise TypeError("a grey image has one band")
+        raise TypeError("a gray image has one band")
     if brightest - darkest < _MIN_CONTRAST:
         return None
-    values, width = grey.tobytes(), _SIDE + 1
+    values, width = gray.tobytes(), _SIDE + 1
     bits = 0
     for row in range(_SIDE):
         for column in range(_SIDE):
@@ -44,21 +44,21 @@ def likeness_hash(image: Image.Image) -> int | None:
 
 
 def near_pairs(hashes: Sequence[int | None]) -> Iterator[tuple[int, int]]:
-    """The numbers of images that look the same, each later one with its first likeness."""
+    """Yield the numbers of near-duplicates: the first image, and a later one that resembles it."""
     seen: list[dict[int, list[int]]] = [defaultdict(list) for _ in range(_PARTS)]
     size = -(-_BITS // _PARTS)
     for number, bits in enumerate(hashes):
         if bits is None:
             continue
-        parts = [bits >> place * size & (1 << size) - 1 for place in range(_PARTS)]
-        candidates = {it for place, part in enumerate(parts) for it in seen[place][part]}
-        near = [it for it in candidates if _distance(bits, hashes[it]) <= _NEAR]
+        parts = [bits >> index * size & (1 << size) - 1 for index in range(_PARTS)]
+        candidates = {other for index, part in enumerate(parts) for other in seen[index][part]}
+        near = [it for it in candidates if _distance(bits, hashes[it]) <= _MAX_DISTANCE]
         if near:
             yield min(near), number
             continue
-        for place, part in enumerate(parts):
-            if len(seen[place][part]) < _MAX_ALIKE:
-                seen[place][part].append(number)
+        for index, part in enumerate(parts):
+            if len(seen[index][part]) < _MAX_SHARING:
+                seen[index][part].append(number)
 
 
 def _distance(one: int, other: int | None) -> int:

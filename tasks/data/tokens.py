@@ -1,4 +1,4 @@
-"""How many tokens a caption has, by the base model's own tokenizers. Loads no encoders."""
+"""Token counts of captions, by the base model's tokenizers. Loads no text encoder."""
 
 import json
 from collections.abc import Callable
@@ -12,42 +12,42 @@ from tasks.base_models.files import base_model_folder
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.pipeline import PipelineConfig
 
-# CLIP's, with its start and end.
+# The size of CLIP's position table, which includes the start and end tokens.
 _SDXL_TOKENS = 77
 
 
 @dataclass(frozen=True)
 class TokenLimit:
-    """A text encoder's limit.
+    """The number of tokens that a text encoder reads.
 
     Attributes:
-        encoder: Its name, for people.
-        most: Tokens that it reads, those that the tokenizer adds among them.
-        count: A text's tokens.
-        is_all: Whether what it does not read is seen by no other encoder.
+        encoder: The encoder's name, for messages.
+        max_tokens: The number of tokens it reads, including those that the tokenizer adds.
+        count: Returns the number of tokens of a text.
+        is_last: Whether no other encoder reads the tokens beyond the limit.
     """
 
     encoder: str
-    most: int
+    max_tokens: int
     count: Callable[[str], int]
-    is_all: bool
+    is_last: bool
 
 
 def token_limits(config: PipelineConfig) -> list[TokenLimit]:
-    """The limits that a job's captions meet.
+    """Return the limits of a job's text encoders.
 
     Raises:
-        BaseModelFilesError: The tokenizers are not there.
+        BaseModelFilesError: A tokenizer's files are missing.
     """
     if isinstance(config, FluxLoraConfig):
         folder = base_model_folder(config, ("tokenizer", "tokenizer_2"))
         clip, t5 = _clip_counter(folder / "tokenizer"), _t5_counter(folder / "tokenizer_2")
         return [
-            TokenLimit("CLIP", config.clip_tokenizer_max_length, clip, is_all=False),
-            TokenLimit("T5", config.t5_tokenizer_max_length, t5, is_all=True),
+            TokenLimit("CLIP", config.clip_tokenizer_max_length, clip, is_last=False),
+            TokenLimit("T5", config.t5_tokenizer_max_length, t5, is_last=True),
         ]
     folder = base_model_folder(config, ("tokenizer",))
-    return [TokenLimit("CLIP", _SDXL_TOKENS, _clip_counter(folder / "tokenizer"), is_all=True)]
+    return [TokenLimit("CLIP", _SDXL_TOKENS, _clip_counter(folder / "tokenizer"), is_last=True)]
 
 
 def _clip_counter(folder: Path) -> Callable[[str], int]:
@@ -56,11 +56,11 @@ def _clip_counter(folder: Path) -> Callable[[str], int]:
         tokenizer.no_truncation()
         return lambda text: len(tokenizer.encode(text).ids)
     tokenizer = _clip_tokenizer(folder)
-    return lambda text: len(tokenizer.encode(text).ids) + 2  # its start and end
+    return lambda text: len(tokenizer.encode(text).ids) + 2  # the start and end tokens
 
 
 def _clip_tokenizer(folder: Path) -> Tokenizer:
-    """CLIP's byte-pair encoding (Radford et al., 2021) from the two files it was published as."""
+    """Return CLIP's byte-pair encoding (Radford et al., 2021) from its vocabulary and merges."""
     vocabulary = json.loads((folder / "vocab.json").read_text("utf-8"))
     lines = (folder / "merges.txt").read_text("utf-8").splitlines()
     merges = [
@@ -91,7 +91,7 @@ def _clip_tokenizer(folder: Path) -> Tokenizer:
 def _t5_counter(folder: Path) -> Callable[[str], int]:
     if (folder / "spiece.model").is_file():
         pieces = SentencePieceProcessor(model_file=str(folder / "spiece.model"))
-        return lambda text: len(pieces.encode(text)) + 1  # its end
+        return lambda text: len(pieces.encode(text)) + 1  # the end token
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_truncation()
     return lambda text: len(tokenizer.encode(text).ids)

@@ -1,7 +1,7 @@
 """Uploads to the console: archives in the store, each for the jobs of one tenant only.
 
-A job names one as ``upload:ID``. The tenant that it is looked for under is the job's own, so that
-an id of another tenant's names nothing.
+A job names an upload as ``upload:ID``. It is looked up under the job's own tenant, so that an id of
+another tenant finds nothing.
 """
 
 import json
@@ -19,66 +19,66 @@ _ID = re.compile(r"[0-9a-f]{32}")
 
 
 class NoUploadError(ValueError):
-    """There is no such upload; says so."""
+    """There is no such upload; the message says why."""
 
 
 class StoredUpload(StrictModel):
-    """What is known of an upload that is whole; kept beside it."""
+    """Metadata of a complete upload, stored beside it."""
 
     id: str
     tenant: str
     name: str
-    """What its sender called it."""
+    """The file's name at its sender."""
     size: int
     sha256: str
     created: datetime
 
 
-def upload_id_in(place: str) -> str | None:
-    """The id in an ``upload:`` name; None where it is none."""
-    upload_id = place.removeprefix(_SCHEME)
-    return upload_id if place != upload_id and is_upload_id(upload_id) else None
+def upload_id_in(source: str) -> str | None:
+    """Return the id of an ``upload:ID`` source; None if it is not one."""
+    upload_id = source.removeprefix(_SCHEME)
+    return upload_id if source != upload_id and is_upload_id(upload_id) else None
 
 
-def is_upload(place: str) -> bool:
-    """Whether a dataset's place is an upload, right or wrong."""
-    return place.startswith(_SCHEME)
+def is_upload(source: str) -> bool:
+    """Return whether a dataset's source names an upload, valid or not."""
+    return source.startswith(_SCHEME)
 
 
 def is_upload_id(text: str) -> bool:
-    """Whether a text could be an upload's id."""
+    """Return whether a text has the form of an upload's id."""
     return _ID.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)
 class StoredUploads:
-    """The whole uploads of one tenant.
+    """The complete uploads of one tenant.
 
     Attributes:
-        store: Where they are.
-        tenant: Whose they are.
+        store: The store that has them.
+        tenant: Their owner.
     """
 
     store: Store
     tenant: str
 
-    def path_of(self, place: str, folder: Path) -> Path:
-        """The file of an upload.
+    def path_of(self, source: str, folder: Path) -> Path:
+        """Return the local file of an upload.
 
         Args:
-            place: ``upload:ID``.
-            folder: Where it is put, unless the store is a local folder.
+            source: ``upload:ID``.
+            folder: The folder that it is downloaded to, unless the store is local.
 
         Raises:
-            NoUploadError: This tenant has none of this id.
+            NoUploadError: The tenant has no complete upload of this id.
             StoreError: The store cannot be read.
         """
-        upload_id = upload_id_in(place)
+        upload_id = upload_id_in(source)
         if upload_id is None:
-            raise NoUploadError("is no upload; one is named as upload: and the id it was given")
+            raise NoUploadError("is not an upload; write upload: and the upload's id")
         key = upload_key(self.tenant, upload_id)
         if not self.store.exists(key):
-            raise NoUploadError(f"tenant {self.tenant} has no such upload, or it is not whole yet")
+            raise NoUploadError(f"tenant {self.tenant} has no such upload, or it is incomplete")
         path = self.store.local_path(key)
         if path is None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -87,39 +87,39 @@ class StoredUploads:
         return path
 
     def get(self, upload_id: str) -> StoredUpload | None:
-        """What is known of one; None where there is none."""
+        """Return an upload's metadata; None if there is no such upload."""
         try:
-            about = self.store.get(f"{upload_key(self.tenant, upload_id)}.json")
+            document = self.store.get(f"{upload_key(self.tenant, upload_id)}.json")
         except MissingObjectError:
             return None
-        return StoredUpload.model_validate_json(about)
+        return StoredUpload.model_validate_json(document)
 
     def all(self) -> list[StoredUpload]:
-        """All of them, the newest first."""
+        """Return the metadata of all uploads, newest first."""
         keys = self.store.keys(f"{UPLOADS}/{self.tenant}")
         names = [key.rpartition("/")[2] for key in keys if key.endswith(".json")]
-        found = [self.get(name.removesuffix(".json")) for name in names]
-        return sorted(filter(None, found), key=lambda it: it.created, reverse=True)
+        uploads = [self.get(name.removesuffix(".json")) for name in names]
+        return sorted(filter(None, uploads), key=lambda it: it.created, reverse=True)
 
     def put(self, upload_id: str, name: str, path: Path, sha256: str) -> StoredUpload:
-        """Keep a file; what is known of it is written last."""
+        """Store a file and, last, its metadata."""
         key, now = upload_key(self.tenant, upload_id), datetime.now(UTC)
         size = path.stat().st_size
         self.store.put(key, path)
-        about = StoredUpload(
+        upload = StoredUpload(
             id=upload_id, tenant=self.tenant, name=name, size=size, sha256=sha256, created=now
         )
-        self.store.put(f"{key}.json", json.dumps(about.model_dump(mode="json")).encode())
-        return about
+        self.store.put(f"{key}.json", json.dumps(upload.model_dump(mode="json")).encode())
+        return upload
 
     def delete(self, upload_id: str) -> None:
-        """Remove one; jobs whose images are read already do not need it."""
+        """Remove an upload. Jobs that are prepared do not need it any more."""
         key = upload_key(self.tenant, upload_id)
         self.store.delete([f"{key}.json", key])
 
 
 def tenants_with_uploads(store: Store) -> list[str]:
-    """The tenants that have any.
+    """Return the tenants that have uploads, sorted.
 
     Raises:
         StoreError: The store cannot be read.

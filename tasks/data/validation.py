@@ -1,4 +1,4 @@
-"""Checking a dataset: every image decoded, every fault found before it costs a GPU."""
+"""Dataset validation: decode every image and report every problem before a job uses a GPU."""
 
 import hashlib
 from collections import Counter, defaultdict
@@ -20,19 +20,20 @@ from tasks.data.images import (
     open_mask,
     pixel_count,
 )
-from tasks.data.memory_budget import MemoryBudget, in_threads
+from tasks.data.listing import Item, Listing
+from tasks.data.memory_budget import MemoryBudget, map_in_threads
 from tasks.data.near_duplicates import likeness_hash, near_pairs
-from tasks.data.sources import Item, Listing, Sources
+from tasks.data.sources import Sources
 from tasks.data.tokens import TokenLimit, token_limits
 from tasks.dataset import Sample
 from tasks.errors import BaseModelFilesError, Problem
 from tasks.jobs.pipeline import PipelineConfig
 
-# No image that people train on is larger; reading one holds a worker's memory.
+# Larger than any training image; a file is held in memory while it is read.
 MAX_FILE_BYTES = 512 * 2**20
-# A crop that throws away more than half of an image loses what its caption speaks of.
+# A crop that removes more than half of an image removes what its caption describes.
 _MAX_CROPPED = 0.5
-# Beyond it no model was trained on images that were not cut.
+# No base model was trained on wider uncropped images.
 _MAX_ASPECT = 3.0
 _SUFFIXES_OF = {
     "JPEG": (".jpg", ".jpeg"),
@@ -44,13 +45,13 @@ _SUFFIXES_OF = {
 
 @dataclass(frozen=True, slots=True)
 class CheckedFile:
-    """A file of a dataset as it was when it was checked.
+    """A dataset's file at the time of its check.
 
     Attributes:
         path: The file.
-        name: What its image is called in messages.
-        image: The digest of the image or mask in it.
-        sha256: That of its bytes.
+        name: The image's name in messages.
+        image: The digest of the image or mask in the file; see ``image_digest``.
+        sha256: The digest of the file's bytes.
     """
 
     path: Path
@@ -61,14 +62,14 @@ class CheckedFile:
 
 @dataclass
 class Report:
-    """What was found in a dataset.
+    """The result of a dataset's validation.
 
     Attributes:
-        samples: The good images with their captions, by their place in the source.
-        files: Those images' files, and their masks'.
-        faults: What stops the job.
+        samples: The valid images with their captions, in the source's order.
+        files: The files of these images and their masks.
+        problems: What ends the job.
         warnings: What does not.
-        buckets: How many images go to each training size.
+        buckets: The number of images of each training size.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -78,8 +79,9 @@ class Report:
     buckets: Counter[Size] = field(default_factory=Counter)
 
     def document(self) -> dict[str, Any]:
-        """The report for programs."""
-        found = [("error", it) for it in self.problems] + [("warning", it) for it in self.warnings]
+        """Return the report as JSON."""
+        findings = [("error", it) for it in self.problems]
+        findings += [("warning", it) for it in self.warnings]
         return {
             "images": len(self.samples),
             "findings": [
@@ -89,7 +91,7 @@ class Report:
                     "message": it.message,
                     "remedy": it.remedy,
                 }
-                for severity, it in found
+                for severity, it in findings
             ],
             "buckets": {str(size): count for size, count in sorted(self.buckets.items())},
         }
@@ -108,85 +110,86 @@ def check_dataset(
     sources: Sources,
     *,
     limits: Callable[[PipelineConfig], list[TokenLimit]] = token_limits,
-    between: Callable[[], object] = lambda: None,
+    before_each: Callable[[], object] = lambda: None,
 ) -> Report:
     """Check every image, caption and mask of a job's datasets.
 
     Args:
-        config: The job's training.
-        sources: Reads its datasets.
-        limits: Gives the text encoders' limits.
-        between: Called before each image; what it raises ends the check.
+        config: The job's training config.
+        sources: Reads the job's datasets.
+        limits: Returns the text encoders' limits.
+        before_each: Called before each image. An exception that it raises ends the check.
     """
-    listing = _listed(config, sources)
+    listing = _list_all(config, sources)
     report = Report(problems=listing.problems, warnings=listing.warnings)
     sizes = config.loader.sizes()
-    likenesses = []
-    for found in in_threads(partial(_check, memory=_Memory()), listing.items):
-        between()
-        if isinstance(found, Problem):
-            report.problems.append(found)
+    hashes = []
+    for result in map_in_threads(partial(_check, budget=_Budget()), listing.items):
+        before_each()
+        if isinstance(result, Problem):
+            report.problems.append(result)
             continue
-        bucket = nearest_bucket(found.sample.size, sizes)
-        report.samples.append(found.sample)
-        report.files += found.files
-        likenesses.append(found.likeness)
+        bucket = nearest_bucket(result.sample.size, sizes)
+        report.samples.append(result.sample)
+        report.files += result.files
+        hashes.append(result.likeness)
         report.buckets[bucket] += 1
-        report.warnings += [*found.warnings, *_size_warnings(found.sample, bucket)]
-    report.warnings += _duplicates(report.samples, likenesses)
+        report.warnings += [*result.warnings, *_size_warnings(result.sample, bucket)]
+    report.warnings += _duplicate_warnings(report.samples, hashes)
     report.warnings += _batch_warnings(config.train_batch_size, report, listing.location)
     if config.use_masks and report.samples and not any(s.mask for s in report.samples):
         report.warnings.append(
-            Problem(listing.location, "no row has a mask; use_masks does nothing")
+            Problem(listing.location, "no row has a mask; use_masks has no effect")
         )
-    report.warnings += _placeholder_in_captions(config, report.samples)
+    report.warnings += _placeholder_warnings(config, report.samples)
     report.warnings += _token_warnings(config, limits, report.samples, listing.location)
     return report
 
 
-def _listed(config: PipelineConfig, sources: Sources) -> Listing:
-    """What all sources hold, each item with its source's number."""
-    loader, parts = config.loader, config.loader.sources()
-    captions = getattr(loader, "keep_original_captions", True)
+def _list_all(config: PipelineConfig, sources: Sources) -> Listing:
+    """Return the listings of all sources as one, each item with its source's index."""
+    parts = config.loader.sources()
     whole = Listing(location="")
     for part, source in enumerate(parts):
-        found = sources.listing(source, captions=captions, masks=config.use_masks)
-        # With two folders, a file's name alone would not say whose it is.
-        start = f"{Path(found.location).name}/" if len(parts) > 1 else ""
-        whole.location = whole.location or found.location
-        whole.items += [replace(it, name=start + it.name, part=part) for it in found.items]
-        whole.problems += found.problems
-        whole.warnings += found.warnings
+        listing = sources.listing(
+            source, captions=config.loader.reads_captions, masks=config.use_masks
+        )
+        # With two folders, a file's name alone is ambiguous.
+        prefix = f"{Path(listing.location).name}/" if len(parts) > 1 else ""
+        whole.location = whole.location or listing.location
+        whole.items += [replace(it, name=prefix + it.name, part=part) for it in listing.items]
+        whole.problems += listing.problems
+        whole.warnings += listing.warnings
     return whole
 
 
-class _Memory:
-    """What checking takes, so that a few huge images do not take a worker's whole memory."""
+class _Budget:
+    """The memory of a check, so that a few huge images do not use a worker's whole memory."""
 
     def __init__(self) -> None:
-        # Two: whoever holds a file's bytes waits for pixels, and never the other way round.
+        # Two budgets, always reserved in this order, so that no two threads wait for each other.
         self.files = MemoryBudget(MAX_FILE_BYTES)
         self.pixels = MemoryBudget(4 * MAX_PIXELS)
 
 
-def _check(item: Item, memory: _Memory) -> Problem | _Checked:
+def _check(item: Item, budget: _Budget) -> Problem | _Checked:
     try:
-        with memory.files.taken(_size(item.path)):
+        with budget.files.reserve(_file_size(item.path)):
             data = item.path.read_bytes()
-            with memory.pixels.taken(4 * pixel_count(data)):
-                return _checked(item, data)
+            with budget.pixels.reserve(4 * pixel_count(data)):
+                return _check_image(item, data)
     except OSError as error:
         return Problem(item.name, f"cannot be read: {error}")
     except (UnreadableImageError, _UnusableFileError) as error:
         return Problem(item.name, str(error), "replace it or leave it out")
 
 
-def _checked(item: Item, data: bytes) -> _Checked:
+def _check_image(item: Item, data: bytes) -> _Checked:
     image = open_image(data)
     digest = image_digest(image)
     files = [CheckedFile(item.path, item.name, digest, hashlib.sha256(data).digest())]
     if item.mask is not None:
-        files.append(_checked_mask(item.mask, item.name, image.size))
+        files.append(_check_mask(item.mask, item.name, image.size))
     sample = Sample(
         image=digest,
         width=image.width,
@@ -196,135 +199,139 @@ def _checked(item: Item, data: bytes) -> _Checked:
         mask=None if item.mask is None else files[-1].image,
         part=item.part,
     )
-    warnings = list(_kind_warnings(item, image_facts(data)))
+    warnings = list(_format_warnings(item, image_facts(data)))
     return _Checked(sample, files, warnings, likeness_hash(image))
 
 
 class _UnusableFileError(ValueError):
-    """An image's or mask's file cannot be used."""
+    """The file of an image or mask cannot be used; the message says why."""
 
 
-def _size(path: Path) -> int:
+def _file_size(path: Path) -> int:
     size = path.stat().st_size
     if size > MAX_FILE_BYTES:
         raise _UnusableFileError(f"is larger than {MAX_FILE_BYTES // 2**20} MiB")
     return size
 
 
-def _checked_mask(path: Path, name: str, size: tuple[int, int]) -> CheckedFile:
+def _check_mask(path: Path, name: str, size: tuple[int, int]) -> CheckedFile:
     try:
-        _size(path)
+        _file_size(path)
         data = path.read_bytes()
         mask = open_mask(data)
     except (OSError, UnreadableImageError, _UnusableFileError) as error:
         raise _UnusableFileError(f"has a mask, {path.name}, that {error}") from error
     if mask.size != size:
-        told = f"{mask.width}x{mask.height}, and it is {size[0]}x{size[1]}"
-        raise _UnusableFileError(f"has a mask, {path.name}, of another size: {told}")
+        sizes = f"{mask.width}x{mask.height}, not {size[0]}x{size[1]}"
+        raise _UnusableFileError(f"has a mask, {path.name}, of another size: {sizes}")
     if mask.getextrema() == (0, 0):
-        raise _UnusableFileError(f"has a mask, {path.name}, that is all black: it counts nowhere")
+        raise _UnusableFileError(
+            f"has a mask, {path.name}, that is all black: no pixel would be trained"
+        )
     return CheckedFile(path, name, image_digest(mask), hashlib.sha256(data).digest())
 
 
-def _kind_warnings(item: Item, facts: ImageFacts) -> Iterable[Problem]:
-    """What is lost as an image becomes upright RGB of 8 bits."""
+def _format_warnings(item: Item, facts: ImageFacts) -> Iterable[Problem]:
+    """Yield what is lost when a file becomes upright RGB of 8 bits."""
     suffix = PurePosixPath(item.path).suffix.lower()
-    # Downloads have no suffix.
+    # Files in the download cache have no suffix.
     if suffix in SUFFIXES and suffix not in _SUFFIXES_OF[facts.format]:
         yield Problem(item.name, f"is a {facts.format} image; it is read as one", "rename it")
     if facts.is_transparent:
-        yield Problem(item.name, "is partly transparent; it is put on white")
+        yield Problem(item.name, "is partly transparent; a white background is added")
     if facts.frames > 1:
-        yield Problem(item.name, f"is animated; of its {facts.frames} images the first is used")
+        yield Problem(item.name, f"is animated; only the first of {facts.frames} frames is used")
     if facts.mode == "CMYK":
-        problem = "is CMYK; without its profile, colors may come out otherwise"
-        yield Problem(item.name, problem, "save it as RGB")
+        message = "is CMYK; its color profile is ignored, so that colors may change"
+        yield Problem(item.name, message, "save it as RGB")
     if facts.mode.startswith("I"):
-        yield Problem(item.name, "has 16 bits a pixel, of which 8 are used")
+        yield Problem(item.name, "has 16 bits a channel; 8 are used")
     if facts.mode == "P":
-        yield Problem(item.name, "has no more than 256 colors", "use the original, if there is one")
+        yield Problem(item.name, "has at most 256 colors", "use the original, if you have it")
 
 
 def _size_warnings(sample: Sample, bucket: Size) -> Iterable[Problem]:
     scale = max(bucket.width / sample.width, bucket.height / sample.height)
     if scale > 1:
-        yield Problem(sample.source, f"is {sample.size}, smaller than {bucket}; it is enlarged")
+        yield Problem(sample.source, f"is {sample.size}, smaller than {bucket}; it is upscaled")
     kept = bucket.pixels / (sample.size.pixels * scale**2)
     aspect = max(sample.width / sample.height, sample.height / sample.width)
     if kept < 1 - _MAX_CROPPED:
-        problem = f"keeps {kept:.0%} of its {sample.size} when cut to {bucket}"
-        yield Problem(sample.source, problem, "cut it yourself, or use aspect_ratio_buckets")
+        message = f"keeps only {kept:.0%} of its {sample.size} when cropped to {bucket}"
+        yield Problem(sample.source, message, "crop it yourself, or use aspect_ratio_buckets")
     elif aspect > _MAX_ASPECT:
-        problem = f"is {sample.size}, more than {_MAX_ASPECT:.0f} times as long as wide"
-        yield Problem(sample.source, problem, "cut it to what its caption speaks of")
+        message = f"is {sample.size}: one side is over {_MAX_ASPECT:.0f} times the other"
+        yield Problem(sample.source, message, "crop it to what its caption describes")
 
 
-def _duplicates(samples: list[Sample], likenesses: list[int | None]) -> Iterable[Problem]:
+def _duplicate_warnings(samples: list[Sample], hashes: list[int | None]) -> Iterable[Problem]:
     same: dict[str, list[str]] = defaultdict(list)
     for sample in samples:
         same[sample.image].append(sample.source)
     for first, *others in same.values():
         if others:
             yield Problem(first, f"is the same image as {', '.join(others)}")
-    for first_number, number in near_pairs(likenesses):
+    for first_number, number in near_pairs(hashes):
         one, other = samples[first_number], samples[number]
         if one.image != other.image:
-            problem = f"looks the same as {other.source}, {other.size} and {one.size}"
-            yield Problem(one.source, problem, "keep the better one")
+            message = f"looks the same as {other.source} ({one.size} and {other.size})"
+            yield Problem(one.source, message, "keep the better one")
 
 
-def _batch_warnings(batch: int, report: Report, where: str) -> Iterable[Problem]:
+def _batch_warnings(batch_size: int, report: Report, location: str) -> Iterable[Problem]:
     if not report.samples:
         return
-    if len(report.samples) < batch:
-        few = f"{len(report.samples)} images are less than train_batch_size ({batch})"
-        yield Problem(where, few)
+    if len(report.samples) < batch_size:
+        count = len(report.samples)
+        yield Problem(location, f"has {count} images, fewer than train_batch_size ({batch_size})")
     elif len(report.buckets) > 1:
-        small = sum(count < batch for count in report.buckets.values())
+        small = sum(count < batch_size for count in report.buckets.values())
         if small:
-            problem = (
+            message = (
                 f"{small} of {len(report.buckets)} sizes have fewer images than "
-                f"train_batch_size ({batch}); their batches are smaller"
+                f"train_batch_size ({batch_size}); their batches are smaller"
             )
-            yield Problem(where, problem)
+            yield Problem(location, message)
 
 
-def _placeholder_in_captions(config: PipelineConfig, samples: list[Sample]) -> Iterable[Problem]:
-    """A token that templates put in is there twice where captions hold it too."""
+def _placeholder_warnings(config: PipelineConfig, samples: list[Sample]) -> Iterable[Problem]:
+    """Yield the samples whose captions have the token that the templates add."""
     token = getattr(config, "placeholder_token", None)
     for sample in samples:
         if token is not None and token in sample.caption:
-            problem = f"has the placeholder token {token!r} in its caption; the template adds it"
-            yield Problem(sample.source, problem)
+            message = f"has the placeholder token {token!r} in its caption; the template adds it"
+            yield Problem(sample.source, message)
 
 
 def _token_warnings(
     config: PipelineConfig,
     limits: Callable[[PipelineConfig], list[TokenLimit]],
     samples: list[Sample],
-    where: str,
+    location: str,
 ) -> Iterable[Problem]:
-    """Captions of which the text encoders see a part only."""
+    """Yield the captions that are too long for a text encoder."""
     # Templates with a placeholder are drawn at each step, and are short.
     if not samples or getattr(config, "placeholder_token", None) is not None:
         return
     try:
-        found = limits(config)
+        encoders = limits(config)
     except BaseModelFilesError as error:
-        yield Problem(where, f"captions were not counted in tokens: {error.message}")
+        yield Problem(location, f"the tokens of captions were not counted: {error.message}")
         return
     captions = [config.loader.caption(sample, ()) for sample in samples]
-    for limit in found:
+    for limit in encoders:
         counts = {caption: limit.count(caption) for caption in set(captions)}
-        over = [(it, counts[c]) for it, c in zip(samples, captions, strict=True)]
-        over = [(sample, count) for sample, count in over if count > limit.most]
-        if limit.is_all:
-            for sample, count in over:
-                problem = f"has a caption of {count} tokens; {limit.encoder} reads {limit.most}"
-                yield Problem(sample.source, problem, "put what matters first, or shorten it")
-        elif over:
-            problem = (
-                f"{len(over)} captions have more tokens than the {limit.most} that "
-                f"{limit.encoder} reads; it sees their start, the other encoder all of them"
+        counted = [(it, counts[caption]) for it, caption in zip(samples, captions, strict=True)]
+        too_long = [(sample, count) for sample, count in counted if count > limit.max_tokens]
+        if limit.is_last:
+            for sample, count in too_long:
+                message = (
+                    f"has a caption of {count} tokens; {limit.encoder} reads {limit.max_tokens}"
+                )
+                yield Problem(sample.source, message, "put what matters first, or shorten it")
+        elif too_long:
+            message = (
+                f"{len(too_long)} captions have more than the {limit.max_tokens} tokens that "
+                f"{limit.encoder} reads; the other encoder reads more of them"
             )
-            yield Problem(where, problem)
+            yield Problem(location, message)

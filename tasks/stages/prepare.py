@@ -41,7 +41,7 @@ def check(
     model_faults = check_base_model(config)
     if model_faults:
         raise BaseModelError(model_faults, "prepare")
-    return check_dataset(config, sources, between=between)
+    return check_dataset(config, sources, before_each=between)
 
 
 class _Watch:

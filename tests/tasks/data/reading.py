@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tasks.data.listing import Listing
 from tasks.data.read_policy import ReadPolicy
-from tasks.data.sources import Listing, Sources
+from tasks.data.sources import Sources
 from tasks.data.tokens import TokenLimit
 from tasks.data.validation import Report, check_dataset
 from tasks.jobs.datasets import DatasetConfig

@@ -164,7 +164,7 @@ def test_a_row_without_image_bytes_is_a_fault_and_the_others_are_read(
     hub.holds(converted={"default/train/0000.parquet": parquet(images, ["a"] * 4)})
     rows = fetched(hub, folder)
     assert [problem.location for problem in rows.problems] == [f"{NAME} row {n}" for n in range(3)]
-    assert f"{NAME} row 1: holds no image bytes" in problems_of(rows)[1]
+    assert f"{NAME} row 1: has no image bytes" in problems_of(rows)[1]
     assert [file.name for _, file, _ in rows.files] == ["00000003.png"]
 
 
@@ -172,7 +172,7 @@ def test_urls_in_the_place_of_images_are_not_followed(hub: Hub, folder: Path) ->
     file = parquet([f"{hub.api.endpoint}/cat.png"], ["a"], pyarrow.string())
     hub.holds(converted={"default/train/0000.parquet": file})
     [problem] = problems_of(fetched(hub, folder))
-    assert "row 0: holds no image bytes; paths and URLs are not followed" in problem
+    assert "row 0: has no image bytes; paths and URLs are not followed" in problem
     assert not any("cat.png" in path for path in hub.asked)
 
 
@@ -182,7 +182,7 @@ def test_of_very_many_faulty_rows_the_first_are_told_and_the_others_counted(
     hub.holds(converted={"default/train/0000.parquet": parquet([None] * 130, ["a"] * 130)})
     problems = problems_of(fetched(hub, folder))
     assert len(problems) == 101
-    assert problems[-1] == f"{NAME}: 30 more rows have such faults"
+    assert problems[-1] == f"{NAME}: 30 more rows have such problems"
 
 
 @pytest.mark.parametrize("option", ["image_column", "caption_column"])
@@ -231,7 +231,7 @@ def test_more_bytes_than_allowed_are_not_downloaded(hub: Hub, folder: Path) -> N
     file = one("a")
     hub.holds(main={"train-0.parquet": file, "train-1.parquet": file})
     [problem] = problems_of(fetched(hub, folder, max_bytes=2 * len(file) - 1))
-    assert f"{NAME} takes {2 * len(file):,} bytes; the most is {2 * len(file) - 1:,}" in problem
+    assert f"{NAME} has {2 * len(file):,} bytes; the maximum is {2 * len(file) - 1:,}" in problem
     assert hub.downloads() == []
     assert len(fetched(hub, folder, max_bytes=2 * len(file)).files) == 2
 
@@ -242,7 +242,7 @@ def test_no_more_bytes_than_allowed_are_written(hub: Hub, folder: Path) -> None:
     assert len(file) < 25_000
     hub.holds(converted={"default/train/0000.parquet": file})
     rows = fetched(hub, folder, max_bytes=25_000)
-    assert "take over 25,000 bytes" in problems_of(rows)[0]
+    assert "have over 25,000 bytes" in problems_of(rows)[0]
     assert sum(path.stat().st_size for path in folder.iterdir()) == 20_000
 
 
@@ -253,7 +253,7 @@ def test_no_more_rows_than_allowed_are_read(
     images = [{"bytes": b"image", "path": "cat.png"}] * 3
     hub.holds(converted={"default/train/0000.parquet": parquet(images, ["a"] * 3)})
     rows = fetched(hub, folder)
-    assert "holds more rows than 2, the most" in problems_of(rows)[0]
+    assert "has over 2 rows, the maximum" in problems_of(rows)[0]
     assert len(rows.files) == len(list(folder.iterdir())) == 2
     hub.holds(converted={"default/train/0001.parquet": parquet(images[:2], ["a"] * 2)})
     assert len(captions_of(fetched(hub, folder))) == 2
@@ -262,7 +262,7 @@ def test_no_more_rows_than_allowed_are_read(
 def test_a_dataset_without_rows_is_told(hub: Hub, folder: Path) -> None:
     hub.holds(converted={"default/train/0000.parquet": parquet([], pyarrow.array([], "string"))})
     [problem] = problems_of(fetched(hub, folder))
-    assert "holds no rows" in problem
+    assert "has no rows" in problem
 
 
 def test_the_hubs_conversion_is_read_before_the_repositorys_own_files(
@@ -345,7 +345,7 @@ def test_a_repository_without_parquet_files_is_told_and_its_script_not_run(
     hub.holds(main={"images.py": b"raise SystemExit", "cat.png": b""})
     assert problems_of(fetched(hub, folder)) == [
         f"training.data_loader.dataset.dataset_name: {NAME} has no parquet files "
-        "with a train split; scripts in it are never run"
+        "with a train split; its scripts are never run"
     ]
     assert hub.downloads() == []
 
@@ -370,10 +370,10 @@ def test_what_was_downloaded_is_kept_in_the_cache(hub: Hub, folder: Path) -> Non
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("owner/gated", "owner/gated is gated: accept its license and set HF_TOKEN on workers"),
-        ("owner/missing", "owner/missing is no dataset HF_TOKEN can see"),
-        ("a/b/c", "a/b/c is no Hub id"),
-        ("../up", "../up is no Hub id"),
+        ("owner/gated", "owner/gated is gated: accept its license and set HF_TOKEN on the workers"),
+        ("owner/missing", "owner/missing is not a dataset that HF_TOKEN can read"),
+        ("a/b/c", "a/b/c is not a Hub id"),
+        ("../up", "../up is not a Hub id"),
     ],
 )
 def test_a_dataset_that_the_hub_does_not_give_is_told(
@@ -399,7 +399,7 @@ def test_a_proxys_page_in_place_of_the_hubs_answer_is_told(
     hub.holds(converted={"default/train/0000.parquet": one("a")})
     hub.page, hub.page_for = page, page_for
     [problem] = problems_of(fetched(hub, folder))
-    assert "the Hub cannot be asked" in problem
+    assert "the Hub request for owner/images failed" in problem
     assert "\n" not in problem
 
 
@@ -409,7 +409,7 @@ def test_a_file_that_the_hub_lists_and_does_not_give_is_told(
     hub.holds(main={"train.parquet": one("a")})
     monkeypatch.setitem(hub.revisions, "main", Vanishing(hub.revisions["main"]))
     [problem] = problems_of(fetched(hub, folder))
-    assert f"the Hub cannot be asked for {NAME}: " in problem
+    assert f"the Hub request for owner/images failed for {NAME}: " in problem
 
 
 class Vanishing(dict[str, bytes]):
@@ -426,7 +426,7 @@ def test_what_reads_parquet_is_imported_only_with_such_a_dataset() -> None:
 
 def test_a_hub_that_cannot_be_asked_is_told(folder: Path) -> None:
     [problem] = problems_of(fetched(HfApi(endpoint="http://127.0.0.1:9"), folder))
-    assert "the Hub cannot be asked" in problem
+    assert "the Hub request for owner/images failed" in problem
 
 
 def test_a_worker_that_is_set_offline_is_told(
@@ -434,4 +434,4 @@ def test_a_worker_that_is_set_offline_is_told(
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     [problem] = problems_of(fetched(hub, folder))
-    assert "the Hub cannot be asked" in problem
+    assert "the Hub request for owner/images failed" in problem

@@ -105,7 +105,7 @@ def test_a_broken_off_image_is_refused(image: Image.Image, kept: float) -> None:
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "ICO", "PPM", "PDF", "EPS"])
 def test_a_format_that_is_not_ours_is_refused(image: Image.Image, kind: str) -> None:
-    with pytest.raises(UnreadableImageError, match="is no JPEG, PNG, WEBP, BMP"):
+    with pytest.raises(UnreadableImageError, match="is not a JPEG, PNG, WEBP, BMP"):
         open_image(encoded(image, kind))
 
 

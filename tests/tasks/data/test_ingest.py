@@ -80,7 +80,7 @@ def test_a_file_written_anew_is_told_though_its_pixels_are_the_same(
 ) -> None:
     report = checked(folder)
     Image.open(folder / "a.png").save(folder / "a.png", compress_level=0)
-    with pytest.raises(DatasetError, match=r"a\.png: changed while it was checked"):
+    with pytest.raises(DatasetError, match=r"a\.png: changed after it was checked"):
         ingest(report, store)
 
 

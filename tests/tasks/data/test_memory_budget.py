@@ -3,14 +3,14 @@ from threading import Lock
 
 import pytest
 
-from tasks.data.memory_budget import MemoryBudget, in_threads
+from tasks.data.memory_budget import MemoryBudget, map_in_threads
 
 
 def test_no_more_is_held_at_a_time_than_there_is_but_by_one_alone() -> None:
     room, lock, held, most = MemoryBudget(10), Lock(), [0, 0], [0]
 
     def hold(count: int) -> None:
-        with room.taken(count):
+        with room.reserve(count):
             with lock:
                 held[0] += count
                 held[1] += 1
@@ -22,7 +22,7 @@ def test_no_more_is_held_at_a_time_than_there_is_but_by_one_alone() -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(hold, [1, 5, 25, 3, 10, 7, 2, 30, 4] * 50))
     assert most[0] <= 10
-    with room.taken(10):
+    with room.reserve(10):
         pass
 
 
@@ -33,7 +33,7 @@ def test_work_in_threads_comes_in_its_order_and_only_a_little_ahead() -> None:
         begun.append(number)
         return number
 
-    for done, number in enumerate(in_threads(work, range(1000))):
+    for done, number in enumerate(map_in_threads(work, range(1000))):
         assert number == done
         assert len(begun) <= done + 100
     assert sorted(begun) == list(range(1000))
@@ -47,5 +47,5 @@ def test_what_work_in_a_thread_raises_ends_the_rest() -> None:
         return 1 // (number - 3)
 
     with pytest.raises(ZeroDivisionError):
-        list(in_threads(work, range(1000)))
+        list(map_in_threads(work, range(1000)))
     assert len(begun) < 200

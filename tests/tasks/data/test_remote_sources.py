@@ -156,7 +156,7 @@ def test_a_folder_larger_than_may_be_is_told(tmp_path: Path, bucket: Site, diges
     dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "s3://bucket/some"}
     config = parse_job(with_values(data_loader__dataset=dataset)).training
     [problem] = check_dataset(config, sources, limits=lambda _: []).problems
-    assert str(problem) == f"s3://bucket/some: holds over {most:,} bytes, the most"
+    assert str(problem) == f"s3://bucket/some: is larger than {most:,} bytes, the maximum"
 
 
 @pytest.mark.parametrize("place", ["web", "s3"])
@@ -278,7 +278,7 @@ def test_outside_the_roots_nothing_on_this_machine_is_read(
     (folder / "link.txt").write_text("a link", "utf-8")
     dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)}
     assert [str(problem) for problem in check(roots=roots, **dataset).problems] == [
-        "link.png: is a link to where datasets may not lie"
+        "link.png: is a link to outside TRAINING_DATA_ROOTS"
     ]
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tasks.data.sources import Listing
+from tasks.data.listing import Listing
 from tasks.dataset import MAX_CAPTION_BYTES
 from tasks.jobs.datasets import (
     ImageCaptionDirDatasetConfig,
@@ -76,9 +76,9 @@ def test_a_folders_images_are_listed_by_name_with_their_captions_stripped(folder
     ("caption", "problem"),
     [
         (None, "cat.png: has no caption; write it into cat.txt"),
-        (b"", "cat.png: has an empty caption; say what the image shows"),
-        (b" \n\t", "cat.png: has an empty caption; say what the image shows"),
-        (b"\xef\xbb\xbf", "cat.png: has an empty caption; say what the image shows"),
+        (b"", "cat.png: has an empty caption; describe the image"),
+        (b" \n\t", "cat.png: has an empty caption; describe the image"),
+        (b"\xef\xbb\xbf", "cat.png: has an empty caption; describe the image"),
         ("café".encode("latin-1"), "cat.txt: cannot be read as UTF-8 text"),
         ("a cat".encode("utf-16"), "cat.txt: cannot be read as UTF-8 text"),
         (b"x" * (MAX_CAPTION_BYTES + 1), "cat.txt: is longer than 65536 bytes"),
@@ -106,7 +106,7 @@ def test_a_caption_of_no_image_is_told_and_does_no_harm(folder: Path) -> None:
     listing = listing_of(folder)
     assert listing.problems == []
     assert [str(warning) for warning in listing.warnings] == [
-        "dog.txt: is the caption of no image; it is not used"
+        "dog.txt: belongs to no image; it is not used"
     ]
 
 
@@ -120,9 +120,7 @@ def test_every_fault_of_a_folder_is_told_at_once(folder: Path) -> None:
 
 
 def test_a_folder_that_is_missing_empty_or_a_file_is_refused(folder: Path) -> None:
-    assert told(listing_of(folder)) == [
-        f"{folder}: holds no image (.bmp, .jpeg, .jpg, .png, .webp)"
-    ]
+    assert told(listing_of(folder)) == [f"{folder}: has no image (.bmp, .jpeg, .jpg, .png, .webp)"]
     for path in (folder / "none", folder.parent / "secret.png"):
         assert told(listing_of(path)) == [f"{path}: there is no such folder on this worker"]
 
@@ -167,8 +165,8 @@ def test_a_jsonl_file_may_name_its_columns_and_begin_with_a_byte_order_mark(fold
         (line(image="a.png", text=" "), "has an empty caption"),
         (line(image="a.png", text="x" * 70_000), "has a caption of over 65536 bytes"),
         (line(image="a.png", text="half \ud800"), "has half a character"),
-        ("[1, 2]\n", "is no JSON object"),
-        ("{'image': 'a.png'}\n", "is no JSON: "),
+        ("[1, 2]\n", "is not a JSON object"),
+        ("{'image': 'a.png'}\n", "is not JSON: "),
         ("[" * 100_000 + "\n", "is nested too deeply"),
         ("1" * 5_000 + "\n", "digits"),
     ],
@@ -208,7 +206,7 @@ def test_a_link_inside_the_folder_is_followed(folder: Path) -> None:
 @pytest.mark.parametrize("text", ["", "\n \n"])
 def test_a_jsonl_file_without_rows_is_refused(folder: Path, text: str) -> None:
     [message] = told(jsonl_listing(folder, text))
-    assert "holds no image" in message
+    assert "has no image" in message
 
 
 def test_a_jsonl_file_that_cannot_be_read_is_refused(folder: Path) -> None:

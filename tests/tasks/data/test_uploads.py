@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from tasks.data.listing import Listing
 from tasks.data.read_policy import ReadPolicy
-from tasks.data.sources import Listing, Sources
+from tasks.data.sources import Sources
 from tasks.data.uploads import StoredUploads
 from tasks.jobs.datasets import ArchiveDatasetConfig
 from tasks.store import Store

@@ -72,7 +72,7 @@ def test_every_fault_is_told_at_once_by_its_file(folder: Path) -> None:
         "a.png: has no caption; write it into a.txt",
         "b.jpg: has an empty caption",
         "c.txt: cannot be read as UTF-8 text",
-        "d.png: is no JPEG, PNG, WEBP, BMP image",
+        "d.png: is not a JPEG, PNG, WEBP, BMP image",
     ):
         assert any(part in line for line in told(report)), part
 
@@ -86,7 +86,7 @@ def test_a_caption_without_an_image_is_only_warned_of(folder: Path) -> None:
     (folder / "z.txt").write_text("nothing", "utf-8")
     report = check_folder(folder)
     assert told(report) == []
-    assert warned(report) == ["z.txt: is the caption of no image; it is not used"]
+    assert warned(report) == ["z.txt: belongs to no image; it is not used"]
 
 
 def test_an_overlong_caption_is_refused(folder: Path) -> None:
@@ -97,7 +97,7 @@ def test_an_overlong_caption_is_refused(folder: Path) -> None:
 def test_missing_and_empty_folders_are_told(tmp_path: Path) -> None:
     assert "there is no such folder" in told(check_folder(tmp_path / "nowhere"))[0]
     (tmp_path / "empty").mkdir()
-    assert "holds no image" in told(check_folder(tmp_path / "empty"))[0]
+    assert "has no image" in told(check_folder(tmp_path / "empty"))[0]
 
 
 def test_what_is_not_as_meant_is_warned_of(folder: Path) -> None:
@@ -110,11 +110,11 @@ def test_what_is_not_as_meant_is_warned_of(folder: Path) -> None:
     report = check_folder(folder, train_batch_size=8)
     assert told(report) == []
     for part in (
-        "small.png: is 64x64, smaller than 512x512; it is enlarged",
-        "wide.png: keeps 15% of its 4000x600 when cut to 512x512",
+        "small.png: is 64x64, smaller than 512x512; it is upscaled",
+        "wide.png: keeps only 15% of its 4000x600 when cropped to 512x512",
         "clear.png: is partly transparent",
         "a.png: is the same image as twin.png",
-        "7 images are less than train_batch_size (8)",
+        "7 images, fewer than train_batch_size (8)",
     ):
         assert any(part in line for line in warned(report)), part
 
@@ -136,9 +136,9 @@ def test_what_is_lost_on_the_way_to_rgb_is_warned_of_by_the_files_name(folder: P
     assert told(report) == []
     for part in (
         "cmyk.jpg: is CMYK",
-        "deep.png: has 16 bits a pixel",
-        "few.png: has no more than 256 colors",
-        "moving.webp: is animated; of its 2 images the first is used",
+        "deep.png: has 16 bits a channel",
+        "few.png: has at most 256 colors",
+        "moving.webp: is animated; only the first of 2 frames is used",
         "lying.png: is a JPEG image; it is read as one; rename it",
     ):
         assert any(part in line for line in warned(report)), part
@@ -150,7 +150,7 @@ def test_images_that_look_the_same_are_warned_of(folder: Path) -> None:
     save(folder, "other.jpg", gradient.resize((512, 512)), quality=70)
     [warning] = warned(check_folder(folder))
     assert warning == (
-        "one.png: looks the same as other.jpg, 512x512 and 600x600; keep the better one"
+        "one.png: looks the same as other.jpg (600x600 and 512x512); keep the better one"
     )
 
 
@@ -170,16 +170,16 @@ def test_captions_that_encoders_read_a_part_of_are_told(folder: Path) -> None:
 
     (folder / "a.txt").write_text("one two three four five six", "utf-8")
     limits = [
-        TokenLimit("CLIP", 3, words, is_all=False),
-        TokenLimit("T5", 5, words, is_all=True),
+        TokenLimit("CLIP", 3, words, is_last=False),
+        TokenLimit("T5", 5, words, is_last=True),
     ]
     dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)}
     values = {"data_loader__dataset": dataset, "data_loader__caption_prefix": "so"}
     config = parse_job(with_values(**values)).training
     report = check_local(config, limits)
     assert warned(report) == [
-        f"{folder}: 3 captions have more tokens than the 3 that CLIP reads; it sees their start, "
-        "the other encoder all of them",
+        f"{folder}: 3 captions have more than the 3 tokens that CLIP reads; "
+        "the other encoder reads more of them",
         "a.png: has a caption of 7 tokens; T5 reads 5; put what matters first, or shorten it",
     ]
 
@@ -200,7 +200,7 @@ def test_the_report_for_programs_tells_severity_file_problem_and_remedy(folder: 
             {
                 "severity": "warning",
                 "file": "z.txt",
-                "message": "is the caption of no image; it is not used",
+                "message": "belongs to no image; it is not used",
                 "remedy": "",
             },
         ],
@@ -277,7 +277,7 @@ def test_the_digest_is_that_of_images_and_captions_wherever_they_came_from(
 def test_an_image_that_changes_after_its_check_is_told(folder: Path, store: Store) -> None:
     report = check_folder(folder)
     Image.new("RGB", (512, 512), "black").save(folder / "a.png")
-    with pytest.raises(DatasetError, match=r"a\.png: changed while it was checked"):
+    with pytest.raises(DatasetError, match=r"a\.png: changed after it was checked"):
         ingest(report, store)
     assert store.keys("datasets") == []
 
@@ -387,7 +387,7 @@ def test_a_mask_is_stored_by_its_grey_pixels(folder: Path, tmp_path: Path) -> No
     [
         (lambda f: Image.new("L", (512, 511), 9).save(f / "mask.png"), "of another size: 512x511"),
         (lambda f: Image.new("L", (512, 512), 0).save(f / "mask.png"), "is all black"),
-        (lambda f: (f / "mask.png").write_bytes(b"none"), "mask.png, that is no JPEG"),
+        (lambda f: (f / "mask.png").write_bytes(b"none"), "mask.png, that is not a JPEG"),
         (lambda f: None, "there is no image mask.png"),
     ],
 )
