@@ -1,19 +1,22 @@
-"""What is told of a job while it runs: typed, one JSON object each.
+"""Events of a job while it runs: typed, one JSON object each.
 
-The same models travel from the trainer over its pipe (a line each) and to readers over the job's
-stream in Redis.
+The same models travel from the trainer over its pipe, one per line, and to the job's readers over
+its stream in Redis. ``EventRouter`` calls the handlers for an event's type.
 """
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, TypeAdapter
 
 from tasks.errors import ErrorCode
 from tasks.strict_model import StrictModel
 
+E = TypeVar("E", bound=StrictModel)
+
 
 class EncoderDigests(StrictModel):
-    """The SHA-256 of all files that decide what the encoders put out; null where not cached."""
+    """The SHA-256 of all files that determine the encoders' outputs; null for uncached outputs."""
 
     text: str | None = None
     vae: str | None = None
@@ -23,35 +26,35 @@ class Artifact(StrictModel):
     """A file in the store."""
 
     name: str
-    """Its file name."""
+    """The file's name."""
 
     key: str
-    """Its key in the store."""
+    """The file's key in the store."""
 
     sha256: str
-    """The digest of its bytes, in hex."""
+    """The SHA-256 of the file's bytes, in hex."""
 
     size: int
-    """Its length in bytes."""
+    """The file's size in bytes."""
 
 
 class JobAccepted(StrictModel):
-    """The job was checked and its chain dispatched."""
+    """The job was validated and dispatched."""
 
     kind: Literal["accepted"] = "accepted"
     queue: str
-    """The queue of its GPU stages."""
+    """The queue of the job's GPU stages."""
     reason: str
-    """Why that queue."""
+    """Why the job was routed to this queue."""
 
 
 class StageStarted(StrictModel):
-    """A worker began a stage."""
+    """A worker has begun a stage."""
 
     kind: Literal["stage_started"] = "stage_started"
     stage: str
     attempt: int
-    """The fencing token this start holds."""
+    """The number of this start, which is its fencing token."""
     queue: str
     worker: str
 
@@ -64,11 +67,11 @@ class StageFinished(StrictModel):
     attempt: int
     seconds: float
     summary: str
-    """What it did, in a few words."""
+    """What the stage did, in a few words."""
 
 
 class Progress(StrictModel):
-    """How far a stage is."""
+    """The progress of a stage."""
 
     kind: Literal["progress"] = "progress"
     stage: str
@@ -76,9 +79,9 @@ class Progress(StrictModel):
     total: int
     unit: Literal["entries", "steps", "files", "bytes"]
     per_second: float | None = None
-    """Units done per second, smoothed."""
+    """Units per second, smoothed."""
     loss: float | None = None
-    """The mean loss of this step."""
+    """The mean loss of the latest step."""
     learning_rate: float | None = None
 
 
@@ -87,51 +90,51 @@ class DatasetChecked(StrictModel):
 
     kind: Literal["dataset_checked"] = "dataset_checked"
     images: int
-    """Good ones."""
+    """The number of usable images."""
     errors: int
     warnings: int
     report_key: str
-    """The store key of the report: every finding with its file, and the images of each size."""
+    """The store key of the report: each problem with its file, and the images of each size."""
 
 
 class CheckpointSaved(StrictModel):
-    """The run can go on from here; the last one of a run is its end.
+    """A checkpoint was saved: the run can resume from it. A run's last checkpoint is its end.
 
-    The ``train`` stage records it and only then removes those beyond max_checkpoints: the trainer
-    removes none.
+    The ``train`` stage records a checkpoint before it removes those beyond max_checkpoints; the
+    trainer removes none.
     """
 
     kind: Literal["checkpoint"] = "checkpoint"
     step: int
-    """Weight updates made."""
+    """The number of weight updates so far."""
     state_key: str
-    """The store key of the exact training state."""
+    """The store key of the training state, from which the run resumes exactly."""
     weights: Artifact
-    """What was trained, as of this step, in its published form; the file to name first."""
+    """The main file of the trained weights at this step, in its published form."""
     others: tuple[Artifact, ...] = ()
-    """The rest of it, where it is a folder."""
+    """The other files of weights that are published as a folder."""
 
     @property
     def files(self) -> tuple[Artifact, ...]:
-        """All published files; their names start with the job's name."""
+        """All published files; their names begin with the job's name."""
         return (self.weights, *self.others)
 
 
 class ValidationImages(StrictModel):
-    """Images of the validation prompts were made.
+    """Images of the validation prompts were generated.
 
-    A run that goes on from an earlier step tells of the same step again; the later one holds.
+    A run that resumes from an earlier step may report the same step again; the later event counts.
     """
 
     kind: Literal["validation_images"] = "validation_images"
     step: int
-    """Weight updates made."""
+    """The number of weight updates so far."""
     images: tuple[Artifact, ...]
-    """By prompt, then by number; one that came out as no image is left out."""
+    """The images by prompt, then by number; an image that is not finite is left out."""
 
 
 class Note(StrictModel):
-    """Something a person should know."""
+    """A message to people."""
 
     kind: Literal["note"] = "note"
     level: Literal["info", "warning"]
@@ -139,52 +142,52 @@ class Note(StrictModel):
 
 
 class PackStored(StrictModel):
-    """Cache entries were made and are in the store; for the stage, not for the job's readers."""
+    """A pack of cache entries was stored; for the stage, not for the job's readers."""
 
     kind: Literal["pack_stored"] = "pack_stored"
     key: str
-    """The store key of their pack."""
+    """The pack's store key."""
     size: int
-    """The pack's, in bytes."""
+    """The pack's size in bytes."""
     entries: tuple[str, ...]
-    """The digests of the entries in it."""
+    """The digests of the pack's entries."""
 
 
 class Heartbeat(StrictModel):
-    """The trainer is at work; for its supervisor, not for the job's readers."""
+    """The trainer is alive; for its supervisor, not for the job's readers."""
 
     kind: Literal["heartbeat"] = "heartbeat"
 
 
 class TrainerStarted(StrictModel):
-    """A trainer process was given a request; for those who watch the fleet."""
+    """A trainer process got a request; for metrics and traces."""
 
     kind: Literal["trainer_started"] = "trainer_started"
     how: Literal["cold", "warm", "restart"]
-    """A new process, a kept one, or a new one after a crash."""
+    """A new process, one kept from an earlier request, or a new one after a crash."""
 
 
 PhaseName = Literal["load", "encode", "checkpoint", "export", "validate"]
 
 
 class TrainerPhase(StrictModel):
-    """The trainer has done a part of its work; for those who watch the fleet."""
+    """The trainer has finished a phase of its work; for metrics and traces."""
 
     kind: Literal["trainer_phase"] = "trainer_phase"
     name: PhaseName
     began_at: float
-    """Seconds since the epoch, by the trainer's clock."""
+    """When the phase began, in seconds since the epoch by the trainer's clock."""
     seconds: float
     step: int | None = None
-    """Weight updates made."""
+    """The number of weight updates so far."""
 
 
 class CacheDone(StrictModel):
-    """The trainer's answer to a ``cache`` request: all it was asked for is stored."""
+    """The trainer's answer to a ``cache`` request: the requested entries are stored."""
 
     kind: Literal["cache_done"] = "cache_done"
     encoders: EncoderDigests | None = None
-    """Where the request did not name them: the encoders' digests, and nothing is stored."""
+    """The encoders' digests, if the request left them out; no entry is stored then."""
 
 
 class TrainDone(StrictModel):
@@ -194,20 +197,20 @@ class TrainDone(StrictModel):
     steps: int
     final_loss: float
     extras: tuple[Artifact, ...] = ()
-    """Other files to publish: metrics."""
+    """Other files to publish, such as metrics."""
     versions: dict[str, str] = Field(default_factory=dict)
-    """Library to version, of those that computed the result."""
+    """The versions of the libraries that computed the result."""
     patches: tuple[str, ...] | None = None
-    """The patches applied to the engine; null if it needs none."""
+    """The patches that were applied to the engine; null for an engine that needs none."""
     device: str = "cpu"
-    """The device's name."""
+    """The name of the device."""
     peak_memory_bytes: int | None = None
-    """The most GPU memory that PyTorch held once the base model was loaded, without CUDA's context;
-    null on the CPU."""
+    """The peak of GPU memory in bytes that PyTorch held after it had loaded the base model, without
+    CUDA's context; null on the CPU."""
 
 
 class TrainFailed(StrictModel):
-    """The trainer's last word when it cannot go on."""
+    """The trainer's answer if it cannot continue."""
 
     kind: Literal["failed"] = "failed"
     code: ErrorCode
@@ -217,12 +220,12 @@ class TrainFailed(StrictModel):
 
 
 class JobEnded(StrictModel):
-    """The job is over."""
+    """The job has ended."""
 
     kind: Literal["ended"] = "ended"
     status: Literal["succeeded", "failed", "cancelled"]
     message: str = ""
-    """Why, where it did not succeed."""
+    """Why the job did not succeed."""
     code: ErrorCode | None = None
 
 
@@ -238,7 +241,7 @@ _ForReaders = (
     | JobEnded
 )
 JobEvent = Annotated[_ForReaders, Field(discriminator="kind")]
-"""What a job's readers are told."""
+"""An event in a job's stream, for its readers."""
 
 Event = Annotated[
     _ForReaders
@@ -256,9 +259,36 @@ _ADAPTER: TypeAdapter[Event] = TypeAdapter(Event)
 
 
 def parse_event(line: str | bytes) -> Event:
-    """The event that one line of JSON holds.
+    """Return the event of one line of JSON.
 
     Raises:
-        pydantic.ValidationError: The line is no event.
+        pydantic.ValidationError: The line is not an event.
     """
     return _ADAPTER.validate_json(line)
+
+
+class EventRouter:
+    """Calls the observers and the handler that are registered for an event's type.
+
+    Args:
+        default: Handles the events of types without a handler.
+    """
+
+    def __init__(self, default: Callable[[Event], None]) -> None:
+        self._default = default
+        self._handlers: dict[type, Callable[[Any], None]] = {}
+        self._observers: dict[type, list[Callable[[Any], None]]] = {}
+
+    def __call__(self, event: Event) -> None:
+        """Call the observers of the event's type, then its handler."""
+        for observer in self._observers.get(type(event), ()):
+            observer(event)
+        self._handlers.get(type(event), self._default)(event)
+
+    def handle(self, event_type: type[E], handler: Callable[[E], None]) -> None:
+        """Register the handler of a type of events, in place of the default."""
+        self._handlers[event_type] = handler
+
+    def observe(self, event_type: type[E], observer: Callable[[E], None]) -> None:
+        """Register an observer of a type of events; their handler is called as well."""
+        self._observers.setdefault(event_type, []).append(observer)

@@ -88,7 +88,7 @@ def _recorded_encoders(worker: WorkerContext, config: PipelineConfig) -> Encoder
 def _computed_encoders(context: StageContext) -> EncoderDigests:
     """Let the trainer compute the encoders' digests, and record them."""
     request = context.trainer_request(stage="cache")
-    answer = _answer(context, request, context.emit, context.stop_requested)
+    answer = _answer(context, request, context.event_router(), context.stop_requested)
     if answer.encoders is None:
         raise TypeError("the trainer did not answer with the encoders' digests")
     identity = encoders_identity(context.record.job.training)
@@ -102,7 +102,7 @@ def _answer(
     on_event: Callable[[Event], None],
     stop_requested: Callable[[], bool],
 ) -> CacheDone:
-    done = context.run_trainer(request, on_event, stop_requested)
+    done = context.worker.trainer.run(request, on_event=on_event, stop_requested=stop_requested)
     if not isinstance(done, CacheDone):
         raise TypeError(f"the trainer answered a cache request with {done.kind}")
     return done
@@ -118,6 +118,8 @@ class _CacheFill:
         self.plan = CachePlan(
             context.record.job.training, Dataset.model_validate_json(dataset), encoders
         )
+        self._events = context.event_router()
+        self._events.handle(PackStored, self._add_pack)
         self._registry = context.worker.cache
         self._registry.rebuild_if_lost(context.worker.store)
         self._owner = owner_of(context.job_id, context.attempt)
@@ -191,17 +193,14 @@ class _CacheFill:
             request = self._context.trainer_request(
                 stage="cache", encoders=self._encoders, cache_entries=tuple(claimed)
             )
-            _answer(self._context, request, self._on_event, self._stop_requested)
+            _answer(self._context, request, self._events, self._stop_requested)
             if not self._stored.issuperset(claimed):
                 raise TypeError("the trainer stored fewer entries than requested")
         finally:
             self._meter.pause()
             self._registry.release(claimed, self._owner)
 
-    def _on_event(self, event: Event) -> None:
-        if not isinstance(event, PackStored):
-            self._context.emit(event)
-            return
+    def _add_pack(self, event: PackStored) -> None:
         self._registry.add(event.key, event.size, event.entries)
         self._registry.release(event.entries, self._owner)
         self._stored.update(event.entries)

@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 from routing.queues import DIFFUSERS
 from tasks.errors import CancelledJobError
 from tasks.eta.history import WorkDone
-from tasks.events import CacheDone, Event, TrainDone
+from tasks.events import Event, EventRouter
 from tasks.stages.event_buffer import EventBuffer
 from tasks.stages.outcomes import Rerouted
 from tasks.stages.telemetry import Telemetry
@@ -109,15 +109,11 @@ class StageContext:
             **fields,
         )
 
-    def run_trainer(
-        self,
-        request: TrainerRequest,
-        on_event: Callable[[Event], None],
-        stop_requested: Callable[[], bool],
-    ) -> CacheDone | TrainDone:
-        """Run a trainer request until it ends; see ``Trainer.run``."""
-        observed = self.telemetry.observing(on_event)
-        return self.worker.trainer.run(request, on_event=observed, stop_requested=stop_requested)
+    def event_router(self, default: Callable[[Event], None] | None = None) -> EventRouter:
+        """Return a router of a trainer's events: telemetry registers, ``emit`` is the default."""
+        router = EventRouter(default or self.emit)
+        self.telemetry.register(router)
+        return router
 
     def stop_requested(self) -> bool:
         """Whether the stage should stop: a user stops the job, or the worker shuts down.

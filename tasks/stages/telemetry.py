@@ -5,14 +5,13 @@ Neither delays the stage.
 """
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from opentelemetry.trace import Tracer
 
 from routing.classes import MemoryClass
 from tasks.eta.history import queue_wait_s
-from tasks.events import CheckpointSaved, Event, Progress, TrainerPhase, TrainerStarted
+from tasks.events import CheckpointSaved, EventRouter, Progress, TrainerPhase, TrainerStarted
 from tasks.metrics import (
     STAGE_ENDS,
     STAGE_SECONDS,
@@ -83,30 +82,12 @@ class Telemetry:
         """Count something with the next event."""
         self._outbox.count(counts)
 
-    def observing(self, on_event: Callable[[Event], None]) -> Callable[[Event], None]:
-        """Wrap the callback for a trainer's events: count and trace them.
-
-        The trainer's starts and phases are telemetry only and do not reach ``on_event``.
-        """
-
-        def observe(event: Event) -> None:
-            match event:
-                case TrainerStarted():
-                    self.count(TRAINER_STARTS.one(event.how))
-                    self._close_steps()
-                    self._idle_since = self._now()
-                    if event.how == "restart":
-                        self._done = self._saved
-                case TrainerPhase():
-                    self._record_phase(event)
-                case _:
-                    if isinstance(event, Progress) and event.unit == "steps":
-                        self._count_steps(event.done, self._now())
-                    elif isinstance(event, CheckpointSaved):
-                        self._saved = event.step
-                    on_event(event)
-
-        return observe
+    def register(self, router: EventRouter) -> None:
+        """Count and trace a trainer's events; its starts and phases are telemetry only."""
+        router.handle(TrainerStarted, self._record_trainer_start)
+        router.handle(TrainerPhase, self._record_phase)
+        router.observe(Progress, self._observe_progress)
+        router.observe(CheckpointSaved, self._observe_checkpoint)
 
     def resume_from(self, step: int) -> None:
         """Count the steps of a trainer that resumes from a checkpoint of this step."""
@@ -153,6 +134,20 @@ class Telemetry:
         )
         if status is not None:
             record_job(self._tracer, self._record, status, now, code)
+
+    def _record_trainer_start(self, event: TrainerStarted) -> None:
+        self.count(TRAINER_STARTS.one(event.how))
+        self._close_steps()
+        self._idle_since = self._now()
+        if event.how == "restart":
+            self._done = self._saved
+
+    def _observe_progress(self, event: Progress) -> None:
+        if event.unit == "steps":
+            self._count_steps(event.done, self._now())
+
+    def _observe_checkpoint(self, event: CheckpointSaved) -> None:
+        self._saved = event.step
 
     def _record_phase(self, phase: TrainerPhase) -> None:
         started_at = phase.began_at + self._ahead_s

@@ -56,6 +56,10 @@ class _TrainingRun:
         self._validations = {event.step: event for event in artifacts.validations}
         self.resumed_at = self._newest_step()
         self.meter = RateMeter()
+        self._events = context.event_router(self._on_other)
+        self._events.handle(Progress, self._on_progress)
+        self._events.handle(CheckpointSaved, self._add_checkpoint)
+        self._events.handle(ValidationImages, self._add_validation)
         self._packs = packs_of(context)
         self._recovered: set[str] = set()
         """The keys of damaged files that this run has recovered from."""
@@ -75,7 +79,9 @@ class _TrainingRun:
             resume_state_key=self._checkpoints[-1].state_key if self._checkpoints else None,
         )
         self._context.telemetry.resume_from(self.resumed_at)
-        done = self._context.run_trainer(request, self._on_event, self._stop_requested)
+        done = self._context.worker.trainer.run(
+            request, on_event=self._events, stop_requested=self._stop_requested
+        )
         if not isinstance(done, TrainDone):
             raise TypeError(f"the trainer answered a train request with {done.kind}")
         return done
@@ -121,19 +127,14 @@ class _TrainingRun:
             self._context.worker.cache.use(self._packs)
         return stop
 
-    def _on_event(self, event: Event) -> None:
-        if isinstance(event, Progress):
-            self.meter.update(event.done)
-        elif not isinstance(event, CheckpointSaved):
-            # Validation images and trainer restarts are no part of a step.
-            self.meter.pause()
-        match event:
-            case CheckpointSaved():
-                self._add_checkpoint(event)
-            case ValidationImages():
-                self._add_validation(event)
-            case _:
-                self._context.emit(event)
+    def _on_progress(self, event: Progress) -> None:
+        self.meter.update(event.done)
+        self._context.emit(event)
+
+    def _on_other(self, event: Event) -> None:
+        # A note of the supervisor, such as a trainer's restart: no part of a step.
+        self.meter.pause()
+        self._context.emit(event)
 
     def _add_checkpoint(self, event: CheckpointSaved) -> None:
         """Record a checkpoint, and then remove those beyond ``max_checkpoints``."""
@@ -147,6 +148,7 @@ class _TrainingRun:
 
     def _add_validation(self, event: ValidationImages) -> None:
         """Record validation images, and then remove those of the same step that they replace."""
+        self.meter.pause()
         replaced = self._validations.get(event.step)
         self._validations[event.step] = event
         # A trainer that restarts within an attempt overwrites its own images.

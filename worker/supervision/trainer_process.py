@@ -24,6 +24,7 @@ from tasks.events import (
     CacheDone,
     CheckpointSaved,
     Event,
+    EventRouter,
     Heartbeat,
     PackStored,
     TrainDone,
@@ -108,6 +109,23 @@ class _Progress:
     kill_at: float | None = None
     """When its grace period ends; None until it is asked to stop."""
 
+    def event_router(self, default: Callable[[Event], None]) -> EventRouter:
+        """Return a router that notes the trainer's events; ``default`` gets all but answers."""
+        router = EventRouter(default)
+        router.handle(Heartbeat, lambda _: None)
+        router.handle(CacheDone, self._set_answer)
+        router.handle(TrainDone, self._set_answer)
+        router.handle(TrainFailed, self._set_answer)
+        router.observe(CheckpointSaved, self._set_checkpoint)
+        router.observe(PackStored, lambda event: self.stored.update(event.entries))
+        return router
+
+    def _set_answer(self, answer: CacheDone | TrainDone | TrainFailed) -> None:
+        self.answer = answer
+
+    def _set_checkpoint(self, checkpoint: CheckpointSaved) -> None:
+        self.checkpoint = checkpoint
+
 
 class TrainerProcess:
     """A trainer process, which serves one request after the other.
@@ -172,12 +190,13 @@ class TrainerProcess:
         self.is_waiting = False
         try:
             progress = _Progress(request, deadline)
+            router = progress.event_router(on_event)
             self._send(request)
             for event in self._read_events(progress, stop_requested):
                 if not progress.has_output and self.served > 1:
                     on_event(TrainerStarted(how="warm"))
                 progress.has_output = True
-                _handle(event, progress, on_event)
+                router(event)
                 answer = progress.answer
                 if isinstance(answer, CacheDone | TrainDone) and progress.kill_at is None:
                     self.is_waiting = True
@@ -330,20 +349,6 @@ class TrainerProcess:
         # A line that the process never read fails to flush.
         with contextlib.suppress(BrokenPipeError):
             self._popen.stdin.close()
-
-
-def _handle(event: Event, progress: _Progress, on_event: Callable[[Event], None]) -> None:
-    """Note an answer; pass any other event on and note what it has stored."""
-    if isinstance(event, CacheDone | TrainDone | TrainFailed):
-        progress.answer = event
-        return
-    if isinstance(event, Heartbeat):
-        return
-    on_event(event)
-    if isinstance(event, CheckpointSaved):
-        progress.checkpoint = event
-    if isinstance(event, PackStored):
-        progress.stored.update(event.entries)
 
 
 def _parse(line: bytes, progress: _Progress) -> Event:
