@@ -136,7 +136,7 @@ def run_all(job_id: str, store: Store, worker: Callable[..., WorkerContext], *to
         run_stage(stage, body, job_id, worker(*(told if stage == "train" else ())))
 
 
-def test_a_job_that_succeeds_is_counted_once_with_its_steps_and_bytes(
+def test_successful_job_is_counted_with_steps_and_bytes(
     job_id: str,
     store: Store,
     worker: Callable[..., WorkerContext],
@@ -160,7 +160,7 @@ def test_a_job_that_succeeds_is_counted_once_with_its_steps_and_bytes(
     assert 0 < redis_client.ttl("training:counts") <= 3600
 
 
-def test_a_failure_is_counted_by_its_code_and_a_dead_job_as_dead(
+def test_failures_and_dead_letters_are_counted(
     job_id: str,
     state: JobStore,
     worker: Callable[..., WorkerContext],
@@ -182,7 +182,7 @@ def test_a_failure_is_counted_by_its_code_and_a_dead_job_as_dead(
     assert found["dead_letters_total"] == 1
 
 
-def test_a_retry_a_cancel_and_a_stage_that_is_handed_back_are_counted_as_such(
+def test_retry_cancel_and_release_are_counted(
     job_id: str,
     state: JobStore,
     worker: Callable[..., WorkerContext],
@@ -210,14 +210,14 @@ def test_a_retry_a_cancel_and_a_stage_that_is_handed_back_are_counted_as_such(
     }
 
 
-def test_a_waiting_job_that_is_cancelled_counts_too(
+def test_cancelled_waiting_job_is_counted(
     job_id: str, counted: Callable[[], dict[str, int]], redis_client: Redis
 ) -> None:
     assert JobControl(redis_client, HOUR).cancel(job_id) == JobStatus.CANCELLED
     assert counted() == {"jobs_total|FLUX_LORA|cancelled": 1}
 
 
-def test_a_full_gpu_counts_as_a_failure_and_as_a_way_to_a_larger_one(
+def test_out_of_memory_counts_as_failure_and_escalation(
     job_id: str,
     store: Store,
     worker: Callable[..., WorkerContext],
@@ -233,7 +233,7 @@ def test_a_full_gpu_counts_as_a_failure_and_as_a_way_to_a_larger_one(
     assert found["oom_escalations_total|gpu.80gb"] == 1
 
 
-def test_a_stage_of_a_lost_worker_and_a_lost_message_are_counted(
+def test_takeovers_and_requeues_are_counted(
     job_id: str,
     state: JobStore,
     counted: Callable[[], dict[str, int]],
@@ -274,7 +274,7 @@ def ends(spans: Sequence[ReadableSpan]) -> list[tuple[str, str | None]]:
     return [(span.name, span.status.description) for span in spans]
 
 
-def test_a_trace_holds_the_job_its_stages_and_the_trainers_work(
+def test_trace_holds_job_stages_and_trainers_work(
     job_id: str,
     store: Store,
     worker: Callable[..., WorkerContext],
@@ -334,7 +334,7 @@ def test_every_start_is_a_span_with_its_outcome_and_error_code(
     assert "secret" not in "".join(span.to_json() for span in spans)
 
 
-def test_a_job_that_was_begun_too_often_ends_its_trace(
+def test_job_with_too_many_starts_ends_its_trace(
     job_id: str,
     state: JobStore,
     worker: Callable[..., WorkerContext],

@@ -11,10 +11,10 @@ from worker.trainer.tiny_models import build_tiny_flux, build_tiny_sdxl
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    """As trainers in processes of their own run, so that numbers can be compared bit for bit."""
+    """Compute in one thread, as trainer processes do: numbers are compared bit for bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    # Every run collects garbage; what the libraries made on import need not be looked through.
+    # Every run collects garbage; freeze the objects that the libraries made on import.
     gc.collect()
     gc.freeze()
     yield
@@ -43,5 +43,5 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Images:
-    """Five images of various shapes in a store of their own."""
+    """Five images of various shapes in their own store."""
     return images(tmp_path)

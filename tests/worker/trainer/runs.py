@@ -36,17 +36,17 @@ CACHED: dict[str, Any] = {"cache_text_encoder_outputs": True, "cache_vae_outputs
 
 _Kind = TypeVar("_Kind")
 
-# Most runs of a test process share their models, as those of a trainer do: loading takes longer
-# than a few tiny steps. A run that fails leaves none behind.
+# Most runs of a test process share their models, as those of a trainer process do: loading takes
+# longer than a few tiny steps. A run that fails drops them.
 _shared = [ModelCache()]
 
-# Attempts never share a checkpoint; without one of its own, a run gets the next.
+# Attempts never share a checkpoint: a run without a given attempt gets the next number.
 _attempts = itertools.count(100)
 
 
 @dataclass
 class Images:
-    """A dataset in a store of its own."""
+    """A dataset in its own store."""
 
     folder: Path
     store: Store
@@ -55,7 +55,7 @@ class Images:
     def edited(
         self, image: int | None = None, caption: int | None = None, seed: int = 99
     ) -> "Images":
-        """The same with another image, or another caption, in one place."""
+        """Return a copy with another image or another caption in one place."""
         samples = list(self.dataset.samples)
         if image is not None:
             old = samples[image]
@@ -67,7 +67,7 @@ class Images:
 
 
 def put_image(store: Store, width: int, height: int, seed: int) -> str:
-    """Store a smooth random image; its digest."""
+    """Store a smooth random image and return its digest."""
     random = np.random.default_rng(seed)
     small = Image.fromarray(random.integers(0, 255, (4, 4, 3), dtype=np.uint8))
     image = small.resize((width, height), Image.Resampling.BICUBIC)
@@ -88,7 +88,7 @@ def images(
     folder: Path,
     sizes: Sequence[tuple[int, int]] = ((64, 64), (96, 48), (48, 96), (70, 64), (99, 50)),
 ) -> Images:
-    """A dataset of random images of these sizes."""
+    """Store a dataset of random images of these sizes."""
     store = Store(f"file://{folder}/store")
     samples = [
         Sample(
@@ -104,7 +104,7 @@ def images(
 
 
 def config_of(model: Path | str, *, loader: Any = None, **options: Any) -> Any:
-    """A config whose every value may be overridden."""
+    """Return a FLUX LoRA config whose values may all be overridden."""
     data_loader = {
         "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/unused"},
         "resolution": 64,
@@ -116,7 +116,7 @@ def config_of(model: Path | str, *, loader: Any = None, **options: Any) -> Any:
         "weight_dtype": "float32",
         "transformer_learning_rate": 1e-2,
         "lr_warmup_steps": 0,
-        # Of the tiny tokenizer's captions, none is longer.
+        # No caption is longer with the tiny tokenizer.
         "t5_tokenizer_max_length": 32,
         "data_loader": data_loader,
     }
@@ -127,11 +127,11 @@ def config_of(model: Path | str, *, loader: Any = None, **options: Any) -> Any:
     return parse_job({"training": {"type": "FLUX_LORA", **values, **options}}).training
 
 
-# The least of each type that trains on the tiny SDXL.
+# The smallest config of each type that trains on the tiny SDXL.
 ALL_TARGETS = SdxlLoraConfig.model_fields["unet_lora_target_modules"].default
 SDXL_TYPES: dict[str, dict[str, Any]] = {
     "SDXL_LORA": {
-        # Putting a LoRA into each of the 281 layers takes longer than a few tiny steps.
+        # Adding a LoRA to each of the 281 layers takes longer than a few tiny steps.
         "unet_lora_target_modules": ["to_q", "to_v"],
         "data_loader": {"type": "IMAGE_CAPTION_SD_DATA_LOADER"},
     },
@@ -148,7 +148,7 @@ SDXL_TYPES: dict[str, dict[str, Any]] = {
 
 
 def sdxl_config_of(kind: str, model: Path | str, *, loader: Any = None, **options: Any) -> Any:
-    """An SDXL config of a type whose every value may be overridden; null takes one out."""
+    """Return an SDXL config of a type whose values may all be overridden."""
     base = SDXL_TYPES[kind]
     values: dict[str, Any] = {
         "type": kind,
@@ -197,7 +197,7 @@ class Events(list[Event]):
 
 @dataclass
 class Cached:
-    """What a cache stage came to."""
+    """The result of a cache stage."""
 
     index_key: str
     encoded_images: int
@@ -207,7 +207,7 @@ class Cached:
 
 
 def run_cache(data: Images, config: PipelineConfig) -> Cached:
-    """Make what the store has no entry of, and the job's index, as the stage does."""
+    """Make the missing entries and the job's index, as the stage does."""
     encoders = encoder_digests(config)
     plan = CachePlan(config, data.dataset, encoders)
     packs = packs_in(data.store)
@@ -215,8 +215,8 @@ def run_cache(data: Images, config: PipelineConfig) -> Cached:
     if missing:
         events = Events()
         request = request_of(data, "cache", config, encoders=encoders, cache_entries=missing)
-        with _models(None) as kept:
-            cache.run(request, events.append, StopSwitch(), kept)
+        with _models(None) as models:
+            cache.run(request, events.append, StopSwitch(), models)
         assert sorted(it for event in events.of(PackStored) for it in event.entries) == sorted(
             missing
         )
@@ -235,7 +235,7 @@ def run_cache(data: Images, config: PipelineConfig) -> Cached:
 
 
 def packs_in(store: Store) -> dict[str, str]:
-    """The pack of each entry in a store."""
+    """Return the pack of each entry in a store."""
     return {digest: key for key in store.keys(PACKS) for digest in read_header(store, key)}
 
 
@@ -250,7 +250,7 @@ def _models(given: ModelCache | None) -> Iterator[ModelCache]:
 
 @dataclass
 class Trained:
-    """What a train request came to."""
+    """The result of a train request."""
 
     data: Images
     events: Events
@@ -296,13 +296,19 @@ def run_train(
     config: PipelineConfig,
     *,
     stop: StopSwitch | None = None,
-    kept: ModelCache | None = None,
+    models: ModelCache | None = None,
     on_event: Callable[[Event], None] = lambda _: None,
     **fields: Any,
 ) -> Trained:
-    """Cache where the config says so, then train, in this process.
+    """Cache if the config asks for it, then train, in this process.
 
-    ``kept`` are models of the run's own; without them it takes the ones that all share.
+    Args:
+        data: The images.
+        config: The run's config.
+        stop: Whether to stop.
+        models: The run's model cache; None for the one that all runs share.
+        on_event: Called with each event.
+        fields: Other fields of the request.
     """
     cached = config.caches_text or config.cache_vae_outputs
     if cached and "cache_index_key" not in fields:
@@ -315,19 +321,19 @@ def run_train(
 
     fields.setdefault("attempt", next(_attempts))
     request = request_of(data, "train", config, **fields)
-    with _models(kept) as models:
-        train.run(request, emit, stop or StopSwitch(), models)
+    with _models(models) as cached_models:
+        train.run(request, emit, stop or StopSwitch(), cached_models)
     return trained
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
-    """A safetensors file's tensors and metadata."""
+    """Read a safetensors file's tensors and metadata."""
     with safe_open(path, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()  # noqa: SIM118
 
 
 class TrainerProcess:
-    """A trainer in a process of its own."""
+    """A trainer process."""
 
     def __init__(self, *requests: TrainerRequest | str) -> None:
         read, write = os.pipe()
@@ -352,7 +358,7 @@ class TrainerProcess:
                 yield parse_event(line)
 
     def finish(self) -> tuple[Events, int, str]:
-        """The rest of the events, the exit code and the standard error."""
+        """Return the remaining events, the exit code and the standard error."""
         assert self.process.stdin is not None
         self.process.stdin.close()
         events = Events(self.events())
@@ -366,7 +372,7 @@ class TrainerProcess:
         return events, self.process.wait(), errors
 
     def signal_when(self, number: signal.Signals, ready: Callable[[Event], bool]) -> Events:
-        """Send a signal as soon as an event says it is time; the events until then."""
+        """Send a signal once ``ready`` accepts an event; return the events until then."""
         seen = Events()
         for event in self.events():
             seen.append(event)

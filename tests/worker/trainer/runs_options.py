@@ -37,7 +37,7 @@ OPTIONS = {"FLUX_LORA": FLUX_OPTIONS, **SDXL_OPTIONS}
 
 
 def request_for(training: dict[str, Any], **fields: Any) -> TrainerRequest:
-    """A ``train`` request of these options."""
+    """Return a ``train`` request of these options."""
     values: dict[str, Any] = {
         "stage": "train",
         "job_id": "job",
@@ -53,5 +53,5 @@ def request_for(training: dict[str, Any], **fields: Any) -> TrainerRequest:
 
 
 def flux_request(**fields: Any) -> TrainerRequest:
-    """A ``train`` request of a small FLUX LoRA."""
+    """Return a ``train`` request of a small FLUX LoRA."""
     return request_for(FLUX_OPTIONS, **fields)

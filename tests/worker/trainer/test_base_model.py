@@ -11,7 +11,7 @@ from tasks.base_models.files import base_model_folder, file_digest
 from tests.worker.trainer.runs import sdxl_config_of
 
 
-def test_a_file_of_the_hubs_cache_is_known_by_its_name(tmp_path: Path) -> None:
+def test_digest_of_a_hub_file_is_its_name(tmp_path: Path) -> None:
     name = hashlib.sha256(b"large").hexdigest()
     blob = tmp_path / "blobs" / name
     blob.parent.mkdir()
@@ -24,7 +24,7 @@ def test_a_file_of_the_hubs_cache_is_known_by_its_name(tmp_path: Path) -> None:
     assert file_digest(plain) == hashlib.sha256(b"small").hexdigest()
 
 
-def test_of_a_hub_repository_only_what_is_loaded_is_fetched(
+def test_only_loaded_files_of_a_hub_repository_are_fetched(
     tiny_sdxl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository, fetched = tmp_path / "repository", tmp_path / "fetched"
@@ -58,7 +58,7 @@ def test_of_a_hub_repository_only_what_is_loaded_is_fetched(
 
     assert weights_of("unet", None) == ["unet/diffusion_pytorch_model.safetensors"]
     assert weights_of("unet", "fp16") == ["unet/diffusion_pytorch_model.fp16.safetensors"]
-    # A part without the variant.
+    # This part has no such variant.
     assert weights_of("text_encoder", "fp16") == ["text_encoder/model.safetensors"]
     single = tmp_path / "whole.safetensors"
     single.write_bytes(b"")

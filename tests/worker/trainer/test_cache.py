@@ -41,7 +41,7 @@ def counts(done: Cached) -> tuple[int, int, int, int]:
     )
 
 
-def test_the_first_run_encodes_all_and_the_second_nothing(
+def test_second_run_encodes_nothing(
     tiny_flux: Path, data: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(tiny_flux, loader={"random_flip": True}, **CACHED)
@@ -55,9 +55,7 @@ def test_the_first_run_encodes_all_and_the_second_nothing(
     assert counts(run_cache(data, config)) == (0, 0, 5, 6)
 
 
-def test_an_edited_image_encodes_one_image_and_an_edited_caption_one_caption(
-    tiny_flux: Path, data: Images
-) -> None:
+def test_edit_encodes_only_what_was_edited(tiny_flux: Path, data: Images) -> None:
     config = config_of(tiny_flux, loader={"aspect_ratio_buckets": BUCKETS}, **CACHED)
     run_cache(data, config)
     assert counts(run_cache(data.edited(image=2), config)) == (1, 0, 4, 6)
@@ -76,7 +74,7 @@ def test_an_edited_image_encodes_one_image_and_an_edited_caption_one_caption(
         ({"seed": 12, "lora_rank_dim": 2}, (0, 0)),
     ],
 )
-def test_only_what_depends_on_an_option_is_encoded_anew(
+def test_option_reencodes_only_what_depends_on_it(
     tiny_flux: Path, data: Images, change: dict[str, Any], expected: tuple[int, int]
 ) -> None:
     run_cache(data, config_of(tiny_flux, **CACHED))
@@ -84,16 +82,16 @@ def test_only_what_depends_on_an_option_is_encoded_anew(
     assert (done.encoded_images, done.encoded_captions) == expected
 
 
-def test_equal_encoders_in_another_folder_share_entries(
+def test_equal_encoders_in_other_folders_share_entries(
     tiny_flux: Path, double_flux: Path, data: Images
 ) -> None:
     run_cache(data, config_of(tiny_flux, **CACHED))
-    # Both were built from one seed and differ in their transformers only.
+    # Both models have the same seed and differ in their transformers only.
     assert counts(run_cache(data, config_of(double_flux, **CACHED))) == (0, 0, 5, 6)
 
 
 @pytest.mark.parametrize(("name", "images"), [("cache_vae_outputs", 5), ("other", 0)])
-def test_a_kind_whose_flag_is_off_is_left_out(
+def test_kind_without_caching_is_left_out(
     tiny_flux: Path, data: Images, name: str, images: int
 ) -> None:
     flag = name if images else "cache_text_encoder_outputs"
@@ -128,7 +126,7 @@ def index_of(data: Images, cached: Cached) -> CacheIndex:
 
 @pytest.mark.parametrize("kind", ["text", "latents"])
 @pytest.mark.parametrize("damage", ["truncated", "another pack", "one bit", "gone"])
-def test_a_damaged_pack_is_told_by_train_and_made_anew_with_the_same_bits(
+def test_damaged_pack_is_reported_and_remade_bit_for_bit(
     tiny_flux: Path, data: Images, kind: str, damage: str
 ) -> None:
     config = config_of(tiny_flux, max_train_steps=len(data.dataset.samples), **CACHED)
@@ -160,7 +158,7 @@ def test_a_damaged_pack_is_told_by_train_and_made_anew_with_the_same_bits(
 
 
 @pytest.mark.parametrize("kind", ["FLUX_LORA", "SDXL_LORA"])
-def test_an_entry_is_the_same_whatever_it_is_made_with(
+def test_entry_does_not_depend_on_its_batch(
     tiny_flux: Path, tiny_sdxl: Path, data: Images, kind: str
 ) -> None:
     frozen = {"train_text_encoder": False, **CACHED}
@@ -189,16 +187,14 @@ def test_an_entry_is_the_same_whatever_it_is_made_with(
         assert made([digest])[digest] == together[digest]
 
 
-def test_the_digests_of_encoders_are_told_where_none_are_given(
-    tiny_flux: Path, data: Images
-) -> None:
+def test_missing_encoder_digests_are_reported(tiny_flux: Path, data: Images) -> None:
     config = config_of(tiny_flux, **CACHED)
     events = Events()
     cache.run(request_of(data, "cache", config), events.append, StopSwitch(), ModelCache())
     assert events == [CacheDone(encoders=encoder_digests(config))]
 
 
-def test_a_stop_keeps_what_is_encoded(tiny_flux: Path, data: Images) -> None:
+def test_stop_keeps_encoded_entries(tiny_flux: Path, data: Images) -> None:
     config = config_of(tiny_flux, **CACHED)
     encoders = encoder_digests(config)
     digests = CachePlan(config, data.dataset, encoders).digests
@@ -237,7 +233,7 @@ def test_a_stop_keeps_what_is_encoded(tiny_flux: Path, data: Images) -> None:
         ({"loader": {"random_flip": True}}, "random_flip"),
     ],
 )
-def test_an_index_of_another_config_is_refused_by_the_names_of_what_differs(
+def test_index_of_another_config_is_refused_by_its_differences(
     tiny_flux: Path, data: Images, change: dict[str, Any], name: str
 ) -> None:
     key = run_cache(data, config_of(tiny_flux, **CACHED)).index_key
@@ -245,7 +241,7 @@ def test_an_index_of_another_config_is_refused_by_the_names_of_what_differs(
         run_train(data, config_of(tiny_flux, **CACHED, **change), cache_index_key=key)
 
 
-def test_an_index_of_another_dataset_is_refused(tiny_flux: Path, data: Images) -> None:
+def test_index_of_another_dataset_is_refused(tiny_flux: Path, data: Images) -> None:
     config = config_of(tiny_flux, **CACHED)
     key = run_cache(data, config).index_key
     with pytest.raises(StaleIndexError, match="dataset"):
@@ -257,7 +253,7 @@ def test_training_from_a_cache_without_an_index_is_refused(tiny_flux: Path, data
         run_train(data, config_of(tiny_flux, **CACHED), cache_index_key=None)
 
 
-def test_encodings_that_are_no_numbers_are_refused(
+def test_encodings_with_nan_are_refused(
     tiny_flux: Path, data: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The tiny VAE cannot overflow by itself.

@@ -31,11 +31,11 @@ def test_training_lowers_the_loss(double_flux: Path, data: Images) -> None:
 
 
 @pytest.mark.parametrize("loader", [{}, {"aspect_ratio_buckets": BUCKETS}], ids=["one", "buckets"])
-def test_two_accumulated_batches_of_one_are_a_batch_of_two(
+def test_two_accumulated_batches_equal_one_of_two(
     tiny_flux: Path, data: Images, loader: dict[str, Any]
 ) -> None:
     if loader:
-        # In several buckets the two are other groups of samples; each sample still counts alike.
+        # With several buckets the groups differ, but each sample has the same weight.
         epoch = {"max_train_steps": None, "max_train_epochs": 1}
         whole = trained(data, tiny_flux, loader=loader, gradient_accumulation_steps=5, **epoch)
         split = trained(
@@ -47,7 +47,7 @@ def test_two_accumulated_batches_of_one_are_a_batch_of_two(
             **epoch,
         )
     else:
-        # Under Adam's usual epsilon, a gradient of nearly zero moves its weight by its sign alone.
+        # With Adam's usual epsilon, the sign of a gradient near zero decides the update.
         options: dict[str, Any] = {
             "max_train_steps": 6,
             "optimizer": {"optimizer_type": "AdamW", "epsilon": 1e-4},
@@ -59,16 +59,14 @@ def test_two_accumulated_batches_of_one_are_a_batch_of_two(
         torch.testing.assert_close(weights(split)[name], tensor, rtol=1e-3, atol=1e-6)
 
 
-def test_the_same_seed_gives_the_same_file_and_another_seed_another(
-    tiny_flux: Path, data: Images
-) -> None:
+def test_file_depends_on_the_seed_only(tiny_flux: Path, data: Images) -> None:
     hashes = [
         trained(data, tiny_flux, seed=seed).checkpoints[-1].weights.sha256 for seed in (7, 7, 8)
     ]
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-# torch's word on its normalization layers, once a process: float32 weights, bfloat16 inputs.
+# torch warns once a process of normalization layers with float32 weights and bfloat16 inputs.
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
 @pytest.mark.parametrize(
     "options",
@@ -87,7 +85,7 @@ def test_the_same_seed_gives_the_same_file_and_another_seed_another(
     ],
     ids=str,
 )
-def test_an_option_of_the_loss_changes_the_loss_from_the_first_step(
+def test_loss_option_changes_the_first_loss(
     tiny_flux: Path, data: Images, options: dict[str, Any]
 ) -> None:
     plain = trained(data, tiny_flux, max_train_steps=2)
@@ -110,7 +108,7 @@ def test_an_option_of_the_loss_changes_the_loss_from_the_first_step(
     ],
     ids=str,
 )
-def test_an_option_of_the_update_changes_the_weights_and_not_the_first_loss(
+def test_update_option_changes_weights_but_not_the_first_loss(
     tiny_flux: Path, data: Images, options: dict[str, Any]
 ) -> None:
     plain = trained(data, tiny_flux)
@@ -133,7 +131,7 @@ def test_gradient_checkpointing_changes_no_loss(tiny_flux: Path, data: Images) -
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("cached", [{}, CACHED], ids=["live", "cached"])
-def test_half_precision_trains_float32_weights_that_stay_finite(
+def test_half_precision_trains_finite_float32_weights(
     tiny_flux: Path, data: Images, dtype: str, cached: dict[str, Any]
 ) -> None:
     run = trained(data, tiny_flux, max_train_steps=10, weight_dtype=dtype, **cached)
@@ -141,7 +139,7 @@ def test_half_precision_trains_float32_weights_that_stay_finite(
     assert all(tensor.dtype == torch.float32 for tensor in weights(run).values())
     assert all(tensor.isfinite().all() for tensor in weights(run).values())
     assert run.losses == pytest.approx(exact.losses, rel=0.05)
-    # float16 scales its loss; a scale too large skips a step, and none may be skipped for ever.
+    # In float16 a loss scale that is too large skips a step, but not every step.
     assert any(name.startswith("optimizer/exp_avg/") for name in run.state)
 
 
@@ -162,7 +160,7 @@ def test_schedulers_move_the_learning_rate(name: str, expected: list[float]) -> 
     assert [factor_of(step) for step in range(4)] == pytest.approx(expected, abs=1e-4)
 
 
-def test_the_rates_used_are_the_schedulers(tiny_flux: Path, data: Images) -> None:
+def test_rates_are_the_schedulers(tiny_flux: Path, data: Images) -> None:
     run = trained(data, tiny_flux, lr_scheduler="linear", lr_warmup_steps=1)
     factor_of = rate_factors(config_of("unused", lr_scheduler="linear", lr_warmup_steps=1), 4)
     assert run.rates == [1e-2 * factor_of(step) for step in range(4)]
@@ -185,19 +183,17 @@ def test_epochs_count_batches_of_all_buckets_in_groups(tiny_flux: Path, data: Im
 @pytest.mark.parametrize(
     ("every", "expected"), [(1, [1, 2, 3, 4]), (2, [2, 4]), (3, [3, 4]), (9, [4])]
 )
-def test_checkpoints_come_when_due_and_always_at_the_end(
+def test_checkpoints_are_saved_when_due_and_at_the_end(
     tiny_flux: Path, data: Images, every: int, expected: list[int]
 ) -> None:
     run = trained(data, tiny_flux, save_every_n_steps=every, max_checkpoints=1)
     assert [saved.step for saved in run.checkpoints] == expected
-    # The stage removes old ones, and only after recording the new.
+    # The stage removes old checkpoints, after it has recorded the new one.
     assert all(data.store.exists(saved.state_key) for saved in run.checkpoints)
     assert all(saved.weights.name == "lora.safetensors" for saved in run.checkpoints)
 
 
-def test_progress_ends_with_the_last_step_and_comes_after_its_checkpoint(
-    tiny_flux: Path, data: Images
-) -> None:
+def test_last_progress_follows_the_last_checkpoint(tiny_flux: Path, data: Images) -> None:
     run = trained(data, tiny_flux, save_every_n_steps=2)
     kinds = [e for e in run.events if isinstance(e, Progress | CheckpointSaved | Note)]
     last = run.events.of(Progress)[-1]
@@ -207,9 +203,7 @@ def test_progress_ends_with_the_last_step_and_comes_after_its_checkpoint(
     assert isinstance(kinds[-2], CheckpointSaved)
 
 
-def test_a_loss_that_is_no_number_names_step_files_and_a_remedy(
-    tiny_flux: Path, data: Images
-) -> None:
+def test_diverged_error_names_step_files_and_remedy(tiny_flux: Path, data: Images) -> None:
     with pytest.raises(DivergedError) as caught:
         trained(data, tiny_flux, transformer_learning_rate=1e30, max_train_steps=5)
     message = str(caught.value)
@@ -218,7 +212,7 @@ def test_a_loss_that_is_no_number_names_step_files_and_a_remedy(
     assert "lower the learning rate" in message
 
 
-def test_weights_that_are_no_numbers_are_never_saved() -> None:
+def test_weights_with_nan_are_never_saved() -> None:
     good = torch.nn.Parameter(torch.ones(3))
     bad = torch.nn.Parameter(torch.tensor([1.0, math.inf]))
     assert all_finite({"good": good})

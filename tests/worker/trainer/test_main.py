@@ -45,8 +45,8 @@ def serve(line: str) -> tuple[TrainerExit, TrainFailed]:
 
 
 @pytest.mark.timeout(180)
-def test_one_process_serves_requests_until_its_input_ends(tiny_flux: Path, data: Images) -> None:
-    # Reading ahead in processes of their own, which must not take part in this one's channels.
+def test_process_serves_requests_until_its_input_ends(tiny_flux: Path, data: Images) -> None:
+    # Data workers read ahead; they must not use the trainer's channels.
     loader = {"dataloader_num_workers": 1}
     config = config_of(tiny_flux, loader=loader, max_train_steps=1, **CACHED)
     cache = request_of(data, "cache", config)
@@ -60,21 +60,21 @@ def test_one_process_serves_requests_until_its_input_ends(tiny_flux: Path, data:
 
 
 @pytest.mark.timeout(60)
-def test_a_stop_while_it_waits_ends_it_at_once(tiny_flux: Path, data: Images) -> None:
+def test_stop_of_an_idle_trainer_ends_it_at_once(tiny_flux: Path, data: Images) -> None:
     config = config_of(tiny_flux, **CACHED)
     process = TrainerProcess(request_of(data, "cache", config))
     process.signal_when(signal.SIGTERM, lambda event: isinstance(event, CacheDone))
-    # Its input stays open. Whether the signal comes just before or after it waits is chance.
+    # Its input stays open. The signal comes just before or after it starts to wait.
     code = process.process.wait(timeout=30)
     assert code in (TrainerExit.INTERRUPTED, TrainerExit.DONE)
     process.finish()
 
 
 @pytest.mark.timeout(60)
-def test_an_error_nobody_foresaw_leaves_its_traceback(
+def test_unexpected_error_prints_its_traceback(
     tiny_flux: Path, tmp_path: Path, data: Images
 ) -> None:
-    # A scratch folder that is a file.
+    # The scratch folder is a file.
     (tmp_path / "scratch").write_text("")
     process = TrainerProcess(request_of(data, "train", config_of(tiny_flux, max_train_steps=1)))
     _, code, errors = process.finish()
@@ -83,7 +83,7 @@ def test_an_error_nobody_foresaw_leaves_its_traceback(
     assert "FileExistsError" in errors
 
 
-def test_a_request_that_is_none_is_refused() -> None:
+def test_invalid_request_is_refused() -> None:
     code, failed = serve('{"stage": "dance"}')
     assert code == TrainerExit.REFUSED
     assert failed.code == ErrorCode.INTERNAL
@@ -109,7 +109,7 @@ def broken_model(tiny_flux: Path, folder: Path, remove: str) -> Path:
         ("transformer/*", "train", "config.json"),
     ],
 )
-def test_a_base_model_that_lacks_a_file_is_refused_by_its_name(
+def test_missing_base_model_file_is_named(
     tiny_flux: Path, tmp_path: Path, data: Images, remove: str, stage: str, expected: str
 ) -> None:
     cached = CACHED if stage == "cache" else {}
@@ -124,14 +124,14 @@ def test_a_base_model_that_lacks_a_file_is_refused_by_its_name(
     assert expected in failed.message
 
 
-def test_a_folder_that_is_not_there_is_refused(tmp_path: Path, data: Images) -> None:
+def test_missing_folder_is_refused(tmp_path: Path, data: Images) -> None:
     config = config_of(tmp_path / "nothing")
     code, failed = serve(request_of(data, "train", config).model_dump_json())
     assert (code, failed.code) == (TrainerExit.REFUSED, ErrorCode.INVALID_MODEL)
     assert "no such folder" in failed.message
 
 
-def test_a_loss_that_is_no_number_is_told_as_diverged(tiny_flux: Path, data: Images) -> None:
+def test_loss_that_is_nan_is_reported_as_diverged(tiny_flux: Path, data: Images) -> None:
     config = config_of(tiny_flux, transformer_learning_rate=1e30)
     code, failed = serve(request_of(data, "train", config).model_dump_json())
     assert (code, failed.code) == (TrainerExit.REFUSED, ErrorCode.DIVERGED)
@@ -145,7 +145,7 @@ def test_a_loss_that_is_no_number_is_told_as_diverged(tiny_flux: Path, data: Ima
         (StoreError("no access", retryable=False), ErrorCode.STORE, TrainerExit.REFUSED),
     ],
 )
-def test_errors_from_outside_have_codes_of_their_own(
+def test_store_and_memory_errors_have_their_codes(
     tiny_flux: Path,
     data: Images,
     monkeypatch: pytest.MonkeyPatch,
@@ -161,7 +161,7 @@ def test_errors_from_outside_have_codes_of_their_own(
     assert (serve(line)[0], serve(line)[1].code) == (expected, code)
 
 
-def test_a_damaged_file_is_reported_by_its_key(
+def test_damaged_file_is_reported_by_its_key(
     tiny_flux: Path, data: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any) -> None:

@@ -30,7 +30,7 @@ def settings_of(values: dict[str, Any]) -> OptimizerConfig:
 
 def weights() -> dict[str, torch.nn.Parameter]:
     generator = torch.Generator().manual_seed(0)
-    # Above bitsandbytes' 4096 numbers and below.
+    # More and fewer than bitsandbytes' minimum of 4096 numbers.
     shapes = {"unet.a": (80, 80), "unet.b": (8,), "text_encoder.c": (70, 70)}
     return {
         name: torch.nn.Parameter(torch.randn(shape, generator=generator))
@@ -51,7 +51,7 @@ def steps(
 
 
 @pytest.mark.parametrize("values", KINDS, ids=str)
-def test_a_restored_optimizer_goes_on_bit_for_bit(values: dict[str, Any]) -> None:
+def test_restored_optimizer_continues_bit_for_bit(values: dict[str, Any]) -> None:
     settings = settings_of(values)
     rates = dict.fromkeys(RATES, 1.0) if settings.optimizer_type == "Prodigy" else RATES
     straight = weights()
@@ -69,21 +69,21 @@ def test_a_restored_optimizer_goes_on_bit_for_bit(values: dict[str, Any]) -> Non
         assert torch.equal(parameter, resumed[name]), name
 
 
-def test_each_model_has_its_rate() -> None:
+def test_each_model_has_its_learning_rate() -> None:
     optimizer = new_optimizer(weights(), settings_of(KINDS[0]), RATES)
     assert set_rates(optimizer, 0.5, RATES) == 5e-3
     assert [group["lr"] for group in optimizer.param_groups] == [5e-3, 5e-4]
     assert model_of("text_encoder_2.text_model.a") == "text_encoder_2"
 
 
-def test_8_bit_state_takes_a_quarter_and_a_byte_a_number() -> None:
+def test_8_bit_state_is_a_quarter_of_the_size() -> None:
     parameters = weights()
     optimizer = new_optimizer(parameters, settings_of(KINDS[1]), RATES)
     steps(optimizer, parameters, RATES, 1)
     assert optimizer.state[parameters["unet.a"]]["state1"].dtype == torch.uint8
 
 
-def test_prodigys_rate_is_told_with_the_step_size_it_found() -> None:
+def test_prodigys_reported_rate_includes_its_step_size() -> None:
     rates = dict.fromkeys(RATES, 1.0)
     parameters = weights()
     optimizer = new_optimizer(parameters, settings_of(KINDS[2]), rates)

@@ -1,4 +1,4 @@
-"""Each option changes what it should, and nothing else. Those of FLUX's own: ``test_loop``."""
+"""Each option changes what it should, and nothing else; see ``test_loop`` for FLUX's."""
 
 import math
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from worker.trainer.lora import add_lora
 from worker.trainer.model_cache import ModelCache
 from worker.trainer.rng import StatelessRng
 
-# torch's word on its normalization layers, once a process: float32 weights, bfloat16 inputs.
+# torch warns once a process of normalization layers with float32 weights and bfloat16 inputs.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Mismatch dtype between input and weight:UserWarning"
 )
@@ -85,7 +85,7 @@ def lora(data: Images, model: Path, **options: Any) -> Trained:
     ],
     ids=str,
 )
-def test_an_option_of_sdxls_loss_changes_it_from_the_first_step(
+def test_sdxl_loss_option_changes_the_first_loss(
     tiny_sdxl: Path, data: Images, plain: Plain, options: dict[str, Any]
 ) -> None:
     changed = lora(data, tiny_sdxl, max_train_steps=2, **options)
@@ -107,7 +107,7 @@ def test_an_option_of_sdxls_loss_changes_it_from_the_first_step(
     ],
     ids=str,
 )
-def test_an_option_of_the_update_changes_the_weights_and_not_the_first_loss(
+def test_update_option_changes_weights_but_not_the_first_loss(
     tiny_sdxl: Path, data: Images, plain: Plain, options: dict[str, Any]
 ) -> None:
     changed = lora(data, tiny_sdxl, **options)
@@ -117,7 +117,9 @@ def test_an_option_of_the_update_changes_the_weights_and_not_the_first_loss(
     assert any(not torch.equal(tensor, after[name]) for name, tensor in before.items())
 
 
-def test_a_rate_of_one_model_moves_that_model(tiny_sdxl: Path, data: Images, plain: Plain) -> None:
+def test_learning_rate_of_a_model_moves_that_model(
+    tiny_sdxl: Path, data: Images, plain: Plain
+) -> None:
     other = lora(data, tiny_sdxl, max_train_steps=1, text_encoder_learning_rate=1e-2)
     before, after = weights(plain(steps=1)), weights(other)
     moved = {name for name, tensor in before.items() if not torch.equal(tensor, after[name])}
@@ -139,7 +141,7 @@ def test_a_rate_of_one_model_moves_that_model(tiny_sdxl: Path, data: Images, pla
         ),
     ],
 )
-def test_what_is_trained_is_what_was_asked_for(
+def test_only_configured_models_are_trained(
     tiny_sdxl: Path, data: Images, options: dict[str, Any], trained: set[str]
 ) -> None:
     run = lora(data, tiny_sdxl, **options)
@@ -166,7 +168,7 @@ def test_lora_targets_and_rank_shape_the_lora(tiny_sdxl: Path, data: Images) -> 
     assert read_tensors(run.weights)[1]["ss_network_dim"] == "3"
 
 
-def test_a_target_that_the_model_has_not_is_refused(tiny_flux: Path) -> None:
+def test_target_without_a_layer_is_refused(tiny_flux: Path) -> None:
     models = take_models(config_of(tiny_flux), torch.device("cpu"), ModelCache())
     with pytest.raises(TargetError, match="no layer of the transformer: conv_shortcut"):
         add_lora(models.denoiser, "transformer", ["to_q", "conv_shortcut"], 4, 4, StatelessRng(0))
@@ -181,7 +183,7 @@ def test_gradient_checkpointing_changes_no_loss(
 
 @pytest.mark.parametrize("kind", ["SDXL_LORA", "SDXL_FINETUNE", "SDXL_TEXTUAL_INVERSION"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_half_precision_trains_float32_weights_that_stay_finite(
+def test_half_precision_trains_finite_float32_weights(
     tiny_sdxl: Path, data: Images, plain: Plain, kind: str, dtype: str
 ) -> None:
     run = run_train(data, sdxl_config_of(kind, tiny_sdxl, weight_dtype=dtype))
@@ -190,7 +192,7 @@ def test_half_precision_trains_float32_weights_that_stay_finite(
     assert run.losses == pytest.approx(plain(kind).losses, rel=0.05)
 
 
-def test_a_dropped_caption_is_the_blank_one(tiny_sdxl: Path, data: Images) -> None:
+def test_dropped_caption_is_the_blank_one(tiny_sdxl: Path, data: Images) -> None:
     blank = data.dataset.model_copy(
         update={
             "samples": tuple(
@@ -208,7 +210,7 @@ def test_a_dropped_caption_is_the_blank_one(tiny_sdxl: Path, data: Images) -> No
 
 @pytest.mark.parametrize("kind", ["FLUX_LORA", "SDXL_FINETUNE"])
 @pytest.mark.parametrize("cached", [False, True])
-def test_masks_weigh_the_loss_where_they_are_used(
+def test_masks_weight_the_loss_if_used(
     tiny_flux: Path, tiny_sdxl: Path, data: Images, kind: str, cached: bool
 ) -> None:
     samples = []
@@ -235,7 +237,7 @@ def test_masks_weigh_the_loss_where_they_are_used(
         return run_train(images, make(*model, **options)).losses
 
     plain = losses(masked, use=False)
-    # Without use_masks they change nothing; without masks use_masks does not.
+    # Masks change nothing without use_masks, and use_masks nothing without masks.
     assert losses(data, use=True) == pytest.approx(losses(data, use=False), rel=1e-6)
     assert 0.2 * plain[0] < losses(masked, use=True)[0] < 0.8 * plain[0]
 
@@ -250,7 +252,7 @@ def test_masks_weigh_the_loss_where_they_are_used(
     ],
     ids=str,
 )
-def test_an_option_of_the_templates_changes_what_a_word_is_trained_on(
+def test_template_option_changes_the_captions_of_a_word(
     tiny_sdxl: Path, data: Images, plain: Plain, options: dict[str, Any]
 ) -> None:
     kind = "SDXL_TEXTUAL_INVERSION"
@@ -258,7 +260,7 @@ def test_an_option_of_the_templates_changes_what_a_word_is_trained_on(
     assert other.losses != plain(kind, 2).losses
 
 
-def test_a_word_starts_from_what_is_said(tiny_sdxl: Path, data: Images) -> None:
+def test_word_starts_from_the_configured_embedding(tiny_sdxl: Path, data: Images) -> None:
     still = {"optimizer": {"optimizer_type": "AdamW", "learning_rate": 1e-12}, "max_train_steps": 1}
 
     def rows(**options: Any) -> dict[str, torch.Tensor]:
@@ -281,7 +283,7 @@ def test_a_word_starts_from_what_is_said(tiny_sdxl: Path, data: Images) -> None:
         ({"initial_phrase": None, "initializer_token": "zebra"}, "is 5 tokens"),
     ],
 )
-def test_a_word_that_cannot_be_is_refused(
+def test_unusable_word_is_refused(
     tiny_sdxl: Path, data: Images, options: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(PlaceholderError, match=said):
@@ -300,9 +302,7 @@ def flux(data: Images, model: Path, **options: Any) -> Trained:
     return run_train(data, config_of(model, **options))
 
 
-def test_flux_trains_clip_where_asked_and_diffusers_reads_it(
-    double_flux: Path, data: Images
-) -> None:
+def test_diffusers_reads_a_lora_of_clip(double_flux: Path, data: Images) -> None:
     run = flux(data, double_flux, train_text_encoder=True, text_encoder_learning_rate=1e-2)
     assert models_of(run) == {"transformer", "text_encoder"}
     pipeline: Any = FluxPipeline.from_pretrained(double_flux)
@@ -323,9 +323,7 @@ def test_flux_trains_clip_where_asked_and_diffusers_reads_it(
     assert all(".mlp.fc2." in name for name in weights(few))
 
 
-def test_both_forms_of_a_flux_lora_hold_the_same_change_of_clip(
-    double_flux: Path, data: Images
-) -> None:
+def test_both_formats_hold_the_same_change_of_clip(double_flux: Path, data: Images) -> None:
     states = []
     for form in ("kohya", "invoke_peft"):
         run = flux(data, double_flux, train_text_encoder=True, lora_checkpoint_format=form)
@@ -346,7 +344,7 @@ def test_both_forms_of_a_flux_lora_hold_the_same_change_of_clip(
     ],
     ids=str,
 )
-def test_an_option_of_fluxs_loss_changes_it_from_the_first_step(
+def test_flux_loss_option_changes_the_first_loss(
     tiny_flux: Path, data: Images, options: dict[str, Any]
 ) -> None:
     plain = flux(data, tiny_flux, max_train_steps=2)

@@ -53,7 +53,7 @@ def assert_same_end(straight: Trained, last: CheckpointSaved) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_a_killed_run_ends_as_if_nothing_had_happened(tiny_flux: Path, data: Images) -> None:
+def test_killed_run_ends_like_an_undisturbed_one(tiny_flux: Path, data: Images) -> None:
     config = config_of(tiny_flux, loader=LOADER, **CACHED, **FULL)
     straight = run_train(data, config)
     request = request_of(
@@ -69,9 +69,7 @@ def test_a_killed_run_ends_as_if_nothing_had_happened(tiny_flux: Path, data: Ima
 
 
 @pytest.mark.timeout(180)
-def test_a_stopped_run_saves_and_ends_as_if_nothing_had_happened(
-    tiny_flux: Path, data: Images
-) -> None:
+def test_stopped_run_saves_and_resumes_exactly(tiny_flux: Path, data: Images) -> None:
     config = config_of(
         tiny_flux, loader={**LOADER, "center_crop": False}, train_batch_size=2, **FULL
     )
@@ -97,7 +95,7 @@ def test_a_stopped_run_saves_and_ends_as_if_nothing_had_happened(
     ],
     ids=["float16", "bfloat16", "epochs"],
 )
-def test_a_run_resumes_exactly_at_any_step(
+def test_resume_is_exact_at_any_step(
     tiny_flux: Path, data: Images, stop_at: int, options: dict[str, Any]
 ) -> None:
     values = {"max_train_steps": 6, **CACHED, **options}
@@ -117,7 +115,7 @@ def test_a_run_resumes_exactly_at_any_step(
         config_to_stop = config.model_copy(update={"save_every_n_steps": 1})
         run_train(data, config_to_stop, on_event=on_event, attempt=2)
     else:
-        # Every step is told of only when steps are slow; ask for a checkpoint at each instead.
+        # Fast steps are not all reported: save a checkpoint at each instead.
         slow = config.model_copy(update={"save_every_n_steps": 1})
         with pytest.raises(InterruptedRun):
             run_train(data, slow, stop=stop, on_event=on_event, attempt=2)
@@ -127,7 +125,7 @@ def test_a_run_resumes_exactly_at_any_step(
     assert_same_end(straight, resumed.checkpoints[-1])
 
 
-def test_a_finished_run_resumed_only_says_so(tiny_flux: Path, data: Images) -> None:
+def test_resuming_a_finished_run_only_reports_its_end(tiny_flux: Path, data: Images) -> None:
     config = config_of(tiny_flux)
     straight = run_train(data, config)
     key = straight.checkpoints[-1].state_key
@@ -137,7 +135,7 @@ def test_a_finished_run_resumed_only_says_so(tiny_flux: Path, data: Images) -> N
     assert again.done.final_loss == straight.done.final_loss
 
 
-def test_the_metrics_file_holds_the_steps_before_a_resume(tiny_flux: Path, data: Images) -> None:
+def test_tensorboard_file_holds_steps_before_a_resume(tiny_flux: Path, data: Images) -> None:
     config = config_of(tiny_flux, save_every_n_steps=2)
     straight = run_train(data, config)
     key = straight.checkpoints[0].state_key
@@ -158,7 +156,7 @@ def test_the_metrics_file_holds_the_steps_before_a_resume(tiny_flux: Path, data:
         ({"lora_rank_dim": 8}, "lora_rank_dim"),
     ],
 )
-def test_a_state_of_another_config_is_refused_by_the_names_of_what_differs(
+def test_state_of_another_config_is_refused_by_its_differences(
     tiny_flux: Path, data: Images, change: dict[str, Any], name: str
 ) -> None:
     key = run_train(data, config_of(tiny_flux, max_train_steps=1)).checkpoints[-1].state_key
@@ -167,7 +165,7 @@ def test_a_state_of_another_config_is_refused_by_the_names_of_what_differs(
         run_train(data, other, resume_state_key=key)
 
 
-def test_a_state_of_another_dataset_is_refused(tiny_flux: Path, data: Images) -> None:
+def test_state_of_another_dataset_is_refused(tiny_flux: Path, data: Images) -> None:
     config = config_of(tiny_flux, max_train_steps=1)
     key = run_train(data, config).checkpoints[-1].state_key
     with pytest.raises(ForeignStateError, match="dataset"):
@@ -185,7 +183,7 @@ def test_options_that_change_no_number_may_differ(tiny_flux: Path, data: Images)
 @pytest.mark.parametrize(
     "damage", ["truncated", "a bit", "garbage", "empty", "another kind of file"]
 )
-def test_a_damaged_state_is_a_clear_error(tiny_flux: Path, data: Images, damage: str) -> None:
+def test_damaged_state_is_a_clear_error(tiny_flux: Path, data: Images, damage: str) -> None:
     config = config_of(tiny_flux, max_train_steps=1)
     straight = run_train(data, config)
     whole = straight.state_bytes()
@@ -201,7 +199,7 @@ def test_a_damaged_state_is_a_clear_error(tiny_flux: Path, data: Images, damage:
         run_train(data, config, resume_state_key="broken.safetensors")
 
 
-def test_resuming_under_other_versions_says_so(
+def test_resume_with_other_versions_warns(
     tiny_flux: Path, data: Images, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(tiny_flux, save_every_n_steps=2)

@@ -11,7 +11,7 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_a_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
+def test_bytes_depend_on_the_seed_only(tmp_path: Path) -> None:
     one, same, other = (
         files(build_tiny_flux(tmp_path / name, seed=seed))
         for name, seed in (("one", 0), ("same", 0), ("other", 1))
@@ -24,7 +24,7 @@ def test_a_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) -> 
     )
 
 
-def test_it_is_small_and_readable_by_anyone(tiny_flux: Path) -> None:
+def test_tiny_model_is_small_and_readable(tiny_flux: Path) -> None:
     paths = [path for path in tiny_flux.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in paths) < 2_000_000
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in paths)

@@ -1,4 +1,4 @@
-"""What holds for every training type, on tiny models."""
+"""Properties of every training type, on tiny models."""
 
 import math
 import signal
@@ -29,7 +29,7 @@ from worker.trainer.event_pipe import StopSwitch
 from worker.trainer.model_cache import ModelCache
 from worker.trainer.tiny_models import build_tiny_sdxl
 
-# torch's word on its normalization layers, once a process: float32 weights, bfloat16 inputs.
+# torch warns once a process of normalization layers with float32 weights and bfloat16 inputs.
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Mismatch dtype between input and weight:UserWarning",
     "ignore:__array__ implementation:DeprecationWarning",
@@ -37,8 +37,8 @@ pytestmark = pytest.mark.filterwarnings(
 
 Models = dict[str, Path]
 TYPES = ("FLUX_LORA", *SDXL_TYPES)
-# Everything that makes a resume hard: five batches in groups of two are three updates a pass, so
-# that a stop after the second comes in the middle of one.
+# Everything that makes a resume hard: five batches in groups of two are three updates an epoch, so
+# that a stop after the second is in the middle of one.
 HARD: dict[str, Any] = {
     "max_train_steps": 7,
     "train_batch_size": 1,
@@ -109,13 +109,13 @@ def stopping_after(step: int) -> tuple[StopSwitch, Any]:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_run_stopped_mid_epoch_ends_as_if_nothing_had_happened(
+def test_run_stopped_mid_epoch_ends_like_an_undisturbed_one(
     models: Models, data: Images, case: str
 ) -> None:
     kind, options, loader = CASES[case]
     config = any_config(kind, models, loader={**LOADER, **loader}, **{**HARD, **options})
     straight = run_train(data, config)
-    # Each step is told of where each is saved.
+    # Progress of each step is reported because each is saved.
     stop, on_event = stopping_after(1)
     with pytest.raises(InterruptedRun):
         run_train(
@@ -146,9 +146,7 @@ class Seen:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("kind", SDXL_TYPES)
-def test_a_killed_process_is_gone_on_with_bit_for_bit(
-    models: Models, data: Images, kind: str
-) -> None:
+def test_resume_after_a_kill_is_bit_exact(models: Models, data: Images, kind: str) -> None:
     config = any_config(kind, models, max_train_steps=6, save_every_n_steps=2)
     straight = run_train(data, config)
     request = request_of(data, "train", config, attempt=2)
@@ -162,9 +160,7 @@ def test_a_killed_process_is_gone_on_with_bit_for_bit(
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_the_same_seed_gives_the_same_file_and_another_seed_another(
-    models: Models, data: Images, kind: str
-) -> None:
+def test_file_depends_on_the_seed_only(models: Models, data: Images, kind: str) -> None:
     hashes = [
         run_train(data, any_config(kind, models, seed=seed, max_train_steps=2))
         .checkpoints[-1]
@@ -183,16 +179,14 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_the_first_losses_are_what_they_have_always_been(
-    models: Models, data: Images, kind: str
-) -> None:
+def test_first_losses_equal_the_recorded_ones(models: Models, data: Images, kind: str) -> None:
     targets = {"unet_lora_target_modules": ALL_TARGETS} if kind == "SDXL_LORA" else {}
     run = run_train(data, any_config(kind, models, max_train_steps=3, **targets))
     assert run.losses == pytest.approx(GOLDEN[kind], rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_validation_shows_what_is_published_and_disturbs_nothing(
+def test_validation_shows_published_weights_and_disturbs_nothing(
     models: Models, data: Images, kind: str
 ) -> None:
     plain = run_train(data, any_config(kind, models))
@@ -219,7 +213,7 @@ def test_validation_shows_what_is_published_and_disturbs_nothing(
     assert len(set(digests)) == 4
 
 
-def test_validation_of_a_finetune_with_ema_shows_the_average(models: Models, data: Images) -> None:
+def test_validation_of_a_finetune_shows_the_average(models: Models, data: Images) -> None:
     options = {
         "validation_prompts": ["a cat"],
         "validate_every_n_steps": 4,
@@ -231,7 +225,7 @@ def test_validation_of_a_finetune_with_ema_shows_the_average(models: Models, dat
         images.append(run.events.of(ValidationImages)[0].images[0].sha256)
         states.append({n: t for n, t in run.state.items() if n.startswith("weights/")})
     assert images[0] != images[1]
-    # The trained weights themselves are the same ones.
+    # The trained weights themselves are the same.
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
@@ -249,21 +243,21 @@ def test_the_average_follows_the_weights(models: Models, data: Images) -> None:
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_kept_models_train_as_fresh_ones_do(models: Models, data: Images, kind: str) -> None:
-    kept = ModelCache()
+def test_cached_models_train_like_fresh_ones(models: Models, data: Images, kind: str) -> None:
+    cache = ModelCache()
     config = any_config(kind, models, max_train_steps=1)
     other = any_config("SDXL_LORA", models, max_train_steps=1)
-    fresh = run_train(data, config, kept=kept).state_bytes()
-    run_train(data, other, kept=kept)
-    assert run_train(data, config, kept=kept).state_bytes() == fresh
+    fresh = run_train(data, config, models=cache).state_bytes()
+    run_train(data, other, models=cache)
+    assert run_train(data, config, models=cache).state_bytes() == fresh
 
 
-def test_a_model_is_loaded_again_where_its_files_changed(tmp_path: Path) -> None:
-    data, kept = images(tmp_path), ModelCache()
+def test_model_with_changed_files_is_reloaded(tmp_path: Path) -> None:
+    data, cache = images(tmp_path), ModelCache()
     folder = build_tiny_sdxl(tmp_path / "model", seed=1)
-    before = run_train(data, sdxl_config_of("SDXL_LORA", folder), kept=kept)
+    before = run_train(data, sdxl_config_of("SDXL_LORA", folder), models=cache)
     build_tiny_sdxl(folder, seed=2)
-    after = run_train(data, sdxl_config_of("SDXL_LORA", folder), kept=kept)
+    after = run_train(data, sdxl_config_of("SDXL_LORA", folder), models=cache)
     assert after.losses[0] != before.losses[0]
 
 
@@ -276,7 +270,7 @@ def test_cached_and_live_encoders_train_alike(models: Models, data: Images, kind
     assert cached.losses == pytest.approx(live.losses, rel=1e-3)
 
 
-def test_a_cache_is_shared_by_types_of_one_base_model(models: Models, tmp_path: Path) -> None:
+def test_types_of_one_base_model_share_the_cache(models: Models, tmp_path: Path) -> None:
     data = images(tmp_path)
     frozen = {"train_text_encoder": False}
     first = run_cache(data, any_config("SDXL_LORA", models, **frozen, **CACHED))

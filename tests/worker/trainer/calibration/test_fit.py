@@ -33,7 +33,7 @@ def peaks_of(configs: Sequence[PipelineConfig], truth: MemoryModel) -> list[int]
 @pytest.mark.parametrize("kind", TYPES)
 @settings(max_examples=25, deadline=None)
 @given(st.data())
-def test_constants_that_made_the_peaks_are_found_again(kind: str, data: st.DataObject) -> None:
+def test_fit_recovers_the_constants_of_the_peaks(kind: str, data: st.DataObject) -> None:
     factors = {name: data.draw(st.floats(0.1, 5), name) for name in sorted(NAMES[kind])}
     truth = times(factors)
     found = fit(CONFIGS[kind], peaks_of(CONFIGS[kind], truth))
@@ -41,7 +41,7 @@ def test_constants_that_made_the_peaks_are_found_again(kind: str, data: st.DataO
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_noise_moves_the_estimates_little(kind: str) -> None:
+def test_noise_changes_the_estimates_little(kind: str) -> None:
     configs, random = CONFIGS[kind], np.random.default_rng(3)
     truth = times(dict.fromkeys(NAMES[kind], 1.3))
     peaks = [round(p * random.normal(1, 0.01)) for p in peaks_of(configs, truth)]
@@ -50,8 +50,8 @@ def test_noise_moves_the_estimates_little(kind: str) -> None:
         assert config.estimate(found).needed_bytes == pytest.approx(peak, rel=0.03)
 
 
-def test_what_no_run_tells_keeps_its_published_value() -> None:
-    # Without checkpointing, none fitted the card.
+def test_undetermined_constant_keeps_its_published_value() -> None:
+    # Without gradient checkpointing, no run fits the GPU.
     ran = [config for config in CONFIGS["SDXL_LORA"] if config.gradient_checkpointing]
     truth = times({"sdxl_overhead_bytes": 2, "sdxl_checkpointed_pixel_bytes": 2})
     found = fit(ran, peaks_of(ran, truth))
@@ -60,7 +60,7 @@ def test_what_no_run_tells_keeps_its_published_value() -> None:
     assert not {name for name in found if name.startswith("flux")}
 
 
-def test_a_constant_that_would_be_below_nothing_keeps_its_published_value() -> None:
+def test_negative_constant_keeps_its_published_value() -> None:
     configs = CONFIGS["SDXL_LORA"]
     truth = replace(PUBLISHED, sdxl_text_encoder_bytes=-1e9)
     found = fit(configs, peaks_of(configs, truth))
@@ -68,7 +68,7 @@ def test_a_constant_that_would_be_below_nothing_keeps_its_published_value() -> N
     assert min(found.values()) >= 0
 
 
-def test_runs_that_did_not_fit_the_card_are_left_out() -> None:
+def test_runs_out_of_memory_are_left_out() -> None:
     configs = CONFIGS["FLUX_LORA"]
     truth = times(dict.fromkeys(NAMES["FLUX_LORA"], 1.2))
     measured = [
@@ -81,10 +81,10 @@ def test_runs_that_did_not_fit_the_card_are_left_out() -> None:
     assert constants["flux_trained_bytes"] == pytest.approx(1.2 * 8, rel=1e-3)
 
 
-def test_no_runs_tell_nothing() -> None:
+def test_no_runs_determine_no_constant() -> None:
     assert fit([], []) == {}
 
 
 @pytest.mark.parametrize("kind", TYPES)
-def test_the_shapes_tell_every_constant_of_their_family(kind: str) -> None:
+def test_shapes_determine_every_constant_of_their_family(kind: str) -> None:
     assert set(fit(CONFIGS[kind], peaks_of(CONFIGS[kind], PUBLISHED))) == NAMES[kind]

@@ -27,7 +27,7 @@ def command(*options: str) -> list[str]:
     return [sys.executable, "-P", "-m", "worker.trainer.calibration.calibrate", *options]
 
 
-def test_the_hosts_meter_sees_a_peak_and_forgets_it() -> None:
+def test_host_meter_measures_and_resets_its_peak() -> None:
     meter = HostMeter()
     meter.reset()
     before = meter.peak_bytes()
@@ -39,16 +39,12 @@ def test_the_hosts_meter_sees_a_peak_and_forgets_it() -> None:
     assert meter.peak_bytes() < before + 100 * MIB
 
 
-def test_a_run_tells_its_meters_peak_and_on_the_cpu_by_itself_none(
-    tiny_flux: Path, data: Images
-) -> None:
+def test_run_reports_its_meters_peak(tiny_flux: Path, data: Images) -> None:
     config = config_of(tiny_flux, max_train_steps=1)
     assert run_train(data, config).done.peak_memory_bytes is None
 
 
-def test_shapes_are_trained_and_what_is_alike_in_them_is_encoded_once(
-    tiny_flux: Path, tmp_path: Path
-) -> None:
+def test_shapes_share_encoded_entries(tiny_flux: Path, tmp_path: Path) -> None:
     options: list[dict[str, Any]] = [
         CACHED,
         {**CACHED, "lora_rank_dim": 8},
@@ -58,7 +54,7 @@ def test_shapes_are_trained_and_what_is_alike_in_them_is_encoded_once(
     wanted = [(it, config_of(tiny_flux, max_train_steps=2, **it)) for it in options]
     measured = list(measure(bench, wanted))
     assert [it.options for it in measured] == options
-    # This process, with PyTorch in it, is what is measured here.
+    # On the CPU this whole process is measured, PyTorch included.
     assert all((it.measured_bytes or 0) > 100 * MIB for it in measured)
     stored = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
     assert not [path for path in stored if "safetensors" in path.name and "lora" in path.name]
@@ -66,7 +62,7 @@ def test_shapes_are_trained_and_what_is_alike_in_them_is_encoded_once(
     assert len(packs) == 2  # of captions and of latents
 
 
-def test_larger_images_take_more(tiny_sdxl: Path, tmp_path: Path) -> None:
+def test_larger_images_take_more_memory(tiny_sdxl: Path, tmp_path: Path) -> None:
     bench = Bench(tmp_path, "cpu")
     small, large = (
         bench.peak_bytes(
@@ -84,7 +80,7 @@ def test_larger_images_take_more(tiny_sdxl: Path, tmp_path: Path) -> None:
     assert large > small + 20 * MIB
 
 
-def test_a_calibration_names_what_was_measured_where(tiny_sdxl: Path, tmp_path: Path) -> None:
+def test_calibration_names_its_gpu_and_shapes(tiny_sdxl: Path, tmp_path: Path) -> None:
     options: list[dict[str, Any]] = [{}, {"gradient_checkpointing": True}]
     wanted = [
         (it, sdxl_config_of("SDXL_LORA", tiny_sdxl, max_train_steps=2, **it)) for it in options
@@ -106,7 +102,7 @@ def test_a_calibration_names_what_was_measured_where(tiny_sdxl: Path, tmp_path: 
         (["--device=cpu", "--model=/nowhere"], "nowhere"),
     ],
 )
-def test_the_process_says_why_it_cannot_measure(
+def test_calibrate_process_reports_why_it_fails(
     tmp_path: Path, options: list[str], said: str
 ) -> None:
     files = [f"--folder={tmp_path}", f"--output={tmp_path / 'calibration.json'}"]

@@ -20,7 +20,7 @@ SIZES = st.lists(
 
 @settings(deadline=None)
 @given(SIZES, st.integers(1, 4), st.integers(1, 4), st.integers(0, 5))
-def test_an_epoch_holds_each_sample_once_in_batches_of_one_size(
+def test_epoch_has_each_sample_once_in_batches_of_one_size(
     sizes: list[Size], batch_size: int, accumulation: int, epoch: int
 ) -> None:
     plan = BatchPlan(sizes, batch_size, accumulation, StatelessRng(1))
@@ -35,7 +35,7 @@ def test_an_epoch_holds_each_sample_once_in_batches_of_one_size(
 
 @settings(deadline=None)
 @given(SIZES, st.integers(1, 4), st.integers(1, 4), st.integers(0, 3))
-def test_the_steps_of_an_epoch_take_its_batches_in_order_and_never_those_of_the_next(
+def test_steps_take_the_batches_of_their_epoch_in_order(
     sizes: list[Size], batch_size: int, accumulation: int, epoch: int
 ) -> None:
     plan = BatchPlan(sizes, batch_size, accumulation, StatelessRng(1))
@@ -48,7 +48,7 @@ def test_the_steps_of_an_epoch_take_its_batches_in_order_and_never_those_of_the_
     assert {plan.batch(number)[0] for number in range(*numbers[-1])} == {epoch}
 
 
-def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+def test_order_depends_on_seed_and_epoch_only() -> None:
     sizes = [Size(64, 64)] * 20
 
     def order(seed: int, epoch: int) -> Any:
@@ -78,7 +78,7 @@ def same(one: Batch, other: Batch) -> bool:
 
 
 @pytest.mark.timeout(120)
-def test_batches_are_the_same_with_any_number_of_workers(data: Images) -> None:
+def test_number_of_workers_does_not_change_batches(data: Images) -> None:
     loader: dict[str, Any] = {
         "aspect_ratio_buckets": BUCKETS,
         "random_flip": True,
@@ -90,14 +90,14 @@ def test_batches_are_the_same_with_any_number_of_workers(data: Images) -> None:
     assert all(same(one, other) for one, other in zip(alone, together, strict=True))
 
 
-def test_batches_start_in_the_middle_without_those_before(data: Images) -> None:
+def test_batches_start_in_the_middle_of_an_epoch(data: Images) -> None:
     loader: dict[str, Any] = {"random_flip": True, "center_crop": False}
     whole = list(data_of(data, **loader).batches(0, 9))
     rest = list(data_of(data, **loader).batches(4, 9))
     assert all(same(one, other) for one, other in zip(whole[4:], rest, strict=True))
 
 
-def test_keeping_images_in_memory_changes_nothing(data: Images) -> None:
+def test_images_kept_in_memory_change_nothing(data: Images) -> None:
     kept: dict[str, Any] = {
         "dataset": {
             "type": "IMAGE_CAPTION_DIR_DATASET",
@@ -126,16 +126,16 @@ def test_flips_and_crops_change_from_epoch_to_epoch(data: Images) -> None:
 
     assert seen() == 5
     assert 5 < seen(random_flip=True) <= 10
-    # The square image has one crop only, and the others have a handful of whole pixels.
+    # The square image has one crop only, the others have a few.
     assert seen(center_crop=False) > 10
 
 
-def test_a_caption_prefix_goes_before_every_caption(data: Images) -> None:
+def test_caption_prefix_precedes_every_caption(data: Images) -> None:
     (batch,) = data_of(data, caption_prefix="a drawing of").batches(0, 1)
     assert all(caption.startswith("a drawing of ") for caption in batch.captions)
 
 
-def test_an_image_that_is_none_names_its_file(data: Images) -> None:
+def test_unreadable_image_names_its_file(data: Images) -> None:
     for key in data.store.keys("images"):
         data.store.put(key, b"no image")
     with pytest.raises(ImageError, match=r"image-\d\.png"):

@@ -20,7 +20,7 @@ TEXTS = (
 )
 
 
-def test_tokens_are_counted_as_the_models_tokenizers_do(tiny_flux: Path, tiny_sdxl: Path) -> None:
+def test_token_counts_equal_the_tokenizers(tiny_flux: Path, tiny_sdxl: Path) -> None:
     clip, t5 = token_limits(config_of(tiny_flux, t5_tokenizer_max_length=64))
     assert (clip.most, t5.most) == (77, 64)
     own_clip = CLIPTokenizer.from_pretrained(tiny_flux / "tokenizer")
@@ -50,7 +50,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=60))
-def test_the_published_files_of_clip_make_the_same_tokens(published: Path, text: str) -> None:
+def test_published_clip_files_make_the_same_tokens(published: Path, text: str) -> None:
     config = sdxl_config_of("SDXL_LORA", published)
     [limit] = token_limits(config)
     own = CLIPTokenizer.from_pretrained(published / "tokenizer")

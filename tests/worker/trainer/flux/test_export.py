@@ -35,7 +35,7 @@ def image_of(pipeline: Any) -> Any:
 
 
 def images_with(pipeline: Any, paths: dict[str, Path]) -> dict[str, Any]:
-    """The base model's image and that of each LoRA."""
+    """Return the base model's image and that of each LoRA."""
     images = {"base": image_of(pipeline)}
     for name, path in paths.items():
         pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
@@ -101,9 +101,7 @@ PARTS = {
 }
 
 
-def test_a_trained_lora_makes_the_same_image_in_both_formats_and_another_than_the_base(
-    double_flux: Path, data: Images
-) -> None:
+def test_both_formats_make_the_same_new_image(double_flux: Path, data: Images) -> None:
     paths = {
         form: run_train(
             data,
@@ -119,11 +117,9 @@ def test_a_trained_lora_makes_the_same_image_in_both_formats_and_another_than_th
 
 
 @pytest.mark.timeout(120)
-def test_single_blocks_of_fluxs_own_width_make_the_same_image_in_both_formats(
-    double_flux: Path, tmp_path: Path
-) -> None:
-    # diffusers splits linear1 at 3072 whatever the model's width, so only a model as wide as FLUX
-    # shows that it reads ours. One block of it is enough.
+def test_formats_of_full_width_single_blocks_are_equal(double_flux: Path, tmp_path: Path) -> None:
+    # diffusers splits linear1 at 3072 whatever the model's width: it reads our file of a model as
+    # wide as FLUX only. One block is enough.
     torch.manual_seed(0)
     with torch.device("meta"):
         transformer = FluxTransformer2DModel(
@@ -173,7 +169,7 @@ def random_lora(width: int) -> dict[str, torch.Tensor]:
     ],
 )
 @pytest.mark.parametrize("scale", [1.0, 0.3])
-def test_both_formats_hold_the_same_change_whatever_is_trained(
+def test_both_formats_hold_the_same_change(
     tiny_flux: Path, data: Images, targets: tuple[str, ...], scale: float
 ) -> None:
     paths = [
@@ -204,7 +200,7 @@ def test_kohya_names_and_shapes_are_those_of_the_original_model() -> None:
     assert len(tensors) == 6
 
 
-def test_the_peft_form_needs_no_alpha() -> None:
+def test_peft_format_needs_no_alpha() -> None:
     weights = random_lora(32)
     tensors = peft_tensors(weights, alpha=2.0)
     block = "transformer.single_transformer_blocks.0.proj_out"
@@ -213,9 +209,7 @@ def test_the_peft_form_needs_no_alpha() -> None:
     torch.testing.assert_close(found, expected)
 
 
-def test_the_last_layer_never_gets_a_lora_and_each_layer_is_in_its_own_kind_of_block(
-    tiny_flux: Path, data: Images
-) -> None:
+def test_targets_match_layers_of_their_blocks_only(tiny_flux: Path, data: Images) -> None:
     trained = run_train(data, config_of(tiny_flux, max_train_steps=1))
     layers = {
         key.removeprefix("weights/transformer.").rpartition(".")[0]
@@ -235,7 +229,7 @@ def test_the_last_layer_never_gets_a_lora_and_each_layer_is_in_its_own_kind_of_b
     }
 
 
-def test_a_file_says_what_it_is_and_is_readable_by_others(tiny_flux: Path, data: Images) -> None:
+def test_lora_file_has_metadata_and_is_readable(tiny_flux: Path, data: Images) -> None:
     path = run_train(data, config_of(tiny_flux, max_train_steps=1)).weights
     _, metadata = read_tensors(path)
     assert metadata["ss_base_model_version"] == "flux1"

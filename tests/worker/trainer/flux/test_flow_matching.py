@@ -48,7 +48,7 @@ def batch_of(size: Size, samples: tuple[int, ...], epoch: int = 2) -> Batch:
 
 @pytest.mark.parametrize("size", [Size(64, 64), Size(96, 32)])
 @pytest.mark.parametrize("samples", [(3,), (3, 1)])
-def test_a_steps_loss_is_what_diffusers_own_functions_come_to(
+def test_loss_equals_that_of_diffusers_own_functions(
     tiny_flux: Path, size: Size, samples: tuple[int, ...]
 ) -> None:
     recipe = recipe_of(tiny_flux, guidance_scale=3.5)
@@ -91,7 +91,7 @@ def test_a_steps_loss_is_what_diffusers_own_functions_come_to(
     torch.testing.assert_close(losses, torch.stack(expected), rtol=1e-5, atol=0)
 
 
-def test_embeddings_are_fluxpipelines_bit_for_bit(tiny_flux: Path) -> None:
+def test_embeddings_equal_fluxpipelines_bit_for_bit(tiny_flux: Path) -> None:
     captions = ["a photo of the cat", "red"]
     with torch.no_grad():  # as FluxPipeline itself calls it
         text = take_text(config_of(tiny_flux), CPU, ModelCache()).encode(captions)
@@ -113,7 +113,7 @@ def test_token_lengths_reach_both_tokenizers(tiny_flux: Path) -> None:
     assert not torch.equal(text.pooled, full.pooled)
 
 
-def test_a_sample_has_its_own_noise_level_in_whatever_batch_it_is(tiny_flux: Path) -> None:
+def test_noise_level_of_a_sample_depends_on_no_batch(tiny_flux: Path) -> None:
     recipe = recipe_of(tiny_flux)
     batch = batch_of(Size(64, 64), (5, 8))
     assert batch.pixels is not None
@@ -134,7 +134,7 @@ def test_a_sample_has_its_own_noise_level_in_whatever_batch_it_is(tiny_flux: Pat
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=0)
 
 
-def test_the_shift_sampler_shifts_towards_noise(tiny_flux: Path) -> None:
+def test_shift_sampler_shifts_towards_noise(tiny_flux: Path) -> None:
     normal, uniform = (
         torch.randn(1000, generator=torch.Generator().manual_seed(0)),
         torch.rand(1000),
@@ -148,13 +148,13 @@ def test_the_shift_sampler_shifts_towards_noise(tiny_flux: Path) -> None:
     assert torch.allclose(drawn(), 3 * unshifted / (1 + 2 * unshifted))
     assert drawn(sigmoid_scale=2.0).std() > drawn().std()
     assert torch.equal(drawn(timestep_sampler="uniform"), uniform)
-    # What FLUX samples 1024 x 1024 pixels with.
+    # FLUX's shift for 1024 x 1024 pixels.
     shift = math.exp(1.15)
     by_size = drawn(timestep_sampler="resolution_shift")
     torch.testing.assert_close(by_size, shift * unshifted / (1 + (shift - 1) * unshifted))
 
 
-def test_min_snr_weighs_as_the_paper_says() -> None:
+def test_min_snr_weights_as_in_the_paper() -> None:
     sigma = torch.tensor([0.0, 0.1, 0.5, 0.9])
     weight = min_snr_weight(sigma, gamma=5.0)
     # snr is 81, 1 and 1/81.
@@ -162,7 +162,7 @@ def test_min_snr_weighs_as_the_paper_says() -> None:
     torch.testing.assert_close(weight, expected)
 
 
-def test_an_image_is_covered_cropped_and_mirrored() -> None:
+def test_image_is_resized_cropped_and_mirrored() -> None:
     image = Image.new("RGB", (200, 100), (255, 0, 0))
     image.paste((0, 0, 255), (100, 0, 200, 100))
     fitted = resized_to_cover(image, Size(64, 64))

@@ -24,7 +24,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("option", PARTS)
-def test_an_override_of_the_same_weights_changes_nothing(
+def test_override_with_the_same_weights_changes_nothing(
     tiny_flux: Path, data: Images, option: str
 ) -> None:
     plain = run_train(data, config_of(tiny_flux))
@@ -33,7 +33,7 @@ def test_an_override_of_the_same_weights_changes_nothing(
 
 
 @pytest.mark.parametrize("option", PARTS)
-def test_an_override_of_other_weights_changes_the_loss(
+def test_override_with_other_weights_changes_the_loss(
     tiny_flux: Path, tmp_path: Path, data: Images, option: str
 ) -> None:
     tensors = {name: t * 1.1 for name, t in load_file(tiny_flux / PARTS[option]).items()}
@@ -46,7 +46,7 @@ def test_an_override_of_other_weights_changes_the_loss(
 
 @pytest.mark.parametrize("option", PARTS)
 @pytest.mark.parametrize("problem", ["lacks a key", "holds another key", "wrong shape"])
-def test_an_override_that_does_not_fit_is_refused_by_its_keys(
+def test_override_that_does_not_fit_is_refused_by_its_keys(
     tiny_flux: Path, tmp_path: Path, data: Images, option: str, problem: str
 ) -> None:
     tensors = load_file(tiny_flux / PARTS[option])
@@ -62,12 +62,12 @@ def test_an_override_that_does_not_fit_is_refused_by_its_keys(
     write_safetensors(path, tensors)
     with pytest.raises(WeightsMismatchError) as caught:
         run_train(data, config_of(tiny_flux, **{option: str(path)}))
-    # transformers renames old keys as it reads them, so that only the end of a name is sure.
+    # transformers renames old keys when it reads them: only the end of a name stays.
     assert name.split(".")[-2] in str(caught.value)
 
 
 @pytest.mark.parametrize("option", PARTS)
-def test_an_override_that_is_not_there_or_no_safetensors_is_refused(
+def test_missing_or_unreadable_override_is_refused(
     tiny_flux: Path, tmp_path: Path, data: Images, option: str
 ) -> None:
     path = tmp_path / "other.safetensors"
@@ -78,7 +78,7 @@ def test_an_override_that_is_not_there_or_no_safetensors_is_refused(
         run_train(data, config_of(tiny_flux, **{option: str(path)}))
 
 
-def test_an_overridden_encoder_has_entries_of_its_own(
+def test_overridden_encoder_has_separate_entries(
     tiny_flux: Path, tmp_path: Path, data: Images
 ) -> None:
     tensors = {n: t * 1.1 for n, t in load_file(tiny_flux / PARTS["text_encoder_1_path"]).items()}

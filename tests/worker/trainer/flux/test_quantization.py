@@ -11,7 +11,7 @@ from worker.trainer.tiny_models import build_tiny_flux
 
 CPU = torch.device("cpu")
 KINDS = ("fp8", "int8", "nf4")
-# Bytes of each weight, of the two that bfloat16 takes, and how far an output may be off.
+# Bytes of each weight, which takes two in bfloat16, and the relative error of an output.
 EXPECTED = {"fp8": (1.3, 0.1), "int8": (1.3, 0.05), "nf4": (0.9, 0.25)}
 
 
@@ -27,7 +27,7 @@ def linear_of(model: Path, kind: str | None) -> Any:
 
 
 def size_of(weight: Any) -> float:
-    """Bytes that a weight takes, its scales included."""
+    """Return the bytes of a weight, its scales included."""
     if hasattr(weight, "quant_state"):
         state = weight.quant_state
         return float(weight.numel() * weight.element_size() + state.absmax.numel() * 4)
@@ -38,7 +38,7 @@ def size_of(weight: Any) -> float:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_quantised_layer_is_smaller_and_puts_out_nearly_the_same(model: Path, kind: str) -> None:
+def test_quantized_layer_is_smaller_and_nearly_equal(model: Path, kind: str) -> None:
     full, small = linear_of(model, None), linear_of(model, kind)
     x = torch.randn(64, full.in_features, generator=torch.Generator().manual_seed(0)).bfloat16()
     with torch.no_grad():
@@ -52,7 +52,7 @@ def test_a_quantised_layer_is_smaller_and_puts_out_nearly_the_same(model: Path, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_only_the_blocks_own_layers_are_quantised(model: Path, kind: str) -> None:
+def test_only_layers_of_blocks_are_quantized(model: Path, kind: str) -> None:
     config = config_of(model, quantization=kind, weight_dtype="bfloat16")
     plain = load_transformer(config_of(model, weight_dtype="bfloat16"), CPU)
     transformer = load_transformer(config, CPU)
@@ -69,9 +69,7 @@ def test_only_the_blocks_own_layers_are_quantised(model: Path, kind: str) -> Non
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_lora_trains_on_a_quantised_base_and_resumes_exactly(
-    model: Path, data: Images, kind: str
-) -> None:
+def test_lora_on_a_quantized_base_resumes_exactly(model: Path, data: Images, kind: str) -> None:
     options: dict[str, Any] = {**CACHED, "weight_dtype": "bfloat16", "save_every_n_steps": 2}
     full = run_train(data, config_of(model, **options))
     config = config_of(model, quantization=kind, **options)
@@ -96,7 +94,7 @@ def test_a_lora_trains_on_a_quantised_base_and_resumes_exactly(
     ],
     ids=str,
 )
-def test_a_missing_library_is_told_before_anything_is_encoded(
+def test_missing_library_is_reported_before_encoding(
     model: Path, data: Images, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     monkeypatch.setattr("worker.trainer.environment.find_spec", lambda _: None)

@@ -1,4 +1,4 @@
-"""The real library in its own interpreter: requests in, events out, many to a process."""
+"""The real library in its own interpreter: takes requests and returns events."""
 
 import itertools
 import os
@@ -24,14 +24,14 @@ _attempts = itertools.count(5000)
 
 
 class Library:
-    """Trainer processes of that interpreter, one after the other; each serves many requests."""
+    """Trainer processes of that interpreter, one at a time; each serves many requests."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
         self._events = -1
         self.exit_code: int | None = None
-        """Of the process that ended last."""
+        """The exit code of the last process that ended."""
 
     def train(
         self,
@@ -41,7 +41,7 @@ class Library:
         patches: tuple[str, ...] = ALL,
         **fields: Any,
     ) -> Trained:
-        """Cache with our own engine where the config says so, then train with the library."""
+        """Cache with our own engine if the config asks for it, then train with the library."""
         if (config.caches_text or config.cache_vae_outputs) and "cache_index_key" not in fields:
             fields["cache_index_key"] = run_cache(data, config).index_key
         fields.setdefault("attempt", next(_attempts))
@@ -56,7 +56,7 @@ class Library:
     def run(
         self, request: TrainerRequest, on_event: Callable[[Event], None] = lambda _: None
     ) -> Events:
-        """All events of a request, the last one telling how it ended."""
+        """Run a request and return all its events; the last one reports its end."""
         process = self._started()
         assert process.stdin is not None
         process.stdin.write(request.model_dump_json().encode() + b"\n")
@@ -77,7 +77,7 @@ class Library:
         return events
 
     def signal(self, number: signal.Signals) -> None:
-        """Send the process a signal."""
+        """Send a signal to the process."""
         assert self._process is not None
         self._process.send_signal(number)
 
@@ -113,5 +113,5 @@ class Library:
 
     def _why(self, events: Events) -> str:
         last = events[-1] if events else None
-        said = last.message if isinstance(last, TrainFailed) else ""
-        return said + self._log.read_text("utf-8", errors="replace")[-6000:]
+        message = last.message if isinstance(last, TrainFailed) else ""
+        return message + self._log.read_text("utf-8", errors="replace")[-6000:]

@@ -1,4 +1,4 @@
-"""A job as the library's config, held against the names that its models were seen to have."""
+"""A job as the library's config, compared with the recorded field names of its models."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ def with_loader(**values: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
-def test_every_option_is_one_of_the_librarys_and_none_is_left_out(kind: str) -> None:
+def test_options_are_exactly_the_librarys(kind: str) -> None:
     values = library_config(request_for(OPTIONS[kind]))
     assert sorted(values) == FIELDS[kind]
     loader = values["data_loader"]
@@ -35,7 +35,7 @@ def test_every_option_is_one_of_the_librarys_and_none_is_left_out(kind: str) -> 
     assert sorted(values["optimizer"]) == FIELDS["AdamOptimizerConfig"]
 
 
-def test_dreambooths_two_sets_are_the_librarys() -> None:
+def test_dreambooth_has_the_librarys_two_datasets() -> None:
     folder = {"type": "IMAGE_DIR_DATASET", "dataset_dir": "/images"}
     loader = {
         "type": "DREAMBOOTH_SD_DATA_LOADER",
@@ -50,20 +50,20 @@ def test_dreambooths_two_sets_are_the_librarys() -> None:
         assert values["data_loader"][name]["type"] == "IMAGE_DIR_DATASET"
 
 
-def test_values_are_the_jobs_but_for_what_is_done_by_others() -> None:
+def test_values_are_the_jobs_except_for_our_own_parts() -> None:
     options = {"lora_rank_dim": 8, "max_checkpoints": 2, "transformer_learning_rate": 0.5}
     values = library_config(request_for({**FLUX_OPTIONS, **options}))
     assert (values["lora_rank_dim"], values["transformer_learning_rate"]) == (8, 0.5)
     assert (values["max_train_steps"], values["save_every_n_steps"]) == (4, 2)
     assert values["seed"] == 7
     assert values["base_output_dir"] == "/scratch/job-1"
-    # The stage prunes, once the new checkpoint is recorded.
+    # The stage removes old checkpoints once the new one is recorded.
     assert values["max_checkpoints"] is None
-    # It wants one of the two.
+    # The library needs one of the two.
     assert values["validate_every_n_epochs"] == 1
 
 
-def test_no_path_or_address_of_a_dataset_is_handed_on() -> None:
+def test_library_gets_no_path_or_address_of_a_dataset() -> None:
     dataset = {"type": "ARCHIVE", "archive": "https://example.org/a.zip?signature=secret"}
     values = library_config(request_for(with_loader(dataset=dataset, caption_dropout=0.5)))
     assert values["data_loader"]["dataset"] == {
@@ -79,14 +79,14 @@ def test_validation_images_have_the_size_of_the_buckets() -> None:
     assert values["data_loader"]["resolution"] == 768
 
 
-def test_mirrored_images_come_from_our_cache_and_are_no_matter_of_the_librarys() -> None:
+def test_library_does_not_mirror_cached_images() -> None:
     cached = {**with_loader(random_flip=True), "cache_vae_outputs": True}
     assert library_config(request_for(cached))["data_loader"]["random_flip"] is False
     uncached = with_loader(random_flip=True)
     assert library_config(request_for(uncached))["data_loader"]["random_flip"] is True
 
 
-def test_models_stay_where_they_are_on_a_machine_without_a_gpu() -> None:
+def test_models_are_not_offloaded_without_a_gpu() -> None:
     option = {
         "enable_cpu_offload_during_validation": True,
         "validation_prompts": ["a cat"],
@@ -97,7 +97,7 @@ def test_models_stay_where_they_are_on_a_machine_without_a_gpu() -> None:
         assert library_config(request)["enable_cpu_offload_during_validation"] is expected
 
 
-def test_a_bfloat16_finetune_computes_in_mixed_precision_with_a_patch_only() -> None:
+def test_patch_trains_bfloat16_finetune_in_mixed_precision() -> None:
     request = request_for({**OPTIONS["SDXL_FINETUNE"], "weight_dtype": "bfloat16"})
     assert library_config(request)["mixed_precision"] == "bf16"
     assert library_config(request, frozenset())["mixed_precision"] == "no"

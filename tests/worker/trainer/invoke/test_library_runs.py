@@ -1,4 +1,4 @@
-"""Whole runs of the real library: as long, as exact and as interruptible as our own."""
+"""Whole runs of the real library: they save, resume and stop like our own."""
 
 import json
 import shutil
@@ -45,7 +45,7 @@ FULL: dict[str, Any] = {
 }
 
 
-def test_the_losses_of_both_engines_are_the_same_for_twenty_steps(
+def test_both_engines_have_equal_losses_for_twenty_steps(
     tiny_flux: Path, data: Images, library: Library
 ) -> None:
     options = {**FULL, "max_train_steps": 20, "train_batch_size": 2, **CACHED, **BUCKETED}
@@ -65,7 +65,7 @@ def of_type(kind: str, models: dict[str, Path]) -> Any:
 
 
 def assert_same_state(straight: Trained, resumed: Trained) -> None:
-    """Bit for bit: weights, optimizer, history."""
+    """Assert equal weights, optimizer and history, bit for bit."""
     before, after = straight.state, resumed.state
     assert set(before) == set(after)
     assert [name for name, tensor in before.items() if not torch.equal(tensor, after[name])] == []
@@ -75,7 +75,7 @@ KINDS = ["FLUX_LORA", "SDXL_LORA", "SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_of_each_type_goes_on_from_a_checkpoint_bit_for_bit(
+def test_each_type_resumes_bit_for_bit(
     kind: str, tiny_flux: Path, tiny_sdxl: Path, data: Images, library: Library
 ) -> None:
     config = of_type(kind, {"flux": tiny_flux, "sdxl": tiny_sdxl})
@@ -91,9 +91,7 @@ def test_a_run_of_each_type_goes_on_from_a_checkpoint_bit_for_bit(
         assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_stopped_run_saves_first_and_goes_on(
-    tiny_flux: Path, data: Images, library: Library
-) -> None:
+def test_stopped_run_saves_and_resumes(tiny_flux: Path, data: Images, library: Library) -> None:
     config = config_of(tiny_flux, **CACHED, max_train_steps=3000)
     request = request_of(
         data,
@@ -115,7 +113,7 @@ def test_a_stopped_run_saves_first_and_goes_on(
     assert 0 < events[-1].step < 3000
 
 
-def test_cached_runs_use_neither_the_vae_nor_an_encoder(
+def test_cached_run_uses_no_vae_and_no_encoder(
     tiny_flux: Path, tiny_sdxl: Path, tmp_path: Path, library: Library
 ) -> None:
     data = images(tmp_path)
@@ -137,7 +135,7 @@ def test_cached_runs_use_neither_the_vae_nor_an_encoder(
         assert library.train(data, config, cache_index_key=index).losses == expected
 
 
-def test_a_state_of_the_other_engine_is_refused(
+def test_state_of_the_other_engine_is_refused(
     tiny_flux: Path, data: Images, library: Library
 ) -> None:
     config = config_of(tiny_flux, **CACHED, max_train_steps=2)
@@ -158,7 +156,7 @@ def test_a_state_of_the_other_engine_is_refused(
     assert "differs in engine" in last.message
 
 
-def test_a_run_that_diverges_says_so(tiny_flux: Path, data: Images, library: Library) -> None:
+def test_diverging_run_is_reported(tiny_flux: Path, data: Images, library: Library) -> None:
     config = config_of(tiny_flux, **CACHED, transformer_learning_rate=1e30)
     request = request_of(
         data,
@@ -175,7 +173,7 @@ def test_a_run_that_diverges_says_so(tiny_flux: Path, data: Images, library: Lib
     assert "NaN or infinity" in last.message
 
 
-def test_a_base_model_of_pickles_is_refused(
+def test_pickled_base_model_is_refused(
     tiny_flux: Path, data: Images, tmp_path: Path, library: Library
 ) -> None:
     copy = tmp_path / "flux"
@@ -198,7 +196,7 @@ def test_a_base_model_of_pickles_is_refused(
     assert not any(isinstance(event, TrainDone) for event in events)
 
 
-def test_a_text_encoder_is_trained_too(tiny_flux: Path, data: Images, library: Library) -> None:
+def test_text_encoder_is_trained(tiny_flux: Path, data: Images, library: Library) -> None:
     config = config_of(tiny_flux, train_text_encoder=True, max_train_steps=3)
     ours, theirs = run_train(data, config), library.train(data, config)
     assert theirs.losses == pytest.approx(ours.losses, abs=1e-4)
@@ -206,9 +204,7 @@ def test_a_text_encoder_is_trained_too(tiny_flux: Path, data: Images, library: L
     assert set(load_file(theirs.weights)) == set(load_file(ours.weights))
 
 
-def test_validation_images_are_made_at_their_steps_and_again_after_a_resume(
-    tiny_flux: Path, data: Images, library: Library
-) -> None:
+def test_validation_repeats_after_a_resume(tiny_flux: Path, data: Images, library: Library) -> None:
     options = {
         "validation_prompts": ["a cat", "a dog"],
         "num_validation_images_per_prompt": 1,
@@ -228,7 +224,7 @@ def test_validation_images_are_made_at_their_steps_and_again_after_a_resume(
     assert torch.equal(again.state["history"], straight.state["history"])
 
 
-def test_a_resolution_of_two_sides_is_trained_at_and_shown(
+def test_rectangular_resolution_is_trained_and_validated(
     tiny_flux: Path, data: Images, library: Library
 ) -> None:
     options = {
@@ -252,7 +248,7 @@ def test_a_resolution_of_two_sides_is_trained_at_and_shown(
         ({"rescale_betas_zero_snr": True}, "noise schedule of its own"),
     ],
 )
-def test_a_base_model_that_the_library_would_train_wrongly_is_refused(
+def test_base_model_that_the_library_mistrains_is_refused(
     changes: dict[str, Any],
     expected: str,
     tiny_sdxl: Path,
@@ -271,7 +267,7 @@ def test_a_base_model_that_the_library_would_train_wrongly_is_refused(
     assert expected in failed.message
 
 
-def test_passes_decide_when_to_save_and_to_end(
+def test_epochs_decide_when_to_save_and_end(
     tiny_flux: Path, data: Images, library: Library
 ) -> None:
     options = {"max_train_epochs": 3, "save_every_n_epochs": 2, "train_batch_size": 2}
@@ -280,7 +276,7 @@ def test_passes_decide_when_to_save_and_to_end(
     assert trained.done.steps == 9
 
 
-def test_an_sdxl_lora_on_both_encoders_is_the_file_of_its_weights(
+def test_sdxl_lora_file_has_the_weights_of_both_encoders(
     tiny_sdxl: Path, data: Images, library: Library
 ) -> None:
     options = {"max_train_steps": 2, "unet_lora_target_modules": list(ALL_TARGETS)}
@@ -310,7 +306,7 @@ def test_dreambooth_and_prodigy_run(tiny_sdxl: Path, data: Images, library: Libr
     assert_same_state(straight, resumed)
 
 
-def test_what_is_told_of_the_versions_is_what_computes(
+def test_reported_versions_are_those_that_compute(
     tiny_flux: Path, data: Images, library: Library
 ) -> None:
     done = library.train(data, config_of(tiny_flux, **CACHED, max_train_steps=1)).done

@@ -1,6 +1,6 @@
-"""Each patch: with it the library does as it should, without it it has the fault.
+"""Each patch: with it the library equals engine ``diffusers``, without it the library has the bug.
 
-What it should do is what engine ``diffusers`` does, loss by loss, wherever the two do the same.
+Wherever the two engines do the same, their losses are compared.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ from tests.worker.trainer.runs import (
 
 pytestmark = pytest.mark.timeout(240)
 
-# Losses that agree so far come from the same numbers, summed in another order.
+# Losses that agree this far come from the same numbers, summed in another order.
 SAME = 1e-5
 CLOSE = {"max_train_steps": 4, "train_batch_size": 2}
 
@@ -42,7 +42,7 @@ def without(*patches: str) -> tuple[str, ...]:
 
 
 def with_masks(data: Images) -> Images:
-    """The same, the right half of each image masked out."""
+    """Return the images with the right half of each masked out."""
     samples = []
     for sample in data.dataset.samples:
         mask = Image.new("L", sample.size, 0)
@@ -71,7 +71,7 @@ LOSSES: list[tuple[str, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("patch", "options"), LOSSES)
-def test_losses_are_those_of_engine_diffusers_with_a_patch_and_others_without(
+def test_only_a_patch_makes_losses_equal_engine_diffusers(
     patch: str, options: dict[str, Any], tiny_flux: Path, data: Images, library: Library
 ) -> None:
     data = with_masks(data) if "use_masks" in options else data
@@ -79,12 +79,12 @@ def test_losses_are_those_of_engine_diffusers_with_a_patch_and_others_without(
     expected = torch.tensor(run_train(data, config).losses)
     patched = torch.tensor(library.train(data, config).losses)
     assert (patched - expected).abs().max() < SAME
-    faulty = torch.tensor(library.train(data, config, patches=without(patch)).losses)
-    assert (faulty - expected).abs().max() > 20 * SAME
+    unpatched = torch.tensor(library.train(data, config, patches=without(patch)).losses)
+    assert (unpatched - expected).abs().max() > 20 * SAME
 
 
 @pytest.mark.parametrize("patch", ["cached_latents", "cached_text"])
-def test_cached_outputs_cannot_be_trained_on_without_a_patch(
+def test_only_a_patch_trains_on_cached_outputs(
     patch: str, tiny_flux: Path, data: Images, library: Library
 ) -> None:
     config = config_of(tiny_flux, **CLOSE, **CACHED)
@@ -92,7 +92,7 @@ def test_cached_outputs_cannot_be_trained_on_without_a_patch(
     assert not ended_well(library, data, config, without(patch))
 
 
-def test_a_transformer_without_guidance_cannot_be_trained_without_a_patch(
+def test_only_a_patch_trains_an_unguided_transformer(
     unguided_flux: Path, data: Images, library: Library
 ) -> None:
     config = config_of(unguided_flux, **CLOSE, **CACHED)
@@ -115,17 +115,17 @@ def ended_well(library: Library, data: Images, config: Any, patches: tuple[str, 
     return any(isinstance(event, TrainDone) for event in library.run(request))
 
 
-def test_the_feed_forward_outputs_are_trained_with_a_patch_and_the_last_layer_without(
+def test_only_a_patch_trains_the_right_layers(
     tiny_flux: Path, data: Images, library: Library
 ) -> None:
     config = config_of(tiny_flux, **CLOSE, **CACHED)
     trained = trained_layers(library.train(data, config).state)
     assert trained == trained_layers(run_train(data, config).state)
-    faulty = trained_layers(library.train(data, config, patches=without("lora_targets")).state)
-    assert trained - faulty == {
+    unpatched = trained_layers(library.train(data, config, patches=without("lora_targets")).state)
+    assert trained - unpatched == {
         f"transformer.transformer_blocks.0.{ff}.net.2" for ff in ("ff", "ff_context")
     }
-    assert faulty - trained == {"transformer.proj_out"}
+    assert unpatched - trained == {"transformer.proj_out"}
 
 
 def trained_layers(state: dict[str, torch.Tensor]) -> set[str]:
@@ -134,7 +134,7 @@ def trained_layers(state: dict[str, torch.Tensor]) -> set[str]:
 
 
 def delta_w(path: Path) -> dict[str, torch.Tensor]:
-    """What a kohya file adds to each layer; a KeyError or RuntimeError where it holds no LoRA."""
+    """Return what a kohya file adds to each layer; KeyError or RuntimeError if it holds no LoRA."""
     tensors, _ = read_tensors(path)
     found = {}
     for name in {key.partition(".")[0] for key in tensors}:
@@ -143,7 +143,7 @@ def delta_w(path: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def test_its_kohya_file_and_ours_change_the_model_alike_with_a_patch_only(
+def test_only_a_patch_makes_both_kohya_files_equal(
     deep_flux: Path, data: Images, library: Library
 ) -> None:
     config = config_of(deep_flux, **CLOSE, **CACHED)
@@ -153,38 +153,38 @@ def test_its_kohya_file_and_ours_change_the_model_alike_with_a_patch_only(
     for name, change in ours.items():
         torch.testing.assert_close(theirs[name], change, rtol=1e-3, atol=1e-6)
         assert change.abs().max() > 1e-4, name
-    faulty = library.train(data, config, patches=without("lora_file")).weights
+    unpatched = library.train(data, config, patches=without("lora_file")).weights
     with pytest.raises((KeyError, RuntimeError)):
-        delta_w(faulty)
+        delta_w(unpatched)
 
 
-def test_the_end_of_a_run_is_saved_with_a_patch_whatever_the_interval(
+def test_only_a_patch_always_saves_the_last_step(
     tiny_flux: Path, data: Images, library: Library
 ) -> None:
     config = config_of(tiny_flux, **CACHED, max_train_steps=5, save_every_n_steps=3)
     patched = library.train(data, config)
     assert [it.step for it in patched.checkpoints] == [3, 5]
-    faulty = library.train(data, config, patches=without("final_save"))
-    assert [it.step for it in faulty.checkpoints] == [3]
-    assert faulty.done.steps == 5
+    unpatched = library.train(data, config, patches=without("final_save"))
+    assert [it.step for it in unpatched.checkpoints] == [3]
+    assert unpatched.done.steps == 5
 
 
 @pytest.mark.parametrize("kind", ["SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE"])
-def test_bfloat16_weights_are_trained_in_float32_with_a_patch_only(
+def test_only_a_patch_trains_bfloat16_weights_in_float32(
     kind: str, tiny_sdxl: Path, data: Images, library: Library
 ) -> None:
     config = sdxl_config_of(
         kind, tiny_sdxl, weight_dtype="bfloat16", max_train_steps=2, cache_vae_outputs=True
     )
     for patches, dtype in ((ALL, torch.float32), (without("float32_weights"), torch.bfloat16)):
-        library.close()  # another mixed precision needs a process of its own
+        library.close()  # another mixed precision needs another process
         state = library.train(data, config, patches=patches).state
         found = {it.dtype for name, it in state.items() if name.startswith("weights/")}
         assert found == {dtype}
     library.close()
 
 
-def test_saving_changes_no_weight_with_a_patch_only(
+def test_only_a_patch_saves_without_changing_weights(
     tiny_sdxl: Path, data: Images, library: Library
 ) -> None:
     options = {"max_train_steps": 4, "save_dtype": "float16", "cache_vae_outputs": True}
@@ -200,7 +200,7 @@ def test_saving_changes_no_weight_with_a_patch_only(
         assert (often == seldom) == alike
 
 
-def test_sdxl_is_told_the_size_of_a_bucket_with_a_patch_only(
+def test_only_a_patch_gives_sdxl_the_size_of_a_bucket(
     tiny_sdxl: Path, tmp_path: Path, library: Library
 ) -> None:
     buckets = {"aspect_ratio_buckets": BUCKETS}
@@ -216,7 +216,7 @@ def test_sdxl_is_told_the_size_of_a_bucket_with_a_patch_only(
     assert differing[0] != differing[1]
 
 
-def test_every_patch_is_tested_and_says_what_it_patches() -> None:
+def test_every_patch_is_tested_and_described() -> None:
     tested = Path(__file__).read_text("utf-8")
     for name, patch in PATCHES.items():
         assert f'"{name}"' in tested, name

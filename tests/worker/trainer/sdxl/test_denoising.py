@@ -46,7 +46,7 @@ def batch_of(size: Size, samples: tuple[int, ...], **fields: Any) -> Batch:
 
 
 def expected_losses(folder: Path, batch: Batch, prediction: str, gamma: float | None) -> Any:
-    """What diffusers' own functions come to, one sample after the other."""
+    """Return the losses by diffusers' own functions, one sample after the other."""
     pipeline = pipeline_of(folder)
     scheduler = DDPMScheduler.from_config(pipeline.scheduler.config, prediction_type=prediction)
     draws = StatelessRng(7)
@@ -84,7 +84,7 @@ def expected_losses(folder: Path, batch: Batch, prediction: str, gamma: float | 
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("gamma", [None, 5.0])
 @torch.no_grad()
-def test_a_steps_loss_is_what_diffusers_own_functions_come_to(
+def test_loss_equals_that_of_diffusers_own_functions(
     tiny_sdxl: Path, prediction: str, gamma: float | None
 ) -> None:
     recipe = recipe_of(tiny_sdxl, prediction_type=prediction, min_snr_gamma=gamma)
@@ -94,7 +94,7 @@ def test_a_steps_loss_is_what_diffusers_own_functions_come_to(
 
 
 @torch.no_grad()
-def test_the_prediction_type_is_the_base_models_unless_the_config_says_another(
+def test_prediction_type_defaults_to_the_base_models(
     tmp_path: Path,
 ) -> None:
     model = build_tiny_sdxl(tmp_path / "velocity", prediction_type="v_prediction")
@@ -105,7 +105,7 @@ def test_the_prediction_type_is_the_base_models_unless_the_config_says_another(
 
 
 @torch.no_grad()
-def test_embeddings_are_the_pipelines_bit_for_bit(tiny_sdxl: Path) -> None:
+def test_embeddings_equal_the_pipelines_bit_for_bit(tiny_sdxl: Path) -> None:
     captions = ["a photo of the cat", "red"]
     text = take_text(sdxl_config_of("SDXL_LORA", tiny_sdxl), CPU, ModelCache()).encode(captions)
     prompt_embeds, _, pooled, _ = pipeline_of(tiny_sdxl).encode_prompt(
@@ -116,7 +116,7 @@ def test_embeddings_are_the_pipelines_bit_for_bit(tiny_sdxl: Path) -> None:
     assert text.prompt_embeds.shape == (2, 77, 80)
 
 
-def test_min_snr_weighs_as_the_paper_says() -> None:
+def test_min_snr_weights_as_in_the_paper() -> None:
     snr = torch.tensor([0.0, 1.0, 5.0, 100.0])
     weight = min_snr_weight(snr, 5.0, velocity=False)
     torch.testing.assert_close(weight, torch.tensor([1.0, 1.0, 1.0, 0.05]))
@@ -125,7 +125,7 @@ def test_min_snr_weighs_as_the_paper_says() -> None:
 
 
 @torch.no_grad()
-def test_a_mask_weighs_the_loss_in_latent_space(tiny_sdxl: Path) -> None:
+def test_mask_weights_the_loss_in_latent_space(tiny_sdxl: Path) -> None:
     recipe = recipe_of(tiny_sdxl)
     whole = recipe.losses(batch_of(Size(64, 64), (3,)))
     halves = []
@@ -138,7 +138,7 @@ def test_a_mask_weighs_the_loss_in_latent_space(tiny_sdxl: Path) -> None:
 
 
 @torch.no_grad()
-def test_a_samples_weight_multiplies_its_loss(tiny_sdxl: Path) -> None:
+def test_sample_weight_multiplies_its_loss(tiny_sdxl: Path) -> None:
     recipe = recipe_of(tiny_sdxl)
     plain = recipe.losses(batch_of(Size(64, 64), (3, 1)))
     weights = torch.tensor([1.0, 0.25])
@@ -147,19 +147,19 @@ def test_a_samples_weight_multiplies_its_loss(tiny_sdxl: Path) -> None:
 
 
 @pytest.mark.parametrize("centre", [True, False])
-def test_the_unet_is_told_of_the_original_size_and_the_crop(
+def test_unet_gets_the_original_size_and_the_crop(
     tiny_sdxl: Path, tmp_path: Path, centre: bool
 ) -> None:
     data = images(tmp_path, sizes=[(96, 48)])
     config = sdxl_config_of("SDXL_LORA", tiny_sdxl, loader={"center_crop": centre})
     reader = SampleReader(data.store.url, data.dataset, config, None, StatelessRng(1))
     height, width, top, left, *target = reader.read(0, (0,)).time_ids[0].tolist()
-    # Resized to 128 x 64 and cut to 64 x 64.
+    # Resized to 128 x 64 and cropped to 64 x 64.
     assert [height, width, top, *target] == [48, 96, 0, 64, 64]
     assert left == 32 if centre else 0 <= left <= 64
 
 
-def test_dreambooth_gives_each_set_its_caption_and_weight(tiny_sdxl: Path, data: Images) -> None:
+def test_dreambooth_sets_have_their_caption_and_weight(tiny_sdxl: Path, data: Images) -> None:
     folder = {"type": "IMAGE_DIR_DATASET", "dataset_dir": "/unused"}
     loader = {
         "type": "DREAMBOOTH_SD_DATA_LOADER",
@@ -181,7 +181,7 @@ def test_dreambooth_gives_each_set_its_caption_and_weight(tiny_sdxl: Path, data:
     assert batch.weights.tolist() == [1.0, 0.5]
 
 
-def test_every_nan_stops_the_run(tiny_sdxl: Path, data: Images) -> None:
+def test_nan_stops_the_run(tiny_sdxl: Path, data: Images) -> None:
     rate = {"optimizer_type": "AdamW", "learning_rate": 1e30}
     config = sdxl_config_of("SDXL_FINETUNE", tiny_sdxl, optimizer=rate)
     with pytest.raises(Exception, match="is NaN or infinity"):

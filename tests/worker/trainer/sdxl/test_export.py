@@ -28,7 +28,7 @@ from worker.trainer.sdxl.export import KOHYA_PREFIXES
 from worker.trainer.sdxl.single_file import single_file_tensors
 from worker.trainer.tiny_models import build_tiny_sdxl
 
-# diffusers' Euler scheduler asks torch for an array in a way that numpy 2 deprecates.
+# diffusers' Euler scheduler converts tensors to arrays in a way that numpy 2 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 RANK, ALPHA = 3, 1.5
@@ -59,15 +59,15 @@ def image_of(pipeline: Any) -> torch.Tensor:
 
 
 def random_lora(folder: Path) -> dict[str, torch.nn.Parameter]:
-    """LoRA layers wherever there can be one, B too at random."""
-    pipeline, draws = pipeline_of(folder), StatelessRng(1)
+    """Return LoRA layers for every possible layer, with random A and B."""
+    pipeline, rng = pipeline_of(folder), StatelessRng(1)
     clip = ("fc1", "fc2", "q_proj", "k_proj", "v_proj", "out_proj")
     weights: dict[str, torch.nn.Parameter] = {}
     for name in MODELS:
         targets = sorted(UNET_TARGETS) if name == "unet" else clip
-        weights |= add_lora(getattr(pipeline, name), name, targets, RANK, ALPHA, draws)
+        weights |= add_lora(getattr(pipeline, name), name, targets, RANK, ALPHA, rng)
     for name, weight in weights.items():
-        weight.data = draws.normal(tuple(weight.shape), name) * 0.05
+        weight.data = rng.normal(tuple(weight.shape), name) * 0.05
     return weights
 
 
@@ -80,7 +80,7 @@ def layer_weights(pipeline: Any) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_diffusers_reads_every_layer_of_a_lora_as_it_was_trained(
+def test_diffusers_reads_every_layer_of_a_lora(
     tiny_sdxl: Path, tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     weights = random_lora(tiny_sdxl)
@@ -95,7 +95,7 @@ def test_diffusers_reads_every_layer_of_a_lora_as_it_was_trained(
     assert "unexpected" not in caplog.text.lower()
     after = layer_weights(pipeline)
     layers = {name.rpartition(".lora_")[0] for name in weights}
-    # Of the UNet's four kinds of resnet and sampler, of its attention, and of both encoders.
+    # The UNet's resnets, samplers and attention, and both encoders.
     assert len(layers) > 150
     for name, weight in after.items():
         layer = name.removesuffix(".weight")
@@ -108,9 +108,7 @@ def test_diffusers_reads_every_layer_of_a_lora_as_it_was_trained(
     assert not torch.equal(image_of(pipeline), image)
 
 
-def test_one_file_of_the_whole_model_is_read_back_bit_for_bit(
-    tiny_sdxl: Path, tmp_path: Path
-) -> None:
+def test_single_file_model_reads_back_bit_for_bit(tiny_sdxl: Path, tmp_path: Path) -> None:
     parts = {
         part: load_file(next((tiny_sdxl / part).glob("*.safetensors"))) for part in (*MODELS, "vae")
     }
@@ -129,7 +127,7 @@ def test_one_file_of_the_whole_model_is_read_back_bit_for_bit(
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_a_trained_lora_changes_the_image(tiny_sdxl: Path, data: Images, form: str) -> None:
+def test_trained_lora_changes_the_image(tiny_sdxl: Path, data: Images, form: str) -> None:
     options = {"lora_checkpoint_format": form, "unet_lora_target_modules": ALL_TARGETS}
     config = sdxl_config_of("SDXL_LORA", tiny_sdxl, **options)
     path = run_train(data, config).weights
@@ -142,7 +140,7 @@ def test_a_trained_lora_changes_the_image(tiny_sdxl: Path, data: Images, form: s
     assert metadata["ss_base_model_version"] == "sdxl_base_v1-0"
 
 
-def test_a_trained_word_is_read_by_both_encoders(tiny_sdxl: Path, data: Images) -> None:
+def test_trained_word_is_read_by_both_encoders(tiny_sdxl: Path, data: Images) -> None:
     run = run_train(data, sdxl_config_of("SDXL_TEXTUAL_INVERSION", tiny_sdxl))
     tensors, metadata = read_tensors(run.weights)
     assert metadata["modelspec.trigger_phrase"] == "<thing>"
@@ -162,9 +160,7 @@ def test_a_trained_word_is_read_by_both_encoders(tiny_sdxl: Path, data: Images) 
 
 
 @pytest.mark.parametrize("form", ["trained_only_diffusers", "full_diffusers", "single_file"])
-def test_a_finetune_is_loaded_by_diffusers_in_every_form(
-    tiny_sdxl: Path, data: Images, form: str
-) -> None:
+def test_diffusers_loads_every_form_of_a_finetune(tiny_sdxl: Path, data: Images, form: str) -> None:
     options: dict[str, Any] = {"save_checkpoint_format": form, "save_dtype": "float32"}
     run = run_train(data, sdxl_config_of("SDXL_FINETUNE", tiny_sdxl, **options))
     files = {file.name: run.path(file.key) for file in run.checkpoints[-1].files}
@@ -191,7 +187,7 @@ def test_a_finetune_is_loaded_by_diffusers_in_every_form(
         assert torch.equal(tensor, trained[name]), name
 
 
-def test_a_finetune_is_saved_in_the_precision_asked_for(tiny_sdxl: Path, data: Images) -> None:
+def test_finetune_is_saved_in_save_dtype(tiny_sdxl: Path, data: Images) -> None:
     options = {"max_train_steps": 1, "save_checkpoint_format": "full_diffusers"}
     run = run_train(data, sdxl_config_of("SDXL_FINETUNE", tiny_sdxl, **options))
     files = {file.name: run.path(file.key) for file in run.checkpoints[-1].files}
@@ -203,7 +199,7 @@ def test_a_finetune_is_saved_in_the_precision_asked_for(tiny_sdxl: Path, data: I
     assert config["dtype"] == "float16"
 
 
-def test_a_whole_model_in_one_file_trains_as_its_folder_does(
+def test_single_file_model_trains_like_its_folder(
     tiny_sdxl: Path, tmp_path: Path, data: Images
 ) -> None:
     parts = {
@@ -224,9 +220,7 @@ def test_a_whole_model_in_one_file_trains_as_its_folder_does(
     assert losses[0] == losses[1]
 
 
-def test_a_variant_is_taken_where_it_is_there(
-    tiny_sdxl: Path, tmp_path: Path, data: Images
-) -> None:
+def test_variant_is_used_if_present(tiny_sdxl: Path, tmp_path: Path, data: Images) -> None:
     model = tmp_path / "model"
     shutil.copytree(tiny_sdxl, model)
     plain = run_train(data, sdxl_config_of("SDXL_FINETUNE", model, max_train_steps=1))
@@ -239,7 +233,7 @@ def test_a_variant_is_taken_where_it_is_there(
     assert same.losses == plain.losses != taken.losses
 
 
-def test_another_vae_is_used_in_place_of_the_models(
+def test_vae_model_replaces_the_base_models_vae(
     tiny_sdxl: Path, tmp_path: Path, data: Images
 ) -> None:
     other = build_tiny_sdxl(tmp_path / "other", seed=5)
@@ -260,7 +254,7 @@ def test_captions_may_use_words_of_textual_inversions(
     words = {"base_embeddings": {"<word>": str(word)}}
     known = sdxl_config_of("SDXL_LORA", tiny_sdxl, loader=loader, max_train_steps=1, **words)
     assert run_train(data, known).losses != run_train(data, plain).losses
-    # A word goes on from where it was saved.
+    # A word continues from its saved embedding.
     again = sdxl_config_of(
         "SDXL_TEXTUAL_INVERSION",
         tiny_sdxl,
