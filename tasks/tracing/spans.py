@@ -24,7 +24,7 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-from tasks.errors import NotInstalledError
+from tasks.extras import not_installed
 from tasks.state.record import JobSummary
 
 logger = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ def start_tracing(process: str) -> Tracing:
         from tasks.tracing.export import OtlpTracerProvider
     except ModuleNotFoundError:
         # Clusters set the variables for every container, so a missing extra is no error.
-        logger.warning("no traces are sent: %s", NotInstalledError("OpenTelemetry SDK", "tracing"))
+        logger.warning("no traces are sent: %s", not_installed("opentelemetry.sdk"))
         return Tracing()
     provider = OtlpTracerProvider(process)
     return Tracing(provider.get_tracer("training-worker"), provider.shutdown)

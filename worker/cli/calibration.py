@@ -2,7 +2,6 @@
 
 import os
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,7 +11,8 @@ from routing.classes import GIB
 from routing.estimate import PUBLISHED
 from tasks.base_models.check import check_base_model
 from tasks.calibration import Calibration, read_calibration
-from tasks.errors import BaseModelError, ErrorCode, JobError, NotInstalledError
+from tasks.errors import BaseModelError, ErrorCode, JobError
+from tasks.extras import require
 from tasks.jobs.calibration_shapes import described, shapes
 from tasks.settings.settings import Settings
 from worker.cli.output import print_json, stdout
@@ -47,8 +47,7 @@ def calibrate_gpu(
         JobError: PyTorch, a GPU or the base model is missing, the file cannot be written, or the
             measurement failed.
     """
-    if find_spec("torch") is None:
-        raise NotInstalledError("PyTorch", "train")
+    require("torch")
     gpu = _free_gpu(settings, uuid)
     before = _read(output) if output.exists() else None
     # Fail now if the file cannot be written, not after an hour of measuring.

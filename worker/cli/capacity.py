@@ -109,18 +109,15 @@ def simulate(
     json: Json = False,
 ) -> None:
     """Simulate how long jobs wait on a fleet, by policy."""
-    from importlib.util import find_spec
-
-    from tasks.errors import NotInstalledError
+    from tasks.extras import require
     from worker.cli.output import print_json, stdout
 
-    if find_spec("simpy") is None:
-        raise NotInstalledError("SimPy", "simulate")
+    require("simpy")
     from worker.simulation import report
     from worker.simulation.workload import draw_workload, read_fleet, read_workload, write_workload
 
-    if plot is not None and find_spec("matplotlib") is None:
-        raise NotInstalledError("Matplotlib", "plot")
+    if plot is not None:
+        require("matplotlib")
     gpus = read_fleet(fleet)
     arrivals = (
         read_workload(workload) if workload is not None else draw_workload(gpus, jobs, load, seed)

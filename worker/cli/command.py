@@ -64,6 +64,7 @@ def _run(function: Callable[..., int | None], *args: Any, **options: Any) -> int
         The exit code.
     """
     from tasks.errors import ErrorCode, JobError
+    from tasks.extras import EXTRAS, not_installed
     from tasks.settings.settings import load_settings
 
     as_json = bool(options.get("json"))
@@ -71,6 +72,10 @@ def _run(function: Callable[..., int | None], *args: Any, **options: Any) -> int
         return function(load_settings(), *args, **options) or 0
     except JobError as error:
         return _report(error, as_json)
+    except ModuleNotFoundError as error:
+        if error.name not in EXTRAS:
+            raise
+        return _report(not_installed(error.name), as_json)
     except Exception as error:
         if not _is_unavailable_broker(error):
             raise

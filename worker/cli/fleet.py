@@ -78,10 +78,8 @@ def worker(
     ready_file: ReadyFile = None,
 ) -> int:
     """Run one worker process: of one GPU, or of the CPU queue."""
-    from importlib.util import find_spec
-
     from routing.queues import CPU_QUEUE, served_queues
-    from tasks.errors import NotInstalledError
+    from tasks.extras import require
     from worker.cli.client import broker_url
     from worker.gpu.inventory import choose_gpu
     from worker.worker import run_worker
@@ -100,8 +98,8 @@ def worker(
         served = served_queues(memory_class, strict=True, engines=engines)
     else:
         served = possible
-    if card is not None and find_spec("torch") is None:
-        raise NotInstalledError("PyTorch", "train")
+    if card is not None:
+        require("torch")
     label = name or (f"gpu-{card.memory_class}-{card.uuid[-8:]}" if card else "cpu")
     return run_worker(
         settings,

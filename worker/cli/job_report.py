@@ -10,15 +10,11 @@ import redis
 
 from routing.classes import GIB
 from tasks.client import Client
-from tasks.data.sources import Sources
-from tasks.data.uploads import StoredUploads
 from tasks.errors import EXIT_CODES, DatasetError, NoBrokerError
 from tasks.eta.estimate import NO_RUN, TAKES_LONGER, Forecast, forecast, progress_of, time_left
 from tasks.jobs.job import TrainingJob
 from tasks.settings.settings import Settings
-from tasks.stages.prepare import check
 from tasks.state.record import JobRecord
-from tasks.store import Store
 from tasks.tracing.spans import has_endpoint, trace_id
 from worker.cli.client import client_of
 from worker.cli.job_tables import dataset_table, estimate_table, route_table, stage_table
@@ -54,7 +50,7 @@ class JobStatusReport:
 
     def document(self) -> dict[str, Any]:
         """Return the report as JSON."""
-        return {
+            return {
             **self._record.model_dump(mode="json"),
             "waiting_reason": self._waiting_reason,
             "trace_id": self._trace_id,
@@ -130,6 +126,11 @@ def show_dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
     Returns:
         The exit code.
     """
+    from tasks.data.sources import Sources
+    from tasks.data.uploads import StoredUploads
+    from tasks.stages.prepare import check
+    from tasks.store import Store
+
     route = job.route(settings.constants)
     with TemporaryDirectory() as scratch:
         uploads = StoredUploads(Store(settings.resolved_store_url), job.tenant)

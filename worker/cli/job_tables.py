@@ -3,18 +3,21 @@
 from collections.abc import Sequence
 from itertools import groupby
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.markup import escape
 from rich.table import Table
 
 from routing.policy import Route
 from tasks.contract import STAGES
-from tasks.data.validation import Report
 from tasks.eta.estimate import Forecast, StageForecast
 from tasks.eta.history import UNITS, RunHistory, RunStatistics, WorkloadKey, p90
 from tasks.state.record import JobRecord
 from worker.cli.output import duration_text
+
+# Needs Pillow, which the core does not have.
+if TYPE_CHECKING:
+    from tasks.data.validation import Report
 
 _PARTS = {
     "text_encoders": "text encoders",
@@ -82,7 +85,7 @@ def route_table(route: Route) -> Table:
     return table
 
 
-def dataset_table(report: Report) -> Table:
+def dataset_table(report: "Report") -> Table:
     """Show a dataset's problems and warnings, and its number of images by training size."""
     table = Table("", "file", "problem", "what to do", title=f"{len(report.samples)} images")
     for severity, findings in (("error", report.problems), ("warning", report.warnings)):

@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import time
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ import yaml
 
 from routing.classes import MemoryClass
 from tasks.api_keys import ApiKeys, ensure_console_key
-from tasks.errors import JobError, NotInstalledError
+from tasks.errors import JobError
+from tasks.extras import is_installed, not_installed, require
 from tasks.logging_setup import set_up_logging
 from tasks.settings.settings import Settings
 from worker.cli.client import client_of
@@ -32,11 +32,11 @@ logger = logging.getLogger(__name__)
 _READY_WITHIN_S = 90.0
 # FLUX needs the first; the second shows that FLUX stages never run on a smaller GPU.
 _DEMO_GPUS = (MemoryClass.GB40, MemoryClass.GB24)
-# What 'up' starts if its library is installed: the setting of its port, the module, its name.
+# What 'up' starts if its library is installed: the setting of its port, and the module.
 _OPTIONAL_PARTS = (
-    ("flower_port", "flower", "Flower"),
-    ("metrics_port", "prometheus_client", "prometheus-client"),
-    ("console_port", "fastapi", "the web console"),
+    ("flower_port", "flower"),
+    ("metrics_port", "prometheus_client"),
+    ("console_port", "fastapi"),
 )
 
 
@@ -68,8 +68,7 @@ def run_demo(settings: Settings, home: Path | None) -> None:
         settings: This process's settings; Flower's are used.
         home: The demo's folder; None is ``demo`` in this machine's home.
     """
-    if find_spec("torch") is None:
-        raise NotInstalledError("PyTorch", "train")
+    require("torch")
     home = (home or settings.home_dir / "demo").absolute()
     home.mkdir(parents=True, exist_ok=True)
     settings = Settings(
@@ -103,9 +102,9 @@ def run_demo(settings: Settings, home: Path | None) -> None:
 
 def _without_missing_parts(settings: Settings) -> Settings:
     """Turn off the parts of a fleet whose library is not installed, each with a warning."""
-    for port, module, name in _OPTIONAL_PARTS:
-        if getattr(settings, port) and find_spec(module) is None:
-            logger.warning("%s", NotInstalledError(name, "console"))
+    for port, module in _OPTIONAL_PARTS:
+        if getattr(settings, port) and not is_installed(module):
+            logger.warning("%s", not_installed(module))
             settings = settings.model_copy(update={port: 0})
     return settings
 

