@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# A whole FLUX LoRA job with a tiny model on an emulated fleet; ends with the published file.
+# Run a whole FLUX LoRA job with a tiny model on an emulated fleet, and print the published file.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 
-bash "$here/deploy/install.sh" train,console
+bash "$here/deploy/install.sh" train,embedded,flower
 exec "${VENV:-$here/.venv}/bin/training-worker" demo "$@"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes .venv and installs training-worker into it, pinned; quick where that was done already.
-#   bash deploy/install.sh EXTRAS      (for example: train,console)
+# Create .venv and install training-worker into it, pinned. Does nothing if that is up to date.
+#   bash deploy/install.sh EXTRAS      (for example: train,console,flower; see pyproject.toml)
 # PYTHON names the interpreter (3.11 or newer), VENV the folder.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
 
-bash deploy/install.sh train,quantization,console,tracing,plot,docs,dev
+bash deploy/install.sh train,quantization,console,embedded,flower,metrics,tracing,simulate,plot,docs,dev
 # The tests of the console drive a real browser; without one they say that they did not run.
 if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
   apt-get -qq update

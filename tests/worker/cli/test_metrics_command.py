@@ -19,7 +19,7 @@ def test_metrics_need_a_port_and_the_library(
     assert "TRAINING_METRICS_PORT is 0: set a port" in shown
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
     settings = {"TRAINING_BROKER_URL": broker_url, "TRAINING_METRICS_PORT": "9464"}
-    assert "training-worker[console]" in invoke("metrics", code=16, **settings)
+    assert "training-worker[metrics]" in invoke("metrics", code=16, **settings)
 
 
 @pytest.mark.usefixtures("redis_client")
