@@ -1,6 +1,7 @@
 """A calibration: what ``training-worker calibrate`` measured on a GPU, and the constants it fits.
 
-``TRAINING_CALIBRATION`` names its file; ``tasks/settings/settings.py`` reads it once at a process's start.
+``TRAINING_CALIBRATION`` names its file; ``tasks/settings/groups.py`` reads it once, when a process
+starts.
 """
 
 from dataclasses import fields

@@ -70,7 +70,13 @@ def test_the_core_submits_and_lists_jobs(broker_url: str, tmp_path: Path) -> Non
     sent = run_core("submit", str(job), "--json", **settings)
     assert sent.returncode == 0, sent.stderr
     job_id = json.loads(sent.stdout)["job_id"]
-    for command in (("list",), ("cancel", job_id), ("dead-letter", "list"), ("tenants",)):
+    for command in (
+        ("list",),
+        ("status", job_id),
+        ("cancel", job_id),
+        ("dead-letter", "list"),
+        ("tenants",),
+    ):
         ran = run_core(*command, "--json", **settings)
         assert ran.returncode == 0, (command, ran.stderr)
     watched = run_core("watch", job_id, **settings)

@@ -50,7 +50,7 @@ class JobStatusReport:
 
     def document(self) -> dict[str, Any]:
         """Return the report as JSON."""
-            return {
+        return {
             **self._record.model_dump(mode="json"),
             "waiting_reason": self._waiting_reason,
             "trace_id": self._trace_id,
