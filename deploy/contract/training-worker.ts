@@ -1415,33 +1415,33 @@ export interface TrainingJob {
 
 /** A file in the store. */
 export interface Artifact {
-  /** Its file name. */
+  /** The file's name. */
   name: string;
-  /** Its key in the store. */
+  /** The file's key in the store. */
   key: string;
-  /** The digest of its bytes, in hex. */
+  /** The SHA-256 of the file's bytes, in hex. */
   sha256: string;
-  /** Its length in bytes. */
+  /** The file's size in bytes. */
   size: number;
 }
 
 /**
- * The run can go on from here; the last one of a run is its end.
+ * A checkpoint was saved: the run can resume from it. A run's last checkpoint is its end.
  *
- * The `train` stage records it and only then removes those beyond max_checkpoints: the trainer
- * removes none.
+ * The `train` stage records a checkpoint before it removes those beyond max_checkpoints; the
+ * trainer removes none.
  */
 export interface CheckpointSaved {
   /** @default "checkpoint" */
   kind: "checkpoint";
-  /** Weight updates made. */
+  /** The number of weight updates so far. */
   step: number;
-  /** The store key of the exact training state. */
+  /** The store key of the training state, from which the run resumes exactly. */
   state_key: string;
-  /** What was trained, as of this step, in its published form; the file to name first. */
+  /** The main file of the trained weights at this step, in its published form. */
   weights: Artifact;
   /**
-   * The rest of it, where it is a folder.
+   * The other files of weights that are published as a folder.
    * @default []
    */
   others: (Artifact)[];
@@ -1451,38 +1451,38 @@ export interface CheckpointSaved {
 export interface DatasetChecked {
   /** @default "dataset_checked" */
   kind: "dataset_checked";
-  /** Good ones. */
+  /** The number of usable images. */
   images: number;
   errors: number;
   warnings: number;
-  /** The store key of the report: every finding with its file, and the images of each size. */
+  /** The store key of the report: each problem with its file, and the images of each size. */
   report_key: string;
 }
 
-/** The job was checked and its chain dispatched. */
+/** The job was validated and dispatched. */
 export interface JobAccepted {
   /** @default "accepted" */
   kind: "accepted";
-  /** The queue of its GPU stages. */
+  /** The queue of the job's GPU stages. */
   queue: string;
-  /** Why that queue. */
+  /** Why the job was routed to this queue. */
   reason: string;
 }
 
-/** The job is over. */
+/** The job has ended. */
 export interface JobEnded {
   /** @default "ended" */
   kind: "ended";
   status: "succeeded" | "failed" | "cancelled";
   /**
-   * Why, where it did not succeed.
+   * Why the job did not succeed.
    * @default ""
    */
   message: string;
   code: ErrorCode | null;
 }
 
-/** Something a person should know. */
+/** A message to people. */
 export interface Note {
   /** @default "note" */
   kind: "note";
@@ -1490,7 +1490,7 @@ export interface Note {
   message: string;
 }
 
-/** How far a stage is. */
+/** The progress of a stage. */
 export interface Progress {
   /** @default "progress" */
   kind: "progress";
@@ -1498,9 +1498,9 @@ export interface Progress {
   done: number;
   total: number;
   unit: "entries" | "steps" | "files" | "bytes";
-  /** Units done per second, smoothed. */
+  /** Units per second, smoothed. */
   per_second: number | null;
-  /** The mean loss of this step. */
+  /** The mean loss of the latest step. */
   loss: number | null;
   learning_rate: number | null;
 }
@@ -1512,32 +1512,32 @@ export interface StageFinished {
   stage: string;
   attempt: number;
   seconds: number;
-  /** What it did, in a few words. */
+  /** What the stage did, in a few words. */
   summary: string;
 }
 
-/** A worker began a stage. */
+/** A worker has begun a stage. */
 export interface StageStarted {
   /** @default "stage_started" */
   kind: "stage_started";
   stage: string;
-  /** The fencing token this start holds. */
+  /** The number of this start, which is its fencing token. */
   attempt: number;
   queue: string;
   worker: string;
 }
 
 /**
- * Images of the validation prompts were made.
+ * Images of the validation prompts were generated.
  *
- * A run that goes on from an earlier step tells of the same step again; the later one holds.
+ * A run that resumes from an earlier step may report the same step again; the later event counts.
  */
 export interface ValidationImages {
   /** @default "validation_images" */
   kind: "validation_images";
-  /** Weight updates made. */
+  /** The number of weight updates so far. */
   step: number;
-  /** By prompt, then by number; one that came out as no image is left out. */
+  /** The images by prompt, then by number; an image that is not finite is left out. */
   images: (Artifact)[];
 }
 
