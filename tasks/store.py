@@ -1,11 +1,12 @@
-"""The store of everything that lasts: a local folder, S3, GCS or Azure, by URL.
+"""The store of everything durable: a local folder, S3, GCS or Azure, by URL.
 
-Knows where each kind of thing lies (all keys are spelled here) and how to write it so that nobody
-ever reads half of it. Knows no Celery and no Redis.
+Spells the key of every kind of object, and writes objects whole or not at all. Imports neither
+Celery nor Redis.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -16,59 +17,60 @@ from obstore.store import LocalStore, from_url
 from tasks.errors import MissingObjectError, StoreError
 from tasks.events import Artifact
 
-# Below it lie all packs of cache entries, those of text and those of latents.
 PACKS = "cache"
-# Below it lie the uploads of each tenant.
+"""The prefix of all packs of cache entries."""
+
 UPLOADS = "uploads"
+"""The prefix of the uploads of all tenants."""
 
 
 def dataset_key(digest: str) -> str:
-    """The normalised dataset with this digest."""
+    """Return the key of the normalized dataset with this digest."""
     return f"datasets/{digest}.json"
 
 
 def image_key(digest: str) -> str:
-    """The image with this digest, in the file format it came in."""
+    """Return the key of the image with this digest, in the file format it arrived in."""
     return f"images/{digest[:2]}/{digest}"
 
 
 def pack_prefix(kind: str) -> str:
-    """Below it lie the packs of a kind."""
+    """Return the prefix of the packs of a kind of entries."""
     return f"{PACKS}/{kind}/"
 
 
 def pack_key(kind: str, pack_id: str) -> str:
-    """A pack of cache entries."""
+    """Return the key of a pack of cache entries."""
     return f"{pack_prefix(kind)}{pack_id[:2]}/{pack_id}.safetensors"
 
 
 def report_key(job_id: str) -> str:
-    """What was found in a job's dataset."""
+    """Return the key of the report on a job's dataset."""
     return f"jobs/{job_id}/dataset_report.json"
 
 
 def cache_index_key(job_id: str) -> str:
-    """Which cache entries belong to which samples of a job."""
+    """Return the key of the index of a job's cache entries."""
     return f"jobs/{job_id}/cache.json"
 
 
 def checkpoint_prefix(job_id: str, step: int, attempt: int) -> str:
-    """The folder of one checkpoint; attempts never share one."""
+    """Return the prefix of a checkpoint; attempts never share one."""
     return f"jobs/{job_id}/checkpoints/{step:08d}-{attempt}"
 
 
 def validation_prefix(job_id: str, step: int, attempt: int) -> str:
-    """The folder of one step's validation images; attempts never share one."""
+    """Return the prefix of a step's validation images; attempts never share one."""
     return f"jobs/{job_id}/validation/{step:08d}-{attempt}"
 
 
 def upload_key(tenant: str, upload_id: str) -> str:
-    """A tenant's upload; ``.json`` after it is what is known of it."""
+    """Return the key of a tenant's upload; its description has the suffix ``.json``."""
     return f"{UPLOADS}/{tenant}/{upload_id}"
 
 
 def output_prefix(job_id: str, folder: str | None) -> str:
-    """The folder a job's results are published in."""
+    """Return the prefix of a job's published files."""
     return f"{folder or 'outputs'}/{job_id}"
 
 
@@ -77,11 +79,11 @@ class Store:
 
     Args:
         url: ``file:///folder``, ``s3://bucket/prefix``, ``gs://...`` or ``az://...``; the
-            credentials come from the environment, as each cloud's own tools read them.
+            credentials come from the environment, under the names that each cloud's tools use.
 
     Raises:
-        StoreError: From every method, when the store cannot do it.
-        MissingObjectError: From those that read, where there is no such object.
+        StoreError: By every method that the store fails.
+        MissingObjectError: By methods that read a missing object.
     """
 
     def __init__(self, url: str) -> None:
@@ -92,31 +94,28 @@ class Store:
             folder = self._folder
             self._store = from_url(url) if folder is None else LocalStore(folder, mkdir=True)
         except (BaseError, OSError, ValueError) as error:
-            # A file system that is away may come back; a wrong address stays wrong.
+            # An unavailable file system may come back; a malformed URL stays malformed.
             retryable = isinstance(error, OSError)
             raise StoreError(
                 f"cannot open the store: {_first_line(error)}", retryable=retryable
             ) from error
 
     def put(self, key: str, data: bytes | Path) -> None:
-        """Write an object, over an older one of the same key."""
-        try:
+        """Write an object; replace an existing one."""
+        with _failing_to(f"write {key}"):
             obstore.put(self._store, key, data)
-        except (BaseError, OSError) as error:
-            raise StoreError(f"cannot write {key}: {_first_line(error)}") from error
 
     def put_if_absent(self, key: str, data: bytes | Path) -> bool:
-        """Write an object unless there is one; True where this call wrote it."""
+        """Write an object unless it exists; return whether this call wrote it."""
         try:
-            obstore.put(self._store, key, data, mode="create")
+            with _failing_to(f"write {key}"):
+                obstore.put(self._store, key, data, mode="create")
         except AlreadyExistsError:
             return False
-        except (BaseError, OSError) as error:
-            raise StoreError(f"cannot write {key}: {_first_line(error)}") from error
         return True
 
     def put_artifact(self, key: str, path: Path) -> Artifact:
-        """Write a file and say what it is; safe to repeat with the same file."""
+        """Write a file and return its description; safe to repeat with the same file."""
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         self.put(key, path)
@@ -124,90 +123,96 @@ class Store:
         return Artifact(name=name, key=key, sha256=digest, size=path.stat().st_size)
 
     def get(self, key: str) -> bytes:
-        """An object's bytes."""
-        try:
+        """Return an object's bytes."""
+        with _failing_to(f"read {key}", key):
             return bytes(obstore.get(self._store, key).bytes())
-        except FileNotFoundError as error:
-            raise MissingObjectError(key) from error
-        except (BaseError, OSError) as error:
-            raise StoreError(f"cannot read {key}: {_first_line(error)}") from error
 
     def get_range(self, key: str, start: int, end: int) -> bytes:
-        """Some of an object's bytes, up to its end where that comes before ``end``."""
-        try:
+        """Return some of an object's bytes, up to its end if that comes before ``end``."""
+        with _failing_to(f"read {key}", key):
             return bytes(obstore.get_range(self._store, key, start=start, end=end))
-        except FileNotFoundError as error:
-            raise MissingObjectError(key) from error
-        except (BaseError, OSError) as error:
-            raise StoreError(f"cannot read {key}: {_first_line(error)}") from error
 
     def download(self, key: str, path: Path) -> None:
-        """Write an object to a file, piece by piece: it may be larger than memory."""
-        try:
-            with path.open("wb") as file:
-                for piece in obstore.get(self._store, key).stream():
-                    file.write(piece)
-        except (BaseError, OSError) as error:
-            raise StoreError(f"cannot read {key}: {_first_line(error)}") from error
+        """Write an object to a file in chunks: it may be larger than memory."""
+        with _failing_to(f"read {key}"), path.open("wb") as file:
+            for chunk in obstore.get(self._store, key).stream():
+                file.write(chunk)
 
     def exists(self, key: str) -> bool:
-        """Whether there is an object of this key."""
+        """Whether the object exists."""
         try:
-            obstore.head(self._store, key)
-        except FileNotFoundError:
+            self.size(key)
+        except MissingObjectError:
             return False
-        except (BaseError, OSError) as error:
-            raise StoreError(f"cannot look for {key}: {_first_line(error)}") from error
         return True
 
     def size(self, key: str) -> int:
-        """An object's size in bytes."""
-        try:
+        """Return an object's size in bytes."""
+        with _failing_to(f"look for {key}", key):
             return int(obstore.head(self._store, key)["size"])
-        except FileNotFoundError as error:
-            raise MissingObjectError(key) from error
-        except (BaseError, OSError) as error:
-            raise StoreError(f"cannot look for {key}: {_first_line(error)}") from error
 
     def copy(self, source: str, target: str) -> None:
-        """Copy an object inside the store, over an older one."""
-        try:
+        """Copy an object within the store; replace an existing target."""
+        with _failing_to(f"copy {source} to {target}"):
             obstore.copy(self._store, source, target)
-        except (BaseError, OSError) as error:
-            raise StoreError(f"cannot copy {source} to {target}: {_first_line(error)}") from error
 
     def keys(self, prefix: str) -> list[str]:
-        """The keys below a prefix, sorted."""
+        """Return the keys below a prefix, sorted."""
         return sorted(self.sizes(prefix))
 
     def sizes(self, prefix: str) -> dict[str, int]:
-        """The objects below a prefix, each with its size in bytes."""
-        try:
-            found = obstore.list(self._store, prefix)
-            return {meta["path"]: meta["size"] for batch in found for meta in batch}
-        except (BaseError, OSError) as error:
-            raise StoreError(f"cannot list {prefix}: {_first_line(error)}") from error
+        """Return the keys below a prefix, each with the object's size in bytes."""
+        with _failing_to(f"list {prefix}"):
+            batches = obstore.list(self._store, prefix)
+            return {meta["path"]: meta["size"] for batch in batches for meta in batch}
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Remove objects; those that are gone already are no error."""
-        for key in keys:
+        """Remove objects, all in one request where the store can; missing ones are no error."""
+        listed = list(dict.fromkeys(keys))
+        if not listed:
+            return
+        with _failing_to(f"remove {', '.join(listed[:3])}"):
             try:
-                obstore.delete(self._store, key)
+                obstore.delete(self._store, listed)
             except FileNotFoundError:
-                continue
-            except (BaseError, OSError) as error:
-                raise StoreError(f"cannot remove {key}: {_first_line(error)}") from error
+                # A local folder stops at a missing file, and has removed some of the others.
+                for key in listed:
+                    with contextlib.suppress(FileNotFoundError):
+                        obstore.delete(self._store, key)
 
     def local_path(self, key: str) -> Path | None:
-        """The object's file, where the store is a local folder."""
+        """Return the object's file, if the store is a local folder."""
         return None if self._folder is None else self._folder / key
 
     def locate(self, key: str) -> str:
-        """Where a person finds the object: a path, or a URL."""
+        """Return where a person finds the object: a path, or a URL."""
         path = self.local_path(key)
         return str(path) if path is not None else f"{self.url.rstrip('/')}/{key}"
 
 
+@contextlib.contextmanager
+def _failing_to(action: str, read_key: str | None = None) -> Iterator[None]:
+    """Raise the errors of a store as ours.
+
+    Args:
+        action: What the store cannot do, for the message.
+        read_key: The object that is read, if a missing one is an error of its own.
+
+    Raises:
+        AlreadyExistsError: The object exists.
+        MissingObjectError: There is no object of ``read_key``.
+        StoreError: The store failed.
+    """
+    try:
+        yield
+    except AlreadyExistsError:
+        raise
+    except (BaseError, OSError) as error:
+        if read_key is not None and isinstance(error, FileNotFoundError):
+            raise MissingObjectError(read_key) from error
+        raise StoreError(f"cannot {action}: {_first_line(error)}") from error
+
+
 def _first_line(error: Exception) -> str:
-    """What of an error is for people; obstore adds a dump of its own structures."""
+    """Return an error's message; obstore appends a dump of its structures."""
     return str(error).partition("\n")[0]
