@@ -10,7 +10,7 @@ Engine = Literal["diffusers", "invoke-training"]
 DIFFUSERS: Engine = "diffusers"
 INVOKE: Engine = "invoke-training"
 EXTRA_ENGINES: tuple[Engine, ...] = (INVOKE,)
-"""The engines that not every worker has: their jobs have queues of their own."""
+"""The engines that not every worker has: their jobs have their own queues."""
 
 CPU_QUEUE = "cpu"
 _GPU_STAGES = frozenset({"cache", "train"})

@@ -90,8 +90,8 @@ class ScriptFolder:
     """A folder of Lua scripts that share constants and files.
 
     Args:
-        folder: It holds a file for each script; ``-- include: NAME`` on a line of its own stands
-            for another file of the folder.
+        folder: It holds a file for each script; a line ``-- include: NAME`` is replaced by
+            another file of the folder.
         constants: Tables of strings and numbers that every script finds under their names.
     """
 

@@ -1,4 +1,4 @@
-"""What the repository's PromQL asks for: every expression of rules and dashboards, taken apart."""
+"""The metrics and labels that the PromQL of rules and dashboards reads."""
 
 import json
 from collections.abc import Iterator
@@ -12,20 +12,20 @@ import yaml
 DEPLOY = Path(__file__).parents[1] / "deploy"
 RULES = sorted((DEPLOY / "prometheus" / "rules").glob("*.yml"))
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
-# As Grafana would put them in.
+# Values for Grafana's variables.
 _VARIABLES = {"$__rate_interval": "5m", "$queue": "cpu"}
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A metric that an expression reads, and the labels that it names of it."""
+class MetricUse:
+    """A metric that an expression reads, and the labels that it uses."""
 
     metric: str
     labels: frozenset[str]
 
 
 def rules() -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every rule, with its file."""
+    """Yield every rule, with its file."""
     for path in RULES:
         for group in yaml.safe_load(path.read_text("utf-8"))["groups"]:
             for rule in group["rules"]:
@@ -33,7 +33,7 @@ def rules() -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def panels() -> Iterator[tuple[Path, dict[str, Any]]]:
-    """Every panel but the rows, with its file."""
+    """Yield every panel except rows, with its file."""
     for path in DASHBOARDS:
         for panel in json.loads(path.read_text("utf-8"))["panels"]:
             if panel["type"] != "row":
@@ -41,7 +41,7 @@ def panels() -> Iterator[tuple[Path, dict[str, Any]]]:
 
 
 def expressions() -> Iterator[str]:
-    """Every expression of rules and dashboards."""
+    """Yield every expression of rules and dashboards."""
     for _, rule in rules():
         yield rule["expr"]
     for _, panel in panels():
@@ -52,38 +52,38 @@ def expressions() -> Iterator[str]:
             yield expression
 
 
-def asked(expression: str) -> set[Asked]:
-    """What an expression reads.
+def metrics_in(expression: str) -> set[MetricUse]:
+    """Return what an expression reads.
 
     Raises:
-        ValueError: It is no PromQL.
+        ValueError: It is not PromQL.
     """
-    return _asked(promql_parser.parse(expression))
+    return _uses(promql_parser.parse(expression))
 
 
-def _asked(node: promql_parser.Expr) -> set[Asked]:
+def _uses(node: promql_parser.Expr) -> set[MetricUse]:
     match node:
         case promql_parser.VectorSelector():
-            labels = frozenset(it.name for it in node.matchers.matchers)
-            return {Asked(str(node.name), labels)}
+            labels = frozenset(matcher.name for matcher in node.matchers.matchers)
+            return {MetricUse(str(node.name), labels)}
         case promql_parser.MatrixSelector():
-            return _asked(node.vector_selector)
+            return _uses(node.vector_selector)
         case promql_parser.AggregateExpr():
             labels = frozenset(node.modifier.labels if node.modifier else ())
-            return _with(labels, _asked(node.expr))
+            return _with(labels, _uses(node.expr))
         case promql_parser.BinaryExpr():
             matching = node.modifier.matching if node.modifier else None
             labels = frozenset(matching.labels if matching else ())
-            return _with(labels, _asked(node.lhs) | _asked(node.rhs))
+            return _with(labels, _uses(node.lhs) | _uses(node.rhs))
         case promql_parser.Call():
-            return {it for argument in node.args for it in _asked(argument)}
+            return {use for argument in node.args for use in _uses(argument)}
         case promql_parser.ParenExpr() | promql_parser.UnaryExpr() | promql_parser.SubqueryExpr():
-            return _asked(node.expr)
+            return _uses(node.expr)
         case promql_parser.NumberLiteral() | promql_parser.StringLiteral():
             return set()
-    raise AssertionError(f"{type(node).__name__} is not looked into")
+    raise AssertionError(f"{type(node).__name__} is not supported")
 
 
-def _with(labels: frozenset[str], found: set[Asked]) -> set[Asked]:
-    """The labels of an aggregation or a matching are asked of all below it."""
-    return {Asked(it.metric, it.labels | labels) for it in found}
+def _with(labels: frozenset[str], uses: set[MetricUse]) -> set[MetricUse]:
+    """Add the labels of an aggregation or a matching to all metrics below it."""
+    return {MetricUse(use.metric, use.labels | labels) for use in uses}

@@ -183,7 +183,7 @@ class JobControl:
         return bool(is_taken)
 
     def _ids_in_flight(self) -> list[str]:
-        """Return the ids of the jobs in flight, and remove those that have expired."""
+        """Return the ids of the jobs in flight, and remove expired ones."""
         ids = sorted(cast("list[str]", self._redis.hkeys(keys.IN_FLIGHT)))
         existing = self._jobs.existing(ids)
         expired = set(ids) - existing

@@ -135,7 +135,7 @@ class JobReader:
 
 
 def parse_stored_event(text: str) -> Event:
-    """Parse an event of a job's stream; a note stands for a newer version's event."""
+    """Parse an event of a job's stream; return a note in place of a newer version's event."""
     try:
         return parse_event(text)
     except ValidationError:

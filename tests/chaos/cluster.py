@@ -182,7 +182,7 @@ def signal_all(action: str, processes: Iterable[psutil.Process]) -> None:
 
 
 class Cluster:
-    """The whole cluster; ``heal`` repairs all faults.
+    """The whole cluster; ``heal`` undoes all faults.
 
     Args:
         folder: An empty folder.

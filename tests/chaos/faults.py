@@ -1,4 +1,4 @@
-"""The faults that strike a cluster while a job runs. ``Cluster.heal`` repairs each of them."""
+"""The faults that strike a cluster while a job runs. ``Cluster.heal`` undoes each of them."""
 
 import json
 import random

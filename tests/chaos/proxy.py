@@ -34,7 +34,7 @@ class Proxy:
         self._mode = "dropping"
 
     def heal(self) -> None:
-        """Let new connections through, and break those that have lost data."""
+        """Let new connections through, and break connections that have lost data."""
         if self._mode != "open":
             self._mode = "open"
             self._break_all()

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tasks.metrics import METRICS, STAGE_ENDS, STAGE_SECONDS, STEPS, Metric
-from tests.promql import DASHBOARDS, Asked, asked, expressions, panels, rules
+from tests.promql import DASHBOARDS, MetricUse, expressions, metrics_in, panels, rules
 from tests.worker.cli.test_cli import COMMANDS
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -48,25 +48,26 @@ def test_no_two_metrics_share_a_name_or_a_family() -> None:
 @pytest.mark.parametrize("expression", sorted(set(expressions())))
 def test_rules_and_dashboards_query_known_metrics(expression: str) -> None:
     known = queryable()
-    for it in asked(expression):
-        assert it.metric in known, f"no metric is named {it.metric}"
-        assert it.labels <= known[it.metric], f"{it.metric} has no {it.labels - known[it.metric]}"
+    for use in metrics_in(expression):
+        assert use.metric in known, f"no metric is named {use.metric}"
+        unknown = use.labels - known[use.metric]
+        assert not unknown, f"{use.metric} has no labels {unknown}"
 
 
 def test_expressions_are_searched_at_every_depth() -> None:
     left = 'sum by (a) (rate(x{b="1"}[5m])) > 0 unless on (c) -(y offset 1h)'
-    found = asked(f"{left} or max_over_time(z[1h:1m])")
+    found = metrics_in(f"{left} or max_over_time(z[1h:1m])")
     assert found == {
-        Asked("x", frozenset("abc")),
-        Asked("y", frozenset("c")),
-        Asked("z", frozenset()),
+        MetricUse("x", frozenset("abc")),
+        MetricUse("y", frozenset("c")),
+        MetricUse("z", frozenset()),
     }
     with pytest.raises(ValueError, match="unclosed"):
-        asked("sum by (")
+        metrics_in("sum by (")
 
 
 def test_every_metric_is_on_a_dashboard_or_in_a_rule() -> None:
-    used = {it.metric for expression in expressions() for it in asked(expression)}
+    used = {use.metric for expression in expressions() for use in metrics_in(expression)}
     ends = ("", "_bucket", "_sum", "_count")
     unused = [m.name for m in METRICS if not {f"{m.name}{end}" for end in ends} & used]
     assert unused == []

@@ -5,7 +5,7 @@ visibility timeout, and never renews that age. A training takes hours, so the ti
 be longer, and the message of a lost host would wait as long. The renewal refreshes the age of the
 messages that this process holds, so that the timeout can be a minute.
 
-A thread with a connection of its own renews: timers of the worker's main loop stop with the
+A thread with its own connection renews: timers of the worker's main loop stop with the
 consumer, while tasks still run through a warm shutdown. A main loop that hangs must not keep its
 messages for ever, so the thread stops renewing when the loop stops turning.
 
@@ -136,7 +136,7 @@ def renew(client: "redis.Redis", index: str, channel: Any) -> tuple[set[str], se
         channel: A channel of this package's transport.
 
     Returns:
-        The delivery tags of the messages that are held, and of those that were lost.
+        The delivery tags of held messages, and those of lost messages.
     """
     qos = channel.qos
     tags = [tag for tag in tuple(qos._delivered) if tag not in qos._dirty]

@@ -2,8 +2,8 @@
 
 kombu redelivers a message under the tag it had. A worker that lost the message, because it was
 frozen or cut off, would then acknowledge, renew or reject the delivery of another worker. Here a
-message that returns to its queue gets a new tag: the old tag matches nothing, and the tag tells
-which worker holds the message.
+message that returns to its queue gets a new tag: the old tag matches nothing, and the tag
+identifies the worker that holds the message.
 
 kombu's own redelivery of lost workers' messages is off; ``redelivery.py`` replaces it. ``Keys``
 names the transport's keys in Redis.
@@ -27,7 +27,7 @@ class Keys:
         unacked_index: The sorted set of these tags, by the time of the last renewal.
         prefix: The prefix of every key.
         separator: Between a queue's name and a priority.
-        priority_steps: The priorities that have a list of their own, ascending from 0.
+        priority_steps: The priorities that have their own list, ascending from 0.
     """
 
     unacked: str

@@ -1,7 +1,7 @@
 """The checks of ``training-worker doctor``: broker, store, clock, GPUs, workers, leases.
 
 Each check reports what it found and what to do. No check stops another, and none changes anything
-but a probe object of its own in the store.
+but a probe object in the store.
 """
 
 import shutil

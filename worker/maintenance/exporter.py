@@ -155,7 +155,7 @@ def _queues(fleet: FleetSnapshot) -> dict[str, Values]:
 
 
 def _tenant_series(fleet: FleetSnapshot) -> dict[str, str]:
-    """Return the tenants with a series of their own: those with the most waiting jobs."""
+    """Return the tenants that have their own series: those with the most waiting jobs."""
     jobs: Counter[str] = Counter()
     for (_, tenant), count in fleet.waiting.items():
         jobs[tenant] += count

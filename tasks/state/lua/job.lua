@@ -48,8 +48,8 @@ end
 -- Fences a write: `attempt` is a string, and so is the field.
 local function is_superseded(attempt) return get('attempt') ~= attempt or has_ended() end
 
--- A delivery moves its tag out of this index when it takes the message from its worker, and each
--- delivery has a tag of its own: so the tag says whether the stage's worker still has its message.
+-- Each delivery has its own tag, which leaves this index when the message is taken from the worker:
+-- so the tag shows whether the stage's worker still holds its message.
 local function is_message_held(unacked_index)
   local tag = get('delivery_tag')
   return tag and redis.call('ZSCORE', unacked_index, tag)

@@ -121,10 +121,10 @@ def test_the_redelivered_message_equals_kombus(
 ) -> None:
     message = held(age_s=61)
     redelivery.redeliver_expired()
-    ours = json.loads(str(redis_client.lpop(keys.queue("work", 0))))
+    redelivered = json.loads(str(redis_client.lpop(keys.queue("work", 0))))
     redis_client.hset(keys.unacked, "t", json.dumps([message._raw, "", "work"]))
     connection.default_channel.qos.restore_by_tag("t")
-    kombus = json.loads(str(redis_client.lpop(keys.queue("work", 0))))
-    for it in (ours, kombus):
-        it["properties"]["delivery_tag"] = ""
-    assert ours == kombus
+    restored_by_kombu = json.loads(str(redis_client.lpop(keys.queue("work", 0))))
+    for message_document in (redelivered, restored_by_kombu):
+        message_document["properties"]["delivery_tag"] = ""
+    assert redelivered == restored_by_kombu
