@@ -325,8 +325,8 @@ async def _append(
     """Append the chunks to a file, including those received before an interruption."""
     digest = None if checksum is None else hashlib.new(checksum.algorithm, usedforsecurity=False)
     batch, is_valid = bytearray(), checksum is None
+    start = path.stat().st_size
     with path.open("ab") as file:
-        start = file.tell()
         try:
             async for chunk in chunks:
                 max_bytes -= len(chunk)
