@@ -104,7 +104,7 @@ def _bytes(text: str) -> int:
     """Parse ``--max-size``.
 
     Raises:
-        UsageError: It is no size.
+        UsageError: It is not a size.
     """
     from pydantic import ByteSize, TypeAdapter, ValidationError
 
@@ -113,7 +113,7 @@ def _bytes(text: str) -> int:
     try:
         return int(TypeAdapter(ByteSize).validate_python(text))
     except (ValidationError, OverflowError) as error:
-        message = f"--max-size: {text!r} is no size; write it like 500GB or 2TiB"
+        message = f"--max-size: {text!r} is not a size; write it like 500GB or 2TiB"
         raise UsageError(message) from error
 
 

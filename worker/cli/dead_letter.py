@@ -7,8 +7,6 @@ import typer
 from worker.cli.command import Json, command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from tasks.client import Client
     from tasks.settings.settings import Settings
     from tasks.state.record import JobRecord
@@ -49,9 +47,10 @@ def replay(
     settings: "Settings", jobs: Jobs = None, all_jobs: AllJobs = False, json: Json = False
 ) -> None:
     """Resume jobs from the stage and the checkpoint where they failed."""
-    _check(jobs, all_jobs)
-    client = _client(settings)
-    _each(client, jobs, client.replay, "replayed", json=json)
+    client, job_ids = _named_jobs(settings, jobs, all_jobs)
+    for job_id in job_ids:
+        client.replay(job_id)
+        _report(job_id, "replayed", json)
 
 
 @commands.command()
@@ -60,46 +59,36 @@ def discard(
     settings: "Settings", jobs: Jobs = None, all_jobs: AllJobs = False, json: Json = False
 ) -> None:
     """Remove jobs from the queue; their records stay."""
-    _check(jobs, all_jobs)
-    client = _client(settings)
-    _each(client, jobs, client.control.discard, "discarded", json=json)
+    client, job_ids = _named_jobs(settings, jobs, all_jobs)
+    for job_id in job_ids:
+        client.control.discard(job_id)
+        _report(job_id, "discarded", json)
 
 
-def _check(jobs: list[str] | None, all_jobs: bool) -> None:
-    """Check that a command names its jobs in one way.
+def _named_jobs(
+    settings: "Settings", jobs: list[str] | None, all_jobs: bool
+) -> "tuple[Client, list[str]]":
+    """Connect to the fleet, and return the jobs that a command line names.
 
     Raises:
-        UsageError: It names none, or gives ``--all`` too.
+        UsageError: It names no jobs, or names some and gives ``--all`` too.
     """
     from tasks.errors import UsageError
+    from worker.cli.client import client_of
 
     if all_jobs == bool(jobs):
         raise UsageError("name the jobs, or give --all")
+    client = client_of(settings)
+    return client, jobs or [record.id for record in client.control.dead_letters()]
 
 
-def _client(settings: "Settings") -> "Client":
-    from worker.cli.client import client_of
-
-    return client_of(settings)
-
-
-def _each(
-    client: "Client",
-    jobs: list[str] | None,
-    change: "Callable[[str], object]",
-    action: str,
-    *,
-    json: bool,
-) -> None:
-    """Change each named job, or each job of the queue if none is named."""
+def _report(job_id: str, action: str, json: bool) -> None:
     from worker.cli.output import print_json, stdout
 
-    for job_id in jobs or [record.id for record in client.control.dead_letters()]:
-        change(job_id)
-        if json:
-            print_json({"job_id": job_id, "action": action})
-        else:
-            stdout.print(f"job {job_id} is {action}", markup=False)
+    if json:
+        print_json({"job_id": job_id, "action": action})
+    else:
+        stdout.print(f"job {job_id} is {action}", markup=False)
 
 
 def _document(client: "Client", record: "JobRecord") -> dict[str, Any]:

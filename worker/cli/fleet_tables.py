@@ -31,7 +31,7 @@ _AMPERE = (8, 0)
 _STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 _ENGINES: dict[Engine, str] = {
     DIFFUSERS: "this package's trainer, on torch, diffusers, peft and transformers",
-    INVOKE: "invoke-training's trainer, in an interpreter of its own",
+    INVOKE: "invoke-training's trainer, in a separate interpreter",
 }
 
 

@@ -12,7 +12,7 @@ Invoke = Callable[..., str]
 
 @pytest.fixture
 def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
-    """Run a command in this process, with a home of its own and these settings."""
+    """Run a command in this process, with a fresh home and these settings."""
     for name in [name for name in os.environ if name.startswith("TRAINING_")]:
         monkeypatch.delenv(name)
 

@@ -136,7 +136,7 @@ def test_version_is_printed(invoke: Invoke) -> None:
         ("options X", "'X' is not a training type; use SDXL_LORA"),
         ("options --format csv", "csv"),
         ("simulate missing.csv", "missing.csv: [Errno 2]"),
-        ("cache prune --max-size big", "'big' is no size; write it like 500GB"),
+        ("cache prune --max-size big", "'big' is not a size; write it like 500GB"),
         ("cache prune --unused-days nan", "Invalid value for '--unused-days'"),
         ("cache prune --unused-days 1e9", "Invalid value for '--unused-days'"),
         ("simulate fleet.csv --load nan", "Invalid value for '--load'"),

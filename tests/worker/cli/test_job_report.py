@@ -8,11 +8,14 @@ import yaml
 from pydantic import SecretStr
 from redis import Redis
 
-from routing.classes import MemoryClass
+from routing.classes import GIB, MemoryClass
 from tasks.eta.estimate import NO_RUN, TAKES_LONGER, Forecast, StageForecast
 from tasks.eta.history import RunHistoryStore, WorkDone
-from tasks.events import Note
+from tasks.events import Note, TrainDone
 from tasks.settings.settings import Settings
+from tasks.stages.submit import submit
+from tasks.state.artifacts import JobArtifacts
+from tasks.state.job_store import JobStore
 from tasks.state.record import JobStatus
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo
 from tests.tasks.eta.test_history import record_with, started
@@ -162,3 +165,25 @@ def test_time_left_is_one_line() -> None:
 )
 def test_durations_have_at_most_two_units(seconds: float, text: str) -> None:
     assert duration_text(seconds) == text
+
+
+def test_status_shows_estimated_and_peak_memory(
+    invoke: Invoke, state: JobStore, document: dict[str, Any], broker_url: str
+) -> None:
+    def shown(*arguments: str) -> str:
+        return invoke("status", *arguments, TRAINING_BROKER_URL=broker_url)
+
+    job_id = submit(document, state, "result").job_id
+    estimate = state.get(job_id).estimate
+    assert f"GPU memory: {estimate.needed_gib:.1f} GiB estimated\n" in shown(job_id)
+    _, attempt, _ = state.begin(job_id, "prepare", worker="w", queue="q", tag="t")
+    done = TrainDone(steps=1, final_loss=1, peak_memory_bytes=30 * GIB)
+    note = Note(level="info", message="done")
+    state.write(job_id, attempt, [note], JobArtifacts(trained=done))
+    assert " GiB estimated, 30.0 GiB at its peak\n" in shown(job_id)
+    status = json.loads(shown(job_id, "--json"))
+    assert status["gpu_memory"] == {
+        "estimated_bytes": estimate.needed_bytes,
+        "peak_bytes": 30 * GIB,
+    }
+    assert status["estimate"]["weights_gib"] == estimate.weights_gib
