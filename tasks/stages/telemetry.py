@@ -47,7 +47,7 @@ class Telemetry:
         stage: The stage.
         queue: The queue that its message came from.
         memory_class: The memory class of the worker's GPU.
-        outbox: Takes the counts.
+        events: Takes the counts.
         tracer: Makes the spans.
     """
 
@@ -57,12 +57,12 @@ class Telemetry:
         stage: str,
         queue: str,
         memory_class: MemoryClass | None,
-        outbox: EventBuffer,
+        events: EventBuffer,
         tracer: Tracer,
     ) -> None:
         self._record, self._stage, self._queue = record, stage, queue
         self._class, self._type = class_label(memory_class), record.job.training.type
-        self._outbox, self._tracer = outbox, tracer
+        self._events, self._tracer = events, tracer
         self._trace = JobTrace(tracer, record.id)
         self._start = record.stages[stage]
         self._path = f"{stage} {self._start.attempt}"
@@ -80,7 +80,7 @@ class Telemetry:
 
     def count(self, counts: Counts) -> None:
         """Count something with the next event."""
-        self._outbox.count(counts)
+        self._events.count(counts)
 
     def register(self, router: EventRouter) -> None:
         """Count and trace a trainer's events; its starts and phases are telemetry only."""

@@ -12,15 +12,18 @@ from importlib.metadata import version
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.id_generator import IdGenerator
 
 from tasks.tracing.spans import NEXT_IDS
 
 logger = logging.getLogger(__name__)
 
+# A job is visible while it runs; the SDK's default of 5 s would delay short stages' spans.
 _SEND_EVERY_MS = 1000
+# A batch that takes longer is dropped: the queue fills meanwhile.
 _TIMEOUT_S = 5.0
+# A worker's shutdown waits no longer for a collector that hangs.
 _CLOSE_TIMEOUT_S = 5.0
 
 
@@ -55,7 +58,7 @@ class OtlpTracerProvider(TracerProvider):
         )
         # The SDK's own shutdown at exit may take 30 s.
         super().__init__(resource=resource, id_generator=JobIds(), shutdown_on_exit=False)
-        exporter = _LoggedExporter(OTLPSpanExporter(timeout=_TIMEOUT_S))
+        exporter = _LoggedExporter(timeout=_TIMEOUT_S)
         self.add_span_processor(BatchSpanProcessor(exporter, schedule_delay_millis=_SEND_EVERY_MS))
 
     def shutdown(self) -> None:
@@ -65,22 +68,17 @@ class OtlpTracerProvider(TracerProvider):
         closing.join(_CLOSE_TIMEOUT_S)
 
 
-class _LoggedExporter(SpanExporter):
+class _LoggedExporter(OTLPSpanExporter):
     """Logs when the collector stops taking spans and when it takes them again.
 
     The messages hold nothing of the endpoint.
-
-    Args:
-        exporter: Sends the spans.
     """
 
-    def __init__(self, exporter: SpanExporter) -> None:
-        self._exporter = exporter
-        self._fails = False
+    _fails = False
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
         """Send spans."""
-        result = self._exporter.export(spans)
+        result = super().export(spans)
         fails = result is not SpanExportResult.SUCCESS
         if fails and not self._fails:
             logger.warning("the trace collector takes no spans: they are dropped")
@@ -88,7 +86,3 @@ class _LoggedExporter(SpanExporter):
             logger.info("the trace collector takes spans again")
         self._fails = fails
         return result
-
-    def shutdown(self) -> None:
-        """Close the connection."""
-        self._exporter.shutdown()

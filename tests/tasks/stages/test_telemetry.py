@@ -82,8 +82,8 @@ def tracing(exporter: InMemorySpanExporter) -> Tracing:
 def worker(
     state: JobStore, store: Store, tmp_path: Path, tracing: Tracing
 ) -> Callable[..., WorkerContext]:
-    def make(*told: events.Event, ends: BaseException | None = None) -> WorkerContext:
-        made = worker_with(state, store, tmp_path, ScriptedTrainer(*told, ends=ends))
+    def make(*emitted: events.Event, ends: BaseException | None = None) -> WorkerContext:
+        made = worker_with(state, store, tmp_path, ScriptedTrainer(*emitted, ends=ends))
         return replace(
             made,
             memory_class=MemoryClass.GB40,
@@ -130,10 +130,10 @@ COLD = events.TrainerStarted(how="cold")
 RESTART = events.TrainerStarted(how="restart")
 
 
-def run_all(job_id: str, store: Store, worker: Callable[..., WorkerContext], *told: Any) -> None:
+def run_all(job_id: str, store: Store, worker: Callable[..., WorkerContext], *emitted: Any) -> None:
     bodies = {"prepare": leave(dataset=empty_dataset(store)), "cache": cache, "train": train}
     for stage, body in {**bodies, "publish": publish}.items():
-        run_stage(stage, body, job_id, worker(*(told if stage == "train" else ())))
+        run_stage(stage, body, job_id, worker(*(emitted if stage == "train" else ())))
 
 
 def test_successful_job_is_counted_with_steps_and_bytes(

@@ -87,8 +87,8 @@ def library_values(config: SdxlConfig) -> dict[str, Any]:
     scheduler = load_noise_scheduler(config)
     if not torch.allclose(scheduler.alphas_cumprod, _SCHEDULE.alphas_cumprod, atol=1e-6):
         raise RefusedError(
-            "the base model has a noise schedule of its own, and engine invoke-training trains "
-            "every model with that of SDXL"
+            "the base model has another noise schedule than SDXL's, with which engine "
+            "invoke-training trains every model"
         )
     prediction = scheduler.config["prediction_type"]
     if prediction == "v_prediction" and config.min_snr_gamma is not None:
