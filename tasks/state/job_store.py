@@ -198,14 +198,7 @@ class JobStore(JobReader):
         outcome = StartOutcome(reply[0])
         if outcome != StartOutcome.BEGUN:
             return StageStart(outcome)
-        attempt = int(reply[1])
-        try:
-            record = parse_record(job_id, hash_of(json.loads(reply[2])))
-        except UnreadableJobError as error:
-            error.stage = stage
-            self.fail(job_id, attempt, error)
-            raise
-        return StageStart(outcome, attempt, record)
+        return self._started(job_id, stage, int(reply[1]), reply[2])
 
     def requested_state(self, job_id: str, attempt: int) -> JobStatus:
         """Return the job's status, which says whether this start is to stop.
@@ -375,6 +368,16 @@ class JobStore(JobReader):
             code=error.code,
         )
         self._end(job_id, attempt, ended, fields, counts)
+
+    def _started(self, job_id: str, stage: str, attempt: int, fields: str) -> StageStart:
+        """Return a start with the job's record; fail a job that this version cannot read."""
+        try:
+            record = parse_record(job_id, hash_of(json.loads(fields)))
+        except UnreadableJobError as error:
+            error.stage = stage
+            self.fail(job_id, attempt, error)
+            raise
+        return StageStart(StartOutcome.BEGUN, attempt, record)
 
     def _end(
         self,

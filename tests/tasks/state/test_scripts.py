@@ -1,7 +1,7 @@
 """Every Lua script on a real broker: state before, call, recorded reply and recorded changes.
 
 ``recorded_calls.json`` holds the replies and changes. Record them again only for a wanted change of
-behavior: ``RECORD_CALLS=1 pytest tests/tasks/state/test_recorded_calls.py``.
+behavior: ``RECORD_CALLS=1 pytest tests/tasks/state/test_scripts.py``.
 """
 
 import json
