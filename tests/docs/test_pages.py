@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -53,7 +54,14 @@ def test_every_exit_code_is_documented() -> None:
     assert codes == {0, *EXIT_CODES.values()}
 
 
-def test_navigation_has_every_page(tmp_path: Path) -> None:
+def test_every_extra_is_documented() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    page = (ROOT / "docs" / "guides" / "install.md").read_text("utf-8")
+    rows = "".join(re.findall(r"^\|([^|]*)\|", page, re.MULTILINE))
+    assert set(re.findall(r"`(\w+)`", rows)) == set(project["optional-dependencies"])
+
+
+def test_navigation_has_every_page() -> None:
     config = yaml.safe_load((ROOT / "mkdocs.yml").read_text("utf-8"))
     pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
     assert sorted(_pages_of(config["nav"])) == sorted(pages)
