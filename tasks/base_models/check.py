@@ -1,4 +1,4 @@
-"""Checking a base model before any GPU is used. Reads small files and headers only, no weights."""
+"""Base model validation before a job uses a GPU. Reads small files and headers, no weights."""
 
 import json
 from collections.abc import Callable
@@ -24,12 +24,12 @@ from tasks.transient import is_transient
 
 @dataclass(frozen=True)
 class _Family:
-    """What a base model of a family holds.
+    """The parts of a family's base models.
 
     Attributes:
-        pipeline: How the names of its pipelines begin.
-        weights: Parts with weights: the option whose file stands in for the part's own weights.
-        file_keys: What the names of tensors in a single file begin with, by what they are.
+        pipeline: The start of the names of its diffusers pipelines.
+        weights: Each part with weights, and the option whose file replaces the weights.
+        file_keys: What a single file lacks if no tensor's name has one of these starts.
     """
 
     pipeline: str
@@ -66,15 +66,15 @@ _TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 # safetensors itself refuses longer headers.
-_LONGEST_HEADER = 100_000_000
+_MAX_HEADER_BYTES = 100_000_000
 
 
 def check_base_model(config: PipelineConfig, hub: HfApi | None = None) -> list[Problem]:
-    """Everything that is wrong with a job's base model, as seen from this machine.
+    """Return every problem of a job's base model that this machine can see.
 
     Args:
-        config: Names the model and the files that stand in for parts of it.
-        hub: The Hub to ask; None is the public one, or the one that ``HF_ENDPOINT`` names.
+        config: Names the model and the files that replace parts of it.
+        hub: The Hub; None is the public one, or the one that ``HF_ENDPOINT`` names.
     """
     hub = hub or HfApi()
     family = _SDXL if isinstance(config, SdxlConfig) else _FLUX
@@ -83,8 +83,8 @@ def check_base_model(config: PipelineConfig, hub: HfApi | None = None) -> list[P
         path = getattr(config, option)
         if path is not None:
             problems += _check_weights_file(Path(path), f"training.{option}")
-    for where, path in _embedding_files(config).items():
-        problems += _check_embedding(Path(path), where)
+    for location, path in _embedding_files(config).items():
+        problems += _check_embedding(Path(path), location)
     vae_model: str | None = getattr(config, "vae_model", None)
     if vae_model is not None:
         problems += _check_vae_model(vae_model, hub)
@@ -96,43 +96,43 @@ def check_base_model(config: PipelineConfig, hub: HfApi | None = None) -> list[P
 
 
 def _embedding_files(config: PipelineConfig) -> dict[str, str]:
-    """The textual-inversion files that a config reads, by its fields."""
+    """Return the textual-inversion files that a config reads, by option."""
     tokens: dict[str, str] = getattr(config, "base_embeddings", {})
     files = {f"training.base_embeddings.{token}": path for token, path in tokens.items()}
     initial: str | None = getattr(config, "initial_embedding_file", None)
     return files | ({"training.initial_embedding_file": initial} if initial else {})
 
 
-def _check_embedding(path: Path, where: str) -> list[Problem]:
-    problems = _check_weights_file(path, where)
+def _check_embedding(path: Path, location: str) -> list[Problem]:
+    problems = _check_weights_file(path, location)
     if problems:
         return problems
     shapes = {name: entry.get("shape") for name, entry in _header(path).items()}
     for name in ("clip_l", "clip_g"):
         shape = shapes.get(name)
         if not isinstance(shape, list) or len(shape) != 2:
-            problem = f"{path} holds no {name}, rows of vectors; it is no SDXL textual inversion"
-            problems.append(Problem(where, problem))
+            message = f"{path} has no matrix {name}; it is not an SDXL textual inversion"
+            problems.append(Problem(location, message))
     return problems
 
 
 def _check_vae_model(model: str, hub: HfApi) -> list[Problem]:
-    where = "training.vae_model"
+    location = "training.vae_model"
     if not _is_folder(model):
-        return _check_hub_id(model, where, None, hub)
+        return _check_hub_id(model, location, None, hub)
     folder = Path(model)
     return _check_part(folder / "vae" if (folder / "vae").is_dir() else folder, False)
 
 
 def _check_single_file(config: PipelineConfig, family: _Family, hub: HfApi) -> list[Problem]:
-    """A whole model in one file, and the configs and tokenizers that describe it."""
-    path, where = Path(config.model), "training.model"
-    problems = _check_weights_file(path, where)
+    """Check a whole model in one file, and the configs and tokenizers that describe it."""
+    path, location = Path(config.model), "training.model"
+    problems = _check_weights_file(path, location)
     if not problems:
         names = list(_header(path))
-        for what, starts in family.file_keys.items():
+        for missing, starts in family.file_keys.items():
             if not any(name.startswith(starts) for name in names):
-                problems.append(Problem(where, f"{path} holds {what}; it is no whole model"))
+                problems.append(Problem(location, f"{path} has {missing}; it is not a whole model"))
     described = config.single_file_config or type(config).model_fields["model"].default
     if _is_folder(described):
         return problems + _check_folder(Path(described), config, family, weights=False)
@@ -144,11 +144,11 @@ def _check_folder(
 ) -> list[Problem]:
     index = folder / "model_index.json"
     if not index.is_file():
-        return [Problem(str(folder), "holds no model_index.json; it must be in diffusers' layout")]
+        return [Problem(str(folder), "has no model_index.json; it must be in diffusers' layout")]
     pipeline = str(_json(index).get("_class_name"))
     if not pipeline.startswith(family.pipeline):
-        wanted = f"{config.type} needs a {family.pipeline}Pipeline"
-        return [Problem(str(index), f"describes a {pipeline}; {wanted}")]
+        needed = f"{config.type} needs a {family.pipeline}Pipeline"
+        return [Problem(str(index), f"describes a {pipeline}; {needed}")]
     problems = []
     for part, option in family.weights.items():
         replaced = option is not None and getattr(config, option) is not None
@@ -157,15 +157,15 @@ def _check_folder(
     for part, encoder in _TOKENIZERS.items():
         problems += _check_tokenizer(folder / part, folder / encoder)
     if not (folder / "scheduler" / "scheduler_config.json").is_file():
-        problems.append(Problem(str(folder / "scheduler"), "holds no scheduler_config.json"))
+        problems.append(Problem(str(folder / "scheduler"), "has no scheduler_config.json"))
     return problems
 
 
 def _check_part(folder: Path, replaced: bool) -> list[Problem]:
     if not (folder / "config.json").is_file():
-        return [Problem(str(folder), "holds no config.json")]
+        return [Problem(str(folder), "has no config.json")]
     if not _json(folder / "config.json"):
-        return [Problem(str(folder / "config.json"), "is damaged; fetch it again")]
+        return [Problem(str(folder / "config.json"), "is damaged; download it again")]
     if replaced:
         return []
     weights = sorted(folder.glob("*.safetensors"))
@@ -173,61 +173,69 @@ def _check_part(folder: Path, replaced: bool) -> list[Problem]:
     for index in folder.glob("*.safetensors.index.json"):
         names = _mapping(_json(index).get("weight_map")).values()
         if not names:
-            return [Problem(str(index), "is damaged; fetch it again")]
+            return [Problem(str(index), "is damaged; download it again")]
         shards |= {folder / str(name) for name in names}
     if not weights and not shards:
         if any(file.suffix in _PICKLES for file in folder.iterdir()):
-            problem = "holds only pickled weights, which are programs; only .safetensors is read"
-            return [Problem(str(folder), problem)]
-        return [Problem(str(folder), "holds no .safetensors weights")]
-    return [f for file in sorted({*weights, *shards}) for f in _check_weights_file(file, str(file))]
+            message = "has only pickled weights, which can run code; use .safetensors weights"
+            return [Problem(str(folder), message)]
+        return [Problem(str(folder), "has no .safetensors weights")]
+    return [
+        problem
+        for file in sorted({*weights, *shards})
+        for problem in _check_weights_file(file, str(file))
+    ]
 
 
-def _check_weights_file(path: Path, where: str) -> list[Problem]:
-    """Whether a safetensors file is there and whole, judged by its header."""
-    if not _holds(path.is_file):
-        return [Problem(where, f"there is no file {path} on this worker")]
+def _check_weights_file(path: Path, location: str) -> list[Problem]:
+    """Check by its header that a safetensors file exists and is complete."""
+    if not _exists(path.is_file):
+        return [Problem(location, f"there is no file {path} on this worker")]
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(_LONGEST_HEADER, size - 8):
-            return [Problem(where, f"{path} is no safetensors file, or is broken off")]
+        if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+            return [Problem(location, f"{path} is not a safetensors file, or is truncated")]
         try:
             header = json.loads(file.read(length))
-            ends = [int(v["data_offsets"][1]) for k, v in header.items() if k != "__metadata__"]
+            ends = [
+                int(entry["data_offsets"][1])
+                for name, entry in header.items()
+                if name != "__metadata__"
+            ]
         except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
-            return [Problem(where, f"{path} has a damaged safetensors header")]
+            return [Problem(location, f"{path} has a damaged safetensors header")]
     if 8 + length + max(ends, default=0) != size:
-        return [Problem(where, f"{path} is broken off or damaged; fetch it again")]
+        return [Problem(location, f"{path} is truncated or damaged; download it again")]
     return []
 
 
 def _header(path: Path) -> dict[str, Any]:
-    """The tensors of a sound safetensors file by name."""
+    """Return the tensors' entries of a valid safetensors file, by name."""
     with path.open("rb") as file:
         header = _mapping(json.loads(file.read(int.from_bytes(file.read(8), "little"))))
     return {name: _mapping(entry) for name, entry in header.items() if name != "__metadata__"}
 
 
 def _check_tokenizer(folder: Path, encoder: Path) -> list[Problem]:
-    """Whether a tokenizer knows the words its encoder was trained with.
+    """Check that a tokenizer has the vocabulary that its encoder was trained with.
 
-    A tokenizer folder without a vocabulary loads without an error and knows two to four tokens.
+    A tokenizer folder without a vocabulary loads without an error, with two to four tokens.
     """
     if not any((folder / name).is_file() for name in _VOCABULARIES):
         names = ", ".join(_VOCABULARIES)
-        return [Problem(str(folder), f"holds no vocabulary ({names}); fetch the tokenizer again")]
-    known = _vocabulary_size(folder)
-    wanted = _json(encoder / "config.json").get("vocab_size")
-    # Encoders pad their embedding tables a little; a vocabulary of under half is another one.
-    if known is not None and isinstance(wanted, int) and known < wanted / 2:
-        problem = f"knows {known} tokens, its encoder {wanted}; fetch the tokenizer again"
-        return [Problem(str(folder), problem)]
+        return [Problem(str(folder), f"has no vocabulary ({names}); download the tokenizer again")]
+    size = _vocabulary_size(folder)
+    expected = _json(encoder / "config.json").get("vocab_size")
+    # Encoders pad their embedding tables a little; under half of it is another vocabulary.
+    if size is not None and isinstance(expected, int) and size < expected / 2:
+        message = f"has {size} tokens, its encoder {expected}; download the tokenizer again"
+        return [Problem(str(folder), message)]
     return []
 
 
 def _vocabulary_size(folder: Path) -> int | None:
-    """How many tokens a tokenizer knows; None where only loading it would tell."""
+    """Return the size of a tokenizer's vocabulary; None if only loading it would show that."""
     if (folder / "tokenizer.json").is_file():
         values = _json(folder / "tokenizer.json")
         vocabulary = _mapping(values.get("model")).get("vocab")
@@ -239,26 +247,30 @@ def _vocabulary_size(folder: Path) -> int | None:
     return None
 
 
-def _check_hub_id(model: str, where: str, pipeline: str | None, hub: HfApi) -> list[Problem]:
-    """Whether a repository is there, and one of the pipelines whose names begin so."""
+def _check_hub_id(model: str, location: str, pipeline: str | None, hub: HfApi) -> list[Problem]:
+    """Check that a repository exists, and is a pipeline whose name starts so."""
     try:
-        found = hub.model_info(model)
-        described = _mapping(_mapping(found.config).get("diffusers")).get("_class_name")
+        info = hub.model_info(model)
+        described = _mapping(_mapping(info.config).get("diffusers")).get("_class_name")
         if pipeline and described and not str(described).startswith(pipeline):
-            return [Problem(where, f"{model} is a {described}; a {pipeline}Pipeline is needed")]
+            return [Problem(location, f"{model} is a {described}; a {pipeline}Pipeline is needed")]
     except HFValidationError:
-        return [Problem(where, f"there is no folder {model} on this worker, and it is no Hub id")]
+        return [
+            Problem(location, f"there is no folder {model} on this worker, and it is not a Hub id")
+        ]
     except GatedRepoError:
-        return [Problem(where, f"{model} is gated: accept its license and set HF_TOKEN on workers")]
+        message = f"{model} is gated: accept its license and set HF_TOKEN on the workers"
+        return [Problem(location, message)]
     except RepositoryNotFoundError:
-        return [Problem(where, f"{model} is no folder here and no repository HF_TOKEN can see")]
+        message = f"{model} is neither a folder here nor a repository that HF_TOKEN can read"
+        return [Problem(location, message)]
     # ValueError and KeyError: a proxy's page instead of the Hub's answer.
     except (httpx2.HTTPError, OfflineModeIsEnabled, OSError, ValueError, KeyError) as error:
         if _is_in_local_cache(model):
             return []
         first_line = str(error).partition("\n")[0]
-        problem = f"{model} is no folder here and the Hub cannot be asked: {first_line}"
-        return [Problem(where, problem, retryable=is_transient(error))]
+        message = f"{model} is not a folder here, and the Hub request failed: {first_line}"
+        return [Problem(location, message, retryable=is_transient(error))]
     return []
 
 
@@ -271,7 +283,7 @@ def _is_in_local_cache(model: str) -> bool:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """A JSON object's values; none where the file is missing or is no object."""
+    """Return a file's JSON object; an empty one if it is missing or something else."""
     try:
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -280,17 +292,17 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _mapping(value: Any) -> dict[str, Any]:
-    """A JSON object, or an empty one in place of anything else."""
+    """Return a JSON object; an empty one for anything else."""
     return value if isinstance(value, dict) else {}
 
 
 def _is_folder(path: str) -> bool:
-    return _holds(Path(path).is_dir)
+    return _exists(Path(path).is_dir)
 
 
-def _holds(is_there: Callable[[], bool]) -> bool:
-    """Whether a path is there; one too long for any file is not."""
+def _exists(check: Callable[[], bool]) -> bool:
+    """Return the result of a path's check; False for a path that is too long to exist."""
     try:
-        return is_there()
+        return check()
     except OSError:
         return False

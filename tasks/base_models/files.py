@@ -1,7 +1,7 @@
-"""The files of a base model: where they lie, whether they are all there, and their digests.
+"""The files of a base model: their locations, downloads from the Hub, and digests.
 
-Knows files only; ``encoders`` and ``transformer`` load them. Imports neither diffusers nor
-transformers, so that a cache request with nothing to encode stays quick.
+The trainer loads the files. This module imports neither diffusers nor transformers, so that a cache
+request with nothing to encode stays quick.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from tasks.errors import BaseModelFilesError
 from tasks.jobs.field_metadata import Affects, Location, affects, marker_of, options_of
 from tasks.jobs.pipeline import PipelineConfig
 
-# Pickle files and the single-file copies at the top of a repository are never fetched.
+# Pickle files and the single-file copies at the top of a repository are never downloaded.
 _SETTINGS = ("*.json", "*.txt", "*.model")
 _WEIGHTS = "*.safetensors"
 _SHA256_NAME = re.compile(r"^[0-9a-f]{64}$")
@@ -33,25 +33,25 @@ _TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 
 
 def single_file(config: PipelineConfig) -> Path | None:
-    """The file that holds the whole base model; None where it is a folder or a Hub id.
+    """Return the single file of a whole base model; None if it is a folder or a Hub id.
 
     Raises:
-        BaseModelFilesError: It is not there.
+        BaseModelFilesError: The file is missing.
     """
     return existing_file(config.model) if config.model.endswith(_WEIGHTS[1:]) else None
 
 
 def base_model_folder(config: PipelineConfig, parts: Sequence[str]) -> Path:
-    """The diffusers folder that holds these parts of the base model, fetched if on the Hub.
+    """Return the diffusers folder with these parts of the base model, downloaded if on the Hub.
 
-    Of a single-file model, the folder holds the configs and tokenizers.
+    For a single-file model, it is the folder with the configs and tokenizers.
 
     Args:
         config: Names the model.
         parts: Names of subfolders (``transformer``, ``tokenizer_2``).
 
     Raises:
-        BaseModelFilesError: The model, or one of the parts, is not there.
+        BaseModelFilesError: The model, or one of the parts, is missing.
     """
     if single_file(config) is None:
         return _folder(config.model, parts, getattr(config, "hf_variant", None))
@@ -59,15 +59,15 @@ def base_model_folder(config: PipelineConfig, parts: Sequence[str]) -> Path:
 
 
 def variant(config: PipelineConfig, part: Path) -> str | None:
-    """The variant of a part's weights to load: hf_variant, where there are such files."""
+    """Return the variant of a part's weights to load: hf_variant, if the part has such files."""
     wanted: str | None = getattr(config, "hf_variant", None)
     return wanted if wanted and any(part.glob(f"*.{wanted}{_WEIGHTS[1:]}")) else None
 
 
 def vae_folder(config: PipelineConfig) -> Path:
-    """The folder of the VAE's files: ``vae_model``'s where there is one.
+    """Return the folder of the VAE's files: ``vae_model``'s if it is given.
 
-    Of a single-file model without ``vae_model``, it holds the VAE's config only.
+    For a single-file model without ``vae_model``, it has the VAE's config only.
     """
     other: str | None = getattr(config, "vae_model", None)
     if other is None:
@@ -79,12 +79,12 @@ def vae_folder(config: PipelineConfig) -> Path:
 
 
 def vae_config(config: PipelineConfig) -> dict[str, object]:
-    """The VAE's ``config.json``."""
+    """Return the VAE's ``config.json``."""
     return json_object(vae_folder(config), "config.json")
 
 
 def text_digest(config: PipelineConfig) -> str:
-    """SHA-256 over all the files that decide what the text encoders put out."""
+    """Return the SHA-256 of all files that decide the text encoders' outputs, in hex."""
     folder = base_model_folder(config, _TEXT_PARTS)
     paths = (getattr(config, f"text_encoder_{number}_path", None) for number in (1, 2))
     first, second = (path or _file_instead(config) for path in paths)
@@ -96,7 +96,7 @@ def text_digest(config: PipelineConfig) -> str:
 
 
 def vae_digest(config: PipelineConfig) -> str:
-    """SHA-256 over all the files that decide what the VAE puts out."""
+    """Return the SHA-256 of all files that decide the VAE's outputs, in hex."""
     folder = vae_folder(config)
     own = getattr(config, "vae_model", None) is None
     override = _file_instead(config) if own else None
@@ -104,12 +104,13 @@ def vae_digest(config: PipelineConfig) -> str:
 
 
 def encoders_identity(config: PipelineConfig) -> str:
-    """What tells whether the encoders are the same ones, on any machine, without reading weights.
+    """Return a text that identifies the encoders on any machine, without reading weights.
 
-    Made of the commits of Hub repositories, and of local files' paths, sizes and times of change.
+    It consists of the commits of Hub repositories, and of the paths, sizes and modification times
+    of local files.
 
     Raises:
-        BaseModelFilesError: Something is not there.
+        BaseModelFilesError: A file or repository is missing.
     """
     locations = {
         option.path: option.value
@@ -125,9 +126,9 @@ def encoders_identity(config: PipelineConfig) -> str:
 
 
 def fingerprint(config: PipelineConfig, parts: Sequence[str], others: Sequence[str]) -> str:
-    """What tells whether these parts' files, and some others, are still the same ones.
+    """Return a text that identifies the files of these parts, and some others, in this process.
 
-    Made of names, sizes and times of change: quicker than a digest, for the life of a process.
+    It consists of names, sizes and modification times, and is quicker than a digest.
     """
     folder = base_model_folder(config, parts)
     own = single_file(config)
@@ -138,10 +139,10 @@ def fingerprint(config: PipelineConfig, parts: Sequence[str], others: Sequence[s
 
 
 def existing_file(path: str) -> Path:
-    """The file of an override.
+    """Return the file that an option names.
 
     Raises:
-        BaseModelFilesError: It is not there.
+        BaseModelFilesError: The file is missing.
     """
     if not Path(path).is_file():
         raise BaseModelFilesError(path, "there is no such file on this worker")
@@ -149,9 +150,9 @@ def existing_file(path: str) -> Path:
 
 
 def file_digest(file: Path) -> str:
-    """A file's SHA-256, in hex.
+    """Return a file's SHA-256, in hex.
 
-    The Hub's cache names large files by their SHA-256; those are not read again.
+    The Hub's cache names large files by their SHA-256; these are not read.
     """
     real = file.resolve()
     if real.parent.name == "blobs" and _SHA256_NAME.match(real.name):
@@ -161,19 +162,19 @@ def file_digest(file: Path) -> str:
 
 
 def part_config(folder: Path, part: str) -> dict[str, object]:
-    """The ``config.json`` of a part.
+    """Return the ``config.json`` of a part.
 
     Raises:
-        BaseModelFilesError: It is missing or no JSON object.
+        BaseModelFilesError: The file is missing or not a JSON object.
     """
     return json_object(folder, f"{part}/config.json")
 
 
 def json_object(folder: Path, name: str) -> dict[str, object]:
-    """A JSON file of a base model.
+    """Return the object in a JSON file of a base model.
 
     Raises:
-        BaseModelFilesError: It is missing or no JSON object.
+        BaseModelFilesError: The file is missing or not a JSON object.
     """
     try:
         values = json.loads((folder / name).read_text("utf-8"))
@@ -181,7 +182,7 @@ def json_object(folder: Path, name: str) -> dict[str, object]:
         reason = getattr(error, "strerror", None) or str(error)
         raise BaseModelFilesError(str(folder), f"{name}: {reason}") from error
     if not isinstance(values, dict):
-        raise BaseModelFilesError(str(folder), f"{name} is no JSON object")
+        raise BaseModelFilesError(str(folder), f"{name} is not a JSON object")
     return values
 
 
@@ -198,14 +199,14 @@ def _stamps(value: str | dict[str, str]) -> object:
     return [value, _stamp(value)]
 
 
-def _stamp(place: str) -> object:
-    """What changes when a file, a folder's files or a Hub repository does."""
-    path = Path(place)
+def _stamp(location: str) -> object:
+    """Return what changes when a file, the files of a folder or a Hub repository change."""
+    path = Path(location)
     if path.is_file() or path.is_dir():
         files = sorted(it for it in path.rglob("*") if it.is_file()) if path.is_dir() else [path]
         stats = [(str(file), file.stat()) for file in files]
         return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-    return _fetched(place, ("model_index.json", "config.json"), ()).name
+    return _download(location, ("model_index.json", "config.json"), ()).name
 
 
 def _file_instead(config: PipelineConfig) -> str | None:
@@ -216,7 +217,14 @@ def _file_instead(config: PipelineConfig) -> str | None:
 def _digest(
     config: PipelineConfig, folder: Path, parts: Sequence[str], overrides: Sequence[str | None]
 ) -> "hashlib._Hash":
-    """Over parts' files; an override is a single file in place of a part's weights."""
+    """Return the digest of the files of parts.
+
+    Args:
+        config: The training config.
+        folder: The folder of the parts.
+        parts: Names of subfolders.
+        overrides: For each part, a single file that replaces its weights, or None.
+    """
     digest = hashlib.sha256()
     for part, override in zip(parts, overrides, strict=True):
         files = _files(folder / part, config)
@@ -224,14 +232,14 @@ def _digest(
             files = [file for file in files if not _is_weights(file)]
             files.append(existing_file(override))
         for file in files:
-            # An override's own name says nothing about its contents.
+            # Independent of an override's name, which says nothing about its contents.
             name = "override" if _is_weights(file) and override else file.name
             digest.update(f"{part}/{name} {file_digest(file)}\n".encode())
     return digest
 
 
 def _files(part: Path, config: PipelineConfig) -> list[Path]:
-    """A part's files, of all variants of its weights those that are loaded."""
+    """Return the files of a part: its settings, and the weights of the variant that is loaded."""
     settings = [file for pattern in _SETTINGS for file in part.glob(pattern)]
     wanted = variant(config, part)
     weights = [
@@ -262,22 +270,22 @@ def _folder(model: str, parts: Sequence[str], wanted: str | None, *, weights: bo
 def _from_hub(
     model: str, parts: Sequence[str], wanted: str | None, *, weights: bool = True
 ) -> Path:
-    """The snapshot of a Hub repository with these parts in it, no more than one variant of each."""
+    """Return the snapshot of a Hub repository with these parts, each in one variant."""
     settings = ["model_index.json", *(f"{part}/{end}" for part in parts for end in _SETTINGS)]
     settings = [pattern.removeprefix("./") for pattern in settings]
-    folder = _fetched(model, settings, ())
+    folder = _download(model, settings, ())
     if not weights:
         return folder
     if wanted:
-        _fetched(model, [f"{part}/*.{wanted}*.safetensors" for part in parts], ())
+        _download(model, [f"{part}/*.{wanted}*.safetensors" for part in parts], ())
     rest = [
         p for p in parts if not (wanted and any((folder / p).glob(f"*.{wanted}*{_WEIGHTS[1:]}")))
     ]
     plain = [f"{part}/{_WEIGHTS}".removeprefix("./") for part in rest]
-    return _fetched(model, plain, _VARIANTS) if plain else folder
+    return _download(model, plain, _VARIANTS) if plain else folder
 
 
-def _fetched(model: str, patterns: Sequence[str], ignored: Sequence[str]) -> Path:
+def _download(model: str, patterns: Sequence[str], ignored: Sequence[str]) -> Path:
     try:
         return Path(
             huggingface_hub.snapshot_download(
@@ -286,18 +294,18 @@ def _fetched(model: str, patterns: Sequence[str], ignored: Sequence[str]) -> Pat
         )
     except HFValidationError as error:
         raise BaseModelFilesError(
-            model, "there is no such folder on this worker, and it is no Hub id"
+            model, "there is no such folder on this worker, and it is not a Hub id"
         ) from error
     except GatedRepoError as error:
         raise BaseModelFilesError(
-            model, "its license must be accepted on the Hub by the owner of HF_TOKEN"
+            model, "it is gated: the owner of HF_TOKEN must accept its license on the Hub"
         ) from error
     except RepositoryNotFoundError as error:
         raise BaseModelFilesError(
-            model, "neither a folder on this worker nor a repository HF_TOKEN can see"
+            model, "it is neither a folder on this worker nor a repository that HF_TOKEN can read"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError) as error:
         first_line = str(error).partition("\n")[0]
         raise BaseModelFilesError(
-            model, f"no folder on this worker, and the Hub says: {first_line}"
+            model, f"it is not a folder on this worker, and the Hub request failed: {first_line}"
         ) from error

@@ -159,9 +159,7 @@ GOOD_TAR = tarred(*(member(name, data) for name, data in GOOD.items()))
     ],
     ids=["zip", "zip stored", "pax tar", "gnu tar", "ustar", "tar.gz"],
 )
-def test_a_good_archive_is_unpacked_by_its_content_into_numbered_files(
-    place: Place, data: bytes
-) -> None:
+def test_an_archive_is_unpacked_into_numbered_files(place: Place, data: bytes) -> None:
     found = place.unpack(data)
     assert (found.problems, found.unused) == ([], 0)
     assert read(found) == GOOD
@@ -174,7 +172,7 @@ def test_a_good_archive_is_unpacked_by_its_content_into_numbered_files(
     }
 
 
-def test_folders_and_what_desktops_add_are_left_out(place: Place) -> None:
+def test_folders_and_desktop_files_are_skipped(place: Place) -> None:
     names = ["__MACOSX/._a.png", ".DS_Store", "x/.hidden.png", "x/Thumbs.db", "README.md"]
     found = place.unpack(
         zipped(("x/", b""), ("./x//a.png", IMAGE), *((name, b"x") for name in names))
@@ -192,7 +190,7 @@ def test_folders_and_what_desktops_add_are_left_out(place: Place) -> None:
     assert (list(found.files), found.problems, found.unused) == (["x/a.png"], [], 5)
 
 
-def test_a_zips_utf8_name_is_read_though_it_is_not_marked_as_such(place: Place) -> None:
+def test_an_unmarked_utf8_name_is_read(place: Place) -> None:
     # As macOS writes them; the same length, so nothing else moves.
     data = zipped(("caf__.png", IMAGE)).replace(b"caf__", "café".encode())
     assert list(place.unpack(data).files) == ["café.png"]
@@ -201,7 +199,7 @@ def test_a_zips_utf8_name_is_read_though_it_is_not_marked_as_such(place: Place) 
     assert list(place.unpack(data).files) == ["café.png"]
 
 
-def test_long_names_and_global_headers_of_tars_are_understood(place: Place) -> None:
+def test_long_names_and_global_headers_are_read(place: Place) -> None:
     name = "/".join(["folder" * 20] * 3) + "/ä.png"
     for kind in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
         found = place.unpack(tarred(member(name), kind=kind))
@@ -231,9 +229,7 @@ BAD_NAMES = [
 
 
 @pytest.mark.parametrize(("name", "problem"), BAD_NAMES)
-def test_a_bad_name_is_told_and_the_others_still_unpacked(
-    place: Place, name: str, problem: str
-) -> None:
+def test_a_bad_name_is_a_problem_of_its_member(place: Place, name: str, problem: str) -> None:
     good = tarred(member(name), member("ok.png"))
     for data in (zipped((name, IMAGE), ("ok.png", IMAGE)), good, gzip.compress(good)):
         found = place.unpack(data)
@@ -350,23 +346,19 @@ BAD_MEMBERS = {
 
 
 @pytest.mark.parametrize(("data", "problem"), BAD_MEMBERS.values(), ids=BAD_MEMBERS)
-def test_a_bad_member_is_told_and_the_others_still_unpacked(
-    place: Place, data: bytes, problem: str
-) -> None:
+def test_a_bad_member_does_not_stop_the_others(place: Place, data: bytes, problem: str) -> None:
     found = place.unpack(data)
     assert (read(found), told(found)) == ({"ok.png": b""}, [problem])
 
 
-def test_a_member_of_a_tar_that_is_too_large_is_told_unread(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_member_of_a_tar_is_not_read(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 2**20)
     found = place.unpack(tarred(member("a.png", bytes(2**20 + 1)), member("ok.png")))
     assert told(found) == ["a.png: has over 1 MiB; no image needs as much"]
     assert list(found.files) == ["ok.png"]
 
 
-def test_all_faults_are_told_at_once_but_not_more_than_can_be_read(place: Place) -> None:
+def test_problems_are_reported_together_up_to_a_limit(place: Place) -> None:
     names = [f"../{n}.png" for n in range(MAX_PROBLEMS + 5)]
     for data in (
         zipped(("ok.png", b""), *((name, b"") for name in names)),
@@ -449,24 +441,20 @@ STOPPING = {
 
 
 @pytest.mark.parametrize(("data", "problem"), STOPPING.values(), ids=STOPPING)
-def test_what_cannot_be_gone_on_with_is_told_and_leaves_no_file(
-    place: Place, data: bytes, problem: str
-) -> None:
+def test_a_fatal_problem_leaves_no_file(place: Place, data: bytes, problem: str) -> None:
     found = place.unpack(data)
     assert found.files == {}
     [message] = told(found)
     assert message.startswith(f"data.bin: {problem}")
 
 
-def test_the_faults_before_the_last_one_are_told_too(place: Place) -> None:
+def test_problems_before_a_fatal_one_are_reported(place: Place) -> None:
     found = place.unpack(tarred(member("../a.png"), member("b.png"))[:END_OF_TAR])
     assert [problem.location for problem in found.problems] == ["../a.png", "data.bin"]
     assert found.files == {}
 
 
-def test_too_many_members_are_refused_a_zips_before_they_are_listed(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_too_many_members_are_refused(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "MAX_ENTRIES", 2)
     assert len(place.unpack(TWO_ZIPPED).files) == 2
     for path in place.folder.iterdir():
@@ -509,7 +497,7 @@ def in_memory(run: Callable[[], Unpacked]) -> tuple[Unpacked, int]:
 
 
 @pytest.mark.parametrize("data", BOMBS.values(), ids=BOMBS)
-def test_a_bomb_is_stopped_early_in_little_memory(
+def test_a_bomb_is_stopped_early(
     place: Place, monkeypatch: pytest.MonkeyPatch, data: bytes
 ) -> None:
     written = 0
@@ -528,7 +516,7 @@ def test_a_bomb_is_stopped_early_in_little_memory(
     assert memory < 4 * 2**20
 
 
-def test_what_grows_more_than_images_do_is_a_bomb_even_where_there_is_room(
+def test_extreme_growth_is_a_bomb_within_the_limit(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = (
@@ -543,14 +531,14 @@ def test_what_grows_more_than_images_do_is_a_bomb_even_where_there_is_room(
     assert found.problems == []
 
 
-def test_just_as_much_as_is_allowed_may_be_unpacked(place: Place) -> None:
+def test_exactly_the_maximum_is_unpacked(place: Place) -> None:
     assert place.unpack(TWO_ZIPPED, max_bytes=6000).problems == []
     for path in place.folder.iterdir():
         path.unlink()
     assert place.unpack(TWO_ZIPPED, max_bytes=5999).files == {}
 
 
-def test_the_headers_of_a_tars_members_are_not_kept(place: Place) -> None:
+def test_headers_of_a_tar_are_not_kept(place: Place) -> None:
     comment = b"65000 comment=".ljust(65000 - 1, b"x") + b"\n"
     data = (pax(comment) + header("a.md", 0, b"0")) * 1000 + bytes(1024)
     found, memory = in_memory(lambda: place.unpack(data, max_bytes=2**30))
@@ -558,7 +546,7 @@ def test_the_headers_of_a_tars_members_are_not_kept(place: Place) -> None:
     assert memory < 4 * 2**20
 
 
-def test_an_archive_that_cannot_be_opened_or_written_is_no_fault_of_its_sender(
+def test_errors_of_the_own_disk_are_raised(
     place: Place,
 ) -> None:
     with pytest.raises(FileNotFoundError):
@@ -604,7 +592,7 @@ CHANGES = st.lists(
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.sampled_from(SEEDS), CHANGES, st.none() | st.integers(0, 5000))
-def test_no_damage_makes_it_fail_or_write_elsewhere(
+def test_no_damage_escapes_the_folder(
     seed: bytes, changes: list[tuple[float, bytes, bool]], cut: int | None
 ) -> None:
     check_any(mutated(seed, changes)[:cut])
@@ -624,7 +612,7 @@ KINDS = st.sampled_from([bytes([kind]) for kind in (*range(0x30, 0x38), *b"ADKLM
     st.lists(st.tuples(NAMES, KINDS, st.integers(0, 600), st.binary(max_size=40)), max_size=5),
     st.booleans(),
 )
-def test_no_member_of_a_tar_makes_it_fail_or_write_elsewhere(
+def test_no_member_of_a_tar_escapes_the_folder(
     members: list[tuple[str, bytes, int, bytes]], is_gzip: bool
 ) -> None:
     data = b""

@@ -65,7 +65,7 @@ def contents() -> dict[str, bytes]:
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_whatever_is_changed_in_them_nothing_but_faults_comes_of_it(data: st.DataObject) -> None:
+def test_any_damage_results_in_problems(data: st.DataObject) -> None:
     name = data.draw(st.sampled_from(sorted(contents())))
     whole = bytearray(contents()[name])
     for _ in range(data.draw(st.integers(1, 6))):

@@ -91,7 +91,7 @@ def test_images_are_written_with_their_names_and_captions(hub: Hub, folder: Path
     assert written == [b"first", b"second", b"third", b"fourth"]
 
 
-def test_the_words_of_a_path_are_never_used_as_a_path(hub: Hub, folder: Path) -> None:
+def test_a_rows_path_is_never_used_as_a_path(hub: Hub, folder: Path) -> None:
     paths = ["../../up.png", "/etc/passwd", "x" * 5000 + ".png", "nul\0.png", "line\nbreak.jpg", ""]
     images = [{"bytes": b"image", "path": path} for path in paths]
     hub.holds(converted={"default/train/0000.parquet": parquet(images, ["a"] * len(paths))})
@@ -112,14 +112,14 @@ def test_images_may_be_plain_bytes(hub: Hub, folder: Path, image_type: Any) -> N
     assert (folder / "00000000.png").read_bytes() == b"image"
 
 
-def test_captions_that_are_not_wanted_may_be_missing(hub: Hub, folder: Path) -> None:
+def test_unused_captions_may_be_missing(hub: Hub, folder: Path) -> None:
     file = parquet([{"bytes": b"image", "path": "cat.png"}], [None])
     hub.holds(converted={"default/train/0000.parquet": file})
     rows = fetched(hub, folder, captions=False, caption_column="no such column")
     assert captions_of(rows) == [None]
 
 
-def test_of_several_captions_of_an_image_the_first_one_is_used(hub: Hub, folder: Path) -> None:
+def test_the_first_of_several_captions_is_used(hub: Hub, folder: Path) -> None:
     images = [{"bytes": b"image", "path": "cat.png"}] * 2
     hub.holds(converted={"default/train/0000.parquet": parquet(images, [["a", "b"], ["c"]])})
     assert captions_of(fetched(hub, folder)) == ["a", "c"]
@@ -143,18 +143,14 @@ def test_of_several_captions_of_an_image_the_first_one_is_used(hub: Hub, folder:
     ],
     ids=["null", "number", "empty list", "list of null", "far date", "no UTF-8", "too long"],
 )
-def test_a_caption_that_is_no_text_is_a_fault_of_its_row(
-    hub: Hub, folder: Path, caption: Any, problem: str
-) -> None:
+def test_a_caption_must_be_text(hub: Hub, folder: Path, caption: Any, problem: str) -> None:
     file = parquet([{"bytes": b"image", "path": "cat.png"}], caption)
     hub.holds(converted={"default/train/0000.parquet": file})
     [found] = problems_of(fetched(hub, folder))
     assert found.startswith(f"{NAME} row 0: {problem}")
 
 
-def test_a_row_without_image_bytes_is_a_fault_and_the_others_are_read(
-    hub: Hub, folder: Path
-) -> None:
+def test_a_row_needs_image_bytes(hub: Hub, folder: Path) -> None:
     images = [
         None,
         {"bytes": None, "path": "https://example.org/cat.png"},
@@ -168,7 +164,7 @@ def test_a_row_without_image_bytes_is_a_fault_and_the_others_are_read(
     assert [file.name for _, file, _ in rows.files] == ["00000003.png"]
 
 
-def test_urls_in_the_place_of_images_are_not_followed(hub: Hub, folder: Path) -> None:
+def test_urls_of_images_are_not_followed(hub: Hub, folder: Path) -> None:
     file = parquet([f"{hub.api.endpoint}/cat.png"], ["a"], pyarrow.string())
     hub.holds(converted={"default/train/0000.parquet": file})
     [problem] = problems_of(fetched(hub, folder))
@@ -176,9 +172,7 @@ def test_urls_in_the_place_of_images_are_not_followed(hub: Hub, folder: Path) ->
     assert not any("cat.png" in path for path in hub.asked)
 
 
-def test_of_very_many_faulty_rows_the_first_are_told_and_the_others_counted(
-    hub: Hub, folder: Path
-) -> None:
+def test_many_invalid_rows_are_counted(hub: Hub, folder: Path) -> None:
     hub.holds(converted={"default/train/0000.parquet": parquet([None] * 130, ["a"] * 130)})
     problems = problems_of(fetched(hub, folder))
     assert len(problems) == 101
@@ -186,9 +180,7 @@ def test_of_very_many_faulty_rows_the_first_are_told_and_the_others_counted(
 
 
 @pytest.mark.parametrize("option", ["image_column", "caption_column"])
-def test_a_column_that_is_missing_is_told_with_those_there(
-    hub: Hub, folder: Path, option: str
-) -> None:
+def test_a_missing_column_is_reported_with_the_others(hub: Hub, folder: Path, option: str) -> None:
     hub.holds(
         converted={
             "default/train/0000.parquet": one("a"),
@@ -204,7 +196,7 @@ def test_a_column_that_is_missing_is_told_with_those_there(
     assert len(hub.downloads()) == 1  # the second file is not fetched for this
 
 
-def test_of_very_many_columns_the_first_are_told(hub: Hub, folder: Path) -> None:
+def test_a_long_list_of_columns_is_shortened(hub: Hub, folder: Path) -> None:
     wide = {f"c{n}": pyarrow.array([n]) for n in range(40)}
     file = parquet([None], ["a"], **wide)
     hub.holds(converted={"default/train/0000.parquet": file})
@@ -213,7 +205,7 @@ def test_of_very_many_columns_the_first_are_told(hub: Hub, folder: Path) -> None
 
 
 @pytest.mark.parametrize("damage", ["nothing", "no parquet", "broken off", "bytes changed"])
-def test_a_damaged_file_is_told_by_its_name(hub: Hub, folder: Path, damage: str) -> None:
+def test_a_damaged_file_is_reported_by_name(hub: Hub, folder: Path, damage: str) -> None:
     sound = one("a")
     data = {
         "nothing": b"",
@@ -259,15 +251,13 @@ def test_no_more_rows_than_allowed_are_read(
     assert len(captions_of(fetched(hub, folder))) == 2
 
 
-def test_a_dataset_without_rows_is_told(hub: Hub, folder: Path) -> None:
+def test_a_dataset_without_rows_is_a_problem(hub: Hub, folder: Path) -> None:
     hub.holds(converted={"default/train/0000.parquet": parquet([], pyarrow.array([], "string"))})
     [problem] = problems_of(fetched(hub, folder))
     assert "has no rows" in problem
 
 
-def test_the_hubs_conversion_is_read_before_the_repositorys_own_files(
-    hub: Hub, folder: Path
-) -> None:
+def test_the_hubs_conversion_is_preferred(hub: Hub, folder: Path) -> None:
     converted = {
         "default/test/0000.parquet": one("test"),
         "default/train/0000.parquet": one("converted"),
@@ -277,7 +267,7 @@ def test_the_hubs_conversion_is_read_before_the_repositorys_own_files(
     assert captions_of(fetched(hub, folder)) == ["converted"]
 
 
-def test_the_first_part_is_read_where_the_hub_converted_no_more(hub: Hub, folder: Path) -> None:
+def test_a_partial_conversion_is_read_with_a_warning(hub: Hub, folder: Path) -> None:
     converted = {"default/partial-train/0000.parquet": one("part")}
     hub.holds(converted=converted, main={"script.py": b"", "index.parquet": one("index")})
     rows = fetched(hub, folder)
@@ -301,7 +291,7 @@ def test_the_first_part_is_read_where_the_hub_converted_no_more(hub: Hub, folder
         (["a.parquet", "b.parquet", "c.csv"], [0, 1]),
     ],
 )
-def test_of_the_repositorys_own_files_those_that_say_train_or_else_all_are_read(
+def test_own_files_of_the_train_split_are_preferred(
     hub: Hub, folder: Path, paths: list[str], read: list[int]
 ) -> None:
     hub.holds(main={path: one(path) for path in paths})
@@ -339,9 +329,7 @@ def test_the_default_or_only_configuration_needs_no_name(
     assert captions_of(fetched(hub, folder)) == [names[0]]
 
 
-def test_a_repository_without_parquet_files_is_told_and_its_script_not_run(
-    hub: Hub, folder: Path
-) -> None:
+def test_scripts_of_a_repository_are_not_run(hub: Hub, folder: Path) -> None:
     hub.holds(main={"images.py": b"raise SystemExit", "cat.png": b""})
     assert problems_of(fetched(hub, folder)) == [
         f"training.data_loader.dataset.dataset_name: {NAME} has no parquet files "
@@ -350,7 +338,7 @@ def test_a_repository_without_parquet_files_is_told_and_its_script_not_run(
     assert hub.downloads() == []
 
 
-def test_everything_is_read_of_the_commit_that_was_found_first(hub: Hub, folder: Path) -> None:
+def test_all_files_are_of_one_commit(hub: Hub, folder: Path) -> None:
     hub.holds(main={"train.parquet": one("a")})
     assert captions_of(fetched(hub, folder)) == ["a"]
     sha = sha_of("main")
@@ -360,7 +348,7 @@ def test_everything_is_read_of_the_commit_that_was_found_first(hub: Hub, folder:
     assert len(of_main) > 2
 
 
-def test_what_was_downloaded_is_kept_in_the_cache(hub: Hub, folder: Path) -> None:
+def test_downloads_stay_in_the_cache(hub: Hub, folder: Path) -> None:
     hub.holds(main={"train.parquet": one("a")})
     assert captions_of(fetched(hub, folder)) == captions_of(fetched(hub, folder)) == ["a"]
     assert len(hub.downloads()) == 1
@@ -376,7 +364,7 @@ def test_what_was_downloaded_is_kept_in_the_cache(hub: Hub, folder: Path) -> Non
         ("../up", "../up is not a Hub id"),
     ],
 )
-def test_a_dataset_that_the_hub_does_not_give_is_told(
+def test_a_dataset_that_cannot_be_read_is_a_problem(
     hub: Hub, folder: Path, name: str, problem: str
 ) -> None:
     [found] = problems_of(fetched(hub, folder, dataset_name=name))
@@ -393,7 +381,7 @@ def test_a_dataset_that_the_hub_does_not_give_is_told(
         ("/resolve/", b"<html>Log in</html>"),
     ],
 )
-def test_a_proxys_page_in_place_of_the_hubs_answer_is_told(
+def test_a_proxys_page_is_not_a_hub_answer(
     hub: Hub, folder: Path, page_for: str, page: bytes
 ) -> None:
     hub.holds(converted={"default/train/0000.parquet": one("a")})
@@ -403,13 +391,13 @@ def test_a_proxys_page_in_place_of_the_hubs_answer_is_told(
     assert "\n" not in problem
 
 
-def test_a_file_that_the_hub_lists_and_does_not_give_is_told(
+def test_a_listed_file_that_is_missing_is_a_problem(
     hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub.holds(main={"train.parquet": one("a")})
     monkeypatch.setitem(hub.revisions, "main", Vanishing(hub.revisions["main"]))
     [problem] = problems_of(fetched(hub, folder))
-    assert f"the Hub request for owner/images failed for {NAME}: " in problem
+    assert f"the Hub request for {NAME} failed: " in problem
 
 
 class Vanishing(dict[str, bytes]):
@@ -419,19 +407,17 @@ class Vanishing(dict[str, bytes]):
         return False
 
 
-def test_what_reads_parquet_is_imported_only_with_such_a_dataset() -> None:
+def test_pyarrow_is_imported_only_when_used() -> None:
     program = "import sys, tasks.data.hub; sys.exit('pyarrow' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_a_hub_that_cannot_be_asked_is_told(folder: Path) -> None:
+def test_an_unreachable_hub_is_retryable(folder: Path) -> None:
     [problem] = problems_of(fetched(HfApi(endpoint="http://127.0.0.1:9"), folder))
     assert "the Hub request for owner/images failed" in problem
 
 
-def test_a_worker_that_is_set_offline_is_told(
-    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_offline_mode_is_reported(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     [problem] = problems_of(fetched(hub, folder))
     assert "the Hub request for owner/images failed" in problem

@@ -31,7 +31,7 @@ def image() -> Image.Image:
     return image
 
 
-def test_the_same_pixels_have_the_same_digest_in_every_lossless_format(
+def test_lossless_formats_have_the_same_digest(
     image: Image.Image,
 ) -> None:
     forms = [("PNG", {}), ("BMP", {}), ("WEBP", {"lossless": True})]
@@ -41,7 +41,7 @@ def test_the_same_pixels_have_the_same_digest_in_every_lossless_format(
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 70000), (70000, 3), (640, 480)])
 @pytest.mark.parametrize("mode", ["RGB", "L"])
-def test_a_digest_is_of_the_kind_the_size_and_all_pixels(mode: str, size: tuple[int, int]) -> None:
+def test_a_digest_covers_mode_size_and_pixels(mode: str, size: tuple[int, int]) -> None:
     image = Image.radial_gradient("L").resize(size).convert(mode)
     header = f"{mode} {size[0]}x{size[1]}\n".encode()
     assert image_digest(image) == hashlib.sha256(header + image.tobytes()).hexdigest()
@@ -55,7 +55,7 @@ def test_other_pixels_or_another_size_have_another_digest(image: Image.Image) ->
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_an_image_is_turned_upright(image: Image.Image, orientation: int) -> None:
+def test_an_image_is_rotated_upright(image: Image.Image, orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     upright = open_image(encoded(image, "PNG", exif=exif))
@@ -81,21 +81,21 @@ def test_a_16_bit_image_keeps_its_brightness() -> None:
     assert open_image(encoded(deep, "PNG")).getpixel((0, 0)) == (155, 155, 155)
 
 
-def test_transparency_is_put_on_white_and_told() -> None:
+def test_transparency_becomes_white() -> None:
     clear = encoded(Image.new("RGBA", (8, 8), (10, 20, 30, 0)), "PNG")
     assert open_image(clear).getpixel((0, 0)) == (255, 255, 255)
     assert image_facts(clear).is_transparent
     assert not image_facts(encoded(Image.new("RGB", (8, 8)), "PNG")).is_transparent
 
 
-def test_of_an_animation_the_first_frame_is_taken() -> None:
+def test_the_first_frame_of_an_animation_is_used() -> None:
     frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
     moving = encoded(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
     assert open_image(moving).getpixel((4, 4)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize("kept", [0, 10, 0.3, 0.9])
-def test_a_broken_off_image_is_refused(image: Image.Image, kept: float) -> None:
+def test_a_truncated_image_is_refused(image: Image.Image, kept: float) -> None:
     for kind in ("PNG", "JPEG", "WEBP"):
         whole = encoded(image, kind)
         part = whole[: int(kept * len(whole)) if kept < 1 else int(kept)]
@@ -104,7 +104,7 @@ def test_a_broken_off_image_is_refused(image: Image.Image, kept: float) -> None:
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "ICO", "PPM", "PDF", "EPS"])
-def test_a_format_that_is_not_ours_is_refused(image: Image.Image, kind: str) -> None:
+def test_other_formats_are_refused(image: Image.Image, kind: str) -> None:
     with pytest.raises(UnreadableImageError, match="is not a JPEG, PNG, WEBP, BMP"):
         open_image(encoded(image, kind))
 
@@ -121,7 +121,7 @@ def test_a_decompression_bomb_is_refused_without_decoding_it() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
-def test_a_damaged_exif_block_never_escapes_as_another_error(image: Image.Image, kind: str) -> None:
+def test_damaged_exif_raises_only_our_error(image: Image.Image, kind: str) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     exif[0x010E] = "a description"
@@ -141,7 +141,7 @@ def test_a_large_image_below_the_limit_is_read_without_a_warning() -> None:
     assert not image_facts(large).is_transparent
 
 
-def test_reading_in_threads_leaves_the_processs_warning_filters_alone(
+def test_threads_do_not_change_warning_filters(
     image: Image.Image,
 ) -> None:
     data = encoded(image, "PNG")

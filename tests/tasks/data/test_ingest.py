@@ -54,17 +54,13 @@ def test_an_image_with_two_captions_is_stored_once(folder: Path, store: Store) -
     assert len(store.keys("images")) == 2
 
 
-def test_a_file_that_is_not_what_its_name_says_is_read_by_its_bytes(
-    folder: Path, store: Store
-) -> None:
+def test_a_file_is_read_by_its_bytes_not_its_name(folder: Path, store: Store) -> None:
     before = ingest(checked(folder), store)
     (folder / "a.png").rename(folder / "a.jpg")
     assert ingest(checked(folder), store).digest == before.digest
 
 
-def test_every_image_that_changed_or_went_is_told_and_no_dataset_is_stored(
-    folder: Path, store: Store
-) -> None:
+def test_changed_and_missing_images_are_reported(folder: Path, store: Store) -> None:
     report = checked(folder)
     Image.new("RGB", (512, 512), "green").save(folder / "a.png")
     (folder / "b.png").unlink()
@@ -75,16 +71,14 @@ def test_every_image_that_changed_or_went_is_told_and_no_dataset_is_stored(
     assert store.keys("") == []
 
 
-def test_a_file_written_anew_is_told_though_its_pixels_are_the_same(
-    folder: Path, store: Store
-) -> None:
+def test_a_rewritten_file_is_reported(folder: Path, store: Store) -> None:
     report = checked(folder)
     Image.open(folder / "a.png").save(folder / "a.png", compress_level=0)
     with pytest.raises(DatasetError, match=r"a\.png: changed after it was checked"):
         ingest(report, store)
 
 
-def test_an_image_whose_mask_changed_too_is_told_once(folder: Path, store: Store) -> None:
+def test_an_image_and_its_mask_are_reported_once(folder: Path, store: Store) -> None:
     report = checked(folder)
     report.files.append(replace(report.files[0], path=folder / "b.png"))
     (folder / "a.png").unlink()
@@ -93,7 +87,7 @@ def test_an_image_whose_mask_changed_too_is_told_once(folder: Path, store: Store
     assert [problem.location for problem in caught.value.problems] == ["a.png"]
 
 
-def test_an_image_that_is_stored_already_is_not_needed_again(folder: Path, store: Store) -> None:
+def test_a_stored_image_is_not_read_again(folder: Path, store: Store) -> None:
     report = checked(folder)
     first = ingest(report, store)
     (folder / "a.png").unlink()

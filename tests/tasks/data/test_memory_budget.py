@@ -6,7 +6,7 @@ import pytest
 from tasks.data.memory_budget import MemoryBudget, map_in_threads
 
 
-def test_no_more_is_held_at_a_time_than_there_is_but_by_one_alone() -> None:
+def test_a_larger_request_runs_exclusively() -> None:
     room, lock, held, most = MemoryBudget(10), Lock(), [0, 0], [0]
 
     def hold(count: int) -> None:
@@ -26,7 +26,7 @@ def test_no_more_is_held_at_a_time_than_there_is_but_by_one_alone() -> None:
         pass
 
 
-def test_work_in_threads_comes_in_its_order_and_only_a_little_ahead() -> None:
+def test_results_are_in_order_and_a_few_ahead() -> None:
     begun = []
 
     def work(number: int) -> int:
@@ -39,7 +39,7 @@ def test_work_in_threads_comes_in_its_order_and_only_a_little_ahead() -> None:
     assert sorted(begun) == list(range(1000))
 
 
-def test_what_work_in_a_thread_raises_ends_the_rest() -> None:
+def test_an_error_in_a_thread_ends_the_rest() -> None:
     begun = []
 
     def work(number: int) -> int:

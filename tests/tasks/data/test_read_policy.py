@@ -10,7 +10,7 @@ def test_without_roots_everything_may_be_read(tmp_path: Path) -> None:
     ReadPolicy().check_url("s3://any/thing")
 
 
-def test_a_path_is_judged_by_where_it_leads(tmp_path: Path) -> None:
+def test_links_are_resolved_before_the_check(tmp_path: Path) -> None:
     (tmp_path / "open").mkdir()
     (tmp_path / "opened").mkdir()
     (tmp_path / "secret").write_text("")
@@ -34,7 +34,7 @@ def test_a_path_is_judged_by_where_it_leads(tmp_path: Path) -> None:
         ("s3://bucket/people/../secret", False),
     ],
 )
-def test_an_object_must_lie_below_a_prefix(url: str, may: bool) -> None:
+def test_an_object_must_be_below_a_root(url: str, may: bool) -> None:
     access = ReadPolicy(roots=("/images", "s3://bucket/people/"))
     if may:
         access.check_url(url)
@@ -43,7 +43,7 @@ def test_an_object_must_lie_below_a_prefix(url: str, may: bool) -> None:
             access.check_url(url)
 
 
-def test_no_roots_at_all_is_nowhere_and_there_is_a_word_for_anywhere(tmp_path: Path) -> None:
+def test_empty_roots_allow_nothing(tmp_path: Path) -> None:
     with pytest.raises(DeniedError):
         ReadPolicy(roots=()).check_path(tmp_path)
     anywhere = ReadPolicy(roots=tuple(ANYWHERE.split(",")))
@@ -52,7 +52,7 @@ def test_no_roots_at_all_is_nowhere_and_there_is_a_word_for_anywhere(tmp_path: P
         anywhere.check_url(url)
 
 
-def test_somebody_who_may_read_less_reads_what_both_rules_allow(tmp_path: Path) -> None:
+def test_narrowed_rules_allow_what_both_allow(tmp_path: Path) -> None:
     for name in ("all/open", "all/shut", "other"):
         (tmp_path / name).mkdir(parents=True)
     access = ReadPolicy(
@@ -73,7 +73,7 @@ def test_somebody_who_may_read_less_reads_what_both_rules_allow(tmp_path: Path) 
     assert (less.hosts, less.max_bytes) == (frozenset({"other.example:8443"}), 7)
 
 
-def test_who_may_read_nothing_reads_nothing(tmp_path: Path) -> None:
+def test_rules_narrowed_to_nothing_allow_nothing(tmp_path: Path) -> None:
     less = ReadPolicy(hosts=frozenset({"intern.example"})).narrowed(())
     assert less.hosts == frozenset()
     with pytest.raises(DeniedError):

@@ -148,7 +148,7 @@ def test_a_folder_in_a_bucket_is_its_images(
     assert "TRAINING_DATA_ROOTS" in str(denied.problems[0])
 
 
-def test_a_folder_larger_than_may_be_is_told(tmp_path: Path, bucket: Site, digest: str) -> None:
+def test_a_folder_over_the_maximum_is_a_problem(tmp_path: Path, bucket: Site, digest: str) -> None:
     for name, data in files(captions=True).items():
         bucket.files[f"/bucket/some/{name}"] = Served(data)
     most = max(map(len, IMAGES.values())) + 1000
@@ -160,7 +160,7 @@ def test_a_folder_larger_than_may_be_is_told(tmp_path: Path, bucket: Site, diges
 
 
 @pytest.mark.parametrize("place", ["web", "s3"])
-def test_a_jsonl_elsewhere_names_images_beside_it(
+def test_a_remote_jsonl_names_images_beside_it(
     site: Site, check: Callable[..., Report], digest: str, place: str
 ) -> None:
     for name, data in files(captions=False).items():
@@ -220,14 +220,14 @@ def test_a_hub_dataset_is_its_images(
         ({"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": "https://[::1]/r"}, "not public"),
     ],
 )
-def test_what_cannot_be_read_is_told(
+def test_an_unreadable_source_is_a_problem(
     check: Callable[..., Report], dataset: dict[str, str], told: str
 ) -> None:
     [problem] = check(**dataset).problems
     assert told in str(problem)
 
 
-def test_no_signature_of_an_address_is_told(site: Site, check: Callable[..., Report]) -> None:
+def test_signatures_of_urls_are_not_reported(site: Site, check: Callable[..., Report]) -> None:
     signed = "?X-Amz-Signature=s3cret"
     site.files["/empty.zip"] = Served(zipped({"notes.md": b"none"}))
     site.files["/rows.jsonl"] = Served(b'{"image": "missing.png", "text": "x"}')
@@ -257,7 +257,7 @@ def test_an_archive_of_another_checksum_is_refused(
         assert "SHA-256" in str(problem) or "sha256" in str(problem).lower()
 
 
-def test_outside_the_roots_nothing_on_this_machine_is_read(
+def test_nothing_outside_the_roots_is_read(
     tmp_path: Path, digest: str, check: Callable[..., Report]
 ) -> None:
     folder = tmp_path / "folder"
@@ -282,7 +282,7 @@ def test_outside_the_roots_nothing_on_this_machine_is_read(
     ]
 
 
-def test_every_dataset_with_captions_is_among_these(digest: str) -> None:
+def test_every_kind_of_dataset_is_tested(digest: str) -> None:
     schema = TypeAdapter(ImageCaptionDatasetConfig).json_schema()
     assert set(schema["discriminator"]["mapping"]) == {
         "ARCHIVE",

@@ -54,7 +54,7 @@ def add(folder: Path, captions: Mapping[str, str | bytes | None]) -> None:
             (folder / name).with_suffix(".txt").write_bytes(text)
 
 
-def test_a_folders_images_are_listed_by_name_with_their_captions_stripped(folder: Path) -> None:
+def test_a_folder_is_listed_by_name(folder: Path) -> None:
     add(
         folder, {"b.png": "two\n", "a.JPG": "  one ", "c.webp": "dräi", "d.jpeg": "4", "e.bmp": "5"}
     )
@@ -84,7 +84,7 @@ def test_a_folders_images_are_listed_by_name_with_their_captions_stripped(folder
         (b"x" * (MAX_CAPTION_BYTES + 1), "cat.txt: is longer than 65536 bytes"),
     ],
 )
-def test_a_caption_that_cannot_be_used_is_told_by_its_file(
+def test_an_invalid_caption_is_reported_by_its_file(
     folder: Path, caption: bytes | None, problem: str
 ) -> None:
     add(folder, {"cat.png": caption, "dog.png": "a dog"})
@@ -94,13 +94,13 @@ def test_a_caption_that_cannot_be_used_is_told_by_its_file(
     assert message.startswith(problem)
 
 
-def test_a_byte_order_mark_is_no_part_of_a_caption(folder: Path) -> None:
+def test_a_byte_order_mark_is_not_in_the_caption(folder: Path) -> None:
     add(folder, {"cat.png": b"\xef\xbb\xbfa cat"})
     [item] = listing_of(folder).items
     assert item.caption == "a cat"
 
 
-def test_a_caption_of_no_image_is_told_and_does_no_harm(folder: Path) -> None:
+def test_a_caption_without_an_image_is_a_warning(folder: Path) -> None:
     add(folder, {"cat.png": "a cat"})
     (folder / "dog.txt").write_text("a dog")
     listing = listing_of(folder)
@@ -110,7 +110,7 @@ def test_a_caption_of_no_image_is_told_and_does_no_harm(folder: Path) -> None:
     ]
 
 
-def test_every_fault_of_a_folder_is_told_at_once(folder: Path) -> None:
+def test_all_problems_of_a_folder_are_reported(folder: Path) -> None:
     add(folder, {"a.png": None, "b.png": "", "c.png": b"\xff"})
     assert [problem.location for problem in listing_of(folder).problems] == [
         "a.png",
@@ -119,13 +119,13 @@ def test_every_fault_of_a_folder_is_told_at_once(folder: Path) -> None:
     ]
 
 
-def test_a_folder_that_is_missing_empty_or_a_file_is_refused(folder: Path) -> None:
+def test_a_missing_or_empty_folder_is_refused(folder: Path) -> None:
     assert told(listing_of(folder)) == [f"{folder}: has no image (.bmp, .jpeg, .jpg, .png, .webp)"]
     for path in (folder / "none", folder.parent / "secret.png"):
         assert told(listing_of(path)) == [f"{path}: there is no such folder on this worker"]
 
 
-def test_a_jsonl_files_rows_are_listed_in_their_order(folder: Path) -> None:
+def test_rows_are_listed_in_order(folder: Path) -> None:
     (folder / "sub").mkdir()
     add(folder, {"a.png": None, "sub/b.png": None})
     text = line(image="sub/b.png", text=" two ") + "\n" + line(image="a.png", text="one", more=1)
@@ -137,7 +137,7 @@ def test_a_jsonl_files_rows_are_listed_in_their_order(folder: Path) -> None:
     assert listing.problems == []
 
 
-def test_a_jsonl_file_may_name_its_columns_and_begin_with_a_byte_order_mark(folder: Path) -> None:
+def test_columns_and_byte_order_mark_of_a_jsonl_file(folder: Path) -> None:
     add(folder, {"a.png": None})
     text = b"\xef\xbb\xbf" + line(file="a.png", prompt="one").encode()
     listing = jsonl_listing(folder, text, image_column="file", caption_column="prompt")
@@ -172,9 +172,7 @@ def test_a_jsonl_file_may_name_its_columns_and_begin_with_a_byte_order_mark(fold
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else None,
 )
-def test_a_row_that_cannot_be_used_is_told_by_its_line(
-    folder: Path, row: str, message: str
-) -> None:
+def test_an_invalid_row_is_reported_by_its_line(folder: Path, row: str, message: str) -> None:
     add(folder, {"a.png": None})
     (folder / "link.png").symlink_to(folder.parent / "secret.png")
     (folder / "linked").symlink_to(folder.parent)
@@ -218,7 +216,7 @@ def test_a_jsonl_file_that_cannot_be_read_is_refused(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 5000])
-def test_a_path_that_no_file_can_have_is_told(path: str) -> None:
+def test_an_impossible_path_is_a_problem(path: str) -> None:
     for config in (
         ImageCaptionDirDatasetConfig(dataset_dir=path),
         ImageCaptionJsonlDatasetConfig(jsonl_path=path),
@@ -228,7 +226,7 @@ def test_a_path_that_no_file_can_have_is_told(path: str) -> None:
         assert "cannot be read" in problem.message or "there is no such" in problem.message
 
 
-def test_a_file_name_that_is_not_utf_8_is_told(folder: Path) -> None:
+def test_a_file_name_must_be_utf_8(folder: Path) -> None:
     add(folder, {"a.png": "one"})
     (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(IMAGE)
     listing = listing_of(folder)

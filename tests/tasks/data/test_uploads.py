@@ -36,22 +36,20 @@ def put(store: Store, tmp_path: Path) -> tuple[str, str]:
     return f"upload:{upload_id}", digest
 
 
-def test_an_upload_is_read_out_of_the_store(store: Store, tmp_path: Path) -> None:
+def test_an_upload_is_read_from_the_store(store: Store, tmp_path: Path) -> None:
     place, digest = put(store, tmp_path)
     found = listed(tmp_path, StoredUploads(store, "acme"), place, sha256=digest)
     assert [(it.name, it.caption) for it in found.items] == [("cat.png", "a cat")]
     assert found.problems == []
 
 
-def test_an_upload_with_another_digest_than_the_jobs_is_refused(
-    store: Store, tmp_path: Path
-) -> None:
+def test_an_upload_of_another_digest_is_refused(store: Store, tmp_path: Path) -> None:
     place, _ = put(store, tmp_path)
     [problem] = listed(tmp_path, StoredUploads(store, "acme"), place, sha256="0" * 64).problems
     assert "SHA-256" in problem.message
 
 
-def test_an_upload_is_of_its_own_tenant_only(store: Store, tmp_path: Path) -> None:
+def test_an_upload_belongs_to_its_tenant_only(store: Store, tmp_path: Path) -> None:
     place, _ = put(store, tmp_path)
     for uploads in (StoredUploads(store, "zoo"), None):
         found = listed(tmp_path, uploads, place)
@@ -59,7 +57,7 @@ def test_an_upload_is_of_its_own_tenant_only(store: Store, tmp_path: Path) -> No
         assert found.problems[0].location == place
 
 
-def test_a_store_that_is_no_folder_is_read_by_a_copy(tmp_path: Path) -> None:
+def test_an_upload_of_a_remote_store_is_copied(tmp_path: Path) -> None:
     place, _ = put(Store((tmp_path / "store").as_uri()), tmp_path)
 
     class Elsewhere(Store):

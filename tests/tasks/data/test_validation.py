@@ -49,7 +49,7 @@ def warned(report: Report) -> list[str]:
     return [str(warning) for warning in report.warnings]
 
 
-def test_a_good_folder_has_no_faults_and_no_warnings(folder: Path) -> None:
+def test_a_valid_folder_has_no_problems(folder: Path) -> None:
     report = check_folder(folder)
     assert (told(report), warned(report)) == ([], [])
     assert [sample.caption for sample in report.samples] == [
@@ -60,7 +60,7 @@ def test_a_good_folder_has_no_faults_and_no_warnings(folder: Path) -> None:
     assert report.document()["buckets"] == {"512x512": 3}
 
 
-def test_every_fault_is_told_at_once_by_its_file(folder: Path) -> None:
+def test_all_problems_are_reported_by_file(folder: Path) -> None:
     (folder / "a.txt").unlink()
     (folder / "b.txt").write_text("  \n", "utf-8")
     (folder / "c.txt").write_bytes(b"caf\xe9")
@@ -82,7 +82,7 @@ def test_a_caption_may_start_with_a_byte_order_mark(folder: Path) -> None:
     assert check_folder(folder).samples[0].caption == "a red field"
 
 
-def test_a_caption_without_an_image_is_only_warned_of(folder: Path) -> None:
+def test_a_caption_without_an_image_is_only_a_warning(folder: Path) -> None:
     (folder / "z.txt").write_text("nothing", "utf-8")
     report = check_folder(folder)
     assert told(report) == []
@@ -94,13 +94,13 @@ def test_an_overlong_caption_is_refused(folder: Path) -> None:
     assert "longer than" in told(check_folder(folder))[0]
 
 
-def test_missing_and_empty_folders_are_told(tmp_path: Path) -> None:
+def test_missing_and_empty_folders_are_problems(tmp_path: Path) -> None:
     assert "there is no such folder" in told(check_folder(tmp_path / "nowhere"))[0]
     (tmp_path / "empty").mkdir()
     assert "has no image" in told(check_folder(tmp_path / "empty"))[0]
 
 
-def test_what_is_not_as_meant_is_warned_of(folder: Path) -> None:
+def test_likely_mistakes_are_warnings(folder: Path) -> None:
     Image.new("RGB", (64, 64), "white").save(folder / "small.png")
     Image.new("RGB", (4000, 600), "grey").save(folder / "wide.png")
     Image.new("RGBA", (512, 512), (0, 0, 0, 10)).save(folder / "clear.png")
@@ -124,7 +124,7 @@ def save(folder: Path, name: str, image: Image.Image, **options: Any) -> None:
     (folder / name).with_suffix(".txt").write_text(name, "utf-8")
 
 
-def test_what_is_lost_on_the_way_to_rgb_is_warned_of_by_the_files_name(folder: Path) -> None:
+def test_losses_of_the_conversion_are_warnings(folder: Path) -> None:
     gradient = Image.linear_gradient("L").resize((512, 512))
     save(folder, "cmyk.jpg", gradient.convert("RGB").convert("CMYK"))
     save(folder, "deep.png", gradient.convert("I").point(lambda v: v * 257).convert("I;16"))
@@ -144,7 +144,7 @@ def test_what_is_lost_on_the_way_to_rgb_is_warned_of_by_the_files_name(folder: P
         assert any(part in line for line in warned(report)), part
 
 
-def test_images_that_look_the_same_are_warned_of(folder: Path) -> None:
+def test_near_duplicates_are_warnings(folder: Path) -> None:
     gradient = Image.radial_gradient("L").convert("RGB")
     save(folder, "one.png", gradient.resize((600, 600)))
     save(folder, "other.jpg", gradient.resize((512, 512)), quality=70)
@@ -154,7 +154,7 @@ def test_images_that_look_the_same_are_warned_of(folder: Path) -> None:
     )
 
 
-def test_sizes_with_fewer_images_than_a_batch_are_told(folder: Path) -> None:
+def test_sizes_smaller_than_a_batch_are_a_warning(folder: Path) -> None:
     Image.new("RGB", (512, 1024), "white").save(folder / "tall.png")
     (folder / "tall.txt").write_text("tall", "utf-8")
     buckets = {"target_resolution": 512, "start_dim": 256, "end_dim": 1024, "divisible_by": 64}
@@ -164,7 +164,7 @@ def test_sizes_with_fewer_images_than_a_batch_are_told(folder: Path) -> None:
     assert report.document()["buckets"] == {"320x704": 1, "512x512": 3}
 
 
-def test_captions_that_encoders_read_a_part_of_are_told(folder: Path) -> None:
+def test_truncated_captions_are_warnings(folder: Path) -> None:
     def words(text: str) -> int:
         return len(text.split())
 
@@ -184,7 +184,7 @@ def test_captions_that_encoders_read_a_part_of_are_told(folder: Path) -> None:
     ]
 
 
-def test_the_report_for_programs_tells_severity_file_problem_and_remedy(folder: Path) -> None:
+def test_the_report_has_severity_file_and_remedy(folder: Path) -> None:
     (folder / "a.txt").unlink()
     (folder / "z.txt").write_text("nothing", "utf-8")
     assert check_folder(folder).document() == {
@@ -219,7 +219,7 @@ def test_a_jsonl_names_images_and_captions_by_its_columns(folder: Path) -> None:
     assert [sample.caption for sample in report.samples] == ["red", "green"]
 
 
-def test_every_wrong_line_of_a_jsonl_is_told(folder: Path) -> None:
+def test_every_invalid_line_is_reported(folder: Path) -> None:
     report = check_jsonl(
         folder / "data.jsonl",
         "{no json",
@@ -257,7 +257,7 @@ def test_the_store_holds_images_and_samples_by_their_digests(folder: Path, store
         assert store.get(image_key(by_source[name].image)) == (folder / name).read_bytes()
 
 
-def test_the_digest_is_that_of_images_and_captions_wherever_they_came_from(
+def test_the_digest_does_not_depend_on_the_source(
     folder: Path, store: Store, tmp_path: Path
 ) -> None:
     digest = ingest(check_folder(folder), store).digest
@@ -274,7 +274,7 @@ def test_the_digest_is_that_of_images_and_captions_wherever_they_came_from(
     assert dataset_of(check_folder(folder).samples).digest != digest
 
 
-def test_an_image_that_changes_after_its_check_is_told(folder: Path, store: Store) -> None:
+def test_an_image_that_changes_after_its_check_fails(folder: Path, store: Store) -> None:
     report = check_folder(folder)
     Image.new("RGB", (512, 512), "black").save(folder / "a.png")
     with pytest.raises(DatasetError, match=r"a\.png: changed after it was checked"):
@@ -312,7 +312,7 @@ def test_a_folder_of_images_alone_needs_no_captions(folder: Path) -> None:
     assert [sample.caption for sample in report.samples] == ["", "", ""]
 
 
-def test_the_smaller_of_two_sets_is_repeated_evenly(folder: Path, tmp_path: Path) -> None:
+def test_the_smaller_dataset_is_repeated_evenly(folder: Path, tmp_path: Path) -> None:
     others = tmp_path / "others"
     others.mkdir()
     for number in range(7):
@@ -332,7 +332,7 @@ def test_the_smaller_of_two_sets_is_repeated_evenly(folder: Path, tmp_path: Path
     assert sorted(parts[0].count(image) for image in set(parts[0])) == [2, 2, 3]
 
 
-def test_captions_that_are_not_used_are_not_asked_for(folder: Path) -> None:
+def test_unused_captions_are_not_required(folder: Path) -> None:
     (folder / "a.txt").unlink()
     (folder / "b.txt").write_text("", "utf-8")
     loader = {
@@ -344,7 +344,7 @@ def test_captions_that_are_not_used_are_not_asked_for(folder: Path) -> None:
     assert len(told(check_local(sdxl({**loader, "keep_original_captions": True})))) == 2
 
 
-def test_a_placeholder_in_a_caption_is_warned_of(folder: Path) -> None:
+def test_a_placeholder_in_a_caption_is_a_warning(folder: Path) -> None:
     (folder / "a.txt").write_text("a red <thing>", "utf-8")
     loader = {
         "type": "TEXTUAL_INVERSION_SD_DATA_LOADER",
@@ -366,7 +366,7 @@ def masked(folder: Path, **columns: Any) -> Report:
     return check_local(sdxl(loader, use_masks=True))
 
 
-def test_a_mask_is_stored_by_its_grey_pixels(folder: Path, tmp_path: Path) -> None:
+def test_a_mask_is_stored_by_its_gray_pixels(folder: Path, tmp_path: Path) -> None:
     mask = Image.new("L", (512, 512), 0)
     mask.paste(200, (0, 0, 256, 512))
     mask.save(folder / "mask.png")
@@ -391,7 +391,7 @@ def test_a_mask_is_stored_by_its_grey_pixels(folder: Path, tmp_path: Path) -> No
         (lambda f: None, "there is no image mask.png"),
     ],
 )
-def test_a_mask_that_cannot_be_used_is_told_by_its_image(
+def test_an_unusable_mask_is_reported_by_its_image(
     folder: Path, make: Callable[[Path], Any], said: str
 ) -> None:
     make(folder)
