@@ -546,7 +546,7 @@ def test_headers_of_a_tar_are_not_kept(place: Place) -> None:
     assert memory < 4 * 2**20
 
 
-def test_errors_of_the_own_disk_are_raised(
+def test_disk_errors_are_raised(
     place: Place,
 ) -> None:
     with pytest.raises(FileNotFoundError):
