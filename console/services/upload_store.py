@@ -336,8 +336,9 @@ async def _append(
                 if digest is not None:
                     digest.update(chunk)
                 if len(batch) >= _WRITE_BYTES:
-                    await to_thread.run_sync(file.write, bytes(batch))
-                    batch.clear()
+                    # Emptied first: a cancelled write must not be repeated below.
+                    data, batch = bytes(batch), bytearray()
+                    await to_thread.run_sync(file.write, data)
             if checksum is not None and digest is not None:
                 is_valid = digest.digest() == checksum.digest
                 if not is_valid:

@@ -118,7 +118,7 @@ class Report:
         images = self._opened.images
         with Tag("details", open=len(images) <= _PAGE_SIZE):
             with Tag("summary"):
-                Tag("h3", f"{count(len(images), 'image')} with captions")
+                Tag("h3", f"{count(len(images), 'image')} and captions")
             with Tag("div", classes="thumbs thumbs-box"):
                 for image in images[: self._max_images]:
                     self._show_image(image)
