@@ -20,7 +20,7 @@ from PIL import Image
 
 from benchmarks.results import parser_of, report_result
 from benchmarks.warm_trainer import request_in
-from tasks.cache.index import CacheRegistry
+from tasks.cache.index import PackIndex
 from tasks.cache.plan import CachePlan, encoder_digests
 from tasks.data.images import image_digest
 from tasks.dataset import Dataset, Sample, dataset_of
@@ -155,14 +155,14 @@ def second_job(
     wanted = {"encoders": encoders, "cache_entries": tuple(plan.digests)}
     cache.run(request.model_copy(update=wanted), events.append, StopSwitch(), kept)
     with EmbeddedBroker(folder / "broker") as broker:
-        registry = CacheRegistry(connect(broker.url), timedelta(hours=1), timedelta(minutes=1))
+        index = PackIndex(connect(broker.url), timedelta(hours=1), timedelta(minutes=1))
         for event in events:
             if isinstance(event, PackStored):
-                registry.add(event.key, event.size, event.entries)
+                index.add(event.key, event.size, event.entries)
         store = Store(request.store_url)
         start = time.perf_counter()
         dataset = Dataset.model_validate_json(store.get(request.dataset_key))
-        found = registry.locate(CachePlan(request.training, dataset, encoders).digests)
+        found = index.locate(CachePlan(request.training, dataset, encoders).digests)
         seconds = time.perf_counter() - start
     if len(found) != len(plan.digests):
         raise AssertionError("something was not found")

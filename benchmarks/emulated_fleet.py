@@ -18,7 +18,7 @@ from kombu.entity import Queue
 
 from routing.classes import MemoryClass
 from routing.queues import CPU_QUEUE, served_queues
-from tasks.cache.index import CacheRegistry
+from tasks.cache.index import PackIndex
 from tasks.client import Client
 from tasks.contract import STAGES
 from tasks.data.read_policy import ReadPolicy
@@ -130,7 +130,7 @@ class EmulatedFleet:
             redis, ttl = connect(self._client.broker_url), self._settings.job_ttl
             self._own.runtime = WorkerContext(
                 state=JobStore(redis, ttl),
-                cache=CacheRegistry(redis, ttl, self._settings.visibility_timeout),
+                pack_index=PackIndex(redis, ttl, self._settings.visibility_timeout),
                 store=Store(self._folder.as_uri()),
                 trainer=None,  # type: ignore[arg-type]  # no stage asks for it
                 read_policy=ReadPolicy(),

@@ -11,7 +11,7 @@ from redis import Redis
 
 from routing.classes import MemoryClass
 from routing.queues import Engine
-from tasks.cache.index import CacheRegistry
+from tasks.cache.index import PackIndex
 from tasks.eta.history import RunHistoryStore, WorkDone
 from tasks.settings.settings import Settings
 from tasks.stages.dispatch import enqueue_remaining
@@ -121,7 +121,7 @@ def make_context(
         state=JobStore(
             client, settings.job_ttl, settings.constants, unacked_index=keys.unacked_index
         ),
-        cache=CacheRegistry(patient, settings.job_ttl, settings.visibility_timeout),
+        pack_index=PackIndex(patient, settings.job_ttl, settings.visibility_timeout),
         store=Store(settings.resolved_store_url),
         trainer=trainer,
         read_policy=settings.data_access(),

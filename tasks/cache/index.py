@@ -1,7 +1,7 @@
-"""The fleet's cache in Redis: where each entry is, and who encodes which one now.
+"""The fleet's index of cache packs in Redis: the pack of each entry, and claims on missing entries.
 
-The packs in the store are the truth; what is kept here can be made anew from their headers, and
-is, where Redis has lost it. A claim is held by a job and ends by itself unless it is renewed.
+The packs in the store are the truth: the index is rebuilt from their headers if Redis loses it. A
+claim belongs to a start of a job's stage, and expires unless it is renewed.
 """
 
 import time
@@ -25,12 +25,12 @@ _SIZES = "training:cache:packs"
 _USED = "training:cache:used"
 _ENCODERS = "training:cache:encoders"
 _REBUILDING = "training:cache:rebuilding"
-# Bounds what one command holds up the server for.
+# Bounds the time for which one command blocks the server.
 _SLICE = 1000
 
 
 def owner_of(job_id: str, attempt: int) -> str:
-    """What a start of a job's stage claims entries as."""
+    """Return the owner of the claims of a start of a job's stage."""
     return f"{job_id} {attempt}"
 
 
@@ -61,10 +61,11 @@ def drop_entries(*, entries: Key, pack: str, digests: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Pack:
-    """A pack that is known.
+    """A pack in the index.
 
     Attributes:
-        size: In bytes.
+        key: Its store key.
+        size: Its size in bytes.
         used_at: When a job used it last, in seconds since the epoch.
     """
 
@@ -73,12 +74,12 @@ class Pack:
     used_at: float
 
 
-class CacheRegistry:
-    """Finds, claims and records cache entries.
+class PackIndex:
+    """Locates, claims and records cache entries.
 
     Args:
         client: A connection to Redis 6.2 or newer that decodes responses.
-        ttl: How long all of it is kept after its last use.
+        ttl: How long the index is kept after its last use.
         claim_ttl: How long a claim lasts without renewal.
     """
 
@@ -89,28 +90,31 @@ class CacheRegistry:
 
     @property
     def renew_every_s(self) -> float:
-        """How often a holder should renew its claims."""
+        """The interval at which an owner should renew its claims, in seconds."""
         return self._claim_ms / 4000
 
     def locate(self, digests: Iterable[str]) -> dict[str, str]:
-        """The pack's store key of each entry that there is."""
-        found: dict[str, str] = {}
+        """Return the pack of each entry that is cached."""
+        packs: dict[str, str] = {}
         for part in _slices(digests):
             keys = cast("list[str | None]", self._redis.hmget(_ENTRIES, part))
-            found |= {digest: key for digest, key in zip(part, keys, strict=True) if key}
-        return found
+            packs |= {digest: key for digest, key in zip(part, keys, strict=True) if key}
+        return packs
 
-    def claim(self, digests: Iterable[str], owner: str, most: int) -> list[str]:
-        """Claim up to so many entries that nobody has and nobody else makes.
+    def claim(self, digests: Iterable[str], owner: str, limit: int) -> list[str]:
+        """Claim entries that are neither cached nor claimed by another job.
 
         Args:
-            digests: Wanted, in the order of preference.
-            owner: The job's id and the number of its start, as ``owner_of`` makes it.
-            most: How many at the most.
+            digests: The entries, in order of preference.
+            owner: The owner that ``owner_of`` returns.
+            limit: The most entries to claim.
+
+        Returns:
+            The claimed entries.
         """
         claimed: list[str] = []
         for part in _slices(digests):
-            left = most - len(claimed)
+            left = limit - len(claimed)
             if not left:
                 break
             claimed += claim_entries(
@@ -124,50 +128,50 @@ class CacheRegistry:
         return claimed
 
     def renew(self, digests: Iterable[str], owner: str) -> None:
-        """Hold claims for their whole life again."""
+        """Restart the life time of claims."""
         for part in _slices(digests):
             hold_claims(self._redis, owner=owner, ttl_ms=self._claim_ms, digests=part)
 
     def release(self, digests: Iterable[str], owner: str) -> None:
-        """Give claims back."""
+        """Release claims."""
         for part in _slices(digests):
             hold_claims(self._redis, owner=owner, ttl_ms=0, digests=part)
 
     def add(self, key: str, size: int, digests: Sequence[str]) -> None:
-        """Record a pack that is in the store, whole."""
+        """Record a pack that is stored."""
         with self._redis.pipeline() as pipe:
             pipe.hset(_ENTRIES, mapping=dict.fromkeys(digests, key))
             pipe.hset(_SIZES, key, str(size))
             pipe.zadd(_USED, {key: time.time()})
-            self._keep(pipe)
+            self._renew_ttl(pipe)
             pipe.execute()
 
-    def use(self, keys: Iterable[str]) -> None:
-        """Note that packs are in use: those used last are the last to be removed."""
+    def touch(self, keys: Iterable[str]) -> None:
+        """Record that packs are in use: eviction removes the least recently used ones first."""
         for part in _slices(set(keys)):
             with self._redis.pipeline() as pipe:
                 pipe.zadd(_USED, dict.fromkeys(part, time.time()), xx=True)
-                self._keep(pipe)
+                self._renew_ttl(pipe)
                 pipe.execute()
 
     def encoders(self, identity: str) -> EncoderDigests | None:
-        """The digests of encoders, where they were recorded under this identity."""
-        found = cast("str | None", self._redis.hget(_ENCODERS, identity))
-        return None if found is None else EncoderDigests.model_validate_json(found)
+        """Return the digests of encoders; None if they are not recorded."""
+        document = cast("str | None", self._redis.hget(_ENCODERS, identity))
+        return None if document is None else EncoderDigests.model_validate_json(document)
 
     def record_encoders(self, identity: str, digests: EncoderDigests) -> None:
-        """Record the digests of encoders: reading their weights takes long."""
+        """Record the digests of encoders, whose weights take long to read."""
         self._redis.hset(_ENCODERS, identity, digests.model_dump_json())
         self._redis.expire(_ENCODERS, self._ttl)
 
     def packs(self) -> list[Pack]:
-        """Every pack, that used longest ago first."""
+        """Return every pack, the least recently used first."""
         sizes = cast("dict[str, str]", self._redis.hgetall(_SIZES))
         used = cast("list[tuple[str, float]]", self._redis.zrange(_USED, 0, -1, withscores=True))
         return [Pack(key, int(sizes.get(key, 0)), at) for key, at in used]
 
-    def forget(self, keys: Collection[str]) -> None:
-        """Forget packs and their entries."""
+    def remove(self, keys: Collection[str]) -> None:
+        """Remove packs and their entries from the index."""
         entries: dict[str, list[str]] = {key: [] for key in keys}
         for digest, key in self._redis.hscan_iter(_ENTRIES, count=_SLICE):
             if key in entries:
@@ -179,25 +183,25 @@ class CacheRegistry:
             self._redis.zrem(_USED, key)
 
     def rebuild(self, store: Store) -> int:
-        """Record the packs of the store that are not known; those that cannot be read are removed.
+        """Record the packs of the store that the index misses; remove unreadable ones.
 
         Returns:
-            How many packs it learned of.
+            The number of recorded packs.
         """
         known = {pack.key for pack in self.packs()}
-        learned = 0
+        recorded = 0
         for key, size in store.sizes(PACKS).items():
             if key in known:
                 continue
             try:
                 self.add(key, size, list(read_header(store, key)))
-                learned += 1
+                recorded += 1
             except DamagedPackError:
                 store.delete([key])
-        return learned
+        return recorded
 
     def rebuild_if_lost(self, store: Store) -> None:
-        """Make it anew where Redis has nothing, once in the fleet."""
+        """Rebuild the index if Redis has lost it; one worker of the fleet does so at a time."""
         if self._redis.exists(_USED):
             return
         lock = self._redis.lock(_REBUILDING, timeout=600, blocking_timeout=600)
@@ -205,7 +209,7 @@ class CacheRegistry:
             if not self._redis.exists(_USED):
                 self.rebuild(store)
 
-    def _keep(self, pipe: Any) -> None:
+    def _renew_ttl(self, pipe: Any) -> None:
         for name in (_ENTRIES, _SIZES, _USED):
             pipe.expire(name, self._ttl)
 

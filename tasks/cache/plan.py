@@ -1,9 +1,9 @@
-"""What a job needs of the cache: the key of each entry, and the index that its training reads.
+"""The cache entries that a job needs, and the index that its training reads.
 
-An entry's digest is the SHA-256 of everything the entry depends on. An edited image, another
-encoder or another length gives another one, so that no entry is ever stale and all jobs of a fleet
-can share them. Knows neither torch nor Redis: any machine that sees the base model's files can
-tell what is missing.
+An entry's digest is the SHA-256 of everything that the entry depends on: an edited image, another
+encoder or another token limit has another digest, so that no entry is ever stale and all jobs of a
+fleet share them. Imports neither torch nor Redis: any machine with the base model's files can
+compute which entries are missing.
 """
 
 import hashlib
@@ -22,44 +22,49 @@ from tasks.jobs.field_metadata import Affects, affects, options_of
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.strict_model import StrictModel
 
-# Raise it when the code that makes entries changes what is in them.
 CODE_VERSION = 2
+"""The version of the code that computes entries. Raise it when the contents of entries change."""
 
 Kind = Literal["text", "latents"]
 KINDS: tuple[Kind, ...] = ("text", "latents")
 
 
 class SampleEntries(StrictModel):
-    """The digests of one sample's entries; null where its kind is not cached."""
+    """The digests of one sample's entries; null for kinds that are not cached."""
 
     text: str | None
     latents: str | None
     flipped_latents: str | None
-    """Where the config mirrors samples."""
+    """The entry of the mirrored image, if the config mirrors samples."""
 
 
 class CacheIndex(StrictModel):
-    """Which cache entries belong to which samples of a job, and where they are."""
+    """The cache entries of each sample of a job, and their packs."""
 
     dataset: str
     """The dataset's digest."""
     settings: dict[str, object]
     """The options that entries depend on."""
     samples: tuple[SampleEntries, ...]
-    """In the dataset's order."""
+    """The entries of each sample, in the dataset's order."""
     blank_text: str | None
     """The blank caption's entry."""
     prompt_texts: tuple[str, ...] = ()
-    """The entries of validation_prompts, in their order; none where text is not cached."""
+    """The entries of validation_prompts, in order; empty if text is not cached."""
     negative_texts: tuple[str, ...] = ()
-    """Those of negative_validation_prompts."""
+    """The entries of negative_validation_prompts, in order."""
     packs: dict[str, str]
     """The store key of each entry's pack."""
 
 
 @dataclass(frozen=True)
 class ImageVariant:
-    """One image as the VAE is to see it; ``sample`` is one of those that show it."""
+    """One image as the VAE encodes it.
+
+    Attributes:
+        image: The image's digest.
+        sample: The number of a sample that shows it.
+    """
 
     image: str
     sample: int
@@ -68,7 +73,7 @@ class ImageVariant:
 
 
 def encoder_digests(config: PipelineConfig) -> EncoderDigests:
-    """The digests of the encoders whose outputs a job caches, as this machine sees their files.
+    """Return the digests of the encoders whose outputs a job caches, from this machine's files.
 
     Raises:
         BaseModelFilesError: A file is missing.
@@ -83,13 +88,13 @@ class CachePlan:
     """The entries that a job needs.
 
     Args:
-        config: The job's training.
-        dataset: Its dataset.
-        encoders: Of its base model.
+        config: The job's training config.
+        dataset: The job's dataset.
+        encoders: The digests of the base model's encoders.
 
     Attributes:
-        texts: Each caption and prompt by its entry's digest.
-        latents: Each image and mirroring by its entry's digest.
+        texts: The captions and prompts by the digest of their entry.
+        latents: The images and their mirrored variants by the digest of their entry.
     """
 
     def __init__(self, config: PipelineConfig, dataset: Dataset, encoders: EncoderDigests) -> None:
@@ -97,7 +102,7 @@ class CachePlan:
         self._text_settings = _values(config, Affects.CACHED_TEXT)
         self._dataset = dataset
         self._sizes = dataset.sizes_in(config.loader.sizes())
-        # A cached caption is always the same one: only drops are drawn, and their entry is blank.
+        # A cached caption never changes: captions are only dropped at random, for the blank entry.
         self._captions = [
             config.loader.caption(sample, ()) if encoders.text else "" for sample in dataset.samples
         ]
@@ -109,17 +114,17 @@ class CachePlan:
         self.latents = {digest: image for image, digest in self._latents_of.items()}
 
     def kind(self, digest: str) -> Kind:
-        """What an entry is of."""
+        """Return the kind of an entry."""
         return "text" if digest in self.texts else "latents"
 
     @property
     def digests(self) -> list[str]:
-        """All entries: text first, then latents size by size, as encoders work best."""
+        """All entries: text first, then latents by size, so that batches have one shape."""
         by_size = sorted(self.latents, key=lambda digest: (self.latents[digest].size, digest))
         return [*sorted(self.texts), *by_size]
 
     def index(self, packs: Mapping[str, str]) -> CacheIndex:
-        """The index of the job.
+        """Return the job's index.
 
         Args:
             packs: The store key of each entry's pack.
@@ -146,7 +151,7 @@ class CachePlan:
     def _all_captions(self, encoders: EncoderDigests) -> list[str]:
         if not encoders.text:
             return []
-        # The blank caption stands for a dropped one; prompts are encoded as captions are.
+        # The blank caption replaces a dropped one; prompts are encoded as captions are.
         return sorted({"", *self._captions, *self._prompts[0], *self._prompts[1]})
 
     def _images(self, encoders: EncoderDigests) -> Iterator[ImageVariant]:

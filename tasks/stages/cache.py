@@ -48,7 +48,7 @@ def cache(context: StageContext) -> StageResult | Rerouted:
         fill.compute(missing)
         packs = fill.packs()
         missing = fill.missing(packs)
-    context.worker.cache.use(set(packs.values()))
+    context.worker.pack_index.touch(set(packs.values()))
     context.telemetry.count(fill.counts())
     key = cache_index_key(context.job_id)
     context.worker.store.put(key, fill.plan.index(packs).model_dump_json().encode())
@@ -63,9 +63,9 @@ def is_cached(worker: WorkerContext, config: PipelineConfig, dataset: Dataset) -
         return False
     if encoders is None:
         return False
-    worker.cache.rebuild_if_lost(worker.store)
+    worker.pack_index.rebuild_if_lost(worker.store)
     digests = CachePlan(config, dataset, encoders).digests
-    return len(worker.cache.locate(digests)) == len(digests)
+    return len(worker.pack_index.locate(digests)) == len(digests)
 
 
 def packs_of(context: StageContext) -> set[str]:
@@ -82,7 +82,7 @@ def _recorded_encoders(worker: WorkerContext, config: PipelineConfig) -> Encoder
     """
     if not (config.caches_text or config.cache_vae_outputs):
         return EncoderDigests()
-    return worker.cache.encoders(encoders_identity(config))
+    return worker.pack_index.encoders(encoders_identity(config))
 
 
 def _computed_encoders(context: StageContext) -> EncoderDigests:
@@ -92,7 +92,7 @@ def _computed_encoders(context: StageContext) -> EncoderDigests:
     if answer.encoders is None:
         raise TypeError("the trainer did not answer with the encoders' digests")
     identity = encoders_identity(context.record.job.training)
-    context.worker.cache.record_encoders(identity, answer.encoders)
+    context.worker.pack_index.record_encoders(identity, answer.encoders)
     return answer.encoders
 
 
@@ -120,8 +120,8 @@ class _CacheFill:
         )
         self._events = context.event_router()
         self._events.handle(PackStored, self._add_pack)
-        self._registry = context.worker.cache
-        self._registry.rebuild_if_lost(context.worker.store)
+        self._index = context.worker.pack_index
+        self._index.rebuild_if_lost(context.worker.store)
         self._owner = owner_of(context.job_id, context.attempt)
         self._checked_packs: set[str] = set()
         self._computed: set[str] = set()
@@ -137,10 +137,10 @@ class _CacheFill:
         """Return the pack of each cached entry, without packs that the store has lost."""
         store = self._context.worker.store
         while True:
-            packs = self._registry.locate(self.plan.digests)
+            packs = self._index.locate(self.plan.digests)
             new = set(packs.values()) - self._checked_packs
             self._checked_packs |= new
-            if not drop_where(self._registry, store, new, lambda key: not store.exists(key)):
+            if not drop_where(self._index, store, new, lambda key: not store.exists(key)):
                 return packs
 
     def missing(self, packs: Mapping[str, str]) -> list[str]:
@@ -156,7 +156,7 @@ class _CacheFill:
         self._total = max(self._total, len(self._computed) + len(missing))
         position = 0
         while position < len(missing):
-            claimed = self._registry.claim(missing[position:], self._owner, _CLAIMED_AT_ONCE)
+            claimed = self._index.claim(missing[position:], self._owner, _CLAIMED_AT_ONCE)
             if not claimed:
                 break
             position = missing.index(claimed[-1], position) + 1
@@ -198,11 +198,11 @@ class _CacheFill:
                 raise TypeError("the trainer stored fewer entries than requested")
         finally:
             self._meter.pause()
-            self._registry.release(claimed, self._owner)
+            self._index.release(claimed, self._owner)
 
     def _add_pack(self, event: PackStored) -> None:
-        self._registry.add(event.key, event.size, event.entries)
-        self._registry.release(event.entries, self._owner)
+        self._index.add(event.key, event.size, event.entries)
+        self._index.release(event.entries, self._owner)
         self._stored.update(event.entries)
         self._computed.update(event.entries)
         done = len(self._computed)
@@ -220,10 +220,10 @@ class _CacheFill:
     def _stop_requested(self) -> bool:
         """Renew the claims; the trainer's supervisor calls this about twice a second."""
         now = time.monotonic()
-        if now - self._renewed_s > self._registry.renew_every_s:
+        if now - self._renewed_s > self._index.renew_every_s:
             self._renewed_s = now
             held = [digest for digest in self._claimed if digest not in self._stored]
-            self._registry.renew(held, self._owner)
+            self._index.renew(held, self._owner)
         return self._context.stop_requested()
 
     def _images_and_captions(self, digests: set[str]) -> tuple[int, int]:

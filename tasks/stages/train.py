@@ -100,7 +100,7 @@ class _TrainingRun:
 
     def _encode_damaged_again(self, error: UnreadableFileError) -> bool:
         worker = self._context.worker
-        if not drop_damaged(worker.cache, worker.store, self._packs):
+        if not drop_damaged(worker.pack_index, worker.store, self._packs):
             return False
         message = f"{error.message}; damaged cache entries are encoded again"
         self._context.emit(Note(level="warning", message=message))
@@ -124,7 +124,7 @@ class _TrainingRun:
         is_due = time.monotonic() - self._touched_s > _TOUCH_EVERY_S
         if is_due and not self._context.events.is_disconnected:
             self._touched_s = time.monotonic()
-            self._context.worker.cache.use(self._packs)
+            self._context.worker.pack_index.touch(self._packs)
         return stop
 
     def _on_progress(self, event: Progress) -> None:

@@ -8,7 +8,7 @@ from typing import Literal, Protocol
 
 from routing.classes import MemoryClass
 from routing.queues import Engine
-from tasks.cache.index import CacheRegistry
+from tasks.cache.index import PackIndex
 from tasks.data.read_policy import ReadPolicy
 from tasks.eta.history import WorkDone
 from tasks.events import CacheDone, Event, TrainDone
@@ -130,7 +130,7 @@ class WorkerContext:
     name: str
     device: Device
     state: JobStore
-    cache: CacheRegistry
+    pack_index: PackIndex
     store: Store
     trainer: Trainer
     read_policy: ReadPolicy

@@ -7,7 +7,7 @@ import typer
 from worker.cli.command import Json, command, finite
 
 if TYPE_CHECKING:
-    from tasks.cache.index import CacheRegistry
+    from tasks.cache.index import PackIndex
     from tasks.settings.settings import Settings
     from tasks.store import Store
 
@@ -86,16 +86,16 @@ def verify(settings: "Settings", json: Json = False) -> int:
     return 1 if damaged else 0
 
 
-def _open(settings: "Settings") -> "tuple[CacheRegistry, Store]":
+def _open(settings: "Settings") -> "tuple[PackIndex, Store]":
     """Return the cache's index, complete with packs that only the store knows, and the store."""
-    from tasks.cache.index import CacheRegistry
+    from tasks.cache.index import PackIndex
     from tasks.state.connection import connect
     from tasks.store import Store
     from worker.cli.client import client_of
 
     store = Store(settings.resolved_store_url)
     connection = connect(client_of(settings).broker_url)
-    index = CacheRegistry(connection, settings.job_ttl, settings.visibility_timeout)
+    index = PackIndex(connection, settings.job_ttl, settings.visibility_timeout)
     index.rebuild(store)
     return index, store
 

@@ -26,7 +26,7 @@ from redis import Redis, RedisError
 
 from routing.queues import ALL_QUEUES
 from tasks import metrics
-from tasks.cache.index import CacheRegistry
+from tasks.cache.index import PackIndex
 from tasks.cache.plan import KINDS
 from tasks.metrics import METRICS, OTHER_TENANTS, class_label
 from tasks.state.counters import Counters
@@ -55,7 +55,7 @@ class FleetCollector(Collector):
     def __init__(self, client: Redis, ttl: timedelta) -> None:
         self._redis = client
         self._counters = Counters(client, ttl)
-        self._registry = CacheRegistry(client, ttl, ttl)
+        self._index = PackIndex(client, ttl, ttl)
         self._errors = 0
         self._cache: tuple[float, dict[str, Values]] = (-_CACHE_INTERVAL_S, {})
         self._lock = threading.Lock()
@@ -102,7 +102,7 @@ class FleetCollector(Collector):
         read_at, values = self._cache
         if time.monotonic() - read_at < _CACHE_INTERVAL_S:
             return values
-        packs = self._registry.packs()
+        packs = self._index.packs()
         by_kind = {
             kind: [p for p in packs if p.key.startswith(pack_prefix(kind))] for kind in KINDS
         }

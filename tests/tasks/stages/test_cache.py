@@ -12,7 +12,7 @@ from redis import Redis
 from routing.queues import CPU_QUEUE
 from tasks import events
 from tasks.cache.eviction import drop_damaged
-from tasks.cache.index import CacheRegistry, owner_of
+from tasks.cache.index import PackIndex, owner_of
 from tasks.cache.plan import CacheIndex, CachePlan
 from tasks.data.read_policy import ReadPolicy
 from tasks.dataset import Dataset, Sample, dataset_of
@@ -81,8 +81,8 @@ def store(tmp_path: Path) -> Store:
 
 
 @pytest.fixture
-def registry(redis_client: Redis) -> CacheRegistry:
-    return CacheRegistry(redis_client, timedelta(hours=1), timedelta(seconds=2))
+def pack_index(redis_client: Redis) -> PackIndex:
+    return PackIndex(redis_client, timedelta(hours=1), timedelta(seconds=2))
 
 
 @pytest.fixture
@@ -120,13 +120,13 @@ class Job:
     def __init__(
         self,
         state: JobStore,
-        registry: CacheRegistry,
+        pack_index: PackIndex,
         store: Store,
         document: dict[str, Any],
         images: Dataset,
         artifacts: JobArtifacts,
     ) -> None:
-        self.state, self.registry, self.store = state, registry, store
+        self.state, self.pack_index, self.store = state, pack_index, store
         self.id = submit(document, state, "result").job_id
         key = put(store, images)
         body = lambda _: StageResult("left", artifacts.updated(JobArtifacts(dataset=key)))  # noqa: E731
@@ -137,7 +137,7 @@ class Job:
         scratch = Path(self.store.url.removeprefix("file://")) / "scratch"
         return WorkerContext(
             state=self.state,
-            cache=self.registry,
+            pack_index=self.pack_index,
             store=self.store,
             trainer=encoder,
             read_policy=ReadPolicy(),
@@ -160,7 +160,7 @@ class Job:
 
 @pytest.fixture
 def job_of(
-    state: JobStore, registry: CacheRegistry, store: Store, document: dict[str, Any]
+    state: JobStore, pack_index: PackIndex, store: Store, document: dict[str, Any]
 ) -> Callable[..., Job]:
     def make(
         count: int = 20,
@@ -169,7 +169,7 @@ def job_of(
         **training: Any,
     ) -> Job:
         changed = {**document, "training": {**document["training"], **training}}
-        return Job(state, registry, store, changed, dataset(count, edited), artifacts)
+        return Job(state, pack_index, store, changed, dataset(count, edited), artifacts)
 
     return make
 
@@ -254,25 +254,25 @@ def test_what_was_stored_before_a_stop_is_not_encoded_again(
 
 
 def test_claims_of_a_killed_job_end_by_themselves(
-    job_of: Callable[..., Job], store: Store, registry: CacheRegistry
+    job_of: Callable[..., Job], store: Store, pack_index: PackIndex
 ) -> None:
     job = job_of()
     plan = CachePlan(job.state.get(job.id).job.training, dataset(20), ENCODERS)
-    assert len(registry.claim(plan.digests, owner_of("killed", 1), 1000)) == 41
-    assert registry.claim(plan.digests, owner_of(job.id, 1), 1000) == []
+    assert len(pack_index.claim(plan.digests, owner_of("killed", 1), 1000)) == 41
+    assert pack_index.claim(plan.digests, owner_of(job.id, 1), 1000) == []
     job.cache(Encoder(store))
     assert len(job.index().packs) == 41
 
 
-def test_claims_are_held_by_renewal_and_by_their_owner_only(registry: CacheRegistry) -> None:
-    assert registry.claim(["a", "b", "c"], "one 1", 2) == ["a", "b"]
-    assert registry.claim(["a", "b", "c"], "two 1", 5) == ["c"]
-    registry.release(["a"], "two 1")
-    assert registry.claim(["a"], "two 1", 5) == []
-    registry.release(["a"], "one 1")
-    assert registry.claim(["a"], "two 1", 5) == ["a"]
-    assert registry.claim(["b"], "one 2", 5) == ["b"]
-    assert registry.claim(["b"], "one 1", 5) == []
+def test_claims_are_held_by_renewal_and_by_their_owner_only(pack_index: PackIndex) -> None:
+    assert pack_index.claim(["a", "b", "c"], "one 1", 2) == ["a", "b"]
+    assert pack_index.claim(["a", "b", "c"], "two 1", 5) == ["c"]
+    pack_index.release(["a"], "two 1")
+    assert pack_index.claim(["a"], "two 1", 5) == []
+    pack_index.release(["a"], "one 1")
+    assert pack_index.claim(["a"], "two 1", 5) == ["a"]
+    assert pack_index.claim(["b"], "one 2", 5) == ["b"]
+    assert pack_index.claim(["b"], "one 1", 5) == []
 
 
 def test_all_that_is_kept_in_redis_has_a_life_time(
@@ -300,7 +300,7 @@ def test_damaged_and_lost_packs_are_encoded_again_and_no_others(
     damaged, lost, sound = store.keys("cache")[:3]
     store.put(damaged, store.get(damaged)[:-1] + b"?")
     store.delete([lost])
-    dropped = drop_damaged(job.registry, store, [damaged, lost, sound])
+    dropped = drop_damaged(job.pack_index, store, [damaged, lost, sound])
     assert sorted(dropped) == sorted([damaged, lost])
     again = Encoder(store)
     job_of().cache(again)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from redis import Redis
 
-from tasks.cache.index import CacheRegistry
+from tasks.cache.index import PackIndex
 from tasks.cache.packs import verify_pack
 from tasks.cache.plan import CacheIndex
 from tasks.data.read_policy import ReadPolicy
@@ -69,7 +69,7 @@ def worker_of(broker_url: str, folder: Path) -> WorkerContext:
     client, store = connect(broker_url), Store((folder / "store").as_uri())
     return WorkerContext(
         state=JobStore(client, timedelta(hours=1)),
-        cache=CacheRegistry(client, timedelta(hours=1), timedelta(seconds=1)),
+        pack_index=PackIndex(client, timedelta(hours=1), timedelta(seconds=1)),
         store=store,
         trainer=LoggingEncoder(store, folder / "encoded"),
         read_policy=ReadPolicy(),

@@ -12,7 +12,7 @@ import redis
 from routing.classes import MemoryClass
 from routing.queues import Engine
 from tasks import events
-from tasks.cache.index import CacheRegistry
+from tasks.cache.index import PackIndex
 from tasks.data.read_policy import ReadPolicy
 from tasks.dataset import dataset_of
 from tasks.errors import (
@@ -94,10 +94,10 @@ def job_id(state: JobStore, job_document: dict[str, Any]) -> str:
 def worker_with(
     state: JobStore, store: Store, tmp_path: Path, trainer: ScriptedTrainer
 ) -> WorkerContext:
-    cache = CacheRegistry(state._redis, timedelta(hours=1), timedelta(seconds=4))
+    cache = PackIndex(state._redis, timedelta(hours=1), timedelta(seconds=4))
     return WorkerContext(
         state=state,
-        cache=cache,
+        pack_index=cache,
         store=store,
         trainer=trainer,
         read_policy=ReadPolicy(),

@@ -16,7 +16,7 @@ from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import TrainerInterrupted, WorkerContext, WorkerServices
 from tasks.state.job_store import JobStore
 from tasks.store import Store
-from tests.tasks.stages.test_cache import Encoder, Job, document, job_of, registry
+from tests.tasks.stages.test_cache import Encoder, Job, document, job_of, pack_index
 from tests.tasks.stages.test_runner import (
     CACHES,
     TRAINED,
@@ -31,7 +31,7 @@ from tests.tasks.stages.test_runner import (
     worker_with,
 )
 
-__all__ = ["document", "job_id", "job_of", "registry", "store"]
+__all__ = ["document", "job_id", "job_of", "pack_index", "store"]
 
 
 def steps(*numbers: int) -> list[events.Event]:

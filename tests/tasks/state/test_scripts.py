@@ -19,7 +19,7 @@ from redis import Redis
 
 from routing.queues import ALL_QUEUES
 from tasks import events
-from tasks.cache.index import CacheRegistry
+from tasks.cache.index import PackIndex
 from tasks.errors import ErrorCode, JobError
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
@@ -86,7 +86,7 @@ class Fleet:
         self.state = JobStore(self.redis, HOUR)
         self.control = JobControl(self.redis, HOUR)
         self.queues = TenantQueues(self.redis, HOUR)
-        self.cache = CacheRegistry(self.redis, HOUR, HOUR)
+        self.cache = PackIndex(self.redis, HOUR, HOUR)
 
     def begin(self, stage: str = "prepare", tag: str = "new", **more: Any) -> object:
         return self.state.begin("one", stage, worker="w2", queue="q", tag=tag, **more)[:2]
@@ -401,7 +401,7 @@ CASES: dict[str, Case] = {
         {f"{CLAIM}a": "one 2", f"{CLAIM}b": "one 3"},
     ),
     "forget packs": Case(
-        lambda fleet: fleet.cache.forget(["one"]), None, {ENTRIES: {"a": "one", "b": "two"}}
+        lambda fleet: fleet.cache.remove(["one"]), None, {ENTRIES: {"a": "one", "b": "two"}}
     ),
 }
 

@@ -9,7 +9,7 @@ from redis import Redis
 
 from routing.classes import MemoryClass
 from routing.queues import ALL_QUEUES
-from tasks.cache.index import CacheRegistry
+from tasks.cache.index import PackIndex
 from tasks.events import Note
 from tasks.metrics import METRICS
 from tasks.stages.submit import submit
@@ -145,7 +145,7 @@ def test_gpu_stats_and_quarantine_are_exported(redis_client: Redis, ask: Ask) ->
 
 
 def test_the_cache_is_exported_by_kind(redis_client: Redis, ask: Ask) -> None:
-    registry = CacheRegistry(redis_client, HOUR, HOUR)
+    registry = PackIndex(redis_client, HOUR, HOUR)
     for kind, size in (("text", 10), ("latents", 200), ("latents", 30)):
         registry.add(pack_key(kind, str(size)), size, [f"entry {size}"])
     assert [ask("cache_bytes", kind=it) for it in ("text", "latents")] == [10, 230]
