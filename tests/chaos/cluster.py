@@ -221,7 +221,11 @@ class Cluster:
         ]
 
     def __enter__(self) -> Self:
-        self.heal()
+        try:
+            self.heal()
+        except BaseException:
+            self.close()
+            raise
         settings = Settings(broker_url=SecretStr(self.broker.url))
         self.client = client_of(settings)
         self.redis = connect(self.broker.url)
@@ -233,6 +237,10 @@ class Cluster:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all processes and unmount the disk."""
         for host in self.hosts:
             host.kill()
             host.network.close()

@@ -125,7 +125,7 @@ def test_within_a_tenant_priority_precedes_age(
 ) -> None:
     fill(redis_client)
     old, young, urgent = submit_for(), submit_for(), submit_for(priority=9)
-    assert [queues.jobs_before(jobs.get(it)) for it in (urgent, old, young)] == [0, 1, 2]
+    assert [queues.jobs_before(jobs.get(job_id)) for job_id in (urgent, old, young)] == [0, 1, 2]
     redis_client.delete("cpu")
     assert queues.dispatch() == [urgent, old, young]
 

@@ -145,7 +145,7 @@ def test_a_task_that_ends_without_a_broker_has_one_successor(fleet: Fleet) -> No
     stop_broker_for_a_while(fleet)
     fleet.wait_for(f"first ends {second.id}")
     fleet.wait_until_nothing_is_held()
-    assert fleet.log("begins") == [f"first begins {it.id}" for it in (first, second)]
+    assert fleet.log("begins") == [f"first begins {task.id}" for task in (first, second)]
 
 
 def test_another_worker_takes_over_a_lost_workers_task(fleet: Fleet) -> None:

@@ -32,8 +32,8 @@ def settings(tmp_path: Path, broker_url: str, redis_client: Redis) -> Settings:
 
 
 def finding_of(settings: Settings, subject: str) -> Finding:
-    [finding] = [it for it in check_all(settings) if it.subject == subject]
-    return finding
+    [only] = [finding for finding in check_all(settings) if finding.subject == subject]
+    return only
 
 
 def test_a_healthy_fleet_has_no_error(settings: Settings, redis_client: Redis) -> None:
@@ -41,8 +41,8 @@ def test_a_healthy_fleet_has_no_error(settings: Settings, redis_client: Redis) -
     heartbeat = WorkerHeartbeat(redis_client, "gpu@here", info, timedelta(minutes=1))
     heartbeat.renew()
     findings = check_all(settings)
-    assert [it for it in findings if it.level == "error"] == []
-    levels = {it.subject: it.level for it in findings}
+    assert [finding for finding in findings if finding.level == "error"] == []
+    levels = {finding.subject: finding.level for finding in findings}
     for subject in ("broker", "eviction", "persistence", "clock", "workers", "leases", "store"):
         assert levels[subject] == "ok", findings
     assert not list((settings.home_dir / "store").rglob("*probe*"))
@@ -109,11 +109,11 @@ def test_a_missing_part_is_found_and_others_are_checked(
 ) -> None:
     wrong = settings.model_copy(update=change)
     findings = check_all(wrong)
-    [finding] = [it for it in findings if it.subject == subject]
-    assert finding.level == "error"
-    assert problem in finding.message
+    [only] = [finding for finding in findings if finding.subject == subject]
+    assert only.level == "error"
+    assert problem in only.message
     assert "hidden" not in str(findings)
-    assert any(it.subject == "scratch" and it.level != "error" for it in findings)
+    assert any(finding.subject == "scratch" and finding.level != "error" for finding in findings)
 
 
 @pytest.mark.parametrize("setting", ["scratch_dir", "store_url"])

@@ -51,8 +51,8 @@ def submit_for(jobs: JobStore, job_document: dict[str, Any]) -> Callable[[str], 
 
 
 def test_an_empty_fleet_exports_exactly_the_declared_metrics(redis_client: Redis) -> None:
-    families = {it.name: it for it in FleetCollector(redis_client, HOUR).collect()}
-    assert set(families) == {it.name.removesuffix("_total") for it in METRICS}
+    families = {family.name: family for family in FleetCollector(redis_client, HOUR).collect()}
+    assert set(families) == {metric.name.removesuffix("_total") for metric in METRICS}
     for metric in METRICS:
         family = families[metric.name.removesuffix("_total")]
         assert (family.type, family.documentation) == (metric.kind, metric.help)
@@ -104,7 +104,10 @@ def test_all_but_the_largest_tenants_share_a_series(
     redis_client.rpush("cpu", "a message", "")
     for tenant in ("big", "big", "big", "next", "next", "small", "tiny"):
         submit_for(tenant)
-    jobs = [ask("queue_jobs", queue="cpu", tenant=it) for it in ("big", "next", "small", "*", "")]
+    jobs = [
+        ask("queue_jobs", queue="cpu", tenant=tenant)
+        for tenant in ("big", "next", "small", "*", "")
+    ]
     assert jobs == [3, 2, None, 2, 2]
 
 
@@ -137,7 +140,7 @@ def test_gpu_stats_and_quarantine_are_exported(redis_client: Redis, ask: Ask) ->
     names = ("memory_bytes", "memory_used_bytes", "utilization_ratio", "temperature_celsius")
     assert [ask(f"gpu_{name}", **labels) for name in names] == [80, 60, 0.5, 71]
     assert ask("gpu_quarantined", **labels) == 0
-    assert [ask("queue_workers", queue=it) for it in ("gpu.24gb", "gpu.80gb")] == [1, 0]
+    assert [ask("queue_workers", queue=queue) for queue in ("gpu.24gb", "gpu.80gb")] == [1, 0]
     heartbeat.set_quarantine("XID 79")
     assert ask("gpu_quarantined", **labels) == 1
     assert ask("queue_workers", queue="gpu.24gb") == 0
@@ -148,8 +151,8 @@ def test_the_cache_is_exported_by_kind(redis_client: Redis, ask: Ask) -> None:
     registry = PackIndex(redis_client, HOUR, HOUR)
     for kind, size in (("text", 10), ("latents", 200), ("latents", 30)):
         registry.add(pack_key(kind, str(size)), size, [f"entry {size}"])
-    assert [ask("cache_bytes", kind=it) for it in ("text", "latents")] == [10, 230]
-    assert [ask("cache_packs", kind=it) for it in ("text", "latents")] == [1, 2]
+    assert [ask("cache_bytes", kind=kind) for kind in ("text", "latents")] == [10, 230]
+    assert [ask("cache_packs", kind=kind) for kind in ("text", "latents")] == [1, 2]
 
 
 def test_an_unavailable_broker_exports_no_zeros(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:

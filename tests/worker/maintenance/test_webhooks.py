@@ -206,7 +206,7 @@ def test_two_workers_do_not_deliver_the_same_end(
     receiver.slow_s = 0.3
     other = Webhooks(redis_client, state, receiver.url, [NEW])
     with ThreadPoolExecutor(2) as pool:
-        delivered = list(pool.map(lambda it: it.deliver_due(), (webhooks, other)))
+        delivered = list(pool.map(lambda each: each.deliver_due(), (webhooks, other)))
     assert sorted(delivered) == [[], [job_id]]
     assert len(receiver.received) == 1
 
