@@ -1,6 +1,7 @@
 """The ``train`` stage of this engine: the library's own loop over our data and cache."""
 
 import importlib
+import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -30,7 +31,6 @@ from worker.trainer.invoke.data import library_loader
 from worker.trainer.invoke.describe import COMPUTING, LIBRARY, describe
 from worker.trainer.invoke.lora import PatchedPeft
 from worker.trainer.invoke.pipelines import PIPELINES, Pipeline, replaced
-from worker.trainer.invoke.results import Results
 from worker.trainer.invoke.run import Run
 from worker.trainer.loop import schedule_of
 from worker.trainer.memory import CudaMeter
@@ -59,7 +59,7 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, _cache: ModelCach
     versions = {name: version(name) for name in COMPUTING}
     versions[LIBRARY] = str(describe()["versions"][LIBRARY])  # type: ignore[index]
     identity = {**run_identity(config, dataset), "engine": LIBRARY, "patches": sorted(patches)}
-    results = Results(config, patches)
+    results = _Results(config, patches)
     checkpoints = Checkpoints(request, store, identity, versions, results.write, emit)
 
     def resume(state: TrainingState) -> None:
@@ -226,6 +226,48 @@ def _train_in_float32(groups: Sequence[Any], run: Run, dtype: torch.dtype) -> No
         for module in model.modules():
             if isinstance(module, torch.nn.Embedding) and id(module.weight) in ids:
                 module.register_forward_hook(lambda _module, _inputs, output: output.to(dtype))
+
+
+class _Results:
+    """Writes the published files: LoRAs by our own writers, other results by the library.
+
+    Args:
+        config: The job's config.
+        patches: The patches.
+    """
+
+    run: Run
+    """The run, set once it exists."""
+
+    def __init__(self, config: PipelineConfig, patches: frozenset[str]) -> None:
+        self._config = config
+        self._patches = patches
+
+    def write(
+        self, folder: Path, name: str, steps: int, weights: Mapping[str, torch.Tensor]
+    ) -> list[Path]:
+        """Write the files; see ``worker.trainer.checkpoint.WriteResults``."""
+        path = folder / f"{name}.safetensors"
+        lora = PIPELINES[self._config.type].lora
+        if lora is not None and "lora_file" in self._patches:
+            lora.write(path, weights, self._config, self.run, name=name, step=steps)
+            return [path]
+        written = self.run.results
+        assert written is not None
+        if written.is_file():
+            written.rename(path)
+            return [path]
+        shutil.move(written, folder / name)
+        files = sorted(it for it in (folder / name).rglob("*") if it.is_file())
+        # The trained weights first.
+        return sorted(files, key=_file_rank)
+
+
+def _file_rank(path: Path) -> tuple[bool, bool, str]:
+    """Sort weights before configs, and trained weights before others."""
+    is_weights = path.suffix == ".safetensors"
+    others = ("text_encoder", "text_encoder_2", "vae")
+    return not is_weights, path.parent.name in others, str(path)
 
 
 class _Callbacks(PipelineCallbacks):  # type: ignore[misc] # the library has no types here

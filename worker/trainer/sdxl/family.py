@@ -7,12 +7,11 @@ import torch
 from tasks.jobs.sdxl import SdxlConfig, SdxlFinetuneConfig, SdxlLoraConfig
 from worker.trainer.base_model import existing_files
 from worker.trainer.model_cache import ModelCache, ModelSpec
-from worker.trainer.sdxl.embeddings import add_embeddings
 from worker.trainer.sdxl.finetune_recipe import SdxlFinetune
 from worker.trainer.sdxl.lora_recipe import SdxlLora
 from worker.trainer.sdxl.models import SdxlModels, frozen_text_spec, take_models
 from worker.trainer.sdxl.sampler import SdxlSampler
-from worker.trainer.sdxl.textual_inversion_recipe import SdxlTextualInversion
+from worker.trainer.sdxl.textual_inversion import SdxlTextualInversion, add_embeddings
 from worker.trainer.training_type import TrainingType
 
 
