@@ -1,8 +1,9 @@
-"""The ``prepare`` stage: check the base model and every image and caption, store the dataset."""
+"""The ``prepare`` stage: check the base model and every image and caption; store the dataset."""
 
 import json
 import time
 from collections.abc import Callable
+from threading import Lock
 
 from routing.queues import CPU_QUEUE
 from tasks.base_models.check import check_base_model
@@ -21,78 +22,107 @@ from tasks.stages.worker_context import TrainerInterrupted
 from tasks.state.artifacts import JobArtifacts
 from tasks.store import dataset_key, report_key
 
-# Each is an event; a dataset with more of them has one systematic cause.
-_MOST_NOTES = 20
+# Each is an event; a dataset with more warnings has one systematic cause.
+_MAX_NOTES = 20
+_STOP_CHECK_EVERY_S = 1.0
+
+
+def prepare(context: StageContext) -> StageResult:
+    """Check everything, and store the dataset under its digest."""
+    worker, config = context.worker, context.record.job.training
+    monitor = _Monitor(context)
+    sources = Sources(
+        read_policy_of(context),
+        worker.downloads_dir,
+        context.scratch_dir,
+        monitor.on_download,
+        StoredUploads(worker.store, context.record.job.tenant),
+    )
+    report = check(config, sources, monitor.check_stop)
+    _publish_report(context, report)
+    context.check_not_cancelled()
+    dataset = ingest(report, worker.store)
+    artifacts = JobArtifacts(dataset=dataset_key(dataset.digest))
+    if is_cached(worker, config, dataset):
+        # The cache stage has nothing to compute: it needs no GPU.
+        artifacts = artifacts.updated(JobArtifacts(cache_queue=CPU_QUEUE))
+    counts = ", ".join(f"{count} x {size}" for size, count in sorted(report.buckets.items()))
+    images = len(dataset.samples)
+    return StageResult(f"{images} images: {counts}", artifacts, work=WorkDone(images))
 
 
 def check(
-    config: PipelineConfig, sources: Sources, between: Callable[[], object] = lambda: None
+    config: PipelineConfig, sources: Sources, before_each: Callable[[], object] = lambda: None
 ) -> Report:
-    """Check all that later stages need, as seen from this machine.
+    """Check everything that later stages need, as far as this machine can see it.
 
     Args:
-        config: The job's training.
-        sources: Reads its datasets.
-        between: Called before each image; what it raises ends the check.
+        config: The job's training config.
+        sources: Reads the job's datasets.
+        before_each: Called before each image; an error that it raises ends the check.
 
     Raises:
-        BaseModelError: With every fault of the base model.
+        BaseModelError: The base model has problems; it lists them all.
     """
-    model_faults = check_base_model(config)
-    if model_faults:
-        raise BaseModelError(model_faults, "prepare")
-    return check_dataset(config, sources, before_each=between)
+    problems = check_base_model(config)
+    if problems:
+        raise BaseModelError(problems, "prepare")
+    return check_dataset(config, sources, before_each=before_each)
 
 
-class _Watch:
-    """Stops the stage where it should, and tells of downloads; asks once a second at the most."""
-
-    def __init__(self, context: StageContext) -> None:
-        self._context = context
-        self._looked_at = 0.0
-
-    def look(self) -> bool:
-        """Whether it was time to look.
-
-        Raises:
-            TrainerInterrupted: The job is cancelled, or the worker is going away.
-        """
-        now = time.monotonic()
-        if now - self._looked_at < 1:
-            return False
-        self._looked_at = now
-        if self._context.stop_requested():
-            raise TrainerInterrupted
-        return True
-
-    def downloaded(self, done: int, total: int | None) -> None:
-        """Told after each piece of a download."""
-        if self.look() and total is not None:
-            progress = Progress(stage="prepare", done=done, total=total, unit="bytes")
-            self._context.emit(progress)
-
-
-def access_of(context: StageContext) -> ReadPolicy:
-    """What this job may read: less than others where a tenant's key sent it."""
+def read_policy_of(context: StageContext) -> ReadPolicy:
+    """Return what this job may read: for a tenant's key, less than its worker may."""
     roots = context.record.artifacts.read_roots
     policy = context.worker.read_policy
     return policy if roots is None else policy.narrowed(roots)
 
 
-def prepare(context: StageContext) -> StageResult:
-    """Check everything, and store the dataset under its digest."""
-    worker = context.worker
-    watch = _Watch(context)
-    sources = Sources(
-        access_of(context),
-        worker.downloads_dir,
-        context.scratch_dir,
-        watch.downloaded,
-        StoredUploads(worker.store, context.record.job.tenant),
-    )
-    report = check(context.record.job.training, sources, watch.look)
+class _Monitor:
+    """Stops the stage on request, and reports downloads, once a second at most.
+
+    Downloads call it from several threads.
+    """
+
+    def __init__(self, context: StageContext) -> None:
+        self._context = context
+        self._checked_s = 0.0
+        self._lock = Lock()
+
+    def check_stop(self) -> None:
+        """Check whether the stage should stop.
+
+        Raises:
+            TrainerInterrupted: A user stops the job, or the worker shuts down.
+        """
+        with self._lock:
+            self._is_due()
+
+    def on_download(self, done: int, total: int | None) -> None:
+        """Report a download; called after each of its chunks."""
+        with self._lock:
+            if self._is_due() and total is not None:
+                progress = Progress(stage="prepare", done=done, total=total, unit="bytes")
+                self._context.emit(progress)
+
+    def _is_due(self) -> bool:
+        now = time.monotonic()
+        if now - self._checked_s < _STOP_CHECK_EVERY_S:
+            return False
+        self._checked_s = now
+        if self._context.stop_requested():
+            raise TrainerInterrupted
+        return True
+
+
+def _publish_report(context: StageContext, report: Report) -> None:
+    """Store and report what was found in the dataset.
+
+    Raises:
+        DatasetError: The dataset cannot be trained on.
+    """
     key = report_key(context.job_id)
-    worker.store.put(key, json.dumps(report.document(), ensure_ascii=False).encode())
+    document = json.dumps(report.document(), ensure_ascii=False)
+    context.worker.store.put(key, document.encode())
     checked = DatasetChecked(
         images=len(report.samples),
         errors=len(report.problems),
@@ -102,17 +132,8 @@ def prepare(context: StageContext) -> StageResult:
     context.emit(checked, JobArtifacts(report=key))
     if report.problems:
         raise DatasetError(report.problems, "prepare")
-    for warning in report.warnings[:_MOST_NOTES]:
+    for warning in report.warnings[:_MAX_NOTES]:
         context.emit(Note(level="warning", message=str(warning)))
-    if len(report.warnings) > _MOST_NOTES:
-        more = f"{len(report.warnings) - _MOST_NOTES} more warnings; --dry-run shows all"
+    if len(report.warnings) > _MAX_NOTES:
+        more = f"{len(report.warnings) - _MAX_NOTES} more warnings; --dry-run lists all of them"
         context.emit(Note(level="warning", message=more))
-    context.check_not_cancelled()
-    dataset = ingest(report, context.worker.store)
-    counts = ", ".join(f"{n} x {size}" for size, n in sorted(report.buckets.items()))
-    artifacts = JobArtifacts(dataset=dataset_key(dataset.digest))
-    if is_cached(context.worker, context.record.job.training, dataset):
-        # No GPU is needed to find that out again.
-        artifacts = artifacts.updated(JobArtifacts(cache_queue=CPU_QUEUE))
-    images = len(dataset.samples)
-    return StageResult(f"{images} images: {counts}", artifacts, work=WorkDone(images))

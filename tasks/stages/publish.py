@@ -1,4 +1,4 @@
-"""The ``publish`` stage: the results under their final names, and last of all the manifest."""
+"""The ``publish`` stage: copy the results to their final names, then write the manifest."""
 
 import json
 from datetime import UTC, datetime
@@ -16,8 +16,8 @@ from tasks.urls import redact_urls
 def publish(context: StageContext) -> StageResult:
     """Publish a trained job; safe to repeat.
 
-    The manifest is written last and never over another one: where it exists, everything it
-    names does, and whoever wrote it first has published the job.
+    The manifest is written last and never replaced: if it exists, everything that it names exists,
+    and the start that wrote it has published the job.
     """
     job, store = context.record.job, context.worker.store
     prefix = output_prefix(context.job_id, job.training.base_output_dir)
@@ -25,7 +25,7 @@ def publish(context: StageContext) -> StageResult:
     if not store.exists(manifest_key):
         files = _published_files(context, prefix)
         written = _manifest(context, files)
-        # The last moment to notice that another start has taken over.
+        # The last chance to notice that another start has taken over.
         context.check_not_cancelled()
         store.put_if_absent(manifest_key, written.model_dump_json(indent=2).encode())
         context.telemetry.count(PUBLISHED_BYTES.one(by=sum(file.size for file in files)))
@@ -46,9 +46,9 @@ def publish(context: StageContext) -> StageResult:
 
 
 def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
-    """Copy the results to their final names: the trained weights first, then earlier ones.
+    """Copy the results to their final names, the newest weights first.
 
-    Validation images get a folder of their own.
+    Validation images go to a folder of their own.
     """
     artifacts, name = context.record.artifacts, context.record.job.name
     *earlier, last = artifacts.checkpoints

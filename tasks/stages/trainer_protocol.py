@@ -1,4 +1,4 @@
-"""What a trainer subprocess is asked to do: one JSON line on its standard input."""
+"""Requests to a trainer subprocess, as JSON lines on its standard input, and its exit codes."""
 
 from enum import IntEnum
 from typing import Literal
@@ -12,64 +12,64 @@ from tasks.strict_model import StrictModel
 
 
 class TrainerRequest(StrictModel):
-    """One run of the trainer. It answers with events, the last one telling how it ended."""
+    """One run of the trainer. It answers with events; the last one reports how the run ended."""
 
     stage: Literal["cache", "train"]
-    """``cache`` makes cache entries; ``train`` trains."""
+    """``cache`` computes cache entries; ``train`` trains."""
 
     job_id: str
     attempt: int
-    """The fencing token; part of every key written, so that two starts never share one."""
+    """The fencing token. It is part of every written key, so that two starts never share one."""
 
     engine: Engine = DIFFUSERS
-    """What carries it out."""
+    """The engine that runs the request."""
 
     name: str
-    """What the published file is called."""
+    """The name of the published file."""
 
     training: TrainingConfig
-    """The resolved config, its seed set."""
+    """The resolved config; its seed is set."""
 
     dataset_key: str
-    """The store key of the normalised dataset."""
+    """The store key of the normalized dataset."""
 
     store_url: str
-    """Where images, cache entries, checkpoints and results are."""
+    """The store of images, cache entries, checkpoints and results."""
 
     scratch_dir: str
-    """A folder of this run's own, for files on their way to the store."""
+    """The folder of this run, for files on their way to the store."""
 
     device: Literal["cpu", "cuda"]
-    """``cuda`` is the one GPU the process is pinned to."""
+    """``cuda`` is the one GPU that the process is pinned to."""
 
     encoders: EncoderDigests | None = None
-    """``cache``: of the encoders whose outputs are wanted; null asks for their digests."""
+    """``cache``: the digests of the encoders to run; null requests the digests themselves."""
 
     cache_entries: tuple[str, ...] = ()
-    """``cache``: the digests of the entries to make, text first."""
+    """``cache``: the digests of the entries to compute, text first."""
 
     cache_index_key: str | None = Field(default=None)
-    """``train``: the index that the cache stage left."""
+    """``train``: the store key of the job's cache index."""
 
     resume_state_key: str | None = Field(default=None)
-    """``train``: the state to go on from; null starts at step 0."""
+    """``train``: the store key of the state to resume from; null starts at step 0."""
 
     patches: tuple[str, ...] = ()
-    """``train`` by engine ``invoke-training``: which of its bugs are patched."""
+    """``train`` with engine ``invoke-training``: the bugs of the library to patch."""
 
     @property
     def base_model(self) -> tuple[str, ...]:
-        """What a trainer that serves another such request has loaded already."""
+        """What a trainer keeps loaded for the next request of the same base model."""
         return self.device, self.training.model
 
 
 class TrainerExit(IntEnum):
-    """How a trainer process ends."""
+    """The exit code of a trainer process."""
 
     DONE = 0
     CRASHED = 1
-    """An error nobody foresaw; the last lines of its standard error tell."""
+    """An unexpected error; its standard error ends with a traceback."""
     REFUSED = 3
-    """It said why in a ``failed`` event; trying again would not help."""
+    """It reported the reason in a ``failed`` event; a retry would not help."""
     INTERRUPTED = 4
-    """It was asked to stop, saved a checkpoint and stopped."""
+    """It saved a checkpoint and stopped on request."""

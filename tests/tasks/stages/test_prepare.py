@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tasks.data.read_policy import ReadPolicy
-from tasks.stages.prepare import access_of
+from tasks.stages.prepare import read_policy_of
 from tasks.stages.stage_context import StageContext, StageResult
 from tasks.stages.submit import submit
 from tasks.state.artifacts import JobArtifacts
@@ -28,7 +28,7 @@ def test_a_tenants_job_reads_less_than_its_worker_may(
     seen = []
 
     def look(context: StageContext) -> StageResult:
-        seen.append(access_of(context))
+        seen.append(read_policy_of(context))
         return StageResult("looked")
 
     job_id, _, _ = submit(job_document, state, "result", JobArtifacts(read_roots=reads))
