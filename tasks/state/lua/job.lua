@@ -18,7 +18,12 @@ local function exists() return redis.call('EXISTS', job_key) == 1 end
 local function all_fields() return cjson.encode(redis.call('HGETALL', job_key)) end
 
 local function set(fields)
-  for field, value in pairs(fields) do redis.call('HSET', job_key, field, value) end
+  local arguments = {}
+  for field, value in pairs(fields) do
+    table.insert(arguments, field)
+    table.insert(arguments, value)
+  end
+  if #arguments > 0 then redis.call('HSET', job_key, unpack(arguments)) end
 end
 
 local function unset(...) redis.call('HDEL', job_key, ...) end
