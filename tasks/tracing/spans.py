@@ -122,7 +122,7 @@ class JobTrace:
         ids alone, as one of another process would be: it is recorded later, or elsewhere.
 
         Args:
-            name: What was done.
+            name: The span's name.
             path: See ``span_id``.
             started_at: In seconds since the epoch, by the broker's clock as far as it is known.
             ended_at: As ``started_at``.
@@ -172,5 +172,5 @@ def record_job(
 
 
 def _hashed(text: str, length: int) -> int:
-    # 0 is no valid id; a hash is not expected to come to it.
+    # 0 is no valid id; no hash is expected to be 0.
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:length])

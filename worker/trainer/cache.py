@@ -30,7 +30,7 @@ from worker.trainer.event_pipe import Emit, StopSwitch, phase
 from worker.trainer.model_cache import ModelCache
 
 CAPTIONS = 8
-"""Captions of a batch: with 512 T5 tokens each they fill a GPU, and make a pack of some 32 MiB."""
+"""Captions of a batch: with 512 T5 tokens each they fill a GPU, and make a pack of 32 MiB."""
 MAX_IMAGES = 8
 """Images of a batch, at most: more small ones would make a large pack."""
 

@@ -1,7 +1,7 @@
 """The training loop, the same for every recipe.
 
 One step: the gradients of a group of batches, averaged over their samples; clip; the optimizer. The
-loop decides when to save, to validate and to stop, and knows nothing of what is trained.
+loop decides when to save, to validate and to stop, and does not know the model.
 """
 
 from collections.abc import Callable, Iterator, Sequence

@@ -138,7 +138,7 @@ def build_tiny_sdxl(folder: Path, *, seed: int = 0, prediction_type: str = "epsi
                     tokenizer_2,
                     hidden_size=_SECOND_WIDTH,
                     projection_dim=_SECOND_WIDTH,
-                    # SDXL's second encoder has this end token in its config; its own is another.
+                    # SDXL's second encoder has this wrong end token in its config.
                     eos_token_id=2,
                 )
             ),

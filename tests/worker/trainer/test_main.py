@@ -26,7 +26,7 @@ from worker.trainer.event_pipe import EventPipe, StopSwitch
 from worker.trainer.model_cache import ModelCache
 
 
-class Heard(EventPipe):
+class RecordingPipe(EventPipe):
     """A pipe that keeps its events."""
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class Heard(EventPipe):
 
 
 def serve(line: str) -> tuple[TrainerExit, TrainFailed]:
-    pipe = Heard()
+    pipe = RecordingPipe()
     code = _serve("worker.trainer", line, pipe, StopSwitch(), ModelCache())
     last = pipe.events[-1]
     assert isinstance(last, TrainFailed)

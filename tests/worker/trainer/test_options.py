@@ -277,16 +277,16 @@ def test_word_starts_from_the_configured_embedding(tiny_sdxl: Path, data: Images
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"placeholder_token": "a</w>"}, "has 'a</w>' already"),
         ({"initial_phrase": None, "initializer_token": "zebra"}, "is 5 tokens"),
     ],
 )
 def test_unusable_word_is_refused(
-    tiny_sdxl: Path, data: Images, options: dict[str, Any], said: str
+    tiny_sdxl: Path, data: Images, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(PlaceholderError, match=said):
+    with pytest.raises(PlaceholderError, match=message):
         run_train(data, sdxl_config_of("SDXL_TEXTUAL_INVERSION", tiny_sdxl, **options))
 
 

@@ -132,7 +132,7 @@ def test_run_stopped_mid_epoch_ends_like_an_undisturbed_one(
 
 
 class Seen:
-    """Hears events on their way, and keeps the last checkpoint."""
+    """Records events, and keeps the last checkpoint."""
 
     def __init__(self, on_event: Any) -> None:
         self._on_event = on_event

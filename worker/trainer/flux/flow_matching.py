@@ -1,7 +1,7 @@
 """FLUX's noise levels, and the errors of flow matching.
 
-FluxPipeline's own functions are used where it has them, so that training sees exactly what
-inference sees. Rectified flow: Liu et al., 2022; the logit-normal draw of t: Esser et al., 2024.
+Where possible, FluxPipeline's own functions are used: training then sees exactly what inference
+sees. Rectified flow: Liu et al., 2022; the logit-normal draw of t: Esser et al., 2024.
 """
 
 import math

@@ -66,7 +66,7 @@ class FluxLora:
         z = self._inputs.latents(batch)  # (B, 16, h, w)
         shape = tuple(z.shape[1:])
         noise = self._inputs.draw("normal", shape, "noise", batch)  # (B, 16, h, w)
-        # A noise level for each sample: a batch of 2 is the same as two samples.
+        # A noise level for each sample: a batch of 2 trains like two samples.
         sigma = sigmas(
             self._config,
             self._inputs.draw("normal", (), "sigma", batch),

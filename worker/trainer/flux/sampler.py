@@ -12,7 +12,7 @@ from worker.trainer.data.cache_entries import VAE_FACTOR, Text
 from worker.trainer.flux.models import FluxModels
 
 # FluxPipeline's own defaults, with which FLUX.1-dev is usually shown. The option guidance_scale is
-# the guidance of training, where it is 1.
+# the guidance of training, which is 1.
 STEPS, GUIDANCE = 28, 3.5
 
 # Static methods without type annotations.

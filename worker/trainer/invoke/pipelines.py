@@ -16,7 +16,7 @@ from worker.trainer.invoke.sdxl import SdxlForward, library_values
 
 @dataclass(frozen=True)
 class Lora:
-    """How a pipeline's LoRAs differ from those of the others.
+    """How the LoRAs of a pipeline are made.
 
     Attributes:
         writers: The library's functions that write a LoRA's file.
@@ -31,7 +31,7 @@ class Lora:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """The names in a pipeline's module, and the parts of ours for its training type.
+    """The names in a pipeline's module, and our parts for its training type.
 
     Attributes:
         module: The module's name.

@@ -1,7 +1,7 @@
 """SDXL's loss: noise levels, Min-SNR and the errors of denoising (Ho et al., 2020).
 
-The scheduler's own functions are used where it has them, so that training sees exactly what
-inference sees.
+Where possible, the scheduler's own functions are used: training then sees exactly what inference
+sees.
 """
 
 import torch
@@ -22,7 +22,7 @@ def denoising_losses(
     text: Text,
     min_snr_gamma: float | None,
 ) -> torch.Tensor:
-    """Return the loss of each sample, (B,), each at a noise level of its own draw.
+    """Return the loss of each sample, (B,), at a noise level drawn for it.
 
     Args:
         unet: SDXL's UNet, trained or frozen.

@@ -96,14 +96,14 @@ def test_calibration_names_its_gpu_and_shapes(tiny_sdxl: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (["--device=cuda"], "PyTorch finds no CUDA device"),
         (["--device=cpu", "--model=/nowhere"], "nowhere"),
     ],
 )
 def test_calibrate_process_reports_why_it_fails(
-    tmp_path: Path, options: list[str], said: str
+    tmp_path: Path, options: list[str], message: str
 ) -> None:
     files = [f"--folder={tmp_path}", f"--output={tmp_path / 'calibration.json'}"]
     ran = subprocess.run(
@@ -114,5 +114,5 @@ def test_calibrate_process_reports_why_it_fails(
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"},
     )
     assert ran.returncode == TrainerExit.REFUSED, ran.stderr
-    assert said in ran.stderr
+    assert message in ran.stderr
     assert "Traceback" not in ran.stderr

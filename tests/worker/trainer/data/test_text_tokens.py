@@ -1,4 +1,4 @@
-"""Tokens as ``prepare`` counts them are those that the encoders' tokenizers make."""
+"""``prepare`` counts tokens exactly as the encoders' tokenizers do."""
 
 import json
 from pathlib import Path
