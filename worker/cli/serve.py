@@ -19,11 +19,14 @@ def flower(settings: "Settings") -> None:
     from tasks.extras import require
     from tasks.logging_setup import set_up_logging
     from worker.cli.client import broker_url
-    from worker.local.flower import run_flower
+    from worker.cli.output import stdout
+    from worker.local.flower import flower_address, run_flower
 
     require("flower")
     set_up_logging(settings.log_format, "flower")
-    run_flower(settings, broker_url(settings))
+    url = broker_url(settings)
+    stdout.print(f"flower: {flower_address(settings)}", soft_wrap=True)
+    run_flower(settings, url)
 
 
 @commands.command()

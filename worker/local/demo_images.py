@@ -1,4 +1,4 @@
-"""A small dataset for the demo: drawn images, each with a caption that is true of it."""
+"""A small dataset for the demo: drawn images with matching captions."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ _SHAPES = {
     "square": lambda draw, box, color: draw.rectangle(box, fill=color),
     "diamond": lambda draw, box, color: draw.polygon(_diamond(box), fill=color),
 }
-# Shape, its color, the background's two colors from top to bottom, width and height in pixels.
+# Shape, color, the background's colors at top and bottom, width and height in pixels.
 _IMAGES = (
     ("circle", "crimson", ("lightyellow", "orange"), (256, 256)),
     ("circle", "royalblue", ("mintcream", "seagreen"), (320, 224)),
@@ -23,7 +23,7 @@ _IMAGES = (
 
 
 def draw_demo_images(folder: Path) -> None:
-    """Draw eight images with captions into a folder; the same bytes each time."""
+    """Draw eight images with captions into a folder; deterministic."""
     folder.mkdir(parents=True, exist_ok=True)
     for number, (shape, color, (top, bottom), size) in enumerate(_IMAGES, start=1):
         image = _gradient(top, bottom, size)

@@ -1,30 +1,35 @@
-"""Flower, the operators' view, on this fleet's broker.
+"""Flower, the operators' view of tasks, on this fleet's broker.
 
-Address, credentials and broker go in by its options object, never by arguments that other users
-of the machine could read. Flower's ``/metrics`` is open even with basic auth, so it is on the
-loopback address unless an operator says otherwise; a proxy that publishes it must guard that path.
+Address, credentials and broker are passed in the environment of Flower's own process, never as
+arguments, which other users of the machine can read. Flower's ``/metrics`` requires no password
+even with basic auth, so it is on the loopback address by default; a proxy that publishes it must
+guard that path.
 
-What Flower has seen outlives it in a file of its own, which is a pickle: it lies in a folder that
-only its owner can enter.
+Flower keeps its state in a pickle, in a folder that only its owner can enter.
 """
 
-import importlib
+import logging
 import os
 import secrets
+from html import escape
 from pathlib import Path
 
 from tasks.app import make_app
 from tasks.settings.settings import Settings
 from worker.kombu_redis.transport import use_for_redis
 
-# What a crash of Flower forgets. Some hundred milliseconds of its time are written each time.
+logger = logging.getLogger(__name__)
+
+# The state that a crash of Flower loses. Saving takes some hundred milliseconds.
 _SAVE_EVERY_MS = 60_000
-# With the arguments, which name the job.
+# The arguments are a column because they name the job.
 _COLUMNS = "name,args,uuid,state,received,started,runtime,worker"
+_NAVIGATION = "navbar.html"
+_LIST_END = "</ul>"
 
 
 def flower_credentials(settings: Settings) -> str:
-    """``user:password``: the configured ones, or those made once for this home."""
+    """Return ``user:password``: the configured ones, or those generated once for this home."""
     if settings.flower_basic_auth is not None:
         return settings.flower_basic_auth.get_secret_value()
     path = password_file(settings)
@@ -40,24 +45,23 @@ def flower_credentials(settings: Settings) -> str:
 
 
 def password_file(settings: Settings) -> Path:
-    """Where the password made for this home is kept."""
+    """Return the file of the password that was generated for this home."""
     return settings.home_dir / "flower-password"
 
 
 def flower_address(settings: Settings) -> str:
-    """The address of Flower's pages."""
-    everywhere = settings.flower_address in ("0.0.0.0", "::")
-    host = "127.0.0.1" if everywhere else settings.flower_address
+    """Return the address of Flower's pages, on this machine."""
+    is_wildcard = settings.flower_address in ("0.0.0.0", "::")
+    host = "127.0.0.1" if is_wildcard else settings.flower_address
     path = f"/{settings.flower_prefix}/" if settings.flower_prefix else ""
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.flower_port}{path}"
 
 
 def run_flower(settings: Settings, broker_url: str) -> None:
-    """Serve Flower until stopped."""
+    """Serve Flower until it is stopped."""
     folder = settings.home_dir / "flower"
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
-    # Flower reads its options from the environment of its own process.
     os.environ.update(
         FLOWER_ADDRESS=settings.flower_address,
         FLOWER_PORT=str(settings.flower_port),
@@ -71,11 +75,28 @@ def run_flower(settings: Settings, broker_url: str) -> None:
     )
     if settings.flower_prefix is not None:
         os.environ["FLOWER_URL_PREFIX"] = settings.flower_prefix
-    # kombu's own transport would give back messages that it takes for those of lost workers.
+    # kombu's own transport would return messages that it takes for those of lost workers.
     use_for_redis()
     app = make_app(settings, broker_url)
     if settings.console_url or settings.console_port:
-        # Imported only here, since Flower may be missing where this module is of use.
-        templates = importlib.import_module("worker.local.flower_templates")
-        templates.with_link("Console", settings.console_base_url)
-    app.start(["flower"])
+        add_link("Console", settings.console_base_url)
+    # Quiet: its banner lists Celery's own tasks.
+    app.start(["--quiet", "flower"])
+
+
+def add_link(name: str, url: str) -> None:
+    """Add a link to the navigation of this process's Flower, which has no plug-ins."""
+    from flower.urls import settings as flower_settings
+    from tornado.template import DictLoader
+
+    folder = Path(flower_settings["template_path"])
+    templates = {path.name: path.read_text("utf-8") for path in folder.glob("*.html")}
+    navigation = templates.get(_NAVIGATION, "")
+    if _LIST_END not in navigation:
+        logger.warning("this version of Flower has no place for a link to %s", name)
+        return
+    # Tornado would run what is in braces.
+    text = f'<a class="nav-link" href="{escape(url).replace("{", "%7B")}">{escape(name)}</a>'
+    item = f'<li class="nav-item">{text}</li>'
+    templates[_NAVIGATION] = navigation.replace(_LIST_END, item + _LIST_END, 1)
+    flower_settings["template_loader"] = DictLoader(templates)

@@ -6,11 +6,10 @@ from flower.urls import settings as flower_settings
 from pydantic import ValidationError
 
 from tasks.settings.settings import Settings
-from worker.local import flower_templates
-from worker.local.flower import flower_address, flower_credentials, password_file
+from worker.local.flower import add_link, flower_address, flower_credentials, password_file
 
 
-def test_a_password_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) -> None:
+def test_a_password_is_generated_once_for_its_owner_only(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path / "home", flower_basic_auth=None)
     first = flower_credentials(settings)
     assert first == flower_credentials(settings)
@@ -20,43 +19,43 @@ def test_a_password_is_made_once_and_only_its_owner_can_read_it(tmp_path: Path) 
     assert stat.S_IMODE(password_file(settings).stat().st_mode) == 0o600
 
 
-def test_configured_credentials_win_and_are_never_shown(tmp_path: Path) -> None:
+def test_configured_credentials_take_precedence(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, flower_basic_auth="me:hidden")
     assert flower_credentials(settings) == "me:hidden"
     assert "hidden" not in repr(settings)
 
 
-def test_it_is_on_the_loopback_address(tmp_path: Path) -> None:
+def test_flower_is_on_the_loopback_address(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, flower_port=5999)
     assert flower_address(settings) == "http://127.0.0.1:5999"
 
 
-def test_its_address_has_the_prefix_of_the_reverse_proxy(tmp_path: Path) -> None:
+def test_the_address_has_the_proxys_prefix(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, flower_port=5999, flower_prefix="ops/flower")
     assert flower_address(settings) == "http://127.0.0.1:5999/ops/flower/"
 
 
 @pytest.mark.parametrize("prefix", ["/ops", "ops/", "ops//flower", "a b", "../ops", ""])
-def test_a_prefix_that_is_no_path_is_refused(prefix: str) -> None:
+def test_an_invalid_prefix_is_refused(prefix: str) -> None:
     with pytest.raises(ValidationError, match="flower_prefix"):
         Settings(flower_prefix=prefix)
 
 
-def test_a_console_that_is_no_page_is_refused() -> None:
+def test_an_invalid_console_address_is_refused() -> None:
     with pytest.raises(ValidationError, match="console_url"):
         Settings(console_url="javascript:alert(1)")
 
 
-def test_a_flower_without_a_place_for_a_link_is_left_as_it_is(
+def test_a_flower_without_a_place_for_a_link_is_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "navbar.html").write_text("<nav></nav>")
     monkeypatch.setitem(flower_settings, "template_path", str(tmp_path))
-    flower_templates.with_link("Console", "http://console.example")
+    add_link("Console", "http://console.example")
     assert "template_loader" not in flower_settings
     assert "no place for a link" in caplog.text
 
 
-def test_where_it_listens_everywhere_it_is_asked_on_the_loopback_address(tmp_path: Path) -> None:
+def test_a_wildcard_address_is_shown_as_loopback(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, flower_port=5999, flower_address="0.0.0.0")
     assert flower_address(settings) == "http://127.0.0.1:5999"
