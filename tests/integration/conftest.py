@@ -37,7 +37,7 @@ def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def traces() -> Iterator[Receiver]:
-    """Where the shared fleet sends its traces."""
+    """The collector of the shared fleet's traces."""
     with receiving() as receiver:
         yield receiver
 

@@ -1,4 +1,4 @@
-"""A whole fleet in its own home, driven as its users drive it: by the command line."""
+"""A local fleet with its own home, driven by its command line."""
 
 import json
 import os
@@ -29,7 +29,7 @@ PATIENCE_S = 90
 
 
 class Fleet:
-    """``training-worker up`` in a process of its own.
+    """A process of ``training-worker up``.
 
     Args:
         home: Its folder.
@@ -88,22 +88,22 @@ class Fleet:
 
     @property
     def metrics_url(self) -> str:
-        """Where its metrics are, given a port."""
+        """The URL of the fleet's metrics, if it has a port for them."""
         return f"http://127.0.0.1:{self.env['TRAINING_METRICS_PORT']}/metrics"
 
     def counts(self) -> dict[str, int]:
-        """What the fleet has counted."""
+        """Return the fleet's counters."""
         url = find_running(self.home)
         assert url is not None
         with connect(url) as client:
             return Counters(client, timedelta(hours=1)).read()
 
     def log(self) -> str:
-        """What the fleet has printed."""
+        """Return the fleet's output."""
         return "".join(self._lines)
 
     def run(self, *arguments: str, timeout_s: float = PATIENCE_S) -> "Ran":
-        """Run a command of the command line to its end."""
+        """Run a command and wait for its end."""
         done = subprocess.run(
             [sys.executable, "-P", "-m", "worker", *arguments],
             env=self.env,
@@ -121,44 +121,44 @@ class Fleet:
         return self.run("submit", str(path), "--json", *options)
 
     def status(self, job_id: str) -> dict[str, Any]:
-        """What ``status`` says of a job."""
+        """Return the report of ``status`` on a job."""
         answer: dict[str, Any] = json.loads(self.run("status", job_id, "--json").stdout)
         return answer
 
     @property
     def console(self) -> str:
-        """The address of the web console."""
+        """The URL of the web console."""
         return f"http://127.0.0.1:{self.env['TRAINING_CONSOLE_PORT']}"
 
     def process_family(self) -> list[psutil.Process]:
-        """The fleet's first process and all below it."""
+        """Return the fleet's first process and all its descendants."""
         first = psutil.Process(self.process.pid)
         return [first, *first.children(recursive=True)]
 
     def record(self, job_id: str) -> JobRecord:
-        """What is known of a job, read from the broker itself."""
+        """Return the record of a job, from the broker."""
         url = find_running(self.home)
         assert url is not None
         with connect(url) as client:
             return JobStore(client, timedelta(hours=1)).get(job_id)
 
     def events(self, job_id: str) -> list[Event]:
-        """What a job's readers were told."""
+        """Return the events of a job."""
         url = find_running(self.home)
         assert url is not None
         with connect(url) as client:
             return [event for _, event in JobStore(client, timedelta(hours=1)).events(job_id)]
 
     def notes(self, job_id: str) -> list[str]:
-        """What a job's readers were told in words."""
+        """Return the messages of a job's notes."""
         return [event.message for event in self.events(job_id) if isinstance(event, Note)]
 
     def trainers(self) -> list[psutil.Process]:
-        """The trainer processes that run now."""
+        """Return the running trainer processes."""
         return self._processes("worker.trainer")
 
     def workers(self) -> list[psutil.Process]:
-        """The worker processes, parents and pool children."""
+        """Return the worker processes: parents and pool children."""
         return self._processes("worker", "worker")
 
     def _processes(self, module: str, *then: str) -> list[psutil.Process]:
@@ -184,7 +184,7 @@ class Fleet:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return an unused port."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -192,7 +192,7 @@ def free_port() -> int:
 
 
 class Ran:
-    """A command that ended."""
+    """The exit code and output of a command."""
 
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err
@@ -200,7 +200,7 @@ class Ran:
 
     @property
     def documents(self) -> list[dict[str, Any]]:
-        """What it printed with ``--json``, a document a line."""
+        """The documents that it printed with ``--json``, one per line."""
         return [json.loads(line) for line in self.out.splitlines()]
 
     def __repr__(self) -> str:

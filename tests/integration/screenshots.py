@@ -1,4 +1,4 @@
-"""Takes the screenshots of the console: ``python -m tests.integration.screenshots``.
+"""Take the screenshots of the console: ``python -m tests.integration.screenshots``.
 
 A whole fleet is emulated on the CPU, with a tiny model; nothing in the images is drawn by hand.
 """
@@ -26,7 +26,7 @@ _STEPS_SHOWN = 120
 
 
 def main() -> None:
-    """Make all of them."""
+    """Take all screenshots."""
     IMAGES.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, chromium() as browser:
         scratch = Path(folder)
@@ -135,7 +135,7 @@ def _save_part(part: Locator, name: str) -> None:
 
 
 def _write(data: bytes, name: str, colours: int = 256) -> None:
-    """A palette is enough for a page without images, and a third of the size."""
+    """Write an image with a palette, which is enough for a page and a third of the size."""
     image = Image.open(io.BytesIO(data)).convert("RGB")
     if colours:
         image = image.quantize(colours, dither=Image.Dither.NONE)

@@ -26,7 +26,7 @@ REGISTRY: Registry[Any] = Registry().with_resources(
 
 @pytest.fixture(scope="module")
 def backend(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The example, in an environment that has Celery and nothing of ours."""
+    """The example, in an environment with Celery and without this package."""
     folder = tmp_path_factory.mktemp("backend")
     for name in ("example_backend.py", "contract.py"):
         shutil.copy(CONTRACT / name, folder)
@@ -66,17 +66,17 @@ def check(name: str, document: Any) -> None:
     Draft202012Validator(SCHEMAS[f"{name}.schema.json"], registry=REGISTRY).validate(document)
 
 
-def test_a_backend_that_has_only_celery_sends_a_job_and_follows_it_to_its_result(
+def test_a_backend_with_only_celery_runs_a_job(
     backend: Path, fleet: Fleet, job: dict[str, Any]
 ) -> None:
     done = run(backend, fleet, {**job, "id": "from-a-backend"})
     assert done.returncode == 0, done.stdout + done.stderr
-    *told, last = done.stdout.splitlines()
-    steps = [line for line in told if line.startswith("train: ")]
+    *lines, last = done.stdout.splitlines()
+    steps = [line for line in lines if line.startswith("train: ")]
     assert steps[-1] == "train: 12 of 12 steps"
-    assert [line.partition(":")[0] for line in told].count("stage_finished") == 4
-    assert told[0].startswith("accepted: ")
-    assert told[-1].startswith("ended: ")
+    assert [line.partition(":")[0] for line in lines].count("stage_finished") == 4
+    assert lines[0].startswith("accepted: ")
+    assert lines[-1].startswith("ended: ")
 
     result = json.loads(last.removeprefix("result: "))
     check("result", result)
@@ -84,12 +84,12 @@ def test_a_backend_that_has_only_celery_sends_a_job_and_follows_it_to_its_result
     manifest = json.loads(Path(urlsplit(result["manifest"]).path).read_text("utf-8"))
     check("manifest", manifest)
     *events, _ = fleet.run("watch", "from-a-backend", "--json").documents
-    assert len(events) == len(told)
+    assert len(events) == len(lines)
     for event in events:
         check("event", event)
 
 
-def test_a_backend_is_told_every_fault_of_a_job_that_is_refused(
+def test_a_backend_gets_every_problem_of_a_refused_job(
     backend: Path, fleet: Fleet, job: dict[str, Any]
 ) -> None:
     job["training"] |= {"lora_rank_dim": 0, "lora_rnak_dim": 4}

@@ -187,7 +187,7 @@ def test_keys_are_listed_without_secrets_and_revoked_at_once(console: Served) ->
     assert fleet.run("keys", "revoke", "short").code == 0
     assert httpx2.get(f"{console.url}/v1/fleet", headers=headers).status_code == 401
     assert fleet.run("keys", "create", "both").code == 2
-    assert fleet.run("keys", "revoke", "nobody").code == 18
+    assert fleet.run("keys", "revoke", "unknown").code == 18
 
 
 def test_the_fleet_shows_its_gpu_and_recommends_presets(console: Served) -> None:

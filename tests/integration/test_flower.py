@@ -54,7 +54,7 @@ def broker_with_password(tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 def watched(
     tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, broker_with_password: str
 ) -> Iterator["Watched"]:
-    """A fleet with Flower below a prefix, that has done one job and refused another one."""
+    """A fleet with Flower under a prefix, which has finished one job and refused another one."""
     folder = tmp_path_factory.mktemp("watched")
     settings = {
         "TRAINING_BROKER_URL": broker_with_password,
@@ -63,9 +63,9 @@ def watched(
         "TRAINING_CONSOLE_URL": "http://127.0.0.1:1/console/{{2}}",
     }
     draw_demo_images(folder / "images")
-    with Fleet(folder / "home", "40gb,24gb", **settings) as fleet, Watched(fleet) as found:
+    with Fleet(folder / "home", "40gb,24gb", **settings) as fleet, Watched(fleet) as watched_fleet:
         wait_until(
-            lambda: found.ask("/api/workers?refresh=1")[1].count("active_queues") == 3,
+            lambda: watched_fleet.ask("/api/workers?refresh=1")[1].count("active_queues") == 3,
             timeout_s=PATIENCE_S,
             description="Flower knows the workers",
             detail=fleet.log,
@@ -79,21 +79,21 @@ def watched(
         refused = backend.send_task(SUBMIT, ({**signed, "id": "signed"},), queue=SUBMIT_QUEUE)
         assert isinstance(refused.get(timeout=PATIENCE_S, propagate=False), Exception)
         document = short_job(tiny_model, folder / "images")
-        found.job_id = fleet.submit(document, "--watch").documents[0]["job_id"]
-        # Events go out a moment after what they tell of.
+        watched_fleet.job_id = fleet.submit(document, "--watch").documents[0]["job_id"]
+        # Task events are sent in batches, a moment later.
         wait_until(
-            lambda: found.ask("/api/tasks")[1].count('"state": "SUCCESS"') == 4,
+            lambda: watched_fleet.ask("/api/tasks")[1].count('"state": "SUCCESS"') == 4,
             timeout_s=PATIENCE_S,
-            description="Flower has heard of the four ends",
+            description="Flower has received the ends of four stages",
             detail=fleet.log,
         )
-        # They count from Flower's start, and a test restarts it.
-        found.metrics = found.ask("/metrics")[1]
-        yield found
+        # Flower counts from its start, and a test restarts it.
+        watched_fleet.metrics = watched_fleet.ask("/metrics")[1]
+        yield watched_fleet
 
 
 class Watched:
-    """Flower, as its users reach it."""
+    """A Flower process, and requests to it."""
 
     job_id: str
     metrics: str
@@ -111,7 +111,7 @@ class Watched:
                 stderr=log,
             )
         password = self.fleet.home / "flower-password"
-        wait_until(password.exists, timeout_s=PATIENCE_S, description="there is a password")
+        wait_until(password.exists, timeout_s=PATIENCE_S, description="Flower has a password")
         self.password = password.read_text("utf-8").strip()
         wait_until(
             lambda: self.ask("/healthcheck")[0] == 200,
@@ -160,7 +160,7 @@ def page(watched: Watched) -> Iterator[Page]:
         browser.close()
 
 
-def test_flower_is_for_those_with_the_password_and_knows_the_workers_and_their_queues(
+def test_flower_needs_its_password_and_lists_the_queues(
     watched: Watched,
 ) -> None:
     assert watched.ask("/api/workers", "wrong")[0] == 401
@@ -178,7 +178,7 @@ def test_flower_is_for_those_with_the_password_and_knows_the_workers_and_their_q
     assert all(watched.job_id in task["args"] for task in done)
 
 
-def test_its_metrics_are_in_prometheus_form_and_on_the_loopback_address_only(
+def test_flower_metrics_are_served_on_loopback_only(
     watched: Watched,
 ) -> None:
     runtimes = 'flower_task_runtime_seconds_count{task="training.train",worker="gpu-40gb-0@'
@@ -191,11 +191,9 @@ def test_its_metrics_are_in_prometheus_form_and_on_the_loopback_address_only(
     assert {address.ip for address in listening} == {"127.0.0.1"}
 
 
-def test_a_browser_finds_the_job_after_a_restart_too_and_no_secret(
-    watched: Watched, page: Page
-) -> None:
+def test_a_browser_finds_a_job_after_a_restart_and_no_secret(watched: Watched, page: Page) -> None:
     problems: list[str] = []
-    page.on("console", lambda told: problems.append(told.text) if told.type == "error" else None)
+    page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
     page.on("pageerror", lambda error: problems.append(str(error)))
     sources = []
 

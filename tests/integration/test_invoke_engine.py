@@ -1,4 +1,4 @@
-"""Jobs of the engine ``invoke-training``: the real library, where this machine has it."""
+"""Jobs of the engine ``invoke-training``, with the real library if this machine has it."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def with_training(job: dict[str, Any], **training: Any) -> dict[str, Any]:
 
 
 def done(fleet: Fleet, job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A job's result and its manifest."""
+    """Return a job's result and its manifest."""
     ran = fleet.submit(job, "--watch")
     assert ran.code == 0, f"{ran}\n{fleet.log()}"
     result = ran.documents[-1]
@@ -56,7 +56,7 @@ def done(fleet: Fleet, job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
 
 
 def trainers(fleet: Fleet) -> list[psutil.Process]:
-    """The library's processes; not those that only look what there is."""
+    """Return the library's training processes, without those that only probe it."""
     found = []
     for child in psutil.Process(fleet.process.pid).children(recursive=True):
         try:
@@ -68,7 +68,7 @@ def trainers(fleet: Fleet) -> list[psutil.Process]:
 
 
 def begun(fleet: Fleet, job: dict[str, Any]) -> str:
-    """A job that has a checkpoint and still trains."""
+    """Return a job that has a checkpoint and still trains."""
     job_id: str = fleet.submit(job).documents[0]["job_id"]
     wait_until(
         lambda: bool(fleet.record(job_id).artifacts.checkpoints),
@@ -79,7 +79,7 @@ def begun(fleet: Fleet, job: dict[str, Any]) -> str:
     return job_id
 
 
-def test_without_a_worker_that_has_the_engine_a_job_says_what_it_waits_for(
+def test_a_job_without_a_worker_of_its_engine_reports_why_it_waits(
     fleet: Fleet, job: dict[str, Any]
 ) -> None:
     job["engine"] = "invoke-training"
@@ -87,19 +87,19 @@ def test_without_a_worker_that_has_the_engine_a_job_says_what_it_waits_for(
     assert refused.code == 7
     assert "no live worker serves gpu.40gb.invoke-training" in refused.out
     assert "TRAINING_INVOKE_PYTHON" in refused.out
-    told = fleet.submit(job).documents[0]
-    assert "TRAINING_INVOKE_PYTHON" in told["waiting_reason"]
+    submitted = fleet.submit(job).documents[0]
+    assert "TRAINING_INVOKE_PYTHON" in submitted["waiting_reason"]
     wait_until(
-        lambda: fleet.record(told["job_id"]).pending_queue == "gpu.40gb.invoke-training",
+        lambda: fleet.record(submitted["job_id"]).pending_queue == "gpu.40gb.invoke-training",
         timeout_s=PATIENCE_S,
         description="the job waits for the engine",
         detail=fleet.log,
     )
-    assert fleet.run("cancel", told["job_id"]).code == 0
+    assert fleet.run("cancel", submitted["job_id"]).code == 0
 
 
 @with_library
-def test_a_flux_lora_goes_through_the_whole_chain(
+def test_a_flux_lora_passes_all_stages(
     library_fleet: Fleet, flux_job: dict[str, Any], tiny_model: Path
 ) -> None:
     job = with_training(
@@ -127,7 +127,7 @@ def test_a_flux_lora_goes_through_the_whole_chain(
 
 
 @with_library
-def test_an_sdxl_lora_a_word_and_a_finetune_are_files_that_others_load(
+def test_sdxl_results_load_in_other_libraries(
     library_fleet: Fleet, tiny_sdxl: Path, images: Path
 ) -> None:
     fast = {"optimizer": {"optimizer_type": "AdamW", "learning_rate": 0.01}}
@@ -173,9 +173,7 @@ def test_an_sdxl_lora_a_word_and_a_finetune_are_files_that_others_load(
 
 
 @with_library
-def test_a_killed_trainer_and_a_stopped_worker_cost_steps_and_change_nothing(
-    library_fleet: Fleet, flux_job: dict[str, Any]
-) -> None:
+def test_kills_and_stops_change_no_result(library_fleet: Fleet, flux_job: dict[str, Any]) -> None:
     job = with_training(flux_job, max_train_steps=400, save_every_n_steps=20)
     expected, _ = done(library_fleet, job)
     job_id = begun(library_fleet, job)
@@ -203,7 +201,7 @@ def test_a_killed_trainer_and_a_stopped_worker_cost_steps_and_change_nothing(
 
 
 @with_library
-def test_a_cancelled_job_publishes_what_there_is_where_it_is_to(
+def test_cancel_with_save_publishes_the_last_checkpoint(
     library_fleet: Fleet, flux_job: dict[str, Any]
 ) -> None:
     job = with_training(flux_job, max_train_steps=100_000, save_every_n_steps=50_000)

@@ -1,4 +1,4 @@
-"""What is killed goes on where it was, and ends with the same file."""
+"""Killed processes: their jobs resume and end with the same file."""
 
 import json
 import signal
@@ -23,14 +23,14 @@ LONG_JOB_STEPS = 120
 
 @pytest.fixture(scope="module")
 def fleet(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
-    """One GPU worker, so that the trainer there is the job's: a second one would keep its own."""
+    """A fleet with one GPU worker, whose trainer is the job's: a second one would keep another."""
     with Fleet(tmp_path_factory.mktemp("fleet"), "40gb") as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def long_job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Long enough to be killed in the middle, mid-epoch."""
+    """A job that is long enough to be killed in the middle of an epoch."""
     images = tmp_path_factory.mktemp("data") / "images"
     draw_demo_images(images)
     job = short_job(tiny_model, images)
@@ -40,7 +40,7 @@ def long_job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 @pytest.fixture(scope="module")
 def expected_sha256(fleet: Fleet, long_job: dict[str, Any]) -> str:
-    """The digest of the file that the undisturbed job gives."""
+    """Return the digest of the undisturbed job's file."""
     ran = fleet.submit(long_job, "--watch")
     assert ran.code == 0, f"{ran}\n{fleet.log()}"
     sha256: str = ran.documents[-1]["sha256"]
@@ -61,7 +61,7 @@ def started(fleet: Fleet, job: dict[str, Any]) -> str:
 
 @contextmanager
 def held_up(fleet: Fleet) -> Iterator[None]:
-    """The trainer makes no step, so that the job cannot end before a command is there."""
+    """Suspend the trainer, so that the job cannot end before a command arrives."""
     [trainer] = fleet.trainers()
     trainer.suspend()
     try:
@@ -80,7 +80,7 @@ def finished(fleet: Fleet, job_id: str) -> dict[str, Any]:
     return ran.documents[-1]
 
 
-def test_a_killed_trainer_goes_on_from_its_checkpoint_with_the_same_result(
+def test_a_killed_trainer_resumes_with_the_same_result(
     fleet: Fleet, long_job: dict[str, Any], expected_sha256: str
 ) -> None:
     job_id = started(fleet, long_job)
@@ -89,7 +89,7 @@ def test_a_killed_trainer_goes_on_from_its_checkpoint_with_the_same_result(
     assert finished(fleet, job_id)["sha256"] == expected_sha256
 
 
-def test_a_killed_worker_child_leaves_no_trainer_and_its_job_goes_on(
+def test_a_killed_pool_child_leaves_no_trainer_and_the_job_resumes(
     fleet: Fleet, long_job: dict[str, Any], expected_sha256: str
 ) -> None:
     job_id = started(fleet, long_job)
@@ -109,7 +109,7 @@ def test_a_killed_worker_child_leaves_no_trainer_and_its_job_goes_on(
     assert fleet.counts()[takeovers] == before + 1
 
 
-def test_a_killed_broker_comes_back_and_its_job_ends_with_the_same_result(
+def test_a_killed_broker_restarts_and_the_job_has_the_same_result(
     fleet: Fleet, long_job: dict[str, Any], expected_sha256: str
 ) -> None:
     job_id = started(fleet, long_job)
@@ -124,12 +124,12 @@ def test_a_killed_broker_comes_back_and_its_job_ends_with_the_same_result(
     assert finished(fleet, job_id)["sha256"] == expected_sha256
 
 
-def test_a_fleet_that_is_drained_or_killed_whole_goes_on_when_it_is_started_again(
+def test_a_drained_or_killed_fleet_resumes_on_restart(
     tmp_path: Path, long_job: dict[str, Any], expected_sha256: str
 ) -> None:
     home = tmp_path / "home"
     with Fleet(home, "40gb") as first:
-        unknown = first.run("drain", "nobody@nowhere", "--json")
+        unknown = first.run("drain", "unknown@nowhere", "--json")
         assert unknown.code == 2
         assert "live workers: cpu@" in unknown.documents[0]["error"]["message"]
         job_id = started(first, long_job)
@@ -143,7 +143,9 @@ def test_a_fleet_that_is_drained_or_killed_whole_goes_on_when_it_is_started_agai
                     detail=first.log,
                 )
             drained = draining.result()
-        assert [told["state"] for told in drained.documents] == ["stopped", "stopped"], drained
+        assert [document["state"] for document in drained.documents] == ["stopped", "stopped"], (
+            drained
+        )
         wait_until(
             lambda: first.workers() == [] and first.log().count("has drained") == 2,
             timeout_s=20,
@@ -157,7 +159,7 @@ def test_a_fleet_that_is_drained_or_killed_whole_goes_on_when_it_is_started_agai
     wait_until(
         lambda: second.record(job_id).artifacts.checkpoints[-1].step > stopped_at,
         timeout_s=PATIENCE_S,
-        description="it goes on from there",
+        description="the job resumes from its checkpoint",
         detail=second.log,
     )
     family = second.process_family()
@@ -186,20 +188,20 @@ def test_a_cancelled_job_stops_and_leaves_no_trainer(
     assert fleet.trainers() == []
 
 
-def test_a_cancelled_job_that_is_saved_is_published_as_far_as_it_came(
+def test_cancel_with_save_publishes_the_last_checkpoint(
     fleet: Fleet, long_job: dict[str, Any]
 ) -> None:
     job_id = started(fleet, long_job)
     with held_up(fleet):
         assert fleet.run("cancel", job_id, "--save").code == 0
-    told = finished(fleet, job_id)
-    assert told["status"] == "cancelled"
-    manifest = json.loads(Path(told["manifest"]).read_text())
+    document = finished(fleet, job_id)
+    assert document["status"] == "cancelled"
+    manifest = json.loads(Path(document["manifest"]).read_text())
     assert 10 <= manifest["steps"] < LONG_JOB_STEPS
-    assert Path(told["published"]).is_file()
+    assert Path(document["published"]).is_file()
 
 
-def test_a_paused_job_frees_its_worker_and_ends_with_the_same_result_when_resumed(
+def test_a_paused_job_frees_its_worker_and_resumes_exactly(
     fleet: Fleet, long_job: dict[str, Any], expected_sha256: str
 ) -> None:
     job_id = started(fleet, long_job)

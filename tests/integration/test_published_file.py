@@ -1,4 +1,4 @@
-"""The end of it all: what the chain published changes the image that diffusers makes."""
+"""The published LoRA changes the image that diffusers generates."""
 
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from tests.integration.fleets import Fleet
 
 
 def generated_image(model: Path, lora: Path | None) -> np.ndarray[Any, Any]:
-    """An image (H, W, 3) of the base model, with or without the LoRA."""
+    """Return an image (H, W, 3) of the base model, with or without the LoRA."""
     pipeline: Any = FluxPipeline.from_pretrained(str(model))
     pipeline.set_progress_bar_config(disable=True)
     if lora is not None:
@@ -31,7 +31,7 @@ def generated_image(model: Path, lora: Path | None) -> np.ndarray[Any, Any]:
 
 
 @pytest.mark.filterwarnings("ignore")  # of diffusers and transformers, while they load
-def test_both_forms_of_a_published_lora_change_the_image_alike(
+def test_both_forms_of_a_lora_change_the_image_alike(
     fleet: Fleet, job: dict[str, Any], tiny_model: Path
 ) -> None:
     made: list[np.ndarray[Any, Any]] = []

@@ -26,7 +26,7 @@ def machine(tmp_path: Path) -> Machine:
     return machine
 
 
-def told(fleet: Fleet) -> dict[str, Any]:
+def worker_of(fleet: Fleet) -> dict[str, Any]:
     gpus: list[dict[str, Any]] = json.loads(fleet.run("gpus", "--fleet", "--json").out)
     assert len(gpus) == 1
     return gpus[0]
@@ -34,7 +34,7 @@ def told(fleet: Fleet) -> dict[str, Any]:
 
 def quarantined(fleet: Fleet, because: str) -> None:
     wait_until(
-        lambda: because in (told(fleet)["quarantined"] or ""),
+        lambda: because in (worker_of(fleet)["quarantined"] or ""),
         timeout_s=PATIENCE_S,
         description=f"a quarantine for {because!r}",
         detail=fleet.log,
@@ -47,15 +47,15 @@ def test_an_unhealthy_gpu_gets_no_job_until_it_recovers(
     draw_demo_images(tmp_path / "images")
     settings = {"TRAINING_TRAINER_RESTARTS": "0", "TRAINING_MAX_RETRIES": "0"}
     with Fleet(tmp_path / "home", None, **machine.env, **settings) as fleet:
-        assert told(fleet)["gpu_uuid"] == "GPU-a100"
-        assert told(fleet)["quarantined"] is None
+        assert worker_of(fleet)["gpu_uuid"] == "GPU-a100"
+        assert worker_of(fleet)["quarantined"] is None
         wait_until(
-            lambda: told(fleet)["gpu_stats"] is not None,
+            lambda: worker_of(fleet)["gpu_stats"] is not None,
             timeout_s=PATIENCE_S,
-            description="the worker tells its GPU's figures",
+            description="the worker reports its GPU's statistics",
             detail=fleet.log,
         )
-        assert told(fleet)["gpu_stats"] == {
+        assert worker_of(fleet)["gpu_stats"] == {
             "memory_bytes": 81920 * MIB,
             "used_bytes": (81920 - 3000) * MIB,
             "utilization": 0.98,
@@ -77,14 +77,14 @@ def test_an_unhealthy_gpu_gets_no_job_until_it_recovers(
 
         # The driver's own error of another card is no reason, and an application's neither.
         machine.has(A100, "xid GPU-other -1 79", "xid GPU-a100 -1 31")
-        # There is no CUDA here: that the trainer says so shows that the job was let through.
+        # Without CUDA the trainer fails, which shows that the GPU check has let the job pass.
         wait_until(
             lambda: fleet.record(job_id).status.ended,
             timeout_s=PATIENCE_S,
             description="the job has gone on",
             detail=fleet.log,
         )
-        assert told(fleet)["quarantined"] is None
+        assert worker_of(fleet)["quarantined"] is None
         assert "CUDA" in (fleet.record(job_id).error or "")
 
         machine.has(A100, "xid GPU-other -1 79", "xid GPU-a100 -1 31", "xid GPU-a100 -1 79")

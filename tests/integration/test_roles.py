@@ -1,4 +1,4 @@
-"""A whole job where each role has its own rights on the broker, and what each may not do."""
+"""A job on a broker where each role has its own rights, and what each may not do."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ def broker(tmp_path: Path) -> Iterator[Broker]:
 
 @pytest.fixture
 def settings(tmp_path: Path, images: Path) -> dict[str, str]:
-    """The fleet's."""
+    """The fleet's settings."""
     return {
         "TRAINING_STORE_URL": (tmp_path / "store").as_uri(),
         "TRAINING_DATA_ROOTS": str(images),
@@ -43,7 +43,7 @@ def settings(tmp_path: Path, images: Path) -> dict[str, str]:
 def workers(
     broker: Broker, settings: dict[str, str], tmp_path: Path
 ) -> Iterator[tuple[Started, Started]]:
-    """The CPU worker of the compose file, which runs, and KEDA's of a GPU, which does not."""
+    """The running CPU worker of the compose file, and KEDA's GPU worker, which is not started."""
     cpu = Started(PROCESSES["compose.yaml cpu"], broker, tmp_path / "cpu", **settings)
     keda = PROCESSES["k8s ScaledJob gpu-40gb"]
     # It may be idle for two seconds instead of five minutes.
@@ -66,7 +66,7 @@ def refused(*commands: Callable[[], object]) -> None:
             command()
 
 
-def test_each_role_does_its_work_and_nothing_else(
+def test_each_role_has_only_its_own_rights(
     broker: Broker,
     workers: tuple[Started, Started],
     settings: dict[str, str],
@@ -78,7 +78,7 @@ def test_each_role_does_its_work_and_nothing_else(
     app: Any = Celery(broker=url, backend=url, set_as_current=False)
     # As the README shows it.
     sent = app.send_task("training.submit", args=[job], queue="cpu")
-    # There is no GPU worker: the job waits in its lane, where metrics count it, and one is started.
+    # Without a GPU worker the job waits in its tenant queue, where metrics count it.
     with broker.client("metrics") as metrics:
         wait_until(
             lambda: (
@@ -119,7 +119,7 @@ def test_each_role_does_its_work_and_nothing_else(
         PROCESSES["compose.yaml console"], broker, tmp_path / "console", **settings
     ).env
 
-    def console_says(*command: str) -> dict[str, Any]:
+    def console_prints(*command: str) -> dict[str, Any]:
         ran = subprocess.run(
             [sys.executable, "-P", "-m", "worker", *command, "--json"],
             env=console_env,
@@ -131,8 +131,8 @@ def test_each_role_does_its_work_and_nothing_else(
         answer: dict[str, Any] = json.loads(ran.stdout.splitlines()[0])
         return answer
 
-    job_id = console_says("submit", str(file))["job_id"]
-    assert console_says("cancel", job_id)["job_id"] == job_id
+    job_id = console_prints("submit", str(file))["job_id"]
+    assert console_prints("cancel", job_id)["job_id"] == job_id
     with broker.client("console") as console:
         refused(
             lambda: console.rpop("cpu"),

@@ -1,4 +1,4 @@
-"""The SDXL types through the whole chain, from the command line to files that diffusers loads."""
+"""Jobs of the SDXL types, from the command line to files that diffusers loads."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def sdxl_job(kind: str, model: Path, loader: dict[str, Any], **training: Any) ->
 
 
 def published(fleet: Fleet, job: dict[str, Any]) -> dict[str, Path]:
-    """The published files by name."""
+    """Return the published files by name."""
     ran = fleet.submit(job, "--watch")
     assert ran.code == 0, f"{ran}\n{fleet.log()}"
     result = ran.documents[-1]
@@ -66,7 +66,7 @@ def captioned(images: Path) -> dict[str, Any]:
     return {"type": "IMAGE_CAPTION_SD_DATA_LOADER", "dataset": dataset}
 
 
-def test_two_workers_with_the_same_dataset_encode_each_item_once(
+def test_two_workers_encode_a_shared_dataset_once(
     fleet: Fleet, tiny_sdxl: Path, images: Path
 ) -> None:
     for number, path in enumerate(sorted(images.glob("*.txt"))):
@@ -132,7 +132,9 @@ def test_a_lora_with_masks_and_validation_images(
     assert image(pipeline) != before
 
 
-def test_a_word_is_published_for_both_encoders(fleet: Fleet, tiny_sdxl: Path, images: Path) -> None:
+def test_an_embedding_is_published_for_both_encoders(
+    fleet: Fleet, tiny_sdxl: Path, images: Path
+) -> None:
     for caption in images.glob("*.txt"):
         caption.unlink()
     dataset = {"type": "IMAGE_DIR_DATASET", "dataset_dir": str(images)}
@@ -182,9 +184,7 @@ def test_a_dreambooth_finetune_is_a_whole_pipeline(
     assert image(pipeline_of(folder)) != image(pipeline_of(tiny_sdxl))
 
 
-def test_a_wrong_base_model_is_told_in_prepare(
-    fleet: Fleet, tiny_model: Path, images: Path
-) -> None:
+def test_a_wrong_base_model_fails_in_prepare(fleet: Fleet, tiny_model: Path, images: Path) -> None:
     ran = fleet.submit(sdxl_job("SDXL_LORA", tiny_model, captioned(images)), "--watch")
     assert ran.code != 0
     assert "describes a FluxPipeline" in str(ran)

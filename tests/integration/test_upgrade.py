@@ -1,4 +1,4 @@
-"""Workers of two versions on one broker: real processes, whose stages do nothing."""
+"""Workers of two versions on one broker: real processes with empty stages."""
 
 import json
 import os
@@ -52,7 +52,7 @@ print(json.dumps([client.submit(job) for job in json.load(sys.stdin)]))
 
 
 def job_of(tmp_path: Path) -> dict[str, Any]:
-    """A job for a GPU of 40 GB; nothing that it names is looked at."""
+    """Return a job for a GPU of 40 GB; its files are never read."""
     dataset = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(tmp_path)}
     training = {"data_loader": {"dataset": dataset}}
     return {"preset": "flux_lora_1x40gb", "training": training}
@@ -60,7 +60,7 @@ def job_of(tmp_path: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The source of a version that comes after this one."""
+    """The source of the next version."""
     folder = tmp_path_factory.mktemp("newer")
     for name in ("routing", "tasks", "worker", "benchmarks"):
         ignored = shutil.ignore_patterns("__pycache__")
@@ -75,7 +75,7 @@ def newer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Site:
-    """A broker, and processes of both versions on it."""
+    """A broker with processes of both versions."""
 
     def __init__(self, folder: Path, url: str, newer: Path) -> None:
         self.folder, self.url = folder, url
@@ -96,7 +96,7 @@ class Site:
 
     @contextmanager
     def workers(self, version: str) -> Iterator[None]:
-        """A CPU worker and a GPU worker of a version, until they have drained."""
+        """Run a CPU worker and a GPU worker of a version, and drain them."""
         with ExitStack() as stack:
             ready = []
             for kind, queues in (("cpu", "cpu"), ("gpu", "gpu.40gb,gpu.24gb,gpu.16gb,gpu.8gb")):
@@ -150,7 +150,7 @@ class Site:
             detail=lambda: f"{self.client.state.summaries(job_ids)}\n{self.logs()}",
         )
 
-    def told(self, job_id: str) -> list[events.Event]:
+    def events(self, job_id: str) -> list[events.Event]:
         return [event for _, event in self.client.state.events(job_id)]
 
 
@@ -160,35 +160,35 @@ def site(tmp_path: Path, newer: Path) -> Iterator[Site]:
         yield Site(tmp_path, broker.url, newer)
 
 
-def assert_people_are_told(site: Site, old_jobs: list[str], new_jobs: list[str]) -> None:
+def assert_readable_to_users(site: Site, old_jobs: list[str], new_jobs: list[str]) -> None:
     listed = site.run("old", "-m", "worker", "list", "--limit", "99", "--json")
     assert {job["id"] for job in json.loads(listed.stdout)} == set(old_jobs)
     refusal = f"has version {VERSION + 1}, and this program reads {VERSION}"
     assert listed.stderr.count(refusal) == len(new_jobs)
     status = site.run("old", "-m", "worker", "status", new_jobs[0])
     assert (status.returncode, refusal in status.stderr) == (1, True)
-    told = site.run("new", "-m", "worker", "status", new_jobs[0]).stdout
+    printed = site.run("new", "-m", "worker", "status", new_jobs[0]).stdout
     wanted = f"waits: prepare waits for a worker of version {VERSION + 1}; those of cpu have"
-    assert wanted in told
+    assert wanted in printed
 
 
 def assert_done_once(site: Site, job_id: str) -> None:
-    told = site.told(job_id)
-    started = Counter(it.stage for it in told if isinstance(it, events.StageStarted))
-    assert started == dict.fromkeys(STAGES, 1), told
-    finished = Counter(it.stage for it in told if isinstance(it, events.StageFinished))
-    assert finished == dict.fromkeys(STAGES, 1), told
-    assert [it.status for it in told if isinstance(it, events.JobEnded)] == ["succeeded"]
+    job_events = site.events(job_id)
+    started = Counter(it.stage for it in job_events if isinstance(it, events.StageStarted))
+    assert started == dict.fromkeys(STAGES, 1), job_events
+    finished = Counter(it.stage for it in job_events if isinstance(it, events.StageFinished))
+    assert finished == dict.fromkeys(STAGES, 1), job_events
+    assert [it.status for it in job_events if isinstance(it, events.JobEnded)] == ["succeeded"]
     head = site.client.state.summary(job_id)
     assert (head.status, head.retries) == (JobStatus.SUCCEEDED, 0)
 
 
 def assert_left_to_newer_workers(site: Site, job_id: str) -> bool:
-    """Whether an older worker has met it."""
-    told = site.told(job_id)
-    workers = {it.worker for it in told if isinstance(it, events.StageStarted)}
+    """Check a job of the newer version; return whether an older worker got it."""
+    job_events = site.events(job_id)
+    workers = {it.worker for it in job_events if isinstance(it, events.StageStarted)}
     assert all(name.startswith("new-") for name in workers), workers
-    notes = [it.message for it in told if isinstance(it, events.Note)]
+    notes = [it.message for it in job_events if isinstance(it, events.Note)]
     waits = [note for note in notes if f"waits for a worker of version {VERSION + 1}" in note]
     assert len(waits) <= 1, notes
     logged = [line for line in site.logs().splitlines() if f"job={job_id}" in line]
@@ -196,7 +196,7 @@ def assert_left_to_newer_workers(site: Site, job_id: str) -> bool:
     return bool(waits)
 
 
-def test_no_job_is_lost_or_done_twice_while_a_fleet_is_upgraded(site: Site) -> None:
+def test_an_upgrade_loses_and_repeats_no_job(site: Site) -> None:
     document = job_of(site.folder)
     newer_document = {**document, "schema_version": 2}
     backend = Celery(broker=site.url, backend=site.url)
@@ -212,8 +212,8 @@ def test_no_job_is_lost_or_done_twice_while_a_fleet_is_upgraded(site: Site) -> N
         waiting = site.client.state.summaries(new_jobs)
         assert [head.attempt for head in waiting] == [0] * NEW_JOBS
         assert not any(head.status.ended for head in waiting)
-        assert_people_are_told(site, old_jobs, new_jobs)
-        # A document that nobody there is new enough for is refused.
+        assert_readable_to_users(site, old_jobs, new_jobs)
+        # Without a newer worker, a document of a newer version is refused.
         result = backend.send_task(SUBMIT, (newer_document,), queue=SUBMIT_QUEUE)
         refused = result.get(timeout=PATIENCE_S, propagate=False)
         assert refused.args[1:3] == ("invalid_job", "submit")

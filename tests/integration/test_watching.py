@@ -1,4 +1,4 @@
-"""Metrics and traces of a fleet that works."""
+"""Metrics and traces of a working fleet."""
 
 import urllib.request
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Samples = dict[tuple[str, tuple[str, ...]], float]
 
 @pytest.fixture
 def scrape(fleet: Fleet) -> Callable[[], Samples]:
-    """The samples of a scrape, by name and sorted values of labels."""
+    """Return the samples of a scrape, by name and sorted values of labels."""
     url = fleet.metrics_url
     assert f"metrics: {url}" in fleet.log()
 
@@ -46,7 +46,7 @@ def published(fleet: Fleet, job: dict[str, Any]) -> str:
     return job_id
 
 
-def test_a_scrape_tells_every_metric_and_what_a_job_came_to(
+def test_a_scrape_has_every_metric_and_counts_a_job(
     fleet: Fleet, scrape: Callable[[], Samples], job: dict[str, Any], images: Path
 ) -> None:
     (images / "03.txt").write_text("a caption of the test of metrics", "utf-8")
@@ -81,7 +81,7 @@ def test_a_scrape_tells_every_metric_and_what_a_job_came_to(
     assert grown(after, between, "stage_seconds_count", "cache", "FLUX_LORA", "cpu") == 1
 
 
-def test_a_trace_of_a_job_has_its_four_stages_and_the_trainers_work_under_one_root(
+def test_a_trace_has_the_stages_and_the_trainers_phases(
     fleet: Fleet, job: dict[str, Any], images: Path, traces: Receiver
 ) -> None:
     (images / "04.txt").write_text("a caption of the test of traces", "utf-8")
@@ -127,6 +127,6 @@ def test_a_trace_of_a_job_has_its_four_stages_and_the_trainers_work_under_one_ro
         assert span.end_time_unix_nano <= train.end_time_unix_nano
     # The workers of the CPU queue and of the 40 GB GPU.
     assert len(traces.workers) >= 2
-    told = str(spans)
-    assert "caption" not in told
-    assert str(images) not in told
+    text = str(spans)
+    assert "caption" not in text
+    assert str(images) not in text

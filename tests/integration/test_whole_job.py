@@ -59,7 +59,7 @@ def test_images_become_a_published_lora_on_the_right_workers(
         "train": "step",
         "publish": "job",
     }
-    # This fleet has run other tests' jobs, too: no queue is told of that none of them was in.
+    # This fleet has run the jobs of other tests, too: only queues that had a job are listed.
     jobs = json.loads(fleet.run("list", "--limit", "1000", "--json").out)
     used = {stage["queue"] for it in jobs for stage in it["stages"].values()}
     assert {"cpu", "gpu.40gb"} <= {it["queue"] for it in learned["queues"]} <= used
@@ -71,7 +71,7 @@ def test_images_become_a_published_lora_on_the_right_workers(
     assert expected["total_s"] > train["seconds"] > 0
 
 
-def test_the_same_job_again_encodes_nothing_and_gives_the_same_file(
+def test_a_repeated_job_encodes_nothing_and_has_the_same_file(
     fleet: Fleet, job: dict[str, Any]
 ) -> None:
     first = published(fleet, job)
@@ -84,7 +84,7 @@ def test_the_same_job_again_encodes_nothing_and_gives_the_same_file(
     assert stage["queue"] == "cpu"
 
 
-def test_a_job_whose_message_was_lost_goes_on_under_the_id_its_sender_waits_for(
+def test_a_lost_message_is_sent_again_under_the_same_result_id(
     fleet: Fleet, job: dict[str, Any]
 ) -> None:
     url = find_running(fleet.home)
@@ -97,7 +97,7 @@ def test_a_job_whose_message_was_lost_goes_on_under_the_id_its_sender_waits_for(
     assert fleet.status(job_id)["status"] == "succeeded"
 
 
-def test_a_pack_that_is_damaged_is_made_anew_while_a_job_runs(
+def test_a_pack_damaged_during_a_run_is_encoded_again(
     fleet: Fleet, job: dict[str, Any], images: Path
 ) -> None:
     (images / "02.txt").write_text("a caption that no other job has", "utf-8")
@@ -112,14 +112,12 @@ def test_a_pack_that_is_damaged_is_made_anew_while_a_job_runs(
     assert fleet.run("cache", "verify", "--json").code == 0
     listed = fleet.run("cache", "list", "--json").documents[0]
     assert listed["latents"]["packs"] > 0
-    told = fleet.run("cache", "prune", "--max-size", "0", "--json").documents[0]
+    printed = fleet.run("cache", "prune", "--max-size", "0", "--json").documents[0]
     # All of it was used within the hour.
-    assert told["removed"] == 0
+    assert printed["removed"] == 0
 
 
-def test_watching_tells_every_stage_and_the_loss_of_the_steps(
-    fleet: Fleet, job: dict[str, Any]
-) -> None:
+def test_watch_shows_every_stage_and_the_loss(fleet: Fleet, job: dict[str, Any]) -> None:
     events = fleet.submit(job, "--watch").documents[1:-1]
     started = [event["stage"] for event in events if event["kind"] == "stage_started"]
     assert started == ["prepare", "cache", "train", "publish"]
@@ -128,10 +126,8 @@ def test_watching_tells_every_stage_and_the_loss_of_the_steps(
     assert all(step["loss"] > 0 for step in steps)
 
 
-def test_a_backend_sends_jobs_by_their_wire_name_and_each_result_follows_a_whole_job(
-    fleet: Fleet, job: dict[str, Any]
-) -> None:
-    """Most of them wait for a turn."""
+def test_a_result_follows_a_whole_job_sent_by_wire_name(fleet: Fleet, job: dict[str, Any]) -> None:
+    """Most of the jobs wait in their tenant queue."""
     url = find_running(fleet.home)
     backend = Celery(broker=url, backend=url, set_as_current=False)
     sent = [
@@ -144,9 +140,7 @@ def test_a_backend_sends_jobs_by_their_wire_name_and_each_result_follows_a_whole
     assert json.loads(fleet.run("tenants", "--json").out) == []
 
 
-def test_a_backend_is_told_all_that_is_wrong_with_its_job(
-    fleet: Fleet, job: dict[str, Any]
-) -> None:
+def test_a_backend_gets_all_problems_of_its_job(fleet: Fleet, job: dict[str, Any]) -> None:
     job["training"] |= {"lora_rank_dim": 0, "colour": "red"}
     url = find_running(fleet.home)
     backend = Celery(broker=url, backend=url, set_as_current=False)
@@ -163,7 +157,7 @@ def test_the_same_job_id_submitted_twice_is_one_job(fleet: Fleet, job: dict[str,
     assert fleet.status("only-once")["attempt"] == 4
 
 
-def test_a_waiting_job_says_which_worker_is_missing_and_never_lands_lower(
+def test_a_waiting_job_names_the_missing_worker_and_keeps_its_class(
     tmp_path: Path, job: dict[str, Any]
 ) -> None:
     with Fleet(tmp_path / "small-fleet", "24gb") as small:

@@ -16,11 +16,11 @@ from tasks.errors import (
     TrainerError,
 )
 
-FAULTS = [Problem("training.lora_rank_dim", "must be above 0"), Problem("", "is no job")]
+PROBLEMS = [Problem("training.lora_rank_dim", "must be above 0"), Problem("", "is no job")]
 ERRORS = [
-    (InvalidJobError(FAULTS), ErrorCode.INVALID_JOB, "submit", False),
-    (DatasetError(FAULTS, "prepare"), ErrorCode.INVALID_DATASET, "prepare", False),
-    (BaseModelError(FAULTS, "prepare"), ErrorCode.INVALID_MODEL, "prepare", False),
+    (InvalidJobError(PROBLEMS), ErrorCode.INVALID_JOB, "submit", False),
+    (DatasetError(PROBLEMS, "prepare"), ErrorCode.INVALID_DATASET, "prepare", False),
+    (BaseModelError(PROBLEMS, "prepare"), ErrorCode.INVALID_MODEL, "prepare", False),
     (DoesNotFitJobError("too large"), ErrorCode.DOES_NOT_FIT, "submit", False),
     (TrainerError("it fell", "train"), ErrorCode.TRAINER_FAILED, "train", False),
     (
@@ -31,13 +31,13 @@ ERRORS = [
     ),
     (CancelledJobError("j1", "train"), ErrorCode.CANCELLED, "train", False),
     (
-        DatasetError([Problem("a.zip", "broke off", retryable=True)], "prepare"),
+        DatasetError([Problem("a.zip", "truncated", retryable=True)], "prepare"),
         ErrorCode.INVALID_DATASET,
         "prepare",
         True,
     ),
     (
-        DatasetError([Problem("a.zip", "broke off", retryable=True), *FAULTS], "prepare"),
+        DatasetError([Problem("a.zip", "truncated", retryable=True), *PROBLEMS], "prepare"),
         ErrorCode.INVALID_DATASET,
         "prepare",
         False,
@@ -47,7 +47,7 @@ ERRORS = [
 ]
 
 
-def test_every_error_code_has_an_exit_code_of_its_own() -> None:
+def test_every_error_code_has_its_own_exit_code() -> None:
     assert set(EXIT_CODES) == set(ErrorCode)
     assert len(set(EXIT_CODES.values())) == len(ErrorCode)
 
@@ -60,7 +60,7 @@ def test_exit_codes_follow_the_shells_conventions() -> None:
 
 
 @pytest.mark.parametrize(("error", "code", "stage", "retryable"), ERRORS)
-def test_an_error_survives_its_way_through_a_json_result(
+def test_an_error_survives_a_json_result(
     error: JobError, code: ErrorCode, stage: str, retryable: bool
 ) -> None:
     wire = error.for_wire()
@@ -71,13 +71,13 @@ def test_an_error_survives_its_way_through_a_json_result(
         assert str(form) == form.message == error.message
 
 
-def test_an_errors_own_arguments_are_those_of_the_wire() -> None:
+def test_errors_have_the_arguments_of_their_wire_form() -> None:
     for error, *_ in ERRORS:
         assert error.args == error.for_wire().args
 
 
-def test_every_fault_gets_a_line_of_its_own() -> None:
-    lines = str(InvalidJobError(FAULTS)).splitlines()
+def test_every_problem_has_its_own_line() -> None:
+    lines = str(InvalidJobError(PROBLEMS)).splitlines()
     assert lines == [
         "the job cannot run as described:",
         "  - training.lora_rank_dim: must be above 0",
@@ -85,6 +85,6 @@ def test_every_fault_gets_a_line_of_its_own() -> None:
     ]
 
 
-def test_an_unknown_code_is_a_programmers_mistake() -> None:
+def test_an_unknown_error_code_is_refused() -> None:
     with pytest.raises(ValueError, match="bogus"):
         JobError("words", "bogus")

@@ -30,7 +30,7 @@ PACKS = [
         (30, 25, "ab"),
     ],
 )
-def test_what_was_used_longest_ago_goes_first_and_what_may_be_in_use_stays(
+def test_the_least_recently_used_unused_packs_are_evicted(
     days: float | None, size: int | None, going: str
 ) -> None:
     max_age = None if days is None else timedelta(days=days)

@@ -26,7 +26,7 @@ def test_entries_are_read_one_by_one(store: Store) -> None:
     verify_pack(store, stored.key)
 
 
-def test_no_byte_of_a_pack_can_be_changed_or_cut_unnoticed(store: Store) -> None:
+def test_every_changed_or_truncated_byte_is_detected(store: Store) -> None:
     key = put_pack(store, "text", DIGESTS, size=16).key
     whole, sound = store.get(key), read_header(store, key)
     for at in range(len(whole)):
@@ -35,7 +35,7 @@ def test_no_byte_of_a_pack_can_be_changed_or_cut_unnoticed(store: Store) -> None
             verify_pack(store, key)
         except DamagedPackError:
             continue
-        # Only where the header says the same in other bytes.
+        # Only if the header has the same contents in other bytes.
         assert read_header(store, key) == sound
     for end in range(len(whole)):
         store.put(key, whole[:end])
@@ -43,7 +43,7 @@ def test_no_byte_of_a_pack_can_be_changed_or_cut_unnoticed(store: Store) -> None
             verify_pack(store, key)
 
 
-def test_a_store_that_fails_is_no_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_store_is_no_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     key = put_pack(store, "text", DIGESTS).key
     header = read_header(store, key)
 

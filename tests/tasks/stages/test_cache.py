@@ -174,9 +174,7 @@ def job_of(
     return make
 
 
-def test_everything_is_encoded_once_and_nothing_the_second_time(
-    job_of: Callable[..., Job], store: Store
-) -> None:
+def test_everything_is_encoded_once(job_of: Callable[..., Job], store: Store) -> None:
     encoder = Encoder(store)
     first = job_of().cache(encoder)
     assert first == "20 images and 21 captions encoded, 0 and 0 reused"
@@ -187,30 +185,28 @@ def test_everything_is_encoded_once_and_nothing_the_second_time(
     assert not again.encoded
 
 
-def test_what_was_encoded_tells_what_an_entry_takes(
-    job_of: Callable[..., Job], store: Store
-) -> None:
-    told: list[WorkDone] = []
+def test_encoding_records_the_time_of_an_entry(job_of: Callable[..., Job], store: Store) -> None:
+    recorded: list[WorkDone] = []
 
     class Recorder(WorkerServices):
         def record_run(self, *args: Any) -> None:
-            told.append(args[-1])
+            recorded.append(args[-1])
 
     job = job_of()
     worker = replace(job.worker(Encoder(store)), services=Recorder())
     run_stage("cache", cache, job.id, GPU, worker, lambda: False)
-    [made] = told
-    assert made.units == 41
-    assert made.unit_s is not None
+    [work] = recorded
+    assert work.units == 41
+    assert work.unit_s is not None
 
 
-def test_an_edited_image_is_one_image(job_of: Callable[..., Job], store: Store) -> None:
+def test_an_edited_image_encodes_one_image(job_of: Callable[..., Job], store: Store) -> None:
     job_of().cache(Encoder(store))
     summary = job_of(edited=7).cache(Encoder(store))
     assert summary == "1 images and 0 captions encoded, 19 and 21 reused"
 
 
-def test_the_index_names_a_pack_for_every_entry(job_of: Callable[..., Job], store: Store) -> None:
+def test_the_index_has_a_pack_for_every_entry(job_of: Callable[..., Job], store: Store) -> None:
     job = job_of()
     job.cache(Encoder(store))
     index = job.index()
@@ -219,7 +215,7 @@ def test_the_index_names_a_pack_for_every_entry(job_of: Callable[..., Job], stor
     assert set(index.packs.values()) == set(store.keys("cache"))
 
 
-def test_jobs_at_the_same_time_share_the_work(job_of: Callable[..., Job], store: Store) -> None:
+def test_concurrent_jobs_share_the_work(job_of: Callable[..., Job], store: Store) -> None:
     first, second = Encoder(store), Encoder(store)
     jobs = [job_of(400), job_of(400)]
     other = threading.Thread(target=lambda: jobs[1].cache(second))
@@ -240,9 +236,7 @@ def test_jobs_at_the_same_time_share_the_work(job_of: Callable[..., Job], store:
     assert jobs[0].index().packs == jobs[1].index().packs
 
 
-def test_what_was_stored_before_a_stop_is_not_encoded_again(
-    job_of: Callable[..., Job], store: Store
-) -> None:
+def test_stored_entries_survive_a_stop(job_of: Callable[..., Job], store: Store) -> None:
     job, encoded = job_of(), Counter[str]()
     for _ in range(3):
         encoder = Encoder(store, dies_after=1)
@@ -253,7 +247,7 @@ def test_what_was_stored_before_a_stop_is_not_encoded_again(
     assert set((encoded + last.encoded).values()) == {1}
 
 
-def test_claims_of_a_killed_job_end_by_themselves(
+def test_claims_of_a_killed_job_expire(
     job_of: Callable[..., Job], store: Store, pack_index: PackIndex
 ) -> None:
     job = job_of()
@@ -264,7 +258,7 @@ def test_claims_of_a_killed_job_end_by_themselves(
     assert len(job.index().packs) == 41
 
 
-def test_claims_are_held_by_renewal_and_by_their_owner_only(pack_index: PackIndex) -> None:
+def test_claims_belong_to_their_owner(pack_index: PackIndex) -> None:
     assert pack_index.claim(["a", "b", "c"], "one 1", 2) == ["a", "b"]
     assert pack_index.claim(["a", "b", "c"], "two 1", 5) == ["c"]
     pack_index.release(["a"], "two 1")
@@ -275,14 +269,14 @@ def test_claims_are_held_by_renewal_and_by_their_owner_only(pack_index: PackInde
     assert pack_index.claim(["b"], "one 1", 5) == []
 
 
-def test_all_that_is_kept_in_redis_has_a_life_time(
+def test_every_key_in_redis_has_a_ttl(
     job_of: Callable[..., Job], store: Store, redis_client: Redis
 ) -> None:
     job_of().cache(Encoder(store))
     assert [key for key in redis_client.scan_iter() if redis_client.ttl(key) < 0] == []
 
 
-def test_an_index_that_was_lost_is_made_anew_from_the_packs(
+def test_a_lost_index_is_rebuilt_from_the_packs(
     job_of: Callable[..., Job], store: Store, redis_client: Redis
 ) -> None:
     job_of().cache(Encoder(store))
@@ -292,7 +286,7 @@ def test_an_index_that_was_lost_is_made_anew_from_the_packs(
     assert job_of().cache(again).startswith("0 images and 0 captions")
 
 
-def test_damaged_and_lost_packs_are_encoded_again_and_no_others(
+def test_only_damaged_and_lost_packs_are_encoded_again(
     job_of: Callable[..., Job], store: Store
 ) -> None:
     job = job_of()
@@ -307,7 +301,7 @@ def test_damaged_and_lost_packs_are_encoded_again_and_no_others(
     assert 0 < len(again.encoded) <= 16
 
 
-def test_a_pack_that_somebody_removed_is_noticed(job_of: Callable[..., Job], store: Store) -> None:
+def test_a_removed_pack_is_encoded_again(job_of: Callable[..., Job], store: Store) -> None:
     job_of().cache(Encoder(store))
     store.delete(store.keys("cache")[:1])
     again = Encoder(store)
@@ -315,7 +309,7 @@ def test_a_pack_that_somebody_removed_is_noticed(job_of: Callable[..., Job], sto
     assert 0 < len(again.encoded) <= 8
 
 
-def test_without_a_gpu_a_stage_that_lacks_something_moves_to_the_jobs_queue(
+def test_missing_entries_reroute_a_cpu_worker_to_the_gpu_queue(
     job_of: Callable[..., Job], store: Store
 ) -> None:
     job_of(10).cache(Encoder(store))
@@ -330,7 +324,7 @@ def test_without_a_gpu_a_stage_that_lacks_something_moves_to_the_jobs_queue(
     assert lacking.cache(Encoder(store)).startswith("1 images")
 
 
-def test_what_is_cached_is_known_without_the_encoders(
+def test_is_cached_needs_no_encoders(
     job_of: Callable[..., Job], store: Store, document: dict[str, Any]
 ) -> None:
     job = job_of(10)

@@ -1,4 +1,4 @@
-"""A cache stage that is killed with SIGKILL, again and again, in a process of its own."""
+"""A cache stage in a separate process that is killed repeatedly."""
 
 import json
 import multiprocessing
@@ -90,7 +90,7 @@ def run_cache(broker_url: str, folder: Path, job_id: str) -> None:
 
 
 @pytest.mark.timeout(180)
-def test_twenty_kills_leave_no_damaged_pack_and_encode_no_more_than_the_batches_in_flight(
+def test_kills_damage_no_pack_and_repeat_only_batches_in_flight(
     redis_client: Redis, broker_url: str, tmp_path: Path, job_document: dict[str, Any]
 ) -> None:
     (tmp_path / "model").mkdir()

@@ -42,16 +42,14 @@ def request_of(*args: Any) -> SubmitRequest:
     ],
     ids=["own id", "no id", "an address as id", "a long id", "no mapping", "a list"],
 )
-def test_a_worker_tells_which_job_was_submitted_and_nothing_else_of_it(
-    document: Any, shown: str
-) -> None:
+def test_a_submit_request_shows_the_job_id_only(document: Any, shown: str) -> None:
     request = request_of(document)
     assert request.argsrepr == f"({shown!r},)"
     assert "secret" not in repr((request.info(), request.info(safe=False), request.kwargsrepr))
     assert request.args == (document,)
 
 
-def test_an_app_runs_its_tasks_with_its_own_runtime_beside_other_apps() -> None:
+def test_each_app_runs_its_tasks_with_its_own_worker() -> None:
     asked: list[str] = []
 
     def first() -> WorkerContext:
@@ -69,13 +67,13 @@ def test_an_app_runs_its_tasks_with_its_own_runtime_beside_other_apps() -> None:
     assert asked == ["first", "second"] * 5
 
 
-def test_a_process_that_only_sends_has_no_task_even_beside_a_worker() -> None:
+def test_a_sender_has_no_tasks_beside_a_worker() -> None:
     worker = make_worker_app(Settings(), BROKER_URL, unused)
     assert SUBMIT in worker.tasks
     sender = make_app(Settings(), BROKER_URL)
     assert [name for name in sender.tasks if not name.startswith("celery.")] == []
 
 
-def test_a_message_may_go_to_other_workers_as_often_as_it_takes() -> None:
+def test_celery_limits_no_retries() -> None:
     app = make_worker_app(Settings(), BROKER_URL, unused)
     assert {app.tasks[name].max_retries for name in (SUBMIT, *map(task_name, STAGES))} == {None}

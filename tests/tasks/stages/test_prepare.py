@@ -18,7 +18,7 @@ from tests.tasks.stages.test_runner import ScriptedTrainer, run_stage, worker_wi
     ("reads", "roots"),
     [(None, ("/",)), ((), ()), (("/open", "s3://b/x"), ("/open",))],
 )
-def test_a_tenants_job_reads_less_than_its_worker_may(
+def test_a_tenants_job_reads_less_than_its_worker(
     state: JobStore,
     tmp_path: Path,
     job_document: dict[str, Any],

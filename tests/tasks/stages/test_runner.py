@@ -53,10 +53,10 @@ CACHES = ("cache_text_encoder_outputs", "cache_vae_outputs")
 
 
 class ScriptedTrainer:
-    """Stands at the Trainer protocol: tells its events, then answers or raises."""
+    """A ``Trainer`` that reports its events, then answers or raises."""
 
-    def __init__(self, *told: events.Event, ends: BaseException | None = None) -> None:
-        self.told, self.ends = told, ends
+    def __init__(self, *reported: events.Event, ends: BaseException | None = None) -> None:
+        self.reported, self.ends = reported, ends
         self.requests: list[TrainerRequest] = []
 
     def run(
@@ -67,11 +67,11 @@ class ScriptedTrainer:
         stop_requested: Callable[[], bool],
     ) -> events.CacheDone | events.TrainDone:
         self.requests.append(request)
-        for event in self.told:
+        for event in self.reported:
             on_event(event)
         if self.ends is not None:
             raise self.ends
-        answer = self.told[-1]
+        answer = self.reported[-1]
         assert isinstance(answer, events.CacheDone | events.TrainDone)
         return answer
 
@@ -161,7 +161,7 @@ def saved(store: Store, step: int) -> events.CheckpointSaved:
 TRAINED = events.TrainDone(steps=20, final_loss=0.5)
 
 
-def test_a_job_goes_through_its_stages_and_ends_published(
+def test_a_job_passes_all_stages_and_is_published(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     checkpoints = [saved(store, 10), saved(store, 20)]
@@ -193,7 +193,7 @@ def test_a_job_goes_through_its_stages_and_ends_published(
 
 
 @pytest.mark.parametrize(("over", "warned"), [(1.0, False), (1.09, False), (1.2, True)])
-def test_a_run_that_took_more_memory_than_estimated_is_told(
+def test_a_run_above_its_memory_estimate_warns(
     state: JobStore, store: Store, tmp_path: Path, job_id: str, over: float, warned: bool
 ) -> None:
     estimated = state.get(job_id).estimate.needed_bytes
@@ -209,11 +209,11 @@ def test_a_run_that_took_more_memory_than_estimated_is_told(
         run_stage(stage, body, job_id, worker_with(state, store, tmp_path, trainer))
     manifest = json.loads(store.get(f"outputs/{job_id}/manifest.json"))
     assert manifest["gpu_memory"] == {"estimated_bytes": estimated, "peak_bytes": peak}
-    told = [event for _, event in state.events(job_id) if isinstance(event, events.Note)]
-    assert any("GiB of GPU memory at its peak" in note.message for note in told) == warned
+    notes = [event for _, event in state.events(job_id) if isinstance(event, events.Note)]
+    assert any("GiB of GPU memory at its peak" in note.message for note in notes) == warned
 
 
-def test_a_train_stage_that_begins_again_goes_on_from_the_newest_checkpoint(
+def test_train_resumes_from_the_newest_checkpoint(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     refs = leave(dataset=empty_dataset(store))
@@ -229,7 +229,7 @@ def test_a_train_stage_that_begins_again_goes_on_from_the_newest_checkpoint(
     assert state.get(job_id).stages["train"].summary == "20 steps, loss 0.5000, from step 10"
 
 
-def test_old_checkpoints_are_removed_only_after_a_newer_one_is_recorded(
+def test_old_checkpoints_are_pruned_after_a_newer_is_recorded(
     state: JobStore, store: Store, tmp_path: Path, job_document: dict[str, Any]
 ) -> None:
     changes = {"max_checkpoints": 1, **dict.fromkeys(CACHES, False)}
@@ -243,7 +243,7 @@ def test_old_checkpoints_are_removed_only_after_a_newer_one_is_recorded(
     assert store.keys("jobs/x") == ["jobs/x/20/lamp.safetensors", "jobs/x/20/state"]
 
 
-def test_a_failing_stage_fails_the_job_with_its_own_words(
+def test_a_failing_stage_fails_the_job_with_its_message(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     def broken(context: StageContext) -> StageResult:
@@ -260,7 +260,7 @@ def test_a_failing_stage_fails_the_job_with_its_own_words(
         ErrorCode.INVALID_DATASET,
         "prepare",
     )
-    # A message that comes after the end tells whoever waits for its result the same.
+    # A message after the end has the same error: its sender may wait for its result.
     outcome = outcome_of(
         "cache", cache, job_id, worker_with(state, store, tmp_path, ScriptedTrainer())
     )
@@ -268,7 +268,7 @@ def test_a_failing_stage_fails_the_job_with_its_own_words(
     assert "cat.png" in str(outcome.error)
 
 
-def test_an_unforeseen_error_is_told_by_its_type(
+def test_an_unexpected_error_is_reported_by_its_type(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     def broken(context: StageContext) -> StageResult:
@@ -282,7 +282,7 @@ def test_an_unforeseen_error_is_told_by_its_type(
     assert state.get(job_id).error_code == ErrorCode.INTERNAL
 
 
-def test_a_broker_that_is_away_fails_no_job(
+def test_an_unavailable_broker_fails_no_job(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     def cut_off(context: StageContext) -> StageResult:
@@ -322,7 +322,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a_start_that_is_cut_off_goes_on_and_tells_all_when_the_broker_is_back(
+def test_events_are_buffered_while_the_broker_is_unavailable(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     broker = Away(state._redis, timedelta(hours=1))
@@ -345,13 +345,16 @@ def test_a_start_that_is_cut_off_goes_on_and_tells_all_when_the_broker_is_back(
     run_stage("prepare", cut_off, job_id, worker_with(broker, store, tmp_path, ScriptedTrainer()))
     assert pruned == [10, 20]
     assert state.get(job_id).artifacts == JobArtifacts(checkpoints=(saved(store, 20),))
-    told = [event for _, event in state.events(job_id)]
-    assert [event.done for event in told if isinstance(event, events.Progress)] == [3]
-    assert [event.step for event in told if isinstance(event, events.CheckpointSaved)] == [10, 20]
+    written = [event for _, event in state.events(job_id)]
+    assert [event.done for event in written if isinstance(event, events.Progress)] == [3]
+    assert [event.step for event in written if isinstance(event, events.CheckpointSaved)] == [
+        10,
+        20,
+    ]
 
 
 @pytest.mark.usefixtures("hasty")
-def test_a_start_that_was_cut_off_and_taken_over_stops_and_has_written_nothing(
+def test_a_superseded_start_drops_its_buffered_events(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     broker = Away(state._redis, timedelta(hours=1))
@@ -385,7 +388,7 @@ def failing(error: JobError) -> StageBody:
     return body
 
 
-def test_a_passing_fault_is_waited_out_and_in_the_end_fails_the_job(
+def test_transient_errors_are_retried_until_the_limit(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     backoff = Backoff(max_retries=2, first_s=100.0)
@@ -405,7 +408,7 @@ def test_a_passing_fault_is_waited_out_and_in_the_end_fails_the_job(
     assert state.get(job_id).error_code == ErrorCode.STORE
 
 
-def test_a_fault_of_the_job_itself_is_not_tried_again(
+def test_a_permanent_error_is_not_retried(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     backoff = Backoff(max_retries=2, first_s=100.0)
@@ -416,7 +419,7 @@ def test_a_fault_of_the_job_itself_is_not_tried_again(
     assert state.get(job_id).status == JobStatus.FAILED
 
 
-def test_a_job_that_runs_out_of_gpu_memory_goes_to_the_next_larger_class_once(
+def test_out_of_memory_escalates_to_the_next_class_once(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     full = TrainerError("the GPU's memory is full", "train", ErrorCode.OUT_OF_MEMORY)
@@ -437,7 +440,7 @@ def test_a_job_that_runs_out_of_gpu_memory_goes_to_the_next_larger_class_once(
     assert state.get(job_id).error_code == ErrorCode.OUT_OF_MEMORY
 
 
-def test_without_a_larger_class_in_the_fleet_it_fails(
+def test_out_of_memory_fails_without_a_larger_class(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     full = TrainerError("the GPU's memory is full", "train", ErrorCode.OUT_OF_MEMORY)
@@ -448,7 +451,7 @@ def test_without_a_larger_class_in_the_fleet_it_fails(
     assert isinstance(outcome.error, TrainerError)
 
 
-def test_a_paused_job_gives_its_stage_back_and_its_message_is_dropped(
+def test_a_paused_jobs_stage_is_released_and_its_message_discarded(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     control = JobControl(state._redis, timedelta(hours=1))
@@ -470,7 +473,7 @@ def test_a_paused_job_gives_its_stage_back_and_its_message_is_dropped(
     run_stage("prepare", leave(dataset="d"), job_id, worker)
 
 
-def test_a_job_cancelled_with_save_publishes_its_last_checkpoint(
+def test_cancel_with_save_publishes_the_last_checkpoint(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     control = JobControl(state._redis, timedelta(hours=1))
@@ -494,7 +497,7 @@ def test_a_job_cancelled_with_save_publishes_its_last_checkpoint(
     assert control.in_flight() == []
 
 
-def test_cancelling_a_running_stage_ends_the_job_as_cancelled(
+def test_cancel_ends_a_running_stage_as_cancelled(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     def cancelled_meanwhile(context: StageContext) -> StageResult:
@@ -514,7 +517,7 @@ def test_cancelling_a_running_stage_ends_the_job_as_cancelled(
     assert state.get(job_id).status == JobStatus.CANCELLED
 
 
-def test_a_start_that_was_superseded_is_dropped_and_changes_nothing(
+def test_a_superseded_start_changes_nothing(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     def taken_over(context: StageContext) -> StageResult:
@@ -530,9 +533,7 @@ def test_a_start_that_was_superseded_is_dropped_and_changes_nothing(
     assert record.stages["prepare"].worker == "other"
 
 
-def test_publishing_twice_gives_the_same_manifest(
-    state: JobStore, store: Store, tmp_path: Path, job_id: str
-) -> None:
+def test_publish_is_idempotent(state: JobStore, store: Store, tmp_path: Path, job_id: str) -> None:
     worker = worker_with(state, store, tmp_path, ScriptedTrainer())
     refs = leave(dataset="d", checkpoints=(saved(store, 20),), trained=TRAINED)
     run_stage("prepare", refs, job_id, worker)
@@ -573,7 +574,7 @@ def test_a_damaged_checkpoint_is_dropped(
     assert (state.get(job_id).stages["train"].summary or "").endswith("from step 10")
 
 
-def test_an_end_whose_answer_was_lost_is_an_end(
+def test_a_lost_reply_to_the_last_write_ends_the_job_once(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     class Deaf(JobStore):
@@ -595,7 +596,7 @@ def test_an_end_whose_answer_was_lost_is_an_end(
     assert len(ends) == 1
 
 
-def test_a_message_that_is_ahead_of_its_job_starts_nothing(
+def test_an_early_message_starts_no_stage(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     worker = worker_with(state, store, tmp_path, ScriptedTrainer())
@@ -610,7 +611,7 @@ def test_a_message_that_is_ahead_of_its_job_starts_nothing(
     assert state.get(job_id).pending_queue == "gpu.40gb"
 
 
-def test_a_message_in_a_queue_of_another_class_goes_to_the_jobs_own(
+def test_a_message_in_a_foreign_queue_is_rerouted(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
     worker = worker_with(state, store, tmp_path, ScriptedTrainer())

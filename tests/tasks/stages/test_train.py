@@ -59,7 +59,7 @@ def worker(
     return replace(idle, services=Recorder())
 
 
-def test_a_start_that_went_on_from_a_checkpoint_tells_of_its_own_steps_only(
+def test_a_resumed_start_records_only_its_own_steps(
     worker: WorkerContext, store: Store, job_id: str, made: dict[str, WorkDone]
 ) -> None:
     first = ScriptedTrainer(*steps(1, 10), saved(store, 10), ends=TrainerInterrupted())
@@ -72,13 +72,13 @@ def test_a_start_that_went_on_from_a_checkpoint_tells_of_its_own_steps_only(
     assert made["train"].unit_s is not None
 
 
-def test_validation_images_and_another_trainer_count_for_no_step(
+def test_validation_and_restarts_are_no_part_of_a_step(
     worker: WorkerContext, store: Store, job_id: str, made: dict[str, WorkDone]
 ) -> None:
     images = events.ValidationImages(step=10, images=())
     again = events.Note(level="warning", message="it is started again")
-    told = (*steps(10), images, *steps(11), again, *steps(20), saved(store, 20), TRAINED)
-    run_stage("train", train, job_id, replace(worker, trainer=ScriptedTrainer(*told)))
+    reported = (*steps(10), images, *steps(11), again, *steps(20), saved(store, 20), TRAINED)
+    run_stage("train", train, job_id, replace(worker, trainer=ScriptedTrainer(*reported)))
     assert made["train"] == WorkDone(20, None)
 
 

@@ -1,4 +1,4 @@
-"""What people get wrong: each with a clear message and an exit code, and no GPU used."""
+"""Mistakes of users: each has a clear message and an exit code, and uses no GPU."""
 
 import shutil
 from pathlib import Path
@@ -10,7 +10,7 @@ from tests.integration.fleets import Fleet, Ran
 
 
 def error_of(ran: Ran) -> str:
-    """The message of a command that failed with ``--json``."""
+    """Return the message of a command that failed with ``--json``."""
     message: str = ran.documents[-1]["error"]["message"]
     return message
 
@@ -33,7 +33,7 @@ def test_an_invalid_job_is_refused_before_it_is_sent(
     assert said in error_of(ran)
 
 
-def test_a_resolution_that_no_model_takes_names_the_next_ones(
+def test_an_invalid_resolution_names_the_nearest_valid_ones(
     fleet: Fleet, job: dict[str, Any]
 ) -> None:
     del job["training"]["data_loader"]["aspect_ratio_buckets"]
@@ -43,7 +43,7 @@ def test_a_resolution_that_no_model_takes_names_the_next_ones(
     assert "570 is not divisible by 16; use 560 or 576" in error_of(ran)
 
 
-def test_every_fault_of_a_dataset_is_told_at_once(
+def test_all_problems_of_a_dataset_are_reported_together(
     fleet: Fleet, job: dict[str, Any], images: Path
 ) -> None:
     (images / "01.txt").unlink()
@@ -58,7 +58,7 @@ def test_every_fault_of_a_dataset_is_told_at_once(
 
 
 @pytest.mark.parametrize("missing", [True, False])
-def test_a_missing_or_empty_dataset_is_told(
+def test_a_missing_or_empty_dataset_is_reported(
     fleet: Fleet, job: dict[str, Any], images: Path, missing: bool
 ) -> None:
     shutil.rmtree(images)
@@ -69,14 +69,14 @@ def test_a_missing_or_empty_dataset_is_told(
     assert str(images) in error_of(ran)
 
 
-def test_a_missing_model_is_told(fleet: Fleet, job: dict[str, Any], tmp_path: Path) -> None:
+def test_a_missing_model_is_reported(fleet: Fleet, job: dict[str, Any], tmp_path: Path) -> None:
     job["training"]["model"] = str(tmp_path / "nowhere")
     ran = fleet.submit(job, "--watch")
     assert ran.code == 5, ran
     assert "nowhere" in error_of(ran)
 
 
-def test_a_tokenizer_without_vocabulary_is_told(
+def test_a_tokenizer_without_vocabulary_is_reported(
     fleet: Fleet, job: dict[str, Any], tiny_model: Path, tmp_path: Path
 ) -> None:
     model = tmp_path / "no-vocabulary"
@@ -89,20 +89,20 @@ def test_a_tokenizer_without_vocabulary_is_told(
     assert "tokenizer" in error_of(ran)
 
 
-def test_without_a_broker_the_way_to_one_is_told(tmp_path: Path, job: dict[str, Any]) -> None:
-    nobody = Fleet(tmp_path / "nobody", "40gb")
-    nobody.home.mkdir()
-    ran = nobody.submit(job)
+def test_a_missing_broker_is_reported_with_a_remedy(tmp_path: Path, job: dict[str, Any]) -> None:
+    fleet = Fleet(tmp_path / "absent", "40gb")
+    fleet.home.mkdir()
+    ran = fleet.submit(job)
     assert ran.code == 6, ran
     assert "training-worker up" in error_of(ran)
 
 
-def test_an_unknown_job_is_told(fleet: Fleet) -> None:
-    ran = fleet.run("status", "nobody", "--json")
+def test_an_unknown_job_is_reported(fleet: Fleet) -> None:
+    ran = fleet.run("status", "unknown", "--json")
     assert ran.code == 11, ran
 
 
-def test_a_job_file_that_is_no_yaml_is_told(fleet: Fleet, tmp_path: Path) -> None:
+def test_a_malformed_job_file_is_reported(fleet: Fleet, tmp_path: Path) -> None:
     path = tmp_path / "job.yaml"
     path.write_text("training: [", "utf-8")
     ran = fleet.run("submit", str(path), "--json")
@@ -110,7 +110,7 @@ def test_a_job_file_that_is_no_yaml_is_told(fleet: Fleet, tmp_path: Path) -> Non
     assert "it is no YAML" in error_of(ran)
 
 
-def test_a_setting_that_cannot_be_is_told(fleet: Fleet) -> None:
+def test_an_invalid_setting_is_reported(fleet: Fleet) -> None:
     broken = Fleet(fleet.home, "40gb", TRAINING_TRAINER_RESTARTS="-1")
     ran = broken.run("list")
     assert ran.code == 2, ran
