@@ -1,7 +1,7 @@
-"""Aspect-ratio buckets: the image sizes a dataset is cropped to, and which one an image gets.
+"""Aspect-ratio buckets: the sizes that images are cropped to, and the choice of an image's size.
 
-The rule is invoke-training's: step one side from ``start_dim`` to ``end_dim`` by ``divisible_by``
-and choose the other so that the area stays at or just below the target's.
+The rule is invoke-training's: step one side from ``start_dim`` to ``end_dim`` by ``divisible_by``,
+and choose the other so that the area is the target's or just below it.
 """
 
 from functools import lru_cache
@@ -20,7 +20,7 @@ class Size(NamedTuple):
         return self.width * self.height
 
     def __str__(self) -> str:
-        """``768x512``."""
+        """Return the size as in ``768x512``."""
         return f"{self.width}x{self.height}"
 
 
@@ -28,7 +28,7 @@ class Size(NamedTuple):
 def bucket_sizes(
     target_resolution: int, start_dim: int, end_dim: int, divisible_by: int
 ) -> tuple[Size, ...]:
-    """Every bucket, narrowest first; sides are multiples of ``divisible_by`` pixels."""
+    """Return every bucket, narrowest first; sides are multiples of ``divisible_by`` pixels."""
     area = target_resolution**2
     sizes = set()
     for side in range(start_dim, end_dim + 1, divisible_by):
@@ -39,7 +39,7 @@ def bucket_sizes(
 
 
 def nearest_bucket(size: Size, buckets: tuple[Size, ...]) -> Size:
-    """The bucket whose aspect ratio is nearest to that of ``size``, by their quotient."""
+    """Return the bucket whose aspect ratio is nearest to that of ``size``, by their quotient."""
     aspect = size.width / size.height
 
     def distance(bucket: Size) -> float:

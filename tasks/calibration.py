@@ -1,6 +1,6 @@
-"""A calibration: what ``training-worker calibrate`` measured on a GPU, and the constants it fits.
+"""Calibration files: measurements of ``training-worker calibrate`` on a GPU, and fitted constants.
 
-``TRAINING_CALIBRATION`` names its file; ``tasks/settings/groups.py`` reads it once, when a process
+``TRAINING_CALIBRATION`` names the file; ``tasks/settings/groups.py`` reads it once, when a process
 starts.
 """
 
@@ -14,29 +14,29 @@ from routing.estimate import PUBLISHED, MemoryModel
 from tasks.strict_model import StrictModel
 
 _NAMES = tuple(field.name for field in fields(MemoryModel))
-# Far above any card, and far below where the estimate's floats end.
+# Far above any GPU's memory, and far below the overflow of the estimate's floats.
 _MAX = 1e15
 Constant = Annotated[float, Field(ge=0, le=_MAX, allow_inf_nan=False, strict=True)]
 
 
 class Measurement(StrictModel):
-    """One shape's run."""
+    """The measurement of one shape; see ``tasks/jobs/calibration_shapes.py``."""
 
     options: dict[str, JsonValue]
-    """What sets it apart from the other shapes: training options."""
+    """The training options that differ from the first shape."""
 
     measured_bytes: int | None
-    """The peak of its GPU memory, CUDA's context with it; null where it could not run."""
+    """The peak GPU memory, including CUDA's context; null if the shape could not run."""
 
     fitted_bytes: int | None = None
     """The estimate with the fitted constants."""
 
     message: str | None = None
-    """Why it could not run."""
+    """Why the shape could not run."""
 
 
 class Session(StrictModel):
-    """What was measured at a time, on a card."""
+    """The measurements of one calibration on one GPU."""
 
     gpu: str
     driver: str
@@ -52,10 +52,10 @@ class Calibration(StrictModel):
     version: Literal[1]
 
     constants: dict[str, Constant]
-    """Those that it replaces; the others keep their published values."""
+    """The constants that the file replaces; the others keep their published values."""
 
     sessions: tuple[Session, ...] = ()
-    """Where they come from; nothing is computed from it."""
+    """The source of the constants, for information only."""
 
     @field_validator("constants")
     @classmethod
@@ -63,11 +63,11 @@ class Calibration(StrictModel):
         unknown = sorted(constants.keys() - set(_NAMES))
         if unknown:
             known = ", ".join(_NAMES)
-            raise ValueError(f"no such constant: {', '.join(unknown)}; there are {known}")
+            raise ValueError(f"unknown constants: {', '.join(unknown)}; known are {known}")
         return constants
 
     def with_later(self, later: "Calibration") -> "Calibration":
-        """This with another one, whose constants win."""
+        """Return this calibration merged with a later one, whose constants win."""
         return Calibration(
             version=1,
             constants={**self.constants, **later.constants},
@@ -75,15 +75,15 @@ class Calibration(StrictModel):
         )
 
     def replaced(self) -> MemoryModel:
-        """The constants, with those that it names replaced."""
+        """Return the published constants, with those of this calibration replaced."""
         return MemoryModel(**{**vars(PUBLISHED), **self.constants})
 
 
 def read_calibration(path: Path) -> Calibration:
-    """The calibration in a file.
+    """Return the calibration in a file.
 
     Raises:
-        ValueError: It cannot be read, or is none; with every fault of it.
+        ValueError: The file cannot be read or is invalid; the message lists every problem.
     """
     try:
         return Calibration.model_validate_json(path.expanduser().read_bytes())
@@ -94,4 +94,4 @@ def read_calibration(path: Path) -> Calibration:
             f"{'.'.join(map(str, problem['loc'])) or 'the file'}: {problem['msg']}"
             for problem in error.errors(include_url=False, include_input=False)
         )
-        raise ValueError(f"{path} is no calibration: {problems}") from error
+        raise ValueError(f"{path} is not a valid calibration: {problems}") from error

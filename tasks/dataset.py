@@ -1,4 +1,4 @@
-"""The normalised dataset: what ``prepare`` writes and everything after it reads."""
+"""The normalized dataset, which ``prepare`` writes and the later stages read."""
 
 import hashlib
 from collections.abc import Iterable
@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from tasks.buckets import Size, nearest_bucket
 from tasks.strict_model import StrictModel
 
-# More would not be looked at by anybody, and take a gigabyte as JSON.
+# More images make a dataset document of over a gigabyte.
 MAX_ITEMS = 1_000_000
-# A caption of this many bytes is some 20 times what T5 reads; longer ones are no captions.
+# About 20 times what T5 reads.
 MAX_CAPTION_BYTES = 64 * 1024
 
 
@@ -21,11 +21,11 @@ class Sample(StrictModel):
     height: int
     caption: str
     source: str
-    """The file it came from, for messages."""
+    """The file's name in messages."""
     mask: str | None = None
-    """SHA-256 of its mask, an image of the same size; null where all of it counts."""
+    """SHA-256 of the mask, an image of the same size; null if the whole image counts."""
     part: int = 0
-    """Which of the data loader's datasets it is of."""
+    """The index of the data loader's dataset."""
 
     @property
     def size(self) -> Size:
@@ -34,20 +34,20 @@ class Sample(StrictModel):
 
 
 class Dataset(StrictModel):
-    """Samples in an order of their own, the same wherever they came from."""
+    """Samples in an order that does not depend on their source."""
 
     digest: str
-    """SHA-256 of the images and captions, whatever the files were called."""
+    """SHA-256 of the images and captions, independent of file names."""
     samples: tuple[Sample, ...]
 
     def sizes_in(self, buckets: tuple[Size, ...]) -> tuple[Size, ...]:
-        """The training size of each sample, of these."""
+        """Return the training size of each sample: the nearest bucket."""
         return tuple(nearest_bucket(sample.size, buckets) for sample in self.samples)
 
 
 def dataset_of(samples: Iterable[Sample]) -> Dataset:
-    """The dataset of these samples, in any order."""
-    ordered = tuple(sorted(samples, key=_place))
+    """Return the dataset of these samples, given in any order."""
+    ordered = tuple(sorted(samples, key=_sort_key))
     digest = hashlib.sha256(b"training-worker dataset 1")
     for sample in ordered:
         caption = sample.caption.encode()
@@ -58,13 +58,13 @@ def dataset_of(samples: Iterable[Sample]) -> Dataset:
 
 
 def balanced(samples: Iterable[Sample]) -> list[Sample]:
-    """As many samples of each part: those of the smaller ones again and again, in their order."""
+    """Return the same number of samples of each part, those of smaller parts repeated in order."""
     parts: dict[int, list[Sample]] = {}
-    for sample in sorted(samples, key=_place):
+    for sample in sorted(samples, key=_sort_key):
         parts.setdefault(sample.part, []).append(sample)
-    most = max(map(len, parts.values()), default=0)
-    return [part[number % len(part)] for part in parts.values() for number in range(most)]
+    count = max(map(len, parts.values()), default=0)
+    return [part[number % len(part)] for part in parts.values() for number in range(count)]
 
 
-def _place(sample: Sample) -> tuple[str, str, str, int]:
+def _sort_key(sample: Sample) -> tuple[str, str, str, int]:
     return sample.image, sample.caption, sample.mask or "", sample.part

@@ -1,4 +1,4 @@
-"""The strict base of all config models, and the constrained numbers they share."""
+"""The strict base of all models, and the constrained numbers they share."""
 
 from typing import Annotated
 
@@ -6,10 +6,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 
 class StrictModel(BaseModel):
-    """Frozen, refuses unknown fields, and checks defaults as it checks what users give.
+    """A frozen model that refuses unknown fields and validates defaults like given values.
 
-    Checks across fields are field validators on the later field (``info.data`` holds the earlier
-    ones), so that pydantic reports every fault of a document at once.
+    Checks across fields are field validators on the later field (``info.data`` has the earlier
+    ones), so that pydantic reports all problems of a document together.
     """
 
     model_config = ConfigDict(
@@ -17,7 +17,7 @@ class StrictModel(BaseModel):
     )
 
 
-# What torch and every file format count with; larger ones overflow the memory estimate's floats.
+# The range of torch and of the file formats; larger numbers overflow the memory estimate's floats.
 _MAX = 2**63 - 1
 PositiveInt = Annotated[int, Field(gt=0, le=_MAX, strict=True)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=_MAX, strict=True)]

@@ -1,10 +1,10 @@
-"""Which errors are transient: the same request may succeed later."""
+"""Classification of request errors: transient ones may succeed on a retry."""
 
 import httpx2
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether a request to the Hub that failed so may succeed after a while."""
+    """Return whether a failed request to the Hub may succeed later."""
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(status, int):
         return status == 429 or status >= 500

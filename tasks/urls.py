@@ -1,4 +1,4 @@
-"""URLs as messages and records show them: without credentials, queries and fragments."""
+"""Redaction of URLs for messages and records: no credentials, queries and fragments."""
 
 import re
 from typing import Any
@@ -6,12 +6,12 @@ from urllib.parse import urlsplit
 
 
 def redacted(url: str) -> str:
-    """A URL as messages show it: without query, fragment, user and password."""
+    """Return a URL without its query, fragment, user and password."""
     scheme = scheme_of(url)
     try:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port
-    except ValueError:  # an odd password may look like a port
+    except ValueError:  # a password may look like a port
         return f"{scheme}://..."
     if not host:
         return f"{scheme}:..." if scheme else "..."
@@ -21,7 +21,7 @@ def redacted(url: str) -> str:
 
 
 def redact_urls(value: Any) -> Any:
-    """A JSON value with its URLs as messages show them: signatures are not for keeping."""
+    """Return a JSON value with all its URLs redacted: their queries may hold signatures."""
     if isinstance(value, dict):
         return {key: redact_urls(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -30,6 +30,6 @@ def redact_urls(value: Any) -> Any:
 
 
 def scheme_of(url: str) -> str:
-    """A URL's scheme in lower case; empty where it has none."""
+    """Return a URL's scheme in lower case; empty if it has none."""
     match = re.match(r"([A-Za-z][A-Za-z0-9+.-]{0,15}):", url)
     return "" if match is None else match[1].lower()

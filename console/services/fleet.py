@@ -10,7 +10,7 @@ from routing.queues import ALL_QUEUES, ENGINE_QUEUES
 from tasks.api_keys import Caller
 from tasks.client import Client
 from tasks.jobs.job import TrainingJob, parse_job
-from tasks.jobs.presets import joined, preset, preset_names
+from tasks.jobs.presets import merge_training, preset, preset_names
 from tasks.settings.settings import Settings
 from tasks.state.record import JobRecord
 from tasks.state.workers import WorkerInfo
@@ -122,7 +122,7 @@ def _job_of(name: str, training: dict[str, Any]) -> TrainingJob:
     required: dict[str, Any] = {"data_loader": {"dataset": _CAPTIONED}}
     if training["type"] == "SDXL_TEXTUAL_INVERSION":
         required = _TOKEN
-    return parse_job({"preset": name, "training": joined({}, required)})
+    return parse_job({"preset": name, "training": merge_training({}, required)})
 
 
 def _capacity(view: PresetView) -> tuple[int, float]:

@@ -1,7 +1,7 @@
-"""The shapes of runs that ``training-worker calibrate`` measures.
+"""The configs that ``training-worker calibrate`` measures, called shapes.
 
-Each differs from the first in what makes one of the estimate's constants count, so that least
-squares can tell them apart.
+Each shape differs from the first in an option that makes one of the estimate's constants count, so
+that a least-squares fit can determine them all.
 """
 
 from typing import Any
@@ -13,8 +13,8 @@ from tasks.jobs.job import TrainingConfig, parse_job
 
 Options = dict[str, JsonValue]
 
-# The first step makes the optimizer's state, and the second has it beside its activations.
 STEPS = 2
+"""The first step makes the optimizer's state; the second holds it beside the activations."""
 
 _COMMON: Options = {
     "weight_dtype": "bfloat16",
@@ -24,7 +24,7 @@ _COMMON: Options = {
     "train_batch_size": 1,
     "resolution": 512,
 }
-# Twice as many as train usually: they are to be seen beside the activations.
+# A high rank, so that the trained weights are measurable beside the activations.
 _HIGH_RANK: Options = {"lora_rank_dim": 64}
 _ATTENTION: list[JsonValue] = [*sorted(ATTENTION_TARGETS)]
 _SHAPES: dict[str, list[Options]] = {
@@ -66,11 +66,11 @@ _LOADERS = {
 
 
 def shapes(training_type: str, model: str | None) -> list[tuple[Options, TrainingConfig]]:
-    """The shapes of a type: what sets each apart, and its config.
+    """Return the shapes of a type: the options that differ from the first shape, and the config.
 
     Args:
         training_type: One of ``TYPES``.
-        model: The base model; None is the type's own.
+        model: The base model; None is the type's default.
     """
     base = _COMMON | _OF_TYPE[training_type]
     return [
@@ -80,7 +80,7 @@ def shapes(training_type: str, model: str | None) -> list[tuple[Options, Trainin
 
 
 def described(options: Options) -> str:
-    """What sets a shape apart, in a few words."""
+    """Return a short description of a shape's options."""
     if not options:
         return "512 px, batch 1, rank 16, gradient_checkpointing, encoder outputs cached"
     return ", ".join(
@@ -93,7 +93,7 @@ def _config(training_type: str, model: str | None, options: Options) -> Training
     chosen = dict(options)
     loader: dict[str, Any] = {
         "type": _LOADERS[training_type],
-        # Never read: the images are made.
+        # Never read: the calibration generates images.
         "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "."},
         "resolution": chosen.pop("resolution"),
     }

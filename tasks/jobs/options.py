@@ -1,7 +1,6 @@
-"""What options there are: every one of a training type with type, default and description.
+"""The list of options: every option of a training type with its type, default and description.
 
-Read from the models' JSON schemas, so that it cannot differ from what a job is checked against.
-How options are shown is for others to say.
+It is read from the models' JSON schemas, so that it cannot differ from the validation of a job.
 """
 
 import json
@@ -19,13 +18,13 @@ class Option:
     """One option of a training type.
 
     Attributes:
-        path: Its dotted path below ``training``.
-        type: What it takes, in words.
-        default: As JSON; None where it is required.
-        description: Its documentation, on one line.
-        only_with: Where it belongs to one branch of a union: the options that select it, by their
-            paths, with their values.
-        schema: Its JSON schema, for whoever makes a form.
+        path: The dotted path below ``training``.
+        type: The type in words.
+        default: The default as JSON; None if the option is required.
+        description: The documentation, on one line.
+        only_with: For an option of one branch of a union: the options that select the branch, by
+            path, with their values.
+        schema: The JSON schema, for forms.
     """
 
     path: str
@@ -38,7 +37,7 @@ class Option:
 
 @dataclass(frozen=True)
 class TypeOptions:
-    """A training type's options, in the order of its config."""
+    """The options of a training type, in the order of its config."""
 
     name: str
     description: str
@@ -46,15 +45,15 @@ class TypeOptions:
 
 
 def training_options() -> dict[str, TypeOptions]:
-    """The options of every training type, by its name."""
+    """Return the options of every training type, by its name."""
     schema = TypeAdapter(TrainingConfig).json_schema()
     definitions = schema["$defs"]
-    found = {}
+    types = {}
     for name, reference in _branches(schema):
         model = _resolved(reference, definitions)
         options = tuple(_options(model, definitions, "", {}))
-        found[name] = TypeOptions(name, _one_line(model["description"]), options)
-    return found
+        types[name] = TypeOptions(name, _one_line(model["description"]), options)
+    return types
 
 
 def _options(
@@ -91,7 +90,7 @@ def _options_within(
 
 
 def _branches(union: dict[str, Any]) -> list[tuple[str, str]]:
-    """What selects each branch, and where it is described, in the order of the models."""
+    """Return each branch's selecting value and its reference, in the order of the models."""
     order = [branch["$ref"] for branch in union["oneOf"]]
     mapping: dict[str, str] = union["discriminator"]["mapping"]
     return sorted(mapping.items(), key=lambda branch: order.index(branch[1]))
@@ -105,7 +104,7 @@ def _resolved(reference: str, definitions: dict[str, Any]) -> dict[str, Any]:
 def _default(field: dict[str, Any]) -> str:
     default = field["default"]
     if isinstance(default, dict) and "discriminator" in field:
-        # The branch says enough: its own defaults are listed with it.
+        # Only the branch: its defaults are listed with its options.
         selector = field["discriminator"]["propertyName"]
         default = {selector: default[selector]}
     return json.dumps(default)
@@ -143,17 +142,17 @@ _BOUNDS = {
     "exclusiveMaximum": "below",
     "maximum": "to",
 }
-# The limit of all whole numbers, which tells nobody anything.
+# The limit of all whole numbers (``strict_model``), which is not worth showing.
 _NO_BOUND = 2**63 - 1
 
 
 def _bounds(field: dict[str, Any]) -> str:
-    told = [
+    bounds = [
         f" {word} {field[name]:g}"
         for name, word in _BOUNDS.items()
         if name in field and field[name] != _NO_BOUND
     ]
-    return "".join(told)
+    return "".join(bounds)
 
 
 def _one_line(text: str) -> str:

@@ -1,6 +1,6 @@
-"""Presets: data files named family, method, GPUs x memory, and how they join a job.
+"""Presets: data files named by family, method and GPUs x memory, and their merge into a job.
 
-Order of precedence: field defaults, then the preset, then the job's own fields.
+Order of precedence, lowest first: field defaults, the preset, the job's own options.
 """
 
 from collections.abc import Callable
@@ -16,8 +16,14 @@ ALIASES = {
     "flux_1x40gb": "flux_lora_1x40gb",
     "flux_1x80gb": "flux_lora_1x80gb",
 }
-"""Other names of presets."""
+"""Alternative names of presets."""
 
+# Of each pair a job sets one.
+_EXCLUSIVE = (
+    ("max_train_steps", "max_train_epochs"),
+    ("save_every_n_steps", "save_every_n_epochs"),
+    ("validate_every_n_steps", "validate_every_n_epochs"),
+)
 _SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 _FOLDER = files("tasks.jobs") / "preset_files"
 
@@ -30,19 +36,19 @@ class UnknownPresetError(KeyError):
         self.name = name
 
     def __str__(self) -> str:
-        """What there is instead."""
-        return f"there is no preset {self.name!r}; there are {', '.join(preset_names())}"
+        """Return the message, with the names of all presets."""
+        return f"there is no preset {self.name!r}; the presets are {', '.join(preset_names())}"
 
 
 @cache
 def preset_names() -> tuple[str, ...]:
-    """The names of all presets, without aliases."""
-    found = (entry.name for entry in _FOLDER.iterdir())
-    return tuple(sorted(name.removesuffix(".yaml") for name in found if name.endswith(".yaml")))
+    """Return the names of all presets, without aliases."""
+    names = (entry.name for entry in _FOLDER.iterdir())
+    return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
 
 
 def preset(name: str) -> dict[str, Any]:
-    """A preset's ``training`` values and its ``summary``.
+    """Return a preset's ``training`` values and its ``summary``.
 
     Raises:
         UnknownPresetError: No preset has this name.
@@ -60,11 +66,11 @@ def _values_in(file_name: str) -> dict[str, Any]:
 
 
 def with_preset(document: dict[str, Any]) -> dict[str, Any]:
-    """The document with its preset's values where it has none of its own.
+    """Return the document with its preset's values for the options that it does not set.
 
-    Of two options that exclude each other (``max_train_steps`` and ``max_train_epochs``), the one
-    that the job sets puts out the preset's. Where the job takes another optimizer, the preset's
-    settings of its own and its learning rates do not apply.
+    If the job sets one of two exclusive options (``max_train_steps`` and ``max_train_epochs``), it
+    replaces the preset's other one. If the job uses another optimizer than the preset, the preset's
+    optimizer settings and learning rates do not apply.
 
     Raises:
         UnknownPresetError: The document names a preset that does not exist.
@@ -75,26 +81,19 @@ def with_preset(document: dict[str, Any]) -> dict[str, Any]:
     base = preset(document["preset"])["training"]
     if training is not None and not isinstance(training, dict):
         return document
-    return {**document, "training": joined(base, training or {})}
+    return {**document, "training": merge_training(base, training or {})}
 
 
-def joined(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Two ``training`` parts merged, without what of the base is of no use beside the other."""
-    useless = {name for pair in _EXCLUSIVE if any(n in over for n in pair) for name in pair}
+def merge_training(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Return two ``training`` parts merged, without the base's values that contradict the other."""
+    dropped = {name for pair in _EXCLUSIVE if any(n in over for n in pair) for name in pair}
     optimizer = over.get("optimizer")
     if isinstance(optimizer, dict):
         kind = base.get("optimizer", {}).get("optimizer_type", "AdamW")
-        # Rates of one optimizer are none of another's: Prodigy's is some 1, AdamW's some 1e-4.
+        # Rates differ by optimizer: Prodigy's is about 1, AdamW's about 1e-4.
         if optimizer.get("optimizer_type", kind) != kind:
-            useless |= {"optimizer", *(n for n in base if n.endswith("_learning_rate"))}
-    return _merged({k: v for k, v in base.items() if k not in useless}, over)
-
-
-_EXCLUSIVE = (
-    ("max_train_steps", "max_train_epochs"),
-    ("save_every_n_steps", "save_every_n_epochs"),
-    ("validate_every_n_steps", "validate_every_n_epochs"),
-)
+            dropped |= {"optimizer", *(n for n in base if n.endswith("_learning_rate"))}
+    return _merged({name: value for name, value in base.items() if name not in dropped}, over)
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -116,14 +115,14 @@ def get_flux_lora_config(
     max_train_steps: int = 1000,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """A job's ``training`` part for a FLUX LoRA; it validates once it has a dataset.
+    """Return a job's ``training`` part for a FLUX LoRA; it is valid once it has a dataset.
 
     Args:
         model: The base model.
         resolution: The training images' side in pixels, and the buckets' target.
         batch_size: Samples of one forward pass.
-        learning_rate: The transformer's, with AdamW; another optimizer among ``kwargs`` has its
-            own.
+        learning_rate: The transformer's learning rate with AdamW; another optimizer in ``kwargs``
+            has its own.
         lora_rank: The LoRA's rank.
         max_train_steps: Weight updates.
         **kwargs: Further options, merged into the rest:
@@ -141,7 +140,7 @@ def get_flux_lora_config(
         "optimizer": {"optimizer_type": "AdamW", "learning_rate": learning_rate},
     }
     config["data_loader"] = _loader("IMAGE_CAPTION_FLUX_DATA_LOADER", resolution, min_step=16)
-    return joined(config, kwargs)
+    return merge_training(config, kwargs)
 
 
 def get_sdxl_lora_config(
@@ -153,13 +152,13 @@ def get_sdxl_lora_config(
     max_train_steps: int = 1000,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """A job's ``training`` part for an SDXL LoRA; it validates once it has a dataset.
+    """Return a job's ``training`` part for an SDXL LoRA; it is valid once it has a dataset.
 
     Args:
         model: The base model.
         resolution: The training images' side in pixels, and the buckets' target.
         batch_size: Samples of one forward pass.
-        learning_rate: Of all trained models, with AdamW.
+        learning_rate: The learning rate of all trained models, with AdamW.
         lora_rank: The LoRA's rank.
         max_train_steps: Weight updates.
         **kwargs: Further options, merged into the rest:
@@ -172,7 +171,7 @@ def get_sdxl_lora_config(
         "optimizer": {"optimizer_type": "AdamW", "learning_rate": learning_rate},
     }
     config["data_loader"] = _loader("IMAGE_CAPTION_SD_DATA_LOADER", resolution)
-    return joined(config, kwargs)
+    return merge_training(config, kwargs)
 
 
 def get_sdxl_textual_inversion_config(
@@ -185,16 +184,16 @@ def get_sdxl_textual_inversion_config(
     max_train_steps: int = 2000,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """A job's ``training`` part for SDXL textual inversion; it validates with a dataset.
+    """Return a job's ``training`` part for SDXL textual inversion; it is valid with a dataset.
 
     Args:
         placeholder_token: The new word.
-        initializer_token: The word it starts from. None: one of the other two starts is among
-            ``kwargs``.
+        initializer_token: The word it starts from. None: ``kwargs`` has one of the other two
+            starts.
         model: The base model.
         resolution: The training images' side in pixels, and the buckets' target.
         batch_size: Samples of one forward pass.
-        learning_rate: The embeddings', with AdamW.
+        learning_rate: The embeddings' learning rate, with AdamW.
         max_train_steps: Weight updates.
         **kwargs: Further options, merged into the rest:
             ``data_loader={"dataset": {...}, "caption_preset": "object"}`` adds the dataset.
@@ -203,7 +202,7 @@ def get_sdxl_textual_inversion_config(
         **_common("SDXL_TEXTUAL_INVERSION", model, batch_size, max_train_steps),
         "placeholder_token": placeholder_token,
         "initializer_token": initializer_token,
-        # Decay would draw the embeddings to zero.
+        # Decay would pull the embeddings to zero.
         "optimizer": {
             "optimizer_type": "AdamW",
             "learning_rate": learning_rate,
@@ -211,7 +210,7 @@ def get_sdxl_textual_inversion_config(
         },
     }
     config["data_loader"] = _loader("TEXTUAL_INVERSION_SD_DATA_LOADER", resolution)
-    return joined(config, kwargs)
+    return merge_training(config, kwargs)
 
 
 def get_sdxl_finetune_config(
@@ -222,13 +221,13 @@ def get_sdxl_finetune_config(
     max_train_steps: int = 5000,
     **kwargs: Any,
 ) -> dict[str, Any]:
-    """A job's ``training`` part for an SDXL finetune; it validates once it has a dataset.
+    """Return a job's ``training`` part for an SDXL finetune; it is valid once it has a dataset.
 
     Args:
         model: The base model.
         resolution: The training images' side in pixels, and the buckets' target.
         batch_size: Samples of one forward pass.
-        learning_rate: The UNet's, with AdamW.
+        learning_rate: The UNet's learning rate, with AdamW.
         max_train_steps: Weight updates.
         **kwargs: Further options, merged into the rest:
             ``data_loader={"dataset": {...}}`` adds the dataset.
@@ -239,7 +238,7 @@ def get_sdxl_finetune_config(
         "optimizer": {"optimizer_type": "AdamW", "learning_rate": learning_rate},
     }
     config["data_loader"] = _loader("IMAGE_CAPTION_SD_DATA_LOADER", resolution)
-    return joined(config, kwargs)
+    return merge_training(config, kwargs)
 
 
 def _common(
@@ -279,4 +278,4 @@ SUPPORTED_TRAINING_TYPES: dict[str, Callable[..., dict[str, Any]]] = {
     "SDXL_FINETUNE": get_sdxl_finetune_config,
     "FLUX_LORA": get_flux_lora_config,
 }
-"""Training type to the function that makes its config."""
+"""The function that makes each training type's config."""

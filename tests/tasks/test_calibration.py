@@ -32,13 +32,13 @@ def test_a_calibration_replaces_what_it_names_and_nothing_else(tmp_path: Path) -
     ("content", "said"),
     [
         ("{", "Invalid JSON"),
-        ([], "is no calibration"),
+        ([], "is not a valid calibration"),
         ({"constants": {}}, "version: Field required"),
         ({"version": 2, "constants": {}}, "version: Input should be 1"),
         ({"version": 1}, "constants: Field required"),
         (
             {"version": 1, "constants": {"overhead": 1}},
-            "no such constant: overhead",
+            "unknown constants: overhead",
         ),
         ({"version": 1, "constants": {"flux_overhead_bytes": -1}}, "greater than or equal to 0"),
         ({"version": 1, "constants": {"flux_overhead_bytes": "1"}}, "should be a valid number"),

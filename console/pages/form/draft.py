@@ -6,7 +6,13 @@ import yaml
 
 from console.pages.form.controls import Control, controls
 from tasks.jobs.job import TrainingJob
-from tasks.jobs.presets import ALIASES, SUPPORTED_TRAINING_TYPES, joined, preset, preset_names
+from tasks.jobs.presets import (
+    ALIASES,
+    SUPPORTED_TRAINING_TYPES,
+    merge_training,
+    preset,
+    preset_names,
+)
 
 _BUCKETS = "data_loader.aspect_ratio_buckets"
 _RESOLUTION = "data_loader.resolution"
@@ -196,7 +202,7 @@ class Draft:
         over: dict[str, Any] = {}
         for path, value in own.items():
             _set_at(over, path, value)
-        return joined(base, over)
+        return merge_training(base, over)
 
     def _set_buckets(self, wanted: bool) -> None:
         self.reset(_BUCKETS)

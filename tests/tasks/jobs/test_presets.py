@@ -15,7 +15,7 @@ from tasks.jobs.presets import (
     get_sdxl_finetune_config,
     get_sdxl_lora_config,
     get_sdxl_textual_inversion_config,
-    joined,
+    merge_training,
     preset,
     preset_names,
 )
@@ -145,13 +145,13 @@ def test_a_presets_optimizer_settings_and_rates_are_not_put_on_another_optimizer
 
 def test_a_presets_rates_of_the_models_go_with_its_optimizer() -> None:
     base = {"type": "FLUX_LORA", "transformer_learning_rate": 1e-4, "lora_rank_dim": 8}
-    other = joined(base, {"optimizer": PRODIGY})
+    other = merge_training(base, {"optimizer": PRODIGY})
     assert other == {"type": "FLUX_LORA", "lora_rank_dim": 8, "optimizer": PRODIGY}
     # AdamW is what a preset that names none takes.
     for optimizer in ({"optimizer_type": "AdamW", "beta1": 0.8}, {"beta1": 0.8}):
-        assert joined(base, {"optimizer": optimizer}) == {**base, "optimizer": optimizer}
+        assert merge_training(base, {"optimizer": optimizer}) == {**base, "optimizer": optimizer}
     own = {"optimizer": PRODIGY, "transformer_learning_rate": 1.0}
-    assert joined(base, own)["transformer_learning_rate"] == 1.0
+    assert merge_training(base, own)["transformer_learning_rate"] == 1.0
 
 
 def test_a_presets_optimizer_settings_stand_beside_the_jobs_of_the_same_optimizer() -> None:

@@ -73,7 +73,7 @@ def test_a_busy_gpu_is_not_measured(tmp_path: Path) -> None:
         (["--model", "/nowhere"], 5, "there is no folder /nowhere"),
         (["--gpu", "GPU-b200"], 7, "this machine has no GPU GPU-b200"),
         (["--output", "nowhere/it.json"], 17, "cannot write nowhere"),
-        (["--output", "broken.json"], 17, "broken.json is no calibration"),
+        (["--output", "broken.json"], 17, "broken.json is not a valid calibration"),
         (["--type", "SDXL_FINETUNE"], 2, "SDXL_FINETUNE"),
     ],
 )
