@@ -125,7 +125,7 @@ class Client:
         """Let workers give their jobs back and end."""
         self._app.control.broadcast("drain", destination=workers)
 
-    def why_waiting(self, queue: str) -> str | None:
+    def unserved_reason(self, queue: str) -> str | None:
         """Return why no worker takes from a queue; None if a live worker serves it."""
         return why_unserved(self._redis, queue)
 
@@ -141,7 +141,7 @@ class Client:
             return f"{record.stage} is retried at {record.due_at.astimezone():%H:%M:%S}"
         if record.pending_queue is None:
             return None
-        reason = self.why_waiting(record.pending_queue)
+        reason = self.unserved_reason(record.pending_queue)
         if reason is not None:
             return reason
         if not record.in_tenant_queue:
@@ -156,6 +156,6 @@ class Client:
         self.tenant_queues.dispatch()
 
     def _check_served(self, queue: str) -> None:
-        reason = self.why_waiting(queue)
+        reason = self.unserved_reason(queue)
         if reason is not None:
             raise NoWorkerError(reason)

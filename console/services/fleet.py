@@ -86,7 +86,7 @@ class Fleet:
                 if record.pending_queue == queue:
                     tenants[record.job.tenant] = tenants.get(record.job.tenant, 0) + 1
             waiting = sum(tenants.values())
-            unserved_reason = self._client.why_waiting(queue)
+            unserved_reason = self._client.unserved_reason(queue)
             if queue in ENGINE_QUEUES and unserved_reason is not None and not waiting:
                 continue
             views.append(
@@ -112,7 +112,7 @@ class Fleet:
             memory_class=str(route.memory_class),
             needed_gib=route.estimate.needed_gib,
             recommended=False,
-            served=self._client.why_waiting(route.gpu_queue) is None,
+            served=self._client.unserved_reason(route.gpu_queue) is None,
             training=document["training"],
         )
 

@@ -138,7 +138,7 @@ class Submissions:
     ) -> Preview:
         route = job.route(self._settings.constants)
         estimate = forecast(job.training, route.gpu_queue, self._jobs.run_history(), sizes)
-        waiting_reason = self._client.why_waiting(route.gpu_queue)
+        waiting_reason = self._client.unserved_reason(route.gpu_queue)
         return Preview(
             job=job,
             route=route.document(),

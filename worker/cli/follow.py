@@ -75,7 +75,7 @@ def waiting_note(client: Client, record: JobRecord) -> events.Note | None:
     """Explain why no worker takes a job, or else how long other jobs waited in its queue."""
     if record.pending_queue is None:
         return None
-    reason = client.why_waiting(record.pending_queue)
+    reason = client.unserved_reason(record.pending_queue)
     if reason is not None:
         return events.Note(level="warning", message=f"{record.stage} waits: {reason}")
     waits = client.run_history.read().waits.get(record.pending_queue)

@@ -36,16 +36,15 @@ def submit(
     from worker.cli.job_report import show_dry_run
     from worker.cli.output import print_json, print_warning, stdout
 
-    document = read_job_file(job)
-    parsed = parse_job(document)
+    parsed = parse_job(read_job_file(job))
     if dry_run:
         return show_dry_run(settings, parsed, json=json)
     if not json:
         for warning in parsed.warnings():
             print_warning(warning)
     client = client_of(settings)
-    job_id = client.submit(document, require_worker=require_worker)
-    waiting_reason = client.why_waiting(client.state.get(job_id).gpu_queue)
+    job_id = client.submit_job(parsed, require_worker=require_worker)
+    waiting_reason = client.unserved_reason(client.state.get(job_id).gpu_queue)
     if json:
         print_json({"job_id": job_id, "waiting_reason": waiting_reason})
     else:
