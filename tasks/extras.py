@@ -35,11 +35,14 @@ _OTHER_MODULES = {
 EXTRAS: dict[str, str] = {**dict.fromkeys(_WORKER_MODULES, "worker"), **_OTHER_MODULES}
 """Import name to the extra that installs it."""
 _NAMES = {
+    "PIL": "Pillow",
     "fastapi": "the web console",
     "flower": "Flower",
+    "huggingface_hub": "huggingface-hub",
     "matplotlib": "Matplotlib",
     "opentelemetry.sdk": "OpenTelemetry SDK",
     "prometheus_client": "prometheus-client",
+    "pynvml": "nvidia-ml-py",
     "simpy": "SimPy",
     "torch": "PyTorch",
 }

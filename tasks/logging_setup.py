@@ -1,4 +1,4 @@
-"""Logging of our processes: text for a terminal, a JSON object a line for a log collector."""
+"""Logging of a process: text for a terminal, one JSON object a line for a log collector."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ def set_up_logging(log_format: Literal["text", "json"], process: str) -> None:
     formatter = _JsonFormatter if log_format == "json" else _TextFormatter
     handler.setFormatter(formatter(process))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    # Celery's own lines on how tasks come and end repeat what stages say of themselves.
+    # Celery's lines on the start and end of tasks repeat those of the stages.
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
 

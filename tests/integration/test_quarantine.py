@@ -32,7 +32,7 @@ def worker_of(fleet: Fleet) -> dict[str, Any]:
     return gpus[0]
 
 
-def quarantined(fleet: Fleet, because: str) -> None:
+def wait_for_quarantine(fleet: Fleet, because: str) -> None:
     wait_until(
         lambda: because in (worker_of(fleet)["quarantined"] or ""),
         timeout_s=PATIENCE_S,
@@ -63,7 +63,7 @@ def test_an_unhealthy_gpu_gets_no_job_until_it_recovers(
         }
         [sent] = fleet.submit(short_job(tiny_model, tmp_path / "images")).documents
         job_id = sent["job_id"]
-        quarantined(fleet, "3000 MiB are free and the job needs ")
+        wait_for_quarantine(fleet, "3000 MiB are free and the job needs ")
 
         wait_until(
             lambda: fleet.record(job_id).pending_queue == "gpu.40gb",
@@ -75,19 +75,19 @@ def test_an_unhealthy_gpu_gets_no_job_until_it_recovers(
         note = fleet.notes(job_id)[-1]
         assert note.startswith("cache waits for another GPU than that of gpu-80gb-0@")
 
-        # The driver's own error of another card is no reason, and an application's neither.
+        # Neither a driver error of another card nor an application's error is a reason.
         machine.has(A100, "xid GPU-other -1 79", "xid GPU-a100 -1 31")
         # Without CUDA the trainer fails, which shows that the GPU check has let the job pass.
         wait_until(
             lambda: fleet.record(job_id).status.ended,
             timeout_s=PATIENCE_S,
-            description="the job has gone on",
+            description="the job has continued",
             detail=fleet.log,
         )
         assert worker_of(fleet)["quarantined"] is None
         assert "CUDA" in (fleet.record(job_id).error or "")
 
         machine.has(A100, "xid GPU-other -1 79", "xid GPU-a100 -1 31", "xid GPU-a100 -1 79")
-        quarantined(fleet, "the driver reported XID 79")
-        shown = fleet.run("gpus", "--fleet").out
-        assert "quarantined" in shown
+        wait_for_quarantine(fleet, "the driver reported XID 79")
+        table = fleet.run("gpus", "--fleet").out
+        assert "quarantined" in table

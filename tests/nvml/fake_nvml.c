@@ -1,10 +1,10 @@
-/* A stand-in for NVIDIA's libnvidia-ml.so.1: its machine is the text file named by FAKE_NVML, which
- * is read anew at each call, so that cards may fail, fill up or vanish while a program runs.
+/* In place of NVIDIA's libnvidia-ml.so.1: its machine is the text file named by FAKE_NVML, which
+ * is read again at each call, so that cards may fail, fill up or vanish while a program runs.
  *
  *   card UUID NAME TOTAL_MIB FREE_MIB MAJOR MINOR ECC MIG   (ECC -1: has none; MIG 1: is split)
  *   mig CARD UUID TOTAL_MIB FREE_MIB INSTANCE
  *   process UUID PID MIB
- *   busy UUID PERCENT CELSIUS (without it, the card does not tell)
+ *   busy UUID PERCENT CELSIUS (without it, the card reports no statistics)
  *   lost UUID                the card has fallen off the bus
  *   xid CARD INSTANCE NUMBER an error of the driver (INSTANCE -1: of the whole card)
  *   broken CODE              the driver does not answer
@@ -14,23 +14,23 @@
 #include <string.h>
 
 enum { OK = 0, INVALID = 2, UNSUPPORTED = 3, NOT_FOUND = 6, SMALL = 7, TIMEOUT = 10, LOST = 15 };
-#define MOST 32
+#define MAX_ENTRIES 32
 #define MIB (1024ULL * 1024ULL)
 
 typedef struct {
     char uuid[80], name[80], card[80];
     unsigned long long total, free;
-    int major, minor, ecc, split, instance, lost, tells;
+    int major, minor, ecc, split, instance, lost, reports;
     unsigned percent, celsius;
 } Device;
 typedef struct { char uuid[80]; unsigned pid; unsigned long long mib; } Process;
 typedef struct { char card[80]; int instance; unsigned long long number; } Xid;
 
-/* A thread's own, as several ask at once. */
-static _Thread_local Device devices[MOST];
-static _Thread_local Process processes[MOST];
-static _Thread_local Xid xids[MOST];
-static _Thread_local int n_devices, n_processes, n_xids, n_told, broken;
+/* One set per thread: several query at once. */
+static _Thread_local Device devices[MAX_ENTRIES];
+static _Thread_local Process processes[MAX_ENTRIES];
+static _Thread_local Xid xids[MAX_ENTRIES];
+static _Thread_local int n_devices, n_processes, n_xids, n_reported, broken;
 
 static Device *by_uuid(const char *uuid) {
     for (int i = 0; i < n_devices; i++)
@@ -59,7 +59,7 @@ static void look(void) {
         } else if (sscanf(line, "xid %79s %d %llu", x.card, &x.instance, &x.number) == 3) {
             xids[n_xids++] = x;
         } else if (sscanf(line, "busy %79s %u %u", a, &percent, &celsius) == 3 && by_uuid(a)) {
-            by_uuid(a)->tells = 1;
+            by_uuid(a)->reports = 1;
             by_uuid(a)->percent = percent;
             by_uuid(a)->celsius = celsius;
         } else if (sscanf(line, "lost %79s", a) == 1 && by_uuid(a)) {
@@ -71,7 +71,7 @@ static void look(void) {
     if (file) fclose(file);
 }
 
-/* Handles are places in the table, counted from 1. */
+/* Handles are indices of the table, from 1. */
 static Device *at(void *handle) {
     size_t place = (size_t)handle;
     look();
@@ -179,7 +179,7 @@ int nvmlDeviceGetMemoryInfo(void *handle, unsigned long long *memory) {
 
 int nvmlDeviceGetUtilizationRates(void *handle, unsigned *rates) {
     DEVICE(handle);
-    if (!device->tells) return UNSUPPORTED;
+    if (!device->reports) return UNSUPPORTED;
     rates[0] = device->percent;
     rates[1] = 0;
     return OK;
@@ -187,7 +187,7 @@ int nvmlDeviceGetUtilizationRates(void *handle, unsigned *rates) {
 
 int nvmlDeviceGetTemperature(void *handle, int sensor, unsigned *celsius) {
     DEVICE(handle);
-    if (!device->tells || sensor != 0) return UNSUPPORTED;
+    if (!device->reports || sensor != 0) return UNSUPPORTED;
     *celsius = device->celsius;
     return OK;
 }
@@ -235,8 +235,8 @@ int nvmlEventSetWait_v2(void *set, void *out, unsigned timeout_ms) {
     struct { void *device; unsigned long long type, data; unsigned gpu, compute; } *event = out;
     (void)timeout_ms;
     look();
-    while (n_told < n_xids) {
-        Xid *xid = &xids[n_told++];
+    while (n_reported < n_xids) {
+        Xid *xid = &xids[n_reported++];
         if (strcmp(xid->card, ((Device *)set)->uuid)) continue;
         event->type = 8;
         event->data = xid->number;

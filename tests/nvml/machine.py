@@ -1,4 +1,4 @@
-"""The fake driver, built with the machine's C compiler, and the machine it tells of."""
+"""A simulated NVIDIA driver, built with the machine's C compiler, and the GPUs that it reports."""
 
 import os
 import shutil
@@ -20,10 +20,10 @@ SPLIT_A100 = (
 
 
 class Machine:
-    """What the driver tells; programs that are started with ``env`` see it.
+    """The machine that the driver reports to programs that are started with ``env``.
 
     Args:
-        folder: For the library and the file it reads.
+        folder: The folder of the library and of the file that it reads.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -39,7 +39,7 @@ class Machine:
         self.env = {"LD_LIBRARY_PATH": str(folder), "FAKE_NVML": str(self._file)}
 
     def has(self, *lines: str) -> None:
-        """Let the driver tell this from now on; the C source says what a line may be."""
+        """Let the driver report these GPUs and events; the C source documents the lines."""
         new = self._file.with_suffix(".new")
         new.write_text("".join(f"{line}\n" for line in lines), "utf-8")
         new.replace(self._file)

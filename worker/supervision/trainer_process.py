@@ -99,7 +99,7 @@ class _Progress:
 
     request: TrainerRequest
     deadline: float
-    heard_at: float = field(default_factory=time.monotonic)
+    last_output_at: float = field(default_factory=time.monotonic)
     measured_at: float = field(default_factory=time.monotonic)
     has_output: bool = False
     checkpoint: CheckpointSaved | None = None
@@ -250,7 +250,7 @@ class TrainerProcess:
             chunk = os.read(self._events_fd, _READ_BYTES)
             if not chunk:
                 return
-            progress.heard_at = time.monotonic()
+            progress.last_output_at = time.monotonic()
             *lines, buffer = (buffer + chunk).split(b"\n")
             for number, line in enumerate(lines, start=1):
                 event = _parse(line, progress)
@@ -272,7 +272,7 @@ class TrainerProcess:
             kill_group(self._popen)
 
     def _check_limits(self, progress: _Progress, now: float) -> None:
-        if now - progress.heard_at > self._limits.silence_s:
+        if now - progress.last_output_at > self._limits.silence_s:
             self._popen.send_signal(signal.SIGUSR1)  # it writes its stacks to standard error
             self._wait(_STACK_DUMP_WITHIN_S)
             silent = f"sent no event for {self._limits.silence_s:g} s"

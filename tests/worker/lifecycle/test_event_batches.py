@@ -31,7 +31,7 @@ def test_simultaneous_events_are_one_message(broker_url: str, redis_client: Redi
                 timer.apply_entry(entry)  # type: ignore[no-untyped-call]
             return int(cast("Any", redis_client.info("commandstats"))["cmdstat_publish"]["calls"])
 
-        redis_client.publish("nobody", "so that a count exists")
+        redis_client.publish("unused-channel", "a first count")
         before = published()
         for name in ("task-received", "task-started", "task-succeeded"):
             dispatcher.send(name, uuid="a-task")

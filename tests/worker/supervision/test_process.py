@@ -53,9 +53,9 @@ def test_a_child_ends_when_its_parent_is_killed() -> None:
 
 def test_a_child_of_a_dead_parent_does_not_start(tmp_path: Path) -> None:
     marker = tmp_path / "ran"
-    nobody = subprocess.Popen([sys.executable, "-c", ""])
-    nobody.wait()
-    launcher = [sys.executable, "-P", "-m", "worker.supervision.process", str(nobody.pid)]
+    dead_parent = subprocess.Popen([sys.executable, "-c", ""])
+    dead_parent.wait()
+    launcher = [sys.executable, "-P", "-m", "worker.supervision.process", str(dead_parent.pid)]
     assert subprocess.run([*launcher, "touch", str(marker)], check=False).returncode == 1
     assert not marker.exists()
 
