@@ -11,19 +11,16 @@ from pydantic import ValidationError
 
 from tasks.data.read_policy import ReadPolicy
 from tasks.errors import Problem, SettingsError
+from tasks.settings.base import PREFIX, SettingsGroup, secrets_folder, split_list
 from tasks.settings.groups import (
-    PREFIX,
     ConsoleSettings,
     DataSettings,
     JobSettings,
     ObservabilitySettings,
-    SettingsGroup,
     StorageSettings,
     TrainerSettings,
     WebhookSettings,
     WorkerSettings,
-    secrets_folder,
-    split_list,
 )
 
 GROUPS: tuple[type[SettingsGroup], ...] = (
