@@ -182,7 +182,7 @@ export interface DreamboothSDDataLoaderConfig {
   aspect_ratio_buckets?: AspectRatioBucketConfig | null;
   /**
    * The size of training images in pixels: a square's side, or (height, width). With buckets,
-   * their sizes hold; leave this out then, or make it equal to target_resolution.
+   * their sizes apply; leave this out then, or make it equal to target_resolution.
    * @default 512
    */
   resolution?: number | [number, number];
@@ -268,7 +268,7 @@ export interface FluxLoraConfig {
   validate_every_n_steps?: number | null;
   /**
    * The base model: a diffusers folder, as the workers see it, a Hub id, or one
-   * `.safetensors` file that holds the whole model.
+   * `.safetensors` file with the whole model.
    * @default "black-forest-labs/FLUX.1-dev"
    */
   model?: string;
@@ -377,7 +377,7 @@ export interface FluxLoraConfig {
    */
   quantization?: "fp8" | "int8" | "nf4" | null;
   /**
-   * The format of the LoRA's file. Both formats hold the same weights; InvokeAI, ComfyUI and
+   * The format of the LoRA's file. Both formats have the same weights; InvokeAI, ComfyUI and
    * diffusers read both.
    * @default "kohya"
    */
@@ -421,7 +421,7 @@ export interface FluxLoraConfig {
   lora_rank_dim?: number;
   /**
    * The block layers that get a LoRA, each by the end of its name. invoke-training's own list
-   * holds three names that match no layer of FLUX: `ff.net.2.0` and `ff_context.net.2.0` are
+   * has three names that match no layer of FLUX: `ff.net.2.0` and `ff_context.net.2.0` are
    * read as `ff.net.2` and `ff_context.net.2`, `proj_in` is ignored. The model's last layer,
    * also called `proj_out`, never gets one.
    * @default [
@@ -557,7 +557,7 @@ export interface ImageCaptionFluxDataLoaderConfig {
   aspect_ratio_buckets?: FluxAspectRatioBucketConfig | null;
   /**
    * The size of training images in pixels: a square's side, or (height, width). With buckets,
-   * their sizes hold; leave this out then, or make it equal to target_resolution.
+   * their sizes apply; leave this out then, or make it equal to target_resolution.
    * @default 512
    */
   resolution?: number | [number, number];
@@ -634,7 +634,7 @@ export interface ImageCaptionSDDataLoaderConfig {
   aspect_ratio_buckets?: AspectRatioBucketConfig | null;
   /**
    * The size of training images in pixels: a square's side, or (height, width). With buckets,
-   * their sizes hold; leave this out then, or make it equal to target_resolution.
+   * their sizes apply; leave this out then, or make it equal to target_resolution.
    * @default 512
    */
   resolution?: number | [number, number];
@@ -751,7 +751,7 @@ export interface SdxlFinetuneConfig {
   validate_every_n_steps?: number | null;
   /**
    * The base model: a diffusers folder, as the workers see it, a Hub id, or one
-   * `.safetensors` file that holds the whole model.
+   * `.safetensors` file with the whole model.
    * @default "stabilityai/stable-diffusion-xl-base-1.0"
    */
   model?: string;
@@ -946,7 +946,7 @@ export interface SdxlLoraConfig {
   validate_every_n_steps?: number | null;
   /**
    * The base model: a diffusers folder, as the workers see it, a Hub id, or one
-   * `.safetensors` file that holds the whole model.
+   * `.safetensors` file with the whole model.
    * @default "stabilityai/stable-diffusion-xl-base-1.0"
    */
   model?: string;
@@ -1078,7 +1078,7 @@ export interface SdxlLoraConfig {
    */
   base_embeddings?: Record<string, unknown>;
   /**
-   * The format of the LoRA's file. Both formats hold the same weights: InvokeAI, ComfyUI and
+   * The format of the LoRA's file. Both formats have the same weights: InvokeAI, ComfyUI and
    * diffusers read `kohya`; `invoke_peft` has diffusers' own names.
    * @default "kohya"
    */
@@ -1174,7 +1174,7 @@ export interface SdxlTextualInversionConfig {
   validate_every_n_steps?: number | null;
   /**
    * The base model: a diffusers folder, as the workers see it, a Hub id, or one
-   * `.safetensors` file that holds the whole model.
+   * `.safetensors` file with the whole model.
    * @default "stabilityai/stable-diffusion-xl-base-1.0"
    */
   model?: string;
@@ -1337,7 +1337,7 @@ export interface TextualInversionSDDataLoaderConfig {
   aspect_ratio_buckets?: AspectRatioBucketConfig | null;
   /**
    * The size of training images in pixels: a square's side, or (height, width). With buckets,
-   * their sizes hold; leave this out then, or make it equal to target_resolution.
+   * their sizes apply; leave this out then, or make it equal to target_resolution.
    * @default 512
    */
   resolution?: number | [number, number];
@@ -1669,7 +1669,7 @@ export interface ModelConfig {
   trainingType: "SDXL_LORA" | "SDXL_TEXTUAL_INVERSION" | "SDXL_FINETUNE" | "FLUX_LORA";
   /**
    * The base model: a diffusers folder, as the workers see it, a Hub id, or one
-   * `.safetensors` file that holds the whole model.
+   * `.safetensors` file with the whole model.
    * @default "black-forest-labs/FLUX.1-dev"
    */
   baseModel: string;
@@ -1678,7 +1678,7 @@ export interface ModelConfig {
 export interface BasicTrainingConfig {
   /**
    * The size of training images in pixels: a square's side, or (height, width). With buckets,
-   * their sizes hold; leave this out then, or make it equal to target_resolution.
+   * their sizes apply; leave this out then, or make it equal to target_resolution.
    * @default 512
    */
   resolution: 512 | 768 | 1024;
@@ -1706,7 +1706,7 @@ export interface BasicTrainingConfig {
 
 export interface FluxAdvancedConfig {
   /**
-   * The format of the LoRA's file. Both formats hold the same weights; InvokeAI, ComfyUI and
+   * The format of the LoRA's file. Both formats have the same weights; InvokeAI, ComfyUI and
    * diffusers read both.
    * @default "kohya"
    */

@@ -274,7 +274,7 @@ def _check_directory(file: io.BufferedReader) -> None:
     if size > MAX_DIRECTORY_BYTES:
         raise UnpackingStoppedError(f"has a directory of over {MAX_DIRECTORY_BYTES // MIB} MiB")
     file.seek(max(0, location - size - 76))
-    # Every entry begins with this, so there are at most so many, whatever the record says.
+    # Every entry begins with this, so their count is a maximum, whatever the record says.
     if file.read(size + 76).count(b"PK\x01\x02") > MAX_ENTRIES:
         raise UnpackingStoppedError(_too_many_entries())
 

@@ -153,7 +153,7 @@ class DataLoaderConfig(StrictModel):
         ),
     ] = 512
     """The size of training images in pixels: a square's side, or (height, width). With buckets,
-    their sizes hold; leave this out then, or make it equal to target_resolution."""
+    their sizes apply; leave this out then, or make it equal to target_resolution."""
 
     center_crop: bool = True
     """Crop at the center. False: at a position drawn for each sample and step."""
@@ -364,7 +364,7 @@ class TextualInversionSDDataLoaderConfig(DataLoaderConfig):
 
     shuffle_caption_delimiter: Annotated[
         NonEmptyText | None,
-        ActsIf(lambda config: config.loader.delimiter_acts, "no template holds it"),
+        ActsIf(lambda config: config.loader.delimiter_acts, "no template contains it"),
     ] = None
     """Split captions at this, such as a comma, and put the parts in an order drawn for each
     sample and pass."""
@@ -386,7 +386,7 @@ class TextualInversionSDDataLoaderConfig(DataLoaderConfig):
         if templates is None:
             return None
         if not templates:
-            raise ValueError("holds no template")
+            raise ValueError("has no template")
         bare = [template for template in templates if PLACEHOLDER not in template]
         if bare:
             examples = ", ".join(repr(template) for template in bare[:5])

@@ -108,7 +108,7 @@ def affects(field: FieldInfo, effect: Affects) -> bool:
 
 
 def takes_free_text(annotation: Any) -> bool:
-    """Return whether a type holds text that is none of a fixed set.
+    """Return whether a type has text that is not of a fixed set.
 
     A type that is not known here counts as free text, so that it needs a ``Location``, too.
     """
@@ -123,7 +123,7 @@ def takes_free_text(annotation: Any) -> bool:
 
 
 def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the config models that a type holds, such as the branches of a union."""
+    """Yield the config models in a type, such as the branches of a union."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for each in get_args(annotation):

@@ -108,7 +108,7 @@ class FluxLoraConfig(PipelineConfig):
 
     model: ModelSource = "black-forest-labs/FLUX.1-dev"
     """The base model: a diffusers folder, as the workers see it, a Hub id, or one
-    ``.safetensors`` file that holds the whole model."""
+    ``.safetensors`` file with the whole model."""
 
     transformer_path: TransformerPart | None = None
     """A ``.safetensors`` file whose transformer replaces the base model's."""
@@ -125,7 +125,7 @@ class FluxLoraConfig(PipelineConfig):
     memory. Null: unchanged. invoke-training does not have this option."""
 
     lora_checkpoint_format: LoraFormat = "kohya"
-    """The format of the LoRA's file. Both formats hold the same weights; InvokeAI, ComfyUI and
+    """The format of the LoRA's file. Both formats have the same weights; InvokeAI, ComfyUI and
     diffusers read both."""
 
     train_transformer: bool = True
@@ -164,7 +164,7 @@ class FluxLoraConfig(PipelineConfig):
         _DEFAULT_TARGETS
     )
     """The block layers that get a LoRA, each by the end of its name. invoke-training's own list
-    holds three names that match no layer of FLUX: ``ff.net.2.0`` and ``ff_context.net.2.0`` are
+    has three names that match no layer of FLUX: ``ff.net.2.0`` and ``ff_context.net.2.0`` are
     read as ``ff.net.2`` and ``ff_context.net.2``, ``proj_in`` is ignored. The model's last layer,
     also called ``proj_out``, never gets one."""
 

@@ -120,7 +120,7 @@ class PipelineConfig(StrictModel):
 
     model: ModelSource
     """The base model: a diffusers folder, as the workers see it, a Hub id, or one
-    ``.safetensors`` file that holds the whole model."""
+    ``.safetensors`` file with the whole model."""
 
     single_file_config: ModelSource | None = None
     """The diffusers folder or Hub id whose configs and tokenizers describe ``model``, if that is a

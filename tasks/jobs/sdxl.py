@@ -77,7 +77,7 @@ class SdxlConfig(PipelineConfig):
 
     model: ModelSource = "stabilityai/stable-diffusion-xl-base-1.0"
     """The base model: a diffusers folder, as the workers see it, a Hub id, or one
-    ``.safetensors`` file that holds the whole model."""
+    ``.safetensors`` file with the whole model."""
 
     hf_variant: Annotated[
         PlainText | None,
@@ -178,7 +178,7 @@ class SdxlLoraConfig(SdxlConfig):
     that captions may use, and that are not trained."""
 
     lora_checkpoint_format: LoraFormat = "kohya"
-    """The format of the LoRA's file. Both formats hold the same weights: InvokeAI, ComfyUI and
+    """The format of the LoRA's file. Both formats have the same weights: InvokeAI, ComfyUI and
     diffusers read ``kohya``; ``invoke_peft`` has diffusers' own names."""
 
     train_unet: bool = True

@@ -8,7 +8,7 @@ SIDES = st.integers(2, 32)
 
 
 @given(divisor=st.sampled_from([16, 32, 64]), target=SIDES, start=SIDES, more=st.integers(0, 16))
-def test_buckets_are_multiples_and_never_larger_than_the_target(
+def test_buckets_are_multiples_up_to_the_target_area(
     divisor: int, target: int, start: int, more: int
 ) -> None:
     sizes = bucket_sizes(target * divisor, start * divisor, (start + more) * divisor, divisor)
@@ -18,13 +18,13 @@ def test_buckets_are_multiples_and_never_larger_than_the_target(
         assert Size(size.height, size.width) in sizes
 
 
-def test_the_buckets_of_768_are_those_that_invoke_training_makes() -> None:
+def test_the_buckets_of_768_equal_invoke_trainings() -> None:
     sizes = {tuple(size) for size in bucket_sizes(768, 384, 1536, 384)}
     assert sizes == {(384, 1536), (1536, 384), (768, 768), (1152, 384), (384, 1152)}
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000))
-def test_an_image_goes_to_a_bucket_of_nearly_its_own_shape(width: int, height: int) -> None:
+def test_an_image_gets_a_bucket_of_similar_shape(width: int, height: int) -> None:
     buckets = bucket_sizes(512, 256, 1024, 64)
     found = nearest_bucket(Size(width, height), buckets)
     turned = nearest_bucket(Size(height, width), buckets)
@@ -45,7 +45,7 @@ def steps(draw: st.DrawFn) -> tuple[int, int, int, int]:
 
 
 @given(steps())
-def test_one_more_step_would_pass_the_target(step: tuple[int, int, int, int]) -> None:
+def test_one_more_step_exceeds_the_target(step: tuple[int, int, int, int]) -> None:
     target, start, end, divisor = step
     sizes = bucket_sizes(*step)
     assert sizes
@@ -56,7 +56,7 @@ def test_one_more_step_would_pass_the_target(step: tuple[int, int, int, int]) ->
 
 
 @given(steps())
-def test_buckets_are_there_once_narrowest_first(step: tuple[int, int, int, int]) -> None:
+def test_buckets_are_unique_and_narrowest_first(step: tuple[int, int, int, int]) -> None:
     sizes = bucket_sizes(*step)
     assert len(set(sizes)) == len(sizes)
     ratios = [size.width / size.height for size in sizes]

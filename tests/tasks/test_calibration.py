@@ -21,7 +21,7 @@ def file_of(folder: Path, content: Any) -> Path:
     return path
 
 
-def test_a_calibration_replaces_what_it_names_and_nothing_else(tmp_path: Path) -> None:
+def test_a_calibration_replaces_only_its_constants(tmp_path: Path) -> None:
     replaced = read_calibration(file_of(tmp_path, TOO_MUCH)).replaced()
     assert replaced.flux_overhead_bytes == 45e9
     same = {name: value for name, value in vars(replaced).items() if name != "flux_overhead_bytes"}
@@ -47,7 +47,7 @@ def test_a_calibration_replaces_what_it_names_and_nothing_else(tmp_path: Path) -
         ({"version": 1, "constants": {}, "more": 1}, "more: Extra inputs"),
     ],
 )
-def test_what_is_no_calibration_is_refused_by_its_setting(
+def test_an_invalid_calibration_is_refused_by_its_setting(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, said: str
 ) -> None:
     monkeypatch.setenv("TRAINING_CALIBRATION", str(file_of(tmp_path, content)))
@@ -57,20 +57,18 @@ def test_what_is_no_calibration_is_refused_by_its_setting(
     assert "calibration.json" in str(caught.value)
 
 
-def test_a_calibration_that_is_not_there_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_calibration_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRAINING_CALIBRATION", str(tmp_path / "nowhere.json"))
     with pytest.raises(ValidationError, match="No such file"):
         Settings()
 
 
-def test_without_one_the_published_constants_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_published_constants_are_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRAINING_CALIBRATION", raising=False)
     assert Settings().constants is PUBLISHED
 
 
-def test_a_job_stays_on_the_route_of_the_process_that_recorded_it(
+def test_a_recorded_route_does_not_change(
     state: JobStore,
     job_document: dict[str, Any],
     tmp_path: Path,

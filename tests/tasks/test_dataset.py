@@ -24,14 +24,12 @@ def sample(image: str = "a" * 64, caption: str = "a lamp", source: str = "lamp.p
 
 
 @given(SAMPLES, st.randoms(use_true_random=False))
-def test_a_datasets_digest_does_not_depend_on_the_order_of_its_samples(
-    samples: list[Sample], draws: random.Random
-) -> None:
+def test_a_digest_does_not_depend_on_the_order(samples: list[Sample], draws: random.Random) -> None:
     shuffled = draws.sample(samples, len(samples))
     assert dataset_of(shuffled).digest == dataset_of(samples).digest
 
 
-def test_a_digest_does_not_depend_on_what_the_files_are_called() -> None:
+def test_a_digest_does_not_depend_on_file_names() -> None:
     assert dataset_of([sample(source="b.bmp")]).digest == dataset_of([sample()]).digest
 
 
@@ -46,14 +44,14 @@ def test_other_images_or_captions_have_another_digest(
     assert (dataset_of(some).digest == dataset_of(others).digest) is same
 
 
-def test_two_captions_are_not_one_caption_that_reads_like_both() -> None:
+def test_two_captions_differ_from_their_concatenation() -> None:
     second = sample(image="b" * 64, caption="two")
     forged = sample(caption=f"one\n{second.image} 3 two")
     assert dataset_of([sample(caption="one"), second]).digest != dataset_of([forged]).digest
 
 
 @given(SAMPLES)
-def test_a_dataset_survives_its_way_through_json(samples: list[Sample]) -> None:
+def test_a_dataset_round_trips_through_json(samples: list[Sample]) -> None:
     dataset = dataset_of(samples)
     assert Dataset.model_validate_json(dataset.model_dump_json()) == dataset
 

@@ -111,7 +111,7 @@ def parsed(**values: Any) -> FluxLoraConfig:
     return training
 
 
-def test_every_field_of_invoke_training_is_there_with_its_default() -> None:
+def test_every_option_of_invoke_training_has_its_default() -> None:
     training = parse_job(GOOD).training
     fields = set(FluxLoraConfig.model_fields)
     rest = {"base_output_dir", "data_loader", "optimizer", "flux_lora_target_modules"}
@@ -184,7 +184,7 @@ def test_every_field_is_documented() -> None:
         ),
     ],
 )
-def test_a_trap_is_refused_at_submit_by_its_field(values: dict[str, Any], named: str) -> None:
+def test_an_unsupported_value_is_refused_by_its_field(values: dict[str, Any], named: str) -> None:
     assert named in problems(**values)
 
 
@@ -197,24 +197,24 @@ def test_a_trap_is_refused_at_submit_by_its_field(values: dict[str, Any], named:
         ((512, 256, 8192, 64), "leaves no pixels for the other side"),
     ],
 )
-def test_buckets_that_cannot_be_are_refused(buckets: tuple[int, ...], said: str) -> None:
+def test_impossible_buckets_are_refused(buckets: tuple[int, ...], said: str) -> None:
     names = ("target_resolution", "start_dim", "end_dim", "divisible_by")
     values = dict(zip(names, buckets, strict=True))
     assert said in problems(data_loader__aspect_ratio_buckets=values)
 
 
-def test_all_faults_are_told_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     told = problems(lora_rank_dim=0, bogus=1, max_train_epochs=2, data_loader__resolution=570)
     for name in ("lora_rank_dim", "bogus: is not an option", "max_train_epochs", "570"):
         assert name in told
 
 
-def test_a_field_of_two_forms_is_told_of_once() -> None:
+def test_a_field_of_two_types_is_reported_once() -> None:
     assert problems(data_loader__resolution=0).count("resolution") == 1
     assert problems(data_loader__resolution=[512, 0]).count("resolution") == 1
 
 
-def test_target_names_stand_for_the_layers_whose_names_end_with_them() -> None:
+def test_target_names_match_the_end_of_layer_names() -> None:
     assert flux_lora_targets(("to_k",)) == (frozenset({"attn.to_k"}), ())
     assert flux_lora_targets(("ff.net.2.0",)) == (frozenset({"ff.net.2"}), ())
     assert flux_lora_targets(("proj_in",)) == (frozenset(), ())
@@ -227,7 +227,7 @@ def test_a_loras_strength_does_not_depend_on_its_rank() -> None:
         assert training.lora_alpha() / rank == 0.5
 
 
-def test_warnings_tell_what_is_likely_not_meant() -> None:
+def test_likely_mistakes_are_warnings() -> None:
     told = " ".join(parse_job(with_values(train_batch_size=4)).training.warnings())
     assert "768" in told
     assert "train_batch_size above 2" in told
@@ -263,7 +263,7 @@ JSONL = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": "/images.jsonl"}
         {"lora_checkpoint_format": "invoke_peft"},
     ],
 )
-def test_what_is_built_is_taken_without_a_word(values: dict[str, Any]) -> None:
+def test_supported_values_have_no_warnings(values: dict[str, Any]) -> None:
     quiet = {
         "data_loader__resolution": 768,
         "cache_vae_outputs": True,
@@ -272,7 +272,7 @@ def test_what_is_built_is_taken_without_a_word(values: dict[str, Any]) -> None:
     assert parsed(**quiet, **values).warnings() == []
 
 
-def test_a_relative_rate_is_kept_unless_one_is_given() -> None:
+def test_a_relative_rate_holds_unless_one_is_given() -> None:
     prodigy = {"optimizer": {"optimizer_type": "Prodigy"}}
     assert parsed(**prodigy, train_text_encoder=True).learning_rates() == {
         "transformer": 1.0,
@@ -285,7 +285,7 @@ def test_a_relative_rate_is_kept_unless_one_is_given() -> None:
     assert any("at 0.0004 it hardly trains" in warning for warning in told)
 
 
-def test_an_optimizer_without_its_type_is_adamw_as_in_invoke_training() -> None:
+def test_an_optimizer_without_a_type_is_adamw() -> None:
     optimizer = parsed(optimizer={"learning_rate": 1e-3}).optimizer
     assert optimizer == AdamOptimizerConfig(learning_rate=1e-3)
 
@@ -352,12 +352,12 @@ def test_an_optimizer_without_its_type_is_adamw_as_in_invoke_training() -> None:
         ),
     ],
 )
-def test_a_given_option_without_effect_is_told_of(values: dict[str, Any], option: str) -> None:
+def test_a_given_option_without_effect_is_a_warning(values: dict[str, Any], option: str) -> None:
     told = [w for w in parsed(**values).warnings() if "has no effect" in w]
     assert [warning.partition(" has no effect: ")[0] for warning in told] == [option]
 
 
-def test_a_warmup_longer_than_the_run_is_told_of() -> None:
+def test_a_warmup_longer_than_the_run_is_a_warning() -> None:
     assert "never gets to its full value" in " ".join(parsed(lr_warmup_steps=100).warnings())
     assert "never gets" not in " ".join(parsed(lr_warmup_steps=99).warnings())
 
@@ -416,7 +416,7 @@ def test_a_warmup_longer_than_the_run_is_told_of() -> None:
         ({"data_loader__dataloader_num_workers": -1}, "dataloader_num_workers: "),
     ],
 )
-def test_what_cannot_be_is_refused_by_its_whole_name(values: dict[str, Any], named: str) -> None:
+def test_an_invalid_value_is_refused_by_its_path(values: dict[str, Any], named: str) -> None:
     assert named in problems(**values)
 
 
@@ -437,7 +437,7 @@ def test_what_cannot_be_is_refused_by_its_whole_name(values: dict[str, Any], nam
         "num_validation_images_per_prompt",
     ],
 )
-def test_no_number_field_takes_what_is_no_positive_number(name: str, value: Any) -> None:
+def test_number_fields_take_positive_numbers_only(name: str, value: Any) -> None:
     assert f"training.{name}: " in problems(**{name: value})
 
 
@@ -462,7 +462,7 @@ def test_every_field_of_every_part_is_documented() -> None:
     assert undocumented == []
 
 
-def test_the_parts_have_invoke_trainings_defaults() -> None:
+def test_nested_options_have_invoke_trainings_defaults() -> None:
     loader = parse_job(GOOD).training.data_loader
     assert loader.model_dump(exclude={"dataset"}) == {
         "type": "IMAGE_CAPTION_FLUX_DATA_LOADER",

@@ -24,19 +24,19 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_whatever_a_document_is_the_only_error_is_an_invalid_job(document: Any) -> None:
+def test_any_document_raises_only_invalid_job(document: Any) -> None:
     with pytest.raises(InvalidJobError):
         parse_job(document)
 
 
 @given(st.sampled_from(sorted(GOOD["training"])), JSON)
-def test_whatever_an_option_is_it_is_taken_or_refused(name: str, value: Any) -> None:
+def test_any_value_is_accepted_or_refused(name: str, value: Any) -> None:
     with suppress(InvalidJobError):
         parse_job(with_values(**{name: value}))
 
 
 @given(st.data(), st.sampled_from(list(OPTIONS)), JSON)
-def test_whatever_an_option_of_any_type_is_it_is_taken_and_judged_or_refused(
+def test_any_value_of_any_type_is_routed_or_refused(
     data: st.DataObject, training_type: str, value: Any
 ) -> None:
     [training] = [t for t in (*EVERY, GOOD["training"]) if t["type"] == training_type]
@@ -55,14 +55,14 @@ def test_whatever_an_option_of_any_type_is_it_is_taken_and_judged_or_refused(
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a..b", "x" * 101, ".hidden", "a b", "a\n"])
-def test_a_name_or_id_that_is_no_file_name_is_refused(name: str) -> None:
+def test_an_unsafe_name_or_id_is_refused(name: str) -> None:
     with pytest.raises(InvalidJobError, match="name"):
         parse_job({**GOOD, "name": name})
     with pytest.raises(InvalidJobError, match="id"):
         parse_job({**GOOD, "id": name})
 
 
-def test_a_name_that_is_refused_is_told_what_names_may_hold() -> None:
+def test_a_refused_name_is_reported_with_the_rule() -> None:
     with pytest.raises(InvalidJobError) as caught:
         parse_job({**GOOD, "tenant": "a b"})
     assert "tenant: must be letters, digits, '-' and '_'" in str(caught.value)
@@ -71,7 +71,7 @@ def test_a_name_that_is_refused_is_told_what_names_may_hold() -> None:
 
 
 @pytest.mark.parametrize("given_type", [None, "", "SD_LORA", "sdxl_lora", 1, ["FLUX_LORA"]])
-def test_what_is_no_training_type_is_refused_with_all_there_are(given_type: Any) -> None:
+def test_an_unknown_type_is_refused_with_the_known_ones(given_type: Any) -> None:
     with pytest.raises(InvalidJobError) as caught:
         parse_job(with_values(type=given_type))
     assert f"training.type: {given_type!r} is not a training type" in str(caught.value)
@@ -79,12 +79,12 @@ def test_what_is_no_training_type_is_refused_with_all_there_are(given_type: Any)
         assert known in str(caught.value)
 
 
-def test_a_job_survives_its_way_through_json() -> None:
+def test_a_job_round_trips_through_json() -> None:
     job = parse_job(GOOD)
     assert TrainingJob.model_validate_json(job.model_dump_json()) == job
 
 
-def test_a_job_that_fits_no_class_is_refused_with_the_numbers() -> None:
+def test_a_job_that_fits_no_class_is_refused() -> None:
     job = parse_job(with_values(train_batch_size=8, data_loader__resolution=1024))
     with pytest.raises(DoesNotFitJobError, match=r"needs about \d+.* GiB.*activations"):
         job.route()
@@ -109,7 +109,7 @@ def inside_itself() -> dict[str, Any]:
     [nested(900), nested(5000), inside_itself(), {(1, 2): 3}, 10**5000, "half \ud800"],
     ids=["deep", "deeper", "inside itself", "no text for a key", "long number", "half character"],
 )
-def test_what_json_cannot_hold_is_refused_in_a_few_words(value: Any, preset: str | None) -> None:
+def test_what_json_cannot_hold_is_refused_briefly(value: Any, preset: str | None) -> None:
     with pytest.raises(InvalidJobError) as caught:
         parse_job({**with_values(seed=value), "preset": preset})
     assert len(str(caught.value)) < 400
@@ -126,22 +126,20 @@ def test_what_json_cannot_hold_is_refused_in_a_few_words(value: Any, preset: str
         ("data_loader__resolution", 16400, "data_loader.resolution"),
     ],
 )
-def test_numbers_beyond_all_use_are_refused_by_their_field(
-    name: str, value: Any, where: str
-) -> None:
+def test_huge_numbers_are_refused_by_their_field(name: str, value: Any, where: str) -> None:
     with pytest.raises(InvalidJobError) as caught:
         parse_job(with_values(**{name: value}))
     assert f"training.{where}: " in str(caught.value)
 
 
-def test_buckets_too_many_to_step_through_are_refused_at_once() -> None:
+def test_too_many_buckets_are_refused_quickly() -> None:
     sides = {"target_resolution": 16 * 10**12, "start_dim": 16, "end_dim": 16 * 10**12}
     with pytest.raises(InvalidJobError, match=r"aspect_ratio_buckets\.target_resolution"):
         parse_job(with_values(data_loader__aspect_ratio_buckets={**sides, "divisible_by": 16}))
 
 
 @pytest.mark.parametrize("name", ["SEED", "AdamW", "int", "tuple[x]", "seeed"])
-def test_an_unknown_option_is_named_however_it_is_spelled(name: str) -> None:
+def test_an_unknown_option_is_named_as_spelled(name: str) -> None:
     with pytest.raises(InvalidJobError) as caught:
         parse_job({**with_values(**{name: 1}), name: 1})
     assert f"- {name}: is not an option" in str(caught.value)
@@ -164,9 +162,7 @@ def test_an_unknown_option_is_named_however_it_is_spelled(name: str) -> None:
     ],
     ids=["password", "user", "no URL", "bucket"],
 )
-def test_credentials_in_an_address_are_refused_and_not_repeated(
-    dataset: dict[str, Any], field: str
-) -> None:
+def test_credentials_in_a_url_are_refused_and_redacted(dataset: dict[str, Any], field: str) -> None:
     document = with_values()
     document["training"]["data_loader"]["dataset"] = dataset
     with pytest.raises(InvalidJobError) as error:
@@ -180,7 +176,7 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(
 @pytest.mark.parametrize(
     "address", ["https://host/a@b.zip", "https://host?by=me@host", "/images/a@b", "a@b://c"]
 )
-def test_an_address_may_have_an_at_sign_elsewhere(address: str) -> None:
+def test_a_url_may_have_an_at_sign_elsewhere(address: str) -> None:
     document = with_values()
     document["training"]["data_loader"]["dataset"] = {"type": "ARCHIVE", "archive": address}
     parse_job(document)

@@ -28,12 +28,12 @@ def option(training_type: str, path: str, **only_with: str) -> Option:
     return found
 
 
-def test_every_type_is_there_in_the_order_of_the_models() -> None:
+def test_types_are_in_the_order_of_the_models() -> None:
     assert list(OPTIONS) == list(TrainingType)
 
 
 @pytest.mark.parametrize("config", CONFIGS)
-def test_every_field_is_an_option_in_its_order(config: Any) -> None:
+def test_options_are_in_the_order_of_the_fields(config: Any) -> None:
     listed = OPTIONS[config.model_fields["type"].default].options
     assert [o.path for o in listed if "." not in o.path] == list(config.model_fields)
     for name, field in config.model_fields.items():
@@ -43,7 +43,7 @@ def test_every_field_is_an_option_in_its_order(config: Any) -> None:
 
 
 @pytest.mark.parametrize("training_type", OPTIONS)
-def test_no_option_is_listed_twice_and_all_say_what_they_do(training_type: str) -> None:
+def test_every_option_is_listed_once_and_described(training_type: str) -> None:
     listed = OPTIONS[training_type].options
     keys = [(o.path, *o.only_with.items()) for o in listed]
     assert len(keys) == len(set(keys))
@@ -53,7 +53,7 @@ def test_no_option_is_listed_twice_and_all_say_what_they_do(training_type: str) 
             json.loads(found.default)
 
 
-def test_each_branch_of_a_union_is_told_apart() -> None:
+def test_branches_of_a_union_are_listed_separately() -> None:
     prodigy = [
         o.path.removeprefix("optimizer.")
         for o in OPTIONS["FLUX_LORA"].options
@@ -89,12 +89,12 @@ def test_each_branch_of_a_union_is_told_apart() -> None:
         ("data_loader.aspect_ratio_buckets.end_dim", "whole number above 0 to 16384", None),
     ],
 )
-def test_types_and_defaults_are_told_in_words(path: str, kind: str, default: str | None) -> None:
+def test_types_and_defaults_are_in_words(path: str, kind: str, default: str | None) -> None:
     found = option("FLUX_LORA", path)
     assert (found.type, found.default) == (kind, default)
 
 
-def test_a_mapping_of_names_is_told_as_one() -> None:
+def test_a_mapping_has_its_own_type() -> None:
     assert option("SDXL_LORA", "base_embeddings").type == "mapping of text to text"
     beta1 = option("SDXL_LORA", "optimizer.beta1", optimizer__optimizer_type="AdamW")
     assert (beta1.type, beta1.default) == ("number from 0 below 1", "0.9")

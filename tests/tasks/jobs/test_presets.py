@@ -44,7 +44,7 @@ def flux_of(document: dict[str, Any]) -> FluxLoraConfig:
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_every_preset_validates_and_goes_to_the_class_in_its_name(name: str) -> None:
+def test_every_preset_routes_to_the_class_in_its_name(name: str) -> None:
     memory_class = name.rpartition("x")[2]
     # FLUX never runs below 40 GB, also not the preset for those who own 24.
     expected = "gpu.40gb" if name == "flux_lora_1x24gb" else f"gpu.{memory_class}"
@@ -54,11 +54,11 @@ def test_every_preset_validates_and_goes_to_the_class_in_its_name(name: str) -> 
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_no_preset_gives_an_option_that_has_no_effect(name: str) -> None:
+def test_every_option_of_a_preset_has_an_effect(name: str) -> None:
     assert [w for w in job_of(name).training.warnings() if "has no effect" in w] == []
 
 
-def test_the_flux_preset_for_24_gb_fits_there_and_is_sent_to_40_all_the_same() -> None:
+def test_the_flux_preset_for_24_gb_routes_to_40_gb() -> None:
     route = job_of("flux_lora_1x24gb").route()
     assert route.estimate.needed_gib < MemoryClass.GB24.floor_gib
     assert route.memory_class == MemoryClass.GB40
@@ -106,7 +106,7 @@ def test_an_alias_is_its_preset(alias: str) -> None:
         ("flux_1x80gb", 4, 1, "float16", False, False),
     ],
 )
-def test_the_presets_hold_the_values_they_were_planned_with(
+def test_presets_have_their_planned_values(
     name: str, batch: int, accumulation: int, dtype: str, checkpointing: bool, cached_latents: bool
 ) -> None:
     training = job_of(name).training
@@ -117,7 +117,7 @@ def test_the_presets_hold_the_values_they_were_planned_with(
     assert training.cache_vae_outputs is cached_latents
 
 
-def test_the_jobs_own_fields_win_over_the_presets_and_those_over_the_defaults() -> None:
+def test_precedence_is_job_preset_default() -> None:
     training = job_of("flux_1x40gb", train_batch_size=1).training
     assert isinstance(training, FluxLoraConfig)
     assert training.train_batch_size == 1
@@ -125,13 +125,13 @@ def test_the_jobs_own_fields_win_over_the_presets_and_those_over_the_defaults() 
     assert training.lora_rank_dim == 4
 
 
-def test_of_two_options_that_exclude_each_other_the_jobs_own_puts_out_the_presets() -> None:
+def test_a_jobs_option_replaces_the_presets_exclusive_one() -> None:
     training = job_of("flux_1x40gb", max_train_epochs=3).training
     assert (training.max_train_steps, training.max_train_epochs) == (None, 3)
 
 
 @pytest.mark.parametrize("kind", ["Prodigy", "Adafactor"])
-def test_a_presets_optimizer_settings_and_rates_are_not_put_on_another_optimizer(kind: str) -> None:
+def test_another_optimizer_drops_the_presets_settings(kind: str) -> None:
     training = job_of("sdxl_textual_inversion_1x16gb", optimizer={"optimizer_type": kind}).training
     assert training.optimizer.model_fields_set == {"optimizer_type"}
     assert set(training.learning_rates().values()) == {training.optimizer.learning_rate}
@@ -143,7 +143,7 @@ def test_a_presets_optimizer_settings_and_rates_are_not_put_on_another_optimizer
     assert flux.optimizer.learning_rate > 1e-4
 
 
-def test_a_presets_rates_of_the_models_go_with_its_optimizer() -> None:
+def test_another_optimizer_drops_the_presets_rates() -> None:
     base = {"type": "FLUX_LORA", "transformer_learning_rate": 1e-4, "lora_rank_dim": 8}
     other = merge_training(base, {"optimizer": PRODIGY})
     assert other == {"type": "FLUX_LORA", "lora_rank_dim": 8, "optimizer": PRODIGY}
@@ -154,13 +154,13 @@ def test_a_presets_rates_of_the_models_go_with_its_optimizer() -> None:
     assert merge_training(base, own)["transformer_learning_rate"] == 1.0
 
 
-def test_a_presets_optimizer_settings_stand_beside_the_jobs_of_the_same_optimizer() -> None:
+def test_settings_of_the_same_optimizer_are_merged() -> None:
     for optimizer in ({"beta1": 0.8}, {"optimizer_type": "AdamW", "beta1": 0.8}):
         found = job_of("sdxl_finetune_1x80gb", optimizer=optimizer).training.optimizer
         assert found == AdamOptimizerConfig(learning_rate=1e-5, beta1=0.8)
 
 
-def test_an_unknown_preset_is_told_together_with_all_else_that_is_wrong() -> None:
+def test_an_unknown_preset_is_reported_with_other_problems() -> None:
     with pytest.raises(InvalidJobError, match=r"(?s)there is no preset 'huge'.*lora_rank_dim"):
         parse_job(
             {
@@ -171,7 +171,7 @@ def test_an_unknown_preset_is_told_together_with_all_else_that_is_wrong() -> Non
 
 
 @pytest.mark.parametrize("resolution", [512, 528, 576, 640, 768, 1024])
-def test_the_config_function_gives_configs_that_validate(resolution: int) -> None:
+def test_the_config_function_returns_valid_configs(resolution: int) -> None:
     config = get_flux_lora_config(resolution=resolution, data_loader=DATASET)
     training = flux_of({"training": config})
     assert training.data_loader.resolution == resolution
@@ -187,13 +187,13 @@ def test_the_config_function_takes_any_further_option() -> None:
     assert training.data_loader.random_flip
 
 
-def test_the_config_function_leaves_a_resolution_that_cannot_be_to_validation() -> None:
+def test_the_config_function_leaves_bad_sizes_to_validation() -> None:
     with pytest.raises(InvalidJobError, match="570 is not divisible by 16"):
         parse_job({"training": get_flux_lora_config(resolution=570, data_loader=DATASET)})
 
 
 @pytest.mark.parametrize("training_type", TrainingType)
-def test_every_types_config_function_gives_a_config_of_it_that_validates(
+def test_every_type_has_a_valid_config_function(
     training_type: TrainingType,
 ) -> None:
     make = SUPPORTED_TRAINING_TYPES[training_type]
@@ -217,7 +217,7 @@ def test_sdxls_buckets_may_step_by_8_px() -> None:
     assert get_sdxl_textual_inversion_config("<a>")["placeholder_token"] == "<a>"
 
 
-def test_every_training_type_is_supported_and_has_its_requirements() -> None:
+def test_every_training_type_has_requirements() -> None:
     assert set(SUPPORTED_TRAINING_TYPES) == set(TrainingType)
     assert set(RESOURCE_REQUIREMENTS) == set(TrainingType)
     assert RESOURCE_REQUIREMENTS["FLUX_LORA"] == {"gpu_memory": "40GB", "system_memory": "64GB"}
@@ -227,9 +227,7 @@ def test_every_training_type_is_supported_and_has_its_requirements() -> None:
     ("resolution", "divisor"),
     [(512, 128), (576, 32), (640, 64), (768, 128), (1024, 128), (528, 16), (570, 16)],
 )
-def test_the_config_functions_buckets_take_the_largest_step_that_divides_them(
-    resolution: int, divisor: int
-) -> None:
+def test_buckets_have_the_largest_possible_step(resolution: int, divisor: int) -> None:
     assert get_flux_lora_config(resolution=resolution)["data_loader"]["aspect_ratio_buckets"] == {
         "target_resolution": resolution,
         "start_dim": resolution // 2 // divisor * divisor,
@@ -238,7 +236,7 @@ def test_the_config_functions_buckets_take_the_largest_step_that_divides_them(
     }
 
 
-def test_the_config_function_gives_the_values_it_was_planned_with() -> None:
+def test_the_config_function_has_its_planned_values() -> None:
     config = get_flux_lora_config()
     loader = config.pop("data_loader")
     assert loader["dataloader_num_workers"] == 4
@@ -261,5 +259,5 @@ def test_the_config_function_gives_the_values_it_was_planned_with() -> None:
     }
 
 
-def test_the_config_function_saves_even_in_the_shortest_run() -> None:
+def test_the_shortest_run_is_saved() -> None:
     assert get_flux_lora_config(max_train_steps=1)["save_every_n_steps"] == 1

@@ -49,9 +49,7 @@ FLUX_JOBS = st.fixed_dictionaries(
 
 
 @given(FLUX_JOBS, CONSTANTS | st.just(PUBLISHED))
-def test_flux_never_goes_below_40_gb_whatever_anybody_says(
-    document: dict[str, Any], constants: MemoryModel
-) -> None:
+def test_flux_never_goes_below_40_gb(document: dict[str, Any], constants: MemoryModel) -> None:
     job = parse_job(document)
     try:
         route = job.route(constants)
@@ -65,9 +63,7 @@ def test_flux_never_goes_below_40_gb_whatever_anybody_says(
 
 @pytest.mark.parametrize("name", ["queue", "gpu_queue", "memory_class", "pool", "gpu_memory"])
 @given(FLUX_JOBS, st.sampled_from(["8gb", "gpu.24gb", 24]))
-def test_there_is_no_option_that_names_a_smaller_gpu(
-    name: str, document: dict[str, Any], value: Any
-) -> None:
+def test_no_option_selects_a_smaller_gpu(name: str, document: dict[str, Any], value: Any) -> None:
     for place in (document, document["training"]):
         place[name] = value
         with pytest.raises(InvalidJobError, match="is not an option"):
@@ -76,7 +72,7 @@ def test_there_is_no_option_that_names_a_smaller_gpu(
 
 
 @given(FLUX_JOBS, st.sampled_from(["acme", "8gb"]), st.integers(0, 9))
-def test_no_tenant_and_no_priority_moves_a_job(
+def test_tenant_and_priority_do_not_change_the_route(
     document: dict[str, Any], tenant: str, priority: int
 ) -> None:
     theirs = parse_job({**document, "tenant": tenant, "priority": priority})
@@ -92,9 +88,7 @@ def test_no_tenant_and_no_priority_moves_a_job(
 
 @pytest.mark.parametrize("name", preset_names())
 @given(constants=CONSTANTS)
-def test_no_calibration_moves_a_preset_below_its_types_floor_or_where_it_does_not_fit(
-    name: str, constants: MemoryModel
-) -> None:
+def test_no_calibration_moves_a_preset_below_its_floor(name: str, constants: MemoryModel) -> None:
     training: dict[str, Any] = {"data_loader": {"dataset": DATASET}}
     if "inversion" in name:
         word = {"placeholder_token": "<cat>", "initializer_token": "cat"}

@@ -170,7 +170,7 @@ def problems(training: dict[str, Any], **values: Any) -> dict[str, str]:
         (SdxlFinetuneConfig, INVOKE_FINETUNE, set(), {"use_ema": False, "ema_decay": 0.9999}),
     ],
 )
-def test_every_field_of_invoke_training_is_there_with_its_default(
+def test_every_option_of_invoke_training_has_its_default(
     config: type[SdxlConfig], own: dict[str, Any], required: set[str], added: dict[str, Any]
 ) -> None:
     defaults = {
@@ -221,7 +221,7 @@ def test_every_field_of_invoke_training_is_there_with_its_default(
         (ImageDirDatasetConfig, {"type": "IMAGE_DIR_DATASET"}, {"dataset_dir"}),
     ],
 )
-def test_the_data_loaders_have_invoke_trainings_fields_and_defaults(
+def test_data_loaders_have_invoke_trainings_defaults(
     loader: type[StrictModel], own: dict[str, Any], required: set[str]
 ) -> None:
     common = {"keep_in_memory": False} if loader is ImageDirDatasetConfig else INVOKE_LOADER
@@ -250,7 +250,7 @@ def test_every_field_is_documented() -> None:
 
 
 @pytest.mark.parametrize("training", EVERY, ids=lambda training: str(training["type"]))
-def test_the_order_of_a_documents_fields_does_not_matter(training: dict[str, Any]) -> None:
+def test_the_order_of_fields_does_not_matter(training: dict[str, Any]) -> None:
     loader = dict(reversed(training["data_loader"].items()))
     turned = {**dict(reversed(training.items())), "data_loader": loader}
     assert parsed(turned) == parsed(training)
@@ -259,7 +259,7 @@ def test_the_order_of_a_documents_fields_does_not_matter(training: dict[str, Any
 
 
 @pytest.mark.parametrize("training", EVERY, ids=lambda training: str(training["type"]))
-def test_a_job_survives_its_way_through_json_and_has_a_route(training: dict[str, Any]) -> None:
+def test_a_job_round_trips_and_has_a_route(training: dict[str, Any]) -> None:
     job = parse_job(document(training, gradient_checkpointing=True, optimizer=PRODIGY))
     assert TrainingJob.model_validate_json(job.model_dump_json()) == job
     assert job.route().gpu_queue.startswith("gpu.")
@@ -295,7 +295,7 @@ def test_a_job_survives_its_way_through_json_and_has_a_route(training: dict[str,
         ),
     ],
 )
-def test_what_is_built_is_taken_without_a_word(
+def test_supported_values_have_no_warnings(
     training: dict[str, Any], values: dict[str, Any]
 ) -> None:
     assert parsed(training, **values).warnings() == []
@@ -352,7 +352,7 @@ def test_what_is_built_is_taken_without_a_word(
         ),
     ],
 )
-def test_a_given_option_without_effect_is_told_of(
+def test_a_given_option_without_effect_is_a_warning(
     training: dict[str, Any], values: dict[str, Any], option: str
 ) -> None:
     told = [
@@ -362,7 +362,7 @@ def test_a_given_option_without_effect_is_told_of(
     assert told == [option]
 
 
-def test_prompts_without_the_new_word_are_told_of() -> None:
+def test_prompts_without_the_new_word_are_a_warning() -> None:
     prompts = {"validation_prompts": ["a <lamp>", "a cat"], "validate_every_n_steps": 10}
     [told] = parsed(TEXTUAL_INVERSION, **prompts).warnings()
     assert "without <lamp>" in told
@@ -381,14 +381,14 @@ def test_every_trained_model_has_its_rate() -> None:
 
 
 @pytest.mark.parametrize("templates", [OBJECT_TEMPLATES, STYLE_TEMPLATES])
-def test_every_built_in_template_has_one_place_and_is_there_once(
+def test_built_in_templates_are_unique(
     templates: tuple[str, ...],
 ) -> None:
     assert all(template.count("{}") == 1 for template in templates)
     assert len(set(templates)) == len(templates)
 
 
-def test_memory_goes_with_what_is_trained_and_kept() -> None:
+def test_memory_depends_on_trained_and_resident_models() -> None:
     def needed(training: dict[str, Any], **values: Any) -> float:
         return parsed(training, **values).estimate().needed_gib
 

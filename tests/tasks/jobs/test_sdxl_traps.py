@@ -109,7 +109,7 @@ from tests.tasks.jobs.test_sdxl import (
         ({"lora_scale": 1.0}, "lora_scale", "is not an option"),
     ],
 )
-def test_a_trap_of_every_type_is_refused_at_submit_by_its_full_path(
+def test_an_unsupported_value_of_all_types_is_refused(
     training: dict[str, Any], values: dict[str, Any], where: str, said: str
 ) -> None:
     told = problems(training, **values)
@@ -240,7 +240,7 @@ def test_a_trap_of_every_type_is_refused_at_submit_by_its_full_path(
             TEXTUAL_INVERSION,
             {"data_loader__caption_preset": None, "data_loader__caption_templates": []},
             "data_loader.caption_templates",
-            "holds no template",
+            "has no template",
         ),
         (
             TEXTUAL_INVERSION,
@@ -272,7 +272,7 @@ def test_a_trap_of_every_type_is_refused_at_submit_by_its_full_path(
         ),
     ],
 )
-def test_a_trap_of_one_type_is_refused_at_submit_by_its_full_path(
+def test_an_unsupported_value_of_one_type_is_refused(
     training: dict[str, Any], values: dict[str, Any], where: str, said: str
 ) -> None:
     told = problems(training, **values)
@@ -280,7 +280,7 @@ def test_a_trap_of_one_type_is_refused_at_submit_by_its_full_path(
     assert said in told[where]
 
 
-def test_all_faults_are_told_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     told = problems(
         LORA,
         bogus=1,
