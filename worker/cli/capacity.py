@@ -111,9 +111,7 @@ def simulate(
     """Simulate how long jobs wait on a fleet, by policy."""
     from tasks.extras import require
     from worker.cli.output import print_json, stdout
-
-    require("simpy")
-    from worker.simulation import report
+    from worker.simulation.report import Simulation
     from worker.simulation.workload import draw_workload, read_fleet, read_workload, write_workload
 
     if plot is not None:
@@ -122,7 +120,7 @@ def simulate(
     arrivals = (
         read_workload(workload) if workload is not None else draw_workload(gpus, jobs, load, seed)
     )
-    simulation = report.Simulation(gpus, arrivals)
+    simulation = Simulation(gpus, arrivals)
     if save is not None:
         write_workload(save, arrivals)
     if plot is not None:
