@@ -24,7 +24,7 @@ def main() -> None:
 
 
 class _PipeOutput(io.TextIOWrapper):
-    """Standard output that exits with 0 once nobody reads it, as in ``list | head -1``."""
+    """Standard output that exits with 0 when its reader is gone, as in ``list | head -1``."""
 
     def __init__(self, stdout: TextIO) -> None:
         raw = io.FileIO(stdout.fileno(), "w", closefd=False)

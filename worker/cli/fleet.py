@@ -69,10 +69,7 @@ def worker(
     exit_when_idle: Annotated[
         float | None,
         typer.Option(
-            min=1,
-            metavar="SECONDS",
-            help="Exit after this long without work.",
-            callback=finite,
+            min=1, metavar="SECONDS", help="Exit after this long without work.", callback=finite
         ),
     ] = None,
     ready_file: ReadyFile = None,
