@@ -1,7 +1,7 @@
 """Errors of jobs and commands, as they are raised here and as they travel.
 
 Only ``JobError`` itself crosses the wire, with four plain arguments; ``for_wire`` makes one of any
-error below. ``worker/errors.py`` adds those that only a worker's host can have.
+error below. ``worker/errors.py`` adds the errors of a worker's host.
 
 JobError
 ├── UsageError            a wrong command line
@@ -93,7 +93,7 @@ class Problem:
 
     Attributes:
         location: The field (``training.lora_rank_dim``) or the file (``cat.png``).
-        message: What is wrong, and what would be right.
+        message: The problem, and what would be right.
         remedy: What to do, if that is more than to correct the input.
         retryable: The same input may be accepted later, because a server was unavailable.
     """
@@ -274,7 +274,7 @@ class UnreadableJobError(JobError):
         job_id: The job.
         version: The record's version.
         known_version: The newest version that this program reads.
-        problem: What is wrong with a record of a known version.
+        problem: The reason, for a record of a known version.
     """
 
     def __init__(self, job_id: str, version: int, known_version: int, problem: str = "") -> None:

@@ -192,11 +192,11 @@ class Store:
 
 @contextlib.contextmanager
 def _failing_to(action: str, read_key: str | None = None) -> Iterator[None]:
-    """Raise the errors of a store as ours.
+    """Raise a store's errors as ``StoreError``.
 
     Args:
         action: What the store cannot do, for the message.
-        read_key: The object that is read, if a missing one is an error of its own.
+        read_key: The object that is read, if a missing one is a ``MissingObjectError``.
 
     Raises:
         AlreadyExistsError: The object exists.

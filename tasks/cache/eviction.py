@@ -1,4 +1,4 @@
-"""Eviction of cache packs: damaged ones, and those that no job has used for long."""
+"""Eviction of cache packs: damaged packs, and packs that no job has used for long."""
 
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -34,7 +34,7 @@ def drop_where(
 
 
 def drop_damaged(index: PackIndex, store: Store, keys: Collection[str]) -> list[str]:
-    """Verify packs, and remove and return those that are damaged or missing."""
+    """Verify packs; remove and return the damaged and missing ones."""
 
     def is_damaged(key: str) -> bool:
         try:

@@ -31,7 +31,7 @@ class DamagedPackError(Exception):
         self.key, self.message = key, problem
 
     def __str__(self) -> str:
-        """Return the pack and what is wrong."""
+        """Return the pack and its problem."""
         return f"the cache pack {self.key} is damaged: {self.message}"
 
 
@@ -152,7 +152,7 @@ def _read(store: Store, key: str, start: int, end: int) -> bytes:
     except MissingObjectError as error:
         raise DamagedPackError(key, "it is missing") from error
     except StoreError as error:
-        # Stores have no error of their own for a range beyond the end.
+        # Stores have no specific error for a range beyond the end.
         if store.size(key) < end:
             raise DamagedPackError(key, "it is truncated") from error
         raise

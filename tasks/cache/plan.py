@@ -108,9 +108,14 @@ class CachePlan:
         ]
         negative = getattr(config, "negative_validation_prompts", None)
         self._prompts = (config.validation_prompts, tuple(negative or ()))
-        self._text_of = {it: self._text_digest(it, encoders) for it in self._all_captions(encoders)}
+        self._text_of = {
+            caption: self._text_digest(caption, encoders)
+            for caption in self._all_captions(encoders)
+        }
         self.texts = {digest: caption for caption, digest in self._text_of.items()}
-        self._latents_of = {it: _latents_digest(it, encoders) for it in self._images(encoders)}
+        self._latents_of = {
+            variant: _latents_digest(variant, encoders) for variant in self._images(encoders)
+        }
         self.latents = {digest: image for image, digest in self._latents_of.items()}
 
     def kind(self, digest: str) -> Kind:
@@ -129,7 +134,10 @@ class CachePlan:
         Args:
             packs: The store key of each entry's pack.
         """
-        by_image = {(it.image, it.size, it.flipped): key for it, key in self._latents_of.items()}
+        by_image = {
+            (variant.image, variant.size, variant.flipped): key
+            for variant, key in self._latents_of.items()
+        }
         rows = zip(self._dataset.samples, self._captions, self._sizes, strict=True)
         return CacheIndex(
             dataset=self._dataset.digest,
@@ -143,8 +151,12 @@ class CachePlan:
                 for sample, caption, size in rows
             ),
             blank_text=self._text_of.get(""),
-            prompt_texts=tuple(self._text_of[it] for it in self._prompts[0] if self._text_of),
-            negative_texts=tuple(self._text_of[it] for it in self._prompts[1] if self._text_of),
+            prompt_texts=tuple(
+                self._text_of[prompt] for prompt in self._prompts[0] if self._text_of
+            ),
+            negative_texts=tuple(
+                self._text_of[prompt] for prompt in self._prompts[1] if self._text_of
+            ),
             packs={digest: packs[digest] for digest in self.digests},
         )
 

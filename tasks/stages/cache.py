@@ -56,7 +56,7 @@ def cache(context: StageContext) -> StageResult | Rerouted:
 
 
 def is_cached(worker: WorkerContext, config: PipelineConfig, dataset: Dataset) -> bool:
-    """Whether every entry of a job is cached, as far as this machine can tell."""
+    """Whether every entry of a job is cached, as far as this machine knows."""
     try:
         encoders = _recorded_encoders(worker, config)
     except BaseModelFilesError:

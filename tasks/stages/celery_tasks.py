@@ -1,6 +1,6 @@
 """The Celery tasks of a worker, by their wire names, and what each end of a stage means to Celery.
 
-Only a process that runs stages imports this module; ``tasks/app.py`` is for those that only send.
+Only a process that runs stages imports this module; ``tasks/app.py`` is for senders.
 """
 
 import logging

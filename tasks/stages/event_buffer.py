@@ -79,7 +79,7 @@ class EventBuffer:
         return counts
 
     def requested_status(self) -> JobStatus | None:
-        """Write what is kept, and return the job's status; None while the broker is unavailable.
+        """Write the kept events, and return the job's status; None while the broker is unavailable.
 
         Raises:
             SupersededError: A newer start has taken over.
@@ -88,7 +88,7 @@ class EventBuffer:
         return self._if_connected(lambda: self._state.requested_state(self._job_id, self._attempt))
 
     def flush(self) -> None:
-        """Write what is kept, now.
+        """Write the kept events now.
 
         Raises:
             SupersededError: A newer start has taken over.

@@ -48,7 +48,7 @@ def publish(context: StageContext) -> StageResult:
 def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
     """Copy the results to their final names, the newest weights first.
 
-    Validation images go to a folder of their own.
+    Validation images go to a separate folder.
     """
     artifacts, name = context.record.artifacts, context.record.job.name
     *earlier, last = artifacts.checkpoints

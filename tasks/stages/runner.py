@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 
 _RECONNECT_EVERY_S = 1.0
 # A trainer that crashed was restarted on this machine already; one retry, which another machine
-# may get, tells a bad machine from a bad job.
+# may get, distinguishes a bad machine from a bad job.
 _MAX_RETRIES_AFTER_CRASH = 1
 
 

@@ -142,7 +142,7 @@ class _TrainingRun:
         checkpoints.append(event)
         pruned = checkpoints[:-limit] if limit else []
         del checkpoints[: len(pruned)]
-        keys = [key for old in pruned for key in (old.state_key, *(it.key for it in old.files))]
+        keys = [key for old in pruned for key in (old.state_key, *(file.key for file in old.files))]
         artifacts = JobArtifacts(checkpoints=tuple(checkpoints))
         self._context.emit(event, artifacts, lambda: self._delete(keys))
 

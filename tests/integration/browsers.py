@@ -76,11 +76,13 @@ def visit(
             problems.append(f"requested {url}")
 
     page = context.new_page()
-    page.on("console", lambda it: problems.append(it.text) if it.type in _PROBLEM_TYPES else None)
-    page.on("pageerror", lambda it: problems.append(str(it)))
-    page.on("request", lambda it: check_request(it.url))
-    page.on("websocket", lambda it: check_request(it.url))
-    page.on("dialog", lambda it: problems.append(f"dialog {it.message}"))
+    page.on(
+        "console", lambda line: problems.append(line.text) if line.type in _PROBLEM_TYPES else None
+    )
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.on("request", lambda request: check_request(request.url))
+    page.on("websocket", lambda socket: check_request(socket.url))
+    page.on("dialog", lambda dialog: problems.append(f"dialog {dialog.message}"))
     try:
         yield page
     finally:
@@ -140,7 +142,7 @@ def nameless(page: Page) -> list[str]:
 def outline(page: Page) -> tuple[list[int], set[str]]:
     """Return the levels of a page's headings in order, and its landmarks."""
     snapshot = page.locator("body").aria_snapshot()
-    levels = [int(it) for it in re.findall(r"- heading .*\[level=(\d)\]", snapshot)]
+    levels = [int(level) for level in re.findall(r"- heading .*\[level=(\d)\]", snapshot)]
     return levels, set(re.findall(r"- (banner|navigation|main|complementary)\b", snapshot))
 
 

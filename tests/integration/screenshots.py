@@ -101,7 +101,7 @@ def _fill_in(page: Page) -> None:
 def _add_images(page: Page, model: Path, images: Path) -> None:
     (images / "09.png").write_bytes((images / "01.png").read_bytes()[:200])
     (images / "09.txt").write_text("a truncated image", "utf-8")
-    for name in ("03.txt", *(f"0{it}.{end}" for it in (6, 7, 8) for end in ("png", "txt"))):
+    for name in ("03.txt", *(f"0{number}.{end}" for number in (6, 7, 8) for end in ("png", "txt"))):
         (images / name).unlink()
     field(page, "Base model").fill(str(model))
     field(page, "Resolution").fill("192")

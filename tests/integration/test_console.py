@@ -110,8 +110,10 @@ def test_a_job_by_http_from_upload_to_file(console: Served, tiny_model: Path, im
     with console.client("acme") as acme:
         broken = uploaded_in_pieces(acme, archive_of(images, broken=True))
         found = acme.post("/jobs:preview", json=job_of(tiny_model, broken)).json()
-        errors = [it for it in found["dataset"]["findings"] if it["severity"] == "error"]
-        assert [it["file"] for it in errors] == ["torn.png"]
+        errors = [
+            finding for finding in found["dataset"]["findings"] if finding["severity"] == "error"
+        ]
+        assert [finding["file"] for finding in errors] == ["torn.png"]
         assert found["error"]["code"] == "invalid_dataset"
 
         whole = uploaded_in_pieces(acme, archive_of(images, broken=False))
@@ -123,7 +125,7 @@ def test_a_job_by_http_from_upload_to_file(console: Served, tiny_model: Path, im
         job_id = submitted.json()["id"]
         events = list(events_of(acme, job_id))
         assert events[-1]["status"] == "succeeded", events[-1]
-        assert [it["stage"] for it in events if it["kind"] == "stage_finished"] == [
+        assert [event["stage"] for event in events if event["kind"] == "stage_finished"] == [
             "prepare",
             "cache",
             "train",
@@ -138,8 +140,10 @@ def test_a_job_by_http_from_upload_to_file(console: Served, tiny_model: Path, im
             acme.get(f"/jobs/{job_id}/files/{file['name']}", headers={"Range": f"bytes={part}"})
             for part in ("0-99", "100-4999", "5000-")
         ]
-        assert [it.status_code for it in parts] == [206] * 3
-        assert hashlib.sha256(b"".join(it.content for it in parts)).hexdigest() == file["sha256"]
+        assert [part.status_code for part in parts] == [206] * 3
+        assert (
+            hashlib.sha256(b"".join(part.content for part in parts)).hexdigest() == file["sha256"]
+        )
 
         [sample] = acme.get(f"/jobs/{job_id}/samples").json()
         assert sample["prompt"] == "a shape"
@@ -179,7 +183,7 @@ def test_the_cli_checks_an_upload(console: Served, tiny_model: Path, images: Pat
 def test_keys_are_listed_without_secrets_and_revoked_at_once(console: Served) -> None:
     fleet = console.fleet
     listed = json.loads(fleet.run("keys", "list", "--json").out)
-    assert {(it["name"], it["tenant"]) for it in listed} >= {("console", None), ("acme", "acme")}
+    assert {(key["name"], key["tenant"]) for key in listed} >= {("console", None), ("acme", "acme")}
     assert not re.search(r"twk_|[0-9a-f]{64}", json.dumps(listed))
     added = fleet.run("keys", "create", "short", "--operator", "--json").documents[0]
     headers = {"Authorization": f"Bearer {added['key']}"}
@@ -193,8 +197,10 @@ def test_keys_are_listed_without_secrets_and_revoked_at_once(console: Served) ->
 def test_the_fleet_shows_its_gpu_and_recommends_presets(console: Served) -> None:
     with console.client("operator") as operator:
         workers = operator.get("/fleet").json()["workers"]
-        assert [it["memory_class"] for it in workers if it["gpu"]] == ["40gb"]
-        best = {it["name"] for it in operator.get("/presets").json() if it["recommended"]}
+        assert [worker["memory_class"] for worker in workers if worker["gpu"]] == ["40gb"]
+        best = {
+            preset["name"] for preset in operator.get("/presets").json() if preset["recommended"]
+        }
     assert best == {
         "flux_lora_1x40gb",
         "sdxl_finetune_1x40gb",

@@ -115,7 +115,7 @@ def test_a_user_trains_a_lora_from_images(
     expect(page.get_by_text("FLUX works best from 768 px up")).to_be_visible()
     expect(page.get_by_role("complementary", name="This job")).to_contain_text("40 GB class")
 
-    # The images, and the report of what is wrong with them.
+    # The images, and the report of their problems.
     page.locator("input[type=file]").set_input_files(sorted(images.iterdir()))
     report = page.get_by_role("table", name="Problems of the images")
     row = report.get_by_role("row", name="broken.png")
@@ -336,7 +336,7 @@ def test_every_page_suits_phones_and_screen_readers(
 
 def is_dark(page: Page) -> bool:
     colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
-    return sum(int(it) for it in re.findall(r"\d+", colour)[:3]) < 3 * 128
+    return sum(int(value) for value in re.findall(r"\d+", colour)[:3]) < 3 * 128
 
 
 def test_every_page_needs_a_key(browser: Browser, console: Console) -> None:

@@ -56,7 +56,7 @@ def done(fleet: Fleet, job: dict[str, Any]) -> tuple[dict[str, Any], dict[str, A
 
 
 def trainers(fleet: Fleet) -> list[psutil.Process]:
-    """Return the library's training processes, without those that only probe it."""
+    """Return the library's training processes, except processes that only probe it."""
     found = []
     for child in psutil.Process(fleet.process.pid).children(recursive=True):
         try:
@@ -164,11 +164,13 @@ def test_sdxl_results_load_in_other_libraries(
     before = image(pipeline)
     pipeline.load_lora_weights(str(results[0]))
     assert image(pipeline) != before
-    assert {name: it.shape for name, it in load_file(results[1]).items()} == {
+    assert {name: tensor.shape for name, tensor in load_file(results[1]).items()} == {
         "clip_l": (2, 32),
         "clip_g": (2, 48),
     }
-    folder = next(it for it in results[2].parents if (it / "model_index.json").is_file())
+    folder = next(
+        folder for folder in results[2].parents if (folder / "model_index.json").is_file()
+    )
     assert image(pipeline_of(folder)) != before
 
 
@@ -180,7 +182,7 @@ def test_kills_and_stops_change_no_result(library_fleet: Fleet, flux_job: dict[s
     [trainer] = trainers(library_fleet)
     trainer.kill()
     wait_until(
-        lambda: any(it.pid != trainer.pid for it in trainers(library_fleet)),
+        lambda: any(process.pid != trainer.pid for process in trainers(library_fleet)),
         timeout_s=PATIENCE_S,
         description="the trainer is started again",
         detail=library_fleet.log,

@@ -20,7 +20,7 @@ from tests.deploy.manifests import processes
 from tests.deploy.servers import PATIENCE_S, Broker, Started
 from tests.waiting import wait_until
 
-PROCESSES = {it.where: it for it in processes()}
+PROCESSES = {process.where: process for process in processes()}
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def workers(
     cpu = Started(PROCESSES["compose.yaml cpu"], broker, tmp_path / "cpu", **settings)
     keda = PROCESSES["k8s ScaledJob gpu-40gb"]
     # It may be idle for two seconds instead of five minutes.
-    short = replace(keda, argv=tuple("2" if it == "300" else it for it in keda.argv))
+    short = replace(keda, argv=tuple("2" if word == "300" else word for word in keda.argv))
     gpu = Started(short, broker, tmp_path / "gpu", **settings)
     try:
         cpu.start()
@@ -89,7 +89,7 @@ def test_each_role_has_only_its_own_rights(
         )
     gpu.start()
     result = sent.get(timeout=90)
-    # Nobody ends it: it has nothing more to do.
+    # The worker ends by itself: it has nothing more to do.
     assert gpu.end() == 0, gpu.log()
     assert "nothing to do for 2 s" in gpu.log()
     key = f"training:job:{result['job_id']}"
@@ -161,8 +161,8 @@ def test_each_role_has_only_its_own_rights(
             lambda: worker.set("elsewhere", "1"),
             lambda: worker.execute_command("ACL", "LIST"),
         )
-    with Redis(port=broker.port) as anybody:
-        refused(lambda: anybody.llen("cpu"))
+    with Redis(port=broker.port) as stranger:
+        refused(lambda: stranger.llen("cpu"))
 
 
 def _writes(client: Redis, key: str) -> tuple[Callable[[], object], ...]:

@@ -174,11 +174,15 @@ def assert_readable_to_users(site: Site, old_jobs: list[str], new_jobs: list[str
 
 def assert_done_once(site: Site, job_id: str) -> None:
     job_events = site.events(job_id)
-    started = Counter(it.stage for it in job_events if isinstance(it, events.StageStarted))
+    started = Counter(event.stage for event in job_events if isinstance(event, events.StageStarted))
     assert started == dict.fromkeys(STAGES, 1), job_events
-    finished = Counter(it.stage for it in job_events if isinstance(it, events.StageFinished))
+    finished = Counter(
+        event.stage for event in job_events if isinstance(event, events.StageFinished)
+    )
     assert finished == dict.fromkeys(STAGES, 1), job_events
-    assert [it.status for it in job_events if isinstance(it, events.JobEnded)] == ["succeeded"]
+    assert [event.status for event in job_events if isinstance(event, events.JobEnded)] == [
+        "succeeded"
+    ]
     head = site.client.state.summary(job_id)
     assert (head.status, head.retries) == (JobStatus.SUCCEEDED, 0)
 
@@ -186,9 +190,9 @@ def assert_done_once(site: Site, job_id: str) -> None:
 def assert_left_to_newer_workers(site: Site, job_id: str) -> bool:
     """Check a job of the newer version; return whether an older worker got it."""
     job_events = site.events(job_id)
-    workers = {it.worker for it in job_events if isinstance(it, events.StageStarted)}
+    workers = {event.worker for event in job_events if isinstance(event, events.StageStarted)}
     assert all(name.startswith("new-") for name in workers), workers
-    notes = [it.message for it in job_events if isinstance(it, events.Note)]
+    notes = [event.message for event in job_events if isinstance(event, events.Note)]
     waits = [note for note in notes if f"waits for a worker of version {VERSION + 1}" in note]
     assert len(waits) <= 1, notes
     logged = [line for line in site.logs().splitlines() if f"job={job_id}" in line]
@@ -207,7 +211,7 @@ def test_an_upgrade_loses_and_repeats_no_job(site: Site) -> None:
         new_jobs: list[str] = json.loads(sent.stdout)
         old_jobs = [site.client.submit(document) for _ in range(OLD_JOBS)]
 
-        # Nobody is there for the newer jobs yet; the others go on.
+        # No worker can run the newer jobs yet; the others finish.
         site.wait_for(old_jobs)
         waiting = site.client.state.summaries(new_jobs)
         assert [head.attempt for head in waiting] == [0] * NEW_JOBS
@@ -228,7 +232,7 @@ def test_an_upgrade_loses_and_repeats_no_job(site: Site) -> None:
             old_jobs.append(site.client.submit(document))
             site.wait_for([*new_jobs, *old_jobs])
             old.close()
-            # What they held is gone on with by the new ones.
+            # The newer workers continue the jobs that the older ones held.
             old_jobs.append(site.client.submit(document))
             site.wait_for(old_jobs)
 

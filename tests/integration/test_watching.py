@@ -27,7 +27,9 @@ def scrape(fleet: Fleet) -> Callable[[], Samples]:
     def read() -> Samples:
         with urllib.request.urlopen(url, timeout=10) as answer:
             families = list(text_string_to_metric_families(answer.read().decode()))
-        assert {it.name for it in families} == {it.name.removesuffix("_total") for it in METRICS}
+        assert {family.name for family in families} == {
+            metric.name.removesuffix("_total") for metric in METRICS
+        }
         return {
             (sample.name.removeprefix("training_"), tuple(sorted(sample.labels.values()))): (
                 sample.value
@@ -119,7 +121,7 @@ def test_a_trace_has_the_stages_and_the_trainers_phases(
         "checkpoint": 3,
         "export": 3,
     }
-    last = {it.key: it.value.int_value for it in work["steps"][-1].attributes}
+    last = {attribute.key: attribute.value.int_value for attribute in work["steps"][-1].attributes}
     assert last == {"training.first_step": 9, "training.step": 12}
     for span in (span for of in work.values() for span in of):
         assert train.start_time_unix_nano <= span.start_time_unix_nano

@@ -53,7 +53,7 @@ def test_images_become_a_published_lora_on_the_right_workers(
 
     # What it took is known to later ones.
     learned = fleet.run("durations", "--json").documents[0]
-    assert {it["stage"]: it["unit"] for it in learned["stages"]} == {
+    assert {stage["stage"]: stage["unit"] for stage in learned["stages"]} == {
         "prepare": "image",
         "cache": "entry",
         "train": "step",
@@ -61,8 +61,8 @@ def test_images_become_a_published_lora_on_the_right_workers(
     }
     # This fleet has run the jobs of other tests, too: only queues that had a job are listed.
     jobs = json.loads(fleet.run("list", "--limit", "1000", "--json").out)
-    used = {stage["queue"] for it in jobs for stage in it["stages"].values()}
-    assert {"cpu", "gpu.40gb"} <= {it["queue"] for it in learned["queues"]} <= used
+    used = {stage["queue"] for job in jobs for stage in job["stages"].values()}
+    assert {"cpu", "gpu.40gb"} <= {queue["queue"] for queue in learned["queues"]} <= used
     expected = fleet.submit(job, "--dry-run").documents[0]["expected"]
     assert expected["unknown"] == []
     train = expected["stages"][2]
@@ -134,7 +134,7 @@ def test_a_result_follows_a_whole_job_sent_by_wire_name(fleet: Fleet, job: dict[
         backend.send_task("training.submit", args=[{**job, "tenant": tenant}], queue="cpu")
         for tenant in ("a", "a", "a", "b")
     ]
-    results = [it.get(timeout=PATIENCE_S) for it in sent]
+    results = [result.get(timeout=PATIENCE_S) for result in sent]
     assert len({result["job_id"] for result in results}) == len(sent)
     assert all(Path(result["published"]).exists() for result in results)
     assert json.loads(fleet.run("tenants", "--json").out) == []

@@ -35,9 +35,9 @@ def test_the_contract_is_one_file_that_needs_only_the_standard_library(tmp_path:
 
 def test_every_task_is_registered_by_its_wire_name(broker_url: str) -> None:
     app = make_worker_app(Settings(), broker_url, no_runtime)
-    ours = {name for name in app.tasks if not name.startswith("celery.")}
-    assert ours == {contract.SUBMIT, *map(contract.task_name, contract.STAGES)}
-    assert {contract.PREPARE, contract.CACHE, contract.TRAIN, contract.PUBLISH} < ours
+    tasks = {name for name in app.tasks if not name.startswith("celery.")}
+    assert tasks == {contract.SUBMIT, *map(contract.task_name, contract.STAGES)}
+    assert {contract.PREPARE, contract.CACHE, contract.TRAIN, contract.PUBLISH} < tasks
 
 
 def test_nothing_but_json_is_accepted(broker_url: str) -> None:

@@ -47,11 +47,11 @@ def test_a_failing_store_is_no_damage(store: Store, monkeypatch: pytest.MonkeyPa
     key = put_pack(store, "text", DIGESTS).key
     header = read_header(store, key)
 
-    def away(*_: object) -> bytes:
-        raise StoreError("the network is away")
+    def fail(*_: object) -> bytes:
+        raise StoreError("the network is down")
 
-    monkeypatch.setattr(store, "get_range", away)
-    with pytest.raises(StoreError, match="away"):
+    monkeypatch.setattr(store, "get_range", fail)
+    with pytest.raises(StoreError, match="network is down"):
         read_entry(store, key, header[DIGESTS[0]])
-    with pytest.raises(StoreError, match="away"):
+    with pytest.raises(StoreError, match="network is down"):
         verify_pack(store, key)

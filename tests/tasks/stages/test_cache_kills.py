@@ -37,7 +37,7 @@ KILLS = 20
 
 
 class LoggingEncoder:
-    """Stands at the Trainer protocol; writes down what it encodes before it packs it."""
+    """A ``Trainer`` that logs each batch before it stores its pack."""
 
     def __init__(self, store: Store, log: Path) -> None:
         self._store, self._log = store, log

@@ -317,7 +317,7 @@ class Away(JobStore):
 
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A broker that was away is asked again at once."""
+    """Reconnect to an unavailable broker at once."""
     monkeypatch.setattr(event_buffer, "_RETRY_AFTER_S", 0.0)
 
 
@@ -365,7 +365,7 @@ def test_a_superseded_start_drops_its_buffered_events(
         state.begin(job_id, "prepare", worker="other", queue="cpu", tag="second")
         broker.away = False
         context.stop_requested()
-        raise AssertionError("it went on")
+        raise AssertionError("it continued")
 
     outcome = outcome_of(
         "prepare", cut_off, job_id, worker_with(broker, store, tmp_path, ScriptedTrainer())
@@ -393,18 +393,18 @@ def test_transient_errors_are_retried_until_the_limit(
 ) -> None:
     backoff = Backoff(max_retries=2, first_s=100.0)
     worker = replace(worker_with(state, store, tmp_path, ScriptedTrainer()), backoff=backoff)
-    away = failing(StoreError("the store is away"))
+    away = failing(StoreError("the store is unavailable"))
     for pause_s in (100, 200):
         outcome = outcome_of("prepare", away, job_id, worker)
         assert isinstance(outcome, RetriedAfterDelay)
-        assert "the store is away; retry" in outcome.reason
+        assert "the store is unavailable; retry" in outcome.reason
         record = state.get(job_id)
         assert record.due_at is not None
         waits_s = (record.due_at - record.updated_at).total_seconds()
         assert 0.5 * pause_s <= waits_s <= 1.5 * pause_s
     outcome = outcome_of("prepare", away, job_id, worker)
     assert isinstance(outcome, Failed)
-    assert "the store is away" in str(outcome.error)
+    assert "the store is unavailable" in str(outcome.error)
     assert state.get(job_id).error_code == ErrorCode.STORE
 
 
@@ -570,7 +570,10 @@ def test_a_damaged_checkpoint_is_dropped(
 
     reader = Reader(saved(store, 20), TRAINED)
     run_stage("train", train, job_id, replace(worker, trainer=reader))
-    assert [it.resume_state_key for it in reader.requests] == ["jobs/x/20/state", "jobs/x/10/state"]
+    assert [request.resume_state_key for request in reader.requests] == [
+        "jobs/x/20/state",
+        "jobs/x/10/state",
+    ]
     assert (state.get(job_id).stages["train"].summary or "").endswith("from step 10")
 
 

@@ -148,7 +148,10 @@ def test_successful_job_is_counted_with_steps_and_bytes(
     run_all(job_id, store, worker, COLD, phase("load"), *steps, TRAINED)
     assert counted() == {
         "jobs_total|FLUX_LORA|succeeded": 1,
-        **{f"stage_ends_total|{it}|done": 1 for it in ("prepare", "cache", "train", "publish")},
+        **{
+            f"stage_ends_total|{stage}|done": 1
+            for stage in ("prepare", "cache", "train", "publish")
+        },
         "trainer_starts_total|cold": 1,
         "trainer_starts_total|restart": 1,
         "steps_total|FLUX_LORA|40gb": 22,
@@ -323,8 +326,8 @@ def test_every_start_is_a_span_with_its_outcome_and_error_code(
     spans = exporter.get_finished_spans()
     starts = by_name(spans, "prepare")
     attributes = [span.attributes or {} for span in starts]
-    assert [it["training.outcome"] for it in attributes] == ["retried", "failed"]
-    assert [it["training.attempt"] for it in attributes] == [1, 2]
+    assert [values["training.outcome"] for values in attributes] == ["retried", "failed"]
+    assert [values["training.attempt"] for values in attributes] == [1, 2]
     assert ends(starts) == [("prepare", None), ("prepare", "store")]
     [job] = by_name(spans, "job")
     assert ends([job]) == [("job", "store")]

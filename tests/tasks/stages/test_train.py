@@ -35,7 +35,9 @@ __all__ = ["document", "job_id", "job_of", "pack_index", "store"]
 
 
 def steps(*numbers: int) -> list[events.Event]:
-    return [events.Progress(stage="train", done=it, total=20, unit="steps") for it in numbers]
+    return [
+        events.Progress(stage="train", done=number, total=20, unit="steps") for number in numbers
+    ]
 
 
 @pytest.fixture
