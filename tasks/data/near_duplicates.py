@@ -24,7 +24,7 @@ _MIN_CONTRAST = 8
 _REDUCING_GAP = 16.0
 
 
-def likeness_hash(image: Image.Image) -> int | None:
+def difference_hash(image: Image.Image) -> int | None:
     """Return an image's difference hash, 128 bits; None if it has too little contrast."""
     small = image.resize((_SIDE + 1, _SIDE + 1), Image.Resampling.BOX, reducing_gap=_REDUCING_GAP)
     gray = small.convert("L")

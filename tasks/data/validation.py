@@ -22,7 +22,7 @@ from tasks.data.images import (
 )
 from tasks.data.listing import Item, Listing
 from tasks.data.memory_budget import MemoryBudget, map_in_threads
-from tasks.data.near_duplicates import likeness_hash, near_pairs
+from tasks.data.near_duplicates import difference_hash, near_pairs
 from tasks.data.sources import Sources
 from tasks.data.tokens import TokenLimit, token_limits
 from tasks.dataset import Sample
@@ -102,7 +102,7 @@ class _Checked:
     sample: Sample
     files: list[CheckedFile]
     warnings: list[Problem]
-    likeness: int | None
+    hash: int | None
 
 
 def check_dataset(
@@ -132,7 +132,7 @@ def check_dataset(
         bucket = nearest_bucket(result.sample.size, sizes)
         report.samples.append(result.sample)
         report.files += result.files
-        hashes.append(result.likeness)
+        hashes.append(result.hash)
         report.buckets[bucket] += 1
         report.warnings += [*result.warnings, *_size_warnings(result.sample, bucket)]
     report.warnings += _duplicate_warnings(report.samples, hashes)
@@ -200,7 +200,7 @@ def _check_image(item: Item, data: bytes) -> _Checked:
         part=item.part,
     )
     warnings = list(_format_warnings(item, image_facts(data)))
-    return _Checked(sample, files, warnings, likeness_hash(image))
+    return _Checked(sample, files, warnings, difference_hash(image))
 
 
 class _UnusableFileError(ValueError):

@@ -45,11 +45,11 @@ def problems(model: Path | str, hub: HfApi | None = None, **values: Any) -> list
     return check_base_model(config, hub)
 
 
-def told(model: Path | str, hub: HfApi | None = None, **values: Any) -> list[str]:
+def messages(model: Path | str, hub: HfApi | None = None, **values: Any) -> list[str]:
     return [str(problem) for problem in problems(model, hub, **values)]
 
 
-def told_sdxl(model: Path | str, hub: HfApi | None = None, **values: Any) -> list[str]:
+def sdxl_messages(model: Path | str, hub: HfApi | None = None, **values: Any) -> list[str]:
     loader = {
         "type": "IMAGE_CAPTION_SD_DATA_LOADER",
         "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/images"},
@@ -79,10 +79,10 @@ def tensors_file(path: Path, *names: str, shape: tuple[int, ...] = (1, 1)) -> Pa
 
 
 def test_an_sdxl_folder_is_checked_part_by_part(sdxl: Path) -> None:
-    assert told_sdxl(sdxl) == []
+    assert sdxl_messages(sdxl) == []
     shutil.rmtree(sdxl / "unet")
     (sdxl / "vae" / "model.safetensors").unlink()
-    unet, vae = told_sdxl(sdxl)
+    unet, vae = sdxl_messages(sdxl)
     assert "unet: has no config.json" in unet
     assert "has no .safetensors weights" in vae
 
@@ -91,11 +91,11 @@ def test_vae_model_replaces_the_models_vae(sdxl: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.move(sdxl / "vae" / "model.safetensors", tmp_path / "vae.safetensors")
     other.mkdir()
-    [problem] = told_sdxl(sdxl, vae_model=str(other))
+    [problem] = sdxl_messages(sdxl, vae_model=str(other))
     assert "other: has no config.json" in problem
     (other / "config.json").write_text('{"vocab_size": 8}', "utf-8")
     shutil.move(tmp_path / "vae.safetensors", other / "model.safetensors")
-    assert told_sdxl(sdxl, vae_model=str(other)) == []
+    assert sdxl_messages(sdxl, vae_model=str(other)) == []
 
 
 def test_embedding_files_are_checked_by_their_tensors(sdxl: Path, tmp_path: Path) -> None:
@@ -103,7 +103,7 @@ def test_embedding_files_are_checked_by_their_tensors(sdxl: Path, tmp_path: Path
     half = tensors_file(tmp_path / "half.safetensors", "clip_l")
     flat = tensors_file(tmp_path / "flat.safetensors", "clip_l", "clip_g", shape=(4,))
     files = {"<a>": str(good), "<b>": str(half), "<c>": str(flat), "<d>": "/no.safetensors"}
-    problems = told_sdxl(sdxl, base_embeddings=files)
+    problems = sdxl_messages(sdxl, base_embeddings=files)
     assert [problem.partition(": ")[0] for problem in problems] == [
         "training.base_embeddings.<b>",
         "training.base_embeddings.<c>",
@@ -123,47 +123,47 @@ WHOLE = (
 
 def test_a_single_file_is_checked_with_its_config(sdxl: Path, tmp_path: Path) -> None:
     file = tmp_path / "whole.safetensors"
-    assert "there is no file" in told_sdxl(file, single_file_config=str(sdxl))[0]
+    assert "there is no file" in sdxl_messages(file, single_file_config=str(sdxl))[0]
     tensors_file(file, *WHOLE[:2])
-    second, vae = told_sdxl(file, single_file_config=str(sdxl))
+    second, vae = sdxl_messages(file, single_file_config=str(sdxl))
     assert "has no second text encoder" in second
     assert "has no VAE" in vae
     tensors_file(file, *WHOLE)
     for weights in sdxl.rglob("*.safetensors"):
         weights.unlink()  # the file has them
-    assert told_sdxl(file, single_file_config=str(sdxl)) == []
+    assert sdxl_messages(file, single_file_config=str(sdxl)) == []
     shutil.rmtree(sdxl / "tokenizer_2")
-    assert "has no vocabulary" in told_sdxl(file, single_file_config=str(sdxl))[0]
+    assert "has no vocabulary" in sdxl_messages(file, single_file_config=str(sdxl))[0]
 
 
 def test_a_complete_model_has_no_problems(model: Path) -> None:
-    assert told(model) == []
+    assert messages(model) == []
 
 
 def test_another_layout_is_a_problem(model: Path) -> None:
     (model / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}')
-    assert "describes a StableDiffusionXLPipeline" in told(model)[0]
+    assert "describes a StableDiffusionXLPipeline" in messages(model)[0]
     (model / "model_index.json").unlink()
-    assert "has no model_index.json" in told(model)[0]
+    assert "has no model_index.json" in messages(model)[0]
 
 
 def test_all_missing_parts_are_reported(model: Path) -> None:
     for part in ("vae", "text_encoder_2", "tokenizer", "scheduler"):
         shutil.rmtree(model / part)
-    assert len(told(model)) == 4
+    assert len(messages(model)) == 4
 
 
 def test_pickled_weights_are_refused(model: Path) -> None:
     weights = model / "vae" / "model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    assert "only pickled weights" in told(model)[0]
+    assert "only pickled weights" in messages(model)[0]
 
 
 @pytest.mark.parametrize("keep", [0, 5, 20, -1])
 def test_truncated_weights_are_a_problem(model: Path, keep: int) -> None:
     weights = model / "transformer" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:keep])
-    [problem] = told(model)
+    [problem] = messages(model)
     assert "model.safetensors" in problem
 
 
@@ -171,14 +171,14 @@ def test_a_missing_shard_is_a_problem(model: Path) -> None:
     index = {"weight_map": {"w": "model.safetensors", "v": "model-2.safetensors"}}
     path = model / "transformer" / "model.safetensors.index.json"
     path.write_text(json.dumps(index), "utf-8")
-    [problem] = told(model)
+    [problem] = messages(model)
     assert "model-2.safetensors" in problem
 
 
 def test_a_tokenizer_needs_its_vocabulary(model: Path) -> None:
     (model / "tokenizer" / "vocab.json").write_text('{"a": 0, "b": 1}', "utf-8")
     (model / "tokenizer_2" / "tokenizer.json").unlink()
-    small, none = told(model)
+    small, none = messages(model)
     assert "has 2 tokens, its encoder 8" in small
     assert "has no vocabulary" in none
 
@@ -186,9 +186,9 @@ def test_a_tokenizer_needs_its_vocabulary(model: Path) -> None:
 def test_a_file_that_replaces_a_part_is_checked(model: Path, tmp_path: Path) -> None:
     (model / "transformer" / "model.safetensors").unlink()
     stand_in = tmp_path / "mine.safetensors"
-    assert "there is no file" in told(model, transformer_path=str(stand_in))[0]
+    assert "there is no file" in messages(model, transformer_path=str(stand_in))[0]
     stand_in.write_bytes(safetensors_bytes())
-    assert told(model, transformer_path=str(stand_in)) == []
+    assert messages(model, transformer_path=str(stand_in)) == []
 
 
 class _Hub(BaseHTTPRequestHandler):
@@ -232,11 +232,11 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HfApi]:
 
 
 def test_a_hub_id_is_checked_on_the_hub(hub: HfApi) -> None:
-    assert told("good/model", hub) == []
-    [other] = told_sdxl("good/model", hub)
+    assert messages("good/model", hub) == []
+    [other] = sdxl_messages("good/model", hub)
     assert "is a FluxPipeline; a StableDiffusionXLPipeline is needed" in other
-    assert "gated/model is gated" in told("gated/model", hub)[0]
-    assert "nor a repository that HF_TOKEN can read" in told("missing/model", hub)[0]
+    assert "gated/model is gated" in messages("gated/model", hub)[0]
+    assert "nor a repository that HF_TOKEN can read" in messages("missing/model", hub)[0]
 
 
 def test_an_unavailable_hub_is_a_retryable_problem() -> None:
@@ -246,7 +246,7 @@ def test_an_unavailable_hub_is_a_retryable_problem() -> None:
 
 
 def test_neither_a_folder_nor_a_hub_id_is_a_problem(tmp_path: Path) -> None:
-    [problem] = told(tmp_path / "nowhere")
+    [problem] = messages(tmp_path / "nowhere")
     assert "there is no folder" in problem
 
 
@@ -264,7 +264,7 @@ def test_a_damaged_header_is_a_problem(model: Path, header: str) -> None:
     text = header.encode("latin-1")
     weights = model / "vae" / "model.safetensors"
     weights.write_bytes(len(text).to_bytes(8, "little") + text + b"data")
-    [problem] = told(model)
+    [problem] = messages(model)
     assert problem.startswith(f"{weights}: ")
 
 
@@ -274,38 +274,38 @@ def test_a_damaged_header_is_a_problem(model: Path, header: str) -> None:
 def test_a_damaged_list_of_shards_is_a_problem(model: Path, index: str) -> None:
     path = model / "vae" / "model.safetensors.index.json"
     path.write_text(index, "utf-8")
-    assert told(model) == [f"{path}: is damaged; download it again"]
+    assert messages(model) == [f"{path}: is damaged; download it again"]
 
 
 @pytest.mark.parametrize("tokenizer", ["", "{", "[]", '{"model": {"vocab": [["a", 0]]}}'])
 def test_a_damaged_tokenizer_is_a_problem(model: Path, tokenizer: str) -> None:
     (model / "tokenizer_2" / "tokenizer.json").write_text(tokenizer, "utf-8")
-    [problem] = told(model)
+    [problem] = messages(model)
     assert "tokens, its encoder 8; download the tokenizer again" in problem
 
 
 @pytest.mark.parametrize("tokenizer", [{"model": [1]}, {"model": None}, {"model": {"vocab": 3}}])
 def test_an_unknown_tokenizer_format_is_accepted(model: Path, tokenizer: dict[str, Any]) -> None:
     (model / "tokenizer_2" / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
-    assert told(model) == []
+    assert messages(model) == []
 
 
 def test_a_damaged_config_is_a_problem(model: Path) -> None:
     path = model / "transformer" / "config.json"
     path.write_text("{", "utf-8")
-    assert told(model) == [f"{path}: is damaged; download it again"]
+    assert messages(model) == [f"{path}: is damaged; download it again"]
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "a/b/c", " "])
 def test_an_impossible_name_is_a_problem(model: Path, name: str) -> None:
-    assert "there is no folder" in told(name)[0]
+    assert "there is no folder" in messages(name)[0]
     path = f"{name}.safetensors"
-    assert "there is no file" in told(model, transformer_path=path)[0]
+    assert "there is no file" in messages(model, transformer_path=path)[0]
 
 
 def test_a_proxys_page_is_not_a_hub_answer(hub: HfApi) -> None:
-    [problem] = told("page/model", hub)
+    [problem] = messages("page/model", hub)
     assert "the Hub request failed" in problem
-    [problem] = told("failing/model", hub)
+    [problem] = messages("failing/model", hub)
     assert "the Hub request failed" in problem
     assert "\n" not in problem

@@ -115,7 +115,7 @@ class Place:
         (top / "secret.png").write_bytes(b"secret")
 
     def unpack(self, data: bytes, max_bytes: int = MOST) -> Unpacked:
-        """Unpack, and prove that the folder holds what was told, and nothing else was touched."""
+        """Unpack, and prove that the folder contains what was reported, and nothing else was touched."""
         self.archive.write_bytes(data)
         found = unpack(self.archive, self.folder, max_bytes=max_bytes)
         assert {path.name for path in self.top.iterdir()} == {
@@ -139,7 +139,7 @@ def read(found: Unpacked) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in found.files.items()}
 
 
-def told(found: Unpacked) -> list[str]:
+def messages(found: Unpacked) -> list[str]:
     return [str(problem) for problem in found.problems]
 
 
@@ -234,7 +234,7 @@ def test_a_bad_name_is_a_problem_of_its_member(place: Place, name: str, problem:
     for data in (zipped((name, IMAGE), ("ok.png", IMAGE)), good, gzip.compress(good)):
         found = place.unpack(data)
         assert list(found.files) == ["ok.png"]
-        [message] = told(found)
+        [message] = messages(found)
         assert f": {problem}" in message
         assert message.isprintable()
         assert len(message) < 400
@@ -348,13 +348,13 @@ BAD_MEMBERS = {
 @pytest.mark.parametrize(("data", "problem"), BAD_MEMBERS.values(), ids=BAD_MEMBERS)
 def test_a_bad_member_does_not_stop_the_others(place: Place, data: bytes, problem: str) -> None:
     found = place.unpack(data)
-    assert (read(found), told(found)) == ({"ok.png": b""}, [problem])
+    assert (read(found), messages(found)) == ({"ok.png": b""}, [problem])
 
 
 def test_a_large_member_of_a_tar_is_not_read(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "MAX_MEMBER_BYTES", 2**20)
     found = place.unpack(tarred(member("a.png", bytes(2**20 + 1)), member("ok.png")))
-    assert told(found) == ["a.png: is larger than 1 MiB, the maximum for one file"]
+    assert messages(found) == ["a.png: is larger than 1 MiB, the maximum for one file"]
     assert list(found.files) == ["ok.png"]
 
 
@@ -444,7 +444,7 @@ STOPPING = {
 def test_a_fatal_problem_leaves_no_file(place: Place, data: bytes, problem: str) -> None:
     found = place.unpack(data)
     assert found.files == {}
-    [message] = told(found)
+    [message] = messages(found)
     assert message.startswith(f"data.bin: {problem}")
 
 
@@ -461,14 +461,14 @@ def test_too_many_members_are_refused(place: Place, monkeypatch: pytest.MonkeyPa
         path.unlink()
     problem = ["data.bin: has over 2 entries; split it into several datasets"]
     three = tarred(*(member(name) for name in ("a.png", "b.md", "c.png")))
-    assert told(place.unpack(three)) == problem
+    assert messages(place.unpack(three)) == problem
     # What the record at the end says of their number is not believed.
     data = patched(
         zipped(("a", b""), ("b", b""), ("c", b"")),
         lambda data: data.__setitem__(slice(-12, -10), b"\1\0"),
     )
     monkeypatch.setattr(zipfile, "ZipFile", None)
-    assert told(place.unpack(data)) == problem
+    assert messages(place.unpack(data)) == problem
 
 
 ZEROS = bytes(16 * 2**20)
@@ -510,7 +510,7 @@ def test_a_bomb_is_stopped_early(
 
     monkeypatch.setattr(Path, "unlink", measure)
     found, memory = in_memory(lambda: place.unpack(data))
-    assert (found.files, told(found)) == ({}, [OVER_MAX])
+    assert (found.files, messages(found)) == ({}, [OVER_MAX])
     assert written <= MOST
     # Some four chunks of 256 KiB, whatever is claimed.
     assert memory < 4 * 2**20
@@ -525,7 +525,7 @@ def test_extreme_growth_is_a_bomb_within_the_limit(
     )
     monkeypatch.setattr(archive_members, "SMALL_BYTES", 2**20)
     for data in (BOMBS["zip"], ZEROS_TARRED):
-        assert told(place.unpack(data, max_bytes=2**40)) == [problem]
+        assert messages(place.unpack(data, max_bytes=2**40)) == [problem]
     # Small ones may grow as they like.
     found = place.unpack(zipped(("a.txt", bytes(2**20))), max_bytes=2**40)
     assert found.problems == []

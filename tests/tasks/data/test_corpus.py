@@ -17,7 +17,7 @@ from tasks.jobs.job import parse_job
 from tests.tasks.jobs.test_flux_lora import with_values
 
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
-# Pillow warns of damaged fields that nobody reads.
+# Pillow warns of damaged fields that no decoder uses.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 # Far below what the bombs unpack to.
 MOST = 4 * 2**20

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from tasks.data.near_duplicates import likeness_hash, near_pairs
+from tasks.data.near_duplicates import difference_hash, near_pairs
 
 
 def drawing(seed: int, side: int = 256) -> Image.Image:
@@ -36,12 +36,12 @@ def test_scaled_and_recompressed_images_are_near() -> None:
         drawing(3),
         compressed(drawing(3, 200), 90),
     ]
-    found = list(near_pairs([likeness_hash(image) for image in images]))
+    found = list(near_pairs([difference_hash(image) for image in images]))
     assert found == [(0, 2), (0, 3), (4, 5)]
 
 
 def test_low_contrast_images_are_skipped() -> None:
-    flat = [likeness_hash(Image.new("RGB", (64, 64), color)) for color in ("red", "blue")]
+    flat = [difference_hash(Image.new("RGB", (64, 64), color)) for color in ("red", "blue")]
     assert flat == [None, None]
     assert list(near_pairs(flat)) == []
 
@@ -58,8 +58,8 @@ def test_hashes_are_near_up_to_four_bits(bits: int, flipped: set[int]) -> None:
 def test_a_scaled_copy_of_noise_is_the_nearest() -> None:
     draw = random.Random(0)
     noise = [Image.frombytes("RGB", (96, 96), draw.randbytes(27648)) for _ in range(8)]
-    hashes = [likeness_hash(image.resize((1024, 1024))) for image in noise]
-    copies = [likeness_hash(compressed(image.resize((900, 900)), 80)) for image in noise]
+    hashes = [difference_hash(image.resize((1024, 1024))) for image in noise]
+    copies = [difference_hash(compressed(image.resize((900, 900)), 80)) for image in noise]
     for number, copy in enumerate(copies):
         assert copy is not None
         distances = [(copy ^ it).bit_count() for it in hashes if it is not None]

@@ -206,7 +206,7 @@ def test_a_hub_dataset_is_its_images(
 
 
 @pytest.mark.parametrize(
-    ("dataset", "told"),
+    ("dataset", "reported"),
     [
         ({"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "https://a.b/c"}, "use an ARCHIVE"),
         ({"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "ftp://a.b/c"}, "use an ARCHIVE"),
@@ -221,10 +221,10 @@ def test_a_hub_dataset_is_its_images(
     ],
 )
 def test_an_unreadable_source_is_a_problem(
-    check: Callable[..., Report], dataset: dict[str, str], told: str
+    check: Callable[..., Report], dataset: dict[str, str], reported: str
 ) -> None:
     [problem] = check(**dataset).problems
-    assert told in str(problem)
+    assert reported in str(problem)
 
 
 def test_signatures_of_urls_are_not_reported(site: Site, check: Callable[..., Report]) -> None:

@@ -32,7 +32,7 @@ def line(**row: Any) -> str:
     return json.dumps(row) + "\n"
 
 
-def told(listing: Listing) -> list[str]:
+def messages(listing: Listing) -> list[str]:
     return [str(problem) for problem in listing.problems]
 
 
@@ -90,7 +90,7 @@ def test_an_invalid_caption_is_reported_by_its_file(
     add(folder, {"cat.png": caption, "dog.png": "a dog"})
     listing = listing_of(folder)
     assert [item.name for item in listing.items] == ["dog.png"]
-    [message] = told(listing)
+    [message] = messages(listing)
     assert message.startswith(problem)
 
 
@@ -120,9 +120,11 @@ def test_all_problems_of_a_folder_are_reported(folder: Path) -> None:
 
 
 def test_a_missing_or_empty_folder_is_refused(folder: Path) -> None:
-    assert told(listing_of(folder)) == [f"{folder}: has no image (.bmp, .jpeg, .jpg, .png, .webp)"]
+    assert messages(listing_of(folder)) == [
+        f"{folder}: has no image (.bmp, .jpeg, .jpg, .png, .webp)"
+    ]
     for path in (folder / "none", folder.parent / "secret.png"):
-        assert told(listing_of(path)) == [f"{path}: there is no such folder on this worker"]
+        assert messages(listing_of(path)) == [f"{path}: there is no such folder on this worker"]
 
 
 def test_rows_are_listed_in_order(folder: Path) -> None:
@@ -203,16 +205,16 @@ def test_a_link_inside_the_folder_is_followed(folder: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "\n \n"])
 def test_a_jsonl_file_without_rows_is_refused(folder: Path, text: str) -> None:
-    [message] = told(jsonl_listing(folder, text))
+    [message] = messages(jsonl_listing(folder, text))
     assert "has no image" in message
 
 
 def test_a_jsonl_file_that_cannot_be_read_is_refused(folder: Path) -> None:
-    [message] = told(jsonl_listing(folder, b"\xff\xfe"))
+    [message] = messages(jsonl_listing(folder, b"\xff\xfe"))
     assert "data.jsonl: cannot be read" in message
     for path in (folder, folder / "none.jsonl"):
         config = ImageCaptionJsonlDatasetConfig(jsonl_path=str(path))
-        assert told(list_local(config)) == [f"{path}: there is no such file on this worker"]
+        assert messages(list_local(config)) == [f"{path}: there is no such file on this worker"]
 
 
 @pytest.mark.parametrize("path", ["a\0b", "x" * 5000])
@@ -231,4 +233,4 @@ def test_a_file_name_must_be_utf_8(folder: Path) -> None:
     (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(IMAGE)
     listing = listing_of(folder)
     assert [item.name for item in listing.items] == ["a.png"]
-    assert told(listing) == ["caf\ufffd.png: has a name that is not UTF-8; rename it"]
+    assert messages(listing) == ["caf\ufffd.png: has a name that is not UTF-8; rename it"]

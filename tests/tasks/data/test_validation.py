@@ -41,7 +41,7 @@ def check_jsonl(path: Path, *rows: Any, **columns: str) -> Report:
     return check_local(parse_job(with_values(data_loader__dataset=dataset)).training)
 
 
-def told(report: Report) -> list[str]:
+def messages(report: Report) -> list[str]:
     return [str(problem) for problem in report.problems]
 
 
@@ -51,7 +51,7 @@ def warned(report: Report) -> list[str]:
 
 def test_a_valid_folder_has_no_problems(folder: Path) -> None:
     report = check_folder(folder)
-    assert (told(report), warned(report)) == ([], [])
+    assert (messages(report), warned(report)) == ([], [])
     assert [sample.caption for sample in report.samples] == [
         "a red field",
         "a green field",
@@ -67,14 +67,14 @@ def test_all_problems_are_reported_by_file(folder: Path) -> None:
     (folder / "d.png").write_bytes(b"not an image")
     (folder / "d.txt").write_text("d", "utf-8")
     report = check_folder(folder)
-    assert len(told(report)) == 4
+    assert len(messages(report)) == 4
     for part in (
         "a.png: has no caption; write it into a.txt",
         "b.jpg: has an empty caption",
         "c.txt: cannot be read as UTF-8 text",
         "d.png: is not a JPEG, PNG, WEBP, BMP image",
     ):
-        assert any(part in line for line in told(report)), part
+        assert any(part in line for line in messages(report)), part
 
 
 def test_a_caption_may_start_with_a_byte_order_mark(folder: Path) -> None:
@@ -85,19 +85,19 @@ def test_a_caption_may_start_with_a_byte_order_mark(folder: Path) -> None:
 def test_a_caption_without_an_image_is_only_a_warning(folder: Path) -> None:
     (folder / "z.txt").write_text("nothing", "utf-8")
     report = check_folder(folder)
-    assert told(report) == []
+    assert messages(report) == []
     assert warned(report) == ["z.txt: belongs to no image; it is not used"]
 
 
 def test_an_overlong_caption_is_refused(folder: Path) -> None:
     (folder / "a.txt").write_text("word " * 20000, "utf-8")
-    assert "longer than" in told(check_folder(folder))[0]
+    assert "longer than" in messages(check_folder(folder))[0]
 
 
 def test_missing_and_empty_folders_are_problems(tmp_path: Path) -> None:
-    assert "there is no such folder" in told(check_folder(tmp_path / "nowhere"))[0]
+    assert "there is no such folder" in messages(check_folder(tmp_path / "nowhere"))[0]
     (tmp_path / "empty").mkdir()
-    assert "has no image" in told(check_folder(tmp_path / "empty"))[0]
+    assert "has no image" in messages(check_folder(tmp_path / "empty"))[0]
 
 
 def test_likely_mistakes_are_warnings(folder: Path) -> None:
@@ -108,7 +108,7 @@ def test_likely_mistakes_are_warnings(folder: Path) -> None:
     for name in ("small", "wide", "clear", "twin"):
         (folder / f"{name}.txt").write_text(name, "utf-8")
     report = check_folder(folder, train_batch_size=8)
-    assert told(report) == []
+    assert messages(report) == []
     for part in (
         "small.png: is 64x64, smaller than 512x512; it is upscaled",
         "wide.png: keeps only 15% of its 4000x600 when cropped to 512x512",
@@ -133,7 +133,7 @@ def test_losses_of_the_conversion_are_warnings(folder: Path) -> None:
     save(folder, "moving.webp", frames[0], save_all=True, append_images=frames[1:])
     save(folder, "lying.png", gradient.convert("RGB"), format="JPEG")
     report = check_folder(folder)
-    assert told(report) == []
+    assert messages(report) == []
     for part in (
         "cmyk.jpg: is CMYK",
         "deep.png: has 16 bits a channel",
@@ -215,7 +215,7 @@ def test_a_jsonl_names_images_and_captions_by_its_columns(folder: Path) -> None:
         image_column="file",
         caption_column="says",
     )
-    assert told(report) == []
+    assert messages(report) == []
     assert [sample.caption for sample in report.samples] == ["red", "green"]
 
 
@@ -229,8 +229,8 @@ def test_every_invalid_line_is_reported(folder: Path) -> None:
         {"image": "missing.png", "text": "x"},
         {"image": "a.png", "text": ""},
     )
-    assert len(told(report)) == 6
-    assert all(f"line {n}" in line for n, line in enumerate(told(report), start=1))
+    assert len(messages(report)) == 6
+    assert all(f"line {n}" in line for n, line in enumerate(messages(report), start=1))
 
 
 def test_a_jsonl_cannot_name_files_outside_its_folder(folder: Path, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_a_jsonl_cannot_name_files_outside_its_folder(folder: Path, tmp_path: Pa
     (folder / "link.png").symlink_to(secret)
     names = ["../secret.png", str(secret), "link.png", "a/../../secret.png", "a\0.png"]
     report = check_jsonl(folder / "data.jsonl", *({"image": n, "text": "x"} for n in names))
-    assert len(told(report)) == len(names)
+    assert len(messages(report)) == len(names)
     assert report.samples == []
 
 
@@ -308,7 +308,7 @@ def test_a_folder_of_images_alone_needs_no_captions(folder: Path) -> None:
     for caption in folder.glob("*.txt"):
         caption.unlink()
     report = check_local(dreambooth(folder))
-    assert told(report) == []
+    assert messages(report) == []
     assert [sample.caption for sample in report.samples] == ["", "", ""]
 
 
@@ -320,7 +320,7 @@ def test_the_smaller_dataset_is_repeated_evenly(folder: Path, tmp_path: Path) ->
     (others / "broken.png").write_bytes(b"no image")
     report = check_local(dreambooth(folder, others))
     # With two folders, a fault says in which.
-    assert told(report)[0].startswith("others/broken.png: ")
+    assert messages(report)[0].startswith("others/broken.png: ")
     (others / "broken.png").unlink()
     report = check_local(dreambooth(folder, others))
     assert (len(report.samples), warned(report)) == (10, [])
@@ -340,8 +340,8 @@ def test_unused_captions_are_not_required(folder: Path) -> None:
         "caption_preset": "style",
         "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(folder)},
     }
-    assert told(check_local(sdxl(loader))) == []
-    assert len(told(check_local(sdxl({**loader, "keep_original_captions": True})))) == 2
+    assert messages(check_local(sdxl(loader))) == []
+    assert len(messages(check_local(sdxl({**loader, "keep_original_captions": True})))) == 2
 
 
 def test_a_placeholder_in_a_caption_is_a_warning(folder: Path) -> None:
@@ -371,7 +371,7 @@ def test_a_mask_is_stored_by_its_gray_pixels(folder: Path, tmp_path: Path) -> No
     mask.paste(200, (0, 0, 256, 512))
     mask.save(folder / "mask.png")
     report = masked(folder, mask="mask.png")
-    assert (told(report), warned(report)) == ([], [])
+    assert (messages(report), warned(report)) == ([], [])
     digests = [sample.mask for sample in report.samples]
     assert digests[0] is not None
     assert digests[1] is None
@@ -395,7 +395,7 @@ def test_an_unusable_mask_is_reported_by_its_image(
     folder: Path, make: Callable[[Path], Any], said: str
 ) -> None:
     make(folder)
-    [problem] = told(masked(folder, mask="mask.png"))
+    [problem] = messages(masked(folder, mask="mask.png"))
     assert "a.png" in problem or "line 1" in problem
     assert said in problem
 
@@ -403,5 +403,5 @@ def test_an_unusable_mask_is_reported_by_its_image(
 @pytest.mark.parametrize("mask", ["../mask.png", "/etc/passwd", 3, ["mask.png"], "\ud800"])
 def test_a_hostile_mask_is_refused(folder: Path, mask: Any) -> None:
     Image.new("L", (512, 512), 9).save(folder.parent / "mask.png")
-    [problem] = told(masked(folder, mask=mask))
+    [problem] = messages(masked(folder, mask=mask))
     assert "line 1" in problem

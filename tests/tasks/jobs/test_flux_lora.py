@@ -204,9 +204,9 @@ def test_impossible_buckets_are_refused(buckets: tuple[int, ...], said: str) -> 
 
 
 def test_all_problems_are_reported_together() -> None:
-    told = problems(lora_rank_dim=0, bogus=1, max_train_epochs=2, data_loader__resolution=570)
+    reported = problems(lora_rank_dim=0, bogus=1, max_train_epochs=2, data_loader__resolution=570)
     for name in ("lora_rank_dim", "bogus: is not an option", "max_train_epochs", "570"):
-        assert name in told
+        assert name in reported
 
 
 def test_a_field_of_two_types_is_reported_once() -> None:
@@ -228,9 +228,9 @@ def test_a_loras_strength_does_not_depend_on_its_rank() -> None:
 
 
 def test_likely_mistakes_are_warnings() -> None:
-    told = " ".join(parse_job(with_values(train_batch_size=4)).training.warnings())
-    assert "768" in told
-    assert "train_batch_size above 2" in told
+    reported = " ".join(parse_job(with_values(train_batch_size=4)).training.warnings())
+    assert "768" in reported
+    assert "train_batch_size above 2" in reported
     quiet = with_values(
         data_loader__resolution=768,
         cache_vae_outputs=True,
@@ -281,8 +281,8 @@ def test_a_relative_rate_holds_unless_one_is_given() -> None:
     assert parsed(**prodigy, transformer_learning_rate=0.5).learning_rates() == {"transformer": 0.5}
     adafactor = parsed(optimizer={"optimizer_type": "Adafactor"})
     assert adafactor.learning_rates() == {"transformer": 1e-2}
-    told = parsed(**prodigy, transformer_learning_rate=4e-4).warnings()
-    assert any("at 0.0004 it hardly trains" in warning for warning in told)
+    reported = parsed(**prodigy, transformer_learning_rate=4e-4).warnings()
+    assert any("at 0.0004 it hardly trains" in warning for warning in reported)
 
 
 def test_an_optimizer_without_a_type_is_adamw() -> None:
@@ -353,8 +353,8 @@ def test_an_optimizer_without_a_type_is_adamw() -> None:
     ],
 )
 def test_a_given_option_without_effect_is_a_warning(values: dict[str, Any], option: str) -> None:
-    told = [w for w in parsed(**values).warnings() if "has no effect" in w]
-    assert [warning.partition(" has no effect: ")[0] for warning in told] == [option]
+    reported = [w for w in parsed(**values).warnings() if "has no effect" in w]
+    assert [warning.partition(" has no effect: ")[0] for warning in reported] == [option]
 
 
 def test_a_warmup_longer_than_the_run_is_a_warning() -> None:

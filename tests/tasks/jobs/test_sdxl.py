@@ -153,7 +153,7 @@ def parsed(training: dict[str, Any], **values: Any) -> SdxlConfig:
 
 
 def problems(training: dict[str, Any], **values: Any) -> dict[str, str]:
-    """What is told, by the field's full path below ``training``."""
+    """The reported problems, by the field's full path below ``training``."""
     with pytest.raises(InvalidJobError) as caught:
         parse_job(document(training, **values))
     return {
@@ -355,17 +355,17 @@ def test_supported_values_have_no_warnings(
 def test_a_given_option_without_effect_is_a_warning(
     training: dict[str, Any], values: dict[str, Any], option: str
 ) -> None:
-    told = [
+    reported = [
         warning.partition(" has no effect: ")[0]
         for warning in parsed(training, **values).warnings()
     ]
-    assert told == [option]
+    assert reported == [option]
 
 
 def test_prompts_without_the_new_word_are_a_warning() -> None:
     prompts = {"validation_prompts": ["a <lamp>", "a cat"], "validate_every_n_steps": 10}
-    [told] = parsed(TEXTUAL_INVERSION, **prompts).warnings()
-    assert "without <lamp>" in told
+    [reported] = parsed(TEXTUAL_INVERSION, **prompts).warnings()
+    assert "without <lamp>" in reported
 
 
 def test_every_trained_model_has_its_rate() -> None:

@@ -112,9 +112,9 @@ from tests.tasks.jobs.test_sdxl import (
 def test_an_unsupported_value_of_all_types_is_refused(
     training: dict[str, Any], values: dict[str, Any], where: str, said: str
 ) -> None:
-    told = problems(training, **values)
-    assert set(told) == {where}
-    assert said in told[where]
+    reported = problems(training, **values)
+    assert set(reported) == {where}
+    assert said in reported[where]
 
 
 @pytest.mark.parametrize(
@@ -275,13 +275,13 @@ def test_an_unsupported_value_of_all_types_is_refused(
 def test_an_unsupported_value_of_one_type_is_refused(
     training: dict[str, Any], values: dict[str, Any], where: str, said: str
 ) -> None:
-    told = problems(training, **values)
-    assert set(told) == {where}
-    assert said in told[where]
+    reported = problems(training, **values)
+    assert set(reported) == {where}
+    assert said in reported[where]
 
 
 def test_all_problems_are_reported_together() -> None:
-    told = problems(
+    reported = problems(
         LORA,
         bogus=1,
         xformers=True,
@@ -291,7 +291,7 @@ def test_all_problems_are_reported_together() -> None:
         base_embeddings={"a": "b.bin"},
         data_loader={**DREAMBOOTH, "class_caption": "a cat", "resolution": 570},
     )
-    assert set(told) == {
+    assert set(reported) == {
         "bogus",
         "xformers",
         "unet_learning_rate",

@@ -71,13 +71,13 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def test_a_file_is_downloaded_with_progress(site: Site, kept: Downloads) -> None:
     site.files["/a.zip"] = Served()
-    told: list[tuple[int, int | None]] = []
-    path = kept.fetch(site.url(), on_progress=lambda so_far, size: told.append((so_far, size)))
+    reported: list[tuple[int, int | None]] = []
+    path = kept.fetch(site.url(), on_progress=lambda so_far, size: reported.append((so_far, size)))
     assert path.read_bytes() == DATA
-    assert told[0] == (0, len(DATA))
-    assert told[-1] == (len(DATA), len(DATA))
-    assert told == sorted(told)
-    assert len(told) < 10
+    assert reported[0] == (0, len(DATA))
+    assert reported[-1] == (len(DATA), len(DATA))
+    assert reported == sorted(reported)
+    assert len(reported) < 10
 
 
 def test_an_unchanged_file_is_not_sent_again(site: Site, kept: Downloads) -> None:
@@ -174,9 +174,9 @@ def test_a_busy_server_is_retried(site: Site, kept: Downloads) -> None:
     site.files["/a.zip"] = Served(status=503)
     with pytest.raises(
         DownloadError, match="was interrupted 4 times: the server responded with 503"
-    ) as told:
+    ) as reported:
         kept.fetch(site.url())
-    assert told.value.retryable
+    assert reported.value.retryable
     assert len(site.asked) == 4
 
 
@@ -200,10 +200,12 @@ def test_a_file_that_is_too_large_is_refused(site: Site, tmp_path: Path, says_le
 def test_a_large_file_is_refused_before_it_is_read(site: Site, tmp_path: Path) -> None:
     access = ReadPolicy(hosts=frozenset({site.host}), max_bytes=1000)
     site.files["/a.zip"] = Served(b"", headers={"Content-Length": "1001"}, says_length=False)
-    told: list[int] = []
+    reported: list[int] = []
     with pytest.raises(DownloadError, match="larger than 1,000 bytes"):
-        Downloads(tmp_path, access).fetch(site.url(), on_progress=lambda n, size: told.append(n))
-    assert not told
+        Downloads(tmp_path, access).fetch(
+            site.url(), on_progress=lambda n, size: reported.append(n)
+        )
+    assert not reported
 
 
 def test_a_file_of_another_digest_is_not_kept(site: Site, kept: Downloads, tmp_path: Path) -> None:
