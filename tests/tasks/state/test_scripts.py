@@ -36,7 +36,6 @@ HOUR = timedelta(hours=1)
 NOTE = events.Note(level="info", message="a note")
 LEFT = JobArtifacts(dataset="key")
 STAGE = StageRecord(queue="q", worker="w", attempt=1, started_at=0, seconds=1.5, summary="s")
-EVENTS_SUFFIX = ":events"
 # The hash of a job whose first stage waits in the queue.
 QUEUED = {
     "status": "queued",
