@@ -111,7 +111,8 @@ class Started:
         env = {name: _replaced(value, paths) for name, value in process.env.items()}
         # Several processes of one kind run on this machine.
         env = {n: str(self.port) if n.endswith("_PORT") else v for n, v in env.items()}
-        env.setdefault(f"TRAINING_{process.command.upper()}_PORT", str(self.port))
+        if "--ready-file" not in process.argv:
+            env.setdefault(f"TRAINING_{process.command.upper()}_PORT", str(self.port))
         self.process = replace(process, argv=tuple(_replaced(word, paths) for word in process.argv))
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")}
         self.env = {**inherited, "TRAINING_GPUS": "40gb", **env, **settings}
