@@ -1,13 +1,27 @@
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from celery.exceptions import Ignore, Reject, Retry
 from kombu.message import Message
 
 from tasks.app import make_app
 from tasks.contract import STAGES, SUBMIT, job_id_of, task_name
+from tasks.errors import CancelledJobError, JobError, TrainerError
 from tasks.settings.settings import Settings
 from tasks.stages.celery_tasks import SubmitRequest, make_worker_app
-from tasks.stages.worker_context import WorkerContext
+from tasks.stages.outcomes import (
+    Cancelled,
+    DeferredToNewerWorker,
+    Discarded,
+    Done,
+    Failed,
+    Requeued,
+    Rerouted,
+    RetriedAfterDelay,
+    StageOutcome,
+)
+from tasks.stages.worker_context import WorkerContext, WorkerServices
 
 # Nothing is sent here; the result backend must exist all the same.
 BROKER_URL = "redis://127.0.0.1:1/0"
@@ -77,3 +91,55 @@ def test_a_sender_has_no_tasks_beside_a_worker() -> None:
 def test_celery_limits_no_retries() -> None:
     app = make_worker_app(Settings(), BROKER_URL, unused)
     assert {app.tasks[name].max_retries for name in (SUBMIT, *map(task_name, STAGES))} == {None}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "raised"),
+    [
+        (Requeued("the worker stops"), Reject),
+        (Rerouted("gpu.80gb", "out of memory"), Retry),
+        (RetriedAfterDelay("the store is unavailable"), Ignore),
+        (Discarded("duplicate"), Ignore),
+        (DeferredToNewerWorker("version 2"), Ignore),
+        (Failed(TrainerError("it crashed", "train")), JobError),
+        (Cancelled(CancelledJobError("job", "train")), JobError),
+    ],
+    ids=lambda value: type(value).__name__ if not isinstance(value, type) else value.__name__,
+)
+def test_each_outcome_has_one_meaning_to_celery(
+    outcome: StageOutcome, raised: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatched: list[bool] = []
+
+    class Services(WorkerServices):
+        def dispatch_waiting(self) -> None:
+            dispatched.append(True)
+
+    context: Any = SimpleNamespace(services=Services())
+    monkeypatch.setattr("tasks.stages.celery_tasks.run_stage", lambda *_: outcome)
+    task = make_worker_app(Settings(), BROKER_URL, lambda: context).tasks[task_name("train")]
+    with pytest.raises(raised) as caught:
+        task.run("job")
+    assert dispatched == [True]
+    if isinstance(caught.value, Reject):
+        assert caught.value.requeue
+    if raised is JobError:
+        assert type(caught.value) is JobError
+
+
+@pytest.mark.parametrize("next_queue", ["cpu", None])
+def test_a_job_that_continues_frees_no_capacity(
+    next_queue: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dispatched: list[bool] = []
+
+    class Services(WorkerServices):
+        def dispatch_waiting(self) -> None:
+            dispatched.append(True)
+
+    context: Any = SimpleNamespace(services=Services())
+    done = Done({"job_id": "job"}, next_queue)
+    monkeypatch.setattr("tasks.stages.celery_tasks.run_stage", lambda *_: done)
+    task = make_worker_app(Settings(), BROKER_URL, lambda: context).tasks[task_name("train")]
+    assert task.run("job") == {"job_id": "job"}
+    assert dispatched == ([] if next_queue else [True])

@@ -497,6 +497,26 @@ def test_cancel_with_save_publishes_the_last_checkpoint(
     assert control.in_flight() == []
 
 
+def test_cancel_with_save_publishes_after_a_transient_error(
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    control = JobControl(state._redis, timedelta(hours=1))
+    backoff = Backoff(max_retries=2, first_s=100.0)
+    worker = replace(worker_with(state, store, tmp_path, ScriptedTrainer()), backoff=backoff)
+    run_stage("prepare", leave(dataset=empty_dataset(store)), job_id, worker)
+    run_stage("cache", cache, job_id, worker)
+
+    def cancelled_meanwhile(context: StageContext) -> StageResult:
+        context.emit(saved(store, 10), JobArtifacts(checkpoints=(saved(store, 10),)))
+        control.cancel(job_id, save=True)
+        raise StoreError("the store is unavailable")
+
+    run_stage("train", cancelled_meanwhile, job_id, worker)
+    result = run_stage("publish", publish, job_id, worker)
+    assert Path(result["published"]).read_bytes() == b"weights 10"
+    assert state.get(job_id).status == JobStatus.CANCELLED
+
+
 def test_cancel_ends_a_running_stage_as_cancelled(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:
