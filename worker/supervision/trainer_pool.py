@@ -3,7 +3,6 @@
 Independent of Celery, Redis and torch.
 """
 
-import contextlib
 import logging
 import math
 import sys
@@ -98,8 +97,10 @@ class TrainerPool:
         """Run a request in the kept trainer if that can serve it, else in a new one."""
         kept = self._take_kept(request)
         if kept is not None:
-            with contextlib.suppress(TrainerExitedIdleError):
+            try:
                 return self._run_in(kept, request, on_event, stop_requested, deadline)
+            except TrainerExitedIdleError:
+                logger.debug("the kept trainer exited idle; a new one serves the request")
         on_event(TrainerStarted(how=how))
         process = TrainerProcess(self._command, self._env, request.base_model, self._limits)
         return self._run_in(process, request, on_event, stop_requested, deadline)
