@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -10,9 +11,16 @@ from routing.queues import ALL_QUEUES
 from tasks.state.connection import connect
 from tasks.state.job_store import JobStore
 from worker.local.embedded_broker import EmbeddedBroker
+from worker.supervision.process import end_with_parent
 
 pytest_plugins = ["pytester", "tests.reruns"]
 _SLOW = {"integration", "chaos", "test_broken_connections.py"}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """End the processes of a distributed run when pytest is killed."""
+    if hasattr(config, "workerinput") and sys.platform == "linux":
+        end_with_parent()
 
 
 @pytest.hookimpl(trylast=True)

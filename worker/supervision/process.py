@@ -69,12 +69,21 @@ def kill_group(process: "subprocess.Popen[bytes]") -> None:
     process.wait()
 
 
-def _launch(parent: int, argv: list[str]) -> int:
-    if sys.platform != "linux":
-        return _watch(parent, argv)
+def end_with_parent() -> None:
+    """Let the kernel kill this process when its parent ends; Linux only.
+
+    Raises:
+        OSError: The kernel refused.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+
+
+def _launch(parent: int, argv: list[str]) -> int:
+    if sys.platform != "linux":
+        return _watch(parent, argv)
+    end_with_parent()
     if os.getppid() == parent:  # otherwise the parent died before the request
         os.execvp(argv[0], argv)
     return 1
