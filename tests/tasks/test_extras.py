@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tomllib
@@ -12,13 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from tasks.extras import EXTRAS
 from tests.tasks.jobs.test_flux_lora import GOOD
 
-PROJECT: dict[str, Any] = tomllib.loads(
-    (Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8")
-)["project"]
+ROOT = Path(__file__).parents[2]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
 # Besides the modules of the extras: what these bring along.
 ALSO_BLOCKED = ("diffusers", "numpy", "peft", "safetensors", "starlette", "tornado", "transformers")
 BLOCK = f"""
@@ -30,7 +29,7 @@ for name in {[*EXTRAS, *ALSO_BLOCKED]}:
 
 def names_of(requirements: list[str]) -> set[str]:
     """Return the distributions, in normal form."""
-    return {normalized(re.split(r"[\[<>=!~; ]", entry)[0]) for entry in requirements}
+    return {normalized(Requirement(entry).name) for entry in requirements}
 
 
 def normalized(name: str) -> str:
@@ -55,6 +54,16 @@ def test_an_extra_installs_its_module(module: str) -> None:
     extra = PROJECT["optional-dependencies"][EXTRAS[module]]
     distributions = packages_distributions()[module.partition(".")[0]]
     assert {normalized(name) for name in distributions} & names_of(extra)
+
+
+def test_the_tested_versions_meet_the_requirements() -> None:
+    lines = (ROOT / "deploy" / "constraints.txt").read_text("utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    versions = {normalized(name): version for name, version in pins.items()}
+    for requirements in (PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()):
+        for requirement in map(Requirement, requirements):
+            if requirement.name != PROJECT["name"]:
+                assert versions[normalized(requirement.name)] in requirement.specifier, requirement
 
 
 def test_an_extra_is_not_part_of_the_core() -> None:
