@@ -176,6 +176,9 @@ def test_flower_needs_its_password_and_lists_the_queues(
     done = [task for task in tasks if task["state"] == "SUCCESS"]
     assert {task["name"] for task in done} == ALL_STAGES
     assert all(watched.job_id in task["args"] for task in done)
+    log = (watched.fleet.home / "flower.log").read_text("utf-8")
+    assert f"flower: {watched.url}" in log
+    assert "celery.accumulate" not in log  # its banner would list Celery's own tasks
 
 
 def test_flower_metrics_are_served_on_loopback_only(

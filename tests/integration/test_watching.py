@@ -22,7 +22,7 @@ Samples = dict[tuple[str, tuple[str, ...]], float]
 def scrape(fleet: Fleet) -> Callable[[], Samples]:
     """Return the samples of a scrape, by name and sorted values of labels."""
     url = fleet.metrics_url
-    assert f"metrics: {url}" in fleet.log()
+    assert fleet.log().count(f"metrics: {url}") == 1
 
     def read() -> Samples:
         with urllib.request.urlopen(url, timeout=10) as answer:
