@@ -107,7 +107,7 @@ def test_a_malformed_job_file_is_reported(fleet: Fleet, tmp_path: Path) -> None:
     path.write_text("training: [", "utf-8")
     ran = fleet.run("submit", str(path), "--json")
     assert ran.code == 17, ran
-    assert "it is no YAML" in error_of(ran)
+    assert "it is not YAML" in error_of(ran)
 
 
 def test_an_invalid_setting_is_reported(fleet: Fleet) -> None:
