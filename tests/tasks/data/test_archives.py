@@ -115,7 +115,7 @@ class Place:
         (top / "secret.png").write_bytes(b"secret")
 
     def unpack(self, data: bytes, max_bytes: int = MOST) -> Unpacked:
-        """Unpack, and prove that the folder contains what was reported, and nothing else was touched."""
+        """Unpack, and check that the folder has the reported files and nothing else changed."""
         self.archive.write_bytes(data)
         found = unpack(self.archive, self.folder, max_bytes=max_bytes)
         assert {path.name for path in self.top.iterdir()} == {
