@@ -91,7 +91,7 @@ def test_each_role_has_only_its_own_rights(
     result = sent.get(timeout=90)
     # The worker ends by itself: it has nothing more to do.
     assert gpu.end() == 0, gpu.log()
-    assert "nothing to do for 2 s" in gpu.log()
+    assert "no message for 2 s" in gpu.log()
     key = f"training:job:{result['job_id']}"
     with broker.client("backend") as backend:
         assert "succeeded" in str(backend.xrevrange(f"{key}:events", count=1))
