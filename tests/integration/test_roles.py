@@ -89,7 +89,7 @@ def test_each_role_has_only_its_own_rights(
         )
     gpu.start()
     result = sent.get(timeout=90)
-    # The worker ends by itself: it has nothing more to do.
+    # The worker stops by itself when it is idle.
     assert gpu.end() == 0, gpu.log()
     assert "no message for 2 s" in gpu.log()
     key = f"training:job:{result['job_id']}"
