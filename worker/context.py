@@ -26,7 +26,7 @@ from tasks.tracing.spans import start_tracing
 from worker.gpu.inventory import Gpu
 from worker.gpu.quarantine import GpuFaultPipe, make_gate
 from worker.kombu_redis.transport import Keys
-from worker.lifecycle.policy import WorkerPolicy
+from worker.policy import WorkerPolicy
 from worker.supervision.engines import make_trainers
 from worker.supervision.trainer_pool import trainer_environment
 

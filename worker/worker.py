@@ -29,10 +29,10 @@ from worker.lifecycle.drain import Drain, shut_down
 from worker.lifecycle.event_batches import EventBatches
 from worker.lifecycle.health import HealthFile
 from worker.lifecycle.idle_shutdown import IdleShutdown
-from worker.lifecycle.policy import WorkerPolicy, install_policies
 from worker.lifecycle.preemption import PreemptionWatch
 from worker.lifecycle.registration import Registration
 from worker.maintenance.fleet_maintenance import FleetMaintenance
+from worker.policy import WorkerPolicy, install_policies
 
 logger = logging.getLogger(__name__)
 

@@ -77,8 +77,8 @@ def worker(
     """Run one worker process: of one GPU, or of the CPU queue."""
     from routing.queues import CPU_QUEUE, served_queues
     from tasks.extras import require
-    from worker.cli.client import broker_url
     from worker.gpu.inventory import choose_gpu
+    from worker.local.embedded_broker import broker_url
     from worker.worker import run_worker
 
     url = broker_url(settings)

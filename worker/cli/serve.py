@@ -18,8 +18,8 @@ def flower(settings: "Settings") -> None:
     """Run Flower, which shows workers, queues and tasks."""
     from tasks.extras import require
     from tasks.logging_setup import set_up_logging
-    from worker.cli.client import broker_url
     from worker.cli.output import stdout
+    from worker.local.embedded_broker import broker_url
     from worker.local.flower import flower_address, run_flower
 
     require("flower")
@@ -38,7 +38,7 @@ def console(settings: "Settings") -> None:
 
     from tasks.data.read_policy import ANYWHERE
     from tasks.extras import require
-    from worker.cli.client import broker_url
+    from worker.local.embedded_broker import broker_url
 
     require("fastapi")
     env, url = dict(os.environ), broker_url(settings)
@@ -66,9 +66,9 @@ def metrics(
     from tasks.extras import require
     from tasks.logging_setup import set_up_logging
     from tasks.state.connection import connect
-    from worker.cli.client import broker_url
     from worker.cli.output import stdout
     from worker.cli.reference import metrics_page
+    from worker.local.embedded_broker import broker_url
 
     if markdown:
         stdout.file.write(metrics_page())

@@ -8,7 +8,7 @@ from functools import partial
 
 from tasks.state.workers import GpuStats
 from worker.gpu.nvml import DriverError, read_stats
-from worker.lifecycle.policy import WorkerPolicy
+from worker.policy import WorkerPolicy
 
 logger = logging.getLogger(__name__)
 

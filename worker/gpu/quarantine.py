@@ -25,7 +25,7 @@ from routing.classes import MIB
 from tasks.stages.worker_context import GpuUnhealthy
 from worker.gpu.inventory import Gpu
 from worker.gpu.nvml import DriverError, XidListener
-from worker.lifecycle.policy import WorkerPolicy
+from worker.policy import WorkerPolicy
 
 logger = logging.getLogger(__name__)
 

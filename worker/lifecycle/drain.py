@@ -6,7 +6,7 @@ import signal
 
 from celery.worker.control import control_command
 
-from worker.lifecycle.policy import WorkerPolicy
+from worker.policy import WorkerPolicy
 
 
 class Drain(WorkerPolicy):

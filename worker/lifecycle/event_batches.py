@@ -4,7 +4,7 @@ task. Job events are separate: they are in the job's record.
 
 from typing import Any
 
-from worker.lifecycle.policy import WorkerPolicy
+from worker.policy import WorkerPolicy
 
 # Too short for a person to notice.
 _BATCH_S = 0.1

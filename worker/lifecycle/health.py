@@ -9,7 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from worker.errors import UnhealthyWorkerError
-from worker.lifecycle.policy import WorkerPolicy
+from worker.policy import WorkerPolicy
 
 # One round of the thread that touches the file may wait this long for an unavailable broker.
 _SLACK = timedelta(seconds=30)

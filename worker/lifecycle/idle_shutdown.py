@@ -7,7 +7,7 @@ from typing import Any
 
 from celery.worker.state import all_total_count
 
-from worker.lifecycle.policy import WorkerPolicy
+from worker.policy import WorkerPolicy
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import httpx2
 
-from worker.lifecycle.policy import WorkerPolicy
+from worker.policy import WorkerPolicy
 
 logger = logging.getLogger(__name__)
 

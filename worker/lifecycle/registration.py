@@ -8,7 +8,7 @@ from tasks.metrics import LEASE_LOSSES, LEASE_RENEWALS
 from tasks.settings.settings import Settings
 from tasks.state.counters import Counters
 from tasks.state.workers import GpuStats, WorkerHeartbeat, WorkerInfo
-from worker.lifecycle.policy import WorkerPolicy
+from worker.policy import WorkerPolicy
 
 
 class Registration(WorkerPolicy):

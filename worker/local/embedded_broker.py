@@ -19,6 +19,8 @@ from typing import IO, Self
 
 import redis
 
+from tasks.errors import NoBrokerError
+from tasks.settings.settings import Settings
 from tasks.state.connection import connect
 from worker.errors import BrokerStartError
 from worker.supervision.process import spawn, stop
@@ -152,6 +154,22 @@ def find_running(home: Path) -> str | None:
     """Return the URL of the broker that runs in a home; None without one."""
     url = _url(_socket_path(home))
     return url if _answers(url) else None
+
+
+def broker_url(settings: Settings) -> str:
+    """Return the URL of the configured broker, or of the embedded broker of this machine.
+
+    Raises:
+        NoBrokerError: There is no broker.
+    """
+    if settings.broker_url is not None:
+        return settings.broker_url.get_secret_value()
+    url = find_running(settings.home_dir)
+    if url is None:
+        raise NoBrokerError(
+            "there is no broker: start one with 'training-worker up', or set TRAINING_BROKER_URL"
+        )
+    return url
 
 
 def _version_of(server: str) -> tuple[int, ...]:

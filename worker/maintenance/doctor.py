@@ -29,10 +29,10 @@ from tasks.state.control import JobControl
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import live_workers
 from tasks.store import Store
-from worker.cli.client import broker_url
 from worker.gpu.host_memory import host_memory_bytes, memory_shortage
 from worker.gpu.inventory import find_gpus
 from worker.kombu_redis.transport import Keys
+from worker.local.embedded_broker import broker_url
 from worker.local.flower import flower_address
 from worker.maintenance.reconciler import messages
 from worker.supervision.engines import find_invoke

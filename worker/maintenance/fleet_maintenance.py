@@ -15,10 +15,10 @@ from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import live_workers
 from worker.kombu_redis.redelivery import Redelivery
 from worker.kombu_redis.transport import Keys
-from worker.lifecycle.policy import WorkerPolicy
 from worker.maintenance.leader import LeaderLoop
 from worker.maintenance.reconciler import Reconciler
 from worker.maintenance.webhooks import Webhooks
+from worker.policy import WorkerPolicy
 
 
 class FleetMaintenance(WorkerPolicy):

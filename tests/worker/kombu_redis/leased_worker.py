@@ -29,8 +29,8 @@ from worker.kombu_redis.leases import LeaseOptions, install_leases
 from worker.kombu_redis.redelivery import Redelivery
 from worker.kombu_redis.transport import Keys, QoS, use_for_redis
 from worker.lifecycle.idle_shutdown import IdleShutdown
-from worker.lifecycle.policy import install_policies
 from worker.maintenance.leader import LeaderLoop
+from worker.policy import install_policies
 
 QUEUES = ("cpu", "gpu.8gb")
 # All options of kombu that rename its keys, for ``TRANSPORT_OPTIONS``.

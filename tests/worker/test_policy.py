@@ -10,7 +10,7 @@ from celery.signals import (
     worker_shutting_down,
 )
 
-from worker.lifecycle.policy import PolicyStep, WorkerPolicy, install_policies
+from worker.policy import PolicyStep, WorkerPolicy, install_policies
 
 SIGNALS = (worker_ready, worker_shutting_down, worker_shutdown, worker_process_shutdown)
 
