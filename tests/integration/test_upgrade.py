@@ -102,7 +102,14 @@ class Site:
             for kind, queues in (("cpu", "cpu"), ("gpu", "gpu.40gb,gpu.24gb,gpu.16gb,gpu.8gb")):
                 name = f"{version}-{kind}"
                 ready.append(self.folder / f"{name}-ready")
-                worker = ["-m", "benchmarks.noop_worker", "ours", name, queues, str(ready[-1])]
+                worker = [
+                    "-m",
+                    "benchmarks.noop_worker",
+                    "training-worker",
+                    name,
+                    queues,
+                    str(ready[-1]),
+                ]
                 with self.log(name).open("wb") as log:
                     process = spawn(
                         [sys.executable, "-P", *worker],
