@@ -81,8 +81,10 @@ def run_stage(
         outcome = Requeued(f"the broker is unavailable: {error}")
     except JobError as error:
         outcome = _ended_with(error)
-    seconds, extra = time.monotonic() - started_s, {"job": job_id, "stage": stage}
-    logger.info("%s ended after %.1f s: %s", stage, seconds, described(outcome), extra=extra)
+    # A deferred message returns until a newer worker is live: only its first time is logged.
+    if not isinstance(outcome, DeferredToNewerWorker):
+        seconds, extra = time.monotonic() - started_s, {"job": job_id, "stage": stage}
+        logger.info("%s ended after %.1f s: %s", stage, seconds, described(outcome), extra=extra)
     return outcome
 
 
