@@ -78,6 +78,8 @@ def main() -> int:
         return run_worker(
             settings, url, name=name, queues=served, gpu=gpu, ready_file=Path(ready_file)
         )
+    if kind not in ("bare", "bare-events"):
+        raise SystemExit(f"unknown kind {kind}: use training-worker, bare or bare-events")
     warnings.simplefilter("ignore")
     worker_ready.connect(lambda **_: Path(ready_file).touch(), weak=False)
     worker = bare_app(url).Worker(

@@ -1,3 +1,4 @@
+import os
 import sys
 from collections.abc import Iterator
 from datetime import timedelta
@@ -14,6 +15,10 @@ from worker.local.embedded_broker import EmbeddedBroker
 from worker.supervision.process import end_with_parent
 
 pytest_plugins = ["pytester", "tests.reruns"]
+# Before torch is imported, here and in every child process: small tensors are ten times slower with
+# several threads on a busy machine, and no test may reach the Hub.
+os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+
 _SLOW = {"integration", "chaos", "test_broken_connections.py"}
 
 

@@ -10,8 +10,6 @@ if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$(id 
   apt-get -qq update
   DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium >/dev/null
 fi
-# One thread: many small tensors on a busy machine are ten times slower with more.
-export OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .

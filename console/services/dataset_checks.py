@@ -197,7 +197,7 @@ async def _run(request: CheckRequest) -> dict[str, Any]:
     process = await asyncio.create_subprocess_exec(
         *COMMAND,
         # The process does not need the broker's password.
-        env={name: it for name, it in os.environ.items() if not name.startswith("TRAINING_")},
+        env={name: value for name, value in os.environ.items() if not name.startswith("TRAINING_")},
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )

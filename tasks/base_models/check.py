@@ -256,7 +256,9 @@ def _check_hub_id(model: str, location: str, pipeline: str | None, hub: HfApi) -
             return [Problem(location, f"{model} is a {described}; a {pipeline}Pipeline is needed")]
     except HFValidationError:
         return [
-            Problem(location, f"there is no folder {model} on this worker, and it is not a Hub id")
+            Problem(
+                location, f"{model} is neither a folder on this worker nor a Hub id (owner/name)"
+            )
         ]
     except GatedRepoError:
         message = f"{model} is gated: accept its license and set HF_TOKEN on the workers"

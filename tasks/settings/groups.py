@@ -164,7 +164,7 @@ class WorkerSettings(SettingsGroup):
 
     preemption_source: str | None = None
     """What announces that this machine is about to be preempted; the worker then saves a
-    checkpoint, hands its job back and stops. A file that appears; an address that answers 404
+    checkpoint, releases its job and stops. A file that appears; an address that answers 404
     before and 200, with anything but `FALSE` or `NONE`, then; or `aws` or `gcp` for their spot
     instances. Unset: only a signal stops a worker."""
 
@@ -276,7 +276,7 @@ class ConsoleSettings(StorageSettings):
     and tenants. Unset: `api-keys.json` in `TRAINING_HOME`."""
 
     api_rate_limit: int = Field(default=600, ge=1)
-    """The maximum requests a minute of an API key."""
+    """The maximum requests a minute of an API key, in all consoles of a broker together."""
 
     upload_max_bytes: ByteSize = ByteSize(5_000_000_000)
     """The maximum size of one upload to the console; the unfinished uploads of a tenant may take

@@ -23,7 +23,7 @@ PYTHON = os.environ.get("TRAINING_INVOKE_PYTHON")
 MODULE = "worker.trainer.invoke"
 
 with_library = pytest.mark.skipif(
-    PYTHON is None, reason="TRAINING_INVOKE_PYTHON names no interpreter that holds invoke-training"
+    PYTHON is None, reason="no interpreter with invoke-training in TRAINING_INVOKE_PYTHON"
 )
 # Of diffusers and transformers, while they load.
 pytestmark = pytest.mark.filterwarnings("ignore")

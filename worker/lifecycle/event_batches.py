@@ -1,6 +1,7 @@
-"""Celery's task events, which Flower shows, are sent in batches: a single one costs more than its
-task. Job events are separate: they are in the job's record.
-"""  # noqa: D205
+"""Batches of Celery's task events, which Flower shows: each one alone costs more than its task.
+
+Job events are separate: they are in the job's record.
+"""
 
 from typing import Any
 
@@ -13,6 +14,9 @@ _BATCH_S = 0.1
 class EventBatches(WorkerPolicy):
     """Holds a worker's task events for a moment, so that the next ones share their message."""
 
+    def __init__(self) -> None:
+        self._dispatcher: Any = None
+
     def on_consumer_start(self, consumer: Any) -> None:
         """Batch the events of this dispatcher, a new one after each reconnection."""
         self._dispatcher, self._timer = consumer.event_dispatcher, consumer.timer
@@ -20,8 +24,9 @@ class EventBatches(WorkerPolicy):
         self._dispatcher.on_send_buffered = self._schedule
 
     def on_consumer_shutdown(self, consumer: Any) -> None:
-        """Send the last events."""
-        self._dispatcher.flush()
+        """Send the last events, if the worker has been connected at all."""
+        if self._dispatcher is not None:
+            self._dispatcher.flush()
 
     def _schedule(self) -> None:
         if not self._is_scheduled:

@@ -247,7 +247,7 @@ def test_an_unavailable_hub_is_a_retryable_problem() -> None:
 
 def test_neither_a_folder_nor_a_hub_id_is_a_problem(tmp_path: Path) -> None:
     [problem] = messages(tmp_path / "nowhere")
-    assert "there is no folder" in problem
+    assert "is neither a folder on this worker nor a Hub id" in problem
 
 
 HOSTILE_HEADERS = [
@@ -298,7 +298,7 @@ def test_a_damaged_config_is_a_problem(model: Path) -> None:
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "a/b/c", " "])
 def test_an_impossible_name_is_a_problem(model: Path, name: str) -> None:
-    assert "there is no folder" in messages(name)[0]
+    assert "is neither a folder on this worker nor a Hub id" in messages(name)[0]
     path = f"{name}.safetensors"
     assert "there is no file" in messages(model, transformer_path=path)[0]
 

@@ -78,7 +78,7 @@ def test_validation_and_restarts_are_no_part_of_a_step(
     worker: WorkerContext, store: Store, job_id: str, made: dict[str, WorkDone]
 ) -> None:
     images = events.ValidationImages(step=10, images=())
-    again = events.Note(level="warning", message="it is started again")
+    again = events.Note(level="warning", message="restarted")
     reported = (*steps(10), images, *steps(11), again, *steps(20), saved(store, 20), TRAINED)
     run_stage("train", train, job_id, replace(worker, trainer=ScriptedTrainer(*reported)))
     assert made["train"] == WorkDone(20, None)

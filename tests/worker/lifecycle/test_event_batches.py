@@ -44,3 +44,7 @@ def test_simultaneous_events_are_one_message(broker_url: str, redis_client: Redi
         dispatcher.send("task-received", uuid="another")
         batches.on_consumer_shutdown(None)
         assert published() == before + 2
+
+
+def test_worker_without_a_broker_stops_quietly() -> None:
+    EventBatches().on_consumer_shutdown(None)

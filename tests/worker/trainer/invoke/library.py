@@ -18,7 +18,7 @@ from worker.supervision.engines import invoke_environment
 
 # Set where the library is installed; see docs/guides/invoke-training.md.
 PYTHON = os.environ.get("TRAINING_INVOKE_PYTHON")
-WHY_SKIPPED = "TRAINING_INVOKE_PYTHON names no interpreter that holds invoke-training"
+WHY_SKIPPED = "no interpreter with invoke-training in TRAINING_INVOKE_PYTHON"
 ALL = tuple(sorted(PATCHES))
 _attempts = itertools.count(5000)
 
