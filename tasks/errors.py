@@ -96,12 +96,14 @@ class Problem:
         message: The problem, and what would be right.
         remedy: What to do, if that is more than to correct the input.
         retryable: The same input may be accepted later, because a server was unavailable.
+        missing: A required value was not given: in a form that is being filled in, no error yet.
     """
 
     location: str
     message: str
     remedy: str = ""
     retryable: bool = False
+    missing: bool = False
 
     def __str__(self) -> str:
         """Return one line for a person."""

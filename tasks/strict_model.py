@@ -3,6 +3,10 @@
 from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+EXACTLY_ONE = "exactly_one"
+"""The type of the error that ``exactly_one`` makes."""
 
 
 class StrictModel(BaseModel):
@@ -24,3 +28,10 @@ NonNegativeInt = Annotated[int, Field(ge=0, le=_MAX, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1, allow_inf_nan=False)]
+
+
+def exactly_one(*names: str) -> PydanticCustomError:
+    """Return the error of options of which none or more than one is set."""
+    *first, last = names
+    options = f"{', '.join(first)} and {last}"
+    return PydanticCustomError(EXACTLY_ONE, "set exactly one of {options}", {"options": options})

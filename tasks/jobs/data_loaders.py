@@ -20,7 +20,13 @@ from tasks.jobs.datasets import (
     ImageDirDatasetConfig,
 )
 from tasks.jobs.field_metadata import ActsIf, Affects, NonEmptyText, PlainText
-from tasks.strict_model import NonNegativeFloat, NonNegativeInt, PositiveInt, StrictModel
+from tasks.strict_model import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    StrictModel,
+    exactly_one,
+)
 
 PLACEHOLDER = "{}"
 """Where the placeholder token goes in a caption template."""
@@ -382,7 +388,7 @@ class TextualInversionSDDataLoaderConfig(DataLoaderConfig):
         # A preset that is absent here was refused itself.
         known = "caption_preset" in info.data
         if known and (templates is None) == (info.data["caption_preset"] is None):
-            raise ValueError("set exactly one of caption_templates and caption_preset")
+            raise exactly_one("caption_templates", "caption_preset")
         if templates is None:
             return None
         if not templates:

@@ -15,7 +15,7 @@ from tasks.jobs.field_metadata import Location, PlainText
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.presets import UnknownPresetError, with_preset
 from tasks.jobs.sdxl import SdxlFinetuneConfig, SdxlLoraConfig, SdxlTextualInversionConfig
-from tasks.strict_model import StrictModel
+from tasks.strict_model import EXACTLY_ONE, StrictModel
 
 # Job ids and names become parts of store keys and file names.
 _SAFE = r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$"
@@ -31,6 +31,8 @@ _PATTERNS = {
     "letter or digit"
 }
 _NO_BRANCH = ("union_tag_invalid", "union_tag_not_found")
+# Errors of values that were not given.
+_MISSING = ("missing", "union_tag_not_found", EXACTLY_ONE)
 _TOO_DEEP = "the job is nested too deeply"
 
 TrainingConfig = Annotated[
@@ -145,14 +147,18 @@ def problems_of(error: ValidationError) -> list[Problem]:
         reported_inside = any(other.startswith(f"{path}.") for other in by_path)
         if not meant and not reported_inside:
             meant = found
-        problems += [Problem(path, _message(details)) for details in meant]
+        problems += [
+            Problem(path, _message(details), missing=details["type"] in _MISSING)
+            for details in meant
+        ]
     return problems
 
 
 def _check_type(document: dict[str, Any]) -> Problem | None:
     training = document.get("training")
     if not isinstance(training, dict):
-        return Problem("training", "is missing; it contains the training type and its options")
+        message = "is missing; it contains the training type and its options"
+        return Problem("training", message, missing=True)
     given = training.get("type")
     if given in list(TrainingType):
         return None
@@ -183,6 +189,8 @@ def _message(details: dict[str, Any]) -> str:
     if kind == "string_pattern_mismatch":
         message = _PATTERNS.get(details["ctx"]["pattern"], message)
     message = message.removeprefix("Value error, ")
-    if kind in ("value_error", "json_invalid") or isinstance(details["input"], dict | list):
+    if kind in ("value_error", "json_invalid", EXACTLY_ONE) or isinstance(
+        details["input"], dict | list
+    ):
         return message
     return f"{message} (got {details['input']!r})"

@@ -23,7 +23,13 @@ from tasks.jobs.optimizers import (
     OptimizerConfig,
     ProdigyOptimizerConfig,
 )
-from tasks.strict_model import NonNegativeInt, PositiveFloat, PositiveInt, StrictModel
+from tasks.strict_model import (
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    StrictModel,
+    exactly_one,
+)
 
 WeightDtype = Literal["float32", "float16", "bfloat16"]
 FrozenDtype = Annotated[WeightDtype, Affects.CACHED_TEXT, Affects.CACHE_ENTRIES]
@@ -241,7 +247,7 @@ class PipelineConfig(StrictModel):
     def _exactly_one(cls, value: int | None, info: ValidationInfo) -> int | None:
         other = _PARTNER[str(info.field_name)]
         if other in info.data and (value is None) == (info.data[other] is None):
-            raise ValueError(f"set exactly one of {info.field_name} and {other}")
+            raise exactly_one(str(info.field_name), other)
         return value
 
     @field_validator("validate_every_n_steps")

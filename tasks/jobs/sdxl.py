@@ -26,7 +26,7 @@ from tasks.jobs.pipeline import (
     not_cached_if_trained,
     one_prodigy_rate,
 )
-from tasks.strict_model import Decay, PositiveFloat, PositiveInt
+from tasks.strict_model import Decay, PositiveFloat, PositiveInt, exactly_one
 
 # Every layer of SDXL's UNet that can take a LoRA, by the end of its name.
 UNET_TARGETS = frozenset(
@@ -327,9 +327,7 @@ class SdxlTextualInversionConfig(SdxlConfig):
             return phrase  # the absent one was refused itself
         others = [info.data[name] for name in names]
         if sum(value is not None for value in (phrase, *others)) != 1:
-            raise ValueError(
-                "set exactly one of initializer_token, initial_embedding_file and initial_phrase"
-            )
+            raise exactly_one(*names, "initial_phrase")
         if phrase is not None and info.data.get("num_vectors", 1) != 1:
             raise ValueError("decides the number of vectors; leave num_vectors out")
         return phrase

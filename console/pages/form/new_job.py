@@ -126,10 +126,10 @@ class NewJob:
         if self._tried_to_start:
             problems = [*problems, *self._dataset_problems()]
         else:
-            missing = [it for it in problems if _is_missing(it)]
-            problems = [it for it in problems if it not in missing]
+            missing = [problem for problem in problems if problem.missing]
+            problems = [problem for problem in problems if not problem.missing]
         self._show_problems(problems)
-        names = [it.location.removeprefix("training.") for it in missing]
+        names = [problem.location.removeprefix("training.") for problem in missing]
         self._panel.show(preview, problems, self._draft, names)
         if preview is not None and self._dataset.images.is_stale:
             self._dataset.offer_check()
@@ -322,8 +322,3 @@ def _set_placeholder_dataset(document: dict[str, Any], path: str) -> None:
     for name in folders:
         part = part.setdefault(name, {})
     part[last] = dict(_PLACEHOLDER_DATASET)
-
-
-def _is_missing(problem: Problem) -> bool:
-    """Return whether an option was not filled in yet; not an error before the start."""
-    return problem.message.startswith(("is missing", "set exactly one of"))

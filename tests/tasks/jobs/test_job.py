@@ -180,3 +180,16 @@ def test_a_url_may_have_an_at_sign_elsewhere(address: str) -> None:
     document = with_values()
     document["training"]["data_loader"]["dataset"] = {"type": "ARCHIVE", "archive": address}
     parse_job(document)
+
+
+def test_a_missing_value_is_marked_as_missing() -> None:
+    document = with_values(max_train_steps=None, lora_rank_dim=0)
+    del document["training"]["data_loader"]["dataset"]
+    with pytest.raises(InvalidJobError) as refused:
+        parse_job(document)
+    marks = {problem.location: problem.missing for problem in refused.value.problems}
+    assert marks == {
+        "training.data_loader.dataset": True,
+        "training.lora_rank_dim": False,
+        "training.max_train_epochs": True,
+    }
