@@ -16,6 +16,7 @@ fi
 "$venv/bin/lint-imports" --no-cache
 "$venv/bin/mypy" &
 types=$!
-# A file stays on one process, so that tests that share a fleet or a model share it there.
-"$venv/bin/pytest" --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
+# A file stays in one process, whose tests share fleets and models. Three processes on two cores: many
+# tests wait for leases and timeouts.
+"$venv/bin/pytest" --numprocesses 3 --dist loadfile --no-loadscope-reorder "$@"
 wait "$types"

@@ -214,7 +214,7 @@ def test_a_paused_job_frees_its_worker_and_resumes_exactly(
         detail=fleet.log,
     )
     assert fleet.trainers() == []
-    assert "resumes the job" in fleet.status(job_id)["waiting_reason"]
+    assert "until the job is resumed" in fleet.status(job_id)["waiting_reason"]
     assert fleet.run("resume", job_id).code == 0
     assert finished(fleet, job_id)["sha256"] == expected_sha256
     assert resumed(fleet, job_id)
