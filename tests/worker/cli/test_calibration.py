@@ -70,7 +70,7 @@ def test_a_busy_gpu_is_not_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (["--model", "/nowhere"], 5, "there is no folder /nowhere"),
+        (["--model", "/nowhere"], 5, "/nowhere is neither a folder"),
         (["--gpu", "GPU-b200"], 7, "this machine has no GPU GPU-b200"),
         (["--output", "nowhere/it.json"], 17, "cannot write nowhere"),
         (["--output", "broken.json"], 17, "broken.json is not a valid calibration"),
