@@ -45,7 +45,7 @@ _FLOOR_MIB = {
     MemoryClass.GB40: 38912,
     MemoryClass.GB80: 76800,
 }
-_CLASSES = {str(it): it for it in MemoryClass}
+_CLASSES = {str(memory_class): memory_class for memory_class in MemoryClass}
 _PRICE = re.compile(r"^(?P<memory_class>\d+gb)=(?P<price>\d{1,9}(\.\d{1,9})?)$", re.ASCII)
 
 

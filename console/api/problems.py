@@ -65,14 +65,15 @@ def problem(
         "detail": detail,
         "code": code,
         "errors": [
-            {"location": it.location, "message": it.message, "remedy": it.remedy} for it in problems
+            {"location": problem.location, "message": problem.message, "remedy": problem.remedy}
+            for problem in problems
         ],
     }
     media_type = "application/problem+json"
     return Response(json.dumps(document), status, media_type=media_type, headers=headers)
 
 
-_PHRASES = frozenset(it.value for it in http.HTTPStatus)
+_PHRASES = frozenset(status.value for status in http.HTTPStatus)
 
 
 def add_problem_handlers(app: FastAPI) -> None:

@@ -57,7 +57,7 @@ class BodyLimit:
 
     Args:
         app: The application.
-        exempt: Prefix of the paths that have limits of their own.
+        exempt: Prefix of the paths that have separate limits.
     """
 
     def __init__(self, app: ASGIApp, exempt: str) -> None:

@@ -62,7 +62,7 @@ def panel(title: str, hint: str = "", *, level: int = 2) -> Tag:
 
 def button(text: str, variants: str = "", **attributes: Any) -> Tag:
     """Add a button; ``variants`` are some of primary, danger, quiet, small, wide."""
-    classes = " ".join(["btn", *(f"btn-{it}" for it in variants.split())])
+    classes = " ".join(["btn", *(f"btn-{variant}" for variant in variants.split())])
     return Tag("button", text, classes, type="button", **attributes)
 
 
@@ -177,6 +177,11 @@ class Field(Element, component="field.js"):
 
 def _documents(choices: Sequence[Choice]) -> list[dict[str, Any]]:
     return [
-        {"value": it.value, "label": it.label, "note": it.note, "tags": list(it.tags)}
-        for it in choices
+        {
+            "value": choice.value,
+            "label": choice.label,
+            "note": choice.note,
+            "tags": list(choice.tags),
+        }
+        for choice in choices
     ]

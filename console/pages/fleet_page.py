@@ -55,9 +55,9 @@ class FleetPage:
         if view == self._shown:
             return
         self._shown = view
-        gpus = [it for it in view.workers if it.memory_class is not None]
-        busy = sum(it.busy for it in gpus)
-        quarantined = sum(it.quarantined for it in view.workers)
+        gpus = [worker for worker in view.workers if worker.memory_class is not None]
+        busy = sum(gpu.busy for gpu in gpus)
+        quarantined = sum(worker.quarantined for worker in view.workers)
         summary = f"{count(len(gpus), 'GPU')}, {busy} busy"
         self._summary.update_text(summary + (f", {quarantined} quarantined" if quarantined else ""))
         self._workers.clear()

@@ -44,7 +44,10 @@ class JobsList:
         with Tag("section", classes="panel", aria_label="Jobs"):
             with Tag("div", classes="filters", role="search"):
                 Field("Search", "text", self._search, self._set_search, placeholder="Name or id")
-                statuses = [Choice(_ANY, "Any"), *(Choice(it, it.capitalize()) for it in JobStatus)]
+                statuses = [
+                    Choice(_ANY, "Any"),
+                    *(Choice(status, status.capitalize()) for status in JobStatus),
+                ]
                 Field("Status", "choice", self._status, self._set_status, choices=statuses)
             self._table = Tag("div", classes="table-box")
             self._pages = Tag("nav", classes="actions pages", aria_label="Pages")

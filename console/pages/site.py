@@ -134,8 +134,8 @@ async def _first_draft(
     """Return what the form starts with: an earlier job, or the best preset for the fleet."""
     if again:
         return Draft.of(await services.jobs.document(frame.caller, again))
-    of_type = [it for it in presets if it.type == _FIRST_TYPE]
-    best = next((it for it in of_type if it.recommended), of_type[0])
+    of_type = [preset for preset in presets if preset.type == _FIRST_TYPE]
+    best = next((preset for preset in of_type if preset.recommended), of_type[0])
     return Draft(_FIRST_TYPE, best.name)
 
 

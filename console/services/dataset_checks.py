@@ -1,4 +1,4 @@
-"""Dataset checks, a few at a time, each in a process of its own.
+"""Dataset checks, a few at a time, each in a separate process.
 
 Only these processes decode images that callers upload. Each check starts a new process
 (``python -P -m console.services.dataset_checks``), which reads one request from its standard input

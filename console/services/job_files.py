@@ -68,7 +68,8 @@ class JobFiles:
         manifest = self._manifest(self._jobs.record(caller, job_id))
         return FilesView(
             files=tuple(
-                FileView(name=it.name, size=it.size, sha256=it.sha256) for it in _files_in(manifest)
+                FileView(name=file.name, size=file.size, sha256=file.sha256)
+                for file in _files_in(manifest)
             ),
             manifest=manifest,
         )

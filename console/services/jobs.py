@@ -106,7 +106,7 @@ class Jobs:
             ForbiddenError: The caller may not see this tenant.
         """
         if tenant is not None and not caller.sees(tenant):
-            raise ForbiddenError("this key lists the jobs of its own tenant only")
+            raise ForbiddenError("this key lists only its tenant's jobs")
         matches = _matching(search, status)
         state, tenant = self._client.state, caller.tenant or tenant
         found: list[tuple[float, str]] = []
@@ -114,8 +114,13 @@ class Jobs:
         # One more than the page holds shows whether there are more.
         while len(found) <= limit and searched < _MAX_SEARCHED:
             entries = state.submitted(tenant, last, max(limit + 1, _MIN_BATCH))
-            summaries = {it.id: it for it in state.summaries([job_id for _, job_id in entries])}
-            found += [it for it in entries if it[1] in summaries and matches(summaries[it[1]])]
+            summaries = {
+                summary.id: summary
+                for summary in state.summaries([job_id for _, job_id in entries])
+            }
+            found += [
+                entry for entry in entries if entry[1] in summaries and matches(summaries[entry[1]])
+            ]
             searched += len(entries)
             last = entries[-1] if entries else None
             if last is None:

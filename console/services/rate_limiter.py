@@ -63,7 +63,7 @@ class RateLimiter:
 
     Args:
         client: The broker.
-        scope: What is limited; each scope has buckets of its own.
+        scope: What is limited; each scope has its own buckets.
         per_minute: Capacity of a bucket.
     """
 

@@ -68,7 +68,9 @@ class Submissions:
             reads = None if caller.is_operator else self._roots
             job_id = self._client.submit(document, reads=reads)
         except InvalidJobError as error:
-            if idempotency_key is None or [it.location for it in error.problems] != ["id"]:
+            if idempotency_key is None or [problem.location for problem in error.problems] != [
+                "id"
+            ]:
                 raise
             problem = Problem("Idempotency-Key", "was used for another job; use a new one")
             raise InvalidJobError([problem]) from error
@@ -187,7 +189,7 @@ def _price(
     if per_hour is None:
         return None
     seconds = [stage.seconds for stage in estimate.stages if stage.stage in _GPU_STAGES]
-    known = [it for it in seconds if it is not None]
+    known = [second for second in seconds if second is not None]
     hours, is_complete = sum(known) / 3600, len(known) == len(seconds)
     return PriceView(
         amount=hours * per_hour if is_complete else None,

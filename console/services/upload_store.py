@@ -141,13 +141,13 @@ class UploadStore:
 
     def all(self, tenant: str) -> list[UploadView]:
         """Return a tenant's uploads, newest first."""
-        complete = [_view(it) for it in StoredUploads(self._store, tenant).all()]
+        complete = [_view(upload) for upload in StoredUploads(self._store, tenant).all()]
         by_id = {view.id: view for view in [*self._incomplete(tenant), *complete]}
         return sorted(by_id.values(), key=lambda view: view.created_at, reverse=True)
 
     def tenants(self) -> list[str]:
         """Return the tenants that have uploads."""
-        local = (it.name for it in self._folder.iterdir()) if self._folder.is_dir() else ()
+        local = (path.name for path in self._folder.iterdir()) if self._folder.is_dir() else ()
         return sorted({*local, *tenants_with_uploads(self._store)})
 
     def owner_of(self, upload_id: str) -> str | None:
@@ -251,7 +251,7 @@ class UploadStore:
 
     def _incomplete(self, tenant: str) -> list[UploadView]:
         folder = self._folder / tenant
-        names = sorted(it.name for it in folder.iterdir()) if folder.is_dir() else []
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
         views = []
         for name in names:
             try:
@@ -299,7 +299,7 @@ def _view(stored: StoredUpload) -> UploadView:
 
 def _printable(name: str) -> str:
     """Return a sender's name for an upload, safe to display."""
-    printable = "".join(it if it.isprintable() else "?" for it in name)
+    printable = "".join(character if character.isprintable() else "?" for character in name)
     return printable.strip()[:_MAX_NAME] or "upload"
 
 

@@ -203,7 +203,9 @@ def _stamp(location: str) -> object:
     """Return what changes when a file, the files of a folder or a Hub repository change."""
     path = Path(location)
     if path.is_file() or path.is_dir():
-        files = sorted(it for it in path.rglob("*") if it.is_file()) if path.is_dir() else [path]
+        files = (
+            sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+        )
         stats = [(str(file), file.stat()) for file in files]
         return [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
     return _download(location, ("model_index.json", "config.json"), ()).name

@@ -1,1 +1,1 @@
-"""Datasets: where they come from, what is checked, and how they lie in the store."""
+"""Datasets: where they come from, what is checked, and how the store keeps them."""

@@ -18,7 +18,7 @@ SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 MAX_PIXELS = 16384 * 16384
 # Small enough to be hashed while it is in the processor's cache.
 _STRIP_BYTES = 64 * 1024
-# Pillow's own limit warns at a third of ours, and warnings cannot be silenced safely in threads.
+# Pillow warns at a third of our limit, and its warnings cannot be silenced safely in threads.
 Image.MAX_IMAGE_PIXELS = None
 
 

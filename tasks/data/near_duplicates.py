@@ -52,7 +52,11 @@ def near_pairs(hashes: Sequence[int | None]) -> Iterator[tuple[int, int]]:
             continue
         parts = [bits >> index * size & (1 << size) - 1 for index in range(_PARTS)]
         candidates = {other for index, part in enumerate(parts) for other in seen[index][part]}
-        near = [it for it in candidates if _distance(bits, hashes[it]) <= _MAX_DISTANCE]
+        near = [
+            candidate
+            for candidate in candidates
+            if _distance(bits, hashes[candidate]) <= _MAX_DISTANCE
+        ]
         if near:
             yield min(near), number
             continue

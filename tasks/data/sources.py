@@ -221,8 +221,10 @@ class Sources:
             fetched = dict(zip(names, pool.map(fetch, names), strict=True))
         if total > self._policy.max_bytes:
             raise SourceError(f"is larger than {self._policy.max_bytes:,} bytes, the maximum")
-        listing.problems += [it for it in fetched.values() if isinstance(it, Problem)]
-        return {name: it for name, it in fetched.items() if isinstance(it, Path)}
+        listing.problems += [
+            outcome for outcome in fetched.values() if isinstance(outcome, Problem)
+        ]
+        return {name: outcome for name, outcome in fetched.items() if isinstance(outcome, Path)}
 
     def _new_folder(self) -> Path:
         self._folders += 1

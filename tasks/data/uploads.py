@@ -113,7 +113,7 @@ class StoredUploads:
         return upload
 
     def delete(self, upload_id: str) -> None:
-        """Remove an upload. Jobs that are prepared do not need it any more."""
+        """Remove an upload. Jobs that are prepared no longer need it."""
         key = upload_key(self.tenant, upload_id)
         self.store.delete([f"{key}.json", key])
 

@@ -80,8 +80,8 @@ class Report:
 
     def document(self) -> dict[str, Any]:
         """Return the report as JSON."""
-        findings = [("error", it) for it in self.problems]
-        findings += [("warning", it) for it in self.warnings]
+        findings = [("error", problem) for problem in self.problems]
+        findings += [("warning", warning) for warning in self.warnings]
         return {
             "images": len(self.samples),
             "findings": [
@@ -157,7 +157,7 @@ def _list_all(config: PipelineConfig, sources: Sources) -> Listing:
         # With two folders, a file's name alone is ambiguous.
         prefix = f"{Path(listing.location).name}/" if len(parts) > 1 else ""
         whole.location = whole.location or listing.location
-        whole.items += [replace(it, name=prefix + it.name, part=part) for it in listing.items]
+        whole.items += [replace(item, name=prefix + item.name, part=part) for item in listing.items]
         whole.problems += listing.problems
         whole.warnings += listing.warnings
     return whole

@@ -423,7 +423,9 @@ class TextualInversionSDDataLoaderConfig(DataLoaderConfig):
     def delimiter_acts(self) -> bool:
         """Whether ``shuffle_caption_delimiter`` may split a caption."""
         delimiter = self.shuffle_caption_delimiter or ""
-        return self.keep_original_captions or any(delimiter in it for it in self.templates())
+        return self.keep_original_captions or any(
+            delimiter in template for template in self.templates()
+        )
 
     def sources(self) -> Sequence[DatasetConfig]:
         """Return the dataset."""

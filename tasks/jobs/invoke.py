@@ -185,9 +185,12 @@ PATCHES: dict[str, Patch] = {
 def problems_of(config: "PipelineConfig") -> list[Problem]:
     """Return a problem for every option of a config that the engine refuses."""
     return [
-        Problem(f"training.{it.option}", f"engine invoke-training refuses this: {it.reason}")
-        for it in UNSUPPORTED_OPTIONS
-        if it.refuses(config)
+        Problem(
+            f"training.{unsupported.option}",
+            f"engine invoke-training refuses this: {unsupported.reason}",
+        )
+        for unsupported in UNSUPPORTED_OPTIONS
+        if unsupported.refuses(config)
     ]
 
 

@@ -244,7 +244,9 @@ def _unreadable(job_id: str, fields: Mapping[str, str], error: Exception) -> Unr
     problem = f"{type(error).__name__}: {error}"
     if isinstance(error, ValidationError):
         problems = error.errors(include_url=False, include_input=False)
-        problem = "; ".join(f"{'.'.join(map(str, it['loc']))}: {it['msg']}" for it in problems)
+        problem = "; ".join(
+            f"{'.'.join(map(str, details['loc']))}: {details['msg']}" for details in problems
+        )
     return UnreadableJobError(job_id, _version_of(fields), VERSION, problem)
 
 

@@ -158,9 +158,14 @@ def next_larger_class(
     if memory_class is None:
         return None
     workers = live_workers(client).values()
-    healthy = [it for it in workers if it.quarantined is None and engine in it.engines]
+    healthy = [
+        worker for worker in workers if worker.quarantined is None and engine in worker.engines
+    ]
     classes = {worker.memory_class for worker in healthy}
-    return min((it for it in classes if it and it > memory_class), default=None)
+    return min(
+        (candidate for candidate in classes if candidate and candidate > memory_class),
+        default=None,
+    )
 
 
 def _parse(name: str, text: str) -> WorkerInfo | None:

@@ -137,7 +137,7 @@ class GpuQuarantine(WorkerPolicy):
         faults: Faults from the pool's child.
         on_change: Called with the reason when a quarantine begins or its reason changes, and with
             None when it ends.
-        on_permanent: Called when it will not end, so that the running job is handed back.
+        on_permanent: Called when it will not end, so that the running job is released.
     """
 
     def __init__(

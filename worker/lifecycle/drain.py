@@ -1,4 +1,4 @@
-"""Drain: a worker that is asked to stop hands its job back from a checkpoint."""
+"""Drain: a worker that is asked to stop releases its job after a checkpoint."""
 
 import os
 import select
@@ -20,7 +20,7 @@ class Drain(WorkerPolicy):
         self.begin()
 
     def begin(self) -> None:
-        """Let the child hand its job back. Called in the parent."""
+        """Let the child release its job. Called in the parent."""
         os.write(self._write_fd, b".")
 
     def requested(self) -> bool:

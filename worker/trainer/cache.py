@@ -155,7 +155,7 @@ class _Encoder:
             def submit(count: int) -> None:
                 for batch in islice(rest, count):
                     images = [self._plan.latents[digest] for digest in batch]
-                    waiting.append((batch, [pool.submit(self._pixels, it) for it in images]))
+                    waiting.append((batch, [pool.submit(self._pixels, image) for image in images]))
 
             submit(2)
             while waiting:

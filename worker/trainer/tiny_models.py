@@ -183,7 +183,7 @@ def _write_older_tokenizers(folder: Path) -> None:
         model = json.loads(path.read_text("utf-8"))["model"]
         if model["type"] != "BPE":
             continue
-        merges = [" ".join(it) if isinstance(it, list) else it for it in model["merges"]]
+        merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in model["merges"]]
         path.with_name("vocab.json").write_text(json.dumps(model["vocab"]), "utf-8")
         lines = "\n".join(["#version: 0.2", *merges, ""])
         path.with_name("merges.txt").write_text(lines, "utf-8")

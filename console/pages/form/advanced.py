@@ -49,7 +49,7 @@ class AdvancedPart:
 
     def show_values(self, except_path: str) -> None:
         """Show values that changed together with another option."""
-        paths = {it.path for it in self._draft.controls()}
+        paths = {control.path for control in self._draft.controls()}
         for path, field in self._fields.items():
             if path != except_path and path in paths:
                 field.show(self._value(self._controls[path]))
@@ -59,15 +59,15 @@ class AdvancedPart:
         self.errors = errors
         for path, field in self._fields.items():
             field.flag(errors.get(path, ""), self._draft.is_own(path))
-        paths = [it.path for it in self._visible_controls()]
-        changed = sum(self._draft.is_own(it) for it in paths)
-        invalid = sum(it in errors for it in paths)
+        paths = [control.path for control in self._visible_controls()]
+        changed = sum(self._draft.is_own(path) for path in paths)
+        invalid = sum(path in errors for path in paths)
         summary = f"{len(paths)} options, {changed} changed"
         self._count.update_text(summary + (f", {invalid} invalid" if invalid else ""))
 
     def go_to(self, path: str) -> bool:
         """Open the options and scroll to one; return whether the option is here."""
-        if path not in {it.path for it in self._visible_controls()}:
+        if path not in {control.path for control in self._visible_controls()}:
             return False
         if not self._is_open:
             self._open()
@@ -95,7 +95,7 @@ class AdvancedPart:
                 Field("Changed only", "switch", self._changed_only, self._set_changed_only)
         controls = self._visible_controls()
         for group in GROUPS:
-            of_group = [it for it in controls if it.group == group]
+            of_group = [control for control in controls if control.group == group]
             if not of_group:
                 continue
             section = Tag("section", classes="options-group")
@@ -104,7 +104,7 @@ class AdvancedPart:
                 with Tag("div", classes="grid-2"):
                     for control in of_group:
                         self._add_field(control)
-            self._groups.append((section, [it.path for it in of_group]))
+            self._groups.append((section, [control.path for control in of_group]))
         self._no_match = Tag("p", "No options match.", "muted options-group")
         with self._no_match:
             button("Show all", "small").on("click", lambda: self._set_search(""))
@@ -127,7 +127,7 @@ class AdvancedPart:
             self._value(control),
             change,
             on_reset=reset,
-            choices=[Choice(it, it or "none") for it in control.choices],
+            choices=[Choice(choice, choice or "none") for choice in control.choices],
             help=f"{control.help} {_type_and_default(control)}",
         )
 
@@ -150,17 +150,17 @@ class AdvancedPart:
             matches = all(word in text for word in words)
             field.set_visibility(matches and (not self._changed_only or self._draft.is_own(path)))
         for section, paths in self._groups:
-            section.set_visibility(any(self._fields[it].visible for it in paths))
+            section.set_visibility(any(self._fields[path].visible for path in paths))
         self._no_match.set_visibility(not any(section.visible for section, _ in self._groups))
 
     def _visible_controls(self) -> list[Control]:
         other_paths, dataset = self._other_paths(), f"{self._draft.dataset_path}."
         return [
-            it
-            for it in self._draft.controls()
-            if it.path not in other_paths
-            and not it.path.startswith(dataset)
-            and not (it.kind == Kind.CHOICE and len(it.choices) < 2)
+            control
+            for control in self._draft.controls()
+            if control.path not in other_paths
+            and not control.path.startswith(dataset)
+            and not (control.kind == Kind.CHOICE and len(control.choices) < 2)
         ]
 
 

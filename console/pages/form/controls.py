@@ -145,7 +145,7 @@ def _kind_and_choices(
     option: Option, schema: dict[str, Any], options: tuple[Option, ...]
 ) -> tuple[Kind, tuple[str, ...]]:
     if "const" in schema:
-        values = {it.schema["const"]: None for it in options if it.path == option.path}
+        values = {branch.schema["const"]: None for branch in options if branch.path == option.path}
         return Kind.CHOICE, tuple(values)
     if "enum" in schema:
         return Kind.CHOICE, tuple(schema["enum"])

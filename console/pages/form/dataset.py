@@ -80,7 +80,7 @@ class DatasetPart:
         self._source_box.clear()
         with self._source_box:
             choices = [Choice(_UPLOAD, "Upload here")]
-            choices += [Choice(it, _SOURCE_NAMES.get(it, it)) for it in sources]
+            choices += [Choice(source, _SOURCE_NAMES.get(source, source)) for source in sources]
             Field("Source", "choice", source, self._choose_source, choices=choices)
         self._show_source(source)
         self._report.show()
@@ -139,7 +139,7 @@ class DatasetPart:
             path.unlink(missing_ok=True)
 
     async def _received(self) -> None:
-        rejected = [f"Not added: {it}" for it in self._rejected]
+        rejected = [f"Not added: {reason}" for reason in self._rejected]
         self._rejected.clear()
         self.images.mark_changed()
         await self.check()
@@ -205,7 +205,7 @@ class DatasetPart:
         if dataset is None:
             return
         controls = self._draft.dataset_controls(str(dataset["type"]))
-        control = next(it for it in controls if it.path.endswith(f".{name}"))
+        control = next(candidate for candidate in controls if candidate.path.endswith(f".{name}"))
         value = control.read(typed)
         if value == control.default and not control.required:
             dataset.pop(name, None)

@@ -52,7 +52,7 @@ class Draft:
             if value is not _ABSENT and not isinstance(value, dict):
                 draft.set(control.path, value)
         dataset = _value_at(values, draft.dataset_path)
-        there = {it.path: it for it in draft.dataset_controls(dataset["type"])}
+        there = {control.path: control for control in draft.dataset_controls(dataset["type"])}
         for name, value in list(dataset.items()):
             option = there.get(f"{draft.dataset_path}.{name}")
             if option is not None and not option.required and option.default == value:
@@ -82,30 +82,30 @@ class Draft:
         """Return the controls that apply to the current selections."""
         buckets = self.value(_BUCKETS) is not None
         return [
-            it
-            for it in controls(self.training_type)
-            if self._selected(it) and (buckets or not it.path.startswith(f"{_BUCKETS}."))
+            control
+            for control in controls(self.training_type)
+            if self._selected(control) and (buckets or not control.path.startswith(f"{_BUCKETS}."))
         ]
 
     def dataset_controls(self, kind: str) -> list[Control]:
         """Return the controls of a type of dataset."""
         folder = f"{self.dataset_path}."
         return [
-            it
-            for it in controls(self.training_type)
-            if it.path.startswith(folder)
-            and it.only_with.get(f"{folder}type") == kind
-            and it.path != f"{folder}type"
+            control
+            for control in controls(self.training_type)
+            if control.path.startswith(folder)
+            and control.only_with.get(f"{folder}type") == kind
+            and control.path != f"{folder}type"
         ]
 
     def selectors(self) -> set[str]:
         """Return the options that decide which other options apply."""
-        branches = (it.only_with for it in controls(self.training_type))
+        branches = (control.only_with for control in controls(self.training_type))
         return {_BUCKETS, *(path for branch in branches for path in branch)}
 
     def control(self, path: str) -> Control | None:
         """Return the control of an option; None if the option does not apply."""
-        return next((it for it in self.controls() if it.path == path), None)
+        return next((control for control in self.controls() if control.path == path), None)
 
     def value(self, path: str) -> Any:
         """Return a value: the job's own, else the preset's, else the default."""
@@ -126,7 +126,7 @@ class Draft:
 
     def own(self) -> list[str]:
         """Return the paths of the job's own values."""
-        return [it.path for it in self.controls() if it.path in self._own]
+        return [control.path for control in self.controls() if control.path in self._own]
 
     def set(self, path: str, value: Any) -> None:
         """Set a value; one that equals the preset's or default is not the job's own."""
@@ -154,7 +154,7 @@ class Draft:
 
     def values(self, prefixes: tuple[str, ...]) -> dict[str, Any]:
         """Return the values of the options with one of these prefixes, and the dataset."""
-        paths = [it.path for it in self.controls() if it.path.startswith(prefixes)]
+        paths = [control.path for control in self.controls() if control.path.startswith(prefixes)]
         return {**{path: self.value(path) for path in paths}, "dataset": self.dataset}
 
     def document(self) -> dict[str, Any]:
@@ -185,10 +185,10 @@ class Draft:
         return all(self.value(path) == value for path, value in control.only_with.items())
 
     def _default(self, path: str) -> Any:
-        known = [it for it in controls(self.training_type) if it.path == path]
-        control = next((it for it in known if not it.only_with), None)
+        known = [control for control in controls(self.training_type) if control.path == path]
+        control = next((candidate for candidate in known if not candidate.only_with), None)
         if control is None:
-            control = next((it for it in known if self._selected(it)), None)
+            control = next((candidate for candidate in known if self._selected(candidate)), None)
         if control is None:
             return None
         if path.endswith("_learning_rate") and self.value("optimizer.optimizer_type") != "AdamW":

@@ -110,7 +110,9 @@ class DraftImages:
     def error_count(self) -> int:
         """Number of findings that stop the job."""
         report = self._opened.report
-        return 0 if report is None else sum(it.severity == "error" for it in report.findings)
+        return (
+            0 if report is None else sum(finding.severity == "error" for finding in report.findings)
+        )
 
     @property
     def sizes(self) -> list[int] | None:

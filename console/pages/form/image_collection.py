@@ -71,7 +71,7 @@ class ImageCollection:
         if self._folder is None:
             return []
         found = [path for path in self._folder.iterdir() if path.suffix.lower() in SUFFIXES]
-        return [CollectedImage(it.name, _caption(it)) for it in sorted(found)]
+        return [CollectedImage(path.name, _caption(path)) for path in sorted(found)]
 
     def path_of(self, name: str) -> Path | None:
         """Return the path of a file; None if the collection has no such file."""

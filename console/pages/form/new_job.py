@@ -204,7 +204,9 @@ class NewJob:
             self._add_field("model", "Base model", "A Hub id, or a folder that the workers see.")
         self._preset_box.clear()
         with self._preset_box:
-            of_type = [it for it in self._presets if it.type == self._draft.training_type]
+            of_type = [
+                preset for preset in self._presets if preset.type == self._draft.training_type
+            ]
             none = Choice(_NO_PRESET, "No preset", "Every option starts from its default.")
             Field(
                 "Memory preset", "cards", self._draft.preset_name or _NO_PRESET,
@@ -224,7 +226,7 @@ class NewJob:
         control = self._draft.control(path)
         if control is None:
             return
-        choices = [Choice(it, it or "choose") for it in control.choices]
+        choices = [Choice(choice, choice or "choose") for choice in control.choices]
         kind = "integer" if path == _RESOLUTION else str(control.kind)
         value = control.show(self._draft.value(path))
 
@@ -251,14 +253,14 @@ class NewJob:
         self._tried_to_start = False
         if training_type not in TYPE_NAMES:
             return  # the browser was manipulated
-        of_type = [it for it in self._presets if it.type == training_type]
-        best = next((it.name for it in of_type if it.recommended), of_type[0].name)
+        of_type = [preset for preset in self._presets if preset.type == training_type]
+        best = next((preset.name for preset in of_type if preset.recommended), of_type[0].name)
         self._draft.choose_type(training_type, best)
         self._build_for_type()
         self._changed()
 
     def _choose_preset(self, name: str) -> None:
-        if name not in {_NO_PRESET, *(it.name for it in self._presets)}:
+        if name not in {_NO_PRESET, *(preset.name for preset in self._presets)}:
             return  # the browser was manipulated
         self._draft.choose_preset(None if name == _NO_PRESET else name)
         self._show_values()

@@ -128,7 +128,9 @@ class PreviewPanel:
 
     def _show_route(self, preview: Preview) -> None:
         route, estimate = preview.route, preview.estimate
-        memory_class = next(it for it in MemoryClass if str(it) == route["memory_class"])
+        memory_class = next(
+            candidate for candidate in MemoryClass if str(candidate) == route["memory_class"]
+        )
         with Tag("dl", classes="facts"):
             fact("GPU", f"{memory_class.value} GB class")
             fact("Queue", route["queue"])
@@ -136,7 +138,7 @@ class PreviewPanel:
             if preview.price is not None:
                 fact("Price", _price(preview.price.amount))
         if estimate["unknown"] and estimate["at_least_s"] >= 1:
-            stages = [STAGE_NAMES.get(it, it).lower() for it in estimate["unknown"]]
+            stages = [STAGE_NAMES.get(stage, stage).lower() for stage in estimate["unknown"]]
             Tag("p", f"Time unknown for: {', '.join(stages)}.", "help")
         needed_gib, available_gib = float(route["needed_gib"]), memory_class.floor_gib
         with Tag("div", classes="stack-small memory"):

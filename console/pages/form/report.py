@@ -79,7 +79,7 @@ class Report:
         images, report = self._opened.images, self._opened.report
         if report is None:
             return f"{count(len(images), 'image')}, not checked" if images else ""
-        severities = [it.severity for it in report.findings]
+        severities = [finding.severity for finding in report.findings]
         valid = count(report.images, "valid image")
         if not severities:
             return f"{valid}, no problems"
@@ -87,7 +87,7 @@ class Report:
         return f"{valid}, {count(errors, 'error')}, {count(warnings, 'warning')}"
 
     def _show_findings(self, findings: tuple[Finding, ...]) -> None:
-        numbers = {it.name: it.number for it in self._opened.images if it.error is None}
+        numbers = {image.name: image.number for image in self._opened.images if image.error is None}
         box = Tag("div", classes="table-box table-box-inner")
         with box, Tag("table", classes="table table-rows"):
             Tag("caption", "Problems of the images", "sr-only")

@@ -95,7 +95,7 @@ class JobPage:
             fact("Queue", view.queue)
             fact("Submitted", f"{view.created_at:%Y-%m-%d %H:%M} UTC")
             self._end = fact("End")
-        classes = {gpu_queue(it): it.floor_gib for it in MemoryClass}
+        classes = {gpu_queue(memory_class): memory_class.floor_gib for memory_class in MemoryClass}
         estimate = f"about {view.needed_gib:.1f} GiB"
         with panel("GPU memory", estimate), Tag("div", classes="stack-small"):
             memory_bar(view.memory_gib, classes.get(view.queue, view.needed_gib))

@@ -148,8 +148,8 @@ class FilesPart:
     def show(self, view: FilesView) -> None:
         """Show the files; the samples, which are many, in a disclosure."""
         self._panel.set_visibility(bool(view.files))
-        samples = [it for it in view.files if it.name.startswith(_SAMPLE_PREFIX)]
-        others = [it for it in view.files if not it.name.startswith(_SAMPLE_PREFIX)]
+        samples = [file for file in view.files if file.name.startswith(_SAMPLE_PREFIX)]
+        others = [file for file in view.files if not file.name.startswith(_SAMPLE_PREFIX)]
         self._box.clear()
         with self._box:
             self._show_table(others, "Published files")

@@ -107,7 +107,7 @@ class Run:
 
     def watch(self, optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
         """Take over the new optimizer: it does not step during the replay."""
-        ids = {id(it) for group in optimizer.param_groups for it in group["params"]}
+        ids = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         parameters = {
             lora_weight_name(model, path): parameter
             for model, module in self.models.items()
@@ -152,7 +152,7 @@ class Run:
         accumulation = self._config.gradient_accumulation_steps
         step = epoch * self._plan.steps_per_epoch + place // accumulation
         first, end = self._plan.of_step(step)
-        total = sum(len(self._plan.batch(it)[1]) for it in range(first, end))
+        total = sum(len(self._plan.batch(number)[1]) for number in range(first, end))
         return float(samples * accumulation / total)
 
     def log(self, _accelerator: Any, values: Mapping[str, Any], step: int | None = None) -> None:
@@ -205,7 +205,9 @@ class Run:
         """
         if self._done <= self._saved:
             return
-        models = [it for it in arguments.values() if isinstance(it, torch.nn.Module)]
+        models = [
+            argument for argument in arguments.values() if isinstance(argument, torch.nn.Module)
+        ]
         if "exact_save" not in self.patches or self._request.training.type != "SDXL_FINETUNE":
             models = []
         if not all_finite(self.state.parameters):
@@ -250,7 +252,7 @@ class Run:
 @contextmanager
 def _weights_kept(models: list[torch.nn.Module]) -> Iterator[None]:
     """Restore the models' weights bit for bit: saving casts them."""
-    before = [(it, it.data) for model in models for it in model.parameters()]
+    before = [(parameter, parameter.data) for model in models for parameter in model.parameters()]
     yield
     for parameter, values in before:
         parameter.data = values

@@ -258,7 +258,7 @@ class _Results:
             written.rename(path)
             return [path]
         shutil.move(written, folder / name)
-        files = sorted(it for it in (folder / name).rglob("*") if it.is_file())
+        files = sorted(file for file in (folder / name).rglob("*") if file.is_file())
         # The trained weights first.
         return sorted(files, key=_file_rank)
 
