@@ -1,9 +1,10 @@
 """Lua scripts in files, called from Python by the names of their keys and arguments.
 
-A script is declared as a function whose parameters are keyword-only; its file has the function's
-name. Parameters annotated with ``Key`` become ``KEYS``, the others ``ARGV``, and the Lua code finds
-each as a local variable of its name: strings and numbers as strings (``'3' ~= 3`` in Lua), ``None``
-as an empty string, truth values as ``'1'`` and ``'0'``, and the rest as tables, sent as JSON.
+A script is declared as a function whose parameters are keyword-only; the function's own body never
+runs. The script's file has the function's name. Parameters annotated with ``Key`` become ``KEYS``,
+the others ``ARGV``. The Lua code finds each as a local variable of its name: strings and numbers
+as strings (``'3' ~= 3`` in Lua), ``None`` as an empty string, truth values as ``'1'`` and ``'0'``,
+and the rest as tables, sent as JSON.
 """
 
 import hashlib
