@@ -133,7 +133,7 @@ def _shown(found: dict[str, list[float]]) -> str:
 @contextmanager
 def _running(state: JobStore, job_id: str) -> Iterator[None]:
     """Report the progress of a job's stage, as a worker does."""
-    _, attempt, _ = state.begin(job_id, "prepare", worker="w", queue="cpu", tag="t")
+    _, token, _ = state.begin(job_id, "prepare", worker="w", queue="cpu", tag="t")
     over = threading.Event()
 
     def report_progress() -> None:
@@ -141,7 +141,7 @@ def _running(state: JobStore, job_id: str) -> Iterator[None]:
         while not over.wait(1 / _EVENTS_A_SECOND):
             done += 1
             progress = Progress(stage="prepare", done=done, total=10**6, unit="files")
-            state.write(job_id, attempt, [progress])
+            state.write(job_id, token, [progress])
 
     thread = threading.Thread(target=report_progress)
     thread.start()

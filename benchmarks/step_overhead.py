@@ -197,7 +197,7 @@ def run_in(folder: Path, config: FluxLoraConfig) -> tuple[TrainingData, Checkpoi
     request = TrainerRequest(
         stage="train",
         job_id="benchmark",
-        attempt=1,
+        start_id="1",
         name="lora",
         training=config,
         dataset_key="unused",

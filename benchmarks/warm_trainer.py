@@ -109,7 +109,7 @@ def request_in(folder: Path) -> TrainerRequest:
     request = TrainerRequest(
         stage="cache",
         job_id="benchmark",
-        attempt=1,
+        start_id="1",
         name="lora",
         training=parse_job({"training": training}).training,
         dataset_key=dataset_key(dataset.digest),

@@ -54,14 +54,14 @@ def cache_index_key(job_id: str) -> str:
     return f"jobs/{job_id}/cache.json"
 
 
-def checkpoint_prefix(job_id: str, step: int, attempt: int) -> str:
-    """Return the prefix of a checkpoint; attempts never share one."""
-    return f"jobs/{job_id}/checkpoints/{step:08d}-{attempt}"
+def checkpoint_prefix(job_id: str, step: int, start_id: str) -> str:
+    """Return the prefix of a checkpoint; starts never share one."""
+    return f"jobs/{job_id}/checkpoints/{step:08d}-{start_id}"
 
 
-def validation_prefix(job_id: str, step: int, attempt: int) -> str:
-    """Return the prefix of a step's validation images; attempts never share one."""
-    return f"jobs/{job_id}/validation/{step:08d}-{attempt}"
+def validation_prefix(job_id: str, step: int, start_id: str) -> str:
+    """Return the prefix of a step's validation images; starts never share one."""
+    return f"jobs/{job_id}/validation/{step:08d}-{start_id}"
 
 
 def upload_key(tenant: str, upload_id: str) -> str:

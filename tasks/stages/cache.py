@@ -122,7 +122,7 @@ class _CacheFill:
         self._events.handle(PackStored, self._add_pack)
         self._index = context.worker.pack_index
         self._index.rebuild_if_lost(context.worker.store)
-        self._owner = owner_of(context.job_id, context.attempt)
+        self._owner = owner_of(context.job_id, context.token.attempt)
         self._checked_packs: set[str] = set()
         self._computed: set[str] = set()
         self._meter = RateMeter()

@@ -13,6 +13,7 @@ import redis
 from tasks.events import Event, Progress
 from tasks.metrics import Counts
 from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
+from tasks.state.fencing_token import FencingToken
 from tasks.state.job_store import JobStore
 from tasks.state.record import JobStatus
 
@@ -28,11 +29,11 @@ class EventBuffer:
     Args:
         state: The jobs, over a connection that gives up early.
         job_id: The job.
-        attempt: The number of the start.
+        token: The start's.
     """
 
-    def __init__(self, state: JobStore, job_id: str, attempt: int) -> None:
-        self._state, self._job_id, self._attempt = state, job_id, attempt
+    def __init__(self, state: JobStore, job_id: str, token: FencingToken) -> None:
+        self._state, self._job_id, self._token = state, job_id, token
         self._events: list[Event] = []
         self._artifacts = NO_ARTIFACTS
         self._callbacks: list[Callable[[], None]] = []
@@ -85,7 +86,7 @@ class EventBuffer:
             SupersededError: A newer start has taken over.
         """
         self._if_connected(self.flush)
-        return self._if_connected(lambda: self._state.requested_state(self._job_id, self._attempt))
+        return self._if_connected(lambda: self._state.requested_state(self._job_id, self._token))
 
     def flush(self) -> None:
         """Write the kept events now.
@@ -96,7 +97,7 @@ class EventBuffer:
         """
         if self._events:
             self._state.write(
-                self._job_id, self._attempt, self._events, self._artifacts, self._counts
+                self._job_id, self._token, self._events, self._artifacts, self._counts
             )
             self._counts = {}
         callbacks, self._callbacks = self._callbacks, []

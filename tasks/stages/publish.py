@@ -63,6 +63,8 @@ def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
     files = []
     for file_name, artifact in names.items():
         key = f"{prefix}/{file_name}"
+        # A start that was superseded replaces no file of the one that took over.
+        context.check_not_cancelled()
         context.worker.store.copy(artifact.key, key)
         files.append(artifact.model_copy(update={"name": file_name, "key": key}))
     return files

@@ -119,7 +119,7 @@ def _begin(
         UnreadableJobError: This version cannot read the job, which has failed now.
     """
     state = worker.state
-    answer, attempt, record = state.begin(
+    answer, token, record = state.begin(
         job_id,
         stage,
         worker=worker.name,
@@ -132,13 +132,13 @@ def _begin(
     extra = {"job": job_id, "stage": stage}
     if record is not None:
         logger.info("%s begins", stage, extra=extra)
-        events = EventBuffer(state, job_id, attempt)
+        events = EventBuffer(state, job_id, token)
         telemetry = Telemetry(
             record, stage, delivery.queue, worker.memory_class, events, worker.tracing.tracer
         )
         return StageContext(
             stage=stage,
-            attempt=attempt,
+            token=token,
             record=record,
             worker=worker,
             queue=delivery.queue,
@@ -220,7 +220,7 @@ def _finish(context: StageContext, result: StageResult) -> Done:
             context,
             lambda: state.finish_stage(
                 context.job_id,
-                context.attempt,
+                context.token,
                 context.stage,
                 stage,
                 result.artifacts,
@@ -312,13 +312,13 @@ def _release(
         fields: Fields of the job's record to change.
         delay_s: Seconds until the stage is sent again; None leaves that to the caller.
     """
-    state, job_id, attempt = context.worker.state, context.job_id, context.attempt
+    state, job_id, token = context.worker.state, context.job_id, context.token
     _until_connected(context, context.events.flush)
     counts = context.events.take_counts()
     all_counts = {**counts, **context.telemetry.end_counts(label)}
     status = _until_connected(
         context,
-        lambda: state.release(job_id, attempt, note, fields, delay_s=delay_s, counts=all_counts),
+        lambda: state.release(job_id, token, note, fields, delay_s=delay_s, counts=all_counts),
     )
     if status == JobStatus.CANCELLING:
         context.telemetry.count(counts)
@@ -343,7 +343,7 @@ def _end(context: StageContext, error: JobError) -> Failed | Cancelled:
     status = JobStatus.CANCELLED if cancelled else JobStatus.FAILED
     counts = {**context.events.take_counts(), **context.telemetry.end_counts(status)}
     state = context.worker.state
-    _until_connected(context, lambda: state.fail(context.job_id, context.attempt, error, counts))
+    _until_connected(context, lambda: state.fail(context.job_id, context.token, error, counts))
     context.telemetry.record_end(status, error.code, status)
     return _ended_with(error)
 
@@ -355,7 +355,7 @@ def _ended_with(error: JobError) -> Failed | Cancelled:
 def _is_saved_on_cancel(context: StageContext) -> bool:
     """Whether the job is cancelled, and its last checkpoint is to be published."""
     state, job_id = context.worker.state, context.job_id
-    is_cancelled = state.requested_state(job_id, context.attempt) == JobStatus.CANCELLING
+    is_cancelled = state.requested_state(job_id, context.token) == JobStatus.CANCELLING
     return is_cancelled and state.get(job_id).save_on_cancel
 
 

@@ -15,6 +15,7 @@ from tasks.stages.telemetry import Telemetry
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.stages.worker_context import WorkerContext
 from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
+from tasks.state.fencing_token import FencingToken
 from tasks.state.record import JobRecord, JobStatus
 
 _STOP_REQUESTS = (JobStatus.CANCELLING, JobStatus.PAUSING)
@@ -48,7 +49,7 @@ class StageContext:
     """
 
     stage: str
-    attempt: int
+    token: FencingToken
     record: JobRecord
     worker: WorkerContext
     queue: str
@@ -65,7 +66,7 @@ class StageContext:
     @property
     def scratch_dir(self) -> Path:
         """The folder of this start, removed when it ends."""
-        return self.worker.scratch_dir / f"{self.job_id}-{self.attempt}"
+        return self.worker.scratch_dir / f"{self.job_id}-{self.token.start_id}"
 
     def artifact(self, name: Literal["dataset", "cache_index"]) -> str:
         """Return the store key that an earlier stage left.
@@ -99,7 +100,7 @@ class StageContext:
             # Encoder outputs are the same for all engines: one engine computes them.
             engine=job.engine if stage == "train" else DIFFUSERS,
             job_id=self.job_id,
-            attempt=self.attempt,
+            start_id=self.token.start_id,
             name=job.name,
             training=job.training,
             dataset_key=self.artifact("dataset"),
@@ -133,7 +134,7 @@ class StageContext:
             CancelledJobError: The job is cancelled, and nothing of it is to be published.
         """
         self.events.flush()
-        if self.worker.state.requested_state(self.job_id, self.attempt) != JobStatus.CANCELLING:
+        if self.worker.state.requested_state(self.job_id, self.token) != JobStatus.CANCELLING:
             return
         if not self.worker.state.get(self.job_id).save_on_cancel:
             raise CancelledJobError(self.job_id, self.stage)

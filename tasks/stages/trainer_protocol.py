@@ -18,8 +18,8 @@ class TrainerRequest(StrictModel):
     """``cache`` computes cache entries; ``train`` trains."""
 
     job_id: str
-    attempt: int
-    """The fencing token. It is part of every written key, so that two starts never share one."""
+    start_id: str
+    """The id of the start. It is part of every written key, so that two starts never share one."""
 
     engine: Engine = DIFFUSERS
     """The engine that runs the request."""

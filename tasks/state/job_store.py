@@ -1,7 +1,7 @@
 """Records jobs and what their stages do: one hash and one stream of events for each job.
 
 Every change is one script of ``tasks/state/scripts.py``. A change made for a stage is fenced by the
-attempt number that its start was given: only the newest start may write. What operators and the
+token that its start was given: only the newest start may write. What operators and the
 maintenance do to jobs is in ``tasks/state/control.py``.
 """
 
@@ -30,6 +30,7 @@ from tasks.jobs.job import TrainingJob
 from tasks.metrics import Counts
 from tasks.state import keys, scripts
 from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
+from tasks.state.fencing_token import NO_TOKEN, FencingToken
 from tasks.state.job_reader import JobReader
 from tasks.state.record import VERSION, JobRecord, JobStatus, StageRecord, hash_of, parse_record
 
@@ -42,7 +43,7 @@ class StartOutcome(StrEnum):
     """Whether a stage may begin, and if not, why."""
 
     BEGUN = "begun"
-    """The stage begins, with an attempt number."""
+    """The stage begins, with a fencing token."""
     DONE = "done"
     """The stage is done and its successor has not begun: let the chain continue."""
     DUPLICATE = "duplicate"
@@ -75,12 +76,12 @@ class StageStart(NamedTuple):
 
     Attributes:
         outcome: Whether it may.
-        attempt: The number of the start if it has BEGUN, else 0.
+        token: The fencing token of the start if it has BEGUN.
         record: The job's record if it has BEGUN.
     """
 
     outcome: StartOutcome
-    attempt: int = 0
+    token: FencingToken = NO_TOKEN
     record: JobRecord | None = None
 
 
@@ -198,27 +199,27 @@ class JobStore(JobReader):
         outcome = StartOutcome(reply[0])
         if outcome != StartOutcome.BEGUN:
             return StageStart(outcome)
-        return self._started(job_id, stage, int(reply[1]), reply[2])
+        return self._started(job_id, stage, FencingToken(int(reply[1]), tag), reply[2])
 
-    def requested_state(self, job_id: str, attempt: int) -> JobStatus:
+    def requested_state(self, job_id: str, token: FencingToken) -> JobStatus:
         """Return the job's status, which says whether this start is to stop.
 
         Raises:
-            SupersededError: The attempt is not the newest.
+            SupersededError: The start is not the newest.
         """
         status = scripts.requested_state(
             self._redis,
             job_key=record_key(job_id),
             events_key=events_key(job_id),
             ttl_s=self._ttl_s,
-            attempt=attempt,
+            token=str(token),
         )
-        return _status(job_id, attempt, status)
+        return _status(job_id, token, status)
 
     def write(
         self,
         job_id: str,
-        attempt: int,
+        token: FencingToken,
         events: Sequence[Event],
         artifacts: JobArtifacts = NO_ARTIFACTS,
         counts: Counts | None = None,
@@ -228,7 +229,7 @@ class JobStore(JobReader):
         The start's counts are added in the same change, exactly once; so in every write.
 
         Raises:
-            SupersededError: The attempt is not the newest.
+            SupersededError: The start is not the newest.
         """
         # A start that leaves something for later starts has made progress.
         fields = artifacts.hash_fields()
@@ -239,18 +240,18 @@ class JobStore(JobReader):
             job_key=record_key(job_id),
             events_key=events_key(job_id),
             ttl_s=self._ttl_s,
-            attempt=attempt,
+            token=str(token),
             events=[event.model_dump_json() for event in events],
             fields=fields,
             counts=counts or {},
         )
         if not is_written:
-            raise SupersededError(job_id, attempt)
+            raise SupersededError(job_id, token.attempt)
 
     def finish_stage(
         self,
         job_id: str,
-        attempt: int,
+        token: FencingToken,
         stage: str,
         record: StageRecord,
         artifacts: JobArtifacts,
@@ -264,7 +265,7 @@ class JobStore(JobReader):
 
         Args:
             job_id: The job.
-            attempt: The start's number.
+            token: The start's.
             stage: The stage.
             record: What happened in it.
             artifacts: What the stage leaves for later ones.
@@ -277,11 +278,11 @@ class JobStore(JobReader):
             Whether the next stage's message is to be sent now.
 
         Raises:
-            SupersededError: The attempt is not the newest.
+            SupersededError: The start is not the newest.
         """
         finished = StageFinished(
             stage=stage,
-            attempt=attempt,
+            attempt=token.attempt,
             seconds=record.seconds or 0.0,
             summary=record.summary or "",
         )
@@ -290,27 +291,27 @@ class JobStore(JobReader):
             fields |= {"stage_state": "done", "result": json.dumps(result)}
             code = ErrorCode.CANCELLED if cancelled else None
             ended = JobEnded(status="cancelled" if cancelled else "succeeded", code=code)
-            self._end(job_id, attempt, ended, fields, counts, before=[finished])
+            self._end(job_id, token, ended, fields, counts, before=[finished])
             return False
         outcome = scripts.finish_stage(
             self._redis,
             job_key=record_key(job_id),
             events_key=events_key(job_id),
             ttl_s=self._ttl_s,
-            attempt=attempt,
+            token=str(token),
             event=finished.model_dump_json(),
             fields=fields,
             fair_share_queue=fair_share_queue,
             counts=counts or {},
         )
         if outcome == "superseded":
-            raise SupersededError(job_id, attempt)
+            raise SupersededError(job_id, token.attempt)
         return outcome == DispatchOutcome.SENT
 
     def release(
         self,
         job_id: str,
-        attempt: int,
+        token: FencingToken,
         event: Event,
         fields: Mapping[str, str] | None = None,
         *,
@@ -321,7 +322,7 @@ class JobStore(JobReader):
 
         Args:
             job_id: The job.
-            attempt: The start's number.
+            token: The start's.
             event: The reason, for the job's readers.
             fields: Fields of the record to change with it.
             delay_s: Seconds until ``JobControl.take_due`` returns the job; None if the caller
@@ -333,28 +334,28 @@ class JobStore(JobReader):
             instead, and nothing was released.
 
         Raises:
-            SupersededError: The attempt is not the newest.
+            SupersededError: The start is not the newest.
         """
         status = scripts.release_stage(
             self._redis,
             job_key=record_key(job_id),
             events_key=events_key(job_id),
             ttl_s=self._ttl_s,
-            attempt=attempt,
+            token=str(token),
             event=event.model_dump_json(),
             fields=fields or {},
             delay_s=delay_s,
             counts=counts or {},
         )
-        return _status(job_id, attempt, status)
+        return _status(job_id, token, status)
 
     def fail(
-        self, job_id: str, attempt: int, error: JobError, counts: Counts | None = None
+        self, job_id: str, token: FencingToken, error: JobError, counts: Counts | None = None
     ) -> None:
         """End the job with an error; with status CANCELLED if that is the error's code.
 
         Raises:
-            SupersededError: The attempt is not the newest.
+            SupersededError: The start is not the newest.
         """
         is_cancelled = error.code == ErrorCode.CANCELLED
         fields = {
@@ -367,22 +368,22 @@ class JobStore(JobReader):
             message=error.message,
             code=error.code,
         )
-        self._end(job_id, attempt, ended, fields, counts)
+        self._end(job_id, token, ended, fields, counts)
 
-    def _started(self, job_id: str, stage: str, attempt: int, fields: str) -> StageStart:
+    def _started(self, job_id: str, stage: str, token: FencingToken, fields: str) -> StageStart:
         """Return a start with the job's record; fail a job that this version cannot read."""
         try:
             record = parse_record(job_id, hash_of(json.loads(fields)))
         except UnreadableJobError as error:
             error.stage = stage
-            self.fail(job_id, attempt, error)
+            self.fail(job_id, token, error)
             raise
-        return StageStart(StartOutcome.BEGUN, attempt, record)
+        return StageStart(StartOutcome.BEGUN, token, record)
 
     def _end(
         self,
         job_id: str,
-        attempt: int,
+        token: FencingToken,
         ended: JobEnded,
         fields: Mapping[str, object],
         counts: Counts | None,
@@ -393,7 +394,7 @@ class JobStore(JobReader):
             job_key=record_key(job_id),
             events_key=events_key(job_id),
             ttl_s=self._ttl_s,
-            attempt=attempt,
+            token=str(token),
             status=ended.status,
             is_dead_letter=ended.code in DEAD_LETTER_CODES,
             events=[event.model_dump_json() for event in (*before, ended)],
@@ -401,12 +402,12 @@ class JobStore(JobReader):
             counts=counts or {},
         )
         if not is_ended:
-            raise SupersededError(job_id, attempt)
+            raise SupersededError(job_id, token.attempt)
 
 
-def _status(job_id: str, attempt: int, reply: str) -> JobStatus:
+def _status(job_id: str, token: FencingToken, reply: str) -> JobStatus:
     if reply == "superseded":
-        raise SupersededError(job_id, attempt)
+        raise SupersededError(job_id, token.attempt)
     return JobStatus(reply)
 
 

@@ -1,6 +1,6 @@
 """The scripts that change jobs: each is whole or absent.
 
-A change made for a stage is fenced by ``attempt``, which only the newest start of a stage holds.
+A change made for a stage is fenced by ``token``, which only the newest start of a stage holds.
 ``job_key`` is the job's hash, ``events_key`` its stream of events, and ``ttl_s`` says for how many
 seconds everything is kept. What a script returns is written in its file.
 """
@@ -89,7 +89,7 @@ def write(
     job_key: Key,
     events_key: Key,
     ttl_s: int,
-    attempt: int,
+    token: str,
     events: Sequence[str],
     fields: Mapping[str, str],
     counts: metrics.Counts,
@@ -104,7 +104,7 @@ def finish_stage(
     job_key: Key,
     events_key: Key,
     ttl_s: int,
-    attempt: int,
+    token: str,
     event: str,
     fields: Mapping[str, str],
     fair_share_queue: str | None,
@@ -120,7 +120,7 @@ def end_job(
     job_key: Key,
     events_key: Key,
     ttl_s: int,
-    attempt: int,
+    token: str,
     status: str,
     is_dead_letter: bool,
     events: Sequence[str],
@@ -137,7 +137,7 @@ def release_stage(
     job_key: Key,
     events_key: Key,
     ttl_s: int,
-    attempt: int,
+    token: str,
     event: str,
     fields: Mapping[str, str],
     delay_s: float | None,
@@ -148,7 +148,7 @@ def release_stage(
 
 
 @_lua.script
-def requested_state(*, job_key: Key, events_key: Key, ttl_s: int, attempt: int) -> str:
+def requested_state(*, job_key: Key, events_key: Key, ttl_s: int, token: str) -> str:
     """Read whether a start should continue."""
     raise NotImplementedError
 

@@ -127,6 +127,6 @@ def test_an_unavailable_folder_is_reported_in_one_line(tmp_path: Path) -> None:
 
 
 def test_key_prefixes_of_checkpoints_and_outputs() -> None:
-    assert checkpoint_prefix("j", 10, 1) != checkpoint_prefix("j", 10, 2)
+    assert checkpoint_prefix("j", 10, "1") != checkpoint_prefix("j", 10, "2")
     assert output_prefix("j", None) == "outputs/j"
     assert output_prefix("j", "mine") == "mine/j"

@@ -139,7 +139,7 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        request: Names the job, the attempt and the scratch folder.
+        request: Names the job, the start and the scratch folder.
         store: Keeps the checkpoints.
         identity: What a state must agree in to be resumed, by name, as plain JSON.
         versions: The versions of the libraries that compute.
@@ -167,7 +167,7 @@ class Checkpoints:
     def save(self, state: TrainingState) -> None:
         """Write a checkpoint, then emit its event."""
         step = state.history.steps
-        prefix = checkpoint_prefix(self._request.job_id, step, self._request.attempt)
+        prefix = checkpoint_prefix(self._request.job_id, step, self._request.start_id)
         with phase(self._emit, "checkpoint", step):
             state_key = self._put_state(state, prefix)
         with phase(self._emit, "export", step):

@@ -176,7 +176,7 @@ def report_end(
     folder = Path(request.scratch_dir) / "metrics"
     shutil.rmtree(folder, ignore_errors=True)
     path = _write_tensorboard(folder, history)
-    prefix = checkpoint_prefix(request.job_id, history.steps, request.attempt)
+    prefix = checkpoint_prefix(request.job_id, history.steps, request.start_id)
     metrics = store.put_artifact(f"{prefix}/{path.name}", path)
     shutil.rmtree(folder)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

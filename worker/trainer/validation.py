@@ -32,7 +32,7 @@ class Validation:
     """Makes the images of a run's prompts, at one step after the other.
 
     Args:
-        request: Names the job, the attempt and the scratch folder, and has the prompts.
+        request: Names the job, the start and the scratch folder, and has the prompts.
         store: Keeps the images.
         models: The run's models.
         sampler: Makes latents with the denoiser.
@@ -129,7 +129,7 @@ class Validation:
 
     def _write(self, step: int, latents: dict[Place, torch.Tensor]) -> tuple[Artifact, ...]:
         """Decode the latents and store the images; images with NaN or infinity are left out."""
-        prefix = validation_prefix(self._request.job_id, step, self._request.attempt)
+        prefix = validation_prefix(self._request.job_id, step, self._request.start_id)
         scratch = Path(self._request.scratch_dir)
         scratch.mkdir(parents=True, exist_ok=True)
         vae = self._models.vae or load_vae(self._config, self._device)

@@ -3,7 +3,7 @@
 
 -- include: job.lua
 
-if is_superseded(attempt) then return 'superseded' end
+if is_superseded(token) then return 'superseded' end
 set(fields)
 set({stage_state = 'done'})
 append_event(event)

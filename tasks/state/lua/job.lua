@@ -50,8 +50,12 @@ local function has_ended()
   return status == 'succeeded' or status == 'failed' or status == 'cancelled'
 end
 
--- Fences a write: `attempt` is a string, and so is the field.
-local function is_superseded(attempt) return get('attempt') ~= attempt or has_ended() end
+-- Fences a write. The attempt alone is not enough: a broker that fails over may lose the increment,
+-- and the next start gets the number again. No two starts have one delivery tag.
+local function is_superseded(token)
+  local newest = redis.call('HMGET', job_key, 'attempt', 'delivery_tag')
+  return (newest[1] or '') .. ' ' .. (newest[2] or '') ~= token or has_ended()
+end
 
 -- Each delivery has its own tag, which leaves this index when the message is taken from the worker:
 -- so the tag shows whether the stage's worker still holds its message.

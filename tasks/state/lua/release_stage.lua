@@ -3,7 +3,7 @@
 
 -- include: job.lua
 
-if is_superseded(attempt) then return 'superseded' end
+if is_superseded(token) then return 'superseded' end
 local status = get('status')
 if status == 'cancelling' then return status end
 set({stage_state = 'queued', starts = 0})

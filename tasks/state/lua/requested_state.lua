@@ -2,5 +2,5 @@
 
 -- include: job.lua
 
-if is_superseded(attempt) then return 'superseded' end
+if is_superseded(token) then return 'superseded' end
 return get('status')

@@ -2,7 +2,7 @@
 
 -- include: job.lua
 
-if is_superseded(attempt) then return 0 end
+if is_superseded(token) then return 0 end
 set(fields)
 append_events(events)
 add_counts(counts)

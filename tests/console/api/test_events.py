@@ -34,9 +34,9 @@ def test_events_stream_from_the_first_to_the_jobs_end(console: Console) -> None:
         job_id = client.post("/jobs", json=job()).json()["id"]
         with ThreadPoolExecutor() as pool:
             readers = [pool.submit(read, client, job_id) for _ in range(5)]
-            _, attempt, _ = console.state.begin(job_id, "prepare", worker="w", queue="c", tag="t")
-            console.state.write(job_id, attempt, [Note(level="info", message="hello")])
-            console.state.fail(job_id, attempt, JobError("broken"))
+            _, token, _ = console.state.begin(job_id, "prepare", worker="w", queue="c", tag="t")
+            console.state.write(job_id, token, [Note(level="info", message="hello")])
+            console.state.fail(job_id, token, JobError("broken"))
             streams = [reader.result(30) for reader in readers]
     kinds = [event["kind"] for event in streams[0]]
     assert kinds[:3] == ["accepted", "stage_started", "note"]

@@ -243,9 +243,9 @@ def test_takeovers_and_requeues_are_counted(
     redis_client: Redis,
 ) -> None:
     for tag in ("first", "second"):
-        outcome, attempt, _ = state.begin(job_id, "prepare", worker="w", queue="cpu", tag=tag)
+        outcome, token, _ = state.begin(job_id, "prepare", worker="w", queue="cpu", tag=tag)
         assert outcome == StartOutcome.BEGUN
-    assert JobControl(redis_client, HOUR).requeue(job_id, attempt, "prepare")
+    assert JobControl(redis_client, HOUR).requeue(job_id, token.attempt, "prepare")
     assert counted() == {
         "stage_takeovers_total|prepare": 1,
         "requeues_total|prepare": 1,

@@ -10,6 +10,7 @@ from tasks.events import Artifact, CheckpointSaved, JobEnded, Note
 from tasks.stages.submit import submit
 from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
 from tasks.state.control import JobControl
+from tasks.state.fencing_token import FencingToken
 from tasks.state.job_store import JobStore, StartOutcome
 from tasks.state.record import JobStatus, StageRecord
 
@@ -30,15 +31,17 @@ def job_id(state: JobStore, job_document: dict[str, Any]) -> str:
     return submit(job_document, state, "result").job_id
 
 
-def begin(state: JobStore, job_id: str, stage: str = "prepare") -> tuple[StartOutcome, int]:
+def begin(
+    state: JobStore, job_id: str, stage: str = "prepare"
+) -> tuple[StartOutcome, FencingToken]:
     return state.begin(job_id, stage, worker="w", queue="q", tag="t")[:2]
 
 
 def finish(state: JobStore, job_id: str, stage: str) -> None:
-    outcome, attempt = begin(state, job_id, stage)
+    outcome, token = begin(state, job_id, stage)
     assert outcome == StartOutcome.BEGUN
-    record = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0, seconds=1.5)
-    state.finish_stage(job_id, attempt, stage, record, NO_ARTIFACTS, None)
+    record = StageRecord(queue="q", worker="w", attempt=token.attempt, started_at=0, seconds=1.5)
+    state.finish_stage(job_id, token, stage, record, NO_ARTIFACTS, None)
 
 
 def fail(state: JobStore, job_id: str, code: ErrorCode) -> None:
@@ -49,12 +52,12 @@ def test_cancel_ends_waiting_jobs_and_stops_running_ones(
     control: JobControl, state: JobStore, job_id: str, job_document: dict[str, Any]
 ) -> None:
     running = submit(job_document, state, "result").job_id
-    attempt = begin(state, running)[1]
+    token = begin(state, running)[1]
     assert control.cancel(job_id) == JobStatus.CANCELLED
     assert begin(state, job_id)[0] == StartOutcome.ENDED
     assert control.cancel(running) == JobStatus.CANCELLING
-    assert state.requested_state(running, attempt) == JobStatus.CANCELLING
-    state.fail(running, attempt, JobError("cancelled", ErrorCode.CANCELLED, "prepare"))
+    assert state.requested_state(running, token) == JobStatus.CANCELLING
+    state.fail(running, token, JobError("cancelled", ErrorCode.CANCELLED, "prepare"))
     assert state.get(running).status == JobStatus.CANCELLED
     assert control.cancel(running) == JobStatus.CANCELLED
     for ended in (job_id, running):
@@ -68,10 +71,10 @@ def test_cancel_with_save_publishes_the_last_checkpoint(
 ) -> None:
     for stage in ("prepare", "cache"):
         finish(state, job_id, stage)
-    attempt = begin(state, job_id, "train")[1]
+    token = begin(state, job_id, "train")[1]
     note = Note(level="info", message="a checkpoint")
-    state.write(job_id, attempt, [note], JobArtifacts(checkpoints=(SAVED,)))
-    state.release(job_id, attempt, note)
+    state.write(job_id, token, [note], JobArtifacts(checkpoints=(SAVED,)))
+    state.release(job_id, token, note)
     assert control.cancel(job_id, save=True) == JobStatus.CANCELLING
     record = state.get(job_id)
     assert (record.stage, record.pending_queue, record.save_on_cancel) == ("publish", "cpu", True)
@@ -99,10 +102,10 @@ def test_a_waiting_job_is_paused_and_resumed(
 def test_a_stage_that_ends_while_pausing_pauses_its_successor(
     control: JobControl, state: JobStore, job_id: str
 ) -> None:
-    attempt = begin(state, job_id)[1]
+    token = begin(state, job_id)[1]
     assert control.pause(job_id) == JobStatus.PAUSING
-    record = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0, seconds=1.5)
-    state.finish_stage(job_id, attempt, "prepare", record, NO_ARTIFACTS, None)
+    record = StageRecord(queue="q", worker="w", attempt=token.attempt, started_at=0, seconds=1.5)
+    state.finish_stage(job_id, token, "prepare", record, NO_ARTIFACTS, None)
     assert begin(state, job_id, "cache")[0] == StartOutcome.PAUSED
     assert state.get(job_id).status == JobStatus.PAUSED
 
@@ -116,10 +119,10 @@ def test_an_ended_job_cannot_be_paused(control: JobControl, state: JobStore, job
 def test_resuming_a_pausing_job_lets_it_run(
     control: JobControl, state: JobStore, job_id: str
 ) -> None:
-    attempt = begin(state, job_id)[1]
+    token = begin(state, job_id)[1]
     control.pause(job_id)
     assert not control.resume(job_id)
-    assert state.requested_state(job_id, attempt) == JobStatus.RUNNING
+    assert state.requested_state(job_id, token) == JobStatus.RUNNING
 
 
 def test_infrastructure_failures_can_be_replayed(

@@ -1,19 +1,22 @@
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from redis import Redis
 
 from tasks import events
+from tasks.contract import record_key
 from tasks.errors import ErrorCode, InvalidJobError, JobError, SupersededError, UnknownJobError
 from tasks.stages.submit import submit, with_id
 from tasks.state.artifacts import JobArtifacts
 from tasks.state.control import JobControl
+from tasks.state.fencing_token import FencingToken
 from tasks.state.job_store import DispatchOutcome, JobStore, StartOutcome
 from tasks.state.record import JobStatus, StageRecord
 
 HOUR = timedelta(hours=1)
+NOTE = events.Note(level="info", message="a note")
 
 
 def admitted(state: JobStore, document: dict[str, Any]) -> str:
@@ -22,10 +25,10 @@ def admitted(state: JobStore, document: dict[str, Any]) -> str:
     return job_id
 
 
-def begin(state: JobStore, job_id: str, stage: str, *, tag: str = "t") -> int:
-    outcome, attempt, _ = state.begin(job_id, stage, worker="w", queue="q", tag=tag)
+def begin(state: JobStore, job_id: str, stage: str, *, tag: str = "t") -> FencingToken:
+    outcome, token, _ = state.begin(job_id, stage, worker="w", queue="q", tag=tag)
     assert outcome == StartOutcome.BEGUN
-    return attempt
+    return token
 
 
 def outcome_of(state: JobStore, job_id: str, stage: str) -> StartOutcome:
@@ -37,9 +40,26 @@ def hold(redis_client: Redis, tag: str) -> None:
     redis_client.zadd("unacked_index", {tag: 1.0})
 
 
-def finish(state: JobStore, job_id: str, attempt: int, stage: str, **result: Any) -> None:
-    record = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0, seconds=1.5)
-    state.finish_stage(job_id, attempt, stage, record, JobArtifacts(dataset="k"), result or None)
+def finish(state: JobStore, job_id: str, token: FencingToken, stage: str, **result: Any) -> None:
+    record = StageRecord(queue="q", worker="w", attempt=token.attempt, started_at=0, seconds=1.5)
+    state.finish_stage(job_id, token, stage, record, JobArtifacts(dataset="k"), result or None)
+
+
+def assert_superseded(state: JobStore, job_id: str, old: FencingToken) -> None:
+    """Check that a start can change nothing."""
+    before = state.get(job_id)
+    writes: list[Callable[[], object]] = [
+        lambda: state.write(job_id, old, [NOTE]),
+        lambda: state.write(job_id, old, [NOTE], JobArtifacts(cache_index="stale")),
+        lambda: state.requested_state(job_id, old),
+        lambda: finish(state, job_id, old, "prepare"),
+        lambda: state.release(job_id, old, NOTE),
+        lambda: state.fail(job_id, old, JobError("late")),
+    ]
+    for write in writes:
+        with pytest.raises(SupersededError):
+            write()
+    assert state.get(job_id) == before
 
 
 def test_a_job_waits_in_the_cpu_queue_and_then_in_its_gpu_queue(
@@ -47,9 +67,9 @@ def test_a_job_waits_in_the_cpu_queue_and_then_in_its_gpu_queue(
 ) -> None:
     job_id = admitted(state, job_document)
     assert state.get(job_id).pending_queue == "cpu"
-    attempt = begin(state, job_id, "prepare")
+    token = begin(state, job_id, "prepare")
     assert state.get(job_id).pending_queue is None
-    finish(state, job_id, attempt, "prepare")
+    finish(state, job_id, token, "prepare")
     record = state.get(job_id)
     assert (record.stage, record.pending_queue) == ("cache", "gpu.40gb")
     assert record.artifacts == JobArtifacts(dataset="k")
@@ -103,20 +123,24 @@ def test_a_superseded_start_cannot_write(state: JobStore, job_document: dict[str
     job_id = admitted(state, job_document)
     old = begin(state, job_id, "prepare")
     begin(state, job_id, "prepare")
-    before = state.get(job_id)
-    note = events.Note(level="info", message="late")
-    writes: list[Callable[[], object]] = [
-        lambda: state.write(job_id, old, [note]),
-        lambda: state.write(job_id, old, [note], JobArtifacts(cache_index="stale")),
-        lambda: state.requested_state(job_id, old),
-        lambda: finish(state, job_id, old, "prepare"),
-        lambda: state.release(job_id, old, note),
-        lambda: state.fail(job_id, old, JobError("late")),
-    ]
-    for write in writes:
-        with pytest.raises(SupersededError):
-            write()
-    assert state.get(job_id) == before
+    assert_superseded(state, job_id, old)
+
+
+def test_a_start_with_a_repeated_number_supersedes(
+    state: JobStore, redis_client: Redis, job_document: dict[str, Any]
+) -> None:
+    job_id = admitted(state, job_document)
+    before = redis_client.dump(record_key(job_id))
+    old = begin(state, job_id, "prepare", tag="first")
+    # A replica that never got the first start takes over from the broker.
+    redis_client.restore(record_key(job_id), 0, cast("Any", before), replace=True)
+    new = begin(state, job_id, "prepare", tag="second")
+    assert old.attempt == new.attempt
+    assert old.start_id != new.start_id
+    assert_superseded(state, job_id, old)
+    state.write(job_id, new, [NOTE])
+    finish(state, job_id, new, "prepare")
+    assert state.get(job_id).stage == "cache"
 
 
 def test_a_finished_stage_is_done_until_its_successor_begins(
@@ -146,8 +170,8 @@ def test_a_stage_that_always_loses_its_worker_fails(
 def test_a_released_stage_spends_no_start(state: JobStore, job_document: dict[str, Any]) -> None:
     job_id = admitted(state, job_document)
     for _ in range(10):
-        attempt = begin(state, job_id, "prepare")
-        state.release(job_id, attempt, events.Note(level="info", message="the worker stops"))
+        token = begin(state, job_id, "prepare")
+        state.release(job_id, token, events.Note(level="info", message="the worker stops"))
     assert state.get(job_id).pending_queue == "cpu"
 
 
@@ -182,9 +206,9 @@ def test_a_checkpoint_resets_the_count_of_starts(
 ) -> None:
     job_id = admitted(state, job_document)
     for _ in range(20):
-        attempt = begin(state, job_id, "prepare")
+        token = begin(state, job_id, "prepare")
         note = events.Note(level="info", message="a checkpoint")
-        state.write(job_id, attempt, [note], JobArtifacts(cache_index="one"))
+        state.write(job_id, token, [note], JobArtifacts(cache_index="one"))
     assert not state.get(job_id).status.ended
 
 
@@ -206,8 +230,8 @@ def test_every_key_expires(
     job_id = admitted(state, job_document)
     finish(state, job_id, begin(state, job_id, "prepare"), "prepare")
     other = admitted(state, job_document)
-    attempt = begin(state, other, "prepare")
-    state.release(other, attempt, events.Note(level="info", message="later"), delay_s=1)
+    token = begin(state, other, "prepare")
+    state.release(other, token, events.Note(level="info", message="later"), delay_s=1)
     dead = admitted(state, job_document)
     state.fail(dead, begin(state, dead, "prepare"), JobError("broken"))
     ttls = {key: redis_client.ttl(key) for key in redis_client.scan_iter()}
@@ -222,7 +246,7 @@ def test_a_job_is_parsed_once(state: JobStore, job_document: dict[str, Any]) -> 
 
 def test_a_start_gets_the_current_record(state: JobStore, job_document: dict[str, Any]) -> None:
     job_id = admitted(state, {**job_document, "name": "caf_1"})
-    _, attempt, record = state.begin(job_id, "prepare", worker="wörker", queue="q", tag="t")
+    _, token, record = state.begin(job_id, "prepare", worker="wörker", queue="q", tag="t")
     assert record == state.get(job_id)
     assert record.stages["prepare"].worker == "wörker"
-    assert record.attempt == attempt
+    assert record.attempt == token.attempt

@@ -24,6 +24,7 @@ from tasks.errors import ErrorCode, JobError
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
 from tasks.state.control import JobControl
+from tasks.state.fencing_token import FencingToken
 from tasks.state.job_store import JobStore
 from tasks.state.record import VERSION, StageRecord
 from tasks.state.tenant_queues import TenantQueues
@@ -62,6 +63,9 @@ RUNNING = QUEUED | {
     "starts": "1",
     "stage:prepare": '{"queue":"cpu","worker":"w","attempt":3,"started_at":1000}',
 }
+NEWEST, OLDER = FencingToken(3, "tag"), FencingToken(2, "tag")
+REPEATED = FencingToken(3, "another")
+"""The number of a start whose increment a failover lost, given again."""
 BETWEEN = RUNNING | {"stage_state": "done"}
 TRAINING = RUNNING | {"stage": "train", "stage_number": "3"}
 ENDED = BETWEEN | {"status": "failed", "error": "e", "error_code": "internal", "error_stage": "x"}
@@ -90,8 +94,8 @@ class Fleet:
     def begin(self, stage: str = "prepare", tag: str = "new", **more: Any) -> object:
         return self.state.begin("one", stage, worker="w2", queue="q", tag=tag, **more)[:2]
 
-    def finish(self, attempt: int, **more: Any) -> object:
-        return self.state.finish_stage("one", attempt, "prepare", STAGE, LEFT, None, **more)
+    def finish(self, token: FencingToken, **more: Any) -> object:
+        return self.state.finish_stage("one", token, "prepare", STAGE, LEFT, None, **more)
 
 
 @dataclass
@@ -134,9 +138,9 @@ def create(fleet: Fleet) -> object:
     return fleet.state.create("one", fleet.job, "result", JobArtifacts(read_roots=("somewhere",)))
 
 
-def fail(code: ErrorCode, attempt: int = 3) -> Callable[[Fleet], object]:
+def fail(code: ErrorCode, token: FencingToken = NEWEST) -> Callable[[Fleet], object]:
     error = JobError("it broke", code, "prepare")
-    return lambda fleet: fleet.state.fail("one", attempt, error, {"a|b": 2})
+    return lambda fleet: fleet.state.fail("one", token, error, {"a|b": 2})
 
 
 def claim_webhook(fleet: Fleet) -> object:
@@ -200,28 +204,36 @@ CASES: dict[str, Case] = {
     "begin exhausted": Case(lambda fleet: fleet.begin(), RUNNING | {"starts": "5"}, in_flight()),
     "begin cancelling": Case(lambda fleet: fleet.begin(), RUNNING | {"status": "cancelling"}),
     # Writes of a start.
-    "write": Case(lambda fleet: fleet.state.write("one", 3, [NOTE, NOTE], LEFT, COUNTS), RUNNING),
-    "write no fields": Case(lambda fleet: fleet.state.write("one", 3, [NOTE]), RUNNING),
-    "write superseded": Case(lambda fleet: fleet.state.write("one", 2, [NOTE], LEFT), RUNNING),
-    "write after the end": Case(lambda fleet: fleet.state.write("one", 3, [NOTE]), ENDED),
-    "finish stage": Case(lambda fleet: fleet.finish(3, counts=COUNTS), RUNNING, in_flight()),
+    "write": Case(
+        lambda fleet: fleet.state.write("one", NEWEST, [NOTE, NOTE], LEFT, COUNTS), RUNNING
+    ),
+    "write no fields": Case(lambda fleet: fleet.state.write("one", NEWEST, [NOTE]), RUNNING),
+    "write superseded": Case(lambda fleet: fleet.state.write("one", OLDER, [NOTE], LEFT), RUNNING),
+    "write with a repeated number": Case(
+        lambda fleet: fleet.state.write("one", REPEATED, [NOTE], LEFT), RUNNING
+    ),
+    "write after the end": Case(lambda fleet: fleet.state.write("one", NEWEST, [NOTE]), ENDED),
+    "finish stage": Case(lambda fleet: fleet.finish(NEWEST, counts=COUNTS), RUNNING, in_flight()),
     "finish stage with a turn": Case(
-        lambda fleet: fleet.finish(3, fair_share_queue="cpu"), RUNNING, in_flight()
+        lambda fleet: fleet.finish(NEWEST, fair_share_queue="cpu"), RUNNING, in_flight()
     ),
     "finish stage and wait": Case(
-        lambda fleet: fleet.finish(3, fair_share_queue="gpu.40gb"), RUNNING, in_flight(), room=0
+        lambda fleet: fleet.finish(NEWEST, fair_share_queue="gpu.40gb"),
+        RUNNING,
+        in_flight(),
+        room=0,
     ),
-    "finish stage superseded": Case(lambda fleet: fleet.finish(2), RUNNING, in_flight()),
+    "finish stage superseded": Case(lambda fleet: fleet.finish(OLDER), RUNNING, in_flight()),
     "finish last stage": Case(
         lambda fleet: fleet.state.finish_stage(
-            "one", 3, "publish", STAGE, LEFT, {"files": []}, counts=COUNTS
+            "one", NEWEST, "publish", STAGE, LEFT, {"files": []}, counts=COUNTS
         ),
         RUNNING,
         in_flight(),
     ),
     "finish last stage cancelled": Case(
         lambda fleet: fleet.state.finish_stage(
-            "one", 3, "publish", STAGE, NO_ARTIFACTS, {"f": 1}, cancelled=True
+            "one", NEWEST, "publish", STAGE, NO_ARTIFACTS, {"f": 1}, cancelled=True
         ),
         RUNNING | {"status": "cancelling"},
         in_flight(),
@@ -231,36 +243,38 @@ CASES: dict[str, Case] = {
     "fail cancelled": Case(
         fail(ErrorCode.CANCELLED), RUNNING | {"due_at": "5"}, in_flight(**{DUE: {"one": 5.0}})
     ),
-    "fail superseded": Case(fail(ErrorCode.INTERNAL, 2), RUNNING, in_flight()),
+    "fail superseded": Case(fail(ErrorCode.INTERNAL, OLDER), RUNNING, in_flight()),
     "release": Case(
-        lambda fleet: fleet.state.release("one", 3, NOTE, counts=COUNTS), RUNNING, in_flight()
+        lambda fleet: fleet.state.release("one", NEWEST, NOTE, counts=COUNTS), RUNNING, in_flight()
     ),
     "release later": Case(
-        lambda fleet: fleet.state.release("one", 3, NOTE, {"retries": "1"}, delay_s=60),
+        lambda fleet: fleet.state.release("one", NEWEST, NOTE, {"retries": "1"}, delay_s=60),
         RUNNING,
         in_flight(),
     ),
     "release pausing": Case(
-        lambda fleet: fleet.state.release("one", 3, NOTE, delay_s=60),
+        lambda fleet: fleet.state.release("one", NEWEST, NOTE, delay_s=60),
         RUNNING | {"status": "pausing"},
         in_flight(),
     ),
     "release cancelling": Case(
-        lambda fleet: fleet.state.release("one", 3, NOTE),
+        lambda fleet: fleet.state.release("one", NEWEST, NOTE),
         RUNNING | {"status": "cancelling"},
         in_flight(),
     ),
     "release superseded": Case(
-        lambda fleet: fleet.state.release("one", 2, NOTE), RUNNING, in_flight()
+        lambda fleet: fleet.state.release("one", OLDER, NOTE), RUNNING, in_flight()
     ),
-    "requested state": Case(lambda fleet: fleet.state.requested_state("one", 3), RUNNING),
+    "requested state": Case(lambda fleet: fleet.state.requested_state("one", NEWEST), RUNNING),
     "requested state superseded": Case(
-        lambda fleet: fleet.state.requested_state("one", 2), RUNNING
+        lambda fleet: fleet.state.requested_state("one", OLDER), RUNNING
     ),
     "requested state after the end": Case(
-        lambda fleet: fleet.state.requested_state("one", 3), ENDED
+        lambda fleet: fleet.state.requested_state("one", NEWEST), ENDED
     ),
-    "requested state of an unknown job": Case(lambda fleet: fleet.state.requested_state("one", 3)),
+    "requested state of an unknown job": Case(
+        lambda fleet: fleet.state.requested_state("one", NEWEST)
+    ),
     # Requests of operators.
     "cancel unknown": Case(lambda fleet: fleet.control.cancel("one")),
     "cancel ended": Case(lambda fleet: fleet.control.cancel("one"), ENDED),

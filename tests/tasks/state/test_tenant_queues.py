@@ -13,6 +13,7 @@ from tasks.events import Note
 from tasks.stages.submit import submit
 from tasks.state.artifacts import NO_ARTIFACTS
 from tasks.state.control import JobControl
+from tasks.state.fencing_token import FencingToken
 from tasks.state.job_store import DispatchOutcome, JobStore, StartOutcome
 from tasks.state.record import JobStatus, JobSummary, StageRecord
 from tasks.state.tenant_queues import TenantQueues
@@ -59,17 +60,17 @@ def fill(client: Redis, queue: str = "cpu") -> None:
     client.rpush(queue, "a message")
 
 
-def begin(jobs: JobStore, job_id: str, stage: str = "prepare") -> int:
-    outcome, attempt, _ = jobs.begin(job_id, stage, worker="w", queue="cpu", tag="t")
+def begin(jobs: JobStore, job_id: str, stage: str = "prepare") -> FencingToken:
+    outcome, token, _ = jobs.begin(job_id, stage, worker="w", queue="cpu", tag="t")
     assert outcome == StartOutcome.BEGUN
-    return attempt
+    return token
 
 
 def finish(jobs: JobStore, job_id: str, stage: str, fair_share_queue: str | None) -> None:
-    attempt = begin(jobs, job_id, stage)
-    record = StageRecord(queue="cpu", worker="w", attempt=attempt, started_at=0, seconds=1.5)
+    token = begin(jobs, job_id, stage)
+    record = StageRecord(queue="cpu", worker="w", attempt=token.attempt, started_at=0, seconds=1.5)
     queue = fair_share_queue
-    jobs.finish_stage(job_id, attempt, stage, record, NO_ARTIFACTS, None, fair_share_queue=queue)
+    jobs.finish_stage(job_id, token, stage, record, NO_ARTIFACTS, None, fair_share_queue=queue)
 
 
 def test_a_job_is_sent_at_once_if_there_is_room(
@@ -140,8 +141,8 @@ def test_a_limit_holds_only_for_its_tenant(
     other = submit_for("b")
     assert queues.waiting() == {"cpu": {"a": 1, "b": 1}}
     assert queues.dispatch() == [other]
-    attempt = begin(jobs, first)
-    jobs.release(first, attempt, NOTE, delay_s=60)  # it waits for a retry
+    token = begin(jobs, first)
+    jobs.release(first, token, NOTE, delay_s=60)  # it waits for a retry
     assert queues.dispatch() == [second]
 
 

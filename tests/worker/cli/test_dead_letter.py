@@ -14,8 +14,8 @@ from tests.worker.cli.conftest import Invoke
 def job_id(state: JobStore, job_document: dict[str, Any]) -> str:
     """A job in the dead-letter queue."""
     job_id = submit(job_document, state, "result").job_id
-    attempt = state.begin(job_id, "prepare", worker="w", queue="cpu", tag="t")[1]
-    state.fail(job_id, attempt, JobError("disk full", ErrorCode.STORE, "prepare"))
+    token = state.begin(job_id, "prepare", worker="w", queue="cpu", tag="t")[1]
+    state.fail(job_id, token, JobError("disk full", ErrorCode.STORE, "prepare"))
     return job_id
 
 

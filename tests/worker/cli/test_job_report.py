@@ -176,10 +176,10 @@ def test_status_shows_estimated_and_peak_memory(
     job_id = submit(document, state, "result").job_id
     estimate = state.get(job_id).estimate
     assert f"GPU memory: {estimate.needed_gib:.1f} GiB estimated\n" in shown(job_id)
-    _, attempt, _ = state.begin(job_id, "prepare", worker="w", queue="q", tag="t")
+    _, token, _ = state.begin(job_id, "prepare", worker="w", queue="q", tag="t")
     done = TrainDone(steps=1, final_loss=1, peak_memory_bytes=30 * GIB)
     note = Note(level="info", message="done")
-    state.write(job_id, attempt, [note], JobArtifacts(trained=done))
+    state.write(job_id, token, [note], JobArtifacts(trained=done))
     assert " GiB estimated, 30.0 GiB at its peak\n" in shown(job_id)
     status = json.loads(shown(job_id, "--json"))
     assert status["gpu_memory"] == {

@@ -119,11 +119,11 @@ def test_running_stages_and_retries_are_exported(
     WorkerHeartbeat(redis_client, "cpu@here", info, HOUR).renew()
     assert ask("workers", **{"class": "cpu", "state": "idle"}) == 1
     assert ask("workers", **{"class": "cpu", "state": "busy"}) == 0
-    attempt = jobs.begin(job_id, "prepare", worker="cpu@here", queue="cpu", tag="t")[1]
+    token = jobs.begin(job_id, "prepare", worker="cpu@here", queue="cpu", tag="t")[1]
     assert ask("jobs_running", queue="cpu") == 1
     assert ask("workers", **{"class": "cpu", "state": "busy"}) == 1
     assert ask("queue_jobs", queue="cpu", tenant="default") is None
-    jobs.release(job_id, attempt, Note(level="info", message="later"), delay_s=60)
+    jobs.release(job_id, token, Note(level="info", message="later"), delay_s=60)
     assert ask("jobs_running", queue="cpu") == 0
     assert ask("retry_jobs") == 1
     assert ask("jobs_in_flight") == 0

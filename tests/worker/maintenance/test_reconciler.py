@@ -18,6 +18,7 @@ from tasks.stages.dispatch import enqueue_remaining, job_chain
 from tasks.stages.submit import submit
 from tasks.state.artifacts import JobArtifacts
 from tasks.state.control import JobControl
+from tasks.state.fencing_token import FencingToken
 from tasks.state.job_store import JobStore, StartOutcome
 from tasks.state.record import JobSummary, StageRecord
 from tests.waiting import wait_until
@@ -59,15 +60,15 @@ def job_id(state: JobStore, job_document: dict[str, Any]) -> str:
     return submit(job_document, state, "the-result").job_id
 
 
-def begin(state: JobStore, job_id: str, stage: str) -> int:
-    outcome, attempt, _ = state.begin(job_id, stage, worker="w", queue="q", tag="t")
+def begin(state: JobStore, job_id: str, stage: str) -> FencingToken:
+    outcome, token, _ = state.begin(job_id, stage, worker="w", queue="q", tag="t")
     assert outcome == StartOutcome.BEGUN
-    return attempt
+    return token
 
 
-def finish(state: JobStore, job_id: str, stage: str, attempt: int, **artifacts: str) -> None:
-    record = StageRecord(queue="q", worker="w", attempt=attempt, started_at=0.0, seconds=1.0)
-    state.finish_stage(job_id, attempt, stage, record, JobArtifacts.model_validate(artifacts), None)
+def finish(state: JobStore, job_id: str, stage: str, token: FencingToken, **artifacts: str) -> None:
+    record = StageRecord(queue="q", worker="w", attempt=token.attempt, started_at=0.0, seconds=1.0)
+    state.finish_stage(job_id, token, stage, record, JobArtifacts.model_validate(artifacts), None)
 
 
 def test_a_message_that_was_never_sent_is_sent_once(
@@ -146,7 +147,7 @@ def test_a_running_stage_without_message_begins_again_and_is_fenced(
     reconciler.reconcile()
     assert reconciler.reconcile() == [job_id]
     second = begin(state, job_id, "prepare")
-    assert second == first + 1
+    assert second.attempt == first.attempt + 1
     with pytest.raises(SupersededError):
         finish(state, job_id, "prepare", first)
     finish(state, job_id, "prepare", second)
@@ -156,9 +157,9 @@ def test_a_job_that_continues_between_two_rounds_is_not_sent(
     reconciler: Reconciler, state: JobStore, job_id: str
 ) -> None:
     reconciler.reconcile()
-    attempt = begin(state, job_id, "prepare")
+    token = begin(state, job_id, "prepare")
     assert reconciler.reconcile() == []
-    finish(state, job_id, "prepare", attempt)
+    finish(state, job_id, "prepare", token)
     assert reconciler.reconcile() == []
 
 

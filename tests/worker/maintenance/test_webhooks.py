@@ -73,8 +73,8 @@ def job_id(state: JobStore, job_document: dict[str, Any]) -> str:
 
 
 def fail(state: JobStore, job_id: str) -> None:
-    attempt = state.begin(job_id, "prepare", worker="w", queue="q", tag="t")[1]
-    state.fail(job_id, attempt, JobError("cat.png", ErrorCode.INTERNAL, "prepare"))
+    token = state.begin(job_id, "prepare", worker="w", queue="q", tag="t")[1]
+    state.fail(job_id, token, JobError("cat.png", ErrorCode.INTERNAL, "prepare"))
 
 
 def make_due(redis_client: Redis, job_id: str) -> float:

@@ -40,7 +40,7 @@ def request_line() -> TrainerRequest:
     return TrainerRequest(
         stage="train",
         job_id="job",
-        attempt=1,
+        start_id="1",
         name="lora",
         training=parse_job(GOOD).training,
         dataset_key="d",

@@ -40,8 +40,8 @@ _Kind = TypeVar("_Kind")
 # longer than a few tiny steps. A run that fails drops them.
 _shared = [ModelCache()]
 
-# Attempts never share a checkpoint: a run without a given attempt gets the next number.
-_attempts = itertools.count(100)
+# Starts never share a checkpoint: a run without a given start gets the next number.
+_starts = itertools.count(100)
 
 
 @dataclass
@@ -177,7 +177,7 @@ def request_of(data: Images, stage: str, config: PipelineConfig, **fields: Any) 
     values = {
         "stage": stage,
         "job_id": "job",
-        "attempt": 1,
+        "start_id": "1",
         "name": "lora",
         "training": config,
         "dataset_key": dataset_key(data.dataset.digest),
@@ -319,7 +319,7 @@ def run_train(
         trained.events.append(event)
         on_event(event)
 
-    fields.setdefault("attempt", next(_attempts))
+    fields.setdefault("start_id", str(next(_starts)))
     request = request_of(data, "train", config, **fields)
     with _models(models) as cached_models:
         train.run(request, emit, stop or StopSwitch(), cached_models)

@@ -41,7 +41,7 @@ def request_for(training: dict[str, Any], **fields: Any) -> TrainerRequest:
     values: dict[str, Any] = {
         "stage": "train",
         "job_id": "job",
-        "attempt": 1,
+        "start_id": "1",
         "name": "lora",
         "training": parse_job({"training": training}).training,
         "dataset_key": "datasets/abc/data.json",

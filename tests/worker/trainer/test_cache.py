@@ -113,7 +113,7 @@ def test_cached_training_equals_uncached(tiny_flux: Path, data: Images) -> None:
         "train_batch_size": 2,
     }
     cached = run_train(data, config_of(tiny_flux, **CACHED, **options))
-    live = run_train(data, config_of(tiny_flux, **options), attempt=2)
+    live = run_train(data, config_of(tiny_flux, **options), start_id="2")
     assert cached.losses == pytest.approx(live.losses, rel=1e-5)
     for name, tensor in live.state.items():
         if name.startswith("weights/"):

@@ -57,13 +57,13 @@ def test_killed_run_ends_like_an_undisturbed_one(tiny_flux: Path, data: Images) 
     config = config_of(tiny_flux, loader=LOADER, **CACHED, **FULL)
     straight = run_train(data, config)
     request = request_of(
-        data, "train", config, attempt=2, cache_index_key=run_cache(data, config).index_key
+        data, "train", config, start_id="2", cache_index_key=run_cache(data, config).index_key
     )
     killed = TrainerProcess(request)
     saved = killed.signal_when(signal.SIGKILL, is_checkpoint).of(CheckpointSaved)[-1]
     assert killed.finish()[1] == -signal.SIGKILL
     assert saved.step == 10
-    resumed = run_train(data, config, attempt=3, resume_state_key=saved.state_key)
+    resumed = run_train(data, config, start_id="3", resume_state_key=saved.state_key)
     assert_same_end(straight, resumed.checkpoints[-1])
     assert resumed.done.final_loss == straight.done.final_loss
 
@@ -74,14 +74,14 @@ def test_stopped_run_saves_and_resumes_exactly(tiny_flux: Path, data: Images) ->
         tiny_flux, loader={**LOADER, "center_crop": False}, train_batch_size=2, **FULL
     )
     straight = run_train(data, config)
-    request = request_of(data, "train", config, attempt=2)
+    request = request_of(data, "train", config, start_id="2")
     stopped = TrainerProcess(request)
     stopped.signal_when(signal.SIGTERM, after_step_three)
     events, code, errors = stopped.finish()
     assert code == TrainerExit.INTERRUPTED, errors
     saved = events.of(CheckpointSaved)[-1]
     assert 3 <= saved.step < 20
-    resumed = run_train(data, config, attempt=3, resume_state_key=saved.state_key)
+    resumed = run_train(data, config, start_id="3", resume_state_key=saved.state_key)
     assert_same_end(straight, resumed.checkpoints[-1])
 
 
@@ -113,15 +113,15 @@ def test_resume_is_exact_at_any_step(
 
     if stop_at == 1:
         config_to_stop = config.model_copy(update={"save_every_n_steps": 1})
-        run_train(data, config_to_stop, on_event=on_event, attempt=2)
+        run_train(data, config_to_stop, on_event=on_event, start_id="2")
     else:
         # Fast steps are not all reported: save a checkpoint at each instead.
         slow = config.model_copy(update={"save_every_n_steps": 1})
         with pytest.raises(InterruptedRun):
-            run_train(data, slow, stop=stop, on_event=on_event, attempt=2)
+            run_train(data, slow, stop=stop, on_event=on_event, start_id="2")
         assert seen[-1].step == stop_at
     resume_from = next(saved for saved in seen if saved.step == stop_at)
-    resumed = run_train(data, config, attempt=3, resume_state_key=resume_from.state_key)
+    resumed = run_train(data, config, start_id="3", resume_state_key=resume_from.state_key)
     assert_same_end(straight, resumed.checkpoints[-1])
 
 
@@ -129,7 +129,7 @@ def test_resuming_a_finished_run_only_reports_its_end(tiny_flux: Path, data: Ima
     config = config_of(tiny_flux)
     straight = run_train(data, config)
     key = straight.checkpoints[-1].state_key
-    again = run_train(data, config, attempt=2, resume_state_key=key)
+    again = run_train(data, config, start_id="2", resume_state_key=key)
     assert again.checkpoints == []
     assert again.done.steps == 4
     assert again.done.final_loss == straight.done.final_loss
@@ -139,7 +139,7 @@ def test_tensorboard_file_holds_steps_before_a_resume(tiny_flux: Path, data: Ima
     config = config_of(tiny_flux, save_every_n_steps=2)
     straight = run_train(data, config)
     key = straight.checkpoints[0].state_key
-    resumed = run_train(data, config, attempt=2, resume_state_key=key)
+    resumed = run_train(data, config, start_id="2", resume_state_key=key)
     metrics = [run.data.store.get(run.done.extras[0].key) for run in (straight, resumed)]
     assert hashlib.sha256(metrics[0]).hexdigest() == straight.done.extras[0].sha256
     assert metrics[0].count(b"train/loss") == 4
@@ -205,5 +205,5 @@ def test_resume_with_other_versions_warns(
     config = config_of(tiny_flux, save_every_n_steps=2)
     key = run_train(data, config).checkpoints[0].state_key
     monkeypatch.setattr("worker.trainer.train.version", lambda _: "0.0.1")
-    notes = run_train(data, config, attempt=2, resume_state_key=key).events.of(Note)
+    notes = run_train(data, config, start_id="2", resume_state_key=key).events.of(Note)
     assert "torch" in notes[0].message

@@ -149,12 +149,12 @@ class Seen:
 def test_resume_after_a_kill_is_bit_exact(models: Models, data: Images, kind: str) -> None:
     config = any_config(kind, models, max_train_steps=6, save_every_n_steps=2)
     straight = run_train(data, config)
-    request = request_of(data, "train", config, attempt=2)
+    request = request_of(data, "train", config, start_id="2")
     killed = TrainerProcess(request)
     is_saved = lambda event: isinstance(event, CheckpointSaved)  # noqa: E731
     saved = killed.signal_when(signal.SIGKILL, is_saved).of(CheckpointSaved)[-1]
     assert killed.finish()[1] == -signal.SIGKILL
-    resumed = run_train(data, config, attempt=3, resume_state_key=saved.state_key)
+    resumed = run_train(data, config, start_id="3", resume_state_key=saved.state_key)
     assert resumed.checkpoints[-1].weights.sha256 == straight.checkpoints[-1].weights.sha256
     assert resumed.done.final_loss == straight.done.final_loss
 

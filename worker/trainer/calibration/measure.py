@@ -146,7 +146,7 @@ class Bench:
         values = {"stage": stage, "training": config, "device": self._device, **options}
         return TrainerRequest(
             job_id=f"run-{self._runs}",
-            attempt=1,
+            start_id="1",
             name="run",
             dataset_key=dataset_key(dataset.digest),
             store_url=self._store.url,

@@ -238,7 +238,7 @@ class Run:
             InterruptedRun: The run was asked to stop, and this step is saved.
         """
         store = Store(self._request.store_url)
-        prefix = validation_prefix(self._request.job_id, self._done, self._request.attempt)
+        prefix = validation_prefix(self._request.job_id, self._done, self._request.start_id)
         images: list[Artifact] = []
         for prompt, image, path in made:
             name = f"validation-{self._done:06d}-{prompt}-{image}{path.suffix}"

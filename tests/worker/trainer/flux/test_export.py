@@ -106,7 +106,7 @@ def test_both_formats_make_the_same_new_image(double_flux: Path, data: Images) -
         form: run_train(
             data,
             config_of(double_flux, max_train_steps=12, lora_checkpoint_format=form, lora_scale=0.5),
-            attempt=number,
+            start_id=str(number),
         ).weights
         for number, form in enumerate(FORMATS, start=1)
     }
@@ -183,7 +183,7 @@ def test_both_formats_hold_the_same_change(
                 lora_scale=scale,
                 lora_rank_dim=3,
             ),
-            attempt=number,
+            start_id=str(number),
         ).weights
         for number, form in enumerate(FORMATS, start=1)
     ]

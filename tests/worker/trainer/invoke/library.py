@@ -20,7 +20,7 @@ from worker.supervision.engines import invoke_environment
 PYTHON = os.environ.get("TRAINING_INVOKE_PYTHON")
 WHY_SKIPPED = "no interpreter with invoke-training in TRAINING_INVOKE_PYTHON"
 ALL = tuple(sorted(PATCHES))
-_attempts = itertools.count(5000)
+_starts = itertools.count(5000)
 
 
 class Library:
@@ -44,7 +44,7 @@ class Library:
         """Cache with our own engine if the config asks for it, then train with the library."""
         if (config.caches_text or config.cache_vae_outputs) and "cache_index_key" not in fields:
             fields["cache_index_key"] = run_cache(data, config).index_key
-        fields.setdefault("attempt", next(_attempts))
+        fields.setdefault("start_id", str(next(_starts)))
         request = request_of(
             data, "train", config, engine="invoke-training", patches=patches, **fields
         )

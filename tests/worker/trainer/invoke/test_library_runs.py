@@ -97,7 +97,7 @@ def test_stopped_run_saves_and_resumes(tiny_flux: Path, data: Images, library: L
         data,
         "train",
         config,
-        attempt=7,
+        start_id="7",
         engine="invoke-training",
         patches=ALL,
         cache_index_key=run_cache(data, config).index_key,
@@ -145,7 +145,7 @@ def test_state_of_the_other_engine_is_refused(
         data,
         "train",
         config.model_copy(update={"max_train_steps": 4}),
-        attempt=8,
+        start_id="8",
         engine="invoke-training",
         patches=ALL,
         cache_index_key=index,
@@ -162,7 +162,7 @@ def test_diverging_run_is_reported(tiny_flux: Path, data: Images, library: Libra
         data,
         "train",
         config,
-        attempt=9,
+        start_id="9",
         engine="invoke-training",
         patches=ALL,
         cache_index_key=run_cache(data, config).index_key,
@@ -187,7 +187,7 @@ def test_pickled_base_model_is_refused(
         data,
         "train",
         config,
-        attempt=10,
+        start_id="10",
         engine="invoke-training",
         patches=ALL,
         cache_index_key=index,
@@ -261,7 +261,9 @@ def test_base_model_that_the_library_mistrains_is_refused(
     path = copy / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), **changes}), "utf-8")
     config = sdxl_config_of("SDXL_FINETUNE", copy)
-    request = request_of(data, "train", config, attempt=11, engine="invoke-training", patches=ALL)
+    request = request_of(
+        data, "train", config, start_id="11", engine="invoke-training", patches=ALL
+    )
     [failed] = library.run(request)
     assert isinstance(failed, TrainFailed)
     assert expected in failed.message
