@@ -1,6 +1,5 @@
 """Eviction of cache packs: damaged packs, and packs that no job has used for long."""
 
-import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -51,7 +50,7 @@ def unused(
     *,
     max_age: timedelta | None,
     max_bytes: int | None,
-    now: float | None = None,
+    now: float,
 ) -> list[Pack]:
     """Return the packs to remove, so that the cache keeps its limits.
 
@@ -61,9 +60,8 @@ def unused(
         packs: All packs, the least recently used first.
         max_age: Packs unused for longer are removed; None is no limit.
         max_bytes: The least recently used packs above this size are removed; None is no limit.
-        now: The time in seconds since the epoch; None is the current time.
+        now: The time by the index's clock.
     """
-    now = time.time() if now is None else now
     free = [pack for pack in packs if now - pack.used_at > _UNUSED_AFTER.total_seconds()]
     surplus = sum(pack.size for pack in packs) - max_bytes if max_bytes is not None else 0
     evicted = []

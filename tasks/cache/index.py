@@ -4,7 +4,6 @@ The packs in the store are the truth: the index is rebuilt from their headers if
 claim belongs to a start of a job's stage, and expires unless it is renewed.
 """
 
-import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,6 +14,7 @@ from typing import Any, cast
 from redis import Redis
 
 from tasks.cache.packs import DamagedPackError, read_header
+from tasks.clock import broker_time
 from tasks.events import EncoderDigests
 from tasks.redis_script import Key, ScriptFolder
 from tasks.store import PACKS, Store
@@ -139,18 +139,20 @@ class PackIndex:
 
     def add(self, key: str, size: int, digests: Sequence[str]) -> None:
         """Record a pack that is stored."""
+        now = self.now()
         with self._redis.pipeline() as pipe:
             pipe.hset(_ENTRIES, mapping=dict.fromkeys(digests, key))
             pipe.hset(_SIZES, key, str(size))
-            pipe.zadd(_USED, {key: time.time()})
+            pipe.zadd(_USED, {key: now})
             self._renew_ttl(pipe)
             pipe.execute()
 
     def touch(self, keys: Iterable[str]) -> None:
         """Record that packs are in use: eviction removes the least recently used ones first."""
+        now = self.now()
         for part in _slices(set(keys)):
             with self._redis.pipeline() as pipe:
-                pipe.zadd(_USED, dict.fromkeys(part, time.time()), xx=True)
+                pipe.zadd(_USED, dict.fromkeys(part, now), xx=True)
                 self._renew_ttl(pipe)
                 pipe.execute()
 
@@ -163,6 +165,10 @@ class PackIndex:
         """Record the digests of encoders, whose weights take long to read."""
         self._redis.hset(_ENCODERS, identity, digests.model_dump_json())
         self._redis.expire(_ENCODERS, self._ttl)
+
+    def now(self) -> float:
+        """Return the time by the clock that ``used_at`` is of."""
+        return broker_time(self._redis)
 
     def packs(self) -> list[Pack]:
         """Return every pack, the least recently used first."""

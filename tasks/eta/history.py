@@ -220,7 +220,7 @@ class RunHistoryStore:
         try:
             with self._redis.pipeline(transaction=False) as pipe:
                 if run is not None:
-                    self._add_run(pipe, key, run)
+                    self._add_run(pipe, key, run, finished.started_at + (finished.seconds or 0.0))
                 if wait_s is not None:
                     self._push(pipe, f"{_WAITS}{finished.queue}", f"{wait_s:.3f}")
                 pipe.execute()
@@ -255,11 +255,11 @@ class RunHistoryStore:
         }
         return RunHistory(runs, waits)
 
-    def _add_run(self, pipe: Pipeline, key: WorkloadKey, run: RunSample) -> None:
-        member, now = key.model_dump_json(), time.time()
+    def _add_run(self, pipe: Pipeline, key: WorkloadKey, run: RunSample, ended_at: float) -> None:
+        member = key.model_dump_json()
         self._push(pipe, f"{_INDEX}:{member}", run.model_dump_json())
-        pipe.zadd(_INDEX, {member: now})
-        pipe.zremrangebyscore(_INDEX, "-inf", now - self._ttl.total_seconds())
+        pipe.zadd(_INDEX, {member: ended_at})
+        pipe.zremrangebyscore(_INDEX, "-inf", ended_at - self._ttl.total_seconds())
         pipe.expire(_INDEX, self._ttl)
 
     def _push(self, pipe: Pipeline, redis_key: str, value: str) -> None:

@@ -62,7 +62,7 @@ def prune(
     max_bytes = None if max_size is None else _bytes(max_size)
     index, store = _open(settings)
     packs = index.packs()
-    chosen = unused(packs, max_age=max_age, max_bytes=max_bytes)
+    chosen = unused(packs, max_age=max_age, max_bytes=max_bytes, now=index.now())
     if not dry_run:
         drop(index, store, [pack.key for pack in chosen])
     freed = sum(pack.size for pack in chosen)

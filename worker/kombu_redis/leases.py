@@ -21,7 +21,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from importlib.resources import files
+from typing import Any, cast
 
 import redis
 from celery import Celery, bootsteps
@@ -33,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 # A lease survives three failed renewals.
 _RENEWALS_PER_TIMEOUT = 4
+_RENEW = (files("worker.kombu_redis") / "renew.lua").read_text("utf-8")
 
 
 @dataclass(frozen=True)
@@ -142,12 +144,7 @@ def renew(client: "redis.Redis", index: str, channel: Any) -> tuple[set[str], se
     tags = [tag for tag in tuple(qos._delivered) if tag not in qos._dirty]
     if not tags:
         return set(), set()
-    with client.pipeline() as pipe:
-        # XX: a message that was acknowledged meanwhile must not return.
-        pipe.zadd(index, dict.fromkeys(tags, time.time()), xx=True)
-        pipe.zmscore(index, tags)
-        _, scores = pipe.execute()
-    held = {tag for tag, score in zip(tags, scores, strict=True) if score is not None}
+    held = set(cast("list[str]", client.eval(_RENEW, 1, index, *tags)))
     # A message that was acknowledged this moment is not lost.
     lost = set(tags) - held - qos._dirty - qos.unconfirmed.keys()
     return held, lost & qos._delivered.keys()

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import time
 from datetime import timedelta
 from importlib.resources import files
 from typing import Any, cast
@@ -40,8 +39,8 @@ class Redelivery:
         Returns:
             The ids of their tasks.
         """
-        # By this machine's clock, as kombu and the renewal write it.
-        renewed_before = time.time() - self._timeout_s
+        seconds, microseconds = self._redis.time()
+        renewed_before = seconds + microseconds / 1e6 - self._timeout_s
         unacked, index = self._keys.unacked, self._keys.unacked_index
         tags = cast(
             "list[str]",

@@ -12,10 +12,14 @@ names the transport's keys in Redis.
 from bisect import bisect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any, Self
 
-from kombu.transport import TRANSPORT_ALIASES, redis
+from kombu.transport import TRANSPORT_ALIASES, redis, virtual
+from kombu.utils.json import dumps
 from redis import Redis
+
+_HOLD = (files("worker.kombu_redis") / "hold.lua").read_text("utf-8")
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,17 @@ class QoS(redis.QoS):
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
         self.unconfirmed: dict[str, bool | None] = {}
         """By delivery tag: whether to requeue a rejected message; None for an acknowledged one."""
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        """Hold a delivered message, from now on by the broker's clock and not by this machine's."""
+        info = message.delivery_info
+        entry = dumps([message._raw, info["exchange"], info["routing_key"]])  # type: ignore[no-untyped-call]
+        # kombu adds its prefix to the keys of other commands.
+        prefix = self.channel.global_keyprefix
+        keys = prefix + self.unacked_key, prefix + self.unacked_index_key
+        with self.channel.conn_or_acquire() as client:
+            client.eval(_HOLD, len(keys), *keys, delivery_tag, entry)
+        virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
 
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge a message."""

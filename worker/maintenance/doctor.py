@@ -21,6 +21,7 @@ from redis import Redis
 from routing.classes import MemoryClass
 from routing.queues import ALL_QUEUES, CPU_QUEUE, INVOKE, engine_of
 from tasks.app import make_app
+from tasks.clock import broker_time
 from tasks.errors import JobError, StoreError
 from tasks.extras import is_installed
 from tasks.settings.settings import Settings
@@ -189,8 +190,8 @@ def _check_workers(client: Redis, settings: Settings) -> Iterator[Finding]:
 
 
 def _check_leases(client: Redis, settings: Settings, keys: Keys) -> Iterator[Finding]:
-    renewed_before = time.time() - _LATE_TIMEOUTS * settings.visibility_timeout.total_seconds()
-    late = client.zcount(keys.unacked_index, "-inf", renewed_before)
+    late_s = _LATE_TIMEOUTS * settings.visibility_timeout.total_seconds()
+    late = client.zcount(keys.unacked_index, "-inf", broker_time(client) - late_s)
     if late:
         remedy = "a live worker redelivers them within a minute; if none does, read its log"
         yield Finding("warning", "leases", f"{late} held by lost workers", remedy)

@@ -18,6 +18,7 @@ from typing import Any, cast
 from redis import Redis
 
 from routing.queues import ALL_QUEUES
+from tasks.clock import broker_time
 from tasks.contract import STAGES, task_name
 from tasks.state.control import JobControl
 from tasks.state.keys import MISSING_MESSAGES
@@ -72,7 +73,7 @@ class Reconciler:
         # Read after the jobs: a message for their current state was sent before, or not at all.
         with_message = set(messages(self._redis, self._keys))
         known = cast("dict[str, str]", self._redis.hgetall(MISSING_MESSAGES))
-        now = time.time()
+        now = broker_time(self._redis)
         missing: dict[str, str] = {}
         sent = []
         for job in jobs:

@@ -6,7 +6,6 @@ is repeated until the receiver accepts it, so the receiver may get an end twice,
 
 import logging
 import random
-import time
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ import httpx2
 from redis import Redis
 from standardwebhooks import Webhook
 
+from tasks.clock import broker_time
 from tasks.schemas import documents
 from tasks.state import scripts
 from tasks.state.job_reader import JobReader
@@ -61,7 +61,7 @@ class Webhooks:
         Returns:
             The ids of the jobs whose webhook was delivered.
         """
-        now = time.time()
+        now = broker_time(self._redis)
         due = cast(
             "list[str]",
             self._redis.zrangebyscore(PENDING_WEBHOOKS, "-inf", now, start=0, num=_CONCURRENCY),
@@ -119,13 +119,15 @@ class Webhooks:
             return False
         delay_s = delay_s or _DELAYS_S[deliveries] * random.uniform(0.9, 1.1)
         logger.warning("webhook not delivered, retry in %.0f s: %s", delay_s, problem, extra=extra)
-        self._redis.zadd(PENDING_WEBHOOKS, {job.id: time.time() + delay_s}, xx=True)
+        self._redis.zadd(PENDING_WEBHOOKS, {job.id: broker_time(self._redis) + delay_s}, xx=True)
         self._count("failed")
         return False
 
     def _headers(self, job: JobSummary, body: str) -> dict[str, str]:
         # A replayed job ends again, under another attempt.
-        message_id, now = f"msg_{job.id}_{job.attempt}", datetime.now(UTC)
+        message_id = f"msg_{job.id}_{job.attempt}"
+        # Receivers refuse a wrong time.
+        now = datetime.fromtimestamp(broker_time(self._redis), UTC)
         signatures = [signer.sign(message_id, now, body) for signer in self._signers]
         return {
             "content-type": "application/json",

@@ -124,7 +124,7 @@ def test_an_expired_workload_is_removed(redis_client: Redis, job_document: dict[
     [member] = cast("list[str]", redis_client.zrange("training:run_history", 0, -1))
     redis_client.delete(f"training:run_history:{member}")
     assert store.read().runs == {}
-    redis_client.zadd("training:run_history", {member: 1.0})
+    redis_client.zadd("training:run_history", {member: -3600.0})
     store.record_run(job, "publish", started(1, 1000, 8, "cpu"), WorkDone(1))
     assert redis_client.zcard("training:run_history") == 1
 

@@ -4,7 +4,7 @@ With a fifth argument, a restore interval in seconds, it is a stock Celery worke
 with kombu's own redelivery. Each start and end of the task is a line ``NAME begins ID`` in the file
 LOG. In the environment, ``TRANSPORT_OPTIONS`` adds JSON to the broker's options; ``HANGS_S`` lets
 the main loop hang for a time; ``DIES_ON_DELIVERY`` kills the worker with a message that it has not
-recorded as unacknowledged; ``IDLE_S`` stops an idle worker after a time.
+recorded as unacknowledged; ``IDLE_S`` stops an idle worker after a time; ``QUEUES`` are the queues.
 """
 
 import json
@@ -103,7 +103,8 @@ def main(url: str, log: str, name: str, timeout_s: str, restore_interval_s: str 
     if "DIES_ON_DELIVERY" in os.environ:
         QoS.append = _die  # type: ignore[method-assign]
     hostname = f"{name}@here"
-    app.Worker(hostname=hostname, queues=QUEUES, without_mingle=True, without_gossip=True).start()
+    queues = os.environ.get("QUEUES", ",".join(QUEUES)).split(",")
+    app.Worker(hostname=hostname, queues=queues, without_mingle=True, without_gossip=True).start()
 
 
 def _die(*_: Any) -> None:

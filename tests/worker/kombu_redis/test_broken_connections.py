@@ -24,6 +24,7 @@ from worker.local.embedded_broker import EmbeddedBroker
 from worker.supervision.process import spawn
 
 TIMEOUT_S = 2.0
+WRONG_CLOCK = Path(__file__).parents[2] / "wrong_clock"
 PATIENCE_S = 40.0
 
 
@@ -83,16 +84,15 @@ class Fleet:
         self.wait_until(lambda: line in self.log(), line)
 
     def wait_until(self, predicate: Callable[[], bool], description: str) -> None:
-        wait_until(
-            predicate, timeout_s=PATIENCE_S, description=description, detail=self._everything
-        )
+        wait_until(predicate, timeout_s=PATIENCE_S, description=description, detail=self.output)
 
     def wait_until_nothing_is_held(self) -> None:
         """Wait until kombu has no queue and no unacknowledged message."""
         keys = ("unacked", *QUEUES, "ours:held", *(f"ours:{queue}" for queue in QUEUES))
         self.wait_until(lambda: not self.client.exists(*keys), "all messages are acknowledged")
 
-    def _everything(self) -> str:
+    def output(self) -> str:
+        """Return the ends of all logs."""
         return "\n".join(path.read_text()[-4000:] for path in self._folder.glob("*log"))
 
 
@@ -176,6 +176,28 @@ def test_tasks_run_once_with_custom_transport_keys(fleet: Fleet) -> None:
     fleet.wait_until_nothing_is_held()
     assert len(fleet.log(f"begins {lost}")) == 2
     assert not fleet.client.exists("unacked", "unacked_index", *QUEUES)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "ahead_s", "then_ahead_s"),
+    [("leader", 300, 300), ("leader", 0, 300), ("other", -300, -300), ("other", 0, -300)],
+)
+def test_a_wrong_clock_starts_no_task_twice(
+    fleet: Fleet, tmp_path: Path, wrong: str, ahead_s: int, then_ahead_s: int
+) -> None:
+    clock = tmp_path / "ahead_s"
+    clock.write_text(str(ahead_s))
+    # The one that starts first is elected.
+    for name, queue in (("leader", QUEUES[1]), ("other", QUEUES[0])):
+        is_wrong = {"PYTHONPATH": str(WRONG_CLOCK), "CLOCK_OFFSET_FILE": str(clock)}
+        fleet.start(name, QUEUES=queue, **(is_wrong if name == wrong else {}))
+    task = fleet.send(fleet.task(2 * TIMEOUT_S))
+    fleet.wait_for(f"other begins {task}")
+    clock.write_text(str(then_ahead_s))
+    fleet.wait_for(f"other ends {task}")
+    fleet.wait_until_nothing_is_held()
+    assert fleet.log("begins") == [f"other begins {task}"]
+    assert "redelivered" not in fleet.output()
 
 
 def test_a_task_stays_held_through_a_warm_shutdown(fleet: Fleet) -> None:
