@@ -17,7 +17,7 @@ from celery.app.trace import build_tracer
 from kombu.entity import Queue
 
 from routing.classes import MemoryClass
-from routing.queues import CPU_QUEUE, served_queues
+from routing.queues import CPU_QUEUE, served_queues, with_submit_queue
 from tasks.cache.index import PackIndex
 from tasks.client import Client
 from tasks.contract import STAGES
@@ -63,7 +63,7 @@ class EmulatedFleet:
         gpus = [
             served_queues(memory_class) for memory_class in islice(cycle(_CLASSES), workers // 2)
         ]
-        self._served = [*[(CPU_QUEUE,)] * (workers - len(gpus)), *gpus]
+        self._served = [*[with_submit_queue((CPU_QUEUE,))] * (workers - len(gpus)), *gpus]
         self.done = 0
         self._lock = Lock()
 

@@ -13,6 +13,9 @@ EXTRA_ENGINES: tuple[Engine, ...] = (INVOKE,)
 """The engines that not every worker has: their jobs have their own queues."""
 
 CPU_QUEUE = "cpu"
+SUBMIT_QUEUE = "submit"
+"""The queue of ``training.submit``, so that a burst of submits delays no stage."""
+
 _GPU_STAGES = frozenset({"cache", "train"})
 
 
@@ -28,12 +31,18 @@ def gpu_queue(memory_class: MemoryClass, engine: Engine = DIFFUSERS) -> str:
 
 GPU_QUEUES = tuple(gpu_queue(c) for c in MemoryClass)
 ENGINE_QUEUES = tuple(gpu_queue(c, engine) for engine in EXTRA_ENGINES for c in MemoryClass)
-ALL_QUEUES = (CPU_QUEUE, *GPU_QUEUES, *ENGINE_QUEUES)
+STAGE_QUEUES = (CPU_QUEUE, *GPU_QUEUES, *ENGINE_QUEUES)
+ALL_QUEUES = (*STAGE_QUEUES, SUBMIT_QUEUE)
 
 
 def stage_queue(stage: str, gpu_queue_name: str) -> str:
     """Return the queue of a job's stage, given the queue of its GPU stages."""
     return gpu_queue_name if stage in _GPU_STAGES else CPU_QUEUE
+
+
+def with_submit_queue(queues: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the queues that a worker consumes: a worker of ``cpu`` also serves ``submit``."""
+    return (*queues, SUBMIT_QUEUE) if CPU_QUEUE in queues and SUBMIT_QUEUE not in queues else queues
 
 
 def engine_of(queue: str) -> Engine:

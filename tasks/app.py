@@ -61,8 +61,6 @@ def _configuration(settings: Settings) -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
         "broker_transport_options": {
-            # Own class first, then smaller ones, in the order the worker lists its queues.
-            "queue_order_strategy": "priority",
             "visibility_timeout": settings.visibility_timeout.total_seconds(),
             # A network that drops packets silently is noticed.
             "socket_keepalive": True,

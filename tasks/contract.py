@@ -11,7 +11,7 @@ PUBLISH = "training.publish"
 STAGES = ("prepare", "cache", "train", "publish")
 """The stages of a job, in order."""
 
-SUBMIT_QUEUE = "cpu"
+SUBMIT_QUEUE = "submit"
 """The queue of ``training.submit``, which replaces itself with the routed chain."""
 
 JOB_KEY = "training:job:"

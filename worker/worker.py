@@ -10,7 +10,7 @@ from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging
 
-from routing.queues import DIFFUSERS, Engine
+from routing.queues import DIFFUSERS, Engine, with_submit_queue
 from tasks.logging_setup import set_up_logging
 from tasks.settings.settings import Settings
 from tasks.stages.celery_tasks import make_worker_app
@@ -24,6 +24,7 @@ from worker.gpu.host_memory import worker_memory_shortage
 from worker.gpu.inventory import Gpu
 from worker.gpu.quarantine import GpuFaultPipe, GpuQuarantine
 from worker.kombu_redis.leases import LeaseOptions, install_leases
+from worker.kombu_redis.queue_order import QUEUE_ORDER
 from worker.kombu_redis.transport import Keys, use_for_redis
 from worker.lifecycle.drain import Drain, shut_down
 from worker.lifecycle.event_batches import EventBatches
@@ -54,7 +55,7 @@ def run_worker(
         settings: The process's settings.
         broker_url: The fleet's broker.
         name: The worker's name, unique on this machine.
-        queues: The queues it serves, in order of priority.
+        queues: The queues it serves, in order of priority. One of ``cpu`` also serves ``submit``.
         gpu: Its GPU; None on the CPU queue.
         engines: The engines it trains with.
         ready_file: A file that the worker makes when ready, and touches while it is healthy.
@@ -65,11 +66,13 @@ def run_worker(
     """
     _set_up_logging(settings, name)
     use_for_redis()
+    queues = with_submit_queue(queues)
     worker = f"{name}@{socket.gethostname()}"
     real_gpu = None if gpu is None or gpu.emulated else gpu
     drain, faults = Drain(), GpuFaultPipe()
     context = ChildContext(lambda: make_context(app, settings, worker, gpu, faults))
     app = make_worker_app(settings, broker_url, context.get, drain.requested)
+    app.conf.broker_transport_options["queue_order_strategy"] = QUEUE_ORDER
     client = connect(broker_url)
     keys = Keys.of(app.conf.broker_transport_options)
     sampler = GpuSampler(real_gpu.uuid if real_gpu else None, settings.visibility_timeout / 4)

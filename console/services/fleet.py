@@ -6,7 +6,7 @@ from typing import Any
 from console.services.jobs import Jobs, without_quarantine_reasons
 from console.services.threads import in_thread
 from console.views import FleetView, PresetView, QueueView, WorkerView
-from routing.queues import ALL_QUEUES, ENGINE_QUEUES
+from routing.queues import ENGINE_QUEUES, STAGE_QUEUES
 from tasks.api_keys import Caller
 from tasks.client import Client
 from tasks.jobs.job import TrainingJob, parse_job
@@ -80,7 +80,7 @@ class Fleet:
         in_tenant_queues = self._client.tenant_queues.waiting()
         waits = self._jobs.run_history().waits
         views = []
-        for queue in ALL_QUEUES:
+        for queue in STAGE_QUEUES:
             tenants = dict(in_tenant_queues.get(queue, {}))
             for record in in_flight:
                 if record.pending_queue == queue:

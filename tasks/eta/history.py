@@ -29,7 +29,7 @@ from redis import Redis, RedisError
 from redis.client import Pipeline
 
 from routing.classes import MemoryClass
-from routing.queues import ALL_QUEUES
+from routing.queues import STAGE_QUEUES
 from tasks.contract import STAGES
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.state.record import JobRecord, StageRecord
@@ -234,7 +234,7 @@ class RunHistoryStore:
         with self._redis.pipeline(transaction=False) as pipe:
             for member in members:
                 pipe.lrange(f"{_INDEX}:{member}", 0, -1)
-            for queue in ALL_QUEUES:
+            for queue in STAGE_QUEUES:
                 pipe.lrange(f"{_WAITS}{queue}", 0, -1)
             lists = cast("list[list[str]]", pipe.execute())
         run_lists, wait_lists = lists[: len(members)], lists[len(members) :]
@@ -250,7 +250,7 @@ class RunHistoryStore:
                 runs[key] = samples
         waits = {
             queue: [float(value) for value in values]
-            for queue, values in zip(ALL_QUEUES, wait_lists, strict=True)
+            for queue, values in zip(STAGE_QUEUES, wait_lists, strict=True)
             if values
         }
         return RunHistory(runs, waits)

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from routing.classes import MemoryClass
+from routing.queues import CPU_QUEUE, SUBMIT_QUEUE
 from tests.deploy.manifests import (
     DEPLOY,
     ROOT,
@@ -85,9 +86,11 @@ def test_compose_has_a_closed_service_for_each_gpu_class() -> None:
 
 @pytest.mark.parametrize(("path", "document"), MANIFESTS, ids=name_of)
 def test_manifest_follows_its_schema(path: Path, document: dict[str, Any]) -> None:
-    if document["kind"] == "ScaledJob":
+    if document["kind"] in ("ScaledJob", "ScaledObject"):
         schema = json.loads((Path(__file__).parent / "keda.schema.json").read_text("utf-8"))
         jsonschema.validate(document, schema)
+        if document["kind"] == "ScaledObject":
+            return
         document = {
             "apiVersion": "batch/v1",
             "kind": "Job",
@@ -151,6 +154,18 @@ def test_keda_counts_the_work_of_its_workers_queue() -> None:
         assert f'training_jobs_running{{queue="{queue}"}}' in query
         [container] = document["spec"]["jobTargetRef"]["template"]["spec"]["containers"]
         assert {"--strict", "--exit-when-idle"} <= set(container["args"])
+
+
+def test_keda_scales_the_cpu_workers_with_both_of_their_queues() -> None:
+    [scaled] = documents(DEPLOY / "k8s" / "keda" / "cpu.yaml")
+    [trigger] = scaled["spec"]["triggers"]
+    target = scaled["spec"]["scaleTargetRef"]["name"]
+    assert any(
+        document["kind"] == "Deployment" and document["metadata"]["name"] == target
+        for _, document in MANIFESTS
+    )
+    for queue in (CPU_QUEUE, SUBMIT_QUEUE):
+        assert f'training_queue_jobs{{queue="{queue}"}}' in trigger["metadata"]["query"]
 
 
 def test_kustomization_references_exist() -> None:

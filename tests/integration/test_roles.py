@@ -77,7 +77,7 @@ def test_each_role_has_only_its_own_rights(
     url = broker.url("backend")
     app: Any = Celery(broker=url, backend=url, set_as_current=False)
     # As the README shows it.
-    sent = app.send_task("training.submit", args=[job], queue="cpu")
+    sent = app.send_task("training.submit", args=[job], queue="submit")
     # Without a GPU worker the job waits in its tenant queue, where metrics count it.
     with broker.client("metrics") as metrics:
         wait_until(
@@ -100,10 +100,11 @@ def test_each_role_has_only_its_own_rights(
             lambda: backend.hset(key, "status", "succeeded"),
             lambda: backend.xadd(f"{key}:events", {"event": "{}"}),
             lambda: backend.zrange("training:jobs", 0, -1),
-            lambda: backend.rpop("cpu"),
-            lambda: backend.brpop(["cpu"], 1),
-            lambda: backend.lrange("cpu", 0, -1),
-            lambda: backend.delete("cpu"),
+            lambda: backend.rpop("submit"),
+            lambda: backend.brpop(["submit"], 1),
+            lambda: backend.lrange("submit", 0, -1),
+            lambda: backend.delete("submit"),
+            lambda: backend.lpush("cpu", "{}"),
             lambda: backend.lpush("gpu.40gb", "{}"),
             lambda: backend.hgetall("unacked"),
             lambda: backend.publish("/0.celery.pidbox", "{}"),

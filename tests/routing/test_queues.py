@@ -2,7 +2,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing.classes import MemoryClass, class_for
-from routing.queues import ALL_QUEUES, DIFFUSERS, ENGINE_QUEUES, INVOKE, engine_of, served_queues
+from routing.queues import (
+    ALL_QUEUES,
+    DIFFUSERS,
+    ENGINE_QUEUES,
+    INVOKE,
+    SUBMIT_QUEUE,
+    engine_of,
+    served_queues,
+    with_submit_queue,
+)
+from tasks import contract
 
 
 def test_a_worker_serves_its_own_class_first() -> None:
@@ -22,7 +32,7 @@ def test_no_worker_below_40_gb_serves_flux_queues() -> None:
 
 def test_queues_cover_the_cpu_and_each_class_and_engine() -> None:
     assert ALL_QUEUES[:6] == ("cpu", "gpu.8gb", "gpu.16gb", "gpu.24gb", "gpu.40gb", "gpu.80gb")
-    assert ALL_QUEUES[6:] == tuple(f"{queue}.invoke-training" for queue in ALL_QUEUES[1:6])
+    assert ALL_QUEUES[6:11] == tuple(f"{queue}.invoke-training" for queue in ALL_QUEUES[1:6])
     assert engine_of("gpu.8gb.invoke-training") == INVOKE
     assert engine_of("gpu.8gb") == engine_of("cpu") == DIFFUSERS
 
@@ -50,3 +60,13 @@ def test_no_card_serves_a_larger_class(fleet: list[int], strict: bool) -> None:
         # FLUX jobs are in the queues of 40 GB and above.
         if reported_mib < MemoryClass.GB40.floor_mib:
             assert not {"gpu.40gb", "gpu.80gb"} & {first, *others}
+
+
+def test_workers_of_the_cpu_queue_serve_submits() -> None:
+    assert with_submit_queue(("cpu",)) == ("cpu", SUBMIT_QUEUE)
+    assert with_submit_queue(("submit", "cpu")) == ("submit", "cpu")
+    assert with_submit_queue(("gpu.8gb",)) == ("gpu.8gb",)
+
+
+def test_the_contract_names_the_queue_of_submits() -> None:
+    assert contract.SUBMIT_QUEUE == SUBMIT_QUEUE

@@ -75,7 +75,7 @@ def worker(
     ready_file: ReadyFile = None,
 ) -> int:
     """Run one worker process: of one GPU, or of the CPU queue."""
-    from routing.queues import CPU_QUEUE, served_queues
+    from routing.queues import CPU_QUEUE, SUBMIT_QUEUE, served_queues
     from tasks.extras import require
     from worker.gpu.inventory import choose_gpu
     from worker.local.embedded_broker import broker_url
@@ -85,7 +85,7 @@ def worker(
     card = choose_gpu(gpu, settings.gpus, settings.cuda_visible_devices) if gpu else None
     memory_class = None if card is None else card.memory_class
     engines: tuple[Engine, ...] = ()
-    possible: tuple[str, ...] = (CPU_QUEUE,)
+    possible: tuple[str, ...] = (CPU_QUEUE, SUBMIT_QUEUE)
     if memory_class is not None:
         engines = _usable_engines(settings)
         possible = served_queues(memory_class, engines=engines)

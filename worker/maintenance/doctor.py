@@ -19,7 +19,7 @@ import redis
 from redis import Redis
 
 from routing.classes import MemoryClass
-from routing.queues import ALL_QUEUES, CPU_QUEUE, INVOKE, engine_of
+from routing.queues import ALL_QUEUES, CPU_QUEUE, INVOKE, SUBMIT_QUEUE, engine_of
 from tasks.app import make_app
 from tasks.clock import broker_time
 from tasks.errors import JobError, StoreError
@@ -182,7 +182,8 @@ def _check_workers(client: Redis, settings: Settings) -> Iterator[Finding]:
     for queue in ALL_QUEUES:
         waiting = int(client.llen(queue)) + sum(in_tenant_queues.get(queue, {}).values())
         if waiting and queue not in served:
-            remedy = "start a worker of that class" if queue != CPU_QUEUE else "start a CPU worker"
+            on_cpu = queue in (CPU_QUEUE, SUBMIT_QUEUE)
+            remedy = "start a CPU worker" if on_cpu else "start a worker of that class"
             if engine_of(queue) == INVOKE:
                 remedy += " with TRAINING_INVOKE_PYTHON set"
             jobs = f"{waiting} waiting {'job' if waiting == 1 else 'jobs'}"
