@@ -5,7 +5,6 @@ import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
-from typing import cast
 
 import redis
 from redis.asyncio import Redis
@@ -15,15 +14,15 @@ from console.services.jobs import Jobs
 from console.services.threads import in_thread
 from console.views import JobEvent
 from tasks.api_keys import Caller
-from tasks.contract import EVENT_FIELD, events_key, record_key
+from tasks.contract import record_key
 from tasks.errors import NoBrokerError
 from tasks.state.connection import connect_async
-from tasks.state.job_reader import parse_stored_event
+from tasks.state.job_reader import event_streams, in_order, parse_stored_event
 
 _POSITION = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?", re.ASCII)
 _BLOCK_MS = 5000
-# Events of a job in memory: more than Redis keeps of one.
-_MAX_EVENTS = 4000
+# Progress events of a job in memory: more than Redis keeps of one. It keeps few others.
+_MAX_PROGRESS = 4000
 # Each followed job holds a connection to Redis.
 _MAX_JOBS = 500
 # Each stream of a caller holds a socket.
@@ -120,9 +119,11 @@ class _Reader:
 
     def __init__(self, client: Redis, job_id: str) -> None:
         self._redis = client
-        self._record_key, self._events_key = record_key(job_id), events_key(job_id)
+        self._record_key, self._streams = record_key(job_id), event_streams(job_id)
         self._events: list[JobEvent] = []
         self._positions: list[Position] = []
+        self._progress = 0
+        """The number of progress events among them."""
         self._has_ended = False
         self._error: Exception | None = None
         self.followers = 0
@@ -165,29 +166,39 @@ class _Reader:
             self._notify()
 
     async def _read_until_ended(self) -> None:
-        last, block_ms = "0", None
+        last = "0"
         while True:
-            reply = await self._redis.xread({self._events_key: last}, block=block_ms, count=1000)
-            streams = cast("list[tuple[str, list[tuple[str, dict[str, str]]]]]", reply or [])
-            for _, entries in streams:
-                for position, fields in entries:
-                    self._add(position, fields[EVENT_FIELD])
-                    last = position
-            has_ended = bool(self._events) and self._events[-1].event.kind == "ended"
-            if streams:
+            events = in_order(await self._redis.xread(dict.fromkeys(self._streams, last)))
+            for position, text in events:
+                self._add(position, text)
+                last = position
+            if events:
                 self._notify()
-                if has_ended:
-                    block_ms = None  # no more events are expected
                 continue
+            has_ended = bool(self._events) and self._events[-1].event.kind == "ended"
             if has_ended or not await self._redis.exists(self._record_key):
                 return
-            block_ms = _BLOCK_MS
+            # Only to wait: servers may answer from one stream while the other has older entries.
+            await self._redis.xread(dict.fromkeys(self._streams, last), block=_BLOCK_MS, count=1)
 
     def _add(self, position: str, text: str) -> None:
-        self._events.append(JobEvent(id=position, event=parse_stored_event(text), text=text))
+        event = JobEvent(id=position, event=parse_stored_event(text), text=text)
+        self._events.append(event)
         self._positions.append(position_of(position))
-        if len(self._events) > _MAX_EVENTS:
-            del self._events[: _MAX_EVENTS // 2], self._positions[: _MAX_EVENTS // 2]
+        self._progress += event.event.kind == "progress"
+        if self._progress > _MAX_PROGRESS:
+            self._thin_out_progress()
+
+    def _thin_out_progress(self) -> None:
+        """Drop every second progress event, so that the whole curve stays."""
+        is_odd, kept = False, []
+        for event in self._events:
+            is_progress = event.event.kind == "progress"
+            is_odd ^= is_progress
+            if is_odd or not is_progress:
+                kept.append(event)
+        self._events, self._progress = kept, (self._progress + 1) // 2
+        self._positions = [position_of(event.id) for event in kept]
 
     def _notify(self) -> None:
         self.changed.set()

@@ -18,10 +18,13 @@ JOB_KEY = "training:job:"
 """Before a job's id: the key of the hash that is its record, with a field ``status``."""
 
 EVENTS_SUFFIX = ":events"
-"""After the hash's key: the key of the stream of the job's events."""
+"""After the hash's key: the key of the stream of the job's events other than progress."""
+
+PROGRESS_SUFFIX = ":progress"
+"""After the hash's key: the key of the stream of the job's progress, sampled over each stage."""
 
 EVENT_FIELD = "event"
-"""The only field of the stream's entries: JSON, with ``kind``."""
+"""The only field of the streams' entries: JSON, with ``kind``."""
 
 LAST_EVENT = "ended"
 """The ``kind`` of a job's last event."""
@@ -78,8 +81,19 @@ def record_key(job_id: str) -> str:
 
 
 def events_key(job_id: str) -> str:
-    """Return the key in Redis of a job's events, a stream for XREAD."""
+    """Return the key in Redis of a job's events other than progress, a stream for XREAD."""
     return f"{record_key(job_id)}{EVENTS_SUFFIX}"
+
+
+def progress_key(job_id: str) -> str:
+    """Return the key in Redis of a job's progress, a stream for XREAD."""
+    return f"{record_key(job_id)}{PROGRESS_SUFFIX}"
+
+
+def position_order(position: str) -> tuple[int, int]:
+    """Return the sort key of a stream position: one order for both streams of a job."""
+    milliseconds, _, number = position.partition("-")
+    return int(milliseconds), int(number or 0)
 
 
 def job_id_of(message_id: str) -> str:

@@ -27,11 +27,14 @@ def send(app: Celery, job: dict[str, Any]) -> AsyncResult:
 
 def follow(redis: Redis, job_id: str, result: AsyncResult) -> Iterator[dict[str, Any]]:
     """Yield the job's events until it ends; none if it is refused at once."""
-    stream, position = contract.events_key(job_id), "0"
+    streams, position = (contract.events_key(job_id), contract.progress_key(job_id)), "0"
     while True:
         ended = result.ready()
-        reply = redis.xread({stream: position}, block=1000)
-        for entry, fields in reply[0][1] if reply else ():
+        # The first call only waits: it may return one stream while the other has older entries.
+        redis.xread(dict.fromkeys(streams, position), block=1000)
+        reply = redis.xread(dict.fromkeys(streams, position))
+        entries = [entry for _, found in reply for entry in found]
+        for entry, fields in sorted(entries, key=lambda it: contract.position_order(it[0])):
             position = entry
             yield json.loads(fields[contract.EVENT_FIELD])
         if ended and not reply:

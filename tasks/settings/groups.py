@@ -91,7 +91,7 @@ class JobSettings(SettingsGroup):
     """Jobs and queues."""
 
     job_ttl: Duration = timedelta(days=30)
-    """How long a job's state and events are kept after their last change."""
+    """How long a job's state and events are kept after its end."""
 
     visibility_timeout: Duration = timedelta(seconds=60)
     """How long after a worker is lost its job goes to another worker. Live workers renew their

@@ -1,9 +1,10 @@
 """Changes jobs from outside their stages, for operators and for the fleet's maintenance."""
 
+import logging
 from datetime import timedelta
 from typing import cast
 
-from redis import Redis
+from redis import Redis, ResponseError
 
 from tasks.contract import events_key, record_key
 from tasks.errors import ErrorCode, InvalidStateError, UnknownJobError, cancelled_message
@@ -13,6 +14,11 @@ from tasks.state.job_reader import JobReader
 from tasks.state.job_store import DispatchOutcome
 from tasks.state.record import VERSION, JobRecord, JobStatus, JobSummary, queue_of
 from tasks.state.workers import newest_versions
+
+logger = logging.getLogger(__name__)
+
+# Some tenths of a second of the maintenance's time in each of its rounds.
+_RENEWED_AT_ONCE = 500
 
 
 class JobControl:
@@ -148,6 +154,22 @@ class JobControl:
         )
         return bool(is_requeued)
 
+    def renew_keys(self) -> int:
+        """Renew the keys of jobs that have not ended; remove expired jobs from the lists.
+
+        Each call takes up to a page of the jobs whose keys have lived for a quarter of their time.
+
+        Returns:
+            The number of jobs that were looked at.
+        """
+        seconds, micros = self._redis.time()
+        due = self._redis.zrangebyscore(
+            keys.RENEWALS, "-inf", seconds + micros / 1e6, start=0, num=_RENEWED_AT_ONCE
+        )
+        for entry in cast("list[str]", due):
+            self._renew(entry)
+        return len(cast("list[str]", due))
+
     def take_due(self) -> list[JobSummary]:
         """Return the jobs whose retry is due; each is returned once, for the caller to send.
 
@@ -172,6 +194,21 @@ class JobControl:
             if summary.version <= newest and self._take_due(job_id):
                 taken.append(summary)
         return taken
+
+    def _renew(self, entry: str) -> None:
+        job_id, _, tenant = entry.partition(" ")
+        try:
+            scripts.renew_job(
+                self._redis,
+                job_key=record_key(job_id),
+                events_key=events_key(job_id),
+                ttl_s=self._ttl_s,
+                entry=entry,
+                tenant=tenant,
+            )
+        except ResponseError as error:
+            # The script removes each entry first: an unreadable one does not come back.
+            logger.warning("cannot renew %r: %s", entry, error)
 
     def _take_due(self, job_id: str) -> bool:
         is_taken = scripts.take_due_job(

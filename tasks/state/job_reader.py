@@ -3,12 +3,12 @@
 import json
 import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from pydantic import ValidationError
 from redis import Redis
 
-from tasks.contract import EVENT_FIELD, events_key, record_key
+from tasks.contract import EVENT_FIELD, events_key, position_order, progress_key, record_key
 from tasks.errors import UnknownJobError, UnreadableJobError
 from tasks.events import Event, Note, parse_event
 from tasks.state import keys
@@ -109,15 +109,19 @@ class JobReader:
     ) -> Iterator[tuple[str, Event]]:
         """Yield the job's events after a position, each with its own position.
 
+        Progress that was reported before the call is a sample; all other events are there.
+
         Args:
             job_id: The job.
             after: A position that this method yielded; ``0`` starts with the oldest event.
             block_ms: How long to wait for the first event; None does not wait.
         """
-        reply = self._redis.xread({events_key(job_id): after}, block=block_ms)
-        for _, entries in cast("list[tuple[str, list[tuple[str, dict[str, str]]]]]", reply):
-            for position, fields in entries:
-                yield position, parse_stored_event(fields[EVENT_FIELD])
+        streams: dict[Any, Any] = dict.fromkeys(event_streams(job_id), after)
+        # Servers may answer a blocked reader from one stream while the other has older entries.
+        if block_ms is not None and not self._redis.xread(streams, block=block_ms):
+            return
+        for position, text in in_order(self._redis.xread(streams)):
+            yield position, parse_stored_event(text)
 
     def _fields_of(self, job_id: str) -> dict[str, str]:
         try:
@@ -132,6 +136,18 @@ class JobReader:
                 pipe.hgetall(record_key(job_id))
             hashes = cast("list[dict[str, str]]", pipe.execute())
         return {job_id: fields for job_id, fields in zip(job_ids, hashes, strict=True) if fields}
+
+
+def event_streams(job_id: str) -> tuple[str, str]:
+    """Return the keys of the streams that hold a job's events; read both in one command."""
+    return events_key(job_id), progress_key(job_id)
+
+
+def in_order(reply: object) -> list[tuple[str, str]]:
+    """Return the positions and texts of the events in a reply to XREAD, in their one order."""
+    streams = cast("list[tuple[str, list[tuple[str, dict[str, str]]]]]", reply or [])
+    found = [(position, fields[EVENT_FIELD]) for _, read in streams for position, fields in read]
+    return sorted(found, key=lambda event: position_order(event[0]))
 
 
 def parse_stored_event(text: str) -> Event:

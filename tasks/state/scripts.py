@@ -1,8 +1,8 @@
 """The scripts that change jobs: each is whole or absent.
 
 A change made for a stage is fenced by ``token``, which only the newest start of a stage holds.
-``job_key`` is the job's hash, ``events_key`` its stream of events, and ``ttl_s`` says for how many
-seconds everything is kept. What a script returns is written in its file.
+``job_key`` is the job's hash, ``events_key`` its stream of events without progress, and ``ttl_s``
+says for how many seconds everything is kept. What a script returns is written in its file.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,12 +10,14 @@ from importlib.resources import files
 from typing import Any
 
 from tasks import metrics
-from tasks.contract import EVENT_FIELD, EVENTS_SUFFIX, JOB_KEY
+from tasks.contract import EVENT_FIELD, EVENTS_SUFFIX, JOB_KEY, PROGRESS_SUFFIX
 from tasks.redis_script import Key, ScriptFolder
 from tasks.state import keys
 
-# Some 60 bytes of overhead and 200 of JSON an event: at most half a megabyte a job.
-_MAX_EVENTS = 2000
+# Far more than a job needs: a run of 10,000 steps that saves 100 checkpoints has some 150 events.
+_MAX_EVENTS, _MAX_EVENT_BYTES = 10_000, 4 * 2**20
+# Points of a stage's curve: more than a screen is wide, in some 100 KB.
+_MAX_PROGRESS = 1000
 
 _lua = ScriptFolder(
     files("tasks.state") / "lua",
@@ -23,9 +25,11 @@ _lua = ScriptFolder(
         "keys": {
             "job_prefix": JOB_KEY,
             "events_suffix": EVENTS_SUFFIX,
+            "progress_suffix": PROGRESS_SUFFIX,
             "event_field": EVENT_FIELD,
             "jobs": keys.JOBS,
             "tenant_jobs_prefix": keys.TENANT_JOBS_PREFIX,
+            "renewals": keys.RENEWALS,
             "in_flight": keys.IN_FLIGHT,
             "due": keys.DUE,
             "dead_letters": keys.DEAD_LETTERS,
@@ -41,7 +45,11 @@ _lua = ScriptFolder(
             "takeovers": metrics.TAKEOVERS.name,
             "requeues": metrics.REQUEUES.name,
         },
-        "limits": {"events": _MAX_EVENTS},
+        "limits": {
+            "events": _MAX_EVENTS,
+            "event_bytes": _MAX_EVENT_BYTES,
+            "progress": _MAX_PROGRESS,
+        },
     },
 )
 
@@ -199,6 +207,12 @@ def requeue_stage(
 @_lua.script
 def take_due_job(*, job_key: Key, events_key: Key, ttl_s: int) -> int:
     """Take a job whose retry is due."""
+    raise NotImplementedError
+
+
+@_lua.script
+def renew_job(*, job_key: Key, events_key: Key, ttl_s: int, entry: str, tenant: str) -> None:
+    """Renew a job's keys."""
     raise NotImplementedError
 
 

@@ -60,6 +60,7 @@ class FleetMaintenance(WorkerPolicy):
             self._queues.dispatch,
             reconciler.send_retries,
             reconciler.reconcile_if_due,
+            control.renew_keys,
         )
         return LeaderLoop(self._client, self._timeout, jobs, redeliver=self._redeliver)
 

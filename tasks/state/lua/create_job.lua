@@ -6,7 +6,8 @@ if exists() then return 'exists' end
 set(fields)
 set({created_at = now})
 append_event(event)
+redis.call('ZADD', keys.jobs, now, job_id)
+redis.call('ZADD', keys.tenant_jobs_prefix .. get('tenant'), now, job_id)
+local outcome = send_or_wait(first_queue)
 save()
-add_to_index(keys.jobs, now)
-add_to_index(keys.tenant_jobs_prefix .. get('tenant'), now)
-return send_or_wait(first_queue)
+return outcome

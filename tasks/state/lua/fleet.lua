@@ -9,6 +9,13 @@ local function since_key(queue, tenant)
   return keys.tenant_queues_since .. ':' .. queue .. ':' .. tenant
 end
 
+-- All keys that lead to a tenant's jobs in front of a queue.
+local function tenant_queue_keys(queue, tenant)
+  return {
+    keys.tenant_queues, tenants_key(queue), tenant_queue_key(queue, tenant),
+    since_key(queue, tenant)}
+end
+
 -- Whether a queue takes another message.
 local function has_room(queue)
   local room = redis.call('HGET', keys.fleet, 'room:' .. queue)

@@ -7,8 +7,9 @@ import httpx2
 import pytest
 from redis import Redis
 
+from tasks.contract import position_order
 from tasks.errors import JobError
-from tasks.events import Note
+from tasks.events import Note, Progress
 from tests.console.conftest import Console, job
 from tests.waiting import wait_until
 
@@ -55,6 +56,36 @@ def test_a_stream_resumes_after_the_last_event_id(acme: httpx2.Client) -> None:
         assert read(acme, job_id, **{"Last-Event-ID": event["id"]}) == rest
     with acme.stream("GET", f"/jobs/{job_id}/events?after={whole[0]['id']}") as answer:
         assert len(answer.read().decode().split("data:")) - 1 == len(whole) - 1
+
+
+def test_a_reopened_page_gets_the_whole_curve_and_every_other_event(console: Console) -> None:
+    def steps(first: int) -> list[Progress]:
+        numbers = range(first, first + 50)
+        return [Progress(stage="train", done=it, total=5000, unit="steps") for it in numbers]
+
+    with console.client("acme") as client, ThreadPoolExecutor() as pool:
+        job_id = client.post("/jobs", json=job()).json()["id"]
+        live = pool.submit(read, client, job_id)
+        _, token, _ = console.state.begin(job_id, "prepare", worker="w", queue="c", tag="t")
+        for first in range(1, 5001, 50):
+            console.state.write(job_id, token, [*steps(first), Note(level="info", message="x")])
+        reopened = pool.submit(read, client, job_id)
+        console.state.fail(job_id, token, JobError("broken"))
+        streams = [live.result(30), reopened.result(30)]
+    for found in [*streams, read(client := console.client("acme"), job_id)]:
+        order = [position_order(event["id"]) for event in found]
+        assert order == sorted(set(order))
+        assert [event["kind"] for event in found].count("note") == 100
+        done = [event["done"] for event in found if event["kind"] == "progress"]
+        assert (done[0], done[-1]) == (1, 5000)
+        assert len(done) >= 500
+    middle = streams[0][len(streams[0]) // 2]
+    rest = read(client, job_id, **{"Last-Event-ID": middle["id"]})
+    client.close()
+    assert rest[-1]["kind"] == "ended"
+    assert [it for it in rest if it["kind"] == "note"] == [
+        it for it in streams[0][len(streams[0]) // 2 + 1 :] if it["kind"] == "note"
+    ]
 
 
 def test_a_browser_does_not_reconnect_after_the_last_event(acme: httpx2.Client) -> None:

@@ -152,7 +152,14 @@ def redeliver(fleet: Fleet) -> object:
     return Redelivery(fleet.redis, timedelta(seconds=60), Keys.of({})).redeliver_expired()
 
 
+def renew(fleet: Fleet) -> object:
+    return fleet.control.renew_keys()
+
+
 MESSAGE = {"headers": {"id": "message"}, "properties": {"delivery_info": {}}, "body": ""}
+RENEWALS = {"training:jobs:renewals": {"one a": 1000.0}}
+JOBS, TENANT_JOBS = "training:jobs", "training:tenant_jobs:"
+PROGRESS = events.Progress(stage="prepare", done=1, total=2, unit="files")
 UNACKED = {"unacked": {"tag": json.dumps([MESSAGE, "", "cpu"])}}
 IN_TENANT_QUEUE = QUEUED | {"tenant_queue": "cpu"}
 ENTRIES = "training:cache:entries"
@@ -211,6 +218,9 @@ CASES: dict[str, Case] = {
     "write superseded": Case(lambda fleet: fleet.state.write("one", OLDER, [NOTE], LEFT), RUNNING),
     "write with a repeated number": Case(
         lambda fleet: fleet.state.write("one", REPEATED, [NOTE], LEFT), RUNNING
+    ),
+    "write progress": Case(
+        lambda fleet: fleet.state.write("one", NEWEST, [PROGRESS, NOTE, PROGRESS]), RUNNING
     ),
     "write after the end": Case(lambda fleet: fleet.state.write("one", NEWEST, [NOTE]), ENDED),
     "finish stage": Case(lambda fleet: fleet.finish(NEWEST, counts=COUNTS), RUNNING, in_flight()),
@@ -394,6 +404,14 @@ CASES: dict[str, Case] = {
     "claim webhook": Case(claim_webhook, ENDED, {WEBHOOKS: {"one": 5.0}}),
     "claim webhook later": Case(claim_webhook, ENDED, {WEBHOOKS: {"one": 2001.0}}),
     "claim webhook delivered": Case(claim_webhook, ENDED),
+    # Renewing keys.
+    "renew waiting": Case(renew, IN_TENANT_QUEUE, in_tenant_queue() | RENEWALS),
+    "renew running": Case(renew, RUNNING, in_flight() | RENEWALS),
+    "renew ended": Case(renew, ENDED, RENEWALS),
+    "renew expired": Case(
+        renew, None, in_flight() | RENEWALS | {JOBS: {"one": 1.0}, f"{TENANT_JOBS}a": {"one": 1.0}}
+    ),
+    "renew later": Case(renew, RUNNING, {"training:jobs:renewals": {"one a": 9e9}}),
     # Messages and the cache.
     "restore a lost message": Case(redeliver, None, UNACKED | held()),
     "restore nothing": Case(redeliver, None, UNACKED | {"unacked_index": {"tag": 9e9}}),
@@ -519,13 +537,15 @@ def plain(value: Any) -> Any:
         return [plain(it) for it in value]
     if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", value):
         return "..."
+    if isinstance(value, str) and re.fullmatch(r"\d{13}-\d+", value):
+        return "position"
     if isinstance(value, str) and value[:1] in "{[" and value[1:]:
         read = json.loads(value)
         is_hash = isinstance(read, list) and len(read) > 20
         return plain(dict(zip(read[::2], read[1::2], strict=True)) if is_hash else read)
     if isinstance(value, float) or (isinstance(value, str) and re.fullmatch(r"\d+\.\d+", value)):
         distance = float(value) - time.time()
-        if abs(distance) < 1000:
+        if abs(distance) < 5000:
             return f"now+{round(distance, -1):g}".replace("+-0", "").replace("+0", "")
         if 8e10 < float(value) < 1e11 and abs(float(value) - 9e10 - time.time()) < 1000:
             return "9e10+now"

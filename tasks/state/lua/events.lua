@@ -1,0 +1,93 @@
+-- A job's events in two streams: `events_key` has them all but progress, and `progress_key` a sample
+-- of the progress. Positions are unique over both and in the order of writing, so that a reader
+-- resumes both after one position.
+
+local progress_key = job_key .. keys.progress_suffix
+
+-- After the newest position, which the first version did not record.
+local function next_position()
+  local newest = get('newest_event')
+  if not newest then
+    local entries = redis.call('XREVRANGE', events_key, '+', '-', 'COUNT', 1)
+    newest = entries[1] and entries[1][1] or '0-0'
+  end
+  local newest_ms, number = string.match(newest, '^(%d+)%-(%d+)$')
+  local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+  if now_ms > tonumber(newest_ms) then return string.format('%.0f-0', now_ms) end
+  return string.format('%s-%d', newest_ms, number + 1)
+end
+
+local function append(stream, event)
+  local position = next_position()
+  redis.call('XADD', stream, position, keys.event_field, event)
+  set({newest_event = position})
+  return position
+end
+
+-- Far above what a job needs; what is dropped is reported in its place.
+local function drop_oldest_events(count)
+  redis.call('XTRIM', events_key, 'MAXLEN', math.floor(count / 2))
+  local bytes = 0
+  for _, entry in ipairs(redis.call('XRANGE', events_key, '-', '+')) do
+    bytes = bytes + #entry[2][2]
+  end
+  set({event_bytes = bytes})
+  append(events_key, cjson.encode({kind = 'note', level = 'warning', message = string.format(
+    'the %d oldest events were dropped: a job keeps %d events of %d bytes in all',
+    math.ceil(count / 2), limits.events, limits.event_bytes)}))
+end
+
+-- Appends an event other than progress.
+local function append_event(event)
+  append(events_key, event)
+  local bytes = redis.call('HINCRBY', job_key, 'event_bytes', #event)
+  local count = redis.call('XLEN', events_key)
+  if count > limits.events or bytes > limits.event_bytes then drop_oldest_events(count) end
+end
+
+-- Writes the sample again, without every second event of `thinned_stage` if that is not nil. Deleted
+-- entries of a stream keep their memory; those of a deleted stream do not.
+local function rewrite_progress(thinned_stage)
+  local entries = redis.call('XRANGE', progress_key, '-', '+')
+  redis.call('DEL', progress_key)
+  local is_kept = false
+  for _, entry in ipairs(entries) do
+    local position, event = entry[1], entry[2][2]
+    local is_thinned = cjson.decode(event).stage == thinned_stage
+    if is_thinned then is_kept = not is_kept end
+    if is_kept or not is_thinned then
+      redis.call('XADD', progress_key, position, keys.event_field, event)
+    end
+  end
+end
+
+-- Samples the progress of a whole stage: every `stride`-th event, and the newest. The stride doubles
+-- whenever the sample is full.
+local function append_progress(event, stage)
+  local field = 'progress:' .. stage
+  local sample = cjson.decode(get(field) or '{"seen": 0, "stride": 1, "kept": 0, "deleted": 0}')
+  if sample.newest then
+    sample.deleted = sample.deleted + redis.call('XDEL', progress_key, sample.newest)
+  end
+  local position = append(progress_key, event)
+  local is_kept = sample.seen % sample.stride == 0
+  sample.newest = not is_kept and position or nil
+  sample.kept = sample.kept + (is_kept and 1 or 0)
+  sample.seen = sample.seen + 1
+  if sample.kept > limits.progress then
+    rewrite_progress(stage)
+    sample.stride, sample.kept, sample.deleted = sample.stride * 2, math.ceil(sample.kept / 2), 0
+  elseif sample.deleted > limits.progress then
+    rewrite_progress()
+    sample.deleted = 0
+  end
+  set({[field] = cjson.encode(sample)})
+end
+
+local function append_events(events)
+  for _, event in ipairs(events) do
+    local decoded = cjson.decode(event)
+    if decoded.kind == 'progress' then append_progress(event, decoded.stage)
+    else append_event(event) end
+  end
+end
