@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 # Below this factor, the difference is measurement noise.
 _MEMORY_WARNING_FACTOR = 1.1
+# A store that damages file after file is an operator's problem.
+_MAX_RECOVERIES = 10
 # Far less than the time after which eviction may remove an unused pack.
 _TOUCH_EVERY_S = 600
 
@@ -63,7 +65,8 @@ class _TrainingRun:
         self._packs = packs_of(context)
         self._recovered: set[str] = set()
         """The keys of damaged files that this run has recovered from."""
-        self._touched_s = time.monotonic()
+        # Its packs may be old by the time that a job gets its GPU.
+        self._touched_s = float("-inf")
 
     def train(self) -> TrainDone:
         """Train from the newest checkpoint.
@@ -88,7 +91,7 @@ class _TrainingRun:
 
     def recover(self, error: UnreadableFileError) -> bool:
         """Replace or drop a damaged file; False if this run cannot, or has done so before."""
-        if error.file_key in self._recovered:
+        if error.file_key in self._recovered or len(self._recovered) >= _MAX_RECOVERIES:
             return False
         self._recovered.add(error.file_key)
         if error.file_key in self._packs:

@@ -167,7 +167,8 @@ def _tenant_series(fleet: FleetSnapshot) -> dict[str, str]:
 def _workers(fleet: FleetSnapshot) -> dict[str, Values]:
     busy = {stage.worker for stage in fleet.running}
     states: Counter[tuple[str, str]] = Counter()
-    serving = dict.fromkeys(ALL_QUEUES, 0)
+    # A worker of a newer version may serve queues that this one does not know.
+    serving = Counter(dict.fromkeys(ALL_QUEUES, 0))
     gpus: dict[str, list[tuple[tuple[object, ...], float]]] = {}
     for name, worker in fleet.workers.items():
         label, is_quarantined = class_label(worker.memory_class), worker.quarantined is not None

@@ -146,6 +146,43 @@ def test_a_run_recovers_from_each_damaged_file_once(
     assert len(trainer.resumed_from) == 2
 
 
+def test_a_run_gives_up_in_a_store_that_damages_every_file(
+    shared_pack: tuple[Job, str], store: Store
+) -> None:
+    job, _ = shared_pack
+
+    class DamagingStore(DamagedTrainer):
+        def run(self, request: TrainerRequest, **calls: Any) -> events.CacheDone | events.TrainDone:
+            if request.stage == "train":
+                pack = min(job.index().packs.values())
+                store.put(pack, b"damaged")
+                self.errors = [unreadable(pack)]
+            return super().run(request, **calls)
+
+    trainer = DamagingStore(store)
+    outcome = start_train(job, trainer)
+    assert isinstance(outcome, Failed)
+    assert outcome.error.code == ErrorCode.UNREADABLE_FILE
+    assert len(trainer.resumed_from) <= 11
+
+
+def test_packs_of_a_run_are_in_use_from_its_first_moment(
+    shared_pack: tuple[Job, str], store: Store
+) -> None:
+    job, _ = shared_pack
+    index = job.worker(Encoder(store)).pack_index
+    before = {it.key: it.used_at for it in index.packs()}
+
+    class Asking(DamagedTrainer):
+        def run(self, request: TrainerRequest, **calls: Any) -> events.CacheDone | events.TrainDone:
+            calls["stop_requested"]()
+            return super().run(request, **calls)
+
+    assert isinstance(start_train(job, Asking(store)), Done)
+    used = {it.key: it.used_at for it in index.packs()}
+    assert all(used[key] > before[key] for key in job.index().packs.values())
+
+
 def test_a_failure_to_remove_old_checkpoints_ends_no_run(
     state: JobStore,
     store: Store,

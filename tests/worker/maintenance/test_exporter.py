@@ -129,6 +129,12 @@ def test_running_stages_and_retries_are_exported(
     assert ask("jobs_in_flight") == 0
 
 
+def test_a_newer_workers_unknown_queue_is_exported(redis_client: Redis, ask: Ask) -> None:
+    info = WorkerInfo(queues=("gpu.newer", "cpu"), memory_class=None)
+    WorkerHeartbeat(redis_client, "newer@here", info, HOUR).renew()
+    assert ask("queue_workers", queue="gpu.newer") == ask("queue_workers", queue="cpu") == 1
+
+
 def test_gpu_stats_and_quarantine_are_exported(redis_client: Redis, ask: Ask) -> None:
     stats = GpuStats(memory_bytes=80, used_bytes=60, utilization=0.5, temperature_c=71)
     info = WorkerInfo(

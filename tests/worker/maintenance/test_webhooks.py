@@ -2,12 +2,14 @@ import json
 import threading
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import psutil
 import pytest
 from pydantic import ValidationError
 from redis import Redis
@@ -32,6 +34,9 @@ class Receiver(ThreadingHTTPServer):
         self.received: list[tuple[dict[str, str], str]] = []
         self.status, self.headers = 204, dict[str, str]()
         self.slow_s = 0.0
+        self.sent_for = dict[str, Callable[[Handler], Iterator[bytes]]]()
+        """What a job's webhook is answered with, until its sender closes the connection."""
+        self.ended = threading.Event()
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -43,6 +48,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"])).decode()
         self.server.received.append(({k.lower(): v for k, v in self.headers.items()}, body))
+        send = self.server.sent_for.get(json.loads(body)["data"]["job_id"])
+        if send is not None:
+            with suppress(OSError):
+                for part in send(self):
+                    self.wfile.write(part)
+            return
         time.sleep(self.server.slow_s)
         self.send_response(self.server.status)
         for name, value in self.server.headers.items():
@@ -54,9 +65,10 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
     server = Receiver()
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield server
+    server.ended.set()
     server.shutdown()
     thread.join()
     server.server_close()
@@ -70,6 +82,11 @@ def webhooks(redis_client: Redis, state: JobStore, receiver: Receiver) -> Webhoo
 @pytest.fixture
 def job_id(state: JobStore, job_document: dict[str, Any]) -> str:
     return submit(job_document, state, "result").job_id
+
+
+def deliver(webhooks: Webhooks) -> list[str]:
+    """Deliver what is due; return the jobs whose webhook was accepted."""
+    return [job_id for job_id, delivery in webhooks.deliver_due().items() if delivery.result(30)]
 
 
 def fail(state: JobStore, job_id: str) -> None:
@@ -88,10 +105,10 @@ def make_due(redis_client: Redis, job_id: str) -> float:
 def test_an_end_is_delivered_once_and_signed_with_every_secret(
     webhooks: Webhooks, state: JobStore, receiver: Receiver, redis_client: Redis, job_id: str
 ) -> None:
-    assert webhooks.deliver_due() == []
+    assert deliver(webhooks) == []
     fail(state, job_id)
-    assert webhooks.deliver_due() == [job_id]
-    assert webhooks.deliver_due() == []
+    assert deliver(webhooks) == [job_id]
+    assert deliver(webhooks) == []
     [(headers, body)] = receiver.received
     for secret in (OLD, NEW):
         document = Webhook(secret).verify(body, headers)
@@ -124,7 +141,7 @@ def test_every_kind_of_end_is_delivered(
     for _ in range(6):
         state.begin(exhausted, "prepare", worker="w", queue="q", tag="t")
     state.begin(waiting, "prepare", worker="w", queue="q", tag="t")
-    assert sorted(webhooks.deliver_due()) == sorted([cancelled, exhausted])
+    assert sorted(deliver(webhooks)) == sorted([cancelled, exhausted])
 
 
 def test_the_end_of_a_newer_job_is_delivered(
@@ -134,7 +151,7 @@ def test_the_end_of_a_newer_job_is_delivered(
     result = {"published": "p", "manifest": "m", "sha256": "0", "files": ["f"], "mood": "good"}
     fields: dict[Any, Any] = {"version": 99, "result": json.dumps(result)}
     redis_client.hset(f"training:job:{job_id}", mapping=fields)
-    assert webhooks.deliver_due() == [job_id]
+    assert deliver(webhooks) == [job_id]
     [(_, body)] = receiver.received
     assert json.loads(body)["data"]["result"] == result
 
@@ -150,13 +167,13 @@ def test_a_failed_delivery_is_retried_under_the_same_id(
     fail(state, job_id)
     receiver.status = 500
     for delay_s in (5, 300):
-        assert webhooks.deliver_due() == []
+        assert deliver(webhooks) == []
         assert 0.5 * delay_s < make_due(redis_client, job_id) < 1.15 * delay_s
     receiver.status, receiver.headers = 503, {"Retry-After": "77"}
-    webhooks.deliver_due()
+    deliver(webhooks)
     assert 60 < make_due(redis_client, job_id) < 78
     receiver.status = 204
-    assert webhooks.deliver_due() == [job_id]
+    assert deliver(webhooks) == [job_id]
     assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 1
     assert OLD not in caplog.text
 
@@ -172,7 +189,7 @@ def test_redirects_and_errors_are_retried(
 ) -> None:
     fail(state, job_id)
     receiver.status, receiver.headers = status, {"Location": receiver.url}
-    assert webhooks.deliver_due() == []
+    assert deliver(webhooks) == []
     assert len(receiver.received) == 1
     assert redis_client.zscore("training:webhooks", job_id) is not None
 
@@ -182,7 +199,7 @@ def test_a_receiver_that_is_gone_gets_no_more(
 ) -> None:
     fail(state, job_id)
     receiver.status = 410
-    assert webhooks.deliver_due() == []
+    assert deliver(webhooks) == []
     assert redis_client.exists("training:webhooks") == 0
 
 
@@ -192,9 +209,9 @@ def test_a_webhook_is_discarded_after_the_last_retry(
     fail(state, job_id)
     receiver.status = 500
     for _ in range(9):
-        webhooks.deliver_due()
+        deliver(webhooks)
         make_due(redis_client, job_id)
-    webhooks.deliver_due()
+    deliver(webhooks)
     assert redis_client.exists("training:webhooks", "training:webhooks:deliveries") == 0
     assert len(receiver.received) == 10
 
@@ -206,7 +223,7 @@ def test_two_workers_do_not_deliver_the_same_end(
     receiver.slow_s = 0.3
     other = Webhooks(redis_client, state, receiver.url, [NEW])
     with ThreadPoolExecutor(2) as pool:
-        delivered = list(pool.map(lambda each: each.deliver_due(), (webhooks, other)))
+        delivered = list(pool.map(deliver, (webhooks, other)))
     assert sorted(delivered) == [[], [job_id]]
     assert len(receiver.received) == 1
 
@@ -216,16 +233,106 @@ def test_an_unreachable_receiver_is_retried(
 ) -> None:
     fail(state, job_id)
     unreachable = Webhooks(redis_client, state, "http://127.0.0.1:9/", [NEW])
-    assert unreachable.deliver_due() == []
+    assert deliver(unreachable) == []
     assert 1 < make_due(redis_client, job_id) < 6
     assert 0 < redis_client.ttl("training:webhooks:deliveries") <= 3600
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+
+
+def endless_body(handler: Handler) -> Iterator[bytes]:
+    yield OK + b"\r\n"
+    while True:
+        yield bytes(65536)
+
+
+def dripping_body(handler: Handler) -> Iterator[bytes]:
+    yield OK + b"\r\n"
+    while not handler.server.ended.wait(0.2):
+        yield b"x"
+
+
+def endless_headers(handler: Handler) -> Iterator[bytes]:
+    yield OK
+    while True:
+        yield b"name: " + b"x" * 1000 + b"\r\n"
+
+
+def dripping_headers(handler: Handler) -> Iterator[bytes]:
+    yield OK
+    while not handler.server.ended.wait(0.2):
+        yield b"a: b\r\n"
+
+
+def endless_hints(handler: Handler) -> Iterator[bytes]:
+    while not handler.server.ended.wait(0.001):
+        yield b"HTTP/1.1 103 Early Hints\r\n\r\n"
+
+
+def nothing(handler: Handler) -> Iterator[bytes]:
+    handler.server.ended.wait()
+    yield b""
+
+
+@pytest.mark.parametrize(
+    ("send", "is_accepted"),
+    [
+        (endless_body, True),
+        (dripping_body, True),
+        (endless_headers, False),
+        (dripping_headers, False),
+        (endless_hints, False),
+        (nothing, False),
+    ],
+)
+def test_no_answer_delays_other_webhooks_or_fills_the_memory(
+    webhooks: Webhooks,
+    state: JobStore,
+    receiver: Receiver,
+    redis_client: Redis,
+    job_document: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    send: Callable[[Handler], Iterator[bytes]],
+    is_accepted: bool,
+) -> None:
+    monkeypatch.setattr("worker.maintenance.webhooks._DEADLINE_S", 1.5)
+    fail(state, prompt := submit(job_document, state, "r").job_id)
+    assert deliver(webhooks) == [prompt]  # everything is loaded
+    before = psutil.Process().memory_info().rss
+    hostile = [submit(job_document, state, "r").job_id for _ in range(4)]
+    for job_id in hostile:
+        receiver.sent_for[job_id] = send
+        fail(state, job_id)
+    deliveries = webhooks.deliver_due()
+    assert list(deliveries) == hostile
+    fail(state, prompt := submit(job_document, state, "r").job_id)
+    began_s = time.monotonic()
+    assert webhooks.deliver_due()[prompt].result(5)
+    assert [delivery.result(10) for delivery in deliveries.values()] == [is_accepted] * 4
+    assert time.monotonic() - began_s < 8
+    assert psutil.Process().memory_info().rss - before < 20 * 2**20
+    assert (redis_client.zcard("training:webhooks") == 0) == is_accepted
+
+
+def test_a_webhook_that_cannot_be_made_delays_no_other(
+    webhooks: Webhooks, state: JobStore, redis_client: Redis, job_document: dict[str, Any]
+) -> None:
+    broken = [submit(job_document, state, "r").job_id for _ in range(40)]
+    for job_id in broken:
+        fail(state, job_id)
+        redis_client.hset(f"training:job:{job_id}", "result", "no JSON")
+    fail(state, last := submit(job_document, state, "r").job_id)
+    assert [*deliver(webhooks), *deliver(webhooks)] == [last]
+    for job_id in broken:
+        assert 1 < make_due(redis_client, job_id) < 6
 
 
 def test_without_an_address_webhooks_are_discarded(
     state: JobStore, redis_client: Redis, job_id: str
 ) -> None:
     fail(state, job_id)
-    assert Webhooks(redis_client, state, None, []).deliver_due() == []
+    assert Webhooks(redis_client, state, None, []).deliver_due() == {}
     assert redis_client.exists("training:webhooks") == 0
 
 
