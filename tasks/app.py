@@ -4,16 +4,15 @@ A process that only sends needs no more; ``tasks/stages/celery_tasks.py`` adds a
 """
 
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
 
 from celery import Celery
 from kombu.entity import Queue
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from routing.queues import ALL_QUEUES, CPU_QUEUE
+from tasks.broker_url import BrokerUrl
 from tasks.settings.settings import Settings
-
-# The names under which redis-py reads them from the URL's query.
-_TLS_OPTIONS = ("ssl_cert_reqs", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 
 
 def make_app(settings: Settings, broker_url: str) -> Celery:
@@ -23,12 +22,18 @@ def make_app(settings: Settings, broker_url: str) -> Celery:
         settings: The process's settings.
         broker_url: The broker, which also keeps results.
     """
-    app = Celery("training", broker=broker_url, backend=broker_url, set_as_current=False)
-    app.conf.update(_configuration(settings) | _tls(broker_url))
+    broker = BrokerUrl.parse(broker_url)
+    url = broker.for_celery()
+    app = Celery("training", broker=url, backend=url, set_as_current=False)
+    app.conf.update(_configuration(settings, broker))
     return app
 
 
-def _configuration(settings: Settings) -> dict[str, Any]:
+def _configuration(settings: Settings, broker: BrokerUrl) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if broker.master is not None:
+        sentinels = {**broker.sentinel_options, "retry": Retry(NoBackoff(), 0)}
+        options = {"master_name": broker.master, "sentinel_kwargs": sentinels}
     return {
         # JSON only: unpickling a message runs whatever program its sender put there.
         "accept_content": ["json"],
@@ -66,15 +71,9 @@ def _configuration(settings: Settings) -> dict[str, Any]:
             "socket_keepalive": True,
             "socket_timeout": 15,
             "health_check_interval": 10,
+            **options,
         },
+        "result_backend_transport_options": options,
+        "broker_use_ssl": broker.tls_options or None,
+        "redis_backend_use_ssl": broker.tls_options or None,
     }
-
-
-def _tls(broker_url: str) -> dict[str, Any]:
-    """Return how a ``rediss://`` server is verified."""
-    parts = urlsplit(broker_url)
-    if parts.scheme != "rediss":
-        return {}
-    named = {name: value for name, value in parse_qsl(parts.query) if name in _TLS_OPTIONS}
-    options = {"ssl_cert_reqs": "required", **named}
-    return {"broker_use_ssl": options, "redis_backend_use_ssl": options}

@@ -4,19 +4,18 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-import redis
 from celery import Celery
 from opentelemetry.trace import NoOpTracer, Tracer
 
 from tasks.app import make_app
-from tasks.errors import ErrorCode, JobError, NoBrokerError, NoWorkerError
+from tasks.errors import ErrorCode, JobError, NoWorkerError
 from tasks.eta.history import RunHistoryStore
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.settings.settings import Settings
 from tasks.stages.dispatch import enqueue_remaining
 from tasks.stages.submit import submit_job
 from tasks.state.artifacts import JobArtifacts
-from tasks.state.connection import connect
+from tasks.state.connection import check_server, connect
 from tasks.state.control import JobControl
 from tasks.state.job_store import DispatchOutcome, JobStore
 from tasks.state.record import JobRecord, JobStatus
@@ -34,17 +33,14 @@ class Client:
         tracer: Makes the spans of jobs that end here.
 
     Raises:
-        NoBrokerError: It does not answer.
+        NoBrokerError: It does not answer, or is a cluster.
     """
 
     def __init__(self, settings: Settings, broker_url: str, tracer: Tracer | None = None) -> None:
         self._tracer = tracer or NoOpTracer()
         self.broker_url = broker_url
         connection = connect(broker_url)
-        try:
-            connection.ping()
-        except redis.RedisError as error:
-            raise NoBrokerError(f"the broker does not answer: {error}") from error
+        check_server(connection, broker_url)
         self._redis = connection
         self._constants = settings.constants
         self.state = JobStore(connection, settings.job_ttl, settings.constants)

@@ -98,13 +98,19 @@ class FleetServices(WorkerServices):
 
 
 def make_context(
-    app: Celery, settings: Settings, worker: str, gpu: Gpu | None, faults: GpuFaultPipe
+    app: Celery,
+    settings: Settings,
+    broker_url: str,
+    worker: str,
+    gpu: Gpu | None,
+    faults: GpuFaultPipe,
 ) -> WorkerContext:
     """Make a worker's context.
 
     Args:
         app: The worker's application.
         settings: The process's settings.
+        broker_url: The fleet's broker.
         worker: The worker's name.
         gpu: The worker's GPU; None on the CPU queue.
         faults: Takes the GPU's faults to the parent process.
@@ -113,8 +119,8 @@ def make_context(
     memory_class = gpu.memory_class if gpu else None
     env = trainer_environment(dict(os.environ), real_gpu.uuid if real_gpu else None)
     trainer = make_trainers(settings, env)
-    client = connect(app.conf.broker_url)
-    patient = connect(app.conf.broker_url, patience=_PATIENCE)
+    client = connect(broker_url)
+    patient = connect(broker_url, patience=_PATIENCE)
     keys = Keys.of(app.conf.broker_transport_options)
     tenant_queues = TenantQueues(client, settings.job_ttl, partial(enqueue_remaining, app))
     return WorkerContext(

@@ -3,9 +3,11 @@
 import logging
 import socket
 import warnings
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
+import redis
 from celery import Celery
 from celery.exceptions import SecurityWarning
 from celery.signals import setup_logging
@@ -15,7 +17,7 @@ from tasks.logging_setup import set_up_logging
 from tasks.settings.settings import Settings
 from tasks.stages.celery_tasks import make_worker_app
 from tasks.stages.dispatch import enqueue_remaining
-from tasks.state.connection import connect
+from tasks.state.connection import check_mode, connect
 from tasks.state.record import VERSION
 from tasks.state.workers import WorkerInfo
 from worker.context import ChildContext, make_context
@@ -63,6 +65,9 @@ def run_worker(
 
     Returns:
         The exit code.
+
+    Raises:
+        NoBrokerError: The broker is a cluster.
     """
     _set_up_logging(settings, name)
     use_for_redis()
@@ -70,10 +75,12 @@ def run_worker(
     worker = f"{name}@{socket.gethostname()}"
     real_gpu = None if gpu is None or gpu.emulated else gpu
     drain, faults = Drain(), GpuFaultPipe()
-    context = ChildContext(lambda: make_context(app, settings, worker, gpu, faults))
+    context = ChildContext(lambda: make_context(app, settings, broker_url, worker, gpu, faults))
     app = make_worker_app(settings, broker_url, context.get, drain.requested)
     app.conf.broker_transport_options["queue_order_strategy"] = QUEUE_ORDER
     client = connect(broker_url)
+    with suppress(redis.RedisError):  # a worker waits for a broker that is unavailable
+        check_mode(client)
     keys = Keys.of(app.conf.broker_transport_options)
     sampler = GpuSampler(real_gpu.uuid if real_gpu else None, settings.visibility_timeout / 4)
     info = _describe(queues, gpu, engines)

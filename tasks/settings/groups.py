@@ -22,6 +22,7 @@ from pydantic_settings import NoDecode
 from routing.classes import MemoryClass, parse_prices
 from routing.estimate import PUBLISHED, MemoryModel
 from routing.fair_share import TenantShares, parse_tenant_shares
+from tasks.broker_url import with_sentinel
 from tasks.calibration import read_calibration
 from tasks.jobs.invoke import parse_patches
 from tasks.settings.base import Duration, Port, SettingsGroup, split_list
@@ -38,11 +39,19 @@ def _read_memory_model(path: Any) -> Any:
 class StorageSettings(SettingsGroup):
     """Broker and storage."""
 
+    broker_sentinel_master: str | None = None
+    """The name under which the sentinels of `TRAINING_BROKER_URL` know their master."""
+
+    broker_sentinel_password: SecretStr | None = None
+    """The password of the sentinels themselves. Unset: they require none."""
+
     broker_url: SecretStr | None = None
-    """The Redis 6.2+ or Valkey server that holds queues and job state: `redis://`, `rediss://` or
-    `redis+socket://`. The certificate of a `rediss://` server is checked, against `?ssl_ca_certs=`
-    if its CA is not a public one; `ssl_certfile=` and `ssl_keyfile=` name the client's own. Unset:
-    `up` and `demo` start a private server."""
+    """The Redis 6.2+ or Valkey server that holds queues and job state: `redis://`, `rediss://`,
+    `redis+socket://`, or the sentinels that know it: `sentinel://user:password@a:26379;sentinel://
+    b:26379` (`sentinels://` with TLS). Special characters in a password are quoted, such as `%40`
+    for `@`. The certificate of a `rediss://` server is checked, against `?ssl_ca_certs=` if its CA
+    is not a public one; `ssl_certfile=` and `ssl_keyfile=` name the client's own. Unset: `up` and
+    `demo` start a private server."""
 
     secrets_dir: Path | None = None
     """A folder with a file for each secret, named like its setting, such as `TRAINING_BROKER_URL`,
@@ -58,6 +67,20 @@ class StorageSettings(SettingsGroup):
     scratch_dir: Path | None = None
     """The folder of downloads, and of files that trainers make before they are stored. Unset: a
     folder in `TRAINING_HOME`."""
+
+    @field_validator("broker_url")
+    @classmethod
+    def _complete_broker_url(cls, url: SecretStr | None, info: ValidationInfo) -> SecretStr | None:
+        if url is None:
+            return None
+        password: SecretStr | None = info.data.get("broker_sentinel_password")
+        return SecretStr(
+            with_sentinel(
+                url.get_secret_value(),
+                info.data.get("broker_sentinel_master"),
+                password.get_secret_value() if password else None,
+            )
+        )
 
     @field_validator("secrets_dir")
     @classmethod

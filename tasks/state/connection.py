@@ -1,41 +1,144 @@
-"""Connections to the broker's Redis server."""
+"""Connections to the broker's Redis server: a named one, or the one that sentinels name."""
 
 from datetime import timedelta
 from typing import Any
 
 import redis
+import redis.asyncio as redis_async
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
-from redis.backoff import ConstantBackoff
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.backoff import ConstantBackoff, NoBackoff
 from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from tasks.broker_url import BrokerUrl
+from tasks.errors import NoBrokerError
 
 _RETRY_DELAY_S = 0.5
+_REPLY_TIMEOUT_S = 10.0
+# What redis-py's messages contain if only one side speaks TLS.
+_NO_TLS = ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF", "record layer failure")
+_REFUSED_WITHOUT_TLS = ("closed by server", "reset by peer")
 
 
 def connect(broker_url: str, *, patience: timedelta = timedelta(0)) -> Redis:
     """Return a client of the broker that connects at the first command.
 
     Args:
-        broker_url: A ``redis://``, ``rediss://`` or ``redis+socket://`` URL, as Celery takes it.
+        broker_url: The broker's URL, as the settings hold it. Behind sentinels, each connection
+            goes to the master of that moment.
         patience: For how long a command is retried while the server is unavailable.
     """
+    url = BrokerUrl.parse(broker_url)
     retries = int(patience.total_seconds() / _RETRY_DELAY_S)
-    return Redis.from_url(
-        **_options(broker_url),
-        socket_timeout=10,
-        retry=Retry(ConstantBackoff(_RETRY_DELAY_S), retries),
-        retry_on_error=[redis.ConnectionError, redis.TimeoutError],
-    )
+    options = {
+        **_options(url),
+        "socket_timeout": _REPLY_TIMEOUT_S,
+        "retry": Retry(ConstantBackoff(_RETRY_DELAY_S), retries),
+        "retry_on_error": [redis.ConnectionError, redis.TimeoutError],
+    }
+    if url.master is not None:
+        return _sentinel(url, **options).master_for(url.master, ssl=url.is_tls)
+    kind = redis.SSLConnection if url.is_tls else redis.Connection
+    if url.socket is not None:
+        kind = redis.UnixDomainSocketConnection
+    return Redis.from_pool(redis.ConnectionPool(connection_class=kind, **options))
 
 
 def connect_async(broker_url: str) -> AsyncRedis:
     """Return a client for an event loop; its timeout allows for commands that block."""
-    return AsyncRedis.from_url(**_options(broker_url), socket_timeout=30)
+    url = BrokerUrl.parse(broker_url)
+    options = {**_options(url), "socket_timeout": 30}
+    if url.master is not None:
+        login = {**url.sentinel_options, "retry": AsyncRetry(NoBackoff(), 0)}
+        sentinel = AsyncSentinel(url.hosts, sentinel_kwargs=login, **options)
+        return sentinel.master_for(url.master, ssl=url.is_tls)
+    kind = redis_async.SSLConnection if url.is_tls else redis_async.Connection
+    if url.socket is not None:
+        kind = redis_async.UnixDomainSocketConnection
+    return AsyncRedis.from_pool(redis_async.ConnectionPool(connection_class=kind, **options))
 
 
-def _options(broker_url: str) -> dict[str, Any]:
-    url = broker_url.replace("redis+socket://", "unix://", 1)
+def connect_sentinels(broker_url: str) -> list[Redis]:
+    """Return a client of each sentinel of a broker; none if it has no sentinels."""
+    url = BrokerUrl.parse(broker_url)
+    return [] if url.master is None else _sentinel(url).sentinels
+
+
+def check_server(client: Redis, broker_url: str) -> None:
+    """Check that a broker answers, and that it is a server that can hold the fleet's keys.
+
+    Raises:
+        NoBrokerError: It does not, or is not.
+    """
+    try:
+        client.ping()
+        check_mode(client)
+    except redis.RedisError as error:
+        hint = _hint(BrokerUrl.parse(broker_url), str(error))
+        raise NoBrokerError(f"the broker does not answer: {error}{hint}") from error
+
+
+def check_mode(client: Redis) -> None:
+    """Check that a broker is neither a cluster nor a sentinel.
+
+    Raises:
+        NoBrokerError: It is.
+    """
+    mode = _mode(client)
+    if mode == "cluster":
+        raise NoBrokerError(
+            "the broker is a Redis Cluster, which cannot change the keys of a job together: use a "
+            "server without cluster mode, and sentinels for its failover"
+        )
+    if mode == "sentinel":
+        raise NoBrokerError(
+            "the broker's address is that of a sentinel: write sentinel://HOST:26379, and set "
+            "TRAINING_BROKER_SENTINEL_MASTER"
+        )
+
+
+def _mode(client: Redis) -> str:
+    """Return ``standalone``, ``cluster`` or ``sentinel``."""
+    try:
+        answer: Any = client.execute_command("HELLO")
+    except redis.ResponseError:  # a proxy without this command
+        return "standalone"
+    fields = (
+        answer if isinstance(answer, dict) else dict(zip(answer[::2], answer[1::2], strict=False))
+    )
+    return str(fields.get("mode", "standalone"))
+
+
+def _sentinel(url: BrokerUrl, **options: Any) -> Sentinel:
+    login = {**url.sentinel_options, "retry": Retry(NoBackoff(), 0)}
+    return Sentinel(url.hosts, sentinel_kwargs=login, **options)
+
+
+def _options(url: BrokerUrl) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "db": url.database,
+        "username": url.user,
+        "password": url.password,
+        "decode_responses": True,
+        "health_check_interval": 30,
+        **url.tls_options,
+    }
+    if url.socket is not None:
+        return {**options, "path": url.socket}
+    if url.master is None:
+        [(options["host"], options["port"])] = url.hosts
     # Keepalive notices a network that drops every packet; a Unix socket has no network.
-    network = {} if url.startswith("unix") else {"socket_keepalive": True}
-    always = {"decode_responses": True, "socket_connect_timeout": 5, "health_check_interval": 30}
-    return {"url": url, **always, **network}
+    return {**options, "socket_connect_timeout": 5, "socket_keepalive": True}
+
+
+def _hint(url: BrokerUrl, error: str) -> str:
+    """Return what a failed connection may mean: one side speaks TLS, and the other does not."""
+    scheme = "sentinel" if url.master else "redis"
+    if url.is_tls and ("Timeout" in error or any(sign in error for sign in _NO_TLS)):
+        return f"; it may not speak TLS: try {scheme}:// instead of {scheme}s://"
+    if not url.is_tls and any(sign in error for sign in _REFUSED_WITHOUT_TLS):
+        return f"; it may require TLS: try {scheme}s:// instead of {scheme}://"
+    return ""

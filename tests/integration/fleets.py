@@ -15,6 +15,7 @@ from typing import Any, Self
 import psutil
 import yaml
 
+from tasks.broker_url import with_sentinel
 from tasks.events import Event, Note
 from tasks.state.connection import connect
 from tasks.state.counters import Counters
@@ -87,15 +88,23 @@ class Fleet:
         )
 
     @property
+    def broker_url(self) -> str:
+        """The URL of the fleet's broker: the one in its settings, or its own."""
+        url = self.env.get("TRAINING_BROKER_URL") or find_running(self.home)
+        assert url is not None
+        sentinel = "TRAINING_BROKER_SENTINEL"
+        return with_sentinel(
+            url, self.env.get(f"{sentinel}_MASTER"), self.env.get(f"{sentinel}_PASSWORD")
+        )
+
+    @property
     def metrics_url(self) -> str:
         """The URL of the fleet's metrics, if it has a port for them."""
         return f"http://127.0.0.1:{self.env['TRAINING_METRICS_PORT']}/metrics"
 
     def counts(self) -> dict[str, int]:
         """Return the fleet's counters."""
-        url = find_running(self.home)
-        assert url is not None
-        with connect(url) as client:
+        with connect(self.broker_url) as client:
             return Counters(client, timedelta(hours=1)).read()
 
     def log(self) -> str:
@@ -137,16 +146,12 @@ class Fleet:
 
     def record(self, job_id: str) -> JobRecord:
         """Return the record of a job, from the broker."""
-        url = find_running(self.home)
-        assert url is not None
-        with connect(url) as client:
+        with connect(self.broker_url) as client:
             return JobStore(client, timedelta(hours=1)).get(job_id)
 
     def events(self, job_id: str) -> list[Event]:
         """Return the events of a job."""
-        url = find_running(self.home)
-        assert url is not None
-        with connect(url) as client:
+        with connect(self.broker_url) as client:
             return [event for _, event in JobStore(client, timedelta(hours=1)).events(job_id)]
 
     def notes(self, job_id: str) -> list[str]:

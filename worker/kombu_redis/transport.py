@@ -132,7 +132,18 @@ class Transport(redis.Transport):
     Channel = Channel
 
 
+class SentinelChannel(Channel, redis.SentinelChannel):
+    """The same channel on the master that sentinels name."""
+
+
+class SentinelTransport(Transport, redis.SentinelTransport):
+    """The transport of workers whose broker is behind sentinels."""
+
+    Channel = SentinelChannel
+
+
 def use_for_redis() -> None:
-    """Use this transport for ``redis`` URLs in this process; call before the first connection."""
+    """Use these transports for a broker's URL in this process; call before the first connection."""
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
+    TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"

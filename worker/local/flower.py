@@ -78,6 +78,8 @@ def run_flower(settings: Settings, broker_url: str) -> None:
     # kombu's own transport would return messages that it takes for those of lost workers.
     use_for_redis()
     app = make_app(settings, broker_url)
+    # Flower's broker page is asynchronous and brings its own kind of retries.
+    app.conf.broker_transport_options.get("sentinel_kwargs", {}).pop("retry", None)
     if settings.console_url or settings.console_port:
         add_link("Console", settings.console_base_url)
     # Quiet: its banner lists Celery's own tasks.

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Literal
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 import httpx2
@@ -21,11 +20,12 @@ from redis import Redis
 from routing.classes import MemoryClass
 from routing.queues import ALL_QUEUES, CPU_QUEUE, INVOKE, SUBMIT_QUEUE, engine_of
 from tasks.app import make_app
+from tasks.broker_url import BrokerUrl
 from tasks.clock import broker_time
-from tasks.errors import JobError, StoreError
+from tasks.errors import JobError, NoBrokerError, StoreError
 from tasks.extras import is_installed
 from tasks.settings.settings import Settings
-from tasks.state.connection import connect
+from tasks.state.connection import check_server, connect, connect_sentinels
 from tasks.state.control import JobControl
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import live_workers
@@ -41,6 +41,7 @@ from worker.supervision.engines import find_invoke
 Level = Literal["ok", "warning", "error"]
 
 _MIN_REDIS = (6, 2)
+_MIN_SENTINELS = 3
 _MAX_CLOCK_OFFSET_S = 1.0
 _MAX_LATENCY_S = 0.1
 _MAX_MEMORY_SHARE = 0.8
@@ -76,19 +77,21 @@ def check_all(settings: Settings) -> list[Finding]:
     ]
     try:
         url = broker_url(settings)
-        client = connect(url)
-        client.ping()
-    except JobError as error:
+    except NoBrokerError as error:
         return [Finding("error", "broker", str(error)), *findings]
-    except redis.RedisError as error:
+    findings += _check_sentinels(url)
+    try:
+        client = connect(url)
+        check_server(client, url)
+    except NoBrokerError as error:
         remedy = "start it, or correct TRAINING_BROKER_URL"
-        return [Finding("error", "broker", f"does not answer: {error}", remedy), *findings]
+        return [Finding("error", "broker", str(error), remedy), *findings]
     keys = Keys.of(make_app(settings, url).conf.broker_transport_options)
     checks: list[Callable[[], Iterator[Finding]]] = [
         lambda: _check_server(client),
         lambda: _check_durability(client),
         lambda: _check_clock(client, settings.visibility_timeout),
-        lambda: _check_network(url),
+        lambda: _check_network(BrokerUrl.parse(url)),
         lambda: _check_workers(client, settings),
         lambda: _check_leases(client, settings, keys),
         lambda: _check_messages(client, settings, keys),
@@ -156,17 +159,40 @@ def _check_clock(client: Redis, timeout: timedelta) -> Iterator[Finding]:
         yield Finding("warning", "broker latency", f"{latency_s:.2f} s", remedy)
 
 
-def _check_network(url: str) -> Iterator[Finding]:
-    parts = urlsplit(url)
-    is_local = parts.hostname in (None, "localhost", "127.0.0.1", "::1")
-    if not is_local and parts.scheme != "rediss":
-        yield Finding("warning", "broker network", "not encrypted", "use rediss://")
-    if "ssl_cert_reqs=none" in parts.query.lower():
-        remedy = "replace ssl_cert_reqs=none by ssl_ca_certs with the file of its CA"
+def _check_network(broker: BrokerUrl) -> Iterator[Finding]:
+    if not broker.is_local and not broker.is_tls:
+        scheme = "sentinels" if broker.master else "rediss"
+        yield Finding("warning", "broker network", "not encrypted", f"use {scheme}://")
+    if broker.tls.get("ssl_cert_reqs", "required").lower() not in ("required", "cert_required"):
+        remedy = "replace ssl_cert_reqs by ssl_ca_certs with the file of its CA"
         yield Finding("warning", "broker network", "its certificate is not checked", remedy)
-    if not is_local and not parts.password:
+    if not broker.is_local and not broker.password:
         remedy = "set a password: every host that reaches the broker controls the fleet"
         yield Finding("warning", "broker network", "no password", remedy)
+    if broker.database:
+        remedy = "use database 0: the users of deploy/valkey/users.acl.in may use no other"
+        yield Finding("warning", "broker database", str(broker.database), remedy)
+
+
+def _check_sentinels(broker_url: str) -> Iterator[Finding]:
+    """Check that a failover would find its majority, and a replica to promote."""
+    master, sentinels = BrokerUrl.parse(broker_url).master, connect_sentinels(broker_url)
+    reports = []
+    for number, sentinel in enumerate(sentinels, start=1):
+        try:
+            reports.append(sentinel.sentinel_master(master))
+            sentinel.execute_command("SENTINEL", "CKQUORUM", master)
+        except redis.RedisError as error:
+            remedy = "start it, or correct TRAINING_BROKER_URL and TRAINING_BROKER_SENTINEL_MASTER"
+            yield Finding("error", f"sentinel {number}", str(error), remedy)
+    for report in reports[:1]:
+        known, replicas = report["num-other-sentinels"] + 1, report["num-slaves"]
+        found = f"master {report['ip']}:{report['port']}, replicas {replicas}, "
+        found += f"sentinels {known}, quorum {report['quorum']}"
+        remedy = "" if replicas else "add a replica: without one there is no failover"
+        if known < _MIN_SENTINELS:
+            remedy = "run three sentinels: a failover needs a majority of them"
+        yield Finding("warning" if remedy else "ok", "sentinels", found, remedy)
 
 
 def _check_workers(client: Redis, settings: Settings) -> Iterator[Finding]:

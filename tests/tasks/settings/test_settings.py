@@ -84,6 +84,17 @@ def test_secrets_come_from_files_unless_in_the_environment(
     assert "hidden" not in repr(settings)
 
 
+def test_a_broker_url_that_cannot_work_names_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRAINING_BROKER_URL", "redis://:hun/ter2@broker/0")
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    [problem] = caught.value.problems
+    assert problem.location == "TRAINING_BROKER_URL"
+    assert "quote it, such as %40" in problem.message
+    assert "ter2" not in str(caught.value)
+    assert EXIT_CODES[caught.value.code] == 2
+
+
 def test_a_missing_secrets_folder_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
