@@ -1,5 +1,6 @@
-"""A master, a replica and three sentinels, all real servers on this machine."""
+"""A master, a replica and three sentinels, as the guide configures them."""
 
+import re
 import subprocess
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +16,8 @@ from worker.supervision.process import kill_group, spawn
 MASTER = "training"
 PASSWORD = "p@ss;w:rd/%"
 QUOTED_PASSWORD = "p%40ss%3Bw%3Ard%2F%25"
-SENTINEL_PASSWORD = "sentinel's own"
+SENTINEL_PASSWORD = "SENTINEL_PASSWORD"  # as in the guide
+_GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "failover.md"
 
 
 class Sentinels:
@@ -90,19 +92,20 @@ class Sentinels:
             kill_group(process)
 
     def _start_server(self, port: int, master: int | None = None) -> None:
-        lines = ["appendonly yes", 'save ""', "repl-diskless-sync-delay 0"]
-        lines += [f'requirepass "{PASSWORD}"', f'masterauth "{PASSWORD}"']
+        users, server, _ = _configurations()
+        lines = [*users, *server, f'user default on ">{PASSWORD}" ~* &* +@all']
+        # The only replica may be away here.
+        lines += ["repl-diskless-sync-delay 0", "min-replicas-to-write 0", 'save ""']
         if master is not None:
             lines.append(f"replicaof 127.0.0.1 {master}")
         self._start(port, lines)
 
     def _start_sentinel(self, port: int, master: int) -> None:
-        lines = [
-            f"sentinel monitor {MASTER} 127.0.0.1 {master} 2",
-            f'sentinel auth-pass {MASTER} "{PASSWORD}"',
+        *_, sentinel = _configurations()
+        lines = [line.replace("MASTER 6379", f"127.0.0.1 {master}") for line in sentinel]
+        lines += [
             f"sentinel down-after-milliseconds {MASTER} 1000",
             f"sentinel failover-timeout {MASTER} 5000",
-            f'requirepass "{SENTINEL_PASSWORD}"',
         ]
         self._start(port, lines, "--sentinel")
 
@@ -140,4 +143,12 @@ class Sentinels:
 
     def _is_replicated(self) -> bool:
         with self.client(self.servers[1]) as replica:
-            return replica.info("replication")["master_link_status"] == "up"
+            return bool(replica.info("replication")["master_link_status"] == "up")
+
+
+def _configurations() -> list[list[str]]:
+    """Return the guide's lines of users, of a server and of a sentinel."""
+    blocks = re.findall(
+        r"^```text\n(.*?)^```$", _GUIDE.read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    return [block.splitlines() for block in blocks[:3]]

@@ -40,8 +40,9 @@ def connect(broker_url: str, *, patience: timedelta = timedelta(0)) -> Redis:
         "retry_on_error": [redis.ConnectionError, redis.TimeoutError],
     }
     if url.master is not None:
-        return _sentinel(url, **options).master_for(url.master, ssl=url.is_tls)
-    kind = redis.SSLConnection if url.is_tls else redis.Connection
+        client: Redis = _sentinel(url, **options).master_for(url.master, ssl=url.is_tls)
+        return client
+    kind: type[Any] = redis.SSLConnection if url.is_tls else redis.Connection
     if url.socket is not None:
         kind = redis.UnixDomainSocketConnection
     return Redis.from_pool(redis.ConnectionPool(connection_class=kind, **options))
@@ -53,9 +54,10 @@ def connect_async(broker_url: str) -> AsyncRedis:
     options = {**_options(url), "socket_timeout": 30}
     if url.master is not None:
         login = {**url.sentinel_options, "retry": AsyncRetry(NoBackoff(), 0)}
-        sentinel = AsyncSentinel(url.hosts, sentinel_kwargs=login, **options)
-        return sentinel.master_for(url.master, ssl=url.is_tls)
-    kind = redis_async.SSLConnection if url.is_tls else redis_async.Connection
+        sentinel: Any = AsyncSentinel(url.hosts, sentinel_kwargs=login, **options)  # type: ignore[no-untyped-call]
+        client: AsyncRedis = sentinel.master_for(url.master, ssl=url.is_tls)
+        return client
+    kind: type[Any] = redis_async.SSLConnection if url.is_tls else redis_async.Connection
     if url.socket is not None:
         kind = redis_async.UnixDomainSocketConnection
     return AsyncRedis.from_pool(redis_async.ConnectionPool(connection_class=kind, **options))
@@ -64,7 +66,8 @@ def connect_async(broker_url: str) -> AsyncRedis:
 def connect_sentinels(broker_url: str) -> list[Redis]:
     """Return a client of each sentinel of a broker; none if it has no sentinels."""
     url = BrokerUrl.parse(broker_url)
-    return [] if url.master is None else _sentinel(url).sentinels
+    sentinels: list[Redis] = [] if url.master is None else _sentinel(url).sentinels
+    return sentinels
 
 
 def check_server(client: Redis, broker_url: str) -> None:
@@ -103,7 +106,7 @@ def check_mode(client: Redis) -> None:
 def _mode(client: Redis) -> str:
     """Return ``standalone``, ``cluster`` or ``sentinel``."""
     try:
-        answer: Any = client.execute_command("HELLO")
+        answer: Any = client.execute_command("HELLO")  # type: ignore[no-untyped-call]
     except redis.ResponseError:  # a proxy without this command
         return "standalone"
     fields = (
@@ -112,9 +115,9 @@ def _mode(client: Redis) -> str:
     return str(fields.get("mode", "standalone"))
 
 
-def _sentinel(url: BrokerUrl, **options: Any) -> Sentinel:
+def _sentinel(url: BrokerUrl, **options: Any) -> Any:
     login = {**url.sentinel_options, "retry": Retry(NoBackoff(), 0)}
-    return Sentinel(url.hosts, sentinel_kwargs=login, **options)
+    return Sentinel(url.hosts, sentinel_kwargs=login, **options)  # type: ignore[no-untyped-call]
 
 
 def _options(url: BrokerUrl) -> dict[str, Any]:

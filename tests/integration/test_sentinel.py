@@ -42,7 +42,7 @@ def fleet(tmp_path: Path, sentinels: Sentinels) -> Iterator[Fleet]:
 def job(tiny_model: Path, tmp_path: Path) -> dict[str, Any]:
     draw_demo_images(tmp_path / "images")
     job = short_job(tiny_model, tmp_path / "images")
-    job["training"] |= {"max_train_steps": 60, "save_every_n_steps": 10}
+    job["training"] |= {"max_train_steps": 40, "save_every_n_steps": 10}
     return job
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, cast
 from uuid import uuid4
 
 import httpx2
@@ -177,11 +177,11 @@ def _check_network(broker: BrokerUrl) -> Iterator[Finding]:
 def _check_sentinels(broker_url: str) -> Iterator[Finding]:
     """Check that a failover would find its majority, and a replica to promote."""
     master, sentinels = BrokerUrl.parse(broker_url).master, connect_sentinels(broker_url)
-    reports = []
+    reports: list[dict[str, Any]] = []
     for number, sentinel in enumerate(sentinels, start=1):
         try:
-            reports.append(sentinel.sentinel_master(master))
-            sentinel.execute_command("SENTINEL", "CKQUORUM", master)
+            reports.append(cast("dict[str, Any]", sentinel.sentinel_master(master)))
+            sentinel.sentinel_ckquorum(master)
         except redis.RedisError as error:
             remedy = "start it, or correct TRAINING_BROKER_URL and TRAINING_BROKER_SENTINEL_MASTER"
             yield Finding("error", f"sentinel {number}", str(error), remedy)

@@ -1,0 +1,106 @@
+"""Every kind of connection finds the master that sentinels name, also after a failover."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Empty
+from typing import Any, cast
+
+import pytest
+from celery import Celery
+from pydantic import SecretStr
+
+from tasks.app import make_app
+from tasks.broker_url import with_sentinel
+from tasks.settings.settings import Settings
+from tasks.state.connection import check_server, connect, connect_async
+from tests.sentinels import MASTER, SENTINEL_PASSWORD, Sentinels
+from tests.waiting import wait_until
+from worker.kombu_redis.transport import Channel, use_for_redis
+from worker.maintenance.doctor import check_all
+
+
+@pytest.fixture(scope="module")
+def sentinels(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sentinels]:
+    with Sentinels(tmp_path_factory.mktemp("servers")) as running:
+        yield running
+
+
+@pytest.fixture
+def url(sentinels: Sentinels) -> str:
+    return with_sentinel(sentinels.url, MASTER, SENTINEL_PASSWORD)
+
+
+@pytest.fixture
+def app(url: str) -> Iterator[Celery]:
+    use_for_redis()
+    app = make_app(Settings(), url)
+    yield app
+    app.close()
+
+
+def found(url: str, tmp_path: Path) -> str:
+    settings = Settings(home=tmp_path, broker_url=SecretStr(url), flower_port=0)
+    parts = "sentinel", "broker"
+    return "\n".join(
+        f"{each.level} {each.subject}: {each.message}; {each.remedy}"
+        for each in check_all(settings)
+        if each.subject.startswith(parts)
+    )
+
+
+async def read_async(url: str, key: str) -> object:
+    client = connect_async(url)
+    try:
+        return await client.get(key)
+    finally:
+        await client.aclose()
+        await cast("Any", client.connection_pool).sentinel_manager.aclose()
+
+
+def receive(app: Celery, queue: str) -> Any:
+    with app.connection() as connection, connection.SimpleQueue(queue) as messages:
+        assert isinstance(connection.default_channel, Channel)
+        message = messages.get(timeout=5)
+        message.ack()
+        with pytest.raises(Empty):
+            messages.get(block=False)
+        return message.payload
+
+
+def test_clients_follow_a_failover(
+    sentinels: Sentinels, url: str, app: Celery, tmp_path: Path
+) -> None:
+    with connect(url) as client, app.connection() as connection:
+        check_server(client, url)
+        client.set("key", "before")
+        app.backend.store_result("task", {"n": 1}, "SUCCESS")
+        with connection.SimpleQueue("queue") as messages:
+            messages.put("sent before")
+        assert client.execute_command("WAIT", 1, 5000) == 1
+        old = sentinels.master_port()
+        new = sentinels.kill_master()
+        assert client.get("key") == "before"
+        client.set("key", "after")
+    assert asyncio.run(read_async(url, "key")) == "after"
+    assert app.backend.get_result("task") == {"n": 1}
+    assert receive(app, "queue") == "sent before"
+    sentinels.start_server(old)
+    wait_until(
+        lambda: f"ok sentinels: master 127.0.0.1:{new}, replicas 1" in found(url, tmp_path),
+        timeout_s=30,
+        description="doctor finds the old master as the replica",
+        detail=lambda: found(url, tmp_path),
+    )
+
+
+@pytest.mark.parametrize(
+    ("master", "password", "problem"),
+    [("unknown", SENTINEL_PASSWORD, "No such master"), (MASTER, "wrong", "invalid username")],
+)
+def test_doctor_names_what_sentinels_refuse(
+    sentinels: Sentinels, tmp_path: Path, master: str, password: str, problem: str
+) -> None:
+    url = with_sentinel(sentinels.url, master, password)
+    assert f"error sentinel 1: {problem}" in found(url, tmp_path)
+    assert "error broker: the broker does not answer: No master found" in found(url, tmp_path)
