@@ -7,12 +7,23 @@ its stream in Redis. ``EventRouter`` calls the handlers for an event's type.
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from tasks.errors import ErrorCode
 from tasks.strict_model import StrictModel
 
 E = TypeVar("E", bound=StrictModel)
+
+# Every reader of a job gets its texts, and some quote what users or libraries wrote.
+_MAX_TEXT = 4000
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]} [...]"
+
+
+Text = Annotated[str, AfterValidator(_cut)]
+"""A text for people, cut to a length that any reader can show."""
 
 
 class EncoderDigests(StrictModel):
@@ -44,7 +55,7 @@ class JobAccepted(StrictModel):
     kind: Literal["accepted"] = "accepted"
     queue: str
     """The queue of the job's GPU stages."""
-    reason: str
+    reason: Text
     """Why the job was routed to this queue."""
 
 
@@ -66,7 +77,7 @@ class StageFinished(StrictModel):
     stage: str
     attempt: int
     seconds: float
-    summary: str
+    summary: Text
     """What the stage did, in a few words."""
 
 
@@ -138,7 +149,7 @@ class Note(StrictModel):
 
     kind: Literal["note"] = "note"
     level: Literal["info", "warning"]
-    message: str
+    message: Text
 
 
 class PackStored(StrictModel):
@@ -224,7 +235,7 @@ class JobEnded(StrictModel):
 
     kind: Literal["ended"] = "ended"
     status: Literal["succeeded", "failed", "cancelled"]
-    message: str = ""
+    message: Text = ""
     """Why the job did not succeed."""
     code: ErrorCode | None = None
 

@@ -13,6 +13,11 @@ def test_a_line_that_is_not_an_event_is_refused() -> None:
         parse_event('{"kind": "applause"}')
 
 
+def test_texts_for_people_are_cut() -> None:
+    note = Note(level="info", message="x" * 5_000_000)
+    assert note.message == "x" * 4000 + " [...]"
+
+
 def test_a_router_calls_observers_and_one_handler() -> None:
     calls: list[tuple[str, Event]] = []
     router = EventRouter(lambda event: calls.append(("default", event)))

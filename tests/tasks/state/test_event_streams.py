@@ -147,8 +147,8 @@ def test_events_beyond_the_bound_are_dropped_visibly(
 def test_the_bytes_of_events_are_bounded(
     state: JobStore, redis_client: Redis, job_id: str, token: FencingToken
 ) -> None:
-    for number in range(100):
-        state.write(job_id, token, [Note(level="info", message=f"{number}" + "x" * 100_000)])
+    notes: list[Event] = [Note(level="info", message=f"{it} " + "x" * 9999) for it in range(2000)]
+    write(state, job_id, token, notes)
     used = redis_client.memory_usage(events_key(job_id), samples=0) or 0
     assert used < 5 * 2**20
     assert any("were dropped" in getattr(event, "message", "") for _, event in state.events(job_id))

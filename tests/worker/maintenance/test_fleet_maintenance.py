@@ -1,0 +1,27 @@
+from datetime import timedelta
+from typing import Any
+
+from redis import Redis
+
+from tasks.settings.settings import Settings
+from tasks.stages.submit import submit
+from tasks.state.control import JobControl
+from tasks.state.job_store import JobStore
+from worker.kombu_redis.transport import Keys
+from worker.maintenance.fleet_maintenance import FleetMaintenance
+
+DAY = timedelta(days=1)
+
+
+def test_the_leader_renews_the_keys_of_paused_jobs(
+    state: JobStore, redis_client: Redis, job_document: dict[str, Any]
+) -> None:
+    job_id = submit(job_document, state, "result").job_id
+    JobControl(redis_client, timedelta(hours=1)).pause(job_id)
+    entry = f"{job_id} default"
+    redis_client.zadd("training:jobs:renewals", {entry: 1.0}, xx=True)
+    settings = Settings(job_ttl=DAY)
+    maintenance = FleetMaintenance(redis_client, settings, Keys.of({}), lambda job: None)
+    assert maintenance._maintenance_loop().run_once()
+    keys = f"training:job:{job_id}", f"training:job:{job_id}:events", "training:jobs"
+    assert all(redis_client.ttl(key) > 3600 for key in keys)
