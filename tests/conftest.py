@@ -9,10 +9,10 @@ import pytest
 from redis import Redis
 
 from routing.queues import ALL_QUEUES
+from tasks.parent_death import end_with_parent
 from tasks.state.connection import connect
 from tasks.state.job_store import JobStore
 from worker.local.embedded_broker import EmbeddedBroker
-from worker.supervision.process import end_with_parent
 
 pytest_plugins = ["pytester", "tests.reruns"]
 # Before torch is imported, here and in every child process: small tensors are ten times slower with

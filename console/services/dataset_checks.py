@@ -24,8 +24,8 @@ from pydantic import TypeAdapter
 from console.errors import NotFoundError, TooManyError
 from console.views import DatasetView, ErrorView, ImageView
 from tasks.base_models.check import check_base_model
-from tasks.data.archives import unpack
-from tasks.data.images import SUFFIXES, UnreadableImageError, open_image
+from tasks.data.decoder_pool import DecodeError, DecoderLimits, decode_all, unpack_archive
+from tasks.data.images import SUFFIXES
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
 from tasks.data.uploads import NoUploadError, StoredUploads
@@ -48,7 +48,9 @@ COMMAND = (sys.executable, "-P", "-m", "console.services.dataset_checks")
 
 # Requests of pages have precedence.
 _NICE = 10
-_THUMBNAIL = (256, 256)
+_THUMBNAIL_SIDE = 256
+# A console has less memory than a worker; images that need more are decoded alone.
+_DECODERS = DecoderLimits(processes=2, memory_bytes=256 * 2**20)
 _MAX_CAPTION = 2000
 _MAX_IMAGES = 500
 
@@ -232,7 +234,7 @@ def main() -> None:
         reply = _check(request) if request.kind == "check" else _make_thumbnails(request)
     except JobError as error:
         reply = _error(error)
-    except NoUploadError as error:
+    except (NoUploadError, DecodeError) as error:
         reply = _error(DatasetError([Problem("", str(error))], "prepare"))
     sys.stdout.write(json.dumps(reply))
 
@@ -249,7 +251,7 @@ def _check(request: CheckRequest) -> dict[str, Any]:
     config = _CONFIG.validate_python(request.training)
     # Both always run: the caller gets all problems at once.
     model_problems = check_base_model(config)
-    report = check_dataset(config, sources)
+    report = check_dataset(config, sources, decoders=_DECODERS)
     reply = {"report": report.document(), "sizes": list(report.buckets.values())}
     if model_problems:
         return {**reply, **_error(BaseModelError(model_problems, "prepare"))}
@@ -260,7 +262,7 @@ def _make_thumbnails(request: CheckRequest) -> dict[str, Any]:
     scratch, folder = Path(request.scratch_dir), Path(request.folder)
     uploads = StoredUploads(Store(request.store_url), request.tenant)
     archive = uploads.path_of(request.upload, scratch / "uploads")
-    unpacked = unpack(archive, scratch / "unpacked", max_bytes=request.max_bytes)
+    unpacked = unpack_archive(archive, scratch / "unpacked", max_bytes=request.max_bytes)
     if unpacked.problems and not unpacked.files:
         raise DatasetError(unpacked.problems, "prepare")
     folder.mkdir(parents=True, exist_ok=True)
@@ -269,18 +271,24 @@ def _make_thumbnails(request: CheckRequest) -> dict[str, Any]:
 
 def _thumbnails(files: dict[str, Path], folder: Path) -> Iterator[dict[str, Any]]:
     names = [name for name in sorted(files) if PurePosixPath(name).suffix.lower() in SUFFIXES]
-    for number, name in enumerate(names[:_MAX_IMAGES]):
+    names = names[:_MAX_IMAGES]
+    requests = (
+        {
+            "kind": "thumbnail",
+            "path": str(files[name]),
+            "thumbnail": str(folder / f"{number}.jpg"),
+            "side": _THUMBNAIL_SIDE,
+        }
+        for number, name in enumerate(names)
+    )
+    answers = decode_all(requests, limits=_DECODERS)
+    for number, (name, answer) in enumerate(zip(names, answers, strict=True)):
         caption_file = files.get(str(PurePosixPath(name).with_suffix(".txt")))
-        caption, problem = None, None
+        caption = None
         if caption_file is not None:
             with caption_file.open("rb") as file:
                 caption = file.read(_MAX_CAPTION).decode("utf-8", "replace").strip()
-        try:
-            image = open_image(files[name].read_bytes())
-            image.thumbnail(_THUMBNAIL)
-            image.save(folder / f"{number}.jpg", "JPEG", quality=80)
-        except (UnreadableImageError, OSError) as error:
-            problem = str(error)
+        problem = str(answer) if isinstance(answer, DecodeError) else None
         yield {"number": number, "name": name, "caption": caption, "error": problem}
 
 

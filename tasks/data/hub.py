@@ -1,11 +1,10 @@
 """Hub datasets: read images and captions from parquet files. Runs no code of a repository."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from importlib import import_module
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -21,7 +20,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-from tasks.data.images import SUFFIXES
+from tasks.data.decoder_pool import DecodeError, decode_file
 from tasks.dataset import MAX_CAPTION_BYTES, MAX_ITEMS
 from tasks.errors import Problem
 from tasks.jobs.datasets import HFHubImageCaptionDatasetConfig
@@ -82,6 +81,7 @@ def fetch_hub(
     *,
     captions: bool,
     max_bytes: int,
+    check_stop: Callable[[], object] = lambda: None,
     hub: HfApi | None = None,
 ) -> HubRows:
     """Write the training images of a Hub dataset into a folder.
@@ -93,36 +93,19 @@ def fetch_hub(
         folder: An existing folder for the images.
         captions: Whether captions are used, which every row must then have.
         max_bytes: The maximum that is downloaded, and the maximum that is written.
+        check_stop: Called a few times a second while files are read. An exception that it raises
+            ends the reading.
         hub: The Hub; None is the public one, or the one that ``HF_ENDPOINT`` names.
     """
-    rows = HubRows()
+    reader = _Reader(config, folder, captions, max_bytes, check_stop)
     refusals: list[Problem] = []
-    invalid = written = 0
     try:
-        for number, values in enumerate(_rows(config, captions, max_bytes, hub or HfApi(), rows)):
-            if number == MAX_ITEMS:
-                message = f"{config.dataset_name} has over {MAX_ITEMS:,} rows, the maximum"
-                raise _RefusedError(message)
-            row = f"{config.dataset_name} row {number}"
-            try:
-                data, file_name = _image(values[0])
-                caption = _caption(values[1], config.caption_column) if captions else None
-            except ValueError as error:
-                invalid += 1
-                if invalid <= MAX_ROW_PROBLEMS:
-                    rows.problems.append(Problem(row, str(error)))
-                continue
-            written += len(data)
-            if written > max_bytes:
-                message = f"the images of {config.dataset_name} have over {max_bytes:,} bytes"
-                raise _RefusedError(f"{message}, the maximum")
-            file = folder / f"{number:08}{_suffix(file_name)}"
-            file.write_bytes(data)
-            rows.files.append((f"{row} ({file_name})" if file_name else row, file, caption))
+        reader.read(hub or HfApi())
     except _RefusedError as refused:
         refusals.append(refused.problem)
-    if invalid > MAX_ROW_PROBLEMS:
-        message = f"{invalid - MAX_ROW_PROBLEMS:,} more rows have such problems"
+    rows = reader.rows
+    if reader.invalid > MAX_ROW_PROBLEMS:
+        message = f"{reader.invalid - MAX_ROW_PROBLEMS:,} more rows have such problems"
         rows.problems.append(Problem(config.dataset_name, message))
     rows.problems += refusals
     if not rows.files and not rows.problems:
@@ -130,106 +113,99 @@ def fetch_hub(
     return rows
 
 
-def _rows(
-    config: HFHubImageCaptionDatasetConfig,
-    captions: bool,
-    max_bytes: int,
-    hub: HfApi,
-    found: HubRows,
-) -> Iterator[tuple[Any, ...]]:
-    """Yield each row's image and, if captions are used, its caption, as pyarrow scalars."""
-    name = config.dataset_name
-    options = {"image_column": config.image_column}
-    if captions:
-        options["caption_column"] = config.caption_column
-    choice = _choose(name, config.dataset_config_name, hub)
-    if choice.is_part:
-        message = f"the Hub has only the first part of {name} as parquet; the rest is not used"
-        found.warnings.append(Problem(f"{_LOCATION}.dataset_name", message))
-    size = sum(file.size for file in choice.files)
-    if size > max_bytes:
-        raise _RefusedError(f"{name} has {size:,} bytes; the maximum is {max_bytes:,}")
-    for file in choice.files:
-        # One by one: a column missing in the first file is reported before the rest is downloaded.
-        with _hub_errors(name):
-            path = hub.hf_hub_download(
-                name,
-                file.path,
-                repo_type="dataset",
-                revision=choice.sha,
-                cache_dir=config.hf_cache_dir,
-            )
-        for batch in _batches(Path(path), f"{name}/{file.path}", options):
-            yield from zip(*(batch.column(column) for column in options.values()), strict=True)
+class _Reader:
+    """Downloads the parquet files of a Hub dataset, and lets decoders read them.
 
-
-def _batches(path: Path, name: str, options: dict[str, str]) -> Iterator[Any]:
-    """Yield a parquet file's rows in batches.
-
-    Args:
-        path: The file.
-        name: The file's name in messages.
-        options: The columns to read, by the options that name them.
+    Attributes:
+        rows: The rows so far.
+        invalid: The number of rows with a problem.
     """
-    pyarrow: Any = import_module("pyarrow")
-    parquet: Any = import_module("pyarrow.parquet")
-    try:
-        # Not buffered ahead: a row group of images can be gigabytes.
-        with parquet.ParquetFile(path, pre_buffer=False) as file:
-            names = file.schema_arrow.names
-            for option, column in options.items():
-                if names.count(column) != 1:
-                    message = f"{name} has no column {column!r}; it has {_listed(names)}"
-                    raise _RefusedError(message, option)
-            columns = list(dict.fromkeys(options.values()))
-            yield from file.iter_batches(batch_size=32, columns=columns)
-    # UnicodeDecodeError: a column's name.
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        message = f"{name} is damaged or cannot be read: {_first_line(error)}"
-        raise _RefusedError(message) from error
 
+    def __init__(
+        self,
+        config: HFHubImageCaptionDatasetConfig,
+        folder: Path,
+        captions: bool,
+        max_bytes: int,
+        check_stop: Callable[[], object],
+    ) -> None:
+        self._config, self._folder, self._max_bytes = config, folder, max_bytes
+        self._check_stop = check_stop
+        self._options = {"image_column": config.image_column}
+        if captions:
+            self._options["caption_column"] = config.caption_column
+        self._number, self._bytes_left = 0, max_bytes
+        self.rows, self.invalid = HubRows(), 0
 
-def _image(scalar: Any) -> tuple[bytes, str]:
-    """Return a row's image bytes, and the name of its file; empty if absent or not printable."""
-    value = _python(scalar)
-    data, path = value, None
-    if isinstance(value, dict):
-        data, path = value.get("bytes"), value.get("path")
-    if not isinstance(data, bytes) or not data:
-        raise ValueError("has no image bytes; paths and URLs are not followed")
-    file_name = path.rpartition("/")[2] if isinstance(path, str) else ""
-    return data, file_name[-100:] if file_name.isprintable() else ""
+    def read(self, hub: HfApi) -> None:
+        """Read all files.
 
+        Raises:
+            _RefusedError: The rest of the dataset is not read.
+        """
+        name = self._config.dataset_name
+        choice = _choose(name, self._config.dataset_config_name, hub)
+        if choice.is_part:
+            message = f"the Hub has only the first part of {name} as parquet; the rest is not used"
+            self.rows.warnings.append(Problem(f"{_LOCATION}.dataset_name", message))
+        size = sum(file.size for file in choice.files)
+        if size > self._max_bytes:
+            raise _RefusedError(f"{name} has {size:,} bytes; the maximum is {self._max_bytes:,}")
+        for file in choice.files:
+            # One by one: a column missing in the first file is reported before the rest is
+            # downloaded.
+            with _hub_errors(name):
+                path = hub.hf_hub_download(
+                    name,
+                    file.path,
+                    repo_type="dataset",
+                    revision=choice.sha,
+                    cache_dir=self._config.hf_cache_dir,
+                )
+            self._read_file(path, f"{name}/{file.path}")
 
-def _caption(scalar: Any, column: str) -> str:
-    value = _python(scalar)
-    if isinstance(value, list) and value:
-        value = value[0]  # an image with several captions gets the first one
-    if not isinstance(value, str):
-        raise ValueError(f"has no text in the column {column!r}")
-    # Checked here, too, so that such captions are not collected in memory.
-    if len(value) > MAX_CAPTION_BYTES:
-        raise ValueError(f"has a caption of over {MAX_CAPTION_BYTES} bytes")
-    return value
+    def _read_file(self, path: str, name: str) -> None:
+        request = {
+            "kind": "parquet",
+            "path": path,
+            "folder": str(self._folder),
+            "columns": list(self._options.values()),
+            "number": self._number,
+            "max_rows": MAX_ITEMS,
+            "max_bytes": self._bytes_left,
+            "max_caption_bytes": MAX_CAPTION_BYTES,
+        }
+        try:
+            result = decode_file(request, check_stop=self._check_stop, on_items=self._add)
+        except DecodeError as error:
+            raise _RefusedError(f"{name} {error}") from error
+        match result:
+            case {"columns": names}:
+                option = next(
+                    it for it, column in self._options.items() if names.count(column) != 1
+                )
+                message = f"{name} has no column {self._options[option]!r}; it has {_listed(names)}"
+                raise _RefusedError(message, option)
+            case {"exceeded": "rows"}:
+                message = f"{self._config.dataset_name} has over {MAX_ITEMS:,} rows, the maximum"
+                raise _RefusedError(message)
+            case {"exceeded": _}:
+                message = f"the images of {self._config.dataset_name} have over"
+                raise _RefusedError(f"{message} {self._max_bytes:,} bytes, the maximum")
+        self._bytes_left = result["bytes_left"]
 
-
-def _python(scalar: Any) -> object:
-    """Return a scalar's value.
-
-    Raises:
-        ValueError: Python cannot hold the value: text that is not UTF-8, a date in the year 20,000.
-    """
-    try:
-        value: object = scalar.as_py()
-    except (ValueError, ArithmeticError, LookupError) as error:
-        raise ValueError(f"cannot be read: {_first_line(error)}") from error
-    return value
-
-
-def _suffix(file_name: str) -> str:
-    """Return a file name's suffix if it is an image's, else ``.png``."""
-    suffix = PurePosixPath(file_name).suffix.lower()
-    return suffix if suffix in SUFFIXES else ".png"
+    def _add(self, rows: list[dict[str, Any]]) -> None:
+        """Add rows that a decoder has written."""
+        for row in rows:
+            location = f"{self._config.dataset_name} row {self._number}"
+            self._number += 1
+            if "problem" in row:
+                self.invalid += 1
+                if self.invalid <= MAX_ROW_PROBLEMS:
+                    self.rows.problems.append(Problem(location, row["problem"]))
+                continue
+            name = f"{location} ({row['name']})" if row["name"] else location
+            self.rows.files.append((name, Path(row["file"]), row["caption"]))
 
 
 def _choose(name: str, wanted: str | None, hub: HfApi) -> _Choice:

@@ -6,49 +6,118 @@ that the trainer reads.
 
 import hashlib
 import io
+import re
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 # Formats that are usual for photographs and drawings, with widely fuzzed decoders.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-# 16k x 16k: more than any camera has. Decoded it takes 768 MB, which a small CPU worker has.
+# 16k x 16k: more than any camera has.
 MAX_PIXELS = 16384 * 16384
+MAX_DECODING_BYTES = 2 * 2**30
+"""The memory that decoding may take, files included. A small CPU worker has 4 GiB."""
+# Encoders write 10. Each scan of a few bytes costs a pass over all pixels.
+MAX_JPEG_SCANS = 100
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
+_END_OF_IMAGE, _START_OF_SCAN = b"\xd9", b"\xda"
+# Bytes a pixel of Pillow's images; 4 in all other modes.
+_STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}
+# libwebp's two canvases, its lossless pixels, the frame's copy, and the image.
+_WEBP_BYTES = 18.0
+# libjpeg holds the coefficients of a whole image that has several scans.
+_COEFFICIENT_BYTES = 2
 # Small enough to be hashed while it is in the processor's cache.
 _STRIP_BYTES = 64 * 1024
+# Pixels that are converted at a time; small images are converted whole.
+_STRIP_PIXELS = 2**20
 # Pillow warns at a third of our limit, and its warnings cannot be silenced safely in threads.
 Image.MAX_IMAGE_PIXELS = None
+# Whatever Pillow raises for invalid bytes. struct.error: it rotates images by rewriting their EXIF
+# data, which may be damaged.
+_DAMAGE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    MemoryError,
+    struct.error,
+    ArithmeticError,
+    LookupError,
+    TypeError,
+)
 
 
 class UnreadableImageError(ValueError):
     """The bytes are not a supported image; the message says why."""
 
 
+@dataclass(frozen=True)
+class ImageHeader:
+    """What an image's header declares.
+
+    Attributes:
+        size: Width and height in pixels, before the image becomes upright.
+        decoding_bytes: The memory that decoding takes at most, besides the file's bytes.
+    """
+
+    size: tuple[int, int]
+    decoding_bytes: int
+
+
+def read_header(file: BinaryIO) -> ImageHeader:
+    """Return what an image file declares, without decoding it.
+
+    Raises:
+        UnreadableImageError: It is not an image, or it has too many pixels.
+    """
+    with _damage_reported():
+        canvas = _webp_canvas(file)
+        if canvas is not None:
+            # Opening it would allocate the canvas.
+            (width, height), bytes_a_pixel = canvas, _WEBP_BYTES
+        else:
+            with Image.open(file, formats=FORMATS) as image:
+                (width, height), bytes_a_pixel = image.size, _bytes_a_pixel(image)
+    if width * height > MAX_PIXELS:
+        raise UnreadableImageError(f"has {width}x{height} pixels; the maximum is {MAX_PIXELS:,}")
+    return ImageHeader((width, height), int(width * height * bytes_a_pixel))
+
+
+def check_memory(needed_bytes: int) -> None:
+    """Refuse an image that takes too much memory.
+
+    Raises:
+        UnreadableImageError: Decoding takes more than the maximum.
+    """
+    if needed_bytes > MAX_DECODING_BYTES:
+        raise UnreadableImageError(
+            f"takes {needed_bytes / 2**30:.1f} GiB of memory to decode; "
+            f"the maximum is {MAX_DECODING_BYTES / 2**30:g} GiB"
+        )
+
+
 def open_image(data: bytes) -> Image.Image:
     """Return the image in a file's bytes: upright, RGB, on white, an animation's first frame.
 
     Raises:
-        UnreadableImageError: The bytes are not an image, are truncated, or have too many pixels.
+        UnreadableImageError: The bytes are not an image, are truncated, or break a limit.
     """
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise UnreadableImageError(
-                    f"has {image.width}x{image.height} pixels; the maximum is {MAX_PIXELS:,}"
-                )
-            image.load()
-            # In place: a copy of a large image takes a third of the time to decode it.
-            ImageOps.exif_transpose(image, in_place=True)
-            return _rgb(image)
-    except UnidentifiedImageError as error:
-        raise UnreadableImageError(f"is not a {', '.join(FORMATS)} image") from error
-    # struct.error: Pillow rotates images by rewriting their EXIF data, which may be damaged.
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error) as error:
-        if isinstance(error, UnreadableImageError):
-            raise
-        raise UnreadableImageError(f"cannot be decoded: {error}") from error
+    check_memory(len(data) + read_header(io.BytesIO(data)).decoding_bytes)
+    with _damage_reported(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.format in ("JPEG", "MPO") and _has_many_scans(data):
+            raise UnreadableImageError(
+                f"is a JPEG of over {MAX_JPEG_SCANS} scans, which take long to decode"
+            )
+        image.load()
+        # In place: a copy of a large image takes a third of the time to decode it.
+        ImageOps.exif_transpose(image, in_place=True)
+        return _rgb(image)
 
 
 def image_digest(image: Image.Image) -> str:
@@ -69,16 +138,6 @@ def open_mask(data: bytes) -> Image.Image:
         UnreadableImageError: The bytes are not a supported image.
     """
     return open_image(data).convert("L")
-
-
-def pixel_count(data: bytes) -> int:
-    """Return the number of pixels in a file's header, at most the maximum; 0 if unreadable."""
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return min(MAX_PIXELS, image.width * image.height)
-    # ``open_image`` reports the error.
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError, struct.error):
-        return 0
 
 
 @dataclass(frozen=True)
@@ -105,12 +164,95 @@ def image_facts(data: bytes) -> ImageFacts:
         return ImageFacts(str(image.format), image.mode, image.has_transparency_data, frames)
 
 
+@contextmanager
+def _damage_reported() -> Iterator[None]:
+    """Turn Pillow's errors into ours."""
+    try:
+        yield
+    except UnreadableImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError(f"is not a {', '.join(FORMATS)} image") from error
+    except _DAMAGE_ERRORS as error:
+        reason = str(error) or type(error).__name__
+        raise UnreadableImageError(f"cannot be decoded: {reason}") from error
+
+
+def _bytes_a_pixel(image: Image.Image) -> float:
+    """Return the memory a pixel of the costliest step: decoding, rotating, or converting to RGB."""
+    stored = _STORED_BYTES.get(image.mode, 4)
+    decoding = stored + _COEFFICIENT_BYTES * _jpeg_samples(image)
+    rotated = 2 * stored
+    is_plain = image.mode == "RGB" and not image.has_transparency_data
+    return max(decoding, rotated, stored if is_plain else stored + 4)
+
+
+def _jpeg_samples(image: Image.Image) -> float:
+    """Return the number of samples a pixel of a JPEG, at most; 0 for other images."""
+    layers: list[tuple[int, ...]] = getattr(image, "layer", [])
+    if not layers:
+        return 0
+    sampling = [(across, down) for _, across, down, *_ in layers]
+    whole = max(across for across, _ in sampling) * max(down for _, down in sampling)
+    return sum(across * down for across, down in sampling) / whole
+
+
+def _webp_canvas(file: BinaryIO) -> tuple[int, int] | None:
+    """Return the size in a WebP's header; None if the file is of another format."""
+    start = file.read(30)
+    file.seek(0)
+    if len(start) < 30 or start[:4] != b"RIFF" or start[8:12] != b"WEBP":
+        return None
+    match start[12:16]:
+        case b"VP8 ":
+            width, height = struct.unpack("<HH", start[26:30])
+            return width & 0x3FFF, height & 0x3FFF
+        case b"VP8L":
+            bits = int.from_bytes(start[21:25], "little")
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        case b"VP8X":
+            width = int.from_bytes(start[24:27], "little")
+            return width + 1, int.from_bytes(start[27:30], "little") + 1
+    return None
+
+
+def _has_many_scans(data: bytes) -> bool:
+    if data.count(b"\xff" + _START_OF_SCAN) <= MAX_JPEG_SCANS:
+        return False
+    # Some of these may be in metadata, or in what cameras append: a film, other images.
+    scans, position = 0, 2
+    while scans <= MAX_JPEG_SCANS and (marker := _JPEG_MARKER.search(data, position)):
+        if marker[1] == _END_OF_IMAGE:
+            break
+        scans += marker[1] == _START_OF_SCAN
+        # Each segment begins with its length.
+        position = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2])
+    return scans > MAX_JPEG_SCANS
+
+
 def _rgb(image: Image.Image) -> Image.Image:
+    """Return an image in RGB, on white.
+
+    In strips of rows: whole copies of a transparent image would take 20 bytes a pixel.
+    """
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    rows = max(1, _STRIP_PIXELS // image.width)
+    if rows >= image.height:
+        return _rgb_strip(image)
+    whole = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        box = (0, top, image.width, min(top + rows, image.height))
+        whole.paste(_rgb_strip(image.crop(box)), box)
+    return whole
+
+
+def _rgb_strip(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
         # 16 bits a pixel: Pillow's own conversion clips every value above 255 to white.
         image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
     if not image.has_transparency_data:
-        return image if image.mode == "RGB" else image.convert("RGB")
+        return image.convert("RGB")
     layer = image.convert("RGBA")
     white = Image.new("RGBA", layer.size, "white")
     return Image.alpha_composite(white, layer).convert("RGB")

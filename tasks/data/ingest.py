@@ -1,26 +1,38 @@
 """Ingestion: put a checked dataset into the store, its images by digest and its samples."""
 
 import hashlib
+import os
+from collections.abc import Callable
 from functools import partial
 
+from tasks.data.image_check import MAX_FILE_BYTES
 from tasks.data.memory_budget import MemoryBudget, map_in_threads
-from tasks.data.validation import MAX_FILE_BYTES, CheckedFile, Report
+from tasks.data.validation import CheckedFile, Report
 from tasks.dataset import Dataset, balanced, dataset_of
 from tasks.errors import DatasetError, Problem
 from tasks.store import Store, dataset_key, image_key
 
 
-def ingest(report: Report, store: Store) -> Dataset:
+def ingest(
+    report: Report, store: Store, *, check_stop: Callable[[], object] = lambda: None
+) -> Dataset:
     """Put the images and samples of a report into the store.
 
     Image files are stored unchanged. A file whose image is in the store already is not read.
+
+    Args:
+        report: The report.
+        store: The store.
+        check_stop: Called a few times a second. An exception that it raises ends the ingestion.
 
     Raises:
         DatasetError: An image changed after it was checked.
         StoreError: The store cannot be written.
     """
     put = partial(_put, store=store, memory=MemoryBudget(MAX_FILE_BYTES))
-    stored = zip(report.files, map_in_threads(put, report.files), strict=True)
+    threads = min(32, os.cpu_count() or 1)
+    puts = map_in_threads(put, report.files, threads, check_stop=check_stop)
+    stored = zip(report.files, puts, strict=True)
     # Each name once: an image and its mask may both have changed.
     changed = dict.fromkeys(file.name for file, is_stored in stored if not is_stored)
     if changed:
@@ -39,7 +51,7 @@ def _put(file: CheckedFile, store: Store, memory: MemoryBudget) -> bool:
     try:
         with memory.reserve(file.path.stat().st_size):
             data = file.path.read_bytes()
-            if hashlib.sha256(data).digest() != file.sha256:
+            if hashlib.sha256(data).hexdigest() != file.sha256:
                 return False
             store.put_if_absent(key, data)
             return True

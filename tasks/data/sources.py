@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from threading import Lock
 from urllib.parse import quote
 
-from tasks.data.archives import unpack
+from tasks.data.decoder_pool import DecodeError, unpack_archive
 from tasks.data.download.downloads import Downloads
 from tasks.data.download.protocol import DownloadError
 from tasks.data.hub import fetch_hub
@@ -55,6 +55,8 @@ class Sources:
         scratch_dir: The folder that archives are unpacked into; the caller removes it.
         on_progress: Receives the bytes of a download that are stored, and its size if known.
         uploads: The uploads of the job's tenant; None if there is no store to read them from.
+        check_stop: Called a few times a second while archives and parquet files are read. An
+            exception that it raises ends the reading.
     """
 
     def __init__(
@@ -64,11 +66,12 @@ class Sources:
         scratch_dir: Path,
         on_progress: Callable[[int, int | None], None] | None = None,
         uploads: StoredUploads | None = None,
+        check_stop: Callable[[], object] = lambda: None,
     ) -> None:
         self._policy, self._uploads = policy, uploads
         self._downloads = Downloads(downloads_dir, policy)
         self._scratch_dir = scratch_dir
-        self._on_progress = on_progress
+        self._on_progress, self._check_stop = on_progress, check_stop
         self._folders = 0
 
     def listing(
@@ -147,7 +150,15 @@ class Sources:
     def _archive(self, config: ArchiveDatasetConfig, *, captions: bool, masks: bool) -> Listing:
         listing = Listing(_location(config))
         path = self._archive_file(config)
-        unpacked = unpack(path, self._new_folder(), max_bytes=self._policy.max_bytes)
+        try:
+            unpacked = unpack_archive(
+                path,
+                self._new_folder(),
+                max_bytes=self._policy.max_bytes,
+                check_stop=self._check_stop,
+            )
+        except DecodeError as error:
+            raise SourceError(str(error)) from error
         listing.problems += unpacked.problems
         if config.jsonl is None:
             return pair_captions(listing, unpacked.files, captions=captions)
@@ -181,7 +192,11 @@ class Sources:
         if config.hf_cache_dir is not None:
             self._policy.check_path(Path(config.hf_cache_dir))
         rows = fetch_hub(
-            config, self._new_folder(), captions=captions, max_bytes=self._policy.max_bytes
+            config,
+            self._new_folder(),
+            captions=captions,
+            max_bytes=self._policy.max_bytes,
+            check_stop=self._check_stop,
         )
         listing = Listing(config.dataset_name, problems=rows.problems, warnings=rows.warnings)
         for name, path, caption in rows.files:

@@ -1,36 +1,25 @@
 """Dataset validation: decode every image and report every problem before a job uses a GPU."""
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from tasks.buckets import Size, nearest_bucket
-from tasks.data.images import (
-    MAX_PIXELS,
-    SUFFIXES,
-    ImageFacts,
-    UnreadableImageError,
-    image_digest,
-    image_facts,
-    open_image,
-    open_mask,
-    pixel_count,
-)
+from tasks.data.decoder_pool import DecodeError, DecoderLimits, decode_all
+from tasks.data.image_check import CheckedImage
+from tasks.data.images import SUFFIXES, ImageFacts
 from tasks.data.listing import Item, Listing
-from tasks.data.memory_budget import MemoryBudget, map_in_threads
-from tasks.data.near_duplicates import difference_hash, near_pairs
+from tasks.data.near_duplicates import near_pairs
 from tasks.data.sources import Sources
 from tasks.data.tokens import TokenLimit, token_limits
 from tasks.dataset import Sample
 from tasks.errors import BaseModelFilesError, Problem
 from tasks.jobs.pipeline import PipelineConfig
 
-# Larger than any training image; a file is held in memory while it is read.
-MAX_FILE_BYTES = 512 * 2**20
 # A crop that removes more than half of an image removes what its caption describes.
 _MAX_CROPPED = 0.5
 # No base model was trained on wider uncropped images.
@@ -40,7 +29,10 @@ _SUFFIXES_OF = {
     "PNG": (".png",),
     "WEBP": (".webp",),
     "BMP": (".bmp",),
+    # Several JPEGs in a file, as phones write.
+    "MPO": (".jpg", ".jpeg"),
 }
+_CHECKED_IMAGE = TypeAdapter(CheckedImage)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,13 +43,13 @@ class CheckedFile:
         path: The file.
         name: The image's name in messages.
         image: The digest of the image or mask in the file; see ``image_digest``.
-        sha256: The digest of the file's bytes.
+        sha256: The digest of the file's bytes, in hex.
     """
 
     path: Path
     name: str
     image: str
-    sha256: bytes
+    sha256: str
 
 
 @dataclass
@@ -110,7 +102,8 @@ def check_dataset(
     sources: Sources,
     *,
     limits: Callable[[PipelineConfig], list[TokenLimit]] = token_limits,
-    before_each: Callable[[], object] = lambda: None,
+    check_stop: Callable[[], object] = lambda: None,
+    decoders: DecoderLimits | None = None,
 ) -> Report:
     """Check every image, caption and mask of a job's datasets.
 
@@ -118,14 +111,17 @@ def check_dataset(
         config: The job's training config.
         sources: Reads the job's datasets.
         limits: Returns the text encoders' limits.
-        before_each: Called before each image. An exception that it raises ends the check.
+        check_stop: Called a few times a second. An exception that it raises ends the check.
+        decoders: The limits of the processes that decode the images.
     """
     listing = _list_all(config, sources)
     report = Report(problems=listing.problems, warnings=listing.warnings)
     sizes = config.loader.sizes()
     hashes = []
-    for result in map_in_threads(partial(_check, budget=_Budget()), listing.items):
-        before_each()
+    requests = (_request(item) for item in listing.items)
+    decoded = decode_all(requests, check_stop=check_stop, limits=decoders)
+    for item, answer in zip(listing.items, decoded, strict=True):
+        result = _check(item, answer)
         if isinstance(result, Problem):
             report.problems.append(result)
             continue
@@ -163,72 +159,30 @@ def _list_all(config: PipelineConfig, sources: Sources) -> Listing:
     return whole
 
 
-class _Budget:
-    """The memory of a check, so that a few huge images do not use a worker's whole memory."""
-
-    def __init__(self) -> None:
-        # Two budgets, always reserved in this order, so that no two threads wait for each other.
-        self.files = MemoryBudget(MAX_FILE_BYTES)
-        self.pixels = MemoryBudget(4 * MAX_PIXELS)
+def _request(item: Item) -> dict[str, Any]:
+    """Return the request to decode an image and its mask."""
+    mask = None if item.mask is None else str(item.mask)
+    return {"kind": "image", "path": str(item.path), "mask": mask}
 
 
-def _check(item: Item, budget: _Budget) -> Problem | _Checked:
-    try:
-        with budget.files.reserve(_file_size(item.path)):
-            data = item.path.read_bytes()
-            with budget.pixels.reserve(4 * pixel_count(data)):
-                return _check_image(item, data)
-    except OSError as error:
-        return Problem(item.name, f"cannot be read: {error}")
-    except (UnreadableImageError, _UnusableFileError) as error:
-        return Problem(item.name, str(error), "replace it or leave it out")
-
-
-def _check_image(item: Item, data: bytes) -> _Checked:
-    image = open_image(data)
-    digest = image_digest(image)
-    files = [CheckedFile(item.path, item.name, digest, hashlib.sha256(data).digest())]
-    if item.mask is not None:
-        files.append(_check_mask(item.mask, item.name, image.size))
+def _check(item: Item, result: object) -> Problem | _Checked:
+    """Return what a decoder's result means for an image."""
+    if isinstance(result, DecodeError):
+        return Problem(item.name, str(result), "replace it or leave it out")
+    image = _CHECKED_IMAGE.validate_python(result)
+    files = [CheckedFile(item.path, item.name, image.digest, image.sha256)]
+    if image.mask is not None and item.mask is not None:
+        files.append(CheckedFile(item.mask, item.name, image.mask.digest, image.mask.sha256))
     sample = Sample(
-        image=digest,
+        image=image.digest,
         width=image.width,
         height=image.height,
         caption=item.caption,
         source=item.name,
-        mask=None if item.mask is None else files[-1].image,
+        mask=None if image.mask is None else image.mask.digest,
         part=item.part,
     )
-    warnings = list(_format_warnings(item, image_facts(data)))
-    return _Checked(sample, files, warnings, difference_hash(image))
-
-
-class _UnusableFileError(ValueError):
-    """The file of an image or mask cannot be used; the message says why."""
-
-
-def _file_size(path: Path) -> int:
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise _UnusableFileError(f"is larger than {MAX_FILE_BYTES // 2**20} MiB")
-    return size
-
-
-def _check_mask(path: Path, name: str, size: tuple[int, int]) -> CheckedFile:
-    try:
-        _file_size(path)
-        data = path.read_bytes()
-        mask = open_mask(data)
-    except (OSError, UnreadableImageError, _UnusableFileError) as error:
-        raise _UnusableFileError(f"has a mask, {path.name}, that {error}") from error
-    if mask.size != size:
-        sizes = f"{mask.width}x{mask.height}, not {size[0]}x{size[1]}"
-        raise _UnusableFileError(f"has a mask, {path.name}, of another size: {sizes}")
-    if mask.getextrema() == (0, 0):
-        raise _UnusableFileError(
-            f"has a mask, {path.name}, that is all black: no pixel would be trained"
-        )
-    return CheckedFile(path, name, image_digest(mask), hashlib.sha256(data).digest())
+    return _Checked(sample, files, list(_format_warnings(item, image.facts)), image.hash)
 
 
 def _format_warnings(item: Item, facts: ImageFacts) -> Iterable[Problem]:

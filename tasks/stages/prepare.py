@@ -37,11 +37,12 @@ def prepare(context: StageContext) -> StageResult:
         context.scratch_dir,
         monitor.on_download,
         StoredUploads(worker.store, context.record.job.tenant),
+        monitor.check_stop,
     )
     report = check(config, sources, monitor.check_stop)
     _publish_report(context, report)
     context.check_not_cancelled()
-    dataset = ingest(report, worker.store)
+    dataset = ingest(report, worker.store, check_stop=monitor.check_stop)
     artifacts = JobArtifacts(dataset=dataset_key(dataset.digest))
     if is_cached(worker, config, dataset):
         # The cache stage has nothing to compute: it needs no GPU.
@@ -52,14 +53,14 @@ def prepare(context: StageContext) -> StageResult:
 
 
 def check(
-    config: PipelineConfig, sources: Sources, before_each: Callable[[], object] = lambda: None
+    config: PipelineConfig, sources: Sources, check_stop: Callable[[], object] = lambda: None
 ) -> Report:
     """Check everything that later stages need, as far as this machine can see it.
 
     Args:
         config: The job's training config.
         sources: Reads the job's datasets.
-        before_each: Called before each image; an error that it raises ends the check.
+        check_stop: Called a few times a second; an error that it raises ends the check.
 
     Raises:
         BaseModelError: The base model has problems; it lists them all.
@@ -67,7 +68,7 @@ def check(
     problems = check_base_model(config)
     if problems:
         raise BaseModelError(problems, "prepare")
-    return check_dataset(config, sources, before_each=before_each)
+    return check_dataset(config, sources, check_stop=check_stop)
 
 
 def read_policy_of(context: StageContext) -> ReadPolicy:

@@ -9,7 +9,6 @@ lives as long as the process, such as the main thread.
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -18,7 +17,8 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
-_PR_SET_PDEATHSIG = 1
+from tasks.parent_death import end_with_parent
+
 _WATCH_EVERY_S = 0.2
 
 
@@ -67,17 +67,6 @@ def kill_group(process: "subprocess.Popen[bytes]") -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-
-
-def end_with_parent() -> None:
-    """Let the kernel kill this process when its parent ends; Linux only.
-
-    Raises:
-        OSError: The kernel refused.
-    """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
 
 
 def _launch(parent: int, argv: list[str]) -> int:

@@ -1,7 +1,9 @@
 import io
 import json
+import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +52,7 @@ def fetched(
     *,
     captions: bool = True,
     max_bytes: int = 2**20,
+    check_stop: Callable[[], object] = lambda: None,
     **values: Any,
 ) -> HubRows:
     # Made without its checks: the job model refuses such datasets as long as none reads them.
@@ -57,7 +60,9 @@ def fetched(
         **{"dataset_name": NAME, "hf_cache_dir": str(folder.parent / "cache"), **values}
     )
     api = hub.api if isinstance(hub, Hub) else hub
-    return fetch_hub(config, folder, captions=captions, max_bytes=max_bytes, hub=api)
+    return fetch_hub(
+        config, folder, captions=captions, max_bytes=max_bytes, check_stop=check_stop, hub=api
+    )
 
 
 def captions_of(rows: HubRows) -> list[str | None]:
@@ -217,6 +222,39 @@ def test_a_damaged_file_is_reported_by_name(hub: Hub, folder: Path, damage: str)
     [problem] = problems_of(fetched(hub, folder))
     assert f"{NAME}/default/train/0000.parquet is damaged or cannot be read: " in problem
     assert "\n" not in problem
+
+
+def test_a_decompression_bomb_is_refused_by_its_footer(hub: Hub, folder: Path) -> None:
+    images = [{"bytes": bytes(10 * 2**20), "path": "cat.png"}] * 8
+    table = pyarrow.table({"image": images, "text": ["a"] * 8})
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(table, buffer, compression="zstd", use_dictionary=False)
+    assert len(buffer.getvalue()) < 20_000
+    hub.holds(converted={"default/train/0000.parquet": buffer.getvalue()})
+    [problem] = problems_of(fetched(hub, folder))
+    assert "0000.parquet unpacks to over 200 times its size" in problem
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("length", [20 * 2**20, 2**31])
+def test_a_large_footer_is_not_parsed(hub: Hub, folder: Path, length: int) -> None:
+    sound = one("a")
+    file = b"PAR1" + bytes(21 * 2**20) + struct.pack("<I", length) + sound[-4:]
+    hub.holds(converted={"default/train/0000.parquet": file})
+    [problem] = problems_of(fetched(hub, folder, max_bytes=2**30))
+    assert "footer" in problem or "damaged" in problem
+
+
+def test_a_stop_ends_the_reading_of_a_file(hub: Hub, folder: Path) -> None:
+    class StoppedError(Exception):
+        pass
+
+    def stop() -> None:
+        raise StoppedError
+
+    hub.holds(converted={"default/train/0000.parquet": one("a")})
+    with pytest.raises(StoppedError):
+        fetched(hub, folder, check_stop=stop)
 
 
 def test_more_bytes_than_allowed_are_not_downloaded(hub: Hub, folder: Path) -> None:

@@ -33,7 +33,7 @@ def test_results_are_in_order_and_a_few_ahead() -> None:
         begun.append(number)
         return number
 
-    for done, number in enumerate(map_in_threads(work, range(1000))):
+    for done, number in enumerate(map_in_threads(work, range(1000), 8)):
         assert number == done
         assert len(begun) <= done + 100
     assert sorted(begun) == list(range(1000))
@@ -47,5 +47,5 @@ def test_an_error_in_a_thread_ends_the_rest() -> None:
         return 1 // (number - 3)
 
     with pytest.raises(ZeroDivisionError):
-        list(map_in_threads(work, range(1000)))
+        list(map_in_threads(work, range(1000), 8))
     assert len(begun) < 200

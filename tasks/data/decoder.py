@@ -1,0 +1,129 @@
+"""Process that decodes the files of untrusted datasets: images, archives and parquet files.
+
+``decoder_pool`` starts it with the descriptor of a socket, over which it answers one request at a
+time, in JSON. Whatever a file makes a library do, allocate or crash ends with this process: it has
+no secrets, may be killed at any time, and cannot allocate more memory than it has reserved.
+"""
+
+import json
+import re
+import resource
+import signal
+import sys
+from contextlib import suppress
+from dataclasses import asdict
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from tasks.data.archives import unpack
+from tasks.data.image_check import UnusableFileError, check_image, make_thumbnail
+from tasks.data.images import UnreadableImageError
+from tasks.data.parquet import RowWriter, UnreadableParquetError, read_rows
+from tasks.parent_death import end_with_parent
+
+# Memory that needs no reservation, so that small images cost no round trip.
+_FREE_BYTES = 16 * 2**20
+# What estimates do not count: strips of pixels, tables of the libraries, fragmentation.
+_SLACK_BYTES = 64 * 2**20
+# The names of a million members, and zipfile's object for each.
+_UNPACKING_BYTES = 2**30
+
+
+class Decoder:
+    """Answers the requests of a parent process.
+
+    Args:
+        connection: Leads to the parent.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._own_bytes = 0
+        self._reserved = 0
+
+    def run(self) -> None:
+        """Answer requests until the parent closes the connection."""
+        while True:
+            try:
+                request = json.loads(self._connection.recv_bytes())
+            except EOFError:
+                return
+            self._reserved = 0
+            self._limit_memory()
+            self._send(self._answer(request))
+
+    def reserve(self, count: int) -> None:
+        """Wait until the parent has reserved another number of bytes for the request."""
+        if self._reserved + count > _FREE_BYTES:
+            self._send({"reserve": count})
+            self._connection.recv_bytes()
+        self._reserved += count
+        self._limit_memory()
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"result": self._decode(**request)}
+        except (UnreadableImageError, UnusableFileError, UnreadableParquetError) as error:
+            return {"problem": str(error)}
+        except MemoryError:
+            return {"problem": "takes more memory to read than its header declares"}
+        # Libraries raise anything for bytes that they do not expect.
+        except Exception as error:  # noqa: BLE001
+            return {"problem": f"cannot be read: {error or type(error).__name__}"}
+
+    def _decode(self, kind: str, path: str, **arguments: Any) -> Any:
+        file = Path(path)
+        match kind:
+            case "image":
+                mask = arguments["mask"]
+                return asdict(check_image(file, mask and Path(mask), self.reserve))
+            case "thumbnail":
+                thumbnail, side = Path(arguments["thumbnail"]), arguments["side"]
+                return make_thumbnail(file, thumbnail, side, self.reserve)
+            case "archive":
+                self.reserve(_UNPACKING_BYTES)
+                folder, max_bytes = Path(arguments["folder"]), arguments["max_bytes"]
+                return asdict(unpack(file, folder, max_bytes=max_bytes))
+            case "parquet":
+                folder = Path(arguments.pop("folder"))
+                return read_rows(
+                    file, RowWriter(folder, **arguments), self.reserve, self._send_items
+                )
+        raise ValueError(f"unknown kind of file: {kind}")
+
+    def _send_items(self, items: list[Any]) -> None:
+        self._send({"items": items})
+
+    def _send(self, document: dict[str, Any]) -> None:
+        self._connection.send_bytes(json.dumps(document, default=str).encode())
+
+    def _limit_memory(self) -> None:
+        """Let the kernel refuse memory beyond what is reserved; Linux only."""
+        if sys.platform != "linux":
+            return
+        if not self._own_bytes:
+            status = Path("/proc/self/status").read_text("utf-8")
+            self._own_bytes = 1024 * int(re.findall(r"VmData:\s+(\d+)", status)[0])
+        limit = self._own_bytes + _SLACK_BYTES + max(_FREE_BYTES, self._reserved)
+        _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        if hard != resource.RLIM_INFINITY:
+            limit = min(limit, hard)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def main() -> None:
+    """Run a decoder on the socket that the command line names."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # A core dump would write gigabytes of a tenant's data to the disk.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":
+        end_with_parent()
+        with suppress(OSError):
+            # The kernel ends this process first when memory runs out.
+            Path("/proc/self/oom_score_adj").write_text("1000", "utf-8")
+    Decoder(Connection(int(sys.argv[1]))).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The check of an image file and its mask, which decoders do."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from tasks.data.images import (
+    ImageFacts,
+    ImageHeader,
+    UnreadableImageError,
+    check_memory,
+    image_digest,
+    image_facts,
+    open_image,
+    open_mask,
+    read_header,
+)
+from tasks.data.near_duplicates import difference_hash
+
+MAX_FILE_BYTES = 512 * 2**20
+"""Larger than any training image; a file is held in memory while it is read."""
+
+
+class UnusableFileError(ValueError):
+    """The file of an image or mask cannot be used; the message says why."""
+
+
+@dataclass(frozen=True)
+class CheckedMask:
+    """A mask that can be used.
+
+    Attributes:
+        digest: See ``image_digest``.
+        sha256: The digest of the file's bytes, in hex.
+    """
+
+    digest: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CheckedImage:
+    """An image that can be used.
+
+    Attributes:
+        digest: See ``image_digest``.
+        sha256: The digest of the file's bytes, in hex.
+        width: In pixels, upright.
+        height: In pixels, upright.
+        facts: The properties of the file.
+        hash: See ``difference_hash``.
+        mask: The image's mask, if it has one.
+    """
+
+    digest: str
+    sha256: str
+    width: int
+    height: int
+    facts: ImageFacts
+    hash: int | None
+    mask: CheckedMask | None
+
+
+def check_image(path: Path, mask_path: Path | None, reserve: Callable[[int], None]) -> CheckedImage:
+    """Decode an image and its mask.
+
+    Args:
+        path: The image's file.
+        mask_path: The mask's file, if there is one.
+        reserve: Waits until a number of bytes of memory is available.
+
+    Raises:
+        UnreadableImageError: The image cannot be decoded.
+        UnusableFileError: A file cannot be read, or the mask cannot be used.
+    """
+    size, header = _header(path)
+    needed = size + header.decoding_bytes
+    if mask_path is not None:
+        with _mask_named(mask_path):
+            mask_size, mask_header = _header(mask_path)
+            # Either may be rotated: its sides are swapped when it becomes upright.
+            if set(mask_header.size) != set(header.size):
+                raise _other_size(mask_header.size, header.size)
+        needed = size + mask_size + max(header.decoding_bytes, mask_header.decoding_bytes)
+    check_memory(needed)
+    reserve(needed)
+    data = path.read_bytes()
+    image = open_image(data)
+    checked = CheckedImage(
+        digest=image_digest(image),
+        sha256=hashlib.sha256(data).hexdigest(),
+        width=image.width,
+        height=image.height,
+        facts=image_facts(data),
+        hash=difference_hash(image),
+        mask=None,
+    )
+    if mask_path is None:
+        return checked
+    # A large image and its mask would not fit into memory together.
+    del image
+    with _mask_named(mask_path):
+        return replace(checked, mask=_check_mask(mask_path, checked))
+
+
+def make_thumbnail(path: Path, thumbnail: Path, side: int, reserve: Callable[[int], None]) -> None:
+    """Write a JPEG of an image that fits into a square.
+
+    Raises:
+        UnreadableImageError: The image cannot be decoded.
+        UnusableFileError: The file cannot be read.
+    """
+    size, header = _header(path)
+    check_memory(size + header.decoding_bytes)
+    reserve(size + header.decoding_bytes)
+    image = open_image(path.read_bytes())
+    image.thumbnail((side, side))
+    image.save(thumbnail, "JPEG", quality=80)
+
+
+def _header(path: Path) -> tuple[int, ImageHeader]:
+    """Return a file's size and its image's header."""
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise UnusableFileError(f"is larger than {MAX_FILE_BYTES // 2**20} MiB")
+    with path.open("rb") as file:
+        return size, read_header(file)
+
+
+def _check_mask(path: Path, image: CheckedImage) -> CheckedMask:
+    data = path.read_bytes()
+    mask = open_mask(data)
+    if mask.size != (image.width, image.height):
+        raise _other_size(mask.size, (image.width, image.height))
+    if mask.getextrema() == (0, 0):
+        raise UnusableFileError("is all black: no pixel would be trained")
+    return CheckedMask(image_digest(mask), hashlib.sha256(data).hexdigest())
+
+
+@contextmanager
+def _mask_named(path: Path) -> Iterator[None]:
+    """Name the mask in errors, which are reported for its image."""
+    try:
+        yield
+    except (OSError, UnreadableImageError, UnusableFileError) as error:
+        reason = f"cannot be read: {error}" if isinstance(error, OSError) else error
+        raise UnusableFileError(f"has a mask, {path.name}, that {reason}") from error
+
+
+def _other_size(mask: tuple[int, int], image: tuple[int, int]) -> UnusableFileError:
+    sizes = f"{mask[0]}x{mask[1]}, not {image[0]}x{image[1]}"
+    return UnusableFileError(f"is of another size: {sizes}")
