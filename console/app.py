@@ -1,13 +1,16 @@
-"""The console's application: API, pages, login, and the security headers around them."""
+"""The console's application: API, pages, login, and the gate and security headers around them."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 
 from console.api.site import make_api
+from console.errors import ConsoleError
+from console.gate import Gate
 from console.login import login_routes
+from console.pages.layout import text_answer
 from console.pages.site import add_pages
 from console.security_headers import API, SecurityHeaders
 from console.services.services import Services
@@ -33,9 +36,16 @@ def make_app(services: Services) -> FastAPI:
     )
     app.mount(API, make_api(services))
     app.include_router(
-        login_routes(services.sessions, services.login_limiter, settings.console_base_url)
+        login_routes(services.sessions, services.wrong_keys, settings.console_base_url)
     )
     add_pages(app, services)
+    app.add_exception_handler(ConsoleError, _answer_in_text)
     # The middleware that is added last sees a request first.
+    app.add_middleware(Gate, services=services)
     app.add_middleware(SecurityHeaders, settings=settings)
     return app
+
+
+async def _answer_in_text(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, ConsoleError)
+    return text_answer(error)

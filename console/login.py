@@ -5,19 +5,20 @@ Knows sessions and where they may be used from; the page with the form is in ``p
 
 import secrets
 import time
-from collections import OrderedDict
 from urllib.parse import parse_qs, quote, urlsplit
 
 from fastapi import APIRouter, Request, Response
+from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse
 
-from console.services.rate_limiter import RateLimiter
+from console.services.rate_limiter import WrongKeys
+from console.services.shares import AccountCache
 from tasks.api_keys import ApiKeys, Caller, digest_of
 
 COOKIE = "training_session"
 SESSION_TTL_S = 12 * 3600
-_MAX_SESSIONS = 10_000
-_MAX_FORM_BYTES = 2**20
+# Of an account; its oldest one ends first.
+_MAX_SESSIONS = 200
 
 
 class Sessions:
@@ -29,16 +30,16 @@ class Sessions:
 
     def __init__(self, api_keys: ApiKeys) -> None:
         self._api_keys = api_keys
-        self._open: OrderedDict[str, tuple[str, float]] = OrderedDict()
+        self._open: AccountCache[tuple[str, float]] = AccountCache(_MAX_SESSIONS)
 
     def start(self, key: str) -> str | None:
         """Start a session and return its cookie; None for an unknown key."""
-        if self._api_keys.find(key) is None:
+        caller = self._api_keys.find(key)
+        if caller is None:
             return None
         cookie = secrets.token_urlsafe(32)
-        self._open[digest_of(cookie)] = (digest_of(key), time.monotonic() + SESSION_TTL_S)
-        if len(self._open) > _MAX_SESSIONS:
-            self._open.popitem(last=False)
+        session = digest_of(key), time.monotonic() + SESSION_TTL_S
+        self._open.add(caller.account, digest_of(cookie), session)
         return cookie
 
     def find(self, cookie: str | None) -> Caller | None:
@@ -53,10 +54,10 @@ class Sessions:
     def end(self, cookie: str | None) -> None:
         """End a session."""
         if cookie:
-            self._open.pop(digest_of(cookie), None)
+            self._open.pop(digest_of(cookie))
 
 
-def login_routes(sessions: Sessions, limiter: RateLimiter, base_url: str) -> APIRouter:
+def login_routes(sessions: Sessions, wrong_keys: WrongKeys, base_url: str) -> APIRouter:
     """Return the routes ``POST /login``, with the form field ``key``, and ``POST /logout``.
 
     Both answer with a redirect: to the page that ``next`` names, or the first one, or back to
@@ -64,8 +65,7 @@ def login_routes(sessions: Sessions, limiter: RateLimiter, base_url: str) -> API
 
     Args:
         sessions: The sessions.
-        limiter: Limit of logins per address. A key of 256 bits cannot be guessed; the limit keeps
-            such attempts from using up this process.
+        wrong_keys: Counts wrong keys.
         base_url: Address of the console in a browser.
     """
     router = APIRouter(include_in_schema=False)
@@ -76,12 +76,12 @@ def login_routes(sessions: Sessions, limiter: RateLimiter, base_url: str) -> API
         target = safe_target(request.query_params.get("next", ""))
         query = "" if target == "/" else f"&next={quote(target, safe='')}"
         refused = RedirectResponse(f"{root}/login?wrong=1{query}", 303)
-        address = request.client.host if request.client else ""
-        status = await limiter.take(address)
-        if status.retry_after_s or not is_same_origin(request):
+        if not is_same_origin(request):
             return refused
-        cookie = sessions.start(await _key_in(request))
+        form = parse_qs((await request.body()).decode("utf-8", "replace"))
+        cookie = sessions.start(form.get("key", [""])[0].strip())
         if cookie is None:
+            wrong_keys.count(address_of(request))
             return refused
         response = RedirectResponse(f"{root}{target}", 303)
         response.set_cookie(
@@ -107,7 +107,12 @@ def login_routes(sessions: Sessions, limiter: RateLimiter, base_url: str) -> API
     return router
 
 
-def is_same_origin(request: Request) -> bool:
+def address_of(request: HTTPConnection) -> str:
+    """Return the address that a request comes from."""
+    return request.client.host if request.client else ""
+
+
+def is_same_origin(request: HTTPConnection) -> bool:
     """Return whether a browser reports that a page of this console makes the request."""
     site = request.headers.get("sec-fetch-site")
     if site is not None:
@@ -122,14 +127,3 @@ def safe_target(target: str) -> str:
     leads_out = parts.scheme or parts.netloc or "\\" in target or target.startswith("//")
     is_path = target.startswith("/") and target.isprintable() and not leads_out
     return target if is_path else "/"
-
-
-async def _key_in(request: Request) -> str:
-    """Return the key in a form; empty if it has none or is too long."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > _MAX_FORM_BYTES:
-            return ""
-    fields = parse_qs(body.decode("utf-8", "replace"))
-    return fields.get("key", [""])[0].strip()

@@ -40,6 +40,11 @@ class Caller:
     tenant: str | None
 
     @property
+    def account(self) -> str:
+        """What limits count: the tenant, with all its keys, or an operator's key."""
+        return f"key {self.name}" if self.tenant is None else f"tenant {self.tenant}"
+
+    @property
     def is_operator(self) -> bool:
         """Whether the caller sees all tenants."""
         return self.tenant is None

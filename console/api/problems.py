@@ -90,6 +90,11 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 async def _console_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, ConsoleError)
+    return problem_of(error)
+
+
+def problem_of(error: ConsoleError) -> Response:
+    """Return the response for an error of the console."""
     headers = {}
     if isinstance(error, TooManyError):
         headers["Retry-After"] = str(error.retry_after_s)

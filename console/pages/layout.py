@@ -7,10 +7,11 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from fastapi import Request
+from fastapi import Request, Response
+from fastapi.responses import PlainTextResponse
 from nicegui import Client, ui
 
-from console.errors import UnauthorizedError
+from console.errors import ConsoleError, TooManyError, UnauthorizedError
 from console.pages.elements import Tag, button
 from tasks.api_keys import Caller
 
@@ -106,6 +107,12 @@ class Frame:
                 Tag("span", self.caller.name, "caller-name", title=self.caller.name)
                 with Tag("form", method="post", action=self.link("/logout")):
                     Tag("button", "Log out", "btn btn-quiet", type="submit")
+
+
+def text_answer(error: ConsoleError) -> Response:
+    """Return the answer to a request for which no page is built."""
+    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, TooManyError) else {}
+    return PlainTextResponse(f"{error.message}\n", error.status, headers)
 
 
 def prefix_of(request: Request) -> str:

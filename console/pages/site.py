@@ -5,22 +5,22 @@ from pathlib import Path
 
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse, Response
+from nicegui import app as nicegui_app
 from nicegui import ui
 from starlette.staticfiles import StaticFiles
 
-from console.errors import ConsoleError
+from console.errors import ConsoleError, NotFoundError, TooManyError
 from console.login import COOKIE
 from console.pages.elements import Tag
 from console.pages.fleet_page import FleetPage
 from console.pages.form.draft import Draft
 from console.pages.form.drafts import Drafts
-from console.pages.form.image_upload import UploadLimit
 from console.pages.form.new_job import NewJob
 from console.pages.formatting import sentence
 from console.pages.job.job_page import JobPage
 from console.pages.jobs_list import JobsList
-from console.pages.layout import ASSETS, Frame, prefix_of
-from console.pages.login_page import add_login_page, login_address
+from console.pages.layout import ASSETS, Frame, prefix_of, text_answer
+from console.pages.login_page import add_login_page
 from console.services.services import Services
 from console.views import PresetView
 from tasks.errors import JobError
@@ -39,8 +39,12 @@ def add_pages(app: FastAPI, services: Services) -> None:
     settings = services.settings
     drafts = Drafts(settings.resolved_scratch_dir / "drafts", settings.upload_max_bytes)
     app.mount(ASSETS, StaticFiles(directory=Path(__file__).parent / "assets"))
-    app.add_middleware(UploadLimit, max_bytes=settings.upload_max_bytes)
     add_login_page(app)
+
+    @app.get("/", include_in_schema=False)
+    async def home(request: Request) -> Response:
+        return RedirectResponse(f"{prefix_of(request)}/jobs")
+
     _add_job_pages(services)
     _add_form(services, drafts)
     ui.run_with(
@@ -54,13 +58,11 @@ def add_pages(app: FastAPI, services: Services) -> None:
         reconnect_timeout=60.0,
         show_welcome_message=False,
     )
+    # NiceGUI would build a page.
+    nicegui_app.add_exception_handler(404, _answer_not_found)
 
 
 def _add_job_pages(services: Services) -> None:
-    @ui.page("/", response_timeout=_RESPONSE_TIMEOUT_S)
-    async def home(request: Request) -> Response | None:
-        return RedirectResponse(f"{prefix_of(request)}/jobs")
-
     @ui.page("/jobs", response_timeout=_RESPONSE_TIMEOUT_S)
     async def jobs(request: Request, search: str = "", status: str = "") -> Response | None:
         async def build(frame: Frame) -> None:
@@ -121,10 +123,13 @@ def _add_form(services: Services, drafts: Drafts) -> None:
 async def _with_frame(
     request: Request, services: Services, build: Callable[[Frame], Awaitable[Response | None]]
 ) -> Response | None:
-    """Build a page, or redirect a browser without session to the login page."""
-    cookie = request.cookies.get(COOKIE)
-    if services.sessions.find(cookie) is None:
-        return RedirectResponse(login_address(request))
+    """Build a page for the session that the gate has found, in its account's share of pages."""
+    cookie, account = request.cookies.get(COOKIE), request.state.caller.account
+    try:
+        services.open_pages.take(account)
+    except TooManyError as error:
+        return text_answer(error)
+    ui.context.client.on_delete(lambda: services.open_pages.give_back(account))
     return await build(Frame(request, lambda: services.sessions.find(cookie)))
 
 
@@ -145,3 +150,7 @@ def _show_not_found(frame: Frame, problem: str) -> None:
         Tag("h1", "Not found")
         Tag("p", sentence(problem), "break")
         Tag("a", "All jobs", "btn", href=frame.link("/jobs"))
+
+
+async def _answer_not_found(_request: Request, _error: Exception) -> Response:
+    return text_answer(NotFoundError("there is no such page; the jobs are at /jobs"))

@@ -3,14 +3,15 @@
 import asyncio
 import re
 from bisect import bisect_right
-from collections import Counter
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 import redis
 from redis.asyncio import Redis
 
-from console.errors import BadRequestError, TooManyError
+from console.errors import BadRequestError
 from console.services.jobs import Jobs
+from console.services.shares import Share
 from console.services.threads import in_thread
 from console.views import JobEvent
 from tasks.api_keys import Caller
@@ -18,14 +19,13 @@ from tasks.contract import record_key
 from tasks.errors import NoBrokerError
 from tasks.state.connection import connect_async
 from tasks.state.job_reader import event_streams, in_order, parse_stored_event
+from tasks.state.record import JobRecord
 
 _POSITION = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?", re.ASCII)
 _BLOCK_MS = 5000
 # Progress events of a job in memory: more than Redis keeps of one. It keeps few others.
 _MAX_PROGRESS = 4000
-# Each followed job holds a connection to Redis.
-_MAX_JOBS = 500
-# Each stream of a caller holds a socket.
+# Of all accounts. A stream holds a socket, and its job's events and a connection to Redis.
 _MAX_STREAMS = 500
 
 Position = tuple[int, int]
@@ -43,56 +43,36 @@ class EventHub:
         self._broker_url, self._jobs = broker_url, jobs
         self._redis: Redis | None = None
         self._readers: dict[str, _Reader] = {}
-        self._streams: Counter[Caller] = Counter()
+        self._streams = Share("event streams", _MAX_STREAMS)
 
+    @asynccontextmanager
     async def follow(
         self, caller: Caller, job_id: str, after: str = "0"
-    ) -> AsyncGenerator[Sequence[JobEvent], None]:
-        """Yield a job's events in batches, past ones first, until the job has ended.
+    ) -> AsyncIterator["EventStream"]:
+        """Open a stream of a job's events for the time of the context.
 
         Args:
             caller: The caller.
             job_id: The job.
-            after: Id of an event: yield those after it. ``0`` is before the first.
+            after: Id of an event: the stream has those after it. ``0`` is before the first.
 
         Raises:
             UnknownJobError: The caller sees no job of this id.
             BadRequestError: ``after`` is malformed.
-            NoBrokerError: The broker became unavailable.
-            TooManyError: Too many jobs are followed, or the caller has too many streams.
+            TooManyError: The account has used up its share of streams.
         """
         position = position_of(after)
         record = await in_thread(self._jobs.record)(caller, job_id)
-        self.check_limit(caller)
-        reader = self._reader(record.id)
-        self._streams[caller] += 1
-        reader.followers += 1
-        try:
-            while True:
-                changed, has_ended = reader.changed, reader.has_ended
-                batch = reader.after(position)
-                if batch:
-                    position = position_of(batch[-1].id)
-                    yield batch
-                elif has_ended:
-                    return
-                else:
-                    await changed.wait()
-        finally:
-            self._streams[caller] -= 1
-            reader.followers -= 1
-            if not reader.followers and self._readers.get(record.id) is reader:
-                del self._readers[record.id]
-                reader.stop()
-
-    def check_limit(self, caller: Caller) -> None:
-        """Refuse another stream to a caller that has too many.
-
-        Raises:
-            TooManyError: The caller has the maximum number of streams.
-        """
-        if self._streams[caller] >= _MAX_STREAMS:
-            raise TooManyError(f"this key has {_MAX_STREAMS} event streams open", 10)
+        with self._streams.hold(caller.account):
+            reader = self._reader(record.id)
+            reader.followers += 1
+            try:
+                yield EventStream(record, reader, position)
+            finally:
+                reader.followers -= 1
+                if not reader.followers and self._readers.get(record.id) is reader:
+                    del self._readers[record.id]
+                    reader.stop()
 
     async def close(self) -> None:
         """Stop all readers."""
@@ -106,12 +86,45 @@ class EventHub:
         reader = self._readers.get(job_id)
         # A job that had ended may have been replayed since.
         if reader is None or reader.has_stopped:
-            if len(self._readers) >= _MAX_JOBS:
-                raise TooManyError(f"{_MAX_JOBS} jobs are followed already", 60)
             if self._redis is None:
                 self._redis = connect_async(self._broker_url)
             reader = self._readers[job_id] = _Reader(self._redis, job_id)
         return reader
+
+
+class EventStream:
+    """A job's events in batches, past ones first, until the job has ended.
+
+    Attributes:
+        record: The job.
+    """
+
+    def __init__(self, record: JobRecord, reader: "_Reader", position: Position) -> None:
+        self.record, self._reader, self._position = record, reader, position
+
+    async def wait(self) -> bool:
+        """Wait for events; return False when no more will come.
+
+        Raises:
+            NoBrokerError: The broker became unavailable.
+        """
+        while not self._reader.after(self._position):
+            changed = self._reader.changed
+            if self._reader.has_ended:
+                return False
+            await changed.wait()
+        return True
+
+    async def __aiter__(self) -> AsyncIterator[Sequence[JobEvent]]:
+        """Yield the batches.
+
+        Raises:
+            NoBrokerError: The broker became unavailable.
+        """
+        while await self.wait():
+            batch = self._reader.after(self._position)
+            self._position = position_of(batch[-1].id)
+            yield batch
 
 
 class _Reader:

@@ -1,6 +1,6 @@
 """Rate limits: a token bucket for each caller, shared by all consoles of a broker.
 
-While the broker is unavailable, each console limits by itself.
+While the broker is unavailable, each console limits by itself. Wrong keys have buckets too.
 """
 
 import logging
@@ -12,6 +12,7 @@ from importlib.resources import files
 
 from redis import Redis, RedisError
 
+from console.errors import TooManyError
 from console.services.threads import in_thread
 from tasks.redis_script import Key, ScriptFolder
 
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 _PREFIX = "training:rate_limit:"
 _PERIOD_S = 60
 _MAX_BUCKETS = 10_000
+_WRONG_KEYS_OF_ADDRESS, _WRONG_KEYS = 60, 600
 # A broker that does not answer would hold up every request.
 _RECONNECT_S = 5.0
 
@@ -58,6 +60,41 @@ class RateLimitStatus:
         }
 
 
+class TokenBuckets:
+    """Buckets of this process, one for each name, which fill up in a minute.
+
+    Args:
+        per_minute: Capacity of a bucket.
+    """
+
+    def __init__(self, per_minute: int) -> None:
+        self._capacity = per_minute
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, name: str) -> RateLimitStatus:
+        """Take a token from a bucket; ``retry_after_s`` above 0 means that it had none."""
+        now = time.monotonic()
+        tokens, updated_at = self._buckets.get(name, (float(self._capacity), now))
+        tokens = min(self._capacity, tokens + (now - updated_at) * self._capacity / _PERIOD_S)
+        taken = tokens >= 1
+        tokens -= taken
+        self._buckets[name] = (tokens, now)
+        self._buckets.move_to_end(name)
+        if len(self._buckets) > _MAX_BUCKETS:
+            self._buckets.popitem(last=False)
+        return self.status(taken, tokens)
+
+    def status(self, is_allowed: bool, tokens: float) -> RateLimitStatus:
+        """Return the state of a bucket that holds so many tokens."""
+        token_s = _PERIOD_S / self._capacity
+        return RateLimitStatus(
+            limit=self._capacity,
+            remaining=int(tokens),
+            reset_s=math.ceil((self._capacity - tokens) * token_s),
+            retry_after_s=0 if is_allowed else math.ceil((1 - tokens) * token_s),
+        )
+
+
 class RateLimiter:
     """A bucket of requests for each caller, which fills up in a minute.
 
@@ -69,7 +106,7 @@ class RateLimiter:
 
     def __init__(self, client: Redis, scope: str, per_minute: int) -> None:
         self._client, self._scope, self._capacity = client, scope, per_minute
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self.local = TokenBuckets(per_minute)
         self._unavailable_until = 0.0
 
     @in_thread
@@ -77,11 +114,11 @@ class RateLimiter:
         """Take a token from a caller's bucket; ``retry_after_s`` above 0 refuses the request."""
         if time.monotonic() >= self._unavailable_until:
             try:
-                return self._status(*self._take_shared(name))
+                return self.local.status(*self._take_shared(name))
             except RedisError as error:
                 logger.warning("limiting requests without the broker: %s", error)
                 self._unavailable_until = time.monotonic() + _RECONNECT_S
-        return self._status(*self._take_local(name))
+        return self.local.take(name)
 
     def _take_shared(self, name: str) -> tuple[bool, float]:
         taken, tokens = take_token(
@@ -92,23 +129,27 @@ class RateLimiter:
         )
         return taken == "1", float(tokens)
 
-    def _take_local(self, name: str) -> tuple[bool, float]:
-        now = time.monotonic()
-        tokens, updated_at = self._buckets.get(name, (float(self._capacity), now))
-        tokens = min(self._capacity, tokens + (now - updated_at) * self._capacity / _PERIOD_S)
-        taken = tokens >= 1
-        tokens -= taken
-        self._buckets[name] = (tokens, now)
-        self._buckets.move_to_end(name)
-        if len(self._buckets) > _MAX_BUCKETS:
-            self._buckets.popitem(last=False)
-        return taken, tokens
 
-    def _status(self, is_allowed: bool, tokens: float) -> RateLimitStatus:
-        token_s = _PERIOD_S / self._capacity
-        return RateLimitStatus(
-            limit=self._capacity,
-            remaining=int(tokens),
-            reset_s=math.ceil((self._capacity - tokens) * token_s),
-            retry_after_s=0 if is_allowed else math.ceil((1 - tokens) * token_s),
-        )
+class WrongKeys:
+    """Limits wrong keys, by address and of all addresses together. Right ones are not limited.
+
+    A key of 256 bits cannot be guessed; the limit makes attempts cheap to answer and visible.
+    """
+
+    def __init__(self) -> None:
+        self._by_address = TokenBuckets(_WRONG_KEYS_OF_ADDRESS)
+        self._overall = TokenBuckets(_WRONG_KEYS)
+        self._log = TokenBuckets(1)
+
+    def count(self, address: str) -> None:
+        """Count a wrong key from an address.
+
+        Raises:
+            TooManyError: There were too many in the last minute.
+        """
+        statuses = self._by_address.take(address), self._overall.take("")
+        retry_after_s = max(status.retry_after_s for status in statuses)
+        if retry_after_s:
+            if not self._log.take("").retry_after_s:
+                logger.warning("too many wrong keys, the last one from %s", address)
+            raise TooManyError("too many wrong keys; retry with the right one", retry_after_s)

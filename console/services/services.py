@@ -10,7 +10,8 @@ from console.services.event_hub import EventHub
 from console.services.fleet import Fleet
 from console.services.job_files import JobFiles
 from console.services.jobs import Jobs
-from console.services.rate_limiter import RateLimiter
+from console.services.rate_limiter import RateLimiter, WrongKeys
+from console.services.shares import Share
 from console.services.submissions import Submissions
 from console.services.threads import in_thread
 from console.services.upload_store import UploadStore
@@ -26,8 +27,8 @@ from tasks.tracing.spans import Tracing, start_tracing
 logger = logging.getLogger(__name__)
 
 _MAINTENANCE_INTERVAL_S = 3600.0
-# Of an address.
-_LOGINS_PER_MINUTE = 60
+# Of all accounts. An open page keeps about a megabyte.
+_MAX_PAGES = 400
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,14 @@ class Services:
     api_keys: ApiKeys
     sessions: Sessions
     api_limiter: RateLimiter
-    login_limiter: RateLimiter
+    wrong_keys: WrongKeys
     jobs: Jobs
     submissions: Submissions
     events: EventHub
     files: JobFiles
     uploads: Uploads
     fleet: Fleet
+    open_pages: Share
     tracing: Tracing
 
     async def maintain(self) -> None:
@@ -88,12 +90,13 @@ def open_services(settings: Settings, broker_url: str) -> Services:
         api_keys=api_keys,
         sessions=Sessions(api_keys),
         api_limiter=RateLimiter(limits, "api", settings.api_rate_limit),
-        login_limiter=RateLimiter(limits, "login", _LOGINS_PER_MINUTE),
+        wrong_keys=WrongKeys(),
         jobs=jobs,
         submissions=Submissions(client, settings, jobs, checks),
         events=EventHub(broker_url, jobs),
         files=JobFiles(store, jobs),
         uploads=Uploads(upload_store, checks),
         fleet=Fleet(client, settings, jobs),
+        open_pages=Share("pages", _MAX_PAGES),
         tracing=tracing,
     )

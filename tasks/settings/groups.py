@@ -5,6 +5,7 @@ The environment variable of a field is its name in capitals, after ``TRAINING_``
 
 from base64 import b64decode
 from datetime import timedelta
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -292,19 +293,32 @@ class ConsoleSettings(StorageSettings):
     console_url: str | None = None
     """The public address of the console behind a proxy, such as `https://gpu.example.org/training`;
     the proxy strips the path. Flower's pages link to it. Unset: people open the console directly,
-    and on a loopback address only under this machine's names."""
+    by an IP address, `localhost` or a name in `TRAINING_ALLOWED_HOSTS`."""
+
+    allowed_hosts: str | None = None
+    """The host names that the console, Flower and the metrics answer to besides IP addresses,
+    `localhost` and the host of `TRAINING_CONSOLE_URL`, separated by commas. They refuse any other
+    name, so that no other site's page reaches them by DNS rebinding. Unset: none."""
+
+    trusted_proxies: str | None = None
+    """The addresses or networks of the proxies whose `X-Forwarded-For` the console believes, such
+    as `10.0.0.0/8`, separated by commas. It counts wrong logins by address. Unset: none."""
 
     api_keys: Path | None = None
     """The file of the console's API keys, which `training-worker keys` writes: their digests, names
     and tenants. Unset: `api-keys.json` in `TRAINING_HOME`."""
 
     api_rate_limit: int = Field(default=600, ge=1)
-    """The maximum requests a minute of an API key, in all consoles of a broker together."""
+    """The maximum requests a minute of an API key and of the browsers that logged in with it, in
+    all consoles of a broker together."""
 
     upload_max_bytes: ByteSize = ByteSize(5_000_000_000)
     """The maximum size of one upload to the console; the unfinished uploads of a tenant may take
     four times as much. They are kept in `TRAINING_HOME` until they are complete, a day at most, and
     then in the store for `TRAINING_JOB_TTL`."""
+
+    upload_quota: ByteSize = ByteSize(100_000_000_000)
+    """The maximum size of all uploads of a tenant, unfinished ones included."""
 
     tenant_roots: str | None = None
     """The folders and prefixes, such as `s3://bucket/people`, that jobs with a tenant's API key may
@@ -323,6 +337,13 @@ class ConsoleSettings(StorageSettings):
             raise ValueError("is not an https:// or http:// address")
         return url
 
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _check_trusted_proxies(cls, text: str | None) -> str | None:
+        for network in split_list(text):
+            ip_network(network)
+        return text
+
     @field_validator("gpu_prices")
     @classmethod
     def _check_gpu_prices(cls, text: str | None) -> str | None:
@@ -332,6 +353,18 @@ class ConsoleSettings(StorageSettings):
     def prices(self) -> dict[MemoryClass, float]:
         """Return the price of a GPU hour by class."""
         return parse_prices(self.gpu_prices or "")
+
+    @property
+    def host_names(self) -> frozenset[str]:
+        """The host names that are answered besides ``localhost`` and IP addresses."""
+        public = urlsplit(self.console_url or "").hostname
+        names = (*split_list(self.allowed_hosts), public or "localhost")
+        return frozenset(name.lower() for name in names)
+
+    @property
+    def listed_trusted_proxies(self) -> tuple[str, ...]:
+        """The addresses and networks of trusted proxies."""
+        return split_list(self.trusted_proxies)
 
     @property
     def listed_tenant_roots(self) -> tuple[str, ...]:

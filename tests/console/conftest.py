@@ -11,11 +11,16 @@ from typing import Any
 import httpx2
 import pytest
 import uvicorn
+from fastapi import FastAPI
+from nicegui import app as nicegui_app
 from PIL import Image
 from pydantic import SecretStr
 from redis import Redis
 
+from console.__main__ import server_config
 from console.app import make_app
+from console.pages.site import add_pages
+from console.services.rate_limiter import WrongKeys
 from console.services.services import Services, open_services
 from tasks.events import Artifact, ValidationImages
 from tasks.settings.settings import Settings
@@ -33,8 +38,10 @@ class Console:
 
     def __init__(self, served: "Served", state: JobStore, client: Redis) -> None:
         self.settings, self.url, self.keys = served.settings, served.url, served.keys
-        self.state, self.redis = state, client
-        served.services.jobs._history = None  # of an earlier test
+        self.state, self.redis, self.services = state, client, served.services
+        # Of earlier tests.
+        served.services.jobs._history = None
+        vars(served.services.wrong_keys).update(vars(WrongKeys()))
         self.store = Store(served.settings.resolved_store_url)
 
     def client(self, who: str) -> httpx2.Client:
@@ -75,6 +82,14 @@ class Console:
         return self.store.put_artifact(key, path).model_copy(update={"name": name})
 
 
+def make_other_app(served: "Served", services: Services) -> FastAPI:
+    """Return an application beside the shared one, which keeps NiceGUI's pages."""
+    nicegui_app.middleware_stack = None
+    app = make_app(services)
+    add_pages(FastAPI(), served.services)
+    return app
+
+
 @dataclass(frozen=True)
 class Served:
     """The console that all tests share."""
@@ -102,13 +117,11 @@ def served(tmp_path_factory: pytest.TempPathFactory, broker_url: str) -> Iterato
         upload_max_bytes=1_000_000,
         tenant_roots=f"{home}/open,s3://open/people",
         gpu_prices="40gb=1.8",
+        console_port=0,
     )
     services = open_services(settings, broker_url)
     keys = {name: services.api_keys.create(name, tenant) for name, tenant in TENANTS.items()}
-    config = uvicorn.Config(
-        make_app(services), port=0, log_config=None, timeout_graceful_shutdown=1
-    )
-    server = _Server(config)
+    server = _Server(server_config(services))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
     wait_until(lambda: server.started, timeout_s=30, description="the console is served")

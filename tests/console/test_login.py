@@ -17,6 +17,15 @@ def test_a_session_expires(served: Served, monkeypatch: pytest.MonkeyPatch) -> N
     assert sessions.start("twk_wrong") is None
 
 
+def test_logins_end_the_oldest_sessions_of_their_account_only(served: Served) -> None:
+    sessions = Sessions(ApiKeys(served.settings.api_keys_file))
+    other = sessions.start(served.keys["zoo"])
+    first, *_, last = (sessions.start(served.keys["acme"]) for _ in range(10_000))
+    assert sessions.find(other) == Caller("zoo", "zoo")
+    assert sessions.find(last) == Caller("acme", "acme")
+    assert sessions.find(first) is None
+
+
 @pytest.mark.parametrize("target", ["/jobs", "/new?draft=abc", "/jobs/a-b.c?x=1"])
 def test_login_leads_to_the_requested_page(target: str) -> None:
     assert safe_target(target) == target

@@ -5,15 +5,15 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from starlette.responses import PlainTextResponse
 
-from console.api.site import MAX_BODY_BYTES
-from console.app import make_app
+from console.gate import MAX_BODY_BYTES
 from console.login import COOKIE
 from console.security_headers import SecurityHeaders
 from console.services.services import open_services
 from tasks.api_keys import ApiKeys
 from tasks.settings.settings import Settings
-from tests.console.conftest import PNG, Console, Served, job
+from tests.console.conftest import PNG, Console, Served, job, make_other_app
 from worker.local.embedded_broker import EmbeddedBroker
 
 
@@ -113,20 +113,27 @@ def test_local_host_names_are_served(anyone: httpx2.Client, host: str) -> None:
     assert anyone.get("/v1/health", headers={"Host": host}).status_code == 200
 
 
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
 @pytest.mark.parametrize(
-    ("settings", "served"),
+    ("settings", "host", "status"),
     [
-        (Settings(console_url="https://gpu.example.org/x"), True),
-        (Settings(console_address="0.0.0.0"), True),
-        (Settings(), False),
-        (Settings(console_address="localhost"), False),
+        ({"console_url": "https://gpu.example.org/x"}, "gpu.example.org", 200),
+        ({"allowed_hosts": "console, GPU.example.org"}, "gpu.example.org:80", 200),
+        ({"allowed_hosts": "console"}, "gpu.example.org", 421),
+        ({}, "gpu.example.org", 421),
+        ({}, "192.168.1.9:8080", 200),
     ],
 )
-def test_the_host_name_of_console_url_is_served(settings: Settings, served: bool) -> None:
-    async def nothing(*_: object) -> None:
-        """Replace the application."""
+def test_configured_host_names_are_served_on_every_address(
+    settings: dict[str, str], host: str, status: int, address: str
+) -> None:
+    async def ask() -> int:
+        app = SecurityHeaders(PlainTextResponse(), Settings(console_address=address, **settings))
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
+            return (await client.get("/")).status_code
 
-    assert SecurityHeaders(nothing, settings).is_allowed(b"gpu.example.org") == served
+    assert asyncio.run(ask()) == status
 
 
 def test_every_response_has_security_headers(console: Console, anyone: httpx2.Client) -> None:
@@ -148,8 +155,9 @@ def test_large_bodies_are_refused_before_and_while_they_arrive(
     # The refusal comes before any byte of the body.
     with socket.create_connection(("127.0.0.1", int(console.url.rpartition(":")[2]))) as raw:
         raw.settimeout(10)
-        request = "POST /v1/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999\r\n\r\n"
-        raw.sendall(request.encode())
+        key = f"Authorization: Bearer {console.keys['acme']}\r\n"
+        headers_only = f"Host: localhost\r\n{key}Content-Length: 99999999\r\n\r\n"
+        raw.sendall(f"POST /v1/jobs HTTP/1.1\r\n{headers_only}".encode())
         assert raw.recv(100).startswith(b"HTTP/1.1 413")
 
 
@@ -175,7 +183,7 @@ def test_addresses_keep_the_prefix_that_a_proxy_strips(served: Served) -> None:
     services = open_services(settings, settings.broker_url.get_secret_value())
 
     async def ask() -> None:
-        transport = httpx2.ASGITransport(make_app(services), root_path="/training")
+        transport = httpx2.ASGITransport(make_other_app(served, services), root_path="/training")
         async with httpx2.AsyncClient(
             transport=transport, base_url="https://gpu.example.org/training"
         ) as client:
@@ -203,7 +211,7 @@ def test_addresses_keep_the_prefix_that_a_proxy_strips(served: Served) -> None:
 def test_an_unavailable_broker_is_a_503_with_retry_after(served: Served, tmp_path: Path) -> None:
     with EmbeddedBroker(tmp_path) as broker:
         services = open_services(served.settings, broker.url)
-    app = make_app(services)
+    app = make_other_app(served, services)
     headers = {"Authorization": f"Bearer {served.keys['acme']}"}
 
     async def ask() -> None:

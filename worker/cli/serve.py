@@ -84,7 +84,10 @@ def metrics(
     client = connect(broker_url(settings))
     stdout.print(f"metrics: {metrics_address(settings)}", soft_wrap=True)
     try:
-        serve(client, settings.job_ttl, settings.metrics_address, settings.metrics_port)
+        serve(
+            client, settings.job_ttl, settings.metrics_address, settings.metrics_port,
+            settings.host_names,
+        )  # fmt: skip
     except OSError as error:
         problem = f"cannot serve {metrics_address(settings)}: {error.strerror}"
         raise JobError(problem, ErrorCode.INVALID_STATE) from error

@@ -11,10 +11,13 @@ Flower keeps its state in a pickle, in a folder that only its owner can enter.
 import logging
 import os
 import secrets
+from collections.abc import Collection
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from tasks.app import make_app
+from tasks.hosts import is_allowed_host
 from tasks.settings.settings import Settings
 from worker.kombu_redis.transport import use_for_redis
 
@@ -80,10 +83,26 @@ def run_flower(settings: Settings, broker_url: str) -> None:
     app = make_app(settings, broker_url)
     # Flower's broker page is asynchronous and brings its own kind of retries.
     app.conf.broker_transport_options.get("sentinel_kwargs", {}).pop("retry", None)
+    check_hosts({*settings.host_names, settings.flower_address})
     if settings.console_url or settings.console_port:
         add_link("Console", settings.console_base_url)
     # Quiet: its banner lists Celery's own tasks.
     app.start(["--quiet", "flower"])
+
+
+def check_hosts(names: Collection[str]) -> None:
+    """Let this process's Flower refuse other host names; see ``is_allowed_host``."""
+    from flower.app import Flower
+    from tornado.web import ErrorHandler
+
+    find_handler = Flower.find_handler
+
+    def find_for_allowed_host(self: Any, request: Any, **options: Any) -> Any:
+        if is_allowed_host(request.host, names):
+            return find_handler(self, request, **options)
+        return self.get_handler_delegate(request, ErrorHandler, {"status_code": 421})
+
+    Flower.find_handler = find_for_allowed_host
 
 
 def add_link(name: str, url: str) -> None:

@@ -6,15 +6,17 @@ Reads only the broker, so one exporter is enough for a fleet, and several do no 
 import logging
 import platform
 import signal
+import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from datetime import timedelta
+from http.server import ThreadingHTTPServer
 from importlib.metadata import version
 from typing import Any, cast
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, MetricsHandler
 from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
@@ -28,6 +30,7 @@ from routing.queues import ALL_QUEUES
 from tasks import metrics
 from tasks.cache.index import PackIndex
 from tasks.cache.plan import KINDS
+from tasks.hosts import is_allowed_host
 from tasks.metrics import METRICS, OTHER_TENANTS, class_label
 from tasks.state.counters import Counters
 from tasks.state.fleet_snapshot import FleetSnapshot, Place, read_fleet
@@ -42,6 +45,7 @@ _STATES = ("idle", "busy", "quarantined")
 MAX_TENANTS = 50
 # Reading the names of all packs is the only cost that grows with a fleet's age.
 _CACHE_INTERVAL_S = 60.0
+_IDLE_TIMEOUT_S = 10
 
 
 class FleetCollector(Collector):
@@ -114,18 +118,54 @@ class FleetCollector(Collector):
         return values
 
 
-def serve(client: Redis, ttl: timedelta, address: str, port: int) -> None:
+def serve(
+    client: Redis, ttl: timedelta, address: str, port: int, host_names: Collection[str] = ()
+) -> None:
     """Answer scrapes until the process gets SIGTERM.
+
+    Args:
+        client: A connection to the broker that decodes responses.
+        ttl: How long a job is kept.
+        address: The address to listen on.
+        port: The port to listen on.
+        host_names: The host names to answer to, besides ``localhost`` and IP addresses.
 
     Raises:
         OSError: The address is in use or not of this machine.
     """
     registry = CollectorRegistry()
     registry.register(FleetCollector(client, ttl))
-    server, thread = start_http_server(port, address, registry)
-    signal.signal(signal.SIGTERM, lambda *_: server.shutdown())
-    thread.join()
+    server = make_server(registry, address, port, host_names)
+    signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+    server.serve_forever()
     server.server_close()
+
+
+def make_server(
+    registry: CollectorRegistry, address: str, port: int, host_names: Collection[str]
+) -> ThreadingHTTPServer:
+    """Return a server of a registry's metrics, which listens already.
+
+    Raises:
+        OSError: The address is in use or not of this machine.
+    """
+
+    class Handler(MetricsHandler):
+        # Of a connection that sends nothing.
+        timeout = _IDLE_TIMEOUT_S
+
+        def do_GET(self) -> None:
+            if is_allowed_host(self.headers.get("Host", ""), {*host_names, address}):
+                super().do_GET()
+            else:
+                self.send_error(421, "add this host name to TRAINING_ALLOWED_HOSTS")
+
+    Handler.registry = registry
+
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
+    return Server((address, port), Handler)
 
 
 def _one(metric: metrics.Metric, value: float) -> dict[str, Values]:

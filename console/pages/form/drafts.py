@@ -4,7 +4,6 @@ import asyncio
 import json
 import secrets
 import shutil
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,13 +12,16 @@ from console.pages.form.draft import Draft
 from console.pages.form.image_collection import ImageCollection
 from console.pages.layout import Frame
 from console.services.services import Services
+from console.services.shares import AccountCache
 from console.views import DatasetView, ImageView, UploadView
 from tasks.api_keys import Caller
 from tasks.data.uploads import upload_id_in
 from tasks.errors import InvalidJobError, JobError
 
-# Of all callers together; the least recently used one is closed first.
-_MAX_DRAFTS = 200
+# Of an account; its least recently used one is closed first.
+_MAX_DRAFTS = 20
+# Sizes of the largest draft that all drafts of an account may take together.
+_MAX_SIZES = 2
 # Options that a check of the images depends on.
 _CHECKED_OPTIONS = (
     "type", "model", "data_loader", "train_batch_size", "use_masks",
@@ -57,37 +59,40 @@ class Drafts:
 
     Args:
         scratch: Folder of added images until they are uploaded.
-        max_bytes: Maximum size of a draft's images.
+        max_bytes: Maximum size of a draft's images; all drafts of an account may have twice that.
     """
 
     def __init__(self, scratch: Path, max_bytes: int) -> None:
         # Files of a console that was killed; only one process uses this folder.
         shutil.rmtree(scratch, ignore_errors=True)
         self._scratch, self._max_bytes = scratch, max_bytes
-        self._open: OrderedDict[str, OpenDraft] = OrderedDict()
+        self._open: AccountCache[OpenDraft] = AccountCache(
+            _MAX_DRAFTS, lambda opened: opened.collection.clear()
+        )
 
     def open(self, caller: Caller, draft: Draft) -> str:
         """Open a draft and return its id, which is random."""
         draft_id = secrets.token_urlsafe(12)
-        collection = ImageCollection(self._scratch, self._max_bytes)
-        self._open[draft_id] = OpenDraft(caller, draft, collection)
-        while len(self._open) > _MAX_DRAFTS:
-            self._open.popitem(last=False)[1].collection.clear()
+        collection = ImageCollection(
+            self._scratch, self._max_bytes, lambda: self._free_bytes(caller.account)
+        )
+        self._open.add(caller.account, draft_id, OpenDraft(caller, draft, collection))
         return draft_id
 
     def find(self, caller: Caller, draft_id: str) -> OpenDraft | None:
         """Return a caller's draft; None if the caller has none of this id."""
         opened = self._open.get(draft_id)
-        if opened is None or opened.caller != caller:
-            return None
-        self._open.move_to_end(draft_id)
-        return opened
+        return opened if opened is not None and opened.caller == caller else None
 
     def close(self, draft_id: str) -> None:
         """Close a draft whose job was submitted."""
-        opened = self._open.pop(draft_id, None)
+        opened = self._open.pop(draft_id)
         if opened is not None:
             opened.collection.clear()
+
+    def _free_bytes(self, account: str) -> int:
+        used = sum(opened.collection.size for opened in self._open.of(account))
+        return _MAX_SIZES * self._max_bytes - used
 
 
 class DraftImages:

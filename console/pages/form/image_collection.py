@@ -6,6 +6,7 @@ They become an archive, which a job takes. Files keep their names, which must be
 import shutil
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -39,10 +40,13 @@ class ImageCollection:
     Args:
         scratch: Folder for the temporary folder.
         max_bytes: Maximum size of all files.
+        free_bytes: Returns how much the account's collections may grow.
     """
 
-    def __init__(self, scratch: Path, max_bytes: int) -> None:
-        self.scratch, self._max_bytes = scratch, max_bytes
+    def __init__(
+        self, scratch: Path, max_bytes: int, free_bytes: Callable[[], int] | None = None
+    ) -> None:
+        self.scratch, self._max_bytes, self._free_bytes = scratch, max_bytes, free_bytes
         self._folder: Path | None = None
         self.archive: str | None = None
         """Name of the archive that was added instead of images."""
@@ -51,6 +55,11 @@ class ImageCollection:
     def is_empty(self) -> bool:
         """Whether nothing was added."""
         return self.archive is None and not self.images()
+
+    @property
+    def size(self) -> int:
+        """Size of all files in bytes."""
+        return sum(path.stat().st_size for path in self._folder.iterdir()) if self._folder else 0
 
     def add(self, name: str, source: Path) -> None:
         """Move a file into the collection; an archive replaces all files, and they replace it.
@@ -133,11 +142,12 @@ class ImageCollection:
             raise NotAddedError(f"the name {name[:20]}… has more than {_MAX_NAME_BYTES} bytes")
         if suffix not in ACCEPTED:
             raise NotAddedError(f"{name} has none of the types {', '.join(ACCEPTED)}")
-        total = sum(path.stat().st_size for path in self._folder.iterdir()) if self._folder else 0
-        if total + length > self._max_bytes:
+        if self.size + length > self._max_bytes:
             raise NotAddedError(
                 f"{name} exceeds the limit of {self._max_bytes:,} bytes for all files"
             )
+        if self._free_bytes is not None and length > self._free_bytes():
+            raise NotAddedError(f"{name} has no room beside the images of your other open forms")
 
 
 def _caption(image: Path) -> str | None:

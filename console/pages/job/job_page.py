@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
 from datetime import UTC, datetime
 from urllib.parse import quote
 
@@ -107,8 +106,8 @@ class JobPage:
         while True:
             try:
                 caller = self._frame.caller
-                batches = self._services.events.follow(caller, job_id, self._log.position)
-                async with aclosing(batches):
+                follow = self._services.events.follow(caller, job_id, self._log.position)
+                async with follow as batches:
                     async for batch in batches:
                         for event in batch:
                             self._log.add(event)

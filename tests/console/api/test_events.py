@@ -1,12 +1,14 @@
 import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import Any
 
 import httpx2
 import pytest
 from redis import Redis
 
+from console.services.shares import Share
 from tasks.contract import position_order
 from tasks.errors import JobError
 from tasks.events import Note, Progress
@@ -127,6 +129,27 @@ def test_a_client_that_disconnects_ends_its_stream_quietly(
         wait_until(lambda: blocked() == 0, timeout_s=30, description="no reader")
         client.post(f"/jobs/{job_id}:cancel")
     assert [it for it in caplog.records if it.levelno >= logging.WARNING] == []
+
+
+def test_streams_of_one_tenant_leave_room_for_others(
+    console: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = Share("event streams", 6, retry_after_s=10)
+    monkeypatch.setattr(console.services.events, "_streams", streams)
+    with console.client("acme") as acme, console.client("zoo") as zoo, ExitStack() as opened:
+        paths = [f"/jobs/{acme.post('/jobs', json=job()).json()['id']}/events" for _ in range(5)]
+        answers = [opened.enter_context(acme.stream("GET", path)) for path in paths[:4]]
+        assert [answer.status_code for answer in answers] == [200] * 4
+        refused = acme.get(paths[4])
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "10")
+        assert refused.json()["code"] == "too_many_requests"
+        job_id = zoo.post("/jobs", json=job()).json()["id"]
+        zoo.post(f"/jobs/{job_id}:cancel")
+        assert read(zoo, job_id)[-1]["kind"] == "ended"
+        opened.close()
+        wait_until(lambda: not streams._held, timeout_s=30, description="no stream is open")
+        with acme.stream("GET", paths[4]) as answer:
+            assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("position", ["x", "-1", "1-2-3", "1" * 30, "$", "0-0\t1"])

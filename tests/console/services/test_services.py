@@ -54,10 +54,11 @@ def test_a_page_follows_only_its_own_jobs(console: Console, served: Served) -> N
     async def use(services: Services) -> None:
         view = await services.submissions.submit(ACME, job())
         with pytest.raises(UnknownJobError):
-            await anext(services.events.follow(ZOO, view.id))
+            await services.events.follow(ZOO, view.id).__aenter__()
         await services.jobs.cancel(ACME, view.id)
         for caller in (ACME, OPERATOR):
-            batches = [batch async for batch in services.events.follow(caller, view.id)]
+            async with services.events.follow(caller, view.id) as stream:
+                batches = [batch async for batch in stream]
             kinds = [event.event.kind for batch in batches for event in batch]
             assert kinds == ["accepted", "ended"]
 

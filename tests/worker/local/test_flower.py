@@ -1,12 +1,24 @@
 import stat
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from flower.app import Flower
+from flower.urls import handlers
 from flower.urls import settings as flower_settings
+from flower.views.monitor import Metrics
 from pydantic import ValidationError
+from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
+from tornado.web import Application, ErrorHandler
 
 from tasks.settings.settings import Settings
-from worker.local.flower import add_link, flower_address, flower_credentials, password_file
+from worker.local.flower import (
+    add_link,
+    check_hosts,
+    flower_address,
+    flower_credentials,
+    password_file,
+)
 
 
 def test_a_password_is_generated_once_for_its_owner_only(tmp_path: Path) -> None:
@@ -54,6 +66,23 @@ def test_a_flower_without_a_place_for_a_link_is_unchanged(
     add_link("Console", "http://console.example")
     assert "template_loader" not in flower_settings
     assert "no place for a link" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("host", "handler"),
+    [("localhost:5555", Metrics), ("flower:5555", Metrics), ("evil.example", ErrorHandler)],
+)
+def test_flower_answers_to_configured_host_names_only(
+    host: str, handler: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Flower, "find_handler", Flower.find_handler)  # restores it afterwards
+    check_hosts({"flower"})
+    headers = HTTPHeaders({"Host": host})
+    connection = SimpleNamespace(context=None)
+    line = RequestStartLine("GET", "/metrics", "HTTP/1.1")
+    request = HTTPServerRequest(headers=headers, connection=connection, start_line=line)
+    found = Flower.find_handler(Application(handlers), request)
+    assert found.handler_class is handler
 
 
 def test_a_wildcard_address_is_shown_as_loopback(tmp_path: Path) -> None:

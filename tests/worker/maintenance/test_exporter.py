@@ -1,7 +1,9 @@
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, cast
 
+import httpx2
 import pytest
 from prometheus_client import CollectorRegistry
 from redis import ConnectionError as Away
@@ -173,3 +175,16 @@ def test_an_unavailable_broker_exports_no_zeros(ask: Ask, monkeypatch: pytest.Mo
     assert ask("jobs_total", type="FLUX_LORA", status="failed") is None
     assert ask("jobs_in_flight") is None
     assert (ask("exporter_errors_total") or 0) >= 2
+
+
+@pytest.mark.parametrize(
+    ("host", "status"), [("localhost", 200), ("metrics:9464", 200), ("evil.example", 421)]
+)
+def test_metrics_answer_to_configured_host_names_only(host: str, status: int) -> None:
+    server = exporter.make_server(CollectorRegistry(), "127.0.0.1", 0, ["metrics"])
+    with ThreadPoolExecutor() as pool:
+        pool.submit(server.serve_forever)
+        url = f"http://127.0.0.1:{server.server_port}/metrics"
+        assert httpx2.get(url, headers={"Host": host}).status_code == status
+        server.shutdown()
+        server.server_close()

@@ -1,0 +1,193 @@
+"""The gate in front of API and pages: what a request's headers decide.
+
+It answers a request that may not pass before its body is read or a page is built, which costs
+little; and it bounds what a request that may pass holds: its place among the account's, its body,
+and the rate of a page's messages.
+"""
+
+import asyncio
+import re
+from contextlib import ExitStack
+
+from fastapi import Request
+from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
+from starlette.responses import RedirectResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.websockets import WebSocketClose
+
+from console.api.problems import problem_of
+from console.errors import (
+    ConsoleError,
+    ForbiddenError,
+    TooLargeError,
+    TooManyError,
+    UnauthorizedError,
+)
+from console.login import COOKIE, address_of, is_same_origin
+from console.pages.layout import text_answer
+from console.pages.login_page import login_address
+from console.security_headers import API
+from console.services.services import Services
+from console.services.shares import Share
+from console.services.threads import current_account
+from tasks.api_keys import Caller
+
+MAX_BODY_BYTES = 2**20
+"""Maximum body of a request, other than of uploads: a job with long lists has some kilobytes."""
+_TOO_LARGE = "the body of a request has at most {:,} bytes"
+# Names and separators of a multipart body.
+_OVERHEAD_BYTES = 2**20
+_BODY_TIMEOUT_S = 60.0
+# Of all accounts; requests without a key are one of them.
+_MAX_REQUESTS = 1000
+
+_SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_PAGE = re.compile(r"/(jobs(/[^/]+)?|fleet|new)?")
+# Where NiceGUI receives the messages and files of pages.
+_PAGE_UPLOADS = "/_nicegui/client/"
+_OF_PAGES = ("/_nicegui_ws/", _PAGE_UPLOADS)
+_UPLOADS = (f"{API}/uploads/", _PAGE_UPLOADS)
+_HEALTH = f"{API}/health"
+_OPEN_TO_ALL = (("GET", _HEALTH), ("GET", f"{API}/openapi.json"), ("OPTIONS", f"{API}/uploads"))
+
+
+class Gate:
+    """Middleware that lets requests pass or answers them.
+
+    Args:
+        app: The application.
+        services: The console's services.
+    """
+
+    def __init__(self, app: ASGIApp, services: Services) -> None:
+        self._app, self._services = app, services
+        self._requests = Share("requests", _MAX_REQUESTS, retry_after_s=1)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        request = HTTPConnection(scope)
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        with ExitStack() as held:
+            try:
+                caller = await self._admit(request, path)
+                account = "" if caller is None else caller.account
+                if path != _HEALTH:
+                    held.enter_context(self._requests.hold(account))
+                current_account.set(account)
+                receive = self._bounded(scope, path, receive, caller)
+            except ConsoleError as error:
+                await _refusal(scope, path, error)(scope, receive, send)
+                return
+            await self._app(scope, receive, send)
+
+    async def _admit(self, request: HTTPConnection, path: str) -> Caller | None:
+        """Return the caller of a request; None for a request that needs none.
+
+        Raises:
+            UnauthorizedError: The request has no valid key or session.
+            ForbiddenError: A page of another site makes the request.
+            TooManyError: The caller exceeds its rate limit, or an address sends wrong keys.
+        """
+        method = request.scope.get("method", "GET")
+        is_api = _is_api(path)
+        if not is_api and not _PAGE.fullmatch(path) and not path.startswith(_OF_PAGES):
+            return None
+        if (method, path) in _OPEN_TO_ALL:
+            return None
+        if is_api and "authorization" in request.headers:
+            caller = self._owner_of_key(request)
+        else:
+            caller = self._owner_of_session(request, method)
+        status = await self._services.api_limiter.take(caller.name)
+        request.state.caller, request.state.rate_limit = caller, status
+        if status.retry_after_s:
+            raise TooManyError(f"more than {status.limit} requests a minute", status.retry_after_s)
+        return caller
+
+    def _owner_of_key(self, request: HTTPConnection) -> Caller:
+        scheme, _, key = request.headers["authorization"].partition(" ")
+        caller = self._services.api_keys.find(key.strip()) if scheme.lower() == "bearer" else None
+        if caller is None:
+            self._services.wrong_keys.count(address_of(request))
+            raise UnauthorizedError("unknown API key")
+        return caller
+
+    def _owner_of_session(self, request: HTTPConnection, method: str) -> Caller:
+        caller = self._services.sessions.find(request.cookies.get(COOKIE))
+        if caller is None:
+            raise UnauthorizedError("send an API key: Authorization: Bearer twk_...")
+        may_change = method not in _SAFE_METHODS or request.scope["type"] == "websocket"
+        if may_change and not is_same_origin(request):
+            raise ForbiddenError("pages of other sites may not change anything")
+        return caller
+
+    def _bounded(self, scope: Scope, path: str, receive: Receive, caller: Caller | None) -> Receive:
+        """Return a ``receive`` that bounds what the sender sends.
+
+        Raises:
+            TooLargeError: The body is too large.
+        """
+        if scope["type"] == "websocket":
+            return receive if caller is None else self._at_allowed_rate(receive, caller)
+        is_upload = path.startswith(_UPLOADS)
+        upload_bytes = self._services.settings.upload_max_bytes + _OVERHEAD_BYTES
+        max_bytes = upload_bytes if is_upload else MAX_BODY_BYTES
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        if not length.isdigit() or int(length) > max_bytes:
+            raise TooLargeError(_TOO_LARGE.format(max_bytes))
+        return _bounded_body(receive, max_bytes, is_upload=is_upload)
+
+    def _at_allowed_rate(self, receive: Receive, caller: Caller) -> Receive:
+        """Delay the messages of a page that exceed its caller's rate limit."""
+
+        async def receive_delayed() -> Message:
+            message = await receive()
+            while wait_s := self._services.api_limiter.local.take(caller.name).retry_after_s:
+                await asyncio.sleep(wait_s)
+            return message
+
+        return receive_delayed
+
+
+def _refusal(scope: Scope, path: str, error: ConsoleError) -> ASGIApp:
+    if scope["type"] == "websocket":
+        return WebSocketClose(1008, error.message)
+    if _is_api(path):
+        return problem_of(error)
+    if isinstance(error, UnauthorizedError) and _PAGE.fullmatch(path):
+        return RedirectResponse(login_address(Request(scope)))
+    return text_answer(error)
+
+
+def _is_api(path: str) -> bool:
+    return path == API or path.startswith(f"{API}/")
+
+
+def _bounded_body(receive: Receive, max_bytes: int, *, is_upload: bool) -> Receive:
+    """Return a ``receive`` that ends a body that is too large, or arrives too slowly."""
+    clock = asyncio.get_running_loop().time
+    received, is_complete, deadline = 0, False, clock() + _BODY_TIMEOUT_S
+
+    async def receive_bounded() -> Message:
+        nonlocal received, is_complete, deadline
+        if is_complete:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError as error:
+            raise HTTPException(408, "the body of the request arrives too slowly") from error
+        received += len(message.get("body", b""))
+        if received > max_bytes:
+            raise HTTPException(413, _TOO_LARGE.format(max_bytes))
+        is_complete = not message.get("more_body", False)
+        if is_upload:
+            # An upload may take hours, but no minute may pass without data.
+            deadline = clock() + _BODY_TIMEOUT_S
+        return message
+
+    return receive_bounded
