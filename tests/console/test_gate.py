@@ -11,12 +11,14 @@ import httpx2
 import pytest
 from nicegui import Client
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from console import gate
 from console.__main__ import server_config
+from console.errors import TooManyError
 from console.gate import Gate
 from console.login import COOKIE
 from console.services import rate_limiter
@@ -112,7 +114,7 @@ def test_wrong_keys_of_many_addresses_are_limited(monkeypatch: pytest.MonkeyPatc
     for number in range(30):
         try:
             wrong_keys.count(f"10.0.0.{number}")
-        except rate_limiter.TooManyError:
+        except TooManyError:
             refused += 1
     assert refused == 10
 
@@ -151,7 +153,7 @@ async def _body_length(request: Request) -> Response:
 async def answer_length(scope: Scope, receive: Receive, send: Send) -> None:
     try:
         response = await _body_length(Request(scope, receive))
-    except gate.HTTPException as error:
+    except HTTPException as error:
         response = PlainTextResponse(error.detail, error.status_code)
     await response(scope, receive, send)
 

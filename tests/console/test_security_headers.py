@@ -2,6 +2,7 @@ import asyncio
 import socket
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
@@ -125,7 +126,7 @@ def test_local_host_names_are_served(anyone: httpx2.Client, host: str) -> None:
     ],
 )
 def test_configured_host_names_are_served_on_every_address(
-    settings: dict[str, str], host: str, status: int, address: str
+    settings: dict[str, Any], host: str, status: int, address: str
 ) -> None:
     async def ask() -> int:
         app = SecurityHeaders(PlainTextResponse(), Settings(console_address=address, **settings))

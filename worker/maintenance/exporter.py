@@ -154,7 +154,7 @@ def make_server(
         # Of a connection that sends nothing.
         timeout = _IDLE_TIMEOUT_S
 
-        def do_GET(self) -> None:
+        def do_GET(self) -> None:  # noqa: N802
             if is_allowed_host(self.headers.get("Host", ""), {*host_names, address}):
                 super().do_GET()
             else:

@@ -1,6 +1,7 @@
 import stat
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from flower.app import Flower
@@ -78,7 +79,7 @@ def test_flower_answers_to_configured_host_names_only(
     monkeypatch.setattr(Flower, "find_handler", Flower.find_handler)  # restores it afterwards
     check_hosts({"flower"})
     headers = HTTPHeaders({"Host": host})
-    connection = SimpleNamespace(context=None)
+    connection: Any = SimpleNamespace(context=None)
     line = RequestStartLine("GET", "/metrics", "HTTP/1.1")
     request = HTTPServerRequest(headers=headers, connection=connection, start_line=line)
     found = Flower.find_handler(Application(handlers), request)
