@@ -201,6 +201,11 @@ LEASE_RENEWALS = _counter("lease_renewals_total", "Renewals of the leases of hel
 LEASE_LOSSES = _counter(
     "lease_losses_total", "Messages that another worker took over from a live worker."
 )
+THREAD_FAILURES = _counter(
+    "thread_failures_total",
+    "Rounds of workers' background threads that failed, by thread or maintenance job.",
+    {"thread": None},
+)
 STEPS = _counter(
     "steps_total",
     "Training steps made, those repeated after an interruption included.",
@@ -252,6 +257,11 @@ QUEUE_WORKERS = _gauge(
 )
 WORKERS = _gauge(
     "workers", "Live workers by memory class and state: idle, busy, quarantined.", "class", "state"
+)
+WORKER_CLOCK_OFFSET = _gauge(
+    "worker_clock_offset_seconds",
+    "How far the clock of a worker's machine is ahead of the broker's.",
+    "worker",
 )
 GPU_MEMORY = _gauge("gpu_memory_bytes", "Memory of a GPU.", "worker", "gpu", "class")
 GPU_MEMORY_USED = _gauge(

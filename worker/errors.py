@@ -6,6 +6,7 @@ JobError
 ├── NoGpuToMeasureError      there is no GPU here to measure, or it is busy
 ├── BrokerStartError         the embedded broker cannot start
 ├── FleetStartError          a worker of the local fleet does not start
+├── WorkerNameTakenError     another live worker has this name
 └── UnhealthyWorkerError     a worker is not ready, or hangs
 """
 
@@ -54,6 +55,17 @@ class FleetStartError(JobError):
     def __init__(self, names: Sequence[str], after_s: float) -> None:
         super().__init__(
             f"not ready after {after_s:g} s: {', '.join(names)}; see the log", ErrorCode.INTERNAL
+        )
+
+
+class WorkerNameTakenError(JobError):
+    """Another live worker has this name."""
+
+    def __init__(self, worker: str) -> None:
+        super().__init__(
+            f"another live worker is named {worker}: give this one another name with --name (and "
+            "each machine its own hostname), or stop the other one",
+            ErrorCode.INVALID_STATE,
         )
 
 

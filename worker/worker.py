@@ -35,6 +35,7 @@ from worker.lifecycle.idle_shutdown import IdleShutdown
 from worker.lifecycle.preemption import PreemptionWatch
 from worker.lifecycle.registration import Registration
 from worker.maintenance.fleet_maintenance import FleetMaintenance
+from worker.periodic import ThreadWatch
 from worker.policy import WorkerPolicy, install_policies
 
 logger = logging.getLogger(__name__)
@@ -82,10 +83,12 @@ def run_worker(
     with suppress(redis.RedisError):  # a worker waits for a broker that is unavailable
         check_mode(client)
     keys = Keys.of(app.conf.broker_transport_options)
-    sampler = GpuSampler(real_gpu.uuid if real_gpu else None, settings.visibility_timeout / 4)
+    watch, renewal_interval = ThreadWatch(shut_down), settings.visibility_timeout / 4
+    sampler = GpuSampler(real_gpu.uuid if real_gpu else None, renewal_interval, watch)
     info = _describe(queues, gpu, engines)
-    registration = Registration(client, settings, worker, info, sampler.newest)
-    health = HealthFile(ready_file)
+    registration = Registration(client, settings, worker, info, sampler.newest, watch)
+    registration.claim_name()
+    health = HealthFile(ready_file, renewal_interval, watch)
 
     policies: list[WorkerPolicy] = [
         drain,
@@ -93,20 +96,20 @@ def run_worker(
         registration,
         sampler,
         EventBatches(),
-        FleetMaintenance(client, settings, keys, partial(enqueue_remaining, app)),
+        FleetMaintenance(client, settings, keys, partial(enqueue_remaining, app), watch),
     ]
     if real_gpu is not None:
         on_change, on_permanent = registration.set_quarantined, drain.begin
-        policies.append(GpuQuarantine(real_gpu, faults, on_change, on_permanent))
+        policies.append(GpuQuarantine(real_gpu, faults, on_change, on_permanent, watch))
         _warn_of_little_memory(queues)
     if settings.preemption_source is not None:
-        policies.append(PreemptionWatch(settings.preemption_source, shut_down))
+        policies.append(PreemptionWatch(settings.preemption_source, shut_down, watch))
     if exit_when_idle_s is not None:
         policies.append(IdleShutdown(exit_when_idle_s, shut_down))
     policies.append(health)  # the last one: a ready worker has all of them
     install_policies(app, policies)
-    install_leases(app, LeaseOptions(client, registration.renew, health.touch))
-    return _start(app, worker, queues)
+    install_leases(app, LeaseOptions(client, watch, registration.renew, health.report_alive))
+    return _start(app, worker, queues) or int(watch.has_given_up)
 
 
 def _set_up_logging(settings: Settings, name: str) -> None:

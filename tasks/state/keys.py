@@ -41,6 +41,8 @@ WORKER_PREFIX = "training:worker:"
 
 MAINTENANCE_LEASE = "training:maintenance:lease"
 """The lock of the worker that does the fleet's maintenance."""
+REDELIVERY_LEASE = "training:redelivery:lease"
+"""The lock of the worker that redelivers lost workers' messages."""
 WEBHOOKS_LEASE = "training:webhooks:lease"
 """The lock of the worker that delivers webhooks."""
 MISSING_MESSAGES = "training:reconciler:missing"

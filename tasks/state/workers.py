@@ -4,6 +4,7 @@ import contextlib
 import logging
 from collections.abc import Callable
 from datetime import timedelta
+from importlib.resources import files
 from typing import cast
 
 from pydantic import ConfigDict, ValidationError
@@ -11,6 +12,8 @@ from redis import Redis, RedisError
 
 from routing.classes import MemoryClass
 from routing.queues import DIFFUSERS, INVOKE, Engine, engine_of
+from tasks.clock import MAX_CLOCK_OFFSET_S, clock_offset_s
+from tasks.redis_script import Key, ScriptFolder
 from tasks.state.keys import WORKER_PREFIX, WORKERS
 from tasks.strict_model import StrictModel
 
@@ -19,6 +22,8 @@ logger = logging.getLogger(__name__)
 _REMEDIES: dict[Engine, str] = {
     INVOKE: "; set TRAINING_INVOKE_PYTHON on a GPU worker, and see 'training-worker engines' there"
 }
+
+_lua = ScriptFolder(files("tasks.state") / "lua", {})
 
 
 class GpuStats(StrictModel):
@@ -50,6 +55,9 @@ class WorkerInfo(StrictModel):
         quarantined: Why the worker takes no messages now; None if it does.
         engines: The engines it can train with.
         gpu_stats: The GPU's newest figures, if the driver reports any.
+        instance: Its process; another one of the same name has another. Older versions
+            write none.
+        clock_offset_s: How many seconds its machine's clock is ahead of the broker's.
     """
 
     # Other versions of the program may write more fields.
@@ -64,6 +72,13 @@ class WorkerInfo(StrictModel):
     quarantined: str | None = None
     engines: tuple[Engine, ...] = (DIFFUSERS,)
     gpu_stats: GpuStats | None = None
+    instance: str = "unknown"
+    clock_offset_s: float = 0.0
+
+    @property
+    def has_wrong_clock(self) -> bool:
+        """Whether its clock is off by more than people should overlook."""
+        return abs(self.clock_offset_s) > MAX_CLOCK_OFFSET_S
 
 
 class WorkerHeartbeat:
@@ -88,16 +103,31 @@ class WorkerHeartbeat:
         self._redis, self._worker, self._ttl = client, worker, ttl
         self._info, self._gpu_stats = info, gpu_stats
 
-    def renew(self) -> None:
-        """Write the entry, valid for another ``ttl``."""
-        info = self._info.model_copy(update={"gpu_stats": self._gpu_stats()})
-        # Versions that know fewer fields refuse unknown ones, even at their defaults.
-        text = info.model_dump_json(exclude_defaults=True)
-        with self._redis.pipeline() as pipe:
-            pipe.set(f"{WORKER_PREFIX}{self._worker}", text, px=self._ttl)
-            pipe.sadd(WORKERS, self._worker)
-            pipe.pexpire(WORKERS, self._ttl)
-            pipe.execute()
+    def renew(self, *, replaces: str = "") -> str | None:
+        """Write the entry, valid for another ``ttl``, unless another process has the name.
+
+        Args:
+            replaces: The instance of a process that is gone.
+
+        Returns:
+            None; or the instance of the other process, and nothing was written.
+        """
+        offset_s = round(clock_offset_s(self._redis), 1)
+        info = self._info.model_copy(
+            update={"gpu_stats": self._gpu_stats(), "clock_offset_s": offset_s}
+        )
+        other = register_worker(
+            self._redis,
+            entry_key=f"{WORKER_PREFIX}{self._worker}",
+            workers=WORKERS,
+            worker=self._worker,
+            instance=info.instance,
+            replaces=replaces,
+            # Versions that know fewer fields refuse unknown ones, even at their defaults.
+            info=info.model_dump_json(exclude_defaults=True),
+            ttl_ms=self._ttl // timedelta(milliseconds=1),
+        )
+        return other or None
 
     def set_quarantine(self, reason: str | None) -> None:
         """Report why the worker takes no messages; with None, that it takes them again."""
@@ -106,8 +136,30 @@ class WorkerHeartbeat:
             self.renew()
 
     def deregister(self) -> None:
-        """Delete the entry."""
-        self._redis.delete(f"{WORKER_PREFIX}{self._worker}")
+        """Delete the entry, if it is this process's."""
+        key = f"{WORKER_PREFIX}{self._worker}"
+        deregister_worker(self._redis, entry_key=key, instance=self._info.instance)
+
+
+@_lua.script
+def register_worker(
+    *,
+    entry_key: Key,
+    workers: Key,
+    worker: str,
+    instance: str,
+    replaces: str,
+    info: str,
+    ttl_ms: int,
+) -> str:
+    """Write a worker's entry unless another process has its name."""
+    raise NotImplementedError
+
+
+@_lua.script
+def deregister_worker(*, entry_key: Key, instance: str) -> None:
+    """Delete a worker's entry if it is this process's."""
+    raise NotImplementedError
 
 
 def live_workers(client: Redis) -> dict[str, WorkerInfo]:

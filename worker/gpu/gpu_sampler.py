@@ -1,13 +1,13 @@
 """GPU sampler: reads statistics in a thread, since a driver that hangs must block no lease."""
 
 import logging
-import threading
 import time
 from datetime import timedelta
 from functools import partial
 
 from tasks.state.workers import GpuStats
 from worker.gpu.nvml import DriverError, read_stats
+from worker.periodic import PeriodicThread, ThreadWatch
 from worker.policy import WorkerPolicy
 
 logger = logging.getLogger(__name__)
@@ -19,17 +19,19 @@ class GpuSampler(WorkerPolicy):
     Args:
         uuid: The GPU's; None for a worker without a real one, which has no statistics.
         interval: Time between two readings; one that is twice as old is discarded.
+        watch: Watches the thread.
     """
 
-    def __init__(self, uuid: str | None, interval: timedelta) -> None:
-        self._uuid, self._interval_s = uuid, interval.total_seconds()
+    def __init__(self, uuid: str | None, interval: timedelta, watch: ThreadWatch) -> None:
+        self._uuid, self._interval_s, self._watch = uuid, interval.total_seconds(), watch
+        self._has_failed = False
         self._newest: tuple[float, GpuStats] | None = None
 
     def on_ready(self) -> None:
         """Start reading: only now, since the driver does not survive the pool's fork."""
         if self._uuid is not None:
-            run = partial(self._read_forever, self._uuid)
-            threading.Thread(target=run, name="gpu-sampler", daemon=True).start()
+            read = partial(self._read, self._uuid)
+            PeriodicThread(self._watch, "gpu-sampler", self._interval_s, read).start()
 
     def newest(self) -> GpuStats | None:
         """Return the newest statistics; None while the driver reports none."""
@@ -38,14 +40,11 @@ class GpuSampler(WorkerPolicy):
             return None
         return newest[1]
 
-    def _read_forever(self, uuid: str) -> None:
-        failed = False
-        while True:
-            try:
-                self._newest = time.monotonic(), read_stats(uuid)
-                failed = False
-            except DriverError as error:
-                if not failed:
-                    logger.warning("GPU %s reports no statistics: %s", uuid, error)
-                failed = True
-            time.sleep(self._interval_s)
+    def _read(self, uuid: str) -> None:
+        try:
+            self._newest = time.monotonic(), read_stats(uuid)
+            self._has_failed = False
+        except DriverError as error:
+            if not self._has_failed:
+                logger.warning("GPU %s reports no statistics: %s", uuid, error)
+            self._has_failed = True

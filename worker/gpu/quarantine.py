@@ -12,7 +12,6 @@ import os
 import select
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ from routing.classes import MIB
 from tasks.stages.worker_context import GpuUnhealthy
 from worker.gpu.inventory import Gpu
 from worker.gpu.nvml import DriverError, XidListener
+from worker.periodic import PeriodicThread, ThreadWatch
 from worker.policy import WorkerPolicy
 
 logger = logging.getLogger(__name__)
@@ -138,6 +138,7 @@ class GpuQuarantine(WorkerPolicy):
         on_change: Called with the reason when a quarantine begins or its reason changes, and with
             None when it ends.
         on_permanent: Called when it will not end, so that the running job is released.
+        watch: Watches the thread.
     """
 
     def __init__(
@@ -146,6 +147,7 @@ class GpuQuarantine(WorkerPolicy):
         faults: GpuFaultPipe,
         on_change: Callable[[str | None], None],
         on_permanent: Callable[[], None],
+        watch: ThreadWatch,
     ) -> None:
         self._gpu, self._faults = gpu, faults
         self._on_change, self._on_permanent = on_change, on_permanent
@@ -153,6 +155,10 @@ class GpuQuarantine(WorkerPolicy):
         self._queues: list[str] = []
         self._fault: GpuFault | None = None
         self._recheck_at = 0.0
+        self._watch = watch
+        self._xids: XidListener | None = None
+        # A round waits for a fault by itself.
+        self._thread = PeriodicThread(watch, "gpu-quarantine", 0, self._run_round)
 
     def on_consumer_start(self, consumer: Any) -> None:
         """Watch the GPU from now on; a reconnection changes nothing."""
@@ -160,7 +166,8 @@ class GpuQuarantine(WorkerPolicy):
         self._consumer = consumer
         if is_first:
             self._queues = list(consumer.app.amqp.queues.consume_from)
-            threading.Thread(target=self._watch, name="gpu-quarantine", daemon=True).start()
+            self._xids = self._xid_listener()
+            self._thread.start()
 
     def stats(self) -> dict[str, Any]:
         """Return the GPU and its quarantine."""
@@ -174,20 +181,18 @@ class GpuQuarantine(WorkerPolicy):
             }
         }
 
-    def _watch(self) -> None:
-        xids = self._xid_listener()
-        while True:
-            fault = self._faults.receive(_POLL_EVERY_S)
-            xid = _poll(xids)
-            if xid is not None:
-                reason = f"the driver reported XID {xid}; check the GPU, then restart the worker"
-                self._begin(GpuFault(reason, needed_mib=0))
-                self._on_permanent()
-                return
-            if fault is not None:
-                self._begin(fault)
-            elif self._fault is not None and time.monotonic() >= self._recheck_at:
-                self._recheck(self._fault)
+    def _run_round(self) -> None:
+        fault = self._faults.receive(_POLL_EVERY_S)
+        xid = _poll(self._xids)
+        if xid is not None:
+            reason = f"the driver reported XID {xid}; check the GPU, then restart the worker"
+            self._begin(GpuFault(reason, needed_mib=0))
+            self._on_permanent()
+            self._thread.stop()
+        elif fault is not None:
+            self._begin(fault)
+        elif self._fault is not None and time.monotonic() >= self._recheck_at:
+            self._recheck(self._fault)
 
     def _begin(self, fault: GpuFault) -> None:
         logger.error("GPU %s is quarantined: %s", self._gpu.uuid, fault.reason)
@@ -212,7 +217,8 @@ class GpuQuarantine(WorkerPolicy):
 
     def _set_fault(self, fault: GpuFault | None) -> None:
         self._fault = fault
-        self._on_change(None if fault is None else fault.reason)
+        reason = None if fault is None else fault.reason
+        self._watch.attempt("registration", lambda: self._on_change(reason))
 
     def _xid_listener(self) -> XidListener | None:
         try:

@@ -17,18 +17,18 @@ late, and let one worker at a time call ``Redelivery.redeliver_expired``.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, cast
 
-import redis
 from celery import Celery, bootsteps
 from celery.worker.state import active_requests
+from redis import Redis
 
 from worker.kombu_redis.transport import Keys
+from worker.periodic import PeriodicThread, ThreadWatch
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +43,13 @@ class LeaseOptions:
 
     Attributes:
         client: A connection to the broker of the renewal's own.
+        watch: Watches the renewal's thread.
         on_renewal: Called after each renewal with the numbers of held and of newly lost messages.
-        on_loop_alive: Called in each round in which the main loop turns.
+        on_loop_alive: Called in each round in which the main loop turns. It must not wait.
     """
 
-    client: "redis.Redis"
+    client: Redis
+    watch: ThreadWatch = field(default_factory=ThreadWatch)
     on_renewal: Callable[[int, int], None] = lambda held, lost: None
     on_loop_alive: Callable[[], None] = lambda: None
 
@@ -75,7 +77,8 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
         self._interval_s = self._timeout_s / _RENEWALS_PER_TIMEOUT
         self._index = Keys.of(transport).unacked_index
         self._channel: Any = None
-        self._thread: threading.Thread | None = None
+        self._thread: PeriodicThread | None = None
+        self._lost: set[str] = set()
         self._loop_turned_at: float | None = None
         """None while the loop does not have to turn: without a connection, and in a shutdown."""
 
@@ -91,7 +94,9 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
         consumer.timer.call_repeatedly(self._interval_s, self._on_loop_turn)
         if self._thread is None:
             # A daemon ends with the process, not before: tasks outlive the consumer.
-            self._thread = threading.Thread(target=self._run, name="lease-renewal", daemon=True)
+            self._thread = PeriodicThread(
+                self._options.watch, "lease-renewal", self._interval_s, self._run_round
+            )
             self._thread.start()
 
     def stop(self, consumer: Any) -> None:
@@ -109,27 +114,27 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
             self._loop_turned_at = time.monotonic()
         self._channel.qos.retry_unconfirmed()
 
-    def _run(self) -> None:
-        lost: set[str] = set()
-        while True:
-            time.sleep(self._interval_s)
-            turned_at = self._loop_turned_at
-            if turned_at is not None and time.monotonic() - turned_at > self._timeout_s:
-                logger.error("the main loop hangs: this worker's leases are not renewed")
-                continue
-            self._options.on_loop_alive()
-            try:
-                held, now_lost = renew(self._options.client, self._index, self._channel)
-                self._options.on_renewal(len(held), len(now_lost - lost))
-            except redis.RedisError as error:
-                logger.warning("cannot renew leases: %s", error)
-                continue
-            for tag in now_lost - lost:
-                logger.warning("another worker took over the message %s", tag)
-            lost = now_lost
+    def _run_round(self) -> None:
+        turned_at = self._loop_turned_at
+        if turned_at is not None and time.monotonic() - turned_at > self._timeout_s:
+            logger.error("the main loop hangs: this worker's leases are not renewed")
+            return
+        options = self._options
+        renewed = options.watch.attempt("lease-renewal", self._renew)
+        options.watch.attempt("health", options.on_loop_alive)
+        if renewed is not None:
+            options.watch.attempt("registration", lambda: options.on_renewal(*renewed))
+
+    def _renew(self) -> tuple[int, int]:
+        """Renew the leases; return the numbers of held and of newly lost messages."""
+        held, lost = renew(self._options.client, self._index, self._channel)
+        newly_lost, self._lost = lost - self._lost, lost
+        for tag in newly_lost:
+            logger.warning("another worker took over the message %s", tag)
+        return len(held), len(newly_lost)
 
 
-def renew(client: "redis.Redis", index: str, channel: Any) -> tuple[set[str], set[str]]:
+def renew(client: Redis, index: str, channel: Any) -> tuple[set[str], set[str]]:
     """Renew the leases of the messages that a channel has delivered.
 
     Args:

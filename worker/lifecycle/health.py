@@ -4,37 +4,51 @@ A local file, not the broker, so that a supervisor does not stop workers, and th
 in them, because the broker is unavailable.
 """
 
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
 
 from worker.errors import UnhealthyWorkerError
+from worker.periodic import PeriodicThread, ThreadWatch
 from worker.policy import WorkerPolicy
 
-# One round of the thread that touches the file may wait this long for an unavailable broker.
+# The file is at most two rounds of two threads old, and a round of the renewal, which reports the
+# loop, may wait this long for an unavailable broker.
 _SLACK = timedelta(seconds=30)
 
 
 class HealthFile(WorkerPolicy):
     """The health file. A file of an earlier worker is removed at once.
 
+    A thread of its own touches it: a disk that fails or hangs makes a worker unhealthy, and takes
+    no lease from it.
+
     Args:
         path: The file of ``--ready-file``; None keeps no file.
+        interval: Time between two touches.
+        watch: Watches the thread.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, interval: timedelta, watch: ThreadWatch) -> None:
+        self._path, self._is_alive = path, threading.Event()
+        self._thread = PeriodicThread(watch, "health", interval.total_seconds(), self._touch)
         if path is not None:
             path.unlink(missing_ok=True)
 
     def on_ready(self) -> None:
         """Make the file."""
+        self.report_alive()
         if self._path is not None:
-            self._path.touch()
+            self._thread.start()
 
-    def touch(self) -> None:
-        """Touch the file, unless the worker is not ready yet. Call it while the main loop turns."""
-        if self._path is not None and self._path.exists():
+    def report_alive(self) -> None:
+        """Report that the main loop turns."""
+        self._is_alive.set()
+
+    def _touch(self) -> None:
+        if self._path is not None and self._is_alive.is_set():
+            self._is_alive.clear()
             self._path.touch()
 
 

@@ -1,13 +1,12 @@
 """Preemption: the notice that a cloud is about to take this spot instance."""
 
 import logging
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import httpx2
 
+from worker.periodic import PeriodicThread, ThreadWatch
 from worker.policy import WorkerPolicy
 
 logger = logging.getLogger(__name__)
@@ -25,29 +24,31 @@ class PreemptionWatch(WorkerPolicy):
     Args:
         source: The value of ``TRAINING_PREEMPTION_SOURCE``.
         on_notice: Called from the thread.
+        watch: Watches the thread.
     """
 
-    def __init__(self, source: str, on_notice: Callable[[], None]) -> None:
+    def __init__(self, source: str, on_notice: Callable[[], None], watch: ThreadWatch) -> None:
         self._source, self._on_notice = source, on_notice
         self._is_preempted = _query_of(source)
+        self._last_problem = ""
+        self._thread = PeriodicThread(watch, "preemption", _POLL_EVERY_S, self._poll)
 
     def on_ready(self) -> None:
         """Start polling."""
-        threading.Thread(target=self._watch, name="preemption", daemon=True).start()
+        self._thread.start()
 
-    def _watch(self) -> None:
-        last_problem = ""
-        while True:
-            try:
-                if self._is_preempted():
-                    logger.warning("%s reports that this machine is preempted", self._source)
-                    self._on_notice()
-                    return
-            except (httpx2.HTTPError, OSError) as error:
-                if str(error) != last_problem:
-                    logger.warning("cannot query %s for preemption: %s", self._source, error)
-                last_problem = str(error)
-            time.sleep(_POLL_EVERY_S)
+    def _poll(self) -> None:
+        try:
+            is_preempted = self._is_preempted()
+        except (httpx2.HTTPError, OSError) as error:
+            if str(error) != self._last_problem:
+                logger.warning("cannot query %s for preemption: %s", self._source, error)
+            self._last_problem = str(error)
+            return
+        if is_preempted:
+            logger.warning("%s reports that this machine is preempted", self._source)
+            self._on_notice()
+            self._thread.stop()
 
 
 def _query_of(source: str) -> Callable[[], bool]:

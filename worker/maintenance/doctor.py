@@ -8,7 +8,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal, cast
 from uuid import uuid4
@@ -21,7 +20,7 @@ from routing.classes import MemoryClass
 from routing.queues import ALL_QUEUES, CPU_QUEUE, INVOKE, SUBMIT_QUEUE, engine_of
 from tasks.app import make_app
 from tasks.broker_url import BrokerUrl
-from tasks.clock import broker_time
+from tasks.clock import MAX_CLOCK_OFFSET_S, broker_time, clock_offset_s
 from tasks.errors import JobError, NoBrokerError, StoreError
 from tasks.extras import is_installed
 from tasks.settings.settings import Settings
@@ -42,7 +41,6 @@ Level = Literal["ok", "warning", "error"]
 
 _MIN_REDIS = (6, 2)
 _MIN_SENTINELS = 3
-_MAX_CLOCK_OFFSET_S = 1.0
 _MAX_LATENCY_S = 0.1
 _MAX_MEMORY_SHARE = 0.8
 _FLOWER_TIMEOUT_S = 2.0
@@ -90,7 +88,7 @@ def check_all(settings: Settings) -> list[Finding]:
     checks: list[Callable[[], Iterator[Finding]]] = [
         lambda: _check_server(client),
         lambda: _check_durability(client),
-        lambda: _check_clock(client, settings.visibility_timeout),
+        lambda: _check_clock(client),
         lambda: _check_network(BrokerUrl.parse(url)),
         lambda: _check_workers(client, settings),
         lambda: _check_leases(client, settings, keys),
@@ -142,21 +140,21 @@ def _check_durability(client: Redis) -> Iterator[Finding]:
         yield Finding("error", "persistence", "the last write failed", "check the broker's disk")
 
 
-def _check_clock(client: Redis, timeout: timedelta) -> Iterator[Finding]:
-    began = time.time()
-    seconds, microseconds = client.time()
-    latency_s = time.time() - began
-    broker_s = seconds + microseconds / 1e6
-    # The true offset lies within half of the latency.
-    offset_s = abs(began + latency_s / 2 - broker_s) - latency_s / 2
-    level: Level = "ok"
-    if offset_s > _MAX_CLOCK_OFFSET_S:
-        level = "error" if offset_s > timeout.total_seconds() / 4 else "warning"
-    remedy = "" if level == "ok" else "run a time service: leases are timed by the workers' clocks"
-    yield Finding(level, "clock", f"{max(offset_s, 0):.2f} s off the broker's", remedy)
+def _check_clock(client: Redis) -> Iterator[Finding]:
+    yield _clock("clock", clock_offset_s(client))
+    began = time.monotonic()
+    broker_time(client)
+    latency_s = time.monotonic() - began
     if latency_s > _MAX_LATENCY_S:
         remedy = "move the broker closer to the workers"
         yield Finding("warning", "broker latency", f"{latency_s:.2f} s", remedy)
+
+
+def _clock(subject: str, offset_s: float) -> Finding:
+    is_wrong = abs(offset_s) > MAX_CLOCK_OFFSET_S
+    remedy = "run a time service there: its logs and traces have wrong times" if is_wrong else ""
+    found = f"{offset_s:+.1f} s off the broker's"
+    return Finding("warning" if is_wrong else "ok", subject, found, remedy)
 
 
 def _check_network(broker: BrokerUrl) -> Iterator[Finding]:
@@ -198,11 +196,13 @@ def _check_sentinels(broker_url: str) -> Iterator[Finding]:
 def _check_workers(client: Redis, settings: Settings) -> Iterator[Finding]:
     live = live_workers(client)
     names = ", ".join(sorted(live)) or "none"
-    level: Level = "ok" if live else "warning"
+    level: Level = "ok" if live else "error"
     yield Finding(level, "workers", names, "" if live else "start them: training-worker up")
     for name, worker in live.items():
         if worker.quarantined is not None:
             yield Finding("error", name, f"quarantined: {worker.quarantined}", "check its GPU")
+        if worker.has_wrong_clock:
+            yield _clock(f"clock of {name}", worker.clock_offset_s)
     served = {q for worker in live.values() if worker.quarantined is None for q in worker.queues}
     in_tenant_queues = TenantQueues(client, settings.job_ttl).waiting()
     for queue in ALL_QUEUES:

@@ -221,6 +221,9 @@ def _workers(fleet: FleetSnapshot) -> dict[str, Values]:
             gpus.setdefault(metric.name, []).append(((name, worker.gpu_uuid, label), value))
     return {
         metrics.WORKERS.name: states.items(),
+        metrics.WORKER_CLOCK_OFFSET.name: [
+            ((name,), worker.clock_offset_s) for name, worker in fleet.workers.items()
+        ],
         metrics.QUEUE_WORKERS.name: [((queue,), count) for queue, count in serving.items()],
         **gpus,
     }

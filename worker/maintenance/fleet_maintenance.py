@@ -1,6 +1,7 @@
 """Fleet maintenance: what one elected worker at a time does for the whole fleet."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from datetime import timedelta
 
 from redis import Redis
 
@@ -9,15 +10,16 @@ from tasks.settings.settings import Settings
 from tasks.state.control import JobControl
 from tasks.state.counters import Counters
 from tasks.state.job_store import JobStore
-from tasks.state.keys import WEBHOOKS_LEASE
+from tasks.state.keys import MAINTENANCE_LEASE, REDELIVERY_LEASE, WEBHOOKS_LEASE
 from tasks.state.record import JobSummary
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import live_workers
 from worker.kombu_redis.redelivery import Redelivery
 from worker.kombu_redis.transport import Keys
-from worker.maintenance.leader import LeaderLoop
+from worker.maintenance.leader import LeaderLoop, MaintenanceJob
 from worker.maintenance.reconciler import Reconciler
 from worker.maintenance.webhooks import Webhooks
+from worker.periodic import ThreadWatch
 from worker.policy import WorkerPolicy
 
 
@@ -29,6 +31,7 @@ class FleetMaintenance(WorkerPolicy):
         settings: The process's settings.
         keys: The broker keys of the message transport.
         enqueue: Sends a job's remaining stages.
+        watch: Watches the threads.
     """
 
     def __init__(
@@ -37,8 +40,10 @@ class FleetMaintenance(WorkerPolicy):
         settings: Settings,
         keys: Keys,
         enqueue: Callable[[JobSummary], None],
+        watch: ThreadWatch,
     ) -> None:
         self._client, self._settings, self._enqueue = client, settings, enqueue
+        self._watch = watch
         self._timeout = settings.visibility_timeout
         self._counters = Counters(client, settings.job_ttl)
         self._queues = TenantQueues(client, settings.job_ttl, enqueue)
@@ -46,8 +51,9 @@ class FleetMaintenance(WorkerPolicy):
         self._keys = keys
 
     def on_ready(self) -> None:
-        """Join both elections: webhooks have their own, since their receivers may be slow."""
+        """Join the elections. What is slow or fails in one loop does not delay the others."""
         self._maintenance_loop().start()
+        self._redelivery_loop().start()
         self._webhook_loop().start()
 
     def _maintenance_loop(self) -> LeaderLoop:
@@ -55,14 +61,19 @@ class FleetMaintenance(WorkerPolicy):
             self._client, self._settings.job_ttl, unacked_index=self._keys.unacked_index
         )
         reconciler = Reconciler(self._client, control, self._enqueue, self._timeout, self._keys)
-        jobs = (
-            self._update_fleet,
-            self._queues.dispatch,
-            reconciler.send_retries,
-            reconciler.reconcile_if_due,
-            control.renew_keys,
-        )
-        return LeaderLoop(self._client, self._timeout, jobs, redeliver=self._redeliver)
+        jobs = {
+            "fleet": self._update_fleet,
+            "dispatch": self._queues.dispatch,
+            "retries": reconciler.send_retries,
+            "reconciler": reconciler.reconcile_if_due,
+            "expiry": control.renew_keys,
+        }
+        return self._loop(MAINTENANCE_LEASE, jobs)
+
+    def _redelivery_loop(self) -> LeaderLoop:
+        # After an outage live workers renew their leases first, within a quarter of the timeout.
+        jobs = {"redelivery": self._redeliver}
+        return self._loop(REDELIVERY_LEASE, jobs, after_outage=self._timeout / 2)
 
     def _webhook_loop(self) -> LeaderLoop:
         webhooks = Webhooks(
@@ -72,7 +83,23 @@ class FleetMaintenance(WorkerPolicy):
             self._settings.webhook_signing_secrets(),
             lambda result: self._counters.add(WEBHOOKS.one(result)),
         )
-        return LeaderLoop(self._client, self._timeout, [webhooks.deliver_due], lease=WEBHOOKS_LEASE)
+        return self._loop(WEBHOOKS_LEASE, {"webhooks": webhooks.deliver_due})
+
+    def _loop(
+        self,
+        lease: str,
+        jobs: Mapping[str, MaintenanceJob],
+        *,
+        after_outage: timedelta = timedelta(0),
+    ) -> LeaderLoop:
+        return LeaderLoop(
+            self._client,
+            self._timeout,
+            jobs,
+            lease=lease,
+            watch=self._watch,
+            after_outage=after_outage,
+        )
 
     def _update_fleet(self) -> None:
         """Publish the fleet's capacity and the tenants' shares, which dispatch goes by."""

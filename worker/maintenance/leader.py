@@ -1,18 +1,13 @@
 """Election of the worker that does the fleet's maintenance."""
 
-import logging
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 
-import redis
-from kombu.exceptions import OperationalError
+from redis import Redis, RedisError
 from redis.exceptions import LockError
 
-from tasks.state.keys import MAINTENANCE_LEASE
-
-logger = logging.getLogger(__name__)
+from worker.periodic import PeriodicThread, ThreadWatch
 
 _MAX_INTERVAL_S = 5.0
 
@@ -20,69 +15,62 @@ MaintenanceJob = Callable[[], object]
 
 
 class LeaderLoop:
-    """Runs maintenance jobs in rounds while it holds the fleet's lease on them.
+    """Runs maintenance jobs in rounds while it holds a lease of the fleet.
 
     Args:
         client: A connection to the broker.
         timeout: The visibility timeout; a lost leader is replaced after half of it.
-        jobs: The jobs of each round.
+        jobs: The jobs of each round, by name. One that fails does not stop the others.
         lease: The key of the lease in Redis.
-        redeliver: A job that takes messages from workers that do not renew them. It waits for half
-            of ``timeout`` after the start and after an outage, while live workers renew theirs.
+        watch: Watches the thread and the jobs.
+        after_outage: How long the broker must have answered without a gap before the jobs run.
     """
 
     def __init__(
         self,
-        client: "redis.Redis",
+        client: Redis,
         timeout: timedelta,
-        jobs: Sequence[MaintenanceJob],
+        jobs: Mapping[str, MaintenanceJob],
         *,
-        lease: str = MAINTENANCE_LEASE,
-        redeliver: MaintenanceJob = lambda: None,
+        lease: str,
+        watch: ThreadWatch,
+        after_outage: timedelta = timedelta(0),
     ) -> None:
-        self._jobs, self._redeliver = jobs, redeliver
-        self._grace_s = timeout.total_seconds() / 2
+        self._jobs, self._lease, self._watch = jobs, lease, watch
+        self._lock = client.lock(lease, timeout=timeout.total_seconds() / 2, thread_local=False)
         self._interval_s = min(timeout.total_seconds() / 6, _MAX_INTERVAL_S)
-        self._lock = client.lock(lease, timeout=self._grace_s, thread_local=False)
-        self._stable_since = time.monotonic()
+        self._calm_s = after_outage.total_seconds()
+        # Longer than a round, and too short for a worker's lease to expire within it.
+        self._max_gap_s = timeout.total_seconds() / 3
+        self._answered_at = self._stable_since = time.monotonic()
 
     def start(self) -> None:
         """Run rounds in a thread until the process ends."""
-        threading.Thread(target=self._run, name="maintenance", daemon=True).start()
+        PeriodicThread(self._watch, self._lease, self._interval_s, self.run_once).start()
 
     def run_once(self) -> bool:
         """Run each job once if this worker holds the lease; return whether it does."""
-        try:
-            if not self._is_leader():
-                return False
-        except redis.RedisError as error:
-            self._report(error)
+        if not self._is_leader():
             return False
-        for job in self._jobs:
-            self._run_job(job)
-        if time.monotonic() - self._stable_since >= self._grace_s:
-            self._run_job(self._redeliver)
+        if time.monotonic() - self._stable_since >= self._calm_s:
+            for name, job in self._jobs.items():
+                self._watch.attempt(name, job)
         return True
 
-    def _run(self) -> None:
-        while True:
-            self.run_once()
-            time.sleep(self._interval_s)
-
     def _is_leader(self) -> bool:
+        try:
+            is_leader = self._reacquire()
+        except RedisError:
+            self._stable_since = time.monotonic()
+            raise
+        now = time.monotonic()
+        if now - self._answered_at > self._max_gap_s:
+            self._stable_since = now
+        self._answered_at = now
+        return is_leader
+
+    def _reacquire(self) -> bool:
         try:
             return bool(self._lock.reacquire())
         except LockError:  # not held, or expired
             return bool(self._lock.acquire(blocking=False))
-
-    def _run_job(self, job: MaintenanceJob) -> None:
-        try:
-            job()
-        except (redis.RedisError, OperationalError) as error:
-            self._report(error)
-        except Exception:
-            logger.exception("a maintenance job failed")
-
-    def _report(self, error: Exception) -> None:
-        self._stable_since = time.monotonic()
-        logger.warning("maintenance waits for the broker: %s", error)

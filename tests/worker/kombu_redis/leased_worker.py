@@ -30,6 +30,7 @@ from worker.kombu_redis.redelivery import Redelivery
 from worker.kombu_redis.transport import Keys, QoS, use_for_redis
 from worker.lifecycle.idle_shutdown import IdleShutdown
 from worker.maintenance.leader import LeaderLoop
+from worker.periodic import ThreadWatch
 from worker.policy import install_policies
 
 QUEUES = ("cpu", "gpu.8gb")
@@ -54,7 +55,10 @@ def leased(url: str, timeout: timedelta) -> Celery:
         end = partial(os.kill, os.getpid(), signal.SIGTERM)
         install_policies(app, [IdleShutdown(float(idle), end)])
     redelivery = Redelivery(client, timeout, Keys.of(options))
-    leader = LeaderLoop(client, timeout, (), redeliver=redelivery.redeliver_expired)
+    jobs = {"redelivery": redelivery.redeliver_expired}
+    leader = LeaderLoop(
+        client, timeout, jobs, lease="lease", watch=ThreadWatch(), after_outage=timeout / 2
+    )
     worker_ready.connect(lambda **_: leader.start(), weak=False)
     return app
 
@@ -101,7 +105,7 @@ def main(url: str, log: str, name: str, timeout_s: str, restore_interval_s: str 
             lambda sender, **_: sender.timer.call_after(1, time.sleep, (float(hangs),)), weak=False
         )
     if "DIES_ON_DELIVERY" in os.environ:
-        QoS.append = _die  # type: ignore[method-assign]
+        QoS.append = _die  # type: ignore[assignment, method-assign]
     hostname = f"{name}@here"
     queues = os.environ.get("QUEUES", ",".join(QUEUES)).split(",")
     app.Worker(hostname=hostname, queues=queues, without_mingle=True, without_gossip=True).start()

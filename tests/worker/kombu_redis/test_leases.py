@@ -1,9 +1,10 @@
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
@@ -172,6 +173,41 @@ def test_failed_acknowledgements_are_repeated(
             assert client.hkeys("unacked") == []
             assert client.llen("work") == (settle == "requeue")
             assert consumer.task_consumer.channel.qos.unconfirmed == {}
+
+
+@pytest.mark.parametrize("part", ["client", "on_renewal", "on_loop_alive"])
+@pytest.mark.parametrize("error", [OSError("read-only file system"), ValueError("odd")], ids=repr)
+def test_leases_are_renewed_after_any_error(
+    connection: Any, redis_client: Redis, part: str, error: Exception
+) -> None:
+    errors = [error]
+
+    def fail_once(*_: Any) -> None:
+        if errors:
+            raise errors.pop()
+
+    class Client:
+        def eval(self, *arguments: Any) -> Any:
+            fail_once()
+            return redis_client.eval(*arguments)
+
+    channel, queue = consuming(connection)
+    send(connection, 1)
+    held = queue.get()
+    consumer = consumer_of(channel, 1, redis_client)
+    broken = {part: cast("Any", Client() if part == "client" else fail_once)}
+    consumer.app.lease_options = replace(LeaseOptions(redis_client), **broken)
+    step = LeaseRenewal(consumer)
+    step.start(consumer)
+    step.stop(consumer)  # as in a warm shutdown, in which the loop need not turn
+    wait_until(lambda: not errors, timeout_s=5, description="it has failed")
+    redis_client.zadd("unacked_index", {held.delivery_tag: LONG_AGO})
+    wait_until(
+        lambda: bool(redis_client.zscore("unacked_index", held.delivery_tag) != LONG_AGO),
+        timeout_s=5,
+        description="the lease is renewed",
+    )
+    held.ack()
 
 
 def test_leases_expire_if_the_main_loop_hangs(

@@ -8,6 +8,7 @@ import pytest
 from tests.waiting import wait_until
 from worker.lifecycle import preemption
 from worker.lifecycle.preemption import PreemptionWatch
+from worker.periodic import ThreadWatch
 
 
 class Metadata(ThreadingHTTPServer):
@@ -70,7 +71,9 @@ def noticed() -> list[str]:
 
 @pytest.fixture
 def watch(noticed: list[str]) -> Callable[[str], None]:
-    return lambda source: PreemptionWatch(source, lambda: noticed.append(source)).on_ready()
+    return lambda source: PreemptionWatch(
+        source, lambda: noticed.append(source), ThreadWatch()
+    ).on_ready()
 
 
 def soon(noticed: list[str]) -> None:

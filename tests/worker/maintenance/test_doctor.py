@@ -50,13 +50,27 @@ def test_a_healthy_fleet_has_no_error(settings: Settings, redis_client: Redis) -
     assert finding_of(settings, "gpu@here").message == "quarantined: XID 79"
 
 
+def test_workers_with_a_wrong_clock_are_listed(
+    settings: Settings, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = WorkerInfo(queues=("cpu",), memory_class=None)
+    right_time = time.time
+    with monkeypatch.context() as wrong:
+        wrong.setattr(time, "time", lambda: right_time() - 300)
+        WorkerHeartbeat(redis_client, "cpu@there", info, timedelta(minutes=1)).renew()
+        assert finding_of(settings, "clock").level == "warning"
+    assert finding_of(settings, "clock").level == "ok"
+    found = finding_of(settings, "clock of cpu@there")
+    assert (found.level, found.message) == ("warning", "-300.0 s off the broker's")
+
+
 def test_unserved_queues_and_lost_messages_are_found(
     settings: Settings, state: JobStore, redis_client: Redis, job_document: dict[str, Any]
 ) -> None:
     job_id = submit(job_document, state, "result").job_id
     redis_client.rpush("gpu.80gb", '{"headers": {}}')
     redis_client.zadd("unacked_index", {"lost": time.time() - 3600})
-    assert finding_of(settings, "workers").level == "warning"
+    assert finding_of(settings, "workers").level == "error"
     assert finding_of(settings, "gpu.80gb").message == (
         "1 waiting job, and no live worker serves the queue"
     )
