@@ -19,13 +19,14 @@ for role in admin worker backend console metrics flower; do
   mkdir -p "$folder/$role"
   once "$folder/$role/password" "$(made)"
   password=$(cat "$folder/$role/password")
-  once "$folder/$role/TRAINING_BROKER_URL" "${address%%://*}://$role:$password@${address#*://}"
+  once "$folder/$role/TRAINING_BROKER_URL" "${address//:\/\//://$role:$password@}"  # of each sentinel
   hash=$(printf '%s' "$password" | sha256sum | cut -d ' ' -f 1)
   rules=${rules//#${role^^}_SHA256/#$hash}
 done
-mkdir -p "$folder/grafana" "$folder/huggingface"
+mkdir -p "$folder/grafana" "$folder/huggingface" "$folder/alertmanager"
 once "$folder/flower/TRAINING_FLOWER_BASIC_AUTH" "operator:$(made)"
 once "$folder/grafana/password" "$(made)"
+once "$folder/alertmanager/webhook_url" "http://127.0.0.1:9/"  # your receiver of alerts
 once "$folder/huggingface/token" ""  # for models that require an account
 # The server does not accept comments in the file.
 grep '^user ' <<< "$rules" > "$folder/users.acl.new"

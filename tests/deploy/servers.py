@@ -102,6 +102,7 @@ class Started:
         paths = {
             process.secrets_dir: str(folder / "secrets"),
             "/var/lib/training-worker": str(folder / "home"),
+            "/srv/store": str(folder / "store"),
             "/tmp/": f"{folder}/tmp/",
             "%t/": f"{folder}/run/",
         }

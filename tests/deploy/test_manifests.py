@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +83,66 @@ def test_compose_has_a_closed_service_for_each_gpu_class() -> None:
         assert service["cap_drop"] == ["ALL"], name
         assert not any(str(port)[:3] not in ("127",) for port in service.get("ports", ())), name
         assert re.search(r":v?\d", service["image"]), name
+        assert service["mem_limit"], name
+        assert service["pids_limit"], name
+        assert starts_no_python(service.get("healthcheck", {}).get("test", ()))
+
+
+def test_compose_keeps_the_data_of_each_role_apart() -> None:
+    """Flower and metrics reach no job's data, no key and no upload, also if they are taken over."""
+    volumes = {
+        name: {mount.partition(":")[0] for mount in service.get("volumes", ())}
+        for name, service in compose()["services"].items()
+    }
+    assert volumes["flower"] == {"flower"}
+    assert volumes["metrics"] == set()
+    for name, mounted in volumes.items():
+        assert name == "console" or "console" not in mounted
+        assert name == "valkey" or "broker" not in mounted
+    for name in ("flower", "metrics"):
+        environment = compose()["services"][name]["environment"]
+        assert not [each for each in environment if each.startswith(("AWS_", "HF_"))]
+
+
+def starts_no_python(command: Sequence[str]) -> bool:
+    return not re.search(r"python|training-worker", " ".join(command))
+
+
+@pytest.mark.parametrize("where", ["compose.yaml", "compose.tls.yaml", "k8s"])
+def test_the_broker_refuses_writes_before_its_container_is_killed(where: str) -> None:
+    if where == "k8s":
+        [pod] = [doc for path, doc in PODS if path.name == "valkey.yaml"]
+        [container] = pod["spec"]["template"]["spec"]["containers"]
+        command, limit = container["args"], container["resources"]["limits"]["memory"]
+    else:
+        services = yaml.safe_load((DEPLOY / where).read_text("utf-8"))["services"]
+        command, limit = services["valkey"]["command"], compose()["services"]["valkey"]["mem_limit"]
+    options = dict(word.removeprefix("--").split(" ", 1) for word in command[1:])
+    assert options["maxmemory-policy"] == "noeviction"
+    assert 0 < size(options["maxmemory"]) <= 0.65 * size(limit)
+
+
+def size(text: str) -> int:
+    """Parse a size of valkey, Compose or Kubernetes; all count in powers of 1024."""
+    number, unit = re.fullmatch(r"(\d+)([mg])(?:b|i)?", text.lower()).groups()  # type: ignore[union-attr]
+    return int(number) * 1024 ** (2 if unit == "m" else 3)
+
+
+def test_names_resolve_behind_every_usual_dns() -> None:
+    [policy] = [doc for _, doc in MANIFESTS if doc["metadata"]["name"] == "names"]
+    rules = [
+        (str(target), {port["port"] for port in rule["ports"]})
+        for rule in policy["spec"]["egress"]
+        for target in rule["to"]
+    ]
+    for target, port in (("kube-system", 53), ("169.254.20.10/32", 53), ("openshift-dns", 5353)):
+        assert any(target in each and port in ports for each, ports in rules)
 
 
 @pytest.mark.parametrize(("path", "document"), MANIFESTS, ids=name_of)
 def test_manifest_follows_its_schema(path: Path, document: dict[str, Any]) -> None:
+    if document["apiVersion"].startswith("monitoring.coreos.com"):
+        return  # Their fields are tested with the rules of Prometheus.
     if document["kind"] in ("ScaledJob", "ScaledObject"):
         schema = json.loads((Path(__file__).parent / "keda.schema.json").read_text("utf-8"))
         jsonschema.validate(document, schema)
@@ -106,6 +163,7 @@ def test_pod_is_closed_and_its_references_exist(path: Path, document: dict[str, 
     assert pod is not None
     spec = pod["spec"]
     existing = {(doc["kind"], doc["metadata"]["name"]) for _, doc in MANIFESTS}
+    assert spec["enableServiceLinks"] is False
     assert spec["securityContext"]["runAsNonRoot"]
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert ("PriorityClass", spec["priorityClassName"]) in existing
@@ -125,6 +183,8 @@ def test_pod_is_closed_and_its_references_exist(path: Path, document: dict[str, 
         assert closed["capabilities"] == {"drop": ["ALL"]}
         assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
         assert "memory" in container["resources"]["limits"]
+        for probe in ("livenessProbe", "readinessProbe", "startupProbe"):
+            assert starts_no_python(container.get(probe, {}).get("exec", {}).get("command", ()))
 
 
 @pytest.mark.parametrize("folder", ["gpu", "keda"])

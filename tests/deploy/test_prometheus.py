@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.deploy import prometheus_rule
+from tests.deploy.manifests import compose, documents
 from tests.promql import DEPLOY, RULES
 
 GRAFANA = DEPLOY / "grafana"
@@ -36,6 +38,34 @@ def test_configuration_reads_all_rules_and_scrapes_the_exporter() -> None:
     assert config["rule_files"] == ["rules/*.yml"]
     assert {path.stem for path in RULES} == {"alerts", "recording"}
     assert [job["job_name"] for job in config["scrape_configs"]] == ["training", "flower"]
+
+
+def test_kubernetes_has_the_same_rules() -> None:
+    stale = "rules.yaml is stale; run: python -P -m tests.docs.reference"
+    assert prometheus_rule.TARGET.read_text("utf-8") == prometheus_rule.manifest(), stale
+    [monitor] = documents(DEPLOY / "k8s" / "monitoring" / "metrics.yaml")
+    [endpoint] = monitor["spec"]["endpoints"]
+    assert endpoint["relabelings"] == [{"targetLabel": "job", "replacement": "training"}]
+    [service] = [
+        each
+        for each in documents(DEPLOY / "k8s" / "base" / "metrics.yaml")
+        if each["kind"] == "Service"
+    ]
+    assert monitor["spec"]["selector"]["matchLabels"] == service["metadata"]["labels"]
+    assert endpoint["port"] in {port["name"] for port in service["spec"]["ports"]}
+
+
+def test_alertmanager_sends_every_alert_to_a_receiver() -> None:
+    config = yaml.safe_load((DEPLOY / "prometheus" / "alertmanager.yml").read_text("utf-8"))
+    receivers = {each["name"]: each for each in config["receivers"]}
+    routes = [config["route"], *config["route"]["routes"]]
+    assert {route["receiver"] for route in routes} == receivers.keys()
+    [webhook] = receivers[config["route"]["receiver"]]["webhook_configs"]
+    service = compose()["services"]["alertmanager"]
+    assert webhook["url_file"].removeprefix("/run/secrets/") in service["secrets"]
+    prometheus = yaml.safe_load(compose()["configs"]["prometheus.yml"]["content"])
+    [manager] = prometheus["alerting"]["alertmanagers"]
+    assert manager["static_configs"] == [{"targets": ["alertmanager:9093"]}]
 
 
 def test_grafana_has_a_source_and_the_dashboards() -> None:

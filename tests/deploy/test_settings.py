@@ -1,6 +1,8 @@
 """The manifests use settings and options that exist."""
 
 import re
+import subprocess
+from pathlib import Path
 
 import pytest
 from typer.main import get_command
@@ -61,3 +63,12 @@ def test_secrets_stay_out_of_repository_and_images() -> None:
     rules = (ROOT / ".dockerignore").read_text("utf-8").splitlines()
     assert "*" in rules
     assert not any(rule.startswith("!deploy/secrets") for rule in rules)
+
+
+def test_every_sentinel_of_a_backends_url_has_its_login(tmp_path: Path) -> None:
+    address = "sentinel://a:26379;sentinel://b:26379/0"
+    subprocess.run(["bash", str(DEPLOY / "secrets.sh"), str(tmp_path), address], check=True)
+    url = (tmp_path / "backend" / "TRAINING_BROKER_URL").read_text("utf-8")
+    password = (tmp_path / "backend" / "password").read_text("utf-8")
+    login = f"sentinel://backend:{password}"
+    assert url == f"{login}@a:26379;{login}@b:26379/0"

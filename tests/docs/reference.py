@@ -1,6 +1,7 @@
 """The reference pages that are generated from the code.
 
-``python -m tests.docs.reference`` writes all of them into ``docs/reference``.
+``python -m tests.docs.reference`` writes all of them into ``docs/reference``, and the rules of
+Kubernetes from those of Prometheus.
 """
 
 import inspect
@@ -16,6 +17,7 @@ from tasks.contract import ERROR_CODES
 from tasks.errors import DEAD_LETTER_CODES, EXIT_CODES, ErrorCode
 from tasks.jobs.options import training_options
 from tasks.settings.settings import GROUPS, variable_of
+from tests.deploy import prometheus_rule
 from worker.cli.app import cli
 from worker.cli.reference import metrics_page, options_page
 
@@ -186,3 +188,4 @@ def _joined(text: str | None) -> str:
 if __name__ == "__main__":
     for file_name, generate in PAGES.items():
         (FOLDER / file_name).write_text(generate(), "utf-8")
+    prometheus_rule.TARGET.write_text(prometheus_rule.manifest(), "utf-8")

@@ -12,7 +12,7 @@ import pytest
 from tasks.contract import STAGES
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet, free_port
-from tests.sentinels import PASSWORD, QUOTED_PASSWORD, SENTINEL_PASSWORD, Sentinels
+from tests.redis_servers import PASSWORD, QUOTED_PASSWORD, SENTINEL_PASSWORD, Sentinels
 from tests.waiting import wait_until
 from worker.local.demo_images import draw_demo_images
 

@@ -14,7 +14,7 @@ from tasks.app import make_app
 from tasks.broker_url import with_sentinel
 from tasks.settings.settings import Settings
 from tasks.state.connection import check_server, connect, connect_async
-from tests.sentinels import MASTER, SENTINEL_PASSWORD, Sentinels
+from tests.redis_servers import MASTER, SENTINEL_PASSWORD, Sentinels
 from tests.waiting import wait_until
 from worker.kombu_redis.transport import Channel, use_for_redis
 from worker.maintenance.doctor import check_all

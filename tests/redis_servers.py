@@ -1,23 +1,48 @@
-"""A master, a replica and three sentinels, as the guide configures them."""
+"""Servers of other kinds than the embedded broker, among them those of the guide of failover."""
 
 import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import redis
 from redis import Redis
 
 from tests.integration.fleets import free_port
 from tests.waiting import wait_until
 from worker.local.embedded_broker import find_server
-from worker.supervision.process import kill_group, spawn
+from worker.supervision.process import kill_group, spawn, stop
 
 MASTER = "training"
 PASSWORD = "p@ss;w:rd/%"
 QUOTED_PASSWORD = "p%40ss%3Bw%3Ard%2F%25"
 SENTINEL_PASSWORD = "SENTINEL_PASSWORD"  # as in the guide
 _GUIDE = Path(__file__).parents[1] / "docs" / "guides" / "failover.md"
+
+
+@contextmanager
+def running_server(folder: Path, *options: str) -> Iterator[int]:
+    """Yield the port of a server with these options."""
+    port, config = free_port(), folder / "valkey.conf"
+    config.write_text(f"port {port}\nbind 127.0.0.1\ndir {folder}\n")
+    process = spawn([str(find_server()), str(config), *options], stdout=subprocess.DEVNULL)
+
+    def answers() -> bool:
+        with Redis(port=port) as client, suppress(redis.ConnectionError):
+            return bool(client.ping())
+        return False
+
+    wait_until(answers, timeout_s=20, description="the server answers")
+    yield port
+    stop(process, 5)
+
+
+def cluster_options() -> list[str]:
+    """Return the options of a Redis Cluster of one node."""
+    return ["--cluster-enabled", "yes", "--cluster-port", str(free_port())]
 
 
 class Sentinels:
