@@ -282,10 +282,20 @@ def test_unit_is_complete_and_closed(path: Path) -> None:
     assert service["ProtectSystem"] == ["strict"]
     assert service["CapabilityBoundingSet"] == [""]
     assert service["Restart"] == ["on-failure"]
+    # A GPU's worker needs what its models need.
+    assert "MemoryMax" in service or path.name == "training-worker@.service"
     assert sections["Install"]["WantedBy"] == ["training-worker.target"]
     assert sections["Unit"]["PartOf"] == ["training-worker.target"]
     document = sections["Unit"]["Documentation"][0].removeprefix("file:///opt/training-worker/")
     assert (ROOT / document).is_file()
+
+
+@pytest.mark.parametrize("role", ["flower", "metrics"])
+def test_units_that_only_watch_reach_no_data(role: str) -> None:
+    service = unit(DEPLOY / "systemd" / f"training-worker-{role}.service")["Service"]
+    assert service["InaccessiblePaths"] == ["-/var/lib/training-worker"]
+    assert service["StateDirectory"] == [f"training-worker-{role}"]
+    assert f"TRAINING_HOME=/var/lib/training-worker-{role}" in service["Environment"]
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd here")
