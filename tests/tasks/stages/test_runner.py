@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
@@ -13,6 +13,7 @@ from routing.classes import MemoryClass
 from routing.queues import Engine
 from tasks import events
 from tasks.cache.index import PackIndex
+from tasks.contract import record_key
 from tasks.data.read_policy import ReadPolicy
 from tasks.dataset import dataset_of
 from tasks.errors import (
@@ -20,6 +21,7 @@ from tasks.errors import (
     ErrorCode,
     JobError,
     StoreError,
+    SupersededError,
     TrainerError,
     UnreadableFileError,
 )
@@ -569,6 +571,41 @@ def test_publish_is_idempotent(state: JobStore, store: Store, tmp_path: Path, jo
     run_stage("publish", publish, job_id, worker, Delivery(queue="cpu", tag="second"))
     assert store.get(f"outputs/{job_id}/manifest.json") == first
     assert state.get(job_id).status == JobStatus.SUCCEEDED
+
+
+def test_only_the_newest_start_publishes_after_a_failover(
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    worker = worker_with(state, store, tmp_path, ScriptedTrainer())
+    refs = leave(dataset="d", checkpoints=(saved(store, 20),), trained=TRAINED)
+    run_stage("prepare", refs, job_id, worker)
+    run_all(("cache", "train"), job_id, worker)
+    before = cast("Any", state._redis.dump(record_key(job_id)))
+    attempts: list[int] = []
+    answers: list[dict[str, Any]] = []
+
+    def fail_over_and_publish(context: StageContext) -> StageResult:
+        attempts.append(context.token.attempt)
+        # The replica that takes over has never got this start.
+        state._redis.restore(record_key(job_id), 0, before, replace=True)
+
+        def publish_elsewhere(other: StageContext) -> StageResult:
+            attempts.append(other.token.attempt)
+            with pytest.raises(SupersededError):
+                publish(context)
+            assert not store.exists(f"outputs/{job_id}/lamp.safetensors")
+            return publish(other)
+
+        other = Delivery(queue="cpu", tag="second")
+        answers.append(run_stage("publish", publish_elsewhere, job_id, worker, other))
+        context.check_not_cancelled()
+        return publish(context)
+
+    outcome = outcome_of("publish", fail_over_and_publish, job_id, worker)
+    assert isinstance(outcome, Discarded)
+    assert attempts == [4, 4]
+    assert state.get(job_id).status == JobStatus.SUCCEEDED
+    assert Path(answers[0]["published"]).read_bytes() == b"weights 20"
 
 
 def test_a_damaged_checkpoint_is_dropped(
