@@ -585,21 +585,22 @@ def test_only_the_newest_start_publishes_after_a_failover(
     answers: list[dict[str, Any]] = []
 
     def fail_over_and_publish(context: StageContext) -> StageResult:
-        attempts.append(context.token.attempt)
+        old = context
+        attempts.append(old.token.attempt)
         # The replica that takes over has never got this start.
         state._redis.restore(record_key(job_id), 0, before, replace=True)
 
-        def publish_elsewhere(other: StageContext) -> StageResult:
-            attempts.append(other.token.attempt)
+        def publish_elsewhere(context: StageContext) -> StageResult:
+            attempts.append(context.token.attempt)
             with pytest.raises(SupersededError):
-                publish(context)
+                publish(old)
             assert not store.exists(f"outputs/{job_id}/lamp.safetensors")
-            return publish(other)
+            return publish(context)
 
         other = Delivery(queue="cpu", tag="second")
         answers.append(run_stage("publish", publish_elsewhere, job_id, worker, other))
-        context.check_not_cancelled()
-        return publish(context)
+        old.check_not_cancelled()
+        return publish(old)
 
     outcome = outcome_of("publish", fail_over_and_publish, job_id, worker)
     assert isinstance(outcome, Discarded)
