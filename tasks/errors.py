@@ -27,13 +27,18 @@ JobError
 └── ApiKeyNameError      an API key's name is taken, unknown or malformed
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-# More lines would be copied to every log, record and result that holds the message.
-_MAX_LISTED_PROBLEMS = 100
+from tasks.escaping import escaped, shortened
+
+# A message is copied to every log, record and result, so whatever users send, it stays small.
+_MAX_LISTED_PROBLEMS = 20
+_TEXT_LIMITS = {"location": 300, "message": 1000, "remedy": 1000}
+_MAX_MESSAGE_BYTES = 4000
 
 
 class ErrorCode(StrEnum):
@@ -89,7 +94,7 @@ DEAD_LETTER_CODES = frozenset(
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a user's input.
+    """One thing wrong with a user's input. Its texts are escaped and bounded.
 
     Attributes:
         location: The field (``training.lora_rank_dim``) or the file (``cat.png``).
@@ -105,6 +110,11 @@ class Problem:
     retryable: bool = False
     missing: bool = False
 
+    def __post_init__(self) -> None:
+        """Escape and cut the texts, which may quote what users sent."""
+        for name, limit in _TEXT_LIMITS.items():
+            object.__setattr__(self, name, shortened(escaped(getattr(self, name)), limit))
+
     def __str__(self) -> str:
         """Return one line for a person."""
         text = f"{self.message}; {self.remedy}" if self.remedy else self.message
@@ -115,7 +125,8 @@ class JobError(Exception):
     """A failure of a job in the one form that survives JSON results.
 
     Args:
-        message: One clear sentence, or a list of problems, one per line.
+        message: One clear sentence, or a list of problems, one per line. What does not print is
+            escaped, further lines are indented, and a long message is cut.
         code: An ``ErrorCode`` value.
         stage: The stage it happened in, or ``submit``.
         retryable: Whether a retry of the same job could succeed.
@@ -128,8 +139,8 @@ class JobError(Exception):
         stage: str = "submit",
         retryable: bool = False,
     ) -> None:
-        super().__init__(message, str(code), stage, retryable)
-        self.message = message
+        self.message = _bounded_message(message)
+        super().__init__(self.message, str(code), stage, retryable)
         self.code = ErrorCode(code)
         self.stage = stage
         self.retryable = retryable
@@ -143,6 +154,16 @@ class JobError(Exception):
         return JobError(self.message, self.code, self.stage, self.retryable)
 
 
+def _bounded_message(text: str) -> str:
+    """Return an error's message, its further lines indented: none looks like another error."""
+    first, *rest = map(escaped, shortened(text, _MAX_MESSAGE_BYTES).split("\n"))
+    lines = [line if line.startswith("  ") else f"  {line}" for line in rest]
+    message = "\n".join([first, *lines])
+    while len(json.dumps(message)) > _MAX_MESSAGE_BYTES:
+        message = shortened(message, len(message) * 3 // 4)
+    return message
+
+
 class UsageError(JobError):
     """A command line that names something unknown, or misses an argument."""
 
@@ -151,19 +172,25 @@ class UsageError(JobError):
 
 
 class _ProblemsError(JobError):
-    """A user's mistakes, reported all at once."""
+    """A user's mistakes, reported all at once.
+
+    Args:
+        problems: The mistakes; the first ones are kept and listed, the rest are counted.
+        stage: The stage.
+        more: The number of mistakes that are not among them.
+    """
 
     _code: ErrorCode
     _title: str
 
-    def __init__(self, problems: Sequence[Problem], stage: str = "submit") -> None:
-        self.problems = tuple(problems)
-        listed = [f"  - {problem}" for problem in problems[:_MAX_LISTED_PROBLEMS]]
-        if len(problems) > _MAX_LISTED_PROBLEMS:
-            listed.append(f"  - and {len(problems) - _MAX_LISTED_PROBLEMS} more")
-        lines = "\n".join(listed)
+    def __init__(self, problems: Sequence[Problem], stage: str = "submit", more: int = 0) -> None:
+        self.problems = tuple(problems[:_MAX_LISTED_PROBLEMS])
+        self.more = more + len(problems) - len(self.problems)
+        lines = [f"{self._title}:", *(f"  - {problem}" for problem in self.problems)]
+        if self.more:
+            lines.append(f"  - and {self.more:,} more")
         retryable = bool(problems) and all(problem.retryable for problem in problems)
-        super().__init__(f"{self._title}:\n{lines}", self._code, stage, retryable=retryable)
+        super().__init__("\n".join(lines), self._code, stage, retryable=retryable)
 
 
 class SettingsError(_ProblemsError):

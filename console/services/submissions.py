@@ -119,7 +119,7 @@ class Submissions:
         try:
             job = parse_job(_with_tenant(caller, document))
         except InvalidJobError as error:
-            raise InvalidJobError([*problems, *error.problems]) from error
+            raise InvalidJobError([*problems, *error.problems], more=error.more) from error
         if not caller.is_operator:
             problems += self._policy.problems(job)
         if problems:

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from tasks.buckets import Size, bucket_sizes
 from tasks.dataset import Sample
+from tasks.escaping import listed
 from tasks.jobs.datasets import (
     ArchiveDatasetConfig,
     BareImagesConfig,
@@ -395,7 +396,7 @@ class TextualInversionSDDataLoaderConfig(DataLoaderConfig):
             raise ValueError("has no template")
         bare = [template for template in templates if PLACEHOLDER not in template]
         if bare:
-            examples = ", ".join(repr(template) for template in bare[:5])
+            examples = listed(list(map(repr, bare)))
             raise ValueError(f"lack {PLACEHOLDER}, where the placeholder token goes: {examples}")
         return templates
 

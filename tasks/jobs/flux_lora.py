@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from routing.estimate import PUBLISHED, Estimate, FluxShape, MemoryModel, estimate_flux_lora
+from tasks.escaping import listed
 from tasks.jobs.data_loaders import ImageCaptionFluxDataLoaderConfig
 from tasks.jobs.field_metadata import ActsIf, Affects, Location, PlainText
 from tasks.jobs.pipeline import (
@@ -253,7 +254,7 @@ class FluxLoraConfig(PipelineConfig):
         found, unmatched = flux_lora_targets(names)
         if unmatched:
             known = ", ".join(sorted(BLOCK_TARGETS))
-            raise ValueError(f"match no layer of FLUX: {', '.join(unmatched)}; known are {known}")
+            raise ValueError(f"match no layer of FLUX: {listed(unmatched)}; known are {known}")
         if not found:
             raise ValueError("names no layer; there would be nothing to train")
         return names

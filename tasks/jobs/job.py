@@ -10,7 +10,9 @@ from routing.estimate import PUBLISHED, MemoryModel
 from routing.policy import DoesNotFitError, Route, TrainingType, route
 from routing.queues import DIFFUSERS, INVOKE, Engine
 from tasks.errors import DoesNotFitJobError, InvalidJobError, Problem
+from tasks.escaping import quoted, shortened
 from tasks.jobs import invoke
+from tasks.jobs.document import DocumentError, plain_document
 from tasks.jobs.field_metadata import Location, PlainText
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.presets import UnknownPresetError, with_preset
@@ -33,7 +35,6 @@ _PATTERNS = {
 _NO_BRANCH = ("union_tag_invalid", "union_tag_not_found")
 # Errors of values that were not given.
 _MISSING = ("missing", "union_tag_not_found", EXACTLY_ONE)
-_TOO_DEEP = "the job is nested too deeply"
 
 TrainingConfig = Annotated[
     SdxlLoraConfig | SdxlTextualInversionConfig | SdxlFinetuneConfig | FluxLoraConfig,
@@ -106,27 +107,24 @@ def parse_job(document: Any) -> TrainingJob:
     Raises:
         InvalidJobError: The document is no valid job; the error lists every problem.
     """
-    if not isinstance(document, dict):
-        raise InvalidJobError([Problem("", "a job is a mapping with the key 'training'")])
     problems = []
     try:
+        document = plain_document(document)
+        if not isinstance(document, dict):
+            raise DocumentError("is a mapping with the key 'training'")
         document = with_preset(document)
+    except DocumentError as error:
+        raise InvalidJobError([Problem("", f"a job's document {error}")]) from error
     except UnknownPresetError as error:
         problems.append(Problem("preset", str(error)))
-    except RecursionError as error:
-        raise InvalidJobError([Problem("", _TOO_DEEP)]) from error
     type_problem = _check_type(document)
     if type_problem is not None:
         raise InvalidJobError([*problems, type_problem])
     try:
-        # Through JSON text: accept only what a message can carry, in its types.
-        job = TrainingJob.model_validate_json(json.dumps(document, default=str))
+        # As JSON text: pydantic accepts only what a message can carry, in its types.
+        job = TrainingJob.model_validate_json(json.dumps(document))
     except ValidationError as error:
         raise InvalidJobError([*problems, *problems_of(error)]) from error
-    except RecursionError as error:
-        raise InvalidJobError([*problems, Problem("", _TOO_DEEP)]) from error
-    except (TypeError, ValueError) as error:  # keys that are not text, a mapping inside itself
-        raise InvalidJobError([*problems, Problem("", f"the job is not JSON: {error}")]) from error
     if job.engine == INVOKE:
         problems += invoke.problems_of(job.training)
     if problems:
@@ -136,19 +134,19 @@ def parse_job(document: Any) -> TrainingJob:
 
 def problems_of(error: ValidationError) -> list[Problem]:
     """Return every problem that pydantic found, by the path in the author's document."""
-    by_path: dict[str, list[dict[str, Any]]] = {}
+    by_path: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for details in map(dict, error.errors(include_url=False)):
         by_path.setdefault(_path(details), []).append(details)
+    folders = {path[:length] for path in by_path for length in range(1, len(path))}
     problems = []
     for path, found in by_path.items():
         # pydantic reports a union of int and tuple once for each branch. The branch that got past
         # its type check is the one that the author meant; a problem inside a tuple says enough.
         meant = [d for d in found if d["type"] not in ("int_type", "tuple_type")]
-        reported_inside = any(other.startswith(f"{path}.") for other in by_path)
-        if not meant and not reported_inside:
+        if not meant and path not in folders:
             meant = found
         problems += [
-            Problem(path, _message(details), missing=details["type"] in _MISSING)
+            Problem(".".join(path), _message(details), missing=details["type"] in _MISSING)
             for details in meant
         ]
     return problems
@@ -163,10 +161,11 @@ def _check_type(document: dict[str, Any]) -> Problem | None:
     if given in list(TrainingType):
         return None
     types = ", ".join(TrainingType)
-    return Problem("training.type", f"{given!r} is not a training type; the types are {types}")
+    message = f"{quoted(given)} is not a training type; the types are {types}"
+    return Problem("training.type", message)
 
 
-def _path(details: dict[str, Any]) -> str:
+def _path(details: dict[str, Any]) -> tuple[str, ...]:
     *folders, last = map(str, details["loc"] or ("",))
     if details["type"] in _NO_BRANCH:
         # pydantic reports the union, though the problem is in the field that selects its branch.
@@ -175,7 +174,7 @@ def _path(details: dict[str, Any]) -> str:
     # An unknown option may be spelled like a branch.
     if details["type"] == "extra_forbidden" or not _BRANCH.match(last):
         parts.append(last)
-    return ".".join(parts)
+    return tuple(map(shortened, parts))
 
 
 def _message(details: dict[str, Any]) -> str:
@@ -185,7 +184,7 @@ def _message(details: dict[str, Any]) -> str:
     if kind in ("missing", "union_tag_not_found"):
         return "is missing"
     if kind == "union_tag_invalid":
-        return f"{details['ctx']['tag']!r} is not one of {details['ctx']['expected_tags']}"
+        return f"{quoted(details['ctx']['tag'])} is not one of {details['ctx']['expected_tags']}"
     if kind == "string_pattern_mismatch":
         message = _PATTERNS.get(details["ctx"]["pattern"], message)
     message = message.removeprefix("Value error, ")
@@ -193,4 +192,4 @@ def _message(details: dict[str, Any]) -> str:
         details["input"], dict | list
     ):
         return message
-    return f"{message} (got {details['input']!r})"
+    return f"{message} (got {quoted(details['input'])})"

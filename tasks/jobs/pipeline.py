@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
 from routing.estimate import PUBLISHED, Estimate, MemoryModel
+from tasks.escaping import listed
 from tasks.jobs.data_loaders import DataLoaderConfig
 from tasks.jobs.field_metadata import (
     ActsIf,
@@ -69,11 +70,12 @@ def known_names(names: tuple[str, ...], known: Collection[str], model: str) -> t
     Raises:
         ValueError: A name matches no layer, or there is no name.
     """
-    unmatched = [n for n in names if not any(k == n or k.endswith(f".{n}") for k in known)]
+    parts = [name.split(".") for name in known]
+    endings = {".".join(each[start:]) for each in parts for start in range(len(each))}
+    unmatched = [name for name in names if name not in endings]
     if unmatched:
         raise ValueError(
-            f"match no layer of {model}: {', '.join(unmatched)}; known are "
-            f"{', '.join(sorted(known))}"
+            f"match no layer of {model}: {listed(unmatched)}; known are {', '.join(sorted(known))}"
         )
     if not names:
         raise ValueError("names no layer; there would be nothing to train")

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from tasks.escaping import quoted
+
 ALIASES = {
     "flux_1x24gb": "flux_lora_1x24gb",
     "flux_1x40gb": "flux_lora_1x40gb",
@@ -37,7 +39,8 @@ class UnknownPresetError(KeyError):
 
     def __str__(self) -> str:
         """Return the message, with the names of all presets."""
-        return f"there is no preset {self.name!r}; the presets are {', '.join(preset_names())}"
+        names = ", ".join(preset_names())
+        return f"there is no preset {quoted(self.name)}; the presets are {names}"
 
 
 @cache

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from routing.estimate import PUBLISHED, Estimate, MemoryModel, SdxlShape, estimate_sdxl
+from tasks.escaping import listed
 from tasks.jobs.data_loaders import (
     DreamboothSDDataLoaderConfig,
     ImageCaptionSDDataLoaderConfig,
@@ -217,7 +218,7 @@ class SdxlLoraConfig(SdxlConfig):
     def _embedding_files(cls, files: dict[str, str]) -> dict[str, str]:
         wrong = [path for path in files.values() if not path.endswith(".safetensors")]
         if wrong:
-            raise ValueError(f"must be .safetensors files; pickles are refused: {', '.join(wrong)}")
+            raise ValueError(f"must be .safetensors files; pickles are refused: {listed(wrong)}")
         return files
 
     @field_validator("train_text_encoder")

@@ -117,7 +117,7 @@ def _add_stage(
                 case RetriedAfterDelay(reason) | Discarded(reason) | DeferredToNewerWorker(reason):
                     raise Ignore(reason)
                 case Failed(error) | Cancelled(error):
-                    raise error.for_wire() from error
+                    raise error.for_wire() from None  # results keep the whole chain's text
         finally:
             # A job that continues frees no capacity.
             if not continues:
@@ -170,7 +170,7 @@ def _add_submit(app: Celery, worker: Callable[[], WorkerContext]) -> None:
         try:
             submission = submit(with_id(job, self.request.id), context.state, self.request.id)
         except JobError as error:
-            raise error.for_wire() from error
+            raise error.for_wire() from None  # results keep the whole chain's text
         context.services.dispatch_waiting()
         job_id = submission.job_id
         match submission.outcome:

@@ -1,5 +1,6 @@
+import json
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from celery.exceptions import Ignore, Reject, Retry
@@ -79,6 +80,17 @@ def test_each_app_runs_its_tasks_with_its_own_worker() -> None:
         for app in apps:
             app.tasks[name].apply(args=("job",))
     assert asked == ["first", "second"] * 5
+
+
+@pytest.mark.parametrize("name", ["x" * 5_000_000, {str(key): 1 for key in range(300_000)}])
+def test_a_refused_job_keeps_a_small_result(name: Any) -> None:
+    worker = cast("WorkerContext", SimpleNamespace(state=None))
+    app = make_worker_app(Settings(), BROKER_URL, lambda: worker)
+    for training in ({}, {"type": "FLUX_LORA"}):
+        result = app.tasks[SUBMIT].apply(args=({"name": name, "training": training},))
+        assert isinstance(result.result, JobError)
+        # Redis keeps both, and the traceback has the message again.
+        assert len(json.dumps([result.result.args, result.traceback])) < 10_000
 
 
 def test_a_sender_has_no_tasks_beside_a_worker() -> None:

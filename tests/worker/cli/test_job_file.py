@@ -1,8 +1,12 @@
 import json
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from worker.cli.job_file import read_job_file
 from worker.errors import UnreadableJobFileError
@@ -28,7 +32,7 @@ def test_relative_files_start_at_the_job_file(tmp_path: Path, option: str) -> No
 
 @pytest.mark.parametrize("option", ["model", "single_file_config", "vae_model"])
 def test_a_model_is_a_hub_id_unless_it_must_be_a_path(tmp_path: Path, option: str) -> None:
-    for given, expected in (
+    for text, expected in (
         ("some/model", "some/model"),
         ("./some/model", str(tmp_path / "some/model")),
         ("../model", str(tmp_path.parent / "model")),
@@ -37,7 +41,7 @@ def test_a_model_is_a_hub_id_unless_it_must_be_a_path(tmp_path: Path, option: st
         ("/models/flux/dev", "/models/flux/dev"),
         ("s3://models/flux/dev", "s3://models/flux/dev"),
     ):
-        assert read(tmp_path, {option: given})[option] == expected
+        assert read(tmp_path, {option: text})[option] == expected
 
 
 @pytest.mark.parametrize("option", ["model", "single_file_config", "vae_model"])
@@ -98,3 +102,41 @@ def test_an_unreadable_file_is_reported(tmp_path: Path, text: str, said: str) ->
         read_job_file(path)
     with pytest.raises(UnreadableJobFileError, match="cannot read"):
         read_job_file(tmp_path / "nowhere.yaml")
+
+
+LONG_NUMBER = "1:" * 100_000 + "1"
+UNREADABLE = {
+    "an alias": ("a: &a [1, 1]\nb: *a", "an alias is not read"),
+    "billions of values": ("a: &a [1]\nb: &b [*a, *a]\nc: [*b, *b]", "an alias is not read"),
+    "a merged alias": ("a: &a {b: 1}\nc: {<<: *a}", "an alias is not read"),
+    "a key twice": ("training: {a: 1}\ntraining: {b: 1}", "the key 'training' occurs 2 times"),
+    "a number of base 60": (f"a: {LONG_NUMBER}", "the number '1:1:1:.* is too long"),
+    "a long number": ("a: " + "1" * 5000, "the number '111.* is too long"),
+    "many keys": ("\n".join(f"k{number}: 1" for number in range(90_000)), "more than 20,000"),
+    "deep lists": ("[" * 100_000, "is nested too deeply"),
+    "deep mappings": ('{"a":' * 100 + "1" + "}" * 100, "is nested too deeply"),
+    "no date": ("a: 2001-99-99", "is not YAML"),
+    "a value that is not its tag's": ("a: !!timestamp abc", "is not YAML"),
+    "a program": ("a: !!python/object/apply:os.system [ls]", "is not YAML"),
+    "a mebibyte": ("a: " + "x" * 2**20, "is larger than 1,048,576 bytes"),
+    "a control character": ("a: \x1b[31m", "is not YAML"),
+}
+
+
+@pytest.mark.parametrize(("text", "problem"), UNREADABLE.values(), ids=UNREADABLE)
+def test_an_unreadable_job_file_is_refused_at_once(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "job.yaml"
+    path.write_text(text, "utf-8")
+    began_s = time.process_time()
+    with pytest.raises(UnreadableJobFileError, match=problem) as caught:
+        read_job_file(path)
+    assert time.process_time() - began_s < 3
+    assert len(str(caught.value)) < 1000 + len(str(path))
+
+
+@given(st.text() | st.text(alphabet="ab: -[]{}&*!'\"\n1#|>?%@,~.<"))
+def test_any_text_is_a_job_file_or_is_refused(tmp_path_factory: Any, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with suppress(UnreadableJobFileError):
+        assert isinstance(read_job_file(path), dict)

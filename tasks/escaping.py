@@ -1,0 +1,38 @@
+"""Text of users, safe for terminals, logs and messages: no control characters, and bounded."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+_MAX_QUOTED = 100
+_MAX_LISTED = 10
+
+
+def escaped(text: str) -> str:
+    r"""Return a text on one line, with what does not print as JSON escapes: ``\n``, ``\u001b``.
+
+    These are control characters, line ends, bidirectional and zero-width ones, and lone surrogates.
+    A terminal would run them, and a log would begin another line. A JSON document, escaped, keeps
+    its meaning.
+    """
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
+
+
+def shortened(text: str, limit: int = _MAX_QUOTED) -> str:
+    """Return a text cut to a number of characters."""
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
+
+def quoted(value: Any) -> str:
+    """Return a value of a user's input as messages quote it: one line, cut to 100 characters."""
+    # A long text is cut first: only what is shown is copied.
+    return shortened(repr(value[: _MAX_QUOTED + 1] if isinstance(value, str) else value))
+
+
+def listed(texts: Sequence[str]) -> str:
+    """Return a user's first texts, each cut to 100 characters, and the number of the rest."""
+    first, more = texts[:_MAX_LISTED], len(texts) - _MAX_LISTED
+    names = ", ".join(map(shortened, first))
+    return names if more <= 0 else f"{names} and {more:,} more"
