@@ -156,12 +156,18 @@ class JobError(Exception):
 
 def _bounded_message(text: str) -> str:
     """Return an error's message, its further lines indented: none looks like another error."""
-    first, *rest = map(escaped, shortened(text, _MAX_MESSAGE_BYTES).split("\n"))
+    first, *rest = map(escaped, _without_middle(text, _MAX_MESSAGE_BYTES).split("\n"))
     lines = [line if line.startswith("  ") else f"  {line}" for line in rest]
     message = "\n".join([first, *lines])
     while len(json.dumps(message)) > _MAX_MESSAGE_BYTES:
-        message = shortened(message, len(message) * 3 // 4)
+        message = _without_middle(message, len(message) * 3 // 4)
     return message
+
+
+def _without_middle(text: str, limit: int) -> str:
+    # The beginning states the problem; the end has a trainer's last words.
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]} [...] {text[-half:]}"
 
 
 class UsageError(JobError):

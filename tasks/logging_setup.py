@@ -1,9 +1,14 @@
-"""Logging of a process: text for a terminal, one JSON object a line for a log collector."""
+"""Logging of a process: text for a terminal, one JSON object a line for a log collector.
+
+What users sent is escaped: no text writes to the terminal, and none begins a line of its own.
+"""
 
 import json
 import logging
 import sys
-from typing import Literal
+from typing import Any, Literal
+
+from tasks.escaping import escaped
 
 _EXTRAS = ("job", "stage")
 
@@ -23,10 +28,21 @@ class _TextFormatter(logging.Formatter):
     def __init__(self, process: str) -> None:
         super().__init__(f"%(asctime)s {process:<11} %(levelname)-7s %(message)s", "%H:%M:%S")
 
-    def format(self, record: logging.LogRecord) -> str:
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
         facts = " ".join(f"{k}={getattr(record, k)}" for k in _EXTRAS if hasattr(record, k))
-        text = super().format(record)
-        return f"{text} [{facts}]" if facts else text
+        text = super().formatMessage(record)
+        return escaped(f"{text} [{facts}]" if facts else text)
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802
+        return _indented(super().formatException(ei))
+
+    def formatStack(self, stack_info: str) -> str:  # noqa: N802
+        return _indented(super().formatStack(stack_info))
+
+
+def _indented(text: str) -> str:
+    """Return a traceback whose lines, which may quote what users sent, look like no record."""
+    return "\n".join(f"    {escaped(line)}" for line in text.split("\n"))
 
 
 class _JsonFormatter(logging.Formatter):
@@ -45,4 +61,4 @@ class _JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             document["exception"] = self.formatException(record.exc_info)
-        return json.dumps(document, ensure_ascii=False)
+        return escaped(json.dumps(document, ensure_ascii=False))

@@ -1,6 +1,8 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tasks.errors import (
     EXIT_CODES,
@@ -83,6 +85,27 @@ def test_every_problem_has_its_own_line() -> None:
         "  - training.lora_rank_dim: must be above 0",
         "  - is no job",
     ]
+
+
+@given(st.text() | st.builds(lambda text, n: text * n, st.text(max_size=3), st.integers(0, 9000)))
+def test_a_message_is_short_and_controls_nothing(text: str) -> None:
+    error = JobError(text)
+    assert len(json.dumps(error.args)) < 4200
+    first, *rest = error.message.split("\n")
+    assert first.isprintable()
+    assert all(line.isprintable() and line.startswith(" ") for line in rest)
+    assert error.for_wire().message == error.message
+
+
+def test_a_long_message_keeps_its_beginning_and_its_end() -> None:
+    message = JobError("the trainer failed\n" + "progress\n" * 10_000 + "out of memory").message
+    assert message.startswith("the trainer failed\n  progress")
+    assert message.endswith("out of memory")
+
+
+@given(st.text(), st.text(), st.text())
+def test_a_problem_is_one_line_of_printable_text(location: str, message: str, remedy: str) -> None:
+    assert str(Problem(location, message, remedy)).isprintable()
 
 
 def test_an_unknown_error_code_is_refused() -> None:

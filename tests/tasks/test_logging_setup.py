@@ -1,6 +1,17 @@
 import json
+import logging
 import subprocess
 import sys
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.logging_setup import set_up_logging
+
+ATTACK = "\x1b[2J\n12:00:00 cpu         INFO    forged\u202e\x9b"
 
 
 def logged(log_format: str) -> list[str]:
@@ -30,3 +41,33 @@ def test_json_is_one_object_a_line() -> None:
     assert (begins["message"], begins["job"], begins["stage"]) == ("train begins", "j1", "train")
     assert (begins["process"], begins["level"]) == ("gpu-40gb-0", "INFO")
     assert "ZeroDivisionError" in failed["exception"]
+
+
+@pytest.fixture(scope="module")
+def root() -> Iterator[logging.Logger]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield root
+    root.handlers[:], root.level = handlers, level
+
+
+def formatted(root: logging.Logger, log_format: Literal["text", "json"], text: str) -> list[str]:
+    set_up_logging(log_format, "cpu")
+    record = logging.makeLogRecord({"msg": "%s of %s", "args": (text, text), "levelname": "INFO"})
+    record.__dict__.update(job=text, stage=text)
+    try:
+        raise ValueError(text)
+    except ValueError:
+        record.exc_info = sys.exc_info()
+    return root.handlers[0].format(record).split("\n")
+
+
+@given(text=st.text() | st.just(ATTACK))
+def test_no_text_forges_a_line_of_the_log(root: logging.Logger, text: str) -> None:
+    first, *traceback = formatted(root, "text", text)
+    [document] = formatted(root, "json", text)
+    assert json.loads(document)["message"] == f"{text} of {text}"
+    for line in (first, *traceback, document):
+        assert line.isprintable()
+    assert traceback[0] == "    Traceback (most recent call last):"
+    assert all(line.startswith("    ") for line in traceback)

@@ -127,4 +127,4 @@ def _show(values: dict[str, Any], *, json: bool) -> None:
         return
     for name, value in values.items():
         text = ByteSize(value).human_readable() if name.endswith("_bytes") else value
-        stdout.print(f"{name.removesuffix('_bytes')}: {text}", markup=False)
+        stdout.print(f"{name.removesuffix('_bytes')}: {text}")

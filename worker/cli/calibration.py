@@ -67,7 +67,6 @@ def calibrate_gpu(
     stdout.print(
         f"written to {output}; set TRAINING_CALIBRATION to it where jobs are submitted",
         soft_wrap=True,
-        markup=False,
     )
 
 

@@ -46,7 +46,7 @@ def presets(
     if json:
         print_json(values)
     else:
-        stdout.print(yaml.safe_dump(values, sort_keys=False), markup=False, end="")
+        stdout.print(yaml.safe_dump(values, sort_keys=False), end="")
 
 
 @commands.command()
@@ -102,6 +102,6 @@ def contract(
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in contract_files().items():
             (folder / name).write_text(text, "utf-8")
-            stdout.print(str(folder / name), markup=False, soft_wrap=True)
+            stdout.print(str(folder / name), soft_wrap=True)
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}") from error

@@ -97,13 +97,11 @@ def _report(error: "JobError", as_json: bool) -> int:
     Returns:
         Its exit code.
     """
-    from rich.markup import escape
-
     from tasks.errors import EXIT_CODES
-    from worker.cli.output import error_document, print_json, stderr
+    from worker.cli.output import error_document, print_error, print_json
 
     if as_json:
         print_json({"error": error_document(error)})
     else:
-        stderr.print(f"[red]error[/]: {escape(error.message)}", soft_wrap=True)
+        print_error(error.message)
     return EXIT_CODES[error.code]

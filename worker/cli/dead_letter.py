@@ -88,7 +88,7 @@ def _report(job_id: str, action: str, json: bool) -> None:
     if json:
         print_json({"job_id": job_id, "action": action})
     else:
-        stdout.print(f"job {job_id} is {action}", markup=False)
+        stdout.print(f"job {job_id} is {action}")
 
 
 def _document(client: "Client", record: "JobRecord") -> dict[str, Any]:

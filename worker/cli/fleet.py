@@ -168,7 +168,7 @@ def drain(
         if json:
             print_json({"worker": name, "state": state})
         else:
-            stdout.print(f"{name}: {state}", markup=False)
+            stdout.print(f"{name}: {state}")
     if wait and running:
         message = f"workers still running: {', '.join(sorted(running))}"
         raise JobError(message, ErrorCode.INVALID_STATE)

@@ -8,8 +8,8 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ByteSize
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from routing.fair_share import OTHERS, share_of
 from routing.policy import TrainingType
@@ -80,8 +80,8 @@ def findings_table(findings: "Sequence[Finding]") -> Table:
     """Show what ``doctor`` found, one check per row."""
     table = Table("", "check", "found", "what to do")
     for finding in findings:
-        level = f"[{_STYLES[finding.level]}]{finding.level}[/]"
-        table.add_row(level, finding.subject, escape(finding.message), escape(finding.remedy))
+        level = Text(finding.level, _STYLES[finding.level])
+        table.add_row(level, finding.subject, finding.message, finding.remedy)
     return table
 
 
@@ -98,7 +98,7 @@ def gpu_table(gpus: "Sequence[Gpu]") -> Table:
     """Show the GPUs of this machine."""
     table = Table("uuid", "name", "MiB", "free", "bf16", "ECC", "class", "serves")
     for gpu in gpus:
-        table.add_row(*map(escape, _gpu_cells(gpu)))
+        table.add_row(*_gpu_cells(gpu))
     return table
 
 
@@ -117,7 +117,7 @@ def worker_gpu_table(workers: "Mapping[str, WorkerInfo]") -> Table:
             str(worker.memory_class),
             serves,
         )
-        table.add_row(*map(escape, cells))
+        table.add_row(*cells)
     return table
 
 
@@ -168,15 +168,15 @@ def engine_tables(engines: "Mapping[Engine, Installed]", applied: frozenset[str]
     for name, engine in engines.items():
         usable = "yes" if engine.is_usable else "; ".join((*engine.problems, engine.remedy))
         versions = ", ".join(f"{library} {number}" for library, number in engine.versions.items())
-        table.add_row(*map(escape, (name, usable, versions, ", ".join(TrainingType))))
+        table.add_row(name, usable, versions, ", ".join(TrainingType))
     limits = Table("option", "values", "reason", title=f"options that {INVOKE} does not support")
     for limit in UNSUPPORTED_OPTIONS:
-        limits.add_row(*map(escape, (limit.option, limit.values, limit.reason)))
+        limits.add_row(limit.option, limit.values, limit.reason)
     patches = Table("patch", "applied", "types", "bug", title=f"patches of {INVOKE}")
     for patch_name, patch in PATCHES.items():
         state = "yes" if patch_name in applied else "no"
         cells = (patch_name, state, ", ".join(sorted(patch.types)), patch.bug)
-        patches.add_row(*map(escape, cells))
+        patches.add_row(*cells)
     return [table, limits, patches]
 
 
@@ -185,7 +185,7 @@ def key_table(entries: "Sequence[KeyEntry]") -> Table:
     table = Table("name", "for", "created")
     for entry in entries:
         owner = "operator" if entry.tenant is None else f"tenant {entry.tenant}"
-        table.add_row(escape(entry.name), escape(owner), f"{entry.created:%Y-%m-%d %H:%M}")
+        table.add_row(entry.name, owner, f"{entry.created:%Y-%m-%d %H:%M}")
     return table
 
 

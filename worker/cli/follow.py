@@ -19,6 +19,7 @@ from rich.progress import (
 from tasks import events
 from tasks.client import Client
 from tasks.errors import ErrorCode, JobError
+from tasks.escaping import escaped
 from tasks.eta.history import p90
 from tasks.state.record import JobRecord, JobStatus
 from worker.cli.job_report import show_published
@@ -119,10 +120,10 @@ class _Display(AbstractContextManager["_Display"]):
 
     def __init__(self) -> None:
         self._progress = Progress(
-            TextColumn("  {task.description:<8}"),
+            TextColumn("  {task.description:<8}", markup=False),
             BarColumn(bar_width=28),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[details]}"),
+            TextColumn("{task.fields[details]}", markup=False),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -170,7 +171,7 @@ class _Display(AbstractContextManager["_Display"]):
                 pass
 
     def _line(self, text: str, style: str | None = None) -> None:
-        self._progress.console.print(f"  {text}", style=style, markup=False)
+        self._progress.console.print(f"  {escaped(text)}", style=style)
 
     def _drop_bar(self) -> None:
         if self._bar is not None:

@@ -66,7 +66,7 @@ class _Loader(yaml.SafeLoader):
             raise too_many()
         if self.check_event(yaml.AliasEvent):
             problem = "an alias is not read; write its value here"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)  # type: ignore[no-untyped-call]
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:

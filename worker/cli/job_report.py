@@ -21,9 +21,9 @@ from worker.cli.job_tables import dataset_table, estimate_table, route_table, st
 from worker.cli.output import (
     duration_text,
     error_document,
+    print_error,
     print_json,
     print_warning,
-    stderr,
     stdout,
 )
 
@@ -68,15 +68,15 @@ class JobStatusReport:
         stdout.print(f"status: {record.status}")
         stdout.print(f"GPU memory: {_memory(record)}")
         if self._waiting_reason:
-            stdout.print(f"waits: {self._waiting_reason}", soft_wrap=True, markup=False)
+            stdout.print(f"waits: {self._waiting_reason}", soft_wrap=True)
         if self._left is not None:
             left = time_left_text(self._left, self._now)
-            stdout.print(f"time left: {left}", soft_wrap=True, markup=False)
+            stdout.print(f"time left: {left}", soft_wrap=True)
         if has_endpoint():
             stdout.print(f"trace: {self._trace_id}")
         if record.error:
             error = f"{record.error_code} in {record.error_stage}: {record.error}"
-            stdout.print(error, markup=False)
+            stdout.print(error)
         if record.result:
             show_published(record)
 
@@ -113,7 +113,7 @@ class JobEstimate:
         """Print it for people."""
         if self._forecast is None:
             message = f"no duration estimate: {self._unavailable_reason}"
-            stdout.print(message, markup=False, soft_wrap=True)
+            stdout.print(message, soft_wrap=True)
         elif self._forecast.at_least_s == 0:
             stdout.print(f"no duration estimate: {NO_RUN}")
         else:
@@ -157,7 +157,7 @@ def show_dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
         print_warning(warning)
     if error:
         count = len(report.problems)
-        stderr.print(f"[red]error[/]: the dataset has {count} problem(s); see the table above")
+        print_error(f"the dataset has {count} problem(s); see the table above")
     else:
         estimate.show()
         stdout.print("the job can run; nothing was sent")
@@ -167,7 +167,7 @@ def show_dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
 def show_published(record: JobRecord) -> None:
     """Print where a job's results are."""
     published = (record.result or {})["published"]
-    stdout.print(f"published: {published}", soft_wrap=True, markup=False)
+    stdout.print(f"published: {published}", soft_wrap=True)
 
 
 def time_left_text(left: Forecast, now: datetime) -> str:

@@ -5,7 +5,6 @@ from itertools import groupby
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from routing.policy import Route
@@ -67,7 +66,7 @@ def dead_letter_table(records: list[JobRecord]) -> Table:
             record.updated_at.astimezone().strftime("%m-%d %H:%M"),
             record.error_stage,
             str(record.attempt),
-            escape(f"{record.error_code}: {record.error}"),
+            f"{record.error_code}: {record.error}",
         )
     return table
 
@@ -90,9 +89,7 @@ def dataset_table(report: "Report") -> Table:
     table = Table("", "file", "problem", "what to do", title=f"{len(report.samples)} images")
     for severity, findings in (("error", report.problems), ("warning", report.warnings)):
         for finding in findings:
-            table.add_row(
-                severity, *map(escape, (finding.location, finding.message, finding.remedy))
-            )
+            table.add_row(severity, finding.location, finding.message, finding.remedy)
     for size, count in sorted(report.buckets.items()):
         table.add_row("size", str(size), f"{count} images", "")
     return table

@@ -48,7 +48,7 @@ def submit(
     if json:
         print_json({"job_id": job_id, "waiting_reason": waiting_reason})
     else:
-        stdout.print(f"job {job_id}", markup=False)
+        stdout.print(f"job {job_id}")
         if waiting_reason:
             print_warning(waiting_reason)
     if watch:
@@ -149,4 +149,4 @@ def _show_status(job_id: str, status: str, json: bool) -> None:
     if json:
         print_json({"job_id": job_id, "status": status})
     else:
-        stdout.print(f"job {job_id} is {status}", markup=False)
+        stdout.print(f"job {job_id} is {status}")

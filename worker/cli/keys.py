@@ -38,7 +38,7 @@ def create(
     if json:
         print_json({"name": name, "tenant": tenant, "key": key})
     else:
-        stdout.print(key, markup=False, soft_wrap=True)
+        stdout.print(key, soft_wrap=True)
 
 
 @commands.command("list")
@@ -67,4 +67,4 @@ def revoke(settings: "Settings", name: KeyName, json: Json = False) -> None:
     if json:
         print_json({"revoked": name})
     else:
-        stdout.print(f"key {name} is revoked", markup=False)
+        stdout.print(f"key {name} is revoked")

@@ -90,7 +90,7 @@ def run_demo(settings: Settings, home: Path | None) -> None:
             stdout.print(password_file(settings), soft_wrap=True)
         client = client_of(settings)
         job_id = client.submit(document)
-        stdout.print(f"job {job_id}: {home / 'job.yaml'}", soft_wrap=True, markup=False)
+        stdout.print(f"job {job_id}: {home / 'job.yaml'}", soft_wrap=True)
         record = follow(client, job_id, as_json=False)
         on_24gb = sum(s.worker.startswith("gpu-24gb") for s in record.stages.values())
         stdout.print(f"stages of this FLUX job on the 24 GB worker: {on_24gb}")

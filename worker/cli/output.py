@@ -4,22 +4,46 @@ import json
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from tasks.errors import JobError
+from tasks.escaping import escaped
 
-stdout = Console(highlight=False)
-stderr = Console(stderr=True, highlight=False)
+
+class _PlainConsole(Console):
+    """A console that obeys no text: it has no control characters, no markup and no emoji codes.
+
+    Rich renders each string through ``render_str``: what is printed, and the cells and titles of
+    tables. A style is an argument, or a ``Text`` of the command's own words.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a string as rich's text; its line ends stay."""
+        return super().render_str("\n".join(map(escaped, text.split("\n"))), **options)
+
+
+stdout = _PlainConsole()
+stderr = _PlainConsole(stderr=True)
 
 
 def print_json(value: Any) -> None:
     """Print one JSON document on one line, and flush."""
-    stdout.file.write(json.dumps(value, ensure_ascii=False) + "\n")
+    stdout.file.write(escaped(json.dumps(value, ensure_ascii=False)) + "\n")
     stdout.file.flush()
+
+
+def print_error(message: str) -> None:
+    """Print an error to standard error."""
+    text = Text.assemble(("error", "red"), ": ", stderr.render_str(message))
+    stderr.print(text, soft_wrap=True)
 
 
 def print_warning(text: str) -> None:
     """Print a warning to standard error."""
-    stderr.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+    stderr.print(f"warning: {text}", style="yellow", soft_wrap=True)
 
 
 def error_document(error: JobError) -> dict[str, object]:

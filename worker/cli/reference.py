@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from dataclasses import asdict
 
-from rich.markup import escape
 from rich.table import Table
 
 from tasks.jobs.options import Option, TypeOptions
@@ -63,11 +62,11 @@ def options_table(options: TypeOptions) -> Table:
     for only_with, group in _groups(options.options):
         if only_with:
             table.add_section()
-            table.add_row("", "", "", f"with {escape(_selectors(only_with, ''))}", style="bold")
+            table.add_row("", "", "", f"with {_selectors(only_with, '')}", style="bold")
         for option in group:
             default = "required" if option.default is None else option.default
             cells = (option.path, option.type, default, option.description.replace("``", ""))
-            table.add_row(*map(escape, cells))
+            table.add_row(*cells)
     return table
 
 
