@@ -9,13 +9,15 @@ import hashlib
 import json
 import os
 import shutil
-import time
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import IO, Any
 
+from tasks.data.download.background import CheckStop, in_background, wait
 from tasks.data.download.https import HttpsClient
 from tasks.data.download.object_store import check_object_url, list_objects, request_object
 from tasks.data.download.protocol import (
@@ -33,6 +35,7 @@ OnProgress = Callable[[int, int | None], None]
 PAUSES_S = (0.5, 1.0, 2.0)
 """The pause before each retry of an interrupted download."""
 _PIECE_BYTES = 2**20
+_LOCK_POLL_S = 0.1
 
 
 class Downloads:
@@ -47,11 +50,15 @@ class Downloads:
     Args:
         folder: The folder of the files.
         policy: The operator's rules.
+        check_stop: Called several times a second during downloads; ends them by raising an error.
     """
 
-    def __init__(self, folder: Path, policy: ReadPolicy) -> None:
+    def __init__(
+        self, folder: Path, policy: ReadPolicy, check_stop: CheckStop = lambda: None
+    ) -> None:
         self._folder = folder
         self._policy = policy
+        self._check_stop = check_stop
         self._https = HttpsClient(policy.hosts)
         weakref.finalize(self, self._https.close)
         # The bytes that may still be added before the folder is measured again.
@@ -114,7 +121,8 @@ class Downloads:
             raise DownloadError(f"{redacted(url)} cannot be listed; use s3://, gs:// or az://")
         url = url.rstrip("/")
         self._check(url)
-        return list_objects(url)
+        with closing(in_background(list_objects(url), self._check_stop)) as batches:
+            return sorted(chain.from_iterable(batches))
 
     def _check(self, url: str) -> None:
         if scheme_of(url) in OBJECT_SCHEMES:
@@ -130,7 +138,8 @@ class Downloads:
         self._folder.mkdir(parents=True, exist_ok=True)
         folder = self._folder / hashlib.sha256(url.encode("utf-8", "surrogatepass")).hexdigest()
         with _lock_path(folder).open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            while not _is_locked(lock):
+                wait(_LOCK_POLL_S, self._check_stop)
             folder.mkdir(exist_ok=True)
             yield _Entry(folder)
 
@@ -147,14 +156,22 @@ class Downloads:
                     raise DownloadError(
                         f"{redacted(url)} was interrupted {attempts} times: {error}", retryable=True
                     ) from error
-                time.sleep(pause_s)
+                wait(pause_s, self._check_stop)
         raise AssertionError("the last pause is None")
 
     def _download(self, url: str, entry: "_Entry", report: OnProgress) -> FileMeta:
         stored = entry.load()
         is_object = scheme_of(url) in OBJECT_SCHEMES
         request = request_object if is_object else self._https.request_file
-        with request(url, stored, entry.part_size(stored)) as response:
+
+        def transfer() -> Generator[Any, None, None]:
+            with request(url, stored, entry.part_size(stored)) as response:
+                yield response
+                if response is not None:
+                    yield from response.pieces
+
+        with closing(in_background(transfer(), self._check_stop)) as items:
+            response: DownloadResponse | None = next(items)
             if response is None:
                 if stored is None or stored.sha256 is None:
                     raise DownloadError(
@@ -162,7 +179,7 @@ class Downloads:
                     )
                 return stored
             self._check_size(url, response.meta.size or 0, entry)
-            return self._write(url, response, entry, report)
+            return self._write(url, replace(response, pieces=items), entry, report)
 
     def _write(
         self, url: str, response: DownloadResponse, entry: "_Entry", report: OnProgress
@@ -285,9 +302,7 @@ class _Entry:
     def remove(self) -> int:
         """Remove the entry unless it is locked, and return the freed bytes."""
         with _lock_path(self.folder).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not _is_locked(lock):
                 return 0
             size = self.size()
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -297,6 +312,15 @@ class _Entry:
         new = self._meta.with_suffix(".new")
         new.write_text(json.dumps(asdict(meta)), "utf-8")
         new.replace(self._meta)
+
+
+def _is_locked(file: IO[str]) -> bool:
+    """Try to lock a file; return whether it is locked now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _lock_path(folder: Path) -> Path:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from http.cookiejar import CookieJar, DefaultCookiePolicy
 from urllib.parse import quote, urljoin, urlsplit
@@ -10,6 +10,7 @@ from urllib.parse import quote, urljoin, urlsplit
 import httpcore2
 import httpx2
 
+from tasks.data.download.pace import WINDOW_S, headers_deadline
 from tasks.data.download.protocol import (
     DownloadError,
     DownloadResponse,
@@ -22,7 +23,7 @@ from tasks.urls import redacted, scheme_of
 
 MAX_REDIRECTS = 5
 # A server may need a while for the first byte of a large file, but not to accept a connection.
-_TIMEOUT = httpx2.Timeout(connect=15.0, read=60.0, write=60.0, pool=None)
+_TIMEOUT = httpx2.Timeout(connect=15.0, read=WINDOW_S, write=WINDOW_S, pool=None)
 _BUSY = frozenset({429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 
@@ -98,15 +99,17 @@ class HttpsClient:
         target = url
         for _ in range(MAX_REDIRECTS + 1):
             checked = _checked_url(target, self._hosts)
-            with (
-                _typed_errors(target),
-                self._client.stream("GET", checked, headers=lines) as response,
-            ):
+            request = self._client.build_request("GET", checked, headers=lines)
+            with _typed_errors(target), closing(self._send(request)) as response:
                 if response.status_code not in _REDIRECTS:
                     yield response
                     return
                 target = _redirect_target(target, response)
         raise DownloadError(f"{redacted(url)} redirects more than {MAX_REDIRECTS} times")
+
+    def _send(self, request: httpx2.Request) -> httpx2.Response:
+        with headers_deadline():
+            return self._client.send(request, stream=True)
 
 
 class _GuardedTransport(httpx2.HTTPTransport):

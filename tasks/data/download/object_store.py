@@ -1,7 +1,7 @@
 """Downloads of objects from S3, GCS and Azure, with the worker's credentials."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -48,23 +48,23 @@ def check_object_url(url: str) -> None:
     _split_url(url)
 
 
-def list_objects(url: str) -> list[str]:
-    """Return the names of the objects below a prefix, relative to it, sorted.
+def list_objects(url: str) -> Generator[list[str], None, None]:
+    """Yield the names of the objects below a prefix, relative to it, in batches.
 
     Raises:
         DownloadError: The objects cannot be listed, or are too many.
     """
     bucket, prefix = _split_url(url)
-    names: list[str] = []
+    count = 0
     try:
         with _typed_errors(url):
             for batch in obstore.list(_open_bucket(bucket), prefix or None):
-                names += [meta["path"][len(prefix) :].lstrip("/") for meta in batch]
-                if len(names) > MAX_NAMES:
+                count += len(batch)
+                if count > MAX_NAMES:
                     raise DownloadError(f"{redacted(url)} has over {MAX_NAMES:,} objects")
+                yield [meta["path"][len(prefix) :].lstrip("/") for meta in batch]
     except InterruptedDownloadError as error:
         raise DownloadError(f"{redacted(url)} cannot be listed: {error}") from error
-    return sorted(names)
 
 
 @contextmanager

@@ -10,9 +10,13 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 
 import httpcore2
 
+from tasks.data.download.pace import PacedStream
+
 _NAT64 = IPv6Network("64:ff9b::/96")
 # Public by number, but reachable only from machines of Azure and of Oracle's cloud.
 _METADATA = frozenset({IPv4Address("168.63.129.16"), IPv4Address("192.0.0.192")})
+# Each may take the time of a connection attempt; a name may have hundreds.
+_MAX_ADDRESSES = 4
 
 
 class AddressError(ValueError):
@@ -49,17 +53,16 @@ class SsrfGuard(httpcore2.NetworkBackend):
             httpcore2.ConnectError: The host has no address, or none that accepts.
         """
         is_free = is_allowed(host, port, self._hosts)
-        addresses = [host] if is_free else _public_addresses(host, port)
-        for address in addresses[:-1]:
+        addresses = [host] if is_free else _public_addresses(host, port)[:_MAX_ADDRESSES]
+        for address in addresses:
             try:
-                return self._sockets.connect_tcp(
-                    address, port, timeout, local_address, socket_options
+                return PacedStream(
+                    self._sockets.connect_tcp(address, port, timeout, local_address, socket_options)
                 )
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
-                continue
-        return self._sockets.connect_tcp(
-            addresses[-1], port, timeout, local_address, socket_options
-        )
+                if address == addresses[-1]:
+                    raise
+        raise AssertionError("a resolved host has an address")
 
 
 def is_allowed(host: str, port: int, hosts: frozenset[str]) -> bool:
