@@ -87,7 +87,7 @@ class TenantPolicy:
         try:
             if "://" not in value:
                 # A relative path would depend on the worker's working directory.
-                policy.check_path(Path(value))
+                policy.resolved(Path(value))
                 return Path(value).is_absolute()
             for form in (value.partition("?")[0], unquote(value)):
                 policy.check_url(form)

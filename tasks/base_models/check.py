@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 )
 
 from tasks.errors import Problem
+from tasks.escaping import shortened
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.jobs.sdxl import SdxlConfig
 from tasks.transient import is_transient
@@ -190,7 +191,7 @@ def _check_part(folder: Path, replaced: bool) -> list[Problem]:
 def _check_weights_file(path: Path, location: str) -> list[Problem]:
     """Check by its header that a safetensors file exists and is complete."""
     if not _exists(path.is_file):
-        return [Problem(location, f"there is no file {path} on this worker")]
+        return [Problem(location, f"there is no file {shortened(str(path))} on this worker")]
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -255,11 +256,9 @@ def _check_hub_id(model: str, location: str, pipeline: str | None, hub: HfApi) -
         if pipeline and described and not str(described).startswith(pipeline):
             return [Problem(location, f"{model} is a {described}; a {pipeline}Pipeline is needed")]
     except HFValidationError:
-        return [
-            Problem(
-                location, f"{model} is neither a folder on this worker nor a Hub id (owner/name)"
-            )
-        ]
+        name = shortened(model)
+        message = f"{name} is neither a folder on this worker nor a Hub id (owner/name)"
+        return [Problem(location, message)]
     except GatedRepoError:
         message = f"{model} is gated: accept its license and set HF_TOKEN on the workers"
         return [Problem(location, message)]

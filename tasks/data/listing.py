@@ -5,21 +5,34 @@ file. It reads captions, but no image.
 """
 
 import json
+import os
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 from tasks.data.images import SUFFIXES
+from tasks.data.opening import open_resolved
 from tasks.dataset import MAX_CAPTION_BYTES, MAX_ITEMS
 from tasks.errors import Problem
+from tasks.escaping import quoted, shortened
 from tasks.jobs.datasets import ArchiveDatasetConfig, ImageCaptionJsonlDatasetConfig
 
-# A JSONL file is read whole; a million rows with long captions are smaller.
+# A million rows with long captions are smaller.
 _MAX_JSONL_BYTES = 2**30
+# A caption of the longest kind, escaped, takes a third of it.
+_MAX_LINE_BYTES = 2**20
 
 
 class SourceError(Exception):
     """A dataset cannot be read at all; the message says why."""
+
+
+def source_error(error: OSError, kind: str) -> SourceError:
+    """Return the error of a ``file`` or ``folder`` that cannot be opened."""
+    if isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError):
+        return SourceError(f"there is no such {kind} on this worker")
+    return SourceError(f"cannot be read: {error.strerror or error}")
 
 
 @dataclass(frozen=True)
@@ -159,10 +172,12 @@ class JsonlRows:
         masks: bool,
     ) -> None:
         self._listing = listing
-        lines = list(_lines(path))
-        self._count = len(lines)
+        self._count = 0
         self._rows: list[_Row] = []
-        for number, line in lines[:MAX_ITEMS]:
+        for number, line in _lines(path):
+            self._count += 1
+            if self._count > MAX_ITEMS:
+                continue
             location = f"{name} line {number}"
             try:
                 values = _values(line)
@@ -192,7 +207,7 @@ class JsonlRows:
             except ValueError as error:
                 self._listing.problems.append(Problem(row.location, str(error)))
             else:
-                name = f"{row.location} ({row.image})"
+                name = f"{row.location} ({shortened(row.image)})"
                 self._listing.add(file, name, row.caption, mask)
         self._listing.check_count(self._count)
         return self._listing
@@ -201,18 +216,24 @@ class JsonlRows:
 def find_in_folder(folder: Path, name: str) -> Path:
     """Return the file that a row names, which must be in a folder, with links resolved.
 
+    Args:
+        folder: The folder, with links resolved.
+        name: The name, relative to it.
+
     Raises:
         ValueError: The file is missing or outside the folder.
     """
     try:
         file = (folder / name).resolve()
-        is_inside, is_file = file.is_relative_to(folder.resolve()), file.is_file()
+        is_inside = file.is_relative_to(folder)
+        # Nothing is revealed of a file outside.
+        is_file = is_inside and file.is_file()
     except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a NUL
-        raise ValueError(f"names {name!r}, which cannot be opened") from error
+        raise ValueError(f"names {quoted(name)}, which cannot be opened") from error
     if not is_inside:
-        raise ValueError(f"names {name!r}, which is outside the dataset's folder")
+        raise ValueError(f"names {quoted(name)}, which is outside the dataset's folder")
     if not is_file:
-        raise ValueError(f"there is no image {name}")
+        raise ValueError(f"there is no image {shortened(name)}")
     return file
 
 
@@ -223,10 +244,10 @@ def find_in_files(files: Mapping[str, Path], folder: PurePosixPath, name: str) -
         ValueError: The file is missing or outside the dataset.
     """
     if not _is_inside(name):
-        raise ValueError(f"names {name!r}, which is outside the dataset's folder")
+        raise ValueError(f"names {quoted(name)}, which is outside the dataset's folder")
     file = files.get(str(folder / name))
     if file is None:
-        raise ValueError(f"there is no image {name}")
+        raise ValueError(f"there is no image {shortened(name)}")
     return file
 
 
@@ -243,30 +264,45 @@ def _is_inside(name: str) -> bool:
 
 def _read_caption(path: Path, name: str) -> str | Problem:
     try:
-        if path.stat().st_size > MAX_CAPTION_BYTES:
+        with open_resolved(path) as file:
+            data = file.read(MAX_CAPTION_BYTES + 1)
+        if len(data) > MAX_CAPTION_BYTES:
             return Problem(name, f"is longer than {MAX_CAPTION_BYTES} bytes; captions are short")
-        return path.read_text("utf-8-sig")
+        return data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         return Problem(name, f"cannot be read as UTF-8 text: {error}", "save it as UTF-8")
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield the lines of a JSONL file that are not blank, with their numbers."""
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yield the lines of a JSONL file that are not blank, with their numbers.
+
+    Of a longer line, one byte more than the maximum is yielded.
+    """
     try:
-        if not path.is_file():
-            raise SourceError("there is no such file on this worker")
-        if path.stat().st_size > _MAX_JSONL_BYTES:
-            raise SourceError(f"is larger than {_MAX_JSONL_BYTES // 2**20} MiB")
-        # Not splitlines(): captions may contain line separators that end no line of JSONL.
-        lines = path.read_text("utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise SourceError(f"cannot be read: {error}") from error
-    return ((number, line) for number, line in enumerate(lines, start=1) if line.strip())
+        with open_resolved(path) as file:
+            if os.fstat(file.fileno()).st_size > _MAX_JSONL_BYTES:
+                raise SourceError(f"is larger than {_MAX_JSONL_BYTES // 2**20} MiB")
+            number = 0
+            while line := file.readline(_MAX_LINE_BYTES + 1):
+                number += 1
+                rest = line
+                while len(rest) > _MAX_LINE_BYTES and not rest.endswith(b"\n"):
+                    rest = file.readline(_MAX_LINE_BYTES + 1)
+                if number == 1:
+                    line = line.removeprefix(BOM_UTF8)
+                if line.strip():
+                    yield number, line
+    except OSError as error:
+        raise source_error(error, "file") from error
 
 
-def _values(line: str) -> dict[str, object]:
+def _values(line: bytes) -> dict[str, object]:
+    if len(line) > _MAX_LINE_BYTES:
+        raise ValueError(f"is longer than {_MAX_LINE_BYTES:,} bytes, the maximum")
     try:
-        values = json.loads(line)
+        values = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        raise ValueError(f"is not UTF-8 text: {error.reason} at byte {error.start}") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:

@@ -2,8 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import urlsplit
+
+from tasks.escaping import shortened
 
 OBJECT_SCHEMES = ("s3", "gs", "az")
 """The URL schemes of object stores."""
@@ -47,22 +50,37 @@ class ReadPolicy:
             if "://" in root:
                 self.check_url(root)
             else:
-                self.check_path(Path(root))
-        except DeniedError:
+                self.resolved(Path(root))
+        except (DeniedError, OSError):
             return False
         return True
 
-    def check_path(self, path: Path) -> None:
-        """Refuse a local path outside all roots, with symbolic links resolved.
+    @cached_property
+    def _folders(self) -> list[Path] | None:
+        if self.roots is None:
+            return None
+        return [Path(root).resolve() for root in self.roots if "://" not in root]
+
+    def resolved(self, path: Path) -> Path:
+        """Return a local path with symbolic links resolved, which must be in a root.
+
+        Whoever may write in a root can change the path afterwards, so its file is opened by
+        ``open_resolved``.
 
         Raises:
             DeniedError: The path is outside.
+            OSError: The path cannot be resolved.
         """
-        if self.roots is None:
-            return
-        folders = [Path(root).resolve() for root in self.roots if "://" not in root]
-        if not any(path.resolve().is_relative_to(folder) for folder in folders):
-            raise DeniedError(f"{path} is in none of the folders of TRAINING_DATA_ROOTS")
+        try:
+            real = path.resolve()
+        except (RuntimeError, ValueError) as error:  # a loop of links, a NUL
+            raise FileNotFoundError(str(error)) from error
+        folders = self._folders
+        if folders is not None and not any(real.is_relative_to(folder) for folder in folders):
+            raise DeniedError(
+                f"{shortened(str(path))} is in none of the folders of TRAINING_DATA_ROOTS"
+            )
+        return real
 
     def check_url(self, url: str) -> None:
         """Refuse a URL outside all roots, since a worker's credentials may reach further.

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath
 from threading import Lock
+from typing import Literal
 from urllib.parse import quote
 
 from tasks.data.decoder_pool import DecodeError, unpack_archive
@@ -26,10 +27,13 @@ from tasks.data.listing import (
     find_in_folder,
     is_unicode,
     pair_captions,
+    source_error,
 )
+from tasks.data.opening import open_resolved, scan_resolved
 from tasks.data.read_policy import OBJECT_SCHEMES, DeniedError, ReadPolicy
 from tasks.data.uploads import NoUploadError, StoredUploads, is_upload
 from tasks.errors import Problem
+from tasks.escaping import shortened
 from tasks.jobs.datasets import (
     ArchiveDatasetConfig,
     DatasetConfig,
@@ -114,8 +118,7 @@ class Sources:
             return pair_captions(listing, files, captions=captions)
         if "://" in source:
             raise SourceError("a web address has no list of files; use an ARCHIVE")
-        folder = Path(source)
-        self._policy.check_path(folder)
+        folder = self._resolved(source, "folder")
         names, not_unicode = _file_names(folder)
         for name in not_unicode:
             readable = os.fsencode(name).decode("utf-8", "replace")
@@ -124,10 +127,11 @@ class Sources:
         for name in names:
             try:
                 # The folder is allowed, but a link in it may lead elsewhere.
-                self._policy.check_path(folder / name)
-                files[name] = folder / name
+                files[name] = self._policy.resolved(folder / name)
             except DeniedError:
                 listing.problems.append(Problem(name, "is a link to outside TRAINING_DATA_ROOTS"))
+            except OSError as error:
+                listing.problems.append(Problem(name, str(source_error(error, "file"))))
         return pair_captions(listing, files, captions=captions)
 
     def _jsonl(
@@ -137,14 +141,13 @@ class Sources:
         listing = Listing(redact_urls(source))
         read_rows = partial(JsonlRows, listing, config, captions=captions, masks=masks)
         if "://" in source:
-            path = self._downloads.fetch(source, on_progress=self._on_progress)
+            path = self._downloads.fetch(source, on_progress=self._on_progress).resolve()
             rows = read_rows(path, PurePosixPath(listing.location).name)
             base = source.partition("?")[0].rpartition("/")[0]
             files = self._fetch_all(base, rows.file_names(), listing)
             return rows.resolve(partial(find_in_files, files, PurePosixPath()))
-        path = Path(source)
-        self._policy.check_path(path)
-        rows = read_rows(path, path.name)
+        path = self._resolved(source, "file")
+        rows = read_rows(path, Path(source).name)
         return rows.resolve(partial(find_in_folder, path.parent))
 
     def _archive(self, config: ArchiveDatasetConfig, *, captions: bool, masks: bool) -> Listing:
@@ -164,7 +167,7 @@ class Sources:
             return pair_captions(listing, unpacked.files, captions=captions)
         jsonl = unpacked.files.get(config.jsonl)
         if jsonl is None:
-            raise SourceError(f"has no file {config.jsonl}")
+            raise SourceError(f"has no file {shortened(config.jsonl)}")
         rows = JsonlRows(listing, config, jsonl, config.jsonl, captions=captions, masks=masks)
         folder = PurePosixPath(config.jsonl).parent
         return rows.resolve(partial(find_in_files, unpacked.files, folder))
@@ -178,8 +181,7 @@ class Sources:
                 config.archive, sha256=config.sha256, on_progress=self._on_progress
             )
         else:
-            path = Path(config.archive)
-            self._policy.check_path(path)
+            path = self._resolved(config.archive, "file")
         _check_digest(path, config.sha256)
         return path
 
@@ -190,7 +192,7 @@ class Sources:
 
     def _hub(self, config: HFHubImageCaptionDatasetConfig, *, captions: bool) -> Listing:
         if config.hf_cache_dir is not None:
-            self._policy.check_path(Path(config.hf_cache_dir))
+            self._resolved(config.hf_cache_dir, "folder")
         rows = fetch_hub(
             config,
             self._new_folder(),
@@ -241,6 +243,13 @@ class Sources:
         ]
         return {name: outcome for name, outcome in fetched.items() if isinstance(outcome, Path)}
 
+    def _resolved(self, source: str, kind: Literal["file", "folder"]) -> Path:
+        """Return a local path, its links resolved and the operator's rules checked."""
+        try:
+            return self._policy.resolved(Path(source))
+        except OSError as error:
+            raise source_error(error, kind) from error
+
     def _new_folder(self) -> Path:
         self._folders += 1
         folder = self._scratch_dir / f"source-{self._folders}"
@@ -267,11 +276,10 @@ def _is_used(name: str) -> bool:
 def _file_names(folder: Path) -> tuple[list[str], list[str]]:
     """Return the names of a folder's files, and those that are not UTF-8."""
     try:
-        names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise SourceError("there is no such folder on this worker") from error
+        with scan_resolved(folder) as entries:
+            names = sorted(entry.name for entry in entries if entry.is_file())
     except OSError as error:
-        raise SourceError(f"cannot be read: {error.strerror}") from error
+        raise source_error(error, "folder") from error
     unicode_names = [name for name in names if is_unicode(name)]
     return unicode_names, sorted(set(names) - set(unicode_names))
 
@@ -279,11 +287,9 @@ def _file_names(folder: Path) -> tuple[list[str], list[str]]:
 def _check_digest(path: Path, sha256: str | None) -> None:
     """Check that a file can be read, and has a digest if one is given."""
     try:
-        with path.open("rb") as file:
+        with open_resolved(path) as file:
             digest = sha256 and hashlib.file_digest(file, "sha256").hexdigest()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError) as error:
-        raise SourceError("there is no such file on this worker") from error
     except OSError as error:
-        raise SourceError(f"cannot be read: {error.strerror}") from error
+        raise source_error(error, "file") from error
     if digest != sha256:
         raise SourceError(f"has the SHA-256 {digest}, not the job's")

@@ -6,7 +6,7 @@ from tasks.data.read_policy import ANYWHERE, DeniedError, ReadPolicy
 
 
 def test_without_roots_everything_may_be_read(tmp_path: Path) -> None:
-    ReadPolicy().check_path(tmp_path)
+    ReadPolicy().resolved(tmp_path)
     ReadPolicy().check_url("s3://any/thing")
 
 
@@ -16,10 +16,10 @@ def test_links_are_resolved_before_the_check(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("")
     (tmp_path / "open" / "link").symlink_to(tmp_path / "secret")
     access = ReadPolicy(roots=(str(tmp_path / "open"), "s3://bucket"))
-    access.check_path(tmp_path / "open" / "nowhere.png")
+    access.resolved(tmp_path / "open" / "nowhere.png")
     for name in ("secret", "open/link", "open/../secret", "opened/a.png", ""):
         with pytest.raises(DeniedError, match="TRAINING_DATA_ROOTS"):
-            access.check_path(tmp_path / name)
+            access.resolved(tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,9 @@ def test_an_object_must_be_below_a_root(url: str, may: bool) -> None:
 
 def test_empty_roots_allow_nothing(tmp_path: Path) -> None:
     with pytest.raises(DeniedError):
-        ReadPolicy(roots=()).check_path(tmp_path)
+        ReadPolicy(roots=()).resolved(tmp_path)
     anywhere = ReadPolicy(roots=tuple(ANYWHERE.split(",")))
-    anywhere.check_path(tmp_path)
+    anywhere.resolved(tmp_path)
     for url in ("s3://any/thing", "gs://any/thing", "az://any/thing"):
         anywhere.check_url(url)
 
@@ -62,11 +62,11 @@ def test_narrowed_rules_allow_what_both_allow(tmp_path: Path) -> None:
     )
     roots = (f"{tmp_path}/all/open", f"{tmp_path}/other", "s3://bucket/people/a", "s3://more")
     less = access.narrowed((*roots, "https://other.example:8443/x"))
-    less.check_path(tmp_path / "all" / "open" / "a.png")
+    less.resolved(tmp_path / "all" / "open" / "a.png")
     less.check_url("s3://bucket/people/a/1.png")
     for name in ("all/shut/a.png", "other/a.png"):
         with pytest.raises(DeniedError):
-            less.check_path(tmp_path / name)
+            less.resolved(tmp_path / name)
     for url in ("s3://bucket/people/b", "s3://more/x"):
         with pytest.raises(DeniedError):
             less.check_url(url)
@@ -77,6 +77,6 @@ def test_rules_narrowed_to_nothing_allow_nothing(tmp_path: Path) -> None:
     less = ReadPolicy(hosts=frozenset({"intern.example"})).narrowed(())
     assert less.hosts == frozenset()
     with pytest.raises(DeniedError):
-        less.check_path(tmp_path)
+        less.resolved(tmp_path)
     with pytest.raises(DeniedError):
         less.check_url("s3://any/thing")

@@ -8,6 +8,7 @@ import pytest
 
 from tasks.data.listing import Listing
 from tasks.dataset import MAX_CAPTION_BYTES
+from tasks.escaping import escaped, shortened
 from tasks.jobs.datasets import (
     ImageCaptionDirDatasetConfig,
     ImageCaptionJsonlDatasetConfig,
@@ -171,6 +172,8 @@ def test_columns_and_byte_order_mark_of_a_jsonl_file(folder: Path) -> None:
         ("{'image': 'a.png'}\n", "is not JSON: "),
         ("[" * 100_000 + "\n", "is nested too deeply"),
         ("1" * 5_000 + "\n", "digits"),
+        (line(image="a.png", text="x" * 2**20), "is longer than 1,048,576 bytes"),
+        (line(image="\x1b[31mred\u202e.png", text="x"), r"\u001b[31mred\u202e"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else None,
 )
@@ -211,7 +214,7 @@ def test_a_jsonl_file_without_rows_is_refused(folder: Path, text: str) -> None:
 
 def test_a_jsonl_file_that_cannot_be_read_is_refused(folder: Path) -> None:
     [message] = messages(jsonl_listing(folder, b"\xff\xfe"))
-    assert "data.jsonl: cannot be read" in message
+    assert "data.jsonl line 1: is not UTF-8 text" in message
     for path in (folder, folder / "none.jsonl"):
         config = ImageCaptionJsonlDatasetConfig(jsonl_path=str(path))
         assert messages(list_local(config)) == [f"{path}: there is no such file on this worker"]
@@ -224,7 +227,7 @@ def test_an_impossible_path_is_a_problem(path: str) -> None:
         ImageCaptionJsonlDatasetConfig(jsonl_path=path),
     ):
         [problem] = list_local(config).problems
-        assert problem.location == path
+        assert problem.location == shortened(escaped(path), 300)
         assert "cannot be read" in problem.message or "there is no such" in problem.message
 
 

@@ -1,0 +1,64 @@
+"""Opening of files whose folders others may change: the checked file is opened, or none.
+
+A path is resolved and checked first, and opened later. Whoever may write in a folder could make a
+link of it in between, and have a worker read what only the worker may.
+"""
+
+import fcntl
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+class MovedError(OSError):
+    """A path leads elsewhere than it did when it was resolved."""
+
+
+def open_resolved(path: Path) -> BinaryIO:
+    """Open a regular file by a path that ``Path.resolve`` returned.
+
+    Raises:
+        MovedError: Something in the path is a link now.
+        OSError: The file cannot be read, or is no regular file.
+    """
+    # Without O_NONBLOCK, a pipe would be waited for.
+    descriptor = _open(path, os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise IsADirectoryError(0, "it is not a regular file")
+    return os.fdopen(descriptor, "rb")
+
+
+@contextmanager
+def scan_resolved(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
+    """Yield the entries of a folder, by a path that ``Path.resolve`` returned.
+
+    Raises:
+        MovedError: Something in the path is a link now.
+        OSError: The folder cannot be read.
+    """
+    descriptor = _open(folder, os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        with os.scandir(descriptor) as entries:
+            yield entries
+    finally:
+        os.close(descriptor)
+
+
+def _open(path: Path, flags: int) -> int:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    if _path_of(descriptor) != os.fspath(path):
+        os.close(descriptor)
+        raise MovedError(0, "its path was changed meanwhile")
+    return descriptor
+
+
+def _path_of(descriptor: int) -> str:
+    """Return the path of an open file, without links."""
+    if sys.platform == "darwin":
+        return os.fsdecode(fcntl.fcntl(descriptor, fcntl.F_GETPATH, bytes(1024)).rstrip(b"\0"))
+    return str(Path(f"/proc/self/fd/{descriptor}").readlink())
