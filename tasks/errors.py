@@ -27,18 +27,16 @@ JobError
 └── ApiKeyNameError      an API key's name is taken, unknown or malformed
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from tasks.escaping import escaped, shortened
+from tasks.escaping import escaped, safe_message, shortened
 
-# A message is copied to every log, record and result, so whatever users send, it stays small.
+# Messages are copied to every log, record and result, so they stay small.
 _MAX_LISTED_PROBLEMS = 20
 _TEXT_LIMITS = {"location": 300, "message": 1000, "remedy": 1000}
-_MAX_MESSAGE_BYTES = 4000
 
 
 class ErrorCode(StrEnum):
@@ -139,7 +137,7 @@ class JobError(Exception):
         stage: str = "submit",
         retryable: bool = False,
     ) -> None:
-        self.message = _bounded_message(message)
+        self.message = safe_message(message)
         super().__init__(self.message, str(code), stage, retryable)
         self.code = ErrorCode(code)
         self.stage = stage
@@ -152,22 +150,6 @@ class JobError(Exception):
     def for_wire(self) -> "JobError":
         """Return the same failure as the plain ``JobError`` that JSON results can carry."""
         return JobError(self.message, self.code, self.stage, self.retryable)
-
-
-def _bounded_message(text: str) -> str:
-    """Return an error's message, its further lines indented: none looks like another error."""
-    first, *rest = map(escaped, _without_middle(text, _MAX_MESSAGE_BYTES).split("\n"))
-    lines = [line if line.startswith("  ") else f"  {line}" for line in rest]
-    message = "\n".join([first, *lines])
-    while len(json.dumps(message)) > _MAX_MESSAGE_BYTES:
-        message = _without_middle(message, len(message) * 3 // 4)
-    return message
-
-
-def _without_middle(text: str, limit: int) -> str:
-    # The beginning states the problem; the end has a trainer's last words.
-    half = limit // 2
-    return text if len(text) <= limit else f"{text[:half]} [...] {text[-half:]}"
 
 
 class UsageError(JobError):

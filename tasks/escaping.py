@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+MAX_MESSAGE_BYTES = 4000
+"""The maximum size of a message as JSON: it is copied to every log, record and result."""
 _MAX_QUOTED = 100
 _MAX_LISTED = 10
 
@@ -36,3 +38,22 @@ def listed(texts: Sequence[str]) -> str:
     first, more = texts[:_MAX_LISTED], len(texts) - _MAX_LISTED
     names = ", ".join(map(shortened, first))
     return names if more <= 0 else f"{names} and {more:,} more"
+
+
+def safe_message(text: str) -> str:
+    """Return a message to people: escaped, bounded, and no line of it looks like another message.
+
+    Its further lines are indented. Of a long message, the beginning and the end stay: what went
+    wrong, and a trainer's last words.
+    """
+    first, *rest = map(escaped, _without_middle(text, MAX_MESSAGE_BYTES).split("\n"))
+    lines = [line if line.startswith("  ") else f"  {line}" for line in rest]
+    message = "\n".join([first, *lines])
+    while len(json.dumps(message)) > MAX_MESSAGE_BYTES:
+        message = _without_middle(message, len(message) * 3 // 4)
+    return message
+
+
+def _without_middle(text: str, limit: int) -> str:
+    half = limit // 2
+    return text if len(text) <= limit else f"{text[:half]} [...] {text[-half:]}"

@@ -10,20 +10,13 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, Field, TypeAdapter
 
 from tasks.errors import ErrorCode
+from tasks.escaping import safe_message
 from tasks.strict_model import StrictModel
 
 E = TypeVar("E", bound=StrictModel)
 
-# Every reader of a job gets its texts, and some quote what users or libraries wrote.
-_MAX_TEXT = 4000
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]} [...]"
-
-
-Text = Annotated[str, AfterValidator(_cut)]
-"""A text for people, cut to a length that any reader can show."""
+Text = Annotated[str, AfterValidator(safe_message)]
+"""A text for people: every reader of a job gets it, and it may quote what users sent."""
 
 
 class EncoderDigests(StrictModel):

@@ -1,7 +1,7 @@
 """Opening of files whose folders others may change: the checked file is opened, or none.
 
-A path is resolved and checked first, and opened later. Whoever may write in a folder could make a
-link of it in between, and have a worker read what only the worker may.
+A path is resolved and checked first, and opened later. A program that may write in the
+folder could put a link there in between, and have a worker read what only the worker may.
 """
 
 import fcntl

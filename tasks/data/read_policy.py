@@ -64,8 +64,8 @@ class ReadPolicy:
     def resolved(self, path: Path) -> Path:
         """Return a local path with symbolic links resolved, which must be in a root.
 
-        Whoever may write in a root can change the path afterwards, so its file is opened by
-        ``open_resolved``.
+        A program that may write in a root can change the path afterwards, so its file is opened
+        by ``open_resolved``.
 
         Raises:
             DeniedError: The path is outside.

@@ -15,7 +15,8 @@ def test_a_line_that_is_not_an_event_is_refused() -> None:
 
 def test_texts_for_people_are_cut() -> None:
     note = Note(level="info", message="x" * 5_000_000)
-    assert note.message == "x" * 4000 + " [...]"
+    assert len(note.message) < 4000
+    assert " [...] " in note.message
 
 
 def test_a_router_calls_observers_and_one_handler() -> None:

@@ -10,7 +10,7 @@ from tests.tasks.test_escaping import CONTROLS
 from worker.cli.follow import _Display
 from worker.cli.output import print_error, print_json, print_warning, stderr, stdout
 
-ATTACK = "\x1b]0;title\x07\x1b[2J\n17:00:00 cpu INFO forged\u202e"
+ATTACK = "\x1b]0;title\x07\x1b[2J\n  17:00:00 cpu INFO forged\u202e"
 TEXTS = st.text() | st.text(alphabet=f"a [/]{CONTROLS}:") | st.just(ATTACK)
 
 
@@ -47,7 +47,7 @@ def test_markup_is_text(text: str) -> None:
 def test_an_event_is_one_line() -> None:
     with stdout.capture() as out, _Display() as display:
         display.show(Note(level="warning", message=f"a{ATTACK}"))
-    assert out.get().strip() == r"a\u001b]0;title\u0007\u001b[2J\n17:00:00 cpu INFO forged\u202e"
+    assert out.get().strip() == r"a\u001b]0;title\u0007\u001b[2J\n  17:00:00 cpu INFO forged\u202e"
 
 
 @given(TEXTS)
