@@ -10,15 +10,15 @@ import stat
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 
 class MovedError(OSError):
     """A path leads elsewhere than it did when it was resolved."""
 
 
-def open_resolved(path: Path) -> BinaryIO:
+def open_resolved(path: Path) -> BufferedReader:
     """Open a regular file by a path that ``Path.resolve`` returned.
 
     Raises:

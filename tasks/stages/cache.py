@@ -6,7 +6,7 @@ start expire after a while.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 
 from routing.queues import CPU_QUEUE
 from tasks.base_models.files import encoders_identity
@@ -30,6 +30,7 @@ from tasks.store import cache_index_key
 _CLAIMED_AT_ONCE = 256
 # How often a job checks whether other jobs have computed the entries that it waits for.
 _POLL_EVERY_S = 0.5
+_POLLED_AT_ONCE = 20_000
 
 
 def cache(context: StageContext) -> StageResult | Rerouted:
@@ -40,14 +41,15 @@ def cache(context: StageContext) -> StageResult | Rerouted:
     if encoders is None and not on_gpu:
         return Rerouted(context.record.gpu_queue, "the base model's digests are not recorded")
     fill = _CacheFill(context, encoders or _computed_encoders(context))
-    packs = fill.packs()
-    missing = fill.missing(packs)
-    if missing and not on_gpu:
-        return Rerouted(context.record.gpu_queue, f"{len(missing)} entries are missing")
-    while missing:
-        fill.compute(missing)
-        packs = fill.packs()
-        missing = fill.missing(packs)
+    # Once more after the last entry: packs that were found first may have been evicted meanwhile.
+    while len(packs := fill.locate(fill.plan.digests)) < len(fill.plan.digests):
+        missing = [digest for digest in fill.plan.digests if digest not in packs]
+        if not on_gpu:
+            return Rerouted(context.record.gpu_queue, f"{len(missing)} entries are missing")
+        while missing:
+            fill.compute(missing)
+            found = fill.locate(missing)
+            missing = [digest for digest in missing if digest not in found]
     context.worker.pack_index.touch(set(packs.values()))
     context.telemetry.count(fill.counts())
     key = cache_index_key(context.job_id)
@@ -133,35 +135,31 @@ class _CacheFill:
         self._total = 0
         self._began_s = time.monotonic()
 
-    def packs(self) -> dict[str, str]:
-        """Return the pack of each cached entry, without packs that the store has lost."""
+    def locate(self, digests: Sequence[str]) -> dict[str, str]:
+        """Return the pack of each entry that is cached, without packs that the store has lost."""
         store = self._context.worker.store
         while True:
-            packs = self._index.locate(self.plan.digests)
+            packs = self._index.locate(digests)
             new = set(packs.values()) - self._checked_packs
             self._checked_packs |= new
             if not drop_where(self._index, store, new, lambda key: not store.exists(key)):
                 return packs
 
-    def missing(self, packs: Mapping[str, str]) -> list[str]:
-        """Return the entries without a pack."""
-        return [digest for digest in self.plan.digests if digest not in packs]
-
-    def compute(self, missing: list[str]) -> None:
+    def compute(self, missing: Sequence[str]) -> None:
         """Compute the entries that no other job computes, or wait a moment if there are none.
 
         Raises:
             TrainerInterrupted: The stage is to stop.
         """
         self._total = max(self._total, len(self._computed) + len(missing))
-        position = 0
-        while position < len(missing):
-            claimed = self._index.claim(missing[position:], self._owner, _CLAIMED_AT_ONCE)
-            if not claimed:
-                break
-            position = missing.index(claimed[-1], position) + 1
-            self._compute_claimed(claimed)
-        if position == 0:
+        is_idle = True
+        for start in range(0, len(missing), _CLAIMED_AT_ONCE):
+            part = missing[start : start + _CLAIMED_AT_ONCE]
+            if claimed := self._index.claim(part, self._owner, len(part)):
+                is_idle = False
+                self._compute_claimed(claimed)
+        # Each look at many entries costs the broker much.
+        for _ in range(1 + len(missing) // _POLLED_AT_ONCE if is_idle else 0):
             if self._context.stop_requested():
                 raise TrainerInterrupted
             time.sleep(_POLL_EVERY_S)

@@ -69,7 +69,7 @@ def test_a_file_outside_is_never_read_through_a_changing_path(
 ) -> None:
     policy, path = ReadPolicy(roots=(str(root),)), root / changed
     path.rename(root / "real")
-    texts = set()
+    texts: set[str] = set()
     with changing(root / "real", path, root.parent / target):
         for _ in range(ROUNDS):
             with suppress(DeniedError, OSError), open_resolved(policy.resolved(root / file)) as it:
@@ -90,7 +90,7 @@ def test_a_listing_of_a_changing_folder_shows_nothing_outside(
 ) -> None:
     sources = Sources(ReadPolicy(roots=(str(root),)), root.parent / "kept", root.parent / "scratch")
     (root / "set").rename(root / "real")
-    captions = set()
+    captions: set[str] = set()
     with changing(root / "real", root / "set", root.parent / "secret"):
         for _ in range(ROUNDS):
             listing = sources.listing(config(root))

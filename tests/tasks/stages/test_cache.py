@@ -42,10 +42,12 @@ class Encoder:
     Args:
         store: Where packs go.
         dies_after: Packs after which it is interrupted.
+        pack_size: Entries of a pack.
     """
 
-    def __init__(self, store: Store, dies_after: int | None = None) -> None:
+    def __init__(self, store: Store, dies_after: int | None = None, pack_size: int = 8) -> None:
         self._store = store
+        self._pack_size = pack_size
         self._left = dies_after
         self.encoded: Counter[str] = Counter()
         self.on_pack: Callable[[], None] = lambda: None
@@ -64,7 +66,7 @@ class Encoder:
             if self._left == 0:
                 raise TrainerInterrupted
             stop_requested()
-            batch, left = left[:8], left[8:]
+            batch, left = left[: self._pack_size], left[self._pack_size :]
             self.encoded.update(batch)
             on_event(put_pack(self._store, "latents", batch))
             self._left = None if self._left is None else self._left - 1
@@ -234,6 +236,24 @@ def test_concurrent_jobs_share_the_work(job_of: Callable[..., Job], store: Store
     assert len(together) == 801
     assert set(together.values()) == {1}
     assert jobs[0].index().packs == jobs[1].index().packs
+
+
+def test_the_cost_grows_with_the_entries_only(
+    job_of: Callable[..., Job], store: Store, redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[int] = []
+    hmget = redis_client.hmget
+
+    def counting(name: str, keys: list[str]) -> Any:
+        looks.append(len(keys))
+        return hmget(name, keys)
+
+    job = job_of(count=5000)
+    monkeypatch.setattr(redis_client, "hmget", counting)
+    assert job.cache(Encoder(store, pack_size=500)).startswith("5000 images and 5001 captions")
+    # Two looks at all 10,001 entries and one at the missing ones, 1,000 at a time.
+    assert len(looks) == 3 * 11
+    assert sum(looks) == 3 * 10_001
 
 
 def test_stored_entries_survive_a_stop(job_of: Callable[..., Job], store: Store) -> None:

@@ -5,7 +5,7 @@ import itertools
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -86,7 +86,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(downloads, "PAUSES_S", (0.0,))
 
 
-@pytest.fixture(params=PIECES.values(), ids=PIECES.keys())
+@pytest.fixture(params=list(PIECES.values()), ids=list(PIECES))
 def server(request: pytest.FixtureRequest) -> Iterator[SlowServer]:
     server = SlowServer(request.param)
     yield server
@@ -213,13 +213,17 @@ def test_a_cancelled_job_leaves_a_file_that_another_process_downloads(tmp_path: 
         waits.set()
         job.check_stop()
 
+    def cancel_when_it_waits() -> None:
+        waits.wait()
+        job.cancel()
+
     kept = Downloads(tmp_path, ReadPolicy(), check_stop)
     entry = kept._locked_entry(url)
     with entry as locked, locked.folder.with_suffix(".lock").open("w") as other:
         assert not downloads._is_locked(other)
     with locked.folder.with_suffix(".lock").open("w") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
-        canceller = threading.Thread(target=lambda: (waits.wait(), job.cancel()))
+        canceller = threading.Thread(target=cancel_when_it_waits)
         canceller.start()
         with pytest.raises(CancelledError):
             kept.fetch(url)
@@ -227,11 +231,11 @@ def test_a_cancelled_job_leaves_a_file_that_another_process_downloads(tmp_path: 
 
 
 def test_the_items_and_the_error_of_a_background_thread_arrive() -> None:
-    def source() -> Iterator[int]:
+    def source() -> Generator[int, None, None]:
         yield from range(3)
         raise ValueError("the end")
 
-    items = in_background(source(), lambda: None)  # type: ignore[arg-type]
+    items = in_background(source(), lambda: None)
     assert [next(items) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(ValueError, match="the end"):
         next(items)
@@ -240,13 +244,13 @@ def test_the_items_and_the_error_of_a_background_thread_arrive() -> None:
 def test_a_thread_that_is_left_ends_and_closes_its_source() -> None:
     closed = threading.Event()
 
-    def source() -> Iterator[int]:
+    def source() -> Generator[int, None, None]:
         try:
             yield from itertools.count()
         finally:
             closed.set()
 
-    items = in_background(source(), lambda: None)  # type: ignore[arg-type]
+    items = in_background(source(), lambda: None)
     assert next(items) == 0
     items.close()
     assert closed.wait(5)
