@@ -259,9 +259,9 @@ def _check(request: CheckRequest) -> dict[str, Any]:
 
 
 def _make_thumbnails(request: CheckRequest) -> dict[str, Any]:
-    scratch, folder = Path(request.scratch_dir), Path(request.folder)
+    scratch, folder = Path(request.scratch_dir).resolve(), Path(request.folder)
     uploads = StoredUploads(Store(request.store_url), request.tenant)
-    archive = uploads.path_of(request.upload, scratch / "uploads")
+    archive = uploads.path_of(request.upload, scratch / "uploads").resolve()
     unpacked = unpack_archive(archive, scratch / "unpacked", max_bytes=request.max_bytes)
     if unpacked.problems and not unpacked.files:
         raise DatasetError(unpacked.problems, "prepare")

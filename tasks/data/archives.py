@@ -29,6 +29,7 @@ from tasks.data.archive_members import (
     read_up_to,
 )
 from tasks.data.images import SUFFIXES
+from tasks.data.opening import open_resolved
 from tasks.data.tar_reader import BLOCK_BYTES, TarReader, is_tar
 from tasks.errors import Problem
 
@@ -76,7 +77,7 @@ def unpack(archive: Path, folder: Path, *, max_bytes: int) -> Unpacked:
     folder.mkdir(parents=True, exist_ok=True)
     unpacking = _Unpacking(archive.name, folder)
     try:
-        with archive.open("rb") as file:
+        with open_resolved(archive) as file:
             size = file.seek(0, io.SEEK_END)
             file.seek(0)
             unpacking.run(file, UnpackedBytes(size, max_bytes))

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile
 
 from tasks.data.decoder_pool import DecodeError, decode_file
+from tasks.data.download.background import call_in_background
+from tasks.data.download.pace import MIN_BYTES_PER_S, WINDOW_S
 from tasks.dataset import MAX_CAPTION_BYTES, MAX_ITEMS
 from tasks.errors import Problem
 from tasks.jobs.datasets import HFHubImageCaptionDatasetConfig
@@ -31,6 +34,8 @@ CONVERTED = "refs/convert/parquet"
 MAX_ROW_PROBLEMS = 100
 _LOCATION = "training.data_loader.dataset"
 _MAX_NAMES = 20
+# Some ten requests, and a page for each thousand files.
+_LIST_TIMEOUT_S = 300.0
 _TRAIN = re.compile(r"(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE)
 _PARTIAL = "partial-train"
 
@@ -144,7 +149,12 @@ class _Reader:
             _RefusedError: The rest of the dataset is not read.
         """
         name = self._config.dataset_name
-        choice = _choose(name, self._config.dataset_config_name, hub)
+        with _hub_errors(name):
+            choice = call_in_background(
+                lambda: _choose(name, self._config.dataset_config_name, hub),
+                self._check_stop,
+                _LIST_TIMEOUT_S,
+            )
         if choice.is_part:
             message = f"the Hub has only the first part of {name} as parquet; the rest is not used"
             self.rows.warnings.append(Problem(f"{_LOCATION}.dataset_name", message))
@@ -155,13 +165,16 @@ class _Reader:
             # One by one: a column missing in the first file is reported before the rest is
             # downloaded.
             with _hub_errors(name):
-                path = hub.hf_hub_download(
+                download = partial(
+                    hub.hf_hub_download,
                     name,
                     file.path,
                     repo_type="dataset",
                     revision=choice.sha,
                     cache_dir=self._config.hf_cache_dir,
                 )
+                timeout_s = WINDOW_S + file.size / MIN_BYTES_PER_S
+                path = call_in_background(download, self._check_stop, timeout_s)
             self._read_file(path, f"{name}/{file.path}")
 
     def _read_file(self, path: str, name: str) -> None:

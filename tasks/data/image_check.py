@@ -1,6 +1,7 @@
 """The check of an image file and its mask, which decoders do."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from tasks.data.images import (
     read_header,
 )
 from tasks.data.near_duplicates import difference_hash
+from tasks.data.opening import open_resolved, read_resolved
 
 MAX_FILE_BYTES = 512 * 2**20
 """Larger than any training image; a file is held in memory while it is read."""
@@ -86,7 +88,7 @@ def check_image(path: Path, mask_path: Path | None, reserve: Callable[[int], Non
         needed = size + mask_size + max(header.decoding_bytes, mask_header.decoding_bytes)
     check_memory(needed)
     reserve(needed)
-    data = path.read_bytes()
+    data = read_resolved(path)
     image = open_image(data)
     checked = CheckedImage(
         digest=image_digest(image),
@@ -115,22 +117,22 @@ def make_thumbnail(path: Path, thumbnail: Path, side: int, reserve: Callable[[in
     size, header = _header(path)
     check_memory(size + header.decoding_bytes)
     reserve(size + header.decoding_bytes)
-    image = open_image(path.read_bytes())
+    image = open_image(read_resolved(path))
     image.thumbnail((side, side))
     image.save(thumbnail, "JPEG", quality=80)
 
 
 def _header(path: Path) -> tuple[int, ImageHeader]:
     """Return a file's size and its image's header."""
-    size = path.stat().st_size
-    if size > MAX_FILE_BYTES:
-        raise UnusableFileError(f"is larger than {MAX_FILE_BYTES // 2**20} MiB")
-    with path.open("rb") as file:
+    with open_resolved(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_FILE_BYTES:
+            raise UnusableFileError(f"is larger than {MAX_FILE_BYTES // 2**20} MiB")
         return size, read_header(file)
 
 
 def _check_mask(path: Path, image: CheckedImage) -> CheckedMask:
-    data = path.read_bytes()
+    data = read_resolved(path)
     mask = open_mask(data)
     if mask.size != (image.width, image.height):
         raise _other_size(mask.size, (image.width, image.height))

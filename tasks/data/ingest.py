@@ -7,6 +7,7 @@ from functools import partial
 
 from tasks.data.image_check import MAX_FILE_BYTES
 from tasks.data.memory_budget import MemoryBudget, map_in_threads
+from tasks.data.opening import read_resolved
 from tasks.data.validation import CheckedFile, Report
 from tasks.dataset import Dataset, balanced, dataset_of
 from tasks.errors import DatasetError, Problem
@@ -50,7 +51,7 @@ def _put(file: CheckedFile, store: Store, memory: MemoryBudget) -> bool:
         return True
     try:
         with memory.reserve(file.path.stat().st_size):
-            data = file.path.read_bytes()
+            data = read_resolved(file.path)
             if hashlib.sha256(data).hexdigest() != file.sha256:
                 return False
             store.put_if_absent(key, data)

@@ -33,6 +33,16 @@ def open_resolved(path: Path) -> BufferedReader:
     return os.fdopen(descriptor, "rb")
 
 
+def read_resolved(path: Path) -> bytes:
+    """Return the bytes of a regular file; see ``open_resolved``.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with open_resolved(path) as file:
+        return file.read()
+
+
 @contextmanager
 def scan_resolved(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
     """Yield the entries of a folder, by a path that ``Path.resolve`` returned.

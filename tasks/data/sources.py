@@ -59,8 +59,8 @@ class Sources:
         scratch_dir: The folder that archives are unpacked into; the caller removes it.
         on_progress: Receives the bytes of a download that are stored, and its size if known.
         uploads: The uploads of the job's tenant; None if there is no store to read them from.
-        check_stop: Called a few times a second while archives and parquet files are read. An
-            exception that it raises ends the reading.
+        check_stop: Called a few times a second while files are downloaded and read. An exception
+            that it raises ends the work.
     """
 
     def __init__(
@@ -73,8 +73,9 @@ class Sources:
         check_stop: Callable[[], object] = lambda: None,
     ) -> None:
         self._policy, self._uploads = policy, uploads
-        self._downloads = Downloads(downloads_dir, policy)
-        self._scratch_dir = scratch_dir
+        # Resolved: items are opened by ``open_resolved``.
+        self._downloads = Downloads(downloads_dir.resolve(), policy, check_stop)
+        self._scratch_dir = scratch_dir.resolve()
         self._on_progress, self._check_stop = on_progress, check_stop
         self._folders = 0
 
@@ -141,7 +142,7 @@ class Sources:
         listing = Listing(redact_urls(source))
         read_rows = partial(JsonlRows, listing, config, captions=captions, masks=masks)
         if "://" in source:
-            path = self._downloads.fetch(source, on_progress=self._on_progress).resolve()
+            path = self._downloads.fetch(source, on_progress=self._on_progress)
             rows = read_rows(path, PurePosixPath(listing.location).name)
             base = source.partition("?")[0].rpartition("/")[0]
             files = self._fetch_all(base, rows.file_names(), listing)
@@ -188,7 +189,7 @@ class Sources:
     def _upload(self, source: str) -> Path:
         if self._uploads is None:
             raise NoUploadError("is an upload, which can be read only where the store is available")
-        return self._uploads.path_of(source, self._scratch_dir / "uploads")
+        return self._uploads.path_of(source, self._scratch_dir / "uploads").resolve()
 
     def _hub(self, config: HFHubImageCaptionDatasetConfig, *, captions: bool) -> Listing:
         if config.hf_cache_dir is not None:

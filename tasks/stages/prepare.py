@@ -87,6 +87,7 @@ class _Monitor:
     def __init__(self, context: StageContext) -> None:
         self._context = context
         self._checked_s = 0.0
+        self._is_stopped = False
         self._lock = Lock()
 
     def check_stop(self) -> None:
@@ -107,12 +108,14 @@ class _Monitor:
 
     def _is_due(self) -> bool:
         now = time.monotonic()
-        if now - self._checked_s < _STOP_CHECK_EVERY_S:
-            return False
-        self._checked_s = now
-        if self._context.stop_requested():
+        is_due = now - self._checked_s >= _STOP_CHECK_EVERY_S
+        if is_due:
+            self._checked_s = now
+            self._is_stopped = self._is_stopped or self._context.stop_requested()
+        # Every thread ends, not only the first one that asks.
+        if self._is_stopped:
             raise TrainerInterrupted
-        return True
+        return is_due
 
 
 def _publish_report(context: StageContext, report: Report) -> None:

@@ -56,6 +56,25 @@ def in_background(
         left.set()
 
 
+def call_in_background(
+    function: Callable[[], Item], check_stop: CheckStop, timeout_s: float
+) -> Item:
+    """Return the result of a call that a thread makes.
+
+    Raises:
+        TimeoutError: There is none in time.
+    """
+    due_s = time.monotonic() + timeout_s
+
+    def check() -> None:
+        check_stop()
+        if time.monotonic() > due_s:
+            raise TimeoutError(f"there was no answer within {timeout_s:,.0f} s")
+
+    with closing(in_background((function() for _ in range(1)), check)) as results:
+        return next(results)
+
+
 def wait(seconds: float, check_stop: CheckStop) -> None:
     """Sleep, unless the work is to stop."""
     end_s = time.monotonic() + seconds
