@@ -44,6 +44,7 @@ from worker.cli.client import client_of
 from worker.kombu_redis.transport import Keys
 from worker.local.embedded_broker import EmbeddedBroker
 from worker.maintenance.reconciler import Reconciler
+from worker.message_guard import unreadable_messages
 from worker.supervision.process import spawn, stop
 
 # Kinds of ``benchmarks.noop_worker``. The others are compared with the first.
@@ -232,7 +233,9 @@ def _depths(most: int, workers: int) -> Iterator[str]:
 def _at_depth(
     depth: int, settings: Settings, client: Client, redis: Redis, fleet: EmulatedFleet
 ) -> str:
-    reconciler = Reconciler(redis, client.control, lambda _: None, timedelta(hours=1), Keys.of({}))
+    hour = timedelta(hours=1)
+    unreadable = unreadable_messages(redis, hour)
+    reconciler = Reconciler(redis, client.control, lambda _: None, hour, Keys.of({}), unreadable)
     duties: dict[str, Callable[[], object]] = {
         "publish_fleet": lambda: client.tenant_queues.publish_fleet(
             live_workers(redis).values(), settings.shares_by_tenant(), timedelta(hours=1)

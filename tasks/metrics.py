@@ -13,7 +13,7 @@ from typing import Literal
 
 from routing.classes import MemoryClass
 from routing.policy import TrainingType
-from routing.queues import GPU_QUEUES
+from routing.queues import ALL_QUEUES, GPU_QUEUES
 from tasks.contract import STAGES
 from tasks.errors import ErrorCode
 
@@ -196,6 +196,12 @@ REQUEUES = _counter(
 )
 REDELIVERED_MESSAGES = _counter(
     "redelivered_messages_total", "Messages of lost workers that returned to their queues."
+)
+UNREADABLE_MESSAGES = _counter(
+    "unreadable_messages_total",
+    "Messages that were set aside because no worker can process them, by the queue they were in; "
+    "'unacked' is what workers hold.",
+    {"queue": (*ALL_QUEUES, "unacked")},
 )
 LEASE_RENEWALS = _counter("lease_renewals_total", "Renewals of the leases of held messages.")
 LEASE_LOSSES = _counter(

@@ -27,7 +27,7 @@ from worker.gpu.inventory import Gpu
 from worker.gpu.quarantine import GpuFaultPipe, GpuQuarantine
 from worker.kombu_redis.leases import LeaseOptions, install_leases
 from worker.kombu_redis.queue_order import QUEUE_ORDER
-from worker.kombu_redis.transport import Keys, use_for_redis
+from worker.kombu_redis.transport import CONSUMER, Keys, use_for_redis
 from worker.lifecycle.drain import Drain, shut_down
 from worker.lifecycle.event_batches import EventBatches
 from worker.lifecycle.health import HealthFile
@@ -35,6 +35,7 @@ from worker.lifecycle.idle_shutdown import IdleShutdown
 from worker.lifecycle.preemption import PreemptionWatch
 from worker.lifecycle.registration import Registration
 from worker.maintenance.fleet_maintenance import FleetMaintenance
+from worker.message_guard import MessageGuard, unreadable_messages
 from worker.periodic import ThreadWatch
 from worker.policy import WorkerPolicy, install_policies
 
@@ -71,7 +72,6 @@ def run_worker(
         NoBrokerError: The broker is a cluster.
     """
     _set_up_logging(settings, name)
-    use_for_redis()
     queues = with_submit_queue(queues)
     worker = f"{name}@{socket.gethostname()}"
     real_gpu = None if gpu is None or gpu.emulated else gpu
@@ -79,9 +79,11 @@ def run_worker(
     context = ChildContext(lambda: make_context(app, settings, broker_url, worker, gpu, faults))
     app = make_worker_app(settings, broker_url, context.get, drain.requested)
     app.conf.broker_transport_options["queue_order_strategy"] = QUEUE_ORDER
+    app.conf.worker_consumer = CONSUMER
     client = connect(broker_url)
     with suppress(redis.RedisError):  # a worker waits for a broker that is unavailable
         check_mode(client)
+    use_for_redis(MessageGuard(client).read, unreadable_messages(client, settings.job_ttl))
     keys = Keys.of(app.conf.broker_transport_options)
     watch, renewal_interval = ThreadWatch(shut_down), settings.visibility_timeout / 4
     sampler = GpuSampler(real_gpu.uuid if real_gpu else None, renewal_interval, watch)

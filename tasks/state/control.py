@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 # Some tenths of a second of the maintenance's time in each of its rounds.
 _RENEWED_AT_ONCE = 500
+# A message that ends every worker that takes it is set aside, and so lost, again and again.
+_MAX_LOSSES = 5
 
 
 class JobControl:
@@ -136,13 +138,15 @@ class JobControl:
         return self._jobs.summaries(self._ids_in_flight())
 
     def requeue(self, job_id: str, attempt: int, stage: str) -> bool:
-        """Let a stage whose message was lost begin again.
+        """Let a stage whose message was lost begin again; a job that loses too many fails.
 
         Returns:
-            Whether the caller sends its message; False if the job has continued meanwhile.
+            Whether the caller sends its message; False if the job has continued or failed.
         """
         note = Note(level="warning", message=f"the message of {stage} was lost; it is sent again")
-        is_requeued = scripts.requeue_stage(
+        message = f"the message of {stage} was lost {_MAX_LOSSES} times, and the stage never began"
+        exhausted = JobEnded(status="failed", message=message, code=ErrorCode.INTERNAL)
+        outcome = scripts.requeue_stage(
             self._redis,
             job_key=record_key(job_id),
             events_key=events_key(job_id),
@@ -151,8 +155,11 @@ class JobControl:
             attempt=attempt,
             stage=stage,
             event=note.model_dump_json(),
+            max_losses=_MAX_LOSSES,
+            exhausted_event=exhausted.model_dump_json(),
+            exhausted_message=message,
         )
-        return bool(is_requeued)
+        return outcome == "requeued"
 
     def renew_keys(self) -> int:
         """Renew the keys of jobs that have not ended; remove expired jobs from the lists.

@@ -49,6 +49,9 @@ MISSING_MESSAGES = "training:reconciler:missing"
 """Hash: the jobs without a message at the reconciler's last look, by job: what each waited for and
 since when."""
 
+UNREADABLE = "training:unreadable"
+"""List: messages that no worker could process, the newest first; its length is bounded."""
+
 UNACKED_INDEX = "unacked_index"
 """kombu's sorted set of the delivery tags that workers hold, unless the transport's options rename
 it: a worker passes the name on that its transport has."""

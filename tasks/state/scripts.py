@@ -199,7 +199,10 @@ def requeue_stage(
     attempt: int,
     stage: str,
     event: str,
-) -> int:
+    max_losses: int,
+    exhausted_event: str,
+    exhausted_message: str,
+) -> str:
     """Let a stage whose message was lost begin again."""
     raise NotImplementedError
 

@@ -12,7 +12,9 @@ from uuid import uuid4
 
 import psutil
 
+from routing.queues import SUBMIT_QUEUE
 from tests.chaos.cluster import Cluster, signal_all, sleep
+from tests.poison import unreadable
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,12 @@ def _lose_message(strike: Strike) -> None:
     signal_all("resume", workers)
 
 
+def _poison(strike: Strike) -> None:
+    """Send every kind of unreadable message to every queue."""
+    for queue in ("cpu", "gpu.40gb", SUBMIT_QUEUE):
+        strike.cluster.redis.lpush(queue, *unreadable(queue).values())
+
+
 def _cancel(strike: Strike) -> None:
     strike.cluster.client.cancel(strike.job_id)
 
@@ -249,5 +257,6 @@ ALL = (
     Fault("submitted twice", _submit_twice, restarts=False),
     Fault("checkpoint damaged", _damage_checkpoint, only_train=True),
     Fault("message lost", _lose_message),
+    Fault("poison in each queue", _poison, restarts=False),
     Fault("cancelled", _cancel, restarts=False, cancels=True),
 )

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.chaos import fuzz
 from tests.chaos.__main__ import prepare
 from tests.chaos.cluster import Cluster
 from tests.chaos.faults import ALL
@@ -31,9 +32,16 @@ def jobs(cluster: Cluster) -> Jobs:
         ("host killed", "delivered twice"),
         ("network cut for long", "checkpoint damaged"),
         ("submitted twice", "cancelled"),
+        ("poison in each queue", "worker killed"),
     ],
     ids=" and ".join,
 )
 def test_every_promise_is_kept(cluster: Cluster, jobs: Jobs, names: tuple[str, ...]) -> None:
     chance = random.Random(str(names))
     run(cluster, jobs, [FAULTS[name] for name in names], chance)
+
+
+@pytest.mark.timeout(240)
+def test_generated_messages_end_no_worker(cluster: Cluster, jobs: Jobs) -> None:
+    result = fuzz.run(cluster, jobs, 500, random.Random(16))
+    assert result.set_aside > 200

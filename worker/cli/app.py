@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import cache, capacity, catalog, dead_letter, fleet, jobs, keys, serve
+from worker.cli import cache, capacity, catalog, dead_letter, fleet, jobs, keys, serve, unreadable
 
 cli = typer.Typer(
     name="training-worker",
@@ -19,6 +19,7 @@ for group in (jobs.commands, fleet.commands, capacity.commands, catalog.commands
 cli.add_typer(cache.commands, name="cache")
 cli.add_typer(dead_letter.commands, name="dead-letter")
 cli.add_typer(keys.commands, name="keys")
+cli.add_typer(unreadable.commands, name="unreadable")
 
 
 def _print_version(value: bool) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tasks.state.tenant_queues import TenantQueues
     from tasks.state.workers import WorkerInfo
     from worker.gpu.inventory import Gpu
+    from worker.kombu_redis.unreadable import UnreadableMessage
     from worker.maintenance.doctor import Finding
     from worker.supervision.engines import Installed
 
@@ -228,3 +229,13 @@ def _gpu_cells(gpu: "Gpu") -> tuple[str, ...]:
     ecc = "" if device.ecc is None else "on" if device.ecc else "off"
     memory = (str(gpu.memory_mib), str(device.free_mib))
     return gpu.uuid, gpu.name, *memory, bf16, ecc, memory_class, serves
+
+
+def unreadable_table(messages: "Sequence[UnreadableMessage]") -> Table:
+    """Show one unreadable message per row, without its text, which may hold signed URLs."""
+    table = Table("set aside", "queue", "bytes", "reason")
+    for message in messages:
+        at = datetime.fromtimestamp(message.set_aside_at).astimezone()
+        row = at.strftime("%m-%d %H:%M:%S"), message.queue, f"{message.size:,}", message.reason
+        table.add_row(*map(escape, row))
+    return table

@@ -1,23 +1,42 @@
-"""kombu's Redis transport with a new delivery tag for each delivery.
+"""kombu's Redis transport with a guard before Celery and a new delivery tag for each delivery.
+
+Celery ends a worker that cannot read a message. Here every message is read before Celery gets it,
+and set aside if it is unreadable or if Celery fails on it all the same.
 
 kombu redelivers a message under the tag it had. A worker that lost the message, because it was
-frozen or cut off, would then acknowledge, renew or reject the delivery of another worker. Here a
-message that returns to its queue gets a new tag: the old tag matches nothing, and the tag
-identifies the worker that holds the message.
+frozen or cut off, would then acknowledge, renew or reject the delivery of another worker. Here each
+delivery has a new tag: the old tag matches nothing, and the tag identifies the worker that holds
+the message.
 
 kombu's own redelivery of lost workers' messages is off; ``redelivery.py`` replaces it. ``Keys``
 names the transport's keys in Redis.
 """
 
+import logging
+import traceback
 from bisect import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files
-from typing import Any, Self
+from queue import Empty
+from typing import Any, ClassVar, Self
+from uuid import uuid4
 
+from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
-from kombu.utils.json import dumps
-from redis import Redis
+from kombu.utils.json import dumps, loads
+from redis import Redis, RedisError
+
+from worker.kombu_redis.unreadable import UnreadableMessageError, UnreadableMessages
+
+logger = logging.getLogger(__name__)
+
+ReadMessage = Callable[[bytes, str], dict[str, Any]]
+"""Reads the text of a message in a queue; raises UnreadableMessageError."""
+
+DELIVERIES = "deliveries"
+"""The property of a message that counts its deliveries."""
 
 _HOLD = (files("worker.kombu_redis") / "hold.lua").read_text("utf-8")
 
@@ -106,24 +125,116 @@ class QoS(redis.QoS):
         """Do nothing, in place of kombu's own redelivery."""
 
 
+def read_json(text: bytes, _: str) -> dict[str, Any]:
+    """Read a message as kombu does."""
+    message: dict[str, Any] = loads(text)  # type: ignore[no-untyped-call]
+    return message
+
+
 class Channel(redis.Channel):
-    """A channel that gives messages new tags when they return to their queues."""
+    """A channel that reads each message before Celery does, and gives each delivery a new tag."""
 
     QoS = QoS
+    read: ClassVar[ReadMessage] = staticmethod(read_json)
+    unreadable: ClassVar[UnreadableMessages | None] = None
     _cached_client: Redis | None = None
 
     def _create_client(self, asynchronous: bool = False) -> Redis:
         """Return one client for each pool: making one takes longer than sending a command."""
         if asynchronous:
             client: Redis = super()._create_client(asynchronous=True)  # type: ignore[no-untyped-call]
+            client.set_response_callback("BRPOP", self._popped)
             return client
         if self._cached_client is None or self._cached_client.connection_pool is not self.pool:
             self._cached_client = super()._create_client()  # type: ignore[no-untyped-call]
         return self._cached_client
 
-    def _do_restore_message(self, payload: dict[str, Any], *args: Any, **kwargs: Any) -> None:
-        payload["properties"]["delivery_tag"] = self._next_delivery_tag()  # type: ignore[no-untyped-call]
-        super()._do_restore_message(payload, *args, **kwargs)  # type: ignore[no-untyped-call]
+    def basic_consume(self, queue: str, *args: Any, **kwargs: Any) -> Any:
+        """Consume a queue; a message that its consumer cannot process is set aside."""
+        super().basic_consume(queue, *args, **kwargs)  # type: ignore[no-untyped-call]
+        callbacks = self.connection._callbacks
+        callbacks[queue] = partial(self._deliver, callbacks[queue], queue)
+
+    def set_aside(self, message: bytes, queue: str, reason: str) -> None:
+        """Keep a message that no worker can process. If the broker refuses that, it is lost."""
+        try:
+            if self.unreadable is not None:
+                self.unreadable.add(message, queue, reason)
+        except RedisError as error:
+            logger.error("lost an unreadable message in %s (%s): %s", queue, reason, error)
+
+    def refuse(self, message: Any, reason: str) -> None:
+        """Acknowledge a delivered message and set it aside."""
+        self.qos.reject(message.delivery_tag)
+        self.set_aside(_text(message._raw), message.delivery_info["routing_key"], reason)
+
+    def _popped(self, reply: list[bytes] | None, **_: Any) -> tuple[bytes, bytes] | None:
+        """Return the reply of BRPOP with a message that Celery can process, or none."""
+        if not reply:
+            return None
+        key, text = reply
+        queue = key.decode().removeprefix(self.global_keyprefix).rsplit(self.sep, 1)[0]
+        try:
+            return key, _text(_delivered(Channel.read(text, queue), queue))
+        except UnreadableMessageError as error:
+            self.set_aside(text, queue, str(error))
+            return None
+
+    def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
+        return _delivered(super()._get(queue), queue)  # type: ignore[no-untyped-call]
+
+    def _deliver(self, callback: Callable[[Any], None], queue: str, message: Any) -> None:
+        """Pass a message on. Celery's errors must not end the worker, but for the broker's own."""
+        try:
+            callback(message)
+        except (RedisError, OSError, OperationalError):
+            raise
+        except Exception as error:  # noqa: BLE001  # logged by its type: its text may quote the message
+            if queue in self._fanout_queues:
+                logger.warning("skipped an unreadable broadcast: %s", type(error).__name__)
+                return
+            self.qos.reject(message["properties"]["delivery_tag"])
+            function = traceback.extract_tb(error.__traceback__)[-1].name
+            reason = f"Celery fails: {type(error).__name__} in {function}"
+            self.set_aside(_text(message), queue, reason)
+
+    def _receive_one(self, c: Any) -> Any:
+        try:
+            return super()._receive_one(c)  # type: ignore[no-untyped-call]
+        except RecursionError:
+            logger.warning("skipped an unreadable broadcast: RecursionError")
+            raise Empty from None
+
+    def _deliver_fanout_message(self, message: Any, exchange: str) -> Any:
+        """Skip compressed broadcasts: a small one may need gigabytes."""
+        headers = message.get("headers") if isinstance(message, dict) else None
+        if not isinstance(headers, dict) or headers.get("compression"):
+            logger.warning("skipped an unreadable broadcast: its headers")
+            return True
+        return super()._deliver_fanout_message(message, exchange)  # type: ignore[no-untyped-call]
+
+
+def _text(message: dict[str, Any]) -> bytes:
+    text: str = dumps(message)  # type: ignore[no-untyped-call]
+    return text.encode()
+
+
+def _delivered(message: dict[str, Any], queue: str) -> dict[str, Any]:
+    """Return a message as its next delivery.
+
+    The tag is new, and the routing key is the queue that the message was in: a sender's own could
+    send it anywhere when it is requeued.
+    """
+    properties = message["properties"]
+    info = properties.get("delivery_info")
+    is_again = isinstance(info, dict) and info.get("redelivered") is True
+    properties |= {
+        "delivery_tag": str(uuid4()),
+        "delivery_info": {"exchange": "", "routing_key": queue}
+        | ({"redelivered": True} if is_again else {}),
+        DELIVERIES: properties.get(DELIVERIES, 0) + 1,
+    }
+    return message
 
 
 class Transport(redis.Transport):
@@ -142,8 +253,21 @@ class SentinelTransport(Transport, redis.SentinelTransport):
     Channel = SentinelChannel
 
 
-def use_for_redis() -> None:
-    """Use these transports for a broker's URL in this process; call before the first connection."""
+CONSUMER = "worker.kombu_redis.consumer:Consumer"
+"""For Celery's setting ``worker_consumer``."""
+
+
+def use_for_redis(
+    read: ReadMessage = read_json, unreadable: UnreadableMessages | None = None
+) -> None:
+    """Use these transports for a broker's URL in this process; call before the first connection.
+
+    Args:
+        read: Reads the text of a message from a queue as kombu would. It raises
+            UnreadableMessageError for one that must not reach Celery.
+        unreadable: Where such messages go.
+    """
+    Channel.read, Channel.unreadable = staticmethod(read), unreadable
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
     TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"

@@ -6,6 +6,7 @@ but a probe object in the store.
 
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,8 @@ from worker.gpu.inventory import find_gpus
 from worker.kombu_redis.transport import Keys
 from worker.local.embedded_broker import broker_url
 from worker.local.flower import flower_address
-from worker.maintenance.reconciler import messages
+from worker.maintenance.reconciler import scan_messages
+from worker.message_guard import unreadable_messages
 from worker.supervision.engines import find_invoke
 
 Level = Literal["ok", "warning", "error"]
@@ -227,11 +229,17 @@ def _check_leases(client: Redis, settings: Settings, keys: Keys) -> Iterator[Fin
 
 
 def _check_messages(client: Redis, settings: Settings, keys: Keys) -> Iterator[Finding]:
-    with_message = set(messages(client, keys))
+    found = scan_messages(client, keys)
+    unreadable = Counter(message.queue for message, _ in found.unreadable)
+    unreadable.update(m.queue for m in unreadable_messages(client, settings.job_ttl))
+    if unreadable:
+        counts = ", ".join(f"{count} in {queue}" for queue, count in sorted(unreadable.items()))
+        remedy = "see training-worker unreadable list, and find their sender"
+        yield Finding("warning", "unreadable", counts, remedy)
     lost = [
         job.id
         for job in JobControl(client, settings.job_ttl).summaries_in_flight()
-        if (job.id, job.stage) not in with_message
+        if (job.id, job.stage) not in found.stages
     ]
     if lost:
         remedy = "a live worker sends them again within two minutes"

@@ -19,6 +19,7 @@ from worker.kombu_redis.transport import Keys
 from worker.maintenance.leader import LeaderLoop, MaintenanceJob
 from worker.maintenance.reconciler import Reconciler
 from worker.maintenance.webhooks import Webhooks
+from worker.message_guard import MessageGuard, unreadable_messages
 from worker.periodic import ThreadWatch
 from worker.policy import WorkerPolicy
 
@@ -47,7 +48,10 @@ class FleetMaintenance(WorkerPolicy):
         self._timeout = settings.visibility_timeout
         self._counters = Counters(client, settings.job_ttl)
         self._queues = TenantQueues(client, settings.job_ttl, enqueue)
-        self._redelivery = Redelivery(client, self._timeout, keys)
+        self._unreadable = unreadable_messages(client, settings.job_ttl)
+        self._redelivery = Redelivery(
+            client, self._timeout, keys, self._unreadable, MessageGuard(client).read
+        )
         self._keys = keys
 
     def on_ready(self) -> None:
@@ -60,7 +64,9 @@ class FleetMaintenance(WorkerPolicy):
         control = JobControl(
             self._client, self._settings.job_ttl, unacked_index=self._keys.unacked_index
         )
-        reconciler = Reconciler(self._client, control, self._enqueue, self._timeout, self._keys)
+        reconciler = Reconciler(
+            self._client, control, self._enqueue, self._timeout, self._keys, self._unreadable
+        )
         jobs = {
             "fleet": self._update_fleet,
             "dispatch": self._queues.dispatch,

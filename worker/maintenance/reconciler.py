@@ -7,11 +7,12 @@ compares the jobs in flight with the messages in the broker. If a stage has had 
 while, it is sent again with the rest of its chain, under the result id that its sender waits for.
 """
 
-import base64
 import json
 import logging
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
 
@@ -19,15 +20,20 @@ from redis import Redis
 
 from routing.queues import ALL_QUEUES
 from tasks.clock import broker_time
-from tasks.contract import STAGES, task_name
+from tasks.messages import MAX_MESSAGE_BYTES, SUBMIT_QUEUES, read_message
 from tasks.state.control import JobControl
 from tasks.state.keys import MISSING_MESSAGES
 from tasks.state.record import JobSummary
+from worker.kombu_redis.scan import StoredMessage, held_messages, queued_messages
 from worker.kombu_redis.transport import Keys
+from worker.kombu_redis.unreadable import UnreadableMessages
 
 logger = logging.getLogger(__name__)
 
-_STAGE_OF = {task_name(stage): stage for stage in STAGES}
+# Longer messages are submissions: those of stages carry a few ids.
+_MAX_STAGE_BYTES = 16 * 1024
+# Bounds the memory of one round; a larger number takes several.
+_MAX_UNREADABLE = 100
 
 
 class Reconciler:
@@ -39,6 +45,7 @@ class Reconciler:
         send: Sends a job's chain from the stage that its record says is next.
         patience: How long a message must be missing: longer than any of kombu's steps takes.
         keys: The keys of kombu's messages.
+        unreadable: Where unreadable messages go.
     """
 
     def __init__(
@@ -48,12 +55,14 @@ class Reconciler:
         send: Callable[[JobSummary], None],
         patience: timedelta,
         keys: Keys,
+        unreadable: UnreadableMessages,
     ) -> None:
         self._redis = client
         self._control = control
         self._send = send
         self._patience_s = patience.total_seconds()
         self._keys = keys
+        self._unreadable = unreadable
         self._next_at = 0.0
 
     def reconcile_if_due(self) -> list[str]:
@@ -71,7 +80,8 @@ class Reconciler:
         """
         jobs = self._control.summaries_in_flight()
         # Read after the jobs: a message for their current state was sent before, or not at all.
-        with_message = set(messages(self._redis, self._keys))
+        found = scan_messages(self._redis, self._keys)
+        with_message = found.stages
         known = cast("dict[str, str]", self._redis.hgetall(MISSING_MESSAGES))
         now = broker_time(self._redis)
         missing: dict[str, str] = {}
@@ -89,6 +99,9 @@ class Reconciler:
                 self._send(job)
                 sent.append(job.id)
         self._remember(missing)
+        # The last one first: the places of the others stay the same.
+        for message, reason in reversed(found.unreadable):
+            self._unreadable.add(message.text, message.queue, reason, message.place)
         return sent
 
     def send_retries(self) -> list[str]:
@@ -111,23 +124,49 @@ class Reconciler:
             pipe.execute()
 
 
-def messages(client: Redis, keys: Keys) -> Iterator[tuple[str, str]]:
-    """Yield the job and the stage of every message, in a queue or held by a worker.
+@dataclass(frozen=True)
+class FoundMessages:
+    """The messages of the broker.
+
+    Attributes:
+        stages: The job and the stage of each message, in a queue or held by a worker.
+        unreadable: Messages in queues that are unreadable, and why; at most a hundred.
+    """
+
+    stages: set[tuple[str, str]]
+    unreadable: list[tuple[StoredMessage, str]]
+
+
+def scan_messages(client: Redis, keys: Keys) -> FoundMessages:
+    """Read all messages, in bounded memory.
 
     Args:
         client: A connection to the broker that decodes responses.
         keys: The keys of kombu's messages.
     """
+    found = FoundMessages(set(), [])
     for queue in ALL_QUEUES:
-        for key in keys.lists(queue):
-            for text in cast("list[str]", client.lrange(key, 0, -1)):
-                yield from _job_of(json.loads(text))
-    for text in cast("list[str]", client.hvals(keys.unacked)):
-        yield from _job_of(json.loads(text)[0])
+        for message in queued_messages(client, keys, queue, _MAX_STAGE_BYTES):
+            try:
+                found.stages.update(_stages_in(message))
+            except ValueError as error:
+                if len(found.unreadable) < _MAX_UNREADABLE:
+                    found.unreadable.append((message, str(error)))
+    for entry in held_messages(client, keys):
+        with suppress(Exception):  # redelivery sets aside what its worker does not renew
+            message, _, queue = json.loads(entry.text)
+            found.stages.update(_stages_of(json.dumps(message), queue))
+    return found
 
 
-def _job_of(message: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    stage = _STAGE_OF.get(message["headers"].get("task", ""))
-    if stage is not None:
-        arguments, _, _ = json.loads(base64.b64decode(message["body"]))
-        yield arguments[0], stage
+def _stages_in(message: StoredMessage) -> Iterator[tuple[str, str]]:
+    if message.is_whole:
+        yield from _stages_of(message.text, message.queue)
+    elif message.queue not in SUBMIT_QUEUES or message.place.size > MAX_MESSAGE_BYTES:
+        raise ValueError("is too large")
+
+
+def _stages_of(text: bytes | str, queue: str) -> Iterator[tuple[str, str]]:
+    message = read_message(text, queue)
+    if message.job_id is not None and message.stage is not None:
+        yield message.job_id, message.stage

@@ -1,15 +1,24 @@
--- Lets a stage whose message was lost begin again. Returns 1, or 0 if it was not lost after all. A
--- stage that is done stays done: the message of its successor is what was lost.
+-- Lets a stage whose message was lost begin again. Returns 'requeued', 'held' if the message was not
+-- lost after all, or 'exhausted' if it was lost too often, which ends the job. A stage that is done
+-- stays done: the message of its successor is what was lost.
 
 -- include: job.lua
 
-if get('attempt') ~= attempt then return 0 end
-if redis.call('HEXISTS', keys.in_flight, job_id) == 0 then return 0 end
+if get('attempt') ~= attempt then return 'held' end
+if redis.call('HEXISTS', keys.in_flight, job_id) == 0 then return 'held' end
 if get('stage_state') == 'running' then
-  if get('stage') ~= stage or is_message_held(unacked_index) then return 0 end
+  if get('stage') ~= stage or is_message_held(unacked_index) then return 'held' end
   set({stage_state = 'queued'})
+end
+-- A begin resets the count.
+if redis.call('HINCRBY', job_key, 'losses', 1) > tonumber(max_losses) then
+  set({error_code = 'internal', error_stage = stage, error = exhausted_message})
+  finish('failed', true)
+  append_event(exhausted_event)
+  save()
+  return 'exhausted'
 end
 append_event(event)
 count(metrics.requeues, stage)
 save()
-return 1
+return 'requeued'

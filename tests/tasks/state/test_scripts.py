@@ -30,6 +30,7 @@ from tasks.state.record import VERSION, StageRecord
 from tasks.state.tenant_queues import TenantQueues
 from worker.kombu_redis.redelivery import Redelivery
 from worker.kombu_redis.transport import Keys
+from worker.kombu_redis.unreadable import UnreadableMessages
 from worker.maintenance.webhooks import Webhooks
 
 RECORDED = Path(__file__).with_name("recorded_calls.json")
@@ -149,7 +150,12 @@ def claim_webhook(fleet: Fleet) -> object:
 
 
 def redeliver(fleet: Fleet) -> object:
-    return Redelivery(fleet.redis, timedelta(seconds=60), Keys.of({})).redeliver_expired()
+    return Redelivery(
+        fleet.redis,
+        timedelta(seconds=60),
+        Keys.of({}),
+        UnreadableMessages(fleet.redis, "unreadable"),
+    ).redeliver_expired()
 
 
 def renew(fleet: Fleet) -> object:

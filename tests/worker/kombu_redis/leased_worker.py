@@ -28,6 +28,7 @@ from tasks.state.connection import connect
 from worker.kombu_redis.leases import LeaseOptions, install_leases
 from worker.kombu_redis.redelivery import Redelivery
 from worker.kombu_redis.transport import Keys, QoS, use_for_redis
+from worker.kombu_redis.unreadable import UnreadableMessages
 from worker.lifecycle.idle_shutdown import IdleShutdown
 from worker.maintenance.leader import LeaderLoop
 from worker.periodic import ThreadWatch
@@ -48,13 +49,14 @@ def leased(url: str, timeout: timedelta) -> Celery:
     app = make_app(Settings(visibility_timeout=timeout), url)
     options = app.conf.broker_transport_options
     options |= json.loads(os.environ.get("TRANSPORT_OPTIONS", "{}"))
-    use_for_redis()
     client = connect(url)
     install_leases(app, LeaseOptions(client))
     if idle := os.environ.get("IDLE_S"):
         end = partial(os.kill, os.getpid(), signal.SIGTERM)
         install_policies(app, [IdleShutdown(float(idle), end)])
-    redelivery = Redelivery(client, timeout, Keys.of(options))
+    unreadable = UnreadableMessages(client, "unreadable")
+    use_for_redis(unreadable=unreadable)
+    redelivery = Redelivery(client, timeout, Keys.of(options), unreadable)
     jobs = {"redelivery": redelivery.redeliver_expired}
     leader = LeaderLoop(
         client, timeout, jobs, lease="lease", watch=ThreadWatch(), after_outage=timeout / 2

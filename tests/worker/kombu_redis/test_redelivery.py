@@ -11,8 +11,10 @@ from redis import Redis
 from tests.worker.kombu_redis.leased_worker import KEYS
 from worker.kombu_redis.redelivery import Redelivery
 from worker.kombu_redis.transport import Keys, Transport
+from worker.kombu_redis.unreadable import UnreadableMessages
 
 TIMEOUT = timedelta(seconds=60)
+UNREADABLE = "unreadable"
 
 
 @pytest.fixture(params=({}, KEYS), ids=["default", "custom"])
@@ -36,7 +38,7 @@ def connection(broker_url: str, redis_client: Redis, options: dict[str, Any]) ->
 
 @pytest.fixture
 def redelivery(redis_client: Redis, keys: Keys) -> Redelivery:
-    return Redelivery(redis_client, TIMEOUT, keys)
+    return Redelivery(redis_client, TIMEOUT, keys, UnreadableMessages(redis_client, UNREADABLE))
 
 
 @pytest.fixture
@@ -92,13 +94,14 @@ def test_a_renewal_at_the_last_moment_counts(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     message = held(age_s=61)
-    read = redis_client.hmget
+    execute: Any = redis_client.execute_command
 
-    def renewed_meanwhile(*args: Any) -> Any:
-        redis_client.zadd(keys.unacked_index, {message.delivery_tag: time.time()})
-        return read(*args)
+    def renewed_meanwhile(*command: Any, **options: Any) -> Any:
+        if command[0] == "HMGET":
+            redis_client.zadd(keys.unacked_index, {message.delivery_tag: time.time()})
+        return execute(*command, **options)
 
-    monkeypatch.setattr(redis_client, "hmget", renewed_meanwhile)
+    monkeypatch.setattr(redis_client, "execute_command", renewed_meanwhile)
     assert redelivery.redeliver_expired() == []
     assert redis_client.hkeys(keys.unacked) == [message.delivery_tag]
     message.ack()
@@ -128,3 +131,33 @@ def test_the_redelivered_message_equals_kombus(
     for message_document in (redelivered, restored_by_kombu):
         message_document["properties"]["delivery_tag"] = ""
     assert redelivered == restored_by_kombu
+
+
+JUNK = {
+    "no JSON": b"hello",
+    "bytes": b"\xff\xfe",
+    "a list": b"[1, 2, 3]",
+    "a number": b"1",
+    "no headers": json.dumps([{"body": "", "properties": {}}, "", "work"]).encode(),
+    "wrong priority": json.dumps(
+        [{"headers": {}, "properties": {"delivery_info": {}, "priority": "high"}}, "", "work"]
+    ).encode(),
+    "100,000 brackets": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("entry", JUNK.values(), ids=JUNK)
+def test_an_unreadable_entry_delays_no_message(
+    redelivery: Redelivery,
+    redis_client: Redis,
+    keys: Keys,
+    held: Callable[..., Any],
+    entry: bytes,
+) -> None:
+    redis_client.hset(keys.unacked, b"junk\xff", entry)
+    redis_client.zadd(keys.unacked_index, {b"junk\xff": 1.0})
+    held(age_s=61)
+    assert redelivery.redeliver_expired() == ["task-1"]
+    assert not redis_client.exists(keys.unacked, keys.unacked_index)
+    [aside] = UnreadableMessages(redis_client, UNREADABLE)
+    assert (aside.queue, aside.size) == (keys.unacked, len(entry))

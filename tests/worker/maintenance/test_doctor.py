@@ -18,9 +18,12 @@ from tasks.stages.submit import submit
 from tasks.state.connection import connect
 from tasks.state.job_store import JobStore
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo
+from tests.poison import unreadable
 from tests.waiting import wait_until
+from worker.kombu_redis.transport import Keys
 from worker.local.embedded_broker import find_server
-from worker.maintenance.doctor import Finding, check_all
+from worker.maintenance.doctor import Finding, _check_messages, check_all
+from worker.message_guard import unreadable_messages
 from worker.supervision.process import spawn, stop
 
 
@@ -150,3 +153,18 @@ def test_errors_set_the_exit_code(tmp_path: Path) -> None:
     )
     assert ran.returncode == 1
     assert "there is no broker" in ran.stdout
+
+
+@pytest.mark.parametrize("name", sorted(unreadable("gpu.80gb").keys() - {"delivered without end"}))
+def test_unreadable_messages_are_found(settings: Settings, redis_client: Redis, name: str) -> None:
+    junk = unreadable("gpu.80gb")[name]
+    redis_client.lpush("gpu.80gb", junk)
+    redis_client.hset("unacked", b"\xff", junk)
+    unreadable_messages(redis_client, settings.job_ttl).add(b"junk", "cpu", "is junk")
+    [finding] = [
+        each
+        for each in _check_messages(redis_client, settings, Keys.of({}))
+        if each.subject == "unreadable"
+    ]
+    assert finding.message == "1 in cpu, 1 in gpu.80gb"
+    assert redis_client.llen("gpu.80gb") == 1

@@ -10,7 +10,9 @@ import pytest
 from celery import Celery
 from redis import Redis
 
+from routing.queues import SUBMIT_QUEUE
 from tasks.app import make_app
+from tasks.contract import record_key
 from tasks.errors import SupersededError
 from tasks.events import Note
 from tasks.settings.settings import Settings
@@ -21,9 +23,11 @@ from tasks.state.control import JobControl
 from tasks.state.fencing_token import FencingToken
 from tasks.state.job_store import JobStore, StartOutcome
 from tasks.state.record import JobSummary, StageRecord
+from tests.poison import unreadable
 from tests.waiting import wait_until
 from worker.kombu_redis.transport import Keys
-from worker.maintenance.reconciler import Reconciler, messages
+from worker.maintenance.reconciler import Reconciler, scan_messages
+from worker.message_guard import unreadable_messages
 
 KEYS = Keys.of({})
 PATIENCE = timedelta(microseconds=1)
@@ -52,7 +56,8 @@ def reconciler(
         sent.append(record)
         enqueue_remaining(app, record)
 
-    return Reconciler(redis_client, control, send, PATIENCE, KEYS)
+    unreadable = unreadable_messages(redis_client, timedelta(hours=1))
+    return Reconciler(redis_client, control, send, PATIENCE, KEYS, unreadable)
 
 
 @pytest.fixture
@@ -76,7 +81,7 @@ def test_a_message_that_was_never_sent_is_sent_once(
 ) -> None:
     assert reconciler.reconcile() == []
     assert reconciler.reconcile() == [job_id]
-    assert list(messages(redis_client, KEYS)) == [(job_id, "prepare")]
+    assert scan_messages(redis_client, KEYS).stages == {(job_id, "prepare")}
     assert reconciler.reconcile() == []
     assert reconciler.reconcile() == []
     assert [record.result_id for record in sent] == ["the-result"]
@@ -89,7 +94,7 @@ def test_a_job_with_a_message_is_not_sent_again(
     assert reconciler.reconcile() == reconciler.reconcile() == []
     with app.connection_for_read() as connection:
         held: Any = connection.default_channel.basic_get("cpu")
-        assert list(messages(redis_client, KEYS)) == [(job_id, "prepare")]
+        assert scan_messages(redis_client, KEYS).stages == {(job_id, "prepare")}
         assert reconciler.reconcile() == reconciler.reconcile() == []
         connection.default_channel.basic_ack(held.delivery_tag)
         assert reconciler.reconcile() == []
@@ -115,10 +120,10 @@ def test_a_message_popped_by_a_dying_worker_is_sent_again(
         check=False,
     )
     assert died.returncode == -signal.SIGKILL, died.stderr
-    assert list(messages(redis_client, KEYS)) == []
+    assert scan_messages(redis_client, KEYS).stages == set()
     assert reconciler.reconcile() == []
     assert reconciler.reconcile() == [job_id]
-    assert list(messages(redis_client, KEYS)) == [(job_id, "prepare")]
+    assert scan_messages(redis_client, KEYS).stages == {(job_id, "prepare")}
 
 
 @pytest.mark.parametrize("priority", [0, 3, 6, 9])
@@ -127,7 +132,7 @@ def test_messages_of_every_priority_are_found(
 ) -> None:
     app.send_task("training.train", args=(job_id,), queue="gpu.80gb", priority=priority)
     app.send_task("training.submit", args=({},), queue="cpu")
-    assert list(messages(redis_client, KEYS)) == [(job_id, "train")]
+    assert scan_messages(redis_client, KEYS).stages == {(job_id, "train")}
 
 
 def test_a_lost_successor_is_sent_to_its_own_queue(
@@ -136,7 +141,7 @@ def test_a_lost_successor_is_sent_to_its_own_queue(
     finish(state, job_id, "prepare", begin(state, job_id, "prepare"), cache_queue="cpu")
     reconciler.reconcile()
     assert reconciler.reconcile() == [job_id]
-    assert list(messages(redis_client, KEYS)) == [(job_id, "cache")]
+    assert scan_messages(redis_client, KEYS).stages == {(job_id, "cache")}
     assert redis_client.llen("cpu") == 1
 
 
@@ -196,5 +201,65 @@ def test_sending_subscribes_to_no_result(
 ) -> None:
     redis_client.config_resetstat()
     enqueue_remaining(app, state.get(job_id))
-    assert list(messages(redis_client, KEYS)) == [(job_id, "prepare")]
+    assert scan_messages(redis_client, KEYS).stages == {(job_id, "prepare")}
     assert "cmdstat_subscribe" not in redis_client.info("commandstats")
+
+
+@pytest.mark.parametrize("name", sorted(unreadable("gpu.80gb").keys() - {"delivered without end"}))
+def test_an_unreadable_message_hides_no_lost_one(
+    reconciler: Reconciler, redis_client: Redis, job_id: str, name: str
+) -> None:
+    junk = unreadable("gpu.80gb")[name]
+    redis_client.lpush("gpu.80gb", junk, junk)
+    redis_client.hset("unacked", b"\xff", junk)
+    assert reconciler.reconcile() == []
+    assert reconciler.reconcile() == [job_id]
+    assert redis_client.llen("gpu.80gb") == 0
+    aside = list(unreadable_messages(redis_client, timedelta(hours=1)))
+    assert [(message.queue, message.size) for message in aside] == [("gpu.80gb", len(junk))] * 2
+
+
+def test_readable_messages_around_an_unreadable_one_stay(
+    reconciler: Reconciler, redis_client: Redis, app: Celery, job_id: str
+) -> None:
+    for number in range(120):
+        if number % 3 == 0:
+            redis_client.lpush("gpu.80gb", f"junk {number}")
+        app.send_task("training.train", args=(f"{job_id}-{number}",), queue="gpu.80gb")
+    reconciler.reconcile()
+    assert redis_client.llen("gpu.80gb") == 120
+    assert len(scan_messages(redis_client, KEYS).stages) == 120
+
+
+def test_a_large_submission_is_left_to_the_workers(
+    reconciler: Reconciler, redis_client: Redis, app: Celery
+) -> None:
+    app.send_task("training.submit", args=({"x": "y" * 100_000},), queue=SUBMIT_QUEUE)
+    reconciler.reconcile()
+    assert redis_client.llen(SUBMIT_QUEUE) == 1
+
+
+def test_a_message_that_is_lost_too_often_ends_its_job(
+    reconciler: Reconciler, redis_client: Redis, state: JobStore, control: JobControl, job_id: str
+) -> None:
+    for _ in range(5):
+        reconciler.reconcile()
+        assert reconciler.reconcile() == [job_id]
+        redis_client.delete("cpu")
+    reconciler.reconcile()
+    assert reconciler.reconcile() == []
+    record = state.get(job_id)
+    assert record.status == "failed"
+    assert record.error == "the message of prepare was lost 5 times, and the stage never began"
+    assert [dead.id for dead in control.dead_letters()] == [job_id]
+
+
+def test_a_start_resets_the_count_of_lost_messages(
+    reconciler: Reconciler, redis_client: Redis, state: JobStore, job_id: str
+) -> None:
+    for _ in range(4):
+        reconciler.reconcile()
+        assert reconciler.reconcile() == [job_id]
+        redis_client.delete("cpu")
+    begin(state, job_id, "prepare")
+    assert redis_client.hget(record_key(job_id), "losses") is None

@@ -1,0 +1,56 @@
+"""Commands on unreadable messages, which were set aside because no worker can process them."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from worker.cli.command import Json, command
+
+if TYPE_CHECKING:
+    from tasks.settings.settings import Settings
+    from worker.kombu_redis.unreadable import UnreadableMessages
+
+commands = typer.Typer(
+    help="Manage unreadable messages: what was sent and no worker can process.",
+    no_args_is_help=True,
+)
+
+
+@commands.command("list")
+@command
+def list_messages(settings: "Settings", json: Json = False) -> None:
+    """List the newest hundred, the newest first.
+
+    With --json, each has the beginning of its text, which may hold signed URLs.
+    """
+    from dataclasses import asdict
+
+    from worker.cli.fleet_tables import unreadable_table
+    from worker.cli.output import print_json, stdout
+
+    messages = list(_messages(settings))
+    if json:
+        print_json([asdict(message) for message in messages])
+    else:
+        stdout.print(unreadable_table(messages))
+
+
+@commands.command()
+@command
+def discard(settings: "Settings", json: Json = False) -> None:
+    """Delete all of them."""
+    from worker.cli.output import print_json, stdout
+
+    count = _messages(settings).discard()
+    if json:
+        print_json({"discarded": count})
+    else:
+        stdout.print(f"{count} messages are discarded", markup=False)
+
+
+def _messages(settings: "Settings") -> "UnreadableMessages":
+    from tasks.state.connection import connect
+    from worker.local.embedded_broker import broker_url
+    from worker.message_guard import unreadable_messages
+
+    return unreadable_messages(connect(broker_url(settings)), settings.job_ttl)
