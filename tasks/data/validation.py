@@ -20,6 +20,8 @@ from tasks.dataset import Sample
 from tasks.errors import BaseModelFilesError, Problem
 from tasks.jobs.pipeline import PipelineConfig
 
+MAX_PROBLEMS = 1000
+"""A dataset with more problems is not checked to its end: they have one systematic cause."""
 # A crop that removes more than half of an image removes what its caption describes.
 _MAX_CROPPED = 0.5
 # No base model was trained on wider uncropped images.
@@ -115,12 +117,14 @@ def check_dataset(
         decoders: The limits of the processes that decode the images.
     """
     listing = _list_all(config, sources)
-    report = Report(problems=listing.problems, warnings=listing.warnings)
+    report = Report(problems=listing.problems[:MAX_PROBLEMS], warnings=listing.warnings)
     sizes = config.loader.sizes()
     hashes = []
     requests = (_request(item) for item in listing.items)
     decoded = decode_all(requests, check_stop=check_stop, limits=decoders)
     for item, answer in zip(listing.items, decoded, strict=True):
+        if len(report.problems) == MAX_PROBLEMS:
+            break
         result = _check(item, answer)
         if isinstance(result, Problem):
             report.problems.append(result)
@@ -131,6 +135,9 @@ def check_dataset(
         hashes.append(result.hash)
         report.buckets[bucket] += 1
         report.warnings += [*result.warnings, *_size_warnings(result.sample, bucket)]
+    if len(report.problems) == MAX_PROBLEMS:
+        message = f"has {MAX_PROBLEMS:,} problems or more; the rest is not checked"
+        report.problems.append(Problem(listing.location, message))
     report.warnings += _duplicate_warnings(report.samples, hashes)
     report.warnings += _batch_warnings(config.train_batch_size, report, listing.location)
     if config.use_masks and report.samples and not any(s.mask for s in report.samples):

@@ -24,7 +24,7 @@ from tasks.store import dataset_key, report_key
 
 # Each is an event; a dataset with more warnings has one systematic cause.
 _MAX_NOTES = 20
-_STOP_CHECK_EVERY_S = 1.0
+_STOP_CHECK_EVERY_S = 0.5
 
 
 def prepare(context: StageContext) -> StageResult:

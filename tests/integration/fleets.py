@@ -166,6 +166,10 @@ class Fleet:
         """Return the worker processes: parents and pool children."""
         return self._processes("worker", "worker")
 
+    def decoders(self) -> list[psutil.Process]:
+        """Return the processes that decode images."""
+        return self._processes("tasks.data.decoder")
+
     def _processes(self, module: str, *then: str) -> list[psutil.Process]:
         wanted = ["-m", module, *then]
         found = []

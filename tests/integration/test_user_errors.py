@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from tests.integration.fleets import Fleet, Ran
+from tests.tasks.data.hostile import jpeg_of_scans
+from tests.waiting import wait_until
 
 
 def error_of(ran: Ran) -> str:
@@ -55,6 +57,51 @@ def test_all_problems_of_a_dataset_are_reported_together(
         assert ran.code == 4, ran
         for name in ("01.png", "02.png", "03.png"):
             assert name in error_of(ran)
+
+
+@pytest.fixture
+def slow_job(job: dict[str, Any], images: Path) -> dict[str, Any]:
+    """A job with an image that takes a minute to decode, more than it may."""
+    (images / "00.jpg").write_bytes(jpeg_of_scans(16384, 100))
+    (images / "00.txt").write_text("a caption", "utf-8")
+    return job
+
+
+def decoding(fleet: Fleet, job: dict[str, Any]) -> str:
+    """Submit a slow job, and return its id once its image is being decoded."""
+    job_id: str = fleet.submit(job).documents[-1]["job_id"]
+    wait_until(
+        lambda: any(decoder.cpu_times().user > 1 for decoder in fleet.decoders()),
+        timeout_s=60,
+        description="the image is being decoded",
+        detail=fleet.log,
+    )
+    return job_id
+
+
+def test_a_killed_decoder_is_a_finding_and_ends_no_worker(
+    fleet: Fleet, slow_job: dict[str, Any]
+) -> None:
+    workers = fleet.workers()
+    job_id = decoding(fleet, slow_job)
+    max(fleet.decoders(), key=lambda decoder: decoder.cpu_times().user).kill()
+    ran = fleet.run("watch", job_id, "--json")
+    assert ran.code == 4, ran
+    assert "00.jpg: ended its decoder" in fleet.status(job_id)["error"]["message"]
+    assert fleet.workers() == workers
+    assert fleet.decoders() == []
+
+
+def test_a_cancel_ends_a_slow_decoder(fleet: Fleet, slow_job: dict[str, Any]) -> None:
+    job_id = decoding(fleet, slow_job)
+    assert fleet.run("cancel", job_id).code == 0
+    wait_until(
+        lambda: fleet.decoders() == [],
+        timeout_s=2,
+        description="the decoders ended",
+        detail=fleet.log,
+    )
+    assert fleet.run("watch", job_id, "--json").code == 10
 
 
 @pytest.mark.parametrize("missing", [True, False])

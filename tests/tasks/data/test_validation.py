@@ -49,6 +49,20 @@ def warned(report: Report) -> list[str]:
     return [str(warning) for warning in report.warnings]
 
 
+@pytest.mark.parametrize("damaged", ["image", "caption"])
+def test_a_check_ends_after_many_problems(
+    folder: Path, damaged: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.data.validation.MAX_PROBLEMS", 3)
+    for number in range(20):
+        (folder / f"{number}.png").write_bytes(b"not an image")
+        if damaged == "image":
+            (folder / f"{number}.txt").write_text("a caption", "utf-8")
+    report = check_folder(folder)
+    assert len(report.problems) == 4
+    assert messages(report)[-1] == f"{folder}: has 3 problems or more; the rest is not checked"
+
+
 def test_a_valid_folder_has_no_problems(folder: Path) -> None:
     report = check_folder(folder)
     assert (messages(report), warned(report)) == ([], [])
