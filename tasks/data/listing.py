@@ -18,6 +18,8 @@ from tasks.errors import Problem
 from tasks.escaping import quoted, shortened
 from tasks.jobs.datasets import ArchiveDatasetConfig, ImageCaptionJsonlDatasetConfig
 
+MAX_PROBLEMS = 1000
+"""A dataset with more problems is not checked to its end: they have one systematic cause."""
 # A million rows with long captions are smaller.
 _MAX_JSONL_BYTES = 2**30
 # A caption of the longest kind, escaped, takes a third of it.
@@ -63,12 +65,14 @@ class Listing:
         items: The images without a problem.
         problems: What ends the job.
         warnings: What does not.
+        check_stop: Called for each image; an exception that it raises ends the listing.
     """
 
     location: str
     items: list[Item] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     warnings: list[Problem] = field(default_factory=list)
+    check_stop: Callable[[], object] = field(default=lambda: None, repr=False, compare=False)
 
     def add(
         self, path: Path, name: str, caption: str | Problem | None, mask: Path | None = None
@@ -81,6 +85,7 @@ class Listing:
             caption: The caption, or why it cannot be read; None if none is used.
             mask: The mask's file, if it is used.
         """
+        self.check_stop()
         if caption is None:
             self.items.append(Item(path, name, "", mask))
         elif isinstance(caption, Problem):
@@ -102,7 +107,7 @@ class Listing:
             kinds = ", ".join(sorted(SUFFIXES))
             self.problems.append(Problem(self.location, f"has no image ({kinds})"))
         if count > MAX_ITEMS:
-            message = f"has {count:,} images; the maximum is {MAX_ITEMS:,}"
+            message = f"has over {MAX_ITEMS:,} images, the maximum"
             self.problems.append(Problem(self.location, message))
 
 
@@ -175,9 +180,10 @@ class JsonlRows:
         self._count = 0
         self._rows: list[_Row] = []
         for number, line in _lines(path):
+            listing.check_stop()
             self._count += 1
-            if self._count > MAX_ITEMS:
-                continue
+            if self._count > MAX_ITEMS or len(listing.problems) > MAX_PROBLEMS:
+                break
             location = f"{name} line {number}"
             try:
                 values = _values(line)

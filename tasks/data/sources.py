@@ -111,7 +111,7 @@ class Sources:
         raise TypeError(f"unknown kind of dataset: {config}")
 
     def _folder(self, source: str, *, captions: bool) -> Listing:
-        listing = Listing(redact_urls(source))
+        listing = Listing(redact_urls(source), check_stop=self._check_stop)
         if _is_object_url(source):
             prefix = source.rstrip("/")
             names = [name for name in self._downloads.list_objects(prefix) if _is_used(name)]
@@ -139,7 +139,7 @@ class Sources:
         self, config: ImageCaptionJsonlDatasetConfig, *, captions: bool, masks: bool
     ) -> Listing:
         source = config.jsonl_path
-        listing = Listing(redact_urls(source))
+        listing = Listing(redact_urls(source), check_stop=self._check_stop)
         read_rows = partial(JsonlRows, listing, config, captions=captions, masks=masks)
         if "://" in source:
             path = self._downloads.fetch(source, on_progress=self._on_progress)
@@ -152,7 +152,7 @@ class Sources:
         return rows.resolve(partial(find_in_folder, path.parent))
 
     def _archive(self, config: ArchiveDatasetConfig, *, captions: bool, masks: bool) -> Listing:
-        listing = Listing(_location(config))
+        listing = Listing(_location(config), check_stop=self._check_stop)
         path = self._archive_file(config)
         try:
             unpacked = unpack_archive(

@@ -12,7 +12,7 @@ from tasks.buckets import Size, nearest_bucket
 from tasks.data.decoder_pool import DecodeError, DecoderLimits, decode_all
 from tasks.data.image_check import CheckedImage
 from tasks.data.images import SUFFIXES, ImageFacts
-from tasks.data.listing import Item, Listing
+from tasks.data.listing import MAX_PROBLEMS, Item, Listing
 from tasks.data.near_duplicates import near_pairs
 from tasks.data.sources import Sources
 from tasks.data.tokens import TokenLimit, token_limits
@@ -20,8 +20,6 @@ from tasks.dataset import Sample
 from tasks.errors import BaseModelFilesError, Problem
 from tasks.jobs.pipeline import PipelineConfig
 
-MAX_PROBLEMS = 1000
-"""A dataset with more problems is not checked to its end: they have one systematic cause."""
 # A crop that removes more than half of an image removes what its caption describes.
 _MAX_CROPPED = 0.5
 # No base model was trained on wider uncropped images.
