@@ -144,19 +144,18 @@ def read(what: dict[str, Any]) -> str:
 def _read_parquet(path: Path) -> str:
     from types import SimpleNamespace
 
-    from huggingface_hub.hf_api import RepoFile
-
-    from tasks.data.hub import fetch_hub
+    from tasks.data import hub as hub_module
     from tasks.jobs.datasets import HFHubImageCaptionDatasetConfig
 
-    listed = RepoFile(path="default/train/0.parquet", size=path.stat().st_size, oid="0")
+    make_file: Any = hub_module.RepoFile
+    listed = make_file(path="default/train/0.parquet", size=path.stat().st_size, oid="0")
     hub: Any = SimpleNamespace(
         dataset_info=lambda *_, **__: SimpleNamespace(sha="0" * 40),
         list_repo_tree=lambda *_, **__: [listed],
         hf_hub_download=lambda *_, **__: str(path),
     )
     config = HFHubImageCaptionDatasetConfig.model_construct(dataset_name="owner/name")
-    rows = fetch_hub(config, path.parent, captions=True, max_bytes=50 * 2**30, hub=hub)
+    rows = hub_module.fetch_hub(config, path.parent, captions=True, max_bytes=50 * 2**30, hub=hub)
     return str(rows.problems[0]) if rows.problems else f"{len(rows.files)} rows"
 
 

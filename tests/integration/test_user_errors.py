@@ -87,7 +87,7 @@ def test_a_killed_decoder_is_a_finding_and_ends_no_worker(
     max(fleet.decoders(), key=lambda decoder: decoder.cpu_times().user).kill()
     ran = fleet.run("watch", job_id, "--json")
     assert ran.code == 4, ran
-    assert "00.jpg: ended its decoder" in fleet.status(job_id)["error"]["message"]
+    assert "00.jpg: ended its decoder" in error_of(ran)
     assert fleet.workers() == workers
     assert fleet.decoders() == []
 
