@@ -4,7 +4,6 @@ They hold no random state, since draws are functions of the step (``rng``), and 
 tensors and a little JSON.
 """
 
-import hashlib
 import json
 import math
 import shutil
@@ -16,14 +15,14 @@ from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from tasks.events import Artifact, CheckpointSaved
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, checkpoint_prefix
 from worker.trainer.errors import DamagedFileError, ForeignStateError
 from worker.trainer.event_pipe import Emit, phase
-from worker.trainer.export.safetensors_file import raw_bytes, write_safetensors
+from worker.trainer.export.safetensors_file import SafetensorsFile, write_safetensors
 from worker.trainer.optimizer import optimizer_tensors, restore_optimizer
 
 STATE_FILE = "state.safetensors"
@@ -31,6 +30,8 @@ WriteResults = Callable[[Path, str, int, Mapping[str, torch.Tensor]], list[Path]
 """Writes the published files; see ``Recipe.write``."""
 
 _FORMAT = "training-worker state 2"
+# The header's entry for the SHA-256 of the data: a flipped bit would otherwise become a weight.
+_DIGEST = "sha256"
 _REMEDY = "resume from an earlier checkpoint, or start from the beginning"
 
 
@@ -179,16 +180,14 @@ class Checkpoints:
     def _put_state(self, state: TrainingState, prefix: str) -> str:
         self._scratch.mkdir(parents=True, exist_ok=True)
         state_path = self._scratch / STATE_FILE
-        tensors = {name: tensor.detach().cpu() for name, tensor in state.tensors().items()}
         metadata = {
             "format": _FORMAT,
-            "sha256": _digest(tensors),
             "identity": json.dumps(self._identity, sort_keys=True),
             "scaler": json.dumps(state.scaler.state_dict(), sort_keys=True),
             "step": str(state.history.steps),
             "versions": json.dumps(self._versions, sort_keys=True),
         }
-        write_safetensors(state_path, tensors, metadata)
+        write_safetensors(state_path, state.tensors(), metadata, digest_entry=_DIGEST)
         state_key = f"{prefix}/{STATE_FILE}"
         self._store.put(state_key, state_path)
         state_path.unlink()
@@ -215,8 +214,8 @@ class Checkpoints:
         """
         path = self._fetched(key)
         try:
-            with safe_open(path, framework="pt") as file:
-                return int((file.metadata() or {})["step"])
+            with SafetensorsFile(path) as file:
+                return int(file.metadata["step"])
         except (SafetensorError, KeyError, ValueError) as error:
             path.unlink()
             problem = str(error).partition("\n")[0]
@@ -238,9 +237,14 @@ class Checkpoints:
         """
         path = self._fetched(key)
         try:
-            metadata, tensors = _read(path)
-            self._check_identity(key, json.loads(metadata["identity"]))
-            state.restore(tensors, json.loads(metadata["scaler"]))
+            with SafetensorsFile(path) as file:
+                metadata = file.metadata
+                if metadata.get("format") != _FORMAT:
+                    raise ValueError("it is no training state of this version")
+                if metadata[_DIGEST] != file.digest():
+                    raise ValueError("its bytes have changed")
+                self._check_identity(key, json.loads(metadata["identity"]))
+                state.restore(file, json.loads(metadata["scaler"]))
             if state.history.steps != int(metadata["step"]):
                 raise ValueError("its history and its step differ")
             versions: dict[str, str] = json.loads(metadata["versions"])
@@ -274,22 +278,3 @@ def all_finite(parameters: Mapping[str, torch.nn.Parameter]) -> bool:
     """Whether no trained weight is NaN or infinity."""
     sums = torch.stack([parameter.detach().abs().sum() for parameter in parameters.values()])
     return math.isfinite(sums.sum().item())
-
-
-def _read(path: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        if metadata.get("format") != _FORMAT:
-            raise ValueError("it is no training state of this version")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    if metadata.get("sha256") != _digest(tensors):
-        raise ValueError("its bytes have changed")
-    return metadata, tensors
-
-
-def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the SHA-256 of all bytes: a flipped bit would otherwise become a weight."""
-    sha256 = hashlib.sha256()
-    for _, tensor in sorted(tensors.items()):
-        sha256.update(raw_bytes(tensor))
-    return sha256.hexdigest()

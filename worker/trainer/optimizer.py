@@ -94,20 +94,24 @@ def restore_optimizer(
         KeyError: A tensor is of another weight, or one of Prodigy's numbers is missing.
     """
     counts_in_tensors = isinstance(optimizer, torch.optim.AdamW | torch.optim.Adafactor)
-    moments: dict[str, dict[str, Any]] = {name: {} for name in parameters}
-    for key, tensor in tensors.items():
+    moments: dict[str, list[str]] = {name: [] for name in parameters}
+    for key in tensors:
         kind, _, rest = key.partition("/")
-        if kind != "optimizer":
-            continue
-        moment, _, name = rest.partition("/")
-        if moment == "step":
-            # torch's own optimizers count in a tensor on the CPU, the others in a Python number.
-            moments[name][moment] = tensor if counts_in_tensors else tensor.item()
-        else:
-            moments[name][moment] = tensor.to(parameters[name].device)
+        if kind == "optimizer":
+            moment, _, name = rest.partition("/")
+            moments[name].append(moment)
+    # One weight after the other: the tensors may be read from a file as they are asked for.
     for name, parameter in parameters.items():
-        if moments[name]:
-            optimizer.state[parameter] = moments[name]
+        restored: dict[str, Any] = {}
+        for moment in moments[name]:
+            tensor = tensors[f"optimizer/{moment}/{name}"]
+            if moment == "step":
+                # torch's own optimizers count in a tensor on the CPU, others in a Python number.
+                restored[moment] = tensor if counts_in_tensors else tensor.item()
+            else:
+                restored[moment] = tensor.to(parameter.device)
+        if restored:
+            optimizer.state[parameter] = restored
     for group in optimizer.param_groups:
         for name in _PRODIGY_NUMBERS:
             # The first step adds d_denom and d_hat; a state before it lacks only these.

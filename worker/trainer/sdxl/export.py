@@ -121,7 +121,6 @@ def write_checkpoint(
         The files, the UNet's weights or the single file first.
     """
     dtype: torch.dtype = getattr(torch, config.save_dtype)
-    weights = _cast(weights, dtype)
     whole = folder / name
     if config.save_checkpoint_format == "single_file":
         parts = folder / "parts"
@@ -130,26 +129,27 @@ def write_checkpoint(
         shutil.rmtree(parts)
         path = folder / f"{name}.safetensors"
         tensors = single_file_tensors(weights, *found)
-        write_safetensors(path, _cast(tensors, dtype), metadata)
+        write_safetensors(path, tensors, metadata, dtype=dtype)
         return [path]
     if config.save_checkpoint_format == "full_diffusers":
         _write_frozen_parts(whole, config)
         for path in sorted(whole.rglob("*.safetensors")):
             # Write it again: the order of save_pretrained's header changes from run to run.
             tensors = _published_names(path.parent.name, load_file(path))
-            write_safetensors(path, _cast(tensors, dtype), {"format": "pt"})
+            write_safetensors(path, tensors, {"format": "pt"}, dtype=dtype)
     unet.save_config(whole / "unet")
     first = whole / "unet" / _UNET_FILE
-    write_safetensors(first, weights, {"format": "pt"})
+    write_safetensors(first, weights, {"format": "pt"}, dtype=dtype)
     rest = (path for path in whole.rglob("*") if path.is_file() and path != first)
     return [first, *sorted(rest)]
 
 
 def _write_frozen_parts(folder: Path, config: SdxlFinetuneConfig) -> None:
     """Write the base model without its UNet as a diffusers folder."""
-    pipeline: Any = load_text_encoders(config, _CPU)
+    # Loaded in the precision of the files: from the config of each encoder, loaders read it.
+    as_saved = config.model_copy(update={"weight_dtype": config.save_dtype})
+    pipeline: Any = load_text_encoders(as_saved, _CPU)
     pipeline.register_modules(vae=load_vae(config, _CPU))
-    # Loaders read the precision of the encoders from their configs.
     pipeline.to(getattr(torch, config.save_dtype))
     pipeline.save_pretrained(folder, safe_serialization=True)
     base = base_model_folder(config, ("scheduler",))
@@ -173,11 +173,3 @@ def _published_names(part: str, tensors: Mapping[str, torch.Tensor]) -> dict[str
     """Return a part's tensors by their names in published files."""
     is_clip = part.startswith("text_encoder")
     return {clip_path(name) if is_clip else name: tensor for name, tensor in tensors.items()}
-
-
-def _cast(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return the tensors on the CPU, floating-point ones in another precision."""
-    return {
-        name: tensor.detach().to("cpu", dtype) if tensor.is_floating_point() else tensor
-        for name, tensor in tensors.items()
-    }
