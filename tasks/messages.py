@@ -262,6 +262,6 @@ def _stage_of(task: str) -> str:
 def _first_problem(error: ValidationError) -> str:
     """Return the first problem without any text of the message, such as the name of a field."""
     first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    names = [str(part) for part in first["loc"]]
+    names = ["message" if error.title == _Envelope.__name__ else "body", *map(str, first["loc"])]
     place = ".".join(name if _FIELD.fullmatch(name) else "?" for name in names)
-    return f"{place}: {first['msg']}" if place else str(first["msg"])
+    return f"{place}: {first['msg']}"

@@ -102,6 +102,21 @@ def test_unreadable_messages_are_refused(queue: str, name: str) -> None:
     assert str(raised.value).isprintable()
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("id a number", "message.headers.id: Input should be a valid string"),
+        ("body an object", "body: Input should be a valid array"),
+        ("errbacks", "body.2.errbacks: List should have at most 0 items after validation, not 1"),
+        ("100,000 brackets", "cannot be decoded (RecursionError)"),
+    ],
+)
+def test_a_refusal_names_the_field(name: str, reason: str) -> None:
+    with pytest.raises(ValueError, match=r".") as raised:
+        read_message(unreadable("cpu")[name], "cpu")
+    assert str(raised.value) == reason
+
+
 def test_a_refusal_quotes_no_secret() -> None:
     secret = "https://bucket/?signature=secret"
     parts = {"id": 1, "priority": secret, "chain": secret, secret: secret}

@@ -236,6 +236,6 @@ def unreadable_table(messages: "Sequence[UnreadableMessage]") -> Table:
     table = Table("set aside", "queue", "bytes", "reason")
     for message in messages:
         at = datetime.fromtimestamp(message.set_aside_at).astimezone()
-        row = at.strftime("%m-%d %H:%M:%S"), message.queue, f"{message.size:,}", message.reason
-        table.add_row(*map(escape, row))
+        shown_at = at.strftime("%m-%d %H:%M:%S")
+        table.add_row(shown_at, message.queue, f"{message.size:,}", message.reason)
     return table

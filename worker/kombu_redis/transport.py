@@ -15,7 +15,7 @@ names the transport's keys in Redis.
 import logging
 import traceback
 from bisect import bisect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -26,11 +26,17 @@ from uuid import uuid4
 from kombu.exceptions import OperationalError
 from kombu.transport import TRANSPORT_ALIASES, redis, virtual
 from kombu.utils.json import dumps, loads
-from redis import Redis, RedisError
+from redis import Redis, RedisError, ResponseError
 
-from worker.kombu_redis.unreadable import UnreadableMessageError, UnreadableMessages
+from worker.kombu_redis.unreadable import (
+    LOG_INTERVAL_S,
+    RateLimit,
+    UnreadableMessageError,
+    UnreadableMessages,
+)
 
 logger = logging.getLogger(__name__)
+logger.addFilter(RateLimit(LOG_INTERVAL_S))
 
 ReadMessage = Callable[[bytes, str], dict[str, Any]]
 """Reads the text of a message in a queue; raises UnreadableMessageError."""
@@ -179,6 +185,28 @@ class Channel(redis.Channel):
         except UnreadableMessageError as error:
             self.set_aside(text, queue, str(error))
             return None
+
+    def _brpop_read(self, **options: Any) -> Any:
+        try:
+            return super()._brpop_read(**options)  # type: ignore[no-untyped-call]
+        except ResponseError as error:
+            self._drop_other_types(error, self.active_queues)
+            raise Empty from None
+
+    def _size(self, queue: str) -> int:
+        try:
+            size: int = super()._size(queue)  # type: ignore[no-untyped-call]
+        except ResponseError as error:
+            self._drop_other_types(error, [queue])
+            return 0
+        return size
+
+    def _drop_other_types(self, error: ResponseError, queues: Iterable[str]) -> None:
+        """Delete keys of queues that are not lists: nothing can use them, and they end workers."""
+        if self.unreadable is None or "WRONGTYPE" not in str(error):
+            raise error
+        keys = Keys.of(self.connection.client.transport_options)
+        self.unreadable.drop_other_types([key for queue in queues for key in keys.lists(queue)])
 
     def _get(self, queue: str, timeout: float | None = None) -> dict[str, Any]:
         return _delivered(super()._get(queue), queue)  # type: ignore[no-untyped-call]

@@ -8,7 +8,7 @@ because it may hold signed URLs.
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, cast
@@ -21,8 +21,10 @@ logger = logging.getLogger(__name__)
 _MAX_ENTRIES = 100
 _MAX_BYTES = 4000
 _TTL_S = 30 * 86400
-_LOG_INTERVAL_S = 5.0
+LOG_INTERVAL_S = 5.0
+"""A flood of messages logs one line of each kind in this time."""
 
+_DROP_OTHER_TYPES = (files("worker.kombu_redis") / "drop_other_types.lua").read_text("utf-8")
 _SET_ASIDE = (files("worker.kombu_redis") / "set_aside.lua").read_text("utf-8")
 
 
@@ -57,7 +59,7 @@ class RateLimit(logging.Filter):
         return True
 
 
-logger.addFilter(RateLimit(_LOG_INTERVAL_S))
+logger.addFilter(RateLimit(LOG_INTERVAL_S))
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,12 @@ class UnreadableMessages:
         logger.error("set aside an unreadable message of %d bytes in %s: %s", size, queue, reason)
         self._on_added(queue)
         return True
+
+    def drop_other_types(self, lists: Sequence[str]) -> None:
+        """Delete the keys that should be lists of messages and are not: nothing can use them."""
+        dropped = cast("list[Any]", self._redis.eval(_DROP_OTHER_TYPES, len(lists), *lists))
+        for index, key_type in zip(dropped[::2], dropped[1::2], strict=True):
+            self.add(b"", lists[index - 1], f"the key was a {key_type}, not a list of messages")
 
     def __iter__(self) -> Iterator[UnreadableMessage]:
         for entry in cast("list[str]", self._redis.lrange(self._key, 0, -1)):

@@ -78,6 +78,9 @@ class Reconciler:
         Returns:
             The ids of the jobs that were sent again.
         """
+        self._unreadable.drop_other_types(
+            [key for queue in ALL_QUEUES for key in self._keys.lists(queue)]
+        )
         jobs = self._control.summaries_in_flight()
         # Read after the jobs: a message for their current state was sent before, or not at all.
         found = scan_messages(self._redis, self._keys)

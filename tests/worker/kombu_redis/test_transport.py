@@ -105,6 +105,24 @@ def test_what_the_guard_refuses_never_reaches_celery(
     assert [(each.queue, each.text) for each in unreadable] == [("work", "junk")] * 2
 
 
+def test_a_queue_that_is_no_list_is_deleted(
+    connection: Any, redis_client: Redis, unreadable: UnreadableMessages
+) -> None:
+    redis_client.sadd("work", "x")
+    redis_client.set("work\x06\x166", "y")
+    good: list[Any] = []
+
+    def take(message: Any) -> None:
+        good.append(message)
+
+    queue = Queue("work")  # type: ignore[no-untyped-call]
+    consume(connection, queue, take)
+    connection.Producer().publish(1, routing_key="work")
+    consume(connection, queue, take)
+    assert [message.payload for message in good] == [1]
+    assert len(list(unreadable)) == 2
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -231,6 +231,17 @@ def test_readable_messages_around_an_unreadable_one_stay(
     assert len(scan_messages(redis_client, KEYS).stages) == 120
 
 
+def test_a_queue_that_is_no_list_is_deleted(
+    reconciler: Reconciler, redis_client: Redis, job_id: str
+) -> None:
+    redis_client.sadd("gpu.80gb", "x")
+    reconciler.reconcile()
+    assert reconciler.reconcile() == [job_id]
+    assert not redis_client.exists("gpu.80gb")
+    [aside] = unreadable_messages(redis_client, timedelta(hours=1))
+    assert aside.reason == "the key was a set, not a list of messages"
+
+
 def test_a_large_submission_is_left_to_the_workers(
     reconciler: Reconciler, redis_client: Redis, app: Celery
 ) -> None:
