@@ -2,7 +2,9 @@
 
 import resource
 import sys
+import tempfile
 from contextlib import suppress
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -44,6 +46,9 @@ def main() -> int:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_CODES[error.code]
     _allow_files()
+    # NiceGUI writes the files of pages there first; /tmp may be in memory.
+    tempfile.tempdir = str(settings.resolved_scratch_dir / "console")
+    Path(tempfile.tempdir).mkdir(parents=True, exist_ok=True)
     server = uvicorn.Server(server_config(services))
     with suppress(KeyboardInterrupt):
         server.run()

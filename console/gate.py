@@ -63,6 +63,11 @@ class Gate:
     def __init__(self, app: ASGIApp, services: Services) -> None:
         self._app, self._services = app, services
         self._requests = Share("requests", _MAX_REQUESTS, retry_after_s=1)
+        self._upload_bytes = services.settings.upload_max_bytes + _OVERHEAD_BYTES
+        # NiceGUI writes the files of pages to disk before the page takes them.
+        self._page_bytes = Share(
+            "bytes of files on their way", 4 * self._upload_bytes, always=self._upload_bytes
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
@@ -78,7 +83,10 @@ class Gate:
                 if path != _HEALTH:
                     held.enter_context(self._requests.hold(account))
                 current_account.set(account)
-                receive = self._bounded(scope, path, receive, caller)
+                if scope["type"] == "http":
+                    receive = self._bounded(scope, path, receive, account, held)
+                elif caller is not None:
+                    receive = self._at_allowed_rate(receive, caller)
             except ConsoleError as error:
                 await _refusal(scope, path, error)(scope, receive, send)
                 return
@@ -125,20 +133,23 @@ class Gate:
             raise ForbiddenError("pages of other sites may not change anything")
         return caller
 
-    def _bounded(self, scope: Scope, path: str, receive: Receive, caller: Caller | None) -> Receive:
-        """Return a ``receive`` that bounds what the sender sends.
+    def _bounded(
+        self, scope: Scope, path: str, receive: Receive, account: str, held: ExitStack
+    ) -> Receive:
+        """Return a ``receive`` that bounds a request's body.
 
         Raises:
             TooLargeError: The body is too large.
+            TooManyError: The account has used up its share of files on their way.
         """
-        if scope["type"] == "websocket":
-            return receive if caller is None else self._at_allowed_rate(receive, caller)
         is_upload = path.startswith(_UPLOADS)
-        upload_bytes = self._services.settings.upload_max_bytes + _OVERHEAD_BYTES
-        max_bytes = upload_bytes if is_upload else MAX_BODY_BYTES
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > max_bytes:
+        max_bytes = self._upload_bytes if is_upload else MAX_BODY_BYTES
+        length = dict(scope["headers"]).get(b"content-length")
+        if length is not None and not (length.isdigit() and int(length) <= max_bytes):
             raise TooLargeError(_TOO_LARGE.format(max_bytes))
+        if path.startswith(_PAGE_UPLOADS):
+            count = max_bytes if length is None else int(length)
+            held.enter_context(self._page_bytes.hold(account, count))
         return _bounded_body(receive, max_bytes, is_upload=is_upload)
 
     def _at_allowed_rate(self, receive: Receive, caller: Caller) -> Receive:

@@ -93,6 +93,7 @@ async def write(
     upload_offset: Text = None,
     upload_checksum: Text = None,
     content_type: Text = None,
+    content_length: Text = None,
 ) -> Response:
     """Append to an upload."""
     if tus_resumable != _VERSION:
@@ -105,6 +106,7 @@ async def write(
         _number("Upload-Offset", upload_offset),
         request.stream(),
         None if upload_checksum is None else _checksum(upload_checksum),
+        None if content_length is None else _number("Content-Length", content_length),
     )
     return _response(204, _state(upload))
 

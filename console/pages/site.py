@@ -125,11 +125,12 @@ async def _with_frame(
 ) -> Response | None:
     """Build a page for the session that the gate has found, in its account's share of pages."""
     cookie, account = request.cookies.get(COOKIE), request.state.caller.account
+    pages = services.open_pages
     try:
-        services.open_pages.take(account)
+        pages.take(account)
     except TooManyError as error:
         return text_answer(error)
-    ui.context.client.on_delete(lambda: services.open_pages.give_back(account))
+    ui.context.client.on_delete(lambda: pages.give_back(account))
     return await build(Frame(request, lambda: services.sessions.find(cookie)))
 
 

@@ -12,16 +12,18 @@ import os
 import shutil
 import sys
 import tempfile
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
-from anyio import CancelScope, to_thread
+from anyio import CancelScope
 from pydantic import TypeAdapter
 
-from console.errors import NotFoundError, TooManyError
+from console.errors import NotFoundError
+from console.services.shares import Share
+from console.services.threads import in_thread
 from console.views import DatasetView, ErrorView, ImageView
 from tasks.base_models.check import check_base_model
 from tasks.data.decoder_pool import DecodeError, DecoderLimits, decode_all, unpack_archive
@@ -39,8 +41,8 @@ from tasks.strict_model import StrictModel
 logger = logging.getLogger(__name__)
 
 _CONCURRENCY = 2
-# Running or waiting. The tenant limit keeps a queue free for other tenants.
-_MAX_CHECKS, _MAX_CHECKS_OF_TENANT = 20, 5
+# Running or waiting, of all accounts.
+_MAX_CHECKS = 10
 TIMEOUT_S = 300.0
 """Time limit of a check."""
 COMMAND = (sys.executable, "-P", "-m", "console.services.dataset_checks")
@@ -104,26 +106,26 @@ class DatasetChecks:
     def __init__(self, settings: Settings, thumbnails: Path) -> None:
         self._settings, self._thumbnails = settings, thumbnails
         self._running = asyncio.Semaphore(_CONCURRENCY)
-        self._pending: Counter[str] = Counter()
-        # One at a time a tenant: slow servers of one tenant do not delay the others.
-        self._tenant_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._pending = Share("dataset checks", _MAX_CHECKS, always=2, retry_after_s=30)
+        # One at a time an account: slow servers of one account's jobs do not delay the others.
+        self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
-    async def check(self, job: TrainingJob, policy: ReadPolicy) -> CheckedDataset:
+    async def check(self, account: str, job: TrainingJob, policy: ReadPolicy) -> CheckedDataset:
         """Check a job's dataset and base model.
 
         Raises:
-            TooManyError: Too many checks are pending.
+            TooManyError: The account has used up its share of checks.
         """
         training = job.training.model_dump(mode="json")
         return CheckedDataset(
-            await self._request(job.tenant, policy, kind="check", training=training)
+            await self._request(account, job.tenant, policy, kind="check", training=training)
         )
 
-    async def images(self, tenant: str, upload_id: str) -> tuple[ImageView, ...]:
+    async def images(self, account: str, tenant: str, upload_id: str) -> tuple[ImageView, ...]:
         """Return the images of a complete upload, and make their thumbnails.
 
         Raises:
-            TooManyError: Too many checks are pending.
+            TooManyError: The account has used up its share of checks.
             JobError: The upload is not an archive that can be read.
         """
         folder = self._thumbnails / tenant / upload_id
@@ -131,6 +133,7 @@ class DatasetChecks:
         if not index.exists():
             policy = ReadPolicy(max_bytes=self._settings.data_max_bytes)
             reply = await self._request(
+                account,
                 tenant,
                 policy,
                 kind="thumbnails",
@@ -139,8 +142,8 @@ class DatasetChecks:
             )
             if "error" in reply:
                 raise JobError(**reply["error"])
-            await to_thread.run_sync(index.write_text, json.dumps(reply["images"]))
-        documents = json.loads(await to_thread.run_sync(index.read_bytes))
+            await in_thread(index.write_text)(json.dumps(reply["images"]))
+        documents = json.loads(await in_thread(index.read_bytes)())
         return tuple(ImageView.model_validate(document) for document in documents)
 
     def thumbnail(self, tenant: str, upload_id: str, number: int) -> bytes:
@@ -158,21 +161,18 @@ class DatasetChecks:
         """Remove an upload's thumbnails."""
         shutil.rmtree(self._thumbnails / tenant / upload_id, ignore_errors=True)
 
-    async def _request(self, tenant: str, policy: ReadPolicy, **fields: Any) -> dict[str, Any]:
-        if self._pending[tenant] >= _MAX_CHECKS_OF_TENANT or self._pending.total() >= _MAX_CHECKS:
-            raise TooManyError("too many datasets are being checked", 30)
-        self._pending[tenant] += 1
-        try:
-            async with self._tenant_locks[tenant], self._running:
-                scratch = await to_thread.run_sync(self._make_scratch)
+    async def _request(
+        self, account: str, tenant: str, policy: ReadPolicy, **fields: Any
+    ) -> dict[str, Any]:
+        with self._pending.hold(account):
+            async with self._locks[account], self._running:
+                scratch = await in_thread(self._make_scratch)()
                 try:
                     return await _run(self._check_request(tenant, policy, scratch, **fields))
                 finally:
                     # It may hold a whole unpacked archive.
                     with CancelScope(shield=True):
-                        await to_thread.run_sync(shutil.rmtree, scratch, True)
-        finally:
-            self._pending[tenant] -= 1
+                        await in_thread(shutil.rmtree)(scratch, ignore_errors=True)
 
     def _make_scratch(self) -> str:
         folder = self._settings.resolved_scratch_dir / "console"

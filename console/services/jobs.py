@@ -3,7 +3,6 @@
 import hashlib
 import re
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -11,6 +10,7 @@ from threading import Lock
 from typing import Any
 
 from console.errors import BadRequestError, ForbiddenError
+from console.services.shares import AccountCache
 from console.services.threads import in_thread
 from console.views import ErrorView, JobPage, JobView, ProgressView, StageView
 from tasks.api_keys import Caller
@@ -23,8 +23,8 @@ from tasks.events import DatasetChecked, Progress
 from tasks.jobs.job import TrainingJob
 from tasks.state.record import JobRecord, JobSummary
 
-# Jobs whose read events are remembered; those of others are read again from the start.
-_MAX_REMEMBERED = 2000
+# Jobs of a tenant whose read events are remembered; those of others are read again.
+_MAX_REMEMBERED = 500
 # Run history changes slowly and takes many keys to read.
 _HISTORY_TTL_S = 5.0
 # Jobs that one search looks at; it returns what it has found by then.
@@ -58,7 +58,7 @@ class Jobs:
 
     def __init__(self, client: Client) -> None:
         self._client = client
-        self._read: OrderedDict[str, _ReadEvents] = OrderedDict()
+        self._read: AccountCache[_ReadEvents] = AccountCache(_MAX_REMEMBERED)
         self._lock = Lock()
         self._history: tuple[float, RunHistory] | None = None
 
@@ -230,10 +230,10 @@ class Jobs:
         if record.status.ended:
             return JobProgress()
         with self._lock:
-            read = self._read.setdefault(record.id, _ReadEvents())
-            self._read.move_to_end(record.id)
-            if len(self._read) > _MAX_REMEMBERED:
-                self._read.popitem(last=False)
+            read = self._read.get(record.id)
+            if read is None:
+                read = _ReadEvents()
+                self._read.add(record.job.tenant, record.id, read)
         last, progress = read.position, read.progress
         for position, event in self._client.state.events(record.id, after=last):
             last = position

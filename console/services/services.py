@@ -82,9 +82,7 @@ def open_services(settings: Settings, broker_url: str) -> Services:
     limits = connect(broker_url)
     jobs = Jobs(client)
     checks = DatasetChecks(settings, folder / "thumbnails")
-    upload_store = UploadStore(
-        folder / "uploads", store, settings.upload_max_bytes, settings.job_ttl
-    )
+    upload_store = UploadStore(folder / "uploads", store, settings)
     return Services(
         settings=settings,
         api_keys=api_keys,

@@ -33,36 +33,38 @@ class Share:
         self._retry_after_s = retry_after_s
         self._held: Counter[str] = Counter()
 
-    def take(self, account: str) -> None:
-        """Take one more for an account.
+    def take(self, account: str, count: int = 1) -> None:
+        """Take one more for an account, or several.
 
         Raises:
             TooManyError: The account has used up its share.
         """
-        held, free = self._held[account] + 1, self._capacity - self._held.total() - 1
+        held, free = self._held[account] + count, self._capacity - self._held.total() - count
         if held > max(free, self._always):
-            problem = f"{held - 1} {self._things} are open, which is this account's share"
-            raise TooManyError(f"{problem}; close some", self._retry_after_s)
+            problem = (
+                f"this account has {held - count:,} {self._things}, and its share is no larger"
+            )
+            raise TooManyError(f"{problem}; wait, or close some", self._retry_after_s)
         self._held[account] = held
 
-    def give_back(self, account: str) -> None:
-        """Give one back."""
-        self._held[account] -= 1
+    def give_back(self, account: str, count: int = 1) -> None:
+        """Give one back, or several."""
+        self._held[account] -= count
         if not self._held[account]:
             del self._held[account]
 
     @contextmanager
-    def hold(self, account: str) -> Iterator[None]:
-        """Take one, and give it back at the end of the context.
+    def hold(self, account: str, count: int = 1) -> Iterator[None]:
+        """Take one, or several, and give them back at the end of the context.
 
         Raises:
             TooManyError: The account has used up its share.
         """
-        self.take(account)
+        self.take(account, count)
         try:
             yield
         finally:
-            self.give_back(account)
+            self.give_back(account, count)
 
 
 class AccountCache(Generic[T]):

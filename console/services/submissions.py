@@ -62,11 +62,10 @@ class Submissions:
             DoesNotFitJobError: No GPU memory class holds the job.
             BadRequestError: The idempotency key is malformed.
         """
-        self._parse(caller, document)
-        document = _with_id(caller, _with_tenant(caller, document), idempotency_key)
+        job = _with_id(caller, self._parse(caller, document), idempotency_key)
         try:
             reads = None if caller.is_operator else self._roots
-            job_id = self._client.submit(document, reads=reads)
+            job_id = self._client.submit_job(job, reads=reads)
         except InvalidJobError as error:
             if idempotency_key is None or [problem.location for problem in error.problems] != [
                 "id"
@@ -100,7 +99,7 @@ class Submissions:
         job = await in_thread(self._parse)(caller, document)
         dataset: CheckedDataset | None = None
         if check_dataset:
-            dataset = await self._checks.check(job, self._read_policy(caller))
+            dataset = await self._checks.check(caller.account, job, self._read_policy(caller))
             sizes = dataset.sizes
         return await in_thread(self._preview)(caller, job, dataset, sizes)
 
@@ -160,8 +159,8 @@ def _with_tenant(caller: Caller, document: Any) -> Any:
     return {**document, "tenant": caller.tenant}
 
 
-def _with_id(caller: Caller, document: Any, idempotency_key: str | None) -> Any:
-    """Return the document with the id that its job gets.
+def _with_id(caller: Caller, job: TrainingJob, idempotency_key: str | None) -> TrainingJob:
+    """Return the job with the id that it gets.
 
     Raises:
         BadRequestError: The idempotency key is malformed.
@@ -169,17 +168,15 @@ def _with_id(caller: Caller, document: Any, idempotency_key: str | None) -> Any:
     """
     if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
         raise BadRequestError("an Idempotency-Key has 1 to 255 visible ASCII characters")
-    if not isinstance(document, dict):
-        return document
-    job_id = document.get("id")
+    job_id = job.id
     if job_id is None and idempotency_key is not None:
         scope = json.dumps([caller.tenant, caller.name, idempotency_key])
-        return {**document, "id": hashlib.sha256(scope.encode()).hexdigest()[:24]}
-    if caller.tenant is None or not isinstance(job_id, str):
-        return document
-    if len(job_id) > _MAX_TENANT_ID:
-        raise InvalidJobError([Problem("id", f"has more than {_MAX_TENANT_ID} characters")])
-    return {**document, "id": tenant_job_id(caller.tenant, job_id)}
+        job_id = hashlib.sha256(scope.encode()).hexdigest()[:24]
+    elif job_id is not None and caller.tenant is not None:
+        if len(job_id) > _MAX_TENANT_ID:
+            raise InvalidJobError([Problem("id", f"has more than {_MAX_TENANT_ID} characters")])
+        job_id = tenant_job_id(caller.tenant, job_id)
+    return job.model_copy(update={"id": job_id})
 
 
 def _price(

@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Lock
 from typing import BinaryIO
 from uuid import uuid4
 
-from anyio import CancelScope, to_thread
+from anyio import CancelScope
 
 from console.errors import (
     ChecksumError,
@@ -26,6 +27,7 @@ from console.errors import (
     TooManyError,
     TooSlowError,
 )
+from console.services.threads import in_thread
 from console.views import UploadView
 from tasks.data.uploads import (
     StoredUpload,
@@ -34,7 +36,8 @@ from tasks.data.uploads import (
     tenants_with_uploads,
 )
 from tasks.errors import InvalidJobError, Problem
-from tasks.store import Store
+from tasks.settings.settings import Settings
+from tasks.store import UPLOADS, Store
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +50,8 @@ _MIN_FREE_BYTES = 100_000_000
 # Several incomplete uploads at a time, but not a disk full of them.
 _MAX_INCOMPLETE = 20
 _MAX_INCOMPLETE_SIZES = 4
+# Complete and incomplete ones of a tenant: each listing reads all of them.
+_MAX_UPLOADS = 1000
 _WRITE_BYTES = 2**20
 _MAX_NAME = 200
 
@@ -73,14 +78,14 @@ class UploadStore:
     Args:
         folder: The folder of incomplete uploads.
         store: The store of complete uploads.
-        max_bytes: Maximum size of an upload.
-        ttl: Time that a complete upload is kept.
+        settings: Sizes of uploads, and the time that a complete one is kept.
     """
 
-    def __init__(self, folder: Path, store: Store, max_bytes: int, ttl: timedelta) -> None:
-        self._folder, self._store = folder, store
-        self._max_bytes, self._ttl = max_bytes, ttl
+    def __init__(self, folder: Path, store: Store, settings: Settings) -> None:
+        self._folder, self._store, self._ttl = folder, store, settings.job_ttl
+        self._max_bytes, self._quota = settings.upload_max_bytes, settings.upload_quota
         self._locked: set[str] = set()
+        self._tenant_locks: dict[str, Lock] = {}
 
     def create(self, tenant: str, name: str, length: int) -> UploadView:
         """Create an empty upload.
@@ -94,8 +99,12 @@ class UploadStore:
             InvalidJobError: The length is not positive.
             TooLargeError: The length is above the maximum.
             TooManyError: The tenant has too many incomplete uploads.
-            InsufficientStorageError: The disk has too little space.
+            InsufficientStorageError: The disk has too little space, or the tenant's quota.
         """
+        with self._lock_of(tenant):
+            return self._create(tenant, name, length)
+
+    def _create(self, tenant: str, name: str, length: int) -> UploadView:
         if length <= 0:
             raise InvalidJobError([Problem("Upload-Length", "must be above 0")])
         if length > self._max_bytes:
@@ -106,6 +115,7 @@ class UploadStore:
         total = sum(view.length for view in incomplete) + length
         if len(incomplete) >= _MAX_INCOMPLETE or total > _MAX_INCOMPLETE_SIZES * self._max_bytes:
             raise TooManyError("too many incomplete uploads; complete or delete some", 60)
+        self._check_quota(tenant, length, incomplete)
         upload_id = uuid4().hex
         folder = self._path(tenant, upload_id)
         folder.mkdir(parents=True)
@@ -156,10 +166,9 @@ class UploadStore:
             return None
         for folder in self._folder.glob(f"*/{upload_id}"):
             return folder.parent.name
-        for tenant in tenants_with_uploads(self._store):
-            if StoredUploads(self._store, tenant).get(upload_id) is not None:
-                return tenant
-        return None
+        name = f"/{upload_id}.json"
+        found = (key.split("/")[1] for key in self._store.keys(UPLOADS) if key.endswith(name))
+        return next(found, None)
 
     async def write(
         self,
@@ -168,6 +177,7 @@ class UploadStore:
         offset: int,
         chunks: AsyncIterator[bytes],
         checksum: Checksum | None = None,
+        count: int | None = None,
     ) -> UploadView:
         """Append to an upload. An interruption keeps received bytes, unless they have a checksum.
 
@@ -177,6 +187,7 @@ class UploadStore:
             offset: Number of bytes received so far, as the sender knows it.
             chunks: The bytes to append.
             checksum: Checksum of all these bytes.
+            count: Number of these bytes, if the sender gives it.
 
         Raises:
             NotFoundError: The tenant has no upload of this id.
@@ -186,10 +197,14 @@ class UploadStore:
             TooSlowError: The sender was idle for too long.
             InsufficientStorageError: The disk is full.
         """
+        # Before the lock: another tenant's upload is unknown, also while it is written to.
+        await in_thread(self.get)(tenant, upload_id)
         with self._lock(upload_id):
-            view = await to_thread.run_sync(self.get, tenant, upload_id)
+            view = await in_thread(self.get)(tenant, upload_id)
             if view.offset != offset:
                 raise ConflictError(f"Upload-Offset is {offset}, but {view.offset} bytes arrived")
+            if count is not None and count > view.length - offset:
+                raise TooLargeError("the request has more bytes than Upload-Length allows")
             if view.is_complete:
                 return view
             data = self._path(tenant, upload_id) / "data"
@@ -200,7 +215,7 @@ class UploadStore:
                     raise
                 problem = "the disk is full; resume this upload later"
                 raise InsufficientStorageError(problem) from error
-            return await to_thread.run_sync(self._complete, tenant, upload_id)
+            return await in_thread(self._complete)(tenant, upload_id)
 
     async def completed(self, tenant: str, upload_id: str) -> UploadView:
         """Return an upload; move it to the store if that failed when its last byte arrived.
@@ -209,14 +224,19 @@ class UploadStore:
             NotFoundError: The tenant has no upload of this id.
             StoreError: The upload cannot be moved to the store.
         """
-        view = await to_thread.run_sync(self.get, tenant, upload_id)
+        view = await in_thread(self.get)(tenant, upload_id)
         if view.is_complete or view.offset < view.length or upload_id in self._locked:
             return view
         with self._lock(upload_id):
-            return await to_thread.run_sync(self._complete, tenant, upload_id)
+            return await in_thread(self._complete)(tenant, upload_id)
 
     def put(self, tenant: str, name: str, path: Path) -> UploadView:
-        """Store a local file as a complete upload."""
+        """Store a local file as a complete upload.
+
+        Raises:
+            InsufficientStorageError: The tenant's quota has too little space.
+        """
+        self._check_quota(tenant, path.stat().st_size, self._incomplete(tenant))
         stored = StoredUploads(self._store, tenant)
         return _view(stored.put(uuid4().hex, _printable(name), path, _sha256(path)))
 
@@ -227,8 +247,8 @@ class UploadStore:
             NotFoundError: The tenant has no upload of this id.
             ConflictError: A request writes to the upload.
         """
+        self.get(tenant, upload_id)
         with self._lock(upload_id):
-            self.get(tenant, upload_id)
             shutil.rmtree(self._path(tenant, upload_id), ignore_errors=True)
             StoredUploads(self._store, tenant).delete(upload_id)
 
@@ -248,6 +268,24 @@ class UploadStore:
                     self.delete(tenant, view.id)
                     removed.append(view)
         return removed
+
+    def _lock_of(self, tenant: str) -> Lock:
+        return self._tenant_locks.setdefault(tenant, Lock())
+
+    def _check_quota(self, tenant: str, length: int, incomplete: list[UploadView]) -> None:
+        """Refuse an upload for which the tenant's quota has too little space.
+
+        Raises:
+            InsufficientStorageError: It has too little.
+        """
+        complete = self._store.sizes(f"{UPLOADS}/{tenant}")
+        uploads = len(incomplete) + sum(key.endswith(".json") for key in complete)
+        used = sum(view.length for view in incomplete) + sum(complete.values())
+        if used + length > self._quota or uploads >= _MAX_UPLOADS:
+            raise InsufficientStorageError(
+                f"tenant {tenant} has {uploads:,} of {_MAX_UPLOADS:,} uploads with {used:,} of "
+                f"{self._quota:,} bytes; delete some"
+            )
 
     def _incomplete(self, tenant: str) -> list[UploadView]:
         folder = self._folder / tenant
@@ -338,7 +376,7 @@ async def _append(
                 if len(batch) >= _WRITE_BYTES:
                     # Emptied first: a cancelled write must not be repeated below.
                     data, batch = bytes(batch), bytearray()
-                    await to_thread.run_sync(file.write, data)
+                    await in_thread(file.write)(data)
             if checksum is not None and digest is not None:
                 is_valid = digest.digest() == checksum.digest
                 if not is_valid:
@@ -347,7 +385,7 @@ async def _append(
                     )
         finally:
             with CancelScope(shield=True):
-                await to_thread.run_sync(_flush, file, bytes(batch), None if is_valid else start)
+                await in_thread(_flush)(file, bytes(batch), None if is_valid else start)
 
 
 def _flush(file: BinaryIO, batch: bytes, truncate_to: int | None) -> None:

@@ -3,14 +3,19 @@
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from console.errors import ConflictError, ForbiddenError
+from pydantic import TypeAdapter, ValidationError
+
+from console.errors import ConflictError, ForbiddenError, NotFoundError
 from console.services.dataset_checks import DatasetChecks
 from console.services.threads import in_thread
 from console.services.upload_store import Checksum, UploadStore
 from console.views import ImageView, UploadView
 from tasks.api_keys import Caller
-from tasks.jobs.job import TrainingJob
+from tasks.data.uploads import is_upload_id
+from tasks.errors import InvalidJobError, Problem
+from tasks.jobs.job import SafeName, TrainingJob
 
+_TENANT: TypeAdapter[str] = TypeAdapter(SafeName)
 _DEFAULT_TENANT: str = TrainingJob.model_fields["tenant"].default
 
 
@@ -40,7 +45,9 @@ class Uploads:
         Raises:
             TooLargeError: The upload is larger than the maximum.
             TooManyError: The tenant has too many incomplete uploads.
+            InsufficientStorageError: The disk has too little space, or the tenant's quota.
             ForbiddenError: The tenant is not the caller's.
+            InvalidJobError: The tenant is not the name of one.
         """
         return self._store.create(_owner_of_new(caller, tenant), name, length)
 
@@ -51,10 +58,11 @@ class Uploads:
         offset: int,
         chunks: AsyncIterator[bytes],
         checksum: Checksum | None = None,
+        count: int | None = None,
     ) -> UploadView:
         """Append to an upload; see ``UploadStore.write``."""
         tenant = await in_thread(self._owner_of)(caller, upload_id)
-        return await self._store.write(tenant, upload_id, offset, chunks, checksum)
+        return await self._store.write(tenant, upload_id, offset, chunks, checksum, count)
 
     async def get(self, caller: Caller, upload_id: str) -> UploadView:
         """Return an upload.
@@ -101,7 +109,7 @@ class Uploads:
         upload = await self.get(caller, upload_id)
         if not upload.is_complete:
             raise ConflictError("the upload is incomplete")
-        return await self._checks.images(upload.tenant, upload.id)
+        return await self._checks.images(caller.account, upload.tenant, upload.id)
 
     @in_thread
     def thumbnail(self, caller: Caller, upload_id: str, number: int) -> bytes:
@@ -110,6 +118,8 @@ class Uploads:
         Raises:
             NotFoundError: The caller sees no such thumbnail.
         """
+        if not is_upload_id(upload_id):
+            raise NotFoundError("there is no such image")
         return self._checks.thumbnail(self._owner_of(caller, upload_id), upload_id, number)
 
     @in_thread
@@ -126,9 +136,13 @@ class Uploads:
 
 
 def _owner_of_new(caller: Caller, tenant: str | None) -> str:
-    """Return the tenant of an upload that the caller creates."""
+    """Return the tenant of an upload that the caller creates; it becomes a folder's name."""
     if caller.tenant is None:
-        return tenant or _DEFAULT_TENANT
+        try:
+            return _TENANT.validate_python(tenant or _DEFAULT_TENANT)
+        except ValidationError as error:
+            problem = "must be a tenant's name: letters, digits, '-', '_' and single dots"
+            raise InvalidJobError([Problem("Upload-Metadata.tenant", problem)]) from error
     if tenant not in (None, caller.tenant):
         raise ForbiddenError("this key uploads for its own tenant only")
     return caller.tenant

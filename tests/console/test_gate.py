@@ -23,6 +23,7 @@ from console.gate import Gate
 from console.login import COOKIE
 from console.services import rate_limiter
 from console.services.rate_limiter import RateLimiter, WrongKeys
+from console.services.shares import Share
 from tasks.settings.settings import Settings
 from tests.console.conftest import Console, Served
 
@@ -94,6 +95,51 @@ def test_a_session_has_the_allowance_of_its_key(
             assert int(refused.headers["retry-after"]) > 0
         assert by_key.get("/jobs").status_code == 429
         assert other.get("/jobs").status_code == 200
+
+
+def test_open_pages_of_one_account_leave_room_for_others(
+    console: Console, anyone: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pages = Share("pages", 4, always=1)
+    monkeypatch.setitem(vars(console.services), "open_pages", pages)
+    log_in(anyone, console, console.keys["acme"])
+    assert [anyone.get("/jobs").status_code for _ in range(3)] == [200, 200, 429]
+    log_in(anyone, console, console.keys["zoo"])
+    assert anyone.get("/jobs").status_code == 200
+    before = pages._held.total()
+    for client in list(Client.instances.values()):
+        client.delete()
+    assert (before, pages._held.total()) == (3, 0)
+
+
+def test_files_of_pages_share_the_disk(served: Served) -> None:
+    assert served.settings.upload_max_bytes == 1_000_000
+    path = "/_nicegui/client/a-page/upload/7"
+
+    async def use() -> None:
+        done = asyncio.Event()
+
+        async def wait(scope: Scope, receive: Receive, send: Send) -> None:
+            await done.wait()
+            await PlainTextResponse("done")(scope, receive, send)
+
+        transport = httpx2.ASGITransport(Gate(wait, served.services))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client:
+
+            def send(who: str) -> asyncio.Task[httpx2.Response]:
+                cookie = served.services.sessions.start(served.keys[who])
+                headers = {**ORIGIN, "Cookie": f"{COOKIE}={cookie}"}
+                content = b"x" * 1_900_000
+                return asyncio.create_task(client.post(path, content=content, headers=headers))
+
+            finished = asyncio.as_completed([send("acme") for _ in range(3)])
+            assert (await next(finished)).status_code == 429
+            other = send("zoo")
+            done.set()
+            assert [(await it).status_code for it in finished] == [200] * 2
+            assert (await other).status_code == 200
+
+    asyncio.run(use())
 
 
 def test_wrong_keys_do_not_lock_right_ones_out(console: Console, anyone: httpx2.Client) -> None:

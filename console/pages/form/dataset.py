@@ -1,6 +1,5 @@
 """The dataset of a job: images uploaded here or a source elsewhere, and the report on them."""
 
-import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from console.pages.form.image_upload import ImageDrop
 from console.pages.form.report import Report
 from console.pages.layout import Frame
 from console.services.services import Services
+from console.services.threads import in_thread
 
 _UPLOAD = "here"
 _SOURCE_NAMES = {
@@ -132,7 +132,7 @@ class DatasetPart:
             path = Path(temporary.name)
         try:
             await file.save(path)
-            await asyncio.to_thread(self._opened.collection.add, file.name, path)
+            await in_thread(self._opened.collection.add)(file.name, path)
         except NotAddedError as error:
             self._rejected.append(str(error))
         finally:

@@ -13,6 +13,7 @@ from console.pages.form.image_collection import ImageCollection
 from console.pages.layout import Frame
 from console.services.services import Services
 from console.services.shares import AccountCache
+from console.services.threads import in_thread
 from console.views import DatasetView, ImageView, UploadView
 from tasks.api_keys import Caller
 from tasks.data.uploads import upload_id_in
@@ -172,7 +173,7 @@ class DraftImages:
         opened.upload, opened.images, opened.report = None, (), None
         opened.draft.dataset = None
         if not opened.collection.is_empty:
-            archive = await asyncio.to_thread(opened.collection.pack)
+            archive = await in_thread(opened.collection.pack)()
             name = opened.collection.archive or f"{opened.draft.name}.zip"
             opened.upload = await self._services.uploads.put(caller, name, archive)
             opened.is_own_upload = True

@@ -28,9 +28,21 @@ def test_an_account_gets_as_many_as_remain_free() -> None:
 def test_a_refusal_names_the_share_and_the_time_to_retry() -> None:
     share = Share("streams", 10, retry_after_s=7)
     take_all(share, "one")
-    with pytest.raises(TooManyError, match="5 streams") as refused, share.hold("one"):
+    with (
+        pytest.raises(TooManyError, match="this account has 5 streams") as refused,
+        share.hold("one"),
+    ):
         """Do nothing."""
     assert refused.value.retry_after_s == 7
+
+
+def test_things_of_different_sizes_share_a_capacity() -> None:
+    share = Share("bytes", 1000, always=0)
+    with share.hold("one", 500):
+        with pytest.raises(TooManyError):
+            share.take("one")
+        share.take("two", 250)
+    share.take("one", 370)
 
 
 @given(st.lists(st.sampled_from("abcdef"), max_size=300))

@@ -1,25 +1,32 @@
+import asyncio
 import base64
 import hashlib
 import os
+import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
 import httpx2
 import pytest
+from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import strategies as st
 
+from console.errors import InsufficientStorageError, TooLargeError
 from console.services import upload_store
 from console.services.upload_store import INCOMPLETE_TTL, UploadStore
 from tasks.data.uploads import NoUploadError, StoredUploads
+from tasks.settings.settings import Settings
 from tasks.store import Store
 from tests.console.conftest import Console, image, send, upload, zipped
 from tests.waiting import wait_until
 
 TUS = {"Tus-Resumable": "1.0.0"}
 DATA = os.urandom(300_000)
+SAFE_NAME = r"[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*"
 
 
 @pytest.fixture(autouse=True)
@@ -201,7 +208,7 @@ def test_only_complete_archives_have_images(acme: httpx2.Client) -> None:
 
 def test_expired_uploads_are_removed(tmp_path: Path) -> None:
     store = Store((tmp_path / "store").as_uri())
-    kept_30_days = UploadStore(tmp_path / "coming", store, 1000, timedelta(days=30))
+    kept_30_days = UploadStore(tmp_path / "coming", store, Settings())
     left, fresh = (kept_30_days.create("acme", name, 10) for name in "ab")
     (tmp_path / "whole").write_bytes(b"x")
     kept = kept_30_days.put("acme", "c", tmp_path / "whole")
@@ -209,14 +216,16 @@ def test_expired_uploads_are_removed(tmp_path: Path) -> None:
     os.utime(tmp_path / "coming" / "acme" / left.id / "data", (long_ago, long_ago))
     assert [it.id for it in kept_30_days.remove_expired()] == [left.id]
     assert {it.id for it in kept_30_days.all("acme")} == {fresh.id, kept.id}
-    UploadStore(tmp_path / "coming", store, 1000, timedelta(0)).remove_expired()
+    UploadStore(
+        tmp_path / "coming", store, Settings(job_ttl=timedelta(microseconds=1))
+    ).remove_expired()
     assert [it.id for it in kept_30_days.all("acme")] == [fresh.id]
 
 
 def test_tenants_with_a_common_prefix_share_nothing(tmp_path: Path) -> None:
     store = Store((tmp_path / "store").as_uri())
     (tmp_path / "whole").write_bytes(b"x")
-    of_all = UploadStore(tmp_path / "coming", store, 1000, timedelta(days=30))
+    of_all = UploadStore(tmp_path / "coming", store, Settings())
     ids = {name: of_all.put(name, "x", tmp_path / "whole").id for name in ("acme", "acme2")}
     for name, upload_id in ids.items():
         assert [it.id for it in of_all.all(name)] == [upload_id]
@@ -262,3 +271,115 @@ def test_an_upload_needs_disk_space(acme: httpx2.Client, monkeypatch: pytest.Mon
     answer = acme.post("/uploads", headers={**TUS, "Upload-Length": "1"})
     assert (answer.status_code, answer.json()["code"]) == (507, "insufficient_storage")
     assert acme.get("/uploads").json() == []
+
+
+def test_all_uploads_of_a_tenant_have_a_quota(
+    console: Console, acme: httpx2.Client, zoo: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console.services.uploads._store, "_quota", 500_000)
+    whole, unfinished = upload(acme, DATA), begin(acme, 100_000)
+    refused = acme.post("/uploads", headers={**TUS, "Upload-Length": "100001"})
+    assert (refused.status_code, refused.json()["code"]) == (507, "insufficient_storage")
+    assert "2 of 1,000 uploads with 400," in refused.json()["detail"]
+    begin(acme, 90_000)
+    begin(zoo, 400_000)
+    for upload_id in (whole, unfinished):
+        acme.delete(f"/uploads/{upload_id}", headers=TUS)
+    begin(acme, 400_000)
+
+
+def test_the_number_of_a_tenants_uploads_is_limited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload_store, "_MAX_UPLOADS", 2)
+    store = Store((tmp_path / "store").as_uri())
+    uploads, file = UploadStore(tmp_path / "coming", store, Settings()), tmp_path / "file"
+    file.write_bytes(b"x")
+    uploads.put("acme", "a", file)
+    uploads.create("acme", "b", 10)
+    with pytest.raises(InsufficientStorageError):
+        uploads.put("acme", "c", file)
+    with pytest.raises(InsufficientStorageError):
+        uploads.create("acme", "c", 1)
+    uploads.put("zoo", "a", file)
+
+
+@given(st.text(max_size=150).filter(lambda name: re.fullmatch(SAFE_NAME, name) is None))
+@example("../../../evil")
+@example("/abs")
+@example("..")
+@example("a/b")
+@example("a\x00")
+@example("x" * 3000)
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+def test_an_operator_uploads_for_names_of_tenants_only(
+    console: Console, operator: httpx2.Client, tenant: str
+) -> None:
+    # Nothing is the default tenant.
+    assume(tenant.strip())
+    value = base64.b64encode(tenant.encode("utf-8", "surrogatepass")).decode()
+    headers = {**TUS, "Upload-Length": "10", "Upload-Metadata": f"tenant {value}"}
+    assert operator.post("/uploads", headers=headers).status_code in (400, 422)
+    folder = console.settings.home_dir / "console" / "uploads"
+    assert not folder.exists() or list(folder.iterdir()) == []
+
+
+def test_a_body_larger_than_the_rest_is_refused_unread(console: Console) -> None:
+    async def body() -> AsyncIterator[bytes]:
+        raise AssertionError("the body was read")
+        yield b""
+
+    uploads = console.services.uploads._store
+    view = uploads.create("acme", "x", 10)
+    with pytest.raises(TooLargeError):
+        asyncio.run(uploads.write("acme", view.id, 0, body(), count=11))
+
+
+def test_another_tenants_upload_is_unknown_while_it_is_written(
+    console: Console, acme: httpx2.Client, zoo: httpx2.Client, operator: httpx2.Client
+) -> None:
+    upload_id, over = begin(acme, 100), threading.Event()
+
+    def slow() -> Iterator[bytes]:
+        yield b"x" * 40
+        over.wait(30)
+        yield b"x" * 60
+
+    with ThreadPoolExecutor() as pool:
+        written = pool.submit(send, acme, upload_id, 0, slow())
+        locked = console.services.uploads._store._locked
+        wait_until(lambda: upload_id in locked, timeout_s=30, description="the upload is written")
+        for client, status in ((zoo, 404), (operator, 409), (acme, 409)):
+            assert send(client, upload_id, 0, b"x").status_code == status
+            deleted = client.delete(f"/uploads/{upload_id}", headers=TUS)
+            assert deleted.status_code == status
+        over.set()
+        assert written.result(30).status_code == 204
+
+
+def test_an_operators_chunk_reads_no_other_upload(
+    console: Console, acme: httpx2.Client, operator: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, read = upload(acme, DATA), list[str]()
+    for _ in range(3):
+        upload(acme, b"another")
+    get = Store.get
+
+    def note(store: Store, key: str) -> bytes:
+        read.append(key)
+        return get(store, key)
+
+    monkeypatch.setattr(Store, "get", note)
+    upload_id = begin(acme, 10)
+    assert send(operator, upload_id, 0, b"12345").status_code == 204
+    assert read == []
+    assert operator.head(f"/uploads/{whole}").status_code == 200
+    assert set(read) == {f"uploads/acme/{whole}.json"}
+
+
+def test_a_malformed_id_opens_no_thumbnail(console: Console, acme: httpx2.Client) -> None:
+    thumbnails = console.settings.home_dir / "console" / "thumbnails"
+    thumbnails.mkdir(exist_ok=True)
+    (thumbnails / "7.jpg").write_bytes(b"another")
+    address = f"{console.url}/v1/uploads/%2e%2e/images/7"
+    assert acme.get(address).status_code == 404
