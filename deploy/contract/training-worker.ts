@@ -335,8 +335,8 @@ export interface FluxLoraConfig {
    */
   gradient_checkpointing?: boolean;
   /**
-   * The number of newest checkpoints to keep. Null keeps all. An old one is removed only after
-   * the new one is recorded.
+   * The number of newest checkpoints to keep, at most 1000. Null keeps all of them up to that
+   * number. An old one is removed only after the new one is recorded.
    */
   max_checkpoints?: number | null;
   /** Clip the gradients' norm to this. Null: no clipping. */
@@ -818,8 +818,8 @@ export interface SdxlFinetuneConfig {
    */
   gradient_checkpointing?: boolean;
   /**
-   * The number of newest checkpoints to keep. Null keeps all. An old one is removed only after
-   * the new one is recorded.
+   * The number of newest checkpoints to keep, at most 1000. Null keeps all of them up to that
+   * number. An old one is removed only after the new one is recorded.
    */
   max_checkpoints?: number | null;
   /** Clip the gradients' norm to this. Null: no clipping. */
@@ -1013,8 +1013,8 @@ export interface SdxlLoraConfig {
    */
   gradient_checkpointing?: boolean;
   /**
-   * The number of newest checkpoints to keep. Null keeps all. An old one is removed only after
-   * the new one is recorded.
+   * The number of newest checkpoints to keep, at most 1000. Null keeps all of them up to that
+   * number. An old one is removed only after the new one is recorded.
    */
   max_checkpoints?: number | null;
   /** Clip the gradients' norm to this. Null: no clipping. */
@@ -1241,8 +1241,8 @@ export interface SdxlTextualInversionConfig {
    */
   gradient_checkpointing?: boolean;
   /**
-   * The number of newest checkpoints to keep. Null keeps all. An old one is removed only after
-   * the new one is recorded.
+   * The number of newest checkpoints to keep, at most 1000. Null keeps all of them up to that
+   * number. An old one is removed only after the new one is recorded.
    */
   max_checkpoints?: number | null;
   /** Clip the gradients' norm to this. Null: no clipping. */

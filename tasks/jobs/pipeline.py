@@ -166,8 +166,8 @@ class PipelineConfig(StrictModel):
     """Recompute each block in the backward pass: far less memory, about 20 % slower."""
 
     max_checkpoints: Annotated[PositiveInt | None, Affects.NO_NUMBER] = None
-    """The number of newest checkpoints to keep. Null keeps all. An old one is removed only after
-    the new one is recorded."""
+    """The number of newest checkpoints to keep, at most 1000. Null keeps all of them up to that
+    number. An old one is removed only after the new one is recorded."""
 
     max_grad_norm: PositiveFloat | None = None
     """Clip the gradients' norm to this. Null: no clipping."""

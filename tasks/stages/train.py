@@ -8,6 +8,7 @@ from tasks.cache.eviction import drop_damaged
 from tasks.errors import StoreError, UnreadableFileError
 from tasks.eta.history import RateMeter, WorkDone
 from tasks.events import (
+    Artifact,
     CheckpointSaved,
     Event,
     Note,
@@ -23,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 # Below this factor, the difference is measurement noise.
 _MEMORY_WARNING_FACTOR = 1.1
+# The record lists them, and each write of one writes the list.
+_MAX_CHECKPOINTS, _MAX_IMAGES = 1000, 1000
 # A store that damages file after file is an operator's problem.
 _MAX_RECOVERIES = 10
 # Far less than the time after which eviction may remove an unused pack.
@@ -65,6 +68,7 @@ class _TrainingRun:
         self._packs = packs_of(context)
         self._recovered: set[str] = set()
         """The keys of damaged files that this run has recovered from."""
+        self._warnings: set[str] = set()
         # Its packs may be old by the time that a job gets its GPU.
         self._touched_s = float("-inf")
 
@@ -141,10 +145,13 @@ class _TrainingRun:
 
     def _add_checkpoint(self, event: CheckpointSaved) -> None:
         """Record a checkpoint, and then remove those beyond ``max_checkpoints``."""
-        checkpoints, limit = self._checkpoints, self._context.record.job.training.max_checkpoints
+        wanted = self._context.record.job.training.max_checkpoints
+        checkpoints, limit = self._checkpoints, min(wanted or _MAX_CHECKPOINTS, _MAX_CHECKPOINTS)
         checkpoints.append(event)
-        pruned = checkpoints[:-limit] if limit else []
-        del checkpoints[: len(pruned)]
+        pruned = checkpoints[:-limit]
+        del checkpoints[:-limit]
+        if pruned and limit != wanted:
+            self._warn_once(f"only the newest {limit} checkpoints are kept")
         keys = [key for old in pruned for key in (old.state_key, *(file.key for file in old.files))]
         artifacts = JobArtifacts(checkpoints=tuple(checkpoints))
         self._context.emit(event, artifacts, lambda: self._delete(keys))
@@ -156,11 +163,28 @@ class _TrainingRun:
         self._validations[event.step] = event
         # A trainer that restarts within an attempt overwrites its own images.
         kept = {image.key for image in event.images}
-        old = [image.key for image in replaced.images] if replaced else []
-        keys = [key for key in old if key not in kept]
+        old = [*(replaced.images if replaced else ()), *self._surplus_images()]
+        keys = [image.key for image in old if image.key not in kept]
         validations = tuple(self._validations[step] for step in sorted(self._validations))
         artifacts = JobArtifacts(validations=validations)
         self._context.emit(event, artifacts, lambda: self._delete(keys))
+
+    def _surplus_images(self) -> list[Artifact]:
+        """Drop the validations of the first steps while there are too many images."""
+        surplus: list[Artifact] = []
+        count = sum(len(event.images) for event in self._validations.values())
+        for step in sorted(self._validations)[:-1]:
+            if count - len(surplus) <= _MAX_IMAGES:
+                break
+            surplus += self._validations.pop(step).images
+        if surplus:
+            self._warn_once(f"only the newest {_MAX_IMAGES} validation images are kept")
+        return surplus
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warnings:
+            self._warnings.add(message)
+            self._context.emit(Note(level="warning", message=message))
 
     def _delete(self, keys: list[str]) -> None:
         """Remove files that the record no longer names; leave them if the store fails."""

@@ -95,6 +95,7 @@ def test_each_role_has_only_its_own_rights(
     key = f"training:job:{result['job_id']}"
     with broker.client("backend") as backend:
         assert "succeeded" in str(backend.xrevrange(f"{key}:events", count=1))
+        assert backend.xrevrange(f"{key}:progress", count=1)
         refused(
             lambda: backend.hgetall(key),
             lambda: backend.hset(key, "status", "succeeded"),

@@ -4,22 +4,45 @@
 
 local progress_key = job_key .. keys.progress_suffix
 
--- After the newest position, which the first version did not record.
-local function next_position()
-  local newest = get('newest_event')
-  if not newest then
-    local entries = redis.call('XREVRANGE', events_key, '+', '-', 'COUNT', 1)
-    newest = entries[1] and entries[1][1] or '0-0'
+local function parse_position(position)
+  local ms, number = string.match(position, '^(%d+)%-(%d+)$')
+  return tonumber(ms), tonumber(number)
+end
+
+-- Of a job whose record does not know it: the first version recorded none.
+local function newest_in_streams()
+  local newest_ms, newest_number = 0, 0
+  for _, stream in ipairs({events_key, progress_key}) do
+    if redis.call('EXISTS', stream) == 1 then
+      local info = redis.call('XINFO', 'STREAM', stream)
+      for i = 1, #info, 2 do
+        if info[i] == 'last-generated-id' then
+          local ms, number = parse_position(info[i + 1])
+          if ms > newest_ms or ms == newest_ms and number > newest_number then
+            newest_ms, newest_number = ms, number
+          end
+        end
+      end
+    end
   end
-  local newest_ms, number = string.match(newest, '^(%d+)%-(%d+)$')
+  return string.format('%.0f-%.0f', newest_ms, newest_number)
+end
+
+local function position_after(newest)
+  local newest_ms, number = parse_position(newest)
   local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-  if now_ms > tonumber(newest_ms) then return string.format('%.0f-0', now_ms) end
-  return string.format('%s-%d', newest_ms, number + 1)
+  if now_ms > newest_ms then return string.format('%.0f-0', now_ms) end
+  return string.format('%.0f-%.0f', newest_ms, number + 1)
 end
 
 local function append(stream, event)
-  local position = next_position()
-  redis.call('XADD', stream, position, keys.event_field, event)
+  local position = position_after(get('newest_event') or newest_in_streams())
+  local reply = redis.pcall('XADD', stream, position, keys.event_field, event)
+  if type(reply) == 'table' and reply.err then
+    -- The record is older than its streams: it was restored, or another version wrote them.
+    position = position_after(newest_in_streams())
+    redis.call('XADD', stream, position, keys.event_field, event)
+  end
   set({newest_event = position})
   return position
 end

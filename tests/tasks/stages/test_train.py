@@ -8,6 +8,7 @@ import pytest
 from tasks import events
 from tasks.errors import ErrorCode, StoreError, UnreadableFileError
 from tasks.eta.history import WorkDone
+from tasks.stages import train as train_stage
 from tasks.stages.cache import cache
 from tasks.stages.outcomes import Done, Failed, Requeued, StageOutcome
 from tasks.stages.submit import submit
@@ -181,6 +182,43 @@ def test_packs_of_a_run_are_in_use_from_its_first_moment(
     assert isinstance(start_train(job, Asking(store)), Done)
     used = {it.key: it.used_at for it in index.packs()}
     assert all(used[key] > before[key] for key in job.index().packs.values())
+
+
+def images(store: Store, step: int, count: int) -> events.ValidationImages:
+    keys = [f"jobs/x/validation/{step}/{number}.png" for number in range(count)]
+    for key in keys:
+        store.put(key, b"image")
+    found = [events.Artifact(name=key[-5:], key=key, sha256="0" * 64, size=5) for key in keys]
+    return events.ValidationImages(step=step, images=tuple(found))
+
+
+def test_the_record_of_a_run_is_bounded(
+    worker: WorkerContext,
+    store: Store,
+    state: JobStore,
+    job_id: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(train_stage, "_MAX_CHECKPOINTS", 3)
+    monkeypatch.setattr(train_stage, "_MAX_IMAGES", 5)
+    reported = [
+        event
+        for step in range(10, 80, 10)
+        for event in (saved(store, step), images(store, step, 2))
+    ]
+    trainer = ScriptedTrainer(*reported, TRAINED)
+    run_stage("train", train, job_id, replace(worker, trainer=trainer))
+    artifacts = state.get(job_id).artifacts
+    assert [checkpoint.step for checkpoint in artifacts.checkpoints] == [50, 60, 70]
+    assert [validation.step for validation in artifacts.validations] == [60, 70]
+    assert not store.exists("jobs/x/40/state")
+    assert not store.exists("jobs/x/validation/50/1.png")
+    assert store.exists("jobs/x/validation/60/1.png")
+    notes = [event.message for _, event in state.events(job_id) if isinstance(event, events.Note)]
+    assert sorted(notes) == [
+        "only the newest 3 checkpoints are kept",
+        "only the newest 5 validation images are kept",
+    ]
 
 
 def test_a_failure_to_remove_old_checkpoints_ends_no_run(

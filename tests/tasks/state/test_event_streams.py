@@ -152,3 +152,14 @@ def test_the_bytes_of_events_are_bounded(
     used = redis_client.memory_usage(events_key(job_id), samples=0) or 0
     assert used < 5 * 2**20
     assert any("were dropped" in getattr(event, "message", "") for _, event in state.events(job_id))
+
+
+def test_events_continue_after_a_failover_to_a_clock_behind(
+    state: JobStore, redis_client: Redis, job_id: str, token: FencingToken
+) -> None:
+    late = Note(level="info", message="by the lost broker")
+    for key in (events_key(job_id), progress_key(job_id)):
+        redis_client.xadd(key, {"event": late.model_dump_json()}, id="9999999999999-7")
+    state.write(job_id, token, [step(1), saved(1), step(2)])
+    written = list(state.events(job_id, after="9999999999999-7"))
+    assert [event for _, event in written] == [step(1), saved(1), step(2)]
