@@ -47,10 +47,10 @@ class StorageSettings(SettingsGroup):
     """The password of the sentinels themselves. Unset: they require none."""
 
     broker_url: SecretStr | None = None
-    """The Redis 6.2+ or Valkey server that holds queues and job state: `redis://`, `rediss://`,
-    `redis+socket://`, or the sentinels that know it: `sentinel://user:password@a:26379;sentinel://
-    b:26379` (`sentinels://` with TLS). Special characters in a password are quoted, such as `%40`
-    for `@`. The certificate of a `rediss://` server is checked, against `?ssl_ca_certs=` if its CA
+    """The Redis 6.2+ or Valkey server that holds queues and job state: `redis://`, `rediss://` or
+    `redis+socket://`; or the sentinels that know it, `sentinel://user:password@a;sentinel://b`
+    (`sentinels://` with TLS). Special characters in a password are quoted, such as `%40` for `@`.
+    The certificate of a `rediss://` server is checked, against `?ssl_ca_certs=` if its CA
     is not a public one; `ssl_certfile=` and `ssl_keyfile=` name the client's own. Unset: `up` and
     `demo` start a private server."""
 

@@ -34,6 +34,8 @@ _STOP_WITHIN_S = 10.0
 _VERSION_WITHIN_S = 10.0
 _SERVERS_ON_PATH = ("valkey-server", "redis-server")
 _MIN_VERSION = (6, 2)
+# The server's message about a file that is damaged before its end; it repairs an end by itself.
+_DAMAGED = "Bad file format reading the append only file"
 
 
 def find_server() -> Path:
@@ -146,8 +148,15 @@ class EmbeddedBroker:
         while not _answers(self.url):
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise BrokerStartError(f"it does not answer; see {self._folder / 'valkey.log'}")
+                raise BrokerStartError(self._why_it_ended())
             time.sleep(0.02)
+
+    def _why_it_ended(self) -> str:
+        log = self._folder / "valkey.log"
+        last_lines = log.read_text("utf-8", errors="replace")[-1000:]
+        if _DAMAGED in last_lines:
+            return "its append-only file is damaged: docs/guides/backup.md describes the repair"
+        return f"it does not answer; see {log}"
 
 
 def find_running(home: Path) -> str | None:

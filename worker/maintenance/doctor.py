@@ -79,6 +79,7 @@ def check_all(settings: Settings) -> list[Finding]:
         url = broker_url(settings)
     except NoBrokerError as error:
         return [Finding("error", "broker", str(error)), *findings]
+    broker = BrokerUrl.parse(url)
     findings += _check_sentinels(url)
     try:
         client = connect(url)
@@ -88,10 +89,10 @@ def check_all(settings: Settings) -> list[Finding]:
         return [Finding("error", "broker", str(error), remedy), *findings]
     keys = Keys.of(make_app(settings, url).conf.broker_transport_options)
     checks: list[Callable[[], Iterator[Finding]]] = [
-        lambda: _check_server(client),
+        lambda: _check_server(client, broker),
         lambda: _check_durability(client),
         lambda: _check_clock(client),
-        lambda: _check_network(BrokerUrl.parse(url)),
+        lambda: _check_network(broker),
         lambda: _check_workers(client, settings),
         lambda: _check_leases(client, settings, keys),
         lambda: _check_messages(client, settings, keys),
@@ -106,7 +107,7 @@ def check_all(settings: Settings) -> list[Finding]:
     return findings
 
 
-def _check_server(client: Redis) -> Iterator[Finding]:
+def _check_server(client: Redis, broker: BrokerUrl) -> Iterator[Finding]:
     info = client.info()
     name = str(info.get("server_name", "redis"))
     version = str(info.get("valkey_version", info["redis_version"]))
@@ -119,6 +120,9 @@ def _check_server(client: Redis) -> Iterator[Finding]:
     if limit and used > _MAX_MEMORY_SHARE * limit:
         remedy = "raise maxmemory, or shorten TRAINING_JOB_TTL"
         yield Finding("warning", "broker memory", f"{used:,} of {limit:,} bytes used", remedy)
+    elif not limit and "maxmemory" in info and not broker.is_local:
+        remedy = "set maxmemory to about 60 % of its memory: a full server is killed, and again"
+        yield Finding("warning", "broker memory", "no maxmemory", remedy)
 
 
 def _check_durability(client: Redis) -> Iterator[Finding]:

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import stat
 import subprocess
@@ -36,6 +37,27 @@ def test_data_survives_a_restart(tmp_path: Path) -> None:
         connect(broker.url).lpush("queue", "job")
     with EmbeddedBroker(tmp_path) as broker:
         assert connect(broker.url).lrange("queue", 0, -1) == ["job"]
+
+
+def test_a_damaged_file_is_named_and_the_guide_repairs_it(tmp_path: Path) -> None:
+    with EmbeddedBroker(tmp_path) as broker:
+        client = connect(broker.url)
+        for number in range(100):
+            client.rpush("queue", number)
+    [file] = (tmp_path / "broker" / "appendonlydir").glob("*.incr.aof")
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 10] = bytes(10)
+    file.write_bytes(data)
+    with pytest.raises(BrokerStartError, match=r"damaged: docs/guides/backup\.md"):
+        EmbeddedBroker(tmp_path).start()
+    guide = (Path(__file__).parents[3] / "docs" / "guides" / "backup.md").read_text("utf-8")
+    [repair] = re.findall(r"# needs a damaged file\n(.*?)```", guide, re.DOTALL)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(
+        ["bash", "-ec", repair], env={"TRAINING_HOME": str(tmp_path), "PATH": path}, check=True
+    )
+    with EmbeddedBroker(tmp_path) as broker:
+        assert 0 < connect(broker.url).llen("queue") < 100
 
 
 def test_a_home_too_deep_for_a_socket_works(tmp_path: Path) -> None:
