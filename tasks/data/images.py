@@ -97,8 +97,8 @@ def check_memory(needed_bytes: int) -> None:
     """
     if needed_bytes > MAX_DECODING_BYTES:
         raise UnreadableImageError(
-            f"takes {needed_bytes / 2**30:.1f} GiB of memory to decode; "
-            f"the maximum is {MAX_DECODING_BYTES / 2**30:g} GiB"
+            f"takes {needed_bytes // 2**20 + 1:,} MiB of memory to decode; "
+            f"the maximum is {MAX_DECODING_BYTES // 2**20:,} MiB"
         )
 
 

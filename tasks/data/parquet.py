@@ -132,6 +132,9 @@ def read_rows(
                 # Rows may share the one value of a dictionary.
                 if max_bytes - writer.max_bytes > max(SMALL_BYTES, MAX_GROWTH * size):
                     raise UnreadableParquetError(_BOMB)
+    except pyarrow.ArrowMemoryError as error:
+        message = "takes too much memory to read; write it with smaller row groups"
+        raise UnreadableParquetError(message) from error
     # UnicodeDecodeError: a column's name.
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UnreadableParquetError(

@@ -3,6 +3,7 @@ import struct
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from tasks.data.decoder_pool import DecodeError, DecoderLimits, decode_all
+from tasks.data.decoder_pool import DecodeError, DecoderLimits, decode_all, unpack_archive
 from tests.tasks.data.hostile import IMAGES, chunk, encoded, jpeg_of_scans, png
 
 MIB = 2**20
@@ -69,6 +70,23 @@ def test_a_cancel_ends_a_slow_decoder_at_once(slow: Path) -> None:
 
     with pytest.raises(StoppedError):
         list(decode_all([request(slow)], check_stop=once_busy(stop)))
+    assert time.monotonic() - cancelled_at[0] < 1
+    assert decoders() == []
+
+
+def test_a_cancel_ends_the_unpacking_of_an_archive(tmp_path: Path) -> None:
+    archive = tmp_path / "many.zip"
+    with zipfile.ZipFile(archive, "w") as packed:
+        for number in range(50_000):
+            packed.writestr(f"{number}.png", b"")
+    cancelled_at: list[float] = []
+
+    def stop(_: psutil.Process) -> None:
+        cancelled_at.append(time.monotonic())
+        raise StoppedError
+
+    with pytest.raises(StoppedError):
+        unpack_archive(archive, tmp_path / "out", max_bytes=2**30, check_stop=once_busy(stop))
     assert time.monotonic() - cancelled_at[0] < 1
     assert decoders() == []
 
@@ -132,7 +150,7 @@ def test_an_image_of_too_much_memory_is_refused_with_numbers(tmp_path: Path) -> 
     body = b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + canvas
     webp = written(tmp_path, "a.webp", b"RIFF" + struct.pack("<I", len(body)) + body)
     [answer] = decode_all([request(webp)])
-    assert str(answer) == "takes 4.5 GiB of memory to decode; the maximum is 2 GiB"
+    assert str(answer) == "takes 4,609 MiB of memory to decode; the maximum is 2,048 MiB"
 
 
 OVERSPEND = """
