@@ -13,6 +13,7 @@ from console.app import make_app
 from console.gate import MAX_BODY_BYTES
 from console.services.services import Services, open_services
 from tasks.errors import EXIT_CODES, JobError
+from tasks.file_modes import keep_files_private
 from tasks.logging_setup import set_up_logging
 from tasks.settings.settings import load_settings
 
@@ -39,6 +40,7 @@ def main() -> int:
             "error: no broker URL; run 'training-worker console', which finds the broker\n"
         )
         return 2
+    keep_files_private()
     set_up_logging(settings.log_format, "console")
     try:
         services = open_services(settings, settings.broker_url.get_secret_value())

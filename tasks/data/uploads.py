@@ -8,14 +8,19 @@ import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from tasks.errors import MissingObjectError
+from pydantic import TypeAdapter, ValidationError
+
+from tasks.errors import MissingObjectError, UsageError
+from tasks.escaping import quoted
+from tasks.jobs.job import SafeName
 from tasks.store import UPLOADS, Store, upload_key
 from tasks.strict_model import StrictModel
 
 _SCHEME = "upload:"
 _ID = re.compile(r"[0-9a-f]{32}")
+_TENANT: TypeAdapter[str] = TypeAdapter(SafeName)
 
 
 class NoUploadError(ValueError):
@@ -57,10 +62,20 @@ class StoredUploads:
     Attributes:
         store: The store that has them.
         tenant: Their owner.
+
+    Raises:
+        UsageError: The tenant's name is none; it becomes a part of paths.
     """
 
     store: Store
     tenant: str
+
+    def __post_init__(self) -> None:
+        """Refuse a name that would lead to another tenant's uploads, or out of the store."""
+        try:
+            _TENANT.validate_python(self.tenant)
+        except ValidationError as error:
+            raise UsageError(f"{quoted(self.tenant)} is not the name of a tenant") from error
 
     def path_of(self, source: str, folder: Path) -> Path:
         """Return the local file of an upload.
@@ -89,7 +104,7 @@ class StoredUploads:
     def get(self, upload_id: str) -> StoredUpload | None:
         """Return an upload's metadata; None if there is no such upload."""
         try:
-            document = self.store.get(f"{upload_key(self.tenant, upload_id)}.json")
+            document = self.store.get(f"{self._key(upload_id)}.json")
         except MissingObjectError:
             return None
         return StoredUpload.model_validate_json(document)
@@ -97,13 +112,13 @@ class StoredUploads:
     def all(self) -> list[StoredUpload]:
         """Return the metadata of all uploads, newest first."""
         keys = self.store.keys(f"{UPLOADS}/{self.tenant}")
-        names = [key.rpartition("/")[2] for key in keys if key.endswith(".json")]
-        uploads = [self.get(name.removesuffix(".json")) for name in names]
+        names = [PurePosixPath(key).stem for key in keys if key.endswith(".json")]
+        uploads = [self.get(name) for name in names if is_upload_id(name)]
         return sorted(filter(None, uploads), key=lambda it: it.created, reverse=True)
 
     def put(self, upload_id: str, name: str, path: Path, sha256: str) -> StoredUpload:
         """Store a file and, last, its metadata."""
-        key, now = upload_key(self.tenant, upload_id), datetime.now(UTC)
+        key, now = self._key(upload_id), datetime.now(UTC)
         size = path.stat().st_size
         self.store.put(key, path)
         upload = StoredUpload(
@@ -114,8 +129,13 @@ class StoredUploads:
 
     def delete(self, upload_id: str) -> None:
         """Remove an upload. Jobs that are prepared no longer need it."""
-        key = upload_key(self.tenant, upload_id)
+        key = self._key(upload_id)
         self.store.delete([f"{key}.json", key])
+
+    def _key(self, upload_id: str) -> str:
+        if not is_upload_id(upload_id):
+            raise UsageError(f"{quoted(upload_id)} is not the id of an upload")
+        return upload_key(self.tenant, upload_id)
 
 
 def tenants_with_uploads(store: Store) -> list[str]:

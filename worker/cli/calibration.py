@@ -13,6 +13,7 @@ from tasks.base_models.check import check_base_model
 from tasks.calibration import Calibration, read_calibration
 from tasks.errors import BaseModelError, ErrorCode, JobError
 from tasks.extras import require
+from tasks.file_modes import output_files
 from tasks.jobs.calibration_shapes import described, shapes
 from tasks.settings.settings import Settings
 from worker.cli.output import print_json, stdout
@@ -115,7 +116,8 @@ def _read(path: Path) -> Calibration:
 
 def _write(path: Path, text: str) -> Path:
     try:
-        path.write_text(text, "utf-8")
+        with output_files():
+            path.write_text(text, "utf-8")
     except OSError as error:
         message = f"cannot write {path.parent}: {error.strerror}; name another --output"
         raise JobError(message, ErrorCode.UNREADABLE_FILE) from error

@@ -95,13 +95,15 @@ def contract(
 ) -> None:
     """Write the contract for backends: names, schemas, TypeScript."""
     from tasks.errors import UsageError
+    from tasks.file_modes import output_files
     from tasks.schemas.contract_files import contract_files
     from worker.cli.output import stdout
 
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in contract_files().items():
-            (folder / name).write_text(text, "utf-8")
-            stdout.print(str(folder / name), soft_wrap=True)
+        with output_files():
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, text in contract_files().items():
+                (folder / name).write_text(text, "utf-8")
+                stdout.print(str(folder / name), soft_wrap=True)
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}") from error

@@ -8,6 +8,7 @@ from tasks.data.listing import Listing
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
 from tasks.data.uploads import StoredUploads
+from tasks.errors import UsageError
 from tasks.jobs.datasets import ArchiveDatasetConfig
 from tasks.store import Store
 
@@ -55,6 +56,28 @@ def test_an_upload_belongs_to_its_tenant_only(store: Store, tmp_path: Path) -> N
         found = listed(tmp_path, uploads, place)
         assert found.items == []
         assert found.problems[0].location == place
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "../../evil", "/evil", "a/b", "a\0b", "", "a..b", "x" * 3000, "a\n", "a\u202e"]
+)
+def test_a_name_that_leads_elsewhere_is_no_tenant_and_no_upload(
+    store: Store, tmp_path: Path, name: str
+) -> None:
+    put(store, tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UsageError, match="is not the name of a tenant"):
+        StoredUploads(store, name)
+    uploads = StoredUploads(store, "acme")
+    for use in (
+        lambda: uploads.get(name),
+        lambda: uploads.put(name, "a.zip", tmp_path / "a.zip", "0" * 64),
+        lambda: uploads.delete(name),
+    ):
+        with pytest.raises(UsageError, match="is not the id of an upload"):
+            use()
+    assert listed(tmp_path, uploads, f"upload:{name}").items == []
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_an_upload_of_a_remote_store_is_copied(tmp_path: Path) -> None:
