@@ -18,7 +18,7 @@ from pathlib import Path
 
 from pydantic import TypeAdapter, ValidationError
 
-from tasks.errors import ApiKeyNameError, ApiKeysError
+from tasks.errors import ApiKeyNameError, ApiKeysError, UsageError
 from tasks.jobs.job import SafeName
 from tasks.strict_model import StrictModel
 
@@ -112,7 +112,8 @@ class ApiKeys:
             The key. Only its digest is stored.
 
         Raises:
-            ApiKeyNameError: The name is taken, or the name or tenant is invalid.
+            UsageError: The name or the tenant is malformed.
+            ApiKeyNameError: The name is taken.
         """
         key = _PREFIX + secrets.token_urlsafe(32)
         now = datetime.now(UTC)
@@ -121,7 +122,7 @@ class ApiKeys:
         except ValidationError as error:
             invalid = " and ".join(str(problem["loc"][0]) for problem in error.errors())
             rule = "use letters, digits, and -_. between, at most 100 characters"
-            raise ApiKeyNameError(f"invalid {invalid}: {rule}") from error
+            raise UsageError(f"invalid {invalid}: {rule}") from error
         with self._locked():
             entries = self.entries()
             if any(other.name == name for other in entries):

@@ -24,7 +24,7 @@ JobError
 ├── NoWorkerError         no live worker serves the queue
 ├── NotInstalledError     an optional part of this package is missing
 ├── ApiKeysError          the file of API keys cannot be read or written
-└── ApiKeyNameError      an API key's name is taken, unknown or malformed
+└── ApiKeyNameError      an API key's name is taken or unknown
 """
 
 from collections.abc import Sequence
@@ -349,7 +349,7 @@ class ApiKeysError(JobError):
 
 
 class ApiKeyNameError(JobError):
-    """The name of an API key is invalid, taken, or unknown."""
+    """The name of an API key is taken or unknown."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, ErrorCode.INVALID_STATE)

@@ -1,5 +1,6 @@
 """Mistakes of users: each has a clear message and an exit code, and uses no GPU."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,34 @@ def test_a_cancel_ends_a_slow_decoder(fleet: Fleet, slow_job: dict[str, Any]) ->
         detail=fleet.log,
     )
     assert fleet.run("watch", job_id, "--json").code == 10
+
+
+def test_no_text_of_a_job_controls_a_terminal_or_forges_a_log(
+    fleet: Fleet, job: dict[str, Any], images: Path
+) -> None:
+    attack = "\x1b]0;title\x07\x1b[2J\x9b\u202e\n17:00:00 cpu INFO forged [red]x[@click=y]"
+    (images / f"{attack}.png").write_bytes(b"no image")
+    jsonl, path = images / "rows.jsonl", fleet.home / "attack.json"
+    jsonl.write_text(json.dumps({"image": attack, "text": attack}), "utf-8")
+    outputs = []
+    for dataset in (
+        {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": str(jsonl)},
+        {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": str(images)},
+    ):
+        job["training"]["data_loader"]["dataset"] = dataset
+        path.write_text(json.dumps(job), "utf-8")
+        for options in (["--watch"], ["--watch", "--json"], ["--dry-run"]):
+            ran = fleet.run("submit", str(path), *options)
+            assert ran.code == 4, ran
+            assert "forged" in ran.out + ran.err
+            outputs += [ran.out, ran.err]
+    [failed, *_] = fleet.run("list", "--json").documents[0]
+    for command in (["status", failed["id"]], ["list"], ["dead-letter", "list"]):
+        outputs.append(fleet.run(*command).out)
+    assert "forged" in fleet.log()
+    for line in "\n".join([*outputs, fleet.log()]).split("\n"):
+        assert line.isprintable()
+        assert not line.startswith("17:00:00")
 
 
 @pytest.mark.parametrize("missing", [True, False])

@@ -51,6 +51,10 @@ def test_images_become_a_published_lora_on_the_right_workers(
         path = file.parent / entry["name"]
         assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
 
+    # Other users of the machine read nothing of it, though the umask would let them.
+    for path in (file, Path(result["manifest"]), *(fleet.home / "store").rglob("*")):
+        assert path.stat().st_mode & 0o077 == 0
+
     # What it took is known to later ones.
     learned = fleet.run("durations", "--json").documents[0]
     assert {stage["stage"]: stage["unit"] for stage in learned["stages"]} == {

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tasks.api_keys import ApiKeys, Caller, ensure_console_key
-from tasks.errors import ApiKeyNameError, ApiKeysError
+from tasks.errors import ApiKeyNameError, ApiKeysError, UsageError
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_changes_by_another_process_take_effect_at_once(path: Path) -> None:
     ("name", "tenant"), [("", "acme"), ("../x", "acme"), ("a b", None), ("a", ""), ("a", "a/b")]
 )
 def test_unsafe_names_are_refused(path: Path, name: str, tenant: str | None) -> None:
-    with pytest.raises(ApiKeyNameError, match="letters, digits"):
+    with pytest.raises(UsageError, match="letters, digits"):
         ApiKeys(path).create(name, tenant)
 
 
