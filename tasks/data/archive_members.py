@@ -6,6 +6,8 @@ import zlib
 from dataclasses import dataclass
 from io import BufferedIOBase
 
+from tasks.escaping import shortened
+
 MIB = 2**20
 # Images hardly compress, and captions by a factor of about 10.
 MAX_GROWTH = 200
@@ -94,12 +96,5 @@ def read_up_to(source: BufferedIOBase, count: int) -> bytes:
 
 def damage_message(error: Exception) -> str:
     """Return the message for a damaged archive."""
-    # zipfile quotes names in its messages.
-    return f"is damaged or truncated ({printable(str(error)) or 'it ends too soon'}); pack it again"
-
-
-def printable(name: str) -> str:
-    """Return a name that can be printed anywhere, shortened if it is long."""
-    text = name[:200].encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-    text = "".join(character if character.isprintable() else "\ufffd" for character in text)
-    return text + "…" * (len(name) > 200)
+    reason = shortened(str(error)) or "it ends too soon"  # zipfile quotes names in its messages
+    return f"is damaged or truncated ({reason}); pack it again"

@@ -25,7 +25,6 @@ from tasks.data.archive_members import (
     UnpackedBytes,
     UnpackingStoppedError,
     damage_message,
-    printable,
     read_up_to,
 )
 from tasks.data.images import SUFFIXES
@@ -96,7 +95,7 @@ class _Unpacking:
     """
 
     def __init__(self, archive_name: str, folder: Path) -> None:
-        self._archive_name = printable(archive_name)
+        self._archive_name = archive_name
         self._folder = folder
         self._entries = 0
         self._names: set[str] = set()
@@ -224,7 +223,7 @@ class _Unpacking:
 
     def _add_problem(self, name: str, problem: str) -> None:
         if len(self._problems) < MAX_PROBLEMS:
-            self._problems.append(Problem(printable(name) or self._archive_name, problem))
+            self._problems.append(Problem(name or self._archive_name, problem))
         else:
             self._more_problems += 1
 

@@ -12,9 +12,9 @@ from tasks.data.archive_members import (
     UnpackedBytes,
     UnpackingStoppedError,
     damage_message,
-    printable,
     read_up_to,
 )
+from tasks.escaping import quoted
 
 BLOCK_BYTES = tarfile.BLOCKSIZE
 # What may precede one member: long names and attributes, which are some kilobytes.
@@ -145,6 +145,6 @@ def _tar_member(info: tarfile.TarInfo, name: bytes | None, fields: dict[bytes, b
     elif info.type == tarfile.GNUTYPE_SPARSE or b"GNU.sparse" in fields:
         problem = "is packed as a sparse file; pack it without --sparse"
     elif not info.isreg() and not info.isdir():
-        problem = f"is of an unknown kind ({printable(repr(info.type))}); pack it as a plain file"
+        problem = f"is of an unknown kind ({quoted(info.type)}); pack it as a plain file"
     text = info.name if name is None else name.decode("utf-8", "surrogateescape")
     return Member(text, size if has_data else 0, info.isdir(), problem)
