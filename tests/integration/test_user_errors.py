@@ -124,8 +124,8 @@ def test_no_text_of_a_job_controls_a_terminal_or_forges_a_log(
             assert ran.code == 4, ran
             assert "forged" in ran.out + ran.err
             outputs += [ran.out, ran.err]
-    [failed, *_] = fleet.run("list", "--json").documents[0]
-    for command in (["status", failed["id"]], ["list"], ["dead-letter", "list"]):
+    records: Any = fleet.run("list", "--json").documents[0]
+    for command in (["status", records[0]["id"]], ["list"], ["dead-letter", "list"]):
         outputs.append(fleet.run(*command).out)
     assert "forged" in fleet.log()
     for line in "\n".join([*outputs, fleet.log()]).split("\n"):

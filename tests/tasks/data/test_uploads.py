@@ -1,5 +1,6 @@
 import hashlib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -69,11 +70,12 @@ def test_a_name_that_leads_elsewhere_is_no_tenant_and_no_upload(
     with pytest.raises(UsageError, match="is not the name of a tenant"):
         StoredUploads(store, name)
     uploads = StoredUploads(store, "acme")
-    for use in (
+    uses: list[Callable[[], object]] = [
         lambda: uploads.get(name),
         lambda: uploads.put(name, "a.zip", tmp_path / "a.zip", "0" * 64),
         lambda: uploads.delete(name),
-    ):
+    ]
+    for use in uses:
         with pytest.raises(UsageError, match="is not the id of an upload"):
             use()
     assert listed(tmp_path, uploads, f"upload:{name}").items == []
