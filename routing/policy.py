@@ -103,6 +103,12 @@ def route(training_type: TrainingType, estimate: Estimate, engine: Engine = DIFF
     return Route(max(floor, holding), estimate, reason, memory_gb, engine)
 
 
+def required_class(training_type: TrainingType, needed_gib: float) -> MemoryClass:
+    """Return the smallest class that may run a job of this type that needs this much memory."""
+    holding = smallest_class_holding(needed_gib) or max(MemoryClass)
+    return max(FLOOR_CLASS[training_type], holding)
+
+
 def system_memory_gb(training_type: TrainingType) -> int:
     """Return the system memory, in GB, of a machine that trains this type."""
     return int(RESOURCE_REQUIREMENTS[training_type]["system_memory"].removesuffix("GB"))

@@ -45,6 +45,12 @@ def with_submit_queue(queues: tuple[str, ...]) -> tuple[str, ...]:
     return (*queues, SUBMIT_QUEUE) if CPU_QUEUE in queues and SUBMIT_QUEUE not in queues else queues
 
 
+def class_of(queue: str) -> MemoryClass | None:
+    """Return the memory class of a GPU queue."""
+    engine = engine_of(queue)
+    return next((c for c in MemoryClass if gpu_queue(c, engine) == queue), None)
+
+
 def engine_of(queue: str) -> Engine:
     """Return the engine that a worker needs to serve a queue."""
     return next((engine for engine in EXTRA_ENGINES if queue.endswith(f".{engine}")), DIFFUSERS)

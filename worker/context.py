@@ -74,6 +74,10 @@ class FleetServices(WorkerServices):
     tenant_queues: TenantQueues
     history: RunHistoryStore
 
+    def has_class(self, needed: MemoryClass) -> bool:
+        """Return whether the worker's GPU is of this memory class or a larger one."""
+        return self.memory_class is not None and self.memory_class >= needed
+
     def check_gpu(self, needed_gib: float) -> None:
         """Check the worker's GPU before a stage that uses it."""
         self.gpu_check(needed_gib)

@@ -34,6 +34,7 @@ from worker.lifecycle.health import HealthFile
 from worker.lifecycle.idle_shutdown import IdleShutdown
 from worker.lifecycle.preemption import PreemptionWatch
 from worker.lifecycle.registration import Registration
+from worker.lifecycle.remote_control import restrict_remote_control
 from worker.maintenance.fleet_maintenance import FleetMaintenance
 from worker.message_guard import MessageGuard, unreadable_messages
 from worker.periodic import ThreadWatch
@@ -72,6 +73,7 @@ def run_worker(
         NoBrokerError: The broker is a cluster.
     """
     _set_up_logging(settings, name)
+    restrict_remote_control()
     queues = with_submit_queue(queues)
     worker = f"{name}@{socket.gethostname()}"
     real_gpu = None if gpu is None or gpu.emulated else gpu

@@ -406,6 +406,10 @@ class ObservabilitySettings(SettingsGroup):
     """Flower's `user:password`. Unset: user `operator`, and a password generated once and kept in
     `TRAINING_HOME/flower-password`."""
 
+    flower_read_only: bool = True
+    """Whether Flower shows no buttons and its API changes nothing. With `false`, Flower can make
+    workers drain (`Shutdown`) and send tasks; workers refuse its other commands in any case."""
+
     metrics_port: Port = 0
     """The port of the fleet's metrics for Prometheus. 0 serves no metrics."""
 

