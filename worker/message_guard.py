@@ -11,19 +11,21 @@ from tasks.messages import TaskMessage, read_message
 from tasks.metrics import UNREADABLE_MESSAGES
 from tasks.state.counters import Counters
 from tasks.state.keys import UNREADABLE
+from tasks.state.record import UNSTARTED_FIELD
 from worker.kombu_redis.transport import DELIVERIES
 from worker.kombu_redis.unreadable import UnreadableMessageError, UnreadableMessages
 
 logger = logging.getLogger(__name__)
 
-_MAX_DELIVERIES = 10
+# Each one beyond the first follows a lost worker, or one that returned the message.
+_MAX_DELIVERIES = 5
 
 
 class MessageGuard:
     """Reads messages before Celery does.
 
     A message whose workers die before its stage starts is unreadable, too: nothing else ends that.
-    The reconciler sends the stage again, and fails a job whose message is lost too often.
+    The reconciler sends the stage again, and at last fails the job.
 
     Args:
         client: A connection to the broker that decodes responses.
@@ -49,12 +51,15 @@ class MessageGuard:
     def _count_again(self, message: TaskMessage) -> None:
         """Start the count of deliveries again if the job has had a start meanwhile."""
         attempt = None
-        if message.job_id is not None:
-            try:
-                attempt = self._redis.hget(record_key(message.job_id), "attempt")
-            except RedisError as error:
-                logger.warning("cannot check the deliveries of a message: %s", error)
-                return
+        try:
+            if message.job_id is not None:
+                key = record_key(message.job_id)
+                attempt = self._redis.hget(key, "attempt")
+                if attempt is not None and attempt == (message.attempt or "0"):
+                    self._redis.hincrby(key, UNSTARTED_FIELD, 1)
+        except RedisError as error:
+            logger.warning("cannot check the deliveries of a message: %s", error)
+            return
         if (attempt or "0") == (message.attempt or "0"):
             raise UnreadableMessageError(f"was delivered {_MAX_DELIVERIES} times without a start")
         message.document["properties"] |= {DELIVERIES: 0, "attempt": attempt}

@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 # Some tenths of a second of the maintenance's time in each of its rounds.
 _RENEWED_AT_ONCE = 500
-# A message that ends every worker that takes it is set aside, and so lost, again and again.
-_MAX_LOSSES = 5
+# How many messages of a stage may be set aside because their workers died before it began.
+_MAX_UNSTARTED = 3
 
 
 class JobControl:
@@ -138,13 +138,13 @@ class JobControl:
         return self._jobs.summaries(self._ids_in_flight())
 
     def requeue(self, job_id: str, attempt: int, stage: str) -> bool:
-        """Let a stage whose message was lost begin again; a job that loses too many fails.
+        """Let a stage whose message was lost begin again; fail it if its messages kill workers.
 
         Returns:
             Whether the caller sends its message; False if the job has continued or failed.
         """
         note = Note(level="warning", message=f"the message of {stage} was lost; it is sent again")
-        message = f"the message of {stage} was lost {_MAX_LOSSES} times, and the stage never began"
+        message = f"every worker that took the message of {stage} died before it began"
         exhausted = JobEnded(status="failed", message=message, code=ErrorCode.INTERNAL)
         outcome = scripts.requeue_stage(
             self._redis,
@@ -155,7 +155,7 @@ class JobControl:
             attempt=attempt,
             stage=stage,
             event=note.model_dump_json(),
-            max_losses=_MAX_LOSSES,
+            max_unstarted=_MAX_UNSTARTED,
             exhausted_event=exhausted.model_dump_json(),
             exhausted_message=message,
         )

@@ -25,6 +25,9 @@ VERSION_HEADER = "training_version"
 """The header of a stage's message that holds the version of its job."""
 
 
+UNSTARTED_FIELD = "unstarted"
+"""The field of a job's hash that counts messages whose workers died before the stage began."""
+
 CACHE_QUEUE_FIELD = artifact_field("cache_queue")
 """The field of a job's hash that names the queue of its ``cache`` stage."""
 

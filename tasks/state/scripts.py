@@ -199,7 +199,7 @@ def requeue_stage(
     attempt: int,
     stage: str,
     event: str,
-    max_losses: int,
+    max_unstarted: int,
     exhausted_event: str,
     exhausted_message: str,
 ) -> str:

@@ -7,11 +7,13 @@ import pytest
 from redis import Redis
 
 from tasks.state.counters import Counters
+from tasks.state.record import UNSTARTED_FIELD
 from tests.poison import message
 from worker.kombu_redis.unreadable import RateLimit, UnreadableMessageError
 from worker.message_guard import MessageGuard, unreadable_messages
 
 HOUR = timedelta(hours=1)
+KEY = "training:job:a-job"
 
 
 def delivered(times: int, attempt: str | None = None) -> bytes:
@@ -22,17 +24,22 @@ def delivered(times: int, attempt: str | None = None) -> bytes:
 
 def test_a_message_that_never_starts_is_refused(redis_client: Redis) -> None:
     guard = MessageGuard(redis_client)
-    guard.read(delivered(9), "cpu")
-    with pytest.raises(UnreadableMessageError, match="delivered 10 times without a start"):
-        guard.read(delivered(10), "cpu")
+    guard.read(delivered(4), "cpu")
+    with pytest.raises(UnreadableMessageError, match="delivered 5 times without a start"):
+        guard.read(delivered(5), "cpu")
+    assert not redis_client.exists(KEY)
 
 
 def test_a_start_of_its_job_resets_the_count(redis_client: Redis) -> None:
-    redis_client.hset("training:job:a-job", "attempt", "7")
-    properties = MessageGuard(redis_client).read(delivered(10, "6"), "cpu")["properties"]
+    redis_client.hset(KEY, "attempt", "7")
+    guard = MessageGuard(redis_client)
+    properties = guard.read(delivered(5, "6"), "cpu")["properties"]
     assert (properties["deliveries"], properties["attempt"]) == (0, "7")
-    with pytest.raises(UnreadableMessageError):
-        MessageGuard(redis_client).read(delivered(10, "7"), "cpu")
+    assert not redis_client.hexists(KEY, UNSTARTED_FIELD)
+    for _ in range(2):
+        with pytest.raises(UnreadableMessageError):
+            guard.read(delivered(5, "7"), "cpu")
+    assert redis_client.hget(KEY, UNSTARTED_FIELD) == "2"
 
 
 def test_the_list_is_capped_counted_and_logged_without_text(

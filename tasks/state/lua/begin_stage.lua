@@ -56,7 +56,7 @@ local attempt = redis.call('HINCRBY', job_key, 'attempt', 1)
 if was_running then count(metrics.takeovers, stage) end
 if status == 'queued' then set({status = 'running'}) end
 clear_due()
-unset('losses')
+unset('unstarted')
 leave_tenant_queue()
 put_in_flight()
 set({stage = stage, stage_number = wanted, stage_state = 'running', delivery_tag = delivery_tag})

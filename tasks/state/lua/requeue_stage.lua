@@ -1,6 +1,6 @@
 -- Lets a stage whose message was lost begin again. Returns 'requeued', 'held' if the message was not
--- lost after all, or 'exhausted' if it was lost too often, which ends the job. A stage that is done
--- stays done: the message of its successor is what was lost.
+-- lost after all, or 'exhausted' if such messages were set aside too often, which ends the job. A
+-- stage that is done stays done: the message of its successor is what was lost.
 
 -- include: job.lua
 
@@ -10,8 +10,7 @@ if get('stage_state') == 'running' then
   if get('stage') ~= stage or is_message_held(unacked_index) then return 'held' end
   set({stage_state = 'queued'})
 end
--- A begin resets the count.
-if redis.call('HINCRBY', job_key, 'losses', 1) > tonumber(max_losses) then
+if tonumber(get('unstarted') or 0) >= tonumber(max_unstarted) then
   set({error_code = 'internal', error_stage = stage, error = exhausted_message})
   finish('failed', true)
   append_event(exhausted_event)
