@@ -16,6 +16,7 @@ from tasks.errors import EXIT_CODES, JobError
 from tasks.file_modes import keep_files_private
 from tasks.logging_setup import set_up_logging
 from tasks.settings.settings import load_settings
+from tasks.signals import drain_on_hangup
 
 # Open pages would keep the server from ending.
 _SHUTDOWN_TIMEOUT_S = 3
@@ -48,6 +49,7 @@ def main() -> int:
         sys.stderr.write(f"error: {error}\n")
         return EXIT_CODES[error.code]
     _allow_files()
+    drain_on_hangup()
     # NiceGUI writes the files of pages there first; /tmp may be in memory.
     tempfile.tempdir = str(settings.resolved_scratch_dir / "console")
     Path(tempfile.tempdir).mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ JobError
 ├── NoGpuToMeasureError      there is no GPU here to measure, or it is busy
 ├── BrokerStartError         the embedded broker cannot start
 ├── FleetStartError          a worker of the local fleet does not start
+├── PortsTakenError          a port is taken, or its address is not this machine's
 ├── WorkerNameTakenError     another live worker has this name
 └── UnhealthyWorkerError     a worker is not ready, or hangs
 """
@@ -56,6 +57,21 @@ class FleetStartError(JobError):
         super().__init__(
             f"not ready after {after_s:g} s: {', '.join(names)}; see the log", ErrorCode.INTERNAL
         )
+
+
+class PortsTakenError(JobError):
+    """A port is taken, or its address is not this machine's.
+
+    Args:
+        problems: The part of the fleet, the port, the address and the reason, of each.
+    """
+
+    def __init__(self, problems: Sequence[tuple[str, int, str, str]]) -> None:
+        texts = (
+            f"port {port} is taken; set TRAINING_{part.upper()}_PORT ({address}: {reason})"
+            for part, port, address, reason in problems
+        )
+        super().__init__("\n".join(texts), ErrorCode.INVALID_STATE)
 
 
 class WorkerNameTakenError(JobError):

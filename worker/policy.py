@@ -3,7 +3,7 @@
 A policy overrides the hooks it needs and is otherwise passive. ``install_policies`` connects the
 hooks of a list of policies to Celery's signals and to a consumer bootstep; no other module does.
 
-All hooks run in the worker's parent process, but for ``on_child_exit``.
+All hooks run in the worker's parent process, but for those of the child.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,6 +11,7 @@ from typing import Any
 
 from celery import Celery, bootsteps
 from celery.signals import (
+    worker_process_init,
     worker_process_shutdown,
     worker_ready,
     worker_shutdown,
@@ -38,6 +39,9 @@ class WorkerPolicy:
 
     def on_stopped(self) -> None:
         """The worker is about to exit."""
+
+    def on_child_start(self) -> None:
+        """The pool's child process begins. Called in the child."""
 
     def on_child_exit(self) -> None:
         """The pool's child process, which runs the tasks, is about to exit. Called in the child."""
@@ -87,6 +91,7 @@ def install_policies(app: Celery, policies: Sequence[WorkerPolicy]) -> None:
         _connect(worker_ready, policy.on_ready)
         _connect(worker_shutting_down, policy.on_stopping)
         _connect(worker_shutdown, policy.on_stopped)
+        _connect(worker_process_init, policy.on_child_start)
         _connect(worker_process_shutdown, policy.on_child_exit)
 
 

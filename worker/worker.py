@@ -15,6 +15,7 @@ from celery.signals import setup_logging
 from routing.queues import DIFFUSERS, Engine, with_submit_queue
 from tasks.logging_setup import set_up_logging
 from tasks.settings.settings import Settings
+from tasks.signals import drain_on_hangup, ignored_signals
 from tasks.stages.celery_tasks import make_worker_app
 from tasks.stages.dispatch import enqueue_remaining
 from tasks.state.connection import check_mode, connect
@@ -155,5 +156,13 @@ def _start(app: Celery, worker: str, queues: tuple[str, ...]) -> int:
         without_gossip=True,
         quiet=True,
     )
+    install_handlers, ignored = celery_worker.install_platform_tweaks, ignored_signals()
+
+    def install_all_handlers(worker: object) -> None:
+        """Replace Celery's, which restart on SIGHUP and drop the job on SIGQUIT."""
+        install_handlers(worker)
+        drain_on_hangup(ignored)
+
+    celery_worker.install_platform_tweaks = install_all_handlers
     celery_worker.start()
     return int(celery_worker.exitcode or 0)

@@ -24,7 +24,8 @@ from worker.cli.output import stdout
 from worker.cli.serve import metrics_address
 from worker.local.demo_images import draw_demo_images
 from worker.local.flower import flower_address, flower_credentials, password_file
-from worker.local.local_fleet import running_fleet
+from worker.local.local_fleet import PARTS, running_fleet
+from worker.local.ports import check_ports
 from worker.supervision.process import spawn, stop
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def run_local_fleet(settings: Settings, ready_file: Path | None) -> None:
     """
     set_up_logging(settings.log_format, "up")
     settings = _without_missing_parts(settings)
+    check_ports(settings, PARTS)
     if settings.flower_port:
         flower_credentials(settings)
     if settings.console_port:

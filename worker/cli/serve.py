@@ -21,10 +21,12 @@ def flower(settings: "Settings") -> None:
     from worker.cli.output import stdout
     from worker.local.embedded_broker import broker_url
     from worker.local.flower import flower_address, run_flower
+    from worker.local.ports import check_ports
 
     require("flower")
     set_up_logging(settings.log_format, "flower")
     url = broker_url(settings)
+    check_ports(settings, ("flower",))
     stdout.print(f"flower: {flower_address(settings)}", soft_wrap=True)
     run_flower(settings, url)
 

@@ -6,6 +6,7 @@ import signal
 
 from celery.worker.control import control_command
 
+from tasks.signals import leave_stopping_to_the_parent
 from worker.policy import WorkerPolicy
 
 
@@ -14,6 +15,10 @@ class Drain(WorkerPolicy):
 
     def __init__(self) -> None:
         self._read_fd, self._write_fd = os.pipe()
+
+    def on_child_start(self) -> None:
+        """Stop when the parent asks for it, not at a signal for both."""
+        leave_stopping_to_the_parent()
 
     def on_stopping(self) -> None:
         """Report a shutdown."""

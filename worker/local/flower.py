@@ -19,6 +19,7 @@ from typing import Any
 from tasks.app import make_app
 from tasks.hosts import is_allowed_host
 from tasks.settings.settings import Settings
+from tasks.signals import drain_on_hangup
 from worker.kombu_redis.transport import use_for_redis
 
 logger = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ def run_flower(settings: Settings, broker_url: str) -> None:
     check_hosts({*settings.host_names, settings.flower_address})
     if settings.console_url or settings.console_port:
         add_link("Console", settings.console_base_url)
+    drain_on_hangup()
     # Quiet: its banner lists Celery's own tasks.
     app.start(["--quiet", "flower"])
 

@@ -18,6 +18,7 @@ from pydantic import SecretStr
 
 from tasks.data.read_policy import ANYWHERE
 from tasks.settings.settings import Settings
+from tasks.signals import drain_on_hangup
 from worker.errors import FleetStartError
 from worker.gpu.inventory import Gpu, find_gpus
 from worker.local.embedded_broker import EmbeddedBroker
@@ -34,6 +35,8 @@ _HEALTHY_AFTER_S = 60.0
 # Besides the trainers' own time to save a checkpoint.
 _STOP_MARGIN_S = 10.0
 _EMULATED_GPUS = "40gb"
+PARTS = ("flower", "metrics", "console")
+"""What runs beside the workers, each with a port and an address in the settings."""
 
 
 @dataclass
@@ -43,6 +46,8 @@ class _Child:
     name: str
     argv: list[str]
     env: dict[str, str]
+    drains: bool
+    """Whether exit code 0 means that it was asked to stop for good."""
     process: "subprocess.Popen[bytes] | None" = None
     started_at: float = 0.0
     delay_s: float = _FIRST_RESTART_DELAY_S
@@ -64,8 +69,7 @@ class _Child:
 
     def _schedule_restart(self, now: float, code: int) -> None:
         self.process = None
-        if code == 0:
-            # Exit 0 means a requested shutdown.
+        if code == 0 and self.drains:
             logger.info("%s has drained; it is not restarted", self.name)
             self.start_at = math.inf
             return
@@ -167,6 +171,7 @@ def running_fleet(settings: Settings) -> Iterator[Fleet]:
         stack.callback(fleet.stop)
         for signal_number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signal_number, fleet.request_stop)
+        drain_on_hangup()
         yield fleet
 
 
@@ -181,14 +186,12 @@ def _make_fleet(
         name: ["worker", "--name", name, *which, "--ready-file", str(ready_files[name])]
         for name, which in options.items()
     }
-    ports = {
-        "flower": settings.flower_port,
-        "metrics": settings.metrics_port,
-        "console": settings.console_port,
-    }
-    commands |= {name: [name] for name, port in ports.items() if port}
+    commands |= {part: [part] for part in PARTS if getattr(settings, f"{part}_port")}
     python = [sys.executable, "-P", "-m", "worker"]
-    children = [_Child(name, [*python, *command], env) for name, command in commands.items()]
+    children = [
+        _Child(name, [*python, *command], env, drains=name not in PARTS)
+        for name, command in commands.items()
+    ]
     stop_within_s = settings.shutdown_timeout.total_seconds() + _STOP_MARGIN_S
     return Fleet(gpus, broker, children, ready_files, stop_within_s)
 

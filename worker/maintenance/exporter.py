@@ -32,6 +32,7 @@ from tasks.cache.index import PackIndex
 from tasks.cache.plan import KINDS
 from tasks.hosts import is_allowed_host
 from tasks.metrics import METRICS, OTHER_TENANTS, class_label
+from tasks.signals import drain_on_hangup
 from tasks.state.counters import Counters
 from tasks.state.fleet_snapshot import FleetSnapshot, Place, read_fleet
 from tasks.state.workers import WorkerInfo
@@ -137,6 +138,7 @@ def serve(
     registry.register(FleetCollector(client, ttl))
     server = make_server(registry, address, port, host_names)
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
+    drain_on_hangup()
     server.serve_forever()
     server.server_close()
 

@@ -1,0 +1,35 @@
+"""The ports of this machine that parts of a fleet listen on."""
+
+import os
+import socket
+from collections.abc import Sequence
+from contextlib import ExitStack
+
+from tasks.settings.settings import Settings
+from worker.errors import PortsTakenError
+
+
+def check_ports(settings: Settings, parts: Sequence[str]) -> None:
+    """Check that parts can listen on their ports.
+
+    Args:
+        settings: They have the port and the address of each part; port 0 is a part that does not
+            run.
+        parts: ``flower``, ``metrics``, ``console``.
+
+    Raises:
+        PortsTakenError: Another program, or another part, listens on one of them.
+    """
+    problems = []
+    with ExitStack() as bound:
+        for part in parts:
+            port, address = getattr(settings, f"{part}_port"), getattr(settings, f"{part}_address")
+            if not port:
+                continue
+            family = socket.AF_INET6 if ":" in address else socket.AF_INET
+            try:
+                bound.enter_context(socket.create_server((address, port), family=family))
+            except OSError as error:
+                problems.append((part, port, address, os.strerror(error.errno or 0)))
+    if problems:
+        raise PortsTakenError(problems)
