@@ -14,7 +14,7 @@ from celery.worker.control import Panel
 from tests.waiting import wait_until
 from worker.supervision.process import spawn
 
-COMMANDS = {
+COMMANDS: dict[str, dict[str, object]] = {
     "pool_grow": {"n": 1},
     "pool_shrink": {"n": 1},
     "pool_restart": {},
