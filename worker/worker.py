@@ -36,6 +36,7 @@ from worker.lifecycle.idle_shutdown import IdleShutdown
 from worker.lifecycle.preemption import PreemptionWatch
 from worker.lifecycle.registration import Registration
 from worker.lifecycle.remote_control import restrict_remote_control
+from worker.lifecycle.scratch import ScratchCleanup
 from worker.maintenance.fleet_maintenance import FleetMaintenance
 from worker.message_guard import MessageGuard, unreadable_messages
 from worker.periodic import ThreadWatch
@@ -102,6 +103,7 @@ def run_worker(
         sampler,
         EventBatches(),
         FleetMaintenance(client, settings, keys, partial(enqueue_remaining, app), watch),
+        ScratchCleanup(settings.resolved_scratch_dir, client, watch),
     ]
     if real_gpu is not None:
         on_change, on_permanent = registration.set_quarantined, drain.begin
