@@ -74,6 +74,9 @@ class Gate:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        # NiceGUI would believe it from anyone; the prefix is that of TRAINING_CONSOLE_URL.
+        headers = [it for it in scope["headers"] if it[0] != b"x-forwarded-prefix"]
+        scope = {**scope, "headers": headers}
         request = HTTPConnection(scope)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         with ExitStack() as held:

@@ -12,6 +12,7 @@ from starlette.responses import StreamingResponse
 from console.api.access import CurrentCaller, ServicesDep
 from console.services.job_files import OpenFile
 from console.views import FilesView, SampleView
+from tasks.escaping import escaped
 
 router = APIRouter(tags=["files"])
 
@@ -82,7 +83,7 @@ def _response(
     disposition: str,
 ) -> Response:
     etag = f'"{file.sha256}"'
-    file_name = file.name.rpartition("/")[2]
+    file_name = escaped(file.name.rpartition("/")[2])
     headers = {
         "ETag": etag,
         "Accept-Ranges": "bytes",

@@ -33,6 +33,7 @@ from tasks.data.sources import Sources
 from tasks.data.uploads import NoUploadError, StoredUploads
 from tasks.data.validation import check_dataset
 from tasks.errors import BaseModelError, DatasetError, JobError, Problem
+from tasks.escaping import escaped
 from tasks.jobs.job import TrainingConfig, TrainingJob
 from tasks.settings.settings import Settings
 from tasks.store import Store
@@ -289,7 +290,12 @@ def _thumbnails(files: dict[str, Path], folder: Path) -> Iterator[dict[str, Any]
             with caption_file.open("rb") as file:
                 caption = file.read(_MAX_CAPTION).decode("utf-8", "replace").strip()
         problem = str(answer) if isinstance(answer, DecodeError) else None
-        yield {"number": number, "name": name, "caption": caption, "error": problem}
+        yield {
+            "number": number,
+            "name": escaped(name),
+            "caption": caption,
+            "error": problem and escaped(problem),
+        }
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ from tasks.data.uploads import (
     tenants_with_uploads,
 )
 from tasks.errors import InvalidJobError, Problem
+from tasks.escaping import escaped, shortened
 from tasks.settings.settings import Settings
 from tasks.store import UPLOADS, Store
 
@@ -86,6 +87,7 @@ class UploadStore:
         self._max_bytes, self._quota = settings.upload_max_bytes, settings.upload_quota
         self._locked: set[str] = set()
         self._tenant_locks: dict[str, Lock] = {}
+        self._complete_by_tenant: dict[str, dict[str, UploadView]] = {}
 
     def create(self, tenant: str, name: str, length: int) -> UploadView:
         """Create an empty upload.
@@ -125,7 +127,7 @@ class UploadStore:
                 "the disk has too little space for this upload; retry later"
             )
         now = datetime.now(UTC)
-        about = {"name": _printable(name), "length": length, "created_at": now.isoformat()}
+        about = {"name": _displayed(name), "length": length, "created_at": now.isoformat()}
         (folder / "data").touch()
         (folder / "about.json").write_text(json.dumps(about), "utf-8")
         return self.get(tenant, upload_id)
@@ -151,8 +153,7 @@ class UploadStore:
 
     def all(self, tenant: str) -> list[UploadView]:
         """Return a tenant's uploads, newest first."""
-        complete = [_view(upload) for upload in StoredUploads(self._store, tenant).all()]
-        by_id = {view.id: view for view in [*self._incomplete(tenant), *complete]}
+        by_id = {view.id: view for view in self._incomplete(tenant)} | self._complete_ones(tenant)
         return sorted(by_id.values(), key=lambda view: view.created_at, reverse=True)
 
     def tenants(self) -> list[str]:
@@ -238,7 +239,7 @@ class UploadStore:
         """
         self._check_quota(tenant, path.stat().st_size, self._incomplete(tenant))
         stored = StoredUploads(self._store, tenant)
-        return _view(stored.put(uuid4().hex, _printable(name), path, _sha256(path)))
+        return _view(stored.put(uuid4().hex, _displayed(name), path, _sha256(path)))
 
     def delete(self, tenant: str, upload_id: str) -> None:
         """Delete an upload.
@@ -298,6 +299,16 @@ class UploadStore:
                 continue
         return [view for view in views if not view.is_complete]
 
+    def _complete_ones(self, tenant: str) -> dict[str, UploadView]:
+        """Return the complete uploads by id; only those that are new are read."""
+        stored, known = StoredUploads(self._store, tenant), self._complete_by_tenant.get(tenant, {})
+        ids = set(stored.ids())
+        read = {upload_id: stored.get(upload_id) for upload_id in ids if upload_id not in known}
+        new = {upload_id: _view(upload) for upload_id, upload in read.items() if upload is not None}
+        views = {upload_id: view for upload_id, view in (known | new).items() if upload_id in ids}
+        self._complete_by_tenant[tenant] = views
+        return views
+
     def _complete(self, tenant: str, upload_id: str) -> UploadView:
         """Move an upload to the store once all its bytes have arrived."""
         view = self.get(tenant, upload_id)
@@ -335,10 +346,9 @@ def _view(stored: StoredUpload) -> UploadView:
     )
 
 
-def _printable(name: str) -> str:
+def _displayed(name: str) -> str:
     """Return a sender's name for an upload, safe to display."""
-    printable = "".join(character if character.isprintable() else "?" for character in name)
-    return printable.strip()[:_MAX_NAME] or "upload"
+    return shortened(escaped(name.strip()), _MAX_NAME) or "upload"
 
 
 def _sha256(path: Path) -> str:

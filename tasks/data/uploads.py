@@ -109,12 +109,11 @@ class StoredUploads:
             return None
         return StoredUpload.model_validate_json(document)
 
-    def all(self) -> list[StoredUpload]:
-        """Return the metadata of all uploads, newest first."""
+    def ids(self) -> list[str]:
+        """Return the ids of all uploads."""
         keys = self.store.keys(f"{UPLOADS}/{self.tenant}")
         names = [PurePosixPath(key).stem for key in keys if key.endswith(".json")]
-        uploads = [self.get(name) for name in names if is_upload_id(name)]
-        return sorted(filter(None, uploads), key=lambda it: it.created, reverse=True)
+        return [name for name in names if is_upload_id(name)]
 
     def put(self, upload_id: str, name: str, path: Path, sha256: str) -> StoredUpload:
         """Store a file and, last, its metadata."""

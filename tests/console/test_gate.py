@@ -185,6 +185,13 @@ def test_a_trusted_proxy_forwards_addresses(
         Settings(trusted_proxies="*")
 
 
+def test_a_forwarded_prefix_is_not_believed(console: Console, anyone: httpx2.Client) -> None:
+    log_in(anyone, console, console.keys["acme"])
+    page = anyone.get("/jobs", headers={"X-Forwarded-Prefix": "/evil"})
+    assert page.status_code == 200
+    assert "evil" not in page.text
+
+
 def test_headers_do_not_grow_without_end(console: Console) -> None:
     with socket.create_connection(("127.0.0.1", int(console.url.rpartition(":")[2]))) as raw:
         raw.settimeout(10)

@@ -173,9 +173,9 @@ def test_complete_and_incomplete_uploads_are_deleted(console: Console, acme: htt
 
 
 def test_a_hostile_name_is_displayed_only(console: Console, acme: httpx2.Client) -> None:
-    begin(acme, 10, name="../../x\x00\n<script>")
+    begin(acme, 10, name="../../x\x00\n<script>\u202egnp.exe")
     [view] = acme.get("/uploads").json()
-    assert view["name"] == "../../x??<script>"
+    assert view["name"] == "../../x\\u0000\\n<script>\\u202egnp.exe"
     folder = console.settings.home_dir / "console" / "uploads" / "acme"
     assert [it.name for it in folder.iterdir()] == [view["id"]]
 
@@ -186,10 +186,11 @@ def test_thumbnails_show_valid_images_and_name_broken_ones(acme: httpx2.Client) 
         "a/cat.txt": b"a cat",
         "broken.png": image()[:60],
         "../evil.png": image(),
+        "gnp.\u202ecat.png": image(),
     }
     upload_id = upload(acme, zipped(files))
     images = acme.get(f"/uploads/{upload_id}/images").json()
-    assert [it["name"] for it in images] == ["a/cat.png", "broken.png"]
+    assert [it["name"] for it in images] == ["a/cat.png", "broken.png", "gnp.\\u202ecat.png"]
     assert images[0]["caption"] == "a cat"
     assert images[1]["error"]
     small = acme.get(f"/uploads/{upload_id}/images/0")
@@ -375,6 +376,23 @@ def test_an_operators_chunk_reads_no_other_upload(
     assert read == []
     assert operator.head(f"/uploads/{whole}").status_code == 200
     assert set(read) == {f"uploads/acme/{whole}.json"}
+
+
+def test_a_list_reads_only_new_uploads(
+    acme: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = upload(acme, DATA), upload(acme, DATA)
+    assert {it["id"] for it in acme.get("/uploads").json()} == {first, second}
+    acme.delete(f"/uploads/{first}", headers=TUS)
+    third, read, get = upload(acme, DATA), list[str](), Store.get
+
+    def note(store: Store, key: str) -> bytes:
+        read.append(key)
+        return get(store, key)
+
+    monkeypatch.setattr(Store, "get", note)
+    assert [it["id"] for it in acme.get("/uploads").json()] == [third, second]
+    assert read == [f"uploads/acme/{third}.json"]
 
 
 def test_a_malformed_id_opens_no_thumbnail(console: Console, acme: httpx2.Client) -> None:
