@@ -16,6 +16,8 @@ import yaml
 
 from routing.classes import MemoryClass
 from routing.queues import CPU_QUEUE, SUBMIT_QUEUE
+from tasks.hosts import is_allowed_host
+from tasks.settings.settings import Settings
 from tests.deploy.manifests import (
     DEPLOY,
     ROOT,
@@ -71,6 +73,23 @@ def test_compose_uses_the_files_of_prometheus_and_grafana() -> None:
         assert [job["job_name"] for job in composed["scrape_configs"]] == [
             job["job_name"] for job in host["scrape_configs"]
         ]
+
+
+def test_scraped_names_are_allowed_hosts() -> None:
+    composed = yaml.safe_load(compose()["configs"]["prometheus.yml"]["content"])
+    jobs = {
+        job["job_name"]: job["static_configs"][0]["targets"] for job in composed["scrape_configs"]
+    }
+    for name, service in (("training", "metrics"), ("flower", "flower")):
+        text = compose()["services"][service]["environment"]["TRAINING_ALLOWED_HOSTS"]
+        allowed = Settings(allowed_hosts=text.partition(":-")[2].rstrip("}")).host_names
+        assert is_allowed_host(jobs[name][0], allowed)
+    [settings] = [it["data"] for _, it in MANIFESTS if it["metadata"]["name"] == "settings"]
+    allowed = Settings(allowed_hosts=settings["TRAINING_ALLOWED_HOSTS"]).host_names
+    guide = (ROOT / "docs" / "guides" / "kubernetes.md").read_text("utf-8")
+    targets = re.findall(r'targets: \["([^"]+)"\]', guide)
+    assert targets
+    assert all(is_allowed_host(target, allowed) for target in targets)
 
 
 def test_compose_has_a_closed_service_for_each_gpu_class() -> None:
