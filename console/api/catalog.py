@@ -54,7 +54,7 @@ async def health(services: ServicesDep) -> Health:
     return Health(status="ok")
 
 
-# Each takes 50 ms to make, in which the event loop answers nobody.
+# Each takes 50 ms to make, which would delay every other request.
 @cache
 def _schema() -> str:
     return json.dumps(TrainingJob.model_json_schema())
