@@ -17,8 +17,9 @@ from tasks.state.workers import newest_versions
 
 logger = logging.getLogger(__name__)
 
-# Some tenths of a second of the maintenance's time in each of its rounds.
-_RENEWED_AT_ONCE = 500
+# Half a second of the maintenance's round with a broker 5 ms away; 18,000 jobs in a quarter of an
+# hour.
+_RENEWED_AT_ONCE = 100
 # How many messages of a stage may be set aside because their workers died before it began.
 _MAX_UNSTARTED = 3
 
