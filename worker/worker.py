@@ -3,7 +3,6 @@
 import logging
 import socket
 import warnings
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from tasks.settings.settings import Settings
 from tasks.signals import drain_on_hangup, ignored_signals
 from tasks.stages.celery_tasks import make_worker_app
 from tasks.stages.dispatch import enqueue_remaining
-from tasks.state.connection import check_mode, connect
+from tasks.state.connection import check_mode, connect, why_unanswered
 from tasks.state.record import VERSION
 from tasks.state.workers import WorkerInfo
 from worker.context import ChildContext, make_context
@@ -85,8 +84,10 @@ def run_worker(
     app.conf.broker_transport_options["queue_order_strategy"] = QUEUE_ORDER
     app.conf.worker_consumer = CONSUMER
     client = connect(broker_url)
-    with suppress(redis.RedisError):  # a worker waits for a broker that is unavailable
+    try:
         check_mode(client)
+    except redis.RedisError as error:
+        logger.warning("%s; the worker waits for it", why_unanswered(broker_url, error))
     use_for_redis(MessageGuard(client).read, unreadable_messages(client, settings.job_ttl))
     keys = Keys.of(app.conf.broker_transport_options)
     watch, renewal_interval = ThreadWatch(shut_down), settings.visibility_timeout / 4

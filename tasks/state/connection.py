@@ -19,7 +19,7 @@ from tasks.errors import NoBrokerError
 _RETRY_DELAY_S = 0.5
 _REPLY_TIMEOUT_S = 10.0
 # What redis-py's messages contain if only one side speaks TLS.
-_NO_TLS = ("WRONG_VERSION_NUMBER", "UNEXPECTED_EOF", "record layer failure")
+_NO_TLS = ("Timeout", "WRONG_VERSION_NUMBER", "UNEXPECTED_EOF", "record layer failure")
 _REFUSED_WITHOUT_TLS = ("closed by server", "reset by peer")
 
 
@@ -80,8 +80,18 @@ def check_server(client: Redis, broker_url: str) -> None:
         client.ping()
         check_mode(client)
     except redis.RedisError as error:
-        hint = _hint(BrokerUrl.parse(broker_url), str(error))
-        raise NoBrokerError(f"the broker does not answer: {error}{hint}") from error
+        raise NoBrokerError(why_unanswered(broker_url, error)) from error
+
+
+def why_unanswered(broker_url: str, error: redis.RedisError) -> str:
+    """Describe a failed connection; one side may speak TLS, and the other not."""
+    url, text = BrokerUrl.parse(broker_url), f"the broker does not answer: {error}"
+    scheme = "sentinel" if url.master else "redis"
+    if url.is_tls and any(sign in text for sign in _NO_TLS):
+        return f"{text}; it may not speak TLS: try {scheme}:// instead of {scheme}s://"
+    if not url.is_tls and any(sign in text for sign in _REFUSED_WITHOUT_TLS):
+        return f"{text}; it may require TLS: try {scheme}s:// instead of {scheme}://"
+    return text
 
 
 def check_mode(client: Redis) -> None:
@@ -135,13 +145,3 @@ def _options(url: BrokerUrl) -> dict[str, Any]:
         [(options["host"], options["port"])] = url.hosts
     # Keepalive notices a network that drops every packet; a Unix socket has no network.
     return {**options, "socket_connect_timeout": 5, "socket_keepalive": True}
-
-
-def _hint(url: BrokerUrl, error: str) -> str:
-    """Return what a failed connection may mean: one side speaks TLS, and the other does not."""
-    scheme = "sentinel" if url.master else "redis"
-    if url.is_tls and ("Timeout" in error or any(sign in error for sign in _NO_TLS)):
-        return f"; it may not speak TLS: try {scheme}:// instead of {scheme}s://"
-    if not url.is_tls and any(sign in error for sign in _REFUSED_WITHOUT_TLS):
-        return f"; it may require TLS: try {scheme}s:// instead of {scheme}://"
-    return ""

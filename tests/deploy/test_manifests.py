@@ -183,6 +183,10 @@ def test_pod_is_closed_and_its_references_exist(path: Path, document: dict[str, 
     spec = pod["spec"]
     existing = {(doc["kind"], doc["metadata"]["name"]) for _, doc in MANIFESTS}
     assert spec["enableServiceLinks"] is False
+    if document["metadata"]["name"] in ("flower", "metrics"):
+        assert spec["serviceAccountName"] == "training-observer"
+    if "serviceAccountName" in spec:
+        assert ("ServiceAccount", spec["serviceAccountName"]) in existing
     assert spec["securityContext"]["runAsNonRoot"]
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert ("PriorityClass", spec["priorityClassName"]) in existing

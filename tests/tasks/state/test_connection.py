@@ -2,11 +2,16 @@
 
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import redis
 
+from tasks.app import make_app
+from tasks.broker_url import with_sentinel
 from tasks.errors import NoBrokerError
-from tasks.state.connection import check_server, connect
+from tasks.settings.settings import Settings
+from tasks.state.connection import check_server, connect, connect_sentinels
 from tests.deploy.manifests import DEPLOY
 from tests.deploy.tls import TlsProxy
 from tests.redis_servers import cluster_options, running_server
@@ -37,3 +42,19 @@ def test_tls_on_one_side_only_is_named(tmp_path: Path, monkeypatch: pytest.Monke
             shown = refusal(f"redis://localhost:{proxy.port}/0")
             assert "it may require TLS: try rediss://" in shown
         assert "it may not speak TLS: try redis://" in refusal(f"rediss://localhost:{port}/0")
+
+
+def test_connections_through_sentinels_use_tls_if_asked() -> None:
+    url = with_sentinel("sentinels://:pw@a;sentinels://b?ssl_ca_certs=/ca", "main", "its own")
+    pool: Any = connect(url).connection_pool
+    assert issubclass(pool.connection_class, redis.SSLConnection)
+    assert pool.connection_kwargs["ssl_ca_certs"] == "/ca"
+    for sentinel in connect_sentinels(url):
+        assert sentinel.connection_pool.connection_class is redis.SSLConnection
+        assert sentinel.connection_pool.connection_kwargs["password"] == "its own"
+    conf = make_app(Settings(), url).conf
+    assert conf.broker_use_ssl == conf.redis_backend_use_ssl == pool_options(pool)
+
+
+def pool_options(pool: Any) -> dict[str, Any]:
+    return {k: v for k, v in pool.connection_kwargs.items() if k.startswith("ssl_")}
