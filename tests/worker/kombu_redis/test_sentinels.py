@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from queue import Empty
 from typing import Any, cast
@@ -71,7 +72,7 @@ def receive(app: Celery, queue: str) -> Any:
 def test_clients_follow_a_failover(
     sentinels: Sentinels, url: str, app: Celery, tmp_path: Path
 ) -> None:
-    with connect(url) as client, app.connection() as connection:
+    with connect(url, patience=timedelta(seconds=15)) as client, app.connection() as connection:
         check_server(client, url)
         client.set("key", "before")
         app.backend.store_result("task", {"n": 1}, "SUCCESS")
