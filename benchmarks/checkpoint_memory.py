@@ -24,6 +24,7 @@ from tasks.jobs.sdxl import SdxlFinetuneConfig
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store
 from worker.trainer.checkpoint import Checkpoints, LossHistory, TrainingState
+from worker.trainer.determinism import Determinism
 from worker.trainer.memory import HostMeter
 from worker.trainer.sdxl.export import write_checkpoint
 from worker.trainer.tiny_models import build_tiny_sdxl
@@ -111,7 +112,8 @@ def _checkpoints(folder: Path, emit: Callable[[Event], None]) -> Checkpoints:
         path.touch()
         return [path]
 
-    return Checkpoints(request, Store(f"file://{folder}/store"), {}, {}, no_results, emit)
+    store, determinism = Store(f"file://{folder}/store"), Determinism(emit)
+    return Checkpoints(request, store, {}, {}, determinism, no_results, emit)
 
 
 def _export_line() -> str:

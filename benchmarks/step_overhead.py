@@ -29,6 +29,7 @@ from worker.trainer.checkpoint import Checkpoints
 from worker.trainer.data.batches import Batch, BatchPlan, SampleReader, TrainingData
 from worker.trainer.data.cache_entries import Latents, Text, pack_bytes
 from worker.trainer.data.inputs import VaeScaling
+from worker.trainer.determinism import Determinism
 from worker.trainer.event_pipe import StopSwitch
 from worker.trainer.flux.lora_recipe import FluxLora
 from worker.trainer.flux.models import FluxModels
@@ -109,7 +110,8 @@ def measure(transformer: FluxTransformer2DModel, folder: Path) -> tuple[list[flo
     data, checkpoints = run_in(folder, config)
     state = new_state(recipe, config, CPU)
     nothing: Callable[[Any], None] = lambda _: None  # noqa: E731
-    train(timed, state, data, draws, config, checkpoints, nothing, nothing, StopSwitch())
+    determinism, stop = Determinism(nothing), StopSwitch()
+    train(timed, state, data, draws, config, checkpoints, nothing, determinism, nothing, stop)
     return timed.steps[WARM_UP:], timed.bare[WARM_UP:]
 
 
@@ -206,7 +208,8 @@ def run_in(folder: Path, config: FluxLoraConfig) -> tuple[TrainingData, Checkpoi
         device="cpu",
     )
 
-    checkpoints = Checkpoints(request, store, {}, {}, write_nothing, lambda _: None)
+    determinism = Determinism(lambda _: None)
+    checkpoints = Checkpoints(request, store, {}, {}, determinism, write_nothing, lambda _: None)
     return TrainingData(reader, plan, dataset, 0, CPU), checkpoints
 
 

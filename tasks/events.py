@@ -206,6 +206,8 @@ class TrainDone(StrictModel):
     """The versions of the libraries that computed the result."""
     patches: tuple[str, ...] | None = None
     """The patches that were applied to the engine; null for an engine that needs none."""
+    nondeterminism: str | None = None
+    """Why a repeated run may differ in its last bits; null if it may not on the same hardware."""
     device: str = "cpu"
     """The name of the device."""
     peak_memory_bytes: int | None = None

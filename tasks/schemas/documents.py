@@ -123,6 +123,9 @@ class Engine(StrictModel):
     patches: tuple[str, ...] | None = None
     """The patches applied to the engine; null if it needs none."""
 
+    nondeterminism: str | None = None
+    """Why a repeated run may differ in its last bits; null if it may not on the same hardware."""
+
 
 class Manifest(StrictModel):
     """``manifest.json`` beside a job's results, written last: all files that it names exist."""

@@ -73,7 +73,11 @@ def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
 def _manifest(context: StageContext, files: list[Artifact]) -> Manifest:
     record = context.record
     trained = record.artifacts.trained
-    engine = trained.model_dump(include={"device", "versions", "patches"}) if trained else {}
+    engine = (
+        trained.model_dump(include={"device", "versions", "patches", "nondeterminism"})
+        if trained
+        else {}
+    )
     return Manifest(
         job_id=record.id,
         job=redact_urls(record.job.model_dump(mode="json")),

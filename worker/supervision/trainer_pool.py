@@ -142,6 +142,9 @@ def trainer_environment(
         cuda_visible_devices: The GPU's UUID; None for trainers that compute on the CPU.
     """
     kept = {key: value for key, value in inherited.items() if not key.startswith("TRAINING_")}
+    # PyTorch prefers its older name.
+    if kept.pop("PYTORCH_CUDA_ALLOC_CONF", None) is not None:
+        logger.warning("trainers ignore PYTORCH_CUDA_ALLOC_CONF: they need expandable segments")
     return {
         **kept,
         "CUDA_VISIBLE_DEVICES": cuda_visible_devices or "",

@@ -16,7 +16,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import closing
 
-import torch
 from pydantic import ValidationError
 
 from tasks.errors import ErrorCode, JobError
@@ -25,6 +24,7 @@ from tasks.stages.trainer_protocol import TrainerExit, TrainerRequest
 from worker.trainer.environment import set_up
 from worker.trainer.errors import DamagedFileError, InterruptedRun, RefusedError
 from worker.trainer.event_pipe import EventPipe, StopSwitch
+from worker.trainer.memory import is_out_of_memory
 from worker.trainer.model_cache import ModelCache
 
 
@@ -101,7 +101,9 @@ def _serve(
         return _refuse(pipe, error.code, str(error), error.key)
     except RefusedError as error:
         return _refuse(pipe, error.code, str(error))
-    except torch.cuda.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         first_line = str(error).partition("\n")[0]
         return _refuse(pipe, ErrorCode.OUT_OF_MEMORY, f"the GPU's memory is full: {first_line}")
     except JobError as error:

@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import chain, groupby, islice
 from typing import TypeVar
 
@@ -24,6 +25,7 @@ from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, pack_key
 from worker.trainer.data.cache_entries import Latents, Text, pack_bytes
 from worker.trainer.data.images import CENTRE, cropped, load_image, pixels, resized_to_cover
+from worker.trainer.determinism import Determinism
 from worker.trainer.environment import check_libraries
 from worker.trainer.errors import NotFiniteError
 from worker.trainer.event_pipe import Emit, StopSwitch, phase
@@ -61,7 +63,8 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, cache: ModelCache
     plan = CachePlan(request.training, dataset, request.encoders)
     texts = [digest for digest in request.cache_entries if digest in plan.texts]
     latents = [digest for digest in request.cache_entries if digest in plan.latents]
-    encoder = _Encoder(request, store, dataset, plan, cache, emit)
+    # Always: jobs share the entries, whatever their options.
+    encoder = _Encoder(request, store, dataset, plan, cache, Determinism(emit), emit)
     with phase(emit, "encode"), _Writer(store, emit) as writer:
         batches: Iterator[tuple[list[str], Text | Latents]]
         batches = chain(encoder.texts(texts), encoder.latents(latents))
@@ -86,8 +89,10 @@ class _Encoder:
         dataset: Dataset,
         plan: CachePlan,
         cache: ModelCache,
+        determinism: Determinism,
         emit: Emit,
     ) -> None:
+        self._determinism = determinism
         self._emit = emit
         self._config = request.training
         self._device = torch.device(request.device)
@@ -116,8 +121,8 @@ class _Encoder:
         with phase(self._emit, "load"):
             encoders = take_text(self._config, self._device, self._cache)
         for batch in _in_batches(digests, CAPTIONS):
-            captions = [self._plan.texts[digest] for digest in batch]
-            yield batch, encoders.encode(_padded(captions, CAPTIONS))
+            captions = _padded([self._plan.texts[digest] for digest in batch], CAPTIONS)
+            yield batch, self._determinism.run(partial(encoders.encode, captions))
 
     @torch.no_grad()
     def latents(self, digests: Sequence[str]) -> Iterator[tuple[list[str], Latents]]:
@@ -133,7 +138,8 @@ class _Encoder:
             stacked = torch.stack(_padded(values, batch_size(size)))  # (B, 3, H, W)
             if self._device.type == "cuda":
                 stacked = stacked.pin_memory()
-            yield batch, encode_pixels(vae, stacked.to(self._device, non_blocking=True))
+            stacked = stacked.to(self._device, non_blocking=True)
+            yield batch, self._determinism.run(partial(encode_pixels, vae, stacked))
 
     def _batches(self, digests: Sequence[str]) -> Iterator[list[str]]:
         """Yield batches of one size after the other: cuDNN selects kernels once a size."""

@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from tasks.events import Artifact, CheckpointSaved
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, checkpoint_prefix
+from worker.trainer.determinism import Determinism
 from worker.trainer.errors import DamagedFileError, ForeignStateError
 from worker.trainer.event_pipe import Emit, phase
 from worker.trainer.export.safetensors_file import SafetensorsFile, write_safetensors
@@ -144,6 +145,7 @@ class Checkpoints:
         store: Keeps the checkpoints.
         identity: What a state must agree in to be resumed, by name, as plain JSON.
         versions: The versions of the libraries that compute.
+        determinism: How they compute; a problem of an earlier start stays one of the run.
         write_results: Writes the published files.
         emit: Takes the events.
     """
@@ -154,6 +156,7 @@ class Checkpoints:
         store: Store,
         identity: dict[str, object],
         versions: dict[str, str],
+        determinism: Determinism,
         write_results: WriteResults,
         emit: Emit,
     ) -> None:
@@ -161,6 +164,7 @@ class Checkpoints:
         self._store = store
         self._identity = identity
         self._versions = versions
+        self._determinism = determinism
         self._write_results = write_results
         self._emit = emit
         self._scratch = Path(request.scratch_dir)
@@ -183,6 +187,7 @@ class Checkpoints:
         metadata = {
             "format": _FORMAT,
             "identity": json.dumps(self._identity, sort_keys=True),
+            "nondeterminism": self._determinism.problem or "",
             "scaler": json.dumps(state.scaler.state_dict(), sort_keys=True),
             "step": str(state.history.steps),
             "versions": json.dumps(self._versions, sort_keys=True),
@@ -248,6 +253,7 @@ class Checkpoints:
             if state.history.steps != int(metadata["step"]):
                 raise ValueError("its history and its step differ")
             versions: dict[str, str] = json.loads(metadata["versions"])
+            self._determinism.problem = metadata["nondeterminism"] or self._determinism.problem
         except (SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
             problem = str(error).partition("\n")[0]
             raise DamagedFileError("the training state", key, problem, _REMEDY) from error

@@ -5,8 +5,6 @@ import os
 import warnings
 from importlib.util import find_spec
 
-import torch
-
 from tasks.jobs.optimizers import AdamOptimizerConfig, ProdigyOptimizerConfig
 from tasks.jobs.pipeline import PipelineConfig
 from worker.trainer.errors import MissingLibraryError
@@ -27,21 +25,14 @@ _BY_QUANTIZATION = {"fp8": "torchao", "int8": "torchao", "nf4": "bitsandbytes"}
 
 def set_up() -> None:
     """Silence the libraries; call it before they are imported."""
-    for name, value in {**_QUIET, **_DETERMINISTIC}.items():
+    for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    os.environ.update(_DETERMINISTIC)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     # On import by diffusers or peft they log about kernels for other machines.
     for chatty in ("bitsandbytes", "torchao", "torch.utils._pytree"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)
-
-
-def compute_deterministically() -> None:
-    """Make the same weights from the same draws, bit for bit on the same hardware."""
-    # CUDA's fastest kernels add in an order that changes from run to run.
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # A debugging aid that the line above turns on; it costs a write for each new tensor.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def check_libraries(config: PipelineConfig) -> None:

@@ -4,8 +4,9 @@ One step: the gradients of a group of batches, averaged over their samples; clip
 loop decides when to save, to validate and to stop, and does not know the model.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diffusers.optimization import get_scheduler
@@ -16,6 +17,7 @@ from tasks.events import Progress
 from tasks.jobs.pipeline import PipelineConfig
 from worker.trainer.checkpoint import Checkpoints, LossHistory, TrainingState, all_finite
 from worker.trainer.data.batches import Batch, BatchPlan, TrainingData
+from worker.trainer.determinism import Determinism
 from worker.trainer.errors import DivergedError, InterruptedRun
 from worker.trainer.event_pipe import Emit, ProgressMeter, StopSwitch
 from worker.trainer.optimizer import new_optimizer, set_rates
@@ -101,6 +103,7 @@ def train(
     config: PipelineConfig,
     checkpoints: Checkpoints,
     validate: Callable[[int], None],
+    determinism: Determinism,
     emit: Emit,
     stop: StopSwitch,
 ) -> None:
@@ -124,12 +127,14 @@ def train(
     batches = data.batches(history.steps, schedule.total_steps)
     meter.start_from(history.steps)
     for step in range(history.steps, schedule.total_steps):
-        # For draws that a model makes itself, such as dropout.
-        torch.manual_seed(rng.number("step", step))
         rate = set_rates(state.optimizer, factor_of(step), rates)
         samples = data.plan.samples_of_step(step)
 
-        losses = _accumulate_gradients(recipe, state.scaler, batches, samples)  # (samples,)
+        seed, group = rng.number("step", step), [next(batches) for _ in samples]
+        losses = determinism.run(  # (samples,)
+            partial(_accumulate_gradients, recipe, state.scaler, seed, group),
+            state.optimizer.zero_grad,
+        )
         _check_finite(losses, step, samples, data.dataset)
         _update_weights(state, config.max_grad_norm)
         history.add(losses.mean().item(), rate)
@@ -151,24 +156,24 @@ def train(
 def _accumulate_gradients(
     recipe: Recipe,
     scaler: torch.amp.GradScaler,
-    batches: Iterator[Batch],
-    samples: Sequence[Sequence[int]],
+    seed: int,
+    group: Sequence[Batch],
 ) -> torch.Tensor:
     """Add up the gradients of a step's batches.
 
     Args:
         recipe: Makes the losses.
         scaler: Scales the loss.
-        batches: The batches from this step on.
-        samples: The samples of each batch of the step.
+        seed: Seeds the draws that a model makes itself, such as dropout.
+        group: The batches of the step.
 
     Returns:
         The loss of each sample of the step, (samples,) float64, on the CPU.
     """
-    count = sum(map(len, samples))
+    torch.manual_seed(seed)
+    count = sum(len(batch.samples) for batch in group)
     losses = []
-    for _ in samples:
-        batch = next(batches)
+    for batch in group:
         with recipe.precision.autocast():
             batch_losses = recipe.losses(batch)  # (B,)
         # The mean over all samples of the step, however they are split into batches.

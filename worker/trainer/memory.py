@@ -1,10 +1,20 @@
 """GPU memory: released, and its peak measured."""
 
 import gc
+import re
 from pathlib import Path
 from typing import Protocol
 
 import torch
+
+# What cuBLAS, cuDNN, CUDA itself, pinned memory and bitsandbytes raise instead of OutOfMemoryError.
+_OUT_OF_MEMORY = re.compile(r"out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED", re.IGNORECASE)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Return whether the GPU's memory was too small for a computation."""
+    is_own = isinstance(error, torch.cuda.OutOfMemoryError)
+    return is_own or _OUT_OF_MEMORY.search(str(error)) is not None
 
 
 def release_memory() -> None:

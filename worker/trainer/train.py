@@ -18,7 +18,8 @@ from tasks.store import Store, checkpoint_prefix
 from worker.trainer.checkpoint import Checkpoints, LossHistory
 from worker.trainer.data.batches import BatchPlan, SampleReader, TrainingData
 from worker.trainer.data.cache_entries import read_index
-from worker.trainer.environment import check_libraries, compute_deterministically
+from worker.trainer.determinism import Determinism
+from worker.trainer.environment import check_libraries
 from worker.trainer.errors import RefusedError
 from worker.trainer.event_pipe import Emit, StopSwitch, phase
 from worker.trainer.families import training_type
@@ -54,6 +55,7 @@ def run(
     """
     config, rng = prepared(request)
     kind = training_type(config)
+    determinism = Determinism(emit, wanted=config.deterministic)
     store = Store(request.store_url)
     device = torch.device(request.device)
     dataset = Dataset.model_validate_json(store.get(request.dataset_key))
@@ -70,7 +72,7 @@ def run(
     state = new_state(recipe, config, device)
     versions = {library: version(library) for library in _LIBRARIES}
     identity = run_identity(config, dataset)
-    checkpoints = Checkpoints(request, store, identity, versions, recipe.write, emit)
+    checkpoints = Checkpoints(request, store, identity, versions, determinism, recipe.write, emit)
     if request.resume_state_key is not None:
         saved_versions = checkpoints.resume(state, request.resume_state_key)
         note_other_versions(emit, saved_versions, versions)
@@ -80,16 +82,16 @@ def run(
         validate = Validation(
             request, store, models, sampler, index, recipe.precision, rng, emit, stop
         ).make
-    train(recipe, state, data, rng, config, checkpoints, validate, emit, stop)
+    train(recipe, state, data, rng, config, checkpoints, validate, determinism, emit, stop)
     peak = meter.peak_bytes() if meter is not None else None
     recipe.close()
     for part in kind.changed_parts:
         cache.drop(part)
-    report_end(request, store, state.history, versions, device, peak, emit)
+    report_end(request, store, state.history, versions, determinism, device, peak, emit)
 
 
 def prepared(request: TrainerRequest) -> tuple[PipelineConfig, StatelessRng]:
-    """Check a request's config and prepare this process for it.
+    """Check a request's config.
 
     Returns:
         The config, and the draws of its seed.
@@ -101,7 +103,6 @@ def prepared(request: TrainerRequest) -> tuple[PipelineConfig, StatelessRng]:
     if config.seed is None:
         raise RefusedError("the config has no seed; submit draws one")
     check_libraries(config)
-    compute_deterministically()
     return config, StatelessRng(config.seed)
 
 
@@ -156,6 +157,7 @@ def report_end(
     store: Store,
     history: LossHistory,
     versions: dict[str, str],
+    determinism: Determinism,
     device: torch.device,
     peak: int | None,
     emit: Emit,
@@ -168,6 +170,7 @@ def report_end(
         store: Keeps the file.
         history: The steps of the run.
         versions: The versions of the libraries that computed.
+        determinism: How they computed.
         device: The device that computed.
         peak: The run's peak memory in bytes, if measured.
         emit: Takes the event.
@@ -186,6 +189,7 @@ def report_end(
             final_loss=history.losses[-1],
             extras=(metrics,),
             versions=versions,
+            nondeterminism=determinism.problem,
             patches=patches,
             device=name,
             peak_memory_bytes=peak,

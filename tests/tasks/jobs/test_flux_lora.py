@@ -66,7 +66,11 @@ INVOKE_DEFAULTS: dict[str, Any] = {
     "t5_tokenizer_max_length": 512,
 }
 # What this project adds, in the same way.
-OWN_DEFAULTS: dict[str, Any] = {"single_file_config": None, "quantization": None}
+OWN_DEFAULTS: dict[str, Any] = {
+    "single_file_config": None,
+    "quantization": None,
+    "deterministic": True,
+}
 INVOKE_TARGETS = [
     *["attn.add_k_proj", "attn.add_q_proj", "attn.add_v_proj", "attn.to_add_out"],
     *["attn.to_k", "attn.to_q", "attn.to_v", "attn.to_out.0"],

@@ -179,7 +179,12 @@ def test_every_option_of_invoke_training_has_its_default(
         if not field.is_required()
     }
     # Required there; here a job has a place in the store by itself.
-    ours = {"base_output_dir": None, "single_file_config": None, **added}
+    ours = {
+        "base_output_dir": None,
+        "single_file_config": None,
+        "deterministic": True,
+        **added,
+    }
     assert defaults == {**INVOKE_COMMON, **own, **ours}
     needed = {name for name, field in config.model_fields.items() if field.is_required()}
     assert needed == {"data_loader", *required}

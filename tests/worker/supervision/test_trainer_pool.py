@@ -256,6 +256,13 @@ def test_trainer_environment_has_one_gpu_and_no_settings() -> None:
     assert trainer_environment(ours, None)["CUDA_VISIBLE_DEVICES"] == ""
 
 
+def test_trainers_ignore_other_allocator_settings(caplog: pytest.LogCaptureFixture) -> None:
+    env = trainer_environment({"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync"}, "GPU-1")
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in env
+    assert env["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
+    assert "PYTORCH_CUDA_ALLOC_CONF" in caplog.text
+
+
 # Serves requests one after the other, and reports its process.
 SERVES = """
 number = 0

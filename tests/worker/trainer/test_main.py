@@ -141,6 +141,15 @@ def test_loss_that_is_nan_is_reported_as_diverged(tiny_flux: Path, data: Images)
     ("error", "code", "expected"),
     [
         (torch.cuda.OutOfMemoryError("CUDA: 5 GiB"), ErrorCode.OUT_OF_MEMORY, TrainerExit.REFUSED),
+        *(
+            (RuntimeError(text), ErrorCode.OUT_OF_MEMORY, TrainerExit.REFUSED)
+            for text in (
+                "CUDA error: out of memory",
+                "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+                "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+                "Error out of memory at line 380 in file /src/csrc/pythonInterface.cpp",
+            )
+        ),
         (StoreError("bucket away"), ErrorCode.STORE, TrainerExit.CRASHED),
         (StoreError("no access", retryable=False), ErrorCode.STORE, TrainerExit.REFUSED),
     ],

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from PIL import Image
 
 from routing.classes import GIB
@@ -27,7 +26,13 @@ from tasks.store import Store, cache_index_key, dataset_key, image_key
 from worker.trainer import cache, train
 from worker.trainer.errors import MissingLibraryError
 from worker.trainer.event_pipe import StopSwitch
-from worker.trainer.memory import CudaMeter, HostMeter, MemoryMeter, release_memory
+from worker.trainer.memory import (
+    CudaMeter,
+    HostMeter,
+    MemoryMeter,
+    is_out_of_memory,
+    release_memory,
+)
 from worker.trainer.model_cache import ModelCache
 
 logger = logging.getLogger(__name__)
@@ -46,7 +51,9 @@ def measure(
         peak, problem = None, None
         try:
             peak = bench.peak_bytes(config)
-        except torch.cuda.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             problem = "the GPU's memory is full"
         except MissingLibraryError as error:
             problem = f"{error.library} is not installed"

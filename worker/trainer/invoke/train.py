@@ -24,6 +24,7 @@ from tasks.store import Store
 from worker.trainer.checkpoint import Checkpoints, TrainingState
 from worker.trainer.data.batches import BatchPlan, SampleReader
 from worker.trainer.data.inputs import VaeScaling
+from worker.trainer.determinism import Determinism
 from worker.trainer.errors import RefusedError
 from worker.trainer.event_pipe import Emit, StopSwitch
 from worker.trainer.invoke.config import library_config
@@ -60,7 +61,11 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, _cache: ModelCach
     versions[LIBRARY] = str(describe()["versions"][LIBRARY])  # type: ignore[index]
     identity = {**run_identity(config, dataset), "engine": LIBRARY, "patches": sorted(patches)}
     results = _Results(config, patches)
-    checkpoints = Checkpoints(request, store, identity, versions, results.write, emit)
+    # The library's loop cannot repeat a step that an operator refused.
+    determinism = Determinism(emit, wanted=config.deterministic, strict=False)
+    if request.device == "cuda" and determinism.problem is None:
+        determinism.problem = "the engine does not check that every kernel is deterministic"
+    checkpoints = Checkpoints(request, store, identity, versions, determinism, results.write, emit)
 
     def resume(state: TrainingState) -> None:
         assert request.resume_state_key is not None
@@ -95,7 +100,8 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, _cache: ModelCach
         library_train(library, [_Callbacks(results.run)])
     peak = meter.peak_bytes() if meter is not None else None
     device, history = torch.device(request.device), results.run.history
-    report_end(request, store, history, versions, device, peak, emit, tuple(sorted(patches)))
+    names = tuple(sorted(patches))
+    report_end(request, store, history, versions, determinism, device, peak, emit, names)
 
 
 def _checked(request: TrainerRequest, patches: frozenset[str]) -> Any:

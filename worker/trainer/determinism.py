@@ -1,0 +1,61 @@
+"""Deterministic kernels: the same weights from the same draws, bit for bit on the same hardware.
+
+Strict mode is needed: with ``warn_only``, the backward pass of PyTorch's flash and cuDNN attention
+stays nondeterministic (aten/src/ATen/native/transformers/cuda).
+"""
+
+import re
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from tasks.events import Note
+from worker.trainer.event_pipe import Emit
+
+T = TypeVar("T")
+
+# By torch.Context::alertNotDeterministic.
+_NO_KERNEL = re.compile(r"(\S+) does not have a deterministic implementation")
+
+
+class Determinism:
+    """How this process computes, set anew for each request: a warm trainer keeps the last mode.
+
+    Args:
+        emit: Takes a note if the request cannot be computed deterministically.
+        wanted: Whether to use deterministic kernels only.
+        strict: Whether an operator without such a kernel is an error, which ``run`` handles.
+
+    Attributes:
+        problem: Why a repeated run may differ in its last bits; None if it may not.
+    """
+
+    def __init__(self, emit: Emit, *, wanted: bool = True, strict: bool = True) -> None:
+        self._emit = emit
+        self.problem: str | None = None
+        if not wanted:
+            self.problem = "the option deterministic is false"
+        torch.use_deterministic_algorithms(wanted, warn_only=not strict)
+        # A debugging aid that the line above turns on; it costs a write for each new tensor.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+    def run(self, compute: Callable[[], T], undo: Callable[[], None] = lambda: None) -> T:
+        """Call a function, once more without strictness if an operator has no deterministic kernel.
+
+        Args:
+            compute: The function.
+            undo: Undoes what it has changed before it failed.
+        """
+        try:
+            return compute()
+        except RuntimeError as error:
+            found = _NO_KERNEL.match(str(error))
+            if found is None:
+                raise
+            self.problem = f"{found[1]} has no deterministic kernel on this device"
+            message = f"{self.problem}: a repeated or resumed run may differ in its last bits"
+            self._emit(Note(level="warning", message=message))
+            torch.use_deterministic_algorithms(True, warn_only=True)
+        undo()
+        return compute()
