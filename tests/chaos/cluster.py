@@ -30,6 +30,8 @@ from worker.supervision.process import spawn
 TIMEOUT_S = 4.0
 """The visibility timeout."""
 _READY_WITHIN_S = 60.0
+_ENDS_WITHIN_S = 60.0
+_PROCESS_FAULTS = Path(__file__).parents[1] / "process_faults"
 _DISK_BYTES = 256 * 2**20
 _MARK = "CHAOS_CLUSTER"
 _SLOW_STORE = Path(__file__).with_name("slow_store.c")
@@ -81,10 +83,15 @@ class Host:
 
     def __init__(self, name: str, broker_port: int, home: Path, env: dict[str, str]) -> None:
         self.name, self.network = name, Proxy(broker_port)
-        self._home = home
-        home.mkdir()
+        self._home, self._ready_folder = home, home / "ready"
+        self._ready_folder.mkdir(parents=True)
+        self.disk_is_own = _mount_small(self._ready_folder)
+        self.clock = home / "clock_offset"
         self._env = {
             **env,
+            "PYTHONPATH": str(_PROCESS_FAULTS),
+            "CLOCK_OFFSET_FILE": str(self.clock),
+            "ENDING_THREAD": "lease-renewal",
             "TRAINING_HOME": str(home),
             "TRAINING_BROKER_URL": f"redis://127.0.0.1:{self.network.port}/0",
         }
@@ -111,6 +118,26 @@ class Host:
                 description=f"{self.name}-{kind} is ready",
                 detail=self.log,
             )
+
+    def heal(self) -> None:
+        """Set the clock right, and let files be written again."""
+        self.clock.unlink(missing_ok=True)
+        self.remount("rw")
+
+    def remount(self, mode: str) -> None:
+        """Let the disk of the ready files be written to (``rw``) or not (``ro``)."""
+        if self.disk_is_own:
+            mount = ["mount", "-o", f"remount,{mode}", str(self._ready_folder)]
+            subprocess.run(mount, check=True)
+
+    def unmount(self) -> None:
+        """Remove the disk of the ready files."""
+        if self.disk_is_own:
+            subprocess.run(["umount", "--lazy", str(self._ready_folder)], check=True)
+
+    def exit_code(self, kind: str) -> int:
+        """Wait until a worker has ended; return its exit code."""
+        return self._processes[kind].wait(_ENDS_WITHIN_S)
 
     def worker(self, kind: str) -> psutil.Process:
         """Return a worker's main process."""
@@ -152,7 +179,7 @@ class Host:
         return f"--- {self.name}\n" + "\n".join(texts)
 
     def _ready(self, kind: str) -> Path:
-        return self._home / f"{kind}.ready"
+        return self._ready_folder / kind
 
 
 def _mount_small(folder: Path) -> bool:
@@ -244,6 +271,7 @@ class Cluster:
         for host in self.hosts:
             host.kill()
             host.network.close()
+            host.unmount()
         self.broker.kill()
         if self.disk_is_small:
             subprocess.run(["umount", "--lazy", str(self.disk)], check=True)
@@ -253,6 +281,7 @@ class Cluster:
         self.broker.start()
         for host in self.hosts:
             host.network.heal()
+            host.heal()
             signal_all("resume", host.processes())
             host.start()
         for host in self.hosts:

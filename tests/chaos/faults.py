@@ -230,6 +230,30 @@ def _poison(strike: Strike) -> None:
         strike.cluster.redis.lpush(queue, *unreadable(queue).values())
 
 
+def _jump_clock(strike: Strike) -> None:
+    """Let the clock of the job's host jump by five minutes, and back again."""
+    clock = strike.cluster.host_of(strike.job_id).clock
+    clock.write_text(str(strike.chance.choice((-300, 300))))
+    sleep(1.5)
+    clock.unlink()
+    sleep(1.0)
+
+
+def _make_ready_files_read_only(strike: Strike) -> None:
+    host = strike.cluster.host_of(strike.job_id)
+    host.remount("ro")
+    sleep(2.0)
+    host.remount("rw")
+
+
+def _end_thread(strike: Strike) -> None:
+    """End the thread that renews leases: its worker drains, and exits with an error."""
+    host, kind = strike.cluster.host_of(strike.job_id), _worker_kind(strike)
+    with suppress(psutil.NoSuchProcess):  # an earlier fault may have ended the worker
+        host.worker(kind).send_signal(signal.SIGUSR2)
+        assert host.exit_code(kind) != 0
+
+
 def _cancel(strike: Strike) -> None:
     strike.cluster.client.cancel(strike.job_id)
 
@@ -258,5 +282,8 @@ ALL = (
     Fault("checkpoint damaged", _damage_checkpoint, only_train=True),
     Fault("message lost", _lose_message),
     Fault("poison in each queue", _poison, restarts=False),
+    Fault("clock jumps", _jump_clock, restarts=False),
+    Fault("ready files read-only", _make_ready_files_read_only, restarts=False),
+    Fault("thread ends", _end_thread),
     Fault("cancelled", _cancel, restarts=False, cancels=True),
 )

@@ -32,6 +32,8 @@ def jobs(cluster: Cluster) -> Jobs:
         ("host killed", "delivered twice"),
         ("network cut for long", "checkpoint damaged"),
         ("submitted twice", "cancelled"),
+        ("clock jumps", "ready files read-only"),
+        ("thread ends",),
         ("poison in each queue", "worker killed"),
     ],
     ids=" and ".join,

@@ -24,7 +24,7 @@ from worker.local.embedded_broker import EmbeddedBroker
 from worker.supervision.process import spawn
 
 TIMEOUT_S = 2.0
-WRONG_CLOCK = Path(__file__).parents[2] / "wrong_clock"
+WRONG_CLOCK = Path(__file__).parents[2] / "process_faults"
 PATIENCE_S = 40.0
 
 
