@@ -7,7 +7,7 @@ process that is ended after two minutes. The memory is the sum of the peaks of t
 all that it starts. Goal: less than 3 GiB, and an answer within the time limit of one image.
 
 A case is a function ``case_...`` that writes an input into a folder and returns what to read: a
-``dataset`` of a job's configuration, or a ``parquet`` file of a Hub dataset.
+``dataset`` of a job's configuration, a ``parquet`` file of a Hub dataset, or a job's ``document``.
 """
 
 import io
@@ -112,6 +112,26 @@ def case_jsonl_of_many_rows(folder: Path) -> dict[str, Any]:
     return jsonl(folder, "1\n" * 8_000_000)
 
 
+def case_document_of_1000_keys(folder: Path) -> dict[str, Any]:
+    """A job with 1,000 unknown options."""
+    return document(folder, **dict.fromkeys(map(str, range(1000)), 1))
+
+
+def case_document_of_8000_keys(folder: Path) -> dict[str, Any]:
+    """A job with 8,000 unknown options."""
+    return document(folder, **dict.fromkeys(map(str, range(8000)), 1))
+
+
+def case_document_of_300000_keys(folder: Path) -> dict[str, Any]:
+    """A job with 300,000 unknown options."""
+    return document(folder, **dict.fromkeys(map(str, range(300_000)), 1))
+
+
+def case_document_of_a_long_name(folder: Path) -> dict[str, Any]:
+    """A job with a name of 5 MB."""
+    return document(folder, name="x" * 5_000_000)
+
+
 def hostile() -> Any:
     """Return the maker of hostile files, which earlier commits do not have."""
     from tests.tasks.data import hostile
@@ -134,11 +154,32 @@ def jsonl(folder: Path, rows: str) -> dict[str, Any]:
     return {"dataset": dataset | {"mask_column": "mask_image"}}
 
 
+def document(folder: Path, **values: Any) -> dict[str, Any]:
+    """Write a job's document."""
+    path = folder / "job.json"
+    path.write_text(json.dumps({"training": {"type": "FLUX_LORA"}, **values}), "utf-8")
+    return {"document": str(path)}
+
+
 def read(what: dict[str, Any]) -> str:
     """Read an input as a worker does, and return what is found."""
+    if "document" in what:
+        return _read_document(Path(what["document"]))
     if "parquet" in what:
         return _read_parquet(Path(what["parquet"]))
     return _read_dataset(what["dataset"])
+
+
+def _read_document(path: Path) -> str:
+    from tasks.errors import InvalidJobError
+    from tasks.jobs.job import parse_job
+
+    try:
+        parse_job(json.loads(path.read_bytes()))
+    except InvalidJobError as error:
+        first = str(error.problems[0])[:100]
+        return f"refused in {len(str(error)):,} characters: {first}"
+    return "a job"
 
 
 def _read_parquet(path: Path) -> str:
