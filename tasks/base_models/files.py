@@ -178,7 +178,7 @@ def json_object(folder: Path, name: str) -> dict[str, object]:
     """
     try:
         values = json.loads((folder / name).read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BaseModelFilesError(str(folder), f"{name}: {reason}") from error
     if not isinstance(values, dict):

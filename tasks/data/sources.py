@@ -7,10 +7,8 @@ path on this machine.
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path, PurePosixPath
-from threading import Lock
 from typing import Literal
 from urllib.parse import quote
 
@@ -29,6 +27,7 @@ from tasks.data.listing import (
     pair_captions,
     source_error,
 )
+from tasks.data.memory_budget import map_in_threads
 from tasks.data.opening import open_resolved, scan_resolved
 from tasks.data.read_policy import OBJECT_SCHEMES, DeniedError, ReadPolicy
 from tasks.data.uploads import NoUploadError, StoredUploads, is_upload
@@ -48,6 +47,8 @@ from tasks.urls import redact_urls
 _SOURCES = (Location.DATASET, Location.ARCHIVE, Location.HUB_DATASET)
 # Enough to hide the latency of a store; more only compete for the line.
 _PARALLEL_DOWNLOADS = 8
+# Failed downloads of a dataset; one that was interrupted may have taken minutes, and counts more.
+_MAX_FAILURES, _INTERRUPTION = 100, 10
 
 
 class Sources:
@@ -214,15 +215,11 @@ class Sources:
         Raises:
             SourceError: The files are larger than the operator allows.
         """
-        total, lock = 0, Lock()
 
         def fetch(name: str) -> Path | Problem:
-            nonlocal total
-            if total > self._policy.max_bytes:
-                return Problem(name, "was not downloaded: the dataset is too large")
             try:
                 # An object's name is taken literally; only a web address is quoted.
-                path = self._downloads.fetch(
+                return self._downloads.fetch(
                     f"{base}/{name if _is_object_url(base) else quote(name)}",
                     on_progress=self._on_progress,
                 )
@@ -230,19 +227,26 @@ class Sources:
                 return error.problem(name)
             except DeniedError as error:
                 return Problem(name, str(error))
-            size = path.stat().st_size
-            with lock:
-                total += size
-            return path
 
-        with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
-            fetched = dict(zip(names, pool.map(fetch, names), strict=True))
-        if total > self._policy.max_bytes:
-            raise SourceError(f"is larger than {self._policy.max_bytes:,} bytes, the maximum")
-        listing.problems += [
-            outcome for outcome in fetched.values() if isinstance(outcome, Problem)
-        ]
-        return {name: outcome for name, outcome in fetched.items() if isinstance(outcome, Path)}
+        files: dict[str, Path] = {}
+        total = failures = 0
+        outcomes = map_in_threads(fetch, names, _PARALLEL_DOWNLOADS, check_stop=self._check_stop)
+        for name, outcome in zip(names, outcomes, strict=False):
+            if isinstance(outcome, Path):
+                files[name] = outcome
+                total += outcome.stat().st_size
+                if total > self._policy.max_bytes:
+                    message = f"is larger than {self._policy.max_bytes:,} bytes, the maximum"
+                    raise SourceError(message)
+                continue
+            listing.problems.append(outcome)
+            failures += _INTERRUPTION if outcome.retryable else 1
+            if failures >= _MAX_FAILURES:
+                message = "other files were not downloaded: too many downloads failed"
+                retryable = outcome.retryable
+                listing.problems.append(Problem(listing.location, message, retryable=retryable))
+                break
+        return files
 
     def _resolved(self, source: str, kind: Literal["file", "folder"]) -> Path:
         """Return a local path, its links resolved and the operator's rules checked."""

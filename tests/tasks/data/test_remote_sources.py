@@ -15,12 +15,13 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 from tasks.data import sources as sources_module
+from tasks.data.download import downloads
 from tasks.data.hub import HubRows, fetch_hub
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
 from tasks.data.validation import Report, check_dataset
 from tasks.dataset import dataset_of
-from tasks.jobs.datasets import ImageCaptionDatasetConfig
+from tasks.jobs.datasets import ImageCaptionDatasetConfig, ImageCaptionJsonlDatasetConfig
 from tasks.jobs.job import parse_job
 from tasks.urls import redact_urls
 from tests.tasks.data.hub_site import Hub
@@ -157,6 +158,31 @@ def test_a_folder_over_the_maximum_is_a_problem(tmp_path: Path, bucket: Site, di
     config = parse_job(with_values(data_loader__dataset=dataset)).training
     [problem] = check_dataset(config, sources, limits=lambda _: []).problems
     assert str(problem) == f"s3://bucket/some: is larger than {most:,} bytes, the maximum"
+
+
+@pytest.mark.parametrize(
+    ("served", "listed"), [(None, 100), (Served(status=503), 10)], ids=["missing", "interrupted"]
+)
+def test_many_failed_downloads_end_the_listing(
+    site: Site,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    served: Served | None,
+    listed: int,
+) -> None:
+    monkeypatch.setattr(downloads, "PAUSES_S", ())
+    names = [f"{number}.png" for number in range(1000)]
+    rows = "\n".join(json.dumps({"image": name, "text": "a"}) for name in names)
+    site.files["/rows.jsonl"] = Served(rows.encode())
+    if served is not None:
+        site.files |= {f"/{name}": served for name in names}
+    policy = ReadPolicy(hosts=frozenset({site.host}))
+    sources = Sources(policy, tmp_path / "kept", tmp_path / "scratch")
+    config = ImageCaptionJsonlDatasetConfig(jsonl_path=site.url("/rows.jsonl"))
+    *failed, last = sources.listing(config).problems[: listed + 1]
+    assert {problem.retryable for problem in (*failed, last)} == {served is not None}
+    assert "too many downloads failed" in last.message
+    assert len(site.asked) <= listed + 20
 
 
 @pytest.mark.parametrize("place", ["web", "s3"])
