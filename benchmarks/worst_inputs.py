@@ -188,7 +188,7 @@ def _read_parquet(path: Path) -> str:
     from tasks.data import hub as hub_module
     from tasks.jobs.datasets import HFHubImageCaptionDatasetConfig
 
-    make_file: Any = hub_module.RepoFile
+    make_file: Any = vars(hub_module)["RepoFile"]
     listed = make_file(path="default/train/0.parquet", size=path.stat().st_size, oid="0")
     hub: Any = SimpleNamespace(
         dataset_info=lambda *_, **__: SimpleNamespace(sha="0" * 40),
