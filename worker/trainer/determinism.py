@@ -20,7 +20,7 @@ _NO_KERNEL = re.compile(r"(\S+) does not have a deterministic implementation")
 
 
 class Determinism:
-    """How this process computes, set anew for each request: a warm trainer keeps the last mode.
+    """How this process computes, set for each request: a warm trainer keeps the last mode.
 
     Args:
         emit: Takes a note if the request cannot be computed deterministically.

@@ -19,7 +19,7 @@ def restored_mode() -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
-def test_each_request_sets_the_mode_anew() -> None:
+def test_each_request_sets_its_mode() -> None:
     Determinism(lambda _: None, wanted=False)
     assert not torch.are_deterministic_algorithms_enabled()
     Determinism(lambda _: None)
