@@ -116,6 +116,9 @@ def _check_server(client: Redis, broker: BrokerUrl) -> Iterator[Finding]:
     yield Finding("error" if is_old else "ok", "broker", f"{name} {version}", remedy)
     if info.get("role") not in (None, "master"):
         yield Finding("error", "broker role", str(info["role"]), "use the address of the primary")
+    if broker.master and "role" in info and "min_slaves_good_slaves" not in info:
+        remedy = "set it to 1, or a master that is cut off accepts writes that are lost"
+        yield Finding("warning", "broker replication", "min-replicas-to-write is 0", remedy)
     limit, used = int(info.get("maxmemory", 0)), int(info["used_memory"])
     if limit and used > _MAX_MEMORY_SHARE * limit:
         remedy = "raise maxmemory, or shorten TRAINING_JOB_TTL"

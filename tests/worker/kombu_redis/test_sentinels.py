@@ -1,11 +1,14 @@
 """Every kind of connection finds the master that sentinels name, also after a failover."""
 
 import asyncio
+import re
 from collections.abc import Iterator
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from queue import Empty
 from typing import Any, cast
+from unittest.mock import ANY
 
 import pytest
 from celery import Celery
@@ -15,7 +18,7 @@ from tasks.app import make_app
 from tasks.broker_url import with_sentinel
 from tasks.settings.settings import Settings
 from tasks.state.connection import check_server, connect, connect_async
-from tests.redis_servers import MASTER, SENTINEL_PASSWORD, Sentinels
+from tests.redis_servers import MASTER, QUOTED_PASSWORD, SENTINEL_PASSWORD, Sentinels
 from tests.waiting import wait_until
 from worker.kombu_redis.transport import Channel, use_for_redis
 from worker.maintenance.doctor import check_all
@@ -93,6 +96,36 @@ def test_clients_follow_a_failover(
         description="doctor finds the old master as the replica",
         detail=lambda: found(url, tmp_path),
     )
+
+
+def test_the_guides_backend_sends_and_reads_results(sentinels: Sentinels, app: Celery) -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "guides" / "failover.md").read_text("utf-8")
+    [code] = re.findall(r"^```python\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    hosts = tuple(f"127.0.0.1:{port}" for port in sentinels.ports)
+    code = code.replace("backend:", ":").replace("{host}:26379", "{host}")
+    names = {
+        "Celery": partial(Celery, set_as_current=False),
+        "password": QUOTED_PASSWORD,
+        "sentinel_password": SENTINEL_PASSWORD,
+    }
+    exec(code.replace('("a", "b", "c")', repr(hosts)), names)  # our own guide
+    backend: Any = names["app"]
+    sent = backend.send_task("task", queue="queue")
+    assert receive(app, "queue") == [[], {}, ANY]
+    app.backend.store_result(sent.id, "result", "SUCCESS")
+    assert sent.get(timeout=10) == "result"
+    backend.close()
+
+
+def test_doctor_warns_of_a_master_that_needs_no_replica(
+    sentinels: Sentinels, url: str, tmp_path: Path
+) -> None:
+    warning = "warning broker replication: min-replicas-to-write is 0"
+    assert warning in found(url, tmp_path)
+    with sentinels.client(sentinels.master_port()) as master:
+        master.config_set("min-replicas-to-write", 1)
+        assert warning not in found(url, tmp_path)
+        master.config_set("min-replicas-to-write", 0)
 
 
 @pytest.mark.parametrize(
