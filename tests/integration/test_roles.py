@@ -103,6 +103,7 @@ def test_each_role_has_only_its_own_rights(
             lambda: backend.zrange("training:jobs", 0, -1),
             lambda: backend.rpop("submit"),
             lambda: backend.sadd("submit", "x"),
+            lambda: backend.sadd(f"celery-task-meta-{result['job_id']}", "x"),
             lambda: backend.brpop(["submit"], 1),
             lambda: backend.lrange("submit", 0, -1),
             lambda: backend.delete("submit"),

@@ -10,7 +10,7 @@ from redis import Redis
 from worker.kombu_redis.transport import Keys
 from worker.kombu_redis.unreadable import Place
 
-_PAGE = 50
+_PAGE = 20
 _READ_PAGE = (files("worker.kombu_redis") / "read_page.lua").read_text("utf-8")
 
 
