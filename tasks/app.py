@@ -3,6 +3,7 @@
 A process that only sends needs no more; ``tasks/stages/celery_tasks.py`` adds a worker's tasks.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from celery import Celery
@@ -13,19 +14,26 @@ from redis.retry import Retry
 from routing.queues import ALL_QUEUES, CPU_QUEUE
 from tasks.broker_url import BrokerUrl
 from tasks.settings.settings import Settings
+from tasks.state.availability import raise_refusals
 
 
-def make_app(settings: Settings, broker_url: str) -> Celery:
+def make_app(
+    settings: Settings, broker_url: str, draining: Callable[[], bool] | None = None
+) -> Celery:
     """Return the application of a process that sends messages.
 
     Args:
         settings: The process's settings.
         broker_url: The broker, which also keeps results.
+        draining: Whether this process shuts down: until then it repeats what an unavailable broker
+            did not take. None gives up within seconds.
     """
+    raise_refusals()
     broker = BrokerUrl.parse(broker_url)
     url = broker.for_celery()
     app = Celery("training", broker=url, backend=url, set_as_current=False)
     app.conf.update(_configuration(settings, broker))
+    app.conf.task_publish_retry_policy = _publish_policy(draining)
     return app
 
 
@@ -55,13 +63,6 @@ def _configuration(settings: Settings, broker: BrokerUrl) -> dict[str, Any]:
         "task_create_missing_queues": False,
         "task_default_queue": CPU_QUEUE,
         "task_queues": [Queue(name, routing_key=name) for name in ALL_QUEUES],  # type: ignore[no-untyped-call]
-        # A broker that is unavailable when a stage ends must not lose the next stage's message.
-        "task_publish_retry_policy": {
-            "max_retries": 300,
-            "interval_start": 0.2,
-            "interval_step": 0.5,
-            "interval_max": 5,
-        },
         "result_backend_always_retry": True,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,
@@ -77,3 +78,17 @@ def _configuration(settings: Settings, broker: BrokerUrl) -> dict[str, Any]:
         "broker_use_ssl": broker.tls_options or None,
         "redis_backend_use_ssl": broker.tls_options or None,
     }
+
+
+def _publish_policy(draining: Callable[[], bool] | None) -> dict[str, Any]:
+    intervals = {"interval_start": 0.2, "interval_step": 0.5, "interval_max": 5}
+    if draining is None:
+        # The reconciler sends what this process gives up.
+        return {**intervals, "max_retries": 3}
+
+    def give_up_when_draining(error: Exception, interval_s: float) -> None:
+        if draining():
+            raise error
+
+    # The message of a job's next stage must not be lost.
+    return {**intervals, "max_retries": 300, "errback": give_up_when_draining}

@@ -52,7 +52,7 @@ ERROR_CODES = {
     "invalid_job": "The job cannot run as described; the message lists every problem.",
     "invalid_dataset": "The dataset cannot be trained on; the message lists every problem.",
     "invalid_model": "The base model is missing, incomplete or unreadable.",
-    "no_broker": "There is no broker, or it does not answer.",
+    "no_broker": "There is no broker, it does not answer, or it refuses writes.",
     "no_worker": "No live worker serves the queue that the job needs.",
     "does_not_fit": "No GPU memory class holds the job; the message has the numbers.",
     "trainer_failed": "The trainer stopped without a result; the message has its last output.",

@@ -20,7 +20,7 @@ JobError
 ├── UnreadableJobError    a record that this version of the program cannot read
 ├── SupersededError       a newer start of the stage has taken over
 ├── InvalidStateError     the job's state does not allow the request
-├── NoBrokerError         there is no broker, or it does not answer
+├── NoBrokerError         there is no broker, or it is unavailable
 ├── NoWorkerError         no live worker serves the queue
 ├── NotInstalledError     an optional part of this package is missing
 ├── ApiKeysError          the file of API keys cannot be read or written
@@ -318,7 +318,7 @@ class InvalidStateError(JobError):
 
 
 class NoBrokerError(JobError):
-    """There is no broker, or it does not answer."""
+    """There is no broker, it does not answer, or it refuses requests."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, ErrorCode.NO_BROKER)

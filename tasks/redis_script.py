@@ -69,8 +69,9 @@ class Script(Generic[P, R]):
         try:
             return cast("R", client.evalsha(*call))
         except NoScriptError:
-            client.script_load(self.source)
-            return cast("R", client.evalsha(*call))
+            # EVAL loads the script too: a failover between two requests would lose it again.
+            _, *rest = call
+            return cast("R", client.eval(self.source, *rest))
 
     def _header(self) -> str:
         lines = [f"local {name} = KEYS[{i}]" for i, name in enumerate(self._keys, 1)]

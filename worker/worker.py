@@ -8,7 +8,7 @@ from pathlib import Path
 
 import redis
 from celery import Celery
-from celery.exceptions import SecurityWarning
+from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from celery.signals import setup_logging
 
 from routing.queues import DIFFUSERS, Engine, with_submit_queue
@@ -27,11 +27,12 @@ from worker.gpu.inventory import Gpu
 from worker.gpu.quarantine import GpuFaultPipe, GpuQuarantine
 from worker.kombu_redis.leases import LeaseOptions, install_leases
 from worker.kombu_redis.queue_order import QUEUE_ORDER
-from worker.kombu_redis.transport import CONSUMER, Keys, use_for_redis
+from worker.kombu_redis.transport import Keys, use_for_redis
 from worker.lifecycle.drain import Drain, shut_down
 from worker.lifecycle.event_batches import EventBatches
 from worker.lifecycle.health import HealthFile
 from worker.lifecycle.idle_shutdown import IdleShutdown
+from worker.lifecycle.patient_consumer import install_patience
 from worker.lifecycle.preemption import PreemptionWatch
 from worker.lifecycle.registration import Registration
 from worker.lifecycle.remote_control import restrict_remote_control
@@ -82,7 +83,6 @@ def run_worker(
     context = ChildContext(lambda: make_context(app, settings, broker_url, worker, gpu, faults))
     app = make_worker_app(settings, broker_url, context.get, drain.requested)
     app.conf.broker_transport_options["queue_order_strategy"] = QUEUE_ORDER
-    app.conf.worker_consumer = CONSUMER
     client = connect(broker_url)
     try:
         check_mode(client)
@@ -116,6 +116,7 @@ def run_worker(
         policies.append(IdleShutdown(exit_when_idle_s, shut_down))
     policies.append(health)  # the last one: a ready worker has all of them
     install_policies(app, policies)
+    install_patience(app, client)
     install_leases(app, LeaseOptions(client, watch, registration.renew, health.report_alive))
     return _start(app, worker, queues) or int(watch.has_given_up)
 
@@ -126,6 +127,8 @@ def _set_up_logging(settings: Settings, name: str) -> None:
     setup_logging.connect(_keep_logging)
     # Celery warns root users of pickles in messages; we accept JSON only.
     warnings.simplefilter("ignore", SecurityWarning)
+    # Celery announces a default that we set, at each lost connection.
+    warnings.simplefilter("ignore", CPendingDeprecationWarning)
 
 
 def _keep_logging(**_: object) -> None:

@@ -64,7 +64,7 @@ def make_worker_app(
         worker: Returns the same context each time; called in the process that runs tasks.
         draining: Whether the worker is shutting down.
     """
-    app = make_app(settings, broker_url)
+    app = make_app(settings, broker_url, draining)
     for stage, body in STAGE_BODIES.items():
         _add_stage(app, stage, body, worker, draining)
     _add_submit(app, worker)

@@ -6,7 +6,9 @@ gets them when the broker is back.
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TypeVar
+from uuid import uuid4
 
 import redis
 
@@ -21,6 +23,28 @@ T = TypeVar("T")
 
 # Each attempt on an unavailable broker costs a connection's timeout.
 _RETRY_AFTER_S = 2.0
+# A few hundred kilobytes. Far more than a trainer reports in a day besides its progress.
+_MAX_EVENTS = 2000
+
+
+@dataclass
+class _Batch:
+    """What is written in one change, under an id by which a lost reply makes no second change."""
+
+    events: list[Event] = field(default_factory=list)
+    artifacts: JobArtifacts = NO_ARTIFACTS
+    counts: dict[str, int] = field(default_factory=dict)
+    callbacks: list[Callable[[], None]] = field(default_factory=list)
+    change_id: str = field(default_factory=lambda: uuid4().hex)
+
+    def append(self, event: Event) -> None:
+        """Add an event. The last one of consecutive progress is enough, and so is a part of all."""
+        if self.events and isinstance(event, Progress) and isinstance(self.events[-1], Progress):
+            self.events.pop()
+        self.events.append(event)
+        if len(self.events) > _MAX_EVENTS:
+            progress = (i for i, old in enumerate(self.events) if isinstance(old, Progress))
+            del self.events[next(progress, 0)]
 
 
 class EventBuffer:
@@ -34,16 +58,10 @@ class EventBuffer:
 
     def __init__(self, state: JobStore, job_id: str, token: FencingToken) -> None:
         self._state, self._job_id, self._token = state, job_id, token
-        self._events: list[Event] = []
-        self._artifacts = NO_ARTIFACTS
-        self._callbacks: list[Callable[[], None]] = []
-        self._counts: dict[str, int] = {}
+        self._kept = _Batch()
+        self._sent: _Batch | None = None
+        """What was sent, and may be written: it is sent again as it was."""
         self._retry_at = 0.0
-
-    @property
-    def is_disconnected(self) -> bool:
-        """Whether the broker was unavailable a moment ago."""
-        return time.monotonic() < self._retry_at
 
     def put(
         self,
@@ -61,22 +79,20 @@ class EventBuffer:
         Raises:
             SupersededError: A newer start has taken over.
         """
-        if self._events and isinstance(event, Progress) and isinstance(self._events[-1], Progress):
-            self._events.pop()
-        self._events.append(event)
-        self._artifacts = self._artifacts.updated(artifacts)
+        self._kept.append(event)
+        self._kept.artifacts = self._kept.artifacts.updated(artifacts)
         if then is not None:
-            self._callbacks.append(then)
-        self._if_connected(self.flush)
+            self._kept.callbacks.append(then)
+        self.if_connected(self.flush)
 
     def count(self, counts: Counts) -> None:
         """Add counts, to be written with the next events."""
-        for field, by in counts.items():
-            self._counts[field] = self._counts.get(field, 0) + by
+        for name, by in counts.items():
+            self._kept.counts[name] = self._kept.counts.get(name, 0) + by
 
     def take_counts(self) -> Counts:
         """Return the unwritten counts, for the caller to write."""
-        counts, self._counts = self._counts, {}
+        counts, self._kept.counts = self._kept.counts, {}
         return counts
 
     def requested_status(self) -> JobStatus | None:
@@ -85,8 +101,8 @@ class EventBuffer:
         Raises:
             SupersededError: A newer start has taken over.
         """
-        self._if_connected(self.flush)
-        return self._if_connected(lambda: self._state.requested_state(self._job_id, self._token))
+        self.if_connected(self.flush)
+        return self.if_connected(lambda: self._state.requested_state(self._job_id, self._token))
 
     def flush(self) -> None:
         """Write the kept events now.
@@ -95,18 +111,25 @@ class EventBuffer:
             SupersededError: A newer start has taken over.
             redis.RedisError: The broker is unavailable; everything is kept.
         """
-        if self._events:
+        while self._sent is not None or self._kept.events:
+            if self._sent is None:
+                self._sent, self._kept = self._kept, _Batch()
+            batch = self._sent
             self._state.write(
-                self._job_id, self._token, self._events, self._artifacts, self._counts
+                self._job_id,
+                self._token,
+                batch.events,
+                batch.artifacts,
+                batch.counts,
+                batch.change_id,
             )
-            self._counts = {}
-        callbacks, self._callbacks = self._callbacks, []
-        self._events, self._artifacts = [], NO_ARTIFACTS
-        for callback in callbacks:
-            callback()
+            self._sent = None
+            for callback in batch.callbacks:
+                callback()
 
-    def _if_connected(self, request: Callable[[], T]) -> T | None:
-        if self.is_disconnected:
+    def if_connected(self, request: Callable[[], T]) -> T | None:
+        """Make a request, unless the broker is unavailable or was so a moment ago."""
+        if time.monotonic() < self._retry_at:
             return None
         try:
             return request()

@@ -8,7 +8,8 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from uuid import uuid4
 
 import redis
 
@@ -31,7 +32,7 @@ from tasks.stages.outcomes import (
     StageOutcome,
     described,
 )
-from tasks.stages.stage_context import StageBody, StageContext, StageResult
+from tasks.stages.stage_context import StageBody, StageContext, StageResult, until_connected
 from tasks.stages.telemetry import Telemetry
 from tasks.stages.worker_context import GpuUnhealthy, TrainerInterrupted, WorkerContext
 from tasks.state.artifacts import JobArtifacts
@@ -39,10 +40,8 @@ from tasks.state.job_store import StartOutcome
 from tasks.state.record import VERSION, JobStatus, queue_of
 from tasks.tracing.spans import record_job
 
-T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-_RECONNECT_EVERY_S = 1.0
 # A trainer that crashed was restarted on this machine already; one retry, which another machine
 # may get, distinguishes a bad machine from a bad job.
 _MAX_RETRIES_AFTER_CRASH = 1
@@ -120,7 +119,8 @@ def _begin(
         UnreadableJobError: This version cannot read the job, which has failed now.
     """
     state = worker.state
-    answer, token, record = state.begin(
+    begin = partial(
+        state.begin,
         job_id,
         stage,
         worker=worker.name,
@@ -128,7 +128,9 @@ def _begin(
         tag=delivery.tag,
         version=delivery.version,
         retry_in_s=worker.backoff.delay_s(0),
+        change_id=uuid4().hex,
     )
+    answer, token, record = until_connected(begin, draining)
     worker.services.dispatch_waiting()  # The queue has capacity for one more message.
     extra = {"job": job_id, "stage": stage}
     if record is not None:
@@ -223,37 +225,30 @@ def _finish(context: StageContext, result: StageResult) -> Done:
         update={"seconds": round(seconds, 3), "summary": result.summary}
     )
     is_last = result.result is not None
-    cancelled = is_last and _until_connected(context, lambda: _is_saved_on_cancel(context))
+    cancelled = is_last and context.until_connected(lambda: _is_saved_on_cancel(context))
     following = None if is_last else _following_queue(context, result)
     # A job that comes from the CPU queue has not been dispatched to a GPU yet.
     fair_share_queue = following if context.queue == CPU_QUEUE != following else None
-    is_sent = False
-    _until_connected(context, context.events.flush)
+    context.until_connected(context.events.flush)
     counts = {
         **context.events.take_counts(),
         **context.telemetry.end_counts("done"),
         **context.telemetry.seconds_counts(seconds),
     }
-    try:
-        is_sent = _until_connected(
-            context,
-            lambda: state.finish_stage(
-                context.job_id,
-                context.token,
-                context.stage,
-                stage,
-                result.artifacts,
-                result.result,
-                fair_share_queue=fair_share_queue,
-                cancelled=cancelled,
-                counts=counts,
-            ),
-        )
-    except SupersededError:
-        # If only the reply of the write was lost, the job has ended with this very result.
-        ended = state.get(context.job_id)
-        if result.result is None or ended.result != result.result:
-            raise
+    finish = partial(
+        state.finish_stage,
+        context.job_id,
+        context.token,
+        context.stage,
+        stage,
+        result.artifacts,
+        result.result,
+        fair_share_queue=fair_share_queue,
+        cancelled=cancelled,
+        counts=counts,
+        change_id=uuid4().hex,
+    )
+    is_sent = context.until_connected(finish)
     status = JobStatus.CANCELLED if cancelled else JobStatus.SUCCEEDED
     context.telemetry.record_end("done", status=status if is_last else None)
     context.worker.services.record_run(record, context.stage, stage, result.work)
@@ -282,7 +277,8 @@ def _retry_or_fail(context: StageContext, error: JobError) -> StageOutcome:
     context.telemetry.count(STAGE_FAILURES.one(context.stage, error.code))
     if error.code == ErrorCode.OUT_OF_MEMORY and not context.record.oom_escalated:
         engine = context.record.job.engine
-        larger = context.worker.services.next_larger_class(engine)
+        services = context.worker.services
+        larger = context.until_connected(lambda: services.next_larger_class(engine))
         if larger is not None:
             return _escalate(context, gpu_queue(larger, engine), error)
     max_retries = context.worker.backoff.max_retries
@@ -332,13 +328,20 @@ def _release(
         delay_s: Seconds until the stage is sent again; None leaves that to the caller.
     """
     state, job_id, token = context.worker.state, context.job_id, context.token
-    _until_connected(context, context.events.flush)
+    context.until_connected(context.events.flush)
     counts = context.events.take_counts()
     all_counts = {**counts, **context.telemetry.end_counts(label)}
-    status = _until_connected(
-        context,
-        lambda: state.release(job_id, token, note, fields, delay_s=delay_s, counts=all_counts),
+    release = partial(
+        state.release,
+        job_id,
+        token,
+        note,
+        fields,
+        delay_s=delay_s,
+        counts=all_counts,
+        change_id=uuid4().hex,
     )
+    status = context.until_connected(release)
     if status == JobStatus.CANCELLING:
         context.telemetry.count(counts)
         return _cancel(context)
@@ -350,7 +353,7 @@ def _release(
 
 def _cancel(context: StageContext) -> StageOutcome:
     """End a cancelled job, or let it publish its last checkpoint if the user asked for that."""
-    record = context.worker.state.get(context.job_id)
+    record = context.until_connected(lambda: context.worker.state.get(context.job_id))
     if record.save_on_cancel and context.stage == "train" and record.artifacts.checkpoints:
         return _finish(context, StageResult("cancelled; its last checkpoint is published"))
     return _end(context, CancelledJobError(context.job_id, context.stage))
@@ -360,9 +363,10 @@ def _end(context: StageContext, error: JobError) -> Failed | Cancelled:
     """End the job with an error."""
     cancelled = error.code == ErrorCode.CANCELLED
     status = JobStatus.CANCELLED if cancelled else JobStatus.FAILED
+    context.until_connected(context.events.flush)
     counts = {**context.events.take_counts(), **context.telemetry.end_counts(status)}
-    state = context.worker.state
-    _until_connected(context, lambda: state.fail(context.job_id, context.token, error, counts))
+    fail = partial(context.worker.state.fail, context.job_id, context.token, error, counts)
+    context.until_connected(partial(fail, change_id=uuid4().hex))
     context.telemetry.record_end(status, error.code, status)
     return _ended_with(error)
 
@@ -385,18 +389,3 @@ def _following_queue(context: StageContext, result: StageResult) -> str:
 
 def _extra(context: StageContext) -> dict[str, str]:
     return {"job": context.job_id, "stage": context.stage}
-
-
-def _until_connected(context: StageContext, request: Callable[[], T]) -> T:
-    """Repeat a request until the broker answers: finished work must not be lost.
-
-    Raises:
-        redis.RedisError: The broker is unavailable, and the worker shuts down.
-    """
-    while True:
-        try:
-            return request()
-        except (redis.ConnectionError, redis.TimeoutError):
-            if context.draining():
-                raise
-            time.sleep(_RECONNECT_EVERY_S)

@@ -1,9 +1,12 @@
 """What the body of a stage works with, and what it returns."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
+
+import redis
 
 from routing.queues import DIFFUSERS
 from tasks.errors import CancelledJobError
@@ -18,6 +21,9 @@ from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
 from tasks.state.fencing_token import FencingToken
 from tasks.state.record import JobRecord, JobStatus
 
+T = TypeVar("T")
+
+_RECONNECT_EVERY_S = 1.0
 _STOP_REQUESTS = (JobStatus.CANCELLING, JobStatus.PAUSING)
 
 
@@ -126,6 +132,10 @@ class StageContext:
         """
         return self.draining() or self.events.requested_status() in _STOP_REQUESTS
 
+    def until_connected(self, request: Callable[[], T]) -> T:
+        """Repeat a request until the broker answers; see the function of this name."""
+        return until_connected(request, self.draining)
+
     def check_not_cancelled(self) -> None:
         """Check that this start is the newest and that its job is not cancelled.
 
@@ -133,11 +143,32 @@ class StageContext:
             SupersededError: A newer start of this stage has taken over.
             CancelledJobError: The job is cancelled, and nothing of it is to be published.
         """
-        self.events.flush()
-        if self.worker.state.requested_state(self.job_id, self.token) != JobStatus.CANCELLING:
+        self.until_connected(self.events.flush)
+        state, job_id = self.worker.state, self.job_id
+        status = self.until_connected(lambda: state.requested_state(job_id, self.token))
+        if status != JobStatus.CANCELLING:
             return
-        if not self.worker.state.get(self.job_id).save_on_cancel:
+        if not self.until_connected(lambda: state.get(job_id)).save_on_cancel:
             raise CancelledJobError(self.job_id, self.stage)
+
+
+def until_connected(request: Callable[[], T], draining: Callable[[], bool]) -> T:
+    """Repeat a request until the broker answers: finished work must not be lost.
+
+    Args:
+        request: Asks the broker. A repeated change must have an id, as its reply may be lost.
+        draining: Whether the worker is shutting down.
+
+    Raises:
+        redis.RedisError: The broker is unavailable, and the worker shuts down.
+    """
+    while True:
+        try:
+            return request()
+        except (redis.ConnectionError, redis.TimeoutError):
+            if draining():
+                raise
+            time.sleep(_RECONNECT_EVERY_S)
 
 
 class StageBody(Protocol):

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from functools import partial
 
 from routing.classes import GIB
 from tasks.cache.eviction import drop_damaged
@@ -128,10 +129,10 @@ class _TrainingRun:
     def _stop_requested(self) -> bool:
         """Keep the packs from eviction; the trainer's supervisor calls this twice a second."""
         stop = self._context.stop_requested()
-        is_due = time.monotonic() - self._touched_s > _TOUCH_EVERY_S
-        if is_due and not self._context.events.is_disconnected:
+        if time.monotonic() - self._touched_s > _TOUCH_EVERY_S:
             self._touched_s = time.monotonic()
-            self._context.worker.pack_index.touch(self._packs)
+            touch = partial(self._context.worker.pack_index.touch, self._packs)
+            self._context.events.if_connected(touch)
         return stop
 
     def _on_progress(self, event: Progress) -> None:

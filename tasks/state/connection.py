@@ -15,6 +15,7 @@ from redis.sentinel import Sentinel
 
 from tasks.broker_url import BrokerUrl
 from tasks.errors import NoBrokerError
+from tasks.state.availability import RefusedError, raise_refusals
 
 _RETRY_DELAY_S = 0.5
 _REPLY_TIMEOUT_S = 10.0
@@ -79,6 +80,8 @@ def check_server(client: Redis, broker_url: str) -> None:
     try:
         client.ping()
         check_mode(client)
+    except RefusedError as error:
+        raise NoBrokerError(f"the broker is unavailable: {error}") from error
     except redis.RedisError as error:
         raise NoBrokerError(why_unanswered(broker_url, error)) from error
 
@@ -131,6 +134,7 @@ def _sentinel(url: BrokerUrl, **options: Any) -> Any:
 
 
 def _options(url: BrokerUrl) -> dict[str, Any]:
+    raise_refusals()
     options: dict[str, Any] = {
         "db": url.database,
         "username": url.user,

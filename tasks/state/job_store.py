@@ -156,6 +156,7 @@ class JobStore(JobReader):
         tag: str,
         version: int = 1,
         retry_in_s: float = 10.0,
+        change_id: str = "",
     ) -> StageStart:
         """Begin a stage, unless another worker has it.
 
@@ -168,6 +169,7 @@ class JobStore(JobReader):
                 that started it is no longer held under its own tag.
             version: The version of the message.
             retry_in_s: Seconds until a message for newer workers is sent again.
+            change_id: See ``write``.
 
         Raises:
             UnknownJobError: There is no such job.
@@ -182,6 +184,7 @@ class JobStore(JobReader):
             events_key=events_key(job_id),
             unacked_index=self._unacked_index,
             ttl_s=self._ttl_s,
+            change_id=change_id,
             stage_number=STAGES.index(stage) + 1,
             stage=stage,
             delivery_tag=tag,
@@ -223,10 +226,12 @@ class JobStore(JobReader):
         events: Sequence[Event],
         artifacts: JobArtifacts = NO_ARTIFACTS,
         counts: Counts | None = None,
+        change_id: str = "",
     ) -> None:
         """Append events, and record artifacts for later stages and starts.
 
-        The start's counts are added in the same change, exactly once; so in every write.
+        The start's counts are added in the same change; so in every change for a start. A change
+        whose reply was lost may be sent again under the same ``change_id``, and is made once.
 
         Raises:
             SupersededError: The start is not the newest.
@@ -241,6 +246,7 @@ class JobStore(JobReader):
             events_key=events_key(job_id),
             ttl_s=self._ttl_s,
             token=str(token),
+            change_id=change_id,
             events=[event.model_dump_json() for event in events],
             fields=fields,
             counts=counts or {},
@@ -260,6 +266,7 @@ class JobStore(JobReader):
         fair_share_queue: str | None = None,
         cancelled: bool = False,
         counts: Counts | None = None,
+        change_id: str = "",
     ) -> bool:
         """Record that a stage is done; the last stage's ``result`` ends the job.
 
@@ -273,6 +280,7 @@ class JobStore(JobReader):
             fair_share_queue: The next stage's queue if the job waits for its tenant's share of it.
             cancelled: The job was cancelled, and the result is what was saved of it.
             counts: What the start counted.
+            change_id: See ``write``.
 
         Returns:
             Whether the next stage's message is to be sent now.
@@ -291,7 +299,7 @@ class JobStore(JobReader):
             fields |= {"stage_state": "done", "result": json.dumps(result)}
             code = ErrorCode.CANCELLED if cancelled else None
             ended = JobEnded(status="cancelled" if cancelled else "succeeded", code=code)
-            self._end(job_id, token, ended, fields, counts, before=[finished])
+            self._end(job_id, token, ended, fields, counts, change_id, before=[finished])
             return False
         outcome = scripts.finish_stage(
             self._redis,
@@ -299,6 +307,7 @@ class JobStore(JobReader):
             events_key=events_key(job_id),
             ttl_s=self._ttl_s,
             token=str(token),
+            change_id=change_id,
             event=finished.model_dump_json(),
             fields=fields,
             fair_share_queue=fair_share_queue,
@@ -317,6 +326,7 @@ class JobStore(JobReader):
         *,
         delay_s: float | None = None,
         counts: Counts | None = None,
+        change_id: str = "",
     ) -> JobStatus:
         """Give a stage back, so that a later message may begin it.
 
@@ -328,6 +338,7 @@ class JobStore(JobReader):
             delay_s: Seconds until ``JobControl.take_due`` returns the job; None if the caller
                 sends the next message.
             counts: What the start counted.
+            change_id: See ``write``.
 
         Returns:
             The job's status now: PAUSED if it was to be paused; CANCELLING if the stage is to end
@@ -342,6 +353,7 @@ class JobStore(JobReader):
             events_key=events_key(job_id),
             ttl_s=self._ttl_s,
             token=str(token),
+            change_id=change_id,
             event=event.model_dump_json(),
             fields=fields or {},
             delay_s=delay_s,
@@ -350,9 +362,16 @@ class JobStore(JobReader):
         return _status(job_id, token, status)
 
     def fail(
-        self, job_id: str, token: FencingToken, error: JobError, counts: Counts | None = None
+        self,
+        job_id: str,
+        token: FencingToken,
+        error: JobError,
+        counts: Counts | None = None,
+        change_id: str = "",
     ) -> None:
         """End the job with an error; with status CANCELLED if that is the error's code.
+
+        ``write`` explains ``change_id``.
 
         Raises:
             SupersededError: The start is not the newest.
@@ -368,7 +387,7 @@ class JobStore(JobReader):
             message=error.message,
             code=error.code,
         )
-        self._end(job_id, token, ended, fields, counts)
+        self._end(job_id, token, ended, fields, counts, change_id)
 
     def _started(self, job_id: str, stage: str, token: FencingToken, fields: str) -> StageStart:
         """Return a start with the job's record; fail a job that this version cannot read."""
@@ -387,6 +406,7 @@ class JobStore(JobReader):
         ended: JobEnded,
         fields: Mapping[str, object],
         counts: Counts | None,
+        change_id: str,
         before: Sequence[Event] = (),
     ) -> None:
         is_ended = scripts.end_job(
@@ -395,6 +415,7 @@ class JobStore(JobReader):
             events_key=events_key(job_id),
             ttl_s=self._ttl_s,
             token=str(token),
+            change_id=change_id,
             status=ended.status,
             is_dead_letter=ended.code in DEAD_LETTER_CODES,
             events=[event.model_dump_json() for event in (*before, ended)],

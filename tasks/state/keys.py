@@ -52,6 +52,9 @@ since when."""
 UNREADABLE = "training:unreadable"
 """List: messages that no worker could process, the newest first; its length is bounded."""
 
+PROBE = "training:probe"
+"""An empty text that shows for a second that the broker accepts writes."""
+
 UNACKED_INDEX = "unacked_index"
 """kombu's sorted set of the delivery tags that workers hold, unless the transport's options rename
 it: a worker passes the name on that its transport has."""

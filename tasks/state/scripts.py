@@ -75,6 +75,7 @@ def begin_stage(
     events_key: Key,
     unacked_index: Key,
     ttl_s: int,
+    change_id: str,
     stage_number: int,
     stage: str,
     delivery_tag: str,
@@ -98,6 +99,7 @@ def write(
     events_key: Key,
     ttl_s: int,
     token: str,
+    change_id: str,
     events: Sequence[str],
     fields: Mapping[str, str],
     counts: metrics.Counts,
@@ -113,6 +115,7 @@ def finish_stage(
     events_key: Key,
     ttl_s: int,
     token: str,
+    change_id: str,
     event: str,
     fields: Mapping[str, str],
     fair_share_queue: str | None,
@@ -129,6 +132,7 @@ def end_job(
     events_key: Key,
     ttl_s: int,
     token: str,
+    change_id: str,
     status: str,
     is_dead_letter: bool,
     events: Sequence[str],
@@ -146,6 +150,7 @@ def release_stage(
     events_key: Key,
     ttl_s: int,
     token: str,
+    change_id: str,
     event: str,
     fields: Mapping[str, str],
     delay_s: float | None,
@@ -241,4 +246,10 @@ def claim_webhook(
     job_id: str,
 ) -> int:
     """Claim a pending webhook."""
+    raise NotImplementedError
+
+
+@_lua.script
+def write_probe(*, probe_key: Key) -> int:
+    """Check that the broker runs scripts and writes."""
     raise NotImplementedError

@@ -42,7 +42,7 @@ class Broker:
     """A valkey server that can be killed and restarts with its data."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
         self.url = f"redis://127.0.0.1:{self.port}/0"
@@ -52,16 +52,16 @@ class Broker:
         """Start the server, unless it runs."""
         if self._process is not None:
             return
-        self._folder.mkdir(exist_ok=True)
+        self.folder.mkdir(exist_ok=True)
         settings = {
             "port": str(self.port),
             "bind": "127.0.0.1",
-            "dir": str(self._folder),
+            "dir": str(self.folder),
             "appendonly": "yes",
             "save": "",
         }
         options = [word for name, value in settings.items() for word in (f"--{name}", value)]
-        with (self._folder / "log").open("ab") as log:
+        with (self.folder / "log").open("ab") as log:
             self._process = spawn([str(find_server()), *options], stdout=log, stderr=log)
         wait_until(self._answers, timeout_s=20, description="the broker answers")
 

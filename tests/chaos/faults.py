@@ -13,8 +13,10 @@ from uuid import uuid4
 import psutil
 
 from routing.queues import SUBMIT_QUEUE
+from tasks.state.connection import connect
 from tests.chaos.cluster import Cluster, signal_all, sleep
 from tests.poison import unreadable
+from tests.refusals import REFUSALS, Refusal
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,17 @@ def _stop_broker_for_a_minute(strike: Strike) -> None:
     strike.cluster.broker.kill()
     time.sleep(60)
     strike.cluster.broker.start()
+
+
+def _refuse(refusal: Refusal) -> Callable[[Strike], None]:
+    """Return a fault: the broker answers, and refuses requests with a reply."""
+
+    def strike(strike: Strike) -> None:
+        broker = strike.cluster.broker
+        with connect(broker.url) as client, refusal.during(client, broker.folder):
+            time.sleep(strike.chance.uniform(1, 6))
+
+    return strike
 
 
 def _cut(strike: Strike) -> None:
@@ -271,6 +284,7 @@ ALL = (
     Fault("broker restarted", _restart_broker),
     Fault("broker unavailable", _stop_broker),
     Fault("broker unavailable for a minute", _stop_broker_for_a_minute, takes_long=True),
+    *(Fault(f"broker refuses: {each.code}", _refuse(each), restarts=False) for each in REFUSALS),
     Fault("network cut", _cut),
     Fault("network cut for long", _cut_for_long),
     Fault("network drops packets", _drop_packets),

@@ -35,6 +35,7 @@ def jobs(cluster: Cluster) -> Jobs:
         ("clock jumps", "ready files read-only"),
         ("thread ends",),
         ("poison in each queue", "worker killed"),
+        ("broker refuses: OOM", "broker refuses: READONLY"),
     ],
     ids=" and ".join,
 )

@@ -228,3 +228,14 @@ def test_an_unavailable_broker_is_a_503_with_retry_after(served: Served, tmp_pat
         await services.close()
 
     asyncio.run(ask())
+
+
+def test_a_full_broker_is_a_503_with_retry_after(console: Console, acme: httpx2.Client) -> None:
+    console.redis.config_set("maxmemory", 1)
+    try:
+        answer = acme.post("/jobs", json=job())
+        assert acme.get("/jobs").status_code == 200
+    finally:
+        console.redis.config_set("maxmemory", 0)
+    assert (answer.status_code, answer.json()["code"]) == (503, "no_broker")
+    assert answer.headers["retry-after"]

@@ -39,7 +39,7 @@ REMEDIES = {
     ErrorCode.INVALID_JOB: "Correct every option that the message lists, and submit again.",
     ErrorCode.INVALID_DATASET: "Fix every file that the message lists, and submit again.",
     ErrorCode.INVALID_MODEL: "Name another base model, or complete the one that is named.",
-    ErrorCode.NO_BROKER: "Run `training-worker doctor`, and start the broker.",
+    ErrorCode.NO_BROKER: "Run `training-worker doctor`, which gives the reason and the remedy.",
     ErrorCode.NO_WORKER: "Start a worker that serves the queue.",
     ErrorCode.DOES_NOT_FIT: "Use a smaller preset, batch or resolution.",
     ErrorCode.TRAINER_FAILED: "Read the trainer's last output in the message. Replay the job.",

@@ -16,6 +16,8 @@ from tasks.errors import JobError
 from tasks.extras import is_installed, not_installed, require
 from tasks.logging_setup import set_up_logging
 from tasks.settings.settings import Settings
+from tasks.state.availability import check_writes
+from tasks.state.connection import connect
 from worker.cli.client import client_of
 from worker.cli.follow import follow
 from worker.cli.job_report import show_published
@@ -23,6 +25,7 @@ from worker.cli.job_tables import stage_table
 from worker.cli.output import stdout
 from worker.cli.serve import metrics_address
 from worker.local.demo_images import draw_demo_images
+from worker.local.embedded_broker import broker_url
 from worker.local.flower import flower_address, flower_credentials, password_file
 from worker.local.local_fleet import PARTS, running_fleet
 from worker.local.ports import check_ports
@@ -50,6 +53,9 @@ def run_local_fleet(settings: Settings, ready_file: Path | None) -> None:
     """
     set_up_logging(settings.log_format, "up")
     settings = _without_missing_parts(settings)
+    if settings.broker_url is not None:
+        # Its workers would wait for it; the person at this terminal gets an error.
+        check_writes(connect(broker_url(settings)))
     check_ports(settings, PARTS)
     if settings.flower_port:
         flower_credentials(settings)

@@ -19,6 +19,7 @@ late, and let one worker at a time call ``Redelivery.redeliver_expired``.
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, cast
@@ -107,6 +108,8 @@ class LeaseRenewal(bootsteps.StartStopStep):  # type: ignore[misc]
         """Let the channel return what is unacknowledged: the pool has stopped."""
         if self._channel is not None:
             self._channel.do_restore = True
+            with suppress(*self._channel.connection_errors):
+                self._channel.qos.return_unheld()
 
     def _on_loop_turn(self) -> None:
         # In a shutdown the loop may turn a few times more, which does not count.
@@ -162,6 +165,8 @@ def adopt(old: Any, new: Any) -> None:
     lost again here, a message that was not requeued is no longer renewed, and so is redelivered.
     """
     old.qos._flush()
+    new.qos.unheld = old.qos.unheld
+    new.qos.return_unheld()
     new.qos.unconfirmed.update(old.qos.unconfirmed)
     running = {request.message.delivery_tag for request in active_requests}
     adopted = running | set(old.qos.unconfirmed)

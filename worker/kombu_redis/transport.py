@@ -95,6 +95,8 @@ class QoS(redis.QoS):
         super().__init__(*args, **kwargs)  # type: ignore[no-untyped-call]
         self.unconfirmed: dict[str, bool | None] = {}
         """By delivery tag: whether to requeue a rejected message; None for an acknowledged one."""
+        self.unheld: list[Any] = []
+        """Messages that left their queues, and that the broker refused to record as held."""
 
     def append(self, message: Any, delivery_tag: str) -> None:
         """Hold a delivered message, from now on by the broker's clock and not by this machine's."""
@@ -103,9 +105,23 @@ class QoS(redis.QoS):
         # kombu adds its prefix to the keys of other commands.
         prefix = self.channel.global_keyprefix
         keys = prefix + self.unacked_key, prefix + self.unacked_index_key
-        with self.channel.conn_or_acquire() as client:
-            client.eval(_HOLD, len(keys), *keys, delivery_tag, entry)
+        try:
+            with self.channel.conn_or_acquire() as client:
+                client.eval(_HOLD, len(keys), *keys, delivery_tag, entry)
+        except self.channel.connection_errors:
+            self.unheld.append(message)
+            raise
         virtual.QoS.append(self, message, delivery_tag)  # type: ignore[no-untyped-call]
+
+    def return_unheld(self) -> None:
+        """Return the messages that could not be held to the fronts of their queues."""
+        while self.unheld:
+            message = self.unheld[-1]
+            queue = message.delivery_info["routing_key"]
+            key = self.channel._q_for_pri(queue, message.properties.get("priority") or 0)
+            with self.channel.conn_or_acquire() as client:
+                client.rpush(key, dumps(message._raw))  # type: ignore[no-untyped-call]
+            self.unheld.pop()
 
     def ack(self, delivery_tag: str) -> None:
         """Acknowledge a message."""
@@ -279,10 +295,6 @@ class SentinelTransport(Transport, redis.SentinelTransport):
     """The transport of workers whose broker is behind sentinels."""
 
     Channel = SentinelChannel
-
-
-CONSUMER = "worker.kombu_redis.consumer:Consumer"
-"""For Celery's setting ``worker_consumer``."""
 
 
 def use_for_redis(

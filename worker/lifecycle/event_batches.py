@@ -3,8 +3,10 @@
 Job events are separate: they are in the job's record.
 """
 
+from contextlib import suppress
 from typing import Any
 
+from worker.periodic import UNAVAILABLE
 from worker.policy import WorkerPolicy
 
 # Too short for a person to notice.
@@ -26,7 +28,7 @@ class EventBatches(WorkerPolicy):
     def on_consumer_shutdown(self, consumer: Any) -> None:
         """Send the last events, if the worker has been connected at all."""
         if self._dispatcher is not None:
-            self._dispatcher.flush()
+            self._flush()
 
     def _schedule(self) -> None:
         if not self._is_scheduled:
@@ -35,4 +37,5 @@ class EventBatches(WorkerPolicy):
 
     def _flush(self) -> None:
         self._is_scheduled = False
-        self._dispatcher.flush()
+        with suppress(*UNAVAILABLE):  # the next batch contains them too
+            self._dispatcher.flush()

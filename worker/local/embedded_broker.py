@@ -21,6 +21,7 @@ import redis
 
 from tasks.errors import NoBrokerError
 from tasks.settings.settings import Settings
+from tasks.state.availability import RefusedError
 from tasks.state.connection import connect
 from worker.errors import BrokerStartError
 from worker.supervision.process import spawn, stop
@@ -162,7 +163,7 @@ class EmbeddedBroker:
 def find_running(home: Path) -> str | None:
     """Return the URL of the broker that runs in a home; None without one."""
     url = _url(_socket_path(home))
-    return url if _answers(url) else None
+    return url if _answers(url, or_refuses=True) else None
 
 
 def broker_url(settings: Settings) -> str:
@@ -217,9 +218,11 @@ def _locked(path: Path) -> IO[str]:
     return file
 
 
-def _answers(url: str) -> bool:
+def _answers(url: str, *, or_refuses: bool = False) -> bool:
     try:
         with connect(url) as client:
             return bool(client.ping())
+    except RefusedError:
+        return or_refuses
     except (redis.ConnectionError, redis.TimeoutError):
         return False

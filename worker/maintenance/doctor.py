@@ -1,7 +1,7 @@
 """The checks of ``training-worker doctor``: broker, store, clock, GPUs, workers, leases.
 
 Each check reports what it found and what to do. No check stops another, and none changes anything
-but a probe object in the store.
+but probes in the store and the broker.
 """
 
 import shutil
@@ -25,6 +25,7 @@ from tasks.clock import MAX_CLOCK_OFFSET_S, broker_time, clock_offset_s
 from tasks.errors import JobError, NoBrokerError, StoreError
 from tasks.extras import is_installed
 from tasks.settings.settings import Settings
+from tasks.state.availability import RefusedError, check_writes
 from tasks.state.connection import check_server, connect, connect_sentinels
 from tasks.state.control import JobControl
 from tasks.state.tenant_queues import TenantQueues
@@ -85,11 +86,14 @@ def check_all(settings: Settings) -> list[Finding]:
         client = connect(url)
         check_server(client, url)
     except NoBrokerError as error:
+        if isinstance(refusal := error.__cause__, RefusedError):
+            return [Finding("error", "broker", refusal.problem, refusal.remedy), *findings]
         remedy = "start it, or correct TRAINING_BROKER_URL"
         return [Finding("error", "broker", str(error), remedy), *findings]
     keys = Keys.of(make_app(settings, url).conf.broker_transport_options)
     checks: list[Callable[[], Iterator[Finding]]] = [
         lambda: _check_server(client, broker),
+        lambda: _check_writes(client),
         lambda: _check_durability(client),
         lambda: _check_clock(client),
         lambda: _check_network(broker),
@@ -126,6 +130,16 @@ def _check_server(client: Redis, broker: BrokerUrl) -> Iterator[Finding]:
     elif not limit and "maxmemory" in info and not broker.is_local:
         remedy = "set maxmemory to about 60 % of its memory: a full server is killed, and again"
         yield Finding("warning", "broker memory", "no maxmemory", remedy)
+
+
+def _check_writes(client: Redis) -> Iterator[Finding]:
+    """Check that the broker runs a script that writes, as for every change of a job."""
+    try:
+        check_writes(client)
+    except RefusedError as error:
+        yield Finding("error", "broker writes", error.problem, error.remedy)
+    else:
+        yield Finding("ok", "broker writes", "accepted")
 
 
 def _check_durability(client: Redis) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 -- include: job.lua
 
 if not exists() then return {'unknown'} end
+if earlier_reply(change_id) then return {'begun', get('attempt'), all_fields()} end
 if has_ended() then return {'ended'} end
 
 local wanted = tonumber(stage_number)
@@ -64,5 +65,5 @@ set({['stage:' .. stage] = cjson.encode({
   queue = queue, worker = worker, attempt = attempt, started_at = tonumber(now)})})
 append_event(cjson.encode({
   kind = 'stage_started', stage = stage, attempt = attempt, queue = queue, worker = worker}))
-save()
+save_change(change_id, 'begun')
 return {'begun', attempt, all_fields()}

@@ -3,11 +3,12 @@
 
 -- include: job.lua
 
+local earlier = earlier_reply(change_id)
+if earlier then return earlier end
 if is_superseded(token) then return 'superseded' end
 set(fields)
 set({stage_state = 'done'})
 append_event(event)
 local outcome = fair_share_queue == '' and 'sent' or send_or_wait(fair_share_queue)
 add_counts(counts)
-save()
-return outcome
+return save_change(change_id, outcome)

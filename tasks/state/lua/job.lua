@@ -59,6 +59,19 @@ local function save()
   renew()
 end
 
+-- A change whose reply was lost is sent again under its id, and is made once. An empty id is none.
+local function earlier_reply(change_id)
+  local last = redis.call('HMGET', job_key, 'change_id', 'change_reply')
+  return change_id ~= '' and last[1] == change_id and last[2]
+end
+
+-- Ends a script whose change has an id, and returns its reply.
+local function save_change(change_id, reply)
+  if change_id ~= '' then set({change_id = change_id, change_reply = reply}) end
+  save()
+  return reply
+end
+
 -- Fences a write. The attempt alone is not enough: a broker that fails over may lose the increment,
 -- and the next start gets the number again. No two starts have one delivery tag.
 local function is_superseded(token)

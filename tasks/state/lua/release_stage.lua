@@ -3,6 +3,8 @@
 
 -- include: job.lua
 
+local earlier = earlier_reply(change_id)
+if earlier then return earlier end
 if is_superseded(token) then return 'superseded' end
 local status = get('status')
 if status == 'cancelling' then return status end
@@ -17,5 +19,4 @@ if status == 'pausing' then
 elseif delay_s ~= '' then
   set_due_in(delay_s)
 end
-save()
-return status
+return save_change(change_id, status)

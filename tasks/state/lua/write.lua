@@ -2,9 +2,9 @@
 
 -- include: job.lua
 
+if earlier_reply(change_id) then return 1 end
 if is_superseded(token) then return 0 end
 set(fields)
 append_events(events)
 add_counts(counts)
-save()
-return 1
+return save_change(change_id, 1)

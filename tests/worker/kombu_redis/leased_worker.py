@@ -46,7 +46,7 @@ KEYS = {
 
 
 def leased(url: str, timeout: timedelta) -> Celery:
-    app = make_app(Settings(visibility_timeout=timeout), url)
+    app = make_app(Settings(visibility_timeout=timeout), url, draining=lambda: False)
     options = app.conf.broker_transport_options
     options |= json.loads(os.environ.get("TRANSPORT_OPTIONS", "{}"))
     client = connect(url)

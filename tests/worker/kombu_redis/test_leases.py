@@ -101,6 +101,26 @@ def test_running_messages_stay_held_if_the_connection_breaks_again(
     assert set(redis_client.hkeys("unacked")) == {running.delivery_tag, waiting.delivery_tag}
 
 
+def test_a_message_that_a_full_broker_does_not_record_returns(
+    connection: Any, redis_client: Redis
+) -> None:
+    old, queue = consuming(connection)
+    send(connection, 3)
+    redis_client.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(redis.ConnectionError, match="OOM"):
+            queue.get()
+        assert redis_client.llen("work") == 2
+        new, _ = consuming(connection)
+        with pytest.raises(redis.ConnectionError, match="OOM"):
+            adopt(old, new)
+    finally:
+        redis_client.config_set("maxmemory", 0)
+    newest, queue = consuming(connection)
+    adopt(new, newest)
+    assert [queue.get().payload["number"] for _ in range(3)] == [0, 1, 2]
+
+
 class Timer:
     """The main loop's timer, as far as the step uses it; ``turn`` is one turn of the loop."""
 
