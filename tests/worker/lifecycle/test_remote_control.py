@@ -35,7 +35,7 @@ HARMLESS = {"enable_events", "disable_events", "heartbeat", "shutdown", "drain"}
 class Worker:
     """A worker that serves 24 GB, and its remote control."""
 
-    def __init__(self, broker_url: str, home: Path) -> None:
+    def __init__(self, broker_url: str, home: Path, **more_env: str) -> None:
         self.ready = home / "ready"
         command = [sys.executable, "-P", "-m", "worker", "worker", "--name", "small"]
         command += ["--gpu", "EMULATED-24gb-0", "--ready-file", str(self.ready)]
@@ -44,6 +44,7 @@ class Worker:
             "TRAINING_HOME": str(home),
             "TRAINING_BROKER_URL": broker_url,
             "TRAINING_GPUS": "24gb",
+            **more_env,
         }
         self.log = home / "log"
         with self.log.open("wb") as log:
