@@ -43,6 +43,7 @@ _BODY_TIMEOUT_S = 60.0
 _MAX_REQUESTS = 1000
 
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
 _PAGE = re.compile(r"/(jobs(/[^/]+)?|fleet|new)?")
 # Where NiceGUI receives the messages and files of pages.
 _PAGE_UPLOADS = "/_nicegui/client/"
@@ -81,27 +82,29 @@ class Gate:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         with ExitStack() as held:
             try:
-                caller = await self._admit(request, path)
+                caller = self._caller_of(request, path)
                 account = "" if caller is None else caller.account
+                current_account.set(account)
                 if path != _HEALTH:
                     held.enter_context(self._requests.hold(account))
-                current_account.set(account)
-                if scope["type"] == "http":
+                if caller is not None:
+                    await self._take_token(request, caller)
+                if scope["type"] == "websocket":
+                    receive = self._at_allowed_rate(receive, "" if caller is None else caller.name)
+                else:
                     receive = self._bounded(scope, path, receive, account, held)
-                elif caller is not None:
-                    receive = self._at_allowed_rate(receive, caller)
             except ConsoleError as error:
                 await _refusal(scope, path, error)(scope, receive, send)
                 return
             await self._app(scope, receive, send)
 
-    async def _admit(self, request: HTTPConnection, path: str) -> Caller | None:
+    def _caller_of(self, request: HTTPConnection, path: str) -> Caller | None:
         """Return the caller of a request; None for a request that needs none.
 
         Raises:
             UnauthorizedError: The request has no valid key or session.
             ForbiddenError: A page of another site makes the request.
-            TooManyError: The caller exceeds its rate limit, or an address sends wrong keys.
+            TooManyError: The address sends wrong keys.
         """
         method = request.scope.get("method", "GET")
         is_api = _is_api(path)
@@ -110,14 +113,19 @@ class Gate:
         if (method, path) in _OPEN_TO_ALL:
             return None
         if is_api and "authorization" in request.headers:
-            caller = self._owner_of_key(request)
-        else:
-            caller = self._owner_of_session(request, method)
+            return self._owner_of_key(request)
+        return self._owner_of_session(request, method)
+
+    async def _take_token(self, request: HTTPConnection, caller: Caller) -> None:
+        """Count a request.
+
+        Raises:
+            TooManyError: The caller exceeds its rate limit.
+        """
         status = await self._services.api_limiter.take(caller.name)
         request.state.caller, request.state.rate_limit = caller, status
         if status.retry_after_s:
             raise TooManyError(f"more than {status.limit} requests a minute", status.retry_after_s)
-        return caller
 
     def _owner_of_key(self, request: HTTPConnection) -> Caller:
         scheme, _, key = request.headers["authorization"].partition(" ")
@@ -127,12 +135,13 @@ class Gate:
             raise UnauthorizedError("unknown API key")
         return caller
 
-    def _owner_of_session(self, request: HTTPConnection, method: str) -> Caller:
+    def _owner_of_session(self, request: HTTPConnection, method: str) -> Caller | None:
         caller = self._services.sessions.find(request.cookies.get(COOKIE))
-        if caller is None:
+        is_socket = request.scope["type"] == "websocket"
+        # NiceGUI lets the browser reload a page that it does not know, which leads to the login.
+        if caller is None and not is_socket:
             raise UnauthorizedError("send an API key: Authorization: Bearer twk_...")
-        may_change = method not in _SAFE_METHODS or request.scope["type"] == "websocket"
-        if may_change and not is_same_origin(request):
+        if (is_socket or method not in _SAFE_METHODS) and not is_same_origin(request):
             raise ForbiddenError("pages of other sites may not change anything")
         return caller
 
@@ -148,19 +157,19 @@ class Gate:
         is_upload = path.startswith(_UPLOADS)
         max_bytes = self._upload_bytes if is_upload else MAX_BODY_BYTES
         length = dict(scope["headers"]).get(b"content-length")
-        if length is not None and not (length.isdigit() and int(length) <= max_bytes):
+        if length is not None and not (_LENGTH.fullmatch(length) and int(length) <= max_bytes):
             raise TooLargeError(_TOO_LARGE.format(max_bytes))
         if path.startswith(_PAGE_UPLOADS):
             count = max_bytes if length is None else int(length)
             held.enter_context(self._page_bytes.hold(account, count))
         return _bounded_body(receive, max_bytes, is_upload=is_upload)
 
-    def _at_allowed_rate(self, receive: Receive, caller: Caller) -> Receive:
-        """Delay the messages of a page that exceed its caller's rate limit."""
+    def _at_allowed_rate(self, receive: Receive, name: str) -> Receive:
+        """Delay the messages of pages that exceed a caller's rate limit."""
 
         async def receive_delayed() -> Message:
             message = await receive()
-            while wait_s := self._services.api_limiter.local.take(caller.name).retry_after_s:
+            while wait_s := self._services.api_limiter.local.take(name).retry_after_s:
                 await asyncio.sleep(wait_s)
             return message
 

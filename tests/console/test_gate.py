@@ -15,6 +15,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
+from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from console import gate
 from console.__main__ import server_config
@@ -309,7 +311,7 @@ async def nothing() -> Message:
     return {"type": "websocket.receive", "text": "x"}
 
 
-def test_only_a_session_opens_a_socket(served: Served) -> None:
+def test_only_pages_of_the_console_open_sockets(served: Served) -> None:
     sent: list[str] = []
 
     async def send(message: Message) -> None:
@@ -318,13 +320,24 @@ def test_only_a_session_opens_a_socket(served: Served) -> None:
     async def use() -> None:
         cookie = served.services.sessions.start(served.keys["acme"])
         app = Gate(echo, served.services)
-        await app(socket_scope(None), nothing, send)
-        await app(socket_scope(cookie, "http://evil.example"), nothing, send)
+        for scope in (socket_scope(cookie, "http://evil.example"), socket_scope(cookie, "null")):
+            await app(scope, nothing, send)
         assert sent == ["websocket.close"] * 2
         await app(socket_scope(cookie), nothing, send)
         assert sent[2:] == ["websocket.receive"] * 3
 
     asyncio.run(use())
+
+
+def test_a_page_without_a_session_is_reloaded(anyone: httpx2.Client, console: Console) -> None:
+    """NiceGUI's script reloads the page at this message, and the reload leads to the login page."""
+    query = "EIO=4&transport=websocket&implicit_handshake=true&client_id=x&tab_id=1&document_id=2"
+    url = f"{console.url.replace('http', 'ws', 1)}/_nicegui_ws/socket.io/?{query}"
+    with connect(url, origin=Origin(console.url), proxy=None) as page:
+        assert str(page.recv(10)).startswith("0{")
+        page.send("40")
+        assert page.recv(10) == '44{"message":"Implicit handshake failed"}'
+    assert anyone.get("/jobs").headers["location"] == "/login?next=%2Fjobs"
 
 
 def test_messages_beyond_the_allowance_wait(
