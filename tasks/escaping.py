@@ -22,6 +22,11 @@ def escaped(text: str) -> str:
     return "".join(each if each.isprintable() else json.dumps(each)[1:-1] for each in text)
 
 
+def escaped_lines(text: str, indent: str = "") -> str:
+    """Return a text of several lines with each line escaped and indented."""
+    return "\n".join(f"{indent}{escaped(line)}" for line in text.split("\n"))
+
+
 def shortened(text: str, limit: int = _MAX_QUOTED) -> str:
     """Return a text cut to a number of characters."""
     return text if len(text) <= limit else f"{text[:limit]}..."

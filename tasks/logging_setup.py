@@ -6,9 +6,10 @@ What users sent is escaped: no text writes to the terminal, and none begins a li
 import json
 import logging
 import sys
+import threading
 from typing import Any, Literal
 
-from tasks.escaping import escaped
+from tasks.escaping import escaped, escaped_lines
 
 _EXTRAS = ("job", "stage")
 
@@ -22,6 +23,13 @@ def set_up_logging(log_format: Literal["text", "json"], process: str) -> None:
     # Celery's lines on the start and end of tasks repeat those of the stages.
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
+    threading.excepthook = _log_thread_error
+
+
+def _log_thread_error(error: threading.ExceptHookArgs) -> None:
+    name = "a thread" if error.thread is None else error.thread.name
+    cause = error.exc_value or error.exc_type()
+    logging.getLogger(__name__).error("%s ended by an error", name, exc_info=cause)
 
 
 class _TextFormatter(logging.Formatter):
@@ -34,15 +42,10 @@ class _TextFormatter(logging.Formatter):
         return escaped(f"{text} [{facts}]" if facts else text)
 
     def formatException(self, ei: Any) -> str:  # noqa: N802
-        return _indented(super().formatException(ei))
+        return escaped_lines(super().formatException(ei), indent="    ")
 
     def formatStack(self, stack_info: str) -> str:  # noqa: N802
-        return _indented(super().formatStack(stack_info))
-
-
-def _indented(text: str) -> str:
-    """Return a traceback whose lines, which may quote what users sent, look like no record."""
-    return "\n".join(f"    {escaped(line)}" for line in text.split("\n"))
+        return escaped_lines(super().formatStack(stack_info), indent="    ")
 
 
 class _JsonFormatter(logging.Formatter):

@@ -3,9 +3,11 @@
 import io
 import os
 import sys
+import traceback
 from contextlib import suppress
 from typing import NoReturn, TextIO
 
+from tasks.escaping import escaped_lines
 from worker.cli.app import cli
 
 
@@ -17,6 +19,9 @@ def main() -> None:
     sys.stdout = output = _PipeOutput(sys.stdout)
     try:
         cli(prog_name="training-worker")
+    except Exception:  # noqa: BLE001 - a bug; its traceback may quote what users sent
+        sys.stderr.write(escaped_lines(traceback.format_exc()))
+        sys.exit(1)
     finally:
         # A later flush, at the interpreter's exit, would print an error. The exit code stays.
         with suppress(SystemExit):

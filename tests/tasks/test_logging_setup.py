@@ -71,3 +71,19 @@ def test_no_text_forges_a_line_of_the_log(root: logging.Logger, text: str) -> No
         assert line.isprintable()
     assert traceback[0] == "    Traceback (most recent call last):"
     assert all(line.startswith("    ") for line in traceback)
+
+
+def test_the_error_of_a_thread_is_logged() -> None:
+    program = (
+        "import threading\n"
+        "from tasks.logging_setup import set_up_logging\n"
+        "set_up_logging('text', 'cpu')\n"
+        f"def fail(): raise ValueError({ATTACK!r})\n"
+        "threading.Thread(target=fail, name='reader').start()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True
+    )
+    first, *traceback = done.stderr.removesuffix("\n").split("\n")
+    assert first.endswith("ERROR   reader ended by an error")
+    assert all(line.isprintable() and line.startswith("    ") for line in traceback)

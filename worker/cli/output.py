@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tasks.errors import JobError
-from tasks.escaping import escaped
+from tasks.escaping import escaped, escaped_lines
 
 
 class _PlainConsole(Console):
@@ -22,7 +22,7 @@ class _PlainConsole(Console):
 
     def render_str(self, text: str, **options: Any) -> Text:
         """Return a string as rich's text; its line ends stay."""
-        return super().render_str("\n".join(map(escaped, text.split("\n"))), **options)
+        return super().render_str(escaped_lines(text), **options)
 
 
 stdout = _PlainConsole()

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from tasks.events import Note, StageFinished
 from tests.tasks.test_escaping import CONTROLS
+from worker import __main__ as main
 from worker.cli.follow import _Display
 from worker.cli.output import print_error, print_json, print_warning, stderr, stdout
 
@@ -60,3 +61,18 @@ def test_printed_json_prints_and_keeps_its_meaning(text: str) -> None:
     assert line.endswith("\n")
     assert line[:-1].isprintable()
     assert json.loads(line) == {text: [text]}
+
+
+def test_the_traceback_of_a_bug_controls_nothing(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(prog_name: str) -> None:
+        raise ValueError(f"{prog_name}: {ATTACK}")
+
+    monkeypatch.setattr(main, "cli", fail)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 1
+    written = capfd.readouterr().err
+    assert "forged" in written
+    assert all(line.isprintable() for line in written.split("\n"))
