@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import redis
 
-from routing.policy import required_class
+from routing.policy import TrainingType, required_class
 from routing.queues import CPU_QUEUE, class_of, gpu_queue
 from tasks.contract import STAGES
 from tasks.errors import CancelledJobError, ErrorCode, JobError, SupersededError
@@ -207,7 +207,7 @@ def _move_misplaced(context: StageContext) -> StageOutcome | None:
     routed = class_of(own_queue)
     if routed is None:
         return None
-    needed = max(routed, required_class(training.type, record.estimate.needed_gib))
+    needed = max(routed, required_class(TrainingType(training.type), record.estimate.needed_gib))
     if worker.services.has_class(needed):
         return None
     queue = gpu_queue(needed, record.job.engine)
