@@ -76,7 +76,7 @@ def test_unreadable_messages_end_no_worker(
         lengths = {queue: broker.llen(queue) for queue in (*SERVED, "gpu.80gb")}
         return f"{lengths} {broker.hgetall('unacked')}\n{fleet.log()}"
 
-    wait_until(is_quiet, timeout_s=30, description="all are set aside", detail=detail)
+    wait_until(is_quiet, timeout_s=PATIENCE_S, description="all are set aside", detail=detail)
     assert pids(fleet) == before, fleet.log()
     assert fleet.record(running).attempt == attempt
     counts = fleet.counts()
