@@ -1,3 +1,4 @@
+import time
 from typing import Any
 
 import httpx2
@@ -25,6 +26,18 @@ def test_a_submitted_job_is_shown_in_full(acme: httpx2.Client) -> None:
     assert "no live worker serves cpu" in view["waiting_reason"]
     assert [stage["name"] for stage in view["stages"]] == ["prepare", "cache", "train", "publish"]
     assert acme.get(f"/jobs/{view['id']}").json() == view
+
+
+@pytest.mark.parametrize("count", [1000, 8000, 60_000])
+def test_a_job_of_many_unknown_options_is_refused_at_once(acme: httpx2.Client, count: int) -> None:
+    began_s = time.monotonic()
+    answer = acme.post(
+        "/jobs", json={"training": {"type": "FLUX_LORA"}, **{str(key): 1 for key in range(count)}}
+    )
+    assert answer.status_code == 422
+    assert len(answer.content) < 10_000
+    assert len(answer.json()["errors"]) <= 20
+    assert time.monotonic() - began_s < 5
 
 
 def test_all_problems_of_a_job_are_reported_together(acme: httpx2.Client) -> None:
