@@ -74,5 +74,5 @@ def test_a_cancelled_job_leaves_a_slow_server_within_seconds(
     canceller.start()
     assert isinstance(outcome_of("prepare", prepare, job_id, worker), Cancelled)
     canceller.join()
-    assert time.monotonic() - cancelled_s[0] < 3
+    assert time.monotonic() - cancelled_s[0] < 5
     server.close()

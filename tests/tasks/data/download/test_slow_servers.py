@@ -100,7 +100,7 @@ def test_a_slow_server_is_given_up(server: SlowServer, tmp_path: Path) -> None:
     with pytest.raises(DownloadError, match="was interrupted 2 times") as caught:
         kept.fetch(f"http://{server.host}/a.zip")
     assert caught.value.retryable
-    assert time.monotonic() - began_s < 3
+    assert time.monotonic() - began_s < 10
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -152,7 +152,7 @@ def assert_ends_at_once(
     with pytest.raises(CancelledError):
         kept.fetch(url)
     assert job.cancelled_s is not None
-    assert time.monotonic() - job.cancelled_s < 1
+    assert time.monotonic() - job.cancelled_s < 2
     canceller.join()
 
 
