@@ -35,7 +35,6 @@ def jobs(cluster: Cluster) -> Jobs:
         ("clock jumps", "ready files read-only"),
         ("thread ends",),
         ("poison in each queue", "worker killed"),
-        ("broker refuses: OOM", "broker refuses: READONLY"),
     ],
     ids=" and ".join,
 )
