@@ -185,10 +185,12 @@ def _read_document(path: Path) -> str:
 def _read_parquet(path: Path) -> str:
     from types import SimpleNamespace
 
-    from tasks.data import hub as hub_module
+    from huggingface_hub import hf_api
+
+    from tasks.data.hub import fetch_hub
     from tasks.jobs.datasets import HFHubImageCaptionDatasetConfig
 
-    make_file: Any = vars(hub_module)["RepoFile"]
+    make_file: Any = hf_api.RepoFile
     listed = make_file(path="default/train/0.parquet", size=path.stat().st_size, oid="0")
     hub: Any = SimpleNamespace(
         dataset_info=lambda *_, **__: SimpleNamespace(sha="0" * 40),
@@ -196,7 +198,7 @@ def _read_parquet(path: Path) -> str:
         hf_hub_download=lambda *_, **__: str(path),
     )
     config = HFHubImageCaptionDatasetConfig.model_construct(dataset_name="owner/name")
-    rows = hub_module.fetch_hub(config, path.parent, captions=True, max_bytes=50 * 2**30, hub=hub)
+    rows = fetch_hub(config, path.parent, captions=True, max_bytes=50 * 2**30, hub=hub)
     return str(rows.problems[0]) if rows.problems else f"{len(rows.files)} rows"
 
 

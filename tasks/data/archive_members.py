@@ -1,5 +1,6 @@
 """What the readers of zips and tars share: members, errors, the count of unpacked bytes."""
 
+import errno
 import struct
 import zipfile
 import zlib
@@ -26,6 +27,10 @@ DAMAGE_ERRORS = (
     RuntimeError,
     ValueError,
 )
+
+
+# What a worker's disk raises when it takes no more; nothing is wrong with the file that is read.
+DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 class UnpackingStoppedError(Exception):

@@ -16,6 +16,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tasks.data.archive_members import DISK_ERRNOS
 from tasks.data.archives import unpack
 from tasks.data.image_check import UnusableFileError, check_image, make_thumbnail
 from tasks.data.images import UnreadableImageError
@@ -70,6 +71,8 @@ class Decoder:
             return {"problem": "takes more memory to read than its header declares"}
         # Libraries raise anything for bytes that they do not expect.
         except Exception as error:  # noqa: BLE001
+            if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
+                return {"disk_error": [error.errno, error.strerror]}
             return {"problem": f"cannot be read: {error or type(error).__name__}"}
 
     def _decode(self, kind: str, path: str, **arguments: Any) -> Any:

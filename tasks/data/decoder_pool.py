@@ -98,6 +98,7 @@ def decode_file(
 
     Raises:
         DecodeError: The file cannot be decoded.
+        OSError: The disk takes no more files.
     """
     pool = _Pool(DecoderLimits(processes=1, time_s=FILE_TIME_LIMIT_S))
 
@@ -118,6 +119,7 @@ def unpack_archive(
 
     Raises:
         DecodeError: The archive cannot be read.
+        OSError: The disk takes no more files.
     """
     arguments = {"folder": str(folder), "max_bytes": max_bytes}
     request = {"kind": "archive", "path": str(archive), **arguments}
@@ -173,6 +175,7 @@ class _DecoderProcess:
 
         Raises:
             DecodeError: The file cannot be decoded.
+            OSError: The disk takes no more files.
         """
         self._start()
         with ExitStack() as reserved:
@@ -185,6 +188,8 @@ class _DecoderProcess:
                     case {"items": list(items)}:
                         on_items(items)
                         answer = self._exchange()
+                    case {"disk_error": [int(number), str(reason)]}:
+                        raise OSError(number, reason)
                     case {"problem": str(problem)}:
                         raise DecodeError(problem)
                     case {"result": result}:

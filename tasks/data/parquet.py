@@ -6,7 +6,7 @@ from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tasks.data.archive_members import MAX_GROWTH, MIB, SMALL_BYTES
+from tasks.data.archive_members import DISK_ERRNOS, MAX_GROWTH, MIB, SMALL_BYTES
 from tasks.data.image_check import MAX_FILE_BYTES
 from tasks.data.images import MAX_DECODING_BYTES, SUFFIXES
 
@@ -137,6 +137,8 @@ def read_rows(
         raise UnreadableParquetError(message) from error
     # UnicodeDecodeError: a column's name.
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if getattr(error, "errno", None) in DISK_ERRNOS:
+            raise
         raise UnreadableParquetError(
             f"is damaged or cannot be read: {error}".partition("\n")[0]
         ) from error

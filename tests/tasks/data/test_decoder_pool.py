@@ -91,6 +91,13 @@ def test_a_cancel_ends_the_unpacking_of_an_archive(tmp_path: Path) -> None:
     assert decoders() == []
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no full disk")
+def test_a_full_disk_is_no_finding_of_a_file(good: Path) -> None:
+    thumbnail = {"kind": "thumbnail", "path": str(good), "thumbnail": "/dev/full", "side": 8}
+    with pytest.raises(OSError, match="No space left"):
+        list(decode_all([thumbnail]))
+
+
 def test_a_file_that_takes_too_long_is_a_finding(slow: Path, good: Path) -> None:
     limits = DecoderLimits(processes=1, time_s=1.5)
     late, result = decode_all([request(slow), request(good)], limits=limits)
