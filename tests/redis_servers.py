@@ -97,6 +97,26 @@ class Sentinels:
     def start_server(self, port: int) -> None:
         """Start a server again, as the replica of the current master."""
         self._start_server(port, self.master_port())
+        with self.client(port) as replica:
+            wait_until(
+                lambda: replica.info("replication").get("master_link_status") == "up",
+                timeout_s=20,
+                description="the replica has the master's data",
+            )
+
+    def demote_master(self) -> None:
+        """Let the sentinels put the replica in the place of the living master."""
+        old = self.master_port()
+
+        def fail_over() -> bool:
+            with (
+                suppress(redis.ResponseError),
+                Redis(port=self.ports[0], password=SENTINEL_PASSWORD) as sentinel,
+            ):
+                sentinel.execute_command("SENTINEL FAILOVER", MASTER)
+            return self.master_port() != old
+
+        wait_until(fail_over, timeout_s=30, description="a failover")
 
     def __enter__(self) -> Self:
         master, replica = self.servers
@@ -119,8 +139,7 @@ class Sentinels:
     def _start_server(self, port: int, master: int | None = None) -> None:
         users, server, _ = _configurations()
         lines = [*users, *server, f'user default on ">{PASSWORD}" ~* &* +@all']
-        # The only replica may be away here.
-        lines += ["repl-diskless-sync-delay 0", "min-replicas-to-write 0", 'save ""']
+        lines += ["repl-diskless-sync-delay 0", 'save ""']
         if master is not None:
             lines.append(f"replicaof 127.0.0.1 {master}")
         self._start(port, lines)

@@ -64,7 +64,12 @@ def test_a_failover_in_mid_training_ends_no_worker_and_no_attempt(
     [trainer] = fleet.trainers()
     processes = {process.pid for process in [*fleet.workers(), trainer]}
     trainer.suspend()
+    old = sentinels.master_port()
+    # Without its only replica, the new master refuses writes.
     sentinels.kill_master()
+    sentinels.start_server(old)
+    # The demoted master ends no connection, and refuses writes too.
+    sentinels.demote_master()
     trainer.resume()
     assert fleet.run("watch", job_id, "--json").code == 0, fleet.log()
 

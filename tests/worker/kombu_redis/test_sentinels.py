@@ -11,6 +11,7 @@ from typing import Any, cast
 from unittest.mock import ANY
 
 import pytest
+import redis
 from celery import Celery
 from pydantic import SecretStr
 
@@ -85,11 +86,14 @@ def test_clients_follow_a_failover(
         old = sentinels.master_port()
         new = sentinels.kill_master()
         assert client.get("key") == "before"
+        refused = pytest.raises(redis.ConnectionError, match="start its replicas")
+        with connect(url) as impatient, refused:
+            impatient.set("key", "refused")
+        sentinels.start_server(old)
         client.set("key", "after")
     assert asyncio.run(read_async(url, "key")) == "after"
     assert app.backend.get_result("task") == {"n": 1}
     assert receive(app, "queue") == "sent before"
-    sentinels.start_server(old)
     wait_until(
         lambda: f"ok sentinels: master 127.0.0.1:{new}, replicas 1" in found(url, tmp_path),
         timeout_s=30,
@@ -121,11 +125,11 @@ def test_doctor_warns_of_a_master_that_needs_no_replica(
     sentinels: Sentinels, url: str, tmp_path: Path
 ) -> None:
     warning = "warning broker replication: min-replicas-to-write is 0"
-    assert warning in found(url, tmp_path)
+    assert warning not in found(url, tmp_path)
     with sentinels.client(sentinels.master_port()) as master:
-        master.config_set("min-replicas-to-write", 1)
-        assert warning not in found(url, tmp_path)
         master.config_set("min-replicas-to-write", 0)
+        assert warning in found(url, tmp_path)
+        master.config_set("min-replicas-to-write", 1)
 
 
 @pytest.mark.parametrize(
