@@ -6,6 +6,7 @@ path on this machine.
 
 import hashlib
 import os
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -14,6 +15,7 @@ from urllib.parse import quote
 
 from tasks.data.decoder_pool import DecodeError, unpack_archive
 from tasks.data.download.downloads import Downloads
+from tasks.data.download.pace import MIN_BYTES_PER_S
 from tasks.data.download.protocol import DownloadError
 from tasks.data.hub import fetch_hub
 from tasks.data.images import SUFFIXES
@@ -49,6 +51,8 @@ _SOURCES = (Location.DATASET, Location.ARCHIVE, Location.HUB_DATASET)
 _PARALLEL_DOWNLOADS = 8
 # Failed downloads of a dataset; one that was interrupted may have taken minutes, and counts more.
 _MAX_FAILURES, _INTERRUPTION = 100, 10
+# The time for the files of a dataset, besides that for their bytes: a server may delay each one.
+_START_S, _FILE_S = 600.0, 0.5
 
 
 class Sources:
@@ -214,6 +218,7 @@ class Sources:
 
         Raises:
             SourceError: The files are larger than the operator allows.
+            DownloadError: The server is too slow.
         """
 
         def fetch(name: str) -> Path | Problem:
@@ -229,12 +234,16 @@ class Sources:
                 return Problem(name, str(error))
 
         files: dict[str, Path] = {}
-        total = failures = 0
+        total, failures, began_s = 0, 0, time.monotonic()
         outcomes = map_in_threads(fetch, names, _PARALLEL_DOWNLOADS, check_stop=self._check_stop)
         for name, outcome in zip(names, outcomes, strict=False):
             if isinstance(outcome, Path):
                 files[name] = outcome
                 total += outcome.stat().st_size
+                allowed_s = _START_S + _FILE_S * len(files) + total / MIN_BYTES_PER_S
+                if time.monotonic() - began_s > allowed_s:
+                    message = f"{listing.location} is sent too slowly: {len(files):,} files so far"
+                    raise DownloadError(message, retryable=True)
                 if total > self._policy.max_bytes:
                     message = f"is larger than {self._policy.max_bytes:,} bytes, the maximum"
                     raise SourceError(message)

@@ -21,7 +21,11 @@ from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
 from tasks.data.validation import Report, check_dataset
 from tasks.dataset import dataset_of
-from tasks.jobs.datasets import ImageCaptionDatasetConfig, ImageCaptionJsonlDatasetConfig
+from tasks.jobs.datasets import (
+    ImageCaptionDatasetConfig,
+    ImageCaptionDirDatasetConfig,
+    ImageCaptionJsonlDatasetConfig,
+)
 from tasks.jobs.job import parse_job
 from tasks.urls import redact_urls
 from tests.tasks.data.hub_site import Hub
@@ -183,6 +187,19 @@ def test_many_failed_downloads_end_the_listing(
     assert {problem.retryable for problem in (*failed, last)} == {served is not None}
     assert "too many downloads failed" in last.message
     assert len(site.asked) <= listed + 20
+
+
+def test_a_server_that_delays_each_file_ends_the_listing(
+    bucket: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, data in files(captions=True).items():
+        bucket.files[f"/bucket/some/{name}"] = Served(data)
+    config = ImageCaptionDirDatasetConfig(dataset_dir="s3://bucket/some")
+    sources = Sources(ReadPolicy(), tmp_path / "kept", tmp_path / "scratch")
+    monkeypatch.setattr(sources_module, "_START_S", -1000.0)
+    [problem] = sources.listing(config).problems
+    assert problem.retryable
+    assert "s3://bucket/some is sent too slowly" in problem.message
 
 
 @pytest.mark.parametrize("place", ["web", "s3"])
