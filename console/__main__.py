@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 import uvicorn
 
 from console.app import make_app
+from console.connections import HeadersInTime
 from console.gate import MAX_BODY_BYTES
 from console.services.services import Services, open_services
 from tasks.errors import EXIT_CODES, JobError
@@ -69,8 +70,8 @@ def server_config(services: Services) -> uvicorn.Config:
         root_path=urlsplit(settings.console_base_url).path,
         proxy_headers=bool(settings.listed_trusted_proxies),
         forwarded_allow_ips=list(settings.listed_trusted_proxies),
-        # The other implementation reads headers of any size into memory.
-        http="h11",
+        # uvicorn's faster implementation reads headers of any size into memory.
+        http=HeadersInTime,
         h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         ws_max_size=MAX_BODY_BYTES,
         server_header=False,

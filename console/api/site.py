@@ -19,11 +19,13 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
         401: "No valid key.",
         403: "Insufficient permission, or a cross-origin request.",
         404: "Not found, or not visible to this key.",
+        408: "The body arrives too slowly.",
         409: "Not possible in the current state.",
         413: "Too many bytes.",
         422: "Invalid job or request, with every problem.",
         429: "Too many requests; retry after `Retry-After` seconds.",
         503: "The broker or the store is unavailable.",
+        507: "The disk is full, or the tenant's quota of uploads.",
     }.items()
 }
 
