@@ -5,6 +5,7 @@ No message has a piece of the URL in it: any piece may belong to a password that
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
@@ -88,6 +89,11 @@ class BrokerUrl:
         return {"ssl_cert_reqs": "required", **self.tls} if self.is_tls else {}
 
     @property
+    def tls_files(self) -> dict[str, Path]:
+        """The files that the options of TLS name."""
+        return {name: Path(value) for name, value in self.tls.items() if name != "ssl_cert_reqs"}
+
+    @property
     def sentinel_options(self) -> dict[str, Any]:
         """The options of connections to the sentinels, by the names that redis-py has."""
         tls = {"ssl": True, **self.tls_options} if self.is_tls else {}
@@ -107,9 +113,9 @@ class BrokerUrl:
 
         kombu takes user and password of whichever sentinel it tries, so each has them.
         """
-        user, password = quote(self.user or "", safe=""), self.password
-        login = "" if password is None and not user else user
-        login += "" if password is None else f":{quote(password, safe='')}"
+        login = quote(self.user or "", safe="")
+        if self.password is not None:
+            login += f":{quote(self.password, safe='')}"
         login += "@" if login else ""
         if self.socket is not None:
             return f"redis+socket://{login}{quote(self.socket)}"
@@ -232,4 +238,6 @@ def _options(query: str) -> dict[str, str]:
     options = dict(parse_qsl(query, keep_blank_values=True))
     if options.keys() - {*_TLS_OPTIONS, *_SENTINEL_OPTIONS}:
         raise ValueError(f"has an unknown option; {', '.join(_TLS_OPTIONS)} are known")
+    if options.get("ssl_cert_reqs", "required") not in ("required", "optional", "none"):
+        raise ValueError("has an unknown ssl_cert_reqs: write required, or leave it out")
     return options

@@ -1,5 +1,6 @@
 """Connections to the broker's Redis server: a named one, or the one that sentinels name."""
 
+import os
 from datetime import timedelta
 from typing import Any
 
@@ -89,6 +90,9 @@ def check_server(client: Redis, broker_url: str) -> None:
 def why_unanswered(broker_url: str, error: redis.RedisError) -> str:
     """Describe a failed connection; one side may speak TLS, and the other not."""
     url, text = BrokerUrl.parse(broker_url), f"the broker does not answer: {error}"
+    for name, path in url.tls_files.items():
+        if not os.access(path, os.R_OK):
+            return f"{text}; {name} names no file that can be read"
     scheme = "sentinel" if url.master else "redis"
     if url.is_tls and any(sign in text for sign in _NO_TLS):
         return f"{text}; it may not speak TLS: try {scheme}:// instead of {scheme}s://"

@@ -35,6 +35,7 @@ PIECES = st.text("QXZ789é", min_size=3, max_size=6)
         ("sentinel://a;sentinels://b", "several schemes"),
         ("sentinel://:one@a;sentinel://:two@b", "several passwords"),
         ("redis://host/0?ssl_ca_certs=/ca", "without TLS"),
+        ("rediss://host/0?ssl_cert_reqs=maybe", "unknown ssl_cert_reqs"),
     ],
 )
 def test_a_url_that_cannot_work_has_a_remedy(text: str, message: str) -> None:

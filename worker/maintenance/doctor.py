@@ -184,7 +184,7 @@ def _check_network(broker: BrokerUrl) -> Iterator[Finding]:
     if not broker.is_local and not broker.is_tls:
         scheme = "sentinels" if broker.master else "rediss"
         yield Finding("warning", "broker network", "not encrypted", f"use {scheme}://")
-    if broker.tls.get("ssl_cert_reqs", "required").lower() not in ("required", "cert_required"):
+    if broker.tls.get("ssl_cert_reqs", "required") != "required":
         remedy = "replace ssl_cert_reqs by ssl_ca_certs with the file of its CA"
         yield Finding("warning", "broker network", "its certificate is not checked", remedy)
     if not broker.is_local and not broker.password:

@@ -44,6 +44,12 @@ def test_tls_on_one_side_only_is_named(tmp_path: Path, monkeypatch: pytest.Monke
         assert "it may not speak TLS: try redis://" in refusal(f"rediss://localhost:{port}/0")
 
 
+def test_a_missing_file_of_tls_is_named(tmp_path: Path) -> None:
+    with running_server(tmp_path) as port:
+        shown = refusal(f"rediss://localhost:{port}/0?ssl_ca_certs=/nowhere/ca.crt")
+    assert "ssl_ca_certs names no file that can be read" in shown
+
+
 def test_connections_through_sentinels_use_tls_if_asked() -> None:
     url = with_sentinel("sentinels://:pw@a;sentinels://b?ssl_ca_certs=/ca", "main", "its own")
     pool: Any = connect(url).connection_pool
