@@ -29,7 +29,7 @@ def open_resolved(path: Path) -> BufferedReader:
     descriptor = _open(path, os.O_NOFOLLOW | os.O_NONBLOCK)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise IsADirectoryError(0, "it is not a regular file")
+        raise IsADirectoryError("it is not a regular file")
     return os.fdopen(descriptor, "rb")
 
 
@@ -63,7 +63,7 @@ def _open(path: Path, flags: int) -> int:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     if _path_of(descriptor) != os.fspath(path):
         os.close(descriptor)
-        raise MovedError(0, "its path was changed meanwhile")
+        raise MovedError("its path was changed meanwhile")
     return descriptor
 
 
