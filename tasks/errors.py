@@ -111,7 +111,8 @@ class Problem:
     def __post_init__(self) -> None:
         """Escape and cut the texts, which may quote what users sent."""
         for name, limit in _TEXT_LIMITS.items():
-            object.__setattr__(self, name, shortened(escaped(getattr(self, name)), limit))
+            text = escaped(getattr(self, name)[: limit + 1])
+            object.__setattr__(self, name, shortened(text, limit))
 
     def __str__(self) -> str:
         """Return one line for a person."""
