@@ -133,7 +133,7 @@ def parse_job(document: Any) -> TrainingJob:
 
 
 def problems_of(error: ValidationError) -> list[Problem]:
-    """Return every problem that pydantic found, in linear time, by the path in the author's document."""
+    """Return every problem that pydantic found, by the path in the author's document."""
     by_path: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for details in map(dict, error.errors(include_url=False)):
         by_path.setdefault(_path(details), []).append(details)
