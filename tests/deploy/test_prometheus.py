@@ -1,5 +1,6 @@
 """promtool checks the files of Prometheus, if it is installed."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -9,7 +10,7 @@ import yaml
 
 from tests.deploy import prometheus_rule
 from tests.deploy.manifests import compose, documents
-from tests.promql import DEPLOY, RULES
+from tests.promql import DEPLOY, RULES, rules
 
 GRAFANA = DEPLOY / "grafana"
 PROMTOOL = shutil.which("promtool")
@@ -31,6 +32,18 @@ def test_promtool_accepts_the_files(arguments: tuple[object, ...]) -> None:
         [PROMTOOL, *map(str, arguments)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_expected_alerts_have_the_texts_of_their_rules() -> None:
+    """As far as that can be checked without promtool."""
+    texts = {rule["alert"]: rule["annotations"] for _, rule in rules() if "alert" in rule}
+    document = yaml.safe_load((HERE / "alerts.test.yml").read_text("utf-8"))
+    for case in document["tests"]:
+        for alert in case["alert_rule_test"]:
+            for expected in alert["exp_alerts"]:
+                for name, text in expected["exp_annotations"].items():
+                    template = re.escape(texts[alert["alertname"]][name])
+                    assert re.fullmatch(re.sub(r"\\{\\{.*?\\}\\}", ".*", template), text), text
 
 
 def test_configuration_reads_all_rules_and_scrapes_the_exporter() -> None:
