@@ -2,8 +2,11 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -121,3 +124,28 @@ IMAGES: dict[str, Callable[[int], bytes]] = {
     "bmp palette": lambda side: encoded(_photo(side).convert("P"), "BMP"),
 }
 """An image of every kind that is stored differently in memory, by its side in pixels."""
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from tasks.data.image_check import check_image
+Path("/proc/self/clear_refs").write_text("5")
+def peak():
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(re.findall("VmHWM:[ \\t]+([0-9]+)", status)[0])
+before, needed = peak(), []
+check_image(Path(sys.argv[1]), None, needed.append)
+print(peak() - before, needed[0])
+"""
+
+
+def memory_of(path: Path) -> tuple[int, int]:
+    """Return the bytes that the check of an image takes at its peak, and those it reserves."""
+    peak, needed = run_python(PEAK, str(path)).split()
+    return int(peak), int(needed)
+
+
+def run_python(program: str, *arguments: str) -> str:
+    """Return what a program prints."""
+    command = [sys.executable, "-P", "-c", program, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

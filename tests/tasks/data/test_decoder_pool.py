@@ -1,6 +1,5 @@
 import signal
 import struct
-import subprocess
 import sys
 import time
 import zipfile
@@ -13,7 +12,15 @@ import pytest
 from PIL import Image
 
 from tasks.data.decoder_pool import DecodeError, DecoderLimits, decode_all, unpack_archive
-from tests.tasks.data.hostile import IMAGES, chunk, encoded, jpeg_of_scans, png
+from tests.tasks.data.hostile import (
+    IMAGES,
+    chunk,
+    encoded,
+    jpeg_of_scans,
+    memory_of,
+    png,
+    run_python,
+)
 
 MIB = 2**20
 # Some 15 seconds of decoding.
@@ -178,29 +185,9 @@ def test_a_decoder_cannot_take_more_memory_than_it_reserved() -> None:
     assert run_python(OVERSPEND) == "refused"
 
 
-PEAK = """
-import re, sys
-from pathlib import Path
-from tasks.data.image_check import check_image
-Path("/proc/self/clear_refs").write_text("5")
-def peak():
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(re.findall("VmHWM:[ \\t]+([0-9]+)", status)[0])
-before, needed = peak(), []
-check_image(Path(sys.argv[1]), None, needed.append)
-print(peak() - before, needed[0])
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="other kernels do not report the peak")
 @pytest.mark.parametrize("kind", IMAGES)
 def test_the_memory_of_an_image_is_estimated_by_its_kind(kind: str, tmp_path: Path) -> None:
     path = written(tmp_path, "image", IMAGES[kind](2048))
-    peak, needed = map(int, run_python(PEAK, str(path)).split())
+    peak, needed = memory_of(path)
     assert needed / 2 < peak < needed + 32 * MIB
-
-
-def run_python(program: str, *arguments: str) -> str:
-    """Return what a program prints."""
-    command = [sys.executable, "-P", "-c", program, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
