@@ -39,7 +39,11 @@ def instance_of(client: Redis) -> str:
     return live_workers(client)[NAME].instance
 
 
-@pytest.mark.parametrize("instance", ["elsewhere:1:ab12", "unknown", new_instance()])
+@pytest.mark.parametrize(
+    "instance",
+    ["elsewhere:1:ab12", "unknown", new_instance()],
+    ids=["elsewhere", "unknown", "here"],
+)
 def test_a_second_live_worker_is_refused(
     register: Callable[..., Registration], redis_client: Redis, instance: str
 ) -> None:
