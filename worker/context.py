@@ -32,7 +32,7 @@ from worker.supervision.trainer_pool import trainer_environment
 
 # Enough for the restart of a broker while cache entries are looked up; a stage whose trainer runs
 # does not wait for a broker.
-_PATIENCE = timedelta(seconds=15)
+_PATIENCE = timedelta(seconds=30)
 
 
 class ChildContext(WorkerPolicy):
