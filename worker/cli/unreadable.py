@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from worker.kombu_redis.unreadable import UnreadableMessages
 
 commands = typer.Typer(
-    help="Manage unreadable messages: what was sent and no worker can process.",
+    help="Manage messages that no worker can process.",
     no_args_is_help=True,
 )
 
