@@ -60,6 +60,7 @@ class EventHub:
             UnknownJobError: The caller sees no job of this id.
             BadRequestError: ``after`` is malformed.
             TooManyError: The account has used up its share of streams.
+            NoBrokerError: The broker is unavailable.
         """
         position = position_of(after)
         record = await in_thread(self._jobs.record)(caller, job_id)
@@ -67,6 +68,7 @@ class EventHub:
             reader = self._reader(record.id)
             reader.followers += 1
             try:
+                await reader.wait_for_past_events()
                 yield EventStream(record, reader, position)
             finally:
                 reader.followers -= 1
@@ -88,6 +90,8 @@ class EventHub:
         if reader is None or reader.has_stopped:
             if self._redis is None:
                 self._redis = connect_async(self._broker_url)
+                # A hundred by default. Each followed job holds one while it waits.
+                self._redis.connection_pool.max_connections = _MAX_STREAMS * 2
             reader = self._readers[job_id] = _Reader(self._redis, job_id)
         return reader
 
@@ -141,6 +145,7 @@ class _Reader:
         self._error: Exception | None = None
         self.followers = 0
         self.changed = asyncio.Event()
+        self._has_begun = asyncio.Event()
         self._task = asyncio.create_task(self._run())
 
     @property
@@ -161,6 +166,16 @@ class _Reader:
             ) from self._error
         return self._has_ended
 
+    async def wait_for_past_events(self) -> None:
+        """Wait until the events were read that the broker has.
+
+        Raises:
+            NoBrokerError: The broker is unavailable.
+        """
+        await self._has_begun.wait()
+        if self._error is not None:
+            raise NoBrokerError(f"cannot read events: {self._error}") from self._error
+
     def after(self, position: Position) -> Sequence[JobEvent]:
         """Return the events after a position."""
         return self._events[bisect_right(self._positions, position) :]
@@ -176,6 +191,7 @@ class _Reader:
             self._error = error
         finally:
             self._has_ended = True
+            self._has_begun.set()
             self._notify()
 
     async def _read_until_ended(self) -> None:
@@ -188,6 +204,7 @@ class _Reader:
             if events:
                 self._notify()
                 continue
+            self._has_begun.set()
             has_ended = bool(self._events) and self._events[-1].event.kind == "ended"
             if has_ended or not await self._redis.exists(self._record_key):
                 return

@@ -1,13 +1,15 @@
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from redis.asyncio import Redis
 
 from console.errors import ForbiddenError
 from console.services.services import Services, open_services
 from tasks.api_keys import Caller
-from tasks.errors import UnknownJobError
+from tasks.errors import NoBrokerError, UnknownJobError
 from tests.console.conftest import PNG, Console, Served, job, zipped
 
 ACME, ZOO, OPERATOR = Caller("a", "acme"), Caller("z", "zoo"), Caller("o", None)
@@ -61,5 +63,35 @@ def test_a_page_follows_only_its_own_jobs(console: Console, served: Served) -> N
                 batches = [batch async for batch in stream]
             kinds = [event.event.kind for batch in batches for event in batch]
             assert kinds == ["accepted", "ended"]
+
+    run(served, use)
+
+
+def test_more_jobs_are_followed_than_a_pool_has_connections(
+    console: Console, served: Served
+) -> None:
+    async def use(services: Services) -> None:
+        async with AsyncExitStack() as opened:
+            for number in range(120):
+                view = await services.submissions.submit(ACME, job(name=f"job-{number}"))
+                follow = services.events.follow(ACME, view.id)
+                stream = await opened.enter_async_context(follow)
+                assert await stream.wait()
+
+    run(served, use)
+
+
+def test_a_stream_is_not_opened_without_its_events(
+    console: Console, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object, **__: object) -> None:
+        raise ConnectionError("the broker is away")
+
+    async def use(services: Services) -> None:
+        view = await services.submissions.submit(ACME, job())
+        monkeypatch.setattr(Redis, "xread", refuse)
+        with pytest.raises(NoBrokerError, match="the broker is away"):
+            await services.events.follow(ACME, view.id).__aenter__()
+        assert not services.events._streams._held
 
     run(served, use)
