@@ -35,6 +35,8 @@ from tasks.api_keys import Caller
 
 MAX_BODY_BYTES = 2**20
 """Maximum body of a request, other than of uploads: a job with long lists has some kilobytes."""
+# The form of the login.
+_MAX_BODY_BYTES_WITHOUT_KEY = 2**13
 _TOO_LARGE = "the body of a request has at most {:,} bytes"
 # Names and separators of a multipart body.
 _OVERHEAD_BYTES = 2**20
@@ -155,7 +157,8 @@ class Gate:
             TooManyError: The account has used up its share of files on their way.
         """
         is_upload = path.startswith(_UPLOADS)
-        max_bytes = self._upload_bytes if is_upload else MAX_BODY_BYTES
+        small_bytes = MAX_BODY_BYTES if account else _MAX_BODY_BYTES_WITHOUT_KEY
+        max_bytes = self._upload_bytes if is_upload else small_bytes
         length = dict(scope["headers"]).get(b"content-length")
         if length is not None and not (_LENGTH.fullmatch(length) and int(length) <= max_bytes):
             raise TooLargeError(_TOO_LARGE.format(max_bytes))

@@ -223,7 +223,8 @@ async def pieces(length: int) -> AsyncIterator[bytes]:
     [
         ("/v1/jobs", 1_000_000, 200),
         ("/v1/jobs", 1_100_000, 413),
-        ("/login", 1_100_000, 413),
+        ("/login", 8_000, 200),
+        ("/login", 9_000, 413),
         ("/_nicegui/client/a-page/upload/7", 2_000_000, 200),
         ("/_nicegui/client/a-page/upload/7", 2_100_000, 413),
         ("/v1/uploads/x", 2_000_000, 200),
