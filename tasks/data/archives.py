@@ -10,7 +10,6 @@ import gzip
 import io
 import re
 import stat
-import unicodedata
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -39,6 +38,9 @@ ARCHIVE_SUFFIXES = frozenset(
 MAX_ENTRIES = 1_000_000
 MAX_PROBLEMS = 100
 MAX_NAME_BYTES = 1024
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# A byte that is not UTF-8.
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
 MAX_MEMBER_BYTES = 512 * MIB
 # zipfile reads a zip's whole directory, and makes an object of each entry, before it returns.
 MAX_DIRECTORY_BYTES = 256 * MIB
@@ -235,9 +237,9 @@ def _too_many_entries() -> str:
 def _name_problem(name: str) -> str:
     if len(name.encode("utf-8", "surrogateescape")) > MAX_NAME_BYTES:
         return f"has a name of over {MAX_NAME_BYTES} bytes; give it a shorter one"
-    if any(unicodedata.category(character) == "Cc" for character in name):
+    if _CONTROL_CHARACTER.search(name):
         return "has a control character in its name; rename it"
-    if any("\ud800" <= character <= "\udfff" for character in name):
+    if _SURROGATE.search(name):
         return "has a name that is not UTF-8; rename it"
     if "\\" in name:
         return "has a backslash in its name; rename it, or pack it with '/' between folders"
