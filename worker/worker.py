@@ -83,11 +83,7 @@ def run_worker(
     context = ChildContext(lambda: make_context(app, settings, broker_url, worker, gpu, faults))
     app = make_worker_app(settings, broker_url, context.get, drain.requested)
     app.conf.broker_transport_options["queue_order_strategy"] = QUEUE_ORDER
-    client = connect(broker_url)
-    try:
-        check_mode(client)
-    except redis.RedisError as error:
-        logger.warning("%s; the worker waits for it", why_unanswered(broker_url, error))
+    client = _connect(broker_url)
     use_for_redis(MessageGuard(client).read, unreadable_messages(client, settings.job_ttl))
     keys = Keys.of(app.conf.broker_transport_options)
     watch, renewal_interval = ThreadWatch(shut_down), settings.visibility_timeout / 4
@@ -119,6 +115,20 @@ def run_worker(
     install_patience(app, client)
     install_leases(app, LeaseOptions(client, watch, registration.renew, health.report_alive))
     return _start(app, worker, queues) or int(watch.has_given_up)
+
+
+def _connect(broker_url: str) -> redis.Redis:
+    """Return a client of a broker that can hold the fleet's keys, or is unavailable.
+
+    Raises:
+        NoBrokerError: The broker is a cluster.
+    """
+    client = connect(broker_url)
+    try:
+        check_mode(client)
+    except redis.RedisError as error:
+        logger.warning("%s; the worker waits for it", why_unanswered(broker_url, error))
+    return client
 
 
 def _set_up_logging(settings: Settings, name: str) -> None:
