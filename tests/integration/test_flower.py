@@ -172,7 +172,7 @@ def test_flower_needs_its_password_and_lists_the_queues(
         name.partition("@")[0]: [queue["name"] for queue in about["active_queues"]]
         for name, about in workers.items()
     }
-    assert queues["cpu"] == ["cpu"]
+    assert queues["cpu"] == ["cpu", "submit"]
     assert "gpu.40gb" in queues["gpu-40gb-0"]
     assert "gpu.40gb" not in queues["gpu-24gb-1"]
     tasks = json.loads(watched.ask("/api/tasks")[1]).values()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Self
 
 import psutil
 import pytest
@@ -51,6 +52,16 @@ class Worker:
             self.process = spawn(command, env=env, stdout=log, stderr=subprocess.STDOUT)
         self.app = Celery(broker=broker_url, set_as_current=False)
 
+    def __enter__(self) -> Self:
+        wait_until(
+            self.ready.exists, timeout_s=60, description="it is ready", detail=self.log.read_text
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
     def command(self, name: str, **arguments: object) -> dict[str, str]:
         [answers] = self.app.control.broadcast(name, arguments, reply=True, timeout=10, limit=1)
         [answer] = answers.values()
@@ -59,20 +70,22 @@ class Worker:
 
     def state(self) -> tuple[object, object]:
         """The queues it consumes, and its processes."""
-        [queues] = self.app.control.inspect(timeout=10, limit=1).active_queues().values()
+        inspect, replies = self.app.control.inspect(timeout=10, limit=1), dict[str, Any]()
+
+        def has_replied() -> bool:
+            replies.update(inspect.active_queues() or {})
+            return bool(replies)
+
+        wait_until(has_replied, timeout_s=60, description="it replies", detail=self.log.read_text)
+        [queues] = replies.values()
         children = psutil.Process(self.process.pid).children()
         return sorted(queue["name"] for queue in queues), [child.pid for child in children]
 
 
 @pytest.fixture(scope="module")
 def worker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    worker = Worker(broker_url, tmp_path_factory.mktemp("home"))
-    wait_until(
-        worker.ready.exists, timeout_s=60, description="it is ready", detail=worker.log.read_text
-    )
-    yield worker
-    worker.process.kill()
-    worker.process.wait()
+    with Worker(broker_url, tmp_path_factory.mktemp("home")) as worker:
+        yield worker
 
 
 def test_commands_that_break_promises_are_refused(worker: Worker) -> None:
