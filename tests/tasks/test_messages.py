@@ -64,7 +64,6 @@ def test_a_submission_of_plain_celery_is_read(
         {"content-encoding": "UTF-8"},
         {"extra": True},
     ],
-    ids=str,
 )
 def test_messages_of_other_senders_are_read(changes: dict[str, Any]) -> None:
     document = message("cpu", SUBMISSION, **changes)
