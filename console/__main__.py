@@ -14,10 +14,10 @@ from console.connections import HeadersInTime
 from console.gate import MAX_BODY_BYTES
 from console.services.services import Services, open_services
 from tasks.errors import EXIT_CODES, JobError
-from tasks.file_modes import keep_files_private
-from tasks.logging_setup import set_up_logging
+from tasks.process.file_modes import keep_files_private
+from tasks.process.logging_setup import set_up_logging
+from tasks.process.signals import drain_on_hangup
 from tasks.settings.settings import load_settings
-from tasks.signals import drain_on_hangup
 
 # Open pages would keep the server from ending.
 _SHUTDOWN_TIMEOUT_S = 3

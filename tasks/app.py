@@ -12,9 +12,9 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from routing.queues import ALL_QUEUES, CPU_QUEUE
-from tasks.broker_url import BrokerUrl
 from tasks.settings.settings import Settings
 from tasks.state.availability import raise_refusals
+from tasks.state.broker_url import BrokerUrl
 
 
 def make_app(

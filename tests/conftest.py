@@ -9,7 +9,7 @@ import pytest
 from redis import Redis
 
 from routing.queues import ALL_QUEUES
-from tasks.parent_death import end_with_parent
+from tasks.process.parent_death import end_with_parent
 from tasks.state.connection import connect
 from tasks.state.job_store import JobStore
 from worker.local.embedded_broker import EmbeddedBroker

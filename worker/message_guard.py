@@ -7,8 +7,8 @@ from typing import Any
 from redis import Redis, RedisError
 
 from tasks.contract import record_key
-from tasks.messages import TaskMessage, read_message
 from tasks.metrics import UNREADABLE_MESSAGES
+from tasks.stages.messages import TaskMessage, read_message
 from tasks.state.counters import Counters
 from tasks.state.keys import UNREADABLE
 from tasks.state.record import UNSTARTED_FIELD

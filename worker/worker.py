@@ -12,9 +12,9 @@ from celery.exceptions import CPendingDeprecationWarning, SecurityWarning
 from celery.signals import setup_logging
 
 from routing.queues import DIFFUSERS, Engine, with_submit_queue
-from tasks.logging_setup import set_up_logging
+from tasks.process.logging_setup import set_up_logging
+from tasks.process.signals import drain_on_hangup, ignored_signals
 from tasks.settings.settings import Settings
-from tasks.signals import drain_on_hangup, ignored_signals
 from tasks.stages.celery_tasks import make_worker_app
 from tasks.stages.dispatch import enqueue_remaining
 from tasks.state.connection import check_mode, connect, why_unanswered

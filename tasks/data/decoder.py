@@ -21,7 +21,7 @@ from tasks.data.archives import unpack
 from tasks.data.image_check import UnusableFileError, check_image, make_thumbnail
 from tasks.data.images import UnreadableImageError
 from tasks.data.parquet import RowWriter, UnreadableParquetError, read_rows
-from tasks.parent_death import end_with_parent
+from tasks.process.parent_death import end_with_parent
 
 # Memory that needs no reservation, so that small images cost no round trip.
 _FREE_BYTES = 16 * 2**20

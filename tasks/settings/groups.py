@@ -23,10 +23,10 @@ from pydantic_settings import NoDecode
 from routing.classes import MemoryClass, parse_prices
 from routing.estimate import PUBLISHED, MemoryModel
 from routing.fair_share import TenantShares, parse_tenant_shares
-from tasks.broker_url import with_sentinel
 from tasks.calibration import read_calibration
 from tasks.jobs.invoke import parse_patches
 from tasks.settings.base import Duration, Port, SettingsGroup, split_list
+from tasks.state.broker_url import with_sentinel
 
 # The minimum of the webhook specification, in bytes.
 _MIN_SECRET_BYTES = 24

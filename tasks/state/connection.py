@@ -14,9 +14,9 @@ from redis.backoff import ConstantBackoff, NoBackoff
 from redis.retry import Retry
 from redis.sentinel import Sentinel
 
-from tasks.broker_url import BrokerUrl
 from tasks.errors import NoBrokerError
 from tasks.state.availability import RefusedError, raise_refusals
+from tasks.state.broker_url import BrokerUrl
 
 _RETRY_DELAY_S = 0.5
 _REPLY_TIMEOUT_S = 10.0

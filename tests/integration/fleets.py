@@ -15,8 +15,8 @@ from typing import Any, Self
 import psutil
 import yaml
 
-from tasks.broker_url import with_sentinel
 from tasks.events import Event, Note
+from tasks.state.broker_url import with_sentinel
 from tasks.state.connection import connect
 from tasks.state.counters import Counters
 from tasks.state.job_store import JobStore

@@ -8,7 +8,7 @@ import pytest
 from redis import Redis
 
 from routing.queues import SUBMIT_QUEUE
-from tasks.messages import read_message
+from tasks.stages.messages import read_message
 from tasks.state.connection import connect
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.poison import unreadable

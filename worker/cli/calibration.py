@@ -13,8 +13,8 @@ from tasks.base_models.check import check_base_model
 from tasks.calibration import Calibration, read_calibration
 from tasks.errors import BaseModelError, ErrorCode, JobError
 from tasks.extras import require
-from tasks.file_modes import output_files
 from tasks.jobs.calibration_shapes import described, shapes
+from tasks.process.file_modes import output_files
 from tasks.settings.settings import Settings
 from worker.cli.output import print_json, stdout
 from worker.errors import NoGpuToMeasureError

@@ -95,7 +95,7 @@ def contract(
 ) -> None:
     """Write the contract for backends: names, schemas, TypeScript."""
     from tasks.errors import UsageError
-    from tasks.file_modes import output_files
+    from tasks.process.file_modes import output_files
     from tasks.schemas.contract_files import contract_files
     from worker.cli.output import stdout
 

@@ -65,7 +65,7 @@ def _run(function: Callable[..., int | None], *args: Any, **options: Any) -> int
     """
     from tasks.errors import ErrorCode, JobError
     from tasks.extras import EXTRAS, not_installed
-    from tasks.file_modes import keep_files_private
+    from tasks.process.file_modes import keep_files_private
     from tasks.settings.settings import load_settings
 
     as_json = bool(options.get("json"))

@@ -14,7 +14,7 @@ from routing.classes import MemoryClass
 from tasks.api_keys import ApiKeys, ensure_console_key
 from tasks.errors import JobError
 from tasks.extras import is_installed, not_installed, require
-from tasks.logging_setup import set_up_logging
+from tasks.process.logging_setup import set_up_logging
 from tasks.settings.settings import Settings
 from tasks.state.availability import check_writes
 from tasks.state.connection import connect

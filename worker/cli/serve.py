@@ -17,7 +17,7 @@ commands = typer.Typer()
 def flower(settings: "Settings") -> None:
     """Run Flower, which shows workers, queues and tasks."""
     from tasks.extras import require
-    from tasks.logging_setup import set_up_logging
+    from tasks.process.logging_setup import set_up_logging
     from worker.cli.output import stdout
     from worker.local.embedded_broker import broker_url
     from worker.local.flower import flower_address, run_flower
@@ -66,7 +66,7 @@ def metrics(
     """
     from tasks.errors import ErrorCode, JobError
     from tasks.extras import require
-    from tasks.logging_setup import set_up_logging
+    from tasks.process.logging_setup import set_up_logging
     from tasks.state.connection import connect
     from worker.cli.output import stdout
     from worker.cli.reference import metrics_page

@@ -6,7 +6,7 @@ import signal
 
 from celery.worker.control import control_command
 
-from tasks.signals import leave_stopping_to_the_parent
+from tasks.process.signals import leave_stopping_to_the_parent
 from worker.policy import WorkerPolicy
 
 

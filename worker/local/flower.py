@@ -18,8 +18,8 @@ from typing import Any
 
 from tasks.app import make_app
 from tasks.hosts import is_allowed_host
+from tasks.process.signals import drain_on_hangup
 from tasks.settings.settings import Settings
-from tasks.signals import drain_on_hangup
 from worker.kombu_redis.transport import use_for_redis
 
 logger = logging.getLogger(__name__)

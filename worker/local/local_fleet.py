@@ -17,8 +17,8 @@ from types import FrameType
 from pydantic import SecretStr
 
 from tasks.data.read_policy import ANYWHERE
+from tasks.process.signals import drain_on_hangup
 from tasks.settings.settings import Settings
-from tasks.signals import drain_on_hangup
 from worker.errors import FleetStartError
 from worker.gpu.inventory import Gpu, find_gpus
 from worker.local.embedded_broker import EmbeddedBroker

@@ -20,12 +20,12 @@ from redis import Redis
 from routing.classes import MemoryClass
 from routing.queues import ALL_QUEUES, CPU_QUEUE, INVOKE, SUBMIT_QUEUE, engine_of
 from tasks.app import make_app
-from tasks.broker_url import BrokerUrl
 from tasks.clock import MAX_CLOCK_OFFSET_S, broker_time, clock_offset_s
 from tasks.errors import JobError, NoBrokerError, StoreError
 from tasks.extras import is_installed
 from tasks.settings.settings import Settings
 from tasks.state.availability import RefusedError, check_writes
+from tasks.state.broker_url import BrokerUrl
 from tasks.state.connection import check_server, connect, connect_sentinels
 from tasks.state.control import JobControl
 from tasks.state.tenant_queues import TenantQueues

@@ -32,7 +32,7 @@ from tasks.cache.index import PackIndex
 from tasks.cache.plan import KINDS
 from tasks.hosts import is_allowed_host
 from tasks.metrics import METRICS, OTHER_TENANTS, class_label
-from tasks.signals import drain_on_hangup
+from tasks.process.signals import drain_on_hangup
 from tasks.state.counters import Counters
 from tasks.state.fleet_snapshot import FleetSnapshot, Place, read_fleet
 from tasks.state.workers import WorkerInfo

@@ -20,7 +20,7 @@ from redis import Redis
 
 from routing.queues import ALL_QUEUES
 from tasks.clock import broker_time
-from tasks.messages import MAX_MESSAGE_BYTES, SUBMIT_QUEUES, read_message
+from tasks.stages.messages import MAX_MESSAGE_BYTES, SUBMIT_QUEUES, read_message
 from tasks.state.control import JobControl
 from tasks.state.keys import MISSING_MESSAGES
 from tasks.state.record import JobSummary

@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import IO, Any
 
-from tasks.parent_death import end_with_parent
+from tasks.process.parent_death import end_with_parent
 
 _WATCH_EVERY_S = 0.2
 

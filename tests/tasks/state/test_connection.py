@@ -8,9 +8,9 @@ import pytest
 import redis
 
 from tasks.app import make_app
-from tasks.broker_url import with_sentinel
 from tasks.errors import NoBrokerError
 from tasks.settings.settings import Settings
+from tasks.state.broker_url import with_sentinel
 from tasks.state.connection import check_server, connect, connect_sentinels
 from tests.deploy.manifests import DEPLOY
 from tests.deploy.tls import TlsProxy

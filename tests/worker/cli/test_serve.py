@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from tasks import logging_setup
+from tasks.process import logging_setup
 from tests.worker.cli.conftest import Invoke
 
 

@@ -16,8 +16,8 @@ from celery import Celery
 from pydantic import SecretStr
 
 from tasks.app import make_app
-from tasks.broker_url import with_sentinel
 from tasks.settings.settings import Settings
+from tasks.state.broker_url import with_sentinel
 from tasks.state.connection import check_server, connect, connect_async
 from tests.redis_servers import MASTER, QUOTED_PASSWORD, SENTINEL_PASSWORD, Sentinels
 from tests.waiting import wait_until

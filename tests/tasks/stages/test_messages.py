@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from redis import Redis
 
 from tasks.app import make_app
-from tasks.messages import read_message
 from tasks.settings.settings import Settings
 from tasks.stages.dispatch import job_chain
+from tasks.stages.messages import read_message
 from tests.poison import NO_EMBED, SUBMISSION, message, unreadable
 
 STAGE = [["a-job"], {}, NO_EMBED]

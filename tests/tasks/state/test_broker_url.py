@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.broker_url import BrokerUrl, with_sentinel
+from tasks.state.broker_url import BrokerUrl, with_sentinel
 
 SPECIALS = "@:/#?[]%;&= "
 # Letters and digits that occur in no message.

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.logging_setup import set_up_logging
+from tasks.process.logging_setup import set_up_logging
 
 ATTACK = "\x1b[2J\n12:00:00 cpu         INFO    forged\u202e\x9b"
 
@@ -17,7 +17,7 @@ ATTACK = "\x1b[2J\n12:00:00 cpu         INFO    forged\u202e\x9b"
 def logged(log_format: str) -> list[str]:
     program = (
         "import logging\n"
-        "from tasks.logging_setup import set_up_logging\n"
+        "from tasks.process.logging_setup import set_up_logging\n"
         f"set_up_logging({log_format!r}, 'gpu-40gb-0')\n"
         "log = logging.getLogger('tasks.stages.runner')\n"
         "log.info('%s begins', 'train', extra={'job': 'j1', 'stage': 'train'})\n"
@@ -76,7 +76,7 @@ def test_no_text_forges_a_line_of_the_log(root: logging.Logger, text: str) -> No
 def test_the_error_of_a_thread_is_logged() -> None:
     program = (
         "import threading\n"
-        "from tasks.logging_setup import set_up_logging\n"
+        "from tasks.process.logging_setup import set_up_logging\n"
         "set_up_logging('text', 'cpu')\n"
         f"def fail(): raise ValueError({ATTACK!r})\n"
         "threading.Thread(target=fail, name='reader').start()\n"
