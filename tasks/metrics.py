@@ -16,6 +16,7 @@ from routing.policy import TrainingType
 from routing.queues import ALL_QUEUES, GPU_QUEUES
 from tasks.contract import STAGES
 from tasks.errors import ErrorCode
+from tasks.state.keys import UNACKED
 
 Kind = Literal["counter", "gauge", "histogram"]
 Labels = Mapping[str, tuple[str, ...] | None]
@@ -200,8 +201,8 @@ REDELIVERED_MESSAGES = _counter(
 UNREADABLE_MESSAGES = _counter(
     "unreadable_messages_total",
     "Messages that were set aside because no worker can process them, by the queue they were in; "
-    "'unacked' is what workers hold.",
-    {"queue": (*ALL_QUEUES, "unacked")},
+    f"{UNACKED} is what workers hold.",
+    {"queue": (*ALL_QUEUES, UNACKED)},
 )
 LEASE_RENEWALS = _counter("lease_renewals_total", "Renewals of the leases of held messages.")
 LEASE_LOSSES = _counter(

@@ -55,6 +55,7 @@ UNREADABLE = "training:unreadable"
 PROBE = "training:probe"
 """An empty text that shows for a second that the broker accepts writes."""
 
+UNACKED = "unacked"
 UNACKED_INDEX = "unacked_index"
 """kombu's sorted set of the delivery tags that workers hold, unless the transport's options rename
 it: a worker passes the name on that its transport has."""

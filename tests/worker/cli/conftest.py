@@ -18,7 +18,11 @@ def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
 
     def run(*arguments: str, code: int = 0, **settings: str) -> str:
         env = {"TRAINING_HOME": str(tmp_path / "home"), "COLUMNS": "200", **settings}
-        result = CliRunner().invoke(cli, arguments, env=env)
+        umask = os.umask(0o022)
+        try:
+            result = CliRunner().invoke(cli, arguments, env=env)
+        finally:
+            os.umask(umask)
         assert result.exit_code == code, (result.output, result.exception)
         return result.output
 

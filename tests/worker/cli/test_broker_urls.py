@@ -51,7 +51,7 @@ def test_a_cluster_is_refused(
         shown = invoke(*command, code=6, **settings)
         assert "error: the broker is a Redis Cluster" in shown
         assert "Traceback" not in shown
-    assert "is a Redis Cluster" in invoke("doctor", code=1, **settings)
+    assert "is a Redis Cluster" in invoke("doctor", "--json", code=1, **settings)
 
 
 def test_a_worker_refuses_a_cluster(cluster_url: str, tmp_path: Path) -> None:

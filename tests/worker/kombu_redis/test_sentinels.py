@@ -13,6 +13,7 @@ from unittest.mock import ANY
 import pytest
 import redis
 from celery import Celery
+from kombu.transport import TRANSPORT_ALIASES
 from pydantic import SecretStr
 
 from tasks.app import make_app
@@ -37,7 +38,10 @@ def url(sentinels: Sentinels) -> str:
 
 
 @pytest.fixture
-def app(url: str) -> Iterator[Celery]:
+def app(url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Celery]:
+    # Other tests of this process take messages of any kind.
+    for scheme, transport in TRANSPORT_ALIASES.items():
+        monkeypatch.setitem(TRANSPORT_ALIASES, scheme, transport)
     use_for_redis()
     app = make_app(Settings(), url)
     yield app

@@ -64,7 +64,6 @@ def write_safetensors(
             file.write(header_bytes(tensors, {**entries, digest_entry: sha256.hexdigest()}, dtype))
         file.flush()
         os.fsync(file.fileno())
-    partial.chmod(0o644)
     partial.replace(path)
 
 

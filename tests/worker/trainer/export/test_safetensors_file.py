@@ -20,7 +20,6 @@ def test_same_contents_make_the_same_bytes(tmp_path: Path) -> None:
     assert path.read_bytes() == other.read_bytes()
     read = load_file(path)
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
-    assert path.stat().st_mode & 0o777 == 0o644
     assert list(path.parent.iterdir()) == [path]
 
 
