@@ -22,6 +22,10 @@ def failing(errors: list[BaseException], rounds: list[int]) -> Callable[[], None
     return run_round
 
 
+def has_ended() -> bool:
+    return all(alive.name != "sampler" for alive in threading.enumerate())
+
+
 @pytest.mark.parametrize(
     "error", [OSError("read-only"), ValueError("odd"), MemoryError(), AssertionError(), KeyError(1)]
 )
@@ -39,13 +43,16 @@ def test_a_round_survives_every_exception(
     assert not watch.has_given_up
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()])
-def test_a_thread_that_ends_drains_its_worker(error: BaseException) -> None:
+def test_a_thread_that_ends_drains_its_worker(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drains: list[int] = []
     watch = ThreadWatch(lambda: drains.append(1))
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
     PeriodicThread(watch, "sampler", 0.01, failing([error], [])).start()
-    wait_until(lambda: bool(drains), timeout_s=5, description="the worker drains")
+    wait_until(has_ended, timeout_s=5, description="the thread ends")
+    assert drains == [1]
     assert watch.has_given_up
 
 
@@ -64,9 +71,5 @@ def test_a_stopped_thread_ends_quietly() -> None:
     watch = ThreadWatch()
     thread = PeriodicThread(watch, "sampler", 0.01, lambda: thread.stop())
     thread.start()
-    wait_until(
-        lambda: all(alive.name != "sampler" for alive in threading.enumerate()),
-        timeout_s=5,
-        description="the thread ends",
-    )
+    wait_until(has_ended, timeout_s=5, description="the thread ends")
     assert not watch.has_given_up

@@ -82,9 +82,9 @@ class Worker:
         return sorted(queue["name"] for queue in queues), [child.pid for child in children]
 
 
-@pytest.fixture(scope="module")
-def worker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
-    with Worker(broker_url, tmp_path_factory.mktemp("home")) as worker:
+@pytest.fixture
+def worker(broker_url: str, tmp_path: Path) -> Iterator[Worker]:
+    with Worker(broker_url, tmp_path) as worker:
         yield worker
 
 
