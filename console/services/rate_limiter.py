@@ -85,7 +85,7 @@ class TokenBuckets:
         return self.status(taken, tokens)
 
     def status(self, is_allowed: bool, tokens: float) -> RateLimitStatus:
-        """Return the state of a bucket that holds so many tokens."""
+        """Return the state of a bucket that holds N tokens."""
         token_s = _PERIOD_S / self._capacity
         return RateLimitStatus(
             limit=self._capacity,

@@ -44,7 +44,7 @@ def test_a_worker_is_healthy_while_its_loop_turns(
 
 
 def test_a_file_that_is_gone_returns(tmp_path: Path) -> None:
-    """As when the disk was read-only for a while, or somebody cleared the folder."""
+    """As when the disk was read-only for a while, or an operator cleared the folder."""
     path = tmp_path / "gone" / "ready"
     path.parent.mkdir()
     file = HealthFile(path, timedelta(seconds=0.05), ThreadWatch())
