@@ -19,6 +19,9 @@ pytest_plugins = ["pytester", "tests.reruns"]
 # several threads on a busy machine, and no test may reach the Hub.
 os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
 
+# Fixtures of a session are made with it too.
+os.umask(0o022)
+
 _SLOW = {"integration", "chaos", "test_broken_connections.py"}
 
 
@@ -32,6 +35,14 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The slow ones first, so that no process is left with them at the end."""
     items.sort(key=lambda item: not _SLOW & set(item.path.parts))
+
+
+@pytest.fixture(autouse=True)
+def own_umask() -> Iterator[None]:
+    """The usual umask for each test: commands set that of their process, which tests share."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture(scope="session")

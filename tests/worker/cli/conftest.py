@@ -18,11 +18,7 @@ def invoke(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Invoke:
 
     def run(*arguments: str, code: int = 0, **settings: str) -> str:
         env = {"TRAINING_HOME": str(tmp_path / "home"), "COLUMNS": "200", **settings}
-        umask = os.umask(0o022)
-        try:
-            result = CliRunner().invoke(cli, arguments, env=env)
-        finally:
-            os.umask(umask)
+        result = CliRunner().invoke(cli, arguments, env=env)
         assert result.exit_code == code, (result.output, result.exception)
         return result.output
 

@@ -24,6 +24,7 @@ def test_bytes_depend_on_the_seed_only(tmp_path: Path) -> None:
     )
 
 
-def test_tiny_model_is_small(tiny_flux: Path) -> None:
+def test_tiny_model_is_small_and_readable(tiny_flux: Path) -> None:
     paths = [path for path in tiny_flux.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in paths) < 2_000_000
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in paths)

@@ -1,3 +1,4 @@
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def test_same_contents_make_the_same_bytes(tmp_path: Path) -> None:
     assert path.read_bytes() == other.read_bytes()
     read = load_file(path)
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+    assert path.stat().st_mode & 0o777 == 0o644
     assert list(path.parent.iterdir()) == [path]
 
 
@@ -57,3 +59,10 @@ def test_memory_does_not_grow_with_the_number_of_tensors(tmp_path: Path) -> None
         for tensor in file.values():
             assert tensor[0] == 1
     assert meter.peak_bytes() - before < 8 * 16 * mib
+
+
+def test_a_file_is_private_under_a_private_umask(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    os.umask(0o077)
+    write_safetensors(path, {"w": torch.ones(2)})
+    assert path.stat().st_mode & 0o777 == 0o600

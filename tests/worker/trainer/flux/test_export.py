@@ -229,12 +229,13 @@ def test_targets_match_layers_of_their_blocks_only(tiny_flux: Path, data: Images
     }
 
 
-def test_lora_file_has_metadata(tiny_flux: Path, data: Images) -> None:
+def test_lora_file_has_metadata_and_is_readable(tiny_flux: Path, data: Images) -> None:
     path = run_train(data, config_of(tiny_flux, max_train_steps=1)).weights
     _, metadata = read_tensors(path)
     assert metadata["ss_base_model_version"] == "flux1"
     assert metadata["ss_network_dim"] == "4"
     assert metadata["modelspec.architecture"] == "flux-1-dev/lora"
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_targets_become_one_regex_over_blocks(tiny_flux: Path) -> None:
