@@ -105,7 +105,8 @@ def test_a_full_disk_is_no_finding_of_a_file(good: Path) -> None:
         list(decode_all([thumbnail]))
 
 
-def test_a_file_that_takes_too_long_is_a_finding(slow: Path, good: Path) -> None:
+def test_a_file_that_takes_too_long_is_a_finding(tmp_path: Path, good: Path) -> None:
+    slow = written(tmp_path, "slow.jpg", jpeg_of_scans(16384, 99))
     limits = DecoderLimits(processes=1, time_s=1.5)
     late, result = decode_all([request(slow), request(good)], limits=limits)
     assert str(late) == "takes longer than 1.5 s to read"
