@@ -5,7 +5,7 @@ JobError
 ├── InventoryError           ``TRAINING_GPUS`` is malformed, or a GPU is not in it
 ├── NoGpuToMeasureError      there is no GPU here to measure, or it is busy
 ├── BrokerStartError         the embedded broker cannot start
-├── FleetStartError          a worker of the local fleet does not start
+├── FleetStartError          a worker or part of the local fleet does not start
 ├── PortsTakenError          a port is taken, or its address is not this machine's
 ├── WorkerNameTakenError     another live worker has this name
 └── UnhealthyWorkerError     a worker is not ready, or hangs
@@ -46,10 +46,10 @@ class BrokerStartError(JobError):
 
 
 class FleetStartError(JobError):
-    """A worker of the local fleet does not start.
+    """A worker or part of the local fleet does not start.
 
     Args:
-        names: The workers.
+        names: The workers and parts.
         after_s: How long it was waited for, in seconds.
     """
 

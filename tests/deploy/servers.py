@@ -16,18 +16,12 @@ from redis import Redis
 
 from tasks.state.connection import connect
 from tests.deploy.manifests import DEPLOY, Process, compose
+from tests.integration.fleets import free_port
 from tests.waiting import wait_until
 from worker.local.embedded_broker import find_server
 from worker.supervision.process import spawn
 
 PATIENCE_S = 60
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Broker:

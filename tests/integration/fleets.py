@@ -2,11 +2,13 @@
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +29,8 @@ from worker.supervision.process import spawn
 
 # Coverage of a busy two-core machine, not an expectation of how long things take.
 PATIENCE_S = 90
+# Below the ports of outgoing connections, which begin at 32768.
+_FIRST_PORT, _PORTS = 20_000, 12_000
 
 
 class Fleet:
@@ -193,11 +197,13 @@ class Fleet:
 
 
 def free_port() -> int:
-    """Return an unused port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """Return an unused port that the kernel gives to no outgoing connection."""
+    while True:
+        # Every pytest process must draw other numbers; `random` has the same seed in all of them.
+        port = _FIRST_PORT + secrets.randbelow(_PORTS)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Ran:

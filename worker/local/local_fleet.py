@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -22,6 +23,7 @@ from tasks.settings.settings import Settings
 from worker.errors import FleetStartError
 from worker.gpu.inventory import Gpu, find_gpus
 from worker.local.embedded_broker import EmbeddedBroker
+from worker.local.ports import is_listening
 from worker.supervision.process import kill_group, spawn
 
 logger = logging.getLogger(__name__)
@@ -91,18 +93,18 @@ class Fleet:
     gpus: list[Gpu]
     _broker: EmbeddedBroker | None
     _children: list[_Child]
-    _ready_files: dict[str, Path]
+    _is_ready: dict[str, Callable[[], bool]]
     _stop_within_s: float
     _is_stopping: bool = field(default=False)
 
     def wait_until_ready(self) -> None:
-        """Return when every worker takes messages.
+        """Return when every worker takes messages, and each part listens on its port.
 
         Raises:
-            FleetStartError: A worker does not.
+            FleetStartError: One of them does not.
         """
         deadline = time.monotonic() + _READY_WITHIN_S
-        while waiting := [n for n, file in self._ready_files.items() if not file.exists()]:
+        while waiting := [name for name, is_ready in self._is_ready.items() if not is_ready()]:
             if time.monotonic() > deadline:
                 raise FleetStartError(waiting, _READY_WITHIN_S)
             if self._is_stopping:
@@ -186,14 +188,18 @@ def _make_fleet(
         name: ["worker", "--name", name, *which, "--ready-file", str(ready_files[name])]
         for name, which in options.items()
     }
-    commands |= {part: [part] for part in PARTS if getattr(settings, f"{part}_port")}
+    is_ready: dict[str, Callable[[], bool]] = {n: f.exists for n, f in ready_files.items()}
+    for part in PARTS:
+        if port := getattr(settings, f"{part}_port"):
+            commands[part] = [part]
+            is_ready[part] = partial(is_listening, getattr(settings, f"{part}_address"), port)
     python = [sys.executable, "-P", "-m", "worker"]
     children = [
         _Child(name, [*python, *command], env, drains=name not in PARTS)
         for name, command in commands.items()
     ]
     stop_within_s = settings.shutdown_timeout.total_seconds() + _STOP_MARGIN_S
-    return Fleet(gpus, broker, children, ready_files, stop_within_s)
+    return Fleet(gpus, broker, children, is_ready, stop_within_s)
 
 
 def _child_environment(settings: Settings) -> dict[str, str]:

@@ -33,3 +33,18 @@ def check_ports(settings: Settings, parts: Sequence[str]) -> None:
                 problems.append((part, port, address, os.strerror(error.errno or 0)))
     if problems:
         raise PortsTakenError(problems)
+
+
+def is_listening(address: str, port: int) -> bool:
+    """Whether a program of this machine listens on a port.
+
+    Args:
+        address: The address that it listens on; a wildcard is asked by the loopback address.
+        port: Its port.
+    """
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+    try:
+        socket.create_connection((host, port), timeout=1).close()
+    except OSError:
+        return False
+    return True

@@ -8,8 +8,8 @@ import pytest
 
 from tasks.settings.settings import Settings
 from worker.errors import PortsTakenError
-from worker.local.local_fleet import PARTS, _Child
-from worker.local.ports import check_ports
+from worker.local.local_fleet import PARTS, Fleet, _Child
+from worker.local.ports import check_ports, is_listening
 
 
 def test_taken_ports_are_reported_together(tmp_path: Path) -> None:
@@ -44,3 +44,21 @@ def test_only_workers_stay_stopped_after_exit_0(drains: bool) -> None:
     child = _Child("flower", [], {}, drains=drains)
     child._schedule_restart(1000.0, 0)
     assert (child.start_at < 1060) == (not drains)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])
+def test_fleet_is_ready_once_its_parts_listen(address: str) -> None:
+    with socket.socket() as console:
+        console.bind((address, 0))
+        port: int = console.getsockname()[1]
+        asked: list[bool] = []
+
+        def is_ready() -> bool:
+            asked.append(is_listening(address, port))
+            if len(asked) == 2:
+                console.listen()
+            return asked[-1]
+
+        Fleet([], None, [], {"console": is_ready}, 1).wait_until_ready()
+    assert asked == [False, False, True]
+    assert not is_listening(address, port)
