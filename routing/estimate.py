@@ -11,12 +11,17 @@ from dataclasses import asdict, dataclass
 
 from routing.classes import GIB
 
-# Counted in the published files: parameters, trained parameters per unit of rank, and FLUX's blocks
-# and their width.
+FLUX_BLOCKS = 57
+"""Blocks of FLUX's transformer that gradient checkpointing can recompute: 19 double, 38 single."""
+
+UNET_BLOCKS = 7
+"""Blocks of SDXL's UNet that it can recompute: 3 down, the middle, 3 up."""
+
+# Counted in the published files: parameters, trained parameters per unit of rank, and the width of
+# FLUX's blocks.
 _FLUX = 11.9e9
 _ALL_LINEARS = 4.086e6
 _ATTENTION_ONLY = 1.634e6
-_BLOCKS = 57
 _WIDTH = 3072
 _UNET = 2.567e9
 _SDXL_VAE = 0.084e9
@@ -89,7 +94,8 @@ class FluxShape:
         rank: The rank of the LoRA.
         weight_dtype: ``float32``, ``bfloat16`` or ``float16``, for the frozen weights.
         attention_only: LoRA on the attention projections only, not on every linear layer.
-        gradient_checkpointing: Recompute each block's activations in the backward pass.
+        checkpointed_blocks: The blocks, of ``FLUX_BLOCKS``, whose activations are recomputed in the
+            backward pass.
         text_encoders_resident: The encoders stay on the GPU: their outputs are not cached.
         optimizer_bytes: The optimizer's state per trained weight; 8 for AdamW.
         quantization: ``fp8``, ``int8`` or ``nf4`` of the frozen transformer; None for none.
@@ -100,7 +106,7 @@ class FluxShape:
     rank: int
     weight_dtype: str
     attention_only: bool
-    gradient_checkpointing: bool
+    checkpointed_blocks: int
     text_encoders_resident: bool
     optimizer_bytes: float = 8
     quantization: str | None = None
@@ -118,7 +124,8 @@ class SdxlShape:
         trains_unet: The UNet's own weights are trained, in float32.
         optimizer_bytes: The optimizer's state per trained weight.
         weight_copies: Further float32 copies of the trained weights: 1 for a moving average.
-        gradient_checkpointing: Recompute each block's activations in the backward pass.
+        checkpointed_blocks: The blocks, of ``UNET_BLOCKS``, whose activations are recomputed in the
+            backward pass.
         text_encoders_resident: The encoders stay on the GPU.
         vae_resident: The VAE stays on the GPU and encodes at each step.
     """
@@ -130,7 +137,7 @@ class SdxlShape:
     trains_unet: bool
     optimizer_bytes: float
     weight_copies: int
-    gradient_checkpointing: bool
+    checkpointed_blocks: int
     text_encoders_resident: bool
     vae_resident: bool
 
@@ -181,9 +188,12 @@ def estimate_flux_lora(shape: FluxShape, constants: MemoryModel = PUBLISHED) -> 
     trained, copies = _ALL_LINEARS * shape.rank, constants.flux_kept_copies
     if shape.attention_only:
         trained, copies = _ATTENTION_ONLY * shape.rank, constants.flux_attention_kept_copies
-    live = _BLOCKS * copies
-    if shape.gradient_checkpointing:
-        live = _BLOCKS + copies + constants.flux_checkpointed_copies
+    # A checkpointed block keeps its input. The first blocks are checkpointed, and recomputed one at
+    # a time after the backward pass of the others.
+    kept = (FLUX_BLOCKS - shape.checkpointed_blocks) * copies
+    if shape.checkpointed_blocks:
+        kept = max(kept, copies + constants.flux_checkpointed_copies)
+    live = shape.checkpointed_blocks + kept
     tokens = shape.pixels / 256 + 512  # 2x2 patches of 8x8-pixel latents, plus T5's tokens
     block = shape.batch_size * tokens * _WIDTH * dtype_bytes
     encoders = constants.flux_text_encoder_bytes * dtype_bytes / 2
@@ -205,9 +215,9 @@ def estimate_sdxl(shape: SdxlShape, constants: MemoryModel = PUBLISHED) -> Estim
     if shape.trains_unet and shape.weight_dtype == "float32":
         unet = 0.0
     trained = shape.trained_parameters + _UNET * shape.trains_unet
-    per_pixel = constants.sdxl_pixel_bytes
-    if shape.gradient_checkpointing:
-        per_pixel = constants.sdxl_checkpointed_pixel_bytes
+    recomputed = shape.checkpointed_blocks / UNET_BLOCKS
+    per_pixel = constants.sdxl_pixel_bytes * (1 - recomputed)
+    per_pixel += constants.sdxl_checkpointed_pixel_bytes * recomputed
     kept = shape.batch_size * shape.pixels * per_pixel * dtype_bytes / 2
     encodes = shape.pixels * constants.sdxl_vae_pixel_bytes * shape.vae_resident
     encoders = constants.sdxl_text_encoder_bytes * dtype_bytes / 2

@@ -5,7 +5,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from routing.estimate import PUBLISHED, Estimate, FluxShape, MemoryModel, estimate_flux_lora
+from routing.estimate import (
+    FLUX_BLOCKS,
+    PUBLISHED,
+    Estimate,
+    FluxShape,
+    MemoryModel,
+    estimate_flux_lora,
+)
 from tasks.escaping import listed
 from tasks.jobs.data_loaders import ImageCaptionFluxDataLoaderConfig
 from tasks.jobs.field_metadata import ActsIf, Affects, Location, PlainText
@@ -303,7 +310,7 @@ class FluxLoraConfig(PipelineConfig):
                 weight_dtype=self.weight_dtype,
                 quantization=self.quantization,
                 attention_only=targets <= ATTENTION_TARGETS,
-                gradient_checkpointing=self.gradient_checkpointing,
+                checkpointed_blocks=FLUX_BLOCKS * self.gradient_checkpointing,
                 text_encoders_resident=not self.cache_text_encoder_outputs,
                 optimizer_bytes=self.optimizer.state_bytes,
             ),

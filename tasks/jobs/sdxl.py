@@ -4,7 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from routing.estimate import PUBLISHED, Estimate, MemoryModel, SdxlShape, estimate_sdxl
+from routing.estimate import (
+    PUBLISHED,
+    UNET_BLOCKS,
+    Estimate,
+    MemoryModel,
+    SdxlShape,
+    estimate_sdxl,
+)
 from tasks.escaping import listed
 from tasks.jobs.data_loaders import (
     DreamboothSDDataLoaderConfig,
@@ -158,7 +165,7 @@ class SdxlConfig(PipelineConfig):
                 trains_unet=trains_unet,
                 optimizer_bytes=self.optimizer.state_bytes,
                 weight_copies=copies,
-                gradient_checkpointing=self.gradient_checkpointing,
+                checkpointed_blocks=UNET_BLOCKS * self.gradient_checkpointing,
                 text_encoders_resident=resident_encoders,
                 vae_resident=not self.cache_vae_outputs,
             ),

@@ -4,7 +4,7 @@ from dataclasses import fields
 
 from hypothesis import strategies as st
 
-from routing.estimate import FluxShape, MemoryModel, SdxlShape
+from routing.estimate import FLUX_BLOCKS, UNET_BLOCKS, FluxShape, MemoryModel, SdxlShape
 
 SIDES = st.integers(1, 256).map(lambda patches: 16 * patches)
 SHAPES = st.builds(
@@ -14,7 +14,7 @@ SHAPES = st.builds(
     rank=st.integers(1, 512),
     weight_dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
     attention_only=st.booleans(),
-    gradient_checkpointing=st.booleans(),
+    checkpointed_blocks=st.integers(0, FLUX_BLOCKS),
     text_encoders_resident=st.booleans(),
     # AdamW's 8 bytes, its 8-bit form's 2, Prodigy's 16, Adafactor's next to none.
     optimizer_bytes=st.sampled_from([0, 2, 8, 16]),
@@ -29,7 +29,7 @@ SDXL_SHAPES = st.builds(
     trains_unet=st.booleans(),
     optimizer_bytes=st.sampled_from([0, 2, 8, 16]),
     weight_copies=st.integers(0, 2),
-    gradient_checkpointing=st.booleans(),
+    checkpointed_blocks=st.integers(0, UNET_BLOCKS),
     text_encoders_resident=st.booleans(),
     vae_resident=st.booleans(),
 )

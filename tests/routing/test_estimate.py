@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing.classes import GIB
-from routing.estimate import FluxShape, estimate_flux_lora
+from routing.estimate import FLUX_BLOCKS, FluxShape, estimate_flux_lora
 from tests.routing.shapes import SHAPES
 
 USUAL = FluxShape(
@@ -14,7 +14,7 @@ USUAL = FluxShape(
     rank=16,
     weight_dtype="bfloat16",
     attention_only=False,
-    gradient_checkpointing=True,
+    checkpointed_blocks=FLUX_BLOCKS,
     text_encoders_resident=False,
 )
 
@@ -34,7 +34,7 @@ def test_frozen_weights_have_the_size_of_published_files() -> None:
     ("shape", "published_gb"),
     [
         (replace(USUAL, batch_size=2), 31),
-        (replace(USUAL, gradient_checkpointing=False), 64),
+        (replace(USUAL, checkpointed_blocks=0), 64),
     ],
 )
 def test_estimates_are_within_a_tenth_of_published_figures(
@@ -95,8 +95,8 @@ def test_parts_are_positive_and_add_up(shape: FluxShape) -> None:
 
 @given(SHAPES)
 def test_checkpointing_lowers_the_estimate(shape: FluxShape) -> None:
-    kept = estimate_flux_lora(replace(shape, gradient_checkpointing=False))
-    recomputed = estimate_flux_lora(replace(shape, gradient_checkpointing=True))
+    kept = estimate_flux_lora(replace(shape, checkpointed_blocks=0))
+    recomputed = estimate_flux_lora(replace(shape, checkpointed_blocks=FLUX_BLOCKS))
     assert recomputed.needed_gib < kept.needed_gib
 
 

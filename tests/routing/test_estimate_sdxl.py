@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from routing.classes import GIB
-from routing.estimate import SdxlShape, estimate_sdxl
+from routing.estimate import UNET_BLOCKS, SdxlShape, estimate_sdxl
 from tests.routing.shapes import SDXL_SHAPES
 
 # A LoRA of rank 4 on the UNet alone, at 1024 px, latents cached, captions not.
@@ -18,7 +18,7 @@ LORA = SdxlShape(
     trains_unet=False,
     optimizer_bytes=8,
     weight_copies=0,
-    gradient_checkpointing=True,
+    checkpointed_blocks=UNET_BLOCKS,
     text_encoders_resident=True,
     vae_resident=False,
 )
@@ -102,8 +102,8 @@ def test_everything_resident_or_trained_needs_memory(shape: SdxlShape, name: str
 
 @given(SDXL_SHAPES)
 def test_checkpointing_lowers_the_estimate(shape: SdxlShape) -> None:
-    kept = estimate_sdxl(replace(shape, gradient_checkpointing=False))
-    recomputed = estimate_sdxl(replace(shape, gradient_checkpointing=True))
+    kept = estimate_sdxl(replace(shape, checkpointed_blocks=0))
+    recomputed = estimate_sdxl(replace(shape, checkpointed_blocks=UNET_BLOCKS))
     assert recomputed.needed_gib < kept.needed_gib
 
 
