@@ -60,7 +60,7 @@ def _state_line(parameters: float) -> str:
         checkpoints = _checkpoints(folder, saved.append)
         state = _state(parameters)
         size = sum(tensor.numel() * tensor.element_size() for tensor in state.tensors().values())
-        save = peak_above(lambda: checkpoints.save(state))
+        save = peak_above(lambda: checkpoints.save(state, epoch=None, scheduled=True))
         [key] = [event.state_key for event in saved if isinstance(event, CheckpointSaved)]
         resume = peak_above(lambda: checkpoints.resume(state, key))
     return f"a state of {size / GB:.1f} GB: saved with {save:.2f} GB, resumed with {resume:.2f} GB"

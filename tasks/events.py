@@ -117,6 +117,11 @@ class CheckpointSaved(StrictModel):
     """The main file of the trained weights at this step, in its published form."""
     others: tuple[Artifact, ...] = ()
     """The other files of weights that are published as a folder."""
+    epoch: int | None = None
+    """The number of passes over the dataset so far; null if the run saves by steps."""
+    scheduled: bool = True
+    """False if only a stop of the run has saved it. It is not published, unless the job ends with
+    it, and the next checkpoint replaces it."""
 
     @property
     def files(self) -> tuple[Artifact, ...]:

@@ -1473,6 +1473,14 @@ export interface CheckpointSaved {
    * @default []
    */
   others: (Artifact)[];
+  /** The number of passes over the dataset so far; null if the run saves by steps. */
+  epoch: number | null;
+  /**
+   * False if only a stop of the run has saved it. It is not published, unless the job ends with
+   * it, and the next checkpoint replaces it.
+   * @default true
+   */
+  scheduled: boolean;
 }
 
 /** The dataset was checked; errors end the job. */

@@ -4,7 +4,7 @@ import json
 from datetime import UTC, datetime
 
 from tasks.eta.history import WorkDone
-from tasks.events import Artifact
+from tasks.events import Artifact, CheckpointSaved
 from tasks.metrics import PUBLISHED_BYTES
 from tasks.schemas.documents import Engine, GpuMemory, Manifest, Published
 from tasks.stages.stage_context import StageContext, StageResult
@@ -54,8 +54,9 @@ def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
     *earlier, last = artifacts.checkpoints
     names = {file.name: file for file in last.files}
     for saved in earlier:
-        rest = {file.name.removeprefix(name): file for file in saved.files}
-        names |= {f"{name}-{saved.step:06d}{end}": file for end, file in rest.items()}
+        if saved.scheduled:
+            rest = {file.name.removeprefix(name): file for file in saved.files}
+            names |= {f"{name}-{_place(saved)}{end}": file for end, file in rest.items()}
     if artifacts.trained is not None:
         names |= {extra.name: extra for extra in artifacts.trained.extras}
     for validation in artifacts.validations:
@@ -68,6 +69,11 @@ def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
         context.worker.store.copy(artifact.key, key)
         files.append(artifact.model_copy(update={"name": file_name, "key": key}))
     return files
+
+
+def _place(saved: CheckpointSaved) -> str:
+    """Return what the names of a checkpoint's files end with, as sd-scripts spells it."""
+    return f"step{saved.step:08d}" if saved.epoch is None else f"{saved.epoch:06d}"
 
 
 def _manifest(context: StageContext, files: list[Artifact]) -> Manifest:

@@ -147,14 +147,17 @@ class _TrainingRun:
     def _add_checkpoint(self, event: CheckpointSaved) -> None:
         """Record a checkpoint, and then remove those beyond ``max_checkpoints``."""
         wanted = self._context.record.job.training.max_checkpoints
-        checkpoints, limit = self._checkpoints, min(wanted or _MAX_CHECKPOINTS, _MAX_CHECKPOINTS)
-        checkpoints.append(event)
-        pruned = checkpoints[:-limit]
-        del checkpoints[:-limit]
-        if pruned and limit != wanted:
+        limit = min(wanted or _MAX_CHECKPOINTS, _MAX_CHECKPOINTS)
+        # One that only a stop saved takes no other's place, and the next one replaces it.
+        kept = [old for old in self._checkpoints if old.scheduled]
+        surplus = max(len(kept) + 1 - limit, 0) if event.scheduled else 0
+        kept = [*kept[surplus:], event]
+        pruned = [old for old in self._checkpoints if old not in kept]
+        self._checkpoints = kept
+        if surplus and limit != wanted:
             self._warn_once(f"only the newest {limit} checkpoints are kept")
         keys = [key for old in pruned for key in (old.state_key, *(file.key for file in old.files))]
-        artifacts = JobArtifacts(checkpoints=tuple(checkpoints))
+        artifacts = JobArtifacts(checkpoints=tuple(kept))
         self._context.emit(event, artifacts, lambda: self._delete(keys))
 
     def _add_validation(self, event: ValidationImages) -> None:

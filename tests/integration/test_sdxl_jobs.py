@@ -122,7 +122,7 @@ def test_a_lora_with_masks_and_validation_images(
         validate_every_n_steps=3,
     )
     files = published(fleet, job)
-    assert list(files)[:2] == ["shapes.safetensors", "shapes-000003.safetensors"]
+    assert list(files)[:2] == ["shapes.safetensors", "shapes-step00000003.safetensors"]
     shown = [name for name in files if name.startswith("validation/")]
     assert shown == [f"validation/validation-00000{step}-1-1.png" for step in (3, 6)]
     assert Image.open(files[shown[0]]).size == (64, 64)

@@ -44,8 +44,8 @@ def test_images_become_a_published_lora_on_the_right_workers(
     names = [entry["name"] for entry in manifest["files"]]
     assert names[:3] == [
         "shapes.safetensors",
-        "shapes-000004.safetensors",
-        "shapes-000008.safetensors",
+        "shapes-step00000004.safetensors",
+        "shapes-step00000008.safetensors",
     ]
     for entry in manifest["files"]:
         path = file.parent / entry["name"]

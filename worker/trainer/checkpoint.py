@@ -169,8 +169,8 @@ class Checkpoints:
         self._emit = emit
         self._scratch = Path(request.scratch_dir)
 
-    def save(self, state: TrainingState) -> None:
-        """Write a checkpoint, then emit its event."""
+    def save(self, state: TrainingState, *, epoch: int | None, scheduled: bool) -> None:
+        """Write a checkpoint, then emit its event with ``epoch`` and ``scheduled``."""
         step = state.history.steps
         prefix = checkpoint_prefix(self._request.job_id, step, self._request.start_id)
         with phase(self._emit, "checkpoint", step):
@@ -178,7 +178,14 @@ class Checkpoints:
         with phase(self._emit, "export", step):
             weights, *others = self._put_results(state, prefix)
         self._emit(
-            CheckpointSaved(step=step, state_key=state_key, weights=weights, others=tuple(others))
+            CheckpointSaved(
+                step=step,
+                state_key=state_key,
+                weights=weights,
+                others=tuple(others),
+                epoch=epoch,
+                scheduled=scheduled,
+            )
         )
 
     def _put_state(self, state: TrainingState, prefix: str) -> str:

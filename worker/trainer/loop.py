@@ -38,11 +38,13 @@ class Schedule:
         total_steps: The run's length.
         save_every: The interval of checkpoints.
         validate_every: The interval of validations; 0 for none.
+        epoch_steps: The steps of an epoch, if the interval of checkpoints is a number of epochs.
     """
 
     total_steps: int
     save_every: int
     validate_every: int = 0
+    epoch_steps: int | None = None
 
     def saves_at(self, done: int) -> bool:
         """Whether a checkpoint is due after this many updates."""
@@ -51,6 +53,10 @@ class Schedule:
     def validates_at(self, done: int) -> bool:
         """Whether validation is due after this many updates."""
         return self.validate_every > 0 and done > 0 and done % self.validate_every == 0
+
+    def epoch_at(self, done: int) -> int | None:
+        """Return the epochs that this many updates have completed; None if it saves by steps."""
+        return None if self.epoch_steps is None else done // self.epoch_steps
 
 
 def schedule_of(config: PipelineConfig, plan: BatchPlan) -> Schedule:
@@ -63,6 +69,7 @@ def schedule_of(config: PipelineConfig, plan: BatchPlan) -> Schedule:
         config.max_train_steps or (config.max_train_epochs or 0) * per_epoch,
         config.save_every_n_steps or (config.save_every_n_epochs or 0) * per_epoch,
         validate_every if config.validation_prompts else 0,
+        None if config.save_every_n_steps else per_epoch,
     )
 
 
@@ -144,12 +151,12 @@ def train(
         stopping = stop.is_set
         due = stopping or schedule.saves_at(done)
         if due:
-            _save(state, checkpoints)
+            _save(state, checkpoints, schedule)
         meter.report(_progress(history, schedule), always=due)
         if stopping and done < schedule.total_steps:
             raise InterruptedRun
         if schedule.validates_at(done):
-            _validate(state, checkpoints, validate, saved=due)
+            _validate(state, checkpoints, schedule, validate, saved=due)
             meter.start_from(done)
 
 
@@ -206,14 +213,20 @@ def _progress(history: LossHistory, schedule: Schedule) -> Progress:
     )
 
 
-def _save(state: TrainingState, checkpoints: Checkpoints) -> None:
+def _save(state: TrainingState, checkpoints: Checkpoints, schedule: Schedule) -> None:
+    done = state.history.steps
     if not all_finite(state.parameters):
-        raise DivergedError("a weight after the update", state.history.steps, (), DIVERGED_ADVICE)
-    checkpoints.save(state)
+        raise DivergedError("a weight after the update", done, (), DIVERGED_ADVICE)
+    checkpoints.save(state, epoch=schedule.epoch_at(done), scheduled=schedule.saves_at(done))
 
 
 def _validate(
-    state: TrainingState, checkpoints: Checkpoints, validate: Callable[[int], None], *, saved: bool
+    state: TrainingState,
+    checkpoints: Checkpoints,
+    schedule: Schedule,
+    validate: Callable[[int], None],
+    *,
+    saved: bool,
 ) -> None:
     """Validate the published weights; if interrupted, save a state that is not saved yet."""
     try:
@@ -221,7 +234,7 @@ def _validate(
             validate(state.history.steps)
     except InterruptedRun:
         if not saved:
-            _save(state, checkpoints)
+            _save(state, checkpoints, schedule)
         raise
 
 

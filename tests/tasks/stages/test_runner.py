@@ -191,7 +191,7 @@ def test_a_job_passes_all_stages_and_is_published(
     assert Path(result["published"]).read_bytes() == b"weights 20"
     assert result["files"] == [
         f"outputs/{job_id}/lamp.safetensors",
-        f"outputs/{job_id}/lamp-000010.safetensors",
+        f"outputs/{job_id}/lamp-step00000010.safetensors",
     ]
     record = state.get(job_id)
     assert record.status == JobStatus.SUCCEEDED
@@ -247,6 +247,29 @@ def test_old_checkpoints_are_pruned_after_a_newer_is_recorded(
     trainer = ScriptedTrainer(saved(store, 10), saved(store, 20), TRAINED)
     run_stage("train", train, job_id, worker_with(state, store, tmp_path, trainer))
     assert store.keys("jobs/x") == ["jobs/x/20/lamp.safetensors", "jobs/x/20/state"]
+
+
+def test_a_pause_changes_no_published_file(
+    state: JobStore, store: Store, tmp_path: Path, job_document: dict[str, Any]
+) -> None:
+    job_document["training"] |= {"max_checkpoints": 2, **dict.fromkeys(CACHES, False)}
+    job_id = submit(job_document, state, "result").job_id
+    worker = worker_with(state, store, tmp_path, ScriptedTrainer())
+    run_stage("prepare", leave(dataset=empty_dataset(store)), job_id, worker)
+    run_stage("cache", cache, job_id, worker)
+    epochs = [saved(store, 10 * epoch).model_copy(update={"epoch": epoch}) for epoch in (1, 2, 3)]
+    paused = saved(store, 27).model_copy(update={"epoch": 2, "scheduled": False})
+    stopped = ScriptedTrainer(*epochs[:2], paused, ends=TrainerInterrupted())
+    outcome_of("train", train, job_id, worker_with(state, store, tmp_path, stopped))
+    kept = [checkpoint.step for checkpoint in state.get(job_id).artifacts.checkpoints]
+    assert kept == [10, 20, 27]
+    resumed = ScriptedTrainer(epochs[2], TRAINED)
+    run_stage("train", train, job_id, worker_with(state, store, tmp_path, resumed))
+    assert resumed.requests[0].resume_state_key == paused.state_key
+    assert {key.split("/")[2] for key in store.keys("jobs/x")} == {"20", "30"}
+    result = run_stage("publish", publish, job_id, worker)
+    names = [key.rsplit("/", 1)[1] for key in result["files"]]
+    assert names == ["lamp.safetensors", "lamp-000002.safetensors"]
 
 
 def test_a_failing_stage_fails_the_job_with_its_message(

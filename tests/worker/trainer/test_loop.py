@@ -176,7 +176,7 @@ def test_epochs_count_batches_of_all_buckets_in_groups(tiny_flux: Path, data: Im
         gradient_accumulation_steps=2,
     )
     # Five batches of one, in groups of two: three updates an epoch.
-    assert [saved.step for saved in run.checkpoints] == [3, 6]
+    assert [(saved.step, saved.epoch) for saved in run.checkpoints] == [(3, 1), (6, 2)]
     assert run.done.steps == 6
 
 
@@ -188,6 +188,7 @@ def test_checkpoints_are_saved_when_due_and_at_the_end(
 ) -> None:
     run = trained(data, tiny_flux, save_every_n_steps=every, max_checkpoints=1)
     assert [saved.step for saved in run.checkpoints] == expected
+    assert all(saved.scheduled and saved.epoch is None for saved in run.checkpoints)
     # The stage removes old checkpoints, after it has recorded the new one.
     assert all(data.store.exists(saved.state_key) for saved in run.checkpoints)
     assert all(saved.weights.name == "lora.safetensors" for saved in run.checkpoints)

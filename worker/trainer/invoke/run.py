@@ -214,7 +214,10 @@ class Run:
             raise DivergedError("a weight after the update", self._done, (), DIVERGED_ADVICE)
         with _weights_kept(models):
             save(**arguments)
-        self._checkpoints.save(self.state)
+        schedule, done = self._schedule, self._done
+        self._checkpoints.save(
+            self.state, epoch=schedule.epoch_at(done), scheduled=schedule.saves_at(done)
+        )
         self._saved = self._done
         if self._stopping and self._done < self._schedule.total_steps:
             raise InterruptedRun
