@@ -325,6 +325,11 @@ class FluxLoraConfig(PipelineConfig):
             found.append("FLUX works best from 768 px up; data_loader.resolution is below that")
         if self.train_batch_size > 2:
             found.append("train_batch_size above 2 needs much memory with FLUX")
+        offloads = self.validation_prompts and self.enable_cpu_offload_during_validation
+        if self.quantization is not None and offloads:
+            found.append(
+                "enable_cpu_offload_during_validation leaves the quantized transformer on the GPU"
+            )
         text_done = self.cache_text_encoder_outputs or self.train_text_encoder
         latents_done = self.cache_vae_outputs or not self.data_loader.center_crop
         if not (text_done and latents_done):

@@ -149,7 +149,7 @@ class PipelineConfig(StrictModel):
 
     enable_cpu_offload_during_validation: Annotated[bool, Affects.NO_NUMBER, IF_VALIDATING] = False
     """Keep on the GPU only the model in use while making validation images. Slower, and takes
-    less memory; it acts with validation_prompts."""
+    less memory; it acts with validation_prompts. A quantized transformer stays on the GPU."""
 
     gradient_accumulation_steps: PositiveInt = 1
     """Batches whose gradients make one weight update."""

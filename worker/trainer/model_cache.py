@@ -20,8 +20,8 @@ class ModelSpec:
     Attributes:
         identity: Everything that decides the model; a cached one of another identity is dropped.
         load: Loads the model onto the device.
-        movable: Whether it can be moved to main memory and back; quantized models cannot, and are
-            dropped instead.
+        movable: Whether it can be moved to main memory and back; quantized models cannot, stay
+            where they were loaded, and are dropped instead.
     """
 
     identity: Hashable
@@ -53,7 +53,8 @@ class ModelCache:
         for part, spec in specs.items():
             if part not in self._cached:
                 self._cached[part] = spec, spec.load()
-            self._cached[part][1].to(device)
+            if spec.movable:
+                self._cached[part][1].to(device)
         return {part: self._cached[part][1] for part in specs}
 
     def drop(self, part: str) -> None:

@@ -5,7 +5,7 @@ The folder of each model family makes its training types of these parts; ``famil
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -37,12 +37,14 @@ class Models(Generic[DenoiserT, TextT]):
         vae_scaling: The scale of the VAE's latents.
         vae: None if latents are cached.
         text: The text encoders; None if their outputs are cached.
+        denoiser_moves: Whether the denoiser can be moved to main memory and back.
     """
 
     denoiser: DenoiserT
     vae_scaling: VaeScaling
     vae: AutoencoderKL | None
     text: TextT | None
+    denoiser_moves: bool = field(default=True, kw_only=True)
 
 
 class Precision:

@@ -166,14 +166,15 @@ class Validation:
         if not self._config.enable_cpu_offload_during_validation:
             yield
             return
-        for module in modules:
+        moved = [m for m in modules if m is not self._denoiser or self._models.denoiser_moves]
+        for module in moved:
             module.to("cpu")
         release_memory()
         try:
             yield
         finally:
             # Module.to keeps the parameter objects, which the optimizer refers to.
-            for module in modules:
+            for module in moved:
                 module.to(self._device)
 
 

@@ -92,7 +92,8 @@ def take_models(config: FluxLoraConfig, device: torch.device, cache: ModelCache)
     denoiser = _transformer_spec(config, device)
     specs = needed_specs(config, device, denoiser, lambda: text_spec(config, device))
     found = cache.take(device, specs)
-    return FluxModels(found["denoiser"], scaling, found.get("vae"), found.get("text"))
+    vae, text = found.get("vae"), found.get("text")
+    return FluxModels(found["denoiser"], scaling, vae, text, denoiser_moves=denoiser.movable)
 
 
 def text_spec(config: FluxLoraConfig, device: torch.device) -> ModelSpec:
@@ -136,7 +137,8 @@ def load_transformer(config: FluxLoraConfig, device: torch.device) -> FluxTransf
     model.requires_grad_(False)
     if config.quantization is not None:
         quantize(model, config.quantization, device)
-    model.to(device)  # type: ignore[arg-type] # its decorator hides it
+    else:
+        model.to(device)  # type: ignore[arg-type] # its decorator hides it
     return model
 
 

@@ -9,56 +9,109 @@ from typing import Any
 
 import torch
 
+from worker.trainer.memory import release_memory
+
 _BLOCKS = ("transformer_blocks", "single_transformer_blocks")
 
 
 def quantize(model: torch.nn.Module, kind: str, device: torch.device) -> None:
-    """Quantize a model on the CPU, block by block while it moves to the device.
+    """Quantize a model on the CPU, block by block while it moves to the device, where it stays.
 
     The device never holds more than one unquantized block.
 
     Args:
         model: FLUX's transformer, frozen.
         kind: ``fp8``, ``int8`` or ``nf4``.
-        device: The device of the blocks; the rest stays on the CPU.
+        device: The device.
     """
-    for name in _BLOCKS:
-        for block in getattr(model, name):
+    for name, part in model.named_children():
+        for block in part.children() if name in _BLOCKS else ():
             block.to(device)
-            if kind == "nf4":
-                _to_nf4(block, device)
-            else:
-                _to_8_bits(block, kind)
+            _quantize_block(block, kind, device)
+        if name not in _BLOCKS:
+            part.to(device)
+    # The last blocks' unquantized weights.
+    release_memory()
 
 
-def _is_quantized(module: torch.nn.Module, path: str) -> bool:
-    return isinstance(module, torch.nn.Linear) and not path.startswith("norm")
+def _quantize_block(block: torch.nn.Module, kind: str, device: torch.device) -> None:
+    for path, linear in list(block.named_modules()):
+        if isinstance(linear, torch.nn.Linear) and not path.startswith("norm"):
+            layer = _in_nf4(linear, device) if kind == "nf4" else _in_8_bits(linear, kind)
+            layer.register_forward_pre_hook(_cast_input)
+            block.set_submodule(path, layer)
 
 
-def _to_8_bits(block: torch.nn.Module, kind: str) -> None:
-    """Quantize weights to 8 bits with a scale for each row; each use dequantizes them."""
+def _in_8_bits(linear: torch.nn.Linear, kind: str) -> torch.nn.Module:
+    """Quantize weights to 8 bits with a scale for each row."""
     torchao = import_module("torchao.quantization")
     config = torchao.Float8WeightOnlyConfig if kind == "fp8" else torchao.Int8WeightOnlyConfig
-    torchao.quantize_(block, config(), filter_fn=_is_quantized)
-    # torchao makes new parameters, which are trainable by default.
-    block.requires_grad_(False)
+    layer = _Linear8(linear.in_features, linear.out_features, device="meta")
+    layer.weight, layer.bias = linear.weight, linear.bias
+    # Without the process-wide settings of inductor that it recommends for inference.
+    torchao.quantize_(layer, config(set_inductor_config=False))
+    # torchao makes a new parameter, which is trainable by default.
+    return layer.requires_grad_(False)
 
 
-def _to_nf4(block: torch.nn.Module, device: torch.device) -> None:
+def _in_nf4(linear: torch.nn.Linear, device: torch.device) -> torch.nn.Module:
     """Quantize to 4-bit normal floats, a scale for each 64 weights (Dettmers et al., 2023)."""
     bitsandbytes = import_module("bitsandbytes")
-    for path, linear in list(block.named_modules()):
-        if not isinstance(linear, torch.nn.Linear) or not _is_quantized(linear, path):
-            continue
-        layer: Any = bitsandbytes.nn.LinearNF4(
-            linear.in_features,
-            linear.out_features,
-            bias=linear.bias is not None,
-            compute_dtype=linear.weight.dtype,
-        )
-        layer.weight = bitsandbytes.nn.Params4bit(
-            linear.weight.data, requires_grad=False, quant_type="nf4"
-        )
-        layer.bias = linear.bias
-        # The move to the device quantizes the weights.
-        block.set_submodule(path, layer.to(device))
+    layer: Any = bitsandbytes.nn.LinearNF4(
+        linear.in_features,
+        linear.out_features,
+        bias=linear.bias is not None,
+        compute_dtype=linear.weight.dtype,
+    )
+    layer.weight = bitsandbytes.nn.Params4bit(
+        linear.weight.data, requires_grad=False, quant_type="nf4"
+    )
+    layer.bias = linear.bias
+    # Validation would repack the weights for the CPU, in a format that cannot be trained on.
+    layer.support_avx512bf16_for_cpu = False
+    # The move to the device quantizes the weights.
+    moved: torch.nn.Module = layer.to(device)
+    return moved
+
+
+def _cast_input(_layer: torch.nn.Module, args: tuple[torch.Tensor]) -> tuple[torch.Tensor] | None:
+    """Cast a layer's input as autocast does for ordinary layers.
+
+    A quantized layer returns its input's dtype, and a norm's output is float32: all that follows
+    would be float32, too.
+    """
+    [x] = args
+    device = x.device.type
+    return (x.to(torch.get_autocast_dtype(device)),) if torch.is_autocast_enabled(device) else None
+
+
+class _Linear8(torch.nn.Linear):
+    """A frozen linear layer whose weight torchao keeps in 8 bits, for the backward pass too."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x W^T + b, (..., out), for x (..., in)."""
+        product: Any = _Product8.apply
+        result: torch.Tensor = product(x, self.weight, self.bias)
+        return result
+
+
+class _Product8(torch.autograd.Function):
+    """The product with an 8-bit weight: autograd itself would keep the 16-bit weight it is made of.
+
+    Forward and backward are torchao's, to the bit; each makes the 16-bit weight for itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: Any, bias: torch.Tensor | None) -> torch.Tensor:
+        """Return x W^T + b, (..., out)."""
+        ctx.weight = weight  # a frozen parameter, which its layer keeps alive
+        return torch.nn.functional.linear(x, weight, bias).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Return the gradient of x, (..., in)."""
+        [grad], weight = grads, ctx.weight
+        if weight.qdata.dtype != torch.int8:  # y = x W^T
+            return grad @ weight.dequantize(grad.dtype), None, None
+        scaled = grad * weight.scale.to(grad.dtype).flatten()  # y = (x Q^T) * scale
+        return scaled @ weight.qdata.to(grad.dtype), None, None

@@ -3,10 +3,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
 from tests.worker.trainer.runs import CACHED, Images, config_of, run_train
 from worker.trainer.errors import MissingLibraryError
 from worker.trainer.flux.models import load_transformer
+from worker.trainer.model_cache import ModelCache
 from worker.trainer.tiny_models import build_tiny_flux
 
 CPU = torch.device("cpu")
@@ -65,6 +67,71 @@ def test_only_layers_of_blocks_are_quantized(model: Path, kind: str) -> None:
     }
     assert len(changed) == 12 + 5
     assert all(path.split(".")[0].endswith("transformer_blocks") for path in changed)
+
+
+@pytest.mark.parametrize("kind", ["fp8", "int8"])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_8_bits_train_as_torchao_and_keep_no_16_bit_weight(
+    model: Path, kind: str, autocast: bool
+) -> None:
+    layer = linear_of(model, kind)
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.randn(2, 32, layer.in_features, generator=generator).bfloat16()
+    grads = torch.randn(2, 32, layer.out_features, generator=generator).bfloat16()
+
+    def run(compute: Any) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
+        x, kept = inputs.clone().requires_grad_(), []
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            kept.append(tensor.numel() * tensor.element_size())
+            return tensor
+
+        hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+        with hooks, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            y = compute(x)
+        y.backward(grads)
+        assert x.grad is not None
+        return y, x.grad, kept
+
+    torchaos = run(lambda x: torch.nn.functional.linear(x, layer.weight, layer.bias))
+    ours = run(layer)
+    assert torch.equal(ours[0], torchaos[0])
+    assert torch.equal(ours[1], torchaos[1])
+    assert max(torchaos[2]) >= 2 * layer.weight.numel()
+    assert ours[2] == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_result_after_a_norm_has_the_computations_dtype(
+    model: Path, kind: str, dtype: torch.dtype
+) -> None:
+    layer = linear_of(model, kind)
+    x = torch.randn(8, layer.in_features, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", dtype):
+        assert layer(x).dtype == dtype
+        assert torch.equal(layer(x), layer(x.to(dtype)))
+    assert layer(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_quantized_transformer_stays_on_the_gpu(
+    model: Path, data: Images, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    moved: list[Any] = []
+    monkeypatch.setattr(FluxTransformer2DModel, "to", lambda _, device: moved.append(device))
+    options: dict[str, Any] = {
+        "max_train_steps": 1,
+        "validate_every_n_steps": 1,
+        "validation_prompts": ["a cat"],
+        "enable_cpu_offload_during_validation": True,
+    }
+    config = config_of(model, quantization=kind, weight_dtype="bfloat16", **options)
+    assert "leaves the quantized transformer on the GPU" in " ".join(config.warnings())
+    cache = ModelCache()
+    for _ in range(2):
+        run_train(data, config, models=cache)
+    assert moved == []
 
 
 @pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning")
