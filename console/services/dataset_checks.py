@@ -26,6 +26,7 @@ from console.services.shares import Share
 from console.services.threads import in_thread
 from console.views import DatasetView, ErrorView, ImageView
 from tasks.base_models.check import check_base_model
+from tasks.base_models.noise_schedule import noise_notes
 from tasks.data.decoder_pool import DecodeError, DecoderLimits, decode_all, unpack_archive
 from tasks.data.images import SUFFIXES
 from tasks.data.read_policy import ReadPolicy
@@ -253,6 +254,7 @@ def _check(request: CheckRequest) -> dict[str, Any]:
     # Both always run: the caller gets all problems at once.
     model_problems = check_base_model(config)
     report = check_dataset(config, sources, decoders=_DECODERS)
+    report.warnings[:0] = noise_notes(config)
     reply = {"report": report.document(), "sizes": list(report.buckets.values())}
     if model_problems:
         return {**reply, **_error(BaseModelError(model_problems, "prepare"))}

@@ -873,8 +873,9 @@ export interface SdxlFinetuneConfig {
    */
   vae_model?: string | null;
   /**
-   * The UNet's target: the noise, or the velocity (Salimans & Ho, 2022). Null: as the base
-   * model's scheduler config says.
+   * The UNet's target: the noise, or the velocity (Salimans & Ho, 2022). Null: what a single
+   * file says by its tensors `v_pred` and `ztsnr` or its header, else the base model's scheduler
+   * config. A velocity is trained with zero terminal SNR (Lin et al., 2023) where these say so.
    */
   prediction_type?: "epsilon" | "v_prediction" | null;
   /**
@@ -1075,8 +1076,9 @@ export interface SdxlLoraConfig {
    */
   vae_model?: string | null;
   /**
-   * The UNet's target: the noise, or the velocity (Salimans & Ho, 2022). Null: as the base
-   * model's scheduler config says.
+   * The UNet's target: the noise, or the velocity (Salimans & Ho, 2022). Null: what a single
+   * file says by its tensors `v_pred` and `ztsnr` or its header, else the base model's scheduler
+   * config. A velocity is trained with zero terminal SNR (Lin et al., 2023) where these say so.
    */
   prediction_type?: "epsilon" | "v_prediction" | null;
   /**
@@ -1310,8 +1312,9 @@ export interface SdxlTextualInversionConfig {
    */
   vae_model?: string | null;
   /**
-   * The UNet's target: the noise, or the velocity (Salimans & Ho, 2022). Null: as the base
-   * model's scheduler config says.
+   * The UNet's target: the noise, or the velocity (Salimans & Ho, 2022). Null: what a single
+   * file says by its tensors `v_pred` and `ztsnr` or its header, else the base model's scheduler
+   * config. A velocity is trained with zero terminal SNR (Lin et al., 2023) where these say so.
    */
   prediction_type?: "epsilon" | "v_prediction" | null;
   /**

@@ -105,8 +105,9 @@ class SdxlConfig(PipelineConfig):
     embedding's file does not contain it, but full_diffusers and single_file do."""
 
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
-    """The UNet's target: the noise, or the velocity (Salimans & Ho, 2022). Null: as the base
-    model's scheduler config says."""
+    """The UNet's target: the noise, or the velocity (Salimans & Ho, 2022). Null: what a single
+    file says by its tensors ``v_pred`` and ``ztsnr`` or its header, else the base model's scheduler
+    config. A velocity is trained with zero terminal SNR (Lin et al., 2023) where these say so."""
 
     min_snr_gamma: PositiveFloat | None = 5.0
     """Weight each sample's loss by min(snr, gamma) / snr, and with v-prediction by

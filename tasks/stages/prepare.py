@@ -7,6 +7,7 @@ from threading import Lock
 
 from routing.queues import CPU_QUEUE
 from tasks.base_models.check import check_base_model
+from tasks.base_models.noise_schedule import noise_notes
 from tasks.data.ingest import ingest
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
@@ -68,7 +69,9 @@ def check(
     problems = check_base_model(config)
     if problems:
         raise BaseModelError(problems, "prepare")
-    return check_dataset(config, sources, check_stop=check_stop)
+    report = check_dataset(config, sources, check_stop=check_stop)
+    report.warnings[:0] = noise_notes(config)
+    return report
 
 
 def read_policy_of(context: StageContext) -> ReadPolicy:

@@ -22,6 +22,7 @@ from tasks.base_models.files import (
     vae_config,
     variant,
 )
+from tasks.base_models.noise_schedule import noise_schedule
 from tasks.jobs.sdxl import SdxlConfig
 from worker.trainer.base_model import (
     TEXT_PARTS,
@@ -208,14 +209,14 @@ def load_text_encoders(config: SdxlConfig, device: torch.device) -> StableDiffus
 
 
 def load_noise_scheduler(config: SdxlConfig) -> DDPMScheduler:
-    """Load the base model's noise levels; prediction_type, if set, replaces its own.
+    """Load the noise levels that the run trains at, and what its UNet predicts.
 
     Raises:
-        BaseModelFilesError: It has no scheduler.
+        BaseModelFilesError: The base model has no scheduler.
     """
     folder = base_model_folder(config, ("scheduler",))
     values = json_object(folder, "scheduler/scheduler_config.json")
-    given = {} if config.prediction_type is None else {"prediction_type": config.prediction_type}
+    given = noise_schedule(config).scheduler_values
     scheduler: DDPMScheduler = DDPMScheduler.from_config(values, **given)
     return scheduler
 

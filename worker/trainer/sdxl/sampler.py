@@ -7,6 +7,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
     StableDiffusionXLPipeline,
 )
 
+from tasks.base_models.noise_schedule import noise_schedule
 from tasks.buckets import Size
 from tasks.jobs.sdxl import SdxlConfig
 from worker.trainer.base_model import load_scheduler
@@ -33,8 +34,6 @@ class SdxlSampler:
         self.channels = unet.config["in_channels"]
         self.negative_prompts = config.negative_validation_prompts
         self._dtype = unet.dtype
-        prediction = config.prediction_type
-        overrides = {"prediction_type": prediction} if prediction else {}
         # The signature takes no None for a component; the code does.
         new_pipeline: Any = StableDiffusionXLPipeline
         self._pipeline: Any = new_pipeline(
@@ -44,7 +43,7 @@ class SdxlSampler:
             tokenizer=None,
             tokenizer_2=None,
             unet=unet,
-            scheduler=load_scheduler(config, **overrides),
+            scheduler=load_scheduler(config, **noise_schedule(config).scheduler_values),
             add_watermarker=False,
         )
         self._pipeline.set_progress_bar_config(disable=True)

@@ -7,17 +7,22 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
     StableDiffusionXLPipeline,
 )
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.training_utils import compute_snr
 
+from tasks.base_models.noise_schedule import noise_schedule
 from tasks.buckets import Size
 from tasks.jobs.sdxl import SdxlFinetuneConfig
 from tests.worker.trainer.runs import Images, images, run_train, sdxl_config_of
+from worker.trainer.base_model import load_scheduler
 from worker.trainer.data.batches import Batch, SampleReader
+from worker.trainer.export.safetensors_file import write_safetensors
 from worker.trainer.families import take_text
 from worker.trainer.model_cache import ModelCache
 from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.denoising import min_snr_weight
 from worker.trainer.sdxl.family import take_finetune_models
 from worker.trainer.sdxl.finetune_recipe import SdxlFinetune
+from worker.trainer.sdxl.models import load_noise_scheduler
 from worker.trainer.tiny_models import build_tiny_sdxl
 
 CPU = torch.device("cpu")
@@ -102,6 +107,29 @@ def test_prediction_type_defaults_to_the_base_models(
     own = recipe_of(model).losses(batch)
     assert torch.equal(own, recipe_of(model, prediction_type="v_prediction").losses(batch))
     assert not torch.equal(own, recipe_of(model, prediction_type="epsilon").losses(batch))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@torch.no_grad()
+def test_keys_of_a_single_file_decide_targets_and_noise_levels(
+    tiny_sdxl: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "vpred.safetensors"
+    write_safetensors(file, {"v_pred": torch.zeros(0), "ztsnr": torch.zeros(0)})
+    config = sdxl_config_of("SDXL_LORA", file, single_file_config=str(tiny_sdxl))
+    scheduler: Any = load_noise_scheduler(config)
+    assert scheduler.config["prediction_type"] == "v_prediction"
+    assert scheduler.alphas_cumprod[-1] == 0
+    sampler = load_scheduler(config, **noise_schedule(config).scheduler_values)
+    assert sampler.config["prediction_type"] == "v_prediction"
+    sampler.set_timesteps(30)
+    assert sampler.timesteps[0] == 999
+    # The last level is pure noise: the velocity there is minus the image.
+    z, noise, t = torch.full((1, 4, 2, 2), 2.0), torch.ones((1, 4, 2, 2)), torch.tensor([999])
+    assert torch.equal(scheduler.add_noise(z, noise, t), noise)
+    assert torch.equal(scheduler.get_velocity(z, noise, t), -z)
+    snr: torch.Tensor = compute_snr(scheduler, t)  # type: ignore[no-untyped-call]
+    assert min_snr_weight(snr, 5.0, velocity=True).tolist() == [0.0]
 
 
 @torch.no_grad()

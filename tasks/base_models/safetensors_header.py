@@ -1,0 +1,98 @@
+"""The header of a safetensors file: its tensors' names, types and shapes, without torch."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tasks.errors import BaseModelFilesError
+
+# safetensors itself refuses longer headers.
+_MAX_HEADER_BYTES = 100_000_000
+# How files begin that people rename to .safetensors, or get instead of one.
+_OTHER_FILES = {
+    b"GGUF": "it is a GGUF file, whose weights are quantized; use the model's .safetensors file",
+    b"PK\x03\x04": "it is a pickle checkpoint, which can run code; use a .safetensors file",
+    b"\x80\x02": "it is a pickle checkpoint, which can run code; use a .safetensors file",
+    b"version ": "it is a pointer of Git LFS, not the file itself; get it with git lfs pull",
+    b"<": "it is a web page, not a safetensors file; download it again, logged in if need be",
+}
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of a file.
+
+    Attributes:
+        dtype: safetensors' name of its type, such as ``BF16`` or ``F8_E4M3``.
+        shape: Its shape.
+        start: Where its data begins in the file, in bytes.
+        end: Where its data ends.
+    """
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """The header of one file.
+
+    Attributes:
+        path: The file.
+        tensors: Its tensors by name.
+        metadata: The texts that its author added.
+    """
+
+    path: Path
+    tensors: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]
+
+
+def read_header(path: Path) -> Header:
+    """Return the header of a complete safetensors file.
+
+    Raises:
+        BaseModelFilesError: The file is missing, damaged, truncated or something else.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            first = file.read(8)
+            length = int.from_bytes(first, "little")
+            if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+                raise BaseModelFilesError(str(path), _what_else(first))
+            values = json.loads(file.read(length))
+    except (OSError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "it has a damaged safetensors header"
+        raise BaseModelFilesError(str(path), reason) from error
+    except ValueError as error:
+        raise BaseModelFilesError(str(path), "it has a damaged safetensors header") from error
+    return _header(path, values, 8 + length, size)
+
+
+def _header(path: Path, values: Any, start: int, size: int) -> Header:
+    try:
+        metadata = values.pop("__metadata__", None) or {}
+        tensors = {str(name): _entry(entry, start) for name, entry in values.items()}
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise BaseModelFilesError(str(path), "it has a damaged safetensors header") from error
+    if max((entry.end for entry in tensors.values()), default=start) != size:
+        raise BaseModelFilesError(str(path), "it is truncated or damaged; download it again")
+    texts = {str(key): str(value) for key, value in metadata.items()}
+    return Header(path, tensors, texts)
+
+
+def _entry(entry: Any, start: int) -> TensorEntry:
+    first, last = map(int, entry["data_offsets"])
+    return TensorEntry(
+        str(entry["dtype"]), tuple(map(int, entry["shape"])), start + first, start + last
+    )
+
+
+def _what_else(first: bytes) -> str:
+    others = (what for start, what in _OTHER_FILES.items() if first.startswith(start))
+    return next(others, "it is not a safetensors file, or is truncated")
