@@ -13,6 +13,7 @@ _WORKER_MODULES = (
     "httpcore2",
     "httpx2",
     "huggingface_hub",
+    "pi_heif",
     "psutil",
     "pyarrow",
     "pynvml",

@@ -26,7 +26,7 @@ from tasks.data.archive_members import (
     damage_message,
     read_up_to,
 )
-from tasks.data.images import SUFFIXES
+from tasks.data.formats import SUFFIXES
 from tasks.data.opening import open_resolved
 from tasks.data.tar_reader import BLOCK_BYTES, TarReader, is_tar
 from tasks.errors import Problem

@@ -11,13 +11,23 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import BinaryIO
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, ImageOps, UnidentifiedImageError
 
-# Formats that are usual for photographs and drawings, with widely fuzzed decoders.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+from tasks.data.formats import (
+    AVIF,
+    HEIF,
+    JPEG,
+    NO_IMAGES,
+    READ,
+    READ_NAMES,
+    START_BYTES,
+    FileFormat,
+    format_of_data,
+)
+
 # 16k x 16k: more than any camera has.
 MAX_PIXELS = 16384 * 16384
 MAX_DECODING_BYTES = 2 * 2**30
@@ -30,6 +40,8 @@ _END_OF_IMAGE, _START_OF_SCAN = b"\xd9", b"\xda"
 _STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}
 # libwebp's two canvases, its lossless pixels, the frame's copy, and the image.
 _WEBP_BYTES = 18.0
+# The coded planes of up to 16 bits, the pixels of libheif or libavif, and Pillow's.
+_HEIF_BYTES, _AVIF_BYTES = 28.0, 20.0
 # libjpeg holds the coefficients of a whole image that has several scans.
 _COEFFICIENT_BYTES = 2
 # Small enough to be hashed while it is in the processor's cache.
@@ -38,6 +50,8 @@ _STRIP_BYTES = 64 * 1024
 _STRIP_PIXELS = 2**20
 # Pillow warns at a third of our limit, and its warnings cannot be silenced safely in threads.
 Image.MAX_IMAGE_PIXELS = None
+# Each thread would take memory that the header does not declare.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 # Whatever Pillow raises for invalid bytes. struct.error: it rotates images by rewriting their EXIF
 # data, which may be damaged.
 _DAMAGE_ERRORS = (
@@ -55,6 +69,18 @@ _DAMAGE_ERRORS = (
 
 class UnreadableImageError(ValueError):
     """The bytes are not a supported image; the message says why."""
+
+
+class OtherFormatError(UnreadableImageError):
+    """The bytes are of a format that is known and not read.
+
+    Args:
+        format: The format.
+    """
+
+    def __init__(self, format: FileFormat) -> None:
+        super().__init__(f"is {format.article} {format.name}, which is not read; {format.remedy}")
+        self.format = format
 
 
 @dataclass(frozen=True)
@@ -82,7 +108,7 @@ def read_header(file: BinaryIO) -> ImageHeader:
             # Opening it would allocate the canvas.
             (width, height), bytes_a_pixel = canvas, _WEBP_BYTES
         else:
-            with Image.open(file, formats=FORMATS) as image:
+            with _opened(file) as image:
                 (width, height), bytes_a_pixel = image.size, _bytes_a_pixel(image)
     if width * height > MAX_PIXELS:
         raise UnreadableImageError(f"has {width}x{height} pixels; the maximum is {MAX_PIXELS:,}")
@@ -109,8 +135,8 @@ def open_image(data: bytes) -> Image.Image:
         UnreadableImageError: The bytes are not an image, are truncated, or break a limit.
     """
     check_memory(len(data) + read_header(io.BytesIO(data)).decoding_bytes)
-    with _damage_reported(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if image.format in ("JPEG", "MPO") and _has_many_scans(data):
+    with _damage_reported(), _opened(io.BytesIO(data)) as image:
+        if format_of_data(data[:START_BYTES]) is JPEG and _has_many_scans(data):
             raise UnreadableImageError(
                 f"is a JPEG of over {MAX_JPEG_SCANS} scans, which take long to decode"
             )
@@ -145,7 +171,7 @@ class ImageFacts:
     """Properties of an image file, before it becomes upright RGB.
 
     Attributes:
-        format: One of ``FORMATS``.
+        format: The name of one of ``formats.READ``.
         mode: Pillow's pixel mode, such as ``CMYK``.
         is_transparent: Whether it has an alpha channel or a transparent color.
         frames: The number of frames of an animation; 1 for a still image.
@@ -159,9 +185,50 @@ class ImageFacts:
 
 def image_facts(data: bytes) -> ImageFacts:
     """Return the properties of a readable image file, without decoding it."""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        frames = getattr(image, "n_frames", 1)
-        return ImageFacts(str(image.format), image.mode, image.has_transparency_data, frames)
+    format = _format(io.BytesIO(data))
+    with _opened(io.BytesIO(data)) as image:
+        # Phones and cameras put previews and depth maps behind the image of a JPEG.
+        frames = 1 if format is JPEG else getattr(image, "n_frames", 1)
+        return ImageFacts(format.name, image.mode, image.has_transparency_data, frames)
+
+
+def _format(file: BinaryIO) -> FileFormat:
+    """Return the format of an image that is read, by the file's first bytes.
+
+    Raises:
+        UnreadableImageError: It is none.
+    """
+    start = file.read(START_BYTES)
+    file.seek(0)
+    found = format_of_data(start)
+    if not start:
+        raise UnreadableImageError("is empty")
+    if found is None:
+        raise UnreadableImageError(f"is not a {READ_NAMES} image")
+    if found in NO_IMAGES:
+        message = f"is {found.article} {found.name}, not an image; {found.remedy}"
+        raise UnreadableImageError(message)
+    if found not in READ:
+        raise OtherFormatError(found)
+    return found
+
+
+def _opened(file: BinaryIO) -> Image.Image:
+    """Open an image with the decoder of its format, and no other."""
+    format = _format(file)
+    if format is HEIF:
+        _register_heif()
+    return Image.open(file, formats=(format.decoder,))
+
+
+@cache
+def _register_heif() -> None:
+    """Add the decoder of HEIF to Pillow."""
+    # Here: few datasets need it, and its library is large.
+    from pi_heif import register_heif_opener
+
+    # Each thread would take memory that the header does not declare.
+    register_heif_opener(thumbnails=False, decode_threads=1)
 
 
 @contextmanager
@@ -172,7 +239,7 @@ def _damage_reported() -> Iterator[None]:
     except UnreadableImageError:
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImageError(f"is not a {', '.join(FORMATS)} image") from error
+        raise UnreadableImageError(f"is not a {READ_NAMES} image") from error
     except _DAMAGE_ERRORS as error:
         reason = str(error) or type(error).__name__
         raise UnreadableImageError(f"cannot be decoded: {reason}") from error
@@ -180,6 +247,8 @@ def _damage_reported() -> Iterator[None]:
 
 def _bytes_a_pixel(image: Image.Image) -> float:
     """Return the memory a pixel of the costliest step: decoding, rotating, or converting to RGB."""
+    if image.format in (HEIF.decoder, AVIF.decoder):
+        return _HEIF_BYTES if image.format == HEIF.decoder else _AVIF_BYTES
     stored = _STORED_BYTES.get(image.mode, 4)
     decoding = stored + _COEFFICIENT_BYTES * _jpeg_samples(image)
     rotated = 2 * stored

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from tasks.data.images import SUFFIXES
+from tasks.data.formats import READ_NAMES, SUFFIXES
 from tasks.data.opening import open_resolved
 from tasks.dataset import MAX_CAPTION_BYTES, MAX_ITEMS
 from tasks.errors import Problem
@@ -104,8 +104,7 @@ class Listing:
             count: The number of images in the source, with and without problems.
         """
         if not count:
-            kinds = ", ".join(sorted(SUFFIXES))
-            self.problems.append(Problem(self.location, f"has no image ({kinds})"))
+            self.problems.append(Problem(self.location, f"has no image ({READ_NAMES})"))
         if count > MAX_ITEMS:
             message = f"has over {MAX_ITEMS:,} images, the maximum"
             self.problems.append(Problem(self.location, message))

@@ -17,8 +17,8 @@ from tasks.data.decoder_pool import DecodeError, unpack_archive
 from tasks.data.download.downloads import Downloads
 from tasks.data.download.pace import MIN_BYTES_PER_S
 from tasks.data.download.protocol import DownloadError
+from tasks.data.formats import SUFFIXES
 from tasks.data.hub import fetch_hub
-from tasks.data.images import SUFFIXES
 from tasks.data.listing import (
     JsonlRows,
     Listing,

@@ -3,15 +3,16 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from tasks.buckets import Size, nearest_bucket
 from tasks.data.decoder_pool import DecodeError, DecoderLimits, decode_all
+from tasks.data.formats import format_of_name
 from tasks.data.image_check import CheckedImage
-from tasks.data.images import SUFFIXES, ImageFacts
+from tasks.data.images import ImageFacts
 from tasks.data.listing import MAX_PROBLEMS, Item, Listing
 from tasks.data.near_duplicates import near_pairs
 from tasks.data.sources import Sources
@@ -24,14 +25,6 @@ from tasks.jobs.pipeline import PipelineConfig
 _MAX_CROPPED = 0.5
 # No base model was trained on wider uncropped images.
 _MAX_ASPECT = 3.0
-_SUFFIXES_OF = {
-    "JPEG": (".jpg", ".jpeg"),
-    "PNG": (".png",),
-    "WEBP": (".webp",),
-    "BMP": (".bmp",),
-    # Several JPEGs in a file, as phones write.
-    "MPO": (".jpg", ".jpeg"),
-}
 _CHECKED_IMAGE = TypeAdapter(CheckedImage)
 
 
@@ -192,9 +185,9 @@ def _check(item: Item, result: object) -> Problem | _Checked:
 
 def _format_warnings(item: Item, facts: ImageFacts) -> Iterable[Problem]:
     """Yield what is lost when a file becomes upright RGB of 8 bits."""
-    suffix = PurePosixPath(item.path).suffix.lower()
     # Files in the download cache have no suffix.
-    if suffix in SUFFIXES and suffix not in _SUFFIXES_OF[facts.format]:
+    named = format_of_name(str(item.path))
+    if named is not None and named.name != facts.format:
         yield Problem(item.name, f"is a {facts.format} image; it is read as one", "rename it")
     if facts.is_transparent:
         yield Problem(item.name, "is partly transparent; a white background is added")

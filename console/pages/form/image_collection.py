@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from tasks.data.images import SUFFIXES
+from tasks.data.formats import SUFFIXES
 
 _MAX_NAME_BYTES = 120
 ACCEPTED = (*sorted(SUFFIXES), ".txt", ".zip")

@@ -122,7 +122,7 @@ def test_all_problems_of_a_folder_are_reported(folder: Path) -> None:
 
 def test_a_missing_or_empty_folder_is_refused(folder: Path) -> None:
     assert messages(listing_of(folder)) == [
-        f"{folder}: has no image (.bmp, .jpeg, .jpg, .png, .webp)"
+        f"{folder}: has no image (JPEG, PNG, WEBP, BMP, AVIF, HEIF)"
     ]
     for path in (folder / "none", folder.parent / "secret.png"):
         assert messages(listing_of(path)) == [f"{path}: there is no such folder on this worker"]

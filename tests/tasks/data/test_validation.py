@@ -86,7 +86,7 @@ def test_all_problems_are_reported_by_file(folder: Path) -> None:
         "a.png: has no caption; write it into a.txt",
         "b.jpg: has an empty caption",
         "c.txt: cannot be read as UTF-8 text",
-        "d.png: is not a JPEG, PNG, WEBP, BMP image",
+        "d.png: is not a JPEG, PNG, WEBP, BMP, AVIF, HEIF image",
     ):
         assert any(part in line for line in messages(report)), part
 
