@@ -330,10 +330,14 @@ export interface FluxLoraConfig {
    */
   mixed_precision?: "no" | "fp16" | "bf16" | "fp8";
   /**
-   * Recompute each block in the backward pass: far less memory, about 20 % slower.
+   * Recompute blocks of the denoiser in the backward pass instead of keeping their activations:
+   * less memory, up to a third more time, the same weights bit for bit. True recomputes all blocks,
+   * a number the first ones: FLUX has 57 (19 double, then 38 single), SDXL's UNet 7 (3 down, the
+   * middle, 3 up). `auto` is routed like true; submit then chooses the fewest blocks that fit the
+   * memory class. invoke-training has true and false only.
    * @default false
    */
-  gradient_checkpointing?: boolean;
+  gradient_checkpointing?: boolean | "auto" | number;
   /**
    * Use deterministic kernels only: a repeated or resumed run ends with the same weights, bit for
    * bit on the same hardware. False lets CUDA add in any order. A step then takes less time, by a
@@ -820,10 +824,14 @@ export interface SdxlFinetuneConfig {
    */
   mixed_precision?: "no" | "fp16" | "bf16" | "fp8";
   /**
-   * Recompute each block in the backward pass: far less memory, about 20 % slower.
+   * Recompute blocks of the denoiser in the backward pass instead of keeping their activations:
+   * less memory, up to a third more time, the same weights bit for bit. True recomputes all blocks,
+   * a number the first ones: FLUX has 57 (19 double, then 38 single), SDXL's UNet 7 (3 down, the
+   * middle, 3 up). `auto` is routed like true; submit then chooses the fewest blocks that fit the
+   * memory class. invoke-training has true and false only.
    * @default false
    */
-  gradient_checkpointing?: boolean;
+  gradient_checkpointing?: boolean | "auto" | number;
   /**
    * Use deterministic kernels only: a repeated or resumed run ends with the same weights, bit for
    * bit on the same hardware. False lets CUDA add in any order. A step then takes less time, by a
@@ -1023,10 +1031,14 @@ export interface SdxlLoraConfig {
    */
   mixed_precision?: "no" | "fp16" | "bf16" | "fp8";
   /**
-   * Recompute each block in the backward pass: far less memory, about 20 % slower.
+   * Recompute blocks of the denoiser in the backward pass instead of keeping their activations:
+   * less memory, up to a third more time, the same weights bit for bit. True recomputes all blocks,
+   * a number the first ones: FLUX has 57 (19 double, then 38 single), SDXL's UNet 7 (3 down, the
+   * middle, 3 up). `auto` is routed like true; submit then chooses the fewest blocks that fit the
+   * memory class. invoke-training has true and false only.
    * @default false
    */
-  gradient_checkpointing?: boolean;
+  gradient_checkpointing?: boolean | "auto" | number;
   /**
    * Use deterministic kernels only: a repeated or resumed run ends with the same weights, bit for
    * bit on the same hardware. False lets CUDA add in any order. A step then takes less time, by a
@@ -1259,10 +1271,14 @@ export interface SdxlTextualInversionConfig {
    */
   mixed_precision?: "no" | "fp16" | "bf16" | "fp8";
   /**
-   * Recompute each block in the backward pass: far less memory, about 20 % slower.
+   * Recompute blocks of the denoiser in the backward pass instead of keeping their activations:
+   * less memory, up to a third more time, the same weights bit for bit. True recomputes all blocks,
+   * a number the first ones: FLUX has 57 (19 double, then 38 single), SDXL's UNet 7 (3 down, the
+   * middle, 3 up). `auto` is routed like true; submit then chooses the fewest blocks that fit the
+   * memory class. invoke-training has true and false only.
    * @default false
    */
-  gradient_checkpointing?: boolean;
+  gradient_checkpointing?: boolean | "auto" | number;
   /**
    * Use deterministic kernels only: a repeated or resumed run ends with the same weights, bit for
    * bit on the same hardware. False lets CUDA add in any order. A step then takes less time, by a
@@ -1770,10 +1786,14 @@ export interface FluxAdvancedConfig {
    */
   weightDtype: "float32" | "float16" | "bfloat16";
   /**
-   * Recompute each block in the backward pass: far less memory, about 20 % slower.
+   * Recompute blocks of the denoiser in the backward pass instead of keeping their activations:
+   * less memory, up to a third more time, the same weights bit for bit. True recomputes all blocks,
+   * a number the first ones: FLUX has 57 (19 double, then 38 single), SDXL's UNet 7 (3 down, the
+   * middle, 3 up). `auto` is routed like true; submit then chooses the fewest blocks that fit the
+   * memory class. invoke-training has true and false only.
    * @default false
    */
-  gradientCheckpointing: boolean;
+  gradientCheckpointing: boolean | "auto" | number;
   /**
    * Encode captions once, ahead of training, and share the outputs with every later job. False
    * keeps both text encoders on the GPU and encodes at each step.

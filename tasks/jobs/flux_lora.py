@@ -111,6 +111,8 @@ _OTHER_SAMPLER = "timestep_sampler is {config.timestep_sampler!r}"
 class FluxLoraConfig(PipelineConfig):
     """A FLUX.1 LoRA training run."""
 
+    blocks = FLUX_BLOCKS
+
     type: Literal["FLUX_LORA"] = "FLUX_LORA"
     """Selects this training type."""
 
@@ -310,7 +312,7 @@ class FluxLoraConfig(PipelineConfig):
                 weight_dtype=self.weight_dtype,
                 quantization=self.quantization,
                 attention_only=targets <= ATTENTION_TARGETS,
-                checkpointed_blocks=FLUX_BLOCKS * self.gradient_checkpointing,
+                checkpointed_blocks=self.checkpointed_blocks,
                 text_encoders_resident=not self.cache_text_encoder_outputs,
                 optimizer_bytes=self.optimizer.state_bytes,
             ),

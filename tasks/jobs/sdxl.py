@@ -83,6 +83,8 @@ IF_UNET_TRAINED = ActsIf(lambda config: config.train_unet, "train_unet is false"
 class SdxlConfig(PipelineConfig):
     """An SDXL training run."""
 
+    blocks = UNET_BLOCKS
+
     model: ModelSource = "stabilityai/stable-diffusion-xl-base-1.0"
     """The base model: a diffusers folder, as the workers see it, a Hub id, or one
     ``.safetensors`` file with the whole model."""
@@ -166,7 +168,7 @@ class SdxlConfig(PipelineConfig):
                 trains_unet=trains_unet,
                 optimizer_bytes=self.optimizer.state_bytes,
                 weight_copies=copies,
-                checkpointed_blocks=UNET_BLOCKS * self.gradient_checkpointing,
+                checkpointed_blocks=self.checkpointed_blocks,
                 text_encoders_resident=resident_encoders,
                 vae_resident=not self.cache_vae_outputs,
             ),

@@ -79,6 +79,7 @@ NO_NUMBER = {
     "negative_validation_prompts",
     "num_validation_images_per_prompt",
     "enable_cpu_offload_during_validation",
+    "gradient_checkpointing",
     "lora_checkpoint_format",
     "save_checkpoint_format",
     "save_dtype",

@@ -32,7 +32,7 @@ OVERRIDES: dict[str, st.SearchStrategy[Any]] = {
     "lora_rank_dim": st.integers(1, 256),
     "weight_dtype": st.sampled_from(["float32", "float16", "bfloat16"]),
     "quantization": st.sampled_from([None, "fp8", "int8", "nf4"]),
-    "gradient_checkpointing": st.booleans(),
+    "gradient_checkpointing": st.booleans() | st.just("auto") | st.integers(0, 57),
     "cache_text_encoder_outputs": st.booleans(),
     "cache_vae_outputs": st.booleans(),
     "flux_lora_target_modules": st.sampled_from([["to_q"], ["attn.to_q", "proj_mlp"]]),
@@ -101,3 +101,26 @@ def test_no_calibration_moves_a_preset_below_its_floor(name: str, constants: Mem
         return
     assert route.memory_class >= FLOOR_CLASS[TrainingType(job.training.type)]
     assert route.memory_class.floor_gib >= route.estimate.needed_gib
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("flux_lora_1x40gb", 57), ("sdxl_lora_1x24gb", 7)])
+def test_gradient_checkpointing_has_four_strict_forms(name: str, blocks: int) -> None:
+    def checkpointed(value: Any) -> int:
+        training = {"data_loader": {"dataset": DATASET}, "gradient_checkpointing": value}
+        return parse_job({"preset": name, "training": training}).training.checkpointed_blocks
+
+    # JSON's 1 is no truth value.
+    valid: list[tuple[Any, int]] = [
+        (False, 0),
+        (0, 0),
+        (1, 1),
+        (blocks, blocks),
+        (True, blocks),
+        ("auto", blocks),
+    ]
+    assert [checkpointed(value) for value, _ in valid] == [number for _, number in valid]
+    message = rf"must be true, false, 'auto' or the number of blocks.*, 0 to {blocks} "
+    refused: list[Any] = ["yes", "true", "1", "AUTO", 1.0, 1.5, -1, blocks + 1, 10**30, None, {}]
+    for value in refused:
+        with pytest.raises(InvalidJobError, match=rf"gradient_checkpointing: {message}"):
+            checkpointed(value)

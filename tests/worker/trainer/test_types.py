@@ -179,6 +179,18 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("kind", TYPES)
+def test_gradient_checkpointing_changes_no_bit(models: Models, data: Images, kind: str) -> None:
+    def run(blocks: bool | int | str) -> tuple[str, bytes]:
+        options = {"max_train_steps": 1, "weight_dtype": "bfloat16"}
+        config = any_config(kind, models, gradient_checkpointing=blocks, **options)
+        trained = run_train(data, config)
+        return trained.checkpoints[-1].weights.sha256, trained.state_bytes()
+
+    plain = run(False)
+    assert [run(blocks) == plain for blocks in (1, True)] == [True, True]
+
+
+@pytest.mark.parametrize("kind", TYPES)
 def test_first_losses_equal_the_recorded_ones(models: Models, data: Images, kind: str) -> None:
     targets = {"unet_lora_target_modules": ALL_TARGETS} if kind == "SDXL_LORA" else {}
     run = run_train(data, any_config(kind, models, max_train_steps=3, **targets))

@@ -19,6 +19,7 @@ from worker.trainer.data.inputs import Inputs, sample_losses
 from worker.trainer.flux.export import write_lora
 from worker.trainer.flux.flow_matching import flow_matching_errors, min_snr_weight, sigmas
 from worker.trainer.flux.models import FluxModels
+from worker.trainer.gradient_checkpointing import checkpoint_blocks
 from worker.trainer.lora import add_lora, remove_lora
 from worker.trainer.rng import StatelessRng
 from worker.trainer.training_type import Precision
@@ -50,8 +51,9 @@ class FluxLora:
         if config.train_text_encoder:
             names = config.text_encoder_lora_target_modules
             self.parameters |= add_lora(self._clip, "text_encoder", names, rank, alpha, rng)
-        if config.gradient_checkpointing:
-            self._transformer.enable_gradient_checkpointing()
+        model = self._transformer
+        blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
+        checkpoint_blocks(model, blocks, config)
         self._transformer.train()
 
     @property

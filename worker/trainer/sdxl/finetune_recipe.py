@@ -8,10 +8,11 @@ import torch
 from tasks.jobs.sdxl import SdxlFinetuneConfig
 from worker.trainer.data.batches import Batch
 from worker.trainer.data.inputs import Inputs
+from worker.trainer.gradient_checkpointing import checkpoint_blocks
 from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.denoising import denoising_losses
 from worker.trainer.sdxl.export import sdxl_metadata, write_checkpoint
-from worker.trainer.sdxl.models import SdxlModels
+from worker.trainer.sdxl.models import SdxlModels, unet_blocks
 from worker.trainer.training_type import Precision
 
 
@@ -34,8 +35,7 @@ class SdxlFinetune:
         self.ema_decay = config.ema_decay if config.use_ema else None
         self._unet.requires_grad_(True)
         self._unet.train()
-        if config.gradient_checkpointing:
-            self._unet.enable_gradient_checkpointing()
+        checkpoint_blocks(self._unet, unet_blocks(self._unet), config)
         self.parameters = {f"unet.{path}": p for path, p in self._unet.named_parameters()}
 
     def losses(self, batch: Batch) -> torch.Tensor:

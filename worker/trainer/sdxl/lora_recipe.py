@@ -9,11 +9,12 @@ import torch
 from tasks.jobs.sdxl import SdxlLoraConfig
 from worker.trainer.data.batches import Batch
 from worker.trainer.data.inputs import Inputs
+from worker.trainer.gradient_checkpointing import checkpoint_blocks
 from worker.trainer.lora import add_lora, remove_lora
 from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.denoising import denoising_losses
 from worker.trainer.sdxl.export import sdxl_metadata, write_sdxl_lora
-from worker.trainer.sdxl.models import SdxlModels, SdxlText
+from worker.trainer.sdxl.models import SdxlModels, SdxlText, unet_blocks
 from worker.trainer.training_type import Precision
 
 
@@ -49,15 +50,10 @@ class SdxlLora:
                 else config.text_encoder_lora_target_modules
             )
             self.parameters |= add_lora(model, name, targets, rank, alpha, rng)
-        if config.gradient_checkpointing:
-            self._checkpoint_gradients()
-
-    def _checkpoint_gradients(self) -> None:
         # Gradients pass through the UNet even if only the encoders before it are trained.
-        self._unet.enable_gradient_checkpointing()
-        self._unet.train()
+        checkpoint_blocks(self._unet, unet_blocks(self._unet), config)
         for name, model in self._adapted.items():
-            if name != "unet":
+            if name != "unet" and config.checkpointed_blocks:
                 # Reentrant checkpointing needs inputs with a gradient, which token ids lack.
                 model.activation_checkpointing_enable({"use_reentrant": False})
                 model.train()

@@ -78,6 +78,11 @@ class SdxlText:
         return Text(prompt_embeds, pooled)
 
 
+def unet_blocks(unet: UNet2DConditionModel) -> list[torch.nn.Module]:
+    """Return the UNet's blocks in the order of the forward pass: 3 down, the middle, 3 up."""
+    return [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+
+
 @dataclass(frozen=True)
 class SdxlModels(Models[UNet2DConditionModel, SdxlText]):
     """SDXL's models on the device.

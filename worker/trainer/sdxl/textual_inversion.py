@@ -20,10 +20,11 @@ from worker.trainer.data.batches import Batch
 from worker.trainer.data.inputs import Inputs
 from worker.trainer.errors import PlaceholderError
 from worker.trainer.export.safetensors_file import write_safetensors
+from worker.trainer.gradient_checkpointing import checkpoint_blocks
 from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.denoising import denoising_losses
 from worker.trainer.sdxl.export import sdxl_metadata
-from worker.trainer.sdxl.models import SdxlModels, SdxlText
+from worker.trainer.sdxl.models import SdxlModels, SdxlText, unet_blocks
 from worker.trainer.training_type import Precision
 
 FILE_KEYS = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
@@ -64,9 +65,7 @@ class SdxlTextualInversion:
         self.parameters = {
             f"{name}.placeholder": table.new_rows for name, table in self._tables.items()
         }
-        if config.gradient_checkpointing:
-            self._unet.enable_gradient_checkpointing()
-            self._unet.train()
+        checkpoint_blocks(self._unet, unet_blocks(self._unet), config)
 
     def losses(self, batch: Batch) -> torch.Tensor:
         """Return the denoising loss of each sample, (B,)."""
@@ -81,7 +80,6 @@ class SdxlTextualInversion:
     def close(self) -> None:
         """Restore the UNet; the text encoders stay changed."""
         self._unet.disable_gradient_checkpointing()
-        self._unet.eval()
 
     def write(
         self, folder: Path, name: str, steps: int, weights: Mapping[str, torch.Tensor]

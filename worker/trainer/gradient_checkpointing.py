@@ -1,0 +1,34 @@
+"""Gradient checkpointing of a denoiser's first blocks, as many as its config asks for."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch.nn import Module
+from torch.utils.checkpoint import checkpoint
+
+from tasks.jobs.pipeline import PipelineConfig
+
+
+def checkpoint_blocks(model: Any, blocks: Sequence[Module], config: PipelineConfig) -> None:
+    """Recompute a denoiser's first blocks in the backward pass, part by part.
+
+    The first ones, since the last ones free their activations before any block is recomputed.
+
+    Args:
+        model: A diffusers model.
+        blocks: Its blocks, in the order of the forward pass.
+        config: The run's config.
+    """
+    count = config.checkpointed_blocks
+    # A custom model may have more blocks than its type's usual ones.
+    chosen = blocks if count == config.blocks else blocks[:count]
+    recomputed = {part for block in chosen for part in block.modules()}
+
+    def call(part: Module, *inputs: Any) -> Any:
+        if part not in recomputed:
+            return part(*inputs)
+        # Reentrant checkpointing makes another graph, which adds gradients in another order.
+        return checkpoint(part, *inputs, use_reentrant=False)
+
+    if recomputed:
+        model.enable_gradient_checkpointing(call)
