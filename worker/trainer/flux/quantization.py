@@ -1,7 +1,7 @@
 """Quantizes the linear layers of a frozen transformer to 8 or 4 bits, by torchao or bitsandbytes.
 
-Only the blocks' layers that take no part in normalization: they hold nearly all weights, and the
-embeddings, the modulations and the last layer lose the most accuracy.
+All of the blocks' layers, which hold 99 % of the weights, as QLoRA does (Dettmers et al., 2023):
+their modulations (``norm1.linear``) alone are a quarter. The embeddings and the last layer stay.
 """
 
 from importlib import import_module
@@ -36,7 +36,7 @@ def quantize(model: torch.nn.Module, kind: str, device: torch.device) -> None:
 
 def _quantize_block(block: torch.nn.Module, kind: str, device: torch.device) -> None:
     for path, linear in list(block.named_modules()):
-        if isinstance(linear, torch.nn.Linear) and not path.startswith("norm"):
+        if isinstance(linear, torch.nn.Linear):
             layer = _in_nf4(linear, device) if kind == "nf4" else _in_8_bits(linear, kind)
             layer.register_forward_pre_hook(_cast_input)
             block.set_submodule(path, layer)
