@@ -1,6 +1,5 @@
 """What a tenant's job may name: uploads, public addresses, and places that the operator allows."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,15 @@ from tasks.data.download.ssrf import is_allowed
 from tasks.data.read_policy import OBJECT_SCHEMES, DeniedError, ReadPolicy
 from tasks.data.uploads import upload_id_in
 from tasks.errors import Problem
-from tasks.jobs.field_metadata import Location, marker_of, options_of, takes_free_text
+from tasks.jobs.field_metadata import (
+    HUB_ID,
+    Location,
+    marker_of,
+    options_of,
+    takes_free_text,
+)
 from tasks.jobs.job import TrainingJob
 
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
 _SCHEMES = ("https://", *(f"{scheme}://" for scheme in OBJECT_SCHEMES))
 
 
@@ -53,7 +57,7 @@ class TenantPolicy:
             case Location.FILE:
                 return None if self._is_below_roots(text) else self._refusal()
             case Location.HUB_DATASET:
-                return None if _HUB_ID.fullmatch(text) else "is not a Hub id"
+                return None if HUB_ID.fullmatch(text) else "is not a Hub id"
             case _:
                 # A folder that is written to, or an option whose marker was forgotten.
                 return "is set by the operator; omit it"
@@ -68,7 +72,7 @@ class TenantPolicy:
         if self._is_below_roots(value):
             return True
         # A text that looks like a Hub id can also be a folder in the workers' working directory.
-        return _HUB_ID.fullmatch(value) is not None and not Path(value).exists()
+        return HUB_ID.fullmatch(value) is not None and not Path(value).exists()
 
     def _is_public(self, value: str) -> bool:
         if self._is_below_roots(value):

@@ -11,6 +11,7 @@ over the models by these markers, so that a new option cannot be missing from on
 - ``PipelineConfig.warnings`` reports options without effect by ``ActsIf``.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -21,6 +22,9 @@ from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
 Marker = TypeVar("Marker")
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?", re.ASCII)
+"""The id of a repository on the Hub: a name or owner/name."""
 
 
 class Location(Enum):

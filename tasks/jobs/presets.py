@@ -9,9 +9,8 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-import yaml
-
 from tasks.escaping import quoted
+from tasks.jobs.document import read_document
 
 ALIASES = {
     "flux_1x24gb": "flux_lora_1x24gb",
@@ -64,7 +63,7 @@ def preset(name: str) -> dict[str, Any]:
 
 @cache
 def _values_in(file_name: str) -> dict[str, Any]:
-    values: dict[str, Any] = yaml.safe_load((_FOLDER / file_name).read_text("utf-8"))
+    values: dict[str, Any] = read_document((_FOLDER / file_name).read_bytes()).values
     return values
 
 

@@ -3,9 +3,8 @@ from pathlib import Path
 import pytest
 
 from routing.policy import TrainingType
-from tasks.jobs.job import parse_job
 from tests.docs.reference import ROOT
-from worker.cli.job_file import read_job_file
+from worker.cli.job_file import load_job
 
 EXAMPLES = ROOT / "examples"
 QUEUES = {
@@ -18,7 +17,7 @@ QUEUES = {
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.name)
 def test_job_file_is_routed_without_a_warning(path: Path) -> None:
-    job = parse_job(read_job_file(path))
+    job = load_job(path)
     assert job.training.type.lower() == path.stem
     assert job.warnings() == []
     assert job.route().gpu_queue == QUEUES[path.name]

@@ -17,13 +17,12 @@ commands = typer.Typer()
 @command
 def route(settings: "Settings", job: JobFile, json: Json = False) -> None:
     """Show a job's GPU memory class and the expected durations."""
-    from tasks.jobs.job import parse_job
-    from worker.cli.job_file import read_job_file
+    from worker.cli.job_file import load_job
     from worker.cli.job_report import JobEstimate
     from worker.cli.job_tables import route_table
     from worker.cli.output import print_json, stdout
 
-    parsed = parse_job(read_job_file(job))
+    parsed = load_job(job)
     chosen, estimate = parsed.route(settings.constants), JobEstimate(settings, parsed)
     if json:
         print_json({**chosen.document(), **estimate.document()})

@@ -26,9 +26,8 @@ def presets(
     json: Json = False,
 ) -> None:
     """List the presets, or show one."""
-    import yaml
-
     from tasks.errors import UsageError
+    from tasks.jobs.document import write_document
     from tasks.jobs.presets import UnknownPresetError, preset, preset_names
     from worker.cli.output import print_json, stdout
     from worker.cli.reference import preset_table
@@ -46,7 +45,7 @@ def presets(
     if json:
         print_json(values)
     else:
-        stdout.print(yaml.safe_dump(values, sort_keys=False), end="")
+        stdout.print(write_document(values), end="")
 
 
 @commands.command()

@@ -1,34 +1,35 @@
 """Job files: a job as YAML or JSON, whose relative paths start at the file's folder."""
 
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel
 
 from tasks.data.uploads import is_upload
-from tasks.escaping import quoted
-from tasks.jobs.document import (
-    MAX_DOCUMENT_BYTES,
-    MAX_VALUES,
-    DocumentError,
-    plain_document,
-    too_large,
-    too_many,
-)
-from tasks.jobs.field_metadata import Location, marker_of, models_in
-from tasks.jobs.job import TrainingJob
+from tasks.errors import InvalidJobError, Problem
+from tasks.jobs.document import MAX_DOCUMENT_BYTES, DocumentError, DocumentText, read_document
+from tasks.jobs.field_metadata import HUB_ID, Location, marker_of, models_in
+from tasks.jobs.job import TrainingJob, parse_job
 from worker.errors import UnreadableJobFileError
 
-# A Hub id is a name or owner/name, so a path of three segments is a local one.
-_MAX_HUB_ID_SLASHES = 1
-_MAX_NUMBER = 400
-# What PyYAML raises for text that is not YAML, and for values that do not fit their tags.
-_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError)
+
+def load_job(path: Path) -> TrainingJob:
+    """Return the job in a file.
+
+    Raises:
+        UnreadableJobFileError: The file cannot be read.
+        InvalidJobError: It is no valid job; the problems have the lines of their options.
+    """
+    document = read_job_file(path)
+    try:
+        return parse_job(document.values)
+    except InvalidJobError as error:
+        problems = [_with_line(problem, document.lines) for problem in error.problems]
+        raise InvalidJobError(problems, more=error.more) from error
 
 
-def read_job_file(path: Path) -> dict[str, Any]:
+def read_job_file(path: Path) -> DocumentText:
     """Return the document in a job file, its local paths absolute.
 
     Raises:
@@ -36,55 +37,34 @@ def read_job_file(path: Path) -> dict[str, Any]:
     """
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_DOCUMENT_BYTES + 1)
-        if len(data) > MAX_DOCUMENT_BYTES:
-            raise too_large()
-        document = plain_document(yaml.load(data.decode(), _Loader))
+            document = read_document(file.read(MAX_DOCUMENT_BYTES + 1))
     except OSError as error:
         raise UnreadableJobFileError(path, str(error)) from error
     except DocumentError as error:
         raise UnreadableJobFileError(path, f"it {error}") from error
-    except RecursionError as error:
-        raise UnreadableJobFileError(path, "it is nested too deeply") from error
-    except _NOT_YAML as error:
-        raise UnreadableJobFileError(path, f"it is not YAML: {error}") from error
-    if not isinstance(document, dict):
+    if not isinstance(document.values, dict):
         raise UnreadableJobFileError(path, "a job is a mapping with the key 'training'")
-    _anchor(document, [TrainingJob], path.absolute().parent)
+    document = _as_job(document)
+    _anchor(document.values, [TrainingJob], path.absolute().parent)
     return document
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML without what makes a small file large or slow, and without silent loss."""
+def _as_job(document: DocumentText) -> DocumentText:
+    """Return the job of a bare config, as invoke-training's files are: its ``training`` part."""
+    values = document.values
+    if "training" in values or "type" not in values:
+        return document
+    training = {key: value for key, value in values.items() if key not in TrainingJob.model_fields}
+    job = {key: value for key, value in values.items() if key not in training}
+    lines = {f"training.{path}": line for path, line in document.lines.items()}
+    return DocumentText({**job, "training": training}, document.lines | lines)
 
-    values = 0
 
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse aliases, a few lines of which can hold billions of values, and too many values."""
-        self.values += 1
-        if self.values > MAX_VALUES:
-            raise too_many()
-        if self.check_event(yaml.AliasEvent):
-            problem = "an alias is not read; write its value here"
-            raise yaml.MarkedYAMLError(problem=problem, problem_mark=self.peek_event().start_mark)  # type: ignore[no-untyped-call]
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """Refuse a key that is there twice: PyYAML would drop the first one's value."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for key, count in Counter(keys).items():
-            if count > 1:
-                raise yaml.MarkedYAMLError(
-                    problem=f"the key {quoted(key)} occurs {count} times",
-                    problem_mark=node.start_mark,
-                )
-        return super().construct_mapping(node, deep)
-
-    def construct_scalar(self, node: Any) -> Any:
-        """Refuse long numbers, of which YAML's base 60 takes quadratic time."""
-        if node.tag.endswith((":int", ":float")) and len(node.value) > _MAX_NUMBER:
-            raise ValueError(f"the number {quoted(node.value)} is too long")
-        return super().construct_scalar(node)
+def _with_line(problem: Problem, lines: dict[str, int]) -> Problem:
+    line = lines.get(problem.location) if problem.location else None
+    if line is None:
+        return problem
+    return replace(problem, location=f"{problem.location} (line {line})")
 
 
 def _anchor(document: Any, models: list[type[BaseModel]], folder: Path) -> None:
@@ -110,23 +90,24 @@ def _anchor(document: Any, models: list[type[BaseModel]], folder: Path) -> None:
 def _anchored(value: Any, location: Location, folder: Path) -> Any:
     if isinstance(value, dict):
         return {key: _anchored(each, location, folder) for key, each in value.items()}
-    if isinstance(value, str) and _is_local_path(value, location, folder):
-        return str((folder / value).resolve())
-    return value
+    if not isinstance(value, str) or not _is_local_path(value, location, folder):
+        return value
+    try:
+        return str((folder / Path(value).expanduser()).resolve())
+    except (ValueError, RuntimeError):  # a NUL, an unknown user's home: the validation refuses both
+        return value
 
 
 def _is_local_path(text: str, location: Location, folder: Path) -> bool:
+    if not text or "://" in text:
+        return False
     match location:
-        case Location.FILE:
+        case Location.FILE | Location.CACHE_FOLDER:
             return True
-        case Location.DATASET | Location.ARCHIVE | Location.CACHE_FOLDER:
-            return "://" not in text and not is_upload(text)
+        case Location.DATASET | Location.ARCHIVE:
+            return not is_upload(text)
         case Location.BASE_MODEL:
-            return "://" not in text and (
-                text.startswith(".")
-                or text.endswith(".safetensors")
-                or text.count("/") > _MAX_HUB_ID_SLASHES
-                or (folder / text).exists()
-            )
+            is_file = text.endswith(".safetensors")
+            return is_file or not HUB_ID.fullmatch(text) or (folder / text).exists()
         case _:
             return False

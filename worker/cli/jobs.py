@@ -29,14 +29,13 @@ def submit(
     json: Json = False,
 ) -> int:
     """Submit a job; warn if no live worker serves its queue."""
-    from tasks.jobs.job import parse_job
     from worker.cli.client import client_of
     from worker.cli.follow import follow_and_report
-    from worker.cli.job_file import read_job_file
+    from worker.cli.job_file import load_job
     from worker.cli.job_report import show_dry_run
     from worker.cli.output import print_json, print_warning, stdout
 
-    parsed = parse_job(read_job_file(job))
+    parsed = load_job(job)
     if dry_run:
         return show_dry_run(settings, parsed, json=json)
     if not json:

@@ -8,12 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from routing.classes import MemoryClass
 from tasks.api_keys import ApiKeys, ensure_console_key
 from tasks.errors import JobError
 from tasks.extras import is_installed, not_installed, require
+from tasks.jobs.document import write_document
 from tasks.process.logging_setup import set_up_logging
 from tasks.settings.settings import Settings
 from tasks.state.availability import check_writes
@@ -175,7 +174,7 @@ def _prepare_demo_job(home: Path) -> dict[str, Any]:
             },
         },
     }
-    (home / "job.yaml").write_text(yaml.safe_dump(document, sort_keys=False), "utf-8")
+    (home / "job.yaml").write_text(write_document(document), "utf-8")
     return document
 
 

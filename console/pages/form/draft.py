@@ -2,9 +2,8 @@
 
 from typing import Any
 
-import yaml
-
 from console.pages.form.controls import Control, controls
+from tasks.jobs.document import write_document
 from tasks.jobs.job import TrainingJob
 from tasks.jobs.presets import (
     ALIASES,
@@ -179,7 +178,7 @@ class Draft:
 
     def as_yaml(self) -> str:
         """Return the job as a file for ``training-worker submit``."""
-        return yaml.safe_dump(self.document(), sort_keys=False, allow_unicode=True)
+        return write_document(self.document())
 
     def _selected(self, control: Control) -> bool:
         return all(self.value(path) == value for path, value in control.only_with.items())

@@ -5,11 +5,18 @@ import time
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import InvalidJobError
-from tasks.jobs.document import MAX_DOCUMENT_BYTES, DocumentError, plain_document
+from tasks.jobs.document import (
+    MAX_DOCUMENT_BYTES,
+    DocumentError,
+    plain_document,
+    read_document,
+    write_document,
+)
 from tasks.jobs.job import parse_job
 from tests.tasks.jobs.test_flux_lora import GOOD, with_values
 
@@ -124,3 +131,78 @@ def test_a_plain_document_shares_no_part_with_its_source() -> None:
     document = plain_document({"a": shared, "c": shared})
     document["a"]["b"].append(2)
     assert document["c"] == shared == {"b": [1]}
+
+
+CORE_SCHEMA = {
+    "0100": 100,
+    "-07": -7,
+    "0o17": 15,
+    "0x1F": 31,
+    "0b11": "0b11",
+    "1_000": "1_000",
+    "1:30": "1:30",
+    "1e-4": 1e-4,
+    "1E5": 1e5,
+    ".5": 0.5,
+    "-1.": -1.0,
+    ".inf": float("inf"),
+    "-.Inf": float("-inf"),
+    "true": True,
+    "FALSE": False,
+    "on": "on",
+    "off": "off",
+    "yes": "yes",
+    "No": "No",
+    "y": "y",
+    "~": None,
+    "null": None,
+    "": None,
+    "2001-01-01": "2001-01-01",
+    "=": "=",
+    "!!str 1": "1",
+    "'1'": "1",
+}
+
+
+@pytest.mark.parametrize(("text", "value"), CORE_SCHEMA.items(), ids=map(repr, CORE_SCHEMA))
+def test_plain_words_are_read_as_yaml_1_2_says(text: str, value: Any) -> None:
+    found = read_document(f"a: {text}".encode()).values["a"]
+    assert (found, type(found)) == (value, type(value))
+
+
+def test_a_key_is_text_as_it_stands() -> None:
+    assert read_document(b"{on: 1, 0x1: 2, null: 3, 1: 4}").values == {
+        "on": 1,
+        "0x1": 2,
+        "null": 3,
+        "1": 4,
+    }
+
+
+JSON_VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=20), inner),
+    max_leaves=10,
+)
+
+
+@given(JSON_VALUES, st.booleans(), st.sampled_from([None, 2, "\t"]))
+def test_json_reads_as_json(value: Any, is_ascii: bool, indent: Any) -> None:
+    text = json.dumps({"a": value}, ensure_ascii=is_ascii, indent=indent, allow_nan=False)
+    assert read_document(text.encode()).values == {"a": value}
+
+
+@given(JSON_VALUES | st.sampled_from(list(CORE_SCHEMA)))
+def test_a_written_document_reads_alike_in_both_yamls(value: Any) -> None:
+    text = write_document({"a": value, "b": value})
+    assert read_document(text.encode()).values == {"a": value, "b": value}
+    assert yaml.safe_load(text) == {"a": value, "b": value}
+
+
+def test_each_option_has_its_line() -> None:
+    lines = read_document(b"a:\n  b: 1\n  c:\n    - 1\n    - d: 2\n").lines
+    assert lines == {"": 1, "a": 1, "a.b": 2, "a.c": 3, "a.c.0": 4, "a.c.1": 5, "a.c.1.d": 5}
