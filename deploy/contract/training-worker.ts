@@ -308,7 +308,7 @@ export interface FluxLoraConfig {
   cache_vae_outputs?: boolean;
   /**
    * Keep on the GPU only the model in use while making validation images. Slower, and takes
-   * less memory; it acts with validation_prompts.
+   * less memory; it acts with validation_prompts. A quantized transformer stays on the GPU.
    * @default false
    */
   enable_cpu_offload_during_validation?: boolean;
@@ -802,7 +802,7 @@ export interface SdxlFinetuneConfig {
   cache_vae_outputs?: boolean;
   /**
    * Keep on the GPU only the model in use while making validation images. Slower, and takes
-   * less memory; it acts with validation_prompts.
+   * less memory; it acts with validation_prompts. A quantized transformer stays on the GPU.
    * @default false
    */
   enable_cpu_offload_during_validation?: boolean;
@@ -1009,7 +1009,7 @@ export interface SdxlLoraConfig {
   cache_vae_outputs?: boolean;
   /**
    * Keep on the GPU only the model in use while making validation images. Slower, and takes
-   * less memory; it acts with validation_prompts.
+   * less memory; it acts with validation_prompts. A quantized transformer stays on the GPU.
    * @default false
    */
   enable_cpu_offload_during_validation?: boolean;
@@ -1249,7 +1249,7 @@ export interface SdxlTextualInversionConfig {
   cache_vae_outputs?: boolean;
   /**
    * Keep on the GPU only the model in use while making validation images. Slower, and takes
-   * less memory; it acts with validation_prompts.
+   * less memory; it acts with validation_prompts. A quantized transformer stays on the GPU.
    * @default false
    */
   enable_cpu_offload_during_validation?: boolean;
@@ -1684,6 +1684,8 @@ export interface GpuMemory {
   estimated_bytes: number;
   /** Peak use during training; null on a CPU. */
   peak_bytes: number | null;
+  /** Blocks of the denoiser that gradient checkpointing recomputed; they change no weight. */
+  checkpointed_blocks: number;
 }
 
 /** What happened in one stage. */

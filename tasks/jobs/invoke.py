@@ -75,6 +75,12 @@ UNSUPPORTED_OPTIONS = (
         lambda value, _: value == "fp16",
     ),
     UnsupportedOption(
+        "gradient_checkpointing",
+        "auto and numbers",
+        "it recomputes every block or none; use true or false",
+        lambda value, _: not isinstance(value, bool),
+    ),
+    UnsupportedOption(
         "model",
         "a single .safetensors file",
         _ONE_FILE,

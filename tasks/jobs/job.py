@@ -2,12 +2,13 @@
 
 import json
 import re
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
 from routing.estimate import PUBLISHED, MemoryModel
-from routing.policy import DoesNotFitError, Route, TrainingType, route
+from routing.policy import AUTO_SHARE, DoesNotFitError, Route, TrainingType, route
 from routing.queues import DIFFUSERS, INVOKE, Engine
 from tasks.errors import DoesNotFitJobError, InvalidJobError, Problem
 from tasks.escaping import quoted, shortened
@@ -76,7 +77,7 @@ class TrainingJob(StrictModel):
         return [*self.training.warnings(), *of_engine]
 
     def route(self, constants: MemoryModel = PUBLISHED) -> Route:
-        """Return the class and queues of this job.
+        """Return the class and queues of this job, and the blocks that ``auto`` recomputes.
 
         The process that records the job decides them once, and keeps them in the record with the
         estimate: the calibration of other processes does not change them.
@@ -89,13 +90,22 @@ class TrainingJob(StrictModel):
         """
         estimate = self.training.estimate(constants)
         try:
-            return route(TrainingType(self.training.type), estimate, self.engine)
+            chosen = route(TrainingType(self.training.type), estimate, self.engine)
         except DoesNotFitError as error:
             parts = ", ".join(f"{k} {v:.1f}" for k, v in estimate.parts().items())
             raise DoesNotFitJobError(
                 f"{error} (GiB: {parts}); set gradient_checkpointing, cache_text_encoder_outputs, "
                 "a smaller train_batch_size or a smaller resolution"
             ) from error
+        training = self.training.fitted(AUTO_SHARE * chosen.memory_class.floor_gib, constants)
+        blocks, reason = training.checkpointed_blocks, chosen.reason
+        if training is not self.training:
+            estimate = training.estimate(constants)
+            reason = (
+                f"{reason}; with {blocks} of {training.blocks} blocks recomputed it takes "
+                f"{estimate.needed_gib:.1f} GiB"
+            )
+        return replace(chosen, estimate=estimate, reason=reason, checkpointed_blocks=blocks)
 
 
 def parse_job(document: Any) -> TrainingJob:

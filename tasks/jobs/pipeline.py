@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Collection
 from pathlib import PurePosixPath
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
@@ -208,6 +208,23 @@ class PipelineConfig(StrictModel):
         if chosen is True or chosen == "auto":
             return self.blocks
         return int(chosen)
+
+    def fitted(self, limit_gib: float, constants: MemoryModel = PUBLISHED) -> Self:
+        """Return the config with ``auto`` replaced by the fewest blocks to recompute.
+
+        Args:
+            limit_gib: The GPU memory that the run may need; if recomputing all blocks needs more,
+                all are recomputed.
+            constants: The constants of the estimate.
+        """
+        if self.gradient_checkpointing != "auto":
+            return self
+        choices = [
+            self.model_copy(update={"gradient_checkpointing": blocks})
+            for blocks in range(self.blocks + 1)
+        ]
+        fitting = (it for it in choices if it.estimate(constants).needed_gib <= limit_gib)
+        return next(fitting, choices[-1])
 
     @property
     @abstractmethod

@@ -108,6 +108,9 @@ class GpuMemory(StrictModel):
     peak_bytes: int | None
     """Peak use during training; null on a CPU."""
 
+    checkpointed_blocks: int
+    """Blocks of the denoiser that gradient checkpointing recomputed; they change no weight."""
+
 
 class Engine(StrictModel):
     """The engine that computed a result."""

@@ -94,7 +94,9 @@ def _manifest(context: StageContext, files: list[Artifact]) -> Manifest:
         steps=record.artifacts.checkpoints[-1].step,
         final_loss=trained.final_loss if trained else None,
         gpu_memory=GpuMemory(
-            estimated_bytes=record.estimate.needed_bytes, peak_bytes=record.peak_memory_bytes
+            estimated_bytes=record.estimate.needed_bytes,
+            peak_bytes=record.peak_memory_bytes,
+            checkpointed_blocks=record.checkpointed_blocks,
         ),
         stages=record.stages,
         engine=Engine(name=record.job.engine, **engine),

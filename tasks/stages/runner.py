@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import redis
 
+from routing.classes import MemoryClass
 from routing.policy import TrainingType, required_class
 from routing.queues import CPU_QUEUE, class_of, gpu_queue
 from tasks.contract import STAGES
@@ -280,7 +281,7 @@ def _retry_or_fail(context: StageContext, error: JobError) -> StageOutcome:
         services = context.worker.services
         larger = context.until_connected(lambda: services.next_larger_class(engine))
         if larger is not None:
-            return _escalate(context, gpu_queue(larger, engine), error)
+            return _escalate(context, larger, error)
     max_retries = context.worker.backoff.max_retries
     if error.code == ErrorCode.TRAINER_FAILED:
         max_retries = min(max_retries, _MAX_RETRIES_AFTER_CRASH)
@@ -290,10 +291,13 @@ def _retry_or_fail(context: StageContext, error: JobError) -> StageOutcome:
     return _end(context, error)
 
 
-def _escalate(context: StageContext, queue: str, error: JobError) -> StageOutcome:
+def _escalate(context: StageContext, larger: MemoryClass, error: JobError) -> StageOutcome:
     """Send a stage that ran out of GPU memory to the next larger class, once."""
+    job = context.record.job
+    queue = gpu_queue(larger, job.engine)
     context.telemetry.count(OOM_ESCALATIONS.one(queue))
     fields = {"gpu_queue": queue, "reason": error.message, "oom_escalated": "1"}
+    fields |= context.worker.state.fields_after_oom(job, larger)
     artifacts = JobArtifacts(cache_queue=queue)
     return _reroute(context, queue, error.message, fields | artifacts.hash_fields())
 

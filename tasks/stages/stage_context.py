@@ -108,7 +108,7 @@ class StageContext:
             job_id=self.job_id,
             start_id=self.token.start_id,
             name=job.name,
-            training=job.training,
+            training=self.record.training,
             dataset_key=self.artifact("dataset"),
             store_url=self.worker.store.url,
             scratch_dir=str(self.scratch_dir),

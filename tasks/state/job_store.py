@@ -14,7 +14,9 @@ from typing import Any, NamedTuple
 
 from redis import Redis
 
+from routing.classes import MemoryClass
 from routing.estimate import PUBLISHED, MemoryModel
+from routing.policy import AUTO_SHARE
 from routing.queues import stage_queue
 from tasks.contract import STAGES, events_key, record_key
 from tasks.errors import (
@@ -132,6 +134,7 @@ class JobStore(JobReader):
             "gpu_queue": route.gpu_queue,
             "reason": route.reason,
             "estimate": json.dumps(asdict(route.estimate)),
+            "checkpointed_blocks": route.checkpointed_blocks,
             **artifacts.hash_fields(),
         }
         event = JobAccepted(queue=route.gpu_queue, reason=route.reason)
@@ -145,6 +148,18 @@ class JobStore(JobReader):
             fields=_as_strings(fields),
         )
         return DispatchOutcome(outcome)
+
+    def fields_after_oom(self, job: TrainingJob, larger: MemoryClass) -> dict[str, str]:
+        """Return the fields of a job's record that change in the larger class it moves to."""
+        # It ran out of memory, so that its estimate is too low by the share that was kept free.
+        training = job.training.fitted(AUTO_SHARE**2 * larger.floor_gib, self._constants)
+        if training is job.training:
+            return {}
+        estimate = training.estimate(self._constants)
+        return {
+            "estimate": json.dumps(asdict(estimate)),
+            "checkpointed_blocks": str(training.checkpointed_blocks),
+        }
 
     def begin(
         self,

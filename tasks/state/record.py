@@ -14,6 +14,7 @@ from routing.queues import stage_queue
 from tasks.contract import STAGES
 from tasks.errors import ErrorCode, JobError, UnreadableJobError
 from tasks.jobs.job import TrainingJob
+from tasks.jobs.pipeline import PipelineConfig
 from tasks.state.artifacts import JobArtifacts, artifact_field
 from tasks.strict_model import StrictModel
 
@@ -114,9 +115,19 @@ class JobRecord(JobSummary):
     job: TrainingJob
     estimate: Estimate
     """The GPU memory that the job was routed by."""
+    checkpointed_blocks: int
+    """The blocks of the denoiser that are recomputed, as decided at submit."""
     stages: dict[str, StageRecord]
     artifacts: JobArtifacts
     """What the stages have left for each other."""
+
+    @property
+    def training(self) -> PipelineConfig:
+        """The training config, with the number of recomputed blocks for ``auto``."""
+        training = self.job.training
+        if training.gradient_checkpointing != "auto":
+            return training
+        return training.model_copy(update={"gradient_checkpointing": self.checkpointed_blocks})
 
     @property
     def peak_memory_bytes(self) -> int | None:
@@ -158,6 +169,9 @@ def parse_record(job_id: str, fields: Mapping[str, str]) -> JobRecord:
             **summary,
             job=job,
             estimate=_estimate_of(fields, job),
+            checkpointed_blocks=int(
+                fields.get("checkpointed_blocks", job.training.checkpointed_blocks)
+            ),
             stages=stages,
             artifacts=JobArtifacts.of(fields),
         )

@@ -57,6 +57,7 @@ class JobStatusReport:
             "gpu_memory": {
                 "estimated_bytes": self._record.estimate.needed_bytes,
                 "peak_bytes": self._record.peak_memory_bytes,
+                "checkpointed_blocks": self._record.checkpointed_blocks,
             },
             "expected": None if self._left is None else self._left.document(),
         }
@@ -190,4 +191,5 @@ def _memory(record: JobRecord) -> str:
     peak = record.peak_memory_bytes
     if peak is not None:
         parts.append(f"{peak / GIB:.1f} GiB at its peak")
+    parts.append(f"{record.checkpointed_blocks} of {record.training.blocks} blocks recomputed")
     return ", ".join(parts)

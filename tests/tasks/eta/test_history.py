@@ -50,6 +50,7 @@ def record_with(document: dict[str, Any], **changes: Any) -> JobRecord:
         "gpu_queue": "gpu.40gb",
         "reason": "",
         "estimate": job.training.estimate(),
+        "checkpointed_blocks": job.training.checkpointed_blocks,
         "created_at": datetime.fromtimestamp(1000, UTC),
         "updated_at": datetime.fromtimestamp(1000, UTC),
         "due_at": None,

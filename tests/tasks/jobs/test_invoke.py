@@ -27,6 +27,7 @@ def sdxl(kind: str, **training: Any) -> dict[str, Any]:
 REFUSED: dict[str, dict[str, Any]] = {
     "weight_dtype": flux(weight_dtype="float16"),
     "mixed_precision": flux(mixed_precision="fp16"),
+    "gradient_checkpointing": flux(gradient_checkpointing=1),
     "model": flux(model="flux.safetensors"),
     "transformer_path": flux(transformer_path="t.safetensors"),
     "text_encoder_1_path": flux(text_encoder_1_path="t.safetensors"),

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from routing.classes import MemoryClass
 from routing.estimate import PUBLISHED, MemoryModel
-from routing.policy import FLOOR_CLASS, TrainingType
+from routing.policy import AUTO_SHARE, FLOOR_CLASS, TrainingType
 from tasks.errors import DoesNotFitJobError, InvalidJobError
-from tasks.jobs.job import parse_job
+from tasks.jobs.job import TrainingJob, parse_job
 from tasks.jobs.presets import preset_names
 from tests.routing.shapes import CONSTANTS
 
@@ -101,6 +101,32 @@ def test_no_calibration_moves_a_preset_below_its_floor(name: str, constants: Mem
         return
     assert route.memory_class >= FLOOR_CLASS[TrainingType(job.training.type)]
     assert route.memory_class.floor_gib >= route.estimate.needed_gib
+
+
+@given(FLUX_JOBS, CONSTANTS | st.just(PUBLISHED))
+def test_auto_recomputes_the_fewest_blocks_that_fit_its_class(
+    document: dict[str, Any], constants: MemoryModel
+) -> None:
+    def job_with(blocks: Any) -> TrainingJob:
+        training = {**document["training"], "gradient_checkpointing": blocks}
+        return parse_job({**document, "training": training})
+
+    try:
+        full = job_with(True).route(constants)
+    except DoesNotFitJobError:
+        with pytest.raises(DoesNotFitJobError):
+            job_with("auto").route(constants)
+        return
+    route, training = job_with("auto").route(constants), job_with(True).training
+    needed_gib = [
+        training.model_copy(update={"gradient_checkpointing": n}).estimate(constants).needed_gib
+        for n in range(58)
+    ]
+    fits = [needed <= AUTO_SHARE * full.memory_class.floor_gib for needed in needed_gib]
+    assert route.memory_class == full.memory_class
+    assert route.checkpointed_blocks == (fits.index(True) if any(fits) else 57)
+    assert route.estimate.needed_gib == needed_gib[route.checkpointed_blocks]
+    assert f"with {route.checkpointed_blocks} of 57 blocks recomputed" in route.reason
 
 
 @pytest.mark.parametrize(("name", "blocks"), [("flux_lora_1x40gb", 57), ("sdxl_lora_1x24gb", 7)])

@@ -12,6 +12,7 @@ import redis
 from redis import Redis
 
 from routing.classes import MemoryClass
+from routing.estimate import MemoryModel
 from routing.queues import Engine
 from tasks import events
 from tasks.cache.index import PackIndex
@@ -51,7 +52,7 @@ from tasks.stages.worker_context import Backoff, TrainerInterrupted, WorkerConte
 from tasks.state.artifacts import JobArtifacts
 from tasks.state.control import JobControl
 from tasks.state.counters import Counters
-from tasks.state.job_store import JobStore
+from tasks.state.job_store import DispatchOutcome, JobStore
 from tasks.state.record import JobStatus, queue_of
 from tasks.store import Store, dataset_key
 
@@ -214,7 +215,11 @@ def test_a_run_above_its_memory_estimate_warns(
     ):
         run_stage(stage, body, job_id, worker_with(state, store, tmp_path, trainer))
     manifest = json.loads(store.get(f"outputs/{job_id}/manifest.json"))
-    assert manifest["gpu_memory"] == {"estimated_bytes": estimated, "peak_bytes": peak}
+    assert manifest["gpu_memory"] == {
+        "estimated_bytes": estimated,
+        "peak_bytes": peak,
+        "checkpointed_blocks": 57,
+    }
     notes = [event for _, event in state.events(job_id) if isinstance(event, events.Note)]
     assert any("GiB of GPU memory at its peak" in note.message for note in notes) == warned
 
@@ -469,6 +474,38 @@ def test_out_of_memory_escalates_to_the_next_class_once(
     assert isinstance(outcome, Failed)
     assert isinstance(outcome.error, TrainerError)
     assert state.get(job_id).error_code == ErrorCode.OUT_OF_MEMORY
+
+
+def test_auto_is_decided_at_submit_and_again_in_a_larger_class_only(
+    state: JobStore, store: Store, tmp_path: Path, job_document: dict[str, Any]
+) -> None:
+    cached = dict.fromkeys(CACHES, False)
+    job_document["training"] |= {**cached, "train_batch_size": 1, "gradient_checkpointing": "auto"}
+    job_id = submit(job_document, state, "result").job_id
+    chosen = state.get(job_id)
+    assert 0 < chosen.checkpointed_blocks < 57
+    # The same job for a process with another calibration.
+    other = JobStore(state._redis, timedelta(hours=1), MemoryModel(flux_kept_copies=40))
+    assert submit(job_document | {"id": job_id}, other, "result").outcome == DispatchOutcome.SENT
+    assert other.get(job_id).checkpointed_blocks == chosen.checkpointed_blocks
+
+    def blocks_of(ends: BaseException) -> bool | int | str:
+        trainer = ScriptedTrainer(ends=ends)
+        worker = replace(worker_with(state, store, tmp_path, trainer), services=Larger())
+        assert isinstance(outcome_of("train", train, job_id, worker), Requeued | Rerouted)
+        return trainer.requests[0].training.gradient_checkpointing
+
+    worker = worker_with(state, store, tmp_path, ScriptedTrainer())
+    run_stage("prepare", leave(dataset=empty_dataset(store)), job_id, worker)
+    run_stage("cache", cache, job_id, worker)
+    full = TrainerError("the GPU's memory is full", "train", ErrorCode.OUT_OF_MEMORY)
+    assert blocks_of(TrainerInterrupted()) == chosen.checkpointed_blocks
+    assert blocks_of(full) == chosen.checkpointed_blocks
+    moved = state.get(job_id)
+    assert moved.gpu_queue == "gpu.80gb"
+    assert moved.checkpointed_blocks < chosen.checkpointed_blocks
+    assert chosen.estimate.needed_gib < moved.estimate.needed_gib < MemoryClass.GB80.floor_gib
+    assert blocks_of(TrainerInterrupted()) == moved.checkpointed_blocks
 
 
 def test_out_of_memory_fails_without_a_larger_class(

@@ -175,15 +175,19 @@ def test_status_shows_estimated_and_peak_memory(
 
     job_id = submit(document, state, "result").job_id
     estimate = state.get(job_id).estimate
-    assert f"GPU memory: {estimate.needed_gib:.1f} GiB estimated\n" in shown(job_id)
+    assert (
+        f"GPU memory: {estimate.needed_gib:.1f} GiB estimated, 57 of 57 blocks recomputed\n"
+        in shown(job_id)
+    )
     _, token, _ = state.begin(job_id, "prepare", worker="w", queue="q", tag="t")
     done = TrainDone(steps=1, final_loss=1, peak_memory_bytes=30 * GIB)
     note = Note(level="info", message="done")
     state.write(job_id, token, [note], JobArtifacts(trained=done))
-    assert " GiB estimated, 30.0 GiB at its peak\n" in shown(job_id)
+    assert " GiB estimated, 30.0 GiB at its peak, 57 of 57 blocks recomputed\n" in shown(job_id)
     status = json.loads(shown(job_id, "--json"))
     assert status["gpu_memory"] == {
         "estimated_bytes": estimate.needed_bytes,
         "peak_bytes": 30 * GIB,
+        "checkpointed_blocks": 57,
     }
     assert status["estimate"]["weights_gib"] == estimate.weights_gib
