@@ -330,11 +330,11 @@ export interface FluxLoraConfig {
    */
   mixed_precision?: "no" | "fp16" | "bf16" | "fp8";
   /**
-   * Recompute blocks of the denoiser in the backward pass instead of keeping their activations:
-   * less memory, up to a third more time, the same weights bit for bit. True recomputes all blocks,
-   * a number the first ones: FLUX has 57 (19 double, then 38 single), SDXL's UNet 7 (3 down, the
-   * middle, 3 up). `auto` is routed like true; submit then chooses the fewest blocks that fit the
-   * memory class. invoke-training has true and false only.
+   * Recompute blocks of the transformer in the backward pass instead of keeping their
+   * activations: less memory, up to a third more time, the same weights bit for bit. True recomputes
+   * all 57 blocks (19 double, then 38 single), a number the first ones. `auto` is routed like
+   * true; submit then chooses the fewest blocks that fit the memory class. invoke-training has true
+   * and false only.
    * @default false
    */
   gradient_checkpointing?: boolean | "auto" | number;
@@ -824,11 +824,10 @@ export interface SdxlFinetuneConfig {
    */
   mixed_precision?: "no" | "fp16" | "bf16" | "fp8";
   /**
-   * Recompute blocks of the denoiser in the backward pass instead of keeping their activations:
-   * less memory, up to a third more time, the same weights bit for bit. True recomputes all blocks,
-   * a number the first ones: FLUX has 57 (19 double, then 38 single), SDXL's UNet 7 (3 down, the
-   * middle, 3 up). `auto` is routed like true; submit then chooses the fewest blocks that fit the
-   * memory class. invoke-training has true and false only.
+   * Recompute blocks of the UNet in the backward pass instead of keeping their activations:
+   * less memory, up to a third more time, the same weights bit for bit. True recomputes all 7 blocks
+   * (3 down, the middle, 3 up), a number the first ones. `auto` is routed like true; submit then
+   * chooses the fewest blocks that fit the memory class. invoke-training has true and false only.
    * @default false
    */
   gradient_checkpointing?: boolean | "auto" | number;
@@ -1031,11 +1030,10 @@ export interface SdxlLoraConfig {
    */
   mixed_precision?: "no" | "fp16" | "bf16" | "fp8";
   /**
-   * Recompute blocks of the denoiser in the backward pass instead of keeping their activations:
-   * less memory, up to a third more time, the same weights bit for bit. True recomputes all blocks,
-   * a number the first ones: FLUX has 57 (19 double, then 38 single), SDXL's UNet 7 (3 down, the
-   * middle, 3 up). `auto` is routed like true; submit then chooses the fewest blocks that fit the
-   * memory class. invoke-training has true and false only.
+   * Recompute blocks of the UNet in the backward pass instead of keeping their activations:
+   * less memory, up to a third more time, the same weights bit for bit. True recomputes all 7 blocks
+   * (3 down, the middle, 3 up), a number the first ones. `auto` is routed like true; submit then
+   * chooses the fewest blocks that fit the memory class. invoke-training has true and false only.
    * @default false
    */
   gradient_checkpointing?: boolean | "auto" | number;
@@ -1271,11 +1269,10 @@ export interface SdxlTextualInversionConfig {
    */
   mixed_precision?: "no" | "fp16" | "bf16" | "fp8";
   /**
-   * Recompute blocks of the denoiser in the backward pass instead of keeping their activations:
-   * less memory, up to a third more time, the same weights bit for bit. True recomputes all blocks,
-   * a number the first ones: FLUX has 57 (19 double, then 38 single), SDXL's UNet 7 (3 down, the
-   * middle, 3 up). `auto` is routed like true; submit then chooses the fewest blocks that fit the
-   * memory class. invoke-training has true and false only.
+   * Recompute blocks of the UNet in the backward pass instead of keeping their activations:
+   * less memory, up to a third more time, the same weights bit for bit. True recomputes all 7 blocks
+   * (3 down, the middle, 3 up), a number the first ones. `auto` is routed like true; submit then
+   * chooses the fewest blocks that fit the memory class. invoke-training has true and false only.
    * @default false
    */
   gradient_checkpointing?: boolean | "auto" | number;
@@ -1788,11 +1785,11 @@ export interface FluxAdvancedConfig {
    */
   weightDtype: "float32" | "float16" | "bfloat16";
   /**
-   * Recompute blocks of the denoiser in the backward pass instead of keeping their activations:
-   * less memory, up to a third more time, the same weights bit for bit. True recomputes all blocks,
-   * a number the first ones: FLUX has 57 (19 double, then 38 single), SDXL's UNet 7 (3 down, the
-   * middle, 3 up). `auto` is routed like true; submit then chooses the fewest blocks that fit the
-   * memory class. invoke-training has true and false only.
+   * Recompute blocks of the transformer in the backward pass instead of keeping their
+   * activations: less memory, up to a third more time, the same weights bit for bit. True recomputes
+   * all 57 blocks (19 double, then 38 single), a number the first ones. `auto` is routed like
+   * true; submit then chooses the fewest blocks that fit the memory class. invoke-training has true
+   * and false only.
    * @default false
    */
   gradientCheckpointing: boolean | "auto" | number;

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Collection
 from pathlib import PurePosixPath
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
 
@@ -47,6 +47,8 @@ LrScheduler = Annotated[
     ),
 ]
 LrWarmupSteps = Annotated[NonNegativeInt, IF_WARMING_UP]
+BlocksT = TypeVar("BlocksT", bound=int)
+GradientCheckpointing = Annotated[bool | Literal["auto"] | BlocksT, Affects.NO_NUMBER]
 Prompts = Annotated[tuple[PlainText, ...], Affects.NO_NUMBER, Affects.CACHE_ENTRIES]
 IF_TEXT_ENCODER_TRAINED = ActsIf(
     lambda config: config.train_text_encoder, "train_text_encoder is false"
@@ -162,14 +164,9 @@ class PipelineConfig(StrictModel):
     """The precision of the computation; ``no`` takes weight_dtype's. ``fp8`` would need
     TransformerEngine: refused."""
 
-    gradient_checkpointing: Annotated[
-        bool | Literal["auto"] | NonNegativeInt, Affects.NO_NUMBER
-    ] = False
+    gradient_checkpointing: GradientCheckpointing[NonNegativeInt] = False
     """Recompute blocks of the denoiser in the backward pass instead of keeping their activations:
-    less memory, up to a third more time, the same weights bit for bit. True recomputes all blocks,
-    a number the first ones: FLUX has 57 (19 double, then 38 single), SDXL's UNet 7 (3 down, the
-    middle, 3 up). ``auto`` is routed like true; submit then chooses the fewest blocks that fit the
-    memory class. invoke-training has true and false only."""
+    less memory, up to a third more time, the same weights bit for bit."""
 
     deterministic: bool = True
     """Use deterministic kernels only: a repeated or resumed run ends with the same weights, bit for

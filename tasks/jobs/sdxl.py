@@ -25,6 +25,7 @@ from tasks.jobs.pipeline import (
     PICKLE_ENDINGS,
     CacheText,
     ClipTargets,
+    GradientCheckpointing,
     LoraFormat,
     ModelSource,
     PipelineConfig,
@@ -105,6 +106,14 @@ class SdxlConfig(PipelineConfig):
     vae_model: ModelSource | None = None
     """A diffusers folder or Hub id of a VAE to use instead of the base model's. A LoRA's or
     embedding's file does not contain it, but full_diffusers and single_file do."""
+
+    gradient_checkpointing: GradientCheckpointing[
+        Annotated[int, Field(ge=0, le=UNET_BLOCKS, strict=True)]
+    ] = False
+    """Recompute blocks of the UNet in the backward pass instead of keeping their activations:
+    less memory, up to a third more time, the same weights bit for bit. True recomputes all 7 blocks
+    (3 down, the middle, 3 up), a number the first ones. ``auto`` is routed like true; submit then
+    chooses the fewest blocks that fit the memory class. invoke-training has true and false only."""
 
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """The UNet's target: the noise, or the velocity (Salimans & Ho, 2022). Null: what a single

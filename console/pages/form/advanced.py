@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from console.pages.elements import Choice, Field, Tag, button
-from console.pages.form.controls import GROUPS, Control, Kind
+from console.pages.form.controls import GROUPS, Control, Kind, label_of
 from console.pages.form.draft import Draft
 
 
@@ -127,7 +127,7 @@ class AdvancedPart:
             self._value(control),
             change,
             on_reset=reset,
-            choices=[Choice(choice, choice or "none") for choice in control.choices],
+            choices=[Choice(choice, label_of(choice)) for choice in control.choices],
             help=f"{control.help} {_type_and_default(control)}",
         )
 
@@ -166,7 +166,9 @@ class AdvancedPart:
 
 def _type_and_default(control: Control) -> str:
     default = (
-        "required" if control.required else f"default {control.show(control.default) or 'none'}"
+        "required"
+        if control.required
+        else f"default {label_of(str(control.show(control.default)))}"
     )
     if control.kind == Kind.SWITCH:
         default = f"default {'on' if control.default else 'off'}"

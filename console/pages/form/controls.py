@@ -5,6 +5,7 @@ decide what is valid.
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
@@ -66,7 +67,8 @@ class Control:
                 return _number(typed, float)
             case Kind.LINES:
                 return [line.strip() for line in typed.splitlines() if line.strip()]
-            case Kind.JSON:
+            # The choices of some options are numbers and truth values.
+            case Kind.JSON | Kind.CHOICE:
                 try:
                     return json.loads(typed)
                 except (ValueError, RecursionError):
@@ -82,9 +84,7 @@ class Control:
             return ""
         if self.kind == Kind.LINES and isinstance(value, list | tuple):
             return "\n".join(map(str, value))
-        if isinstance(value, float):
-            return f"{value:.12g}"
-        return value if isinstance(value, str) else json.dumps(value)
+        return _shown(value)
 
 
 @cache
@@ -149,6 +149,8 @@ def _kind_and_choices(
         return Kind.CHOICE, tuple(values)
     if "enum" in schema:
         return Kind.CHOICE, tuple(schema["enum"])
+    if {"type": "boolean"} in schema.get("anyOf", ()):
+        return Kind.CHOICE, tuple(map(_shown, _values_in(schema["anyOf"])))
     match schema.get("type"):
         case "boolean":
             return Kind.SWITCH, ()
@@ -169,6 +171,29 @@ def _number(typed: str, kind: type[int] | type[float]) -> int | float | str:
         return kind(typed.strip())
     except (ValueError, OverflowError):
         return typed
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.12g}"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _values_in(schemas: list[dict[str, Any]]) -> Iterator[Any]:
+    """Yield every value of schemas that have few."""
+    for schema in schemas:
+        match schema:
+            case {"type": "boolean"}:
+                yield from (False, True)
+            case {"minimum": first, "maximum": last}:
+                yield from range(first, last + 1)
+            case {"const": value}:
+                yield value
+
+
+def label_of(choice: str) -> str:
+    """Return a choice as people read it."""
+    return {"": "none", "false": "off", "true": "on"}.get(choice, choice)
 
 
 GROUPS = (

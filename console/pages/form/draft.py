@@ -132,7 +132,9 @@ class Draft:
         if path == _BUCKETS:
             self._set_buckets(bool(value))
             return
-        if value == self.base(path):
+        base = self.base(path)
+        # One block is not true.
+        if value == base and isinstance(value, bool) == isinstance(base, bool):
             self._own.pop(path, None)
         else:
             self._own[path] = value

@@ -1,6 +1,6 @@
 import pytest
 
-from console.pages.form.controls import GROUPS, Control, Kind, controls
+from console.pages.form.controls import GROUPS, Control, Kind, controls, label_of
 from routing.policy import TrainingType
 from tasks.jobs.options import training_options
 
@@ -32,6 +32,16 @@ def test_a_discriminator_is_a_choice_of_its_branches() -> None:
     )
 
 
+@pytest.mark.parametrize(("training_type", "blocks"), [("FLUX_LORA", 57), ("SDXL_FINETUNE", 7)])
+def test_gradient_checkpointing_is_off_on_auto_or_a_number(training_type: str, blocks: int) -> None:
+    found = control(training_type, "gradient_checkpointing")
+    numbers = [str(number) for number in range(blocks + 1)]
+    assert found.kind == Kind.CHOICE
+    assert [label_of(choice) for choice in found.choices] == ["off", "on", "auto", *numbers]
+    values = [found.read(choice) for choice in found.choices]
+    assert [found.show(value) for value in values] == list(found.choices)
+
+
 def test_a_nullable_choice_offers_null_first() -> None:
     assert control("FLUX_LORA", "quantization").choices == ("", "fp8", "int8", "nf4")
 
@@ -45,6 +55,9 @@ def test_a_nullable_choice_offers_null_first() -> None:
         ("train_text_encoder", True, True),
         ("validation_prompts", "a cat\n\n a dog \n", ["a cat", "a dog"]),
         ("data_loader.resolution", "[512, 768]", [512, 768]),
+        ("gradient_checkpointing", "false", False),
+        ("gradient_checkpointing", "auto", "auto"),
+        ("gradient_checkpointing", "1", 1),
     ],
 )
 def test_typed_text_becomes_a_value(path: str, typed: object, value: object) -> None:

@@ -55,6 +55,13 @@ def test_another_preset_keeps_the_jobs_own_values() -> None:
     assert draft.value("gradient_checkpointing") is False
 
 
+def test_one_block_is_not_true() -> None:
+    draft = with_images(Draft("FLUX_LORA", "flux_lora_1x40gb"))
+    assert draft.value("gradient_checkpointing") is True
+    draft.set("gradient_checkpointing", 1)
+    assert parse_job(draft.document()).training.checkpointed_blocks == 1
+
+
 def test_epochs_replace_steps_until_reset() -> None:
     draft = Draft("FLUX_LORA", "flux_lora_1x40gb")
     draft.set("max_train_epochs", 3)
