@@ -622,8 +622,9 @@ export interface ImageCaptionJsonlDatasetConfig {
    */
   caption_column?: string;
   /**
-   * The key of the mask's path: a grey image of the image's size, white where the loss counts
-   * fully. Rows may lack it. Read with use_masks only; invoke-training has this name fixed.
+   * The key of the mask's path: an image of the image's size, white where the loss counts fully;
+   * an alpha channel that varies is the mask, opaque where the loss counts fully. Rows may lack it.
+   * Read with use_masks only; invoke-training has this name fixed.
    * @default "mask"
    */
   mask_column?: string;

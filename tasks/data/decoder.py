@@ -16,9 +16,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tasks.buckets import Size
 from tasks.data.archive_members import DISK_ERRNOS
 from tasks.data.archives import unpack
-from tasks.data.image_check import UnusableFileError, check_image, make_thumbnail
+from tasks.data.image_check import MaskFile, UnusableFileError, check_image, make_thumbnail
 from tasks.data.images import UnreadableImageError
 from tasks.data.parquet import RowWriter, UnreadableParquetError, read_rows
 from tasks.process.parent_death import end_with_parent
@@ -73,14 +74,14 @@ class Decoder:
         except Exception as error:  # noqa: BLE001
             if isinstance(error, OSError) and error.errno in DISK_ERRNOS:
                 return {"disk_error": [error.errno, error.strerror]}
-            return {"problem": f"cannot be read: {error or type(error).__name__}"}
+            return {"problem": f"cannot be read: {str(error) or type(error).__name__}"}
 
     def _decode(self, kind: str, path: str, **arguments: Any) -> Any:
         file = Path(path)
         match kind:
             case "image":
                 mask = arguments["mask"]
-                return asdict(check_image(file, mask and Path(mask), self.reserve))
+                return asdict(check_image(file, mask and _mask_file(**mask), self.reserve))
             case "thumbnail":
                 thumbnail, side = Path(arguments["thumbnail"]), arguments["side"]
                 return make_thumbnail(file, thumbnail, side, self.reserve)
@@ -113,6 +114,10 @@ class Decoder:
         if hard != resource.RLIM_INFINITY:
             limit = min(limit, hard)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+
+
+def _mask_file(path: str, sizes: list[list[int]], center_crop: bool) -> MaskFile:
+    return MaskFile(Path(path), tuple(Size(*size) for size in sizes), center_crop)
 
 
 def main() -> None:

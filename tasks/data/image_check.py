@@ -7,15 +7,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from PIL import Image
+
+from tasks.buckets import Size, nearest_bucket
+from tasks.data.crops import CENTRE, cropped, resized_to_cover
 from tasks.data.images import (
     ImageFacts,
     ImageHeader,
+    MaskFacts,
     UnreadableImageError,
     check_memory,
+    decode_image,
+    decode_mask,
     image_digest,
-    image_facts,
     open_image,
-    open_mask,
     read_header,
 )
 from tasks.data.near_duplicates import difference_hash
@@ -30,16 +35,35 @@ class UnusableFileError(ValueError):
 
 
 @dataclass(frozen=True)
+class MaskFile:
+    """The mask of an image, and what of the image is trained.
+
+    Attributes:
+        path: The mask's file.
+        sizes: The training sizes, of which the image gets the nearest.
+        center_crop: Whether the centre is trained, or another crop at each step.
+    """
+
+    path: Path
+    sizes: tuple[Size, ...]
+    center_crop: bool
+
+
+@dataclass(frozen=True)
 class CheckedMask:
     """A mask that can be used.
 
     Attributes:
         digest: See ``image_digest``.
         sha256: The digest of the file's bytes, in hex.
+        facts: The properties of the file.
+        coverage: The mean of its values where the image is trained, from 0 to 1.
     """
 
     digest: str
     sha256: str
+    facts: MaskFacts
+    coverage: float
 
 
 @dataclass(frozen=True)
@@ -65,12 +89,14 @@ class CheckedImage:
     mask: CheckedMask | None
 
 
-def check_image(path: Path, mask_path: Path | None, reserve: Callable[[int], None]) -> CheckedImage:
+def check_image(
+    path: Path, mask_file: MaskFile | None, reserve: Callable[[int], None]
+) -> CheckedImage:
     """Decode an image and its mask.
 
     Args:
         path: The image's file.
-        mask_path: The mask's file, if there is one.
+        mask_file: The mask's file, if there is one.
         reserve: Waits until a number of bytes of memory is available.
 
     Raises:
@@ -79,9 +105,9 @@ def check_image(path: Path, mask_path: Path | None, reserve: Callable[[int], Non
     """
     size, header = _header(path)
     needed = size + header.decoding_bytes
-    if mask_path is not None:
-        with _mask_named(mask_path):
-            mask_size, mask_header = _header(mask_path)
+    if mask_file is not None:
+        with _mask_named(mask_file):
+            mask_size, mask_header = _header(mask_file.path)
             # Either may be rotated: its sides are swapped when it becomes upright.
             if set(mask_header.size) != set(header.size):
                 raise _other_size(mask_header.size, header.size)
@@ -89,22 +115,22 @@ def check_image(path: Path, mask_path: Path | None, reserve: Callable[[int], Non
     check_memory(needed)
     reserve(needed)
     data = read_resolved(path)
-    image = open_image(data)
+    image, facts = decode_image(data)
     checked = CheckedImage(
         digest=image_digest(image),
         sha256=hashlib.sha256(data).hexdigest(),
         width=image.width,
         height=image.height,
-        facts=image_facts(data),
+        facts=facts,
         hash=difference_hash(image),
         mask=None,
     )
-    if mask_path is None:
+    if mask_file is None:
         return checked
     # A large image and its mask would not fit into memory together.
     del image
-    with _mask_named(mask_path):
-        return replace(checked, mask=_check_mask(mask_path, checked))
+    with _mask_named(mask_file):
+        return replace(checked, mask=_check_mask(mask_file, checked))
 
 
 def make_thumbnail(path: Path, thumbnail: Path, side: int, reserve: Callable[[int], None]) -> None:
@@ -131,24 +157,38 @@ def _header(path: Path) -> tuple[int, ImageHeader]:
         return size, read_header(file)
 
 
-def _check_mask(path: Path, image: CheckedImage) -> CheckedMask:
-    data = read_resolved(path)
-    mask = open_mask(data)
-    if mask.size != (image.width, image.height):
-        raise _other_size(mask.size, (image.width, image.height))
-    if mask.getextrema() == (0, 0):
+def _check_mask(file: MaskFile, image: CheckedImage) -> CheckedMask:
+    data = read_resolved(file.path)
+    mask, facts = decode_mask(data)
+    size = Size(image.width, image.height)
+    if mask.size != size:
+        raise _other_size(mask.size, size)
+    if facts.brightest == 0:
         raise UnusableFileError("is all black: no pixel would be trained")
-    return CheckedMask(image_digest(mask), hashlib.sha256(data).hexdigest())
+    bucket = nearest_bucket(size, file.sizes)
+    trained = resized_to_cover(mask, bucket)
+    if file.center_crop:
+        trained = cropped(trained, bucket, CENTRE)
+    if trained.getbbox() is None:
+        crop = "cropped" if file.center_crop else "resized"
+        raise UnusableFileError(f"is all black when {crop} to {bucket}: no pixel would be trained")
+    sha256 = hashlib.sha256(data).hexdigest()
+    return CheckedMask(image_digest(mask), sha256, facts, _mean(trained) / 255)
+
+
+def _mean(gray: Image.Image) -> float:
+    counts = gray.histogram()
+    return sum(value * count for value, count in enumerate(counts)) / sum(counts)
 
 
 @contextmanager
-def _mask_named(path: Path) -> Iterator[None]:
+def _mask_named(file: MaskFile) -> Iterator[None]:
     """Name the mask in errors, which are reported for its image."""
     try:
         yield
     except (OSError, UnreadableImageError, UnusableFileError) as error:
         reason = f"cannot be read: {error}" if isinstance(error, OSError) else error
-        raise UnusableFileError(f"has a mask, {path.name}, that {reason}") from error
+        raise UnusableFileError(f"has a mask, {file.path.name}, that {reason}") from error
 
 
 def _other_size(mask: tuple[int, int], image: tuple[int, int]) -> UnusableFileError:

@@ -8,19 +8,36 @@ import hashlib
 import io
 import re
 import struct
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import BinaryIO
 
-from PIL import AvifImagePlugin, Image, ImageOps, UnidentifiedImageError
+from PIL import (
+    AvifImagePlugin,
+    Image,
+    ImageChops,
+    ImageCms,
+    ImageOps,
+    PngImagePlugin,
+    UnidentifiedImageError,
+)
 
+from tasks.data.color import (
+    MAX_PROFILE_BYTES,
+    PILLOW_ERRORS,
+    ColorError,
+    srgb_conversion,
+    values_of,
+)
 from tasks.data.formats import (
     AVIF,
     HEIF,
     JPEG,
     NO_IMAGES,
+    PNG,
     READ,
     READ_NAMES,
     START_BYTES,
@@ -36,6 +53,15 @@ MAX_DECODING_BYTES = 2 * 2**30
 MAX_JPEG_SCANS = 100
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _END_OF_IMAGE, _START_OF_SCAN = b"\xd9", b"\xda"
+[_PNG] = PNG.starts
+# Chunks of a PNG that its pixels do not depend on, and the texts that may say how it is rotated.
+_TEXT_CHUNKS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+_MAX_ROTATION_BYTES = 2**20
+_ROTATIONS = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0", b"Raw profile type APP1\0")
+# By a PNG's color type, if it has 8 bits or fewer a channel.
+_PNG_MODES = {0: "L", 2: "RGB", 3: "P", 4: "LA", 6: "RGBA"}
+# An unreadable profile, which takes the place of others.
+_NO_PROFILE = b"\0\0\0\3iCCPx\0\0" + zlib.crc32(b"iCCPx\0\0").to_bytes(4)
 # Bytes a pixel of Pillow's images; 4 in all other modes.
 _STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2}
 # libwebp's two canvases, its lossless pixels, the frame's copy, and the image.
@@ -52,19 +78,11 @@ _STRIP_PIXELS = 2**20
 Image.MAX_IMAGE_PIXELS = None
 # Each thread would take memory that the header does not declare.
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1
-# Whatever Pillow raises for invalid bytes. struct.error: it rotates images by rewriting their EXIF
-# data, which may be damaged.
-_DAMAGE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    MemoryError,
-    struct.error,
-    ArithmeticError,
-    LookupError,
-    TypeError,
-)
+# The limit of a PNG's profile too.
+PngImagePlugin.MAX_TEXT_CHUNK = MAX_PROFILE_BYTES
+# Of 255: less is the noise of JPEG's colors.
+_MIN_CHROMA = 16
+_16_TO_8_BITS = 1 / 257
 
 
 class UnreadableImageError(ValueError):
@@ -103,13 +121,18 @@ def read_header(file: BinaryIO) -> ImageHeader:
         UnreadableImageError: It is not an image, or it has too many pixels.
     """
     with _damage_reported():
-        canvas = _webp_canvas(file)
-        if canvas is not None:
-            # Opening it would allocate the canvas.
+        # Opening a WebP would allocate its canvas, and opening a PNG unpack its texts.
+        start = file.read(33)
+        file.seek(0)
+        if (canvas := _webp_canvas(start)) is not None:
             (width, height), bytes_a_pixel = canvas, _WEBP_BYTES
+        elif start[:8] == _PNG and start[12:16] == b"IHDR" and len(start) == 33:
+            width, height, bits, color = struct.unpack(">IIBB", start[16:26])
+            mode = "I;16" if (bits, color) == (16, 0) else _PNG_MODES.get(color, "RGBA")
+            bytes_a_pixel = _bytes_a_pixel(mode)
         else:
             with _opened(file) as image:
-                (width, height), bytes_a_pixel = image.size, _bytes_a_pixel(image)
+                (width, height), bytes_a_pixel = image.size, _bytes_a_pixel(image.mode, image)
     if width * height > MAX_PIXELS:
         raise UnreadableImageError(f"has {width}x{height} pixels; the maximum is {MAX_PIXELS:,}")
     return ImageHeader((width, height), int(width * height * bytes_a_pixel))
@@ -129,21 +152,95 @@ def check_memory(needed_bytes: int) -> None:
 
 
 def open_image(data: bytes) -> Image.Image:
-    """Return the image in a file's bytes: upright, RGB, on white, an animation's first frame.
+    """Return the image in a file's bytes; see ``decode_image``."""
+    return decode_image(data)[0]
+
+
+def open_mask(data: bytes) -> Image.Image:
+    """Return the mask in a file's bytes; see ``decode_mask``."""
+    return decode_mask(data)[0]
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """Properties of an image file, before it becomes upright RGB.
+
+    Attributes:
+        format: The name of one of ``formats.READ``.
+        mode: Pillow's pixel mode, such as ``CMYK``.
+        bits: The bits a channel.
+        alpha: The least and the most opaque value of its alpha channel, of 255.
+        frames: The number of frames of an animation; 1 for a still image.
+        color_problem: Why its colors are not converted to sRGB; empty if they are.
+    """
+
+    format: str
+    mode: str
+    bits: int
+    alpha: tuple[int, int]
+    frames: int
+    color_problem: str
+
+
+def decode_image(data: bytes) -> tuple[Image.Image, ImageFacts]:
+    """Return the image in a file's bytes: upright, in sRGB, on white, the first frame.
 
     Raises:
         UnreadableImageError: The bytes are not an image, are truncated, or break a limit.
     """
-    check_memory(len(data) + read_header(io.BytesIO(data)).decoding_bytes)
-    with _damage_reported(), _opened(io.BytesIO(data)) as image:
-        if format_of_data(data[:START_BYTES]) is JPEG and _has_many_scans(data):
-            raise UnreadableImageError(
-                f"is a JPEG of over {MAX_JPEG_SCANS} scans, which take long to decode"
-            )
-        image.load()
-        # In place: a copy of a large image takes a third of the time to decode it.
-        ImageOps.exif_transpose(image, in_place=True)
-        return _rgb(image)
+    with _loaded(data) as image:
+        conversion, color_problem = None, ""
+        try:
+            conversion = srgb_conversion(image, data)
+        except ColorError as error:
+            color_problem = str(error)
+        rgb, alpha = _rgb(image, conversion)
+        format = _format(io.BytesIO(data))
+        # Phones and cameras put previews and depth maps behind the image of a JPEG.
+        frames = 1 if format is JPEG else getattr(image, "n_frames", 1)
+        bits = _bits(data, image)
+        return rgb, ImageFacts(format.name, image.mode, bits, alpha, frames, color_problem)
+
+
+@dataclass(frozen=True)
+class MaskFacts:
+    """Properties of a mask's file.
+
+    Attributes:
+        brightest: Its highest value, of 255.
+        is_alpha: Whether its alpha channel is the mask.
+        is_colored: Whether it has colors, of which the luminance is the mask.
+    """
+
+    brightest: int
+    is_alpha: bool
+    is_colored: bool
+
+
+def decode_mask(data: bytes) -> tuple[Image.Image, MaskFacts]:
+    """Return the mask in a file's bytes, upright: its alpha channel if that varies, or luminance.
+
+    Values are weights, not colors: a profile changes nothing.
+
+    Raises:
+        UnreadableImageError: The bytes are not a supported image.
+    """
+    with _loaded(data) as image:
+        luminance, alpha = Image.new("L", image.size), Image.new("L", image.size, 255)
+        chroma = 0
+        for box in _strips(image.size):
+            colors, opacity = _split(image.crop(box))
+            rgb = colors.convert("RGB")
+            luminance.paste(rgb.convert("L"), box)
+            if opacity is not None:
+                alpha.paste(opacity, box)
+            chroma = max(chroma, _chroma(rgb))
+    least, most = values_of(alpha)
+    mask, is_alpha = (luminance, False) if least == most else (alpha, True)
+    if most == 0:
+        raise UnreadableImageError("is entirely transparent")
+    is_colored = chroma >= _MIN_CHROMA and not is_alpha
+    return mask, MaskFacts(values_of(mask)[1], is_alpha, is_colored)
 
 
 def image_digest(image: Image.Image) -> str:
@@ -157,39 +254,22 @@ def image_digest(image: Image.Image) -> str:
     return digest.hexdigest()
 
 
-def open_mask(data: bytes) -> Image.Image:
-    """Return the mask in a file's bytes: upright and gray.
-
-    Raises:
-        UnreadableImageError: The bytes are not a supported image.
-    """
-    return open_image(data).convert("L")
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """Properties of an image file, before it becomes upright RGB.
-
-    Attributes:
-        format: The name of one of ``formats.READ``.
-        mode: Pillow's pixel mode, such as ``CMYK``.
-        is_transparent: Whether it has an alpha channel or a transparent color.
-        frames: The number of frames of an animation; 1 for a still image.
-    """
-
-    format: str
-    mode: str
-    is_transparent: bool
-    frames: int
-
-
-def image_facts(data: bytes) -> ImageFacts:
-    """Return the properties of a readable image file, without decoding it."""
-    format = _format(io.BytesIO(data))
-    with _opened(io.BytesIO(data)) as image:
-        # Phones and cameras put previews and depth maps behind the image of a JPEG.
-        frames = 1 if format is JPEG else getattr(image, "n_frames", 1)
-        return ImageFacts(format.name, image.mode, image.has_transparency_data, frames)
+@contextmanager
+def _loaded(data: bytes) -> Iterator[Image.Image]:
+    """Load the image in a file's bytes, upright, and turn Pillow's errors into ours."""
+    check_memory(len(data) + read_header(io.BytesIO(data)).decoding_bytes)
+    with _damage_reported():
+        file = io.BytesIO(_without_texts(data) if data.startswith(_PNG) else data)
+        with _opened(file) as image:
+            if format_of_data(data[:START_BYTES]) is JPEG and _has_many_scans(data):
+                raise UnreadableImageError(
+                    f"is a JPEG of over {MAX_JPEG_SCANS} scans, which take long to decode"
+                )
+            image.load()
+            # In place: a copy of a large image takes a third of the time to decode it.
+            ImageOps.exif_transpose(image, in_place=True)
+            _scale_transparent_color(image, _bits(data, image))
+            yield image
 
 
 def _format(file: BinaryIO) -> FileFormat:
@@ -240,20 +320,18 @@ def _damage_reported() -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         raise UnreadableImageError(f"is not a {READ_NAMES} image") from error
-    except _DAMAGE_ERRORS as error:
+    except PILLOW_ERRORS as error:
         reason = str(error) or type(error).__name__
         raise UnreadableImageError(f"cannot be decoded: {reason}") from error
 
 
-def _bytes_a_pixel(image: Image.Image) -> float:
+def _bytes_a_pixel(mode: str, image: Image.Image | None = None) -> float:
     """Return the memory a pixel of the costliest step: decoding, rotating, or converting to RGB."""
-    if image.format in (HEIF.decoder, AVIF.decoder):
+    if image is not None and image.format in (HEIF.decoder, AVIF.decoder):
         return _HEIF_BYTES if image.format == HEIF.decoder else _AVIF_BYTES
-    stored = _STORED_BYTES.get(image.mode, 4)
-    decoding = stored + _COEFFICIENT_BYTES * _jpeg_samples(image)
-    rotated = 2 * stored
-    is_plain = image.mode == "RGB" and not image.has_transparency_data
-    return max(decoding, rotated, stored if is_plain else stored + 4)
+    stored = _STORED_BYTES.get(mode, 4)
+    samples = 0 if image is None else _jpeg_samples(image)
+    return max(stored + _COEFFICIENT_BYTES * samples, 2 * stored, stored + 4)
 
 
 def _jpeg_samples(image: Image.Image) -> float:
@@ -266,10 +344,8 @@ def _jpeg_samples(image: Image.Image) -> float:
     return sum(across * down for across, down in sampling) / whole
 
 
-def _webp_canvas(file: BinaryIO) -> tuple[int, int] | None:
+def _webp_canvas(start: bytes) -> tuple[int, int] | None:
     """Return the size in a WebP's header; None if the file is of another format."""
-    start = file.read(30)
-    file.seek(0)
     if len(start) < 30 or start[:4] != b"RIFF" or start[8:12] != b"WEBP":
         return None
     match start[12:16]:
@@ -299,29 +375,87 @@ def _has_many_scans(data: bytes) -> bool:
     return scans > MAX_JPEG_SCANS
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Return an image in RGB, on white.
+def _without_texts(png: bytes) -> bytes:
+    """Return a PNG without its texts and an unreadable profile, whose size may be any."""
+    whole, start, at = memoryview(png), 0, len(_PNG)
+    kept: list[memoryview | bytes] = []
+    while at + 8 <= len(png):
+        end = at + 12 + int.from_bytes(whole[at : at + 4])
+        name, body = png[at + 4 : at + 8], at + 8
+        may_rotate = end - body < _MAX_ROTATION_BYTES and png.startswith(_ROTATIONS, body)
+        is_text = name in _TEXT_CHUNKS and not may_rotate
+        if is_text or (name == b"iCCP" and not _is_readable_profile(whole[body : end - 4])):
+            kept += [whole[start:at], b"" if is_text else _NO_PROFILE]
+            start = end
+        at = end
+    return b"".join([*kept, whole[start:]]) if kept else png
 
-    In strips of rows: whole copies of a transparent image would take 20 bytes a pixel.
-    """
+
+def _is_readable_profile(chunk: memoryview) -> bool:
+    """Return whether a PNG's profile can be unpacked, to a size within the limit."""
+    _, _, packed = bytes(chunk).partition(b"\0")
+    with suppress(zlib.error):
+        unpacked = zlib.decompressobj().decompress(packed[1:], MAX_PROFILE_BYTES + 1)
+        return packed[:1] == b"\0" and len(unpacked) <= MAX_PROFILE_BYTES
+    return False
+
+
+def _bits(data: bytes, image: Image.Image) -> int:
+    """Return the bits a channel of an image in a file."""
+    return data[24] if data.startswith(_PNG) else int(image.info.get("bit_depth", 8))
+
+
+def _scale_transparent_color(image: Image.Image, bits: int) -> None:
+    """Scale the transparent color of a PNG to 8 bits, as Pillow does its pixels."""
+    color = image.info.get("transparency")
+    if image.mode == "RGB" and bits == 16 and isinstance(color, tuple):
+        image.info["transparency"] = tuple(value >> 8 for value in color)
+    elif image.mode == "I;16" and isinstance(color, int):
+        image.info["transparency"] = int(color * _16_TO_8_BITS)
+    elif image.mode == "L" and bits < 8 and isinstance(color, int):
+        image.info["transparency"] = color * 255 // (2**bits - 1)
+
+
+def _rgb(
+    image: Image.Image, conversion: ImageCms.ImageCmsTransform | None
+) -> tuple[Image.Image, tuple[int, int]]:
+    """Return an image in sRGB, on white, and the range of its alpha channel."""
     if image.mode == "RGB" and not image.has_transparency_data:
-        return image
-    rows = max(1, _STRIP_PIXELS // image.width)
-    if rows >= image.height:
-        return _rgb_strip(image)
-    whole = Image.new("RGB", image.size)
-    for top in range(0, image.height, rows):
-        box = (0, top, image.width, min(top + rows, image.height))
-        whole.paste(_rgb_strip(image.crop(box)), box)
-    return whole
+        if conversion is not None:
+            conversion.apply_in_place(image)
+        return image, (255, 255)
+    whole, least, most = Image.new("RGB", image.size, "white"), 255, 0
+    for box in _strips(image.size):
+        colors, alpha = _split(image.crop(box))
+        if conversion is not None:
+            colors = conversion.apply(colors.convert(conversion.input_mode))
+        whole.paste(colors.convert("RGB"), box, alpha)
+        darkest, brightest = (255, 255) if alpha is None else values_of(alpha)
+        least, most = min(least, darkest), max(most, brightest)
+    return whole, (least, most)
 
 
-def _rgb_strip(image: Image.Image) -> Image.Image:
+def _strips(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Yield boxes of rows: whole copies of a transparent image would take 20 bytes a pixel."""
+    width, height = size
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        yield 0, top, width, min(top + rows, height)
+
+
+def _split(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Return an image in 8 bits, and its alpha channel if it has one."""
     if image.mode.startswith("I"):
         # 16 bits a pixel: Pillow's own conversion clips every value above 255 to white.
-        image = image.convert("I").point(lambda value: value * (1 / 257)).convert("L")
+        image = image.convert("I").point(lambda value: value * _16_TO_8_BITS).convert("L")
     if not image.has_transparency_data:
-        return image.convert("RGB")
-    layer = image.convert("RGBA")
-    white = Image.new("RGBA", layer.size, "white")
-    return Image.alpha_composite(white, layer).convert("RGB")
+        return image, None
+    layers = image.convert("RGBA")
+    return layers.convert("RGB"), layers.getchannel("A")
+
+
+def _chroma(rgb: Image.Image) -> int:
+    """Return the largest difference between two channels of a pixel."""
+    red, green, blue = rgb.split()
+    pairs = ((red, green), (green, blue), (blue, red))
+    return max(values_of(ImageChops.difference(one, other))[1] for one, other in pairs)

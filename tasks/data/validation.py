@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 from tasks.buckets import Size, nearest_bucket
 from tasks.data.decoder_pool import DecodeError, DecoderLimits, decode_all
 from tasks.data.formats import format_of_name
-from tasks.data.image_check import CheckedImage
+from tasks.data.image_check import CheckedImage, CheckedMask
 from tasks.data.images import ImageFacts
 from tasks.data.listing import MAX_PROBLEMS, Item, Listing
 from tasks.data.near_duplicates import near_pairs
@@ -24,7 +24,11 @@ from tasks.jobs.pipeline import PipelineConfig
 # A crop that removes more than half of an image removes what its caption describes.
 _MAX_CROPPED = 0.5
 # No base model was trained on wider uncropped images.
-_MAX_ASPECT = 3.0
+_LONG_ASPECT = 3.0
+_MAX_ASPECT = 20
+# Of a mask: with less, a single step may train nothing; or the values are from 0 to 1.
+_MIN_COVERAGE = 0.01
+_MIN_BRIGHTNESS = 128
 _CHECKED_IMAGE = TypeAdapter(CheckedImage)
 
 
@@ -88,6 +92,7 @@ class _Checked:
     files: list[CheckedFile]
     warnings: list[Problem]
     hash: int | None
+    mask: CheckedMask | None
 
 
 def check_dataset(
@@ -110,8 +115,8 @@ def check_dataset(
     listing = _list_all(config, sources)
     report = Report(problems=listing.problems[:MAX_PROBLEMS], warnings=listing.warnings)
     sizes = config.loader.sizes()
-    hashes = []
-    requests = (_request(item) for item in listing.items)
+    hashes, masks = [], []
+    requests = (_request(item, config) for item in listing.items)
     decoded = decode_all(requests, check_stop=check_stop, limits=decoders)
     for item, answer in zip(listing.items, decoded, strict=True):
         if len(report.problems) == MAX_PROBLEMS:
@@ -124,6 +129,7 @@ def check_dataset(
         report.samples.append(result.sample)
         report.files += result.files
         hashes.append(result.hash)
+        masks.append(result.mask)
         report.buckets[bucket] += 1
         report.warnings += [*result.warnings, *_size_warnings(result.sample, bucket)]
     if len(report.problems) == MAX_PROBLEMS:
@@ -131,10 +137,8 @@ def check_dataset(
         report.problems.append(Problem(listing.location, message))
     report.warnings += _duplicate_warnings(report.samples, hashes)
     report.warnings += _batch_warnings(config.train_batch_size, report, listing.location)
-    if config.use_masks and report.samples and not any(s.mask for s in report.samples):
-        report.warnings.append(
-            Problem(listing.location, "no row has a mask; use_masks has no effect")
-        )
+    if config.use_masks:
+        report.warnings += _mask_warnings(report.samples, masks, listing.location)
     report.warnings += _placeholder_warnings(config, report.samples)
     report.warnings += _token_warnings(config, limits, report.samples, listing.location)
     return report
@@ -157,9 +161,12 @@ def _list_all(config: PipelineConfig, sources: Sources) -> Listing:
     return whole
 
 
-def _request(item: Item) -> dict[str, Any]:
+def _request(item: Item, config: PipelineConfig) -> dict[str, Any]:
     """Return the request to decode an image and its mask."""
-    mask = None if item.mask is None else str(item.mask)
+    mask = None
+    if item.mask is not None:
+        loader = config.loader
+        mask = {"path": str(item.mask), "sizes": loader.sizes(), "center_crop": loader.center_crop}
     return {"kind": "image", "path": str(item.path), "mask": mask}
 
 
@@ -168,6 +175,10 @@ def _check(item: Item, result: object) -> Problem | _Checked:
     if isinstance(result, DecodeError):
         return Problem(item.name, str(result), "replace it or leave it out")
     image = _CHECKED_IMAGE.validate_python(result)
+    if max(image.width, image.height) > _MAX_ASPECT * min(image.width, image.height):
+        message = f"is {image.width}x{image.height}: one side is over {_MAX_ASPECT} times the other"
+        return Problem(item.name, message, "crop it to what its caption describes")
+    warnings = [*_format_warnings(item, image.facts), *_mask_file_warnings(item, image.mask)]
     files = [CheckedFile(item.path, item.name, image.digest, image.sha256)]
     if image.mask is not None and item.mask is not None:
         files.append(CheckedFile(item.mask, item.name, image.mask.digest, image.mask.sha256))
@@ -180,7 +191,7 @@ def _check(item: Item, result: object) -> Problem | _Checked:
         mask=None if image.mask is None else image.mask.digest,
         part=item.part,
     )
-    return _Checked(sample, files, list(_format_warnings(item, image.facts)), image.hash)
+    return _Checked(sample, files, warnings, image.hash, image.mask)
 
 
 def _format_warnings(item: Item, facts: ImageFacts) -> Iterable[Problem]:
@@ -189,17 +200,60 @@ def _format_warnings(item: Item, facts: ImageFacts) -> Iterable[Problem]:
     named = format_of_name(str(item.path))
     if named is not None and named.name != facts.format:
         yield Problem(item.name, f"is a {facts.format} image; it is read as one", "rename it")
-    if facts.is_transparent:
+    if facts.alpha[1] == 0:
+        message = "is entirely transparent; only a white background is left"
+        yield Problem(item.name, message, "save it without transparency")
+    elif facts.alpha[0] < 255:
         yield Problem(item.name, "is partly transparent; a white background is added")
     if facts.frames > 1:
         yield Problem(item.name, f"is animated; only the first of {facts.frames} frames is used")
-    if facts.mode == "CMYK":
-        message = "is CMYK; its color profile is ignored, so that colors may change"
-        yield Problem(item.name, message, "save it as RGB")
-    if facts.mode.startswith("I"):
-        yield Problem(item.name, "has 16 bits a channel; 8 are used")
+    if facts.color_problem:
+        message = f"{facts.color_problem}; its colors may change"
+        yield Problem(item.name, message, "save it in sRGB")
+    if facts.bits > 8:
+        yield Problem(item.name, f"has {facts.bits} bits a channel; they are scaled to 8")
     if facts.mode == "P":
         yield Problem(item.name, "has at most 256 colors", "use the original, if you have it")
+
+
+def _mask_file_warnings(item: Item, mask: CheckedMask | None) -> Iterable[Problem]:
+    """Yield what is unusual about an image's mask."""
+    if mask is None or item.mask is None:
+        return
+    it = f"has a mask, {item.mask.name},"
+    if mask.facts.is_colored:
+        message = f"{it} that has colors; their luminance is used"
+        yield Problem(item.name, message, "save it in gray, white where the image counts")
+    elif mask.facts.brightest < _MIN_BRIGHTNESS:
+        message = f"{it} whose brightest value is {mask.facts.brightest} of 255"
+        yield Problem(item.name, message, "write 255 where the image counts fully")
+    elif mask.coverage < _MIN_COVERAGE:
+        yield Problem(item.name, f"{it} that covers only {mask.coverage:.2%} of what is trained")
+
+
+def _mask_warnings(
+    samples: list[Sample], masks: list[CheckedMask | None], location: str
+) -> Iterable[Problem]:
+    """Yield the images without a mask, and what the masks cover."""
+    coverages = [mask.coverage for mask in masks if mask is not None]
+    if not coverages:
+        if samples:
+            yield Problem(location, "no row has a mask; use_masks has no effect")
+        return
+    lacking = [it.source for it, mask in zip(samples, masks, strict=True) if mask is None]
+    if lacking:
+        has = "has" if len(lacking) == 1 else "have"
+        message = f"{len(lacking)} of {len(samples)} rows {has} no mask, the first is {lacking[0]}"
+        remedy = "check the column's name, or give all a mask"
+        yield Problem(location, f"{message}; without one, all of an image is trained", remedy)
+    mean, least, most = sum(coverages) / len(coverages), min(coverages), max(coverages)
+    message = f"masks cover {mean:.1%} of what is trained"
+    if least != most:
+        message += f", {least:.1%} to {most:.1%} of an image"
+    alphas = sum(mask.facts.is_alpha for mask in masks if mask is not None)
+    if alphas:
+        message += f"; {alphas} of {len(coverages)} are alpha channels"
+    yield Problem(location, message)
 
 
 def _size_warnings(sample: Sample, bucket: Size) -> Iterable[Problem]:
@@ -211,8 +265,8 @@ def _size_warnings(sample: Sample, bucket: Size) -> Iterable[Problem]:
     if kept < 1 - _MAX_CROPPED:
         message = f"keeps only {kept:.0%} of its {sample.size} when cropped to {bucket}"
         yield Problem(sample.source, message, "crop it yourself, or use aspect_ratio_buckets")
-    elif aspect > _MAX_ASPECT:
-        message = f"is {sample.size}: one side is over {_MAX_ASPECT:.0f} times the other"
+    elif aspect > _LONG_ASPECT:
+        message = f"is {sample.size}: one side is over {_LONG_ASPECT:.0f} times the other"
         yield Problem(sample.source, message, "crop it to what its caption describes")
 
 

@@ -93,8 +93,9 @@ class ImageCaptionJsonlDatasetConfig(DatasetConfig):
     """The key of the caption."""
 
     mask_column: MaskColumn = "mask"
-    """The key of the mask's path: a grey image of the image's size, white where the loss counts
-    fully. Rows may lack it. Read with use_masks only; invoke-training has this name fixed."""
+    """The key of the mask's path: an image of the image's size, white where the loss counts fully;
+    an alpha channel that varies is the mask, opaque where the loss counts fully. Rows may lack it.
+    Read with use_masks only; invoke-training has this name fixed."""
 
     keep_in_memory: KeepInMemory = False
     """Keep decoded images in memory through the run instead of decoding them at each use."""

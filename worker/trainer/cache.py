@@ -19,12 +19,13 @@ import torch
 from tasks.buckets import Size
 from tasks.cache.packs import pack_id
 from tasks.cache.plan import CachePlan, ImageVariant, Kind, encoder_digests
+from tasks.data.crops import CENTRE, cropped, resized_to_cover
 from tasks.dataset import Dataset
 from tasks.events import CacheDone, PackStored
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, pack_key
 from worker.trainer.data.cache_entries import Latents, Text, pack_bytes
-from worker.trainer.data.images import CENTRE, cropped, load_image, pixels, resized_to_cover
+from worker.trainer.data.images import load_image, pixels
 from worker.trainer.determinism import Determinism
 from worker.trainer.environment import check_libraries
 from worker.trainer.errors import NotFiniteError

@@ -11,6 +11,8 @@ from typing import Any
 
 from PIL import Image
 
+from tests.tasks.data.profiles import DISPLAY_P3, cmyk_profile
+
 
 def png(
     side: int, *, bits: int, color: int, chunks: bytes = b"", size: tuple[int, int] | None = None
@@ -104,7 +106,17 @@ IMAGES: dict[str, Callable[[int], bytes]] = {
     "png gray alpha 16": lambda side: png(side, bits=16, color=4),
     "png rgba": lambda side: png(side, bits=8, color=6),
     "png rgba 16": lambda side: png(side, bits=16, color=6),
+    "png rgba profile": lambda side: encoded(
+        _photo(side).convert("RGBA"), "PNG", icc_profile=DISPLAY_P3, compress_level=1
+    ),
+    "png animated": lambda side: encoded(
+        _photo(side), "PNG", save_all=True, append_images=[Image.new("RGB", (side, side))]
+    ),
     "jpeg": lambda side: encoded(_photo(side), "JPEG"),
+    "jpeg profile": lambda side: encoded(_photo(side), "JPEG", icc_profile=DISPLAY_P3),
+    "jpeg cmyk profile": lambda side: encoded(
+        _photo(side).convert("CMYK"), "JPEG", icc_profile=cmyk_profile()
+    ),
     "jpeg gray": lambda side: encoded(_photo(side).convert("L"), "JPEG"),
     "jpeg rotated": lambda side: encoded(_photo(side), "JPEG", exif=_rotated()),
     "jpeg progressive": lambda side: encoded(_photo(side), "JPEG", progressive=True),

@@ -32,7 +32,8 @@ class StoppedError(Exception):
 
 
 def request(path: Path, mask: Path | None = None) -> dict[str, Any]:
-    return {"kind": "image", "path": str(path), "mask": None if mask is None else str(mask)}
+    masked = mask and {"path": str(mask), "sizes": [[64, 64]], "center_crop": True}
+    return {"kind": "image", "path": str(path), "mask": masked}
 
 
 def written(folder: Path, name: str, data: bytes) -> Path:

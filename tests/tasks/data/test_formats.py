@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tasks.data.formats import NOT_READ, READ, format_of_data, format_of_name
-from tasks.data.images import OtherFormatError, UnreadableImageError, image_facts, open_image
+from tasks.data.images import OtherFormatError, UnreadableImageError, decode_image, open_image
 
 # 64x48 pixels: the left half is (200, 60, 30), the right half (20, 40, 220). No library that the
 # tests have can write HEIC.
@@ -50,7 +50,7 @@ def test_every_format_that_is_read_is_decoded() -> None:
             pixel = image.getpixel((x, 24))
             assert isinstance(pixel, tuple)
             assert all(abs(a - b) < 12 for a, b in zip(pixel, color, strict=True)), name
-        assert image_facts(data).format == name
+        assert decode_image(data)[1].format == name
 
 
 @pytest.mark.parametrize("name", READABLE)
@@ -64,7 +64,7 @@ def test_a_truncated_image_is_refused(name: str) -> None:
 def test_the_first_image_of_a_phones_jpeg_is_read() -> None:
     other = Image.new("RGB", (64, 48), "white")
     data = encoded("MPO", save_all=True, append_images=[other], quality=95)
-    facts = image_facts(data)
+    facts = decode_image(data)[1]
     assert (facts.format, facts.frames) == ("JPEG", 1)
     first = Image.open(io.BytesIO(data))
     assert first.format == "MPO"

@@ -13,6 +13,7 @@ from tasks.dataset import Dataset, dataset_of
 from tasks.errors import DatasetError
 from tasks.jobs.job import parse_job
 from tasks.store import Store, dataset_key, image_key
+from tests.tasks.data.profiles import DISPLAY_P3
 from tests.tasks.data.reading import check_local
 from tests.tasks.jobs.test_flux_lora import with_values
 
@@ -156,6 +157,33 @@ def test_losses_of_the_conversion_are_warnings(folder: Path) -> None:
         "lying.png: is a JPEG image; it is read as one; rename it",
     ):
         assert any(part in line for line in warned(report)), part
+
+
+def test_an_image_of_extreme_shape_is_refused(folder: Path) -> None:
+    save(folder, "thin.png", Image.new("RGB", (16384, 1)))
+    save(folder, "long.png", Image.new("RGB", (2000, 100)))
+    assert messages(check_folder(folder)) == [
+        "thin.png: is 16384x1: one side is over 20 times the other; "
+        "crop it to what its caption describes"
+    ]
+
+
+def test_transparency_and_colors_are_judged_by_their_values(folder: Path) -> None:
+    gradient = Image.linear_gradient("L").resize((512, 512))
+    save(folder, "opaque.png", gradient.convert("RGBA"))
+    save(folder, "clear.png", Image.new("RGBA", (512, 512), (1, 2, 3, 0)))
+    save(folder, "p3.png", gradient.convert("RGB").rotate(90), icc_profile=DISPLAY_P3)
+    save(folder, "damaged.png", gradient.convert("RGB").rotate(180), icc_profile=b"damaged")
+    report = check_folder(folder)
+    assert (messages(report), warned(report)) == (
+        [],
+        [
+            "clear.png: is entirely transparent; only a white background is left; "
+            "save it without transparency",
+            "damaged.png: has a color profile that is damaged, or too large; its colors may change;"
+            " save it in sRGB",
+        ],
+    )
 
 
 def test_near_duplicates_are_warnings(folder: Path) -> None:
@@ -370,14 +398,18 @@ def test_a_placeholder_in_a_caption_is_a_warning(folder: Path) -> None:
     assert warning.startswith("a.png: has the placeholder token '<thing>'")
 
 
-def masked(folder: Path, **columns: Any) -> Report:
+def masked(folder: Path, center_crop: bool = True, **columns: Any) -> Report:
     """What is found in a.png with this mask in its row, and b.jpg without."""
     rows = [{"image": "a.png", "text": "red", **columns}, {"image": "b.jpg", "text": "green"}]
+    return masked_rows(folder, rows, center_crop)
+
+
+def masked_rows(folder: Path, rows: list[dict[str, Any]], center_crop: bool = True) -> Report:
     path = folder / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, rows)), "utf-8")
     dataset = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": str(path)}
     loader = {"type": "IMAGE_CAPTION_SD_DATA_LOADER", "dataset": dataset}
-    return check_local(sdxl(loader, use_masks=True))
+    return check_local(sdxl({**loader, "center_crop": center_crop}, use_masks=True))
 
 
 def test_a_mask_is_stored_by_its_gray_pixels(folder: Path, tmp_path: Path) -> None:
@@ -385,7 +417,7 @@ def test_a_mask_is_stored_by_its_gray_pixels(folder: Path, tmp_path: Path) -> No
     mask.paste(200, (0, 0, 256, 512))
     mask.save(folder / "mask.png")
     report = masked(folder, mask="mask.png")
-    assert (messages(report), warned(report)) == ([], [])
+    assert messages(report) == []
     digests = [sample.mask for sample in report.samples]
     assert digests[0] is not None
     assert digests[1] is None
@@ -394,6 +426,82 @@ def test_a_mask_is_stored_by_its_gray_pixels(folder: Path, tmp_path: Path) -> No
     assert ingest(report, store).digest != ingest(plain, store).digest
     assert store.get(image_key(digests[0])) == (folder / "mask.png").read_bytes()
     assert "no row has a mask" in warned(plain)[0]
+
+
+def mask_of(box: tuple[int, int, int, int], value: Any = 255, mode: str = "L") -> Image.Image:
+    mask = Image.new(mode, (512, 512))
+    mask.paste(value, box)
+    return mask
+
+
+def test_masks_are_reported_by_what_they_cover(folder: Path) -> None:
+    mask_of((0, 0, 256, 512)).save(folder / "mask.png")
+    report = masked(folder, mask="mask.png")
+    location = folder / "rows.jsonl"
+    assert (messages(report), warned(report)) == (
+        [],
+        [
+            f"{location}: 1 of 2 rows has no mask, the first is rows.jsonl line 2 (b.jpg); without "
+            "one, all of an image is trained; check the column's name, or give all a mask",
+            f"{location}: masks cover 50.0% of what is trained",
+        ],
+    )
+
+
+def test_unusual_masks_are_warnings(folder: Path) -> None:
+    unusual = {
+        "ones.png": mask_of((0, 0, 256, 512), 1),
+        "red.png": mask_of((0, 0, 256, 512), "red", "RGB"),
+        "tiny.png": mask_of((0, 0, 40, 40)),
+    }
+    for name, mask in unusual.items():
+        mask.save(folder / name)
+    rows = [{"image": "a.png", "text": "red", "mask": name} for name in unusual]
+    report = masked_rows(folder, rows)
+    assert messages(report) == []
+    start = "rows.jsonl line {} (a.png): has a mask, {}"
+    assert [line for line in warned(report) if "has a mask" in line] == [
+        start.format(1, "ones.png, whose brightest value is 1 of 255; ")
+        + "write 255 where the image counts fully",
+        start.format(2, "red.png, that has colors; their luminance is used; ")
+        + "save it in gray, white where the image counts",
+        start.format(3, "tiny.png, that covers only 0.61% of what is trained"),
+    ]
+
+
+def test_a_cut_out_is_the_mask_of_its_subject(folder: Path) -> None:
+    cut_out = Image.new("RGBA", (512, 512), (255, 255, 255, 0))
+    cut_out.paste((9, 9, 9, 255), (128, 128, 384, 384))
+    cut_out.save(folder / "mask.png")
+    assert warned(masked(folder, mask="mask.png"))[-1].endswith(
+        "masks cover 25.0% of what is trained; 1 of 1 are alpha channels"
+    )
+
+
+@pytest.mark.parametrize("center_crop", [True, False])
+def test_a_mask_that_the_crop_cuts_off_is_a_problem(folder: Path, center_crop: bool) -> None:
+    Image.new("RGB", (1024, 512), "red").save(folder / "a.png")
+    mask = Image.new("L", (1024, 512))
+    mask.paste(255, (0, 0, 40, 512))
+    mask.save(folder / "mask.png")
+    report = masked(folder, center_crop, mask="mask.png")
+    if center_crop:
+        assert messages(report) == [
+            "rows.jsonl line 1 (a.png): has a mask, mask.png, that is all black when cropped to "
+            "512x512: no pixel would be trained; replace it or leave it out"
+        ]
+    else:
+        # Some crops show it.
+        assert messages(report) == []
+
+
+def test_a_mask_that_vanishes_in_the_training_size_is_a_problem(folder: Path) -> None:
+    Image.new("RGB", (4096, 4096), "red").save(folder / "a.png")
+    mask = Image.new("L", (4096, 4096))
+    mask.putpixel((2000, 2000), 30)
+    mask.save(folder / "mask.png")
+    [problem] = messages(masked(folder, mask="mask.png"))
+    assert "that is all black when cropped to 512x512" in problem
 
 
 @pytest.mark.parametrize(

@@ -18,21 +18,12 @@ from torch.utils.data import Dataset as TorchDataset
 
 from tasks.buckets import Size
 from tasks.cache.plan import CacheIndex
+from tasks.data.crops import CENTRE, covering_size, crop_corner, cropped, resized_to_cover
 from tasks.dataset import Dataset
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.store import Store
 from worker.trainer.data.cache_entries import VAE_FACTOR, CachedEntries
-from worker.trainer.data.images import (
-    CENTRE,
-    covering_size,
-    crop_corner,
-    cropped,
-    latent_mask,
-    load_image,
-    load_mask,
-    pixels,
-    resized_to_cover,
-)
+from worker.trainer.data.images import latent_mask, load_image, load_mask, pixels
 from worker.trainer.rng import StatelessRng
 
 

@@ -1,19 +1,13 @@
 """Images of the dataset as tensors of a training size."""
 
-import math
-
 import numpy as np
 import torch
 from PIL import Image
 
-from tasks.buckets import Size
 from tasks.data.images import UnreadableImageError, open_image, open_mask
 from tasks.dataset import Sample
 from tasks.store import Store, image_key
 from worker.trainer.errors import ImageError
-
-CENTRE = (0.5, 0.5)
-"""The place of a centre crop; see ``crop_corner``."""
 
 
 def load_image(store: Store, sample: Sample) -> Image.Image:
@@ -38,42 +32,6 @@ def load_mask(store: Store, source: str, mask: str) -> Image.Image:
         return open_mask(store.get(image_key(mask)))
     except UnreadableImageError as error:
         raise ImageError(f"{source} (its mask)", str(error)) from error
-
-
-def covering_size(original: Size, size: Size) -> Size:
-    """Return the smallest size of the original's shape that covers ``size`` on both sides."""
-    scale = max(size.width / original.width, size.height / original.height)
-    return Size(
-        max(size.width, round(original.width * scale)),
-        max(size.height, round(original.height * scale)),
-    )
-
-
-def resized_to_cover(image: Image.Image, size: Size) -> Image.Image:
-    """Resize the image to the smallest size that covers ``size`` on both sides."""
-    covering = covering_size(Size(*image.size), size)
-    if covering == image.size:
-        return image
-    return image.resize(covering, Image.Resampling.LANCZOS)
-
-
-def crop_corner(covering: Size, size: Size, place: tuple[float, float]) -> tuple[int, int]:
-    """Return left and top of a crop.
-
-    Args:
-        covering: The size of the image.
-        size: The size of the crop.
-        place: The place on each axis, from 0 (left, top) to 1 (right, bottom).
-    """
-    left = math.floor((covering.width - size.width) * place[0])
-    top = math.floor((covering.height - size.height) * place[1])
-    return left, top
-
-
-def cropped(image: Image.Image, size: Size, place: tuple[float, float]) -> Image.Image:
-    """Crop an image of at least ``size``; see ``crop_corner``."""
-    left, top = crop_corner(Size(*image.size), size, place)
-    return image.crop((left, top, left + size.width, top + size.height))
 
 
 def latent_mask(mask: Image.Image, factor: int, *, flipped: bool) -> torch.Tensor:

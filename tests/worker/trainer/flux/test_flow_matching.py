@@ -8,9 +8,10 @@ from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 from PIL import Image
 
 from tasks.buckets import Size
+from tasks.data.crops import CENTRE, cropped, resized_to_cover
 from tests.worker.trainer.runs import config_of
 from worker.trainer.data.batches import Batch
-from worker.trainer.data.images import CENTRE, cropped, pixels, resized_to_cover
+from worker.trainer.data.images import pixels
 from worker.trainer.families import take_text
 from worker.trainer.flux.flow_matching import min_snr_weight, sigmas
 from worker.trainer.flux.lora_recipe import FluxLora
