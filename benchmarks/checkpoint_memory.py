@@ -106,14 +106,17 @@ def _checkpoints(folder: Path, emit: Callable[[Event], None]) -> Checkpoints:
     request = TrainerRequest.model_construct(**fields, scratch_dir=str(folder / "scratch"))
 
     def no_results(
-        _folder: Path, _name: str, _steps: int, _weights: Mapping[str, torch.Tensor]
+        _folder: Path,
+        _name: str,
+        _metadata: Mapping[str, str],
+        _weights: Mapping[str, torch.Tensor],
     ) -> list[Path]:
         path = _folder / "empty"
         path.touch()
         return [path]
 
     store, determinism = Store(f"file://{folder}/store"), Determinism(emit)
-    return Checkpoints(request, store, {}, {}, determinism, no_results, emit)
+    return Checkpoints(request, store, {}, {}, determinism, no_results, lambda _: {}, emit)
 
 
 def _export_line() -> str:

@@ -116,7 +116,7 @@ def measure(transformer: FluxTransformer2DModel, folder: Path) -> tuple[list[flo
 
 
 def write_nothing(
-    folder: Path, name: str, _steps: int, _weights: Mapping[str, torch.Tensor]
+    folder: Path, name: str, _metadata: Mapping[str, str], _weights: Mapping[str, torch.Tensor]
 ) -> list[Path]:
     """Write an empty result."""
     path = folder / f"{name}.safetensors"
@@ -209,7 +209,9 @@ def run_in(folder: Path, config: FluxLoraConfig) -> tuple[TrainingData, Checkpoi
     )
 
     determinism = Determinism(lambda _: None)
-    checkpoints = Checkpoints(request, store, {}, {}, determinism, write_nothing, lambda _: None)
+    checkpoints = Checkpoints(
+        request, store, {}, {}, determinism, write_nothing, lambda _: {}, lambda _: None
+    )
     return TrainingData(reader, plan, dataset, 0, CPU), checkpoints
 
 

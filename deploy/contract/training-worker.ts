@@ -1112,11 +1112,14 @@ export interface SdxlLoraConfig {
    */
   base_embeddings?: Record<string, unknown>;
   /**
-   * The format of the LoRA's file. Both formats have the same weights: InvokeAI, ComfyUI and
-   * diffusers read `kohya`; `invoke_peft` has diffusers' own names.
+   * The names of layers in the LoRA's file; the weights are the same. InvokeAI, ComfyUI and
+   * diffusers read `kohya`. `sd_scripts` has that project's own names, which InvokeAI, ComfyUI
+   * and AUTOMATIC1111's web UI read too. `invoke_peft` has diffusers' names, `diffusers_old`
+   * those before peft, which ComfyUI reads too; InvokeAI reads neither. invoke-training has
+   * `kohya` and `invoke_peft` only.
    * @default "kohya"
    */
-  lora_checkpoint_format?: "invoke_peft" | "kohya";
+  lora_checkpoint_format?: "invoke_peft" | "kohya" | "sd_scripts" | "diffusers_old";
   /**
    * Put LoRA layers on the UNet.
    * @default true

@@ -189,6 +189,11 @@ class DataLoaderConfig(StrictModel):
         """
 
     @property
+    def trigger_phrase(self) -> str | None:
+        """What every caption contains, and a prompt needs to show what was trained."""
+        return None
+
+    @property
     def caption_draws(self) -> int:
         """The number of random draws a caption takes; 0 if it is always the same."""
         return 0
@@ -254,6 +259,11 @@ class _ImageCaptionDataLoaderConfig(DataLoaderConfig):
     caption_dropout: Share = 0.0
     """The share of samples trained under the blank caption, drawn for each sample and pass, so
     that the model keeps what classifier-free guidance needs. invoke-training has none."""
+
+    @property
+    def trigger_phrase(self) -> str | None:
+        """The prefix of all captions."""
+        return self.caption_prefix
 
     @property
     def caption_draws(self) -> int:
@@ -327,6 +337,11 @@ class DreamboothSDDataLoaderConfig(DataLoaderConfig):
         if "class_caption" in info.data and (value is None) != (info.data["class_caption"] is None):
             raise ValueError("set both class_dataset and class_caption, or neither")
         return value
+
+    @property
+    def trigger_phrase(self) -> str | None:
+        """The caption of the thing."""
+        return self.instance_caption
 
     def sources(self) -> Sequence[DatasetConfig]:
         """Return the instance's dataset, and the class's if there is one."""

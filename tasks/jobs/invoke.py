@@ -130,6 +130,12 @@ UNSUPPORTED_OPTIONS = (
         "use_ema", "true", "it has no moving average of the weights", lambda value, _: value
     ),
     UnsupportedOption(
+        "lora_checkpoint_format",
+        "sd_scripts, diffusers_old",
+        "it has kohya and invoke_peft",
+        lambda value, _: value in ("sd_scripts", "diffusers_old"),
+    ),
+    UnsupportedOption(
         "save_checkpoint_format",
         "single_file",
         "it writes diffusers folders only",

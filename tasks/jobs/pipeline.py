@@ -238,6 +238,11 @@ class PipelineConfig(StrictModel):
     def text_tokens(self) -> int:
         """Tokens of a caption that the text encoders see."""
 
+    @property
+    def trigger_phrase(self) -> str | None:
+        """What a prompt needs to show what was trained."""
+        return self.loader.trigger_phrase
+
     @abstractmethod
     def learning_rates(self) -> dict[str, float]:
         """Return the base learning rate of each trained model, such as ``unet``."""

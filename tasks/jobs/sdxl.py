@@ -26,7 +26,6 @@ from tasks.jobs.pipeline import (
     CacheText,
     ClipTargets,
     GradientCheckpointing,
-    LoraFormat,
     ModelSource,
     PipelineConfig,
     Prompts,
@@ -75,6 +74,9 @@ _DEFAULT_TARGETS = (
     "time_emb_proj",
     "ff.net.2",
 )
+SdxlLoraFormat = Annotated[
+    Literal["invoke_peft", "kohya", "sd_scripts", "diffusers_old"], Affects.NO_NUMBER
+]
 # One word without spaces and commas, which InvokeAI, ComfyUI and diffusers can find in a prompt.
 Token = Annotated[str, Field(pattern=r"^[^\s,]+$", max_length=100)]
 EmbeddingFile = Annotated[str, Location.FILE]
@@ -197,9 +199,12 @@ class SdxlLoraConfig(SdxlConfig):
     """Token to textual-inversion file (``.safetensors`` with ``clip_l`` and ``clip_g``): embeddings
     that captions may use, and that are not trained."""
 
-    lora_checkpoint_format: LoraFormat = "kohya"
-    """The format of the LoRA's file. Both formats have the same weights: InvokeAI, ComfyUI and
-    diffusers read ``kohya``; ``invoke_peft`` has diffusers' own names."""
+    lora_checkpoint_format: SdxlLoraFormat = "kohya"
+    """The names of layers in the LoRA's file; the weights are the same. InvokeAI, ComfyUI and
+    diffusers read ``kohya``. ``sd_scripts`` has that project's own names, which InvokeAI, ComfyUI
+    and AUTOMATIC1111's web UI read too. ``invoke_peft`` has diffusers' names, ``diffusers_old``
+    those before peft, which ComfyUI reads too; InvokeAI reads neither. invoke-training has
+    ``kohya`` and ``invoke_peft`` only."""
 
     train_unet: bool = True
     """Put LoRA layers on the UNet."""
@@ -361,6 +366,11 @@ class SdxlTextualInversionConfig(SdxlConfig):
     def caches_text(self) -> bool:
         """Never: the embeddings under the text encoders' outputs are trained."""
         return False
+
+    @property
+    def trigger_phrase(self) -> str | None:
+        """The new word."""
+        return self.placeholder_token
 
     def learning_rates(self) -> dict[str, float]:
         """Return the base learning rate of each trained model."""

@@ -27,7 +27,7 @@ from worker.trainer.export.safetensors_file import SafetensorsFile, write_safete
 from worker.trainer.optimizer import optimizer_tensors, restore_optimizer
 
 STATE_FILE = "state.safetensors"
-WriteResults = Callable[[Path, str, int, Mapping[str, torch.Tensor]], list[Path]]
+WriteResults = Callable[[Path, str, Mapping[str, str], Mapping[str, torch.Tensor]], list[Path]]
 """Writes the published files; see ``Recipe.write``."""
 
 _FORMAT = "training-worker state 2"
@@ -147,6 +147,7 @@ class Checkpoints:
         versions: The versions of the libraries that compute.
         determinism: How they compute; a problem of an earlier start stays one of the run.
         write_results: Writes the published files.
+        metadata_at: Returns the entries for their headers at a step.
         emit: Takes the events.
     """
 
@@ -158,6 +159,7 @@ class Checkpoints:
         versions: dict[str, str],
         determinism: Determinism,
         write_results: WriteResults,
+        metadata_at: Callable[[int], Mapping[str, str]],
         emit: Emit,
     ) -> None:
         self._request = request
@@ -166,6 +168,7 @@ class Checkpoints:
         self._versions = versions
         self._determinism = determinism
         self._write_results = write_results
+        self._metadata_at = metadata_at
         self._emit = emit
         self._scratch = Path(request.scratch_dir)
 
@@ -199,7 +202,7 @@ class Checkpoints:
             "step": str(state.history.steps),
             "versions": json.dumps(self._versions, sort_keys=True),
         }
-        write_safetensors(state_path, state.tensors(), metadata, digest_entry=_DIGEST)
+        write_safetensors(state_path, state.tensors(), metadata, digests={_DIGEST: "{}"})
         state_key = f"{prefix}/{STATE_FILE}"
         self._store.put(state_key, state_path)
         state_path.unlink()
@@ -209,9 +212,9 @@ class Checkpoints:
         folder = self._scratch / "results"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        steps = state.history.steps
+        metadata, weights = self._metadata_at(state.history.steps), state.published()
         artifacts = []
-        for path in self._write_results(folder, self._request.name, steps, state.published()):
+        for path in self._write_results(folder, self._request.name, metadata, weights):
             name = path.relative_to(folder).as_posix()
             artifact = self._store.put_artifact(f"{prefix}/{name}", path)
             artifacts.append(artifact.model_copy(update={"name": name}))

@@ -22,8 +22,9 @@ from worker.trainer.determinism import Determinism
 from worker.trainer.environment import check_libraries
 from worker.trainer.errors import RefusedError
 from worker.trainer.event_pipe import Emit, StopSwitch, phase
+from worker.trainer.export.metadata import RunMetadata
 from worker.trainer.families import training_type
-from worker.trainer.loop import new_state, train
+from worker.trainer.loop import new_state, schedule_of, train
 from worker.trainer.memory import CudaMeter, MemoryMeter
 from worker.trainer.model_cache import ModelCache
 from worker.trainer.rng import StatelessRng
@@ -72,7 +73,11 @@ def run(
     state = new_state(recipe, config, device)
     versions = {library: version(library) for library in _LIBRARIES}
     identity = run_identity(config, dataset)
-    checkpoints = Checkpoints(request, store, identity, versions, determinism, recipe.write, emit)
+    total = schedule_of(config, data.plan).total_steps
+    metadata = RunMetadata(request.name, config, dataset, data.plan, total)
+    checkpoints = Checkpoints(
+        request, store, identity, versions, determinism, recipe.write, metadata.at, emit
+    )
     if request.resume_state_key is not None:
         saved_versions = checkpoints.resume(state, request.resume_state_key)
         note_other_versions(emit, saved_versions, versions)

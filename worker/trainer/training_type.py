@@ -101,14 +101,18 @@ class Recipe(Protocol):
         ...
 
     def write(
-        self, folder: Path, name: str, steps: int, weights: Mapping[str, torch.Tensor]
+        self,
+        folder: Path,
+        name: str,
+        metadata: Mapping[str, str],
+        weights: Mapping[str, torch.Tensor],
     ) -> list[Path]:
         """Write the results into a folder, the same bytes for the same weights.
 
         Args:
             folder: An empty folder.
             name: The job's name; the files' names begin with it.
-            steps: Weight updates made.
+            metadata: The entries for headers that all families have; see ``RunMetadata``.
             weights: The weights to write, by the names of ``parameters``.
 
         Returns:

@@ -41,6 +41,7 @@ REFUSED: dict[str, dict[str, Any]] = {
         "SDXL_TEXTUAL_INVERSION", initial_phrase=None, initial_embedding_file="e.safetensors"
     ),
     "use_ema": sdxl("SDXL_FINETUNE", use_ema=True),
+    "lora_checkpoint_format": sdxl("SDXL_LORA", lora_checkpoint_format="sd_scripts"),
     "save_checkpoint_format": sdxl("SDXL_FINETUNE", save_checkpoint_format="single_file"),
 }
 

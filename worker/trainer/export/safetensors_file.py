@@ -34,7 +34,7 @@ def write_safetensors(
     metadata: Mapping[str, str] | None = None,
     *,
     dtype: torch.dtype | None = None,
-    digest_entry: str | None = None,
+    digests: Mapping[str, str] | None = None,
 ) -> None:
     """Write a file atomically, the same bytes for the same contents.
 
@@ -45,23 +45,28 @@ def write_safetensors(
         tensors: The tensors by name, on any device.
         metadata: Entries for the header.
         dtype: The precision of floating-point tensors in the file; None keeps their own.
-        digest_entry: The entry of the header that gets the SHA-256 of the data.
+        digests: The entries of the header that get the SHA-256 of the data, each with how it spells
+            the digest: ``0x{}``.
     """
     partial = path.with_name(path.name + ".partial")
-    entries = dict(metadata or {})
     sha256 = hashlib.sha256()
-    if digest_entry is not None:
-        entries[digest_entry] = sha256.hexdigest()  # of the right length
+
+    def header() -> bytes:
+        found = {
+            name: form.format(sha256.hexdigest()) for name, form in dict(digests or {}).items()
+        }
+        return header_bytes(tensors, {**(metadata or {}), **found}, dtype)
+
     with partial.open("wb") as file:
-        file.write(header_bytes(tensors, entries, dtype))
+        file.write(header())  # of the right length; its digests are not known yet
         for _, tensor in sorted(tensors.items()):
             data = raw_bytes(tensor.detach().to(dtype=_saved_dtype(tensor, dtype)))
             file.write(data)
-            if digest_entry is not None:
+            if digests:
                 sha256.update(data)
-        if digest_entry is not None:
+        if digests:
             file.seek(0)
-            file.write(header_bytes(tensors, {**entries, digest_entry: sha256.hexdigest()}, dtype))
+            file.write(header())
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

@@ -5,6 +5,7 @@ and v (and the MLP's input in single blocks) are one layer: n LoRAs of rank r be
 n * r, block-diagonal in B, with n times the alpha, so that alpha / rank stays the same.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,12 @@ import torch
 
 from tasks.jobs.flux_lora import FluxLoraConfig
 from worker.trainer.export import lora_file
-from worker.trainer.export.lora_file import Weights, peft_tensors
-from worker.trainer.export.safetensors_file import write_safetensors
+from worker.trainer.export.lora_file import (
+    Weights,
+    peft_tensors,
+    write_diffusers_file,
+    write_kohya_file,
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,12 @@ _MLP_RATIO = 4
 
 
 def write_lora(
-    path: Path, weights: Weights, config: FluxLoraConfig, *, name: str, step: int, guided: bool
+    path: Path,
+    weights: Weights,
+    config: FluxLoraConfig,
+    metadata: Mapping[str, str],
+    *,
+    guided: bool,
 ) -> None:
     """Write the LoRA in the config's form, the same bytes for the same weights.
 
@@ -56,16 +66,22 @@ def write_lora(
         weights: The weights; see ``worker.trainer.export.lora_file``. CLIP's begin with
             ``text_encoder.``, the others with ``transformer.``.
         config: The run's config.
-        name: The LoRA's title.
-        step: Weight updates made.
+        metadata: The entries that all files of the run have.
         guided: Whether the base model takes a guidance, as FLUX.1-dev does.
     """
     rank, alpha = config.lora_rank_dim, config.lora_alpha()
+    entries = {
+        **metadata,
+        "modelspec.architecture": f"flux-1-{'dev' if guided else 'schnell'}/lora",
+        "modelspec.implementation": "https://github.com/black-forest-labs/flux",
+        "ss_base_model_version": "flux1",
+    }
     if config.lora_checkpoint_format == "kohya":
+        module = "networks.lora_flux"
         tensors = kohya_tensors(weights, alpha)
+        write_kohya_file(path, tensors, entries, module=module, rank=rank, alpha=alpha)
     else:
-        tensors = peft_tensors(weights, alpha)
-    write_safetensors(path, tensors, _metadata(config, name, step, rank, alpha, guided))
+        write_diffusers_file(path, peft_tensors(weights, alpha), entries, weights)
 
 
 def kohya_tensors(weights: Weights, alpha: float) -> dict[str, torch.Tensor]:
@@ -115,28 +131,3 @@ def _fused(weights: Weights, names: list[str]) -> tuple[torch.Tensor, torch.Tens
             ups.append(first.new_zeros(out, rank))
     up: torch.Tensor = torch.block_diag(*ups)  # type: ignore[no-untyped-call]
     return torch.cat(downs), up  # (n * r, in), (sum of out, n * r)
-
-
-def _metadata(
-    config: FluxLoraConfig, name: str, step: int, rank: int, alpha: float, guided: bool
-) -> dict[str, str]:
-    """Return the header's entries that other programs read; without dates, so that bytes repeat."""
-    size = max(config.data_loader.sizes(), key=lambda size: size.pixels)
-    return {
-        "format": "pt",
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"flux-1-{'dev' if guided else 'schnell'}/lora",
-        "modelspec.implementation": "https://github.com/black-forest-labs/flux",
-        "modelspec.title": name,
-        "modelspec.resolution": str(size),
-        "ss_base_model_version": "flux1",
-        "ss_sd_model_name": config.model,
-        "ss_network_module": "networks.lora_flux",
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": str(alpha),
-        "ss_output_name": name,
-        "ss_steps": str(step),
-        "ss_seed": str(config.seed),
-        "ss_learning_rate": str(max(config.learning_rates().values())),
-        "ss_resolution": f"({size.width}, {size.height})",
-    }

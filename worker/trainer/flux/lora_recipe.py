@@ -84,12 +84,16 @@ class FluxLora:
         return losses
 
     def write(
-        self, folder: Path, name: str, steps: int, weights: Mapping[str, torch.Tensor]
+        self,
+        folder: Path,
+        name: str,
+        metadata: Mapping[str, str],
+        weights: Mapping[str, torch.Tensor],
     ) -> list[Path]:
         """Write the LoRA, one file."""
         path = folder / f"{name}.safetensors"
         guided = bool(self._transformer.config["guidance_embeds"])
-        write_lora(path, weights, self._config, name=name, step=steps, guided=guided)
+        write_lora(path, weights, self._config, metadata, guided=guided)
         return [path]
 
     def close(self) -> None:

@@ -16,7 +16,7 @@ from worker.trainer.flux.lora_recipe import lora_regex
 from worker.trainer.invoke.run import Run
 from worker.trainer.lora import initial_value, lora_weight_name
 from worker.trainer.rng import StatelessRng
-from worker.trainer.sdxl.export import sdxl_metadata, write_sdxl_lora
+from worker.trainer.sdxl.export import sdxl_entries, write_sdxl_lora
 from worker.trainer.sdxl.models import load_noise_scheduler
 
 LoraConfig = FluxLoraConfig | SdxlLoraConfig
@@ -84,9 +84,7 @@ def write_flux_lora_file(
     weights: Mapping[str, torch.Tensor],
     config: FluxLoraConfig,
     run: Run,
-    *,
-    name: str,
-    step: int,
+    metadata: Mapping[str, str],
 ) -> None:
     """Write a FLUX LoRA as engine ``diffusers`` does.
 
@@ -95,15 +93,14 @@ def write_flux_lora_file(
         weights: The weights by name.
         config: The job's config.
         run: Has the patches and the models.
-        name: The LoRA's title.
-        step: Weight updates made.
+        metadata: The entries that all files of the run have.
     """
     transformer = run.models.get("transformer")
     guided = transformer is not None and bool(transformer.config["guidance_embeds"])
     scale = _alpha(config, run.patches) / config.lora_rank_dim
     config = config.model_copy(update={"lora_scale": scale})
     kept = {it: weight for it, weight in weights.items() if not it.startswith(_LAST_LAYER)}
-    write_lora(path, kept, config, name=name, step=step, guided=guided)
+    write_lora(path, kept, config, metadata, guided=guided)
 
 
 def write_sdxl_lora_file(
@@ -111,13 +108,12 @@ def write_sdxl_lora_file(
     weights: Mapping[str, torch.Tensor],
     config: SdxlLoraConfig,
     run: Run,
-    *,
-    name: str,
-    step: int,
+    metadata: Mapping[str, str],
 ) -> None:
     """Write an SDXL LoRA as engine ``diffusers`` does; see ``write_flux_lora_file``."""
-    metadata = sdxl_metadata(config, load_noise_scheduler(config), name, step, "lora")
-    write_sdxl_lora(path, weights, config, _alpha(config, run.patches), metadata)
+    entries = {**metadata, **sdxl_entries(load_noise_scheduler(config), "lora")}
+    alpha = _alpha(config, run.patches)
+    write_sdxl_lora(path, weights, config, alpha, entries, run.models["unet"])
 
 
 def _alpha(config: LoraConfig, patches: frozenset[str]) -> float:

@@ -27,6 +27,7 @@ from worker.trainer.data.inputs import VaeScaling
 from worker.trainer.determinism import Determinism
 from worker.trainer.errors import RefusedError
 from worker.trainer.event_pipe import Emit, StopSwitch
+from worker.trainer.export.metadata import RunMetadata
 from worker.trainer.invoke.config import library_config
 from worker.trainer.invoke.data import library_loader
 from worker.trainer.invoke.describe import COMPUTING, LIBRARY, describe
@@ -65,7 +66,11 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, _cache: ModelCach
     determinism = Determinism(emit, wanted=config.deterministic, strict=False)
     if request.device == "cuda" and determinism.problem is None:
         determinism.problem = "the engine does not check that every kernel is deterministic"
-    checkpoints = Checkpoints(request, store, identity, versions, determinism, results.write, emit)
+    schedule = schedule_of(config, plan)
+    metadata = RunMetadata(request.name, config, dataset, plan, schedule.total_steps)
+    checkpoints = Checkpoints(
+        request, store, identity, versions, determinism, results.write, metadata.at, emit
+    )
 
     def resume(state: TrainingState) -> None:
         assert request.resume_state_key is not None
@@ -74,7 +79,6 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, _cache: ModelCach
 
     key = request.resume_state_key
     first_step = checkpoints.step_of(key) if key else 0
-    schedule = schedule_of(config, plan)
     results.run = Run(
         request,
         library,
@@ -250,13 +254,17 @@ class _Results:
         self._patches = patches
 
     def write(
-        self, folder: Path, name: str, steps: int, weights: Mapping[str, torch.Tensor]
+        self,
+        folder: Path,
+        name: str,
+        metadata: Mapping[str, str],
+        weights: Mapping[str, torch.Tensor],
     ) -> list[Path]:
         """Write the files; see ``worker.trainer.checkpoint.WriteResults``."""
         path = folder / f"{name}.safetensors"
         lora = PIPELINES[self._config.type].lora
         if lora is not None and "lora_file" in self._patches:
-            lora.write(path, weights, self._config, self.run, name=name, step=steps)
+            lora.write(path, weights, self._config, self.run, metadata)
             return [path]
         written = self.run.results
         assert written is not None

@@ -2,7 +2,8 @@
 
 A ``kohya`` LoRA keeps diffusers' layer names, as ``lora_unet_down_blocks_1_attentions_0_proj_in``:
 ComfyUI's key map and the converters of InvokeAI and diffusers read these for all layers, while
-diffusers' own mapping of the original model's names leaves resnets out.
+diffusers' own mapping of the original model's names leaves resnets out. ``sd_scripts`` LoRAs have
+the original model's names, as ``lora_unet_input_blocks_4_1_proj_in``: sd-scripts knows no others.
 """
 
 import json
@@ -17,57 +18,47 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors.torch import load_file
 
 from tasks.base_models.files import base_model_folder
-from tasks.jobs.sdxl import SdxlConfig, SdxlFinetuneConfig, SdxlLoraConfig
+from tasks.jobs.sdxl import SdxlFinetuneConfig, SdxlLoraConfig
 from worker.trainer.base_model import load_vae
-from worker.trainer.export.lora_file import Weights, clip_path, kohya_tensors, peft_tensors
+from worker.trainer.export.lora_file import (
+    Weights,
+    clip_path,
+    diffusers_old_tensors,
+    kohya_tensors,
+    peft_tensors,
+    write_diffusers_file,
+    write_kohya_file,
+)
+from worker.trainer.export.metadata import MODEL_DIGESTS
 from worker.trainer.export.safetensors_file import write_safetensors
 from worker.trainer.sdxl.models import load_text_encoders
-from worker.trainer.sdxl.single_file import single_file_tensors
+from worker.trainer.sdxl.single_file import original_layers, single_file_tensors
 
 KOHYA_PREFIXES = {
     "unet": "lora_unet",
     "text_encoder": "lora_te1",
     "text_encoder_2": "lora_te2",
 }
-"""How the names of each model's layers begin in a ``kohya`` LoRA."""
+"""How the names of each model's layers begin in ``kohya`` and ``sd_scripts`` LoRAs."""
 
 _UNET_FILE = "diffusion_pytorch_model.safetensors"
 _CPU = torch.device("cpu")
 
 
-def sdxl_metadata(
-    config: SdxlConfig, scheduler: DDPMScheduler, name: str, steps: int, kind: str | None
-) -> dict[str, str]:
-    """Return the header's entries that other programs read, ``modelspec.*`` and ``ss_*``.
-
-    They hold no dates, so that the same run writes the same bytes.
+def sdxl_entries(scheduler: DDPMScheduler, kind: str | None) -> dict[str, str]:
+    """Return the header's entries of all SDXL files, beside those of all runs.
 
     Args:
-        config: The run's config.
-        scheduler: The base model's noise scheduler.
-        name: The title.
-        steps: Weight updates made.
+        scheduler: The run's noise scheduler.
         kind: ``lora`` or ``textual-inversion``; None for a whole model.
     """
-    size = max(config.loader.sizes(), key=lambda size: size.pixels)
     velocity = scheduler.config["prediction_type"] == "v_prediction"
     architecture = "stable-diffusion-xl-v1-base"
     return {
-        "format": "pt",
-        "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": f"{architecture}/{kind}" if kind else architecture,
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-        "modelspec.title": name,
-        "modelspec.resolution": str(size),
         "modelspec.prediction_type": "v" if velocity else "epsilon",
         "ss_base_model_version": "sdxl_base_v1-0",
-        "ss_v2": "False",
-        "ss_sd_model_name": config.model,
-        "ss_output_name": name,
-        "ss_steps": str(steps),
-        "ss_seed": str(config.seed),
-        "ss_learning_rate": str(max(config.learning_rates().values())),
-        "ss_resolution": f"({size.width}, {size.height})",
     }
 
 
@@ -77,6 +68,7 @@ def write_sdxl_lora(
     config: SdxlLoraConfig,
     alpha: float,
     metadata: Mapping[str, str],
+    unet: UNet2DConditionModel,
 ) -> None:
     """Write a LoRA in the config's form, the same bytes for the same weights.
 
@@ -86,17 +78,17 @@ def write_sdxl_lora(
         config: The run's config.
         alpha: The alpha of all layers.
         metadata: Entries for the header.
+        unet: The UNet, for the names of its layers.
     """
-    if config.lora_checkpoint_format == "kohya":
-        tensors = kohya_tensors(weights, alpha, KOHYA_PREFIXES)
+    form, rank = config.lora_checkpoint_format, config.lora_rank_dim
+    if form in ("kohya", "sd_scripts"):
+        renamed = original_layers(unet) if form == "sd_scripts" else {}
+        tensors = kohya_tensors(weights, alpha, KOHYA_PREFIXES, renamed)
+        module = "networks.lora"
+        write_kohya_file(path, tensors, metadata, module=module, rank=rank, alpha=alpha)
     else:
-        tensors = peft_tensors(weights, alpha)
-    lora = {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(config.lora_rank_dim),
-        "ss_network_alpha": str(alpha),
-    }
-    write_safetensors(path, tensors, {**metadata, **lora})
+        named = diffusers_old_tensors if form == "diffusers_old" else peft_tensors
+        write_diffusers_file(path, named(weights, alpha), metadata, weights)
 
 
 def write_checkpoint(
@@ -129,7 +121,7 @@ def write_checkpoint(
         shutil.rmtree(parts)
         path = folder / f"{name}.safetensors"
         tensors = single_file_tensors(weights, *found)
-        write_safetensors(path, tensors, metadata, dtype=dtype)
+        write_safetensors(path, tensors, metadata, dtype=dtype, digests=MODEL_DIGESTS)
         return [path]
     if config.save_checkpoint_format == "full_diffusers":
         _write_frozen_parts(whole, config)

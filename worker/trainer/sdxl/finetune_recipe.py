@@ -11,7 +11,7 @@ from worker.trainer.data.inputs import Inputs
 from worker.trainer.gradient_checkpointing import checkpoint_blocks
 from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.denoising import denoising_losses
-from worker.trainer.sdxl.export import sdxl_metadata, write_checkpoint
+from worker.trainer.sdxl.export import sdxl_entries, write_checkpoint
 from worker.trainer.sdxl.models import SdxlModels, unet_blocks
 from worker.trainer.training_type import Precision
 
@@ -45,12 +45,16 @@ class SdxlFinetune:
         return denoising_losses(self._unet, self._scheduler, self._inputs, batch, text, gamma)
 
     def write(
-        self, folder: Path, name: str, steps: int, weights: Mapping[str, torch.Tensor]
+        self,
+        folder: Path,
+        name: str,
+        metadata: Mapping[str, str],
+        weights: Mapping[str, torch.Tensor],
     ) -> list[Path]:
         """Write the UNet, or the whole pipeline around it, in the config's form."""
-        metadata = sdxl_metadata(self._config, self._scheduler, name, steps, None)
+        entries = {**metadata, **sdxl_entries(self._scheduler, None)}
         unet = {path.removeprefix("unet."): tensor for path, tensor in weights.items()}
-        return write_checkpoint(folder, name, self._config, self._unet, unet, metadata)
+        return write_checkpoint(folder, name, self._config, self._unet, unet, entries)
 
     def close(self) -> None:
         """Do nothing: the UNet stays changed."""

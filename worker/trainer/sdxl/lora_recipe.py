@@ -13,7 +13,7 @@ from worker.trainer.gradient_checkpointing import checkpoint_blocks
 from worker.trainer.lora import add_lora, remove_lora
 from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.denoising import denoising_losses
-from worker.trainer.sdxl.export import sdxl_metadata, write_sdxl_lora
+from worker.trainer.sdxl.export import sdxl_entries, write_sdxl_lora
 from worker.trainer.sdxl.models import SdxlModels, SdxlText, unet_blocks
 from worker.trainer.training_type import Precision
 
@@ -74,13 +74,17 @@ class SdxlLora:
         return denoising_losses(self._unet, self._scheduler, self._inputs, batch, text, gamma)
 
     def write(
-        self, folder: Path, name: str, steps: int, weights: Mapping[str, torch.Tensor]
+        self,
+        folder: Path,
+        name: str,
+        metadata: Mapping[str, str],
+        weights: Mapping[str, torch.Tensor],
     ) -> list[Path]:
         """Write the LoRA, one file."""
         path = folder / f"{name}.safetensors"
         alpha = self._config.lora_alpha()
-        metadata = sdxl_metadata(self._config, self._scheduler, name, steps, "lora")
-        write_sdxl_lora(path, weights, self._config, alpha, metadata)
+        entries = {**metadata, **sdxl_entries(self._scheduler, "lora")}
+        write_sdxl_lora(path, weights, self._config, alpha, entries, self._unet)
         return [path]
 
     def close(self) -> None:

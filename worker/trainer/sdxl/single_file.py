@@ -1,7 +1,7 @@
 """SDXL's weights by the original model's names, as a single-file checkpoint holds them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import torch
 
@@ -50,22 +50,36 @@ _RESNET = {
 }
 
 
+def original_layers(unet: torch.nn.Module) -> dict[str, str]:
+    """Return the original model's path of each layer of a UNet, which may have LoRA layers."""
+    names = [name for name, _ in unet.named_parameters() if ".lora_" not in name]
+    original = _original_names([name.replace(".base_layer.", ".") for name in names])
+    return {
+        name.rpartition(".")[0]: renamed.rpartition(".")[0] for name, renamed in original.items()
+    }
+
+
 def _original_unet(unet: Tensors) -> dict[str, torch.Tensor]:
+    return {original: unet[name] for name, original in _original_names(unet).items()}
+
+
+def _original_names(unet: Collection[str]) -> dict[str, str]:
+    """Return the original model's name of each of the UNet's weights."""
     prefixes = {**_UNET_ENDS, **_numbered_blocks(unet)}
     # The longest first: resnets.10 begins with resnets.1, too.
     ordered = sorted(prefixes, key=len, reverse=True)
-    tensors = {}
-    for name, tensor in unet.items():
+    names = {}
+    for name in unet:
         prefix = next(prefix for prefix in ordered if name.startswith(prefix))
         rest = name.removeprefix(prefix)
         if ".resnets." in prefix:
             part = next(part for part in _RESNET if rest.startswith(part))
             rest = _RESNET[part] + rest.removeprefix(part)
-        tensors[prefixes[prefix] + rest] = tensor
-    return tensors
+        names[name] = prefixes[prefix] + rest
+    return names
 
 
-def _numbered_blocks(unet: Tensors) -> dict[str, str]:
+def _numbered_blocks(unet: Collection[str]) -> dict[str, str]:
     """Map the prefixes of down and up blocks to the original's, which numbers all layers."""
     found: dict[str, str] = {}
     place = 1
@@ -89,7 +103,7 @@ def _numbered_blocks(unet: Tensors) -> dict[str, str]:
     return found
 
 
-def _layers(tensors: Tensors, kind: str) -> list[tuple[str, int]]:
+def _layers(tensors: Collection[str], kind: str) -> list[tuple[str, int]]:
     """Return each block of a kind with the number of its resnets."""
     pattern = re.compile(rf"({kind}\.(\d+))\.resnets\.(\d+)\.")
     found: dict[tuple[int, str], int] = {}
@@ -116,7 +130,7 @@ _VAE = (
 
 
 def _original_vae(vae: Tensors) -> dict[str, torch.Tensor]:
-    last = len(_layers({n.removeprefix("decoder."): t for n, t in vae.items()}, "up_blocks")) - 1
+    last = len(_layers([name.removeprefix("decoder.") for name in vae], "up_blocks")) - 1
     tensors = {}
     for name, tensor in vae.items():
         original = name

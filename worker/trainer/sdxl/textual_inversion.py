@@ -19,11 +19,12 @@ from tasks.jobs.sdxl import SdxlTextualInversionConfig
 from worker.trainer.data.batches import Batch
 from worker.trainer.data.inputs import Inputs
 from worker.trainer.errors import PlaceholderError
+from worker.trainer.export.metadata import MODEL_DIGESTS
 from worker.trainer.export.safetensors_file import write_safetensors
 from worker.trainer.gradient_checkpointing import checkpoint_blocks
 from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.denoising import denoising_losses
-from worker.trainer.sdxl.export import sdxl_metadata
+from worker.trainer.sdxl.export import sdxl_entries
 from worker.trainer.sdxl.models import SdxlModels, SdxlText, unet_blocks
 from worker.trainer.training_type import Precision
 
@@ -82,14 +83,17 @@ class SdxlTextualInversion:
         self._unet.disable_gradient_checkpointing()
 
     def write(
-        self, folder: Path, name: str, steps: int, weights: Mapping[str, torch.Tensor]
+        self,
+        folder: Path,
+        name: str,
+        metadata: Mapping[str, str],
+        weights: Mapping[str, torch.Tensor],
     ) -> list[Path]:
         """Write the embedding, one file of ``clip_l`` (n, 768) and ``clip_g`` (n, 1280)."""
         path = folder / f"{name}.safetensors"
         tensors = {key: weights[f"{model}.placeholder"] for model, key in FILE_KEYS.items()}
-        metadata = sdxl_metadata(self._config, self._scheduler, name, steps, "textual-inversion")
-        token = {"modelspec.trigger_phrase": self._config.placeholder_token}
-        write_safetensors(path, tensors, metadata | token)
+        entries = {**metadata, **sdxl_entries(self._scheduler, "textual-inversion")}
+        write_safetensors(path, tensors, entries, digests=MODEL_DIGESTS)
         return [path]
 
 

@@ -28,7 +28,7 @@ def test_same_contents_make_the_same_bytes(tmp_path: Path) -> None:
 def test_the_digest_is_that_of_the_data(tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
     tensors = {"w": torch.randn(3, 4), "count": torch.tensor(7), "none": torch.empty(0)}
-    write_safetensors(path, tensors, {"step": "3"}, digest_entry="sha256")
+    write_safetensors(path, tensors, {"step": "3"}, digests={"sha256": "{}"})
     with SafetensorsFile(path) as file:
         assert file.metadata == {"step": "3", "sha256": file.digest()}
         assert {name: tensor.tolist() for name, tensor in file.items()} == {
@@ -53,7 +53,7 @@ def test_memory_does_not_grow_with_the_number_of_tensors(tmp_path: Path) -> None
     path, meter = tmp_path / "file.safetensors", HostMeter()
     meter.reset()
     before = meter.peak_bytes()
-    write_safetensors(path, tensors, digest_entry="sha256")
+    write_safetensors(path, tensors, digests={"sha256": "{}"})
     with SafetensorsFile(path) as file:
         assert file.digest() == file.metadata["sha256"]
         for tensor in file.values():
