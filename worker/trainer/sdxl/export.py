@@ -17,7 +17,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from safetensors.torch import load_file
 
-from tasks.base_models.files import base_model_folder
+from tasks.base_models.files import base_model_folder, json_object
+from tasks.base_models.noise_schedule import VELOCITY_KEY, ZERO_SNR_KEY, noise_schedule
 from tasks.jobs.sdxl import SdxlFinetuneConfig, SdxlLoraConfig
 from worker.trainer.base_model import load_vae
 from worker.trainer.export.lora_file import (
@@ -41,6 +42,7 @@ KOHYA_PREFIXES = {
 }
 """How the names of each model's layers begin in ``kohya`` and ``sd_scripts`` LoRAs."""
 
+_SCHEDULER_FILE = "scheduler/scheduler_config.json"
 _UNET_FILE = "diffusion_pytorch_model.safetensors"
 _CPU = torch.device("cpu")
 
@@ -58,6 +60,7 @@ def sdxl_entries(scheduler: DDPMScheduler, kind: str | None) -> dict[str, str]:
         "modelspec.architecture": f"{architecture}/{kind}" if kind else architecture,
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.prediction_type": "v" if velocity else "epsilon",
+        "ss_zero_terminal_snr": str(bool(scheduler.config.get("rescale_betas_zero_snr"))),
         "ss_base_model_version": "sdxl_base_v1-0",
     }
 
@@ -120,7 +123,7 @@ def write_checkpoint(
         found = [_part_weights(parts / part) for part in ("text_encoder", "text_encoder_2", "vae")]
         shutil.rmtree(parts)
         path = folder / f"{name}.safetensors"
-        tensors = single_file_tensors(weights, *found)
+        tensors = single_file_tensors(weights, *found) | _noise_markers(config)
         write_safetensors(path, tensors, metadata, dtype=dtype, digests=MODEL_DIGESTS)
         return [path]
     if config.save_checkpoint_format == "full_diffusers":
@@ -144,14 +147,26 @@ def _write_frozen_parts(folder: Path, config: SdxlFinetuneConfig) -> None:
     pipeline.register_modules(vae=load_vae(config, _CPU))
     pipeline.to(getattr(torch, config.save_dtype))
     pipeline.save_pretrained(folder, safe_serialization=True)
-    base = base_model_folder(config, ("scheduler",))
-    shutil.copytree(base / "scheduler", folder / "scheduler")
-    scheduler = json.loads((folder / "scheduler" / "scheduler_config.json").read_text("utf-8"))
-    index_path = folder / "model_index.json"
-    index = json.loads(index_path.read_text("utf-8"))
+    scheduler = json_object(base_model_folder(config, ("scheduler",)), _SCHEDULER_FILE)
+    # Not every scheduler has an option that is off.
+    values = noise_schedule(config).scheduler_values
+    scheduler |= {name: value for name, value in values.items() if value or name in scheduler}
+    index = json_object(folder, "model_index.json")
     index["unet"] = ["diffusers", "UNet2DConditionModel"]
     index["scheduler"] = ["diffusers", scheduler["_class_name"]]
-    index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", "utf-8")
+    (folder / "scheduler").mkdir()
+    for name, document in ((_SCHEDULER_FILE, scheduler), ("model_index.json", index)):
+        (folder / name).write_text(json.dumps(document, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
+def _noise_markers(config: SdxlFinetuneConfig) -> dict[str, torch.Tensor]:
+    """Return the empty tensors by which a file says that its UNet predicts velocities."""
+    schedule = noise_schedule(config)
+    markers = {
+        VELOCITY_KEY: schedule.prediction_type == "v_prediction",
+        ZERO_SNR_KEY: schedule.zero_terminal_snr,
+    }
+    return {name: torch.empty(0) for name, is_set in markers.items() if is_set}
 
 
 def _part_weights(folder: Path) -> dict[str, torch.Tensor]:

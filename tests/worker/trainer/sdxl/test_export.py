@@ -10,6 +10,7 @@ from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import
 )
 from safetensors.torch import load_file
 
+from tasks.base_models.noise_schedule import NoiseSchedule, noise_schedule
 from tasks.jobs.sdxl import UNET_TARGETS
 from tests.worker.trainer.runs import (
     ALL_TARGETS,
@@ -182,6 +183,43 @@ def test_diffusers_loads_every_form_of_a_finetune(tiny_sdxl: Path, data: Images,
             assert not torch.equal(image_of(pipeline), image_of(pipeline_of(tiny_sdxl)))
     for name, tensor in unet.state_dict().items():
         assert torch.equal(tensor, trained[name]), name
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_a_finetune_says_what_its_unet_predicts(
+    tiny_sdxl: Path, tmp_path: Path, data: Images, zero_snr: bool
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_sdxl, base)
+    scheduler_file = base / "scheduler" / "scheduler_config.json"
+    scheduler = json.loads(scheduler_file.read_text())
+    scheduler_file.write_text(json.dumps(scheduler | {"rescale_betas_zero_snr": zero_snr}))
+    predicts = {"prediction_type": "v_prediction", "max_train_steps": 1}
+    kept = {}
+    for form in ("full_diffusers", "single_file"):
+        options = {"save_checkpoint_format": form, **predicts}
+        run = run_train(data, sdxl_config_of("SDXL_FINETUNE", base, **options))
+        kept[form] = {file.name: run.path(file.key) for file in run.checkpoints[-1].files}
+    written = json.loads(kept["full_diffusers"]["lora/scheduler/scheduler_config.json"].read_text())
+    assert written["prediction_type"] == "v_prediction"
+    assert written["rescale_betas_zero_snr"] == zero_snr
+    assert (written.get("timestep_spacing") == "trailing") == zero_snr
+    single = kept["single_file"]["lora.safetensors"]
+    tensors, metadata = read_tensors(single)
+    markers = {name for name in ("v_pred", "ztsnr") if name in tensors}
+    assert markers == ({"v_pred", "ztsnr"} if zero_snr else {"v_pred"})
+    assert all(tensors[name].numel() == 0 for name in markers)
+    assert metadata["modelspec.prediction_type"] == "v"
+    # As a base model, it trains as it was trained.
+    described = {"single_file_config": str(tiny_sdxl)}
+    found = noise_schedule(sdxl_config_of("SDXL_LORA", single, **described))
+    assert found == NoiseSchedule("v_prediction", zero_snr)
+
+
+def test_a_finetune_of_noise_has_no_marker(tiny_sdxl: Path, data: Images) -> None:
+    options = {"save_checkpoint_format": "single_file", "max_train_steps": 1}
+    path = run_train(data, sdxl_config_of("SDXL_FINETUNE", tiny_sdxl, **options)).weights
+    assert not {"v_pred", "ztsnr"} & set(read_tensors(path)[0])
 
 
 def test_finetune_is_saved_in_save_dtype(tiny_sdxl: Path, data: Images) -> None:
