@@ -17,6 +17,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from benchmarks.real_models import sdxl_unet
 from benchmarks.results import parser_of, report_result
 from tasks.events import CheckpointSaved, Event
 from tasks.jobs.job import parse_job
@@ -84,18 +85,7 @@ def _state(parameters: float) -> TrainingState:
 def _unet_shapes() -> dict[str, torch.Size]:
     """Return the shapes of SDXL's UNet by name."""
     with torch.device("meta"):
-        unet = UNet2DConditionModel(
-            block_out_channels=(320, 640, 1280),
-            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-            transformer_layers_per_block=(1, 2, 10),
-            attention_head_dim=(5, 10, 20),
-            cross_attention_dim=2048,
-            use_linear_projection=True,
-            addition_embed_type="text_time",
-            addition_time_embed_dim=256,
-            projection_class_embeddings_input_dim=2816,
-        )
+        unet = sdxl_unet()
     # The largest first: they decide the peak.
     shapes = {name: parameter.shape for name, parameter in unet.named_parameters()}
     return dict(sorted(shapes.items(), key=lambda item: -item[1].numel()))

@@ -155,8 +155,13 @@ class Fleet:
 
     def events(self, job_id: str) -> list[Event]:
         """Return the events of a job."""
+        return [event for _, event in self.timed_events(job_id)]
+
+    def timed_events(self, job_id: str) -> list[tuple[float, Event]]:
+        """Return the events of a job, each with its time in seconds since 1970."""
         with connect(self.broker_url) as client:
-            return [event for _, event in JobStore(client, timedelta(hours=1)).events(job_id)]
+            events = list(JobStore(client, timedelta(hours=1)).events(job_id))
+        return [(int(position.partition("-")[0]) / 1000, event) for position, event in events]
 
     def notes(self, job_id: str) -> list[str]:
         """Return the messages of a job's notes."""

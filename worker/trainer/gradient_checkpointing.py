@@ -1,4 +1,4 @@
-"""Gradient checkpointing of a denoiser's first blocks, as many as its config asks for."""
+"""Gradient checkpointing of a denoiser's first blocks, and of text encoders."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -32,3 +32,19 @@ def checkpoint_blocks(model: Any, blocks: Sequence[Module], config: PipelineConf
 
     if recomputed:
         model.enable_gradient_checkpointing(call)
+
+
+def checkpoint_layers(model: Any, *, enabled: bool) -> None:
+    """Recompute each layer of a text encoder in the backward pass, or stop that.
+
+    Args:
+        model: A transformers model.
+        enabled: Whether to.
+    """
+    # Releases of transformers before 5.23 have the older name only.
+    kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    if enabled:
+        # Reentrant checkpointing needs inputs with a gradient, which token ids lack.
+        getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+    else:
+        getattr(model, f"{kind}_checkpointing_disable")()

@@ -64,7 +64,7 @@ def build_tiny_flux(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizer, tokenizer_2 = _clip_tokenizer(), _t5_tokenizer()
+        tokenizer, tokenizer_2 = clip_tokenizer(), t5_tokenizer()
         pipeline = FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
             # FLUX's own values.
@@ -102,7 +102,7 @@ def build_tiny_sdxl(folder: Path, *, seed: int = 0, prediction_type: str = "epsi
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizer, tokenizer_2 = _clip_tokenizer(), _clip_tokenizer()
+        tokenizer, tokenizer_2 = clip_tokenizer(), clip_tokenizer()
         # As in SDXL's second tokenizer.
         tokenizer_2.pad_token = "!"
         unet = UNet2DConditionModel(
@@ -168,11 +168,11 @@ def _save(pipeline: DiffusionPipeline, folder: Path) -> Path:
         is_clip = isinstance(getattr(pipeline, path.parent.name), CLIPTextModel)
         tensors = {clip_path(k) if is_clip else k: v for k, v in load_file(path).items()}
         write_safetensors(path, tensors, {"format": "pt"})
-    _write_older_tokenizers(folder)
+    write_older_tokenizers(folder)
     return folder
 
 
-def _write_older_tokenizers(folder: Path) -> None:
+def write_older_tokenizers(folder: Path) -> None:
     """Write names and CLIP files as published models have them and transformers 4 needs them."""
     for path in sorted(folder.glob("tokenizer*/tokenizer.json")):
         config = path.with_name("tokenizer_config.json")
@@ -237,7 +237,7 @@ def _t5(tokenizer: T5Tokenizer) -> T5EncoderModel:
     )
 
 
-def _clip_tokenizer() -> CLIPTokenizer:
+def clip_tokenizer() -> CLIPTokenizer:
     """Make CLIP's byte-level BPE: all bytes, all bytes that end a word, merges of ``_WORDS``."""
     letters = sorted(ByteLevel.alphabet())
     tokens = letters + [letter + "</w>" for letter in letters]
@@ -254,7 +254,7 @@ def _clip_tokenizer() -> CLIPTokenizer:
     return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
 
 
-def _t5_tokenizer() -> T5Tokenizer:
+def t5_tokenizer() -> T5Tokenizer:
     """Make T5's unigram pieces: printable ASCII and ``_WORDS``."""
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\N{LOWER ONE EIGHTH BLOCK}", -2.0)]
     pieces += [(chr(code), -6.0) for code in range(33, 127)]

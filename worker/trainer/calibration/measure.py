@@ -6,7 +6,7 @@ It runs the trainer's own stages on images of noise, in this process.
 import hashlib
 import io
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,19 +83,44 @@ class Bench:
 
     def peak_bytes(self, config: TrainingConfig) -> int:
         """Train a run and return its peak memory, CUDA's context included."""
+        request = self.request(config)
+        events = self.train(request)
+        # A run's weights are of no use, and larger than everything else.
+        self._store.delete(self._store.keys(f"jobs/{request.job_id}"))
+        return self.peak_of(events)
+
+    def peak_of(self, events: Iterable[Event]) -> int:
+        """Return the peak memory of a run, CUDA's context included, from its events."""
+        [done] = [event for event in events if isinstance(event, TrainDone)]
+        assert done.peak_memory_bytes is not None
+        return done.peak_memory_bytes + self._meter.outside_bytes()
+
+    def request(self, config: TrainingConfig, **fields: Any) -> TrainerRequest:
+        """Return a request to train on noise, whose dataset and cache entries are stored.
+
+        Args:
+            config: What to train.
+            fields: More fields of the request.
+        """
         self._runs += 1
         dataset = self._noise(config)
         index_key = None
         if config.caches_text or config.cache_vae_outputs:
             index_key = self._cached(config, dataset)
+        return self._request("train", config, dataset, cache_index_key=index_key, **fields)
+
+    def train(
+        self, request: TrainerRequest, emit: Callable[[Event], None] = lambda _event: None
+    ) -> list[Event]:
+        """Train and return the events of the run, which ``emit`` gets as they come."""
         events: list[Event] = []
-        request = self._request("train", config, dataset, cache_index_key=index_key)
-        train.run(request, events.append, StopSwitch(), self._cache, self._meter)
-        # A run's weights are of no use, and larger than everything else.
-        self._store.delete(self._store.keys(f"jobs/{request.job_id}"))
-        [done] = [event for event in events if isinstance(event, TrainDone)]
-        assert done.peak_memory_bytes is not None
-        return done.peak_memory_bytes + self._meter.outside_bytes()
+
+        def both(event: Event) -> None:
+            events.append(event)
+            emit(event)
+
+        train.run(request, both, StopSwitch(), self._cache, self._meter)
+        return events
 
     def reset(self) -> None:
         """Drop the models: a failed run leaves them in an unknown state."""
@@ -128,10 +153,10 @@ class Bench:
 
     def _cached(self, config: PipelineConfig, dataset: Dataset) -> str:
         """Encode what is not encoded yet, as the cache stage does; return the index's key."""
-        # This store holds entries of these encoders only: their files need not be digested.
+        # The files of a model do not change in this process, and so need not be digested.
         encoders = EncoderDigests(
-            text="these" if config.caches_text else None,
-            vae="these" if config.cache_vae_outputs else None,
+            text=config.model if config.caches_text else None,
+            vae=config.model if config.cache_vae_outputs else None,
         )
         plan = CachePlan(config, dataset, encoders)
         missing = tuple(digest for digest in plan.digests if digest not in self._packs)

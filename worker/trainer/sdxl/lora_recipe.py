@@ -9,7 +9,7 @@ import torch
 from tasks.jobs.sdxl import SdxlLoraConfig
 from worker.trainer.data.batches import Batch
 from worker.trainer.data.inputs import Inputs
-from worker.trainer.gradient_checkpointing import checkpoint_blocks
+from worker.trainer.gradient_checkpointing import checkpoint_blocks, checkpoint_layers
 from worker.trainer.lora import add_lora, remove_lora
 from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.denoising import denoising_losses
@@ -54,8 +54,7 @@ class SdxlLora:
         checkpoint_blocks(self._unet, unet_blocks(self._unet), config)
         for name, model in self._adapted.items():
             if name != "unet" and config.checkpointed_blocks:
-                # Reentrant checkpointing needs inputs with a gradient, which token ids lack.
-                model.activation_checkpointing_enable({"use_reentrant": False})
+                checkpoint_layers(model, enabled=True)
                 model.train()
 
     @property
@@ -93,6 +92,6 @@ class SdxlLora:
             remove_lora(model)
             model.eval()
             if name != "unet":
-                model.activation_checkpointing_disable()
+                checkpoint_layers(model, enabled=False)
         self._unet.disable_gradient_checkpointing()
         self._unet.eval()
