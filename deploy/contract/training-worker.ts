@@ -318,7 +318,8 @@ export interface FluxLoraConfig {
    */
   gradient_accumulation_steps?: number;
   /**
-   * The precision of the frozen weights. LoRA weights and their optimizer state are always
+   * The precision of the frozen weights. Use bfloat16, as the presets do: FLUX leaves float16's
+   * range, which is invoke-training's default. LoRA weights and their optimizer state are always
    * float32; float16 trains with a dynamic loss scale, so that gradients do not vanish.
    * @default "float16"
    */
@@ -331,10 +332,10 @@ export interface FluxLoraConfig {
   mixed_precision?: "no" | "fp16" | "bf16" | "fp8";
   /**
    * Recompute blocks of the transformer in the backward pass instead of keeping their
-   * activations: less memory, up to a third more time, the same weights bit for bit. True recomputes
-   * all 57 blocks (19 double, then 38 single), a number the first ones. `auto` is routed like
-   * true; submit then chooses the fewest blocks that fit the memory class. invoke-training has true
-   * and false only.
+   * activations: less memory, the same weights bit for bit. True recomputes all 57 blocks (19
+   * double, then 38 single), which is 45 % more computation, and a number the first ones. `auto`
+   * is routed like true; submit then chooses the fewest blocks that fit the memory class.
+   * invoke-training has true and false only.
    * @default false
    */
   gradient_checkpointing?: boolean | "auto" | number;
@@ -826,9 +827,10 @@ export interface SdxlFinetuneConfig {
   mixed_precision?: "no" | "fp16" | "bf16" | "fp8";
   /**
    * Recompute blocks of the UNet in the backward pass instead of keeping their activations:
-   * less memory, up to a third more time, the same weights bit for bit. True recomputes all 7 blocks
-   * (3 down, the middle, 3 up), a number the first ones. `auto` is routed like true; submit then
-   * chooses the fewest blocks that fit the memory class. invoke-training has true and false only.
+   * less memory, the same weights bit for bit. True recomputes all 7 blocks (3 down, the middle, 3
+   * up), which is up to 45 % more computation, and a number the first ones. `auto` is routed like
+   * true; submit then chooses the fewest blocks that fit the memory class. invoke-training has true
+   * and false only.
    * @default false
    */
   gradient_checkpointing?: boolean | "auto" | number;
@@ -1032,9 +1034,10 @@ export interface SdxlLoraConfig {
   mixed_precision?: "no" | "fp16" | "bf16" | "fp8";
   /**
    * Recompute blocks of the UNet in the backward pass instead of keeping their activations:
-   * less memory, up to a third more time, the same weights bit for bit. True recomputes all 7 blocks
-   * (3 down, the middle, 3 up), a number the first ones. `auto` is routed like true; submit then
-   * chooses the fewest blocks that fit the memory class. invoke-training has true and false only.
+   * less memory, the same weights bit for bit. True recomputes all 7 blocks (3 down, the middle, 3
+   * up), which is up to 45 % more computation, and a number the first ones. `auto` is routed like
+   * true; submit then chooses the fewest blocks that fit the memory class. invoke-training has true
+   * and false only.
    * @default false
    */
   gradient_checkpointing?: boolean | "auto" | number;
@@ -1274,9 +1277,10 @@ export interface SdxlTextualInversionConfig {
   mixed_precision?: "no" | "fp16" | "bf16" | "fp8";
   /**
    * Recompute blocks of the UNet in the backward pass instead of keeping their activations:
-   * less memory, up to a third more time, the same weights bit for bit. True recomputes all 7 blocks
-   * (3 down, the middle, 3 up), a number the first ones. `auto` is routed like true; submit then
-   * chooses the fewest blocks that fit the memory class. invoke-training has true and false only.
+   * less memory, the same weights bit for bit. True recomputes all 7 blocks (3 down, the middle, 3
+   * up), which is up to 45 % more computation, and a number the first ones. `auto` is routed like
+   * true; submit then chooses the fewest blocks that fit the memory class. invoke-training has true
+   * and false only.
    * @default false
    */
   gradient_checkpointing?: boolean | "auto" | number;
@@ -1783,17 +1787,18 @@ export interface FluxAdvancedConfig {
    */
   trainTextEncoder: boolean;
   /**
-   * The precision of the frozen weights. LoRA weights and their optimizer state are always
+   * The precision of the frozen weights. Use bfloat16, as the presets do: FLUX leaves float16's
+   * range, which is invoke-training's default. LoRA weights and their optimizer state are always
    * float32; float16 trains with a dynamic loss scale, so that gradients do not vanish.
    * @default "float16"
    */
   weightDtype: "float32" | "float16" | "bfloat16";
   /**
    * Recompute blocks of the transformer in the backward pass instead of keeping their
-   * activations: less memory, up to a third more time, the same weights bit for bit. True recomputes
-   * all 57 blocks (19 double, then 38 single), a number the first ones. `auto` is routed like
-   * true; submit then chooses the fewest blocks that fit the memory class. invoke-training has true
-   * and false only.
+   * activations: less memory, the same weights bit for bit. True recomputes all 57 blocks (19
+   * double, then 38 single), which is 45 % more computation, and a number the first ones. `auto`
+   * is routed like true; submit then chooses the fewest blocks that fit the memory class.
+   * invoke-training has true and false only.
    * @default false
    */
   gradientCheckpointing: boolean | "auto" | number;
@@ -1844,7 +1849,7 @@ export interface FluxAdvancedConfig {
 export interface MemoryPresets {
   "flux_1x24gb": { batchSize: 1, gradientAccumulation: 4, weightDtype: "bfloat16", gradientCheckpointing: true, cacheVaeOutputs: true };
   "flux_1x40gb": { batchSize: 2, gradientAccumulation: 2, weightDtype: "bfloat16", gradientCheckpointing: true, cacheVaeOutputs: false };
-  "flux_1x80gb": { batchSize: 4, gradientAccumulation: 1, weightDtype: "float16", gradientCheckpointing: false, cacheVaeOutputs: false };
+  "flux_1x80gb": { batchSize: 4, gradientAccumulation: 1, weightDtype: "bfloat16", gradientCheckpointing: 30, cacheVaeOutputs: false };
 }
 
 export const MEMORY_PRESETS: MemoryPresets = {
@@ -1865,8 +1870,8 @@ export const MEMORY_PRESETS: MemoryPresets = {
   "flux_1x80gb": {
     "batchSize": 4,
     "gradientAccumulation": 1,
-    "weightDtype": "float16",
-    "gradientCheckpointing": false,
+    "weightDtype": "bfloat16",
+    "gradientCheckpointing": 30,
     "cacheVaeOutputs": false
   }
 };
@@ -1876,7 +1881,8 @@ const FORM: Record<TrainingType, FormTable> = {
     "set": {
       "type": "SDXL_LORA",
       "data_loader.type": "IMAGE_CAPTION_SD_DATA_LOADER",
-      "data_loader.aspect_ratio_buckets.divisible_by": 64
+      "data_loader.aspect_ratio_buckets.divisible_by": 64,
+      "weight_dtype": "bfloat16"
     },
     "fields": {
       "baseModel": [
@@ -1975,7 +1981,8 @@ const FORM: Record<TrainingType, FormTable> = {
     "set": {
       "type": "SDXL_TEXTUAL_INVERSION",
       "data_loader.type": "TEXTUAL_INVERSION_SD_DATA_LOADER",
-      "data_loader.aspect_ratio_buckets.divisible_by": 64
+      "data_loader.aspect_ratio_buckets.divisible_by": 64,
+      "weight_dtype": "bfloat16"
     },
     "fields": {
       "baseModel": [
@@ -2054,7 +2061,8 @@ const FORM: Record<TrainingType, FormTable> = {
     "set": {
       "type": "SDXL_FINETUNE",
       "data_loader.type": "IMAGE_CAPTION_SD_DATA_LOADER",
-      "data_loader.aspect_ratio_buckets.divisible_by": 64
+      "data_loader.aspect_ratio_buckets.divisible_by": 64,
+      "weight_dtype": "bfloat16"
     },
     "fields": {
       "baseModel": [
@@ -2138,7 +2146,8 @@ const FORM: Record<TrainingType, FormTable> = {
     "set": {
       "type": "FLUX_LORA",
       "data_loader.type": "IMAGE_CAPTION_FLUX_DATA_LOADER",
-      "data_loader.aspect_ratio_buckets.divisible_by": 64
+      "data_loader.aspect_ratio_buckets.divisible_by": 64,
+      "weight_dtype": "bfloat16"
     },
     "fields": {
       "baseModel": [

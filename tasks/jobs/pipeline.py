@@ -166,7 +166,7 @@ class PipelineConfig(StrictModel):
 
     gradient_checkpointing: GradientCheckpointing[NonNegativeInt] = False
     """Recompute blocks of the denoiser in the backward pass instead of keeping their activations:
-    less memory, up to a third more time, the same weights bit for bit."""
+    less memory, up to 45 % more computation, the same weights bit for bit."""
 
     deterministic: bool = True
     """Use deterministic kernels only: a repeated or resumed run ends with the same weights, bit for

@@ -26,7 +26,8 @@ _EXCLUSIVE = (
     ("validate_every_n_steps", "validate_every_n_epochs"),
 )
 _SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
-_FOLDER = files("tasks.jobs") / "preset_files"
+PRESET_FILES = files("tasks.jobs") / "preset_files"
+"""The folder of the presets, one file each."""
 
 
 class UnknownPresetError(KeyError):
@@ -45,7 +46,7 @@ class UnknownPresetError(KeyError):
 @cache
 def preset_names() -> tuple[str, ...]:
     """Return the names of all presets, without aliases."""
-    names = (entry.name for entry in _FOLDER.iterdir())
+    names = (entry.name for entry in PRESET_FILES.iterdir())
     return tuple(sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml")))
 
 
@@ -63,7 +64,7 @@ def preset(name: str) -> dict[str, Any]:
 
 @cache
 def _values_in(file_name: str) -> dict[str, Any]:
-    values: dict[str, Any] = read_document((_FOLDER / file_name).read_bytes()).values
+    values: dict[str, Any] = read_document((PRESET_FILES / file_name).read_bytes()).values
     return values
 
 

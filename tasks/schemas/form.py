@@ -92,12 +92,14 @@ _MEMORY_FIELDS = (
     _field("gradientCheckpointing", "gradient_checkpointing"),
     _field("cacheVaeOutputs", "cache_vae_outputs"),
 )
-# Options that a form always sets. 64 divides the sides of all buckets of every resolution above.
+# Options that a form always sets, before its fields. 64 divides the sides of all buckets of every
+# resolution above. The default of FLUX's weight_dtype is float16, whose range it leaves.
 _SET = {
     training_type: {
         "type": training_type,
         "data_loader.type": loader,
         f"{_BUCKETS}.divisible_by": 64,
+        "weight_dtype": "bfloat16",
     }
     for training_type, loader in (
         ("FLUX_LORA", "IMAGE_CAPTION_FLUX_DATA_LOADER"),
@@ -120,7 +122,7 @@ def memory_presets() -> dict[str, dict[str, Any]]:
 
 @cache
 def form_table() -> dict[str, Any]:
-    """Return, by training type, the options that are always set and the targets of the fields."""
+    """Return, by training type, the options that are set first and the targets of the fields."""
     fields = [field for part in INTERFACES.values() for field in part] + list(_MEMORY_FIELDS)
     return {
         name: {"set": _SET[name], "fields": _fields_of(options, fields)}

@@ -15,6 +15,8 @@ from tasks.jobs.presets import (
 
 _BUCKETS = "data_loader.aspect_ratio_buckets"
 _RESOLUTION = "data_loader.resolution"
+# FLUX's default is float16, whose range it leaves.
+_WITHOUT_PRESET = {"weight_dtype": "bfloat16"}
 
 
 class Draft:
@@ -162,7 +164,7 @@ class Draft:
         """Return the job."""
         training: dict[str, Any] = {}
         if self.preset_name is None:
-            training["type"] = self.training_type
+            training |= {"type": self.training_type, **_WITHOUT_PRESET}
             if self.training_type == "FLUX_LORA":
                 training["data_loader"] = {"type": "IMAGE_CAPTION_FLUX_DATA_LOADER"}
             else:
@@ -197,7 +199,7 @@ class Draft:
         return control.default
 
     def _effective(self, own: dict[str, Any]) -> dict[str, Any]:
-        base: dict[str, Any] = {}
+        base = _WITHOUT_PRESET
         if self.preset_name is not None:
             base = preset(self.preset_name)["training"]
         over: dict[str, Any] = {}

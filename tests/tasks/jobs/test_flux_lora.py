@@ -236,6 +236,7 @@ def test_likely_mistakes_are_warnings() -> None:
     assert "768" in reported
     assert "train_batch_size above 2" in reported
     quiet = with_values(
+        weight_dtype="bfloat16",
         data_loader__resolution=768,
         cache_vae_outputs=True,
         cache_text_encoder_outputs=True,
@@ -269,11 +270,27 @@ JSONL = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": "/images.jsonl"}
 )
 def test_supported_values_have_no_warnings(values: dict[str, Any]) -> None:
     quiet = {
+        "weight_dtype": "bfloat16",
         "data_loader__resolution": 768,
         "cache_vae_outputs": True,
         "cache_text_encoder_outputs": "train_text_encoder" not in values,
     }
     assert parsed(**quiet, **values).warnings() == []
+
+
+@pytest.mark.parametrize(
+    ("dtype", "computes_in", "warns"),
+    [
+        ("float16", "no", True),
+        ("float16", "bf16", True),
+        ("bfloat16", "fp16", True),
+        ("bfloat16", "no", False),
+        ("float32", "no", False),
+    ],
+)
+def test_float16_is_a_warning(dtype: str, computes_in: str, warns: bool) -> None:
+    reported = parsed(weight_dtype=dtype, mixed_precision=computes_in).warnings()
+    assert any("range of float16" in warning for warning in reported) == warns
 
 
 def test_a_relative_rate_holds_unless_one_is_given() -> None:

@@ -37,6 +37,15 @@ def test_a_job_without_preset_names_its_type(training_type: str) -> None:
     assert parse_job(draft.document()).training.type == training_type
 
 
+def test_flux_trains_in_bfloat16_unless_the_user_chooses_float16() -> None:
+    draft = with_images(Draft("FLUX_LORA"))
+    draft.set("max_train_steps", 100)
+    draft.set("save_every_n_steps", 50)
+    assert parse_job(draft.document()).training.weight_dtype == "bfloat16"
+    draft.set("weight_dtype", "float16")
+    assert parse_job(draft.document()).training.weight_dtype == "float16"
+
+
 def test_a_value_equal_to_the_presets_is_not_the_jobs_own() -> None:
     draft = Draft("FLUX_LORA", "flux_lora_1x40gb")
     draft.set("train_batch_size", 4)
@@ -52,7 +61,7 @@ def test_another_preset_keeps_the_jobs_own_values() -> None:
     draft.choose_preset("flux_lora_1x80gb")
     # The batch of that preset is 4 by itself.
     assert draft.own() == ["lora_rank_dim"]
-    assert draft.value("gradient_checkpointing") is False
+    assert draft.value("gradient_checkpointing") == 30
 
 
 def test_one_block_is_not_true() -> None:
