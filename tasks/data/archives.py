@@ -26,19 +26,17 @@ from tasks.data.archive_members import (
     damage_message,
     read_up_to,
 )
-from tasks.data.formats import SUFFIXES
+from tasks.data.contents import Kind, kind_of, system_part
 from tasks.data.opening import open_resolved
 from tasks.data.tar_reader import BLOCK_BYTES, TarReader, is_tar
 from tasks.errors import Problem
 
-KEPT_SUFFIXES = SUFFIXES | {".txt", ".jsonl"}
-ARCHIVE_SUFFIXES = frozenset(
-    {".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".bz2", ".xz", ".zst"},
-)
 MAX_ENTRIES = 1_000_000
 MAX_PROBLEMS = 100
 MAX_NAME_BYTES = 1024
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+# The icon of a folder.
+_MAC_ICON = "Icon\r"
 # A byte that is not UTF-8.
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 MAX_MEMBER_BYTES = 512 * MIB
@@ -53,12 +51,12 @@ class Unpacked:
     Attributes:
         files: The file of each unpacked member by the member's name, sorted.
         problems: Everything that is wrong with the archive.
-        unused: The number of members that are neither images nor captions, and were skipped.
+        others: The names of members that were skipped: neither images nor captions.
     """
 
     files: dict[str, Path]
     problems: list[Problem]
-    unused: int
+    others: list[str]
 
 
 def unpack(archive: Path, folder: Path, *, max_bytes: int) -> Unpacked:
@@ -104,7 +102,7 @@ class _Unpacking:
         self._files: dict[str, Path] = {}
         self._problems: list[Problem] = []
         self._more_problems = 0
-        self._unused = 0
+        self._others: list[str] = []
 
     def run(self, file: io.BufferedReader, unpacked: UnpackedBytes) -> None:
         """Unpack a file, whose format is detected by its first bytes, not its suffix."""
@@ -143,7 +141,7 @@ class _Unpacking:
         more = f"{count:,} more members have problems" if count else ""
         whole = (Problem(self._archive_name, message) for message in (more, fatal) if message)
         problems = [*self._problems, *whole]
-        return Unpacked(dict(sorted(self._files.items())), problems, self._unused)
+        return Unpacked(dict(sorted(self._files.items())), problems, self._others)
 
     def _unpack_zip(self, file: io.BufferedReader, unpacked: UnpackedBytes) -> None:
         _check_directory(file)
@@ -181,27 +179,26 @@ class _Unpacking:
         self._entries += 1
         if self._entries > MAX_ENTRIES:
             raise UnpackingStoppedError(_too_many_entries())
+        path = PurePosixPath(member.name)  # without "." and double slashes
+        name = str(path)
         problem = _name_problem(member.name) or member.problem
-        if problem:
+        if problem and path.name != _MAC_ICON:
             self._add_problem(member.name, problem)
             return None
         if member.is_folder:
             return None
-        path = PurePosixPath(member.name)  # without "." and double slashes
-        name, suffix = str(path), path.suffix.lower()
-        if _is_hidden(path) or suffix not in KEPT_SUFFIXES | ARCHIVE_SUFFIXES:
-            self._unused += 1
+        is_read = kind_of(name) in (Kind.IMAGE, Kind.CAPTION) or path.suffix.lower() == ".jsonl"
+        if system_part(name) or not is_read:
+            self._others.append(name)
             return None
-        problem = self._file_problem(name, suffix, member.size)
+        problem = self._file_problem(name, member.size)
         if problem:
             self._add_problem(member.name, problem)
             return None
         self._names.add(name)
         return name
 
-    def _file_problem(self, name: str, suffix: str, size: int) -> str:
-        if suffix in ARCHIVE_SUFFIXES:
-            return "is an archive in an archive; unpack it and pack its images directly"
+    def _file_problem(self, name: str, size: int) -> str:
         if name in self._names:
             return "is in the archive twice; remove one of them"
         if size > MAX_MEMBER_BYTES:
@@ -249,11 +246,6 @@ def _name_problem(name: str) -> str:
     if ".." in path.parts:
         return "has a '..' in its path; pack it with a path from the archive's top"
     return "" if name else "has no name; pack it again"
-
-
-def _is_hidden(path: PurePosixPath) -> bool:
-    """Return whether a path is one of the files that desktop systems add."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def _check_directory(file: io.BufferedReader) -> None:

@@ -20,7 +20,7 @@ from tasks.buckets import Size
 from tasks.data.archive_members import DISK_ERRNOS
 from tasks.data.archives import unpack
 from tasks.data.image_check import MaskFile, UnusableFileError, check_image, make_thumbnail
-from tasks.data.images import UnreadableImageError
+from tasks.data.images import OtherFormatError, UnreadableImageError
 from tasks.data.parquet import RowWriter, UnreadableParquetError, read_rows
 from tasks.process.parent_death import end_with_parent
 
@@ -66,6 +66,8 @@ class Decoder:
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
             return {"result": self._decode(**request)}
+        except OtherFormatError as error:
+            return {"problem": error.format.refusal, "remedy": error.format.remedy}
         except (UnreadableImageError, UnusableFileError, UnreadableParquetError) as error:
             return {"problem": str(error)}
         except MemoryError:

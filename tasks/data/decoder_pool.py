@@ -37,6 +37,19 @@ class DecodeError(Exception):
     """A file cannot be decoded; the message says why, without the file's name."""
 
 
+class UnreadFormatError(DecodeError):
+    """An image's format is known and not read.
+
+    Args:
+        message: The format.
+        remedy: What to do.
+    """
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
+
 @dataclass(frozen=True)
 class DecoderLimits:
     """Limits of a pool.
@@ -126,7 +139,7 @@ def unpack_archive(
     unpacked = decode_file(request, check_stop=check_stop)
     files = {name: Path(path) for name, path in unpacked["files"].items()}
     problems = [Problem(**problem) for problem in unpacked["problems"]]
-    return Unpacked(files, problems, unpacked["unused"])
+    return Unpacked(files, problems, unpacked["others"])
 
 
 class _Pool:
@@ -190,6 +203,8 @@ class _DecoderProcess:
                         answer = self._exchange()
                     case {"disk_error": [int(number), str(reason)]}:
                         raise OSError(number, reason)
+                    case {"problem": str(problem), "remedy": str(remedy)}:
+                        raise UnreadFormatError(problem, remedy)
                     case {"problem": str(problem)}:
                         raise DecodeError(problem)
                     case {"result": result}:

@@ -30,6 +30,11 @@ class FileFormat:
     article: str = field(default="a", kw_only=True)
     remedy: str = field(default="save it as PNG", kw_only=True)
 
+    @property
+    def refusal(self) -> str:
+        """What messages report of a file that is not read."""
+        return f"is {self.article} {self.name}, which is not read"
+
 
 # Formats that are usual for photographs and drawings, with widely fuzzed decoders. A JPEG may hold
 # several images, as phones write them: its first one is read.

@@ -97,7 +97,7 @@ class OtherFormatError(UnreadableImageError):
     """
 
     def __init__(self, format: FileFormat) -> None:
-        super().__init__(f"is {format.article} {format.name}, which is not read; {format.remedy}")
+        super().__init__(f"{format.refusal}; {format.remedy}")
         self.format = format
 
 
@@ -298,7 +298,11 @@ def _opened(file: BinaryIO) -> Image.Image:
     format = _format(file)
     if format is HEIF:
         _register_heif()
-    return Image.open(file, formats=(format.decoder,))
+    try:
+        return Image.open(file, formats=(format.decoder,))
+    except UnidentifiedImageError as error:
+        message = f"cannot be decoded: it is a damaged or truncated {format.name}"
+        raise UnreadableImageError(message) from error
 
 
 @cache
@@ -318,8 +322,6 @@ def _damage_reported() -> Iterator[None]:
         yield
     except UnreadableImageError:
         raise
-    except UnidentifiedImageError as error:
-        raise UnreadableImageError(f"is not a {READ_NAMES} image") from error
     except PILLOW_ERRORS as error:
         reason = str(error) or type(error).__name__
         raise UnreadableImageError(f"cannot be decoded: {reason}") from error

@@ -1,29 +1,41 @@
 """Listings of a dataset: which file is an image, and which caption and mask belong to it.
 
-A listing is made of a mapping from names to local files, by caption files or by the rows of a JSONL
-file. It reads captions, but no image.
+A listing is made of a mapping from names to local files, by caption files here or by the rows of a
+JSONL file (``jsonl``). It reads captions, but no image.
 """
 
-import json
-import os
-from codecs import BOM_UTF8
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import re
+import unicodedata
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE, BOM_UTF32_BE, BOM_UTF32_LE
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path, PurePosixPath
 
-from tasks.data.formats import READ_NAMES, SUFFIXES
+from tasks.data.contents import CaptionFiles, Contents, caption_name, rename_remedy
+from tasks.data.formats import READ_NAMES
 from tasks.data.opening import open_resolved
 from tasks.dataset import MAX_CAPTION_BYTES, MAX_ITEMS
 from tasks.errors import Problem
-from tasks.escaping import quoted, shortened
-from tasks.jobs.datasets import ArchiveDatasetConfig, ImageCaptionJsonlDatasetConfig
+from tasks.escaping import shortened
 
 MAX_PROBLEMS = 1000
 """A dataset with more problems is not checked to its end: they have one systematic cause."""
-# A million rows with long captions are smaller.
-_MAX_JSONL_BYTES = 2**30
-# A caption of the longest kind, escaped, takes a third of it.
-_MAX_LINE_BYTES = 2**20
+# Problems of one message that are listed; of more, the first ones are named.
+MAX_EQUAL, _MAX_NAMED = 3, 5
+# Marks of encodings. UTF-32's begin with UTF-16's.
+_MARKS = {
+    BOM_UTF8: "utf-8",
+    BOM_UTF32_LE: "utf-32-le",
+    BOM_UTF32_BE: "utf-32-be",
+    BOM_UTF16_LE: "utf-16-le",
+    BOM_UTF16_BE: "utf-16-be",
+}
+# Without tab, line ends and NEL. Those above 0x7f come of Windows-1252 that was read as Latin-1.
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f]")
+# Letters and a symbol that are blank: fillers of Hangul, and the empty cell of Braille.
+_BLANK = frozenset("\u115f\u1160\u3164\uffa0\u2800")
 
 
 class SourceError(Exception):
@@ -90,10 +102,8 @@ class Listing:
             self.items.append(Item(path, name, "", mask))
         elif isinstance(caption, Problem):
             self.problems.append(caption)
-        elif not caption.strip():
-            self.problems.append(Problem(name, "has an empty caption", "describe the image"))
-        elif len(caption.encode()) > MAX_CAPTION_BYTES:
-            self.problems.append(Problem(name, f"has a caption of over {MAX_CAPTION_BYTES} bytes"))
+        elif problem := _caption_problem(caption, name):
+            self.problems.append(problem)
         else:
             self.items.append(Item(path, name, caption.strip(), mask))
 
@@ -104,156 +114,122 @@ class Listing:
             count: The number of images in the source, with and without problems.
         """
         if not count:
-            self.problems.append(Problem(self.location, f"has no image ({READ_NAMES})"))
+            self.problems.append(no_image(self.location))
         if count > MAX_ITEMS:
             message = f"has over {MAX_ITEMS:,} images, the maximum"
             self.problems.append(Problem(self.location, message))
 
 
-def pair_captions(listing: Listing, files: Mapping[str, Path], *, captions: bool) -> Listing:
+def no_image(location: str) -> Problem:
+    """Return the problem of a source without an image that is read."""
+    return Problem(location, f"has no image ({READ_NAMES})")
+
+
+def grouped(problems: Iterable[Problem]) -> list[Problem]:
+    """Return problems in order, those of one message as one if they are more than a few.
+
+    A dataset of 100,000 files may have one cause of problems in each.
+    """
+    first: dict[tuple[object, ...], list[tuple[int, Problem]]] = defaultdict(list)
+    counts: Counter[tuple[object, ...]] = Counter()
+    for number, problem in enumerate(problems):
+        key: tuple[object, ...] = (problem.message, problem.retryable, problem.missing)
+        counts[key] += 1
+        if counts[key] <= _MAX_NAMED:
+            first[key].append((number, problem))
+    kept: list[tuple[int, Problem]] = []
+    for key, members in first.items():
+        if counts[key] <= MAX_EQUAL:
+            kept += members
+        else:
+            number, problem = members[0]
+            kept.append((number, _together([it for _, it in members], counts[key], problem)))
+    return [problem for _, problem in sorted(kept, key=lambda pair: pair[0])]
+
+
+def _together(members: list[Problem], count: int, problem: Problem) -> Problem:
+    names = ", ".join(shortened(member.location, 40) for member in members)
+    more = ", ..." if count > len(members) else ""
+    remedies = {member.remedy for member in members}
+    remedy = problem.remedy if len(remedies) == 1 else f"for the first one, {problem.remedy}"
+    return replace(problem, location=f"each of {count:,} ({names}{more})", remedy=remedy)
+
+
+def pair_captions(
+    listing: Listing,
+    files: Mapping[str, Path],
+    others: Iterable[str] = (),
+    *,
+    captions: bool,
+    reads_subfolders: bool = True,
+) -> Listing:
     """Add the images among files to a listing, each with the caption file of its name.
 
     Args:
-        listing: Receives the images.
+        listing: Receives the images, and findings about all that is not used.
         files: The local files by name.
+        others: The names of other files of the dataset; see ``Contents``.
         captions: Whether captions are used.
+        reads_subfolders: Whether files in subfolders are used.
     """
-    images = [name for name in sorted(files) if PurePosixPath(name).suffix.lower() in SUFFIXES]
-    listing.check_count(len(images))
-    if not captions:
-        listing.items = [Item(files[name], name, "") for name in images[:MAX_ITEMS]]
-        return listing
-    for name in images[:MAX_ITEMS]:
-        caption_name = str(PurePosixPath(name).with_suffix(".txt"))
-        if caption_name in files:
-            listing.add(files[name], name, _read_caption(files[caption_name], caption_name))
-        else:
-            remedy = f"write it into {PurePosixPath(caption_name).name}"
-            listing.problems.append(Problem(name, "has no caption", remedy))
-    stems = {str(PurePosixPath(name).with_suffix("")) for name in images}
-    for name in sorted(files):
-        if name.endswith(".txt") and str(PurePosixPath(name).with_suffix("")) not in stems:
-            message = "belongs to no image; it is not used"
-            listing.warnings.append(Problem(name, message))
+    contents = Contents((*files, *others), reads_subfolders=reads_subfolders)
+    if contents.images:
+        listing.check_count(len(contents.images))
+    else:
+        empty = contents.only_in_subfolders(listing.location)
+        listing.problems.append(empty or no_image(listing.location))
+    images = [name for name in contents.images if name in files][:MAX_ITEMS]
+    if captions:
+        named = _add_images(listing, files, images, contents)
+    else:
+        named = set()
+        listing.items = [Item(files[name], name, "") for name in images]
+        unused = "is a caption; this job uses none"
+        listing.warnings += grouped(Problem(name, unused) for name in contents.captions)
+    listing.warnings += grouped(contents.findings(listing.location, named))
     return listing
 
 
-@dataclass(frozen=True)
-class _Row:
-    location: str
-    image: str
-    caption: str | None
-    mask: str | None
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        return (self.image,) if self.mask is None else (self.image, self.mask)
-
-
-class JsonlRows:
-    """The rows of a JSONL file.
-
-    Args:
-        listing: Receives the problems of rows, and later the images.
-        config: Names the columns.
-        path: The file.
-        name: The file's name in messages.
-        captions: Whether captions are used.
-        masks: Whether masks are used.
-
-    Raises:
-        SourceError: The file cannot be read.
-    """
-
-    def __init__(
-        self,
-        listing: Listing,
-        config: ImageCaptionJsonlDatasetConfig | ArchiveDatasetConfig,
-        path: Path,
-        name: str,
-        *,
-        captions: bool,
-        masks: bool,
-    ) -> None:
-        self._listing = listing
-        self._count = 0
-        self._rows: list[_Row] = []
-        for number, line in _lines(path):
-            listing.check_stop()
-            self._count += 1
-            if self._count > MAX_ITEMS or len(listing.problems) > MAX_PROBLEMS:
-                break
-            location = f"{name} line {number}"
-            try:
-                values = _values(line)
-                image = _text(values, config.image_column)
-                caption = _text(values, config.caption_column) if captions else None
-                has_mask = masks and values.get(config.mask_column)
-                mask = _text(values, config.mask_column) if has_mask else None
-            except ValueError as error:
-                listing.problems.append(Problem(location, str(error)))
-            else:
-                self._rows.append(_Row(location, image, caption, mask))
-
-    def file_names(self) -> list[str]:
-        """Return the names of all images and masks that stay inside the dataset, sorted."""
-        return sorted({name for row in self._rows for name in row.files if _is_inside(name)})
-
-    def resolve(self, find: Callable[[str], Path]) -> Listing:
-        """Return the listing with the rows' images.
-
-        Args:
-            find: Returns the file of a name; raises ValueError if it is missing or not allowed.
-        """
-        for row in self._rows:
-            try:
-                mask = None if row.mask is None else find(row.mask)
-                file = find(row.image)
-            except ValueError as error:
-                self._listing.problems.append(Problem(row.location, str(error)))
-            else:
-                name = f"{row.location} ({shortened(row.image)})"
-                self._listing.add(file, name, row.caption, mask)
-        self._listing.check_count(self._count)
-        return self._listing
+def _add_images(
+    listing: Listing, files: Mapping[str, Path], images: list[str], contents: Contents
+) -> set[str]:
+    """Add images with their captions, and return the files that findings name."""
+    caption_files = CaptionFiles(contents.captions)
+    caption_of = {image: caption_files.of(image) for image in images}
+    images_of: dict[str | None, list[str]] = defaultdict(list)
+    for image, caption in caption_of.items():
+        images_of[caption].append(image)
+    orphans = [name for name in contents.captions if name not in images_of]
+    sidecars = contents.sidecars(orphans)
+    # The one that is offered in place of a missing caption.
+    offered = {image: name for name, image in sidecars.items() if caption_of.get(image) is None}
+    for image, caption in caption_of.items():
+        if caption is None:
+            listing.problems.append(_missing_caption(image, offered.get(image)))
+        else:
+            listing.add(files[image], image, _read_caption(files[caption], caption))
+    images_of.pop(None, None)
+    unread = sorted(sidecars.keys() - set(offered.values()))
+    unused = (contents.orphan(name) for name in orphans if name not in sidecars)
+    message = "is not read: captions are .txt files of the image's name"
+    beside = (Problem(name, message) for name in unread)
+    listing.warnings += grouped(chain(_shared_names(images_of.values()), unused, beside))
+    return {*sidecars}
 
 
-def find_in_folder(folder: Path, name: str) -> Path:
-    """Return the file that a row names, which must be in a folder, with links resolved.
-
-    Args:
-        folder: The folder, with links resolved.
-        name: The name, relative to it.
-
-    Raises:
-        ValueError: The file is missing or outside the folder.
-    """
-    try:
-        file = (folder / name).resolve()
-        is_inside = file.is_relative_to(folder)
-        # Nothing is revealed of a file outside.
-        is_file = is_inside and file.is_file()
-    except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a NUL
-        raise ValueError(f"names {quoted(name)}, which cannot be opened") from error
-    if not is_inside:
-        raise ValueError(f"names {quoted(name)}, which is outside the dataset's folder")
-    if not is_file:
-        raise ValueError(f"there is no image {shortened(name)}")
-    return file
+def _missing_caption(image: str, sidecar: str | None) -> Problem:
+    if sidecar is not None:
+        return Problem(image, "has no .txt caption", rename_remedy(sidecar, image))
+    name = PurePosixPath(caption_name(image)).name
+    return Problem(image, "has no caption", f"write it into {name}")
 
 
-def find_in_files(files: Mapping[str, Path], folder: PurePosixPath, name: str) -> Path:
-    """Return the file that a row names, from files by name.
-
-    Raises:
-        ValueError: The file is missing or outside the dataset.
-    """
-    if not _is_inside(name):
-        raise ValueError(f"names {quoted(name)}, which is outside the dataset's folder")
-    file = files.get(str(folder / name))
-    if file is None:
-        raise ValueError(f"there is no image {shortened(name)}")
-    return file
+def _shared_names(groups: Iterable[list[str]]) -> Iterator[Problem]:
+    """Yield the groups of images, as a JPEG and a PNG, that have one caption."""
+    for images in groups:
+        if len(images) > 1:
+            message = "have one name and one caption, which each is trained with"
+            yield Problem(" and ".join(images), message, "keep one, or rename it with its caption")
 
 
 def is_unicode(text: str) -> bool:
@@ -261,10 +237,25 @@ def is_unicode(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _is_inside(name: str) -> bool:
-    """Return whether a relative name stays below the folder where it starts."""
-    path = PurePosixPath(name)
-    return not path.is_absolute() and ".." not in path.parts and "://" not in name
+def _caption_problem(caption: str, name: str) -> Problem | None:
+    """Return why a text is no caption."""
+    if not caption.strip():
+        return Problem(name, "has an empty caption", "describe the image")
+    if len(caption.encode()) > MAX_CAPTION_BYTES:
+        return Problem(name, f"has a caption of over {MAX_CAPTION_BYTES} bytes")
+    if "\0" in caption:
+        message = "has a NUL character in its caption, as UTF-16 text without a mark has"
+        return Problem(name, message, "save it as UTF-8")
+    if control := _CONTROL.search(caption):
+        message = f"has the control character U+{ord(control[0]):04X} in its caption"
+        return Problem(name, message, "remove it, or save the caption as UTF-8")
+    if not any(map(_is_visible, caption)):
+        return Problem(name, "has a caption of invisible characters only", "describe the image")
+    return None
+
+
+def _is_visible(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LNPS" and character not in _BLANK
 
 
 def _read_caption(path: Path, name: str) -> str | Problem:
@@ -273,54 +264,12 @@ def _read_caption(path: Path, name: str) -> str | Problem:
             data = file.read(MAX_CAPTION_BYTES + 1)
         if len(data) > MAX_CAPTION_BYTES:
             return Problem(name, f"is longer than {MAX_CAPTION_BYTES} bytes; captions are short")
-        return data.decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        return Problem(name, f"cannot be read as UTF-8 text: {error}", "save it as UTF-8")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the lines of a JSONL file that are not blank, with their numbers.
-
-    Of a longer line, one byte more than the maximum is yielded.
-    """
-    try:
-        with open_resolved(path) as file:
-            if os.fstat(file.fileno()).st_size > _MAX_JSONL_BYTES:
-                raise SourceError(f"is larger than {_MAX_JSONL_BYTES // 2**20} MiB")
-            number = 0
-            while line := file.readline(_MAX_LINE_BYTES + 1):
-                number += 1
-                rest = line
-                while len(rest) > _MAX_LINE_BYTES and not rest.endswith(b"\n"):
-                    rest = file.readline(_MAX_LINE_BYTES + 1)
-                if number == 1:
-                    line = line.removeprefix(BOM_UTF8)
-                if line.strip():
-                    yield number, line
-    except OSError as error:
-        raise source_error(error, "file") from error
-
-
-def _values(line: bytes) -> dict[str, object]:
-    if len(line) > _MAX_LINE_BYTES:
-        raise ValueError(f"is longer than {_MAX_LINE_BYTES:,} bytes, the maximum")
-    try:
-        values = json.loads(line.decode())
+        mark = next((mark for mark in _MARKS if data.startswith(mark)), b"")
+        text = data.removeprefix(mark).decode(_MARKS.get(mark, "utf-8"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"is not JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise ValueError("is nested too deeply") from error
-    if not isinstance(values, dict):
-        raise ValueError("is not a JSON object")
-    return values
-
-
-def _text(values: dict[str, object], column: str) -> str:
-    value = values.get(column)
-    if not isinstance(value, str):
-        raise ValueError(f"has no text in the column {column!r}")
-    if not is_unicode(value):
-        raise ValueError(f"has half a character (a lone surrogate) in the column {column!r}")
-    return value
+        where = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
+        return Problem(name, f"cannot be read as UTF-8 text: {where}", "save it as UTF-8")
+    except OSError as error:
+        return Problem(name, f"cannot be read: {error.strerror or error}")
+    # Of an empty caption, the image is named.
+    return (text.strip() and _caption_problem(text, name)) or text

@@ -8,7 +8,7 @@ import fcntl
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
@@ -57,6 +57,47 @@ def scan_resolved(folder: Path) -> Iterator[Iterator[os.DirEntry[str]]]:
             yield entries
     finally:
         os.close(descriptor)
+
+
+def names_below(folder: Path, enters: Callable[[str], bool]) -> Iterator[str]:
+    """Yield the names of all files below a folder, relative to it.
+
+    Of a subfolder that is not entered, which links are not, its name and a slash are yielded.
+
+    Args:
+        folder: A path that ``Path.resolve`` returned.
+        enters: Returns whether a subfolder is entered.
+
+    Raises:
+        MovedError: Something in the path is a link now.
+        OSError: The folder cannot be read.
+    """
+    folders = [""]
+    while folders:
+        below = folders.pop()
+        try:
+            with scan_resolved(folder / below) as entries:
+                found = [(it.name, _is_folder(it), it.is_symlink()) for it in entries]
+        except OSError:
+            if not below:
+                raise
+            yield f"{below}/"
+            continue
+        for name, is_folder, is_link in found:
+            path = f"{below}/{name}" if below else name
+            if not is_folder:
+                yield path
+            elif is_link or not enters(path):
+                yield f"{path}/"
+            else:
+                folders.append(path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a loop of links
+        return False
 
 
 def _open(path: Path, flags: int) -> int:

@@ -6,6 +6,7 @@ path on this machine.
 
 import hashlib
 import os
+import posixpath
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -13,24 +14,17 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 from urllib.parse import quote
 
+from tasks.data.contents import Kind, kind_of, system_part
 from tasks.data.decoder_pool import DecodeError, unpack_archive
 from tasks.data.download.downloads import Downloads
+from tasks.data.download.object_store import MAX_NAMES
 from tasks.data.download.pace import MIN_BYTES_PER_S
 from tasks.data.download.protocol import DownloadError
-from tasks.data.formats import SUFFIXES
 from tasks.data.hub import fetch_hub
-from tasks.data.listing import (
-    JsonlRows,
-    Listing,
-    SourceError,
-    find_in_files,
-    find_in_folder,
-    is_unicode,
-    pair_captions,
-    source_error,
-)
+from tasks.data.jsonl import JsonlRows, find_in_files, find_in_folder
+from tasks.data.listing import Listing, SourceError, is_unicode, pair_captions, source_error
 from tasks.data.memory_budget import map_in_threads
-from tasks.data.opening import open_resolved, scan_resolved
+from tasks.data.opening import names_below, open_resolved
 from tasks.data.read_policy import OBJECT_SCHEMES, DeniedError, ReadPolicy
 from tasks.data.uploads import NoUploadError, StoredUploads, is_upload
 from tasks.errors import Problem
@@ -119,26 +113,46 @@ class Sources:
         listing = Listing(redact_urls(source), check_stop=self._check_stop)
         if _is_object_url(source):
             prefix = source.rstrip("/")
-            names = [name for name in self._downloads.list_objects(prefix) if _is_used(name)]
-            files = self._fetch_all(prefix, names, listing)
-            return pair_captions(listing, files, captions=captions)
+            names = [it for it in self._downloads.list_objects(prefix) if not it.endswith("/")]
+            files = self._fetch_all(prefix, [it for it in names if _is_used(it)], listing)
+            others = [name for name in names if name and not _is_used(name)]
+            return pair_captions(listing, files, others, captions=captions)
         if "://" in source:
             raise SourceError("a web address has no list of files; use an ARCHIVE")
         folder = self._resolved(source, "folder")
-        names, not_unicode = _file_names(folder)
-        for name in not_unicode:
-            readable = os.fsencode(name).decode("utf-8", "replace")
-            listing.problems.append(Problem(readable, "has a name that is not UTF-8", "rename it"))
-        files = {}
-        for name in names:
+        files, others = {}, []
+        for name in self._names_below(folder):
             try:
-                # The folder is allowed, but a link in it may lead elsewhere.
-                files[name] = self._policy.resolved(folder / name)
+                if "/" in name or not _is_used(name):
+                    others.append(_readable(name))
+                elif not is_unicode(name):
+                    message = "has a name that is not UTF-8"
+                    listing.problems.append(Problem(_readable(name), message, "rename it"))
+                else:
+                    # The folder is allowed, but a link in it may lead elsewhere.
+                    files[name] = self._policy.resolved(folder / name)
             except DeniedError:
                 listing.problems.append(Problem(name, "is a link to outside TRAINING_DATA_ROOTS"))
             except OSError as error:
                 listing.problems.append(Problem(name, str(source_error(error, "file"))))
-        return pair_captions(listing, files, captions=captions)
+        return pair_captions(listing, files, others, captions=captions, reads_subfolders=False)
+
+    def _names_below(self, folder: Path) -> list[str]:
+        """Return the names of all files below a folder, sorted; see ``names_below``."""
+
+        def enters(path: str) -> bool:
+            self._check_stop()
+            return not system_part(path)
+
+        names: list[str] = []
+        try:
+            for name in names_below(folder, enters):
+                names.append(name)
+                if len(names) > MAX_NAMES:
+                    raise SourceError(f"has over {MAX_NAMES:,} files below it")
+        except OSError as error:
+            raise source_error(error, "folder") from error
+        return sorted(names)
 
     def _jsonl(
         self, config: ImageCaptionJsonlDatasetConfig, *, captions: bool, masks: bool
@@ -154,7 +168,13 @@ class Sources:
             return rows.resolve(partial(find_in_files, files, PurePosixPath()))
         path = self._resolved(source, "file")
         rows = read_rows(path, Path(source).name)
-        return rows.resolve(partial(find_in_folder, path.parent))
+        try:
+            names = self._names_below(self._policy.resolved(path.parent))
+        except DeniedError:  # of the folder, only the file is allowed
+            names = []
+        # A row may name a file in a folder that is a link.
+        entered = [_readable(name) for name in names if not name.endswith("/")]
+        return rows.resolve(partial(find_in_folder, path.parent), entered)
 
     def _archive(self, config: ArchiveDatasetConfig, *, captions: bool, masks: bool) -> Listing:
         listing = Listing(_location(config), check_stop=self._check_stop)
@@ -170,13 +190,16 @@ class Sources:
             raise SourceError(str(error)) from error
         listing.problems += unpacked.problems
         if config.jsonl is None:
-            return pair_captions(listing, unpacked.files, captions=captions)
+            return pair_captions(listing, unpacked.files, unpacked.others, captions=captions)
         jsonl = unpacked.files.get(config.jsonl)
         if jsonl is None:
             raise SourceError(f"has no file {shortened(config.jsonl)}")
         rows = JsonlRows(listing, config, jsonl, config.jsonl, captions=captions, masks=masks)
         folder = PurePosixPath(config.jsonl).parent
-        return rows.resolve(partial(find_in_files, unpacked.files, folder))
+        names = [*unpacked.files, *unpacked.others]
+        if folder != PurePosixPath():
+            names = [posixpath.relpath(name, folder) for name in names]
+        return rows.resolve(partial(find_in_files, unpacked.files, folder), names)
 
     def _archive_file(self, config: ArchiveDatasetConfig) -> Path:
         """Return the local file of an archive, its digest checked."""
@@ -284,18 +307,12 @@ def _is_object_url(source: str) -> bool:
 
 
 def _is_used(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in {*SUFFIXES, ".txt"}
+    return kind_of(name) in (Kind.IMAGE, Kind.CAPTION) and not system_part(name)
 
 
-def _file_names(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of a folder's files, and those that are not UTF-8."""
-    try:
-        with scan_resolved(folder) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_file())
-    except OSError as error:
-        raise source_error(error, "folder") from error
-    unicode_names = [name for name in names if is_unicode(name)]
-    return unicode_names, sorted(set(names) - set(unicode_names))
+def _readable(name: str) -> str:
+    """Return a file's name as text, if it is not UTF-8."""
+    return name if is_unicode(name) else os.fsencode(name).decode("utf-8", "replace")
 
 
 def _check_digest(path: Path, sha256: str | None) -> None:

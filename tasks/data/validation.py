@@ -9,11 +9,11 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from tasks.buckets import Size, nearest_bucket
-from tasks.data.decoder_pool import DecodeError, DecoderLimits, decode_all
+from tasks.data.decoder_pool import DecodeError, DecoderLimits, UnreadFormatError, decode_all
 from tasks.data.formats import format_of_name
 from tasks.data.image_check import CheckedImage, CheckedMask
 from tasks.data.images import ImageFacts
-from tasks.data.listing import MAX_PROBLEMS, Item, Listing
+from tasks.data.listing import MAX_PROBLEMS, Item, Listing, grouped, no_image
 from tasks.data.near_duplicates import near_pairs
 from tasks.data.sources import Sources
 from tasks.data.tokens import TokenLimit, token_limits
@@ -112,7 +112,7 @@ def check_dataset(
         check_stop: Called a few times a second. An exception that it raises ends the check.
         decoders: The limits of the processes that decode the images.
     """
-    listing = _list_all(config, sources)
+    listing, locations = _list_all(config, sources)
     report = Report(problems=listing.problems[:MAX_PROBLEMS], warnings=listing.warnings)
     sizes = config.loader.sizes()
     hashes, masks = [], []
@@ -121,6 +121,9 @@ def check_dataset(
     for item, answer in zip(listing.items, decoded, strict=True):
         if len(report.problems) == MAX_PROBLEMS:
             break
+        if isinstance(answer, UnreadFormatError):
+            report.warnings.append(Problem(item.name, str(answer), answer.remedy))
+            continue
         result = _check(item, answer)
         if isinstance(result, Problem):
             report.problems.append(result)
@@ -141,24 +144,44 @@ def check_dataset(
         report.warnings += _mask_warnings(report.samples, masks, listing.location)
     report.warnings += _placeholder_warnings(config, report.samples)
     report.warnings += _token_warnings(config, limits, report.samples, listing.location)
+    if not report.problems:
+        report.problems += map(no_image, _empty_parts(locations, report.samples))
+    report.problems, report.warnings = grouped(report.problems), _first(grouped(report.warnings))
     return report
 
 
-def _list_all(config: PipelineConfig, sources: Sources) -> Listing:
-    """Return the listings of all sources as one, each item with its source's index."""
+def _empty_parts(locations: list[str], samples: list[Sample]) -> list[str]:
+    """Return the sources all of whose images were left out."""
+    used = {sample.part for sample in samples}
+    return [location for part, location in enumerate(locations) if part not in used]
+
+
+def _first(warnings: list[Problem]) -> list[Problem]:
+    rest = len(warnings) - MAX_PROBLEMS
+    more = [Problem("", f"there are {rest:,} more warnings")] if rest > 0 else []
+    return warnings[:MAX_PROBLEMS] + more
+
+
+def _list_all(config: PipelineConfig, sources: Sources) -> tuple[Listing, list[str]]:
+    """Return the listings of all sources as one, each item with its source's index.
+
+    Returns:
+        The listing, and the location of each source.
+    """
     parts = config.loader.sources()
-    whole = Listing(location="")
+    whole, locations = Listing(location=""), []
     for part, source in enumerate(parts):
         listing = sources.listing(
             source, captions=config.loader.reads_captions, masks=config.use_masks
         )
         # With two folders, a file's name alone is ambiguous.
         prefix = f"{Path(listing.location).name}/" if len(parts) > 1 else ""
-        whole.location = whole.location or listing.location
+        locations.append(listing.location)
         whole.items += [replace(item, name=prefix + item.name, part=part) for item in listing.items]
         whole.problems += listing.problems
         whole.warnings += listing.warnings
-    return whole
+    whole.location = locations[0]
+    return whole, locations
 
 
 def _request(item: Item, config: PipelineConfig) -> dict[str, Any]:
@@ -196,8 +219,8 @@ def _check(item: Item, result: object) -> Problem | _Checked:
 
 def _format_warnings(item: Item, facts: ImageFacts) -> Iterable[Problem]:
     """Yield what is lost when a file becomes upright RGB of 8 bits."""
-    # Files in the download cache have no suffix.
-    named = format_of_name(str(item.path))
+    # By the dataset's own name, which rows have in parentheses: copies of files are renamed.
+    named = format_of_name(item.name.removesuffix(")"))
     if named is not None and named.name != facts.format:
         yield Problem(item.name, f"is a {facts.format} image; it is read as one", "rename it")
     if facts.alpha[1] == 0:

@@ -29,9 +29,9 @@ def colors() -> Image.Image:
     return image
 
 
-def encoded(kind: str, **options: Any) -> bytes:
+def encoded(kind: str, image: Image.Image | None = None, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    colors().save(buffer, kind, **options)
+    (image or colors()).save(buffer, kind, **options)
     return buffer.getvalue()
 
 
