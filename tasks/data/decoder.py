@@ -10,6 +10,7 @@ import re
 import resource
 import signal
 import sys
+import warnings
 from contextlib import suppress
 from dataclasses import asdict
 from multiprocessing.connection import Connection
@@ -125,6 +126,8 @@ def _mask_file(path: str, sizes: list[list[int]], center_crop: bool) -> MaskFile
 def main() -> None:
     """Run a decoder on the socket that the command line names."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Of damaged metadata, which no finding needs.
+    warnings.simplefilter("ignore")
     # A core dump would write gigabytes of a tenant's data to the disk.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":

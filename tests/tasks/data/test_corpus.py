@@ -1,19 +1,17 @@
-"""Hostile files that were met or made once, and what comes of changing them at random."""
+"""Hostile files that were met or made once, and mutated ones."""
 
 import shutil
 import tempfile
-from functools import cache
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tasks.data.parquet import RowWriter, UnreadableParquetError, read_rows
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
 from tasks.data.validation import Report, check_dataset
 from tasks.jobs.job import parse_job
+from tests.tasks.data.fuzz import Mutator, fuzz_archives, fuzz_files
 from tests.tasks.jobs.test_flux_lora import with_values
 
 CORPUS = sorted((Path(__file__).parent / "corpus").iterdir())
@@ -59,24 +57,8 @@ def test_every_hostile_file_is_refused_with_a_reason(path: Path, tmp_path: Path)
     assert not Path("/etc/escaped.png").exists()
 
 
-@cache
-def contents() -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in CORPUS if path.suffix != ".parquet"}
-
-
-@settings(max_examples=60, deadline=None)
-@given(data=st.data())
-def test_any_damage_results_in_problems(data: st.DataObject) -> None:
-    name = data.draw(st.sampled_from(sorted(contents())))
-    whole = bytearray(contents()[name])
-    for _ in range(data.draw(st.integers(1, 6))):
-        at = data.draw(st.integers(0, len(whole) - 1))
-        whole[at : at + data.draw(st.integers(1, 4))] = data.draw(st.binary(max_size=4))
-        if not whole:
-            break
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / name
-        path.write_bytes(bytes(whole))
-        report = checked(path)
-    # A change may heal the file; then it is an image like any other.
-    assert report.problems or len(report.samples) >= 1
+def test_mutated_datasets_give_findings(tmp_path: Path) -> None:
+    mutator = Mutator(0)
+    (tmp_path / "files").mkdir()
+    fuzz_files(mutator, 100, tmp_path / "files")
+    fuzz_archives(mutator, 6, tmp_path)

@@ -1,13 +1,19 @@
 import itertools
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tasks.buckets import Size
+from tasks.dataset import Sample, dataset_of
+from tasks.store import Store, image_key
+from tests.tasks.data.hostile import encoded
+from tests.tasks.data.profiles import DISPLAY_P3
 from tests.worker.trainer.runs import BUCKETS, Images, config_of
 from worker.trainer.data.batches import Batch, BatchPlan, SampleReader, TrainingData
 from worker.trainer.errors import ImageError
@@ -140,6 +146,29 @@ def test_unreadable_image_names_its_file(data: Images) -> None:
         data.store.put(key, b"no image")
     with pytest.raises(ImageError, match=r"image-\d\.png"):
         next(data_of(data).batches(0, 1))
+
+
+def test_profiles_and_alpha_of_masks_are_trained(tmp_path: Path) -> None:
+    store = Store(f"file://{tmp_path}/store")
+    cut_out = Image.new("RGBA", (128, 128), (255, 255, 255, 0))
+    cut_out.paste((9, 9, 9, 255), (32, 32, 96, 96))
+    store.put(image_key("mask"), encoded(cut_out, "PNG"))
+    red = Image.new("RGB", (128, 128), (200, 60, 60))
+    store.put(image_key("image"), encoded(red, "PNG", icc_profile=DISPLAY_P3))
+    sample = Sample(
+        image="image", width=128, height=128, caption="red", source="red.png", mask="mask"
+    )
+    jsonl = {"type": "IMAGE_CAPTION_JSONL_DATASET", "jsonl_path": "/unused"}
+    config = config_of("unused", use_masks=True, loader={"dataset": jsonl})
+    reader = SampleReader(store.url, dataset_of([sample]), config, None, StatelessRng(7))
+    batch = reader.read(0, (0,))
+    assert batch.masks is not None
+    assert batch.pixels is not None
+    assert batch.masks.mean().item() == pytest.approx(0.25, abs=1e-3)
+    assert batch.masks[0, 0, 4, 4] == 1
+    assert batch.masks[0, 0, 0, 0] == 0
+    color = (batch.pixels[0, :, 0, 0] + 1) * 127.5
+    assert color.tolist() == pytest.approx([219, 37, 49], abs=1.5)
 
 
 def test_resolution_is_height_then_width(data: Images) -> None:
