@@ -60,6 +60,7 @@ class ErrorCode(StrEnum):
     UNREADABLE_FILE = "unreadable_file"
     INVALID_STATE = "invalid_state"
     USAGE = "usage"
+    GPU_FAILED = "gpu_failed"
 
 
 EXIT_CODES = {
@@ -82,10 +83,17 @@ EXIT_CODES = {
     ErrorCode.NOT_INSTALLED: 16,
     ErrorCode.UNREADABLE_FILE: 17,
     ErrorCode.INVALID_STATE: 18,
+    ErrorCode.GPU_FAILED: 19,
 }
 
 DEAD_LETTER_CODES = frozenset(
-    {ErrorCode.INTERNAL, ErrorCode.TRAINER_FAILED, ErrorCode.STORE, ErrorCode.OUT_OF_MEMORY}
+    {
+        ErrorCode.INTERNAL,
+        ErrorCode.TRAINER_FAILED,
+        ErrorCode.STORE,
+        ErrorCode.OUT_OF_MEMORY,
+        ErrorCode.GPU_FAILED,
+    }
 )
 """Infrastructure failures: the job is dead-lettered, and can be replayed after a fix."""
 

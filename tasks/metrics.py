@@ -39,6 +39,7 @@ _CODES = (
     ErrorCode.TRAINER_FAILED,
     ErrorCode.STORE,
     ErrorCode.OUT_OF_MEMORY,
+    ErrorCode.GPU_FAILED,
     ErrorCode.DIVERGED,
     ErrorCode.UNREADABLE_FILE,
 )

@@ -24,7 +24,7 @@ from tasks.state.workers import newest_versions, next_larger_class
 from tasks.store import Store
 from tasks.tracing.spans import start_tracing
 from worker.gpu.inventory import Gpu
-from worker.gpu.quarantine import GpuFaultPipe, make_gate
+from worker.gpu.quarantine import GpuFaultPipe, make_gate, report_failure
 from worker.kombu_redis.transport import Keys
 from worker.policy import WorkerPolicy
 from worker.supervision.engines import make_trainers
@@ -122,7 +122,7 @@ def make_context(
     real_gpu = None if gpu is None or gpu.emulated else gpu
     memory_class = gpu.memory_class if gpu else None
     env = trainer_environment(dict(os.environ), real_gpu.uuid if real_gpu else None)
-    trainer = make_trainers(settings, env)
+    trainer = make_trainers(settings, env, partial(report_failure, faults))
     client = connect(broker_url)
     patient = connect(broker_url, patience=_PATIENCE)
     keys = Keys.of(app.conf.broker_transport_options)

@@ -23,7 +23,7 @@ from tasks.state.workers import WorkerInfo
 from worker.context import ChildContext, make_context
 from worker.gpu.gpu_sampler import GpuSampler
 from worker.gpu.host_memory import worker_memory_shortage
-from worker.gpu.inventory import Gpu
+from worker.gpu.inventory import Gpu, why_untrainable
 from worker.gpu.quarantine import GpuFaultPipe, GpuQuarantine
 from worker.kombu_redis.leases import LeaseOptions, install_leases
 from worker.kombu_redis.queue_order import QUEUE_ORDER
@@ -88,7 +88,8 @@ def run_worker(
     keys = Keys.of(app.conf.broker_transport_options)
     watch, renewal_interval = ThreadWatch(shut_down), settings.visibility_timeout / 4
     sampler = GpuSampler(real_gpu.uuid if real_gpu else None, renewal_interval, watch)
-    info = _describe(queues, gpu, engines)
+    unsupported = why_untrainable(gpu) if gpu is not None else None
+    info = _describe(queues, gpu, engines, unsupported)
     registration = Registration(client, settings, worker, info, sampler.newest, watch)
     registration.claim_name()
     health = HealthFile(ready_file, renewal_interval, watch)
@@ -104,7 +105,9 @@ def run_worker(
     ]
     if real_gpu is not None:
         on_change, on_permanent = registration.set_quarantined, drain.begin
-        policies.append(GpuQuarantine(real_gpu, faults, on_change, on_permanent, watch))
+        policies.append(
+            GpuQuarantine(real_gpu, unsupported, faults, on_change, on_permanent, watch)
+        )
         _warn_of_little_memory(queues)
     if settings.preemption_source is not None:
         policies.append(PreemptionWatch(settings.preemption_source, shut_down, watch))
@@ -145,7 +148,9 @@ def _keep_logging(**_: object) -> None:
     """Receive ``setup_logging``."""
 
 
-def _describe(queues: tuple[str, ...], gpu: Gpu | None, engines: tuple[Engine, ...]) -> WorkerInfo:
+def _describe(
+    queues: tuple[str, ...], gpu: Gpu | None, engines: tuple[Engine, ...], unsupported: str | None
+) -> WorkerInfo:
     return WorkerInfo(
         version=VERSION,
         queues=queues,
@@ -153,6 +158,7 @@ def _describe(queues: tuple[str, ...], gpu: Gpu | None, engines: tuple[Engine, .
         gpu_uuid=gpu.uuid if gpu else None,
         gpu_name=gpu.name if gpu else None,
         gpu_mib=gpu.memory_mib if gpu else 0,
+        quarantined=unsupported,
         engines=engines if gpu else (),
     )
 

@@ -38,6 +38,8 @@ REMEDIES = {
     "diverged": "Run the job again with a lower learning rate, or with max_grad_norm 1.",
     "trainer_failed": "Run the job again. If it fails in the same way, an operator finds the "
     "trainer's last output above.",
+    "gpu_failed": "Run the job again. If it fails in the same way, the job itself makes the GPUs "
+    "fail: change its batch size, resolution or quantization.",
     "store": "The store was unavailable. Run the job again later; an operator can replay it from "
     "where it stopped.",
     "cancelled": "The job was cancelled. Run it again to start over.",

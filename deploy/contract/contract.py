@@ -60,6 +60,7 @@ ERROR_CODES = {
     "unknown_job": "There is no such job, or its record has expired.",
     "store": "The store could not be read or written.",
     "out_of_memory": "The GPU ran out of memory, in the next larger class too.",
+    "gpu_failed": "The GPU failed while it computed, on a retry too.",
     "diverged": "The loss was not finite: the learning rate may be too high.",
     "superseded": "Another start of the stage has taken over.",
     "not_installed": "A part that the job needs is not installed on the worker.",

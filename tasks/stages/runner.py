@@ -43,9 +43,13 @@ from tasks.tracing.spans import record_job
 
 logger = logging.getLogger(__name__)
 
-# A trainer that crashed was restarted on this machine already; one retry, which another machine
-# may get, distinguishes a bad machine from a bad job.
-_MAX_RETRIES_AFTER_CRASH = 1
+_MAX_RETRIES = {
+    # A trainer that crashed was restarted on this machine already; one retry, which another machine
+    # may get, distinguishes a bad machine from a bad job.
+    ErrorCode.TRAINER_FAILED: 1,
+    # Two failures quarantine a GPU, so that the second retry is on another one.
+    ErrorCode.GPU_FAILED: 2,
+}
 
 
 @dataclass(frozen=True)
@@ -283,10 +287,9 @@ def _retry_or_fail(context: StageContext, error: JobError) -> StageOutcome:
         if larger is not None:
             return _escalate(context, larger, error)
     max_retries = context.worker.backoff.max_retries
-    if error.code == ErrorCode.TRAINER_FAILED:
-        max_retries = min(max_retries, _MAX_RETRIES_AFTER_CRASH)
+    max_retries = min(max_retries, _MAX_RETRIES.get(error.code, max_retries))
     if error.retryable and context.record.retries < max_retries:
-        return _retry(context, error)
+        return _retry(context, error, max_retries)
     logger.warning("%s ends the job: %s", context.stage, error, extra=_extra(context))
     return _end(context, error)
 
@@ -302,11 +305,11 @@ def _escalate(context: StageContext, larger: MemoryClass, error: JobError) -> St
     return _reroute(context, queue, error.message, fields | artifacts.hash_fields())
 
 
-def _retry(context: StageContext, error: JobError) -> StageOutcome:
+def _retry(context: StageContext, error: JobError, max_retries: int) -> StageOutcome:
     """Retry a stage that hit a transient error, after a delay."""
     backoff, retries = context.worker.backoff, context.record.retries
     delay_s = backoff.delay_s(retries)
-    count = f"retry {retries + 1} of {backoff.max_retries} in {delay_s:.0f} s"
+    count = f"retry {retries + 1} of {max_retries} in {delay_s:.0f} s"
     reason = f"{error.message}; {count}"
     note = Note(level="warning", message=f"{context.stage}: {reason}")
     fields = {"retries": str(retries + 1)}

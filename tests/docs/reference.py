@@ -32,6 +32,7 @@ RETRIED = {
     ErrorCode.INVALID_MODEL: "only if the Hub was unavailable",
     ErrorCode.TRAINER_FAILED: "yes, the trainer `TRAINING_TRAINER_RESTARTS` times",
     ErrorCode.OUT_OF_MEMORY: "once, in the next larger memory class",
+    ErrorCode.GPU_FAILED: "twice, with growing delays",
 }
 """What the workers retry by themselves before a job fails with a code; else nothing."""
 
@@ -49,6 +50,8 @@ REMEDIES = {
     ErrorCode.STORE: "Run `training-worker doctor`; replay the job when the store is available.",
     ErrorCode.OUT_OF_MEMORY: "Use a smaller batch or `gradient_checkpointing`, or start a larger "
     "GPU and replay the job.",
+    ErrorCode.GPU_FAILED: "Check the GPUs of the workers that the job's history names. If they are "
+    "healthy, the job makes them fail: change its batch size, resolution or quantization.",
     ErrorCode.DIVERGED: "Lower the learning rate, set `max_grad_norm: 1.0`, or use `bfloat16`.",
     ErrorCode.SUPERSEDED: "Nothing is wrong. Follow the job with `training-worker watch`.",
     ErrorCode.NOT_INSTALLED: "Install the extra that the message names.",

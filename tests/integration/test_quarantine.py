@@ -9,7 +9,7 @@ import pytest
 from routing.classes import MIB
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
-from tests.nvml.machine import A100, Machine
+from tests.nvml.machine import A100, T4, Machine
 from tests.waiting import wait_until
 from worker.local.demo_images import draw_demo_images
 
@@ -22,14 +22,14 @@ def machine(tmp_path: Path) -> Machine:
     folder = tmp_path / "driver"
     folder.mkdir()
     machine = Machine(folder)
-    machine.has(FULL, BUSY)
+    machine.has(FULL, BUSY, T4)
     return machine
 
 
-def worker_of(fleet: Fleet) -> dict[str, Any]:
+def worker_of(fleet: Fleet, uuid: str = "GPU-a100") -> dict[str, Any]:
     gpus: list[dict[str, Any]] = json.loads(fleet.run("gpus", "--fleet", "--json").out)
-    assert len(gpus) == 1
-    return gpus[0]
+    [worker] = [gpu for gpu in gpus if gpu["gpu_uuid"] == uuid]
+    return worker
 
 
 def wait_for_quarantine(fleet: Fleet, because: str) -> None:
@@ -47,8 +47,9 @@ def test_an_unhealthy_gpu_gets_no_job_until_it_recovers(
     draw_demo_images(tmp_path / "images")
     settings = {"TRAINING_TRAINER_RESTARTS": "0", "TRAINING_MAX_RETRIES": "0"}
     with Fleet(tmp_path / "home", None, **machine.env, **settings) as fleet:
-        assert worker_of(fleet)["gpu_uuid"] == "GPU-a100"
         assert worker_of(fleet)["quarantined"] is None
+        unsupported = "it has compute capability 7.5; jobs compute in bfloat16"
+        assert unsupported in worker_of(fleet, "GPU-t4")["quarantined"]
         wait_until(
             lambda: worker_of(fleet)["gpu_stats"] is not None,
             timeout_s=PATIENCE_S,
@@ -76,7 +77,7 @@ def test_an_unhealthy_gpu_gets_no_job_until_it_recovers(
         assert note.startswith("cache waits for another GPU than that of gpu-80gb-0@")
 
         # Neither a driver error of another card nor an application's error is a reason.
-        machine.has(A100, "xid GPU-other -1 79", "xid GPU-a100 -1 31")
+        machine.has(A100, T4, "xid GPU-other -1 79", "xid GPU-a100 -1 31")
         # Without CUDA the trainer fails, which shows that the GPU check has let the job pass.
         wait_until(
             lambda: fleet.record(job_id).status.ended,
@@ -87,7 +88,7 @@ def test_an_unhealthy_gpu_gets_no_job_until_it_recovers(
         assert worker_of(fleet)["quarantined"] is None
         assert "CUDA" in (fleet.record(job_id).error or "")
 
-        machine.has(A100, "xid GPU-other -1 79", "xid GPU-a100 -1 31", "xid GPU-a100 -1 79")
+        machine.has(A100, T4, "xid GPU-other -1 79", "xid GPU-a100 -1 31", "xid GPU-a100 -1 79")
         wait_for_quarantine(fleet, "the driver reported XID 79")
         table = fleet.run("gpus", "--fleet").out
         assert "quarantined" in table

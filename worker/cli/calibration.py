@@ -143,7 +143,8 @@ def _measure(settings: Settings, gpu: Gpu, training_type: str, model: str | None
             code = process.wait()
         finally:
             kill_group(process)
-        if code != 0:
+        # A process whose GPU failed may be aborted at its end.
+        if code != 0 and not result.exists():
             raise JobError(
                 f"the calibration ended with exit code {code}; see its output above",
                 ErrorCode.TRAINER_FAILED,

@@ -86,8 +86,8 @@ def worker(
     memory_class = None if card is None else card.memory_class
     engines: tuple[Engine, ...] = ()
     possible: tuple[str, ...] = (CPU_QUEUE, SUBMIT_QUEUE)
-    if memory_class is not None:
-        engines = _usable_engines(settings)
+    if card is not None and memory_class is not None:
+        engines = _usable_engines(settings, card)
         possible = served_queues(memory_class, engines=engines)
     if queues is not None:
         served = _checked_queues(queues, possible, card)
@@ -264,16 +264,21 @@ def engines(settings: "Settings", json: Json = False) -> None:
         stdout.print(table)
 
 
-def _usable_engines(settings: "Settings") -> "tuple[Engine, ...]":
-    """Return the engines that jobs can be trained with on this machine."""
+def _usable_engines(settings: "Settings", gpu: "Gpu") -> "tuple[Engine, ...]":
+    """Return the engines that jobs can be trained with on this machine and GPU."""
     import logging
+    from dataclasses import replace
 
     from routing.queues import DIFFUSERS, INVOKE
+    from worker.gpu.inventory import why_untrainable
     from worker.supervision.engines import find_invoke
 
     if settings.invoke_python is None:
         return (DIFFUSERS,)
     found = find_invoke(settings.invoke_python)
+    unsupported = why_untrainable(gpu, str(settings.invoke_python)) if found.is_usable else None
+    if unsupported is not None:
+        found = replace(found, problems=(f"GPU {gpu.uuid}: {unsupported}",))
     for problem in found.problems:
         logging.getLogger(__name__).warning(
             "this worker takes no jobs of engine %s: %s; %s", INVOKE, problem, found.remedy

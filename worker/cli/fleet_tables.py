@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from worker.maintenance.doctor import Finding
     from worker.supervision.engines import Installed
 
-# NVIDIA's first architecture that computes in bfloat16, as a compute capability.
-_AMPERE = (8, 0)
 _STYLES = {"ok": "green", "warning": "yellow", "error": "red"}
 _ENGINES: dict[Engine, str] = {
     DIFFUSERS: "this package's trainer, on torch, diffusers, peft and transformers",
@@ -224,8 +222,9 @@ def _gpu_cells(gpu: "Gpu") -> tuple[str, ...]:
         serves, memory_class = ", ".join(served_queues(gpu.memory_class)), str(gpu.memory_class)
     if device is None:
         return gpu.uuid, gpu.name, "", "", "", "", memory_class, serves
-    capability = device.compute_capability
-    bf16 = "" if capability is None else "yes" if capability >= _AMPERE else "no"
+    bf16 = "" if gpu.has_bfloat16 is None else "yes" if gpu.has_bfloat16 else "no"
+    if bf16 == "no":
+        serves = "nothing"
     ecc = "" if device.ecc is None else "on" if device.ecc else "off"
     memory = (str(gpu.memory_mib), str(device.free_mib))
     return gpu.uuid, gpu.name, *memory, bf16, ecc, memory_class, serves

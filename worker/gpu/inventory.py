@@ -1,13 +1,45 @@
 """The GPUs of this machine, as their driver reports them, or as an operator declares them."""
 
+import json
 import re
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 from routing.classes import MemoryClass, class_for
 from worker.errors import InventoryError
 from worker.gpu.nvml import Device, DriverError, list_devices
 
 AUTO = "auto"
+
+# NVIDIA's Ampere is the first architecture with kernels for bfloat16. Older ones emulate it, take
+# five to ten times as long and much more memory.
+_BFLOAT16_CAPABILITY = (8, 0)
+# A kernel (sm) runs on its own architecture and later ones of the same major number; code that the
+# driver compiles (compute) on all later ones. With an f the latter is as the former; with an a,
+# either runs on its own only.
+_ARCHITECTURE = re.compile(r"(sm|compute)_(\d+)(\d)([af]?)")
+_TORCH = """
+import json, torch
+print(json.dumps({"cuda": torch.version.cuda, "architectures": torch.cuda.get_arch_list()}))
+"""
+# Enough to import PyTorch from a cold network disk.
+_TORCH_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True)
+class TorchBuild:
+    """An interpreter's PyTorch.
+
+    Attributes:
+        cuda: The version of CUDA that it was built for; None for the CPU.
+        architectures: What it has kernels for (``sm_80``); empty if it does not report it.
+    """
+
+    cuda: str | None
+    architectures: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -37,6 +69,12 @@ class Gpu:
     def problem(self) -> str | None:
         """Why it cannot be used."""
         return self.device.problem if self.device is not None else None
+
+    @property
+    def has_bfloat16(self) -> bool | None:
+        """Whether it has kernels for bfloat16; None if its driver does not report it."""
+        capability = self.device.compute_capability if self.device is not None else None
+        return None if capability is None else capability >= _BFLOAT16_CAPABILITY
 
 
 def find_gpus(declared: str | None, visible: str | None = None) -> list[Gpu]:
@@ -100,6 +138,49 @@ def choose_gpu(uuid: str, declared: str | None, visible: str | None = None) -> G
     return gpu
 
 
+@cache
+def torch_build(python: str = sys.executable) -> TorchBuild | None:
+    """Return an interpreter's PyTorch; None without one.
+
+    Queries it in a separate process: workers never import PyTorch.
+    """
+    command = [python, "-P", "-c", _TORCH]
+    try:
+        query = subprocess.run(
+            command, capture_output=True, text=True, timeout=_TORCH_TIMEOUT_S, check=True
+        )
+        answer = json.loads(query.stdout.splitlines()[-1])
+        return TorchBuild(answer["cuda"], tuple(answer["architectures"]))
+    except (OSError, subprocess.SubprocessError, ValueError, LookupError):
+        return None
+
+
+def why_unsupported(capability: Sequence[int] | None, build: TorchBuild | None) -> str | None:
+    """Return why a PyTorch cannot train on a GPU; None if it can, or nothing is known.
+
+    Args:
+        capability: The GPU's compute capability, such as (8, 0).
+        build: The PyTorch.
+    """
+    if capability is None:
+        return None
+    found = f"it has compute capability {'.'.join(map(str, capability))}"
+    architectures = build.architectures if build is not None else ()
+    if architectures and not any(_has_kernels(name, *capability) for name in architectures):
+        return f"{found}, and the installed PyTorch has kernels for {', '.join(architectures)} only"
+    if tuple(capability) < _BFLOAT16_CAPABILITY:
+        needed = ".".join(map(str, _BFLOAT16_CAPABILITY))
+        return f"{found}; jobs compute in bfloat16, which needs {needed} (Ampere) or higher"
+    return None
+
+
+def why_untrainable(gpu: Gpu, python: str = sys.executable) -> str | None:
+    """Return why an interpreter's PyTorch cannot train on a healthy GPU; None if it can."""
+    if gpu.device is None:
+        return None
+    return why_unsupported(gpu.device.compute_capability, torch_build(python))
+
+
 def _driver_gpus(visible: str | None) -> list[Gpu]:
     try:
         devices = list_devices()
@@ -132,6 +213,17 @@ def _select_visible(devices: list[Device], visible: str) -> list[Device]:
             raise InventoryError(f"CUDA_VISIBLE_DEVICES: this machine has no GPU {entry}")
         selected += [device for device in matches if device not in selected]
     return selected
+
+
+def _has_kernels(architecture: str, major: int, minor: int) -> bool:
+    match = _ARCHITECTURE.fullmatch(architecture)
+    if match is None:
+        return False
+    kind, built_for, only = match[1], (int(match[2]), int(match[3])), match[4]
+    if only == "a":
+        return built_for == (major, minor)
+    is_portable = kind == "compute" and not only
+    return built_for <= (major, minor) and (is_portable or built_for[0] == major)
 
 
 def _split(text: str) -> list[str]:

@@ -2,8 +2,9 @@
 
 The gate runs in the pool's child, before a stage begins. If the GPU is unhealthy, the child reports
 it to the worker's parent process, which takes no more messages until the GPU recovers; the stage
-returns to its queue for another worker. The parent also receives the driver's errors (XIDs): one
-that no application caused ends the worker's service until the operator restarts it.
+returns to its queue for another worker. Three things end the worker's service until an operator
+restarts it: an error of the driver (XID) that no application caused, a second failure of the GPU
+within a day while it computed, and a GPU on which PyTorch cannot train.
 """
 
 import json
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import psutil
 
 from routing.classes import MIB
 from tasks.stages.worker_context import GpuUnhealthy
-from worker.gpu.inventory import Gpu
+from worker.gpu.inventory import Gpu, torch_build, why_unsupported
 from worker.gpu.nvml import DriverError, XidListener
 from worker.periodic import PeriodicThread, ThreadWatch
 from worker.policy import WorkerPolicy
@@ -35,6 +36,10 @@ _POLL_EVERY_S = 1.0
 _RECHECK_EVERY_S = 10.0
 # Longer than the parent needs to receive a report and to stop taking messages.
 _PARENT_REACTS_WITHIN_S = 3 * _POLL_EVERY_S
+_REMEDY = "check the GPU, then restart the worker"
+# One failure may be a job's; a second one is taken for the card's.
+_MAX_FAILURES = 2
+_FAILURES_WITHIN_S = 24 * 3600.0
 _MAX_REASON = 1000
 _MAX_REPORT = 4096  # a pipe takes this much at once or not at all
 # The first process-id namespace of a machine; only there do ids match the driver's.
@@ -48,10 +53,12 @@ class GpuFault:
     Attributes:
         reason: For people.
         needed_mib: The memory that the job needed.
+        in_computation: Whether it failed while a job computed on it.
     """
 
     reason: str
-    needed_mib: int
+    needed_mib: int = 0
+    in_computation: bool = False
 
 
 class GpuFaultPipe:
@@ -62,15 +69,19 @@ class GpuFaultPipe:
 
     def send(self, fault: GpuFault) -> None:
         """Report a fault. Called in the child."""
-        document = {"reason": fault.reason[:_MAX_REASON], "needed_mib": fault.needed_mib}
+        document = {**asdict(fault), "reason": fault.reason[:_MAX_REASON]}
         os.write(self._write_fd, json.dumps(document).encode() + b"\n")
 
-    def receive(self, timeout_s: float) -> GpuFault | None:
-        """Return the newest fault; None if none arrives in time. Called in the parent."""
+    def send_and_wait(self, fault: GpuFault) -> None:
+        """Report a fault, and wait until the parent takes no more messages because of it."""
+        self.send(fault)
+        time.sleep(_PARENT_REACTS_WITHIN_S)
+
+    def receive(self, timeout_s: float) -> list[GpuFault]:
+        """Return the faults that have arrived, or the next one. Called in the parent."""
         ready, _, _ = select.select([self._read_fd], [], [], timeout_s)
-        if not ready:
-            return None
-        return GpuFault(**json.loads(os.read(self._read_fd, _MAX_REPORT).splitlines()[-1]))
+        lines = os.read(self._read_fd, _MAX_REPORT).splitlines() if ready else []
+        return [GpuFault(**json.loads(line)) for line in lines]
 
 
 def make_gate(
@@ -96,11 +107,15 @@ def make_gate(
             reason = why_unhealthy(uuid, needed_mib, set())
         if reason is None:
             return
-        faults.send(GpuFault(reason, needed_mib))
-        time.sleep(_PARENT_REACTS_WITHIN_S)
+        faults.send_and_wait(GpuFault(reason, needed_mib))
         raise GpuUnhealthy(reason)
 
     return check
+
+
+def report_failure(faults: GpuFaultPipe, reason: str) -> None:
+    """Report that the GPU failed while it computed. Called in the child."""
+    faults.send_and_wait(GpuFault(reason, in_computation=True))
 
 
 def why_unhealthy(uuid: str, needed_mib: int, own: set[int]) -> str | None:
@@ -126,7 +141,8 @@ def why_unhealthy(uuid: str, needed_mib: int, own: set[int]) -> str | None:
     device = next((device for device in devices if device["uuid"] == uuid), None)
     if device is None:
         return f"the driver no longer reports GPU {uuid}"
-    return _why_unusable(device, needed_mib, own)
+    unsupported = why_unsupported(device["compute_capability"], torch_build())
+    return unsupported or _why_unusable(device, needed_mib, own)
 
 
 class GpuQuarantine(WorkerPolicy):
@@ -134,6 +150,7 @@ class GpuQuarantine(WorkerPolicy):
 
     Args:
         gpu: The worker's.
+        unsupported: Why it cannot train at all; None if it can.
         faults: Faults from the pool's child.
         on_change: Called with the reason when a quarantine begins or its reason changes, and with
             None when it ends.
@@ -144,17 +161,19 @@ class GpuQuarantine(WorkerPolicy):
     def __init__(
         self,
         gpu: Gpu,
+        unsupported: str | None,
         faults: GpuFaultPipe,
         on_change: Callable[[str | None], None],
         on_permanent: Callable[[], None],
         watch: ThreadWatch,
     ) -> None:
-        self._gpu, self._faults = gpu, faults
+        self._gpu, self._faults, self._unsupported = gpu, faults, unsupported
         self._on_change, self._on_permanent = on_change, on_permanent
         self._consumer: Any = None
         self._queues: list[str] = []
         self._fault: GpuFault | None = None
         self._recheck_at = 0.0
+        self._failed_at: list[float] = []
         self._watch = watch
         self._xids: XidListener | None = None
         # A round waits for a fault by itself.
@@ -164,10 +183,14 @@ class GpuQuarantine(WorkerPolicy):
         """Watch the GPU from now on; a reconnection changes nothing."""
         is_first = self._consumer is None
         self._consumer = consumer
-        if is_first:
-            self._queues = list(consumer.app.amqp.queues.consume_from)
-            self._xids = self._xid_listener()
-            self._thread.start()
+        if not is_first:
+            return
+        self._queues = list(consumer.app.amqp.queues.consume_from)
+        if self._unsupported is not None:
+            self._begin_for_good(self._unsupported)
+            return
+        self._xids = self._xid_listener()
+        self._thread.start()
 
     def stats(self) -> dict[str, Any]:
         """Return the GPU and its quarantine."""
@@ -182,17 +205,31 @@ class GpuQuarantine(WorkerPolicy):
         }
 
     def _run_round(self) -> None:
-        fault = self._faults.receive(_POLL_EVERY_S)
+        faults = self._faults.receive(_POLL_EVERY_S)
         xid = _poll(self._xids)
+        failures = [fault for fault in faults if fault.in_computation]
         if xid is not None:
-            reason = f"the driver reported XID {xid}; check the GPU, then restart the worker"
-            self._begin(GpuFault(reason, needed_mib=0))
-            self._on_permanent()
-            self._thread.stop()
-        elif fault is not None:
-            self._begin(fault)
+            self._begin_for_good(f"the driver reported XID {xid}; {_REMEDY}")
+        elif self._are_too_many(failures):
+            problem = "it failed twice within a day while it computed"
+            self._begin_for_good(f"{problem}: {failures[-1].reason}; {_REMEDY}")
+        elif len(failures) < len(faults):
+            self._begin(next(fault for fault in reversed(faults) if not fault.in_computation))
         elif self._fault is not None and time.monotonic() >= self._recheck_at:
             self._recheck(self._fault)
+
+    def _are_too_many(self, failures: list[GpuFault]) -> bool:
+        now = time.monotonic()
+        for failure in failures:
+            logger.error("GPU %s failed while it computed: %s", self._gpu.uuid, failure.reason)
+            self._failed_at.append(now)
+        self._failed_at = [at for at in self._failed_at if now - at < _FAILURES_WITHIN_S]
+        return len(self._failed_at) >= _MAX_FAILURES
+
+    def _begin_for_good(self, reason: str) -> None:
+        self._begin(GpuFault(reason))
+        self._on_permanent()
+        self._thread.stop()
 
     def _begin(self, fault: GpuFault) -> None:
         logger.error("GPU %s is quarantined: %s", self._gpu.uuid, fault.reason)
@@ -241,6 +278,8 @@ def _why_unusable(device: dict[str, Any], needed_mib: int, own: set[int]) -> str
     if _pid_namespace() != _HOST_PID_NAMESPACE:
         # In a container, process ids do not match the driver's. While a trainer is kept, all memory
         # in use counts as its memory: it passed this gate before it started.
+        if len(held_mib) > 1 and own:
+            return f"it is used by {len(held_mib)} processes, and this worker has one"
         return None if own else _memory_fault(device["free_mib"], needed_mib, len(held_mib))
     foreign = sorted(held_mib.keys() - own)
     if foreign:

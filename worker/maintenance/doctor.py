@@ -4,6 +4,7 @@ Each check reports what it found and what to do. No check stops another, and non
 but probes in the store and the broker.
 """
 
+import os
 import shutil
 import time
 from collections import Counter
@@ -32,13 +33,14 @@ from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import live_workers
 from tasks.store import Store
 from worker.gpu.host_memory import host_memory_bytes, memory_shortage
-from worker.gpu.inventory import find_gpus
+from worker.gpu.inventory import find_gpus, torch_build, why_untrainable
 from worker.kombu_redis.transport import Keys
 from worker.local.embedded_broker import broker_url
 from worker.local.flower import flower_address
 from worker.maintenance.reconciler import scan_messages
 from worker.message_guard import unreadable_messages
 from worker.supervision.engines import find_invoke
+from worker.supervision.trainer_pool import ignored_variables
 
 Level = Literal["ok", "warning", "error"]
 
@@ -330,6 +332,9 @@ def _check_gpus(settings: Settings) -> Iterator[Finding]:
         if gpu.problem is not None:
             remedy = "reset the GPU, or restart the machine"
             yield Finding("error", "GPU", f"{gpu.name}: {gpu.problem}", remedy)
+        elif (unsupported := why_untrainable(gpu)) is not None:
+            remedy = "its worker takes no jobs; see docs/guides/capacity.md#gpus"
+            yield Finding("error", "GPU", f"{gpu.name}: {unsupported}", remedy)
         elif gpu.memory_class is None:
             found = f"{gpu.name}: {gpu.memory_mib} MiB"
             yield Finding("warning", "GPU", found, "below the smallest class: it gets no jobs")
@@ -339,6 +344,17 @@ def _check_gpus(settings: Settings) -> Iterator[Finding]:
     classes = [gpu.memory_class for gpu in gpus if not gpu.emulated and gpu.memory_class]
     if classes:
         yield _system_memory(max(classes), host_memory_bytes())
+        yield from _check_cuda()
+
+
+def _check_cuda() -> Iterator[Finding]:
+    """Check what trainers on this machine's GPUs compute with."""
+    build = torch_build()
+    if build is not None and build.cuda is None:
+        remedy = "install a build of PyTorch for CUDA"
+        yield Finding("error", "PyTorch", "built for the CPU: GPUs cannot be used", remedy)
+    for name, reason in ignored_variables(os.environ).items():
+        yield Finding("warning", name, f"is set, and trainers ignore it: {reason}", "unset it")
 
 
 def _system_memory(memory_class: MemoryClass, total_bytes: int) -> Finding:

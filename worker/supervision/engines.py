@@ -12,6 +12,7 @@ from typing import Any
 
 import worker
 from routing.queues import DIFFUSERS, INVOKE, Engine
+from tasks.errors import ErrorCode, TrainerError
 from tasks.events import CacheDone, Event, TrainDone
 from tasks.jobs.invoke import parse_patches
 from tasks.settings.settings import Settings
@@ -110,12 +111,15 @@ def invoke_environment(env: dict[str, str]) -> dict[str, str]:
     return {**env, "PYTHONPATH": str(root)}
 
 
-def make_trainers(settings: Settings, env: dict[str, str]) -> "EngineTrainers":
+def make_trainers(
+    settings: Settings, env: dict[str, str], on_gpu_failure: Callable[[str], None]
+) -> "EngineTrainers":
     """Make the trainers of a worker.
 
     Args:
         settings: The process's settings.
         env: The trainers' environment.
+        on_gpu_failure: Called with the reason when the GPU failed while a trainer computed.
     """
     total = settings.stage_timeout
     limits = Limits(
@@ -133,7 +137,7 @@ def make_trainers(settings: Settings, env: dict[str, str]) -> "EngineTrainers":
     # One request a process: the library can train only once in a process.
     command = invoke_command(settings)
     invoke = TrainerPool(invoke_environment(env), command=command, **common)
-    return EngineTrainers(diffusers, invoke, settings.invoke_patches)
+    return EngineTrainers(diffusers, invoke, settings.invoke_patches, on_gpu_failure)
 
 
 class EngineTrainers:
@@ -143,9 +147,17 @@ class EngineTrainers:
         diffusers: The trainer of engine ``diffusers``, whose process is kept between requests.
         invoke: The trainer of engine ``invoke-training``.
         patches: The value of ``TRAINING_INVOKE_PATCHES``.
+        on_gpu_failure: Called with the reason when the GPU failed while a trainer computed.
     """
 
-    def __init__(self, diffusers: Trainer, invoke: Trainer, patches: str) -> None:
+    def __init__(
+        self,
+        diffusers: Trainer,
+        invoke: Trainer,
+        patches: str,
+        on_gpu_failure: Callable[[str], None],
+    ) -> None:
+        self._on_gpu_failure = on_gpu_failure
         self._diffusers = diffusers
         self._invoke = invoke
         self._patches = tuple(sorted(parse_patches(patches)))
@@ -164,7 +176,12 @@ class EngineTrainers:
             self._diffusers.close()
             trainer = self._invoke
             request = request.model_copy(update={"patches": self._patches})
-        return trainer.run(request, on_event=on_event, stop_requested=stop_requested)
+        try:
+            return trainer.run(request, on_event=on_event, stop_requested=stop_requested)
+        except TrainerError as error:
+            if error.code == ErrorCode.GPU_FAILED:
+                self._on_gpu_failure(error.message)
+            raise
 
     def close(self) -> None:
         """End the kept trainers."""

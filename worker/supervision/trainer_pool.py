@@ -7,7 +7,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 from tasks.errors import TrainerError
@@ -21,6 +21,20 @@ from worker.supervision.trainer_process import (
 )
 
 logger = logging.getLogger(__name__)
+
+# Buckets of different sizes fragment the allocator's fixed segments.
+_ALLOCATOR = {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+_FRAGMENTS = "trainers need expandable segments"
+_OTHER_NUMBERS = "a job computes the same numbers on every machine"
+# PyTorch or CUDA would prefer these to the settings of trainers and jobs.
+_IGNORED = {
+    "PYTORCH_ALLOC_CONF": _FRAGMENTS,
+    "PYTORCH_CUDA_ALLOC_CONF": _FRAGMENTS,
+    "PYTORCH_NO_CUDA_MEMORY_CACHING": "each tensor would wait for the driver",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE": _OTHER_NUMBERS,
+    "NVIDIA_TF32_OVERRIDE": _OTHER_NUMBERS,
+    "TORCH_BLAS_PREFER_CUBLASLT": _OTHER_NUMBERS,
+}
 
 StartKind = Literal["cold", "restart"]
 _COMMAND = (sys.executable, "-P", "-m", "worker.trainer")
@@ -132,6 +146,15 @@ class TrainerPool:
         return None
 
 
+def ignored_variables(env: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of an environment that trainers do not get, and why."""
+    return {
+        name: reason
+        for name, reason in _IGNORED.items()
+        if name in env and env[name] != _ALLOCATOR.get(name)
+    }
+
+
 def trainer_environment(
     inherited: dict[str, str], cuda_visible_devices: str | None
 ) -> dict[str, str]:
@@ -141,15 +164,14 @@ def trainer_environment(
         inherited: Our environment; credentials of the store and the Hub in it are kept.
         cuda_visible_devices: The GPU's UUID; None for trainers that compute on the CPU.
     """
-    kept = {key: value for key, value in inherited.items() if not key.startswith("TRAINING_")}
-    # PyTorch prefers its older name.
-    if kept.pop("PYTORCH_CUDA_ALLOC_CONF", None) is not None:
-        logger.warning("trainers ignore PYTORCH_CUDA_ALLOC_CONF: they need expandable segments")
+    ignored = ignored_variables(inherited)
+    for name, reason in ignored.items():
+        logger.warning("trainers ignore the environment's %s: %s", name, reason)
+    kept = {k: v for k, v in inherited.items() if not (k in ignored or k.startswith("TRAINING_"))}
     return {
         **kept,
+        **_ALLOCATOR,
         "CUDA_VISIBLE_DEVICES": cuda_visible_devices or "",
-        # Buckets of different sizes fragment the allocator's fixed segments.
-        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONUNBUFFERED": "1",
     }

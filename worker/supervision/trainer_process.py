@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import psutil
 from pydantic import ValidationError
 
-from tasks.errors import TrainerError, UnreadableFileError
+from tasks.errors import ErrorCode, TrainerError, UnreadableFileError
 from tasks.events import (
     CacheDone,
     CheckpointSaved,
@@ -32,6 +32,7 @@ from tasks.events import (
     TrainFailed,
     parse_event,
 )
+from tasks.stages.cuda_errors import GPU_MESSAGES, find_cuda_error
 from tasks.stages.trainer_protocol import TrainerExit, TrainerRequest
 from tasks.stages.worker_context import TrainerInterrupted
 from worker.supervision.process import kill_group, spawn
@@ -201,7 +202,9 @@ class TrainerProcess:
                 if isinstance(answer, CacheDone | TrainDone) and progress.kill_at is None:
                     self.is_waiting = True
                     return answer
-            if not self._wait(self._limits.grace_s):
+            has_ended = self._wait(self._limits.grace_s)
+            # A process whose GPU failed may hang at its end.
+            if not has_ended and not isinstance(progress.answer, TrainFailed):
                 raise _crash("closed its pipe and did not end", progress)
             return self._interpret_end(progress)
         finally:
@@ -300,8 +303,9 @@ class TrainerProcess:
         if isinstance(answer, TrainFailed) and answer.file_key is not None:
             raise UnreadableFileError(answer.message, stage, answer.file_key)
         if isinstance(answer, TrainFailed):
-            # A trainer exits as crashed on transient errors, such as an unavailable store.
-            retryable = code == TrainerExit.CRASHED
+            # A trainer exits as crashed on transient errors, such as an unavailable store. One
+            # whose GPU failed may be aborted at its end.
+            retryable = code == TrainerExit.CRASHED or answer.code == ErrorCode.GPU_FAILED
             raise TrainerError(answer.message, stage, answer.code, retryable)
         if progress.is_overdue:
             reached = f"; it reached step {progress.checkpoint.step}" if progress.checkpoint else ""
@@ -309,12 +313,17 @@ class TrainerProcess:
             raise TrainerError(f"the trainer {message}{reached}", stage)
         if code == TrainerExit.INTERRUPTED or progress.kill_at is not None:
             raise TrainerInterrupted
+        stderr = self._stderr_tail()
+        found = find_cuda_error(stderr)
+        if found is not None:
+            error_code, line = found
+            message = f"{GPU_MESSAGES[error_code]}, and the trainer ended at once: {line}"
+            raise TrainerError(message, stage, error_code, error_code == ErrorCode.GPU_FAILED)
         if code < 0:
             name = signal.Signals(-code).name
             hint = " (the kernel does this when memory is short)" if name == "SIGKILL" else ""
-            raise _crash(f"was ended by {name}{hint}", progress, self._stderr_tail())
-        how = f"ended with exit code {code} and no answer"
-        raise _crash(how, progress, self._stderr_tail())
+            raise _crash(f"was ended by {name}{hint}", progress, stderr)
+        raise _crash(f"ended with exit code {code} and no answer", progress, stderr)
 
     def _memory_bytes(self) -> int:
         """Return the resident memory of the process and its children."""

@@ -20,11 +20,12 @@ from pydantic import ValidationError
 
 from tasks.errors import ErrorCode, JobError
 from tasks.events import TrainFailed
+from tasks.stages.cuda_errors import GPU_MESSAGES
 from tasks.stages.trainer_protocol import TrainerExit, TrainerRequest
 from worker.trainer.environment import set_up
 from worker.trainer.errors import DamagedFileError, InterruptedRun, RefusedError
 from worker.trainer.event_pipe import EventPipe, StopSwitch
-from worker.trainer.memory import is_out_of_memory
+from worker.trainer.memory import find_gpu_error
 from worker.trainer.model_cache import ModelCache
 
 
@@ -102,10 +103,16 @@ def _serve(
     except RefusedError as error:
         return _refuse(pipe, error.code, str(error))
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        found = find_gpu_error(error)
+        if found is None:
             raise
-        first_line = str(error).partition("\n")[0]
-        return _refuse(pipe, ErrorCode.OUT_OF_MEMORY, f"the GPU's memory is full: {first_line}")
+        code, text = found
+        refused = _refuse(pipe, code, f"{GPU_MESSAGES[code]}: {text}")
+        if code == ErrorCode.OUT_OF_MEMORY:
+            return refused
+        traceback.print_exc()
+        # Another process may compute on it, or another worker has a better one.
+        return TrainerExit.CRASHED
     except JobError as error:
         traceback.print_exc()
         _refuse(pipe, error.code, str(error))

@@ -1,20 +1,39 @@
-"""GPU memory: released, and its peak measured."""
+"""GPU memory: released, and its peak measured; and errors of the GPU."""
 
 import gc
-import re
 from pathlib import Path
 from typing import Protocol
 
 import torch
 
-# What cuBLAS, cuDNN, CUDA itself, pinned memory and bitsandbytes raise instead of OutOfMemoryError.
-_OUT_OF_MEMORY = re.compile(r"out of memory|(CUBLAS|CUDNN)_STATUS_ALLOC_FAILED", re.IGNORECASE)
+from tasks.errors import ErrorCode
+from tasks.stages.cuda_errors import find_cuda_error
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Return whether the GPU's memory was too small for a computation."""
-    is_own = isinstance(error, torch.cuda.OutOfMemoryError)
-    return is_own or _OUT_OF_MEMORY.search(str(error)) is not None
+def find_gpu_error(error: RuntimeError) -> tuple[ErrorCode, str] | None:
+    """Return the code and the text of an error of the GPU; None if it is not one.
+
+    Its code is ``OUT_OF_MEMORY``; or ``GPU_FAILED``, after which the process can no longer use the
+    GPU.
+    """
+    first_line = str(error).partition("\n")[0]
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return ErrorCode.OUT_OF_MEMORY, first_line
+    found = find_cuda_error(str(error))
+    if (found is None or found[0] != ErrorCode.GPU_FAILED) and not _is_usable():
+        return ErrorCode.GPU_FAILED, first_line
+    return found
+
+
+def _is_usable() -> bool:
+    """Return whether the GPU, if this process uses one, still answers it."""
+    try:
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            torch.cuda.synchronize()
+    except RuntimeError as error:
+        found = find_cuda_error(str(error))
+        return found is not None and found[0] == ErrorCode.OUT_OF_MEMORY
+    return True
 
 
 def release_memory() -> None:

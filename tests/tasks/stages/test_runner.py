@@ -444,6 +444,17 @@ def test_transient_errors_are_retried_until_the_limit(
     assert state.get(job_id).error_code == ErrorCode.STORE
 
 
+def test_a_job_is_retried_twice_after_its_gpu_failed(
+    state: JobStore, store: Store, tmp_path: Path, job_id: str
+) -> None:
+    backoff = Backoff(max_retries=9, first_s=1.0)
+    worker = replace(worker_with(state, store, tmp_path, ScriptedTrainer()), backoff=backoff)
+    failed = failing(TrainerError("the GPU failed", "prepare", ErrorCode.GPU_FAILED, True))
+    outcomes = [outcome_of("prepare", failed, job_id, worker) for _ in range(3)]
+    assert [type(outcome) for outcome in outcomes] == [RetriedAfterDelay] * 2 + [Failed]
+    assert state.get(job_id).error_code == ErrorCode.GPU_FAILED
+
+
 def test_a_permanent_error_is_not_retried(
     state: JobStore, store: Store, tmp_path: Path, job_id: str
 ) -> None:

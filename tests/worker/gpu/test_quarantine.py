@@ -1,9 +1,20 @@
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from tasks.stages.worker_context import GpuUnhealthy
+from tests.nvml.machine import A100, Machine
 from worker.gpu import quarantine
-from worker.gpu.quarantine import GpuFault, GpuFaultPipe, make_gate
+from worker.gpu.inventory import declared_gpus
+from worker.gpu.quarantine import GpuFault, GpuFaultPipe, GpuQuarantine, make_gate
+from worker.periodic import PeriodicThread, ThreadWatch
 
 HOST = "pid:[4026531836]"
 MINE = {100}
@@ -33,10 +44,13 @@ def test_memory_of_the_kept_trainer_counts_as_free(container: bool) -> None:
     assert judge(1000, 40000, MINE, p100=39000) is None
 
 
-def test_a_foreign_process_is_a_fault_outside_containers(container: bool) -> None:
+def test_a_foreign_process_is_a_fault(container: bool) -> None:
     problem = judge(40000, 30000, MINE, p100=100, p200=None)
-    expected = None if container else "it is used by process 200, which is not this worker's"
-    assert problem == expected
+    both = "it is used by 2 processes, and this worker has one"
+    assert problem == (
+        both if container else "it is used by process 200, which is not this worker's"
+    )
+    assert (judge(40000, 30000, set(), p200=None) is None) == container
 
 
 def test_too_little_memory_is_reported_with_the_numbers(container: bool) -> None:
@@ -44,15 +58,115 @@ def test_too_little_memory_is_reported_with_the_numbers(container: bool) -> None
         assert judge(1000, 40000, MINE, p100=2000) == "3000 MiB are free and the job needs 40000"
 
 
-def test_the_newest_fault_counts() -> None:
+def test_every_fault_arrives() -> None:
     pipe = GpuFaultPipe()
-    assert pipe.receive(0) is None
+    assert pipe.receive(0) == []
     pipe.send(GpuFault("one", 1))
-    pipe.send(GpuFault("two" + "x" * 5000, 2))
-    fault = pipe.receive(0)
-    assert fault is not None
-    assert (fault.reason[:4], len(fault.reason), fault.needed_mib) == ("twox", 1000, 2)
-    assert pipe.receive(0) is None
+    pipe.send(GpuFault("two" + "x" * 5000, in_computation=True))
+    one, two = pipe.receive(0)
+    assert one == GpuFault("one", 1)
+    assert (two.reason[:4], len(two.reason), two.in_computation) == ("twox", 1000, True)
+    assert pipe.receive(0) == []
+
+
+class FakeConsumer:
+    """Celery's consumer, as far as a quarantine uses it."""
+
+    def __init__(self) -> None:
+        queues = SimpleNamespace(consume_from={"gpu.40gb": None})
+        self.app = SimpleNamespace(amqp=SimpleNamespace(queues=queues))
+        self.cancelled: list[str] = []
+
+    def call_soon(self, function: Callable[..., None], *args: str) -> None:
+        function(*args)
+
+    def cancel_task_queue(self, queue: str) -> None:
+        self.cancelled.append(queue)
+
+
+class Quarantined:
+    """A quarantine whose thread does not run, and its effects."""
+
+    def __init__(self, unsupported: str | None = None) -> None:
+        self.pipe, self.consumer = GpuFaultPipe(), FakeConsumer()
+        self.reasons: list[str | None] = []
+        self.drained: list[bool] = []
+        self.policy = GpuQuarantine(
+            declared_gpus("40gb")[0],
+            unsupported,
+            self.pipe,
+            self.reasons.append,
+            lambda: self.drained.append(True),
+            ThreadWatch(),
+        )
+
+    def fails(self) -> None:
+        self.pipe.send(GpuFault("misaligned address", in_computation=True))
+        self.policy._run_round()
+
+
+@pytest.fixture
+def quarantined(monkeypatch: pytest.MonkeyPatch) -> Quarantined:
+    monkeypatch.setattr(PeriodicThread, "start", lambda _: None)
+    made = Quarantined()
+    made.policy.on_consumer_start(made.consumer)
+    return made
+
+
+def test_a_second_failure_within_a_day_quarantines_for_good(quarantined: Quarantined) -> None:
+    quarantined.fails()
+    assert quarantined.reasons == []
+    quarantined.fails()
+    [reason] = quarantined.reasons
+    assert "failed twice within a day while it computed: misaligned address" in (reason or "")
+    assert quarantined.consumer.cancelled == ["gpu.40gb"]
+    assert quarantined.drained == [True]
+
+
+def test_failures_of_different_days_are_no_reason(
+    quarantined: Quarantined, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    for day in range(3):
+        now = day * 25 * 3600.0
+        quarantined.fails()
+    assert quarantined.reasons == []
+
+
+def test_an_unsupported_gpu_is_quarantined_from_the_start() -> None:
+    quarantined = Quarantined("it has compute capability 7.5")
+    quarantined.policy.on_consumer_start(quarantined.consumer)
+    assert quarantined.reasons == ["it has compute capability 7.5"]
+    assert quarantined.consumer.cancelled == ["gpu.40gb"]
+
+
+@pytest.mark.parametrize("foreign", ["", f"process GPU-a100 {os.getppid()} 100"])
+def test_the_gate_closes_the_kept_trainer_for_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, foreign: str
+) -> None:
+    machine = Machine(tmp_path)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    machine.has(A100, f"process GPU-a100 {child.pid} 5000", foreign)
+    for name, value in machine.env.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(quarantine, "_pid_namespace", lambda: HOST)
+    monkeypatch.setattr(quarantine, "_PARENT_REACTS_WITHIN_S", 0.0)
+
+    def close() -> None:
+        child.communicate(b"\n")
+        machine.has(A100, foreign)
+
+    gpu = replace(declared_gpus("80gb")[0], uuid="GPU-a100")
+    check = make_gate(gpu, pipe := GpuFaultPipe(), close)
+    if foreign:
+        with pytest.raises(GpuUnhealthy, match="which is not this worker's"):
+            check(40.0)
+    else:
+        check(40.0)
+    assert (child.returncode is not None) == bool(foreign)
+    assert len(pipe.receive(0)) == bool(foreign)
+    child.communicate()
 
 
 def test_an_emulated_gpu_takes_every_job() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from routing.queues import DIFFUSERS, INVOKE, Engine
+from tasks.errors import ErrorCode, TrainerError
 from tasks.events import Event, TrainDone
 from tasks.jobs.invoke import PATCHES
 from tasks.stages.trainer_protocol import TrainerRequest
@@ -93,7 +94,7 @@ class Noted:
 def test_a_request_goes_to_its_engine_on_a_free_gpu(engine: Engine, expected: list[str]) -> None:
     log: list[str] = []
     own, invoke = Noted("own", log), Noted("invoke", log)
-    trainers = EngineTrainers(own, invoke, "-noise")
+    trainers = EngineTrainers(own, invoke, "-noise", lambda _: None)
     request = flux_request(engine=engine)
     trainers.run(request, on_event=lambda _: None, stop_requested=lambda: False)
     assert log == expected
@@ -112,3 +113,17 @@ def test_engines_are_listed_with_their_options(tmp_path: Path) -> None:
     assert "weight_dtype" in {it["option"] for it in library["unsupported"]}
     shown = run("engines", home=tmp_path, COLUMNS="200", TRAINING_INVOKE_PATCHES="none").stdout
     assert "TRAINING_INVOKE_PYTHON is not set" in " ".join(shown.split())
+
+
+@pytest.mark.parametrize("code", [ErrorCode.GPU_FAILED, ErrorCode.TRAINER_FAILED])
+def test_a_failure_of_the_gpu_is_reported_to_its_worker(code: ErrorCode) -> None:
+    class Failing(Noted):
+        def run(self, *_: Any, **__: Any) -> TrainDone:
+            raise TrainerError("misaligned address", "train", code)
+
+    reported: list[str] = []
+    own, invoke = Failing("own", []), Noted("invoke", [])
+    trainers = EngineTrainers(own, invoke, "all", reported.append)
+    with pytest.raises(TrainerError):
+        trainers.run(flux_request(), on_event=lambda _: None, stop_requested=lambda: False)
+    assert reported == (["misaligned address"] if code == ErrorCode.GPU_FAILED else [])

@@ -183,6 +183,38 @@ sys.exit({int(TrainerExit.REFUSED)})
     assert not caught.value.retryable
 
 
+FAILED = "CUDA error: unspecified launch failure"
+
+
+@pytest.mark.parametrize(
+    ("program", "code"),
+    [
+        # The process is aborted, or hangs, at its end.
+        (f"emit(kind='failed', code='gpu_failed', message={FAILED!r}); os.abort()", "gpu_failed"),
+        (
+            f"emit(kind='failed', code='gpu_failed', message={FAILED!r}); os.close(fd);"
+            "time.sleep(600)",
+            "gpu_failed",
+        ),
+        # C++ aborts it before Python gets the exception; bitsandbytes ends it.
+        (f"print({FAILED!r}, file=sys.stderr); os.abort()", "gpu_failed"),
+        (
+            "print('Error out of memory at line 90 in file /src/csrc/ops.cu'); sys.exit(1)",
+            "out_of_memory",
+        ),
+    ],
+)
+def test_an_error_of_the_gpu_is_not_tried_again_in_place(
+    trainer: Callable[..., TrainerPool], request_line: TrainerRequest, program: str, code: str
+) -> None:
+    events: list[Event] = []
+    with pytest.raises(TrainerError, match=r"unspecified launch failure|out of memory") as caught:
+        run(trainer(program, restarts=5, grace_s=0.5), request_line, events.append)
+    assert (caught.value.code, caught.value.retryable) == (code, code == "gpu_failed")
+    assert not events
+    assert no_child_left()
+
+
 def test_a_damaged_file_is_reported_by_its_key(
     trainer: Callable[..., TrainerPool], request_line: TrainerRequest
 ) -> None:
@@ -261,6 +293,9 @@ def test_trainers_ignore_other_allocator_settings(caplog: pytest.LogCaptureFixtu
     assert "PYTORCH_CUDA_ALLOC_CONF" not in env
     assert env["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
     assert "PYTORCH_CUDA_ALLOC_CONF" in caplog.text
+    again = trainer_environment({**env, "NVIDIA_TF32_OVERRIDE": "1"}, "GPU-1")
+    assert again == env
+    assert caplog.text.count("trainers ignore") == 2
 
 
 # Serves requests one after the other, and reports its process.

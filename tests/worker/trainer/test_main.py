@@ -23,6 +23,7 @@ from tests.worker.trainer.runs import (
 from worker.trainer.__main__ import _serve
 from worker.trainer.errors import DamagedFileError
 from worker.trainer.event_pipe import EventPipe, StopSwitch
+from worker.trainer.memory import find_gpu_error
 from worker.trainer.model_cache import ModelCache
 
 
@@ -150,6 +151,11 @@ def test_loss_that_is_nan_is_reported_as_diverged(tiny_flux: Path, data: Images)
                 "Error out of memory at line 380 in file /src/csrc/pythonInterface.cpp",
             )
         ),
+        (
+            RuntimeError("CUDA error: an illegal memory access was encountered"),
+            ErrorCode.GPU_FAILED,
+            TrainerExit.CRASHED,
+        ),
         (StoreError("bucket away"), ErrorCode.STORE, TrainerExit.CRASHED),
         (StoreError("no access", retryable=False), ErrorCode.STORE, TrainerExit.REFUSED),
     ],
@@ -168,6 +174,20 @@ def test_store_and_memory_errors_have_their_codes(
     monkeypatch.setattr("worker.trainer.train.run", fail)
     line = request_of(data, "train", config_of(tiny_flux)).model_dump_json()
     assert (serve(line)[0], serve(line)[1].code) == (expected, code)
+
+
+@pytest.mark.parametrize("text", ["CUDA error: out of memory", "shape mismatch"])
+def test_error_that_costs_the_process_its_gpu_is_noticed_without_its_text(
+    monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    def synchronize() -> None:
+        raise RuntimeError("CUDA error: of another kind")
+
+    before = find_gpu_error(RuntimeError(text))
+    assert before is None or before[0] == ErrorCode.OUT_OF_MEMORY
+    monkeypatch.setattr("torch.cuda.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.cuda.synchronize", synchronize)
+    assert find_gpu_error(RuntimeError(text)) == (ErrorCode.GPU_FAILED, text)
 
 
 def test_damaged_file_is_reported_by_its_key(

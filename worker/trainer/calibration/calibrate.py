@@ -78,11 +78,13 @@ def calibrate(wanted: Shapes, folder: Path, device: Device, driver: str) -> Cali
     from worker.trainer.calibration.measure import Bench, measure
 
     configs = [config for _, config in wanted]
+    # A GPU that fails meanwhile no longer reports it.
+    gpu = torch.cuda.get_device_name() if device == "cuda" else "cpu"
     measured = list(measure(Bench(folder, device), wanted))
     constants = fitted(configs, measured)
     replaced = Calibration(version=1, constants=constants).replaced()
     session = Session(
-        gpu=torch.cuda.get_device_name() if device == "cuda" else "cpu",
+        gpu=gpu,
         driver=driver,
         torch=torch.__version__,
         training_type=configs[0].type,

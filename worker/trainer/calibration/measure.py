@@ -17,10 +17,12 @@ from routing.classes import GIB
 from tasks.cache.plan import CachePlan
 from tasks.calibration import Measurement
 from tasks.dataset import Dataset, Sample, dataset_of
+from tasks.errors import ErrorCode
 from tasks.events import EncoderDigests, Event, PackStored, TrainDone
 from tasks.jobs.calibration_shapes import STEPS, Options, described
 from tasks.jobs.job import TrainingConfig
 from tasks.jobs.pipeline import PipelineConfig
+from tasks.stages.cuda_errors import GPU_MESSAGES
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, cache_index_key, dataset_key, image_key
 from worker.trainer import cache, train
@@ -30,7 +32,7 @@ from worker.trainer.memory import (
     CudaMeter,
     HostMeter,
     MemoryMeter,
-    is_out_of_memory,
+    find_gpu_error,
     release_memory,
 )
 from worker.trainer.model_cache import ModelCache
@@ -43,21 +45,30 @@ def measure(
 ) -> Iterator[Measurement]:
     """Train each shape and measure its memory; one that does not fit yields a message instead.
 
+    After an error that costs this process the GPU, so do all others.
+
     Raises:
         RefusedError: The trainer cannot train any of the shapes.
         JobError: The base model or the folder cannot be used.
     """
+    has_gpu = True
     for options, config in wanted:
         peak, problem = None, None
         try:
-            peak = bench.peak_bytes(config)
+            if has_gpu:
+                peak = bench.peak_bytes(config)
+            else:
+                problem = "not measured, since the GPU has failed"
         except RuntimeError as error:
-            if not is_out_of_memory(error):
+            found = find_gpu_error(error)
+            if found is None:
                 raise
-            problem = "the GPU's memory is full"
+            code, text = found
+            has_gpu = code == ErrorCode.OUT_OF_MEMORY
+            problem = GPU_MESSAGES[code] if has_gpu else f"{GPU_MESSAGES[code]}: {text}"
         except MissingLibraryError as error:
             problem = f"{error.library} is not installed"
-        if problem is not None:
+        if problem is not None and has_gpu:
             bench.reset()
         result = problem or f"{(peak or 0) / GIB:.2f} GiB"
         logger.info("%s: %s", described(options), result)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tasks.calibration import read_calibration
+from tasks.jobs.calibration_shapes import Options
 from tasks.stages.trainer_protocol import TrainerExit
 from tests.worker.trainer.runs import (
     CACHED,
@@ -60,6 +61,33 @@ def test_shapes_share_encoded_entries(tiny_flux: Path, tmp_path: Path) -> None:
     assert not [path for path in stored if "safetensors" in path.name and "lora" in path.name]
     packs = {path.name for path in stored if "cache" in path.parts}
     assert len(packs) == 2  # of captions and of latents
+
+
+def test_a_full_memory_costs_one_shape_and_a_failed_gpu_the_rest(
+    tiny_flux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcomes: list[int | Exception] = [
+        RuntimeError("CUDA error: out of memory"),
+        5,
+        RuntimeError("CUDA error: misaligned address"),
+    ]
+
+    def peak_bytes(*_: object) -> int:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    monkeypatch.setattr(Bench, "peak_bytes", peak_bytes)
+    options: Options = {}
+    measured = list(measure(Bench(tmp_path, "cpu"), [(options, config_of(tiny_flux))] * 4))
+    assert [it.measured_bytes for it in measured] == [None, 5, None, None]
+    assert [it.message for it in measured] == [
+        "the GPU's memory is full",
+        None,
+        "the GPU failed: CUDA error: misaligned address",
+        "not measured, since the GPU has failed",
+    ]
 
 
 def test_larger_images_take_more_memory(tiny_sdxl: Path, tmp_path: Path) -> None:
