@@ -239,6 +239,11 @@ class PipelineConfig(StrictModel):
         """Tokens of a caption that the text encoders see."""
 
     @property
+    def trains_adapter(self) -> bool:
+        """Whether the result is added to a base model, as a LoRA or an embedding is."""
+        return True
+
+    @property
     def trigger_phrase(self) -> str | None:
         """What a prompt needs to show what was trained."""
         return self.loader.trigger_phrase

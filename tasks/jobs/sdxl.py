@@ -435,6 +435,11 @@ class SdxlFinetuneConfig(SdxlConfig):
         """Whether text-encoder outputs are cached."""
         return self.cache_text_encoder_outputs
 
+    @property
+    def trains_adapter(self) -> bool:
+        """No: the result is a model of its own."""
+        return False
+
     def learning_rates(self) -> dict[str, float]:
         """Return the base learning rate of each trained model."""
         return {"unet": self.optimizer.learning_rate}

@@ -1,7 +1,20 @@
-"""The ``publish`` stage: copy the results to their final names, then write the manifest."""
+"""The ``publish`` stage: copy the results to their final names, then write the manifest.
 
+Beside a LoRA or an embedding are ``NAME.json`` and ``NAME.png``, which InvokeAI and AUTOMATIC1111's
+web UI read: a description, the trigger phrase and a preview. The preview is in the file's header,
+too. Both need what the trainer does not have when it writes the file: dates, and the images that it
+makes after a checkpoint.
+"""
+
+import base64
+import io
 import json
+import shutil
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from tasks.eta.history import WorkDone
 from tasks.events import Artifact, CheckpointSaved
@@ -9,8 +22,14 @@ from tasks.metrics import PUBLISHED_BYTES
 from tasks.schemas.documents import Engine, GpuMemory, Manifest, Published
 from tasks.stages.stage_context import StageContext, StageResult
 from tasks.state.artifacts import JobArtifacts
-from tasks.store import output_prefix
+from tasks.store import Store, output_prefix
 from tasks.urls import redact_urls
+
+_MANIFEST = "manifest.json"
+# Some 15 kB in a header.
+_PREVIEW_SIDE = 256
+# safetensors reads no larger one.
+_MAX_HEADER_BYTES = 100_000_000
 
 
 def publish(context: StageContext) -> StageResult:
@@ -21,7 +40,7 @@ def publish(context: StageContext) -> StageResult:
     """
     job, store = context.record.job, context.worker.store
     prefix = output_prefix(context.job_id, job.training.base_output_dir)
-    manifest_key = f"{prefix}/manifest.json"
+    manifest_key = f"{prefix}/{_MANIFEST}"
     if not store.exists(manifest_key):
         files = _published_files(context, prefix)
         written = _manifest(context, files)
@@ -52,28 +71,138 @@ def _published_files(context: StageContext, prefix: str) -> list[Artifact]:
     """
     artifacts, name = context.record.artifacts, context.record.job.name
     *earlier, last = artifacts.checkpoints
-    names = {file.name: file for file in last.files}
-    for saved in earlier:
-        if saved.scheduled:
-            rest = {file.name.removeprefix(name): file for file in saved.files}
-            names |= {f"{name}-{_place(saved)}{end}": file for end, file in rest.items()}
-    if artifacts.trained is not None:
-        names |= {extra.name: extra for extra in artifacts.trained.extras}
+    stems = {name: last} | {f"{name}-{_place(it)}": it for it in earlier if it.scheduled}
+    outputs = _Outputs(context, prefix)
+    for stem, saved in stems.items():
+        for file in saved.files:
+            outputs.copy(f"{stem}{file.name.removeprefix(name)}", file)
+    for extra in artifacts.trained.extras if artifacts.trained else ():
+        outputs.copy(extra.name, extra)
+    for stem, saved in stems.items():
+        is_one_file = saved.weights.name == f"{name}.safetensors"
+        if context.record.job.training.trains_adapter and is_one_file:
+            outputs.describe(stem, saved)
     for validation in artifacts.validations:
-        names |= {f"validation/{image.name}": image for image in validation.images}
-    files = []
-    for file_name, artifact in names.items():
-        key = f"{prefix}/{file_name}"
-        # A start that was superseded replaces no file of the one that took over.
-        context.check_not_cancelled()
-        context.worker.store.copy(artifact.key, key)
-        files.append(artifact.model_copy(update={"name": file_name, "key": key}))
-    return files
+        for image in validation.images:
+            outputs.copy(f"validation/{image.name}", image)
+    return list(outputs.files.values())
 
 
 def _place(saved: CheckpointSaved) -> str:
     """Return what the names of a checkpoint's files end with, as sd-scripts spells it."""
     return f"step{saved.step:08d}" if saved.epoch is None else f"{saved.epoch:06d}"
+
+
+class _Outputs:
+    """Writes published files.
+
+    A start that was superseded replaces no file of the one that took over.
+
+    Args:
+        context: The stage's start.
+        prefix: The prefix of the files' keys.
+    """
+
+    def __init__(self, context: StageContext, prefix: str) -> None:
+        self._context = context
+        self._prefix = prefix
+        self.files: dict[str, Artifact] = {}
+
+    def copy(self, name: str, artifact: Artifact) -> None:
+        """Publish an artifact under a name."""
+        self._context.check_not_cancelled()
+        key = f"{self._prefix}/{name}"
+        self._context.worker.store.copy(artifact.key, key)
+        self.files[name] = artifact.model_copy(update={"name": name, "key": key})
+
+    def describe(self, stem: str, saved: CheckpointSaved) -> None:
+        """Publish what describes a published file: JSON, and the preview of the images so far."""
+        header = _header(self._context.worker.store, saved.weights.key)
+        if f"{stem}.json" != _MANIFEST:
+            self._put(f"{stem}.json", _description(self._context, saved, header))
+        made = [it for it in self._context.record.artifacts.validations if it.step <= saved.step]
+        preview = next((image for it in reversed(made) for image in it.images), None)
+        if preview is not None:
+            self.copy(f"{stem}{Path(preview.name).suffix}", preview)
+            self._add_preview(f"{stem}.safetensors", saved, header, preview)
+
+    def _add_preview(
+        self, name: str, saved: CheckpointSaved, header: dict[str, Any], preview: Artifact
+    ) -> None:
+        """Replace a published file by one with a preview in its header."""
+        store, folder = self._context.worker.store, self._context.scratch_dir
+        thumbnail = _thumbnail(store.get(preview.key))
+        if not header or thumbnail is None:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        source, target = folder / "weights", folder / "weights-with-preview"
+        store.download(saved.weights.key, source)
+        entries = {**header.get("__metadata__", {}), "modelspec.thumbnail": thumbnail}
+        _write_with_header(
+            source, target, {**header, "__metadata__": dict(sorted(entries.items()))}
+        )
+        self._put(name, target)
+        source.unlink()
+        target.unlink()
+
+    def _put(self, name: str, data: bytes | Path) -> None:
+        folder = self._context.scratch_dir
+        folder.mkdir(parents=True, exist_ok=True)
+        path = data if isinstance(data, Path) else folder / "described"
+        if isinstance(data, bytes):
+            path.write_bytes(data)
+        self._context.check_not_cancelled()
+        artifact = self._context.worker.store.put_artifact(f"{self._prefix}/{name}", path)
+        self.files[name] = artifact.model_copy(update={"name": name})
+
+
+def _description(context: StageContext, saved: CheckpointSaved, header: dict[str, Any]) -> bytes:
+    """Return the JSON that InvokeAI reads beside a file; it has the dates that no header has."""
+    entries, record = header.get("__metadata__", {}), context.record
+    train = record.stages.get("train")
+    ended_s = train.started_at + (train.seconds or 0) if train else record.created_at.timestamp()
+    date = datetime.fromtimestamp(ended_s, UTC).replace(microsecond=0).isoformat()
+    document = {
+        "description": entries.get("modelspec.description", record.job.name),
+        "activation text": entries.get("modelspec.trigger_phrase", ""),
+        "notes": f"Job {record.id}, step {saved.step}, trained on {date}",
+        "date": date,
+    }
+    return json.dumps(document, indent=2).encode()
+
+
+def _header(store: Store, key: str) -> dict[str, Any]:
+    """Return the header of a safetensors file; empty for another file."""
+    length = int.from_bytes(store.get_range(key, 0, 8), "little")
+    if not 2 <= length <= min(_MAX_HEADER_BYTES, store.size(key) - 8):
+        return {}
+    try:
+        header: dict[str, Any] = json.loads(store.get_range(key, 8, 8 + length))
+    except ValueError:
+        return {}
+    return header
+
+
+def _write_with_header(source: Path, target: Path, header: dict[str, Any]) -> None:
+    """Write a safetensors file's data after another header."""
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with source.open("rb") as read, target.open("wb") as written:
+        read.seek(8 + int.from_bytes(read.read(8), "little"))
+        written.write(len(text).to_bytes(8, "little") + text)
+        shutil.copyfileobj(read, written)
+
+
+def _thumbnail(data: bytes) -> str | None:
+    """Return a small image as a data URL; None if it is damaged."""
+    small = io.BytesIO()
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
+            image.convert("RGB").save(small, "JPEG", quality=85)
+    except (OSError, ValueError):
+        return None
+    return f"data:image/jpeg;base64,{base64.b64encode(small.getvalue()).decode()}"
 
 
 def _manifest(context: StageContext, files: list[Artifact]) -> Manifest:

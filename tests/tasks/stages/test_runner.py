@@ -193,6 +193,8 @@ def test_a_job_passes_all_stages_and_is_published(
     assert result["files"] == [
         f"outputs/{job_id}/lamp.safetensors",
         f"outputs/{job_id}/lamp-step00000010.safetensors",
+        f"outputs/{job_id}/lamp.json",
+        f"outputs/{job_id}/lamp-step00000010.json",
     ]
     record = state.get(job_id)
     assert record.status == JobStatus.SUCCEEDED
@@ -274,7 +276,8 @@ def test_a_pause_changes_no_published_file(
     assert {key.split("/")[2] for key in store.keys("jobs/x")} == {"20", "30"}
     result = run_stage("publish", publish, job_id, worker)
     names = [key.rsplit("/", 1)[1] for key in result["files"]]
-    assert names == ["lamp.safetensors", "lamp-000002.safetensors"]
+    assert names[:2] == ["lamp.safetensors", "lamp-000002.safetensors"]
+    assert {name.partition(".")[0] for name in names} == {"lamp", "lamp-000002"}
 
 
 def test_a_failing_stage_fails_the_job_with_its_message(
