@@ -54,13 +54,13 @@ class ErrorCode(StrEnum):
     UNKNOWN_JOB = "unknown_job"
     STORE = "store"
     OUT_OF_MEMORY = "out_of_memory"
+    GPU_FAILED = "gpu_failed"
     DIVERGED = "diverged"
     SUPERSEDED = "superseded"
     NOT_INSTALLED = "not_installed"
     UNREADABLE_FILE = "unreadable_file"
     INVALID_STATE = "invalid_state"
     USAGE = "usage"
-    GPU_FAILED = "gpu_failed"
 
 
 EXIT_CODES = {
