@@ -102,6 +102,7 @@ class RunMetadata:
         rates = config.learning_rates()
         options = config.optimizer.model_dump(exclude={"optimizer_type", "learning_rate"})
         settings = ",".join(f"{name}={value}" for name, value in options.items())
+        # Without gradient_checkpointing, which a resumed run may change: the file stays the same.
         return {
             "ss_output_name": self._name,
             "ss_sd_model_name": self._base,
@@ -121,7 +122,6 @@ class RunMetadata:
             "ss_lr_scheduler": config.lr_scheduler,
             "ss_lr_warmup_steps": config.lr_warmup_steps,
             "ss_gradient_accumulation_steps": config.gradient_accumulation_steps,
-            "ss_gradient_checkpointing": config.gradient_checkpointing,
             "ss_max_grad_norm": config.max_grad_norm,
             "ss_min_snr_gamma": getattr(config, "min_snr_gamma", None),
             "ss_mixed_precision": config.mixed_precision,
