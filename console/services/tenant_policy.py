@@ -46,7 +46,7 @@ class TenantPolicy:
 
     def _problem(self, location: Location | None, text: str) -> str | None:
         match location:
-            case Location.NONE:
+            case Location.NONE | Location.HUB_DATASET:
                 return None
             case Location.DATASET | Location.ARCHIVE:
                 is_upload = location is Location.ARCHIVE and upload_id_in(text) is not None
@@ -56,8 +56,6 @@ class TenantPolicy:
                 return None if self._is_model(text) else self._refusal("a Hub id")
             case Location.FILE:
                 return None if self._is_below_roots(text) else self._refusal()
-            case Location.HUB_DATASET:
-                return None if HUB_ID.fullmatch(text) else "is not a Hub id"
             case _:
                 # A folder that is written to, or an option whose marker was forgotten.
                 return "is set by the operator; omit it"

@@ -1353,8 +1353,8 @@ export interface SdxlTextualInversionConfig {
   /** What the validation images should not show: one for each of validation_prompts. */
   negative_validation_prompts?: (string)[] | null;
   /**
-   * Embedding vectors of the new word; a prompt spends one token on each. With initial_phrase,
-   * the phrase decides the number: leave this 1.
+   * Embedding vectors of the new word; a prompt spends one of its 75 tokens on each. With
+   * initial_phrase, the phrase decides the number: leave this 1.
    * @default 1
    */
   num_vectors?: number;
@@ -1440,7 +1440,7 @@ export interface TrainingJob {
   /** The job's id. Submitting the same id twice gives one job. Null: submit generates one. */
   id?: string | null;
   /**
-   * The name of the published file.
+   * The name of the published file, without its ending.
    * @default "lora"
    */
   name?: string;

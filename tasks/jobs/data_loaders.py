@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from tasks.buckets import Size, bucket_sizes
 from tasks.dataset import Sample
-from tasks.escaping import listed
+from tasks.escaping import listed, quoted
 from tasks.jobs.datasets import (
     ArchiveDatasetConfig,
     BareImagesConfig,
@@ -22,6 +22,7 @@ from tasks.jobs.datasets import (
 )
 from tasks.jobs.field_metadata import ActsIf, Affects, NonEmptyText, PlainText
 from tasks.strict_model import (
+    NO_BOOLEAN,
     NonNegativeFloat,
     NonNegativeInt,
     PositiveInt,
@@ -35,7 +36,20 @@ PLACEHOLDER = "{}"
 # by one, so an unbounded side would block it.
 MAX_SIDE = 16384
 Side = Annotated[int, Field(gt=0, le=MAX_SIDE, strict=True)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+
+
+def _resolution(value: Any) -> Any:
+    """Refuse what is neither a whole number nor two, with both right forms."""
+    sides = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    if any(type(side) is not int for side in sides):
+        raise ValueError(
+            "must be one whole number, such as 768 for a square of 768 pixels, or "
+            f"[height, width], such as [768, 1024] (got {quoted(value)})"
+        )
+    return value
+
+
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False), NO_BOOLEAN]
 
 # After the templates of Gal et al., 2022, in our own words.
 OBJECT_TEMPLATES = tuple(
@@ -155,6 +169,7 @@ class DataLoaderConfig(StrictModel):
 
     resolution: Annotated[
         Side | tuple[Side, Side],
+        BeforeValidator(_resolution),
         ActsIf(
             lambda config: config.loader.resolution_acts, "aspect_ratio_buckets decide the sizes"
         ),
@@ -168,7 +183,7 @@ class DataLoaderConfig(StrictModel):
     random_flip: Annotated[bool, Affects.CACHE_ENTRIES] = False
     """Mirror half of the samples, drawn for each sample and step."""
 
-    dataloader_num_workers: Annotated[NonNegativeInt, Affects.NO_NUMBER] = 0
+    dataloader_num_workers: Annotated[NonNegativeInt, Field(le=256), Affects.NO_NUMBER] = 0
     """Processes that read and decode ahead of the GPU; 0 reads in the training process."""
 
     @abstractmethod

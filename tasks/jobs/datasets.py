@@ -5,8 +5,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field
 
-from tasks.jobs.field_metadata import ActsIf, Location, NonEmptyText, PlainText
-from tasks.strict_model import StrictModel
+from tasks.jobs.field_metadata import HUB_ID, ActsIf, Location, NonEmptyText, PlainText
+from tasks.strict_model import SHA256, StrictModel, usable_path
 
 
 def _without_credentials(source: str) -> str:
@@ -20,7 +20,15 @@ def _without_credentials(source: str) -> str:
     return source
 
 
-NonEmpty = Annotated[str, Field(min_length=1)]
+def _hub_id(name: str) -> str:
+    if not HUB_ID.fullmatch(name):
+        raise ValueError(
+            "is not a Hub id (owner/name); for a folder, use the type IMAGE_CAPTION_DIR_DATASET"
+        )
+    return name
+
+
+NonEmpty = Annotated[str, Field(min_length=1), AfterValidator(usable_path)]
 DatasetSource = Annotated[NonEmpty, AfterValidator(_without_credentials), Location.DATASET]
 ArchiveSource = Annotated[NonEmpty, AfterValidator(_without_credentials), Location.ARCHIVE]
 KeepInMemory = Annotated[
@@ -107,13 +115,13 @@ class HFHubImageCaptionDatasetConfig(DatasetConfig):
     type: Literal["HF_HUB_IMAGE_CAPTION_DATASET"] = "HF_HUB_IMAGE_CAPTION_DATASET"
     """Selects this kind of dataset."""
 
-    dataset_name: Annotated[NonEmpty, Location.HUB_DATASET]
+    dataset_name: Annotated[str, AfterValidator(_hub_id), Location.HUB_DATASET]
     """The dataset's repository."""
 
     dataset_config_name: PlainText | None = None
     """The dataset's configuration, if it has several."""
 
-    hf_cache_dir: Annotated[str, Location.CACHE_FOLDER] | None = None
+    hf_cache_dir: Annotated[str, AfterValidator(usable_path), Location.CACHE_FOLDER] | None = None
     """The folder that keeps downloads. Null: the Hub's own cache folder."""
 
     image_column: NonEmptyText = "image"
@@ -135,7 +143,7 @@ class ArchiveDatasetConfig(DatasetConfig):
     """The file, as the workers see it, its ``https://``, ``s3://``, ``gs://`` or ``az://`` address,
     or an upload to the console: ``upload:`` and its id."""
 
-    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$"), Location.NONE] | None = None
+    sha256: Annotated[str, Field(pattern=SHA256), Location.NONE] | None = None
     """The archive's SHA-256 in hex; an archive with another one is refused. Null: not checked."""
 
     jsonl: NonEmptyText | None = None

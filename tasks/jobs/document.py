@@ -33,6 +33,8 @@ _CORE_SCHEMA = {
     r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
 }
 _PREFIXES = {"0o": 8, "0x": 16}
+# YAML has JSON's mappings, too, but without tabs.
+_JSON_START = re.compile(r'\s*\{\s*"')
 # What JSON has outside of strings, and YAML does not.
 _NOT_YAML = re.compile(r"[^\n\r -~]")
 
@@ -226,6 +228,11 @@ def _as_yaml(text: str) -> str:
     """
     try:
         json.loads(text)
+    except json.JSONDecodeError as error:
+        if _JSON_START.match(text) and "\n\t" in text:
+            where = f"line {error.lineno}, column {error.colno}"
+            raise DocumentError(f"is not JSON: {where}: {error.msg}") from error
+        return text
     except (ValueError, RecursionError):
         return text
     return _NOT_YAML.sub(
@@ -239,11 +246,13 @@ def _syntax_problem(error: yaml.YAMLError) -> str:
         return f"is not YAML: {str(error).splitlines()[0]}"
     mark, problem = error.problem_mark, str(error.problem)
     if "'\\t'" in problem:
-        problem = "there is a tab; indent with spaces"
-    return (
-        f"is not YAML: line {mark.line + 1}, column {mark.column + 1}: {problem}; check the "
-        "indentation, and quote text that has special characters"
-    )
+        advice = "indent with spaces, not with tabs"
+    elif problem == "mapping values are not allowed here":
+        problem = "this ':' is not expected"
+        advice = "indent options of one mapping alike, and quote text that has ': ' in it"
+    else:
+        advice = "check the indentation, and quote text that has special characters"
+    return f"is not YAML: line {mark.line + 1}, column {mark.column + 1}: {problem}; {advice}"
 
 
 def _too_large() -> DocumentError:

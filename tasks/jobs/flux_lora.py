@@ -3,7 +3,7 @@
 from functools import lru_cache
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from routing.estimate import (
     FLUX_BLOCKS,
@@ -31,7 +31,7 @@ from tasks.jobs.pipeline import (
     not_cached_if_trained,
     one_prodigy_rate,
 )
-from tasks.strict_model import NonNegativeFloat, PositiveFloat, PositiveInt
+from tasks.strict_model import NonNegativeFloat, PositiveFloat, PositiveInt, usable_path
 
 # The linear layers of FluxTransformer2DModel's two kinds of blocks, by the end of their names.
 ATTENTION_TARGETS = frozenset(
@@ -101,8 +101,8 @@ def flux_lora_targets(names: tuple[str, ...]) -> tuple[frozenset[str], tuple[str
     return frozenset(found), tuple(unmatched)
 
 
-TransformerPart = Annotated[str, Location.FILE]
-EncoderPart = Annotated[str, Location.FILE, Affects.CACHE_ENTRIES]
+TransformerPart = Annotated[str, AfterValidator(usable_path), Location.FILE]
+EncoderPart = Annotated[str, AfterValidator(usable_path), Location.FILE, Affects.CACHE_ENTRIES]
 IF_TRANSFORMER_TRAINED = ActsIf(
     lambda config: config.train_transformer, "train_transformer is false"
 )

@@ -1,46 +1,42 @@
 """``TrainingJob``: the description of one job, and its parser."""
 
-import json
-import re
 from dataclasses import replace
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field
 
 from routing.estimate import PUBLISHED, MemoryModel
 from routing.policy import AUTO_SHARE, DoesNotFitError, Route, TrainingType, route
 from routing.queues import DIFFUSERS, INVOKE, Engine
 from tasks.errors import DoesNotFitJobError, InvalidJobError, Problem
-from tasks.escaping import quoted, shortened
+from tasks.escaping import listed, quoted
 from tasks.jobs import invoke
 from tasks.jobs.document import DocumentError, plain_document
 from tasks.jobs.field_metadata import Location, PlainText
 from tasks.jobs.flux_lora import FluxLoraConfig
+from tasks.jobs.pipeline import PICKLE_ENDINGS
 from tasks.jobs.presets import UnknownPresetError, with_preset
+from tasks.jobs.problems import validate
 from tasks.jobs.sdxl import SdxlFinetuneConfig, SdxlLoraConfig, SdxlTextualInversionConfig
-from tasks.strict_model import EXACTLY_ONE, StrictModel
+from tasks.strict_model import SAFE_NAME, StrictModel
 
 # Job ids and names become parts of store keys and file names.
-_SAFE = r"^[A-Za-z0-9][A-Za-z0-9_-]*(\.[A-Za-z0-9_-]+)*$"
-SafeName = Annotated[str, Field(pattern=_SAFE, max_length=100), Location.NONE]
+SafeName = Annotated[str, Field(pattern=SAFE_NAME, max_length=100), Location.NONE]
 
-# The branches of unions, which appear in pydantic's paths and not in the author's document.
-_BRANCH = re.compile(
-    r"^([A-Z][A-Z_]+|AdamW|Prodigy|Adafactor|(constrained-)?int|tuple\[.*|\[key\])$"
-)
-# What a pattern requires, in words.
-_PATTERNS = {
-    _SAFE: "must be letters, digits, '-' and '_', with single dots between them, and begin with a "
-    "letter or digit"
-}
-_NO_BRANCH = ("union_tag_invalid", "union_tag_not_found")
-# Errors of values that were not given.
-_MISSING = ("missing", "union_tag_not_found", EXACTLY_ONE)
+
+def _without_ending(name: str) -> str:
+    """Refuse the name of a file: the ending would be there twice."""
+    stem, dot, ending = name.rpartition(".")
+    if f"{dot}{ending.lower()}" in (".safetensors", *PICKLE_ENDINGS):
+        raise ValueError(f"{quoted(name)} is a file's name; write {stem}, without the ending")
+    return name
+
 
 TrainingConfig = Annotated[
     SdxlLoraConfig | SdxlTextualInversionConfig | SdxlFinetuneConfig | FluxLoraConfig,
     Field(discriminator="type"),
 ]
+_CONFIGS = (SdxlLoraConfig, SdxlTextualInversionConfig, SdxlFinetuneConfig, FluxLoraConfig)
 
 
 class TrainingJob(StrictModel):
@@ -52,8 +48,8 @@ class TrainingJob(StrictModel):
     id: SafeName | None = None
     """The job's id. Submitting the same id twice gives one job. Null: submit generates one."""
 
-    name: SafeName = "lora"
-    """The name of the published file."""
+    name: Annotated[SafeName, AfterValidator(_without_ending)] = "lora"
+    """The name of the published file, without its ending."""
 
     preset: PlainText | None = None
     """The preset whose values apply where ``training`` has none."""
@@ -117,24 +113,17 @@ def parse_job(document: Any) -> TrainingJob:
     Raises:
         InvalidJobError: The document is no valid job; the error lists its problems.
     """
-    problems = []
     try:
         document = plain_document(document)
         if not isinstance(document, dict):
             raise DocumentError("is a mapping with the key 'training'")
-        document = with_preset(document)
     except DocumentError as error:
         raise InvalidJobError([Problem("", f"a job's document {error}")]) from error
-    except UnknownPresetError as error:
-        problems.append(Problem("preset", str(error)))
-    type_problem = _check_type(document)
-    if type_problem is not None:
-        raise InvalidJobError([*problems, type_problem])
-    try:
-        # As JSON text: pydantic accepts only what a message can carry, in its types.
-        job = TrainingJob.model_validate_json(json.dumps(document))
-    except ValidationError as error:
-        raise InvalidJobError([*problems, *problems_of(error)]) from error
+    document, problems = _completed(document)
+    job, found = validate(document, TrainingJob)
+    problems += _further(document, problems, found)
+    if job is None:
+        raise InvalidJobError(problems)
     if job.engine == INVOKE:
         problems += invoke.problems_of(job.training)
     if problems:
@@ -142,64 +131,39 @@ def parse_job(document: Any) -> TrainingJob:
     return job
 
 
-def problems_of(error: ValidationError) -> list[Problem]:
-    """Return every problem that pydantic found, by the path in the author's document."""
-    by_path: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for details in map(dict, error.errors(include_url=False)):
-        by_path.setdefault(_path(details), []).append(details)
-    folders = {path[:length] for path in by_path for length in range(1, len(path))}
-    problems = []
-    for path, found in by_path.items():
-        # pydantic reports a union of int and tuple once for each branch. The branch that got past
-        # its type check is the one that the author meant; a problem inside a tuple says enough.
-        meant = [d for d in found if d["type"] not in ("int_type", "tuple_type")]
-        if not meant and path not in folders:
-            meant = found
-        problems += [
-            Problem(".".join(path), _message(details), missing=details["type"] in _MISSING)
-            for details in meant
-        ]
-    return problems
+def _completed(document: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """Return a document with a ``training`` mapping and its preset, and what is wrong with these.
+
+    An unknown preset is replaced by the one that is likely meant, so that the rest can be checked.
+    """
+    document, problems = _with_training(document)
+    try:
+        return with_preset(document), problems
+    except UnknownPresetError as error:
+        problems.append(Problem("preset", str(error)))
+        return with_preset({**document, "preset": error.similar}), problems
 
 
-def _check_type(document: dict[str, Any]) -> Problem | None:
+def _with_training(document: dict[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """Return a document with a ``training`` mapping, and what is wrong with the given one."""
     training = document.get("training")
-    if not isinstance(training, dict):
-        message = "is missing; it contains the training type and its options"
-        return Problem("training", message, missing=True)
-    given = training.get("type")
-    if given in list(TrainingType):
-        return None
-    types = ", ".join(TrainingType)
-    message = f"{quoted(given)} is not a training type; the types are {types}"
-    return Problem("training.type", message)
+    if isinstance(training, dict) or (training is None and document.get("preset") is not None):
+        return {**document, "training": training or {}}, []
+    if training is not None:
+        problem = Problem("training", "must be a mapping: the training type and its options")
+        return {**document, "training": {}}, [problem]
+    known = {name for config in _CONFIGS for name in config.model_fields}
+    options = {name: value for name, value in document.items() if name in known}
+    rest = {name: value for name, value in document.items() if name not in options}
+    message = "is missing; it contains the training type and its options"
+    if options:
+        message = f"is missing; put it above {listed(list(options))}, and indent these"
+    return {**rest, "training": options}, [Problem("training", message, missing=True)]
 
 
-def _path(details: dict[str, Any]) -> tuple[str, ...]:
-    *folders, last = map(str, details["loc"] or ("",))
-    if details["type"] in _NO_BRANCH:
-        # pydantic reports the union, though the problem is in the field that selects its branch.
-        folders, last = [*folders, last], details["ctx"]["discriminator"].strip("'")
-    parts = [part for part in folders if not _BRANCH.match(part)]
-    # An unknown option may be spelled like a branch.
-    if details["type"] == "extra_forbidden" or not _BRANCH.match(last):
-        parts.append(last)
-    return tuple(map(shortened, parts))
-
-
-def _message(details: dict[str, Any]) -> str:
-    kind, message = details["type"], str(details["msg"])
-    if kind == "extra_forbidden":
-        return "is not an option; check its spelling"
-    if kind in ("missing", "union_tag_not_found"):
-        return "is missing"
-    if kind == "union_tag_invalid":
-        return f"{quoted(details['ctx']['tag'])} is not one of {details['ctx']['expected_tags']}"
-    if kind == "string_pattern_mismatch":
-        message = _PATTERNS.get(details["ctx"]["pattern"], message)
-    message = message.removeprefix("Value error, ")
-    if kind in ("value_error", "json_invalid", EXACTLY_ONE) or isinstance(
-        details["input"], dict | list
-    ):
-        return message
-    return f"{message} (got {quoted(details['input'])})"
+def _further(document: dict[str, Any], known: list[Problem], found: list[Problem]) -> list[Problem]:
+    """Return the problems found in a completed document that do not follow from known ones."""
+    locations = {problem.location for problem in known}
+    # What an unknown preset has, and what a part that was left out needs, is not missing.
+    is_whole = "preset" not in locations and bool(document["training"])
+    return [it for it in found if it.location not in locations and (is_whole or not it.missing)]

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from tasks.jobs.field_metadata import ActsIf
-from tasks.strict_model import Decay, NonNegativeFloat, PositiveFloat, StrictModel
+from tasks.strict_model import NO_BOOLEAN, Decay, NonNegativeFloat, PositiveFloat, StrictModel
 
 IF_WARMING_UP = ActsIf(
     lambda config: config.lr_scheduler != "constant",
@@ -86,10 +86,10 @@ class AdafactorOptimizerConfig(StrictModel):
     """The learning rate of each model whose own learning rate is null. It is relative: a step moves
     a weight matrix by this share of its root mean square, 1 / sqrt(step) at most."""
 
-    beta2_decay: Annotated[float, Field(lt=0, allow_inf_nan=False)] = -0.8
+    beta2_decay: Annotated[float, Field(lt=0, allow_inf_nan=False), NO_BOOLEAN] = -0.8
     """The mean of squared gradients decays by 1 - step^beta2_decay."""
 
-    clipping_threshold: Annotated[float, Field(ge=1, allow_inf_nan=False)] = 1.0
+    clipping_threshold: Annotated[float, Field(ge=1, allow_inf_nan=False), NO_BOOLEAN] = 1.0
     """The maximum root mean square of an update, before it is multiplied by the rate."""
 
     weight_decay: NonNegativeFloat = 0.0

@@ -30,12 +30,19 @@ from tasks.strict_model import (
     PositiveInt,
     StrictModel,
     exactly_one,
+    usable_path,
 )
 
 WeightDtype = Literal["float32", "float16", "bfloat16"]
 FrozenDtype = Annotated[WeightDtype, Affects.CACHED_TEXT, Affects.CACHE_ENTRIES]
 LoraFormat = Annotated[Literal["invoke_peft", "kohya"], Affects.NO_NUMBER]
-ModelSource = Annotated[str, Field(min_length=1), Location.BASE_MODEL, Affects.CACHE_ENTRIES]
+ModelSource = Annotated[
+    str,
+    Field(min_length=1),
+    AfterValidator(usable_path),
+    Location.BASE_MODEL,
+    Affects.CACHE_ENTRIES,
+]
 CacheText = Annotated[bool, Affects.CACHE_ENTRIES]
 LrScheduler = Annotated[
     Literal[

@@ -11,6 +11,7 @@ from typing import Any
 
 from tasks.escaping import quoted
 from tasks.jobs.document import read_document
+from tasks.jobs.problems import did_you_mean, similar
 
 ALIASES = {
     "flux_1x24gb": "flux_lora_1x24gb",
@@ -40,7 +41,13 @@ class UnknownPresetError(KeyError):
     def __str__(self) -> str:
         """Return the message, with the names of all presets."""
         names = ", ".join(preset_names())
-        return f"there is no preset {quoted(self.name)}; the presets are {names}"
+        hint = did_you_mean(self.name, preset_names())
+        return f"there is no preset {quoted(self.name)}; the presets are {names}{hint}"
+
+    @property
+    def similar(self) -> str | None:
+        """The preset that is likely meant."""
+        return next(iter(similar(self.name, preset_names())), None)
 
 
 @cache
@@ -75,16 +82,16 @@ def with_preset(document: dict[str, Any]) -> dict[str, Any]:
     replaces the preset's other one. If the job uses another optimizer than the preset, the preset's
     optimizer settings and learning rates do not apply.
 
+    Args:
+        document: A job with a mapping ``training``. It is not changed.
+
     Raises:
         UnknownPresetError: The document names a preset that does not exist.
     """
     if document.get("preset") is None:
         return document
-    training = document.get("training")
     base = preset(document["preset"])["training"]
-    if training is not None and not isinstance(training, dict):
-        return document
-    return {**document, "training": merge_training(base, training or {})}
+    return {**document, "training": merge_training(base, document["training"])}
 
 
 def merge_training(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
 from routing.estimate import (
     PUBLISHED,
@@ -34,7 +34,7 @@ from tasks.jobs.pipeline import (
     not_cached_if_trained,
     one_prodigy_rate,
 )
-from tasks.strict_model import Decay, PositiveFloat, PositiveInt, exactly_one
+from tasks.strict_model import WORD, Decay, PositiveFloat, PositiveInt, exactly_one, usable_path
 
 # Every layer of SDXL's UNet that can take a LoRA, by the end of its name.
 UNET_TARGETS = frozenset(
@@ -78,8 +78,8 @@ SdxlLoraFormat = Annotated[
     Literal["invoke_peft", "kohya", "sd_scripts", "diffusers_old"], Affects.NO_NUMBER
 ]
 # One word without spaces and commas, which InvokeAI, ComfyUI and diffusers can find in a prompt.
-Token = Annotated[str, Field(pattern=r"^[^\s,]+$", max_length=100)]
-EmbeddingFile = Annotated[str, Location.FILE]
+Token = Annotated[str, Field(pattern=WORD, max_length=100)]
+EmbeddingFile = Annotated[str, AfterValidator(usable_path), Location.FILE]
 IF_UNET_TRAINED = ActsIf(lambda config: config.train_unet, "train_unet is false")
 
 
@@ -309,9 +309,9 @@ class SdxlTextualInversionConfig(SdxlConfig):
     type: Literal["SDXL_TEXTUAL_INVERSION"] = "SDXL_TEXTUAL_INVERSION"
     """Selects this training type."""
 
-    num_vectors: PositiveInt = 1
-    """Embedding vectors of the new word; a prompt spends one token on each. With initial_phrase,
-    the phrase decides the number: leave this 1."""
+    num_vectors: Annotated[PositiveInt, Field(le=75)] = 1
+    """Embedding vectors of the new word; a prompt spends one of its 75 tokens on each. With
+    initial_phrase, the phrase decides the number: leave this 1."""
 
     placeholder_token: Annotated[Token, Location.NONE]
     """The new word. The tokenizers must not have it yet."""

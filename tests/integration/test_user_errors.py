@@ -1,6 +1,7 @@
 """Mistakes of users: each has a clear message and an exit code, and uses no GPU."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,13 @@ def error_of(ran: Ran) -> str:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"type": "FLUX_LORAX"}, "training.type: 'FLUX_LORAX' is not a training type"),
-        ({"lora_ranks": 4}, "training.lora_ranks: is not an option"),
-        ({"lora_rank_dim": 0}, "training.lora_rank_dim: Input should be greater than 0"),
-        ({"type": "SDXL_LORA"}, "training.t5_tokenizer_max_length: is not an option"),
+        (
+            {"type": "FLUX_LORAX"},
+            r"training.type \(line \d+\): must .* did you mean 'FLUX_LORA'",
+        ),
+        ({"lora_ranks": 4}, r"training.lora_ranks \(line \d+\): is not an option"),
+        ({"lora_rank_dim": 0}, r"training.lora_rank_dim \(line \d+\): must be above 0"),
+        ({"type": "SDXL_LORA"}, r"training.t5_tokenizer_max_length \(line \d+\): is not an option"),
     ],
 )
 def test_an_invalid_job_is_refused_before_it_is_sent(
@@ -33,7 +37,7 @@ def test_an_invalid_job_is_refused_before_it_is_sent(
     job["training"] |= change
     ran = fleet.submit(job)
     assert ran.code == 3, ran
-    assert said in error_of(ran)
+    assert re.search(said, error_of(ran))
 
 
 def test_an_invalid_resolution_names_the_nearest_valid_ones(

@@ -56,15 +56,15 @@ def _as_job(document: DocumentText) -> DocumentText:
         return document
     training = {key: value for key, value in values.items() if key not in TrainingJob.model_fields}
     job = {key: value for key, value in values.items() if key not in training}
-    lines = {f"training.{path}": line for path, line in document.lines.items()}
-    return DocumentText({**job, "training": training}, document.lines | lines)
+    return DocumentText({**job, "training": training}, document.lines)
 
 
 def _with_line(problem: Problem, lines: dict[str, int]) -> Problem:
-    line = lines.get(problem.location) if problem.location else None
-    if line is None:
-        return problem
-    return replace(problem, location=f"{problem.location} (line {line})")
+    # In a file without ``training``, its options are at the top.
+    for location in (problem.location, problem.location.removeprefix("training.")):
+        if location and location in lines:
+            return replace(problem, location=f"{problem.location} (line {lines[location]})")
+    return problem
 
 
 def _anchor(document: Any, models: list[type[BaseModel]], folder: Path) -> None:

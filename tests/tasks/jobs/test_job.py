@@ -5,8 +5,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel, ValidationError
 
 from tasks.errors import DoesNotFitJobError, InvalidJobError
+from tasks.jobs.field_metadata import Location, marker_of, models_in
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.jobs.options import training_options
 from tests.tasks.jobs.test_flux_lora import GOOD, with_values
@@ -74,7 +76,9 @@ def test_a_refused_name_is_reported_with_the_rule() -> None:
 def test_an_unknown_type_is_refused_with_the_known_ones(given_type: Any) -> None:
     with pytest.raises(InvalidJobError) as caught:
         parse_job(with_values(type=given_type))
-    assert f"training.type: {given_type!r} is not a training type" in str(caught.value)
+    problem = caught.value.problems[0]
+    assert problem.location == "training.type"
+    assert problem.message.startswith("must be one of 'SDXL_LORA', ")
     for known in ("SDXL_LORA", "SDXL_TEXTUAL_INVERSION", "SDXL_FINETUNE", "FLUX_LORA"):
         assert known in str(caught.value)
 
@@ -193,3 +197,203 @@ def test_a_missing_value_is_marked_as_missing() -> None:
         "training.lora_rank_dim": False,
         "training.max_train_epochs": True,
     }
+
+
+def reported(training: dict[str, Any], **job: Any) -> dict[str, str]:
+    """Return the messages about a job by their locations."""
+    with pytest.raises(InvalidJobError) as caught:
+        parse_job({**job, "training": training})
+    return {problem.location: problem.message for problem in caught.value.problems}
+
+
+FOLDER = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "/cats"}
+SDXL: dict[str, Any] = {
+    "type": "SDXL_LORA",
+    "max_train_steps": 100,
+    "save_every_n_steps": 50,
+    "data_loader": {"type": "IMAGE_CAPTION_SD_DATA_LOADER", "dataset": FOLDER},
+}
+
+
+@pytest.mark.parametrize(
+    ("option", "near"),
+    [
+        ("seeed", "seed"),
+        ("Max-Train-Steps", "max_train_steps"),
+        ("batch_size", "train_batch_size"),
+        ("data_loader.crop", "center_crop"),
+        ("data_loader.dataset.dataset_dri", "dataset_dir"),
+        ("data_loader.dataset.capton_column", "caption_column"),
+        ("optimizer.learnig_rate", "learning_rate"),
+    ],
+)
+def test_an_unknown_option_is_reported_with_the_near_one(option: str, near: str) -> None:
+    *folders, name = option.split(".")
+    training = place = deepcopy(SDXL)
+    for folder in folders:
+        place = place.setdefault(folder, {})
+    place[name] = 1
+    message = reported(training)[f"training.{option}"]
+    assert message == f"is not an option; did you mean {near!r}?"
+
+
+def test_an_option_in_the_wrong_place_is_reported_with_the_right_one() -> None:
+    found = reported(SDXL | {"resolution": 512, "archive": "/a", "name": "cat"}, seed=1)
+    places = {
+        "seed": "training.seed?",
+        "training.resolution": "training.data_loader.resolution?",
+        "training.archive": "training.data_loader.dataset.archive or training.data_",
+        "training.name": "name?",
+    }
+    assert set(found) == set(places)
+    for location, place in places.items():
+        assert found[location].startswith(f"is not an option here; did you mean {place}")
+
+
+def test_an_option_of_another_type_is_reported_with_that_type() -> None:
+    found = reported(SDXL | {"use_ema": True, "optimizer": {"beta2_decay": -1}})
+    assert found == {
+        "training.use_ema": "is not an option here, only with SDXL_FINETUNE",
+        "training.optimizer.beta2_decay": "is not an option here, only with Adafactor",
+    }
+
+
+@pytest.mark.parametrize(
+    ("given_type", "said"),
+    [("SDXL_LROA", "did you mean 'SDXL_LORA'?"), (None, "(got null)"), ("", "(got '')")],
+)
+def test_the_rest_of_a_job_of_unknown_type_is_checked(given_type: Any, said: str) -> None:
+    training = SDXL | {"type": given_type, "lora_rank_dim": 0, "seeed": 1, "lr_scheduler": "cosin"}
+    training["optimizer"] = {"optimizer_type": "adamw", "beta1": 2}
+    loader = {"type": "IMAGE_CAPTION", "dataset": {"dataset_dir": "", "type": "FOLDER"}}
+    found = reported(training | {"data_loader": loader}, name="a b", priority=10)
+    assert set(found) == {
+        "name",
+        "priority",
+        "training.type",
+        "training.lora_rank_dim",
+        "training.seeed",
+        "training.lr_scheduler",
+        "training.optimizer.optimizer_type",
+        "training.optimizer.beta1",
+        "training.data_loader.type",
+        "training.data_loader.dataset.type",
+        "training.data_loader.dataset.dataset_dir",
+    }
+    assert said in found["training.type"]
+    assert "did you mean 'cosine'?" in found["training.lr_scheduler"]
+    assert "did you mean 'AdamW'?" in found["training.optimizer.optimizer_type"]
+
+
+def test_a_missing_type_is_reported_with_the_rest() -> None:
+    training = {key: value for key, value in SDXL.items() if key != "type"}
+    dataset = {"dataset_dir": "/a", "keep_in_memory": "nay"}
+    training["data_loader"] = {"dataset": dataset}
+    found = reported(training | {"max_train_steps": -1})
+    assert "it is one of SDXL_LORA, SDXL_TEXTUAL" in found.pop("training.type")
+    assert "it is one of IMAGE_CAPTION_SD_DATA" in found.pop("training.data_loader.type")
+    assert "ARCHIVE" in found.pop("training.data_loader.dataset.type")
+    assert found == {
+        "training.max_train_steps": "must be above 0 (got -1)",
+        "training.data_loader.dataset.keep_in_memory": "must be true or false (got 'nay')",
+    }
+
+
+def test_an_unknown_preset_hides_no_other_problem() -> None:
+    near = "did you mean 'sdxl_lora_1x24gb'?"
+    for name, said in (("sdxl_lora_1x24g", near), ("mine", "_1x16gb")):
+        found = reported({"lr_scheduler": "cosin"}, preset=name)
+        assert set(found) - {"training.data_loader"} == {"preset", "training.lr_scheduler"}
+        assert found["preset"].endswith(said)
+
+
+def test_a_job_without_training_is_reported_with_what_to_write() -> None:
+    with pytest.raises(InvalidJobError) as caught:
+        parse_job({"name": "a b", **SDXL, "seed": -1})
+    found = {problem.location: problem.message for problem in caught.value.problems}
+    assert found["training"].startswith("is missing; put it above type, max_train_steps, ")
+    assert set(found) == {"training", "training.seed", "name"}
+    with pytest.raises(InvalidJobError) as caught:
+        parse_job({"name": "a b"})
+    assert [problem.location for problem in caught.value.problems] == ["training", "name"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("max_train_steps", -5, "must be above 0 (got -5)"),
+        ("max_train_steps", 1e3, "must be a whole number; write 1000 (got 1000.0)"),
+        ("max_train_steps", "1_000", "must be a whole number; write 1000 (got '1_000')"),
+        ("max_train_steps", "many", "must be a whole number (got 'many')"),
+        ("seed", True, "must be a whole number (got true)"),
+        ("seed", 10**30, f"must be at most {2**63 - 1} (got {10**30})"),
+        ("unet_learning_rate", "fast", "must be a number (got 'fast')"),
+        ("unet_learning_rate", True, "must be a number (got true)"),
+        ("unet_learning_rate", float("inf"), "must be a finite number (got inf)"),
+        ("train_unet", "Flase", "must be true or false (got 'Flase')"),
+        ("validation_prompts", "a cat", "must be a list; write [\"a cat\"] (got 'a cat')"),
+        ("base_embeddings", "a", "must be a mapping (name: value) (got 'a')"),
+        ("optimizer", "Prodigy", "must be a mapping (name: value) (got 'Prodigy')"),
+        ("hf_variant", 16, "must be text; put it in quotes (got 16)"),
+        ("model", "", "must not be empty (got '')"),
+    ],
+)
+def test_a_wrong_value_is_reported_in_plain_words(option: str, value: Any, message: str) -> None:
+    assert reported(SDXL | {option: value})[f"training.{option}"] == message
+
+
+@pytest.mark.parametrize(
+    "value", ["768,768", "768x768", "768", 64.0, [768], [64.0, 64], ["768", "768"], [1, 2, 3], True]
+)
+def test_a_wrong_resolution_is_reported_once_with_the_right_forms(value: Any) -> None:
+    training = SDXL | {"data_loader": {**SDXL["data_loader"], "resolution": value}}
+    [(location, message)] = reported(training).items()
+    assert location == "training.data_loader.resolution"
+    assert "such as 768" in message
+    assert "[height, width], such as [768, 1024]" in message
+    assert len(message) < 200
+
+
+@pytest.mark.parametrize("text", ["False", "false", "no", "off"])
+def test_a_word_for_false_is_false(text: str) -> None:
+    training = SDXL | {"data_loader": {**SDXL["data_loader"], "center_crop": text}}
+    assert parse_job({"training": training}).training.loader.center_crop is False
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".SafeTensors", ".ckpt", ".pt"])
+def test_a_name_with_an_ending_is_refused_with_the_right_name(ending: str) -> None:
+    with pytest.raises(InvalidJobError, match=r"write my\.cat, without the ending"):
+        parse_job({"name": f"my.cat{ending}", "training": SDXL})
+    parse_job({"name": "my.cat", "id": f"my.cat{ending}", "training": SDXL})
+
+
+def test_no_path_depends_on_a_home_or_has_a_nul() -> None:
+    paths = [
+        (name, model)
+        for model in _all_models(TrainingJob)
+        for name, field in model.model_fields.items()
+        if marker_of(field, Location) in PATHS
+    ]
+    assert {"model", "vae_model", "transformer_path", "dataset_dir"} <= {name for name, _ in paths}
+    for name, model in paths:
+        for text, said in (("~/a.safetensors", "begins with '~'"), ("a\0.safetensors", "NUL")):
+            with pytest.raises(ValidationError) as caught:
+                model.model_validate({name: {"<a>": text} if name == "base_embeddings" else text})
+            assert said in str(caught.value), name
+
+
+PATHS = set(Location) - {Location.NONE, Location.STORE_FOLDER, Location.HUB_DATASET}
+
+
+def _all_models(model: type[BaseModel]) -> set[type[BaseModel]]:
+    inner = {m for field in model.model_fields.values() for m in models_in(field.annotation)}
+    return {model}.union(*map(_all_models, inner))
+
+
+@pytest.mark.parametrize(
+    "name", ["/cats", "./cats", "../b", "~/cats", "a/b/c", "https://hf.co/a/b"]
+)
+def test_a_dataset_on_the_hub_has_an_id(name: str) -> None:
+    dataset = {"type": "HF_HUB_IMAGE_CAPTION_DATASET", "dataset_name": name}
+    found = reported(SDXL | {"data_loader": {**SDXL["data_loader"], "dataset": dataset}})
+    assert "is not a Hub id" in found["training.data_loader.dataset.dataset_name"]

@@ -108,15 +108,14 @@ def test_relative_embedding_files_start_at_the_job_file(tmp_path: Path) -> None:
 
 
 def test_a_bare_config_is_the_training_part(tmp_path: Path) -> None:
-    (tmp_path / "job.yaml").write_text(
-        "name: cat\ntype: FLUX_LORA\ntransformer_path: a.safetensors"
-    )
-    document = read_job_file(tmp_path / "job.yaml")
-    assert document.values == {
+    (tmp_path / "job.yaml").write_text("name: cat\ntype: FLUX_LORA\ntransformer_path: a.ckpt")
+    assert read_job_file(tmp_path / "job.yaml").values == {
         "name": "cat",
-        "training": {"type": "FLUX_LORA", "transformer_path": str(tmp_path / "a.safetensors")},
+        "training": {"type": "FLUX_LORA", "transformer_path": str(tmp_path / "a.ckpt")},
     }
-    assert document.lines["training.transformer_path"] == 3
+    with pytest.raises(InvalidJobError) as caught:
+        load_job(tmp_path / "job.yaml")
+    assert "training.transformer_path (line 3): must be a" in str(caught.value)
 
 
 def test_problems_have_the_lines_of_their_options(tmp_path: Path) -> None:
@@ -165,7 +164,9 @@ UNREADABLE = {
     "a value that is not its tag's": ("a: !!int abc", "'abc' does not fit its tag !!int"),
     "an unknown tag": ("a: !!timestamp 2001-01-01", "the tag .* is not read"),
     "a program": ("a: !!python/object/apply:os.system ls", "the tag .* is not read"),
-    "a tab": ("a:\n\tb: 1", "line 2, column 1: there is a tab; indent with spaces"),
+    "a tab": ("a:\n\tb: 1", "line 2, column 1: .*; indent with spaces, not with tabs"),
+    "text with a colon": ("a: b: c", "line 1, column 5: this ':' is not expected"),
+    "broken JSON": ('{\n\t"a": 1\n\t"b": 2\n}', "is not JSON: line 3, column 2: Expecting ','"),
     "no UTF-8": ("a: \udcff", "is not UTF-8 text; save it as UTF-8"),
     "a mebibyte": ("a: " + "x" * 2**20, "is larger than 1,048,576 bytes"),
     "a control character": ("a: \x1b[31m", "is not YAML"),
