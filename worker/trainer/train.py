@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -84,9 +85,14 @@ def run(
     validate: Callable[[int], None] = _never
     if config.validation_prompts:
         sampler = kind.new_sampler(config, models)
-        validate = Validation(
+        validation = Validation(
             request, store, models, sampler, index, recipe.precision, rng, emit, stop
-        ).make
+        )
+
+        def make_images(step: int) -> None:
+            determinism.run(partial(validation.make, step))
+
+        validate = make_images
     train(recipe, state, data, rng, config, checkpoints, validate, determinism, emit, stop)
     peak = meter.peak_bytes() if meter is not None else None
     recipe.close()

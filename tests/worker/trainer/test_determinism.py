@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.events import Event, Note
+from tasks.events import Event, Note, ValidationImages
 from tests.worker.trainer.runs import CACHED, Images, config_of, run_train
 from worker.trainer.data.batches import Batch
 from worker.trainer.determinism import Determinism
 from worker.trainer.flux.lora_recipe import FluxLora
+from worker.trainer.flux.sampler import FluxSampler
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +78,24 @@ def test_a_run_continues_without_strictness_and_reports_it(
     # The run stays one that was not exact.
     key = relaxed.checkpoints[0].state_key
     assert run_train(data, config, resume_state_key=key).done.nondeterminism is not None
+
+
+@pytest.mark.filterwarnings("ignore:put_ does not have a deterministic implementation")
+def test_validation_continues_without_strictness(
+    tiny_flux: Path, data: Images, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sample = FluxSampler.sample
+
+    def sample_with_put(*values: Any) -> torch.Tensor:
+        put()
+        return sample(*values)
+
+    monkeypatch.setattr(FluxSampler, "sample", sample_with_put)
+    options: dict[str, Any] = {"max_train_steps": 1, "validate_every_n_steps": 1}
+    run = run_train(data, config_of(tiny_flux, **options, validation_prompts=["a cat"]))
+    assert run.done.nondeterminism is not None
+    [made] = run.events.of(ValidationImages)
+    assert len(made.images) == 4
 
 
 def test_other_errors_are_raised() -> None:
