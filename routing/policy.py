@@ -62,6 +62,7 @@ class Route:
         system_memory_gb: The system memory that the machine should have.
         engine: The engine that trains the job; a worker needs to have it.
         checkpointed_blocks: The blocks of the denoiser that are recomputed.
+        blocks: All its blocks.
     """
 
     memory_class: MemoryClass
@@ -70,6 +71,7 @@ class Route:
     system_memory_gb: int
     engine: Engine = DIFFUSERS
     checkpointed_blocks: int = 0
+    blocks: int = 0
 
     @property
     def gpu_queue(self) -> str:
@@ -87,6 +89,7 @@ class Route:
             "parts_gib": {part: round(gib, 2) for part, gib in self.estimate.parts().items()},
             "system_memory_gb": self.system_memory_gb,
             "checkpointed_blocks": self.checkpointed_blocks,
+            "blocks": self.blocks,
         }
 
 

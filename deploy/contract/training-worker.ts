@@ -319,9 +319,9 @@ export interface FluxLoraConfig {
    */
   gradient_accumulation_steps?: number;
   /**
-   * The precision of the frozen weights. Use bfloat16, as the presets do: FLUX leaves float16's
-   * range, which is invoke-training's default. LoRA weights and their optimizer state are always
-   * float32; float16 trains with a dynamic loss scale, so that gradients do not vanish.
+   * The precision of the frozen weights. float16 is invoke-training's default, and FLUX leaves
+   * its range: use bfloat16, as the presets and forms do. LoRA weights and their optimizer state are
+   * always float32; float16 trains with a dynamic loss scale, so that gradients do not vanish.
    * @default "float16"
    */
   weight_dtype?: "float32" | "float16" | "bfloat16";
@@ -1788,9 +1788,9 @@ export interface FluxAdvancedConfig {
    */
   trainTextEncoder: boolean;
   /**
-   * The precision of the frozen weights. Use bfloat16, as the presets do: FLUX leaves float16's
-   * range, which is invoke-training's default. LoRA weights and their optimizer state are always
-   * float32; float16 trains with a dynamic loss scale, so that gradients do not vanish.
+   * The precision of the frozen weights. float16 is invoke-training's default, and FLUX leaves
+   * its range: use bfloat16, as the presets and forms do. LoRA weights and their optimizer state are
+   * always float32; float16 trains with a dynamic loss scale, so that gradients do not vanish.
    * @default "float16"
    */
   weightDtype: "float32" | "float16" | "bfloat16";

@@ -187,9 +187,9 @@ class FluxLoraConfig(PipelineConfig):
     keeps both text encoders on the GPU and encodes at each step."""
 
     weight_dtype: FrozenDtype = "float16"
-    """The precision of the frozen weights. Use bfloat16, as the presets do: FLUX leaves float16's
-    range, which is invoke-training's default. LoRA weights and their optimizer state are always
-    float32; float16 trains with a dynamic loss scale, so that gradients do not vanish."""
+    """The precision of the frozen weights. float16 is invoke-training's default, and FLUX leaves
+    its range: use bfloat16, as the presets and forms do. LoRA weights and their optimizer state are
+    always float32; float16 trains with a dynamic loss scale, so that gradients do not vanish."""
 
     gradient_checkpointing: GradientCheckpointing[
         Annotated[int, Field(ge=0, le=FLUX_BLOCKS, strict=True)]

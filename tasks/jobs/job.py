@@ -101,7 +101,13 @@ class TrainingJob(StrictModel):
                 f"{reason}; with {blocks} of {training.blocks} blocks recomputed it takes "
                 f"{estimate.needed_gib:.1f} GiB"
             )
-        return replace(chosen, estimate=estimate, reason=reason, checkpointed_blocks=blocks)
+        return replace(
+            chosen,
+            estimate=estimate,
+            reason=reason,
+            checkpointed_blocks=blocks,
+            blocks=training.blocks,
+        )
 
 
 def parse_job(document: Any) -> TrainingJob:

@@ -80,7 +80,7 @@ def route_table(route: Route) -> Table:
     table.add_row("needed", f"{route.estimate.needed_gib:.1f}")
     table.add_row(f"class {route.memory_class} has at least", f"{route.memory_class.floor_gib:.1f}")
     table.add_section()
-    table.add_row("blocks recomputed", str(route.checkpointed_blocks))
+    table.add_row("blocks recomputed", f"{route.checkpointed_blocks} of {route.blocks}")
     table.add_row("system memory of the machine, GB", str(route.system_memory_gb))
     return table
 
