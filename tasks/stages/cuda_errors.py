@@ -22,7 +22,7 @@ _GPU_FAILED = r"""
     | tensor\ memory\ not\ completely | context\ is\ destroyed | CUDA\ unknown\ error
     | (CUDA|driver)\ error:\ (unknown|initialization)\ error | no\ CUDA-capable\ device
     | busy\ or\ unavailable | system\ not\ yet\ initialized | GPU\ is\ lost | fallen\ off\ the\ bus
-    | \bXid\b | (CUBLAS|CUSOLVER|CUSPARSE|CUDNN)_STATUS_(EXECUTION_FAILED|MAPPING_ERROR)
+    | NVRM:\ Xid | (CUBLAS|CUSOLVER|CUSPARSE|CUDNN)_STATUS_(EXECUTION_FAILED|MAPPING_ERROR)
     | (CUBLAS|CUSOLVER|CUSPARSE)_STATUS_INTERNAL_ERROR | (cudaError|CUDA_ERROR_)(Illegal|Misaligned
     |Assert|Invalid_?(Pc|Address_?Space)|Launch_?(Timeout|Fail)|Hardware|ECC|Nvlink|Contained
     |Tensor_?Memory|Context_?Is|Unknown)

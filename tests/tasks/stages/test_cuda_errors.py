@@ -73,6 +73,7 @@ def test_a_failed_gpu_is_known_by_its_texts(text: str) -> None:
         "CUDA error: no kernel image is available for execution on the device" + ADVICE,
         "mat1 and mat2 shapes cannot be multiplied (2x3 and 4x5)",
         "[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: not enough memory: you tried",
+        "FileNotFoundError: /data/xid/out of shared memory.png",
         "memory allocation of 8192 bytes failed",
         "Torch not compiled with CUDA enabled",
         "",

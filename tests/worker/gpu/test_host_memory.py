@@ -38,13 +38,19 @@ def test_host_memory_is_at_most_what_the_kernel_reports() -> None:
     assert 0 < host_memory_bytes() <= psutil.virtual_memory().total
 
 
-def test_doctor_compares_host_memory_with_the_gpus(tmp_path: Path) -> None:
+def test_doctor_compares_this_machine_with_its_gpus(tmp_path: Path) -> None:
     machine = Machine(tmp_path)
     machine.has(A100, T4)
     env = {k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")}
     ran = subprocess.run(
         [sys.executable, "-P", "-m", "worker", "doctor"],
-        env={**env, **machine.env, "TRAINING_HOME": str(tmp_path / "home"), "COLUMNS": "200"},
+        env={
+            **env,
+            **machine.env,
+            "TRAINING_HOME": str(tmp_path / "home"),
+            "COLUMNS": "300",
+            "NVIDIA_TF32_OVERRIDE": "1",
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -52,3 +58,9 @@ def test_doctor_compares_host_memory_with_the_gpus(tmp_path: Path) -> None:
     [line] = [line for line in ran.stdout.splitlines() if "system memory" in line]
     short = memory_shortage(MemoryClass.GB80, host_memory_bytes())
     assert ("warning" in line) == (short is not None)
+    errors = [line for line in ran.stdout.splitlines() if "error" in line]
+    assert any(
+        "Tesla-T4: it has compute capability 7.5; jobs compute in" in line for line in errors
+    )
+    assert not any("A100" in line for line in errors)
+    assert "NVIDIA_TF32_OVERRIDE" in ran.stdout

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from tasks.stages.worker_context import GpuUnhealthy
-from tests.nvml.machine import A100, Machine
+from tests.nvml.machine import A100, T4, Machine
 from worker.gpu import quarantine
-from worker.gpu.inventory import declared_gpus
+from worker.gpu.inventory import TorchBuild, declared_gpus
 from worker.gpu.quarantine import GpuFault, GpuFaultPipe, GpuQuarantine, make_gate
 from worker.periodic import PeriodicThread, ThreadWatch
 
@@ -141,32 +141,47 @@ def test_an_unsupported_gpu_is_quarantined_from_the_start() -> None:
     assert quarantined.consumer.cancelled == ["gpu.40gb"]
 
 
-@pytest.mark.parametrize("foreign", ["", f"process GPU-a100 {os.getppid()} 100"])
-def test_the_gate_closes_the_kept_trainer_for_another_process(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, foreign: str
-) -> None:
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
     machine = Machine(tmp_path)
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    machine.has(A100, f"process GPU-a100 {child.pid} 5000", foreign)
     for name, value in machine.env.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(quarantine, "_pid_namespace", lambda: HOST)
     monkeypatch.setattr(quarantine, "_PARENT_REACTS_WITHIN_S", 0.0)
+    monkeypatch.setattr(quarantine, "torch_build", lambda: TorchBuild("13.0", ("sm_75", "sm_80")))
+    return machine
+
+
+def test_the_gate_refuses_an_unsupported_gpu(machine: Machine) -> None:
+    machine.has(T4)
+    gate = make_gate(replace(declared_gpus("16gb")[0], uuid="GPU-t4"), GpuFaultPipe(), lambda: None)
+    with pytest.raises(GpuUnhealthy, match=r"compute capability 7\.5"):
+        gate(1.0)
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_the_gate_closes_the_kept_trainer_for_another_process(
+    machine: Machine, is_shared: bool
+) -> None:
+    kept = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    foreign = f"process GPU-a100 {os.getppid()} 100" if is_shared else ""
+    machine.has(A100, f"process GPU-a100 {kept.pid} 5000", foreign)
 
     def close() -> None:
-        child.communicate(b"\n")
+        kept.communicate(b"\n")
         machine.has(A100, foreign)
 
-    gpu = replace(declared_gpus("80gb")[0], uuid="GPU-a100")
-    check = make_gate(gpu, pipe := GpuFaultPipe(), close)
-    if foreign:
+    pipe = GpuFaultPipe()
+    gate = make_gate(replace(declared_gpus("80gb")[0], uuid="GPU-a100"), pipe, close)
+    if is_shared:
         with pytest.raises(GpuUnhealthy, match="which is not this worker's"):
-            check(40.0)
+            gate(40.0)
+        assert kept.returncode == 0
+        assert len(pipe.receive(0)) == 1
     else:
-        check(40.0)
-    assert (child.returncode is not None) == bool(foreign)
-    assert len(pipe.receive(0)) == bool(foreign)
-    child.communicate()
+        gate(40.0)
+        assert kept.poll() is None
+        kept.communicate(b"\n")
 
 
 def test_an_emulated_gpu_takes_every_job() -> None:
