@@ -422,19 +422,34 @@ def _rgb(
     image: Image.Image, conversion: ImageCms.ImageCmsTransform | None
 ) -> tuple[Image.Image, tuple[int, int]]:
     """Return an image in sRGB, on white, and the range of its alpha channel."""
-    if image.mode == "RGB" and not image.has_transparency_data:
-        if conversion is not None:
-            conversion.apply_in_place(image)
-        return image, (255, 255)
-    whole, least, most = Image.new("RGB", image.size, "white"), 255, 0
+    if not image.has_transparency_data and not image.mode.startswith("I"):
+        if conversion is None:
+            return image if image.mode == "RGB" else image.convert("RGB"), (255, 255)
+        if image.mode == "RGB":
+            return conversion.apply_in_place(image), (255, 255)
+    if image.width * image.height <= _STRIP_PIXELS:
+        return _rgb_strip(image, conversion)
+    whole, least, most = Image.new("RGB", image.size), 255, 0
     for box in _strips(image.size):
-        colors, alpha = _split(image.crop(box))
-        if conversion is not None:
-            colors = conversion.apply(colors.convert(conversion.input_mode))
-        whole.paste(colors.convert("RGB"), box, alpha)
-        darkest, brightest = (255, 255) if alpha is None else values_of(alpha)
+        strip, (darkest, brightest) = _rgb_strip(image.crop(box), conversion)
+        whole.paste(strip, box)
         least, most = min(least, darkest), max(most, brightest)
     return whole, (least, most)
+
+
+def _rgb_strip(
+    strip: Image.Image, conversion: ImageCms.ImageCmsTransform | None
+) -> tuple[Image.Image, tuple[int, int]]:
+    colors, alpha = _split(strip)
+    if conversion is not None:
+        colors = conversion.apply(colors.convert(conversion.input_mode))
+    if colors.mode != "RGB":
+        colors = colors.convert("RGB")
+    if alpha is None or values_of(alpha)[0] == 255:
+        return colors, (255, 255)
+    white = Image.new("RGB", colors.size, "white")
+    white.paste(colors, mask=alpha)
+    return white, values_of(alpha)
 
 
 def _strips(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
