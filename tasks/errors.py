@@ -222,7 +222,7 @@ class BaseModelFilesError(JobError):
     """A base model whose files cannot be read."""
 
     def __init__(self, model: str, problem: str) -> None:
-        self.problem = problem
+        self.path, self.problem = model, problem
         message = f"the base model {model} cannot be used: {problem}"
         super().__init__(message, ErrorCode.INVALID_MODEL)
 

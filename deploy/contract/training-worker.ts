@@ -279,6 +279,12 @@ export interface FluxLoraConfig {
    */
   single_file_config?: string | null;
   /**
+   * A VAE to use instead of the base model's: a diffusers folder, a Hub id, or one
+   * `.safetensors` file, such as FLUX's `ae.safetensors`, by diffusers' or the original names. A
+   * LoRA's or embedding's file does not contain it, but full_diffusers and single_file do.
+   */
+  vae_model?: string | null;
+  /**
    * The optimizer and its settings.
    * @default {
    *   "optimizer_type": "AdamW",
@@ -775,6 +781,12 @@ export interface SdxlFinetuneConfig {
    */
   single_file_config?: string | null;
   /**
+   * A VAE to use instead of the base model's: a diffusers folder, a Hub id, or one
+   * `.safetensors` file, such as FLUX's `ae.safetensors`, by diffusers' or the original names. A
+   * LoRA's or embedding's file does not contain it, but full_diffusers and single_file do.
+   */
+  vae_model?: string | null;
+  /**
    * The optimizer and its settings.
    * @default {
    *   "optimizer_type": "AdamW",
@@ -878,11 +890,6 @@ export interface SdxlFinetuneConfig {
    * @default "fp16"
    */
   hf_variant?: string | null;
-  /**
-   * A diffusers folder or Hub id of a VAE to use instead of the base model's. A LoRA's or
-   * embedding's file does not contain it, but full_diffusers and single_file do.
-   */
-  vae_model?: string | null;
   /**
    * The UNet's target: the noise, or the velocity (Salimans & Ho, 2022). Null: what a single
    * file says by its tensors `v_pred` and `ztsnr` or its header, else the base model's scheduler
@@ -982,6 +989,12 @@ export interface SdxlLoraConfig {
    */
   single_file_config?: string | null;
   /**
+   * A VAE to use instead of the base model's: a diffusers folder, a Hub id, or one
+   * `.safetensors` file, such as FLUX's `ae.safetensors`, by diffusers' or the original names. A
+   * LoRA's or embedding's file does not contain it, but full_diffusers and single_file do.
+   */
+  vae_model?: string | null;
+  /**
    * The optimizer and its settings.
    * @default {
    *   "optimizer_type": "AdamW",
@@ -1085,11 +1098,6 @@ export interface SdxlLoraConfig {
    * @default "fp16"
    */
   hf_variant?: string | null;
-  /**
-   * A diffusers folder or Hub id of a VAE to use instead of the base model's. A LoRA's or
-   * embedding's file does not contain it, but full_diffusers and single_file do.
-   */
-  vae_model?: string | null;
   /**
    * The UNet's target: the noise, or the velocity (Salimans & Ho, 2022). Null: what a single
    * file says by its tensors `v_pred` and `ztsnr` or its header, else the base model's scheduler
@@ -1225,6 +1233,12 @@ export interface SdxlTextualInversionConfig {
    */
   single_file_config?: string | null;
   /**
+   * A VAE to use instead of the base model's: a diffusers folder, a Hub id, or one
+   * `.safetensors` file, such as FLUX's `ae.safetensors`, by diffusers' or the original names. A
+   * LoRA's or embedding's file does not contain it, but full_diffusers and single_file do.
+   */
+  vae_model?: string | null;
+  /**
    * The optimizer and its settings.
    * @default {
    *   "optimizer_type": "AdamW",
@@ -1328,11 +1342,6 @@ export interface SdxlTextualInversionConfig {
    * @default "fp16"
    */
   hf_variant?: string | null;
-  /**
-   * A diffusers folder or Hub id of a VAE to use instead of the base model's. A LoRA's or
-   * embedding's file does not contain it, but full_diffusers and single_file do.
-   */
-  vae_model?: string | null;
   /**
    * The UNet's target: the noise, or the velocity (Salimans & Ho, 2022). Null: what a single
    * file says by its tensors `v_pred` and `ztsnr` or its header, else the base model's scheduler

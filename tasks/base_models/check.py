@@ -1,8 +1,7 @@
 """Base model validation before a job uses a GPU. Reads small files and headers, no weights."""
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,58 +15,27 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from tasks.errors import Problem
+from tasks.base_models.files import described_by, weights_files
+from tasks.base_models.layouts import Config
+from tasks.base_models.parts import (
+    Family,
+    family_of,
+    holds_part,
+    part_weights,
+    refuse_config,
+    refuse_other_models,
+    replacing_file,
+    what_instead,
+)
+from tasks.base_models.safetensors_header import Header, read_header, read_headers
+from tasks.errors import BaseModelFilesError, Problem
 from tasks.escaping import shortened
 from tasks.jobs.pipeline import PipelineConfig
-from tasks.jobs.sdxl import SdxlConfig
 from tasks.transient import is_transient
 
-
-@dataclass(frozen=True)
-class _Family:
-    """The parts of a family's base models.
-
-    Attributes:
-        pipeline: The start of the names of its diffusers pipelines.
-        weights: Each part with weights, and the option whose file replaces the weights.
-        file_keys: What a single file lacks if no tensor's name has one of these starts.
-    """
-
-    pipeline: str
-    weights: dict[str, str | None]
-    file_keys: dict[str, tuple[str, ...]]
-
-
-_FLUX = _Family(
-    "Flux",
-    {
-        "transformer": "transformer_path",
-        "text_encoder": "text_encoder_1_path",
-        "text_encoder_2": "text_encoder_2_path",
-        "vae": None,
-    },
-    {
-        "no transformer": ("model.diffusion_model.double_blocks.", "double_blocks."),
-        "no CLIP text encoder": ("text_encoders.clip_l.",),
-        "no T5 text encoder": ("text_encoders.t5xxl.",),
-        "no VAE": ("vae.", "first_stage_model."),
-    },
-)
-_SDXL = _Family(
-    "StableDiffusionXL",
-    {"unet": None, "text_encoder": None, "text_encoder_2": None, "vae": None},
-    {
-        "no UNet": ("model.diffusion_model.input_blocks.",),
-        "no first text encoder": ("conditioner.embedders.0.transformer.",),
-        "no second text encoder": ("conditioner.embedders.1.model.",),
-        "no VAE": ("first_stage_model.",),
-    },
-)
 _TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "spiece.model")
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-# safetensors itself refuses longer headers.
-_MAX_HEADER_BYTES = 100_000_000
+_SAFETENSORS = ".safetensors"
 
 
 def check_base_model(config: PipelineConfig, hub: HfApi | None = None) -> list[Problem]:
@@ -77,23 +45,20 @@ def check_base_model(config: PipelineConfig, hub: HfApi | None = None) -> list[P
         config: Names the model and the files that replace parts of it.
         hub: The Hub; None is the public one, or the one that ``HF_ENDPOINT`` names.
     """
-    hub = hub or HfApi()
-    family = _SDXL if isinstance(config, SdxlConfig) else _FLUX
-    problems = []
-    for option in filter(None, family.weights.values()):
-        path = getattr(config, option)
-        if path is not None:
-            problems += _check_weights_file(Path(path), f"training.{option}")
-    for location, path in _embedding_files(config).items():
-        problems += _check_embedding(Path(path), location)
-    vae_model: str | None = getattr(config, "vae_model", None)
-    if vae_model is not None:
-        problems += _check_vae_model(vae_model, hub)
-    if config.model.endswith(".safetensors"):
+    hub, family = hub or HfApi(), family_of(config)
+    problems = _check_vae_model(config, family, hub)
+    for name, part in family.parts.items():
+        if (path := replacing_file(config, part)) is not None:
+            described = _described_config(config, name, hub)
+            location = f"training.{part.option}"
+            problems += _check_weights(lambda: read_header(path), location, family, name, described)
+    for location, file in _embedding_files(config).items():
+        problems += _check_embedding(Path(file), location)
+    if config.model.endswith(_SAFETENSORS):
         return problems + _check_single_file(config, family, hub)
     if _is_folder(config.model):
         return problems + _check_folder(Path(config.model), config, family)
-    return problems + _check_hub_id(config.model, "training.model", family.pipeline, hub)
+    return problems + _check_hub_id(config.model, "training.model", family.pipelines, hub)
 
 
 def _embedding_files(config: PipelineConfig) -> dict[str, str]:
@@ -105,117 +70,158 @@ def _embedding_files(config: PipelineConfig) -> dict[str, str]:
 
 
 def _check_embedding(path: Path, location: str) -> list[Problem]:
-    problems = _check_weights_file(path, location)
-    if problems:
-        return problems
-    shapes = {name: entry.get("shape") for name, entry in _header(path).items()}
-    for name in ("clip_l", "clip_g"):
-        shape = shapes.get(name)
-        if not isinstance(shape, list) or len(shape) != 2:
-            message = f"{path} has no matrix {name}; it is not an SDXL textual inversion"
-            problems.append(Problem(location, message))
-    return problems
+    try:
+        tensors = read_header(path).tensors
+    except BaseModelFilesError as error:
+        return [_problem(location, error)]
+    return [
+        Problem(location, f"{path} has no matrix {name}; it is not an SDXL textual inversion")
+        for name in ("clip_l", "clip_g")
+        if name not in tensors or len(tensors[name].shape) != 2
+    ]
 
 
-def _check_vae_model(model: str, hub: HfApi) -> list[Problem]:
-    location = "training.vae_model"
+def _check_vae_model(config: PipelineConfig, family: Family, hub: HfApi) -> list[Problem]:
+    model = config.vae_model
+    if model is None or model.endswith(_SAFETENSORS):
+        return []
     if not _is_folder(model):
-        return _check_hub_id(model, location, None, hub)
+        return _check_hub_id(model, "training.vae_model", (), hub)
     folder = Path(model)
-    return _check_part(folder / "vae" if (folder / "vae").is_dir() else folder, False)
+    folder = folder / "vae" if (folder / "vae").is_dir() else folder
+    return _check_part(folder, "vae", config, family)
 
 
-def _check_single_file(config: PipelineConfig, family: _Family, hub: HfApi) -> list[Problem]:
+def _check_single_file(config: PipelineConfig, family: Family, hub: HfApi) -> list[Problem]:
     """Check a whole model in one file, and the configs and tokenizers that describe it."""
     path, location = Path(config.model), "training.model"
-    problems = _check_weights_file(path, location)
-    if not problems:
-        names = list(_header(path))
-        for missing, starts in family.file_keys.items():
-            if not any(name.startswith(starts) for name in names):
-                problems.append(Problem(location, f"{path} has {missing}; it is not a whole model"))
-    described = config.single_file_config or type(config).model_fields["model"].default
-    if _is_folder(described):
-        return problems + _check_folder(Path(described), config, family, weights=False)
-    return problems + _check_hub_id(described, "training.single_file_config", family.pipeline, hub)
+    try:
+        header = read_header(path)
+        refuse_other_models(header)
+    except BaseModelFilesError as error:
+        return [_problem(location, error)]
+    needed = {
+        name: _described_config(config, name, hub)
+        for name, part in family.parts.items()
+        if getattr(config, part.option or "", None) is None
+    }
+    absent = [
+        name
+        for name, described in needed.items()
+        if not holds_part(header, family.parts[name], described or {})
+    ]
+    problems = []
+    if absent:
+        problems.append(Problem(location, f"{path} {_not_whole(header, family, absent)}"))
+    for name, described in needed.items():
+        if name not in absent:
+            problems += _check_weights(lambda: header, location, family, name, described)
+    # What belongs to no part is a problem of each.
+    problems = list(dict.fromkeys(problems))
+    source = described_by(config)
+    if _is_folder(source):
+        return problems + _check_folder(Path(source), config, family, weights=False)
+    option = "training.single_file_config"
+    return problems + _check_hub_id(source, option, family.pipelines, hub)
+
+
+def _not_whole(header: Header, family: Family, absent: Sequence[str]) -> str:
+    """Return what a single file lacks, and what to do."""
+    parts = [family.parts[name] for name in absent]
+    message = f"has no {', no '.join(part.noun for part in parts)}; it is not a whole model"
+    held = [part for part in family.parts.values() if holds_part(header, part, {})]
+    if len(held) == 1 and held[0].option:
+        return (
+            f"{message}; it holds a {held[0].noun} only: give it as {held[0].option}, and as "
+            "model a whole model"
+        )
+    options = [part.option for part in parts if part.option]
+    if held and len(options) == len(parts):
+        return f"{message}; give the rest by {', '.join(options)}"
+    return message + what_instead(header)
+
+
+def _check_weights(
+    read: Callable[[], Header],
+    location: str | None,
+    family: Family,
+    name: str,
+    described: Config | None,
+) -> list[Problem]:
+    """Check by their headers that files hold a part, and nothing that is not read.
+
+    Args:
+        read: Reads the header.
+        location: The option that names the file; None for those of a folder.
+        family: The family of the base model.
+        name: The part.
+        described: The part's ``config.json``; None if this machine cannot read it.
+    """
+    try:
+        header = read()
+        if described is None:
+            refuse_other_models(header)
+        else:
+            part_weights(header, family, name, described)
+    except BaseModelFilesError as error:
+        return [_problem(location, error)]
+    return []
+
+
+def _problem(location: str | None, error: BaseModelFilesError) -> Problem:
+    if location is None:
+        return Problem(error.path, error.problem)
+    return Problem(location, f"{shortened(error.path)}: {error.problem}")
+
+
+def _described_config(config: PipelineConfig, name: str, hub: HfApi) -> Config | None:
+    """Return a part's ``config.json``; None if this machine cannot read it."""
+    model = described_by(config)
+    if _is_folder(model):
+        return _json(Path(model) / name / "config.json") or None
+    try:
+        return _json(Path(hub.hf_hub_download(model, f"{name}/config.json"))) or None
+    except (HFValidationError, httpx2.HTTPError, OSError, ValueError, KeyError):
+        return None  # the check of the Hub's id reports it
 
 
 def _check_folder(
-    folder: Path, config: PipelineConfig, family: _Family, *, weights: bool = True
+    folder: Path, config: PipelineConfig, family: Family, *, weights: bool = True
 ) -> list[Problem]:
     index = folder / "model_index.json"
     if not index.is_file():
         return [Problem(str(folder), "has no model_index.json; it must be in diffusers' layout")]
     pipeline = str(_json(index).get("_class_name"))
-    if not pipeline.startswith(family.pipeline):
-        needed = f"{config.type} needs a {family.pipeline}Pipeline"
+    if pipeline not in family.pipelines:
+        needed = f"{config.type} needs a {family.pipelines[0]}"
         return [Problem(str(index), f"describes a {pipeline}; {needed}")]
     problems = []
-    for part, option in family.weights.items():
-        replaced = option is not None and getattr(config, option) is not None
-        replaced |= part == "vae" and getattr(config, "vae_model", None) is not None
-        problems += _check_part(folder / part, replaced or not weights)
-    for part, encoder in _TOKENIZERS.items():
-        problems += _check_tokenizer(folder / part, folder / encoder)
+    for name, part in family.parts.items():
+        is_replaced = getattr(config, part.option or "", None) is not None
+        problems += _check_part(folder / name, name, config, family, weights and not is_replaced)
+    for name, encoder in _TOKENIZERS.items():
+        problems += _check_tokenizer(folder / name, folder / encoder)
     if not (folder / "scheduler" / "scheduler_config.json").is_file():
         problems.append(Problem(str(folder / "scheduler"), "has no scheduler_config.json"))
     return problems
 
 
-def _check_part(folder: Path, replaced: bool) -> list[Problem]:
+def _check_part(
+    folder: Path, name: str, config: PipelineConfig, family: Family, weights: bool = True
+) -> list[Problem]:
     if not (folder / "config.json").is_file():
         return [Problem(str(folder), "has no config.json")]
-    if not _json(folder / "config.json"):
+    described = _json(folder / "config.json")
+    if not described:
         return [Problem(str(folder / "config.json"), "is damaged; download it again")]
-    if replaced:
+    try:
+        refuse_config(described, folder, family.parts[name])
+        files = weights_files(config, folder) if weights else []
+    except BaseModelFilesError as error:
+        return [_problem(None, error)]
+    if not weights:
         return []
-    weights = sorted(folder.glob("*.safetensors"))
-    shards = set()
-    for index in folder.glob("*.safetensors.index.json"):
-        names = _mapping(_json(index).get("weight_map")).values()
-        if not names:
-            return [Problem(str(index), "is damaged; download it again")]
-        shards |= {folder / str(name) for name in names}
-    if not weights and not shards:
-        if any(file.suffix in _PICKLES for file in folder.iterdir()):
-            message = "has only pickled weights, which can run code; use .safetensors weights"
-            return [Problem(str(folder), message)]
-        return [Problem(str(folder), "has no .safetensors weights")]
-    return [
-        problem
-        for file in sorted({*weights, *shards})
-        for problem in _check_weights_file(file, str(file))
-    ]
-
-
-def _check_weights_file(path: Path, location: str) -> list[Problem]:
-    """Check by its header that a safetensors file exists and is complete."""
-    if not _exists(path.is_file):
-        return [Problem(location, f"there is no file {shortened(str(path))} on this worker")]
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
-            return [Problem(location, f"{path} is not a safetensors file, or is truncated")]
-        try:
-            header = json.loads(file.read(length))
-            ends = [
-                int(entry["data_offsets"][1])
-                for name, entry in header.items()
-                if name != "__metadata__"
-            ]
-        except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
-            return [Problem(location, f"{path} has a damaged safetensors header")]
-    if 8 + length + max(ends, default=0) != size:
-        return [Problem(location, f"{path} is truncated or damaged; download it again")]
-    return []
-
-
-def _header(path: Path) -> dict[str, Any]:
-    """Return the tensors' entries of a valid safetensors file, by name."""
-    with path.open("rb") as file:
-        header = _mapping(json.loads(file.read(int.from_bytes(file.read(8), "little"))))
-    return {name: _mapping(entry) for name, entry in header.items() if name != "__metadata__"}
+    return _check_weights(lambda: read_headers(folder, files), None, family, name, described)
 
 
 def _check_tokenizer(folder: Path, encoder: Path) -> list[Problem]:
@@ -248,13 +254,13 @@ def _vocabulary_size(folder: Path) -> int | None:
     return None
 
 
-def _check_hub_id(model: str, location: str, pipeline: str | None, hub: HfApi) -> list[Problem]:
-    """Check that a repository exists, and is a pipeline whose name starts so."""
+def _check_hub_id(model: str, location: str, pipelines: Sequence[str], hub: HfApi) -> list[Problem]:
+    """Check that a repository exists, and is one of some pipelines."""
     try:
         info = hub.model_info(model)
         described = _mapping(_mapping(info.config).get("diffusers")).get("_class_name")
-        if pipeline and described and not str(described).startswith(pipeline):
-            return [Problem(location, f"{model} is a {described}; a {pipeline}Pipeline is needed")]
+        if pipelines and described and str(described) not in pipelines:
+            return [Problem(location, f"{model} is a {described}; a {pipelines[0]} is needed")]
     except HFValidationError:
         name = shortened(model)
         message = f"{name} is neither a folder on this worker nor a Hub id (owner/name)"

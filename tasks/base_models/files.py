@@ -7,8 +7,9 @@ request with nothing to encode stays quick.
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import (
@@ -20,8 +21,9 @@ from huggingface_hub.errors import (
 )
 
 from tasks.errors import BaseModelFilesError
+from tasks.escaping import listed
 from tasks.jobs.field_metadata import Affects, Location, affects, marker_of, options_of
-from tasks.jobs.pipeline import PipelineConfig
+from tasks.jobs.pipeline import PICKLE_ENDINGS, PipelineConfig
 
 # Pickle files and the single-file copies at the top of a repository are never downloaded.
 _SETTINGS = ("*.json", "*.txt", "*.model")
@@ -55,22 +57,62 @@ def base_model_folder(config: PipelineConfig, parts: Sequence[str]) -> Path:
     """
     if single_file(config) is None:
         return _folder(config.model, parts, getattr(config, "hf_variant", None))
-    return _folder(_described_by(config), parts, None, weights=False)
+    return _folder(described_by(config), parts, None, weights=False)
 
 
-def variant(config: PipelineConfig, part: Path) -> str | None:
-    """Return the variant of a part's weights to load: hf_variant, if the part has such files."""
-    wanted: str | None = getattr(config, "hf_variant", None)
-    return wanted if wanted and any(part.glob(f"*.{wanted}{_WEIGHTS[1:]}")) else None
+def described_by(config: PipelineConfig) -> str:
+    """Return the folder or Hub id with the configs and tokenizers of a base model."""
+    if not config.model.endswith(_WEIGHTS[1:]):
+        return config.model
+    default: str = type(config).model_fields["model"].default
+    return config.single_file_config or default
+
+
+def weights_files(config: PipelineConfig, part: Path) -> list[Path]:
+    """Return the files with a part's weights in a folder, as diffusers chooses them.
+
+    Raises:
+        BaseModelFilesError: There are none, or the list of its shards is damaged.
+    """
+    variant = _variant(config, part)
+    end = f".{variant}" if variant else ""
+    for name in ("diffusion_pytorch_model", "model"):
+        index = f"{name}.safetensors.index{end}.json"
+        if (part / index).is_file():
+            try:
+                shards = set(_shards(json_object(part, index)))
+            except (BaseModelFilesError, AttributeError, TypeError) as error:
+                problem = "is damaged; download it again"
+                raise BaseModelFilesError(str(part / index), problem) from error
+            return sorted(part / Path(shard).name for shard in shards)
+        if (file := part / f"{name}{end}{_WEIGHTS[1:]}").is_file():
+            return [file]
+    raise BaseModelFilesError(str(part), _no_weights(part))
+
+
+def weights_file(config: PipelineConfig, option: str | None) -> Path | None:
+    """Return the single file that holds a part's weights; None if a folder does.
+
+    Args:
+        config: Names the model.
+        option: The option that replaces the part's weights, if there is one.
+
+    Raises:
+        BaseModelFilesError: The file is missing.
+    """
+    path: str | None = getattr(config, option, None) if option else None
+    if path is None:
+        return single_file(config)
+    return existing_file(path) if path.endswith(_WEIGHTS[1:]) else None
 
 
 def vae_folder(config: PipelineConfig) -> Path:
-    """Return the folder of the VAE's files: ``vae_model``'s if it is given.
+    """Return the folder of the VAE's files: ``vae_model``'s if that is one.
 
-    For a single-file model without ``vae_model``, it has the VAE's config only.
+    If a single file holds the VAE, the folder has its config.
     """
-    other: str | None = getattr(config, "vae_model", None)
-    if other is None:
+    other = config.vae_model
+    if other is None or other.endswith(_WEIGHTS[1:]):
         return base_model_folder(config, ("vae",)) / "vae"
     folder = Path(other)
     if not folder.is_dir():
@@ -86,8 +128,7 @@ def vae_config(config: PipelineConfig) -> dict[str, object]:
 def text_digest(config: PipelineConfig) -> str:
     """Return the SHA-256 of all files that decide the text encoders' outputs, in hex."""
     folder = base_model_folder(config, _TEXT_PARTS)
-    paths = (getattr(config, f"text_encoder_{number}_path", None) for number in (1, 2))
-    first, second = (path or _file_instead(config) for path in paths)
+    first, second = (weights_file(config, f"text_encoder_{number}_path") for number in (1, 2))
     embeddings = getattr(config, "base_embeddings", {})
     digest = _digest(config, folder, _TEXT_PARTS, (first, None, second, None))
     for token, path in sorted(embeddings.items()):
@@ -98,9 +139,8 @@ def text_digest(config: PipelineConfig) -> str:
 def vae_digest(config: PipelineConfig) -> str:
     """Return the SHA-256 of all files that decide the VAE's outputs, in hex."""
     folder = vae_folder(config)
-    own = getattr(config, "vae_model", None) is None
-    override = _file_instead(config) if own else None
-    return _digest(config, folder.parent, (folder.name,), (override,)).hexdigest()
+    overrides = (weights_file(config, "vae_model"),)
+    return _digest(config, folder.parent, (folder.name,), overrides).hexdigest()
 
 
 def encoders_identity(config: PipelineConfig) -> str:
@@ -120,7 +160,7 @@ def encoders_identity(config: PipelineConfig) -> str:
         and marker_of(option.field, Location) in (Location.BASE_MODEL, Location.FILE)
     }
     if config.model.endswith(_WEIGHTS[1:]):
-        locations["single_file_config"] = _described_by(config)
+        locations["single_file_config"] = described_by(config)
     settings = (getattr(config, "hf_variant", None), config.caches_text, config.cache_vae_outputs)
     return json.dumps([settings, {path: _stamps(value) for path, value in locations.items()}])
 
@@ -186,10 +226,30 @@ def json_object(folder: Path, name: str) -> dict[str, object]:
     return values
 
 
-def _described_by(config: PipelineConfig) -> str:
-    """Return the folder or Hub id with the configs and tokenizers of a single-file model."""
-    default: str = type(config).model_fields["model"].default
-    return config.single_file_config or default
+def _no_weights(part: Path) -> str:
+    """Return what a folder has instead of weights."""
+    names = sorted(file.name for file in part.iterdir()) if part.is_dir() else []
+    if others := [name for name in names if name.endswith(_WEIGHTS[1:])]:
+        return (
+            f"has weights of other names or variants only ({listed(others)}); set hf_variant to "
+            "the variant (of SDXL models), or take it out of the names"
+        )
+    if any(name.endswith(PICKLE_ENDINGS) for name in names):
+        return "has only pickled weights, which can run code; use .safetensors weights"
+    return "has no .safetensors weights"
+
+
+def _variant(config: PipelineConfig, part: Path) -> str | None:
+    """Return the variant of a part's weights to load: hf_variant, if the part has such files."""
+    wanted: str | None = getattr(config, "hf_variant", None)
+    return wanted if wanted and any(part.glob(f"*.{wanted}[.-]*{_WEIGHTS[2:]}")) else None
+
+
+def _shards(index: dict[str, Any]) -> Iterator[str]:
+    names = index["weight_map"].values() if index.get("weight_map") else ()
+    if not names:
+        raise TypeError(index)
+    yield from names
 
 
 def _stamps(value: str | dict[str, str]) -> object:
@@ -211,13 +271,8 @@ def _stamp(location: str) -> object:
     return _download(location, ("model_index.json", "config.json"), ()).name
 
 
-def _file_instead(config: PipelineConfig) -> str | None:
-    file = single_file(config)
-    return None if file is None else str(file)
-
-
 def _digest(
-    config: PipelineConfig, folder: Path, parts: Sequence[str], overrides: Sequence[str | None]
+    config: PipelineConfig, folder: Path, parts: Sequence[str], overrides: Sequence[Path | None]
 ) -> "hashlib._Hash":
     """Return the digest of the files of parts.
 
@@ -232,7 +287,7 @@ def _digest(
         files = _files(folder / part, config)
         if override:
             files = [file for file in files if not _is_weights(file)]
-            files.append(existing_file(override))
+            files.append(override)
         for file in files:
             # Independent of an override's name, which says nothing about its contents.
             name = "override" if _is_weights(file) and override else file.name
@@ -243,11 +298,15 @@ def _digest(
 def _files(part: Path, config: PipelineConfig) -> list[Path]:
     """Return the files of a part: its settings, and the weights of the variant that is loaded."""
     settings = [file for pattern in _SETTINGS for file in part.glob(pattern)]
-    wanted = variant(config, part)
+    wanted = _variant(config, part)
     weights = [
         file
         for file in [*part.glob(_WEIGHTS), *part.glob("*.safetensors.index*.json")]
-        if (f".{wanted}." in file.name if wanted else not _VARIANT.search(file.name))
+        if (
+            re.search(rf"\.{re.escape(wanted)}[.-]", file.name)
+            if wanted
+            else not _VARIANT.search(file.name)
+        )
     ]
     others = [file for file in settings if ".safetensors.index" not in file.name]
     return sorted({*weights, *others})

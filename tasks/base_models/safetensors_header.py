@@ -1,7 +1,7 @@
 """The header of a safetensors file: its tensors' names, types and shapes, without torch."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,24 +25,32 @@ class TensorEntry:
     """One tensor of a file.
 
     Attributes:
+        file: The file.
         dtype: safetensors' name of its type, such as ``BF16`` or ``F8_E4M3``.
         shape: Its shape.
         start: Where its data begins in the file, in bytes.
         end: Where its data ends.
     """
 
+    file: Path
     dtype: str
     shape: tuple[int, ...]
     start: int
     end: int
 
+    def read(self) -> bytes:
+        """Return the data."""
+        with self.file.open("rb") as file:
+            file.seek(self.start)
+            return file.read(self.end - self.start)
+
 
 @dataclass(frozen=True)
 class Header:
-    """The header of one file.
+    """The header of one file, or of several that hold one model.
 
     Attributes:
-        path: The file.
+        path: The file, or the folder of the files.
         tensors: Its tensors by name.
         metadata: The texts that its author added.
     """
@@ -52,6 +60,17 @@ class Header:
     metadata: Mapping[str, str]
 
 
+def read_headers(folder: Path, files: Iterable[Path]) -> Header:
+    """Return the header of a model in several files.
+
+    Raises:
+        BaseModelFilesError: A file is missing, damaged, truncated or something else.
+    """
+    headers = [read_header(file) for file in files]
+    tensors = {name: entry for header in headers for name, entry in header.tensors.items()}
+    return Header(folder, tensors, {})
+
+
 def read_header(path: Path) -> Header:
     """Return the header of a complete safetensors file.
 
@@ -59,7 +78,12 @@ def read_header(path: Path) -> Header:
         BaseModelFilesError: The file is missing, damaged, truncated or something else.
     """
     try:
-        size = path.stat().st_size
+        size = path.stat().st_size if path.is_file() else None
+    except (OSError, ValueError):
+        size = None  # a path that cannot exist
+    if size is None:
+        raise BaseModelFilesError(str(path), "there is no such file on this worker")
+    try:
         with path.open("rb") as file:
             first = file.read(8)
             length = int.from_bytes(first, "little")
@@ -77,7 +101,7 @@ def read_header(path: Path) -> Header:
 def _header(path: Path, values: Any, start: int, size: int) -> Header:
     try:
         metadata = values.pop("__metadata__", None) or {}
-        tensors = {str(name): _entry(entry, start) for name, entry in values.items()}
+        tensors = {str(name): _entry(path, entry, start) for name, entry in values.items()}
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise BaseModelFilesError(str(path), "it has a damaged safetensors header") from error
     if max((entry.end for entry in tensors.values()), default=start) != size:
@@ -86,11 +110,10 @@ def _header(path: Path, values: Any, start: int, size: int) -> Header:
     return Header(path, tensors, texts)
 
 
-def _entry(entry: Any, start: int) -> TensorEntry:
+def _entry(path: Path, entry: Any, start: int) -> TensorEntry:
     first, last = map(int, entry["data_offsets"])
-    return TensorEntry(
-        str(entry["dtype"]), tuple(map(int, entry["shape"])), start + first, start + last
-    )
+    shape = tuple(map(int, entry["shape"]))
+    return TensorEntry(path, str(entry["dtype"]), shape, start + first, start + last)
 
 
 def _what_else(first: bytes) -> str:

@@ -30,6 +30,7 @@ from tasks.jobs.pipeline import (
     PipelineConfig,
     not_cached_if_trained,
     one_prodigy_rate,
+    safe_weights_file,
 )
 from tasks.strict_model import NonNegativeFloat, PositiveFloat, PositiveInt, usable_path
 
@@ -245,8 +246,8 @@ class FluxLoraConfig(PipelineConfig):
     @field_validator("transformer_path", "text_encoder_1_path", "text_encoder_2_path")
     @classmethod
     def _safetensors_only(cls, path: str | None) -> str | None:
-        if path is not None and not path.endswith(".safetensors"):
-            raise ValueError("must be a .safetensors file; pickle checkpoints are refused")
+        if safe_weights_file(path) is not None and not str(path).endswith(".safetensors"):
+            raise ValueError("must be a .safetensors file")
         return path
 
     @field_validator("train_text_encoder")

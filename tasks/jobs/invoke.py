@@ -90,6 +90,14 @@ UNSUPPORTED_OPTIONS = (
     UnsupportedOption("text_encoder_1_path", "any", _ONE_FILE, _is_set),
     UnsupportedOption("text_encoder_2_path", "any", _ONE_FILE, _is_set),
     UnsupportedOption(
+        "vae_model",
+        "a single .safetensors file; any for FLUX",
+        "it loads SDXL's VAE from diffusers folders and Hub ids; leave the option out",
+        lambda value, config: (
+            value is not None and (value.endswith(".safetensors") or config.type == "FLUX_LORA")
+        ),
+    ),
+    UnsupportedOption(
         "quantization",
         "any",
         "it does not quantize the base model; leave the option out",

@@ -91,6 +91,23 @@ def known_names(names: tuple[str, ...], known: Collection[str], model: str) -> t
     return names
 
 
+def safe_weights_file(path: str | None) -> str | None:
+    """Return a path that names no file of weights but a ``.safetensors`` one.
+
+    Raises:
+        ValueError: It does.
+    """
+    end = (path or "").lower()
+    if end.endswith(".gguf"):
+        raise ValueError(
+            "is a GGUF file, whose weights are quantized in ways that are not read; use the "
+            "model's fp16, bf16 or fp8 .safetensors file (the option quantization saves memory)"
+        )
+    if end.endswith(PICKLE_ENDINGS):
+        raise ValueError("is a pickle checkpoint, which can run code; use a .safetensors file")
+    return path
+
+
 ClipTargets = Annotated[
     tuple[PlainText, ...],
     AfterValidator(lambda names: known_names(names, CLIP_TARGETS, "the text encoder")),
@@ -142,6 +159,11 @@ class PipelineConfig(StrictModel):
     single_file_config: ModelSource | None = None
     """The diffusers folder or Hub id whose configs and tokenizers describe ``model``, if that is a
     single file. Null: the type's default model."""
+
+    vae_model: ModelSource | None = None
+    """A VAE to use instead of the base model's: a diffusers folder, a Hub id, or one
+    ``.safetensors`` file, such as FLUX's ``ae.safetensors``, by diffusers' or the original names. A
+    LoRA's or embedding's file does not contain it, but full_diffusers and single_file do."""
 
     optimizer: OptimizerConfig = AdamOptimizerConfig()
     """The optimizer and its settings."""
@@ -312,12 +334,10 @@ class PipelineConfig(StrictModel):
             raise ValueError("set at most one of validate_every_n_steps and _epochs")
         return value
 
-    @field_validator("model")
+    @field_validator("model", "vae_model")
     @classmethod
-    def _no_pickle_model(cls, model: str) -> str:
-        if model.lower().endswith(PICKLE_ENDINGS):
-            raise ValueError("is a pickle checkpoint, which can run code; use a .safetensors file")
-        return model
+    def _no_other_file(cls, model: str | None) -> str | None:
+        return safe_weights_file(model)
 
     @field_validator("single_file_config")
     @classmethod

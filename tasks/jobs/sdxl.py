@@ -22,7 +22,6 @@ from tasks.jobs.field_metadata import ActsIf, Affects, Location, NonEmptyText, P
 from tasks.jobs.pipeline import (
     CLIP_TARGETS,
     IF_TEXT_ENCODER_TRAINED,
-    PICKLE_ENDINGS,
     CacheText,
     ClipTargets,
     GradientCheckpointing,
@@ -97,17 +96,14 @@ class SdxlConfig(PipelineConfig):
         Affects.CACHE_ENTRIES,
         ActsIf(
             lambda config: (
-                not config.model.endswith(".safetensors") or config.vae_model is not None
+                not config.model.endswith(".safetensors")
+                or not (config.vae_model or ".safetensors").endswith(".safetensors")
             ),
             "model is a single file",
         ),
     ] = "fp16"
     """The variant of a Hub repository's weights to fetch (``fp16`` is half the download), or of a
     folder's to load; weights without a variant if there are none."""
-
-    vae_model: ModelSource | None = None
-    """A diffusers folder or Hub id of a VAE to use instead of the base model's. A LoRA's or
-    embedding's file does not contain it, but full_diffusers and single_file do."""
 
     gradient_checkpointing: GradientCheckpointing[
         Annotated[int, Field(ge=0, le=UNET_BLOCKS, strict=True)]
@@ -144,13 +140,6 @@ class SdxlConfig(PipelineConfig):
         if value:
             raise ValueError("must be false; PyTorch's attention is as fast, and is used")
         return value
-
-    @field_validator("vae_model")
-    @classmethod
-    def _no_single_file(cls, model: str | None) -> str | None:
-        if model is not None and model.lower().endswith((".safetensors", *PICKLE_ENDINGS)):
-            raise ValueError("must be a diffusers folder or a Hub id")
-        return model
 
     @field_validator("negative_validation_prompts")
     @classmethod

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import torch
-from diffusers.loaders.single_file_utils import SingleFileComponentError
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from safetensors import SafetensorError
@@ -17,14 +17,17 @@ from tasks.base_models.files import (
     fingerprint,
     json_object,
     part_config,
-    single_file,
     vae_folder,
-    variant,
+    weights_file,
+    weights_files,
 )
+from tasks.base_models.parts import StoredTensor, family_of, part_weights
+from tasks.base_models.safetensors_header import read_header, read_headers
 from tasks.errors import BaseModelFilesError
 from tasks.jobs.pipeline import PipelineConfig
 from worker.trainer.errors import VocabularyError
 from worker.trainer.model_cache import ModelCache, ModelSpec
+from worker.trainer.weights import load_diffusers_model, load_text_encoder
 
 TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 # A tokenizer may hold fewer tokens than its encoder's table, which is padded (T5: 32100 of 32128),
@@ -44,7 +47,7 @@ def readable(source: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, SafetensorError, SingleFileComponentError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise BaseModelFilesError(source, str(error).partition("\n")[0]) from error
 
 
@@ -73,33 +76,56 @@ def take_vae(config: PipelineConfig, device: torch.device, cache: ModelCache) ->
     return vae
 
 
+def stored_weights(
+    config: PipelineConfig, part: str
+) -> tuple[dict[str, object], dict[str, StoredTensor]]:
+    """Return a part's ``config.json``, and where the job's files have its weights.
+
+    Raises:
+        BaseModelFilesError: A file is missing or unreadable, or holds something else.
+    """
+    family = family_of(config)
+    is_vae = part == "vae"
+    folder = vae_folder(config) if is_vae else base_model_folder(config, (part,)) / part
+    described = part_config(folder.parent, folder.name)
+    file = weights_file(config, family.parts[part].option)
+    header = (
+        read_headers(folder, weights_files(config, folder)) if file is None else read_header(file)
+    )
+    return described, part_weights(header, family, part, described)
+
+
 def load_vae(config: PipelineConfig, device: torch.device) -> AutoencoderKL:
     """Load the VAE in float32: in half precision SDXL's overflows, and FLUX's loses detail.
 
     Raises:
         BaseModelFilesError: A file is missing or unreadable.
     """
-    folder = vae_folder(config)
-    part_config(folder.parent, folder.name)
-    file = None if getattr(config, "vae_model", None) else single_file(config)
-    with readable(config.model):
-        if file is None:
-            vae: AutoencoderKL = AutoencoderKL.from_pretrained(
-                folder,
-                use_safetensors=True,
-                variant=variant(config, folder),
-                torch_dtype=torch.float32,
-            )
-        else:
-            vae = AutoencoderKL.from_single_file(
-                str(file),
-                config=str(folder.parent),
-                subfolder=folder.name,
-                local_files_only=True,
-                torch_dtype=torch.float32,
-            )
-    vae.eval().requires_grad_(False).to(device)  # type: ignore[arg-type] # its decorator hides it
+    described, weights = stored_weights(config, "vae")
+    with readable(config.vae_model or config.model):
+        vae: AutoencoderKL = load_diffusers_model(AutoencoderKL, described, weights, torch.float32)
+    vae.requires_grad_(False).to(device)  # type: ignore[arg-type] # its decorator hides it
     return vae
+
+
+def load_encoder(kind: Any, config: PipelineConfig, folder: Path, part: str) -> Any:
+    """Load a text encoder, frozen.
+
+    Args:
+        kind: Its class in transformers.
+        config: Names the base model.
+        folder: The folder with its config.
+        part: Its name.
+
+    Raises:
+        BaseModelFilesError: A file is missing or unreadable, or holds something else.
+    """
+    _, weights = stored_weights(config, part)
+    dtype = getattr(torch, config.weight_dtype)
+    encoder = load_text_encoder(
+        kind, kind.config_class.from_pretrained(folder / part), weights, dtype
+    )
+    return encoder.eval().requires_grad_(False)
 
 
 def load_scheduler(config: PipelineConfig, **overrides: object) -> Any:
@@ -145,5 +171,8 @@ def existing_files(*paths: str | None) -> list[str]:
 
 
 def _vae_spec(config: PipelineConfig, device: torch.device) -> ModelSpec:
-    files = sorted(map(str, vae_folder(config).glob("*.safetensors")))
-    return ModelSpec(fingerprint(config, (), files), lambda: load_vae(config, device))
+    file = weights_file(config, "vae_model")
+    files = sorted(vae_folder(config).glob("*.safetensors")) if file is None else [file]
+    return ModelSpec(
+        fingerprint(config, (), list(map(str, files))), lambda: load_vae(config, device)
+    )

@@ -2,7 +2,6 @@
 
 RefusedError               the request cannot be carried out
 ├── VocabularyError        a tokenizer does not belong to its text encoder
-├── WeightsMismatchError   a weights file does not fit the model it should replace
 ├── TargetError            a LoRA target matches no layer of the model
 ├── PlaceholderError       a placeholder token, or its initial embedding, cannot be used
 ├── MissingLibraryError    an option needs a library that is not installed
@@ -15,7 +14,7 @@ RefusedError               the request cannot be carried out
 InterruptedRun             the run was asked to stop, and stopped with everything saved
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from tasks.errors import ErrorCode
 
@@ -45,26 +44,6 @@ class VocabularyError(RefusedError):
             f"its text encoder expects about {self.vocab_size}; the folder's vocabulary files are "
             "missing or belong to another model"
         )
-
-
-class WeightsMismatchError(RefusedError):
-    """A weights file does not fit the model it should replace."""
-
-    code = ErrorCode.INVALID_MODEL
-
-    def __init__(self, path: str, part: str, missing: Iterable[str], extra: Iterable[str]) -> None:
-        self.path, self.part = path, part
-        self.missing, self.extra = sorted(missing), sorted(extra)
-        super().__init__(path, part, self.missing, self.extra)
-
-    def __str__(self) -> str:
-        """Name the file, and the first keys that do not match."""
-        parts = []
-        if self.missing:
-            parts.append(f"it lacks {_listed(self.missing)}")
-        if self.extra:
-            parts.append(f"it holds {_listed(self.extra)}, which the model lacks")
-        return f"{self.path} does not hold a {self.part} of this base model: {'; '.join(parts)}"
 
 
 class TargetError(RefusedError):

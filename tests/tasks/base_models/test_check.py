@@ -1,8 +1,7 @@
 import json
-import math
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -11,24 +10,57 @@ import pytest
 from huggingface_hub import HfApi, is_offline_mode
 
 from tasks.base_models.check import check_base_model
+from tasks.base_models.layouts import file_shapes
+from tasks.base_models.parts import FLUX, SDXL, Family
 from tasks.errors import Problem
 from tasks.jobs.job import parse_job
+from tests.tasks.base_models.files import safetensors_file
 from tests.tasks.jobs.test_flux_lora import with_values
 
+CLIP: dict[str, Any] = {
+    "vocab_size": 8,
+    "hidden_size": 4,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "projection_dim": 4,
+}
+T5: dict[str, Any] = {
+    "vocab_size": 8,
+    "d_model": 4,
+    "d_kv": 2,
+    "d_ff": 8,
+    "num_layers": 1,
+    "num_heads": 2,
+}
+VAE: dict[str, Any] = {"block_out_channels": [4, 4], "latent_channels": 4}
+TRANSFORMER: dict[str, Any] = {
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 2,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 4,
+    "pooled_projection_dim": 4,
+}
+UNET: dict[str, Any] = {
+    "block_out_channels": [4, 8],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+    "cross_attention_dim": 8,
+    "projection_class_embeddings_input_dim": 4,
+}
+CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
+    "FLUX": {"transformer": TRANSFORMER, "text_encoder": CLIP, "text_encoder_2": T5, "vae": VAE},
+    "SDXL": {"unet": UNET, "text_encoder": CLIP, "text_encoder_2": CLIP, "vae": VAE},
+}
 
-def safetensors_bytes() -> bytes:
-    header = json.dumps({"w": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}}).encode()
-    return len(header).to_bytes(8, "little") + header + b"data"
 
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """The files of a base model, as far as a check without loading sees them."""
-    folder = tmp_path / "model"
-    for part in ("transformer", "text_encoder", "text_encoder_2", "vae"):
+def build_model(folder: Path, family: Family) -> Path:
+    """Write the files of a base model, as far as a check without loading sees them."""
+    for part, config in CONFIGS[family.noun].items():
         (folder / part).mkdir(parents=True)
-        (folder / part / "config.json").write_text('{"vocab_size": 8}', "utf-8")
-        (folder / part / "model.safetensors").write_bytes(safetensors_bytes())
+        (folder / part / "config.json").write_text(json.dumps(config), "utf-8")
+        shapes = family.parts[part].shapes(config)
+        safetensors_file(folder / part / "model.safetensors", shapes, dtype="F16")
     for part in ("tokenizer", "tokenizer_2", "scheduler"):
         (folder / part).mkdir()
     (folder / "scheduler" / "scheduler_config.json").write_text("{}", "utf-8")
@@ -36,8 +68,15 @@ def model(tmp_path: Path) -> Path:
     (folder / "tokenizer" / "vocab.json").write_text(json.dumps(vocabulary), "utf-8")
     tokenizer = {"model": {"vocab": vocabulary}}
     (folder / "tokenizer_2" / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
-    (folder / "model_index.json").write_text('{"_class_name": "FluxPipeline"}', "utf-8")
+    index = {"_class_name": family.pipelines[0]}
+    (folder / "model_index.json").write_text(json.dumps(index), "utf-8")
     return folder
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A FLUX folder."""
+    return build_model(tmp_path / "model", FLUX)
 
 
 def problems(model: Path | str, hub: HfApi | None = None, **values: Any) -> list[Problem]:
@@ -60,22 +99,23 @@ def sdxl_messages(model: Path | str, hub: HfApi | None = None, **values: Any) ->
 
 
 @pytest.fixture
-def sdxl(model: Path) -> Path:
-    """The same of an SDXL."""
-    (model / "transformer").rename(model / "unet")
-    (model / "model_index.json").write_text('{"_class_name": "StableDiffusionXLPipeline"}', "utf-8")
-    return model
+def sdxl(tmp_path: Path) -> Path:
+    """An SDXL folder."""
+    return build_model(tmp_path / "sdxl", SDXL)
 
 
-def tensors_file(path: Path, *names: str, shape: tuple[int, ...] = (1, 1)) -> Path:
-    """A sound safetensors file of tensors of one byte a number."""
-    header, end = {}, 0
-    for name in names:
-        start, end = end, end + math.prod(shape)
-        header[name] = {"dtype": "U8", "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
-    return path
+def whole_file(
+    path: Path, family: Family, leave_out: Sequence[str] = (), **more: tuple[int, ...]
+) -> Path:
+    """Write a whole model in one file, by the original names."""
+    tensors: dict[str, tuple[int, ...]] = dict(more)
+    for name, part in family.parts.items():
+        if name not in leave_out:
+            shapes = part.shapes(CONFIGS[family.noun][name])
+            inside = file_shapes(part.namings[0](shapes), shapes)
+            prefix = "".join(part.prefixes[0])
+            tensors |= {prefix + it: shape for it, shape in inside.items()}
+    return safetensors_file(path, tensors, dtype="F16")
 
 
 def test_an_sdxl_folder_is_checked_part_by_part(sdxl: Path) -> None:
@@ -93,15 +133,19 @@ def test_vae_model_replaces_the_models_vae(sdxl: Path, tmp_path: Path) -> None:
     other.mkdir()
     [problem] = sdxl_messages(sdxl, vae_model=str(other))
     assert "other: has no config.json" in problem
-    (other / "config.json").write_text('{"vocab_size": 8}', "utf-8")
+    shutil.copy(sdxl / "vae" / "config.json", other)
     shutil.move(tmp_path / "vae.safetensors", other / "model.safetensors")
     assert sdxl_messages(sdxl, vae_model=str(other)) == []
 
 
 def test_embedding_files_are_checked_by_their_tensors(sdxl: Path, tmp_path: Path) -> None:
-    good = tensors_file(tmp_path / "good.safetensors", "clip_l", "clip_g")
-    half = tensors_file(tmp_path / "half.safetensors", "clip_l")
-    flat = tensors_file(tmp_path / "flat.safetensors", "clip_l", "clip_g", shape=(4,))
+    good = safetensors_file(
+        tmp_path / "good.safetensors", dict.fromkeys(["clip_l", "clip_g"], (1, 4))
+    )
+    half = safetensors_file(tmp_path / "half.safetensors", dict.fromkeys(["clip_l"], (1, 4)))
+    flat = safetensors_file(
+        tmp_path / "flat.safetensors", dict.fromkeys(["clip_l", "clip_g"], (4,))
+    )
     files = {"<a>": str(good), "<b>": str(half), "<c>": str(flat), "<d>": "/no.safetensors"}
     problems = sdxl_messages(sdxl, base_embeddings=files)
     assert [problem.partition(": ")[0] for problem in problems] == [
@@ -113,22 +157,13 @@ def test_embedding_files_are_checked_by_their_tensors(sdxl: Path, tmp_path: Path
     assert "has no matrix clip_g" in problems[0]
 
 
-WHOLE = (
-    "model.diffusion_model.input_blocks.0.0.weight",
-    "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias",
-    "conditioner.embedders.1.model.ln_final.bias",
-    "first_stage_model.encoder.conv_in.bias",
-)
-
-
 def test_a_single_file_is_checked_with_its_config(sdxl: Path, tmp_path: Path) -> None:
     file = tmp_path / "whole.safetensors"
-    assert "there is no file" in sdxl_messages(file, single_file_config=str(sdxl))[0]
-    tensors_file(file, *WHOLE[:2])
-    second, vae = sdxl_messages(file, single_file_config=str(sdxl))
-    assert "has no second text encoder" in second
-    assert "has no VAE" in vae
-    tensors_file(file, *WHOLE)
+    assert "there is no such file" in sdxl_messages(file, single_file_config=str(sdxl))[0]
+    whole_file(file, SDXL, leave_out=("text_encoder_2", "vae"))
+    [problem] = sdxl_messages(file, single_file_config=str(sdxl))
+    assert "has no second text encoder, no VAE; it is not a whole model" in problem
+    whole_file(file, SDXL)
     for weights in sdxl.rglob("*.safetensors"):
         weights.unlink()  # the file has them
     assert sdxl_messages(file, single_file_config=str(sdxl)) == []
@@ -186,8 +221,8 @@ def test_a_tokenizer_needs_its_vocabulary(model: Path) -> None:
 def test_a_file_that_replaces_a_part_is_checked(model: Path, tmp_path: Path) -> None:
     (model / "transformer" / "model.safetensors").unlink()
     stand_in = tmp_path / "mine.safetensors"
-    assert "there is no file" in messages(model, transformer_path=str(stand_in))[0]
-    stand_in.write_bytes(safetensors_bytes())
+    assert "there is no such file" in messages(model, transformer_path=str(stand_in))[0]
+    safetensors_file(stand_in, FLUX.parts["transformer"].shapes(TRANSFORMER), dtype="F16")
     assert messages(model, transformer_path=str(stand_in)) == []
 
 
@@ -296,11 +331,11 @@ def test_a_damaged_config_is_a_problem(model: Path) -> None:
     assert messages(model) == [f"{path}: is damaged; download it again"]
 
 
-@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "a/b/c", " "])
+@pytest.mark.parametrize("name", ["x" * 5000, "a/b/c", " "])
 def test_an_impossible_name_is_a_problem(model: Path, name: str) -> None:
     assert "is neither a folder on this worker nor a Hub id" in messages(name)[0]
     path = f"{name}.safetensors"
-    assert "there is no file" in messages(model, transformer_path=path)[0]
+    assert "there is no such file" in messages(model, transformer_path=path)[0]
 
 
 def test_a_proxys_page_is_not_a_hub_answer(hub: HfApi) -> None:

@@ -67,6 +67,7 @@ INVOKE_DEFAULTS: dict[str, Any] = {
 }
 # What this project adds, in the same way.
 OWN_DEFAULTS: dict[str, Any] = {
+    "vae_model": None,
     "single_file_config": None,
     "quantization": None,
     "deterministic": True,
@@ -170,7 +171,10 @@ def test_every_field_is_documented() -> None:
         ({"cache_vae_outputs": True, "data_loader__center_crop": False}, "center_crop"),
         ({"base_output_dir": "/etc"}, "base_output_dir"),
         ({"base_output_dir": "a/../../b"}, "base_output_dir"),
-        ({"transformer_path": "model.ckpt"}, "pickle checkpoints are refused"),
+        ({"transformer_path": "model.ckpt"}, "is a pickle checkpoint"),
+        ({"transformer_path": "flux-Q8_0.GGUF"}, "is a GGUF file"),
+        ({"text_encoder_2_path": "t5.gguf"}, "is a GGUF file"),
+        ({"transformer_path": "model.sft"}, "must be a .safetensors file"),
         ({"flux_lora_target_modules": ["to_q", "nothing"]}, "match no layer of FLUX: nothing"),
         ({"flux_lora_target_modules": []}, "names no layer"),
         ({"prediction_type": "epsilon"}, "no prediction type"),
@@ -401,6 +405,8 @@ def test_a_warmup_longer_than_the_run_is_a_warning() -> None:
         ({"data_loader__caption_dropout": 1.1}, "training.data_loader.caption_dropout: "),
         ({"model": "flux.ckpt"}, "training.model: is a pickle checkpoint"),
         ({"model": "flux.CKPT"}, "training.model: is a pickle checkpoint"),
+        ({"model": "flux.gguf"}, "training.model: is a GGUF file"),
+        ({"vae_model": "ae.pt"}, "training.vae_model: is a pickle checkpoint"),
         ({"single_file_config": "a/b"}, "training.single_file_config: acts only if model"),
         (
             {"model": "flux.safetensors", "single_file_config": "b.safetensors"},

@@ -32,6 +32,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "transformer_path": flux(transformer_path="t.safetensors"),
     "text_encoder_1_path": flux(text_encoder_1_path="t.safetensors"),
     "text_encoder_2_path": flux(text_encoder_2_path="t.safetensors"),
+    "vae_model": flux(vae_model="org/vae"),
     "quantization": flux(quantization="nf4"),
     "optimizer.optimizer_type": flux(optimizer={"optimizer_type": "Adafactor"}),
     "optimizer.use_8bit": flux(optimizer={"optimizer_type": "AdamW", "use_8bit": True}),

@@ -1,22 +1,16 @@
 """FLUX's transformer and text encoders: loaded, frozen and checked, onto a device."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
-from safetensors import safe_open
-from safetensors.torch import load_file
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from tasks.base_models.files import (
     base_model_folder,
-    existing_file,
     fingerprint,
-    part_config,
-    single_file,
     vae_config,
 )
 from tasks.jobs.flux_lora import FluxLoraConfig
@@ -24,15 +18,17 @@ from worker.trainer.base_model import (
     TEXT_PARTS,
     check_vocabulary,
     existing_files,
+    load_encoder,
     needed_specs,
     readable,
+    stored_weights,
 )
 from worker.trainer.data.cache_entries import Text
 from worker.trainer.data.inputs import VaeScaling
-from worker.trainer.errors import WeightsMismatchError
 from worker.trainer.flux.quantization import quantize
 from worker.trainer.model_cache import ModelCache, ModelSpec
 from worker.trainer.training_type import Models
+from worker.trainer.weights import load_diffusers_model
 
 
 class FluxText:
@@ -85,7 +81,6 @@ def take_models(config: FluxLoraConfig, device: torch.device, cache: ModelCache)
     Raises:
         BaseModelFilesError: A file is missing or unreadable.
         VocabularyError: A tokenizer does not belong to its encoder.
-        WeightsMismatchError: An override does not fit.
     """
     # Small files first: their errors are reported before any weights are loaded.
     scaling = VaeScaling(vae_config(config))
@@ -119,21 +114,13 @@ def load_transformer(config: FluxLoraConfig, device: torch.device) -> FluxTransf
 
     Raises:
         BaseModelFilesError: A file is missing or unreadable.
-        WeightsMismatchError: The override does not fit.
     """
-    folder = base_model_folder(config, ("transformer",))
-    part_config(folder, "transformer")
+    described, weights = stored_weights(config, "transformer")
     dtype = getattr(torch, config.weight_dtype)
-    file = single_file(config)
     with readable(config.transformer_path or config.model):
-        if config.transformer_path is None and file is not None:
-            model: FluxTransformer2DModel = _from_original(file, folder, dtype)
-        elif config.transformer_path is None:
-            model = FluxTransformer2DModel.from_pretrained(
-                folder, subfolder="transformer", use_safetensors=True, torch_dtype=dtype
-            )
-        else:
-            model = _from_file(existing_file(config.transformer_path), folder, dtype)
+        model: FluxTransformer2DModel = load_diffusers_model(
+            FluxTransformer2DModel, described, weights, dtype
+        )
     model.requires_grad_(False)
     if config.quantization is not None:
         quantize(model, config.quantization, device)
@@ -148,14 +135,13 @@ def load_text_encoders(config: FluxLoraConfig, device: torch.device) -> FluxPipe
     Raises:
         BaseModelFilesError: A file is missing or unreadable.
         VocabularyError: A tokenizer does not belong to its encoder.
-        WeightsMismatchError: An override does not fit.
     """
     folder = base_model_folder(config, TEXT_PARTS)
-    dtype = getattr(torch, config.weight_dtype)
     with readable(config.model):
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         tokenizer_2 = T5Tokenizer.from_pretrained(folder / "tokenizer_2")
-        clip, t5 = _clip_and_t5(config, folder, dtype)
+        clip = load_encoder(CLIPTextModel, config, folder, "text_encoder")
+        t5 = load_encoder(T5EncoderModel, config, folder, "text_encoder_2")
     check_vocabulary(config.model, "tokenizer", tokenizer, clip)
     check_vocabulary(config.model, "tokenizer_2", tokenizer_2, t5)
     # The signature takes no None for a component; the code does.
@@ -163,89 +149,11 @@ def load_text_encoders(config: FluxLoraConfig, device: torch.device) -> FluxPipe
     pipeline: FluxPipeline = new_pipeline(
         scheduler=None,
         vae=None,
-        text_encoder=clip.eval().requires_grad_(False).to(device),
+        text_encoder=clip.to(device),
         tokenizer=tokenizer,
-        text_encoder_2=t5.eval().requires_grad_(False).to(device),
+        text_encoder_2=t5.to(device),
         tokenizer_2=tokenizer_2,
         transformer=None,
     )
     pipeline.tokenizer_max_length = config.clip_tokenizer_max_length
     return pipeline
-
-
-def _from_original(path: Path, folder: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
-    """Load a file with the original model's tensor names."""
-    model: FluxTransformer2DModel = FluxTransformer2DModel.from_single_file(
-        str(path),
-        config=str(folder),
-        subfolder="transformer",
-        local_files_only=True,
-        torch_dtype=dtype,
-    )
-    return model
-
-
-def _from_file(path: Path, folder: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
-    with safe_open(path, framework="pt") as file:
-        names = set(file.keys())
-    if any("double_blocks." in name for name in names):
-        # Black Forest Labs' own names, which ComfyUI keeps too.
-        return _from_original(path, folder, dtype)
-    with torch.device("meta"):
-        model: FluxTransformer2DModel = FluxTransformer2DModel.from_config(
-            part_config(folder, "transformer")
-        )
-    expected = model.state_dict()
-    tensors = load_file(path)
-    wrong = {name for name in names & set(expected) if tensors[name].shape != expected[name].shape}
-    missing, extra = (set(expected) - names) | wrong, names - set(expected)
-    if missing or extra:
-        raise WeightsMismatchError(str(path), "FLUX transformer", missing, extra)
-    model.load_state_dict({name: tensor.to(dtype) for name, tensor in tensors.items()}, assign=True)
-    return model
-
-
-def _clip_and_t5(config: FluxLoraConfig, folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
-    """Load both from the overrides, the single file or the folder."""
-    file, paths = single_file(config), (config.text_encoder_1_path, config.text_encoder_2_path)
-    found: dict[str, Any] = {}
-    if file is not None and None in paths:
-        # diffusers does not load parts that are passed as None: load those without an override.
-        skipped = {"transformer": None, "vae": None, "scheduler": None}
-        names = zip(("text_encoder", "text_encoder_2"), paths, strict=True)
-        skipped |= {name: None for name, path in names if path is not None}
-        pipeline: Any = FluxPipeline.from_single_file(
-            str(file), config=str(folder), local_files_only=True, torch_dtype=dtype, **skipped
-        )
-        found = {"text_encoder": pipeline.text_encoder, "text_encoder_2": pipeline.text_encoder_2}
-    clip = found.get("text_encoder") or _encoder(
-        CLIPTextModel, folder, "text_encoder", paths[0], dtype
-    )
-    t5 = found.get("text_encoder_2") or _encoder(
-        T5EncoderModel, folder, "text_encoder_2", paths[1], dtype
-    )
-    return clip, t5
-
-
-def _encoder(kind: Any, folder: Path, part: str, override: str | None, dtype: torch.dtype) -> Any:
-    part_config(folder, part)
-    if override is None:
-        return kind.from_pretrained(folder, subfolder=part, use_safetensors=True, dtype=dtype)
-    path = existing_file(override)
-    config = kind.config_class.from_pretrained(folder / part)
-    # from_pretrained also maps older names of the same keys.
-    model, found = kind.from_pretrained(
-        None,
-        config=config,
-        state_dict=load_file(path),
-        dtype=dtype,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,
-    )
-    wrong = {str(key[0]) for key in found["mismatched_keys"]}
-    missing, extra = set(found["missing_keys"]) | wrong, set(found["unexpected_keys"])
-    # Older files hold this buffer, newer models compute it.
-    extra = {key for key in extra if not key.endswith("position_ids")}
-    if missing or extra:
-        raise WeightsMismatchError(str(path), kind.__name__, missing, extra)
-    return model

@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.jobs.invoke import PATCHES
 from tasks.jobs.pipeline import PipelineConfig
-from tasks.jobs.sdxl import SdxlFinetuneConfig
+from tasks.jobs.sdxl import SdxlConfig, SdxlFinetuneConfig
 from tasks.stages.trainer_protocol import TrainerRequest
 
 # Our options that the library lacks: they act in our part, or are refused.
@@ -22,7 +22,8 @@ def library_config(
 ) -> dict[str, Any]:
     """Return the library's config of a request, which its models still have to check."""
     config = request.training
-    values: dict[str, Any] = config.model_dump(mode="json", exclude=set(_OURS))
+    ours = {*_OURS} if isinstance(config, SdxlConfig) else {*_OURS, "vae_model"}
+    values: dict[str, Any] = config.model_dump(mode="json", exclude=ours)
     values |= {
         "base_output_dir": request.scratch_dir,
         # The stage removes old checkpoints, once the new one is recorded.

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,23 +16,23 @@ from tasks.base_models.files import (
     base_model_folder,
     fingerprint,
     json_object,
-    part_config,
-    single_file,
     vae_config,
-    variant,
 )
 from tasks.base_models.noise_schedule import noise_schedule
 from tasks.jobs.sdxl import SdxlConfig
 from worker.trainer.base_model import (
     TEXT_PARTS,
     check_vocabulary,
+    load_encoder,
     needed_specs,
     readable,
+    stored_weights,
 )
 from worker.trainer.data.cache_entries import Text
 from worker.trainer.data.inputs import VaeScaling
 from worker.trainer.model_cache import ModelCache, ModelSpec
 from worker.trainer.training_type import Models
+from worker.trainer.weights import load_diffusers_model
 
 
 class SdxlText:
@@ -160,26 +159,11 @@ def load_unet(config: SdxlConfig, device: torch.device, dtype: torch.dtype) -> U
     Raises:
         BaseModelFilesError: A file is missing or unreadable.
     """
-    folder = base_model_folder(config, ("unet",))
-    part_config(folder, "unet")
-    file = single_file(config)
+    described, weights = stored_weights(config, "unet")
     with readable(config.model):
-        if file is None:
-            unet: UNet2DConditionModel = UNet2DConditionModel.from_pretrained(
-                folder,
-                subfolder="unet",
-                use_safetensors=True,
-                variant=variant(config, folder / "unet"),
-                torch_dtype=dtype,
-            )
-        else:
-            unet = UNet2DConditionModel.from_single_file(
-                str(file),
-                config=str(folder),
-                subfolder="unet",
-                local_files_only=True,
-                torch_dtype=dtype,
-            )
+        unet: UNet2DConditionModel = load_diffusers_model(
+            UNet2DConditionModel, described, weights, dtype
+        )
     unet.requires_grad_(False).to(device)  # type: ignore[arg-type] # its decorator hides it
     return unet
 
@@ -195,15 +179,16 @@ def load_text_encoders(config: SdxlConfig, device: torch.device) -> StableDiffus
     with readable(config.model):
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         tokenizer_2 = CLIPTokenizer.from_pretrained(folder / "tokenizer_2")
-        first, second = _encoders(config, folder)
+        first = load_encoder(CLIPTextModel, config, folder, "text_encoder")
+        second = load_encoder(CLIPTextModelWithProjection, config, folder, "text_encoder_2")
     check_vocabulary(config.model, "tokenizer", tokenizer, first)
     check_vocabulary(config.model, "tokenizer_2", tokenizer_2, second)
     # The signature takes no None for a component; the code does.
     new_pipeline: Any = StableDiffusionXLPipeline
     pipeline: StableDiffusionXLPipeline = new_pipeline(
         vae=None,
-        text_encoder=first.eval().requires_grad_(False).to(device),
-        text_encoder_2=second.eval().requires_grad_(False).to(device),
+        text_encoder=first.to(device),
+        text_encoder_2=second.to(device),
         tokenizer=tokenizer,
         tokenizer_2=tokenizer_2,
         unet=None,
@@ -224,30 +209,3 @@ def load_noise_scheduler(config: SdxlConfig) -> DDPMScheduler:
     given = noise_schedule(config).scheduler_values
     scheduler: DDPMScheduler = DDPMScheduler.from_config(values, **given)
     return scheduler
-
-
-def _encoders(config: SdxlConfig, folder: Path) -> tuple[Any, Any]:
-    file, dtype = single_file(config), getattr(torch, config.weight_dtype)
-    if file is not None:
-        # diffusers does not load parts that are passed as None.
-        whole: Any = StableDiffusionXLPipeline.from_single_file(
-            str(file),
-            config=str(folder),
-            local_files_only=True,
-            torch_dtype=dtype,
-            unet=None,
-            vae=None,
-            scheduler=None,
-        )
-        return whole.text_encoder, whole.text_encoder_2
-    kinds = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
-    found = []
-    for part, kind in kinds.items():
-        part_config(folder, part)
-        wanted = variant(config, folder / part)
-        found.append(
-            kind.from_pretrained(
-                folder, subfolder=part, use_safetensors=True, variant=wanted, dtype=dtype
-            )
-        )
-    return found[0], found[1]

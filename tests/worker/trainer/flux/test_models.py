@@ -13,7 +13,6 @@ from tests.worker.trainer.runs import (
     run_cache,
     run_train,
 )
-from worker.trainer.errors import WeightsMismatchError
 from worker.trainer.export.safetensors_file import write_safetensors
 
 PARTS = {
@@ -60,10 +59,9 @@ def test_override_that_does_not_fit_is_refused_by_its_keys(
         tensors[name] = torch.zeros(1, 1)
     path = tmp_path / "other.safetensors"
     write_safetensors(path, tensors)
-    with pytest.raises(WeightsMismatchError) as caught:
+    with pytest.raises(BaseModelFilesError) as caught:
         run_train(data, config_of(tiny_flux, **{option: str(path)}))
-    # transformers renames old keys when it reads them: only the end of a name stays.
-    assert name.split(".")[-2] in str(caught.value)
+    assert name in str(caught.value)
 
 
 @pytest.mark.parametrize("option", PARTS)
