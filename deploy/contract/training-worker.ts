@@ -396,8 +396,10 @@ export interface FluxLoraConfig {
    */
   quantization?: "fp8" | "int8" | "nf4" | null;
   /**
-   * The format of the LoRA's file. Both formats have the same weights; InvokeAI, ComfyUI and
-   * diffusers read both.
+   * The names of layers in the LoRA's file; the weights are the same. InvokeAI, ComfyUI,
+   * diffusers and sd-scripts read `kohya`. ComfyUI and diffusers read `invoke_peft`, which has
+   * diffusers' names; InvokeAI reads it only if all attention inputs of both kinds of blocks have a
+   * LoRA, and the text encoder has none.
    * @default "kohya"
    */
   lora_checkpoint_format?: "invoke_peft" | "kohya";
@@ -910,9 +912,10 @@ export interface SdxlFinetuneConfig {
   /** What the validation images should not show: one for each of validation_prompts. */
   negative_validation_prompts?: (string)[] | null;
   /**
-   * The format of the published model: the whole pipeline as a diffusers folder, the UNet's part
-   * of it alone, or the whole pipeline in one `.safetensors` file as InvokeAI and ComfyUI load it
-   * (not in invoke-training).
+   * The format of the published model: the whole pipeline as a diffusers folder, which InvokeAI
+   * and diffusers read; the UNet's part of it alone, which only diffusers reads; or the whole
+   * pipeline in one `.safetensors` file, which InvokeAI, ComfyUI and diffusers read (not in
+   * invoke-training).
    * @default "trained_only_diffusers"
    */
   save_checkpoint_format?: "full_diffusers" | "trained_only_diffusers" | "single_file";
@@ -1125,10 +1128,9 @@ export interface SdxlLoraConfig {
   base_embeddings?: Record<string, unknown>;
   /**
    * The names of layers in the LoRA's file; the weights are the same. InvokeAI, ComfyUI and
-   * diffusers read `kohya`. `sd_scripts` has that project's own names, which InvokeAI, ComfyUI
-   * and AUTOMATIC1111's web UI read too. `invoke_peft` has diffusers' names, `diffusers_old`
-   * those before peft, which ComfyUI reads too; InvokeAI reads neither. invoke-training has
-   * `kohya` and `invoke_peft` only.
+   * diffusers read `kohya` and `sd_scripts`; sd-scripts reads the latter only. `invoke_peft`
+   * has diffusers' names, `diffusers_old` those before peft, which ComfyUI reads too; InvokeAI
+   * reads neither. invoke-training has `kohya` and `invoke_peft` only.
    * @default "kohya"
    */
   lora_checkpoint_format?: "invoke_peft" | "kohya" | "sd_scripts" | "diffusers_old";
@@ -1780,8 +1782,10 @@ export interface BasicTrainingConfig {
 
 export interface FluxAdvancedConfig {
   /**
-   * The format of the LoRA's file. Both formats have the same weights; InvokeAI, ComfyUI and
-   * diffusers read both.
+   * The names of layers in the LoRA's file; the weights are the same. InvokeAI, ComfyUI,
+   * diffusers and sd-scripts read `kohya`. ComfyUI and diffusers read `invoke_peft`, which has
+   * diffusers' names; InvokeAI reads it only if all attention inputs of both kinds of blocks have a
+   * LoRA, and the text encoder has none.
    * @default "kohya"
    */
   loraCheckpointFormat: "invoke_peft" | "kohya";

@@ -55,6 +55,10 @@ DOUBLE_BLOCK_TARGETS = ATTENTION_TARGETS | {
 }
 SINGLE_BLOCK_TARGETS = frozenset({"attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out"})
 BLOCK_TARGETS = DOUBLE_BLOCK_TARGETS | SINGLE_BLOCK_TARGETS
+# InvokeAI knows FLUX by these, and takes q, k and v of a block only together.
+_INVOKEAI_PEFT_TARGETS = frozenset(
+    f"attn.{layer}" for layer in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
+)
 # Names in invoke-training's default list that match no layer: two misspelled, one of no layer.
 _MISSPELLED_TARGETS = {"ff.net.2.0": "ff.net.2", "ff_context.net.2.0": "ff_context.net.2"}
 _ABSENT_TARGETS = frozenset({"proj_in"})
@@ -137,8 +141,10 @@ class FluxLoraConfig(PipelineConfig):
     memory. Null: unchanged. invoke-training does not have this option."""
 
     lora_checkpoint_format: LoraFormat = "kohya"
-    """The format of the LoRA's file. Both formats have the same weights; InvokeAI, ComfyUI and
-    diffusers read both."""
+    """The names of layers in the LoRA's file; the weights are the same. InvokeAI, ComfyUI,
+    diffusers and sd-scripts read ``kohya``. ComfyUI and diffusers read ``invoke_peft``, which has
+    diffusers' names; InvokeAI reads it only if all attention inputs of both kinds of blocks have a
+    LoRA, and the text encoder has none."""
 
     train_transformer: bool = True
     """Put LoRA layers on the transformer."""
@@ -330,6 +336,18 @@ class FluxLoraConfig(PipelineConfig):
             ),
             constants,
         )
+
+    def reader_warnings(self) -> list[str]:
+        """Return a sentence if InvokeAI cannot read the file."""
+        targets, _ = flux_lora_targets(self.flux_lora_target_modules)
+        is_read = self.train_transformer and targets >= _INVOKEAI_PEFT_TARGETS
+        if self.lora_checkpoint_format == "kohya" or (is_read and not self.train_text_encoder):
+            return []
+        needed = ", ".join(sorted(_INVOKEAI_PEFT_TARGETS))
+        return [
+            "InvokeAI does not read this LoRA: of the form invoke_peft it reads only files with "
+            f"all of {needed}, and without the text encoder; set lora_checkpoint_format kohya"
+        ]
 
     def warnings(self) -> list[str]:
         """Return a sentence for each option that is valid and likely not what its author wants."""

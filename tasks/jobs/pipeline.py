@@ -285,9 +285,16 @@ class PipelineConfig(StrictModel):
     def estimate(self, constants: MemoryModel = PUBLISHED) -> Estimate:
         """Return the GPU memory this run needs."""
 
+    def reader_warnings(self) -> list[str]:
+        """Return a sentence for each program that cannot read the result, or reads it wrongly.
+
+        docs/guides/files.md has the table of what each program reads.
+        """
+        return []
+
     def warnings(self) -> list[str]:
         """Return a sentence for each option that is valid and likely not what its author wants."""
-        found = inert_options(self)
+        found = [*inert_options(self), *self.reader_warnings()]
         warmup, steps = self.lr_warmup_steps, self.max_train_steps
         if self.lr_scheduler != "constant" and steps is not None and warmup >= steps:
             found.append(

@@ -191,10 +191,9 @@ class SdxlLoraConfig(SdxlConfig):
 
     lora_checkpoint_format: SdxlLoraFormat = "kohya"
     """The names of layers in the LoRA's file; the weights are the same. InvokeAI, ComfyUI and
-    diffusers read ``kohya``. ``sd_scripts`` has that project's own names, which InvokeAI, ComfyUI
-    and AUTOMATIC1111's web UI read too. ``invoke_peft`` has diffusers' names, ``diffusers_old``
-    those before peft, which ComfyUI reads too; InvokeAI reads neither. invoke-training has
-    ``kohya`` and ``invoke_peft`` only."""
+    diffusers read ``kohya`` and ``sd_scripts``; sd-scripts reads the latter only. ``invoke_peft``
+    has diffusers' names, ``diffusers_old`` those before peft, which ComfyUI reads too; InvokeAI
+    reads neither. invoke-training has ``kohya`` and ``invoke_peft`` only."""
 
     train_unet: bool = True
     """Put LoRA layers on the UNet."""
@@ -276,6 +275,32 @@ class SdxlLoraConfig(SdxlConfig):
             rate = self.text_encoder_learning_rate or self.optimizer.learning_rate
             rates |= {"text_encoder": rate, "text_encoder_2": rate}
         return rates
+
+    def reader_warnings(self) -> list[str]:
+        """Return a sentence for each program that cannot read the file, or not all of it."""
+        form, found = self.lora_checkpoint_format, []
+        targets = {
+            known
+            for known in UNET_TARGETS
+            for name in self.unet_lora_target_modules
+            if self.train_unet and f".{known}".endswith(f".{name}")
+        }
+        known_by = ("attn", "ff.", *(["time_emb_proj"] if form == "kohya" else []))
+        if form in ("invoke_peft", "diffusers_old"):
+            found.append(
+                f"InvokeAI does not read {form} files of SDXL; set lora_checkpoint_format kohya"
+            )
+        elif not any(name.startswith(known_by) for name in targets):
+            found.append(
+                "InvokeAI does not find out that this LoRA is for SDXL, and cannot install it: it "
+                "needs layers of the UNet's transformer blocks, or time_emb_proj in a kohya file"
+            )
+        if form == "invoke_peft" and any(name.startswith("attn") for name in targets):
+            found.append(
+                "ComfyUI leaves out the attention layers of invoke_peft files of SDXL, and applies "
+                "the rest; set lora_checkpoint_format kohya or diffusers_old"
+            )
+        return found
 
     def lora_alpha(self) -> float:
         """Return the LoRA's alpha: its rank."""
@@ -391,9 +416,10 @@ class SdxlFinetuneConfig(SdxlConfig):
     save_checkpoint_format: Annotated[
         Literal["full_diffusers", "trained_only_diffusers", "single_file"], Affects.NO_NUMBER
     ] = "trained_only_diffusers"
-    """The format of the published model: the whole pipeline as a diffusers folder, the UNet's part
-    of it alone, or the whole pipeline in one ``.safetensors`` file as InvokeAI and ComfyUI load it
-    (not in invoke-training)."""
+    """The format of the published model: the whole pipeline as a diffusers folder, which InvokeAI
+    and diffusers read; the UNet's part of it alone, which only diffusers reads; or the whole
+    pipeline in one ``.safetensors`` file, which InvokeAI, ComfyUI and diffusers read (not in
+    invoke-training)."""
 
     save_dtype: Annotated[WeightDtype, Affects.NO_NUMBER] = "float16"
     """The precision of the published weights."""
@@ -423,6 +449,20 @@ class SdxlFinetuneConfig(SdxlConfig):
     def caches_text(self) -> bool:
         """Whether text-encoder outputs are cached."""
         return self.cache_text_encoder_outputs
+
+    def reader_warnings(self) -> list[str]:
+        """Return a sentence if common programs cannot read the result, or read it wrongly."""
+        if self.save_checkpoint_format == "trained_only_diffusers":
+            return [
+                "InvokeAI and ComfyUI do not read trained_only_diffusers, a UNet alone; set "
+                "save_checkpoint_format single_file, or full_diffusers for InvokeAI"
+            ]
+        if self.save_checkpoint_format == "single_file" and self.prediction_type == "v_prediction":
+            return [
+                "InvokeAI takes a single file for a model that predicts noise, whatever the file "
+                "says; set save_checkpoint_format full_diffusers, or change its setting there"
+            ]
+        return []
 
     @property
     def trains_adapter(self) -> bool:

@@ -117,7 +117,12 @@ DREAMBOOTH = {
 CLASS = {"class_caption": "a photo of a cat", "class_dataset": FOLDER}
 LENGTH = {"max_train_steps": 100, "save_every_n_steps": 50}
 LORA = {**LENGTH, "type": "SDXL_LORA", "data_loader": IMAGE_CAPTION}
-FINETUNE = {**LENGTH, "type": "SDXL_FINETUNE", "data_loader": IMAGE_CAPTION}
+FINETUNE = {
+    **LENGTH,
+    "type": "SDXL_FINETUNE",
+    "save_checkpoint_format": "full_diffusers",
+    "data_loader": IMAGE_CAPTION,
+}
 TEXTUAL_INVERSION = {
     **LENGTH,
     "type": "SDXL_TEXTUAL_INVERSION",
@@ -275,8 +280,7 @@ def test_a_job_round_trips_and_has_a_route(training: dict[str, Any]) -> None:
     ("training", "values"),
     [
         (LORA, {"train_text_encoder": False, "cache_text_encoder_outputs": True}),
-        (LORA, {"train_unet": False}),
-        (LORA, {"optimizer": PRODIGY, "train_unet": False, "text_encoder_learning_rate": 0.5}),
+        (LORA, {"optimizer": PRODIGY, "text_encoder_learning_rate": 1.0}),
         (LORA, {"optimizer": PRODIGY, "unet_learning_rate": 0.5} | {"train_text_encoder": False}),
         (LORA, {"optimizer": PRODIGY, "unet_learning_rate": 1.0}),
         (LORA, {"data_loader": {**DREAMBOOTH, **CLASS, "class_data_loss_weight": 0.5}}),
@@ -363,6 +367,7 @@ def test_a_given_option_without_effect_is_a_warning(
     reported = [
         warning.partition(" has no effect: ")[0]
         for warning in parsed(training, **values).warnings()
+        if "has no effect" in warning
     ]
     assert reported == [option]
 

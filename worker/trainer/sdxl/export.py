@@ -1,9 +1,8 @@
 """The published files of SDXL runs: LoRAs, finetuned models, and the headers of all files.
 
-A ``kohya`` LoRA keeps diffusers' layer names, as ``lora_unet_down_blocks_1_attentions_0_proj_in``:
-ComfyUI's key map and the converters of InvokeAI and diffusers read these for all layers, while
-diffusers' own mapping of the original model's names leaves resnets out. ``sd_scripts`` LoRAs have
-the original model's names, as ``lora_unet_input_blocks_4_1_proj_in``: sd-scripts knows no others.
+A ``kohya`` LoRA keeps diffusers' layer names (``lora_unet_down_blocks_1_attentions_0_proj_in``). A
+``sd_scripts`` LoRA has the original model's (``lora_unet_input_blocks_4_1_proj_in``): sd-scripts
+knows no others.
 """
 
 import json

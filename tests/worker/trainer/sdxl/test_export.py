@@ -32,7 +32,7 @@ from worker.trainer.tiny_models import build_tiny_sdxl
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 RANK, ALPHA = 3, 1.5
-FORMS = ("kohya", "invoke_peft", "diffusers_old")
+FORMS = ("kohya", "invoke_peft", "diffusers_old", "sd_scripts")
 MODELS = ("unet", "text_encoder", "text_encoder_2")
 
 
