@@ -45,7 +45,7 @@ def presets(
     if json:
         print_json(values)
     else:
-        stdout.print(write_document(values), end="")
+        stdout.print(write_document(values), end="", soft_wrap=True)
 
 
 @commands.command()

@@ -13,6 +13,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from routing.policy import TrainingType
+from tasks.jobs.presets import preset
 from tasks.settings.settings import Settings
 from tests.docs.reference import all_commands
 from tests.tasks.jobs.test_flux_lora import with_values
@@ -89,8 +90,9 @@ def test_commands_never_import_torch() -> None:
 def test_presets_are_listed_and_shown(tmp_path: Path) -> None:
     listed = json.loads(run("presets", "--json", home=tmp_path).stdout)
     assert "flux_lora_1x40gb" in listed
-    shown = yaml.safe_load(run("presets", "flux_1x40gb", home=tmp_path).stdout)
-    assert shown["training"]["train_batch_size"] == 2
+    # The one with a long summary.
+    shown = yaml.safe_load(run("presets", "flux_1x24gb", home=tmp_path).stdout)
+    assert shown == preset("flux_1x24gb")
     assert "there is no preset 'x'" in run("presets", "x", home=tmp_path, code=2).stderr
 
 
