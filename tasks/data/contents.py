@@ -198,7 +198,8 @@ class Contents:
         count = self._folders[name].total()
         remedy = f"multiply the job's epochs or steps by {repeats} instead" if repeats else ""
         if self._reads_subfolders:
-            message = f"the {repeats} repeats of its name are not applied to its {images:,} images"
+            files = f"{images:,} image{'s' if images > 1 else ''}"
+            message = f"the {repeats} repeats of its name are not applied to its {files}"
             return Problem(name, message, remedy)
         files = f"{count:,} file{'s' if count > 1 else ''}"
         message = f"is a subfolder of {files}, {images:,} of them images, and is not read"

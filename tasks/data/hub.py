@@ -24,6 +24,7 @@ from huggingface_hub.hf_api import RepoFile
 from tasks.data.decoder_pool import DecodeError, decode_file
 from tasks.data.download.background import call_in_background
 from tasks.data.download.pace import MIN_BYTES_PER_S, WINDOW_S
+from tasks.data.jsonl import column_remedy
 from tasks.dataset import MAX_CAPTION_BYTES, MAX_ITEMS
 from tasks.errors import Problem
 from tasks.jobs.datasets import HFHubImageCaptionDatasetConfig
@@ -59,10 +60,15 @@ class _RefusedError(Exception):
     """The rest of a dataset is not read."""
 
     def __init__(
-        self, message: str, option: str = "dataset_name", *, retryable: bool = False
+        self,
+        message: str,
+        option: str = "dataset_name",
+        *,
+        remedy: str = "",
+        retryable: bool = False,
     ) -> None:
         super().__init__(message)
-        self.problem = Problem(f"{_LOCATION}.{option}", message, retryable=retryable)
+        self.problem = Problem(f"{_LOCATION}.{option}", message, remedy, retryable)
 
 
 @dataclass(frozen=True)
@@ -72,11 +78,13 @@ class _Choice:
     Attributes:
         sha: Their commit.
         files: The files, in the order of their names.
+        others: The paths of the commit's other parquet files.
         is_part: Whether the Hub converted only the first part of the dataset.
     """
 
     sha: str
     files: list[RepoFile]
+    others: list[str]
     is_part: bool = False
 
 
@@ -158,6 +166,10 @@ class _Reader:
         if choice.is_part:
             message = f"the Hub has only the first part of {name} as parquet; the rest is not used"
             self.rows.warnings.append(Problem(f"{_LOCATION}.dataset_name", message))
+        if choice.others:
+            message = f"only the train split is read, and not {len(choice.others):,} other files of"
+            listing = f"{message} {name}: {_listed(choice.others)}"
+            self.rows.warnings.append(Problem(f"{_LOCATION}.dataset_name", listing))
         size = sum(file.size for file in choice.files)
         if size > self._max_bytes:
             raise _RefusedError(f"{name} has {size:,} bytes; the maximum is {self._max_bytes:,}")
@@ -197,8 +209,13 @@ class _Reader:
                 option = next(
                     it for it, column in self._options.items() if names.count(column) != 1
                 )
-                message = f"{name} has no column {self._options[option]!r}; it has {_listed(names)}"
-                raise _RefusedError(message, option)
+                column = self._options[option]
+                if column in names:
+                    message = f"{name} has the column {column!r} more than once"
+                    raise _RefusedError(message, option)
+                message = f"{name} has no column {column!r}; it has {_listed(names)}"
+                free = [it for it in names if it not in self._options.values()]
+                raise _RefusedError(message, option, remedy=column_remedy(option, column, free))
             case {"exceeded": "rows"}:
                 message = f"{self._config.dataset_name} has over {MAX_ITEMS:,} rows, the maximum"
                 raise _RefusedError(message)
@@ -232,18 +249,21 @@ def _choose(name: str, wanted: str | None, hub: HfApi) -> _Choice:
     picked = _pick(converted, wanted)
     is_part = picked is not None and any(f"/{_PARTIAL}/" in file.path for file in picked)
     if picked is not None and not is_part:
-        return _Choice(sha, picked)
+        return _Choice(sha, picked, _others(files, picked))
     if len(converted) > 1 and wanted is None:
         raise _RefusedError(_several(name, converted), "dataset_config_name")
-    own_sha, files = _parquet_files(name, None, hub)
+    own_sha, own_files = _parquet_files(name, None, hub)
+    train = [file for file in own_files if _is_train(file)]
     if picked is not None:
         # The Hub converts only some gigabytes of a dataset; the repository may have all of it.
-        whole = _pick(_own_configs([f for f in files if _is_train(f)]), wanted)
-        return _Choice(own_sha, whole) if whole else _Choice(sha, picked, is_part=True)
-    own = _own_configs([f for f in files if _is_train(f)] or files)
+        whole = _pick(_own_configs(train), wanted)
+        if whole:
+            return _Choice(own_sha, whole, _others(own_files, whole))
+        return _Choice(sha, picked, _others(files, picked), is_part=True)
+    own = _own_configs(train or own_files)
     own_picked = _pick(own, wanted)
     if own_picked is not None:
-        return _Choice(own_sha, own_picked)
+        return _Choice(own_sha, own_picked, _others(own_files, own_picked))
     known = {**converted, **own}
     if not known:
         raise _RefusedError(
@@ -253,6 +273,11 @@ def _choose(name: str, wanted: str | None, hub: HfApi) -> _Choice:
         raise _RefusedError(_several(name, known), "dataset_config_name")
     message = f"{name} has no configuration {wanted!r}; it has {_listed(known)}"
     raise _RefusedError(message, "dataset_config_name")
+
+
+def _others(files: list[RepoFile], picked: list[RepoFile]) -> list[str]:
+    paths = {file.path for file in picked}
+    return [file.path for file in files if file.path not in paths]
 
 
 def _several(name: str, configs: dict[str, list[RepoFile]]) -> str:

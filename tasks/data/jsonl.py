@@ -33,7 +33,7 @@ _MAX_BYTES = 2**30
 _MAX_LINE_BYTES = 2**20
 # Columns of other tools, the most usual ones first.
 _USUAL_COLUMNS = {
-    "image_column": ("file_name", "image", "image_path", "path", "file", "filename", "img"),
+    "image_column": ("image", "file_name", "image_path", "path", "file", "filename", "img"),
     "caption_column": ("text", "caption", "prompt", "captions", "description", "txt", "tags"),
 }
 # Of the columns of a file, these many are named.
@@ -75,13 +75,23 @@ class _MissingColumn:
             if name in self.columns or len(self.columns) < _MAX_COLUMNS:
                 self.columns[name] = self.columns.get(name, False) or isinstance(value, str)
 
-    def problems(self, option: str, name: str, rows: int) -> Iterator[tuple[int, Problem]]:
-        """Yield what to report, each with its line: one problem if many rows have it."""
+    def problems(
+        self, option: str, name: str, rows: int, taken: set[str]
+    ) -> Iterator[tuple[int, Problem]]:
+        """Yield what to report, each with its line: one problem if many rows have it.
+
+        Args:
+            option: The option that names the column.
+            name: The file's name.
+            rows: The number of all rows.
+            taken: The columns that options name.
+        """
         if not self.count:
             return
         text = f"text in the column {self.column!r}"
         columns = f"the columns are {listed([*self.columns]) or 'missing'}"
-        remedy = column_remedy(option, self.column, [it for it in self.columns if self.columns[it]])
+        free = [it for it, is_text in self.columns.items() if is_text and it not in taken]
+        remedy = column_remedy(option, self.column, free)
         if self.count == rows:
             yield self.lines[0], Problem(name, f"no row has {text}; {columns}", remedy)
         elif self.count > MAX_EQUAL:
@@ -152,8 +162,9 @@ class JsonlRows:
                 self._add(number, _values(line))
             except ValueError as error:
                 problems.append((number, Problem(f"{name} line {number}", str(error))))
+        taken = {missing.column for missing in self._missing.values()}
         for option, missing in self._missing.items():
-            problems += missing.problems(option, name, self._count)
+            problems += missing.problems(option, name, self._count, taken)
         listing.problems += [it for _, it in sorted(problems, key=lambda pair: pair[0])]
 
     def _add(self, number: int, values: dict[str, object]) -> None:

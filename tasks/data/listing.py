@@ -211,7 +211,7 @@ def _add_images(
     images_of.pop(None, None)
     unread = sorted(sidecars.keys() - set(offered.values()))
     unused = (contents.orphan(name) for name in orphans if name not in sidecars)
-    message = "is not read: captions are .txt files of the image's name"
+    message = "is not read: its image has another caption"
     beside = (Problem(name, message) for name in unread)
     listing.warnings += grouped(chain(_shared_names(images_of.values()), unused, beside))
     return {*sidecars}

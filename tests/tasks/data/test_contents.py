@@ -1,6 +1,7 @@
 import io
 import json
 import tarfile
+import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -203,3 +204,183 @@ def test_the_same_images_have_the_same_findings_everywhere(everywhere: Everywher
     assert len(seen) == 8
     for place, found in seen.items():
         assert found == seen["folder"], place
+
+
+def test_the_same_other_files_have_the_same_findings_everywhere(everywhere: Everywhere) -> None:
+    files = {
+        **CAT,
+        **dict.fromkeys((".DS_Store", "._cat.png", "Thumbs.db", "desktop.ini"), b"x"),
+        **dict.fromkeys(("__MACOSX/._cat.png", ".git/config", ".git/HEAD"), b"x"),
+        **dict.fromkeys((".ipynb_checkpoints/cat.png", "README.md", "inner.zip"), b"x"),
+        **dict.fromkeys(("metadata.jsonl", "cat.caption", "orphan.txt", "photo.dng"), b"x"),
+        **dict.fromkeys(("photo.txt", "clip.MOV", "layers.psd"), b"x"),
+        "dog.png": image(1),
+        "dog.tags": b"a dog",
+        "DOG.JPG": image(2),
+        "Dog.txt": b"two images",
+    }
+    expected = {
+        "7 system files and folders are ignored: .DS_Store, ._cat.png, .git, .ipynb_checkpoints, "
+        "Thumbs.db, __MACOSX, desktop.ini",
+        "README.md: is neither an image nor a caption; it is not used",
+        "inner.zip: is an archive, which is not unpacked; unpack it, or leave it out",
+        "metadata.jsonl: is not read by this type of dataset; to use its captions, name it as the "
+        "JSONL file of a dataset",
+        "cat.caption: is not read: its image has another caption",
+        "dog.tags: is not read: its image has another caption",
+        "orphan.txt: belongs to no image; it is not used",
+        "photo.txt: belongs to an image that is not read; it is not used",
+        "photo.dng: is a camera RAW file, which is not read; export it as JPEG or PNG",
+        "clip.MOV: is a video, which is not read; save its frames as PNG",
+        "layers.psd: is a Photoshop file, which is not read; save it as PNG",
+        "DOG.JPG and dog.png: have one name and one caption, which each is trained with; keep one, "
+        "or rename it with its caption",
+        "DOG.JPG: is a PNG image; it is read as one; rename it",
+    }
+    for place, report in everywhere.reports(files):
+        assert report.problems == [], place
+        warnings = {str(it) for it in report.warnings if "smaller than" not in it.message}
+        short = {it.rpartition(": ")[0] and it.split(": ", 1)[1] for it in warnings}
+        assert expected <= warnings | short, (place, expected - warnings - short)
+        assert len(warnings) == len(expected), (place, warnings)
+        assert len(report.samples) == 3, place
+
+
+def test_a_subfolder_of_a_folder_is_named_with_its_count(tmp_path: Path) -> None:
+    files = {
+        **CAT,
+        **{f"10_mycat woman/{n}.{it}": b"x" for n in range(3) for it in ("png", "txt")},
+        "more/deep/a.gif": b"x",
+        "more/notes.md": b"x",
+        "empty/.DS_Store": b"x",
+    }
+    report = check_folder(tmp_path, files)
+    assert report.problems == []
+    assert [it for it in texts(report.warnings) if "smaller" not in it] == [
+        "10_mycat woman: is a subfolder of 6 files, 3 of them images, and is not read; nor are the "
+        "10 repeats of its name applied; move them up, or name it as dataset_dir; multiply the "
+        "job's epochs or steps by 10 instead",
+        "more/deep: is a subfolder of 1 file, 1 of them images, and is not read; move them up, or "
+        "name it as dataset_dir",
+        "more: is a subfolder of 1 file, 0 of them images, and is not read; move them up, or name "
+        "it as dataset_dir",
+        f"{tmp_path}: 1 system file or folder is ignored: empty/.DS_Store",
+    ]
+
+
+def test_images_in_subfolders_only_are_an_error(tmp_path: Path) -> None:
+    files = {f"img/5_cat/{number}.png": b"x" for number in range(3)}
+    report = check_folder(tmp_path, {**files, "reg/1_cat/a.jpg": b"x", "notes.txt": b"x"})
+    assert texts(report.problems) == [
+        f"{tmp_path}: has no image at its top, and its subfolders are not read: img/5_cat (3), "
+        "reg/1_cat (1); name the one with the images as dataset_dir"
+    ]
+
+
+def test_repeats_in_an_archive_are_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("set/3_cat/cat.png", CAT["cat.png"])
+        archive.writestr("set/3_cat/cat.txt", "a cat")
+    sources = Sources(ReadPolicy(), tmp_path / "downloads", tmp_path / "scratch")
+    report = checked(sources, {"type": "ARCHIVE", "archive": str(tmp_path / "a.zip")})
+    assert [sample.source for sample in report.samples] == ["set/3_cat/cat.png"]
+    assert (
+        "set/3_cat: the 3 repeats of its name are not applied to its 1 image; multiply the job's "
+        "epochs or steps by 3 instead"
+    ) in texts(report.warnings)
+
+
+def test_many_subfolders_are_counted(tmp_path: Path) -> None:
+    files = {f"{number:03}/{n}.png": b"x" for number in range(100) for n in range(number % 3 + 1)}
+    found = [it for it in texts(check_folder(tmp_path, {**CAT, **files}).warnings) if "sub" in it]
+    assert len(found) <= 21
+    assert any("80 more subfolders, of 160 files, are not read" in it for it in found)
+
+
+def test_one_cause_is_one_finding_however_many_files_it_has(tmp_path: Path) -> None:
+    files = {f"{number:05}.gif": b"x" for number in range(2000)}
+    files |= {f"{number:05}.png": b"x" for number in range(500)}
+    report = check_folder(tmp_path, {**CAT, **files})
+    assert texts(report.problems) == [
+        "each of 500 (00000.png, 00001.png, 00002.png, 00003.png, 00004.png, ...): has no caption; "
+        "for the first one, write it into 00000.txt"
+    ]
+    assert [it for it in texts(report.warnings) if "GIF" in it] == [
+        "each of 2,000 (00000.gif, 00001.gif, 00002.gif, 00003.gif, 00004.gif, ...): is a GIF, "
+        "which is not read; save it as PNG"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("image_name", "caption"),
+    [
+        ("DOG.PNG", "DOG.TXT"),
+        ("Dog.png", "dog.txt"),
+        ("straße.png", "STRASSE.txt"),
+        (unicodedata.normalize("NFD", "café é.png"), unicodedata.normalize("NFC", "café é.txt")),
+        (unicodedata.normalize("NFC", "が.jpg"), unicodedata.normalize("NFD", "が.Txt")),
+    ],
+)
+def test_a_caption_is_found_by_an_equal_name(tmp_path: Path, image_name: str, caption: str) -> None:
+    report = check_folder(tmp_path, {image_name: CAT["cat.png"], caption: b"a dog"})
+    assert report.problems == []
+    assert [sample.caption for sample in report.samples] == ["a dog"]
+
+
+def test_a_caption_of_the_same_spelling_has_precedence(tmp_path: Path) -> None:
+    files = {"dog.png": image(), "dog.txt": b"small", "DOG.png": image(1), "DOG.txt": b"large"}
+    report = check_folder(tmp_path, {**files, "Dog.TXT": b"neither"})
+    captions = {sample.source: sample.caption for sample in report.samples}
+    assert captions == {"DOG.png": "large", "dog.png": "small"}
+    assert "Dog.TXT: is not read: its image has another caption" in texts(report.warnings)
+
+
+@pytest.mark.parametrize(
+    ("sidecar", "remedy"),
+    [
+        ("dog.caption", "rename dog.caption to dog.txt"),
+        ("dog.CAP", "rename dog.CAP to dog.txt"),
+        ("dog.png.txt", "rename dog.png.txt to dog.txt"),
+        ("Dog.caption.txt", "rename Dog.caption.txt to dog.txt"),
+        ("dog.txt.json", "write the text of dog.txt.json into dog.txt"),
+        ("dog.json", "write the text of dog.json into dog.txt"),
+        ("dog.txt.bak", "rename dog.txt.bak to dog.txt"),
+    ],
+)
+def test_a_caption_of_another_suffix_is_offered(tmp_path: Path, sidecar: str, remedy: str) -> None:
+    report = check_folder(tmp_path, {**CAT, "dog.png": image(1), sidecar: b"a dog"})
+    assert texts(report.problems) == [f"dog.png: has no .txt caption; {remedy}"]
+    assert not any(sidecar in it for it in texts(report.warnings))
+
+
+def test_captions_that_a_job_does_not_use_are_named(tmp_path: Path) -> None:
+    report = check_folder(tmp_path, {**CAT, "dog.png": image(1), "old.txt": b""}, captions=False)
+    assert report.problems == []
+    assert [it for it in texts(report.warnings) if ".txt" in it] == [
+        "cat.txt: is a caption; this job uses none",
+        "old.txt: is a caption; this job uses none",
+    ]
+
+
+def test_a_dataset_of_other_formats_only_is_an_error(tmp_path: Path) -> None:
+    report = check_folder(tmp_path, {"a.png": encoded("GIF"), "a.txt": b"by its content"})
+    none = f"{tmp_path}: has no image (JPEG, PNG, WEBP, BMP, AVIF, HEIF)"
+    assert texts(report.problems) == [none]
+    (tmp_path / "a.png").rename(tmp_path / "a.gif")
+    assert texts(check_folder(tmp_path, {}).problems) == [none]
+
+
+def test_links_and_odd_files_are_named(tmp_path: Path) -> None:
+    folder, other = tmp_path / "set", tmp_path / "other"
+    write(folder, CAT)
+    write(other, {"x.png": b"x"})
+    (folder / "linked").symlink_to(other)
+    (folder / "broken.png").symlink_to(folder / "none.png")
+    (folder / "loop.png").symlink_to(folder / "loop.png")
+    (folder / "broken.txt").write_text("a caption", "utf-8")
+    (folder / "loop.txt").write_text("a caption", "utf-8")
+    report = check_folder(folder, {})
+    assert "linked: is a link to a folder, or cannot be opened; it is not read" in texts(
+        report.warnings
+    )
+    assert [problem.location for problem in report.problems] == ["loop.png", "broken.png"]

@@ -184,8 +184,16 @@ def test_many_invalid_rows_are_counted(hub: Hub, folder: Path) -> None:
     assert problems[-1] == f"{NAME}: 30 more rows have such problems"
 
 
-@pytest.mark.parametrize("option", ["image_column", "caption_column"])
-def test_a_missing_column_is_reported_with_the_others(hub: Hub, folder: Path, option: str) -> None:
+@pytest.mark.parametrize(
+    ("option", "remedy"),
+    [
+        ("image_column", "set image_column: image"),
+        ("caption_column", "set caption_column: text"),
+    ],
+)
+def test_a_missing_column_is_reported_with_the_others(
+    hub: Hub, folder: Path, option: str, remedy: str
+) -> None:
     hub.holds(
         converted={
             "default/train/0000.parquet": one("a"),
@@ -196,7 +204,7 @@ def test_a_missing_column_is_reported_with_the_others(hub: Hub, folder: Path, op
     [problem] = problems_of(fetched(hub, folder, **values))
     assert problem == (
         f"training.data_loader.dataset.{option}: {NAME}/default/train/0000.parquet "
-        "has no column 'photo'; it has image, text, size"
+        f"has no column 'photo'; it has image, text, size; {remedy}"
     )
     assert len(hub.downloads()) == 1  # the second file is not fetched for this
 
@@ -206,7 +214,7 @@ def test_a_long_list_of_columns_is_shortened(hub: Hub, folder: Path) -> None:
     file = parquet([None], ["a"], **wide)
     hub.holds(converted={"default/train/0000.parquet": file})
     [problem] = problems_of(fetched(hub, folder, image_column="photo"))
-    assert problem.endswith(", c16, 23 more")
+    assert problem.endswith(", c16, 23 more; set image_column: image")
 
 
 @pytest.mark.parametrize("damage", ["nothing", "no parquet", "broken off", "bytes changed"])
@@ -365,6 +373,17 @@ def test_the_default_or_only_configuration_needs_no_name(
     path, where = CONFIGS[layout]
     hub.holds(**{where: {path.format(name): one(name) for name in names}})
     assert captions_of(fetched(hub, folder)) == [names[0]]
+
+
+def test_other_splits_are_named(hub: Hub, folder: Path) -> None:
+    converted = {f"default/{it}/0000.parquet": one(it) for it in ("test", "train", "validation")}
+    hub.holds(converted=converted)
+    rows = fetched(hub, folder)
+    assert captions_of(rows) == ["train"]
+    assert [str(it) for it in rows.warnings] == [
+        "training.data_loader.dataset.dataset_name: only the train split is read, and not 2 other "
+        f"files of {NAME}: default/test/0000.parquet, default/validation/0000.parquet"
+    ]
 
 
 def test_scripts_of_a_repository_are_not_run(hub: Hub, folder: Path) -> None:

@@ -241,8 +241,8 @@ def test_a_jsonl_file_that_cannot_be_read_is_refused(folder: Path) -> None:
         assert messages(list_local(config)) == [f"{path}: there is no such file on this worker"]
 
 
-@pytest.mark.parametrize("path", ["a\0b", "x" * 5000])
-def test_an_impossible_path_is_a_problem(path: str) -> None:
+def test_an_impossible_path_is_a_problem() -> None:
+    path = "x" * 5000
     for config in (
         ImageCaptionDirDatasetConfig(dataset_dir=path),
         ImageCaptionJsonlDatasetConfig(jsonl_path=path),
