@@ -106,7 +106,7 @@ def check_image(
     size, header = _header(path)
     needed = size + header.decoding_bytes
     if mask_file is not None:
-        with _mask_named(mask_file):
+        with _mask_named():
             mask_size, mask_header = _header(mask_file.path)
             # Either may be rotated: its sides are swapped when it becomes upright.
             if set(mask_header.size) != set(header.size):
@@ -129,7 +129,7 @@ def check_image(
         return checked
     # A large image and its mask would not fit into memory together.
     del image
-    with _mask_named(mask_file):
+    with _mask_named():
         return replace(checked, mask=_check_mask(mask_file, checked))
 
 
@@ -182,13 +182,13 @@ def _mean(gray: Image.Image) -> float:
 
 
 @contextmanager
-def _mask_named(file: MaskFile) -> Iterator[None]:
+def _mask_named() -> Iterator[None]:
     """Name the mask in errors, which are reported for its image."""
     try:
         yield
     except (OSError, UnreadableImageError, UnusableFileError) as error:
         reason = f"cannot be read: {error}" if isinstance(error, OSError) else error
-        raise UnusableFileError(f"has a mask, {file.path.name}, that {reason}") from error
+        raise UnusableFileError(f"has a mask that {reason}") from error
 
 
 def _other_size(mask: tuple[int, int], image: tuple[int, int]) -> UnusableFileError:

@@ -241,17 +241,17 @@ def _format_warnings(item: Item, facts: ImageFacts) -> Iterable[Problem]:
 
 def _mask_file_warnings(item: Item, mask: CheckedMask | None) -> Iterable[Problem]:
     """Yield what is unusual about an image's mask."""
-    if mask is None or item.mask is None:
+    if mask is None:
         return
-    it = f"has a mask, {item.mask.name},"
     if mask.facts.is_colored:
-        message = f"{it} that has colors; their luminance is used"
+        message = "has a mask in color; its luminance is used"
         yield Problem(item.name, message, "save it in gray, white where the image counts")
     elif mask.facts.brightest < _MIN_BRIGHTNESS:
-        message = f"{it} whose brightest value is {mask.facts.brightest} of 255"
+        message = f"has a mask whose brightest value is {mask.facts.brightest} of 255"
         yield Problem(item.name, message, "write 255 where the image counts fully")
     elif mask.coverage < _MIN_COVERAGE:
-        yield Problem(item.name, f"{it} that covers only {mask.coverage:.2%} of what is trained")
+        message = f"has a mask that covers less than {_MIN_COVERAGE:.0%} of what is trained"
+        yield Problem(item.name, message, "check that white is where the image counts")
 
 
 def _mask_warnings(

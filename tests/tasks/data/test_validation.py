@@ -460,13 +460,13 @@ def test_unusual_masks_are_warnings(folder: Path) -> None:
     rows = [{"image": "a.png", "text": "red", "mask": name} for name in unusual]
     report = masked_rows(folder, rows)
     assert messages(report) == []
-    start = "rows.jsonl line {} (a.png): has a mask, {}"
     assert [line for line in warned(report) if "has a mask" in line] == [
-        start.format(1, "ones.png, whose brightest value is 1 of 255; ")
-        + "write 255 where the image counts fully",
-        start.format(2, "red.png, that has colors; their luminance is used; ")
-        + "save it in gray, white where the image counts",
-        start.format(3, "tiny.png, that covers only 0.61% of what is trained"),
+        "rows.jsonl line 1 (a.png): has a mask whose brightest value is 1 of 255; "
+        "write 255 where the image counts fully",
+        "rows.jsonl line 2 (a.png): has a mask in color; its luminance is used; "
+        "save it in gray, white where the image counts",
+        "rows.jsonl line 3 (a.png): has a mask that covers less than 1% of what is trained; "
+        "check that white is where the image counts",
     ]
 
 
@@ -488,7 +488,7 @@ def test_a_mask_that_the_crop_cuts_off_is_a_problem(folder: Path, center_crop: b
     report = masked(folder, center_crop, mask="mask.png")
     if center_crop:
         assert messages(report) == [
-            "rows.jsonl line 1 (a.png): has a mask, mask.png, that is all black when cropped to "
+            "rows.jsonl line 1 (a.png): has a mask that is all black when cropped to "
             "512x512: no pixel would be trained; replace it or leave it out"
         ]
     else:
@@ -510,7 +510,7 @@ def test_a_mask_that_vanishes_in_the_training_size_is_a_problem(folder: Path) ->
     [
         (lambda f: Image.new("L", (512, 511), 9).save(f / "mask.png"), "of another size: 512x511"),
         (lambda f: Image.new("L", (512, 512), 0).save(f / "mask.png"), "is all black"),
-        (lambda f: (f / "mask.png").write_bytes(b"none"), "mask.png, that is not a JPEG"),
+        (lambda f: (f / "mask.png").write_bytes(b"none"), "has a mask that is not a JPEG"),
         (lambda f: None, "there is no image mask.png"),
     ],
 )
