@@ -39,6 +39,8 @@ _SRGB_GAMMA = 1 / 2.2
 _SRGB_CHROMATICITY = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
 # Codes of ITU-T H.273: "unspecified", sRGB's, and transfer functions that are shown as sRGB's.
 _SRGB_PRIMARIES, _SRGB_TRANSFERS = (1, 2), (1, 2, 6, 13, 14, 15)
+# Of a BMP of version 5, whose profile Pillow does not read.
+_BMP_COLOR_SPACE, _BMP_EMBEDDED = 70, b"DEBM"
 # Where a file has such codes: before its pixels.
 _CODES_WITHIN = 2**16
 # Tags and values of EXIF (CIPA DC-008).
@@ -63,6 +65,9 @@ def srgb_conversion(image: Image.Image, data: bytes) -> ImageCms.ImageCmsTransfo
     """
     if "icc_profile" in image.info:
         return _conversion(image.info["icc_profile"] or b"", image.mode)
+    if data[:2] == b"BM" and data[_BMP_COLOR_SPACE : _BMP_COLOR_SPACE + 4] == _BMP_EMBEDDED:
+        start, size = struct.unpack("<II", data[126:134])
+        return _conversion(data[14 + start : 14 + start + size], image.mode)
     if image.mode == "CMYK":
         raise ColorError("is CMYK, without a color profile")
     if _is_adobe_rgb(image):

@@ -122,20 +122,20 @@ def read_header(file: BinaryIO) -> ImageHeader:
     """
     with _damage_reported():
         # Opening a WebP would allocate its canvas, and opening a PNG unpack its texts.
-        start = file.read(33)
+        start, copied = file.read(33), 0
         file.seek(0)
         if (canvas := _webp_canvas(start)) is not None:
             (width, height), bytes_a_pixel = canvas, _WEBP_BYTES
         elif start[:8] == _PNG and start[12:16] == b"IHDR" and len(start) == 33:
             width, height, bits, color = struct.unpack(">IIBB", start[16:26])
             mode = "I;16" if (bits, color) == (16, 0) else _PNG_MODES.get(color, "RGBA")
-            bytes_a_pixel = _bytes_a_pixel(mode)
+            bytes_a_pixel, copied = _bytes_a_pixel(mode), file.seek(0, io.SEEK_END)
         else:
             with _opened(file) as image:
                 (width, height), bytes_a_pixel = image.size, _bytes_a_pixel(image.mode, image)
     if width * height > MAX_PIXELS:
         raise UnreadableImageError(f"has {width}x{height} pixels; the maximum is {MAX_PIXELS:,}")
-    return ImageHeader((width, height), int(width * height * bytes_a_pixel))
+    return ImageHeader((width, height), int(width * height * bytes_a_pixel) + copied)
 
 
 def check_memory(needed_bytes: int) -> None:

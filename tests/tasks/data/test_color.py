@@ -212,6 +212,17 @@ def test_a_profile_of_an_avif_is_converted() -> None:
     assert difference(open_image(data), expected) <= 1
 
 
+def test_a_profile_of_a_bmp_is_converted() -> None:
+    old = encoded(COLORS, "BMP")
+    header = bytearray(old[14:54] + bytes(84))
+    header[:4] = struct.pack("<I", 124)
+    header[56:60] = b"DEBM"
+    header[112:120] = struct.pack("<II", 124 + len(old) - 54, len(DISPLAY_P3))
+    start = b"BM" + struct.pack("<III", len(old) + 84 + len(DISPLAY_P3), 0, 138)
+    data = start + bytes(header) + old[54:] + DISPLAY_P3
+    assert difference(open_image(data), converted(COLORS, DISPLAY_P3)) <= 1
+
+
 def test_a_mask_is_not_converted() -> None:
     gray = Image.linear_gradient("L")
     mask = open_mask(encoded(gray, "PNG", icc_profile=gray_profile(1.0)))
