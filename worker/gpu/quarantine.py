@@ -41,7 +41,7 @@ _REMEDY = "check the GPU, then restart the worker"
 _MAX_FAILURES = 2
 _FAILURES_WITHIN_S = 24 * 3600.0
 _MAX_REASON = 1000
-_MAX_REPORT = 4096  # a pipe takes this much at once or not at all
+_PIPE_BYTES = 65536  # what Linux holds in a pipe
 # The first process-id namespace of a machine; only there do ids match the driver's.
 _HOST_PID_NAMESPACE = "pid:[4026531836]"
 
@@ -80,7 +80,7 @@ class GpuFaultPipe:
     def receive(self, timeout_s: float) -> list[GpuFault]:
         """Return the faults that have arrived, or the next one. Called in the parent."""
         ready, _, _ = select.select([self._read_fd], [], [], timeout_s)
-        lines = os.read(self._read_fd, _MAX_REPORT).splitlines() if ready else []
+        lines = os.read(self._read_fd, _PIPE_BYTES).splitlines() if ready else []
         return [GpuFault(**json.loads(line)) for line in lines]
 
 
