@@ -1,7 +1,7 @@
 """Base model validation before a job uses a GPU. Reads small files and headers, no weights."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from huggingface_hub.errors import (
 
 from tasks.base_models.files import described_by, weights_files
 from tasks.base_models.layouts import Config
+from tasks.base_models.noise_schedule import noise_schedule
 from tasks.base_models.parts import (
     Family,
     family_of,
@@ -31,6 +32,7 @@ from tasks.base_models.safetensors_header import Header, read_header, read_heade
 from tasks.errors import BaseModelFilesError, Problem
 from tasks.escaping import shortened
 from tasks.jobs.pipeline import PipelineConfig
+from tasks.jobs.sdxl import SdxlConfig
 from tasks.transient import is_transient
 
 _TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
@@ -47,15 +49,17 @@ def check_base_model(config: PipelineConfig, hub: HfApi | None = None) -> list[P
     """
     hub, family = hub or HfApi(), family_of(config)
     problems = _check_vae_model(config, family, hub)
+    described = _described_parts(config, family, hub)
     for name, part in family.parts.items():
         if (path := replacing_file(config, part)) is not None:
-            described = _described_config(config, name, hub)
             location = f"training.{part.option}"
-            problems += _check_weights(lambda: read_header(path), location, family, name, described)
+            problems += _check_weights(
+                lambda: read_header(path), location, family, name, described.get(name)
+            )
     for location, file in _embedding_files(config).items():
         problems += _check_embedding(Path(file), location)
     if config.model.endswith(_SAFETENSORS):
-        return problems + _check_single_file(config, family, hub)
+        return problems + _check_single_file(config, family, described, hub)
     if _is_folder(config.model):
         return problems + _check_folder(Path(config.model), config, family)
     return problems + _check_hub_id(config.model, "training.model", family.pipelines, hub)
@@ -92,7 +96,9 @@ def _check_vae_model(config: PipelineConfig, family: Family, hub: HfApi) -> list
     return _check_part(folder, "vae", config, family)
 
 
-def _check_single_file(config: PipelineConfig, family: Family, hub: HfApi) -> list[Problem]:
+def _check_single_file(
+    config: PipelineConfig, family: Family, described: Mapping[str, Config], hub: HfApi
+) -> list[Problem]:
     """Check a whole model in one file, and the configs and tokenizers that describe it."""
     path, location = Path(config.model), "training.model"
     try:
@@ -100,22 +106,22 @@ def _check_single_file(config: PipelineConfig, family: Family, hub: HfApi) -> li
         refuse_other_models(header)
     except BaseModelFilesError as error:
         return [_problem(location, error)]
-    needed = {
-        name: _described_config(config, name, hub)
+    needed = [
+        name
         for name, part in family.parts.items()
         if getattr(config, part.option or "", None) is None
-    }
+    ]
     absent = [
         name
-        for name, described in needed.items()
-        if not holds_part(header, family.parts[name], described or {})
+        for name in needed
+        if not holds_part(header, family.parts[name], described.get(name, {}))
     ]
     problems = []
     if absent:
         problems.append(Problem(location, f"{path} {_not_whole(header, family, absent)}"))
-    for name, described in needed.items():
+    for name in needed:
         if name not in absent:
-            problems += _check_weights(lambda: header, location, family, name, described)
+            problems += _check_weights(lambda: header, location, family, name, described.get(name))
     # What belongs to no part is a problem of each.
     problems = list(dict.fromkeys(problems))
     source = described_by(config)
@@ -174,15 +180,20 @@ def _problem(location: str | None, error: BaseModelFilesError) -> Problem:
     return Problem(location, f"{shortened(error.path)}: {error.problem}")
 
 
-def _described_config(config: PipelineConfig, name: str, hub: HfApi) -> Config | None:
-    """Return a part's ``config.json``; None if this machine cannot read it."""
+def _described_parts(config: PipelineConfig, family: Family, hub: HfApi) -> dict[str, Config]:
+    """Return the ``config.json`` of each part that this machine can read, if a file needs it."""
     model = described_by(config)
     if _is_folder(model):
-        return _json(Path(model) / name / "config.json") or None
+        found = {name: _json(Path(model) / name / "config.json") for name in family.parts}
+        return {name: values for name, values in found.items() if values}
+    is_needed = any(replacing_file(config, part) for part in family.parts.values())
+    if not is_needed and not config.model.endswith(_SAFETENSORS):
+        return {}
     try:
-        return _json(Path(hub.hf_hub_download(model, f"{name}/config.json"))) or None
+        paths = {name: hub.hf_hub_download(model, f"{name}/config.json") for name in family.parts}
     except (HFValidationError, httpx2.HTTPError, OSError, ValueError, KeyError):
-        return None  # the check of the Hub's id reports it
+        return {}  # the check of the Hub's id reports it
+    return {name: _json(Path(path)) for name, path in paths.items()}
 
 
 def _check_folder(
@@ -203,6 +214,11 @@ def _check_folder(
         problems += _check_tokenizer(folder / name, folder / encoder)
     if not (folder / "scheduler" / "scheduler_config.json").is_file():
         problems.append(Problem(str(folder / "scheduler"), "has no scheduler_config.json"))
+    elif isinstance(config, SdxlConfig):
+        try:
+            noise_schedule(config)
+        except BaseModelFilesError as error:
+            problems.append(_problem(None, error))
     return problems
 
 
@@ -215,7 +231,7 @@ def _check_part(
     if not described:
         return [Problem(str(folder / "config.json"), "is damaged; download it again")]
     try:
-        refuse_config(described, folder, family.parts[name])
+        refuse_config(described, folder, family, family.parts[name])
         files = weights_files(config, folder) if weights else []
     except BaseModelFilesError as error:
         return [_problem(None, error)]

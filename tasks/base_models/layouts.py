@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# More than any model has: a damaged config.json must not fill the memory.
+_MAX_LAYERS = 1000
+
 Shape = tuple[int, ...]
 Shapes = dict[str, Shape]
 Config = Mapping[str, Any]
@@ -126,7 +129,7 @@ def t5_shapes(config: Config) -> Shapes:
 def vae_shapes(config: Config) -> Shapes:
     """Return the tensors of an AutoencoderKL."""
     widths = tuple(config.get("block_out_channels", (64,)))
-    layers, latent = config.get("layers_per_block", 1), config.get("latent_channels", 4)
+    layers, latent = _count(config.get("layers_per_block", 1)), config.get("latent_channels", 4)
     shapes = {
         **_conv("encoder.conv_in", widths[0], config.get("in_channels", 3)),
         **_conv("encoder.conv_out", 2 * latent, widths[-1]),
@@ -181,7 +184,7 @@ def _vae_blocks(
 def unet_shapes(config: Config) -> Shapes:
     """Return the tensors of SDXL's UNet2DConditionModel."""
     widths = tuple(config.get("block_out_channels", (320, 640, 1280, 1280)))
-    layers, time = config.get("layers_per_block", 2), 4 * widths[0]
+    layers, time = _count(config.get("layers_per_block", 2)), 4 * widths[0]
     depths = config.get("transformer_layers_per_block", 1)
     depths = tuple(depths) if isinstance(depths, list | tuple) else (depths,) * len(widths)
     text = config.get("cross_attention_dim", 1280)
@@ -472,7 +475,14 @@ def _renamed(name: str, starts: Mapping[str, str]) -> str:
 
 
 def _repeated(folder: str, count: int, block: Shapes) -> Shapes:
-    return {f"{folder}.{n}.{name}": shape for n in range(count) for name, shape in block.items()}
+    places = range(_count(count))
+    return {f"{folder}.{n}.{name}": shape for n in places for name, shape in block.items()}
+
+
+def _count(value: int) -> int:
+    if not 0 <= value <= _MAX_LAYERS:
+        raise ValueError(f"{value} layers")
+    return value
 
 
 def _linear(name: str, outputs: int, inputs: int) -> Shapes:

@@ -93,5 +93,9 @@ def _of_file(header: Header) -> tuple[str | None, bool]:
 
 def _of_folder(folder: Path) -> tuple[str, bool]:
     values = json_object(folder, "scheduler/scheduler_config.json")
+    kind = str(values.get("_class_name"))
+    if kind.startswith(("EDM", "FlowMatch")):
+        problem = f"its scheduler is a {kind}; SDXL is trained on the noise levels of DDPM"
+        raise BaseModelFilesError(str(folder), problem)
     prediction = str(values.get("prediction_type", "epsilon"))
     return prediction, values.get("rescale_betas_zero_snr") is True

@@ -79,11 +79,13 @@ class Family:
     Attributes:
         noun: What messages call a model.
         pipelines: The diffusers pipelines whose models can be trained.
+        latent_channels: The channels of its VAE's latents.
         parts: Its parts.
     """
 
     noun: str
     pipelines: tuple[str, ...]
+    latent_channels: int
     parts: Mapping[str, Part]
 
 
@@ -100,6 +102,7 @@ _EDIT_CHANNELS = {9: "an inpainting model", 8: "an editing model (InstructPix2Pi
 FLUX = Family(
     "FLUX",
     ("FluxPipeline", "FluxImg2ImgPipeline"),
+    16,
     {
         "transformer": Part(
             "FLUX transformer",
@@ -135,6 +138,7 @@ FLUX = Family(
 SDXL = Family(
     "SDXL",
     ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"),
+    4,
     {
         "unet": Part(
             "SDXL UNet",
@@ -303,17 +307,30 @@ def refuse_other_models(header: Header) -> None:
     for pattern, what in _OTHER_MODELS.items():
         if any(map(re.compile(pattern).search, header.tensors)):
             raise BaseModelFilesError(str(header.path), what)
-    if "kontext" in header.metadata.get("modelspec.architecture", "").lower():
-        what = "it is FLUX.1 Kontext, which edits images; use FLUX.1-dev"
+    # Kontext has the names and shapes of FLUX.1-dev.
+    named = f"{header.metadata.get('modelspec.architecture', '')} {header.path.name}"
+    if "kontext" in named.lower():
+        what = "it is FLUX.1 Kontext by its name, which edits images; use FLUX.1-dev"
         raise BaseModelFilesError(str(header.path), what)
 
 
-def refuse_config(config: Config, path: Path, part: Part) -> None:
+def refuse_config(config: Config, path: Path, family: Family, part: Part) -> None:
     """Refuse a part whose config.json describes a variant that cannot be trained.
 
     Raises:
         BaseModelFilesError: It does.
     """
+    if part is _VAE:
+        channels = config.get("latent_channels", 4)
+        if channels != family.latent_channels:
+            problem = (
+                f"it is the VAE of another model: its latents have {channels} channels, those of "
+                f"{family.noun} {family.latent_channels}"
+            )
+            raise BaseModelFilesError(str(path), problem)
+        if config.get("latents_mean") or config.get("latents_std"):
+            problem = "it scales each channel of its latents (Playground v2.5): not supported"
+            raise BaseModelFilesError(str(path), problem)
     quantized = config.get("quantization_config")
     if quantized:
         how = quantized.get("quant_method") if isinstance(quantized, dict) else quantized

@@ -49,7 +49,12 @@ UNET: dict[str, Any] = {
     "projection_class_embeddings_input_dim": 4,
 }
 CONFIGS: dict[str, dict[str, dict[str, Any]]] = {
-    "FLUX": {"transformer": TRANSFORMER, "text_encoder": CLIP, "text_encoder_2": T5, "vae": VAE},
+    "FLUX": {
+        "transformer": TRANSFORMER,
+        "text_encoder": CLIP,
+        "text_encoder_2": T5,
+        "vae": {**VAE, "latent_channels": 16},
+    },
     "SDXL": {"unet": UNET, "text_encoder": CLIP, "text_encoder_2": CLIP, "vae": VAE},
 }
 
@@ -136,6 +141,64 @@ def test_vae_model_replaces_the_models_vae(sdxl: Path, tmp_path: Path) -> None:
     shutil.copy(sdxl / "vae" / "config.json", other)
     shutil.move(tmp_path / "vae.safetensors", other / "model.safetensors")
     assert sdxl_messages(sdxl, vae_model=str(other)) == []
+
+
+CONFIG_PROBLEMS = [
+    ("unet", {"in_channels": 9}, "it is an inpainting model"),
+    ("unet", {"in_channels": 8}, "an editing model"),
+    ("vae", {"latent_channels": 16}, "latents have 16 channels, those of SDXL 4"),
+    ("vae", {"latents_mean": [1, 2, 3, 4]}, "Playground v2.5"),
+    ("text_encoder", {"quantization_config": {"quant_method": "torchao"}}, "quantized: torchao"),
+    ("text_encoder", {"num_hidden_layers": "many"}, "describes another kind of model"),
+    ("text_encoder", {"num_hidden_layers": 10**9}, "describes another kind of model"),
+    ("scheduler", {"_class_name": "EDMEulerScheduler"}, "its scheduler is a EDMEulerScheduler"),
+    ("scheduler", {"prediction_type": "sample"}, "set prediction_type"),
+]
+
+
+@pytest.mark.parametrize(("part", "values", "sentence"), CONFIG_PROBLEMS)
+def test_a_variant_is_refused_by_its_config(
+    sdxl: Path, part: str, values: dict[str, Any], sentence: str
+) -> None:
+    path = next((sdxl / part).glob("*config.json"))
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}), "utf-8")
+    [problem] = sdxl_messages(sdxl)
+    assert sentence in problem
+
+
+@pytest.mark.parametrize(
+    "pipeline", ["FluxFillPipeline", "FluxKontextPipeline", "FluxControlPipeline"]
+)
+def test_another_pipeline_is_refused_by_its_name(model: Path, pipeline: str) -> None:
+    (model / "model_index.json").write_text(json.dumps({"_class_name": pipeline}), "utf-8")
+    [problem] = messages(model)
+    assert f"describes a {pipeline}; FLUX_LORA needs a FluxPipeline" in problem
+
+
+def test_another_variant_of_the_weights_is_named(sdxl: Path) -> None:
+    weights = sdxl / "unet" / "model.safetensors"
+    weights.rename(weights.with_name("model.bf16.safetensors"))
+    [problem] = sdxl_messages(sdxl)
+    assert "other names or variants only (model.bf16.safetensors); set hf_variant" in problem
+    assert sdxl_messages(sdxl, hf_variant="bf16") == []
+
+
+def test_shards_are_checked_together(sdxl: Path) -> None:
+    folder = sdxl / "unet"
+    (folder / "model.safetensors").unlink()
+    shapes = SDXL.parts["unet"].shapes(UNET)
+    names = ("model.fp16-00001-of-00002.safetensors", "model.fp16-00002-of-00002.safetensors")
+    shards = dict.fromkeys(shapes, names[0]) | dict.fromkeys(list(shapes)[3:], names[1])
+    for name in names:
+        inside = {key: shape for key, shape in shapes.items() if shards[key] == name}
+        safetensors_file(folder / name, inside, dtype="F16")
+    index = folder / "model.safetensors.index.fp16.json"
+    index.write_text(json.dumps({"weight_map": shards}), "utf-8")
+    assert sdxl_messages(sdxl) == []
+    safetensors_file(folder / names[1], {"stranger": (1,)}, dtype="F16")
+    [problem] = sdxl_messages(sdxl)
+    assert "lacks" in problem
+    assert "stranger, which would not be read" in problem
 
 
 def test_embedding_files_are_checked_by_their_tensors(sdxl: Path, tmp_path: Path) -> None:

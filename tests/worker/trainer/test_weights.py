@@ -13,6 +13,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from tasks.base_models.check import check_base_model
+from tasks.base_models.files import encoders_identity, vae_digest
 from tasks.base_models.layouts import flux_transformer_shapes, unet_shapes, vae_shapes
 from tasks.base_models.parts import FLUX, SDXL, Family
 from tasks.errors import BaseModelFilesError
@@ -307,7 +308,7 @@ def renamed(name: str, words: Mapping[str, str]) -> str:
     return name
 
 
-@pytest.mark.parametrize("layout", ["plain", "training leftovers", "fp8"])
+@pytest.mark.parametrize("layout", ["training leftovers", "fp8"])
 def test_a_whole_sdxl_is_read(tiny_sdxl: Path, tmp_path: Path, layout: str) -> None:
     extra = {
         "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": torch.ones(1, 77),
@@ -318,8 +319,7 @@ def test_a_whole_sdxl_is_read(tiny_sdxl: Path, tmp_path: Path, layout: str) -> N
     }
     tensors = whole(tiny_sdxl, SDXL)
     stored = plain_fp8(tensors) if layout == "fp8" else tensors
-    stored = stored if layout == "plain" else {**stored, **extra}
-    path = saved(tmp_path / "sdxl.safetensors", stored)
+    path = saved(tmp_path / "sdxl.safetensors", {**stored, **extra})
     config = sdxl_config_of(
         "SDXL_LORA", path, single_file_config=str(tiny_sdxl), weight_dtype="float32"
     )
@@ -520,6 +520,26 @@ def test_shapes_are_those_of_the_published_models() -> None:
         ]
     for model, shapes in models:
         assert {name: tuple(t.shape) for name, t in model.state_dict().items()} == shapes
+
+
+def test_kontext_is_refused_by_its_name(flux: Path, tmp_path: Path) -> None:
+    stored = original(flux, FLUX, "transformer")
+    by_name = saved(tmp_path / "flux1-dev-kontext_fp8.safetensors", stored)
+    metadata = {"modelspec.architecture": "flux-1-kontext-dev"}
+    by_header = saved(tmp_path / "t.safetensors", stored, **metadata)
+    for path in (by_name, by_header):
+        assert "FLUX.1 Kontext" in messages(config_of(flux, transformer_path=path))
+
+
+def test_a_vae_file_decides_the_cache_entries(flux: Path, tmp_path: Path) -> None:
+    own = tensors_of(flux, "vae")
+    other = {name: tensor + 1 for name, tensor in own.items()}
+    paths = [saved(tmp_path / f"{n}.safetensors", t) for n, t in enumerate((own, own, other))]
+    digests = [vae_digest(config_of(flux, vae_model=path)) for path in paths]
+    assert digests[0] == digests[1] != digests[2]
+    assert vae_digest(config_of(flux)) not in digests
+    identities = {encoders_identity(config_of(flux, vae_model=path)) for path in paths}
+    assert len(identities) == 3
 
 
 def test_a_quantized_folder_is_refused(flux: Path, tmp_path: Path) -> None:
