@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 EXACTLY_ONE = "exactly_one"
@@ -39,14 +39,12 @@ def _no_boolean(value: Any) -> Any:
     return value
 
 
-def usable_path(path: str) -> str:
+def _without_home(path: str) -> str:
     """Return a path or an address.
 
     Raises:
-        ValueError: No file has this path, or it depends on who reads it.
+        ValueError: It depends on the user who reads it.
     """
-    if "\0" in path:
-        raise ValueError("has a NUL character in it, which no path has")
     if path.startswith("~"):
         raise ValueError(
             "begins with '~', which only a job file on the command line may; write the whole path"
@@ -57,6 +55,7 @@ def usable_path(path: str) -> str:
 # The range of torch and of the file formats; larger numbers overflow the memory estimate's floats.
 _MAX = 2**63 - 1
 NO_BOOLEAN = BeforeValidator(_no_boolean)
+NO_HOME = AfterValidator(_without_home)
 PositiveInt = Annotated[int, Field(gt=0, le=_MAX, strict=True)]
 NonNegativeInt = Annotated[int, Field(ge=0, le=_MAX, strict=True)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False), NO_BOOLEAN]

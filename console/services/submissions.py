@@ -19,6 +19,7 @@ from tasks.data.read_policy import ReadPolicy
 from tasks.errors import InvalidJobError, Problem
 from tasks.eta.estimate import Forecast, forecast
 from tasks.jobs.job import TrainingJob, parse_job
+from tasks.jobs.run_warnings import count_warnings
 from tasks.settings.settings import Settings
 
 _GPU_STAGES = ("cache", "train")
@@ -140,10 +141,12 @@ class Submissions:
         route = job.route(self._settings.constants)
         estimate = forecast(job.training, route.gpu_queue, self._jobs.run_history(), sizes)
         waiting_reason = self._client.unserved_reason(route.gpu_queue)
+        # A checked dataset's report has them.
+        put_off = count_warnings(job.training, sizes) if sizes and dataset is None else []
         return Preview(
             job=job,
             route=route.document(),
-            warnings=tuple(job.training.warnings()),
+            warnings=(*job.warnings(), *put_off),
             waiting_reason=without_quarantine_reasons(waiting_reason, caller),
             estimate=estimate.document(),
             price=_price(self._settings.prices(), route.memory_class, estimate),

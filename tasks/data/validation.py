@@ -17,9 +17,10 @@ from tasks.data.listing import MAX_PROBLEMS, Item, Listing, grouped, no_image
 from tasks.data.near_duplicates import near_pairs
 from tasks.data.sources import Sources
 from tasks.data.tokens import TokenLimit, token_limits
-from tasks.dataset import Sample
+from tasks.dataset import Sample, balanced
 from tasks.errors import BaseModelFilesError, Problem
 from tasks.jobs.pipeline import PipelineConfig
+from tasks.jobs.run_warnings import count_warnings
 
 # A crop that removes more than half of an image removes what its caption describes.
 _MAX_CROPPED = 0.5
@@ -139,7 +140,7 @@ def check_dataset(
         message = f"has {MAX_PROBLEMS:,} problems or more; the rest is not checked"
         report.problems.append(Problem(listing.location, message))
     report.warnings += _duplicate_warnings(report.samples, hashes)
-    report.warnings += _batch_warnings(config.train_batch_size, report, listing.location)
+    report.warnings += _batch_warnings(config, report, listing.location)
     if config.use_masks:
         report.warnings += _mask_warnings(report.samples, masks, listing.location)
     report.warnings += _placeholder_warnings(config, report.samples)
@@ -307,17 +308,24 @@ def _duplicate_warnings(samples: list[Sample], hashes: list[int | None]) -> Iter
             yield Problem(one.source, message, "keep the better one")
 
 
-def _batch_warnings(batch_size: int, report: Report, location: str) -> Iterable[Problem]:
+def _batch_warnings(config: PipelineConfig, report: Report, location: str) -> Iterable[Problem]:
+    """Yield what depends on the number of images: batches, and lengths given in epochs."""
     if not report.samples:
         return
+    sizes = config.loader.sizes()
+    trained = Counter(nearest_bucket(sample.size, sizes) for sample in balanced(report.samples))
+    if not report.problems:
+        for warning in count_warnings(config, trained.values()):
+            yield Problem("training", warning)
+    batch_size = config.train_batch_size
     if len(report.samples) < batch_size:
         count = len(report.samples)
         yield Problem(location, f"has {count} images, fewer than train_batch_size ({batch_size})")
-    elif len(report.buckets) > 1:
-        small = sum(count < batch_size for count in report.buckets.values())
+    elif len(trained) > 1:
+        small = sum(count < batch_size for count in trained.values())
         if small:
             message = (
-                f"{small} of {len(report.buckets)} sizes have fewer images than "
+                f"{small} of {len(trained)} sizes have fewer images than "
                 f"train_batch_size ({batch_size}); their batches are smaller"
             )
             yield Problem(location, message)

@@ -195,9 +195,7 @@ def units_of(
         return None
     match stage:
         case "train":
-            batches = sum(-(-count // training.train_batch_size) for count in sizes)
-            steps = -(-batches // training.gradient_accumulation_steps)
-            return (training.max_train_epochs or 0) * steps
+            return (training.max_train_epochs or 0) * training.steps_per_epoch(sizes)
         case "cache":
             latents = training.cache_vae_outputs * (1 + training.loader.random_flip)
             return sum(sizes) * (latents + training.caches_text)

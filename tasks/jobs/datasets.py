@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, Field
 
 from tasks.jobs.field_metadata import HUB_ID, ActsIf, Location, NonEmptyText, PlainText
-from tasks.strict_model import SHA256, StrictModel, usable_path
+from tasks.strict_model import NO_HOME, SHA256, StrictModel
 
 
 def _without_credentials(source: str) -> str:
@@ -28,7 +28,7 @@ def _hub_id(name: str) -> str:
     return name
 
 
-NonEmpty = Annotated[str, Field(min_length=1), AfterValidator(usable_path)]
+NonEmpty = Annotated[str, Field(min_length=1), NO_HOME]
 DatasetSource = Annotated[NonEmpty, AfterValidator(_without_credentials), Location.DATASET]
 ArchiveSource = Annotated[NonEmpty, AfterValidator(_without_credentials), Location.ARCHIVE]
 KeepInMemory = Annotated[
@@ -121,7 +121,7 @@ class HFHubImageCaptionDatasetConfig(DatasetConfig):
     dataset_config_name: PlainText | None = None
     """The dataset's configuration, if it has several."""
 
-    hf_cache_dir: Annotated[str, AfterValidator(usable_path), Location.CACHE_FOLDER] | None = None
+    hf_cache_dir: Annotated[str, NO_HOME, Location.CACHE_FOLDER] | None = None
     """The folder that keeps downloads. Null: the Hub's own cache folder."""
 
     image_column: NonEmptyText = "image"

@@ -3,7 +3,7 @@
 from functools import lru_cache
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from routing.estimate import (
     FLUX_BLOCKS,
@@ -32,7 +32,7 @@ from tasks.jobs.pipeline import (
     one_prodigy_rate,
     safe_weights_file,
 )
-from tasks.strict_model import NonNegativeFloat, PositiveFloat, PositiveInt, usable_path
+from tasks.strict_model import NO_HOME, NonNegativeFloat, PositiveFloat, PositiveInt
 
 # The linear layers of FluxTransformer2DModel's two kinds of blocks, by the end of their names.
 ATTENTION_TARGETS = frozenset(
@@ -106,8 +106,8 @@ def flux_lora_targets(names: tuple[str, ...]) -> tuple[frozenset[str], tuple[str
     return frozenset(found), tuple(unmatched)
 
 
-TransformerPart = Annotated[str, AfterValidator(usable_path), Location.FILE]
-EncoderPart = Annotated[str, AfterValidator(usable_path), Location.FILE, Affects.CACHE_ENTRIES]
+TransformerPart = Annotated[str, NO_HOME, Location.FILE]
+EncoderPart = Annotated[str, NO_HOME, Location.FILE, Affects.CACHE_ENTRIES]
 IF_TRANSFORMER_TRAINED = ActsIf(
     lambda config: config.train_transformer, "train_transformer is false"
 )

@@ -24,13 +24,14 @@ from tasks.jobs.optimizers import (
     OptimizerConfig,
     ProdigyOptimizerConfig,
 )
+from tasks.jobs.run_warnings import Trained, rate_warnings, schedule_warnings
 from tasks.strict_model import (
+    NO_HOME,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
     StrictModel,
     exactly_one,
-    usable_path,
 )
 
 WeightDtype = Literal["float32", "float16", "bfloat16"]
@@ -39,7 +40,7 @@ LoraFormat = Annotated[Literal["invoke_peft", "kohya"], Affects.NO_NUMBER]
 ModelSource = Annotated[
     str,
     Field(min_length=1),
-    AfterValidator(usable_path),
+    NO_HOME,
     Location.BASE_MODEL,
     Affects.CACHE_ENTRIES,
 ]
@@ -68,8 +69,6 @@ CLIP_TARGETS = ("fc1", "fc2", "q_proj", "k_proj", "v_proj", "out_proj")
 PICKLE_ENDINGS = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 # One event lists all images of a step in some 350 bytes each; a worker takes lines of 256 KiB.
 MAX_VALIDATION_IMAGES = 256
-# Prodigy's author advises 1, and 0.1 to 3 for experiments; a lower rate was likely meant for AdamW.
-_MIN_PRODIGY_RATE = 0.1
 _PARTNER = {"max_train_epochs": "max_train_steps", "save_every_n_steps": "save_every_n_epochs"}
 
 
@@ -116,6 +115,8 @@ ClipTargets = Annotated[
 
 class PipelineConfig(StrictModel):
     """A training run of any type."""
+
+    trained: ClassVar[Trained] = Trained.LORA
 
     type: PlainText
     """Selects the training type."""
@@ -292,22 +293,22 @@ class PipelineConfig(StrictModel):
         """
         return []
 
+    def batches_per_epoch(self, sizes: Collection[int]) -> int:
+        """Return the batches of an epoch; no batch has images of two sizes.
+
+        Args:
+            sizes: The number of images of each training size.
+        """
+        return sum(-(-count // self.train_batch_size) for count in sizes)
+
+    def steps_per_epoch(self, sizes: Collection[int]) -> int:
+        """Return the weight updates of an epoch, given the number of images of each size."""
+        return -(-self.batches_per_epoch(sizes) // self.gradient_accumulation_steps)
+
     def warnings(self) -> list[str]:
         """Return a sentence for each option that is valid and likely not what its author wants."""
         found = [*inert_options(self), *self.reader_warnings()]
-        warmup, steps = self.lr_warmup_steps, self.max_train_steps
-        if self.lr_scheduler != "constant" and steps is not None and warmup >= steps:
-            found.append(
-                f"lr_warmup_steps ({warmup}) is not below max_train_steps ({steps}): the learning "
-                "rate never gets to its full value"
-            )
-        rates = self.learning_rates().values()
-        if isinstance(self.optimizer, ProdigyOptimizerConfig) and min(rates) < _MIN_PRODIGY_RATE:
-            found.append(
-                f"Prodigy's rate is a factor on the step size it finds, usually 1; at "
-                f"{min(rates):g} it hardly trains: leave out the model's learning rate"
-            )
-        return found
+        return [*found, *schedule_warnings(self), *rate_warnings(self)]
 
     @field_validator("base_output_dir")
     @classmethod

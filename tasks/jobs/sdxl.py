@@ -1,8 +1,8 @@
 """The three SDXL configs: invoke-training's; every option acts or is refused."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from routing.estimate import (
     PUBLISHED,
@@ -33,7 +33,15 @@ from tasks.jobs.pipeline import (
     not_cached_if_trained,
     one_prodigy_rate,
 )
-from tasks.strict_model import WORD, Decay, PositiveFloat, PositiveInt, exactly_one, usable_path
+from tasks.jobs.run_warnings import Trained
+from tasks.strict_model import (
+    NO_HOME,
+    WORD,
+    Decay,
+    PositiveFloat,
+    PositiveInt,
+    exactly_one,
+)
 
 # Every layer of SDXL's UNet that can take a LoRA, by the end of its name.
 UNET_TARGETS = frozenset(
@@ -78,7 +86,7 @@ SdxlLoraFormat = Annotated[
 ]
 # One word without spaces and commas, which InvokeAI, ComfyUI and diffusers can find in a prompt.
 Token = Annotated[str, Field(pattern=WORD, max_length=100)]
-EmbeddingFile = Annotated[str, AfterValidator(usable_path), Location.FILE]
+EmbeddingFile = Annotated[str, NO_HOME, Location.FILE]
 IF_UNET_TRAINED = ActsIf(lambda config: config.train_unet, "train_unet is false")
 
 
@@ -320,6 +328,8 @@ class SdxlLoraConfig(SdxlConfig):
 class SdxlTextualInversionConfig(SdxlConfig):
     """An SDXL textual-inversion run (Gal et al., 2022): new words for both text encoders."""
 
+    trained: ClassVar[Trained] = Trained.EMBEDDINGS
+
     type: Literal["SDXL_TEXTUAL_INVERSION"] = "SDXL_TEXTUAL_INVERSION"
     """Selects this training type."""
 
@@ -409,6 +419,8 @@ class SdxlTextualInversionConfig(SdxlConfig):
 
 class SdxlFinetuneConfig(SdxlConfig):
     """An SDXL finetune: every weight of the UNet."""
+
+    trained: ClassVar[Trained] = Trained.WEIGHTS
 
     type: Literal["SDXL_FINETUNE"] = "SDXL_FINETUNE"
     """Selects this training type."""

@@ -94,7 +94,7 @@ def _anchored(value: Any, location: Location, folder: Path) -> Any:
         return value
     try:
         return str((folder / Path(value).expanduser()).resolve())
-    except (ValueError, RuntimeError):  # a NUL, an unknown user's home: the validation refuses both
+    except (ValueError, RuntimeError):  # a NUL, which names no file; an unknown user's home
         return value
 
 

@@ -206,6 +206,22 @@ def test_sizes_smaller_than_a_batch_are_a_warning(folder: Path) -> None:
     assert report.document()["buckets"] == {"320x704": 1, "512x512": 3}
 
 
+EPOCHS = {"max_train_steps": None, "save_every_n_steps": None, "save_every_n_epochs": 1}
+
+
+def test_a_run_in_epochs_is_checked_once_its_images_are_counted(folder: Path) -> None:
+    report = check_folder(folder, **EPOCHS, max_train_epochs=3)
+    [finding] = report.document()["findings"]
+    assert finding["file"] == "training"
+    assert finding["message"] == (
+        "lr_warmup_steps (10) is not below max_train_epochs (3; in steps: 9): the learning rate "
+        "never gets to its full value"
+    )
+    assert warned(check_folder(folder, **EPOCHS, max_train_epochs=4)) == []
+    (folder / "a.txt").unlink()
+    assert warned(check_folder(folder, **EPOCHS, max_train_epochs=2)) == []
+
+
 def test_truncated_captions_are_warnings(folder: Path) -> None:
     def words(text: str) -> int:
         return len(text.split())

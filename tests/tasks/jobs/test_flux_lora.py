@@ -307,7 +307,7 @@ def test_a_relative_rate_holds_unless_one_is_given() -> None:
     adafactor = parsed(optimizer={"optimizer_type": "Adafactor"})
     assert adafactor.learning_rates() == {"transformer": 1e-2}
     reported = parsed(**prodigy, transformer_learning_rate=4e-4).warnings()
-    assert any("at 0.0004 it hardly trains" in warning for warning in reported)
+    assert any("(0.0004) is far below what suits Prodigy" in warning for warning in reported)
 
 
 def test_an_optimizer_without_a_type_is_adamw() -> None:

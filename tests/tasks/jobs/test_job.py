@@ -367,7 +367,7 @@ def test_a_name_with_an_ending_is_refused_with_the_right_name(ending: str) -> No
     parse_job({"name": "my.cat", "id": f"my.cat{ending}", "training": SDXL})
 
 
-def test_no_path_depends_on_a_home_or_has_a_nul() -> None:
+def test_no_path_depends_on_a_home() -> None:
     paths = [
         (name, model)
         for model in _all_models(TrainingJob)
@@ -376,10 +376,10 @@ def test_no_path_depends_on_a_home_or_has_a_nul() -> None:
     ]
     assert {"model", "vae_model", "transformer_path", "dataset_dir"} <= {name for name, _ in paths}
     for name, model in paths:
-        for text, said in (("~/a.safetensors", "begins with '~'"), ("a\0.safetensors", "NUL")):
-            with pytest.raises(ValidationError) as caught:
-                model.model_validate({name: {"<a>": text} if name == "base_embeddings" else text})
-            assert said in str(caught.value), name
+        text = "~/a.safetensors"
+        with pytest.raises(ValidationError) as caught:
+            model.model_validate({name: {"<a>": text} if name == "base_embeddings" else text})
+        assert "begins with '~'" in str(caught.value), name
 
 
 PATHS = set(Location) - {Location.NONE, Location.STORE_FOLDER, Location.HUB_DATASET}

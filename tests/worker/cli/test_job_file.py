@@ -115,7 +115,7 @@ def test_a_bare_config_is_the_training_part(tmp_path: Path) -> None:
     }
     with pytest.raises(InvalidJobError) as caught:
         load_job(tmp_path / "job.yaml")
-    assert "training.transformer_path (line 3): must be a" in str(caught.value)
+    assert "training.transformer_path (line 3): " in str(caught.value)
 
 
 def test_problems_have_the_lines_of_their_options(tmp_path: Path) -> None:
