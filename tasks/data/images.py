@@ -226,21 +226,24 @@ def decode_mask(data: bytes) -> tuple[Image.Image, MaskFacts]:
         UnreadableImageError: The bytes are not a supported image.
     """
     with _loaded(data) as image:
-        luminance, alpha = Image.new("L", image.size), Image.new("L", image.size, 255)
-        chroma = 0
+        luminance, chroma = Image.new("L", image.size), 0
+        alpha = Image.new("L", image.size) if image.has_transparency_data else None
         for box in _strips(image.size):
             colors, opacity = _split(image.crop(box))
-            rgb = colors.convert("RGB")
-            luminance.paste(rgb.convert("L"), box)
-            if opacity is not None:
+            if alpha is not None and opacity is not None:
                 alpha.paste(opacity, box)
-            chroma = max(chroma, _chroma(rgb))
-    least, most = values_of(alpha)
-    mask, is_alpha = (luminance, False) if least == most else (alpha, True)
+            if colors.mode != "L":
+                colors = colors.convert("RGB")
+                chroma = max(chroma, _chroma(colors))
+                colors = colors.convert("L")
+            luminance.paste(colors, box)
+    least, most = (255, 255) if alpha is None else values_of(alpha)
     if most == 0:
         raise UnreadableImageError("is entirely transparent")
-    is_colored = chroma >= _MIN_CHROMA and not is_alpha
-    return mask, MaskFacts(values_of(mask)[1], is_alpha, is_colored)
+    if alpha is not None and least < most:
+        return alpha, MaskFacts(brightest=most, is_alpha=True, is_colored=False)
+    brightest = values_of(luminance)[1]
+    return luminance, MaskFacts(brightest, is_alpha=False, is_colored=chroma >= _MIN_CHROMA)
 
 
 def image_digest(image: Image.Image) -> str:
