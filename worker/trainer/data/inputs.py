@@ -131,7 +131,11 @@ class Inputs:
             return Latents(batch.latent_mean, batch.latent_logvar)
         if self._vae is None or batch.pixels is None:
             raise AssertionError("latents are not cached, and there are no pixels or no VAE")
-        return encode_pixels(self._vae, batch.pixels)
+        # One image at a time: the VAE's activations of one take more memory than a batch's inputs.
+        parts = [encode_pixels(self._vae, image[None]) for image in batch.pixels]
+        return Latents(
+            torch.cat([part.mean for part in parts]), torch.cat([part.logvar for part in parts])
+        )
 
 
 def sample_losses(errors: torch.Tensor, batch: Batch) -> torch.Tensor:
