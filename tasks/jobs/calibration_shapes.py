@@ -24,34 +24,25 @@ _COMMON: Options = {
     "train_batch_size": 1,
     "resolution": 512,
 }
-# A high rank, so that the trained weights are measurable beside the activations.
-_HIGH_RANK: Options = {"lora_rank_dim": 64}
 _ATTENTION: list[JsonValue] = [*sorted(ATTENTION_TARGETS)]
 _SHAPES: dict[str, list[Options]] = {
     "FLUX_LORA": [
         {},
         {"resolution": 1024},
         {"resolution": 1024, "train_batch_size": 2},
-        _HIGH_RANK,
         {"gradient_checkpointing": False},
         {"gradient_checkpointing": False, "resolution": 640},
         {
             "gradient_checkpointing": False,
             "flux_lora_target_modules": _ATTENTION,
         },
-        {"cache_text_encoder_outputs": False},
-        {"quantization": "int8"},
-        {"quantization": "nf4"},
     ],
     "SDXL_LORA": [
         {},
         {"resolution": 1024},
         {"resolution": 1024, "train_batch_size": 2},
-        _HIGH_RANK,
         {"gradient_checkpointing": False},
         {"gradient_checkpointing": False, "resolution": 768},
-        {"cache_text_encoder_outputs": False},
-        {"cache_vae_outputs": False, "resolution": 1024},
     ],
 }
 TYPES = tuple(_SHAPES)

@@ -7,6 +7,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from routing.estimate import (
     FLUX_BLOCKS,
+    FLUX_DOUBLE_LAYERS,
+    FLUX_SINGLE_LAYERS,
     PUBLISHED,
     Estimate,
     FluxShape,
@@ -35,30 +37,14 @@ from tasks.jobs.pipeline import (
 from tasks.strict_model import NO_HOME, NonNegativeFloat, PositiveFloat, PositiveInt
 
 # The linear layers of FluxTransformer2DModel's two kinds of blocks, by the end of their names.
-ATTENTION_TARGETS = frozenset(
-    {
-        "attn.to_q",
-        "attn.to_k",
-        "attn.to_v",
-        "attn.to_out.0",
-        "attn.add_q_proj",
-        "attn.add_k_proj",
-        "attn.add_v_proj",
-        "attn.to_add_out",
-    }
-)
-DOUBLE_BLOCK_TARGETS = ATTENTION_TARGETS | {
-    "ff.net.0.proj",
-    "ff.net.2",
-    "ff_context.net.0.proj",
-    "ff_context.net.2",
-}
-SINGLE_BLOCK_TARGETS = frozenset({"attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out"})
+DOUBLE_BLOCK_TARGETS = frozenset(FLUX_DOUBLE_LAYERS)
+SINGLE_BLOCK_TARGETS = frozenset(FLUX_SINGLE_LAYERS)
 BLOCK_TARGETS = DOUBLE_BLOCK_TARGETS | SINGLE_BLOCK_TARGETS
 # InvokeAI knows FLUX by these, and takes q, k and v of a block only together.
 _INVOKEAI_PEFT_TARGETS = frozenset(
     f"attn.{layer}" for layer in ("to_q", "to_k", "to_v", "add_q_proj", "add_k_proj", "add_v_proj")
 )
+ATTENTION_TARGETS = frozenset(name for name in DOUBLE_BLOCK_TARGETS if name.startswith("attn."))
 # Names in invoke-training's default list that match no layer: two misspelled, one of no layer.
 _MISSPELLED_TARGETS = {"ff.net.2.0": "ff.net.2", "ff_context.net.2.0": "ff_context.net.2"}
 _ABSENT_TARGETS = frozenset({"proj_in"})
@@ -320,22 +306,18 @@ class FluxLoraConfig(PipelineConfig):
         return (self.lora_scale or 1.0) * self.lora_rank_dim
 
     def estimate(self, constants: MemoryModel = PUBLISHED) -> Estimate:
-        """Return the GPU memory this run needs."""
-        targets, _ = flux_lora_targets(self.flux_lora_target_modules)
-        return estimate_flux_lora(
-            FluxShape(
-                pixels=max(size.pixels for size in self.data_loader.sizes()),
-                batch_size=self.train_batch_size,
-                rank=self.lora_rank_dim,
-                weight_dtype=self.weight_dtype,
-                quantization=self.quantization,
-                attention_only=targets <= ATTENTION_TARGETS,
-                checkpointed_blocks=self.checkpointed_blocks,
-                text_encoders_resident=not self.cache_text_encoder_outputs,
-                optimizer_bytes=self.optimizer.state_bytes,
-            ),
-            constants,
+        """Return the GPU memory this job needs."""
+        layers, _ = flux_lora_targets(self.flux_lora_target_modules)
+        clip_layers = self.text_encoder_lora_target_modules if self.train_text_encoder else ()
+        shape = FluxShape(
+            **self.run_shape(),
+            rank=self.lora_rank_dim,
+            layers=layers if self.train_transformer else frozenset(),
+            clip_layers=frozenset(clip_layers),
+            quantization=self.quantization,
+            text_tokens=self.t5_tokenizer_max_length,
         )
+        return estimate_flux_lora(shape, constants)
 
     def reader_warnings(self) -> list[str]:
         """Return a sentence if InvokeAI cannot read the file."""

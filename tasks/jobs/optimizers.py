@@ -1,6 +1,6 @@
 """Optimizer configs: invoke-training's, with its names and defaults, and Adafactor."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -47,8 +47,13 @@ class AdamOptimizerConfig(StrictModel):
 
     @property
     def state_bytes(self) -> float:
-        """Bytes of state for each trained weight: two moments."""
-        return 2 if self.use_8bit else 8
+        """Bytes of state for each trained weight: two moments, in 8 bits with a scale for 256."""
+        return 2 + 2 * 4 / 256 if self.use_8bit else 8
+
+    @property
+    def update_bytes(self) -> float:
+        """Bytes for each trained weight during an update: PyTorch updates all at once."""
+        return 0 if self.use_8bit else 4
 
 
 class ProdigyOptimizerConfig(StrictModel):
@@ -75,6 +80,9 @@ class ProdigyOptimizerConfig(StrictModel):
         """Bytes of state for each trained weight: two moments, its start, a sum of gradients."""
         return 16
 
+    update_bytes: ClassVar[float] = 0
+    """Bytes for each trained weight during an update, which goes weight by weight."""
+
 
 class AdafactorOptimizerConfig(StrictModel):
     """Adafactor (Shazeer & Stern, 2018): hardly any state, for finetunes on small GPUs."""
@@ -97,8 +105,11 @@ class AdafactorOptimizerConfig(StrictModel):
 
     @property
     def state_bytes(self) -> float:
-        """Bytes of state for each trained weight: sums of rows and columns, next to nothing."""
-        return 0
+        """Bytes of state for each trained weight of SDXL's UNet: sums of rows and columns."""
+        return 0.38
+
+    update_bytes: ClassVar[float] = 0
+    """Bytes for each trained weight during an update, which goes weight by weight."""
 
 
 OptimizerConfig = Annotated[

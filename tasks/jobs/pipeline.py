@@ -72,6 +72,11 @@ MAX_VALIDATION_IMAGES = 256
 _PARTNER = {"max_train_epochs": "max_train_steps", "save_every_n_steps": "save_every_n_epochs"}
 
 
+def layers_of(names: Collection[str], known: Collection[str]) -> frozenset[str]:
+    """Return the known layers whose names end with one of these names at a dot."""
+    return frozenset(k for k in known if any(f".{k}".endswith(f".{name}") for name in names))
+
+
 def known_names(names: tuple[str, ...], known: Collection[str], model: str) -> tuple[str, ...]:
     """Return the names, each of which ends a known layer name at a dot.
 
@@ -304,6 +309,23 @@ class PipelineConfig(StrictModel):
     def steps_per_epoch(self, sizes: Collection[int]) -> int:
         """Return the weight updates of an epoch, given the number of images of each size."""
         return -(-self.batches_per_epoch(sizes) // self.gradient_accumulation_steps)
+
+    def run_shape(self) -> dict[str, Any]:
+        """Return the fields of ``RunShape`` that all types have."""
+        dtypes = {"no": self.weight_dtype, "fp16": "float16", "bf16": "bfloat16"}
+        return {
+            "pixels": max(size.pixels for size in self.loader.sizes()),
+            "batch_size": self.train_batch_size,
+            "weight_dtype": self.weight_dtype,
+            "compute_dtype": dtypes[self.mixed_precision],
+            "checkpointed_blocks": self.checkpointed_blocks,
+            "text_encoders_resident": not self.caches_text,
+            "vae_resident": not self.cache_vae_outputs,
+            "accumulates": self.gradient_accumulation_steps > 1,
+            "optimizer_bytes": self.optimizer.state_bytes,
+            "update_bytes": self.optimizer.update_bytes,
+            "validation_pixels": self.loader.target_size().pixels if self.validation_prompts else 0,
+        }
 
     def warnings(self) -> list[str]:
         """Return a sentence for each option that is valid and likely not what its author wants."""

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from routing.estimate import (
     PUBLISHED,
     UNET_BLOCKS,
+    UNET_LAYERS,
     Estimate,
     MemoryModel,
     SdxlShape,
@@ -30,6 +31,7 @@ from tasks.jobs.pipeline import (
     Prompts,
     WeightDtype,
     known_names,
+    layers_of,
     not_cached_if_trained,
     one_prodigy_rate,
 )
@@ -44,28 +46,7 @@ from tasks.strict_model import (
 )
 
 # Every layer of SDXL's UNet that can take a LoRA, by the end of its name.
-UNET_TARGETS = frozenset(
-    {
-        "attn1.to_q",
-        "attn1.to_k",
-        "attn1.to_v",
-        "attn1.to_out.0",
-        "attn2.to_q",
-        "attn2.to_k",
-        "attn2.to_v",
-        "attn2.to_out.0",
-        "ff.net.0.proj",
-        "ff.net.2",
-        "proj_in",
-        "proj_out",
-        "conv1",
-        "conv2",
-        "conv_shortcut",
-        "time_emb_proj",
-        "downsamplers.0.conv",
-        "upsamplers.0.conv",
-    }
-)
+UNET_TARGETS = frozenset(UNET_LAYERS)
 _DEFAULT_TARGETS = (
     "to_q",
     "to_k",
@@ -158,31 +139,6 @@ class SdxlConfig(PipelineConfig):
         if prompts is not None and wanted is not None and len(prompts) != len(wanted):
             raise ValueError(f"are {len(prompts)} for {len(wanted)} validation_prompts")
         return prompts
-
-    def _estimate(
-        self,
-        constants: MemoryModel,
-        *,
-        trained: float,
-        resident_encoders: bool,
-        copies: int = 0,
-        trains_unet: bool = False,
-    ) -> Estimate:
-        return estimate_sdxl(
-            SdxlShape(
-                pixels=max(size.pixels for size in self.loader.sizes()),
-                batch_size=self.train_batch_size,
-                weight_dtype=self.weight_dtype,
-                trained_parameters=trained,
-                trains_unet=trains_unet,
-                optimizer_bytes=self.optimizer.state_bytes,
-                weight_copies=copies,
-                checkpointed_blocks=self.checkpointed_blocks,
-                text_encoders_resident=resident_encoders,
-                vae_resident=not self.cache_vae_outputs,
-            ),
-            constants,
-        )
 
 
 class SdxlLoraConfig(SdxlConfig):
@@ -315,14 +271,15 @@ class SdxlLoraConfig(SdxlConfig):
         return float(self.lora_rank_dim)
 
     def estimate(self, constants: MemoryModel = PUBLISHED) -> Estimate:
-        """Return the GPU memory this run needs."""
-        # Trained weights for each unit of rank, all default layers of the UNet and both encoders.
-        per_rank = 2.9e6 * self.train_unet + 0.9e6 * self.train_text_encoder
-        return self._estimate(
-            constants,
-            trained=per_rank * self.lora_rank_dim,
-            resident_encoders=not self.cache_text_encoder_outputs,
+        """Return the GPU memory this job needs."""
+        clip_layers = self.text_encoder_lora_target_modules if self.train_text_encoder else ()
+        shape = SdxlShape(
+            **self.run_shape(),
+            rank=self.lora_rank_dim,
+            layers=layers_of(self.unet_lora_target_modules * self.train_unet, UNET_TARGETS),
+            clip_layers=frozenset(clip_layers),
         )
+        return estimate_sdxl(shape, constants)
 
 
 class SdxlTextualInversionConfig(SdxlConfig):
@@ -412,9 +369,8 @@ class SdxlTextualInversionConfig(SdxlConfig):
         return found
 
     def estimate(self, constants: MemoryModel = PUBLISHED) -> Estimate:
-        """Return the GPU memory this run needs."""
-        vectors = self.num_vectors * (768 + 1280)
-        return self._estimate(constants, trained=float(vectors), resident_encoders=True)
+        """Return the GPU memory this job needs."""
+        return estimate_sdxl(SdxlShape(**self.run_shape(), trains_embeddings=True), constants)
 
 
 class SdxlFinetuneConfig(SdxlConfig):
@@ -486,11 +442,6 @@ class SdxlFinetuneConfig(SdxlConfig):
         return {"unet": self.optimizer.learning_rate}
 
     def estimate(self, constants: MemoryModel = PUBLISHED) -> Estimate:
-        """Return the GPU memory this run needs."""
-        return self._estimate(
-            constants,
-            trained=0,
-            trains_unet=True,
-            copies=int(self.use_ema),
-            resident_encoders=not self.cache_text_encoder_outputs,
-        )
+        """Return the GPU memory this job needs."""
+        shape = SdxlShape(**self.run_shape(), trains_unet=True, weight_copies=int(self.use_ema))
+        return estimate_sdxl(shape, constants)

@@ -1,21 +1,30 @@
 from dataclasses import replace
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from routing.classes import GIB
-from routing.estimate import FLUX_BLOCKS, FluxShape, estimate_flux_lora
-from tests.routing.shapes import SHAPES
+from routing.estimate import (
+    FLUX_BLOCKS,
+    FLUX_DOUBLE_LAYERS,
+    FLUX_SINGLE_LAYERS,
+    PUBLISHED,
+    FluxShape,
+    MemoryModel,
+    estimate_flux_lora,
+    flux_lora_parameters,
+)
+from tests.routing.shapes import CONSTANTS, SHAPES
 
 USUAL = FluxShape(
     pixels=1024 * 1024,
     batch_size=1,
     rank=16,
+    layers=frozenset(FLUX_DOUBLE_LAYERS | FLUX_SINGLE_LAYERS),
     weight_dtype="bfloat16",
-    attention_only=False,
+    compute_dtype="bfloat16",
     checkpointed_blocks=FLUX_BLOCKS,
-    text_encoders_resident=False,
 )
 
 
@@ -25,9 +34,14 @@ def needed_gb(shape: FluxShape) -> float:
 
 
 def test_frozen_weights_have_the_size_of_published_files() -> None:
-    assert estimate_flux_lora(USUAL).weights_gib * GIB == pytest.approx(23.8e9)
-    full = replace(USUAL, weight_dtype="float32")
-    assert estimate_flux_lora(full).weights_gib * GIB == pytest.approx(47.6e9)
+    assert estimate_flux_lora(USUAL).weights_gib * GIB == pytest.approx(23.8e9, rel=1e-3)
+    full = replace(USUAL, weight_dtype="float32", compute_dtype="float32")
+    assert estimate_flux_lora(full).weights_gib * GIB == pytest.approx(47.6e9, rel=1e-3)
+
+
+def test_trained_weights_are_those_of_a_published_lora() -> None:
+    # A rank-16 LoRA on all linear layers of the blocks, in 16 bits: a file of 130 MB.
+    assert flux_lora_parameters(USUAL) * 2 == pytest.approx(130.7e6, rel=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -44,70 +58,80 @@ def test_estimates_are_within_a_tenth_of_published_figures(
 
 
 def test_flux_in_bfloat16_never_fits_24_gb() -> None:
-    least = replace(USUAL, pixels=16 * 16, rank=1, attention_only=True)
-    assert needed_gb(least) > 24
+    assert needed_gb(replace(USUAL, pixels=16 * 16, rank=1)) > 24
 
 
-@pytest.mark.parametrize(
-    ("quantization", "weights_gb"), [("fp8", 12.2), ("int8", 12.2), ("nf4", 6.7)]
-)
-@pytest.mark.parametrize("weight_dtype", ["float32", "bfloat16", "float16"])
-def test_quantized_weights_have_the_size_of_their_files(
-    quantization: str, weights_gb: float, weight_dtype: str
+@pytest.mark.parametrize(("quantization", "weights_gb"), [("fp8", 12), ("int8", 12), ("nf4", 6.3)])
+def test_quantized_flux_has_the_size_of_its_weights_and_fits_24_gb(
+    quantization: str, weights_gb: float
 ) -> None:
-    shape = replace(USUAL, quantization=quantization, weight_dtype=weight_dtype)
-    assert estimate_flux_lora(shape).weights_gib * GIB == pytest.approx(weights_gb * 1e9)
-
-
-@pytest.mark.parametrize("quantization", ["fp8", "int8", "nf4"])
-def test_quantized_flux_fits_24_gb(quantization: str) -> None:
-    assert needed_gb(replace(USUAL, quantization=quantization)) < 22
+    shape = replace(USUAL, quantization=quantization)
+    assert estimate_flux_lora(shape).weights_gib * GIB == pytest.approx(weights_gb * 1e9, rel=0.01)
+    assert needed_gb(shape) < 22
 
 
 @given(SHAPES)
-def test_fewer_bits_need_less(shape: FluxShape) -> None:
-    needed = [needed_gb(replace(shape, quantization=kind)) for kind in ("nf4", "int8", "fp8", None)]
-    assert needed[0] < needed[1] == needed[2] < needed[3]
-
-
-@given(SHAPES)
-def test_larger_optimizer_state_needs_more(shape: FluxShape) -> None:
-    needed = [needed_gb(replace(shape, optimizer_bytes=kept)) for kept in (0, 2, 8, 16)]
-    assert needed == sorted(set(needed))
+def test_fewer_bits_need_less_weight(shape: FluxShape) -> None:
+    weights = [
+        estimate_flux_lora(replace(shape, quantization=kind)).weights_gib
+        for kind in ("nf4", "int8", "fp8", None)
+    ]
+    assert weights[0] < weights[1] == weights[2] < weights[3]
 
 
 def test_resident_text_encoders_take_their_weights() -> None:
-    resident = estimate_flux_lora(replace(USUAL, text_encoders_resident=True))
-    assert resident.text_encoders_gib * GIB == pytest.approx(9.9e9)
+    resident = replace(USUAL, text_encoders_resident=True)
+    assert estimate_flux_lora(resident).text_encoders_gib * GIB == pytest.approx(9.77e9, rel=1e-3)
     assert estimate_flux_lora(USUAL).text_encoders_gib == 0
 
 
-@given(SHAPES)
-def test_parts_are_positive_and_add_up(shape: FluxShape) -> None:
-    estimate = estimate_flux_lora(shape)
+@given(SHAPES, CONSTANTS)
+def test_parts_are_not_negative_and_add_up(shape: FluxShape, constants: MemoryModel) -> None:
+    estimate = estimate_flux_lora(shape, constants)
     parts = estimate.parts()
     assert estimate.needed_gib == pytest.approx(sum(parts.values()))
-    assert len(parts) == 6
-    optional = set() if shape.text_encoders_resident else {"text_encoders"}
-    optional |= set() if shape.optimizer_bytes else {"optimizer"}
-    assert all(gib > 0 for name, gib in parts.items() if name not in optional)
+    assert all(gib >= 0 for gib in parts.values())
+    assert parts["weights"] > 0
+    assert parts["adapters"] > 0
 
 
 @given(SHAPES)
-def test_checkpointing_lowers_the_estimate(shape: FluxShape) -> None:
-    kept = estimate_flux_lora(replace(shape, checkpointed_blocks=0))
-    recomputed = estimate_flux_lora(replace(shape, checkpointed_blocks=FLUX_BLOCKS))
-    assert recomputed.needed_gib < kept.needed_gib
+def test_checkpointing_more_blocks_keeps_fewer_activations(shape: FluxShape) -> None:
+    needed = [
+        estimate_flux_lora(replace(shape, checkpointed_blocks=blocks)).needed_gib
+        for blocks in (0, 20, 40, 57)
+    ]
+    assert needed == sorted(needed, reverse=True)
 
 
 @given(SHAPES, st.sampled_from(["batch_size", "pixels", "rank"]), st.integers(1, 100))
-def test_a_larger_shape_needs_more_memory(shape: FluxShape, name: str, more: int) -> None:
+def test_a_larger_shape_needs_no_less_memory(shape: FluxShape, name: str, more: int) -> None:
     larger = replace(shape, **{name: getattr(shape, name) + more})
-    assert estimate_flux_lora(larger).needed_gib > estimate_flux_lora(shape).needed_gib
+    # The cache stage encodes fewer images at once the larger they are.
+    assume(shape.vae_resident or name != "pixels")
+    assert estimate_flux_lora(larger).needed_gib >= estimate_flux_lora(shape).needed_gib
 
 
-@given(SHAPES)
-def test_smaller_loras_and_weights_need_no_more(shape: FluxShape) -> None:
-    wide = replace(shape, attention_only=False, weight_dtype="float32")
-    narrow = replace(shape, attention_only=True, weight_dtype="bfloat16")
-    assert estimate_flux_lora(narrow).needed_gib < estimate_flux_lora(wide).needed_gib
+def test_the_cache_stage_counts_where_it_needs_more_than_training() -> None:
+    shape = replace(USUAL, pixels=512 * 512, quantization="nf4", text_encoders_resident=True)
+    live, cached = (
+        estimate_flux_lora(replace(shape, text_encoders_resident=resident))
+        for resident in (True, False)
+    )
+    encoders = live.text_encoders_gib + cached.overhead_gib
+    assert cached.needed_gib > encoders > cached.weights_gib + cached.overhead_gib
+
+
+@given(SHAPES, CONSTANTS, st.floats(0, 1))
+def test_estimates_are_linear_in_the_constants(
+    shape: FluxShape, constants: MemoryModel, share: float
+) -> None:
+    between = MemoryModel(
+        **{
+            name: share * value + (1 - share) * getattr(PUBLISHED, name)
+            for name, value in vars(constants).items()
+        }
+    )
+    ends = (estimate_flux_lora(shape, each).needed_gib for each in (constants, PUBLISHED))
+    expected = sum(part * end for part, end in zip((share, 1 - share), ends, strict=True))
+    assert estimate_flux_lora(shape, between).needed_gib == pytest.approx(expected, rel=1e-6)

@@ -56,15 +56,15 @@ def test_undetermined_constant_keeps_its_published_value() -> None:
     truth = times({"sdxl_overhead_bytes": 2, "sdxl_checkpointed_pixel_bytes": 2})
     found = fit(ran, peaks_of(ran, truth))
     assert "sdxl_pixel_bytes" not in found
-    assert found["sdxl_overhead_bytes"] == pytest.approx(2.4e9, rel=1e-4)
+    assert found["sdxl_overhead_bytes"] == pytest.approx(1.5e9, rel=1e-4)
     assert not {name for name in found if name.startswith("flux")}
 
 
 def test_negative_constant_keeps_its_published_value() -> None:
     configs = CONFIGS["SDXL_LORA"]
-    truth = replace(PUBLISHED, sdxl_text_encoder_bytes=-1e9)
+    truth = replace(PUBLISHED, sdxl_overhead_bytes=-1e9)
     found = fit(configs, peaks_of(configs, truth))
-    assert "sdxl_text_encoder_bytes" not in found
+    assert "sdxl_overhead_bytes" not in found
     assert min(found.values()) >= 0
 
 
@@ -77,8 +77,8 @@ def test_runs_out_of_memory_are_left_out() -> None:
     ]
     assert any(it.measured_bytes is None for it in measured)
     constants = fitted(configs, measured)
-    assert constants["flux_overhead_bytes"] == pytest.approx(1.2 * 1.2e9, rel=1e-3)
-    assert constants["flux_trained_bytes"] == pytest.approx(1.2 * 8, rel=1e-3)
+    expected = {name: 1.2 * getattr(PUBLISHED, name) for name in NAMES["FLUX_LORA"]}
+    assert constants == pytest.approx(expected, rel=1e-3)
 
 
 def test_no_runs_determine_no_constant() -> None:

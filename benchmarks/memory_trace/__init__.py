@@ -1,0 +1,1 @@
+"""Peak memory of real-size models, traced on a CUDA device that is not there."""
