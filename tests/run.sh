@@ -5,10 +5,14 @@ cd "$(dirname "$0")/.."
 venv=${VENV:-.venv}
 
 bash deploy/install.sh train,quantization,console,embedded,flower,metrics,tracing,simulate,plot,docs,dev
-# The tests of the console drive a real browser; without one they say that they did not run.
-if ! command -v chromium >/dev/null && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
+# The tests of the console drive a real browser, and memory is traced with a little C++; without these
+# programs the tests say that they did not run.
+missing=()
+command -v chromium >/dev/null || missing+=(chromium)
+command -v g++ >/dev/null || missing+=(g++)
+if [ "${#missing[@]}" -gt 0 ] && command -v apt-get >/dev/null && [ "$(id -u)" = 0 ]; then
   apt-get -qq update
-  DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends chromium >/dev/null
+  DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends "${missing[@]}" >/dev/null
 fi
 
 "$venv/bin/ruff" check .

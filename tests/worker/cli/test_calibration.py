@@ -106,5 +106,5 @@ def test_tables_show_every_run_and_constant() -> None:
     assert [row[1:] for row in rows] == [
         ["26.00", "25.00"],
         ["bitsandbytes is not installed", "9.00"],
-        ["1.2e+09", "2e+09"],
+        ["7.5e+08", "2e+09"],
     ]
