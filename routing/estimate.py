@@ -86,7 +86,11 @@ _UNCAST_SHARE = 0.58
 # The shares of the UNet's blocks in what it keeps, and, checkpointed, in what it has at the peak:
 # the rest of that is of the block that is recomputed.
 _KEPT_SHARES = (0.025, 0.096, 0.205, 0.106, 0.318, 0.168, 0.082)
-_STORED_SHARES = (0.028, 0.068, 0.084, 0.069, 0.157, 0.157, 0.067)
+_STORED_SHARES = (0.025, 0.061, 0.076, 0.063, 0.143, 0.143, 0.061)
+# The share of the inputs of trained layers that checkpointing keeps, and that a trained UNet keeps:
+# most of them are kept for other layers anyway.
+_STORED_INPUTS_SHARE = 0.05
+_UNET_INPUTS_SHARE = 0.68
 # Captions are the inputs of these layers: values of one caption, in all layers of a name.
 _UNET_TEXT_LAYERS = ("attn2.to_k", "attn2.to_v")
 _UNET_TEXT_INPUTS = 70 * 77 * 2048
@@ -97,8 +101,11 @@ _DECODE_PIXEL_BYTES = 3080.0
 _CACHED_PIXELS = 1024 * 1024
 _CAPTIONS = 8
 _T5_TOKEN_BYTES = 123_000.0  # activations, without gradients
-# Sum over both CLIPs of tokens, blocks and width, times the activations of a block.
-_CLIP_SAMPLE_BYTES = 330e6
+# What both CLIPs keep of a caption, with gradients: to their embeddings, or to a LoRA.
+_CLIP_BYTES = 123e6
+_CLIP_LORA_BYTES = 330e6
+# What remains, per pixel, when the last gradients of a trained UNet are made.
+_UNET_END_PIXEL_BYTES = 300.0
 
 
 @dataclass(frozen=True)
@@ -118,11 +125,11 @@ class MemoryModel:
     flux_overhead_bytes: float = 0.75e9
     """CUDA's context, cuBLAS's workspaces and the allocator's slack."""
 
-    sdxl_pixel_bytes: float = 6560
+    sdxl_pixel_bytes: float = 6520
     """Activations that the UNet keeps in half precision, per pixel of an image, without inputs of
     trained layers."""
 
-    sdxl_checkpointed_pixel_bytes: float = 1190
+    sdxl_checkpointed_pixel_bytes: float = 1050
     """The same with gradient checkpointing of all blocks, while one is recomputed."""
 
     sdxl_overhead_bytes: float = 0.75e9
@@ -412,27 +419,33 @@ def _is_of_text(name: str) -> bool:
 
 
 def _sdxl_step(shape: SdxlShape, model: MemoryModel) -> dict[str, float]:
-    """Return the bytes at the end of the forward pass, and while blocks are recomputed."""
+    """Return the bytes at the end of the forward pass, and in the backward pass."""
     layers = UNET_LAYERS.keys() if shape.trains_unet else shape.layers
     inputs = 2 * sum(UNET_LAYERS[name][1] for name in layers)
     captions = 2 * sum(_UNET_TEXT_INPUTS for name in layers if name in _UNET_TEXT_LAYERS)
+    if shape.trains_unet:
+        inputs, captions = inputs * _UNET_INPUTS_SHARE, 0
     recomputed = shape.checkpointed_blocks
     whole, stored = sum(_KEPT_SHARES[recomputed:]), sum(_STORED_SHARES[:recomputed])
-    sample = shape.pixels * (
-        whole * (model.sdxl_pixel_bytes + inputs) + stored * model.sdxl_checkpointed_pixel_bytes
-    )
-    sample += whole * captions
+    stored_inputs = (1 - whole) * _STORED_INPUTS_SHARE * inputs
+    pixel = whole * (model.sdxl_pixel_bytes + inputs) + stored_inputs
+    pixel += stored * model.sdxl_checkpointed_pixel_bytes
     unit = shape.batch_size * shape.compute_bytes / 2 * shape.uncast_share
     text = 0.0
-    if shape.trains_embeddings or (shape.clip_layers and not recomputed):
-        text = unit * _CLIP_SAMPLE_BYTES
+    if shape.trains_embeddings:
+        text = unit * _CLIP_BYTES
+    elif shape.clip_layers and not recomputed:
+        text = unit * _CLIP_LORA_BYTES
     casts = 0.0
     if shape.trains_unet and shape.compute_bytes < 4:
         casts = _UNET * shape.compute_bytes
     elif shape.casts_weights:
         casts = _UNET * shape.compute_bytes * whole
-    found = {"forward": unit * sample + text + casts}
+    found = {"forward": unit * (shape.pixels * pixel + whole * captions) + text + casts}
     if recomputed == UNET_BLOCKS:
         # With fewer, the last blocks' activations take more.
-        found["recompute"] = unit * shape.pixels * model.sdxl_checkpointed_pixel_bytes + text
+        pixel = model.sdxl_checkpointed_pixel_bytes + stored_inputs
+        found["recompute"] = unit * shape.pixels * pixel + text
+    if shape.trains_unet and not shape.accumulates:
+        found["end"] = 4 * _UNET + unit * shape.pixels * _UNET_END_PIXEL_BYTES
     return found
