@@ -15,7 +15,7 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 from anyio import CancelScope
@@ -27,8 +27,9 @@ from console.services.threads import in_thread
 from console.views import DatasetView, ErrorView, ImageView
 from tasks.base_models.check import check_base_model
 from tasks.base_models.noise_schedule import noise_notes
+from tasks.data.contents import CaptionFiles, Contents
 from tasks.data.decoder_pool import DecodeError, DecoderLimits, decode_all, unpack_archive
-from tasks.data.formats import SUFFIXES
+from tasks.data.listing import read_caption
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
 from tasks.data.uploads import NoUploadError, StoredUploads
@@ -273,8 +274,9 @@ def _make_thumbnails(request: CheckRequest) -> dict[str, Any]:
 
 
 def _thumbnails(files: dict[str, Path], folder: Path) -> Iterator[dict[str, Any]]:
-    names = [name for name in sorted(files) if PurePosixPath(name).suffix.lower() in SUFFIXES]
-    names = names[:_MAX_IMAGES]
+    contents = Contents(files)
+    captions = CaptionFiles(contents.captions)
+    names = contents.images[:_MAX_IMAGES]
     requests = (
         {
             "kind": "thumbnail",
@@ -286,16 +288,14 @@ def _thumbnails(files: dict[str, Path], folder: Path) -> Iterator[dict[str, Any]
     )
     answers = decode_all(requests, limits=_DECODERS)
     for number, (name, answer) in enumerate(zip(names, answers, strict=True)):
-        caption_file = files.get(str(PurePosixPath(name).with_suffix(".txt")))
-        caption = None
-        if caption_file is not None:
-            with caption_file.open("rb") as file:
-                caption = file.read(_MAX_CAPTION).decode("utf-8", "replace").strip()
+        caption_name = captions.of(name)
+        caption = caption_name and read_caption(files[caption_name], caption_name)
         problem = str(answer) if isinstance(answer, DecodeError) else None
         yield {
             "number": number,
             "name": escaped(name),
-            "caption": caption,
+            # The check reports why a file is no caption.
+            "caption": caption.strip()[:_MAX_CAPTION] if isinstance(caption, str) else None,
             "error": problem and escaped(problem),
         }
 

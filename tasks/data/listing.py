@@ -207,7 +207,7 @@ def _add_images(
         if caption is None:
             listing.problems.append(_missing_caption(image, offered.get(image)))
         else:
-            listing.add(files[image], image, _read_caption(files[caption], caption))
+            listing.add(files[image], image, read_caption(files[caption], caption))
     images_of.pop(None, None)
     unread = sorted(sidecars.keys() - set(offered.values()))
     unused = (contents.orphan(name) for name in orphans if name not in sidecars)
@@ -230,6 +230,29 @@ def _shared_names(groups: Iterable[list[str]]) -> Iterator[Problem]:
         if len(images) > 1:
             message = "have one name and one caption, which each is trained with"
             yield Problem(" and ".join(images), message, "keep one, or rename it with its caption")
+
+
+def read_caption(path: Path, name: str) -> str | Problem:
+    """Return the text of a caption file, or why it is no caption.
+
+    Args:
+        path: The file, with links resolved.
+        name: Its name in messages.
+    """
+    try:
+        with open_resolved(path) as file:
+            data = file.read(MAX_CAPTION_BYTES + 1)
+        if len(data) > MAX_CAPTION_BYTES:
+            return Problem(name, f"is longer than {MAX_CAPTION_BYTES} bytes; captions are short")
+        mark = next((mark for mark in _MARKS if data.startswith(mark)), b"")
+        text = data.removeprefix(mark).decode(_MARKS.get(mark, "utf-8"))
+    except UnicodeDecodeError as error:
+        where = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
+        return Problem(name, f"cannot be read as UTF-8 text: {where}", "save it as UTF-8")
+    except OSError as error:
+        return Problem(name, f"cannot be read: {error.strerror or error}")
+    # Of an empty caption, the image is named.
+    return (text.strip() and _caption_problem(text, name)) or text
 
 
 def is_unicode(text: str) -> bool:
@@ -256,20 +279,3 @@ def _caption_problem(caption: str, name: str) -> Problem | None:
 
 def _is_visible(character: str) -> bool:
     return unicodedata.category(character)[0] in "LNPS" and character not in _BLANK
-
-
-def _read_caption(path: Path, name: str) -> str | Problem:
-    try:
-        with open_resolved(path) as file:
-            data = file.read(MAX_CAPTION_BYTES + 1)
-        if len(data) > MAX_CAPTION_BYTES:
-            return Problem(name, f"is longer than {MAX_CAPTION_BYTES} bytes; captions are short")
-        mark = next((mark for mark in _MARKS if data.startswith(mark)), b"")
-        text = data.removeprefix(mark).decode(_MARKS.get(mark, "utf-8"))
-    except UnicodeDecodeError as error:
-        where = f"byte 0x{error.object[error.start]:02x} at position {error.start}"
-        return Problem(name, f"cannot be read as UTF-8 text: {where}", "save it as UTF-8")
-    except OSError as error:
-        return Problem(name, f"cannot be read: {error.strerror or error}")
-    # Of an empty caption, the image is named.
-    return (text.strip() and _caption_problem(text, name)) or text

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from tasks.data.formats import SUFFIXES
+from tasks.data.formats import READ_NAMES, SUFFIXES, format_of_name
 
 _MAX_NAME_BYTES = 120
 ACCEPTED = (*sorted(SUFFIXES), ".txt", ".zip")
@@ -73,6 +73,8 @@ class ImageCollection:
             self.archive = name
         elif self.archive is not None:
             self.clear()
+        if name.lower().endswith(".txt"):
+            name = f"{name[:-4]}.txt"
         shutil.move(source, self._path(name))
 
     def images(self) -> list[CollectedImage]:
@@ -140,8 +142,12 @@ class ImageCollection:
             raise NotAddedError(f"{name!r} is not a file name")
         if len(name.encode("utf-8", "surrogatepass")) > _MAX_NAME_BYTES:
             raise NotAddedError(f"the name {name[:20]}… has more than {_MAX_NAME_BYTES} bytes")
+        format = format_of_name(name)
+        if format is not None and suffix not in ACCEPTED:
+            raise NotAddedError(f"{name} {format.refusal}; {format.remedy}")
         if suffix not in ACCEPTED:
-            raise NotAddedError(f"{name} has none of the types {', '.join(ACCEPTED)}")
+            types = f"{READ_NAMES}, .txt, .zip"
+            raise NotAddedError(f"{name} has none of the types {types}")
         if self.size + length > self._max_bytes:
             raise NotAddedError(
                 f"{name} exceeds the limit of {self._max_bytes:,} bytes for all files"

@@ -48,6 +48,18 @@ def test_other_files_and_paths_are_not_added(tmp_path: Path, name: str) -> None:
     assert images.is_empty
 
 
+def test_a_format_that_is_not_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NotAddedError, match=r"a\.GIF is a GIF, which is not read; save it as PNG"):
+        collection(tmp_path).add("a.GIF", given(tmp_path, "a"))
+
+
+def test_a_caption_may_have_a_suffix_in_capitals(tmp_path: Path) -> None:
+    images = collection(tmp_path)
+    images.add("a.HEIC", given(tmp_path, "a"))
+    images.add("a.TXT", given(tmp_path, "t", b"a cat"))
+    assert images.images() == [CollectedImage("a.HEIC", "a cat")]
+
+
 def test_files_above_the_size_limit_are_not_added(tmp_path: Path) -> None:
     images = collection(tmp_path, max_bytes=10)
     images.add("a.png", given(tmp_path, "a", b"x" * 8))
