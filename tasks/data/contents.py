@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from enum import Enum, auto
 from pathlib import PurePosixPath
+from posixpath import splitext
 
 from tasks.data.formats import READ, format_of_name
 from tasks.errors import Problem
@@ -29,6 +30,7 @@ _CAPTIONS = frozenset(
     {".txt", ".caption", ".captions", ".cap", ".tag", ".tags", ".text", ".prompt", ".md", ".bak"}
 )
 _DOCUMENTS = frozenset({".json", ".csv", ".xml", ".yaml", ".yml", ".rtf", ".doc", ".docx", ".odt"})
+_TEXTS = _CAPTIONS | _DOCUMENTS
 # Repeats, and what the images show: the folders of kohya's trainers.
 _REPEATS = re.compile(r"(\d{1,3})_")
 _MAX_FOLDERS = 20
@@ -59,7 +61,7 @@ _NOT_USED = {
 
 def kind_of(name: str) -> Kind:
     """Return what a file is, by its suffix."""
-    suffix = PurePosixPath(name).suffix.lower()
+    suffix = splitext(name)[1].lower()
     if suffix == ".txt":
         return Kind.CAPTION
     format = format_of_name(name)
@@ -82,6 +84,8 @@ def system_part(path: str) -> str:
 
 def name_key(name: str) -> str:
     """Return what equal names have in common: no case, and one Unicode form (macOS has another)."""
+    if name.isascii():
+        return name.lower()
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
@@ -139,7 +143,7 @@ class Contents:
         found = {}
         for name in (*captions, *self._kinds[Kind.OTHER], *self._kinds[Kind.TABLE]):
             stem = name
-            while PurePosixPath(stem).suffix.lower() in _CAPTIONS | _DOCUMENTS:
+            while splitext(stem)[1].lower() in _TEXTS:
                 stem = _stem(stem)
                 if image := stems.get(name_key(stem)):
                     found[name] = image
@@ -247,7 +251,7 @@ def rename_remedy(sidecar: str, image: str) -> str:
 
 
 def _stem(name: str) -> str:
-    return str(PurePosixPath(name).with_suffix(""))
+    return splitext(name)[0]
 
 
 def _repeats(folder: str) -> int:

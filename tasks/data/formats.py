@@ -4,7 +4,7 @@ Everything that admits, refuses or names an image asks this table.
 """
 
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from posixpath import splitext
 
 START_BYTES = 256
 """The bytes at a file's start that ``format_of_data`` needs at most."""
@@ -155,7 +155,7 @@ _GENERAL_BRANDS = (b"mif1", b"mif2", b"msf1", b"miaf")
 
 def format_of_name(name: str) -> FileFormat | None:
     """Return the format of a file name's suffix; None if no image has it."""
-    return _BY_SUFFIX.get(PurePosixPath(name).suffix.lower())
+    return _BY_SUFFIX.get(splitext(name)[1].lower())
 
 
 def format_of_data(start: bytes) -> FileFormat | None:
