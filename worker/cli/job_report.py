@@ -10,7 +10,7 @@ import redis
 
 from routing.classes import GIB
 from tasks.client import Client
-from tasks.errors import EXIT_CODES, DatasetError, NoBrokerError
+from tasks.errors import EXIT_CODES, BaseModelError, DatasetError, JobError, NoBrokerError
 from tasks.eta.estimate import NO_RUN, TAKES_LONGER, Forecast, forecast, progress_of, time_left
 from tasks.jobs.job import TrainingJob
 from tasks.settings.settings import Settings
@@ -127,9 +127,11 @@ def show_dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
     Returns:
         The exit code.
     """
+    from tasks.base_models.check import check_base_model
+    from tasks.base_models.noise_schedule import noise_notes
     from tasks.data.sources import Sources
     from tasks.data.uploads import StoredUploads
-    from tasks.stages.prepare import check
+    from tasks.data.validation import check_dataset
     from tasks.store import Store
 
     route = job.route(settings.constants)
@@ -138,9 +140,16 @@ def show_dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
         sources = Sources(
             settings.data_access(), settings.downloads_dir, Path(scratch), uploads=uploads
         )
-        report = check(job.training, sources)
+        # Both always run: the user gets all problems at once.
+        model_problems = check_base_model(job.training)
+        report = check_dataset(job.training, sources)
+    report.warnings[:0] = noise_notes(job.training)
     warnings = job.warnings()
-    error = DatasetError(report.problems, "prepare") if report.problems else None
+    error: JobError | None = None
+    if model_problems:
+        error = BaseModelError(model_problems, "prepare")
+    elif report.problems:
+        error = DatasetError(report.problems, "prepare")
     code = EXIT_CODES[error.code] if error else 0
     estimate = JobEstimate(settings, job, report.buckets.values())
     if json:
@@ -156,10 +165,12 @@ def show_dry_run(settings: Settings, job: TrainingJob, *, json: bool) -> int:
     stdout.print(dataset_table(report))
     for warning in warnings:
         print_warning(warning)
-    if error:
+    if model_problems and error:
+        print_error(error.message)
+    if report.problems:
         count = len(report.problems)
         print_error(f"the dataset has {count} problem(s); see the table above")
-    else:
+    if not error:
         estimate.show()
         stdout.print("the job can run; nothing was sent")
     return code

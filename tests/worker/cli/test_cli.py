@@ -246,11 +246,15 @@ def test_wrong_settings_are_named(
     assert all(name in shown for name in wrong)
 
 
-def test_relative_paths_start_at_the_job_file(tmp_path: Path, job_file: Path) -> None:
+def test_a_dry_run_reports_model_and_dataset_together(tmp_path: Path, job_file: Path) -> None:
     document = with_values(data_loader__dataset__dataset_dir="images")
     job_file.write_text(yaml.safe_dump(document), "utf-8")
     shown = run("submit", str(job_file), "--dry-run", "--json", home=tmp_path, code=5).stdout
-    assert json.loads(shown)["error"]["code"] == "invalid_model"
+    report = json.loads(shown)
+    assert report["error"]["code"] == "invalid_model"
+    # A relative path starts at the job file.
+    files = [finding["file"] for finding in report["dataset"]["findings"]]
+    assert str(job_file.parent / "images") in files
 
 
 def test_setting_durations_are_seconds_or_iso_8601(monkeypatch: pytest.MonkeyPatch) -> None:
