@@ -122,6 +122,37 @@ _FLUX_PARTS = {
 }
 
 
+_FUSED = {
+    "double_blocks": {
+        "img_attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+        "txt_attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+        "img_attn_proj": ("attn.to_out.0",),
+        "txt_attn_proj": ("attn.to_add_out",),
+        "img_mlp_0": ("ff.net.0.proj",),
+        "img_mlp_2": ("ff.net.2",),
+        "txt_mlp_0": ("ff_context.net.0.proj",),
+        "txt_mlp_2": ("ff_context.net.2",),
+    },
+    "single_blocks": {
+        "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
+        "linear2": ("proj_out",),
+    },
+}
+
+
+def flux_parts() -> dict[str, tuple[str, ...]]:
+    """Return diffusers' layers of which each of the original FLUX.1's layers consists, in order."""
+    return {
+        f"{kind}_{number}_{layer}": tuple(
+            f"{'single_' * (kind == 'single_blocks')}transformer_blocks.{number}.{part}"
+            for part in parts
+        )
+        for kind, layers in _FUSED.items()
+        for number in range(FLUX_DOUBLE if kind == "double_blocks" else FLUX_SINGLE)
+        for layer, parts in layers.items()
+    }
+
+
 def flux_layers() -> Layers:
     """Return FLUX.1's layers in blocks by diffusers' path."""
     return {

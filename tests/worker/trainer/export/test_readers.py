@@ -44,10 +44,15 @@ def lora_of(
     return weights
 
 
+def named_unet() -> Any:
+    """Return what has the names of SDXL's UNet, and no weights."""
+    names = [(f"{path}.weight", None) for path in SDXL_UNET]
+    return SimpleNamespace(named_parameters=lambda: names)
+
+
 def original_names() -> dict[str, str]:
     """Return what the project takes for the original names of SDXL's layers."""
-    names = [(f"{path}.weight", None) for path in SDXL_UNET]
-    return original_layers(SimpleNamespace(named_parameters=lambda: names))  # type: ignore[arg-type]
+    return original_layers(named_unet())
 
 
 def assert_layers(
