@@ -30,7 +30,7 @@ from tasks.base_models.parts import (
 )
 from tasks.base_models.safetensors_header import Header, read_header, read_headers
 from tasks.errors import BaseModelFilesError, Problem
-from tasks.escaping import shortened
+from tasks.escaping import listed, shortened
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.jobs.sdxl import SdxlConfig
 from tasks.transient import is_transient
@@ -62,7 +62,12 @@ def check_base_model(config: PipelineConfig, hub: HfApi | None = None) -> list[P
         return problems + _check_single_file(config, family, described, hub)
     if _is_folder(config.model):
         return problems + _check_folder(Path(config.model), config, family)
-    return problems + _check_hub_id(config.model, "training.model", family.pipelines, hub)
+    needed = _own_parts(config, family)
+    found = _check_hub_id(config.model, "training.model", hub, family, needed)
+    if not found:
+        described = _described_parts(config, family, hub, needed)
+        found = _check_hub_configs(config.model, family, described, needed)
+    return problems + found
 
 
 def _embedding_files(config: PipelineConfig) -> dict[str, str]:
@@ -90,7 +95,7 @@ def _check_vae_model(config: PipelineConfig, family: Family, hub: HfApi) -> list
     if model is None or model.endswith(_SAFETENSORS):
         return []
     if not _is_folder(model):
-        return _check_hub_id(model, "training.vae_model", (), hub)
+        return _check_hub_id(model, "training.vae_model", hub)
     folder = Path(model)
     folder = folder / "vae" if (folder / "vae").is_dir() else folder
     return _check_part(folder, "vae", config, family)
@@ -104,18 +109,14 @@ def _check_single_file(
     try:
         header = read_header(path)
         refuse_other_models(header)
+        needed = _own_parts(config, family)
+        absent = [
+            name
+            for name in needed
+            if not holds_part(header, family.parts[name], described.get(name, {}))
+        ]
     except BaseModelFilesError as error:
         return [_problem(location, error)]
-    needed = [
-        name
-        for name, part in family.parts.items()
-        if getattr(config, part.option or "", None) is None
-    ]
-    absent = [
-        name
-        for name in needed
-        if not holds_part(header, family.parts[name], described.get(name, {}))
-    ]
     problems = []
     if absent:
         problems.append(Problem(location, f"{path} {_not_whole(header, family, absent)}"))
@@ -128,7 +129,16 @@ def _check_single_file(
     if _is_folder(source):
         return problems + _check_folder(Path(source), config, family, weights=False)
     option = "training.single_file_config"
-    return problems + _check_hub_id(source, option, family.pipelines, hub)
+    return problems + _check_hub_id(source, option, hub, family)
+
+
+def _own_parts(config: PipelineConfig, family: Family) -> list[str]:
+    """Return the parts that no option replaces."""
+    return [
+        name
+        for name, part in family.parts.items()
+        if getattr(config, part.option or "", None) is None
+    ]
 
 
 def _not_whole(header: Header, family: Family, absent: Sequence[str]) -> str:
@@ -180,13 +190,28 @@ def _problem(location: str | None, error: BaseModelFilesError) -> Problem:
     return Problem(location, f"{shortened(error.path)}: {error.problem}")
 
 
-def _described_parts(config: PipelineConfig, family: Family, hub: HfApi) -> dict[str, Config]:
-    """Return the ``config.json`` of each part that this machine can read, if a file needs it."""
+def _check_hub_configs(
+    model: str, family: Family, described: Mapping[str, Config], needed: Sequence[str]
+) -> list[Problem]:
+    problems = []
+    for name in needed:
+        try:
+            if name in described:
+                refuse_config(described[name], Path(model) / name, family, family.parts[name])
+        except BaseModelFilesError as error:
+            problems.append(_problem("training.model", error))
+    return problems
+
+
+def _described_parts(
+    config: PipelineConfig, family: Family, hub: HfApi, needed: Sequence[str] = ()
+) -> dict[str, Config]:
+    """Return the ``config.json`` of each part that this machine can read, if any is needed."""
     model = described_by(config)
     if _is_folder(model):
         found = {name: _json(Path(model) / name / "config.json") for name in family.parts}
         return {name: values for name, values in found.items() if values}
-    is_needed = any(replacing_file(config, part) for part in family.parts.values())
+    is_needed = needed or any(replacing_file(config, part) for part in family.parts.values())
     if not is_needed and not config.model.endswith(_SAFETENSORS):
         return {}
     try:
@@ -201,7 +226,8 @@ def _check_folder(
 ) -> list[Problem]:
     index = folder / "model_index.json"
     if not index.is_file():
-        return [Problem(str(folder), "has no model_index.json; it must be in diffusers' layout")]
+        names = [str(path.relative_to(folder)) for path in sorted(folder.iterdir())]
+        return [Problem(str(folder), _lacks(names, ()))]
     pipeline = str(_json(index).get("_class_name"))
     if pipeline not in family.pipelines:
         needed = f"{config.type} needs a {family.pipelines[0]}"
@@ -270,13 +296,31 @@ def _vocabulary_size(folder: Path) -> int | None:
     return None
 
 
-def _check_hub_id(model: str, location: str, pipelines: Sequence[str], hub: HfApi) -> list[Problem]:
-    """Check that a repository exists, and is one of some pipelines."""
+def _check_hub_id(
+    model: str,
+    location: str,
+    hub: HfApi,
+    family: Family | None = None,
+    parts: Sequence[str] = (),
+) -> list[Problem]:
+    """Check that a repository exists, and has what a job needs of it.
+
+    Args:
+        model: Its id.
+        location: The option that names it.
+        hub: The Hub.
+        family: The family that its pipeline must be of; None for a part's own repository.
+        parts: The parts whose weights it must have.
+    """
     try:
         info = hub.model_info(model)
         described = _mapping(_mapping(info.config).get("diffusers")).get("_class_name")
-        if pipelines and described and str(described) not in pipelines:
-            return [Problem(location, f"{model} is a {described}; a {pipelines[0]} is needed")]
+        if family and described and str(described) not in family.pipelines:
+            needed = family.pipelines[0]
+            return [Problem(location, f"{model} is a {described}; a {needed} is needed")]
+        names = [file.rfilename for file in info.siblings or ()]
+        if family and names and (lacks := _lacks(names, parts)):
+            return [Problem(location, f"{model} {lacks}")]
     except HFValidationError:
         name = shortened(model)
         message = f"{name} is neither a folder on this worker nor a Hub id (owner/name)"
@@ -295,6 +339,20 @@ def _check_hub_id(model: str, location: str, pipelines: Sequence[str], hub: HfAp
         message = f"{model} is not a folder here, and the Hub request failed: {first_line}"
         return [Problem(location, message, retryable=is_transient(error))]
     return []
+
+
+def _lacks(names: Sequence[str], parts: Sequence[str]) -> str:
+    """Return what a repository or folder of these files lacks; an empty text for nothing."""
+    if "model_index.json" not in names:
+        held = [name for name in names if name.endswith((".gguf", _SAFETENSORS))]
+        files = f" (it has {listed(held)})" if held else ""
+        return f"has no model_index.json; it must be in diffusers' layout{files}"
+    lacking = [
+        part
+        for part in parts
+        if not any(name.startswith(f"{part}/") and name.endswith(_SAFETENSORS) for name in names)
+    ]
+    return f"has no .safetensors weights in {', '.join(lacking)}" if lacking else ""
 
 
 def _is_in_local_cache(model: str) -> bool:

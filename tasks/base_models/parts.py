@@ -454,7 +454,8 @@ def _scales(header: Header, prefix: str, expected: Iterable[str]) -> dict[str, T
             continue
         scale = header.tensors[found[0]]
         is_known = scale.dtype in _FLOATS and (
-            not set(scale.shape) - {1} or scale.shape == (entry.shape[0], 1)
+            not set(scale.shape) - {1}
+            or (len(entry.shape) == 2 and scale.shape == (entry.shape[0], 1))
         )
         if not is_known or len(found) > 1:
             raise _quantized(header, f"{found[0]} of shape {list(scale.shape)}")

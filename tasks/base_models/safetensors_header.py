@@ -1,6 +1,7 @@
 """The header of a safetensors file: its tensors' names, types and shapes, without torch."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from tasks.errors import BaseModelFilesError
 
 # safetensors itself refuses longer headers.
 _MAX_HEADER_BYTES = 100_000_000
+_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 # How files begin that people rename to .safetensors, or get instead of one.
 _OTHER_FILES = {
     b"GGUF": "it is a GGUF file, whose weights are quantized; use the model's .safetensors file",
@@ -113,6 +115,9 @@ def _header(path: Path, values: Any, start: int, size: int) -> Header:
 def _entry(path: Path, entry: Any, start: int) -> TensorEntry:
     first, last = map(int, entry["data_offsets"])
     shape = tuple(map(int, entry["shape"]))
+    size = _BYTES.get(str(entry["dtype"]))
+    if not 0 <= first <= last or (size is not None and last - first != math.prod(shape) * size):
+        raise ValueError(f"{shape} in {last - first} bytes")
     return TensorEntry(path, str(entry["dtype"]), shape, start + first, start + last)
 
 

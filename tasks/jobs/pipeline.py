@@ -107,6 +107,8 @@ def safe_weights_file(path: str | None) -> str | None:
             "is a GGUF file, whose weights are quantized in ways that are not read; use the "
             "model's fp16, bf16 or fp8 .safetensors file (the option quantization saves memory)"
         )
+    if end.endswith(".sft"):
+        raise ValueError("is a safetensors file by another ending; rename it to .safetensors")
     if end.endswith(PICKLE_ENDINGS):
         raise ValueError("is a pickle checkpoint, which can run code; use a .safetensors file")
     return path

@@ -297,6 +297,14 @@ class _Hub(BaseHTTPRequestHandler):
             config = {"diffusers": {"_class_name": "FluxPipeline"}}
             body = json.dumps({"id": "good/model", "siblings": [], "config": config}).encode()
             self.send_response(200)
+        elif "files/model" in self.path:
+            files = [{"rfilename": name} for name in ("flux-Q4.gguf", "README.md")]
+            body = json.dumps({"id": "files/model", "siblings": files}).encode()
+            self.send_response(200)
+        elif "half/model" in self.path:
+            files = [{"rfilename": name} for name in ("model_index.json", "vae/model.safetensors")]
+            body = json.dumps({"id": "half/model", "siblings": files}).encode()
+            self.send_response(200)
         elif "page/model" in self.path:
             body = b"<html>Please log in</html>"
             self.send_response(200)
@@ -333,6 +341,10 @@ def test_a_hub_id_is_checked_on_the_hub(hub: HfApi) -> None:
     assert messages("good/model", hub) == []
     [other] = sdxl_messages("good/model", hub)
     assert "is a FluxPipeline; a StableDiffusionXLPipeline is needed" in other
+    [layout] = messages("files/model", hub)
+    assert "must be in diffusers' layout (it has flux-Q4.gguf)" in layout
+    [weights] = messages("half/model", hub)
+    assert "no .safetensors weights in transformer, text_encoder, text_encoder_2" in weights
     assert "gated/model is gated" in messages("gated/model", hub)[0]
     assert "nor a repository that HF_TOKEN can read" in messages("missing/model", hub)[0]
 
@@ -349,6 +361,8 @@ def test_neither_a_folder_nor_a_hub_id_is_a_problem(tmp_path: Path) -> None:
 
 
 HOSTILE_HEADERS = [
+    {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}},
+    {"w": {"dtype": "U8", "shape": [4], "data_offsets": [-4, 4]}},
     *[{"w": {"data_offsets": offsets}} for offsets in (["a", "b"], [0, None], [0], 3, {"1": 4})],
     {"w": {"data_offsets": [0, 4]}, "v": {"data_offsets": [0, "b"]}},
     {"w": 1},
