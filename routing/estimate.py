@@ -70,6 +70,7 @@ CLIP_DEPTHS = (12, 32)
 # Parameters, counted in the models.
 _FLUX = 11_901_408_320
 _FLUX_LINEARS = 11_834_228_736  # of its blocks, which quantization replaces
+_FLUX_MODULATIONS = 3_227_516_928  # of these
 _T5 = 4_762_310_656
 _T5_OUT = 24 * 10_240 * 4096  # transformers keeps these in float32 if the others are float16
 _CLIP_L = 123_060_480
@@ -406,7 +407,8 @@ def _flux_step(shape: FluxShape, model: MemoryModel) -> dict[str, float]:
     stored = shape.batch_size * _WIDTH * shape.compute_bytes * recomputed * tokens
     casts = 0.0
     if shape.casts_weights and shape.quantization is None:
-        casts = _FLUX * shape.compute_bytes * whole / FLUX_BLOCKS
+        # No gradient passes through the modulations.
+        casts = (_FLUX_LINEARS - _FLUX_MODULATIONS) * shape.compute_bytes * whole / FLUX_BLOCKS
     found = {"forward": stored + casts + unit * (whole * tokens * model.flux_kept_copies + inputs)}
     if recomputed:
         block = tokens * model.flux_recomputed_copies + max(double, single)

@@ -155,6 +155,8 @@ def _validate(
     for module, scheduler in schedulers.items():
         module.load_scheduler = lambda config, scheduler=scheduler, **_: scheduler()
         module.STEPS = 2
+    schedules: Any = sdxl_sampler
+    schedules.noise_schedule = lambda config: SimpleNamespace(scheduler_values={})
     patched: Any = validation
     patched.load_vae = lambda config, device: vae_of(config)
     request: Any = SimpleNamespace(training=config, job_id="job", start_id="1", scratch_dir=".")

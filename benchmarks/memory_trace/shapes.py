@@ -16,6 +16,7 @@ _ATTENTION: Options = {"flux_lora_target_modules": sorted(ATTENTION_TARGETS)}
 _BITS: Options = {"optimizer": {"optimizer_type": "AdamW", "use_8bit": True}}
 _PRODIGY: Options = {"optimizer": {"optimizer_type": "Prodigy"}}
 _ADAFACTOR: Options = {"optimizer": {"optimizer_type": "Adafactor"}}
+_MIXED: Options = {"weight_dtype": "float32", "mixed_precision": "bf16"}
 _VALIDATION: Options = {"validation_prompts": ["a cat"], "validate_every_n_steps": 1}
 _TRAINED_TEXT: Options = {"train_text_encoder": True, "cache_text_encoder_outputs": False}
 _FEED_FORWARD: Options = {
@@ -41,6 +42,8 @@ _FLUX: dict[str, Options] = {
     "768, encoders": _size(768) | _LIVE,
     "512, float16, encoders": _size(512) | _LIVE | {"weight_dtype": "float16"},
     "512, float32": _size(512) | {"weight_dtype": "float32"},
+    "512, float32 in bfloat16": _size(512) | _MIXED,
+    "512, float32 in bfloat16, no checkpointing": _size(512, 1, 0) | _MIXED,
     "512, text encoder trained": _size(512) | _TRAINED_TEXT,
     "1024, validation": _size(1024) | _VALIDATION,
     "768, rank 128": _size(768) | {"lora_rank_dim": 128},
@@ -71,7 +74,6 @@ _SDXL_LORA: dict[str, Options] = {
     "1024, batch 2, encoders": _size(1024, 2) | _LIVE,
     "1024, float16": _size(1024) | {"weight_dtype": "float16"},
     "1024, float32": _size(1024) | {"weight_dtype": "float32"},
-    "1024, validation": _size(1024) | _VALIDATION,
     "768, batch 4, text encoders trained": _size(768, 4) | _TRAINED_TEXT,
     "768, text encoders trained, no checkpointing": _size(768, 1, 0) | _TRAINED_TEXT,
     "1024, rank 64, Prodigy": _size(1024) | {"lora_rank_dim": 64} | _PRODIGY,
@@ -83,6 +85,7 @@ _SDXL_LORA: dict[str, Options] = {
 _TEXTUAL_INVERSION: dict[str, Options] = {
     "768, batch 4": _size(768, 4),
     "1024, VAE, no checkpointing": _size(1024, 1, 0) | _LIVE_VAE,
+    "1024, validation": _size(1024) | _VALIDATION,
 }
 _FINETUNE: dict[str, Options] = {
     "1024, batch 2, 8-bit AdamW, average": _size(1024, 2) | _BITS | {"use_ema": True},
