@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import (
     FlowMatchEulerDiscreteScheduler,
 )
@@ -151,7 +151,7 @@ def _validate(
 ) -> None:
     """Make one validation image, in two steps of denoising."""
     schedulers: Any = {flux_sampler: FlowMatchEulerDiscreteScheduler}
-    schedulers[sdxl_sampler] = EulerDiscreteScheduler
+    schedulers[sdxl_sampler] = DDIMScheduler
     for module, scheduler in schedulers.items():
         module.load_scheduler = lambda config, scheduler=scheduler, **_: scheduler()
         module.STEPS = 2
