@@ -8,12 +8,13 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
+from tasks.buckets import Size
 from tasks.dataset import Dataset
 from tasks.escaping import escaped, shortened
 from tasks.jobs.data_loaders import DreamboothSDDataLoaderConfig
 from tasks.jobs.pipeline import PipelineConfig
-from worker.trainer.data.batches import BatchPlan
 
 MODEL_DIGESTS = {"modelspec.hash_sha256": "0x{}"}
 """The entry of every file that holds the SHA-256 of its data, and how it spells it."""
@@ -23,6 +24,14 @@ _KINDS = {"LORA": "LoRA", "INVERSION": "embedding", "FINETUNE": "finetune"}
 _MAX_PHRASE = 500
 _MAX_TAG_BYTES = 64 * 1024
 _TAGS, _MAX_TAG = 10, 40
+
+
+class Plan(Protocol):
+    """What is counted of a run's ``BatchPlan``."""
+
+    sizes: tuple[Size, ...]
+    batches_per_epoch: int
+    steps_per_epoch: int
 
 
 class RunMetadata:
@@ -41,7 +50,7 @@ class RunMetadata:
         name: str,
         config: PipelineConfig,
         dataset: Dataset,
-        plan: BatchPlan,
+        plan: Plan,
         total_steps: int,
     ) -> None:
         self._name = name
@@ -172,7 +181,7 @@ def _top_tags(frequency: dict[str, dict[str, int]]) -> list[str]:
     return [tag for tag in first if len(tag) <= _MAX_TAG and tag.isprintable()][:_TAGS]
 
 
-def _bucket_info(plan: BatchPlan) -> str:
+def _bucket_info(plan: Plan) -> str:
     counts = sorted(Counter(plan.sizes).items())
     buckets = {
         number: {"resolution": list(size), "count": count}
