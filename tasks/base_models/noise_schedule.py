@@ -77,6 +77,12 @@ def noise_notes(config: PipelineConfig) -> list[Problem]:
             f"{config.model} predicts by its own files; leave prediction_type out unless they err"
         )
         return [Problem("training.prediction_type", message)]
+    if zero_snr and (config.prediction_type or prediction) != "v_prediction":
+        message = (
+            f"the files of {config.model} say that its noise levels end in pure noise (zero "
+            "terminal SNR), where only velocities can be predicted; the run uses SDXL's own levels"
+        )
+        return [Problem("training.model", message)]
     if not is_file or prediction != "v_prediction":
         return []
     ends = ", over noise levels that end in pure noise (zero terminal SNR)" if zero_snr else ""

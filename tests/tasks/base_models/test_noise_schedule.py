@@ -34,7 +34,7 @@ def described(folder: Path, **values: Any) -> Path:
         (("v_pred", "ztsnr"), {}, "v_prediction", ZERO_SNR, "zero terminal SNR"),
         (("v_pred", "ztsnr"), {}, "epsilon", EPSILON, "epsilon replaces v_prediction"),
         # Pure noise says nothing of the image to a UNet that predicts noise.
-        (("ztsnr",), {}, None, EPSILON, ""),
+        (("ztsnr",), {}, None, EPSILON, "the run uses SDXL's own levels"),
         (("ztsnr",), {}, "v_prediction", ZERO_SNR, ""),
         ((), {"modelspec.prediction_type": "v"}, None, VELOCITY, "predicts velocities"),
         ((), {"modelspec.prediction_type": "epsilon"}, "v_prediction", VELOCITY, "replaces"),
@@ -63,6 +63,7 @@ def test_a_single_file_decides_its_schedule(
     ("values", "given", "expected", "notes"),
     [
         ({}, None, EPSILON, 0),
+        ({"rescale_betas_zero_snr": True}, None, EPSILON, 1),
         ({"prediction_type": "v_prediction"}, None, VELOCITY, 0),
         ({"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}, None, ZERO_SNR, 0),
         (

@@ -245,7 +245,10 @@ def test_rectangular_resolution_is_trained_and_validated(
     ("changes", "expected"),
     [
         ({"prediction_type": "v_prediction"}, "min_snr_gamma"),
-        ({"rescale_betas_zero_snr": True}, "another noise schedule"),
+        (
+            {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
+            "another noise schedule",
+        ),
     ],
 )
 def test_base_model_that_the_library_mistrains_is_refused(
