@@ -13,12 +13,13 @@ from typing import Any, Literal
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.memory_trace.shapes import traced_configs
+from benchmarks.memory_trace.traces import recorded, traced_gib
 from benchmarks.real_models import build_flux, build_sdxl
 from routing.classes import GIB
 from tasks.errors import ErrorCode, TrainerError
 from tasks.events import CheckpointSaved, Event, Progress, StageStarted, TrainDone
-from tasks.jobs.flux_lora import ATTENTION_TARGETS
-from tasks.jobs.job import TrainingConfig, parse_job
+from tasks.jobs.job import TrainingConfig
 from tests.integration.fleets import Fleet
 from tests.waiting import wait_until
 from worker.local.demo_images import draw_demo_images
@@ -29,31 +30,42 @@ from worker.trainer.memory import release_memory
 from worker.trainer.tiny_models import build_tiny_flux, build_tiny_sdxl
 
 Row = dict[str, str | int | float | bool | None]
-Options = Mapping[str, Any]
-
-_LOADERS = {
-    "FLUX_LORA": "IMAGE_CAPTION_FLUX_DATA_LOADER",
-    "SDXL_LORA": "IMAGE_CAPTION_SD_DATA_LOADER",
-    "SDXL_FINETUNE": "IMAGE_CAPTION_SD_DATA_LOADER",
+# Of each job that is timed: options that change the time of a step.
+OPTIONS: Mapping[str, tuple[dict[str, Any], ...]] = {
+    "FLUX_LORA 512": (
+        {"deterministic": False},
+        {"gradient_checkpointing": 19},
+        {"gradient_checkpointing": False},
+    ),
+    "FLUX_LORA 1024": (
+        {"deterministic": False},
+        {"gradient_checkpointing": 19},
+        {"gradient_checkpointing": False},
+    ),
+    "SDXL_LORA 1024": (
+        {"deterministic": False},
+        {"gradient_checkpointing": 3},
+        {"gradient_checkpointing": False},
+    ),
 }
-_COMMON: Options = {
-    "seed": 1,
-    "weight_dtype": "bfloat16",
-    "gradient_checkpointing": True,
-    "cache_text_encoder_outputs": True,
-    "cache_vae_outputs": True,
-    "train_batch_size": 1,
-}
-_OF_TYPE: Mapping[str, Options] = {
-    "FLUX_LORA": {"lora_rank_dim": 16},
-    "SDXL_LORA": {"lora_rank_dim": 16, "train_text_encoder": False},
-    "SDXL_FINETUNE": {"optimizer": {"optimizer_type": "Adafactor"}},
-}
-_KEPT: Options = {"gradient_checkpointing": False}
-# A third of the blocks.
-_PARTIAL = {"FLUX_LORA": {"gradient_checkpointing": 19}, "SDXL_LORA": {"gradient_checkpointing": 2}}
-_TRAINED_TEXT: Options = {"train_text_encoder": True, "cache_text_encoder_outputs": False}
-_ATTENTION: Options = {"flux_lora_target_modules": sorted(ATTENTION_TARGETS)}
+PEAKS = (
+    "FLUX_LORA 512",
+    "FLUX_LORA 1024",
+    "FLUX_LORA 1024, batch 2",
+    "FLUX_LORA 512, no checkpointing",
+    "FLUX_LORA 512, attention, no checkpointing",
+    "FLUX_LORA 512, attention, float16, no checkpointing",
+    "FLUX_LORA 1024, 20 blocks",
+    "SDXL_LORA 768, batch 4, text encoders trained",
+    "SDXL_LORA 768, batch 4, no checkpointing",
+    "SDXL_FINETUNE 1024, Adafactor, 4 blocks",
+)
+QUANTIZED = (
+    "FLUX_LORA 1024, nf4",
+    "FLUX_LORA 1024, int8",
+    "FLUX_LORA 512, int8, no checkpointing",
+    "FLUX_LORA 768, batch 2, fp8, 20 blocks",
+)
 _PATIENCE_S = 120
 
 
@@ -75,34 +87,26 @@ class Check:
         """Return the folder of a type's base model."""
         return self.folder / ("flux" if training_type == "FLUX_LORA" else "sdxl")
 
-    def pixels(self, resolution: int) -> int:
-        """Return a resolution, or the one that a tiny model trains in its place."""
-        return resolution if self.size == "real" else resolution // 8
-
     @property
     def text_tokens(self) -> int:
         """The tokens of a caption that T5 sees."""
         return 512 if self.size == "real" else 32
 
-    def config(self, training_type: str, steps: int, options: Options) -> TrainingConfig:
-        """Return the config of a run that saves at its end."""
-        chosen = {"resolution": 1024, **_COMMON, **_OF_TYPE[training_type], **options}
-        loader = {
-            "type": _LOADERS[training_type],
-            "dataset": {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "."},
-            "resolution": self.pixels(chosen.pop("resolution")),
-        }
-        if training_type == "FLUX_LORA":
-            chosen.setdefault("t5_tokenizer_max_length", self.text_tokens)
-        training = {
-            "type": training_type,
-            "model": str(self.model(training_type)),
-            "max_train_steps": steps,
-            "save_every_n_steps": steps,
-            **chosen,
-            "data_loader": loader,
-        }
-        return parse_job({"training": training}).training
+    def config(self, job: str, steps: int, **changes: Any) -> TrainingConfig:
+        """Return the config of a traced job that saves at its end.
+
+        Args:
+            job: Its name in ``traced_configs``.
+            steps: Its length in weight updates.
+            changes: Values that replace those of the job.
+        """
+        config = traced_configs()[job]
+        values = {"model": str(self.model(config.type)), "seed": 1}
+        values |= {"max_train_steps": steps, "save_every_n_steps": steps}
+        if self.size == "tiny":
+            small = config.loader.model_copy(update={"resolution": 64})
+            values |= {"data_loader": small, "t5_tokenizer_max_length": self.text_tokens}
+        return config.model_copy(update=values | changes)
 
     def bench(self) -> Bench:
         """Return a bench, whose runs share their models."""
@@ -214,55 +218,34 @@ def models(check: Check) -> Iterator[Row]:
 def peaks(check: Check) -> Iterator[Row]:
     """Measure the memory and the time of a step of ten shapes, beside the estimates."""
     bench = check.bench()
-    for training_type, options in (
-        ("FLUX_LORA", {"resolution": 512}),
-        ("FLUX_LORA", {}),
-        ("FLUX_LORA", {"train_batch_size": 2}),
-        ("FLUX_LORA", {"resolution": 512, **_KEPT}),
-        ("FLUX_LORA", {"resolution": 512, **_KEPT, **_ATTENTION}),
-        ("FLUX_LORA", {"resolution": 512, **_KEPT, **_ATTENTION, "weight_dtype": "float16"}),
-        ("FLUX_LORA", _PARTIAL["FLUX_LORA"]),
-        ("SDXL_LORA", _TRAINED_TEXT),
-        ("SDXL_LORA", {"train_batch_size": 4, **_KEPT}),
-        ("SDXL_FINETUNE", {}),
-    ):
-        yield measured(check, bench, training_type, options)
+    for job in PEAKS:
+        yield measured(check, bench, job)
 
 
 def quantized(check: Check) -> Iterator[Row]:
     """Train on quantized bases, which must learn, and measure them."""
     bench = check.bench()
-    for quantization, options in (
-        ("nf4", {}),
-        ("int8", {}),
-        ("int8", {"resolution": 512, **_KEPT}),
-        ("fp8", {}),
-    ):
-        shape = {"quantization": quantization, **options}
-        yield measured(check, bench, "FLUX_LORA", shape)
+    for job in QUANTIZED:
+        yield measured(check, bench, job)
 
 
 def speed(check: Check) -> Iterator[Row]:
     """Measure the time of a step with each option that changes it, beside the step without."""
     bench = check.bench()
-    for training_type, base in (
-        ("FLUX_LORA", {"resolution": 512}),
-        ("FLUX_LORA", {"resolution": 1024}),
-        ("SDXL_LORA", {"train_batch_size": 1}),
-    ):
-        usual = trained(bench, check.config(training_type, 10, base))
-        yield _timed_row(training_type, base, "", usual, usual)
-        for option in ({"deterministic": False}, _PARTIAL[training_type], _KEPT):
-            other = trained(bench, check.config(training_type, 10, {**base, **option}))
-            yield _timed_row(training_type, base, _described(option), other, usual)
+    for job, options in OPTIONS.items():
+        usual = trained(bench, check.config(job, 10))
+        yield _timed_row(job, {}, usual, usual)
+        for option in options:
+            other = trained(bench, check.config(job, 10, **option))
+            yield _timed_row(job, option, other, usual)
 
 
 def repeat(check: Check) -> Iterator[Row]:
     """Train a run twice and once with a resume in the middle, with and without determinism."""
     for deterministic in (True, False):
         bench = check.bench()
-        options = {"resolution": 1024, "deterministic": deterministic, "save_every_n_steps": 3}
-        config = check.config("FLUX_LORA", 6, options)
+        changes = {"deterministic": deterministic, "save_every_n_steps": 3}
+        config = check.config("FLUX_LORA 1024", 6, **changes)
         first, again = trained(bench, config), trained(bench, config)
         state = first.checkpoints[0].state_key
         resumed = trained(bench, config, resume_state_key=state)
@@ -275,12 +258,8 @@ def repeat(check: Check) -> Iterator[Row]:
 def kernels(check: Check) -> Iterator[Row]:
     """Profile three steps: how long the card is busy, and with what."""
     bench = check.bench()
-    for training_type, options in (
-        ("FLUX_LORA", {"resolution": 512}),
-        ("FLUX_LORA", {"resolution": 1024}),
-        ("SDXL_LORA", {}),
-    ):
-        yield profiled(check, bench, training_type, options)
+    for job in OPTIONS:
+        yield profiled(check, bench, job)
 
 
 def out_of_memory(check: Check) -> Iterator[Row]:
@@ -288,9 +267,7 @@ def out_of_memory(check: Check) -> Iterator[Row]:
     if check.device == "cpu":
         yield {"what": "not run: it needs a GPU"}
         return
-    request = Bench(check.folder / "bench", check.device).request(
-        check.config("FLUX_LORA", 2, {"resolution": 512})
-    )
+    request = Bench(check.folder / "bench", check.device).request(check.config("FLUX_LORA 512", 2))
     env = trainer_environment({}, None)
     pool = TrainerPool(env, restarts=0, limits=Limits(grace_s=20), max_requests=2)
     release_memory()
@@ -337,34 +314,36 @@ def jobs_on(running: Fleet, check: Check) -> Iterator[Row]:
     yield {"job": "warm", **warm, "ok": warm["sha256"] == whole["sha256"]}
 
 
-def measured(check: Check, bench: Bench, training_type: str, options: Options) -> Row:
-    """Train a shape; return its memory and the time of a step, beside the estimate."""
-    config = check.config(training_type, 6, options)
+def measured(check: Check, bench: Bench, job: str) -> Row:
+    """Train a job; return its memory and the time of a step, beside estimate and trace."""
+    config = check.config(job, 6)
     run = trained(bench, config)
     estimate = config.estimate().needed_gib
     row: Row = {
-        "shape": f"{training_type} {_described(options)}",
-        "estimate GiB": round(estimate, 2),
-        "peak GiB": round(run.peak_gib, 2),
+        "job": job,
+        "estimate, GiB": round(estimate, 2),
+        "trace, GiB": round(traced_gib(recorded()[job]), 2),
+        "peak, GiB": round(run.peak_gib, 2),
         "s a step": run.step_s and round(run.step_s, 3),
         "final loss": round(run.final_loss, 4),
     }
     if check.size == "real":
-        row |= {"estimate off by": f"{estimate / run.peak_gib - 1:+.1%}"}
-        row |= {"ok": abs(estimate / run.peak_gib - 1) <= 0.05}
+        off = estimate / run.peak_gib - 1
+        row |= {"estimate off by": f"{off:+.1%}", "ok": abs(off) <= 0.05}
     return row
 
 
-def _timed_row(training_type: str, base: Options, option: str, run: Trained, usual: Trained) -> Row:
-    row: Row = {"shape": f"{training_type} {_described(base)}", "option": option}
+def _timed_row(job: str, option: Mapping[str, Any], run: Trained, usual: Trained) -> Row:
+    words = ", ".join(f"{name} {value}" for name, value in option.items())
+    row: Row = {"job": job, "option": words}
     if run.step_s and usual.step_s:
         ratio = run.step_s / usual.step_s
         row |= {"s a step": round(run.step_s, 3), "ratio": round(ratio, 3)}
-    return {**row, "peak GiB": round(run.peak_gib, 2)}
+    return {**row, "peak, GiB": round(run.peak_gib, 2)}
 
 
-def profiled(check: Check, bench: Bench, training_type: str, options: Options) -> Row:
-    """Profile three steps of a shape; return how long the device is busy, and with what."""
+def profiled(check: Check, bench: Bench, job: str) -> Row:
+    """Profile three steps of a job; return how long the device is busy, and with what."""
     activities = [ProfilerActivity.CPU]
     if check.device == "cuda":
         activities.append(ProfilerActivity.CUDA)
@@ -380,11 +359,12 @@ def profiled(check: Check, bench: Bench, training_type: str, options: Options) -
             times[1] = time.perf_counter()
             profiler.stop()
 
-    trained(bench, check.config(training_type, 6, {**options, "save_every_n_steps": 1}), at_step)
+    # Each step is reported if each is saved.
+    trained(bench, check.config(job, 6, save_every_n_steps=1), at_step)
     own = sorted(profiler.key_averages(), key=lambda row: -_device_us(check, row))
     busy_us, wall_us = sum(_device_us(check, row) for row in own), (times[1] - times[0]) * 1e6
     return {
-        "shape": f"{training_type} {_described(options)}",
+        "job": job,
         "busy": f"{busy_us / wall_us:.0%}",
         "kernels a step": round(sum(row.count for row in own if _device_us(check, row)) / 3),
         "longest": ", ".join(
@@ -437,21 +417,17 @@ def _wait(check: Check) -> None:
         torch.cuda.synchronize()
 
 
-def _described(options: Options) -> str:
-    words = [
-        f"{name} {'of the attention' if name in _ATTENTION else value}"
-        for name, value in options.items()
-    ]
-    return ", ".join(words) or "usual options"
-
-
 def _submitted(running: Fleet, check: Check) -> str:
     images = check.folder / "images"
     steps, pixels = (12, 512) if check.size == "real" else (120, 64)
     training = {
         "type": "FLUX_LORA",
         "model": str(check.model("FLUX_LORA")),
-        **_COMMON,
+        "seed": 1,
+        "weight_dtype": "bfloat16",
+        "gradient_checkpointing": True,
+        "cache_text_encoder_outputs": True,
+        "cache_vae_outputs": True,
         "max_train_steps": steps,
         "save_every_n_steps": steps // 4,
         "t5_tokenizer_max_length": check.text_tokens,

@@ -33,30 +33,6 @@ from transformers import (
 
 from worker.trainer.tiny_models import clip_tokenizer, t5_tokenizer, write_older_tokenizers
 
-# As the published configs have them.
-_CLIP_L: dict[str, Any] = {
-    "hidden_size": 768,
-    "intermediate_size": 3072,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 12,
-    "projection_dim": 768,
-}
-_CLIP_G: dict[str, Any] = {
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "projection_dim": 1280,
-    "hidden_act": "gelu",
-}
-_T5_XXL: dict[str, Any] = {
-    "d_model": 4096,
-    "d_kv": 64,
-    "d_ff": 10240,
-    "num_heads": 64,
-    "num_layers": 1,
-    "feed_forward_proj": "gated-gelu",
-}
 # Of a weight matrix; so small that 57 blocks of them stay within bfloat16's range.
 _DEVIATION = 0.02
 
@@ -71,22 +47,17 @@ def build_flux(folder: Path, device: str) -> Path:
     Returns:
         The folder.
     """
-    clip, t5 = clip_tokenizer(), t5_tokenizer()
-    with _drawn_on(device):
+    clip, t5_pieces = clip_tokenizer(), t5_tokenizer()
+    torch.manual_seed(0)
+    with new_weights(device, torch.bfloat16):
         pipeline = FluxPipeline(
             scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-            vae=_vae(
-                latent_channels=16,
-                scaling_factor=0.3611,
-                shift_factor=0.1159,
-                use_quant_conv=False,
-                use_post_quant_conv=False,
-            ),
-            text_encoder=CLIPTextModel(_clip_config(clip, _CLIP_L)),
+            vae=flux_vae(),
+            text_encoder=clip_l(clip),
             tokenizer=clip,
-            text_encoder_2=T5EncoderModel(T5Config(vocab_size=len(t5), **_T5_XXL)),
-            tokenizer_2=t5,
-            transformer=FluxTransformer2DModel(guidance_embeds=True),
+            text_encoder_2=t5_xxl(layers=1, vocabulary=len(t5_pieces)),
+            tokenizer_2=t5_pieces,
+            transformer=flux_transformer(),
         )
     return _save(pipeline, folder)
 
@@ -95,15 +66,16 @@ def build_sdxl(folder: Path, device: str) -> Path:
     """Build a diffusers folder of SDXL's sizes, 7 GB in bfloat16; see ``build_flux``."""
     first, second = clip_tokenizer(), clip_tokenizer()
     second.pad_token = "!"
-    with _drawn_on(device):
+    torch.manual_seed(0)
+    with new_weights(device, torch.bfloat16):
         pipeline = StableDiffusionXLPipeline(
             scheduler=EulerDiscreteScheduler(
                 beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
             ),
-            vae=_vae(latent_channels=4, scaling_factor=0.13025, force_upcast=True),
-            text_encoder=CLIPTextModel(_clip_config(first, _CLIP_L)),
+            vae=sdxl_vae(),
+            text_encoder=clip_l(first),
             tokenizer=first,
-            text_encoder_2=CLIPTextModelWithProjection(_clip_config(second, _CLIP_G)),
+            text_encoder_2=clip_g(second),
             tokenizer_2=second,
             unet=sdxl_unet(),
             add_watermarker=False,
@@ -111,14 +83,19 @@ def build_sdxl(folder: Path, device: str) -> Path:
     return _save(pipeline, folder)
 
 
-def sdxl_unet() -> Any:
-    """Return a UNet of SDXL's sizes."""
+def flux_transformer(double: int = 19, single: int = 38) -> Any:
+    """Return FLUX.1-dev's transformer, or one of fewer blocks."""
+    return FluxTransformer2DModel(num_layers=double, num_single_layers=single, guidance_embeds=True)
+
+
+def sdxl_unet(deepest: int = 10) -> Any:
+    """Return SDXL's UNet, or one with fewer blocks in its deepest transformers."""
     return UNet2DConditionModel(
         sample_size=128,
         block_out_channels=(320, 640, 1280),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        transformer_layers_per_block=(1, 2, 10),
+        transformer_layers_per_block=(1, 2, deepest),
         attention_head_dim=(5, 10, 20),
         cross_attention_dim=2048,
         use_linear_projection=True,
@@ -128,12 +105,53 @@ def sdxl_unet() -> Any:
     )
 
 
+def flux_vae() -> Any:
+    """Return FLUX's VAE."""
+    return _vae(
+        latent_channels=16,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+
+
+def sdxl_vae() -> Any:
+    """Return SDXL's VAE."""
+    return _vae(latent_channels=4, scaling_factor=0.13025, force_upcast=True)
+
+
+def clip_l(tokenizer: CLIPTokenizer | None = None) -> CLIPTextModel:
+    """Return the CLIP of both families; ``tokenizer`` is another one than the published."""
+    return CLIPTextModel(_clip_config(tokenizer, 768, layers=12, heads=12, hidden_act="quick_gelu"))
+
+
+def clip_g(tokenizer: CLIPTokenizer | None = None) -> CLIPTextModelWithProjection:
+    """Return SDXL's second CLIP; see ``clip_l``."""
+    config = _clip_config(tokenizer, 1280, layers=32, heads=20, hidden_act="gelu")
+    return CLIPTextModelWithProjection(config)
+
+
+def t5_xxl(layers: int = 24, vocabulary: int = 32128) -> T5EncoderModel:
+    """Return FLUX's T5, or one of fewer layers or pieces."""
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=vocabulary,
+            d_model=4096,
+            d_kv=64,
+            d_ff=10240,
+            num_heads=64,
+            num_layers=layers,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
 @contextmanager
-def _drawn_on(device: str) -> Iterator[None]:
-    """Make new weights on a device, in bfloat16."""
+def new_weights(device: torch.device | str, dtype: torch.dtype) -> Iterator[None]:
+    """Make the weights of new models on a device, in a dtype."""
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
     try:
         with torch.device(device):
             yield
@@ -141,8 +159,8 @@ def _drawn_on(device: str) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _vae(**values: Any) -> AutoencoderKL:
-    vae: AutoencoderKL = AutoencoderKL(
+def _vae(**values: Any) -> Any:
+    return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(128, 256, 512, 512),
@@ -150,17 +168,27 @@ def _vae(**values: Any) -> AutoencoderKL:
         sample_size=1024,
         **values,
     )
-    return vae
 
 
-def _clip_config(tokenizer: CLIPTokenizer, sizes: dict[str, Any]) -> CLIPTextConfig:
+def _clip_config(
+    tokenizer: CLIPTokenizer | None, width: int, *, layers: int, heads: int, hidden_act: str
+) -> CLIPTextConfig:
+    words: dict[str, Any] = {"bos_token_id": 49406, "eos_token_id": 49407}
+    if tokenizer is not None:
+        words = {
+            "vocab_size": len(tokenizer),
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "pad_token_id": tokenizer.pad_token_id,
+        }
     return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=77,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **sizes,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        projection_dim=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        hidden_act=hidden_act,
+        **words,
     )
 
 

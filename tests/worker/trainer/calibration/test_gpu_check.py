@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import gpu_check, gpu_parts
 from benchmarks.gpu_carry import missing, requirements
+from benchmarks.memory_trace.traces import recorded
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # of diffusers, transformers and the profiler
 
@@ -26,13 +27,12 @@ def test_attention_takes_a_kernel_in_each_mode(check: gpu_parts.Check) -> None:
     assert len([row for row in rows if "attention" in str(row["what"]) and row["ok"]]) == 3
 
 
-def test_shapes_of_each_type_are_measured(check: gpu_parts.Check) -> None:
-    wanted = {"FLUX_LORA partly": {"gradient_checkpointing": 1}, "SDXL_LORA": {}}
+def test_jobs_of_each_family_are_measured(check: gpu_parts.Check) -> None:
     bench = check.bench()
-    for name, options in wanted.items():
-        row = gpu_parts.measured(check, bench, name.split()[0], options)
-        assert row["estimate GiB"]
-        assert row["peak GiB"]
+    for job in ("FLUX_LORA 1024, 20 blocks", "SDXL_LORA 768, batch 4, no checkpointing"):
+        row = gpu_parts.measured(check, bench, job)
+        assert row["estimate, GiB"]
+        assert row["peak, GiB"]
         assert isinstance(row["final loss"], float)
 
 
@@ -43,12 +43,12 @@ def test_runs_repeat_and_resume_exactly(check: gpu_parts.Check) -> None:
 
 
 def test_profile_names_the_longest_kernels(check: gpu_parts.Check) -> None:
-    row = gpu_parts.profiled(check, check.bench(), "FLUX_LORA", {"resolution": 512})
+    row = gpu_parts.profiled(check, check.bench(), "FLUX_LORA 512")
     assert "aten::" in str(row["longest"])
 
 
 @pytest.mark.parametrize("fails", ["raises", "hangs"])
-def test_part_that_fails_costs_only_itself(
+def test_a_part_that_fails_costs_only_itself(
     fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     commands: dict[str, Any] = {
@@ -83,3 +83,8 @@ def test_wheels_to_carry_are_what_the_machine_lacks() -> None:
     found = dict(line.split("==") for line in missing(requirements(), theirs, "3.12"))
     assert {"diffusers", "pydantic-core", "kombu", "peft"} <= found.keys()
     assert not {"numpy", "torch", "transformers", "mypy"} & found.keys()
+
+
+def test_every_job_of_the_check_is_traced() -> None:
+    jobs = {*gpu_parts.PEAKS, *gpu_parts.QUANTIZED, *gpu_parts.OPTIONS}
+    assert jobs <= recorded().keys()
