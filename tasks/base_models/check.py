@@ -1,6 +1,5 @@
 """Base model validation before a job uses a GPU. Reads small files and headers, no weights."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
 )
 
-from tasks.base_models.files import described_by, weights_files
+from tasks.base_models.files import described_by, json_object, weights_files
 from tasks.base_models.layouts import Config
 from tasks.base_models.noise_schedule import noise_schedule
 from tasks.base_models.parts import (
@@ -363,13 +362,12 @@ def _is_in_local_cache(model: str) -> bool:
     return True
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> dict[str, object]:
     """Return a file's JSON object; an empty one if it is missing or something else."""
     try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return json_object(path.parent, path.name)
+    except BaseModelFilesError:
         return {}
-    return _mapping(values)
 
 
 def _mapping(value: Any) -> dict[str, Any]:
@@ -378,12 +376,7 @@ def _mapping(value: Any) -> dict[str, Any]:
 
 
 def _is_folder(path: str) -> bool:
-    return _exists(Path(path).is_dir)
-
-
-def _exists(check: Callable[[], bool]) -> bool:
-    """Return the result of a path's check; False for a path that is too long to exist."""
     try:
-        return check()
-    except OSError:
+        return Path(path).is_dir()
+    except OSError:  # too long to exist
         return False

@@ -289,7 +289,12 @@ _FLUX_SINGLE = {
     "attn.norm_k.weight": "norm.key_norm.scale",
     "proj_out.": "linear2.",
 }
-_FLUX_BLOCK = re.compile(r"((single_)?transformer_blocks)\.(\d+)\.(.*)")
+FLUX_BLOCKS = {
+    "transformer_blocks": ("double_blocks", _FLUX_DOUBLE),
+    "single_transformer_blocks": ("single_blocks", _FLUX_SINGLE),
+}
+"""The folders of FLUX's blocks: the original's, and how its names in a block begin."""
+_FLUX_BLOCK = re.compile(r"(transformer_blocks|single_transformer_blocks)\.(\d+)\.(.*)")
 # The place of a layer in a fused one, counted in widths.
 _FUSED = {"to_q": 0, "to_k": 1, "to_v": 2, "add_q_proj": 0, "add_k_proj": 1, "add_v_proj": 2}
 
@@ -304,15 +309,14 @@ def original_flux_transformer(shapes: Shapes) -> Sources:
             swapped = ((width, 2 * width), (0, width)) if name.startswith("norm_out.") else ()
             sources[name] = Source(_renamed(name, _FLUX_TOP), swapped)
             continue
-        kind, rest = ("single", _FLUX_SINGLE) if match[2] else ("double", _FLUX_DOUBLE)
-        layer = match[4].removeprefix("attn.").rpartition(".")[0]
+        folder, starts = FLUX_BLOCKS[match[1]]
+        layer = match[3].removeprefix("attn.").rpartition(".")[0]
         rows: tuple[tuple[int, int], ...] = ()
         if layer in _FUSED:
             rows = ((_FUSED[layer] * width, (_FUSED[layer] + 1) * width),)
         elif layer == "proj_mlp":
             rows = ((3 * width, 7 * width),)
-        original = f"{kind}_blocks.{match[3]}.{_renamed(match[4], rest)}"
-        sources[name] = Source(original, rows)
+        sources[name] = Source(f"{folder}.{match[2]}.{_renamed(match[3], starts)}", rows)
     return sources
 
 

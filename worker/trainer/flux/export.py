@@ -5,12 +5,13 @@ and v (and the MLP's input in single blocks) are one layer: n LoRAs of rank r be
 n * r, block-diagonal in B, with n times the alpha, so that alpha / rank stays the same.
 """
 
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from tasks.base_models.layouts import FLUX_BLOCKS
 from tasks.jobs.flux_lora import FluxLoraConfig
 from worker.trainer.export import lora_file
 from worker.trainer.export.lora_file import (
@@ -20,33 +21,6 @@ from worker.trainer.export.lora_file import (
     write_kohya_file,
 )
 
-
-@dataclass(frozen=True)
-class _Layer:
-    """A layer of the original model, and the diffusers layers that it consists of, in order."""
-
-    name: str
-    parts: tuple[str, ...]
-
-
-_DOUBLE_LAYERS = (
-    _Layer("img_attn_qkv", ("attn.to_q", "attn.to_k", "attn.to_v")),
-    _Layer("txt_attn_qkv", ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj")),
-    _Layer("img_attn_proj", ("attn.to_out.0",)),
-    _Layer("txt_attn_proj", ("attn.to_add_out",)),
-    _Layer("img_mlp_0", ("ff.net.0.proj",)),
-    _Layer("img_mlp_2", ("ff.net.2",)),
-    _Layer("txt_mlp_0", ("ff_context.net.0.proj",)),
-    _Layer("txt_mlp_2", ("ff_context.net.2",)),
-)
-_SINGLE_LAYERS = (
-    _Layer("linear1", ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")),
-    _Layer("linear2", ("proj_out",)),
-)
-_BLOCKS = {
-    "transformer_blocks": ("double_blocks", _DOUBLE_LAYERS),
-    "single_transformer_blocks": ("single_blocks", _SINGLE_LAYERS),
-}
 # FLUX's MLPs are four times as wide as its blocks.
 _MLP_RATIO = 4
 
@@ -97,13 +71,15 @@ def kohya_tensors(weights: Weights, alpha: float) -> dict[str, torch.Tensor]:
     layers = {name.rpartition(".lora_")[0] for name in weights}
     blocks = sorted({tuple(layer.split(".", 2)[:2]) for layer in layers})
     for kind, number in blocks:
-        prefix, fused_layers = _BLOCKS[kind]
-        for layer in fused_layers:
-            names = [f"{kind}.{number}.{part}" for part in layer.parts]
+        folder, starts = FLUX_BLOCKS[kind]
+        parts = defaultdict(list)
+        for part, layer in starts.items():
+            parts[layer].append(f"{kind}.{number}.{part}".removesuffix("."))
+        for layer, names in parts.items():
             if layers.isdisjoint(names):
                 continue
             down, up = _fused(weights, names)
-            key = f"lora_unet_{prefix}_{number}_{layer.name}"
+            key = f"lora_unet_{folder}.{number}.{layer}".removesuffix(".").replace(".", "_")
             tensors[f"{key}.lora_down.weight"] = down
             tensors[f"{key}.lora_up.weight"] = up
             tensors[f"{key}.alpha"] = torch.tensor(alpha * len(names), dtype=torch.float32)
