@@ -8,13 +8,16 @@ import re
 
 from tasks.errors import ErrorCode
 
-# The last two: a library has no memory for its handle or its workspace.
+# The second line: a library has no memory for its handle or its workspace. The third: cuDNN has
+# tried each of its engines, and PyTorch's own message failed, without NVML in its container.
 _OUT_OF_MEMORY = r"""
     out[ _]of[ _]memory | cudaErrorMemoryAllocation | ALLOC(ATION)?_FAILED
     | (CUBLAS|CUDNN|CUSOLVER)_STATUS_NOT_INITIALIZED | CUDNN_STATUS_INTERNAL_ERROR\b
+    | unable\ to\ find\ (an\ engine\ to\ execute|a\ valid\ cuDNN\ algorithm) | NVML_SUCCESS\ ==
 """
 # After these errors each call of the process fails. They are the texts of cudaGetErrorString, and
 # the names in CUDA's interfaces. PyTorch adds advice on "device-side assertions" to all errors.
+# Where CUDA does not start, the process has no GPU either: each job would fail on this worker.
 _GPU_FAILED = r"""
     illegal\ (memory\ access|instruction) | misaligned\ address | invalid\ program\ counter
     | device-side\ assert\ triggered | hardware\ (stack\ )?error | unspecified\ launch\ failure
@@ -26,6 +29,9 @@ _GPU_FAILED = r"""
     | (CUBLAS|CUSOLVER|CUSPARSE)_STATUS_INTERNAL_ERROR | (cudaError|CUDA_ERROR_)(Illegal|Misaligned
     |Assert|Invalid_?(Pc|Address_?Space)|Launch_?(Timeout|Fail)|Hardware|ECC|Nvlink|Contained
     |Tensor_?Memory|Context_?Is|Unknown)
+    | No\ CUDA\ GPUs\ are\ available | no\ NVIDIA\ driver | NVIDIA\ driver\ on\ your\ system
+    | driver\ version\ is\ insufficient | unsupported\ display\ driver
+    | forward\ compatibility\ was\ attempted
 """
 _FLAGS = re.IGNORECASE | re.VERBOSE
 GPU_MESSAGES = {

@@ -193,7 +193,7 @@ def why_unserved(client: Redis, queue: str) -> str | None:
     served = {q for worker in live.values() if worker.quarantined is None for q in worker.queues}
     if queue in served:
         return None
-    others = f"live workers serve {', '.join(sorted(served))}" if served else "no worker is live"
+    others = f"live workers serve {', '.join(sorted(served))}" if served else "none takes jobs"
     quarantined = "".join(
         f"; {name} is quarantined: {worker.quarantined}"
         for name, worker in live.items()

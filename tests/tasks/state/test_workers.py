@@ -53,13 +53,13 @@ def test_quarantined_workers_do_not_count(redis_client: Redis) -> None:
 
 
 def test_an_unserved_queue_is_explained(redis_client: Redis) -> None:
-    assert why_unserved(redis_client, "q") == "no live worker serves q: no worker is live"
+    assert why_unserved(redis_client, "q") == "no live worker serves q: none takes jobs"
     here = register(redis_client, "here", MemoryClass.GB24)
     assert why_unserved(redis_client, "q") is None
     assert why_unserved(redis_client, "r") == "no live worker serves r: live workers serve q"
     here.set_quarantine("XID 79")
     assert why_unserved(redis_client, "q") == (
-        "no live worker serves q: no worker is live; here is quarantined: XID 79"
+        "no live worker serves q: none takes jobs; here is quarantined: XID 79"
     )
 
 

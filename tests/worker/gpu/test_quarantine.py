@@ -9,8 +9,14 @@ from typing import Any
 
 import pytest
 
+from routing.queues import INVOKE
+from tasks.app import make_app
+from tasks.errors import TrainerError
+from tasks.settings.settings import Settings
 from tasks.stages.worker_context import GpuUnhealthy
 from tests.nvml.machine import A100, T4, Machine
+from tests.worker.trainer.runs_options import flux_request
+from worker.context import make_context
 from worker.gpu import quarantine
 from worker.gpu.inventory import TorchBuild, declared_gpus
 from worker.gpu.quarantine import GpuFault, GpuFaultPipe, GpuQuarantine, make_gate
@@ -121,6 +127,31 @@ def test_a_second_failure_within_a_day_quarantines_for_good(quarantined: Quarant
     assert "failed twice within a day while it computed: misaligned address" in (reason or "")
     assert quarantined.consumer.cancelled == ["gpu.40gb"]
     assert quarantined.drained == [True]
+
+
+def test_a_gpu_that_fails_in_two_trainers_is_quarantined(
+    quarantined: Quarantined,
+    tmp_path: Path,
+    broker_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(quarantine, "_PARENT_REACTS_WITHIN_S", 0.0)
+    trainer = tmp_path / "python"
+    trainer.write_text("#!/bin/sh\necho 'CUDA error: misaligned address' >&2\nexit 1\n", "utf-8")
+    trainer.chmod(0o700)
+    settings = Settings(home=tmp_path, invoke_python=trainer)
+    app = make_app(settings, broker_url)
+    context = make_context(app, settings, broker_url, "here", None, quarantined.pipe)
+    for _ in range(2):
+        quarantined.policy._run_round()
+        assert quarantined.reasons == []
+        with pytest.raises(TrainerError, match="the GPU failed, and the trainer ended at once"):
+            context.trainer.run(
+                flux_request(engine=INVOKE), on_event=lambda _: None, stop_requested=lambda: False
+            )
+    quarantined.policy._run_round()
+    [reason] = quarantined.reasons
+    assert "failed twice within a day" in (reason or "")
 
 
 def test_failures_of_different_days_are_no_reason(
