@@ -2,10 +2,12 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Header, Query, Response
+from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
 
 from console.api.access import CurrentCaller, ServicesDep
 from console.views import JobPage, JobView, Preview
+from tasks.errors import InvalidJobError, Problem
+from tasks.jobs.document import DocumentError, refuse_repeated_keys
 from tasks.state.record import JobStatus
 
 router = APIRouter(tags=["jobs"])
@@ -15,10 +17,22 @@ _EXAMPLE = {
     "preset": "flux_lora_1x40gb",
     "training": {"data_loader": {"dataset": {"type": "ARCHIVE", "archive": "upload:ID"}}},
 }
-Document = Annotated[
+_Body = Annotated[
     dict[str, Any],
     Body(description="A job, as `/v1/schema` describes it.", examples=[_EXAMPLE]),
 ]
+
+
+async def _document(request: Request, document: _Body) -> dict[str, Any]:
+    """Return the document, without equal keys: of these FastAPI takes the last one."""
+    try:
+        refuse_repeated_keys(await request.body())
+    except DocumentError as error:
+        raise InvalidJobError([Problem("", f"a job's document {error}")]) from error
+    return document
+
+
+Document = Annotated[dict[str, Any], Depends(_document)]
 
 
 @router.post("/jobs", status_code=201)

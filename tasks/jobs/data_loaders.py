@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from random import Random
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, StrictBool, ValidationInfo, field_validator
 
 from tasks.buckets import Size, bucket_sizes
 from tasks.dataset import Sample
@@ -177,10 +177,10 @@ class DataLoaderConfig(StrictModel):
     """The size of training images in pixels: a square's side, or (height, width). With buckets,
     their sizes apply; leave this out then, or make it equal to target_resolution."""
 
-    center_crop: bool = True
+    center_crop: StrictBool = True
     """Crop at the center. False: at a position drawn for each sample and step."""
 
-    random_flip: Annotated[bool, Affects.CACHE_ENTRIES] = False
+    random_flip: Annotated[StrictBool, Affects.CACHE_ENTRIES] = False
     """Mirror half of the samples, drawn for each sample and step."""
 
     dataloader_num_workers: Annotated[NonNegativeInt, Field(le=256), Affects.NO_NUMBER] = 0
@@ -396,7 +396,7 @@ class TextualInversionSDDataLoaderConfig(DataLoaderConfig):
     """Captions with ``{}`` where the placeholder token goes, such as ``a photo of {}``; one is
     drawn for each sample and pass. Exactly one of this and caption_preset."""
 
-    keep_original_captions: bool = False
+    keep_original_captions: StrictBool = False
     """Put the template before the image's own caption, instead of replacing the caption."""
 
     shuffle_caption_delimiter: Annotated[

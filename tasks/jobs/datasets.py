@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, StrictBool
 
 from tasks.jobs.field_metadata import HUB_ID, ActsIf, Location, NonEmptyText, PlainText
 from tasks.strict_model import NO_HOME, SHA256, StrictModel
@@ -32,7 +32,7 @@ NonEmpty = Annotated[str, Field(min_length=1), NO_HOME]
 DatasetSource = Annotated[NonEmpty, AfterValidator(_without_credentials), Location.DATASET]
 ArchiveSource = Annotated[NonEmpty, AfterValidator(_without_credentials), Location.ARCHIVE]
 KeepInMemory = Annotated[
-    bool,
+    StrictBool,
     ActsIf(
         lambda config: not config.cache_vae_outputs,
         "with cache_vae_outputs no image is decoded",

@@ -5,7 +5,7 @@ A document may hold one value in many places: it can be far larger than its text
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +73,23 @@ def plain_document(document: Any) -> Any:
     return json.loads(text)
 
 
+def refuse_repeated_keys(text: bytes | str) -> None:
+    """Refuse a JSON text with equal keys in one mapping: parsers differ in which one they take.
+
+    Raises:
+        DocumentError: It has some.
+    """
+    json.loads(text, object_pairs_hook=_without_repeated_keys)
+
+
+def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        [(name, _)] = Counter(name for name, _ in pairs).most_common(1)
+        raise DocumentError(f"has the key {quoted(name)} more than once in a mapping; keep one")
+    return values
+
+
 def read_document(data: bytes) -> DocumentText:
     """Return the document in a text of YAML 1.2 or JSON.
 
@@ -84,6 +101,8 @@ def read_document(data: bytes) -> DocumentText:
         raise _too_large()
     try:
         text = data.decode("utf-8-sig")
+        if "\0" in text:
+            raise DocumentError("is UTF-16 text or no text; save it as UTF-8")
         node = _Loader(_as_yaml(text)).get_single_node()
     except UnicodeDecodeError as error:
         raise DocumentError("is not UTF-8 text; save it as UTF-8") from error
@@ -247,6 +266,8 @@ def _syntax_problem(error: yaml.YAMLError) -> str:
     mark, problem = error.problem_mark, str(error.problem)
     if "'\\t'" in problem:
         advice = "indent with spaces, not with tabs"
+    elif problem == "but found another document":
+        problem, advice = "here begins another document", "a file holds one job; make a file of it"
     elif problem == "mapping values are not allowed here":
         problem = "this ':' is not expected"
         advice = "indent options of one mapping alike, and quote text that has ': ' in it"

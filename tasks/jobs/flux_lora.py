@@ -3,7 +3,7 @@
 from functools import lru_cache
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, StrictBool, ValidationInfo, field_validator
 
 from routing.estimate import (
     FLUX_BLOCKS,
@@ -132,10 +132,10 @@ class FluxLoraConfig(PipelineConfig):
     diffusers' names; InvokeAI reads it only if all attention inputs of both kinds of blocks have a
     LoRA, and the text encoder has none."""
 
-    train_transformer: bool = True
+    train_transformer: StrictBool = True
     """Put LoRA layers on the transformer."""
 
-    train_text_encoder: bool = False
+    train_text_encoder: StrictBool = False
     """Put LoRA layers on the CLIP text encoder; T5 is never trained. Needs
     cache_text_encoder_outputs false."""
 

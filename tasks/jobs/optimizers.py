@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, StrictBool
 
 from tasks.jobs.field_metadata import ActsIf
 from tasks.strict_model import NO_BOOLEAN, Decay, NonNegativeFloat, PositiveFloat, StrictModel
@@ -41,7 +41,7 @@ class AdamOptimizerConfig(StrictModel):
     epsilon: PositiveFloat = 1e-8
     """Added to the denominator."""
 
-    use_8bit: bool = False
+    use_8bit: StrictBool = False
     """Keep the optimizer's state in 8 bits (Dettmers et al., 2022), by bitsandbytes. The state of
     tensors below 4096 numbers stays in 32 bits."""
 
@@ -69,10 +69,10 @@ class ProdigyOptimizerConfig(StrictModel):
     weight_decay: NonNegativeFloat = 0.0
     """Decoupled decay of the weights at each step, times the rate that Prodigy found."""
 
-    use_bias_correction: bool = False
+    use_bias_correction: StrictBool = False
     """Adam's bias correction."""
 
-    safeguard_warmup: Annotated[bool, IF_WARMING_UP] = False
+    safeguard_warmup: Annotated[StrictBool, IF_WARMING_UP] = False
     """Keep the low rates of the warmup steps out of the step-size estimate."""
 
     @property

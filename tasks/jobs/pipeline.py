@@ -5,7 +5,14 @@ from collections.abc import Collection
 from pathlib import PurePosixPath
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    StrictBool,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from routing.estimate import PUBLISHED, Estimate, MemoryModel
 from tasks.escaping import listed, quoted
@@ -44,7 +51,7 @@ ModelSource = Annotated[
     Location.BASE_MODEL,
     Affects.CACHE_ENTRIES,
 ]
-CacheText = Annotated[bool, Affects.CACHE_ENTRIES]
+CacheText = Annotated[StrictBool, Affects.CACHE_ENTRIES]
 LrScheduler = Annotated[
     Literal[
         "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup"
@@ -182,11 +189,13 @@ class PipelineConfig(StrictModel):
     lr_warmup_steps: LrWarmupSteps = 0
     """Updates over which the rate rises from 0; every scheduler but ``constant`` uses it."""
 
-    cache_vae_outputs: Annotated[bool, Affects.CACHE_ENTRIES] = False
+    cache_vae_outputs: Annotated[StrictBool, Affects.CACHE_ENTRIES] = False
     """Encode images once, ahead of training, and share the latents with every later job. False
     keeps the VAE on the GPU and encodes at each step. Needs center_crop."""
 
-    enable_cpu_offload_during_validation: Annotated[bool, Affects.NO_NUMBER, IF_VALIDATING] = False
+    enable_cpu_offload_during_validation: Annotated[
+        StrictBool, Affects.NO_NUMBER, IF_VALIDATING
+    ] = False
     """Keep on the GPU only the model in use while making validation images. Slower, and takes
     less memory; it acts with validation_prompts. A quantized transformer stays on the GPU."""
 
@@ -205,7 +214,7 @@ class PipelineConfig(StrictModel):
     """Recompute blocks of the denoiser in the backward pass instead of keeping their activations:
     less memory, up to 45 % more computation, the same weights bit for bit."""
 
-    deterministic: bool = True
+    deterministic: StrictBool = True
     """Use deterministic kernels only: a repeated or resumed run ends with the same weights, bit for
     bit on the same hardware. False lets CUDA add in any order. A step then takes less time, by a
     tenth or so for FLUX (an estimate, not measured), and a resumed run differs in its last bits."""
@@ -228,7 +237,7 @@ class PipelineConfig(StrictModel):
     train_batch_size: PositiveInt = 4
     """Samples of one forward pass."""
 
-    use_masks: bool = False
+    use_masks: StrictBool = False
     """Weight the loss by the dataset's masks, in latent space: white counts fully, black not at
     all. Images without a mask count fully. Only JSONL datasets have masks."""
 

@@ -40,7 +40,6 @@ _MESSAGES = {
     "float_parsing": "must be a number",
     "finite_number": "must be a finite number",
     "bool_type": "must be true or false",
-    "bool_parsing": "must be true or false",
     "string_type": "must be text",
     "tuple_type": "must be a list",
     "dict_type": "must be a mapping (name: value)",
@@ -56,6 +55,11 @@ _MESSAGES = {
     "literal_error": "must be {expected}",
     "enum": "must be {expected}",
     "union_tag_invalid": "must be one of {expected_tags}",
+}
+# How people write true and false that is not YAML 1.2's.
+_BOOLEANS = {
+    **dict.fromkeys(("true", "yes", "on", "y", "1"), "true"),
+    **dict.fromkeys(("false", "no", "off", "n", "0"), "false"),
 }
 # Finding similar names takes milliseconds.
 _MAX_SUGGESTIONS = 20
@@ -245,6 +249,8 @@ def _right_form(kind: str, value: object) -> str:
             number = float(str(value).replace("_", ""))
             if number.is_integer():
                 return f"; write {int(number)}"
+    if kind == "bool_type" and (word := _BOOLEANS.get(str(value).lower())):
+        return f"; write {word}"
     if kind == "string_type" and isinstance(value, bool | int | float):
         return "; put it in quotes"
     if kind == "tuple_type" and isinstance(value, str):

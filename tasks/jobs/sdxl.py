@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, StrictBool, ValidationInfo, field_validator
 
 from routing.estimate import (
     PUBLISHED,
@@ -112,7 +112,7 @@ class SdxlConfig(PipelineConfig):
     """Weight each sample's loss by min(snr, gamma) / snr, and with v-prediction by
     min(snr, gamma) / (snr + 1): Min-SNR (Hang et al., 2023). Null: no weighting."""
 
-    xformers: bool = False
+    xformers: StrictBool = False
     """PyTorch's attention is as fast and repeats exactly: true is refused."""
 
     negative_validation_prompts: Prompts | None = None
@@ -159,10 +159,10 @@ class SdxlLoraConfig(SdxlConfig):
     has diffusers' names, ``diffusers_old`` those before peft, which ComfyUI reads too; InvokeAI
     reads neither. invoke-training has ``kohya`` and ``invoke_peft`` only."""
 
-    train_unet: bool = True
+    train_unet: StrictBool = True
     """Put LoRA layers on the UNet."""
 
-    train_text_encoder: bool = True
+    train_text_encoder: StrictBool = True
     """Put LoRA layers on both text encoders. Needs cache_text_encoder_outputs false."""
 
     text_encoder_learning_rate: Annotated[PositiveFloat | None, IF_TEXT_ENCODER_TRAINED] = None
@@ -392,7 +392,7 @@ class SdxlFinetuneConfig(SdxlConfig):
     save_dtype: Annotated[WeightDtype, Affects.NO_NUMBER] = "float16"
     """The precision of the published weights."""
 
-    use_ema: bool = False
+    use_ema: StrictBool = False
     """Publish a moving average of the weights (EMA) instead of the last ones; its warmup is
     diffusers'. Takes 4 more bytes for each weight. invoke-training does not have this option."""
 

@@ -29,6 +29,7 @@ from pydantic import (
 
 from routing.queues import CPU_QUEUE, ENGINE_QUEUES, GPU_QUEUES, stage_queue
 from tasks.contract import STAGES, SUBMIT, SUBMIT_QUEUE, task_name
+from tasks.jobs.document import DocumentError, refuse_repeated_keys
 from tasks.jobs.job import SafeName
 
 MAX_MESSAGE_BYTES = 2 * 2**20
@@ -197,6 +198,8 @@ def read_message(text: bytes | str, queue: str) -> TaskMessage:
         return _read(text, queue)
     except ValidationError as error:
         raise ValueError(_first_problem(error)) from None
+    except DocumentError:
+        raise ValueError("has a key more than once in a mapping of its body") from None
     except _RefusedError:
         raise
     except Exception as error:  # noqa: BLE001  # whatever json, base64 and kombu's types raise
@@ -216,7 +219,8 @@ def _read(text: bytes | str, queue: str) -> TaskMessage:
     body: bytes | str = envelope.body
     if properties.body_encoding is not None:
         body = Base64().decode(body)  # type: ignore[no-untyped-call]
-    # What Celery will read: of two equal keys, for example, parsers may take different ones.
+    refuse_repeated_keys(body)
+    # What Celery will read.
     body = dumps(loads(body))  # type: ignore[no-untyped-call]
     job_id = stage = None
     if task == SUBMIT:

@@ -28,6 +28,14 @@ def of_upload(upload_id: str, **training: Any) -> dict[str, Any]:
     return job(training={"data_loader": {"dataset": dataset}, **training})
 
 
+@pytest.mark.parametrize("path", ["/jobs", "/jobs:preview"])
+def test_a_key_twice_is_refused(acme: httpx2.Client, path: str) -> None:
+    content = '{"preset": "sdxl_lora_1x24gb", "training": {"seed": 1, "seed": 2}}'
+    answer = acme.post(path, content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert "has the key 'seed' more than once" in answer.json()["detail"]
+
+
 def test_a_preview_names_broken_images_and_submits_nothing(acme: httpx2.Client) -> None:
     files = {
         "good.png": image(size=(800, 800)),

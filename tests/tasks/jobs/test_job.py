@@ -1,11 +1,11 @@
 from contextlib import suppress
 from copy import deepcopy
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from tasks.errors import DoesNotFitJobError, InvalidJobError
 from tasks.jobs.field_metadata import Location, marker_of, models_in
@@ -331,6 +331,8 @@ def test_a_job_without_training_is_reported_with_what_to_write() -> None:
         ("unet_learning_rate", True, "must be a number (got true)"),
         ("unet_learning_rate", float("inf"), "must be a finite number (got inf)"),
         ("train_unet", "Flase", "must be true or false (got 'Flase')"),
+        ("train_unet", "False", "must be true or false; write false (got 'False')"),
+        ("train_unet", "on", "must be true or false; write true (got 'on')"),
         ("validation_prompts", "a cat", "must be a list; write [\"a cat\"] (got 'a cat')"),
         ("base_embeddings", "a", "must be a mapping (name: value) (got 'a')"),
         ("optimizer", "Prodigy", "must be a mapping (name: value) (got 'Prodigy')"),
@@ -354,10 +356,14 @@ def test_a_wrong_resolution_is_reported_once_with_the_right_forms(value: Any) ->
     assert len(message) < 200
 
 
-@pytest.mark.parametrize("text", ["False", "false", "no", "off"])
-def test_a_word_for_false_is_false(text: str) -> None:
-    training = SDXL | {"data_loader": {**SDXL["data_loader"], "center_crop": text}}
-    assert parse_job({"training": training}).training.loader.center_crop is False
+@pytest.mark.parametrize("value", ["false", "off", "1", 0, 1])
+def test_only_true_and_false_are_booleans(value: Any) -> None:
+    fields = [it for model in _all_models(TrainingJob) for it in model.model_fields.items()]
+    booleans = [field for _, field in fields if field.annotation is bool]
+    assert len(booleans) > 20
+    for field in booleans:
+        with pytest.raises(ValidationError):
+            TypeAdapter(Annotated[bool, *field.metadata]).validate_python(value)
 
 
 @pytest.mark.parametrize("ending", [".safetensors", ".SafeTensors", ".ckpt", ".pt"])

@@ -116,6 +116,13 @@ def test_a_refusal_names_the_field(name: str, reason: str) -> None:
     assert str(raised.value) == reason
 
 
+def test_a_key_twice_is_refused() -> None:
+    body = json.dumps(SUBMISSION).replace('"training": {}', '"training": {}, "training": {}')
+    document = message("submit", base64.b64encode(body.encode()).decode())
+    with pytest.raises(ValueError, match="has a key more than once in a mapping of its body"):
+        read_message(text_of(document), "submit")
+
+
 def test_a_refusal_quotes_no_secret() -> None:
     secret = "https://bucket/?signature=secret"
     parts = {"id": 1, "priority": secret, "chain": secret, secret: secret}

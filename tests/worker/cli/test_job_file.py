@@ -134,7 +134,7 @@ def test_an_invalid_document_is_left_to_the_validation(tmp_path: Path, training:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"), [("a: [", "not YAML"), ("- 1", "a job is a mapping"), ("\x00", "not YAML")]
+    ("text", "said"), [("a: [", "not YAML"), ("- 1", "a job is a mapping"), ("\x00", "no text")]
 )
 def test_an_unreadable_file_is_reported(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "job.yaml"
@@ -167,6 +167,8 @@ UNREADABLE = {
     "a tab": ("a:\n\tb: 1", "line 2, column 1: .*; indent with spaces, not with tabs"),
     "text with a colon": ("a: b: c", "line 1, column 5: this ':' is not expected"),
     "broken JSON": ('{\n\t"a": 1\n\t"b": 2\n}', "is not JSON: line 3, column 2: Expecting ','"),
+    "two documents": ("a: 1\n---\nb: 1", "line 2, .* a file holds one job"),
+    "UTF-16 without a mark": ("a\0:\0 \0", "is UTF-16 text or no text; save it as UTF-8"),
     "no UTF-8": ("a: \udcff", "is not UTF-8 text; save it as UTF-8"),
     "a mebibyte": ("a: " + "x" * 2**20, "is larger than 1,048,576 bytes"),
     "a control character": ("a: \x1b[31m", "is not YAML"),
