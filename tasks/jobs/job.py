@@ -15,7 +15,7 @@ from tasks.jobs.document import DocumentError, plain_document
 from tasks.jobs.field_metadata import Location, PlainText
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.pipeline import PICKLE_ENDINGS
-from tasks.jobs.presets import UnknownPresetError, with_preset
+from tasks.jobs.presets import UnknownPresetError, preset, with_preset
 from tasks.jobs.problems import validate
 from tasks.jobs.sdxl import SdxlFinetuneConfig, SdxlLoraConfig, SdxlTextualInversionConfig
 from tasks.strict_model import SAFE_NAME, StrictModel
@@ -129,7 +129,7 @@ def parse_job(document: Any) -> TrainingJob:
     job, found = validate(document, TrainingJob)
     problems += _further(document, problems, found)
     if job is None:
-        raise InvalidJobError(problems)
+        raise InvalidJobError([*_differs_from_preset(document), *problems])
     if job.engine == INVOKE:
         problems += invoke.problems_of(job.training)
     if problems:
@@ -165,6 +165,16 @@ def _with_training(document: dict[str, Any]) -> tuple[dict[str, Any], list[Probl
     if options:
         message = f"is missing; put it above {listed(list(options))}, and indent these"
     return {**rest, "training": options}, [Problem("training", message, missing=True)]
+
+
+def _differs_from_preset(document: dict[str, Any]) -> list[Problem]:
+    """Explain the problems of a completed document whose preset is for another training type."""
+    kind, name = document["training"].get("type"), document.get("preset")
+    own = kind if name is None else preset(name)["training"]["type"]
+    if kind == own or kind not in tuple(TrainingType):
+        return []
+    message = f"is {kind}, and the preset {name} is for {own}; choose another preset, or none"
+    return [Problem("training.type", message)]
 
 
 def _further(document: dict[str, Any], known: list[Problem], found: list[Problem]) -> list[Problem]:

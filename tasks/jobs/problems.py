@@ -233,7 +233,7 @@ def _message(details: Details) -> str:
         if kind == "union_tag_invalid":
             value = value.get(context["discriminator"].strip("'"))
         names = re.findall(r"'([^']*)'", context.get("expected", context.get("expected_tags", "")))
-        message += did_you_mean(value, names)
+        message += did_you_mean(value, names) if len(names) > 1 else ""
     else:
         message += _right_form(kind, value)
     if kind == "missing" or isinstance(value, dict | list):
@@ -253,6 +253,8 @@ def _right_form(kind: str, value: object) -> str:
         return f"; write {word}"
     if kind == "string_type" and isinstance(value, bool | int | float):
         return "; put it in quotes"
+    if kind == "string_type" and isinstance(value, dict):
+        return "; put text that has ': ' in it in quotes"
     if kind == "tuple_type" and isinstance(value, str):
         return f"; write {json.dumps([shortened(value)], ensure_ascii=False)}"
     return ""

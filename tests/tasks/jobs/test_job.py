@@ -307,6 +307,14 @@ def test_an_unknown_preset_hides_no_other_problem() -> None:
         assert found["preset"].endswith(said)
 
 
+def test_a_preset_of_another_type_explains_the_problems() -> None:
+    found = reported({"type": "SDXL_FINETUNE"}, preset="sdxl_lora_1x24gb")
+    assert found["training.type"].startswith(
+        "is SDXL_FINETUNE, and the preset sdxl_lora_1x24gb is for SDXL_LORA"
+    )
+    assert "training.lora_rank_dim" in found
+
+
 def test_a_job_without_training_is_reported_with_what_to_write() -> None:
     with pytest.raises(InvalidJobError) as caught:
         parse_job({"name": "a b", **SDXL, "seed": -1})
@@ -336,6 +344,7 @@ def test_a_job_without_training_is_reported_with_what_to_write() -> None:
         ("validation_prompts", "a cat", "must be a list; write [\"a cat\"] (got 'a cat')"),
         ("base_embeddings", "a", "must be a mapping (name: value) (got 'a')"),
         ("optimizer", "Prodigy", "must be a mapping (name: value) (got 'Prodigy')"),
+        ("hf_variant", {"a": "b"}, "must be text; put text that has ': ' in it in quotes"),
         ("hf_variant", 16, "must be text; put it in quotes (got 16)"),
         ("model", "", "must not be empty (got '')"),
     ],
