@@ -9,8 +9,8 @@ from typing import Any
 
 from tasks.errors import BaseModelFilesError
 
-# safetensors itself refuses longer headers.
-_MAX_HEADER_BYTES = 100_000_000
+MAX_HEADER_BYTES = 100_000_000
+"""safetensors itself refuses longer headers."""
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 # How files begin that people rename to .safetensors, or get instead of one.
 _OTHER_FILES = {
@@ -89,7 +89,7 @@ def read_header(path: Path) -> Header:
         with path.open("rb") as file:
             first = file.read(8)
             length = int.from_bytes(first, "little")
-            if not 2 <= length <= min(_MAX_HEADER_BYTES, size - 8):
+            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
                 raise BaseModelFilesError(str(path), _what_else(first))
             values = json.loads(file.read(length))
     except (OSError, RecursionError) as error:

@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from tasks.base_models.safetensors_header import MAX_HEADER_BYTES
 from tasks.eta.history import WorkDone
 from tasks.events import Artifact, CheckpointSaved
 from tasks.metrics import PUBLISHED_BYTES
@@ -28,8 +29,6 @@ from tasks.urls import redact_urls
 _MANIFEST = "manifest.json"
 # Some 15 kB in a header.
 _PREVIEW_SIDE = 256
-# safetensors reads no larger one.
-_MAX_HEADER_BYTES = 100_000_000
 
 
 def publish(context: StageContext) -> StageResult:
@@ -174,7 +173,7 @@ def _description(context: StageContext, saved: CheckpointSaved, header: dict[str
 def _header(store: Store, key: str) -> dict[str, Any]:
     """Return the header of a safetensors file; empty for another file."""
     length = int.from_bytes(store.get_range(key, 0, 8), "little")
-    if not 2 <= length <= min(_MAX_HEADER_BYTES, store.size(key) - 8):
+    if not 2 <= length <= min(MAX_HEADER_BYTES, store.size(key) - 8):
         return {}
     try:
         header: dict[str, Any] = json.loads(store.get_range(key, 8, 8 + length))

@@ -12,15 +12,7 @@ import torch
 from tasks.base_models.parts import Part, StoredTensor
 from tasks.base_models.safetensors_header import TensorEntry
 from tasks.errors import BaseModelFilesError
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
+from worker.trainer.export.safetensors_file import DTYPES
 
 
 def load_diffusers_model(
@@ -143,4 +135,4 @@ def _read(entry: TensorEntry, start: int, end: int) -> torch.Tensor:
     except OSError as error:
         reason = error.strerror or str(error)
         raise BaseModelFilesError(str(entry.file), reason) from error
-    return data.view(_DTYPES[entry.dtype])
+    return data.view(DTYPES[entry.dtype])

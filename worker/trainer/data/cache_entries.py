@@ -20,11 +20,10 @@ from tasks.cache.plan import CacheIndex, cache_settings
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.store import Store
 from worker.trainer.errors import DamagedFileError, StaleIndexError
-from worker.trainer.export.safetensors_file import TYPE_NAMES, header_bytes, raw_bytes
+from worker.trainer.export.safetensors_file import DTYPES, TYPE_NAMES, header_bytes, raw_bytes
 
 VAE_FACTOR = 8
 """FLUX's and SDXL's VAEs make one latent of 8x8 pixels."""
-_DTYPES = {name: dtype for dtype, name in TYPE_NAMES.items()}
 _REMEDY = "run the cache stage again"
 
 
@@ -172,5 +171,5 @@ def read_index(store: Store, key: str, config: PipelineConfig, dataset: str) -> 
 
 def _tensor(data: bytearray, place: TensorPlace) -> torch.Tensor:
     """Return a tensor of an entry, whose checksum has been compared."""
-    flat = torch.frombuffer(memoryview(data)[place.start : place.end], dtype=_DTYPES[place.dtype])
+    flat = torch.frombuffer(memoryview(data)[place.start : place.end], dtype=DTYPES[place.dtype])
     return flat.reshape(place.shape)

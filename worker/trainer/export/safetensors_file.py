@@ -22,10 +22,12 @@ TYPE_NAMES = {
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
     torch.int64: "I64",
     torch.uint8: "U8",
 }
-_DTYPES = {name: dtype for dtype, name in TYPE_NAMES.items()}
+DTYPES = {name: dtype for dtype, name in TYPE_NAMES.items()}
 
 
 def write_safetensors(
@@ -101,14 +103,14 @@ class SafetensorsFile(Mapping[str, torch.Tensor]):
         """Return a tensor in memory of its own.
 
         Raises:
-            KeyError: The file has no such tensor, or one of a type that we do not write.
+            KeyError: The file has no such tensor, or one of another type.
         """
         entry = self._entries[name]
         start, end = entry["data_offsets"]
         data = torch.empty(end - start, dtype=torch.uint8)
         self._file.seek(self._start + start)
         self._file.readinto(data.numpy().data)
-        return data.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        return data.view(DTYPES[entry["dtype"]]).reshape(entry["shape"])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
