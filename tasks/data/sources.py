@@ -169,7 +169,7 @@ class Sources:
         path = self._resolved(source, "file")
         rows = read_rows(path, Path(source).name)
         try:
-            names = self._names_below(self._policy.resolved(path.parent))
+            names = self._names_below(self._resolved(str(path.parent), "folder"))
         except DeniedError:  # of the folder, only the file is allowed
             names = []
         # A row may name a file in a folder that is a link.

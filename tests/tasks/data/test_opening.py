@@ -102,6 +102,19 @@ def test_a_listing_of_a_changing_folder_shows_nothing_outside(
     assert set(captions) == {"a cat"}
 
 
+def test_a_link_that_vanishes_while_it_is_resolved_is_a_problem(root: Path) -> None:
+    class Policy(ReadPolicy):
+        def resolved(self, path: Path) -> Path:
+            if path.name == "set":
+                raise FileNotFoundError("it was a link before")
+            return super().resolved(path)
+
+    sources = Sources(Policy(), root.parent / "kept", root.parent / "scratch")
+    config = ImageCaptionJsonlDatasetConfig(jsonl_path=str(root / "set/rows.jsonl"))
+    [problem] = sources.listing(config).problems
+    assert "there is no such folder" in str(problem)
+
+
 def test_a_folder_that_is_replaced_by_a_link_is_not_scanned(root: Path) -> None:
     resolved = (root / "set").resolve()
     with scan_resolved(resolved) as entries:
