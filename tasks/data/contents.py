@@ -31,6 +31,8 @@ _CAPTIONS = frozenset(
 )
 _DOCUMENTS = frozenset({".json", ".csv", ".xml", ".yaml", ".yml", ".rtf", ".doc", ".docx", ".odt"})
 _TEXTS = _CAPTIONS | _DOCUMENTS
+# What OneTrainer adds, after a hyphen, to an image's name for its mask or another input.
+_MASKS = frozenset({"masklabel", "condlabel"})
 # Repeats, and what the images show: the folders of kohya's trainers.
 _REPEATS = re.compile(r"(\d{1,3})_")
 _MAX_FOLDERS = 20
@@ -41,6 +43,7 @@ class Kind(Enum):
 
     IMAGE = auto()
     CAPTION = auto()
+    MASK = auto()
     TABLE = auto()
     """Rows of captions or metadata."""
     OTHER_FORMAT = auto()
@@ -50,9 +53,13 @@ class Kind(Enum):
 
 
 _NOT_USED = {
+    Kind.MASK: (
+        "is a mask by its name, as of OneTrainer; it is not used",
+        "name it in the mask column of a JSONL file",
+    ),
     Kind.TABLE: (
         "is not read by this type of dataset",
-        "to use its captions, name it as the JSONL file of a dataset",
+        "to use its captions, save them as JSONL and name that file as the dataset",
     ),
     Kind.ARCHIVE: ("is an archive, which is not unpacked", "unpack it, or leave it out"),
     Kind.OTHER: ("is neither an image nor a caption; it is not used", ""),
@@ -121,6 +128,12 @@ class Contents:
                 self._folders[folder][kind in (Kind.IMAGE, Kind.OTHER_FORMAT)] += 1
             if reads_subfolders or not folder:
                 self._kinds[kind].append(name)
+        images = self._kinds.pop(Kind.IMAGE, [])
+        stems = {name_key(_stem(name)) for name in images}
+        for name in images:
+            image, _, ending = name_key(_stem(name)).rpartition("-")
+            is_mask = ending in _MASKS and image in stems
+            self._kinds[Kind.MASK if is_mask else Kind.IMAGE].append(name)
         self.images = self._kinds.pop(Kind.IMAGE, [])
         self.captions = self._kinds.pop(Kind.CAPTION, [])
         self._unread = {name_key(_stem(name)) for name in self._kinds[Kind.OTHER_FORMAT]}
@@ -255,6 +268,7 @@ def _stem(name: str) -> str:
 
 
 def _repeats(folder: str) -> int:
-    """Return the repeats that a folder's name gives to kohya's trainers; 0 without."""
+    """Return the repeats that a folder's name gives to kohya's trainers; 0 without, or for one."""
     found = _REPEATS.match(PurePosixPath(folder).name)
-    return int(found[1]) if found else 0
+    repeats = int(found[1]) if found else 0
+    return repeats if repeats > 1 else 0

@@ -234,8 +234,8 @@ class JsonlRows:
                 self._listing.warnings.append(Problem(name, format.refusal, format.remedy))
                 continue
             try:
-                mask = None if row.mask is None else found(row.mask)
                 file = found(row.image)
+                mask = None if row.mask is None else found(row.mask)
             except ValueError as error:
                 self._listing.problems.append(Problem(row.location, str(error)))
             else:
@@ -284,7 +284,7 @@ def find_in_folder(folder: Path, name: str) -> Path:
     if not is_inside:
         raise ValueError(f"names {quoted(name)}, which is outside the dataset's folder")
     if not is_file:
-        raise ValueError(f"there is no image {shortened(name)}")
+        raise _missing(name)
     return file
 
 
@@ -298,8 +298,13 @@ def find_in_files(files: Mapping[str, Path], folder: PurePosixPath, name: str) -
         raise ValueError(f"names {quoted(name)}, which is outside the dataset's folder")
     file = files.get(str(folder / name))
     if file is None:
-        raise ValueError(f"there is no image {shortened(name)}")
+        raise _missing(name)
     return file
+
+
+def _missing(name: str) -> ValueError:
+    remedy = "; write '/' between folders, not '\\'" if "\\" in name else ""
+    return ValueError(f"there is no image {shortened(name) or quoted(name)}{remedy}")
 
 
 def _unread_format(name: str) -> FileFormat | None:
@@ -372,6 +377,8 @@ def _values(line: bytes) -> dict[str, object]:
         raise ValueError(f"is not JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:
         raise ValueError("is nested too deeply") from error
+    except ValueError as error:  # Python's own names a function to call
+        raise ValueError("is not JSON: it has a number of too many digits") from error
     if not isinstance(values, dict):
         raise ValueError("is not a JSON object")
     return values

@@ -176,8 +176,10 @@ def pair_captions(
     if contents.images:
         listing.check_count(len(contents.images))
     else:
+        # Otherwise, why images could not be unpacked or downloaded is reported.
         empty = contents.only_in_subfolders(listing.location)
-        listing.problems.append(empty or no_image(listing.location))
+        if empty or not listing.problems:
+            listing.problems.append(empty or no_image(listing.location))
     images = [name for name in contents.images if name in files][:MAX_ITEMS]
     if captions:
         named = _add_images(listing, files, images, contents)

@@ -141,7 +141,7 @@ def check_dataset(
         report.problems.append(Problem(listing.location, message))
     report.warnings += _duplicate_warnings(report.samples, hashes)
     report.warnings += _batch_warnings(config, report, listing.location)
-    if config.use_masks:
+    if config.use_masks and (any(masks) or not report.problems):
         report.warnings += _mask_warnings(report.samples, masks, listing.location)
     report.warnings += _placeholder_warnings(config, report.samples)
     report.warnings += _token_warnings(config, limits, report.samples, listing.location)

@@ -17,7 +17,10 @@ from hypothesis import strategies as st
 
 from tasks.data import archive_members, archives
 from tasks.data.archives import MAX_PROBLEMS, Unpacked, unpack
+from tasks.data.read_policy import ReadPolicy
+from tasks.data.sources import Sources
 from tasks.errors import Problem
+from tasks.jobs.datasets import ArchiveDatasetConfig
 
 # Archives are unpacked without reading an image, so any bytes do; these do not shrink.
 IMAGE = random.Random(0).randbytes(3000)
@@ -447,6 +450,14 @@ def test_a_fatal_problem_leaves_no_file(place: Place, data: bytes, problem: str)
     assert found.files == {}
     [message] = messages(found)
     assert message.startswith(f"data.bin: {problem}")
+
+
+def test_a_damaged_archive_is_one_problem_of_its_dataset(tmp_path: Path) -> None:
+    (tmp_path / "a.zip").write_bytes(TWO_ZIPPED[:-30])
+    sources = Sources(ReadPolicy(), tmp_path / "downloads", tmp_path / "scratch")
+    config = ArchiveDatasetConfig(archive=str(tmp_path / "a.zip"))
+    [problem] = sources.listing(config).problems
+    assert "its directory is missing" in problem.message
 
 
 def test_problems_before_a_fatal_one_are_reported(place: Place) -> None:

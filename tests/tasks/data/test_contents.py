@@ -224,8 +224,8 @@ def test_the_same_other_files_have_the_same_findings_everywhere(everywhere: Ever
         "Thumbs.db, __MACOSX, desktop.ini",
         "README.md: is neither an image nor a caption; it is not used",
         "inner.zip: is an archive, which is not unpacked; unpack it, or leave it out",
-        "metadata.jsonl: is not read by this type of dataset; to use its captions, name it as the "
-        "JSONL file of a dataset",
+        "metadata.jsonl: is not read by this type of dataset; to use its captions, save them "
+        "as JSONL and name that file as the dataset",
         "cat.caption: is not read: its image has another caption",
         "dog.tags: is not read: its image has another caption",
         "orphan.txt: belongs to no image; it is not used",
@@ -275,6 +275,20 @@ def test_images_in_subfolders_only_are_an_error(tmp_path: Path) -> None:
         f"{tmp_path}: has no image at its top, and its subfolders are not read: img/5_cat (3), "
         "reg/1_cat (1); name the one with the images as dataset_dir"
     ]
+    [regular] = [it for it in texts(report.warnings) if it.startswith("reg/1_cat")]
+    assert regular.endswith("is not read; move them up, or name it as dataset_dir")
+
+
+def test_masks_beside_their_images_are_no_images(tmp_path: Path) -> None:
+    files = dict.fromkeys(("CAT-masklabel.png", "cat-condlabel.png"), CAT["cat.png"])
+    report = check_folder(tmp_path, {**CAT, **files, "a-masklabel.png": image(1)})
+    assert texts(report.problems) == [
+        "a-masklabel.png: has no caption; write it into a-masklabel.txt"
+    ]
+    for name in files:
+        message = "is a mask by its name, as of OneTrainer; it is not used"
+        remedy = "name it in the mask column of a JSONL file"
+        assert f"{name}: {message}; {remedy}" in texts(report.warnings)
 
 
 def test_repeats_in_an_archive_are_named(tmp_path: Path) -> None:

@@ -127,8 +127,8 @@ def test_what_no_row_names_is_named(tmp_path: Path) -> None:
         "c/d.png: is named by no row of data.jsonl; it is not used",
         "a.txt: is not used: captions are in the rows of data.jsonl",
         "f.gif: is a GIF, which is not read; save it as PNG",
-        "old.jsonl: is not read by this type of dataset; to use its captions, name it as the JSONL "
-        "file of a dataset",
+        "old.jsonl: is not read by this type of dataset; to use its captions, save them as "
+        "JSONL and name that file as the dataset",
         f"{tmp_path}/data.jsonl: 1 system file or folder is ignored: .DS_Store",
     ]
 

@@ -534,9 +534,12 @@ def test_an_unusable_mask_is_reported_by_its_image(
     folder: Path, make: Callable[[Path], Any], said: str
 ) -> None:
     make(folder)
-    [problem] = messages(masked(folder, mask="mask.png"))
+    report = masked(folder, mask="mask.png")
+    [problem] = messages(report)
     assert "a.png" in problem or "line 1" in problem
     assert said in problem
+    unexpected = ("a.png: is named by no row", "no row has a mask")
+    assert not [it for it in warned(report) if any(text in it for text in unexpected)]
 
 
 @pytest.mark.parametrize("mask", ["../mask.png", "/etc/passwd", 3, ["mask.png"], "\ud800"])
