@@ -27,6 +27,7 @@ from tasks.data.download.pace import MIN_BYTES_PER_S, WINDOW_S
 from tasks.data.jsonl import column_remedy
 from tasks.dataset import MAX_CAPTION_BYTES, MAX_ITEMS
 from tasks.errors import Problem
+from tasks.escaping import listed
 from tasks.jobs.datasets import HFHubImageCaptionDatasetConfig
 from tasks.transient import is_transient
 
@@ -34,7 +35,6 @@ CONVERTED = "refs/convert/parquet"
 """The revision of the Hub's own conversion of a dataset: <config>/<split>/0000.parquet."""
 MAX_ROW_PROBLEMS = 100
 _LOCATION = "training.data_loader.dataset"
-_MAX_NAMES = 20
 # Some ten requests, and a page for each thousand files.
 _LIST_TIMEOUT_S = 300.0
 _TRAIN = re.compile(r"(?<![a-z])train(ing)?(?![a-z])", re.IGNORECASE)
@@ -168,7 +168,7 @@ class _Reader:
             self.rows.warnings.append(Problem(f"{_LOCATION}.dataset_name", message))
         if choice.others:
             message = f"only the train split is read, and not {len(choice.others):,} other files of"
-            listing = f"{message} {name}: {_listed(choice.others)}"
+            listing = f"{message} {name}: {listed(choice.others)}"
             self.rows.warnings.append(Problem(f"{_LOCATION}.dataset_name", listing))
         size = sum(file.size for file in choice.files)
         if size > self._max_bytes:
@@ -213,7 +213,7 @@ class _Reader:
                 if column in names:
                     message = f"{name} has the column {column!r} more than once"
                     raise _RefusedError(message, option)
-                message = f"{name} has no column {column!r}; it has {_listed(names)}"
+                message = f"{name} has no column {column!r}; it has {listed(names)}"
                 free = [it for it in names if it not in self._options.values()]
                 raise _RefusedError(message, option, remedy=column_remedy(option, column, free))
             case {"exceeded": "rows"}:
@@ -271,7 +271,7 @@ def _choose(name: str, wanted: str | None, hub: HfApi) -> _Choice:
         )
     if wanted is None:
         raise _RefusedError(_several(name, known), "dataset_config_name")
-    message = f"{name} has no configuration {wanted!r}; it has {_listed(known)}"
+    message = f"{name} has no configuration {wanted!r}; it has {listed([*known])}"
     raise _RefusedError(message, "dataset_config_name")
 
 
@@ -281,7 +281,7 @@ def _others(files: list[RepoFile], picked: list[RepoFile]) -> list[str]:
 
 
 def _several(name: str, configs: dict[str, list[RepoFile]]) -> str:
-    return f"{name} has several configurations; name one of {_listed(configs)}"
+    return f"{name} has several configurations; name one of {listed([*configs])}"
 
 
 def _pick(configs: dict[str, list[RepoFile]], wanted: str | None) -> list[RepoFile] | None:
@@ -355,10 +355,3 @@ def _hub_errors(name: str) -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
-
-
-def _listed(names: Any) -> str:
-    """Return names as a list in words, shortened if they are many."""
-    words = [str(name) for name in names]
-    rest = [f"{len(words) - _MAX_NAMES} more"] if len(words) > _MAX_NAMES else []
-    return ", ".join(words[:_MAX_NAMES] + rest)

@@ -17,9 +17,7 @@ InterruptedRun             the run was asked to stop, and stopped with everythin
 from collections.abc import Sequence
 
 from tasks.errors import ErrorCode
-
-# Messages list this many names and count the others: keys of a wrong weights file are thousands.
-_MAX_LISTED = 5
+from tasks.escaping import listed
 
 
 class RefusedError(Exception):
@@ -119,7 +117,7 @@ class StaleIndexError(RefusedError):
     def __str__(self) -> str:
         """Name the differences, and what to do."""
         return (
-            f"the cache index {self.key} was made for another {_listed(self.differs)}; "
+            f"the cache index {self.key} was made for another {listed(self.differs)}; "
             "run the cache stage again"
         )
 
@@ -135,7 +133,7 @@ class ForeignStateError(RefusedError):
         """Name the differences, and what to do."""
         return (
             f"the training state {self.key} is of another run: it differs in "
-            f"{_listed(self.differs)}; make these equal, or start without it"
+            f"{listed(self.differs)}; make these equal, or start without it"
         )
 
 
@@ -157,16 +155,10 @@ class DivergedError(NotFiniteError):
     """The loss or the weights are NaN or infinity at a step."""
 
     def __init__(self, what: str, step: int, sources: Sequence[str], advice: str) -> None:
-        files = f" on {_listed(sources)}" if sources else ""
+        files = f" on {listed(sources)}" if sources else ""
         super().__init__(f"{what} of step {step}{files}", advice)
         self.step, self.sources = step, tuple(sources)
 
 
 class InterruptedRun(Exception):  # noqa: N818 - an outcome, not an error
     """The run was asked to stop, and stopped with everything saved."""
-
-
-def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_MAX_LISTED])
-    more = len(names) - _MAX_LISTED
-    return f"{shown} and {more} more" if more > 0 else shown
