@@ -42,7 +42,7 @@ from tasks.jobs.sdxl import SdxlConfig
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _FP8 = ("F8_E4M3", "F8_E5M2")
 # Types of quantized matrices, by the start of their names.
-_PACKED = ("U8", "I8", "F4", "F6", "F8_E8M0")
+_PACKED = ("U8", "I8", "F4", "F6_", "F8_E8M0")
 _FP8_FORMATS = ("float8_e4m3fn", "float8_e5m2")
 
 
@@ -201,7 +201,7 @@ _OTHER_MODELS = {
 }
 _ALONE = {
     r"\bdouble_blocks\.\d|\bsingle_transformer_blocks\.\d": "a FLUX transformer",
-    r"\bconditioner\.embedders\.1\.": "an SDXL model",
+    r"\bconditioner\.embedders\.1\.": "parts of an SDXL model",
     r"\binput_blocks\.\d|\bdown_blocks\.\d+\.attentions": "a UNet",
     r"\bencoder\.block\.\d+\.layer\.": "a T5 text encoder",
     r"\btext_model\.encoder\.layers\.|\btransformer\.resblocks\.": "a CLIP text encoder",
@@ -263,7 +263,9 @@ def part_weights(
     shapes = _shapes(part, config, header)
     prefix, sources = _layout(header, part, shapes)
     if not holds_part(header, part, config):
-        raise BaseModelFilesError(str(header.path), f"it has no {part.noun}{what_instead(header)}")
+        raise BaseModelFilesError(
+            str(header.path), f"it has no {part.noun} by names that are read{what_instead(header)}"
+        )
     _refuse_variant(header, part, sources, shapes)
     expected = file_shapes(sources, shapes)
     missing = sorted(expected.keys() - header.tensors.keys())

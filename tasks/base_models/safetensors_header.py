@@ -104,11 +104,13 @@ def _header(path: Path, values: Any, start: int, size: int) -> Header:
     try:
         metadata = values.pop("__metadata__", None) or {}
         tensors = {str(name): _entry(path, entry, start) for name, entry in values.items()}
+        texts = {str(key): str(value) for key, value in metadata.items()}
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise BaseModelFilesError(str(path), "it has a damaged safetensors header") from error
-    if max((entry.end for entry in tensors.values()), default=start) != size:
+    # As safetensors requires: the tensors fill the file, without gaps and overlaps.
+    ends = [start, *sorted(entry.end for entry in tensors.values())]
+    if ends[-1] != size or ends[:-1] != sorted(entry.start for entry in tensors.values()):
         raise BaseModelFilesError(str(path), "it is truncated or damaged; download it again")
-    texts = {str(key): str(value) for key, value in metadata.items()}
     return Header(path, tensors, texts)
 
 

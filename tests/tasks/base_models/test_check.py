@@ -363,6 +363,9 @@ def test_neither_a_folder_nor_a_hub_id_is_a_problem(tmp_path: Path) -> None:
 HOSTILE_HEADERS = [
     {"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}},
     {"w": {"dtype": "U8", "shape": [4], "data_offsets": [-4, 4]}},
+    {name: {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]} for name in "vw"},
+    {"w": {"dtype": "U8", "shape": [3], "data_offsets": [1, 4]}},
+    {"w": {"dtype": "U8", "shape": [4], "data_offsets": [0, 4]}, "__metadata__": [1]},
     *[{"w": {"data_offsets": offsets}} for offsets in (["a", "b"], [0, None], [0], 3, {"1": 4})],
     {"w": {"data_offsets": [0, 4]}, "v": {"data_offsets": [0, "b"]}},
     {"w": 1},

@@ -124,6 +124,7 @@ def messages(config: Any) -> str:
 
 TRANSFORMERS: dict[str, Callable[[Tensors, Tensors], Tensors]] = {
     "original names": lambda bfl, diffusers: bfl,
+    "float64": lambda bfl, diffusers: {name: tensor.double() for name, tensor in bfl.items()},
     "original names with a prefix": lambda bfl, diffusers: prefixed(bfl),
     "diffusers' names": lambda bfl, diffusers: diffusers,
     "fp8, original names": lambda bfl, diffusers: plain_fp8(bfl),
@@ -424,7 +425,7 @@ REFUSED: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
     "an embedding": (lambda t: {"clip_l": torch.ones(2, 2)}, "a textual inversion"),
     "a VAE": (
         lambda t: {"encoder.conv_in.weight": torch.ones(2, 2)},
-        "has no FLUX transformer; it holds a VAE",
+        "has no FLUX transformer by names that are read; it holds a VAE",
     ),
 }
 
