@@ -347,10 +347,12 @@ def _hub_errors(name: str) -> Iterator[None]:
     # The second line is for a proxy's page instead of the Hub's answer.
     except (
         *(httpx2.HTTPError, OSError, EntryNotFoundError, RevisionResolutionError, XetDownloadError),
-        *(ValueError, LookupError, TypeError, AttributeError),
+        *(ValueError, LookupError, TypeError, AttributeError, RuntimeError),
     ) as error:
         message = f"the Hub request for {name} failed: {_first_line(error)}"
-        raise _RefusedError(message, retryable=is_transient(error)) from error
+        # RuntimeError: another call, which a cancelled job may have left, closed the client of all.
+        retryable = is_transient(error) or isinstance(error, RuntimeError)
+        raise _RefusedError(message, retryable=retryable) from error
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_session
 
 from tasks.data import hub as hub_module
 from tasks.data.hub import HubRows, fetch_hub
@@ -472,6 +472,17 @@ def test_pyarrow_is_imported_only_when_used() -> None:
 def test_an_unreachable_hub_is_retryable(folder: Path) -> None:
     [problem] = problems_of(fetched(HfApi(endpoint="http://127.0.0.1:9"), folder))
     assert "the Hub request for owner/images failed" in problem
+
+
+def test_a_client_that_another_call_closes_is_retryable(
+    hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = get_session()
+    monkeypatch.setattr("huggingface_hub.utils._http._GLOBAL_CLIENT", client)
+    client.close()
+    [problem] = fetched(hub, folder).problems
+    assert "the client has been closed" in problem.message
+    assert problem.retryable
 
 
 def test_offline_mode_is_reported(hub: Hub, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
