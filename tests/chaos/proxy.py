@@ -22,7 +22,8 @@ class Proxy:
         self._lock = threading.Lock()
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
 
     def cut(self) -> None:
         """Break every connection, open and new."""
@@ -42,6 +43,10 @@ class Proxy:
     def close(self) -> None:
         """Stop listening."""
         self._mode = "cut"
+        # A thread that still accepted might take the connections of the next server, which gets the
+        # same descriptor.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._acceptor.join()
         self._listener.close()
         self._break_all()
 

@@ -23,9 +23,10 @@ class TlsProxy:
         self._context.load_cert_chain(certificates / "broker.crt", certificates / "broker.key")
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
 
     def __enter__(self) -> Self:
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._acceptor.start()
         return self
 
     def __exit__(
@@ -34,6 +35,10 @@ class TlsProxy:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        # A thread that still accepted might take the connections of the next server, which gets the
+        # same descriptor.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._acceptor.join()
         self._listener.close()
 
     def _accept(self) -> None:

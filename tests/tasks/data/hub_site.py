@@ -101,11 +101,17 @@ def running_hub() -> Iterator[Hub]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     stand_in = Hub(HfApi(endpoint=f"http://127.0.0.1:{server.server_port}"))
+    others = set(threading.enumerate())
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
         yield stand_in
     finally:
+        # A call that its job has left: when its server is gone, the Hub's library closes the
+        # connections of all calls.
+        for started in set(threading.enumerate()) - others:
+            if started.name == "download":
+                started.join()
         server.shutdown()
         thread.join()
         server.server_close()

@@ -29,10 +29,15 @@ class SlowServer:
         self.host = f"127.0.0.1:{self._listener.getsockname()[1]}"
         self.closed = threading.Event()
         self.connected = threading.Event()
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._acceptor = threading.Thread(target=self._accept, daemon=True)
+        self._acceptor.start()
 
     def close(self) -> None:
         self.closed.set()
+        # A thread that still accepted might take the connections of the next server, which gets the
+        # same descriptor.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._acceptor.join()
         self._listener.close()
 
     def _accept(self) -> None:
