@@ -90,16 +90,15 @@ class TrainingJob(StrictModel):
         except DoesNotFitError as error:
             parts = ", ".join(f"{k} {v:.1f}" for k, v in estimate.parts().items())
             raise DoesNotFitJobError(
-                f"{error} (GiB: {parts}); set gradient_checkpointing, cache_text_encoder_outputs, "
-                "a smaller train_batch_size or a smaller resolution"
+                f"{error} (GiB: {parts}); set {' or '.join(self.training.savings())}"
             ) from error
         training = self.training.fitted(AUTO_SHARE * chosen.memory_class.floor_gib, constants)
         blocks, reason = training.checkpointed_blocks, chosen.reason
         if training is not self.training:
             estimate = training.estimate(constants)
             reason = (
-                f"{reason}; with {blocks} of {training.blocks} blocks recomputed it takes "
-                f"{estimate.needed_gib:.1f} GiB"
+                f"with every block recomputed, {reason}; auto recomputes {blocks} of "
+                f"{training.blocks} there, which takes {estimate.needed_gib:.1f} GiB"
             )
         return replace(
             chosen,

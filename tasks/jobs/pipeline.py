@@ -269,6 +269,18 @@ class PipelineConfig(StrictModel):
         fitting = (it for it in choices if it.estimate(constants).needed_gib <= limit_gib)
         return next(fitting, choices[-1])
 
+    def savings(self) -> list[str]:
+        """Return the options that save GPU memory and are not set yet."""
+        trains_text = getattr(self, "train_text_encoder", False)
+        can_cache = "cache_text_encoder_outputs" in type(self).model_fields and not trains_text
+        saves = {
+            "gradient_checkpointing true": self.checkpointed_blocks < self.blocks,
+            "cache_text_encoder_outputs true": can_cache and not self.caches_text,
+            "a smaller train_batch_size": self.train_batch_size > 1,
+            "a smaller resolution": True,
+        }
+        return [option for option, applies in saves.items() if applies]
+
     @property
     @abstractmethod
     def loader(self) -> DataLoaderConfig:

@@ -126,7 +126,22 @@ def test_auto_recomputes_the_fewest_blocks_that_fit_its_class(
     assert route.memory_class == full.memory_class
     assert route.checkpointed_blocks == (fits.index(True) if any(fits) else 57)
     assert route.estimate.needed_gib == needed_gib[route.checkpointed_blocks]
-    assert f"with {route.checkpointed_blocks} of 57 blocks recomputed" in route.reason
+    assert f"auto recomputes {route.checkpointed_blocks} of 57 there" in route.reason
+
+
+def test_job_that_fits_nowhere_names_the_savings_that_are_left() -> None:
+    def advice(**options: Any) -> str:
+        training = {"data_loader": {"dataset": DATASET}, "train_batch_size": 60, **options}
+        with pytest.raises(DoesNotFitJobError) as refused:
+            parse_job({"preset": "flux_lora_1x40gb", "training": training}).route()
+        return str(refused.value).rpartition("; set ")[2]
+
+    smaller = "a smaller train_batch_size or a smaller resolution"
+    assert advice() == advice(gradient_checkpointing="auto") == smaller
+    assert advice(gradient_checkpointing=30) == f"gradient_checkpointing true or {smaller}"
+    assert (
+        advice(cache_text_encoder_outputs=False) == f"cache_text_encoder_outputs true or {smaller}"
+    )
 
 
 @pytest.mark.parametrize(("name", "blocks"), [("flux_lora_1x40gb", 57), ("sdxl_lora_1x24gb", 7)])

@@ -19,7 +19,7 @@ from tasks.jobs.pipeline import PipelineConfig
 MODEL_DIGESTS = {"modelspec.hash_sha256": "0x{}"}
 """The entry of every file that holds the SHA-256 of its data, and how it spells it."""
 
-_KINDS = {"LORA": "LoRA", "INVERSION": "embedding", "FINETUNE": "finetune"}
+_KINDS = {"LORA": "A LoRA", "INVERSION": "An embedding", "FINETUNE": "A finetune"}
 # Captions are users': a header must not grow with them.
 _MAX_PHRASE = 500
 _MAX_TAG_BYTES = 64 * 1024
@@ -80,7 +80,7 @@ class RunMetadata:
         return {
             "modelspec.sai_model_spec": "1.0.1",
             "modelspec.title": self._name,
-            "modelspec.description": f"A {kind} for {base}, trained on {images} images for {step} "
+            "modelspec.description": f"{kind} for {base}, trained on {images} images for {step} "
             "steps",
             "modelspec.resolution": config.loader.target_size(),
             "modelspec.tags": ", ".join(_top_tags(self._frequency)) or None,
