@@ -139,9 +139,9 @@ def test_job_that_fits_nowhere_names_the_savings_that_are_left() -> None:
     smaller = "a smaller train_batch_size or a smaller resolution"
     assert advice() == advice(gradient_checkpointing="auto") == smaller
     assert advice(gradient_checkpointing=30) == f"gradient_checkpointing true or {smaller}"
-    assert (
-        advice(cache_text_encoder_outputs=False) == f"cache_text_encoder_outputs true or {smaller}"
-    )
+    live = {"cache_text_encoder_outputs": False}
+    assert advice(**live) == f"cache_text_encoder_outputs true or {smaller}"
+    assert advice(**live, train_text_encoder=True) == smaller
 
 
 @pytest.mark.parametrize(("name", "blocks"), [("flux_lora_1x40gb", 57), ("sdxl_lora_1x24gb", 7)])

@@ -43,6 +43,7 @@ KOHYA_PREFIXES = {
 
 _SCHEDULER_FILE = "scheduler/scheduler_config.json"
 _UNET_FILE = "diffusion_pytorch_model.safetensors"
+_TOKENIZERS = ("tokenizer", "tokenizer_2")
 _CPU = torch.device("cpu")
 
 
@@ -146,7 +147,12 @@ def _write_frozen_parts(folder: Path, config: SdxlFinetuneConfig) -> None:
     pipeline.register_modules(vae=load_vae(config, _CPU))
     pipeline.to(getattr(torch, config.save_dtype))
     pipeline.save_pretrained(folder, safe_serialization=True)
-    scheduler = json_object(base_model_folder(config, ("scheduler",)), _SCHEDULER_FILE)
+    base = base_model_folder(config, ("scheduler", *_TOKENIZERS))
+    # transformers 4, which InvokeAI uses, needs files of the tokenizers that 5 does not write.
+    for path in (path for part in _TOKENIZERS for path in sorted((base / part).iterdir())):
+        if path.suffix in (".json", ".txt"):
+            shutil.copyfile(path, folder / path.parent.name / path.name)
+    scheduler = json_object(base, _SCHEDULER_FILE)
     # Not every scheduler has an option that is off.
     values = noise_schedule(config).scheduler_values
     scheduler |= {name: value for name, value in values.items() if value or name in scheduler}

@@ -178,6 +178,8 @@ def test_diffusers_loads_every_form_of_a_finetune(tiny_sdxl: Path, data: Images,
         folder = files["lora/unet/config.json"].parent
         unet = pipeline_of(tiny_sdxl).unet.from_pretrained(folder)
         if form == "full_diffusers":
+            for name in ("tokenizer/vocab.json", "tokenizer_2/merges.txt"):
+                assert files[f"lora/{name}"].read_bytes() == (tiny_sdxl / name).read_bytes()
             pipeline = pipeline_of(folder.parent)
             assert image_of(pipeline).isfinite().all()
             assert not torch.equal(image_of(pipeline), image_of(pipeline_of(tiny_sdxl)))
