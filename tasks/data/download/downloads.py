@@ -167,7 +167,8 @@ class Downloads:
         def transfer() -> Generator[Any, None, None]:
             with request(url, stored, entry.part_size(stored)) as response:
                 yield response
-                if response is not None:
+                # This thread goes ahead of the check, which refuses a larger file.
+                if response is not None and (response.meta.size or 0) <= self._policy.max_bytes:
                     yield from response.pieces
 
         with closing(in_background(transfer(), self._check_stop)) as items:
