@@ -97,5 +97,5 @@ def test_a_backend_gets_every_problem_of_a_refused_job(
     assert done.returncode == 1, done.stdout + done.stderr
     assert done.stdout.startswith("invalid_job in submit: the job cannot run as described")
     assert "training.lora_rank_dim: " in done.stdout
-    assert "training.lora_rnak_dim: is not an option; check its spelling" in done.stdout
+    assert "training.lora_rnak_dim: is not an option; did you mean 'lora_rank_dim'?" in done.stdout
     assert done.stderr == ""

@@ -160,8 +160,10 @@ def empty_dataset(store: Store) -> str:
 def saved(store: Store, step: int) -> events.CheckpointSaved:
     state_key, weights_key = f"jobs/x/{step}/state", f"jobs/x/{step}/lamp.safetensors"
     store.put(state_key, b"state")
-    store.put(weights_key, b"weights %d" % step)
-    weights = events.Artifact(name="lamp.safetensors", key=weights_key, sha256="0" * 64, size=9)
+    data = b"weights %d" % step
+    store.put(weights_key, data)
+    size = len(data)
+    weights = events.Artifact(name="lamp.safetensors", key=weights_key, sha256="0" * 64, size=size)
     return events.CheckpointSaved(step=step, state_key=state_key, weights=weights)
 
 

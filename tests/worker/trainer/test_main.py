@@ -104,9 +104,13 @@ def broken_model(tiny_flux: Path, folder: Path, remove: str) -> Path:
         # The vocabulary in both its forms; the config stays.
         ("tokenizer/*[!g].*", "cache", "tokenizer"),
         ("tokenizer_2/tokenizer.json", "cache", "tokenizer_2"),
-        ("text_encoder_2/*.safetensors", "cache", "model.safetensors"),
+        (
+            "text_encoder_2/*.safetensors",
+            "cache",
+            "text_encoder_2 cannot be used: has no .safetensors",
+        ),
         ("vae/config.json", "cache", "vae"),
-        ("transformer/*.safetensors", "train", "diffusion_pytorch_model"),
+        ("transformer/*.safetensors", "train", "transformer cannot be used: has no .safetensors"),
         ("transformer/*", "train", "config.json"),
     ],
 )
