@@ -419,7 +419,7 @@ def _wait(check: Check) -> None:
 
 def _submitted(running: Fleet, check: Check) -> str:
     images = check.folder / "images"
-    steps, pixels = (12, 512) if check.size == "real" else (120, 64)
+    steps, pixels = (12, 512) if check.size == "real" else (80, 64)
     training = {
         "type": "FLUX_LORA",
         "model": str(check.model("FLUX_LORA")),

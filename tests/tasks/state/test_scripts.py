@@ -537,7 +537,7 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Return the value with JSON parsed, times relative to now, and random ids elided."""
+    """Return the value with JSON parsed, times relative to now, random ids and estimates elided."""
     if isinstance(value, Mapping):
         return {
             str(key): "..." if key in ("job", "estimate") else plain(it)
@@ -559,4 +559,6 @@ def plain(value: Any) -> Any:
             return f"now+{round(distance, -1):g}".replace("+-0", "").replace("+0", "")
         if 8e10 < float(value) < 1e11 and abs(float(value) - 9e10 - time.time()) < 1000:
             return "9e10+now"
+    if type(value) is str:  # no enumeration's value
+        return re.sub(r"[\d.]+ GiB", "... GiB", value)
     return value
