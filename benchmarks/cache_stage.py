@@ -22,7 +22,7 @@ from benchmarks.results import parser_of, report_result
 from benchmarks.warm_trainer import request_in
 from tasks.cache.index import PackIndex
 from tasks.cache.plan import CachePlan, encoder_digests
-from tasks.data.images import image_digest
+from tasks.data.decoding.images import image_digest
 from tasks.dataset import Dataset, Sample, dataset_of
 from tasks.events import EncoderDigests, Event, PackStored
 from tasks.stages.trainer_protocol import TrainerRequest

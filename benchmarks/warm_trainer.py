@@ -15,7 +15,7 @@ from pathlib import Path
 
 from benchmarks.filled_cache import with_filled_cache
 from benchmarks.results import parser_of, report_result
-from tasks.data.images import image_digest, open_image
+from tasks.data.decoding.images import image_digest, open_image
 from tasks.dataset import Sample, dataset_of
 from tasks.events import Event, Progress
 from tasks.jobs.job import parse_job

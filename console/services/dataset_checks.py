@@ -28,7 +28,7 @@ from console.views import DatasetView, ErrorView, ImageView
 from tasks.base_models.check import check_base_model
 from tasks.base_models.noise_schedule import noise_notes
 from tasks.data.contents import CaptionFiles, Contents
-from tasks.data.decoder_pool import DecodeError, DecoderLimits, decode_all, unpack_archive
+from tasks.data.decoding.decoder_pool import DecodeError, DecoderLimits, decode_all, unpack_archive
 from tasks.data.listing import read_caption
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources

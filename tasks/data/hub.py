@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-from tasks.data.decoder_pool import DecodeError, decode_file
+from tasks.data.decoding.decoder_pool import DecodeError, decode_file
 from tasks.data.download.background import call_in_background
 from tasks.data.download.pace import MIN_BYTES_PER_S, WINDOW_S
 from tasks.data.jsonl import column_remedy

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 
-from tasks.data.image_check import MAX_FILE_BYTES
+from tasks.data.decoding.image_check import MAX_FILE_BYTES
 from tasks.data.memory_budget import MemoryBudget, map_in_threads
 from tasks.data.opening import read_resolved
 from tasks.data.validation import CheckedFile, Report

@@ -15,7 +15,7 @@ from typing import Literal
 from urllib.parse import quote
 
 from tasks.data.contents import Kind, kind_of, system_part
-from tasks.data.decoder_pool import DecodeError, unpack_archive
+from tasks.data.decoding.decoder_pool import DecodeError, unpack_archive
 from tasks.data.download.downloads import Downloads
 from tasks.data.download.object_store import MAX_NAMES
 from tasks.data.download.pace import MIN_BYTES_PER_S

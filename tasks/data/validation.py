@@ -9,10 +9,15 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from tasks.buckets import Size, nearest_bucket
-from tasks.data.decoder_pool import DecodeError, DecoderLimits, UnreadFormatError, decode_all
+from tasks.data.decoding.decoder_pool import (
+    DecodeError,
+    DecoderLimits,
+    UnreadFormatError,
+    decode_all,
+)
+from tasks.data.decoding.image_check import CheckedImage, CheckedMask
+from tasks.data.decoding.images import ImageFacts
 from tasks.data.formats import format_of_name
-from tasks.data.image_check import CheckedImage, CheckedMask
-from tasks.data.images import ImageFacts
 from tasks.data.listing import MAX_PROBLEMS, Item, Listing, grouped, no_image
 from tasks.data.near_duplicates import near_pairs
 from tasks.data.sources import Sources

@@ -177,7 +177,7 @@ class Fleet:
 
     def decoders(self) -> list[psutil.Process]:
         """Return the processes that decode images."""
-        return self._processes("tasks.data.decoder")
+        return self._processes("tasks.data.decoding.decoder")
 
     def _processes(self, module: str, *then: str) -> list[psutil.Process]:
         wanted = ["-m", module, *then]

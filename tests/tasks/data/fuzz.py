@@ -19,8 +19,8 @@ from typing import Any
 
 from PIL import Image
 
+from tasks.data.decoding.images import image_digest, open_image
 from tasks.data.formats import SUFFIXES
-from tasks.data.images import image_digest, open_image
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
 from tasks.data.validation import check_dataset

@@ -140,7 +140,7 @@ IMAGES: dict[str, Callable[[int], bytes]] = {
 PEAK = """
 import re, sys
 from pathlib import Path
-from tasks.data.image_check import check_image
+from tasks.data.decoding.image_check import check_image
 Path("/proc/self/clear_refs").write_text("5")
 def peak():
     status = Path("/proc/self/status").read_text()

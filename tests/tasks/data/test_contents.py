@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from tasks.data import sources as sources_module
-from tasks.data.decoder_pool import DecoderLimits
+from tasks.data.decoding.decoder_pool import DecoderLimits
 from tasks.data.hub import HubRows, fetch_hub
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources

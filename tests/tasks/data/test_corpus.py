@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.data.parquet import RowWriter, UnreadableParquetError, read_rows
+from tasks.data.decoding.parquet import RowWriter, UnreadableParquetError, read_rows
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
 from tasks.data.validation import Report, check_dataset

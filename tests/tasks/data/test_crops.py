@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageChops
 
 from tasks.buckets import Size
-from tasks.data.color import values_of
 from tasks.data.crops import CENTRE, covering_size, crop_corner, cropped, resized_to_cover
+from tasks.data.decoding.color import values_of
 from tests.tasks.data.hostile import run_python
 
 
@@ -47,7 +47,7 @@ import re
 from pathlib import Path
 from PIL import Image
 from tasks.buckets import Size
-from tasks.data.color import values_of
+from tasks.data.decoding.color import values_of
 from tasks.data.crops import CENTRE, cropped, resized_to_cover
 image, size = Image.new("RGB", (16384, 1)), Size(512, 512)
 cropped(resized_to_cover(image.crop((0, 0, 64, 1)), Size(64, 64)), Size(64, 64), CENTRE)

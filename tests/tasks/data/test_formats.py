@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tasks.data.decoding.image_file import OtherFormatError, UnreadableImageError
+from tasks.data.decoding.images import decode_image, open_image
 from tasks.data.formats import NOT_READ, READ, format_of_data, format_of_name
-from tasks.data.images import OtherFormatError, UnreadableImageError, decode_image, open_image
 
 # 64x48 pixels: the left half is (200, 60, 30), the right half (20, 40, 220). No library that the
 # tests have can write HEIC.

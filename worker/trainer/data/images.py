@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tasks.data.images import UnreadableImageError, open_image, open_mask
+from tasks.data.decoding.image_file import UnreadableImageError
+from tasks.data.decoding.images import open_image, open_mask
 from tasks.dataset import Sample
 from tasks.store import Store, image_key
 from worker.trainer.errors import ImageError

@@ -5,7 +5,7 @@ import tarfile
 from collections.abc import Iterator
 from io import BufferedIOBase
 
-from tasks.data.archive_members import (
+from tasks.data.decoding.archive_members import (
     CHUNK_BYTES,
     MIB,
     Member,

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from tasks.data.archive_members import (
+from tasks.data.contents import Kind, kind_of, system_part
+from tasks.data.decoding.archive_members import (
     CHUNK_BYTES,
     DAMAGE_ERRORS,
     MIB,
@@ -26,9 +27,8 @@ from tasks.data.archive_members import (
     damage_message,
     read_up_to,
 )
-from tasks.data.contents import Kind, kind_of, system_part
+from tasks.data.decoding.tar_reader import BLOCK_BYTES, TarReader, is_tar
 from tasks.data.opening import open_resolved
-from tasks.data.tar_reader import BLOCK_BYTES, TarReader, is_tar
 from tasks.errors import Problem
 
 MAX_ENTRIES = 1_000_000

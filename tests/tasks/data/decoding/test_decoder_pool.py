@@ -11,7 +11,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from tasks.data.decoder_pool import DecodeError, DecoderLimits, decode_all, unpack_archive
+from tasks.data.decoding.decoder_pool import DecodeError, DecoderLimits, decode_all, unpack_archive
 from tests.tasks.data.hostile import (
     IMAGES,
     chunk,
@@ -45,7 +45,7 @@ def written(folder: Path, name: str, data: bytes) -> Path:
 def decoders() -> list[psutil.Process]:
     """Return the decoders of this process."""
     children = psutil.Process().children()
-    return [child for child in children if "tasks.data.decoder" in child.cmdline()]
+    return [child for child in children if "tasks.data.decoding.decoder" in child.cmdline()]
 
 
 def once_busy(act: Callable[[psutil.Process], None]) -> Callable[[], None]:
@@ -169,7 +169,7 @@ def test_an_image_of_too_much_memory_is_refused_with_numbers(tmp_path: Path) -> 
 
 OVERSPEND = """
 from multiprocessing import Pipe
-from tasks.data.decoder import Decoder
+from tasks.data.decoding.decoder import Decoder
 decoder = Decoder(Pipe()[0])
 decoder.reserve(2**20)
 bytearray(60 * 2**20)

@@ -11,17 +11,19 @@ from PIL import Image
 
 from tasks.buckets import Size, nearest_bucket
 from tasks.data.crops import CENTRE, cropped, resized_to_cover
-from tasks.data.images import (
-    ImageFacts,
+from tasks.data.decoding.image_file import (
     ImageHeader,
-    MaskFacts,
     UnreadableImageError,
     check_memory,
+    read_header,
+)
+from tasks.data.decoding.images import (
+    ImageFacts,
+    MaskFacts,
     decode_image,
     decode_mask,
     image_digest,
     open_image,
-    read_header,
 )
 from tasks.data.near_duplicates import difference_hash
 from tasks.data.opening import open_resolved, read_resolved

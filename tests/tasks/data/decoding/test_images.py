@@ -9,13 +9,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tasks.data.images import (
-    UnreadableImageError,
-    decode_image,
-    decode_mask,
-    image_digest,
-    open_image,
-)
+from tasks.data.decoding.image_file import UnreadableImageError
+from tasks.data.decoding.images import decode_image, decode_mask, image_digest, open_image
 from tests.tasks.data.hostile import chunk, encoded, png
 
 

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tasks.data import archive_members, archives
-from tasks.data.archives import MAX_PROBLEMS, Unpacked, unpack
+from tasks.data.decoding import archive_members, archives
+from tasks.data.decoding.archives import MAX_PROBLEMS, Unpacked, unpack
 from tasks.data.read_policy import ReadPolicy
 from tasks.data.sources import Sources
 from tasks.errors import Problem

@@ -17,8 +17,8 @@ from pathlib import Path
 from threading import Lock, local
 from typing import Any
 
-from tasks.data.archives import Unpacked
-from tasks.data.images import MAX_DECODING_BYTES
+from tasks.data.decoding.archives import Unpacked
+from tasks.data.decoding.image_file import MAX_DECODING_BYTES
 from tasks.data.memory_budget import MemoryBudget, map_in_threads
 from tasks.errors import Problem
 
@@ -229,7 +229,7 @@ class _DecoderProcess:
             self._connection, theirs = Pipe()
             environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "tasks.data.decoder", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "tasks.data.decoding.decoder", str(theirs.fileno())],
                 env=environment | _ENVIRONMENT,
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],

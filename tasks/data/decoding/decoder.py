@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from tasks.buckets import Size
-from tasks.data.archive_members import DISK_ERRNOS
-from tasks.data.archives import unpack
-from tasks.data.image_check import MaskFile, UnusableFileError, check_image, make_thumbnail
-from tasks.data.images import OtherFormatError, UnreadableImageError
-from tasks.data.parquet import RowWriter, UnreadableParquetError, read_rows
+from tasks.data.decoding.archive_members import DISK_ERRNOS
+from tasks.data.decoding.archives import unpack
+from tasks.data.decoding.image_check import MaskFile, UnusableFileError, check_image, make_thumbnail
+from tasks.data.decoding.image_file import OtherFormatError, UnreadableImageError
+from tasks.data.decoding.parquet import RowWriter, UnreadableParquetError, read_rows
 from tasks.process.parent_death import end_with_parent
 
 # Memory that needs no reservation, so that small images cost no round trip.

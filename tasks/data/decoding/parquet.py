@@ -6,10 +6,10 @@ from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tasks.data.archive_members import DISK_ERRNOS, MAX_GROWTH, MIB, SMALL_BYTES
+from tasks.data.decoding.archive_members import DISK_ERRNOS, MAX_GROWTH, MIB, SMALL_BYTES
+from tasks.data.decoding.image_check import MAX_FILE_BYTES
+from tasks.data.decoding.image_file import MAX_DECODING_BYTES
 from tasks.data.formats import SUFFIXES
-from tasks.data.image_check import MAX_FILE_BYTES
-from tasks.data.images import MAX_DECODING_BYTES
 
 # A footer takes some ten times its size when it is parsed; a usual one has kilobytes.
 MAX_FOOTER_BYTES = 16 * MIB

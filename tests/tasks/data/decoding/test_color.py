@@ -4,8 +4,8 @@ import struct
 import pytest
 from PIL import Image, ImageChops, ImageCms
 
-from tasks.data.color import MAX_PROFILE_BYTES, values_of
-from tasks.data.images import decode_image, image_digest, open_image, open_mask
+from tasks.data.decoding.color import MAX_PROFILE_BYTES, values_of
+from tasks.data.decoding.images import decode_image, image_digest, open_image, open_mask
 from tests.tasks.data.hostile import chunk, encoded
 from tests.tasks.data.profiles import (
     ADOBE_RGB,

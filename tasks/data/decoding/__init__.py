@@ -1,0 +1,1 @@
+"""Decoding of untrusted files: images, archives and parquet, in processes under limits."""
