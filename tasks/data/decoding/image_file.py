@@ -34,6 +34,8 @@ MAX_DECODING_BYTES = 2 * 2**30
 MAX_JPEG_SCANS = 100
 _JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])")
 _END_OF_IMAGE, _START_OF_SCAN = b"\xd9", b"\xda"
+# The length behind the marker is at most 14. Three bytes are found in half the time of two.
+_SCAN_HEADER = b"\xff\xda\0"
 [_PNG] = PNG.starts
 # Chunks of a PNG that its pixels do not depend on, and the texts that may say how it is rotated.
 _TEXT_CHUNKS = frozenset({b"tEXt", b"zTXt", b"iTXt"})
@@ -237,7 +239,7 @@ def _webp_canvas(start: bytes) -> tuple[int, int] | None:
 
 
 def _has_many_scans(data: bytes) -> bool:
-    if data.count(b"\xff" + _START_OF_SCAN) <= MAX_JPEG_SCANS:
+    if data.count(_SCAN_HEADER) <= MAX_JPEG_SCANS:
         return False
     # Some of these may be in metadata, or in what cameras append: a film, other images.
     scans, position = 0, 2

@@ -6,8 +6,9 @@ that the trainer reads.
 
 import hashlib
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image, ImageChops, ImageCms
 
@@ -21,8 +22,6 @@ from tasks.data.decoding.image_file import (
 )
 from tasks.data.formats import JPEG
 
-# Small enough to be hashed while it is in the processor's cache.
-_STRIP_BYTES = 64 * 1024
 # Pixels that are converted at a time; small images are converted whole.
 _STRIP_PIXELS = 2**20
 # Of 255: less is the noise of JPEG's colors.
@@ -127,12 +126,30 @@ def decode_mask(data: bytes) -> tuple[Image.Image, MaskFacts]:
 def image_digest(image: Image.Image) -> str:
     """Return the SHA-256 of the mode, size and pixels of an image or mask, in hex."""
     digest = hashlib.sha256(f"{image.mode} {image.width}x{image.height}\n".encode())
-    # In strips of rows: ``tobytes`` of the whole would copy a large image twice.
-    rows = max(1, _STRIP_BYTES // (4 * image.width))
-    for top in range(0, image.height, rows):
-        bottom = min(top + rows, image.height)
-        digest.update(image.crop((0, top, image.width, bottom)).tobytes())
+    # A PPM has the pixels behind its header, and is written in pieces that stay in the processor's
+    # cache; ``tobytes`` would copy a large image twice.
+    image.save(_Rest(digest.update, len(f"P6\n{image.width} {image.height}\n255\n")), "PPM")
     return digest.hexdigest()
+
+
+class _Rest(io.BytesIO):
+    """File that passes on what is written to it, and keeps nothing.
+
+    Args:
+        receive: Receives the bytes.
+        skipped: The number of bytes at the start that are not passed on.
+    """
+
+    def __init__(self, receive: Callable[[memoryview], object], skipped: int) -> None:
+        super().__init__()
+        self._receive, self._skipped = receive, skipped
+
+    def write(self, data: Any) -> int:
+        """Pass bytes on."""
+        part = memoryview(data)
+        self._receive(part[self._skipped :])
+        self._skipped = max(0, self._skipped - len(part))
+        return len(part)
 
 
 def _rgb(
