@@ -1,8 +1,9 @@
 """Process that decodes the files of untrusted datasets: images, archives and parquet files.
 
 ``decoder_pool`` starts it with the descriptor of a socket, over which it answers one request at a
-time, in JSON. Whatever a file makes a library do, allocate or crash ends with this process: it has
-no secrets, may be killed at any time, and cannot allocate more memory than it has reserved.
+time; each message is a line of JSON. Whatever a file makes a library do, allocate or crash ends
+with this process: it has no secrets, may be killed at any time, and cannot allocate more memory
+than it has reserved.
 """
 
 import json
@@ -13,13 +14,11 @@ import sys
 import warnings
 from contextlib import suppress
 from dataclasses import asdict
-from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tasks.buckets import Size
 from tasks.data.decoding.archive_members import DISK_ERRNOS
-from tasks.data.decoding.archives import unpack
 from tasks.data.decoding.image_check import MaskFile, UnusableFileError, check_image, make_thumbnail
 from tasks.data.decoding.image_file import OtherFormatError, UnreadableImageError
 from tasks.data.decoding.parquet import RowWriter, UnreadableParquetError, read_rows
@@ -37,30 +36,27 @@ class Decoder:
     """Answers the requests of a parent process.
 
     Args:
-        connection: Leads to the parent.
+        requests: What the parent sends.
+        answers: What the parent receives.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, requests: BinaryIO, answers: BinaryIO) -> None:
+        self._requests, self._answers = requests, answers
         self._own_bytes = 0
         self._reserved = 0
 
     def run(self) -> None:
-        """Answer requests until the parent closes the connection."""
-        while True:
-            try:
-                request = json.loads(self._connection.recv_bytes())
-            except EOFError:
-                return
+        """Answer requests until the parent closes the socket."""
+        while line := self._requests.readline():
             self._reserved = 0
             self._limit_memory()
-            self._send(self._answer(request))
+            self._send(self._answer(json.loads(line)))
 
     def reserve(self, count: int) -> None:
         """Wait until the parent has reserved another number of bytes for the request."""
         if self._reserved + count > _FREE_BYTES:
             self._send({"reserve": count})
-            self._connection.recv_bytes()
+            self._requests.readline()
         self._reserved += count
         self._limit_memory()
 
@@ -89,6 +85,9 @@ class Decoder:
                 thumbnail, side = Path(arguments["thumbnail"]), arguments["side"]
                 return make_thumbnail(file, thumbnail, side, self.reserve)
             case "archive":
+                # Here: few datasets have one, and every decoder would take longer to start.
+                from tasks.data.decoding.archives import unpack
+
                 self.reserve(_UNPACKING_BYTES)
                 folder, max_bytes = Path(arguments["folder"]), arguments["max_bytes"]
                 return asdict(unpack(file, folder, max_bytes=max_bytes))
@@ -103,7 +102,8 @@ class Decoder:
         self._send({"items": items})
 
     def _send(self, document: dict[str, Any]) -> None:
-        self._connection.send_bytes(json.dumps(document, default=str).encode())
+        self._answers.write(json.dumps(document, default=str).encode() + b"\n")
+        self._answers.flush()
 
     def _limit_memory(self) -> None:
         """Let the kernel refuse memory beyond what is reserved; Linux only."""
@@ -135,7 +135,9 @@ def main() -> None:
         with suppress(OSError):
             # The kernel ends this process first when memory runs out.
             Path("/proc/self/oom_score_adj").write_text("1000", "utf-8")
-    Decoder(Connection(int(sys.argv[1]))).run()
+    descriptor = int(sys.argv[1])
+    with open(descriptor, "rb") as requests, open(descriptor, "wb", closefd=False) as answers:
+        Decoder(requests, answers).run()
 
 
 if __name__ == "__main__":

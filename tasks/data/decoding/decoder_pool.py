@@ -10,10 +10,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from multiprocessing import Pipe
 from pathlib import Path
+from socket import socketpair
 from threading import Lock, local
 from typing import Any
 
@@ -192,12 +192,12 @@ class _DecoderProcess:
         """
         self._start()
         with ExitStack() as reserved:
-            answer = self._exchange(json.dumps(request).encode())
+            answer = self._exchange(json.dumps(request).encode() + b"\n")
             while True:
                 match answer:
                     case {"reserve": int(count)}:
                         reserved.enter_context(self._budget.reserve(count))
-                        answer = self._exchange(b"reserved")
+                        answer = self._exchange(b"reserved\n")
                     case {"items": list(items)}:
                         on_items(items)
                         answer = self._exchange()
@@ -216,9 +216,7 @@ class _DecoderProcess:
         """Kill the process, and start no other."""
         with self._lock:
             self._is_closed = True
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
+        self._kill()
 
     def _start(self) -> None:
         with self._lock:
@@ -226,7 +224,11 @@ class _DecoderProcess:
                 raise DecodeError("was not read")
             if self._process is not None and self._process.poll() is None:
                 return
-            self._connection, theirs = Pipe()
+            self._kill()
+            ours, theirs = socketpair()
+            ours.settimeout(self._time_limit_s)
+            self._messages = ours.makefile("rwb")
+            ours.close()  # with its messages
             environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "tasks.data.decoding.decoder", str(theirs.fileno())],
@@ -236,21 +238,21 @@ class _DecoderProcess:
             )
             theirs.close()
 
-    def _exchange(self, message: bytes | None = None) -> Any:
+    def _exchange(self, message: bytes = b"") -> Any:
         """Send a message, if one is given, and return the next answer.
 
         Raises:
             DecodeError: There is no answer in time, or the process has ended.
         """
         try:
-            if message is not None:
-                self._connection.send_bytes(message)
-            if not self._connection.poll(self._time_limit_s):
-                self._kill()
-                raise DecodeError(f"takes longer than {self._time_limit_s:g} s to read")
-            return json.loads(self._connection.recv_bytes(_MAX_ANSWER_BYTES))
-        # OSError: the socket is closed, or the answer is too long.
-        except (EOFError, OSError, ValueError) as error:
+            self._messages.write(message)
+            self._messages.flush()
+            return json.loads(self._messages.readline(_MAX_ANSWER_BYTES))
+        except TimeoutError as error:
+            self._kill()
+            raise DecodeError(f"takes longer than {self._time_limit_s:g} s to read") from error
+        # OSError: the socket is closed. ValueError: the answer is cut off, or too long.
+        except (OSError, ValueError) as error:
             raise DecodeError(_end_message(self._kill())) from error
 
     def _kill(self) -> int:
@@ -258,7 +260,10 @@ class _DecoderProcess:
         if self._process is None:
             return 0
         self._process.kill()
-        return self._process.wait()
+        code = self._process.wait()
+        with suppress(OSError):  # what a dead process did not read
+            self._messages.close()
+        return code
 
 
 def _end_message(code: int) -> str:

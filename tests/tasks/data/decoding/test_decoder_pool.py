@@ -168,9 +168,9 @@ def test_an_image_of_too_much_memory_is_refused_with_numbers(tmp_path: Path) -> 
 
 
 OVERSPEND = """
-from multiprocessing import Pipe
+import io
 from tasks.data.decoding.decoder import Decoder
-decoder = Decoder(Pipe()[0])
+decoder = Decoder(io.BytesIO(), io.BytesIO())
 decoder.reserve(2**20)
 bytearray(60 * 2**20)
 try:
