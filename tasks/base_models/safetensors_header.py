@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,9 @@ from tasks.errors import BaseModelFilesError
 
 MAX_HEADER_BYTES = 100_000_000
 """safetensors itself refuses longer headers."""
+# Of a model and of a name; the largest models have some 10,000 tensors, with their quantization.
+# Each name is compared with all layouts and all other models: more would take minutes.
+_MAX_TENSORS, _MAX_NAME_LENGTH = 30_000, 250
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "F8_E4M3": 1, "F8_E5M2": 1}
 # How files begin that people rename to .safetensors, or get instead of one.
 _OTHER_FILES = {
@@ -68,8 +71,10 @@ def read_headers(folder: Path, files: Iterable[Path]) -> Header:
     Raises:
         BaseModelFilesError: A file is missing, damaged, truncated or something else.
     """
-    headers = [read_header(file) for file in files]
-    tensors = {name: entry for header in headers for name, entry in header.tensors.items()}
+    tensors: dict[str, TensorEntry] = {}
+    for file in files:
+        tensors |= read_header(file).tensors
+        _refuse_excess(folder, tensors)
     return Header(folder, tensors, {})
 
 
@@ -103,6 +108,7 @@ def read_header(path: Path) -> Header:
 def _header(path: Path, values: Any, start: int, size: int) -> Header:
     try:
         metadata = values.pop("__metadata__", None) or {}
+        _refuse_excess(path, values)
         tensors = {str(name): _entry(path, entry, start) for name, entry in values.items()}
         texts = {str(key): str(value) for key, value in metadata.items()}
     except (LookupError, TypeError, ValueError, AttributeError) as error:
@@ -112,6 +118,15 @@ def _header(path: Path, values: Any, start: int, size: int) -> Header:
     if ends[-1] != size or ends[:-1] != sorted(entry.start for entry in tensors.values()):
         raise BaseModelFilesError(str(path), "it is truncated or damaged; download it again")
     return Header(path, tensors, texts)
+
+
+def _refuse_excess(path: Path, names: Collection[str]) -> None:
+    if len(names) > _MAX_TENSORS:
+        problem = f"it has {len(names):,} tensors; no model has more than {_MAX_TENSORS:,}"
+        raise BaseModelFilesError(str(path), problem)
+    if (longest := max(map(len, names), default=0)) > _MAX_NAME_LENGTH:
+        problem = f"it has a tensor's name of {longest:,} characters; no model has one"
+        raise BaseModelFilesError(str(path), problem)
 
 
 def _entry(path: Path, entry: Any, start: int) -> TensorEntry:

@@ -325,7 +325,8 @@ def _batch_warnings(config: PipelineConfig, report: Report, location: str) -> It
     batch_size = config.train_batch_size
     if len(report.samples) < batch_size:
         count = len(report.samples)
-        yield Problem(location, f"has {count} images, fewer than train_batch_size ({batch_size})")
+        images = "1 image" if count == 1 else f"{count} images"
+        yield Problem(location, f"has {images}, fewer than train_batch_size ({batch_size})")
     elif len(trained) > 1:
         small = sum(count < batch_size for count in trained.values())
         if small:

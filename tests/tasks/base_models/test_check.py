@@ -1,7 +1,7 @@
 import json
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -381,6 +381,24 @@ def test_a_damaged_header_is_a_problem(model: Path, header: str) -> None:
     weights.write_bytes(len(text).to_bytes(8, "little") + text + b"data")
     [problem] = messages(model)
     assert problem.startswith(f"{weights}: ")
+
+
+@pytest.mark.parametrize(
+    ("names", "excess"),
+    [
+        ([str(number) for number in range(30_001)], "it has 30,001 tensors"),
+        (["x" * 251], "it has a tensor's name of 251 characters"),
+    ],
+)
+def test_what_no_model_has_is_refused_at_once(
+    model: Path, names: Iterable[str], excess: str
+) -> None:
+    entry = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+    text = json.dumps(dict.fromkeys(names, entry)).encode()
+    weights = model / "vae" / "model.safetensors"
+    weights.write_bytes(len(text).to_bytes(8, "little") + text)
+    [problem] = messages(model)
+    assert excess in problem
 
 
 @pytest.mark.parametrize(
