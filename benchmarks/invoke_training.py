@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.results import parser_of, report_result
-from benchmarks.sdxl_step import SIDE, Ground, line_of
+from benchmarks.steps_in_turn import SIDE, Ground, line_of
 
 # Options by type, including the data loader's.
 _TYPES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

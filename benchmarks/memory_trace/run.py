@@ -21,7 +21,6 @@ from benchmarks.memory_trace.tracer import Trace, Tracer
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.pipeline import PipelineConfig
 from worker.trainer import cache, validation
-from worker.trainer.checkpoint import TrainingState
 from worker.trainer.data.batches import Batch, BatchPlan
 from worker.trainer.data.cache_entries import VAE_FACTOR, Text
 from worker.trainer.data.inputs import encode_pixels
@@ -62,10 +61,10 @@ def trace_training(config: PipelineConfig, depth: Depth = FULL) -> Trace:
         recipe = kind.new_recipe(config, models, rng)
         state = new_state(recipe, config, CUDA)
         tracer.note_resident("trained")
-        _make_optimizer_state(state)
+        make_optimizer_state(state.optimizer)
         tracer.note_resident("optimizer")
         if config.gradient_accumulation_steps > 1:
-            _make_gradients(state)
+            _make_gradients(state.optimizer)
         state.optimizer.register_step_pre_hook(lambda *_: tracer.begin("update"))
         state.optimizer.register_step_post_hook(lambda *_: tracer.begin("forward"))
         tracer.begin("forward")
@@ -90,16 +89,17 @@ def trace_training(config: PipelineConfig, depth: Depth = FULL) -> Trace:
     return tracer.trace
 
 
-def _make_gradients(state: TrainingState) -> None:
-    for parameter in state.parameters.values():
-        parameter.grad = torch.empty_like(parameter)
+def _make_gradients(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.empty_like(parameter)
 
 
-def _make_optimizer_state(state: TrainingState) -> None:
+def make_optimizer_state(optimizer: torch.optim.Optimizer) -> None:
     """Make a first update: the second one holds the optimizer's state beside the activations."""
-    _make_gradients(state)
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
+    _make_gradients(optimizer)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 class _Data:

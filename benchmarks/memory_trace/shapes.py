@@ -78,6 +78,8 @@ _SDXL_LORA: dict[str, Options] = {
     "768, text encoders trained, no checkpointing": _size(768, 1, 0) | _TRAINED_TEXT,
     "1024, rank 64, Prodigy": _size(1024) | {"lora_rank_dim": 64} | _PRODIGY,
     "768, batch 4, no checkpointing": _size(768, 4, 0),
+    "1024, no checkpointing": _size(1024, 1, 0),
+    "1024, batch 4, no checkpointing": _size(1024, 4, 0),
     "1024, attention, no checkpointing": _size(1024, 1, 0) | _UNET_ATTENTION,
     "1024, 3 blocks": _size(1024, 1, 3),
     "768, batch 2, 5 blocks": _size(768, 2, 5),
@@ -108,6 +110,26 @@ _OF_TYPE: dict[str, tuple[Options, str, dict[str, Options]]] = {
     ),
     "SDXL_FINETUNE": (_CACHED, "IMAGE_CAPTION_SD_DATA_LOADER", _FINETUNE),
 }
+COMPARED = (
+    "FLUX_LORA 512",
+    "FLUX_LORA 512, no checkpointing",
+    "FLUX_LORA 1024",
+    "FLUX_LORA 1024, no checkpointing",
+    "SDXL_LORA 1024",
+    "SDXL_LORA 1024, no checkpointing",
+    "SDXL_LORA 1024, batch 4",
+    "SDXL_LORA 1024, batch 4, no checkpointing",
+    "sdxl_finetune_1x40gb",
+    "SDXL_FINETUNE 1024, Adafactor, no checkpointing",
+)
+"""Jobs whose work is compared with that of other versions and programs."""
+
+SCRIPTS = {
+    "FLUX_LORA": "dreambooth/train_dreambooth_lora_flux.py",
+    "SDXL_LORA": "text_to_image/train_text_to_image_lora_sdxl.py",
+}
+"""diffusers' scripts by training type, in the folder ``examples`` of its repository."""
+
 _DATASET = {"type": "IMAGE_CAPTION_DIR_DATASET", "dataset_dir": "."}
 _IMAGES = {"type": "IMAGE_DIR_DATASET", "dataset_dir": "."}
 

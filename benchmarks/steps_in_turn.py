@@ -1,7 +1,7 @@
-"""Steps of our SDXL recipes alternating with another trainer's, for benchmarks that compare them.
+"""Steps of our recipes alternating with another trainer's, for benchmarks that compare them.
 
-Both train one tiny SDXL on the same images. While one makes a step, the other waits, so that other
-programs disturb both alike. A step's processor time is measured, which other programs change
+Both train one small model on the same images. While one makes a step, the other waits, so that
+other programs disturb both alike. A step's processor time is measured, which other programs change
 least.
 """
 
@@ -27,7 +27,6 @@ from worker.trainer.model_cache import ModelCache
 from worker.trainer.tiny_models import build_tiny_sdxl
 
 STEPS = 100
-WARM_UP = 10
 SIDE = 128
 
 # Runs a program (a path or a module) that trains with accelerate. After its first step, and after
@@ -42,7 +41,7 @@ os.dup2(2, 1)
 
 def log_in_turn(self, values, *args, **options):
     log(self, values, *args, **options)
-    if "train_loss" in values:
+    if "train_loss" in values or "loss" in values:
         if began:
             print(time.process_time() - began.pop(), file=said)
         sys.stdin.readline()
@@ -99,7 +98,8 @@ def line_of(request: TrainerRequest, peer: str, command: list[str]) -> str:
     """
     own, peers = _step_times(request, command)
     # The last step is reported after its result is saved.
-    own_s, peer_s = median(own[WARM_UP:-1]), median(peers[WARM_UP:-1])
+    warm = slice(len(own) // 10, -1)
+    own_s, peer_s = median(own[warm]), median(peers[warm])
     return (
         f"{request.training.type}, processor time of a step: training-worker {own_s * 1e3:.1f} ms, "
         f"{peer} {peer_s * 1e3:.1f} ms, ratio {own_s / peer_s:.3f}"
