@@ -29,6 +29,11 @@ def dataset_key(digest: str) -> str:
     return f"datasets/{digest}.json"
 
 
+def known_images_key(digest: str) -> str:
+    """Return the key of the results of earlier checks of a dataset's images."""
+    return f"known_images/{digest}"
+
+
 def image_key(digest: str) -> str:
     """Return the key of the image with this digest, in the file format it arrived in."""
     return f"images/{digest[:2]}/{digest}"

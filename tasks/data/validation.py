@@ -18,6 +18,7 @@ from tasks.data.decoding.decoder_pool import (
 from tasks.data.decoding.image_check import CheckedImage, CheckedMask
 from tasks.data.decoding.images import ImageFacts
 from tasks.data.formats import format_of_name
+from tasks.data.known_images import KnownImages
 from tasks.data.listing import MAX_PROBLEMS, Item, Listing, grouped, no_image
 from tasks.data.near_duplicates import near_pairs
 from tasks.data.sources import Sources
@@ -26,6 +27,7 @@ from tasks.dataset import Sample, balanced
 from tasks.errors import BaseModelFilesError, Problem
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.jobs.run_warnings import count_warnings
+from tasks.store import Store
 
 # A crop that removes more than half of an image removes what its caption describes.
 _MAX_CROPPED = 0.5
@@ -108,6 +110,7 @@ def check_dataset(
     limits: Callable[[PipelineConfig], list[TokenLimit]] = token_limits,
     check_stop: Callable[[], object] = lambda: None,
     decoders: DecoderLimits | None = None,
+    store: Store | None = None,
 ) -> Report:
     """Check every image, caption and mask of a job's datasets.
 
@@ -117,13 +120,15 @@ def check_dataset(
         limits: Returns the text encoders' limits.
         check_stop: Called a few times a second. An exception that it raises ends the check.
         decoders: The limits of the processes that decode the images.
+        store: Keeps the results, so that images that have not changed are not decoded again.
     """
     listing, locations = _list_all(config, sources)
+    known = KnownImages(store, locations)
     report = Report(problems=listing.problems[:MAX_PROBLEMS], warnings=listing.warnings)
     sizes = config.loader.sizes()
     hashes, masks = [], []
     requests = (_request(item, config) for item in listing.items)
-    decoded = decode_all(requests, check_stop=check_stop, limits=decoders)
+    decoded = decode_all(requests, check_stop=check_stop, limits=decoders, find=known.find)
     for item, answer in zip(listing.items, decoded, strict=True):
         if len(report.problems) == MAX_PROBLEMS:
             break
@@ -134,6 +139,7 @@ def check_dataset(
         if isinstance(result, Problem):
             report.problems.append(result)
             continue
+        known.add(answer)
         bucket = nearest_bucket(result.sample.size, sizes)
         report.samples.append(result.sample)
         report.files += result.files
@@ -141,6 +147,7 @@ def check_dataset(
         masks.append(result.mask)
         report.buckets[bucket] += 1
         report.warnings += [*result.warnings, *_size_warnings(result.sample, bucket)]
+    known.save()
     if len(report.problems) == MAX_PROBLEMS:
         message = f"has {MAX_PROBLEMS:,} problems or more; the rest is not checked"
         report.problems.append(Problem(listing.location, message))

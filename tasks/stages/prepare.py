@@ -21,7 +21,7 @@ from tasks.stages.cache import is_cached
 from tasks.stages.stage_context import StageContext, StageResult
 from tasks.stages.worker_context import TrainerInterrupted
 from tasks.state.artifacts import JobArtifacts
-from tasks.store import dataset_key, report_key
+from tasks.store import Store, dataset_key, report_key
 
 # Each is an event; a dataset with more warnings has one systematic cause.
 _MAX_NOTES = 20
@@ -40,7 +40,7 @@ def prepare(context: StageContext) -> StageResult:
         StoredUploads(worker.store, context.record.job.tenant),
         monitor.check_stop,
     )
-    report = check(config, sources, monitor.check_stop)
+    report = check(config, sources, monitor.check_stop, worker.store)
     _publish_report(context, report)
     context.check_not_cancelled()
     dataset = ingest(report, worker.store, check_stop=monitor.check_stop)
@@ -54,7 +54,10 @@ def prepare(context: StageContext) -> StageResult:
 
 
 def check(
-    config: PipelineConfig, sources: Sources, check_stop: Callable[[], object] = lambda: None
+    config: PipelineConfig,
+    sources: Sources,
+    check_stop: Callable[[], object] = lambda: None,
+    store: Store | None = None,
 ) -> Report:
     """Check everything that later stages need, as far as this machine can see it.
 
@@ -62,6 +65,7 @@ def check(
         config: The job's training config.
         sources: Reads the job's datasets.
         check_stop: Called a few times a second; an error that it raises ends the check.
+        store: See ``check_dataset``.
 
     Raises:
         BaseModelError: The base model has problems; it lists them all.
@@ -69,7 +73,7 @@ def check(
     problems = check_base_model(config)
     if problems:
         raise BaseModelError(problems, "prepare")
-    report = check_dataset(config, sources, check_stop=check_stop)
+    report = check_dataset(config, sources, check_stop=check_stop, store=store)
     report.warnings[:0] = noise_notes(config)
     return report
 

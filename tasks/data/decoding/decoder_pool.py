@@ -71,6 +71,7 @@ def decode_all(
     *,
     check_stop: Callable[[], object] = lambda: None,
     limits: DecoderLimits | None = None,
+    find: Callable[[dict[str, Any]], Any | None] = lambda _: None,
 ) -> Iterator[Any]:
     """Yield a decoder's result for each request, in order, or a ``DecodeError``.
 
@@ -78,12 +79,14 @@ def decode_all(
         requests: What ``Decoder`` reads.
         check_stop: Called a few times a second; an exception that it raises ends the decoders.
         limits: The limits of the pool.
+        find: Returns the result of a request if it is known; called in several threads.
     """
     pool = _Pool(limits or DecoderLimits())
 
     def decode(request: dict[str, Any]) -> Any:
         try:
-            return pool.decoder().decode(request)
+            known = find(request)
+            return pool.decoder().decode(request) if known is None else known
         except DecodeError as error:
             return error
 
