@@ -99,21 +99,7 @@ def read_header(file: BinaryIO) -> ImageHeader:
         UnreadableImageError: It is not an image, or it has too many pixels.
     """
     with _damage_reported():
-        # Opening a WebP would allocate its canvas, and opening a PNG unpack its texts.
-        start, copied = file.read(33), 0
-        file.seek(0)
-        if (canvas := _webp_canvas(start)) is not None:
-            (width, height), bytes_a_pixel = canvas, _WEBP_BYTES
-        elif start[:8] == _PNG and start[12:16] == b"IHDR" and len(start) == 33:
-            width, height, bits, color = struct.unpack(">IIBB", start[16:26])
-            mode = "I;16" if (bits, color) == (16, 0) else _PNG_MODES.get(color, "RGBA")
-            bytes_a_pixel, copied = _bytes_a_pixel(mode), file.seek(0, io.SEEK_END)
-        else:
-            with _opened(file) as image:
-                (width, height), bytes_a_pixel = image.size, _bytes_a_pixel(image.mode, image)
-    if width * height > MAX_PIXELS:
-        raise UnreadableImageError(f"has {width}x{height} pixels; the maximum is {MAX_PIXELS:,}")
-    return ImageHeader((width, height), int(width * height * bytes_a_pixel) + copied)
+        return _read_header(file)[0]
 
 
 def check_memory(needed_bytes: int) -> None:
@@ -132,10 +118,12 @@ def check_memory(needed_bytes: int) -> None:
 @contextmanager
 def loaded(data: bytes) -> Iterator[Image.Image]:
     """Load the image in a file's bytes, upright, and turn Pillow's errors into ours."""
-    check_memory(len(data) + read_header(io.BytesIO(data)).decoding_bytes)
     with _damage_reported():
-        file = io.BytesIO(_without_texts(data) if data.startswith(_PNG) else data)
-        with _opened(file) as image:
+        header, image = _read_header(io.BytesIO(data))
+        check_memory(len(data) + header.decoding_bytes)
+        if image is None or data.startswith(_PNG):
+            image = _opened(io.BytesIO(_without_texts(data) if data.startswith(_PNG) else data))
+        with image:
             if format_of_data(data[:START_BYTES]) is JPEG and _has_many_scans(data):
                 raise UnreadableImageError(
                     f"is a JPEG of over {MAX_JPEG_SCANS} scans, which take long to decode"
@@ -145,6 +133,25 @@ def loaded(data: bytes) -> Iterator[Image.Image]:
             ImageOps.exif_transpose(image, in_place=True)
             _scale_transparent_color(image, bits_of(data, image))
             yield image
+
+
+def _read_header(file: BinaryIO) -> tuple[ImageHeader, Image.Image | None]:
+    """Return a file's header, and its image if reading the header has opened that."""
+    # Opening a WebP would allocate its canvas, and opening a PNG unpack its texts.
+    start, copied, image = file.read(33), 0, None
+    file.seek(0)
+    if (canvas := _webp_canvas(start)) is not None:
+        (width, height), bytes_a_pixel = canvas, _WEBP_BYTES
+    elif start[:8] == _PNG and start[12:16] == b"IHDR" and len(start) == 33:
+        width, height, bits, color = struct.unpack(">IIBB", start[16:26])
+        mode = "I;16" if (bits, color) == (16, 0) else _PNG_MODES.get(color, "RGBA")
+        bytes_a_pixel, copied = _bytes_a_pixel(mode), file.seek(0, io.SEEK_END)
+    else:
+        image = _opened(file)
+        (width, height), bytes_a_pixel = image.size, _bytes_a_pixel(image.mode, image)
+    if width * height > MAX_PIXELS:
+        raise UnreadableImageError(f"has {width}x{height} pixels; the maximum is {MAX_PIXELS:,}")
+    return ImageHeader((width, height), int(width * height * bytes_a_pixel) + copied), image
 
 
 def format_of(file: BinaryIO) -> FileFormat:
