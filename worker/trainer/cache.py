@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import chain, groupby, islice
 from typing import TypeVar
@@ -157,24 +158,34 @@ class _Encoder:
         """Yield each batch with its images, decoded ahead: Pillow releases Python's lock."""
         rest = iter(batches)
         waiting: deque[tuple[list[str], list[Future[torch.Tensor]]]] = deque()
+        # The last image: its mirrored variant follows, and is not decoded again.
+        last: dict[ImageVariant, Future[torch.Tensor]] = {}
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+
+            def decode(digest: str) -> Future[torch.Tensor]:
+                image = replace(self._plan.latents[digest], flipped=False)
+                if image not in last:
+                    last.clear()
+                    last[image] = pool.submit(self._pixels, image)
+                return last[image]
 
             def submit(count: int) -> None:
                 for batch in islice(rest, count):
-                    images = [self._plan.latents[digest] for digest in batch]
-                    waiting.append((batch, [pool.submit(self._pixels, image) for image in images]))
+                    waiting.append((batch, list(map(decode, batch))))
 
             submit(2)
             while waiting:
                 batch, futures = waiting.popleft()
                 values = [future.result() for future in futures]
                 submit(1)
-                yield batch, values
+                flips = (self._plan.latents[digest].flipped for digest in batch)
+                pairs = zip(values, flips, strict=True)
+                yield batch, [value.flip(-1) if flipped else value for value, flipped in pairs]
 
     def _pixels(self, item: ImageVariant) -> torch.Tensor:
         image = load_image(self._store, self._dataset.samples[item.sample])
         image = cropped(resized_to_cover(image, item.size), item.size, CENTRE)
-        return pixels(image, flipped=item.flipped)  # (3, H, W)
+        return pixels(image, flipped=False)  # (3, H, W)
 
 
 class _Writer:
