@@ -213,6 +213,8 @@ class TrainDone(StrictModel):
     """The patches that were applied to the engine; null for an engine that needs none."""
     nondeterminism: str | None = None
     """Why a repeated run may differ in its last bits; null if it may not on the same hardware."""
+    kernels: dict[str, str] = Field(default_factory=dict)
+    """The device, the attention kernels that it tries in turn, and its float32 products."""
     device: str = "cpu"
     """The name of the device."""
     peak_memory_bytes: int | None = None

@@ -332,8 +332,9 @@ export interface FluxLoraConfig {
    */
   weight_dtype?: "float32" | "float16" | "bfloat16";
   /**
-   * The precision of the computation; `no` takes weight_dtype's. `fp8` would need
-   * TransformerEngine: refused.
+   * The precision of the computation; `no` takes weight_dtype's. Matrix products in float32 are
+   * rounded to TF32 on cards that have it (RTX 30xx, A100 and newer), which are then some ten times
+   * faster. `fp8` would need TransformerEngine: refused.
    * @default "no"
    */
   mixed_precision?: "no" | "fp16" | "bf16" | "fp8";
@@ -348,8 +349,9 @@ export interface FluxLoraConfig {
   gradient_checkpointing?: boolean | "auto" | number;
   /**
    * Use deterministic kernels only: a repeated or resumed run ends with the same weights, bit for
-   * bit on the same hardware. False lets CUDA add in any order. A step then takes less time, by a
-   * tenth or so for FLUX (an estimate, not measured), and a resumed run differs in its last bits.
+   * bit on the same hardware. False lets CUDA add in any order, with cuDNN's attention on Hopper
+   * (H100). A step then takes less time, by a tenth or so for FLUX (an estimate, not measured), and
+   * a resumed run differs in its last bits.
    * @default true
    */
   deterministic?: boolean;
@@ -835,8 +837,9 @@ export interface SdxlFinetuneConfig {
    */
   weight_dtype?: "float32" | "float16" | "bfloat16";
   /**
-   * The precision of the computation; `no` takes weight_dtype's. `fp8` would need
-   * TransformerEngine: refused.
+   * The precision of the computation; `no` takes weight_dtype's. Matrix products in float32 are
+   * rounded to TF32 on cards that have it (RTX 30xx, A100 and newer), which are then some ten times
+   * faster. `fp8` would need TransformerEngine: refused.
    * @default "no"
    */
   mixed_precision?: "no" | "fp16" | "bf16" | "fp8";
@@ -851,8 +854,9 @@ export interface SdxlFinetuneConfig {
   gradient_checkpointing?: boolean | "auto" | number;
   /**
    * Use deterministic kernels only: a repeated or resumed run ends with the same weights, bit for
-   * bit on the same hardware. False lets CUDA add in any order. A step then takes less time, by a
-   * tenth or so for FLUX (an estimate, not measured), and a resumed run differs in its last bits.
+   * bit on the same hardware. False lets CUDA add in any order, with cuDNN's attention on Hopper
+   * (H100). A step then takes less time, by a tenth or so for FLUX (an estimate, not measured), and
+   * a resumed run differs in its last bits.
    * @default true
    */
   deterministic?: boolean;
@@ -1044,8 +1048,9 @@ export interface SdxlLoraConfig {
    */
   weight_dtype?: "float32" | "float16" | "bfloat16";
   /**
-   * The precision of the computation; `no` takes weight_dtype's. `fp8` would need
-   * TransformerEngine: refused.
+   * The precision of the computation; `no` takes weight_dtype's. Matrix products in float32 are
+   * rounded to TF32 on cards that have it (RTX 30xx, A100 and newer), which are then some ten times
+   * faster. `fp8` would need TransformerEngine: refused.
    * @default "no"
    */
   mixed_precision?: "no" | "fp16" | "bf16" | "fp8";
@@ -1060,8 +1065,9 @@ export interface SdxlLoraConfig {
   gradient_checkpointing?: boolean | "auto" | number;
   /**
    * Use deterministic kernels only: a repeated or resumed run ends with the same weights, bit for
-   * bit on the same hardware. False lets CUDA add in any order. A step then takes less time, by a
-   * tenth or so for FLUX (an estimate, not measured), and a resumed run differs in its last bits.
+   * bit on the same hardware. False lets CUDA add in any order, with cuDNN's attention on Hopper
+   * (H100). A step then takes less time, by a tenth or so for FLUX (an estimate, not measured), and
+   * a resumed run differs in its last bits.
    * @default true
    */
   deterministic?: boolean;
@@ -1287,8 +1293,9 @@ export interface SdxlTextualInversionConfig {
    */
   weight_dtype?: "float32" | "float16" | "bfloat16";
   /**
-   * The precision of the computation; `no` takes weight_dtype's. `fp8` would need
-   * TransformerEngine: refused.
+   * The precision of the computation; `no` takes weight_dtype's. Matrix products in float32 are
+   * rounded to TF32 on cards that have it (RTX 30xx, A100 and newer), which are then some ten times
+   * faster. `fp8` would need TransformerEngine: refused.
    * @default "no"
    */
   mixed_precision?: "no" | "fp16" | "bf16" | "fp8";
@@ -1303,8 +1310,9 @@ export interface SdxlTextualInversionConfig {
   gradient_checkpointing?: boolean | "auto" | number;
   /**
    * Use deterministic kernels only: a repeated or resumed run ends with the same weights, bit for
-   * bit on the same hardware. False lets CUDA add in any order. A step then takes less time, by a
-   * tenth or so for FLUX (an estimate, not measured), and a resumed run differs in its last bits.
+   * bit on the same hardware. False lets CUDA add in any order, with cuDNN's attention on Hopper
+   * (H100). A step then takes less time, by a tenth or so for FLUX (an estimate, not measured), and
+   * a resumed run differs in its last bits.
    * @default true
    */
   deterministic?: boolean;
@@ -1693,6 +1701,11 @@ export interface Engine {
   patches: (string)[] | null;
   /** Why a repeated run may differ in its last bits; null if it may not on the same hardware. */
   nondeterminism: string | null;
+  /**
+   * What must be the same for the same bits: the device, on a GPU also the attention kernels that
+   * it tries in turn and the precision of float32 products.
+   */
+  kernels: Record<string, string>;
 }
 
 /** A job's GPU memory. */

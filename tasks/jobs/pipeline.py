@@ -207,8 +207,9 @@ class PipelineConfig(StrictModel):
     float32; float16 trains with a dynamic loss scale, so that gradients do not vanish."""
 
     mixed_precision: Literal["no", "fp16", "bf16", "fp8"] = "no"
-    """The precision of the computation; ``no`` takes weight_dtype's. ``fp8`` would need
-    TransformerEngine: refused."""
+    """The precision of the computation; ``no`` takes weight_dtype's. Matrix products in float32 are
+    rounded to TF32 on cards that have it (RTX 30xx, A100 and newer), which are then some ten times
+    faster. ``fp8`` would need TransformerEngine: refused."""
 
     gradient_checkpointing: GradientCheckpointing[NonNegativeInt] = False
     """Recompute blocks of the denoiser in the backward pass instead of keeping their activations:
@@ -216,8 +217,9 @@ class PipelineConfig(StrictModel):
 
     deterministic: StrictBool = True
     """Use deterministic kernels only: a repeated or resumed run ends with the same weights, bit for
-    bit on the same hardware. False lets CUDA add in any order. A step then takes less time, by a
-    tenth or so for FLUX (an estimate, not measured), and a resumed run differs in its last bits."""
+    bit on the same hardware. False lets CUDA add in any order, with cuDNN's attention on Hopper
+    (H100). A step then takes less time, by a tenth or so for FLUX (an estimate, not measured), and
+    a resumed run differs in its last bits."""
 
     max_checkpoints: Annotated[PositiveInt | None, Affects.NO_NUMBER] = None
     """The number of newest checkpoints to keep, at most 1000. Null keeps all of them up to that

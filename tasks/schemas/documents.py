@@ -129,6 +129,10 @@ class Engine(StrictModel):
     nondeterminism: str | None = None
     """Why a repeated run may differ in its last bits; null if it may not on the same hardware."""
 
+    kernels: dict[str, str] = Field(default_factory=dict)
+    """What must be the same for the same bits: the device, on a GPU also the attention kernels that
+    it tries in turn and the precision of float32 products."""
+
 
 class Manifest(StrictModel):
     """``manifest.json`` beside a job's results, written last: all files that it names exist."""

@@ -208,7 +208,7 @@ def _manifest(context: StageContext, files: list[Artifact]) -> Manifest:
     record = context.record
     trained = record.artifacts.trained
     engine = (
-        trained.model_dump(include={"device", "versions", "patches", "nondeterminism"})
+        trained.model_dump(include={"device", "versions", "patches", "nondeterminism", "kernels"})
         if trained
         else {}
     )

@@ -66,7 +66,8 @@ def run(request: TrainerRequest, emit: Emit, stop: StopSwitch, cache: ModelCache
     texts = [digest for digest in request.cache_entries if digest in plan.texts]
     latents = [digest for digest in request.cache_entries if digest in plan.latents]
     # Always: jobs share the entries, whatever their options.
-    encoder = _Encoder(request, store, dataset, plan, cache, Determinism(emit), emit)
+    determinism = Determinism(emit, device=torch.device(request.device))
+    encoder = _Encoder(request, store, dataset, plan, cache, determinism, emit)
     with phase(emit, "encode"), _Writer(store, emit) as writer:
         batches: Iterator[tuple[list[str], Text | Latents]]
         batches = chain(encoder.texts(texts), encoder.latents(latents))

@@ -145,7 +145,7 @@ class Checkpoints:
         store: Keeps the checkpoints.
         identity: What a state must agree in to be resumed, by name, as plain JSON.
         versions: The versions of the libraries that compute.
-        determinism: How they compute; a problem of an earlier start stays one of the run.
+        determinism: How they compute.
         write_results: Writes the published files.
         metadata_at: Returns the entries for their headers at a step.
         emit: Takes the events.
@@ -197,6 +197,7 @@ class Checkpoints:
         metadata = {
             "format": _FORMAT,
             "identity": json.dumps(self._identity, sort_keys=True),
+            "kernels": json.dumps(self._determinism.kernels, sort_keys=True),
             "nondeterminism": self._determinism.problem or "",
             "scaler": json.dumps(state.scaler.state_dict(), sort_keys=True),
             "step": str(state.history.steps),
@@ -263,7 +264,9 @@ class Checkpoints:
             if state.history.steps != int(metadata["step"]):
                 raise ValueError("its history and its step differ")
             versions: dict[str, str] = json.loads(metadata["versions"])
-            self._determinism.problem = metadata["nondeterminism"] or self._determinism.problem
+            # States of older versions do not name them.
+            kernels = json.loads(metadata.get("kernels", "{}"))
+            self._determinism.resume(metadata["nondeterminism"], kernels)
         except (SafetensorError, KeyError, ValueError, TypeError, IndexError) as error:
             problem = str(error).partition("\n")[0]
             raise DamagedFileError("the training state", key, problem, _REMEDY) from error

@@ -29,6 +29,7 @@ from worker.trainer.loop import new_state, schedule_of, train
 from worker.trainer.memory import CudaMeter, MemoryMeter
 from worker.trainer.model_cache import ModelCache
 from worker.trainer.rng import StatelessRng
+from worker.trainer.training_type import Precision
 from worker.trainer.validation import Validation
 
 _LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
@@ -57,9 +58,12 @@ def run(
     """
     config, rng = prepared(request)
     kind = training_type(config)
-    determinism = Determinism(emit, wanted=config.deterministic)
-    store = Store(request.store_url)
     device = torch.device(request.device)
+    is_float32 = Precision(config, device).dtype == torch.float32
+    determinism = Determinism(
+        emit, wanted=config.deterministic, device=device, is_float32=is_float32
+    )
+    store = Store(request.store_url)
     dataset = Dataset.model_validate_json(store.get(request.dataset_key))
     index = index_of(request, store, dataset)
     data = _data(request, dataset, index, rng, device)
@@ -201,6 +205,7 @@ def report_end(
             extras=(metrics,),
             versions=versions,
             nondeterminism=determinism.problem,
+            kernels=determinism.kernels,
             patches=patches,
             device=name,
             peak_memory_bytes=peak,

@@ -53,24 +53,27 @@ class Precision:
     Args:
         config: The run's config.
         device: The device that computes.
+
+    Attributes:
+        dtype: The precision.
     """
 
     def __init__(self, config: PipelineConfig, device: torch.device) -> None:
         weights: torch.dtype = getattr(torch, config.weight_dtype)
-        self._dtype = _DTYPES.get(config.mixed_precision, weights)
+        self.dtype: torch.dtype = _DTYPES.get(config.mixed_precision, weights)
         self._device = device
 
     @property
     def scales_loss(self) -> bool:
         """Whether the loss is scaled: in float16 small gradients would become 0."""
-        return self._dtype == torch.float16
+        return self.dtype == torch.float16
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return the context of the forward pass, which changes nothing in float32."""
-        if self._dtype == torch.float32:
+        if self.dtype == torch.float32:
             return nullcontext()
         context: AbstractContextManager[object] = torch.autocast(
-            self._device.type, dtype=self._dtype
+            self._device.type, dtype=self.dtype
         )
         return context
 
