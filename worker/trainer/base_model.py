@@ -27,7 +27,7 @@ from tasks.errors import BaseModelFilesError
 from tasks.jobs.pipeline import PipelineConfig
 from worker.trainer.errors import VocabularyError
 from worker.trainer.model_cache import ModelCache, ModelSpec
-from worker.trainer.weights import load_diffusers_model, load_text_encoder
+from worker.trainer.weights import empty_model, load_text_encoder, load_weights
 
 TEXT_PARTS = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
 # A tokenizer may hold fewer tokens than its encoder's table, which is padded (T5: 32100 of 32128),
@@ -103,19 +103,22 @@ def load_vae(config: PipelineConfig, device: torch.device) -> AutoencoderKL:
     """
     described, weights = stored_weights(config, "vae")
     with readable(config.vae_model or config.model):
-        vae: AutoencoderKL = load_diffusers_model(AutoencoderKL, described, weights, torch.float32)
-    vae.requires_grad_(False).to(device)  # type: ignore[arg-type] # its decorator hides it
+        vae: AutoencoderKL = empty_model(AutoencoderKL, described)
+        load_weights(vae, weights, torch.float32, device)
     return vae
 
 
-def load_encoder(kind: Any, config: PipelineConfig, folder: Path, part: str) -> Any:
-    """Load a text encoder, frozen.
+def load_encoder(
+    kind: Any, config: PipelineConfig, folder: Path, part: str, device: torch.device
+) -> Any:
+    """Load a text encoder, frozen, onto a device.
 
     Args:
         kind: Its class in transformers.
         config: Names the base model.
         folder: The folder with its config.
         part: Its name.
+        device: The device.
 
     Raises:
         BaseModelFilesError: A file is missing or unreadable, or holds something else.
@@ -123,7 +126,7 @@ def load_encoder(kind: Any, config: PipelineConfig, folder: Path, part: str) -> 
     _, weights = stored_weights(config, part)
     dtype = getattr(torch, config.weight_dtype)
     encoder = load_text_encoder(
-        kind, kind.config_class.from_pretrained(folder / part), weights, dtype
+        kind, kind.config_class.from_pretrained(folder / part), weights, dtype, device
     )
     return encoder.eval().requires_grad_(False)
 

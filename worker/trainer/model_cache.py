@@ -55,6 +55,8 @@ class ModelCache:
                 self._cached[part] = spec, spec.load()
             if spec.movable:
                 self._cached[part][1].to(device)
+        # What loading needed beside the models, which would count as a run's peak.
+        release_memory()
         return {part: self._cached[part][1] for part in specs}
 
     def drop(self, part: str) -> None:

@@ -1,7 +1,7 @@
 """Reads a part's weights from files of any layout: tensor by tensor, in the run's precision.
 
-What is read is decided by ``tasks/base_models/parts.py``. Only the model and one tensor are in
-memory: FLUX's files have 24 GB.
+What is read is decided by ``tasks/base_models/parts.py``. Tensors go straight to the device: host
+memory holds one or two, and FLUX's files have 24 GB.
 """
 
 from collections.abc import Mapping
@@ -15,29 +15,51 @@ from tasks.errors import BaseModelFilesError
 from worker.trainer.export.safetensors_file import DTYPES
 
 
-def load_diffusers_model(
-    kind: Any, config: Mapping[str, object], weights: Mapping[str, StoredTensor], dtype: torch.dtype
-) -> Any:
-    """Return a diffusers model with weights from files.
+def empty_model(kind: Any, config: Mapping[str, object]) -> Any:
+    """Return a frozen diffusers model without weights.
 
     Args:
         kind: Its class.
         config: Its ``config.json``.
-        weights: Where the files have its tensors.
-        dtype: The precision of its weights.
+    """
+    with torch.device("meta"):
+        return kind.from_config(config).eval().requires_grad_(False)
+
+
+def load_weights(
+    model: torch.nn.Module,
+    weights: Mapping[str, StoredTensor],
+    dtype: torch.dtype,
+    device: torch.device,
+    path: str = "",
+) -> None:
+    """Load the weights of a model, or of one of its modules, from files.
+
+    Args:
+        model: The model.
+        weights: Where the files have the model's tensors.
+        dtype: The precision of the weights.
+        device: The device of the weights.
+        path: The module.
 
     Raises:
         BaseModelFilesError: A file is unreadable.
     """
-    with torch.device("meta"):
-        model = kind.from_config(config)
-    tensors = {name: read_tensor(stored, dtype) for name, stored in weights.items()}
-    model.load_state_dict(tensors, assign=True)
-    return model.eval()
+    prefix = f"{path}." if path else ""
+    tensors = {
+        name.removeprefix(prefix): read_tensor(stored, dtype, device)
+        for name, stored in weights.items()
+        if name.startswith(prefix)
+    }
+    model.get_submodule(path).load_state_dict(tensors, assign=True)
 
 
 def load_text_encoder(
-    kind: Any, config: Any, weights: Mapping[str, StoredTensor], dtype: torch.dtype
+    kind: Any,
+    config: Any,
+    weights: Mapping[str, StoredTensor],
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> Any:
     """Return a text encoder of transformers with weights from files.
 
@@ -46,26 +68,36 @@ def load_text_encoder(
         config: Its config.
         weights: Where the files have its tensors.
         dtype: The precision of its weights, but of those that must be float32.
+        device: The device of its weights.
 
     Raises:
         BaseModelFilesError: A file is unreadable.
     """
     # T5 overflows in float16.
     exact = set(kind._keep_in_fp32_modules or ()) if dtype == torch.float16 else set()
-    tensors = {
-        name: read_tensor(stored, torch.float32 if exact & set(name.split(".")) else dtype)
-        for name, stored in weights.items()
+    # Without memory: from_pretrained only maps the names of files to those of its modules.
+    stand_ins = {
+        name: torch.zeros((), dtype=torch.float32 if exact & set(name.split(".")) else dtype)
+        for name in weights
     }
-    # from_pretrained also maps the names of files to those of its modules.
     model, found = kind.from_pretrained(
-        None, config=config, state_dict=tensors, dtype=dtype, output_loading_info=True
+        None,
+        config=config,
+        state_dict={name: each.expand(weights[name].shape) for name, each in stand_ins.items()},
+        dtype=dtype,
+        output_loading_info=True,
     )
     assert not {*found["missing_keys"], *found["unexpected_keys"]}, found
+    names = {stand_in.data_ptr(): name for name, stand_in in stand_ins.items()}
+    for parameter in model.parameters():
+        stored = weights[names[parameter.data_ptr()]]
+        parameter.data = read_tensor(stored, parameter.dtype, device)
+    model.to(device)
     return model
 
 
-def read_tensor(stored: StoredTensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return a tensor as the model has it.
+def read_tensor(stored: StoredTensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Return a tensor as the model has it, on the device, which also converts it.
 
     Raises:
         BaseModelFilesError: The file is unreadable, or a scale is no positive number.
@@ -73,9 +105,9 @@ def read_tensor(stored: StoredTensor, dtype: torch.dtype) -> torch.Tensor:
     entry, source = stored.entry, stored.source
     pieces = []
     for start, stop in source.rows or ((0, entry.shape[0]),):
-        piece = _read_rows(entry, start, stop)
+        piece = _read_rows(entry, start, stop, device)
         if stored.scale is not None:
-            scale = _scale(stored.scale)
+            scale = _scale(stored.scale).to(device)
             piece = piece.float() * (scale if scale.numel() == 1 else scale[start:stop])
         pieces.append(piece.to(dtype))
     tensor = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
@@ -113,20 +145,21 @@ def original_tensors(part: Part, tensors: Mapping[str, torch.Tensor]) -> dict[st
 
 def _scale(entry: TensorEntry) -> torch.Tensor:
     """Return a scale, () or (rows, 1)."""
-    scale = _read(entry, entry.start, entry.end).float()
+    scale = _read(entry, entry.start, entry.end, torch.device("cpu")).float()
     if not (scale.isfinite().all() and (scale > 0).all()):
         raise BaseModelFilesError(str(entry.file), "a scale of its weights is no positive number")
     return scale.reshape(()) if scale.numel() == 1 else scale.reshape(-1, 1)
 
 
-def _read_rows(entry: TensorEntry, start: int, stop: int) -> torch.Tensor:
+def _read_rows(entry: TensorEntry, start: int, stop: int, device: torch.device) -> torch.Tensor:
     size = (entry.end - entry.start) // max(entry.shape[0], 1)
-    flat = _read(entry, entry.start + start * size, entry.start + stop * size)
+    flat = _read(entry, entry.start + start * size, entry.start + stop * size, device)
     return flat.reshape(stop - start, *entry.shape[1:])
 
 
-def _read(entry: TensorEntry, start: int, end: int) -> torch.Tensor:
-    data = torch.empty(end - start, dtype=torch.uint8)
+def _read(entry: TensorEntry, start: int, end: int, device: torch.device) -> torch.Tensor:
+    # Pinned memory is kept and reused by PyTorch, and copied while the next tensor is read.
+    data = torch.empty(end - start, dtype=torch.uint8, pin_memory=device.type == "cuda")
     try:
         with entry.file.open("rb") as file:
             file.seek(start)
@@ -135,4 +168,4 @@ def _read(entry: TensorEntry, start: int, end: int) -> torch.Tensor:
     except OSError as error:
         reason = error.strerror or str(error)
         raise BaseModelFilesError(str(entry.file), reason) from error
-    return data.view(DTYPES[entry.dtype])
+    return data.view(DTYPES[entry.dtype]).to(device, non_blocking=True)

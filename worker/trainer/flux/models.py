@@ -28,7 +28,7 @@ from worker.trainer.data.inputs import VaeScaling
 from worker.trainer.flux.quantization import quantize
 from worker.trainer.model_cache import ModelCache, ModelSpec
 from worker.trainer.training_type import Models
-from worker.trainer.weights import load_diffusers_model
+from worker.trainer.weights import empty_model, load_weights
 
 
 class FluxText:
@@ -117,15 +117,16 @@ def load_transformer(config: FluxLoraConfig, device: torch.device) -> FluxTransf
     """
     described, weights = stored_weights(config, "transformer")
     dtype = getattr(torch, config.weight_dtype)
-    with readable(config.transformer_path or config.model):
-        model: FluxTransformer2DModel = load_diffusers_model(
-            FluxTransformer2DModel, described, weights, dtype
-        )
-    model.requires_grad_(False)
+    model: FluxTransformer2DModel = empty_model(FluxTransformer2DModel, described)
+
+    def load(path: str = "") -> None:
+        with readable(config.transformer_path or config.model):
+            load_weights(model, weights, dtype, device, path)
+
     if config.quantization is not None:
-        quantize(model, config.quantization, device)
+        quantize(model, config.quantization, device, load)
     else:
-        model.to(device)  # type: ignore[arg-type] # its decorator hides it
+        load()
     return model
 
 
@@ -140,8 +141,8 @@ def load_text_encoders(config: FluxLoraConfig, device: torch.device) -> FluxPipe
     with readable(config.model):
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         tokenizer_2 = T5Tokenizer.from_pretrained(folder / "tokenizer_2")
-        clip = load_encoder(CLIPTextModel, config, folder, "text_encoder")
-        t5 = load_encoder(T5EncoderModel, config, folder, "text_encoder_2")
+        clip = load_encoder(CLIPTextModel, config, folder, "text_encoder", device)
+        t5 = load_encoder(T5EncoderModel, config, folder, "text_encoder_2", device)
     check_vocabulary(config.model, "tokenizer", tokenizer, clip)
     check_vocabulary(config.model, "tokenizer_2", tokenizer_2, t5)
     # The signature takes no None for a component; the code does.
@@ -149,9 +150,9 @@ def load_text_encoders(config: FluxLoraConfig, device: torch.device) -> FluxPipe
     pipeline: FluxPipeline = new_pipeline(
         scheduler=None,
         vae=None,
-        text_encoder=clip.to(device),
+        text_encoder=clip,
         tokenizer=tokenizer,
-        text_encoder_2=t5.to(device),
+        text_encoder_2=t5,
         tokenizer_2=tokenizer_2,
         transformer=None,
     )

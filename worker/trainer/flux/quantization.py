@@ -4,6 +4,7 @@ All of the blocks' layers, which hold 99 % of the weights, as QLoRA does (Dettme
 their modulations (``norm1.linear``) alone are a quarter. The embeddings and the last layer stay.
 """
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -14,8 +15,13 @@ from worker.trainer.memory import release_memory
 _BLOCKS = ("transformer_blocks", "single_transformer_blocks")
 
 
-def quantize(model: torch.nn.Module, kind: str, device: torch.device) -> None:
-    """Quantize a model on the CPU, block by block while it moves to the device, where it stays.
+def quantize(
+    model: torch.nn.Module,
+    kind: str,
+    device: torch.device,
+    load: Callable[[str], None] = lambda _: None,
+) -> None:
+    """Quantize a model, block by block while it is loaded onto the device, where it stays.
 
     The device never holds more than one unquantized block.
 
@@ -23,12 +29,16 @@ def quantize(model: torch.nn.Module, kind: str, device: torch.device) -> None:
         model: FLUX's transformer, frozen.
         kind: ``fp8``, ``int8`` or ``nf4``.
         device: The device.
+        load: Loads the weights of one of the model's modules, given its path; by default the model
+            has them.
     """
     for name, part in model.named_children():
-        for block in part.children() if name in _BLOCKS else ():
+        for number, block in part.named_children() if name in _BLOCKS else ():
+            load(f"{name}.{number}")
             block.to(device)
             _quantize_block(block, kind, device)
         if name not in _BLOCKS:
+            load(name)
             part.to(device)
     # The last blocks' unquantized weights.
     release_memory()

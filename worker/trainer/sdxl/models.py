@@ -32,7 +32,7 @@ from worker.trainer.data.cache_entries import Text
 from worker.trainer.data.inputs import VaeScaling
 from worker.trainer.model_cache import ModelCache, ModelSpec
 from worker.trainer.training_type import Models
-from worker.trainer.weights import load_diffusers_model
+from worker.trainer.weights import empty_model, load_weights
 
 
 class SdxlText:
@@ -161,10 +161,8 @@ def load_unet(config: SdxlConfig, device: torch.device, dtype: torch.dtype) -> U
     """
     described, weights = stored_weights(config, "unet")
     with readable(config.model):
-        unet: UNet2DConditionModel = load_diffusers_model(
-            UNet2DConditionModel, described, weights, dtype
-        )
-    unet.requires_grad_(False).to(device)  # type: ignore[arg-type] # its decorator hides it
+        unet: UNet2DConditionModel = empty_model(UNet2DConditionModel, described)
+        load_weights(unet, weights, dtype, device)
     return unet
 
 
@@ -179,16 +177,16 @@ def load_text_encoders(config: SdxlConfig, device: torch.device) -> StableDiffus
     with readable(config.model):
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         tokenizer_2 = CLIPTokenizer.from_pretrained(folder / "tokenizer_2")
-        first = load_encoder(CLIPTextModel, config, folder, "text_encoder")
-        second = load_encoder(CLIPTextModelWithProjection, config, folder, "text_encoder_2")
+        first = load_encoder(CLIPTextModel, config, folder, "text_encoder", device)
+        second = load_encoder(CLIPTextModelWithProjection, config, folder, "text_encoder_2", device)
     check_vocabulary(config.model, "tokenizer", tokenizer, first)
     check_vocabulary(config.model, "tokenizer_2", tokenizer_2, second)
     # The signature takes no None for a component; the code does.
     new_pipeline: Any = StableDiffusionXLPipeline
     pipeline: StableDiffusionXLPipeline = new_pipeline(
         vae=None,
-        text_encoder=first.to(device),
-        text_encoder_2=second.to(device),
+        text_encoder=first,
+        text_encoder_2=second,
         tokenizer=tokenizer,
         tokenizer_2=tokenizer_2,
         unet=None,
