@@ -34,6 +34,7 @@ from worker.lifecycle.health import HealthFile
 from worker.lifecycle.idle_shutdown import IdleShutdown
 from worker.lifecycle.patient_consumer import install_patience
 from worker.lifecycle.preemption import PreemptionWatch
+from worker.lifecycle.read_ahead import ReadAhead
 from worker.lifecycle.registration import Registration
 from worker.lifecycle.remote_control import restrict_remote_control
 from worker.lifecycle.scratch import ScratchCleanup
@@ -109,6 +110,8 @@ def run_worker(
             GpuQuarantine(real_gpu, unsupported, faults, on_change, on_permanent, watch)
         )
         _warn_of_little_memory(queues)
+    if gpu is not None and settings.read_ahead:
+        policies.append(ReadAhead(client, keys, queues, watch))
     if settings.preemption_source is not None:
         policies.append(PreemptionWatch(settings.preemption_source, shut_down, watch))
     if exit_when_idle_s is not None:

@@ -192,6 +192,10 @@ class WorkerSettings(SettingsGroup):
     before and 200, with anything but `FALSE` or `NONE`, then; or `aws` or `gcp` for their spot
     instances. Unset: only a signal stops a worker."""
 
+    read_ahead: bool = True
+    """Whether a GPU worker reads the base model of its next job from disk into the page cache while
+    a job computes, at most 200 MB a second and only into memory that the job leaves free."""
+
 
 class TrainerSettings(SettingsGroup):
     """Trainer processes."""

@@ -1,5 +1,6 @@
 """Host memory: this machine's system memory, compared with what its workers' jobs need."""
 
+import re
 from pathlib import Path
 
 import psutil
@@ -8,8 +9,10 @@ from routing.classes import MemoryClass
 from routing.policy import system_memory_gb, types_on
 from routing.queues import INVOKE, gpu_queue
 
-# The limit of a container: control groups, version 2.
-_LIMIT = Path("/sys/fs/cgroup/memory.max")
+# A container's control group, version 2: its limit, its use, and what of that is page cache.
+_GROUP = Path("/sys/fs/cgroup")
+_LIMIT = _GROUP / "memory.max"
+_CACHED = re.compile(r"^file (\d+)$", re.MULTILINE)
 # As memory is sold; firmware and kernel take less than the difference to 2**30.
 _GB = 1e9
 
@@ -22,6 +25,18 @@ def host_memory_bytes() -> int:
     except OSError:
         return total
     return min(total, int(limit)) if limit.isdecimal() else total
+
+
+def available_memory_bytes() -> int:
+    """Return the memory that can be had here without swapping: page cache counts as free."""
+    available: int = psutil.virtual_memory().available
+    try:
+        limit = int(_LIMIT.read_text("ascii"))
+        used = int((_GROUP / "memory.current").read_text("ascii"))
+        cached = _CACHED.search((_GROUP / "memory.stat").read_text("ascii"))
+    except (OSError, ValueError):
+        return available
+    return min(available, limit - used + (int(cached[1]) if cached else 0))
 
 
 def memory_shortage(memory_class: MemoryClass, total_bytes: int) -> str | None:

@@ -10,6 +10,9 @@ from redis import Redis
 from worker.kombu_redis.transport import Keys
 from worker.kombu_redis.unreadable import Place
 
+MAX_STAGE_BYTES = 16 * 1024
+"""Longer messages are submissions: those of stages carry a few ids."""
+
 _PAGE = 20
 _READ_PAGE = (files("worker.kombu_redis") / "read_page.lua").read_text("utf-8")
 
@@ -47,6 +50,15 @@ def queued_messages(
             for size, text in zip(page[::2], page[1::2], strict=True):
                 yield StoredMessage(queue, Place((key,), start, size), text)
                 start += 1
+
+
+def next_message(client: Redis, keys: Keys, queue: str) -> bytes | None:
+    """Return a queue's next message; None if there is none, or it is a long one."""
+    for key in keys.lists(queue):
+        if found := _raw(client, "EVAL", _READ_PAGE, 1, key, -1, 1, MAX_STAGE_BYTES):
+            size, text = found
+            return cast("bytes", text) if len(text) == size else None
+    return None
 
 
 def held_messages(client: Redis, keys: Keys) -> Iterator[StoredMessage]:

@@ -24,14 +24,17 @@ from tasks.stages.messages import MAX_MESSAGE_BYTES, SUBMIT_QUEUES, read_message
 from tasks.state.control import JobControl
 from tasks.state.keys import MISSING_MESSAGES
 from tasks.state.record import JobSummary
-from worker.kombu_redis.scan import StoredMessage, held_messages, queued_messages
+from worker.kombu_redis.scan import (
+    MAX_STAGE_BYTES,
+    StoredMessage,
+    held_messages,
+    queued_messages,
+)
 from worker.kombu_redis.transport import Keys
 from worker.kombu_redis.unreadable import UnreadableMessages
 
 logger = logging.getLogger(__name__)
 
-# Longer messages are submissions: those of stages carry a few ids.
-_MAX_STAGE_BYTES = 16 * 1024
 # Bounds the memory of one round; a larger number takes several.
 _MAX_UNREADABLE = 100
 
@@ -149,7 +152,7 @@ def scan_messages(client: Redis, keys: Keys) -> FoundMessages:
     """
     found = FoundMessages(set(), [])
     for queue in ALL_QUEUES:
-        for message in queued_messages(client, keys, queue, _MAX_STAGE_BYTES):
+        for message in queued_messages(client, keys, queue, MAX_STAGE_BYTES):
             try:
                 found.stages.update(_stages_in(message))
             except ValueError as error:
