@@ -1,10 +1,11 @@
-"""Host memory of an SDXL finetune's checkpoint, above that of the process.
+"""Host memory of an SDXL finetune's checkpoint and of loading FLUX, above that of the process.
 
     OMP_NUM_THREADS=1 python -P benchmarks/checkpoint_memory.py [--parameters N] [--report FILE]
 
 Saves and resumes the state of N parameters of SDXL's UNet with AdamW and a moving average,
 and writes the single-file checkpoint around CLIPs of SDXL's size. The peak is Linux's VmHWM, which
-counts mapped files too. Goal: under 3 GB, for any number of parameters.
+counts mapped files too. FLUX's transformer is loaded at full size, from a file of zeros, onto a
+device that keeps nothing. Goal: under 3 GB, for any number of parameters.
 """
 
 import tempfile
@@ -17,8 +18,11 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.training_utils import EMAModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from benchmarks.real_models import sdxl_unet
+from benchmarks.real_models import flux_transformer, sdxl_unet
 from benchmarks.results import parser_of, report_result
+from tasks.base_models.layouts import Source
+from tasks.base_models.parts import StoredTensor
+from tasks.base_models.safetensors_header import TensorEntry
 from tasks.events import CheckpointSaved, Event
 from tasks.jobs.job import parse_job
 from tasks.jobs.sdxl import SdxlFinetuneConfig
@@ -29,6 +33,7 @@ from worker.trainer.determinism import Determinism
 from worker.trainer.memory import HostMeter
 from worker.trainer.sdxl.export import write_checkpoint
 from worker.trainer.tiny_models import build_tiny_sdxl
+from worker.trainer.weights import load_weights
 
 GB = 1e9
 _CLIPS = {
@@ -47,7 +52,7 @@ def main() -> None:
     parser.add_argument("--parameters", type=float, default=0.2e9)
     arguments = parser.parse_args()
     lines = [_state_line(arguments.parameters * share) for share in (0.25, 1.0)]
-    lines.append(_export_line())
+    lines += [_export_line(), _loading_line()]
     command = "OMP_NUM_THREADS=1 python -P benchmarks/checkpoint_memory.py"
     report_result(
         arguments.report, "Checkpoint memory", command, "under 3 GB above the process", lines
@@ -122,6 +127,29 @@ def _export_line() -> str:
             lambda: write_checkpoint(folder / "results", "model", config, unet, weights, {})
         )
     return f"the published file around CLIPs of SDXL's size: written with {peak:.2f} GB"
+
+
+def _loading_line() -> str:
+    nowhere = torch.device("meta")
+    with nowhere:
+        model = flux_transformer()
+    with tempfile.TemporaryDirectory() as name:
+        size, weights = _weights_in(Path(name) / "transformer", model)
+        peak = peak_above(lambda: load_weights(model, weights, torch.bfloat16, nowhere))
+    return f"FLUX's transformer of {size / GB:.1f} GB: loaded with {peak:.2f} GB"
+
+
+def _weights_in(file: Path, model: torch.nn.Module) -> tuple[int, dict[str, StoredTensor]]:
+    """Make a file of zeros for a model's weights, in bfloat16; return its size and their places."""
+    weights, end = {}, 0
+    for name, parameter in model.named_parameters():
+        shape, start = tuple(parameter.shape), end
+        end += 2 * parameter.numel()
+        entry = TensorEntry(file, "BF16", shape, start, end)
+        weights[name] = StoredTensor(entry, None, Source(name), shape)
+    with file.open("wb") as opened:
+        opened.truncate(end)
+    return end, weights
 
 
 def _with_real_clips(model: Path) -> Path:

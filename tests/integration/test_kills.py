@@ -1,6 +1,8 @@
 """Killed processes: their jobs resume and end with the same file."""
 
+import copy
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ import pytest
 from tasks.metrics import TAKEOVERS
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet
+from tests.page_cache import cached_bytes, drop_pages
 from tests.waiting import wait_until
 from worker.local.demo_images import draw_demo_images
 from worker.local.embedded_broker import find_running
@@ -177,10 +180,26 @@ def test_a_drained_or_killed_fleet_resumes_on_restart(
 
 
 def test_a_cancelled_job_stops_and_leaves_no_trainer(
-    fleet: Fleet, long_job: dict[str, Any]
+    fleet: Fleet, long_job: dict[str, Any], tiny_model: Path, tmp_path: Path
 ) -> None:
+    model = shutil.copytree(tiny_model, tmp_path / "model")
+    [file] = (model / "transformer").glob("*.safetensors")
+    drop_pages(file)
+    following = copy.deepcopy(long_job)
+    following["training"]["model"] = str(model)
     job_id = started(fleet, long_job)
     with held_up(fleet):
+        next_id = fleet.submit(following).documents[0]["job_id"]
+        wait_until(
+            lambda: (
+                f"reads ahead: {file.name}" in fleet.log()
+                and cached_bytes(file) >= file.stat().st_size
+            ),
+            timeout_s=PATIENCE_S,
+            description="the worker reads the next job's model ahead",
+            detail=fleet.log,
+        )
+        assert fleet.run("cancel", next_id).code == 0
         assert fleet.run("cancel", job_id).code == 0
     ran = fleet.run("watch", job_id, "--json")
     assert ran.code == 10, ran

@@ -32,8 +32,8 @@ from worker.policy import WorkerPolicy
 logger = logging.getLogger(__name__)
 
 # With the bytes of a round, this leaves most of a disk to the job that computes: 200 MB a second.
-_EVERY_S = 10.0
-_ROUND_BYTES = 2 * GIB
+_EVERY_S = 5.0
+_ROUND_BYTES = GIB
 # The kernel reads no more at one request than the disk's read-ahead: 128 KiB by default.
 _PIECE_BYTES = 128 * 1024
 # What the present job may still take: a quarter of the memory, but at least this.

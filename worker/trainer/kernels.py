@@ -68,9 +68,8 @@ def use_kernels(device: torch.device, *, deterministic: bool, is_float32: bool) 
     if device.type != "cuda":
         return {"device": device.type}
     capability = torch.cuda.get_device_capability(device)
-    attention = attention_kernels(
-        capability, torch.backends.cudnn.version() or 0, deterministic=deterministic
-    )
+    cudnn = torch.backends.cudnn.version() or 0  # type: ignore[no-untyped-call]
+    attention = attention_kernels(capability, cudnn, deterministic=deterministic)
     precision = float32_precision(capability, is_float32=is_float32)
     set_kernels(attention, precision)
     return {

@@ -1,5 +1,4 @@
 import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from tasks.jobs.job import parse_job
 from tasks.settings.settings import Settings
 from tasks.stages.submit import submit
 from tasks.state.job_store import JobStore
+from tests.page_cache import cached_bytes, drop_pages
 from tests.waiting import wait_until
 from worker.kombu_redis.transport import Keys
 from worker.lifecycle.read_ahead import ReadAhead, Stage, local_weights
@@ -34,20 +34,13 @@ def model_at(folder: Path) -> Path:
         (folder / part).mkdir(parents=True)
         file = folder / part / "model.safetensors"
         file.write_bytes(os.urandom(MIB))
-        with file.open("rb") as opened:
-            os.fsync(opened.fileno())
-            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        drop_pages(file)
     return folder
 
 
 def resident(folder: Path) -> list[str]:
     """Return the parts whose files are in the page cache as a whole."""
-    return [part for part in PARTS if _cached_bytes(folder / part / "model.safetensors") == MIB]
-
-
-def _cached_bytes(file: Path) -> int:
-    command = ["fincore", "--bytes", "--noheadings", "--output", "RES", str(file)]
-    return int(subprocess.run(command, capture_output=True, check=True).stdout or 0)
+    return [part for part in PARTS if cached_bytes(folder / part / "model.safetensors") == MIB]
 
 
 class Worker:

@@ -125,6 +125,7 @@ def test_quantized_transformer_stays_on_the_gpu(
         "max_train_steps": 1,
         "validate_every_n_steps": 1,
         "validation_prompts": ["a cat"],
+        "num_validation_images_per_prompt": 1,
         "enable_cpu_offload_during_validation": True,
     }
     config = config_of(model, quantization=kind, weight_dtype="bfloat16", **options)
