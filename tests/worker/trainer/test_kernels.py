@@ -26,7 +26,7 @@ def restored_kernels() -> Iterator[None]:
 
 def kernels_in_use() -> list[SDPBackend]:
     """Return the attention kernels that PyTorch may use, in its order."""
-    found: Any = torch.nn.attention._cur_sdpa_kernel_backends  # type: ignore[attr-defined]
+    found: Any = torch.nn.attention._cur_sdpa_kernel_backends
     return [kernel for kernel in found(with_priority=True) if kernel in (CUDNN, FLASH, *REST)]
 
 
