@@ -47,7 +47,7 @@ export const ERROR_CODES = {
 
 export type ErrorCode = keyof typeof ERROR_CODES;
 
-export type PresetName = "flux_lora_1x24gb" | "flux_lora_1x40gb" | "flux_lora_1x80gb" | "sdxl_finetune_1x40gb" | "sdxl_finetune_1x80gb" | "sdxl_lora_1x16gb" | "sdxl_lora_1x24gb" | "sdxl_textual_inversion_1x16gb" | "flux_1x24gb" | "flux_1x40gb" | "flux_1x80gb";
+export type PresetName = "flux_lora_1x24gb" | "flux_lora_1x40gb" | "flux_lora_1x40gb_fast" | "flux_lora_1x80gb" | "flux_lora_1x80gb_fast" | "sdxl_finetune_1x40gb" | "sdxl_finetune_1x80gb" | "sdxl_lora_1x16gb" | "sdxl_lora_1x16gb_fast" | "sdxl_lora_1x24gb" | "sdxl_lora_1x24gb_fast" | "sdxl_textual_inversion_1x16gb" | "flux_1x24gb" | "flux_1x40gb" | "flux_1x80gb";
 
 /** Adafactor (Shazeer & Stern, 2018): hardly any state, for finetunes on small GPUs. */
 export interface AdafactorOptimizerConfig {

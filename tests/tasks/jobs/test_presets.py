@@ -48,7 +48,7 @@ def flux_of(document: dict[str, Any]) -> FluxLoraConfig:
 
 @pytest.mark.parametrize("name", preset_names())
 def test_every_preset_routes_to_the_class_in_its_name(name: str) -> None:
-    memory_class = name.rpartition("x")[2]
+    memory_class = name.removesuffix("_fast").rpartition("x")[2]
     # FLUX never runs below 40 GB, also not the preset for those who own 24.
     expected = "gpu.40gb" if name == "flux_lora_1x24gb" else f"gpu.{memory_class}"
     assert job_of(name).route().gpu_queue == expected
@@ -59,6 +59,20 @@ def test_every_preset_routes_to_the_class_in_its_name(name: str) -> None:
 @pytest.mark.parametrize("name", preset_names())
 def test_every_option_of_a_preset_has_an_effect(name: str) -> None:
     assert [w for w in job_of(name).training.warnings() if "has no effect" in w] == []
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if name.endswith("_fast")])
+def test_a_fast_preset_fits_its_class_with_a_margin(name: str) -> None:
+    fast, plain = job_of(name), job_of(name.removesuffix("_fast"))
+    route = fast.route()
+    assert route.estimate.needed_gib < 0.95 * route.memory_class.floor_gib
+    samples = (
+        job.training.train_batch_size * job.training.gradient_accumulation_steps
+        for job in (fast, plain)
+    )
+    assert len(set(samples)) == 1
+    assert fast.training.cache_vae_outputs
+    assert fast.training.learning_rates().items() <= plain.training.learning_rates().items()
 
 
 def test_the_flux_preset_for_24_gb_routes_to_40_gb() -> None:
