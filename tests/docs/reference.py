@@ -168,9 +168,10 @@ def _fast_presets() -> list[str]:
     rows = [
         "",
         "A preset whose name ends with `_fast` takes as many samples for an update as the plain",
-        "one, and uses the memory of its class: for activations that need not be recomputed (FLUX),",
-        "or for batches that need fewer kernels (SDXL, whose text encoders it does not train).",
-        "The work is that of one batch and its update, at the largest image, for each sample.",
+        "one, and uses the memory of its class: for activations that need not be recomputed",
+        "(FLUX), or for batches that need fewer kernels (SDXL, whose text encoders it does not",
+        "train). The work is that of one batch and its update, at the largest image, for each",
+        "sample.",
         "",
         "| preset | option: plain → fast | TFLOP a sample | kernels a sample |",
         "| --- | --- | --- | --- |",
