@@ -36,8 +36,8 @@ _EVERY_S = 5.0
 _ROUND_BYTES = GIB
 # The kernel reads no more at one request than the disk's read-ahead: 128 KiB by default.
 _PIECE_BYTES = 128 * 1024
-# What the present job may still take: a quarter of the memory, but at least this.
-_MIN_LEFT_BYTES = 8 * GIB
+# Of the machine's memory; what the present job may still take.
+_LEFT_SHARE = 0.25
 
 _STAGES = ("cache", "train")
 
@@ -127,7 +127,7 @@ class ReadAhead(WorkerPolicy):
             try:
                 size = os.fstat(descriptor).st_size
                 left = self._available() - (size - start)
-                if left < max(_MIN_LEFT_BYTES, host_memory_bytes() // 4):
+                if left < _LEFT_SHARE * host_memory_bytes():
                     continue
                 end = min(size, start + limit)
                 for offset in range(start, end, _PIECE_BYTES):
