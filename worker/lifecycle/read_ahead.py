@@ -122,13 +122,13 @@ class ReadAhead(WorkerPolicy):
     def _read(self, limit: int) -> None:
         """Let the kernel read up to a number of bytes."""
         while self._unread and limit > 0:
-            path, start = self._unread.popleft()
+            path, start = self._unread[0]
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
             try:
                 size = os.fstat(descriptor).st_size
                 left = self._available() - (size - start)
                 if left < _LEFT_SHARE * host_memory_bytes():
-                    continue
+                    return  # a later round may find room
                 end = min(size, start + limit)
                 for offset in range(start, end, _PIECE_BYTES):
                     length = min(_PIECE_BYTES, end - offset)
@@ -136,8 +136,9 @@ class ReadAhead(WorkerPolicy):
             finally:
                 os.close(descriptor)
             limit -= end - start
-            if end < size:
-                self._unread.appendleft((path, end))
+            self._unread[0] = path, end
+            if end >= size:
+                self._unread.popleft()
 
 
 def local_weights(config: PipelineConfig, stage: str) -> list[Path]:

@@ -123,6 +123,8 @@ def test_nothing_is_read_into_memory_that_the_job_may_need(worker: Worker, tmp_p
     worker.send(worker.job(other), "cache")
     worker.free = host_memory_bytes() // 4
     worker.reads(other)
+    worker.free *= 2
+    worker.reads(other, *PARTS)
 
 
 def test_messages_without_a_local_model_are_left_alone(
