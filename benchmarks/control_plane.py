@@ -17,14 +17,15 @@ import sys
 import tempfile
 import time
 import timeit
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import chain
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
+import psutil
 from pydantic import SecretStr
 from redis import Redis
 
@@ -50,7 +51,17 @@ from worker.supervision.process import spawn, stop
 # Kinds of ``benchmarks.noop_worker``. The others are compared with the first.
 _OWN = "training-worker"
 _SIDES = (_OWN, "bare", "bare-events")
-_ROUNDS = 15
+T = TypeVar("T")
+
+
+class Goals(NamedTuple):
+    """What to reach beside a kind."""
+
+    ratio: float
+    added: str
+
+
+_GOALS = {"bare": Goals(0.6, ""), "bare-events": Goals(0.9, ", goal 0.5")}
 _ONE_BY_ONE = 10
 _PATIENCE_S = 600.0
 _TENANTS = 20
@@ -60,37 +71,73 @@ _A_MINUTE = {"publish_fleet": 12, "dispatch": 12, "reconcile": 2}
 _RUN_JOBS = 1000
 
 
+class Burst(NamedTuple):
+    """What a burst of chains took.
+
+    Attributes:
+        rate: Chains per second.
+        workers_ms: Processor milliseconds of the workers per chain.
+        broker_ms: Of the broker.
+        sender_ms: Of this process, which submits and waits.
+    """
+
+    rate: float
+    workers_ms: float
+    broker_ms: float
+    sender_ms: float
+
+    @property
+    def cpu_ms(self) -> float:
+        """All processor milliseconds per chain."""
+        return self.workers_ms + self.broker_ms + self.sender_ms
+
+
 @dataclass
 class Side:
     """One side of the comparison.
 
     Attributes:
-        submit: Submits a chain, and returns the id of its result.
+        submit: Submits a number of chains, and returns the ids of their results.
         redis: Connection to its broker.
+        workers: Their main processes.
     """
 
-    submit: Callable[[], str]
+    submit: Callable[[int], list[str]]
     redis: Redis
+    workers: list[psutil.Process]
 
-    def burst(self, chains: int) -> float:
-        """Return chains per second, from the first submission to the last end."""
-        began = time.perf_counter()
-        for result_id in [self.submit() for _ in range(chains)]:
+    def burst(self, chains: int) -> Burst:
+        """Measure from the first submission to the last end."""
+        began_s, began_cpu_ms = time.perf_counter(), self._cpu_ms()
+        for result_id in self.submit(chains):
             self._wait(result_id)
-        return chains / (time.perf_counter() - began)
+        seconds, cpu_ms = time.perf_counter() - began_s, self._cpu_ms()
+        parts = [(now - then) / chains for now, then in zip(cpu_ms, began_cpu_ms, strict=True)]
+        return Burst(chains / seconds, *parts)
 
     def latency_s(self) -> float:
         """Return the seconds from a chain's submission to its end on an idle fleet."""
         began = time.perf_counter()
-        self._wait(self.submit())
+        self._wait(*self.submit(1))
         return time.perf_counter() - began
+
+    def _cpu_ms(self) -> tuple[float, float, float]:
+        """Return the processor time of the workers, the broker and this process."""
+        children = [child for worker in self.workers for child in worker.children(recursive=True)]
+        times = [process.cpu_times() for process in [*self.workers, *children]]
+        broker = self.redis.info("cpu")
+        return (
+            sum(time.user + time.system for time in times) * 1e3,
+            (broker["used_cpu_user"] + broker["used_cpu_sys"]) * 1e3,
+            time.process_time() * 1e3,
+        )
 
     def _wait(self, result_id: str) -> None:
         deadline = time.monotonic() + _PATIENCE_S
         while '"SUCCESS"' not in str(self.redis.get(f"celery-task-meta-{result_id}")):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"no end of {result_id}")
-            time.sleep(0.001)
+            time.sleep(0.002)
 
 
 def main() -> None:
@@ -99,6 +146,8 @@ def main() -> None:
     parser.add_argument("--chains", type=int, default=100)
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--only-chains", action="store_true")
     parser.add_argument("--report", type=Path)
     arguments = parser.parse_args()
     lines = [
@@ -109,7 +158,7 @@ def main() -> None:
         "",
     ]
     for line in chain(
-        _beside_bare_celery(arguments.chains),
+        _beside_bare_celery(arguments.chains, arguments.rounds),
         _decisions(),
         _depths(arguments.jobs, arguments.workers),
     ):
@@ -126,23 +175,33 @@ def job(tenant: str = "default") -> dict[str, Any]:
     return {"preset": "flux_lora_1x40gb", "tenant": tenant, "training": training}
 
 
-def _beside_bare_celery(chains: int) -> Iterator[str]:
+def _beside_bare_celery(chains: int, rounds: int) -> Iterator[str]:
     with ExitStack() as stack:
         sides = [stack.enter_context(_side(kind)) for kind in _SIDES]
         for side in sides:
             side.burst(10)  # warms up
-        rates = [_in_turns(sides, lambda side: side.burst(chains), n) for n in range(_ROUNDS)]
-        times = [_in_turns(sides, Side.latency_s, n) for n in range(_ROUNDS * _ONE_BY_ONE)]
-    rate = dict(zip(_SIDES, map(statistics.median, zip(*rates, strict=True)), strict=True))
+        bursts = [_in_turns(sides, lambda side: side.burst(chains), n) for n in range(rounds)]
+        times = [_in_turns(sides, Side.latency_s, n) for n in range(rounds * _ONE_BY_ONE)]
+    columns = dict(zip(_SIDES, zip(*bursts, strict=True), strict=True))
     for place, name in enumerate(_SIDES[1:], 1):
-        low, ratio, high = statistics.quantiles((row[0] / row[place] for row in rates), n=4)
+        ratios = [row[0].rate / row[place].rate for row in bursts]
+        low, ratio, high = statistics.quantiles(ratios, n=4)
+        cpu = statistics.median(row[place].cpu_ms / row[0].cpu_ms for row in bursts)
         added = statistics.median(row[0] - row[place] for row in times) / len(STAGES)
+        goals = _GOALS[name]
         yield (
-            f"beside {name}, bursts of {chains} chains: {rate[_OWN]:.0f} and {rate[name]:.0f} a "
-            f"second; ratio {ratio:.2f}, half of {_ROUNDS} rounds from {low:.2f} to {high:.2f} "
-            f"(goal 0.6); one by one, {added * 1e3:.1f} ms added to each step "
-            f"(median of {len(times)})"
+            f"beside {name}, bursts of {chains} chains: {_median(columns[_OWN], 'rate'):.0f} and "
+            f"{_median(columns[name], 'rate'):.0f} a second; ratio {ratio:.2f}, half of {rounds} "
+            f"rounds from {low:.2f} to {high:.2f}, by processor time {cpu:.2f} "
+            f"(goal {goals.ratio}); one by one, {added * 1e3:.1f} ms added to each step "
+            f"(median of {len(times)}{goals.added})"
         )
+    used = [
+        f"{name} {_median(column, 'cpu_ms'):.1f} (workers {_median(column, 'workers_ms'):.1f}, "
+        f"broker {_median(column, 'broker_ms'):.1f}, sender {_median(column, 'sender_ms'):.1f})"
+        for name, column in columns.items()
+    ]
+    yield f"processor milliseconds of a chain: {'; '.join(used)}"
     latencies = [
         f"{name} {statistics.median(column) * 1e3:.0f} and "
         f"{statistics.quantiles(column, n=20)[-1] * 1e3:.0f}"
@@ -151,7 +210,11 @@ def _beside_bare_celery(chains: int) -> Iterator[str]:
     yield f"milliseconds of a chain by itself, median and 95 %: {', '.join(latencies)}"
 
 
-def _in_turns(sides: list[Side], measure: Callable[[Side], float], number: int) -> list[float]:
+def _median(bursts: Sequence[Burst], name: str) -> float:
+    return statistics.median(getattr(burst, name) for burst in bursts)
+
+
+def _in_turns(sides: list[Side], measure: Callable[[Side], T], number: int) -> list[T]:
     """Measure each side; every second round runs in reverse order."""
     order = sides if number % 2 else sides[::-1]
     measures = {id(side): measure(side) for side in order}
@@ -166,13 +229,14 @@ def _side(kind: str) -> Iterator[Side]:
         broker = stack.enter_context(EmbeddedBroker(folder))
         env = {k: v for k, v in os.environ.items() if not k.startswith("TRAINING_")}
         env |= {"TRAINING_BROKER_URL": broker.url, "TRAINING_HOME": str(folder)}
-        readies = []
+        readies, workers = [], []
         for name, queue in {"cpu": CPU_QUEUE, "gpu": GPU_QUEUE}.items():
             readies.append(folder / f"{name}.ready")
             command = [sys.executable, "-m", "benchmarks.noop_worker", kind, name, queue]
             log = stack.enter_context((folder / f"{name}.log").open("wb"))
             worker = spawn([*command, str(readies[-1])], env=env, stdout=log, stderr=log)
             stack.callback(stop, worker, 10)
+            workers.append(psutil.Process(worker.pid))
         wait_until(
             lambda: all(path.exists() for path in readies),
             timeout_s=60,
@@ -180,22 +244,23 @@ def _side(kind: str) -> Iterator[Side]:
             detail=lambda: "".join(path.read_text() for path in folder.glob("*.log")),
         )
         submit = _own(broker.url) if kind == _OWN else _bare(broker.url)
-        yield Side(submit, connect(broker.url))
+        yield Side(submit, connect(broker.url), workers)
 
 
-def _own(url: str) -> Callable[[], str]:
+def _own(url: str) -> Callable[[int], list[str]]:
     client = client_of(Settings(broker_url=SecretStr(url)))
     redis = connect(url)
 
-    def submit() -> str:
-        return str(redis.hget(f"training:job:{client.submit(job())}", "result_id"))
+    def submit(count: int) -> list[str]:
+        ids = [client.submit(job()) for _ in range(count)]
+        return [str(redis.hget(f"training:job:{job_id}", "result_id")) for job_id in ids]
 
     return submit
 
 
-def _bare(url: str) -> Callable[[], str]:
+def _bare(url: str) -> Callable[[int], list[str]]:
     app = bare_app(url)
-    return lambda: str(bare_chain(app, "a-job").apply_async().id)
+    return lambda count: [str(bare_chain(app, "a-job").apply_async().id) for _ in range(count)]
 
 
 def _decisions() -> Iterator[str]:
@@ -235,7 +300,7 @@ def _at_depth(
 ) -> str:
     hour = timedelta(hours=1)
     unreadable = unreadable_messages(redis, hour)
-    reconciler = Reconciler(redis, client.control, lambda _: None, hour, Keys.of({}), unreadable)
+    reconciler = Reconciler(redis, client.control, hour, Keys.of({}), unreadable)
     duties: dict[str, Callable[[], object]] = {
         "publish_fleet": lambda: client.tenant_queues.publish_fleet(
             live_workers(redis).values(), settings.shares_by_tenant(), timedelta(hours=1)

@@ -25,7 +25,6 @@ from tasks.data.read_policy import ReadPolicy
 from tasks.eta.history import RunHistoryStore
 from tasks.settings.settings import Settings
 from tasks.stages.celery_tasks import STAGE_BODIES, make_worker_app
-from tasks.stages.dispatch import enqueue_remaining
 from tasks.stages.stage_context import StageContext, StageResult
 from tasks.stages.worker_context import WorkerContext
 from tasks.state.connection import connect
@@ -142,7 +141,7 @@ class EmulatedFleet:
                     redis,
                     None,
                     lambda _needed_gib: None,
-                    TenantQueues(redis, ttl, lambda record: enqueue_remaining(self._app, record)),
+                    TenantQueues(redis, ttl),
                     RunHistoryStore(redis, ttl),
                 ),
             )

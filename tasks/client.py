@@ -12,7 +12,6 @@ from tasks.errors import ErrorCode, JobError, NoWorkerError
 from tasks.eta.history import RunHistoryStore
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.settings.settings import Settings
-from tasks.stages.dispatch import enqueue_remaining
 from tasks.stages.submit import submit_job
 from tasks.state.artifacts import JobArtifacts
 from tasks.state.connection import check_server, connect
@@ -47,9 +46,7 @@ class Client:
         self.control = JobControl(connection, settings.job_ttl)
         self.run_history = RunHistoryStore(connection, settings.job_ttl)
         self._app: Celery = make_app(settings, broker_url)
-        self.tenant_queues = TenantQueues(
-            connection, settings.job_ttl, lambda record: enqueue_remaining(self._app, record)
-        )
+        self.tenant_queues = TenantQueues(connection, settings.job_ttl)
 
     def submit(
         self,
@@ -88,7 +85,8 @@ class Client:
             self._check_served(job.route(self._constants).gpu_queue)
         artifacts = JobArtifacts() if reads is None else JobArtifacts(read_roots=tuple(reads))
         submission = submit_job(job, self.state, uuid4().hex, artifacts)
-        self._dispatch(submission.job_id, submission.outcome == DispatchOutcome.SENT)
+        if submission.outcome == DispatchOutcome.WAITING:
+            self.tenant_queues.dispatch()
         return submission.job_id
 
     def cancel(self, job_id: str, *, save: bool = False) -> JobStatus:
@@ -102,16 +100,18 @@ class Client:
             ended_at = record.updated_at.timestamp()
             record_job(self._tracer, record, status, ended_at, record.error_code)
         elif status == JobStatus.CANCELLING and record.pending_queue is not None:
-            enqueue_remaining(self._app, record)
+            self.state.send(record)
         return status
 
     def resume(self, job_id: str) -> None:
         """Resume a paused job; see ``JobControl.resume``."""
-        self._dispatch(job_id, self.control.resume(job_id))
+        self.control.resume(job_id)
+        self.tenant_queues.dispatch()
 
     def replay(self, job_id: str) -> None:
         """Replay a failed job from its failed stage; see ``JobControl.replay``."""
-        self._dispatch(job_id, self.control.replay(job_id))
+        self.control.replay(job_id)
+        self.tenant_queues.dispatch()
 
     def live_workers(self) -> dict[str, WorkerInfo]:
         """Return the workers with a recent heartbeat, busy or not."""
@@ -145,11 +145,6 @@ class Client:
         before = self.tenant_queues.jobs_before(record) or 0
         queue = f"in the queue of tenant {record.job.tenant}, behind {before} of its jobs"
         return f"{record.stage} waits {queue}"
-
-    def _dispatch(self, job_id: str, is_sent: bool) -> None:
-        if is_sent:
-            enqueue_remaining(self._app, self.state.summary(job_id))
-        self.tenant_queues.dispatch()
 
     def _check_served(self, queue: str) -> None:
         reason = self.unserved_reason(queue)

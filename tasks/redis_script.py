@@ -39,6 +39,11 @@ Key: TypeAlias = Annotated[str, _KEY]
 
 _PLAIN = (str, int, float, bool, NoneType)
 _INCLUDE = re.compile(r"^-- include: (\S+)\n", re.MULTILINE)
+_COMMENT = re.compile(r"^ *--.*\n", re.MULTILINE)
+# On one line, or up to the first ``end`` at the beginning of a line.
+_FUNCTION = re.compile(
+    r"^local function (\w+)\((?:[^\n]*\bend|.*?\nend)\n", re.MULTILINE | re.DOTALL
+)
 
 
 class Script(Generic[P, R]):
@@ -94,21 +99,25 @@ class ScriptFolder:
     Args:
         folder: It holds a file for each script; a line ``-- include: NAME`` is replaced by
             another file of the folder.
-        constants: Tables of strings and numbers that every script finds under their names.
+        constants: Tables of strings and numbers. A script reads ``NAME.FIELD``, which is replaced by
+            the value.
     """
 
     def __init__(
         self, folder: Traversable, constants: Mapping[str, Mapping[str, str | int]]
     ) -> None:
         self._folder = folder
-        self._constants = "".join(
-            f"local {name} = {_lua_table(table)}\n" for name, table in constants.items()
-        )
+        self._constants = constants
 
     def script(self, declaration: Callable[P, R]) -> Script[P, R]:
         """Turn a declaration into the script of its name (a decorator)."""
-        code = self._read(f"{declaration.__name__}.lua")
-        return Script(declaration, self._constants + code)
+        code = _without_unused_functions(self._read(f"{declaration.__name__}.lua"))
+        for name, table in self._constants.items():
+            for field, value in table.items():
+                # A string literal of JSON is one of Lua too, for text without control characters.
+                literal = json.dumps(value)
+                code = re.sub(rf"\b{name}\.{field}\b", lambda _, it=literal: it, code)
+        return Script(declaration, code)
 
     def _read(self, name: str) -> str:
         text = (self._folder / name).read_text("utf-8")
@@ -121,6 +130,10 @@ def _is_plain(hint: Any) -> bool:
     return all(option in _PLAIN for option in options)
 
 
-def _lua_table(values: Mapping[str, str | int]) -> str:
-    # A string literal of JSON is one of Lua too, for text without control characters.
-    return "{" + ", ".join(f"{name} = {json.dumps(value)}" for name, value in values.items()) + "}"
+def _without_unused_functions(code: str) -> str:
+    """Remove functions that are not called, which each call of the script would define."""
+    code = _COMMENT.sub("", code)
+    for definition in reversed(list(_FUNCTION.finditer(code))):
+        if len(re.findall(rf"\b{definition[1]}\b", code)) == 1:
+            code = code[: definition.start()] + code[definition.end() :]
+    return code

@@ -14,11 +14,11 @@ from routing.queues import Engine
 from tasks.cache.index import PackIndex
 from tasks.eta.history import RunHistoryStore, WorkDone
 from tasks.settings.settings import Settings
-from tasks.stages.dispatch import enqueue_remaining
 from tasks.stages.worker_context import Backoff, WorkerContext, WorkerServices
 from tasks.state.connection import connect
 from tasks.state.job_store import JobStore
 from tasks.state.record import JobRecord, StageRecord
+from tasks.state.scripts import Candidates
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import newest_versions, next_larger_class
 from tasks.store import Store
@@ -82,9 +82,9 @@ class FleetServices(WorkerServices):
         """Check the worker's GPU before a stage that uses it."""
         self.gpu_check(needed_gib)
 
-    def dispatch_waiting(self) -> None:
-        """Send jobs that wait in tenant queues, as far as the fleet has capacity."""
-        self.tenant_queues.dispatch()
+    def dispatch_waiting(self, candidates: Candidates | None = None) -> None:
+        """Send jobs that wait in tenant queues; see ``TenantQueues.dispatch``."""
+        self.tenant_queues.dispatch(candidates)
 
     def next_larger_class(self, engine: Engine) -> MemoryClass | None:
         """Return the next class above this worker's that a live worker with this engine has."""
@@ -126,7 +126,7 @@ def make_context(
     client = connect(broker_url)
     patient = connect(broker_url, patience=_PATIENCE)
     keys = Keys.of(app.conf.broker_transport_options)
-    tenant_queues = TenantQueues(client, settings.job_ttl, partial(enqueue_remaining, app))
+    tenant_queues = TenantQueues(client, settings.job_ttl)
     return WorkerContext(
         state=JobStore(
             client, settings.job_ttl, settings.constants, unacked_index=keys.unacked_index

@@ -3,7 +3,6 @@
 import logging
 import socket
 import warnings
-from functools import partial
 from pathlib import Path
 
 import redis
@@ -16,7 +15,6 @@ from tasks.process.logging_setup import set_up_logging
 from tasks.process.signals import drain_on_hangup, ignored_signals
 from tasks.settings.settings import Settings
 from tasks.stages.celery_tasks import make_worker_app
-from tasks.stages.dispatch import enqueue_remaining
 from tasks.state.connection import check_mode, connect, why_unanswered
 from tasks.state.record import VERSION
 from tasks.state.workers import WorkerInfo
@@ -101,7 +99,7 @@ def run_worker(
         registration,
         sampler,
         EventBatches(),
-        FleetMaintenance(client, settings, keys, partial(enqueue_remaining, app), watch),
+        FleetMaintenance(client, settings, keys, watch),
         ScratchCleanup(settings.resolved_scratch_dir, client, watch),
     ]
     if real_gpu is not None:

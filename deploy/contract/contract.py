@@ -12,7 +12,7 @@ STAGES = ("prepare", "cache", "train", "publish")
 """The stages of a job, in order."""
 
 SUBMIT_QUEUE = "submit"
-"""The queue of ``training.submit``, which replaces itself with the routed chain."""
+"""The queue of ``training.submit``, which sends the first stage."""
 
 JOB_KEY = "training:job:"
 """Before a job's id: the key of the hash that is its record, with a field ``status``."""

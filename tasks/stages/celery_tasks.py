@@ -17,7 +17,6 @@ from tasks.contract import SUBMIT, SUBMIT_QUEUE, job_id_of, task_name
 from tasks.errors import JobError
 from tasks.settings.settings import Settings
 from tasks.stages.cache import cache
-from tasks.stages.dispatch import job_chain
 from tasks.stages.outcomes import (
     Cancelled,
     DeferredToNewerWorker,
@@ -99,7 +98,12 @@ def _add_stage(
     # Not shared: Celery would give this task, with this worker, to every other app of the process.
     # No limit of Celery's own retries: each sends a message to another queue, and none leads back.
     @app.task(  # type: ignore[untyped-decorator]
-        name=task_name(stage), bind=True, shared=False, throws=(JobError,), max_retries=None
+        name=task_name(stage),
+        bind=True,
+        shared=False,
+        throws=(JobError,),
+        max_retries=None,
+        store_errors_even_if_ignored=True,
     )
     def run(self: Task, job_id: str) -> dict[str, Any]:
         context, continues = worker(), False
@@ -108,7 +112,8 @@ def _add_stage(
             match outcome:
                 case Done(answer, next_queue):
                     continues = next_queue is not None
-                    _route_next(self.request, next_queue)
+                    # The next stage has been sent; an error fails the whole chain.
+                    self.request.chain = None
                     return answer
                 case Requeued(reason):
                     raise Reject(reason, requeue=True)
@@ -130,22 +135,6 @@ def _delivery(request: Any) -> Delivery:
         tag=str((request.properties or {}).get("delivery_tag", "")),
         version=int(request.get(VERSION_HEADER) or 1),
     )
-
-
-def _route_next(request: Any, queue: str | None) -> None:
-    """Send the chain's next stage to the queue that the job's record names.
-
-    Args:
-        request: The task's request.
-        queue: None ends the chain here: the rest is sent when the job may continue.
-    """
-    if not request.chain:
-        return
-    if queue is None:
-        request.chain.clear()
-    else:
-        # The chain's signatures as Celery keeps them in a message, the next one last.
-        request.chain[-1]["options"]["queue"] = queue
 
 
 def _add_submit(app: Celery, worker: Callable[[], WorkerContext]) -> None:
@@ -171,18 +160,12 @@ def _add_submit(app: Celery, worker: Callable[[], WorkerContext]) -> None:
             submission = submit(with_id(job, self.request.id), context.state, self.request.id)
         except JobError as error:
             raise error.for_wire() from None  # results keep the whole chain's text
-        context.services.dispatch_waiting()
         job_id = submission.job_id
-        match submission.outcome:
-            case DispatchOutcome.WAITING:
-                raise Ignore(f"job {job_id} continues without this task, and keeps its result")
-            case DispatchOutcome.EXISTS:
-                return {"job_id": job_id}
-            case DispatchOutcome.SENT:
-                # The chain takes this task's id, so that the sender's result follows the whole job.
-                queue = context.state.summary(job_id).gpu_queue
-                replaced: dict[str, Any] = self.replace(job_chain(app, job_id, queue))
-                return replaced
+        if submission.outcome == DispatchOutcome.EXISTS:
+            return {"job_id": job_id}
+        if submission.outcome == DispatchOutcome.WAITING:
+            context.services.dispatch_waiting()
+        raise Ignore(f"job {job_id} continues without this task, and keeps its result")
 
 
 def _job_id(message_id: str, args: Any) -> str:

@@ -15,7 +15,7 @@ class Done:
 
     Attributes:
         answer: The Celery task's result; it holds references only.
-        next_queue: Where the next stage's message goes; None if no stage may start now.
+        next_queue: Where the next stage's message was sent; None if no stage may start now.
     """
 
     answer: dict[str, Any]

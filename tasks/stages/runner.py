@@ -39,6 +39,7 @@ from tasks.stages.worker_context import GpuUnhealthy, TrainerInterrupted, Worker
 from tasks.state.artifacts import JobArtifacts
 from tasks.state.job_store import StartOutcome
 from tasks.state.record import VERSION, JobStatus, queue_of
+from tasks.state.stage_message import StageMessage, stage_message
 from tasks.tracing.spans import record_job
 
 logger = logging.getLogger(__name__)
@@ -135,8 +136,8 @@ def _begin(
         retry_in_s=worker.backoff.delay_s(0),
         change_id=uuid4().hex,
     )
-    answer, token, record = until_connected(begin, draining)
-    worker.services.dispatch_waiting()  # The queue has capacity for one more message.
+    answer, token, record, candidates = until_connected(begin, draining)
+    worker.services.dispatch_waiting(candidates)  # The queue has capacity for one more message.
     extra = {"job": job_id, "stage": stage}
     if record is not None:
         logger.info("%s begins", stage, extra=extra)
@@ -155,14 +156,18 @@ def _begin(
             events=events,
             telemetry=telemetry,
         )
+    summary = state.summary(job_id)
     if answer == StartOutcome.DONE:
-        return Done({"job_id": job_id, "stage": stage}, state.next_queue(job_id))
+        # An older worker may have ended before it sent the next stage.
+        is_sent = summary.pending_queue is not None and not summary.in_tenant_queue
+        if is_sent:
+            state.send(summary)
+        return Done({"job_id": job_id, "stage": stage}, summary.pending_queue if is_sent else None)
     if answer in (StartOutcome.NEWER, StartOutcome.STILL_NEWER):
         reason = f"{stage} waits for a worker of a newer version than {VERSION}"
         if answer == StartOutcome.NEWER:
             logger.warning("%s", reason, extra=extra)
         return DeferredToNewerWorker(reason)
-    summary = state.summary(job_id)
     if answer == StartOutcome.EXHAUSTED:
         ended_at = summary.updated_at.timestamp()
         record_job(worker.tracing.tracer, summary, summary.status, ended_at, summary.error_code)
@@ -231,9 +236,7 @@ def _finish(context: StageContext, result: StageResult) -> Done:
     )
     is_last = result.result is not None
     cancelled = is_last and context.until_connected(lambda: _is_saved_on_cancel(context))
-    following = None if is_last else _following_queue(context, result)
-    # A job that comes from the CPU queue has not been dispatched to a GPU yet.
-    fair_share_queue = following if context.queue == CPU_QUEUE != following else None
+    following = None if is_last else _following(context, result)
     context.until_connected(context.events.flush)
     counts = {
         **context.events.take_counts(),
@@ -248,7 +251,9 @@ def _finish(context: StageContext, result: StageResult) -> Done:
         stage,
         result.artifacts,
         result.result,
-        fair_share_queue=fair_share_queue,
+        following=following,
+        # A job that comes from the CPU queue has not been dispatched to a GPU yet.
+        is_shared=following is not None and context.queue == CPU_QUEUE != following.queue,
         cancelled=cancelled,
         counts=counts,
         change_id=uuid4().hex,
@@ -258,7 +263,7 @@ def _finish(context: StageContext, result: StageResult) -> Done:
     context.telemetry.record_end("done", status=status if is_last else None)
     context.worker.services.record_run(record, context.stage, stage, result.work)
     answer = {"job_id": context.job_id, "stage": context.stage, **(result.result or {})}
-    return Done(answer, following if is_sent else None)
+    return Done(answer, following.queue if following and is_sent else None)
 
 
 def _requeue(context: StageContext, note: Note) -> StageOutcome:
@@ -389,9 +394,12 @@ def _is_saved_on_cancel(context: StageContext) -> bool:
     return is_cancelled and state.get(job_id).save_on_cancel
 
 
-def _following_queue(context: StageContext, result: StageResult) -> str:
+def _following(context: StageContext, result: StageResult) -> StageMessage:
+    """Return the message of the next stage."""
+    record = context.record
     following = STAGES[STAGES.index(context.stage) + 1]
-    return queue_of(following, context.record.gpu_queue, result.artifacts.cache_queue)
+    queue = queue_of(following, record.gpu_queue, result.artifacts.cache_queue)
+    return stage_message(record.id, record.result_id, following, record.gpu_queue, queue=queue)
 
 
 def _extra(context: StageContext) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Submission of a job: check it, set its id and seed, record it. Its chain is sent afterwards."""
+"""Submission of a job: check it, set its id and seed, record and send it."""
 
 import secrets
 from typing import Any, NamedTuple
@@ -20,7 +20,7 @@ class Submission(NamedTuple):
         job_id: Its id.
         job: The job with its id and seed set.
         outcome: What happens to it now. A job that was submitted before is SENT again until a
-            stage has begun: a second chain does no harm, since a stage begins once.
+            stage has begun: a second message does no harm, since a stage begins once.
     """
 
     job_id: str
@@ -76,6 +76,7 @@ def submit_job(
         raise InvalidJobError([Problem("id", message)])
     if record.in_tenant_queue or record.stages or record.status.ended:
         return Submission(job_id, recorded, again)
+    state.send(record)
     return Submission(job_id, recorded, DispatchOutcome.SENT)
 
 

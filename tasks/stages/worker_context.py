@@ -15,6 +15,7 @@ from tasks.events import CacheDone, Event, TrainDone
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.state.job_store import JobStore
 from tasks.state.record import JobRecord, StageRecord
+from tasks.state.scripts import Candidates
 from tasks.store import Store
 from tasks.tracing.spans import Tracing
 
@@ -101,8 +102,8 @@ class WorkerServices:
             GpuUnhealthy: It cannot take the job now.
         """
 
-    def dispatch_waiting(self) -> None:
-        """Send jobs that wait in tenant queues, as far as the fleet has capacity."""
+    def dispatch_waiting(self, candidates: Candidates | None = None) -> None:
+        """Send jobs that wait in tenant queues; see ``TenantQueues.dispatch``."""
 
     def next_larger_class(self, engine: Engine) -> MemoryClass | None:
         """Return the next class above this worker's that a live worker with this engine has."""

@@ -13,6 +13,7 @@ from tasks.state import keys, scripts
 from tasks.state.job_reader import JobReader
 from tasks.state.job_store import DispatchOutcome
 from tasks.state.record import VERSION, JobRecord, JobStatus, JobSummary, queue_of
+from tasks.state.stage_message import waiting_message
 from tasks.state.workers import newest_versions
 
 logger = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class JobControl:
 
         Returns:
             Its status now; an ended job keeps its own. If it is CANCELLING and no stage runs, the
-            caller sends the chain from ``publish`` on.
+            caller sends ``publish``.
 
         Raises:
             UnknownJobError: There is no such job.
@@ -95,8 +96,8 @@ class JobControl:
         """Resume a paused job.
 
         Returns:
-            Whether the caller sends its chain; False if the job had not stopped yet, or waits in
-            its tenant queue.
+            Whether its message was sent; False if the job had not stopped yet, or waits in its
+            tenant queue.
 
         Raises:
             UnknownJobError: There is no such job.
@@ -108,7 +109,7 @@ class JobControl:
         """Resume a failed job from the stage and the checkpoint it had.
 
         Returns:
-            Whether the caller sends its chain; False if the job waits in its tenant queue.
+            Whether its message was sent; False if the job waits in its tenant queue.
 
         Raises:
             UnknownJobError: There is no such job.
@@ -237,9 +238,11 @@ class JobControl:
         return [job_id for job_id in ids if job_id in existing]
 
     def _reopen(self, job_id: str, status: JobStatus, message: str) -> bool:
-        """Let a job of this status continue; return whether the caller sends its chain."""
+        """Let a job of this status continue; return whether its message was sent."""
         note = Note(level="info", message=message)
-        summary = self._jobs.summary(job_id)
+        job = self._jobs.summary(job_id)
+        queue = queue_of(job.stage, job.gpu_queue, job.cache_queue)
+        stage = waiting_message(job.model_copy(update={"pending_queue": queue}))
         reply = scripts.resume_job(
             self._redis,
             job_key=record_key(job_id),
@@ -247,7 +250,8 @@ class JobControl:
             ttl_s=self._ttl_s,
             from_status=status.value,
             event=note.model_dump_json(),
-            queue=queue_of(summary.stage, summary.gpu_queue, summary.cache_queue),
+            queue=queue,
+            message=stage.text,
         )
         if _known(job_id, reply) not in (*DispatchOutcome, JobStatus.PAUSING):
             raise InvalidStateError(job_id, f"{reply}, not {status}")

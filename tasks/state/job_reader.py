@@ -13,12 +13,10 @@ from tasks.errors import UnknownJobError, UnreadableJobError
 from tasks.events import Event, Note, parse_event
 from tasks.state import keys
 from tasks.state.record import (
-    CACHE_QUEUE_FIELD,
     JobRecord,
     JobSummary,
     parse_record,
     parse_summary,
-    pending_queue,
 )
 
 T = TypeVar("T")
@@ -68,13 +66,6 @@ class JobReader:
             for job_id in ids:
                 pipe.exists(record_key(job_id))
             return {job_id for job_id, exists in zip(ids, pipe.execute(), strict=True) if exists}
-
-    def next_queue(self, job_id: str) -> str | None:
-        """Return the queue that the job's next stage is sent to; None if it is not sent now."""
-        names = ["status", "stage", "stage_state", "gpu_queue", "tenant_queue", CACHE_QUEUE_FIELD]
-        values = cast("list[str | None]", self._redis.hmget(record_key(job_id), names))
-        fields = {name: value for name, value in zip(names, values, strict=True) if value}
-        return None if not fields or "tenant_queue" in fields else pending_queue(fields)
 
     def newest(self, limit: int) -> list[JobRecord]:
         """Return the jobs submitted last, newest first."""

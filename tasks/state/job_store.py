@@ -17,7 +17,6 @@ from redis import Redis
 from routing.classes import MemoryClass
 from routing.estimate import PUBLISHED, MemoryModel
 from routing.policy import AUTO_SHARE
-from routing.queues import stage_queue
 from tasks.contract import STAGES, events_key, record_key
 from tasks.errors import (
     DEAD_LETTER_CODES,
@@ -34,7 +33,17 @@ from tasks.state import keys, scripts
 from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
 from tasks.state.fencing_token import NO_TOKEN, FencingToken
 from tasks.state.job_reader import JobReader
-from tasks.state.record import VERSION, JobRecord, JobStatus, StageRecord, hash_of, parse_record
+from tasks.state.record import (
+    VERSION,
+    JobRecord,
+    JobStatus,
+    JobSummary,
+    StageRecord,
+    hash_of,
+    parse_record,
+)
+from tasks.state.scripts import Candidates
+from tasks.state.stage_message import StageMessage, send_waiting, stage_message
 
 # Stops a stage that takes its worker down each time, for example because the host runs out of
 # memory; five leaves room for several restarts of workers. A checkpoint resets the count.
@@ -68,9 +77,9 @@ class DispatchOutcome(StrEnum):
     EXISTS = "exists"
     """There is a job with this id already."""
     SENT = "sent"
-    """The caller sends its chain."""
+    """Its message is in the queue."""
     WAITING = "waiting"
-    """The caller sends nothing: the job waits in its tenant queue, or has been sent from there."""
+    """It waits in its tenant queue, or has been sent from there."""
 
 
 class StageStart(NamedTuple):
@@ -80,11 +89,14 @@ class StageStart(NamedTuple):
         outcome: Whether it may.
         token: The fencing token of the start if it has BEGUN.
         record: The job's record if it has BEGUN.
+        candidates: What ``TenantQueues.dispatch`` goes by, now that the queue has room for one more
+            message; None if it must ask.
     """
 
     outcome: StartOutcome
     token: FencingToken = NO_TOKEN
     record: JobRecord | None = None
+    candidates: Candidates | None = None
 
 
 class JobStore(JobReader):
@@ -119,6 +131,7 @@ class JobStore(JobReader):
     ) -> DispatchOutcome:
         """Record a validated job, and send it or let it wait."""
         route = job.route(self._constants)
+        message = stage_message(job_id, result_id, STAGES[0], route.gpu_queue)
         fields = {
             "status": JobStatus.QUEUED,
             "stage": STAGES[0],
@@ -144,10 +157,15 @@ class JobStore(JobReader):
             events_key=events_key(job_id),
             ttl_s=self._ttl_s,
             event=event.model_dump_json(),
-            first_queue=stage_queue(STAGES[0], ""),
+            first_queue=message.queue,
+            message=message.text,
             fields=_as_strings(fields),
         )
         return DispatchOutcome(outcome)
+
+    def send(self, job: JobSummary) -> None:
+        """Send the stage that a job waits for."""
+        send_waiting(self._redis, job)
 
     def fields_after_oom(self, job: TrainingJob, larger: MemoryClass) -> dict[str, str]:
         """Return the fields of a job's record that change in the larger class it moves to."""
@@ -217,7 +235,9 @@ class JobStore(JobReader):
         outcome = StartOutcome(reply[0])
         if outcome != StartOutcome.BEGUN:
             return StageStart(outcome)
-        return self._started(job_id, stage, FencingToken(int(reply[1]), tag), reply[2])
+        token = FencingToken(int(reply[1]), tag)
+        record = self._started_record(job_id, stage, token, reply[2])
+        return StageStart(outcome, token, record, reply[3])
 
     def requested_state(self, job_id: str, token: FencingToken) -> JobStatus:
         """Return the job's status, which says whether this start is to stop.
@@ -278,7 +298,8 @@ class JobStore(JobReader):
         artifacts: JobArtifacts,
         result: dict[str, Any] | None,
         *,
-        fair_share_queue: str | None = None,
+        following: StageMessage | None = None,
+        is_shared: bool = False,
         cancelled: bool = False,
         counts: Counts | None = None,
         change_id: str = "",
@@ -292,13 +313,14 @@ class JobStore(JobReader):
             record: What happened in it.
             artifacts: What the stage leaves for later ones.
             result: The job's result, from the last stage only.
-            fair_share_queue: The next stage's queue if the job waits for its tenant's share of it.
+            following: Starts the next stage.
+            is_shared: Whether the job waits for its tenant's share of that stage's queue.
             cancelled: The job was cancelled, and the result is what was saved of it.
             counts: What the start counted.
             change_id: See ``write``.
 
         Returns:
-            Whether the next stage's message is to be sent now.
+            Whether the next stage's message was sent.
 
         Raises:
             SupersededError: The start is not the newest.
@@ -325,7 +347,9 @@ class JobStore(JobReader):
             change_id=change_id,
             event=finished.model_dump_json(),
             fields=fields,
-            fair_share_queue=fair_share_queue,
+            next_queue=following.queue if following else "",
+            message=following.text if following else "",
+            is_shared=is_shared,
             counts=counts or {},
         )
         if outcome == "superseded":
@@ -404,15 +428,16 @@ class JobStore(JobReader):
         )
         self._end(job_id, token, ended, fields, counts, change_id)
 
-    def _started(self, job_id: str, stage: str, token: FencingToken, fields: str) -> StageStart:
-        """Return a start with the job's record; fail a job that this version cannot read."""
+    def _started_record(
+        self, job_id: str, stage: str, token: FencingToken, fields: str
+    ) -> JobRecord:
+        """Return the record of a job that has begun; fail one that this version cannot read."""
         try:
-            record = parse_record(job_id, hash_of(json.loads(fields)))
+            return parse_record(job_id, hash_of(json.loads(fields)))
         except UnreadableJobError as error:
             error.stage = stage
             self.fail(job_id, token, error)
             raise
-        return StageStart(StartOutcome.BEGUN, token, record)
 
     def _end(
         self,

@@ -54,6 +54,10 @@ _lua = ScriptFolder(
 )
 
 
+Candidates = list[Any]
+"""What decides which job is dispatched next; see ``lua/fleet.lua``."""
+
+
 @_lua.script
 def create_job(
     *,
@@ -62,6 +66,7 @@ def create_job(
     ttl_s: int,
     event: str,
     first_queue: str,
+    message: str,
     fields: Mapping[str, str],
 ) -> str:
     """Record a job and send it, or let it wait."""
@@ -118,10 +123,12 @@ def finish_stage(
     change_id: str,
     event: str,
     fields: Mapping[str, str],
-    fair_share_queue: str | None,
+    next_queue: str,
+    message: str,
+    is_shared: bool,
     counts: metrics.Counts,
 ) -> str:
-    """Record that a stage is done."""
+    """Record that a stage is done; ``message`` starts the next one in ``next_queue``."""
     raise NotImplementedError
 
 
@@ -188,9 +195,16 @@ def pause_job(*, job_key: Key, events_key: Key, ttl_s: int, event: str) -> str:
 
 @_lua.script
 def resume_job(
-    *, job_key: Key, events_key: Key, ttl_s: int, from_status: str, event: str, queue: str
+    *,
+    job_key: Key,
+    events_key: Key,
+    ttl_s: int,
+    from_status: str,
+    event: str,
+    queue: str,
+    message: str,
 ) -> str:
-    """Resume a job; ``queue`` is that of the stage it waits for."""
+    """Resume a job; ``message`` starts the stage it waits for in ``queue``."""
     raise NotImplementedError
 
 
@@ -225,14 +239,14 @@ def renew_job(*, job_key: Key, events_key: Key, ttl_s: int, entry: str, tenant: 
 
 
 @_lua.script
-def dispatch_candidates() -> list[Any]:
+def dispatch_candidates() -> Candidates:
     """Read what decides which job is dispatched next."""
     raise NotImplementedError
 
 
 @_lua.script
 def dispatch_job(*, tenant_queue: Key, ttl_s: int, queue: str, tenant: str) -> list[Any]:
-    """Take the first job out of a tenant queue."""
+    """Take the first job out of a tenant queue and send it."""
     raise NotImplementedError
 
 

@@ -1,17 +1,16 @@
 """Tenant queues: jobs wait in front of a queue until their tenant's share lets them in.
 
-``routing/fair_share.py`` picks the tenant; a script takes its job out, once and only if the queue
-has room. Any process may dispatch.
+``routing/fair_share.py`` picks the tenant; a script takes its job out and sends it, once and only
+if the queue has room. Any process may dispatch.
 """
 
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any, cast
 
-from kombu.exceptions import OperationalError
 from redis import Redis, RedisError
 
 from routing.fair_share import ROOM, TenantShare, TenantShares, next_tenant
@@ -19,7 +18,9 @@ from tasks.errors import JobError
 from tasks.state import scripts
 from tasks.state.job_store import DispatchOutcome
 from tasks.state.keys import FLEET, IN_FLIGHT, TENANT_QUEUES, tenant_queue_key, tenants_key
-from tasks.state.record import JobRecord, JobSummary, hash_of, parse_summary
+from tasks.state.record import JobRecord, hash_of, parse_summary
+from tasks.state.scripts import Candidates
+from tasks.state.stage_message import send_waiting
 from tasks.state.workers import WorkerInfo
 
 logger = logging.getLogger(__name__)
@@ -34,29 +35,29 @@ class TenantQueues:
     Args:
         client: A connection to Redis 6.2 or newer that decodes responses.
         ttl: How long a job is kept after its last change.
-        send: Sends a job's chain from the stage that its record says is next.
     """
 
-    def __init__(
-        self, client: Redis, ttl: timedelta, send: Callable[[JobSummary], None] = lambda _: None
-    ) -> None:
-        self._redis, self._send = client, send
+    def __init__(self, client: Redis, ttl: timedelta) -> None:
+        self._redis = client
         self._ttl_s = int(ttl.total_seconds())
 
-    def dispatch(self) -> list[str]:
+    def dispatch(self, candidates: Candidates | None = None) -> list[str]:
         """Send waiting jobs while their queues have room; never fails.
+
+        Args:
+            candidates: What a script has returned of them; None asks.
 
         Returns:
             The ids of the jobs that were sent.
         """
         sent: list[str] = []
         try:
-            while (summary := self._take_next()) is not None:
-                self._send(summary)
-                sent.append(summary.id)
-        except (RedisError, OperationalError, JobError) as error:
-            # The next caller retries; the reconciler sends a job that was taken and not sent.
-            logger.warning("cannot dispatch jobs: %s", error)
+            if candidates is None:
+                candidates = scripts.dispatch_candidates(self._redis)
+            while candidates:
+                candidates = self._send_one(candidates, sent)
+        except (RedisError, JobError) as error:
+            logger.warning("cannot dispatch jobs: %s", error)  # the next caller retries
         return sent
 
     def publish_fleet(
@@ -105,29 +106,30 @@ class TenantQueues:
         key = tenant_queue_key(record.pending_queue or "", record.job.tenant)
         return cast("int | None", self._redis.zrank(key, record.id))
 
-    def _take_next(self) -> JobSummary | None:
-        """Take the next job out of its tenant queue; None if no job may leave."""
-        while candidates := scripts.dispatch_candidates(self._redis):
-            queues, tenants_in_flight, fleet = candidates
-            in_flight, shares = Counter(tenants_in_flight), _shares_in(hash_of(fleet))
-            for queue, waiting in sorted(queues):
-                tenant = next_tenant(waiting, in_flight, shares)
-                if tenant is None:
-                    continue
-                outcome, *job = scripts.dispatch_job(
-                    self._redis,
-                    tenant_queue=tenant_queue_key(queue, tenant),
-                    ttl_s=self._ttl_s,
-                    queue=queue,
-                    tenant=tenant,
-                )
-                if outcome == DispatchOutcome.SENT:
-                    return parse_summary(job[0], hash_of(json.loads(job[1])))
-                if outcome == _GONE:
-                    break  # its tenant queue has changed: ask again
-            else:
-                return None
-        return None
+    def _send_one(self, candidates: Candidates, sent: list[str]) -> Candidates:
+        """Send the next job and add its id to ``sent``; return the next candidates, if any."""
+        queues, tenants_in_flight, fleet = candidates
+        in_flight, shares = Counter(tenants_in_flight), _shares_in(hash_of(fleet))
+        for queue, waiting in sorted(queues):
+            tenant = next_tenant(waiting, in_flight, shares)
+            if tenant is None:
+                continue
+            outcome, *reply = scripts.dispatch_job(
+                self._redis,
+                tenant_queue=tenant_queue_key(queue, tenant),
+                ttl_s=self._ttl_s,
+                queue=queue,
+                tenant=tenant,
+            )
+            if outcome == DispatchOutcome.SENT:
+                job_id, fields, candidates = reply
+                if fields:
+                    send_waiting(self._redis, parse_summary(job_id, hash_of(json.loads(fields))))
+                sent.append(job_id)
+                return candidates
+            if outcome == _GONE:  # its tenant queue has changed: ask again
+                return scripts.dispatch_candidates(self._redis)
+        return []
 
 
 def _shares_in(fleet: Mapping[str, str]) -> dict[str, TenantShare]:

@@ -1,6 +1,6 @@
 """Fleet maintenance: what one elected worker at a time does for the whole fleet."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import timedelta
 
 from redis import Redis
@@ -11,7 +11,6 @@ from tasks.state.control import JobControl
 from tasks.state.counters import Counters
 from tasks.state.job_store import JobStore
 from tasks.state.keys import MAINTENANCE_LEASE, REDELIVERY_LEASE, WEBHOOKS_LEASE
-from tasks.state.record import JobSummary
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import live_workers
 from worker.kombu_redis.redelivery import Redelivery
@@ -31,7 +30,6 @@ class FleetMaintenance(WorkerPolicy):
         client: A connection to the broker.
         settings: The process's settings.
         keys: The broker keys of the message transport.
-        enqueue: Sends a job's remaining stages.
         watch: Watches the threads.
     """
 
@@ -40,14 +38,13 @@ class FleetMaintenance(WorkerPolicy):
         client: Redis,
         settings: Settings,
         keys: Keys,
-        enqueue: Callable[[JobSummary], None],
         watch: ThreadWatch,
     ) -> None:
-        self._client, self._settings, self._enqueue = client, settings, enqueue
+        self._client, self._settings = client, settings
         self._watch = watch
         self._timeout = settings.visibility_timeout
         self._counters = Counters(client, settings.job_ttl)
-        self._queues = TenantQueues(client, settings.job_ttl, enqueue)
+        self._queues = TenantQueues(client, settings.job_ttl)
         self._unreadable = unreadable_messages(client, settings.job_ttl)
         self._redelivery = Redelivery(
             client, self._timeout, keys, self._unreadable, MessageGuard(client).read
@@ -64,9 +61,7 @@ class FleetMaintenance(WorkerPolicy):
         control = JobControl(
             self._client, self._settings.job_ttl, unacked_index=self._keys.unacked_index
         )
-        reconciler = Reconciler(
-            self._client, control, self._enqueue, self._timeout, self._keys, self._unreadable
-        )
+        reconciler = Reconciler(self._client, control, self._timeout, self._keys, self._unreadable)
         jobs = {
             "fleet": self._update_fleet,
             "dispatch": self._queues.dispatch,

@@ -10,7 +10,7 @@ while, it is sent again with the rest of its chain, under the result id that its
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -23,7 +23,7 @@ from tasks.clock import broker_time
 from tasks.stages.messages import MAX_MESSAGE_BYTES, SUBMIT_QUEUES, read_message
 from tasks.state.control import JobControl
 from tasks.state.keys import MISSING_MESSAGES
-from tasks.state.record import JobSummary
+from tasks.state.stage_message import send_waiting
 from worker.kombu_redis.scan import (
     MAX_STAGE_BYTES,
     StoredMessage,
@@ -45,7 +45,6 @@ class Reconciler:
     Args:
         client: A connection to the broker that decodes responses.
         control: The jobs.
-        send: Sends a job's chain from the stage that its record says is next.
         patience: How long a message must be missing: longer than any of kombu's steps takes.
         keys: The keys of kombu's messages.
         unreadable: Where unreadable messages go.
@@ -55,14 +54,12 @@ class Reconciler:
         self,
         client: Redis,
         control: JobControl,
-        send: Callable[[JobSummary], None],
         patience: timedelta,
         keys: Keys,
         unreadable: UnreadableMessages,
     ) -> None:
         self._redis = client
         self._control = control
-        self._send = send
         self._patience_s = patience.total_seconds()
         self._keys = keys
         self._unreadable = unreadable
@@ -102,7 +99,7 @@ class Reconciler:
                 missing[job.id] = f"{state} {since_s}"
             elif self._control.requeue(job.id, job.attempt, job.stage):
                 logger.warning("sent again: the message was lost", extra={"job": job.id})
-                self._send(job)
+                send_waiting(self._redis, job)
                 sent.append(job.id)
         self._remember(missing)
         # The last one first: the places of the others stay the same.
@@ -118,7 +115,7 @@ class Reconciler:
         """
         due = self._control.take_due()
         for job in due:
-            self._send(job)
+            send_waiting(self._redis, job)
         return [job.id for job in due]
 
     def _remember(self, missing: dict[str, str]) -> None:

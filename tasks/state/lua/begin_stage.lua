@@ -1,9 +1,12 @@
--- Begins a stage, or says why not. Returns {outcome} or {'begun', attempt, fields}.
+-- Begins a stage, or says why not. Returns {outcome} or {'begun', attempt, fields, candidates}: the
+-- queue has room for one more message.
 
 -- include: job.lua
 
 if not exists() then return {'unknown'} end
-if earlier_reply(change_id) then return {'begun', get('attempt'), all_fields()} end
+local function begun() return {'begun', get('attempt'), all_fields(), dispatch_candidates()} end
+
+if earlier_reply(change_id) then return begun() end
 if has_ended() then return {'ended'} end
 
 local wanted = tonumber(stage_number)
@@ -33,8 +36,9 @@ if version > tonumber(worker_version) then
   if state == 'running' then set({stage_state = 'queued'}) end
   leave_tenant_queue()
   set_due_in(retry_in_s)
-  local is_first = redis.call('HSETNX', job_key, 'deferred_by', worker) == 1
+  local is_first = not get('deferred_by')
   if is_first then
+    set({deferred_by = worker})
     append_event(cjson.encode({kind = 'note', level = 'info', message = string.format(
       '%s waits for a worker of version %d; %s is of version %d',
       stage, version, worker, worker_version)}))
@@ -45,7 +49,7 @@ end
 set({version = worker_version})
 
 if wanted > current then set({starts = 0, retries = 0}) end
-if redis.call('HINCRBY', job_key, 'starts', 1) > tonumber(max_starts) then
+if add_to('starts', 1) > tonumber(max_starts) then
   set({error_code = 'trainer_failed', error_stage = stage, error = exhausted_message})
   finish('failed', true)
   append_event(exhausted_event)
@@ -53,7 +57,7 @@ if redis.call('HINCRBY', job_key, 'starts', 1) > tonumber(max_starts) then
   return {'exhausted'}
 end
 
-local attempt = redis.call('HINCRBY', job_key, 'attempt', 1)
+local attempt = add_to('attempt', 1)
 if was_running then count(metrics.takeovers, stage) end
 if status == 'queued' then set({status = 'running'}) end
 clear_due()
@@ -66,4 +70,4 @@ set({['stage:' .. stage] = cjson.encode({
 append_event(cjson.encode({
   kind = 'stage_started', stage = stage, attempt = attempt, queue = queue, worker = worker}))
 save_change(change_id, 'begun')
-return {'begun', attempt, all_fields()}
+return begun()

@@ -8,6 +8,6 @@ set({created_at = now})
 append_event(event)
 redis.call('ZADD', keys.jobs, now, job_id)
 redis.call('ZADD', keys.tenant_jobs_prefix .. get('tenant'), now, job_id)
-local outcome = send_or_wait(first_queue)
+local outcome = send_or_wait(first_queue, message)
 save()
 return outcome

@@ -1,4 +1,5 @@
--- Takes the first job out of a tenant queue, for the caller to send. Returns {'sent', job, fields};
+-- Takes the first job out of a tenant queue and sends it. Returns {'sent', job, fields, candidates},
+-- where the caller sends the job if `fields` is no empty string: an older version let it wait; then
 -- {'waiting'} if the queue is full, the tenant is at its limit or another caller was faster; or
 -- {'gone'} if the job has expired.
 local first_job = redis.call('ZRANGE', tenant_queue, 0, 0)[1]
@@ -13,8 +14,10 @@ if get('tenant_queue') ~= queue then
   return {'gone'}
 end
 if not has_room(queue) or not is_below_limit(tenant) then return {'waiting'} end
+local message = get('waiting_message')
 leave_tenant_queue()
 redis.call('ZADD', tenants_key(queue), 'XX', now, tenant)
 put_in_flight()
 save()
-return {'sent', job_id, all_fields()}
+if message then push(queue, message) end
+return {'sent', job_id, message and '' or all_fields(), dispatch_candidates()}

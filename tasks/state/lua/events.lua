@@ -44,7 +44,9 @@ local function append(stream, event)
     redis.call('XADD', stream, position, keys.event_field, event)
   end
   set({newest_event = position})
-  return position
+  local count = redis.call('XLEN', stream)
+  if count == 1 then renew_ttl(stream) end
+  return position, count
 end
 
 -- Far above what a job needs; what is dropped is reported in its place.
@@ -62,9 +64,8 @@ end
 
 -- Appends an event other than progress.
 local function append_event(event)
-  append(events_key, event)
-  local bytes = redis.call('HINCRBY', job_key, 'event_bytes', #event)
-  local count = redis.call('XLEN', events_key)
+  local _, count = append(events_key, event)
+  local bytes = add_to('event_bytes', #event)
   if count > limits.events or bytes > limits.event_bytes then drop_oldest_events(count) end
 end
 
@@ -82,6 +83,7 @@ local function rewrite_progress(thinned_stage)
       redis.call('XADD', progress_key, position, keys.event_field, event)
     end
   end
+  renew_ttl(progress_key)
 end
 
 -- Samples the progress of a whole stage: every `stride`-th event, and the newest. The stride doubles

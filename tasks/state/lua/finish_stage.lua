@@ -1,5 +1,5 @@
--- Records that a stage is done. Returns 'superseded'; 'sent' if the next stage's message is to be
--- sent now, which is always so without a `fair_share_queue`; or 'waiting'.
+-- Records that a stage is done, and sends the next one's message unless the job waits for its
+-- tenant's share. Returns 'superseded', 'sent' or 'waiting'.
 
 -- include: job.lua
 
@@ -9,6 +9,8 @@ if is_superseded(token) then return 'superseded' end
 set(fields)
 set({stage_state = 'done'})
 append_event(event)
-local outcome = fair_share_queue == '' and 'sent' or send_or_wait(fair_share_queue)
+local outcome = 'sent'
+if is_shared == '1' then outcome = send_or_wait(next_queue, message)
+elseif next_queue ~= '' then push(next_queue, message) end
 add_counts(counts)
 return save_change(change_id, outcome)

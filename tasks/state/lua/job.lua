@@ -10,23 +10,45 @@ local now = string.format('%d.%06d', time[1], time[2])
 
 -- The job's hash and events -----------------------------------------------------------------------
 
-local function get(field) return redis.call('HGET', job_key, field) end
+-- Read in one command and written by `save`: each command costs more than its work.
+local job, changed, removed = {}, {}, {}
+local small_fields = {
+  'status', 'stage', 'stage_number', 'stage_state', 'attempt', 'delivery_tag', 'starts', 'retries',
+  'type', 'tenant', 'priority', 'version', 'created_at', 'tenant_queue', 'due_at', 'unstarted',
+  'change_id', 'change_reply', 'newest_event', 'event_bytes', 'renewed_at'}
+for i, value in ipairs(redis.call('HMGET', job_key, unpack(small_fields))) do
+  job[small_fields[i]] = value
+end
 
-local function exists() return redis.call('EXISTS', job_key) == 1 end
+local function get(field)
+  if job[field] == nil then job[field] = redis.call('HGET', job_key, field) end
+  return job[field]
+end
+
+local function exists() return get('status') or redis.call('EXISTS', job_key) == 1 end
 
 -- One text: the client parses a reply of many parts slowly.
 local function all_fields() return cjson.encode(redis.call('HGETALL', job_key)) end
 
 local function set(fields)
-  local arguments = {}
   for field, value in pairs(fields) do
-    table.insert(arguments, field)
-    table.insert(arguments, value)
+    job[field], changed[field], removed[field] = tostring(value), true, nil
   end
-  if #arguments > 0 then redis.call('HSET', job_key, unpack(arguments)) end
 end
 
-local function unset(...) redis.call('HDEL', job_key, ...) end
+local function unset(...)
+  for _, field in ipairs({...}) do
+    if get(field) then job[field], changed[field], removed[field] = false, nil, true end
+  end
+end
+
+local function add_to(field, by)
+  local sum = tonumber(get(field) or 0) + by
+  set({[field] = sum})
+  return sum
+end
+
+local function renew_ttl(key) redis.call('EXPIRE', key, ttl_s) end
 
 -- include: events.lua
 
@@ -35,15 +57,27 @@ local function has_ended()
   return status == 'succeeded' or status == 'failed' or status == 'cancelled'
 end
 
-local function renew_ttl(key) redis.call('EXPIRE', key, ttl_s) end
+local function write_hash()
+  local arguments, names = {}, {}
+  for field in pairs(changed) do
+    table.insert(arguments, field)
+    table.insert(arguments, job[field])
+  end
+  for field in pairs(removed) do table.insert(names, field) end
+  if #arguments > 0 then redis.call('HSET', job_key, unpack(arguments)) end
+  if #names > 0 then redis.call('HDEL', job_key, unpack(names)) end
+  changed, removed = {}, {}
+end
 
 -- Renews the job's keys and the indexes that name it. After the job's end, nothing does so: all of
 -- them live for `ttl_s` from there.
 local function renew()
+  set({renewed_at = now})
+  write_hash()
   local tenant, queue = get('tenant') or '', get('tenant_queue')
   local renewed = {
     job_key, events_key, progress_key, keys.jobs, keys.tenant_jobs_prefix .. tenant,
-    keys.in_flight, keys.due}
+    keys.in_flight, keys.due, keys.counts}
   if queue then
     for _, key in ipairs(tenant_queue_keys(queue, tenant)) do table.insert(renewed, key) end
   end
@@ -54,15 +88,21 @@ local function renew()
   redis.call('EXPIRE', keys.renewals, 2 * ttl_s)
 end
 
+-- Each of these keys also begins to live where it is made, so that not every change renews all of
+-- them: a 64th of the time makes no difference.
+local function renew_if_due()
+  if has_ended() or math.abs(now - (get('renewed_at') or 0)) > ttl_s / 64 then renew() end
+end
+
 local function save()
   set({updated_at = now})
-  renew()
+  renew_if_due()
+  write_hash()
 end
 
 -- A change whose reply was lost is sent again under its id, and is made once. An empty id is none.
 local function earlier_reply(change_id)
-  local last = redis.call('HMGET', job_key, 'change_id', 'change_reply')
-  return change_id ~= '' and last[1] == change_id and last[2]
+  return change_id ~= '' and get('change_id') == change_id and get('change_reply')
 end
 
 -- Ends a script whose change has an id, and returns its reply.
@@ -75,8 +115,7 @@ end
 -- Fences a write. The attempt alone is not enough: a broker that fails over may lose the increment,
 -- and the next start gets the number again. No two starts have one delivery tag.
 local function is_superseded(token)
-  local newest = redis.call('HMGET', job_key, 'attempt', 'delivery_tag')
-  return (newest[1] or '') .. ' ' .. (newest[2] or '') ~= token or has_ended()
+  return (get('attempt') or '') .. ' ' .. (get('delivery_tag') or '') ~= token or has_ended()
 end
 
 -- Each delivery has its own tag, which leaves this index when the message is taken from the worker:
@@ -90,8 +129,11 @@ end
 
 -- `counts` maps a field to what is added to it.
 local function add_counts(counts)
-  for field, by in pairs(counts) do redis.call('HINCRBY', keys.counts, field, by) end
-  renew_ttl(keys.counts)
+  local is_new = false
+  for field, by in pairs(counts) do
+    is_new = redis.call('HINCRBY', keys.counts, field, by) == tonumber(by) or is_new
+  end
+  if is_new then renew_ttl(keys.counts) end
 end
 
 -- Counts one: the metric's name, then the values of its labels.
@@ -107,7 +149,11 @@ end
 -- Where the job waits -----------------------------------------------------------------------------
 -- A job that has not ended is in flight, in a tenant queue, due later, or paused.
 
-local function put_in_flight() redis.call('HSET', keys.in_flight, job_id, get('tenant')) end
+local function put_in_flight()
+  if redis.call('HSET', keys.in_flight, job_id, get('tenant')) == 1 then
+    renew_ttl(keys.in_flight)
+  end
+end
 
 local function remove_from_flight() redis.call('HDEL', keys.in_flight, job_id) end
 
@@ -115,10 +161,12 @@ local function set_due_in(seconds)
   local due_at = string.format('%.6f', now + seconds)
   set({due_at = due_at})
   redis.call('ZADD', keys.due, due_at, job_id)
+  renew_ttl(keys.due)
   remove_from_flight()
 end
 
 local function clear_due()
+  if not get('due_at') then return end
   redis.call('ZREM', keys.due, job_id)
   unset('due_at')
 end
@@ -135,7 +183,7 @@ local function leave_tenant_queue()
   local queue = get('tenant_queue')
   if not queue then return end
   remove_from_tenant_queue(queue, get('tenant'))
-  unset('tenant_queue')
+  unset('tenant_queue', 'waiting_message')
 end
 
 local function is_below_limit(tenant)
@@ -149,11 +197,15 @@ local function is_below_limit(tenant)
   return in_flight < tonumber(limit)
 end
 
--- Sends the job to a queue, or lets it wait in its tenant's; returns 'sent' or 'waiting'.
-local function send_or_wait(queue)
+-- If the queue is no list, the reconciler deletes it and sends the message.
+local function push(queue, message) redis.pcall('LPUSH', queue, message) end
+
+-- Sends the job's message to a queue, or lets it wait in its tenant's; returns 'sent' or 'waiting'.
+local function send_or_wait(queue, message)
   local tenants, tenant = tenants_key(queue), get('tenant')
   if redis.call('EXISTS', tenants) == 0 and has_room(queue) and is_below_limit(tenant) then
     put_in_flight()
+    push(queue, message)
     return 'sent'
   end
   remove_from_flight()
@@ -162,7 +214,10 @@ local function send_or_wait(queue)
   redis.call('ZADD', since, now, job_id)
   redis.call('ZADD', tenants, 'NX', now, tenant)
   redis.call('SADD', keys.tenant_queues, queue)
-  set({tenant_queue = queue})
+  if redis.call('ZCARD', jobs) == 1 then
+    for _, key in ipairs(tenant_queue_keys(queue, tenant)) do renew_ttl(key) end
+  end
+  set({tenant_queue = queue, waiting_message = message})
   return 'waiting'
 end
 

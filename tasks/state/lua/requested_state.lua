@@ -4,5 +4,5 @@
 -- include: job.lua
 
 if is_superseded(token) then return 'superseded' end
-renew()
+renew_if_due()
 return get('status')

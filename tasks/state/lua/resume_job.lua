@@ -11,12 +11,13 @@ if outcome == 'pausing' and from_status == 'paused' then
 elseif outcome ~= from_status then
   return outcome
 else
-  set({status = get('attempt') == '0' and 'queued' or 'running', starts = 0, retries = 0})
+  set({status = get('attempt') == '0' and 'queued' or 'running', starts = 0, retries = 0,
+    renewed_at = 0})
   if get('stage_state') == 'running' then set({stage_state = 'queued'}) end
   unset('error', 'error_code', 'error_stage')
   redis.call('ZREM', keys.dead_letters, job_id)
   redis.call('ZREM', keys.pending_webhooks, job_id)
-  outcome = send_or_wait(queue)
+  outcome = send_or_wait(queue, message)
 end
 append_event(event)
 save()

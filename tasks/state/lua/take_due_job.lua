@@ -3,9 +3,9 @@
 
 -- include: job.lua
 
-if redis.call('ZSCORE', keys.due, job_id) == false then return 0 end
-clear_due()
-if not exists() or has_ended() then return 0 end
+if redis.call('ZREM', keys.due, job_id) == 0 then return 0 end
+unset('due_at')
+if not exists() or has_ended() then write_hash() return 0 end
 put_in_flight()
 save()
 return 1

@@ -4,15 +4,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from celery import Celery
+from celery import Celery, chain
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis import Redis
 
 from tasks.app import make_app
+from tasks.contract import STAGES, task_name
 from tasks.settings.settings import Settings
-from tasks.stages.dispatch import job_chain
 from tasks.stages.messages import read_message
+from tasks.state.stage_message import stage_message
 from tests.poison import NO_EMBED, SUBMISSION, message, unreadable
 
 STAGE = [["a-job"], {}, NO_EMBED]
@@ -36,8 +37,19 @@ def sent(redis_client: Redis, queue: str) -> str:
     return str(redis_client.rpop(queue))
 
 
-def test_a_chain_is_read(app: Celery, redis_client: Redis) -> None:
-    job_chain(app, "a-job", "gpu.40gb").apply_async(task_id="the-result")
+@pytest.mark.parametrize("stage", STAGES)
+def test_our_own_messages_are_read(stage: str) -> None:
+    message = stage_message("a-job", "the-result", stage, "gpu.40gb")
+    found = read_message(message.text, message.queue)
+    assert (found.job_id, found.stage, found.deliveries) == ("a-job", stage, 0)
+
+
+def test_a_chain_of_celery_is_read(app: Celery, redis_client: Redis) -> None:
+    tasks = [
+        app.signature(task_name(stage), ("a-job",), queue=queue, immutable=True)
+        for stage, queue in zip(STAGES, ("cpu", "gpu.40gb", "gpu.40gb", "cpu"), strict=True)
+    ]
+    chain(tasks).apply_async(task_id="the-result")
     found = read_message(sent(redis_client, "cpu"), "cpu")
     assert (found.job_id, found.stage, found.deliveries) == ("a-job", "prepare", 0)
 

@@ -246,7 +246,7 @@ def test_takeovers_and_requeues_are_counted(
     redis_client: Redis,
 ) -> None:
     for tag in ("first", "second"):
-        outcome, token, _ = state.begin(job_id, "prepare", worker="w", queue="cpu", tag=tag)
+        outcome, token, *_ = state.begin(job_id, "prepare", worker="w", queue="cpu", tag=tag)
         assert outcome == StartOutcome.BEGUN
     assert JobControl(redis_client, HOUR).requeue(job_id, token.attempt, "prepare")
     assert counted() == {

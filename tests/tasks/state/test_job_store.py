@@ -26,7 +26,7 @@ def admitted(state: JobStore, document: dict[str, Any]) -> str:
 
 
 def begin(state: JobStore, job_id: str, stage: str, *, tag: str = "t") -> FencingToken:
-    outcome, token, _ = state.begin(job_id, stage, worker="w", queue="q", tag=tag)
+    outcome, token, *_ = state.begin(job_id, stage, worker="w", queue="q", tag=tag)
     assert outcome == StartOutcome.BEGUN
     return token
 
@@ -234,7 +234,7 @@ def test_every_key_expires(
     state.release(other, token, events.Note(level="info", message="later"), delay_s=1)
     dead = admitted(state, job_document)
     state.fail(dead, begin(state, dead, "prepare"), JobError("broken"))
-    ttls = {key: redis_client.ttl(key) for key in redis_client.scan_iter()}
+    ttls = {key: redis_client.ttl(key) for key in redis_client.scan_iter("training:*")}
     assert len(ttls) == 2 * 3 + 9
     assert 7190 < ttls.pop("training:jobs:renewals") <= 7200
     assert all(3590 < ttl <= 3600 for ttl in ttls.values()), ttls
@@ -247,7 +247,7 @@ def test_a_job_is_parsed_once(state: JobStore, job_document: dict[str, Any]) -> 
 
 def test_a_start_gets_the_current_record(state: JobStore, job_document: dict[str, Any]) -> None:
     job_id = admitted(state, {**job_document, "name": "caf_1"})
-    _, token, record = state.begin(job_id, "prepare", worker="wörker", queue="q", tag="t")
+    _, token, record, _ = state.begin(job_id, "prepare", worker="wörker", queue="q", tag="t")
     assert record == state.get(job_id)
     assert record.stages["prepare"].worker == "wörker"
     assert record.attempt == token.attempt

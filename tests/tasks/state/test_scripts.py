@@ -27,6 +27,7 @@ from tasks.state.control import JobControl
 from tasks.state.fencing_token import FencingToken
 from tasks.state.job_store import JobStore
 from tasks.state.record import VERSION, StageRecord
+from tasks.state.stage_message import StageMessage
 from tasks.state.tenant_queues import TenantQueues
 from worker.kombu_redis.redelivery import Redelivery
 from worker.kombu_redis.transport import Keys
@@ -135,6 +136,10 @@ def held(tag: str = "tag") -> dict[str, Any]:
     return {"unacked_index": {tag: 1.0}}
 
 
+def following(queue: str) -> StageMessage:
+    return StageMessage(queue, "the next message")
+
+
 def create(fleet: Fleet) -> object:
     return fleet.state.create("one", fleet.job, "result", JobArtifacts(read_roots=("somewhere",)))
 
@@ -230,11 +235,16 @@ CASES: dict[str, Case] = {
     ),
     "write after the end": Case(lambda fleet: fleet.state.write("one", NEWEST, [NOTE]), ENDED),
     "finish stage": Case(lambda fleet: fleet.finish(NEWEST, counts=COUNTS), RUNNING, in_flight()),
+    "finish stage and send the next": Case(
+        lambda fleet: fleet.finish(NEWEST, following=following("gpu.40gb")), RUNNING, in_flight()
+    ),
     "finish stage with a turn": Case(
-        lambda fleet: fleet.finish(NEWEST, fair_share_queue="cpu"), RUNNING, in_flight()
+        lambda fleet: fleet.finish(NEWEST, following=following("cpu"), is_shared=True),
+        RUNNING,
+        in_flight(),
     ),
     "finish stage and wait": Case(
-        lambda fleet: fleet.finish(NEWEST, fair_share_queue="gpu.40gb"),
+        lambda fleet: fleet.finish(NEWEST, following=following("gpu.40gb"), is_shared=True),
         RUNNING,
         in_flight(),
         room=0,
@@ -551,6 +561,8 @@ def plain(value: Any) -> Any:
         return "position"
     if isinstance(value, str) and value[:1] in "{[" and value[1:]:
         read = json.loads(value)
+        if isinstance(read, dict) and "task" in read.get("headers", ()):
+            return f"the message of {read['headers']['task']}"
         is_hash = isinstance(read, list) and len(read) > 20
         return plain(dict(zip(read[::2], read[1::2], strict=True)) if is_hash else read)
     if isinstance(value, float) or (isinstance(value, str) and re.fullmatch(r"\d+\.\d+", value)):

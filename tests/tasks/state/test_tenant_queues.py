@@ -1,21 +1,22 @@
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from redis import ConnectionError as UnavailableError
 from redis import Redis
 
 from routing.fair_share import TenantShare
 from routing.queues import ALL_QUEUES
 from tasks.contract import record_key
 from tasks.events import Note
+from tasks.stages.messages import read_message
 from tasks.stages.submit import submit
 from tasks.state.artifacts import NO_ARTIFACTS
 from tasks.state.control import JobControl
 from tasks.state.fencing_token import FencingToken
 from tasks.state.job_store import DispatchOutcome, JobStore, StartOutcome
-from tasks.state.record import JobStatus, JobSummary, StageRecord
+from tasks.state.record import JobStatus, StageRecord
+from tasks.state.stage_message import stage_message
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerInfo
 
@@ -24,14 +25,9 @@ NOTE = Note(level="info", message="it stops")
 
 
 @pytest.fixture
-def sent() -> list[JobSummary]:
-    return []
-
-
-@pytest.fixture
-def queues(redis_client: Redis, sent: list[JobSummary]) -> TenantQueues:
+def queues(redis_client: Redis) -> TenantQueues:
     """The tenant queues in front of queues with room for one message each."""
-    queues = TenantQueues(redis_client, HOUR, sent.append)
+    queues = TenantQueues(redis_client, HOUR)
     queues.publish_fleet([WorkerInfo(queues=ALL_QUEUES, memory_class=None)], {}, HOUR)
     return queues
 
@@ -60,34 +56,48 @@ def fill(client: Redis, queue: str = "cpu") -> None:
     client.rpush(queue, "a message")
 
 
+def sent_jobs(client: Redis, queue: str = "cpu") -> list[str | None]:
+    """Take the messages out of a queue and return the jobs that they are about."""
+    texts = cast("list[str]", client.lpop(queue, 100) or [])
+    return [read_message(text, queue).job_id for text in texts]
+
+
 def begin(jobs: JobStore, job_id: str, stage: str = "prepare") -> FencingToken:
-    outcome, token, _ = jobs.begin(job_id, stage, worker="w", queue="cpu", tag="t")
-    assert outcome == StartOutcome.BEGUN
-    return token
+    start = jobs.begin(job_id, stage, worker="w", queue="cpu", tag="t")
+    assert start.outcome == StartOutcome.BEGUN
+    return start.token
 
 
-def finish(jobs: JobStore, job_id: str, stage: str, fair_share_queue: str | None) -> None:
+def finish(jobs: JobStore, job_id: str, stage: str, following: str, is_shared: bool) -> None:
     token = begin(jobs, job_id, stage)
     record = StageRecord(queue="cpu", worker="w", attempt=token.attempt, started_at=0, seconds=1.5)
-    queue = fair_share_queue
-    jobs.finish_stage(job_id, token, stage, record, NO_ARTIFACTS, None, fair_share_queue=queue)
+    message = stage_message(job_id, "result", following, "gpu.40gb")
+    jobs.finish_stage(
+        job_id,
+        token,
+        stage,
+        record,
+        NO_ARTIFACTS,
+        None,
+        following=message,
+        is_shared=is_shared,
+    )
 
 
 def test_a_job_is_sent_at_once_if_there_is_room(
     jobs: JobStore, job_document: dict[str, Any], redis_client: Redis, queues: TenantQueues
 ) -> None:
-    assert submit(job_document, jobs, "result").outcome == DispatchOutcome.SENT
+    first = submit(job_document, jobs, "result")
+    assert first.outcome == DispatchOutcome.SENT
     assert queues.in_flight() == {"default": 1}
+    assert sent_jobs(redis_client) == [first.job_id]
     fill(redis_client)
     assert submit(job_document, jobs, "result").outcome == DispatchOutcome.WAITING
     assert queues.waiting() == {"cpu": {"default": 1}}
 
 
 def test_a_waiting_job_is_sent_once_when_there_is_room(
-    submit_for: Callable[..., str],
-    redis_client: Redis,
-    queues: TenantQueues,
-    sent: list[JobSummary],
+    submit_for: Callable[..., str], redis_client: Redis, queues: TenantQueues, jobs: JobStore
 ) -> None:
     fill(redis_client)
     job_id = submit_for()
@@ -95,30 +105,24 @@ def test_a_waiting_job_is_sent_once_when_there_is_room(
     redis_client.delete("cpu")
     assert queues.dispatch() == [job_id]
     assert queues.dispatch() == []
-    assert [(record.id, record.pending_queue, record.in_tenant_queue) for record in sent] == [
-        (job_id, "cpu", False)
-    ]
+    assert sent_jobs(redis_client) == [job_id]
+    assert queues.dispatch() == []
+    assert not jobs.get(job_id).in_tenant_queue
     assert queues.waiting() == {}
     assert queues.in_flight() == {"a": 1}
 
 
 def test_tenants_alternate_however_many_jobs_one_has(
-    submit_for: Callable[..., str], redis_client: Redis
+    submit_for: Callable[..., str], redis_client: Redis, queues: TenantQueues
 ) -> None:
-    tenants: list[str] = []
-
-    def send(job: JobSummary) -> None:
-        tenants.append(str(redis_client.hget(record_key(job.id), "tenant")))
-        fill(redis_client)
-
-    queues = TenantQueues(redis_client, HOUR, send)
     fill(redis_client)
-    for tenant in "aaaaabb":
-        submit_for(tenant)
+    tenants = {submit_for(tenant): tenant for tenant in "aaaaabb"}
+    sent: list[str] = []
     while queues.waiting():
         redis_client.delete("cpu")
-        assert len(queues.dispatch()) == 1
-    assert tenants == ["a", "b", "a", "b", "a", "a", "a"]
+        [job_id] = queues.dispatch()
+        sent.append(tenants[job_id])
+    assert sent == ["a", "b", "a", "b", "a", "a", "a"]
 
 
 def test_within_a_tenant_priority_precedes_age(
@@ -127,8 +131,9 @@ def test_within_a_tenant_priority_precedes_age(
     fill(redis_client)
     old, young, urgent = submit_for(), submit_for(), submit_for(priority=9)
     assert [queues.jobs_before(jobs.get(job_id)) for job_id in (urgent, old, young)] == [0, 1, 2]
-    redis_client.delete("cpu")
-    assert queues.dispatch() == [urgent, old, young]
+    for job_id in (urgent, old, young):
+        redis_client.delete("cpu")
+        assert queues.dispatch() == [job_id]
 
 
 def test_a_limit_holds_only_for_its_tenant(
@@ -140,7 +145,9 @@ def test_a_limit_holds_only_for_its_tenant(
     first, second = submit_for("a"), submit_for("a")
     other = submit_for("b")
     assert queues.waiting() == {"cpu": {"a": 1, "b": 1}}
+    redis_client.delete("cpu")
     assert queues.dispatch() == [other]
+    redis_client.delete("cpu")
     token = begin(jobs, first)
     jobs.release(first, token, NOTE, delay_s=60)  # it waits for a retry
     assert queues.dispatch() == [second]
@@ -151,8 +158,7 @@ def test_a_prepared_job_waits_for_its_share_of_the_gpu(
 ) -> None:
     fill(redis_client, "gpu.40gb")
     job_id = submit_for()
-    finish(jobs, job_id, "prepare", "gpu.40gb")
-    assert jobs.next_queue(job_id) is None
+    finish(jobs, job_id, "prepare", "cache", is_shared=True)
     record = jobs.get(job_id)
     assert (record.stage, record.pending_queue, record.in_tenant_queue) == (
         "cache",
@@ -163,8 +169,8 @@ def test_a_prepared_job_waits_for_its_share_of_the_gpu(
     redis_client.delete("gpu.40gb")
     assert queues.dispatch() == [job_id]
     # A dispatch is for all stages that follow.
-    finish(jobs, job_id, "cache", None)
-    assert jobs.next_queue(job_id) == "gpu.40gb"
+    finish(jobs, job_id, "cache", "train", is_shared=False)
+    assert sent_jobs(redis_client, "gpu.40gb") == [job_id, job_id]
 
 
 @pytest.mark.parametrize("change", ["cancel", "pause", "begin"])
@@ -179,7 +185,7 @@ def test_a_job_leaves_its_tenant_queue_on_every_change(
     fill(redis_client)
     job_id = submit_for()
     if change == "begin":
-        begin(jobs, job_id)  # by a chain that its backend sent itself
+        begin(jobs, job_id)  # by a message that its backend sent itself
     else:
         getattr(control, change)(job_id)
     assert queues.waiting() == {}
@@ -197,8 +203,7 @@ def test_a_resumed_job_waits_in_its_tenant_queue_again(
 ) -> None:
     job_id = submit_for()
     control.pause(job_id)
-    fill(redis_client)
-    assert not control.resume(job_id)
+    assert not control.resume(job_id)  # its first message is still in the queue
     assert jobs.get(job_id).status == JobStatus.QUEUED
     redis_client.delete("cpu")
     assert queues.dispatch() == [job_id]
@@ -224,17 +229,15 @@ def test_an_expired_job_delays_no_other(
     assert queues.waiting() == {}
 
 
-def test_a_job_that_cannot_be_sent_stays_in_flight(
-    submit_for: Callable[..., str], redis_client: Redis, control: JobControl, queues: TenantQueues
+def test_a_job_that_an_older_version_let_wait_is_sent(
+    submit_for: Callable[..., str], redis_client: Redis, queues: TenantQueues
 ) -> None:
-    def unavailable(_: JobSummary) -> None:
-        raise UnavailableError("the broker is unavailable")
-
     fill(redis_client)
     job_id = submit_for()
     redis_client.delete("cpu")
-    assert TenantQueues(redis_client, HOUR, unavailable).dispatch() == []
-    assert [record.id for record in control.in_flight()] == [job_id]
+    redis_client.hdel(record_key(job_id), "waiting_message")
+    assert queues.dispatch() == [job_id]
+    assert sent_jobs(redis_client) == [job_id]
 
 
 def test_every_key_expires(

@@ -15,7 +15,7 @@ from tasks.stages.submit import newer_than_known, submit
 from tasks.state import keys
 from tasks.state.control import JobControl
 from tasks.state.job_store import DispatchOutcome, JobStore, StartOutcome
-from tasks.state.record import VERSION, JobStatus, JobSummary
+from tasks.state.record import VERSION, JobStatus
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import WorkerHeartbeat, WorkerInfo, live_workers, newest_versions
 
@@ -157,15 +157,14 @@ def test_a_newer_job_can_be_paused_resumed_and_cancelled(
 def test_a_newer_job_leaves_its_tenant_queue_once(
     redis_client: Redis, job_document: dict[str, Any], make_newer: Callable[[str], None]
 ) -> None:
-    sent: list[JobSummary] = []
-    queues = TenantQueues(redis_client, HOUR, sent.append)
+    queues = TenantQueues(redis_client, HOUR)
     state = JobStore(redis_client, HOUR)
     job_id, _, outcome = submit(job_document, state, "the-result")
     assert outcome == DispatchOutcome.WAITING
     make_newer(job_id)
     queues.publish_fleet([WorkerInfo(queues=("cpu",), memory_class=None)], {}, HOUR)
     assert queues.dispatch() == [job_id]
-    assert [(summary.id, summary.version) for summary in sent] == [(job_id, NEWER)]
+    assert redis_client.llen("cpu") == 1
     assert begin(state, job_id) == StartOutcome.NEWER
     assert queues.dispatch() == []
     assert queues.waiting() == {}

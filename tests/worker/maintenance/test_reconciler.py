@@ -16,13 +16,12 @@ from tasks.contract import record_key
 from tasks.errors import SupersededError
 from tasks.events import Note
 from tasks.settings.settings import Settings
-from tasks.stages.dispatch import enqueue_remaining, job_chain
 from tasks.stages.submit import submit
 from tasks.state.artifacts import JobArtifacts
 from tasks.state.control import JobControl
 from tasks.state.fencing_token import FencingToken
 from tasks.state.job_store import JobStore, StartOutcome
-from tasks.state.record import UNSTARTED_FIELD, JobSummary, StageRecord
+from tasks.state.record import UNSTARTED_FIELD, StageRecord
 from tests.poison import unreadable
 from tests.waiting import wait_until
 from worker.kombu_redis.transport import Keys
@@ -39,36 +38,28 @@ def app(broker_url: str) -> Celery:
 
 
 @pytest.fixture
-def sent() -> list[JobSummary]:
-    return []
-
-
-@pytest.fixture
 def control(redis_client: Redis) -> JobControl:
     return JobControl(redis_client, timedelta(hours=1))
 
 
 @pytest.fixture
-def reconciler(
-    redis_client: Redis, control: JobControl, app: Celery, sent: list[JobSummary]
-) -> Reconciler:
-    def send(record: JobSummary) -> None:
-        sent.append(record)
-        enqueue_remaining(app, record)
-
+def reconciler(redis_client: Redis, control: JobControl) -> Reconciler:
     unreadable = unreadable_messages(redis_client, timedelta(hours=1))
-    return Reconciler(redis_client, control, send, PATIENCE, KEYS, unreadable)
+    return Reconciler(redis_client, control, PATIENCE, KEYS, unreadable)
 
 
 @pytest.fixture
-def job_id(state: JobStore, job_document: dict[str, Any]) -> str:
-    return submit(job_document, state, "the-result").job_id
+def job_id(state: JobStore, job_document: dict[str, Any], redis_client: Redis) -> str:
+    """A job whose message was lost."""
+    job_id = submit(job_document, state, "the-result").job_id
+    redis_client.delete("cpu")
+    return job_id
 
 
 def begin(state: JobStore, job_id: str, stage: str) -> FencingToken:
-    outcome, token, _ = state.begin(job_id, stage, worker="w", queue="q", tag="t")
-    assert outcome == StartOutcome.BEGUN
-    return token
+    start = state.begin(job_id, stage, worker="w", queue="q", tag="t")
+    assert start.outcome == StartOutcome.BEGUN
+    return start.token
 
 
 def finish(state: JobStore, job_id: str, stage: str, token: FencingToken, **artifacts: str) -> None:
@@ -77,20 +68,20 @@ def finish(state: JobStore, job_id: str, stage: str, token: FencingToken, **arti
 
 
 def test_a_message_that_was_never_sent_is_sent_once(
-    reconciler: Reconciler, redis_client: Redis, job_id: str, sent: list[JobSummary]
+    reconciler: Reconciler, redis_client: Redis, job_id: str
 ) -> None:
     assert reconciler.reconcile() == []
     assert reconciler.reconcile() == [job_id]
     assert scan_messages(redis_client, KEYS).stages == {(job_id, "prepare")}
     assert reconciler.reconcile() == []
     assert reconciler.reconcile() == []
-    assert [record.result_id for record in sent] == ["the-result"]
+    assert '"root_id": "the-result"' in str(redis_client.lpop("cpu"))
 
 
 def test_a_job_with_a_message_is_not_sent_again(
     reconciler: Reconciler, redis_client: Redis, app: Celery, state: JobStore, job_id: str
 ) -> None:
-    job_chain(app, job_id, state.get(job_id).gpu_queue).apply_async()
+    state.send(state.get(job_id))
     assert reconciler.reconcile() == reconciler.reconcile() == []
     with app.connection_for_read() as connection:
         held: Any = connection.default_channel.basic_get("cpu")
@@ -110,7 +101,7 @@ def test_a_message_popped_by_a_dying_worker_is_sent_again(
     job_id: str,
     tmp_path: Path,
 ) -> None:
-    job_chain(app, job_id, state.get(job_id).gpu_queue).apply_async()
+    state.send(state.get(job_id))
     worker = [sys.executable, "-m", "tests.worker.kombu_redis.leased_worker"]
     died = subprocess.run(
         [*worker, broker_url, str(tmp_path / "log"), "w", "60"],
@@ -194,15 +185,6 @@ def test_the_list_of_missing_messages_expires(
 ) -> None:
     reconciler.reconcile()
     assert 0 < redis_client.ttl("training:reconciler:missing") < 10
-
-
-def test_sending_subscribes_to_no_result(
-    app: Celery, state: JobStore, redis_client: Redis, job_id: str
-) -> None:
-    redis_client.config_resetstat()
-    enqueue_remaining(app, state.get(job_id))
-    assert scan_messages(redis_client, KEYS).stages == {(job_id, "prepare")}
-    assert "cmdstat_subscribe" not in redis_client.info("commandstats")
 
 
 @pytest.mark.parametrize("name", sorted(unreadable("gpu.80gb").keys() - {"delivered without end"}))
