@@ -99,8 +99,8 @@ class ScriptFolder:
     Args:
         folder: It holds a file for each script; a line ``-- include: NAME`` is replaced by
             another file of the folder.
-        constants: Tables of strings and numbers. A script reads ``NAME.FIELD``, which is replaced by
-            the value.
+        constants: Tables of strings and numbers. In a script, ``NAME.FIELD`` is replaced by the
+            value.
     """
 
     def __init__(

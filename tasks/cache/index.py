@@ -96,9 +96,11 @@ class PackIndex:
     def locate(self, digests: Iterable[str]) -> dict[str, str]:
         """Return the pack of each entry that is cached."""
         packs: dict[str, str] = {}
+        names: dict[str, str] = {}  # each pack's key once in memory
         for part in _slices(digests):
             keys = cast("list[str | None]", self._redis.hmget(_ENTRIES, part))
-            packs |= {digest: key for digest, key in zip(part, keys, strict=True) if key}
+            found = zip(part, keys, strict=True)
+            packs |= {digest: names.setdefault(key, key) for digest, key in found if key}
         return packs
 
     def claim(self, digests: Iterable[str], owner: str, limit: int) -> list[str]:

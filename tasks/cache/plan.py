@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from pydantic_core import to_jsonable_python
@@ -29,13 +30,18 @@ Kind = Literal["text", "latents"]
 KINDS: tuple[Kind, ...] = ("text", "latents")
 
 
-class SampleEntries(StrictModel):
-    """The digests of one sample's entries; null for kinds that are not cached."""
+# No model, which takes ten times the memory: a dataset may have a million samples.
+@dataclass(frozen=True, slots=True)
+class SampleEntries:
+    """The digests of one sample's entries; null for kinds that are not cached.
+
+    Attributes:
+        flipped_latents: The entry of the mirrored image, if the config mirrors samples.
+    """
 
     text: str | None
     latents: str | None
     flipped_latents: str | None
-    """The entry of the mirrored image, if the config mirrors samples."""
 
 
 class CacheIndex(StrictModel):
@@ -57,7 +63,7 @@ class CacheIndex(StrictModel):
     """The store key of each entry's pack."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ImageVariant:
     """One image as the VAE encodes it.
 
@@ -108,21 +114,19 @@ class CachePlan:
         ]
         negative = getattr(config, "negative_validation_prompts", None)
         self._prompts = (config.validation_prompts, tuple(negative or ()))
-        self._text_of = {
-            caption: self._text_digest(caption, encoders)
+        self.texts = {
+            self._text_digest(caption, encoders): caption
             for caption in self._all_captions(encoders)
         }
-        self.texts = {digest: caption for caption, digest in self._text_of.items()}
-        self._latents_of = {
-            variant: _latents_digest(variant, encoders) for variant in self._images(encoders)
+        self.latents = {
+            _latents_digest(variant, encoders): variant for variant in self._images(encoders)
         }
-        self.latents = {digest: image for image, digest in self._latents_of.items()}
 
     def kind(self, digest: str) -> Kind:
         """Return the kind of an entry."""
         return "text" if digest in self.texts else "latents"
 
-    @property
+    @cached_property
     def digests(self) -> list[str]:
         """All entries: text first, then latents by size, so that batches have one shape."""
         by_size = sorted(self.latents, key=lambda digest: (self.latents[digest].size, digest))
@@ -134,9 +138,10 @@ class CachePlan:
         Args:
             packs: The store key of each entry's pack.
         """
+        text_of = {caption: digest for digest, caption in self.texts.items()}
         by_image = {
-            (variant.image, variant.size, variant.flipped): key
-            for variant, key in self._latents_of.items()
+            (variant.image, variant.size, variant.flipped): digest
+            for digest, variant in self.latents.items()
         }
         rows = zip(self._dataset.samples, self._captions, self._sizes, strict=True)
         return CacheIndex(
@@ -144,19 +149,15 @@ class CachePlan:
             settings=cache_settings(self._config),
             samples=tuple(
                 SampleEntries(
-                    text=self._text_of.get(caption),
+                    text=text_of.get(caption),
                     latents=by_image.get((sample.image, size, False)),
                     flipped_latents=by_image.get((sample.image, size, True)),
                 )
                 for sample, caption, size in rows
             ),
-            blank_text=self._text_of.get(""),
-            prompt_texts=tuple(
-                self._text_of[prompt] for prompt in self._prompts[0] if self._text_of
-            ),
-            negative_texts=tuple(
-                self._text_of[prompt] for prompt in self._prompts[1] if self._text_of
-            ),
+            blank_text=text_of.get(""),
+            prompt_texts=tuple(text_of[prompt] for prompt in self._prompts[0] if text_of),
+            negative_texts=tuple(text_of[prompt] for prompt in self._prompts[1] if text_of),
             packs={digest: packs[digest] for digest in self.digests},
         )
 

@@ -8,6 +8,8 @@ start expire after a while.
 import time
 from collections.abc import Callable, Sequence
 
+from pydantic_core import to_json
+
 from routing.queues import CPU_QUEUE
 from tasks.base_models.files import encoders_identity
 from tasks.cache.eviction import drop_where
@@ -53,7 +55,7 @@ def cache(context: StageContext) -> StageResult | Rerouted:
     context.worker.pack_index.touch(set(packs.values()))
     context.telemetry.count(fill.counts())
     key = cache_index_key(context.job_id)
-    context.worker.store.put(key, fill.plan.index(packs).model_dump_json().encode())
+    context.worker.store.put(key, to_json(fill.plan.index(packs)))
     return StageResult(fill.summary(), JobArtifacts(cache_index=key), work=fill.work())
 
 

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 from celery import Celery
 
+from tasks.contract import record_key
 from tasks.stages.submit import submit
 from tasks.state.connection import connect
 from tasks.state.job_store import JobStore
+from tasks.state.keys import FLEET
 from tasks.store import Store, cache_index_key
 from tests.integration.fleets import PATIENCE_S, Fleet
 from tests.waiting import wait_until
@@ -94,7 +96,9 @@ def test_a_lost_message_is_sent_again_under_the_same_result_id(
     url = find_running(fleet.home)
     assert url is not None
     with connect(url) as client:
+        client.delete(FLEET)  # the job waits for its tenant's share
         job_id = submit(job, JobStore(client, timedelta(hours=1)), "lost-and-found")[0]
+        client.hset(record_key(job_id), "waiting_message", "what no worker can read")
     backend = Celery(broker=url, backend=url, set_as_current=False)
     result = backend.AsyncResult("lost-and-found").get(timeout=PATIENCE_S)
     assert result["job_id"] == job_id

@@ -10,13 +10,14 @@ local now = string.format('%d.%06d', time[1], time[2])
 
 -- The job's hash and events -----------------------------------------------------------------------
 
--- Read in one command and written by `save`: each command costs more than its work.
+-- Read in one command and written by `save`: each command costs more than its work. If the key is no
+-- hash, the first `get` fails.
 local job, changed, removed = {}, {}, {}
 local small_fields = {
   'status', 'stage', 'stage_number', 'stage_state', 'attempt', 'delivery_tag', 'starts', 'retries',
   'type', 'tenant', 'priority', 'version', 'created_at', 'tenant_queue', 'due_at', 'unstarted',
   'change_id', 'change_reply', 'newest_event', 'event_bytes', 'renewed_at'}
-for i, value in ipairs(redis.call('HMGET', job_key, unpack(small_fields))) do
+for i, value in ipairs(redis.pcall('HMGET', job_key, unpack(small_fields))) do
   job[small_fields[i]] = value
 end
 

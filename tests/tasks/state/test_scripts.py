@@ -546,6 +546,14 @@ def changes(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def plain_json(value: Any) -> Any:
+    """Return JSON as ``plain`` does; a message by its task, and the fields of a hash by name."""
+    if isinstance(value, dict) and "task" in value.get("headers", ()):
+        return f"the message of {value['headers']['task']}"
+    is_hash = isinstance(value, list) and len(value) > 20
+    return plain(dict(zip(value[::2], value[1::2], strict=True)) if is_hash else value)
+
+
 def plain(value: Any) -> Any:
     """Return the value with JSON parsed, times relative to now, random ids and estimates elided."""
     if isinstance(value, Mapping):
@@ -560,11 +568,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, str) and re.fullmatch(r"\d{13}-\d+", value):
         return "position"
     if isinstance(value, str) and value[:1] in "{[" and value[1:]:
-        read = json.loads(value)
-        if isinstance(read, dict) and "task" in read.get("headers", ()):
-            return f"the message of {read['headers']['task']}"
-        is_hash = isinstance(read, list) and len(read) > 20
-        return plain(dict(zip(read[::2], read[1::2], strict=True)) if is_hash else read)
+        return plain_json(json.loads(value))
     if isinstance(value, float) or (isinstance(value, str) and re.fullmatch(r"\d+\.\d+", value)):
         distance = float(value) - time.time()
         if abs(distance) < 5000:

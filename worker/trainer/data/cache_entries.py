@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import torch
 
@@ -10,7 +11,6 @@ from tasks.buckets import Size
 from tasks.cache.packs import (
     CHECKSUMS,
     DamagedPackError,
-    PackedEntry,
     TensorPlace,
     checksum,
     read_entry,
@@ -25,6 +25,8 @@ from worker.trainer.export.safetensors_file import DTYPES, TYPE_NAMES, header_by
 VAE_FACTOR = 8
 """FLUX's and SDXL's VAEs make one latent of 8x8 pixels."""
 _REMEDY = "run the cache stage again"
+# Those of some 100,000 entries, in 100 MB; without a bound, a million entries take a gigabyte.
+_KEPT_HEADERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class CachedEntries:
     def __init__(self, store: Store, packs: Mapping[str, str]) -> None:
         self._store = store
         self._packs = packs
-        self._headers: dict[str, dict[str, PackedEntry]] = {}
+        self._header = lru_cache(_KEPT_HEADERS)(partial(read_header, store))
 
     def text(self, digest: str, tokens: int) -> Text:
         """Read a text entry.
@@ -128,9 +130,7 @@ class CachedEntries:
     def _read(self, digest: str, *names: str) -> dict[str, torch.Tensor]:
         key = self._packs.get(digest, "")
         try:
-            if key not in self._headers:
-                self._headers[key] = read_header(self._store, key)
-            entry = self._headers[key].get(digest)
+            entry = self._header(key).get(digest)
             if entry is None or set(entry.tensors) != set(names):
                 raise self._damaged(digest, "wrong contents")
             data = bytearray(read_entry(self._store, key, entry))
