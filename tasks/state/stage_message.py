@@ -67,7 +67,7 @@ def stage_message(
     }
     queue = queue or stage_queue(stage, gpu_queue)
     message = {
-        "body": json.dumps([[job_id], {}, embed]),
+        "body": _compact([[job_id], {}, embed]),
         "content-encoding": "utf-8",
         "content-type": "application/json",
         "headers": headers,
@@ -78,7 +78,7 @@ def stage_message(
             "priority": 0,
         },
     }
-    return StageMessage(queue, json.dumps(message))
+    return StageMessage(queue, _compact(message))
 
 
 def waiting_message(job: JobSummary) -> StageMessage:
@@ -116,6 +116,10 @@ def _signature(
         "subtask_type": None,
         "immutable": True,
     }
+
+
+def _compact(document: object) -> str:
+    return json.dumps(document, separators=(",", ":"))
 
 
 def _task_id(stage: str, result_id: str) -> str:

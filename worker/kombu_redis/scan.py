@@ -13,7 +13,8 @@ from worker.kombu_redis.unreadable import Place
 MAX_STAGE_BYTES = 16 * 1024
 """Longer messages are submissions: those of stages carry a few ids."""
 
-_PAGE = 20
+# In one reply, which bounds its memory.
+_PAGE = 100
 _READ_PAGE = (files("worker.kombu_redis") / "read_page.lua").read_text("utf-8")
 
 

@@ -75,7 +75,7 @@ def test_a_message_that_was_never_sent_is_sent_once(
     assert scan_messages(redis_client, KEYS).stages == {(job_id, "prepare")}
     assert reconciler.reconcile() == []
     assert reconciler.reconcile() == []
-    assert '"root_id": "the-result"' in str(redis_client.lpop("cpu"))
+    assert '"root_id":"the-result"' in str(redis_client.lpop("cpu"))
 
 
 def test_a_job_with_a_message_is_not_sent_again(
