@@ -133,7 +133,7 @@ def _shown(found: dict[str, list[float]]) -> str:
 @contextmanager
 def _running(state: JobStore, job_id: str) -> Iterator[None]:
     """Report the progress of a job's stage, as a worker does."""
-    _, token, _ = state.begin(job_id, "prepare", worker="w", queue="cpu", tag="t")
+    _, token, *_ = state.begin(job_id, "prepare", worker="w", queue="cpu", tag="t")
     over = threading.Event()
 
     def report_progress() -> None:

@@ -58,7 +58,7 @@ def main() -> None:
 
 def _line(entries: int) -> str:
     with tempfile.TemporaryDirectory() as name, EmbeddedBroker(Path(name)) as broker:
-        measured = {}
+        measured: dict[str, dict[str, float]] = {}
         for step in _STEPS:
             command = [sys.executable, "-P", "-m", "benchmarks.cache_scale", str(entries)]
             command += ["--step", step, name, broker.url]

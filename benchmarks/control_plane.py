@@ -138,7 +138,7 @@ class Side:
         children = [child for worker in self.workers for child in worker.children(recursive=True)]
         times = [process.cpu_times() for process in [*self.workers, *children]]
         workers_ms = sum(used.user + used.system for used in times) * 1e3
-        return workers_ms, _cpu_ms(self.redis), time.process_time() * 1e3
+        return float(workers_ms), _cpu_ms(self.redis), time.process_time() * 1e3
 
     def _wait(self, result_id: str) -> None:
         deadline = time.monotonic() + _PATIENCE_S
@@ -219,7 +219,7 @@ def _beside_bare_celery(chains: int, rounds: int) -> Iterator[str]:
 
 
 def _median(bursts: Sequence[Burst], name: str) -> float:
-    return statistics.median(getattr(burst, name) for burst in bursts)
+    return float(statistics.median(getattr(burst, name) for burst in bursts))
 
 
 def _in_turns(sides: list[Side], measure: Callable[[Side], T], number: int) -> list[T]:

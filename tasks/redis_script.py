@@ -114,9 +114,10 @@ class ScriptFolder:
         code = _without_unused_functions(self._read(f"{declaration.__name__}.lua"))
         for name, table in self._constants.items():
             for field, value in table.items():
-                # A string literal of JSON is one of Lua too, for text without control characters.
-                literal = json.dumps(value)
-                code = re.sub(rf"\b{name}\.{field}\b", lambda _, it=literal: it, code)
+                # A string literal of JSON is one of Lua too, for text without control characters;
+                # ``re`` takes the backslashes of a replacement away.
+                literal = json.dumps(value).replace("\\", "\\\\")
+                code = re.sub(rf"\b{name}\.{field}\b", literal, code)
         return Script(declaration, code)
 
     def _read(self, name: str) -> str:

@@ -109,7 +109,8 @@ class TenantQueues:
     def _send_one(self, candidates: Candidates, sent: list[str]) -> Candidates:
         """Send the next job and add its id to ``sent``; return the next candidates, if any."""
         queues, tenants_in_flight, fleet = candidates
-        in_flight, shares = Counter(tenants_in_flight), _shares_in(hash_of(fleet))
+        in_flight: Counter[str] = Counter(tenants_in_flight)
+        shares = _shares_in(hash_of(fleet))
         for queue, waiting in sorted(queues):
             tenant = next_tenant(waiting, in_flight, shares)
             if tenant is None:

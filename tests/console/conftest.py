@@ -50,7 +50,7 @@ class Console:
 
     def stage(self, job_id: str, stage: str, artifacts: JobArtifacts, **result: Any) -> None:
         """Start and finish a stage of a job, as a worker does."""
-        outcome, token, _ = self.state.begin(job_id, stage, worker="w", queue="q", tag="t")
+        outcome, token, *_ = self.state.begin(job_id, stage, worker="w", queue="q", tag="t")
         assert outcome == StartOutcome.BEGUN
         done = StageRecord(queue="q", worker="w", attempt=token.attempt, started_at=0, seconds=1)
         self.state.finish_stage(job_id, token, stage, done, artifacts, result or None)

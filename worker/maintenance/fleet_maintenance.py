@@ -62,7 +62,7 @@ class FleetMaintenance(WorkerPolicy):
             self._client, self._settings.job_ttl, unacked_index=self._keys.unacked_index
         )
         reconciler = Reconciler(self._client, control, self._timeout, self._keys, self._unreadable)
-        jobs = {
+        jobs: dict[str, MaintenanceJob] = {
             "fleet": self._update_fleet,
             "dispatch": self._queues.dispatch,
             "retries": reconciler.send_retries,

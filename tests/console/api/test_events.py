@@ -37,7 +37,7 @@ def test_events_stream_from_the_first_to_the_jobs_end(console: Console) -> None:
         job_id = client.post("/jobs", json=job()).json()["id"]
         with ThreadPoolExecutor() as pool:
             readers = [pool.submit(read, client, job_id) for _ in range(5)]
-            _, token, _ = console.state.begin(job_id, "prepare", worker="w", queue="c", tag="t")
+            _, token, *_ = console.state.begin(job_id, "prepare", worker="w", queue="c", tag="t")
             console.state.write(job_id, token, [Note(level="info", message="hello")])
             console.state.fail(job_id, token, JobError("broken"))
             streams = [reader.result(30) for reader in readers]
@@ -68,7 +68,7 @@ def test_a_reopened_page_gets_the_whole_curve_and_every_other_event(console: Con
     with console.client("acme") as client, ThreadPoolExecutor() as pool:
         job_id = client.post("/jobs", json=job()).json()["id"]
         live = pool.submit(read, client, job_id)
-        _, token, _ = console.state.begin(job_id, "prepare", worker="w", queue="c", tag="t")
+        _, token, *_ = console.state.begin(job_id, "prepare", worker="w", queue="c", tag="t")
         for first in range(1, 5001, 50):
             console.state.write(job_id, token, [*steps(first), Note(level="info", message="x")])
         reopened = pool.submit(read, client, job_id)

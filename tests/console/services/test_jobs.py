@@ -147,7 +147,7 @@ def test_a_job_is_paused_resumed_and_cancelled(acme: httpx2.Client) -> None:
 def test_a_job_shows_the_latest_progress(console: Console) -> None:
     with console.client("acme") as client:
         job_id = submitted(client, job())["id"]
-        _, token, _ = console.state.begin(job_id, "prepare", worker="w", queue="cpu", tag="t")
+        _, token, *_ = console.state.begin(job_id, "prepare", worker="w", queue="cpu", tag="t")
         for done in (1, 2):
             progress = Progress(stage="prepare", done=done, total=4, unit="files", per_second=2.0)
             console.state.write(job_id, token, [progress])

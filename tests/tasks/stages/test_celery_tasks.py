@@ -23,6 +23,7 @@ from tasks.stages.outcomes import (
     StageOutcome,
 )
 from tasks.stages.worker_context import WorkerContext, WorkerServices
+from tasks.state.scripts import Candidates
 
 # Nothing is sent here; the result backend must exist all the same.
 BROKER_URL = "redis://127.0.0.1:1/0"
@@ -124,7 +125,7 @@ def test_each_outcome_has_one_meaning_to_celery(
     dispatched: list[bool] = []
 
     class Services(WorkerServices):
-        def dispatch_waiting(self) -> None:
+        def dispatch_waiting(self, candidates: Candidates | None = None) -> None:
             dispatched.append(True)
 
     context: Any = SimpleNamespace(services=Services())
@@ -146,7 +147,7 @@ def test_a_job_that_continues_frees_no_capacity(
     dispatched: list[bool] = []
 
     class Services(WorkerServices):
-        def dispatch_waiting(self) -> None:
+        def dispatch_waiting(self, candidates: Candidates | None = None) -> None:
             dispatched.append(True)
 
     context: Any = SimpleNamespace(services=Services())

@@ -179,7 +179,7 @@ def test_status_shows_estimated_and_peak_memory(
         f"GPU memory: {estimate.needed_gib:.1f} GiB estimated, 57 of 57 blocks recomputed\n"
         in shown(job_id)
     )
-    _, token, _ = state.begin(job_id, "prepare", worker="w", queue="q", tag="t")
+    _, token, *_ = state.begin(job_id, "prepare", worker="w", queue="q", tag="t")
     done = TrainDone(steps=1, final_loss=1, peak_memory_bytes=30 * GIB)
     note = Note(level="info", message="done")
     state.write(job_id, token, [note], JobArtifacts(trained=done))

@@ -17,7 +17,7 @@ from worker.periodic import ThreadWatch
 @pytest.fixture
 def running(state: JobStore, job_document: dict[str, Any]) -> tuple[str, FencingToken]:
     job_id = submit(job_document, state, "result").job_id
-    _, token, _ = state.begin(job_id, "prepare", worker="w", queue="cpu", tag="t")
+    _, token, *_ = state.begin(job_id, "prepare", worker="w", queue="cpu", tag="t")
     return job_id, token
 
 

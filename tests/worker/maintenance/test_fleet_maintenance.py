@@ -22,9 +22,7 @@ def test_the_leader_renews_the_keys_of_paused_jobs(
     entry = f"{job_id} default"
     redis_client.zadd("training:jobs:renewals", {entry: 1.0}, xx=True)
     settings = Settings(job_ttl=DAY)
-    maintenance = FleetMaintenance(
-        redis_client, settings, Keys.of({}), lambda job: None, ThreadWatch()
-    )
+    maintenance = FleetMaintenance(redis_client, settings, Keys.of({}), ThreadWatch())
     assert maintenance._maintenance_loop().run_once()
     keys = f"training:job:{job_id}", f"training:job:{job_id}:events", "training:jobs"
     assert all(redis_client.ttl(key) > 3600 for key in keys)
