@@ -84,7 +84,7 @@ def _samples(count: int) -> Iterator[Sample]:
             image=f"{number:064x}",
             width=768 + 64 * (number % 5),
             height=768,
-            caption=f"a picture of thing {number}, in the style of nobody",
+            caption=f"a photo of thing {number} on a table, in daylight",
             source=f"{number:07d}.png",
         )
 

@@ -61,7 +61,7 @@ def stage_message(
         "parent_id": result_id,
         "argsrepr": f"({job_id!r},)",
         "kwargsrepr": "{}",
-        # Nobody waits for the results of the other stages; all of them keep errors.
+        # No sender waits for the results of the other stages; all of them keep errors.
         "ignore_result": bool(following),
         VERSION_HEADER: version,
     }
