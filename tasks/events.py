@@ -176,7 +176,7 @@ class TrainerStarted(StrictModel):
     """A new process, one kept from an earlier request, or a new one after a crash."""
 
 
-PhaseName = Literal["load", "encode", "checkpoint", "export", "validate"]
+PhaseName = Literal["load", "compile", "encode", "checkpoint", "export", "validate"]
 
 
 class TrainerPhase(StrictModel):

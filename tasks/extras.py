@@ -4,6 +4,8 @@ The core sends jobs and has the command line. All else asks here before it impor
 that what is missing is reported with the extra that installs it.
 """
 
+import os
+import shutil
 from importlib.util import find_spec
 
 from tasks.errors import NotInstalledError
@@ -71,3 +73,20 @@ def require(module: str) -> None:
     """
     if not is_installed(module):
         raise not_installed(module)
+
+
+def compiler_problem(*, cuda: bool) -> str | None:
+    """Return what the option ``compile`` lacks on this machine, and what installs it.
+
+    Args:
+        cuda: Whether trainers compute on a GPU, for which Triton makes code and C glue; on the CPU
+            all code is C++.
+    """
+    if cuda and not is_installed("triton"):
+        return "Triton is not installed; install a build of PyTorch for CUDA on Linux"
+    variable, names = ("CC", ("gcc", "clang", "cc")) if cuda else ("CXX", ("g++",))
+    chosen = os.environ.get(variable)
+    if not any(map(shutil.which, [chosen] if chosen else names)):
+        language, package = ("C", "gcc") if cuda else ("C++", "g++")
+        return f"there is no {language} compiler; install one (apt-get install {package} libc6-dev)"
+    return None

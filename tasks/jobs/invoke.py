@@ -104,6 +104,9 @@ UNSUPPORTED_OPTIONS = (
         _is_set,
     ),
     UnsupportedOption(
+        "compile", "true", "it does not compile models; leave the option false", lambda value, _: value
+    ),
+    UnsupportedOption(
         "optimizer.optimizer_type",
         "Adafactor",
         "it has AdamW and Prodigy",

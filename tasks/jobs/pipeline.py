@@ -221,6 +221,12 @@ class PipelineConfig(StrictModel):
     (H100). A step then takes less time, by a tenth or so for FLUX (an estimate, not measured), and
     a resumed run differs in its last bits."""
 
+    compile: StrictBool = False
+    """Compile the denoiser's repeated blocks before the first step, which takes a minute or more:
+    fused kernels make a step shorter where it does not wait for matrix products. The weights differ
+    in their last bits from uncompiled ones, and repeat and resume exactly. Validation images are
+    made by uncompiled blocks. invoke-training does not have this option."""
+
     max_checkpoints: Annotated[PositiveInt | None, Affects.NO_NUMBER] = None
     """The number of newest checkpoints to keep, at most 1000. Null keeps all of them up to that
     number. An old one is removed only after the new one is recorded."""

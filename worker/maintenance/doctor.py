@@ -23,7 +23,7 @@ from routing.queues import ALL_QUEUES, CPU_QUEUE, INVOKE, SUBMIT_QUEUE, engine_o
 from tasks.app import make_app
 from tasks.clock import MAX_CLOCK_OFFSET_S, broker_time, clock_offset_s
 from tasks.errors import JobError, NoBrokerError, StoreError
-from tasks.extras import is_installed
+from tasks.extras import compiler_problem, is_installed
 from tasks.settings.settings import Settings
 from tasks.state.availability import RefusedError, check_writes
 from tasks.state.broker_url import BrokerUrl
@@ -342,9 +342,18 @@ def _check_gpus(settings: Settings) -> Iterator[Finding]:
             yield Finding("ok", "GPU", f"{gpu.name}: class {gpu.memory_class}")
     # Emulated GPUs train tiny models and need little system memory.
     classes = [gpu.memory_class for gpu in gpus if not gpu.emulated and gpu.memory_class]
+    if gpus:
+        yield _compiler(cuda=bool(classes))
     if classes:
         yield _system_memory(max(classes), host_memory_bytes())
         yield from _check_cuda()
+
+
+def _compiler(*, cuda: bool) -> Finding:
+    problem = compiler_problem(cuda=cuda)
+    if problem is None:
+        return Finding("ok", "compiler", "is installed")
+    return Finding("warning", "compiler", problem, "jobs with compile: true are refused until then")
 
 
 def _check_cuda() -> Iterator[Finding]:

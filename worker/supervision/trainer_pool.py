@@ -36,6 +36,9 @@ _IGNORED = {
     "TORCH_BLAS_PREFER_CUBLASLT": _OTHER_NUMBERS,
 }
 
+_IGNORED_PREFIXES = ("TORCHDYNAMO_", "TORCHINDUCTOR_", "TRITON_")
+_OTHER_CODE = "the option compile makes the same code on every machine, in a folder of its own"
+
 StartKind = Literal["cold", "restart"]
 _COMMAND = (sys.executable, "-P", "-m", "worker.trainer")
 
@@ -148,10 +151,12 @@ class TrainerPool:
 
 def ignored_variables(env: Mapping[str, str]) -> dict[str, str]:
     """Return the variables of an environment that trainers do not get, and why."""
+    found = {name: _IGNORED.get(name) for name in env}
+    found |= {name: _OTHER_CODE for name in env if name.startswith(_IGNORED_PREFIXES)}
     return {
         name: reason
-        for name, reason in _IGNORED.items()
-        if name in env and env[name] != _ALLOCATOR.get(name)
+        for name, reason in found.items()
+        if reason is not None and env[name] != _ALLOCATOR.get(name)
     }
 
 

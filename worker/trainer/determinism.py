@@ -16,8 +16,8 @@ from worker.trainer.kernels import use_kernels
 
 T = TypeVar("T")
 
-# By torch.Context::alertNotDeterministic.
-_NO_KERNEL = re.compile(r"(\S+) does not have a deterministic implementation")
+# By torch.Context::alertNotDeterministic; while a block is compiled, within another error's text.
+_NO_KERNEL = re.compile(r"([\w.=]+) does not have a deterministic implementation")
 
 
 class Determinism:
@@ -65,7 +65,7 @@ class Determinism:
         try:
             return compute()
         except RuntimeError as error:
-            found = _NO_KERNEL.match(str(error))
+            found = _NO_KERNEL.search(str(error))
             if found is None:
                 raise
             self._warn_of(f"{found[1]} has no deterministic kernel on this device")

@@ -5,6 +5,7 @@ RefusedError               the request cannot be carried out
 ├── TargetError            a LoRA target matches no layer of the model
 ├── PlaceholderError       a placeholder token, or its initial embedding, cannot be used
 ├── MissingLibraryError    an option needs a library that is not installed
+├── CompileError           the option compile cannot be carried out
 ├── ImageError           an image of the dataset cannot be read
 ├── DamagedFileError       one of our files in the store is damaged or missing
 ├── StaleIndexError        the cache index belongs to another config or dataset
@@ -77,6 +78,18 @@ class MissingLibraryError(RefusedError):
             f"an option of the job needs {self.library}, which this worker lacks; install it with "
             "pip install 'training-worker[train,quantization]'"
         )
+
+
+class CompileError(RefusedError):
+    """The option ``compile`` cannot be carried out on this worker."""
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def __str__(self) -> str:
+        """Name the option, the problem and what to do without it."""
+        return f"the option compile cannot be used: {self.problem}; or set compile false"
 
 
 class ImageError(RefusedError):

@@ -17,6 +17,7 @@ from tasks.jobs.pipeline import PipelineConfig
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, checkpoint_prefix
 from worker.trainer.checkpoint import Checkpoints, LossHistory
+from worker.trainer.compilation import CompiledBlocks, compile_blocks, prepare_compiler
 from worker.trainer.data.batches import BatchPlan, SampleReader, TrainingData
 from worker.trainer.data.cache_entries import read_index
 from worker.trainer.determinism import Determinism
@@ -86,6 +87,10 @@ def run(
     if request.resume_state_key is not None:
         saved_versions = checkpoints.resume(state, request.resume_state_key)
         note_other_versions(emit, saved_versions, versions)
+    compiled: CompiledBlocks | None = None
+    if config.compile:
+        with phase(emit, "compile"):
+            compiled = compile_blocks(config, models.denoiser, recipe, data, determinism)
     validate: Callable[[int], None] = _never
     if config.validation_prompts:
         sampler = kind.new_sampler(config, models)
@@ -99,6 +104,8 @@ def run(
         validate = make_images
     train(recipe, state, data, rng, config, checkpoints, validate, determinism, emit, stop)
     peak = meter.peak_bytes() if meter is not None else None
+    if compiled is not None:
+        compiled.restore()
     recipe.close()
     for part in kind.changed_parts:
         cache.drop(part)
@@ -112,12 +119,14 @@ def prepared(request: TrainerRequest) -> tuple[PipelineConfig, StatelessRng]:
         The config, and the draws of its seed.
 
     Raises:
-        RefusedError: The config has no seed, or needs a library that is not installed.
+        RefusedError: The config has no seed, or needs what is not installed.
     """
     config = request.training
     if config.seed is None:
         raise RefusedError("the config has no seed; submit draws one")
     check_libraries(config)
+    if config.compile:
+        prepare_compiler(request)
     return config, StatelessRng(config.seed)
 
 

@@ -298,6 +298,10 @@ class TrainingData:
         self._workers = workers
         self._device = device
 
+    def example(self) -> Batch:
+        """Read the run's first batch."""
+        return self._reader.read(*self.plan.batch(0)).to(self._device)
+
     def batches(self, start_step: int, end_step: int) -> Iterator[Batch]:
         """Read the batches of these steps, the same with any number of workers."""
         start = self.plan.of_step(start_step)[0]

@@ -12,7 +12,7 @@ from tasks.jobs.sdxl import SdxlConfig, SdxlFinetuneConfig
 from tasks.stages.trainer_protocol import TrainerRequest
 
 # Our options that the library lacks: they act in our part, or are refused.
-_OURS = ("single_file_config", "quantization", "use_ema", "ema_decay", "deterministic")
+_OURS = ("single_file_config", "quantization", "use_ema", "ema_decay", "deterministic", "compile")
 _OURS_IN_LOADER = ("caption_dropout",)
 _DATASETS = ("dataset", "instance_dataset", "class_dataset")
 
