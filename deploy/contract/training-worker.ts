@@ -356,6 +356,14 @@ export interface FluxLoraConfig {
    */
   deterministic?: boolean;
   /**
+   * Compile the denoiser's repeated blocks before the first step, which takes a minute or more:
+   * fused kernels make a step shorter where it does not wait for matrix products. The weights differ
+   * in their last bits from uncompiled ones, and repeat and resume exactly. Validation images are
+   * made by uncompiled blocks. invoke-training does not have this option.
+   * @default false
+   */
+  compile?: boolean;
+  /**
    * The number of newest checkpoints to keep, at most 1000. Null keeps all of them up to that
    * number. An old one is removed only after the new one is recorded.
    */
@@ -861,6 +869,14 @@ export interface SdxlFinetuneConfig {
    */
   deterministic?: boolean;
   /**
+   * Compile the denoiser's repeated blocks before the first step, which takes a minute or more:
+   * fused kernels make a step shorter where it does not wait for matrix products. The weights differ
+   * in their last bits from uncompiled ones, and repeat and resume exactly. Validation images are
+   * made by uncompiled blocks. invoke-training does not have this option.
+   * @default false
+   */
+  compile?: boolean;
+  /**
    * The number of newest checkpoints to keep, at most 1000. Null keeps all of them up to that
    * number. An old one is removed only after the new one is recorded.
    */
@@ -1071,6 +1087,14 @@ export interface SdxlLoraConfig {
    * @default true
    */
   deterministic?: boolean;
+  /**
+   * Compile the denoiser's repeated blocks before the first step, which takes a minute or more:
+   * fused kernels make a step shorter where it does not wait for matrix products. The weights differ
+   * in their last bits from uncompiled ones, and repeat and resume exactly. Validation images are
+   * made by uncompiled blocks. invoke-training does not have this option.
+   * @default false
+   */
+  compile?: boolean;
   /**
    * The number of newest checkpoints to keep, at most 1000. Null keeps all of them up to that
    * number. An old one is removed only after the new one is recorded.
@@ -1316,6 +1340,14 @@ export interface SdxlTextualInversionConfig {
    * @default true
    */
   deterministic?: boolean;
+  /**
+   * Compile the denoiser's repeated blocks before the first step, which takes a minute or more:
+   * fused kernels make a step shorter where it does not wait for matrix products. The weights differ
+   * in their last bits from uncompiled ones, and repeat and resume exactly. Validation images are
+   * made by uncompiled blocks. invoke-training does not have this option.
+   * @default false
+   */
+  compile?: boolean;
   /**
    * The number of newest checkpoints to keep, at most 1000. Null keeps all of them up to that
    * number. An old one is removed only after the new one is recorded.

@@ -104,7 +104,10 @@ UNSUPPORTED_OPTIONS = (
         _is_set,
     ),
     UnsupportedOption(
-        "compile", "true", "it does not compile models; leave the option false", lambda value, _: value
+        "compile",
+        "true",
+        "it does not compile models; leave the option false",
+        lambda value, _: value,
     ),
     UnsupportedOption(
         "optimizer.optimizer_type",

@@ -1,9 +1,9 @@
 """Compiles the repeated blocks of a denoiser by torch.compile, to the same code in every process.
 
-Inductor chooses kernels, and with them the order of sums, by the shapes that it first traces a graph
-with. So all graphs are made before the first step, from batches of a fixed size, and what they do
-not cover, such as validation, runs uncompiled: a run that resumes in another process, or in a warm
-trainer, computes the same numbers.
+Inductor chooses kernels, and with them the order of sums, by the shapes that it first sees. So all
+graphs are made before the first step, from batches of a fixed size, and what they do not cover,
+such as validation, runs uncompiled: a run that resumes in another process, or in a warm trainer,
+computes the same numbers.
 """
 
 import os
@@ -84,7 +84,7 @@ class CompiledBlocks:
             # Not Module.compile: all kinds of blocks would share the graphs of Module.__call__.
             block.forward = torch.compile(block.forward, fullgraph=True)
 
-    def make_graphs(self, compute: Callable[[], None]) -> None:
+    def make_graphs(self, compute: Callable[[], object]) -> None:
         """Make the graphs of all calls in ``compute``; from then on no more are made.
 
         Raises:
@@ -112,8 +112,8 @@ class CompiledBlocks:
             cause = getattr(error, "inner_exception", error)
             if isinstance(cause, RuntimeError) and find_gpu_error(cause) is not None:
                 raise cause from error
-            first_line = str(error).partition("\n")[0]
-            raise CompileError(f"it failed: {first_line}") from error
+            first_line = str(cause).partition("\n")[0]
+            raise CompileError(f"{type(cause).__name__}: {first_line}") from error
         finally:
             for hook in hooks:
                 hook.remove()
@@ -144,7 +144,7 @@ def compile_blocks(
     Raises:
         CompileError: Compiling failed.
     """
-    global _made_for  # noqa: PLW0603 - dynamo's graphs are the process's, too
+    global _made_for
     shapes = [(name, tuple(weight.shape)) for name, weight in recipe.parameters.items()]
     precision = config.weight_dtype, config.mixed_precision, config.deterministic
     needed = config.type, *precision, config.text_tokens, shapes

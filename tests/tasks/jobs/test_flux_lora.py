@@ -70,6 +70,7 @@ OWN_DEFAULTS: dict[str, Any] = {
     "vae_model": None,
     "single_file_config": None,
     "quantization": None,
+    "compile": False,
     "deterministic": True,
 }
 INVOKE_TARGETS = [

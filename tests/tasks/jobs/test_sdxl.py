@@ -187,6 +187,7 @@ def test_every_option_of_invoke_training_has_its_default(
     ours = {
         "base_output_dir": None,
         "single_file_config": None,
+        "compile": False,
         "deterministic": True,
         **added,
     }

@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from redis import ConnectionError, Redis
 
 from routing.classes import MemoryClass
+from tasks.extras import compiler_problem
 from tasks.settings.settings import Settings
 from tasks.stages.submit import submit
 from tasks.state.connection import connect
@@ -48,6 +49,7 @@ def test_a_healthy_fleet_has_no_error(settings: Settings, redis_client: Redis) -
     levels = {finding.subject: finding.level for finding in findings}
     for subject in ("broker", "eviction", "persistence", "clock", "workers", "leases", "store"):
         assert levels[subject] == "ok", findings
+    assert levels["compiler"] == ("ok" if compiler_problem(cuda=False) is None else "warning")
     assert not list((settings.home_dir / "store").rglob("*probe*"))
     heartbeat.set_quarantine("XID 79")
     assert finding_of(settings, "gpu@here").message == "quarantined: XID 79"
