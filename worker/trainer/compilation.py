@@ -26,6 +26,7 @@ from worker.trainer.data.batches import Batch, TrainingData
 from worker.trainer.data.cache_entries import VAE_FACTOR
 from worker.trainer.determinism import Determinism
 from worker.trainer.errors import CompileError
+from worker.trainer.event_pipe import StopSwitch
 from worker.trainer.memory import find_gpu_error
 from worker.trainer.training_type import Recipe
 
@@ -84,16 +85,24 @@ class CompiledBlocks:
             # Not Module.compile: all kinds of blocks would share the graphs of Module.__call__.
             block.forward = torch.compile(block.forward, fullgraph=True)
 
-    def make_graphs(self, compute: Callable[[], object]) -> None:
+    def make_graphs(
+        self, compute: Callable[[], object], check: Callable[[], None] = lambda: None
+    ) -> None:
         """Make the graphs of all calls in ``compute``; from then on no more are made.
+
+        Args:
+            compute: Runs forward and backward pass.
+            check: Called before each block, since compiling takes long.
 
         Raises:
             CompileError: Compiling failed.
         """
-        hooks = [
-            block.register_forward_pre_hook(_mark_dynamic, with_kwargs=True)
-            for block in self._blocks
-        ]
+
+        def prepare(_block: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            check()
+            _mark_dynamic((*args, *kwargs.values()))
+
+        hooks = [it.register_forward_pre_hook(prepare, with_kwargs=True) for it in self._blocks]
         inductor: Any = torch._inductor.config
         dynamo: Any = torch._dynamo.config
         shapes: Any = torch.fx.experimental._config
@@ -131,6 +140,7 @@ def compile_blocks(
     recipe: Recipe,
     data: TrainingData,
     determinism: Determinism,
+    stop: StopSwitch,
 ) -> CompiledBlocks:
     """Compile the blocks of a run's denoiser, before its first step.
 
@@ -140,9 +150,11 @@ def compile_blocks(
         recipe: Computes the losses.
         data: The run's batches.
         determinism: How the run computes.
+        stop: Whether to stop.
 
     Raises:
         CompileError: Compiling failed.
+        InterruptedRun: The run was asked to stop.
     """
     global _made_for
     shapes = [(name, tuple(weight.shape)) for name, weight in recipe.parameters.items()]
@@ -162,7 +174,7 @@ def compile_blocks(
                 losses = recipe.losses(fixed_batch(example, size))  # (size,)
             torch.autograd.backward(losses.sum())
 
-    blocks.make_graphs(lambda: determinism.run(compute))
+    blocks.make_graphs(lambda: determinism.run(compute), stop.check)
     for parameter in recipe.parameters.values():
         parameter.grad = None
     return blocks
@@ -196,9 +208,9 @@ def fixed_batch(example: Batch, size: int) -> Batch:
     )
 
 
-def _mark_dynamic(_block: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _mark_dynamic(inputs: tuple[Any, ...]) -> None:
     """Mark the dimensions of a block's inputs that vary: all but channels and widths."""
-    for value in (*args, *kwargs.values()):
+    for value in inputs:
         for tensor in value if isinstance(value, tuple) else (value,):
             if isinstance(tensor, torch.Tensor):
                 # (B, C, h, w), (B, tokens, width), (B, width) or (tokens, width)

@@ -90,7 +90,7 @@ def run(
     compiled: CompiledBlocks | None = None
     if config.compile:
         with phase(emit, "compile"):
-            compiled = compile_blocks(config, models.denoiser, recipe, data, determinism)
+            compiled = compile_blocks(config, models.denoiser, recipe, data, determinism, stop)
     validate: Callable[[int], None] = _never
     if config.validation_prompts:
         sampler = kind.new_sampler(config, models)

@@ -34,6 +34,7 @@ REFUSED: dict[str, dict[str, Any]] = {
     "text_encoder_2_path": flux(text_encoder_2_path="t.safetensors"),
     "vae_model": flux(vae_model="org/vae"),
     "quantization": flux(quantization="nf4"),
+    "compile": flux(compile=True),
     "optimizer.optimizer_type": flux(optimizer={"optimizer_type": "Adafactor"}),
     "optimizer.use_8bit": flux(optimizer={"optimizer_type": "AdamW", "use_8bit": True}),
     "timestep_sampler": flux(timestep_sampler="resolution_shift"),
