@@ -46,7 +46,7 @@ def assert_same(one: Trained, other: Trained) -> None:
     assert all(torch.equal(tensor, other.state[name]) for name, tensor in one.state.items())
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_warm_trainer_compiles_once(tmp_path: Path) -> None:
     # Without code generation: what counts is which graphs are made.
     torch.compiler.set_default_backend("aot_eager")
@@ -120,7 +120,7 @@ def gated(x: torch.Tensor) -> torch.Tensor:
 
 
 @needs_compiler
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_empty_caches_are_filled_with_the_same_code(monkeypatch: pytest.MonkeyPatch) -> None:
     # They take seconds to compile, and only many files would save them again.
     monkeypatch.setattr(torch._inductor.config, "cpp_cache_precompile_headers", False)
