@@ -199,13 +199,10 @@ def fixed_batch(example: Batch, size: int) -> Batch:
     def first(tensor: torch.Tensor | None) -> torch.Tensor | None:
         return None if tensor is None else tensor[:1].repeat_interleave(size, dim=0)
 
-    return replace(
-        example,
-        samples=example.samples[:1] * size,
-        captions=example.captions[:1] * size,
-        **{name: first(getattr(example, name)) for name in _ROWS},
-        **{name: zeros(name) for name in _IMAGES},
-    )
+    rows: dict[str, Any] = {name: first(getattr(example, name)) for name in _ROWS}
+    rows |= {name: zeros(name) for name in _IMAGES}
+    samples, captions = example.samples[:1] * size, example.captions[:1] * size
+    return replace(example, samples=samples, captions=captions, **rows)
 
 
 def _mark_dynamic(inputs: tuple[Any, ...]) -> None:

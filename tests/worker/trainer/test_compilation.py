@@ -1,15 +1,11 @@
-import gc
 import os
-import weakref
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
-from torch._inductor.utils import fresh_cache
 
 from tasks.events import TrainerPhase
 from tasks.extras import compiler_problem
@@ -25,9 +21,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf"),
     pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated"),
 ]
-needs_compiler = pytest.mark.skipif(
-    compiler_problem(cuda=False) is not None, reason="there is no C++ compiler"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -113,34 +106,6 @@ class Model(torch.nn.Module):
         x = torch.linspace(-2, 2, batch * tokens * 8).view(batch, tokens, 8)
         grads = torch.autograd.grad(self.blocks(x).sum(), list(self.parameters()))
         return torch.cat([grad.flatten() for grad in grads])
-
-
-def gated(x: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.gelu(x) * x.mean(dim=1, keepdim=True)
-
-
-@needs_compiler
-@pytest.mark.timeout(600)
-def test_empty_caches_are_filled_with_the_same_code(monkeypatch: pytest.MonkeyPatch) -> None:
-    # They take seconds to compile, and only many files would save them again.
-    monkeypatch.setattr(torch._inductor.config, "cpp_cache_precompile_headers", False)
-    Determinism(lambda _: None)
-    lengths, found = (5, 300), []
-    for _process in range(2):
-        torch._dynamo.reset()
-        with fresh_cache():
-            model = Model(gated)
-            CompiledBlocks(model).make_graphs(partial(model.gradients, 2, 12))
-            found.append([model.gradients(3, tokens) for tokens in lengths])
-    assert counters["inductor"]["fxgraph_cache_hit"] == 0
-    kept = weakref.ref(model)
-    del model
-    gc.collect()
-    assert kept() is None
-    plain = Model(gated)
-    for tokens, one, other in zip(lengths, *found, strict=True):
-        assert torch.equal(one, other)
-        torch.testing.assert_close(one, plain.gradients(3, tokens))
 
 
 def put(x: torch.Tensor) -> torch.Tensor:
