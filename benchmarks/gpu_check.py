@@ -28,12 +28,12 @@ from worker.trainer.environment import set_up
 PARTS = {
     "ceilings": 40,
     "models": 60,
-    "peaks": 110,
+    "peaks": 90,
     "repeat": 70,
-    "quantized": 80,
+    "quantized": 60,
     "fleet": 120,
-    "speed": 80,
-    "kernels": 60,
+    "speed": 90,
+    "kernels": 50,
     "out_of_memory": 60,
 }
 """The parts, the most important ones first, and the seconds that each may take."""
