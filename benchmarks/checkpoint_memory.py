@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
-from diffusers.training_utils import EMAModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from benchmarks.real_models import flux_transformer, sdxl_unet
@@ -31,6 +30,7 @@ from tasks.store import Store
 from worker.trainer.checkpoint import Checkpoints, LossHistory, TrainingState
 from worker.trainer.determinism import Determinism
 from worker.trainer.memory import HostMeter
+from worker.trainer.optimizer import WeightAverage
 from worker.trainer.sdxl.export import write_checkpoint
 from worker.trainer.tiny_models import build_tiny_sdxl
 from worker.trainer.weights import load_weights
@@ -78,13 +78,13 @@ def _state(parameters: float) -> TrainingState:
         if sum(parameter.numel() for parameter in named.values()) >= parameters:
             break
         named[f"unet.{name}"] = torch.nn.Parameter(torch.randn(shape))
-    optimizer = torch.optim.AdamW(named.values())
+    optimizer = torch.optim.AdamW(named.values(), fused=True)
     for parameter in named.values():
         moments = {"exp_avg": torch.rand_like(parameter), "exp_avg_sq": torch.rand_like(parameter)}
         optimizer.state[parameter] = {"step": torch.tensor(1.0), **moments}
     history = LossHistory([1.0], [1e-5])
     scaler = torch.amp.GradScaler("cpu", enabled=False)
-    return TrainingState(named, optimizer, scaler, history, EMAModel(named.values()))
+    return TrainingState(named, optimizer, scaler, history, WeightAverage(named.values()))
 
 
 def _unet_shapes() -> dict[str, torch.Size]:

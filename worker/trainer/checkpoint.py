@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 
 from tasks.events import Artifact, CheckpointSaved
@@ -24,7 +23,7 @@ from worker.trainer.determinism import Determinism
 from worker.trainer.errors import DamagedFileError, ForeignStateError
 from worker.trainer.event_pipe import Emit, phase
 from worker.trainer.export.safetensors_file import SafetensorsFile, write_safetensors
-from worker.trainer.optimizer import optimizer_tensors, restore_optimizer
+from worker.trainer.optimizer import WeightAverage, optimizer_tensors, restore_optimizer
 
 STATE_FILE = "state.safetensors"
 WriteResults = Callable[[Path, str, Mapping[str, str], Mapping[str, torch.Tensor]], list[Path]]
@@ -79,7 +78,7 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     history: LossHistory
-    average: EMAModel | None = None
+    average: WeightAverage | None = None
 
     def published(self) -> dict[str, torch.Tensor]:
         """Return the weights to publish by name: the average, if there is one."""

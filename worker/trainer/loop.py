@@ -10,7 +10,6 @@ from functools import partial
 
 import torch
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
 
 from tasks.dataset import Dataset
 from tasks.events import Progress
@@ -20,7 +19,7 @@ from worker.trainer.data.batches import Batch, BatchPlan, TrainingData
 from worker.trainer.determinism import Determinism
 from worker.trainer.errors import DivergedError, InterruptedRun
 from worker.trainer.event_pipe import Emit, ProgressMeter, StopSwitch
-from worker.trainer.optimizer import new_optimizer, set_rates
+from worker.trainer.optimizer import WeightAverage, new_optimizer, set_rates
 from worker.trainer.rng import StatelessRng
 from worker.trainer.training_type import Recipe
 
@@ -98,7 +97,7 @@ def new_state(recipe: Recipe, config: PipelineConfig, device: torch.device) -> T
     scaler = torch.amp.GradScaler(device.type, enabled=recipe.precision.scales_loss)
     average = None
     if recipe.ema_decay is not None:
-        average = EMAModel(parameters.values(), decay=recipe.ema_decay)
+        average = WeightAverage(parameters.values(), decay=recipe.ema_decay)
     return TrainingState(parameters, optimizer, scaler, LossHistory(), average)
 
 

@@ -5,11 +5,12 @@ An optimizer keeps tensors and counts for each weight, and Prodigy a few numbers
 
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from typing import Any
 
 import torch
+from diffusers.training_utils import EMAModel
 
 from tasks.jobs.optimizers import (
     AdafactorOptimizerConfig,
@@ -93,7 +94,6 @@ def restore_optimizer(
     Raises:
         KeyError: A tensor is of another weight, or one of Prodigy's numbers is missing.
     """
-    counts_in_tensors = isinstance(optimizer, torch.optim.AdamW | torch.optim.Adafactor)
     moments: dict[str, list[str]] = {name: [] for name in parameters}
     for key in tensors:
         kind, _, rest = key.partition("/")
@@ -105,11 +105,12 @@ def restore_optimizer(
         restored: dict[str, Any] = {}
         for moment in moments[name]:
             tensor = tensors[f"optimizer/{moment}/{name}"]
-            if moment == "step":
-                # torch's own optimizers count in a tensor on the CPU, others in a Python number.
-                restored[moment] = tensor if counts_in_tensors else tensor.item()
-            else:
+            if moment != "step" or isinstance(optimizer, torch.optim.AdamW):
                 restored[moment] = tensor.to(parameter.device)
+            else:
+                # Adafactor counts in a tensor on the CPU, Prodigy and bitsandbytes in a number.
+                is_adafactor = isinstance(optimizer, torch.optim.Adafactor)
+                restored[moment] = tensor if is_adafactor else tensor.item()
         if restored:
             optimizer.state[parameter] = restored
     for group in optimizer.param_groups:
@@ -119,6 +120,17 @@ def restore_optimizer(
                 group[name] = tensors[f"group/{name}"].item()
 
 
+class WeightAverage(EMAModel):
+    """The moving average of weights: diffusers', in one pass and without other memory."""
+
+    @torch.no_grad()
+    def step(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Move the average towards the weights."""
+        self.optimization_step += 1
+        share = 1 - self.get_decay(self.optimization_step)
+        torch._foreach_lerp_(self.shadow_params, list(parameters), share)
+
+
 def _adam(groups: list[dict[str, Any]], settings: AdamOptimizerConfig) -> torch.optim.Optimizer:
     values: dict[str, Any] = {
         "betas": (settings.beta1, settings.beta2),
@@ -126,7 +138,7 @@ def _adam(groups: list[dict[str, Any]], settings: AdamOptimizerConfig) -> torch.
         "weight_decay": settings.weight_decay,
     }
     if not settings.use_8bit:
-        return torch.optim.AdamW(groups, **values)
+        return torch.optim.AdamW(groups, fused=True, **values)
     bitsandbytes: Any = import_module("bitsandbytes.optim")
     optimizer: torch.optim.Optimizer = bitsandbytes.AdamW8bit(groups, **values)
     return optimizer

@@ -2,10 +2,12 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.training_utils import EMAModel
 from pydantic import TypeAdapter
 
 from tasks.jobs.optimizers import OptimizerConfig
 from worker.trainer.optimizer import (
+    WeightAverage,
     model_of,
     new_optimizer,
     optimizer_tensors,
@@ -117,3 +119,39 @@ def test_every_setting_changes_the_update(values: dict[str, Any]) -> None:
         steps(new_optimizer(parameters, settings_of(given), rates), parameters, rates, 6)
         ends.append(torch.cat([p.detach().flatten() for p in parameters.values()]))
     assert not torch.equal(*ends)
+
+
+def test_the_count_of_adamw_is_restored_to_its_weights_device() -> None:
+    parameters = {"unet.a": torch.nn.Parameter(torch.empty(2, device="meta"))}
+    optimizer = new_optimizer(parameters, settings_of(KINDS[0]), {"unet": 1e-2})
+    restore_optimizer(optimizer, parameters, {"optimizer/step/unet.a": torch.tensor(3.0)})
+    assert optimizer.state[parameters["unet.a"]]["step"].device.type == "meta"
+
+
+@pytest.mark.parametrize("values", KINDS, ids=str)
+def test_an_overflow_changes_no_weight_and_no_state(values: dict[str, Any]) -> None:
+    parameters, rates = weights(), dict.fromkeys(RATES, 1.0)
+    optimizer = new_optimizer(parameters, settings_of(values), rates)
+    steps(optimizer, parameters, rates, 2)
+    before = {
+        k: v.clone() for k, v in (optimizer_tensors(optimizer, parameters) | parameters).items()
+    }
+    scaler = torch.amp.GradScaler("cpu")
+    loss = sum((p * torch.inf).sum() for p in parameters.values())
+    assert isinstance(loss, torch.Tensor)
+    torch.autograd.backward(scaler.scale(loss))
+    scaler.unscale_(optimizer)
+    scaler.step(optimizer)
+    scaler.update()
+    for name, tensor in (optimizer_tensors(optimizer, parameters) | parameters).items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_the_average_is_that_of_diffusers() -> None:
+    [parameter] = parameters = [torch.nn.Parameter(torch.randn(3, 5))]
+    ours, theirs = (kind(parameters, decay=0.9) for kind in (WeightAverage, EMAModel))
+    for _ in range(100):
+        torch.nn.init.normal_(parameter)
+        ours.step(parameters)
+        theirs.step(parameters)
+        torch.testing.assert_close(ours.shadow_params, theirs.shadow_params)
