@@ -5,7 +5,7 @@ import os
 import warnings
 from importlib.util import find_spec
 
-from tasks.jobs.optimizers import AdamOptimizerConfig, ProdigyOptimizerConfig
+from tasks.jobs.optimizers import AdamOptimizerConfig
 from tasks.jobs.pipeline import PipelineConfig
 from worker.trainer.errors import MissingLibraryError
 
@@ -48,8 +48,6 @@ def check_libraries(config: PipelineConfig) -> None:
     optimizer = config.optimizer
     if isinstance(optimizer, AdamOptimizerConfig) and optimizer.use_8bit:
         needed.append("bitsandbytes")
-    if isinstance(optimizer, ProdigyOptimizerConfig):
-        needed.append("prodigyopt")
     for library in needed:
         if find_spec(library) is None:
             raise MissingLibraryError(library)

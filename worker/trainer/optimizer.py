@@ -1,11 +1,12 @@
 """The optimizer of a run: made from its config, its state converted to tensors and back.
 
 An optimizer keeps tensors and counts for each weight, and Prodigy a few numbers for all of them.
+Adafactor and Prodigy are the formulas of torch 2.13 and prodigyopt 1.1, which wait for the device
+twice a weight.
 """
 
-import contextlib
-import io
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -21,8 +22,12 @@ from tasks.jobs.optimizers import (
 
 Parameters = Mapping[str, torch.nn.Parameter]
 
-# The numbers of prodigyopt 1.1 that a step reads from its parameter groups, or writes there.
-_PRODIGY_NUMBERS = ("d", "d0", "d_max", "d_numerator", "d_denom", "d_hat", "k")
+# The numbers of Prodigy's parameter groups, at a run's start.
+_PRODIGY_NUMBERS = {"d": 1e-6, "d0": 1e-6, "d_max": 1e-6, "d_numerator": 0.0, "k": 0}
+_PRODIGY_MOMENTS = ("exp_avg", "exp_avg_sq")
+# The numbers of the weights that are updated at once. Temporary memory is a few times as much; with
+# fewer, kernels take less time than their launch.
+_AT_ONCE = 2**24
 
 
 def model_of(name: str) -> str:
@@ -48,9 +53,9 @@ def new_optimizer(
         case AdamOptimizerConfig():
             return _adam(groups, settings)
         case ProdigyOptimizerConfig():
-            return _prodigy(groups, settings)
+            return Prodigy(groups, settings)
         case AdafactorOptimizerConfig():
-            return torch.optim.Adafactor(
+            return Adafactor(
                 groups,
                 beta2_decay=settings.beta2_decay,
                 d=settings.clipping_threshold,
@@ -108,15 +113,14 @@ def restore_optimizer(
             if moment != "step" or isinstance(optimizer, torch.optim.AdamW):
                 restored[moment] = tensor.to(parameter.device)
             else:
-                # Adafactor counts in a tensor on the CPU, Prodigy and bitsandbytes in a number.
+                # Adafactor counts in a tensor on the CPU, bitsandbytes in a number.
                 is_adafactor = isinstance(optimizer, torch.optim.Adafactor)
                 restored[moment] = tensor if is_adafactor else tensor.item()
         if restored:
             optimizer.state[parameter] = restored
     for group in optimizer.param_groups:
         for name in _PRODIGY_NUMBERS:
-            # The first step adds d_denom and d_hat; a state before it lacks only these.
-            if name in group or f"group/{name}" in tensors:
+            if name in group:
                 group[name] = tensors[f"group/{name}"].item()
 
 
@@ -129,6 +133,116 @@ class WeightAverage(EMAModel):
         self.optimization_step += 1
         share = 1 - self.get_decay(self.optimization_step)
         torch._foreach_lerp_(self.shadow_params, list(parameters), share)
+
+
+class Adafactor(torch.optim.Adafactor):
+    """Adafactor (Shazeer & Stern, 2018), of all weights of one shape at once, without a wait."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update the weights that have a gradient."""
+        for group in self.param_groups:
+            alike = defaultdict(list)
+            weights: list[torch.Tensor] = []
+            self._init_group(group, weights, *([] for _ in range(5)))
+            for weight in weights:
+                # The count is on the CPU.
+                alike[weight.shape, self.state[weight]["step"].item()].append(weight)
+            for weights in alike.values():
+                for part in _parts(weights):
+                    self._update(part, group)
+
+    def _update(self, weights: list[torch.Tensor], group: dict[str, Any]) -> None:
+        states = [self.state[weight] for weight in weights]
+        torch._foreach_add_([state["step"] for state in states], 1.0)
+        step = states[0]["step"].item()
+        grads = torch.stack([_gradient(weight) for weight in weights])  # (n, *shape)
+        eps, root = torch.finfo(grads.dtype).eps, grads[0].numel() ** 0.5
+        # The change's root mean square, and its division by the update's: root cancels out.
+        moves = torch.stack(torch._foreach_norm(weights)).clamp_(min=group["eps"][1] * root)  # (n,)
+        moves *= min(group["lr"], step**-0.5) * group["d"]
+        if group["weight_decay"]:
+            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
+
+        def moment(name: str, squares: torch.Tensor) -> torch.Tensor:
+            moments: list[torch.Tensor] = [state[name] for state in states]
+            torch._foreach_lerp_(moments, squares.unbind(), step ** group["beta2_decay"])
+            return torch.stack(moments)
+
+        def mean_squares(dim: int) -> torch.Tensor:
+            norms: torch.Tensor = torch.linalg.vector_norm(grads, dim=dim, keepdim=True)
+            return norms.square_().div_(grads.shape[dim])
+
+        if grads.dim() > 2:
+            rows = moment("row_var", mean_squares(-1))  # (n, ..., R, 1)
+            columns = moment("col_var", mean_squares(-2))  # (n, ..., 1, C)
+            rows /= rows.mean(-2, keepdim=True).clamp_(min=eps)
+            updates = rows.rsqrt_() * columns.rsqrt_()  # (n, *shape)
+        else:
+            updates = moment("variance", grads.square()).rsqrt_()
+        updates.clamp_(max=1 / eps).mul_(grads)
+        moves /= torch.stack(torch._foreach_norm(updates.unbind())).clamp_(min=group["d"] * root)
+        updates *= moves.view(-1, *(1,) * (grads.dim() - 1))
+        torch._foreach_sub_(weights, list(updates.unbind()))
+
+
+class Prodigy(torch.optim.Optimizer):
+    """Prodigy (Mishchenko & Defazio, 2023), of many weights at once, with one wait."""
+
+    def __init__(self, groups: list[dict[str, Any]], settings: ProdigyOptimizerConfig) -> None:
+        super().__init__(groups, {"weight_decay": settings.weight_decay, **_PRODIGY_NUMBERS})
+        self._settings = settings
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update the weights that have a gradient."""
+        first, beta1, beta2, eps = self.param_groups[0], 0.9, 0.999, 1e-8
+        d, updates, beta3 = first["d"], first["k"] + 1, beta2**0.5
+        rate = d * first["lr"]
+        if self._settings.use_bias_correction:
+            rate *= (1 - beta2**updates) ** 0.5 / (1 - beta1**updates)
+        pull = d / first["d0"] * (d if self._settings.safeguard_warmup else rate)
+        everything = (weight for group in self.param_groups for weight in group["params"])
+        weights = [weight for weight in everything if weight.grad is not None]
+        for weight in weights:
+            if weight not in self.state:
+                start = weight.flatten().clone()
+                self.state[weight] = {"s": torch.zeros_like(start), "p0": start}
+                self.state[weight] |= {m: torch.zeros_like(weight) for m in _PRODIGY_MOMENTS}
+        if first["lr"] == 0 or not weights:
+            return
+        sums = []
+        for part in _parts(weights):
+            s, starts, means, squares = self._states(part, "s", "p0", *_PRODIGY_MOMENTS)
+            grads = [_gradient(weight) for weight in part]
+            flat = [gradient.flatten() for gradient in grads]
+            ways = torch._foreach_sub(starts, [weight.flatten() for weight in part])
+            torch._foreach_mul_(ways, flat)
+            torch._foreach_mul_(means, beta1)
+            torch._foreach_add_(means, grads, alpha=d * (1 - beta1))
+            torch._foreach_mul_(squares, beta2)
+            torch._foreach_addcmul_(squares, grads, grads, value=d * d * (1 - beta2))
+            torch._foreach_mul_(s, beta3)
+            torch._foreach_add_(s, flat, alpha=pull)
+            sums.append(torch.cat(ways).sum())
+            sums.append(torch.stack(torch._foreach_norm(s, 1)).sum())
+        numerator, denominator = torch.stack(sums).double().view(-1, 2).sum(0).tolist()
+        if denominator == 0:
+            return
+        numerator = beta3 * first["d_numerator"] + d / first["d0"] * rate * numerator
+        d = max(first["d_max"], numerator / denominator)
+        for group in self.param_groups:
+            group |= {"d": d, "d_max": d, "d_numerator": numerator, "k": updates}
+        for part in _parts(weights):
+            means, squares = self._states(part, *_PRODIGY_MOMENTS)
+            roots = torch._foreach_sqrt(squares)
+            torch._foreach_add_(roots, d * eps)
+            if first["weight_decay"]:
+                torch._foreach_mul_(part, 1 - first["weight_decay"] * rate)
+            torch._foreach_addcdiv_(part, means, roots, value=-rate)
+
+    def _states(self, weights: list[torch.Tensor], *names: str) -> list[list[torch.Tensor]]:
+        return [[self.state[weight][name] for weight in weights] for name in names]
 
 
 def _adam(groups: list[dict[str, Any]], settings: AdamOptimizerConfig) -> torch.optim.Optimizer:
@@ -144,19 +258,22 @@ def _adam(groups: list[dict[str, Any]], settings: AdamOptimizerConfig) -> torch.
     return optimizer
 
 
-def _prodigy(
-    groups: list[dict[str, Any]], settings: ProdigyOptimizerConfig
-) -> torch.optim.Optimizer:
-    # Its constructor prints that its weight decay is decoupled.
-    with contextlib.redirect_stdout(io.StringIO()):
-        optimizer: torch.optim.Optimizer = import_module("prodigyopt").Prodigy(
-            groups,
-            weight_decay=settings.weight_decay,
-            decouple=True,
-            use_bias_correction=settings.use_bias_correction,
-            safeguard_warmup=settings.safeguard_warmup,
-        )
-    return optimizer
+def _parts(weights: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    part: list[torch.Tensor] = []
+    size = 0
+    for weight in weights:
+        if part and size + weight.numel() > _AT_ONCE:
+            yield part
+            part, size = [], 0
+        part.append(weight)
+        size += weight.numel()
+    if part:
+        yield part
+
+
+def _gradient(weight: torch.Tensor) -> torch.Tensor:
+    assert weight.grad is not None
+    return weight.grad
 
 
 def _tensor(value: object) -> torch.Tensor:

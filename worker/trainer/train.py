@@ -77,7 +77,7 @@ def run(
         meter.reset()
     recipe = kind.new_recipe(config, models, rng)
     state = new_state(recipe, config, device)
-    versions = {library: version(library) for library in _LIBRARIES}
+    versions = {library: version(library) for library in ("training-worker", *_LIBRARIES)}
     identity = run_identity(config, dataset)
     total = schedule_of(config, data.plan).total_steps
     metadata = RunMetadata(request.name, config, dataset, data.plan, total)

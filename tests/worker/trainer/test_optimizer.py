@@ -1,5 +1,6 @@
 from typing import Any
 
+import prodigyopt
 import pytest
 import torch
 from diffusers.training_utils import EMAModel
@@ -155,3 +156,58 @@ def test_the_average_is_that_of_diffusers() -> None:
         ours.step(parameters)
         theirs.step(parameters)
         torch.testing.assert_close(ours.shadow_params, theirs.shadow_params)
+
+
+LIBRARIES: list[tuple[dict[str, Any], Any, dict[str, Any]]] = [
+    ({"optimizer_type": "AdamW"}, torch.optim.AdamW, {}),
+    ({"optimizer_type": "Adafactor"}, torch.optim.Adafactor, {}),
+    (
+        {"optimizer_type": "Adafactor", "clipping_threshold": 2.0, "weight_decay": 0.1},
+        torch.optim.Adafactor,
+        {"d": 2.0, "weight_decay": 0.1},
+    ),
+    ({"optimizer_type": "Prodigy"}, prodigyopt.Prodigy, {}),
+    (
+        {"optimizer_type": "Prodigy", "use_bias_correction": True, "safeguard_warmup": True},
+        prodigyopt.Prodigy,
+        {"use_bias_correction": True, "safeguard_warmup": True},
+    ),
+    (
+        {"optimizer_type": "Prodigy", "weight_decay": 0.01},
+        prodigyopt.Prodigy,
+        {"weight_decay": 0.01},
+    ),
+]
+
+
+@pytest.mark.parametrize(("values", "library", "options"), LIBRARIES, ids=str)
+def test_updates_are_the_librarys_and_continue_its_state(
+    values: dict[str, Any], library: Any, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("worker.trainer.optimizer._AT_ONCE", 50)
+    generator, rates = torch.Generator().manual_seed(0), {"unet": 1e-2}
+    shapes = [(3, 5), (5, 3), (3, 5), (3, 5), (3, 5), (2, 3, 3, 3), (7,), (7,), (1, 4)]
+
+    # In float64: rounding grows, since each of Prodigy's updates depends on all earlier ones.
+    def noise(shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    theirs = {f"unet.{i}": torch.nn.Parameter(noise(shape)) for i, shape in enumerate(shapes)}
+    torch.nn.init.zeros_(theirs["unet.2"])
+    ours = {name: torch.nn.Parameter(p.detach().clone()) for name, p in theirs.items()}
+    reference = library(theirs.values(), lr=1e-2, **options)
+    optimizer = new_optimizer(ours, settings_of(values), rates)
+    for step in range(50):
+        if step == 25:
+            optimizer = new_optimizer(ours, settings_of(values), rates)
+            saved = optimizer_tensors(reference, theirs)
+            restore_optimizer(optimizer, ours, {k: v.clone() for k, v in saved.items()})
+        for number, (own, other) in enumerate(zip(ours.values(), theirs.values(), strict=True)):
+            gradient = (other.detach() - 1 + noise(other.shape)) * 10.0 ** -(2 * number)
+            own.grad = gradient if step % 4 or number != 3 else None
+            other.grad = own.grad
+        for update in (optimizer, reference):
+            set_rates(update, step % 5 / 4, rates)  # each fifth one is 0
+            update.step()
+        for name, own in ours.items():
+            torch.testing.assert_close(own, theirs[name], rtol=1e-6, atol=1e-9)
