@@ -32,7 +32,7 @@ PARTS = {
     "repeat": 70,
     "quantized": 60,
     "fleet": 120,
-    "speed": 90,
+    "speed": 170,
     "kernels": 50,
     "out_of_memory": 60,
 }
