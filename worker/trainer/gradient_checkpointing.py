@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torch.nn import Module
+from torch.nn import Dropout, Module
 from torch.utils.checkpoint import checkpoint
 
 from tasks.jobs.pipeline import PipelineConfig
@@ -23,12 +23,13 @@ def checkpoint_blocks(model: Any, blocks: Sequence[Module], config: PipelineConf
     # A custom model may have more blocks than its type's usual ones.
     chosen = blocks if count == config.blocks else blocks[:count]
     recomputed = {part for block in chosen for part in block.modules()}
+    draws = _has_dropout(model)
 
     def call(part: Module, *inputs: Any) -> Any:
         if part not in recomputed:
             return part(*inputs)
         # Reentrant checkpointing makes another graph, which adds gradients in another order.
-        return checkpoint(part, *inputs, use_reentrant=False)
+        return checkpoint(part, *inputs, use_reentrant=False, preserve_rng_state=draws)
 
     if recomputed:
         model.enable_gradient_checkpointing(call)
@@ -45,6 +46,14 @@ def checkpoint_layers(model: Any, *, enabled: bool) -> None:
     kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
     if enabled:
         # Reentrant checkpointing needs inputs with a gradient, which token ids lack.
-        getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
+        options = {"use_reentrant": False, "preserve_rng_state": _has_dropout(model)}
+        getattr(model, f"{kind}_checkpointing_enable")(options)
     else:
         getattr(model, f"{kind}_checkpointing_disable")()
+
+
+def _has_dropout(model: Any) -> bool:
+    """Whether a model makes draws, which a recomputation must repeat; FLUX and SDXL make none."""
+    # CLIP's attention takes its rate from the config, everything else is a module.
+    rates = [part.p for part in model.modules() if isinstance(part, Dropout)]
+    return any([getattr(model.config, "attention_dropout", 0.0), *rates])

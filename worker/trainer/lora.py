@@ -22,7 +22,7 @@ def add_lora(
     alpha: float,
     rng: StatelessRng,
 ) -> dict[str, torch.nn.Parameter]:
-    """Add LoRA layers to a model, in float32.
+    """Add LoRA layers to a model, in float32; it computes in float32 or under autocast.
 
     Args:
         model: A diffusers or transformers model, frozen.
@@ -58,6 +58,10 @@ def add_lora(
         # It warns about merging into a quantized layer, which is never done here.
         warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated")
         model.add_adapter(adapter)
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            # Autocast computes in half precision: it would cast the input back.
+            module.cast_input_dtype_enabled = False
     found: dict[str, torch.nn.Parameter] = {}
     for path, parameter in model.named_parameters():
         if ".lora_" not in path:

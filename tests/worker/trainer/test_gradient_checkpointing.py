@@ -44,17 +44,36 @@ def test_fluxs_first_blocks_are_recomputed(
     model = take_flux(config, CPU, ModelCache()).denoiser
     blocks = {"double": model.transformer_blocks[0], "single": model.single_transformer_blocks[0]}
     checkpoint_blocks(model, list(blocks.values()), config)
-    width = model.config["joint_attention_dim"]
-    inputs = {
+    assert recomputed(model, blocks, flux_inputs(model)) == expected
+
+
+def flux_inputs(model: Any) -> dict[str, Any]:
+    return {
         "hidden_states": torch.randn(1, 4, 64),
-        "encoder_hidden_states": torch.randn(1, 3, width),
+        "encoder_hidden_states": torch.randn(1, 3, model.config["joint_attention_dim"]),
         "pooled_projections": torch.randn(1, model.config["pooled_projection_dim"]),
         "timestep": torch.ones(1),
         "img_ids": torch.zeros(4, 3),
         "txt_ids": torch.zeros(3, 3),
         "guidance": torch.ones(1),
     }
-    assert recomputed(model, blocks, inputs) == expected
+
+
+def test_dropout_repeats_its_draws(tiny_flux: Path) -> None:
+    model = take_flux(config_of(tiny_flux), CPU, ModelCache()).denoiser.train()
+    model.transformer_blocks[0].attn.to_out[1].p = 0.5
+    inputs = flux_inputs(model)
+
+    def gradient(chosen: bool) -> torch.Tensor:
+        blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
+        checkpoint_blocks(model, blocks, config_of(tiny_flux, gradient_checkpointing=chosen))
+        torch.manual_seed(1)
+        hidden = inputs["hidden_states"].clone().requires_grad_()
+        model(**{**inputs, "hidden_states": hidden}, return_dict=False)[0].sum().backward()
+        assert hidden.grad is not None
+        return hidden.grad
+
+    assert torch.equal(gradient(chosen=False), gradient(chosen=True))
 
 
 @pytest.mark.parametrize(("chosen", "blocks"), [(0, 0), (1, 1), (4, 4), (True, 7)])

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -106,12 +105,12 @@ class FluxLora:
         self._transformer.eval()
 
     def _batch_text(self, batch: Batch) -> Text:
-        text = self._inputs.frozen_text(batch)
         if not self._config.train_text_encoder or self._text is None:
-            return text
+            return self._inputs.frozen_text(batch)
         # T5 stays frozen; only CLIP's pooled state has a gradient.
-        pooled = self._text.encode_pooled(batch.captions)  # (B, 768)
-        return replace(text, pooled=pooled)
+        with torch.no_grad(), torch.autocast(self._transformer.device.type, enabled=False):
+            states = self._text.encode_states(batch.captions)  # (B, tokens, 4096)
+        return Text(states, self._text.encode_pooled(batch.captions))
 
 
 def lora_regex(config: FluxLoraConfig) -> str:

@@ -65,6 +65,14 @@ class FluxText:
         )
         return Text(prompt_embeds, pooled)
 
+    def encode_states(self, captions: Sequence[str]) -> torch.Tensor:
+        """Encode captions by T5 alone, (B, t5_length, 4096)."""
+        pipeline: Any = self.pipeline
+        states: torch.Tensor = pipeline._get_t5_prompt_embeds(
+            list(captions), max_sequence_length=self._t5_length, device=self._device
+        )
+        return states
+
     def encode_pooled(self, captions: Sequence[str]) -> torch.Tensor:
         """Encode captions by CLIP alone, (B, 768)."""
         pipeline: Any = self.pipeline
