@@ -84,6 +84,7 @@ class TimedRecipe:
         self._bare_step = bare_step
         self.parameters = recipe.parameters
         self.precision = recipe.precision
+        self.draws = recipe.draws
         self.ema_decay = recipe.ema_decay
         self.close = recipe.close
         self.write = write_nothing

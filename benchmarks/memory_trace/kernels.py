@@ -38,6 +38,8 @@ def install() -> None:
     patched.cuda.amp.common.amp_definitely_not_available = lambda: False
     patched.cuda.is_bf16_supported = lambda *_, **__: True
     patched.cuda.current_device = lambda: 0
+    nothing = SimpleNamespace(record=lambda: None, synchronize=lambda: None)
+    patched.cuda.Event = lambda: nothing
     patched.Tensor.pin_memory = lambda self, *_, **__: self
     patched.nn.Module._apply = _apply
     # The scaler skips an update by a number that a fake tensor does not have.

@@ -4,7 +4,7 @@ Real are the recipe, the loop, the optimizer, the sampler and the encoders; the 
 real size, and batches the largest one that the config allows.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +21,7 @@ from benchmarks.memory_trace.tracer import Trace, Tracer
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.pipeline import PipelineConfig
 from worker.trainer import cache, validation
-from worker.trainer.data.batches import Batch, BatchPlan
+from worker.trainer.data.batches import Batch, BatchPlan, Draw
 from worker.trainer.data.cache_entries import VAE_FACTOR, Text
 from worker.trainer.data.inputs import encode_pixels
 from worker.trainer.determinism import Determinism
@@ -108,17 +108,17 @@ class _Data:
     dataset = None
 
     def __init__(self, config: PipelineConfig, rng: StatelessRng) -> None:
-        self._config = config
+        self._config, self._rng = config, rng
         self._size = max(config.loader.sizes(), key=lambda size: size.pixels)
         batch_size = config.train_batch_size
         self.plan = BatchPlan([self._size] * batch_size, batch_size, 1, rng)
 
-    def batches(self, start: int, end: int) -> Iterator[Batch]:
+    def batches(self, start: int, end: int, draws: Sequence[Draw]) -> Generator[Batch, None, None]:
         """Yield the batches of the steps."""
         for number in range(start, end):
-            yield self._batch(*self.plan.batch(number)).to(CUDA)
+            yield self._batch(*self.plan.batch(number), draws).to(CUDA)
 
-    def _batch(self, epoch: int, samples: tuple[int, ...]) -> Batch:
+    def _batch(self, epoch: int, samples: tuple[int, ...], draws: Sequence[Draw]) -> Batch:
         config, count = self._config, len(samples)
         latent = (self._size.height // VAE_FACTOR, self._size.width // VAE_FACTOR)
         channels = 16 if isinstance(config, FluxLoraConfig) else 4
@@ -132,7 +132,8 @@ class _Data:
             tensors |= vars(_text(config, count))
         if config.use_masks:
             tensors["masks"] = torch.empty(count, 1, *latent)
-        return Batch(epoch, samples, ("a cat",) * count, **tensors)
+        values = {d.purpose: d.make(self._rng, epoch, samples, self._size) for d in draws}
+        return Batch(epoch, samples, ("a cat",) * count, draws=values, **tensors)
 
 
 def _text(config: PipelineConfig, count: int, device: torch.device | str = "cpu") -> Text:

@@ -94,7 +94,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return True  # no caption is cut
         if function is _aten._local_scalar_dense.default:
             if self.phase in _STEP:
-                self._count_copy(args[0], None)
+                self._count_copy(args[0], None, waits=True)
             kind = args[0].dtype
             return self.finite if kind == torch.bool else 0.5 if kind.is_floating_point else 0
         if function is _aten.nonzero.default and args[0].device.type == "cuda":
@@ -140,7 +140,8 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if all(t.device.type != "cuda" for t in (*inputs, *outputs)):
             return
         if len({t.device.type for t in (*inputs, *outputs) if t.dim()}) > 1:
-            self._count_copy(inputs[-1], outputs[0] if outputs else None)
+            waits = not kwargs.get("non_blocking")
+            self._count_copy(inputs[-1], outputs[0] if outputs else None, waits=waits)
             return
         if function.is_view or function in _NO_KERNEL:
             return
@@ -150,9 +151,11 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if packet in flop_registry:
             work["flop"] += flop_registry[packet](*args, **kwargs, out_val=result)
 
-    def _count_copy(self, source: torch.Tensor, target: torch.Tensor | None) -> None:
+    def _count_copy(
+        self, source: torch.Tensor, target: torch.Tensor | None, *, waits: bool
+    ) -> None:
         if source.device.type == "cuda":
-            # The host waits for what it reads.
-            self.trace.work.update({"copies from the device": 1, "waits": 1})
+            # The host waits for what it reads at once.
+            self.trace.work.update({"copies from the device": 1, "waits": int(waits)})
         elif target is not None:
             self.trace.work["copies to the device"] += 1

@@ -164,7 +164,7 @@ def compile_blocks(
         torch._dynamo.reset()
         _made_for = needed
     blocks = CompiledBlocks(model)
-    example = data.example()
+    example = data.example(recipe.draws)
     # dynamo makes another graph of 1 sample than of several.
     sizes = sorted({min(len(samples), 2) for samples in data.plan.epoch(0)})
 
@@ -201,6 +201,10 @@ def fixed_batch(example: Batch, size: int) -> Batch:
 
     rows: dict[str, Any] = {name: first(getattr(example, name)) for name in _ROWS}
     rows |= {name: zeros(name) for name in _IMAGES}
+    rows["draws"] = {
+        purpose: first(draw) if draw.ndim == 1 else draw.new_zeros(size, draw.shape[1], *_LATENTS)
+        for purpose, draw in example.draws.items()
+    }
     samples, captions = example.samples[:1] * size, example.captions[:1] * size
     return replace(example, samples=samples, captions=captions, **rows)
 

@@ -1,10 +1,13 @@
 """The training loop, the same for every recipe.
 
 One step: the gradients of a group of batches, averaged over their samples; clip; the optimizer. The
-loop decides when to save, to validate and to stop, and does not know the model.
+loop decides when to save, to validate and to stop, and does not know the model. It reads the losses
+of a step while the GPU makes the next one.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
@@ -56,6 +59,44 @@ class Schedule:
     def epoch_at(self, done: int) -> int | None:
         """Return the epochs that this many updates have completed; None if it saves by steps."""
         return None if self.epoch_steps is None else done // self.epoch_steps
+
+
+class StepLosses:
+    """The losses of a step, on their way from the GPU.
+
+    Args:
+        losses: The loss of each sample, (samples,) float64.
+        step: The weight updates before this one.
+        samples: The samples of each batch of the step.
+        rate: The learning rate.
+    """
+
+    def __init__(
+        self, losses: torch.Tensor, step: int, samples: Sequence[Sequence[int]], rate: float
+    ) -> None:
+        # Into pinned memory: the CPU launches the next kernels before the copy is made.
+        self._losses = losses.to("cpu", non_blocking=True)
+        self._copied: torch.cuda.Event | None = None
+        if losses.is_cuda:
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+        self._step, self._samples, self._rate = step, samples, rate
+
+    def add_to(self, history: LossHistory, dataset: Dataset) -> None:
+        """Add the step to the history.
+
+        Raises:
+            DivergedError: NaN or infinity in a loss.
+        """
+        if self._copied is not None:
+            self._copied.synchronize()
+        if not self._losses.isfinite().all():
+            numbers = [sample for batch in self._samples for sample in batch]
+            finite = self._losses.isfinite().tolist()
+            bad = [sample for sample, good in zip(numbers, finite, strict=True) if not good]
+            sources = [dataset.samples[sample].source for sample in bad]
+            raise DivergedError("the loss", self._step + 1, sources, DIVERGED_ADVICE)
+        history.add(self._losses.mean().item(), self._rate)
 
 
 def schedule_of(config: PipelineConfig, plan: BatchPlan) -> Schedule:
@@ -130,33 +171,39 @@ def train(
     if schedule.validates_at(history.steps):
         with state.published_in_place():
             validate(history.steps)
-    batches = data.batches(history.steps, schedule.total_steps)
+    unread: deque[StepLosses] = deque()
     meter.start_from(history.steps)
-    for step in range(history.steps, schedule.total_steps):
-        rate = set_rates(state.optimizer, factor_of(step), rates)
-        samples = data.plan.samples_of_step(step)
+    with closing(data.batches(history.steps, schedule.total_steps, recipe.draws)) as batches:
+        for step in range(history.steps, schedule.total_steps):
+            rate = set_rates(state.optimizer, factor_of(step), rates)
+            samples = data.plan.samples_of_step(step)
 
-        seed, group = rng.number("step", step), [next(batches) for _ in samples]
-        losses = determinism.run(  # (samples,)
-            partial(_accumulate_gradients, recipe, state.scaler, seed, group),
-            state.optimizer.zero_grad,
-        )
-        _check_finite(losses, step, samples, data.dataset)
-        _update_weights(state, config.max_grad_norm)
-        history.add(losses.mean().item(), rate)
+            seed, group = rng.number("step", step), [next(batches) for _ in samples]
+            losses = determinism.run(  # (samples,)
+                partial(_accumulate_gradients, recipe, state.scaler, seed, group),
+                state.optimizer.zero_grad,
+            )
+            unread.append(StepLosses(losses, step, samples, rate))
+            _update_weights(state, config.max_grad_norm)
 
-        done = step + 1
-        # Read once: a signal during this step's checkpoint stops the run after the next step.
-        stopping = stop.is_set
-        due = stopping or schedule.saves_at(done)
-        if due:
-            _save(state, checkpoints, schedule)
-        meter.report(_progress(history, schedule), always=due)
-        if stopping and done < schedule.total_steps:
-            raise InterruptedRun
-        if schedule.validates_at(done):
-            _validate(state, checkpoints, schedule, validate, saved=due)
-            meter.start_from(done)
+            done = step + 1
+            # Read once: a signal during this step's checkpoint stops the run after the next step.
+            stopping = stop.is_set
+            due = stopping or schedule.saves_at(done)
+            validates = schedule.validates_at(done)
+            # A checkpoint and an image are made of weights whose losses are all known to be finite.
+            late = len(unread) - (0 if due or validates else 1)
+            for _ in range(late):
+                unread.popleft().add_to(history, data.dataset)
+            if due:
+                _save(state, checkpoints, schedule)
+            if late:
+                meter.report(_progress(history, schedule), always=due)
+            if stopping and done < schedule.total_steps:
+                raise InterruptedRun
+            if validates:
+                _validate(state, checkpoints, schedule, validate, saved=due)
+                meter.start_from(done)
 
 
 def _accumulate_gradients(
@@ -174,7 +221,7 @@ def _accumulate_gradients(
         group: The batches of the step.
 
     Returns:
-        The loss of each sample of the step, (samples,) float64, on the CPU.
+        The loss of each sample of the step, (samples,) float64, on the device.
     """
     torch.manual_seed(seed)
     count = sum(len(batch.samples) for batch in group)
@@ -185,8 +232,7 @@ def _accumulate_gradients(
         # The mean over all samples of the step, however they are split into batches.
         torch.autograd.backward(scaler.scale(batch_losses.sum() / count))
         losses.append(batch_losses.detach())
-    # The step's only wait for the GPU.
-    return torch.cat(losses).double().cpu()
+    return torch.cat(losses).double()
 
 
 def _update_weights(state: TrainingState, max_grad_norm: float | None) -> None:
@@ -235,14 +281,3 @@ def _validate(
         if not saved:
             _save(state, checkpoints, schedule)
         raise
-
-
-def _check_finite(
-    losses: torch.Tensor, step: int, samples: Sequence[Sequence[int]], dataset: Dataset
-) -> None:
-    if losses.isfinite().all():
-        return
-    numbers = [sample for batch in samples for sample in batch]
-    bad = [sample for sample, loss in zip(numbers, losses, strict=True) if not loss.isfinite()]
-    sources = [dataset.samples[sample].source for sample in bad]
-    raise DivergedError("the loss", step + 1, sources, DIVERGED_ADVICE)

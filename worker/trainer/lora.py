@@ -61,7 +61,7 @@ def add_lora(
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             # Autocast computes in half precision: it would cast the input back.
-            module.cast_input_dtype_enabled = False
+            module.cast_input_dtype_enabled = False  # type: ignore[attr-defined] # LoRA's has it
     found: dict[str, torch.nn.Parameter] = {}
     for path, parameter in model.named_parameters():
         if ".lora_" not in path:

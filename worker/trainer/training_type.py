@@ -14,7 +14,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
 from tasks.buckets import Size
 from tasks.jobs.pipeline import PipelineConfig
-from worker.trainer.data.batches import Batch
+from worker.trainer.data.batches import Batch, Draw
 from worker.trainer.data.cache_entries import Text
 from worker.trainer.data.inputs import TextEncoders, VaeScaling
 from worker.trainer.model_cache import ModelCache, ModelSpec
@@ -97,6 +97,11 @@ class Recipe(Protocol):
 
         A name begins with its model's (``unet.``), in the order of the config's learning rates.
         """
+        ...
+
+    @property
+    def draws(self) -> Sequence[Draw]:
+        """The random numbers that ``losses`` takes from its batch."""
         ...
 
     def losses(self, batch: Batch) -> torch.Tensor:

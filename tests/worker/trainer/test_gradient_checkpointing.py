@@ -60,7 +60,7 @@ def flux_inputs(model: Any) -> dict[str, Any]:
 
 
 def test_dropout_repeats_its_draws(tiny_flux: Path) -> None:
-    model = take_flux(config_of(tiny_flux), CPU, ModelCache()).denoiser.train()
+    model: Any = take_flux(config_of(tiny_flux), CPU, ModelCache()).denoiser.train()
     model.transformer_blocks[0].attn.to_out[1].p = 0.5
     inputs = flux_inputs(model)
 
@@ -68,7 +68,7 @@ def test_dropout_repeats_its_draws(tiny_flux: Path) -> None:
         blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
         checkpoint_blocks(model, blocks, config_of(tiny_flux, gradient_checkpointing=chosen))
         torch.manual_seed(1)
-        hidden = inputs["hidden_states"].clone().requires_grad_()
+        hidden: torch.Tensor = inputs["hidden_states"].clone().requires_grad_()
         model(**{**inputs, "hidden_states": hidden}, return_dict=False)[0].sum().backward()
         assert hidden.grad is not None
         return hidden.grad

@@ -5,11 +5,25 @@ from typing import Any
 import pytest
 import torch
 
-from tasks.events import CheckpointSaved, Note, Progress
-from tests.worker.trainer.runs import BUCKETS, CACHED, Images, Trained, config_of, run_train
+from tasks.buckets import Size
+from tasks.cache.packs import pack_id
+from tasks.cache.plan import CacheIndex
+from tasks.events import CheckpointSaved, Event, Note, Progress
+from tests.worker.trainer.runs import (
+    BUCKETS,
+    CACHED,
+    Images,
+    Trained,
+    config_of,
+    run_cache,
+    run_train,
+)
 from worker.trainer.checkpoint import all_finite
+from worker.trainer.data.batches import BatchPlan
+from worker.trainer.data.cache_entries import Latents, pack_bytes
 from worker.trainer.errors import DivergedError
 from worker.trainer.loop import rate_factors
+from worker.trainer.rng import StatelessRng
 
 
 def trained(data: Images, model: Path, **options: Any) -> Trained:
@@ -195,6 +209,7 @@ def test_last_progress_follows_the_last_checkpoint(tiny_flux: Path, data: Images
     assert (last.done, last.total) == (4, 4)
     assert last.loss == run.losses[-1] == run.done.final_loss
     assert {event.done for event in run.events.of(Progress)} >= {2, 4}
+    assert all(event.loss == run.losses[event.done - 1] for event in run.events.of(Progress))
     assert isinstance(kinds[-2], CheckpointSaved)
 
 
@@ -205,6 +220,31 @@ def test_diverged_error_names_step_files_and_remedy(tiny_flux: Path, data: Image
     assert "image-" in message or "a weight after the update" in message
     assert "of step" in message
     assert "lower the learning rate" in message
+
+
+@pytest.mark.parametrize("save_every", [1, 1000], ids=["saved", "late"])
+def test_nan_names_its_step_and_image_and_is_not_saved(
+    tiny_flux: Path, data: Images, save_every: int
+) -> None:
+    options = {"max_train_steps": 6, "save_every_n_steps": save_every, "cache_vae_outputs": True}
+    config = config_of(tiny_flux, **options)
+    key = run_cache(data, config).index_key
+    index = CacheIndex.model_validate_json(data.store.get(key))
+    latents, bad = torch.full((16, 8, 8), math.nan), index.samples[3].latents
+    assert bad is not None
+    pack = pack_id([bad])
+    data.store.put(pack, pack_bytes({bad: Latents(latents, latents)}))
+    index = index.model_copy(update={"packs": {**index.packs, bad: pack}})
+    data.store.put(key, index.model_dump_json().encode())
+    plan = BatchPlan([Size(64, 64)] * 5, 1, 1, StatelessRng(7))
+    [step] = [step for step in range(5) if plan.samples_of_step(step) == [(3,)]]
+    events: list[Event] = []
+    with pytest.raises(DivergedError) as caught:
+        run_train(data, config, cache_index_key=key, on_event=events.append)
+    assert caught.value.step == step + 1
+    assert caught.value.sources == (data.dataset.samples[3].source,)
+    saved = [event.step for event in events if isinstance(event, CheckpointSaved)]
+    assert saved == [*range(1, step + 1)] * (save_every == 1)
 
 
 def test_weights_with_nan_are_never_saved() -> None:

@@ -1,15 +1,16 @@
-"""The plan of a run's batches, and the batches themselves, read ahead by worker processes.
+"""The plan of a run's batches, and the batches themselves, prepared ahead with their draws.
 
 The order is a function of (seed, epoch), and any batch can be made without the earlier ones: a run
 resumes in the middle of an epoch without replaying its start.
 """
 
 import signal
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections import defaultdict, deque
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, fields, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -25,6 +26,36 @@ from tasks.store import Store
 from worker.trainer.data.cache_entries import VAE_FACTOR, CachedEntries
 from worker.trainer.data.images import latent_mask, load_image, load_mask, pixels
 from worker.trainer.rng import StatelessRng
+
+Kind = Literal["normal", "uniform"]
+
+_AHEAD = 2
+"""Batches that are ready, or in preparation, while the GPU has work of one."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Random numbers that a recipe's loss takes for each sample: the same ones in any batch.
+
+    Attributes:
+        kind: The distribution: standard normal, or uniform in [0, 1).
+        purpose: Each purpose has its own draws.
+        channels: C, for numbers in the shape of latents; None for a single number.
+    """
+
+    kind: Kind
+    purpose: str
+    channels: int | None = None
+
+    def make(
+        self, rng: StatelessRng, epoch: int, samples: Sequence[int], size: Size
+    ) -> torch.Tensor:
+        """Return the numbers of samples of a size, (B, C, h, w) or (B,), float32."""
+        draw = rng.normal if self.kind == "normal" else rng.uniform
+        shape: tuple[int, ...] = ()
+        if self.channels is not None:
+            shape = (self.channels, size.height // VAE_FACTOR, size.width // VAE_FACTOR)
+        return torch.stack([draw(shape, self.purpose, epoch, sample) for sample in samples])
 
 
 @dataclass(frozen=True)
@@ -44,6 +75,7 @@ class Batch:
         latent_logvar: (B, C, h, w).
         prompt_embeds: (B, tokens, width).
         pooled: (B, width).
+        draws: The random numbers of the loss, by purpose.
     """
 
     epoch: int
@@ -57,20 +89,23 @@ class Batch:
     latent_logvar: torch.Tensor | None = None
     prompt_embeds: torch.Tensor | None = None
     pooled: torch.Tensor | None = None
+    draws: Mapping[str, torch.Tensor] = field(default_factory=dict)
 
     def to(self, device: torch.device) -> "Batch":
         """Copy the tensors to a device; from pinned memory without waiting for the copy."""
-        return replace(
-            self, **{name: t.to(device, non_blocking=True) for name, t in self._tensors().items()}
-        )
+        return self._copied(lambda tensor: tensor.to(device, non_blocking=True))
 
     def pin_memory(self) -> "Batch":
         """Copy the tensors to pinned memory; the data loader calls it."""
-        return replace(self, **{name: t.pin_memory() for name, t in self._tensors().items()})
+        return self._copied(torch.Tensor.pin_memory)
 
-    def _tensors(self) -> dict[str, Any]:
+    def _copied(self, copy: Callable[[torch.Tensor], torch.Tensor]) -> "Batch":
         values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if torch.is_tensor(value)}
+        tensors: dict[str, Any] = {
+            name: copy(value) for name, value in values.items() if torch.is_tensor(value)
+        }
+        draws = {purpose: copy(draw) for purpose, draw in self.draws.items()}
+        return replace(self, draws=draws, **tensors)
 
 
 class BatchPlan:
@@ -164,14 +199,18 @@ class SampleReader:
             getattr(source, "keep_in_memory", False) for source in config.loader.sources()
         ]
 
-    def read(self, epoch: int, samples: tuple[int, ...]) -> Batch:
-        """Read the batch of these samples."""
+    def read(self, epoch: int, samples: tuple[int, ...], draws: Sequence[Draw] = ()) -> Batch:
+        """Read the batch of these samples, and make its draws."""
         captions = tuple(self._caption(epoch, sample) for sample in samples)
         parts = [self._sample(epoch, *pair) for pair in zip(samples, captions, strict=True)]
         return Batch(
             epoch,
             samples,
             captions,
+            draws={
+                draw.purpose: draw.make(self._rng, epoch, samples, self.sizes[samples[0]])
+                for draw in draws
+            },
             **{name: torch.stack([part[name] for part in parts]) for name in parts[0]},
         )
 
@@ -262,15 +301,18 @@ class SampleReader:
 
 
 class _NumberedBatches(TorchDataset[Batch]):
-    def __init__(self, reader: SampleReader, plan: BatchPlan, start: int, end: int) -> None:
+    def __init__(
+        self, reader: SampleReader, plan: BatchPlan, start: int, end: int, draws: Sequence[Draw]
+    ) -> None:
         self._reader = reader
+        self._draws = draws
         self._batches = [plan.batch(number) for number in range(start, end)]
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __getitem__(self, place: int) -> Batch:
-        return self._reader.read(*self._batches[place])
+        return self._reader.read(*self._batches[place], self._draws)
 
 
 class TrainingData:
@@ -280,7 +322,7 @@ class TrainingData:
         reader: Reads the samples.
         plan: The plan of the batches.
         dataset: The samples.
-        workers: Processes that read ahead; with 0 this process reads each batch when it is due.
+        workers: Processes that read ahead; with 0 a thread of this process does, two batches.
         device: The device of the batches.
     """
 
@@ -298,16 +340,27 @@ class TrainingData:
         self._workers = workers
         self._device = device
 
-    def example(self) -> Batch:
+    def example(self, draws: Sequence[Draw] = ()) -> Batch:
         """Read the run's first batch."""
-        return self._reader.read(*self.plan.batch(0)).to(self._device)
+        return self._reader.read(*self.plan.batch(0), draws).to(self._device)
 
-    def batches(self, start_step: int, end_step: int) -> Iterator[Batch]:
-        """Read the batches of these steps, the same with any number of workers."""
+    def batches(
+        self, start_step: int, end_step: int, draws: Sequence[Draw] = ()
+    ) -> Generator[Batch, None, None]:
+        """Prepare the batches of these steps, the same with any number of workers.
+
+        A thread is two batches ahead, until the generator ends or is closed. Its errors are raised
+        here, when their batch is due.
+
+        Args:
+            start_step: The first weight update.
+            end_step: The weight update after the last.
+            draws: The random numbers of each batch.
+        """
         start = self.plan.of_step(start_step)[0]
         end = self.plan.of_step(end_step)[0]
         loader: DataLoader[Batch] = DataLoader(
-            _NumberedBatches(self._reader, self.plan, start, end),
+            _NumberedBatches(self._reader, self.plan, start, end, draws),
             batch_size=None,
             shuffle=False,
             num_workers=self._workers,
@@ -319,7 +372,17 @@ class TrainingData:
             # The loader draws a seed for its workers, which nothing uses: not from the global one.
             generator=torch.Generator(),
         )
-        return (batch.to(self._device) for batch in loader)
+        source = iter(loader)
+        thread = ThreadPoolExecutor(1, "batches")
+        try:
+            ahead = deque(thread.submit(next, source) for _ in range(min(_AHEAD, end - start)))
+            for number in range(start, end):
+                batch = ahead.popleft().result()
+                if number + _AHEAD < end:
+                    ahead.append(thread.submit(next, source))
+                yield batch.to(self._device)
+        finally:
+            thread.shutdown(cancel_futures=True)
 
 
 def ignore_stop_signal(_worker: int) -> None:

@@ -1,16 +1,13 @@
-"""The inputs of a recipe's loss: text, latents and random draws of a batch."""
+"""The inputs of a recipe's loss: text and latents of a batch."""
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-from worker.trainer.data.batches import Batch
+from worker.trainer.data.batches import Batch, Draw
 from worker.trainer.data.cache_entries import Latents, Text
-from worker.trainer.rng import StatelessRng
-
-Kind = Literal["normal", "uniform"]
 
 
 class TextEncoders(Protocol):
@@ -66,12 +63,16 @@ def sample_latents(latents: Latents, eps: torch.Tensor, scaling: VaeScaling) -> 
     return (z - scaling.shift_factor) * scaling.scaling_factor
 
 
+def latent_draws(channels: int) -> tuple[Draw, Draw]:
+    """Return the draws that make noisy latents of C channels: the VAE's sample and the noise."""
+    return Draw("normal", "vae", channels), Draw("normal", "noise", channels)
+
+
 class Inputs:
-    """Makes text, latents and noise of batches, from the cache or by the encoders.
+    """Makes text and latents of batches, from the cache or by the encoders.
 
     Args:
         device: The device of the results.
-        rng: Makes the random draws.
         vae_scaling: The shift and scale of the latents.
         vae: Encodes images at each step; None if latents are cached.
         text: Encodes captions at each step; None if text outputs are cached.
@@ -80,34 +81,14 @@ class Inputs:
     def __init__(
         self,
         device: torch.device,
-        rng: StatelessRng,
         vae_scaling: VaeScaling,
         vae: AutoencoderKL | None,
         text: TextEncoders | None,
     ) -> None:
         self._device = device
-        self._rng = rng
         self._vae_scaling = vae_scaling
         self._vae = vae
         self._text = text
-
-    def draw(self, kind: Kind, shape: tuple[int, ...], purpose: str, batch: Batch) -> torch.Tensor:
-        """Draw numbers for each sample; a sample gets the same ones in any batch.
-
-        Args:
-            kind: The distribution.
-            shape: The shape of one sample's numbers.
-            purpose: Each purpose has its own draws.
-            batch: The samples.
-
-        Returns:
-            The draws, (B, *shape), float32.
-        """
-        draw = self._rng.normal if kind == "normal" else self._rng.uniform
-        rows = torch.stack([draw(shape, purpose, batch.epoch, sample) for sample in batch.samples])
-        if self._device.type == "cuda":
-            rows = rows.pin_memory()
-        return rows.to(self._device, non_blocking=True)
 
     def frozen_text(self, batch: Batch) -> Text:
         """Return the batch's text, from frozen encoders: their own precision, no gradient."""
@@ -121,10 +102,7 @@ class Inputs:
     def latents(self, batch: Batch) -> torch.Tensor:
         """Sample the VAE's distribution of each image, (B, C, h, w) float32."""
         with torch.autocast(self._device.type, enabled=False):
-            found = self._distribution(batch)
-            shape = tuple(found.mean.shape[1:])
-            eps = self.draw("normal", shape, "vae", batch)  # (B, C, h, w)
-            return sample_latents(found, eps, self._vae_scaling)
+            return sample_latents(self._distribution(batch), batch.draws["vae"], self._vae_scaling)
 
     def _distribution(self, batch: Batch) -> Latents:
         if batch.latent_mean is not None and batch.latent_logvar is not None:

@@ -12,6 +12,7 @@ from diffusers.models.transformers.transformer_flux import FluxTransformer2DMode
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline, calculate_shift
 
 from tasks.jobs.flux_lora import FluxLoraConfig
+from worker.trainer.data.batches import Draw
 from worker.trainer.data.cache_entries import Text
 
 # Static methods without type annotations.
@@ -20,20 +21,22 @@ _unpack: Any = FluxPipeline._unpack_latents
 _image_ids: Any = FluxPipeline._prepare_latent_image_ids
 
 
-def sigmas(
-    config: FluxLoraConfig, normal: torch.Tensor, uniform: torch.Tensor, patches: int
-) -> torch.Tensor:
+def level_draw(config: FluxLoraConfig) -> Draw:
+    """Return the draw of noise levels, one a sample: a batch of 2 trains like two samples."""
+    return Draw("uniform" if config.timestep_sampler == "uniform" else "normal", "sigma")
+
+
+def sigmas(config: FluxLoraConfig, drawn: torch.Tensor, patches: int) -> torch.Tensor:
     """Return noise levels in (0, 1), one for each sample, (B,).
 
     Args:
         config: Names the sampler of noise levels.
-        normal: Standard normal draws, (B,).
-        uniform: Uniform draws, (B,).
+        drawn: The numbers of ``level_draw``, (B,).
         patches: The number of the transformer's image tokens, for ``resolution_shift``.
     """
     if config.timestep_sampler == "uniform":
-        return uniform
-    t = torch.sigmoid(config.sigmoid_scale * normal)  # (B,)
+        return drawn
+    t = torch.sigmoid(config.sigmoid_scale * drawn)  # (B,)
     shift = config.discrete_flow_shift
     if config.timestep_sampler == "resolution_shift":
         # FluxPipeline's own shift for images of this size.

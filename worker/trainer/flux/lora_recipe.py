@@ -14,9 +14,14 @@ from tasks.jobs.flux_lora import (
 )
 from worker.trainer.data.batches import Batch
 from worker.trainer.data.cache_entries import Text
-from worker.trainer.data.inputs import Inputs, sample_losses
+from worker.trainer.data.inputs import Inputs, latent_draws, sample_losses
 from worker.trainer.flux.export import write_lora
-from worker.trainer.flux.flow_matching import flow_matching_errors, min_snr_weight, sigmas
+from worker.trainer.flux.flow_matching import (
+    flow_matching_errors,
+    level_draw,
+    min_snr_weight,
+    sigmas,
+)
 from worker.trainer.flux.models import FluxModels
 from worker.trainer.gradient_checkpointing import checkpoint_blocks
 from worker.trainer.lora import add_lora, remove_lora
@@ -30,7 +35,7 @@ class FluxLora:
     Args:
         config: The run's config.
         models: The frozen models, on the device; they get LoRA layers.
-        rng: Makes the random draws.
+        rng: Draws the initial LoRA.
     """
 
     ema_decay = None
@@ -40,7 +45,9 @@ class FluxLora:
         self._transformer = models.denoiser
         self._text = models.text
         device = models.denoiser.device
-        self._inputs = Inputs(device, rng, models.vae_scaling, models.vae, models.text)
+        self._inputs = Inputs(device, models.vae_scaling, models.vae, models.text)
+        channels = self._transformer.config["in_channels"] // 4
+        self.draws = (*latent_draws(channels), level_draw(config))
         self.precision = Precision(config, device)
         self.parameters: dict[str, torch.nn.Parameter] = {}
         rank, alpha = config.lora_rank_dim, config.lora_alpha()
@@ -65,17 +72,10 @@ class FluxLora:
         """Return the flow-matching loss of each sample, (B,), weighted by Min-SNR if configured."""
         text = self._batch_text(batch)
         z = self._inputs.latents(batch)  # (B, 16, h, w)
-        shape = tuple(z.shape[1:])
-        noise = self._inputs.draw("normal", shape, "noise", batch)  # (B, 16, h, w)
-        # A noise level for each sample: a batch of 2 trains like two samples.
-        sigma = sigmas(
-            self._config,
-            self._inputs.draw("normal", (), "sigma", batch),
-            self._inputs.draw("uniform", (), "sigma", batch),
-            patches=z.shape[2] * z.shape[3] // 4,
-        )  # (B,)
+        patches = z.shape[2] * z.shape[3] // 4
+        sigma = sigmas(self._config, batch.draws["sigma"], patches)  # (B,)
         errors = flow_matching_errors(
-            self._transformer, z, noise, sigma, text, self._config.guidance_scale
+            self._transformer, z, batch.draws["noise"], sigma, text, self._config.guidance_scale
         )  # (B, 16, h, w)
         losses = sample_losses(errors, batch)  # (B,)
         if self._config.min_snr_gamma is not None:

@@ -13,10 +13,10 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.pipelines.flux.pipeline_flux import FluxPipeline
 
 from tasks.jobs.flux_lora import FluxLoraConfig
-from worker.trainer.data.batches import Batch
+from worker.trainer.data.batches import Batch, Kind
 from worker.trainer.data.cache_entries import Latents
-from worker.trainer.data.inputs import Kind, VaeScaling, encode_pixels
-from worker.trainer.flux.flow_matching import min_snr_weight, sigmas
+from worker.trainer.data.inputs import VaeScaling, encode_pixels
+from worker.trainer.flux.flow_matching import level_draw, min_snr_weight, sigmas
 from worker.trainer.rng import StatelessRng
 
 _pack: Any = FluxPipeline._pack_latents
@@ -125,12 +125,9 @@ class FluxForward:
         channels, height, width = sample.shape
         noise = self._normal(sample.shape, "noise")  # (B, C, h, w)
         noise = _pack(noise, len(noise), channels, height, width)  # (B, hw/4, 4C)
-        sigma = sigmas(
-            self._config,
-            self._normal((), "sigma"),
-            self._rows("uniform", (), "sigma"),
-            patches=latents.shape[1],
-        )  # (B,)
+        draw = level_draw(self._config)
+        drawn = self._rows(draw.kind, (), draw.purpose)  # (B,)
+        sigma = sigmas(self._config, drawn, patches=latents.shape[1])  # (B,)
         level = sigma.view(-1, 1, 1)
         noisy = (1 - level) * latents + level * noise
         sample.sigma, sample.target = sigma, noise - latents

@@ -9,9 +9,14 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.training_utils import compute_snr
 
-from worker.trainer.data.batches import Batch
+from worker.trainer.data.batches import Batch, Draw
 from worker.trainer.data.cache_entries import Text
-from worker.trainer.data.inputs import Inputs, sample_losses
+from worker.trainer.data.inputs import Inputs, latent_draws, sample_losses
+
+
+def unet_draws(unet: UNet2DConditionModel) -> tuple[Draw, ...]:
+    """Return the draws of ``denoising_losses``."""
+    return *latent_draws(unet.config["in_channels"]), Draw("uniform", "timestep")
 
 
 def denoising_losses(
@@ -27,15 +32,15 @@ def denoising_losses(
     Args:
         unet: SDXL's UNet, trained or frozen.
         scheduler: The base model's noise levels, and what the UNet predicts.
-        inputs: Makes latents and noise.
-        batch: The samples.
+        inputs: Makes latents.
+        batch: The samples, with the draws of ``unet_draws``.
         text: The encoded captions, (B, 77, 2048) and (B, 1280).
         min_snr_gamma: The largest signal-to-noise ratio that counts; None weights nothing.
     """
     z = inputs.latents(batch)  # (B, 4, h, w)
-    noise = inputs.draw("normal", tuple(z.shape[1:]), "noise", batch)  # (B, 4, h, w)
+    noise = batch.draws["noise"]  # (B, 4, h, w)
     levels = scheduler.config["num_train_timesteps"]
-    t = (inputs.draw("uniform", (), "timestep", batch) * levels).long()  # (B,)
+    t = (batch.draws["timestep"] * levels).long()  # (B,)
     x = scheduler.add_noise(z, noise, t)  # (B, 4, h, w)
     predicts_velocity = scheduler.config["prediction_type"] == "v_prediction"
     target = scheduler.get_velocity(z, noise, t) if predicts_velocity else noise  # (B, 4, h, w)

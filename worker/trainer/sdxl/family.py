@@ -51,14 +51,14 @@ SDXL_TYPES: dict[str, TrainingType[Any, Any]] = {
     "SDXL_TEXTUAL_INVERSION": TrainingType(
         take_frozen_models,
         frozen_text_spec,
-        SdxlTextualInversion,
+        lambda config, models, _rng: SdxlTextualInversion(config, models),
         SdxlSampler,
         changed_parts=("text",),
     ),
     "SDXL_FINETUNE": TrainingType(
         take_finetune_models,
         frozen_text_spec,
-        SdxlFinetune,
+        lambda config, models, _rng: SdxlFinetune(config, models),
         SdxlSampler,
         changed_parts=("denoiser",),
     ),

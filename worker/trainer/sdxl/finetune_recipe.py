@@ -9,8 +9,7 @@ from tasks.jobs.sdxl import SdxlFinetuneConfig
 from worker.trainer.data.batches import Batch
 from worker.trainer.data.inputs import Inputs
 from worker.trainer.gradient_checkpointing import checkpoint_blocks
-from worker.trainer.rng import StatelessRng
-from worker.trainer.sdxl.denoising import denoising_losses
+from worker.trainer.sdxl.denoising import denoising_losses, unet_draws
 from worker.trainer.sdxl.export import sdxl_entries, write_checkpoint
 from worker.trainer.sdxl.models import SdxlModels, unet_blocks
 from worker.trainer.training_type import Precision
@@ -22,15 +21,15 @@ class SdxlFinetune:
     Args:
         config: The run's config.
         models: The models on the device, the UNet in float32.
-        rng: Makes the random draws.
     """
 
-    def __init__(self, config: SdxlFinetuneConfig, models: SdxlModels, rng: StatelessRng) -> None:
+    def __init__(self, config: SdxlFinetuneConfig, models: SdxlModels) -> None:
         self._config = config
         self._unet = models.denoiser
         self._scheduler = models.scheduler
         device = models.denoiser.device
-        self._inputs = Inputs(device, rng, models.vae_scaling, models.vae, models.text)
+        self._inputs = Inputs(device, models.vae_scaling, models.vae, models.text)
+        self.draws = unet_draws(self._unet)
         self.precision = Precision(config, device)
         self.ema_decay = config.ema_decay if config.use_ema else None
         self._unet.requires_grad_(True)

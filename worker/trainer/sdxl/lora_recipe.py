@@ -12,7 +12,7 @@ from worker.trainer.data.inputs import Inputs
 from worker.trainer.gradient_checkpointing import checkpoint_blocks, checkpoint_layers
 from worker.trainer.lora import add_lora, remove_lora
 from worker.trainer.rng import StatelessRng
-from worker.trainer.sdxl.denoising import denoising_losses
+from worker.trainer.sdxl.denoising import denoising_losses, unet_draws
 from worker.trainer.sdxl.export import sdxl_entries, write_sdxl_lora
 from worker.trainer.sdxl.models import SdxlModels, SdxlText, unet_blocks
 from worker.trainer.training_type import Precision
@@ -24,7 +24,7 @@ class SdxlLora:
     Args:
         config: The run's config.
         models: The frozen models, on the device; they get LoRA layers.
-        rng: Makes the random draws.
+        rng: Draws the initial LoRA.
     """
 
     ema_decay = None
@@ -35,7 +35,8 @@ class SdxlLora:
         self._scheduler = models.scheduler
         self._text = models.text
         device = models.denoiser.device
-        self._inputs = Inputs(device, rng, models.vae_scaling, models.vae, models.text)
+        self._inputs = Inputs(device, models.vae_scaling, models.vae, models.text)
+        self.draws = unet_draws(self._unet)
         self.precision = Precision(config, device)
         rank, alpha = config.lora_rank_dim, config.lora_alpha()
         self._adapted: dict[str, Any] = {"unet": self._unet} if config.train_unet else {}

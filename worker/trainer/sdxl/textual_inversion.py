@@ -22,8 +22,7 @@ from worker.trainer.errors import PlaceholderError
 from worker.trainer.export.metadata import MODEL_DIGESTS
 from worker.trainer.export.safetensors_file import write_safetensors
 from worker.trainer.gradient_checkpointing import checkpoint_blocks
-from worker.trainer.rng import StatelessRng
-from worker.trainer.sdxl.denoising import denoising_losses
+from worker.trainer.sdxl.denoising import denoising_losses, unet_draws
 from worker.trainer.sdxl.export import sdxl_entries
 from worker.trainer.sdxl.models import SdxlModels, SdxlText, unet_blocks
 from worker.trainer.training_type import Precision
@@ -38,7 +37,6 @@ class SdxlTextualInversion:
     Args:
         config: The run's config.
         models: The frozen models, on the device; tokenizers and embedding tables get new rows.
-        rng: Makes the random draws.
 
     Raises:
         PlaceholderError: The token, or its initial embedding, cannot be used.
@@ -46,9 +44,7 @@ class SdxlTextualInversion:
 
     ema_decay = None
 
-    def __init__(
-        self, config: SdxlTextualInversionConfig, models: SdxlModels, rng: StatelessRng
-    ) -> None:
+    def __init__(self, config: SdxlTextualInversionConfig, models: SdxlModels) -> None:
         if models.text is None:
             raise AssertionError("trained text encoders are not cached")
         self._config = config
@@ -56,7 +52,8 @@ class SdxlTextualInversion:
         self._scheduler = models.scheduler
         self._text = models.text
         device = models.denoiser.device
-        self._inputs = Inputs(device, rng, models.vae_scaling, models.vae, models.text)
+        self._inputs = Inputs(device, models.vae_scaling, models.vae, models.text)
+        self.draws = unet_draws(self._unet)
         self.precision = Precision(config, device)
         self._tables: dict[str, TableWithNewRows] = {}
         for name, tokenizer in models.text.tokenizers.items():

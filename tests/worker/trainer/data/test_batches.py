@@ -1,4 +1,5 @@
 import itertools
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -141,11 +142,29 @@ def test_caption_prefix_precedes_every_caption(data: Images) -> None:
     assert all(caption.startswith("a drawing of ") for caption in batch.captions)
 
 
-def test_unreadable_image_names_its_file(data: Images) -> None:
-    for key in data.store.keys("images"):
-        data.store.put(key, b"no image")
-    with pytest.raises(ImageError, match=r"image-\d\.png"):
-        next(data_of(data).batches(0, 1))
+def test_unreadable_image_is_named_when_due_and_the_thread_ends(data: Images) -> None:
+    source = data_of(data)
+    [(bad, *_)] = source.plan.samples_of_step(1)
+    sample = data.dataset.samples[bad]
+    data.store.put(image_key(sample.image), b"no image")
+    batches = source.batches(0, 3)
+    assert next(batches).samples == source.plan.samples_of_step(0)[0]
+    assert readers()
+    with pytest.raises(ImageError, match=sample.source):
+        next(batches)
+    assert not readers()
+
+
+def test_closed_batches_leave_no_thread(data: Images) -> None:
+    batches = data_of(data).batches(0, 9)
+    next(batches)
+    assert readers()
+    batches.close()
+    assert not readers()
+
+
+def readers() -> list[str]:
+    return [it.name for it in threading.enumerate() if it.name.startswith("batches")]
 
 
 def test_profiles_and_alpha_of_masks_are_trained(tmp_path: Path) -> None:

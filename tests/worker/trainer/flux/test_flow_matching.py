@@ -10,8 +10,9 @@ from PIL import Image
 from tasks.buckets import Size
 from tasks.data.crops import CENTRE, cropped, resized_to_cover
 from tests.worker.trainer.runs import config_of
-from worker.trainer.data.batches import Batch
+from worker.trainer.data.batches import Batch, Draw
 from worker.trainer.data.images import pixels
+from worker.trainer.data.inputs import latent_draws
 from worker.trainer.families import take_text
 from worker.trainer.flux.flow_matching import min_snr_weight, sigmas
 from worker.trainer.flux.lora_recipe import FluxLora
@@ -44,7 +45,9 @@ def batch_of(size: Size, samples: tuple[int, ...], epoch: int = 2) -> Batch:
     values = torch.rand((len(samples), 3, size.height, size.width), generator=generator) * 2 - 1
     captions = tuple(f"a photo of cat {sample}" for sample in samples)
     ones, ids = torch.ones(len(samples)), torch.zeros(len(samples), 6)
-    return Batch(epoch, samples, captions, ones, ids, pixels=values)
+    draws = (*latent_draws(16), Draw("normal", "sigma"))
+    made = {draw.purpose: draw.make(StatelessRng(7), epoch, samples, size) for draw in draws}
+    return Batch(epoch, samples, captions, ones, ids, pixels=values, draws=made)
 
 
 @pytest.mark.parametrize("size", [Size(64, 64), Size(96, 32)])
@@ -130,25 +133,23 @@ def test_noise_level_of_a_sample_depends_on_no_batch(tiny_flux: Path) -> None:
                 batch.weights[one],
                 batch.time_ids[one],
                 pixels=batch.pixels[one],
+                draws=batch_of(Size(64, 64), batch.samples[one]).draws,
             )
             alone.append(recipe.losses(single))
     torch.testing.assert_close(together, torch.cat(alone), rtol=1e-5, atol=0)
 
 
 def test_shift_sampler_shifts_towards_noise(tiny_flux: Path) -> None:
-    normal, uniform = (
-        torch.randn(1000, generator=torch.Generator().manual_seed(0)),
-        torch.rand(1000),
-    )
+    normal = torch.randn(1000, generator=torch.Generator().manual_seed(0))
 
     def drawn(**options: Any) -> torch.Tensor:
-        return sigmas(config_of(tiny_flux, **options), normal, uniform, patches=4096)
+        return sigmas(config_of(tiny_flux, **options), normal, patches=4096)
 
     unshifted = drawn(discrete_flow_shift=1.0)
     assert torch.equal(unshifted, torch.sigmoid(normal))
     assert torch.allclose(drawn(), 3 * unshifted / (1 + 2 * unshifted))
     assert drawn(sigmoid_scale=2.0).std() > drawn().std()
-    assert torch.equal(drawn(timestep_sampler="uniform"), uniform)
+    assert torch.equal(drawn(timestep_sampler="uniform"), normal)
     # FLUX's shift for 1024 x 1024 pixels.
     shift = math.exp(1.15)
     by_size = drawn(timestep_sampler="resolution_shift")

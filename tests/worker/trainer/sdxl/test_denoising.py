@@ -14,7 +14,8 @@ from tasks.buckets import Size
 from tasks.jobs.sdxl import SdxlFinetuneConfig
 from tests.worker.trainer.runs import Images, images, run_train, sdxl_config_of
 from worker.trainer.base_model import load_scheduler
-from worker.trainer.data.batches import Batch, SampleReader
+from worker.trainer.data.batches import Batch, Draw, SampleReader
+from worker.trainer.data.inputs import latent_draws
 from worker.trainer.export.safetensors_file import write_safetensors
 from worker.trainer.families import take_text
 from worker.trainer.model_cache import ModelCache
@@ -38,7 +39,7 @@ def recipe_of(folder: Path, **options: Any) -> SdxlFinetune:
     config = sdxl_config_of("SDXL_FINETUNE", folder, **options)
     assert isinstance(config, SdxlFinetuneConfig)
     models = take_finetune_models(config, CPU, ModelCache())
-    return SdxlFinetune(config, models, StatelessRng(7))
+    return SdxlFinetune(config, models)
 
 
 def batch_of(size: Size, samples: tuple[int, ...], **fields: Any) -> Batch:
@@ -47,7 +48,9 @@ def batch_of(size: Size, samples: tuple[int, ...], **fields: Any) -> Batch:
     captions = tuple(f"a photo of cat {sample}" for sample in samples)
     ids = torch.tensor([[100.0, 90, 2, 3, size.height, size.width]] * len(samples))
     given = {"weights": torch.ones(len(samples)), "time_ids": ids, "pixels": values, **fields}
-    return Batch(2, samples, captions, **given)
+    draws = (*latent_draws(4), Draw("uniform", "timestep"))
+    made = {draw.purpose: draw.make(StatelessRng(7), 2, samples, size) for draw in draws}
+    return Batch(2, samples, captions, draws=made, **given)
 
 
 def expected_losses(folder: Path, batch: Batch, prediction: str, gamma: float | None) -> Any:
