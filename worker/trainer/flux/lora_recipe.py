@@ -25,6 +25,7 @@ from worker.trainer.flux.flow_matching import (
 from worker.trainer.flux.models import FluxModels
 from worker.trainer.gradient_checkpointing import checkpoint_blocks
 from worker.trainer.lora import add_lora, remove_lora
+from worker.trainer.norm_casts import cast_norms_once
 from worker.trainer.rng import StatelessRng
 from worker.trainer.training_type import Precision
 
@@ -60,6 +61,7 @@ class FluxLora:
         model = self._transformer
         blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
         checkpoint_blocks(model, blocks, config)
+        self._norm_casts = cast_norms_once(model)
         self._transformer.train()
 
     @property
@@ -101,6 +103,8 @@ class FluxLora:
             remove_lora(self._transformer)
         if self._config.train_text_encoder:
             remove_lora(self._clip)
+        for hook in self._norm_casts:
+            hook.remove()
         self._transformer.disable_gradient_checkpointing()
         self._transformer.eval()
 
