@@ -18,7 +18,7 @@ from tasks.jobs.pipeline import PipelineConfig
 from tasks.state.artifacts import JobArtifacts, artifact_field
 from tasks.strict_model import StrictModel
 
-VERSION = 1
+VERSION = 2
 """The version of job records; see docs/guides/upgrade.md. Raise it with any change that workers of
 the version before cannot handle: they leave such jobs to newer workers."""
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
+from pydantic_core import to_jsonable_python
 from safetensors import SafetensorError
 
 from tasks.events import Artifact, CheckpointSaved
@@ -287,9 +289,30 @@ class Checkpoints:
         names = sorted({*saved, *self._identity})
         # Through JSON, as the saved one was: tuples become lists.
         own = json.loads(json.dumps(self._identity))
+        saved = _with_defaults(saved, own, self._request.training)
         differs = [name for name in names if saved.get(name) != own.get(name)]
         if differs:
             raise ForeignStateError(key, differs)
+
+
+def _with_defaults(
+    saved: dict[str, object], own: dict[str, object], options: BaseModel
+) -> dict[str, object]:
+    """Return a saved identity with the options that its older version did not have.
+
+    Args:
+        saved: The identity, or a part of it.
+        own: This run's.
+        options: What this run's was made from.
+    """
+    filled = dict(saved)
+    for name, field_info in type(options).model_fields.items():
+        before, now, value = saved.get(name), own.get(name), getattr(options, name)
+        if name in own and name not in saved and not field_info.is_required():
+            filled[name] = to_jsonable_python(field_info.get_default(call_default_factory=True))
+        elif isinstance(before, dict) and isinstance(now, dict) and isinstance(value, BaseModel):
+            filled[name] = _with_defaults(before, now, value)
+    return filled
 
 
 def all_finite(parameters: Mapping[str, torch.nn.Parameter]) -> bool:

@@ -47,7 +47,7 @@ QUEUED = {
     "stage_state": "queued",
     "attempt": "0",
     "type": "FLUX_LORA",
-    "version": "1",
+    "version": str(VERSION),
     "tenant": "a",
     "priority": "0",
     "result_id": "result",

@@ -195,7 +195,7 @@ def test_an_unreadable_record_fails_its_job(
     key = record_key(job_id)
     job = json.loads(str(redis_client.hget(key, "job")))
     redis_client.hset(key, "job", json.dumps({**job, "gone_since": 1}))
-    with pytest.raises(JobError, match=r"reads 1 but not this record: gone_since: Extra"):
+    with pytest.raises(JobError, match=rf"reads {VERSION} but not this record: gone_since: Extra"):
         begin(state, job_id)
     summary = state.summary(job_id)
     assert (summary.status, summary.error_code, summary.error_stage) == (

@@ -1,4 +1,5 @@
 import hashlib
+import json
 import signal
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,23 @@ def test_options_that_change_no_number_may_differ(tiny_flux: Path, data: Images)
         tiny_flux, max_train_steps=1, max_checkpoints=1, lora_checkpoint_format="invoke_peft"
     )
     assert run_train(data, other, resume_state_key=key).done.steps == 1
+
+
+def test_a_state_without_a_newer_option_is_resumed(tiny_flux: Path, data: Images) -> None:
+    key = run_train(data, config_of(tiny_flux, max_train_steps=1)).checkpoints[-1].state_key
+    whole = data.store.get(key)
+    size = int.from_bytes(whole[:8], "little")
+    header = json.loads(whole[8 : 8 + size])
+    identity = json.loads(header["__metadata__"]["identity"])
+    assert identity.pop("compile") is False
+    assert identity["data_loader"].pop("center_crop") is True
+    header["__metadata__"]["identity"] = json.dumps(identity)
+    written = json.dumps(header).encode()
+    data.store.put("older", len(written).to_bytes(8, "little") + written + whole[8 + size :])
+    config = config_of(tiny_flux, max_train_steps=1)
+    assert run_train(data, config, resume_state_key="older").done.steps == 1
+    with pytest.raises(ForeignStateError, match="compile"):
+        run_train(data, config.model_copy(update={"compile": True}), resume_state_key="older")
 
 
 @pytest.mark.parametrize(
