@@ -127,7 +127,8 @@ def new_transformer(size: str) -> FluxTransformer2DModel:
     """Make a frozen transformer of random weights."""
     torch.manual_seed(0)
     widths = {"joint_attention_dim": TEXT_WIDTH, "pooled_projection_dim": TEXT_WIDTH}
-    transformer = FluxTransformer2DModel(guidance_embeds=True, **SIZES[size][0], **widths)
+    options: dict[str, Any] = {**SIZES[size][0], **widths}
+    transformer: FluxTransformer2DModel = FluxTransformer2DModel(guidance_embeds=True, **options)
     transformer.requires_grad_(False)
     return transformer
 

@@ -7,9 +7,17 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from tasks.events import TrainerPhase
+from tasks.events import CheckpointSaved, TrainerPhase
 from tasks.extras import compiler_problem
-from tests.worker.trainer.runs import BUCKETS, Trained, config_of, images, run_train
+from tests.worker.trainer.runs import (
+    BUCKETS,
+    Trained,
+    TrainerProcess,
+    config_of,
+    images,
+    request_of,
+    run_train,
+)
 from tests.worker.trainer.runs_options import flux_request
 from worker.trainer.compilation import CompiledBlocks, prepare_compiler
 from worker.trainer.determinism import Determinism
@@ -65,7 +73,10 @@ def test_a_warm_trainer_compiles_once(tmp_path: Path) -> None:
 
     first = run()
     assert [event.name for event in first.events.of(TrainerPhase)][:2] == ["load", "compile"]
-    validated = {"validation_prompts": ["a cat"], "num_validation_images_per_prompt": 1}
+    validated: dict[str, Any] = {
+        "validation_prompts": ["a cat"],
+        "num_validation_images_per_prompt": 1,
+    }
     others = [
         run(**validated, validate_every_n_steps=3),
         run(gradient_checkpointing=1),
@@ -79,6 +90,36 @@ def test_a_warm_trainer_compiles_once(tmp_path: Path) -> None:
         run(first.checkpoints[0].state_key, compile=False)
     assert torch.allclose(run(compile=False).state["history"], first.state["history"])
     assert made[-1] == 0
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(compiler_problem(cuda=False) is not None, reason="there is no C++ compiler")
+def test_a_run_resumes_exactly_in_a_process_that_compiles_again(tmp_path: Path) -> None:
+    model = build_tiny_flux(tmp_path / "model", double_blocks=1, single_blocks=0)
+    config = config_of(
+        model,
+        loader={"aspect_ratio_buckets": BUCKETS},
+        flux_lora_target_modules=["attn.to_q"],
+        weight_dtype="bfloat16",
+        max_train_steps=4,
+        save_every_n_steps=2,
+        compile=True,
+    )
+    data = images(tmp_path, ((64, 64), (64, 64), (99, 50)))
+    key, ends = None, []
+    for start in ("1", "2"):
+        # Each with an empty folder of compiled code.
+        scratch = str(tmp_path / start / "scratch")
+        request = request_of(
+            data, "train", config, start_id=start, scratch_dir=scratch, resume_state_key=key
+        )
+        events, code, errors = TrainerProcess(request).finish()
+        assert code == 0, errors
+        assert any((tmp_path / start / "compiled").iterdir())
+        saved = events.of(CheckpointSaved)
+        key = saved[0].state_key
+        ends.append(saved[-1].weights.sha256)
+    assert ends[0] == ends[1]
 
 
 class Block(torch.nn.Module):
