@@ -155,7 +155,6 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=10_000)
     parser.add_argument("--workers", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--only-chains", action="store_true")
     parser.add_argument("--report", type=Path)
     arguments = parser.parse_args()
     lines = [

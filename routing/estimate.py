@@ -35,6 +35,12 @@ FLUX_DOUBLE_LAYERS = {
 FLUX_SINGLE_LAYERS = dict.fromkeys(_ATTENTION, (1, 1)) | {"proj_mlp": (1, 4), "proj_out": (5, 1)}
 """Those of a single block."""
 
+# Layers with one input, which is cast and kept once.
+_INPUTS = {
+    **dict.fromkeys((*_ATTENTION, "proj_mlp"), "norm"),
+    **dict.fromkeys(_TEXT_ATTENTION[:3], "context_norm"),
+}
+
 UNET_LAYERS = {
     "attn1.to_q": (166_400, 100.0),
     "attn1.to_k": (166_400, 100.0),
@@ -159,7 +165,6 @@ class RunShape:
         vae_resident: The VAE stays on the GPU and encodes at each step, image by image.
         accumulates: Several batches make one update: gradients are kept between them.
         optimizer_bytes: The optimizer's state per trained weight; 8 for AdamW.
-        update_bytes: What it takes beside that during an update.
         validation_pixels: Width times height of the validation images; 0 without any.
     """
 
@@ -175,7 +180,6 @@ class RunShape:
     vae_resident: bool = False
     accumulates: bool = False
     optimizer_bytes: float = 8
-    update_bytes: float = 4
     validation_pixels: int = 0
 
     @property
@@ -355,7 +359,7 @@ def _estimate(
     }
     gradients = 4.0 * trained
     kept = gradients * shape.accumulates
-    others = {"update": gradients + trained * shape.update_bytes}
+    others = {"update": gradients}
     if shape.vae_resident:
         others["encode"] = kept + shape.pixels * _ENCODE_PIXEL_BYTES
     if shape.validation_pixels:
@@ -390,12 +394,10 @@ def _flux_step(shape: FluxShape, model: MemoryModel) -> dict[str, float]:
     tokens = image + shape.text_tokens
     # Inputs of layers with a LoRA; some layers of a double block see the text or the image only.
     double = sum(
-        FLUX_DOUBLE_LAYERS[name][0] * (shape.text_tokens if _is_of_text(name) else image)
-        for name in shape.layers & FLUX_DOUBLE_LAYERS.keys()
+        widths * (shape.text_tokens if _is_of_text(name) else image)
+        for name, widths in _inputs(shape.layers, FLUX_DOUBLE_LAYERS).items()
     )
-    single = tokens * sum(
-        FLUX_SINGLE_LAYERS[name][0] for name in shape.layers & FLUX_SINGLE_LAYERS.keys()
-    )
+    single = tokens * sum(_inputs(shape.layers, FLUX_SINGLE_LAYERS).values())
     recomputed = shape.checkpointed_blocks
     whole_double = max(0, _DOUBLE_BLOCKS - recomputed)
     whole = FLUX_BLOCKS - recomputed
@@ -414,6 +416,11 @@ def _flux_step(shape: FluxShape, model: MemoryModel) -> dict[str, float]:
         block = tokens * model.flux_recomputed_copies + max(double, single)
         found["recompute"] = stored + unit * block
     return found
+
+
+def _inputs(layers: frozenset[str], known: dict[str, tuple[int, int]]) -> dict[str, int]:
+    """Return the widths of the inputs of a block's layers, by input."""
+    return {_INPUTS.get(name, name): known[name][0] for name in layers & known.keys()}
 
 
 def _is_of_text(name: str) -> bool:

@@ -1,6 +1,6 @@
 """Optimizer configs: invoke-training's, with its names and defaults, and Adafactor."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, StrictBool
 
@@ -50,11 +50,6 @@ class AdamOptimizerConfig(StrictModel):
         """Bytes of state for each trained weight: two moments, in 8 bits with a scale for 256."""
         return 2 + 2 * 4 / 256 if self.use_8bit else 8
 
-    @property
-    def update_bytes(self) -> float:
-        """Bytes for each trained weight during an update: PyTorch updates all at once."""
-        return 0 if self.use_8bit else 4
-
 
 class ProdigyOptimizerConfig(StrictModel):
     """Prodigy (Mishchenko & Defazio, 2023), which finds its own step size."""
@@ -80,9 +75,6 @@ class ProdigyOptimizerConfig(StrictModel):
         """Bytes of state for each trained weight: two moments, its start, a sum of gradients."""
         return 16
 
-    update_bytes: ClassVar[float] = 0
-    """Bytes for each trained weight during an update, which goes weight by weight."""
-
 
 class AdafactorOptimizerConfig(StrictModel):
     """Adafactor (Shazeer & Stern, 2018): hardly any state, for finetunes on small GPUs."""
@@ -107,9 +99,6 @@ class AdafactorOptimizerConfig(StrictModel):
     def state_bytes(self) -> float:
         """Bytes of state for each trained weight of SDXL's UNet: sums of rows and columns."""
         return 0.38
-
-    update_bytes: ClassVar[float] = 0
-    """Bytes for each trained weight during an update, which goes weight by weight."""
 
 
 OptimizerConfig = Annotated[

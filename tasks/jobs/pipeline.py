@@ -354,7 +354,6 @@ class PipelineConfig(StrictModel):
             "vae_resident": not self.cache_vae_outputs,
             "accumulates": self.gradient_accumulation_steps > 1,
             "optimizer_bytes": self.optimizer.state_bytes,
-            "update_bytes": self.optimizer.update_bytes,
             "validation_pixels": self.loader.target_size().pixels if self.validation_prompts else 0,
         }
 

@@ -30,7 +30,6 @@ RUNS = {
     "accumulates": st.booleans(),
     # AdamW's 8 bytes, its 8-bit form's 2, Prodigy's 16, Adafactor's next to none.
     "optimizer_bytes": st.sampled_from([0, 2, 8, 16]),
-    "update_bytes": st.sampled_from([0, 4]),
     "validation_pixels": st.sampled_from([0, 512 * 512, 2048 * 2048]),
 }
 SHAPES = st.builds(

@@ -52,7 +52,7 @@ def test_trained_weights_are_counted() -> None:
 @pytest.mark.parametrize("optimizer_bytes", [0.38, 2, 8])
 def test_finetunes_are_in_the_published_range(weight_dtype: str, optimizer_bytes: float) -> None:
     dtypes: dict[str, Any] = {"weight_dtype": weight_dtype, "compute_dtype": weight_dtype}
-    shape = replace(FINETUNE, **dtypes, optimizer_bytes=optimizer_bytes, update_bytes=0)
+    shape = replace(FINETUNE, **dtypes, optimizer_bytes=optimizer_bytes)
     assert 18 <= needed_gb(shape) <= 45
 
 
@@ -65,7 +65,7 @@ def test_frozen_weights_have_the_size_of_published_files() -> None:
 
 def test_a_trained_unet_has_a_copy_only_in_another_precision() -> None:
     # Two images of 512 px with gradients kept: the peak is in the forward pass.
-    shape = replace(FINETUNE, pixels=512 * 512, accumulates=True, update_bytes=0)
+    shape = replace(FINETUNE, pixels=512 * 512, accumulates=True)
     half = estimate_sdxl(shape).activations_gib
     full = estimate_sdxl(replace(shape, weight_dtype="float32", compute_dtype="float32"))
     assert (half - full.activations_gib) * GIB == pytest.approx(5.13e9, rel=0.05)
