@@ -45,24 +45,25 @@ UNET_LAYERS = {
     "attn1.to_q": (166_400, 100.0),
     "attn1.to_k": (166_400, 100.0),
     "attn1.to_v": (166_400, 100.0),
-    "attn1.to_out.0": (166_400, 100.0),
+    "attn1.to_out.0": (166_400, 0.0),
     "attn2.to_q": (166_400, 100.0),
     "attn2.to_k": (226_560, 0.0),
     "attn2.to_v": (226_560, 0.0),
-    "attn2.to_out.0": (166_400, 100.0),
+    "attn2.to_out.0": (166_400, 0.0),
     "ff.net.0.proj": (748_800, 100.0),
     "ff.net.2": (416_000, 400.0),
     "proj_in": (21_760, 20.0),
     "proj_out": (21_760, 20.0),
     "conv1": (189_440, 76.25),
     "conv2": (137_600, 46.25),
-    "conv_shortcut": (23_040, 60.0),
+    "conv_shortcut": (23_040, 0.0),
     "time_emb_proj": (35_520, 0.0),
-    "downsamplers.0.conv": (9_600, 7.5),
-    "upsamplers.0.conv": (19_200, 15.0),
+    "downsamplers.0.conv": (9_600, 0.0),
+    "upsamplers.0.conv": (19_200, 0.0),
 }
 """The layers of SDXL's UNet that can take a LoRA, by the end of their names: trained weights for
-each unit of rank, and inputs for each pixel of an image, of all layers of that name."""
+each unit of rank, and inputs for each pixel of an image that are not kept for other layers anyway,
+of all layers of that name."""
 
 CLIP_LAYERS = {
     **dict.fromkeys(("q_proj", "k_proj", "v_proj", "out_proj"), (768 + 768, 1280 + 1280)),
@@ -97,7 +98,7 @@ _STORED_SHARES = (0.025, 0.061, 0.076, 0.063, 0.143, 0.143, 0.061)
 # The share of the inputs of trained layers that checkpointing keeps, and that a trained UNet keeps:
 # most of them are kept for other layers anyway.
 _STORED_INPUTS_SHARE = 0.05
-_UNET_INPUTS_SHARE = 0.68
+_UNET_INPUTS_SHARE = 0.86
 # Captions are the inputs of these layers: values of one caption, in all layers of a name.
 _UNET_TEXT_LAYERS = ("attn2.to_k", "attn2.to_v")
 _UNET_TEXT_INPUTS = 70 * 77 * 2048
