@@ -10,7 +10,7 @@ from routing.queues import ENGINE_QUEUES, STAGE_QUEUES
 from tasks.api_keys import Caller
 from tasks.client import Client
 from tasks.jobs.job import TrainingJob, parse_job
-from tasks.jobs.presets import merge_training, preset, preset_names
+from tasks.jobs.presets import FAST_SUFFIX, merge_training, preset, preset_names
 from tasks.settings.settings import Settings
 from tasks.state.record import JobRecord
 from tasks.state.workers import WorkerInfo
@@ -56,12 +56,16 @@ class Fleet:
 
     @in_thread
     def presets(self) -> tuple[PresetView, ...]:
-        """Return all presets, with the best one of each type for this fleet recommended."""
+        """Return all presets, with the best one of each type for this fleet recommended.
+
+        The fast ones leave little memory for changed options, and are not recommended.
+        """
         views = [self._preset(name) for name in preset_names()]
         best: dict[str, PresetView] = {}
         for view in views:
             other = best.get(view.type)
-            if view.served and (other is None or _capacity(view) > _capacity(other)):
+            may_be_best = view.served and not view.name.endswith(FAST_SUFFIX)
+            if may_be_best and (other is None or _capacity(view) > _capacity(other)):
                 best[view.type] = view
         return tuple(
             view.model_copy(update={"recommended": best.get(view.type) is view}) for view in views

@@ -20,6 +20,9 @@ ALIASES = {
 }
 """Alternative names of presets."""
 
+FAST_SUFFIX = "_fast"
+"""The end of the names of presets that use the memory of their class."""
+
 # Of each pair a job sets one.
 _EXCLUSIVE = (
     ("max_train_steps", "max_train_epochs"),

@@ -174,7 +174,7 @@ def test_all_problems_are_shown_beside_their_fields(page: Page, tiny_model: Path
 
 def test_the_file_has_only_values_that_differ_from_the_preset(page: Page) -> None:
     page.goto("/new")
-    expect(page.get_by_role("radio", name=re.compile("flux_lora_1x40gb"))).to_be_checked()
+    expect(page.get_by_role("radio", name=re.compile("flux_lora_1x40gb "))).to_be_checked()
     field(page, "LoRA rank").fill("16")
     page.get_by_text("Show as a file").click()
     expect(page.get_by_label("The job as a file")).to_have_text(
