@@ -73,6 +73,7 @@ def test_unserved_queues_and_lost_messages_are_found(
     settings: Settings, state: JobStore, redis_client: Redis, job_document: dict[str, Any]
 ) -> None:
     job_id = submit(job_document, state, "result").job_id
+    redis_client.delete("cpu")  # its message
     redis_client.rpush("gpu.80gb", '{"headers": {}}')
     redis_client.zadd("unacked_index", {"lost": time.time() - 3600})
     assert finding_of(settings, "workers").level == "error"
