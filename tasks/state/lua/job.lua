@@ -31,10 +31,28 @@ local function exists() return get('status') or redis.call('EXISTS', job_key) ==
 -- One text: the client parses a reply of many parts slowly.
 local function all_fields() return cjson.encode(redis.call('HGETALL', job_key)) end
 
+local function write_hash()
+  local arguments, names = {}, {}
+  for field in pairs(changed) do
+    table.insert(arguments, field)
+    table.insert(arguments, job[field])
+  end
+  for field in pairs(removed) do table.insert(names, field) end
+  if #arguments > 0 then redis.call('HSET', job_key, unpack(arguments)) end
+  if #names > 0 then redis.call('HDEL', job_key, unpack(names)) end
+  changed, removed = {}, {}
+end
+
+local has_begun = false
+
 local function set(fields)
   for field, value in pairs(fields) do
     job[field], changed[field], removed[field] = tostring(value), true, nil
   end
+  -- At once, the first time: a server without memory refuses a script only if its first write adds
+  -- data, and runs one to its end that began by removing some.
+  if not has_begun then write_hash() end
+  has_begun = true
 end
 
 local function unset(...)
@@ -56,18 +74,6 @@ local function renew_ttl(key) redis.call('EXPIRE', key, ttl_s) end
 local function has_ended()
   local status = get('status')
   return status == 'succeeded' or status == 'failed' or status == 'cancelled'
-end
-
-local function write_hash()
-  local arguments, names = {}, {}
-  for field in pairs(changed) do
-    table.insert(arguments, field)
-    table.insert(arguments, job[field])
-  end
-  for field in pairs(removed) do table.insert(names, field) end
-  if #arguments > 0 then redis.call('HSET', job_key, unpack(arguments)) end
-  if #names > 0 then redis.call('HDEL', job_key, unpack(names)) end
-  changed, removed = {}, {}
 end
 
 -- Renews the job's keys and the indexes that name it. After the job's end, nothing does so: all of
