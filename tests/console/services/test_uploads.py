@@ -397,7 +397,7 @@ def test_a_list_reads_only_new_uploads(
 
 def test_a_malformed_id_opens_no_thumbnail(console: Console, acme: httpx2.Client) -> None:
     thumbnails = console.settings.home_dir / "console" / "thumbnails"
-    thumbnails.mkdir(exist_ok=True)
+    thumbnails.mkdir(parents=True, exist_ok=True)
     (thumbnails / "7.jpg").write_bytes(b"another")
     address = f"{console.url}/v1/uploads/%2e%2e/images/7"
     assert acme.get(address).status_code == 404

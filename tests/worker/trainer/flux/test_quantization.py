@@ -159,7 +159,6 @@ def test_lora_on_a_quantized_base_resumes_exactly(model: Path, data: Images, kin
         {"quantization": "int8"},
         {"quantization": "nf4"},
         {"optimizer": {"optimizer_type": "AdamW", "use_8bit": True}},
-        {"optimizer": {"optimizer_type": "Prodigy"}, "transformer_learning_rate": 1.0},
     ],
     ids=str,
 )
