@@ -39,7 +39,7 @@ from worker.trainer.event_pipe import StopSwitch
 from worker.trainer.flux.lora_recipe import FluxLora, lora_regex
 from worker.trainer.flux.models import FluxModels
 from worker.trainer.loop import new_state, train
-from worker.trainer.lora import add_lora
+from worker.trainer.lora import Lora
 from worker.trainer.rng import StatelessRng
 
 SIZES: dict[str, tuple[dict[str, Any], int]] = {
@@ -168,8 +168,9 @@ def compiled_line_of(size: str, dtype: torch.dtype) -> str:
     transformer = new_transformer(size)
     Determinism(lambda _: None)
     layers = lora_regex(config_of(1))
-    weights = add_lora(transformer, "transformer", layers, 16, 16, StatelessRng(0))
-    bare_step = bare_step_of(transformer, list(weights.values()))
+    lora = Lora()
+    lora.add(transformer, "transformer", layers, 16, 16, StatelessRng(0))
+    bare_step = bare_step_of(transformer, list(lora.parameters.values()))
 
     def seconds() -> float:
         start = time.process_time()

@@ -1,95 +1,164 @@
-"""LoRA layers (Hu et al., 2021) on a frozen model: added, initialized, named and removed."""
+"""LoRA layers (Hu et al., 2021) on a frozen model, cast to the precision of a run once a batch.
+
+Autocast would cast each weight in a kernel of its own, in the forward pass, in each recomputation,
+and its gradient in the backward pass.
+"""
 
 import math
-import warnings
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft import LoraConfig
-from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.nn import Conv2d, Linear, Module, Parameter
 
 from worker.trainer.errors import TargetError
 from worker.trainer.export.lora_file import clip_path
 from worker.trainer.rng import StatelessRng
 
 
-def add_lora(
-    model: Any,
-    name: str,
-    targets: Sequence[str] | str,
-    rank: int,
-    alpha: float,
-    rng: StatelessRng,
-) -> dict[str, torch.nn.Parameter]:
-    """Add LoRA layers to a model, in float32; it computes in float32 or under autocast.
+class Lora:
+    """The LoRA layers of a run, whose weights are float32.
+
+    Attributes:
+        parameters: The trained weights by name (``unet.mid_block.attentions.0.proj_in.lora_A``),
+            sorted within a model.
+    """
+
+    def __init__(self) -> None:
+        self.parameters: dict[str, Parameter] = {}
+        self._layers: list[tuple[Module, str, _LoraLayer]] = []
+
+    def add(
+        self,
+        model: Module,
+        name: str,
+        targets: Sequence[str] | str,
+        rank: int,
+        alpha: float,
+        rng: StatelessRng,
+    ) -> None:
+        """Add LoRA layers to a model.
+
+        Args:
+            model: A diffusers or transformers model, frozen.
+            name: The model's name in the names of its weights (``unet``).
+            targets: The ends of layers' names, or one regular expression for whole names.
+            rank: The rank r of the matrices A (r, in) and B (out, r).
+            alpha: A LoRA changes its layer by alpha / rank * B A.
+            rng: Draws the initial A.
+
+        Raises:
+            TargetError: A target matches no layer.
+        """
+        layers = {
+            path: layer
+            for path, layer in model.named_modules()
+            if isinstance(layer, Linear | Conv2d)
+        }
+        if isinstance(targets, str):
+            patterns = {targets: targets}
+        else:
+            patterns = {target: rf"(?:.*\.)?{re.escape(target)}" for target in targets}
+        matches = {
+            target: {path for path in layers if re.fullmatch(pattern, path)}
+            for target, pattern in patterns.items()
+        }
+        if unmatched := [target for target, paths in matches.items() if not paths]:
+            raise TargetError(name, unmatched)
+        found = {}
+        for path in set.union(*matches.values()):
+            layer = _LoraLayer(layers[path], rank, alpha / rank)
+            for part, parameter in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
+                weight = lora_weight_name(name, f"{path}.{part}")
+                parameter.data = initial_value(weight, parameter, rng)
+                found[weight] = parameter
+            model.set_submodule(path, layer)
+            self._layers.append((model, path, layer))
+        self.parameters |= dict(sorted(found.items()))
+
+    def cast(self) -> None:
+        """Cast the weights to the precision of autocast, for the forward and backward pass."""
+        weights = [it for _, _, layer in self._layers for it in (layer.lora_A, layer.lora_B)]
+        device = weights[0].device.type
+        if torch.is_autocast_enabled(device):
+            copies = iter(_Cast.apply(torch.get_autocast_dtype(device), *weights))  # type: ignore[no-untyped-call]
+            for _, _, layer in self._layers:
+                layer.trained = next(copies), next(copies)
+
+    def remove(self) -> None:
+        """Remove the layers from their models."""
+        for model, path, layer in self._layers:
+            model.set_submodule(path, layer.base_layer)
+
+
+class _LoraLayer(Module):
+    """A frozen layer with a LoRA.
 
     Args:
-        model: A diffusers or transformers model, frozen.
-        name: The model's name in the names of its weights (``unet``).
-        targets: The ends of layers' names, or one regular expression for whole names.
-        rank: The rank r of the matrices A (r, in) and B (out, r).
-        alpha: A LoRA changes its layer by alpha / rank * B A.
-        rng: Draws the initial A.
+        base: A linear layer or a convolution.
+        rank: The rank of the matrices.
+        scale: The factor of the change.
 
-    Returns:
-        The trained weights by name (``unet.mid_block.attentions.0.proj_in.lora_A``), sorted.
-
-    Raises:
-        TargetError: A target matches no layer.
+    Attributes:
+        trained: A and B in the precision of the batch; gradients reach the parameters by them.
     """
-    if not isinstance(targets, str):
-        layers = [path for path, module in model.named_modules() if hasattr(module, "weight")]
-        unmatched = [
-            t for t in targets if not any(f".{layer}".endswith(f".{t}") for layer in layers)
-        ]
-        if unmatched:
-            raise TargetError(name, unmatched)
-    adapter = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,  # type: ignore[arg-type] # any number will do
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        lora_dropout=0.0,
-        bias="none",
-    )
-    # peft first fills the layers from the global generator; fork it, so that later draws do not
-    # depend on the number of layers.
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        # It warns about merging into a quantized layer, which is never done here.
-        warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated")
-        model.add_adapter(adapter)
-    for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
-            # Autocast computes in half precision: it would cast the input back.
-            module.cast_input_dtype_enabled = False  # type: ignore[attr-defined] # LoRA's has it
-    found: dict[str, torch.nn.Parameter] = {}
-    for path, parameter in model.named_parameters():
-        if ".lora_" not in path:
-            continue
-        weight = lora_weight_name(name, path)
-        parameter.data = initial_value(weight, parameter, rng)
-        parameter.requires_grad_(True)
-        found[weight] = parameter
-    return dict(sorted(found.items()))
+
+    def __init__(self, base: Linear | Conv2d, rank: int, scale: float) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.scale = scale
+        self.trained: tuple[torch.Tensor, torch.Tensor] | None = None
+        is_linear = isinstance(base, Linear)
+        # (r, in) and (out, r), or (r, in, height, width) and (out, r, 1, 1)
+        inputs = base.in_features if is_linear else base.in_channels
+        outputs = base.out_features if is_linear else base.out_channels
+        down, up = ((), ()) if is_linear else (base.kernel_size, (1, 1))
+        device = base.weight.device
+        self.lora_A = Parameter(torch.empty(rank, inputs, *down, device=device))
+        self.lora_B = Parameter(torch.empty(outputs, rank, *up, device=device))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return W x + scale * B A x."""
+        y = self.base_layer(x)
+        # Validation computes without gradients, and with weights that changed since the cast.
+        trains = torch.is_grad_enabled() and self.trained is not None
+        a, b = self.trained if trains else (self.lora_A, self.lora_B)
+        if isinstance(self.base_layer, Conv2d):
+            change = torch.nn.functional.conv2d(self.base_layer._conv_forward(x, a, None), b)
+        else:
+            change = torch.nn.functional.linear(torch.nn.functional.linear(x, a), b)
+        return torch.add(y, change, alpha=self.scale)
 
 
-def remove_lora(model: Any) -> None:
-    """Remove the LoRA layers from a model."""
-    for path, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            model.set_submodule(path, module.get_base_layer())
-    # By these, diffusers and transformers know of adapters.
-    del model.peft_config
-    model._hf_peft_config_loaded = False
+class _Cast(torch.autograd.Function):
+    """Casts many tensors, and their gradients back to float32, with one call each."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Return the weights in another precision."""
+        ctx.set_materialize_grads(False)
+        return _cast(weights, dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        """Return the gradients in float32."""
+        found = iter(_cast([grad for grad in grads if grad is not None], torch.float32))
+        return None, *(None if grad is None else next(found) for grad in grads)
+
+
+def _cast(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+    torch._foreach_copy_(copies, tensors)
+    return tuple(copies)
 
 
 def lora_weight_name(model: str, path: str) -> str:
-    """Return the name of a LoRA weight from its path (``....lora_A.default.weight``)."""
-    path = path.removesuffix(".default.weight")
+    """Return the name of a LoRA weight from its path (``....lora_A``)."""
     return f"{model}.{clip_path(path) if model.startswith('text_encoder') else path}"
 
 
-def initial_value(name: str, parameter: torch.nn.Parameter, rng: StatelessRng) -> torch.Tensor:
+def initial_value(name: str, parameter: Parameter, rng: StatelessRng) -> torch.Tensor:
     """Return the initial value of a LoRA matrix.
 
     B is zero, so that training starts from the base model; A is drawn as PyTorch does for a linear

@@ -25,7 +25,7 @@ from tests.worker.trainer.runs import (
 )
 from worker.trainer.errors import PlaceholderError, TargetError
 from worker.trainer.flux.models import take_models
-from worker.trainer.lora import add_lora
+from worker.trainer.lora import Lora
 from worker.trainer.model_cache import ModelCache
 from worker.trainer.rng import StatelessRng
 
@@ -171,7 +171,7 @@ def test_lora_targets_and_rank_shape_the_lora(tiny_sdxl: Path, data: Images) -> 
 def test_target_without_a_layer_is_refused(tiny_flux: Path) -> None:
     models = take_models(config_of(tiny_flux), torch.device("cpu"), ModelCache())
     with pytest.raises(TargetError, match="no layer of the transformer: conv_shortcut"):
-        add_lora(models.denoiser, "transformer", ["to_q", "conv_shortcut"], 4, 4, StatelessRng(0))
+        Lora().add(models.denoiser, "transformer", ["to_q", "conv_shortcut"], 4, 4, StatelessRng(0))
 
 
 @pytest.mark.parametrize("kind", ["SDXL_LORA", "SDXL_FINETUNE", "SDXL_TEXTUAL_INVERSION"])

@@ -24,7 +24,7 @@ from worker.trainer.flux.flow_matching import (
 )
 from worker.trainer.flux.models import FluxModels
 from worker.trainer.gradient_checkpointing import checkpoint_blocks
-from worker.trainer.lora import add_lora, remove_lora
+from worker.trainer.lora import Lora
 from worker.trainer.norm_casts import cast_norms_once
 from worker.trainer.rng import StatelessRng
 from worker.trainer.training_type import Precision
@@ -50,14 +50,15 @@ class FluxLora:
         channels = self._transformer.config["in_channels"] // 4
         self.draws = (*latent_draws(channels), level_draw(config))
         self.precision = Precision(config, device)
-        self.parameters: dict[str, torch.nn.Parameter] = {}
+        self._lora = Lora()
+        self.parameters = self._lora.parameters
         rank, alpha = config.lora_rank_dim, config.lora_alpha()
         if config.train_transformer:
             targets = lora_regex(config)
-            self.parameters |= add_lora(self._transformer, "transformer", targets, rank, alpha, rng)
+            self._lora.add(self._transformer, "transformer", targets, rank, alpha, rng)
         if config.train_text_encoder:
             names = config.text_encoder_lora_target_modules
-            self.parameters |= add_lora(self._clip, "text_encoder", names, rank, alpha, rng)
+            self._lora.add(self._clip, "text_encoder", names, rank, alpha, rng)
         model = self._transformer
         blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
         checkpoint_blocks(model, blocks, config)
@@ -72,6 +73,7 @@ class FluxLora:
 
     def losses(self, batch: Batch) -> torch.Tensor:
         """Return the flow-matching loss of each sample, (B,), weighted by Min-SNR if configured."""
+        self._lora.cast()
         text = self._batch_text(batch)
         z = self._inputs.latents(batch)  # (B, 16, h, w)
         patches = z.shape[2] * z.shape[3] // 4
@@ -99,10 +101,7 @@ class FluxLora:
 
     def close(self) -> None:
         """Restore the models."""
-        if self._config.train_transformer:
-            remove_lora(self._transformer)
-        if self._config.train_text_encoder:
-            remove_lora(self._clip)
+        self._lora.remove()
         for hook in self._norm_casts:
             hook.remove()
         self._transformer.disable_gradient_checkpointing()

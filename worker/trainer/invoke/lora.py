@@ -69,7 +69,7 @@ class PatchedPeft:
             if "float32_weights" in self._run.patches:
                 parameter.data = parameter.data.float()
             if "lora_start" in self._run.patches:
-                weight = lora_weight_name(name, path)
+                weight = lora_weight_name(name, path.removesuffix(".default.weight"))
                 parameter.data = initial_value(weight, parameter, self._rng)
         return adapted
 

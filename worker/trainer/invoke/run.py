@@ -109,7 +109,7 @@ class Run:
         """Take over the new optimizer: it does not step during the replay."""
         ids = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         parameters = {
-            lora_weight_name(model, path): parameter
+            lora_weight_name(model, path.removesuffix(".default.weight")): parameter
             for model, module in self.models.items()
             for path, parameter in module.named_parameters()
             if id(parameter) in ids

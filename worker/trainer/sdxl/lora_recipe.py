@@ -10,7 +10,7 @@ from tasks.jobs.sdxl import SdxlLoraConfig
 from worker.trainer.data.batches import Batch
 from worker.trainer.data.inputs import Inputs
 from worker.trainer.gradient_checkpointing import checkpoint_blocks, checkpoint_layers
-from worker.trainer.lora import add_lora, remove_lora
+from worker.trainer.lora import Lora
 from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.denoising import denoising_losses, unet_draws
 from worker.trainer.sdxl.export import sdxl_entries, write_sdxl_lora
@@ -42,7 +42,8 @@ class SdxlLora:
         self._adapted: dict[str, Any] = {"unet": self._unet} if config.train_unet else {}
         if config.train_text_encoder:
             self._adapted |= self._trained_text.encoders
-        self.parameters: dict[str, torch.nn.Parameter] = {}
+        self._lora = Lora()
+        self.parameters = self._lora.parameters
         for name, model in self._adapted.items():
             is_unet = name == "unet"
             targets = (
@@ -50,7 +51,7 @@ class SdxlLora:
                 if is_unet
                 else config.text_encoder_lora_target_modules
             )
-            self.parameters |= add_lora(model, name, targets, rank, alpha, rng)
+            self._lora.add(model, name, targets, rank, alpha, rng)
         # Gradients pass through the UNet even if only the encoders before it are trained.
         checkpoint_blocks(self._unet, unet_blocks(self._unet), config)
         for name, model in self._adapted.items():
@@ -66,6 +67,7 @@ class SdxlLora:
 
     def losses(self, batch: Batch) -> torch.Tensor:
         """Return the denoising loss of each sample, (B,)."""
+        self._lora.cast()
         if self._config.train_text_encoder:
             text = self._trained_text.encode(batch.captions)
         else:
@@ -89,8 +91,8 @@ class SdxlLora:
 
     def close(self) -> None:
         """Restore the models."""
+        self._lora.remove()
         for name, model in self._adapted.items():
-            remove_lora(model)
             model.eval()
             if name != "unet":
                 checkpoint_layers(model, enabled=False)

@@ -22,7 +22,7 @@ from tests.worker.trainer.runs import (
 )
 from worker.trainer.export.lora_file import clip_path
 from worker.trainer.export.safetensors_file import write_safetensors
-from worker.trainer.lora import add_lora
+from worker.trainer.lora import Lora
 from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.export import write_sdxl_lora
 from worker.trainer.sdxl.single_file import single_file_tensors
@@ -59,13 +59,13 @@ def random_lora(folder: Path) -> dict[str, torch.nn.Parameter]:
     """Return LoRA layers for every possible layer, with random A and B."""
     pipeline, rng = pipeline_of(folder), StatelessRng(1)
     clip = ("fc1", "fc2", "q_proj", "k_proj", "v_proj", "out_proj")
-    weights: dict[str, torch.nn.Parameter] = {}
+    lora = Lora()
     for name in MODELS:
         targets = sorted(UNET_TARGETS) if name == "unet" else clip
-        weights |= add_lora(getattr(pipeline, name), name, targets, RANK, ALPHA, rng)
-    for name, weight in weights.items():
+        lora.add(getattr(pipeline, name), name, targets, RANK, ALPHA, rng)
+    for name, weight in lora.parameters.items():
         weight.data = rng.normal(tuple(weight.shape), name) * 0.05
-    return weights
+    return lora.parameters
 
 
 def layer_weights(pipeline: Any) -> dict[str, torch.Tensor]:
