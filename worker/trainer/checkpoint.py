@@ -317,5 +317,6 @@ def _with_defaults(
 
 def all_finite(parameters: Mapping[str, torch.nn.Parameter]) -> bool:
     """Whether no trained weight is NaN or infinity."""
-    sums = torch.stack([parameter.detach().abs().sum() for parameter in parameters.values()])
-    return math.isfinite(sums.sum().item())
+    with torch.no_grad():
+        largest = torch._foreach_norm(tuple(parameters.values()), math.inf)
+    return bool(torch.stack(largest).isfinite().all())

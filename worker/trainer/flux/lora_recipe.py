@@ -15,6 +15,7 @@ from tasks.jobs.flux_lora import (
 from worker.trainer.data.batches import Batch
 from worker.trainer.data.cache_entries import Text
 from worker.trainer.data.inputs import Inputs, latent_draws, sample_losses
+from worker.trainer.flux.attention import replace_attention
 from worker.trainer.flux.export import write_lora
 from worker.trainer.flux.flow_matching import (
     flow_matching_errors,
@@ -62,7 +63,9 @@ class FluxLora:
         model = self._transformer
         blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
         checkpoint_blocks(model, blocks, config)
-        self._norm_casts = cast_norms_once(model)
+        self._restore = [hook.remove for hook in cast_norms_once(model)]
+        if not config.compile:
+            self._restore.append(replace_attention(model))
         self._transformer.train()
 
     @property
@@ -102,8 +105,8 @@ class FluxLora:
     def close(self) -> None:
         """Restore the models."""
         self._lora.remove()
-        for hook in self._norm_casts:
-            hook.remove()
+        for restore in self._restore:
+            restore()
         self._transformer.disable_gradient_checkpointing()
         self._transformer.eval()
 
