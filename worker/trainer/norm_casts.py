@@ -1,34 +1,49 @@
-"""The outputs of FLUX's norms, cast once to the precision of the layers behind them.
+"""Norms of a denoiser without repeated casts.
 
-CUDA's autocast computes norms in float32, and each layer behind one, and each LoRA, would cast the
-same output again. Cast once, the gradients of these layers are added in half precision: with other
-last bits, and the same distance from float64. In SDXL's UNet the distance would grow by 1 %.
+CUDA's autocast computes norms in float32: it would cast their frozen weights in each batch, and
+their output for each layer behind and each LoRA. Cast once, the gradients of these layers are added
+in half precision: with other last bits, and within 1 % of the same distance from float64.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from diffusers.models.attention import FeedForward
 from diffusers.models.normalization import AdaLayerNormZero, AdaLayerNormZeroSingle
-from torch.utils.hooks import RemovableHandle
 
 
-def cast_norms_once(transformer: torch.nn.Module) -> list[RemovableHandle]:
-    """Cast norms' outputs once under autocast; in float32 nothing changes.
+def cast_norms_once(model: torch.nn.Module) -> list[Callable[[], object]]:
+    """Keep norms' weights in float32, and cast their outputs once under autocast.
+
+    Args:
+        model: FLUX's transformer or SDXL's UNet.
 
     Returns:
-        The hooks that cast, to be removed after the run.
+        What restores the model, to be called after the run.
     """
-    hooks = []
-    for module in transformer.modules():
+    undo: list[Callable[[], object]] = []
+    for module in model.modules():
         if isinstance(module, AdaLayerNormZero | AdaLayerNormZeroSingle):
-            hooks.append(module.register_forward_hook(_cast_output))
-        elif isinstance(module, FeedForward):
-            hooks.append(module.register_forward_pre_hook(_cast_input))
-    return hooks
+            undo.append(module.register_forward_hook(_cast_first_output).remove)
+        elif isinstance(module, FeedForward):  # FLUX scales and shifts a norm's output before it
+            undo.append(module.register_forward_pre_hook(_cast_input).remove)
+        elif isinstance(module, torch.nn.LayerNorm | torch.nn.GroupNorm):
+            if module.weight is None:  # FLUX's, inside of others
+                continue
+            undo.append(partial(module.to, module.weight.dtype))
+            module.float()
+            if isinstance(module, torch.nn.LayerNorm):
+                undo.append(module.register_forward_hook(_cast_output).remove)
+    return undo
 
 
-def _cast_output(_module: torch.nn.Module, _inputs: Any, outputs: Any) -> Any:
+def _cast_output(_module: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    return _cast(output)
+
+
+def _cast_first_output(_module: torch.nn.Module, _inputs: Any, outputs: Any) -> Any:
     return _cast(outputs[0]), *outputs[1:]  # the others are scales, shifts and gates
 
 

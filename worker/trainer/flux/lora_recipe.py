@@ -63,7 +63,7 @@ class FluxLora:
         model = self._transformer
         blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
         checkpoint_blocks(model, blocks, config)
-        self._restore = [hook.remove for hook in cast_norms_once(model)]
+        self._restore = cast_norms_once(model)
         if not config.compile:
             self._restore.append(replace_attention(model))
         self._transformer.train()

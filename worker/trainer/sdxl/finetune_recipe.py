@@ -9,6 +9,7 @@ from tasks.jobs.sdxl import SdxlFinetuneConfig
 from worker.trainer.data.batches import Batch
 from worker.trainer.data.inputs import Inputs
 from worker.trainer.gradient_checkpointing import checkpoint_blocks
+from worker.trainer.norm_casts import cast_norms_once
 from worker.trainer.sdxl.denoising import denoising_losses, unet_draws
 from worker.trainer.sdxl.export import sdxl_entries, write_checkpoint
 from worker.trainer.sdxl.models import SdxlModels, unet_blocks
@@ -35,6 +36,7 @@ class SdxlFinetune:
         self._unet.requires_grad_(True)
         self._unet.train()
         checkpoint_blocks(self._unet, unet_blocks(self._unet), config)
+        cast_norms_once(self._unet)
         self.parameters = {f"unet.{path}": p for path, p in self._unet.named_parameters()}
 
     def losses(self, batch: Batch) -> torch.Tensor:

@@ -11,6 +11,7 @@ from worker.trainer.data.batches import Batch
 from worker.trainer.data.inputs import Inputs
 from worker.trainer.gradient_checkpointing import checkpoint_blocks, checkpoint_layers
 from worker.trainer.lora import Lora
+from worker.trainer.norm_casts import cast_norms_once
 from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.denoising import denoising_losses, unet_draws
 from worker.trainer.sdxl.export import sdxl_entries, write_sdxl_lora
@@ -54,6 +55,7 @@ class SdxlLora:
             self._lora.add(model, name, targets, rank, alpha, rng)
         # Gradients pass through the UNet even if only the encoders before it are trained.
         checkpoint_blocks(self._unet, unet_blocks(self._unet), config)
+        self._restore = cast_norms_once(self._unet)
         for name, model in self._adapted.items():
             if name != "unet" and config.checkpointed_blocks:
                 checkpoint_layers(model, enabled=True)
@@ -96,5 +98,7 @@ class SdxlLora:
             model.eval()
             if name != "unet":
                 checkpoint_layers(model, enabled=False)
+        for restore in self._restore:
+            restore()
         self._unet.disable_gradient_checkpointing()
         self._unet.eval()

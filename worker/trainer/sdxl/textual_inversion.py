@@ -22,6 +22,7 @@ from worker.trainer.errors import PlaceholderError
 from worker.trainer.export.metadata import MODEL_DIGESTS
 from worker.trainer.export.safetensors_file import write_safetensors
 from worker.trainer.gradient_checkpointing import checkpoint_blocks
+from worker.trainer.norm_casts import cast_norms_once
 from worker.trainer.sdxl.denoising import denoising_losses, unet_draws
 from worker.trainer.sdxl.export import sdxl_entries
 from worker.trainer.sdxl.models import SdxlModels, SdxlText, unet_blocks
@@ -64,6 +65,7 @@ class SdxlTextualInversion:
             f"{name}.placeholder": table.new_rows for name, table in self._tables.items()
         }
         checkpoint_blocks(self._unet, unet_blocks(self._unet), config)
+        self._restore = cast_norms_once(self._unet)
 
     def losses(self, batch: Batch) -> torch.Tensor:
         """Return the denoising loss of each sample, (B,)."""
@@ -77,6 +79,8 @@ class SdxlTextualInversion:
 
     def close(self) -> None:
         """Restore the UNet; the text encoders stay changed."""
+        for restore in self._restore:
+            restore()
         self._unet.disable_gradient_checkpointing()
 
     def write(

@@ -23,8 +23,8 @@ from tests.tasks.data.hostile import (
 )
 
 MIB = 2**20
-# Some 15 seconds of decoding.
-SLOW = (8192, 90)
+# Pixels a side and scans: many seconds of decoding.
+SLOW = (16384, 99)
 
 
 class StoppedError(Exception):
@@ -48,12 +48,13 @@ def decoders() -> list[psutil.Process]:
     return [child for child in children if "tasks.data.decoding.decoder" in child.cmdline()]
 
 
-def once_busy(act: Callable[[psutil.Process], None]) -> Callable[[], None]:
-    """Return a ``check_stop`` that acts on a decoder that decodes a slow file."""
+def once_reading(path: Path, act: Callable[[psutil.Process], None]) -> Callable[[], None]:
+    """Return a ``check_stop`` that acts on a decoder that reads an archive or a large image."""
 
     def check() -> None:
         for decoder in decoders():
-            if decoder.cpu_times().user > 0.6:
+            reads = str(path) in {file.path for file in decoder.open_files()}
+            if reads or decoder.memory_info().rss > 200 * MIB:
                 act(decoder)
 
     return check
@@ -77,7 +78,7 @@ def test_a_cancel_ends_a_slow_decoder_at_once(slow: Path) -> None:
         raise StoppedError
 
     with pytest.raises(StoppedError):
-        list(decode_all([request(slow)], check_stop=once_busy(stop)))
+        list(decode_all([request(slow)], check_stop=once_reading(slow, stop)))
     assert time.monotonic() - cancelled_at[0] < 1
     assert decoders() == []
 
@@ -94,7 +95,9 @@ def test_a_cancel_ends_the_unpacking_of_an_archive(tmp_path: Path) -> None:
         raise StoppedError
 
     with pytest.raises(StoppedError):
-        unpack_archive(archive, tmp_path / "out", max_bytes=2**30, check_stop=once_busy(stop))
+        unpack_archive(
+            archive, tmp_path / "out", max_bytes=2**30, check_stop=once_reading(archive, stop)
+        )
     assert time.monotonic() - cancelled_at[0] < 1
     assert decoders() == []
 
@@ -107,7 +110,7 @@ def test_a_full_disk_is_no_finding_of_a_file(good: Path) -> None:
 
 
 def test_a_file_that_takes_too_long_is_a_finding(tmp_path: Path, good: Path) -> None:
-    slow = written(tmp_path, "slow.jpg", jpeg_of_scans(16384, 99))
+    slow = written(tmp_path, "slow.jpg", jpeg_of_scans(*SLOW))
     limits = DecoderLimits(processes=1, time_s=1.5)
     late, result = decode_all([request(slow), request(good)], limits=limits)
     assert str(late) == "takes longer than 1.5 s to read"
@@ -122,7 +125,9 @@ def test_a_crash_of_a_decoder_costs_one_file(slow: Path, good: Path, number: int
 
     requests = [request(good), request(slow), request(good)]
     answers = list(
-        decode_all(requests, check_stop=once_busy(crash), limits=DecoderLimits(processes=1))
+        decode_all(
+            requests, check_stop=once_reading(slow, crash), limits=DecoderLimits(processes=1)
+        )
     )
     assert isinstance(answers[1], DecodeError)
     assert "ended its decoder" in str(answers[1])
