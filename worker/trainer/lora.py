@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.nn import Conv2d, Linear, Module, Parameter
+from torch.nn.functional import conv2d, linear
 
 from worker.trainer.errors import TargetError
 from worker.trainer.export.lora_file import clip_path
@@ -51,11 +52,7 @@ class Lora:
         Raises:
             TargetError: A target matches no layer.
         """
-        layers = {
-            path: layer
-            for path, layer in model.named_modules()
-            if isinstance(layer, Linear | Conv2d)
-        }
+        layers = {k: it for k, it in model.named_modules() if isinstance(it, Linear | Conv2d)}
         if isinstance(targets, str):
             patterns = {targets: targets}
         else:
@@ -67,7 +64,7 @@ class Lora:
         if unmatched := [target for target, paths in matches.items() if not paths]:
             raise TargetError(name, unmatched)
         found = {}
-        for path in set.union(*matches.values()):
+        for path in sorted(set.union(*matches.values())):
             layer = _LoraLayer(layers[path], rank, alpha / rank)
             for part, parameter in (("lora_A", layer.lora_A), ("lora_B", layer.lora_B)):
                 weight = lora_weight_name(name, f"{path}.{part}")
@@ -84,7 +81,7 @@ class Lora:
         if torch.is_autocast_enabled(device):
             copies = iter(_Cast.apply(torch.get_autocast_dtype(device), *weights))  # type: ignore[no-untyped-call]
             for _, _, layer in self._layers:
-                layer.trained = next(copies), next(copies)
+                layer.cast = next(copies), next(copies)
 
     def remove(self) -> None:
         """Remove the layers from their models."""
@@ -96,38 +93,37 @@ class _LoraLayer(Module):
     """A frozen layer with a LoRA.
 
     Args:
-        base: A linear layer or a convolution.
-        rank: The rank of the matrices.
+        base: The layer.
+        rank: The rank r of the matrices.
         scale: The factor of the change.
 
     Attributes:
-        trained: A and B in the precision of the batch; gradients reach the parameters by them.
+        cast: A and B in the precision of the batch; by them gradients reach the parameters.
     """
 
     def __init__(self, base: Linear | Conv2d, rank: int, scale: float) -> None:
         super().__init__()
         self.base_layer = base
         self.scale = scale
-        self.trained: tuple[torch.Tensor, torch.Tensor] | None = None
-        is_linear = isinstance(base, Linear)
-        # (r, in) and (out, r), or (r, in, height, width) and (out, r, 1, 1)
-        inputs = base.in_features if is_linear else base.in_channels
-        outputs = base.out_features if is_linear else base.out_channels
-        down, up = ((), ()) if is_linear else (base.kernel_size, (1, 1))
-        device = base.weight.device
-        self.lora_A = Parameter(torch.empty(rank, inputs, *down, device=device))
-        self.lora_B = Parameter(torch.empty(outputs, rank, *up, device=device))
+        self.cast: tuple[torch.Tensor, torch.Tensor] | None = None
+        shapes: tuple[tuple[int, ...], ...]
+        if isinstance(base, Linear):
+            shapes = (rank, base.in_features), (base.out_features, rank)
+        else:
+            shapes = (rank, base.in_channels, *base.kernel_size), (base.out_channels, rank, 1, 1)
+        a, b = (Parameter(torch.empty(shape, device=base.weight.device)) for shape in shapes)
+        self.lora_A, self.lora_B = a, b
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return W x + scale * B A x."""
-        y = self.base_layer(x)
-        # Validation computes without gradients, and with weights that changed since the cast.
-        trains = torch.is_grad_enabled() and self.trained is not None
-        a, b = self.trained if trains else (self.lora_A, self.lora_B)
+        y: torch.Tensor = self.base_layer(x)
+        # Validation computes without gradients, and with weights that changed since they were cast.
+        cast = self.cast if torch.is_grad_enabled() else None
+        a, b = cast or (self.lora_A, self.lora_B)
         if isinstance(self.base_layer, Conv2d):
-            change = torch.nn.functional.conv2d(self.base_layer._conv_forward(x, a, None), b)
+            change = conv2d(self.base_layer._conv_forward(x, a, None), b)
         else:
-            change = torch.nn.functional.linear(torch.nn.functional.linear(x, a), b)
+            change = linear(linear(x, a), b)
         return torch.add(y, change, alpha=self.scale)
 
 
@@ -143,14 +139,14 @@ class _Cast(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         """Return the gradients in float32."""
-        found = iter(_cast([grad for grad in grads if grad is not None], torch.float32))
+        found = iter(_cast(tuple(g for g in grads if g is not None), torch.float32))
         return None, *(None if grad is None else next(found) for grad in grads)
 
 
-def _cast(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors]
+def _cast(tensors: tuple[torch.Tensor, ...], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    copies = tuple(torch.empty_like(tensor, dtype=dtype) for tensor in tensors)
     torch._foreach_copy_(copies, tensors)
-    return tuple(copies)
+    return copies
 
 
 def lora_weight_name(model: str, path: str) -> str:

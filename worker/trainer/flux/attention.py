@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from diffusers.models.transformers.transformer_flux import FluxAttnProcessor, FluxTransformer2DModel
+from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
 
 def replace_attention(transformer: FluxTransformer2DModel) -> Callable[[], None]:
@@ -21,12 +21,14 @@ def replace_attention(transformer: FluxTransformer2DModel) -> Callable[[], None]
     Returns:
         Restores diffusers' attention.
     """
-    hook = transformer.pos_embed.register_forward_hook(_complex_rotation)
-    transformer.set_attn_processor(_Attention())
+    model: Any = transformer  # its types know only diffusers' own attention
+    processors = dict(model.attn_processors)
+    hook = model.pos_embed.register_forward_hook(_complex_rotation)
+    model.set_attn_processor(_Attention())
 
     def restore() -> None:
         hook.remove()
-        transformer.set_attn_processor(FluxAttnProcessor())
+        model.set_attn_processor(processors)
 
     return restore
 
@@ -71,8 +73,8 @@ class _Attention:
             k = torch.cat([attn.norm_added_k(text_k), k], dim=1)
             v = torch.cat([text_v, v], dim=1)
         q, k = _rotated(q, image_rotary_emb), _rotated(k, image_rotary_emb)
-        by_head = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, tokens, D)
-        found = torch.nn.functional.scaled_dot_product_attention(*by_head, attn_mask=attention_mask)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, heads, tokens, D)
+        found = torch.nn.functional.scaled_dot_product_attention(q, k, v, attention_mask)
         tokens = found.transpose(1, 2).flatten(2)  # (B, tokens, width)
         if encoder_hidden_states is None:
             return tokens
@@ -89,5 +91,5 @@ def _projected(
 
 def _rotated(x: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
     """Rotate pairs of channels, (B, tokens, heads, D)."""
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * rotation).flatten(-2).to(x.dtype)
