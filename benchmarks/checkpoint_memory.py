@@ -28,8 +28,8 @@ from tasks.jobs.sdxl import SdxlFinetuneConfig
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store
 from worker.trainer.checkpoint import Checkpoints, LossHistory, TrainingState
-from worker.trainer.determinism import Determinism
-from worker.trainer.memory import HostMeter
+from worker.trainer.compute.determinism import Determinism
+from worker.trainer.compute.memory import HostMeter
 from worker.trainer.optimizer import WeightAverage
 from worker.trainer.sdxl.export import write_checkpoint
 from worker.trainer.tiny_models import build_tiny_sdxl

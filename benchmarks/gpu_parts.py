@@ -26,7 +26,7 @@ from worker.local.demo_images import draw_demo_images
 from worker.supervision.trainer_pool import TrainerPool, trainer_environment
 from worker.supervision.trainer_process import Limits
 from worker.trainer.calibration.measure import Bench
-from worker.trainer.memory import release_memory
+from worker.trainer.compute.memory import release_memory
 from worker.trainer.tiny_models import build_tiny_flux, build_tiny_sdxl
 
 Row = dict[str, str | int | float | bool | None]

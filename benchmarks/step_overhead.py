@@ -31,10 +31,10 @@ from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store
 from worker.trainer.checkpoint import Checkpoints
 from worker.trainer.compilation import CompiledBlocks
+from worker.trainer.compute.determinism import Determinism
 from worker.trainer.data.batches import Batch, BatchPlan, SampleReader, TrainingData
 from worker.trainer.data.cache_entries import Latents, Text, pack_bytes
 from worker.trainer.data.inputs import VaeScaling
-from worker.trainer.determinism import Determinism
 from worker.trainer.event_pipe import StopSwitch
 from worker.trainer.flux.lora_recipe import FluxLora, lora_regex
 from worker.trainer.flux.models import FluxModels

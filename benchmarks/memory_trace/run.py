@@ -21,10 +21,10 @@ from benchmarks.memory_trace.tracer import Trace, Tracer
 from tasks.jobs.flux_lora import FluxLoraConfig
 from tasks.jobs.pipeline import PipelineConfig
 from worker.trainer import cache, validation
+from worker.trainer.compute.determinism import Determinism
 from worker.trainer.data.batches import Batch, BatchPlan, Draw
 from worker.trainer.data.cache_entries import VAE_FACTOR, Text
 from worker.trainer.data.inputs import encode_pixels
-from worker.trainer.determinism import Determinism
 from worker.trainer.event_pipe import StopSwitch
 from worker.trainer.families import training_type
 from worker.trainer.flux import sampler as flux_sampler

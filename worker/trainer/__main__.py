@@ -22,10 +22,10 @@ from tasks.errors import ErrorCode, JobError
 from tasks.events import TrainFailed
 from tasks.stages.cuda_errors import GPU_MESSAGES
 from tasks.stages.trainer_protocol import TrainerExit, TrainerRequest
+from worker.trainer.compute.memory import find_gpu_error
 from worker.trainer.environment import set_up
 from worker.trainer.errors import DamagedFileError, InterruptedRun, RefusedError
 from worker.trainer.event_pipe import EventPipe, StopSwitch
-from worker.trainer.memory import find_gpu_error
 from worker.trainer.model_cache import ModelCache
 
 

@@ -25,9 +25,9 @@ from tasks.dataset import Dataset
 from tasks.events import CacheDone, PackStored
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, pack_key
+from worker.trainer.compute.determinism import Determinism
 from worker.trainer.data.cache_entries import Latents, Text, pack_bytes
 from worker.trainer.data.images import load_image, pixels
-from worker.trainer.determinism import Determinism
 from worker.trainer.environment import check_libraries
 from worker.trainer.errors import NotFiniteError
 from worker.trainer.event_pipe import Emit, StopSwitch, phase

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from tasks.events import Artifact, CheckpointSaved
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, checkpoint_prefix
-from worker.trainer.determinism import Determinism
+from worker.trainer.compute.determinism import Determinism
 from worker.trainer.errors import DamagedFileError, ForeignStateError
 from worker.trainer.event_pipe import Emit, phase
 from worker.trainer.export.safetensors_file import SafetensorsFile, write_safetensors

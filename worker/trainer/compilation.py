@@ -22,12 +22,12 @@ from torch._dynamo.exc import FailOnRecompileLimitHit, TorchDynamoException
 from tasks.extras import compiler_problem
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.stages.trainer_protocol import TrainerRequest
+from worker.trainer.compute.determinism import Determinism
+from worker.trainer.compute.memory import find_gpu_error
 from worker.trainer.data.batches import Batch, TrainingData
 from worker.trainer.data.cache_entries import VAE_FACTOR
-from worker.trainer.determinism import Determinism
 from worker.trainer.errors import CompileError
 from worker.trainer.event_pipe import StopSwitch
-from worker.trainer.memory import find_gpu_error
 from worker.trainer.training_type import Recipe
 
 # A model's code takes some 50 MB.

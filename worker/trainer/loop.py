@@ -18,8 +18,8 @@ from tasks.dataset import Dataset
 from tasks.events import Progress
 from tasks.jobs.pipeline import PipelineConfig
 from worker.trainer.checkpoint import Checkpoints, LossHistory, TrainingState, all_finite
+from worker.trainer.compute.determinism import Determinism
 from worker.trainer.data.batches import Batch, BatchPlan, TrainingData
-from worker.trainer.determinism import Determinism
 from worker.trainer.errors import DivergedError, InterruptedRun
 from worker.trainer.event_pipe import Emit, ProgressMeter, StopSwitch
 from worker.trainer.optimizer import WeightAverage, new_optimizer, set_rates

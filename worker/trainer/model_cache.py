@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from worker.trainer.memory import release_memory
+from worker.trainer.compute.memory import release_memory
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,16 @@ from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, checkpoint_prefix
 from worker.trainer.checkpoint import Checkpoints, LossHistory
 from worker.trainer.compilation import CompiledBlocks, compile_blocks, prepare_compiler
+from worker.trainer.compute.determinism import Determinism
+from worker.trainer.compute.memory import CudaMeter, MemoryMeter
 from worker.trainer.data.batches import BatchPlan, SampleReader, TrainingData
 from worker.trainer.data.cache_entries import read_index
-from worker.trainer.determinism import Determinism
 from worker.trainer.environment import check_libraries
 from worker.trainer.errors import RefusedError
 from worker.trainer.event_pipe import Emit, StopSwitch, phase
 from worker.trainer.export.metadata import RunMetadata
 from worker.trainer.families import training_type
 from worker.trainer.loop import new_state, schedule_of, train
-from worker.trainer.memory import CudaMeter, MemoryMeter
 from worker.trainer.model_cache import ModelCache
 from worker.trainer.rng import StatelessRng
 from worker.trainer.training_type import Precision

@@ -19,9 +19,9 @@ from tasks.events import Artifact, Note, ValidationImages
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, validation_prefix
 from worker.trainer.base_model import load_vae
+from worker.trainer.compute.memory import release_memory
 from worker.trainer.data.cache_entries import VAE_FACTOR, CachedEntries, Text
 from worker.trainer.event_pipe import Emit, StopSwitch, phase
-from worker.trainer.memory import release_memory
 from worker.trainer.rng import StatelessRng
 from worker.trainer.training_type import Models, Precision, Sampler
 

@@ -20,7 +20,7 @@ from tests.worker.trainer.runs import (
 )
 from tests.worker.trainer.runs_options import flux_request
 from worker.trainer.compilation import CompiledBlocks, prepare_compiler
-from worker.trainer.determinism import Determinism
+from worker.trainer.compute.determinism import Determinism
 from worker.trainer.errors import CompileError, ForeignStateError
 from worker.trainer.tiny_models import build_tiny_flux
 

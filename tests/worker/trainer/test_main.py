@@ -21,9 +21,9 @@ from tests.worker.trainer.runs import (
     run_cache,
 )
 from worker.trainer.__main__ import _serve
+from worker.trainer.compute.memory import find_gpu_error
 from worker.trainer.errors import DamagedFileError
 from worker.trainer.event_pipe import EventPipe, StopSwitch
-from worker.trainer.memory import find_gpu_error
 from worker.trainer.model_cache import ModelCache
 
 

@@ -26,15 +26,15 @@ from tasks.stages.cuda_errors import GPU_MESSAGES
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store, cache_index_key, dataset_key, image_key
 from worker.trainer import cache, train
-from worker.trainer.errors import MissingLibraryError
-from worker.trainer.event_pipe import StopSwitch
-from worker.trainer.memory import (
+from worker.trainer.compute.memory import (
     CudaMeter,
     HostMeter,
     MemoryMeter,
     find_gpu_error,
     release_memory,
 )
+from worker.trainer.errors import MissingLibraryError
+from worker.trainer.event_pipe import StopSwitch
 from worker.trainer.model_cache import ModelCache
 
 logger = logging.getLogger(__name__)

@@ -12,6 +12,8 @@ from tasks.jobs.flux_lora import (
     FluxLoraConfig,
     flux_lora_targets,
 )
+from worker.trainer.compute.gradient_checkpointing import checkpoint_blocks
+from worker.trainer.compute.norm_casts import cast_norms_once
 from worker.trainer.data.batches import Batch
 from worker.trainer.data.cache_entries import Text
 from worker.trainer.data.inputs import Inputs, latent_draws, sample_losses
@@ -24,9 +26,7 @@ from worker.trainer.flux.flow_matching import (
     sigmas,
 )
 from worker.trainer.flux.models import FluxModels
-from worker.trainer.gradient_checkpointing import checkpoint_blocks
 from worker.trainer.lora import Lora
-from worker.trainer.norm_casts import cast_norms_once
 from worker.trainer.rng import StatelessRng
 from worker.trainer.training_type import Precision
 

@@ -22,9 +22,10 @@ from tasks.jobs.pipeline import PipelineConfig
 from tasks.stages.trainer_protocol import TrainerRequest
 from tasks.store import Store
 from worker.trainer.checkpoint import Checkpoints, TrainingState
+from worker.trainer.compute.determinism import Determinism
+from worker.trainer.compute.memory import CudaMeter
 from worker.trainer.data.batches import BatchPlan, SampleReader
 from worker.trainer.data.inputs import VaeScaling
-from worker.trainer.determinism import Determinism
 from worker.trainer.errors import RefusedError
 from worker.trainer.event_pipe import Emit, StopSwitch
 from worker.trainer.export.metadata import RunMetadata
@@ -35,7 +36,6 @@ from worker.trainer.invoke.lora import PatchedPeft
 from worker.trainer.invoke.pipelines import PIPELINES, Pipeline, replaced
 from worker.trainer.invoke.run import Run
 from worker.trainer.loop import schedule_of
-from worker.trainer.memory import CudaMeter
 from worker.trainer.model_cache import ModelCache
 from worker.trainer.rng import StatelessRng
 from worker.trainer.train import (

@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from tasks.jobs.sdxl import SdxlFinetuneConfig
+from worker.trainer.compute.gradient_checkpointing import checkpoint_blocks
+from worker.trainer.compute.norm_casts import cast_norms_once
 from worker.trainer.data.batches import Batch
 from worker.trainer.data.inputs import Inputs
-from worker.trainer.gradient_checkpointing import checkpoint_blocks
-from worker.trainer.norm_casts import cast_norms_once
 from worker.trainer.sdxl.denoising import denoising_losses, unet_draws
 from worker.trainer.sdxl.export import sdxl_entries, write_checkpoint
 from worker.trainer.sdxl.models import SdxlModels, unet_blocks

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from tasks.jobs.sdxl import SdxlLoraConfig
+from worker.trainer.compute.gradient_checkpointing import checkpoint_blocks, checkpoint_layers
+from worker.trainer.compute.norm_casts import cast_norms_once
 from worker.trainer.data.batches import Batch
 from worker.trainer.data.inputs import Inputs
-from worker.trainer.gradient_checkpointing import checkpoint_blocks, checkpoint_layers
 from worker.trainer.lora import Lora
-from worker.trainer.norm_casts import cast_norms_once
 from worker.trainer.rng import StatelessRng
 from worker.trainer.sdxl.denoising import denoising_losses, unet_draws
 from worker.trainer.sdxl.export import sdxl_entries, write_sdxl_lora

@@ -16,13 +16,13 @@ from tasks.base_models.files import existing_file
 from tasks.errors import BaseModelFilesError
 from tasks.jobs.data_loaders import PLACEHOLDER
 from tasks.jobs.sdxl import SdxlTextualInversionConfig
+from worker.trainer.compute.gradient_checkpointing import checkpoint_blocks
+from worker.trainer.compute.norm_casts import cast_norms_once
 from worker.trainer.data.batches import Batch
 from worker.trainer.data.inputs import Inputs
 from worker.trainer.errors import PlaceholderError
 from worker.trainer.export.metadata import MODEL_DIGESTS
 from worker.trainer.export.safetensors_file import write_safetensors
-from worker.trainer.gradient_checkpointing import checkpoint_blocks
-from worker.trainer.norm_casts import cast_norms_once
 from worker.trainer.sdxl.denoising import denoising_losses, unet_draws
 from worker.trainer.sdxl.export import sdxl_entries
 from worker.trainer.sdxl.models import SdxlModels, SdxlText, unet_blocks

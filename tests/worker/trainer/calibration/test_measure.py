@@ -18,7 +18,7 @@ from tests.worker.trainer.runs import (
 )
 from worker.trainer.calibration.calibrate import calibrate
 from worker.trainer.calibration.measure import Bench, measure
-from worker.trainer.memory import HostMeter
+from worker.trainer.compute.memory import HostMeter
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's count of memory")
 MIB = 2**20

@@ -6,8 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from worker.trainer.compute.memory import HostMeter
 from worker.trainer.export.safetensors_file import SafetensorsFile, write_safetensors
-from worker.trainer.memory import HostMeter
 
 
 def test_same_contents_make_the_same_bytes(tmp_path: Path) -> None:

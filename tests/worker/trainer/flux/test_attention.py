@@ -9,7 +9,6 @@ from worker.trainer.flux.attention import replace_attention
 from worker.trainer.flux.models import take_models
 from worker.trainer.model_cache import ModelCache
 
-
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Mismatch dtype between input and weight:UserWarning"
 )

@@ -9,8 +9,13 @@ from torch.nn.attention import SDPBackend
 
 from tasks.events import Event, Note
 from tests.worker.trainer.runs import CACHED, Images, config_of, run_train
-from worker.trainer.determinism import Determinism
-from worker.trainer.kernels import attention_kernels, float32_precision, set_kernels, use_kernels
+from worker.trainer.compute.determinism import Determinism
+from worker.trainer.compute.kernels import (
+    attention_kernels,
+    float32_precision,
+    set_kernels,
+    use_kernels,
+)
 
 CPU = torch.device("cpu")
 CUDNN, FLASH = SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION

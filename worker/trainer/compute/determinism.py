@@ -11,8 +11,8 @@ from typing import TypeVar
 import torch
 
 from tasks.events import Note
+from worker.trainer.compute.kernels import use_kernels
 from worker.trainer.event_pipe import Emit
-from worker.trainer.kernels import use_kernels
 
 T = TypeVar("T")
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.worker.trainer.runs import config_of, sdxl_config_of
+from worker.trainer.compute.gradient_checkpointing import checkpoint_blocks
 from worker.trainer.flux.models import take_models as take_flux
-from worker.trainer.gradient_checkpointing import checkpoint_blocks
 from worker.trainer.model_cache import ModelCache
 from worker.trainer.sdxl.family import take_frozen_models
 from worker.trainer.sdxl.models import unet_blocks

@@ -8,8 +8,8 @@ import torch
 
 from tasks.events import Event, Note, ValidationImages
 from tests.worker.trainer.runs import CACHED, Images, config_of, run_train
+from worker.trainer.compute.determinism import Determinism
 from worker.trainer.data.batches import Batch
-from worker.trainer.determinism import Determinism
 from worker.trainer.flux.lora_recipe import FluxLora
 from worker.trainer.flux.sampler import FluxSampler
 

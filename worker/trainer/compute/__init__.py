@@ -1,0 +1,1 @@
+"""How the trainer computes: kernels, precision, determinism, recomputation and memory."""
