@@ -17,6 +17,9 @@ from worker.trainer.errors import TargetError
 from worker.trainer.export.lora_file import clip_path
 from worker.trainer.rng import StatelessRng
 
+# Layers whose weights are cast in one call. More would keep more gradients in both precisions.
+_CAST_TOGETHER = 16
+
 
 class Lora:
     """The LoRA layers of a run, whose weights are float32.
@@ -76,12 +79,17 @@ class Lora:
 
     def cast(self) -> None:
         """Cast the weights to the precision of autocast, for the forward and backward pass."""
-        weights = [it for _, _, layer in self._layers for it in (layer.lora_A, layer.lora_B)]
-        device = weights[0].device.type
-        if torch.is_autocast_enabled(device):
-            copies = iter(_Cast.apply(torch.get_autocast_dtype(device), *weights))  # type: ignore[no-untyped-call]
-            for _, _, layer in self._layers:
-                layer.cast = next(copies), next(copies)
+        layers = [layer for _, _, layer in self._layers]
+        device = layers[0].lora_A.device.type
+        if not torch.is_autocast_enabled(device):
+            return
+        cast: Any = _Cast.apply  # it has no type
+        for start in range(0, len(layers), _CAST_TOGETHER):
+            some = layers[start : start + _CAST_TOGETHER]
+            weights = [it for layer in some for it in (layer.lora_A, layer.lora_B)]
+            copies = cast(some, torch.get_autocast_dtype(device), *weights)
+            for layer, a, b in zip(some, copies[::2], copies[1::2], strict=True):
+                layer.cast = a, b
 
     def remove(self) -> None:
         """Remove the layers from their models."""
@@ -128,19 +136,24 @@ class _LoraLayer(Module):
 
 
 class _Cast(torch.autograd.Function):
-    """Casts many tensors, and their gradients back to float32, with one call each."""
+    """Casts the weights of layers, and their gradients back to float32, with one call each."""
 
     @staticmethod
-    def forward(ctx: Any, dtype: torch.dtype, *weights: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(
+        ctx: Any, layers: Sequence[_LoraLayer], dtype: torch.dtype, *weights: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         """Return the weights in another precision."""
         ctx.set_materialize_grads(False)
+        ctx.layers = layers
         return _cast(weights, dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        """Return the gradients in float32."""
+        """Return the gradients in float32, and free the copies."""
+        for layer in ctx.layers:
+            layer.cast = None
         found = iter(_cast(tuple(g for g in grads if g is not None), torch.float32))
-        return None, *(None if grad is None else next(found) for grad in grads)
+        return None, None, *(None if grad is None else next(found) for grad in grads)
 
 
 def _cast(tensors: tuple[torch.Tensor, ...], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
