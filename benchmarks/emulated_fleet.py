@@ -17,7 +17,7 @@ from celery.app.trace import build_tracer
 from kombu.entity import Queue
 
 from routing.classes import MemoryClass
-from routing.queues import CPU_QUEUE, served_queues, with_submit_queue
+from routing.queues import CPU_QUEUE, class_of, served_queues, with_submit_queue
 from tasks.cache.index import PackIndex
 from tasks.client import Client
 from tasks.contract import STAGES
@@ -87,6 +87,7 @@ class EmulatedFleet:
             thread.join()
 
     def _work(self, queues: tuple[str, ...], stopped: Event) -> None:
+        self._own.memory_class = class_of(queues[0])
         with self._app.connection_for_read() as connection:
             consumer = connection.Consumer(
                 [Queue(name, routing_key=name) for name in queues],  # type: ignore[no-untyped-call]
@@ -139,7 +140,7 @@ class EmulatedFleet:
                 device="cpu",
                 services=FleetServices(
                     redis,
-                    None,
+                    self._own.memory_class,
                     lambda _needed_gib: None,
                     TenantQueues(redis, ttl),
                     RunHistoryStore(redis, ttl),
