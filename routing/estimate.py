@@ -39,6 +39,7 @@ FLUX_SINGLE_LAYERS = dict.fromkeys(_ATTENTION, (1, 1)) | {"proj_mlp": (1, 4), "p
 _INPUTS = {
     **dict.fromkeys((*_ATTENTION, "proj_mlp"), "norm"),
     **dict.fromkeys(_TEXT_ATTENTION[:3], "context_norm"),
+    **dict.fromkeys(("attn1.to_q", "attn1.to_k", "attn1.to_v"), "norm1"),
 }
 
 UNET_LAYERS = {
@@ -112,7 +113,7 @@ _T5_TOKEN_BYTES = 123_000.0  # activations, without gradients
 # What both CLIPs keep of a caption, with gradients: to their embeddings, or to a LoRA.
 _CLIP_BYTES = 123e6
 _CLIP_LORA_BYTES = 330e6
-# What remains, per pixel, when the last gradients of a trained UNet are made.
+# What remains, per pixel, when the last gradients of a UNet are made.
 _UNET_END_PIXEL_BYTES = 300.0
 
 
@@ -124,20 +125,20 @@ class MemoryModel:
     them to measurements.
     """
 
-    flux_kept_copies: float = 15.2
+    flux_kept_copies: float = 14.7
     """Activations of shape (tokens, 3072) that a block keeps, without inputs of trained layers."""
 
-    flux_recomputed_copies: float = 40.5
+    flux_recomputed_copies: float = 28.0
     """Such activations while a checkpointed block is recomputed, without those inputs."""
 
     flux_overhead_bytes: float = 0.75e9
     """CUDA's context, cuBLAS's workspaces and the allocator's slack."""
 
-    sdxl_pixel_bytes: float = 6520
+    sdxl_pixel_bytes: float = 6430
     """Activations that the UNet keeps in half precision, per pixel of an image, without inputs of
     trained layers."""
 
-    sdxl_checkpointed_pixel_bytes: float = 1050
+    sdxl_checkpointed_pixel_bytes: float = 1075
     """The same with gradient checkpointing of all blocks, while one is recomputed."""
 
     sdxl_overhead_bytes: float = 0.75e9
@@ -347,7 +348,8 @@ def _estimate(
         encoders: Bytes of both text encoders.
         caption_bytes: Activations of the text encoders for a caption, without gradients.
         trained: The number of trained weights.
-        step: Returns the bytes of the phases of a forward and backward pass, without gradients.
+        step: Returns the bytes of the phases of a forward and backward pass, without gradients;
+            ``end`` is when the last ones are made.
         overhead: The constant that is the overhead.
         constants: The constants.
         weight_copies: Further copies of the trained weights.
@@ -360,7 +362,9 @@ def _estimate(
     }
     gradients = 4.0 * trained
     kept = gradients * shape.accumulates
-    others = {"update": gradients}
+    # A LoRA's weights in half precision, until their gradients are made.
+    casts = trained * shape.compute_bytes if shape.rank and shape.compute_bytes < 4 else 0.0
+    others: dict[str, float] = {}
     if shape.vae_resident:
         others["encode"] = kept + shape.pixels * _ENCODE_PIXEL_BYTES
     if shape.validation_pixels:
@@ -376,7 +380,8 @@ def _estimate(
 
     def phases(model: MemoryModel) -> dict[str, float]:
         passes = step(model)
-        return others | {name: kept + size for name, size in passes.items()}
+        end = {"end": gradients + passes.pop("end")}
+        return others | end | {name: kept + casts + size for name, size in passes.items()}
 
     # The phase is that of the published constants: an estimate stays linear in the constants.
     published = phases(PUBLISHED)
@@ -390,7 +395,7 @@ def _estimate(
 
 
 def _flux_step(shape: FluxShape, model: MemoryModel) -> dict[str, float]:
-    """Return the bytes at the end of the forward pass, and while blocks are recomputed."""
+    """Return the bytes of the phases of a forward and backward pass, without gradients."""
     image = shape.pixels / 256  # 2x2 patches of latents of 8x8 pixels
     tokens = image + shape.text_tokens
     # Inputs of layers with a LoRA; some layers of a double block see the text or the image only.
@@ -413,10 +418,10 @@ def _flux_step(shape: FluxShape, model: MemoryModel) -> dict[str, float]:
         # No gradient passes through the modulations.
         casts = (_FLUX_LINEARS - _FLUX_MODULATIONS) * shape.compute_bytes * whole / FLUX_BLOCKS
     found = {"forward": stored + casts + unit * (whole * tokens * model.flux_kept_copies + inputs)}
+    block = tokens * model.flux_recomputed_copies + max(double, single)
     if recomputed:
-        block = tokens * model.flux_recomputed_copies + max(double, single)
         found["recompute"] = stored + unit * block
-    return found
+    return found | {"end": unit * block}
 
 
 def _inputs(layers: frozenset[str], known: dict[str, tuple[int, int]]) -> dict[str, int]:
@@ -429,9 +434,9 @@ def _is_of_text(name: str) -> bool:
 
 
 def _sdxl_step(shape: SdxlShape, model: MemoryModel) -> dict[str, float]:
-    """Return the bytes at the end of the forward pass, and in the backward pass."""
+    """Return the bytes of the phases of a forward and backward pass, without gradients."""
     layers = UNET_LAYERS.keys() if shape.trains_unet else shape.layers
-    inputs = 2 * sum(UNET_LAYERS[name][1] for name in layers)
+    inputs = 2 * sum({_INPUTS.get(name, name): UNET_LAYERS[name][1] for name in layers}.values())
     captions = 2 * sum(_UNET_TEXT_INPUTS for name in layers if name in _UNET_TEXT_LAYERS)
     if shape.trains_unet:
         inputs, captions = inputs * _UNET_INPUTS_SHARE, 0
@@ -456,6 +461,4 @@ def _sdxl_step(shape: SdxlShape, model: MemoryModel) -> dict[str, float]:
         # With fewer, the last blocks' activations take more.
         pixel = model.sdxl_checkpointed_pixel_bytes + stored_inputs
         found["recompute"] = unit * shape.pixels * pixel + text
-    if shape.trains_unet and not shape.accumulates:
-        found["end"] = 4 * _UNET + unit * shape.pixels * _UNET_END_PIXEL_BYTES
-    return found
+    return found | {"end": unit * shape.pixels * _UNET_END_PIXEL_BYTES}
