@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 _DESCRIBE_TIMEOUT_S = 60.0
 _INVOKE_MODULE = "worker.trainer.invoke"
 _INVOKE_GUIDE = "see docs/guides/invoke-training.md"
-_DIFFUSERS_PACKAGES = ("torch", "diffusers", "transformers", "peft")
+_DIFFUSERS_PACKAGES = ("torch", "diffusers", "transformers")
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def set_up() -> None:
         os.environ.setdefault(name, value)
     os.environ.update(_DETERMINISTIC)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    # On import by diffusers or peft they log about kernels for other machines.
+    # On import by diffusers they log about kernels for other machines.
     for chatty in ("bitsandbytes", "torchao", "torch.utils._pytree"):
         logging.getLogger(chatty).setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)

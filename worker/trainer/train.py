@@ -33,7 +33,7 @@ from worker.trainer.rng import StatelessRng
 from worker.trainer.training_type import Precision
 from worker.trainer.validation import Validation
 
-_LIBRARIES = ("torch", "diffusers", "transformers", "peft", "safetensors", "numpy", "pillow")
+_LIBRARIES = ("torch", "diffusers", "transformers", "safetensors", "numpy", "pillow")
 
 
 def run(

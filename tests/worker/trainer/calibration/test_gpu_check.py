@@ -79,9 +79,9 @@ _FAILS = {"raises": "raise SystemExit(1)", "hangs": "import time; time.sleep(300
 
 
 def test_wheels_to_carry_are_what_the_machine_lacks() -> None:
-    theirs = {"numpy": "2.5.2", "peft": "0.10.0", "transformers": "4.0", "torch": "2.11.0"}
+    theirs = {"numpy": "2.5.2", "safetensors": "0.1.0", "transformers": "4.0", "torch": "2.11.0"}
     found = dict(line.split("==") for line in missing(requirements(), theirs, "3.12"))
-    assert {"diffusers", "pydantic-core", "kombu", "peft"} <= found.keys()
+    assert {"diffusers", "pydantic-core", "kombu", "safetensors"} <= found.keys()
     assert not {"numpy", "torch", "transformers", "mypy"} & found.keys()
 
 
