@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _PARTS = {
     "text_encoders": "text encoders",
-    "adapters": "trained weights and gradients",
+    "adapters": "trained weights",
     "optimizer": "optimizer state",
 }
 
