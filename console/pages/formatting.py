@@ -21,9 +21,9 @@ STAGE_NAMES = {
 PART_NAMES = {
     "weights": "Base model",
     "text_encoders": "Text encoders",
-    "adapters": "Trained weights, gradients",
+    "adapters": "Trained weights",
     "optimizer": "Optimizer state",
-    "activations": "Activations",
+    "activations": "Activations, gradients",
     "overhead": "CUDA overhead",
 }
 """Names of the parts of GPU memory."""

@@ -22,6 +22,7 @@ _PARTS = {
     "text_encoders": "text encoders",
     "adapters": "trained weights",
     "optimizer": "optimizer state",
+    "activations": "activations, gradients",
 }
 
 
