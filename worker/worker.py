@@ -80,7 +80,8 @@ def run_worker(
     real_gpu = None if gpu is None or gpu.emulated else gpu
     drain, faults = Drain(), GpuFaultPipe()
     context = ChildContext(lambda: make_context(app, settings, broker_url, worker, gpu, faults))
-    app = make_worker_app(settings, broker_url, context.get, drain.requested)
+    gpu_name = gpu.name if gpu else None
+    app = make_worker_app(settings, broker_url, context.get, drain.requested, gpu_name)
     app.conf.broker_transport_options["queue_order_strategy"] = QUEUE_ORDER
     client = _connect(broker_url)
     use_for_redis(MessageGuard(client).read, unreadable_messages(client, settings.job_ttl))

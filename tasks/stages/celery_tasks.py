@@ -4,16 +4,14 @@ Only a process that runs stages imports this module; ``tasks/app.py`` is for sen
 """
 
 import logging
-import re
 from collections.abc import Callable
 from typing import Any
 
 from celery import Celery, Task
 from celery.exceptions import Ignore, Reject
-from celery.worker.request import Request
 
 from tasks.app import make_app
-from tasks.contract import SUBMIT, SUBMIT_QUEUE, job_id_of, task_name
+from tasks.contract import SUBMIT, SUBMIT_QUEUE, task_name
 from tasks.errors import JobError
 from tasks.settings.settings import Settings
 from tasks.stages.cache import cache
@@ -32,6 +30,7 @@ from tasks.stages.publish import publish
 from tasks.stages.runner import Delivery, run_stage
 from tasks.stages.stage_context import StageBody
 from tasks.stages.submit import newer_than_known, submit, with_id
+from tasks.stages.task_requests import StageRequest, SubmitRequest
 from tasks.stages.train import train
 from tasks.stages.worker_context import WorkerContext
 from tasks.state.job_store import DispatchOutcome
@@ -45,8 +44,6 @@ STAGE_BODIES: dict[str, StageBody] = {
     "train": train,
     "publish": publish,
 }
-# Anything else in a message's ``id`` is refused by the task, and must not reach task events.
-_VALID_ID = re.compile(r"[\w.-]{1,100}")
 
 
 def make_worker_app(
@@ -54,6 +51,7 @@ def make_worker_app(
     broker_url: str,
     worker: Callable[[], WorkerContext],
     draining: Callable[[], bool] = lambda: False,
+    gpu: str | None = None,
 ) -> Celery:
     """Return the application of a process that runs stages.
 
@@ -62,30 +60,14 @@ def make_worker_app(
         broker_url: The broker, which also keeps results.
         worker: Returns the same context each time; called in the process that runs tasks.
         draining: Whether the worker is shutting down.
+        gpu: The name of the worker's GPU, which task events show.
     """
     app = make_app(settings, broker_url, draining)
+    app.conf.training_gpu = gpu
     for stage, body in STAGE_BODIES.items():
         _add_stage(app, stage, body, worker, draining)
     _add_submit(app, worker)
     return app
-
-
-class SubmitRequest(Request):  # type: ignore[misc]
-    """A ``training.submit`` message, which shows its job's id and never the job's document.
-
-    Task events reach everyone who watches the fleet, and a job's URLs may be signed: Flower would
-    show the arguments as the sender's Celery described them.
-    """
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._argsrepr, self._kwargsrepr = f"({_job_id(self.id, self.args)!r},)", "{}"
-
-    def info(self, safe: bool = True) -> dict[str, Any]:
-        """Return what ``inspect active`` and ``inspect reserved`` show."""
-        del safe
-        redacted: dict[str, Any] = super().info(safe=True)
-        return redacted
 
 
 def _add_stage(
@@ -104,6 +86,7 @@ def _add_stage(
         throws=(JobError,),
         max_retries=None,
         store_errors_even_if_ignored=True,
+        Request=StageRequest,
     )
     def run(self: Task, job_id: str) -> dict[str, Any]:
         context, continues = worker(), False
@@ -118,7 +101,9 @@ def _add_stage(
                 case Requeued(reason):
                     raise Reject(reason, requeue=True)
                 case Rerouted(queue, _):
-                    raise self.retry(queue=queue, countdown=0)
+                    raise self.retry(
+                        queue=queue, countdown=0, argsrepr=self.request.get("argsrepr")
+                    )
                 case RetriedAfterDelay(reason) | Discarded(reason) | DeferredToNewerWorker(reason):
                     raise Ignore(reason)
                 case Failed(error) | Cancelled(error):
@@ -166,11 +151,3 @@ def _add_submit(app: Celery, worker: Callable[[], WorkerContext]) -> None:
         if submission.outcome == DispatchOutcome.WAITING:
             context.services.dispatch_waiting()
         raise Ignore(f"job {job_id} continues without this task, and keeps its result")
-
-
-def _job_id(message_id: str, args: Any) -> str:
-    document = args[0] if args else None
-    given = document.get("id") if isinstance(document, dict) else None
-    if isinstance(given, str) and _VALID_ID.fullmatch(given):
-        return given
-    return job_id_of(message_id)

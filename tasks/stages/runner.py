@@ -39,7 +39,7 @@ from tasks.stages.worker_context import GpuUnhealthy, TrainerInterrupted, Worker
 from tasks.state.artifacts import JobArtifacts
 from tasks.state.job_store import StartOutcome
 from tasks.state.record import VERSION, JobStatus, queue_of
-from tasks.state.stage_message import StageMessage, stage_message
+from tasks.state.stage_message import StageMessage, stage_message, task_label
 from tasks.tracing.spans import record_job
 
 logger = logging.getLogger(__name__)
@@ -399,7 +399,10 @@ def _following(context: StageContext, result: StageResult) -> StageMessage:
     record = context.record
     following = STAGES[STAGES.index(context.stage) + 1]
     queue = queue_of(following, record.gpu_queue, result.artifacts.cache_queue)
-    return stage_message(record.id, record.result_id, following, record.gpu_queue, queue=queue)
+    label = task_label(record.id, record.name, record.tenant)
+    return stage_message(
+        record.id, record.result_id, following, record.gpu_queue, label=label, queue=queue
+    )
 
 
 def _extra(context: StageContext) -> dict[str, str]:

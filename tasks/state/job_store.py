@@ -43,7 +43,7 @@ from tasks.state.record import (
     parse_record,
 )
 from tasks.state.scripts import Candidates
-from tasks.state.stage_message import StageMessage, send_waiting, stage_message
+from tasks.state.stage_message import StageMessage, send_waiting, stage_message, task_label
 
 # Stops a stage that takes its worker down each time, for example because the host runs out of
 # memory; five leaves room for several restarts of workers. A checkpoint resets the count.
@@ -131,7 +131,8 @@ class JobStore(JobReader):
     ) -> DispatchOutcome:
         """Record a validated job, and send it or let it wait."""
         route = job.route(self._constants)
-        message = stage_message(job_id, result_id, STAGES[0], route.gpu_queue)
+        label = task_label(job_id, job.name, job.tenant)
+        message = stage_message(job_id, result_id, STAGES[0], route.gpu_queue, label=label)
         fields = {
             "status": JobStatus.QUEUED,
             "stage": STAGES[0],

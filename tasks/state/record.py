@@ -71,6 +71,7 @@ class JobSummary(StrictModel):
     """The newest version that has recorded or begun the job."""
     name: str
     """The name of the published file."""
+    tenant: str
     status: JobStatus
     stage: str
     """The stage that runs or is next."""
@@ -202,6 +203,7 @@ def _summary_values(job_id: str, fields: Mapping[str, str]) -> dict[str, Any]:
         "id": job_id,
         "version": _version_of(fields),
         "name": json.loads(fields["job"])["name"],
+        "tenant": fields.get("tenant", ""),
         "status": JobStatus(fields["status"]),
         "stage": _next_stage(fields),
         "pending_queue": pending_queue(fields),

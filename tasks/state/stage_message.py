@@ -33,6 +33,7 @@ def stage_message(
     stage: str,
     gpu_queue: str,
     *,
+    label: str,
     queue: str | None = None,
     version: int = VERSION,
 ) -> StageMessage:
@@ -46,6 +47,7 @@ def stage_message(
         result_id: The id of the result that the job's sender waits for, the last stage's.
         stage: The stage.
         gpu_queue: The queue of the job's GPU stages.
+        label: What Flower shows of the job; see ``task_label``.
         queue: The queue of this stage; None for that of ``stage_queue``.
         version: The version of the job.
     """
@@ -59,7 +61,7 @@ def stage_message(
         # Named as its own root and parent: other jobs' tasks send it, too.
         "root_id": result_id,
         "parent_id": result_id,
-        "argsrepr": f"({job_id!r},)",
+        "argsrepr": label,
         "kwargsrepr": "{}",
         # No sender waits for the results of the other stages; all of them keep errors.
         "ignore_result": bool(following),
@@ -81,6 +83,11 @@ def stage_message(
     return StageMessage(queue, _compact(message))
 
 
+def task_label(job_id: str, name: str, tenant: str) -> str:
+    """Return what Flower shows of a job in place of its stages' arguments, and searches."""
+    return f"job={job_id} name={name} tenant={tenant}"
+
+
 def waiting_message(job: JobSummary) -> StageMessage:
     """Return the message of the stage that a job waits for."""
     return stage_message(
@@ -88,6 +95,7 @@ def waiting_message(job: JobSummary) -> StageMessage:
         job.result_id,
         job.stage,
         job.gpu_queue,
+        label=task_label(job.id, job.name, job.tenant),
         queue=job.pending_queue,
         version=job.version,
     )

@@ -10,7 +10,7 @@ from tasks.app import make_app
 from tasks.contract import STAGES, SUBMIT, job_id_of, task_name
 from tasks.errors import CancelledJobError, JobError, TrainerError
 from tasks.settings.settings import Settings
-from tasks.stages.celery_tasks import SubmitRequest, make_worker_app
+from tasks.stages.celery_tasks import make_worker_app
 from tasks.stages.outcomes import (
     Cancelled,
     DeferredToNewerWorker,
@@ -22,12 +22,15 @@ from tasks.stages.outcomes import (
     RetriedAfterDelay,
     StageOutcome,
 )
+from tasks.stages.task_requests import StageRequest, SubmitRequest
 from tasks.stages.worker_context import WorkerContext, WorkerServices
 from tasks.state.scripts import Candidates
+from tasks.state.stage_message import stage_message, task_label
 
 # Nothing is sent here; the result backend must exist all the same.
 BROKER_URL = "redis://127.0.0.1:1/0"
 URL = "https://images.example/cat.zip?signature=secret"
+UNNAMED = f"job={job_id_of('the-message')} name=lora tenant=default"
 
 
 def unused() -> WorkerContext:
@@ -49,20 +52,44 @@ def request_of(*args: Any) -> SubmitRequest:
 @pytest.mark.parametrize(
     ("document", "shown"),
     [
-        ({"id": "mine", "archive": URL}, "mine"),
-        ({"archive": URL}, job_id_of("the-message")),
-        ({"id": URL}, job_id_of("the-message")),
-        ({"id": "secret" * 20}, job_id_of("the-message")),
-        (URL, job_id_of("the-message")),
-        ([URL], job_id_of("the-message")),
+        (
+            {"id": "mine", "name": "cat", "tenant": "acme", "archive": URL},
+            "job=mine name=cat tenant=acme",
+        ),
+        ({"archive": URL}, UNNAMED),
+        ({"id": URL, "name": URL, "tenant": f"a {URL}"}, UNNAMED),
+        ({"id": "secret" * 20, "name": "secret" * 20, "tenant": ["secret"]}, UNNAMED),
+        (URL, UNNAMED),
+        ([URL], UNNAMED),
     ],
-    ids=["own id", "no id", "an address as id", "a long id", "no mapping", "a list"],
+    ids=["all", "no id", "addresses", "long texts", "no mapping", "a list"],
 )
-def test_a_submit_request_shows_the_job_id_only(document: Any, shown: str) -> None:
+def test_a_submit_request_shows_id_name_and_tenant_only(document: Any, shown: str) -> None:
     request = request_of(document)
-    assert request.argsrepr == f"({shown!r},)"
+    assert request.argsrepr == shown
     assert "secret" not in repr((request.info(), request.info(safe=False), request.kwargsrepr))
     assert request.args == (document,)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "shown"),
+    [
+        (None, "job=j name=cat tenant=acme queue=gpu.40gb"),
+        ("NVIDIA L40S", "job=j name=cat tenant=acme queue=gpu.40gb gpu=NVIDIA L40S"),
+    ],
+)
+def test_a_stage_request_shows_job_queue_and_gpu(gpu: str | None, shown: str) -> None:
+    app = make_worker_app(Settings(), BROKER_URL, unused, gpu=gpu)
+    label = task_label("j", "cat", "acme")
+    document = json.loads(stage_message("j", "result", "train", "gpu.40gb", label=label).text)
+    message = Message(  # type: ignore[no-untyped-call]
+        body=document["body"],
+        headers=document["headers"],
+        content_type="application/json",
+        delivery_info=document["properties"]["delivery_info"],
+    )
+    request = StageRequest(message, app=app, task=app.tasks["training.train"], hostname="w")
+    assert request.argsrepr == request.info(safe=False)["args"] == shown
 
 
 def test_each_app_runs_its_tasks_with_its_own_worker() -> None:

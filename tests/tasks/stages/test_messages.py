@@ -39,7 +39,7 @@ def sent(redis_client: Redis, queue: str) -> str:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_our_own_messages_are_read(stage: str) -> None:
-    message = stage_message("a-job", "the-result", stage, "gpu.40gb")
+    message = stage_message("a-job", "the-result", stage, "gpu.40gb", label="job=j")
     found = read_message(message.text, message.queue)
     assert (found.job_id, found.stage, found.deliveries) == ("a-job", stage, 0)
 

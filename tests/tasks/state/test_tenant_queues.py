@@ -71,7 +71,7 @@ def begin(jobs: JobStore, job_id: str, stage: str = "prepare") -> FencingToken:
 def finish(jobs: JobStore, job_id: str, stage: str, following: str, is_shared: bool) -> None:
     token = begin(jobs, job_id, stage)
     record = StageRecord(queue="cpu", worker="w", attempt=token.attempt, started_at=0, seconds=1.5)
-    message = stage_message(job_id, "result", following, "gpu.40gb")
+    message = stage_message(job_id, "result", following, "gpu.40gb", label="job=j")
     jobs.finish_stage(
         job_id,
         token,
