@@ -98,7 +98,7 @@ def _kills(count: int) -> Iterator[str]:
             begun.append((started - killed_at) / _TIMEOUT_S)
             stepped.append((step - killed_at) / _TIMEOUT_S)
             cluster.heal()
-        cluster.client.cancel(job_id)
+        cluster.client.cancel(job_id, "the benchmark")
     yield (
         f"host killed, training-worker: the stage starts elsewhere after {_spread(begun)} "
         "visibility timeouts, "

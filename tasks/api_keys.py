@@ -45,6 +45,11 @@ class Caller:
         return f"key {self.name}" if self.tenant is None else f"tenant {self.tenant}"
 
     @property
+    def actor(self) -> str:
+        """Who acts, in the audit log."""
+        return f"key {self.name}"
+
+    @property
     def is_operator(self) -> bool:
         """Whether the caller sees all tenants."""
         return self.tenant is None

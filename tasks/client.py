@@ -1,6 +1,7 @@
 """A client of a running fleet, for commands, the console and its API."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 from uuid import uuid4
 
@@ -14,6 +15,7 @@ from tasks.jobs.job import TrainingJob, parse_job
 from tasks.settings.settings import Settings
 from tasks.stages.submit import submit_job
 from tasks.state.artifacts import JobArtifacts
+from tasks.state.audit import Action, AuditLog, Detail
 from tasks.state.connection import check_server, connect
 from tasks.state.control import JobControl
 from tasks.state.job_store import DispatchOutcome, JobStore
@@ -44,6 +46,7 @@ class Client:
         self._constants = settings.constants
         self.state = JobStore(connection, settings.job_ttl, settings.constants)
         self.control = JobControl(connection, settings.job_ttl)
+        self.audit = AuditLog(connection, settings.audit_retention)
         self.run_history = RunHistoryStore(connection, settings.job_ttl)
         self._app: Celery = make_app(settings, broker_url)
         self.tenant_queues = TenantQueues(connection, settings.job_ttl)
@@ -89,9 +92,18 @@ class Client:
             self.tenant_queues.dispatch()
         return submission.job_id
 
-    def cancel(self, job_id: str, *, save: bool = False) -> JobStatus:
-        """Cancel a job, and fail its Celery result; see ``JobControl.cancel``."""
-        status = self.control.cancel(job_id, save=save)
+    def cancel(self, job_id: str, actor: str, *, save: bool = False) -> JobStatus:
+        """Cancel a job, and fail its Celery result; see ``JobControl.cancel``.
+
+        As all changes here, it is recorded in the audit log.
+
+        Args:
+            job_id: The job.
+            actor: Who cancels it, for the audit log.
+            save: Publish the last checkpoint.
+        """
+        with self._recording(actor, Action.JOB_CANCEL, job_id, save=save):
+            status = self.control.cancel(job_id, save=save)
         record = self.state.summary(job_id)
         if status == JobStatus.CANCELLED and record.error is not None:
             # No worker runs the job, and could store its result.
@@ -103,22 +115,36 @@ class Client:
             self.state.send(record)
         return status
 
-    def resume(self, job_id: str) -> None:
+    def pause(self, job_id: str, actor: str) -> JobStatus:
+        """Pause a job; see ``JobControl.pause``."""
+        with self._recording(actor, Action.JOB_PAUSE, job_id):
+            return self.control.pause(job_id)
+
+    def resume(self, job_id: str, actor: str) -> None:
         """Resume a paused job; see ``JobControl.resume``."""
-        self.control.resume(job_id)
+        with self._recording(actor, Action.JOB_RESUME, job_id):
+            self.control.resume(job_id)
         self.tenant_queues.dispatch()
 
-    def replay(self, job_id: str) -> None:
+    def replay(self, job_id: str, actor: str) -> None:
         """Replay a failed job from its failed stage; see ``JobControl.replay``."""
-        self.control.replay(job_id)
+        with self._recording(actor, Action.DEAD_LETTER_REPLAY, job_id):
+            self.control.replay(job_id)
         self.tenant_queues.dispatch()
+
+    def discard(self, job_id: str, actor: str) -> None:
+        """Remove a job from the dead-letter queue; see ``JobControl.discard``."""
+        with self._recording(actor, Action.DEAD_LETTER_DISCARD, job_id):
+            self.control.discard(job_id)
 
     def live_workers(self) -> dict[str, WorkerInfo]:
         """Return the workers with a recent heartbeat, busy or not."""
         return live_workers(self._redis)
 
-    def drain(self, workers: list[str]) -> None:
+    def drain(self, workers: list[str], actor: str) -> None:
         """Let workers give their jobs back and end."""
+        for worker in workers:
+            self.audit.record(actor, Action.WORKER_DRAIN, worker)
         self._app.control.broadcast("drain", destination=workers)
 
     def unserved_reason(self, queue: str) -> str | None:
@@ -145,6 +171,13 @@ class Client:
         before = self.tenant_queues.jobs_before(record) or 0
         queue = f"in the queue of tenant {record.job.tenant}, behind {before} of its jobs"
         return f"{record.stage} waits {queue}"
+
+    def _recording(
+        self, actor: str, action: Action, job_id: str, **details: Detail
+    ) -> AbstractContextManager[None]:
+        """Record a change of a job in the audit log."""
+        tenant = self.state.tenant_of(job_id)
+        return self.audit.recording(actor, action, job_id, tenant=tenant, **details)
 
     def _check_served(self, queue: str) -> None:
         reason = self.unserved_reason(queue)

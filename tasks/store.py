@@ -74,6 +74,11 @@ def upload_key(tenant: str, upload_id: str) -> str:
     return f"{UPLOADS}/{tenant}/{upload_id}"
 
 
+def audit_key(day: str, first_entry: str) -> str:
+    """Return the key of a part of the audit log, by its day and the id of its first entry."""
+    return f"audit/{day}/{first_entry}.jsonl"
+
+
 def output_prefix(job_id: str, folder: str | None) -> str:
     """Return the prefix of a job's published files."""
     return f"{folder or 'outputs'}/{job_id}"

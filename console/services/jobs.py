@@ -147,7 +147,7 @@ class Jobs:
             UnknownJobError: The caller sees no job of this id.
         """
         return self._change(
-            caller, job_id, lambda known_id: self._client.cancel(known_id, save=save)
+            caller, job_id, lambda known_id: self._client.cancel(known_id, caller.actor, save=save)
         )
 
     @in_thread
@@ -158,7 +158,9 @@ class Jobs:
             UnknownJobError: The caller sees no job of this id.
             InvalidStateError: The job has ended or is being cancelled.
         """
-        return self._change(caller, job_id, self._client.control.pause)
+        return self._change(
+            caller, job_id, lambda known_id: self._client.pause(known_id, caller.actor)
+        )
 
     @in_thread
     def resume(self, caller: Caller, job_id: str) -> JobView:
@@ -168,7 +170,9 @@ class Jobs:
             UnknownJobError: The caller sees no job of this id.
             InvalidStateError: The job is not paused.
         """
-        return self._change(caller, job_id, self._client.resume)
+        return self._change(
+            caller, job_id, lambda known_id: self._client.resume(known_id, caller.actor)
+        )
 
     def record(self, caller: Caller, job_id: str) -> JobRecord:
         """Return the record of a job that the caller sees.

@@ -117,6 +117,10 @@ class JobSettings(SettingsGroup):
     job_ttl: Duration = timedelta(days=30)
     """How long a job's state and events are kept after its end."""
 
+    audit_retention: Duration = timedelta(days=90)
+    """How long the broker keeps the audit log, 50,000 entries at most. The store keeps a copy of
+    all, in `audit/`."""
+
     visibility_timeout: Duration = timedelta(seconds=60)
     """How long after a worker is lost its job goes to another worker. Live workers renew their
     leases four times as often, so jobs may run for any time."""

@@ -59,6 +59,10 @@ class JobReader:
         """Return the summaries of jobs, without unknown and unreadable ones."""
         return _parse_readable(parse_summary, self._fields(job_ids))
 
+    def tenant_of(self, job_id: str) -> str | None:
+        """Return the tenant of a job of any version; None if there is no such job."""
+        return cast("str | None", self._redis.hget(record_key(job_id), "tenant"))
+
     def existing(self, job_ids: Collection[str]) -> set[str]:
         """Return those of the ids that belong to a job, readable or not."""
         ids = list(job_ids)

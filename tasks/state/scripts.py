@@ -264,6 +264,12 @@ def claim_webhook(
 
 
 @_lua.script
+def record_audit(*, audit_key: Key, retention_s: int, max_entries: int, entry: str) -> str:
+    """Append an entry to the audit log."""
+    raise NotImplementedError
+
+
+@_lua.script
 def write_probe(*, probe_key: Key) -> int:
     """Check that the broker runs scripts and writes."""
     raise NotImplementedError

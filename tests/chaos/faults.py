@@ -268,7 +268,7 @@ def _end_thread(strike: Strike) -> None:
 
 
 def _cancel(strike: Strike) -> None:
-    strike.cluster.client.cancel(strike.job_id)
+    strike.cluster.client.cancel(strike.job_id, "a fault")
 
 
 ALL = (

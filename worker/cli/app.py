@@ -14,7 +14,14 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # importing Rich takes longer than all other imports of --help
 )
-for group in (jobs.commands, fleet.commands, capacity.commands, catalog.commands, serve.commands):
+for group in (
+    jobs.commands,
+    fleet.commands,
+    keys.audit_commands,
+    capacity.commands,
+    catalog.commands,
+    serve.commands,
+):
     cli.add_typer(group)
 cli.add_typer(cache.commands, name="cache")
 cli.add_typer(dead_letter.commands, name="dead-letter")

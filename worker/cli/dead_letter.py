@@ -47,9 +47,11 @@ def replay(
     settings: "Settings", jobs: Jobs = None, all_jobs: AllJobs = False, json: Json = False
 ) -> None:
     """Resume jobs from the stage and the checkpoint where they failed."""
+    from tasks.state.audit import command_line_actor
+
     client, job_ids = _named_jobs(settings, jobs, all_jobs)
     for job_id in job_ids:
-        client.replay(job_id)
+        client.replay(job_id, command_line_actor())
         _report(job_id, "replayed", json)
 
 
@@ -59,9 +61,11 @@ def discard(
     settings: "Settings", jobs: Jobs = None, all_jobs: AllJobs = False, json: Json = False
 ) -> None:
     """Remove jobs from the queue; their records stay."""
+    from tasks.state.audit import command_line_actor
+
     client, job_ids = _named_jobs(settings, jobs, all_jobs)
     for job_id in job_ids:
-        client.control.discard(job_id)
+        client.discard(job_id, command_line_actor())
         _report(job_id, "discarded", json)
 
 

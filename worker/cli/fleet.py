@@ -145,6 +145,7 @@ def drain(
     import time
 
     from tasks.errors import ErrorCode, JobError, UsageError
+    from tasks.state.audit import command_line_actor
     from worker.cli.client import client_of
     from worker.cli.output import print_json, stdout
 
@@ -157,7 +158,7 @@ def drain(
         known = ", ".join(live) or "none"
         raise UsageError(f"there is no live worker {', '.join(unknown)}; live workers: {known}")
     names = workers or live
-    client.drain(names)
+    client.drain(names, command_line_actor())
     deadline = time.monotonic() + settings.shutdown_timeout.total_seconds() + _DRAIN_SLACK_S
     running = set(names)
     while wait and running and time.monotonic() < deadline:

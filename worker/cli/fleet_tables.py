@@ -1,4 +1,4 @@
-"""Workers, GPUs, engines, tenants, keys and the cache as tables for people and as JSON."""
+"""Workers, GPUs, engines, tenants, keys, audit and cache as tables for people and as JSON."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -20,6 +20,7 @@ from tasks.jobs.invoke import PATCHES, UNSUPPORTED_OPTIONS
 if TYPE_CHECKING:
     from tasks.api_keys import KeyEntry
     from tasks.cache.index import Pack
+    from tasks.state.audit import AuditEntry
     from tasks.state.tenant_queues import TenantQueues
     from tasks.state.workers import WorkerInfo
     from worker.gpu.inventory import Gpu
@@ -185,6 +186,16 @@ def key_table(entries: "Sequence[KeyEntry]") -> Table:
     for entry in entries:
         owner = "operator" if entry.tenant is None else f"tenant {entry.tenant}"
         table.add_row(entry.name, owner, f"{entry.created:%Y-%m-%d %H:%M}")
+    return table
+
+
+def audit_table(entries: "Sequence[AuditEntry]") -> Table:
+    """Show one entry of the audit log per row."""
+    table = Table("at", "actor", "action", "subject", "tenant", "details")
+    for entry in entries:
+        details = ", ".join(f"{name}={value}" for name, value in entry.details.items())
+        at = f"{entry.at.astimezone():%Y-%m-%d %H:%M:%S}"
+        table.add_row(at, entry.actor, entry.action, entry.subject, entry.tenant or "", details)
     return table
 
 

@@ -111,11 +111,13 @@ def cancel(
     json: Json = False,
 ) -> None:
     """Cancel a job, waiting or running."""
+    from tasks.state.audit import command_line_actor
     from tasks.tracing.spans import start_tracing
     from worker.cli.client import client_of
 
     tracing = start_tracing("cancel")
-    status = client_of(settings, tracing.tracer).cancel(job, save=save)
+    client = client_of(settings, tracing.tracer)
+    status = client.cancel(job, command_line_actor(), save=save)
     tracing.close()
     _show_status(job, status, json)
 
@@ -124,10 +126,11 @@ def cancel(
 @command
 def pause(settings: "Settings", job: JobId, json: Json = False) -> None:
     """Pause a job; its trainer saves a checkpoint and frees the GPU."""
+    from tasks.state.audit import command_line_actor
     from worker.cli.client import client_of
 
     client = client_of(settings)
-    client.control.pause(job)
+    client.pause(job, command_line_actor())
     _show_status(job, client.state.summary(job).status, json)
 
 
@@ -135,10 +138,11 @@ def pause(settings: "Settings", job: JobId, json: Json = False) -> None:
 @command
 def resume(settings: "Settings", job: JobId, json: Json = False) -> None:
     """Resume a paused job from its checkpoint."""
+    from tasks.state.audit import command_line_actor
     from worker.cli.client import client_of
 
     client = client_of(settings)
-    client.resume(job)
+    client.resume(job, command_line_actor())
     _show_status(job, client.state.summary(job).status, json)
 
 

@@ -1,4 +1,4 @@
-"""Commands on API keys: create, list and revoke them."""
+"""Commands on access: create, list and revoke API keys, and read the audit log."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from tasks.settings.settings import Settings
 
 commands = typer.Typer(help="Manage API keys of the console and its API.", no_args_is_help=True)
+
+audit_commands = typer.Typer()
 
 KeyName = Annotated[str, typer.Argument(metavar="NAME", help="The key's name.", show_default=False)]
 
@@ -68,3 +70,32 @@ def revoke(settings: "Settings", name: KeyName, json: Json = False) -> None:
         print_json({"revoked": name})
     else:
         stdout.print(f"key {name} is revoked")
+
+
+@audit_commands.command()
+@command
+def audit(
+    settings: "Settings",
+    actor: Annotated[
+        str | None, typer.Option(help="Text in the actor, such as a key's name or a host's.")
+    ] = None,
+    action: Annotated[
+        str | None, typer.Option(help="An action or its group, such as job.cancel or job.")
+    ] = None,
+    job: Annotated[str | None, typer.Option(help="The job's id.")] = None,
+    tenant: Annotated[str | None, typer.Option(help="The tenant that it concerns.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=50_000, help="Number of entries.")] = 50,
+    json: Json = False,
+) -> None:
+    """List who did what: the audit log, the newest entry first."""
+    from worker.cli.client import client_of
+    from worker.cli.fleet_tables import audit_table
+    from worker.cli.output import print_json, stdout
+
+    entries = client_of(settings).audit.entries(
+        limit=limit, actor=actor, action=action, subject=job, tenant=tenant
+    )
+    if json:
+        print_json([entry.model_dump(mode="json") for entry in entries])
+    else:
+        stdout.print(audit_table(entries))

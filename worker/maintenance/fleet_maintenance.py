@@ -10,11 +10,13 @@ from tasks.settings.settings import Settings
 from tasks.state.control import JobControl
 from tasks.state.counters import Counters
 from tasks.state.job_store import JobStore
-from tasks.state.keys import MAINTENANCE_LEASE, REDELIVERY_LEASE, WEBHOOKS_LEASE
+from tasks.state.keys import AUDIT_LEASE, MAINTENANCE_LEASE, REDELIVERY_LEASE, WEBHOOKS_LEASE
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import live_workers
+from tasks.store import Store
 from worker.kombu_redis.redelivery import Redelivery
 from worker.kombu_redis.transport import Keys
+from worker.maintenance.audit_export import AuditExport
 from worker.maintenance.leader import LeaderLoop, MaintenanceJob
 from worker.maintenance.reconciler import Reconciler
 from worker.maintenance.webhooks import Webhooks
@@ -56,6 +58,7 @@ class FleetMaintenance(WorkerPolicy):
         self._maintenance_loop().start()
         self._redelivery_loop().start()
         self._webhook_loop().start()
+        self._audit_loop().start()
 
     def _maintenance_loop(self) -> LeaderLoop:
         control = JobControl(
@@ -85,6 +88,12 @@ class FleetMaintenance(WorkerPolicy):
             lambda result: self._counters.add(WEBHOOKS.one(result)),
         )
         return self._loop(WEBHOOKS_LEASE, {"webhooks": webhooks.deliver_due})
+
+    def _audit_loop(self) -> LeaderLoop:
+        settings = self._settings
+        store = Store(settings.resolved_store_url)
+        export = AuditExport(self._client, store, settings.audit_retention)
+        return self._loop(AUDIT_LEASE, {"audit": export.export_if_due})
 
     def _loop(
         self,

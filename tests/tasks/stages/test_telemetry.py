@@ -359,5 +359,7 @@ def test_cancelling_a_waiting_job_ends_its_trace(
     job_id: str, broker_url: str, tracing: Tracing, exporter: InMemorySpanExporter
 ) -> None:
     settings = Settings.model_validate({"broker_url": broker_url})
-    assert Client(settings, broker_url, tracing.tracer).cancel(job_id) == JobStatus.CANCELLED
+    assert (
+        Client(settings, broker_url, tracing.tracer).cancel(job_id, "key a") == JobStatus.CANCELLED
+    )
     assert ends(exporter.get_finished_spans()) == [("job", "cancelled")]

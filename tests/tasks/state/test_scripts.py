@@ -23,6 +23,7 @@ from tasks.cache.index import PackIndex
 from tasks.errors import ErrorCode, JobError
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
+from tasks.state.audit import Action, AuditLog
 from tasks.state.control import JobControl
 from tasks.state.fencing_token import FencingToken
 from tasks.state.job_store import JobStore
@@ -420,6 +421,12 @@ CASES: dict[str, Case] = {
     "claim webhook": Case(claim_webhook, ENDED, {WEBHOOKS: {"one": 5.0}}),
     "claim webhook later": Case(claim_webhook, ENDED, {WEBHOOKS: {"one": 2001.0}}),
     "claim webhook delivered": Case(claim_webhook, ENDED),
+    # The audit log.
+    "record audit": Case(
+        lambda fleet: AuditLog(fleet.redis, HOUR).record(
+            "key a", Action.JOB_PAUSE, "one", save=True
+        )
+    ),
     # Renewing keys.
     "renew waiting": Case(renew, IN_TENANT_QUEUE, in_tenant_queue() | RENEWALS),
     "renew running": Case(renew, RUNNING, in_flight() | RENEWALS),
