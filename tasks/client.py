@@ -9,10 +9,11 @@ from celery import Celery
 from opentelemetry.trace import NoOpTracer, Tracer
 
 from tasks.app import make_app
-from tasks.errors import ErrorCode, JobError, NoWorkerError
+from tasks.errors import NoWorkerError
 from tasks.eta.history import RunHistoryStore
 from tasks.jobs.job import TrainingJob, parse_job
 from tasks.settings.settings import Settings
+from tasks.stages.results import store_results
 from tasks.stages.submit import submit_job
 from tasks.state.artifacts import JobArtifacts
 from tasks.state.audit import Action, AuditLog, Detail
@@ -107,8 +108,7 @@ class Client:
         record = self.state.summary(job_id)
         if status == JobStatus.CANCELLED and record.error is not None:
             # No worker runs the job, and could store its result.
-            error = JobError(record.error, ErrorCode.CANCELLED, record.error_stage or "")
-            self._app.backend.store_result(record.result_id, error, "FAILURE")
+            store_results(self._app, record)
             ended_at = record.updated_at.timestamp()
             record_job(self._tracer, record, status, ended_at, record.error_code)
         elif status == JobStatus.CANCELLING and record.pending_queue is not None:

@@ -100,7 +100,7 @@ def run_worker(
         registration,
         sampler,
         EventBatches(),
-        FleetMaintenance(client, settings, keys, watch),
+        FleetMaintenance(app, client, settings, keys, watch),
         ScratchCleanup(settings.resolved_scratch_dir, client, watch),
     ]
     if real_gpu is not None:

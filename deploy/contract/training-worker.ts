@@ -1675,7 +1675,7 @@ export interface JobResult {
   stage: "publish";
 }
 
-/** The result of `training.submit` for a job that was sent before with another result id. */
+/** The result of `training.submit` for a job that 16 results follow already. */
 export interface KnownJob {
   job_id: string;
 }

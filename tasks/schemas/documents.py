@@ -43,7 +43,7 @@ class JobResult(Published):
 
 
 class KnownJob(StrictModel):
-    """The result of ``training.submit`` for a job that was sent before with another result id."""
+    """The result of ``training.submit`` for a job that 16 results follow already."""
 
     job_id: str
 

@@ -27,13 +27,14 @@ from tasks.stages.outcomes import (
 )
 from tasks.stages.prepare import prepare
 from tasks.stages.publish import publish
+from tasks.stages.results import final_answer
 from tasks.stages.runner import Delivery, run_stage
 from tasks.stages.stage_context import StageBody
 from tasks.stages.submit import newer_than_known, submit, with_id
 from tasks.stages.task_requests import StageRequest, SubmitRequest
 from tasks.stages.train import train
 from tasks.stages.worker_context import WorkerContext
-from tasks.state.job_store import DispatchOutcome
+from tasks.state.job_store import DispatchOutcome, FollowOutcome, JobStore
 from tasks.state.record import VERSION, VERSION_HEADER
 
 logger = logging.getLogger(__name__)
@@ -122,6 +123,21 @@ def _delivery(request: Any) -> Delivery:
     )
 
 
+def _known_answer(state: JobStore, job_id: str, result_id: str) -> dict[str, Any] | None:
+    """Return what a message is answered with now; None if its job's end answers it.
+
+    Raises:
+        JobError: The job was submitted before, and has ended with this error.
+    """
+    match state.follow(job_id, result_id):
+        case FollowOutcome.FOLLOWED:
+            return None
+        case FollowOutcome.ENDED:
+            return final_answer(state.summary(job_id))
+        case FollowOutcome.FULL:
+            return {"job_id": job_id}
+
+
 def _add_submit(app: Celery, worker: Callable[[], WorkerContext]) -> None:
     # Its result follows the whole job and stays STARTED until the end; the record has the stages.
     @app.task(  # type: ignore[untyped-decorator]
@@ -143,11 +159,12 @@ def _add_submit(app: Celery, worker: Callable[[], WorkerContext]) -> None:
                 raise self.retry(countdown=pause_s)
         try:
             submission = submit(with_id(job, self.request.id), context.state, self.request.id)
+            job_id = submission.job_id
+            known = _known_answer(context.state, job_id, self.request.id)
         except JobError as error:
             raise error.for_wire() from None  # results keep the whole chain's text
-        job_id = submission.job_id
-        if submission.outcome == DispatchOutcome.EXISTS:
-            return {"job_id": job_id}
+        if known is not None:
+            return known
         if submission.outcome == DispatchOutcome.WAITING:
             context.services.dispatch_waiting()
         raise Ignore(f"job {job_id} continues without this task, and keeps its result")

@@ -71,6 +71,17 @@ class StartOutcome(StrEnum):
     """The same, and the job's events have reported it before."""
 
 
+class FollowOutcome(StrEnum):
+    """Whether another Celery result follows a job, and if not, why."""
+
+    FOLLOWED = "followed"
+    """The job's end is stored under it, too."""
+    ENDED = "ended"
+    """The job has ended already."""
+    FULL = "full"
+    """As many results as a job may have follow it already."""
+
+
 class DispatchOutcome(StrEnum):
     """What becomes of a job that is ready for its next stage."""
 
@@ -163,6 +174,23 @@ class JobStore(JobReader):
             fields=_as_strings(fields),
         )
         return DispatchOutcome(outcome)
+
+    def follow(self, job_id: str, result_id: str) -> FollowOutcome:
+        """Let the Celery result of another message follow a job to its end.
+
+        Raises:
+            UnknownJobError: There is no such job.
+        """
+        outcome = scripts.follow_job(
+            self._redis,
+            job_key=record_key(job_id),
+            events_key=events_key(job_id),
+            ttl_s=self._ttl_s,
+            result_id=result_id,
+        )
+        if outcome == "unknown":
+            raise UnknownJobError(job_id)
+        return FollowOutcome(outcome)
 
     def send(self, job: JobSummary) -> None:
         """Send the stage that a job waits for."""

@@ -17,6 +17,10 @@ DUE = "training:jobs:due"
 DEAD_LETTERS = "training:jobs:dead_letters"
 """Sorted set: the ids of the jobs that the infrastructure failed, by the time of their end."""
 
+UNSTORED_RESULTS = "training:jobs:results"
+"""Sorted set: the ids of ended jobs whose Celery results are not stored yet, by the time of their
+end."""
+
 TENANT_QUEUES = "training:tenant_queues"
 """Set: the queues in front of which jobs wait in tenant queues. With ``:QUEUE``, the tenants of
 that queue by their last dispatch; with ``:QUEUE:TENANT``, a tenant's jobs, the next one first."""

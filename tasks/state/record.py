@@ -81,6 +81,8 @@ class JobSummary(StrictModel):
     """The newest fencing token."""
     result_id: str
     """The id of the Celery result that follows the whole job."""
+    other_result_ids: tuple[str, ...] = ()
+    """The ids of the results of later messages with the same job."""
     in_tenant_queue: bool
     """The job waits for its tenant's share and has no message until then."""
     gpu_queue: str
@@ -209,6 +211,7 @@ def _summary_values(job_id: str, fields: Mapping[str, str]) -> dict[str, Any]:
         "pending_queue": pending_queue(fields),
         "attempt": int(fields["attempt"]),
         "result_id": fields["result_id"],
+        "other_result_ids": json.loads(fields.get("other_result_ids", "[]")),
         "in_tenant_queue": "tenant_queue" in fields,
         "gpu_queue": fields["gpu_queue"],
         "reason": fields["reason"],

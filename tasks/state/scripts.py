@@ -18,6 +18,8 @@ from tasks.state import keys
 _MAX_EVENTS, _MAX_EVENT_BYTES = 10_000, 4 * 2**20
 # Points of a stage's curve: more than a screen is wide, in some 100 KB.
 _MAX_PROGRESS = 1000
+# A client that lost its connection sends a job again a few times.
+_MAX_RESULTS = 16
 
 _lua = ScriptFolder(
     files("tasks.state") / "lua",
@@ -37,6 +39,7 @@ _lua = ScriptFolder(
             "tenant_queues_since": keys.TENANT_QUEUES_SINCE,
             "fleet": keys.FLEET,
             "pending_webhooks": keys.PENDING_WEBHOOKS,
+            "unstored_results": keys.UNSTORED_RESULTS,
             "counts": keys.COUNTS,
         },
         "metrics": {
@@ -49,6 +52,7 @@ _lua = ScriptFolder(
             "events": _MAX_EVENTS,
             "event_bytes": _MAX_EVENT_BYTES,
             "progress": _MAX_PROGRESS,
+            "results": _MAX_RESULTS,
         },
     },
 )
@@ -70,6 +74,18 @@ def create_job(
     fields: Mapping[str, str],
 ) -> str:
     """Record a job and send it, or let it wait."""
+    raise NotImplementedError
+
+
+@_lua.script
+def follow_job(*, job_key: Key, events_key: Key, ttl_s: int, result_id: str) -> str:
+    """Let another Celery result follow a job."""
+    raise NotImplementedError
+
+
+@_lua.script
+def forget_results(*, unstored_results: Key, job_id: str, ended_at: float) -> None:
+    """Remove a job whose results are stored."""
     raise NotImplementedError
 
 

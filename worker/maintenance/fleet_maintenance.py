@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from datetime import timedelta
 
+from celery import Celery
 from redis import Redis
 
 from tasks.metrics import REDELIVERED_MESSAGES, WEBHOOKS
 from tasks.settings.settings import Settings
+from tasks.stages.results import UnstoredResults
 from tasks.state.control import JobControl
 from tasks.state.counters import Counters
 from tasks.state.job_store import JobStore
@@ -29,6 +31,7 @@ class FleetMaintenance(WorkerPolicy):
     """Takes part in the election and, while it leads, runs the maintenance jobs in a thread.
 
     Args:
+        app: The worker's application.
         client: A connection to the broker.
         settings: The process's settings.
         keys: The broker keys of the message transport.
@@ -37,12 +40,14 @@ class FleetMaintenance(WorkerPolicy):
 
     def __init__(
         self,
+        app: Celery,
         client: Redis,
         settings: Settings,
         keys: Keys,
         watch: ThreadWatch,
     ) -> None:
         self._client, self._settings = client, settings
+        self._results = UnstoredResults(client, app)
         self._watch = watch
         self._timeout = settings.visibility_timeout
         self._counters = Counters(client, settings.job_ttl)
@@ -71,6 +76,7 @@ class FleetMaintenance(WorkerPolicy):
             "retries": reconciler.send_retries,
             "reconciler": reconciler.reconcile_if_due,
             "expiry": control.renew_keys,
+            "results": self._results.store,
         }
         return self._loop(MAINTENANCE_LEASE, jobs)
 

@@ -240,4 +240,5 @@ local function finish(status, is_dead_letter)
     count(metrics.dead_letters)
   end
   add_to_index(keys.pending_webhooks, now)
+  add_to_index(keys.unstored_results, now)
 end

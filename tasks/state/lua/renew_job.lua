@@ -7,7 +7,7 @@ redis.call('ZREM', keys.renewals, entry)
 if not exists() then
   local indexes = {
     keys.jobs, keys.tenant_jobs_prefix .. tenant, keys.due, keys.dead_letters,
-    keys.pending_webhooks}
+    keys.pending_webhooks, keys.unstored_results}
   for _, index in ipairs(indexes) do redis.call('ZREM', index, job_id) end
   redis.call('HDEL', keys.in_flight, job_id)
 elseif has_ended() then

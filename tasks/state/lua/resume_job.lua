@@ -17,6 +17,7 @@ else
   unset('error', 'error_code', 'error_stage')
   redis.call('ZREM', keys.dead_letters, job_id)
   redis.call('ZREM', keys.pending_webhooks, job_id)
+  redis.call('ZREM', keys.unstored_results, job_id)
   outcome = send_or_wait(queue, message)
 end
 append_event(event)

@@ -235,7 +235,7 @@ def test_every_key_expires(
     dead = admitted(state, job_document)
     state.fail(dead, begin(state, dead, "prepare"), JobError("broken"))
     ttls = {key: redis_client.ttl(key) for key in redis_client.scan_iter("training:*")}
-    assert len(ttls) == 2 * 3 + 9
+    assert len(ttls) == 2 * 3 + 10
     assert 7190 < ttls.pop("training:jobs:renewals") <= 7200
     assert all(3590 < ttl <= 3600 for ttl in ttls.values()), ttls
 

@@ -299,6 +299,19 @@ CASES: dict[str, Case] = {
     "requested state after the end": Case(
         lambda fleet: fleet.state.requested_state("one", NEWEST), ENDED
     ),
+    "follow": Case(
+        lambda fleet: fleet.state.follow("one", "r3"), RUNNING | {"other_result_ids": '["r2"]'}
+    ),
+    "follow again": Case(
+        lambda fleet: fleet.state.follow("one", "r2"), RUNNING | {"other_result_ids": '["r2"]'}
+    ),
+    "follow as the first": Case(lambda fleet: fleet.state.follow("one", "result"), RUNNING),
+    "follow ended": Case(lambda fleet: fleet.state.follow("one", "r2"), ENDED),
+    "follow unknown": Case(lambda fleet: fleet.state.follow("one", "r2")),
+    "follow as the seventeenth": Case(
+        lambda fleet: fleet.state.follow("one", "r17"),
+        RUNNING | {"other_result_ids": json.dumps([f"r{n}" for n in range(2, 17)])},
+    ),
     "requested state of an unknown job": Case(
         lambda fleet: fleet.state.requested_state("one", NEWEST)
     ),

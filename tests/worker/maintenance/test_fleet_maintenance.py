@@ -3,6 +3,7 @@ from typing import Any
 
 from redis import Redis
 
+from tasks.app import make_app
 from tasks.settings.settings import Settings
 from tasks.stages.submit import submit
 from tasks.state.control import JobControl
@@ -15,14 +16,15 @@ DAY = timedelta(days=1)
 
 
 def test_the_leader_renews_the_keys_of_paused_jobs(
-    state: JobStore, redis_client: Redis, job_document: dict[str, Any]
+    state: JobStore, redis_client: Redis, broker_url: str, job_document: dict[str, Any]
 ) -> None:
     job_id = submit(job_document, state, "result").job_id
     JobControl(redis_client, timedelta(hours=1)).pause(job_id)
     entry = f"{job_id} default"
     redis_client.zadd("training:jobs:renewals", {entry: 1.0}, xx=True)
     settings = Settings(job_ttl=DAY)
-    maintenance = FleetMaintenance(redis_client, settings, Keys.of({}), ThreadWatch())
+    app = make_app(settings, broker_url)
+    maintenance = FleetMaintenance(app, redis_client, settings, Keys.of({}), ThreadWatch())
     assert maintenance._maintenance_loop().run_once()
     keys = f"training:job:{job_id}", f"training:job:{job_id}:events", "training:jobs"
     assert all(redis_client.ttl(key) > 3600 for key in keys)
