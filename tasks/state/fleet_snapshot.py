@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from redis import Redis
 
@@ -71,6 +71,20 @@ class FleetSnapshot:
         return max(0.0, self.now - self.since.get(place, self.now))
 
 
+class QueueLengths(NamedTuple):
+    """What waits in the queues and in the tenant queues in front of them.
+
+    Attributes:
+        messages: The number of messages in each queue.
+        waiting: The number of jobs in each tenant queue.
+        since: When the oldest of them began to wait, in seconds since the epoch.
+    """
+
+    messages: dict[str, int]
+    waiting: Counter[Place]
+    since: dict[Place, float]
+
+
 def read_fleet(client: Redis) -> FleetSnapshot:
     """Read the state of the fleet.
 
@@ -82,14 +96,8 @@ def read_fleet(client: Redis) -> FleetSnapshot:
         pipe.hkeys(IN_FLIGHT)
         for index in (DUE, DEAD_LETTERS, PENDING_WEBHOOKS):
             pipe.zcard(index)
-        for queue in ALL_QUEUES:
-            pipe.llen(queue)
-            pipe.zrange(tenants_key(queue), 0, -1)
-        (seconds, micros), job_ids, due, dead, webhooks, *queues = cast("Any", pipe.execute())
-    lengths = dict(zip(ALL_QUEUES, queues[::2], strict=True))
-    tenants = zip(ALL_QUEUES, queues[1::2], strict=True)
-    places = [(queue, tenant) for queue, waiting in tenants for tenant in waiting]
-    waiting, since = _in_tenant_queues(client, places)
+        (seconds, micros), job_ids, due, dead, webhooks = cast("Any", pipe.execute())
+    lengths, waiting, since = read_queue_lengths(client)
     running = _in_flight(client, job_ids, lengths, waiting, since)
     return FleetSnapshot(
         waiting=waiting,
@@ -102,6 +110,19 @@ def read_fleet(client: Redis) -> FleetSnapshot:
         pending_webhooks=webhooks,
         workers=live_workers(client),
     )
+
+
+def read_queue_lengths(client: Redis) -> QueueLengths:
+    """Read what waits, without reading any job."""
+    with client.pipeline(transaction=False) as pipe:
+        for queue in ALL_QUEUES:
+            pipe.llen(queue)
+            pipe.zrange(tenants_key(queue), 0, -1)
+        replies = pipe.execute()
+    tenants = zip(ALL_QUEUES, replies[1::2], strict=True)
+    places = [(queue, tenant) for queue, names in tenants for tenant in names]
+    messages = dict(zip(ALL_QUEUES, replies[::2], strict=True))
+    return QueueLengths(messages, *_in_tenant_queues(client, places))
 
 
 def _in_tenant_queues(

@@ -14,8 +14,11 @@ import psutil
 import pytest
 from celery import Celery
 from playwright.sync_api import Page, sync_playwright
+from redis import Redis
 
+from routing.queues import GPU_QUEUES
 from tasks.contract import SUBMIT, SUBMIT_QUEUE
+from tasks.state.keys import DEAD_LETTERS, tenant_queue_key
 from tests.integration.conftest import short_job
 from tests.integration.fleets import PATIENCE_S, Fleet, free_port
 from tests.waiting import wait_until
@@ -80,11 +83,27 @@ def watched(
         assert isinstance(refused.get(timeout=PATIENCE_S, propagate=False), Exception)
         document = short_job(tiny_model, folder / "images")
         watched_fleet.job_id = fleet.submit(document, "--watch").documents[0]["job_id"]
+        waiting = {**document, "preset": "flux_lora_1x80gb", "tenant": "acme"}
+        waiting["training"] = {
+            "model": str(tiny_model),
+            "max_train_steps": 12,
+            "data_loader": {"dataset": document["training"]["data_loader"]["dataset"]},
+        }
+        for _ in range(2):
+            fleet.submit(waiting)
+        with Redis.from_url(broker_with_password, decode_responses=True) as redis:
+            redis.zadd(DEAD_LETTERS, {"lost-job": 1e9})
+            wait_until(
+                lambda: redis.zcard(tenant_queue_key("gpu.80gb", "acme")) == 2,
+                timeout_s=PATIENCE_S,
+                description="two jobs wait for a GPU of 80 GB",
+                detail=fleet.log,
+            )
         # Task events are sent in batches, a moment later.
         wait_until(
-            lambda: watched_fleet.ask("/api/tasks")[1].count('"state": "SUCCESS"') == 4,
+            lambda: watched_fleet.ask("/api/tasks")[1].count('"state": "SUCCESS"') == 6,
             timeout_s=PATIENCE_S,
-            description="Flower has received the ends of four stages",
+            description="Flower has received the ends of six stages",
             detail=fleet.log,
         )
         # Flower counts from its start, and a test restarts it.
@@ -177,8 +196,13 @@ def test_flower_needs_its_password_and_lists_the_queues(
     assert "gpu.40gb" not in queues["gpu-24gb-1"]
     tasks = json.loads(watched.ask("/api/tasks")[1]).values()
     done = [task for task in tasks if task["state"] == "SUCCESS"]
-    assert {task["name"] for task in done} == ALL_STAGES
-    assert all(watched.job_id in task["args"] for task in done)
+    shown = {task["name"]: task["args"] for task in done if watched.job_id in task["args"]}
+    assert shown.keys() == ALL_STAGES
+    job = f"job={watched.job_id} name=shapes tenant=default"
+    assert shown["training.prepare"] == f"{job} queue=cpu"
+    assert shown["training.train"] == f"{job} queue=gpu.40gb gpu=emulated 40gb"
+    lengths = json.loads(watched.ask("/api/queues/length")[1])["active_queues"]
+    assert {"name": "gpu.80gb", "messages": 2} in lengths
     log = (watched.fleet.home / "flower.log").read_text("utf-8")
     assert f"flower: {watched.url}" in log
     assert "celery.accumulate" not in log  # its banner would list Celery's own tasks
@@ -226,7 +250,15 @@ def test_a_browser_finds_a_job_after_a_restart_and_no_secret(watched: Watched, p
         visit(f"/worker/{name}@{socket.gethostname()}")
         sources.append(page.content())
     visit("/broker")
-    page.get_by_text("gpu.40gb").first.wait_for()
+    queues = [row.split("\t") for row in page.locator("#queue-table tbody tr").all_inner_texts()]
+    assert [row[0] for row in queues] == ["cpu", *GPU_QUEUES, "submit"]
+    by_name = {row[0]: row[1:] for row in queues}
+    assert by_name["gpu.80gb"] == ["2", "acme 2", by_name["gpu.80gb"][2], "none"]
+    assert by_name["gpu.40gb"] == ["0", "-", "-", "1"]
+    assert "emulated 24gb" in page.locator("#gpu-table").inner_text()
+    address = watched.fleet.env["TRAINING_CONSOLE_URL"]
+    dead = page.get_by_role("link", name="lost-job")
+    assert dead.get_attribute("href") == f"{address}/jobs/lost-job"
     sources.append(page.content())
     link = page.get_by_role("link", name="Console", exact=True)
     assert link.get_attribute("href") == watched.fleet.env["TRAINING_CONSOLE_URL"].replace(
@@ -251,7 +283,9 @@ def test_a_browser_finds_a_job_after_a_restart_and_no_secret(watched: Watched, p
     tasks = json.loads(watched.ask("/api/tasks")[1])
     [submitted] = [task_id for task_id, task in tasks.items() if task["name"] == SUBMIT]
     visit(f"/task/{submitted}")
-    assert "('signed',)" in page.locator("body").inner_text()
+    assert "job=signed name=shapes tenant=default" in page.locator("body").inner_text()
+    job_link = page.get_by_role("link", name="Open the job")
+    assert job_link.get_attribute("href") == f"{address}/jobs/signed"
     sources.append(page.content())
     sources += [watched.ask(path)[1] for path in ("/api/tasks", "/api/workers", "/metrics")]
     sources.append(watched.fleet.log())

@@ -8,28 +8,20 @@ guard that path.
 Flower keeps its state in a pickle, in a folder that only its owner can enter.
 """
 
-import logging
 import os
 import secrets
-from collections.abc import Collection
-from html import escape
 from pathlib import Path
-from typing import Any
 
 from tasks.app import make_app
-from tasks.hosts import is_allowed_host
 from tasks.process.signals import drain_on_hangup
 from tasks.settings.settings import Settings
+from tasks.state.connection import connect
 from worker.kombu_redis.transport import use_for_redis
-
-logger = logging.getLogger(__name__)
 
 # The state that a crash of Flower loses. Saving takes some hundred milliseconds.
 _SAVE_EVERY_MS = 60_000
 # The arguments are a column because they name the job.
 _COLUMNS = "name,args,uuid,state,received,started,runtime,worker"
-_NAVIGATION = "navbar.html"
-_LIST_END = "</ul>"
 
 
 def flower_credentials(settings: Settings) -> str:
@@ -63,6 +55,8 @@ def flower_address(settings: Settings) -> str:
 
 def run_flower(settings: Settings, broker_url: str) -> None:
     """Serve Flower until it is stopped."""
+    from worker.local.flower_pages import extend_flower  # an extra
+
     folder = settings.home_dir / "flower"
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
@@ -85,42 +79,12 @@ def run_flower(settings: Settings, broker_url: str) -> None:
     app = make_app(settings, broker_url)
     # Flower's broker page is asynchronous and brings its own kind of retries.
     app.conf.broker_transport_options.get("sentinel_kwargs", {}).pop("retry", None)
-    check_hosts({*settings.host_names, settings.flower_address})
-    if settings.console_url or settings.console_port:
-        add_link("Console", settings.console_base_url)
+    has_console = settings.console_url or settings.console_port
+    extend_flower(
+        connect(broker_url),
+        settings.console_base_url if has_console else None,
+        {*settings.host_names, settings.flower_address},
+    )
     drain_on_hangup()
     # Quiet: its banner lists Celery's own tasks.
     app.start(["--quiet", "flower"])
-
-
-def check_hosts(names: Collection[str]) -> None:
-    """Let this process's Flower refuse other host names; see ``is_allowed_host``."""
-    from flower.app import Flower
-    from tornado.web import ErrorHandler
-
-    find_handler = Flower.find_handler
-
-    def find_for_allowed_host(self: Any, request: Any, **options: Any) -> Any:
-        if is_allowed_host(request.host, names):
-            return find_handler(self, request, **options)
-        return self.get_handler_delegate(request, ErrorHandler, {"status_code": 421})
-
-    Flower.find_handler = find_for_allowed_host
-
-
-def add_link(name: str, url: str) -> None:
-    """Add a link to the navigation of this process's Flower, which has no plug-ins."""
-    from flower.urls import settings as flower_settings
-    from tornado.template import DictLoader
-
-    folder = Path(flower_settings["template_path"])
-    templates = {path.name: path.read_text("utf-8") for path in folder.glob("*.html")}
-    navigation = templates.get(_NAVIGATION, "")
-    if _LIST_END not in navigation:
-        logger.warning("this version of Flower has no place for a link to %s", name)
-        return
-    # Tornado would run what is in braces.
-    text = f'<a class="nav-link" href="{escape(url).replace("{", "%7B")}">{escape(name)}</a>'
-    item = f'<li class="nav-item">{text}</li>'
-    templates[_NAVIGATION] = navigation.replace(_LIST_END, item + _LIST_END, 1)
-    flower_settings["template_loader"] = DictLoader(templates)

@@ -1,25 +1,11 @@
 import stat
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from flower.app import Flower
-from flower.urls import handlers
-from flower.urls import settings as flower_settings
-from flower.views.monitor import Metrics
 from pydantic import ValidationError
-from tornado.httputil import HTTPHeaders, HTTPServerRequest, RequestStartLine
-from tornado.web import Application, ErrorHandler
 
 from tasks.settings.settings import Settings
-from worker.local.flower import (
-    add_link,
-    check_hosts,
-    flower_address,
-    flower_credentials,
-    password_file,
-)
+from worker.local.flower import flower_address, flower_credentials, password_file
 
 
 def test_a_password_is_generated_once_for_its_owner_only(tmp_path: Path) -> None:
@@ -57,33 +43,6 @@ def test_an_invalid_prefix_is_refused(prefix: str) -> None:
 def test_an_invalid_console_address_is_refused() -> None:
     with pytest.raises(ValidationError, match="console_url"):
         Settings(console_url="javascript:alert(1)")
-
-
-def test_a_flower_without_a_place_for_a_link_is_unchanged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "navbar.html").write_text("<nav></nav>")
-    monkeypatch.setitem(flower_settings, "template_path", str(tmp_path))
-    add_link("Console", "http://console.example")
-    assert "template_loader" not in flower_settings
-    assert "no place for a link" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("host", "handler"),
-    [("localhost:5555", Metrics), ("flower:5555", Metrics), ("evil.example", ErrorHandler)],
-)
-def test_flower_answers_to_configured_host_names_only(
-    host: str, handler: type, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Flower, "find_handler", Flower.find_handler)  # restores it afterwards
-    check_hosts({"flower"})
-    headers = HTTPHeaders({"Host": host})
-    connection: Any = SimpleNamespace(context=None)
-    line = RequestStartLine("GET", "/metrics", "HTTP/1.1")
-    request = HTTPServerRequest(headers=headers, connection=connection, start_line=line)
-    found = Flower.find_handler(Application(handlers), request)
-    assert found.handler_class is handler
 
 
 def test_a_wildcard_address_is_shown_as_loopback(tmp_path: Path) -> None:
