@@ -275,6 +275,8 @@ def test_a_browser_finds_a_job_after_a_restart_and_no_secret(watched: Watched, p
         return {name for name in ALL_STAGES for row in rows if name in row}
 
     assert stages_found() == ALL_STAGES
+    page.locator("input[type=search]").fill("tenant=acme")
+    page.wait_for_function("document.querySelectorAll('#tasks-table tbody tr').length == 2")
     watched.restart()
     assert stages_found() == ALL_STAGES
     visit("/tasks")

@@ -50,11 +50,7 @@ def extend_flower(client: Redis, console_url: str | None, host_names: Collection
     flower_settings.update(training_client=client, training_console=console_url)
     flower_settings["template_loader"] = DictLoader(templates(console_url))
     ours = {BrokerView: QueuesView, GetQueueLengths: QueueLengthsView, TaskView: JobTaskView}
-    for number, handler in enumerate(handlers):
-        if isinstance(handler, web.url):
-            handler.handler_class = ours.get(handler.handler_class, handler.handler_class)
-        else:
-            handlers[number] = (handler[0], ours.get(handler[1], handler[1]), *handler[2:])
+    handlers[:] = [_with_view(handler, ours) for handler in handlers]
 
 
 def templates(console_url: str | None) -> dict[str, str]:
@@ -123,6 +119,14 @@ class JobTaskView(TaskView):  # type: ignore[misc]
         job = _JOB.match(getattr(task, "args", None) or "")
         values["job_url"] = f"{console_url}/jobs/{job[1]}" if console_url and job else None
         super().render(template_name, **values)
+
+
+def _with_view(handler: Any, ours: dict[Any, Any]) -> Any:
+    """Return a handler of Flower's, a tuple or a tornado ``url``, with our view if there is one."""
+    if isinstance(handler, web.url):
+        view = ours.get(handler.handler_class, handler.handler_class)
+        return web.url(handler.regex.pattern, view, handler.kwargs, handler.name)
+    return (handler[0], ours.get(handler[1], handler[1]), *handler[2:])
 
 
 def _replace(texts: dict[str, str], name: str, old: str, new: str) -> None:
