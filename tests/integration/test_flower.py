@@ -233,6 +233,16 @@ def test_flower_metrics_are_served_on_loopback_only(
     assert {address.ip for address in listening} == {"127.0.0.1"}
 
 
+def check_queues(page: Page) -> None:
+    """Check what Flower's page of queues shows."""
+    queues = [row.split("\t") for row in page.locator("#queue-table tbody tr").all_inner_texts()]
+    assert [row[0] for row in queues] == ["cpu", *GPU_QUEUES, "submit"]
+    by_name = {row[0]: row[1:] for row in queues}
+    assert by_name["gpu.80gb"] == ["2", "acme 2", by_name["gpu.80gb"][2], "none"]
+    assert by_name["gpu.40gb"] == ["0", "-", "-", "1"]
+    assert "emulated 24gb" in page.locator("#gpu-table").inner_text()
+
+
 def test_a_browser_finds_a_job_after_a_restart_and_no_secret(watched: Watched, page: Page) -> None:
     problems: list[str] = []
     page.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
@@ -250,12 +260,7 @@ def test_a_browser_finds_a_job_after_a_restart_and_no_secret(watched: Watched, p
         visit(f"/worker/{name}@{socket.gethostname()}")
         sources.append(page.content())
     visit("/broker")
-    queues = [row.split("\t") for row in page.locator("#queue-table tbody tr").all_inner_texts()]
-    assert [row[0] for row in queues] == ["cpu", *GPU_QUEUES, "submit"]
-    by_name = {row[0]: row[1:] for row in queues}
-    assert by_name["gpu.80gb"] == ["2", "acme 2", by_name["gpu.80gb"][2], "none"]
-    assert by_name["gpu.40gb"] == ["0", "-", "-", "1"]
-    assert "emulated 24gb" in page.locator("#gpu-table").inner_text()
+    check_queues(page)
     address = watched.fleet.env["TRAINING_CONSOLE_URL"]
     dead = page.get_by_role("link", name="lost-job")
     assert dead.get_attribute("href") == f"{address}/jobs/lost-job"
