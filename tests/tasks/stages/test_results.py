@@ -139,7 +139,7 @@ def test_a_cancel_answers_every_result_at_once(
 ) -> None:
     send("first")
     send("second")
-    Client(Settings(), broker_url).cancel("mine")
+    Client(Settings(), broker_url).cancel("mine", actor="test")
     assert raised(app, "second")[1] == "cancelled"
 
 
