@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request, Response
 
 from console.api.site import make_api
 from console.errors import ConsoleError
-from console.gate import Gate
+from console.gate import Gate, refusal
 from console.login import login_routes
 from console.pages.layout import text_answer
 from console.pages.site import add_pages
@@ -42,7 +42,7 @@ def make_app(services: Services) -> FastAPI:
     app.add_exception_handler(ConsoleError, _answer_in_text)
     # The middleware that is added last sees a request first.
     app.add_middleware(Gate, services=services)
-    app.add_middleware(SecurityHeaders, settings=settings)
+    app.add_middleware(SecurityHeaders, settings=settings, refuse=refusal)
     return app
 
 

@@ -1,19 +1,23 @@
 """Errors of the console, beside those of jobs (``tasks/errors.py``).
 
 ConsoleError
-├── BadRequestError           400, malformed request
-├── UnauthorizedError         401, no valid key
-├── ForbiddenError            403, insufficient permission
-├── NotFoundError             404, absent, or not visible to the caller
-├── TooSlowError              408, the sender was idle for too long
-├── ConflictError             409, not possible in the current state
-├── TooLargeError             413, too many bytes
-├── TooManyError              429, too often, or too many at a time
-├── ChecksumError             460, the bytes differ from their checksum
-└── InsufficientStorageError  507, the disk is full
+├── BadRequestError            400, malformed request
+├── UnauthorizedError          401, no valid key
+├── ForbiddenError             403, insufficient permission
+├── NotFoundError              404, absent, or not visible to the caller
+├── TooSlowError               408, the sender was idle for too long
+├── ConflictError              409, not possible in the current state
+├── PreconditionFailedError    412, another version of tus
+├── TooLargeError              413, too many bytes
+├── UnsupportedMediaTypeError  415, a body of another type
+├── RangeNotSatisfiableError   416, the file has no such range
+├── MisdirectedError           421, a host name that is not served here
+├── TooManyError               429, too often, or too many at a time
+├── ChecksumError              460, the bytes differ from their checksum
+└── InsufficientStorageError   507, the disk is full
 """
 
-from collections.abc import Sequence
+from typing import ClassVar
 
 from tasks.errors import Problem
 
@@ -23,16 +27,24 @@ class ConsoleError(Exception):
 
     Args:
         message: One clear sentence.
-        problems: Every problem, when there are several.
+        location: The header, parameter or field that is wrong; empty for the request as a whole.
     """
 
-    status = 500
-    code = "internal"
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+    remedy: ClassVar[str] = "look into the console's log"
+    retryable: ClassVar[bool] = False
 
-    def __init__(self, message: str, problems: Sequence[Problem] = ()) -> None:
+    def __init__(self, message: str, location: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.problems = tuple(problems)
+        self.location = location
+        self.headers: dict[str, str] = {}
+
+    @property
+    def problems(self) -> tuple[Problem, ...]:
+        """What is wrong, and what to do."""
+        return (Problem(self.location, self.message, self.remedy, self.retryable),)
 
 
 class BadRequestError(ConsoleError):
@@ -40,6 +52,7 @@ class BadRequestError(ConsoleError):
 
     status = 400
     code = "bad_request"
+    remedy = "correct it as /v1/docs describes it"
 
 
 class UnauthorizedError(ConsoleError):
@@ -47,6 +60,11 @@ class UnauthorizedError(ConsoleError):
 
     status = 401
     code = "unauthorized"
+    remedy = "send a valid key: Authorization: Bearer twk_..."
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, "Authorization")
+        self.headers = {"WWW-Authenticate": "Bearer"}
 
 
 class ForbiddenError(ConsoleError):
@@ -54,6 +72,7 @@ class ForbiddenError(ConsoleError):
 
     status = 403
     code = "forbidden"
+    remedy = "use a key that may do this"
 
 
 class NotFoundError(ConsoleError):
@@ -61,6 +80,7 @@ class NotFoundError(ConsoleError):
 
     status = 404
     code = "not_found"
+    remedy = "check the id and the key: a thing expires, and only its tenant sees it"
 
 
 class TooSlowError(ConsoleError):
@@ -68,6 +88,8 @@ class TooSlowError(ConsoleError):
 
     status = 408
     code = "request_timeout"
+    remedy = "send it again; an upload resumes from Upload-Offset"
+    retryable = True
 
 
 class ConflictError(ConsoleError):
@@ -75,6 +97,23 @@ class ConflictError(ConsoleError):
 
     status = 409
     code = "conflict"
+    remedy = "read the current state, and continue from there"
+
+
+class PreconditionFailedError(ConsoleError):
+    """The request names another version of tus.
+
+    Args:
+        version: The version that this console has.
+    """
+
+    status = 412
+    code = "precondition_failed"
+    remedy = "send the version that Tus-Version names"
+
+    def __init__(self, version: str) -> None:
+        super().__init__(f"Tus-Resumable must be {version}", "Tus-Resumable")
+        self.headers = {"Tus-Version": version}
 
 
 class TooLargeError(ConsoleError):
@@ -82,6 +121,50 @@ class TooLargeError(ConsoleError):
 
     status = 413
     code = "content_too_large"
+    remedy = "send fewer bytes"
+
+
+class UnsupportedMediaTypeError(ConsoleError):
+    """The body of the request has another type than the one that is read.
+
+    Args:
+        media_type: The type that is read.
+    """
+
+    status = 415
+    code = "unsupported_media_type"
+    remedy = "send this type, with a body of it"
+
+    def __init__(self, media_type: str) -> None:
+        super().__init__(f"Content-Type must be {media_type}", "Content-Type")
+
+
+class RangeNotSatisfiableError(ConsoleError):
+    """The file has no such range.
+
+    Args:
+        size: The size of the file in bytes.
+    """
+
+    status = 416
+    code = "range_not_satisfiable"
+    remedy = "name bytes that the file has"
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"the file has {size:,} bytes, and none of these", "Range")
+        self.headers = {"Accept-Ranges": "bytes", "Content-Range": f"bytes */{size}"}
+
+
+class MisdirectedError(ConsoleError):
+    """The host name of the request is not served here."""
+
+    status = 421
+    code = "misdirected_request"
+    remedy = "ask the operator to add it to TRAINING_ALLOWED_HOSTS"
+
+    def __init__(self) -> None:
+        message = "this host name is not served here; add it to TRAINING_ALLOWED_HOSTS"
+        super().__init__(message, "Host")
 
 
 class TooManyError(ConsoleError):
@@ -94,10 +177,13 @@ class TooManyError(ConsoleError):
 
     status = 429
     code = "too_many_requests"
+    remedy = "send it again after the seconds in Retry-After"
+    retryable = True
 
     def __init__(self, message: str, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+        self.headers = {"Retry-After": str(retry_after_s)}
 
 
 class ChecksumError(ConsoleError):
@@ -105,10 +191,13 @@ class ChecksumError(ConsoleError):
 
     status = 460
     code = "checksum_mismatch"
+    remedy = "send the same bytes again"
+    retryable = True
 
 
 class InsufficientStorageError(ConsoleError):
-    """The disk is full."""
+    """The disk is full, or a tenant's quota."""
 
     status = 507
     code = "insufficient_storage"
+    remedy = "delete uploads that no waiting job needs, or retry later"

@@ -96,7 +96,7 @@ class Gate:
                 else:
                     receive = self._bounded(scope, path, receive, account, held)
             except ConsoleError as error:
-                await _refusal(scope, path, error)(scope, receive, send)
+                await refusal(scope, path, error)(scope, receive, send)
                 return
             await self._app(scope, receive, send)
 
@@ -179,7 +179,8 @@ class Gate:
         return receive_delayed
 
 
-def _refusal(scope: Scope, path: str, error: ConsoleError) -> ASGIApp:
+def refusal(scope: Scope, path: str, error: ConsoleError) -> ASGIApp:
+    """Return the response for a request that is refused."""
     if scope["type"] == "websocket":
         return WebSocketClose(1008, error.message)
     if _is_api(path):

@@ -1,9 +1,11 @@
 """Security headers of every response, and the host names that the console answers to."""
 
+from collections.abc import Callable
+
 from starlette.datastructures import MutableHeaders
-from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from console.errors import ConsoleError, MisdirectedError
 from tasks.hosts import is_allowed_host
 from tasks.settings.settings import Settings
 
@@ -16,7 +18,6 @@ _ALWAYS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "X-Frame-Options": "DENY",
 }
-_WRONG_HOST = "this host name is not served here; add it to TRAINING_ALLOWED_HOSTS\n"
 _API_POLICY = "default-src 'none'; frame-ancestors 'none'; sandbox"
 # NiceGUI's pages start with an inline script and compile their templates in the browser.
 _PAGE_POLICY = (
@@ -36,10 +37,16 @@ class SecurityHeaders:
     Args:
         app: The application.
         settings: The console's settings.
+        refuse: Returns the response for a request that is refused, from its scope and path.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
-        self._app = app
+    def __init__(
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        refuse: Callable[[Scope, str, ConsoleError], ASGIApp],
+    ) -> None:
+        self._app, self._refuse = app, refuse
         self._host_names = {*settings.host_names, settings.console_address}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,16 +54,15 @@ class SecurityHeaders:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        is_api = path == API or path.startswith(f"{API}/")
         host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
         if not is_allowed_host(host, self._host_names):
             if scope["type"] == "websocket":
                 await send({"type": "websocket.close", "code": 1008})
                 return
-            refused = PlainTextResponse(_WRONG_HOST, 421)
-            await refused(scope, receive, send)
+            await self._refuse(scope, path, MisdirectedError())(scope, receive, send)
             return
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
-        is_api = path == API or path.startswith(f"{API}/")
 
         state = scope.setdefault("state", {})
 

@@ -6,10 +6,14 @@ A field that only operators see is null for tenants, and its description says so
 from datetime import datetime
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.events import Event
 from tasks.jobs.job import TrainingJob
+from tasks.state.record import JobStatus
+
+COMPONENT = "x-component"
+"""Keyword of a plain mapping's schema: the schema of the API's description that describes it."""
 
 
 class View(BaseModel):
@@ -51,6 +55,22 @@ class ErrorView(View):
     message: str
 
 
+class ResultView(View):
+    """Result of a job that has published something."""
+
+    # A newer version may publish more.
+    model_config = ConfigDict(extra="allow")
+
+    files: tuple[str, ...]
+    """Names of the published files, the trained weights first."""
+    sha256: str | None = None
+    """SHA-256 digest of the first file, in hex."""
+    published: str | None = None
+    """Location of the first file; null for tenants."""
+    manifest: str | None = None
+    """Location of the manifest; null for tenants."""
+
+
 class JobView(View):
     """A job."""
 
@@ -60,7 +80,7 @@ class JobView(View):
     type: str
     preset: str | None
     priority: int
-    status: str
+    status: JobStatus
     stage: str
     """The current stage, or the one that the job waits for."""
     waiting_reason: str | None
@@ -80,9 +100,8 @@ class JobView(View):
     """When the job ended, or is expected to end; null when unknown."""
     stages: tuple[StageView, ...]
     error: ErrorView | None
-    result: dict[str, Any] | None
-    """Result of a job that published something: ``files``, their names, and ``sha256`` of the first
-    file; for operators also ``published``, the location."""
+    result: ResultView | None
+    """Null for a job that has published nothing."""
 
 
 class JobPage(View):
@@ -102,6 +121,57 @@ class PriceView(View):
     """Price of the stages whose duration is known."""
     per_hour: float
     gpu_hours: float | None
+
+
+class RouteView(View):
+    """Where a job would run."""
+
+    queue: str
+    """Queue of the job's GPU stages."""
+    memory_class: str
+    engine: str
+    reason: str
+    needed_gib: float
+    """Estimated GPU memory."""
+    parts_gib: dict[str, float]
+    """Estimated GPU memory by part."""
+    system_memory_gb: int
+    """Memory that the machine should have."""
+    checkpointed_blocks: int
+    """Blocks of the denoiser that are recomputed."""
+    blocks: int
+    """All blocks of the denoiser."""
+
+
+class StageEstimateView(View):
+    """Expected wait and duration of a stage."""
+
+    stage: str
+    queue: str
+    wait_s: float | None
+    """Seconds until it starts; null when unknown."""
+    waits: int
+    """Number of waits that ``wait_s`` comes from."""
+    seconds: float | None
+    """Duration; null when unknown."""
+    runs: int
+    """Number of runs that ``seconds`` comes from."""
+    scaled_from: dict[str, Any] | None
+    """The workload of these runs, if it is another one."""
+    unknown: str | None
+    """Why ``seconds`` is unknown."""
+
+
+class EstimateView(View):
+    """Expected duration of a job."""
+
+    stages: tuple[StageEstimateView, ...]
+    total_s: float | None
+    """Seconds to the end; null when a part is unknown."""
+    at_least_s: float
+    """Sum of the known parts, in seconds."""
+    unknown: tuple[str, ...]
+    """Names of the unknown parts."""
 
 
 class Finding(View):
@@ -129,14 +199,12 @@ class Preview(View):
 
     job: TrainingJob
     """The job with its preset's values and all defaults."""
-    route: dict[str, Any]
-    """Memory class, queue, reason, and GPU memory by part."""
+    route: RouteView
     warnings: tuple[str, ...]
     """Options that are valid but probably not intended."""
     waiting_reason: str | None
     """Why no live worker would run the job; null when one would."""
-    estimate: dict[str, Any]
-    """Seconds by stage and in total, and the stages whose duration is unknown."""
+    estimate: EstimateView
     price: PriceView | None
     """Null when the operator has not set prices."""
     dataset: DatasetView | None
@@ -167,7 +235,7 @@ class FilesView(View):
 
     files: tuple[FileView, ...]
     """Files, the trained weights first."""
-    manifest: dict[str, Any] | None
+    manifest: dict[str, Any] | None = Field(json_schema_extra={COMPONENT: "Manifest"})
     """Null until the job has published."""
 
 
@@ -266,7 +334,7 @@ class PresetView(View):
     """Whether it is the best preset of its type for this fleet's GPUs."""
     served: bool
     """Whether a live worker runs its jobs."""
-    training: dict[str, Any]
+    training: dict[str, Any] = Field(json_schema_extra={COMPONENT: "PartialTraining"})
     """Values of the preset."""
 
 

@@ -31,6 +31,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
 from tasks.escaping import escaped, safe_message, shortened
 
@@ -98,6 +99,13 @@ DEAD_LETTER_CODES = frozenset(
 """Infrastructure failures: the job is dead-lettered, and can be replayed after a fix."""
 
 
+ProblemCode = Literal[
+    "invalid", "missing", "unknown_option", "unknown_choice", "wrong_type", "out_of_range"
+]
+"""What kind of problem an input has: another value is needed, a value was not given, no option has
+this name, the value is none of the choices, has another type, or is outside its bounds."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing wrong with a user's input. Its texts are escaped and bounded.
@@ -107,14 +115,19 @@ class Problem:
         message: The problem, and what would be right.
         remedy: What to do, if that is more than to correct the input.
         retryable: The same input may be accepted later, because a server was unavailable.
-        missing: A required value was not given: in a form that is being filled in, no error yet.
+        code: What kind of problem it is, for programs.
     """
 
     location: str
     message: str
     remedy: str = ""
     retryable: bool = False
-    missing: bool = False
+    code: ProblemCode = "invalid"
+
+    @property
+    def missing(self) -> bool:
+        """Whether a required value was not given: in a form being filled in, no error yet."""
+        return self.code == "missing"
 
     def __post_init__(self) -> None:
         """Escape and cut the texts, which may quote what users sent."""
@@ -228,10 +241,16 @@ class BaseModelFilesError(JobError):
 
 
 class DoesNotFitJobError(JobError):
-    """A job that no GPU memory class holds."""
+    """A job that no GPU memory class holds.
 
-    def __init__(self, message: str) -> None:
-        super().__init__(message, ErrorCode.DOES_NOT_FIT)
+    Args:
+        message: The numbers.
+        remedy: The options to change.
+    """
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(f"{message}; {remedy}", ErrorCode.DOES_NOT_FIT)
+        self.problems = (Problem("training", message, remedy, code="out_of_range"),)
 
 
 class TrainerError(JobError):

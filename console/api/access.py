@@ -9,7 +9,12 @@ from console.errors import UnauthorizedError
 from console.services.services import Services
 from tasks.api_keys import Caller
 
-_BEARER = HTTPBearer(auto_error=False, description="A key of `training-worker keys create`.")
+_BEARER = HTTPBearer(
+    scheme_name="key",
+    bearerFormat="twk_...",
+    auto_error=False,
+    description="A key of `training-worker keys create`: `Authorization: Bearer twk_...`.",
+)
 
 
 def services_of(request: Request) -> Services:

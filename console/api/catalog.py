@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from console.api.access import CurrentCaller, ServicesDep
 from console.views import FleetView, PresetView
 from tasks.jobs.job import TrainingJob
-from tasks.jobs.options import training_options
+from tasks.jobs.options import TypeOptions, training_options
 
 router = APIRouter(tags=["catalog"])
 
@@ -24,31 +24,31 @@ class Health(BaseModel):
 
 
 @router.get("/presets")
-async def presets(_caller: CurrentCaller, services: ServicesDep) -> tuple[PresetView, ...]:
+async def list_presets(_caller: CurrentCaller, services: ServicesDep) -> tuple[PresetView, ...]:
     """List the presets; the best one of each type for this fleet is `recommended`."""
     return await services.fleet.presets()
 
 
 @router.get("/schema", response_model=dict[str, Any])
-async def schema(_caller: CurrentCaller) -> Response:
+async def get_job_schema(_caller: CurrentCaller) -> Response:
     """Return the JSON schema of a job."""
     return Response(_schema(), media_type="application/json")
 
 
-@router.get("/options", response_model=dict[str, Any])
-async def options(_caller: CurrentCaller) -> Response:
+@router.get("/options", response_model=dict[str, TypeOptions])
+async def list_options(_caller: CurrentCaller) -> Response:
     """List the options of every training type, with type, default and description."""
     return Response(_options(), media_type="application/json")
 
 
 @router.get("/fleet")
-async def fleet(caller: CurrentCaller, services: ServicesDep) -> FleetView:
+async def get_fleet(caller: CurrentCaller, services: ServicesDep) -> FleetView:
     """Return the workers and what they run, and the queues and how many jobs wait."""
     return await services.fleet.get(caller)
 
 
 @router.get("/health")
-async def health(services: ServicesDep) -> Health:
+async def get_health(services: ServicesDep) -> Health:
     """Return 200 if the console and its broker are available; needs no key."""
     await services.fleet.ping()
     return Health(status="ok")

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Header, Query, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from console.api.access import CurrentCaller, ServicesDep
+from console.api.openapi import reference
 from console.services.event_hub import EventStream
 from tasks.errors import NoBrokerError
 
@@ -16,14 +17,32 @@ router = APIRouter(tags=["jobs"])
 _PING_INTERVAL_S = 15
 _RETRY_MS = 2000
 _SEPARATOR = "\n"
+_MESSAGE = {
+    "type": "object",
+    "description": "A message of the stream.",
+    "properties": {
+        "id": {"type": "string", "description": "The event's position, for `Last-Event-ID`."},
+        "event": {"type": "string", "description": "The event's `kind`."},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": reference("JobEvent"),
+        },
+        "retry": {"type": "integer", "description": "Milliseconds before a reconnection."},
+    },
+}
 
 
 async def open_stream(
     caller: CurrentCaller,
     services: ServicesDep,
     job_id: str,
-    last_event_id: Annotated[str | None, Header()] = None,
-    after: Annotated[str, Query(max_length=50)] = "0",
+    last_event_id: Annotated[
+        str | None, Header(description="The last event received; goes before `after`.")
+    ] = None,
+    after: Annotated[
+        str, Query(max_length=50, description="The event after which the stream begins.")
+    ] = "0",
 ) -> AsyncIterator[EventStream]:
     """Open the stream of events, and close it after the response."""
     async with services.events.follow(caller, job_id, last_event_id or after) as stream:
@@ -34,11 +53,18 @@ async def open_stream(
     "/jobs/{job_id}/events",
     response_class=EventSourceResponse,
     responses={
-        200: {"content": {"text/event-stream": {}}, "description": "Events until the job ends."},
+        200: {
+            "description": "Server-sent events until the job ends; each `data` is a `JobEvent`.",
+            "content": {
+                "text/event-stream": {"schema": {"type": "string"}, "itemSchema": _MESSAGE}
+            },
+        },
         204: {"description": "The job has ended, and there are no events after that one."},
     },
 )
-async def events(stream: Annotated[EventStream, Depends(open_stream, scope="request")]) -> Response:
+async def follow_job(
+    stream: Annotated[EventStream, Depends(open_stream, scope="request")],
+) -> Response:
     """Stream a job's events; a browser's `EventSource` resumes an interrupted stream by itself."""
     if stream.record.status.ended and not await stream.wait():
         # A browser does not reconnect after this status.

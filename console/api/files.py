@@ -10,6 +10,8 @@ from fastapi import APIRouter, Header, Response
 from starlette.responses import StreamingResponse
 
 from console.api.access import CurrentCaller, ServicesDep
+from console.api.openapi import binary, errors, header
+from console.errors import RangeNotSatisfiableError
 from console.services.job_files import OpenFile
 from console.views import FilesView, SampleView
 from tasks.escaping import escaped
@@ -18,26 +20,72 @@ router = APIRouter(tags=["files"])
 
 _RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)
 _TYPES = {".json": "application/json", ".png": "image/png"}
-_RESPONSES: dict[int | str, dict[str, Any]] = {
-    206: {"description": "The range that `Range` names."},
-    304: {"description": "Not modified."},
-    416: {"description": "The file has no such range."},
+_BYTES = "application/octet-stream"
+_HEADERS = {
+    name: {"description": description, "schema": {"type": "string"}}
+    for name, description in {
+        "ETag": "The SHA-256 of the file, in quotes.",
+        "Accept-Ranges": "`bytes`.",
+        "Content-Disposition": "The name of the file.",
+        "Content-Range": "The range that is returned.",
+        "Repr-Digest": "The SHA-256 of the file, as RFC 9530 writes it.",
+    }.items()
+}
+_EXTRA = {
+    "parameters": [
+        header("Range", {"type": "string"}, "The bytes to return, such as `bytes=1000-`."),
+        header("If-Range", {"type": "string"}, "Heed `Range` only for this `ETag`."),
+        header("If-None-Match", {"type": "string"}, "Return nothing for this `ETag`."),
+    ]
 }
 
-Text = Annotated[str | None, Header()]
+Text = Annotated[str | None, Header(include_in_schema=False)]
+
+
+def _responses(media_type: str) -> dict[int | str, dict[str, Any]]:
+    return {
+        200: {
+            "description": "The whole file.",
+            "content": binary(media_type),
+            "headers": _HEADERS,
+        },
+        206: {
+            "description": "The range that `Range` names.",
+            "content": binary(media_type),
+            "headers": _HEADERS,
+        },
+        304: {"description": "The file has this `ETag`."},
+        **errors(416),
+    }
+
+
+_HEAD_RESPONSES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The file's headers.", "headers": _HEADERS},
+    304: {"description": "The file has this `ETag`."},
+    **errors(416),
+}
 
 
 @router.get("/jobs/{job_id}/files")
-async def files(caller: CurrentCaller, services: ServicesDep, job_id: str) -> FilesView:
+async def list_files(caller: CurrentCaller, services: ServicesDep, job_id: str) -> FilesView:
     """List the files that a job has published, the trained weights first."""
     return await services.files.published(caller, job_id)
 
 
-@router.head("/jobs/{job_id}/files/{name:path}", response_class=Response)
-@router.get(
-    "/jobs/{job_id}/files/{name:path}", response_class=StreamingResponse, responses=_RESPONSES
+@router.head(
+    "/jobs/{job_id}/files/{name:path}",
+    operation_id="inspectFile",
+    response_class=Response,
+    responses=_HEAD_RESPONSES,
+    openapi_extra=_EXTRA,
 )
-async def file(
+@router.get(
+    "/jobs/{job_id}/files/{name:path}",
+    response_class=StreamingResponse,
+    responses=_responses(_BYTES),
+    openapi_extra=_EXTRA,
+)
+async def download_file(
     caller: CurrentCaller,
     services: ServicesDep,
     job_id: str,
@@ -52,16 +100,27 @@ async def file(
 
 
 @router.get("/jobs/{job_id}/samples")
-async def samples(
+async def list_samples(
     caller: CurrentCaller, services: ServicesDep, job_id: str
 ) -> tuple[SampleView, ...]:
     """List a job's validation images so far."""
     return await services.files.samples(caller, job_id)
 
 
-@router.head("/jobs/{job_id}/samples/{name}", response_class=Response)
-@router.get("/jobs/{job_id}/samples/{name}", response_class=StreamingResponse, responses=_RESPONSES)
-async def sample(
+@router.head(
+    "/jobs/{job_id}/samples/{name}",
+    operation_id="inspectSample",
+    response_class=Response,
+    responses=_HEAD_RESPONSES,
+    openapi_extra=_EXTRA,
+)
+@router.get(
+    "/jobs/{job_id}/samples/{name}",
+    response_class=StreamingResponse,
+    responses=_responses("image/png"),
+    openapi_extra=_EXTRA,
+)
+async def download_sample(
     caller: CurrentCaller,
     services: ServicesDep,
     job_id: str,
@@ -100,12 +159,11 @@ def _response(
         if match is not None and (match[1] or match[2]):
             bounds = _bounds(match[1], match[2], file.size)
             if bounds is None:
-                headers["Content-Range"] = f"bytes */{file.size}"
-                return Response(status_code=416, headers=headers)
+                raise RangeNotSatisfiableError(file.size)
             (start, end), status = bounds, 206
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{file.size}"
     headers["Content-Length"] = str(end - start)
-    media_type = _TYPES.get(PurePosixPath(file_name).suffix, "application/octet-stream")
+    media_type = _TYPES.get(PurePosixPath(file_name).suffix, _BYTES)
     return StreamingResponse(file.read(start, end), status, headers=headers, media_type=media_type)
 
 

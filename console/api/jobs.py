@@ -1,47 +1,58 @@
 """Jobs: submit, preview, list and change."""
 
+import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Depends, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from console.api.access import CurrentCaller, ServicesDep
+from console.api.openapi import errors, reference
+from console.errors import UnsupportedMediaTypeError
 from console.views import JobPage, JobView, Preview
 from tasks.errors import InvalidJobError, Problem
-from tasks.jobs.document import DocumentError, refuse_repeated_keys
+from tasks.jobs.document import DocumentError, read_json
 from tasks.state.record import JobStatus
 
 router = APIRouter(tags=["jobs"])
 
+_JSON = re.compile(r"application/(json|[\w.-]+\+json)\s*(;.*)?", re.IGNORECASE | re.ASCII)
 _EXAMPLE = {
     "name": "my-cat",
     "preset": "flux_lora_1x40gb",
     "training": {"data_loader": {"dataset": {"type": "ARCHIVE", "archive": "upload:ID"}}},
 }
-_Body = Annotated[
-    dict[str, Any],
-    Body(description="A job, as `/v1/schema` describes it.", examples=[_EXAMPLE]),
-]
+# The services parse a job, so that all its problems are reported at once and in their words.
+_BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "A job, as `/v1/schema` describes it.",
+        "content": {"application/json": {"schema": reference("JobRequest"), "example": _EXAMPLE}},
+    }
+}
 
 
-async def _document(request: Request, document: _Body) -> dict[str, Any]:
-    """Return the document, without equal keys: of these FastAPI takes the last one."""
+async def _document(request: Request) -> Any:
+    """Return the document in the body of a request."""
+    if not _JSON.fullmatch(request.headers.get("content-type", "")):
+        raise UnsupportedMediaTypeError("application/json")
     try:
-        refuse_repeated_keys(await request.body())
+        return read_json(await request.body())
     except DocumentError as error:
         raise InvalidJobError([Problem("", f"a job's document {error}")]) from error
-    return document
 
 
-Document = Annotated[dict[str, Any], Depends(_document)]
+Document = Annotated[Any, Depends(_document)]
 
 
-@router.post("/jobs", status_code=201)
-async def submit(
+@router.post("/jobs", status_code=201, openapi_extra=_BODY)
+async def submit_job(
     caller: CurrentCaller,
     services: ServicesDep,
     document: Document,
     response: Response,
-    idempotency_key: Annotated[str | None, Header()] = None,
+    idempotency_key: Annotated[
+        str | None, Header(description="Names the job when it has no `id`: 1 to 255 characters.")
+    ] = None,
 ) -> JobView:
     """Submit a job. The same `id` or `Idempotency-Key` again returns the same job."""
     job = await services.submissions.submit(caller, document, idempotency_key=idempotency_key)
@@ -49,23 +60,30 @@ async def submit(
     return job
 
 
-@router.post("/jobs:preview")
-async def preview(
-    caller: CurrentCaller, services: ServicesDep, document: Document, check_dataset: bool = True
+@router.post("/jobs:preview", openapi_extra=_BODY)
+async def preview_job(
+    caller: CurrentCaller,
+    services: ServicesDep,
+    document: Document,
+    check_dataset: Annotated[bool, Query(description="Whether to read the dataset.")] = True,
 ) -> Preview:
     """Return what would happen to a job, without submitting it."""
     return await services.submissions.preview(caller, document, check_dataset=check_dataset)
 
 
 @router.get("/jobs")
-async def jobs(
+async def list_jobs(
     caller: CurrentCaller,
     services: ServicesDep,
-    search: Annotated[str | None, Query(max_length=100)] = None,
+    search: Annotated[
+        str | None, Query(max_length=100, description="Text in the id or name.")
+    ] = None,
     status: JobStatus | None = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=200)] = None,
-    tenant: Annotated[str | None, Query(max_length=100)] = None,
+    cursor: Annotated[
+        str | None, Query(max_length=200, description="`next_cursor` of the page before.")
+    ] = None,
+    tenant: Annotated[str | None, Query(max_length=100, description="For operators.")] = None,
 ) -> JobPage:
     """List jobs, newest first; `next_cursor` is the cursor of the next page."""
     return await services.jobs.page(
@@ -73,27 +91,27 @@ async def jobs(
     )
 
 
-@router.post("/jobs/{job_id}:cancel")
-async def cancel(
+@router.post("/jobs/{job_id}:cancel", responses=errors(409))
+async def cancel_job(
     caller: CurrentCaller, services: ServicesDep, job_id: str, save: bool = False
 ) -> JobView:
     """Cancel a job; with `save`, save a checkpoint first and publish it."""
     return await services.jobs.cancel(caller, job_id, save=save)
 
 
-@router.post("/jobs/{job_id}:pause")
-async def pause(caller: CurrentCaller, services: ServicesDep, job_id: str) -> JobView:
+@router.post("/jobs/{job_id}:pause", responses=errors(409))
+async def pause_job(caller: CurrentCaller, services: ServicesDep, job_id: str) -> JobView:
     """Pause a job; a running one saves a checkpoint and frees its GPU."""
     return await services.jobs.pause(caller, job_id)
 
 
-@router.post("/jobs/{job_id}:resume")
-async def resume(caller: CurrentCaller, services: ServicesDep, job_id: str) -> JobView:
+@router.post("/jobs/{job_id}:resume", responses=errors(409))
+async def resume_job(caller: CurrentCaller, services: ServicesDep, job_id: str) -> JobView:
     """Resume a paused job from its checkpoint."""
     return await services.jobs.resume(caller, job_id)
 
 
 @router.get("/jobs/{job_id}")
-async def job(caller: CurrentCaller, services: ServicesDep, job_id: str) -> JobView:
+async def get_job(caller: CurrentCaller, services: ServicesDep, job_id: str) -> JobView:
     """Return a job."""
     return await services.jobs.get(caller, job_id)

@@ -1,7 +1,6 @@
 """Errors as problem documents of RFC 9457 (``application/problem+json``), with every problem."""
 
 import http
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,11 +9,19 @@ import redis
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from kombu.exceptions import OperationalError
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
-from console.errors import ConsoleError, TooManyError, UnauthorizedError
-from tasks.errors import ErrorCode, JobError, MissingObjectError, Problem
+from console.api.openapi import PROBLEM_TYPE
+from console.errors import (
+    ConflictError,
+    ConsoleError,
+    NotFoundError,
+    TooLargeError,
+    TooSlowError,
+)
+from tasks.errors import ErrorCode, JobError, MissingObjectError, Problem, ProblemCode
+from tasks.jobs.problems import problem_code
 
 logger = logging.getLogger(__name__)
 
@@ -29,25 +36,75 @@ _STATUS = {
     ErrorCode.NO_WORKER: 503,
     ErrorCode.STORE: 503,
 }
+_RETRY_AFTER_S = 5
+_HTTP_CODES = {
+    404: NotFoundError.code,
+    405: "method_not_allowed",
+    408: TooSlowError.code,
+    413: TooLargeError.code,
+}
+# What to do where a problem does not say it: by the code of the error, then of the problem.
+_REMEDIES = {
+    ErrorCode.UNKNOWN_JOB: NotFoundError.remedy,
+    ErrorCode.INVALID_STATE: ConflictError.remedy,
+    ErrorCode.NO_BROKER: "send it again later; the operator runs training-worker doctor",
+    ErrorCode.NO_WORKER: "send it again when a worker serves the queue",
+    ErrorCode.STORE: "send it again later; the operator runs training-worker doctor",
+    ErrorCode.INTERNAL: "report it to the operator: the console's log has the details",
+    NotFoundError.code: "use a path that /v1/docs describes",
+    "method_not_allowed": "use a method that Allow names",
+    TooSlowError.code: TooSlowError.remedy,
+    TooLargeError.code: TooLargeError.remedy,
+    "bad_request": "correct it as /v1/docs describes it",
+}
+_REMEDIES_OF_PROBLEMS: dict[ProblemCode, str] = {
+    "invalid": "correct it",
+    "missing": "add it",
+    "unknown_option": "remove it, or correct its name",
+    "unknown_choice": "choose one of these",
+    "wrong_type": "write a value of this type",
+    "out_of_range": "choose a value within the bounds",
+}
 
 
 class ProblemView(BaseModel):
-    """A problem of a request: where, what, and what to do."""
+    """A problem of a request."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    code: str
+    """The kind of problem, for programs: `missing`, `unknown_option`, `unknown_choice`,
+    `wrong_type`, `out_of_range`, or `invalid`."""
     location: str
+    """The field (`training.lora_rank_dim`), header, parameter or file; empty for the request as a
+    whole."""
     message: str
+    """What is wrong, and what would be right."""
     remedy: str
+    """What to do."""
+    retryable: bool
+    """Whether the same input may be accepted later."""
 
 
 class ProblemDocument(BaseModel):
-    """Why a request failed."""
+    """Why a request failed (RFC 9457)."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     type: str
+    """The code as a URN."""
     title: str
+    """The name of the status."""
     status: int
+    """The status of the response."""
     detail: str
+    """One sentence, or a list of problems, one per line."""
     code: str
+    """Why the request failed, for programs: `invalid_job`, `not_found`, `too_many_requests`, ..."""
+    retryable: bool
+    """Whether the same request may succeed later; if so, after `Retry-After`."""
     errors: list[ProblemView]
+    """Every problem."""
 
 
 def problem(
@@ -56,21 +113,29 @@ def problem(
     detail: str,
     problems: Sequence[Problem] = (),
     headers: Mapping[str, str] | None = None,
+    *,
+    retryable: bool = False,
 ) -> Response:
-    """Return the response for an error."""
-    document = {
-        "type": f"urn:training-worker:{code}",
-        "title": http.HTTPStatus(status).phrase if status in _PHRASES else "Checksum Mismatch",
-        "status": status,
-        "detail": detail,
-        "code": code,
-        "errors": [
-            {"location": problem.location, "message": problem.message, "remedy": problem.remedy}
-            for problem in problems
+    """Return the response for an error; without problems, its detail is the one problem."""
+    document = ProblemDocument(
+        type=f"urn:training-worker:{code}",
+        title=http.HTTPStatus(status).phrase if status in _PHRASES else "Checksum Mismatch",
+        status=status,
+        detail=detail,
+        code=code,
+        retryable=retryable,
+        errors=[
+            ProblemView(
+                code=it.code,
+                location=it.location,
+                message=it.message,
+                remedy=it.remedy or _REMEDIES.get(code) or _REMEDIES_OF_PROBLEMS[it.code],
+                retryable=it.retryable,
+            )
+            for it in problems or [Problem("", detail, retryable=retryable)]
         ],
-    }
-    media_type = "application/problem+json"
-    return Response(json.dumps(document), status, media_type=media_type, headers=headers)
+    )
+    return Response(document.model_dump_json(), status, media_type=PROBLEM_TYPE, headers=headers)
 
 
 _PHRASES = frozenset(status.value for status in http.HTTPStatus)
@@ -95,26 +160,29 @@ async def _console_error(_request: Request, error: Exception) -> Response:
 
 def problem_of(error: ConsoleError) -> Response:
     """Return the response for an error of the console."""
-    headers = {}
-    if isinstance(error, TooManyError):
-        headers["Retry-After"] = str(error.retry_after_s)
-    if isinstance(error, UnauthorizedError):
-        headers["WWW-Authenticate"] = "Bearer"
-    return problem(error.status, error.code, error.message, error.problems, headers)
+    return problem(
+        error.status,
+        error.code,
+        error.message,
+        error.problems,
+        error.headers,
+        retryable=error.retryable,
+    )
 
 
 async def _job_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, JobError)
     if isinstance(error, MissingObjectError):
-        return problem(404, "not_found", "the file is no longer in the store")
+        return problem_of(NotFoundError("the file is no longer in the store"))
     status = _STATUS.get(error.code, 500)
     if status >= 500:
         logger.error("%s", error, exc_info=error)
     if status == 500:
         return _unexpected()
     problems: Sequence[Problem] = getattr(error, "problems", ())
-    headers = {"Retry-After": "5"} if status == 503 else None
-    return problem(status, error.code, error.message, problems, headers)
+    retryable = error.retryable or status == 503
+    headers = {"Retry-After": str(_RETRY_AFTER_S)} if retryable else None
+    return problem(status, error.code, error.message, problems, headers, retryable=retryable)
 
 
 async def _invalid_request(_request: Request, error: Exception) -> Response:
@@ -124,22 +192,23 @@ async def _invalid_request(_request: Request, error: Exception) -> Response:
 
 
 def _problem(details: Mapping[str, Any]) -> Problem:
-    return Problem(".".join(str(part) for part in details["loc"]), str(details["msg"]))
+    location = ".".join(str(part) for part in details["loc"])
+    return Problem(location, str(details["msg"]), code=problem_code(details["type"]))
 
 
 async def _http_error(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    code = {404: "not_found", 405: "method_not_allowed", 413: "content_too_large"}.get(
-        error.status_code, "bad_request"
-    )
-    return problem(error.status_code, code, str(error.detail), headers=error.headers)
+    status = error.status_code
+    code = _HTTP_CODES.get(status, "bad_request")
+    retryable = status == TooSlowError.status
+    return problem(status, code, str(error.detail), headers=error.headers, retryable=retryable)
 
 
 async def _no_broker(_request: Request, error: Exception) -> Response:
     logger.error("the broker is unavailable: %s", error)
-    return problem(
-        503, ErrorCode.NO_BROKER, "the broker is unavailable", headers={"Retry-After": "5"}
-    )
+    headers = {"Retry-After": str(_RETRY_AFTER_S)}
+    message = "the broker is unavailable"
+    return problem(503, ErrorCode.NO_BROKER, message, headers=headers, retryable=True)
 
 
 async def _internal(_request: Request, error: Exception) -> Response:

@@ -1,47 +1,59 @@
 """The API's application, mounted at ``/v1``."""
 
-from typing import Any
-
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 
 from console.api import catalog, events, files, jobs, uploads
-from console.api.problems import ProblemDocument, add_problem_handlers
+from console.api.openapi import TAGS, api_document, document_text, operation_id, product_version
+from console.api.problems import add_problem_handlers
 from console.services.services import Services
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {
-        "description": description,
-        "content": {"application/problem+json": {}},
-        "model": ProblemDocument,
-    }
-    for status, description in {
-        400: "Malformed request.",
-        401: "No valid key.",
-        403: "Insufficient permission, or a cross-origin request.",
-        404: "Not found, or not visible to this key.",
-        408: "The body arrives too slowly.",
-        409: "Not possible in the current state.",
-        413: "Too many bytes.",
-        422: "Invalid job or request, with every problem.",
-        429: "Too many requests; retry after `Retry-After` seconds.",
-        503: "The broker or the store is unavailable.",
-        507: "The disk is full, or the tenant's quota of uploads.",
-    }.items()
-}
+_DESCRIPTION = """
+Upload a dataset, submit a job, follow its events and download what it has published.
+
+Errors are problem documents of RFC 9457 (`application/problem+json`). `code` says what failed,
+`retryable` whether the same request may succeed later, and `errors` lists every problem with its
+place and its remedy. Clients ignore fields and events that they do not know, of later versions.
+"""
 
 
-def make_api(services: Services) -> FastAPI:
-    """Return the API's application."""
+def make_api(services: Services | None) -> FastAPI:
+    """Return the API's application.
+
+    Args:
+        services: The services; None for an application that is only described.
+    """
     api = FastAPI(
         title="training-worker",
-        version="1",
+        version=product_version(),
         summary="Fine-tune image models on a fleet of GPUs.",
-        docs_url=None,
-        redoc_url=None,
-        responses=_ERRORS,
+        description=_DESCRIPTION.strip(),
+        license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        servers=[
+            {
+                "url": "{console}/v1",
+                "description": "The console.",
+                "variables": {
+                    "console": {
+                        "default": "http://127.0.0.1:8080",
+                        "description": "Address of the console.",
+                    }
+                },
+            }
+        ],
+        openapi_tags=[{"name": name, "description": text} for name, text in TAGS.items()],
+        generate_unique_id_function=operation_id,
+        root_path_in_servers=False,
+        openapi_url=None,
     )
     api.state.services = services
     add_problem_handlers(api)
     for module in (jobs, events, files, uploads, catalog):
         api.include_router(module.router)
+    # Made once: anyone may ask for it.
+    text = document_text(api_document(api))
+
+    @api.get("/openapi.json", include_in_schema=False)
+    async def openapi() -> Response:
+        return Response(text, media_type="application/json")
+
     return api

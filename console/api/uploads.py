@@ -3,13 +3,13 @@
 import base64
 import binascii
 import re
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Request, Response
 
 from console.api.access import CurrentCaller, ServicesDep
-from console.api.problems import problem
-from console.errors import BadRequestError
+from console.api.openapi import binary, errors, header
+from console.errors import BadRequestError, PreconditionFailedError, UnsupportedMediaTypeError
 from console.services.upload_store import CHECKSUMS, Checksum
 from console.views import ImageView, UploadView
 
@@ -19,12 +19,61 @@ _VERSION = "1.0.0"
 _CHUNK_TYPE = "application/offset+octet-stream"
 _NUMBER = re.compile(r"\d{1,18}", re.ASCII)
 
-Text = Annotated[str | None, Header()]
+_TUS = header("Tus-Resumable", {"type": "string", "enum": [_VERSION]}, "Version.", required=True)
+_BYTES = {"type": "integer", "minimum": 0}
+_LENGTH = header("Upload-Length", _BYTES, "Size of the upload in bytes.", required=True)
+_OFFSET = header("Upload-Offset", _BYTES, "Number of bytes that have arrived.", required=True)
+_METADATA = header(
+    "Upload-Metadata",
+    {"type": "string"},
+    "Pairs joined by commas, each a name and its value in base64: `filename`, `tenant`.",
+)
+_CHECKSUM = header(
+    "Upload-Checksum",
+    {"type": "string"},
+    f"Algorithm ({' or '.join(CHECKSUMS)}) and digest of these bytes in base64.",
+)
 
 
-@router.options("/uploads", status_code=204)
-async def capabilities(services: ServicesDep) -> Response:
-    """Describe the supported parts of tus."""
+def _headers(*names: str) -> dict[str, Any]:
+    """Return the description of a response's headers."""
+    described = {
+        "Location": ("Path of the upload.", {"type": "string"}),
+        "Upload-Offset": ("Number of bytes that have arrived.", {"type": "integer"}),
+        "Upload-Length": ("Size of the upload in bytes.", {"type": "integer"}),
+        "Tus-Resumable": ("Version.", {"type": "string"}),
+        "Tus-Version": ("Version.", {"type": "string"}),
+        "Tus-Extension": ("Extensions.", {"type": "string"}),
+        "Tus-Max-Size": ("Maximum size of an upload in bytes.", {"type": "integer"}),
+        "Tus-Checksum-Algorithm": ("Algorithms of `Upload-Checksum`.", {"type": "string"}),
+    }
+    return {
+        name: {"description": described[name][0], "schema": described[name][1]} for name in names
+    }
+
+
+Text = Annotated[str | None, Header(include_in_schema=False)]
+
+
+@router.options(
+    "/uploads",
+    status_code=204,
+    response_class=Response,
+    responses={
+        204: {
+            "description": "What this console supports of tus.",
+            "headers": _headers(
+                "Tus-Resumable",
+                "Tus-Version",
+                "Tus-Extension",
+                "Tus-Max-Size",
+                "Tus-Checksum-Algorithm",
+            ),
+        }
+    },
+)
+async def get_upload_options(services: ServicesDep) -> Response:
+    """Return the supported parts of tus; needs no key."""
     return _response(
         204,
         {
@@ -36,8 +85,20 @@ async def capabilities(services: ServicesDep) -> Response:
     )
 
 
-@router.post("/uploads", status_code=201, response_class=Response)
-async def create(
+@router.post(
+    "/uploads",
+    status_code=201,
+    response_class=Response,
+    responses={
+        201: {
+            "description": "The upload is created; send its bytes to `Location`.",
+            "headers": _headers("Location", "Upload-Offset", "Tus-Resumable"),
+        },
+        **errors(412, 413, 507),
+    },
+    openapi_extra={"parameters": [_TUS, _LENGTH, _METADATA]},
+)
+async def create_upload(
     request: Request,
     caller: CurrentCaller,
     services: ServicesDep,
@@ -46,8 +107,7 @@ async def create(
     upload_metadata: Text = None,
 ) -> Response:
     """Create an upload; `Upload-Metadata` may hold `filename` and, for operators, `tenant`."""
-    if tus_resumable != _VERSION:
-        return _unsupported_version()
+    _check_version(tus_resumable)
     metadata = _metadata(upload_metadata or "")
     upload = await services.uploads.create(
         caller,
@@ -55,25 +115,35 @@ async def create(
         _number("Upload-Length", upload_length),
         metadata.get("tenant") or None,
     )
-    location = f"{request.scope.get('root_path', '')}/uploads/{upload.id}"
-    return _response(201, {"Location": location, "Upload-Offset": "0"})
+    return _response(201, {"Location": _location(request, upload), "Upload-Offset": "0"})
 
 
 @router.get("/uploads")
-async def uploads(caller: CurrentCaller, services: ServicesDep) -> tuple[UploadView, ...]:
+async def list_uploads(caller: CurrentCaller, services: ServicesDep) -> tuple[UploadView, ...]:
     """List the uploads, newest first."""
     return await services.uploads.all(caller)
 
 
-@router.head("/uploads/{upload_id}", response_class=Response)
-async def offset(caller: CurrentCaller, services: ServicesDep, upload_id: str) -> Response:
+@router.head(
+    "/uploads/{upload_id}",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "What has arrived.",
+            "headers": _headers("Upload-Offset", "Upload-Length", "Tus-Resumable"),
+        }
+    },
+)
+async def get_upload_offset(
+    caller: CurrentCaller, services: ServicesDep, upload_id: str
+) -> Response:
     """Return the number of bytes received of an upload."""
     upload = await services.uploads.get(caller, upload_id)
     return _response(200, {**_state(upload), "Cache-Control": "no-store"})
 
 
 @router.get("/uploads/{upload_id}")
-async def upload(caller: CurrentCaller, services: ServicesDep, upload_id: str) -> UploadView:
+async def get_upload(caller: CurrentCaller, services: ServicesDep, upload_id: str) -> UploadView:
     """Return an upload."""
     return await services.uploads.get(caller, upload_id)
 
@@ -82,9 +152,23 @@ async def upload(caller: CurrentCaller, services: ServicesDep, upload_id: str) -
     "/uploads/{upload_id}",
     status_code=204,
     response_class=Response,
-    openapi_extra={"requestBody": {"content": {_CHUNK_TYPE: {"schema": {"type": "string"}}}}},
+    responses={
+        204: {
+            "description": "The bytes have arrived.",
+            "headers": _headers("Upload-Offset", "Upload-Length", "Tus-Resumable"),
+        },
+        **errors(409, 412, 460, 507),
+    },
+    openapi_extra={
+        "parameters": [_TUS, _OFFSET, _CHECKSUM],
+        "requestBody": {
+            "required": True,
+            "description": "The next bytes of the upload: all, or some.",
+            "content": binary(_CHUNK_TYPE),
+        },
+    },
 )
-async def write(
+async def append_to_upload(
     request: Request,
     caller: CurrentCaller,
     services: ServicesDep,
@@ -95,11 +179,10 @@ async def write(
     content_type: Text = None,
     content_length: Text = None,
 ) -> Response:
-    """Append to an upload."""
-    if tus_resumable != _VERSION:
-        return _unsupported_version()
+    """Append bytes to an upload, at the offset that HEAD returns."""
+    _check_version(tus_resumable)
     if content_type != _CHUNK_TYPE:
-        return problem(415, "bad_request", f"Content-Type must be {_CHUNK_TYPE}")
+        raise UnsupportedMediaTypeError(_CHUNK_TYPE)
     upload = await services.uploads.write(
         caller,
         upload_id,
@@ -111,15 +194,17 @@ async def write(
     return _response(204, _state(upload))
 
 
-@router.delete("/uploads/{upload_id}", status_code=204, response_class=Response)
-async def delete(caller: CurrentCaller, services: ServicesDep, upload_id: str) -> Response:
+@router.delete(
+    "/uploads/{upload_id}", status_code=204, response_class=Response, responses=errors(409)
+)
+async def delete_upload(caller: CurrentCaller, services: ServicesDep, upload_id: str) -> Response:
     """Delete an upload. Jobs do not need it after their `prepare` stage."""
     await services.uploads.delete(caller, upload_id)
     return _response(204, {})
 
 
-@router.get("/uploads/{upload_id}/images")
-async def images(
+@router.get("/uploads/{upload_id}/images", responses=errors(409))
+async def list_upload_images(
     caller: CurrentCaller, services: ServicesDep, upload_id: str
 ) -> tuple[ImageView, ...]:
     """List the images of a complete upload, with captions, and make their thumbnails."""
@@ -129,9 +214,9 @@ async def images(
 @router.get(
     "/uploads/{upload_id}/images/{number}",
     response_class=Response,
-    responses={200: {"content": {"image/jpeg": {}}}},
+    responses={200: {"description": "The thumbnail.", "content": binary("image/jpeg")}},
 )
-async def thumbnail(
+async def download_thumbnail(
     caller: CurrentCaller,
     services: ServicesDep,
     upload_id: str,
@@ -151,14 +236,18 @@ def _state(upload: UploadView) -> dict[str, str]:
     return {"Upload-Offset": str(upload.offset), "Upload-Length": str(upload.length)}
 
 
-def _unsupported_version() -> Response:
-    detail = f"Tus-Resumable must be {_VERSION}"
-    return problem(412, "bad_request", detail, headers={"Tus-Version": _VERSION})
+def _check_version(tus_resumable: str | None) -> None:
+    if tus_resumable != _VERSION:
+        raise PreconditionFailedError(_VERSION)
+
+
+def _location(request: Request, upload: UploadView) -> str:
+    return f"{request.scope.get('root_path', '')}/uploads/{upload.id}"
 
 
 def _number(name: str, text: str | None) -> int:
     if text is None or not _NUMBER.fullmatch(text):
-        raise BadRequestError(f"{name} must be a number of bytes")
+        raise BadRequestError(f"{name} must be a number of bytes", name)
     return int(text)
 
 
@@ -172,7 +261,7 @@ def _metadata(text: str) -> dict[str, str]:
         }
     except ValueError as error:
         raise BadRequestError(
-            "Upload-Metadata must hold names, each with a value in base64"
+            "Upload-Metadata must hold names, each with a value in base64", "Upload-Metadata"
         ) from error
 
 
@@ -182,8 +271,9 @@ def _checksum(text: str) -> Checksum:
         digest = base64.b64decode(value.strip(), validate=True)
     except binascii.Error as error:
         raise BadRequestError(
-            "Upload-Checksum must be an algorithm and a digest in base64"
+            "Upload-Checksum must be an algorithm and a digest in base64", "Upload-Checksum"
         ) from error
     if algorithm not in CHECKSUMS:
-        raise BadRequestError(f"Upload-Checksum must use {' or '.join(CHECKSUMS)}")
+        names = " or ".join(CHECKSUMS)
+        raise BadRequestError(f"Upload-Checksum must use {names}", "Upload-Checksum")
     return Checksum(algorithm, digest)

@@ -11,7 +11,7 @@ from fastapi import Request, Response
 from fastapi.responses import PlainTextResponse
 from nicegui import Client, ui
 
-from console.errors import ConsoleError, TooManyError, UnauthorizedError
+from console.errors import ConsoleError, UnauthorizedError
 from console.pages.elements import Tag, button
 from tasks.api_keys import Caller
 
@@ -111,8 +111,7 @@ class Frame:
 
 def text_answer(error: ConsoleError) -> Response:
     """Return the answer to a request for which no page is built."""
-    headers = {"Retry-After": str(error.retry_after_s)} if isinstance(error, TooManyError) else {}
-    return PlainTextResponse(f"{error.message}\n", error.status, headers)
+    return PlainTextResponse(f"{error.message}\n", error.status, error.headers)
 
 
 def prefix_of(request: Request) -> str:

@@ -243,5 +243,7 @@ def position_of(text: str) -> Position:
     """
     match = _POSITION.fullmatch(text)
     if match is None:
-        raise BadRequestError("malformed event id; it is two numbers joined by a hyphen")
+        raise BadRequestError(
+            "malformed event id; it is two numbers joined by a hyphen", "Last-Event-ID"
+        )
     return int(match[1]), int(match[2] or 0)

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from threading import Lock
-from typing import Any
 
 from console.errors import BadRequestError, ForbiddenError
 from console.services.shares import AccountCache
 from console.services.threads import in_thread
-from console.views import ErrorView, JobPage, JobView, ProgressView, StageView
+from console.views import ErrorView, JobPage, JobView, ProgressView, ResultView, StageView
 from tasks.api_keys import Caller
 from tasks.client import Client
 from tasks.contract import STAGES
@@ -106,7 +105,7 @@ class Jobs:
             ForbiddenError: The caller may not see this tenant.
         """
         if tenant is not None and not caller.sees(tenant):
-            raise ForbiddenError("this key lists only its tenant's jobs")
+            raise ForbiddenError("this key lists only its tenant's jobs", "tenant")
         matches = _matching(search, status)
         state, tenant = self._client.state, caller.tenant or tenant
         found: list[tuple[float, str]] = []
@@ -279,7 +278,7 @@ def _matching(search: str | None, status: str | None) -> Matches:
 def _position_in(cursor: str) -> tuple[float, str]:
     match = _CURSOR.fullmatch(cursor)
     if match is None:
-        raise BadRequestError("malformed cursor; use next_cursor of a page of jobs")
+        raise BadRequestError("malformed cursor; use next_cursor of a page of jobs", "cursor")
     return float(match[1]), match[2]
 
 
@@ -309,11 +308,12 @@ def _error_view(record: JobRecord) -> ErrorView | None:
     return ErrorView(code=code, stage=record.error_stage, message=record.error)
 
 
-def _result(record: JobRecord, caller: Caller) -> dict[str, Any] | None:
+def _result(record: JobRecord, caller: Caller) -> ResultView | None:
     """Return the result; only operators see where the store is."""
     if record.result is None:
         return None
     hidden = () if caller.is_operator else ("published", "manifest")
     visible = {name: value for name, value in record.result.items() if name not in hidden}
     prefix = (record.artifacts.manifest or "").removesuffix("manifest.json")
-    return {**visible, "files": [key.removeprefix(prefix) for key in visible.get("files", ())]}
+    files = [key.removeprefix(prefix) for key in visible.get("files", ())]
+    return ResultView.model_validate({**visible, "files": files})

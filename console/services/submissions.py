@@ -11,7 +11,7 @@ from console.services.dataset_checks import CheckedDataset, DatasetChecks
 from console.services.jobs import ID_DIGITS, Jobs, tenant_job_id, without_quarantine_reasons
 from console.services.tenant_policy import TenantPolicy
 from console.services.threads import in_thread
-from console.views import JobView, Preview, PriceView
+from console.views import EstimateView, JobView, Preview, PriceView, RouteView
 from routing.classes import MemoryClass
 from tasks.api_keys import Caller
 from tasks.client import Client
@@ -72,7 +72,7 @@ class Submissions:
                 "id"
             ]:
                 raise
-            problem = Problem("Idempotency-Key", "was used for another job; use a new one")
+            problem = Problem("Idempotency-Key", "was used for another job", "use a new one")
             raise InvalidJobError([problem]) from error
         return self._jobs.view(self._client.state.get(job_id), caller)
 
@@ -114,8 +114,8 @@ class Submissions:
         if isinstance(document, dict) and caller.tenant is not None:
             tenant = document.get("tenant", caller.tenant)
             if tenant != caller.tenant:
-                problem = f"this key submits as {caller.tenant} only; omit the tenant"
-                problems.append(Problem("tenant", problem))
+                problem = f"this key submits as {caller.tenant} only"
+                problems.append(Problem("tenant", problem, "omit the tenant"))
         try:
             job = parse_job(_with_tenant(caller, document))
         except InvalidJobError as error:
@@ -145,10 +145,10 @@ class Submissions:
         put_off = count_warnings(job.training, sizes) if sizes and dataset is None else []
         return Preview(
             job=job,
-            route=route.document(),
+            route=RouteView.model_validate(route.document()),
             warnings=(*job.warnings(), *put_off),
             waiting_reason=without_quarantine_reasons(waiting_reason, caller),
-            estimate=estimate.document(),
+            estimate=EstimateView.model_validate(estimate.document()),
             price=_price(self._settings.prices(), route.memory_class, estimate),
             dataset=None if dataset is None else dataset.report,
             error=None if dataset is None else dataset.error,
@@ -170,7 +170,9 @@ def _with_id(caller: Caller, job: TrainingJob, idempotency_key: str | None) -> T
         InvalidJobError: The id is too long.
     """
     if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
-        raise BadRequestError("an Idempotency-Key has 1 to 255 visible ASCII characters")
+        raise BadRequestError(
+            "an Idempotency-Key has 1 to 255 visible ASCII characters", "Idempotency-Key"
+        )
     job_id = job.id
     if job_id is None and idempotency_key is not None:
         scope = json.dumps([caller.tenant, caller.name, idempotency_key])

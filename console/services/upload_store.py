@@ -203,7 +203,9 @@ class UploadStore:
         with self._lock(upload_id):
             view = await in_thread(self.get)(tenant, upload_id)
             if view.offset != offset:
-                raise ConflictError(f"Upload-Offset is {offset}, but {view.offset} bytes arrived")
+                raise ConflictError(
+                    f"Upload-Offset is {offset}, but {view.offset} bytes arrived", "Upload-Offset"
+                )
             if count is not None and count > view.length - offset:
                 raise TooLargeError("the request has more bytes than Upload-Length allows")
             if view.is_complete:

@@ -144,5 +144,5 @@ def _owner_of_new(caller: Caller, tenant: str | None) -> str:
             problem = "must be a tenant's name: letters, digits, '-', '_' and single dots"
             raise InvalidJobError([Problem("Upload-Metadata.tenant", problem)]) from error
     if tenant not in (None, caller.tenant):
-        raise ForbiddenError("this key uploads for its own tenant only")
+        raise ForbiddenError("this key uploads for its own tenant only", "tenant")
     return caller.tenant

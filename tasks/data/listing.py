@@ -133,7 +133,7 @@ def grouped(problems: Iterable[Problem]) -> list[Problem]:
     first: dict[tuple[object, ...], list[tuple[int, Problem]]] = defaultdict(list)
     counts: Counter[tuple[object, ...]] = Counter()
     for number, problem in enumerate(problems):
-        key: tuple[object, ...] = (problem.message, problem.retryable, problem.missing)
+        key: tuple[object, ...] = (problem.message, problem.retryable, problem.code)
         counts[key] += 1
         if counts[key] <= _MAX_NAMED:
             first[key].append((number, problem))

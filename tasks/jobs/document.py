@@ -82,6 +82,27 @@ def refuse_repeated_keys(text: bytes | str) -> None:
     json.loads(text, object_pairs_hook=_without_repeated_keys)
 
 
+def read_json(text: bytes) -> Any:
+    """Return the document in a JSON text.
+
+    Raises:
+        DocumentError: The text is no JSON, by line and column, or has a key twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=_without_repeated_keys)
+    except DocumentError:
+        raise
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise DocumentError(f"is not JSON: {where}: {error.msg}") from error
+    except UnicodeDecodeError as error:
+        raise DocumentError("is not UTF-8 text; save it as UTF-8") from error
+    except ValueError as error:
+        raise DocumentError(f"is not JSON: {error}") from error
+    except RecursionError as error:
+        raise _too_deep() from error
+
+
 def _without_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     values = dict(pairs)
     if len(values) < len(pairs):

@@ -90,7 +90,7 @@ class TrainingJob(StrictModel):
         except DoesNotFitError as error:
             parts = ", ".join(f"{k} {v:.1f}" for k, v in estimate.parts().items())
             raise DoesNotFitJobError(
-                f"{error} (GiB: {parts}); set {' or '.join(self.training.savings())}"
+                f"{error} (GiB: {parts})", f"set {' or '.join(self.training.savings())}"
             ) from error
         training = self.training.fitted(AUTO_SHARE * chosen.memory_class.floor_gib, constants)
         blocks, reason = training.checkpointed_blocks, chosen.reason
@@ -163,7 +163,7 @@ def _with_training(document: dict[str, Any]) -> tuple[dict[str, Any], list[Probl
     message = "is missing; it contains the training type and its options"
     if options:
         message = f"is missing; put it above {listed(list(options))}, and indent these"
-    return {**rest, "training": options}, [Problem("training", message, missing=True)]
+    return {**rest, "training": options}, [Problem("training", message, code="missing")]
 
 
 def _differs_from_preset(document: dict[str, Any]) -> list[Problem]:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from tasks.errors import Problem
+from tasks.errors import Problem, ProblemCode
 from tasks.escaping import quoted, shortened
 from tasks.jobs.field_metadata import models_in
 from tasks.strict_model import EXACTLY_ONE, PATTERNS
@@ -28,6 +28,23 @@ _BRANCH = re.compile(
 _NO_BRANCH = ("union_tag_invalid", "union_tag_not_found")
 # Errors of values that were not given.
 _MISSING = ("missing", "union_tag_not_found", EXACTLY_ONE)
+_CODES: dict[str, ProblemCode] = {
+    "extra_forbidden": "unknown_option",
+    **dict.fromkeys(("literal_error", "enum", "union_tag_invalid"), "unknown_choice"),
+    **dict.fromkeys(
+        (
+            "finite_number",
+            "greater_than",
+            "greater_than_equal",
+            "less_than",
+            "less_than_equal",
+            "string_too_short",
+            "string_too_long",
+            "too_long",
+        ),
+        "out_of_range",
+    ),
+}
 _OWN_MESSAGES = ("value_error", "json_invalid", EXACTLY_ONE)
 # pydantic's errors in plain words; its own are written for programmers.
 _MESSAGES = {
@@ -107,9 +124,17 @@ def _problems_of(errors: Sequence[Details], root: type[BaseModel]) -> list[Probl
                 message = _unknown_option(location, root)
             elif details["type"] == "union_tag_not_found":
                 message += f"; it is one of {', '.join(_branches_at(location, root))}"
-            missing = details["type"] in _MISSING
-            problems.append(Problem(".".join(path), message, missing=missing))
+            problems.append(Problem(".".join(path), message, code=problem_code(details["type"])))
     return problems
+
+
+def problem_code(kind: str) -> ProblemCode:
+    """Return the code of a problem, from the type of pydantic's error."""
+    if kind in _MISSING:
+        return "missing"
+    if kind.endswith(("_type", "_from_float", "_parsing")):
+        return "wrong_type"
+    return _CODES.get(kind, "invalid")
 
 
 def _with_likely_type(

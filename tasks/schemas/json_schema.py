@@ -68,6 +68,47 @@ def schema_files() -> dict[str, str]:
     }
 
 
+def component_schemas(prefix: str) -> dict[str, Schema]:
+    """Return the schema of each model by its name, as an OpenAPI description has them.
+
+    ``JobRequest`` is what submit takes: a ``TrainingJob``, or a ``PresetJob``, whose ``training``
+    may leave out what its preset has.
+
+    Args:
+        prefix: What a reference begins with before the model's name.
+    """
+    schemas: dict[str, Schema] = {}
+    for name in ("JobEvent", "Webhook", "Manifest", _JOB):
+        root = models()[name]
+        schemas |= {**root.pop("$defs"), name: root}
+    del schemas["Manifest"]["properties"]["job"]["type"]
+    job, definitions = schemas[_JOB], models()[_JOB]["$defs"]
+    schemas |= {f"Partial{name}": _partial(schema) for name, schema in definitions.items()}
+    schemas["PartialTraining"] = {
+        "description": "Some options of a training run; the others have a preset's values.",
+        **_partial(job["properties"]["training"]),
+    }
+    preset = {"description": job["properties"]["preset"]["description"], "type": "string"}
+    schemas["PresetJob"] = {
+        **job,
+        "description": "A training job that leaves out what its preset has.",
+        "title": "PresetJob",
+        "properties": {
+            **job["properties"],
+            "preset": preset | {"enum": [*preset_names(), *ALIASES]},
+            "training": {"$ref": "#/$defs/PartialTraining"},
+        },
+        "required": ["preset"],
+    }
+    schemas["JobRequest"] = {
+        "description": "A job to submit.",
+        "anyOf": [{"$ref": "#/$defs/PresetJob"}, {"$ref": f"#/$defs/{_JOB}"}],
+    }
+    text = json.dumps(schemas).replace(f"{_FILES[_JOB]}.schema.json", f"#/$defs/{_JOB}")
+    referring: dict[str, Schema] = json.loads(text.replace("#/$defs/", prefix))
+    return referring
+
+
 def _text(value: Any) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
 

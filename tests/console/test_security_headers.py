@@ -8,7 +8,7 @@ import httpx2
 import pytest
 from starlette.responses import PlainTextResponse
 
-from console.gate import MAX_BODY_BYTES
+from console.gate import MAX_BODY_BYTES, refusal
 from console.login import COOKIE
 from console.security_headers import SecurityHeaders
 from console.services.services import open_services
@@ -129,7 +129,9 @@ def test_configured_host_names_are_served_on_every_address(
     settings: dict[str, Any], host: str, status: int, address: str
 ) -> None:
     async def ask() -> int:
-        app = SecurityHeaders(PlainTextResponse(), Settings(console_address=address, **settings))
+        app = SecurityHeaders(
+            PlainTextResponse(), Settings(console_address=address, **settings), refusal
+        )
         transport = httpx2.ASGITransport(app)
         async with httpx2.AsyncClient(transport=transport, base_url=f"http://{host}") as client:
             return (await client.get("/")).status_code

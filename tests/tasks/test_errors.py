@@ -23,7 +23,7 @@ ERRORS = [
     (InvalidJobError(PROBLEMS), ErrorCode.INVALID_JOB, "submit", False),
     (DatasetError(PROBLEMS, "prepare"), ErrorCode.INVALID_DATASET, "prepare", False),
     (BaseModelError(PROBLEMS, "prepare"), ErrorCode.INVALID_MODEL, "prepare", False),
-    (DoesNotFitJobError("too large"), ErrorCode.DOES_NOT_FIT, "submit", False),
+    (DoesNotFitJobError("too large", "set less"), ErrorCode.DOES_NOT_FIT, "submit", False),
     (TrainerError("it fell", "train"), ErrorCode.TRAINER_FAILED, "train", False),
     (
         TrainerError("too large", "train", ErrorCode.OUT_OF_MEMORY, True),

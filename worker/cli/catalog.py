@@ -92,17 +92,34 @@ def contract(
         Path, typer.Argument(metavar="DIR", help="Folder to write to.", show_default=False)
     ],
 ) -> None:
-    """Write the contract for backends: names, schemas, TypeScript."""
+    """Write the contract for backends: names, schemas, OpenAPI."""
     from tasks.errors import UsageError
     from tasks.process.file_modes import output_files
     from tasks.schemas.contract_files import contract_files
     from worker.cli.output import stdout
 
+    texts = contract_files() | _openapi_file()
     try:
         with output_files():
             folder.mkdir(parents=True, exist_ok=True)
-            for name, text in contract_files().items():
+            for name, text in texts.items():
                 (folder / name).write_text(text, "utf-8")
                 stdout.print(str(folder / name), soft_wrap=True)
     except OSError as error:
         raise UsageError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def _openapi_file() -> dict[str, str]:
+    """Return the description of the console's API, which the console itself writes."""
+    import subprocess
+    import sys
+
+    from tasks.extras import is_installed
+    from worker.cli.output import stderr
+
+    if not is_installed("fastapi"):
+        stderr.print("openapi.json needs the console: pip install 'training-worker[console]'")
+        return {}
+    command = [sys.executable, "-P", "-m", "console.api"]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return {"openapi.json": done.stdout}

@@ -9,7 +9,7 @@ from nicegui import ui
 from console.pages.elements import Tag, button, fact, memory_bar
 from console.pages.form.draft import Draft
 from console.pages.formatting import STAGE_NAMES, count, sentence, span
-from console.views import Preview
+from console.views import EstimateView, Preview
 from routing.classes import MemoryClass
 from tasks.errors import Problem
 
@@ -129,24 +129,24 @@ class PreviewPanel:
     def _show_route(self, preview: Preview) -> None:
         route, estimate = preview.route, preview.estimate
         memory_class = next(
-            candidate for candidate in MemoryClass if str(candidate) == route["memory_class"]
+            candidate for candidate in MemoryClass if str(candidate) == route.memory_class
         )
         with Tag("dl", classes="facts"):
             fact("GPU", f"{memory_class.value} GB class")
-            fact("Queue", route["queue"])
+            fact("Queue", route.queue)
             fact("Time", _duration(estimate))
             if preview.price is not None:
                 fact("Price", _price(preview.price.amount))
-        if estimate["unknown"] and estimate["at_least_s"] >= 1:
-            stages = [STAGE_NAMES.get(stage, stage).lower() for stage in estimate["unknown"]]
+        if estimate.unknown and estimate.at_least_s >= 1:
+            stages = [STAGE_NAMES.get(stage, stage).lower() for stage in estimate.unknown]
             Tag("p", f"Time unknown for: {', '.join(stages)}.", "help")
-        needed_gib, available_gib = float(route["needed_gib"]), memory_class.floor_gib
+        needed_gib, available_gib = route.needed_gib, memory_class.floor_gib
         with Tag("div", classes="stack-small memory"):
             with Tag("div", classes="field-head"):
                 Tag("h3", "GPU memory")
                 Tag("span", f"{needed_gib:.1f} of {available_gib:.1f} GiB", "small")
-            memory_bar(route["parts_gib"], available_gib)
-            Tag("p", f"{sentence(route['reason'])} This is an estimate.", "help")
+            memory_bar(route.parts_gib, available_gib)
+            Tag("p", f"{sentence(route.reason)} This is an estimate.", "help")
 
     def _build_source(self) -> None:
         with Tag("details", classes="source"):
@@ -183,10 +183,10 @@ class PreviewPanel:
         ui.notify("Copied", type="info", timeout=1500)
 
 
-def _duration(estimate: dict[str, Any]) -> str:
-    if estimate["total_s"] is not None:
-        return f"about {span(estimate['total_s'])}"
-    known_s = float(estimate["at_least_s"])
+def _duration(estimate: EstimateView) -> str:
+    if estimate.total_s is not None:
+        return f"about {span(estimate.total_s)}"
+    known_s = estimate.at_least_s
     return f"at least {span(known_s)}" if known_s >= 1 else "unknown"
 
 
