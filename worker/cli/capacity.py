@@ -105,12 +105,23 @@ def simulate(
     seed: Annotated[int, typer.Option(help="Seed of the random jobs.")] = 1,
     save: Annotated[Path | None, typer.Option(help="Write the workload to this CSV.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Plot the waits to this PNG.")] = None,
+    p95_wait: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            metavar="MINUTES",
+            help="Find the smallest fleet of these classes on which 95 % of each class's jobs "
+            "wait no longer.",
+            callback=finite,
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
-    """Simulate how long jobs wait on a fleet, by policy."""
+    """Simulate how long jobs wait on a fleet, by policy; or size a fleet for a wait."""
     from tasks.extras import require
     from worker.cli.output import print_json, stdout
     from worker.simulation.report import Simulation
+    from worker.simulation.sizing import smallest_fleet
     from worker.simulation.workload import draw_workload, read_fleet, read_workload, write_workload
 
     if plot is not None:
@@ -119,9 +130,16 @@ def simulate(
     arrivals = (
         read_workload(workload) if workload is not None else draw_workload(gpus, jobs, load, seed)
     )
-    simulation = Simulation(gpus, arrivals)
     if save is not None:
         write_workload(save, arrivals)
+    if p95_wait is not None:
+        sizing = smallest_fleet(set(gpus), arrivals, p95_wait * 60, settings.prices())
+        if json:
+            print_json(sizing.document())
+        else:
+            stdout.print(sizing.table())
+        return
+    simulation = Simulation(gpus, arrivals)
     if plot is not None:
         simulation.plot(plot)
     if json:
