@@ -25,9 +25,11 @@ def make_app(services: Services) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        maintenance = asyncio.create_task(services.maintain())
+        loops = (services.maintain, services.maintain_keys)
+        maintenance = [asyncio.create_task(loop()) for loop in loops]
         yield
-        maintenance.cancel()
+        for task in maintenance:
+            task.cancel()
         await services.close()
 
     settings = services.settings

@@ -131,10 +131,11 @@ class Gate:
 
     def _owner_of_key(self, request: HTTPConnection) -> Caller:
         scheme, _, key = request.headers["authorization"].partition(" ")
-        caller = self._services.api_keys.find(key.strip()) if scheme.lower() == "bearer" else None
+        api_keys, key = self._services.api_keys, key.strip() if scheme.lower() == "bearer" else ""
+        caller = api_keys.find(key)
         if caller is None:
             self._services.wrong_keys.count(address_of(request))
-            raise UnauthorizedError("unknown API key")
+            raise UnauthorizedError(api_keys.why_refused(key))
         return caller
 
     def _owner_of_session(self, request: HTTPConnection, method: str) -> Caller | None:

@@ -71,6 +71,9 @@ class SecurityHeaders:
                 headers = MutableHeaders(scope=message)
                 headers.update(_ALWAYS)
                 headers["Content-Security-Policy"] = _API_POLICY if is_api else _PAGE_POLICY
+                caller = state.get("caller")
+                if caller is not None and caller.expires is not None:
+                    headers["API-Key-Expires"] = f"{caller.expires:%Y-%m-%dT%H:%M:%SZ}"
                 rate_limit = state.get("rate_limit")
                 if rate_limit is not None:
                     headers.update(rate_limit.headers)

@@ -2,12 +2,13 @@
 
 from typing import Annotated
 
-from fastapi import Depends, Request
-from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi import Depends, Request, Security
+from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
 from console.errors import UnauthorizedError
+from console.scopes import check_scope
 from console.services.services import Services
-from tasks.api_keys import Caller
+from tasks.api_keys import Caller, Scope
 
 _BEARER = HTTPBearer(
     scheme_name="key",
@@ -25,18 +26,30 @@ def services_of(request: Request) -> Services:
 
 async def caller_of(
     request: Request,
+    needed: SecurityScopes,
     _key: Annotated[HTTPAuthorizationCredentials | None, Depends(_BEARER)] = None,
 ) -> Caller:
-    """Return the caller of a request; the key is a parameter for the API's description only.
+    """Return the caller of a request, whose key has the scopes of the route.
+
+    The key is a parameter for the API's description only.
 
     Raises:
         UnauthorizedError: The gate did not ask for a key.
+        ForbiddenError: The key lacks a scope.
     """
+    assert needed.scopes, "a route names the scope that it needs"
     caller: Caller | None = getattr(request.state, "caller", None)
     if caller is None:
         raise UnauthorizedError("unknown API key")
+    for scope in needed.scopes:
+        check_scope(caller, Scope(scope))
     return caller
 
 
-CurrentCaller = Annotated[Caller, Depends(caller_of)]
+# Every route takes one of these: so its scope is in the API's description too.
+JobReader = Annotated[Caller, Security(caller_of, scopes=[Scope.JOBS_READ])]
+JobWriter = Annotated[Caller, Security(caller_of, scopes=[Scope.JOBS_WRITE])]
+Uploader = Annotated[Caller, Security(caller_of, scopes=[Scope.UPLOADS])]
+FileReader = Annotated[Caller, Security(caller_of, scopes=[Scope.FILES])]
+Administrator = Annotated[Caller, Security(caller_of, scopes=[Scope.ADMIN])]
 ServicesDep = Annotated[Services, Depends(services_of)]

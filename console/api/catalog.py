@@ -9,7 +9,7 @@ from fastapi import APIRouter, Response
 from fastapi.encoders import jsonable_encoder
 from pydantic import BaseModel
 
-from console.api.access import CurrentCaller, ServicesDep
+from console.api.access import JobReader, ServicesDep
 from console.views import FleetView, PresetView
 from tasks.jobs.job import TrainingJob
 from tasks.jobs.options import TypeOptions, training_options
@@ -24,25 +24,25 @@ class Health(BaseModel):
 
 
 @router.get("/presets")
-async def list_presets(_caller: CurrentCaller, services: ServicesDep) -> tuple[PresetView, ...]:
+async def list_presets(_caller: JobReader, services: ServicesDep) -> tuple[PresetView, ...]:
     """List the presets; the best one of each type for this fleet is `recommended`."""
     return await services.fleet.presets()
 
 
 @router.get("/schema", response_model=dict[str, Any])
-async def get_job_schema(_caller: CurrentCaller) -> Response:
+async def get_job_schema(_caller: JobReader) -> Response:
     """Return the JSON schema of a job."""
     return Response(_schema(), media_type="application/json")
 
 
 @router.get("/options", response_model=dict[str, TypeOptions])
-async def list_options(_caller: CurrentCaller) -> Response:
+async def list_options(_caller: JobReader) -> Response:
     """List the options of every training type, with type, default and description."""
     return Response(_options(), media_type="application/json")
 
 
 @router.get("/fleet")
-async def get_fleet(caller: CurrentCaller, services: ServicesDep) -> FleetView:
+async def get_fleet(caller: JobReader, services: ServicesDep) -> FleetView:
     """Return the workers and what they run, and the queues and how many jobs wait."""
     return await services.fleet.get(caller)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 from fastapi import APIRouter, Depends, Header, Query, Response
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
-from console.api.access import CurrentCaller, ServicesDep
+from console.api.access import JobReader, ServicesDep
 from console.api.openapi import reference
 from console.services.event_hub import EventStream
 from tasks.errors import NoBrokerError
@@ -34,7 +34,7 @@ _MESSAGE = {
 
 
 async def open_stream(
-    caller: CurrentCaller,
+    caller: JobReader,
     services: ServicesDep,
     job_id: str,
     last_event_id: Annotated[

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from fastapi import APIRouter, Header, Response
 from starlette.responses import StreamingResponse
 
-from console.api.access import CurrentCaller, ServicesDep
+from console.api.access import FileReader, ServicesDep
 from console.api.openapi import binary, errors, header
 from console.errors import RangeNotSatisfiableError
 from console.services.job_files import OpenFile
@@ -67,7 +67,7 @@ _HEAD_RESPONSES: dict[int | str, dict[str, Any]] = {
 
 
 @router.get("/jobs/{job_id}/files")
-async def list_files(caller: CurrentCaller, services: ServicesDep, job_id: str) -> FilesView:
+async def list_files(caller: FileReader, services: ServicesDep, job_id: str) -> FilesView:
     """List the files that a job has published, the trained weights first."""
     return await services.files.published(caller, job_id)
 
@@ -86,7 +86,7 @@ async def list_files(caller: CurrentCaller, services: ServicesDep, job_id: str) 
     openapi_extra=_EXTRA,
 )
 async def download_file(
-    caller: CurrentCaller,
+    caller: FileReader,
     services: ServicesDep,
     job_id: str,
     name: str,
@@ -101,7 +101,7 @@ async def download_file(
 
 @router.get("/jobs/{job_id}/samples")
 async def list_samples(
-    caller: CurrentCaller, services: ServicesDep, job_id: str
+    caller: FileReader, services: ServicesDep, job_id: str
 ) -> tuple[SampleView, ...]:
     """List a job's validation images so far."""
     return await services.files.samples(caller, job_id)
@@ -121,7 +121,7 @@ async def list_samples(
     openapi_extra=_EXTRA,
 )
 async def download_sample(
-    caller: CurrentCaller,
+    caller: FileReader,
     services: ServicesDep,
     job_id: str,
     name: str,

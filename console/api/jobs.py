@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
-from console.api.access import CurrentCaller, ServicesDep
+from console.api.access import JobReader, JobWriter, ServicesDep
 from console.api.openapi import errors, reference
 from console.errors import UnsupportedMediaTypeError
 from console.views import JobPage, JobView, Preview
@@ -46,7 +46,7 @@ Document = Annotated[Any, Depends(_document)]
 
 @router.post("/jobs", status_code=201, openapi_extra=_BODY)
 async def submit_job(
-    caller: CurrentCaller,
+    caller: JobWriter,
     services: ServicesDep,
     document: Document,
     response: Response,
@@ -62,7 +62,7 @@ async def submit_job(
 
 @router.post("/jobs:preview", openapi_extra=_BODY)
 async def preview_job(
-    caller: CurrentCaller,
+    caller: JobWriter,
     services: ServicesDep,
     document: Document,
     check_dataset: Annotated[bool, Query(description="Whether to read the dataset.")] = True,
@@ -73,7 +73,7 @@ async def preview_job(
 
 @router.get("/jobs")
 async def list_jobs(
-    caller: CurrentCaller,
+    caller: JobReader,
     services: ServicesDep,
     search: Annotated[
         str | None, Query(max_length=100, description="Text in the id or name.")
@@ -93,25 +93,25 @@ async def list_jobs(
 
 @router.post("/jobs/{job_id}:cancel", responses=errors(409))
 async def cancel_job(
-    caller: CurrentCaller, services: ServicesDep, job_id: str, save: bool = False
+    caller: JobWriter, services: ServicesDep, job_id: str, save: bool = False
 ) -> JobView:
     """Cancel a job; with `save`, save a checkpoint first and publish it."""
     return await services.jobs.cancel(caller, job_id, save=save)
 
 
 @router.post("/jobs/{job_id}:pause", responses=errors(409))
-async def pause_job(caller: CurrentCaller, services: ServicesDep, job_id: str) -> JobView:
+async def pause_job(caller: JobWriter, services: ServicesDep, job_id: str) -> JobView:
     """Pause a job; a running one saves a checkpoint and frees its GPU."""
     return await services.jobs.pause(caller, job_id)
 
 
 @router.post("/jobs/{job_id}:resume", responses=errors(409))
-async def resume_job(caller: CurrentCaller, services: ServicesDep, job_id: str) -> JobView:
+async def resume_job(caller: JobWriter, services: ServicesDep, job_id: str) -> JobView:
     """Resume a paused job from its checkpoint."""
     return await services.jobs.resume(caller, job_id)
 
 
 @router.get("/jobs/{job_id}")
-async def get_job(caller: CurrentCaller, services: ServicesDep, job_id: str) -> JobView:
+async def get_job(caller: JobReader, services: ServicesDep, job_id: str) -> JobView:
     """Return a job."""
     return await services.jobs.get(caller, job_id)

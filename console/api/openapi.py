@@ -26,6 +26,7 @@ TAGS = {
     "files": "Download what jobs have published, and their validation images.",
     "uploads": "Upload datasets: resumable by tus 1.0 (tus.io), or at once as a form.",
     "catalog": "Look up presets, options, the fleet and the console's health.",
+    "audit": "Read who did what; for operators.",
 }
 """Tags of operations, with their descriptions."""
 

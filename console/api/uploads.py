@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Request, Response
 
-from console.api.access import CurrentCaller, ServicesDep
+from console.api.access import ServicesDep, Uploader
 from console.api.openapi import binary, errors, header
 from console.errors import BadRequestError, PreconditionFailedError, UnsupportedMediaTypeError
 from console.services.upload_store import CHECKSUMS, Checksum
@@ -100,7 +100,7 @@ async def get_upload_options(services: ServicesDep) -> Response:
 )
 async def create_upload(
     request: Request,
-    caller: CurrentCaller,
+    caller: Uploader,
     services: ServicesDep,
     tus_resumable: Text = None,
     upload_length: Text = None,
@@ -119,7 +119,7 @@ async def create_upload(
 
 
 @router.get("/uploads")
-async def list_uploads(caller: CurrentCaller, services: ServicesDep) -> tuple[UploadView, ...]:
+async def list_uploads(caller: Uploader, services: ServicesDep) -> tuple[UploadView, ...]:
     """List the uploads, newest first."""
     return await services.uploads.all(caller)
 
@@ -134,16 +134,14 @@ async def list_uploads(caller: CurrentCaller, services: ServicesDep) -> tuple[Up
         }
     },
 )
-async def get_upload_offset(
-    caller: CurrentCaller, services: ServicesDep, upload_id: str
-) -> Response:
+async def get_upload_offset(caller: Uploader, services: ServicesDep, upload_id: str) -> Response:
     """Return the number of bytes received of an upload."""
     upload = await services.uploads.get(caller, upload_id)
     return _response(200, {**_state(upload), "Cache-Control": "no-store"})
 
 
 @router.get("/uploads/{upload_id}")
-async def get_upload(caller: CurrentCaller, services: ServicesDep, upload_id: str) -> UploadView:
+async def get_upload(caller: Uploader, services: ServicesDep, upload_id: str) -> UploadView:
     """Return an upload."""
     return await services.uploads.get(caller, upload_id)
 
@@ -170,7 +168,7 @@ async def get_upload(caller: CurrentCaller, services: ServicesDep, upload_id: st
 )
 async def append_to_upload(
     request: Request,
-    caller: CurrentCaller,
+    caller: Uploader,
     services: ServicesDep,
     upload_id: str,
     tus_resumable: Text = None,
@@ -197,7 +195,7 @@ async def append_to_upload(
 @router.delete(
     "/uploads/{upload_id}", status_code=204, response_class=Response, responses=errors(409)
 )
-async def delete_upload(caller: CurrentCaller, services: ServicesDep, upload_id: str) -> Response:
+async def delete_upload(caller: Uploader, services: ServicesDep, upload_id: str) -> Response:
     """Delete an upload. Jobs do not need it after their `prepare` stage."""
     await services.uploads.delete(caller, upload_id)
     return _response(204, {})
@@ -205,7 +203,7 @@ async def delete_upload(caller: CurrentCaller, services: ServicesDep, upload_id:
 
 @router.get("/uploads/{upload_id}/images", responses=errors(409))
 async def list_upload_images(
-    caller: CurrentCaller, services: ServicesDep, upload_id: str
+    caller: Uploader, services: ServicesDep, upload_id: str
 ) -> tuple[ImageView, ...]:
     """List the images of a complete upload, with captions, and make their thumbnails."""
     return await services.uploads.images(caller, upload_id)
@@ -217,7 +215,7 @@ async def list_upload_images(
     responses={200: {"description": "The thumbnail.", "content": binary("image/jpeg")}},
 )
 async def download_thumbnail(
-    caller: CurrentCaller,
+    caller: Uploader,
     services: ServicesDep,
     upload_id: str,
     number: Annotated[int, Path(ge=0, le=10**6)],

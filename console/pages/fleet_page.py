@@ -10,6 +10,7 @@ from console.pages.formatting import count, span
 from console.pages.layout import Frame
 from console.services.services import Services
 from console.views import FleetView, QueueView, WorkerView
+from tasks.api_keys import Scope
 from tasks.errors import JobError
 from tasks.settings.settings import Settings
 
@@ -49,7 +50,7 @@ class FleetPage:
 
     async def _refresh(self) -> None:
         try:
-            view = await self._services.fleet.get(self._frame.caller)
+            view = await self._services.fleet.get(self._frame.allowed(Scope.JOBS_READ))
         except (ConsoleError, JobError):
             return  # the next refresh retries
         if view == self._shown:

@@ -11,6 +11,7 @@ from console.pages.formatting import STAGE_NAMES, TYPE_NAMES, ago
 from console.pages.layout import Frame
 from console.services.services import Services
 from console.views import JobPage, JobView
+from tasks.api_keys import Scope
 from tasks.errors import JobError
 from tasks.state.record import JobStatus
 
@@ -40,7 +41,8 @@ class JobsList:
         """Build the page."""
         with Tag("div", classes="page-head"):
             Tag("h1", "Jobs")
-            Tag("a", "New job", "btn btn-primary", href=self._frame.link("/new"))
+            if self._frame.caller.allows(Scope.JOBS_WRITE):
+                Tag("a", "New job", "btn btn-primary", href=self._frame.link("/new"))
         with Tag("section", classes="panel", aria_label="Jobs"):
             with Tag("div", classes="filters", role="search"):
                 Field("Search", "text", self._search, self._set_search, placeholder="Name or id")
@@ -81,7 +83,7 @@ class JobsList:
     async def _refresh(self) -> None:
         try:
             page = await self._services.jobs.page(
-                self._frame.caller,
+                self._frame.allowed(Scope.JOBS_READ),
                 search=self._search or None,
                 status=None if self._status == _ANY else self._status,
                 limit=_PAGE_SIZE,
@@ -134,7 +136,8 @@ class JobsList:
                 Tag("p", "No jobs match.")
                 return
             Tag("p", "There are no jobs yet.")
-            Tag("a", "Start the first job", "btn btn-primary", href=self._frame.link("/new"))
+            if self._frame.caller.allows(Scope.JOBS_WRITE):
+                Tag("a", "Start the first job", "btn btn-primary", href=self._frame.link("/new"))
 
 
 def _status_details(job: JobView) -> str:

@@ -13,7 +13,8 @@ from nicegui import Client, ui
 
 from console.errors import ConsoleError, UnauthorizedError
 from console.pages.elements import Tag, button
-from tasks.api_keys import Caller
+from console.scopes import check_scope
+from tasks.api_keys import Caller, Scope
 
 ASSETS = "/console-assets"
 """Path of the style sheet."""
@@ -32,7 +33,11 @@ _SWITCH_THEME = """() => {
   else { localStorage.setItem('theme', next); root.dataset.theme = next; }
 }"""
 
-_NAVIGATION = (("New job", "/new"), ("Jobs", "/jobs"), ("Fleet", "/fleet"))
+_NAVIGATION = (
+    ("New job", "/new", Scope.JOBS_WRITE),
+    ("Jobs", "/jobs", Scope.JOBS_READ),
+    ("Fleet", "/fleet", Scope.JOBS_READ),
+)
 
 
 class Frame:
@@ -61,6 +66,15 @@ class Frame:
                 self._client.open(self.link("/login"))
             raise UnauthorizedError("your session has ended; log in again")
         return caller
+
+    def allowed(self, scope: Scope) -> Caller:
+        """Return the caller of the session, whose key has a scope.
+
+        Raises:
+            UnauthorizedError: The session has ended; the page opens the login page.
+            ForbiddenError: The key lacks the scope.
+        """
+        return check_scope(self.caller, scope)
 
     def link(self, path: str) -> str:
         """Return the address of a path, also behind a proxy that strips a prefix."""
@@ -92,19 +106,23 @@ class Frame:
         self._announcements.update_text(text)
 
     def _add_bar(self, current: str) -> None:
+        caller = self.caller
         with ui.context.client.layout:
             bar = Tag("header", classes="topbar")
         bar.move(target_index=0)
         with bar, Tag("div", classes="topbar-inner"):
             Tag("a", "training-worker", "brand", href=self.link("/jobs"))
             with Tag("nav", classes="nav", aria_label="Main"):
-                for name, path in _NAVIGATION:
-                    current_page = "page" if path == current else None
-                    Tag("a", name, href=self.link(path), aria_current=current_page)
+                for name, path, scope in _NAVIGATION:
+                    if caller.allows(scope):
+                        current_page = "page" if path == current else None
+                        Tag("a", name, href=self.link(path), aria_current=current_page)
             with Tag("div", classes="caller"):
                 theme = button("◐", "quiet", aria_label="Switch between light and dark")
                 theme.on("click", js_handler=_SWITCH_THEME)
-                Tag("span", self.caller.name, "caller-name", title=self.caller.name)
+                Tag("span", caller.name, "caller-name", title=caller.name)
+                if caller.expires_soon and caller.expires is not None:
+                    Tag("span", f"key expires {caller.expires:%Y-%m-%d}", "note note-warning small")
                 with Tag("form", method="post", action=self.link("/logout")):
                     Tag("button", "Log out", "btn btn-quiet", type="submit")
 

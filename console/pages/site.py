@@ -9,7 +9,7 @@ from nicegui import app as nicegui_app
 from nicegui import ui
 from starlette.staticfiles import StaticFiles
 
-from console.errors import ConsoleError, NotFoundError, TooManyError
+from console.errors import ConsoleError, ForbiddenError, NotFoundError, TooManyError
 from console.login import COOKIE
 from console.pages.elements import Tag
 from console.pages.fleet_page import FleetPage
@@ -23,6 +23,7 @@ from console.pages.layout import ASSETS, Frame, prefix_of, text_answer
 from console.pages.login_page import add_login_page
 from console.services.services import Services
 from console.views import PresetView
+from tasks.api_keys import Scope
 from tasks.errors import JobError
 
 _FAVICON = (
@@ -69,20 +70,20 @@ def _add_job_pages(services: Services) -> None:
             with frame.page("Jobs", "/jobs"):
                 await JobsList(frame, services, search, status).build()
 
-        return await _with_frame(request, services, build)
+        return await _with_frame(request, services, build, Scope.JOBS_READ)
 
     @ui.page("/jobs/{job_id}", response_timeout=_RESPONSE_TIMEOUT_S)
     async def job(request: Request, job_id: str) -> Response | None:
         async def build(frame: Frame) -> None:
             try:
-                view = await services.jobs.get(frame.caller, job_id)
+                view = await services.jobs.get(frame.allowed(Scope.JOBS_READ), job_id)
             except (ConsoleError, JobError) as error:
                 _show_not_found(frame, str(error))
                 return
             with frame.page(view.name, "/jobs"):
                 JobPage(frame, services, view).build()
 
-        return await _with_frame(request, services, build)
+        return await _with_frame(request, services, build, Scope.JOBS_READ)
 
     @ui.page("/fleet", response_timeout=_RESPONSE_TIMEOUT_S)
     async def fleet(request: Request) -> Response | None:
@@ -90,7 +91,7 @@ def _add_job_pages(services: Services) -> None:
             with frame.page("Fleet", "/fleet"):
                 await FleetPage(frame, services).build()
 
-        return await _with_frame(request, services, build)
+        return await _with_frame(request, services, build, Scope.JOBS_READ)
 
 
 def _add_form(services: Services, drafts: Drafts) -> None:
@@ -117,13 +118,23 @@ def _add_form(services: Services, drafts: Drafts) -> None:
                 NewJob(frame, services, opened, presets, started).build()
             return None
 
-        return await _with_frame(request, services, build)
+        return await _with_frame(request, services, build, Scope.JOBS_WRITE, Scope.UPLOADS)
 
 
 async def _with_frame(
-    request: Request, services: Services, build: Callable[[Frame], Awaitable[Response | None]]
+    request: Request,
+    services: Services,
+    build: Callable[[Frame], Awaitable[Response | None]],
+    *scopes: Scope,
 ) -> Response | None:
-    """Build a page for the session that the gate has found, in its account's share of pages."""
+    """Build a page for the session that the gate has found, in its account's share of pages.
+
+    Args:
+        request: The request.
+        services: The services.
+        build: Builds the page.
+        scopes: What the session's key must have.
+    """
     cookie, account = request.cookies.get(COOKIE), request.state.caller.account
     pages = services.open_pages
     try:
@@ -131,7 +142,14 @@ async def _with_frame(
     except TooManyError as error:
         return text_answer(error)
     ui.context.client.on_delete(lambda: pages.give_back(account))
-    return await build(Frame(request, lambda: services.sessions.find(cookie)))
+    frame = Frame(request, lambda: services.sessions.find(cookie))
+    try:
+        for scope in scopes:
+            frame.allowed(scope)
+    except ForbiddenError as error:
+        _show_problem(frame, 403, "Not allowed", error.message)
+        return None
+    return await build(frame)
 
 
 async def _first_draft(
@@ -139,16 +157,20 @@ async def _first_draft(
 ) -> Draft:
     """Return what the form starts with: an earlier job, or the best preset for the fleet."""
     if again:
-        return Draft.of(await services.jobs.document(frame.caller, again))
+        return Draft.of(await services.jobs.document(frame.allowed(Scope.JOBS_READ), again))
     of_type = [preset for preset in presets if preset.type == _FIRST_TYPE]
     best = next((preset for preset in of_type if preset.recommended), of_type[0])
     return Draft(_FIRST_TYPE, best.name)
 
 
 def _show_not_found(frame: Frame, problem: str) -> None:
-    ui.context.client.status_code = 404
-    with frame.page("Not found"), Tag("div", classes="panel empty"):
-        Tag("h1", "Not found")
+    _show_problem(frame, 404, "Not found", problem)
+
+
+def _show_problem(frame: Frame, status: int, title: str, problem: str) -> None:
+    ui.context.client.status_code = status
+    with frame.page(title), Tag("div", classes="panel empty"):
+        Tag("h1", title)
         Tag("p", sentence(problem), "break")
         Tag("a", "All jobs", "btn", href=frame.link("/jobs"))
 

@@ -2,7 +2,10 @@
 
 import asyncio
 import logging
+import time
 from dataclasses import dataclass
+
+from redis import RedisError
 
 from console.login import Sessions
 from console.services.dataset_checks import DatasetChecks
@@ -19,6 +22,7 @@ from console.services.uploads import Uploads
 from tasks.api_keys import ApiKeys
 from tasks.client import Client
 from tasks.errors import JobError
+from tasks.key_changes import KeyChanges
 from tasks.settings.settings import Settings
 from tasks.state.connection import connect
 from tasks.store import Store
@@ -27,6 +31,7 @@ from tasks.tracing.spans import Tracing, start_tracing
 logger = logging.getLogger(__name__)
 
 _MAINTENANCE_INTERVAL_S = 3600.0
+_KEYS_INTERVAL_S, _WARNING_INTERVAL_S = 60.0, 86_400.0
 # Of all accounts. An open page keeps about a megabyte.
 _MAX_PAGES = 400
 
@@ -36,6 +41,7 @@ class Services:
     """Services that pages and API routes call. Each decides what a caller may see."""
 
     settings: Settings
+    client: Client
     api_keys: ApiKeys
     sessions: Sessions
     api_limiter: RateLimiter
@@ -58,10 +64,30 @@ class Services:
                 logger.warning("cannot remove expired uploads; retrying later", exc_info=True)
             await asyncio.sleep(_MAINTENANCE_INTERVAL_S)
 
+    async def maintain_keys(self) -> None:
+        """Take changes of API keys to the audit log, and warn of their end, until cancelled."""
+        changes = KeyChanges(self.settings.api_keys_file)
+        warned_at = -_WARNING_INTERVAL_S
+        while True:
+            try:
+                await in_thread(changes.forward)(self.client.audit)
+                if time.monotonic() - warned_at >= _WARNING_INTERVAL_S:
+                    warned_at = time.monotonic()
+                    _warn_of_expiry(self.api_keys)
+            except (JobError, RedisError):
+                logger.warning("cannot record changes of API keys; retrying later", exc_info=True)
+            await asyncio.sleep(_KEYS_INTERVAL_S)
+
     async def close(self) -> None:
         """Close the connections to the broker, and send the last spans."""
         await self.events.close()
         await in_thread(self.tracing.close)()
+
+
+def _warn_of_expiry(api_keys: ApiKeys) -> None:
+    for entry in api_keys.entries():
+        if entry.caller.expires_soon and not entry.is_expired:
+            logger.warning("API key %s expires at %s", entry.name, entry.expires)
 
 
 def open_services(settings: Settings, broker_url: str) -> Services:
@@ -85,6 +111,7 @@ def open_services(settings: Settings, broker_url: str) -> Services:
     upload_store = UploadStore(folder / "uploads", store, settings)
     return Services(
         settings=settings,
+        client=client,
         api_keys=api_keys,
         sessions=Sessions(api_keys),
         api_limiter=RateLimiter(limits, "api", settings.api_rate_limit),

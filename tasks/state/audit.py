@@ -113,7 +113,9 @@ class AuditLog:
             "action": action,
             "subject": _bounded(subject),
             "tenant": _bounded(tenant),
-            "details": {name: _bounded(value) for name, value in details.items()},
+            "details": {
+                name: _bounded(value) for name, value in details.items() if value is not None
+            },
         }
         return scripts.record_audit(
             self._redis,

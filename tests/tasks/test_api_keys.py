@@ -1,11 +1,12 @@
 import json
 import stat
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
-from tasks.api_keys import ApiKeys, Caller, ensure_console_key
+from tasks.api_keys import ApiKeys, Caller, Scope, ensure_console_key
 from tasks.errors import ApiKeyNameError, ApiKeysError, UsageError
 
 
@@ -101,3 +102,50 @@ def test_an_invalid_console_key_is_replaced(path: Path) -> None:
     key_file.unlink()
     ensure_console_key(api_keys, key_file)
     assert len(json.loads(path.read_text("utf-8"))) == 1
+
+
+def test_an_expired_key_has_no_owner_and_a_reason(path: Path) -> None:
+    api_keys = ApiKeys(path)
+    key = api_keys.create("front", "acme", expires_in=timedelta(days=90))
+    caller = api_keys.find(key)
+    assert caller is not None
+    assert caller.expires is not None
+    assert not caller.expires_soon
+    expire(path, datetime.now(UTC) + timedelta(days=2))
+    assert ApiKeys(path).entries()[0].caller.expires_soon
+    expire(path, datetime(2026, 1, 2, 3, 4, tzinfo=UTC))
+    assert api_keys.find(key) is None
+    assert api_keys.find_by_digest(api_keys.entries()[0].sha256) is None
+    assert api_keys.why_refused(key) == (
+        "API key front expired at 2026-01-02 03:04 UTC; get a new one"
+    )
+    assert api_keys.why_refused("twk_" + "a" * 43) == "unknown API key"
+
+
+def expire(path: Path, at: datetime) -> None:
+    [entry] = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps([{**entry, "expires": at.isoformat()}]), "utf-8")
+
+
+@pytest.mark.parametrize("days", [0, -1, 3651])
+def test_impossible_lifetimes_are_refused(path: Path, days: int) -> None:
+    with pytest.raises(UsageError, match="3650 days"):
+        ApiKeys(path).create("front", None, expires_in=timedelta(days=days))
+
+
+def test_keys_have_the_scopes_of_their_kind(path: Path) -> None:
+    api_keys = ApiKeys(path)
+    with pytest.raises(UsageError, match="only an operator's key"):
+        api_keys.create("front", "acme", scopes=[Scope.ADMIN])
+    reader = api_keys.find(api_keys.create("r", "acme", scopes=[Scope.JOBS_READ]))
+    assert reader is not None
+    assert [scope for scope in Scope if reader.allows(scope)] == [Scope.JOBS_READ]
+    assert [scope for scope in Scope if not Caller("a", "acme").allows(scope)] == [Scope.ADMIN]
+    assert all(Caller("o", None).allows(scope) for scope in Scope)
+
+
+def test_files_of_earlier_versions_are_read(path: Path) -> None:
+    path.parent.mkdir()
+    entry = {"name": "old", "tenant": None, "sha256": "0" * 64, "created": "2026-01-01T00:00:00Z"}
+    path.write_text(json.dumps([entry]), "utf-8")
+    assert ApiKeys(path).find_by_digest("0" * 64) == Caller("old", None)

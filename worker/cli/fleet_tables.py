@@ -182,10 +182,14 @@ def engine_tables(engines: "Mapping[Engine, Installed]", applied: frozenset[str]
 
 def key_table(entries: "Sequence[KeyEntry]") -> Table:
     """Show one API key per row."""
-    table = Table("name", "for", "created")
+    table = Table("name", "for", "scopes", "created", "expires")
     for entry in entries:
         owner = "operator" if entry.tenant is None else f"tenant {entry.tenant}"
-        table.add_row(entry.name, owner, f"{entry.created:%Y-%m-%d %H:%M}")
+        scopes = "all" if entry.scopes is None else ", ".join(entry.scopes)
+        expires = "never" if entry.expires is None else f"{entry.expires:%Y-%m-%d %H:%M}"
+        style = "yellow" if entry.caller.expires_soon else ""
+        end = Text(f"expired {expires}" if entry.is_expired else expires, style)
+        table.add_row(entry.name, owner, scopes, f"{entry.created:%Y-%m-%d %H:%M}", end)
     return table
 
 

@@ -1,5 +1,7 @@
 """Commands on access: create, list and revoke API keys, and read the audit log."""
 
+import re
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -7,11 +9,17 @@ import typer
 from worker.cli.command import Json, command
 
 if TYPE_CHECKING:
+    from datetime import timedelta
+
+    from tasks.api_keys import Scope
+    from tasks.key_changes import KeyChanges
     from tasks.settings.settings import Settings
 
 commands = typer.Typer(help="Manage API keys of the console and its API.", no_args_is_help=True)
 
 audit_commands = typer.Typer()
+
+_UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 KeyName = Annotated[str, typer.Argument(metavar="NAME", help="The key's name.", show_default=False)]
 
@@ -27,18 +35,36 @@ def create(
     operator: Annotated[
         bool, typer.Option("--operator", help="The key sees the jobs of all tenants.")
     ] = False,
+    expires: Annotated[
+        str | None,
+        typer.Option(metavar="TIME", help="The key expires after this time, such as 90d or 12h."),
+    ] = None,
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="SCOPE",
+            help="What the key may be used for: jobs:read, jobs:write, uploads, files, and admin "
+            "for operators. May be repeated. Default: everything.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Create a key and print it once; only its digest is stored."""
-    from tasks.api_keys import ApiKeys
     from tasks.errors import UsageError
+    from tasks.key_changes import KeyChanges
+    from tasks.state.audit import command_line_actor
     from worker.cli.output import print_json, stdout
 
     if (tenant is None) != operator:
         raise UsageError("give either --tenant or --operator")
-    key = ApiKeys(settings.api_keys_file).create(name, tenant)
+    changes = KeyChanges(settings.api_keys_file)
+    api_keys = changes.api_keys(command_line_actor())
+    expires_in = None if expires is None else _time(expires)
+    key = api_keys.create(name, tenant, expires_in=expires_in, scopes=_scopes(scope))
+    _forward(settings, changes)
     if json:
-        print_json({"name": name, "tenant": tenant, "key": key})
+        entry = next(entry for entry in api_keys.entries() if entry.name == name)
+        print_json({**entry.model_dump(mode="json", exclude={"sha256"}), "key": key})
     else:
         stdout.print(key, soft_wrap=True)
 
@@ -49,23 +75,29 @@ def list_keys(settings: "Settings", json: Json = False) -> None:
     """List the keys, the oldest first."""
     from tasks.api_keys import ApiKeys
     from worker.cli.fleet_tables import key_table
-    from worker.cli.output import print_json, stdout
+    from worker.cli.output import print_json, print_warning, stdout
 
     entries = ApiKeys(settings.api_keys_file).entries()
     if json:
         print_json([entry.model_dump(mode="json", exclude={"sha256"}) for entry in entries])
-    else:
-        stdout.print(key_table(entries))
+        return
+    stdout.print(key_table(entries))
+    for entry in entries:
+        if entry.caller.expires_soon and not entry.is_expired:
+            print_warning(f"key {entry.name} expires at {entry.expires:%Y-%m-%d %H:%M} UTC")
 
 
 @commands.command()
 @command
 def revoke(settings: "Settings", name: KeyName, json: Json = False) -> None:
     """Revoke a key; it stops working at once."""
-    from tasks.api_keys import ApiKeys
+    from tasks.key_changes import KeyChanges
+    from tasks.state.audit import command_line_actor
     from worker.cli.output import print_json, stdout
 
-    ApiKeys(settings.api_keys_file).revoke(name)
+    changes = KeyChanges(settings.api_keys_file)
+    changes.api_keys(command_line_actor()).revoke(name)
+    _forward(settings, changes)
     if json:
         print_json({"revoked": name})
     else:
@@ -88,14 +120,62 @@ def audit(
     json: Json = False,
 ) -> None:
     """List who did what: the audit log, the newest entry first."""
+    from tasks.key_changes import KeyChanges
     from worker.cli.client import client_of
     from worker.cli.fleet_tables import audit_table
     from worker.cli.output import print_json, stdout
 
-    entries = client_of(settings).audit.entries(
+    client = client_of(settings)
+    KeyChanges(settings.api_keys_file).forward(client.audit)
+    entries = client.audit.entries(
         limit=limit, actor=actor, action=action, subject=job, tenant=tenant
     )
     if json:
         print_json([entry.model_dump(mode="json") for entry in entries])
     else:
         stdout.print(audit_table(entries))
+
+
+def _time(text: str) -> "timedelta":
+    """Parse ``--expires``.
+
+    Raises:
+        UsageError: It is not a number and a unit.
+    """
+    from datetime import timedelta
+
+    from tasks.errors import UsageError
+
+    match = re.fullmatch(r"([1-9][0-9]{0,4})([mhdw])", text)
+    if match is None:
+        raise UsageError("--expires: use a number and m, h, d or w, such as 90d")
+    return timedelta(**{_UNITS[match[2]]: int(match[1])})
+
+
+def _scopes(names: list[str] | None) -> "list[Scope] | None":
+    """Parse ``--scope``.
+
+    Raises:
+        UsageError: A name is unknown.
+    """
+    from tasks.api_keys import Scope
+    from tasks.errors import UsageError
+
+    known = [scope.value for scope in Scope]
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise UsageError(f"--scope: no scope {', '.join(unknown)}; scopes: {', '.join(known)}")
+    return [Scope(name) for name in names] if names else None
+
+
+def _forward(settings: "Settings", changes: "KeyChanges") -> None:
+    """Take changes to the audit log; without a broker, a console or the next command does."""
+    from redis import RedisError
+
+    from tasks.errors import NoBrokerError
+    from tasks.state.audit import AuditLog
+    from tasks.state.connection import connect
+    from worker.local.embedded_broker import broker_url
+
+    with suppress(NoBrokerError, RedisError):
+        changes.forward(AuditLog(connect(broker_url(settings)), settings.audit_retention))

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from routing.classes import MemoryClass
-from tasks.api_keys import ApiKeys, ensure_console_key
+from tasks.api_keys import ensure_console_key
 from tasks.errors import JobError
 from tasks.extras import is_installed, not_installed, require
 from tasks.jobs.document import write_document
+from tasks.key_changes import KeyChanges
 from tasks.process.logging_setup import set_up_logging
 from tasks.settings.settings import Settings
+from tasks.state.audit import command_line_actor
 from tasks.state.availability import check_writes
 from tasks.state.connection import connect
 from worker.cli.client import client_of
@@ -59,7 +61,8 @@ def run_local_fleet(settings: Settings, ready_file: Path | None) -> None:
     if settings.flower_port:
         flower_credentials(settings)
     if settings.console_port:
-        ensure_console_key(ApiKeys(settings.api_keys_file), settings.console_key_file)
+        api_keys = KeyChanges(settings.api_keys_file).api_keys(command_line_actor())
+        ensure_console_key(api_keys, settings.console_key_file)
     with running_fleet(settings) as fleet:
         fleet.wait_until_ready()
         stdout.print(_introduction(settings, [gpu.name for gpu in fleet.gpus]), soft_wrap=True)

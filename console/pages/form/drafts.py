@@ -15,7 +15,7 @@ from console.services.services import Services
 from console.services.shares import AccountCache
 from console.services.threads import in_thread
 from console.views import DatasetView, ImageView, UploadView
-from tasks.api_keys import Caller
+from tasks.api_keys import Caller, Scope
 from tasks.data.uploads import upload_id_in
 from tasks.errors import InvalidJobError, JobError
 
@@ -146,7 +146,7 @@ class DraftImages:
         if upload_id is None or self._opened.upload is not None:
             return
         try:
-            upload = await self._services.uploads.get(self._frame.caller, upload_id)
+            upload = await self._services.uploads.get(self._frame.allowed(Scope.UPLOADS), upload_id)
         except NotFoundError:
             self._opened.draft.dataset = None
             self.message = "The images of that job have expired; add them again."
@@ -167,7 +167,7 @@ class DraftImages:
                 self.message = f"The upload failed: {error}"
 
     async def _upload(self) -> None:
-        opened, caller = self._opened, self._frame.caller
+        opened, caller = self._opened, self._frame.allowed(Scope.UPLOADS)
         self._has_changed = False
         previous, was_own = opened.upload, opened.is_own_upload
         opened.upload, opened.images, opened.report = None, (), None
@@ -193,7 +193,9 @@ class DraftImages:
         if upload is None:
             return ()
         try:
-            return await self._services.uploads.images(self._frame.caller, upload.id)
+            return await self._services.uploads.images(
+                self._frame.allowed(Scope.UPLOADS), upload.id
+            )
         except NotFoundError as error:
             self.message = f"{upload.name}: {error}"
             return ()
@@ -201,7 +203,9 @@ class DraftImages:
     async def _report(self) -> DatasetView | None:
         try:
             document = self._opened.draft.document()
-            preview = await self._services.submissions.preview(self._frame.caller, document)
+            preview = await self._services.submissions.preview(
+                self._frame.allowed(Scope.JOBS_WRITE), document
+            )
         except InvalidJobError:
             # The form shows the problems of other options beside their fields.
             return None

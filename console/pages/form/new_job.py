@@ -16,6 +16,7 @@ from console.pages.formatting import TYPE_NAMES
 from console.pages.layout import Frame
 from console.services.services import Services
 from console.views import PresetView, Preview
+from tasks.api_keys import Scope
 from tasks.errors import InvalidJobError, JobError, Problem
 
 _TYPE_NOTES = {
@@ -144,7 +145,9 @@ class NewJob:
             return
         try:
             document = self._draft.document()
-            job = await self._services.submissions.submit(self._frame.caller, document)
+            job = await self._services.submissions.submit(
+                self._frame.allowed(Scope.JOBS_WRITE), document
+            )
         except InvalidJobError as error:
             self._show_problems(list(error.problems))
             self._panel.show(None, list(error.problems), self._draft)
@@ -157,7 +160,7 @@ class NewJob:
     async def _preview(self, document: dict[str, Any]) -> tuple[Preview | None, list[Problem]]:
         try:
             preview = await self._services.submissions.preview(
-                self._frame.caller,
+                self._frame.allowed(Scope.JOBS_WRITE),
                 document,
                 check_dataset=False,
                 sizes=self._dataset.images.sizes,

@@ -17,6 +17,7 @@ from console.services.services import Services
 from console.views import JobView
 from routing.classes import MemoryClass
 from routing.queues import gpu_queue
+from tasks.api_keys import Caller, Scope
 from tasks.errors import JobError
 from tasks.state.record import JobStatus
 
@@ -40,6 +41,7 @@ class JobPage:
         self._log = EventLog()
         self._refreshed_at, self._announced_tenth = 0.0, -1
         self._has_shown_files = False
+        self._may_change = frame.caller.allows(Scope.JOBS_WRITE)
 
     def build(self) -> None:
         """Build the page, and keep it up to date until the browser leaves it."""
@@ -74,8 +76,9 @@ class JobPage:
                 self._pause_button = button("Pause").on("click", self._pause)
                 self._resume_button = button("Resume", "primary").on("click", self._resume)
                 self._cancel_button = button("Cancel", "danger")
-                again = self._frame.link(f"/new?again={quote(view.id)}")
-                Tag("a", "Run again with changes", "btn", href=again)
+                if self._may_change:
+                    again = self._frame.link(f"/new?again={quote(view.id)}")
+                    Tag("a", "Run again with changes", "btn", href=again)
         question = dialog(
             "Cancel this job?",
             "You can publish the result so far, or discard it.",
@@ -105,7 +108,7 @@ class JobPage:
         job_id = self._view.id
         while True:
             try:
-                caller = self._frame.caller
+                caller = self._frame.allowed(Scope.JOBS_READ)
                 follow = self._services.events.follow(caller, job_id, self._log.position)
                 async with follow as batches:
                     async for batch in batches:
@@ -123,7 +126,9 @@ class JobPage:
             return
         self._log.changed, self._refreshed_at = False, now
         try:
-            view = await self._services.jobs.get(self._frame.caller, self._view.id)
+            view = await self._services.jobs.get(
+                self._frame.allowed(Scope.JOBS_READ), self._view.id
+            )
         except (ConsoleError, JobError):
             return  # the next refresh retries
         if view.stage != self._view.stage or view.status != self._view.status:
@@ -136,9 +141,12 @@ class JobPage:
         status = JobStatus(view.status)
         self._status.update_text(view.status)
         self._status.set_classes(f"status status-{view.status}")
-        self._pause_button.set_visibility(status in (JobStatus.QUEUED, JobStatus.RUNNING))
-        self._resume_button.set_visibility(status in (JobStatus.PAUSED, JobStatus.PAUSING))
-        self._cancel_button.set_visibility(not status.ended and status != JobStatus.CANCELLING)
+        may = self._may_change
+        is_active = status in (JobStatus.QUEUED, JobStatus.RUNNING)
+        self._pause_button.set_visibility(may and is_active)
+        self._resume_button.set_visibility(may and status in (JobStatus.PAUSED, JobStatus.PAUSING))
+        is_ending = status.ended or status == JobStatus.CANCELLING
+        self._cancel_button.set_visibility(may and not is_ending)
         self._show_error(view)
         self._end.update_text(_end(view))
         self._stages.show(view, self._log)
@@ -158,6 +166,8 @@ class JobPage:
 
     async def _show_results(self, view: JobView) -> None:
         caller = self._frame.caller
+        if not caller.allows(Scope.FILES):
+            return
         try:
             if self._log.validations != self._samples.shown_validations:
                 self._samples.show(await self._services.files.samples(caller, view.id), self._log)
@@ -181,15 +191,18 @@ class JobPage:
             )
 
     async def _pause(self) -> None:
-        await self._change(lambda: self._services.jobs.pause(self._frame.caller, self._view.id))
+        await self._change(lambda: self._services.jobs.pause(self._writer(), self._view.id))
 
     async def _resume(self) -> None:
-        await self._change(lambda: self._services.jobs.resume(self._frame.caller, self._view.id))
+        await self._change(lambda: self._services.jobs.resume(self._writer(), self._view.id))
 
     async def _cancel(self, *, save: bool) -> None:
         await self._change(
-            lambda: self._services.jobs.cancel(self._frame.caller, self._view.id, save=save)
+            lambda: self._services.jobs.cancel(self._writer(), self._view.id, save=save)
         )
+
+    def _writer(self) -> Caller:
+        return self._frame.allowed(Scope.JOBS_WRITE)
 
     async def _change(self, change: Callable[[], Awaitable[JobView]]) -> None:
         try:
