@@ -12,12 +12,12 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
+from console.api.problems import PROBLEM_TYPE, ProblemDocument
 from console.views import COMPONENT
 from tasks.schemas.json_schema import component_schemas
 
 Schema = dict[str, Any]
 
-PROBLEM_TYPE = "application/problem+json"
 _SCHEMAS = "#/components/schemas/"
 _METHODS = ("get", "head", "options", "post", "put", "patch", "delete")
 
@@ -51,6 +51,7 @@ ERRORS = {
     507: ("InsufficientStorage", "The disk is full, or the tenant's quota of uploads."),
 }
 """Statuses of errors: a name, and the reason."""
+_OTHER_ERROR = ("Error", "Any other error.")
 _RETRY_AFTER = {"Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}}}
 _ERROR_HEADERS: dict[int, Schema] = {
     401: {"WWW-Authenticate": {"schema": {"type": "string"}}},
@@ -98,16 +99,18 @@ def operation_id(route: APIRoute) -> str:
 def api_document(api: FastAPI) -> Schema:
     """Return the complete description of the API's application."""
     document = api.openapi()
-    for path, operation in operations(document):
+    for method, path, operation in operations(document):
         operation["summary"] = operation["summary"].capitalize()
-        _add_errors(path, operation)
+        _add_errors(method, path, operation)
+    problem = ProblemDocument.model_json_schema(ref_template=f"{_SCHEMAS}{{model}}")
     schemas = document["components"]["schemas"] | component_schemas(_SCHEMAS)
+    schemas |= {**problem.pop("$defs"), ProblemDocument.__name__: problem}
     # FastAPI's own form of errors, which this API does not have.
     for name in ("HTTPValidationError", "ValidationError"):
         schemas.pop(name, None)
     document["components"]["schemas"] = _with_components(dict(sorted(schemas.items())))
     document["components"]["responses"] = {
-        "Error": _error_response("Any other error."),
+        _OTHER_ERROR[0]: _error_response(_OTHER_ERROR[1]),
         **{
             name: _error_response(reason, _ERROR_HEADERS.get(status))
             for status, (name, reason) in ERRORS.items()
@@ -116,12 +119,12 @@ def api_document(api: FastAPI) -> Schema:
     return document
 
 
-def operations(document: Schema) -> Iterator[tuple[str, Schema]]:
-    """Yield each operation of a description with its path."""
+def operations(document: Schema) -> Iterator[tuple[str, str, Schema]]:
+    """Yield each operation of a description with its method and path."""
     for path, item in document["paths"].items():
         for method in _METHODS:
             if method in item:
-                yield path, item[method]
+                yield method, path, item[method]
 
 
 def document_text(document: Schema) -> str:
@@ -134,7 +137,7 @@ def product_version() -> str:
     return version("training-worker")
 
 
-def _add_errors(path: str, operation: Schema) -> None:
+def _add_errors(method: str, path: str, operation: Schema) -> None:
     """Describe an operation's errors: those that it names, and those that its parts imply."""
     responses = operation["responses"]
     statuses = {int(status) for status in responses if status.isdigit() and int(status) >= 400}
@@ -148,10 +151,11 @@ def _add_errors(path: str, operation: Schema) -> None:
     if "requestBody" in operation:
         statuses |= {400, 422, *_BODY_ERRORS}
     succeeded = {status: it for status, it in responses.items() if int(status) < 400}
-    operation["responses"] = {
-        **succeeded,
-        **{str(status): _response_reference(ERRORS[status][0]) for status in sorted(statuses)},
-        "default": _response_reference("Error"),
+    failed = {str(status): ERRORS[status] for status in sorted(statuses)}
+    operation["responses"] = succeeded | {
+        # The response to HEAD has no body.
+        status: {"description": reason} if method == "head" else _response_reference(name)
+        for status, (name, reason) in {**failed, "default": _OTHER_ERROR}.items()
     }
 
 

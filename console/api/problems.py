@@ -12,7 +12,6 @@ from kombu.exceptions import OperationalError
 from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
-from console.api.openapi import PROBLEM_TYPE
 from console.errors import (
     ConflictError,
     ConsoleError,
@@ -24,6 +23,8 @@ from tasks.errors import ErrorCode, JobError, MissingObjectError, Problem, Probl
 from tasks.jobs.problems import problem_code
 
 logger = logging.getLogger(__name__)
+
+PROBLEM_TYPE = "application/problem+json"
 
 _STATUS = {
     ErrorCode.INVALID_JOB: 422,

@@ -19,7 +19,7 @@ from tests.console.conftest import Console, job
 
 FILE = Path(__file__).parents[3] / "deploy" / "contract" / "openapi.json"
 DOCUMENT: dict[str, Any] = json.loads(FILE.read_text("utf-8"))
-OPERATIONS = [operation for _, operation in operations(DOCUMENT)]
+OPERATIONS = [operation for *_, operation in operations(DOCUMENT)]
 VERBS = {
     "append",
     "cancel",
@@ -99,9 +99,11 @@ def test_every_error_is_a_problem_document() -> None:
     responses = DOCUMENT["components"]["responses"]
     for response in responses.values():
         assert list(response["content"]) == ["application/problem+json"]
-    for operation in OPERATIONS:
+    for method, _, operation in operations(DOCUMENT):
         for status, response in operation["responses"].items():
-            if status == "default" or int(status) >= 400:
+            if method == "head":
+                assert "content" not in response
+            elif status == "default" or int(status) >= 400:
                 assert response["$ref"].rpartition("/")[2] in responses
 
 
@@ -109,6 +111,14 @@ def test_every_error_of_the_console_is_described() -> None:
     known = ConsoleError.__subclasses__()
     assert {it.status for it in known} <= set(ERRORS)
     assert [it for it in known if not it.remedy] == []
+
+
+def test_every_reference_has_its_target() -> None:
+    text = json.dumps(DOCUMENT)
+    components = DOCUMENT["components"]
+    for kind, name in set(re.findall(r'"#/components/(\w+)/(\w+)"', text)):
+        assert name in components[kind], f"{kind}/{name}"
+    assert "$defs" not in text
 
 
 def test_every_schema_is_valid() -> None:
