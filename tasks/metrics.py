@@ -256,6 +256,12 @@ TENANT_OLDEST_WAIT = _gauge(
     "tenant",
 )
 JOBS_RUNNING = _gauge("jobs_running", "Stages that run, by the queue that they came from.", "queue")
+WORKERS_WANTED = _gauge(
+    "workers_wanted",
+    "Workers of a queue that would have work: jobs that run from it, and jobs that wait for it "
+    "within their tenants' limits.",
+    "queue",
+)
 JOBS_IN_FLIGHT = _gauge("jobs_in_flight", "Jobs that have a message or whose stage runs.")
 RETRY_JOBS = _gauge("retry_jobs", "Jobs that wait for a retry after a transient error.")
 DEAD_LETTER_JOBS = _gauge("dead_letter_jobs", "Jobs in the dead-letter queue.")

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple, cast
 
 from redis import Redis
 
+from routing.fair_share import TenantShares, share_of
 from routing.queues import ALL_QUEUES
 from tasks.contract import record_key
 from tasks.metrics import UNREAD
 from tasks.state.keys import (
     DEAD_LETTERS,
     DUE,
+    FLEET,
     IN_FLIGHT,
     PENDING_WEBHOOKS,
     tenant_queue_key,
@@ -25,6 +27,7 @@ from tasks.state.keys import (
     tenants_key,
 )
 from tasks.state.record import CACHE_QUEUE_FIELD, pending_queue
+from tasks.state.tenant_queues import shares_in
 from tasks.state.workers import WorkerInfo, live_workers
 
 _FIELDS = ("status", "stage", "stage_state", "gpu_queue", "tenant", "updated_at")
@@ -38,6 +41,7 @@ class Running:
 
     queue: str
     worker: str
+    tenant: str
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ class FleetSnapshot:
         dead_letters: The number of jobs in the dead-letter queue.
         pending_webhooks: The number of ended jobs whose webhook is not delivered.
         workers: The live workers by name.
+        shares: The tenants' shares.
     """
 
     waiting: Mapping[Place, int]
@@ -65,6 +70,20 @@ class FleetSnapshot:
     dead_letters: int
     pending_webhooks: int
     workers: Mapping[str, WorkerInfo]
+    shares: TenantShares
+
+    def workers_wanted(self) -> dict[str, int]:
+        """Return by queue how many workers would have work: an autoscaler starts that many.
+
+        A tenant's jobs beyond its limit wait for its other jobs, and not for a worker.
+        """
+        running = Counter(stage.tenant for stage in self.running)
+        wanted = Counter(stage.queue for stage in self.running)
+        for (queue, tenant), count in self.waiting.items():
+            limit = share_of(tenant, self.shares).limit
+            admitted = count if limit is None else min(count, max(0, limit - running[tenant]))
+            wanted[queue] += admitted
+        return {queue: wanted[queue] for queue in ALL_QUEUES}
 
     def waits_s(self, place: Place) -> float:
         """Return how long the oldest job of a place has waited."""
@@ -94,9 +113,10 @@ def read_fleet(client: Redis) -> FleetSnapshot:
     with client.pipeline(transaction=False) as pipe:
         pipe.time()
         pipe.hkeys(IN_FLIGHT)
+        pipe.hgetall(FLEET)
         for index in (DUE, DEAD_LETTERS, PENDING_WEBHOOKS):
             pipe.zcard(index)
-        (seconds, micros), job_ids, due, dead, webhooks = cast("Any", pipe.execute())
+        (seconds, micros), job_ids, published, due, dead, webhooks = cast("Any", pipe.execute())
     lengths, waiting, since = read_queue_lengths(client)
     running = _in_flight(client, job_ids, lengths, waiting, since)
     return FleetSnapshot(
@@ -109,6 +129,7 @@ def read_fleet(client: Redis) -> FleetSnapshot:
         dead_letters=dead,
         pending_webhooks=webhooks,
         workers=live_workers(client),
+        shares=shares_in(published),
     )
 
 
@@ -151,7 +172,7 @@ def _in_flight(
     for fields in _fields_of(client, job_ids):
         if fields["stage_state"] == "running":
             start = json.loads(fields[f"stage:{fields['stage']}"])
-            running.append(Running(start["queue"], start["worker"]))
+            running.append(Running(start["queue"], start["worker"], fields["tenant"]))
             continue
         queue = pending_queue(fields)
         if queue is not None:

@@ -84,7 +84,7 @@ class TenantQueues:
 
     def shares(self) -> dict[str, TenantShare]:
         """Return the tenants' shares that were published last."""
-        return _shares_in(cast("dict[str, str]", self._redis.hgetall(FLEET)))
+        return shares_in(cast("dict[str, str]", self._redis.hgetall(FLEET)))
 
     def in_flight(self) -> Counter[str]:
         """Return how many jobs each tenant has in flight."""
@@ -110,7 +110,7 @@ class TenantQueues:
         """Send the next job and add its id to ``sent``; return the next candidates, if any."""
         queues, tenants_in_flight, fleet = candidates
         in_flight: Counter[str] = Counter(tenants_in_flight)
-        shares = _shares_in(hash_of(fleet))
+        shares = shares_in(hash_of(fleet))
         for queue, waiting in sorted(queues):
             tenant = next_tenant(waiting, in_flight, shares)
             if tenant is None:
@@ -133,7 +133,8 @@ class TenantQueues:
         return []
 
 
-def _shares_in(fleet: Mapping[str, str]) -> dict[str, TenantShare]:
+def shares_in(fleet: Mapping[str, str]) -> dict[str, TenantShare]:
+    """Return the tenants' shares in the hash that ``publish_fleet`` writes."""
     limits = {
         field.removeprefix("limit:"): value
         for field, value in fleet.items()

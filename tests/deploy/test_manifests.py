@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from routing.classes import MemoryClass
-from routing.queues import CPU_QUEUE, SUBMIT_QUEUE
+from routing.queues import ALL_QUEUES, CPU_QUEUE, INVOKE, SUBMIT_QUEUE, gpu_queue
 from tasks.hosts import is_allowed_host
 from tasks.settings.settings import Settings
 from tests.deploy.manifests import (
@@ -233,10 +233,29 @@ def test_keda_counts_the_work_of_its_workers_queue() -> None:
         queue = document["metadata"]["name"].replace("gpu-", "gpu.")
         [trigger] = document["spec"]["triggers"]
         query = trigger["metadata"]["query"]
-        assert f'training_queue_jobs{{queue="{queue}"}}' in query
-        assert f'training_jobs_running{{queue="{queue}"}}' in query
+        assert query == f'sum(training_workers_wanted{{queue="{queue}"}}) or vector(0)'
         [container] = document["spec"]["jobTargetRef"]["template"]["spec"]["containers"]
         assert {"--strict", "--exit-when-idle"} <= set(container["args"])
+
+
+def test_keda_counts_the_work_of_the_extra_engine_too() -> None:
+    component = yaml.safe_load((DEPLOY / "k8s/keda/invoke/kustomization.yaml").read_text("utf-8"))
+    scaled = {it["metadata"]["name"]: it for it in documents(DEPLOY / "k8s/keda/workers.yaml")}
+    counted: dict[str, set[str]] = {}
+    for patch in component["patches"]:
+        [change] = yaml.safe_load(patch["patch"])
+        assert change["op"] == "replace"
+        assert change["path"] == "/spec/triggers/0/metadata/query"
+        assert "query" in scaled[patch["target"]["name"]]["spec"]["triggers"][0]["metadata"]
+        query = r'sum\(training_workers_wanted\{queue=~"([^"]+)"\}\) or vector\(0\)'
+        match = re.fullmatch(query, change["value"])
+        assert match is not None
+        matched = {queue for queue in ALL_QUEUES if re.fullmatch(match[1], queue)}
+        counted[patch["target"]["name"]] = matched
+    assert counted == {f"gpu-{it}": {gpu_queue(it), gpu_queue(it, INVOKE)} for it in MemoryClass}
+    [image] = component["images"]
+    [container] = scaled["gpu-40gb"]["spec"]["jobTargetRef"]["template"]["spec"]["containers"]
+    assert image["name"] == container["image"]
 
 
 def test_keda_scales_the_cpu_workers_with_both_of_their_queues() -> None:
@@ -256,7 +275,7 @@ def test_kustomization_references_exist() -> None:
     named = set()
     for path in files:
         content = yaml.safe_load(path.read_text("utf-8"))
-        patches = [patch["path"] for patch in content.get("patches", ())]
+        patches = [patch["path"] for patch in content.get("patches", ()) if "path" in patch]
         others = [*content.get("configurations", ()), *patches]
         for name in [*content.get("resources", ()), *others]:
             target = (path.parent / name).resolve()

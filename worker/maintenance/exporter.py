@@ -3,6 +3,7 @@
 Reads only the broker, so one exporter is enough for a fleet, and several do no harm.
 """
 
+import json
 import logging
 import platform
 import signal
@@ -47,6 +48,7 @@ MAX_TENANTS = 50
 # Reading the names of all packs is the only cost that grows with a fleet's age.
 _CACHE_INTERVAL_S = 60.0
 _IDLE_TIMEOUT_S = 10
+_WORKERS_WANTED = "/workers-wanted"
 
 
 class FleetCollector(Collector):
@@ -136,7 +138,7 @@ def serve(
     """
     registry = CollectorRegistry()
     registry.register(FleetCollector(client, ttl))
-    server = make_server(registry, address, port, host_names)
+    server = make_server(registry, client, address, port, host_names)
     signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=server.shutdown).start())
     drain_on_hangup()
     server.serve_forever()
@@ -144,9 +146,16 @@ def serve(
 
 
 def make_server(
-    registry: CollectorRegistry, address: str, port: int, host_names: Collection[str]
+    registry: CollectorRegistry,
+    client: Redis,
+    address: str,
+    port: int,
+    host_names: Collection[str],
 ) -> ThreadingHTTPServer:
     """Return a server of a registry's metrics, which listens already.
+
+    ``/workers-wanted`` is for autoscalers without Prometheus: the workers of each queue that would
+    have work, as JSON.
 
     Raises:
         OSError: The address is in use or not of this machine.
@@ -157,10 +166,24 @@ def make_server(
         timeout = _IDLE_TIMEOUT_S
 
         def do_GET(self) -> None:  # noqa: N802
-            if is_allowed_host(self.headers.get("Host", ""), {*host_names, address}):
-                super().do_GET()
-            else:
+            if not is_allowed_host(self.headers.get("Host", ""), {*host_names, address}):
                 self.send_error(421, "add this host name to TRAINING_ALLOWED_HOSTS")
+            elif self.path == _WORKERS_WANTED:
+                self._send_workers_wanted()
+            else:
+                super().do_GET()
+
+        def _send_workers_wanted(self) -> None:
+            try:
+                body = json.dumps(read_fleet(client).workers_wanted()).encode()
+            except RedisError:
+                self.send_error(503, "the broker is unavailable")
+                return
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
 
     Handler.registry = registry
 
@@ -193,6 +216,9 @@ def _queues(fleet: FleetSnapshot) -> dict[str, Values]:
             (place, wait) for place, wait in tenant_waits.items() if place[1] != metrics.UNREAD
         ],
         metrics.JOBS_RUNNING.name: [((queue,), running[queue]) for queue in ALL_QUEUES],
+        metrics.WORKERS_WANTED.name: [
+            ((queue,), count) for queue, count in fleet.workers_wanted().items()
+        ],
     }
 
 

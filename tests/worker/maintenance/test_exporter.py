@@ -1,5 +1,7 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any, cast
 
@@ -10,12 +12,14 @@ from redis import ConnectionError as Away
 from redis import Redis
 
 from routing.classes import MemoryClass
+from routing.fair_share import parse_tenant_shares
 from routing.queues import ALL_QUEUES
 from tasks.cache.index import PackIndex
 from tasks.events import Note
 from tasks.metrics import METRICS
 from tasks.stages.submit import submit
 from tasks.state.control import JobControl
+from tasks.state.fleet_snapshot import Running, read_fleet
 from tasks.state.job_store import DispatchOutcome, JobStore
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import GpuStats, WorkerHeartbeat, WorkerInfo
@@ -179,11 +183,42 @@ def test_an_unavailable_broker_exports_no_zeros(ask: Ask, monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("host", "status"), [("localhost", 200), ("metrics:9464", 200), ("evil.example", 421)]
 )
-def test_metrics_answer_to_configured_host_names_only(host: str, status: int) -> None:
-    server = exporter.make_server(CollectorRegistry(), "127.0.0.1", 0, ["metrics"])
+def test_metrics_answer_to_configured_host_names_only(
+    redis_client: Redis, host: str, status: int
+) -> None:
+    with served(redis_client) as url:
+        for path in ("/metrics", "/workers-wanted"):
+            assert httpx2.get(f"{url}{path}", headers={"Host": host}).status_code == status
+
+
+@contextmanager
+def served(client: Redis) -> Iterator[str]:
+    """Yield the address of a fleet's exporter."""
+    server = exporter.make_server(CollectorRegistry(), client, "127.0.0.1", 0, ["metrics"])
     with ThreadPoolExecutor() as pool:
         pool.submit(server.serve_forever)
-        url = f"http://127.0.0.1:{server.server_port}/metrics"
-        assert httpx2.get(url, headers={"Host": host}).status_code == status
+        yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
         server.server_close()
+
+
+def test_workers_are_wanted_for_jobs_within_their_tenants_limits(
+    redis_client: Redis, submit_for: Callable[[str], DispatchOutcome], jobs: JobStore, ask: Ask
+) -> None:
+    everything = WorkerInfo(queues=ALL_QUEUES, memory_class=None)
+    shares = parse_tenant_shares("a=1:2,*=1")
+    TenantQueues(redis_client, HOUR).publish_fleet([everything], shares, HOUR)
+    for tenant in "aaaabb":
+        submit_for(tenant)
+    first = read_fleet(redis_client)
+    assert first.workers_wanted()["cpu"] == 2 + 2
+    running = replace(first, running=[Running("gpu.40gb", "w", "a")])
+    assert running.workers_wanted() == dict.fromkeys(ALL_QUEUES, 0) | {"gpu.40gb": 1, "cpu": 1 + 2}
+    assert ask("workers_wanted", queue="cpu") == 4
+    with served(redis_client) as url:
+        assert httpx2.get(f"{url}/workers-wanted").json() == first.workers_wanted()
+
+
+def test_an_autoscaler_learns_that_the_broker_is_away() -> None:
+    with Redis(port=1) as client, served(client) as url:
+        assert httpx2.get(f"{url}/workers-wanted").status_code == 503
