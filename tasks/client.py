@@ -19,6 +19,7 @@ from tasks.state.artifacts import JobArtifacts
 from tasks.state.audit import Action, AuditLog, Detail
 from tasks.state.connection import check_server, connect
 from tasks.state.control import JobControl
+from tasks.state.ended_jobs import EndedJobs
 from tasks.state.job_store import DispatchOutcome, JobStore
 from tasks.state.record import JobRecord, JobStatus
 from tasks.state.tenant_queues import TenantQueues
@@ -48,6 +49,7 @@ class Client:
         self.state = JobStore(connection, settings.job_ttl, settings.constants)
         self.control = JobControl(connection, settings.job_ttl)
         self.audit = AuditLog(connection, settings.audit_retention)
+        self.ended_jobs = EndedJobs(connection, settings.job_ttl)
         self.run_history = RunHistoryStore(connection, settings.job_ttl)
         self._app: Celery = make_app(settings, broker_url)
         self.tenant_queues = TenantQueues(connection, settings.job_ttl)

@@ -9,6 +9,7 @@ JobError
 ├── InvalidJobError       a job that cannot run, with all its problems
 ├── DatasetError          a dataset that cannot be trained on, with all its problems
 ├── BaseModelError        a base model that is missing or incomplete, with all its problems
+├── InvalidDestinationError  results cannot be copied where the job asks, with all problems
 ├── BaseModelFilesError   a base model whose files cannot be read
 ├── DoesNotFitJobError    no GPU class holds the job
 ├── TrainerError          the trainer stopped without a result
@@ -47,6 +48,7 @@ class ErrorCode(StrEnum):
     INVALID_JOB = "invalid_job"
     INVALID_DATASET = "invalid_dataset"
     INVALID_MODEL = "invalid_model"
+    INVALID_DESTINATION = "invalid_destination"
     NO_BROKER = "no_broker"
     NO_WORKER = "no_worker"
     DOES_NOT_FIT = "does_not_fit"
@@ -85,6 +87,7 @@ EXIT_CODES = {
     ErrorCode.UNREADABLE_FILE: 17,
     ErrorCode.INVALID_STATE: 18,
     ErrorCode.GPU_FAILED: 19,
+    ErrorCode.INVALID_DESTINATION: 20,
 }
 
 DEAD_LETTER_CODES = frozenset(
@@ -229,6 +232,13 @@ class BaseModelError(_ProblemsError):
 
     _code = ErrorCode.INVALID_MODEL
     _title = "the base model cannot be used"
+
+
+class InvalidDestinationError(_ProblemsError):
+    """Results cannot be copied where the job asks."""
+
+    _code = ErrorCode.INVALID_DESTINATION
+    _title = "the results cannot be copied where publish_to asks"
 
 
 class BaseModelFilesError(JobError):

@@ -42,6 +42,24 @@ class Artifact(StrictModel):
     """The file's size in bytes."""
 
 
+class PublishedCopy(StrictModel):
+    """A copy of a job's results at one of its destinations, or why there is none."""
+
+    type: Literal["HUB", "BUCKET"]
+
+    target: str
+    """The Hub's repository, or the bucket's address."""
+
+    url: str | None = None
+    """Where people find the copy; null if it failed."""
+
+    commit: str | None = None
+    """The commit on the Hub."""
+
+    error: Text | None = None
+    """Why there is no copy. ``training-worker publish JOB`` repeats it."""
+
+
 class JobAccepted(StrictModel):
     """The job was validated and dispatched."""
 

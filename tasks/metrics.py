@@ -36,6 +36,7 @@ _CODES = (
     ErrorCode.INTERNAL,
     ErrorCode.INVALID_DATASET,
     ErrorCode.INVALID_MODEL,
+    ErrorCode.INVALID_DESTINATION,
     ErrorCode.TRAINER_FAILED,
     ErrorCode.STORE,
     ErrorCode.OUT_OF_MEMORY,

@@ -54,6 +54,11 @@ def report_key(job_id: str) -> str:
     return f"jobs/{job_id}/dataset_report.json"
 
 
+def copies_key(job_id: str) -> str:
+    """Return the key of what became of each copy of a job's results elsewhere."""
+    return f"jobs/{job_id}/copies.json"
+
+
 def cache_index_key(job_id: str) -> str:
     """Return the key of the index of a job's cache entries."""
     return f"jobs/{job_id}/cache.json"

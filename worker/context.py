@@ -22,6 +22,7 @@ from tasks.state.scripts import Candidates
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.workers import newest_versions, next_larger_class
 from tasks.store import Store
+from tasks.tenant_secrets import TenantSecrets
 from tasks.tracing.spans import start_tracing
 from worker.gpu.inventory import Gpu
 from worker.gpu.quarantine import GpuFaultPipe, make_gate, report_failure
@@ -149,4 +150,5 @@ def make_context(
         backoff=Backoff(settings.max_retries, settings.retry_backoff.total_seconds()),
         memory_class=memory_class,
         tracing=start_tracing(worker),
+        secrets=TenantSecrets(settings.secrets_dir),
     )

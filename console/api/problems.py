@@ -30,6 +30,7 @@ _STATUS = {
     ErrorCode.INVALID_JOB: 422,
     ErrorCode.INVALID_DATASET: 422,
     ErrorCode.INVALID_MODEL: 422,
+    ErrorCode.INVALID_DESTINATION: 422,
     ErrorCode.DOES_NOT_FIT: 422,
     ErrorCode.UNKNOWN_JOB: 404,
     ErrorCode.INVALID_STATE: 409,

@@ -48,6 +48,9 @@ class TenantPolicy:
         match location:
             case Location.NONE | Location.HUB_DATASET:
                 return None
+            case Location.HUB_REPO | Location.BUCKET | Location.SECRET:
+                # A secret is looked up among the tenant's own only, and a bucket's names its roots.
+                return None
             case Location.DATASET | Location.ARCHIVE:
                 is_upload = location is Location.ARCHIVE and upload_id_in(text) is not None
                 is_permitted = is_upload or self._is_public(text)

@@ -52,6 +52,7 @@ ERROR_CODES = {
     "invalid_job": "The job cannot run as described; the message lists every problem.",
     "invalid_dataset": "The dataset cannot be trained on; the message lists every problem.",
     "invalid_model": "The base model is missing, incomplete or unreadable.",
+    "invalid_destination": "The results cannot be copied to the Hub or the bucket of the job.",
     "no_broker": "There is no broker, it does not answer, or it refuses writes.",
     "no_worker": "No live worker serves the queue that the job needs.",
     "does_not_fit": "No GPU memory class holds the job; the message has the numbers.",

@@ -28,6 +28,7 @@ export const ERROR_CODES = {
   "invalid_job": "The job cannot run as described; the message lists every problem.",
   "invalid_dataset": "The dataset cannot be trained on; the message lists every problem.",
   "invalid_model": "The base model is missing, incomplete or unreadable.",
+  "invalid_destination": "The results cannot be copied to the Hub or the bucket of the job.",
   "no_broker": "There is no broker, it does not answer, or it refuses writes.",
   "no_worker": "No live worker serves the queue that the job needs.",
   "does_not_fit": "No GPU memory class holds the job; the message has the numbers.",
@@ -170,6 +171,25 @@ export interface AspectRatioBucketConfig {
   end_dim: number;
   /** Every side is a multiple of this many pixels. */
   divisible_by: number;
+}
+
+/** A bucket of the tenant, on S3 or a server that speaks its protocol: all published files. */
+export interface BucketDestination {
+  /**
+   * Selects this kind of destination.
+   * @default "BUCKET"
+   */
+  type: "BUCKET";
+  /**
+   * `s3://bucket/prefix`. The files are in a folder of the job's id below it, the manifest
+   * last. No object is replaced.
+   */
+  bucket_url: string;
+  /**
+   * The name of the tenant's secret with the bucket's credentials, and with the prefixes that
+   * they are for.
+   */
+  bucket_credentials: string;
 }
 
 /** DreamBooth (Ruiz et al., 2022): images of one thing, and of its class to keep it apart. */
@@ -556,6 +576,33 @@ export interface HFHubImageCaptionDatasetConfig {
    * @default "text"
    */
   caption_column?: string;
+}
+
+/** A model repository on the Hugging Face Hub: the weights with a model card and samples. */
+export interface HubDestination {
+  /**
+   * Selects this kind of destination.
+   * @default "HUB"
+   */
+  type: "HUB";
+  /**
+   * The repository, `owner/name`; it is made if it does not exist. Files of the same names are
+   * replaced in a new commit; no other file is changed.
+   */
+  hub_model_id: string;
+  /**
+   * The name of the tenant's secret with a token that may write to the repository. The token
+   * itself is never part of a job.
+   */
+  hub_token: string;
+  /**
+   * Whether the repository is private. A public one that exists is refused unless this is
+   * false.
+   * @default true
+   */
+  hub_private_repo?: boolean;
+  /** The license in the model card, as the Hub spells it. Null: the base model's, if known. */
+  license?: string | null;
 }
 
 /** A folder of images, each with a `.txt` caption of the same name. */
@@ -1513,6 +1560,11 @@ export interface TrainingJob {
    * @default "diffusers"
    */
   engine?: "diffusers" | "invoke-training";
+  /**
+   * Where the results are copied after they are in the fleet's store.
+   * @default []
+   */
+  publish_to?: (HubDestination | BucketDestination)[];
   /** The training run, by its `type`. */
   training: SdxlLoraConfig | SdxlTextualInversionConfig | SdxlFinetuneConfig | FluxLoraConfig;
 }
@@ -1667,6 +1719,12 @@ export interface JobResult {
   sha256: string;
   /** Store keys of all files, the trained weights first. */
   files: (string)[];
+  /**
+   * What became of each destination in `publish_to`, in its order. A copy with an error is no
+   * failure of the job: the results are in the store.
+   * @default []
+   */
+  copies: (PublishedCopy)[];
   job_id: string;
   /**
    * The job's last stage.
@@ -1678,6 +1736,19 @@ export interface JobResult {
 /** The result of `training.submit` for a job that 16 results follow already. */
 export interface KnownJob {
   job_id: string;
+}
+
+/** A copy of a job's results at one of its destinations, or why there is none. */
+export interface PublishedCopy {
+  type: "HUB" | "BUCKET";
+  /** The Hub's repository, or the bucket's address. */
+  target: string;
+  /** Where people find the copy; null if it failed. */
+  url: string | null;
+  /** The commit on the Hub. */
+  commit: string | null;
+  /** Why there is no copy. `training-worker publish JOB` repeats it. */
+  error: string | null;
 }
 
 export type SubmitResult = JobResult | KnownJob;
@@ -1712,6 +1783,12 @@ export interface Published {
   sha256: string;
   /** Store keys of all files, the trained weights first. */
   files: (string)[];
+  /**
+   * What became of each destination in `publish_to`, in its order. A copy with an error is no
+   * failure of the job: the results are in the store.
+   * @default []
+   */
+  copies: (PublishedCopy)[];
 }
 
 /** The body of a webhook. */

@@ -38,6 +38,9 @@ class Location(Enum):
     HUB_DATASET = "a dataset on the Hub, by its id only"
     CACHE_FOLDER = "a local folder that downloads are written to"
     STORE_FOLDER = "a folder in the store that results are written to"
+    HUB_REPO = "a repository on the Hub, written to with the tenant's own token"
+    BUCKET = "a tenant's bucket, written to with the tenant's own credentials"
+    SECRET = "the name of a secret of the tenant"
 
 
 class Affects(Enum):

@@ -11,6 +11,7 @@ from routing.queues import DIFFUSERS, INVOKE, Engine
 from tasks.errors import DoesNotFitJobError, InvalidJobError, Problem
 from tasks.escaping import listed, quoted
 from tasks.jobs import invoke
+from tasks.jobs.destinations import MAX_DESTINATIONS, Destination
 from tasks.jobs.document import DocumentError, plain_document
 from tasks.jobs.field_metadata import Location, PlainText
 from tasks.jobs.flux_lora import FluxLoraConfig
@@ -63,6 +64,9 @@ class TrainingJob(StrictModel):
     engine: Engine = DIFFUSERS
     """The program that trains. ``diffusers`` is this package's own; ``invoke-training`` is that
     library, on the workers that have it: see docs/guides/invoke-training.md."""
+
+    publish_to: Annotated[tuple[Destination, ...], Field(max_length=MAX_DESTINATIONS)] = ()
+    """Where the results are copied after they are in the fleet's store."""
 
     training: TrainingConfig
     """The training run, by its ``type``."""

@@ -156,9 +156,10 @@ def _with_likely_type(
             kinds = [it["type"] for it in error.errors(include_url=False, include_input=False)]
         return kinds.count("extra_forbidden"), name not in near, len(kinds)
 
-    changed = part = deepcopy(document)
+    changed = deepcopy(document)
+    part: Any = changed
     for name in _path({**details, "type": ""}):
-        part = part[name]
+        part = part[int(name) if isinstance(part, list) else name]
     part[selector] = min(types, key=misfits)
     return changed
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import ConfigDict, Field
 
 from tasks.errors import ErrorCode
-from tasks.events import Artifact
+from tasks.events import Artifact, PublishedCopy
 from tasks.state.record import StageRecord
 from tasks.strict_model import StrictModel
 
@@ -31,6 +31,10 @@ class Published(StrictModel):
 
     files: tuple[str, ...]
     """Store keys of all files, the trained weights first."""
+
+    copies: tuple[PublishedCopy, ...] = ()
+    """What became of each destination in ``publish_to``, in its order. A copy with an error is no
+    failure of the job: the results are in the store."""
 
 
 class JobResult(Published):

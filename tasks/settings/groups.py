@@ -56,7 +56,9 @@ class StorageSettings(SettingsGroup):
 
     secrets_dir: Path | None = None
     """A folder with a file for each secret, named like its setting, such as `TRAINING_BROKER_URL`,
-    which keeps secrets out of the environment. The environment takes precedence. Unset: none."""
+    which keeps secrets out of the environment. The environment takes precedence. In its folder
+    `tenants/TENANT` are the secrets that this tenant's jobs may name, such as a token for the Hub.
+    Unset: none."""
 
     home: Path = Path("~/.training-worker")
     """The folder of everything this machine keeps: the embedded broker, the default store, logs."""

@@ -18,6 +18,7 @@ from tasks.eta.history import WorkDone
 from tasks.events import DatasetChecked, Note, Progress
 from tasks.jobs.pipeline import PipelineConfig
 from tasks.stages.cache import is_cached
+from tasks.stages.copies import check_destinations
 from tasks.stages.stage_context import StageContext, StageResult
 from tasks.stages.worker_context import TrainerInterrupted
 from tasks.state.artifacts import JobArtifacts
@@ -40,6 +41,7 @@ def prepare(context: StageContext) -> StageResult:
         StoredUploads(worker.store, context.record.job.tenant),
         monitor.check_stop,
     )
+    check_destinations(context.record.job, worker, monitor.check_stop)
     report = check(config, sources, monitor.check_stop, worker.store)
     _publish_report(context, report)
     context.check_not_cancelled()

@@ -21,6 +21,7 @@ from tasks.eta.history import WorkDone
 from tasks.events import Artifact, CheckpointSaved
 from tasks.metrics import PUBLISHED_BYTES
 from tasks.schemas.documents import Engine, GpuMemory, Manifest, Published
+from tasks.stages.copies import copy_results
 from tasks.stages.stage_context import StageContext, StageResult
 from tasks.state.artifacts import JobArtifacts
 from tasks.store import Store, output_prefix
@@ -35,7 +36,8 @@ def publish(context: StageContext) -> StageResult:
     """Publish a trained job; safe to repeat.
 
     The manifest is written last and never replaced: if it exists, everything that it names exists,
-    and the start that wrote it has published the job.
+    and the start that wrote it has published the job. Copies for ``publish_to`` follow: the results
+    are there even if a destination fails.
     """
     job, store = context.record.job, context.worker.store
     prefix = output_prefix(context.job_id, job.training.base_output_dir)
@@ -48,17 +50,19 @@ def publish(context: StageContext) -> StageResult:
         store.put_if_absent(manifest_key, written.model_dump_json(indent=2).encode())
         context.telemetry.count(PUBLISHED_BYTES.one(by=sum(file.size for file in files)))
     manifest = json.loads(store.get(manifest_key))
+    copies = copy_results(context, manifest_key, manifest)
     first = manifest["files"][0]
     published = Published(
         published=store.locate(first["key"]),
         manifest=store.locate(manifest_key),
         sha256=first["sha256"],
         files=tuple(file["key"] for file in manifest["files"]),
+        copies=copies,
     )
     return StageResult(
         f"{len(manifest['files'])} files",
-        JobArtifacts(manifest=manifest_key),
-        published.model_dump(mode="json"),
+        JobArtifacts(manifest=manifest_key, copies=copies),
+        published.model_dump(mode="json", exclude=None if copies else {"copies"}),
         WorkDone(1),
     )
 

@@ -17,6 +17,7 @@ from tasks.state.job_store import JobStore
 from tasks.state.record import JobRecord, StageRecord
 from tasks.state.scripts import Candidates
 from tasks.store import Store
+from tasks.tenant_secrets import TenantSecrets
 from tasks.tracing.spans import Tracing
 
 Device = Literal["cpu", "cuda"]
@@ -130,6 +131,9 @@ class WorkerContext:
         backoff: The delays between retries.
         memory_class: The class of the worker's GPU; None without a GPU.
         tracing: Sends the spans of jobs' traces.
+        secrets: Tenants' secrets.
+        hub_endpoint: The Hub that results are copied to; None for the public one, or the one that
+            ``HF_ENDPOINT`` names.
     """
 
     name: str
@@ -145,3 +149,5 @@ class WorkerContext:
     backoff: Backoff = Backoff(max_retries=0, first_s=1.0)
     memory_class: MemoryClass | None = None
     tracing: Tracing = field(default_factory=Tracing)
+    secrets: TenantSecrets = field(default_factory=TenantSecrets)
+    hub_endpoint: str | None = None

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Self
 
-from tasks.events import CheckpointSaved, TrainDone, ValidationImages
+from tasks.events import CheckpointSaved, PublishedCopy, TrainDone, ValidationImages
 from tasks.strict_model import StrictModel
 
 _PREFIX = "artifact:"
@@ -48,6 +48,9 @@ class JobArtifacts(StrictModel):
 
     manifest: str | None = None
     """The store key of the manifest."""
+
+    copies: tuple[PublishedCopy, ...] = ()
+    """What became of each destination of the job so far."""
 
     def hash_fields(self) -> dict[str, str]:
         """Return the fields that this update sets, as fields of the job's hash."""

@@ -255,6 +255,26 @@ def renew_job(*, job_key: Key, events_key: Key, ttl_s: int, entry: str, tenant: 
 
 
 @_lua.script
+def record_copies(*, job_key: Key, events_key: Key, ttl_s: int, fields: Mapping[str, str]) -> int:
+    """Replace what an ended job's record says of the copies of its results."""
+    raise NotImplementedError
+
+
+@_lua.script
+def restore_job(
+    *,
+    job_key: Key,
+    events_key: Key,
+    ttl_s: int,
+    rest_s: int,
+    fields: Mapping[str, str],
+    events: Sequence[str],
+) -> int:
+    """Record a job that has ended and whose record was lost."""
+    raise NotImplementedError
+
+
+@_lua.script
 def dispatch_candidates() -> Candidates:
     """Read what decides which job is dispatched next."""
     raise NotImplementedError

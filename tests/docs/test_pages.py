@@ -33,6 +33,7 @@ def test_jobs_guide_has_a_job_of_each_kind() -> None:
         "FLUX_LORA",
         "SDXL_TEXTUAL_INVERSION",
         "SDXL_LORA",
+        "FLUX_LORA",  # with publish_to
     ]
     for name in preset_names():
         base = jobs[1] if "inversion" in name else {"training": {"data_loader": DATASET}}

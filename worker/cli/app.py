@@ -4,7 +4,18 @@ from typing import Annotated
 
 import typer
 
-from worker.cli import cache, capacity, catalog, dead_letter, fleet, jobs, keys, serve, unreadable
+from worker.cli import (
+    cache,
+    capacity,
+    catalog,
+    dead_letter,
+    fleet,
+    jobs,
+    keys,
+    results,
+    serve,
+    unreadable,
+)
 
 cli = typer.Typer(
     name="training-worker",
@@ -20,6 +31,7 @@ for group in (
     keys.audit_commands,
     capacity.commands,
     catalog.commands,
+    results.commands,
     serve.commands,
 ):
     cli.add_typer(group)

@@ -53,7 +53,7 @@ class SsrfGuard(httpcore2.NetworkBackend):
             httpcore2.ConnectError: The host has no address, or none that accepts.
         """
         is_free = is_allowed(host, port, self._hosts)
-        addresses = [host] if is_free else _public_addresses(host, port)[:_MAX_ADDRESSES]
+        addresses = [host] if is_free else public_addresses(host, port)[:_MAX_ADDRESSES]
         for address in addresses:
             try:
                 return PacedStream(
@@ -104,7 +104,13 @@ def _embedded_addresses(address: IPv6Address) -> tuple[IPv4Address, ...]:
     return ()
 
 
-def _public_addresses(host: str, port: int) -> list[str]:
+def public_addresses(host: str, port: int) -> list[str]:
+    """Return a host's addresses.
+
+    Raises:
+        AddressError: One of them is not public.
+        httpcore2.ConnectError: There is none.
+    """
     try:
         answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:

@@ -40,6 +40,9 @@ LOCATIONS = {
     Location.HUB_DATASET: {"dataset_name"},
     Location.CACHE_FOLDER: {"hf_cache_dir"},
     Location.STORE_FOLDER: {"base_output_dir"},
+    Location.HUB_REPO: {"hub_model_id"},
+    Location.BUCKET: {"bucket_url"},
+    Location.SECRET: {"bucket_credentials", "hub_token"},
     Location.NONE: {
         "caption_column",
         "caption_prefix",
@@ -54,6 +57,7 @@ LOCATIONS = {
         "initializer_token",
         "instance_caption",
         "jsonl",
+        "license",
         "mask_column",
         "name",
         "negative_validation_prompts",

@@ -397,7 +397,8 @@ def test_no_path_depends_on_a_home() -> None:
         assert "begins with '~'" in str(caught.value), name
 
 
-PATHS = set(Location) - {Location.NONE, Location.STORE_FOLDER, Location.HUB_DATASET}
+ADDRESSES = {Location.HUB_DATASET, Location.HUB_REPO, Location.BUCKET, Location.SECRET}
+PATHS = set(Location) - ADDRESSES - {Location.NONE, Location.STORE_FOLDER}
 
 
 def _all_models(model: type[BaseModel]) -> set[type[BaseModel]]:

@@ -25,9 +25,10 @@ from tasks.jobs.job import TrainingJob, parse_job
 from tasks.state.artifacts import NO_ARTIFACTS, JobArtifacts
 from tasks.state.audit import Action, AuditLog
 from tasks.state.control import JobControl
+from tasks.state.ended_jobs import EndedJobs
 from tasks.state.fencing_token import FencingToken
 from tasks.state.job_store import JobStore
-from tasks.state.record import VERSION, StageRecord
+from tasks.state.record import VERSION, StageRecord, parse_summary
 from tasks.state.stage_message import StageMessage
 from tasks.state.tenant_queues import TenantQueues
 from worker.kombu_redis.redelivery import Redelivery
@@ -93,6 +94,7 @@ class Fleet:
         self.control = JobControl(self.redis, HOUR)
         self.queues = TenantQueues(self.redis, HOUR)
         self.cache = PackIndex(self.redis, HOUR, HOUR)
+        self.ended = EndedJobs(self.redis, HOUR)
 
     def begin(self, stage: str = "prepare", tag: str = "new", **more: Any) -> object:
         return self.state.begin("one", stage, worker="w2", queue="q", tag=tag, **more)[:2]
@@ -166,6 +168,18 @@ def redeliver(fleet: Fleet) -> object:
 
 def renew(fleet: Fleet) -> object:
     return fleet.control.renew_keys()
+
+
+def record_copies(fleet: Fleet) -> object:
+    summary = parse_summary("one", ENDED | {"job": fleet.job.model_dump_json(), "result": "{}"})
+    copy = events.PublishedCopy(type="HUB", target="me/lamp", commit="c")
+    fleet.ended.record_copies(summary, (copy,))
+    return None
+
+
+def restore(fleet: Fleet) -> object:
+    fields = {**ENDED, "job": fleet.job.model_dump_json()}
+    return fleet.ended.restore("one", fields, [NOTE, events.JobEnded(status="failed")], 600)
 
 
 MESSAGE = {"headers": {"id": "message"}, "properties": {"delivery_info": {}}, "body": ""}
@@ -440,6 +454,12 @@ CASES: dict[str, Case] = {
             "key a", Action.JOB_PAUSE, "one", save=True
         )
     ),
+    # Jobs that have ended.
+    "record copies": Case(record_copies, ENDED),
+    "record copies of a running job": Case(record_copies, RUNNING),
+    "record copies of an unknown job": Case(record_copies),
+    "restore a job": Case(restore),
+    "restore a known job": Case(restore, ENDED),
     # Renewing keys.
     "renew waiting": Case(renew, IN_TENANT_QUEUE, in_tenant_queue() | RENEWALS),
     "renew running": Case(renew, RUNNING, in_flight() | RENEWALS),

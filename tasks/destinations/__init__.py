@@ -1,0 +1,1 @@
+"""Copies of a job's published results: on the Hub and in tenants' buckets."""

@@ -1,0 +1,74 @@
+"""Commands on published results: copy them to their destinations again."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from worker.cli.command import JobId, Json, command
+
+if TYPE_CHECKING:
+    from tasks.client import Client
+    from tasks.events import PublishedCopy
+    from tasks.settings.settings import Settings
+
+commands = typer.Typer()
+
+
+@commands.command()
+@command
+def publish(settings: "Settings", job: JobId, json: Json = False) -> int:
+    """Repeat the copies of a job's results that failed.
+
+    Those are the destinations of its publish_to whose copy failed. This machine must have the
+    store and TRAINING_SECRETS_DIR.
+    """
+    from tasks.errors import EXIT_CODES, ErrorCode
+    from worker.cli.client import client_of
+    from worker.cli.output import print_json, print_warning, stdout
+
+    copies = _copied(settings, client_of(settings), job)
+    if json:
+        print_json({"job_id": job, "copies": [copy.model_dump(mode="json") for copy in copies]})
+    for copy in () if json else copies:
+        if copy.error is None:
+            stdout.print(f"{copy.url}")
+        else:
+            print_warning(f"not copied to {copy.target}: {copy.error}")
+    is_failed = any(copy.error is not None for copy in copies)
+    return EXIT_CODES[ErrorCode.INVALID_DESTINATION] if is_failed else 0
+
+
+def _copied(settings: "Settings", client: "Client", job_id: str) -> "tuple[PublishedCopy, ...]":
+    """Copy a job's results, and record what became of each copy.
+
+    Raises:
+        UnknownJobError: There is no such job.
+        InvalidStateError: It has published nothing yet, or has no destinations.
+    """
+    import json
+    from pathlib import Path
+    from tempfile import TemporaryDirectory
+
+    from tasks.destinations.copying import Copiers, store_copies
+    from tasks.destinations.results import Results
+    from tasks.errors import InvalidStateError
+    from tasks.events import Artifact
+    from tasks.store import Store
+    from tasks.tenant_secrets import TenantSecrets
+
+    record = client.state.get(job_id)
+    key = record.artifacts.manifest
+    if not record.status.ended or key is None:
+        raise InvalidStateError(job_id, f"{record.status} and has published nothing")
+    if not record.job.publish_to:
+        raise InvalidStateError(job_id, "without publish_to; there is nowhere to copy it")
+    store = Store(settings.resolved_store_url)
+    files = tuple(Artifact.model_validate(it) for it in json.loads(store.get(key))["files"])
+    copiers = Copiers(TenantSecrets(settings.secrets_dir), settings.data_access().hosts)
+    with TemporaryDirectory(prefix="training-worker-") as folder:
+        results = Results(job_id, record.job, files, key, store, Path(folder))
+        made = copiers.copies(results, record.artifacts.copies, lambda: None)
+        copies = tuple(copy for copy, _ in made)
+    store_copies(store, job_id, copies)
+    client.ended_jobs.record_copies(record, copies)
+    return copies
