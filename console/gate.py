@@ -50,7 +50,7 @@ _PAGE = re.compile(r"/(jobs(/[^/]+)?|fleet|new)?")
 # Where NiceGUI receives the messages and files of pages.
 _PAGE_UPLOADS = "/_nicegui/client/"
 _OF_PAGES = ("/_nicegui_ws/", _PAGE_UPLOADS)
-_UPLOADS = (f"{API}/uploads/", _PAGE_UPLOADS)
+_UPLOADS = (f"{API}/uploads/", f"{API}/uploads:multipart", _PAGE_UPLOADS)
 _HEALTH = f"{API}/health"
 _OPEN_TO_ALL = (("GET", _HEALTH), ("GET", f"{API}/openapi.json"), ("OPTIONS", f"{API}/uploads"))
 

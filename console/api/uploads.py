@@ -1,13 +1,14 @@
-"""Uploads by the tus protocol 1.0 (tus.io), with creation, checksum and termination."""
+"""Uploads: by the tus protocol 1.0 (tus.io), or as a form."""
 
 import base64
 import binascii
 import re
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 
 from console.api.access import ServicesDep, Uploader
+from console.api.multipart import FIELD, FORM_TYPE, FormFile
 from console.api.openapi import binary, errors, header
 from console.errors import BadRequestError, PreconditionFailedError, UnsupportedMediaTypeError
 from console.services.upload_store import CHECKSUMS, Checksum
@@ -116,6 +117,48 @@ async def create_upload(
         metadata.get("tenant") or None,
     )
     return _response(201, {"Location": _location(request, upload), "Upload-Offset": "0"})
+
+
+@router.post(
+    "/uploads:multipart",
+    status_code=201,
+    responses={
+        201: {"description": "The upload is complete.", "headers": _headers("Location")},
+        **errors(403, 507),
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "description": "A form with one file.",
+            "content": {
+                FORM_TYPE: {
+                    "schema": {
+                        "type": "object",
+                        "properties": {FIELD: {"type": "string", "format": "binary"}},
+                        "required": [FIELD],
+                        "title": "UploadForm",
+                    }
+                }
+            },
+        }
+    },
+)
+async def upload_file(
+    request: Request,
+    response: Response,
+    caller: Uploader,
+    services: ServicesDep,
+    tenant: Annotated[str | None, Query(max_length=100, description="For operators.")] = None,
+) -> UploadView:
+    """Upload a file at once, as a form with the field `file`; an interruption leaves nothing."""
+    form = FormFile(request.headers.get("content-type", ""), request.stream())
+    name = await form.start()
+    length = request.headers.get("content-length")
+    upload = await services.uploads.receive(
+        caller, name, None if length is None else int(length), form.data(), tenant
+    )
+    response.headers["Location"] = _location(request, upload)
+    return upload
 
 
 @router.get("/uploads")

@@ -132,6 +132,37 @@ class UploadStore:
         (folder / "about.json").write_text(json.dumps(about), "utf-8")
         return self.get(tenant, upload_id)
 
+    async def receive(
+        self, tenant: str, name: str, max_length: int | None, chunks: AsyncIterator[bytes]
+    ) -> UploadView:
+        """Store an upload that arrives in one piece. An error or interruption leaves nothing.
+
+        Args:
+            tenant: Tenant whose jobs may name the upload.
+            name: Name of the upload, for display only.
+            max_length: At least the size of the upload; None reserves space for the largest.
+            chunks: The bytes.
+
+        Raises:
+            InvalidJobError: No byte arrives.
+            TooLargeError: The upload is larger than the maximum.
+            TooManyError: The tenant has too many incomplete uploads.
+            TooSlowError: The sender was idle for too long.
+            InsufficientStorageError: The disk has too little space, or the tenant's quota.
+        """
+        reserved = min(max_length or self._max_bytes, self._max_bytes)
+        upload_id = (await in_thread(self.create)(tenant, name, reserved)).id
+        try:
+            with self._lock(upload_id), _disk_errors():
+                data = self._path(tenant, upload_id) / "data"
+                await _append(data, _with_timeout(chunks), reserved, None)
+                await in_thread(self._set_length)(tenant, upload_id)
+                return await in_thread(self._complete)(tenant, upload_id)
+        except BaseException:
+            with CancelScope(shield=True):
+                await in_thread(shutil.rmtree)(self._path(tenant, upload_id), ignore_errors=True)
+            raise
+
     def get(self, tenant: str, upload_id: str) -> UploadView:
         """Return an upload of a tenant.
 
@@ -211,13 +242,8 @@ class UploadStore:
             if view.is_complete:
                 return view
             data = self._path(tenant, upload_id) / "data"
-            try:
+            with _disk_errors():
                 await _append(data, _with_timeout(chunks), view.length - view.offset, checksum)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-                problem = "the disk is full; resume this upload later"
-                raise InsufficientStorageError(problem) from error
             return await in_thread(self._complete)(tenant, upload_id)
 
     async def completed(self, tenant: str, upload_id: str) -> UploadView:
@@ -311,6 +337,19 @@ class UploadStore:
         self._complete_by_tenant[tenant] = views
         return views
 
+    def _set_length(self, tenant: str, upload_id: str) -> None:
+        """Record the bytes that have arrived as the length of an upload.
+
+        Raises:
+            InvalidJobError: There are none.
+        """
+        folder = self._path(tenant, upload_id)
+        length = (folder / "data").stat().st_size
+        if not length:
+            raise InvalidJobError([Problem("file", "is empty", "send the file's bytes")])
+        about = json.loads((folder / "about.json").read_text("utf-8"))
+        (folder / "about.json").write_text(json.dumps({**about, "length": length}), "utf-8")
+
     def _complete(self, tenant: str, upload_id: str) -> UploadView:
         """Move an upload to the store once all its bytes have arrived."""
         view = self.get(tenant, upload_id)
@@ -334,6 +373,21 @@ class UploadStore:
 
     def _path(self, tenant: str, upload_id: str) -> Path:
         return self._folder / tenant / upload_id
+
+
+@contextmanager
+def _disk_errors() -> Iterator[None]:
+    """Report a full disk.
+
+    Raises:
+        InsufficientStorageError: The disk is full.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InsufficientStorageError("the disk is full; send the rest later") from error
 
 
 def _view(stored: StoredUpload) -> UploadView:
@@ -381,7 +435,7 @@ async def _append(
             async for chunk in chunks:
                 max_bytes -= len(chunk)
                 if max_bytes < 0:
-                    raise TooLargeError("received more bytes than Upload-Length")
+                    raise TooLargeError("received more bytes than announced, or than allowed")
                 batch += chunk
                 if digest is not None:
                     digest.update(chunk)

@@ -51,6 +51,22 @@ class Uploads:
         """
         return self._store.create(_owner_of_new(caller, tenant), name, length)
 
+    async def receive(
+        self,
+        caller: Caller,
+        name: str,
+        max_length: int | None,
+        chunks: AsyncIterator[bytes],
+        tenant: str | None = None,
+    ) -> UploadView:
+        """Store an upload that arrives in one piece; see ``UploadStore.receive``.
+
+        Raises:
+            ForbiddenError: The tenant is not the caller's.
+            InvalidJobError: The tenant is not the name of one.
+        """
+        return await self._store.receive(_owner_of_new(caller, tenant), name, max_length, chunks)
+
     async def write(
         self,
         caller: Caller,
