@@ -25,7 +25,7 @@ def make_app(services: Services) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        loops = (services.maintain, services.maintain_keys)
+        loops = (services.maintain, services.maintain_keys, services.maintain_sessions)
         maintenance = [asyncio.create_task(loop()) for loop in loops]
         yield
         for task in maintenance:

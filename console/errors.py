@@ -13,6 +13,7 @@ ConsoleError
 ├── RangeNotSatisfiableError   416, the file has no such range
 ├── MisdirectedError           421, a host name that is not served here
 ├── TooManyError               429, too often, or too many at a time
+├── UnavailableError           503, the broker is unavailable
 ├── ChecksumError              460, the bytes differ from their checksum
 └── InsufficientStorageError   507, the disk is full
 """
@@ -184,6 +185,19 @@ class TooManyError(ConsoleError):
         super().__init__(message)
         self.retry_after_s = retry_after_s
         self.headers = {"Retry-After": str(retry_after_s)}
+
+
+class UnavailableError(ConsoleError):
+    """The broker is unavailable, which holds what the request needs."""
+
+    status = 503
+    code = "no_broker"
+    remedy = "send it again later; the operator runs training-worker doctor"
+    retryable = True
+
+    def __init__(self) -> None:
+        super().__init__("the broker is unavailable")
+        self.headers = {"Retry-After": "5"}
 
 
 class ChecksumError(ConsoleError):

@@ -7,9 +7,10 @@ and the rate of a page's messages.
 
 import asyncio
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from fastapi import Request
+from redis import RedisError
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse
@@ -23,6 +24,7 @@ from console.errors import (
     TooLargeError,
     TooManyError,
     UnauthorizedError,
+    UnavailableError,
 )
 from console.login import COOKIE, address_of, is_same_origin
 from console.pages.layout import text_answer
@@ -30,7 +32,7 @@ from console.pages.login_page import login_address
 from console.security_headers import API
 from console.services.services import Services
 from console.services.shares import Share
-from console.services.threads import current_account
+from console.services.threads import current_account, in_thread
 from tasks.api_keys import Caller
 
 MAX_BODY_BYTES = 2**20
@@ -52,6 +54,7 @@ _PAGE_UPLOADS = "/_nicegui/client/"
 _OF_PAGES = ("/_nicegui_ws/", _PAGE_UPLOADS)
 _UPLOADS = (f"{API}/uploads/", f"{API}/uploads:multipart", _PAGE_UPLOADS)
 _HEALTH = f"{API}/health"
+_FILE = re.compile(rf"{API}/jobs/([^/]+)/files/(.+)")
 _OPEN_TO_ALL = (("GET", _HEALTH), ("GET", f"{API}/openapi.json"), ("OPTIONS", f"{API}/uploads"))
 
 
@@ -84,7 +87,7 @@ class Gate:
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         with ExitStack() as held:
             try:
-                caller = self._caller_of(request, path)
+                caller = await self._caller_of(request, path)
                 account = "" if caller is None else caller.account
                 current_account.set(account)
                 if path != _HEALTH:
@@ -92,7 +95,8 @@ class Gate:
                 if caller is not None:
                     await self._take_token(request, caller)
                 if scope["type"] == "websocket":
-                    receive = self._at_allowed_rate(receive, "" if caller is None else caller.name)
+                    name = "" if caller is None else caller.name
+                    receive = self._at_allowed_rate(receive, request.cookies.get(COOKIE), name)
                 else:
                     receive = self._bounded(scope, path, receive, account, held)
             except ConsoleError as error:
@@ -100,11 +104,12 @@ class Gate:
                 return
             await self._app(scope, receive, send)
 
-    def _caller_of(self, request: HTTPConnection, path: str) -> Caller | None:
+    async def _caller_of(self, request: HTTPConnection, path: str) -> Caller | None:
         """Return the caller of a request; None for a request that needs none.
 
         Raises:
-            UnauthorizedError: The request has no valid key or session.
+            UnauthorizedError: The request has no valid key, session or signature.
+            UnavailableError: The broker is unavailable, which has the sessions.
             ForbiddenError: A page of another site makes the request.
             TooManyError: The address sends wrong keys.
         """
@@ -114,9 +119,11 @@ class Gate:
             return None
         if (method, path) in _OPEN_TO_ALL:
             return None
+        if is_api and "signature" in request.query_params:
+            return await self._owner_of_link(request, method, path)
         if is_api and "authorization" in request.headers:
-            return self._owner_of_key(request)
-        return self._owner_of_session(request, method)
+            return await self._owner_of_key(request)
+        return await self._owner_of_session(request, method)
 
     async def _take_token(self, request: HTTPConnection, caller: Caller) -> None:
         """Count a request.
@@ -124,22 +131,40 @@ class Gate:
         Raises:
             TooManyError: The caller exceeds its rate limit.
         """
-        status = await self._services.api_limiter.take(caller.name)
+        is_link = getattr(request.state, "is_link", False)
+        services = self._services
+        limiter = services.link_limiter if is_link else services.api_limiter
+        status = await limiter.take(caller.name)
         request.state.caller, request.state.rate_limit = caller, status
         if status.retry_after_s:
             raise TooManyError(f"more than {status.limit} requests a minute", status.retry_after_s)
 
-    def _owner_of_key(self, request: HTTPConnection) -> Caller:
+    async def _owner_of_link(self, request: HTTPConnection, method: str, path: str) -> Caller:
+        match, caller = _FILE.fullmatch(path), None
+        request.state.is_link = True
+        if match is not None and method == "GET":
+            try:
+                caller = await self._services.links.find_caller(
+                    match[1], match[2], request.query_params
+                )
+            except RedisError as error:
+                raise UnavailableError from error
+        if caller is None:
+            await self._services.wrong_keys.count(address_of(request))
+            raise UnauthorizedError("the link is invalid, or has expired; get a new one")
+        return caller
+
+    async def _owner_of_key(self, request: HTTPConnection) -> Caller:
         scheme, _, key = request.headers["authorization"].partition(" ")
         api_keys, key = self._services.api_keys, key.strip() if scheme.lower() == "bearer" else ""
         caller = api_keys.find(key)
         if caller is None:
-            self._services.wrong_keys.count(address_of(request))
+            await self._services.wrong_keys.count(address_of(request))
             raise UnauthorizedError(api_keys.why_refused(key))
         return caller
 
-    def _owner_of_session(self, request: HTTPConnection, method: str) -> Caller | None:
-        caller = self._services.sessions.find(request.cookies.get(COOKIE))
+    async def _owner_of_session(self, request: HTTPConnection, method: str) -> Caller | None:
+        caller = await in_thread(self._services.sessions.find)(request.cookies.get(COOKIE))
         is_socket = request.scope["type"] == "websocket"
         # NiceGUI lets the browser reload a page that it does not know, which leads to the login.
         if caller is None and not is_socket:
@@ -168,13 +193,18 @@ class Gate:
             held.enter_context(self._page_bytes.hold(account, count))
         return _bounded_body(receive, max_bytes, is_upload=is_upload)
 
-    def _at_allowed_rate(self, receive: Receive, name: str) -> Receive:
-        """Delay the messages of pages that exceed a caller's rate limit."""
+    def _at_allowed_rate(self, receive: Receive, cookie: str | None, name: str) -> Receive:
+        """Delay the messages of pages that exceed a caller's rate limit.
+
+        Before each message the page learns whether another console has ended its session.
+        """
 
         async def receive_delayed() -> Message:
             message = await receive()
             while wait_s := self._services.api_limiter.local.take(name).retry_after_s:
                 await asyncio.sleep(wait_s)
+            with suppress(UnavailableError):
+                await in_thread(self._services.sessions.find)(cookie)
             return message
 
         return receive_delayed

@@ -3,58 +3,133 @@
 Knows sessions and where they may be used from; the page with the form is in ``pages/``.
 """
 
+import logging
 import secrets
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from urllib.parse import parse_qs, quote, urlsplit
 
 from fastapi import APIRouter, Request, Response
+from redis import Redis, RedisError
 from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse
 
+from console.errors import UnavailableError
 from console.services.rate_limiter import WrongKeys
-from console.services.shares import AccountCache
+from console.services.shared_values import SharedValues
+from console.services.threads import in_thread
 from tasks.api_keys import ApiKeys, Caller, digest_of
 
+logger = logging.getLogger(__name__)
+
 COOKIE = "training_session"
+SESSIONS = "training:session:"
 SESSION_TTL_S = 12 * 3600
 # Of an account; its oldest one ends first.
 _MAX_SESSIONS = 200
 
 
 class Sessions:
-    """Sessions of this process. They end with it, and when their key is revoked.
+    """Sessions of browsers, which any console of a broker serves.
+
+    They end when their key is revoked or expires. Methods that ask the broker block.
 
     Args:
+        client: A connection to the broker.
         api_keys: The API keys.
     """
 
-    def __init__(self, api_keys: ApiKeys) -> None:
+    def __init__(self, client: Redis, api_keys: ApiKeys) -> None:
         self._api_keys = api_keys
-        self._open: AccountCache[tuple[str, float]] = AccountCache(_MAX_SESSIONS)
+        self._sessions = SharedValues(client, SESSIONS, _MAX_SESSIONS, SESSION_TTL_S)
+        # Of this process's open pages, by the digest of the cookie: the number of pages, and the
+        # digest of the key; empty once the session has ended.
+        self._of_pages: dict[str, tuple[int, str]] = {}
 
     def start(self, key: str) -> str | None:
-        """Start a session and return its cookie; None for an unknown key."""
+        """Start a session and return its cookie; None for an unknown key.
+
+        Raises:
+            UnavailableError: The broker is unavailable.
+        """
         caller = self._api_keys.find(key)
         if caller is None:
             return None
         cookie = secrets.token_urlsafe(32)
-        session = digest_of(key), time.monotonic() + SESSION_TTL_S
-        self._open.add(caller.account, digest_of(cookie), session)
+        with _available():
+            self._sessions.put(caller.account, digest_of(cookie), {"key": digest_of(key)})
         return cookie
 
     def find(self, cookie: str | None) -> Caller | None:
-        """Return the caller of a session; None for an unknown or expired one."""
-        session = self._open.get(digest_of(cookie)) if cookie else None
-        if session is None:
+        """Return the caller of a session; None for an unknown or expired one.
+
+        Raises:
+            UnavailableError: The broker is unavailable.
+        """
+        if not cookie:
             return None
-        key_digest, expires_at = session
-        is_open = time.monotonic() < expires_at
-        return self._api_keys.find_by_digest(key_digest) if is_open else None
+        session_id = digest_of(cookie)
+        with _available():
+            session = self._sessions.get(session_id)
+        key_digest = "" if session is None else str(session["key"])
+        self._note(session_id, key_digest)
+        return self._api_keys.find_by_digest(key_digest)
 
     def end(self, cookie: str | None) -> None:
-        """End a session."""
+        """End a session, in all consoles.
+
+        Raises:
+            UnavailableError: The broker is unavailable.
+        """
         if cookie:
-            self._open.pop(digest_of(cookie))
+            with _available():
+                self._sessions.remove(digest_of(cookie))
+            self._note(digest_of(cookie), "")
+
+    def open_page(self, cookie: str) -> None:
+        """Watch the session of an open page, after which ``of_page`` knows it."""
+        session_id = digest_of(cookie)
+        pages, key_digest = self._of_pages.get(session_id, (0, ""))
+        self._of_pages[session_id] = pages + 1, key_digest
+
+    def close_page(self, cookie: str) -> None:
+        """End what ``open_page`` began."""
+        session_id = digest_of(cookie)
+        pages, key_digest = self._of_pages[session_id]
+        self._of_pages[session_id] = pages - 1, key_digest
+        if pages == 1:
+            del self._of_pages[session_id]
+
+    def of_page(self, cookie: str) -> Caller | None:
+        """Return the caller of an open page's session, as of the last call of ``find``."""
+        _, key_digest = self._of_pages.get(digest_of(cookie), (0, ""))
+        return self._api_keys.find_by_digest(key_digest)
+
+    def refresh(self) -> None:
+        """End the sessions of open pages that another console has ended.
+
+        Raises:
+            UnavailableError: The broker is unavailable; the pages stay.
+        """
+        watched = list(self._of_pages)
+        if watched:
+            with _available():
+                existing = self._sessions.existing(watched)
+            for session_id in set(watched) - existing:
+                self._note(session_id, "")
+
+    def _note(self, session_id: str, key_digest: str) -> None:
+        if session_id in self._of_pages:
+            self._of_pages[session_id] = self._of_pages[session_id][0], key_digest
+
+
+@contextmanager
+def _available() -> Iterator[None]:
+    try:
+        yield
+    except RedisError as error:
+        logger.error("cannot reach the sessions: %s", error)
+        raise UnavailableError from error
 
 
 def login_routes(sessions: Sessions, wrong_keys: WrongKeys, base_url: str) -> APIRouter:
@@ -79,9 +154,9 @@ def login_routes(sessions: Sessions, wrong_keys: WrongKeys, base_url: str) -> AP
         if not is_same_origin(request):
             return refused
         form = parse_qs((await request.body()).decode("utf-8", "replace"))
-        cookie = sessions.start(form.get("key", [""])[0].strip())
+        cookie = await in_thread(sessions.start)(form.get("key", [""])[0].strip())
         if cookie is None:
-            wrong_keys.count(address_of(request))
+            await wrong_keys.count(address_of(request))
             return refused
         response = RedirectResponse(f"{root}{target}", 303)
         response.set_cookie(
@@ -99,7 +174,7 @@ def login_routes(sessions: Sessions, wrong_keys: WrongKeys, base_url: str) -> AP
     async def logout(request: Request) -> Response:
         root = request.scope.get("root_path", "")
         if is_same_origin(request):
-            sessions.end(request.cookies.get(COOKIE))
+            await in_thread(sessions.end)(request.cookies.get(COOKIE))
         response = RedirectResponse(f"{root}/login", 303)
         response.delete_cookie(COOKIE, path=f"{root}/")
         return response

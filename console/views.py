@@ -321,6 +321,14 @@ class FleetView(View):
     """Queues; those of an engine without a live worker only while jobs wait in them."""
 
 
+class LinkView(View):
+    """A link to a file."""
+
+    url: str
+    """Address that downloads the file by GET. Anyone who has it can download."""
+    expires_at: datetime
+
+
 class PresetView(View):
     """A preset."""
 

@@ -6,14 +6,16 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from starlette.responses import StreamingResponse
 
 from console.api.access import FileReader, ServicesDep
 from console.api.openapi import binary, errors, header
 from console.errors import RangeNotSatisfiableError
+from console.security_headers import API
+from console.services.file_links import MAX_LIFE_S
 from console.services.job_files import OpenFile
-from console.views import FilesView, SampleView
+from console.views import FilesView, LinkView, SampleView
 from tasks.escaping import escaped
 
 router = APIRouter(tags=["files"])
@@ -97,6 +99,21 @@ async def download_file(
     """Return a published file, or a range of it."""
     opened = await services.files.open(caller, job_id, name)
     return _response(opened, range, if_range, if_none_match, "attachment")
+
+
+@router.post("/jobs/{job_id}/files/{name:path}:link", status_code=201)
+async def sign_file_link(
+    request: Request,
+    caller: FileReader,
+    services: ServicesDep,
+    job_id: str,
+    name: str,
+    life_s: Annotated[int, Query(ge=1, le=MAX_LIFE_S)] = MAX_LIFE_S,
+) -> LinkView:
+    """Make a link that downloads a file without a key; it ends with the key that made it."""
+    link = await services.links.create(caller, job_id, name, life_s)
+    base = (services.settings.console_url or str(request.base_url)).rstrip("/")
+    return LinkView(url=f"{base}{API}{link.path}", expires_at=link.expires_at)
 
 
 @router.get("/jobs/{job_id}/samples")

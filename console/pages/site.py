@@ -22,6 +22,7 @@ from console.pages.jobs_list import JobsList
 from console.pages.layout import ASSETS, Frame, prefix_of, text_answer
 from console.pages.login_page import add_login_page
 from console.services.services import Services
+from console.services.threads import in_thread
 from console.views import PresetView
 from tasks.api_keys import Scope
 from tasks.errors import JobError
@@ -135,14 +136,22 @@ async def _with_frame(
         build: Builds the page.
         scopes: What the session's key must have.
     """
-    cookie, account = request.cookies.get(COOKIE), request.state.caller.account
+    cookie, account = request.cookies[COOKIE], request.state.caller.account
     pages = services.open_pages
     try:
         pages.take(account)
     except TooManyError as error:
         return text_answer(error)
-    ui.context.client.on_delete(lambda: pages.give_back(account))
-    frame = Frame(request, lambda: services.sessions.find(cookie))
+    sessions = services.sessions
+    sessions.open_page(cookie)
+
+    def close() -> None:
+        sessions.close_page(cookie)
+        pages.give_back(account)
+
+    ui.context.client.on_delete(close)
+    await in_thread(sessions.find)(cookie)
+    frame = Frame(request, lambda: sessions.of_page(cookie))
     try:
         for scope in scopes:
             frame.allowed(scope)

@@ -84,6 +84,16 @@ class JobFiles:
         record = self._jobs.record(caller, job_id)
         return self._open(record, name, _files_in(self._manifest(record)))
 
+    def record_with(self, caller: Caller, job_id: str, name: str) -> JobRecord:
+        """Return the record of a job that has published a file of this name.
+
+        Raises:
+            NotFoundError: It has not.
+        """
+        record = self._jobs.record(caller, job_id)
+        self._open(record, name, _files_in(self._manifest(record)))
+        return record
+
     @in_thread
     def samples(self, caller: Caller, job_id: str) -> tuple[SampleView, ...]:
         """Return a job's validation images so far, by step, prompt and number."""

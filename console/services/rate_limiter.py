@@ -134,20 +134,23 @@ class WrongKeys:
     """Limits wrong keys, by address and of all addresses together. Right ones are not limited.
 
     A key of 256 bits cannot be guessed; the limit makes attempts cheap to answer and visible.
+
+    Args:
+        client: The broker, which counts for all consoles.
     """
 
-    def __init__(self) -> None:
-        self._by_address = TokenBuckets(_WRONG_KEYS_OF_ADDRESS)
-        self._overall = TokenBuckets(_WRONG_KEYS)
+    def __init__(self, client: Redis) -> None:
+        self._by_address = RateLimiter(client, "wrong_keys_of_address", _WRONG_KEYS_OF_ADDRESS)
+        self._overall = RateLimiter(client, "wrong_keys", _WRONG_KEYS)
         self._log = TokenBuckets(1)
 
-    def count(self, address: str) -> None:
+    async def count(self, address: str) -> None:
         """Count a wrong key from an address.
 
         Raises:
             TooManyError: There were too many in the last minute.
         """
-        statuses = self._by_address.take(address), self._overall.take("")
+        statuses = await self._by_address.take(address), await self._overall.take("all")
         retry_after_s = max(status.retry_after_s for status in statuses)
         if retry_after_s:
             if not self._log.take("").retry_after_s:

@@ -3,13 +3,16 @@
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 
 from redis import RedisError
 
+from console.errors import UnavailableError
 from console.login import Sessions
 from console.services.dataset_checks import DatasetChecks
 from console.services.event_hub import EventHub
+from console.services.file_links import FileLinks
 from console.services.fleet import Fleet
 from console.services.job_files import JobFiles
 from console.services.jobs import Jobs
@@ -31,6 +34,7 @@ from tasks.tracing.spans import Tracing, start_tracing
 logger = logging.getLogger(__name__)
 
 _MAINTENANCE_INTERVAL_S = 3600.0
+_SESSIONS_INTERVAL_S = 2.0
 _KEYS_INTERVAL_S, _WARNING_INTERVAL_S = 60.0, 86_400.0
 # Of all accounts. An open page keeps about a megabyte.
 _MAX_PAGES = 400
@@ -45,11 +49,13 @@ class Services:
     api_keys: ApiKeys
     sessions: Sessions
     api_limiter: RateLimiter
+    link_limiter: RateLimiter
     wrong_keys: WrongKeys
     jobs: Jobs
     submissions: Submissions
     events: EventHub
     files: JobFiles
+    links: FileLinks
     uploads: Uploads
     fleet: Fleet
     open_pages: Share
@@ -78,6 +84,13 @@ class Services:
                 logger.warning("cannot record changes of API keys; retrying later", exc_info=True)
             await asyncio.sleep(_KEYS_INTERVAL_S)
 
+    async def maintain_sessions(self) -> None:
+        """End open pages whose sessions ended in another console, until cancelled."""
+        while True:
+            await asyncio.sleep(_SESSIONS_INTERVAL_S)
+            with suppress(UnavailableError):
+                await in_thread(self.sessions.refresh)()
+
     async def close(self) -> None:
         """Close the connections to the broker, and send the last spans."""
         await self.events.close()
@@ -105,21 +118,25 @@ def open_services(settings: Settings, broker_url: str) -> Services:
     store = Store(settings.resolved_store_url)
     folder = settings.home_dir / "console"
     api_keys = ApiKeys(settings.api_keys_file)
-    limits = connect(broker_url)
+    shared = connect(broker_url)
     jobs = Jobs(client)
+    files = JobFiles(store, jobs)
     checks = DatasetChecks(settings, folder / "thumbnails")
     upload_store = UploadStore(folder / "uploads", store, settings)
     return Services(
         settings=settings,
         client=client,
         api_keys=api_keys,
-        sessions=Sessions(api_keys),
-        api_limiter=RateLimiter(limits, "api", settings.api_rate_limit),
-        wrong_keys=WrongKeys(),
+        sessions=Sessions(shared, api_keys),
+        api_limiter=RateLimiter(shared, "api", settings.api_rate_limit),
+        # Downloads by links leave the requests of their key alone.
+        link_limiter=RateLimiter(shared, "links", settings.api_rate_limit),
+        wrong_keys=WrongKeys(shared),
         jobs=jobs,
         submissions=Submissions(client, settings, jobs, checks),
         events=EventHub(broker_url, jobs),
-        files=JobFiles(store, jobs),
+        files=files,
+        links=FileLinks(shared, api_keys, files, client.audit),
         uploads=Uploads(upload_store, checks),
         fleet=Fleet(client, settings, jobs),
         open_pages=Share("pages", _MAX_PAGES),

@@ -41,7 +41,7 @@ class Console:
         self.state, self.redis, self.services = state, client, served.services
         # Of earlier tests.
         served.services.jobs._history = None
-        vars(served.services.wrong_keys).update(vars(WrongKeys()))
+        vars(served.services.wrong_keys).update(vars(WrongKeys(client)))
         self.store = Store(served.settings.resolved_store_url)
 
     def client(self, who: str) -> httpx2.Client:

@@ -11,6 +11,7 @@ import httpx2
 import pytest
 from nicegui import Client
 from pydantic import ValidationError
+from redis import Redis
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
@@ -156,14 +157,21 @@ def test_wrong_keys_do_not_lock_right_ones_out(console: Console, anyone: httpx2.
     assert anyone.get("/v1/jobs").status_code == 200
 
 
-def test_wrong_keys_of_many_addresses_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_keys_of_many_addresses_are_limited_for_all_consoles(
+    redis_client: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(rate_limiter, "_WRONG_KEYS", 20)
-    wrong_keys, refused = WrongKeys(), 0
-    for number in range(30):
-        try:
-            wrong_keys.count(f"10.0.0.{number}")
-        except TooManyError:
-            refused += 1
+    consoles, refused = [WrongKeys(redis_client), WrongKeys(redis_client)], 0
+
+    async def count() -> None:
+        nonlocal refused
+        for number in range(30):
+            try:
+                await consoles[number % 2].count(f"10.0.0.{number}")
+            except TooManyError:
+                refused += 1
+
+    asyncio.run(count())
     assert refused == 10
 
 

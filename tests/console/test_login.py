@@ -1,26 +1,75 @@
 import pytest
+from redis import Redis
 
-from console import login
-from console.login import Sessions, safe_target
-from tasks.api_keys import ApiKeys, Caller
+from console.errors import UnavailableError
+from console.login import SESSION_TTL_S, Sessions, safe_target
+from tasks.api_keys import ApiKeys, Caller, digest_of
+from tasks.state.connection import connect
 from tests.console.conftest import Served
 
 
-def test_a_session_expires(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(login, "SESSION_TTL_S", 3600)
-    sessions = Sessions(ApiKeys(served.settings.api_keys_file))
+@pytest.fixture
+def sessions(served: Served, redis_client: Redis) -> Sessions:
+    return Sessions(redis_client, ApiKeys(served.settings.api_keys_file))
+
+
+def test_a_session_expires(served: Served, sessions: Sessions, redis_client: Redis) -> None:
     cookie = sessions.start(served.keys["acme"])
+    assert cookie is not None
     assert sessions.find(cookie) == Caller("acme", "acme")
     assert sessions.find("another") is None
-    monkeypatch.setattr(login, "SESSION_TTL_S", -1)
-    assert sessions.find(sessions.start(served.keys["acme"])) is None
+    key = f"training:session:{digest_of(cookie)}"
+    assert SESSION_TTL_S - 60 < int(redis_client.ttl(key)) <= SESSION_TTL_S
+    assert served.keys["acme"] not in str(redis_client.get(key))
+    redis_client.delete(key)
+    assert sessions.find(cookie) is None
     assert sessions.start("twk_wrong") is None
 
 
-def test_logins_end_the_oldest_sessions_of_their_account_only(served: Served) -> None:
-    sessions = Sessions(ApiKeys(served.settings.api_keys_file))
+def test_every_console_serves_a_session_until_one_ends_it(
+    served: Served, sessions: Sessions, redis_client: Redis
+) -> None:
+    other = Sessions(redis_client, ApiKeys(served.settings.api_keys_file))
+    cookie = sessions.start(served.keys["acme"])
+    assert cookie is not None
+    other.open_page(cookie)
+    assert other.of_page(cookie) is None
+    assert other.find(cookie) == other.of_page(cookie) == Caller("acme", "acme")
+    sessions.end(cookie)
+    assert other.of_page(cookie) == Caller("acme", "acme")
+    other.refresh()
+    assert other.of_page(cookie) is None
+    assert other.find(cookie) is None
+    other.close_page(cookie)
+
+
+def test_a_session_ends_with_its_key(served: Served, sessions: Sessions) -> None:
+    api_keys = ApiKeys(served.settings.api_keys_file)
+    cookie = sessions.start(api_keys.create("brief", "acme"))
+    assert cookie is not None
+    sessions.open_page(cookie)
+    assert sessions.find(cookie) == sessions.of_page(cookie) == Caller("brief", "acme")
+    api_keys.revoke("brief")
+    assert sessions.of_page(cookie) is None
+    assert sessions.find(cookie) is None
+
+
+def test_a_session_waits_for_an_unavailable_broker(served: Served, sessions: Sessions) -> None:
+    away = Sessions(connect("redis://127.0.0.1:9"), ApiKeys(served.settings.api_keys_file))
+    with pytest.raises(UnavailableError):
+        away.find("cookie")
+    with pytest.raises(UnavailableError):
+        away.start(served.keys["acme"])
+    away.open_page("cookie")
+    with pytest.raises(UnavailableError):
+        away.refresh()
+
+
+def test_logins_end_the_oldest_sessions_of_their_account_only(
+    served: Served, sessions: Sessions
+) -> None:
     other = sessions.start(served.keys["zoo"])
-    first, *_, last = (sessions.start(served.keys["acme"]) for _ in range(10_000))
+    first, *_, last = (sessions.start(served.keys["acme"]) for _ in range(201))
     assert sessions.find(other) == Caller("zoo", "zoo")
     assert sessions.find(last) == Caller("acme", "acme")
     assert sessions.find(first) is None

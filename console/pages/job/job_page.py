@@ -55,7 +55,7 @@ class JobPage:
                 with panel("Loss"):
                     self._loss = LossPart()
                 self._samples = SamplesPart(self._frame, view.id)
-                self._files = FilesPart(self._frame, view.id)
+                self._files = FilesPart(self._frame, self._services.links, view.id)
                 with panel("Log"):
                     self._log_part = LogPart()
             with Tag("aside", classes="aside stack", aria_label="About this job"):

@@ -1,16 +1,21 @@
 """The parts of a job's page: stages, loss, samples, files, log."""
 
+import json
 from urllib.parse import quote
 
 from nicegui import ui
 
-from console.pages.elements import Tag, panel
+from console.errors import ConsoleError
+from console.pages.elements import Tag, button, panel
 from console.pages.formatting import STAGE_NAMES, count, size, span
 from console.pages.job.event_log import EventLog, Line
 from console.pages.job.loss import LossCurve, chart_options
 from console.pages.layout import Frame
 from console.security_headers import API
+from console.services.file_links import MAX_LIFE_S, FileLinks
 from console.views import FilesView, FileView, JobView, SampleView, StageView
+from tasks.api_keys import Scope
+from tasks.errors import JobError
 from tasks.state.record import JobStatus
 
 # Samples on the page; the latest ones matter most.
@@ -138,8 +143,8 @@ class SamplesPart:
 class FilesPart:
     """Published files."""
 
-    def __init__(self, frame: Frame, job_id: str) -> None:
-        self._frame, self._job_id = frame, job_id
+    def __init__(self, frame: Frame, links: FileLinks, job_id: str) -> None:
+        self._frame, self._links, self._job_id = frame, links, job_id
         self._panel = panel("Results", "The first file has the trained weights.")
         with self._panel:
             self._box = Tag("div")
@@ -186,6 +191,25 @@ class FilesPart:
                     href=self._frame.link(path), download=file.name,
                     aria_label=f"Download {file.name}",
                 )  # fmt: skip
+                copy = button("Copy link", "small", aria_label=f"Copy a link to {file.name}")
+                copy.on("click", lambda: self._copy_link(file.name))
+
+    async def _copy_link(self, name: str) -> None:
+        """Copy a link that downloads a file without a key, for an hour."""
+        try:
+            caller = self._frame.allowed(Scope.FILES)
+            link = await self._links.create(caller, self._job_id, name, MAX_LIFE_S)
+        except (ConsoleError, JobError) as error:
+            ui.notify(str(error), type="warning")
+            return
+        path = json.dumps(self._frame.link(f"{API}{link.path}"))
+        # Browsers have no clipboard for pages without HTTPS, but on this machine.
+        ui.run_javascript(
+            f"const link = location.origin + {path};"
+            "(navigator.clipboard ? navigator.clipboard.writeText(link) : Promise.reject())"
+            ".catch(() => prompt('Copy this link:', link))"
+        )
+        ui.notify("Anyone with this link can download the file for an hour.")
 
 
 class LogPart:
