@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from tasks.events import Event
 from tasks.jobs.job import TrainingJob
 from tasks.state.record import JobStatus
+from tasks.state.webhook_deliveries import Delivery
+from tasks.state.webhook_secrets import WebhookSecret
 
 COMPONENT = "x-component"
 """Keyword of a plain mapping's schema: the schema of the API's description that describes it."""
@@ -354,3 +356,26 @@ class JobEvent(View):
     event: Event
     text: str
     """The event as JSON."""
+
+
+class NewWebhookSecretView(View):
+    """A new webhook secret."""
+
+    id: str
+    secret: str
+    """`whsec_` and base64: what a library of standardwebhooks.com takes. It is not shown again."""
+    created_at: datetime
+
+
+class WebhookSecretsView(View):
+    """Webhook secrets of a tenant."""
+
+    secrets: tuple[WebhookSecret, ...]
+    """Valid secrets, oldest first; each signs all deliveries."""
+
+
+class DeliveriesView(View):
+    """Deliveries of a job's webhook."""
+
+    deliveries: tuple[Delivery, ...]
+    """Deliveries, newest first."""

@@ -44,6 +44,8 @@ class Scope(StrEnum):
     """Upload datasets, list and delete uploads."""
     FILES = "files"
     """Download results and validation images, and make links to them."""
+    WEBHOOKS = "webhooks"
+    """Create, list and revoke the webhook secrets of a tenant."""
     ADMIN = "admin"
     """What only operators may do, such as reading the audit log."""
 

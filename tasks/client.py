@@ -9,6 +9,7 @@ from celery import Celery
 from opentelemetry.trace import NoOpTracer, Tracer
 
 from tasks.app import make_app
+from tasks.clock import broker_time
 from tasks.errors import NoWorkerError
 from tasks.eta.history import RunHistoryStore
 from tasks.jobs.job import TrainingJob, parse_job
@@ -23,6 +24,8 @@ from tasks.state.ended_jobs import EndedJobs
 from tasks.state.job_store import DispatchOutcome, JobStore
 from tasks.state.record import JobRecord, JobStatus
 from tasks.state.tenant_queues import TenantQueues
+from tasks.state.webhook_deliveries import WebhookDeliveries
+from tasks.state.webhook_secrets import WebhookSecret, WebhookSecrets
 from tasks.state.workers import WorkerInfo, live_workers, newest_versions, why_unserved
 from tasks.tracing.spans import record_job
 
@@ -53,6 +56,8 @@ class Client:
         self.run_history = RunHistoryStore(connection, settings.job_ttl)
         self._app: Celery = make_app(settings, broker_url)
         self.tenant_queues = TenantQueues(connection, settings.job_ttl)
+        self.webhook_secrets = WebhookSecrets(connection)
+        self.webhook_deliveries = WebhookDeliveries(connection, settings.job_ttl)
 
     def submit(
         self,
@@ -138,6 +143,25 @@ class Client:
         """Remove a job from the dead-letter queue; see ``JobControl.discard``."""
         with self._recording(actor, Action.DEAD_LETTER_DISCARD, job_id):
             self.control.discard(job_id)
+
+    def create_webhook_secret(self, tenant: str, actor: str) -> tuple[WebhookSecret, str]:
+        """Create a webhook secret; see ``WebhookSecrets.create``."""
+        action = Action.WEBHOOK_SECRET_CREATE
+        with self.audit.recording(actor, action, tenant, tenant=tenant):
+            return self.webhook_secrets.create(tenant)
+
+    def revoke_webhook_secret(self, tenant: str, secret_id: str, actor: str) -> None:
+        """Revoke a webhook secret; see ``WebhookSecrets.revoke``."""
+        action = Action.WEBHOOK_SECRET_REVOKE
+        with self.audit.recording(actor, action, tenant, tenant=tenant, secret=secret_id):
+            self.webhook_secrets.revoke(tenant, secret_id)
+
+    def redeliver(self, job_id: str, sequence: int | None, actor: str) -> list[int]:
+        """Deliver a job's webhook again; see ``WebhookDeliveries.redeliver``."""
+        with self._recording(actor, Action.WEBHOOK_REDELIVER, job_id, sequence=sequence):
+            now = broker_time(self._redis)
+            tenant = self.state.get(job_id).job.tenant
+            return self.webhook_deliveries.redeliver(job_id, tenant, sequence, now)
 
     def live_workers(self) -> dict[str, WorkerInfo]:
         """Return the workers with a recent heartbeat, busy or not."""

@@ -242,6 +242,13 @@ WEBHOOKS = _counter(
     {"result": ("delivered", "failed", "exhausted")},
 )
 
+JOB_WEBHOOKS = _counter(
+    "job_webhooks_total",
+    "Deliveries of jobs' own webhooks by result. An exhausted one was the last retry; dropped ones "
+    "were too many.",
+    {"result": ("delivered", "failed", "exhausted", "dropped")},
+)
+
 QUEUE_JOBS = _gauge(
     "queue_jobs",
     "Jobs that wait in tenant queues and in the queue. Tenant '*' is all but the largest tenants; "
@@ -267,6 +274,9 @@ JOBS_IN_FLIGHT = _gauge("jobs_in_flight", "Jobs that have a message or whose sta
 RETRY_JOBS = _gauge("retry_jobs", "Jobs that wait for a retry after a transient error.")
 DEAD_LETTER_JOBS = _gauge("dead_letter_jobs", "Jobs in the dead-letter queue.")
 WEBHOOKS_WAITING = _gauge("webhooks_waiting", "Ended jobs whose webhook is not delivered yet.")
+JOB_WEBHOOK_TENANTS = _gauge(
+    "job_webhook_tenants", "Tenants whose jobs' own webhooks have pending deliveries."
+)
 QUEUE_WORKERS = _gauge(
     "queue_workers", "Live workers that serve a queue and are not quarantined.", "queue"
 )

@@ -24,6 +24,7 @@ _METHODS = ("get", "head", "options", "post", "put", "patch", "delete")
 TAGS = {
     "jobs": "Submit, follow and change jobs.",
     "files": "Download what jobs have published, and their validation images.",
+    "webhooks": "Create the secrets that sign jobs' webhooks, and see and repeat deliveries.",
     "uploads": "Upload datasets: resumable by tus 1.0 (tus.io), or at once as a form.",
     "catalog": "Look up presets, options, the fleet and the console's health.",
     "audit": "Read who did what; for operators.",

@@ -2,7 +2,7 @@
 
 from fastapi import FastAPI, Response
 
-from console.api import audit, catalog, events, files, jobs, uploads
+from console.api import audit, catalog, events, files, jobs, uploads, webhooks
 from console.api.openapi import TAGS, api_document, document_text, operation_id, product_version
 from console.api.problems import add_problem_handlers
 from console.services.services import Services
@@ -47,7 +47,7 @@ def make_api(services: Services | None) -> FastAPI:
     )
     api.state.services = services
     add_problem_handlers(api)
-    for module in (jobs, events, files, uploads, catalog, audit):
+    for module in (jobs, events, files, webhooks, uploads, catalog, audit):
         api.include_router(module.router)
     # Made once: anyone may ask for it.
     text = document_text(api_document(api))

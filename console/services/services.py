@@ -22,6 +22,7 @@ from console.services.submissions import Submissions
 from console.services.threads import in_thread
 from console.services.upload_store import UploadStore
 from console.services.uploads import Uploads
+from console.services.webhooks import JobWebhooks
 from tasks.api_keys import ApiKeys
 from tasks.client import Client
 from tasks.errors import JobError
@@ -58,6 +59,7 @@ class Services:
     links: FileLinks
     uploads: Uploads
     fleet: Fleet
+    webhooks: JobWebhooks
     open_pages: Share
     tracing: Tracing
 
@@ -139,6 +141,7 @@ def open_services(settings: Settings, broker_url: str) -> Services:
         links=FileLinks(shared, api_keys, files, client.audit),
         uploads=Uploads(upload_store, checks),
         fleet=Fleet(client, settings, jobs),
+        webhooks=JobWebhooks(client, jobs),
         open_pages=Share("pages", _MAX_PAGES),
         tracing=tracing,
     )

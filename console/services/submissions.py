@@ -120,6 +120,7 @@ class Submissions:
             job = parse_job(_with_tenant(caller, document))
         except InvalidJobError as error:
             raise InvalidJobError([*problems, *error.problems], more=error.more) from error
+        problems += self._client.state.webhook_problems(job)
         if not caller.is_operator:
             problems += self._policy.problems(job)
         if problems:

@@ -151,14 +151,23 @@ class Uploads:
         return self._store.owner_of(upload_id) or _DEFAULT_TENANT
 
 
+def checked_tenant(tenant: str, location: str) -> str:
+    """Return the name of a tenant.
+
+    Raises:
+        InvalidJobError: It is not the name of one.
+    """
+    try:
+        return _TENANT.validate_python(tenant)
+    except ValidationError as error:
+        problem = "must be a tenant's name: letters, digits, '-', '_' and single dots"
+        raise InvalidJobError([Problem(location, problem)]) from error
+
+
 def _owner_of_new(caller: Caller, tenant: str | None) -> str:
     """Return the tenant of an upload that the caller creates; it becomes a folder's name."""
     if caller.tenant is None:
-        try:
-            return _TENANT.validate_python(tenant or _DEFAULT_TENANT)
-        except ValidationError as error:
-            problem = "must be a tenant's name: letters, digits, '-', '_' and single dots"
-            raise InvalidJobError([Problem("Upload-Metadata.tenant", problem)]) from error
+        return checked_tenant(tenant or _DEFAULT_TENANT, "Upload-Metadata.tenant")
     if tenant not in (None, caller.tenant):
         raise ForbiddenError("this key uploads for its own tenant only", "tenant")
     return caller.tenant

@@ -763,6 +763,26 @@ export interface ImageDirDatasetConfig {
   keep_in_memory?: boolean;
 }
 
+/** Where a job's events are delivered, signed with the secrets of its tenant. */
+export interface JobWebhook {
+  /**
+   * The receiver's public `https://` address. Only the receiver gets its path and query: all
+   * that shows the job shows the rest.
+   */
+  url: string;
+  /**
+   * The events that are delivered. `started` is the job's first stage, `sample` images of the
+   * validation prompts.
+   * @default ["succeeded", "failed", "cancelled"]
+   */
+  events?: ("accepted" | "started" | "progress" | "sample" | "checkpoint" | "succeeded" | "failed" | "cancelled")[];
+  /**
+   * The minimum seconds between deliveries of `progress`; what comes between is left out.
+   * @default 60
+   */
+  progress_interval?: number;
+}
+
 /** Prodigy (Mishchenko & Defazio, 2023), which finds its own step size. */
 export interface ProdigyOptimizerConfig {
   /**
@@ -1565,6 +1585,8 @@ export interface TrainingJob {
    * @default []
    */
   publish_to?: (HubDestination | BucketDestination)[];
+  /** Where the job's events are delivered. Null: nowhere. The tenant needs a webhook secret. */
+  webhook?: JobWebhook | null;
   /** The training run, by its `type`. */
   training: SdxlLoraConfig | SdxlTextualInversionConfig | SdxlFinetuneConfig | FluxLoraConfig;
 }
@@ -1753,6 +1775,22 @@ export interface PublishedCopy {
 
 export type SubmitResult = JobResult | KnownJob;
 
+/** The body of a webhook at a job's end: the fleet's own, or the job's. */
+export interface EndWebhook {
+  type: "job.succeeded" | "job.failed" | "job.cancelled";
+  /** When the job ended. */
+  timestamp: string;
+  data: JobEnd;
+}
+
+/** The body of a job's own webhook before the job's end. */
+export interface EventWebhook {
+  type: "job.accepted" | "job.started" | "job.progress" | "job.sample" | "job.checkpoint";
+  /** When it happened. Deliveries may arrive in another order. */
+  timestamp: string;
+  data: JobReport;
+}
+
 /** Why a job failed. */
 export interface Failure {
   code: ErrorCode;
@@ -1767,10 +1805,22 @@ export interface JobEnd {
   job_id: string;
   /** The name in the job's document. */
   name: string;
+  /** The delivery's number among those of the job's webhook; null in the fleet's own webhook. */
+  sequence: number | null;
   status: "succeeded" | "failed" | "cancelled";
-  /** Null if nothing was published. */
-  result: Published | null;
+  /** Null if nothing was published. The fleet's own webhook has locations, too. */
+  result: Published | PublishedFiles | null;
   error: Failure | null;
+}
+
+/** What happened to a job. */
+export interface JobReport {
+  job_id: string;
+  /** The name in the job's document. */
+  name: string;
+  /** The delivery's number among those of the job's webhook, in the order of the events. */
+  sequence: number;
+  event: JobAccepted | StageStarted | Progress | ValidationImages | CheckpointSaved;
 }
 
 /** The published files of a job. */
@@ -1791,13 +1841,15 @@ export interface Published {
   copies: (PublishedCopy)[];
 }
 
-/** The body of a webhook. */
-export interface Webhook {
-  type: "job.succeeded" | "job.failed" | "job.cancelled";
-  /** When the job ended. */
-  timestamp: string;
-  data: JobEnd;
+/** The published files of a job, for its tenant. */
+export interface PublishedFiles {
+  /** SHA-256 digest of the first file, in hex. */
+  sha256: string;
+  /** Names of all files, the trained weights first: `/v1/jobs/ID/files/NAME` in the API. */
+  files: (string)[];
 }
+
+export type Webhook = EndWebhook | EventWebhook;
 
 /** The engine that computed a result. */
 export interface Engine {

@@ -19,6 +19,7 @@ from tasks.jobs.pipeline import PICKLE_ENDINGS
 from tasks.jobs.presets import UnknownPresetError, preset, with_preset
 from tasks.jobs.problems import validate
 from tasks.jobs.sdxl import SdxlFinetuneConfig, SdxlLoraConfig, SdxlTextualInversionConfig
+from tasks.jobs.webhook import JobWebhook
 from tasks.strict_model import SAFE_NAME, StrictModel
 
 # Job ids and names become parts of store keys and file names.
@@ -67,6 +68,9 @@ class TrainingJob(StrictModel):
 
     publish_to: Annotated[tuple[Destination, ...], Field(max_length=MAX_DESTINATIONS)] = ()
     """Where the results are copied after they are in the fleet's store."""
+
+    webhook: JobWebhook | None = None
+    """Where the job's events are delivered. Null: nowhere. The tenant needs a webhook secret."""
 
     training: TrainingConfig
     """The training run, by its ``type``."""

@@ -23,6 +23,8 @@ def set_up_logging(log_format: Literal["text", "json"], process: str) -> None:
     # Celery's lines on the start and end of tasks repeat those of the stages.
     logging.getLogger("celery.worker.strategy").setLevel(logging.WARNING)
     logging.getLogger("celery.app.trace").setLevel(logging.ERROR)
+    # Its lines have whole addresses: those of datasets may be signed, and a receiver's a secret.
+    logging.getLogger("httpx2").setLevel(logging.WARNING)
     threading.excepthook = _log_thread_error
 
 

@@ -4,12 +4,20 @@ The events of a running job are in ``tasks/events.py``.
 """
 
 from datetime import datetime
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import ConfigDict, Field
 
-from tasks.errors import ErrorCode
-from tasks.events import Artifact, PublishedCopy
+from tasks.errors import ErrorCode, JobError
+from tasks.events import (
+    Artifact,
+    CheckpointSaved,
+    JobAccepted,
+    Progress,
+    PublishedCopy,
+    StageStarted,
+    ValidationImages,
+)
 from tasks.state.record import StageRecord
 from tasks.strict_model import StrictModel
 
@@ -75,6 +83,21 @@ class Failure(StrictModel):
     message: str | None
     """One sentence, or a list of problems, one per line."""
 
+    @classmethod
+    def of(cls, error: JobError) -> "Failure":
+        """Return the failure that an error describes."""
+        return cls(code=error.code, stage=error.stage, message=error.message)
+
+
+class PublishedFiles(StrictModel):
+    """The published files of a job, for its tenant."""
+
+    sha256: str
+    """SHA-256 digest of the first file, in hex."""
+
+    files: tuple[str, ...]
+    """Names of all files, the trained weights first: `/v1/jobs/ID/files/NAME` in the API."""
+
 
 class JobEnd(StrictModel):
     """How a job ended."""
@@ -84,16 +107,19 @@ class JobEnd(StrictModel):
     name: str
     """The name in the job's document."""
 
+    sequence: int | None = None
+    """The delivery's number among those of the job's webhook; null in the fleet's own webhook."""
+
     status: Literal["succeeded", "failed", "cancelled"]
 
-    result: Published | None
-    """Null if nothing was published."""
+    result: Published | PublishedFiles | None
+    """Null if nothing was published. The fleet's own webhook has locations, too."""
 
     error: Failure | None
 
 
-class Webhook(StrictModel):
-    """The body of a webhook."""
+class EndWebhook(StrictModel):
+    """The body of a webhook at a job's end: the fleet's own, or the job's."""
 
     type: Literal["job.succeeded", "job.failed", "job.cancelled"]
 
@@ -101,6 +127,41 @@ class Webhook(StrictModel):
     """When the job ended."""
 
     data: JobEnd
+
+
+WebhookJobEvent = Annotated[
+    JobAccepted | StageStarted | Progress | ValidationImages | CheckpointSaved,
+    Field(discriminator="kind"),
+]
+
+
+class JobReport(StrictModel):
+    """What happened to a job."""
+
+    job_id: str
+
+    name: str
+    """The name in the job's document."""
+
+    sequence: int
+    """The delivery's number among those of the job's webhook, in the order of the events."""
+
+    event: WebhookJobEvent
+
+
+class EventWebhook(StrictModel):
+    """The body of a job's own webhook before the job's end."""
+
+    type: Literal["job.accepted", "job.started", "job.progress", "job.sample", "job.checkpoint"]
+
+    timestamp: datetime
+    """When it happened. Deliveries may arrive in another order."""
+
+    data: JobReport
+
+
+Webhook = Annotated[EndWebhook | EventWebhook, Field(discriminator="type")]
+"""The body of a webhook."""
 
 
 class GpuMemory(StrictModel):

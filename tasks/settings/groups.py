@@ -255,6 +255,13 @@ class WebhookSettings(SettingsGroup):
     """The secrets that sign webhooks, `whsec_` and base64; several, separated by commas, let the
     receiver rotate them."""
 
+    webhook_hosts: str | None = None
+    """Hosts that jobs' own webhooks may be sent to although their addresses are not public: `name`
+    or `name:port`, separated by commas. Unset: none."""
+
+    webhook_rate_limit: int = Field(default=120, ge=1)
+    """The maximum deliveries a minute of all jobs' own webhooks of a tenant; others wait."""
+
     @field_validator("webhook_url")
     @classmethod
     def _check_webhook_url(cls, url: str | None) -> str | None:
@@ -284,6 +291,11 @@ class WebhookSettings(SettingsGroup):
                     "bytes"
                 )
         return secrets
+
+    @property
+    def allowed_webhook_hosts(self) -> frozenset[str]:
+        """The hosts of jobs' own webhooks whose addresses need not be public."""
+        return frozenset(split_list(self.webhook_hosts))
 
     def webhook_signing_secrets(self) -> tuple[str, ...]:
         """Return the secrets that sign webhooks, the first one first."""

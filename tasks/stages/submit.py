@@ -52,9 +52,11 @@ def submit_job(
     """Record a checked job, and dispatch it or let it wait; see ``submit``.
 
     Raises:
-        InvalidJobError: Another job has its id.
+        InvalidJobError: Another job has its id, or its webhook cannot be signed.
         DoesNotFitJobError: No GPU memory class holds it.
     """
+    if problems := state.webhook_problems(job):
+        raise InvalidJobError(problems)
     job_id, resolved = _resolved(job)
     outcome = state.create(job_id, resolved, result_id, artifacts)
     if outcome != DispatchOutcome.EXISTS:

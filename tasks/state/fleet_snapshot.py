@@ -22,6 +22,7 @@ from tasks.state.keys import (
     FLEET,
     IN_FLIGHT,
     PENDING_WEBHOOKS,
+    WEBHOOK_TENANTS,
     tenant_queue_key,
     tenant_since_key,
     tenants_key,
@@ -57,6 +58,7 @@ class FleetSnapshot:
         due: The number of jobs that wait for a retry.
         dead_letters: The number of jobs in the dead-letter queue.
         pending_webhooks: The number of ended jobs whose webhook is not delivered.
+        webhook_tenants: The number of tenants whose jobs' own webhooks are not all delivered.
         workers: The live workers by name.
         shares: The tenants' shares.
     """
@@ -69,6 +71,7 @@ class FleetSnapshot:
     due: int
     dead_letters: int
     pending_webhooks: int
+    webhook_tenants: int
     workers: Mapping[str, WorkerInfo]
     shares: TenantShares
 
@@ -114,9 +117,10 @@ def read_fleet(client: Redis) -> FleetSnapshot:
         pipe.time()
         pipe.hkeys(IN_FLIGHT)
         pipe.hgetall(FLEET)
-        for index in (DUE, DEAD_LETTERS, PENDING_WEBHOOKS):
+        for index in (DUE, DEAD_LETTERS, PENDING_WEBHOOKS, WEBHOOK_TENANTS):
             pipe.zcard(index)
-        (seconds, micros), job_ids, published, due, dead, webhooks = cast("Any", pipe.execute())
+        (seconds, micros), job_ids, published, *sizes = cast("Any", pipe.execute())
+    due, dead, webhooks, webhook_tenants = sizes
     lengths, waiting, since = read_queue_lengths(client)
     running = _in_flight(client, job_ids, lengths, waiting, since)
     return FleetSnapshot(
@@ -128,6 +132,7 @@ def read_fleet(client: Redis) -> FleetSnapshot:
         due=due,
         dead_letters=dead,
         pending_webhooks=webhooks,
+        webhook_tenants=webhook_tenants,
         workers=live_workers(client),
         shares=shares_in(published),
     )

@@ -22,6 +22,7 @@ from tasks.errors import (
     DEAD_LETTER_CODES,
     ErrorCode,
     JobError,
+    Problem,
     SupersededError,
     UnknownJobError,
     UnreadableJobError,
@@ -44,6 +45,7 @@ from tasks.state.record import (
 )
 from tasks.state.scripts import Candidates
 from tasks.state.stage_message import StageMessage, send_waiting, stage_message, task_label
+from tasks.state.webhook_secrets import WebhookSecrets
 
 # Stops a stage that takes its worker down each time, for example because the host runs out of
 # memory; five leaves room for several restarts of workers. A checkpoint resets the count.
@@ -130,8 +132,19 @@ class JobStore(JobReader):
     ) -> None:
         super().__init__(client)
         self._constants = constants
+        self._webhook_secrets = WebhookSecrets(client)
         self._ttl_s = int(ttl.total_seconds())
         self._unacked_index = unacked_index
+
+    def webhook_problems(self, job: TrainingJob) -> list[Problem]:
+        """Return why a job's webhook could not be delivered."""
+        if job.webhook is None or self._webhook_secrets.signing(job.tenant):
+            return []
+        problem = f"cannot be signed: tenant {job.tenant} has no webhook secret"
+        remedy = (
+            "create one with POST /v1/webhook-secrets, or training-worker webhooks secret create"
+        )
+        return [Problem("webhook", problem, remedy)]
 
     def create(
         self,
@@ -162,6 +175,8 @@ class JobStore(JobReader):
             "checkpointed_blocks": route.checkpointed_blocks,
             **artifacts.hash_fields(),
         }
+        if job.webhook is not None:
+            fields["webhook"] = json.dumps(job.webhook.whole())
         event = JobAccepted(queue=route.gpu_queue, reason=route.reason)
         outcome = scripts.create_job(
             self._redis,

@@ -35,6 +35,20 @@ PENDING_WEBHOOKS = "training:webhooks"
 WEBHOOK_DELIVERIES = "training:webhooks:deliveries"
 """Hash: the deliveries tried so far, by job."""
 
+DELIVERIES_SUFFIX = ":deliveries"
+"""After the key of a job's record: a hash with the deliveries of the job's own webhook, as JSON by
+their numbers. ``sequence`` is the newest number, ``pending`` counts those to deliver, ``progress``
+is the newest one of progress, ``progress_at`` its time; ``gone``: the receiver wants no more."""
+TENANT_WEBHOOKS_PREFIX = "training:webhooks:tenant:"
+"""Before a tenant: a sorted set of ``JOB SEQUENCE`` of its jobs' pending deliveries, by the time
+when each is due."""
+WEBHOOK_TENANTS = "training:webhooks:tenants"
+"""Sorted set: the tenants with pending deliveries, by the time when the first one is due."""
+
+WEBHOOK_SECRETS_PREFIX = "training-secrets:webhooks:"
+"""Before a tenant: a hash of its webhook secrets by their ids, at most two. It does not expire, and
+has a prefix of its own: metrics may read all of the others."""
+
 COUNTS = "training:counts"
 """Hash: the counters, by the fields that ``tasks/metrics.py`` gives."""
 

@@ -15,6 +15,7 @@ from tasks.contract import STAGES
 from tasks.errors import ErrorCode, JobError, UnreadableJobError
 from tasks.jobs.job import TrainingJob
 from tasks.jobs.pipeline import PipelineConfig
+from tasks.jobs.webhook import JobWebhook
 from tasks.state.artifacts import JobArtifacts, artifact_field
 from tasks.strict_model import StrictModel
 
@@ -167,6 +168,9 @@ def parse_record(job_id: str, fields: Mapping[str, str]) -> JobRecord:
             if f"stage:{name}" in fields
         }
         job = _parse_job(fields["job"])
+        if "webhook" in fields:
+            webhook = JobWebhook.model_validate_json(fields["webhook"])
+            job = job.model_copy(update={"webhook": webhook})
         summary = _summary_values(job_id, fields)
         return JobRecord(
             **summary,

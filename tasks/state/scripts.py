@@ -20,6 +20,10 @@ _MAX_EVENTS, _MAX_EVENT_BYTES = 10_000, 4 * 2**20
 _MAX_PROGRESS = 1000
 # A client that lost its connection sends a job again a few times.
 _MAX_RESULTS = 16
+# The log of a job's webhook, some 100 KB. What is pending stays in it.
+_MAX_DELIVERIES = 200
+# Of a receiver that does not answer; what comes once a job is delivered beyond it.
+_MAX_JOB_PENDING, _MAX_TENANT_PENDING = 100, 10_000
 
 _lua = ScriptFolder(
     files("tasks.state") / "lua",
@@ -40,6 +44,9 @@ _lua = ScriptFolder(
             "fleet": keys.FLEET,
             "pending_webhooks": keys.PENDING_WEBHOOKS,
             "unstored_results": keys.UNSTORED_RESULTS,
+            "deliveries_suffix": keys.DELIVERIES_SUFFIX,
+            "tenant_webhooks_prefix": keys.TENANT_WEBHOOKS_PREFIX,
+            "webhook_tenants": keys.WEBHOOK_TENANTS,
             "counts": keys.COUNTS,
         },
         "metrics": {
@@ -47,12 +54,16 @@ _lua = ScriptFolder(
             "dead_letters": metrics.DEAD_LETTERS.name,
             "takeovers": metrics.TAKEOVERS.name,
             "requeues": metrics.REQUEUES.name,
+            "job_webhooks": metrics.JOB_WEBHOOKS.name,
         },
         "limits": {
             "events": _MAX_EVENTS,
             "event_bytes": _MAX_EVENT_BYTES,
             "progress": _MAX_PROGRESS,
             "results": _MAX_RESULTS,
+            "deliveries": _MAX_DELIVERIES,
+            "job_pending": _MAX_JOB_PENDING,
+            "tenant_pending": _MAX_TENANT_PENDING,
         },
     },
 )
@@ -302,6 +313,54 @@ def claim_webhook(
 @_lua.script
 def record_audit(*, audit_key: Key, retention_s: int, max_entries: int, entry: str) -> str:
     """Append an entry to the audit log."""
+    raise NotImplementedError
+
+
+@_lua.script
+def claim_delivery(
+    *,
+    tenant: str,
+    now: float,
+    claimed_until: float,
+) -> list[str]:
+    """Claim a tenant's first pending delivery that is due."""
+    raise NotImplementedError
+
+
+@_lua.script
+def record_delivery(
+    *,
+    deliveries_key: Key,
+    tenant: str,
+    job_id: str,
+    sequence: int,
+    now: float,
+    status: str,
+    reason: str,
+    due_at: float | None,
+    is_gone: bool,
+) -> str:
+    """Record how an attempt to deliver ended."""
+    raise NotImplementedError
+
+
+@_lua.script
+def redeliver(
+    *,
+    deliveries_key: Key,
+    ttl_s: int,
+    tenant: str,
+    job_id: str,
+    sequence: int | None,
+    now: float,
+) -> list[int]:
+    """Make deliveries due now."""
+    raise NotImplementedError
+
+
+@_lua.script
+def create_webhook_secret(*, secrets_key: Key, secret_id: str, secret: str, maximum: int) -> int:
+    """Add a secret unless the tenant has as many as it may."""
     raise NotImplementedError
 
 

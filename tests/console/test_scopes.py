@@ -52,6 +52,7 @@ def test_a_key_is_refused_without_the_scope_of_the_route(
         "jobs:write": ("POST", f"/jobs/{job_id}:pause"),
         "uploads": ("GET", "/uploads"),
         "files": ("GET", f"/jobs/{job_id}/files"),
+        "webhooks": ("GET", "/webhook-secrets"),
     }
     for scope, key in keys.items():
         for needed, (method, path) in routes.items():

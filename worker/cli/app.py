@@ -15,6 +15,7 @@ from worker.cli import (
     results,
     serve,
     unreadable,
+    webhooks,
 )
 
 cli = typer.Typer(
@@ -39,6 +40,7 @@ cli.add_typer(cache.commands, name="cache")
 cli.add_typer(dead_letter.commands, name="dead-letter")
 cli.add_typer(keys.commands, name="keys")
 cli.add_typer(unreadable.commands, name="unreadable")
+cli.add_typer(webhooks.commands, name="webhooks")
 
 
 def _print_version(value: bool) -> None:

@@ -46,6 +46,22 @@ def command(function: "Callable[Concatenate[Settings, P], int | None]") -> Calla
     return run
 
 
+def checked_tenant(tenant: str) -> str:
+    """Return the name of a tenant.
+
+    Raises:
+        UsageError: It is not the name of one.
+    """
+    import re
+
+    from tasks.errors import UsageError
+    from tasks.strict_model import PATTERNS, SAFE_NAME
+
+    if len(tenant) > 100 or not re.fullmatch(SAFE_NAME, tenant):
+        raise UsageError(f"the tenant {PATTERNS[SAFE_NAME]}")
+    return tenant
+
+
 def finite(value: float | None) -> float | None:
     """Check a number on the command line: NaN and infinity pass typer's own bounds.
 

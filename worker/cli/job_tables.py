@@ -12,6 +12,8 @@ from tasks.contract import STAGES
 from tasks.eta.estimate import Forecast, StageForecast
 from tasks.eta.history import UNITS, RunHistory, RunStatistics, WorkloadKey, p90
 from tasks.state.record import JobRecord
+from tasks.state.webhook_deliveries import Delivery
+from tasks.state.webhook_secrets import WebhookSecret
 from worker.cli.output import duration_text
 
 # Needs Pillow, which the core does not have.
@@ -54,6 +56,29 @@ def job_table(records: list[JobRecord]) -> Table:
             record.stage,
             record.created_at.astimezone().strftime("%m-%d %H:%M"),
         )
+    return table
+
+
+def delivery_table(log: Sequence[Delivery]) -> Table:
+    """Show one delivery of a job's webhook per row."""
+    table = Table("number", "event", "at", "status", "attempts", "last attempt", "next attempt")
+    for delivery in log:
+        times = [
+            "" if time is None else f"{time.astimezone():%m-%d %H:%M:%S}"
+            for time in (delivery.at, delivery.due_at)
+        ]
+        reason, status = delivery.reason or "", delivery.status
+        attempts = str(delivery.attempts)
+        row = (str(delivery.sequence), delivery.event, times[0], status, attempts, reason, times[1])
+        table.add_row(*row)
+    return table
+
+
+def webhook_secret_table(entries: Sequence[WebhookSecret]) -> Table:
+    """Show one webhook secret per row, without the secret."""
+    table = Table("id", "created")
+    for entry in entries:
+        table.add_row(entry.id, f"{entry.created_at:%Y-%m-%d %H:%M}")
     return table
 
 

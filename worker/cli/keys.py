@@ -43,8 +43,8 @@ def create(
         list[str] | None,
         typer.Option(
             metavar="SCOPE",
-            help="What the key may be used for: jobs:read, jobs:write, uploads, files, and admin "
-            "for operators. May be repeated. Default: everything.",
+            help="What the key may be used for: jobs:read, jobs:write, uploads, files, webhooks, "
+            "and admin for operators. May be repeated. Default: everything.",
         ),
     ] = None,
     json: Json = False,

@@ -101,6 +101,7 @@ class FleetCollector(Collector):
             (metrics.RETRY_JOBS, fleet.due),
             (metrics.DEAD_LETTER_JOBS, fleet.dead_letters),
             (metrics.WEBHOOKS_WAITING, fleet.pending_webhooks),
+            (metrics.JOB_WEBHOOK_TENANTS, fleet.webhook_tenants),
         ):
             yield from _one(metric, value).items()
 

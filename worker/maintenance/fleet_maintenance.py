@@ -6,7 +6,7 @@ from datetime import timedelta
 from celery import Celery
 from redis import Redis
 
-from tasks.metrics import REDELIVERED_MESSAGES, WEBHOOKS
+from tasks.metrics import JOB_WEBHOOKS, REDELIVERED_MESSAGES, WEBHOOKS
 from tasks.settings.settings import Settings
 from tasks.stages.results import UnstoredResults
 from tasks.state.control import JobControl
@@ -14,11 +14,13 @@ from tasks.state.counters import Counters
 from tasks.state.job_store import JobStore
 from tasks.state.keys import AUDIT_LEASE, MAINTENANCE_LEASE, REDELIVERY_LEASE, WEBHOOKS_LEASE
 from tasks.state.tenant_queues import TenantQueues
+from tasks.state.webhook_deliveries import WebhookDeliveries
 from tasks.state.workers import live_workers
 from tasks.store import Store
 from worker.kombu_redis.redelivery import Redelivery
 from worker.kombu_redis.transport import Keys
 from worker.maintenance.audit_export import AuditExport
+from worker.maintenance.job_webhooks import JobWebhooks
 from worker.maintenance.leader import LeaderLoop, MaintenanceJob
 from worker.maintenance.reconciler import Reconciler
 from worker.maintenance.webhooks import Webhooks
@@ -93,7 +95,15 @@ class FleetMaintenance(WorkerPolicy):
             self._settings.webhook_signing_secrets(),
             lambda result: self._counters.add(WEBHOOKS.one(result)),
         )
-        return self._loop(WEBHOOKS_LEASE, {"webhooks": webhooks.deliver_due})
+        job_webhooks = JobWebhooks(
+            self._client,
+            WebhookDeliveries(self._client, self._settings.job_ttl),
+            self._settings.allowed_webhook_hosts,
+            self._settings.webhook_rate_limit,
+            lambda result: self._counters.add(JOB_WEBHOOKS.one(result)),
+        )
+        jobs = {"webhooks": webhooks.deliver_due, "job_webhooks": job_webhooks.deliver_due}
+        return self._loop(WEBHOOKS_LEASE, jobs)
 
     def _audit_loop(self) -> LeaderLoop:
         settings = self._settings

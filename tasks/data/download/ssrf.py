@@ -1,20 +1,19 @@
-"""Protection against server-side request forgery: downloads connect to public addresses only.
+"""Protection against server-side request forgery: connections to public addresses only.
 
 A job's URL must not reach what only the worker's machine can reach: its own services, its network,
 or a cloud's metadata service with the machine's credentials. The operator may allow single hosts.
 """
 
+import asyncio
 import socket
 from collections.abc import Iterable
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import ip_address
 
 import httpcore2
 
 from tasks.data.download.pace import PacedStream
+from tasks.hosts import is_public
 
-_NAT64 = IPv6Network("64:ff9b::/96")
-# Public by number, but reachable only from machines of Azure and of Oracle's cloud.
-_METADATA = frozenset({IPv4Address("168.63.129.16"), IPv4Address("192.0.0.192")})
 # Each may take the time of a connection attempt; a name may have hundreds.
 _MAX_ADDRESSES = 4
 
@@ -52,12 +51,48 @@ class SsrfGuard(httpcore2.NetworkBackend):
             AddressError: One of the addresses is not public.
             httpcore2.ConnectError: The host has no address, or none that accepts.
         """
-        is_free = is_allowed(host, port, self._hosts)
-        addresses = [host] if is_free else public_addresses(host, port)[:_MAX_ADDRESSES]
+        addresses = _checked_addresses(host, port, self._hosts)
         for address in addresses:
             try:
                 return PacedStream(
                     self._sockets.connect_tcp(address, port, timeout, local_address, socket_options)
+                )
+            except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
+                if address == addresses[-1]:
+                    raise
+        raise AssertionError("a resolved host has an address")
+
+
+class AsyncSsrfGuard(httpcore2.AsyncNetworkBackend):
+    """The same for webhooks, whose sender has a deadline of its own.
+
+    Args:
+        hosts: Hosts that may have any address, as ``name`` or ``name:port``.
+    """
+
+    def __init__(self, hosts: frozenset[str]) -> None:
+        self._hosts = hosts
+        self._sockets = httpcore2.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore2.SOCKET_OPTION] | None = None,
+    ) -> httpcore2.AsyncNetworkStream:
+        """Connect to the first of a host's addresses that accepts.
+
+        Raises:
+            AddressError: One of the addresses is not public.
+            httpcore2.ConnectError: The host has no address, or none that accepts.
+        """
+        addresses = await asyncio.to_thread(_checked_addresses, host, port, self._hosts)
+        for address in addresses:
+            try:
+                return await self._sockets.connect_tcp(
+                    address, port, timeout, local_address, socket_options
                 )
             except (httpcore2.ConnectError, httpcore2.ConnectTimeout):
                 if address == addresses[-1]:
@@ -73,35 +108,9 @@ def is_allowed(host: str, port: int, hosts: frozenset[str]) -> bool:
     return not allowed.isdisjoint({name, bracketed, f"{bracketed}:{port}"})
 
 
-def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Return whether an address, and any IPv4 address embedded in it, is on the public internet."""
-    if isinstance(address, IPv6Address) and (embedded := _embedded_addresses(address)):
-        return all(is_public(each) for each in embedded)
-    if isinstance(address, IPv6Address) and address.is_site_local:
-        return False
-    # All are checked, because the meaning of is_global differs between versions of Python.
-    return address.is_global and not (
-        address.is_private
-        or address.is_loopback
-        or address.is_link_local
-        or address.is_multicast
-        or address.is_reserved
-        or address.is_unspecified
-        or address in _METADATA
-    )
-
-
-def _embedded_addresses(address: IPv6Address) -> tuple[IPv4Address, ...]:
-    """Return the IPv4 addresses that an IPv6 address is translated or tunneled to."""
-    if address.ipv4_mapped is not None:
-        return (address.ipv4_mapped,)
-    if address.sixtofour is not None:
-        return (address.sixtofour,)
-    if address.teredo is not None:
-        return address.teredo
-    if address in _NAT64:
-        return (IPv4Address(int(address) & 0xFFFF_FFFF),)
-    return ()
+def _checked_addresses(host: str, port: int, hosts: frozenset[str]) -> list[str]:
+    """Return what to connect to: the host itself if it is allowed, else its public addresses."""
+    return [host] if is_allowed(host, port, hosts) else public_addresses(host, port)
 
 
 def public_addresses(host: str, port: int) -> list[str]:
@@ -123,4 +132,4 @@ def public_addresses(host: str, port: int) -> list[str]:
                 f"{host} has the address {address}, which is not public; "
                 "the operator may allow the host in TRAINING_DATA_HOSTS"
             )
-    return addresses
+    return addresses[:_MAX_ADDRESSES]

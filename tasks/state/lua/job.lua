@@ -16,7 +16,7 @@ local job, changed, removed = {}, {}, {}
 local small_fields = {
   'status', 'stage', 'stage_number', 'stage_state', 'attempt', 'delivery_tag', 'starts', 'retries',
   'type', 'tenant', 'priority', 'version', 'created_at', 'tenant_queue', 'due_at', 'unstarted',
-  'change_id', 'change_reply', 'newest_event', 'event_bytes', 'renewed_at'}
+  'change_id', 'change_reply', 'newest_event', 'event_bytes', 'renewed_at', 'webhook'}
 for i, value in ipairs(redis.pcall('HMGET', job_key, unpack(small_fields))) do
   job[small_fields[i]] = value
 end
@@ -69,6 +69,19 @@ end
 
 local function renew_ttl(key) redis.call('EXPIRE', key, ttl_s) end
 
+-- `counts` maps a field to what is added to it.
+local function add_counts(counts)
+  local is_new = false
+  for field, by in pairs(counts) do
+    is_new = redis.call('HINCRBY', keys.counts, field, by) == tonumber(by) or is_new
+  end
+  if is_new then renew_ttl(keys.counts) end
+end
+
+-- Counts one: the metric's name, then the values of its labels.
+local function count(...) add_counts({[table.concat({...}, '|')] = 1}) end
+
+-- include: webhooks.lua
 -- include: events.lua
 
 local function has_ended()
@@ -85,6 +98,7 @@ local function renew()
   local renewed = {
     job_key, events_key, progress_key, keys.jobs, keys.tenant_jobs_prefix .. tenant,
     keys.in_flight, keys.due, keys.counts}
+  if get('webhook') then table.insert(renewed, deliveries_key) end
   if queue then
     for _, key in ipairs(tenant_queue_keys(queue, tenant)) do table.insert(renewed, key) end
   end
@@ -131,20 +145,6 @@ local function is_message_held(unacked_index)
   local tag = get('delivery_tag')
   return tag and redis.call('ZSCORE', unacked_index, tag)
 end
-
--- Counts and indexes ------------------------------------------------------------------------------
-
--- `counts` maps a field to what is added to it.
-local function add_counts(counts)
-  local is_new = false
-  for field, by in pairs(counts) do
-    is_new = redis.call('HINCRBY', keys.counts, field, by) == tonumber(by) or is_new
-  end
-  if is_new then renew_ttl(keys.counts) end
-end
-
--- Counts one: the metric's name, then the values of its labels.
-local function count(...) add_counts({[table.concat({...}, '|')] = 1}) end
 
 -- Adds the job to an index of ended jobs.
 local function add_to_index(index, score)

@@ -68,6 +68,7 @@ LOCATIONS = {
         "tenant",
         "text_encoder_lora_target_modules",
         "unet_lora_target_modules",
+        "url",
         "validation_prompts",
     },
 }

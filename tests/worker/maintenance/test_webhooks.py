@@ -296,7 +296,7 @@ def test_no_answer_delays_other_webhooks_or_fills_the_memory(
     send: Callable[[Handler], Iterator[bytes]],
     is_accepted: bool,
 ) -> None:
-    monkeypatch.setattr("worker.maintenance.webhooks._DEADLINE_S", 1.5)
+    monkeypatch.setattr("worker.maintenance.webhook_sender._DEADLINE_S", 1.5)
     fail(state, prompt := submit(job_document, state, "r").job_id)
     assert deliver(webhooks) == [prompt]  # everything is loaded
     before = psutil.Process().memory_info().rss

@@ -19,8 +19,9 @@ from tasks.data.download import downloads
 from tasks.data.download import object_store as cloud
 from tasks.data.download.downloads import Downloads
 from tasks.data.download.protocol import DownloadError
-from tasks.data.download.ssrf import AddressError, SsrfGuard, is_allowed, is_public
+from tasks.data.download.ssrf import AddressError, SsrfGuard, is_allowed
 from tasks.data.read_policy import DeniedError, ReadPolicy
+from tasks.hosts import is_public
 from tasks.urls import redacted
 from tests.tasks.data.site import DATA, Served, Site, serving
 

@@ -1,0 +1,89 @@
+"""Webhooks as a caller sees them: secrets of its tenant, and deliveries of its jobs."""
+
+from console.errors import ForbiddenError, NotFoundError
+from console.services.jobs import Jobs
+from console.services.threads import in_thread
+from console.services.uploads import checked_tenant
+from console.views import DeliveriesView, NewWebhookSecretView, WebhookSecretsView
+from tasks.api_keys import Caller
+from tasks.client import Client
+from tasks.errors import InvalidJobError, Problem
+
+
+class JobWebhooks:
+    """Secrets and deliveries; thread-safe. Another tenant's are answered like unknown ones.
+
+    Args:
+        client: The fleet's client.
+        jobs: Decides which jobs a caller sees.
+    """
+
+    def __init__(self, client: Client, jobs: Jobs) -> None:
+        self._client, self._jobs = client, jobs
+
+    @in_thread
+    def create_secret(self, caller: Caller, tenant: str | None) -> NewWebhookSecretView:
+        """Create a secret of a tenant.
+
+        Raises:
+            ForbiddenError: The tenant is not the caller's.
+            InvalidJobError: An operator names no tenant, or none.
+            WebhookSecretError: The tenant has two secrets.
+        """
+        owner = _owner(caller, tenant)
+        entry, secret = self._client.create_webhook_secret(owner, caller.actor)
+        return NewWebhookSecretView(id=entry.id, created_at=entry.created_at, secret=secret)
+
+    @in_thread
+    def secrets(self, caller: Caller, tenant: str | None) -> WebhookSecretsView:
+        """List a tenant's secrets; see ``create_secret`` for errors."""
+        entries = self._client.webhook_secrets.entries(_owner(caller, tenant))
+        return WebhookSecretsView(secrets=tuple(entries))
+
+    @in_thread
+    def revoke_secret(self, caller: Caller, tenant: str | None, secret_id: str) -> None:
+        """Revoke a secret; see ``create_secret`` for more errors.
+
+        Raises:
+            NotFoundError: The tenant has no such secret.
+        """
+        owner = _owner(caller, tenant)
+        known = self._client.webhook_secrets.entries(owner)
+        if secret_id not in [entry.id for entry in known]:
+            raise NotFoundError("there is no such webhook secret")
+        self._client.revoke_webhook_secret(owner, secret_id, caller.actor)
+
+    @in_thread
+    def deliveries(self, caller: Caller, job_id: str) -> DeliveriesView:
+        """Return the deliveries of a job.
+
+        Raises:
+            UnknownJobError: The caller sees no job of this id.
+        """
+        return self._view(self._jobs.record(caller, job_id).id)
+
+    @in_thread
+    def redeliver(self, caller: Caller, job_id: str, sequence: int) -> DeliveriesView:
+        """Deliver again; return the deliveries.
+
+        Raises:
+            UnknownJobError: The caller sees no job of this id.
+            InvalidStateError: The job has no such delivery.
+        """
+        known_id = self._jobs.record(caller, job_id).id
+        self._client.redeliver(known_id, sequence, caller.actor)
+        return self._view(known_id)
+
+    def _view(self, job_id: str) -> DeliveriesView:
+        return DeliveriesView(deliveries=tuple(self._client.webhook_deliveries.log(job_id)))
+
+
+def _owner(caller: Caller, tenant: str | None) -> str:
+    """Return the tenant whose secrets a request is about."""
+    if caller.tenant is None:
+        if tenant is None:
+            raise InvalidJobError([Problem("tenant", "is missing; name the owner of the secrets")])
+        return checked_tenant(tenant, "tenant")
+    if tenant not in (None, caller.tenant):
+        raise ForbiddenError("this key is for the webhooks of its own tenant only", "tenant")
+    return caller.tenant

@@ -1,0 +1,110 @@
+"""Commands on jobs' webhooks: the tenants' secrets, and deliveries."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from worker.cli.command import JobId, Json, command
+
+if TYPE_CHECKING:
+    from tasks.settings.settings import Settings
+
+commands = typer.Typer(help="Manage the webhooks that jobs name.", no_args_is_help=True)
+secret_commands = typer.Typer(
+    help="Manage the secrets that sign a tenant's webhooks.", no_args_is_help=True
+)
+commands.add_typer(secret_commands, name="secret")
+
+Tenant = Annotated[str, typer.Option(help="The owner of the jobs.")]
+
+
+@commands.command("list")
+@command
+def list_deliveries(settings: "Settings", job: JobId, json: Json = False) -> None:
+    """List the deliveries of a job's webhook, the newest first."""
+    from worker.cli.client import client_of
+    from worker.cli.job_tables import delivery_table
+    from worker.cli.output import print_json, stdout
+
+    client = client_of(settings)
+    client.state.get(job)
+    log = client.webhook_deliveries.log(job)
+    if json:
+        print_json([delivery.model_dump(mode="json") for delivery in log])
+    else:
+        stdout.print(delivery_table(log))
+
+
+@commands.command()
+@command
+def redeliver(
+    settings: "Settings",
+    job: JobId,
+    sequence: Annotated[
+        int | None,
+        typer.Argument(min=1, help="The delivery's number. Default: every exhausted one."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Deliver a job's webhook again, now and with all retries, under the same webhook-id."""
+    from tasks.state.audit import command_line_actor
+    from worker.cli.client import client_of
+    from worker.cli.output import print_json, stdout
+
+    sent = client_of(settings).redeliver(job, sequence, command_line_actor())
+    if json:
+        print_json({"job_id": job, "redelivered": sent})
+    else:
+        stdout.print(f"{len(sent)} deliveries of job {job} are due now")
+
+
+@secret_commands.command()
+@command
+def create(settings: "Settings", tenant: Tenant, json: Json = False) -> None:
+    """Create a secret and print it once. A tenant may have two, which both sign."""
+    from tasks.state.audit import command_line_actor
+    from worker.cli.client import client_of
+    from worker.cli.command import checked_tenant
+    from worker.cli.output import print_json, stdout
+
+    client, tenant = client_of(settings), checked_tenant(tenant)
+    entry, secret = client.create_webhook_secret(tenant, command_line_actor())
+    if json:
+        print_json({"tenant": tenant, **entry.model_dump(mode="json"), "secret": secret})
+    else:
+        stdout.print(secret, soft_wrap=True)
+
+
+@secret_commands.command("list")
+@command
+def list_secrets(settings: "Settings", tenant: Tenant, json: Json = False) -> None:
+    """List a tenant's secrets, without the secrets themselves, the oldest first."""
+    from worker.cli.client import client_of
+    from worker.cli.job_tables import webhook_secret_table
+    from worker.cli.output import print_json, stdout
+
+    entries = client_of(settings).webhook_secrets.entries(tenant)
+    if json:
+        print_json([entry.model_dump(mode="json") for entry in entries])
+    else:
+        stdout.print(webhook_secret_table(entries))
+
+
+@secret_commands.command()
+@command
+def revoke(
+    settings: "Settings",
+    secret: Annotated[str, typer.Argument(metavar="ID", help="The secret's id.")],
+    tenant: Tenant,
+    json: Json = False,
+) -> None:
+    """Revoke a secret. Without any, the deliveries of the tenant's jobs end."""
+    from tasks.state.audit import command_line_actor
+    from worker.cli.client import client_of
+    from worker.cli.output import print_json, stdout
+
+    client_of(settings).revoke_webhook_secret(tenant, secret, command_line_actor())
+    if json:
+        print_json({"tenant": tenant, "revoked": secret})
+    else:
+        stdout.print(f"webhook secret {secret} of tenant {tenant} is revoked")
