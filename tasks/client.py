@@ -22,7 +22,7 @@ from tasks.state.connection import check_server, connect
 from tasks.state.control import JobControl
 from tasks.state.ended_jobs import EndedJobs
 from tasks.state.job_store import DispatchOutcome, JobStore
-from tasks.state.record import JobRecord, JobStatus
+from tasks.state.record import JobRecord, JobStatus, JobSummary
 from tasks.state.tenant_queues import TenantQueues
 from tasks.state.webhook_deliveries import WebhookDeliveries
 from tasks.state.webhook_secrets import WebhookSecret, WebhookSecrets
@@ -126,6 +126,10 @@ class Client:
         """Pause a job; see ``JobControl.pause``."""
         with self._recording(actor, Action.JOB_PAUSE, job_id):
             return self.control.pause(job_id)
+
+    def store_results(self, job: JobSummary) -> None:
+        """Store an ended job's result under every id that follows it."""
+        store_results(self._app, job)
 
     def resume(self, job_id: str, actor: str) -> None:
         """Resume a paused job; see ``JobControl.resume``."""

@@ -7,7 +7,9 @@ Celery nor Redis.
 import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import obstore
@@ -19,6 +21,9 @@ from tasks.events import Artifact
 
 PACKS = "cache"
 """The prefix of all packs of cache entries."""
+
+ARCHIVE = "records"
+"""The prefix of the archived records of all jobs."""
 
 UPLOADS = "uploads"
 """The prefix of the uploads of all tenants."""
@@ -54,9 +59,9 @@ def report_key(job_id: str) -> str:
     return f"jobs/{job_id}/dataset_report.json"
 
 
-def copies_key(job_id: str) -> str:
-    """Return the key of what became of each copy of a job's results elsewhere."""
-    return f"jobs/{job_id}/copies.json"
+def archived_record_key(job_id: str) -> str:
+    """Return the key of the archived record of a job with results."""
+    return f"{ARCHIVE}/{job_id}.json"
 
 
 def cache_index_key(job_id: str) -> str:
@@ -87,6 +92,14 @@ def audit_key(day: str, first_entry: str) -> str:
 def output_prefix(job_id: str, folder: str | None) -> str:
     """Return the prefix of a job's published files."""
     return f"{folder or 'outputs'}/{job_id}"
+
+
+class ObjectInfo(NamedTuple):
+    """An object in a listing; its size is in bytes."""
+
+    key: str
+    size: int
+    modified: datetime
 
 
 class Store:
@@ -180,6 +193,13 @@ class Store:
         with _failing_to(f"list {prefix}"):
             batches = obstore.list(self._store, prefix)
             return {meta["path"]: meta["size"] for batch in batches for meta in batch}
+
+    def iterate(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield the objects below a prefix, a page of the store's listing in memory at a time."""
+        with _failing_to(f"list {prefix}"):
+            for batch in obstore.list(self._store, prefix):
+                for meta in batch:
+                    yield ObjectInfo(meta["path"], meta["size"], meta["last_modified"])
 
     def delete(self, keys: Iterable[str]) -> None:
         """Remove objects, all in one request where the store can; missing ones are no error."""

@@ -4,19 +4,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from pydantic import TypeAdapter
-
 from tasks.destinations.bucket import BucketCopier
 from tasks.destinations.hub import HubCopier
 from tasks.destinations.results import CheckStop, CopyError, Results
-from tasks.errors import MissingObjectError, Problem
+from tasks.errors import Problem
 from tasks.events import PublishedCopy
 from tasks.jobs.destinations import Destination, HubDestination
 from tasks.jobs.job import TrainingJob
-from tasks.store import Store, copies_key
 from tasks.tenant_secrets import SecretError, TenantSecrets
-
-_COPIES = TypeAdapter(tuple[PublishedCopy, ...])
 
 
 class Copier(Protocol):
@@ -112,23 +107,6 @@ class Copiers:
             return self.secrets.read(tenant, name)
         except SecretError as error:
             raise CopyError(str(error), option) from error
-
-
-def store_copies(store: Store, job_id: str, copies: tuple[PublishedCopy, ...]) -> None:
-    """Keep what became of a job's copies in the store, for ``training-worker recover``."""
-    store.put(copies_key(job_id), _COPIES.dump_json(copies))
-
-
-def stored_copies(store: Store, job_id: str) -> tuple[PublishedCopy, ...]:
-    """Return what ``store_copies`` keeps; nothing for a job without destinations.
-
-    Raises:
-        ValueError: It is malformed.
-    """
-    try:
-        return _COPIES.validate_json(store.get(copies_key(job_id)))
-    except MissingObjectError:
-        return ()
 
 
 def _target(destination: Destination) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from tasks.destinations.copying import Copiers, store_copies
+from tasks.destinations.copying import Copiers
 from tasks.destinations.results import CopyError, Results
 from tasks.errors import ErrorCode, InvalidDestinationError, JobError
 from tasks.events import Artifact, Note, PublishedCopy
@@ -54,7 +54,6 @@ def copy_results(
         if error is not None and error.retryable:
             unavailable.append(error)
         context.emit(_note(copy), JobArtifacts(copies=tuple(made)))
-    store_copies(worker.store, record.id, tuple(made))
     if unavailable and record.retries < worker.backoff.max_retries:
         raise JobError(str(unavailable[0]), ErrorCode.INVALID_DESTINATION, "publish", True)
     return tuple(made)

@@ -10,20 +10,24 @@ import base64
 import io
 import json
 import shutil
+import time
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from PIL import Image
 
+from tasks.archive import archive_record
 from tasks.base_models.safetensors_header import MAX_HEADER_BYTES
+from tasks.errors import ErrorCode
 from tasks.eta.history import WorkDone
-from tasks.events import Artifact, CheckpointSaved
+from tasks.events import Artifact, CheckpointSaved, JobEnded, StageFinished
 from tasks.metrics import PUBLISHED_BYTES
 from tasks.schemas.documents import Engine, GpuMemory, Manifest, Published
 from tasks.stages.copies import copy_results
 from tasks.stages.stage_context import StageContext, StageResult
 from tasks.state.artifacts import JobArtifacts
+from tasks.state.record import JobStatus
 from tasks.store import Store, output_prefix
 from tasks.urls import redact_urls
 
@@ -59,11 +63,43 @@ def publish(context: StageContext) -> StageResult:
         files=tuple(file["key"] for file in manifest["files"]),
         copies=copies,
     )
-    return StageResult(
+    result = StageResult(
         f"{len(manifest['files'])} files",
         JobArtifacts(manifest=manifest_key, copies=copies),
         published.model_dump(mode="json", exclude=None if copies else {"copies"}),
         WorkDone(1),
+    )
+    _archive(context, result)
+    return result
+
+
+def _archive(context: StageContext, result: StageResult) -> None:
+    """Archive the job's record as its end will leave it, before anyone reads that it has ended."""
+    context.check_not_cancelled()
+    state, job_id, token = context.worker.state, context.job_id, context.token
+    requested = context.until_connected(lambda: state.requested_state(job_id, token))
+    cancelled = requested == JobStatus.CANCELLING
+    status: Literal["cancelled", "succeeded"] = "cancelled" if cancelled else "succeeded"
+    seconds = round(time.monotonic() - context.started_s, 3)
+    stage = context.record.stages[context.stage].model_copy(
+        update={"seconds": seconds, "summary": result.summary}
+    )
+    finished = StageFinished(
+        stage=context.stage,
+        attempt=context.token.attempt,
+        seconds=seconds,
+        summary=result.summary,
+    )
+    ended = JobEnded(status=status, code=ErrorCode.CANCELLED if cancelled else None)
+    changes = {
+        **result.artifacts.hash_fields(),
+        f"stage:{context.stage}": stage.model_dump_json(),
+        "stage_state": "done",
+        "status": status,
+        "result": json.dumps(result.result),
+    }
+    context.until_connected(
+        lambda: archive_record(context.worker.store, state, job_id, changes, [finished, ended])
     )
 
 

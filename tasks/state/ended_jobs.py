@@ -8,7 +8,7 @@ from redis import Redis
 
 from tasks.contract import events_key, record_key
 from tasks.errors import InvalidStateError
-from tasks.events import Event, PublishedCopy
+from tasks.events import PublishedCopy
 from tasks.state import scripts
 from tasks.state.artifacts import JobArtifacts
 from tasks.state.record import JobSummary
@@ -47,14 +47,14 @@ class EndedJobs:
             raise InvalidStateError(job.id, "not ended, so its copies are not recorded")
 
     def restore(
-        self, job_id: str, fields: Mapping[str, str], events: Sequence[Event], rest_s: int
+        self, job_id: str, fields: Mapping[str, str], events: Sequence[tuple[str, str]], rest_s: int
     ) -> bool:
         """Record a job whose record was lost; return whether there was none.
 
         Args:
             job_id: The job.
             fields: The hash of its record.
-            events: Its events, the last one being its end.
+            events: Its events as JSON, each with its position before, the last one being its end.
             rest_s: Seconds that it is kept for.
         """
         is_restored = scripts.restore_job(
@@ -64,6 +64,7 @@ class EndedJobs:
             ttl_s=self._ttl_s,
             rest_s=rest_s,
             fields=fields,
-            events=[event.model_dump_json() for event in events],
+            positions=[position for position, _ in events],
+            events=[event for _, event in events],
         )
         return bool(is_restored)

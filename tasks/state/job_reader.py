@@ -42,6 +42,19 @@ class JobReader:
         """
         return parse_record(job_id, self._fields_of(job_id))
 
+    def now(self) -> float:
+        """Return the broker's time, in seconds since 1970."""
+        seconds, micros = self._redis.time()
+        return seconds + micros / 1e6
+
+    def fields(self, job_id: str) -> dict[str, str]:
+        """Return the hash of a job's record.
+
+        Raises:
+            UnknownJobError: There is no such job.
+        """
+        return self._fields_of(job_id)
+
     def get_all(self, job_ids: Sequence[str]) -> list[JobRecord]:
         """Return the records of jobs, without unknown and unreadable ones."""
         return _parse_readable(parse_record, self._fields(job_ids))

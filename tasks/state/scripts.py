@@ -279,6 +279,7 @@ def restore_job(
     ttl_s: int,
     rest_s: int,
     fields: Mapping[str, str],
+    positions: Sequence[str],
     events: Sequence[str],
 ) -> int:
     """Record a job that has ended and whose record was lost."""

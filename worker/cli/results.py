@@ -1,6 +1,6 @@
-"""Commands on published results: copy them to their destinations again."""
+"""Commands on published results: repeat their copies, and recover the records of their jobs."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -38,6 +38,49 @@ def publish(settings: "Settings", job: JobId, json: Json = False) -> int:
     return EXIT_CODES[ErrorCode.INVALID_DESTINATION] if is_failed else 0
 
 
+@commands.command()
+@command
+def recover(
+    settings: "Settings",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Report what would be restored; write nothing.")
+    ] = False,
+    rate: Annotated[
+        float, typer.Option(min=0.1, max=10_000, help="Records that are read in a second.")
+    ] = 50.0,
+    json: Json = False,
+) -> int:
+    """Restore the records of finished jobs from the store.
+
+    For a broker that has lost them. Jobs that have a record are left as they are. This machine must
+    have the store.
+    """
+    from dataclasses import asdict
+
+    from tasks.archive import Recovery, listed
+    from tasks.errors import EXIT_CODES, ErrorCode
+    from tasks.store import Store
+    from worker.cli.client import client_of
+    from worker.cli.output import print_json, stdout
+
+    client = client_of(settings)
+    recovery = Recovery(
+        Store(settings.resolved_store_url),
+        client.state,
+        client.ended_jobs,
+        settings.job_ttl,
+        client.store_results,
+        rate,
+        dry_run,
+    )
+    report = recovery.run()
+    if json:
+        print_json({**asdict(report), "dry_run": dry_run})
+    else:
+        stdout.print("\n".join(listed(report)))
+    return EXIT_CODES[ErrorCode.UNREADABLE_FILE] if report.unreadable_count else 0
+
+
 def _copied(settings: "Settings", client: "Client", job_id: str) -> "tuple[PublishedCopy, ...]":
     """Copy a job's results, and record what became of each copy.
 
@@ -49,7 +92,8 @@ def _copied(settings: "Settings", client: "Client", job_id: str) -> "tuple[Publi
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
-    from tasks.destinations.copying import Copiers, store_copies
+    from tasks.archive import archive_record
+    from tasks.destinations.copying import Copiers
     from tasks.destinations.results import Results
     from tasks.errors import InvalidStateError
     from tasks.events import Artifact
@@ -69,6 +113,6 @@ def _copied(settings: "Settings", client: "Client", job_id: str) -> "tuple[Publi
         results = Results(job_id, record.job, files, key, store, Path(folder))
         made = copiers.copies(results, record.artifacts.copies, lambda: None)
         copies = tuple(copy for copy, _ in made)
-    store_copies(store, job_id, copies)
     client.ended_jobs.record_copies(record, copies)
+    archive_record(store, client.state, job_id)
     return copies

@@ -179,7 +179,9 @@ def record_copies(fleet: Fleet) -> object:
 
 def restore(fleet: Fleet) -> object:
     fields = {**ENDED, "job": fleet.job.model_dump_json()}
-    return fleet.ended.restore("one", fields, [NOTE, events.JobEnded(status="failed")], 600)
+    ends = (NOTE, PROGRESS, events.JobEnded(status="failed"))
+    positioned = [(f"{number + 1}-0", event.model_dump_json()) for number, event in enumerate(ends)]
+    return fleet.ended.restore("one", fields, positioned, 600)
 
 
 MESSAGE = {"headers": {"id": "message"}, "properties": {"delivery_info": {}}, "body": ""}
