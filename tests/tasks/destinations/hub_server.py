@@ -137,7 +137,19 @@ def _json(document: object) -> Answer:
 
 @contextmanager
 def running_hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """Serve a Hub; the library of this process may reach it, and waits for no retry of its own."""
+    """Serve a Hub to the library in this process."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    with serving_hub() as hub:
+        yield hub
+        for started in threading.enumerate():
+            if started.name == "download":
+                started.join()
+        _http.close_session()
+
+
+@contextmanager
+def serving_hub() -> Iterator[HubServer]:
     hub = HubServer()
 
     class Handler(BaseHTTPRequestHandler):
@@ -173,15 +185,9 @@ def running_hub_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     hub.url = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     try:
         yield hub
     finally:
-        for started in threading.enumerate():
-            if started.name == "download":
-                started.join()
-        _http.close_session()
         server.shutdown()
         thread.join()
         server.server_close()
